@@ -1,0 +1,48 @@
+"""Families by name. A family is a folder here with `config.py` (its `model:` section, free of torch) and `family.py` (the contract)."""
+
+import difflib
+import importlib
+from pathlib import Path
+from types import ModuleType
+
+from pydantic import BaseModel
+
+from plait.errors import PlaitError
+
+_HERE = Path(__file__).parent
+
+
+def names() -> list[str]:
+    """The families that ship, in alphabetical order."""
+    return sorted(folder.parent.name for folder in _HERE.glob("*/family.py"))
+
+
+def model_config(family: str) -> type[BaseModel]:
+    """The typed `model:` section of `family`, without importing torch. Unknown names list the known ones."""
+    return importlib.import_module(f"plait.families.{_known(family)}.config").Config
+
+
+def load(family: str) -> ModuleType:
+    """The family's contract module (`family.py`); imports torch and the family's libraries."""
+    return importlib.import_module(f"plait.families.{_known(family)}.family")
+
+
+def preset(family: str, name: str) -> Path:
+    """The file of the preset `name` of `family`."""
+    folder = _HERE / _known(family) / "presets"
+    path = folder / f"{name}.yaml"
+    if not path.is_file():
+        known = sorted(file.stem for file in folder.glob("*.yaml"))
+        raise PlaitError(f"preset {name!r} is not one of family {family!r}: {_listing(name, known)}")
+    return path
+
+
+def _known(family: str) -> str:
+    if family not in names():
+        raise PlaitError(f"family {family!r} is unknown: {_listing(family, names())}")
+    return family
+
+
+def _listing(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, 1)
+    return (f"did you mean {near[0]!r}? " if near else "") + f"known: {', '.join(known) or 'none'}"
