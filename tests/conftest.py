@@ -1,0 +1,21 @@
+"""What every test shares: no network, one thread, and the folder of real shards when it is at hand."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["WANDB_MODE"] = "offline"
+
+ROOT = Path(__file__).resolve().parents[1]
+REAL_DATA = Path(os.environ.get("PLAIT_DATA", ROOT.parent / "shared" / "data"))
+
+
+@pytest.fixture
+def real_data() -> Path:
+    """The real shards (CIFAR-10 photos, NLVR), when present; a test that needs them is passed over elsewhere."""
+    if not REAL_DATA.is_dir():
+        pytest.skip("the real shards are not here; set PLAIT_DATA to their folder")
+    return REAL_DATA
