@@ -1,0 +1,117 @@
+"""The `model:` section of family theworld: which Gemma 3, which world encoder, and how the one is shown to the other. Free of torch."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+TINY = "tiny"
+COSMOS = "nvidia/Cosmos-Predict2-2B-Video2World"  # only its `vae` folder is ever fetched (507 MB in float32)
+FRAMES_PER_STEP = 4  # the world encoder folds four frames after the first into one latent frame
+LATENT_STRIDE = 8  # pixels of one side of a latent cell
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class World(Section):
+    """The world encoder and its projector into the language model. `false` (or `off`) in place of this section leaves plain Gemma 3."""
+
+    source: str = Field(COSMOS, description="Hub name (its `vae` folder), local directory of an AutoencoderKLWan, or `tiny`")
+    revision: str | None = Field(None, description="commit or tag of a Hub source")
+    tokens: Literal["pooled", "patches", "spatial", "channel"] = Field(
+        "pooled", description="pooled: mean of square groups of latent cells; patches: the same groups, flattened; spatial: a token per cell; channel: per channel"
+    )
+    projector: Literal["mlp", "linear"] = "mlp"
+    max_tokens: Positive = Field(256, description="of `pooled` and `patches`, tokens per latent frame: the smallest group that keeps to it is taken")
+    image_size: Annotated[int, Field(ge=LATENT_STRIDE, multiple_of=LATENT_STRIDE)] = Field(512, description="pixels of a side, as the encoder sees it")
+    steps: Annotated[int, Field(ge=0)] = Field(0, description="latent frames after the first; the encoder sees 1 + 4 * steps frames")
+    max_steps: Positive = Field(16, description="rows of the temporal position embedding, less one; it exists only when steps > 0")
+
+    @property
+    def frames(self) -> int:
+        """Pixel frames that the encoder sees."""
+        return 1 + FRAMES_PER_STEP * self.steps
+
+    @model_validator(mode="after")
+    def _steps_fit(self) -> "World":
+        if self.steps > self.max_steps:
+            raise ValueError(f"world.steps is {self.steps}, more than world.max_steps, {self.max_steps}: raise max_steps")
+        return self
+
+
+class Tiny(Section):
+    """Sizes of the random model that `base: tiny` and `world.source: tiny` build. About 1.1 M parameters as they stand."""
+
+    hidden: Positive = 128
+    layers: Positive = 4
+    heads: Positive = 4
+    kv_heads: Positive = 2
+    head_dim: Positive = 32
+    mlp: Positive = 256
+    window: Positive = Field(64, description="tokens that a local layer sees")
+    global_every: Positive = Field(2, description="every n-th layer is global")
+    vocabulary: Annotated[int, Field(ge=300)] = Field(512, description="most rows the tokenizer may get: 256 bytes, the special tokens, and merges")
+    positions: Positive = Field(2048, description="longest sequence, tokens")
+    image_size: Positive = Field(32, description="pixels of a side, as the vision tower sees it")
+    patch: Positive = Field(4, description="pixels of a side")
+    image_tokens: Positive = Field(16, description="soft tokens per image, a square number")
+    vision_hidden: Positive = 128
+    vision_layers: Positive = 2
+    vision_heads: Positive = 4
+    vision_mlp: Positive = 256
+    world_base: Positive = Field(8, description="channels of the world encoder's first layer")
+    world_channels: Positive = Field(4, description="latent channels")
+
+    @model_validator(mode="after")
+    def _divides(self) -> "Tiny":
+        side = round(self.image_tokens**0.5)
+        if side * side != self.image_tokens or self.image_size % self.patch or (self.image_size // self.patch) % side:
+            raise ValueError(
+                f"tiny: {self.image_size} px in patches of {self.patch} px cannot be pooled to {self.image_tokens} image tokens: "
+                "image_size must be a multiple of patch x the square root of image_tokens"
+            )
+        return self
+
+
+class Augment(Section):
+    """Changes to training images, drawn from the sample's key. Both towers see the same change; held-out images are left alone."""
+
+    flip: bool = Field(False, description="mirror left and right in half of the samples; wrong wherever the text says left or right")
+    shift: Annotated[float, Field(ge=0.0, lt=0.5)] = Field(0.0, description="largest shift, as a share of the side; the edge is repeated")
+
+
+class Config(Section):
+    """`model:` of family theworld."""
+
+    base: str = Field("google/gemma-3-4b-it", description="Hub name or local directory of a Gemma3ForConditionalGeneration, or `tiny`")
+    base_revision: str | None = Field(None, description="commit or tag of a Hub base")
+    world: World | Literal[False] = World()
+    system: str | None = Field(None, description="system text, put before the first user turn of every conversation that has none")
+    augment: Augment = Augment()
+    tiny: Tiny = Tiny()
+
+    @field_validator("world", mode="before")
+    @classmethod
+    def _world_switch(cls, value: Any) -> Any:
+        """`off` reads as False in YAML, as text on a command line; `on` means the defaults."""
+        if value is True or (isinstance(value, str) and value.lower() in ("on", "true")):
+            return {}
+        if isinstance(value, str) and value.lower() in ("off", "false"):
+            return False
+        return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tiny_world(cls, values: Any) -> Any:
+        """A tiny base gets a tiny world encoder that sees the same picture, unless the section says otherwise."""
+        if not isinstance(values, dict) or values.get("base") != TINY:
+            return values
+        world = cls._world_switch(values.get("world", {}))
+        if not isinstance(world, dict):
+            return values
+        size = (values.get("tiny") or {}).get("image_size", Tiny.model_fields["image_size"].default)
+        grown = -(-int(size) // LATENT_STRIDE) * LATENT_STRIDE
+        return {**values, "world": {"source": TINY, "image_size": grown, **world}}
