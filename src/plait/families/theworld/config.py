@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator, model_validator
 
 TINY = "tiny"
 COSMOS = "nvidia/Cosmos-Predict2-2B-Video2World"  # only its `vae` folder is ever fetched (507 MB in float32)
@@ -22,13 +22,14 @@ class World(Section):
     source: str = Field(COSMOS, description="Hub name (its `vae` folder), local directory of an AutoencoderKLWan, or `tiny`")
     revision: str | None = Field(None, description="commit or tag of a Hub source")
     tokens: Literal["pooled", "patches", "spatial", "channel"] = Field(
-        "pooled", description="pooled: mean of square groups of latent cells; patches: the same groups, flattened; spatial: a token per cell; channel: per channel"
+        "pooled",
+        description="pooled: mean of each square group of latent cells; patches: each group, flattened; spatial: one cell; channel: one channel",
     )
     projector: Literal["mlp", "linear"] = "mlp"
-    max_tokens: Positive = Field(256, description="of `pooled` and `patches`, tokens per latent frame: the smallest group that keeps to it is taken")
-    image_size: Annotated[int, Field(ge=LATENT_STRIDE, multiple_of=LATENT_STRIDE)] = Field(512, description="pixels of a side, as the encoder sees it")
-    steps: Annotated[int, Field(ge=0)] = Field(0, description="latent frames after the first; the encoder sees 1 + 4 * steps frames")
-    max_steps: Positive = Field(16, description="rows of the temporal position embedding, less one; it exists only when steps > 0")
+    max_tokens: Positive = Field(256, description="tokens per latent frame; `pooled` and `patches` take the smallest group that keeps to it")
+    image_size: Annotated[int, Field(ge=LATENT_STRIDE, multiple_of=LATENT_STRIDE)] = Field(512, description="pixels of a side")
+    steps: Annotated[int, Field(ge=0)] = Field(0, description="latent frames after the first: the encoder sees 1 + 4 * steps frames")
+    max_steps: Positive = Field(16, description="rows of the temporal position embedding, less one; there is none while steps is 0")
 
     @property
     def frames(self) -> int:
@@ -53,7 +54,7 @@ class Tiny(Section):
     mlp: Positive = 256
     window: Positive = Field(64, description="tokens that a local layer sees")
     global_every: Positive = Field(2, description="every n-th layer is global")
-    vocabulary: Annotated[int, Field(ge=300)] = Field(512, description="most rows the tokenizer may get: 256 bytes, the special tokens, and merges")
+    vocabulary: Annotated[int, Field(ge=300)] = Field(512, description="rows: 256 bytes, special tokens, merges")
     positions: Positive = Field(2048, description="longest sequence, tokens")
     image_size: Positive = Field(32, description="pixels of a side, as the vision tower sees it")
     patch: Positive = Field(4, description="pixels of a side")
@@ -88,7 +89,7 @@ class Config(Section):
 
     base: str = Field("google/gemma-3-4b-it", description="Hub name or local directory of a Gemma3ForConditionalGeneration, or `tiny`")
     base_revision: str | None = Field(None, description="commit or tag of a Hub base")
-    world: World | Literal[False] = World()
+    world: World | None = Field(World(), description="false or off: plain Gemma 3")
     system: str | None = Field(None, description="system text, put before the first user turn of every conversation that has none")
     augment: Augment = Augment()
     tiny: Tiny = Tiny()
@@ -96,12 +97,16 @@ class Config(Section):
     @field_validator("world", mode="before")
     @classmethod
     def _world_switch(cls, value: Any) -> Any:
-        """`off` reads as False in YAML, as text on a command line; `on` means the defaults."""
+        """`off` reads as False in YAML and as text on a command line (None inside, so that errors name one path); `on` means the defaults."""
         if value is True or (isinstance(value, str) and value.lower() in ("on", "true")):
             return {}
         if isinstance(value, str) and value.lower() in ("off", "false"):
-            return False
-        return value
+            return None
+        return None if value is False else value
+
+    @field_serializer("world")
+    def _world_off(self, value: World | None) -> World | Literal[False]:
+        return False if value is None else value
 
     @model_validator(mode="before")
     @classmethod
