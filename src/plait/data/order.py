@@ -1,0 +1,157 @@
+"""Which samples a step consumes: a pure function of (seed, step), so that no position in the data is ever saved.
+
+A source of n samples is walked in epochs. Each epoch is a permutation of [0, n) computed point by point (O(1) memory, O(1) seek) by a
+generalised Feistel network (Luby and Rackoff 1988) over a rectangle of about sqrt(n) x sqrt(n) cells; the few cells past n are left by
+walking the cycle (Black and Rogaway 2002, "Ciphers with arbitrary finite domains"). Statistical shuffling, not cryptography.
+
+A mixture is one fixed block of slots, apportioned to the sources by weight (largest remainder) and interleaved evenly; the blocks repeat
+for ever, and each source goes through its own epochs whenever its slots come up. Ranks, workers and micro-batches have no say in it:
+they only cut a global batch into `shares`.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from plait.errors import PlaitError
+from plait.keys import key
+
+_ROUNDS = 8  # four per half: twice what Luby and Rackoff need, because halves are small when n is
+_BLOCK_MAX = 1 << 20  # slots; bounds the memory of a mixture, whatever the sizes of its sources
+_SHARE_TOLERANCE = 1e-3  # a block is accepted when every source's share is within 0.1 % of its weight
+_U64 = np.uint64
+
+
+class SampleId(NamedTuple):
+    """Which source, which of its samples, in which of that source's epochs (all from 0)."""
+
+    source: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody calls here
+    epoch: int
+
+
+def permute(position: int | np.ndarray, n: int, *parts: int | str) -> int | np.ndarray:
+    """Where `position` goes under the permutation of [0, n) that the key of `parts` names; arrays element by element (int64)."""
+    assert n >= 1, "a permutation needs at least one element"
+    array = np.atleast_1d(np.asarray(position, dtype=_U64))
+    assert array.size == 0 or int(array.max()) < n, f"position outside [0, {n})"
+    height = math.isqrt(n - 1) + 1
+    width = -(-n // height)  # height * width >= n, and exceeds it by less than `height` cells
+    round_keys = _mix(np.arange(_ROUNDS, dtype=_U64) * _U64(0x9E3779B97F4A7C15) + _U64(key(*parts)))
+    cells = _feistel(array, height, width, round_keys)
+    while (outside := np.flatnonzero(cells >= n)).size:
+        cells[outside] = _feistel(cells[outside], height, width, round_keys)
+    return cells.astype(np.int64) if isinstance(position, np.ndarray) else int(cells[0])
+
+
+def _feistel(cells: np.ndarray, height: int, width: int, round_keys: np.ndarray) -> np.ndarray:
+    """One pass over the rectangle: each round shifts one coordinate by a hash of the other, which can always be undone."""
+    h, w = _U64(height), _U64(width)
+    row, column = np.divmod(cells, w)
+    for even, odd in zip(round_keys[0::2], round_keys[1::2], strict=True):
+        row = (row + _mix(column + even) % h) % h
+        column = (column + _mix(row + odd) % w) % w
+    return row * w + column
+
+
+def _mix(z: np.ndarray) -> np.ndarray:
+    """SplitMix64's finaliser (Steele, Lea and Flood 2014): a bijection of 64-bit words that spreads every bit over all."""
+    z = (z ^ (z >> _U64(30))) * _U64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> _U64(27))) * _U64(0x94D049BB133111EB)
+    return z ^ (z >> _U64(31))
+
+
+class Order:
+    """The global schedule: `ids(step)` is the list of samples that step (from 0) consumes, the same on every rank and world size.
+
+    `weights` are shares of the samples drawn, not of the sizes: two sources of weight 1 are drawn equally often, and the smaller one comes
+    round sooner. An epoch of a mixture is as many samples as its sources hold together.
+    """
+
+    def __init__(self, sizes: Sequence[int], weights: Sequence[float], seed: int, global_batch: int) -> None:
+        assert len(sizes) == len(weights)
+        assert global_batch >= 1
+        if not sizes:
+            raise PlaitError("there is no data to order: name at least one source under data.train")
+        for number, (size, weight) in enumerate(zip(sizes, weights, strict=True)):
+            if size < 1:
+                raise PlaitError(f"source {number} of the mixture is empty; remove it or mend its path")
+            if not (weight > 0 and math.isfinite(weight)):
+                raise PlaitError(f"source {number} of the mixture has weight {weight}; weights are positive numbers")
+        self.sizes, self.seed, self.global_batch = tuple(int(s) for s in sizes), seed, global_batch
+        self.counts = block_counts([w / math.fsum(weights) for w in weights], global_batch)
+        self._slot_source, self._slot_turn = _interleave(self.counts)
+
+    def ids(self, step: int) -> list[SampleId]:
+        """The `global_batch` samples of `step`. Batches run across epoch borders: none is short and no sample is dropped."""
+        position = np.arange(step * self.global_batch, (step + 1) * self.global_batch, dtype=np.int64)
+        block, slot = np.divmod(position, len(self._slot_source))
+        source = self._slot_source[slot]
+        turn = block * np.asarray(self.counts, np.int64)[source] + self._slot_turn[slot]  # how often this source was drawn before
+        epoch, place = np.divmod(turn, np.asarray(self.sizes, np.int64)[source])
+        index = np.empty_like(place)
+        for s, e in sorted({*zip(source.tolist(), epoch.tolist(), strict=True)}):
+            mine = (source == s) & (epoch == e)
+            index[mine] = permute(place[mine], self.sizes[s], self.seed, "order", s, e)
+        return list(map(SampleId, source.tolist(), index.tolist(), epoch.tolist()))
+
+    def epoch(self, step: int) -> float:
+        """How many epochs are behind when `step` begins."""
+        return step * self.global_batch / sum(self.sizes)
+
+    def steps(self, epochs: float) -> int:
+        """The least number of steps that covers `epochs` (0.5 is legal)."""
+        return max(1, math.ceil(epochs * sum(self.sizes) / self.global_batch - 1e-9))
+
+
+def block_counts(shares: Sequence[float], global_batch: int) -> tuple[int, ...]:
+    """Slots per source in one block: the smallest multiple of the global batch that honours the shares within 0.1 %, or the best one."""
+    best, best_error, multiple = None, math.inf, 1
+    while multiple == 1 or multiple * global_batch <= _BLOCK_MAX:
+        counts = _largest_remainder(shares, multiple * global_batch)
+        error = max(abs(c / (multiple * global_batch) - s) / s for c, s in zip(counts, shares, strict=True))
+        if min(counts) and error < best_error:
+            best, best_error = counts, error
+        if best_error <= _SHARE_TOLERANCE:
+            break
+        multiple += 1 if multiple < 1024 else multiple // 16  # finely first, then in steps of 6 %
+    if best is None:
+        raise PlaitError(f"the smallest weight of the mixture is {min(shares):.1e} of the whole, less than 1 in {_BLOCK_MAX}; raise it")
+    return tuple(best)
+
+
+def _largest_remainder(shares: Sequence[float], total: int) -> list[int]:
+    """Hamilton's apportionment: whole parts first, what is left to the largest fractions (the earlier source wins a tie)."""
+    exact = [share * total for share in shares]
+    counts = [math.floor(x + 1e-9) for x in exact]
+    by_fraction = sorted(range(len(exact)), key=lambda s: (counts[s] - exact[s], s))
+    for s in by_fraction[: total - sum(counts)]:
+        counts[s] += 1
+    return counts
+
+
+def _interleave(counts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Spread each source's turns evenly over the block, so that every batch is mixed alike. Returns source and turn of each slot."""
+    source = np.repeat(np.arange(len(counts)), counts)
+    turn = np.concatenate([np.arange(c) for c in counts])
+    when = (turn + 0.5) / np.asarray(counts)[source]
+    slots = np.lexsort((source, when))
+    return source[slots], turn[slots]
+
+
+def shares(ids: Sequence[SampleId], rank: int, world: int, micro_batch: int | None) -> list[tuple[list[SampleId], bool]]:
+    """This rank's micro-batches of a global batch, as (ids, void). None: one micro-batch per rank.
+
+    Every rank gets the same number of micro-batches, because every micro-batch is a collective. A rank that has less to do gets void ones:
+    they repeat one sample to have a shape, and must contribute nothing.
+    """
+    assert 0 <= rank < world
+    assert len(ids) >= 1
+    largest = -(-len(ids) // world)
+    size = min(micro_batch or largest, largest)
+    assert size >= 1
+    mine = list(ids[rank * len(ids) // world : (rank + 1) * len(ids) // world])
+    cut = [(mine[start : start + size], False) for start in range(0, len(mine), size)]
+    return cut + [([ids[0]], True)] * (-(-largest // size) - len(cut))

@@ -1,0 +1,153 @@
+"""The order of data: permutations, mixtures, seeks and shares, against brute force and counting."""
+
+import time
+import tracemalloc
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from plait.data.order import Order, SampleId, permute, shares
+from plait.errors import PlaitError
+
+SIZES = [1, 2, 3, 4, 5, 7, 16, 17, 97, 100, 256, 1009, 4096, 10007, 65537]
+
+
+@pytest.mark.parametrize("n", SIZES)
+def test_permute_is_a_bijection(n):
+    for epoch in range(3):
+        assert np.array_equal(np.sort(permute(np.arange(n), n, 0, "order", epoch)), np.arange(n))
+
+
+@pytest.mark.parametrize("n", [999_999_937, 1_000_000_000, 2**40 + 15])
+def test_permute_of_a_huge_range_stays_inside_without_collision(n):
+    positions = np.random.default_rng(0).choice(n, 20_000, replace=False)
+    images = permute(positions, n, 0, "order", 0)
+    assert images.min() >= 0
+    assert images.max() < n
+    assert len(np.unique(images)) == len(positions)
+    assert abs(images.mean() / n - 0.5) < 5 * 12**-0.5 / 20_000**0.5  # five standard errors of a uniform mean
+
+
+def test_permute_of_one_number_equals_the_array():
+    array = permute(np.arange(50), 1009, 3, "x")
+    assert [permute(i, 1009, 3, "x") for i in range(50)] == array.tolist()
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 6, 10])
+def test_permute_sends_every_position_everywhere_equally_often(n):
+    draws = 2000
+    table = np.zeros((n, n))
+    for k in range(draws):
+        table[np.arange(n), permute(np.arange(n), n, "uniform", k)] += 1
+    chi2 = ((table - draws / n) ** 2 / (draws / n)).sum()
+    freedom = (n - 1) ** 2
+    assert chi2 < freedom + 5 * (2 * freedom) ** 0.5  # mean and deviation of chi-squared
+
+
+def test_permute_reaches_all_orders_of_four_equally_often():
+    seen = Counter(tuple(permute(np.arange(4), 4, "orders", k).tolist()) for k in range(4800))
+    assert len(seen) == 24
+    assert sum((c - 200) ** 2 / 200 for c in seen.values()) < 23 + 5 * 46**0.5
+
+
+def test_permute_neighbours_land_apart():
+    n = 10_000
+    image = permute(np.arange(n), n, 0)
+    assert abs(np.corrcoef(image[:-1], image[1:])[0, 1]) < 5 / n**0.5
+    assert (np.abs(np.diff(image)) == 1).mean() < 0.002  # 2/n by chance
+
+
+def test_order_shows_every_sample_once_per_epoch_across_batch_borders():
+    order = Order([10], [1.0], seed=1, global_batch=4)
+    drawn = [i for step in range(15) for i in order.ids(step)]  # 60 draws: 6 epochs, none of a whole number of batches
+    for epoch in range(6):
+        assert sorted(i.index for i in drawn[epoch * 10 : epoch * 10 + 10]) == list(range(10))
+        assert {i.epoch for i in drawn[epoch * 10 : epoch * 10 + 10]} == {epoch}
+
+
+def test_order_differs_between_epochs_and_seeds():
+    def first(seed, epoch):
+        order = Order([1000], [1.0], seed=seed, global_batch=1000)
+        return [i.index for i in order.ids(epoch)]
+
+    assert first(0, 0) == first(0, 0)
+    same = [np.mean(np.array(first(0, 0)) == np.array(other)) for other in (first(0, 1), first(1, 0))]
+    assert max(same) < 0.01  # 1/1000 by chance
+
+
+def test_mixture_honours_the_weights_and_each_source_walks_its_own_epochs():
+    order = Order([7, 100, 33], [3, 1, 0.5], seed=0, global_batch=9)
+    drawn = [i for step in range(300) for i in order.ids(step)]
+    assert [sum(i.source == s for i in drawn) for s in range(3)] == [1800, 600, 300]
+    for source, size in enumerate(order.sizes):
+        mine = [i for i in drawn if i.source == source]
+        for epoch in range(len(mine) // size):
+            walk = mine[epoch * size : (epoch + 1) * size]
+            assert sorted(walk) == [SampleId(source, index, epoch) for index in range(size)]
+
+
+@pytest.mark.parametrize("weights", [[0.9, 0.07, 0.03], [1, 2**0.5, 3.14159], [1, 1, 1], [1000, 1]])
+def test_mixture_is_apportioned_within_a_thousandth_and_evenly_in_time(weights):
+    order = Order([50] * len(weights), weights, seed=0, global_batch=16)
+    total = sum(order.counts)
+    assert total % 16 == 0
+    np.testing.assert_allclose(np.array(order.counts) / total, np.array(weights) / sum(weights), rtol=1e-3)
+    drawn = np.array([i.source for step in range(40) for i in order.ids(step)])
+    for source, weight in enumerate(weights):  # quota: no prefix strays from its share by as much as one sample per source
+        walked = np.cumsum(drawn == source) - weight / sum(weights) * np.arange(1, len(drawn) + 1)
+        assert np.abs(walked).max() < len(weights)
+
+
+def test_order_seeks_a_billion_samples_in_under_a_millisecond_and_constant_memory():
+    order = Order([1_000_000_000], [1.0], seed=0, global_batch=256)
+    order.ids(0)
+    tracemalloc.start()
+    for step in (3_000_000, 5, 3_906_249, 10**9):
+        order.ids(step)
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak_bytes < 1 << 20
+    start = time.perf_counter()
+    for step in range(100):
+        order.ids(step * 10_007)
+    assert (time.perf_counter() - start) / 100 < 5e-3  # 0.3 ms alone on a core; five shared
+
+
+def test_epoch_and_steps_agree():
+    order = Order([10], [1.0], seed=0, global_batch=4)
+    assert [order.steps(e) for e in (0.5, 1, 2, 0.4, 0.01)] == [2, 3, 5, 1, 1]
+    assert order.epoch(5) == 2.0
+    assert Order([60, 40], [1, 1], 0, 10).steps(1.0) == 10
+
+
+@pytest.mark.parametrize(
+    ("sizes", "weights", "words"),
+    [
+        ([], [], "no data to order"),
+        ([5, 0], [1, 1], "source 1 of the mixture is empty"),
+        ([5], [-1.0], "has weight -1.0"),
+        ([5, 5], [1, 1e-9], "raise it"),
+    ],
+)
+def test_order_refuses_what_cannot_be_mixed(sizes, weights, words):
+    with pytest.raises(PlaitError, match=words):
+        Order(sizes, weights, 0, 8)
+
+
+@pytest.mark.parametrize(
+    ("batch", "world", "micro"), [(16, 1, 16), (16, 4, 4), (16, 1, 1), (7, 3, 2), (5, 2, 2), (2, 4, 1), (8, 3, None), (5, 3, 8)]
+)
+def test_shares_cover_the_batch_once_with_equal_counts(batch, world, micro):
+    ids = [SampleId(0, i, 0) for i in range(batch)]
+    cuts = [shares(ids, rank, world, micro) for rank in range(world)]
+    assert len({len(cut) for cut in cuts}) == 1
+    assert [i for cut in cuts for part, void in cut if not void for i in part] == ids
+    assert all(len(part) >= 1 and (micro is None or len(part) <= micro) for cut in cuts for part, _ in cut)
+    assert all(part[0] in ids for cut in cuts for part, void in cut if void)
+
+
+def test_a_rank_without_work_gets_a_void_micro_batch():
+    ids = [SampleId(0, i, 0) for i in range(2)]
+    assert shares(ids, 0, 3, 1) == [([ids[0]], True)]
+    assert shares(ids, 2, 3, 1) == [([ids[1]], False)]
