@@ -1,0 +1,235 @@
+"""Checkpoints on disk: a folder of safetensors and a manifest written last, so that what has a manifest is whole.
+
+    RUN/stage-1-projection/step-00001000/{weights,ema,moments}.safetensors + manifest.json
+
+A flipped byte loads without an error in every tensor format we know, so each file's xxh3 is in the manifest and checked before use.
+"""
+
+import json
+import os
+import re
+import shutil
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from plait import files
+from plait.errors import PlaitError
+
+FORMAT = "plait-checkpoint-1"
+_STEP = re.compile(r"step-(\d{8,})$")
+_STAGE = re.compile(r"stage-(\d+)-")
+_UNFINISHED = ".saving-"
+
+Groups = Mapping[str, Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One published folder and its manifest."""
+
+    folder: Path
+    manifest: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        """Updates done when it was written."""
+        return int(self.manifest["state"]["step"])
+
+    def tensors(self, group: str) -> dict[str, Tensor]:
+        """The tensors of weights, ema or moments on the CPU; empty when it holds none."""
+        name = f"{group}.safetensors"
+        return load_file(self.folder / name) if name in self.manifest["files"] else {}
+
+
+def folder_of(run: Path, stage: int, stage_name: str, step: int) -> Path:
+    """Where the checkpoint of this moment lies."""
+    return run / f"stage-{stage}-{stage_name}" / f"step-{step:08d}"
+
+
+def copy_out(groups: Groups) -> dict[str, dict[str, Tensor]]:
+    """The tensors copied to host memory, so that training may go on while they are written. Groups without tensors are left out."""
+    copied = {
+        group: {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
+        for group, tensors in groups.items()
+        if tensors
+    }
+    if any(value.is_cuda for tensors in groups.values() for value in tensors.values()):
+        torch.cuda.synchronize()
+    return copied
+
+
+def write(folder: Path, groups: Groups, facts: Mapping[str, Any]) -> Checkpoint:
+    """Write one checkpoint: tensors into an unfinished folder beside, flushed and hashed, the manifest last, then one rename.
+
+    `facts` becomes the manifest's own content. An interrupted write leaves only an unfinished folder, which the next run clears.
+    Raises PlaitError when the disk refuses; earlier checkpoints are untouched.
+    """
+    beside = folder.with_name(f"{_UNFINISHED}{folder.name}")
+    try:
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        listed = {}
+        for group, tensors in groups.items():
+            path = beside / f"{group}.safetensors"
+            save_file(dict(tensors), path, metadata={"format": "pt"})
+            with open(path, "rb+") as file:
+                os.fsync(file.fileno())
+            listed[path.name] = {"size": path.stat().st_size, "xxh3": files.xxh3(path)}
+        manifest = {"format": FORMAT, "kind": "resumable", **facts, "files": listed}
+        manifest["xxh3"] = _own_hash(manifest)
+        files.write_json(beside / "manifest.json", manifest)
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.rename(beside, folder)
+        files.sync_folder(folder.parent)
+    except Exception as error:
+        shutil.rmtree(beside, ignore_errors=True)
+        if isinstance(error, OSError) or "SafetensorError" in type(error).__name__:
+            raise PlaitError(f"checkpoint {folder} could not be written: {error}; earlier checkpoints are intact, free space or mend the disk") from error
+        raise
+    return Checkpoint(folder, manifest)
+
+
+def _own_hash(manifest: Mapping[str, Any]) -> str:
+    body = {key: value for key, value in manifest.items() if key != "xxh3"}
+    return xxhash.xxh3_64_hexdigest(json.dumps(body, sort_keys=True).encode())
+
+
+def read(folder: Path) -> Checkpoint:
+    """The checkpoint in `folder` by its manifest, its files unchecked. Raises PlaitError when there is no usable manifest."""
+    path = folder / "manifest.json"
+    if not path.is_file():
+        raise PlaitError(f"{folder} is no finished checkpoint: it has no manifest.json")
+    try:
+        manifest = json.loads(path.read_bytes())
+        known, listed = manifest["format"], manifest["xxh3"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise PlaitError(f"{path} is damaged: it is not a manifest ({type(error).__name__})") from error
+    if listed != _own_hash(manifest):
+        raise PlaitError(f"{path} is damaged: its content does not match its own xxh3 {listed}")
+    if known != FORMAT:
+        raise PlaitError(f"{path} has format {known!r}; this plait reads {FORMAT!r}")
+    return Checkpoint(folder, manifest)
+
+
+def verify(folder: Path) -> list[str]:
+    """Every fault of the checkpoint in `folder`, one line each, by size and xxh3 of each file; empty when it is intact."""
+    try:
+        manifest = read(folder).manifest
+    except PlaitError as error:
+        return [str(error)]
+    faults = []
+    for name, facts in manifest["files"].items():
+        path = folder / name
+        if not path.is_file():
+            faults.append(f"{path} is missing")
+        elif path.stat().st_size != facts["size"]:
+            faults.append(f"{path} is damaged: {path.stat().st_size} bytes, the manifest says {facts['size']}")
+        elif (found := files.xxh3(path)) != facts["xxh3"]:
+            faults.append(f"{path} is damaged: xxh3 {found}, the manifest says {facts['xxh3']}")
+    return faults
+
+
+def published(run: Path) -> list[Path]:
+    """The folders of finished checkpoints of a run, newest first."""
+    found = [path.parent for path in run.glob("stage-*/step-*/manifest.json") if _order(path.parent) is not None]
+    return sorted(found, key=lambda folder: _order(folder) or (0, 0), reverse=True)
+
+
+def _order(folder: Path) -> tuple[int, int] | None:
+    step, stage = _STEP.match(folder.name), _STAGE.match(folder.parent.name)
+    return (int(step.group(1)), int(stage.group(1))) if step and stage else None
+
+
+def newest_intact(run: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint whose every file is intact, and the faults of the newer ones that were passed over."""
+    faults: list[str] = []
+    for folder in published(run):
+        found = verify(folder)
+        if not found:
+            return read(folder), faults
+        faults.extend(found)
+    return None, faults
+
+
+def locate(path: Path) -> Checkpoint:
+    """The intact checkpoint that `path` means: a step folder, or the newest of a stage folder or run.
+
+    Raises PlaitError when there is none, or when the step folder named is damaged.
+    """
+    if _STEP.match(path.name):
+        faults = verify(path)
+        if faults:
+            raise PlaitError(f"{faults[0]}; `plait ckpt verify {path.parent.parent}` lists the intact ones")
+        return read(path)
+    run, only = (path.parent, path.name) if _STAGE.match(path.name) else (path, None)
+    for folder in published(run):
+        if (only is None or folder.parent.name == only) and not verify(folder):
+            return read(folder)
+    raise PlaitError(f"{path} holds no intact checkpoint; give a run, a stage folder or a step folder")
+
+
+def clear_unfinished(run: Path) -> int:
+    """Remove what interrupted saves left behind in this run; returns how many."""
+    left = list(run.glob(f"stage-*/{_UNFINISHED}*"))
+    for folder in left:
+        shutil.rmtree(folder, ignore_errors=True)
+    return len(left)
+
+
+def prune(stage_folder: Path, keep: int, spared: set[Path]) -> list[Path]:
+    """Delete the oldest checkpoints of a stage beyond the newest `keep`, never one in `spared`; returns what was deleted."""
+    own = [folder for folder in published(stage_folder.parent) if folder.parent == stage_folder]
+    gone = [folder for folder in own[keep:] if folder not in spared]
+    for folder in gone:
+        (folder / "manifest.json").unlink()
+        shutil.rmtree(folder)
+    return gone
+
+
+class Saver:
+    """Writes checkpoints in the background, one at a time. An error is raised at the next save or at `wait`, never lost."""
+
+    def __init__(self, background: bool):
+        self.background = background
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def save(self, folder: Path, groups: Groups, facts: Mapping[str, Any], keep: int, spared: set[Path]) -> None:
+        """Copy out now, write later (or now, without `background`); then delete what `keep` no longer covers."""
+        self.wait()
+        copied = copy_out(groups)
+        facts = json.loads(json.dumps(facts))
+
+        def work() -> None:
+            write(folder, copied, facts)
+            prune(folder.parent, keep, spared)
+
+        if not self.background:
+            work()
+            return
+        self._thread = threading.Thread(target=self._guarded, args=(work,), name="plait-save")
+        self._thread.start()
+
+    def _guarded(self, work: Any) -> None:
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001  handed to the training thread by wait()
+            self._error = error
+
+    def wait(self) -> None:
+        """Return once nothing is being written; raises what the last write raised."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error

@@ -1,0 +1,108 @@
+"""Ranks: who we are, and the few collectives the loop needs. With one process every collective is the identity.
+
+Not here: what is communicated and why (`loop.py`). Host values travel over gloo, so that no collective forces a device to wait.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from plait.errors import PlaitError
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among `size` ranks, and the device it computes on."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the rank that writes files and prints."""
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Element-wise sum of a host tensor over all ranks (float64 stays float64)."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is raised on any rank; every rank gets the same answer."""
+        return bool(self.sum(torch.tensor(float(flag))).item()) if self.size > 1 else flag
+
+    def gather(self, value: Any) -> list[Any]:
+        """One value from every rank, in rank order, on every rank."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def agree(self, value: Any) -> Any:
+        """Rank 0's value on every rank."""
+        box = [value]
+        if self.size > 1:
+            dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        if self.size > 1:
+            dist.barrier()
+
+
+@contextlib.contextmanager
+def world(device: str = "auto") -> Iterator[World]:
+    """Join the process group that torchrun describes in the environment, or stand alone; leave it at the end.
+
+    `device` is auto (CUDA when there is one), cpu or cuda. Raises PlaitError when cuda is asked for and absent.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise PlaitError("distributed.device is 'cuda' but torch sees no CUDA device; set --distributed.device=cpu or auto")
+    on_cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    place = torch.device("cpu")
+    if on_cuda:
+        place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(place)
+    if size == 1:
+        yield World(0, 1, place)
+        return
+    dist.init_process_group("cpu:gloo,cuda:nccl" if on_cuda else "gloo")
+    try:
+        yield World(dist.get_rank(), size, place)
+    finally:
+        dist.destroy_process_group()
+
+
+def replicate(model: nn.Module, world: World) -> nn.Module:
+    """`model` for training on all ranks: gradients are averaged over ranks in its backward (DDP); alone, the model itself.
+
+    Made anew at every stage start: DDP wrapped around a frozen module never learns of its unfreezing, and replicas then diverge.
+    """
+    if world.size == 1:
+        return model
+    devices = [world.device.index] if world.device.type == "cuda" else None
+    return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+def accumulating(net: nn.Module, last: bool) -> contextlib.AbstractContextManager[Any]:
+    """While not `last`, keep gradients local: ranks meet once per optimizer step."""
+    if isinstance(net, DistributedDataParallel) and not last:
+        return net.no_sync()
+    return contextlib.nullcontext()
+
+
+def to_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """The batch with its tensors on `device`; the copy does not wait when the batch is pinned."""
+    return {name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value for name, value in batch.items()}

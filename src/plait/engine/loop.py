@@ -1,0 +1,130 @@
+"""The training loop, on one page. It knows steps, weights and gradients; never tokens, pixels or labels.
+
+A loss is numerators and denominators per named term. The denominators of the whole global batch are summed over micro-batches and ranks
+first; then backward runs on  world * sum(coefficient * numerator / denominator),  so that the mean over ranks that DDP takes gives the
+gradient of one global batch, however it is cut.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from plait.config import RunConfig
+from plait.engine import distributed, guards, optim
+from plait.engine.distributed import World
+from plait.engine.state import State
+from plait.keys import key
+
+
+class Loss(Protocol):
+    """Terms of a loss as sums (differentiable numerators) over weights (denominators, known without the model)."""
+
+    coefficients: Mapping[str, float]
+
+    def weights(self, batch: Mapping[str, Any]) -> Mapping[str, Tensor]:
+        """Denominator of each term in this micro-batch: supervised tokens, samples."""
+
+    def sums(self, model: nn.Module, batch: Mapping[str, Any]) -> Mapping[str, Tensor]:
+        """Numerator of each term in this micro-batch."""
+
+
+Row = dict[str, Any]
+Hook = Callable[[State, Row], None]
+
+
+@dataclass
+class Loop:
+    """What a stage trains with. `run` advances the state by whole steps; hooks see it after each."""
+
+    state: State
+    loss: Loss
+    config: RunConfig
+    world: World
+    quarantine: guards.Quarantine
+    hooks: Sequence[Hook]
+    say: Callable[[str], None] = print
+    _compiled: Any = field(default=None, repr=False)
+
+    def run(self, batches: Iterable[Any], stop: int) -> None:
+        """Train from the state's step up to `stop` (of the run), one `StepBatch` each."""
+        net = distributed.replicate(self.state.model, self.world)
+        first = True
+        for batch in batches:
+            began = time.perf_counter()
+            row = self.step(net, batch, stop - self.state.stage_start, first)
+            row |= {"samples_per_s": self.config.train.global_batch / (time.perf_counter() - began + batch.wait_s)}
+            row |= {"data_wait_s": batch.wait_s, "step_s": time.perf_counter() - began, "time_s": time.time()}
+            for hook in self.hooks:
+                hook(self.state, row)
+            first = False
+
+    def step(self, net: nn.Module, batch: Any, stage_steps: int, audit: bool) -> Row:
+        """One optimizer step on one global batch; returns its metrics."""
+        state, config = self.state, self.config
+        assert batch.step == state.stage_step and state.optimizer is not None
+        state.model.train()
+        lrs = optim.set_lr(state.optimizer, config.optim, state.stage_step, stage_steps)
+        weights = total_weights(self.loss, batch.micro, self.world)
+        sums = self.accumulate(net, batch.micro, weights)
+        if audit and config.guard.audit:
+            for line in guards.audit(state.model):
+                self.say(line)
+        limit = config.train.grad_clip if config.train.grad_clip is not None else float("inf")
+        norm = nn.utils.clip_grad_norm_(state.trained().values(), limit)
+        row = self.figures(sums, weights, norm)
+        values = {name: row[name] for name in row if name.startswith("loss") or name == "grad_norm"}
+        guards.assert_finite(state.step + 1, values, [i for micro in batch.micro for i in micro.ids], state.model, self.world)
+        state.optimizer.step()
+        state.optimizer.zero_grad(set_to_none=True)
+        if state.ema is not None and config.optim.ema is not None:
+            state.ema.update(state.trained(), state.stage_step)
+        state.step += 1
+        state.totals["samples"] = state.totals.get("samples", 0) + config.train.global_batch
+        self.quarantine.add(state.step, batch.bad, state.totals, self.world)
+        return {"step": state.step, "stage": state.stage, **row, **{f"lr/{name}": lr for name, lr in lrs.items()}, "samples": state.totals["samples"]}
+
+    def accumulate(self, net: nn.Module, micros: Sequence[Any], weights: Mapping[str, float]) -> dict[str, Tensor]:
+        """Backward through every micro-batch; returns this rank's summed numerators, on the device."""
+        totals: dict[str, Tensor] = {}
+        for i, micro in enumerate(micros):
+            torch.manual_seed(key(self.config.seed, "dropout", self.state.step, self.world.rank, i))
+            inputs = distributed.to_device(micro.batch, self.world.device)
+            with distributed.accumulating(net, last=i == len(micros) - 1):
+                with autocast(self.config.train.precision, self.world.device):
+                    sums = self.loss.sums(net, inputs)
+                share = 0.0 if micro.void else float(self.world.size)
+                scaled = [share * self.loss.coefficients[name] / weights[name] * sums[name] for name in sums if weights[name] > 0]
+                torch.stack(scaled or [0.0 * value for value in sums.values()]).sum().backward()
+            if not micro.void:
+                for name, value in sums.items():
+                    totals[name] = totals[name] + value.detach().double() if name in totals else value.detach().double()
+        return totals
+
+    def figures(self, sums: Mapping[str, Tensor], weights: Mapping[str, float], norm: Tensor) -> Row:
+        """The step's losses (per unit of weight, over all ranks), weights and gradient norm, in one transfer from the device."""
+        names = list(weights)
+        zero = torch.zeros((), dtype=torch.float64, device=norm.device)
+        host = torch.stack([sums.get(name, zero) for name in names] + [norm.detach().double()]).cpu()
+        everywhere = self.world.sum(host[:-1].clone())
+        losses = {name: float(value) / weights[name] for name, value in zip(names, everywhere, strict=True) if weights[name] > 0}
+        total = sum(self.loss.coefficients[name] * value for name, value in losses.items())
+        terms = {f"loss/{name}": value for name, value in losses.items()}
+        return {"loss": total, **terms, **{f"weight/{name}": weights[name] for name in names}, "grad_norm": float(host[-1])}
+
+
+def total_weights(loss: Loss, micros: Sequence[Any], world: World) -> dict[str, float]:
+    """Each term's denominator over all micro-batches of all ranks, from host tensors: nothing waits for the device."""
+    found = [loss.weights(micro.batch) for micro in micros if not micro.void]
+    names = sorted(loss.coefficients)
+    own = torch.stack([torch.stack([part[name].double() for part in found]).sum() if found else torch.zeros((), dtype=torch.float64) for name in names])
+    return dict(zip(names, world.sum(own).tolist(), strict=True))
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    """Compute matrix products in bfloat16 when `precision` is bf16; leave everything as it is for fp32."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")

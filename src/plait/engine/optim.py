@@ -1,0 +1,166 @@
+"""Learning rates as functions of the step, AdamW groups by component, and moments by parameter name.
+
+Native optimizer state is keyed by position, which puts one layer's moments on another when the set of trained parameters changes; here it never is.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from plait.config import Optim, Schedule
+from plait.errors import PlaitError
+
+MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+"""AdamW's state per parameter: two moments of the parameter's shape and a count of its own updates."""
+
+
+def lr_factor(schedule: Schedule, step: int, steps: int, floor: float = 0.0) -> float:
+    """The learning rate of update `step` (from 0) as a share of its peak.
+
+    Warm-up is linear from `floor`: f + (1 - f) (s + 1) / W, so that update 0 already moves. Then, with p = (s - W) / (steps - W):
+    constant 1; linear 1 - (1 - f) p; cosine f + (1 - f) (1 + cos(pi p)) / 2; inverse_sqrt max(f, sqrt(W / s)), all never below `floor`.
+    """
+    warmup = schedule.warmup_steps
+    if step < warmup:
+        return floor + (1 - floor) * (step + 1) / warmup
+    if schedule.name == "constant":
+        return 1.0
+    if schedule.name == "inverse_sqrt":
+        return max(floor, math.sqrt(max(warmup, 1) / max(step, warmup, 1)))
+    progress = min(1.0, (step - warmup) / max(1, steps - warmup))
+    if schedule.name == "linear":
+        return 1 - (1 - floor) * progress
+    return floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def select(components: Mapping[str, Mapping[str, nn.Parameter]], trainable: Iterable[str], never: frozenset[str]) -> dict[str, dict[str, nn.Parameter]]:
+    """The parameters that train, per component. `trainable` holds component names, `component:part` for the parameters whose name contains `part`, or `*`.
+
+    Raises PlaitError for a name that selects nothing, listing the components.
+    """
+    chosen: dict[str, dict[str, nn.Parameter]] = {}
+    usable = [name for name in components if name not in never]
+    for item in trainable:
+        component, _, part = item.partition(":")
+        if component in never:
+            raise PlaitError(f"trainable names {component!r}, which is never trained; components: {', '.join(usable)}")
+        if component != "*" and component not in components:
+            raise PlaitError(f"trainable names {component!r}, which is no component of this model; components: {', '.join(usable)}")
+        for name in usable if component == "*" else [component]:
+            found = {key: value for key, value in components[name].items() if part in key}
+            if not found and component != "*":
+                raise PlaitError(f"trainable names {item!r}, but no parameter of {component!r} has {part!r} in its name")
+            chosen.setdefault(name, {}).update(found)
+    return {name: chosen[name] for name in components if chosen.get(name)}
+
+
+def freeze(model: nn.Module, trained: Mapping[str, Mapping[str, nn.Parameter]]) -> None:
+    """Let gradients reach exactly the parameters in `trained`."""
+    wanted = {id(parameter) for part in trained.values() for parameter in part.values()}
+    for parameter in model.parameters():
+        parameter.requires_grad_(id(parameter) in wanted)
+
+
+def adamw(trained: Mapping[str, Mapping[str, nn.Parameter]], optim: Optim) -> torch.optim.AdamW:
+    """Fused AdamW with two groups per component: matrices, which decay, and vectors, which do not.
+
+    Raises PlaitError when `optim.components` names a component that does not exist here.
+    """
+    groups = []
+    for component, parameters in trained.items():
+        own = optim.components.get(component)
+        lr = own.lr if own is not None and own.lr is not None else optim.lr
+        decay = own.weight_decay if own is not None and own.weight_decay is not None else optim.weight_decay
+        for matrices in (True, False):
+            named = {name: value for name, value in parameters.items() if (value.ndim >= 2) == matrices}
+            if named:
+                settings = {"lr": lr, "peak": lr, "weight_decay": decay if matrices else 0.0}
+                groups.append({"params": list(named.values()), "names": list(named), "component": component, **settings})
+    return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
+
+
+def set_lr(optimizer: torch.optim.Optimizer, optim: Optim, step: int, steps: int) -> dict[str, float]:
+    """Give every group the learning rate of update `step` of a stage of `steps`; returns it per component.
+
+    `min_lr` is for `optim.lr`; a component with another peak falls by the same share of its own.
+    """
+    factor = lr_factor(optim.schedule, step, steps, optim.schedule.min_lr / optim.lr if optim.lr > 0 else 0.0)
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * factor
+    return {group["component"]: group["lr"] for group in optimizer.param_groups}
+
+
+def named_groups(optimizer: torch.optim.Optimizer) -> dict[str, nn.Parameter]:
+    """Every parameter the optimizer moves, by name."""
+    return {name: value for group in optimizer.param_groups for name, value in zip(group["names"], group["params"], strict=True)}
+
+
+def assert_covers(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Each parameter with a gradient is in exactly one group, and no other is: else an unfrozen part would never move."""
+    held = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
+    wanted = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+    assert len(held) == len(set(held)), "a parameter is in two optimizer groups"
+    assert set(held) == wanted, "optimizer groups and trainable parameters differ"
+
+
+def moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's state as `<parameter>.<exp_avg|exp_avg_sq|step>`; a parameter that never had a gradient has none."""
+    found = {}
+    for name, parameter in named_groups(optimizer).items():
+        for kind in MOMENTS:
+            if kind in optimizer.state.get(parameter, {}):
+                found[f"{name}.{kind}"] = optimizer.state[parameter][kind]
+    return found
+
+
+def load_moments(optimizer: torch.optim.Optimizer, saved: Mapping[str, Tensor]) -> list[str]:
+    """Put saved moments on the parameters of the same names; returns the parameters that have none yet.
+
+    Raises PlaitError when a moment's shape is not its parameter's.
+    """
+    missing = []
+    for name, parameter in named_groups(optimizer).items():
+        if f"{name}.step" not in saved:
+            missing.append(name)
+            continue
+        state = {}
+        for kind in MOMENTS:
+            value = saved[f"{name}.{kind}"]
+            if kind != "step" and value.shape != parameter.shape:
+                raise PlaitError(f"saved moment {name}.{kind} has shape {tuple(value.shape)}, the parameter {tuple(parameter.shape)}")
+            state[kind] = value.to(device=parameter.device, dtype=torch.float32, copy=True)
+        optimizer.state[parameter] = state
+    return missing
+
+
+class Ema:
+    """An fp32 running average of the trained weights, updated once per optimizer step.
+
+    decay_k = min(decay, (k + 1) / warmup_steps) for the k-th update of a stage (k from 0), so nothing but the averages is state.
+    """
+
+    def __init__(self, decay: float, warmup_steps: int):
+        self.decay, self.warmup_steps = decay, warmup_steps
+        self.average: dict[str, Tensor] = {}
+
+    def track(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Start averages, from the present weights, for the parameters that have none."""
+        for name, value in parameters.items():
+            if name not in self.average:
+                self.average[name] = value.detach().to(torch.float32, copy=True)
+
+    @torch.no_grad()
+    def update(self, parameters: Mapping[str, nn.Parameter], k: int) -> None:
+        """average <- decay_k average + (1 - decay_k) weight."""
+        decay = min(self.decay, (k + 1) / self.warmup_steps) if self.warmup_steps else self.decay
+        torch._foreach_lerp_([self.average[name] for name in parameters], [value.data for value in parameters.values()], 1 - decay)
+
+    def swap(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Exchange weights and averages in place; a second call restores both exactly."""
+        for name, average in self.average.items():
+            value = parameters[name]
+            kept = value.data
+            value.data = average.to(kept.dtype)
+            self.average[name] = kept

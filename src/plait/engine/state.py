@@ -1,0 +1,119 @@
+"""What a run is at one moment, as a value: everything here is saved, everything else is a function of it and the configuration.
+
+All tensors are keyed by parameter name. Weights are those trained now or ever; frozen ones are a pinned reference, never copied.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from plait.engine import optim
+from plait.engine.optim import Ema
+from plait.errors import PlaitError
+
+GROUPS = ("weights", "ema", "moments")
+"""The tensor files of a checkpoint."""
+
+
+@dataclass
+class State:
+    """A run between two optimizer steps. `step` counts updates over all stages; the running stage began at `stage_start`."""
+
+    model: nn.Module
+    step: int = 0
+    stage: int = 1
+    stage_start: int = 0
+    ever_trained: set[str] = field(default_factory=set)
+    totals: dict[str, float] = field(default_factory=dict)
+    optimizer: torch.optim.Optimizer | None = None
+    ema: Ema | None = None
+    paused: dict[str, Tensor] = field(default_factory=dict)
+    """Moments of parameters that do not train in this stage, kept for the stage that returns to them."""
+
+    @property
+    def stage_step(self) -> int:
+        """Updates done in the running stage."""
+        return self.step - self.stage_start
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The parameters that train now, by name."""
+        assert self.optimizer is not None
+        return optim.named_groups(self.optimizer)
+
+    def begin(self, trained: Mapping[str, Mapping[str, nn.Parameter]], settings: Any) -> None:
+        """Enter a stage: freeze the rest, make the optimizer, hand returning parameters their moments, start missing averages."""
+        if self.optimizer is not None:
+            self.paused.update(optim.moments(self.optimizer))
+        optim.freeze(self.model, trained)
+        self.optimizer = optim.adamw(trained, settings)
+        optim.assert_covers(self.model, self.optimizer)
+        optim.load_moments(self.optimizer, self.paused)
+        now = self.trained()
+        self.ever_trained.update(now)
+        self.paused = {key: value for key, value in self.paused.items() if key.rpartition(".")[0] not in now}
+        if settings.ema is not None:
+            averages = self.ema.average if self.ema is not None else {}
+            self.ema = Ema(settings.ema.decay, settings.ema.warmup_steps)
+            self.ema.average = averages
+            self.ema.track(now)
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """The state's tensors as weights, ema and moments. They are the live ones: copy before the next step."""
+        parameters = dict(self.model.named_parameters())
+        weights = {name: parameters[name].detach() for name in sorted(self.ever_trained)}
+        live = optim.moments(self.optimizer) if self.optimizer is not None else {}
+        return {"weights": weights, "ema": dict(self.ema.average) if self.ema else {}, "moments": {**self.paused, **live}}
+
+    def facts(self) -> dict[str, Any]:
+        """The state's plain numbers and names, for the manifest."""
+        return {"step": self.step, "stage": self.stage, "stage_start": self.stage_start, "totals": self.totals, "trained": sorted(self.ever_trained)}
+
+    def restore(self, facts: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Become the saved state. Moments wait in `paused` until `begin`; averages until an EMA wants them.
+
+        Raises PlaitError when a saved weight has no parameter of its name and shape here.
+        """
+        self.step, self.stage, self.stage_start = facts["step"], facts["stage"], facts["stage_start"]
+        self.totals = dict(facts["totals"])
+        self.ever_trained = set(facts["trained"])
+        load_weights(self.model, tensors["weights"])
+        self.paused = dict(tensors["moments"])
+        if tensors["ema"]:
+            self.ema = Ema(1.0, 0)
+            self.ema.average = {name: value.to(device_of(self.model), torch.float32, copy=True) for name, value in tensors["ema"].items()}
+
+
+@torch.no_grad()
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Copy saved weights onto the parameters of the same names, in float32: what was ever trained keeps its full precision.
+
+    Raises PlaitError naming the first weight without a parameter of its name and shape.
+    """
+    parameters = dict(model.named_parameters())
+    for name, value in weights.items():
+        if name not in parameters:
+            raise PlaitError(f"the checkpoint holds {name!r}, which this model has not; is `model:` the one it was trained with?")
+        if parameters[name].shape != value.shape:
+            raise PlaitError(f"{name!r} is {tuple(value.shape)} in the checkpoint and {tuple(parameters[name].shape)} in the model; compare `model:` of both")
+        parameters[name].data = value.to(device=parameters[name].device, dtype=torch.float32, copy=True)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's parameters are."""
+    return next(model.parameters()).device
+
+
+def set_precision(model: nn.Module, full: Iterable[str], precision: str) -> None:
+    """Parameters named in `full` (trained now or ever) become float32, the others bfloat16 when `precision` is bf16.
+
+    Updates at a learning rate of 1e-5 vanish in bfloat16's 8 bits; frozen weights have no updates to lose. Buffers keep their type.
+    """
+    wanted = set(full)
+    frozen_type = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
+    for name, parameter in model.named_parameters():
+        target = torch.float32 if name in wanted else frozen_type
+        if parameter.is_floating_point() and parameter.dtype != target:
+            parameter.data = parameter.data.to(target)

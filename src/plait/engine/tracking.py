@@ -1,0 +1,160 @@
+"""Where the numbers of a run go: `metrics.jsonl` is the truth; TensorBoard, W&B and the screen mirror it and may fail without harm."""
+
+import math
+import os
+import queue
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch.utils.tensorboard import SummaryWriter
+
+from plait import files
+from plait.config import Wandb
+
+_QUEUE_ROWS = 10_000
+_CLOSE_TIMEOUT_S = 10.0
+_LINE_EVERY_S = 10.0
+
+
+class Mirror(Protocol):
+    """Something that shows rows of metrics elsewhere."""
+
+    def row(self, row: Mapping[str, Any]) -> None:
+        """Take one row; must return at once."""
+
+    def close(self) -> None:
+        """Finish within seconds."""
+
+
+class Tracker:
+    """Writes every row to `metrics.jsonl` first, then to the mirrors. Made on rank 0 only."""
+
+    def __init__(self, run: Path, mirrors: list[Mirror]):
+        self.path = run / "metrics.jsonl"
+        self.mirrors = mirrors
+
+    def resume(self, step: int) -> None:
+        """Drop rows of steps that will be run again, so that none is doubled. Row `step` s describes the moment after s updates."""
+        files.keep_rows(self.path, lambda row: row["step"] <= step)
+
+    def row(self, row: Mapping[str, Any]) -> None:
+        """Record one row; it has a `step`."""
+        files.append_rows(self.path, [{name: _plain(value) for name, value in row.items()}])
+        for mirror in self.mirrors:
+            mirror.row(row)
+
+    def close(self) -> None:
+        """Finish all mirrors."""
+        for mirror in self.mirrors:
+            mirror.close()
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class TensorBoard:
+    """Event files under RUN/events; `tensorboard --logdir RUN` is the live page."""
+
+    def __init__(self, run: Path, step: int):
+        self.writer = SummaryWriter(str(run / "events"), purge_step=step + 1 if step else None, flush_secs=10)
+
+    def row(self, row: Mapping[str, Any]) -> None:
+        """Add the row's numbers as scalars."""
+        for name, value in row.items():
+            if isinstance(value, int | float) and name != "step":
+                self.writer.add_scalar(name, value, row["step"])
+
+    def close(self) -> None:
+        """Flush the event file."""
+        self.writer.close()
+
+
+class WandB:
+    """Weights & Biases from its own thread: a slow or dead network costs rows there, never training time."""
+
+    def __init__(self, run: Path, settings: Wandb, config: Mapping[str, Any], identity: str):
+        self.run, self.settings, self.config, self.identity = run, settings, config, identity
+        self.on = True
+        self.rows: queue.Queue[Mapping[str, Any] | None] = queue.Queue(_QUEUE_ROWS)
+        self.thread = threading.Thread(target=self._work, name="plait-wandb", daemon=True)
+        self.thread.start()
+
+    def _work(self) -> None:
+        try:
+            import wandb
+
+            mode = os.environ.get("WANDB_MODE", self.settings.mode)
+            name = self.settings.name or self.run.name
+            into = {"project": self.settings.project, "entity": self.settings.entity, "name": name, "id": self.identity, "resume": "allow"}
+            session = wandb.init(**into, mode=mode, dir=str(self.run), config=dict(self.config), settings=wandb.Settings(silent=True))
+            while (row := self.rows.get()) is not None:
+                session.log({key: value for key, value in row.items() if key != "step"}, step=row["step"])
+            session.finish()
+        except Exception as error:  # noqa: BLE001  a mirror must not stop a run
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            print(f"W&B is off for this run: {reason}; metrics.jsonl has every row", file=sys.stderr)
+            self.on = False
+
+    def row(self, row: Mapping[str, Any]) -> None:
+        """Queue a row; when the queue is full the row is left to metrics.jsonl."""
+        if self.on:
+            try:
+                self.rows.put_nowait(row)
+            except queue.Full:
+                print("W&B is behind by 10,000 rows; this one is only in metrics.jsonl", file=sys.stderr)
+
+    def close(self) -> None:
+        """Give the thread a few seconds to send what is left."""
+        if self.on:
+            self.row(None)  # type: ignore[arg-type]
+        self.thread.join(_CLOSE_TIMEOUT_S)
+
+
+class Screen:
+    """A progress bar with time left on a terminal; a plain line every few seconds elsewhere."""
+
+    def __init__(self, stage: str, start: int, stop: int):
+        self.console = Console(stderr=True)
+        self.live = self.console.is_terminal
+        self.stage, self.first, self.stop = stage, start, stop
+        self.began_s, self.said_s = time.monotonic(), -math.inf
+        if self.live:
+            columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[text]}")]
+            self.bar = Progress(*columns, console=self.console)
+            self.task = self.bar.add_task(stage, total=stop, completed=start, text="")
+            self.bar.start()
+
+    def row(self, row: Mapping[str, Any]) -> None:
+        """Show loss, learning rate and rate of a training row, or every figure of an evaluation."""
+        step = row["step"]
+        if "loss" not in row:
+            figures = "  ".join(f"{name.removeprefix('eval/')} {value:.4g}" for name, value in row.items() if isinstance(value, float))
+            self._say(f"{self.stage} {step}/{self.stop}  {figures}")
+            return
+        text = f"loss {row['loss']:.4f}  {row['samples_per_s']:.1f} samples/s"
+        if self.live:
+            self.bar.update(self.task, completed=step, text=text)
+        elif time.monotonic() - self.said_s >= _LINE_EVERY_S or step == self.stop:
+            self.said_s = time.monotonic()
+            left_s = (self.said_s - self.began_s) / max(1, step - self.first) * (self.stop - step)
+            self._say(f"{self.stage} {step}/{self.stop}  {text}  {_clock(left_s)} left")
+
+    def _say(self, line: str) -> None:
+        self.console.print(line, highlight=False, soft_wrap=True)
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        if self.live:
+            self.bar.stop()
+
+
+def _clock(seconds: float) -> str:
+    hours, rest = divmod(round(seconds), 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}"
