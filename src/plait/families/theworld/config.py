@@ -19,17 +19,21 @@ class Section(BaseModel):
 class World(Section):
     """The world encoder and its projector into the language model. `false` (or `off`) in place of this section leaves plain Gemma 3."""
 
-    source: str = Field(COSMOS, description="Hub name (its `vae` folder), local directory of an AutoencoderKLWan, or `tiny`")
-    revision: str | None = Field(None, description="commit or tag of a Hub source")
+    source: str = Field(default=COSMOS, description="Hub name (its `vae` folder), local directory of an AutoencoderKLWan, or `tiny`")
+    revision: str | None = Field(default=None, description="commit or tag of a Hub source")
     tokens: Literal["pooled", "patches", "spatial", "channel"] = Field(
-        "pooled",
-        description="pooled: mean of each square group of latent cells; patches: each group, flattened; spatial: one cell; channel: one channel",
+        default="pooled",
+        description="a token is: pooled, the mean of a square group of latent cells; patches, the group itself; spatial, a cell; channel, a channel",
     )
     projector: Literal["mlp", "linear"] = "mlp"
-    max_tokens: Positive = Field(256, description="tokens per latent frame; `pooled` and `patches` take the smallest group that keeps to it")
-    image_size: Annotated[int, Field(ge=LATENT_STRIDE, multiple_of=LATENT_STRIDE)] = Field(512, description="pixels of a side")
-    steps: Annotated[int, Field(ge=0)] = Field(0, description="latent frames after the first: the encoder sees 1 + 4 * steps frames")
-    max_steps: Positive = Field(16, description="rows of the temporal position embedding, less one; there is none while steps is 0")
+    max_tokens: Positive = Field(
+        default=256, description="tokens per latent frame; `pooled` and `patches` take the smallest group that keeps to it"
+    )
+    image_size: Annotated[int, Field(ge=LATENT_STRIDE, multiple_of=LATENT_STRIDE)] = Field(default=512, description="pixels of a side")
+    steps: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="latent frames after the first: the encoder sees 1 + 4 * steps frames"
+    )
+    max_steps: Positive = Field(default=16, description="rows of the temporal position embedding, less one; there is none while steps is 0")
 
     @property
     def frames(self) -> int:
@@ -52,19 +56,19 @@ class Tiny(Section):
     kv_heads: Positive = 2
     head_dim: Positive = 32
     mlp: Positive = 256
-    window: Positive = Field(64, description="tokens that a local layer sees")
-    global_every: Positive = Field(2, description="every n-th layer is global")
-    vocabulary: Annotated[int, Field(ge=300)] = Field(512, description="rows: 256 bytes, special tokens, merges")
-    positions: Positive = Field(2048, description="longest sequence, tokens")
-    image_size: Positive = Field(32, description="pixels of a side, as the vision tower sees it")
-    patch: Positive = Field(4, description="pixels of a side")
-    image_tokens: Positive = Field(16, description="soft tokens per image, a square number")
+    window: Positive = Field(default=64, description="tokens that a local layer sees")
+    global_every: Positive = Field(default=2, description="every n-th layer is global")
+    vocabulary: Annotated[int, Field(ge=300)] = Field(default=512, description="rows: 256 bytes, special tokens, merges")
+    positions: Positive = Field(default=2048, description="longest sequence, tokens")
+    image_size: Positive = Field(default=32, description="pixels of a side, as the vision tower sees it")
+    patch: Positive = Field(default=4, description="pixels of a side")
+    image_tokens: Positive = Field(default=16, description="soft tokens per image, a square number")
     vision_hidden: Positive = 128
     vision_layers: Positive = 2
     vision_heads: Positive = 4
     vision_mlp: Positive = 256
-    world_base: Positive = Field(8, description="channels of the world encoder's first layer")
-    world_channels: Positive = Field(4, description="latent channels")
+    world_base: Positive = Field(default=8, description="channels of the world encoder's first layer")
+    world_channels: Positive = Field(default=4, description="latent channels")
 
     @model_validator(mode="after")
     def _divides(self) -> "Tiny":
@@ -80,24 +84,28 @@ class Tiny(Section):
 class Augment(Section):
     """Changes to training images, drawn from the sample's key. Both towers see the same change; held-out images are left alone."""
 
-    flip: bool = Field(False, description="mirror left and right in half of the samples; wrong wherever the text says left or right")
-    shift: Annotated[float, Field(ge=0.0, lt=0.5)] = Field(0.0, description="largest shift, as a share of the side; the edge is repeated")
+    flip: bool = Field(
+        default=False, description="mirror left and right in half of the samples; wrong wherever the text says left or right"
+    )
+    shift: Annotated[float, Field(ge=0.0, lt=0.5)] = Field(
+        default=0.0, description="largest shift, as a share of the side; the edge is repeated"
+    )
 
 
 class Config(Section):
     """`model:` of family theworld."""
 
     base: str = Field("google/gemma-3-4b-it", description="Hub name or local directory of a Gemma3ForConditionalGeneration, or `tiny`")
-    base_revision: str | None = Field(None, description="commit or tag of a Hub base")
-    world: World | None = Field(World(), description="false or off: plain Gemma 3")
-    system: str | None = Field(None, description="system text, put before the first user turn of every conversation that has none")
+    base_revision: str | None = Field(default=None, description="commit or tag of a Hub base")
+    world: World | None = Field(default=World(), description="false or off: plain Gemma 3")
+    system: str | None = Field(default=None, description="system text, put before the first user turn of every conversation that has none")
     augment: Augment = Augment()
     tiny: Tiny = Tiny()
 
     @field_validator("world", mode="before")
     @classmethod
     def _world_switch(cls, value: Any) -> Any:
-        """`off` reads as False in YAML and as text on a command line (None inside, so that errors name one path); `on` means the defaults."""
+        """`off` is False in YAML and text on a command line (None inside, so that errors name one path); `on` means the defaults."""
         if value is True or (isinstance(value, str) and value.lower() in ("on", "true")):
             return {}
         if isinstance(value, str) and value.lower() in ("off", "false"):

@@ -1,0 +1,83 @@
+"""Token cross-entropy without the full logits: 262,208 words x 1,024 positions are 1.07 GB in float32, and autograd would keep three of them.
+
+The head's product is taken over chunks of positions and forgotten; only positions with a target enter at all.
+`torch.nn.functional.linear_cross_entropy` (torch 2.13) does it where it can; the function here does it elsewhere, and with soft-capped logits.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IGNORED = -100
+CHUNK_POSITIONS = 256
+
+
+def token_cross_entropy(hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor, *, softcap: float | None = None) -> Tensor:
+    """Sum over positions n with target >= 0 of -log softmax(head @ hidden_n)[target_n], in nats; a float32 scalar (float64 for float64 inputs).
+
+    No supervised position gives exactly 0, with zero gradients (a mean would be NaN). Under autocast the products are taken in its type.
+    """
+    kept = target_N != IGNORED
+    hidden_ND, target_N = hidden_ND[kept], target_N[kept]
+    device = hidden_ND.device.type
+    product = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head_VD.dtype
+    if len(target_N) == 0:
+        return (hidden_ND.sum() + head_VD[:0].sum()).to(_sum_dtype(product))
+    with torch.autocast(device, enabled=False):
+        if softcap is None and hasattr(F, "linear_cross_entropy"):
+            return _of_torch(hidden_ND.to(product), head_VD.to(product), target_N)
+        return _Chunked.apply(hidden_ND, head_VD, target_N, softcap, product)
+
+
+def _of_torch(hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor) -> Tensor:
+    # The defaults of the options would not cut positions into chunks.
+    options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=CHUNK_POSITIONS, chunking_method=None)
+    per_position = F.linear_cross_entropy(hidden_ND, head_VD, target_N, reduction="sum", options=options)
+    return per_position.to(_sum_dtype(hidden_ND.dtype))
+
+
+class _Chunked(torch.autograd.Function):
+    """Forward keeps one log-normaliser per position; backward takes each chunk's logits again: d loss / d logits = softmax - onehot."""
+
+    @staticmethod
+    def forward(ctx, hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor, softcap: float | None, product: torch.dtype) -> Tensor:
+        ctx.softcap, ctx.product = softcap, product
+        head = head_VD.to(product)
+        total = torch.zeros((), dtype=_sum_dtype(product), device=hidden_ND.device)
+        normalisers = []
+        for hidden, target in zip(hidden_ND.split(CHUNK_POSITIONS), target_N.split(CHUNK_POSITIONS), strict=True):
+            logits = _logits(hidden.to(product), head, softcap)
+            normalisers.append(logits.logsumexp(-1))
+            total += (normalisers[-1] - logits.gather(-1, target[:, None])[:, 0]).sum()
+        ctx.save_for_backward(hidden_ND, head_VD, target_N, torch.cat(normalisers))
+        return total
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        hidden_ND, head_VD, target_N, normaliser_N = ctx.saved_tensors
+        head = head_VD.to(ctx.product)
+        grad_hidden = torch.empty_like(hidden_ND) if ctx.needs_input_grad[0] else None
+        grad_head = torch.zeros_like(head_VD, dtype=normaliser_N.dtype) if ctx.needs_input_grad[1] else None
+        for start in range(0, len(target_N), CHUNK_POSITIONS):
+            chunk = slice(start, start + CHUNK_POSITIONS)
+            hidden = hidden_ND[chunk].to(ctx.product)
+            logits = _logits(hidden, head, ctx.softcap)
+            slope = (logits - normaliser_N[chunk, None]).exp_()
+            slope.scatter_add_(-1, target_N[chunk, None], slope.new_full((len(slope), 1), -1.0))
+            if ctx.softcap is not None:
+                slope *= 1 - (logits / ctx.softcap) ** 2  # d (c tanh(z / c)) / dz
+            slope = (slope * grad).to(ctx.product)
+            if grad_hidden is not None:
+                grad_hidden[chunk] = slope @ head
+            if grad_head is not None:
+                grad_head += slope.T @ hidden
+        return grad_hidden, None if grad_head is None else grad_head.to(head_VD.dtype), None, None, None
+
+
+def _logits(hidden: Tensor, head: Tensor, softcap: float | None) -> Tensor:
+    logits = F.linear(hidden, head).to(_sum_dtype(head.dtype))
+    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+
+
+def _sum_dtype(product: torch.dtype) -> torch.dtype:
+    return torch.float64 if product == torch.float64 else torch.float32
