@@ -93,7 +93,9 @@ def write(folder: Path, groups: Groups, facts: Mapping[str, Any]) -> Checkpoint:
     except Exception as error:
         shutil.rmtree(beside, ignore_errors=True)
         if isinstance(error, OSError) or "SafetensorError" in type(error).__name__:
-            raise PlaitError(f"checkpoint {folder} could not be written: {error}; earlier checkpoints are intact, free space or mend the disk") from error
+            raise PlaitError(
+                f"checkpoint {folder} could not be written: {error}; earlier checkpoints are intact, free space or mend the disk"
+            ) from error
         raise
     return Checkpoint(folder, manifest)
 
@@ -185,10 +187,9 @@ def clear_unfinished(run: Path) -> int:
     return len(left)
 
 
-def prune(stage_folder: Path, keep: int, spared: set[Path]) -> list[Path]:
-    """Delete the oldest checkpoints of a stage beyond the newest `keep`, never one in `spared`; returns what was deleted."""
-    own = [folder for folder in published(stage_folder.parent) if folder.parent == stage_folder]
-    gone = [folder for folder in own[keep:] if folder not in spared]
+def prune(stage_folder: Path, keep: int) -> list[Path]:
+    """Delete the oldest checkpoints of a stage beyond the newest `keep`; returns what was deleted. Other stages keep theirs."""
+    gone = [folder for folder in published(stage_folder.parent) if folder.parent == stage_folder][keep:]
     for folder in gone:
         (folder / "manifest.json").unlink()
         shutil.rmtree(folder)
@@ -203,7 +204,7 @@ class Saver:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
-    def save(self, folder: Path, groups: Groups, facts: Mapping[str, Any], keep: int, spared: set[Path]) -> None:
+    def save(self, folder: Path, groups: Groups, facts: Mapping[str, Any], keep: int) -> None:
         """Copy out now, write later (or now, without `background`); then delete what `keep` no longer covers."""
         self.wait()
         copied = copy_out(groups)
@@ -211,7 +212,7 @@ class Saver:
 
         def work() -> None:
             write(folder, copied, facts)
-            prune(folder.parent, keep, spared)
+            prune(folder.parent, keep)
 
         if not self.background:
             work()
@@ -233,3 +234,7 @@ class Saver:
         if self._error is not None:
             error, self._error = self._error, None
             raise error
+
+    def close(self) -> None:
+        """`wait`, under the name that contextlib.closing calls."""
+        self.wait()

@@ -55,7 +55,10 @@ def held_out_loss(net: nn.Module, loss: Loss, batches: Iterable[Any], world: Wor
     terms = {name: value / weights[name] for name, value in zip(names, everywhere, strict=True) if weights[name] > 0}
     if not terms:
         raise PlaitError("the held-out samples have nothing to predict: every loss weight is 0; look at them with `plait data inspect`")
-    return {"loss": sum(loss.coefficients[name] * value for name, value in terms.items()), **{f"loss/{name}": value for name, value in terms.items()}}
+    return {
+        "loss": sum(loss.coefficients[name] * value for name, value in terms.items()),
+        **{f"loss/{name}": value for name, value in terms.items()},
+    }
 
 
 @torch.no_grad()

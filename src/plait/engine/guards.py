@@ -10,14 +10,10 @@ from torch import nn
 
 from plait import files
 from plait.engine.distributed import World
-from plait.errors import PlaitError
+from plait.errors import Stopped
 
 _NAMES_SHOWN = 5
 _FEW_SAMPLES = 100
-
-
-class Stopped(PlaitError):
-    """Training stopped itself to protect the run; the message says why and where it can go on from."""
 
 
 def assert_finite(step: int, values: dict[str, float], ids: Sequence[Any], model: nn.Module, world: World) -> None:
@@ -45,7 +41,9 @@ def audit(model: nn.Module) -> list[str]:
     if idle:
         lines.append(f"audit: {len(idle)} trainable parameters got no gradient in the first step and will not move: {_some(idle)}")
     if leaking:
-        raise Stopped(f"audit: {len(leaking)} frozen parameters have a gradient: {_some(leaking)}; this is a defect of plait, please report it")
+        raise Stopped(
+            f"audit: {len(leaking)} frozen parameters have a gradient: {_some(leaking)}; this is a defect of plait, please report it"
+        )
     return lines
 
 
@@ -62,8 +60,8 @@ class Quarantine:
     max_fraction: float
 
     def resume(self, step: int) -> None:
-        """Forget what was listed at or after `step`: those steps are run again."""
-        files.keep_rows(self.path, lambda row: row["step"] < step)
+        """Forget what was listed after update `step`: those steps are run again."""
+        files.keep_rows(self.path, lambda row: row["step"] <= step)
 
     def add(self, step: int, bad: Iterable[Any], totals: dict[str, float], world: World) -> None:
         """List the bad samples of a step from every rank and hold their number against all samples so far.
@@ -80,10 +78,17 @@ class Quarantine:
         if totals["bad"] > allowed:
             shown = "; ".join(f"{row['sample']}: {row['reason']}" for row in rows[:_NAMES_SHOWN])
             raise Stopped(
-                f"{totals['bad']:.0f} of {totals['samples']:.0f} samples could not be used, more than guard.max_bad_fraction = {self.max_fraction:g} "
-                f"allows; all are in {self.path}; the latest: {shown}"
+                f"{totals['bad']:.0f} of {totals['samples']:.0f} samples could not be used, more than guard.max_bad_fraction = "
+                f"{self.max_fraction:g} allows; all are in {self.path}; the latest: {shown}"
             )
 
     @staticmethod
     def _row(step: int, item: Any) -> dict[str, Any]:
-        return {"step": step, "sample": item.sample, "source": item.id.source, "index": item.id.index, "reason": item.reason, "replaced_by": item.replaced_by}
+        return {
+            "step": step,
+            "sample": item.sample,
+            "source": item.id.source,
+            "index": item.id.index,
+            "reason": item.reason,
+            "replaced_by": item.replaced_by,
+        }

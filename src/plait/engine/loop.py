@@ -86,7 +86,13 @@ class Loop:
         state.step += 1
         state.totals["samples"] = state.totals.get("samples", 0) + config.train.global_batch
         self.quarantine.add(state.step, batch.bad, state.totals, self.world)
-        return {"step": state.step, "stage": state.stage, **row, **{f"lr/{name}": lr for name, lr in lrs.items()}, "samples": state.totals["samples"]}
+        return {
+            "step": state.step,
+            "stage": state.stage,
+            **row,
+            **{f"lr/{name}": lr for name, lr in lrs.items()},
+            "samples": state.totals["samples"],
+        }
 
     def accumulate(self, net: nn.Module, micros: Sequence[Any], weights: Mapping[str, float]) -> dict[str, Tensor]:
         """Backward through every micro-batch; returns this rank's summed numerators, on the device."""
@@ -121,7 +127,9 @@ def total_weights(loss: Loss, micros: Sequence[Any], world: World) -> dict[str, 
     """Each term's denominator over all micro-batches of all ranks, from host tensors: nothing waits for the device."""
     found = [loss.weights(micro.batch) for micro in micros if not micro.void]
     names = sorted(loss.coefficients)
-    own = torch.stack([torch.stack([part[name].double() for part in found]).sum() if found else torch.zeros((), dtype=torch.float64) for name in names])
+    own = torch.stack(
+        [torch.stack([part[name].double() for part in found]).sum() if found else torch.zeros((), dtype=torch.float64) for name in names]
+    )
     return dict(zip(names, world.sum(own).tolist(), strict=True))
 
 

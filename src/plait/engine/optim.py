@@ -1,6 +1,7 @@
 """Learning rates as functions of the step, AdamW groups by component, and moments by parameter name.
 
-Native optimizer state is keyed by position, which puts one layer's moments on another when the set of trained parameters changes; here it never is.
+Native optimizer state is keyed by position, which puts one layer's moments on another when the set of trained parameters changes.
+Here it never is.
 """
 
 import math
@@ -35,9 +36,12 @@ def lr_factor(schedule: Schedule, step: int, steps: int, floor: float = 0.0) -> 
     return floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2
 
 
-def select(components: Mapping[str, Mapping[str, nn.Parameter]], trainable: Iterable[str], never: frozenset[str]) -> dict[str, dict[str, nn.Parameter]]:
-    """The parameters that train, per component. `trainable` holds component names, `component:part` for the parameters whose name contains `part`, or `*`.
+def select(
+    components: Mapping[str, Mapping[str, nn.Parameter]], trainable: Iterable[str], never: frozenset[str]
+) -> dict[str, dict[str, nn.Parameter]]:
+    """The parameters that train, per component.
 
+    `trainable` holds component names, `component:part` for those of its parameters whose name contains `part`, or `*` for everything.
     Raises PlaitError for a name that selects nothing, listing the components.
     """
     chosen: dict[str, dict[str, nn.Parameter]] = {}
@@ -56,6 +60,13 @@ def select(components: Mapping[str, Mapping[str, nn.Parameter]], trainable: Iter
     return {name: chosen[name] for name in components if chosen.get(name)}
 
 
+def check_components(optim: Optim, components: Mapping[str, Mapping[str, nn.Parameter]]) -> None:
+    """Raise PlaitError when `optim.components` names what is no component of the model."""
+    for name in optim.components:
+        if name not in components:
+            raise PlaitError(f"optim.components names {name!r}, which is no component of this model; components: {', '.join(components)}")
+
+
 def freeze(model: nn.Module, trained: Mapping[str, Mapping[str, nn.Parameter]]) -> None:
     """Let gradients reach exactly the parameters in `trained`."""
     wanted = {id(parameter) for part in trained.values() for parameter in part.values()}
@@ -64,10 +75,7 @@ def freeze(model: nn.Module, trained: Mapping[str, Mapping[str, nn.Parameter]]) 
 
 
 def adamw(trained: Mapping[str, Mapping[str, nn.Parameter]], optim: Optim) -> torch.optim.AdamW:
-    """Fused AdamW with two groups per component: matrices, which decay, and vectors, which do not.
-
-    Raises PlaitError when `optim.components` names a component that does not exist here.
-    """
+    """Fused AdamW with two groups per component: matrices, which decay, and vectors, which do not."""
     groups = []
     for component, parameters in trained.items():
         own = optim.components.get(component)

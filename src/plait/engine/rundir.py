@@ -10,7 +10,19 @@ from typing import IO, Any
 from plait import files
 from plait.errors import PlaitError
 
-FREE = ("run", "track", "checkpoint", "evaluate", "distributed", "guard", "data.workers", "data.worker_kind", "data.prefetch", "data.cache", "train.micro_batch")
+FREE = (
+    "run",
+    "track",
+    "checkpoint",
+    "evaluate",
+    "distributed",
+    "guard",
+    "data.workers",
+    "data.worker_kind",
+    "data.prefetch",
+    "data.cache",
+    "train.micro_batch",
+)
 """Keys that may differ when a run is continued: they change how it computes or what it reports, never its answer."""
 
 Difference = tuple[str, Any, Any]
@@ -45,7 +57,9 @@ def refuse(run: Path, differences: Sequence[Difference]) -> None:
     """Raise PlaitError when the run was begun with another configuration, with each difference as `key: was -> is`."""
     if differences:
         shown = "; ".join(f"{key}: {before} -> {after}" for key, before, after in differences)
-        raise PlaitError(f"{run} was begun with another configuration ({shown}); undo that, give another --run, or --restart (keeps the old run aside)")
+        raise PlaitError(
+            f"{run} was begun with another configuration ({shown}); undo that, give another --run, or --restart (keeps the old run aside)"
+        )
 
 
 def binding(differences: Sequence[Difference]) -> list[Difference]:

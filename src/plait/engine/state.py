@@ -26,6 +26,7 @@ class State:
     step: int = 0
     stage: int = 1
     stage_start: int = 0
+    stage_done: bool = False
     ever_trained: set[str] = field(default_factory=set)
     totals: dict[str, float] = field(default_factory=dict)
     optimizer: torch.optim.Optimizer | None = None
@@ -37,6 +38,11 @@ class State:
     def stage_step(self) -> int:
         """Updates done in the running stage."""
         return self.step - self.stage_start
+
+    def enter(self, stage: int) -> None:
+        """Move on to a later stage, which begins at the present step; staying is no change."""
+        if stage != self.stage:
+            self.stage, self.stage_start, self.stage_done = stage, self.step, False
 
     def trained(self) -> dict[str, nn.Parameter]:
         """The parameters that train now, by name."""
@@ -69,14 +75,16 @@ class State:
 
     def facts(self) -> dict[str, Any]:
         """The state's plain numbers and names, for the manifest."""
-        return {"step": self.step, "stage": self.stage, "stage_start": self.stage_start, "totals": self.totals, "trained": sorted(self.ever_trained)}
+        place = {"step": self.step, "stage": self.stage, "stage_start": self.stage_start, "stage_done": self.stage_done}
+        return {**place, "totals": self.totals, "trained": sorted(self.ever_trained)}
 
     def restore(self, facts: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Become the saved state. Moments wait in `paused` until `begin`; averages until an EMA wants them.
 
         Raises PlaitError when a saved weight has no parameter of its name and shape here.
         """
-        self.step, self.stage, self.stage_start = facts["step"], facts["stage"], facts["stage_start"]
+        self.step, self.stage = facts["step"], facts["stage"]
+        self.stage_start, self.stage_done = facts["stage_start"], facts["stage_done"]
         self.totals = dict(facts["totals"])
         self.ever_trained = set(facts["trained"])
         load_weights(self.model, tensors["weights"])
@@ -97,7 +105,9 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
         if name not in parameters:
             raise PlaitError(f"the checkpoint holds {name!r}, which this model has not; is `model:` the one it was trained with?")
         if parameters[name].shape != value.shape:
-            raise PlaitError(f"{name!r} is {tuple(value.shape)} in the checkpoint and {tuple(parameters[name].shape)} in the model; compare `model:` of both")
+            raise PlaitError(
+                f"{name!r} is {tuple(value.shape)} in the checkpoint and {tuple(parameters[name].shape)} in the model: their `model:` sections differ"
+            )
         parameters[name].data = value.to(device=parameters[name].device, dtype=torch.float32, copy=True)
 
 

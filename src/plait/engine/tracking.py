@@ -6,7 +6,7 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.utils.tensorboard import SummaryWriter
 
 from plait import files
-from plait.config import Wandb
+from plait.config import RunConfig, Wandb
 
 _QUEUE_ROWS = 10_000
 _CLOSE_TIMEOUT_S = 10.0
@@ -30,29 +30,6 @@ class Mirror(Protocol):
 
     def close(self) -> None:
         """Finish within seconds."""
-
-
-class Tracker:
-    """Writes every row to `metrics.jsonl` first, then to the mirrors. Made on rank 0 only."""
-
-    def __init__(self, run: Path, mirrors: list[Mirror]):
-        self.path = run / "metrics.jsonl"
-        self.mirrors = mirrors
-
-    def resume(self, step: int) -> None:
-        """Drop rows of steps that will be run again, so that none is doubled. Row `step` s describes the moment after s updates."""
-        files.keep_rows(self.path, lambda row: row["step"] <= step)
-
-    def row(self, row: Mapping[str, Any]) -> None:
-        """Record one row; it has a `step`."""
-        files.append_rows(self.path, [{name: _plain(value) for name, value in row.items()}])
-        for mirror in self.mirrors:
-            mirror.row(row)
-
-    def close(self) -> None:
-        """Finish all mirrors."""
-        for mirror in self.mirrors:
-            mirror.close()
 
 
 def _plain(value: Any) -> Any:
@@ -120,13 +97,25 @@ class WandB:
 class Screen:
     """A progress bar with time left on a terminal; a plain line every few seconds elsewhere."""
 
-    def __init__(self, stage: str, start: int, stop: int):
+    def __init__(self) -> None:
         self.console = Console(stderr=True)
-        self.live = self.console.is_terminal
+        self.bar: Progress | None = None
+        self.begin("", 0, 0)
+
+    def begin(self, stage: str, start: int, stop: int) -> None:
+        """Count a new stage from step `start` to `stop`."""
+        self.close()
         self.stage, self.first, self.stop = stage, start, stop
         self.began_s, self.said_s = time.monotonic(), -math.inf
-        if self.live:
-            columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[text]}")]
+        if self.console.is_terminal and stage:
+            columns = [
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[text]}"),
+            ]
             self.bar = Progress(*columns, console=self.console)
             self.task = self.bar.add_task(stage, total=stop, completed=start, text="")
             self.bar.start()
@@ -139,7 +128,7 @@ class Screen:
             self._say(f"{self.stage} {step}/{self.stop}  {figures}")
             return
         text = f"loss {row['loss']:.4f}  {row['samples_per_s']:.1f} samples/s"
-        if self.live:
+        if self.bar is not None:
             self.bar.update(self.task, completed=step, text=text)
         elif time.monotonic() - self.said_s >= _LINE_EVERY_S or step == self.stop:
             self.said_s = time.monotonic()
@@ -151,8 +140,45 @@ class Screen:
 
     def close(self) -> None:
         """Leave the terminal as it was."""
-        if self.live:
+        if self.bar is not None:
             self.bar.stop()
+
+
+class Tracker:
+    """Writes every row to `metrics.jsonl` first, then to the mirrors. A tracker of no run (ranks above 0) does nothing."""
+
+    def __init__(self, run: Path | None, mirrors: Sequence[Mirror], screen: Screen | None = None):
+        self.path = run / "metrics.jsonl" if run is not None else None
+        self.mirrors, self.screen = mirrors, screen
+
+    def begin(self, stage: str, step: int, stop: int) -> None:
+        """A stage starts or continues at `step`."""
+        if self.screen is not None:
+            self.screen.begin(stage, step, stop)
+
+    def row(self, row: Mapping[str, Any]) -> None:
+        """Record one row; it has a `step`: it describes the moment after that many updates."""
+        if self.path is not None:
+            files.append_rows(self.path, [{name: _plain(value) for name, value in row.items()}])
+            for mirror in self._all():
+                mirror.row(row)
+
+    def _all(self) -> list[Mirror]:
+        return [*self.mirrors, *([self.screen] if self.screen is not None else [])]
+
+    def close(self) -> None:
+        """Finish all mirrors."""
+        for mirror in self._all():
+            mirror.close()
+
+
+def open_tracker(run: Path, config: RunConfig, identity: str, step: int) -> Tracker:
+    """The tracker of a run that continues at `step`: rows of later steps are dropped, since those steps will be run again."""
+    files.keep_rows(run / "metrics.jsonl", lambda row: row["step"] <= step)
+    mirrors: list[Mirror] = [TensorBoard(run, step)] if config.track.tensorboard else []
+    if config.track.wandb is not None:
+        mirrors.append(WandB(run, config.track.wandb, config.model_dump(mode="json", by_alias=True), identity))
+    return Tracker(run, mirrors, Screen())
 
 
 def _clock(seconds: float) -> str:

@@ -1,0 +1,160 @@
+"""The command line: verbs and arguments only. Each verb's module is imported when it is used, so that help and errors come at once."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from plait import __version__
+from plait.errors import PlaitError
+
+INTERRUPTED = 130
+Arguments = argparse.Namespace
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command. Exit codes: 0 done, 2 a PlaitError in one line on standard error, 130 interrupted."""
+    given, overrides = _parse(list(sys.argv[1:] if arguments is None else arguments))
+    try:
+        given.verb(given, overrides)
+    except PlaitError as error:
+        print(f"plait: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("plait: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _parse(arguments: list[str]) -> tuple[Arguments, list[str]]:
+    """Split verb arguments from `--a.b=value` overrides of the configuration (or of a verb's own options)."""
+    parser = _parser()
+    given, rest = parser.parse_known_args(arguments)
+    for item in rest:
+        if not (item.startswith("--") and "=" in item):
+            parser.error(f"{item!r} is not understood: a setting is written --name=value, for example --optim.lr=3e-6")
+    if rest and given.settings is None:
+        parser.error(f"{rest[0]!r} is not an option of this command")
+    return given, [item.removeprefix("--") for item in rest]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "plait", description="Train multimodal models in stages; stop anywhere, continue exactly.", allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=f"plait {__version__}")
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+
+    def add(
+        to: "argparse._SubParsersAction[argparse.ArgumentParser]",
+        name: str,
+        verb: Callable[..., None],
+        text: str,
+        settings: str | None = None,
+    ) -> argparse.ArgumentParser:
+        made = to.add_parser(name, help=text, description=text, epilog=settings, allow_abbrev=False)
+        made.set_defaults(verb=verb, settings=settings)
+        return made
+
+    overrides = "Settings of the configuration are given as --a.b=value, for example --optim.lr=3e-6 --run=runs/second."
+    made = add(verbs, "train", _train, "start a run, or continue it: the same command does both", overrides)
+    made.add_argument("config", type=Path)
+    made.add_argument("--restart", action="store_true", help="start over; the old run is kept aside")
+    made = add(verbs, "config", _config, "print the resolved configuration and where each value comes from", overrides)
+    made.add_argument("config", type=Path)
+    made = add(verbs, "eval", _eval, "measure a checkpoint on a bench; writes predictions and a page with pictures")
+    made.add_argument("checkpoint", type=Path, help="a run, stage folder or step folder")
+    made.add_argument("--bench", required=True, help="loss, or a bench of the family")
+    made.add_argument("--samples", type=int, help="held-out samples (default: all)")
+    made.add_argument("--batch", type=int, default=16, help="samples at a time")
+    made.add_argument("--show", type=int, default=3, help="answers to print")
+    made.add_argument("--raw", action="store_true", help="use the last weights, not their average")
+    made.add_argument("--out", type=Path, help="where to write (default: RUN/eval/...)")
+    made = add(
+        verbs,
+        "generate",
+        _generate,
+        "answer a prompt, or draw one",
+        "The family's own options are given as --name=value; a wrong one lists them.",
+    )
+    made.add_argument("checkpoint", type=Path)
+    made.add_argument("--out", type=Path, help="folder for what is written")
+    made.add_argument("--raw", action="store_true", help="use the last weights, not their average")
+    inner = verbs.add_parser("ckpt", help="look into checkpoints").add_subparsers(metavar="WHAT", required=True)
+    for name, verb, text in (
+        ("inspect", _ckpt_inspect, "what a checkpoint holds"),
+        ("verify", _ckpt_verify, "check every file of every checkpoint against its hash"),
+    ):
+        add(inner, name, verb, text).add_argument("path", type=Path, help="a run, stage folder or step folder")
+    inner = verbs.add_parser("data", help="look into data").add_subparsers(metavar="WHAT", required=True)
+    add(inner, "index", _data_index, "make and check the offset index of tar shards").add_argument(
+        "path", help="a shard, folder or pattern"
+    )
+    made = add(inner, "inspect", _data_inspect, "draw what the model sees: pixels, prompt, supervised text", overrides)
+    made.add_argument("config", type=Path)
+    made.add_argument("--samples", type=int, default=12)
+    made.add_argument("--out", type=Path, default=Path("inspect"), help="folder for the picture and the page")
+    made.add_argument("--split", choices=("train", "validation"), default="train")
+    return parser
+
+
+def _load(path: Path, overrides: list[str]):
+    from plait import config
+    from plait.families import registry
+
+    return config.load(path, overrides, model_config=registry.model_config, preset=registry.preset)
+
+
+def _train(given: Arguments, overrides: list[str]) -> None:
+    resolved = _load(given.config, overrides)
+    from plait import run
+
+    run.train(resolved, restart=given.restart)
+
+
+def _config(given: Arguments, overrides: list[str]) -> None:
+    from plait import config
+
+    print(config.render(_load(given.config, overrides)))
+
+
+def _eval(given: Arguments, overrides: list[str]) -> None:
+    from plait import evaluate
+
+    evaluate.evaluate(
+        given.checkpoint, given.bench, samples=given.samples, batch=given.batch, show=given.show, averaged=not given.raw, out=given.out
+    )
+
+
+def _generate(given: Arguments, overrides: list[str]) -> None:
+    from plait import evaluate
+
+    evaluate.generate(given.checkpoint, overrides, averaged=not given.raw, out=given.out)
+
+
+def _ckpt_inspect(given: Arguments, overrides: list[str]) -> None:
+    from plait import ckpt
+
+    ckpt.inspect(given.path)
+
+
+def _ckpt_verify(given: Arguments, overrides: list[str]) -> None:
+    from plait import ckpt
+
+    ckpt.verify(given.path)
+
+
+def _data_index(given: Arguments, overrides: list[str]) -> None:
+    from plait import inspect
+
+    inspect.index(given.path)
+
+
+def _data_inspect(given: Arguments, overrides: list[str]) -> None:
+    resolved = _load(given.config, overrides)
+    from plait import inspect
+
+    inspect.draw(resolved, given.split, given.samples, given.out)

@@ -1,0 +1,168 @@
+"""What a configuration stands for: the family, its model on a device, its inputs and its opened data.
+
+Training, evaluation and generation all begin here.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+import xxhash
+from torch import nn
+
+from plait import config as configuration
+from plait.config import Evaluate, Resolved, RunConfig, Source
+from plait.data import sources
+from plait.data.loader import Loader
+from plait.data.order import SampleId, permute
+from plait.engine import checkpoint
+from plait.engine.checkpoint import Checkpoint
+from plait.engine.distributed import World
+from plait.engine.evaluation import HeldOut
+from plait.engine.state import load_weights
+from plait.errors import PlaitError
+from plait.families import registry
+from plait.keys import key
+
+_TOKENIZER_SAMPLES = 2_000
+"""How many samples of each training source a tokenizer trained on the spot reads."""
+
+
+@dataclass
+class Parts:
+    """A family's module, its typed `model:` section and the model built from it."""
+
+    config: RunConfig
+    family: ModuleType
+    section: Any
+    assets: Path
+    model: nn.Module
+    base: dict[str, str] = field(default_factory=dict)
+    """xxh3 of every parameter as built: the reference that frozen weights are pinned to."""
+
+    def inputs(self, config: RunConfig, train: bool) -> Any:
+        """The family's `Inputs` for training or for held-out data."""
+        return self.family.Inputs(self.section, self.assets, max_tokens=config.data.max_tokens, pad=config.data.pad, train=train)
+
+    def frozen_xxh3(self, trained: set[str]) -> str:
+        """One xxh3 over the base weights that were never trained."""
+        lines = "".join(f"{name}={value}\n" for name, value in sorted(self.base.items()) if name not in trained)
+        return xxhash.xxh3_64_hexdigest(lines.encode())
+
+
+def build(config: RunConfig, run: Path, world: World) -> Parts:
+    """The model of `config` on the world's device. What a family makes on the spot (a tokenizer) is saved in RUN/assets by rank 0."""
+    family = registry.load(config.family)
+    section = family.Config.model_validate(config.model)
+    assets = run / "assets"
+    if world.first:
+        family.prepare(section, assets, lambda: _texts(config))
+    world.barrier()
+    model = family.build(section, assets, seed=key(config.seed, "init"))
+    base = {name: _hash(value) for name, value in model.named_parameters()}
+    return Parts(config, family, section, assets, model.to(world.device), base)
+
+
+def _hash(value: torch.Tensor) -> str:
+    return xxhash.xxh3_64_hexdigest(value.detach().contiguous().view(-1).view(torch.uint8).numpy())
+
+
+def _texts(config: RunConfig) -> Iterator[str]:
+    for source in open_data(config, config.data.train, "train"):
+        for i in range(min(len(source), _TOKENIZER_SAMPLES)):
+            sample = source[permute(i, len(source), config.seed, "texts")]
+            yield from (message["content"] for message in sample["messages"])
+
+
+def open_data(config: RunConfig, entries: Sequence[Source], split: str) -> list[Any]:
+    """The opened sources of `entries`."""
+    return sources.open_all(entries, seed=config.seed, split=split, cache=configuration.folder(config.data.cache))
+
+
+@dataclass(frozen=True)
+class FixedOrder:
+    """The held-out samples in one fixed order, in batches; as an order for the loader."""
+
+    chosen: tuple[SampleId, ...]
+    batch: int
+
+    def ids(self, step: int) -> list[SampleId]:
+        """The ids of batch `step`."""
+        return list(self.chosen[step * self.batch : (step + 1) * self.batch])
+
+    @property
+    def steps(self) -> int:
+        """How many batches there are; the last may be smaller."""
+        return -(-len(self.chosen) // self.batch)
+
+
+def choose(sizes: Sequence[int], count: int | None, seed: int) -> tuple[SampleId, ...]:
+    """`count` held-out samples (all when None) drawn evenly from sources of these sizes by a seeded permutation; the same every time."""
+    total = sum(sizes)
+    found = []
+    for position in range(total if count is None else min(count, total)):
+        index, source = permute(position, total, seed, "held-out"), 0
+        while index >= sizes[source]:
+            index, source = index - sizes[source], source + 1
+        found.append(SampleId(source, index, 0))
+    return tuple(found)
+
+
+def held_out(parts: Parts, config: RunConfig, world: World) -> HeldOut:
+    """Access to the held-out data of an `evaluate:` entry: its own `data`, else `data.validation`."""
+    opened: dict[str, list[Any]] = {}
+
+    def open_for(entry: Evaluate) -> tuple[list[Any], tuple[SampleId, ...]]:
+        listed = entry.data or config.data.validation
+        if not listed:
+            raise PlaitError(f"evaluate runs bench {entry.bench!r} but there is no held-out data; list some under data.validation")
+        if (name := repr(listed)) not in opened:
+            opened[name] = open_data(config, listed, "validation")
+        found = opened[name]
+        return found, choose([len(source) for source in found], entry.samples, config.seed)
+
+    def batches(entry: Evaluate) -> Loader:
+        found, chosen = open_for(entry)
+        order = FixedOrder(chosen, entry.batch * world.size)
+        cut = {"rank": world.rank, "world": world.size, "micro_batch": entry.batch, "pin": world.device.type == "cuda"}
+        workers = {
+            "workers": config.data.workers,
+            "kind": "threads",
+            "prefetch": config.data.prefetch,
+            "start_step": 0,
+            "stop_step": order.steps,
+        }
+        return Loader(found, order, parts.inputs(config, train=False), seed=config.seed, **cut, **workers)
+
+    def samples(entry: Evaluate) -> list[Any]:
+        found, chosen = open_for(entry)
+        return [found[identity.source][identity.index] for identity in chosen]
+
+    return HeldOut(batches, samples)
+
+
+def open_run(run: Path, overrides: Sequence[str] = ()) -> Resolved:
+    """The configuration that a run directory was made with."""
+    if not (run / "config.yaml").is_file():
+        raise PlaitError(f"{run} is no run directory: it has no config.yaml")
+    return configuration.load(run / "config.yaml", list(overrides), model_config=registry.model_config, preset=registry.preset)
+
+
+def open_checkpoint(path: Path, world: World, *, averaged: bool = True) -> tuple[Parts, Checkpoint, RunConfig]:
+    """The trained model of a checkpoint (a step folder, stage folder or run) with its averaged weights when it has them, ready to judge.
+
+    Also the checkpoint, and the configuration of the stage it was written in.
+    """
+    if not path.exists():
+        raise PlaitError(f"{path} does not exist; give a run directory or one of its step folders")
+    found = checkpoint.locate(path)
+    resolved = open_run(found.folder.parent.parent)
+    parts = build(resolved.config, found.folder.parent.parent, world)
+    load_weights(parts.model, found.tensors("weights"))
+    if averaged:
+        load_weights(parts.model, found.tensors("ema"))
+    parts.model.eval()
+    return parts, found, resolved.stages[found.manifest["state"]["stage"] - 1].config
