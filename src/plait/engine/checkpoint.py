@@ -151,6 +151,18 @@ def _order(folder: Path) -> tuple[int, int] | None:
     return (int(step.group(1)), int(stage.group(1))) if step and stage else None
 
 
+def is_step(path: Path) -> bool:
+    """Whether the path is named as one checkpoint."""
+    return _STEP.match(path.name) is not None
+
+
+def run_of(path: Path) -> Path:
+    """The run that a run, stage or step folder belongs to."""
+    if is_step(path):
+        return path.parent.parent
+    return path.parent if _STAGE.match(path.name) else path
+
+
 def newest_intact(run: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint whose every file is intact, and the faults of the newer ones that were passed over."""
     faults: list[str] = []
@@ -167,14 +179,13 @@ def locate(path: Path) -> Checkpoint:
 
     Raises PlaitError when there is none, or when the step folder named is damaged.
     """
-    if _STEP.match(path.name):
+    if is_step(path):
         faults = verify(path)
         if faults:
-            raise PlaitError(f"{faults[0]}; `plait ckpt verify {path.parent.parent}` lists the intact ones")
+            raise PlaitError(f"{faults[0]}; `plait ckpt verify {run_of(path)}` lists the intact ones")
         return read(path)
-    run, only = (path.parent, path.name) if _STAGE.match(path.name) else (path, None)
-    for folder in published(run):
-        if (only is None or folder.parent.name == only) and not verify(folder):
+    for folder in published(run_of(path)):
+        if path in folder.parents and not verify(folder):
             return read(folder)
     raise PlaitError(f"{path} holds no intact checkpoint; give a run, a stage folder or a step folder")
 

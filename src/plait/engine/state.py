@@ -106,7 +106,8 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
             raise PlaitError(f"the checkpoint holds {name!r}, which this model has not; is `model:` the one it was trained with?")
         if parameters[name].shape != value.shape:
             raise PlaitError(
-                f"{name!r} is {tuple(value.shape)} in the checkpoint and {tuple(parameters[name].shape)} in the model: their `model:` sections differ"
+                f"{name!r} is {tuple(value.shape)} in the checkpoint and {tuple(parameters[name].shape)} in the model; "
+                "their `model:` sections differ"
             )
         parameters[name].data = value.to(device=parameters[name].device, dtype=torch.float32, copy=True)
 

@@ -1,0 +1,16 @@
+"""The loop over the toy of each contract."""
+
+import pytest
+
+from plait.engine.guards import Quarantine
+from plait.engine.loop import Loop
+
+from .toy import ALONE, SquaredError
+
+
+@pytest.fixture
+def make_loop(tmp_path):
+    def make(state, config, world=ALONE, hooks=()):
+        return Loop(state, SquaredError(), config, world, Quarantine(tmp_path / "quarantine.jsonl", 0.01), hooks)
+
+    return make

@@ -1,0 +1,167 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from plait.engine import checkpoint
+from plait.errors import PlaitError
+
+GROUPS = {
+    "weights": {"a": torch.arange(6.0).view(2, 3)},
+    "ema": {},
+    "moments": {"a.step": torch.tensor(3.0), "a.exp_avg": torch.ones(2, 3)},
+}
+FACTS = {"stage": "only", "state": {"step": 5}, "base": [], "data": {}, "frozen_xxh3": "0"}
+
+
+def save(run, step, **facts):
+    content = {**FACTS, "state": {"step": step}, **facts}
+    return checkpoint.write(checkpoint.folder_of(run, 1, "only", step), checkpoint.copy_out(GROUPS), content)
+
+
+def test_a_checkpoint_reads_back_to_the_bit(tmp_path):
+    save(tmp_path, 5)
+    found = checkpoint.read(tmp_path / "stage-1-only" / "step-00000005")
+    assert found.step == 5
+    for group, tensors in GROUPS.items():
+        read = found.tensors(group)
+        assert set(read) == set(tensors)
+        assert all(torch.equal(read[name], value) for name, value in tensors.items())
+
+
+def test_a_folder_holds_only_the_files_its_manifest_lists(tmp_path):
+    found = save(tmp_path, 5)
+    assert sorted(path.name for path in found.folder.iterdir()) == ["manifest.json", "moments.safetensors", "weights.safetensors"]
+    assert sorted(found.manifest["files"]) == ["moments.safetensors", "weights.safetensors"]
+
+
+def test_every_flipped_byte_is_found_and_named(tmp_path):
+    folder = save(tmp_path, 5).folder
+    for path in sorted(folder.iterdir()):
+        whole = path.read_bytes()
+        for place in range(0, len(whole), 7):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+            faults = checkpoint.verify(folder)
+            assert len(faults) == 1
+            assert str(path) in faults[0]
+        path.write_bytes(whole)
+    assert checkpoint.verify(folder) == []
+
+
+def test_a_short_and_a_missing_file_are_named(tmp_path):
+    folder = save(tmp_path, 5).folder
+    os.truncate(folder / "weights.safetensors", 10)
+    (folder / "moments.safetensors").unlink()
+    faults = sorted(checkpoint.verify(folder))
+    assert faults[0] == f"{folder}/moments.safetensors is missing"
+    assert faults[1].startswith(f"{folder}/weights.safetensors is damaged: 10 bytes, the manifest says ")
+
+
+def test_the_newest_intact_checkpoint_is_found_and_newer_damage_named(tmp_path):
+    for step in (5, 10, 15):
+        save(tmp_path, step)
+    damaged = tmp_path / "stage-1-only" / "step-00000015" / "weights.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"\x07")
+    (tmp_path / "stage-1-only" / "step-00000020").mkdir()
+    found, faults = checkpoint.newest_intact(tmp_path)
+    assert found.step == 10
+    assert len(faults) == 1
+    assert "step-00000015/weights.safetensors is damaged: xxh3" in faults[0]
+
+
+def test_a_later_stage_comes_before_a_longer_one(tmp_path):
+    save(tmp_path, 5)
+    checkpoint.write(checkpoint.folder_of(tmp_path, 2, "next", 5), checkpoint.copy_out(GROUPS), FACTS)
+    assert checkpoint.newest_intact(tmp_path)[0].folder.parent.name == "stage-2-next"
+
+
+def test_only_the_oldest_of_the_same_stage_are_pruned(tmp_path):
+    checkpoint.write(checkpoint.folder_of(tmp_path, 2, "next", 1), checkpoint.copy_out(GROUPS), FACTS)
+    for step in (5, 10, 15, 20):
+        save(tmp_path, step)
+    checkpoint.prune(tmp_path / "stage-1-only", 2)
+    assert [folder.name for folder in checkpoint.published(tmp_path)] == ["step-00000020", "step-00000015", "step-00000001"]
+
+
+@pytest.mark.parametrize("path", ["", "stage-1-only", "stage-1-only/step-00000010"])
+def test_a_run_a_stage_and_a_step_locate_the_newest(tmp_path, path):
+    save(tmp_path, 5)
+    save(tmp_path, 10)
+    assert checkpoint.locate(tmp_path / path).step == 10
+
+
+def test_a_damaged_step_asked_for_by_name_is_refused(tmp_path):
+    folder = save(tmp_path, 5).folder
+    (folder / "weights.safetensors").unlink()
+    with pytest.raises(PlaitError, match=r"weights.safetensors is missing; `plait ckpt verify .*` lists the intact ones"):
+        checkpoint.locate(folder)
+
+
+def test_another_format_is_refused_by_name(tmp_path):
+    folder = save(tmp_path, 5, format="plait-checkpoint-9").folder
+    with pytest.raises(PlaitError, match="has format 'plait-checkpoint-9'; this plait reads 'plait-checkpoint-1'"):
+        checkpoint.read(folder)
+
+
+def test_a_background_save_copies_before_training_goes_on(tmp_path):
+    weight = torch.zeros(1000)
+    saver = checkpoint.Saver(background=True)
+    saver.save(checkpoint.folder_of(tmp_path, 1, "only", 1), {"weights": {"w": weight}}, FACTS, keep=3)
+    weight.fill_(1.0)
+    saver.wait()
+    assert checkpoint.newest_intact(tmp_path)[0].tensors("weights")["w"].abs().max() == 0
+
+
+@pytest.mark.parametrize("background", [True, False])
+def test_a_failed_save_is_raised_in_one_line_and_leaves_the_earlier_one(tmp_path, background):
+    save(tmp_path, 5)
+    (tmp_path / "stage-1-only" / ".saving-step-00000010").write_text("in the way")
+    saver = checkpoint.Saver(background)
+    with pytest.raises(
+        PlaitError, match=r"step-00000010 could not be written: .*; earlier checkpoints are intact, free space or mend the disk"
+    ):
+        saver.save(checkpoint.folder_of(tmp_path, 1, "only", 10), GROUPS, FACTS, keep=3)
+        saver.wait()
+    assert checkpoint.newest_intact(tmp_path)[0].step == 5
+
+
+SAVE_FOREVER = """
+import sys, torch
+from pathlib import Path
+from plait.engine import checkpoint
+facts = {"stage": "only", "base": [], "data": {}, "frozen_xxh3": "0"}
+step = 0
+while True:
+    step += 1
+    groups = {"weights": {"w": torch.full((500_000,), float(step))}}
+    checkpoint.write(checkpoint.folder_of(Path(sys.argv[1]), 1, "only", step), groups, {**facts, "state": {"step": step}})
+    print(step, flush=True)
+"""
+
+
+def test_a_kill_at_any_moment_of_a_save_leaves_an_intact_checkpoint(tmp_path):
+    for trial in range(3):
+        run = tmp_path / str(trial)
+        worker = subprocess.Popen([sys.executable, "-c", SAVE_FOREVER, str(run)], stdout=subprocess.PIPE, text=True)
+        for _ in range(2):
+            done = int(worker.stdout.readline())
+        time.sleep(0.003 * (trial + 1))
+        os.kill(worker.pid, signal.SIGKILL)
+        worker.communicate()
+        found, faults = checkpoint.newest_intact(run)
+        assert faults == []
+        assert found.step >= done
+        assert torch.all(found.tensors("weights")["w"] == found.step)
+        checkpoint.clear_unfinished(run)
+        assert not list(run.glob("*/.saving-*"))
+
+
+def test_the_manifest_is_plain_json(tmp_path):
+    manifest = json.loads((save(tmp_path, 5).folder / "manifest.json").read_text())
+    assert manifest["format"] == "plait-checkpoint-1"
+    assert manifest["kind"] == "resumable"

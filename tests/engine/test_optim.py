@@ -1,0 +1,147 @@
+import math
+import re
+
+import pytest
+import torch
+from torch import nn
+
+from plait.config import Optim, Schedule
+from plait.engine import optim
+from plait.engine.optim import Ema, lr_factor
+from plait.errors import PlaitError
+
+from .toy import Net, make_config, make_state
+
+
+def schedule(name, warmup=0):
+    return Schedule(name=name, warmup_steps=warmup)
+
+
+@pytest.mark.parametrize("name", ["constant", "linear", "cosine", "inverse_sqrt"])
+def test_every_schedule_warms_up_linearly_to_its_peak(name):
+    found = [lr_factor(schedule(name, 10), step, 100) for step in range(11)]
+    assert found[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
+    assert found[10] == pytest.approx(1.0)
+
+
+def test_cosine_is_half_way_down_at_half_time_and_at_its_floor_at_the_end():
+    assert lr_factor(schedule("cosine", 20), 60, 100, floor=0.1) == pytest.approx(0.55)
+    assert lr_factor(schedule("cosine", 20), 100, 100, floor=0.1) == pytest.approx(0.1)
+
+
+def test_linear_falls_by_equal_amounts_to_its_floor():
+    found = [lr_factor(schedule("linear"), step, 100, floor=0.2) for step in range(101)]
+    assert found == pytest.approx([1 - 0.8 * step / 100 for step in range(101)])
+
+
+def test_inverse_sqrt_halves_when_the_step_quadruples():
+    assert lr_factor(schedule("inverse_sqrt", 25), 400, 1000) == pytest.approx(0.25)
+    assert lr_factor(schedule("inverse_sqrt", 25), 100, 1000) == pytest.approx(0.5)
+
+
+def test_a_schedule_ends_at_min_lr_for_every_component():
+    settings = Optim.model_validate({"lr": 1e-3, "schedule": {"name": "cosine", "min_lr": 1e-4}, "components": {"tower": {"lr": 2e-5}}})
+    made = optim.adamw(Net().components(), settings)
+    assert optim.set_lr(made, settings, 100, 100) == pytest.approx({"tower": 2e-6, "head": 1e-4})
+
+
+def test_vectors_do_not_decay_and_components_have_their_own_rates():
+    settings = Optim.model_validate({"lr": 1e-3, "weight_decay": 0.1, "components": {"tower": {"lr": 2e-5, "weight_decay": 0.3}}})
+    groups = optim.adamw(Net().components(), settings).param_groups
+    found = [(group["component"], group["names"], group["peak"], group["weight_decay"]) for group in groups]
+    assert found == [
+        ("tower", ["tower.weight"], 2e-5, 0.3),
+        ("tower", ["tower.bias"], 2e-5, 0.0),
+        ("head", ["head.weight"], 1e-3, 0.1),
+        ("head", ["head.bias"], 1e-3, 0.0),
+    ]
+
+
+def test_select_takes_components_parts_of_them_or_everything_but_the_forbidden():
+    parts = Net().components()
+    assert set(optim.select(parts, ["*"], frozenset({"tower"}))) == {"head"}
+    assert list(optim.select(parts, ["tower:bias"], frozenset())["tower"]) == ["tower.bias"]
+
+
+@pytest.mark.parametrize(
+    ("trainable", "message"),
+    [
+        ("haed", "trainable names 'haed', which is no component of this model; components: tower, head"),
+        ("head:norm", "trainable names 'head:norm', but no parameter of 'head' has 'norm' in its name"),
+    ],
+)
+def test_select_refuses_what_selects_nothing(trainable, message):
+    with pytest.raises(PlaitError, match=f"^{re.escape(message)}$"):
+        optim.select(Net().components(), [trainable], frozenset())
+
+
+def test_select_refuses_what_is_never_trained():
+    with pytest.raises(PlaitError, match=r"'head', which is never trained; components: tower$"):
+        optim.select(Net().components(), ["head"], frozenset({"head"}))
+
+
+def test_moments_move_by_name_and_not_by_position():
+    config = make_config()
+    state = make_state(config)
+    sum(value.square().sum() for value in state.model.parameters()).backward()
+    state.optimizer.step()
+    saved = {name: value.clone() for name, value in optim.moments(state.optimizer).items()}
+    other = make_state(config, trainable=("head", "tower"))
+    assert optim.load_moments(other.optimizer, saved) == []
+    for name, value in optim.moments(other.optimizer).items():
+        assert torch.equal(value, saved[name]), name
+
+
+def test_load_moments_names_parameters_that_have_none_and_refuses_a_wrong_shape():
+    state = make_state(make_config())
+    assert set(optim.load_moments(state.optimizer, {})) == {"tower.weight", "tower.bias", "head.weight", "head.bias"}
+    wrong = {f"head.bias.{kind}": torch.zeros(2) for kind in optim.MOMENTS}
+    with pytest.raises(PlaitError, match=r"saved moment head\.bias\.exp_avg has shape \(2,\), the parameter \(1,\)"):
+        optim.load_moments(state.optimizer, wrong)
+
+
+def test_ema_is_the_closed_form_of_its_decay():
+    weight = {"w": nn.Parameter(torch.zeros(1))}
+    ema = Ema(0.9, 0)
+    ema.track(weight)
+    for k in range(20):
+        weight["w"].data.fill_(1.0)
+        ema.update(weight, k)
+    assert ema.average["w"].item() == pytest.approx(1 - 0.9**20, rel=1e-6)  # fp32 rounding of 20 steps
+
+
+def test_ema_warms_up_from_the_weights_themselves():
+    weight = {"w": nn.Parameter(torch.zeros(1))}
+    ema = Ema(0.999, 4)
+    ema.track(weight)
+    weight["w"].data.fill_(1.0)
+    ema.update(weight, 0)
+    assert ema.average["w"].item() == pytest.approx(0.75)
+
+
+def test_ema_swap_twice_restores_both_to_the_bit():
+    net = Net()
+    parameters = dict(net.named_parameters())
+    ema = Ema(0.5, 0)
+    ema.track(parameters)
+    nn.init.normal_(net.head.weight)
+    before, average = net.head.weight.detach().clone(), ema.average["head.weight"].clone()
+    ema.swap(parameters)
+    assert torch.equal(net.head.weight, average)
+    ema.swap(parameters)
+    assert torch.equal(net.head.weight, before)
+    assert torch.equal(ema.average["head.weight"], average)
+
+
+def test_fused_adamw_equals_its_equation_in_float64():
+    settings = Optim.model_validate({"lr": 0.1, "betas": [0.8, 0.9], "eps": 1e-8, "weight_decay": 0.5})
+    weight = nn.Parameter(torch.tensor([[2.0]]))
+    made = optim.adamw({"a": {"w": weight}}, settings)
+    x, m, v = 2.0, 0.0, 0.0
+    for k in range(1, 6):
+        gradient = math.sin(k)
+        weight.grad = torch.tensor([[gradient]])
+        made.step()
+        m, v = 0.8 * m + 0.2 * gradient, 0.9 * v + 0.1 * gradient**2
+        x = x * (1 - 0.1 * 0.5) - 0.1 * (m / (1 - 0.8**k)) / (math.sqrt(v / (1 - 0.9**k)) + 1e-8)
+    assert weight.item() == pytest.approx(x, rel=1e-5)  # five fp32 updates
