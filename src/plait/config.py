@@ -1,0 +1,260 @@
+"""From a file and a command line to one validated configuration per stage, each value with its origin.
+
+Values come from, in rising order: defaults, preset, file, stage, command line. Mappings merge, lists replace.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from plait import dialects, ledger, reading, secrecy
+from plait.complaints import Problem, complain, explain, kinds, report
+from plait.errors import PlaitError
+from plait.provenance import COMMAND_LINE, Node, at, claims, dotted, find, leaves, merge, nest, plain, wrap
+from plait.reading import Override
+from plait.schema import (
+    Checkpoint,
+    Component,
+    Data,
+    Distributed,
+    Ema,
+    Evaluate,
+    Guard,
+    Optim,
+    RunConfig,
+    Schedule,
+    Source,
+    Stage,
+    Template,
+    Track,
+    Train,
+    Wandb,
+    conflicts,
+)
+
+__all__ = [
+    "ABSENT",
+    "DEFAULT",
+    "Checkpoint",
+    "Component",
+    "Data",
+    "Distributed",
+    "Ema",
+    "Evaluate",
+    "Guard",
+    "Optim",
+    "Resolved",
+    "RunConfig",
+    "Schedule",
+    "Source",
+    "Stage",
+    "StageView",
+    "Template",
+    "Track",
+    "Train",
+    "Wandb",
+    "difference",
+    "dump",
+    "folder",
+    "load",
+    "render",
+]
+
+DEFAULT = "default"
+ABSENT = "(absent)"
+_STAGED = frozenset(Stage.model_fields) - {"name"}
+ModelConfig = Callable[[str], type[BaseModel]]
+Preset = Callable[[str, str], Path]
+
+
+@dataclass(frozen=True)
+class StageView:
+    """The effective configuration of one stage: what the engine runs."""
+
+    index: int  # from 1
+    name: str
+    config: RunConfig
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A validated run. `origins` has an entry for every leaf; `translation` is (their key, their value, our path or None, note)."""
+
+    config: RunConfig
+    stages: tuple[StageView, ...]
+    origins: dict[str, str]
+    translation: list[tuple[str, Any, str | None, str]]
+    warnings: list[str]
+
+    def to_yaml(self) -> str:
+        """The whole configuration, defaults included; `load` reads it back to the same thing."""
+        return reading.write_yaml(dump(self.config))
+
+
+def load(path: str | Path, overrides: Sequence[str] = (), *, model_config: ModelConfig, preset: Preset) -> Resolved:
+    """Read, translate, merge and check the configuration at `path`. Any fault of it is one PlaitError of one line."""
+    path = Path(path)
+    commands = [Override.parse(text) for text in overrides]
+    file = reading.read(path)
+    secrecy.refuse(file)
+    spoken = dialects.translate(file, commands, path, tuple(field.alias or name for name, field in RunConfig.model_fields.items()))
+    tree = _with_preset(spoken.tree, spoken.overrides, preset)
+    family = _chosen(tree, spoken.overrides, "family")
+    section = _section(family, model_config) if family else None
+    for command in sorted(spoken.overrides, key=lambda one: one.path[0] == "stages"):  # a stage's own override wins over a general one
+        tree = _override(tree, command, section)
+    run = at(tree, ("run",))
+    if run is None or run.value is None:
+        tree = merge(tree, Node({"run": Node(f"runs/{path.stem}", DEFAULT, path="run")}, tree.file, tree.line))
+    config, views = _validated(tree, section)
+    origins = {dotted(leaf): _origin(tree, leaf) for leaf, _ in leaves(dump(config))}
+    return Resolved(config, views, origins, spoken.rows, spoken.warnings)
+
+
+def folder(text: str | None) -> Path | None:
+    """A folder as a file names it, `~` opened."""
+    return None if text is None else Path(text).expanduser()
+
+
+def render(resolved: Resolved) -> str:
+    """What `plait config` prints: every value with its origin, and a translated dialect side by side."""
+    return ledger.render(dict(leaves(dump(resolved.config))), resolved.origins, resolved.translation, resolved.warnings)
+
+
+def dump(config: RunConfig) -> dict[str, Any]:
+    """Plain data under the names that a file uses."""
+    return config.model_dump(mode="json", by_alias=True)
+
+
+def difference(a: RunConfig | Resolved, b: RunConfig | Resolved) -> list[tuple[str, Any, Any]]:
+    """The leaves in which two configurations differ: (path, value in a, value in b), ABSENT where one has none."""
+    left, right = (dict(leaves(dump(one.config if isinstance(one, Resolved) else one))) for one in (a, b))
+    every = dict.fromkeys([*left, *right])
+    pairs = ((path, left.get(path, ABSENT), right.get(path, ABSENT)) for path in every)
+    return [(dotted(path), mine, theirs) for path, mine, theirs in pairs if mine != theirs or type(mine) is not type(theirs)]
+
+
+def _with_preset(tree: Node, overrides: Sequence[Override], preset: Preset) -> Node:
+    """`tree` over the preset that it, or the command line, names."""
+    name = _chosen(tree, overrides, "preset")
+    family = _chosen(tree, overrides, "family")
+    if name is None or family is None:
+        return tree
+    try:
+        file = preset(str(family.value), str(name.value))
+    except PlaitError as error:
+        raise PlaitError(f"{name.place}: {error}") from None
+    below = reading.read(file)
+    secrecy.refuse(below)
+    if "preset" in below.value:
+        raise PlaitError(f"{below.value['preset'].place}: a preset cannot stand on another preset")
+    return merge(_labelled(below, f"preset {name.value}"), tree)
+
+
+def _labelled(node: Node, label: str) -> Node:
+    value = node.value
+    if isinstance(value, dict):
+        value = {key: _labelled(child, label) for key, child in value.items()}
+    elif isinstance(value, list):
+        value = [_labelled(child, label) for child in value]
+    return replace(node, value=value, label=label)
+
+
+def _chosen(tree: Node, overrides: Sequence[Override], key: str) -> Node | None:
+    """The text at the top-level `key`, the command line first; None where there is none or where it is no text."""
+    for command in reversed(overrides):
+        if command.path == (key,) and command.text not in ("", "null", "~"):
+            return Node(command.text, COMMAND_LINE, path=key)
+    node = at(tree, (key,))
+    return node if node is not None and isinstance(node.value, str) else None
+
+
+def _section(family: Node, model_config: ModelConfig) -> type[BaseModel]:
+    try:
+        return model_config(str(family.value))
+    except PlaitError as error:
+        raise PlaitError(f"{family.place}: {error}") from None
+
+
+def _override(tree: Node, command: Override, section: type[BaseModel] | None) -> Node:
+    """`command` over the base, and over every stage that says something else."""
+    leaf = Node(None, COMMAND_LINE, path=dotted(command.path))
+    layer = nest(command.path, wrap(_value(command, section), leaf))
+    tree = merge(tree, layer)
+    stages = at(tree, ("stages",))
+    if command.path[0] not in _STAGED or stages is None or not isinstance(stages.value, list):
+        return tree
+    return merge(tree, replace(layer, value={"stages": replace(stages, value=[_over_stage(one, command, layer) for one in stages.value])}))
+
+
+def _over_stage(stage: Node, command: Override, layer: Node) -> Node:
+    return merge(stage, layer) if isinstance(stage.value, dict) and claims(stage, command.path) else stage
+
+
+def _value(command: Override, section: type[BaseModel] | None) -> Any:
+    """The typed-in text as a value: as it stands where only text can be meant, else as YAML."""
+    path = command.path
+    if path[0] == "stages" and len(path) > 3:
+        path = path[2:]
+    wanted = kinds(section, path[1:]) if path[0] == "model" and section else kinds(RunConfig, path)
+    quoted = len(command.text) > 1 and command.text[0] == command.text[-1] and command.text[0] in "'\""
+    if wanted and set(wanted) <= {str, type(None)} and not quoted and command.text not in ("null", "~", ""):
+        return command.text
+    try:
+        return reading.scalar(command.text)
+    except yaml.YAMLError:
+        name = dotted(command.path)
+        raise PlaitError(f"{COMMAND_LINE}: the value of {name} is not YAML: quote it, as in --{name}=\"'...'\"") from None
+
+
+def _validated(tree: Node, section: type[BaseModel] | None) -> tuple[RunConfig, tuple[StageView, ...]]:
+    problems: list[Problem] = []
+    config = _checked(tree, section, problems)
+    stages = at(tree, ("stages",))
+    views = []
+    if config is None or stages is None or not config.stages:
+        views = [(1, "train", tree)]
+    else:
+        base = replace(tree, value={key: child for key, child in tree.value.items() if key != "stages"})
+        for index, stage in enumerate(stages.value):
+            over = replace(stage, value={key: child for key, child in stage.value.items() if key in _STAGED})
+            views.append((index + 1, config.stages[index].name, merge(base, over)))
+    found = []
+    for index, name, merged in views:
+        view = _checked(merged, section, problems) if config is not None else None
+        if view is not None:
+            problems += [complain(merged, path, what) for path, what in conflicts(view)]
+            found.append(StageView(index, name, view))
+    names = [view.name for view in found]
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            said = f"is {name!r}, as is that of stage {names.index(name) + 1}: rename one"
+            problems.append(complain(tree, ("stages", index, "name"), said))
+    report(problems)
+    assert config is not None
+    return config, tuple(found)
+
+
+def _checked(tree: Node, section: type[BaseModel] | None, problems: list[Problem]) -> RunConfig | None:
+    """`tree` as a typed configuration, its model section with the family's defaults; None, and problems, if it is not one."""
+    data = plain(tree)
+    before = len(problems)
+    if section is not None and isinstance(data.get("model", {}), dict):
+        try:
+            data["model"] = section.model_validate(data.get("model", {})).model_dump(mode="json", by_alias=True)
+        except ValidationError as error:
+            problems += explain(error, tree, section, ("model",))
+    try:
+        config = RunConfig.model_validate(data)
+    except ValidationError as error:
+        problems += explain(error, tree, RunConfig)
+    return config if len(problems) == before else None
+
+
+def _origin(tree: Node, path: Sequence[str | int]) -> str:
+    node, depth = find(tree, path)
+    return node.source if depth == len(path) else DEFAULT
