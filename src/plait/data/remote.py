@@ -1,0 +1,97 @@
+"""Files behind fsspec addresses, read by range.
+
+With a cache folder, blocks of 4 MiB are fetched once and kept, each written whole or not at all. Without one, exactly the bytes asked for
+are fetched, and nothing is kept.
+"""
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from plait.errors import PlaitError
+from plait.files import write_whole
+from plait.keys import key
+
+BLOCK_BYTES = 4 << 20
+_WAITS_S = (0.5, 2.0, 8.0)  # between attempts at one range
+_LOCKS = 16  # two threads never fetch one block at once
+
+
+class RemoteFile:
+    """One remote file of known size. Threads may read it at once, and it may be sent to another process."""
+
+    def __init__(self, address: str, cache: str | Path | None) -> None:
+        self.address = address
+        info = self._try(lambda: self._connect().info(self._inner), "read")
+        if info.get("size") is None:
+            raise PlaitError(f"{address} does not tell its size, so it cannot be read by range; copy it to disk first")
+        self.size = int(info["size"])
+        self.stamp: dict[str, Any] = {"size": self.size, "version": _version(info)}
+        name = f"{Path(address).name}-{key(address, self.size, self.stamp['version']):016x}"
+        self._blocks = Path(cache).expanduser() / "blocks" / name if cache else None
+        self._locks = [threading.Lock() for _ in range(_LOCKS)]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in ("_system", "_locks")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._connect()
+        self._locks = [threading.Lock() for _ in range(_LOCKS)]
+
+    def read(self, offset: int, length: int) -> bytes:
+        """`length` bytes from `offset`. Errors: past the end, short answers, a dead network after several attempts."""
+        if offset + length > self.size:
+            raise PlaitError(f"{self.address}: bytes {offset} to {offset + length} lie past its end at {self.size}")
+        if self._blocks is None:
+            return self._fetch(offset, offset + length)
+        first, last = offset // BLOCK_BYTES, (offset + max(length, 1) - 1) // BLOCK_BYTES
+        body = b"".join(self._block(number) for number in range(first, last + 1))
+        return body[offset - first * BLOCK_BYTES :][:length]
+
+    def _block(self, number: int) -> bytes:
+        start, end = number * BLOCK_BYTES, min((number + 1) * BLOCK_BYTES, self.size)
+        assert self._blocks is not None
+        kept = self._blocks / f"{number:08d}"
+        with self._locks[number % _LOCKS]:
+            if kept.is_file() and len(body := kept.read_bytes()) == end - start:
+                return body
+            body = self._fetch(start, end)
+            write_whole(kept, body)
+            return body
+
+    def _fetch(self, start: int, end: int) -> bytes:
+        if start == end:
+            return b""
+        body = self._try(lambda: self._system.cat_file(self._inner, start=start, end=end), f"read bytes {start} to {end} of")
+        if len(body) != end - start:
+            raise PlaitError(f"{self.address} sent {len(body)} bytes of {end - start} from offset {start}: it changed, or was cut short")
+        return body
+
+    def _connect(self) -> Any:
+        try:
+            self._system, self._inner = fsspec.core.url_to_fs(self.address)
+        except (ImportError, ValueError) as error:
+            raise PlaitError(f"cannot open {self.address}: {error}") from error
+        return self._system
+
+    def _try(self, action: Any, what: str) -> Any:
+        for wait_s in (*_WAITS_S, None):
+            try:
+                return action()
+            except FileNotFoundError as error:
+                raise PlaitError(f"there is no file {self.address}") from error
+            except OSError as error:
+                if wait_s is None:
+                    raise PlaitError(f"cannot {what} {self.address} ({len(_WAITS_S) + 1} attempts): {error}") from error
+                time.sleep(wait_s)
+        raise AssertionError("unreachable")
+
+
+def _version(info: dict[str, Any]) -> str:
+    """What the store offers to tell one content from the next."""
+    known = (info.get(name) for name in ("ETag", "etag", "md5Hash", "mtime", "LastModified", "last_modified", "created"))
+    return str(next((value for value in known if value is not None), ""))
