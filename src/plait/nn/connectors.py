@@ -1,16 +1,19 @@
 """Connectors from one model's features into another's embedding space."""
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+Made = TypeVar("Made")
+
 
 class Connector(nn.Module):
     """features -> hidden, by one matrix ("linear") or two with a GELU between ("mlp"); no activation at the end.
 
-    Without the normalisation that follows (`match_rms`) a fresh connector's output is not at the embeddings' scale, and first gradients explode.
+    Its output is not at the embeddings' scale: without `match_rms` after it, first gradients explode.
     """
 
     def __init__(self, features: int, hidden: int, kind: str):
@@ -34,7 +37,7 @@ def root_mean_square(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32)).square().mean().sqrt()
 
 
-def seeded(seed: int, make: Callable[[], nn.Module]) -> nn.Module:
+def seeded(seed: int, make: Callable[[], Made]) -> Made:
     """`make()` with torch's CPU generator set to `seed` and put back after: initialisation that depends on nothing else."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

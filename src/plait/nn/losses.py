@@ -1,7 +1,7 @@
-"""Token cross-entropy without the full logits: 262,208 words x 1,024 positions are 1.07 GB in float32, and autograd would keep three of them.
+"""Token cross-entropy without the full logits: 262,208 words x 1,024 positions are 1.07 GB in float32, and autograd keeps three.
 
 The head's product is taken over chunks of positions and forgotten; only positions with a target enter at all.
-`torch.nn.functional.linear_cross_entropy` (torch 2.13) does it where it can; the function here does it elsewhere, and with soft-capped logits.
+`torch.nn.functional.linear_cross_entropy` (torch 2.13) does it where it can; the function here elsewhere, and with soft-capped logits.
 """
 
 import torch
@@ -13,7 +13,7 @@ CHUNK_POSITIONS = 256
 
 
 def token_cross_entropy(hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor, *, softcap: float | None = None) -> Tensor:
-    """Sum over positions n with target >= 0 of -log softmax(head @ hidden_n)[target_n], in nats; a float32 scalar (float64 for float64 inputs).
+    """Sum over supervised positions n of -log softmax(head @ hidden_n)[target_n], in nats; a float32 scalar (float64 for float64 inputs).
 
     No supervised position gives exactly 0, with zero gradients (a mean would be NaN). Under autocast the products are taken in its type.
     """

@@ -23,7 +23,7 @@ class World(Section):
     revision: str | None = Field(default=None, description="commit or tag of a Hub source")
     tokens: Literal["pooled", "patches", "spatial", "channel"] = Field(
         default="pooled",
-        description="a token is: pooled, the mean of a square group of latent cells; patches, the group itself; spatial, a cell; channel, a channel",
+        description="pooled: the mean of a square group of latent cells; patches: the group itself; spatial: a cell; channel: a channel",
     )
     projector: Literal["mlp", "linear"] = "mlp"
     max_tokens: Positive = Field(

@@ -1,0 +1,30 @@
+"""Family theworld's contract: what the engine, the planner and the verbs take from it."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from plait.families.theworld import towers
+from plait.families.theworld.config import TINY, Config
+from plait.families.theworld.inputs import Inputs, inspect
+from plait.families.theworld.loss import Loss
+from plait.families.theworld.model import NEVER_TRAINED, blocks, build, components
+from plait.families.theworld.tiny import write_tokenizer
+
+__all__ = ["Config", "Inputs", "Loss", "base", "blocks", "build", "components", "inspect", "never_trained", "prepare"]
+
+never_trained = NEVER_TRAINED
+
+
+def prepare(config: Config, directory: Path, texts: Callable[[], Iterable[str]]) -> None:
+    """A tiny base's tokenizer, trained on the run's texts and kept in its directory; nothing otherwise, and nothing twice."""
+    folder = directory / towers.TOKENIZER
+    if config.base == TINY and not folder.exists():
+        write_tokenizer(folder, texts(), config.tiny.vocabulary)
+
+
+def base(config: Config) -> list[dict[str, str | None]]:
+    """Where weights that are not saved with a run come from."""
+    parts: list[dict[str, str | None]] = [{"part": "gemma", "name": config.base, "revision": config.base_revision}]
+    if config.world is not None:
+        parts.append({"part": "world", "name": config.world.source, "revision": config.world.revision})
+    return parts

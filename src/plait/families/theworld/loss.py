@@ -1,0 +1,22 @@
+"""The loss: next-token cross-entropy on supervised positions, as a sum and its weight. Division happens in the loop, once, globally."""
+
+import torch
+from torch import Tensor, nn
+
+from plait.families.theworld.config import Config
+from plait.nn.losses import IGNORED
+
+
+class Loss:
+    """One term, `loss`, in nats per supervised token."""
+
+    def __init__(self, config: Config):
+        self.coefficients = {"loss": 1.0}
+
+    def weights(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """How many positions are supervised. Labels alone say so: all of them masked weighs 0."""
+        return {"loss": (batch["labels"][:, 1:] != IGNORED).sum().to(torch.float64)}
+
+    def sums(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The summed cross-entropy, nats; differentiable."""
+        return model(batch)

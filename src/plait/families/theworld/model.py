@@ -1,0 +1,168 @@
+"""Gemma 3 that sees a world: features of the vision tower and of the world encoder put into one sequence of embeddings.
+
+Gemma and the encoder are transformers' and diffusers' own classes. Without a world block in a row, that row is exactly Gemma's.
+Legend: B rows, L positions, D width, K image tokens, V vocabulary rows.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import Gemma3ForConditionalGeneration
+from transformers.cache_utils import Cache
+from transformers.models.gemma3.modeling_gemma3 import Gemma3DecoderLayer
+from transformers.models.siglip.modeling_siglip import SiglipEncoderLayer
+
+from plait.families.theworld import towers
+from plait.families.theworld.config import Config, World
+from plait.families.theworld.sequence import Kind
+from plait.families.theworld.world import WorldEncoder, WorldProjector, by_length, unit_range
+from plait.keys import key
+from plait.nn.connectors import root_mean_square, seeded
+from plait.nn.losses import token_cross_entropy
+
+Batch = dict[str, Tensor]
+
+
+class TheWorld(nn.Module):
+    """`forward` gives the summed loss; `hidden`, `logits` and `embed` are its stages, for generation and tests."""
+
+    def __init__(self, gemma: Gemma3ForConditionalGeneration, world: WorldEncoder | None, projector: WorldProjector | None):
+        super().__init__()
+        self.gemma, self.world, self.projector = gemma, world, projector
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """{"loss": sum of cross-entropies, nats, over supervised positions}; exactly 0 with zero gradients where nothing is supervised."""
+        hidden_BLD = self.hidden(self.embed(batch), batch)
+        target_BL = batch["labels"][:, 1:]
+        total = token_cross_entropy(hidden_BLD[:, :-1].flatten(0, 1), self.gemma.lm_head.weight, target_BL.flatten(), softcap=self._softcap)
+        return {"loss": total + self._untouched(batch).to(total)}
+
+    def embed(self, batch: Batch) -> Tensor:
+        """Embeddings (B, L, D): the words', with image features and world blocks in their places."""
+        embeds_BLD = self.gemma.get_input_embeddings()(batch["ids"])
+        kinds_BL1 = batch["kinds"][..., None]
+        if len(batch["pixels"]):
+            features = self._image_features(batch["pixels"]).to(embeds_BLD.dtype)
+            embeds_BLD = embeds_BLD.masked_scatter(kinds_BL1 == Kind.IMAGE, features)
+        if len(batch["frames"]):
+            blocks = self._world_blocks(batch).to(embeds_BLD.dtype)
+            embeds_BLD = embeds_BLD.masked_scatter(kinds_BL1 >= Kind.WORLD, blocks)
+        return embeds_BLD
+
+    def hidden(self, embeds_BLD: Tensor, batch: Batch, cache: Cache | None = None) -> Tensor:
+        """The language model's last hidden states (B, L, D) over a whole row; `cache` is filled when given."""
+        return self.gemma.model(
+            inputs_embeds=embeds_BLD,
+            attention_mask=batch["attention_mask"],
+            token_type_ids=batch["token_types"],
+            position_ids=batch["positions"],
+            past_key_values=cache,
+            use_cache=cache is not None,
+        ).last_hidden_state
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., D) to (..., V)."""
+        logits = self.gemma.lm_head(hidden)
+        return logits if self._softcap is None else self._softcap * torch.tanh(logits / self._softcap)
+
+    @property
+    def _softcap(self) -> float | None:
+        return self.gemma.config.get_text_config().final_logit_softcapping
+
+    def _image_features(self, pixels: Tensor) -> Tensor:
+        tower = self.gemma.model
+        with _gradients(tower.vision_tower, tower.multi_modal_projector):
+            weight = next(tower.vision_tower.parameters())
+            return self.gemma.get_image_features(unit_range(pixels, weight.dtype)).pooler_output
+
+    def _world_blocks(self, batch: Batch) -> Tensor:
+        """All world blocks, one after another in the rows' order: (positions, D)."""
+        assert self.world is not None
+        assert self.projector is not None
+        counts = batch["frame_counts"].tolist()
+        rows: list[Tensor] = [torch.empty(0)] * len(counts)
+        for places, frames in by_length(batch["frames"], counts):
+            with _gradients(self.world):
+                latents = self.world(frames)
+            for place, block in zip(places, self.projector(latents), strict=True):
+                rows[place] = block
+        return torch.cat(rows)
+
+    def _untouched(self, batch: Batch) -> Tensor:
+        """Zero, with a zero gradient for each trainable parameter of the parts that this batch has no input for.
+
+        Every rank then has every gradient, whatever its rows: without this, a text-only micro-batch would hang or upset the others.
+        """
+        idle: list[nn.Module] = []
+        if not len(batch["pixels"]):
+            idle += [self.gemma.model.vision_tower, self.gemma.model.multi_modal_projector]
+        if self.world is not None and len(batch["frames"]) == len(batch["frame_counts"]):  # no clip: time convolutions see nothing
+            idle += [self.world]
+        if self.projector is not None and not len(batch["frames"]):
+            idle += [self.projector]
+        empty = [p.flatten()[:0].sum() for part in idle for p in part.parameters() if p.requires_grad]
+        return torch.stack([value.float() for value in empty]).sum() if empty else torch.zeros((), device=batch["ids"].device)
+
+
+def _gradients(*parts: nn.Module) -> torch.autograd.grad_mode.set_grad_enabled:
+    """Gradients only where some part trains: pixels need none, so a frozen tower keeps no activations."""
+    trains = any(p.requires_grad for part in parts for p in part.parameters())
+    return torch.set_grad_enabled(trains and torch.is_grad_enabled())
+
+
+def build(config: Config, directory: Path, *, seed: int) -> TheWorld:
+    """The model with its weights; the projector, and whatever is tiny, drawn from `seed`. On the meta device: sizes only."""
+    gemma = towers.load_gemma(config, seed)
+    if config.world is None:
+        return TheWorld(gemma, None, None)
+    vae = towers.load_wan(config, config.world, seed)
+    return TheWorld(gemma, WorldEncoder(vae), _projector(config.world, vae.config["z_dim"], gemma, seed))
+
+
+def _projector(world: World, channels: int, gemma: Gemma3ForConditionalGeneration, seed: int) -> WorldProjector:
+    weight = gemma.get_input_embeddings().get_parameter("weight").detach()
+
+    def make() -> WorldProjector:
+        projector = WorldProjector(world, channels, weight.shape[1])
+        if not weight.is_meta:
+            some = weight[: 1 << 16]  # 65,536 rows tell the scale; all 262,208 would take 2.7 GB of float32
+            projector.settle(float(root_mean_square(some)) * weight.shape[1] ** 0.5)  # Gemma multiplies embeddings by sqrt(D)
+        return projector
+
+    return seeded(key(seed, "theworld", "projector") >> 1, make)
+
+
+_COMPONENTS = {
+    "projector.": "projector",
+    "gemma.model.vision_tower.": "vision",
+    "gemma.model.multi_modal_projector.": "vision",
+    "gemma.": "language",
+    "world.vae.encoder.": "world",
+    "world.vae.quant_conv.": "world",
+    "world.": "world_decoder",
+}
+"""Component of a parameter by the first prefix that fits its name."""
+
+NEVER_TRAINED = frozenset({"world_decoder", "world_time"})
+
+
+def components(model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
+    """projector, vision (SigLIP and Gemma's image matrix), language (tied head once), world (encoder, quant_conv), world_decoder.
+
+    Without world steps, the encoder's convolutions over time meet only single frames, which pass them by: component world_time.
+    """
+    assert isinstance(model, TheWorld)
+    clips = model.projector is not None and model.projector.world.steps > 0
+    found: dict[str, dict[str, nn.Parameter]] = {name: {} for name in (*dict.fromkeys(_COMPONENTS.values()), "world_time")}
+    for name, parameter in model.named_parameters():
+        owner = next(component for prefix, component in _COMPONENTS.items() if name.startswith(prefix))
+        if owner == "world" and ".time_conv." in name and not clips:
+            owner = "world_time"
+        found[owner][name] = parameter
+    return {name: parameters for name, parameters in found.items() if parameters}
+
+
+def blocks(model: nn.Module) -> list[nn.Module]:
+    """The transformer layers, vision first: units of sharding, checkpointing and compiling."""
+    return [module for module in model.modules() if isinstance(module, SiglipEncoderLayer | Gemma3DecoderLayer)]
