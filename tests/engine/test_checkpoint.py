@@ -122,11 +122,13 @@ def test_a_failed_save_is_raised_in_one_line_and_leaves_the_earlier_one(tmp_path
     save(tmp_path, 5)
     (tmp_path / "stage-1-only" / ".saving-step-00000010").write_text("in the way")
     saver = checkpoint.Saver(background)
-    with pytest.raises(
-        PlaitError, match=r"step-00000010 could not be written: .*; earlier checkpoints are intact, free space or mend the disk"
-    ):
+
+    def save_and_wait():
         saver.save(checkpoint.folder_of(tmp_path, 1, "only", 10), GROUPS, FACTS, keep=3)
         saver.wait()
+
+    with pytest.raises(PlaitError, match=r"step-00000010 could not be written: .*; earlier checkpoints are intact, free space or mend"):
+        save_and_wait()
     assert checkpoint.newest_intact(tmp_path)[0].step == 5
 
 

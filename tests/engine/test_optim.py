@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import nn
 
-from plait.config import Optim, Schedule
 from plait.engine import optim
 from plait.engine.optim import Ema, lr_factor
 from plait.errors import PlaitError
+from plait.schema import Optim, Schedule
 
 from .toy import Net, make_config, make_state
 

@@ -68,7 +68,7 @@ def test_a_restored_state_goes_on_as_if_it_had_never_stopped(make_loop, config):
 
 
 def test_weights_without_a_place_are_refused_by_name():
-    with pytest.raises(PlaitError, match="the checkpoint holds 'neck.weight', which this model has not"):
+    with pytest.raises(PlaitError, match=r"the checkpoint holds 'neck\.weight', which this model has not"):
         load_weights(Net(), {"neck.weight": torch.zeros(1)})
     with pytest.raises(PlaitError, match=r"'head.bias' is \(2,\) in the checkpoint and \(1,\) in the model"):
         load_weights(Net(), {"head.bias": torch.zeros(2)})

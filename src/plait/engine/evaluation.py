@@ -8,12 +8,12 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from plait.config import Evaluate
 from plait.engine import distributed
 from plait.engine.distributed import World
 from plait.engine.loop import Loss, Row, autocast, total_weights
 from plait.engine.state import State
 from plait.errors import PlaitError
+from plait.schema import Evaluate
 
 LOSS = "loss"
 """The bench every family has: its own loss on held-out samples."""

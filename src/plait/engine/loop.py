@@ -14,11 +14,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from plait.config import RunConfig
 from plait.engine import distributed, guards, optim
 from plait.engine.distributed import World
 from plait.engine.state import State
 from plait.keys import key
+from plait.schema import RunConfig
 
 
 class Loss(Protocol):

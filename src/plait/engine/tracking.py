@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.utils.tensorboard import SummaryWriter
 
 from plait import files
-from plait.config import RunConfig, Wandb
+from plait.schema import RunConfig, Wandb
 
 _QUEUE_ROWS = 10_000
 _CLOSE_TIMEOUT_S = 10.0

@@ -1,0 +1,44 @@
+"""One rank of `test_distributed`: trains the toy five steps on its share of fixed global batches, and writes what rank 0 saw."""
+
+import json
+import sys
+from pathlib import Path
+
+from plait.data.order import shares
+from plait.engine import distributed, evaluation
+from plait.engine.guards import Quarantine
+from plait.engine.loop import Loop
+
+from .toy import Id, SquaredError, make_config, make_state, micro, step_batch
+
+
+class Numbers:
+    def predict(self, model, samples, inputs, *, batch):
+        return [{"id": sample} for sample in samples]
+
+    def summarise(self, rows):
+        return {"count": float(len(rows))}
+
+
+def main(out: Path) -> None:
+    with distributed.world("cpu") as world:
+        config = make_config(train={"steps": 5, "global_batch": 15, "grad_clip": 1.0})
+        state = make_state(config)
+        rows = []
+        loop = Loop(state, SquaredError(), config, world, Quarantine(out.with_suffix(".jsonl"), 0.01), [lambda _, row: rows.append(row)])
+
+        def cut(step):
+            ids = [Id(0, step * 15 + i, 0) for i in range(15)]
+            return step_batch(step, [micro([i.index for i in part], void) for part, void in shares(ids, world.rank, world.size, 4)])
+
+        loop.run([cut(step) for step in range(5)], 5)
+        held_out = evaluation.held_out_loss(state.model, SquaredError(), [cut(9)], world, "fp32")
+        _, bench = evaluation.run_bench(Numbers(), state.model, list(range(7)), None, 4, world, "fp32")
+        if world.first:
+            figures = {"loss": [row["loss"] for row in rows], "grad_norm": [row["grad_norm"] for row in rows], "held_out": held_out["loss"]}
+            weights = state.model.tower.weight.flatten().tolist()
+            out.write_text(json.dumps({**figures, "weights": weights, "bench": [row["id"] for row in bench]}))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
