@@ -37,7 +37,8 @@ def test_shape_is_centred_on_its_position_and_inside_its_radius(shape: str, plac
     picture = render(scene)
     # 0.4 px: the body is shaded from one corner to the other, which shifts the weights a little
     assert centroid(picture) == pytest.approx(place, abs=0.4)
-    rows, columns = np.nonzero((lambda a: a.max(2) - a.min(2) > 60)(np.asarray(picture, np.int32)))
+    pixels = np.asarray(picture, np.int32)
+    rows, columns = np.nonzero(pixels.max(2) - pixels.min(2) > 60)
     reach = np.hypot(columns + 0.5 - place[0], rows + 0.5 - place[1]).max()
     assert 17.5 < reach < 20.8, "the outline should come close to the radius and not pass it by a pixel"
 

@@ -5,7 +5,9 @@ A wall reflects elastically, so the path is the straight line folded at the wall
 Lengths are pixels, times are frames, x runs to the right and y runs down.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,14 @@ class Scene:
     height: int
     background: tuple[tuple[int, int, int], tuple[int, int, int], float]
     things: tuple[Thing, ...]
+
+
+def scene_of(fields: Mapping[str, Any]) -> Scene:
+    """The scene of a sample's fields, to draw it at any frame or to ask where its things will be."""
+    first, second, angle = fields["background"]
+    things = tuple(Thing(**thing) for thing in fields["objects"])
+    width, height = fields["size"]
+    return Scene(width, height, (tuple(first), tuple(second), angle), things)
 
 
 def fold(start: float, velocity: float, frame: float, low: float, high: float) -> float:

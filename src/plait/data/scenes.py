@@ -100,9 +100,8 @@ class SceneOptions(BaseModel):
             )
         for width, height in self.size:
             if (smallest := largest_radius(width, height, self.objects[1]) * min(SIZES[size][0] for size in self.sizes)) < _SMALLEST_PX:
-                raise ValueError(
-                    f"{self.objects[1]} objects in {width}x{height} pixels leave {smallest:.1f} pixels of radius; take fewer or a larger size"
-                )
+                crowd = f"{self.objects[1]} objects in {width}x{height} pixels"
+                raise ValueError(f"{crowd} leave {smallest:.1f} pixels of radius; take fewer or a larger size")
         if self.tasks.get("future") and self.frames < 2 and self.trails == "never":
             raise ValueError("'future' cannot be asked of a still picture without trails: set frames to 2 or more, or trails to auto")
         held_out(self.colours, self.shapes, self.holdout)

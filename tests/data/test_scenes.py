@@ -1,0 +1,208 @@
+"""Scenes as a source: pure functions of a key, splits that share nothing, layouts that fit, options that are checked."""
+
+import hashlib
+import io
+import json
+import pickle
+import subprocess
+import sys
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from plait.data.drawing import encode, render
+from plait.data.physics import scene_of
+from plait.data.questions import TASKS
+from plait.data.scenes import SceneOptions, Scenes, held_out, largest_radius, place, vocabulary_texts
+from plait.errors import PlaitError
+
+ALL = {"tasks": list(TASKS), "objects": [2, 4]}
+
+
+def scenes(split: str = "train", *, seed: int = 3, length: int | None = None, **options: Any) -> Scenes:
+    return Scenes(options, seed=seed, split=split, length=length)
+
+
+def digest(sample: dict[str, Any]) -> str:
+    body = json.dumps([sample["id"], sample["messages"], sample["fields"]]).encode() + b"".join(sample["images"] + sample.get("frames", []))
+    return hashlib.sha256(body).hexdigest()
+
+
+def test_scene_is_the_same_in_another_process_thread_and_order() -> None:
+    source = scenes(**ALL, frames=2)
+    here = [digest(source[i]) for i in range(6)]
+    copy = pickle.loads(pickle.dumps(source))
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lambda i: digest(copy[i]), reversed(range(6)))) == here[::-1]
+    code = "import runpy, sys; t = runpy.run_path(sys.argv[1]); s = t['scenes'](**t['ALL'], frames=2); "
+    code += "print(*[t['digest'](s[i]) for i in reversed(range(6))])"
+    there = subprocess.run([sys.executable, "-c", code, __file__], capture_output=True, text=True, check=True).stdout.split()
+    assert there == here[::-1]
+
+
+def test_scene_depends_on_seed_split_and_index() -> None:
+    sources = [scenes(), scenes(seed=4), scenes("validation"), scenes("test")]
+    layouts = [json.dumps(source[i]["fields"]["objects"]) for source in sources for i in range(50)]
+    assert len(set(layouts)) == len(layouts)
+
+
+def test_sample_has_the_shape_every_source_has() -> None:
+    source = scenes("validation", size=[48, 32])
+    sample = source[0]
+    assert len(source) == 1000 and source.name == "scenes validation"
+    assert sample["id"] == "validation-3-0" and "frames" not in sample
+    assert [message["role"] for message in sample["messages"]] == ["user", "assistant"]
+    assert Image.open(io.BytesIO(sample["images"][0])).size == (48, 32)
+    assert json.loads(json.dumps(sample["fields"])) == sample["fields"]
+    with pytest.raises(IndexError, match="scene 1000 of 1000"):
+        source[1000]
+
+
+def test_fingerprint_changes_with_what_changes_the_scenes() -> None:
+    prints = [scenes(), scenes(seed=4), scenes("test"), scenes(length=5), scenes(size=[32, 32]), scenes(answers="sentence")]
+    assert len({source.fingerprint for source in prints}) == len(prints)
+    assert scenes().fingerprint == scenes(objects=[1, 4]).fingerprint, "an option at its default changes nothing"
+
+
+def test_training_never_shows_or_names_a_held_out_pair() -> None:
+    source = scenes(tasks=list(TASKS), objects=[1, 5], length=600)
+    assert len(source.held_out) == 7  # a tenth of 9 x 8
+    for i in range(600):
+        scene, question, caption, _ = source._compose(i)
+        assert not {(thing.colour, thing.shape) for thing in scene.things} & source.held_out
+        text = f"{question.text} {question.answer} {caption}".lower()
+        assert not [pair for pair in source.held_out if " ".join(pair) in text], text
+
+
+def test_validation_shows_held_out_pairs_in_its_share_and_marks_them() -> None:
+    source = scenes("validation", length=400, size=[32, 32], supersample=1, held_out_share=0.3)
+    marks = []
+    for i in range(400):
+        fields = source[i]["fields"]
+        pairs = {(thing["colour"], thing["shape"]) for thing in fields["objects"]}
+        assert fields["held_out"] == bool(pairs & source.held_out)
+        marks.append(fields["held_out"])
+    assert 0.2 < sum(marks) / 400 < 0.4  # 0.3 with a standard deviation of 0.023
+
+
+def test_held_out_pairs_are_the_same_for_every_seed_and_spare_every_word() -> None:
+    assert scenes(seed=1).held_out == scenes(seed=2, split="validation").held_out
+    for share in (0.0, 0.2, 0.5, 0.99):
+        pairs = held_out(("red", "blue", "green"), ("circle", "star"), share)
+        kept = {(c, s) for c in ("red", "blue", "green") for s in ("circle", "star")} - pairs
+        assert {c for c, _ in kept} == {"red", "blue", "green"} and {s for _, s in kept} == {"circle", "star"}
+        assert len(pairs) <= share * 6
+    assert scenes(holdout=["red circle"]).held_out == {("red", "circle")}
+
+
+@pytest.mark.parametrize(("size", "count"), [((32, 32), 3), ((64, 64), 9), ((256, 32), 8), ((40, 90), 20), ((1024, 640), 20)])
+def test_things_never_touch_each_other_or_the_wall(size: tuple[int, int], count: int) -> None:
+    width, height = size
+    radius = largest_radius(width, height, count)
+    assert radius > 0
+    for seed in range(30):
+        found = place(np.random.default_rng(seed), [radius] * count, width, height)
+        assert len(found) == count
+        assert all(radius <= x <= width - radius and radius <= y <= height - radius for x, y in found)
+        gaps = [np.hypot(a[0] - b[0], a[1] - b[1]) for i, a in enumerate(found) for b in found[:i]]
+        assert min(gaps) > 2 * radius
+
+
+def test_frames_follow_the_velocities() -> None:
+    source = scenes(
+        size=[64, 48], objects=1, frames=5, background="white", colours=["red", "blue"], shapes=["circle"], tasks="colour", holdout=0
+    )
+    for i in range(5):
+        sample = source[i]
+        assert len(sample["frames"]) == 5 and sample["frames"][0] == sample["images"][0]
+        thing = sample["fields"]["objects"][0]
+        for k, frame in enumerate(sample["frames"]):
+            pixels = np.asarray(Image.open(io.BytesIO(frame)), np.float64)
+            weight = pixels.max(2) - pixels.min(2)
+            weight[weight < 40] = 0
+            x, v, low, high = thing["x"], thing["vx"], thing["radius"], 64 - thing["radius"]
+            for _ in range(k):
+                x, v = (x + v, v) if low <= x + v <= high else ((2 * low if v < 0 else 2 * high) - x - v, -v)
+            # 0.4 px: shading from one corner to the other shifts the weights
+            assert (weight * (np.arange(64) + 0.5)).sum() / weight.sum() == pytest.approx(x, abs=0.4)
+
+
+def test_scene_drawn_again_from_its_fields_continues_the_clip() -> None:
+    source = scenes("validation", frames=4, size=[48, 64])
+    sample = source[2]
+    scene = scene_of(json.loads(json.dumps(sample["fields"])))
+    assert [encode(render(scene, k), "png") for k in range(4)] == sample["frames"]
+    assert encode(render(scene, 9), "png") not in sample["frames"]
+
+
+def test_sizes_make_buckets_and_words_mean_radii() -> None:
+    source = scenes(size=[[64, 64], [96, 48]], sizes=["small", "medium", "large"], length=300)
+    found = [source._compose(i)[0] for i in range(300)]
+    shapes = Counter((scene.width, scene.height) for scene in found)
+    assert set(shapes) == {(64, 64), (96, 48)} and 110 < shapes[64, 64] < 190
+    largest = {(w, h): largest_radius(w, h, 4) for w, h in shapes}
+    share = [(thing.size, thing.radius / largest[scene.width, scene.height]) for scene in found for thing in scene.things]
+    bounds = {size: (min(r for s, r in share if s == size), max(r for s, r in share if s == size)) for size in ("small", "medium", "large")}
+    assert bounds["medium"][0] - bounds["small"][1] > 0.07 and bounds["large"][0] - bounds["medium"][1] > 0.07, bounds
+
+
+def test_tasks_come_in_the_proportions_asked_for() -> None:
+    source = scenes(tasks={"count": 3, "relation": 1}, length=800)
+    counts = Counter(source._compose(i)[3] for i in range(800))
+    assert set(counts) == {"count", "relation"} and 540 < counts["count"] < 660  # 600 with a standard deviation of 12
+
+
+def test_vocabulary_covers_every_word_of_every_scene() -> None:
+    words = {word for text in vocabulary_texts({}, samples=5) for word in text.split()}
+    marks = {mark for word in words for mark in word}
+    for answers in ("short", "sentence"):
+        for frames in (0, 2):
+            source = scenes("validation", **ALL, answers=answers, frames=frames, sizes=["small", "medium", "large"], length=300)
+            for i in range(300):
+                _, question, caption, _ = source._compose(i)
+                said = f"{question.text} {question.answer} {caption}"
+                assert set(said) - marks <= {" "}
+                bare = {word.strip(".,?:") for word in words}
+                assert not [w for w in said.split() if w.strip(".,?:") not in bare and "=" not in w and ">" not in w], said
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"colors": ["red"]}, "scenes have no option 'colors'; did you mean 'colours'?"),
+        ({"wibble": 1}, "scenes have no option 'wibble'; known: size, objects, shapes"),
+        ({"colours": ["read"]}, "there is no colour 'read'; did you mean 'red'?"),
+        ({"shapes": []}, "shapes must be a list without repeats, not []"),
+        ({"tasks": {"counting": 1}}, "there is no task 'counting'; did you mean 'count'?"),
+        ({"tasks": {"count": -1}}, "task weights must not be negative"),
+        ({"objects": [3, 2]}, "objects must be [fewest, most] within 1 to 20, not [3, 2]"),
+        ({"size": [8, 8]}, "of 16 to 4096 pixels, not [[8, 8]]"),
+        ({"size": [32, 32], "objects": 20}, "20 objects in 32x32 pixels leave 1.6 pixels of radius; take fewer or a larger size"),
+        ({"frames": -1}, "scenes: frames: Input should be greater than or equal to 0, not -1"),
+        ({"holdout": 1.5}, "holdout must be a share from 0 to below 1"),
+        ({"holdout": ["red dog"]}, "holdout names 'red dog', which is not a colour and a shape in use, like 'red circle'"),
+        ({"colours": ["red"], "shapes": ["ring"], "holdout": ["red ring"]}, "holdout leaves nothing to train on"),
+        ({"tasks": ["future"], "trails": "never"}, "'future' cannot be asked of a still picture without trails"),
+        ({"tasks": ["relation"], "objects": 1}, "no scene of these options allows a question of the task 'relation'"),
+    ],
+)
+def test_wrong_options_are_one_clear_line(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(PlaitError) as raised:
+        scenes(**options)
+    assert message in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_wrong_split_and_length_are_refused() -> None:
+    with pytest.raises(PlaitError, match="scenes have no split 'valid'; did you mean 'validation'"):
+        scenes("valid")
+    with pytest.raises(PlaitError, match="length of at least 1, not 0"):
+        scenes(length=0)
+
+
+def test_options_are_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        SceneOptions().frames = 3  # type: ignore[misc]
