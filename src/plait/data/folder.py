@@ -36,9 +36,6 @@ class Folder:
     def __len__(self) -> int:
         return len(self.samples)
 
-    def name(self, i: int) -> str:
-        return self.samples[i][0]
-
     def read(self, i: int) -> Record:
         """Sample `i`. Errors: BadSample for a file that has gone or cannot be understood."""
         stem, kinds = self.samples[i]

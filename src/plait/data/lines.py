@@ -49,18 +49,18 @@ class Lines:
     def __len__(self) -> int:
         return int(self.head.facts["samples"])
 
-    def name(self, i: int) -> str:
+    def _name(self, i: int) -> str:
         return f"{self.path.name}:{i + 1}"
 
     def read(self, i: int) -> Record:
         """Record `i` with its images' bytes. Errors: BadSample for broken JSON, a missing file, a missing column."""
-        record = parse_json(self._bytes(i), self.name(i))
+        record = parse_json(self._bytes(i), self._name(i))
         if not isinstance(record, dict):
-            raise BadSample(f"{self.name(i)} holds a {type(record).__name__}, not an object of fields")
+            raise BadSample(f"{self._name(i)} holds a {type(record).__name__}, not an object of fields")
         fields = rename(record, self.columns)
         wanted = [*listed(fields.get("image")), *listed(fields.get("images"))] or image_parts(fields.get("messages"))
         images, frames = ([self._file(value) for value in values] for values in (wanted, listed(fields.get("frames"))))
-        return Record(str(fields.get("id", self.name(i))), fields, images, frames)
+        return Record(str(fields.get("id", self._name(i))), fields, images, frames)
 
     def _bytes(self, i: int) -> bytes:
         with self._lock:
@@ -126,7 +126,8 @@ def _line_from(mapped: mmap.mmap, start: int) -> bytes:
 
 def _array_spans(path: Path, body: bytes) -> list[tuple[int, int]]:
     """Elements of a JSON array. Latin-1 maps every byte to one character, so positions in the text are offsets in the file."""
-    text, decoder, spans = body.decode("latin-1"), json.JSONDecoder(), []
+    text, decoder = body.decode("latin-1"), json.JSONDecoder()
+    spans: list[tuple[int, int]] = []
     place = text.index("[") + 1
     while True:
         place = _past_space(text, place)

@@ -20,6 +20,7 @@ from plait.keys import key
 
 _ROUNDS = 8  # four per half: twice what Luby and Rackoff need, because halves are small when n is
 _BLOCK_MAX = 1 << 20  # slots; bounds the memory of a mixture, whatever the sizes of its sources
+_DRAW_AT_ONCE = 1024  # samples; NumPy's cost per call is spread over them
 _SHARE_TOLERANCE = 1e-3  # a block is accepted when every source's share is within 0.1 % of its weight
 _U64 = np.uint64
 
@@ -83,10 +84,20 @@ class Order:
         self.sizes, self.seed, self.global_batch = tuple(int(s) for s in sizes), seed, global_batch
         self.counts = block_counts([w / math.fsum(weights) for w in weights], global_batch)
         self._slot_source, self._slot_turn = _interleave(self.counts)
+        self._steps_at_once = max(1, _DRAW_AT_ONCE // global_batch)
+        self._memo: tuple[int, list[SampleId]] = (-1, [])  # replaced whole: threads may ask at once
 
     def ids(self, step: int) -> list[SampleId]:
         """The `global_batch` samples of `step`. Batches run across epoch borders: none is short and no sample is dropped."""
-        position = np.arange(step * self.global_batch, (step + 1) * self.global_batch, dtype=np.int64)
+        number, start = divmod(step, self._steps_at_once)
+        memo = self._memo
+        if memo[0] != number:
+            memo = self._memo = (number, self._draw(number * self._steps_at_once * self.global_batch))
+        return memo[1][start * self.global_batch : (start + 1) * self.global_batch]
+
+    def _draw(self, first: int) -> list[SampleId]:
+        """The samples at positions `first` and on, for as many steps as are worth one call of the permutation."""
+        position = first + np.arange(self._steps_at_once * self.global_batch, dtype=np.int64)
         block, slot = np.divmod(position, len(self._slot_source))
         source = self._slot_source[slot]
         turn = block * np.asarray(self.counts, np.int64)[source] + self._slot_turn[slot]  # how often this source was drawn before

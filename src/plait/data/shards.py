@@ -171,11 +171,6 @@ class Shards:
     def __len__(self) -> int:
         return self.ends[-1]
 
-    def name(self, i: int) -> str:
-        """The id of sample `i`: shard and stem."""
-        number = bisect_right(self.ends, i)
-        return f"{Path(self.shards[number].path).stem}[{i - (self.ends[number - 1] if number else 0)}]"
-
     def read(self, i: int) -> Record:
         """Sample `i`. Errors: BadSample when a member cannot be understood."""
         number = bisect_right(self.ends, i)

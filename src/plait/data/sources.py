@@ -46,7 +46,6 @@ class Reader(Protocol):
 
     def __len__(self) -> int: ...
     def read(self, i: int) -> Record: ...
-    def name(self, i: int) -> str: ...
 
 
 class Conversations:
@@ -67,10 +66,6 @@ class Conversations:
         text.check_marks(conversation, len(record.images))
         sample: Sample = {"id": record.id, "images": record.images, "messages": conversation, "fields": record.fields}
         return sample | {"frames": record.frames} if record.frames else sample
-
-    def sample_name(self, i: int) -> str:
-        """How to name sample `i` when it cannot be read."""
-        return self.reader.name(i)
 
 
 def open_source(entry: Entry, *, seed: int, split: str = "train", cache: str | Path | None = None) -> Source:

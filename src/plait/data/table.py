@@ -46,7 +46,7 @@ class Table:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def name(self, i: int) -> str:
+    def _name(self, i: int) -> str:
         return f"{self.title}[{i}]"
 
     def read(self, i: int) -> Record:
@@ -59,9 +59,9 @@ class Table:
         fields = rename(row, self.columns)
         named = [value for name in ("image", "images") for value in listed(fields.get(name))]
         wanted = named or [value for name in self.pictures for value in listed(pictures[name])]
-        images, frames = ([_bytes(value, self.name(i)) for value in values] for values in (wanted, listed(fields.get("frames"))))
+        images, frames = ([_bytes(value, self._name(i)) for value in values] for values in (wanted, listed(fields.get("frames"))))
         plain = {name: value for name, value in fields.items() if name not in ("image", "images", "frames", *self.pictures)}
-        return Record(str(plain.get("id", self.name(i))), plain, images, frames)
+        return Record(str(plain.get("id", self._name(i))), plain, images, frames)
 
 
 def _load_files(datasets: Any, path: str, split: str, cache: str | None) -> Any:
