@@ -23,7 +23,7 @@ PROMPTS: dict[str, tuple[str, ...]] = {
     "caption": ("Describe the picture.", "What is in the picture?", "Write a caption for this image.", "What does the image show?"),
     "count": ("How many {many} are there?", "How many {many} are in the picture?", "Count the {many}.", "What is the number of {many}?"),
     "colour": ("What colour is the {a}?", "Which colour does the {a} have?", "Name the colour of the {a}.", "The {a} has which colour?"),
-    "shape": ("What shape is the {a}?", "Which shape does the {a} have?", "Name the {a}.", "What is the {a}?"),
+    "shape": ("What shape is the {a}?", "Which shape does the {a} have?", "What is the {a}?", "Name the {a}."),
     "relation across": (
         "Is the {a} to the left or to the right of the {b}?",
         "Is the {a} to the right or to the left of the {b}?",
@@ -281,7 +281,7 @@ def _ask_shape(scene: Scene, speech: Speech, rng: np.random.Generator, focus: in
     if not (named := _named(scene, speech, focus, hide="shape")):
         return None
     thing, names = pick(rng, named)
-    name = pick(rng, names)
+    name = pick(rng, names).removesuffix("shape") + "thing"
     sentence = f"The {name} is {article(thing.shape)}."
     return Question(pick(rng, PROMPTS["shape"]).format(a=name), sentence if speech.sentences else thing.shape, thing.shape)
 
@@ -310,8 +310,10 @@ def _ask_point(scene: Scene, speech: Speech, rng: np.random.Generator, focus: in
 
 
 def _ask_points(scene: Scene, speech: Speech, rng: np.random.Generator, focus: int | None) -> Question:
-    present = {kind: [g for n, groups in rows.items() if n for g in groups] for kind, rows in _groups(scene, speech).items()}
-    group = pick(rng, _about([*present["colour"], *present["shape"], *present["both"], Group(None, None)], scene, focus))
+    table = _groups(scene, speech)
+    table["all"] = {len(scene.things): [Group(None, None)]}
+    n = pick(rng, sorted({n for rows in table.values() for n in rows if n}))
+    group = pick(rng, _about([group for rows in table.values() for group in rows.get(n, [])], scene, focus))
     hits = [i for i, thing in enumerate(scene.things) if group.holds(thing)]
     places = [(100 * scene.things[i].x / scene.width, 100 * scene.things[i].y / scene.height) for i in hits]
     one, many = _noun(group, False), _noun(group, True)

@@ -12,6 +12,8 @@ _ANSWERS = (
     "There are {number} {many}. {number}",
     "The {one} is {colour}. {colour}",
     "The {colour} shape is {an_one}. {shape}",
+    "The {size} {colour} thing is {an_one}. {shape}",
+    "What shape is the {colour} thing? The {size} thing.",
     "The {colour} shapes, the {one}. {size}",
     "The {one} is {direction} the {other}. {side}",
     "The {one} will be on the {half}. {half}",
