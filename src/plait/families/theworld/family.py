@@ -5,12 +5,28 @@ from pathlib import Path
 
 from plait.families.theworld import towers
 from plait.families.theworld.config import TINY, Config
+from plait.families.theworld.evaluate import benches
+from plait.families.theworld.generate import GenerateOptions, generate
 from plait.families.theworld.inputs import Inputs, inspect
 from plait.families.theworld.loss import Loss
 from plait.families.theworld.model import NEVER_TRAINED, blocks, build, components
 from plait.families.theworld.tiny import write_tokenizer
 
-__all__ = ["Config", "Inputs", "Loss", "base", "blocks", "build", "components", "inspect", "never_trained", "prepare"]
+__all__ = [
+    "Config",
+    "GenerateOptions",
+    "Inputs",
+    "Loss",
+    "base",
+    "benches",
+    "blocks",
+    "build",
+    "components",
+    "generate",
+    "inspect",
+    "never_trained",
+    "prepare",
+]
 
 never_trained = NEVER_TRAINED
 

@@ -119,7 +119,7 @@ class WorldProjector(nn.Module):
     def settle(self, embedding_rms: float) -> None:
         """Draw the brackets at the scale of the embeddings they stand among."""
         nn.init.normal_(self.brackets, std=embedding_rms)
-        self.brackets *= embedding_rms / self.brackets.square().mean().sqrt()
+        self.brackets.mul_(embedding_rms / self.brackets.square().mean().sqrt())
 
     def forward(self, latents_BCThw: Tensor) -> Tensor:
         """Blocks (B, 1 + T N + 1, D), in float32 or wider."""
