@@ -30,10 +30,8 @@ def asked(source: Scenes) -> list[tuple[Any, Any, str]]:
 def named(text: str, objects: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The things that each "the (size) (colour) (shape)" of a question fits; each must fit exactly one."""
     found = []
-    for phrase in re.findall(
-        r"\b[Tt]he ((?:(?:small|large|red|yellow|green|blue|purple) )*(?:shape|circle|square|triangle|star|hexagon|ring|heart|cross|thing))",
-        text,
-    ):
+    things = "shape|thing|circle|square|triangle|star|hexagon|ring|heart|cross"
+    for phrase in re.findall(rf"\b[Tt]he ((?:(?:small|large|red|yellow|green|blue|purple) )*(?:{things}))\b", text):
         words = [word for word in phrase.split() if word not in ("shape", "thing")]
         fits = [thing for thing in objects if all(word in (thing["size"], thing["colour"], thing["shape"]) for word in words)]
         assert len(fits) == 1, (phrase, text)

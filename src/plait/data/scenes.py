@@ -31,7 +31,7 @@ SIZES = {"small": (0.55, 0.65), "medium": (0.73, 0.81), "large": (0.90, 1.0)}  #
 _LARGEST = 0.2  # largest radius, of the shorter side
 _GAP = 1.12  # room kept around a thing, in its radii: things never touch at frame 0
 _SMALLEST_PX = 2.0  # radius below which shapes cannot be told apart
-_LAYOUTS = 200  # scenes drawn until one allows a question of the task: far more than any sensible options need
+_LAYOUTS = 1000  # scenes drawn until one allows a question of the task: far more than any sensible options need
 _PLACINGS = 24  # random places tried per thing before the whole scene goes onto a grid, where everything fits
 
 
