@@ -80,13 +80,15 @@ def _problem(tree: Node, root: type[BaseModel], above: tuple[str, ...], path: tu
         text = str(one["ctx"]["error"])
         node, depth = find(tree, path)
         return Problem(node, f"{node.place}: " + (text if text.startswith(_name(node, path, depth)) else f"{dotted(path)}: {text}"))
+    if one["type"] == "list_type" and isinstance(one["input"], dict) and find(tree, path)[0].file == COMMAND_LINE:
+        return complain(tree, path, f"has no entry {next(iter(one['input']), '')}: set the whole list with --{dotted(path)}=[...]")
     got = f", got {show(one['input'])}"
     if one["type"] == "literal_error":
         near = difflib.get_close_matches(
             str(one["input"]), [str(word) for kind in kinds(root, path[len(above) :]) for word in typing.get_args(kind)], 1
         )
         got += f": did you mean {near[0]!r}?" if near else ""
-    wanted = dict.fromkeys(_WORDS.get(each["type"]) or each["msg"].replace("Input should be ", "", 1) for each in errors)
+    wanted = dict.fromkeys(_WORDS.get(each["type"]) or _said(each["msg"]) for each in errors)
     quote = ": put it in quotes" if list(wanted) == ["text"] and isinstance(one["input"], int | float) else ""
     return complain(tree, path, f"must be {' or '.join(wanted)}{got}{quote}")
 
@@ -100,11 +102,17 @@ def unknown(tree: Node, path: Sequence[str | int], known: Sequence[str], elsewhe
     same = [other for other in elsewhere if other.split(".")[-1] == key]
     if near:
         hint = f"did you mean {parent}{near[0]}?"
+    elif path[0] == "stages" and key in same:
+        hint = f"{key} is the same in all stages; set it outside them"
     elif same:
         hint = f"did you mean {same[0]}?"
     else:
         hint = f"known: {', '.join(known)}" if known else "nothing can be set here"
     return Problem(node, f"{node.place}: {written} is not a key: {hint}")
+
+
+def _said(message: str) -> str:
+    return message.replace("String should match pattern", "text that matches").replace("Input should be ", "", 1)
 
 
 def show(value: Any) -> str:

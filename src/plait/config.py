@@ -212,6 +212,7 @@ def _value(command: Override, section: type[BaseModel] | None) -> Any:
 
 
 def _validated(tree: Node, section: type[BaseModel] | None) -> tuple[RunConfig, tuple[StageView, ...]]:
+    """The base and the view of each stage, or every problem they have."""
     problems: list[Problem] = []
     config = _checked(tree, section, problems)
     stages = at(tree, ("stages",))
@@ -236,7 +237,20 @@ def _validated(tree: Node, section: type[BaseModel] | None) -> tuple[RunConfig, 
             problems.append(complain(tree, ("stages", index, "name"), said))
     report(problems)
     assert config is not None
-    return config, tuple(found)
+    written = dump(config)["stages"]
+    typed = [
+        Stage(**_typed(one, {**dump(view.config), "name": view.name})) for one, view in zip(written, found, strict=False)
+    ]  # no stages: one view
+    return config.model_copy(update={"stages": typed}), tuple(found)
+
+
+def _typed(written: Any, whole: Any) -> Any:
+    """What a stage wrote, as the values it came to mean in the stage's `whole` configuration ("3e-4" is 0.0003)."""
+    if isinstance(written, dict) and isinstance(whole, dict):
+        return {key: _typed(child, whole[key]) for key, child in written.items()}
+    if isinstance(written, list) and isinstance(whole, list):
+        return [_typed(child, other) for child, other in zip(written, whole, strict=True)]
+    return whole
 
 
 def _checked(tree: Node, section: type[BaseModel] | None, problems: list[Problem]) -> RunConfig | None:
@@ -249,7 +263,7 @@ def _checked(tree: Node, section: type[BaseModel] | None, problems: list[Problem
         except ValidationError as error:
             problems += explain(error, tree, section, ("model",))
     try:
-        config = RunConfig.model_validate(data)
+        config = RunConfig.model_validate(data, by_alias=True, by_name=False)
     except ValidationError as error:
         problems += explain(error, tree, RunConfig)
     return config if len(problems) == before else None

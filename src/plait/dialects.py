@@ -15,5 +15,5 @@ def translate(tree: Node, overrides: Sequence[Override], path: Path, own: Sequen
     """`tree` in plait's names: translated if a dialect recognises it, else as it is. `own` are plait's top-level keys."""
     for dialect in DIALECTS:
         if dialect.recognise(tree, own):
-            return dialect.translate(tree, overrides, path)
+            return dialect.translate(tree, overrides, path, own)
     return Translation(tree, overrides)

@@ -6,6 +6,7 @@ KEYS says of every key its kind, the value its trainer assumed when it was absen
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -99,18 +100,22 @@ class Sheet:
     def get(self, key: str) -> Any:
         return self.written[key].value if key in self.written else KEYS[key].default
 
+    def assumed(self, path: str) -> Node:
+        """The mark of what nobody wrote."""
+        return Node(None, self.file, path=path, label=DEFAULT)
+
     def put(self, path: str, value: Any, *keys: str, note: str = "") -> None:
         """Set `path`, on the authority of the first of `keys` that is written, and give each of them its row. Entries are nodes already."""
-        mark = next((self.written[key] for key in keys if key in self.written), Node(None, DEFAULT, path=path))
+        mark = next((self.written[key] for key in keys if key in self.written), self.assumed(keys[0] if keys else path))
         steps = path.split(".")
-        leaf = Node(value, mark.file, mark.line, mark.path) if _marked(value) else wrap(value, mark)
+        leaf = replace(mark, value=value) if _marked(value) else wrap(value, mark)
         self.tree = merge(self.tree, nest(steps, leaf))
         for key in keys:
             self.row(key, path, note)
 
     def entry(self, fields: dict[str, tuple[str, Any]]) -> Node:
         """An entry of a list, each of its fields on the authority of one of the author's keys."""
-        inside = {ours: wrap(value, self.written.get(key, Node(None, DEFAULT, path=ours))) for ours, (key, value) in fields.items()}
+        inside = {ours: wrap(value, self.written.get(key, self.assumed(key))) for ours, (key, value) in fields.items()}
         return Node(inside, self.file)
 
     def row(self, key: str, path: str | None, note: str = "") -> None:
@@ -136,14 +141,18 @@ def recognise(tree: Node, own: Sequence[str]) -> bool:
     return bool(theirs)
 
 
-def translate(tree: Node, overrides: Sequence[Override], path: Path) -> Translation:
+def translate(tree: Node, overrides: Sequence[Override], path: Path, own: Sequence[str]) -> Translation:
     """The file, and those overrides that use its keys, in plait's names."""
     written = dict(tree.value)
     for one in overrides:
         if one.path[0] in KEYS:
             text_only = KEYS[one.path[0]].kind.startswith("text") and one.text != "null"
             written[one.path[0]] = Node(one.text if text_only else scalar(one.text), COMMAND_LINE, path=one.path[0])
-    problems = [unknown(tree, (key,), list(KEYS)) for key in written if key not in KEYS]
+        elif one.path[0] not in own:
+            written[one.path[0]] = Node(one.text, COMMAND_LINE, path=one.path[0])
+    strange = {key: node for key, node in written.items() if key not in KEYS}
+    both = {COMMAND_LINE: [*KEYS, *own]}
+    problems = [unknown(replace(tree, value=written), (key,), both.get(node.file, list(KEYS))) for key, node in strange.items()]
     problems += [wrong for key, node in written.items() if key in KEYS and (wrong := _wrong_kind(key, node))]
     report(problems)
     sheet = Sheet(written, str(path))
@@ -195,8 +204,13 @@ def _lengths(sheet: Sheet) -> None:
         sheet.row("max_steps", None, "null: num_epochs says how long")
     else:
         sheet.put("train.steps", sheet.get("max_steps"), "max_steps")
+        if "warmup_steps" not in sheet.written:
+            sheet.put("optim.schedule.warmup_steps", min(KEYS["warmup_steps"].default, sheet.get("max_steps") // 10))
         sheet.row("num_epochs", None, "max_steps wins over it, as in the original")
     batch, portions = sheet.get("batch_size"), sheet.get("gradient_accumulation_steps")
+    for key in ("batch_size", "gradient_accumulation_steps"):
+        if sheet.get(key) < 1:
+            raise sheet.refuse(key, f"must be 1 or more, got {sheet.get(key)}")
     note = f"{batch} x {portions}, over all GPUs; theirs counted per GPU: for a run on R of them, R times as much"
     sheet.put("train.global_batch", batch * portions, "gradient_accumulation_steps", note=note)
     if "gradient_accumulation_steps" not in sheet.written:
@@ -289,14 +303,14 @@ def _source(name: str) -> tuple[dict[str, Any], str]:
     """A dataset as its author named it: generated scenes, something on disk, or a name on the Hub."""
     if name == "scenes":
         return {"source": "scenes", "split": "train"}, "generated scenes, with their own questions"
-    on_disk = name.startswith(("/", "./", "../", "~")) or Path(name).exists()
+    on_disk = name.startswith(("/", "./", "../", "~")) or "://" in name or Path(name).exists()
     if on_disk and name.endswith(".jsonl"):
-        return {"source": "jsonl", "path": name, "split": "train"}, ""
+        return {"source": "jsonl", "path": name}, ""
     if on_disk and name.endswith((".parquet", ".json", ".arrow")):
         return {"source": "datasets", "path": name, "split": "train"}, ""
     if on_disk:
         tars = name.endswith(".tar") or any(Path(name).glob("*.tar"))
-        return {"source": "shards" if tars else "folder", "path": name, "split": "train"}, "tar shards" if tars else "a folder of images"
+        return {"source": "shards" if tars else "folder", "path": name}, "tar shards" if tars else "a folder of images"
     known = HUB_NAMES.get(name, name)
     note = "its rows hold addresses of images: fetch those into tar shards, then --dataset_name=./FOLDER" if name == "datacomp" else ""
     return {"source": "datasets", "name": known, "split": "train"}, note
@@ -313,7 +327,9 @@ def _evaluate(sheet: Sheet, train: dict[str, Any]) -> None:
         return
     source, key = {**train, "split": held}, "do_eval"
     if elsewhere:
-        source, key = {**_source(elsewhere)[0], "split": "validation"}, "eval_dataset_path"
+        source, key = _source(elsewhere)[0], "eval_dataset_path"
+        if "split" in source:
+            source["split"] = "validation"
     entry = {**{ours: (key, value) for ours, value in source.items()}, **_template(sheet, source["source"])}
     sheet.put("data.validation", [sheet.entry(entry)], key)
     size = sheet.get("eval_batch_size") or sheet.get("batch_size")

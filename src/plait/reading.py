@@ -41,7 +41,12 @@ class _Dumper(yaml.SafeDumper):
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        odd = any(mark in data for mark in "\x85\u2028\u2029")  # line breaks to YAML, which only double quotes keep
+        return self.represent_scalar(_TAG + "str", data, style='"' if odd else None)
 
+
+_Dumper.add_representer(str, _Dumper.represent_str)
 for _name, (_pattern, _first) in _SCALARS.items():
     for _class in (_Loader, _Dumper):
         _class.add_implicit_resolver(_TAG + _name, re.compile(f"^(?:{_pattern})$"), list(_first))
@@ -142,6 +147,8 @@ def _from_yaml(loader: _Loader, node: yaml.Node, here: Node, above: tuple[yaml.N
     """`here` carries the file, line and path of the node; its value is filled in."""
     if any(node is one for one in above):
         raise PlaitError(f"{here.place}: invalid YAML: {here.path} contains itself through an alias")
+    if node.tag.startswith("!") or "python/" in node.tag:
+        raise PlaitError(f"{here.place}: invalid YAML: {here.path} has the tag {node.tag.split(':')[-1]!r}, and tags mean nothing here")
     if isinstance(node, yaml.SequenceNode):
         items = [
             _from_yaml(loader, item, Node(None, here.file, item.start_mark.line + 1, _join(here.path, index)), (*above, node))
@@ -201,10 +208,8 @@ class _Tokens:
         self._load()
 
     def error(self, expected: str) -> PlaitError:
-        shown = (
-            self.text if self.kind in ("mark", "end") else "text" if self.kind == "string" else "this"
-        )  # never a value: it may be secret
-        return PlaitError(f"{self.file}:{self.line}: invalid JSON: {expected}, got {shown}")
+        got = f", got {self.text}" if self.kind in ("mark", "end") else ""  # a value is never shown: it may be a secret
+        return PlaitError(f"{self.file}:{self.line}: invalid JSON: {expected}{got}")
 
     def take(self, mark: str) -> bool:
         if self.kind == "mark" and self.text == mark:

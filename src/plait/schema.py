@@ -225,7 +225,7 @@ def conflicts(config: RunConfig) -> list[tuple[tuple[str | int, ...], str]]:
     lengths = [name for name in LENGTH if getattr(train, name) is not None]
     if len(lengths) != 1:
         said = f"sets {' and '.join(lengths)}: keep one" if lengths else "does not say how long: set one of steps, epochs, samples"
-        found.append((("train", *lengths[1:2]) if lengths else ("train",), said))
+        found.append((("train",), said))
     steps = train.steps or (-(-train.samples // train.global_batch) if train.samples else None)
     warmup = optim.schedule.warmup_steps
     if steps and warmup >= steps:

@@ -22,23 +22,23 @@ def refuse(node: Node) -> None:
                 raise refusal(child.place, child.path)
             refuse(child)
     elif isinstance(node.value, str) and _VALUE.search(node.value):
-        raise refusal(node.place, node.path)
+        raise refusal(node.place, node.path, node.value)
 
 
 def refuse_argument(text: str) -> None:
     """The same for one command line argument, before anything else looks at it."""
     key, _, value = text.removeprefix("--").partition("=")
     if any(looks_secret(step) for step in key.split(".")) or _VALUE.search(value) or _VALUE.search(key):
-        raise refusal("command line", "this argument" if _VALUE.search(key) else key)
+        raise refusal("command line", "this argument" if _VALUE.search(key) else key, key + value)
 
 
 def looks_secret(name: str) -> bool:
     return bool(_NAME.match(name.replace("-", "_")))
 
 
-def refusal(place: str, path: str) -> PlaitError:
-    """The one line, with the variable that a secret of this name belongs in."""
-    last = path.lower()
+def refusal(place: str, path: str, value: str = "") -> PlaitError:
+    """The one line, with the variable that a secret of this name, or of this look, belongs in. It does not hold `value`."""
+    last = "hf" if re.search(r"hf_\w{20}", value) else path.lower()
     variable = "WANDB_API_KEY" if "wandb" in last else "HF_TOKEN" if re.search(r"hf|hub|hugging|(^|\.)token$", last) else None
     where = f"the environment variable {variable}" if variable else "the environment (HF_TOKEN, WANDB_API_KEY)"
     return PlaitError(f"{place}: {path} looks like a secret, which no file or command line may hold: remove it and set {where}")

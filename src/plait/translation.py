@@ -21,8 +21,9 @@ class Translation:
 
 @dataclass(frozen=True)
 class Dialect:
-    """`recognise(tree, own top-level keys)` is true for a file in this dialect, and raises on one that mixes it with plait's own."""
+    """`recognise(tree, own top-level keys)` is true for a file in this dialect, and raises on one that mixes it with plait's own.
+    `translate(tree, overrides, path of the file, own top-level keys)` raises on a key that is not theirs, nor ours on the command line."""
 
     name: str
     recognise: Callable[[Node, Sequence[str]], bool]
-    translate: Callable[[Node, Sequence[Override], Path], Translation]
+    translate: Callable[[Node, Sequence[Override], Path, Sequence[str]], Translation]
