@@ -6,7 +6,7 @@ from typing import Any
 
 from plait.provenance import dotted
 
-_WIDEST_VALUE = 56  # characters; a longer value pushes only its own line
+_WIDEST_VALUE = 64  # characters; a longer value pushes only its own line
 
 
 def render(
