@@ -8,11 +8,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from plait import files, gallery, parts
-from plait.config import Evaluate
 from plait.data import images
 from plait.engine import distributed, evaluation
 from plait.engine.loop import autocast
 from plait.errors import PlaitError
+from plait.schema import Evaluate
 
 _PICTURES = 48
 """Answers shown in the page; predictions.json has all."""

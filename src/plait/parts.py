@@ -14,7 +14,7 @@ import xxhash
 from torch import nn
 
 from plait import config as configuration
-from plait.config import Evaluate, Resolved, RunConfig, Source
+from plait.config import Resolved
 from plait.data import sources
 from plait.data.loader import Loader
 from plait.data.order import SampleId, permute
@@ -26,6 +26,7 @@ from plait.engine.state import load_weights
 from plait.errors import PlaitError
 from plait.families import registry
 from plait.keys import key
+from plait.schema import Evaluate, RunConfig, Source
 
 _TOKENIZER_SAMPLES = 2_000
 """How many samples of each training source a tokenizer trained on the spot reads."""
@@ -86,6 +87,7 @@ def open_data(config: RunConfig, entries: Sequence[Source], split: str) -> list[
 class FixedOrder:
     """The held-out samples in one fixed order, in batches; as an order for the loader."""
 
+    sizes: tuple[int, ...]
     chosen: tuple[SampleId, ...]
     batch: int
 
@@ -126,7 +128,7 @@ def held_out(parts: Parts, config: RunConfig, world: World) -> HeldOut:
 
     def batches(entry: Evaluate) -> Loader:
         found, chosen = open_for(entry)
-        order = FixedOrder(chosen, entry.batch * world.size)
+        order = FixedOrder(tuple(len(source) for source in found), chosen, entry.batch * world.size)
         cut = {"rank": world.rank, "world": world.size, "micro_batch": entry.batch, "pin": world.device.type == "cuda"}
         workers = {
             "workers": config.data.workers,

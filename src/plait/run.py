@@ -18,7 +18,7 @@ from typing import Any
 
 from plait import config as configuration
 from plait import files, parts
-from plait.config import Resolved, RunConfig, StageView
+from plait.config import Resolved, StageView
 from plait.data.loader import Loader
 from plait.data.order import Order
 from plait.engine import checkpoint, distributed, evaluation, optim, rundir
@@ -31,6 +31,7 @@ from plait.engine.tracking import Tracker, open_tracker
 from plait.errors import PlaitError
 from plait.keys import key
 from plait.parts import Parts
+from plait.schema import RunConfig
 
 
 def train(resolved: Resolved, *, restart: bool = False) -> Path:

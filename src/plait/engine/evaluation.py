@@ -110,7 +110,7 @@ class Evaluations:
         figures: dict[str, float] = {}
         with judged(state) as model:
             for entry in due:
-                figures |= {f"eval/{entry.bench}/{name}": value for name, value in self.measure(entry, model).items()}
+                figures |= {f"eval/{label(entry.bench, name)}": value for name, value in self.measure(entry, model).items()}
         self.record({"step": state.step, "stage": state.stage, **figures})
 
     def _due(self, entry: Evaluate, state: State) -> bool:
@@ -122,6 +122,11 @@ class Evaluations:
             return held_out_loss(model, self.loss, self.held_out.batches(entry), self.world, self.precision)
         bench = self.benches[entry.bench]
         return run_bench(bench, model, self.held_out.samples(entry), self.inputs, entry.batch, self.world, self.precision)[0]
+
+
+def label(bench: str, figure: str) -> str:
+    """The figure's name in metrics: `loss`, `loss/<term>`, `<bench>` for the figure that is named like its bench, else `<bench>/<figure>`."""
+    return figure if figure.split("/")[0] == bench else f"{bench}/{figure}"
 
 
 def check(entries: Sequence[Evaluate], benches: Mapping[str, Bench]) -> None:
