@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from plait.families.theworld import family
@@ -49,3 +50,11 @@ def sample(*pictures: int, ask: str = "What is this?", say: str = "a small green
     """A one-turn sample with these pictures."""
     messages = [{"role": "user", "content": ask}, {"role": "assistant", "content": say}]
     return {"id": f"{pictures}", "images": [photo(number) for number in pictures], "messages": messages, "fields": {}, **more}
+
+
+@torch.no_grad()
+def talkative(model):
+    """Let the layers outweigh the word just said: the tied head of a random model repeats it for ever."""
+    for name, value in model.named_parameters():
+        if "post_" in name and "layernorm" in name and "language_model" in name:
+            value.fill_(20.0)

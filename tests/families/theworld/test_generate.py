@@ -1,0 +1,131 @@
+"""Generation: the cache changes nothing, the world is seen once, another world is another answer's odds, and rows are independent."""
+
+import json
+
+import pytest
+import torch
+
+from plait.errors import PlaitError
+from plait.families.theworld import family
+from plait.families.theworld.generate import GenerateOptions, _pick, answers, decode, generate
+from plait.keys import rng
+
+from .conftest import photo, sample, talkative
+
+NEVER = frozenset({10_000})
+PAIR = [sample(1), sample(2, ask="Where is it? a cat on a mat")]
+
+
+def prompts(inputs, samples, **how):
+    return inputs.collate([inputs.prompt(given, **how) for given in samples], left=True)
+
+
+@torch.no_grad()
+def recomputed(model, batch, steps):
+    """Greedy tokens without a cache: the whole row again for each token."""
+    embeds, batch, found = model.embed(batch), dict(batch), []
+    for _ in range(steps):
+        token = model.logits(model.hidden(embeds, batch)[:, -1]).argmax(-1)
+        found.append(token)
+        embeds = torch.cat([embeds, model.gemma.get_input_embeddings()(token[:, None])], dim=1)
+        for name, value in (("attention_mask", 1), ("token_types", 0)):
+            batch[name] = torch.nn.functional.pad(batch[name], (0, 1), value=value)
+        batch["positions"] = torch.cat([batch["positions"], batch["positions"][:, -1:] + 1], dim=1)
+    return torch.stack(found, dim=1).tolist()
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_greedy_generation_equals_a_full_recompute(make, seed):
+    _, model, inputs = make(seed=seed, tiny={"window": 24})
+    talkative(model)
+    batch = prompts(inputs, PAIR)
+    got = decode(model, batch, max_new_tokens=20, stops=NEVER)
+    assert got == recomputed(model, batch, 20)
+    assert len(set(got[0] + got[1])) > 4
+
+
+def test_generation_extends_mask_and_positions_by_one_a_token(make):
+    _, model, inputs = make()
+    batch, seen = prompts(inputs, PAIR), []
+    language = model.gemma.model
+    language.register_forward_pre_hook(lambda module, args, given: seen.append(given), with_kwargs=True)
+    decode(model, batch, max_new_tokens=5, stops=NEVER)
+    fused = batch["ids"].shape[1]
+    assert [given["attention_mask"].shape[1] for given in seen] == [fused + t for t in range(5)]
+    lengths = batch["attention_mask"].sum(-1)
+    assert all(torch.equal(given["position_ids"][:, -1], lengths - 1 + t) for t, given in enumerate(seen))
+
+
+def test_world_encoder_and_vision_run_once_per_call(make):
+    _, model, inputs = make()
+    calls = []
+    model.world.register_forward_hook(lambda *_: calls.append("world"))
+    model.gemma.model.vision_tower.register_forward_hook(lambda *_: calls.append("vision"))
+    decode(model, prompts(inputs, PAIR), max_new_tokens=6, stops=NEVER)
+    assert sorted(calls) == ["vision", "world"]
+
+
+@torch.no_grad()
+def test_another_world_changes_the_logits_and_nothing_else_of_the_prompt(make):
+    _, model, inputs = make()
+    own, other = prompts(inputs, [sample(1)]), prompts(inputs, [sample(1)], world_of=sample(2))
+    assert all(torch.equal(own[name], other[name]) for name in own if name != "frames")
+    first, second = (model.logits(model.hidden(model.embed(batch), batch)[:, -1]) for batch in (own, other))
+    assert (first - second).abs().max() > 1e-4
+
+
+def test_rows_end_at_their_own_stop(make):
+    _, model, inputs = make(seed=2)
+    talkative(model)
+    batch = prompts(inputs, PAIR)
+    free = decode(model, batch, max_new_tokens=12, stops=NEVER)
+    stop = next(token for token in free[0] if token not in free[0][:1] and token not in free[1])
+    stopped = decode(model, batch, max_new_tokens=12, stops=frozenset({stop}))
+    assert stopped == [free[0][: free[0].index(stop)], free[1]]
+
+
+def test_sampling_does_not_depend_on_the_batch(make):
+    _, model, inputs = make()
+    examples = [inputs.prompt(given) for given in PAIR]
+    drawn = {"temperature": 1.0, "top_p": 0.9}
+    together = answers(model, inputs, examples, max_new_tokens=[8, 8], keys=[11, 12], **drawn)
+    alone = [
+        answers(model, inputs, [example], max_new_tokens=[8], keys=[key], **drawn)[0]
+        for example, key in zip(examples, [11, 12], strict=True)
+    ]
+    assert together == alone
+    assert together != answers(model, inputs, examples, max_new_tokens=[8, 8], keys=[13, 14], **drawn)
+
+
+def test_draws_follow_the_tempered_nucleus():
+    logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]]).expand(4000, 4)
+    draws = rng("nucleus").random(4000).tolist()
+    counts = _pick(logits, 0.5, 0.95, draws).bincount(minlength=4)
+    kept = (logits[0] / 0.5).softmax(-1)[:2]  # 0.865 + 0.117: the first two reach 0.95
+    expected = 4000 * kept / kept.sum()
+    assert counts[2:].tolist() == [0, 0]
+    assert abs(counts[0] - expected[0]) < 4 * (expected[0] * expected[1] / 4000).sqrt()  # four standard deviations
+
+
+def test_generate_answers_and_writes(make, tmp_path):
+    _, model, inputs = make()
+    (tmp_path / "a.png").write_bytes(photo(1))
+    options = GenerateOptions.model_validate({"prompt": "What is this?", "image": str(tmp_path / "a.png"), "max_new_tokens": "4"})
+    lines = generate(model, inputs, options, tmp_path / "out")
+    written = json.loads((tmp_path / "out" / "answer.json").read_text())
+    assert lines == [written["answer"]]
+    assert written["world_tokens"] == 16
+    off = generate(model, inputs, options.model_copy(update={"world": False}), tmp_path / "off")
+    assert json.loads((tmp_path / "off" / "answer.json").read_text())["world_tokens"] == 0
+    assert len(off) == 1
+
+
+def test_generate_names_a_missing_image(make):
+    _, model, inputs = make()
+    with pytest.raises(PlaitError, match="generate: --image: no file nowhere"):
+        generate(model, inputs, GenerateOptions(image=["nowhere.png"]), None)
+
+
+def test_family_exports_the_contract():
+    names = ("Config", "Inputs", "Loss", "GenerateOptions", "base", "benches", "blocks", "build", "components", "generate", "inspect")
+    assert all(name in family.__all__ for name in (*names, "never_trained", "prepare"))
