@@ -30,6 +30,8 @@ _PICTURES_MAX = 24  # of one card, in the PNG
 _COLUMNS_MAX = 4
 _LINES_MAX = 14
 _CHARACTERS_MAX = 640
+_RUN_MAX = 256  # characters measured at once
+_NOTE_CHARACTERS, _NO_BREAK = 48, "\u00a0"  # a note this short stays on one line
 _TEXT_PX, _NOTE_PX, _HEAD_PX = 15, 12, 24
 _INK, _FAINT, _PAPER, _CARD, _BORDER, _MARK = "#1c1f24", "#646b75", "#eef0f3", "#ffffff", "#d5d9df", "#ffe08a"
 _RIGHT, _WRONG = "#1a7f43", "#c62f2f"
@@ -144,8 +146,10 @@ def _lay_out(card: Card) -> _Drawn:
     inner = _PICTURES_PX[0]
     pictures, height = _place(card.pictures[:_PICTURES_MAX])
     text = fewer(wrap(shorten(card.text, _CHARACTERS_MAX), _font(_TEXT_PX).getlength, inner), _LINES_MAX)
-    facts = [*_sizes(card.pictures), *_factor(card.pictures[:_PICTURES_MAX]), *(f"{name} {value}" for name, value in card.notes.items())]
-    notes = _plain_lines("  ·  ".join(facts), _NOTE_PX, inner)
+    stated = (_middle_out(f"{name} {value}", _CHARACTERS_MAX // 2) for name, value in card.notes.items())
+    facts = [*_sizes(card.pictures), *_factor(card.pictures[:_PICTURES_MAX]), *stated]
+    whole = [fact.replace(" ", _NO_BREAK) if len(fact) <= _NOTE_CHARACTERS else fact for fact in facts]
+    notes = [line.replace(_NO_BREAK, " ") for line in _plain_lines("  ·  ".join(whole), _NOTE_PX, inner)]
     text_y = _PADDING_PX + _NOTE_PX + 12 + (height + 12 if height else 0)
     return _Drawn(card, pictures, text, notes, text_y, text_y + len(text) * (_TEXT_PX + 6) + 8 + len(notes) * (_NOTE_PX + 5) + _PADDING_PX)
 
@@ -224,7 +228,7 @@ def wrap(text: Text, length_px: Callable[[str], float], width_px: float) -> list
     lines: list[list[tuple[str, bool]]] = [[]]
     x = 0.0
     for piece, marked in text:
-        for word in re.findall(r"\n|[^\S\n]+|\S+", piece.replace("\t", "    ")):
+        for word in re.findall(r"\n| +|[^ \n]+", piece.replace("\t", "    ")):
             if word == "\n":
                 if marked:
                     lines[-1].append((" ", True))
@@ -259,7 +263,7 @@ def fewer(lines: list[list[tuple[str, bool]]], most: int) -> list[list[tuple[str
 
 def _fitting(word: str, length_px: Callable[[str], float], width_px: float) -> Iterable[str]:
     while word:
-        end = len(word)
+        end = min(len(word), _RUN_MAX)
         while end > 1 and length_px(word[:end]) > width_px:
             end = max(1, min(end - 1, int(end * width_px / length_px(word[:end]))))
         yield word[:end]
@@ -307,56 +311,14 @@ def _draw_verdict(draw: ImageDraw.ImageDraw, x: int, y: int, right: bool) -> Non
 
 # The page.
 
-_STYLE = """
-:root {
-  color-scheme: light dark; --ink: #1c1f24; --faint: #5b626c; --paper: #eef0f3; --card: #fff;
-  --border: #d5d9df; --mark: #ffe08a; --right: #1a7f43; --wrong: #c62f2f;
-}
-@media (prefers-color-scheme: dark) {
-  :root {
-    --ink: #e6e8eb; --faint: #9aa2ad; --paper: #14161a; --card: #1e2126;
-    --border: #363b43; --mark: #6b5310; --right: #57c785; --wrong: #ff7b72;
-  }
-}
-* { box-sizing: border-box }
-body {
-  margin: 0 auto; padding: 1.5rem; max-width: 110rem;
-  background: var(--paper); color: var(--ink); font: 16px/1.5 system-ui, sans-serif;
-}
-h1 { font-size: 1.5rem; margin: 0 0 .25rem }
-h2 { font-size: .9rem; font-weight: 600; margin: 0 0 .75rem; overflow-wrap: anywhere }
-header p, table, dl { color: var(--faint); font-size: .85rem }
-header p { margin: 0 }
-table { margin: .75rem 0 0; border-collapse: collapse }
-th, td { text-align: left; vertical-align: top; padding: .1rem 1.25rem .1rem 0 }
-th { font-weight: 400; white-space: nowrap }
-td { color: var(--ink); overflow-wrap: anywhere }
-main { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(24.5rem, 100%), 1fr)); gap: 1rem; margin-top: 1.25rem }
-article { background: var(--card); border: 1px solid var(--border); border-radius: 8px; padding: 1rem; min-width: 0 }
-figure { margin: 0 0 .75rem; display: flex; flex-wrap: wrap; gap: 4px; overflow-x: auto }
-img { max-width: 100%; height: auto; display: block }
-label { cursor: zoom-in }
-input { position: absolute; opacity: 0 }
-input:focus-visible + img { outline: 2px solid }
-input:checked + img { width: auto; max-width: none; cursor: zoom-out }
-.small { image-rendering: pixelated }
-.text { white-space: pre-wrap; overflow-wrap: anywhere; margin: 0 }
-mark { background: var(--mark); color: inherit; border-radius: 2px; -webkit-box-decoration-break: clone; box-decoration-break: clone }
-mark .end::before { content: "\\21b5"; opacity: .6 }
-.right { color: var(--right) }
-.wrong { color: var(--wrong) }
-dl { display: grid; grid-template-columns: auto 1fr; gap: 0 .75rem; margin: .75rem 0 0 }
-dd { margin: 0; overflow-wrap: anywhere }
-"""
-
 
 def _page(title: str, lines: Sequence[str], facts: Sequence[tuple[str, str]], cards: Sequence[Card]) -> str:
-    name = html.escape(title)
+    name, style = html.escape(title), Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
     rows = "".join(f"<tr><th>{html.escape(what)}</th><td>{html.escape(value)}</td></tr>\n" for what, value in facts)
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{name}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<header>\n<h1>{name}</h1>\n"
+        f"<title>{name}</title>\n<style>{style}</style>\n</head>\n<body>\n<header>\n<h1>{name}</h1>\n"
         + "".join(f"<p>{html.escape(line)}</p>\n" for line in lines)
         + (f"<table>\n{rows}</table>\n" if rows else "")
         + "</header>\n<main>\n"

@@ -73,7 +73,8 @@ def draw(resolved: Resolved, split: str, samples: int, out: Path) -> None:
     for view in resolved.stages:
         if view not in views:
             same = next(one for one in views if one.config.data == view.config.data)
-            print(f"stage {view.index} {view.name} has the data of stage {same.index} {same.name}, in an order of its own")
+            order = ", in an order of its own" if split == "train" else ""
+            print(f"stage {view.index} ({view.name}) has the data of stage {same.index} ({same.name}){order}")
 
 
 def _different(stages: Sequence[StageView]) -> list[StageView]:
@@ -176,16 +177,16 @@ def _sizes(pairs: Sequence[tuple[int, int]]) -> str:
 
 
 def _figures(seen: Sequence[_Seen]) -> Facts:
-    """Least, median and most of every number that the family notes of its examples."""
+    """Range and median of every number that the family notes of its examples."""
     names = dict.fromkeys(name for one in seen for name in one.shown["notes"])
     facts = []
     for name in names:
         values = [one.shown["notes"].get(name) for one in seen]
         numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
         if len(numbers) == len(values):
-            facts.append(
-                (name, f"{min(numbers):g} / {statistics.median(numbers):g} / {max(numbers):g}  (least / median / most per sample)")
-            )
+            least, most = min(numbers), max(numbers)
+            spread = f"{least:g}" if least == most else f"{least:g} to {most:g}, median {statistics.median(numbers):g}"
+            facts.append((name, f"{spread} per sample"))
     return facts
 
 
@@ -198,13 +199,14 @@ def _batch(seen: Sequence[_Seen], family: ModuleType, section: Any, inputs: Any,
     except PlaitError as error:
         facts.append(("batch", f"cannot be made of the first {len(first)}: {error}"))
     else:
-        tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
-        shapes = (
-            f"{name} {'x'.join(map(str, value.shape)) or 'scalar'} {str(value.dtype).removeprefix('torch.')}"
-            for name, value in tensors.items()
+        kinds: dict[str, list[str]] = {}
+        for name, value in batch.items():
+            if isinstance(value, Tensor):
+                kinds.setdefault(f"{'x'.join(map(str, value.shape))} {str(value.dtype).removeprefix('torch.')}", []).append(name)
+        size = sum(value.nbytes for value in batch.values() if isinstance(value, Tensor))
+        facts.append(
+            (f"batch of {len(first)}", f"{_bytes(size)}: " + "; ".join(f"{', '.join(names)} {kind}" for kind, names in kinds.items()))
         )
-        size = sum(value.nbytes for value in tensors.values())
-        facts.append((f"batch of {len(first)}", f"{', '.join(shapes)}: {_bytes(size)}"))
     loss = family.Loss(section)
     idle = [
         str(one.sample["id"]) for one in seen if not any(float(value) for value in loss.weights(inputs.collate([one.example])).values())
