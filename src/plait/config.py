@@ -4,7 +4,7 @@ Values come from, in rising order: defaults, preset, file, stage, command line. 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from plait.complaints import Problem, complain, explain, kinds, report
 from plait.errors import PlaitError
 from plait.provenance import COMMAND_LINE, Node, at, claims, dotted, find, leaves, merge, nest, plain, wrap
 from plait.reading import Override
+from plait.resolved import ABSENT, Resolved, StageView, difference, dump, folder
 from plait.schema import (
     Checkpoint,
     Component,
@@ -65,34 +66,9 @@ __all__ = [
 ]
 
 DEFAULT = "default"
-ABSENT = "(absent)"
 _STAGED = frozenset(Stage.model_fields) - {"name"}
 ModelConfig = Callable[[str], type[BaseModel]]
 Preset = Callable[[str, str], Path]
-
-
-@dataclass(frozen=True)
-class StageView:
-    """The effective configuration of one stage: what the engine runs."""
-
-    index: int  # from 1
-    name: str
-    config: RunConfig
-
-
-@dataclass(frozen=True)
-class Resolved:
-    """A validated run. `origins` has an entry for every leaf; `translation` is (their key, their value, our path or None, note)."""
-
-    config: RunConfig
-    stages: tuple[StageView, ...]
-    origins: dict[str, str]
-    translation: list[tuple[str, Any, str | None, str]]
-    warnings: list[str]
-
-    def to_yaml(self) -> str:
-        """The whole configuration, defaults included; `load` reads it back to the same thing."""
-        return reading.write_yaml(dump(self.config))
 
 
 def load(path: str | Path, overrides: Sequence[str] = (), *, model_config: ModelConfig, preset: Preset) -> Resolved:
@@ -112,30 +88,12 @@ def load(path: str | Path, overrides: Sequence[str] = (), *, model_config: Model
         tree = merge(tree, Node({"run": Node(f"runs/{path.stem}", DEFAULT, path="run")}, tree.file, tree.line))
     config, views = _validated(tree, section)
     origins = {dotted(leaf): _origin(tree, leaf) for leaf, _ in leaves(dump(config))}
-    return Resolved(config, views, origins, spoken.rows, spoken.warnings)
-
-
-def folder(text: str | None) -> Path | None:
-    """A folder as a file names it, `~` opened."""
-    return None if text is None else Path(text).expanduser()
+    return Resolved(config, views, origins, spoken.rows, spoken.warnings, reading.write_yaml(dump(config)))
 
 
 def render(resolved: Resolved) -> str:
     """What `plait config` prints: every value with its origin, and a translated dialect side by side."""
     return ledger.render(dict(leaves(dump(resolved.config))), resolved.origins, resolved.translation, resolved.warnings)
-
-
-def dump(config: RunConfig) -> dict[str, Any]:
-    """Plain data under the names that a file uses."""
-    return config.model_dump(mode="json", by_alias=True)
-
-
-def difference(a: RunConfig | Resolved, b: RunConfig | Resolved) -> list[tuple[str, Any, Any]]:
-    """The leaves in which two configurations differ: (path, value in a, value in b), ABSENT where one has none."""
-    left, right = (dict(leaves(dump(one.config if isinstance(one, Resolved) else one))) for one in (a, b))
-    every = dict.fromkeys([*left, *right])
-    pairs = ((path, left.get(path, ABSENT), right.get(path, ABSENT)) for path in every)
-    return [(dotted(path), mine, theirs) for path, mine, theirs in pairs if mine != theirs or type(mine) is not type(theirs)]
 
 
 def _with_preset(tree: Node, overrides: Sequence[Override], preset: Preset) -> Node:

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from plait import files, gallery, parts
+from plait import files, gallery, parts, saved
 from plait.data import images
 from plait.engine import distributed, evaluation
 from plait.engine.loop import autocast
@@ -24,7 +24,7 @@ def evaluate(path: Path, bench: str, *, samples: int | None, batch: int, show: i
     Writes metrics.json, and for benches with answers predictions.json and a page with pictures, into `out` (RUN/eval/BENCH-step-N).
     """
     with distributed.world() as world:
-        built, found, config = parts.open_checkpoint(path, world, averaged=averaged)
+        built, found, config = saved.open_checkpoint(path, world, averaged=averaged)
         entry = Evaluate(bench=bench, samples=samples, batch=batch)
         evaluation.check([entry], built.family.benches)
         held = parts.held_out(built, config, world)
@@ -68,7 +68,7 @@ def card(row: dict[str, Any], sample: Any) -> gallery.Card:
 def generate(path: Path, options: Sequence[str], *, averaged: bool, out: Path | None) -> None:
     """Ask the checkpoint at `path`; `options` are the family's own, as name=value. Prints what the family returns, line by line."""
     with distributed.world() as world:
-        built, _, config = parts.open_checkpoint(path, world, averaged=averaged)
+        built, _, config = saved.open_checkpoint(path, world, averaged=averaged)
         chosen = generate_options(built.family.GenerateOptions, options)
         with autocast(config.train.precision, world.device):
             for line in built.family.generate(built.model, built.inputs(config, train=False), chosen, out):

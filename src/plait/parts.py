@@ -13,19 +13,15 @@ import torch
 import xxhash
 from torch import nn
 
-from plait import config as configuration
-from plait.config import Resolved
 from plait.data import sources
 from plait.data.loader import Loader
 from plait.data.order import SampleId, permute
-from plait.engine import checkpoint
-from plait.engine.checkpoint import Checkpoint
 from plait.engine.distributed import World
 from plait.engine.evaluation import HeldOut
-from plait.engine.state import load_weights
 from plait.errors import PlaitError
 from plait.families import registry
 from plait.keys import key
+from plait.resolved import folder
 from plait.schema import Evaluate, RunConfig, Source
 
 _TOKENIZER_SAMPLES = 2_000
@@ -80,7 +76,7 @@ def _texts(config: RunConfig) -> Iterator[str]:
 
 def open_data(config: RunConfig, entries: Sequence[Source], split: str) -> list[Any]:
     """The opened sources of `entries`."""
-    return sources.open_all(entries, seed=config.seed, split=split, cache=configuration.folder(config.data.cache))
+    return sources.open_all(entries, seed=config.seed, split=split, cache=folder(config.data.cache))
 
 
 @dataclass(frozen=True)
@@ -144,27 +140,3 @@ def held_out(parts: Parts, config: RunConfig, world: World) -> HeldOut:
         return [found[identity.source][identity.index] for identity in chosen]
 
     return HeldOut(batches, samples)
-
-
-def open_run(run: Path, overrides: Sequence[str] = ()) -> Resolved:
-    """The configuration that a run directory was made with."""
-    if not (run / "config.yaml").is_file():
-        raise PlaitError(f"{run} is no run directory: it has no config.yaml")
-    return configuration.load(run / "config.yaml", list(overrides), model_config=registry.model_config, preset=registry.preset)
-
-
-def open_checkpoint(path: Path, world: World, *, averaged: bool = True) -> tuple[Parts, Checkpoint, RunConfig]:
-    """The trained model of a checkpoint (a step folder, stage folder or run) with its averaged weights when it has them, ready to judge.
-
-    Also the checkpoint, and the configuration of the stage it was written in.
-    """
-    if not path.exists():
-        raise PlaitError(f"{path} does not exist; give a run directory or one of its step folders")
-    found = checkpoint.locate(path)
-    resolved = open_run(found.folder.parent.parent)
-    parts = build(resolved.config, found.folder.parent.parent, world)
-    load_weights(parts.model, found.tensors("weights"))
-    if averaged:
-        load_weights(parts.model, found.tensors("ema"))
-    parts.model.eval()
-    return parts, found, resolved.stages[found.manifest["state"]["stage"] - 1].config

@@ -76,12 +76,24 @@ class Data(Section):
     pad: Literal["longest", "to_128", "to_max", "none"] = Field(default="longest", description="what sequences are padded to")
 
 
+class Plateau(Section):
+    """Ends a stage before its budget, once a held-out figure no longer gets better. The defaults are for millions of image-text pairs."""
+
+    metric: str = Field(default="loss", description="a figure of an `evaluate:` entry, as in metrics without `eval/`")
+    better: Literal["lower", "higher"] = "lower"
+    min_steps: Natural = Field(default=5000, description="steps of the stage before which it never ends")
+    patience_steps: Count = Field(default=2000, description="steps without a new best after which it ends")
+    window_steps: Count = Field(default=5000, description="steps over which the best must get better by min_gain")
+    min_gain: Annotated[Float, Field(ge=0)] = Field(default=0.01, description="share of the figure; less in window_steps ends the stage")
+
+
 class Train(Section):
     """How long and in what portions. Exactly one of steps, epochs and samples, by the end of all layers."""
 
     steps: Count | None = Field(default=None, description="optimizer steps")
     epochs: Rate | None = Field(default=None, description="passes over the training data; 0.5 is legal")
     samples: Count | None = Field(default=None, description="samples")
+    plateau: Plateau | None = Field(default=None, description="ends the stage earlier when a held-out figure is flat; None: never")
     global_batch: Count = Field(default=8, description="samples per step, over all ranks and accumulations")
     micro_batch: Count | None = Field(default=None, description="samples per forward on one rank; None: global_batch / ranks")
     grad_clip: Rate | None = Field(default=1.0, description="largest gradient norm; None: no clipping")

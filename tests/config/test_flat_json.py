@@ -208,7 +208,7 @@ def test_their_keys_and_ours_both_override_a_flat_file(load) -> None:
 
 def test_translated_file_becomes_plaits_own(load) -> None:
     before = load('{"dataset_name": "x", "do_eval": true}', name="x.json")
-    after = load(before.to_yaml())
+    after = load(before.yaml)
     assert config.difference(before, after) == []
     assert after.translation == []
 

@@ -127,16 +127,16 @@ def test_stages_are_kept_as_written_but_typed(load) -> None:
 def test_yaml_round_trip_loses_nothing(load) -> None:
     text = STAGED.replace("source: scenes}", "source: scenes, template: {user: '1e-5', assistant: '{label} no\n2024-01-01'}}")
     before = load(text + "preset: small\n", "--train.samples=9", "--optim.lr=3e-6", preset="track: {every_steps: 3}\n")
-    after = load(before.to_yaml(), name="again.yaml", preset="{}")
+    after = load(before.yaml, name="again.yaml", preset="{}")
     assert difference(before, after) == []
     assert before.stages == after.stages
-    assert after.to_yaml() == before.to_yaml()
+    assert after.yaml == before.yaml
     assert set(after.origins) == set(before.origins)
 
 
 def test_yaml_is_complete_and_any_reader_agrees(load) -> None:
     resolved = load(STAGED)
-    read = yaml.safe_load(resolved.to_yaml())
+    read = yaml.safe_load(resolved.yaml)
     assert read["optim"]["eps"] == 1e-8
     assert read == config.dump(resolved.config)
 

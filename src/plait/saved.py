@@ -1,0 +1,39 @@
+"""What a run directory or one of its checkpoints stands for, opened again: to judge it, ask it, compare it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from plait import config, parts
+from plait.engine import checkpoint
+from plait.engine.checkpoint import Checkpoint
+from plait.engine.distributed import World
+from plait.engine.state import load_weights
+from plait.errors import PlaitError
+from plait.families import registry
+from plait.parts import Parts
+from plait.resolved import Resolved
+from plait.schema import RunConfig
+
+
+def open_run(run: Path, overrides: Sequence[str] = ()) -> Resolved:
+    """The configuration that a run directory was made with."""
+    if not (run / "config.yaml").is_file():
+        raise PlaitError(f"{run} is no run directory: it has no config.yaml")
+    return config.load(run / "config.yaml", list(overrides), model_config=registry.model_config, preset=registry.preset)
+
+
+def open_checkpoint(path: Path, world: World, *, averaged: bool = True) -> tuple[Parts, Checkpoint, RunConfig]:
+    """The trained model of a checkpoint (a step folder, stage folder or run) with its averaged weights when it has them, ready to judge.
+
+    Also the checkpoint, and the configuration of the stage it was written in.
+    """
+    if not path.exists():
+        raise PlaitError(f"{path} does not exist; give a run directory or one of its step folders")
+    found = checkpoint.locate(path)
+    resolved = open_run(found.folder.parent.parent)
+    built = parts.build(resolved.config, found.folder.parent.parent, world)
+    load_weights(built.model, found.tensors("weights"))
+    if averaged:
+        load_weights(built.model, found.tensors("ema"))
+    built.model.eval()
+    return built, found, resolved.stages[found.manifest["state"]["stage"] - 1].config
