@@ -83,7 +83,7 @@ class Order:
                 raise PlaitError(f"source {number} of the mixture has weight {weight}; weights are positive numbers")
         self.sizes, self.seed, self.global_batch = tuple(int(s) for s in sizes), seed, global_batch
         self.counts = block_counts([w / math.fsum(weights) for w in weights], global_batch)
-        self._slot_source, self._slot_turn = _interleave(self.counts)
+        self._slot_source, self._slot_turn = interleave(self.counts)
         self._steps_at_once = max(1, _DRAW_AT_ONCE // global_batch)
         self._memo: tuple[int, list[SampleId]] = (-1, [])  # replaced whole: threads may ask at once
 
@@ -143,7 +143,7 @@ def _largest_remainder(shares: Sequence[float], total: int) -> list[int]:
     return counts
 
 
-def _interleave(counts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+def interleave(counts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     """Spread each source's turns evenly over the block, so that every batch is mixed alike. Returns source and turn of each slot."""
     source = np.repeat(np.arange(len(counts)), counts)
     turn = np.concatenate([np.arange(c) for c in counts])
