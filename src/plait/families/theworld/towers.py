@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HFValidationError
 from tokenizers import Tokenizer
 from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
@@ -108,6 +109,6 @@ def _named(setting: str, value: str) -> Iterator[None]:
     """One line that names the setting, in place of the Hub libraries' paragraphs."""
     try:
         yield
-    except OSError as error:  # every failure of the Hub libraries is one: absent, gated, no network, no such file
+    except (OSError, HFValidationError) as error:  # absent, gated, no network, no such file; or no name at all
         reason = str(error).strip().splitlines()[0]
         raise PlaitError(f"{setting}: cannot load {value!r} as a Hub name or a local directory: {reason}") from error
