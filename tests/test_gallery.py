@@ -75,6 +75,14 @@ def test_every_picture_of_a_card_is_shown_at_one_scale(tmp_path):
     assert all(holds(sheet, np.kron(picture, np.ones((10, 10, 1), np.uint8))) for picture in pictures)
 
 
+@pytest.mark.parametrize(("size", "number", "factor"), [(96, 2, 2), (32, 2, 5), (64, 9, 1), (32, 17, 2)])
+def test_pictures_stand_in_rows_unless_that_makes_them_much_smaller(tmp_path, size, number, factor):
+    pictures = [noise(size, size, seed) for seed in range(number)]
+    sheet, page = drawn(tmp_path, card(pictures=pictures))
+    assert all(holds(sheet, np.kron(picture, np.ones((factor, factor, 1), np.uint8))) for picture in pictures)
+    assert page.count(f'width="{size * factor}" height="{size * factor}"') == number
+
+
 def test_a_large_picture_is_shrunk_into_its_card_and_whole_in_the_page(tmp_path):
     picture = noise(900, 1200)
     sheet, page = drawn(tmp_path, card(pictures=[picture]))
@@ -157,7 +165,7 @@ def test_a_sheet_says_when_its_font_lacks_letters(tmp_path):
 
 def test_verdicts_are_counted_and_drawn(tmp_path):
     sheet, page = drawn(tmp_path, card(verdict=True), card(verdict=False), card(verdict=None))
-    assert "3 shown, 1 of 2 right" in Page(page).text("p")
+    assert "3 cards, 1 of 2 right" in Page(page).text("p")
     assert [text.split()[-1] for text in Page(page).text("span")] == ["right", "wrong"]
     assert all((sheet == colour).all(-1).sum() > 100 for colour in [(26, 127, 67), (198, 47, 47)])
 

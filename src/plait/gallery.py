@@ -24,7 +24,7 @@ Text = Sequence[tuple[str, bool]]
 """Pieces of text, each with whether it is marked."""
 
 _CARD_PX, _PADDING_PX, _GAP_PX = 380, 14, 14  # width of a card, inside its border, between cards
-_PICTURES_PX = (_CARD_PX - 2 * _PADDING_PX, 352)  # width and height that all pictures of a card share
+_PICTURES_PX = (_CARD_PX - 2 * _PADDING_PX, 420)  # width and height that all pictures of a card share
 _BETWEEN_PX = 4  # between pictures of a card
 _PICTURES_MAX = 24  # of one card, in the PNG
 _COLUMNS_MAX = 4
@@ -71,7 +71,7 @@ def write(folder: Path, title: str, cards: Sequence[Card], *, legend: str = "", 
 def count(cards: Sequence[Card]) -> str:
     """How many cards there are, and how many are right."""
     judged = [card.verdict for card in cards if card.verdict is not None]
-    return f"{len(cards)} shown" + (f", {sum(judged)} of {len(judged)} right" if judged else "")
+    return f"{len(cards)} cards" + (f", {sum(judged)} of {len(judged)} right" if judged else "")
 
 
 def _clean_card(card: Card) -> Card:
@@ -168,7 +168,10 @@ def _factor(pictures: Sequence[np.ndarray]) -> list[str]:
 
 
 def _scale(pictures: Sequence[np.ndarray]) -> tuple[int, float]:
-    """How many columns show the pictures largest, and at what scale: a whole number, or less than 1."""
+    """In how many columns the pictures are drawn, and at what scale: a whole number, or less than 1.
+
+    As many columns as still show them at three quarters of the best scale, and not shrunk needlessly: rows stay together.
+    """
     tallest, widest = max(p.shape[0] for p in pictures), max(p.shape[1] for p in pictures)
 
     def scale(columns: int) -> float:
@@ -177,8 +180,10 @@ def _scale(pictures: Sequence[np.ndarray]) -> tuple[int, float]:
         fits = min(wide / widest, high / tallest)
         return float(int(fits)) if fits >= 1 else fits
 
-    columns = max(range(1, len(pictures) + 1), key=lambda n: (scale(n), n))
-    return columns, scale(columns)
+    scales = [scale(columns + 1) for columns in range(len(pictures))]
+    least = max(min(1.0, max(scales)), 0.75 * max(scales))
+    columns = max(place + 1 for place, one in enumerate(scales) if one >= least)
+    return columns, scales[columns - 1]
 
 
 def _place(pictures: Sequence[np.ndarray]) -> tuple[list[tuple[int, int, Image.Image]], int]:
