@@ -1,0 +1,161 @@
+"""The `model:` section of family nanodit: the transformer's size, what it is shown, how it is noised and how it draws. Free of torch."""
+
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Size(NamedTuple):
+    """One row of the table of sizes. `parameters`: with latents of 16 channels, patch 2, and text and image features of 1,024."""
+
+    depth: int
+    hidden: int
+    heads: int
+    parameters: int
+
+
+SIZES = {
+    "12/384": Size(12, 384, 6, 45_363_648),
+    "24/512": Size(24, 512, 8, 158_908_992),
+    "18/768": Size(18, 768, 12, 268_008_768),
+    "24/1024": Size(24, 1024, 16, 632_912_960),
+    "28/1024": Size(28, 1024, 16, 737_807_424),
+}
+_SHAPE = ("depth", "hidden", "heads")
+
+Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Dropout(Section):
+    """Which conditions a training sample keeps: one draw with four outcomes, named by what stays. `both` is the rest."""
+
+    neither: Share = 0.1
+    text_only: Share = 0.1
+    image_only: Share = 0.1
+
+    @property
+    def both(self) -> float:
+        return max(0.0, 1.0 - self.neither - self.text_only - self.image_only)
+
+    @model_validator(mode="after")
+    def _sums(self) -> "Dropout":
+        total = self.neither + self.text_only + self.image_only
+        if total > 1 + 1e-9:
+            raise ValueError(f"neither + text_only + image_only is {total:.6g}, more than 1: nothing is left for samples that keep both")
+        return self
+
+
+class Time(Section):
+    """How training draws t in (0, 1); t = 1 is noise."""
+
+    sampling: Literal["logit_normal", "uniform"] = "logit_normal"
+    loc: float = Field(default=0.0, description="mean of logit t")
+    scale: Annotated[float, Field(gt=0.0)] = Field(default=1.0, description="standard deviation of logit t")
+    shift: Annotated[float, Field(gt=0.0)] = Field(
+        default=1.0, description="s in t' = s t / (1 + (s - 1) t); above 1: more noise, for large images"
+    )
+
+
+class Flip(Section):
+    """Mirroring of training samples: latents and text together, or not at all."""
+
+    probability: Share = 0.5
+    swap_caption: bool = Field(
+        default=True, description="a caption that names a side is mirrored with its words swapped; off: such a sample is never mirrored"
+    )
+
+
+class Sampling(Section):
+    """How benches and `plait generate` draw, unless told otherwise."""
+
+    steps: Positive = 50
+    solver: Literal["euler", "heun"] = "euler"
+    text_scale: float = 3.0
+    image_scale: float = 2.0
+    guidance: Literal["two_scale", "joint"] = Field(
+        default="two_scale", description="joint: the text's pull is measured in the image's presence"
+    )
+    interval: tuple[Share, Share] = Field(
+        default=(0.0, 1.0), description="t between which there is guidance; elsewhere both conditions at scale 1"
+    )
+    grid: Literal["uniform", "quadratic"] = Field(default="uniform", description="quadratic: smaller steps near the data")
+    shift: Annotated[float, Field(gt=0.0)] = Field(default=1.0, description="s of the step grid, as in time.shift")
+    folder: str = Field(default="validation", description="where benches write pictures; inside the run unless absolute")
+
+    @model_validator(mode="after")
+    def _interval_rises(self) -> "Sampling":
+        if self.interval[0] >= self.interval[1]:
+            raise ValueError(f"interval is {list(self.interval)}: its first t must be below its second")
+        return self
+
+
+class Config(Section):
+    """`model:` of family nanodit."""
+
+    size: str | None = Field(default=None, description=f"a row of the table instead of depth, hidden and heads: {', '.join(SIZES)}")
+    depth: Positive = 12
+    hidden: Annotated[int, Field(ge=4, multiple_of=4)] = 384
+    heads: Positive = 6
+    mlp_ratio: Annotated[float, Field(gt=0.0)] = 4.0
+    patch: Positive = Field(default=2, description="cells (latents) or pixels of one side of a token")
+    space: Literal["latents", "pixels"] = "latents"
+    channels: Positive = Field(default=16, description="of the latents; 3 in pixel space")
+    image_size: Positive = Field(default=32, description="pixel space: side of the square that photos are cropped to, pixels")
+    text: Literal["states", "words"] = Field(
+        default="states", description="states: a text encoder's, from the shards; words: learned here, from captions"
+    )
+    text_dim: Positive = Field(default=1024, description="features of a text token")
+    words: Positive = Field(default=4096, description="rows of the table of words (text: words)")
+    image_dim: Annotated[int, Field(ge=0)] = Field(default=1024, description="features of the reference image; 0: none is ever shown")
+    prediction: Literal["v", "x"] = Field(default="v", description="what the network gives: velocity, or the clean sample")
+    centre_positions: bool = Field(default=False, description="positions counted from the middle, so that sizes share a frame")
+    dropout: Dropout = Dropout()
+    time: Time = Time()
+    flip: Flip = Flip()
+    sampling: Sampling = Sampling()
+    metadata: str | None = Field(
+        default=None, description="metadata.json of the shards: kept with the run, to encode prompts and decode latents"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _row(cls, values: Any) -> Any:
+        """`size` stands for three numbers, and says nothing else than they do."""
+        if not isinstance(values, dict) or values.get("size") is None:
+            return _pixels(values)
+        if values["size"] not in SIZES:
+            raise ValueError(f"size {values['size']!r} is not in the table: {', '.join(SIZES)}; or set depth, hidden and heads")
+        row = SIZES[values["size"]]
+        for name in _SHAPE:
+            if values.get(name, getattr(row, name)) != getattr(row, name):
+                raise ValueError(
+                    f"size {values['size']} has {name} {getattr(row, name)}, but {name} is {values[name]}: set size to null, or drop {name}"
+                )
+        return _pixels({**values, **{name: getattr(row, name) for name in _SHAPE}})
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Config":
+        if self.hidden % self.heads:
+            raise ValueError(f"hidden is {self.hidden}, not a multiple of heads, {self.heads}")
+        if self.space == "pixels" and self.channels != 3:
+            raise ValueError(f"channels is {self.channels}, but pixels have 3")
+        if self.space == "pixels" and self.image_size % self.patch:
+            raise ValueError(f"image_size is {self.image_size}, not a multiple of patch, {self.patch}")
+        if self.text_dim % 2 and self.text == "words":
+            raise ValueError(f"text_dim is {self.text_dim}: words need an even number")
+        return self
+
+    @property
+    def mlp(self) -> int:
+        """Width of the feed-forward layer."""
+        return round(self.hidden * self.mlp_ratio)
+
+
+def _pixels(values: Any) -> Any:
+    """Pixels have three channels, unless the file says otherwise (which is then refused)."""
+    return {"channels": 3, **values} if isinstance(values, dict) and values.get("space") == "pixels" else values

@@ -1,0 +1,51 @@
+"""Family nanodit's contract: what the engine, the planner and the verbs take from it."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from plait.errors import PlaitError
+from plait.families.nanodit.config import Config
+from plait.families.nanodit.evaluate import benches
+from plait.families.nanodit.generate import GenerateOptions, generate
+from plait.families.nanodit.inputs import Inputs, inspect
+from plait.families.nanodit.loss import Loss
+from plait.families.nanodit.model import blocks, build, components, forward_flops
+from plait.families.nanodit.monitors import monitors
+from plait.families.nanodit.pictures import METADATA
+from plait.files import write_whole
+
+__all__ = [
+    "Config",
+    "GenerateOptions",
+    "Inputs",
+    "Loss",
+    "base",
+    "benches",
+    "blocks",
+    "build",
+    "components",
+    "forward_flops",
+    "generate",
+    "inspect",
+    "monitors",
+    "never_trained",
+    "prepare",
+]
+
+never_trained: frozenset[str] = frozenset()
+
+
+def prepare(config: Config, directory: Path, texts: Callable[[], Iterable[str]]) -> None:
+    """Keep the shards' metadata with the run, so that prompts can be encoded and latents decoded wherever the run is copied to."""
+    place = directory / METADATA
+    if config.metadata is None or place.exists():
+        return
+    source = Path(config.metadata).expanduser()
+    if not source.is_file():
+        raise PlaitError(f"model.metadata: no file {source}; `plait data shard` writes metadata.json beside the buckets")
+    write_whole(place, source.read_bytes())
+
+
+def base(config: Config) -> list[dict[str, str | None]]:
+    """Nothing: every weight of this family is trained. The encoders behind the latents are pinned by the shards' metadata."""
+    return []

@@ -1,0 +1,93 @@
+"""`plait generate`: pictures for prompts and a reference image, as PNGs that carry their settings, and a grid of them."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from plait.errors import PlaitError
+from plait.families.nanodit import pictures, prompts
+from plait.families.nanodit.config import Config, Sampling
+from plait.families.nanodit.inputs import Inputs
+from plait.families.nanodit.model import NanoDiT
+from plait.families.nanodit.sampler import Request, draw
+from plait.keys import key
+
+_SIZE = r"^[1-9]\d*x[1-9]\d*$"
+_AT_ONCE = 16  # pictures per forward pass, before guidance multiplies them
+
+
+class GenerateOptions(BaseModel):
+    """What `plait generate` asks of family nanodit. Unset ones come from the run's model.sampling."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    prompt: list[str] = Field(default=[""], description="what to draw; repeat it for several pictures")
+    image: Path | None = Field(default=None, description="reference image")
+    size: str | None = Field(default=None, pattern=_SIZE, description="WIDTHxHEIGHT in pixels")
+    count: Annotated[int, Field(ge=1)] = Field(default=1, description="pictures per prompt, of consecutive seeds")
+    seed: int = Field(default=0, description="of the first picture's noise")
+    steps: Annotated[int, Field(ge=1)] | None = None
+    solver: str | None = Field(default=None, description="euler or heun")
+    text_scale: float | None = None
+    image_scale: float | None = None
+    guidance: str | None = Field(default=None, description="two_scale or joint")
+    interval: str | None = Field(default=None, description="LOW,HIGH: the t between which there is guidance")
+    grid: str | None = Field(default=None, description="uniform or quadratic")
+    shift: float | None = None
+
+    @field_validator("prompt", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+
+def generate(model: NanoDiT, inputs: Inputs, options: GenerateOptions, out: Path | None) -> list[str]:
+    """Writes one PNG per picture and grid.png into `out` (RUN/generated); returns a line per file."""
+    sampling, shape = chosen(inputs.config, options), latent_shape(inputs.config, options.size)
+    device = next(model.parameters()).device
+    folder = out or inputs.directory.parent / "generated"
+    show = pictures.decoder(inputs, device)
+    shown = prompts.conditions(inputs, options.prompt, options.image, device)
+    asked = [(place, seed) for place in range(len(options.prompt)) for seed in range(options.seed, options.seed + options.count)]
+    drawn, lines = [], []
+    for start in range(0, len(asked), _AT_ONCE):
+        part = asked[start : start + _AT_ONCE]
+        requests = [Request(shown[place], shape, key("generate", seed)) for place, seed in part]
+        for (place, seed), picture in zip(part, show(draw(model, inputs, requests, sampling)), strict=True):
+            settings = {"prompt": options.prompt[place], "image": str(options.image) if options.image else None, "seed": seed}
+            path = folder / f"{place:03d}-seed-{seed}.png"
+            pictures.write(path, picture, {**settings, "size": [picture.shape[1], picture.shape[0]], **sampling.model_dump(mode="json")})
+            drawn.append(picture)
+            lines.append(f"{path}: {options.prompt[place]!r}, seed {seed}")
+    pictures.write(folder / "grid.png", pictures.tile(drawn), {"prompts": options.prompt, **options.model_dump(mode="json")})
+    return [*lines, f"{folder / 'grid.png'}: all {len(drawn)}"]
+
+
+def chosen(config: Config, options: GenerateOptions) -> Sampling:
+    """The run's sampling with what the options say otherwise."""
+    given = options.model_dump(include=set(Sampling.model_fields), exclude_none=True)
+    if options.interval is not None:
+        try:
+            given["interval"] = tuple(float(part) for part in options.interval.split(","))
+        except ValueError:
+            raise PlaitError(f"generate: --interval is {options.interval!r}: write two numbers, such as 0.1,0.9") from None
+    try:
+        return Sampling.model_validate({**config.sampling.model_dump(), **given})
+    except ValueError as error:
+        first = error.errors()[0]  # type: ignore[attr-defined]
+        name = "-".join(str(part) for part in first["loc"]).replace("_", "-")
+        raise PlaitError(f"generate: --{name or 'interval'}: {first['msg']} (given {first['input']!r})") from error
+
+
+def latent_shape(config: Config, size: str | None) -> tuple[int, int, int]:
+    """(C, H, W) of a picture of `size` WxH pixels; the pixel model's own size when None."""
+    unit = config.patch * (1 if config.space == "pixels" else pictures.STRIDE)
+    if size is None:
+        if config.space == "latents":
+            raise PlaitError("generate: --size is missing: give WIDTHxHEIGHT in pixels, such as --size=1024x1024")
+        return (config.channels, config.image_size, config.image_size)
+    wide, high = (int(side) for side in size.split("x"))
+    if wide % unit or high % unit:
+        raise PlaitError(f"generate: --size is {size}: both sides must be multiples of {unit} pixels")
+    return (config.channels, high * config.patch // unit, wide * config.patch // unit)

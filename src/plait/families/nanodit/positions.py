@@ -1,0 +1,39 @@
+"""Sinusoids of places and of times. Functions of their arguments alone: nothing is stored, so any size of picture is legal.
+
+Shapes: N tokens in reading order (rows from the top, each from the left), D width, B batch.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+_PERIOD = 10_000.0  # the longest wavelength over 2 pi (Vaswani et al. 2017, section 3.5)
+TIME_SCALE = 1000.0
+"""Factor on t in [0, 1] before its sinusoid. Without it t = .1 and t = .9 have a cosine similarity of 0.98; with it 0.19."""
+
+
+def sinusoid(place: Tensor, width: int) -> Tensor:
+    """(...) -> (..., width): sines of the place at width / 2 frequencies, then cosines. Float32 or the place's wider type."""
+    half = width // 2
+    steps = torch.arange(half, dtype=place.dtype, device=place.device) / half
+    angle = place[..., None] * torch.exp(-math.log(_PERIOD) * steps)
+    return torch.cat([angle.sin(), angle.cos()], dim=-1)
+
+
+def grid(height: int, width: int, dim: int, *, centred: bool, device: torch.device | None = None) -> Tensor:
+    """(N, dim) for a picture of height x width tokens: the first half tells y, the second x.
+
+    `centred` counts from the middle, so that pictures of different sizes share a frame; else from the top left.
+    """
+    assert dim % 4 == 0
+    y = torch.arange(height, dtype=torch.float32, device=device) - (height - 1) / 2 * centred
+    x = torch.arange(width, dtype=torch.float32, device=device) - (width - 1) / 2 * centred
+    rows = sinusoid(y, dim // 2)[:, None].expand(height, width, dim // 2)
+    columns = sinusoid(x, dim // 2)[None].expand(height, width, dim // 2)
+    return torch.cat([rows, columns], dim=-1).flatten(0, 1)
+
+
+def time(t: Tensor, width: int) -> Tensor:
+    """(B,) in [0, 1] -> (B, width)."""
+    return sinusoid(TIME_SCALE * t, width)
