@@ -1,0 +1,151 @@
+"""Encoders without weights: pictures to latents and back, captions to states, pictures to one vector. For work without a network.
+
+Everything is a fixed formula and needs no file. They stand in for a VAE, a T5 encoder and DINOv3 with the same interface (encoders.py);
+what a model learns from them is real, because nothing of the picture or the caption is lost.
+"""
+
+import functools
+import math
+import re
+from typing import Any
+
+import numpy as np
+import torch
+import xxhash
+from torch import Tensor
+
+from plait.errors import PlaitError
+from plait.keys import rng
+
+_REVISION = "1"  # of the formulas below: a change of any digit is another encoder
+
+# Orthonormal opponent colours (grey, red against blue, green against both): rows of a rotation of RGB.
+_OPPONENT = torch.tensor([[3**-0.5] * 3, [2**-0.5, 0.0, -(2**-0.5)], [-(6**-0.5), 2 * 6**-0.5, -(6**-0.5)]], dtype=torch.float64)
+_CHROMA_COST = 4.0  # a colour's detail is worth as much as grey detail of twice the frequency
+
+
+def pin(name: str, body: bytes = b"") -> dict[str, Any]:
+    """What identifies an encoder in a shard set's metadata."""
+    return {"name": name, "revision": _REVISION, "xxh3": xxhash.xxh3_64_hexdigest(name.encode() + body)}
+
+
+def dct(size: int) -> Tensor:
+    """The orthonormal DCT-II (Ahmed, Natarajan and Rao 1974): row u is cos(pi u (2 x + 1) / (2 size)), which a mirror turns by (-1)^u."""
+    x, u = torch.arange(size, dtype=torch.float64), torch.arange(size, dtype=torch.float64)[:, None]
+    rows = torch.cos(math.pi * u * (2 * x + 1) / (2 * size)) * (2 / size) ** 0.5
+    return torch.cat([rows[:1] * 0.5**0.5, rows[1:]])
+
+
+class TinyLatents:
+    """Patches of `downsample` pixels in the first `channels` functions of an orthonormal basis, low frequencies and grey first.
+
+    With channels = 3 downsample^2 decoding is exact (to the uint8); with fewer it is the nearest picture of those frequencies. Mirroring
+    the picture mirrors the grid and changes the sign of the channels that are odd across: `flip_signs`.
+    """
+
+    published = None  # statistics are measured on the set
+
+    def __init__(self, downsample: int = 4, channels: int = 48) -> None:
+        if not (1 <= downsample <= 32 and 1 <= channels <= 3 * downsample**2):
+            most = 3 * downsample**2
+            raise PlaitError(f"tiny:{downsample}x{channels} cannot be: patches of {downsample} (1 to 32) pixels have 1 to {most} channels")
+        self.downsample, self.channels = downsample, channels
+        every = [(c, v, u) for c in range(3) for v in range(downsample) for u in range(downsample)]
+        chosen = sorted(every, key=lambda f: ((f[1] ** 2 + f[2] ** 2 + 0.25) * (_CHROMA_COST if f[0] else 1.0), f))[:channels]
+        waves = dct(downsample)
+        basis = torch.stack([torch.einsum("c,y,x->cyx", _OPPONENT[c], waves[v], waves[u]) for c, v, u in chosen])
+        self._basis = basis.reshape(channels, -1).float()  # rows orthonormal
+        self.flip_signs = [-1 if u % 2 else 1 for _, _, u in chosen]
+        self.pin = pin(f"tiny:{downsample}x{channels}", np.round(basis.numpy() * 1e6).astype(np.int64).tobytes())
+
+    def encode(self, images: Tensor) -> Tensor:
+        """uint8 (B, 3, H, W), sides divisible by `downsample`, to float32 (B, C, H / downsample, W / downsample)."""
+        d, (b, _, h, w) = self.downsample, images.shape
+        patches = (images.float() / 127.5 - 1).reshape(b, 3, h // d, d, w // d, d).permute(0, 2, 4, 1, 3, 5).reshape(b, h // d, w // d, -1)
+        return (patches @ self._basis.T).permute(0, 3, 1, 2).contiguous()
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """The inverse, clamped and rounded to uint8."""
+        d, (b, _, h, w) = self.downsample, latents.shape
+        patches = (latents.float().permute(0, 2, 3, 1) @ self._basis).reshape(b, h, w, 3, d, d).permute(0, 3, 1, 4, 2, 5)
+        return ((patches.reshape(b, 3, h * d, w * d) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+class TinyTexts:
+    """Each word or mark becomes a fixed random vector (from its letters) plus its position, and an end token closes the caption.
+
+    Case is ignored; letters of scripts without spaces are words of their own. The states have mean square about 1.
+    """
+
+    def __init__(self, width: int = 64, max_tokens: int = 64) -> None:
+        self.width, self.max_tokens = width, max_tokens
+        self.pin = pin(f"tiny:{width}")
+
+    def encode(self, captions: list[str]) -> list[tuple[np.ndarray, int]]:
+        """(states (L, width) float32 of at most `max_tokens` tokens, tokens of the whole caption) for each caption."""
+        return [self._states(caption) for caption in captions]
+
+    def _states(self, caption: str) -> tuple[np.ndarray, int]:
+        words = [*re.findall(r"[\u2e80-\u9fff\uac00-\ud7af]|[^\W\u2e80-\u9fff\uac00-\ud7af]+|[^\w\s]", caption.lower()), "</s>"]
+        kept = words if len(words) <= self.max_tokens else [*words[: self.max_tokens - 1], words[-1]]
+        states = np.stack([_word(word, self.width) for word in kept]) + _positions(len(kept), self.width)
+        return states * np.float32(2**-0.5), len(words)
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _word(word: str, width: int) -> np.ndarray:
+    return rng("tiny text", word).standard_normal(width).astype(np.float32)
+
+
+@functools.lru_cache(maxsize=1024)
+def _positions(length: int, width: int) -> np.ndarray:
+    """Sines and cosines of mean square 1 (Vaswani et al. 2017, with periods from 6 to 600 tokens)."""
+    angles = np.arange(length)[:, None] / 100 ** (np.arange(width // 2) / (width // 2))
+    return (np.concatenate([np.sin(angles), np.cos(angles), np.zeros((length, width % 2))], 1) * 2**0.5).astype(np.float32)
+
+
+class TinyImages:
+    """Colours and shape of a picture in 64 numbers, the same for its mirror image.
+
+    27 + 27: how much of each of 3 x 3 x 3 colours there is, in the picture and in what stands out from its border (square roots, so that
+    distances are Hellinger's); 10: how much stands out, how high, how wide, and moments up to the fourth, odd ones across as magnitudes.
+    """
+
+    width = 64
+
+    def __init__(self) -> None:
+        self.pin = pin("tiny")
+
+    def encode(self, images: Tensor) -> Tensor:
+        """uint8 (B, 3, H, W) to float32 (B, 64) of mean square about 1."""
+        pixels = images.double() / 255
+        border = torch.cat([pixels[:, :, 0], pixels[:, :, -1], pixels[:, :, :, 0], pixels[:, :, :, -1]], -1).mean(-1)
+        apart = (pixels - border[:, :, None, None]).abs().amax(1).sub(0.1).clamp(min=0)  # (B, H, W)
+        mass = apart.sum((1, 2), keepdim=True).clamp(min=1e-9)
+        everything = torch.full_like(apart, 1 / apart[0].numel())
+        parts = [_colours(pixels, everything), _colours(pixels, apart / mass), _shape(apart, apart / mass)]
+        return torch.cat(parts, 1).float()
+
+
+def _colours(pixels: Tensor, weight: Tensor) -> Tensor:
+    """Square roots of 27 times the weighted share of each colour of a 3 x 3 x 3 grid, between which pixels are split linearly."""
+    near = (1 - (pixels[:, :, None] * 2 - torch.arange(3.0).view(1, 1, 3, 1, 1)).abs()).clamp(min=0)  # (B, RGB, level, H, W)
+    share = torch.einsum("bihw,bjhw,bkhw,bhw->bijk", near[:, 0], near[:, 1], near[:, 2], weight)
+    return (27 * share.flatten(1)).clamp(min=0).sqrt()
+
+
+def _shape(apart: Tensor, weight: Tensor) -> Tensor:
+    h, w = apart.shape[1:]
+    y = (torch.arange(h, dtype=torch.float64) + 0.5).view(1, h, 1) / h * 2 - 1
+    x = (torch.arange(w, dtype=torch.float64) + 0.5).view(1, 1, w) / w * 2 - 1
+
+    def mean(values: Tensor) -> Tensor:
+        return (weight * values).sum((1, 2), keepdim=True)
+
+    middle = mean(y)
+    dx, dy = x - mean(x), y - middle
+    size = (mean(dx**2) + mean(dy**2)).clamp(min=1e-6).sqrt()
+    dx, dy = dx / size, dy / size
+    moments = [mean(dx**2), mean(dx * dy).abs(), mean(dy**3), mean(dx**2 * dy), mean(dx**3).abs(), mean(dx * dy**2).abs()]
+    rest = [mean((dx**2 + dy**2) ** 2) - 1, apart.mean((1, 2), keepdim=True), middle, size]
+    return torch.cat([value.flatten(1) for value in moments + rest], 1) * 2

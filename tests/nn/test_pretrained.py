@@ -1,0 +1,107 @@
+"""Encoders of diffusers and transformers from folders, small and random, against the libraries' own calls."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, AutoencoderKLWan
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import DINOv3ViTConfig, DINOv3ViTModel, PreTrainedTokenizerFast, T5Config, T5EncoderModel
+
+from plait.errors import PlaitError
+from plait.nn.encoders import open_images, open_latents, open_texts, reopen
+
+PICTURES = torch.randint(0, 256, (2, 3, 16, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+
+
+@pytest.fixture
+def vae(tmp_path):
+    torch.manual_seed(0)
+    blocks = {"block_out_channels": (8, 8), "down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    model = AutoencoderKL(**blocks, latent_channels=4, norm_num_groups=4, sample_size=16, scaling_factor=0.5, shift_factor=0.1)
+    model.save_pretrained(tmp_path / "vae")
+    return model.eval(), str(tmp_path / "vae")
+
+
+@pytest.fixture
+def t5(tmp_path):
+    torch.manual_seed(0)
+    words = ["<pad>", "</s>", "<unk>", "a", "red", "dog", "left", "of", "blue", "cat"]
+    fast = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    fast.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=fast, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+    model = T5EncoderModel(T5Config(vocab_size=10, d_model=16, d_kv=4, d_ff=32, num_layers=2, num_heads=4))
+    tokenizer.save_pretrained(tmp_path / "t5")
+    model.save_pretrained(tmp_path / "t5")
+    return model.eval(), str(tmp_path / "t5")
+
+
+def test_vae_gives_the_mode_its_pin_and_its_published_scale(vae):
+    model, folder = vae
+    codec = open_latents(folder)
+    expected = model.encode(PICTURES.float() / 127.5 - 1).latent_dist.mode().detach()
+    assert (codec.channels, codec.downsample, tuple(expected.shape)) == (4, 2, (2, 4, 8, 16))
+    torch.testing.assert_close(codec.encode(PICTURES), expected)
+    assert codec.published == ([0.1] * 4, [2.0] * 4)
+    assert codec.decode(codec.encode(PICTURES)).shape == PICTURES.shape
+    assert codec.pin["name"] == folder
+    assert len(codec.pin["xxh3"]) == 16
+    assert reopen("latents", codec.pin).pin == codec.pin
+
+
+def test_video_vae_takes_a_picture_as_a_clip_of_one_frame(tmp_path):
+    torch.manual_seed(0)
+    latents = {"latents_mean": [0.1, 0.2, 0.3, 0.4], "latents_std": [1.0, 2.0, 3.0, 4.0]}
+    AutoencoderKLWan(base_dim=8, z_dim=4, dim_mult=[1, 2, 2, 2], num_res_blocks=1, **latents).save_pretrained(tmp_path)
+    codec = open_latents(str(tmp_path))
+    assert codec.encode(PICTURES).shape == (2, 4, 2, 4)
+    assert codec.decode(codec.encode(PICTURES)).shape == PICTURES.shape
+    assert (codec.downsample, codec.published) == (8, ([0.1, 0.2, 0.3, 0.4], [1.0, 2.0, 3.0, 4.0]))
+
+
+def test_t5_keeps_the_valid_states_and_tells_what_it_cut(t5):
+    model, folder = t5
+    captions = ["a red dog left of a blue cat", "a cat"]
+    (long, total), (short, tokens) = open_texts(folder, 6).encode(captions)
+    assert (long.shape, total, short.shape, tokens) == ((6, 16), 9, (3, 16), 3)
+    alone = model(input_ids=torch.tensor([[3, 9, 1]])).last_hidden_state[0].detach()
+    np.testing.assert_allclose(short, alone.numpy(), atol=1e-5)  # padding beside a longer caption changes nothing
+
+
+@pytest.mark.parametrize("registers", [0, 4])
+def test_dino_gives_the_class_token_at_the_models_own_area(tmp_path, registers):
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "image_size": 32}
+    model = DINOv3ViTModel(DINOv3ViTConfig(**sizes, num_register_tokens=registers)).eval()
+    model.save_pretrained(tmp_path)
+    grey = torch.full((1, 3, 64, 64), 128, dtype=torch.uint8)
+    pixels = (torch.full((1, 3, 32, 32), 128 / 255) - torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1)) / torch.tensor(
+        [0.229, 0.224, 0.225]
+    ).view(1, 3, 1, 1)
+    expected = model(pixels).last_hidden_state[:, 0].detach()
+    torch.testing.assert_close(open_images(str(tmp_path)).encode(grey), expected, atol=1e-5, rtol=1e-5)
+    assert open_images(str(tmp_path)).encode(PICTURES).shape == (2, 32)
+
+
+def test_an_encoder_that_is_nowhere_or_another_is_named(tmp_path, t5, vae):
+    for opener, name, words in (
+        (open_latents, "nobody/nothing@abc", "neither a folder nor a repository"),
+        (open_latents, str(tmp_path), "needs config.json and"),
+        (open_latents, t5[1], "known: AutoencoderKL, AutoencoderKLWan"),
+        (open_texts, vae[1], "captions need a T5 encoder"),
+        (open_images, t5[1], "need a DINOv3"),
+    ):
+        with pytest.raises(PlaitError, match=words):
+            opener(name)
+
+
+def test_other_weights_have_another_pin(vae):
+    before = open_latents(vae[1]).pin
+    changed = vae[0]
+    changed.decoder.conv_out.bias.data += 1
+    changed.save_pretrained(vae[1])
+    with pytest.raises(PlaitError, match="but the set was made with"):
+        reopen("latents", before)
+    assert json.loads(json.dumps(before)) == before
