@@ -50,7 +50,7 @@ def cut(latents_BCThw: Tensor, world: World) -> Tensor:
 
 
 class FoldedConv(WanCausalConv3d):
-    """The stock causal convolution; a first single frame goes through two dimensions (facts/dependencies: 3.4 times as fast).
+    """The stock causal convolution; a first single frame goes through two dimensions.
 
     Causal padding puts zeros before the first frame, so of a kernel (k, kh, kw) only its last slice in time meets more than zeros: exact.
     """
