@@ -63,6 +63,8 @@ def _parser() -> argparse.ArgumentParser:
     made = add(verbs, "train", _train, "start a run, or continue it: the same command does both", overrides)
     made.add_argument("config", type=Path)
     made.add_argument("--restart", action="store_true", help="start over; the old run is kept aside")
+    made.add_argument("--stage", help="run this stage only, then stop")
+    made.add_argument("--allow-inexact", action="store_true", help="go on although something differs from what was saved; it is named")
     made = add(verbs, "config", _config, "print the resolved configuration and where each value comes from", overrides)
     made.add_argument("config", type=Path)
     made = add(verbs, "eval", _eval, "measure a checkpoint on a bench; writes predictions and a page with pictures")
@@ -112,7 +114,7 @@ def _train(given: Arguments, overrides: list[str]) -> None:
     resolved = _load(given.config, overrides)
     from plait import run
 
-    run.train(resolved, restart=given.restart)
+    run.train(resolved, run.Options(given.restart, given.allow_inexact, given.stage))
 
 
 def _config(given: Arguments, overrides: list[str]) -> None:

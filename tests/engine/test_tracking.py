@@ -7,10 +7,11 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from plait import files
+from plait.engine.state import State
 from plait.engine.tracking import Screen, TensorBoard, Tracker, WandB, open_tracker
 from plait.schema import Wandb
 
-from .toy import make_config
+from .toy import Net, make_config
 
 ROW = {"step": 3, "loss": 1.5, "samples_per_s": 8.0}
 
@@ -20,7 +21,7 @@ def test_metrics_hold_every_row_once_after_a_resume(tmp_path):
     for step in (1, 2, 3):
         tracker.row({**ROW, "step": step, "loss": 1.0 / step})
     config = make_config(track={"tensorboard": False})
-    again = open_tracker(tmp_path, config, "id", 2)
+    again = open_tracker(tmp_path, config, "id", State(Net(), step=2, judged=2))
     again.row({**ROW, "step": 3, "loss": 0.5})
     assert [(row["step"], row["loss"]) for row in files.read_rows(tmp_path / "metrics.jsonl")] == [(1, 1.0), (2, 0.5), (3, 0.5)]
 

@@ -198,9 +198,10 @@ def clear_unfinished(run: Path) -> int:
     return len(left)
 
 
-def prune(stage_folder: Path, keep: int) -> list[Path]:
-    """Delete the oldest checkpoints of a stage beyond the newest `keep`; returns what was deleted. Other stages keep theirs."""
-    gone = [folder for folder in published(stage_folder.parent) if folder.parent == stage_folder][keep:]
+def prune(stage_folder: Path, keep: int, spared: int | None = None) -> list[Path]:
+    """Delete the oldest checkpoints of a stage beyond the newest `keep`, but not that of step `spared`; returns what was deleted."""
+    own = [folder for folder in published(stage_folder.parent) if folder.parent == stage_folder]
+    gone = [folder for folder in own[keep:] if folder.name != f"step-{spared or 0:08d}"]
     for folder in gone:
         (folder / "manifest.json").unlink()
         shutil.rmtree(folder)
@@ -215,7 +216,7 @@ class Saver:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
-    def save(self, folder: Path, groups: Groups, facts: Mapping[str, Any], keep: int) -> None:
+    def save(self, folder: Path, groups: Groups, facts: Mapping[str, Any], keep: int, spared: int | None = None) -> None:
         """Copy out now, write later (or now, without `background`); then delete what `keep` no longer covers."""
         self.wait()
         copied = copy_out(groups)
@@ -223,7 +224,7 @@ class Saver:
 
         def work() -> None:
             write(folder, copied, facts)
-            prune(folder.parent, keep)
+            prune(folder.parent, keep, spared)
 
         if not self.background:
             work()

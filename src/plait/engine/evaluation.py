@@ -15,8 +15,13 @@ from plait.engine.state import State
 from plait.errors import PlaitError
 from plait.schema import Evaluate
 
+_PORTION_BATCHES = 4
 LOSS = "loss"
 """The bench every family has: its own loss on held-out samples."""
+
+
+class _Interrupted(Exception):
+    """Asked to stop between two parts of an evaluation."""
 
 
 class Bench(Protocol):
@@ -63,13 +68,27 @@ def held_out_loss(net: nn.Module, loss: Loss, batches: Iterable[Any], world: Wor
 
 @torch.no_grad()
 def run_bench(
-    bench: Bench, model: nn.Module, samples: Sequence[Any], inputs: Any, batch: int, world: World, precision: str
+    bench: Bench,
+    model: nn.Module,
+    samples: Sequence[Any],
+    inputs: Any,
+    batch: int,
+    world: World,
+    precision: str,
+    watched: Callable[[Iterable[Any]], Iterable[Any]] = iter,
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """The bench's figures and all its rows in the samples' order; ranks take every size-th sample, none twice."""
-    with autocast(precision, world.device):
-        own = bench.predict(model, [samples[i] for i in range(world.rank, len(samples), world.size)], inputs, batch=batch)
-    parts = world.gather(own)
-    rows = [parts[i % world.size][i // world.size] for i in range(len(samples))]
+    """The bench's figures and all its rows in the samples' order; ranks take every size-th sample, none twice.
+
+    Samples are taken in portions of some batches, through `watched`, which may end it between two.
+    """
+    rows: list[dict[str, Any]] = []
+    portion = _PORTION_BATCHES * batch * world.size
+    for start in watched(range(0, len(samples), portion)):
+        some = samples[start : start + portion]
+        with autocast(precision, world.device):
+            own = bench.predict(model, [some[i] for i in range(world.rank, len(some), world.size)], inputs, batch=batch)
+        parts = world.gather(own)
+        rows += [parts[i % world.size][i // world.size] for i in range(len(some))]
     return bench.summarise(rows), rows
 
 
@@ -99,34 +118,48 @@ class Evaluations:
     inputs: Any
     world: World
     precision: str
-    stop: int
+    asked: Callable[[], bool]
     record: Callable[[Row], None]
+    interrupted: bool = False
 
-    def __call__(self, state: State, row: Row) -> None:
-        """Run the entries that are due after this step and record one row with their figures."""
-        due = [entry for entry in self.entries if self._due(entry, state)]
-        if not due:
-            return
+    def due(self, state: State) -> list[Evaluate]:
+        """The entries whose interval ends at this step."""
+        return [entry for entry in self.entries if entry.every_steps is not None and state.stage_step % entry.every_steps == 0]
+
+    def run(self, state: State, due: Sequence[Evaluate]) -> dict[str, float]:
+        """Measure the entries with the averaged weights, when there are any, and record one row.
+
+        Asked to stop in between, it sets `interrupted`, records nothing and leaves the step to be judged after the restart.
+        """
         figures: dict[str, float] = {}
-        with judged(state) as model:
-            for entry in due:
-                figures |= {f"eval/{label(entry.bench, name)}": value for name, value in self.measure(entry, model).items()}
-        self.record({"step": state.step, "stage": state.stage, **figures})
+        try:
+            with judged(state) as model:
+                for entry in due:
+                    figures |= {label(entry.bench, name): value for name, value in self.measure(entry, model).items()}
+        except _Interrupted:
+            self.interrupted = True
+            return {}
+        if figures:
+            self.record({"step": state.step, "stage": state.stage, **{f"eval/{name}": value for name, value in figures.items()}})
+        return figures
 
-    def _due(self, entry: Evaluate, state: State) -> bool:
-        return state.step == self.stop or (entry.every_steps is not None and state.stage_step % entry.every_steps == 0)
+    def _watched(self, parts: Iterable[Any]) -> Iterator[Any]:
+        for part in parts:
+            if self.world.any(self.asked()):
+                raise _Interrupted
+            yield part
 
     def measure(self, entry: Evaluate, model: nn.Module) -> dict[str, float]:
         """The figures of one entry."""
         if entry.bench == LOSS:
-            return held_out_loss(model, self.loss, self.held_out.batches(entry), self.world, self.precision)
-        bench = self.benches[entry.bench]
-        return run_bench(bench, model, self.held_out.samples(entry), self.inputs, entry.batch, self.world, self.precision)[0]
+            return held_out_loss(model, self.loss, self._watched(self.held_out.batches(entry)), self.world, self.precision)
+        bench, samples = self.benches[entry.bench], self.held_out.samples(entry)
+        return run_bench(bench, model, samples, self.inputs, entry.batch, self.world, self.precision, self._watched)[0]
 
 
 def label(bench: str, figure: str) -> str:
-    """The figure's name in metrics: `loss`, `loss/<term>`, `<bench>` for the figure that is named like its bench, else `<bench>/<figure>`."""
-    return figure if figure.split("/")[0] == bench else f"{bench}/{figure}"
+    """The figure's name in metrics: as it is when it starts with its bench's name (`loss/<term>`), else `<bench>/<figure>`."""
+    return figure if figure.partition("/")[0] == bench else f"{bench}/{figure}"
 
 
 def check(entries: Sequence[Evaluate], benches: Mapping[str, Bench]) -> None:

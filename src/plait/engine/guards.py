@@ -86,9 +86,9 @@ class Quarantine:
     def _row(step: int, item: Any) -> dict[str, Any]:
         return {
             "step": step,
-            "sample": item.sample,
+            "sample": item.name,
             "source": item.id.source,
             "index": item.id.index,
             "reason": item.reason,
-            "replaced_by": item.replaced_by,
+            "replaced_by": item.replaced_by.index,
         }

@@ -7,7 +7,7 @@ gradient of one global batch, however it is cut.
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -48,10 +48,13 @@ class Loop:
     quarantine: guards.Quarantine
     hooks: Sequence[Hook]
     say: Callable[[str], None] = print
+    asked: Callable[[], bool] = lambda: False
+    """Whether this process was asked to stop; the ranks agree on it once a step."""
+    interrupted: bool = False
     _compiled: Any = field(default=None, repr=False)
 
     def run(self, batches: Iterable[Any], stop: int) -> None:
-        """Train from the state's step up to `stop` (of the run), one `StepBatch` each."""
+        """Train from the state's step up to `stop` (of the run), one `StepBatch` each; less when the stage is done or a stop asked for."""
         net = distributed.replicate(self.state.model, self.world)
         first = True
         for batch in batches:
@@ -61,13 +64,16 @@ class Loop:
             row |= {"data_wait_s": batch.wait_s, "step_s": time.perf_counter() - began, "time_s": time.time()}
             for hook in self.hooks:
                 hook(self.state, row)
+            if self.state.stage_done or self.interrupted:
+                return
             first = False
 
     def step(self, net: nn.Module, batch: Any, stage_steps: int, audit: bool) -> Row:
         """One optimizer step on one global batch; returns its metrics."""
         state, config = self.state, self.config
         assert batch.step == state.stage_step and state.optimizer is not None
-        state.model.train()
+        if not state.model.training:
+            state.model.train()
         lrs = optim.set_lr(state.optimizer, config.optim, state.stage_step, stage_steps)
         weights = total_weights(self.loss, batch.micro, self.world)
         sums = self.accumulate(net, batch.micro, weights)
@@ -98,14 +104,16 @@ class Loop:
         """Backward through every micro-batch; returns this rank's summed numerators, on the device."""
         totals: dict[str, Tensor] = {}
         for i, micro in enumerate(micros):
-            torch.manual_seed(key(self.config.seed, "dropout", self.state.step, self.world.rank, i))
+            seed(key(self.config.seed, "dropout", self.state.step, self.world.rank, i), self.world.device)
             inputs = distributed.to_device(micro.batch, self.world.device)
             with distributed.accumulating(net, last=i == len(micros) - 1):
                 with autocast(self.config.train.precision, self.world.device):
                     sums = self.loss.sums(net, inputs)
                 share = 0.0 if micro.void else float(self.world.size)
-                scaled = [share * self.loss.coefficients[name] / weights[name] * sums[name] for name in sums if weights[name] > 0]
-                torch.stack(scaled or [0.0 * value for value in sums.values()]).sum().backward()
+                scale = {name: share * self.loss.coefficients[name] / weights[name] for name in sums if weights[name] > 0}
+                scale = scale or dict.fromkeys(sums, 0.0)
+                terms = [name for name in scale if sums[name].requires_grad]
+                torch.autograd.backward([sums[name] for name in terms], [torch.full_like(sums[name], scale[name]) for name in terms])
             if not micro.void:
                 for name, value in sums.items():
                     totals[name] = totals[name] + value.detach().double() if name in totals else value.detach().double()
@@ -116,11 +124,13 @@ class Loop:
         names = list(weights)
         zero = torch.zeros((), dtype=torch.float64, device=norm.device)
         host = torch.stack([sums.get(name, zero) for name in names] + [norm.detach().double()]).cpu()
-        everywhere = self.world.sum(host[:-1].clone())
-        losses = {name: float(value) / weights[name] for name, value in zip(names, everywhere, strict=True) if weights[name] > 0}
+        norm_now, host[-1] = float(host[-1]), float(self.asked())
+        *everywhere, asked = self.world.sum(host).tolist()
+        self.interrupted = asked > 0
+        losses = {name: value / weights[name] for name, value in zip(names, everywhere, strict=True) if weights[name] > 0}
         total = sum(self.loss.coefficients[name] * value for name, value in losses.items())
         terms = {f"loss/{name}": value for name, value in losses.items()}
-        return {"loss": total, **terms, **{f"weight/{name}": weights[name] for name in names}, "grad_norm": float(host[-1])}
+        return {"loss": total, **terms, **{f"weight/{name}": weights[name] for name in names}, "grad_norm": norm_now}
 
 
 def total_weights(loss: Loss, micros: Sequence[Any], world: World) -> dict[str, float]:
@@ -133,6 +143,13 @@ def total_weights(loss: Loss, micros: Sequence[Any], world: World) -> dict[str, 
     return dict(zip(names, world.sum(own).tolist(), strict=True))
 
 
+def seed(value: int, device: torch.device) -> None:
+    """Seed the generators that dropout draws from. `torch.manual_seed` would also note a call for each kind of device that is absent."""
+    torch.default_generator.manual_seed(value)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(value)
+
+
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
     """Compute matrix products in bfloat16 when `precision` is bf16; leave everything as it is for fp32."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+    return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()

@@ -14,6 +14,7 @@ from plait.engine import optim
 from plait.engine.optim import Ema
 from plait.errors import PlaitError
 
+_PLACE = ("step", "stage", "stage_start", "stage_done", "judged", "history", "best", "probe")
 GROUPS = ("weights", "ema", "moments")
 """The tensor files of a checkpoint."""
 
@@ -26,9 +27,18 @@ class State:
     step: int = 0
     stage: int = 1
     stage_start: int = 0
-    stage_done: bool = False
+    stage_done: str | None = None
+    """Why the stage has ended; None while it runs."""
+    judged: int = 0
+    """The step whose held-out figures are complete."""
+    history: list[tuple[int, float]] = field(default_factory=list)
+    """(step of the stage, figure) of the metric that may end the stage early."""
+    best: dict[str, Any] | None = None
+    """The step, stage and value of the best `checkpoint.best` figure of the stage."""
     ever_trained: set[str] = field(default_factory=set)
     totals: dict[str, float] = field(default_factory=dict)
+    probe: float | None = None
+    """Loss of the run's probe samples at the last save: recomputed at the next start, it shows that the same model came back."""
     optimizer: torch.optim.Optimizer | None = None
     ema: Ema | None = None
     paused: dict[str, Tensor] = field(default_factory=dict)
@@ -42,7 +52,8 @@ class State:
     def enter(self, stage: int) -> None:
         """Move on to a later stage, which begins at the present step; staying is no change."""
         if stage != self.stage:
-            self.stage, self.stage_start, self.stage_done = stage, self.step, False
+            self.stage, self.stage_start, self.stage_done = stage, self.step, None
+            self.history, self.best = [], None
 
     def trained(self) -> dict[str, nn.Parameter]:
         """The parameters that train now, by name."""
@@ -75,7 +86,7 @@ class State:
 
     def facts(self) -> dict[str, Any]:
         """The state's plain numbers and names, for the manifest."""
-        place = {"step": self.step, "stage": self.stage, "stage_start": self.stage_start, "stage_done": self.stage_done}
+        place = {name: getattr(self, name) for name in _PLACE}
         return {**place, "totals": self.totals, "trained": sorted(self.ever_trained)}
 
     def restore(self, facts: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
@@ -83,8 +94,9 @@ class State:
 
         Raises PlaitError when a saved weight has no parameter of its name and shape here.
         """
-        self.step, self.stage = facts["step"], facts["stage"]
-        self.stage_start, self.stage_done = facts["stage_start"], facts["stage_done"]
+        for name in _PLACE:
+            setattr(self, name, facts[name])
+        self.history = [(step, value) for step, value in facts["history"]]
         self.totals = dict(facts["totals"])
         self.ever_trained = set(facts["trained"])
         load_weights(self.model, tensors["weights"])

@@ -12,9 +12,11 @@ from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 
 from plait import files
+from plait.engine.state import State
 from plait.schema import RunConfig, Wandb
 
 _QUEUE_ROWS = 10_000
@@ -43,10 +45,10 @@ class TensorBoard:
         self.writer = SummaryWriter(str(run / "events"), purge_step=step + 1 if step else None, flush_secs=10)
 
     def row(self, row: Mapping[str, Any]) -> None:
-        """Add the row's numbers as scalars."""
-        for name, value in row.items():
-            if isinstance(value, int | float) and name != "step":
-                self.writer.add_scalar(name, value, row["step"])
+        """Add the row's numbers as scalars, in one event: `add_scalar` each would cost ten times as much."""
+        numbers = [(name, value) for name, value in row.items() if isinstance(value, int | float) and name != "step"]
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in numbers]
+        self.writer.file_writer.add_summary(Summary(value=values), row["step"])
 
     def close(self) -> None:
         """Flush the event file."""
@@ -172,9 +174,15 @@ class Tracker:
             mirror.close()
 
 
-def open_tracker(run: Path, config: RunConfig, identity: str, step: int) -> Tracker:
-    """The tracker of a run that continues at `step`: rows of later steps are dropped, since those steps will be run again."""
-    files.keep_rows(run / "metrics.jsonl", lambda row: row["step"] <= step)
+def open_tracker(run: Path, config: RunConfig, identity: str, state: State) -> Tracker:
+    """The tracker of a run that continues at `state`: rows of what will be run again are dropped, so that none is doubled."""
+    step = state.step
+
+    def done(row: Mapping[str, Any]) -> bool:
+        held_out = any(name.startswith("eval/") for name in row)
+        return row["step"] <= (state.judged if held_out else step)
+
+    files.keep_rows(run / "metrics.jsonl", done)
     mirrors: list[Mirror] = [TensorBoard(run, step)] if config.track.tensorboard else []
     if config.track.wandb is not None:
         mirrors.append(WandB(run, config.track.wandb, config.model_dump(mode="json", by_alias=True), identity))

@@ -1,0 +1,220 @@
+"""One stage of a run: what trains, on which data, until when; and what happens between two steps."""
+
+import contextlib
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from plait import parts, start
+from plait.data.loader import Loader
+from plait.data.order import Order, SampleId
+from plait.engine import blocks, checkpoint, evaluation, optim, stages
+from plait.engine.distributed import World
+from plait.engine.evaluation import Evaluations
+from plait.engine.guards import Quarantine
+from plait.engine.loop import Loop, Loss, Row
+from plait.engine.signals import Paused, Signals
+from plait.engine.state import State, set_precision
+from plait.engine.tracking import Tracker
+from plait.errors import PlaitError
+from plait.keys import key
+from plait.parts import FixedOrder, Parts
+from plait.resolved import StageView
+from plait.schema import RunConfig
+
+_PROBE_SAMPLES = 4
+
+
+@dataclass
+class Stage:
+    """One stage of a run: its data, optimizer and loop, and what happens between two steps."""
+
+    view: StageView
+    built: Parts
+    state: State
+    run: Path
+    world: World
+    tracker: Tracker
+    signals: Signals
+    allow_inexact: bool
+
+    def train(self) -> None:
+        """Run the stage from where the state is to its end."""
+        config, built, state, world = self.view.config, self.built, self.state, self.world
+        components = built.family.components(built.model)
+        trained = optim.select(components, config.trainable, built.family.never_trained)
+        optim.check_components(config.optim, components)
+        evaluation.check(config.evaluate, built.family.benches)
+        opened = parts.open_data(config, config.data.train, "train")
+        seed = key(config.seed, "stage", self.view.name)
+        order = Order([len(source) for source in opened], [entry.weight for entry in config.data.train], seed, config.train.global_batch)
+        steps = planned_steps(config, order)
+        self.stop = state.stage_start + steps
+        self.saved = (state.step, state.judged, state.stage_done) if state.stage_step else None
+        blocks.prepare(built.family.blocks(built.model), config.distributed)
+        set_precision(built.model, state.ever_trained.union(*trained.values()), config.train.precision)
+        state.begin(trained, config.optim)
+        self.loss: Loss = built.family.Loss(built.section)
+        self.inputs = built.inputs(config, train=False)
+        self.judge = self._evaluations()
+        self.saver = checkpoint.Saver(config.checkpoint.async_save)
+        fingerprints = {source.name: source.fingerprint for source in opened}
+        self.facts = {
+            "stage": self.view.name,
+            "trainable": list(trained),
+            "data": fingerprints,
+            "world": world.size,
+            "versions": {"plait": __version__, "torch": torch.__version__},
+        }
+        self.probe = self._probe_batch(opened)
+        quarantine = Quarantine(self.run / "quarantine.jsonl", config.guard.max_bad_fraction)
+        if world.first:
+            quarantine.resume(state.step)
+            self.tracker.begin(self.view.name, state.step, self.stop)
+            announce(self.view, trained, components, opened, steps)
+        if state.stage_step:
+            self._compare_probe()
+        waiting = {"interrupted": self.signals.asked} if world.size == 1 else {}
+        loader = Loader(
+            opened,
+            order,
+            built.inputs(config, train=True),
+            seed=seed,
+            start_step=state.stage_step,
+            stop_step=steps,
+            **cut(config, world),
+            **waiting,
+        )
+        with contextlib.closing(loader), contextlib.closing(self.saver):
+            loop = Loop(state, self.loss, config, world, quarantine, [self.after], asked=self.signals.asked)
+            self.settle(state)
+            if state.stage_done is None and not self.judge.interrupted:
+                loop.run(loader, self.stop)
+            if state.stage_done is None:
+                self.save(state)
+                self.saver.wait()
+                raise Paused(
+                    f"stopped by {self.signals.received} after step {state.step} of {self.stop}, all saved; the same command continues"
+                )
+        if world.first:
+            print(f"stage {self.view.index} {self.view.name} is done after step {state.step}: {state.stage_done}")
+
+    def after(self, state: State, row: Row) -> None:
+        """Between two steps: metrics, held-out figures, the end of the stage, a checkpoint."""
+        settings = self.view.config
+        if state.stage_step % settings.track.every_steps == 0 or state.step == self.stop:
+            self.tracker.row(row)
+        improved = self.settle(state)
+        every = settings.checkpoint.every_steps
+        if state.stage_done or improved or (every is not None and state.stage_step % every == 0):
+            self.save(state)
+
+    def settle(self, state: State) -> bool:
+        """Take the held-out figures that are due at this step, and decide whether the stage ends. Returns whether they are the best so far.
+
+        A restart calls it for what a stop left undone; twice at one step changes nothing.
+        """
+        settings = self.view.config
+        if state.judged == state.step or state.stage_step == 0:
+            return False
+        planned = state.step == self.stop
+        figures = self.judge.run(state, self.judge.entries if planned else self.judge.due(state))
+        improved = _note(state, figures, settings)
+        rule = settings.train.plateau
+        reason = stages.PLANNED if planned else rule and stages.flat(state.history, rule)
+        if reason and not planned and not self.judge.interrupted:
+            self.judge.run(state, [entry for entry in self.judge.entries if entry not in self.judge.due(state)])
+        if not self.judge.interrupted:
+            state.judged, state.stage_done = state.step, reason or None
+        return improved
+
+    def save(self, state: State) -> None:
+        """Write a checkpoint of this moment, unless that is where the run came from."""
+        moment = (state.step, state.judged, state.stage_done)
+        if moment == self.saved:
+            return
+        self.saved = moment
+        folder = checkpoint.folder_of(self.run, self.view.index, self.view.name, state.step)
+        state.probe = self._probe_loss()
+        if self.world.first:
+            frozen = {"base": self.built.family.base(self.built.section), "frozen_xxh3": self.built.frozen_xxh3(state.ever_trained)}
+            content = {**self.facts, **frozen, "state": state.facts()}
+            spared = state.best["step"] if state.best else None
+            self.saver.save(folder, state.tensors(), content, self.view.config.checkpoint.keep, spared)
+
+    def _evaluations(self) -> Evaluations:
+        config, family = self.view.config, self.built.family
+        held_out = parts.held_out(self.built, config, self.world)
+        ask, precision = self.signals.asked, config.train.precision
+        return Evaluations(config.evaluate, held_out, self.loss, family.benches, self.inputs, self.world, precision, ask, self.tracker.row)
+
+    def _probe_batch(self, opened: list[Any]) -> list[Any]:
+        ids = tuple(SampleId(0, i, 0) for i in range(min(_PROBE_SAMPLES, len(opened[0]))))
+        order = FixedOrder(tuple(len(source) for source in opened), ids, _PROBE_SAMPLES)
+        with Loader(opened, order, self.inputs, seed=self.view.config.seed, workers=0, stop_step=1) as loader:
+            return list(loader)
+
+    def _probe_loss(self) -> float | None:
+        alone = World(0, 1, self.world.device)
+        self.built.model.eval()
+        weights = evaluation.total_weights(self.loss, self.probe[0].micro, alone)
+        if not any(weights.values()):
+            return None
+        return evaluation.held_out_loss(self.built.model, self.loss, self.probe, alone, self.view.config.train.precision)["loss"]
+
+    def _compare_probe(self) -> None:
+        now = self._probe_loss()
+        if now is not None:
+            line = start.check_probe(self.state.probe, now, self.allow_inexact)
+            print(f"  {line}") if self.world.first else None
+
+
+def _note(state: State, figures: dict[str, float], settings: RunConfig) -> bool:
+    """Remember the figures that may end the stage or be the best; returns whether there is a new best."""
+    rule, wanted = settings.train.plateau, settings.checkpoint.best
+    if rule and rule.metric in figures:
+        state.history = [item for item in state.history if item[0] != state.stage_step] + [(state.stage_step, figures[rule.metric])]
+    if wanted is None or wanted not in figures:
+        return False
+    sign = 1.0 if settings.checkpoint.better == "lower" else -1.0
+    if state.best is not None and sign * figures[wanted] >= sign * state.best["value"]:
+        return False
+    state.best = {"metric": wanted, "value": figures[wanted], "step": state.step}
+    return True
+
+
+def planned_steps(config: RunConfig, order: Order) -> int:
+    """Optimizer steps of a stage from its budget in steps, epochs or samples (rounded up to whole steps).
+
+    Raises PlaitError when warm-up would not end before the stage does.
+    """
+    budget = config.train
+    if budget.steps is not None:
+        steps = budget.steps
+    else:
+        steps = order.steps(budget.epochs) if budget.epochs is not None else math.ceil((budget.samples or 0) / budget.global_batch)
+    warmup = config.optim.schedule.warmup_steps
+    if warmup >= steps > 0:
+        raise PlaitError(f"optim.schedule.warmup_steps is {warmup}, but the stage has {steps} steps: warm up for fewer, or train longer")
+    return steps
+
+
+def cut(config: RunConfig, world: World) -> dict[str, Any]:
+    """How this rank takes its part of each global batch: never a change of what the batch is."""
+    micro = config.train.micro_batch or math.ceil(config.train.global_batch / world.size)
+    data = config.data
+    workers = {"workers": data.workers, "kind": data.worker_kind, "prefetch": data.prefetch, "pin": world.device.type == "cuda"}
+    return {"rank": world.rank, "world": world.size, "micro_batch": micro, **workers}
+
+
+def announce(
+    view: StageView, trained: dict[str, dict[str, Any]], components: dict[str, dict[str, Any]], opened: list[Any], steps: int
+) -> None:
+    """Say what the stage trains, on what, for how long."""
+    total = sum(value.numel() for part in components.values() for value in part.values())
+    counts = {name: sum(value.numel() for value in part.values()) for name, part in trained.items()}
+    shown = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+    data = ", ".join(f"{source.name} {len(source):,}" for source in opened)
+    print(f"stage {view.index} {view.name}: trains {shown} of {total:,} parameters ({sum(counts.values()) / total:.2%})")
+    print(f"data: {data} samples; {steps:,} steps of {view.config.train.global_batch}")

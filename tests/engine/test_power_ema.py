@@ -1,0 +1,106 @@
+"""Post-hoc averages against sums written out, and the half-life against its definition."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from plait.engine import power_ema
+from plait.engine.power_ema import PowerEma, Profile
+from plait.errors import PlaitError
+
+
+def brute_profile(g, step):
+    """The share of each update's weights in the average after `step` updates, by unrolling the recursion."""
+    share = np.zeros(step)
+    for t in range(1, step + 1):
+        kept = (1 - 1 / t) ** (g + 1)
+        share *= kept
+        share[t - 1] += 1 - kept
+    return share
+
+
+def walk(steps, seed=0):
+    return np.cumsum(np.random.default_rng(seed).standard_normal((steps, 3)), 0)
+
+
+@pytest.mark.parametrize("length", [0.02, 0.05, 0.1, 0.2, 1 / math.sqrt(12)])
+def test_the_exponent_gives_a_profile_of_that_length(length):
+    steps = 20_000
+    tau = (np.arange(steps) + 0.5) / steps
+    g = power_ema.exponent(length)
+    p = (g + 1) * tau**g / steps
+    spread = math.sqrt((p * tau**2).sum() - (p * tau).sum() ** 2)
+    assert spread == pytest.approx(length, rel=1e-4)  # the midpoint rule's error
+
+
+@pytest.mark.parametrize("length", [0.0, -0.1, 0.3])
+def test_a_length_that_no_profile_has_is_refused(length):
+    with pytest.raises(PlaitError, match="must be above 0 and at most 0.289 of the run"):
+        power_ema.exponent(length)
+
+
+def test_the_average_is_the_weighted_sum_of_all_weights():
+    points, ema = walk(300), PowerEma(0.1)
+    for k, point in enumerate(points):
+        ema.update({"w": torch.tensor(point, dtype=torch.float32)}, k)
+    expected = brute_profile(ema.g, 300) @ points
+    assert ema.average["w"].numpy() == pytest.approx(expected, rel=1e-4, abs=1e-4)  # 300 float32 updates
+
+
+def test_overlap_is_the_integral_of_the_product_of_profiles():
+    a, b, n = Profile(400, 6.94), Profile(1000, 16.97), 200_000
+    tau = (np.arange(n) + 0.5) / n * 1000
+
+    def p(one):
+        return np.where(tau <= one.step, (one.g + 1) * tau**one.g / float(one.step) ** (one.g + 1), 0.0)
+
+    assert power_ema.overlap(a, b) == pytest.approx((p(a) * p(b)).sum() * 1000 / n, rel=1e-3)  # the jump at t_a, midpoint rule
+
+
+def test_a_saved_average_is_reconstructed_from_itself():
+    saved = [Profile(step, g) for step in (250, 500, 750, 1000) for g in map(power_ema.exponent, power_ema.LENGTHS)]
+    x = power_ema.mixture(saved, saved[-1])
+    assert x == pytest.approx(np.eye(len(saved))[-1], abs=1e-6)
+
+
+@pytest.mark.parametrize("length", [0.04, 0.07, 0.12, 0.15])
+def test_another_length_is_near_the_average_that_training_would_have_kept(length):
+    steps, points = 4000, walk(4000, seed=1)
+    saved = []
+    for step in range(steps // 16, steps + 1, steps // 16):
+        for kept in power_ema.LENGTHS:
+            g = power_ema.exponent(kept)
+            saved.append((Profile(step, g), {"w": torch.tensor(brute_profile(g, step) @ points[:step])}))
+    found = power_ema.reconstruct(saved, length, steps)["w"].numpy()
+    expected = brute_profile(power_ema.exponent(length), steps) @ points
+    other = brute_profile(power_ema.exponent(0.05), steps) @ points
+    assert np.linalg.norm(found - expected) < 0.02 * np.linalg.norm(other - expected) + 0.05  # a random walk moves 1 per update
+    assert power_ema.misfit([profile for profile, _ in saved], Profile(steps, power_ema.exponent(length))) < 0.02
+
+
+def test_averages_saved_later_than_the_wanted_step_are_not_used():
+    early, late = {"w": torch.tensor([1.0])}, {"w": torch.tensor([9.0])}
+    found = power_ema.reconstruct([(Profile(100, 6.94), early), (Profile(200, 6.94), late)], 0.1, 100)
+    assert found["w"].item() == pytest.approx(1.0, rel=1e-2)
+
+
+def test_nothing_saved_by_the_wanted_step_is_named():
+    with pytest.raises(PlaitError, match="no average was saved up to step 50; saved at: 100"):
+        power_ema.reconstruct([(Profile(100, 6.94), {})], 0.1, 50)
+
+
+def test_the_half_life_of_the_usual_decay_is_6931_updates():
+    assert power_ema.half_life(0.9999) == pytest.approx(6931.1, abs=0.1)
+    assert 0.9999 ** power_ema.half_life(0.9999) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(("rate", "steps", "warned"), [(0.9999, 5000, True), (0.9999, 34_000, True), (0.9999, 35_000, False), (0.99, 345, False)])
+def test_a_half_life_beyond_a_fifth_of_the_run_is_warned_of(rate, steps, warned):
+    said = power_ema.half_life_warning(rate, steps)
+    assert (said is not None) == warned
+    if said:
+        advised = float(said.rsplit("use ", 1)[1].split(" ", maxsplit=1)[0])
+        assert power_ema.half_life_warning(advised, steps) is None
+        assert "half-life of 6,931 updates, more than a fifth" in said
