@@ -1,0 +1,137 @@
+"""The `model:` section of family molmo: which language model, which tower, how images are tiled, how text is framed. No torch."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+DEBUG = "debug"
+POOL = 2  # patches of a side that become one token
+EXTRA_ROWS = 128  # embedding rows after the language model's own, without a row in the output head
+IMAGE_MARK = "<|image|>"
+IMAGE_TOKENS = ("<im_start>", "<im_end>", "<im_patch>", "<im_col>", IMAGE_MARK)  # the first of the extra rows, in this order
+
+Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Tower(Section):
+    """A vision tower: a row of the table below."""
+
+    kind: Literal["clip", "siglip", "dino"]
+    source: str  # Hub name of its weights
+    hidden: int
+    layers: int  # built; of CLIP's 24 the last is never looked at
+    heads: int
+    mlp: int
+    image: int  # pixels of a crop's side
+    patch: int  # pixels of a side
+    features: tuple[int, int]  # layers whose outputs are concatenated, from the end of the built ones
+    positions: int  # patches of a side that its position embeddings are for
+    letterbox: bool  # keep the aspect ratio and pad with black; otherwise squeeze
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    act: str = "gelu"
+    eps: float = 1e-6
+
+    @property
+    def side(self) -> int:
+        """Patches of a crop's side."""
+        return self.image // self.patch
+
+
+_CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+_HALF = (0.5, 0.5, 0.5)
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+# fmt: off
+TOWERS: dict[str, Tower] = {
+    "openai": Tower(kind="clip", source="openai/clip-vit-large-patch14-336", hidden=1024, layers=23, heads=16, mlp=4096,
+                    image=336, patch=14, features=(-2, -9), positions=24, letterbox=True, mean=_CLIP_MEAN, std=_CLIP_STD,
+                    act="quick_gelu", eps=1e-5),
+    "siglip": Tower(kind="siglip", source="google/siglip-so400m-patch14-384", hidden=1152, layers=27, heads=16, mlp=4304,
+                    image=378, patch=14, features=(-3, -9), positions=27, letterbox=False, mean=_HALF, std=_HALF,
+                    act="gelu_pytorch_tanh"),
+    "dino":   Tower(kind="dino", source="facebook/dinov2-large", hidden=1024, layers=24, heads=16, mlp=4096,
+                    image=336, patch=14, features=(-3, -9), positions=37, letterbox=False, mean=_IMAGENET_MEAN, std=_IMAGENET_STD),
+    DEBUG:    Tower(kind="clip", source=DEBUG, hidden=96, layers=3, heads=4, mlp=256,
+                    image=48, patch=6, features=(-1, -2), positions=8, letterbox=True, mean=_CLIP_MEAN, std=_CLIP_STD,
+                    act="quick_gelu", eps=1e-5),
+}
+
+# The language models: keyword arguments of transformers' own configuration classes.
+LANGUAGES: dict[str, dict[str, Any]] = {
+    "qwen2_7b": {"model_type": "qwen2", "hidden_size": 3584, "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4,
+                 "intermediate_size": 18944, "vocab_size": 152064, "rms_norm_eps": 1e-6, "max_position_embeddings": 131072,
+                 "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}, "tie_word_embeddings": False,
+                 "bos_token_id": 151643, "eos_token_id": 151643},
+    "olmoe":    {"model_type": "olmoe", "hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 16, "num_key_value_heads": 16,
+                 "intermediate_size": 1024, "vocab_size": 50304, "rms_norm_eps": 1e-5, "max_position_embeddings": 4096,
+                 "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}, "tie_word_embeddings": False,
+                 "num_experts": 64, "num_experts_per_tok": 8, "norm_topk_prob": False, "eos_token_id": 50279, "pad_token_id": 1},
+    DEBUG:      {"model_type": "qwen2", "hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2,
+                 "intermediate_size": 256, "vocab_size": 512, "rms_norm_eps": 1e-6, "max_position_embeddings": 4096,
+                 "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}, "tie_word_embeddings": False,
+                 "bos_token_id": 0, "eos_token_id": 0},
+}
+SOURCES = {"qwen2_7b": "Qwen/Qwen2-7B", "olmoe": "allenai/OLMoE-1B-7B-0924"}
+# fmt: on
+
+
+class Config(Section):
+    """`model:` of family molmo."""
+
+    language: str = Field("qwen2_7b", description="qwen2_7b, olmoe, debug, or Hub name or directory of any causal language model")
+    language_revision: str | None = Field(default=None, description="commit or tag of a Hub language model")
+    vision_backbone: Literal["openai", "siglip", "dino", "debug"] = "openai"
+    vision_source: str | None = Field(default=None, description="Hub name or directory of the tower's weights; None: its publisher's")
+    vision_revision: str | None = Field(default=None, description="commit or tag of a Hub tower")
+    connector_hidden: Positive | None = Field(default=None, description="width inside the projector; None: the language model's own MLP")
+    max_crops: Positive = Field(default=12, description="high-resolution crops at most; 36 for high resolution")
+    overlap: Annotated[int, Field(ge=0)] = Field(default=4, description="patches of margin that a crop shares with each neighbour")
+    format: Literal["role", "none"] = Field(default="role", description="role: ` User: {q} Assistant:`; none: the prompt alone")
+    style: Literal["none", "style", "demo_or_style", "style_and_length"] = Field(
+        default="demo_or_style",
+        description="what a prompt begins with: the style's name; not for demo styles in 90 % of draws; the name and a length",
+    )
+    default_style: str = Field(default="long_caption", description="style of a sample that names none")
+    caption_length: int | None = Field(default=65, description="length asked of captions outside training; None: no number")
+    weighting: Literal["none", "root_subsegments", "root_subsegments_root_tokens"] = Field(
+        default="none", description="loss weight of each of n annotations of an image: 1, sqrt(1/n), or 2/sqrt(its tokens)/sqrt(n)"
+    )
+    residual_dropout: Share = Field(default=0.0, description="after attention and MLP of each layer, at positions of the prompt")
+    response_residual_dropout: Share = Field(default=0.0, description="the same at positions that predict the answer")
+    z_loss: Annotated[float, Field(ge=0.0)] = Field(default=1e-4, description="coefficient of the squared log-normaliser")
+
+    @property
+    def tower(self) -> Tower:
+        """The row of the vision tower."""
+        return TOWERS[self.vision_backbone]
+
+    @property
+    def window(self) -> int:
+        """Patches of a side by which neighbouring crops are apart."""
+        return self.tower.side - 2 * self.overlap
+
+    @model_validator(mode="before")
+    @classmethod
+    def _debug_follows(cls, values: Any) -> Any:
+        """The debug language model comes with the debug tower, small margins and few crops, unless the section says otherwise."""
+        if not isinstance(values, dict) or values.get("language") != DEBUG:
+            return values
+        debug = {"vision_backbone": DEBUG, "max_crops": 4} if "vision_backbone" not in values else {}
+        if values.get("vision_backbone", DEBUG) == DEBUG:
+            debug["overlap"] = 2
+        return {**debug, **values}
+
+    @model_validator(mode="after")
+    def _margins_fit(self) -> "Config":
+        if self.overlap % POOL or self.window < 1:
+            raise ValueError(
+                f"overlap is {self.overlap} patches of a crop's {self.tower.side}: it must be a multiple of {POOL}, "
+                f"and twice it less than {self.tower.side}"
+            )
+        return self

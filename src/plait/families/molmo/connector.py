@@ -1,0 +1,76 @@
+"""From patch features to the language model's embeddings: marks for padding, attention pooling of 2 x 2 patches, a SwiGLU projector.
+
+Also holds the extra embedding rows: the words that images are written with, which the output head does not know.
+Legend: n crops, P patches per crop, F = 2 * hidden features per patch, T image tokens, E the tower's width, D the language model's width.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from plait.families.molmo.config import EXTRA_ROWS, Tower
+
+INIT_STD = 0.02
+
+
+class MeanQueryPooling(nn.Module):
+    """Multi-head attention of one query over the patches of a pool; the query is their mean.
+
+    What lies beyond the grid counts in neither.
+    """
+
+    def __init__(self, features: int, hidden: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.wq, self.wk, self.wv = (nn.Linear(features, hidden) for _ in range(3))
+        self.wo = nn.Linear(hidden, hidden)
+
+    def forward(self, pools_TKF: Tensor, real_TK: Tensor) -> Tensor:
+        """(T, E). A pool without any real patch would be NaN; there is none."""
+        count_T1 = real_TK.sum(-1, keepdim=True)
+        query_T1F = ((pools_TKF * real_TK[..., None]).sum(1) / count_T1)[:, None]
+        q, k, v = (self._split(part) for part in (self.wq(query_T1F), self.wk(pools_TKF), self.wv(pools_TKF)))
+        pooled = F.scaled_dot_product_attention(q, k, v, attn_mask=real_TK[:, None, None, :])
+        return self.wo(pooled.transpose(1, 2).flatten(2))[:, 0]
+
+    def _split(self, x_TKE: Tensor) -> Tensor:
+        return x_TKE.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+class Projector(nn.Module):
+    """w2(silu(w1 x) * w3 x), without biases (Shazeer 2020, SwiGLU)."""
+
+    def __init__(self, features: int, inner: int, hidden: int):
+        super().__init__()
+        self.w1, self.w3 = nn.Linear(features, inner, bias=False), nn.Linear(features, inner, bias=False)
+        self.w2 = nn.Linear(inner, hidden, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.w2(F.silu(self.w1(x)) * self.w3(x))
+
+
+class Connector(nn.Module):
+    """`forward` gives one vector per image token, to be added to the embedding of `<im_patch>`."""
+
+    def __init__(self, tower: Tower, inner: int, hidden: int):
+        super().__init__()
+        features = tower.hidden * len(tower.features)
+        self.pooling = MeanQueryPooling(features, tower.hidden, tower.heads)
+        self.projector = Projector(tower.hidden, inner, hidden)
+        self.pad_embed = nn.Parameter(torch.zeros(2, features))
+        self.new_embedding = nn.Parameter(torch.empty(EXTRA_ROWS, hidden))
+        nn.init.normal_(self.new_embedding, std=INIT_STD)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=INIT_STD)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward(self, features_nPF: Tensor, real_nP: Tensor, pools_TK: Tensor) -> Tensor:
+        """(T, D). `real` is the share of a patch that is image: 0 gets the first pad embedding, between 0 and 1 the second."""
+        marks_nP2 = torch.stack([real_nP == 0, (real_nP > 0) & (real_nP < 1)], dim=-1)
+        weight = self.pooling.wq.weight
+        features_nPF = features_nPF.to(weight.dtype)
+        features_nPF = features_nPF + marks_nP2.to(features_nPF.dtype) @ self.pad_embed.to(features_nPF.dtype)
+        pools_TKF = features_nPF.flatten(0, 1)[pools_TK.clamp(min=0)]
+        return self.projector(self.pooling(pools_TKF, pools_TK >= 0))

@@ -1,0 +1,48 @@
+"""Family molmo's contract: what the engine, the planner and the verbs take from it."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from plait.families.molmo import towers
+from plait.families.molmo.config import DEBUG, SOURCES, Config
+from plait.families.molmo.evaluate import benches
+from plait.families.molmo.generate import GenerateOptions, generate
+from plait.families.molmo.inputs import Inputs, inspect
+from plait.families.molmo.loss import Loss
+from plait.families.molmo.model import blocks, build, components
+from plait.families.molmo.tiny import write_tokenizer
+
+__all__ = [
+    "Config",
+    "GenerateOptions",
+    "Inputs",
+    "Loss",
+    "base",
+    "benches",
+    "blocks",
+    "build",
+    "components",
+    "generate",
+    "inspect",
+    "never_trained",
+    "prepare",
+]
+
+never_trained: frozenset[str] = frozenset()
+
+
+def prepare(config: Config, directory: Path, texts: Callable[[], Iterable[str]]) -> None:
+    """A debug model's tokenizer, trained on the run's texts and kept in its directory; nothing otherwise, and nothing twice."""
+    folder = directory / towers.TOKENIZER
+    if config.language == DEBUG and not folder.exists():
+        write_tokenizer(folder, texts())
+
+
+def base(config: Config) -> list[dict[str, str | None]]:
+    """Where weights that are not saved with a run come from."""
+    language = SOURCES.get(config.language, config.language)
+    vision = config.vision_source or config.tower.source
+    return [
+        {"part": "language", "name": language, "revision": config.language_revision},
+        {"part": "vision", "name": vision, "revision": config.vision_revision},
+    ]

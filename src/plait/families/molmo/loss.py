@@ -1,0 +1,23 @@
+"""The loss: weighted next-token cross-entropy and z-loss, as sums over the weights of supervised tokens. Division happens in the loop."""
+
+import torch
+from torch import Tensor, nn
+
+from plait.families.molmo.config import Config
+
+
+class Loss:
+    """`loss` in nats per unit of token weight; `z_loss`, the mean squared log-normaliser; `cut`, answer tokens lost per sample."""
+
+    def __init__(self, config: Config):
+        self.coefficients = {"loss": 1.0, "z_loss": config.z_loss, "cut": 0.0}
+
+    def weights(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The summed token weights, and the samples."""
+        total = batch["weights"].sum(dtype=torch.float64)
+        return {"loss": total, "z_loss": total, "cut": torch.tensor(float(len(batch["cut"])), dtype=torch.float64)}
+
+    def sums(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The weighted sums; differentiable."""
+        found = model(batch)
+        return {**found, "cut": batch["cut"].sum().to(found["loss"])}

@@ -1,0 +1,139 @@
+"""Scores of one answer, from 0 to 1, as the benchmarks define them. Pure functions: no model, no network, no randomness."""
+
+import itertools
+import re
+from collections.abc import Sequence
+
+_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_DIGITS = {word: str(number) for number, word in enumerate(_WORDS)} | {"none": "0"}
+_ARTICLES = {"a", "an", "the"}
+_PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
+_FULL = (
+    "ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've he's how'd how'll "
+    "how's i'd've i'm i've isn't it'd it'd've it'll let's ma'am mightn't mightn't've might've mustn't must've needn't not've o'clock "
+    "oughtn't shan't she'd've she's should've shouldn't shouldn't've somebody'd've somebody'll somebody's someone'd someone'd've "
+    "someone'll someone's something'd something'd've something'll that's there'd there'd've there're there's they'd they'd've they'll "
+    "they're they've 'twas wasn't we'd've we've weren't what'll what're what's what've when's where'd where's where've who'd who'd've "
+    "who'll who's who've why'll why're why's won't would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're "
+    "you've "
+)
+
+
+def _spellings(word: str) -> list[str]:
+    """The word with at least one apostrophe left out, in every way."""
+    parts = word.split("'")
+    kept = itertools.product(("", "'"), repeat=len(parts) - 1)
+    return ["".join(a + b for a, b in zip(parts, (*marks, ""), strict=True)) for marks in kept if not all(marks)]
+
+
+_CONTRACTIONS = {spelling: word for word in _FULL.split() for spelling in _spellings(word)}
+
+
+def vqa_normalise(text: str) -> str:
+    """The VQA evaluation's normal form: lower case, punctuation, number words, articles, contractions (Antol et al. 2015)."""
+    text = text.replace("\n", " ").replace("\t", " ").strip().lower()
+    out = text
+    grouped = re.search(r"\d,\d", text) is not None
+    for mark in _PUNCTUATION:
+        out = out.replace(mark, "" if grouped or f"{mark} " in text or f" {mark}" in text else " ")
+    out = re.sub(r"\.(?!\d)", "", out)
+    words = [_DIGITS.get(word, word) for word in out.split()]
+    return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
+
+
+def vqa_score(answer: str, golds: Sequence[str]) -> float:
+    """min(people who said it / 3, 1)."""
+    said = vqa_normalise(answer)
+    return min(sum(vqa_normalise(gold) == said for gold in golds) / 3, 1.0)
+
+
+def exact_match(answer: str, golds: Sequence[str]) -> float:
+    """Equal to one of them but for case and outer white space."""
+    return float(answer.strip().lower() in {gold.strip().lower() for gold in golds})
+
+
+def edit_distance(a: str, b: str) -> int:
+    """Insertions, deletions and replacements from a to b (Levenshtein 1966)."""
+    row = list(range(len(b) + 1))
+    for i, left in enumerate(a, start=1):
+        corner, row[0] = row[0], i
+        for j, right in enumerate(b, start=1):
+            corner, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, corner + (left != right))
+    return row[-1]
+
+
+def anls(answer: str, golds: Sequence[str]) -> float:
+    """Average normalised Levenshtein similarity: the best 1 - d / length with d / length below 0.5, else 0 (Biten et al. 2019)."""
+    return max((_similarity(_plain(answer), _plain(gold)) for gold in golds), default=0.0)
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.lower().split())
+
+
+def _similarity(a: str, b: str) -> float:
+    share = edit_distance(a, b) / max(len(a), len(b), 1)
+    return 1 - share if share < 0.5 else 0.0
+
+
+def number(text: str) -> float | None:
+    """The number a text is: "1,000" is 1000, "10%" is 0.1, "$5" is 5; None if it is none."""
+    plain = text.strip().rstrip(".").replace(",", "").removeprefix("$").strip()
+    share = plain.endswith("%")
+    try:
+        value = float(plain.removesuffix("%"))
+    except ValueError:
+        return None
+    return value / 100 if share else value
+
+
+def relaxed_accuracy(answer: str, golds: Sequence[str], tolerance: float = 0.05) -> float:
+    """Numbers within 5 % of a gold one; otherwise the same text (Masry et al. 2022, ChartQA)."""
+    return max((_relaxed(answer, gold, tolerance) for gold in golds), default=0.0)
+
+
+def _relaxed(answer: str, gold: str, tolerance: float) -> float:
+    said, wanted = number(answer), number(gold)
+    if said is not None and wanted is not None:
+        return float(said == wanted if wanted == 0 else abs(said - wanted) <= tolerance * abs(wanted) + 1e-12)
+    return float(_plain(answer) == _plain(gold))
+
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+def choose(answer: str, options: Sequence[str]) -> int | None:
+    """Which option an answer takes: the letter it gives, else the one option it says, else the one it begins or is begun by; else None.
+
+    A letter counts alone, before a mark ("C.", "(C)", "C: a cat"), or after "answer is", "answer:", "option", "choice"; "A cat" is none.
+    """
+    text = answer.strip()
+    known = LETTERS[: len(options)]
+    found = re.fullmatch(rf"\(?([{known}{known.lower()}])[).:]?", text) or re.match(rf"\(?([{known}])(?:[).:]\s|\)|:)", text)
+    if found is None:
+        ends = r"(?=[).:,;!]|\s*$)"
+        alone = rf"(?i:answer\s+is|answer)\s*:?\s*\(?([{known}]){ends}"
+        stated = rf"{alone}|(?i:answer\s+is|answer:)\s*([{known[1:]}])\b|(?i:option|choice)\s+\(?([{known}])\b"
+        found = next(reversed(list(re.finditer(stated, text))), None)
+    if found is not None:
+        return known.index(next(group for group in found.groups() if group).upper())
+    said = _plain(text).rstrip(".")
+    wanted = [_plain(option).rstrip(".") for option in options]
+    for fits in (
+        [i for i, option in enumerate(wanted) if option == said],
+        _longest([i for i, option in enumerate(wanted) if option and re.search(rf"(?<!\w){re.escape(option)}(?!\w)", said)], wanted),
+        [i for i, option in enumerate(wanted) if said and option and (option.startswith(said) or said.startswith(option))],
+    ):
+        if len(fits) == 1:
+            return fits[0]
+    return None
+
+
+def _longest(found: list[int], options: Sequence[str]) -> list[int]:
+    """Without options that are only part of another one found: "red car" says "red car", not "car"."""
+    return [i for i in found if not any(i != j and options[i] in options[j] for j in found)]
+
+
+def multiple_choice(answer: str, options: Sequence[str], gold: int) -> float:
+    """1 if the answer takes the gold option."""
+    return float(choose(answer, options) == gold)
