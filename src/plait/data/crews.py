@@ -27,6 +27,7 @@ from plait.errors import PlaitError
 
 _POLL_S = 0.2  # how often a waiting consumer looks whether it should stop
 _GOODBYE_S = 2.0  # what a process gets to finish its sample, when the loader closes
+_LAST_WORDS_S = 10.0  # for a process whose line has closed to be gone, so that its exit code can be told
 _SHIELDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # the engine's to answer; a worker that died of one would lose the step
 
 Stop = Callable[[], bool]
@@ -207,9 +208,12 @@ class Processes:
 
 
 def _death(worker: _Worker, step: int) -> PlaitError:
-    worker.process.join(_GOODBYE_S)
+    worker.process.join(_LAST_WORDS_S)
     code = worker.process.exitcode
-    how = f"was killed by {signal.Signals(-code).name}" if code is not None and code < 0 else f"ended with exit code {code}"
+    if code is None:
+        how = "closed its line"
+    else:
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
     hint = "; memory may have run out: fewer data.workers, or worker_kind: threads" if code == -signal.SIGKILL else ""
     return PlaitError(f"data worker {worker.number} (process {worker.process.pid}) {how} before it had prepared step {step}{hint}")
 

@@ -51,7 +51,7 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, at_least: tuple[int, in
                 image.draft(None, (2 * wide, 2 * high))
             image.load()
             upright = image.transpose(_UPRIGHT[turn]) if turn in _UPRIGHT else image
-            return torch.from_numpy(_rgb(upright)).permute(2, 0, 1)
+            return torch.from_numpy(_rgb(upright).transpose(2, 0, 1))
     except _BOMBS as error:
         raise BadSample(f"image over the limit of {max_pixels} pixels: {error}") from error
     except _DECODER_ERRORS as error:
@@ -88,9 +88,10 @@ def resize(image: torch.Tensor, height: int, width: int, *, mode: str = "bicubic
     assert image.dtype == torch.uint8
     if image.shape[-2:] == (height, width):
         return image
-    batch = image.reshape(-1, *image.shape[-3:]) if image.dim() != 3 else image[None]
-    scaled = F.interpolate(batch, size=(height, width), mode=mode, antialias=True)
-    return scaled[0] if image.dim() == 3 else scaled.reshape(*image.shape[:-2], height, width)
+    if image.dim() == 3:
+        return F.interpolate(image[None], size=(height, width), mode=mode, antialias=True)[0]
+    batch = image.reshape(-1, *image.shape[-3:])
+    return F.interpolate(batch, size=(height, width), mode=mode, antialias=True).reshape(*image.shape[:-2], height, width)
 
 
 def crop(image: torch.Tensor, top: int, left: int, height: int, width: int) -> torch.Tensor:

@@ -5,8 +5,7 @@ import re
 from glob import glob
 from pathlib import Path
 
-import fsspec
-
+from plait.data.remote import connect
 from plait.errors import PlaitError
 
 _BRACE = re.compile(r"\{([^{}]*)\}")
@@ -60,7 +59,7 @@ def files(pattern: str, suffix: str, *, split: str | None, default_split: str = 
 def _expand(path: str, suffix: str, split: str | None, default_split: str) -> list[str]:
     wild = any(mark in path for mark in "*?[")
     if is_remote(path):
-        system, inner = fsspec.core.url_to_fs(path)
+        system, inner = connect(path)
         if wild:
             return sorted(system.unstrip_protocol(name) for name in system.glob(inner))
         if path.endswith(suffix) or not system.isdir(inner):

@@ -20,6 +20,14 @@ _WAITS_S = (0.5, 2.0, 8.0)  # between attempts at one range
 _LOCKS = 16  # two threads never fetch one block at once
 
 
+def connect(address: str) -> tuple[Any, str]:
+    """(file system, path in it) of an address. Errors: a protocol that fsspec does not know, or whose package is not installed."""
+    try:
+        return fsspec.core.url_to_fs(address)
+    except (ImportError, ValueError) as error:
+        raise PlaitError(f"cannot open {address}: {error}") from error
+
+
 class RemoteFile:
     """One remote file of known size. Threads may read it at once, and it may be sent to another process."""
 
@@ -72,10 +80,7 @@ class RemoteFile:
         return body
 
     def _connect(self) -> Any:
-        try:
-            self._system, self._inner = fsspec.core.url_to_fs(self.address)
-        except (ImportError, ValueError) as error:
-            raise PlaitError(f"cannot open {self.address}: {error}") from error
+        self._system, self._inner = connect(self.address)
         return self._system
 
     def _try(self, action: Any, what: str) -> Any:

@@ -17,13 +17,12 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import numpy as np
 import xxhash
 
 from plait.data import index, paths, tar
 from plait.data.records import Record, from_members
-from plait.data.remote import RemoteFile
+from plait.data.remote import RemoteFile, connect
 from plait.data.text import rename
 from plait.errors import PlaitError
 from plait.files import write_whole
@@ -84,7 +83,7 @@ def _open_remote(path: str, cache: str | Path | None, rebuild: bool) -> Shard:
 
 def _published_index(path: str, remote: RemoteFile, place: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
     """An index made where the shard was made, and uploaded with it; passed over when it is for a file of another size."""
-    system, inner = fsspec.core.url_to_fs(path + ".idx")
+    system, inner = connect(path + ".idx")
     if not system.exists(inner):
         return None
     fetched = place.with_suffix(".fetched")
@@ -173,10 +172,14 @@ class Shards:
 
     def read(self, i: int) -> Record:
         """Sample `i`. Errors: BadSample when a member cannot be understood."""
-        number = bisect_right(self.ends, i)
-        stem, members = self._open(number).members(i - (self.ends[number - 1] if number else 0))
-        record = from_members(f"{Path(self.shards[number].path).stem}/{stem}", members)
+        record = from_members(*self.members(i))
         return record._replace(fields=rename(record.fields, self.columns)) if self.columns else record
+
+    def members(self, i: int) -> tuple[str, list[tuple[str, bytes]]]:
+        """(shard/stem, [(kind, bytes)]) of sample `i`: its files as they are."""
+        number = bisect_right(self.ends, i)
+        stem, found = self._open(number).members(i - (self.ends[number - 1] if number else 0))
+        return f"{Path(self.shards[number].path).stem}/{stem}", found
 
     def _open(self, number: int) -> _Opened:
         with self._lock:

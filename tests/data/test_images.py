@@ -1,0 +1,159 @@
+"""Decoding and resizing, against Pillow, float64 references and closed forms."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+
+from plait.data import images
+from plait.errors import BadSample
+
+
+def encoded(image, kind="PNG", **options):
+    body = io.BytesIO()
+    image.save(body, kind, **options)
+    return body.getvalue()
+
+
+def noise(height=24, width=40, seed=0):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8))
+
+
+def test_decode_gives_the_pixels_of_a_lossless_file():
+    assert np.array_equal(images.decode(encoded(noise())).permute(1, 2, 0).numpy(), np.array(noise()))
+
+
+MODES = [
+    ("1", 1, "PNG"), ("L", 255, "PNG"), ("P", None, "PNG"), ("RGB", (255,) * 3, "PNG"), ("RGBA", (255,) * 4, "PNG"),
+    ("LA", (255, 255), "PNG"), ("CMYK", (0,) * 4, "TIFF"), ("CMYK", (0,) * 4, "JPEG"), ("YCbCr", (255, 128, 128), "TIFF"),
+    ("LAB", (255, 128, 128), "TIFF"), ("I", 65535, "TIFF"), ("I;16", 65535, "PNG"), ("I;16", 65535, "TIFF"), ("I;16B", 65535, "TIFF"),
+    ("F", 1.0, "TIFF"), ("PA", (0, 0), "TIFF"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("mode", "white", "kind"), MODES)
+def test_white_is_255_in_every_mode(mode, white, kind):
+    image = Image.new(mode, (5, 3), white) if white is not None else Image.new("RGB", (5, 3), "white").quantize()
+    pixels = images.decode(encoded(image, kind))
+    assert pixels.shape == (3, 3, 5)
+    assert pixels.dtype == torch.uint8
+    assert pixels.min() >= (253 if mode == "LAB" else 255)  # LAB is converted through an 8-bit profile
+
+
+@pytest.mark.parametrize(("value", "grey"), [(0, 0), (128, 0), (129, 1), (32768, 128), (65535, 255)])
+def test_sixteen_bit_greys_are_scaled_and_rounded(value, grey):
+    image = Image.fromarray(np.full((2, 2), value, np.uint16))
+    assert images.decode(encoded(image)).unique().tolist() == [grey]  # value * 255 / 65535, rounded
+
+
+def test_transparent_pixels_lie_over_white():
+    half = Image.new("RGBA", (1, 1), (0, 100, 200, 128))
+    expected = [round(c * 128 / 255 + 255 * 127 / 255) for c in (0, 100, 200)]
+    assert np.abs(images.decode(encoded(half)).flatten().numpy().astype(int) - expected).max() <= 1
+    assert images.decode(encoded(Image.new("LA", (1, 1), (0, 0)))).unique().tolist() == [255]
+
+
+def test_a_transparent_palette_entry_lies_over_white():
+    image = Image.new("P", (4, 4), 0)
+    image.putpalette([9, 9, 9] * 256)
+    assert images.decode(encoded(image, transparency=0)).unique().tolist() == [255]
+    assert images.decode(encoded(image, "GIF", transparency=0)).unique().tolist() == [255]
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+def test_exif_rotation_is_applied(turn):
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    data = encoded(noise(), exif=exif)
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    assert np.array_equal(images.decode(data).permute(1, 2, 0).numpy(), np.array(expected))
+
+
+def test_an_animation_gives_its_first_frame():
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+    for kind in ("GIF", "WEBP", "PNG"):
+        pixels = images.decode(encoded(frames[0], kind, save_all=True, append_images=frames[1:]))
+        assert pixels[0].min() > 250
+        assert pixels[2].max() < 5
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP"])
+@pytest.mark.parametrize("kept", [0.5, 0.9, 0.02])
+def test_a_truncated_file_is_refused(kind, kept):
+    data = encoded(noise(64, 64), kind)
+    with pytest.raises(BadSample, match=r"not a readable image \(\d+ bytes, begins"):
+        images.decode(data[: int(len(data) * kept)])
+
+
+@pytest.mark.parametrize("data", [b"", b"<html>not found</html>", b"\xff\xd8\xff", bytes(100)])
+def test_what_is_no_image_is_refused(data):
+    with pytest.raises(BadSample, match="not a readable image"):
+        images.decode(data)
+
+
+def test_an_image_over_the_pixel_limit_is_refused_before_it_is_decoded():
+    bomb = encoded(Image.new("1", (20_000, 20_000)))
+    with pytest.raises(BadSample, match="over the limit of 67108864"):
+        images.decode(bomb)
+    with pytest.raises(BadSample, match="image of 40 x 24 pixels is over the limit of 959"):
+        images.decode(encoded(noise()), max_pixels=959)
+    assert images.decode(encoded(noise()), max_pixels=960).shape == (3, 24, 40)
+
+
+def test_greys_outside_their_range_are_refused():
+    with pytest.raises(BadSample, match=r"grey values from 0\.0 to 7\.0 in an image of mode F"):
+        images.decode(encoded(Image.fromarray(np.array([[0, 7]], np.float32)), "TIFF"))
+    with pytest.raises(BadSample, match="mode F"):
+        images.decode(encoded(Image.fromarray(np.array([[0, np.nan]], np.float32)), "TIFF"))
+
+
+def test_a_large_jpeg_is_decoded_small_enough_to_be_fast_and_large_enough_to_be_sharp():
+    large = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 32, 3), np.uint8)).resize((1024, 640), Image.Resampling.BICUBIC)
+    data = encoded(large, "JPEG", quality=95)
+    small = images.decode(data, at_least=(64, 64))
+    assert small.shape == (3, 160, 256)  # the smallest of 1/1, 1/2, 1/4, 1/8 that is still twice as large
+    straight = images.resize(images.decode(data), 64, 64).float()
+    assert (images.resize(small, 64, 64).float() - straight).abs().mean() < 2  # of 255: what a viewer cannot tell
+
+
+def test_draft_counts_the_sides_after_rotation():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded(noise(256, 1024), "JPEG", exif=exif)  # upright: 1024 high, 256 wide
+    assert images.decode(data, at_least=(100, 25)).shape == (3, 256, 64)
+
+
+@pytest.mark.parametrize(("mode", "kernel"), [("bilinear", Image.Resampling.BILINEAR), ("bicubic", Image.Resampling.BICUBIC)])
+@pytest.mark.parametrize("size", [(10, 10), (48, 80), (7, 31)])
+def test_resize_is_pillows_antialiased_resize(mode, kernel, size):
+    ours = images.resize(images.decode(encoded(noise())), *size, mode=mode)
+    theirs = np.array(noise().resize(size[::-1], kernel))
+    assert np.abs(ours.permute(1, 2, 0).numpy().astype(int) - theirs).max() <= 2  # both use fixed-point weights of different width
+
+
+def test_resize_of_a_stack_equals_each_alone():
+    stack = torch.stack([images.decode(encoded(noise(seed=s))) for s in range(6)]).reshape(2, 3, 3, 24, 40)
+    together = images.resize(stack, 8, 9)
+    assert together.shape == (2, 3, 3, 8, 9)
+    assert torch.equal(together[1, 2], images.resize(stack[1, 2], 8, 9))
+
+
+@pytest.mark.parametrize("shape", [(10, 100), (100, 10), (33, 64), (64, 64)])
+def test_cover_fills_the_window_and_keeps_the_aspect(shape):
+    ramp = torch.linspace(0, 255, shape[1]).to(torch.uint8).expand(3, *shape)
+    window = images.cover(ramp, 32, 32)
+    assert window.shape == (3, 32, 32)
+    middle = window[0].float().mean() - ramp[0].float().mean()
+    assert abs(middle) < 3  # cut in the centre
+    if shape[1] > shape[0]:
+        assert images.cover(ramp, 32, 32, at=(0, 0)).float().mean() < images.cover(ramp, 32, 32, at=(1, 1)).float().mean() - 20
+
+
+def test_unit_range_is_exact_at_the_ends_and_comes_back():
+    greys = torch.arange(256, dtype=torch.uint8).expand(3, 1, 256)
+    unit = images.to_unit(greys)
+    assert (unit.min().item(), unit.max().item()) == (-1.0, 1.0)
+    assert torch.equal(images.from_unit(unit), greys)
+    assert images.from_unit(torch.tensor([-9.0, 9.0])).tolist() == [0, 255]

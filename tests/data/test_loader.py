@@ -1,0 +1,261 @@
+"""The loader: one content and order from every crew, deterministic replacements, errors with names, and nothing left running."""
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from plait.config import Source, Template
+from plait.data.loader import Loader
+from plait.data.order import Order, SampleId
+from plait.data.sources import open_source
+from plait.errors import BadSample, PlaitError
+from plait.keys import key
+from tests.data.packing import labelled
+
+CREWS = [(0, "threads"), (1, "threads"), (3, "threads"), (2, "processes")]
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """A source of numbers."""
+
+    size: int = 50
+    name: str = "numbers"
+    fingerprint: str = "numbers"
+
+    def __len__(self):
+        return self.size
+
+    def __getitem__(self, i):
+        return {"id": f"number {i}", "images": [], "messages": [], "fields": {"n": i}}
+
+
+@dataclass(frozen=True)
+class Noisy:
+    """Inputs whose examples are random by key; `bad` numbers cannot be used, the `broken` one is a defect."""
+
+    bad: tuple[int, ...] = ()
+    broken: int | None = None
+    pause_s: float = 0.0
+    harm: str = ""
+
+    def encode(self, sample, key):
+        n = sample["fields"].get("n", sample["fields"].get("label"))
+        time.sleep(self.pause_s)
+        if n in self.bad:
+            raise BadSample(f"{n} is bad")
+        if n == self.broken:
+            _HARM[self.harm]()
+        return n, torch.rand(3, generator=torch.Generator().manual_seed(key % 2**63))
+
+    def collate(self, examples):
+        return {"n": [n for n, _ in examples], "x": torch.stack([x for _, x in examples])}
+
+
+def _divide():
+    return 1 // 0
+
+
+def _refuse():
+    raise PlaitError("no such token")
+
+
+def _die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _shout():
+    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        os.kill(os.getpid(), name)
+
+
+_HARM = {"divide": _divide, "refuse": _refuse, "die": _die, "shout": _shout}
+
+
+def loader(inputs=None, sources=None, *, batch=6, weights=None, **options):
+    sources = sources or [Numbers()]
+    order = Order([len(s) for s in sources], weights or [1.0] * len(sources), 0, batch)
+    return Loader(sources, order, inputs or Noisy(), **{"seed": 0, "stop_step": 12, "workers": 0} | options)
+
+
+def content(steps):
+    return [(s.step, [(m.ids, m.void, m.batch["n"], m.batch["x"].tolist(), m.bad) for m in s.micro], s.bad) for s in steps]
+
+
+def collect(**options):
+    with loader(**options) as running:
+        return content(running)
+
+
+@pytest.mark.parametrize("crew", CREWS[1:])
+def test_every_crew_gives_the_same_bits_in_the_same_order(crew, tmp_path):
+    entry = Source(source="shards", path=str(labelled(tmp_path / "a.tar", 0, 20)), template=Template(user="?", assistant="{label}"))
+    sources = [Numbers(50), open_source(entry, seed=0)]
+    options = {"inputs": Noisy(bad=(3, 17, 40)), "micro_batch": 4, "sources": sources, "weights": [2, 1]}
+    alone = collect(**options)
+    assert [step for step, _, _ in alone] == list(range(12))
+    assert collect(**options, workers=crew[0], kind=crew[1]) == alone
+
+
+def test_prefetch_and_the_first_step_do_not_change_content():
+    whole = collect()
+    for prefetch in (0, 1, 7):
+        assert collect(workers=2, prefetch=prefetch) == whole
+    assert collect(workers=2, start_step=5) == whole[5:]
+    assert collect(start_step=12) == []
+
+
+def test_ranks_and_micro_batches_see_the_same_samples_with_the_same_keys():
+    def rows(parts):
+        return [
+            [(n, x) for rank in parts for _, void, ns, xs, _ in rank[step][1] if not void for n, x in zip(ns, xs, strict=True)]
+            for step in range(12)
+        ]
+
+    whole = rows([collect()])
+    for world, micro in ((1, 1), (2, 3), (4, 2), (3, 1)):
+        ranks = [collect(rank=rank, world=world, micro_batch=micro) for rank in range(world)]
+        assert len({len(micro) for rank in ranks for _, micro, _ in rank}) == 1
+        assert rows(ranks) == whole
+
+
+def test_a_sample_gets_the_key_of_its_id():
+    first = collect()[0][1][0]
+    sample = first[0][2]
+    expected = torch.rand(3, generator=torch.Generator().manual_seed(key(0, "sample", *sample) % 2**63))
+    assert first[3][2] == expected.tolist()
+
+
+@pytest.mark.parametrize("crew", CREWS[::2])
+def test_a_bad_sample_becomes_another_of_its_source_and_is_listed(crew):
+    steps = collect(inputs=Noisy(bad=tuple(range(0, 50, 2))), workers=crew[0], kind=crew[1])
+    assert all(n % 2 for _, micro, _ in steps for part in micro for n in part[2])
+    bad = [lost for _, _, lost in steps for lost in lost]
+    assert len({b.id for b in bad}) >= 25
+    assert bad[0].reason == f"{bad[0].id.index} is bad"
+    assert bad[0].name == f"number {bad[0].id.index}"
+    used = {i for _, micro, _ in steps for part in micro for i in part[0]}
+    assert all(b.replaced_by in used and b.id not in used and b.replaced_by.index % 2 for b in bad)
+
+
+def test_replacements_follow_the_key():
+    order = Order([50], [1.0], 0, 6)
+    lost = order.ids(0)[0]
+    step = collect(inputs=Noisy(bad=(lost.index,)))[0]
+    attempts = [key(0, "replace", 0, lost.index, 0, attempt) % 50 for attempt in range(1, 9)]
+    expected = next(n for n in attempts if n != lost.index)
+    assert step[2] == [(lost, f"number {lost.index}", f"{lost.index} is bad", SampleId(0, expected, 0))]
+
+
+def test_a_void_micro_batch_lists_nothing_as_bad():
+    order = Order([50], [1.0], 0, 1)
+    lost = order.ids(0)[0].index
+    parts = [collect(inputs=Noisy(bad=(lost,)), batch=1, rank=rank, world=2, stop_step=1)[0] for rank in range(2)]
+    assert [part[1][0][1] for part in parts] == [True, False]
+    assert [len(part[2]) for part in parts] == [0, 1]
+    assert parts[0][1][0][2] == parts[1][1][0][2]
+
+
+def test_a_source_of_nothing_but_bad_samples_stops_with_the_first_reason():
+    with pytest.raises(PlaitError, match=r"numbers: sample number \d+ and 49 replacements in a row are bad; the first: \d+ is bad"):
+        collect(inputs=Noisy(bad=tuple(range(50))), workers=2)
+
+
+@pytest.mark.parametrize("crew", [(0, "threads"), (2, "threads"), (1, "processes")])
+def test_a_defect_propagates_with_the_samples_name(crew):
+    with pytest.raises(ZeroDivisionError) as caught:
+        collect(inputs=Noisy(broken=7, harm="divide"), workers=crew[0], kind=crew[1])
+    assert any("while preparing sample number 7 of numbers (index 7, epoch 0)" in note for note in caught.value.__notes__)
+
+
+def test_a_refusal_names_the_sample_in_its_line():
+    with pytest.raises(PlaitError, match=r"^sample number 7 of numbers: no such token$"):
+        collect(inputs=Noisy(broken=7, harm="refuse"), workers=2)
+
+
+def test_a_killed_worker_is_named_and_nothing_hangs():
+    start = time.monotonic()
+    with pytest.raises(
+        PlaitError, match=r"data worker \d \(process \d+\) was killed by SIGKILL before it had prepared step \d+; memory may"
+    ):
+        collect(inputs=Noisy(broken=7, harm="die"), workers=1, kind="processes")
+    assert time.monotonic() - start < 60
+    assert not multiprocessing.active_children()
+
+
+def test_inputs_that_cannot_be_sent_are_refused_in_words():
+    inputs = Noisy()
+    object.__setattr__(inputs, "hook", lambda: None)
+    with pytest.raises(PlaitError, match=r"cannot be sent to worker processes .*; use worker_kind: threads"):
+        collect(inputs=inputs, workers=1, kind="processes")
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("crew", CREWS)
+def test_close_in_the_middle_leaves_no_thread_and_no_process(crew):
+    first = Order([50], [1.0], 0, 6).ids(0)[0].index
+    inputs = Noisy(pause_s=0.01, broken=first if crew[1] == "processes" else None, harm="shout")  # a process also ignores signals
+    running = loader(inputs, workers=crew[0], kind=crew[1], stop_step=None)
+    steps = iter(running)
+    assert [next(steps).step for _ in range(2)] == [0, 1]
+    start = time.monotonic()
+    running.close()
+    running.close()
+    assert time.monotonic() - start < 4
+    assert not [t for t in threading.enumerate() if t.name.startswith("plait-data")]
+    assert not multiprocessing.active_children()
+
+
+def test_an_error_in_the_consumer_closes_the_crew():
+    def consume():
+        for _ in loader(Noisy(pause_s=0.01), workers=2):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        consume()
+    assert not [t for t in threading.enumerate() if t.name.startswith("plait-data")]
+
+
+def test_waiting_is_measured_and_prefetching_shortens_it():
+    def waits(**options):
+        with loader(Noisy(pause_s=0.01), stop_step=6, **options) as running:
+            return [(step.wait_s, time.sleep(0.06)) for step in running]
+
+    alone = [wait for wait, _ in waits()]
+    ahead = [wait for wait, _ in waits(workers=3)]
+    assert min(alone) >= 0.06  # six samples of 10 ms
+    assert sum(ahead[1:]) < sum(alone[1:]) / 2
+
+
+@pytest.mark.parametrize("crew", [(3, "threads"), (1, "processes")])
+def test_an_interruption_ends_the_wait(crew):
+    asked = threading.Event()
+    timer = threading.Timer(0.3, asked.set)
+    timer.start()
+    with loader(Noisy(pause_s=1.0), workers=crew[0], kind=crew[1], interrupted=asked.is_set, stop_step=100, batch=64) as running:
+        start = time.monotonic()
+        assert list(running) == []
+    assert time.monotonic() - start < 15
+    timer.join()
+
+
+def test_workers_leave_torchs_threads_as_they_were():
+    before = torch.get_num_threads()
+    with loader(workers=2) as running:
+        next(iter(running))
+        seen = []
+        other = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+        other.start()
+        other.join()
+    assert [torch.get_num_threads(), *seen] == [before, before]
+
+
+def test_a_loader_can_be_walked_again():
+    with loader(workers=2) as running:
+        assert content(running) == content(running)
