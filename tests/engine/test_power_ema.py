@@ -27,7 +27,7 @@ def walk(steps, seed=0):
 
 @pytest.mark.parametrize("length", [0.02, 0.05, 0.1, 0.2, 1 / math.sqrt(12)])
 def test_the_exponent_gives_a_profile_of_that_length(length):
-    steps = 20_000
+    steps = 500_000
     tau = (np.arange(steps) + 0.5) / steps
     g = power_ema.exponent(length)
     p = (g + 1) * tau**g / steps
@@ -96,7 +96,9 @@ def test_the_half_life_of_the_usual_decay_is_6931_updates():
     assert 0.9999 ** power_ema.half_life(0.9999) == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize(("rate", "steps", "warned"), [(0.9999, 5000, True), (0.9999, 34_000, True), (0.9999, 35_000, False), (0.99, 345, False)])
+@pytest.mark.parametrize(
+    ("rate", "steps", "warned"), [(0.9999, 5000, True), (0.9999, 34_000, True), (0.9999, 35_000, False), (0.99, 345, False)]
+)
 def test_a_half_life_beyond_a_fifth_of_the_run_is_warned_of(rate, steps, warned):
     said = power_ema.half_life_warning(rate, steps)
     assert (said is not None) == warned

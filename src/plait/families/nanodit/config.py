@@ -119,7 +119,7 @@ class Config(Section):
     flip: Flip = Flip()
     sampling: Sampling = Sampling()
     metadata: str | None = Field(
-        default=None, description="metadata.json of the shards: kept with the run, to encode prompts and decode latents"
+        default=None, description="metadata.json of the shards, or their folder: kept with the run, to encode prompts and decode latents"
     )
 
     @model_validator(mode="before")

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from plait.data.latents import METADATA
 from plait.errors import PlaitError
 from plait.families.nanodit.config import Config
 from plait.families.nanodit.evaluate import benches
@@ -11,7 +12,6 @@ from plait.families.nanodit.inputs import Inputs, inspect
 from plait.families.nanodit.loss import Loss
 from plait.families.nanodit.model import blocks, build, components, forward_flops
 from plait.families.nanodit.monitors import monitors
-from plait.families.nanodit.pictures import METADATA
 from plait.files import write_whole
 
 __all__ = [
@@ -41,6 +41,7 @@ def prepare(config: Config, directory: Path, texts: Callable[[], Iterable[str]])
     if config.metadata is None or place.exists():
         return
     source = Path(config.metadata).expanduser()
+    source = source / METADATA if source.is_dir() else source
     if not source.is_file():
         raise PlaitError(f"model.metadata: no file {source}; `plait data shard` writes metadata.json beside the buckets")
     write_whole(place, source.read_bytes())

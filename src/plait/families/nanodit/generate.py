@@ -44,11 +44,11 @@ class GenerateOptions(BaseModel):
 
 def generate(model: NanoDiT, inputs: Inputs, options: GenerateOptions, out: Path | None) -> list[str]:
     """Writes one PNG per picture and grid.png into `out` (RUN/generated); returns a line per file."""
-    sampling, shape = chosen(inputs.config, options), latent_shape(inputs.config, options.size)
+    sampling, shape = chosen(inputs.config, options), sample_shape(inputs, options.size)
     device = next(model.parameters()).device
     folder = out or inputs.directory.parent / "generated"
     show = pictures.decoder(inputs, device)
-    shown = prompts.conditions(inputs, options.prompt, options.image, device)
+    shown = prompts.conditions(inputs, options.prompt, options.image, device, shape)
     asked = [(place, seed) for place in range(len(options.prompt)) for seed in range(options.seed, options.seed + options.count)]
     drawn, lines = [], []
     for start in range(0, len(asked), _AT_ONCE):
@@ -80,14 +80,14 @@ def chosen(config: Config, options: GenerateOptions) -> Sampling:
         raise PlaitError(f"generate: --{name or 'interval'}: {first['msg']} (given {first['input']!r})") from error
 
 
-def latent_shape(config: Config, size: str | None) -> tuple[int, int, int]:
+def sample_shape(inputs: Inputs, size: str | None) -> tuple[int, int, int]:
     """(C, H, W) of a picture of `size` WxH pixels; the pixel model's own size when None."""
-    unit = config.patch * (1 if config.space == "pixels" else pictures.STRIDE)
+    config, stride = inputs.config, inputs.downsample
     if size is None:
         if config.space == "latents":
             raise PlaitError("generate: --size is missing: give WIDTHxHEIGHT in pixels, such as --size=1024x1024")
         return (config.channels, config.image_size, config.image_size)
     wide, high = (int(side) for side in size.split("x"))
-    if wide % unit or high % unit:
-        raise PlaitError(f"generate: --size is {size}: both sides must be multiples of {unit} pixels")
-    return (config.channels, high * config.patch // unit, wide * config.patch // unit)
+    if wide % (stride * config.patch) or high % (stride * config.patch):
+        raise PlaitError(f"generate: --size is {size}: both sides must be multiples of {stride * config.patch} pixels")
+    return (config.channels, high // stride, wide // stride)

@@ -3,6 +3,7 @@
 Everything random about a sample (noise, t, which conditions stay, mirroring) is drawn here from its key, so that no layout changes it.
 """
 
+import functools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from plait.data import captions, images
+from plait.data.latents import METADATA, read_metadata
 from plait.errors import BadSample
 from plait.families.nanodit import flow
 from plait.families.nanodit.config import Config
@@ -24,6 +26,7 @@ Sample = dict[str, Any]
 
 _WORD = re.compile(r"\w+|[^\w\s]")
 _PAD_TO = 128  # text tokens; `data.pad: to_128`
+_DOWNSAMPLE = 8  # of latents whose metadata is not at hand
 _MAX_TOKENS = 512  # text tokens of `data.pad: to_max` when data.max_tokens is not set: what long captions need
 
 
@@ -58,6 +61,19 @@ class Inputs:
         self.config, self.directory, self.max_tokens, self.pad, self.train = config, directory, max_tokens, pad, train
         self.moment = "latest"
         """Folder name for pictures that a bench writes; whoever measures may set the step here."""
+
+    @functools.cached_property
+    def metadata(self) -> dict[str, Any] | None:
+        """Statistics and encoders of the shards, as kept with the run; None where the run has none."""
+        place = self.directory / METADATA
+        return read_metadata(place) if place.is_file() else None
+
+    @property
+    def downsample(self) -> int:
+        """Pixels of one side of a latent cell (1 in pixel space)."""
+        if self.config.space == "pixels":
+            return 1
+        return int(self.metadata["latents"]["downsample"]) if self.metadata else _DOWNSAMPLE
 
     @property
     def pictures(self) -> Path:
@@ -186,7 +202,7 @@ def _array(sample: Sample, name: str, dtype: torch.dtype) -> Tensor:
     found = sample.get("arrays", {})
     if name not in found:
         raise BadSample(f"no array {name!r} in the sample; it has {', '.join(sorted(found)) or 'none'}")
-    return torch.from_numpy(np.asarray(found[name])).to(dtype)
+    return torch.tensor(found[name], dtype=dtype)  # a copy: the arrays may be views of a shard
 
 
 def inspect(inputs: Inputs, sample: Sample, example: Example) -> dict[str, Any]:

@@ -16,15 +16,10 @@ from torch import Tensor
 from plait.data import images
 from plait.families.nanodit.inputs import Inputs
 from plait.files import write_whole
-
-METADATA = "metadata.json"
-"""What the shards say about their encoders and statistics, kept with the run under this name."""
+from plait.nn import encoders
 
 Decoder = Callable[[Tensor], list[np.ndarray]]
 """Samples (B, C, H, W) to pictures, uint8 H x W x 3."""
-
-STRIDE = 8
-"""Pixels of one side of a latent cell."""
 
 _GAP_PX = 2
 _SHOWN_CHANNELS = 3
@@ -35,7 +30,17 @@ def decoder(inputs: Inputs, device: torch.device) -> Decoder:
     """Pixels as they are; latents through the decoder that the shards' metadata names, else their first channels as colours."""
     if inputs.config.space == "pixels":
         return as_pixels
-    return as_colours
+    metadata = inputs.metadata
+    if metadata is None:
+        return as_colours
+    latents = metadata["latents"]
+    codec = encoders.reopen("latents", latents, device=str(device))
+    mean, std = (torch.tensor(latents[name])[:, None, None] for name in ("mean", "std"))
+
+    def decode(samples: Tensor) -> list[np.ndarray]:
+        return list(codec.decode(samples.cpu() * std + mean).cpu().permute(0, 2, 3, 1).numpy())
+
+    return decode
 
 
 def as_pixels(samples: Tensor) -> list[np.ndarray]:
