@@ -3,12 +3,15 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from plait import flat_json
+from plait import flat_json, nested_yaml
 from plait.provenance import Node
 from plait.reading import Override
 from plait.translation import Dialect, Translation
 
-DIALECTS: tuple[Dialect, ...] = (Dialect("flat JSON", flat_json.recognise, flat_json.translate),)
+DIALECTS: tuple[Dialect, ...] = (
+    Dialect("flat JSON", flat_json.recognise, flat_json.translate),
+    Dialect("nested YAML", nested_yaml.recognise, nested_yaml.translate),
+)
 
 
 def translate(tree: Node, overrides: Sequence[Override], path: Path, own: Sequence[str]) -> Translation:

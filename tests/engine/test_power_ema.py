@@ -37,7 +37,7 @@ def test_the_exponent_gives_a_profile_of_that_length(length):
 
 @pytest.mark.parametrize("length", [0.0, -0.1, 0.3])
 def test_a_length_that_no_profile_has_is_refused(length):
-    with pytest.raises(PlaitError, match="must be above 0 and at most 0.289 of the run"):
+    with pytest.raises(PlaitError, match=r"must be above 0 and at most 0\.289 of the run"):
         power_ema.exponent(length)
 
 

@@ -31,7 +31,7 @@ def make(tmp_path):
 def wake(model: torch.nn.Module) -> None:
     generator = torch.Generator().manual_seed(5)
     for parameter in model.parameters():
-        parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+        parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
 
 
 def sample(number: int, *, size: tuple[int, int] = (8, 8), tokens: int = 3, said: str | None = None, **arrays: Any) -> dict[str, Any]:
