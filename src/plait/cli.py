@@ -95,12 +95,38 @@ def _parser() -> argparse.ArgumentParser:
     add(inner, "index", _data_index, "make and check the offset index of tar shards").add_argument(
         "path", help="a shard, folder or pattern"
     )
+    _add_shard(add(inner, "shard", _data_shard, "encode pictures with captions into bucketed latent shards", _SOURCE_SETTINGS))
     made = add(inner, "inspect", _data_inspect, "draw what the model sees: pixels, prompt, supervised text", overrides)
     made.add_argument("config", type=Path)
     made.add_argument("--samples", type=int, default=12)
     made.add_argument("--out", type=Path, default=Path("inspect"), help="folder for the picture and the page")
     made.add_argument("--split", choices=("train", "validation"), default="train")
     return parser
+
+
+_SOURCE_SETTINGS = "Settings of the source are given as --name=value: --template.assistant='a photo of a {label}', --options.size=[64,64]."
+
+
+def _add_shard(made: argparse.ArgumentParser) -> None:
+    made.add_argument("source", help="a folder of pictures, a .jsonl, tar shards, or `scenes`")
+    made.add_argument("out", type=Path, nargs="?", help="folder of the set; the same command finishes a build that was stopped")
+    made.add_argument("--split", default="train", help="part of the source")
+    made.add_argument("--buckets", help="sizes to crop to, WIDTHxHEIGHT,... (default: the five of 1024 x 1024 pixels)")
+    made.add_argument("--bucket", action="append", default=[], help="write only this one of them; may be repeated")
+    made.add_argument("--latents", default="tiny", help="VAE: a folder, a Hub repository[/part][@revision], or tiny[:4x48]")
+    made.add_argument("--texts", default="tiny", help="T5 encoder, named likewise, or tiny[:64]")
+    made.add_argument("--images", default="tiny", help="DINOv3, named likewise, or tiny")
+    made.add_argument("--max-tokens", type=int, help="of a caption (default: 512, tiny 64)")
+    made.add_argument("--limit", type=int, help="read at most so many samples, a fair part of all")
+    made.add_argument("--seed", type=int, default=0, help="of the order in which samples are taken")
+    made.add_argument("--batch", type=int, default=16, help="pictures per call of an encoder")
+    made.add_argument("--per-shard", type=int, default=1000, help="samples per shard, at most 1000")
+    made.add_argument("--statistics", choices=("measured", "published"), default="measured", help="what normalises the latents")
+    made.add_argument("--like", type=Path, help="share the statistics of this set (for held-out data)")
+    made.add_argument("--workers", type=int, default=2, help="threads that decode pictures")
+    made.add_argument("--device", default="cpu", help="of the encoders, such as cuda")
+    made.add_argument("--dry-run", action="store_true", help="only count what each bucket would hold")
+    made.add_argument("--measure", action="store_true", help="SOURCE is a set made elsewhere: write its metadata.json")
 
 
 def _load(path: Path, overrides: list[str]):
@@ -153,6 +179,21 @@ def _data_index(given: Arguments, overrides: list[str]) -> None:
     from plait import inspect
 
     inspect.index(given.path)
+
+
+def _data_shard(given: Arguments, overrides: list[str]) -> None:
+    from plait import shard
+
+    if given.measure:
+        shard.measure(Path(given.source))
+        return
+    names = shard.Options.__dataclass_fields__
+    shard.shard(
+        given.source,
+        given.out,
+        shard.Options(**{name: getattr(given, name) for name in names if getattr(given, name) is not None}),
+        overrides,
+    )
 
 
 def _data_inspect(given: Arguments, overrides: list[str]) -> None:

@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 
 from plait.data.captions import names_side, swap
 
-PIECES = "left Right LEFT lEft rightmost leftover upright 左 右 左右 왼 오른쪽 좌 우측 right-hand , / - _ . 's".split()
-PIECES += "<left> {right} < > { } http:// :// a é 7 ſ K".split() + [" ", "\n"]
+PIECES = ["left", "Right", "LEFT", "lEft", "rightmost", "leftover", "upright", "左", "右", "左右", "왼", "오른쪽", "좌", "우측"]
+PIECES += ["right-hand", ",", "/", "-", "_", ".", "'s"]
+PIECES += ["<left>", "{right}", "<", ">", "{", "}", "http://", "://", "a", "é", "7", "ſ", "K", " ", "\n"]
 
 
 @pytest.mark.parametrize(

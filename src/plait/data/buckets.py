@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from plait.data.order import Order, SampleId, interleave, block_counts, permute
+from plait.data.order import Order, SampleId, block_counts, interleave, permute
 from plait.errors import PlaitError
 
 _STEPS_REMEMBERED = 64  # threads ask for the ids of a step once per micro-batch

@@ -121,7 +121,7 @@ def block_counts(shares: Sequence[float], global_batch: int) -> tuple[int, ...]:
     """Slots per source in one block: the smallest multiple of the global batch that honours the shares within 0.1 %, or the best one."""
     best, best_error, multiple = None, math.inf, 1
     while multiple == 1 or multiple * global_batch <= _BLOCK_MAX:
-        counts = _largest_remainder(shares, multiple * global_batch)
+        counts = largest_remainder(shares, multiple * global_batch)
         error = max(abs(c / (multiple * global_batch) - s) / s for c, s in zip(counts, shares, strict=True))
         if min(counts) and error < best_error:
             best, best_error = counts, error
@@ -133,7 +133,7 @@ def block_counts(shares: Sequence[float], global_batch: int) -> tuple[int, ...]:
     return tuple(best)
 
 
-def _largest_remainder(shares: Sequence[float], total: int) -> list[int]:
+def largest_remainder(shares: Sequence[float], total: int) -> list[int]:
     """Hamilton's apportionment: whole parts first, what is left to the largest fractions (the earlier source wins a tie)."""
     exact = [share * total for share in shares]
     counts = [math.floor(x + 1e-9) for x in exact]

@@ -15,6 +15,7 @@ import xxhash
 from plait.config import Source as Entry
 from plait.data import index, paths, text
 from plait.data.folder import Folder
+from plait.data.latents import Latents
 from plait.data.lines import Lines
 from plait.data.records import Record
 from plait.data.scenes import Scenes
@@ -78,6 +79,8 @@ def open_source(entry: Entry, *, seed: int, split: str = "train", cache: str | P
         if entry.template is not None or entry.columns:
             raise PlaitError(f"{where}: scenes write their own text; take out `template` and `columns`, and use `options`")
         return Scenes(entry.options, seed=seed, split=entry.split or split, length=entry.limit)
+    if entry.source == "latents":
+        return _latents(entry, split, cache, where)
     unknown = next((name for name in entry.options if name not in _OPTIONS[entry.source]), None)
     if unknown is not None:
         known = _OPTIONS[entry.source]
@@ -90,6 +93,17 @@ def open_source(entry: Entry, *, seed: int, split: str = "train", cache: str | P
         raise PlaitError(f"{where}: {error}") from error
     _probe(source, entry, where)
     return source
+
+
+def _latents(entry: Entry, split: str, cache: str | Path | None, where: str) -> Source:
+    if entry.template is not None or entry.columns:
+        raise PlaitError(f"{where}: latents carry their own captions; take out `template` and `columns`")
+    if not entry.path:
+        raise PlaitError(f"{where} needs `path`")
+    try:
+        return Latents(entry.path, entry.options, split=entry.split or split, limit=entry.limit, cache=cache)
+    except PlaitError as error:
+        raise PlaitError(f"{where}: {error}") from error
 
 
 def open_all(entries: Sequence[Entry], *, seed: int, split: str = "train", cache: str | Path | None = None) -> list[Source]:

@@ -7,10 +7,11 @@ made with it; `same` says whether another one may go on with them. The libraries
 
 import importlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from plait.errors import PlaitError
@@ -23,7 +24,6 @@ class LatentCodec(Protocol):
     pin: dict[str, Any]
     downsample: int
     channels: int
-    flip_signs: list[int]  # by which a channel is multiplied, besides mirroring its grid, when the picture is mirrored
     published: tuple[list[float], list[float]] | None
 
     def encode(self, images: Tensor, /) -> Tensor: ...  # uint8 (B, 3, H, W) -> float32 (B, C, h, w), not normalised
@@ -85,3 +85,12 @@ def reopen(kind: str, pin: Mapping[str, Any], max_tokens: int | None = None, dev
     if found.pin["xxh3"] != pin["xxh3"]:
         raise PlaitError(f"{kind} encoder {spelled} has weights {found.pin['xxh3']}, but the set was made with {pin['xxh3']}")
     return found
+
+
+def decoder(metadata: Mapping[str, Any], device: str = "cpu") -> Callable[[Tensor], Tensor]:
+    """From a set's metadata: normalised latents (B, C, h, w), as its source gives them, to uint8 pictures (B, 3, H, W)."""
+    if "encoders" not in metadata:
+        raise PlaitError("the set's metadata names no encoder (it was made elsewhere), so its latents cannot be shown as pictures")
+    codec = reopen("latents", metadata["encoders"]["latents"], device=device)
+    mean, std = (torch.tensor(metadata["latents"][name], dtype=torch.float32).view(-1, 1, 1) for name in ("mean", "std"))
+    return lambda latents: codec.decode(latents.float().cpu() * std + mean)

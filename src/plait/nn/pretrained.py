@@ -65,7 +65,6 @@ class Vae:
         else:
             self.channels, self.downsample = config.latent_channels, 2 ** (len(config.block_out_channels) - 1)
             self.published = _shift_and_scale(config)
-        self.flip_signs = [1] * self.channels
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:

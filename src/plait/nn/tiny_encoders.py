@@ -39,8 +39,9 @@ def dct(size: int) -> Tensor:
 class TinyLatents:
     """Patches of `downsample` pixels in the first `channels` functions of an orthonormal basis, low frequencies and grey first.
 
-    With channels = 3 downsample^2 decoding is exact (to the uint8); with fewer it is the nearest picture of those frequencies. Mirroring
-    the picture mirrors the grid and changes the sign of the channels that are odd across: `flip_signs`.
+    With channels = 3 downsample^2 decoding is exact (to the uint8); with fewer it is the nearest picture of those frequencies. The
+    right half of the grid reads its patches from right to left, so that mirroring a picture mirrors its latents and nothing else (grids of
+    even width), as it does with the latents of a real VAE.
     """
 
     published = None  # statistics are measured on the set
@@ -55,20 +56,25 @@ class TinyLatents:
         waves = dct(downsample)
         basis = torch.stack([torch.einsum("c,y,x->cyx", _OPPONENT[c], waves[v], waves[u]) for c, v, u in chosen])
         self._basis = basis.reshape(channels, -1).float()  # rows orthonormal
-        self.flip_signs = [-1 if u % 2 else 1 for _, _, u in chosen]
+        self._odd_across = torch.tensor([u % 2 == 1 for _, _, u in chosen])  # these change sign when their patch is mirrored
         self.pin = pin(f"tiny:{downsample}x{channels}", np.round(basis.numpy() * 1e6).astype(np.int64).tobytes())
 
     def encode(self, images: Tensor) -> Tensor:
         """uint8 (B, 3, H, W), sides divisible by `downsample`, to float32 (B, C, H / downsample, W / downsample)."""
         d, (b, _, h, w) = self.downsample, images.shape
         patches = (images.float() / 127.5 - 1).reshape(b, 3, h // d, d, w // d, d).permute(0, 2, 4, 1, 3, 5).reshape(b, h // d, w // d, -1)
-        return (patches @ self._basis.T).permute(0, 3, 1, 2).contiguous()
+        return self._turned((patches @ self._basis.T).permute(0, 3, 1, 2))
 
     def decode(self, latents: Tensor) -> Tensor:
         """The inverse, clamped and rounded to uint8."""
         d, (b, _, h, w) = self.downsample, latents.shape
-        patches = (latents.float().permute(0, 2, 3, 1) @ self._basis).reshape(b, h, w, 3, d, d).permute(0, 3, 1, 4, 2, 5)
+        patches = (self._turned(latents.float()).permute(0, 2, 3, 1) @ self._basis).reshape(b, h, w, 3, d, d).permute(0, 3, 1, 4, 2, 5)
         return ((patches.reshape(b, 3, h * d, w * d) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+    def _turned(self, latents: Tensor) -> Tensor:
+        """Mirror each patch of the right half; its own inverse."""
+        right = torch.arange(latents.shape[-1]) >= (latents.shape[-1] + 1) // 2
+        return torch.where(self._odd_across.view(-1, 1, 1) & right, -latents, latents).contiguous()
 
 
 class TinyTexts:
