@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from plait import parts, start
+import torch
+
+from plait import __version__, parts, start
 from plait.data.loader import Loader
 from plait.data.order import Order, SampleId
 from plait.engine import blocks, checkpoint, evaluation, optim, stages

@@ -15,7 +15,7 @@ from plait.engine import checkpoint, migrate, optim
 from plait.engine.checkpoint import Checkpoint
 from plait.engine.distributed import World
 from plait.engine.optim import lr_factor
-from plait.engine.state import State
+from plait.engine.state import GROUPS, State
 from plait.errors import PlaitError
 from plait.parts import Parts
 from plait.resolved import StageView
@@ -45,7 +45,7 @@ def resume(state: State, built: Parts, views: Sequence[StageView], run: Path, wo
     facts = found.manifest["state"]
     if built.frozen_xxh3(set(facts["trained"])) != found.manifest["frozen_xxh3"]:
         raise PlaitError(f"the frozen weights are not those that {found.folder} was trained against: {found.manifest['base']}")
-    tensors = {group: found.tensors(group) for group in checkpoint.GROUPS}
+    tensors = {group: found.tensors(group) for group in GROUPS}
     view = views[facts["stage"] - 1]
     rows = migration(tensors, set(facts["trained"]), view.config, built)
     accept(rows, [], run, f"{found.folder}", world, allow_inexact)
@@ -99,7 +99,7 @@ def read_from(spec: str) -> tuple[Tensors, dict[str, Any] | None, Path]:
     if not checkpoint.is_step(path) and not checkpoint.published(checkpoint.run_of(path)):
         return _weights(path)
     found = marked(path, mark) if mark else checkpoint.locate(path)
-    return {group: found.tensors(group) for group in checkpoint.GROUPS}, found.manifest, found.folder
+    return {group: found.tensors(group) for group in GROUPS}, found.manifest, found.folder
 
 
 def marked(path: Path, mark: str) -> Checkpoint:
@@ -119,7 +119,7 @@ def marked(path: Path, mark: str) -> Checkpoint:
 def _weights(folder: Path) -> tuple[Tensors, dict[str, Any] | None, Path]:
     if (folder / "manifest.json").is_file():
         found = checkpoint.locate(folder) if checkpoint.is_step(folder) else checkpoint.read(folder)
-        return {group: found.tensors(group) for group in checkpoint.GROUPS}, found.manifest, folder
+        return {group: found.tensors(group) for group in GROUPS}, found.manifest, folder
     parts = sorted(folder.glob("*.safetensors"))
     if not parts:
         raise PlaitError(f"from: {folder} is neither a run nor a folder with safetensors weights")
