@@ -6,10 +6,12 @@ from pathlib import Path
 from plait.families.molmo import towers
 from plait.families.molmo.config import DEBUG, SOURCES, Config
 from plait.families.molmo.evaluate import benches
+from plait.families.molmo.export import exports
 from plait.families.molmo.generate import GenerateOptions, generate
 from plait.families.molmo.inputs import Inputs, inspect
 from plait.families.molmo.loss import Loss
 from plait.families.molmo.model import blocks, build, components
+from plait.families.molmo.published import imported
 from plait.families.molmo.tiny import write_tokenizer
 
 __all__ = [
@@ -22,7 +24,9 @@ __all__ = [
     "blocks",
     "build",
     "components",
+    "exports",
     "generate",
+    "imported",
     "inspect",
     "never_trained",
     "prepare",

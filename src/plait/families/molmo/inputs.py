@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
+from transformers import PreTrainedConfig
 
 from plait.data import images
 from plait.errors import BadSample, PlaitError
@@ -32,13 +34,13 @@ class Example:
 class Words2Ids:
     """A tokenizer, its end-of-text id, and where the ids of image tokens begin."""
 
-    def __init__(self, config: Config, directory: Path):
-        sizes = towers.language_config(config).get_text_config()
-        self.tokenizer = towers.load_tokenizer(config, directory)
+    def __init__(self, tokenizer: Tokenizer, language: PreTrainedConfig):
+        sizes = language.get_text_config()
+        self.tokenizer = tokenizer
         self.image_start: int = sizes.vocab_size
         ends = sizes.eos_token_id if isinstance(sizes.eos_token_id, list) else [sizes.eos_token_id]
         if ends[0] is None:
-            raise PlaitError(f"model.language: {config.language!r} names no eos_token_id in its configuration: answers could never end")
+            raise PlaitError("model.language: its configuration names no eos_token_id, so answers could never end: name one there")
         self.eos: int = ends[0]
         self.bos: int = self.eos if sizes.bos_token_id is None else sizes.bos_token_id
         self.stops = frozenset(ends)
@@ -59,9 +61,18 @@ class Words2Ids:
 class Inputs:
     """`encode` and `collate` for training and held-out loss; `prompt` for generation."""
 
-    def __init__(self, config: Config, directory: Path, *, max_tokens: int | None = None, pad: str = "longest", train: bool = False):
+    def __init__(
+        self,
+        config: Config,
+        directory: Path,
+        *,
+        max_tokens: int | None = None,
+        pad: str = "longest",
+        train: bool = False,
+        words: Words2Ids | None = None,
+    ):
         self.config, self.max_tokens, self.pad, self.train = config, max_tokens, pad, train
-        self.words = Words2Ids(config, directory)
+        self.words = words or Words2Ids(towers.load_tokenizer(config, directory), towers.language_config(config))
 
     def encode(self, sample: Sample, key: int) -> Example:
         """All annotations of the sample with their labels. In training, `key` draws styles, lengths and the annotations' order."""

@@ -131,8 +131,11 @@ def _for_layers(config: Any, see_B1LK: Tensor, positions_BL: Tensor, positions_B
 
 def build(config: Config, directory: Path, *, seed: int) -> Molmo:
     """The model with its weights; the connector, and whatever is debug, drawn from `seed`. On the meta device: sizes only."""
-    language = towers.load_language(config, seed)
-    vision = towers.load_vision(config, seed)
+    return assemble(config, towers.load_language(config, seed), towers.load_vision(config, seed), seed=seed)
+
+
+def assemble(config: Config, language: PreTrainedModel, vision: VisionTower, *, seed: int) -> Molmo:
+    """The parts with a new connector between them."""
     sizes = language.config.get_text_config()
     inner = config.connector_hidden or sizes.intermediate_size
     make: Callable[[], Connector] = lambda: Connector(config.tower, inner, sizes.hidden_size)  # noqa: E731

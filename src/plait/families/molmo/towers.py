@@ -43,9 +43,6 @@ _KINDS: dict[str, tuple[Any, Any]] = {
 class VisionTower(nn.Module):
     """Patch and position embeddings and the transformer's layers, of which two are listened to."""
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, model: Any, tower: Tower):
         super().__init__()
         self.tower = tower
@@ -55,13 +52,12 @@ class VisionTower(nn.Module):
         self.layers = nn.ModuleList(stack[: tower.layers])
         self.prefix = 0 if tower.kind == "siglip" else 1  # CLS stands before the patches
         self.wanted = [tower.layers + layer for layer in tower.features]
-        for name in ("mean", "std"):
-            value = torch.tensor(getattr(tower, name), dtype=torch.float32, device="cpu")
-            self.register_buffer(name, value.view(3, 1, 1), persistent=False)
 
     def forward(self, crops: Tensor) -> Tensor:
         """uint8 crops (n, 3, S, S) to features (n, p * p, 2 * hidden): the outputs of two layers, without CLS."""
-        x = self.embeddings(((crops.float() / 255 - self.mean) / self.std).to(next(self.embeddings.parameters()).dtype))
+        unit = crops.float() / 255
+        mean, std = (unit.new_tensor(values).view(3, 1, 1) for values in (self.tower.mean, self.tower.std))
+        x = self.embeddings(((unit - mean) / std).to(next(self.embeddings.parameters()).dtype))
         x = x if self.pre_norm is None else self.pre_norm(x)
         found = {}
         for place, layer in enumerate(self.layers[: max(self.wanted) + 1]):
@@ -116,14 +112,19 @@ def load_vision(config: Config, seed: int) -> VisionTower:
     kind = _KINDS[tower.kind][1]
     source = config.vision_source or tower.source
     if _on_meta():
-        return VisionTower(kind(vision_config(tower)), tower)
+        return new_vision(config)
     if source == DEBUG:
-        return seeded(key(seed, "molmo", "vision") >> 1, lambda: VisionTower(kind(vision_config(tower)), tower))
+        return seeded(key(seed, "molmo", "vision") >> 1, lambda: new_vision(config))
     with _named("model.vision_source", source):
         found = AutoConfig.from_pretrained(source, revision=config.vision_revision or MAIN)
         sizes = getattr(found, "vision_config", found)
         _check_tower(sizes, tower, source)
         return VisionTower(kind.from_pretrained(source, config=sizes, revision=config.vision_revision or MAIN, dtype="auto"), tower)
+
+
+def new_vision(config: Config) -> VisionTower:
+    """The tower of its row of the table, as transformers initialises it."""
+    return VisionTower(_KINDS[config.tower.kind][1](vision_config(config.tower)), config.tower)
 
 
 def _check_tower(sizes: PreTrainedConfig, tower: Tower, source: str) -> None:

@@ -1,0 +1,172 @@
+"""The published Molmo weight layout: names, shapes and orders that the reference code and vLLM read, from ours and back.
+
+Each published tensor is made of one or more of ours: as it is, rows of several below each other, or the patch embedding flattened.
+Only Qwen2-like language models and the CLIP tower have a published layout.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from plait.errors import PlaitError
+from plait.families.molmo.config import POOL, Config
+from plait.families.molmo.model import Molmo
+
+PREFIX = "model."
+_BLOCK = {
+    "attn_out.weight": "self_attn.o_proj.weight",
+    "attn_norm.weight": "input_layernorm.weight",
+    "ff_norm.weight": "post_attention_layernorm.weight",
+    "ff_out.weight": "mlp.down_proj.weight",
+}
+_RESBLOCK = {
+    "attention.wq": "self_attn.q_proj",
+    "attention.wk": "self_attn.k_proj",
+    "attention.wv": "self_attn.v_proj",
+    "attention.wo": "self_attn.out_proj",
+    "feed_forward.w1": "mlp.fc1",
+    "feed_forward.w2": "mlp.fc2",
+    "attention_norm": "layer_norm1",
+    "ffn_norm": "layer_norm2",
+}
+
+
+class Entry(NamedTuple):
+    """A published tensor and what it is made of. `patches`: flattened over (row, column, channel)."""
+
+    theirs: str
+    ours: tuple[str, ...]
+    patches: bool = False
+
+
+def entries(model: Molmo) -> list[Entry]:
+    """Every published tensor of this model. Raises PlaitError for parts that have no published layout."""
+    kind, tower = model.language.config.model_type, model.vision.tower.kind
+    if kind != "qwen2" or tower != "clip":
+        raise PlaitError(f"the published Molmo layout is for qwen2 with the openai tower, not {kind} with {tower}: use --to hf")
+    return [*_language(model), *_vision(model), *_connector()]
+
+
+def _language(model: Molmo) -> Iterator[Entry]:
+    own = "language.model."
+    yield Entry("transformer.wte.embedding", (f"{own}embed_tokens.weight",))
+    yield Entry("transformer.wte.new_embedding", ("connector.new_embedding",))
+    yield Entry("transformer.ln_f.weight", (f"{own}norm.weight",))
+    if not model.language.config.tie_word_embeddings:
+        yield Entry("transformer.ff_out.weight", ("language.lm_head.weight",))
+    for n in range(model.language.config.num_hidden_layers):
+        theirs, layer = f"transformer.blocks.{n}.", f"{own}layers.{n}."
+        for part in ("weight", "bias"):
+            yield Entry(f"{theirs}att_proj.{part}", tuple(f"{layer}self_attn.{x}_proj.{part}" for x in "qkv"))
+        # the reference halves ff_proj and computes silu(second) * first
+        yield Entry(f"{theirs}ff_proj.weight", (f"{layer}mlp.up_proj.weight", f"{layer}mlp.gate_proj.weight"))
+        yield from (Entry(theirs + name, (layer + ours,)) for name, ours in _BLOCK.items())
+
+
+def _vision(model: Molmo) -> Iterator[Entry]:
+    own, theirs = "vision.", "vision_backbone.image_vit."
+    yield Entry(f"{theirs}class_embedding", (f"{own}embeddings.class_embedding",))
+    yield Entry(f"{theirs}positional_embedding", (f"{own}embeddings.position_embedding.weight",))
+    yield Entry(f"{theirs}patch_embedding.weight", (f"{own}embeddings.patch_embedding.weight",), patches=True)
+    for part in ("weight", "bias"):
+        yield Entry(f"{theirs}pre_ln.{part}", (f"{own}pre_norm.{part}",))
+        for n in range(len(model.vision.layers)):
+            for name, ours in _RESBLOCK.items():
+                yield Entry(f"{theirs}transformer.resblocks.{n}.{name}.{part}", (f"{own}layers.{n}.{ours}.{part}",))
+
+
+def _connector() -> Iterator[Entry]:
+    for name in ("wq", "wk", "wv", "wo"):
+        for part in ("weight", "bias"):
+            yield Entry(f"vision_backbone.image_pooling_2d.{name}.{part}", (f"connector.pooling.{name}.{part}",))
+    for name in ("w1", "w2", "w3"):
+        yield Entry(f"vision_backbone.image_projector.{name}.weight", (f"connector.projector.{name}.weight",))
+    yield Entry("vision_backbone.pad_embed", ("connector.pad_embed",))
+
+
+def to_published(model: Molmo) -> dict[str, Tensor]:
+    """The model's weights under published names."""
+    ours = dict(model.named_parameters())
+    found = {}
+    for entry in entries(model):
+        parts = [ours[name].detach() for name in entry.ours]
+        value = parts[0].permute(0, 2, 3, 1).flatten(1) if entry.patches else torch.cat(parts) if len(parts) > 1 else parts[0]
+        found[PREFIX + entry.theirs] = value.contiguous()
+    return found
+
+
+def imported(weights: Mapping[str, Tensor], model: Molmo) -> dict[str, Tensor]:
+    """Weights of an exported directory under our names: of the published layout, of our own export, or ours already.
+
+    Raises PlaitError when a published tensor is missing, or its shape is not this model's.
+    """
+    if f"{PREFIX}transformer.wte.embedding" not in weights:
+        return {name.removeprefix(PREFIX): value for name, value in weights.items() if name.removeprefix(PREFIX) in _names(model)}
+    ours = dict(model.named_parameters())
+    found: dict[str, Tensor] = {}
+    for entry in entries(model):
+        value = weights.get(PREFIX + entry.theirs)
+        shapes = [ours[name].shape for name in entry.ours]
+        wanted = (shapes[0][0], math.prod(shapes[0][1:])) if entry.patches else (sum(s[0] for s in shapes), *shapes[0][1:])
+        if value is None or tuple(value.shape) != wanted:
+            given = "missing" if value is None else f"{tuple(value.shape)}"
+            raise PlaitError(
+                f"from: the published tensor {PREFIX + entry.theirs} is {given}; this model wants {wanted}: is `model:` the same?"
+            )
+        if entry.patches:
+            rows, channels, high, wide = shapes[0]
+            found[entry.ours[0]] = value.view(rows, high, wide, channels).permute(0, 3, 1, 2).contiguous()
+        else:
+            found |= dict(zip(entry.ours, value.split([s[0] for s in shapes]), strict=True))
+    return found
+
+
+def _names(model: Molmo) -> set[str]:
+    return {name for name, _ in model.named_parameters()}
+
+
+def model_settings(model: Molmo) -> dict[str, Any]:
+    """config.json of the published layout."""
+    sizes = model.language.config
+    same = ("hidden_size", "initializer_range", "max_position_embeddings", "num_attention_heads", "num_hidden_layers")
+    return {
+        **{
+            name: getattr(sizes, name) for name in (*same, "num_key_value_heads", "use_cache", "vocab_size", "bos_token_id", "eos_token_id")
+        },
+        "architectures": ["MolmoForCausalLM"],
+        "model_type": "molmo",
+        "embedding_size": sizes.vocab_size,
+        "intermediate_size": 2 * sizes.intermediate_size,
+        "layer_norm_eps": sizes.rms_norm_eps,
+        "layer_norm_type": "rms",
+        "attention_layer_norm": False,
+        "norm_after": False,
+        "clip_qkv": None,
+        "qkv_bias": True,
+        "rope_theta": sizes.rope_parameters["rope_theta"],
+        "tie_word_embeddings": sizes.tie_word_embeddings,
+        "weight_tying": sizes.tie_word_embeddings,
+        "use_position_ids": True,
+    }
+
+
+def image_settings(config: Config) -> dict[str, Any]:
+    """preprocessor_config.json of the published layout."""
+    tower, side = config.tower, -(-config.tower.side // POOL)
+    return {
+        "image_processor_type": "MolmoImageProcessor",
+        "processor_class": "MolmoProcessor",
+        "base_image_input_size": [tower.image, tower.image],
+        "do_normalize": True,
+        "image_mean": list(tower.mean),
+        "image_std": list(tower.std),
+        "image_padding_mask": True,
+        "image_patch_size": tower.patch,
+        "image_token_length_h": side,
+        "image_token_length_w": side,
+        "max_crops": config.max_crops,
+        "overlap_margins": [config.overlap, config.overlap],
+    }
