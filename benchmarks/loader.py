@@ -99,7 +99,7 @@ def web(shards: list[Path], encoder: Encoder) -> Iterator[dict]:
     def encode(sample: dict) -> tuple[torch.Tensor, str]:
         return encoder.pixels(sample["jpg"]), json.loads(sample["json"])["label"]
 
-    dataset = webdataset.WebDataset([str(s) for s in shards], resampled=True, nodesplitter=webdataset.split_by_node)
+    dataset = webdataset.WebDataset([str(s) for s in shards], shardshuffle=False, resampled=True, nodesplitter=webdataset.split_by_node)
     chain = dataset.shuffle(1000).map(encode).batched(BATCH, collation_fn=encoder.collate)
     yield from webdataset.WebLoader(chain, batch_size=None, num_workers=WORKERS)
 
@@ -166,13 +166,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--samples", type=int, default=4000)
     asked = parser.parse_args()
+    load_before = os.getloadavg()[0]  # others at work on the machine make the figures worthless; say so in the record
     small = sorted((asked.data / "cifar10").glob("train-*.tar"))
     with tempfile.TemporaryDirectory() as folder:
         rows = [
             compare("CIFAR-10 JPEG 32 px to 64 px", small, 64, asked.samples, asked.rounds),
             compare("JPEG 512 px to 512 px", large_shards(Path(folder)), 512, max(BATCH, asked.samples // 10), asked.rounds),
         ]
-    machine = {"cores": os.cpu_count(), "python": platform.python_version(), "torch": torch.__version__}
+    machine = {"cores": os.cpu_count(), "python": platform.python_version(), "torch": torch.__version__, "load_before": load_before}
     write_json(RESULTS, {"machine": machine, "batch": BATCH, "workers": WORKERS, "rows": rows})
 
 
