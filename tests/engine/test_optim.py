@@ -145,3 +145,19 @@ def test_fused_adamw_equals_its_equation_in_float64():
         m, v = 0.8 * m + 0.2 * gradient, 0.9 * v + 0.1 * gradient**2
         x = x * (1 - 0.1 * 0.5) - 0.1 * (m / (1 - 0.8**k)) / (math.sqrt(v / (1 - 0.9**k)) + 1e-8)
     assert weight.item() == pytest.approx(x, rel=1e-5)  # five fp32 updates
+
+
+@pytest.mark.parametrize("limit", [0.01, 1e9])
+def test_clipping_equals_pytorch_to_the_bit(limit):
+    ours, theirs = [[nn.Parameter(torch.zeros(shape)) for shape in ((3, 4), (7,), (1,))] for _ in range(2)]
+    for i, (one, other) in enumerate(zip(ours, theirs, strict=True)):
+        one.grad, other.grad = [torch.randn(one.shape, generator=torch.Generator().manual_seed(i)) for _ in range(2)]
+    assert torch.equal(optim.clip(ours, limit), nn.utils.clip_grad_norm_(theirs, limit))
+    assert all(torch.equal(one.grad, other.grad) for one, other in zip(ours, theirs, strict=True))
+
+
+def test_clipping_without_a_limit_only_measures():
+    value = nn.Parameter(torch.zeros(2))
+    value.grad = torch.tensor([3.0, 4.0])
+    assert optim.clip([value, nn.Parameter(torch.zeros(1))], None) == 5.0
+    assert value.grad.tolist() == [3.0, 4.0]

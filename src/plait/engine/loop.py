@@ -80,15 +80,16 @@ class Loop:
         if audit and config.guard.audit:
             for line in guards.audit(state.model):
                 self.say(line)
-        limit = config.train.grad_clip if config.train.grad_clip is not None else float("inf")
-        norm = nn.utils.clip_grad_norm_(state.trained().values(), limit)
+        trained = state.trained()
+        norm = optim.clip(trained.values(), config.train.grad_clip)
         row = self.figures(sums, weights, norm)
         values = {name: row[name] for name in row if name.startswith("loss") or name == "grad_norm"}
         guards.assert_finite(state.step + 1, values, [i for micro in batch.micro for i in micro.ids], state.model, self.world)
         state.optimizer.step()
-        state.optimizer.zero_grad(set_to_none=True)
+        for value in trained.values():
+            value.grad = None
         if state.ema is not None and config.optim.ema is not None:
-            state.ema.update(state.trained(), state.stage_step)
+            state.ema.update(trained, state.stage_step)
         state.step += 1
         state.totals["samples"] = state.totals.get("samples", 0) + config.train.global_batch
         self.quarantine.add(state.step, batch.bad, state.totals, self.world)
@@ -122,10 +123,9 @@ class Loop:
     def figures(self, sums: Mapping[str, Tensor], weights: Mapping[str, float], norm: Tensor) -> Row:
         """The step's losses (per unit of weight, over all ranks), weights and gradient norm, in one transfer from the device."""
         names = list(weights)
-        zero = torch.zeros((), dtype=torch.float64, device=norm.device)
-        host = torch.stack([sums.get(name, zero) for name in names] + [norm.detach().double()]).cpu()
-        norm_now, host[-1] = float(host[-1]), float(self.asked())
-        *everywhere, asked = self.world.sum(host).tolist()
+        *values, norm_now = torch.stack([*sums.values(), norm.double()]).tolist()
+        own = dict(zip(sums, values, strict=True))
+        *everywhere, asked = over_ranks([*(own.get(name, 0.0) for name in names), self.asked()], self.world)
         self.interrupted = asked > 0
         losses = {name: value / weights[name] for name, value in zip(names, everywhere, strict=True) if weights[name] > 0}
         total = sum(self.loss.coefficients[name] * value for name, value in losses.items())
@@ -137,10 +137,13 @@ def total_weights(loss: Loss, micros: Sequence[Any], world: World) -> dict[str, 
     """Each term's denominator over all micro-batches of all ranks, from host tensors: nothing waits for the device."""
     found = [loss.weights(micro.batch) for micro in micros if not micro.void]
     names = sorted(loss.coefficients)
-    own = torch.stack(
-        [torch.stack([part[name].double() for part in found]).sum() if found else torch.zeros((), dtype=torch.float64) for name in names]
-    )
-    return dict(zip(names, world.sum(own).tolist(), strict=True))
+    own = [sum((float(part[name]) for part in found), 0.0) for name in names]
+    return dict(zip(names, over_ranks(own, world), strict=True))
+
+
+def over_ranks(values: list[float], world: World) -> list[float]:
+    """Each number summed over all ranks, in float64."""
+    return world.sum(torch.tensor(values, dtype=torch.float64)).tolist() if world.size > 1 else values
 
 
 def seed(value: int, device: torch.device) -> None:

@@ -100,9 +100,27 @@ def set_lr(optimizer: torch.optim.Optimizer, optim: Optim, step: int, steps: int
     return {group["component"]: group["lr"] for group in optimizer.param_groups}
 
 
+@torch.no_grad()
+def clip(parameters: Iterable[nn.Parameter], limit: float | None) -> Tensor:
+    """Scale all gradients by min(1, limit / (norm + 1e-6)) and return the norm of all of them before (None: only the norm).
+
+    `nn.utils.clip_grad_norm_` to the bit, without its sorting by device and type: these are float32 in one place.
+    """
+    gradients = [value.grad for value in parameters if value.grad is not None]
+    if not gradients:
+        return torch.zeros(())
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    if limit is not None:
+        torch._foreach_mul_(gradients, (limit / (norm + 1e-6)).clamp(max=1.0))
+    return norm
+
+
 def named_groups(optimizer: torch.optim.Optimizer) -> dict[str, nn.Parameter]:
     """Every parameter the optimizer moves, by name."""
-    return {name: value for group in optimizer.param_groups for name, value in zip(group["names"], group["params"], strict=True)}
+    found: dict[str, nn.Parameter] = {}
+    for group in optimizer.param_groups:
+        found.update(zip(group["names"], group["params"], strict=True))
+    return found
 
 
 def assert_covers(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
