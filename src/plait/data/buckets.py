@@ -108,6 +108,16 @@ def groups_of(source: Any) -> tuple[int, ...]:
     return tuple(getattr(source, "groups", None) or (len(source),))
 
 
+def bucket_of(source: Any, index: int) -> range:
+    """The indices that share a bucket with `index`."""
+    begin = 0
+    for length in groups_of(source):
+        if index < begin + length:
+            return range(begin, begin + length)
+        begin += length
+    raise IndexError(f"sample {index} of {begin}")
+
+
 def order_of(sources: Sequence[Any], weights: Sequence[float], seed: int, global_batch: int) -> Order | BucketOrder:
     """The order for `sources`: in buckets when any of them has several, or when two of them have buckets of their own."""
     groups = [groups_of(source) for source in sources]

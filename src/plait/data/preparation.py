@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
+from plait.data.buckets import bucket_of
 from plait.data.order import Order, SampleId, shares
 from plait.data.sources import Source
 from plait.errors import BadSample, PlaitError
@@ -97,7 +98,8 @@ class Preparation:
         return self.assemble([self.example(i) for i in ids], void)
 
     def _replacement(self, wanted: SampleId, attempt: int) -> SampleId:
-        chosen = key(self.seed, "replace", wanted.source, wanted.index, wanted.epoch, attempt) % len(self.sources[wanted.source])
+        alike = bucket_of(self.sources[wanted.source], wanted.index)
+        chosen = alike[key(self.seed, "replace", wanted.source, wanted.index, wanted.epoch, attempt) % len(alike)]
         return wanted._replace(index=chosen)
 
     def _encode(self, chosen: SampleId) -> tuple[Any, str, str | None]:
