@@ -10,6 +10,7 @@ from plait import __version__
 from plait.errors import PlaitError
 
 INTERRUPTED = 130
+_ABOUT = "Train multimodal models in stages; stop anywhere, continue exactly."
 Arguments = argparse.Namespace
 
 
@@ -42,9 +43,7 @@ def _parse(arguments: list[str]) -> tuple[Arguments, list[str]]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "plait", description="Train multimodal models in stages; stop anywhere, continue exactly.", allow_abbrev=False
-    )
+    parser = argparse.ArgumentParser("plait", description=_ABOUT, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"plait {__version__}")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
 

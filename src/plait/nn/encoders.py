@@ -80,8 +80,12 @@ def reopen(kind: str, pin: Mapping[str, Any], max_tokens: int | None = None, dev
     """The encoder (`kind` latents, texts or images) that a set's metadata pins. Raises PlaitError when its weights are not the same."""
     name = str(pin["name"])
     spelled = name if name.startswith("tiny") or not pin.get("revision") else f"{name}@{pin['revision']}"
-    makers = {"latents": open_latents, "images": open_images}
-    found = open_texts(spelled, max_tokens, device) if kind == "texts" else makers[kind](spelled, device)
+    makers: dict[str, Callable[[], Any]] = {
+        "latents": lambda: open_latents(spelled, device),
+        "texts": lambda: open_texts(spelled, max_tokens, device),
+        "images": lambda: open_images(spelled, device),
+    }
+    found = makers[kind]()
     if found.pin["xxh3"] != pin["xxh3"]:
         raise PlaitError(f"{kind} encoder {spelled} has weights {found.pin['xxh3']}, but the set was made with {pin['xxh3']}")
     return found

@@ -57,6 +57,7 @@ class Vae:
         if kind not in _VAES:
             raise PlaitError(f"encoder {name!r} is a {kind}; known: {', '.join(_VAES)}")
         self._model = _VAES[kind].from_pretrained(str(folder), torch_dtype=torch.float32).eval().requires_grad_(False).to(device)
+        self.published: tuple[list[float], list[float]] | None
         self._device, self._clip = device, kind == "AutoencoderKLWan"
         config = self._model.config
         if self._clip:

@@ -44,7 +44,7 @@ class TinyLatents:
     even width), as it does with the latents of a real VAE.
     """
 
-    published = None  # statistics are measured on the set
+    published: tuple[list[float], list[float]] | None = None  # statistics are measured on the set
 
     def __init__(self, downsample: int = 4, channels: int = 48) -> None:
         if not (1 <= downsample <= 32 and 1 <= channels <= 3 * downsample**2):
