@@ -16,10 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
+from pydantic import ValidationError
 
 from plait import files, parts, start
-from plait.engine import distributed, rundir
+from plait.engine import checkpoint, distributed, rundir
 from plait.engine.distributed import World
+from plait.engine.heartbeat import Heartbeat
 from plait.engine.signals import Signals
 from plait.engine.state import State
 from plait.engine.tracking import Tracker, open_tracker
@@ -50,17 +52,19 @@ def train(resolved: Resolved, options: Options = DEFAULT) -> Path:
     assert config.run is not None, "config.load names every run"
     run = Path(config.run)
     with Signals() as signals, distributed.world(config.distributed.device) as world:
-        with claimed(run, resolved, options, world) as going_on:
+        with claimed(run, resolved, options, world) as going_on, contextlib.closing(Heartbeat(run, world.rank)) as heart:
             built = parts.build(config, run, world)
             state = State(built.model)
-            if not (going_on and start.resume(state, built, resolved.stages, run, world, options.allow_inexact)) and config.from_:
+            since = start.resume(state, built, resolved.stages, run, world, options.allow_inexact) if going_on else None
+            if since is None and config.from_:
                 start.begin_from(state, built, resolved.stages[0], run, world, options.allow_inexact)
             tracker = open_tracker(run, config, rundir.identity(run), state) if world.first else Tracker(None, [])
             with contextlib.closing(tracker):
                 for view in wanted(resolved, options.only, state):
                     state.enter(view.index)
-                    if state.stage_done is None:
-                        Stage(view, built, state, run, world, tracker, signals, options.allow_inexact).train()
+                    heart.phase("stage", state.step)
+                    Stage(view, built, state, run, world, tracker, signals, options.allow_inexact, heart, since).train()
+                heart.phase("done", state.step)
     return run
 
 
@@ -103,9 +107,17 @@ def claimed(run: Path, resolved: Resolved, options: Options, world: World) -> It
 
 def compare(run: Path, resolved: Resolved, allow_inexact: bool) -> None:
     """Print how the configuration differs from the one the run was begun with. Raises PlaitError where that changes the answer."""
-    before = RunConfig.model_validate(yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")))
+    try:
+        before = RunConfig.model_validate(yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")))
+    except (ValidationError, yaml.YAMLError) as error:
+        reason = str(error).splitlines()[1:2] or [type(error).__name__]
+        raise PlaitError(f"{run}/config.yaml is not of this version of plait ({reason[0]}); use the version that began the run") from error
     differences = difference(before, resolved.config)
     if differences:
         print(f"configuration changed:\n{start.changed(before, resolved.config, differences, before.train.steps or 1000)}")
-    if not allow_inexact:
-        rundir.refuse(run, rundir.binding(differences))
+    binding = rundir.binding(differences)
+    if binding and not checkpoint.published(run):
+        print("nothing was saved under the old configuration: the run begins with the new one")
+        rundir.clear(run)
+    elif not allow_inexact:
+        rundir.refuse(run, binding)

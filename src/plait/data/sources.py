@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import xxhash
 
-from plait.config import Source as Entry
+from plait.schema import Source as Entry
 from plait.data import index, paths, text
 from plait.data.folder import Folder
 from plait.data.latents import Latents
