@@ -134,6 +134,9 @@ class Optim(Section):
     weight_decay: Annotated[Float, Field(ge=0)] = Field(default=0.01, description="matrices only; vectors never decay")
     schedule: Schedule = Schedule()
     ema: Ema | None = None
+    returning_moments: Literal["keep", "reset"] = Field(
+        default="keep", description="reset: what does not train in a stage loses its moments, and returns later without any"
+    )
     components: dict[str, Component] = Field(default={}, description="by component: projector, vision, ...")
 
 

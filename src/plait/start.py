@@ -1,6 +1,8 @@
 """Where a run starts from: its own newest checkpoint, another run's weights, or step 0. What that means is said before the first step."""
 
+import difflib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,14 +23,18 @@ from plait.parts import Parts
 from plait.resolved import StageView
 from plait.schema import RunConfig
 
+LINEAGE = "lineage.json"
+"""In a run directory: what the run came from, by `from:` or by a fork."""
+
 _PROBE_TOLERANCE = 1e-3
 _BARS = " ▁▂▃▄▅▆▇█"
 _CURVE_COLUMNS = 48
+FORMS = "give a run, RUN@STEP, RUN/STAGE, RUN/STAGE@best or a step folder"
 Tensors = dict[str, dict[str, Tensor]]
 
 
-def resume(state: State, built: Parts, views: Sequence[StageView], run: Path, world: World, allow_inexact: bool) -> bool:
-    """Put the run's newest intact checkpoint back and report every item; damaged newer ones are named. False when there is none.
+def resume(state: State, built: Parts, views: Sequence[StageView], run: Path, world: World, allow_inexact: bool) -> Checkpoint | None:
+    """Put the run's newest intact checkpoint back and report every item; damaged newer ones are named. None when there is none.
 
     Raises PlaitError when a frozen weight is not the one the run was trained against, or something saved would be lost.
     """
@@ -41,8 +47,10 @@ def resume(state: State, built: Parts, views: Sequence[StageView], run: Path, wo
             print(f"passed over: {fault}")
         print(f"continuing from {found.folder}" if found else f"{run} has no intact checkpoint: it starts at step 0")
     if found is None:
-        return False
+        return None
     facts = found.manifest["state"]
+    if facts["stage"] > len(views):
+        raise PlaitError(f"{found.folder} is of stage {facts['stage']}, but the configuration has {len(views)} stages; give them back")
     if built.frozen_xxh3(set(facts["trained"])) != found.manifest["frozen_xxh3"]:
         raise PlaitError(f"the frozen weights are not those that {found.folder} was trained against: {found.manifest['base']}")
     tensors = {group: found.tensors(group) for group in GROUPS}
@@ -54,13 +62,18 @@ def resume(state: State, built: Parts, views: Sequence[StageView], run: Path, wo
         before = found.manifest.get("world", 1)
         said = "exact" if before == world.size else f"remapped: {before} ranks then, {world.size} now; same global batches, same noise"
         print(f"  step {state.step}, order of data, noise    exact: functions of (seed, step)\n  ranks    {said}")
-    return True
+        if facts["stage_done"] is None:
+            print(*(f"  {line}\n" for line in freezing(found.manifest, built, view.config)), sep="", end="")
+    return found
 
 
 def begin_from(state: State, built: Parts, view: StageView, run: Path, world: World, allow_inexact: bool) -> None:
     """Start at step 0 with the weights, averages and moments of what `from:` names; freezing comes from this run's own configuration."""
     spec = str(view.config.from_)
     tensors, manifest, folder = read_from(spec)
+    if tensors["ema"] and view.config.optim.ema is None:
+        tensors = {**tensors, "ema": {}}
+        print("averages are left behind: optim.ema is off here") if world.first else None
     trained = set(manifest["state"]["trained"]) if manifest else set(tensors["weights"])
     rows = migration(tensors, trained, view.config, built)
     notes = []
@@ -70,8 +83,8 @@ def begin_from(state: State, built: Parts, view: StageView, run: Path, world: Wo
         print(f"starting from {folder}")
         for line in freezing(manifest, built, view.config):
             print(f"  {line}")
-        lineage = {"from": spec, "folder": str(folder), "step": manifest["state"]["step"] if manifest else None}
-        files.write_json(run / "lineage.json", lineage)
+        lineage = {"kind": "from", "from": spec, "folder": str(folder), "step": manifest["state"]["step"] if manifest else None}
+        files.write_json(run / LINEAGE, lineage)
     accept(rows, notes, run, spec, world, allow_inexact)
     kept = {name for row in rows if row.group == "weights" and row.verdict == "keep" for name in row.names}
     fitting: Tensors = {
@@ -87,19 +100,33 @@ def read_from(spec: str) -> tuple[Tensors, dict[str, Any] | None, Path]:
 
     RUN, RUN@STEP, RUN/STAGE, RUN/STAGE@best, a step folder, a folder of safetensors, or a Hub repository (owner/name).
     """
+    path, mark = split(spec)
+    name = spec.partition("@")[0]
+    if not path.exists() and not (path.parent / "config.yaml").is_file() and not name.startswith((".", "/", "~")) and name.count("/") == 1:
+        return _weights(_download(name, mark or None))
+    if path.exists() and not checkpoint.is_step(path) and not checkpoint.published(checkpoint.run_of(path)):
+        return _weights(path)
+    found = locate(spec)
+    return {group: found.tensors(group) for group in GROUPS}, found.manifest, found.folder
+
+
+def split(spec: str) -> tuple[Path, str]:
+    """The folder that `spec` names (RUN/STAGE is its stage folder) and what stands behind its @."""
     name, _, mark = spec.partition("@")
     path = Path(name).expanduser()
-    if not path.exists() and name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        return _weights(_download(name, mark or None))
-    if not path.exists() and path.parent.is_dir():
-        staged = sorted(path.parent.glob(f"stage-*-{path.name}"))
-        path = staged[-1] if staged else path
+    staged = sorted(path.parent.glob(f"stage-*-{path.name}")) if not path.exists() else []
+    return staged[-1] if staged else path, mark
+
+
+def locate(spec: str) -> Checkpoint:
+    """The intact checkpoint that RUN, RUN@STEP, RUN/STAGE, RUN/STAGE@best or a step folder means. Raises PlaitError for anything else."""
+    path, mark = split(spec)
     if not path.exists():
-        raise PlaitError(f"from: {spec!r} does not exist: give a run, RUN@STEP, RUN/STAGE@best, a folder of weights or a Hub repository")
-    if not checkpoint.is_step(path) and not checkpoint.published(checkpoint.run_of(path)):
-        return _weights(path)
-    found = marked(path, mark) if mark else checkpoint.locate(path)
-    return {group: found.tensors(group) for group in GROUPS}, found.manifest, found.folder
+        known = [re.sub(r"^stage-\d+-", "", other.name) for other in path.parent.glob("*")]
+        near = difflib.get_close_matches(path.name, known, 1)
+        hint = f"did you mean {path.parent / near[0]}? " if near else ""
+        raise PlaitError(f"{spec!r} does not exist; {hint}{FORMS}")
+    return marked(path, mark) if mark else checkpoint.locate(path)
 
 
 def marked(path: Path, mark: str) -> Checkpoint:
@@ -118,7 +145,9 @@ def marked(path: Path, mark: str) -> Checkpoint:
 
 def _weights(folder: Path) -> tuple[Tensors, dict[str, Any] | None, Path]:
     if (folder / "manifest.json").is_file():
-        found = checkpoint.locate(folder) if checkpoint.is_step(folder) else checkpoint.read(folder)
+        if faults := checkpoint.verify(folder):
+            raise PlaitError(faults[0])
+        found = checkpoint.read(folder)
         return {group: found.tensors(group) for group in GROUPS}, found.manifest, folder
     parts = sorted(folder.glob("*.safetensors"))
     if not parts:
@@ -131,7 +160,7 @@ def _download(repository: str, revision: str | None) -> Path:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=["*.safetensors", "manifest.json"]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise PlaitError(f"from: {repository!r} is no folder here, and the Hub did not give it: {reason}") from error
+        raise PlaitError(f"from: {repository!r} is no run, stage or folder here, and the Hub did not give it: {reason}") from error
 
 
 def migration(tensors: Tensors, trained: set[str], config: RunConfig, built: Parts) -> list[migrate.Row]:
@@ -181,6 +210,26 @@ def curve(config: RunConfig, steps: int) -> str:
     values = [lr_factor(config.optim.schedule, round(i * (steps - 1) / (_CURVE_COLUMNS - 1)), steps, floor) for i in range(_CURVE_COLUMNS)]
     bars = "".join(_BARS[round(value * (len(_BARS) - 1))] for value in values)
     return f"{bars} peak {config.optim.lr:.2g}, end {config.optim.lr * values[-1]:.2g}, {steps} steps"
+
+
+def check_data(since: Checkpoint, now: Mapping[str, str], run: Path, allow_inexact: bool) -> str:
+    """How the training data compares with that of the checkpoint. Raises PlaitError when its content is another, unless a fork meant it."""
+    then = since.manifest["data"]
+    named = {name: (then.get(name, "not there"), now.get(name, "gone")) for name in {**then, **now}}
+    changed = [f"{name}: {was} -> {is_}" for name, (was, is_) in named.items() if was != is_]
+    if not changed:
+        return f"data     exact: {', '.join(now)}"
+    line = f"the training data is not what {since.folder} was trained on ({'; '.join(changed)})"
+    if not allow_inexact and not _forked_for_data(run, since.step):
+        raise PlaitError(f"{line}; put it back, fork the run with the new data, or add --allow-inexact")
+    return f"data     changed: {line}"
+
+
+def _forked_for_data(run: Path, step: int) -> bool:
+    """Whether the run is a fork at this very step that was made to go on with other data."""
+    path = run / LINEAGE
+    lineage = json.loads(path.read_bytes()) if path.is_file() else {"kind": None}
+    return lineage["kind"] == "fork" and lineage["step"] == step and any("data." in f"{key}." for key, _, _ in lineage["differences"])
 
 
 def check_probe(stored: float | None, now: float, allow_inexact: bool) -> str:

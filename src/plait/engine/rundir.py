@@ -3,6 +3,7 @@
 import fcntl
 import os
 import secrets
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -81,6 +82,12 @@ def set_aside(run: Path) -> Path:
         count += 1
     os.rename(run, aside)
     return aside
+
+
+def clear(run: Path) -> None:
+    """Remove what a run made for a configuration under which nothing was saved."""
+    shutil.rmtree(run / "assets", ignore_errors=True)
+    (run / "lineage.json").unlink(missing_ok=True)
 
 
 def identity(run: Path) -> str:

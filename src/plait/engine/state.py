@@ -71,7 +71,11 @@ class State:
         now = self.trained()
         self.ever_trained.update(now)
         self.paused = {key: value for key, value in self.paused.items() if key.rpartition(".")[0] not in now}
-        if settings.ema is not None:
+        if settings.returning_moments == "reset":
+            self.paused = {}
+        if settings.ema is None:
+            self.ema = None  # evaluation would go on with averages that no longer follow the weights
+        else:
             averages = self.ema.average if self.ema is not None else {}
             self.ema = Ema(settings.ema.decay, settings.ema.warmup_steps)
             self.ema.average = averages
