@@ -10,10 +10,12 @@ they only cut a global batch into `shares`.
 """
 
 import math
-from collections.abc import Sequence
+import struct
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import xxhash
 
 from plait.errors import PlaitError
 from plait.keys import key
@@ -115,6 +117,11 @@ class Order:
     def steps(self, epochs: float) -> int:
         """The least number of steps that covers `epochs` (0.5 is legal)."""
         return max(1, math.ceil(epochs * sum(self.sizes) / self.global_batch - 1e-9))
+
+
+def digest(ids: Iterable[SampleId]) -> int:
+    """A number that tells one multiset of samples from another: the sum of a 32-bit hash of each, so that parts of a batch add up."""
+    return sum(xxhash.xxh32_intdigest(struct.pack("<3q", *identity)) for identity in ids)
 
 
 def block_counts(shares: Sequence[float], global_batch: int) -> tuple[int, ...]:
