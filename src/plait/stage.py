@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,14 @@ from typing import Any
 import torch
 
 from plait import __version__, parts, start
-from plait.data.loader import Loader
-from plait.data.order import Order, SampleId
+from plait.data.loader import Loader, StepBatch
+from plait.data.order import Order, SampleId, digest
 from plait.engine import blocks, checkpoint, evaluation, optim, stages
+from plait.engine.checkpoint import Checkpoint
 from plait.engine.distributed import World
 from plait.engine.evaluation import Evaluations
 from plait.engine.guards import Quarantine
+from plait.engine.heartbeat import Heartbeat
 from plait.engine.loop import Loop, Loss, Row
 from plait.engine.signals import Paused, Signals
 from plait.engine.state import State, set_precision
@@ -40,6 +43,9 @@ class Stage:
     tracker: Tracker
     signals: Signals
     allow_inexact: bool
+    heart: Heartbeat
+    since: Checkpoint | None = None
+    """The checkpoint that the run came back from, when it did."""
 
     def train(self) -> None:
         """Run the stage from where the state is to its end."""
@@ -53,6 +59,10 @@ class Stage:
         order = Order([len(source) for source in opened], [entry.weight for entry in config.data.train], seed, config.train.global_batch)
         steps = planned_steps(config, order)
         self.stop = state.stage_start + steps
+        if state.stage_done == stages.PLANNED and state.step < self.stop:
+            state.stage_done = None  # its budget has grown since
+        if state.stage_done is not None:
+            return
         self.saved = (state.step, state.judged, state.stage_done) if state.stage_step else None
         blocks.prepare(built.family.blocks(built.model), config.distributed)
         set_precision(built.model, state.ever_trained.union(*trained.values()), config.train.precision)
@@ -61,14 +71,7 @@ class Stage:
         self.inputs = built.inputs(config, train=False)
         self.judge = self._evaluations()
         self.saver = checkpoint.Saver(config.checkpoint.async_save)
-        fingerprints = {source.name: source.fingerprint for source in opened}
-        self.facts = {
-            "stage": self.view.name,
-            "trainable": list(trained),
-            "data": fingerprints,
-            "world": world.size,
-            "versions": {"plait": __version__, "torch": torch.__version__},
-        }
+        self.facts = self._facts(trained, components, opened)
         self.probe = self._probe_batch(opened)
         quarantine = Quarantine(self.run / "quarantine.jsonl", config.guard.max_bad_fraction)
         if world.first:
@@ -76,7 +79,7 @@ class Stage:
             self.tracker.begin(self.view.name, state.step, self.stop)
             announce(self.view, trained, components, opened, steps)
         if state.stage_step:
-            self._compare_probe()
+            self._compare()
         waiting = {"interrupted": self.signals.asked} if world.size == 1 else {}
         loader = Loader(
             opened,
@@ -92,7 +95,7 @@ class Stage:
             loop = Loop(state, self.loss, config, world, quarantine, [self.after], asked=self.signals.asked)
             self.settle(state)
             if state.stage_done is None and not self.judge.interrupted:
-                loop.run(loader, self.stop)
+                loop.run(self.watched(loader), self.stop)
             if state.stage_done is None:
                 self.save(state)
                 self.saver.wait()
@@ -102,11 +105,28 @@ class Stage:
         if world.first:
             print(f"stage {self.view.index} {self.view.name} is done after step {state.step}: {state.stage_done}")
 
+    def watched(self, loader: Loader) -> Iterator[StepBatch]:
+        """The loader's batches, with the heartbeat told when one is waited for and when it is at work."""
+        batches = iter(loader)
+        while True:
+            self.heart.phase("data", self.state.step)
+            batch = next(batches, None)
+            if batch is None:
+                return
+            self.batch = batch
+            self.heart.phase("step", self.state.step)
+            yield batch
+
+    def _ids(self) -> str:
+        """The digest of the step's samples over all ranks, replacements included: the same on any layout."""
+        own = sum(digest(micro.ids) for micro in self.batch.micro if not micro.void)
+        return f"{int(self.world.sum(torch.tensor(float(own), dtype=torch.float64))) & 0xFFFFFFFF:08x}"
+
     def after(self, state: State, row: Row) -> None:
         """Between two steps: metrics, held-out figures, the end of the stage, a checkpoint."""
         settings = self.view.config
         if state.stage_step % settings.track.every_steps == 0 or state.step == self.stop:
-            self.tracker.row(row)
+            self.tracker.row(row | {"ids": self._ids()})
         improved = self.settle(state)
         every = settings.checkpoint.every_steps
         if state.stage_done or improved or (every is not None and state.stage_step % every == 0):
@@ -118,9 +138,10 @@ class Stage:
         A restart calls it for what a stop left undone; twice at one step changes nothing.
         """
         settings = self.view.config
-        if state.judged == state.step or state.stage_step == 0:
+        if (state.judged == state.step < self.stop) or state.stage_step == 0:
             return False
-        planned = state.step == self.stop
+        planned = state.step >= self.stop
+        self.heart.phase("evaluate", state.step)
         figures = self.judge.run(state, self.judge.entries if planned else self.judge.due(state))
         improved = _note(state, figures, settings)
         rule = settings.train.plateau
@@ -137,6 +158,7 @@ class Stage:
         if moment == self.saved:
             return
         self.saved = moment
+        self.heart.phase("save", state.step)
         folder = checkpoint.folder_of(self.run, self.view.index, self.view.name, state.step)
         state.probe = self._probe_loss()
         if self.world.first:
@@ -165,7 +187,23 @@ class Stage:
             return None
         return evaluation.held_out_loss(self.built.model, self.loss, self.probe, alone, self.view.config.train.precision)["loss"]
 
-    def _compare_probe(self) -> None:
+    def _facts(self, trained: dict[str, Any], components: dict[str, Any], opened: list[Any]) -> dict[str, Any]:
+        """What each checkpoint of the stage says besides its state."""
+        ever = self.state.ever_trained
+        return {
+            "stage": self.view.name,
+            "trainable": list(trained),
+            "components": {name: contents(part, trained.get(name, {}), ever) for name, part in components.items()},
+            "data": fingerprints(opened),
+            "world": self.world.size,
+            "versions": {"plait": __version__, "torch": torch.__version__},
+        }
+
+    def _compare(self) -> None:
+        """Hold the data and the probe samples' loss against what the checkpoint says, and report."""
+        if self.since is not None and self.since.manifest["stage"] == self.view.name:
+            line = start.check_data(self.since, self.facts["data"], self.run, self.allow_inexact)
+            print(f"  {line}") if self.world.first else None
         now = self._probe_loss()
         if now is not None:
             line = start.check_probe(self.state.probe, now, self.allow_inexact)
@@ -184,6 +222,21 @@ def _note(state: State, figures: dict[str, float], settings: RunConfig) -> bool:
         return False
     state.best = {"metric": wanted, "value": figures[wanted], "step": state.step}
     return True
+
+
+def contents(part: dict[str, Any], trained: dict[str, Any], ever: set[str]) -> dict[str, Any]:
+    """What a checkpoint says of one component: its values, how many of them train now, and the names of its weights that are saved."""
+    values = (sum(value.numel() for value in some.values()) for some in (part, trained))
+    return dict(zip(("values", "trains"), values, strict=True)) | {"weights": sorted(ever & part.keys())}
+
+
+def fingerprints(opened: list[Any]) -> dict[str, str]:
+    """The content of each source by its name; a second one of a name gets a number."""
+    found: dict[str, str] = {}
+    for source in opened:
+        count = sum(name == source.name or name.startswith(f"{source.name} (") for name in found)
+        found[f"{source.name} ({count + 1})" if count else source.name] = source.fingerprint
+    return found
 
 
 def planned_steps(config: RunConfig, order: Order) -> int:
