@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from plait.families.molmo.config import EXTRA_ROWS, Tower
 
-INIT_STD = 0.02
+_SWIGLU_RMS = 0.5964  # of silu(a) b for independent standard normal a and b: sqrt(E silu(a)^2), E = 0.3557 by quadrature
 
 
 class MeanQueryPooling(nn.Module):
@@ -52,19 +52,21 @@ class Projector(nn.Module):
 class Connector(nn.Module):
     """`forward` gives one vector per image token, to be added to the embedding of `<im_patch>`."""
 
-    def __init__(self, tower: Tower, inner: int, hidden: int):
+    def __init__(self, tower: Tower, inner: int, hidden: int, scale: float):
+        """`scale`: root mean square of the embeddings, at which image features begin: far below it a tower learns nothing at first."""
         super().__init__()
         features = tower.hidden * len(tower.features)
         self.pooling = MeanQueryPooling(features, tower.hidden, tower.heads)
         self.projector = Projector(tower.hidden, inner, hidden)
         self.pad_embed = nn.Parameter(torch.zeros(2, features))
         self.new_embedding = nn.Parameter(torch.empty(EXTRA_ROWS, hidden))
-        nn.init.normal_(self.new_embedding, std=INIT_STD)
+        nn.init.normal_(self.new_embedding, std=scale)
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=INIT_STD)
+                nn.init.normal_(module.weight, std=module.in_features**-0.5)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+        nn.init.normal_(self.projector.w2.weight, std=scale / _SWIGLU_RMS * inner**-0.5)
 
     def forward(self, features_nPF: Tensor, real_nP: Tensor, pools_TK: Tensor) -> Tensor:
         """(T, D). `real` is the share of a patch that is image: 0 gets the first pad embedding, between 0 and 1 the second."""

@@ -112,7 +112,7 @@ class MolmoForCausalLM(PreTrainedModel, GenerationMixin):
         cache = kwargs.get("past_key_values")
         if cache is not None and cache.get_seq_length() > 0:
             kwargs |= {"crops": None, "real": None, "pools": None}
-        return GenerationMixin.prepare_inputs_for_generation(self, input_ids, *args, **kwargs)  # type: ignore[misc]
+        return GenerationMixin.prepare_inputs_for_generation(self, input_ids, *args, **kwargs)  # type: ignore[arg-type]
 
 
 class MolmoProcessor:

@@ -4,7 +4,6 @@ Tower and language model are transformers' own classes. The batch says which pos
 Legend: B rows, L positions, D width, V rows of the language model's embedding, n crops, T image tokens of the micro-batch.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +20,12 @@ from plait.families.molmo.sequence import see
 from plait.families.molmo.tiling import PATCH
 from plait.families.molmo.towers import VisionTower, embedding_rows
 from plait.keys import key
-from plait.nn.connectors import seeded
+from plait.nn.connectors import root_mean_square, seeded
 from plait.nn.weighted import weighted_cross_entropy
 
 Batch = dict[str, Tensor]
 COMPONENTS = ("connector", "vision", "language")
+_META_SCALE = 0.02  # stands for the embeddings' where there are no values
 
 
 class Molmo(nn.Module):
@@ -138,8 +138,13 @@ def assemble(config: Config, language: PreTrainedModel, vision: VisionTower, *, 
     """The parts with a new connector between them."""
     sizes = language.config.get_text_config()
     inner = config.connector_hidden or sizes.intermediate_size
-    make: Callable[[], Connector] = lambda: Connector(config.tower, inner, sizes.hidden_size)  # noqa: E731
-    return Molmo(config, language, vision, seeded(key(seed, "molmo", "connector") >> 1, make))
+    words = language.get_input_embeddings().get_parameter("weight").detach()
+    scale = _META_SCALE if words.is_meta else float(root_mean_square(words[: 1 << 16]))  # 65,536 rows tell it
+    return Molmo(config, language, vision, seeded(key(seed, "molmo", "connector") >> 1, lambda: _connector(config, inner, words, scale)))
+
+
+def _connector(config: Config, inner: int, words: Tensor, scale: float) -> Connector:
+    return Connector(config.tower, inner, words.shape[1], scale)
 
 
 def components(model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:

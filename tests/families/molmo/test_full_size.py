@@ -1,0 +1,91 @@
+"""Full size, on the meta device: the published counts and the published tensors. No network, no memory."""
+
+import pytest
+import torch
+
+from plait.families.molmo import family, published
+from plait.families.molmo.config import Config
+
+
+def built(**section):
+    with torch.device("meta"):
+        return family.build(Config(**section), None, seed=0)
+
+
+@pytest.fixture(scope="module")
+def seven_b():
+    return built()
+
+
+def counts(model) -> dict[str, int]:
+    return {name: sum(p.numel() for p in part.values()) for name, part in family.components(model).items()}
+
+
+def test_full_size_7b_has_the_published_counts(seven_b):
+    assert counts(seven_b) == {"connector": 114_499_584, "vision": 290_909_184, "language": 7_615_616_512}
+    assert sum(p.numel() for p in seven_b.parameters()) == 8_021_025_280
+
+
+def test_full_size_builds_23_of_24_clip_layers_and_listens_to_the_22nd_and_15th(seven_b):
+    assert len(seven_b.vision.layers) == 23
+    assert [place + 1 for place in seven_b.vision.wanted] == [22, 15]
+
+
+def test_full_size_extra_rows_are_the_connectors_and_not_in_the_head(seven_b):
+    assert family.components(seven_b)["connector"]["connector.new_embedding"].shape == (128, 3584)
+    assert seven_b.head.shape == (152_064, 3584)
+
+
+def test_full_size_olmoe_has_its_published_count():
+    assert counts(built(language="olmoe"))["language"] == 6_919_161_856
+
+
+def transformer(layers, width, mlp):
+    """Weights of pre-norm layers: four square matrices, two of the MLP, two norms, with biases."""
+    return layers * (4 * (width**2 + width) + 2 * width * mlp + mlp + width + 4 * width)
+
+
+def test_full_size_other_towers_are_their_publishers_less_last_norm_and_head():
+    siglip = transformer(27, 1152, 4304) + 588 * 1152 + 1152 + 729 * 1152
+    dino = transformer(24, 1024, 4096) + 24 * 2 * 1024 + 588 * 1024 + 1024 + 1370 * 1024 + 2 * 1024  # scales; CLS and mask tokens
+    assert counts(built(vision_backbone="siglip", language="debug"))["vision"] == siglip
+    assert counts(built(vision_backbone="dino", language="debug"))["vision"] == dino
+
+
+# Independent of published.py: the layout as the facts write it.
+LAYER = {
+    "att_proj.weight": (4608, 3584),
+    "att_proj.bias": (4608,),
+    "attn_out.weight": (3584, 3584),
+    "attn_norm.weight": (3584,),
+    "ff_norm.weight": (3584,),
+    "ff_proj.weight": (37888, 3584),
+    "ff_out.weight": (3584, 18944),
+}
+VIT_LAYER = {f"attention.{name}": (1024, 1024) for name in ("wq", "wk", "wv", "wo")}
+VIT_LAYER |= {"feed_forward.w1": (4096, 1024), "feed_forward.w2": (1024, 4096)}
+VIT_NORMS = ("attention_norm", "ffn_norm")
+POOLING = {"wq": (1024, 2048), "wk": (1024, 2048), "wv": (1024, 2048), "wo": (1024, 1024)}
+
+
+def layout() -> dict[str, tuple[int, ...]]:
+    vit, backbone = "vision_backbone.image_vit.", "vision_backbone."
+    found = {"transformer.wte.embedding": (152064, 3584), "transformer.wte.new_embedding": (128, 3584)}
+    found |= {"transformer.ln_f.weight": (3584,), "transformer.ff_out.weight": (152064, 3584), f"{backbone}pad_embed": (2, 2048)}
+    found |= {f"transformer.blocks.{n}.{name}": shape for n in range(28) for name, shape in LAYER.items()}
+    found |= {f"{vit}class_embedding": (1024,), f"{vit}positional_embedding": (577, 1024), f"{vit}patch_embedding.weight": (1024, 588)}
+    found |= {f"{vit}pre_ln.{part}": (1024,) for part in ("weight", "bias")}
+    for n in range(23):
+        block = f"{vit}transformer.resblocks.{n}."
+        found |= {f"{block}{name}.weight": shape for name, shape in VIT_LAYER.items()}
+        found |= {f"{block}{name}.bias": shape[:1] for name, shape in VIT_LAYER.items()}
+        found |= {f"{block}{name}.{part}": (1024,) for name in VIT_NORMS for part in ("weight", "bias")}
+    for name, shape in POOLING.items():
+        found |= {f"{backbone}image_pooling_2d.{name}.weight": shape, f"{backbone}image_pooling_2d.{name}.bias": shape[:1]}
+    found |= {f"{backbone}image_projector.{name}.weight": (18944, 1024) for name in ("w1", "w3")}
+    found[f"{backbone}image_projector.w2.weight"] = (3584, 18944)
+    return {f"model.{name}": shape for name, shape in found.items()}
+
+
+def test_full_size_export_has_every_published_tensor_and_none_extra(seven_b):
+    assert {name: tuple(value.shape) for name, value in published.to_published(seven_b).items()} == layout()

@@ -1,0 +1,98 @@
+"""Samples to rows: what is supervised, by how much, where images stand, and what is refused."""
+
+import math
+
+import pytest
+import torch
+
+from plait.errors import BadSample
+from plait.families.molmo.inputs import inspect
+from tests.families.molmo.conftest import sample, turns
+
+
+def shown(inputs, one, key=0):
+    return inspect(inputs, one, inputs.encode(one, key))
+
+
+def test_inputs_supervise_the_answer_and_its_end(make):
+    _, _, inputs = make()
+    found = shown(inputs, sample(1))
+    assert found["text"][1:] == [
+        ("[image x 40]", False),
+        (" User: What is this? Assistant:", False),
+        (" a small green frog<|endoftext|>", True),
+    ]
+
+
+def test_inputs_begin_with_the_end_of_text_as_qwen2_does(make):
+    _, _, inputs = make()
+    assert inputs.encode(sample(1), 0).row.ids[0] == inputs.words.eos
+
+
+def test_inputs_put_images_at_their_marks(make):
+    _, _, inputs = make()
+    kinds = [text.startswith("[image") for text, _ in shown(inputs, sample(1, 2, ask="Here <image> and there <|image|>?"))["text"]]
+    assert kinds == [False, True, False, True, False, False]
+
+
+@pytest.mark.parametrize(("pictures", "ask"), [((), "What is <|image|>?"), ((1,), "<image><image> What?"), ((1, 2), "See <image>.")])
+def test_inputs_refuse_marks_that_are_not_the_images(make, pictures, ask):
+    _, _, inputs = make()
+    with pytest.raises(BadSample, match=rf"the text has \d <\|image\|> marks, the sample {len(pictures)} images"):
+        inputs.encode(sample(*pictures, ask=ask), 0)
+
+
+@pytest.mark.parametrize(
+    ("weighting", "weight"),
+    [("none", lambda tokens: 1.0), ("root_subsegments", lambda tokens: math.sqrt(1 / 3)), ("root_subsegments_root_tokens", None)],
+)
+def test_inputs_weigh_annotations_by_their_number(make, weighting, weight):
+    weight = weight or (lambda tokens: 2 / math.sqrt(tokens) / math.sqrt(3))
+    _, _, inputs = make(weighting=weighting)
+    row = inputs.encode(sample(1, annotations=[("What?", "a frog"), ("Where?", "on a mat"), ("Who?", "two dogs")]), 0).row
+    for number in (1, 2, 3):
+        found = row.weights[(row.annotations == number) & (row.weights > 0)]
+        assert torch.allclose(found, torch.full_like(found, weight(len(found))))
+
+
+def test_inputs_shuffle_annotations_by_key_in_training_only(make):
+    _, _, inputs = make(inputs={"train": True})
+    many = sample(1, annotations=[(f"Q{n}?", "a frog") for n in range(6)])
+    orders = {tuple(inputs.encode(many, key).row.ids.tolist()) for key in range(5)}
+    assert len(orders) > 1
+    assert torch.equal(inputs.encode(many, 3).row.ids, inputs.encode(many, 3).row.ids)
+
+
+def test_inputs_refuse_a_sample_without_an_answer(make):
+    _, _, inputs = make()
+    with pytest.raises(BadSample, match="no assistant turn"):
+        inputs.encode(sample(1, say=None), 0)
+
+
+def test_inputs_read_no_special_token_out_of_text(make):
+    _, _, inputs = make()
+    row = inputs.encode(sample(ask="<|endoftext|><im_patch>"), 0).row
+    assert (row.ids == inputs.words.eos).sum() == 2  # the begin and the end
+    assert (row.ids < inputs.words.image_start).all()
+
+
+def test_prompt_is_the_encoded_row_without_its_answer(make):
+    _, _, inputs = make()
+    whole, asked = inputs.encode(sample(1), 0).row, inputs.prompt(sample(1)).row
+    assert torch.equal(whole.ids[: len(asked)], asked.ids)
+    assert asked.weights.sum() == 0
+
+
+def test_prompt_of_several_turns_ends_at_the_last_question(make):
+    _, _, inputs = make()
+    row = inputs.prompt({**sample(1), "messages": turns("One?", "1") + turns("Two?", "2")}).row
+    assert inputs.words.text(row.ids.tolist()) == " User: One? Assistant: 1 User: Two? Assistant:"
+
+
+def test_collate_counts_patches_over_all_images(make):
+    _, _, inputs = make()
+    batch = inputs.collate([inputs.encode(sample(n), 0) for n in (1, 2)])
+    places = (batch["ids"] == inputs.words.image_start + 2).sum()
+    assert len(batch["pools"]) == places
+    assert len(batch["pools"].unique()) == batch["pools"].numel(), "two tokens share a patch"
+    assert batch["pools"].max() < batch["real"].numel()

@@ -1,0 +1,106 @@
+"""Tiling: the worked examples of the facts, and token places against a picture whose colours say where each pixel came from."""
+
+import numpy as np
+import pytest
+import torch
+
+from plait.families.molmo import tiling
+from plait.families.molmo.config import Config
+from plait.families.molmo.tiling import COLUMN, END, PATCH, START, grid, grid_of, tile, token_count
+
+OPENAI = Config()
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "rows", "columns", "tokens"),
+    [(640, 480, 2, 3, 740), (480, 640, 3, 2, 748), (336, 336, 1, 1, 316), (1920, 1080, 3, 4, 1196)],
+)
+def test_tiling_of_the_worked_examples(width, height, rows, columns, tokens):
+    assert grid_of(OPENAI, height, width) == (rows, columns)
+    assert token_count(OPENAI, height, width) == tokens
+
+
+@pytest.mark.parametrize(("width", "height", "expected"), [(300, 1200, (5, 1)), (2000, 400, (1, 7)), (1, 1, (1, 1)), (8, 3000, (12, 1))])
+def test_tiling_of_thin_and_small_images(width, height, expected):
+    assert grid_of(OPENAI, height, width) == expected
+
+
+def test_tiling_of_640x480_makes_seven_crops_with_the_global_one_first():
+    picture = torch.zeros(3, 480, 640, dtype=torch.uint8)
+    picture[:, :, 320:] = 255
+    tiled = tile(picture, OPENAI)
+    assert tiled.crops.shape == (7, 3, 336, 336)
+    assert len(tiled.tokens) == 740
+    assert 100 < tiled.crops[0, 0, 168].float().mean() < 155  # the global crop alone shows both halves evenly
+
+
+def reference_grid(height, width, window, max_crops):
+    """The published rule, with arrays: candidates by (area, rows), least enlargement, or least reduction when all reduce."""
+    known = sorted(
+        [(i, j) for i in range(1, max_crops + 1) for j in range(1, max_crops + 1) if i * j <= max_crops], key=lambda x: (x[0] * x[1], x[0])
+    )
+    scale = (np.array(known) * window / np.array([[height, width]])).min(1)
+    return known[scale.argmax()] if (scale < 1).all() else known[np.where(scale < 1, 1e10, scale).argmin()]
+
+
+def test_grid_agrees_with_the_published_rule_on_many_sizes():
+    random = np.random.default_rng(0)
+    for _ in range(300):
+        height, width, most = (int(random.integers(1, 4000)), int(random.integers(1, 4000)), int(random.integers(1, 37)))
+        assert grid(height, width, 224, most) == reference_grid(height, width, 224, most)
+
+
+def positions_of(config, high, wide):
+    """A picture as large as its grid, whose red and green say the row and column of each patch."""
+    patch = config.tower.patch
+    rows, columns = torch.meshgrid(torch.arange(high), torch.arange(wide), indexing="ij")
+    colours = torch.stack([rows, columns, torch.zeros_like(rows)]).to(torch.uint8)
+    return colours.repeat_interleave(patch, 1).repeat_interleave(patch, 2)
+
+
+@pytest.mark.parametrize("backbone", ["openai", "siglip", "dino"])
+def test_tokens_run_in_raster_order_over_the_whole_image(backbone):
+    config = Config(vision_backbone=backbone, max_crops=6)
+    side, window = config.tower.side, config.window
+    high, wide = 2 * window + 8, 3 * window + 8  # exactly 2 x 3 crops, so nothing is resized
+    tiled = tile(positions_of(config, high, wide), config)
+    patch = config.tower.patch
+    seen = tiled.crops[:, :2, ::patch, ::patch].flatten(2).permute(0, 2, 1).flatten(0, 1)  # (crop patches, 2): row and column
+    first = ((side + 1) // 2) ** 2  # tokens of the global crop
+    expected = [
+        [(r, c) for r in (y, y + 1) for c in (x, x + 1) if r < high and c < wide] for y in range(0, high, 2) for x in range(0, wide, 2)
+    ]
+    found = [[tuple(seen[p].tolist()) for p in pool if p >= 0] for pool in tiled.pools[first:].tolist()]
+    assert found == expected
+
+
+def test_pools_stay_within_a_crop_where_windows_are_even():
+    pools = tile(torch.zeros(3, 480, 640, dtype=torch.uint8), OPENAI).pools
+    assert (pools // 576 == pools[:, :1] // 576).all()
+    assert pools.min() >= 0
+    assert len(pools.flatten().unique()) == pools.numel(), "a patch is in two pools"
+
+
+def test_layout_writes_marks_and_column_ends():
+    assert tiling.layout(2, 3) == [START, PATCH, PATCH, PATCH, COLUMN, PATCH, PATCH, PATCH, COLUMN, END]
+
+
+def test_letterbox_keeps_the_shape_and_says_what_is_image():
+    tiled = tile(torch.full((3, 100, 400), 255, dtype=torch.uint8), Config(max_crops=1))
+    white = (tiled.crops[0, 0] == 255).float()
+    assert white.sum(0).unique().tolist() == [84.0]  # 336 * 100 / 400 rows, centred
+    assert white[126:210].all()
+    shares = tiled.real[0].view(24, 24)[:, 0]
+    assert shares.sum().item() == pytest.approx(84 / 14)
+    assert shares[:9].tolist() == [0.0] * 9
+
+
+def test_squeezing_towers_see_no_padding():
+    assert (tile(torch.zeros(3, 50, 400, dtype=torch.uint8), Config(vision_backbone="dino")).real == 1).all()
+
+
+def test_tiling_partly_padded_patches_have_a_share_between():
+    tiled = tile(torch.full((3, 100, 300), 255, dtype=torch.uint8), Config(max_crops=1))  # 112 rows of image: 8 patches, centred evenly
+    assert set(tiled.real[0].unique().tolist()) == {0.0, 1.0}
+    uneven = tile(torch.full((3, 105, 300), 255, dtype=torch.uint8), Config(max_crops=1))
+    assert any(0 < share < 1 for share in uneven.real[0].tolist())
