@@ -12,7 +12,7 @@ import zlib
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from plait.errors import BadSample
 
@@ -54,6 +54,8 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, at_least: tuple[int, in
             return torch.from_numpy(_rgb(upright).transpose(2, 0, 1))
     except _BOMBS as error:
         raise BadSample(f"image over the limit of {max_pixels} pixels: {error}") from error
+    except UnidentifiedImageError as error:
+        raise BadSample(f"not a readable image ({len(data)} bytes, begins {data[:8]!r}): no format that Pillow knows") from error
     except _DECODER_ERRORS as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise BadSample(f"not a readable image ({len(data)} bytes, begins {data[:8]!r}): {reason}") from error
