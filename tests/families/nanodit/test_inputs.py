@@ -87,7 +87,9 @@ def test_without_swapping_a_caption_with_a_side_is_never_mirrored(make):
 
 
 def test_words_of_a_mirrored_caption_are_swapped(make):
-    _, _, inputs = make(text="words", inputs={"train": True}, flip={"probability": 1.0}, dropout={"neither": 0, "text_only": 0, "image_only": 0})
+    _, _, inputs = make(
+        text="words", inputs={"train": True}, flip={"probability": 1.0}, dropout={"neither": 0, "text_only": 0, "image_only": 0}
+    )
     found = inputs.encode(sample(1, said="Left dot, right hand"), 3)
     assert found.mirrored
     assert torch.equal(found.conditions.text, inputs.words("right dot, left hand"))

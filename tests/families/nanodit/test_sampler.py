@@ -115,7 +115,7 @@ def test_heun_looks_twice_at_every_step_but_the_last(make):
 
 def test_clean_prediction_draws_what_it_predicts(make):
     """A network that always gives the same x: the last step lands on it."""
-    _, net, inputs = make(prediction="x")
+    _, _, inputs = make(prediction="x")
 
     class Constant(torch.nn.Module):
         def __init__(self):

@@ -72,6 +72,7 @@ def _placed(found: Mapping[int, Row]) -> list[Row]:
     return [found[place] for place in sorted(found)]
 
 
+@torch.no_grad()
 def predict_validation(model: NanoDiT, samples: Sequence[Sample], inputs: Inputs, *, batch: int) -> list[Row]:
     """Per sample: the loss at each fixed t, and the error of x0 restored in one step from half noise, over x0's mean square."""
     device, found = next(model.parameters()).device, {}
