@@ -17,15 +17,15 @@ from typing import Any
 from torch import Tensor
 
 from plait import gallery, parts
-from plait.config import Resolved, RunConfig, Source, StageView
 from plait.data import images, paths, sources
 from plait.data import index as indexes
-from plait.data.order import Order, SampleId
+from plait.data.order import Ordering, SampleId
 from plait.data.preparation import Bad, Preparation
 from plait.errors import PlaitError
 from plait.families import registry
 from plait.gallery import Card
-from plait.keys import key
+from plait.resolved import Resolved, StageView
+from plait.schema import RunConfig, Source
 
 _LEGEND = "On colour: the supervised text, which the model learns to say. Everything else is given to it."
 _IDS_SHOWN = 5
@@ -67,7 +67,7 @@ def draw(resolved: Resolved, split: str, samples: int, out: Path) -> None:
     family = registry.load(resolved.config.family)
     section = family.Config.model_validate(resolved.config.model)
     views = _different(resolved.stages)
-    with _assets(resolved.config, family, section) as assets:
+    with _assets(resolved.config) as assets:
         for view in views:
             _draw_stage(view, family, section, assets, split, samples, out if len(views) == 1 else out / f"stage-{view.index}-{view.name}")
     for view in resolved.stages:
@@ -82,14 +82,14 @@ def _different(stages: Sequence[StageView]) -> list[StageView]:
 
 
 @contextlib.contextmanager
-def _assets(config: RunConfig, family: ModuleType, section: Any) -> Iterator[Path]:
+def _assets(config: RunConfig) -> Iterator[Path]:
     """The run's own folder of what its family made on the spot; before the run, a passing one with the same content."""
     made = Path(config.run) / "assets" if config.run else None
     if made is not None and made.is_dir():
         yield made
         return
     with tempfile.TemporaryDirectory() as passing:
-        family.prepare(section, Path(passing), lambda: parts._texts(config))
+        parts.prepare(config, Path(passing))
         yield Path(passing)
 
 
@@ -99,7 +99,7 @@ def _draw_stage(view: StageView, family: ModuleType, section: Any, assets: Path,
     opened = parts.open_data(config, entries, split)
     inputs = _inputs(family, section, assets, config, split, config.data.max_tokens)
     whole = _inputs(family, section, assets, config, split, None) if config.data.max_tokens is not None else None
-    ids, seed, order = _first(view, opened, entries, split, samples)
+    ids, seed, order = _first(view, opened, split, samples)
     preparation = Preparation(tuple(opened), order, _Watched(inputs), seed, rank=0, world=1, micro_batch=None)
     seen, bad = [], []
     for wanted in ids:
@@ -135,15 +135,13 @@ def _inputs(family: ModuleType, section: Any, assets: Path, config: RunConfig, s
     return family.Inputs(section, assets, max_tokens=max_tokens, pad=config.data.pad, train=split == "train")
 
 
-def _first(
-    view: StageView, opened: Sequence[Any], entries: Sequence[Source], split: str, samples: int
-) -> tuple[Sequence[SampleId], int, Order]:
+def _first(view: StageView, opened: Sequence[Any], split: str, samples: int) -> tuple[Sequence[SampleId], int, Ordering]:
     """The ids that come first, the seed of the samples' keys and the stage's order: as the run has them."""
-    config, sizes = view.config, [len(source) for source in opened]
-    seed = key(config.seed, "stage", view.name) if split == "train" else config.seed
-    order = Order(sizes, [entry.weight for entry in entries], seed, config.train.global_batch)
+    config = view.config
     if split != "train":
-        return parts.choose(sizes, samples, config.seed), seed, order
+        chosen = parts.choose([len(source) for source in opened], samples, config.seed)
+        return chosen, config.seed, parts.FixedOrder.of(chosen, opened, config.train.global_batch)
+    seed, order = parts.stage_order(view, opened)
     steps = -(-samples // config.train.global_batch)
     return [one for step in range(steps) for one in order.ids(step)][:samples], seed, order
 

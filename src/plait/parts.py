@@ -14,14 +14,15 @@ import xxhash
 from torch import nn
 
 from plait.data import sources
+from plait.data.buckets import BucketOrder, batches_of, order_of
 from plait.data.loader import Loader
-from plait.data.order import SampleId, permute
+from plait.data.order import Order, SampleId, permute
 from plait.engine.distributed import World
 from plait.engine.evaluation import HeldOut
 from plait.errors import PlaitError
 from plait.families import registry
 from plait.keys import key
-from plait.resolved import folder
+from plait.resolved import StageView, folder
 from plait.schema import Evaluate, RunConfig, Source
 
 _TOKENIZER_SAMPLES = 2_000
@@ -56,15 +57,21 @@ def build(config: RunConfig, run: Path, world: World) -> Parts:
     section = family.Config.model_validate(config.model)
     assets = run / "assets"
     if world.first:
-        family.prepare(section, assets, lambda: _texts(config))
+        prepare(config, assets)
     world.barrier()
     model = family.build(section, assets, seed=key(config.seed, "init"))
     base = {name: _hash(value) for name, value in model.named_parameters()}
     return Parts(config, family, section, assets, model.to(world.device), base)
 
 
+def prepare(config: RunConfig, assets: Path) -> None:
+    """Write what the family makes on the spot, from the texts of the training samples, into `assets`; nothing twice."""
+    family = registry.load(config.family)
+    family.prepare(family.Config.model_validate(config.model), assets, lambda: _texts(config))
+
+
 def _hash(value: torch.Tensor) -> str:
-    return xxhash.xxh3_64_hexdigest(value.detach().contiguous().view(-1).view(torch.uint8).numpy())
+    return xxhash.xxh3_64_hexdigest(value.detach().contiguous().view(-1).view(torch.uint8).numpy().data)
 
 
 def _texts(config: RunConfig) -> Iterator[str]:
@@ -81,20 +88,25 @@ def open_data(config: RunConfig, entries: Sequence[Source], split: str) -> list[
 
 @dataclass(frozen=True)
 class FixedOrder:
-    """The held-out samples in one fixed order, in batches; as an order for the loader."""
+    """Chosen samples in fixed batches, each of one bucket; as an order for the loader."""
 
     sizes: tuple[int, ...]
-    chosen: tuple[SampleId, ...]
-    batch: int
+    batches: tuple[tuple[SampleId, ...], ...]
+
+    @classmethod
+    def of(cls, chosen: Sequence[SampleId], opened: Sequence[Any], batch: int) -> "FixedOrder":
+        """Batches of at most `batch` from the samples of `opened`."""
+        cut = tuple(tuple(ids) for ids in batches_of(chosen, opened, batch))
+        return cls(tuple(len(source) for source in opened), cut)
 
     def ids(self, step: int) -> list[SampleId]:
         """The ids of batch `step`."""
-        return list(self.chosen[step * self.batch : (step + 1) * self.batch])
+        return list(self.batches[step])
 
     @property
     def steps(self) -> int:
-        """How many batches there are; the last may be smaller."""
-        return -(-len(self.chosen) // self.batch)
+        """How many batches there are; the last of a bucket may be smaller."""
+        return len(self.batches)
 
 
 def choose(sizes: Sequence[int], count: int | None, seed: int) -> tuple[SampleId, ...]:
@@ -102,11 +114,20 @@ def choose(sizes: Sequence[int], count: int | None, seed: int) -> tuple[SampleId
     total = sum(sizes)
     found = []
     for position in range(total if count is None else min(count, total)):
-        index, source = permute(position, total, seed, "held-out"), 0
+        index, source = int(permute(position, total, seed, "held-out")), 0
         while index >= sizes[source]:
             index, source = index - sizes[source], source + 1
-        found.append(SampleId(source, index, 0))
+        found.append(SampleId(source, int(index), 0))
     return tuple(found)
+
+
+AnyOrder = Order | BucketOrder
+
+
+def stage_order(view: StageView, opened: Sequence[Any]) -> tuple[int, AnyOrder]:
+    """The seed of a stage's data and the order of its samples, in buckets where a source has them. Stages differ, layouts do not."""
+    seed = key(view.config.seed, "stage", view.name)
+    return seed, order_of(opened, [entry.weight for entry in view.config.data.train], seed, view.config.train.global_batch)
 
 
 def held_out(parts: Parts, config: RunConfig, world: World) -> HeldOut:
@@ -124,9 +145,9 @@ def held_out(parts: Parts, config: RunConfig, world: World) -> HeldOut:
 
     def batches(entry: Evaluate) -> Loader:
         found, chosen = open_for(entry)
-        order = FixedOrder(tuple(len(source) for source in found), chosen, entry.batch * world.size)
-        cut = {"rank": world.rank, "world": world.size, "micro_batch": entry.batch, "pin": world.device.type == "cuda"}
-        workers = {
+        order = FixedOrder.of(chosen, found, entry.batch * world.size)
+        cut: dict[str, Any] = {"rank": world.rank, "world": world.size, "micro_batch": entry.batch, "pin": world.device.type == "cuda"}
+        workers: dict[str, Any] = {
             "workers": config.data.workers,
             "kind": "threads",
             "prefetch": config.data.prefetch,

@@ -11,7 +11,7 @@ import torch
 
 from plait import __version__, parts, start
 from plait.data.loader import Loader, StepBatch
-from plait.data.order import Order, SampleId, digest
+from plait.data.order import SampleId, digest
 from plait.engine import blocks, checkpoint, evaluation, optim, stages
 from plait.engine.checkpoint import Checkpoint
 from plait.engine.distributed import World
@@ -23,8 +23,7 @@ from plait.engine.signals import Paused, Signals
 from plait.engine.state import State, set_precision
 from plait.engine.tracking import Tracker
 from plait.errors import PlaitError
-from plait.keys import key
-from plait.parts import FixedOrder, Parts
+from plait.parts import AnyOrder, FixedOrder, Parts
 from plait.resolved import StageView
 from plait.schema import RunConfig
 
@@ -55,15 +54,14 @@ class Stage:
         optim.check_components(config.optim, components)
         evaluation.check(config.evaluate, built.family.benches)
         opened = parts.open_data(config, config.data.train, "train")
-        seed = key(config.seed, "stage", self.view.name)
-        order = Order([len(source) for source in opened], [entry.weight for entry in config.data.train], seed, config.train.global_batch)
+        seed, order = parts.stage_order(self.view, opened)
         steps = planned_steps(config, order)
         self.stop = state.stage_start + steps
         if state.stage_done == stages.PLANNED and state.step < self.stop:
             state.stage_done = None  # its budget has grown since
         if state.stage_done is not None:
             return
-        self.saved = (state.step, state.judged, state.stage_done) if state.stage_step else None
+        self.saved: tuple[int, int, str | None] | None = (state.step, state.judged, state.stage_done) if state.stage_step else None
         blocks.prepare(built.family.blocks(built.model), config.distributed)
         set_precision(built.model, state.ever_trained.union(*trained.values()), config.train.precision)
         state.begin(trained, config.optim)
@@ -80,7 +78,6 @@ class Stage:
             announce(self.view, trained, components, opened, steps)
         if state.stage_step:
             self._compare()
-        waiting = {"interrupted": self.signals.asked} if world.size == 1 else {}
         loader = Loader(
             opened,
             order,
@@ -88,8 +85,8 @@ class Stage:
             seed=seed,
             start_step=state.stage_step,
             stop_step=steps,
+            interrupted=self.signals.asked if world.size == 1 else _never,
             **cut(config, world),
-            **waiting,
         )
         with contextlib.closing(loader), contextlib.closing(self.saver):
             loop = Loop(state, self.loss, config, world, quarantine, [self.after], asked=self.signals.asked)
@@ -175,7 +172,7 @@ class Stage:
 
     def _probe_batch(self, opened: list[Any]) -> list[Any]:
         ids = tuple(SampleId(0, i, 0) for i in range(min(_PROBE_SAMPLES, len(opened[0]))))
-        order = FixedOrder(tuple(len(source) for source in opened), ids, _PROBE_SAMPLES)
+        order = FixedOrder.of(ids, opened, _PROBE_SAMPLES)
         with Loader(opened, order, self.inputs, seed=self.view.config.seed, workers=0, stop_step=1) as loader:
             return list(loader)
 
@@ -193,6 +190,7 @@ class Stage:
         return {
             "stage": self.view.name,
             "trainable": list(trained),
+            "steps": self.stop - self.state.stage_start,
             "components": {name: contents(part, trained.get(name, {}), ever) for name, part in components.items()},
             "data": fingerprints(opened),
             "world": self.world.size,
@@ -208,6 +206,11 @@ class Stage:
         if now is not None:
             line = start.check_probe(self.state.probe, now, self.allow_inexact)
             print(f"  {line}") if self.world.first else None
+
+
+def _never() -> bool:
+    """Several ranks stop together, at a step's end; one that left its data wait alone would leave the others hanging."""
+    return False
 
 
 def _note(state: State, figures: dict[str, float], settings: RunConfig) -> bool:
@@ -239,7 +242,7 @@ def fingerprints(opened: list[Any]) -> dict[str, str]:
     return found
 
 
-def planned_steps(config: RunConfig, order: Order) -> int:
+def planned_steps(config: RunConfig, order: AnyOrder) -> int:
     """Optimizer steps of a stage from its budget in steps, epochs or samples (rounded up to whole steps).
 
     Raises PlaitError when warm-up would not end before the stage does.

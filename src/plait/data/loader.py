@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 
 from plait.data.crews import Alone, Crew, Interrupted, Processes, Threads
-from plait.data.order import Order
+from plait.data.order import Ordering
 from plait.data.preparation import Bad, Inputs, MicroBatch, Preparation
 from plait.data.sources import Source
 
@@ -40,7 +40,7 @@ class Loader:
     def __init__(
         self,
         sources: Sequence[Source],
-        order: Order,
+        order: Ordering,
         inputs: Inputs,
         *,
         seed: int,

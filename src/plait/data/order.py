@@ -12,7 +12,7 @@ they only cut a global batch into `shares`.
 import math
 import struct
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import xxhash
@@ -64,6 +64,14 @@ def _mix(z: np.ndarray) -> np.ndarray:
     z = (z ^ (z >> _U64(30))) * _U64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> _U64(27))) * _U64(0x94D049BB133111EB)
     return z ^ (z >> _U64(31))
+
+
+class Ordering(Protocol):
+    """What a loader asks of an order: which samples make a step, of sources of which sizes."""
+
+    @property
+    def sizes(self) -> Sequence[int]: ...
+    def ids(self, step: int) -> list[SampleId]: ...
 
 
 class Order:

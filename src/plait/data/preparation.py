@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 from plait.data.buckets import bucket_of
-from plait.data.order import Order, SampleId, shares
+from plait.data.order import Ordering, SampleId, shares
 from plait.data.sources import Source
 from plait.errors import BadSample, PlaitError
 from plait.keys import key
@@ -58,7 +58,7 @@ class Preparation:
     """Everything needed to make any micro-batch of this rank. Can be sent to another process."""
 
     sources: Sequence[Source]
-    order: Order
+    order: Ordering
     inputs: Inputs
     seed: int
     rank: int

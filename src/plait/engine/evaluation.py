@@ -53,8 +53,8 @@ def held_out_loss(net: nn.Module, loss: Loss, batches: Iterable[Any], world: Wor
         for micro in batch.micro:
             with autocast(precision, world.device):
                 sums = loss.sums(net, distributed.to_device(micro.batch, world.device))
-            for name, value in sums.items():
-                numerators[name] += 0.0 if micro.void else float(value)
+            for name, numerator in sums.items():
+                numerators[name] += 0.0 if micro.void else float(numerator)
     names = sorted(numerators)
     everywhere = world.sum(torch.tensor([numerators[name] for name in names], dtype=torch.float64)).tolist()
     terms = {name: value / weights[name] for name, value in zip(names, everywhere, strict=True) if weights[name] > 0}

@@ -48,6 +48,7 @@ class TensorBoard:
         """Add the row's numbers as scalars, in one event: `add_scalar` each would cost ten times as much."""
         numbers = [(name, value) for name, value in row.items() if isinstance(value, int | float) and name != "step"]
         values = [Summary.Value(tag=name, simple_value=value) for name, value in numbers]
+        assert self.writer.file_writer is not None
         self.writer.file_writer.add_summary(Summary(value=values), row["step"])
 
     def close(self) -> None:
@@ -71,8 +72,11 @@ class WandB:
 
             mode = os.environ.get("WANDB_MODE", self.settings.mode)
             name = self.settings.name or self.run.name
-            into = {"project": self.settings.project, "entity": self.settings.entity, "name": name, "id": self.identity, "resume": "allow"}
-            session = wandb.init(**into, mode=mode, dir=str(self.run), config=dict(self.config), settings=wandb.Settings(silent=True))
+            into: dict[str, Any] = {"project": self.settings.project, "entity": self.settings.entity, "name": name, "mode": mode}
+            into |= {"id": self.identity, "resume": "allow", "dir": str(self.run), "config": dict(self.config)}
+            session = wandb.init(**into, settings=wandb.Settings(silent=True))
+                **into, id=self.identity, resume="allow", dir=str(self.run), config=dict(self.config), settings=wandb.Settings(silent=True)
+            )
             while (row := self.rows.get()) is not None:
                 session.log({key: value for key, value in row.items() if key != "step"}, step=row["step"])
             session.finish()
