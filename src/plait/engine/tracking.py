@@ -75,8 +75,6 @@ class WandB:
             into: dict[str, Any] = {"project": self.settings.project, "entity": self.settings.entity, "name": name, "mode": mode}
             into |= {"id": self.identity, "resume": "allow", "dir": str(self.run), "config": dict(self.config)}
             session = wandb.init(**into, settings=wandb.Settings(silent=True))
-                **into, id=self.identity, resume="allow", dir=str(self.run), config=dict(self.config), settings=wandb.Settings(silent=True)
-            )
             while (row := self.rows.get()) is not None:
                 session.log({key: value for key, value in row.items() if key != "step"}, step=row["step"])
             session.finish()
