@@ -86,7 +86,7 @@ def decode(
     """New tokens of each row of a left-padded batch, up to and without its stop token. The model must be in evaluation mode."""
     seen_BL = batch["segments"][..., 0] != PADDING
     assert bool(seen_BL[:, -1].all()), "prompts are padded on the left: a pad at the end would be continued"
-    cache = DynamicCache(config=model.language.config.get_text_config())
+    cache = DynamicCache()  # keeps every position: windows are cut by the mask
     hidden = model.hidden(model.embed(batch), batch, cache)
     positions_BL = batch["positions"]
     chosen: list[Tensor] = []

@@ -123,10 +123,11 @@ class Molmo(nn.Module):
 def _for_layers(config: Any, see_B1LK: Tensor, positions_BL: Tensor, positions_BK: Tensor) -> Any:
     """The mask for every kind of layer; layers that see only a window get it cut by that window, counted in positions."""
     kinds = set(getattr(config, "layer_types", None) or ())
-    if kinds <= {"full_attention"}:
+    window = getattr(config, "sliding_window", None)
+    if window is None or kinds == {"full_attention"}:
         return see_B1LK
-    near_B1LK = (positions_BL[:, :, None] - positions_BK[:, None, :] < config.sliding_window)[:, None]
-    return {"full_attention": see_B1LK, **dict.fromkeys(kinds - {"full_attention"}, see_B1LK & near_B1LK)}
+    near_B1LK = see_B1LK & (positions_BL[:, :, None] - positions_BK[:, None, :] < window)[:, None]
+    return {"full_attention": see_B1LK, **dict.fromkeys(kinds - {"full_attention"}, near_B1LK)} if kinds else near_B1LK
 
 
 def build(config: Config, directory: Path, *, seed: int) -> Molmo:

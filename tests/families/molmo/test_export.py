@@ -1,0 +1,109 @@
+"""Exports: bit-equal back and forth, transformers in a fresh process, the reference's arithmetic on the published tensors."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+
+from plait.errors import PlaitError
+from plait.families.molmo import export, family, published
+from plait.families.molmo.generate import decode
+from tests.families.molmo.conftest import photo, sample
+
+
+@pytest.mark.parametrize("to", ["hf", "molmo"])
+def test_export_and_import_give_back_every_bit(make, directory, tmp_path, to):
+    config, model, _ = make()
+    export.exports[to](model, config, directory, tmp_path / "out")
+    other = family.build(config, directory, seed=9)
+    missing = export.load(other, load_file(tmp_path / "out" / "model.safetensors"))
+    assert missing == []
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+
+
+FRESH = """
+import sys, torch
+import plait.families.molmo.hf
+from transformers import AutoModelForCausalLM, AutoProcessor
+folder, out = sys.argv[1:]
+model, processor = AutoModelForCausalLM.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
+inputs = processor(images=open(out + "/a.png", "rb").read(), text="What is this?")
+with torch.no_grad():
+    logits = model(**inputs).logits
+    new = model.generate(**inputs, max_new_tokens=8, do_sample=False)[:, inputs["input_ids"].shape[1]:]
+torch.save({"logits": logits, "new": new}, out + "/found.pt")
+"""
+
+
+def test_export_hf_loads_in_a_fresh_process_with_equal_logits_and_tokens(make, directory, tmp_path):
+    config, model, inputs = make()
+    export.write_hf(model, config, directory, tmp_path / "out")
+    (tmp_path / "a.png").write_bytes(photo(1))
+    done = subprocess.run([sys.executable, "-c", FRESH, tmp_path / "out", tmp_path], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = torch.load(tmp_path / "found.pt")
+    batch = inputs.collate([inputs.prompt(sample(1))], left=True)
+    with torch.no_grad():
+        logits = model.logits(model.hidden(model.embed(batch), batch))
+    assert (found["logits"] - logits).abs().max() <= 1e-5
+    new = found["new"][0].tolist()
+    assert decode(model, batch, max_new_tokens=8, stops=frozenset({0})) == [new[: new.index(0)] if 0 in new else new]
+
+
+def test_export_molmo_weights_compute_what_the_reference_computes(make):
+    """silu(second half) * first half of ff_proj; rows of att_proj as q, k, v; patches flattened as (row, column, channel)."""
+    _, model, _ = make()
+    weights = published.to_published(model)
+    layer, block = model.language.model.layers[0], "model.transformer.blocks.0."
+    x = torch.randn(3, 128)
+    first, second = (x @ weights[f"{block}ff_proj.weight"].T).chunk(2, -1)
+    with torch.no_grad():
+        assert torch.allclose((F.silu(second) * first) @ weights[f"{block}ff_out.weight"].T, layer.mlp(x), atol=1e-6)
+        fused = F.linear(x, weights[f"{block}att_proj.weight"], weights[f"{block}att_proj.bias"]).split([128, 64, 64], -1)
+        attention = layer.self_attn
+        for found, part in zip(fused, (attention.q_proj, attention.k_proj, attention.v_proj), strict=True):
+            assert torch.allclose(found, part(x), atol=1e-6)
+        image = torch.randn(1, 3, 48, 48)
+        patches = image[0].unfold(1, 6, 6).unfold(2, 6, 6).permute(1, 2, 3, 4, 0).reshape(64, -1)
+        expected = model.vision.embeddings.patch_embedding(image).flatten(2)[0].T
+        assert torch.allclose(patches @ weights["model.vision_backbone.image_vit.patch_embedding.weight"].T, expected, atol=1e-5)
+
+
+def test_export_tokenizer_has_the_image_tokens_at_their_ids(make, directory, tmp_path):
+    config, model, inputs = make()
+    export.write_molmo(model, config, directory, tmp_path / "out")
+    vocabulary = {token["content"]: token["id"] for token in json.loads((tmp_path / "out/tokenizer.json").read_text())["added_tokens"]}
+    assert [vocabulary[name] - inputs.words.image_start for name in ("<im_start>", "<im_end>", "<im_patch>", "<im_col>")] == [0, 1, 2, 3]
+
+
+def test_export_settings_name_the_published_sizes(make, directory, tmp_path):
+    config, model, _ = make()
+    export.write_molmo(model, config, directory, tmp_path / "out")
+    settings = json.loads((tmp_path / "out/config.json").read_text())
+    assert settings["model_type"] == "molmo"
+    assert (settings["intermediate_size"], settings["embedding_size"]) == (512, 512)  # both halves of the MLP
+
+
+def test_export_to_a_directory_that_exists_is_refused(make, directory, tmp_path):
+    config, model, _ = make()
+    with pytest.raises(PlaitError, match="exists already: export to a new directory"):
+        export.write_hf(model, config, directory, tmp_path)
+
+
+def test_export_molmo_of_other_parts_is_refused(make):
+    _, model, _ = make()
+    model.vision.tower = family.Config(vision_backbone="dino").tower
+    with pytest.raises(PlaitError, match="is for qwen2 with the openai tower, not qwen2 with dino: use --to hf"):
+        published.to_published(model)
+
+
+def test_import_names_a_tensor_of_another_shape(make):
+    _, model, _ = make()
+    weights = published.to_published(model)
+    weights["model.transformer.ln_f.weight"] = torch.ones(7)
+    with pytest.raises(PlaitError, match=r"model\.transformer\.ln_f\.weight is \(7,\); this model wants \(128,\)"):
+        published.imported(weights, model)
