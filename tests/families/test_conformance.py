@@ -1,0 +1,141 @@
+"""What every family must hold to, whatever it is: the contract of docs, run on a tiny model of each. A new family adds one entry here."""
+
+import pytest
+import torch
+import yaml
+
+from plait import config, parts
+from plait.data.loader import Loader
+from plait.engine import optim
+from plait.engine.distributed import World
+from plait.engine.loop import total_weights
+from plait.families import registry
+from plait.keys import key
+
+SCENES = "{source: scenes, limit: 16, options: {size: [32, 32], objects: [1, 2], tasks: [caption, count]}}"
+TINY = {
+    "theworld": """
+        preset: tiny
+        model: {world: {image_size: 16}, tiny: {hidden: 32, layers: 2, heads: 2, kv_heads: 1, head_dim: 16, mlp: 64, image_size: 16,
+                image_tokens: 4, vision_hidden: 32, vision_layers: 1, vision_heads: 2, vision_mlp: 64, world_base: 4}}""",
+    "molmo": "preset: debug",
+    "nanodit": """
+        model: {space: pixels, depth: 2, hidden: 48, heads: 2, patch: 4, image_size: 32, text: words, text_dim: 16, words: 64, image_dim: 0,
+                dropout: {neither: 0.1, text_only: 0.0, image_only: 0.0}}""",
+}
+ALONE = World(0, 1, torch.device("cpu"))
+SAMPLES = 4
+
+
+class Case:
+    """A family's tiny model with four of its samples, cut in any way."""
+
+    def __init__(self, family, folder):
+        path = folder / "recipe.yaml"
+        text = f"family: {family}\nrun: {folder / 'run'}\ndata: {{train: [{SCENES}], validation: [{SCENES}]}}\ntrain: {{steps: 1000}}\n"
+        path.write_text(yaml.dump({**yaml.safe_load(text), **yaml.safe_load(TINY[family])}))
+        self.resolved = config.load(path, model_config=registry.model_config, preset=registry.preset)
+        self.config = self.resolved.stages[0].config
+        self.parts = parts.build(self.config, folder / "run", ALONE)
+        self.model, self.family = self.parts.model, self.parts.family
+        self.loss = self.family.Loss(self.parts.section)
+        self.components = self.family.components(self.model)
+        self.trained = optim.select(self.components, ["*"], self.family.never_trained)
+        optim.freeze(self.model, self.trained)
+        for module in self.model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+
+    def micros(self, size, train=True):
+        opened = parts.open_data(self.config, self.config.data.train, "train")
+        order = parts.FixedOrder.of(parts.choose([len(opened[0])], SAMPLES, 0), opened, SAMPLES)
+        with Loader(opened, order, self.parts.inputs(self.config, train), seed=1, micro_batch=size, workers=0, stop_step=1) as loader:
+            return next(iter(loader)).micro
+
+    def gradient(self, micros):
+        self.model.zero_grad()
+        weights = total_weights(self.loss, micros, ALONE)
+        for micro in micros:
+            sums = self.loss.sums(self.model, micro.batch)
+            sum(self.loss.coefficients[name] * value / weights[name] for name, value in sums.items() if weights[name] > 0).backward()
+        return {name: value.grad.clone() for name, value in self.model.named_parameters() if value.grad is not None}
+
+
+@pytest.fixture(scope="module", params=registry.names())
+def case(request, tmp_path_factory):
+    return Case(request.param, tmp_path_factory.mktemp(request.param))
+
+
+def test_components_are_disjoint_and_cover_the_model(case):
+    listed = [id(value) for part in case.components.values() for value in part.values()]
+    assert len(listed) == len(set(listed))
+    assert set(listed) == {id(value) for value in case.model.parameters()}
+    names = dict(case.model.named_parameters())
+    assert all(names[name] is value for part in case.components.values() for name, value in part.items())
+
+
+def test_blocks_are_modules_of_the_model(case):
+    modules = list(case.model.modules())
+    found = case.family.blocks(case.model)
+    assert found
+    assert all(any(block is module for module in modules) for block in found)
+
+
+def test_weights_are_known_without_the_model_and_name_every_term(case):
+    micro = case.micros(SAMPLES)[0]
+    weights = case.loss.weights(micro.batch)
+    assert set(weights) == set(case.loss.coefficients)
+    assert all(value.ndim == 0 and value.device.type == "cpu" for value in weights.values())
+    assert set(case.loss.sums(case.model, micro.batch)) <= set(weights)
+
+
+def test_one_batch_cut_in_any_way_gives_one_gradient(case):
+    case.model.train()
+    whole = case.gradient(case.micros(SAMPLES))
+    scale = max(value.abs().max() for value in whole.values())
+    for size in (1, 2):
+        for name, value in case.gradient(case.micros(size)).items():
+            assert (value - whole[name]).abs().max() <= 2e-5 * scale, name  # fp32: other shapes, other orders of summation
+
+
+def test_every_trainable_parameter_gets_a_gradient_of_finite_numbers(case):
+    found = case.gradient(case.micros(SAMPLES))
+    missing = [name for part in case.trained.values() for name in part if name not in found]
+    assert missing == []
+    assert all(value.isfinite().all() for value in found.values())
+
+
+def test_an_example_depends_on_its_key_alone(case):
+    first, again = case.micros(2), case.micros(2)
+    for one, other in zip(first, again, strict=True):
+        tensors = {name: value for name, value in one.batch.items() if isinstance(value, torch.Tensor)}
+        assert tensors
+        assert all(torch.equal(value, other.batch[name]) for name, value in tensors.items())
+
+
+def test_the_same_seed_builds_the_same_model_and_another_another(case):
+    folder = case.parts.assets
+    twins = [case.family.build(case.parts.section, folder, seed=key(seed, "init")) for seed in (0, 0, 1)]
+    weights = [dict(model.named_parameters()) for model in twins]
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+    assert any(not torch.equal(value, weights[2][name]) for name, value in weights[0].items())
+
+
+def test_the_model_builds_on_the_meta_device_without_memory(case):
+    with torch.device("meta"):
+        model = case.family.build(case.parts.section, case.parts.assets, seed=0)
+    assert {name: value.shape for name, value in model.named_parameters()} == {
+        name: value.shape for name, value in case.model.named_parameters()
+    }
+
+
+def test_where_frozen_weights_come_from_is_said(case):
+    assert all({"part", "name", "revision"} == part.keys() for part in case.family.base(case.parts.section))
+
+
+def test_held_out_inputs_are_the_same_for_every_key(case):
+    inputs = case.parts.inputs(case.config, False)
+    sample = parts.open_data(case.config, case.config.data.validation, "validation")[0][0]
+    shown = case.family.inspect(inputs, sample, inputs.encode(sample, 1))
+    assert shown["images"]
+    assert all(picture.dtype == "uint8" and picture.shape[-1] == 3 for picture in shown["images"])
