@@ -66,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--allow-inexact", action="store_true", help="go on although something differs from what was saved; it is named")
     made = add(verbs, "config", _config, "print the resolved configuration and where each value comes from", overrides)
     made.add_argument("config", type=Path)
+    _add_prove(add(verbs, "prove", _prove, "kill and resume this configuration at random: bit-exact, or the first divergence", overrides))
     made = add(verbs, "eval", _eval, "measure a checkpoint on a bench; writes predictions and a page with pictures")
     made.add_argument("checkpoint", type=Path, help="a run, stage folder or step folder")
     made.add_argument("--bench", required=True, help="loss, or a bench of the family")
@@ -106,6 +107,16 @@ def _parser() -> argparse.ArgumentParser:
 _SOURCE_SETTINGS = "Settings of the source are given as --name=value: --template.assistant='a photo of a {label}', --options.size=[64,64]."
 
 
+def _add_prove(made: argparse.ArgumentParser) -> None:
+    made.add_argument("config", type=Path, help="a .yaml or .json file, or a run directory")
+    made.add_argument("--kills", type=int, default=6, help="processes ended on the way; each is one more generation")
+    made.add_argument("--seed", type=int, default=0, help="of the moments")
+    made.add_argument("--ranks", type=int, default=1, help="processes of each generation, under torchrun")
+    made.add_argument("--steps", type=int, default=8, help="at most so many per stage")
+    made.add_argument("--warm", action="store_true", help="fork the generations from one process that has imported everything: faster")
+    made.add_argument("--out", type=Path, help="keep the two runs here (default: a temporary folder)")
+
+
 def _add_shard(made: argparse.ArgumentParser) -> None:
     made.add_argument("source", help="a folder of pictures, a .jsonl, tar shards, or `scenes`")
     made.add_argument("out", type=Path, nargs="?", help="folder of the set; the same command finishes a build that was stopped")
@@ -140,6 +151,13 @@ def _train(given: Arguments, overrides: list[str]) -> None:
     from plait import run
 
     run.train(resolved, run.Options(given.restart, given.allow_inexact, given.stage))
+
+
+def _prove(given: Arguments, overrides: list[str]) -> None:
+    resolved = _load(given.config, overrides)
+    from plait import prove
+
+    prove.prove(resolved, **{name: getattr(given, name) for name in ("kills", "seed", "ranks", "steps", "warm", "out")})
 
 
 def _config(given: Arguments, overrides: list[str]) -> None:
