@@ -19,7 +19,7 @@ FAMILY_CLOSURE_LINES = 4000
 BOTTOM = {"errors", "keys", "files"}
 CONFIGURATION = {"config", "reading", "schema", "provenance", "dialects", "flat_json", "translation", "secrecy", "complaints", "ledger", "resolved", "nested_yaml", "dotted_flags"}
 SIBLINGS = {"engine", "data", "nn"}
-TOP = {"parts", "saved", "start", "stage", "prove", "fork", "stages", "shard", "run", "evaluate", "ckpt", "inspect", "gallery"}
+TOP = {"parts", "saved", "start", "stage", "prove", "compare", "shorten", "launch", "fork", "stages", "shard", "run", "evaluate", "ckpt", "inspect", "gallery"}
 LAYERS = [BOTTOM, CONFIGURATION, SIBLINGS, {"families"}, TOP, {"cli"}, {"__main__"}]
 OPTIONAL_PACKAGES = {"wandb", "datasets"}
 """Imported inside a function because plait runs without them."""
