@@ -3,10 +3,16 @@
 from collections import Counter
 from pathlib import Path
 
+import torch
 from safetensors import safe_open
+from torch import Tensor
 
+from plait import parts, saved, start
 from plait.engine import checkpoint
+from plait.engine.checkpoint import Checkpoint
+from plait.engine.distributed import World
 from plait.errors import PlaitError
+from plait.resolved import difference
 
 
 def folders(path: Path) -> list[Path]:
@@ -60,3 +66,73 @@ def verify(path: Path) -> None:
         print(*(f"        {fault}" for fault in found), sep="\n", end="\n" if found else "")
     if faults:
         raise PlaitError(f"{len(faults)} damaged: {faults[0]}; `plait train` goes on from the newest intact one")
+
+
+def diff(a: str, b: str) -> None:
+    """Print how far the weights moved from checkpoint `a` to `b`, per component, and what differs in place, data and configuration.
+
+    |b - a| / |a| over all values of a component, and the largest change of one value. A weight that only one of them has saved was
+    still the base's in the other: the base is built for it.
+    """
+    one, other = start.locate(a), start.locate(b)
+    print(f"A {one.folder}\nB {other.folder}")
+    for name in ("step", "stage", "stage_done"):
+        mine, theirs = one.manifest["state"][name], other.manifest["state"][name]
+        print(f"  {name:<12} {mine} -> {theirs}") if mine != theirs else None
+    every = [*dict.fromkeys([*one.manifest["components"], *other.manifest["components"]])]
+    owner = {name: part for found in (one, other) for part, facts in found.manifest["components"].items() for name in facts["weights"]}
+    print(f"  {'component':<16} {'values':>14} {'moved |B-A|/|A|':>16} {'largest':>10}")
+    for group in ("weights", "ema"):
+        mine, theirs = _completed(one, other, group)
+        for part in every:
+            names = [name for name in mine if owner[name] == part]
+            if not names:
+                continue
+            relative, largest = distance([mine[name] for name in names], [theirs[name] for name in names])
+            values = sum(mine[name].numel() for name in names)
+            print(f"  {part:<16} {values:>14,} {relative:>16.3g} {largest:>10.3g}{'  (averages)' if group == 'ema' else ''}")
+    for part in every:
+        if part not in owner.values():
+            print(f"  {part:<16} {'':>14} {'frozen in both':>16}")
+    for line in _differences(one, other):
+        print(f"  {line}")
+
+
+def distance(before: list[Tensor], after: list[Tensor]) -> tuple[float, float]:
+    """|after - before| / |before| over all tensors together, in float64, and the largest change of one value."""
+    changes = [(b.double() - a.double()) for a, b in zip(before, after, strict=True)]
+    moved = sum(float(change.square().sum()) for change in changes) ** 0.5
+    size = sum(float(value.double().square().sum()) for value in before) ** 0.5
+    return (moved / size if size else float(moved > 0)), max(
+        (float(change.abs().max()) for change in changes if change.numel()), default=0.0
+    )
+
+
+def _completed(one: Checkpoint, other: Checkpoint, group: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The group's tensors of both under the same names: of weights, what only one has saved is taken from the base for the other."""
+    mine, theirs = one.tensors(group), other.tensors(group)
+    if group != "weights":
+        common = [name for name in mine if name in theirs]
+        return {name: mine[name] for name in common}, {name: theirs[name] for name in common}
+    for short, long, found in ((mine, theirs, one), (theirs, mine, other)):
+        if lacking := long.keys() - short.keys():
+            short.update(_base(found, lacking))
+    common = sorted(name for name in mine if name in theirs and mine[name].shape == theirs[name].shape)
+    return {name: mine[name] for name in common}, {name: theirs[name] for name in common}
+
+
+def _base(found: Checkpoint, names: set[str]) -> dict[str, Tensor]:
+    """Those weights as they are before any training, for the run of `found`."""
+    run = checkpoint.run_of(found.folder)
+    built = parts.build(saved.open_run(run).config, run, World(0, 1, torch.device("cpu")))
+    return {name: value.detach() for name, value in built.model.named_parameters() if name in names}
+
+
+def _differences(one: Checkpoint, other: Checkpoint) -> list[str]:
+    """Data by content, and settings, a line each."""
+    mine, theirs = one.manifest["data"], other.manifest["data"]
+    lines = [f"data {name}: {mine.get(name)} -> {theirs.get(name)}" for name in {**mine, **theirs} if mine.get(name) != theirs.get(name)]
+    before, after = (saved.open_run(checkpoint.run_of(found.folder)) for found in (one, other))
+    stages = [resolved.stages[found.manifest["state"]["stage"] - 1].config for resolved, found in ((before, one), (after, other))]
+    changed = [item for item in difference(*stages) if not item[0].startswith("stages") and item[0] != "run"]
+    return lines + [f"config {key}: {old} -> {new}" for key, old, new in changed] or ["config and data: the same"]

@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
 
     overrides = "Settings of the configuration are given as --a.b=value, for example --optim.lr=3e-6 --run=runs/second."
     made = add(verbs, "train", _train, "start a run, or continue it: the same command does both", overrides)
-    made.add_argument("config", type=Path)
+    made.add_argument("config", type=Path, help="a .yaml or .json file, or a run directory to continue")
     made.add_argument("--restart", action="store_true", help="start over; the old run is kept aside")
     made.add_argument("--stage", help="run this stage only, then stop")
     made.add_argument("--allow-inexact", action="store_true", help="go on although something differs from what was saved; it is named")
@@ -85,12 +85,21 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("checkpoint", type=Path)
     made.add_argument("--out", type=Path, help="folder for what is written")
     made.add_argument("--raw", action="store_true", help="use the last weights, not their average")
+    add(verbs, "stages", _stages, "how far each stage of a run is, why it ended, what it trains, how good it became").add_argument(
+        "run", type=Path
+    )
+    made = add(verbs, "fork", _fork, "a new run that goes on from a moment of another one", overrides)
+    made.add_argument("start", metavar="RUN@STEP", help="or RUN, RUN/STAGE, RUN/STAGE@best, a step folder")
+    made.add_argument("new", type=Path, metavar="NEW", help="folder of the new run; `plait train NEW` continues it")
     inner = verbs.add_parser("ckpt", help="look into checkpoints").add_subparsers(metavar="WHAT", required=True)
     for name, verb, text in (
         ("inspect", _ckpt_inspect, "what a checkpoint holds"),
         ("verify", _ckpt_verify, "check every file of every checkpoint against its hash"),
     ):
         add(inner, name, verb, text).add_argument("path", type=Path, help="a run, stage folder or step folder")
+    made = add(inner, "diff", _ckpt_diff, "how far weights moved from A to B, and what else differs")
+    for name in ("a", "b"):
+        made.add_argument(name, metavar=name.upper(), help="RUN, RUN@STEP, RUN/STAGE, RUN/STAGE@best or a step folder")
     inner = verbs.add_parser("data", help="look into data").add_subparsers(metavar="WHAT", required=True)
     add(inner, "index", _data_index, "make and check the offset index of tar shards").add_argument(
         "path", help="a shard, folder or pattern"
@@ -143,6 +152,8 @@ def _load(path: Path, overrides: list[str]):
     from plait import config
     from plait.families import registry
 
+    if path.is_dir():  # a run directory stands for its own configuration
+        path, overrides = path / "config.yaml", [f"run={path}", *overrides]
     return config.load(path, overrides, model_config=registry.model_config, preset=registry.preset)
 
 
@@ -190,6 +201,24 @@ def _ckpt_verify(given: Arguments, overrides: list[str]) -> None:
     from plait import ckpt
 
     ckpt.verify(given.path)
+
+
+def _ckpt_diff(given: Arguments, overrides: list[str]) -> None:
+    from plait import ckpt
+
+    ckpt.diff(given.a, given.b)
+
+
+def _stages(given: Arguments, overrides: list[str]) -> None:
+    from plait import stages
+
+    stages.show(given.run)
+
+
+def _fork(given: Arguments, overrides: list[str]) -> None:
+    from plait import fork
+
+    fork.fork(given.start, given.new, overrides)
 
 
 def _data_index(given: Arguments, overrides: list[str]) -> None:

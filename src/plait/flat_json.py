@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from plait.complaints import Problem, report, show, unknown
 from plait.errors import PlaitError
-from plait.provenance import COMMAND_LINE, Node, merge, nest, wrap
+from plait.provenance import COMMAND_LINE, LENGTH, Node, merge, nest, plain, wrap
 from plait.reading import Override, scalar
 from plait.translation import Translation
 
@@ -67,6 +67,7 @@ KEYS = {
     "eval_dataset_path": Key("text?"),
     "num_samples": Key("int?"),
     "question_template": Key("text", "Describe this image in detail."),
+    "answer_template": Key("text?"),
     "max_seq_length": Key("int", 2048, "data.max_tokens"),
     "num_workers": Key("int", 4, "data.workers"),
     "device": Key("text?"),
@@ -86,6 +87,9 @@ NO_MEANING = {
     "hub_private_repo": "training does not publish",
 }
 FREEZES = {"freeze_gemma_vision": "vision", "freeze_gemma_language": "language", "freeze_cosmos_vae": "world"}
+OURS = "stages"
+"""Our addition to the dialect, like `answer_template`: a list of {"name": ..., and any keys that differ in that stage}."""
+STAGED = ("trainable", "data", "train", "optim", "checkpoint", "evaluate", "track", "distributed")
 ASSUMED = {"family": "theworld", "optim.betas": [0.9, 0.999], "optim.eps": 1e-8, "optim.schedule.name": "cosine"}
 
 
@@ -115,7 +119,8 @@ class Sheet:
 
     def entry(self, fields: dict[str, tuple[str, Any]]) -> Node:
         """An entry of a list, each of its fields on the authority of one of the author's keys."""
-        inside = {ours: wrap(value, self.written.get(key, self.assumed(key))) for ours, (key, value) in fields.items()}
+        marks = {ours: (self.written.get(key, self.assumed(key)), value) for ours, (key, value) in fields.items()}
+        inside = {ours: value if isinstance(value, Node) else wrap(value, mark) for ours, (mark, value) in marks.items()}
         return Node(inside, self.file)
 
     def row(self, key: str, path: str | None, note: str = "") -> None:
@@ -130,7 +135,7 @@ class Sheet:
 def recognise(tree: Node, own: Sequence[str]) -> bool:
     """Whether the file speaks this dialect. One that also speaks plait's own is refused."""
     theirs = [node for key, node in tree.value.items() if key in KEYS]
-    ours = [node for key, node in tree.value.items() if key in own]
+    ours = [node for key, node in tree.value.items() if key in own and key != OURS]
     if theirs and ours:
         path = KEYS[theirs[0].path].path
         hint = f"write it as {path}" if path else "write it in plait's names"
@@ -150,9 +155,26 @@ def translate(tree: Node, overrides: Sequence[Override], path: Path, own: Sequen
             written[one.path[0]] = Node(one.text if text_only else scalar(one.text), COMMAND_LINE, path=one.path[0])
         elif one.path[0] not in own:
             written[one.path[0]] = Node(one.text, COMMAND_LINE, path=one.path[0])
+    staged = written.pop(OURS, None)
+    sheet = _sheet(written, path, own)
+    rows = [sheet.rows[key] for key in written]
+    tree = sheet.tree
+    if staged is not None:
+        listed = staged.value if isinstance(staged.value, list) else []
+        stages = [_stage(stage, index, sheet, path, own) for index, stage in enumerate(listed)]
+        rows += [row for _, more in stages for row in more]
+        staged = replace(staged, value=[node for node, _ in stages]) if stages else staged
+        tree = merge(tree, replace(tree, value={OURS: staged}))
+    asked = [key for key, value, ours, _ in rows if ours is None and value not in (None, False, 0)]
+    warnings = [f"{path}: without meaning here: {', '.join(asked)}; `plait config {path}` says why"] if asked else []
+    return Translation(tree, [one for one in overrides if one.path[0] not in KEYS], rows, warnings)
+
+
+def _sheet(written: dict[str, Node], path: Path, own: Sequence[str]) -> Sheet:
+    """Everything that is `written`, translated."""
     strange = {key: node for key, node in written.items() if key not in KEYS}
     both = {COMMAND_LINE: [*KEYS, *own]}
-    problems = [unknown(replace(tree, value=written), (key,), both.get(node.file, list(KEYS))) for key, node in strange.items()]
+    problems = [unknown(Node(written, str(path)), (key,), both.get(node.file, list(KEYS))) for key, node in strange.items()]
     problems += [wrong for key, node in written.items() if key in KEYS and (wrong := _wrong_kind(key, node))]
     report(problems)
     sheet = Sheet(written, str(path))
@@ -167,10 +189,37 @@ def translate(tree: Node, overrides: Sequence[Override], path: Path, own: Sequen
         part(sheet)
     for key, reason in NO_MEANING.items():
         sheet.row(key, None, reason)
-    rows = [sheet.rows[key] for key in written]
-    asked = [key for key, value, ours, _ in rows if ours is None and value not in (None, False, 0)]
-    warnings = [f"{path}: without meaning here: {', '.join(asked)}; `plait config {path}` says why"] if asked else []
-    return Translation(sheet.tree, [one for one in overrides if one.path[0] not in KEYS], rows, warnings)
+    return sheet
+
+
+def _stage(stage: Node, index: int, whole: Sheet, path: Path, own: Sequence[str]) -> tuple[Node, list[tuple[str, Any, str | None, str]]]:
+    """One entry of `stages` as ours: what the file would say differently with the entry's keys in place of its own. And its rows."""
+    if not isinstance(stage.value, dict):
+        return stage, []
+    keys = {key: node for key, node in stage.value.items() if key != "name"}
+    typed = {key: node for key, node in whole.written.items() if node.file == COMMAND_LINE}
+    sheet = _sheet({**whole.written, **keys, **typed}, path, own)
+    for section in (name for name in {**sheet.tree.value, **whole.tree.value} if name not in STAGED):
+        blamed = next((key for key in keys if (KEYS[key].path or "from").partition(".")[0] == section), None)
+        if blamed and _changes(whole.tree.value.get(section), sheet.tree.value.get(section)) is not None:
+            raise sheet.refuse(blamed, f"cannot differ from stage to stage: write it once, outside {OURS}")
+    said = {name: _changes(whole.tree.value.get(name), sheet.tree.value.get(name)) for name in STAGED}
+    found = {name: node for name, node in said.items() if node is not None}
+    name = {"name": stage.value["name"]} if "name" in stage.value else {}
+    mine = [sheet.rows[key] for key in keys]
+    rows = [(f"{OURS}.{index}.{key}", value, ours and f"{OURS}.{index}.{ours}", note) for key, value, ours, note in mine]
+    return replace(stage, value={**name, **found}), rows
+
+
+def _changes(base: Node | None, other: Node | None) -> Node | None:
+    """What to lay over `base` to get `other`; None for nothing. What `other` leaves out becomes an empty list, or null."""
+    if other is None:
+        return base and replace(base, value=[] if isinstance(base.value, list) else None)
+    if base is None or not (isinstance(base.value, dict) and isinstance(other.value, dict)):
+        return None if base is not None and plain(base) == plain(other) else other
+    keys = [key for key in {**base.value, **other.value} if key in other.value or key not in LENGTH]
+    found = {key: node for key in keys if (node := _changes(base.value.get(key), other.value.get(key))) is not None}
+    return replace(other, value=found) if found else None
 
 
 def _marked(value: Any) -> bool:
@@ -273,7 +322,7 @@ def _data(sheet: Sheet) -> None:
         sheet.row(other, None, "train_dataset_path wins over it" if key == "train_dataset_path" else f"{key} says what is read")
     name = sheet.get(key)
     if name in (None, "custom"):
-        for idle in ("dataset_name", "num_samples", "question_template"):
+        for idle in ("dataset_name", "num_samples", "question_template", "answer_template"):
             sheet.row(idle, None, "dataset_name names no data: give --data.train=[{source: ..., path: ...}]")
         _evaluate(sheet, {})
         return
@@ -288,15 +337,17 @@ def _data(sheet: Sheet) -> None:
     drawn = source["source"] == "scenes"
     why = "generated scenes ask their own questions" if drawn else ""
     sheet.row("question_template", None if drawn else "data.train.0.template.user", why)
+    sheet.row("answer_template", None if drawn else "data.train.0.template.assistant", why or "our addition; its fields in braces")
     _evaluate(sheet, source)
 
 
 def _template(sheet: Sheet, kind: str) -> dict[str, tuple[str, Any]]:
-    """Their one question for every picture, answered by its caption, which `datasets` rows hold in the column `text`."""
+    """Their one question for every picture, answered by its caption (`text` in `datasets` rows), or as `answer_template` says."""
     if kind == "scenes":
         return {}
     question = sheet.get("question_template").replace("{", "{{").replace("}", "}}")
-    return {"template": ("question_template", {"user": question, "assistant": "{text}" if kind == "datasets" else "{caption}"})}
+    answer = sheet.get("answer_template") or ("{text}" if kind == "datasets" else "{caption}")
+    return {"template": ("", sheet.entry({"user": ("question_template", question), "assistant": ("answer_template", answer)}))}
 
 
 def _source(name: str) -> tuple[dict[str, Any], str]:

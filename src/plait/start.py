@@ -106,7 +106,7 @@ def read_from(spec: str) -> tuple[Tensors, dict[str, Any] | None, Path]:
         return _weights(_download(name, mark or None))
     if path.exists() and not checkpoint.is_step(path) and not checkpoint.published(checkpoint.run_of(path)):
         return _weights(path)
-    found = locate(spec)
+    found = locate(spec, f"from: {FORMS}, a folder of safetensors, or a Hub repository as owner/name")
     return {group: found.tensors(group) for group in GROUPS}, found.manifest, found.folder
 
 
@@ -118,14 +118,14 @@ def split(spec: str) -> tuple[Path, str]:
     return staged[-1] if staged else path, mark
 
 
-def locate(spec: str) -> Checkpoint:
+def locate(spec: str, forms: str = FORMS) -> Checkpoint:
     """The intact checkpoint that RUN, RUN@STEP, RUN/STAGE, RUN/STAGE@best or a step folder means. Raises PlaitError for anything else."""
     path, mark = split(spec)
     if not path.exists():
         known = [re.sub(r"^stage-\d+-", "", other.name) for other in path.parent.glob("*")]
         near = difflib.get_close_matches(path.name, known, 1)
         hint = f"did you mean {path.parent / near[0]}? " if near else ""
-        raise PlaitError(f"{spec!r} does not exist; {hint}{FORMS}")
+        raise PlaitError(f"{spec!r} does not exist; {hint}{forms}")
     return marked(path, mark) if mark else checkpoint.locate(path)
 
 
@@ -228,7 +228,7 @@ def check_data(since: Checkpoint, now: Mapping[str, str], run: Path, allow_inexa
 def _forked_for_data(run: Path, step: int) -> bool:
     """Whether the run is a fork at this very step that was made to go on with other data."""
     path = run / LINEAGE
-    lineage = json.loads(path.read_bytes()) if path.is_file() else {"kind": None}
+    lineage: dict[str, Any] = json.loads(path.read_bytes()) if path.is_file() else {"kind": None}
     return lineage["kind"] == "fork" and lineage["step"] == step and any("data." in f"{key}." for key, _, _ in lineage["differences"])
 
 
