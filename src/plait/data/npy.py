@@ -1,6 +1,7 @@
 """Arrays as `.npy` bytes (NEP 1). Reading is a view of the bytes with the parsed header remembered."""
 
 import io
+import math
 from functools import lru_cache
 
 import numpy as np
@@ -30,7 +31,7 @@ def parse(body: bytes, where: str) -> np.ndarray:
         raise BadSample(f"{where} has a broken .npy header: {error}") from error
     if dtype.hasobject:
         raise BadSample(f"{where} holds Python objects, which are never loaded")
-    count = int(np.prod(shape, dtype=np.int64))
+    count = math.prod(shape)
     if len(body) - start != count * dtype.itemsize:
         raise BadSample(f"{where} has {len(body) - start} bytes of data, its shape {shape} of {dtype} needs {count * dtype.itemsize}")
     return np.frombuffer(body, dtype, count, start).reshape(shape, order="F" if columns_first else "C")
