@@ -133,7 +133,7 @@ def main() -> None:
             row = found[name]
             told = ", ".join(f"{run} {rate:,.1f}/s" for run, rate in row.items())
             print(f"{name:5} {told}; encoded / trained = {row['encoded'] / row['trained']:.1f}")
-    write_json(RESULTS, {"machine": platform.processor() or platform.machine(), "torch": torch.__version__, "samples_per_s": found})
+            write_json(RESULTS, {"machine": platform.processor() or platform.machine(), "torch": torch.__version__, "samples_per_s": found})
 
 
 if __name__ == "__main__":
