@@ -1,0 +1,111 @@
+"""Training through the engine on five buckets with mirrored samples: one shape per batch, an exact restart, cuts that change nothing."""
+
+import json
+import shutil
+from collections import Counter
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from plait import config, run
+from plait.cli import main
+from plait.data import sources
+from plait.data.buckets import order_of
+from plait.data.loader import Loader
+from plait.families import registry
+from plait.families.nanodit import family
+from plait.families.nanodit.config import Config
+from plait.schema import Source
+
+from .conftest import wake
+
+BUCKETS = "32x32,24x40,40x24,16x48,48x16"
+SIZES = "[[64,64],[48,80],[80,48],[40,120],[120,40]]"
+CONFIG = Config(depth=1, hidden=32, heads=2, channels=12, text_dim=64, image_dim=64)
+TEXT = """
+family: nanodit
+model: {depth: 1, hidden: 32, heads: 2, channels: 12, text_dim: 64, image_dim: 64, flip: {probability: 0.5}}
+data: {train: [{source: latents, path: SHARDS}], validation: [{source: latents, path: SHARDS}], workers: WORKERS}
+train: {steps: 20, global_batch: 4}
+optim: {lr: 1.0e-2, ema: {decay: 0.9}}
+checkpoint: {every_steps: 11, keep: 9}
+track: {every_steps: 1, tensorboard: false}
+evaluate: [{bench: loss, every_steps: 10, samples: 16, batch: 4}]
+"""
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    """60 scenes in five buckets, their sides named in many captions, so that twins are there."""
+    folder = tmp_path_factory.mktemp("shards") / "set"
+    scenes = ["--options.tasks=[caption]", "--options.objects=1", f"--options.size={SIZES}", "--options.supersample=1"]
+    encoders = ["--latents=tiny:4x12", "--texts=tiny", "--images=tiny", f"--buckets={BUCKETS}"]
+    assert main(["data", "shard", "scenes", str(folder), "--limit=60", *encoders, *scenes]) == 0
+    return folder
+
+
+def resolved(folder, shards, workers=0):
+    folder.mkdir(exist_ok=True)
+    path = folder / "x.yaml"
+    path.write_text(TEXT.replace("SHARDS", str(shards)).replace("WORKERS", str(workers)))
+    return config.load(path, [f"--run={folder / 'run'}"], model_config=registry.model_config, preset=registry.preset)
+
+
+def test_a_run_cut_in_the_middle_of_an_epoch_ends_bit_for_bit_the_same(tmp_path, shards):
+    straight, cut = resolved(tmp_path / "a", shards), resolved(tmp_path / "b", shards, workers=2)
+    first, second = run.train(straight), run.train(cut)
+    (last,) = second.glob("stage-1*/step-00000020")
+    shutil.rmtree(last)  # as if it had been killed after step 11, in the first epoch of 15 steps
+    run.train(cut)
+    for name in ("weights", "ema", "moments"):
+        one, other = (load_file(next(where.glob(f"stage-1*/step-00000020/{name}.safetensors"))) for where in (first, second))
+        assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one), name
+    rows = [[json.loads(line) for line in (where / "metrics.jsonl").read_text().splitlines()] for where in (first, second)]
+    losses = [{row["step"]: row["loss"] for row in some if "loss" in row} for some in rows]
+    assert losses[0] == losses[1] and len(losses[0]) == 20
+
+
+def micros(shards, *, micro_batch=4, rank=0, world=1, steps=15):
+    """The micro-batches of every step of one epoch, as a rank loads them."""
+    source = sources.open_source(Source(source="latents", path=str(shards)), seed=1)
+    order, inputs = order_of([source], [1.0], 7, 4), family.Inputs(CONFIG, shards, train=True)
+    with Loader([source], order, inputs, seed=7, rank=rank, world=world, micro_batch=micro_batch, workers=0, stop_step=steps) as loader:
+        return source, [step.micro for step in loader]
+
+
+def gradient(step, total):
+    """The gradient of one step's mean loss over `total` samples."""
+    model, loss = family.build(CONFIG, None, seed=1), family.Loss(CONFIG)
+    wake(model)
+    for micro in step:
+        if not micro.void:
+            (loss.sums(model, micro.batch)["flow"] / total).backward()
+    return torch.cat([value.grad.flatten() for value in model.parameters()])
+
+
+def test_every_batch_has_one_shape_and_every_sample_comes_once_per_epoch(shards):
+    source, steps = micros(shards, steps=30)
+    shapes = [{tuple(micro.batch["x0"].shape[1:]) for micro in step} for step in steps]
+    assert all(len(some) == 1 for some in shapes)
+    assert {next(iter(some)) for some in shapes} == {(12, h // 4, w // 4) for w, h in ((32, 32), (24, 40), (40, 24), (16, 48), (48, 16))}
+    counts = Counter(one.index for step in steps for micro in step for one in micro.ids)
+    assert len(source.groups) == 5 and set(counts) == set(range(60)) and max(counts.values()) <= 3
+    flags = [bool(micro.batch["text_null"].any()) for step in steps for micro in step]
+    assert any(flags) and not all(flags)
+
+
+@pytest.mark.parametrize("cut", [{"micro_batch": 1}, {"micro_batch": 2}, {"micro_batch": 3}, {"world": 2}, {"world": 2, "micro_batch": 1}])
+def test_any_cut_of_the_batch_gives_its_gradient(shards, cut):
+    (_, whole), ranks = micros(shards, steps=5), [micros(shards, rank=r, steps=5, **cut)[1] for r in range(cut.get("world", 1))]
+    for number, step in enumerate(whole):
+        expected = gradient(step, 4)
+        found = sum(gradient(own[number], 4) for own in ranks)
+        assert torch.allclose(found, expected, rtol=1e-3, atol=1e-5 * float(expected.abs().max()) + 1e-6)  # float32 sums in another order
+
+
+def test_ranks_share_the_samples_of_a_batch(shards):
+    (_, whole), ranks = micros(shards, steps=15), [micros(shards, world=2, rank=r, micro_batch=2)[1] for r in range(2)]
+    for number, step in enumerate(whole):
+        every = [one for own in ranks for micro in own[number] if not micro.void for one in micro.ids]
+        assert sorted(every) == sorted(one for micro in step for one in micro.ids)
