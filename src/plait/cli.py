@@ -1,10 +1,13 @@
 """The command line: verbs and arguments only. Each verb's module is imported when it is used, so that help and errors come at once."""
 
 import argparse
+import difflib
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from plait import __version__
 from plait.errors import PlaitError
@@ -14,10 +17,29 @@ _ABOUT = "Train multimodal models in stages; stop anywhere, continue exactly."
 Arguments = argparse.Namespace
 
 
+class Parser(argparse.ArgumentParser):
+    """argparse, with errors like all others of plait: one line, without the usage, which help shows."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what is wrong, as PlaitError; for an unknown choice, with the nearest one."""
+        if found := re.fullmatch(r"argument (\S+): invalid choice: '(.*?)' \(choose from (.*)\)", message):
+            known = re.findall(r"[\w-]+", found[3])
+            near = difflib.get_close_matches(found[2], known, 1)
+            message = f"{found[1]} {found[2]!r} is unknown: " + (f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}")
+        raise PlaitError(f"{message} (see {self.prog} --help)")
+
+
+def _positive(text: str) -> int:
+    """A whole number from 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Exit codes: 0 done, 2 a PlaitError in one line on standard error, 130 interrupted."""
-    given, overrides = _parse(list(sys.argv[1:] if arguments is None else arguments))
     try:
+        given, overrides = _parse(list(sys.argv[1:] if arguments is None else arguments))
         given.verb(given, overrides)
     except PlaitError as error:
         print(f"plait: {error}", file=sys.stderr)
@@ -42,8 +64,8 @@ def _parse(arguments: list[str]) -> tuple[Arguments, list[str]]:
     return given, [item.removeprefix("--") for item in rest]
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("plait", description=_ABOUT, allow_abbrev=False)
+def _parser() -> Parser:
+    parser = Parser("plait", description=_ABOUT, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"plait {__version__}")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
 
@@ -70,8 +92,8 @@ def _parser() -> argparse.ArgumentParser:
     made = add(verbs, "eval", _eval, "measure a checkpoint on a bench; writes predictions and a page with pictures")
     made.add_argument("checkpoint", type=Path, help="a run, stage folder or step folder")
     made.add_argument("--bench", required=True, help="loss, or a bench of the family")
-    made.add_argument("--samples", type=int, help="held-out samples (default: all)")
-    made.add_argument("--batch", type=int, default=16, help="samples at a time")
+    made.add_argument("--samples", type=_positive, help="held-out samples (default: all)")
+    made.add_argument("--batch", type=_positive, default=16, help="samples at a time")
     made.add_argument("--show", type=int, default=3, help="answers to print")
     made.add_argument("--raw", action="store_true", help="use the last weights, not their average")
     made.add_argument("--out", type=Path, help="where to write (default: RUN/eval/...)")
@@ -107,7 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_shard(add(inner, "shard", _data_shard, "encode pictures with captions into bucketed latent shards", _SOURCE_SETTINGS))
     made = add(inner, "inspect", _data_inspect, "draw what the model sees: pixels, prompt, supervised text", overrides)
     made.add_argument("config", type=Path)
-    made.add_argument("--samples", type=int, default=12)
+    made.add_argument("--samples", type=_positive, default=12)
     made.add_argument("--out", type=Path, default=Path("inspect"), help="folder for the picture and the page")
     made.add_argument("--split", choices=("train", "validation"), default="train")
     return parser
@@ -121,7 +143,7 @@ def _add_prove(made: argparse.ArgumentParser) -> None:
     made.add_argument("--kills", type=int, default=6, help="processes ended on the way; each is one more generation")
     made.add_argument("--seed", type=int, default=0, help="of the moments")
     made.add_argument("--ranks", type=int, default=1, help="processes of each generation, under torchrun")
-    made.add_argument("--steps", type=int, default=8, help="at most so many per stage")
+    made.add_argument("--steps", type=_positive, default=8, help="at most so many per stage")
     made.add_argument("--warm", action="store_true", help="fork the generations from one process that has imported everything: faster")
     made.add_argument("--out", type=Path, help="keep the two runs here (default: a temporary folder)")
 
@@ -135,11 +157,11 @@ def _add_shard(made: argparse.ArgumentParser) -> None:
     made.add_argument("--latents", default="tiny", help="VAE: a folder, a Hub repository[/part][@revision], or tiny[:4x48]")
     made.add_argument("--texts", default="tiny", help="T5 encoder, named likewise, or tiny[:64]")
     made.add_argument("--images", default="tiny", help="DINOv3, named likewise, or tiny")
-    made.add_argument("--max-tokens", type=int, help="of a caption (default: 512, tiny 64)")
-    made.add_argument("--limit", type=int, help="read at most so many samples, a fair part of all")
+    made.add_argument("--max-tokens", type=_positive, help="of a caption (default: 512, tiny 64)")
+    made.add_argument("--limit", type=_positive, help="read at most so many samples, a fair part of all")
     made.add_argument("--seed", type=int, default=0, help="of the order in which samples are taken")
-    made.add_argument("--batch", type=int, default=16, help="pictures per call of an encoder")
-    made.add_argument("--per-shard", type=int, default=1000, help="samples per shard, at most 1000")
+    made.add_argument("--batch", type=_positive, default=16, help="pictures per call of an encoder")
+    made.add_argument("--per-shard", type=_positive, default=1000, help="samples per shard, at most 1000")
     made.add_argument("--statistics", choices=("measured", "published"), default="measured", help="what normalises the latents")
     made.add_argument("--like", type=Path, help="share the statistics of this set (for held-out data)")
     made.add_argument("--workers", type=int, default=2, help="threads that decode pictures")
