@@ -1,0 +1,45 @@
+"""One rank of `test_ranks`: trains the debug model three steps, in which one rank of two has text only, and writes what rank 0 saw."""
+
+import faulthandler
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+from plait.engine import distributed
+from plait.engine.guards import Quarantine
+from plait.engine.loop import Loop
+from plait.engine.state import State
+from plait.families.molmo import family
+from plait.families.molmo.config import Config
+from tests.engine.toy import Id, make_config, step_batch
+from tests.families.molmo.conftest import sample
+
+LIMIT_S = 60
+
+
+def main(out: Path) -> None:
+    config = Config(language="debug", style="none")
+    settings = make_config(train={"steps": 3, "global_batch": 4})
+    with distributed.world("cpu") as world:
+        model = family.build(config, out.parent, seed=1)
+        inputs = family.Inputs(config, out.parent)
+        examples = [inputs.encode(one, 0) for one in (sample(1), sample(2, 3), sample(), sample(ask="Where is it?", say="on a mat"))]
+        size = 2  # images with images, text with text
+        micros = [
+            SimpleNamespace(batch=inputs.collate(examples[at : at + size]), ids=[Id(0, at, 0)], void=False) for at in range(0, 4, size)
+        ]
+        state = State(model)
+        state.begin(family.components(model), settings.optim)
+        rows = []
+        quarantine = Quarantine(out.with_suffix(".jsonl"), 0.01)
+        loop = Loop(state, family.Loss(config), settings, world, quarantine, [lambda _, row: rows.append(row)])
+        mine = micros if world.size == 1 else micros[world.rank : world.rank + 1]
+        loop.run([step_batch(step, mine) for step in range(3)], 3)
+        if world.first:
+            out.write_text(json.dumps([{name: row[name] for name in ("loss", "grad_norm", "weight/loss")} for row in rows]))
+
+
+if __name__ == "__main__":
+    faulthandler.dump_traceback_later(LIMIT_S, exit=True)  # begun after the imports: three steps that wait for each other end here
+    main(Path(sys.argv[1]))
