@@ -70,12 +70,12 @@ def _parser() -> Parser:
     verbs = parser.add_subparsers(metavar="VERB", required=True)
 
     def add(
-        to: "argparse._SubParsersAction[argparse.ArgumentParser]",
+        to: "argparse._SubParsersAction[Parser]",
         name: str,
         verb: Callable[..., None],
         text: str,
         settings: str | None = None,
-    ) -> argparse.ArgumentParser:
+    ) -> Parser:
         made = to.add_parser(name, help=text, description=text, epilog=settings, allow_abbrev=False)
         made.set_defaults(verb=verb, settings=settings)
         return made
