@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from plait.data.latents import METADATA
+from plait.data.metadata import METADATA
 from plait.errors import PlaitError
 from plait.families.nanodit import family, pictures
 from plait.families.nanodit.config import Config
@@ -87,8 +87,10 @@ def test_every_setting_is_in_that_list():
     tested = {(name, inner) for name, value, _ in CHANGES for inner in (value if isinstance(value, dict) else [None])}
     for name, field in Config.model_fields.items():
         inner = getattr(field.annotation, "model_fields", None) or [None]
-        for part in inner:
-            assert (name, part) in tested or name in ("size", "metadata"), f"{name}.{part} has no test"
+        for part in inner:  # a size is a row of the table, metadata and extractor have tests of their own below
+            assert (name, part) in tested or (name, part) in [("size", None), ("metadata", None), ("sampling", "extractor")], (
+                f"{name}.{part}"
+            )
 
 
 @pytest.mark.parametrize(
@@ -121,7 +123,7 @@ def labelled(count=8):
     return made
 
 
-@pytest.mark.parametrize("bench", ["validation", "edit", "swap", "divergence", "toy", "grid"])
+@pytest.mark.parametrize("bench", ["validation", "edit", "swap", "divergence", "toy", "grid", "distance"])
 def test_a_bench_gives_the_same_rows_every_time_in_the_samples_order(make, bench):
     _, net, inputs = make(sampling={"steps": 2})
     samples = labelled(6) + [sample(i, size=(4, 8)) | {"fields": labelled()[i]["fields"]} for i in range(4)] * (bench != "toy")
@@ -199,6 +201,16 @@ def test_benches_that_cannot_judge_say_why(make):
     _, net, inputs = make(image_dim=0)
     with pytest.raises(PlaitError, match=r"model\.image_dim is 0"):
         family.benches["divergence"].predict(net, [sample(0)], inputs, batch=1)
+
+
+def test_the_distance_bench_looks_through_the_extractor_that_is_named(make, monkeypatch):
+    _, net, inputs = make(sampling={"steps": 2, "extractor": "my/dino"})
+    opened, tiny = [], encoders.open_images("tiny")
+    monkeypatch.setattr(encoders, "open_images", lambda name, device: opened.append(name) or tiny)
+    rows = family.benches["distance"].predict(net, labelled(), inputs, batch=4)
+    assert opened == ["my/dino"] and len(rows[0]["real"]) == 64
+    same = [{**row, "drawn": row["real"]} for row in rows]
+    assert family.benches["distance"].summarise(same)["frechet"] == pytest.approx(0, abs=1e-6)
 
 
 def test_pictures_carry_their_settings_and_make_a_grid_per_size(make):

@@ -85,6 +85,7 @@ class Sampling(Section):
     )
     grid: Literal["uniform", "quadratic"] = Field(default="uniform", description="quadratic: smaller steps near the data")
     shift: Annotated[float, Field(gt=0.0)] = Field(default=1.0, description="s of the step grid, as in time.shift")
+    extractor: str = Field(default="tiny", description="picture features of bench `distance`: a local DINO folder, a Hub name, or tiny")
     folder: str = Field(default="validation", description="where benches write pictures; inside the run unless absolute")
 
     @model_validator(mode="after")

@@ -2,6 +2,7 @@
 
 `validation`: loss at fixed t, and how well one step restores the sample. `edit`, `swap`: another caption, or another image, from the same
 noise. `divergence`: text alone against image alone. `toy`: two-colour pictures with exact labels. `grid`: pictures per size.
+`distance`: drawn and held-out pictures as sets.
 Samples of one size form a batch; partners are looked for among the samples of one rank.
 """
 
@@ -11,16 +12,18 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from plait.errors import PlaitError
-from plait.families.nanodit import flow, pictures
+from plait.families.nanodit import distances, flow, pictures
 from plait.families.nanodit.config import Sampling
 from plait.families.nanodit.inputs import Conditions, Inputs, Sample, caption, noise
 from plait.families.nanodit.model import NanoDiT
 from plait.families.nanodit.sampler import Request, draw
 from plait.keys import key
+from plait.nn import encoders
 
 Row = dict[str, Any]
 Rows = Sequence[Mapping[str, Any]]
@@ -29,6 +32,7 @@ T_FIXED = (0.1, 0.3, 0.5, 0.7, 0.9)
 _RESTORED_FROM = 0.5
 ALONE_TEXT, ALONE_IMAGE = 4.0, 2.0
 """Scales of the divergence test: text (4, 0), image (0, 2)."""
+_FEWEST = 4  # samples of a set
 LABELS = ("position", "colour")
 """Fields of a two-colour sample: set by the text, and by the reference image."""
 
@@ -237,6 +241,27 @@ def predict_grid(model: NanoDiT, samples: Sequence[Sample], inputs: Inputs, *, b
     return _placed(found)
 
 
+def predict_distance(model: NanoDiT, samples: Sequence[Sample], inputs: Inputs, *, batch: int) -> list[Row]:
+    """Features of each held-out picture (its clean latents, decoded) and of the one drawn from its conditions."""
+    device = next(model.parameters()).device
+    show, sampling = pictures.decoder(inputs, device), inputs.config.sampling
+    look, found = encoders.open_images(sampling.extractor, str(device)), {}
+    for part in _portions(samples, inputs, batch):
+        pair = (part.x0, draw(model, inputs, part.requests(part.conditions), sampling))
+        real, drawn = (look.encode(torch.tensor(np.stack(show(one))).permute(0, 3, 1, 2)).tolist() for one in pair)
+        for row, place in enumerate(part.places):
+            found[place] = {"id": samples[place]["id"], "real": real[row], "drawn": drawn[row]}
+    return _placed(found)
+
+
+def summarise_distance(rows: Rows) -> dict[str, float]:
+    """`frechet` (FID's formula) and `kernel` (CMMD's) between drawn and held-out pictures; 0 is the same."""
+    real, drawn = (np.array([row[name] for row in rows]) for name in ("real", "drawn"))
+    if len(rows) < _FEWEST:
+        raise PlaitError(f"bench distance compares sets, and {len(rows)} samples are none: raise evaluate.samples")
+    return {"frechet": distances.frechet(real, drawn), "kernel": distances.kernel(real, drawn)}
+
+
 def summarise_grid(rows: Rows) -> dict[str, float]:
     """How many pictures of each size."""
     sizes: dict[str, float] = defaultdict(float)
@@ -265,5 +290,6 @@ benches = {
     "swap": Bench(_exchange("image"), summarise_exchange),
     "divergence": Bench(predict_divergence, summarise_divergence),
     "toy": Bench(predict_toy, summarise_toy),
+    "distance": Bench(predict_distance, summarise_distance),
     "grid": Bench(predict_grid, summarise_grid, pictures.grids),
 }

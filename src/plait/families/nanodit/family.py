@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from plait.data.latents import METADATA
+from plait.data.metadata import METADATA
 from plait.errors import PlaitError
 from plait.families.nanodit.config import Config
 from plait.families.nanodit.evaluate import benches
