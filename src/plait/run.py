@@ -11,7 +11,7 @@ The same command continues a run: everything that is not in the checkpoint is de
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,7 +65,22 @@ def train(resolved: Resolved, options: Options = DEFAULT) -> Path:
                     heart.phase("stage", state.step)
                     Stage(view, built, state, run, world, tracker, signals, options.allow_inexact, heart, since).train()
                 heart.phase("done", state.step)
+        if world.first:
+            print(whereabouts(run, state.step, sorted(built.family.benches)))
     return run
+
+
+def whereabouts(run: Path, step: int, benches: Sequence[str]) -> str:
+    """Where everything of a run that came to its end is, and what to do with it next."""
+    newest = checkpoint.published(run)
+    rows = [
+        ("run", f"{run}, {step} steps done"),
+        ("metrics", f"{run / 'metrics.jsonl'}; curves: tensorboard --logdir {run}"),
+        *([("checkpoint", str(newest[0]))] if newest else []),
+        *([("measure", f"plait eval {run} --bench {benches[0]}")] if benches else []),
+        ("ask", f"plait generate {run} --prompt=..."),
+    ]
+    return "\n".join(f"{name:<12} {text}" for name, text in rows)
 
 
 def wanted(resolved: Resolved, only: str | None, state: State) -> list[StageView]:
