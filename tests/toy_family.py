@@ -1,0 +1,124 @@
+"""A family small enough that a run of three stages takes a fraction of a second: y from four numbers, through three linear parts."""
+
+import json
+from types import SimpleNamespace
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import nn
+
+from plait import config, run
+from plait.engine import checkpoint
+from plait.families import registry
+from plait.keys import rng
+
+SMALL = """
+family: theworld
+data:
+  train: [{{source: jsonl, path: {folder}/train.jsonl}}]
+  validation: [{{source: jsonl, path: {folder}/held.jsonl}}]
+  workers: 0
+stages:
+  - {{name: projection, trainable: [projector]}}
+  - {{name: vision, trainable: [projector, vision]}}
+  - {{name: language, trainable: [language]}}
+train: {{steps: 6, global_batch: 4}}
+optim: {{lr: 1.0e-2, schedule: {{name: constant}}, ema: {{decay: 0.5}}}}
+checkpoint: {{every_steps: 2, keep: 9, best: loss, async_save: false}}
+evaluate: [{{bench: loss, every_steps: 2}}]
+track: {{every_steps: 1, tensorboard: false}}
+"""
+
+
+class Config(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    width: int = 4
+
+
+class Net(nn.Module):
+    def __init__(self, width, seed):
+        super().__init__()
+        torch.manual_seed(seed % 2**63)
+        self.vision, self.projector, self.language = nn.Linear(4, width), nn.Linear(width, width), nn.Linear(width, 1)
+
+    def forward(self, batch):
+        return self.language(torch.tanh(self.projector(torch.tanh(self.vision(batch["x"])))))[:, 0]
+
+
+class Inputs:
+    def __init__(self, section, assets, *, max_tokens, pad, train):
+        pass
+
+    def encode(self, sample, key):
+        return sample["fields"]["x"], sample["fields"]["y"]
+
+    def collate(self, examples):
+        return {"x": torch.tensor([x for x, _ in examples]), "y": torch.tensor([y for _, y in examples])}
+
+
+class Loss:
+    def __init__(self, section):
+        self.coefficients = {"error": 1.0}
+
+    def weights(self, batch):
+        return {"error": torch.tensor(float(len(batch["y"])), dtype=torch.float64)}
+
+    def sums(self, model, batch):
+        return {"error": ((model(batch) - batch["y"]) ** 2).sum()}
+
+
+def components(model):
+    named = dict(model.named_parameters())
+    return {part: {name: value for name, value in named.items() if name.startswith(part)} for part in ("projector", "vision", "language")}
+
+
+FAMILY = SimpleNamespace(
+    Config=Config,
+    prepare=lambda section, directory, texts: directory.mkdir(parents=True, exist_ok=True),
+    build=lambda section, directory, *, seed: Net(section.width, seed),
+    base=lambda section: [{"part": "toy", "name": "drawn from the seed", "revision": None}],
+    components=components,
+    never_trained=frozenset(),
+    blocks=lambda model: [model.vision, model.projector, model.language],
+    Inputs=Inputs,
+    Loss=Loss,
+    benches={},
+)
+
+
+def install(monkeypatch, folder):
+    """Put the toy in theworld's place, and write its data and recipe; returns the recipe."""
+    monkeypatch.setattr(registry, "load", lambda name: FAMILY)
+    monkeypatch.setattr(registry, "model_config", lambda name: Config)
+    monkeypatch.setenv("PLAIT_CACHE", str(folder / "cache"))
+    for name, count in (("train", 30), ("held", 8)):
+        rows = [{"x": (x := rng(name, i).standard_normal(4).round(3).tolist()), "y": round(sum(x), 3)} for i in range(count)]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(SMALL.format(folder=folder))
+    return recipe
+
+
+def train(recipe, folder, *overrides, **options):
+    """`plait train`, in this process."""
+    path = recipe / "config.yaml" if recipe.is_dir() else recipe
+    resolved = config.load(path, [f"run={folder}", *overrides], model_config=registry.model_config, preset=registry.preset)
+    return run.train(resolved, run.Options(**options))
+
+
+def at(folder, step):
+    """The run's checkpoint at this step."""
+    (found,) = [path for path in checkpoint.published(folder) if path.name == f"step-{step:08d}"]
+    return checkpoint.locate(found)
+
+
+def same(one, other):
+    """Whether two groups of tensors agree to the bit."""
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def figures(folder):
+    """The rows of metrics.jsonl without what clocks say."""
+    clocks = {"samples_per_s", "data_wait_s", "step_s", "time_s"}
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name not in clocks} for row in rows]
