@@ -90,7 +90,8 @@ class Stage:
         )
         with contextlib.closing(loader), contextlib.closing(self.saver):
             loop = Loop(state, self.loss, config, world, quarantine, [self.after], asked=self.signals.asked)
-            self.settle(state)
+            if self.settle(state) or state.stage_done:
+                self.save(state)
             if state.stage_done is None and not self.judge.interrupted:
                 loop.run(self.watched(loader), self.stop)
             if state.stage_done is None:
@@ -202,6 +203,8 @@ class Stage:
         if self.since is not None and self.since.manifest["stage"] == self.view.name:
             line = start.check_data(self.since, self.facts["data"], self.run, self.allow_inexact)
             print(f"  {line}") if self.world.first else None
+            if self.since.manifest["data"] != self.facts["data"]:
+                return  # other probe samples: their loss says nothing
         now = self._probe_loss()
         if now is not None:
             line = start.check_probe(self.state.probe, now, self.allow_inexact)
