@@ -78,9 +78,9 @@ def load(path: str | Path, overrides: Sequence[str] = (), *, model_config: Model
     file = reading.read(path)
     secrecy.refuse(file)
     spoken = dialects.translate(file, commands, path, tuple(field.alias or name for name, field in RunConfig.model_fields.items()))
-    tree = _with_preset(spoken.tree, spoken.overrides, preset)
-    family = _chosen(tree, spoken.overrides, "family")
+    family = _chosen(spoken.tree, spoken.overrides, "family")
     section = _section(family, model_config) if family else None
+    tree = _with_preset(spoken.tree, spoken.overrides, preset)
     for command in sorted(spoken.overrides, key=lambda one: one.path[0] == "stages"):  # a stage's own override wins over a general one
         tree = _override(tree, command, section)
     run = at(tree, ("run",))

@@ -1,6 +1,6 @@
 """`plait eval` and `plait generate`: a checkpoint measured, or asked."""
 
-import json
+import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -88,7 +88,15 @@ def generate_options(kind: Any, options: Sequence[str]) -> Any:
     try:
         return kind.model_validate(given)
     except ValidationError as error:
-        first = error.errors()[0]
-        known = ", ".join(f"--{name.replace('_', '-')}" for name in kind.model_fields)
-        where = ".".join(str(part) for part in first["loc"]).replace("_", "-")
-        raise PlaitError(f"generate: --{where}: {first['msg'].lower()} (given {json.dumps(first['input'])}); options: {known}") from error
+        raise PlaitError(_wrong_option(kind, error.errors()[0])) from error
+
+
+def _wrong_option(kind: Any, first: Any) -> str:
+    """One line for the first of pydantic's errors: the nearest option, or what its value must be."""
+    known = [f"--{name.replace('_', '-')}" for name in kind.model_fields]
+    option = "--" + str(first["loc"][0] if first["loc"] else "").replace("_", "-")
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(option, known, 1)
+        return f"generate has no option {option}: " + (f"did you mean {near[0]}?" if near else f"it has {', '.join(known)}")
+    wanted = first["msg"].replace("Input should be ", "").replace("Value error, ", "")
+    return f"generate: {option} must be {wanted}, got {first['input']!r}"

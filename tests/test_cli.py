@@ -1,0 +1,163 @@
+"""The command line as a user meets it: what goes wrong gives exit code 2 and one line that says what to do, without a traceback."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+from plait import cli
+
+CONFIG = """
+family: theworld
+preset: tiny
+model:
+  tiny: {hidden: 32, layers: 2, heads: 2, kv_heads: 1, head_dim: 16, mlp: 64, image_size: 16, image_tokens: 4,
+         vision_hidden: 32, vision_layers: 1, vision_heads: 2, vision_mlp: 64, world_base: 4}
+  world: {image_size: 16}
+data:
+  train: [{source: scenes, limit: 30, options: &scenes {size: [32, 32], objects: 1, tasks: [colour]}}]
+  validation: [{source: scenes, limit: 8, options: *scenes}]
+train: {steps: 2, global_batch: 4}
+optim: {schedule: {warmup_steps: 0}}
+track: {tensorboard: false}
+"""
+BENCHES = "loss, accuracy, world_ablation"
+COMPONENTS = "projector, vision, language, world"
+
+# Found wrong before torch is imported: tried in a process of their own, as typed.
+TYPED = {
+    "": "the following arguments are required: VERB (see plait --help)",
+    "trian good.yaml": "VERB 'trian' is unknown: did you mean train? (see plait --help)",
+    "train": "the following arguments are required: config (see plait train --help)",
+    "train good.yaml extra": "'extra' is not understood: a setting is written --name=value, for example --optim.lr=3e-6 (see plait --help)",
+    "train good.yaml --steps 3": (
+        "'--steps' is not understood: a setting is written --name=value, for example --optim.lr=3e-6 (see plait --help)"
+    ),
+    "train godo.yaml": "godo.yaml: no such file; did you mean good.yaml?",
+    "train good.yaml --optim.lrr=1": "command line: optim.lrr is not a key: did you mean optim.lr?",
+    "train good.yaml --optim.lr=fast": "command line: optim.lr must be a number, got 'fast'",
+    "train good.yaml --train.steps=-5": "command line: train.steps must be greater than or equal to 1, got -5",
+    "train good.yaml --optim.schedule.warmup_steps=2": (
+        "command line: optim.schedule.warmup_steps is 2, but the stage has 2 steps: warm up for fewer, or train longer"
+    ),
+    "train good.yaml --model.world.tokens=poled": (
+        "command line: model.world.tokens must be 'pooled', 'patches', 'spatial' or 'channel', got 'poled': did you mean 'pooled'?"
+    ),
+    "train good.yaml --preset=tny": "command line: preset 'tny' is not one of family 'theworld': did you mean 'tiny'? known: gemma3-4b, tiny",
+    "train good.yaml --family=gemma": "command line: family 'gemma' is unknown: known: molmo, nanodit, theworld",
+    "train good.yaml --data.train.0.source=scene": (
+        "command line: data.train.0.source must be 'shards', 'folder', 'jsonl', 'datasets', 'latents' or 'scenes', "
+        "got 'scene': did you mean 'scenes'?"
+    ),
+    "eval nowhere": "the following arguments are required: --bench (see plait eval --help)",
+    "eval nowhere --bench loss --samples=-3": (
+        "argument --samples: must be a whole number of at least 1, got '-3' (see plait eval --help)"
+    ),
+    "eval nowhere --bench loss --foo=3": "'--foo=3' is not an option of this command (see plait --help)",
+    "ckpt inspct run": "WHAT 'inspct' is unknown: did you mean inspect? (see plait ckpt --help)",
+    "data inspect good.yaml --split=test": "--split 'test' is unknown: known: train, validation (see plait data inspect --help)",
+}
+
+# Found wrong with torch at hand: the same entry point, in this process.
+BEGUN = {
+    "train good.yaml --run=new --trainable=[projectr]": (
+        f"trainable names 'projectr', which is no component of this model; components: {COMPONENTS}"
+    ),
+    "train good.yaml --run=new --evaluate=[{bench:\u00a0acuracy}]": f"evaluate names bench 'acuracy', which is unknown; known: {BENCHES}",
+    "train good.yaml --run=new --data.train=[{source:\u00a0folder,\u00a0path:\u00a0nowhere}]": (
+        "data source folder:nowhere: nowhere is not a folder"
+    ),
+    "train good.yaml --run=new --data.train.0.options.tasks=[colur]": "scenes: there is no task 'colur'; did you mean 'colour'?",
+    "train good.yaml --run=new --data.train.0.options.objets=3": "scenes have no option 'objets'; did you mean 'objects'?",
+    "train good.yaml --run=new --data.max_tokens=8": (
+        "scenes train: sample train-0-0 and 49 replacements in a row are bad; "
+        "the first: 41 tokens: max_tokens 8 would cut an image or world block"
+    ),
+    "train good.yaml --run=mine": "mine holds letter.txt but no config.yaml: it is no run directory; give another --run",
+    "train good.yaml --run=done --optim.lr=1e-2": (
+        "done was begun with another configuration (optim.lr: 0.001 -> 0.01); "
+        "undo that, give another --run, or --restart (keeps the old run aside)"
+    ),
+    "train good.yaml --run=done --stage=second": ("stage 'second' is not one to run next: the stages are train, and the run is in train"),
+    "eval nowhere --bench accuracy": "nowhere does not exist; give a run directory or one of its step folders",
+    "eval mine --bench accuracy": "mine holds no intact checkpoint; give a run, a stage folder or a step folder",
+    "eval done --bench acuracy": f"evaluate names bench 'acuracy', which is unknown; known: {BENCHES}",
+    "generate done --promt=hi": "generate has no option --promt: did you mean --prompt?",
+    "generate done --prompt=hi --temperature=hot": (
+        "generate: --temperature must be a valid number, unable to parse string as a number, got 'hot'"
+    ),
+    "generate done --prompt=hi --image=missing.png": "generate: --image: no file missing.png",
+    "ckpt verify nowhere": "nowhere does not exist; give a run, a stage folder or a step folder",
+    "ckpt inspect mine": "mine holds no checkpoint; checkpoints are RUN/stage-N-NAME/step-NNNNNNNN",
+    "data index nowhere.tar": "there is no file 'nowhere.tar'",
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a configuration, a run that is done, and a folder that is no run."""
+    folder = tmp_path_factory.mktemp("user")
+    (folder / "good.yaml").write_text(CONFIG)
+    (folder / "mine").mkdir()
+    (folder / "mine" / "letter.txt").write_text("not a run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert cli.main(["train", "good.yaml", "--run=done"]) == 0
+    return folder
+
+
+@pytest.fixture
+def say(place, monkeypatch, capsys):
+    """say(arguments): the exit code of the command line and what it printed, as (code, out, err)."""
+    monkeypatch.chdir(place)
+
+    def command(*arguments: str) -> tuple[int, str, str]:
+        code = cli.main(arguments)
+        return code, *capsys.readouterr()
+
+    return command
+
+
+@pytest.mark.parametrize("line", TYPED, ids=lambda line: line or "nothing")
+def test_a_wrong_command_gives_one_line(line: str, place) -> None:
+    done = subprocess.run([sys.executable, "-m", "plait", *line.split()], cwd=place, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, f"plait: {TYPED[line]}\n")
+
+
+@pytest.mark.parametrize("line", BEGUN)
+def test_a_wrong_wish_gives_one_line(line: str, say) -> None:
+    code, _, err = say(*(word.replace("\u00a0", " ") for word in line.split(" ")))
+    assert (code, err) == (2, f"plait: {BEGUN[line]}\n")
+
+
+def test_help_names_every_verb_without_torch() -> None:
+    code = "import sys; from plait import cli\ntry: cli.main(['--help'])\nfinally: assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert {"train", "config", "eval", "generate", "ckpt", "data"} <= set(re.findall(r"^    (\w+)", done.stdout, re.M))
+
+
+def test_train_ends_with_where_everything_is(say, place) -> None:
+    code, out, _ = say("train", "good.yaml", "--run=done")
+    assert code == 0
+    assert out.splitlines()[-5:] == [
+        "run          done, 2 steps done",
+        "metrics      done/metrics.jsonl; curves: tensorboard --logdir done",
+        "checkpoint   done/stage-1-train/step-00000002",
+        "measure      plait eval done --bench accuracy",
+        "ask          plait generate done --prompt=...",
+    ]
+    assert (place / "done" / "stage-1-train" / "step-00000002" / "manifest.json").is_file()
+
+
+def test_config_prints_where_a_value_comes_from(say) -> None:
+    code, out, _ = say("config", "good.yaml", "--optim.lr=3e-6")
+    assert code == 0
+    assert re.search(r"^optim\.lr\s+= 3e-06\s+command line$", out, re.M), out
+
+
+def test_a_defect_keeps_its_traceback(monkeypatch) -> None:
+    monkeypatch.setattr(cli, "_load", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["config", "good.yaml"])
