@@ -44,7 +44,9 @@ TYPED = {
     "train good.yaml --model.world.tokens=poled": (
         "command line: model.world.tokens must be 'pooled', 'patches', 'spatial' or 'channel', got 'poled': did you mean 'pooled'?"
     ),
-    "train good.yaml --preset=tny": "command line: preset 'tny' is not one of family 'theworld': did you mean 'tiny'? known: gemma3-4b, tiny",
+    "train good.yaml --preset=tny": (
+        "command line: preset 'tny' is not one of family 'theworld': did you mean 'tiny'? known: gemma3-4b, tiny"
+    ),
     "train good.yaml --family=gemma": "command line: family 'gemma' is unknown: known: molmo, nanodit, theworld",
     "train good.yaml --data.train.0.source=scene": (
         "command line: data.train.0.source must be 'shards', 'folder', 'jsonl', 'datasets', 'latents' or 'scenes', "

@@ -76,7 +76,8 @@ REPLACED = {
     ("base: tiny", "world: {steps: 20}"): "x.yaml:2: model.world: steps is 20, more than max_steps, 16",
     ("{base: tiny}", "[tiny]"): 'x.yaml:2: model must be a mapping, got ["tiny"]',
     ("source: scenes", "source: shard"): (
-        "x.yaml:3: data.train.0.source must be 'shards', 'folder', 'jsonl', 'datasets', 'latents' or 'scenes', got 'shard': did you mean 'shards'?"
+        "x.yaml:3: data.train.0.source must be 'shards', 'folder', 'jsonl', 'datasets', 'latents' or 'scenes', "
+        "got 'shard': did you mean 'shards'?"
     ),
     ("source: scenes", "path: x"): "x.yaml:3: data.train.0.source is missing: one of shards, folder, jsonl, datasets, latents, scenes",
     ("source: scenes", "source: shards"): "x.yaml:3: data.train.0 of source 'shards' needs a path",
