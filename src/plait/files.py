@@ -28,7 +28,12 @@ def write_whole(path: Path, body: bytes | str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """`write_whole` of indented JSON with a final newline."""
-    write_whole(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_whole(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """The one text that `write_json` writes for this value."""
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
 def sync_folder(folder: Path) -> None:

@@ -163,6 +163,36 @@ def test_a_kill_at_any_moment_of_a_save_leaves_an_intact_checkpoint(tmp_path):
         assert not list(run.glob("*/.saving-*"))
 
 
+class Killed(BaseException):
+    """Stands for SIGKILL: no handler of errors sees it."""
+
+
+@pytest.mark.parametrize(("error", "at"), [(OSError, 1), (OSError, 2), (Killed, 1), (Killed, 2)])
+def test_writing_over_a_checkpoint_never_leaves_none(tmp_path, monkeypatch, error, at):
+    save(tmp_path, 5)
+    calls, rename = [], os.rename
+
+    def broken(*arguments):
+        calls.append(arguments)
+        if len(calls) == at:
+            raise error("rename")
+        rename(*arguments)
+
+    monkeypatch.setattr(os, "rename", broken)
+    with pytest.raises((PlaitError, Killed)):
+        save(tmp_path, 5)
+    monkeypatch.undo()
+    checkpoint.clear_unfinished(tmp_path)
+    assert checkpoint.newest_intact(tmp_path)[0].step == 5
+    assert [path.name for path in (tmp_path / "stage-1-only").iterdir()] == ["step-00000005"]
+
+
+def test_a_changed_blank_of_a_manifest_is_found(tmp_path):
+    path = save(tmp_path, 5).folder / "manifest.json"
+    path.write_text(path.read_text().replace("\n  ", "\n\t ", 1))
+    assert "manifest.json is damaged" in checkpoint.verify(path.parent)[0]
+
+
 def test_the_manifest_is_plain_json(tmp_path):
     manifest = json.loads((save(tmp_path, 5).folder / "manifest.json").read_text())
     assert manifest["format"] == "plait-checkpoint-1"

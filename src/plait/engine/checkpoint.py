@@ -5,6 +5,7 @@
 A flipped byte loads without an error in every tensor format we know, so each file's xxh3 is in the manifest and checked before use.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -27,6 +28,7 @@ FORMAT = "plait-checkpoint-1"
 _STEP = re.compile(r"step-(\d{8,})$")
 _STAGE = re.compile(r"stage-(\d+)-")
 _UNFINISHED = ".saving-"
+_REPLACED = ".replaced-"
 
 Groups = Mapping[str, Mapping[str, Tensor]]
 
@@ -70,10 +72,12 @@ def write(folder: Path, groups: Groups, facts: Mapping[str, Any]) -> Checkpoint:
     """Write one checkpoint: tensors into an unfinished folder beside, flushed and hashed, the manifest last, then one rename.
 
     `facts` becomes the manifest's own content. An interrupted write leaves only an unfinished folder, which the next run clears.
+    A checkpoint of the same moment is moved aside before, and deleted after, the rename: at every instant one of the two is whole.
     Raises PlaitError when the disk refuses; earlier checkpoints are untouched.
     """
-    beside = folder.with_name(f"{_UNFINISHED}{folder.name}")
+    beside, aside = (folder.with_name(f"{mark}{folder.name}") for mark in (_UNFINISHED, _REPLACED))
     try:
+        _bring_back(aside)
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
         listed = {}
@@ -87,17 +91,27 @@ def write(folder: Path, groups: Groups, facts: Mapping[str, Any]) -> Checkpoint:
         manifest["xxh3"] = _own_hash(manifest)
         files.write_json(beside / "manifest.json", manifest)
         if folder.exists():
-            shutil.rmtree(folder)
+            os.rename(folder, aside)
         os.rename(beside, folder)
         files.sync_folder(folder.parent)
+        shutil.rmtree(aside, ignore_errors=True)
     except Exception as error:
         shutil.rmtree(beside, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            _bring_back(aside)
         if isinstance(error, OSError) or "SafetensorError" in type(error).__name__:
             raise PlaitError(
                 f"checkpoint {folder} could not be written: {error}; earlier checkpoints are intact, free space or mend the disk"
             ) from error
         raise
     return Checkpoint(folder, manifest)
+
+
+def _bring_back(aside: Path) -> None:
+    """A checkpoint that was moved aside returns to its place, or goes when its successor is there."""
+    if aside.exists():
+        folder = aside.with_name(aside.name.removeprefix(_REPLACED))
+        shutil.rmtree(aside) if folder.exists() else os.rename(aside, folder)
 
 
 def _own_hash(manifest: Mapping[str, Any]) -> str:
@@ -111,11 +125,12 @@ def read(folder: Path) -> Checkpoint:
     if not path.is_file():
         raise PlaitError(f"{folder} is no finished checkpoint: it has no manifest.json")
     try:
-        manifest = json.loads(path.read_bytes())
+        body = path.read_bytes()
+        manifest = json.loads(body)
         known, listed = manifest["format"], manifest["xxh3"]
     except (ValueError, KeyError, TypeError) as error:
         raise PlaitError(f"{path} is damaged: it is not a manifest ({type(error).__name__})") from error
-    if listed != _own_hash(manifest):
+    if listed != _own_hash(manifest) or body != files.json_text(manifest).encode():
         raise PlaitError(f"{path} is damaged: its content does not match its own xxh3 {listed}")
     if known != FORMAT:
         raise PlaitError(f"{path} has format {known!r}; this plait reads {FORMAT!r}")
@@ -191,7 +206,9 @@ def locate(path: Path) -> Checkpoint:
 
 
 def clear_unfinished(run: Path) -> int:
-    """Remove what interrupted saves left behind in this run; returns how many."""
+    """Remove what interrupted saves left behind in this run, and bring back what they had moved aside; returns how many were removed."""
+    for aside in run.glob(f"stage-*/{_REPLACED}*"):
+        _bring_back(aside)
     left = list(run.glob(f"stage-*/{_UNFINISHED}*"))
     for folder in left:
         shutil.rmtree(folder, ignore_errors=True)
