@@ -19,6 +19,9 @@ from plait.engine.state import GROUPS
 CLOCK = frozenset({"samples_per_s", "data_wait_s", "step_s", "time_s"})
 """Fields of a metrics row that tell the time."""
 
+BEFORE_UPDATE = ("sample ids", "loss terms", "other figures")
+"""What a row tells of the moment before its step's update."""
+
 
 @dataclass(frozen=True)
 class Line:
@@ -39,15 +42,17 @@ def runs(a: Path, b: Path) -> list[Line]:
 
 
 def divergence(lines: Iterable[Line]) -> str | None:
-    """The first divergence in words, or None: of what was logged the earliest step, there ids before losses, then the first tensor."""
+    """The first divergence in words, or None: of what was logged the earliest step, there ids before losses, then the first tensors."""
     found = [line for line in lines if line.first is not None]
     tensors = [line for line in found if line.what in GROUPS]
     logged = [line for line in found if line not in tensors]
     first = min(logged, key=lambda line: line.step, default=None)
     said = [f"{first.what}: {first.first}"] if first else []
     if tensors:
-        early = min(tensors, key=lambda line: line.step)
-        said.append(f"first differing parameter: {early.first}")
+        early = min(line.step for line in tensors)
+        said.append("first differing parameter: " + "; ".join(str(line.first) for line in tensors if line.step == early))
+        if all(line.step > early for line in logged if line.what in BEFORE_UPDATE):
+            said.append(f"loss and gradient of step {early} were equal, so its update was not: moments did not come back")
     return "; ".join(said) or None
 
 
@@ -124,14 +129,16 @@ def _tensors(group: str, a: Path, b: Path) -> Line:
 
 
 def tensor_differences(mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> Iterator[str]:
-    """One line for each tensor that only one has, or that differs in any bit."""
-    for name in sorted(mine.keys() | theirs.keys()):
+    """One line for each tensor that only one has or that differs in any bit; counts of updates first: they tell whose moments were lost."""
+    for name in sorted(mine.keys() | theirs.keys(), key=lambda name: (not name.endswith(".step"), name)):
         if name not in mine or name not in theirs:
             yield f"{name} is in {'one' if name in mine else 'the other'} run only"
             continue
         one, other = mine[name], theirs[name]
         if one.shape != other.shape or one.dtype != other.dtype:
             yield f"{name} is {tuple(one.shape)} {one.dtype} and {tuple(other.shape)} {other.dtype}"
+        elif one.numel() == 1 and one.item() != other.item():
+            yield f"{name} is {one.item():g} and {other.item():g}"
         elif not torch.equal(bits(one), bits(other)):
             apart = (one.double() - other.double()).abs()
             yield f"{name} ({int((bits(one) != bits(other)).any(-1).sum())} of {one.numel()} values differ, by at most {apart.max():.1e})"

@@ -72,6 +72,8 @@ class Kill:
     took_s: float = 0.0
     since: int | None = None
     """The step that the killed generation had started from."""
+    left: int | None = None
+    """The step that the next one starts from."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def prove(
     modules = ["plait.run", f"plait.families.{resolved.config.family}.family"]
     launcher: Launcher = launch.Warm(modules) if warm and ranks == 1 else launch.Fresh(ranks)
     try:
-        lines, _ = rehearse(Trial(folder / "short.yaml", launcher), folder, kills, seed)
+        lines, plan = rehearse(Trial(folder / "short.yaml", launcher), folder, kills, seed)
     except Diverged as error:
         raise Diverged(f"{error}; the runs are in {folder}") from error
     finally:
@@ -110,7 +112,7 @@ def prove(
     print(table(lines))
     said = compare.divergence(lines)
     if said:
-        raise Diverged(f"the killed run diverged: {said}; the runs are in {folder}")
+        raise Diverged(f"the two runs part {where(lines, plan)}: {said}; the runs are in {folder}")
     print(f"bit-exact: {kills} kills, {kills + 1} generations, {resolved.config.family}, {len(short.stages)} stages")
     if out is None:
         shutil.rmtree(folder)
@@ -130,6 +132,15 @@ def rehearse(
     return compare.runs(straight, killed), plan
 
 
+def where(lines: Sequence[compare.Line], plan: Sequence[Kill]) -> str:
+    """Between which resumes the runs part. Before any, resuming is not at fault."""
+    first = min(line.step for line in lines if line.first is not None)
+    resumed = [kill.left for kill in plan if kill.left is not None and kill.left < first]
+    if resumed:
+        return f"after going on from step {max(resumed)}"
+    return "before anything was resumed, so something is drawn without a key or computed in no fixed order"
+
+
 def run_straight(trial: Trial, run: Path) -> list[Event]:
     """The run without a kill, to its end; returns the phases it went through. Raises PlaitError when it fails."""
     process, events, before = trial.start(run), [], None
@@ -146,12 +157,12 @@ def run_straight(trial: Trial, run: Path) -> list[Event]:
 
 
 def choose(events: Sequence[Event], kills: int, seed: int) -> list[Kill]:
-    """`kills` moments of the straight run, drawn by `seed`: every kind of MOMENTS in turn, each at a random event of its phase."""
+    """`kills` moments of the straight run, drawn by `seed`: each kind of MOMENTS in its turn, at a random event of its phase."""
     draw = rng(seed, "prove")
     last = events[-1].step
     chosen = []
     for number in range(kills):
-        way, phase = MOMENTS[number % len(MOMENTS)]
+        way, phase = MOMENTS[(number + seed * kills) % len(MOMENTS)]
         fitting = [i for i, event in enumerate(events) if event.phase == phase and (event.step > 0 or phase in ("step", "data"))]
         early = [i for i in fitting if events[i].step < last]
         position = int(draw.choice(early or fitting or range(len(events) - 1)))
@@ -172,6 +183,7 @@ def run_killed(trial: Trial, run: Path, plan: Sequence[Kill], say: Callable[[str
         ended = f"exit {kill.exit_code} after {kill.took_s:.1f} s"
         say(f"  {number:3d}  {kill.way:7s}  {kill.found:24s}  from step {kill.since or 0:<6d} {ended}")
         after, faults = checkpoint.newest_intact(run)
+        kill.left = after.step if after else None
         if faults or (after.step if after else -1) < (kill.since if kill.since is not None else -1):
             raise Diverged(f"kill {number} ({kill.way} in {kill.found}) cost a checkpoint: {faults[:1] or 'the newest is gone'}")
     process = trial.start(run)
