@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from plait import parts
+from plait import saved
 from plait.data import images, sources
 from plait.engine.distributed import World
 from plait.families.nanodit import pictures
@@ -86,7 +86,7 @@ def spread(x: torch.Tensor, y: torch.Tensor) -> float:
 
 def samples(run: Path, averaged: bool, scale: float, each: int, steps: int, names: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
     """`each` samples of every class, from noise that does not depend on weights or scale."""
-    built, _, config = parts.open_checkpoint(run, World(0, 1, torch.device("cpu")), averaged=averaged)
+    built, _, config = saved.open_checkpoint(run, World(0, 1, torch.device("cpu")), averaged=averaged)
     inputs = built.inputs(config, train=False)
     sampling = inputs.config.sampling.model_copy(update={"text_scale": scale, "image_scale": 0.0, "steps": steps, "solver": "heun"})
     side = inputs.config.image_size
@@ -99,14 +99,14 @@ def main(run: Path, each: int, steps: int) -> None:
     began = time.perf_counter()
     x, y, names = photos("train")
     held_x, held_y, _ = photos("validation")
-    saved = run / "classifier.safetensors"
+    kept = run / "classifier.safetensors"
     judge = classifier()
-    if saved.exists():
-        judge.load_state_dict(load_file(saved))
+    if kept.exists():
+        judge.load_state_dict(load_file(kept))
         judge.eval()
     else:
         judge = train_classifier(x, y)
-        save_file(judge.state_dict(), saved)
+        save_file(judge.state_dict(), kept)
     report = {"classifier on held-out photos": round(share(judge, held_x, held_y), 4), "seconds": round(time.perf_counter() - began)}
     print(json.dumps(report), flush=True)
     real = spread(held_x, held_y)

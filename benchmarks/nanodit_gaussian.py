@@ -19,9 +19,15 @@ from plait.families.nanodit.sampler import Request, draw
 from plait.keys import key, rng
 
 CONFIG = Config(
-    depth=2, hidden=64, heads=4, channels=4, text_dim=8, image_dim=8, sampling={"steps": 50, "text_scale": 1.0, "image_scale": 0.0}
+    depth=2,
+    hidden=64,
+    heads=4,
+    channels=4,
+    text_dim=8,
+    image_dim=8,
+    sampling={"steps": 50, "solver": "heun", "text_scale": 1.0, "image_scale": 0.0},
 )
-SIDE, BATCH, STEPS, HELD_OUT = 8, 64, 3000, 16384
+SIDE, BATCH, STEPS, HELD_OUT = 8, 64, 6000, 16384
 
 
 def residual(s: float, t: np.ndarray) -> np.ndarray:
@@ -59,7 +65,7 @@ def run(s: float) -> dict:
     began = time.perf_counter()
     model, inputs = family.build(CONFIG, Path("."), seed=1), Inputs(CONFIG, Path("."), train=True)
     loss = family.Loss(CONFIG)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.95), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, betas=(0.9, 0.95), weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: min(1, (k + 1) / 100) * (1 - k / STEPS) ** 0.5)
     average = {name: value.detach().clone() for name, value in model.named_parameters()}
     first = None

@@ -250,8 +250,12 @@ def test_the_same_seed_is_the_same_picture(make, directory, tmp_path):
 
 def test_prompts_and_latents_go_through_the_encoders_of_the_shards(make, directory, tmp_path):
     codec, texts, looks = encoders.open_latents("tiny:4x12"), encoders.open_texts("tiny:8"), encoders.open_images("tiny")
-    latents = {**codec.pin, "channels": 12, "downsample": 4, "mean": [0.5] * 12, "std": [2.0] * 12}
-    metadata = {"latents": latents, "texts": {**texts.pin, "width": 8, "max_tokens": 16}, "images": {**looks.pin, "width": 64}}
+    metadata = {
+        "latents": {"channels": 12, "downsample": 4, "mean": [0.5] * 12, "std": [2.0] * 12},
+        "texts": {"width": 8},
+        "images": {"width": 64},
+        "encoders": {"latents": codec.pin, "texts": {**texts.pin, "max_tokens": 16}, "images": looks.pin},
+    }
     (tmp_path / METADATA).write_text(json.dumps(metadata))
     section = {"channels": 12, "image_dim": 64, "metadata": str(tmp_path)}
     config, net, inputs = make(**section)

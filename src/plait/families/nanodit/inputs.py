@@ -68,6 +68,10 @@ class Inputs:
         place = self.directory / METADATA
         return read_metadata(place) if place.is_file() else None
 
+    def encoder(self, kind: str) -> dict[str, Any] | None:
+        """The pin of the encoder (latents, texts, images) that made the shards; None where nobody recorded it."""
+        return (self.metadata or {}).get("encoders", {}).get(kind)
+
     @property
     def downsample(self) -> int:
         """Pixels of one side of a latent cell (1 in pixel space)."""

@@ -30,11 +30,11 @@ def decoder(inputs: Inputs, device: torch.device) -> Decoder:
     """Pixels as they are; latents through the decoder that the shards' metadata names, else their first channels as colours."""
     if inputs.config.space == "pixels":
         return as_pixels
-    metadata = inputs.metadata
-    if metadata is None:
+    pin = inputs.encoder("latents")
+    if pin is None:
         return as_colours
-    latents = metadata["latents"]
-    codec = encoders.reopen("latents", latents, device=str(device))
+    assert inputs.metadata is not None
+    latents, codec = inputs.metadata["latents"], encoders.reopen("latents", pin, device=str(device))
     mean, std = (torch.tensor(latents[name])[:, None, None] for name in ("mean", "std"))
 
     def decode(samples: Tensor) -> list[np.ndarray]:

@@ -37,7 +37,7 @@ def _image(inputs: Inputs, image: Path | None, device: torch.device, shape: Sequ
 
 def _opened(inputs: Inputs, kind: str, device: torch.device) -> Any:
     """The encoder of this kind that the shards were made with."""
-    if inputs.metadata is None:
+    pin = inputs.encoder(kind)
+    if pin is None:
         raise PlaitError("generate: the run does not know its encoders: set model.metadata to the shards' folder when training")
-    pin = inputs.metadata[kind]
     return encoders.reopen(kind, pin, pin.get("max_tokens"), str(device))
