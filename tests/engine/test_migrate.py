@@ -8,7 +8,7 @@ from plait.engine import migrate
 from .toy import Net
 
 NET = Net()
-TOWER, HEAD = ({name for name in part} for part in NET.components().values())
+TOWER, HEAD = (set(part) for part in NET.components().values())
 
 
 def saved(*groups, of=NET):
@@ -20,7 +20,7 @@ def saved(*groups, of=NET):
 
 
 def table(tensors, wanted, expected):
-    rows = migrate.compare(tensors, NET.components(), {group: wanted for group in ("weights", "ema", "moments")}, expected)
+    rows = migrate.compare(tensors, NET.components(), dict.fromkeys(("weights", "ema", "moments"), wanted), expected)
     return {(row.group, row.component, row.verdict): (row.tensors, row.values) for row in rows}, rows
 
 
