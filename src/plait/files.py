@@ -73,6 +73,10 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def keep_rows(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
-    """Rewrite a `.jsonl` file with only the rows that `wanted` accepts."""
+    """Leave only the rows of a `.jsonl` file that `wanted` accepts, each as it was written; a file of nothing else is not touched."""
     if path.is_file():
-        write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in read_rows(path) if wanted(row)))
+        text = path.read_text(encoding="utf-8")
+        lines = text.splitlines(keepends=True)
+        kept = [line for line, row in zip(lines, read_rows(path), strict=False) if wanted(row)]
+        if len(kept) < len(lines) or not text.endswith("\n"):
+            write_whole(path, "".join(kept))

@@ -117,6 +117,17 @@ def test_a_background_save_copies_before_training_goes_on(tmp_path):
     assert checkpoint.newest_intact(tmp_path)[0].tensors("weights")["w"].abs().max() == 0
 
 
+def test_a_second_save_fills_the_first_copies_again(tmp_path):
+    saver, places = checkpoint.Saver(background=True), []
+    for step, shape in ((1, (1000,)), (2, (1000,)), (3, (10, 10))):
+        saver.save(checkpoint.folder_of(tmp_path, 1, "only", step), {"weights": {"w": torch.full(shape, float(step))}}, FACTS, keep=3)
+        places.append(saver._copied["weights"]["w"].data_ptr())
+    saver.wait()
+    assert places[0] == places[1]
+    saved = [checkpoint.read(folder).tensors("weights")["w"] for folder in checkpoint.published(tmp_path)]
+    assert [(value.shape, float(value.mean())) for value in saved] == [((10, 10), 3.0), ((1000,), 2.0), ((1000,), 1.0)]
+
+
 @pytest.mark.parametrize("background", [True, False])
 def test_a_failed_save_is_raised_in_one_line_and_leaves_the_earlier_one(tmp_path, background):
     save(tmp_path, 5)

@@ -56,12 +56,21 @@ def folder_of(run: Path, stage: int, stage_name: str, step: int) -> Path:
     return run / f"stage-{stage}-{stage_name}" / f"step-{step:08d}"
 
 
-def copy_out(groups: Groups) -> dict[str, dict[str, Tensor]]:
-    """The tensors copied to host memory, so that training may go on while they are written. Groups without tensors are left out."""
+def copy_out(groups: Groups, into: Groups | None = None) -> dict[str, dict[str, Tensor]]:
+    """The tensors copied to host memory, so that training may go on while they are written. Groups without tensors are left out.
+
+    `into`: earlier copies that nobody reads any more. Those that fit are filled again: fresh memory costs more than the copying does.
+    """
+    old = into or {}
+
+    def copied_value(group: str, name: str, value: Tensor) -> Tensor:
+        home = old.get(group, {}).get(name)
+        if home is not None and home.shape == value.shape and home.dtype == value.dtype:
+            return home.copy_(value.detach())
+        return value.detach().to("cpu", copy=True).contiguous()
+
     copied = {
-        group: {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
-        for group, tensors in groups.items()
-        if tensors
+        group: {name: copied_value(group, name, value) for name, value in tensors.items()} for group, tensors in groups.items() if tensors
     }
     if any(value.is_cuda for tensors in groups.values() for value in tensors.values()):
         torch.cuda.synchronize()
@@ -232,11 +241,12 @@ class Saver:
         self.background = background
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
+        self._copied: dict[str, dict[str, Tensor]] = {}
 
     def save(self, folder: Path, groups: Groups, facts: Mapping[str, Any], keep: int, spared: int | None = None) -> None:
         """Copy out now, write later (or now, without `background`); then delete what `keep` no longer covers."""
         self.wait()
-        copied = copy_out(groups)
+        copied = self._copied = copy_out(groups, self._copied)
         facts = json.loads(json.dumps(facts))
 
         def work() -> None:
