@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 python benchmarks/saving.py [--kills 50] [--full 25] [--failing 25] [--flips 2000] [--rounds 7] [--dir DIR]
 
-kills:   a process writes a checkpoint of 32 MB, every other time over one of the same step, and gets SIGKILL at a random moment of it;
-         half of them on disk, where most moments fall into flushing, half in memory (/dev/shm), where most fall into writing.
+kills:   a process writes a checkpoint, every other time over one of the same step, and gets SIGKILL at a random moment of it; half of them
+         32 MB on disk, where most moments fall into flushing, half 200 MB in memory (/dev/shm), where most fall into writing.
 full:    the same on a file system (tmpfs) too small for two; without the right to mount one, under a limit on file size.
 failing: fsync or rename gives EIO, at a random one of their calls.
 flips:   every byte of a manifest and random bytes of the tensors are changed, one at a time; each must be found.
@@ -47,9 +47,13 @@ def groups(value: float, megabytes: int) -> dict[str, dict[str, torch.Tensor]]:
     return {group: {f"{i:02d}": torch.full((numbers,), value) for i in range(10 * times)} for group, times in SAVED.items()}
 
 
-def write(run: Path, step: int, value: float, megabytes: int = 32) -> None:
-    """A checkpoint of `step` in which every number is `value`."""
-    checkpoint.write(checkpoint.folder_of(run, 1, "only", step), groups(value, megabytes), {"state": {"step": step, "value": value}})
+def write(run: Path, step: int, value: float, megabytes: int = 32, begun: Callable[[], object] = lambda: None) -> float:
+    """A checkpoint of `step` in which every number is `value`; the seconds that writing it took. `begun` is called just before."""
+    state = groups(value, megabytes)
+    begun()
+    began = time.perf_counter()
+    checkpoint.write(checkpoint.folder_of(run, 1, "only", step), state, {"state": {"step": step, "value": value}})
+    return time.perf_counter() - began
 
 
 def intact(run: Path, allowed: list[tuple[int, float]]) -> str | None:
@@ -67,18 +71,17 @@ def intact(run: Path, allowed: list[tuple[int, float]]) -> str | None:
 
 def written(run: Path) -> int:
     """Bytes of tensors that an unfinished save had written."""
-    files = [path for folder in run.glob("stage-*/.saving-*") for path in folder.glob("*.safetensors")]
+    files = [path for folder in run.glob("stage-*/.saving-*") for path in folder.iterdir() if path.suffix != ".json"]
     bodies = [path.read_bytes() for path in files]
     return sum(4 * int(np.count_nonzero(np.frombuffer(body[: len(body) // 4 * 4], np.float32))) for body in bodies)
 
 
-def killed(run: Path, step: int, value: float, delay_s: float) -> bool:
+def killed(run: Path, step: int, value: float, megabytes: int, delay_s: float) -> bool:
     """Write a checkpoint in a process of its own and kill it after `delay_s`; whether it was killed in time."""
     started, begin = os.pipe()
     pid = os.fork()
     if pid == 0:
-        os.write(begin, b".")
-        write(run, step, value)
+        write(run, step, value, megabytes, lambda: os.write(begin, b"."))
         os._exit(0)
     os.read(started, 1)
     time.sleep(delay_s)
@@ -92,31 +95,28 @@ def killed(run: Path, step: int, value: float, delay_s: float) -> bool:
 def kills(folder: Path, count: int) -> dict:
     """SIGKILL at random moments of a save, on disk and in memory."""
     with tempfile.TemporaryDirectory(prefix="plait-saving-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as memory:
-        parts = {"disk": kills_on(folder, count // 2), "memory": kills_on(Path(memory), count - count // 2)}
+        parts = {"disk": kills_on(folder, count // 2, 32), "memory": kills_on(Path(memory), count - count // 2, 200)}
     return {"kills": count, "intact": sum(part["intact"] for part in parts.values()), **parts}
 
 
-def kills_on(folder: Path, count: int) -> dict:
+def kills_on(folder: Path, count: int, megabytes: int) -> dict:
     """SIGKILL at random moments of a save under `folder`."""
-    run, step, value, faults, offsets, seconds = folder / "kills", 1, 1.0, [], [], []
-    for _ in range(5):
-        began = time.perf_counter()
-        write(run, 1, 1.0)
-        seconds.append(time.perf_counter() - began)
+    run, step, value, faults, offsets = folder / "kills", 1, 1.0, [], []
+    seconds = [write(run, 1, 1.0, megabytes) for _ in range(5)]
     draw, trial = rng("saving", "kills"), 0
     while len(offsets) < count:
         trial += 1
         new, fresh = (step, step + 1)[trial % 2], value + 1
-        if not killed(run, new, fresh, float(draw.uniform(0, 1.1 * statistics.median(seconds)))):
+        if not killed(run, new, fresh, megabytes, float(draw.uniform(0, 1.1 * statistics.median(seconds)))):
             step, value = new, fresh  # it was done before the kill: no trial
             continue
         offsets.append(written(run))
         fault = intact(run, [(step, value), (new, fresh)])
         faults += [fault] if fault else []
         step, value = new, fresh
-        write(run, step, value)
+        write(run, step, value, megabytes)
         checkpoint.prune(run / "stage-1-only", keep=2)
-    total = sum(tensor.nbytes for group in groups(1.0, 32).values() for tensor in group.values())
+    total = sum(tensor.nbytes for group in groups(1.0, megabytes).values() for tensor in group.values())
     return {"kills": count, "intact": count - len(faults), "faults": faults, "bytes": total, "bytes_written_at_death": sorted(offsets)}
 
 
@@ -138,7 +138,7 @@ def small_disk(folder: Path, size: int) -> Iterator[str]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def refused(action: Callable[[], None]) -> str | None:
+def refused(action: Callable[[], object]) -> str | None:
     """What is wrong with how a failed save was told; None when it was one line."""
     try:
         action()
