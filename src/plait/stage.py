@@ -139,8 +139,10 @@ class Stage:
         if (state.judged == state.step < self.stop) or state.stage_step == 0:
             return False
         planned = state.step >= self.stop
-        self.heart.phase("evaluate", state.step)
-        figures = self.judge.run(state, self.judge.entries if planned else self.judge.due(state))
+        due = self.judge.entries if planned else self.judge.due(state)
+        if due:
+            self.heart.phase("evaluate", state.step)
+        figures = self.judge.run(state, due)
         improved = _note(state, figures, settings)
         rule = settings.train.plateau
         reason = stages.PLANNED if planned else rule and stages.flat(state.history, rule)
