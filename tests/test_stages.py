@@ -204,7 +204,7 @@ def test_stages_tells_stopped_running_and_not_begun_apart(made, tmp_path, capsys
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("stage 1")]
     assert said == ["stage 1 projection: running", "stage 1 projection: stopped; `plait train` goes on"]
     stages.show(run)
-    assert "stage 3 language: not begun\n  trains     language\n" in capsys.readouterr().out
+    assert "stage 3 language: not begun\n  trains     language 5\n" in capsys.readouterr().out
 
 
 def test_stages_of_no_run_is_one_line(tmp_path, capsys):

@@ -111,6 +111,21 @@ def test_freezing_comes_from_the_new_configuration_and_is_told(made, tmp_path, c
     assert "vision.weight" in toy.at(tmp_path / "new", 1).tensors("weights")
 
 
+def test_freezing_that_changed_within_a_run_is_told_on_resume(parent, capsys):
+    shutil.rmtree(parent / "stage-3-language" / "step-00000018")
+    toy.train(parent, parent, "stages.2.trainable=[vision]", allow_inexact=True)
+    said = capsys.readouterr().out
+    assert (
+        "  language: trained there, frozen here (its trained weights stay in every checkpoint)\n  vision: frozen there, trains here" in said
+    )
+    assert toy.same(part(parent, 18, "language"), part(parent, 16, "language"))
+    assert not toy.same(part(parent, 18, "vision"), part(parent, 16, "vision"))
+
+
+def part(run, step, name):
+    return {key: value for key, value in toy.at(run, step).tensors("weights").items() if key.startswith(name)}
+
+
 def test_every_start_of_a_run_appends_its_table(made, tmp_path):
     run = tmp_path / "new"
     for _ in range(2):

@@ -64,32 +64,30 @@ def _parse(arguments: list[str]) -> tuple[Arguments, list[str]]:
     return given, [item.removeprefix("--") for item in rest]
 
 
+def _add(to: "argparse._SubParsersAction[Parser]", name: str, verb: Callable[..., None], text: str, settings: str | None = None) -> Parser:
+    """A verb and what runs it. `settings`: what --name=value means to it; None: it takes none."""
+    made = to.add_parser(name, help=text, description=text, epilog=settings, allow_abbrev=False)
+    made.set_defaults(verb=verb, settings=settings)
+    return made
+
+
+_OVERRIDES = "Settings of the configuration are given as --a.b=value, for example --optim.lr=3e-6 --run=runs/second."
+
+
 def _parser() -> Parser:
     parser = Parser("plait", description=_ABOUT, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"plait {__version__}")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
 
-    def add(
-        to: "argparse._SubParsersAction[Parser]",
-        name: str,
-        verb: Callable[..., None],
-        text: str,
-        settings: str | None = None,
-    ) -> Parser:
-        made = to.add_parser(name, help=text, description=text, epilog=settings, allow_abbrev=False)
-        made.set_defaults(verb=verb, settings=settings)
-        return made
-
-    overrides = "Settings of the configuration are given as --a.b=value, for example --optim.lr=3e-6 --run=runs/second."
-    made = add(verbs, "train", _train, "start a run, or continue it: the same command does both", overrides)
+    made = _add(verbs, "train", _train, "start a run, or continue it: the same command does both", _OVERRIDES)
     made.add_argument("config", type=Path, help="a .yaml or .json file, or a run directory to continue")
     made.add_argument("--restart", action="store_true", help="start over; the old run is kept aside")
     made.add_argument("--stage", help="run this stage only, then stop")
     made.add_argument("--allow-inexact", action="store_true", help="go on although something differs from what was saved; it is named")
-    made = add(verbs, "config", _config, "print the resolved configuration and where each value comes from", overrides)
+    made = _add(verbs, "config", _config, "print the resolved configuration and where each value comes from", _OVERRIDES)
     made.add_argument("config", type=Path)
-    _add_prove(add(verbs, "prove", _prove, "kill and resume this configuration at random: bit-exact, or the first divergence", overrides))
-    made = add(verbs, "eval", _eval, "measure a checkpoint on a bench; writes predictions and a page with pictures")
+    _add_prove(_add(verbs, "prove", _prove, "kill and resume this configuration at random: bit-exact, or the first divergence", _OVERRIDES))
+    made = _add(verbs, "eval", _eval, "measure a checkpoint on a bench; writes predictions and a page with pictures")
     made.add_argument("checkpoint", type=Path, help="a run, stage folder or step folder")
     made.add_argument("--bench", required=True, help="loss, or a bench of the family")
     made.add_argument("--samples", type=_positive, help="held-out samples (default: all)")
@@ -97,7 +95,7 @@ def _parser() -> Parser:
     made.add_argument("--show", type=int, default=3, help="answers to print")
     made.add_argument("--raw", action="store_true", help="use the last weights, not their average")
     made.add_argument("--out", type=Path, help="where to write (default: RUN/eval/...)")
-    made = add(
+    made = _add(
         verbs,
         "generate",
         _generate,
@@ -107,10 +105,17 @@ def _parser() -> Parser:
     made.add_argument("checkpoint", type=Path)
     made.add_argument("--out", type=Path, help="folder for what is written")
     made.add_argument("--raw", action="store_true", help="use the last weights, not their average")
-    add(verbs, "stages", _stages, "how far each stage of a run is, why it ended, what it trains, how good it became").add_argument(
+    _add_stored(verbs)
+    _add_data(verbs)
+    return parser
+
+
+def _add_stored(verbs: "argparse._SubParsersAction[Parser]") -> None:
+    """What looks into runs and their checkpoints, or branches off one."""
+    _add(verbs, "stages", _stages, "how far each stage of a run is, why it ended, what it trains, how good it became").add_argument(
         "run", type=Path
     )
-    made = add(verbs, "fork", _fork, "a new run that goes on from a moment of another one", overrides)
+    made = _add(verbs, "fork", _fork, "a new run that goes on from a moment of another one", _OVERRIDES)
     made.add_argument("start", metavar="RUN@STEP", help="or RUN, RUN/STAGE, RUN/STAGE@best, a step folder")
     made.add_argument("new", type=Path, metavar="NEW", help="folder of the new run; `plait train NEW` continues it")
     inner = verbs.add_parser("ckpt", help="look into checkpoints").add_subparsers(metavar="WHAT", required=True)
@@ -118,21 +123,23 @@ def _parser() -> Parser:
         ("inspect", _ckpt_inspect, "what a checkpoint holds"),
         ("verify", _ckpt_verify, "check every file of every checkpoint against its hash"),
     ):
-        add(inner, name, verb, text).add_argument("path", type=Path, help="a run, stage folder or step folder")
-    made = add(inner, "diff", _ckpt_diff, "how far weights moved from A to B, and what else differs")
+        _add(inner, name, verb, text).add_argument("path", type=Path, help="a run, stage folder or step folder")
+    made = _add(inner, "diff", _ckpt_diff, "how far weights moved from A to B, and what else differs")
     for name in ("a", "b"):
         made.add_argument(name, metavar=name.upper(), help="RUN, RUN@STEP, RUN/STAGE, RUN/STAGE@best or a step folder")
+
+
+def _add_data(verbs: "argparse._SubParsersAction[Parser]") -> None:
     inner = verbs.add_parser("data", help="look into data").add_subparsers(metavar="WHAT", required=True)
-    add(inner, "index", _data_index, "make and check the offset index of tar shards").add_argument(
+    _add(inner, "index", _data_index, "make and check the offset index of tar shards").add_argument(
         "path", help="a shard, folder or pattern"
     )
-    _add_shard(add(inner, "shard", _data_shard, "encode pictures with captions into bucketed latent shards", _SOURCE_SETTINGS))
-    made = add(inner, "inspect", _data_inspect, "draw what the model sees: pixels, prompt, supervised text", overrides)
+    _add_shard(_add(inner, "shard", _data_shard, "encode pictures with captions into bucketed latent shards", _SOURCE_SETTINGS))
+    made = _add(inner, "inspect", _data_inspect, "draw what the model sees: pixels, prompt, supervised text", _OVERRIDES)
     made.add_argument("config", type=Path)
     made.add_argument("--samples", type=_positive, default=12)
     made.add_argument("--out", type=Path, default=Path("inspect"), help="folder for the picture and the page")
     made.add_argument("--split", choices=("train", "validation"), default="train")
-    return parser
 
 
 _SOURCE_SETTINGS = "Settings of the source are given as --name=value: --template.assistant='a photo of a {label}', --options.size=[64,64]."
