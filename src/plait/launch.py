@@ -56,7 +56,8 @@ class Fresh:
     """`python -m plait ...` anew each time, under torchrun when there are several ranks."""
 
     def __init__(self, ranks: int = 1):
-        torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m"] if ranks > 1 else []
+        # after `--`, or torchrun takes --run=DIR for an option of its own
+        torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m", "--"] if ranks > 1 else []
         self.ranks = ranks
         self.command = [sys.executable, "-m", *torchrun, "plait"]
 

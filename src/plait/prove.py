@@ -208,7 +208,8 @@ def _generation(trial: Trial, run: Path, kill: Kill) -> None:
     if trial.launcher.ranks > 1:  # torchrun has exit codes of its own
         allowed = allowed | {1, -signal.SIGTERM}
     line = _last_line(run)
-    if kill.exit_code not in allowed or (kill.exit_code == PlaitError.exit_code and "data worker" not in line):
+    told = {"SIGTERM": "the same command continues", "worker": "data worker"}.get(kill.way, "")
+    if kill.exit_code not in allowed or (kill.exit_code > 0 and told not in line):
         raise Diverged(f"the generation that was to end by {kill.way} in {kill.found} did not go on (exit code {kill.exit_code}): {line}")
 
 
