@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from plait.data.order import Order, SampleId, permute, shares
+from plait.data.order import Order, SampleId, digest, permute, shares
 from plait.errors import PlaitError
 
 SIZES = [1, 2, 3, 4, 5, 7, 16, 17, 97, 100, 256, 1009, 4096, 10007, 65537]
@@ -151,3 +151,10 @@ def test_a_rank_without_work_gets_a_void_micro_batch():
     ids = [SampleId(0, i, 0) for i in range(2)]
     assert shares(ids, 0, 3, 1) == [([ids[0]], True)]
     assert shares(ids, 2, 3, 1) == [([ids[1]], False)]
+
+
+def test_digests_of_parts_add_up_whatever_the_cut_and_tell_samples_apart():
+    ids = Order([40, 9], [2.0, 1.0], seed=3, global_batch=16).ids(5)
+    assert digest(ids) == digest(ids[:5]) + digest(reversed(ids[5:]))
+    assert digest(ids) != digest([*ids[:-1], ids[-1]._replace(epoch=ids[-1].epoch + 1)])
+    assert digest([SampleId(0, 1, 0)]) != digest([SampleId(1, 0, 0)])
