@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 
 from plait.complaints import Problem, report, show, unknown
 from plait.errors import PlaitError
-from plait.provenance import COMMAND_LINE, LENGTH, Node, merge, nest, plain, wrap
+from plait.provenance import COMMAND_LINE, Node, merge, nest, plain, wrap
 from plait.reading import Override, scalar
+from plait.schema import LENGTH
 from plait.translation import Translation
 
 DEFAULT = "default of the flat dialect"

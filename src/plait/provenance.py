@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from plait.errors import PlaitError
+from plait.schema import LENGTH
 
 COMMAND_LINE = "command line"
-LENGTH = ("steps", "epochs", "samples")  # of `train`: a higher layer that sets one of them silences the others below it
 
 Path = tuple[str | int, ...]
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, model_serializer
 
-from plait.provenance import LENGTH
+LENGTH = ("steps", "epochs", "samples")  # of `train`: a higher layer that sets one of them silences the others below it
 
 
 def _number(value: Any) -> Any:

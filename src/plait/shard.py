@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from plait import reading
 from plait.data import aspect, measuring, paths, sharding
-from plait.data.latents import read_metadata
+from plait.data.metadata import read_metadata
 from plait.data.planning import Plan, Report, Request, counted, plan
 from plait.data.sources import open_source
 from plait.errors import PlaitError

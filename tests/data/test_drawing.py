@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from plait.data.drawing import COLOURS, SHAPES, encode, render
+from plait.data.drawing import encode, render
+from plait.data.lexicon import COLOURS, SHAPES
 from plait.data.physics import Scene, Thing
 
 WHITE = ((255, 255, 255), (255, 255, 255), 0.0)

@@ -17,8 +17,9 @@ from PIL import Image
 
 from plait.data import images, sharding
 from plait.data.aspect import STANDARD, Bucket, nearest, parse
-from plait.data.latents import Latents, read_metadata
+from plait.data.latents import Latents
 from plait.data.measuring import measure
+from plait.data.metadata import read_metadata
 from plait.data.planning import OTHER_BUCKET, Request, plan
 from plait.data.sources import open_source
 from plait.errors import PlaitError

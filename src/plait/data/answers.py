@@ -10,8 +10,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
-from plait.data.drawing import COLOURS, SHAPES
-from plait.data.questions import NUMBERS, plural
+from plait.data.lexicon import COLOURS, NUMBERS, SHAPES, plural
 
 Fields = dict[str, Any]
 

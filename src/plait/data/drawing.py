@@ -12,22 +12,8 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
+from plait.data.lexicon import COLOURS, Rgb
 from plait.data.physics import Scene, Thing
-
-Rgb = tuple[int, int, int]
-
-COLOURS: dict[str, Rgb] = {
-    "red": (222, 36, 40),
-    "orange": (250, 140, 20),
-    "yellow": (250, 218, 40),
-    "green": (40, 160, 60),
-    "cyan": (50, 205, 215),
-    "blue": (30, 80, 215),
-    "purple": (135, 45, 180),
-    "pink": (250, 125, 190),
-    "brown": (118, 68, 32),
-}
-SHAPES = ("circle", "square", "triangle", "star", "hexagon", "ring", "heart", "cross")
 
 DRAWING = 1  # raised whenever the pixels of a scene change, so that caches made from older pictures are not mistaken for new ones
 

@@ -21,12 +21,12 @@ import xxhash
 
 from plait.data import index, npy, paths
 from plait.data.aspect import Bucket, parse
+from plait.data.metadata import read_metadata
 from plait.data.order import largest_remainder
 from plait.data.records import parse_json
 from plait.data.shards import Shards
 from plait.errors import BadSample, PlaitError
 
-METADATA = "metadata.json"
 OPTIONS = ("buckets", "held_out", "statistics")
 _PROBES = 20  # samples looked at, at most, to check the set before the run
 _NPY_HEADER_BYTES = 128  # of a one-dimensional array, as NumPy writes it
@@ -50,29 +50,6 @@ def bucket_folders(root: Path) -> dict[Bucket, Path]:
     if not found:
         raise PlaitError(f"{root} has no bucket, that is a folder such as bucket_1024x1024; `plait data shard` makes them")
     return dict(sorted(found.items(), key=lambda item: (-item[0].width * item[0].height, -item[0].width)))
-
-
-def read_metadata(place: Path) -> dict[str, Any]:
-    """The metadata of a set (its folder, or the file itself)."""
-    file = place / METADATA if place.is_dir() else place
-    if not file.is_file():
-        raise PlaitError(
-            f"there is no {file}: finish the build with the same `plait data shard` command, or measure a set made elsewhere with"
-            f" `plait data shard {file.parent} --measure`"
-        )
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        latents = found["latents"]
-        if not (len(latents["mean"]) == len(latents["std"]) == latents["channels"] and latents["downsample"] >= 1):
-            raise ValueError(f"{latents['channels']} channels have {len(latents['mean'])} means and {len(latents['std'])} deviations")
-        if not (all(np.isfinite(latents["mean"])) and all(0 < std < np.inf for std in latents["std"])):
-            raise ValueError("its statistics are not finite and positive")
-        if not (found["texts"]["width"] >= 1 and found["images"]["width"] >= 1):
-            raise ValueError("its widths are not positive")
-    except (ValueError, KeyError, TypeError) as error:
-        reason = f"no entry {error}" if isinstance(error, KeyError) else str(error)
-        raise PlaitError(f"{file} is damaged ({reason}); delete it and measure the set again with --measure") from error
-    return found
 
 
 class Latents:

@@ -15,7 +15,8 @@ import numpy as np
 from plait import __version__, files
 from plait.data import npy, paths
 from plait.data.aspect import Bucket
-from plait.data.latents import METADATA, bucket_folders
+from plait.data.latents import bucket_folders
+from plait.data.metadata import METADATA
 from plait.data.planning import Skipped
 from plait.data.shards import Shards
 from plait.errors import BadSample, PlaitError

@@ -13,12 +13,9 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from plait.data.lexicon import NUMBERS, plural
 from plait.data.physics import Scene, Thing
 
-NUMBERS = (
-    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"),
-    *("eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"),
-)
 PROMPTS: dict[str, tuple[str, ...]] = {
     "caption": ("Describe the picture.", "What is in the picture?", "Write a caption for this image.", "What does the image show?"),
     "count": ("How many {many} are there?", "How many {many} are in the picture?", "Count the {many}.", "What is the number of {many}?"),
@@ -163,10 +160,6 @@ _TRAITS = (("shape",), ("colour",), ("colour", "shape"), ("size", "shape"), ("si
 
 def article(phrase: str) -> str:
     return ("an " if phrase[0] in "aeiou" else "a ") + phrase
-
-
-def plural(phrase: str) -> str:
-    return phrase + ("es" if phrase.endswith("s") else "s")
 
 
 def _noun(group: Group, several: bool) -> str:

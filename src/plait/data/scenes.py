@@ -17,7 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from plait import keys
 from plait.data import questions
 from plait.data.answers import judge
-from plait.data.drawing import COLOURS, DRAWING, SHAPES, encode, render
+from plait.data.drawing import DRAWING, encode, render
+from plait.data.lexicon import COLOURS, SHAPES
 from plait.data.physics import Scene, Thing
 from plait.data.questions import Question, Speech
 from plait.data.vocabulary import every_text

@@ -24,8 +24,8 @@ from torch import Tensor
 from plait import __version__, files
 from plait.data import captions, images, npy
 from plait.data.aspect import Bucket
-from plait.data.latents import METADATA
 from plait.data.measuring import Moments, Tally, merged
+from plait.data.metadata import METADATA
 from plait.data.planning import UNREADABLE, Plan, Report, Request, Skipped, at, caption_of, counted, plan, upright_size
 from plait.data.sources import Sample, Source
 from plait.errors import BadSample, PlaitError

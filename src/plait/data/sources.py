@@ -12,7 +12,6 @@ from typing import Any, Protocol
 
 import xxhash
 
-from plait.schema import Source as Entry
 from plait.data import index, paths, text
 from plait.data.folder import Folder
 from plait.data.latents import Latents
@@ -22,6 +21,7 @@ from plait.data.scenes import Scenes
 from plait.data.shards import Shards, open_shard
 from plait.data.table import Table
 from plait.errors import BadSample, PlaitError
+from plait.schema import Source as Entry
 
 Sample = dict[str, Any]
 

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 
-from plait.data.questions import DIRECTIONS, NUMBERS, OPENERS, PROMPTS, WHEN, article, plural, point_tag
+from plait.data.lexicon import NUMBERS, plural
+from plait.data.questions import DIRECTIONS, OPENERS, PROMPTS, WHEN, article, point_tag
 
 _ANSWERS = (
     "Yes, there is {an_one}. yes",

@@ -1,0 +1,25 @@
+"""The words that scenes are told in: shapes, colours with their RGB values, numbers. Drawing, questions and the judge share them."""
+
+Rgb = tuple[int, int, int]
+
+COLOURS: dict[str, Rgb] = {
+    "red": (222, 36, 40),
+    "orange": (250, 140, 20),
+    "yellow": (250, 218, 40),
+    "green": (40, 160, 60),
+    "cyan": (50, 205, 215),
+    "blue": (30, 80, 215),
+    "purple": (135, 45, 180),
+    "pink": (250, 125, 190),
+    "brown": (118, 68, 32),
+}
+SHAPES = ("circle", "square", "triangle", "star", "hexagon", "ring", "heart", "cross")
+NUMBERS = (
+    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"),
+    *("eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"),
+)
+
+
+def plural(phrase: str) -> str:
+    """The plural of a phrase by its last word: crosses, circles."""
+    return phrase + ("es" if phrase.endswith("s") else "s")
