@@ -142,6 +142,14 @@ def _influence(model, batch, at):
     return (model.hidden(embeds, batch) != model.hidden(other, batch)).any(-1)[0]
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("std", [0.02, 128**-0.5])
+def test_initializer_range_sets_the_scale_of_the_first_embeddings(make, std):
+    config, model, _ = make(tiny={"initializer_range": std})
+    words = model.gemma.get_input_embeddings()(torch.arange(config.tiny.vocabulary))
+    assert root_mean_square(words) == pytest.approx(std * 128**0.5, rel=0.02)  # 65,536 draws: the mean square is known to 0.6 %
+
+
 def test_images_and_the_world_attend_both_ways_each_within_its_block(make):
     _, model, inputs = make(tiny={"window": 512})
     batch = inputs.collate([inputs.encode(sample(1, 2), 0)])

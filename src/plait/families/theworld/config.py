@@ -67,6 +67,11 @@ class Tiny(Section):
     vision_layers: Positive = 2
     vision_heads: Positive = 4
     vision_mlp: Positive = 256
+    initializer_range: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
+        default=0.02,
+        description="standard deviation of Gemma's first weights. Its blocks put out rms 1, its embeddings this times sqrt(hidden): "
+        "hidden ** -0.5 makes them equal, and a model from nothing learn to look several times faster",
+    )
     world_base: Positive = Field(default=8, description="channels of the world encoder's first layer")
     world_channels: Positive = Field(default=4, description="latent channels")
 

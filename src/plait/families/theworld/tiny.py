@@ -42,6 +42,7 @@ def gemma_sizes(tiny: Tiny) -> dict[str, Any]:
     """Keyword arguments of a Gemma3Config."""
     text = {
         "vocab_size": tiny.vocabulary,
+        "initializer_range": tiny.initializer_range,
         "hidden_size": tiny.hidden,
         "intermediate_size": tiny.mlp,
         "num_hidden_layers": tiny.layers,
