@@ -17,10 +17,12 @@ FUNCTION_LINES = 60
 FAMILY_CLOSURE_LINES = 4000
 
 BOTTOM = {"errors", "keys", "files"}
-CONFIGURATION = {"config", "reading", "schema", "provenance", "dialects", "flat_json", "translation", "secrecy", "complaints", "ledger", "resolved", "nested_yaml", "dotted_flags"}
+CONFIGURATION = {"config", "reading", "schema", "provenance", "secrecy", "complaints", "ledger", "resolved"}
+DIALECTS = {"dialects", "translation", "flat_json", "nested_yaml"}
 SIBLINGS = {"engine", "data", "nn"}
-TOP = {"parts", "saved", "start", "stage", "prove", "compare", "shorten", "launch", "fork", "stages", "shard", "run", "evaluate", "ckpt", "inspect", "gallery"}
-LAYERS = [BOTTOM, CONFIGURATION, SIBLINGS, {"families"}, TOP, {"cli"}, {"__main__"}]
+RUNNING = {"parts", "saved", "start", "stage", "run", "prove", "compare", "shorten", "launch"}
+LOOKING = {"fork", "stages", "shard", "evaluate", "ckpt", "inspect", "gallery"}
+LAYERS = [BOTTOM, CONFIGURATION | DIALECTS, SIBLINGS, {"families"}, RUNNING | LOOKING, {"cli"}, {"__main__"}]
 OPTIONAL_PACKAGES = {"wandb", "datasets"}
 """Imported inside a function because plait runs without them."""
 

@@ -57,6 +57,13 @@ def test_vectors_do_not_decay_and_components_have_their_own_rates():
     ]
 
 
+def test_a_component_has_its_own_betas_and_eps():
+    settings = Optim.model_validate({"components": {"tower": {"betas": [0.5, 0.6], "eps": 1e-3}}})
+    groups = optim.adamw(Net().components(), settings).param_groups
+    found = {group["component"]: (group["betas"], group["eps"]) for group in groups}
+    assert found == {"tower": ((0.5, 0.6), 1e-3), "head": ((0.9, 0.95), 1e-8)}
+
+
 def test_select_takes_components_parts_of_them_or_everything_but_the_forbidden():
     parts = Net().components()
     assert set(optim.select(parts, ["*"], frozenset({"tower"}))) == {"head"}

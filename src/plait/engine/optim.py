@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from plait.errors import PlaitError
-from plait.schema import Optim, Schedule
+from plait.schema import Component, Optim, Schedule
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 """AdamW's state per parameter: two moments of the parameter's shape and a count of its own updates."""
@@ -75,16 +75,18 @@ def freeze(model: nn.Module, trained: Mapping[str, Mapping[str, nn.Parameter]]) 
 
 
 def adamw(trained: Mapping[str, Mapping[str, nn.Parameter]], optim: Optim) -> torch.optim.AdamW:
-    """Fused AdamW with two groups per component: matrices, which decay, and vectors, which do not."""
+    """Fused AdamW with two groups per component: matrices, which decay, and vectors, which do not.
+
+    What `optim.components` sets for a component (lr, weight_decay, betas, eps) takes the place of the common value.
+    """
     groups = []
     for component, parameters in trained.items():
-        own = optim.components.get(component)
-        lr = own.lr if own is not None and own.lr is not None else optim.lr
-        decay = own.weight_decay if own is not None and own.weight_decay is not None else optim.weight_decay
+        own = optim.components.get(component, Component())
+        chosen = {name: getattr(optim if getattr(own, name) is None else own, name) for name in Component.model_fields}
         for matrices in (True, False):
             named = {name: value for name, value in parameters.items() if (value.ndim >= 2) == matrices}
             if named:
-                settings = {"lr": lr, "peak": lr, "weight_decay": decay if matrices else 0.0}
+                settings = {**chosen, "peak": chosen["lr"], "weight_decay": chosen["weight_decay"] if matrices else 0.0}
                 groups.append({"params": list(named.values()), "names": list(named), "component": component, **settings})
     return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
 
