@@ -27,7 +27,11 @@ CONFIG = Config(
     image_dim=8,
     sampling={"steps": 50, "solver": "heun", "text_scale": 1.0, "image_scale": 0.0},
 )
-SIDE, BATCH, STEPS, HELD_OUT = 8, 64, 6000, 16384
+SIDE, BATCH, STEPS, HELD_OUT = 4, 128, 4000, 65536
+TIMES = {
+    "logit_normal": lambda random, size: 1 / (1 + np.exp(-random.standard_normal(size))),
+    "uniform": lambda random, size: random.random(size),
+}
 
 
 def residual(s: float, t: np.ndarray) -> np.ndarray:
@@ -35,21 +39,20 @@ def residual(s: float, t: np.ndarray) -> np.ndarray:
     return s**2 / ((1 - t) ** 2 * s**2 + t**2)
 
 
-def optimum(s: float) -> float:
-    """Its mean over t ~ sigmoid(N(0, 1)), by quadrature."""
-    x = np.linspace(-10, 10, 200_001)
-    weight = np.exp(-(x**2) / 2)
-    return float((residual(s, 1 / (1 + np.exp(-x))) * weight).sum() / weight.sum())
+def optimum(s: float, times: str) -> float:
+    """Its mean over t, by quadrature over the logit (for uniform t it is pi s / 2)."""
+    x = np.linspace(-20, 20, 400_001)
+    t = 1 / (1 + np.exp(-x))
+    weight = np.exp(-(x**2) / 2) if times == "logit_normal" else t * (1 - t)
+    return float((residual(s, t) * weight).sum() / weight.sum())
 
 
-def batch(inputs: Inputs, s: float, name: str, number: int, size: int) -> dict:
-    """Fresh data, by key."""
-    random = rng(name, number)
-    samples = []
-    for _ in range(size):
-        x0 = (s * random.standard_normal((CONFIG.channels, SIDE, SIDE))).astype(np.float32)
-        samples.append({"id": "", "images": [], "messages": [], "fields": {}, "arrays": {"vae": x0, "dinov3": np.zeros(8, np.float32)}})
-    return inputs.collate([inputs.encode(one, key(name, number, i)) for i, one in enumerate(samples)])
+def batch(inputs: Inputs, s: float, times: str, name: str, number: int, size: int) -> dict:
+    """Fresh data by key, drawn for the whole batch at once."""
+    random, shape = rng(name, number), (size, CONFIG.channels, SIDE, SIDE)
+    x0, noise = (torch.tensor(random.standard_normal(shape), dtype=torch.float32) for _ in range(2))
+    t = torch.tensor(TIMES[times](random, size), dtype=torch.float32)
+    return {"x0": s * x0, "noise": noise, "t": t, **inputs.pack([Conditions()] * size)}
 
 
 def best_loss(b: dict, s: float) -> float:
@@ -60,17 +63,17 @@ def best_loss(b: dict, s: float) -> float:
     return float((c * z - (b["noise"] - b["x0"])).square().mean())
 
 
-def run(s: float) -> dict:
+def run(s: float, times: str) -> dict:
     """Train on sd `s`; figures."""
     began = time.perf_counter()
     model, inputs = family.build(CONFIG, Path("."), seed=1), Inputs(CONFIG, Path("."), train=True)
     loss = family.Loss(CONFIG)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, betas=(0.9, 0.95), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.95), weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: min(1, (k + 1) / 100) * (1 - k / STEPS) ** 0.5)
     average = {name: value.detach().clone() for name, value in model.named_parameters()}
     first = None
     for step in range(STEPS):
-        b = batch(inputs, s, "train", step, BATCH)
+        b = batch(inputs, s, times, "train", step, BATCH)
         total = loss.sums(model, b)["flow"] / BATCH
         first = float(total.detach()) if first is None else first
         optimizer.zero_grad()
@@ -84,18 +87,19 @@ def run(s: float) -> dict:
     model.load_state_dict(average, strict=False)
     model.eval()
     with torch.no_grad():
-        parts = [batch(inputs, s, "held-out", i, 256) for i in range(HELD_OUT // 256)]
+        parts = [batch(inputs, s, times, "held-out", i, 1024) for i in range(HELD_OUT // 1024)]
         found = sum(float(loss.sums(model, b)["flow"]) for b in parts) / HELD_OUT
         best = sum(best_loss(b, s) for b in parts) / len(parts)
-        requests = [Request(Conditions(image=torch.zeros(8)), (CONFIG.channels, SIDE, SIDE), key("draw", i)) for i in range(512)]
-        drawn = torch.cat([draw(model, inputs, requests[i : i + 128], CONFIG.sampling) for i in range(0, 512, 128)])
+        requests = [Request(Conditions(), (CONFIG.channels, SIDE, SIDE), key("draw", i)) for i in range(2048)]
+        drawn = torch.cat([draw(model, inputs, requests[i : i + 512], CONFIG.sampling) for i in range(0, 2048, 512)])
     return {
         "sd": s,
+        "t": times,
         "first loss": round(first, 4),
         "loss": round(found, 4),
-        "optimum": round(optimum(s), 4),
+        "optimum": round(optimum(s, times), 4),
         "best predictor, same batches": round(best, 4),
-        "above optimum": round(found / optimum(s) - 1, 4),
+        "above optimum": round(found / optimum(s, times) - 1, 4),
         "above best predictor": round(found / best - 1, 4),
         "sample variance / data variance": round(float(drawn.var()) / s**2, 4),
         "seconds": round(time.perf_counter() - began),
@@ -104,4 +108,5 @@ def run(s: float) -> dict:
 
 if __name__ == "__main__":
     for value in map(float, sys.argv[1:] or ("0.5", "1", "2")):
-        print(json.dumps(run(value)), flush=True)
+        for kind in TIMES:
+            print(json.dumps(run(value, kind)), flush=True)
