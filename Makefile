@@ -9,7 +9,7 @@ SHELL := /bin/bash
 demo: .venv/ready
 	rm -rf runs/demo
 	$(BIN)/plait train configs/theworld/demo.yaml
-	$(BIN)/plait eval runs/demo --bench accuracy --show 3
+	$(BIN)/plait eval runs/demo --bench accuracy --samples 500 --batch 100 --show 3
 
 test: .venv/ready-dev lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -q
