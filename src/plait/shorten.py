@@ -48,7 +48,10 @@ def _short(settings: RunConfig, steps: int) -> dict[str, Any]:
     return {
         "train": {"steps": steps, "epochs": None, "samples": None, "global_batch": batch, "micro_batch": _micro(settings, batch)},
         "optim": {"schedule": {"warmup_steps": min(settings.optim.schedule.warmup_steps, steps // 4)}},
-        "checkpoint": {"every_steps": min(settings.checkpoint.every_steps or every, every)},
+        "checkpoint": {
+            "every_steps": min(settings.checkpoint.every_steps or every, every),
+            "keep": max(settings.checkpoint.keep, steps),  # all of them: the first that differs is the one to name
+        },
         "evaluate": entries,
         "track": {"every_steps": 1, "tensorboard": False, "wandb": None},
     }

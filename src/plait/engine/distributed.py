@@ -4,6 +4,7 @@ Not here: what is communicated and why (`loop.py`). Host values travel over gloo
 """
 
 import contextlib
+import gc
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -81,7 +82,9 @@ def world(device: str = "auto") -> Iterator[World]:
     dist.init_process_group("cpu:gloo,cuda:nccl" if on_cuda else "gloo")
     try:
         yield World(dist.get_rank(), size, place)
+        dist.barrier()  # ranks leave together: none closes its connections while another still reads
     finally:
+        gc.collect()  # a replica kept by a cycle would outlive the process group, which aborts the process at its exit
         dist.destroy_process_group()
 
 
