@@ -1,6 +1,7 @@
 """What every test shares: no network, one thread, and the folder of real shards when it is at hand."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,3 +20,24 @@ def real_data() -> Path:
     if not REAL_DATA.is_dir():
         pytest.skip("the real shards are not here; set PLAIT_DATA to their folder")
     return REAL_DATA
+
+
+@pytest.fixture
+def calls():
+    """How many function calls, Python's and C's, a thunk makes: work that can be counted, where time would measure the machine."""
+
+    def count(thunk):
+        seen = 0
+
+        def note(frame, event, argument):
+            nonlocal seen
+            seen += event in ("call", "c_call")
+
+        sys.setprofile(note)
+        try:
+            thunk()
+        finally:
+            sys.setprofile(None)
+        return seen
+
+    return count

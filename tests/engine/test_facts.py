@@ -6,7 +6,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -213,14 +212,6 @@ def test_8_a_resume_reads_nothing_that_was_read_before():
     assert source.read == [identity.index for identity in batch.micro[0].ids]
 
 
-def test_8_a_far_step_is_found_as_fast_as_a_near_one():
-    def seek_s(step):
-        fresh = [Order([10_000_000], [1.0], 7, 64) for _ in range(20)]
-        began = time.perf_counter()
-        for order in fresh:
-            order.ids(step)
-        return time.perf_counter() - began
-
-    seek_s(0)
-    near, far = (min(seek_s(step) for _ in range(3)) for step in (10, 10_000_000))
-    assert far < 5 * near  # the same arithmetic; a scan would be a million times slower. 5: other work on the machine
+def test_8_a_far_step_is_found_with_no_more_work_than_a_near_one(calls):
+    near, far = (calls(lambda step=step: Order([10_000_000], [1.0], 7, 64).ids(step)) for step in (10, 10_000_000))
+    assert far < 1.5 * near  # the same arithmetic; a scan would be a million times more. 1.5: a cycle walked past n has a random length
