@@ -41,6 +41,12 @@ def parent(made, tmp_path):
         ("{run}/projection@4", 4),
         ("{run}/vision@best", 12),
         ("{run}/stage-1-projection/step-00000002", 2),
+        ("{run}/step8", 8),
+        ("{run}/step-00000008", 8),
+        ("{run}/vision/step8", 8),
+        ("{run}/latest", 18),
+        ("{run}/vision/latest", 12),
+        ("{run}@latest", 18),
     ],
 )
 def test_every_form_of_from_means_one_checkpoint(made, form, step):
@@ -69,6 +75,10 @@ def test_a_folder_of_safetensors_gives_weights_alone(made, tmp_path):
         ("{run}@9", r"run has no checkpoint at step '9'; it has 2, 4, 6, 8, 10, 12, 14, 16, 18"),
         ("{run}/vision@2", r"stage-2-vision has no checkpoint at step '2'; it has 8, 10, 12"),
         ("./nowhere", r"'./nowhere' does not exist; from: give a run"),
+        ("{run}/step15000", r"run has no checkpoint at step '15000'; it has 2, 4, 6, 8, 10, 12, 14, 16, 18"),
+        ("{run}x/step15000", r"runx/step15000' does not exist: there is no .*runx; from: give a run"),
+        ("captioner/step15000", r"'captioner/step15000' does not exist: there is no captioner; from: give a run"),
+        ("captioner/latest", r"'captioner/latest' does not exist: there is no captioner; from: give a run"),
         ("{run}/assets", r"is neither a run nor a folder with safetensors weights"),
         ("someone/some-model", r"'someone/some-model' is no run, stage or folder here, and the Hub did not give it: "),
         ("someone/some-model@main", r"'someone/some-model' is no run, stage or folder here"),
@@ -87,6 +97,15 @@ def test_a_typo_is_never_a_fresh_start_and_can_be_mended(made, tmp_path):
     assert not (tmp_path / "new" / "metrics.jsonl").exists()
     toy.train(recipe, tmp_path / "new", f"from={parent}")
     assert json.loads((tmp_path / "new" / "lineage.json").read_text())["step"] == 18
+
+
+def test_a_run_begun_from_another_takes_over_what_that_one_made_on_the_spot(made, tmp_path):
+    recipe, _ = made
+    parent = shutil.copytree(made[1], tmp_path / "parent")
+    (parent / "assets" / "tokenizer").write_text("the parent's own")
+    new = toy.train(recipe, tmp_path / "new", f"from={parent}/latest", "stages=[]", "train.steps=1")
+    assert (new / "assets" / "tokenizer").read_text() == "the parent's own"
+    assert not (toy.train(recipe, tmp_path / "other", "stages=[]", "train.steps=1") / "assets" / "tokenizer").exists()
 
 
 def test_a_run_begun_from_another_has_its_weights_averages_and_moments_at_step_0(made, tmp_path):

@@ -7,7 +7,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from plait import parts, saved, start
+from plait import parts, places, saved
 from plait.engine import checkpoint
 from plait.engine.checkpoint import Checkpoint
 from plait.engine.distributed import World
@@ -74,7 +74,7 @@ def diff(a: str, b: str) -> None:
     |b - a| / |a| over all values of a component, and the largest change of one value. A weight that only one of them has saved was
     still the base's in the other: the base is built for it.
     """
-    one, other = start.locate(a), start.locate(b)
+    one, other = places.locate(a), places.locate(b)
     print(f"A {one.folder}\nB {other.folder}")
     for name in ("step", "stage", "stage_done"):
         mine, theirs = one.manifest["state"][name], other.manifest["state"][name]

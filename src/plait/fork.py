@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from plait import files, saved, start
+from plait import files, places, saved, start
 from plait.engine import checkpoint, rundir
 from plait.engine.checkpoint import Checkpoint
 from plait.errors import PlaitError
@@ -22,7 +22,7 @@ def fork(spec: str, new: Path, overrides: Sequence[str]) -> Path:
         raise PlaitError(f"{new} exists already; a fork makes its own folder")
     if any(item.partition("=")[0] == "run" for item in overrides):
         raise PlaitError(f"a fork is the run {new}: leave out --run")
-    found = start.locate(spec)
+    found = places.locate(spec)
     parent = checkpoint.run_of(found.folder)
     before = saved.open_run(parent)
     after = saved.open_run(parent, [*overrides, f"run={new}"])

@@ -13,6 +13,7 @@ import torch
 import xxhash
 from torch import nn
 
+from plait import files, places
 from plait.data import sources
 from plait.data.buckets import BucketOrder, batches_of, order_of
 from plait.data.loader import Loader
@@ -65,7 +66,13 @@ def build(config: RunConfig, run: Path, world: World) -> Parts:
 
 
 def prepare(config: RunConfig, assets: Path) -> None:
-    """Write what the family makes on the spot, from the texts of the training samples, into `assets`; nothing twice."""
+    """Write what the family makes on the spot, from the texts of the training samples, into `assets`; nothing twice.
+
+    A run that starts `from:` another takes over what that one made: trained embeddings mean nothing with another tokenizer.
+    """
+    inherited = places.assets(config.from_) if config.from_ and not assets.is_dir() else None
+    if inherited is not None:
+        files.copy_folder(inherited, assets)
     family = registry.load(config.family)
     family.prepare(family.Config.model_validate(config.model), assets, lambda: _texts(config))
 

@@ -52,7 +52,7 @@ class Template(Section):
 class Source(Section):
     """Where samples come from. `datasets` needs `name` or `path`, the others `path`; `scenes` are generated."""
 
-    source: Literal["shards", "folder", "jsonl", "datasets", "latents", "scenes"]
+    source: Literal["shards", "folder", "jsonl", "datasets", "latents", "nlvr", "scenes"]
     path: str | None = Field(default=None, description="file, folder or pattern on disk")
     name: str | None = Field(default=None, description="name of a dataset on the Hub")
     split: str | None = Field(default=None, description="part of the source; without it `train` or `validation`, by the list it stands in")
@@ -272,7 +272,7 @@ def _data_conflicts(config: RunConfig) -> list[tuple[tuple[str | int, ...], str]
             found.append((("evaluate", index), said))
     for path, sources in lists:
         for index, one in enumerate(sources):
-            if one.source in ("shards", "folder", "jsonl", "latents") and one.path is None:
+            if one.source in ("shards", "folder", "jsonl", "latents", "nlvr") and one.path is None:
                 found.append(((*path, index), f"of source {one.source!r} needs a path"))
             if one.source == "datasets" and (one.name is None) == (one.path is None):
                 found.append(((*path, index), "of source 'datasets' needs either a name on the Hub or a path"))

@@ -1,8 +1,6 @@
 """Where a run starts from: its own newest checkpoint, another run's weights, or step 0. What that means is said before the first step."""
 
-import difflib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from safetensors.torch import load_file
 from torch import Tensor
 
-from plait import files
+from plait import files, places
 from plait.engine import checkpoint, migrate, optim
 from plait.engine.checkpoint import Checkpoint
 from plait.engine.distributed import World
@@ -29,7 +27,6 @@ LINEAGE = "lineage.json"
 _PROBE_TOLERANCE = 1e-3
 _BARS = " ▁▂▃▄▅▆▇█"
 _CURVE_COLUMNS = 48
-FORMS = "give a run, RUN@STEP, RUN/STAGE, RUN/STAGE@best or a step folder"
 Tensors = dict[str, dict[str, Tensor]]
 
 
@@ -98,49 +95,16 @@ def begin_from(state: State, built: Parts, view: StageView, run: Path, world: Wo
 def read_from(spec: str) -> tuple[Tensors, dict[str, Any] | None, Path]:
     """The tensors, manifest (None for bare weights) and folder that `spec` means.
 
-    RUN, RUN@STEP, RUN/STAGE, RUN/STAGE@best, a step folder, a folder of safetensors, or a Hub repository (owner/name).
+    What places.py knows, a folder of safetensors, or a Hub repository (owner/name).
     """
-    path, mark = split(spec)
+    path, mark = places.split(spec)
     name = spec.partition("@")[0]
-    if not path.exists() and not (path.parent / "config.yaml").is_file() and not name.startswith((".", "/", "~")) and name.count("/") == 1:
+    if not path.exists() and not (path.parent / "config.yaml").is_file() and places.may_be_hub(name):
         return _weights(_download(name, mark or None))
     if path.exists() and not checkpoint.is_step(path) and not checkpoint.published(checkpoint.run_of(path)):
         return _weights(path)
-    found = locate(spec, f"from: {FORMS}, a folder of safetensors, or a Hub repository as owner/name")
+    found = places.locate(spec, f"from: {places.FORMS}, a folder of safetensors, or a Hub repository as owner/name")
     return {group: found.tensors(group) for group in GROUPS}, found.manifest, found.folder
-
-
-def split(spec: str) -> tuple[Path, str]:
-    """The folder that `spec` names (RUN/STAGE is its stage folder) and what stands behind its @."""
-    name, _, mark = spec.partition("@")
-    path = Path(name).expanduser()
-    staged = sorted(path.parent.glob(f"stage-*-{path.name}")) if not path.exists() else []
-    return staged[-1] if staged else path, mark
-
-
-def locate(spec: str, forms: str = FORMS) -> Checkpoint:
-    """The intact checkpoint that RUN, RUN@STEP, RUN/STAGE, RUN/STAGE@best or a step folder means. Raises PlaitError for anything else."""
-    path, mark = split(spec)
-    if not path.exists():
-        known = [re.sub(r"^stage-\d+-", "", other.name) for other in path.parent.glob("*")]
-        near = difflib.get_close_matches(path.name, known, 1)
-        hint = f"did you mean {path.parent / near[0]}? " if near else ""
-        raise PlaitError(f"{spec!r} does not exist; {hint}{forms}")
-    return marked(path, mark) if mark else checkpoint.locate(path)
-
-
-def marked(path: Path, mark: str) -> Checkpoint:
-    """The checkpoint of a run or stage at a step, or its `best`. Raises PlaitError listing the steps there are."""
-    folders = [folder for folder in checkpoint.published(checkpoint.run_of(path)) if path in folder.parents]
-    if mark == "best":
-        best = checkpoint.locate(path).manifest["state"]["best"]
-        if best is None:
-            raise PlaitError(f"{path} has no best checkpoint: its configuration sets no checkpoint.best")
-        mark = str(best["step"])
-    steps = {str(int(folder.name.removeprefix("step-"))): folder for folder in reversed(folders)}
-    if mark not in steps:
-        raise PlaitError(f"{path} has no checkpoint at step {mark!r}; it has {', '.join(steps) or 'none'}")
-    return checkpoint.locate(steps[mark])
 
 
 def _weights(folder: Path) -> tuple[Tensors, dict[str, Any] | None, Path]:

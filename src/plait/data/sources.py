@@ -16,6 +16,7 @@ from plait.data import index, paths, text
 from plait.data.folder import Folder
 from plait.data.latents import Latents
 from plait.data.lines import Lines
+from plait.data.nlvr import Nlvr
 from plait.data.records import Record
 from plait.data.scenes import Scenes
 from plait.data.shards import Shards, open_shard
@@ -81,6 +82,8 @@ def open_source(entry: Entry, *, seed: int, split: str = "train", cache: str | P
         return Scenes(entry.options, seed=seed, split=entry.split or split, length=entry.limit)
     if entry.source == "latents":
         return _latents(entry, split, cache, where)
+    if entry.source == "nlvr":
+        return _nlvr(entry, split, cache, where)
     unknown = next((name for name in entry.options if name not in _OPTIONS[entry.source]), None)
     if unknown is not None:
         known = _OPTIONS[entry.source]
@@ -106,6 +109,17 @@ def _latents(entry: Entry, split: str, cache: str | Path | None, where: str) -> 
         raise PlaitError(f"{where}: {error}") from error
 
 
+def _nlvr(entry: Entry, split: str, cache: str | Path | None, where: str) -> Source:
+    if entry.template is not None or entry.columns:
+        raise PlaitError(f"{where}: nlvr makes its own questions; take out `template` and `columns`, or read the shards as source shards")
+    try:
+        found = Nlvr(_reader(entry, split, cache), title(entry), entry.options, entry.limit)
+        found[0]  # shards of another kind should not wait for step 1
+    except (PlaitError, BadSample) as error:
+        raise PlaitError(f"{where}: {error}") from error
+    return found
+
+
 def open_all(entries: Sequence[Entry], *, seed: int, split: str = "train", cache: str | Path | None = None) -> list[Source]:
     """Open every entry of a mixture, in order."""
     return [open_source(entry, seed=seed, split=split, cache=cache) for entry in entries]
@@ -123,7 +137,7 @@ def _reader(entry: Entry, split: str, cache: str | Path | None) -> Reader:
         return Table(entry.path, entry.name, entry.split or split, entry.options, str(cache) if cache else None, entry.columns)
     if not entry.path:
         raise PlaitError(f"source {entry.source} needs `path`")
-    if entry.source == "shards":
+    if entry.source in ("shards", "nlvr"):
         return Shards(paths.files(entry.path, ".tar", split=entry.split, default_split=split), cache, entry.columns)
     if paths.is_remote(entry.path):
         raise PlaitError(f"{entry.path} is remote, which only shards can be; copy it to disk, or make shards of it")

@@ -27,9 +27,9 @@ def test_loss_terms_have_their_coefficients(make):
 
 
 def test_loss_counts_answer_tokens_that_the_limit_cut(make):
-    config, model, inputs = make(inputs={"max_tokens": 70})
+    config, model, inputs = make(inputs={"max_tokens": 80})
     one = sample(1, say="a small green frog and a cat on a mat and two dogs and a red square and a frog")
     batch = inputs.collate([inputs.encode(one, 0), inputs.encode(sample(), 0)])
-    assert batch["ids"].shape[1] == 70
+    assert batch["ids"].shape[1] == 80
     assert Loss(config).sums(model, batch)["cut"].item() == batch["cut"].sum().item() > 0
     assert Loss(config).weights(batch)["cut"].item() == 2

@@ -1,0 +1,139 @@
+"""NLVR with questions from its boxes: the geometry, exact answers, and what is refused."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from plait.config import Source
+from plait.data.answers import judge, points
+from plait.data.lexicon import NUMBERS
+from plait.data.nlvr import PITCH
+from plait.data.sources import open_source
+from plait.errors import BadSample, PlaitError
+from tests.data.packing import pack, picture
+
+RGB = {"yellow": (255, 255, 0), "black": (0, 0, 0), "blue": (0, 153, 255)}
+BOXES = [
+    [{"type": "square", "color": "Yellow", "size": 20, "x_loc": 40, "y_loc": 80}],
+    [],
+    [
+        {"type": "circle", "color": "#0099ff", "size": 10, "x_loc": 0, "y_loc": 0},
+        {"type": "triangle", "color": "Black", "size": 30, "x_loc": 70, "y_loc": 10},
+    ],
+]
+
+
+def shard(path, boxes=BOXES, name="1-0-0", **fields):
+    record = {"sentence": "There is a yellow square.", "label": "true", "boxes": boxes, **fields}
+    return pack(path, [(f"{name}.png", picture(size=(400, 100))), (f"{name}.json", json.dumps(record).encode())])
+
+
+def opened(path, **more):
+    return open_source(Source(source="nlvr", path=str(path), **more), seed=0)
+
+
+def test_items_lie_where_the_pictures_show_them(real_data):
+    source = opened(real_data / "nlvr" / "validation-00000.tar", options={"tasks": ["point"]}, limit=200)
+    seen = 0
+    for sample in (source[i] for i in range(0, 200, 5)):
+        pixels = np.array(Image.open(io.BytesIO(sample["images"][0])).convert("RGB"))
+        for one in sample["fields"]["objects"]:
+            seen += 1
+            assert tuple(pixels[int(one["y"]), int(one["x"])]) == RGB[one["colour"]], (sample["id"], one)
+    assert seen > 200
+
+
+@pytest.mark.parametrize(("name", "order"), [("1-0-0", "abc"), ("1-0-1", "acb"), ("1-0-2", "bac"), ("1-0-3", "bca"), ("1-0-5", "cba")])
+def test_the_name_says_in_which_order_the_boxes_stand(tmp_path, name, order):
+    boxes = [[{**BOXES[0][0], "size": 10 * (n + 1), "y_loc": 0}] for n in range(3)]
+    sample = opened(shard(tmp_path / "a.tar", boxes, name), options={"tasks": ["point"]})[0]
+    assert [one["radius"] / 5 for one in sample["fields"]["objects"]] == ["abc".index(letter) + 1 for letter in order]
+
+
+def test_points_are_the_centres_in_percent_of_the_picture(tmp_path):
+    sample = opened(shard(tmp_path / "a.tar", [[], [], BOXES[2][:1]]), options={"tasks": ["point"]})[0]
+    x, y = 2 * PITCH + 5, 5
+    assert points(sample["messages"][1]["content"]) == [(round(100 * x / 400, 1), round(100 * y / 100, 1))]
+    assert sample["fields"]["points"] == [[100 * x / 400, 5.0]]
+
+
+def test_counts_are_those_of_the_boxes_read_by_hand(tmp_path):
+    source = opened(shard(tmp_path / "a.tar"), options={"tasks": ["count"], "questions": 100})
+    wanted = {"How many items are there?": 3, "How many yellow items are there?": 1}
+    wanted |= {"How many items in the middle box are there?": 0, "How many items in the right box are there?": 2}
+    wanted |= {"How many black triangles are there?": 1, "How many blue squares are there?": 0}
+    said = {source[i]["messages"][0]["content"]: source[i]["messages"][1]["content"] for i in range(len(source))}
+    assert {text: said[text] for text in wanted if text in said} == {text: NUMBERS[n] for text, n in wanted.items() if text in said}
+    assert len(wanted.keys() & said.keys()) >= 5
+
+
+def test_every_answer_is_judged_right_and_another_wrong(tmp_path):
+    source = opened(shard(tmp_path / "a.tar"), options={"tasks": ["count", "point"], "questions": 50})
+    for sample in (source[i] for i in range(len(source))):
+        fields = sample["fields"]
+        assert judge(sample["messages"][1]["content"], fields), sample
+        assert not judge("nineteen" if fields["task"] == "count" else '<point x="37.5" y="50.0" alt="a">a</point>', fields), sample
+
+
+def test_truth_is_the_sentence_and_its_label(tmp_path):
+    sample = opened(shard(tmp_path / "a.tar", label="False"), options={"tasks": ["truth"], "questions": 5})
+    assert len(sample) == 1
+    assert [turn["content"] for turn in sample[0]["messages"]] == ["True or false? There is a yellow square.", "false"]
+
+
+def test_questions_are_the_same_every_time_and_their_number_is_asked_for(tmp_path):
+    path = shard(tmp_path / "a.tar")
+    one, two = opened(path, options={"questions": 3}), opened(path, options={"questions": 3})
+    assert len(one) == 7 and [one[i] for i in range(7)] == [two[i] for i in range(7)]
+    assert one.fingerprint == two.fingerprint != opened(path).fingerprint
+
+
+@pytest.mark.parametrize(
+    ("fields", "task", "said"),
+    [
+        ({"boxes": [[]]}, "count", "has no `boxes` of 3 lists of items, so it is no NLVR record"),
+        ({"boxes": [[], [], []]}, "point", "has three empty boxes: there is nothing to ask about"),
+        ({"boxes": [[{"type": "square"}], [], []]}, "count", "an item of its boxes has no usable 'color'"),
+        ({"boxes": [[{**BOXES[0][0], "x_loc": 90}], [], []]}, "count", "inside a box of 100 x 100 pixels"),
+        ({"name": "1-0-6"}, "count", "does not end in the number of its boxes' order, -0 to -5"),
+        ({"label": "maybe"}, "truth", "has no `sentence` with a `label` true or false"),
+    ],
+)
+def test_records_of_another_kind_are_refused_before_the_run(tmp_path, fields, task, said):
+    with pytest.raises(PlaitError, match=said) as caught:
+        opened(shard(tmp_path / "a.tar", **fields), options={"tasks": [task]})
+    assert str(caught.value).startswith("data source nlvr:a.tar: ")
+
+
+def test_a_bad_record_later_on_is_a_bad_sample(tmp_path):
+    good, bad = ({"sentence": "x", "label": "true", "boxes": boxes} for boxes in (BOXES, [[], [], []]))
+    members = [
+        (f"1-0-{n}.{kind}", body)
+        for n, record in enumerate((good, bad))
+        for kind, body in (("png", picture()), ("json", json.dumps(record).encode()))
+    ]
+    with pytest.raises(BadSample, match="three empty boxes"):
+        opened(pack(tmp_path / "a.tar", members), options={"tasks": ["count"]})[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"task": ["count"]}, "nlvr has no option 'task'; did you mean 'tasks'?"),
+        ({"tasks": ["counting"]}, "nlvr has no task 'counting'; did you mean 'count'?"),
+        ({"tasks": []}, "nlvr: tasks must be a list without repeats, not []"),
+        ({"questions": 0}, "nlvr: questions: Input should be greater than or equal to 1, not 0"),
+    ],
+)
+def test_wrong_options_are_one_line(tmp_path, options, said):
+    with pytest.raises(PlaitError) as caught:
+        opened(shard(tmp_path / "a.tar"), options=options)
+    assert str(caught.value) == f"data source nlvr:a.tar: {said}"
+
+
+def test_a_template_is_refused(tmp_path):
+    with pytest.raises(PlaitError, match="nlvr makes its own questions"):
+        opened(shard(tmp_path / "a.tar"), columns={"a": "b"})
