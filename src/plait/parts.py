@@ -20,6 +20,7 @@ from plait.data.loader import Loader
 from plait.data.order import Order, SampleId, permute
 from plait.engine.distributed import World
 from plait.engine.evaluation import HeldOut
+from plait.engine.sharding import Sharding
 from plait.errors import PlaitError
 from plait.families import registry
 from plait.keys import key
@@ -41,6 +42,10 @@ class Parts:
     model: nn.Module
     base: dict[str, str] = field(default_factory=dict)
     """xxh3 of every parameter as built: the reference that frozen weights are pinned to."""
+    sharding: Sharding = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self.sharding = Sharding(self.model)
 
     def inputs(self, config: RunConfig, train: bool) -> Any:
         """The family's `Inputs` for training or for held-out data."""

@@ -180,7 +180,13 @@ class Track(Section):
 class Distributed(Section):
     """How the work is laid on devices; none of it changes what is learned."""
 
-    strategy: Literal["auto", "ddp"] = "auto"
+    strategy: Literal["auto", "ddp", "fsdp", "shard_grad_op", "hsdp"] = Field(
+        default="auto",
+        description="ddp: whole on each rank; fsdp: all cut; shard_grad_op: weights whole while in use; hsdp: cut in groups",
+    )
+    shard_size: Count | None = Field(default=None, description="hsdp: ranks that share one copy; None: those of one node")
+    frozen: Literal["auto", "replicate", "shard"] = Field(default="auto", description="frozen blocks of a sharded stage; auto: by size")
+    memory_gb: Rate | None = Field(default=None, description="per rank, 1e9 bytes, for `auto`; None: what the device has")
     activation_checkpointing: Literal["none", "full"] = Field(default="none", description="full: recompute each block in the backward pass")
     compile: bool = False
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="which GPU is chosen by CUDA_VISIBLE_DEVICES")
@@ -254,6 +260,12 @@ def conflicts(config: RunConfig) -> list[tuple[tuple[str | int, ...], str]]:
     if optim.schedule.min_lr > optim.lr:
         said = f"is {optim.schedule.min_lr}, above the peak optim.lr {optim.lr}: lower it"
         found.append((("optim", "schedule", "min_lr"), said))
+    spread = config.distributed
+    if spread.shard_size is not None and spread.strategy != "hsdp":
+        found.append((("distributed", "shard_size"), f"is for strategy hsdp, not {spread.strategy}: leave it out, or set strategy=hsdp"))
+    for name in ("frozen", "memory_gb") if spread.strategy == "ddp" else ():
+        if getattr(spread, name) not in ("auto", None):
+            found.append((("distributed", name), "says how to shard, but strategy ddp never does: leave it out, or set another strategy"))
     if not config.trainable:
         found.append((("trainable",), "is empty, so nothing would train: name components, or '*'"))
     return found + _data_conflicts(config)

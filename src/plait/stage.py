@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from plait import __version__, parts, start
 from plait.data.loader import Loader, StepBatch
 from plait.data.order import SampleId, digest
-from plait.engine import blocks, checkpoint, evaluation, optim, stages
+from plait.engine import blocks, checkpoint, evaluation, footprint, optim, stages, strategy
 from plait.engine.checkpoint import Checkpoint
 from plait.engine.distributed import World
 from plait.engine.evaluation import Evaluations
+from plait.engine.footprint import Storage
 from plait.engine.guards import Quarantine
 from plait.engine.heartbeat import Heartbeat
 from plait.engine.loop import Loop, Loss, Row
@@ -28,6 +30,7 @@ from plait.resolved import StageView
 from plait.schema import RunConfig
 
 _PROBE_SAMPLES = 4
+Named = dict[str, dict[str, nn.Parameter]]
 
 
 @dataclass
@@ -62,13 +65,12 @@ class Stage:
         if state.stage_done is not None:
             return
         self.saved: tuple[int, int, str | None] | None = (state.step, state.judged, state.stage_done) if state.stage_step else None
-        blocks.prepare(built.family.blocks(built.model), config.distributed)
-        set_precision(built.model, state.ever_trained.union(*trained.values()), config.train.precision)
+        components, trained = self.lay(trained)
         state.begin(trained, config.optim)
         self.loss: Loss = built.family.Loss(built.section)
         self.inputs = built.inputs(config, train=False)
         self.judge = self._evaluations()
-        self.saver = checkpoint.Saver(config.checkpoint.async_save)
+        self.saver = checkpoint.Saver(config.checkpoint.async_save, world)
         self.facts = self._facts(trained, components, opened)
         self.probe = self._probe_batch(opened)
         quarantine = Quarantine(self.run / "quarantine.jsonl", config.guard.max_bad_fraction)
@@ -96,12 +98,31 @@ class Stage:
                 loop.run(self.watched(loader), self.stop)
             if state.stage_done is None:
                 self.save(state)
-                self.saver.wait()
+            self.saver.wait()
+            if state.stage_done is None:
                 raise Paused(
                     f"stopped by {self.signals.received} after step {state.step} of {self.stop}, all saved; the same command continues"
                 )
         if world.first:
             print(f"stage {self.view.index} {self.view.name} is done after step {state.step}: {state.stage_done}")
+
+    def lay(self, trained: Named) -> tuple[Named, Named]:
+        """Lay the model out over devices for what trains in this stage; returns its components and what trains, as parameters there."""
+        config, built, state = self.view.config, self.built, self.state
+        units, names = built.family.blocks(built.model), {name for part in trained.values() for name in part}
+        state.pause()
+        built.sharding.lift()
+        blocks.prepare(units, config.distributed)
+        set_precision(built.model, state.ever_trained | names, config.train.precision)
+        weights = footprint.weigh(built.model, names, state.ever_trained, units)
+        storage = Storage.of(config.train.precision, averaged=config.optim.ema is not None)
+        micros = math.ceil(config.train.global_batch / (cut(config, self.world)["micro_batch"] * self.world.size))
+        layout, why = strategy.choose(config.distributed, weights, storage, self.world, accumulating=micros > 1)
+        if self.world.size > 1 and self.world.first:
+            print(why)
+        built.sharding.lay(units, names, layout, self.world)
+        components = built.family.components(built.model)
+        return components, optim.select(components, config.trainable, built.family.never_trained)
 
     def watched(self, loader: Loader) -> Iterator[StepBatch]:
         """The loader's batches, with the heartbeat told when one is waited for and when it is at work."""
@@ -161,17 +182,27 @@ class Stage:
         self.heart.phase("save", state.step)
         folder = checkpoint.folder_of(self.run, self.view.index, self.view.name, state.step)
         state.probe = self._probe_loss()
-        if self.world.first:
-            frozen = {"base": self.built.family.base(self.built.section), "frozen_xxh3": self.built.frozen_xxh3(state.ever_trained)}
-            content = {**self.facts, **frozen, "state": state.facts()}
-            spared = state.best["step"] if state.best else None
-            self.saver.save(folder, state.tensors(), content, self.view.config.checkpoint.keep, spared)
+        frozen = {"base": self.built.family.base(self.built.section), "frozen_xxh3": self.built.frozen_xxh3(state.ever_trained)}
+        content = {**self.facts, **frozen, "state": state.facts()}
+        spared = state.best["step"] if state.best else None
+        self.saver.save(folder, state.tensors(), content, self.view.config.checkpoint.keep, spared)
 
     def _evaluations(self) -> Evaluations:
         config, family = self.view.config, self.built.family
         held_out = parts.held_out(self.built, config, self.world)
         ask, precision = self.signals.asked, config.train.precision
-        return Evaluations(config.evaluate, held_out, self.loss, family.benches, self.inputs, self.world, precision, ask, self.tracker.row)
+        return Evaluations(
+            config.evaluate,
+            held_out,
+            self.loss,
+            family.benches,
+            self.inputs,
+            self.world,
+            precision,
+            ask,
+            self.tracker.row,
+            gathered=self.built.sharding.gathered,
+        )
 
     def _probe_batch(self, opened: list[Any]) -> list[Any]:
         ids = tuple(SampleId(0, i, 0) for i in range(min(_PROBE_SAMPLES, len(opened[0]))))

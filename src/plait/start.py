@@ -35,14 +35,14 @@ def resume(state: State, built: Parts, views: Sequence[StageView], run: Path, wo
 
     Raises PlaitError when a frozen weight is not the one the run was trained against, or something saved would be lost.
     """
-    if world.first:
+    found = None
+    if world.first:  # one reader hashes
         checkpoint.clear_unfinished(run)
-    world.barrier()
-    found, faults = checkpoint.newest_intact(run)
-    if world.first:
+        found, faults = checkpoint.newest_intact(run)
         for fault in faults:
             print(f"passed over: {fault}")
         print(f"continuing from {found.folder}" if found else f"{run} has no intact checkpoint: it starts at step 0")
+    found = world.agree(found)
     if found is None:
         return None
     facts = found.manifest["state"]

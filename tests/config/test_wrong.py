@@ -65,6 +65,18 @@ YAML = {
     "stages:\n  - name: a\n    train: {steps: -3}": "x.yaml:7: stages.0.train.steps must be greater than or equal to 1, got -3",
     "stages:\n  - {name: a, train: null}": "x.yaml:6: stages.0.train must be a mapping, got null",
 }
+YAML |= {
+    "distributed: {strategy: fdsp}": (
+        "x.yaml:5: distributed.strategy must be 'auto', 'ddp', 'fsdp', 'shard_grad_op' or 'hsdp', got 'fdsp': did you mean 'fsdp'?"
+    ),
+    "distributed: {shard_size: 2}": ("x.yaml:5: distributed.shard_size is for strategy hsdp, not auto: leave it out, or set strategy=hsdp"),
+    "distributed: {strategy: ddp, frozen: shard}": (
+        "x.yaml:5: distributed.frozen says how to shard, but strategy ddp never does: leave it out, or set another strategy"
+    ),
+    "distributed: {strategy: ddp, memory_gb: 2}": (
+        "x.yaml:5: distributed.memory_gb says how to shard, but strategy ddp never does: leave it out, or set another strategy"
+    ),
+}
 REPLACED = {
     ("theworld", "thewrld"): "x.yaml:1: family 'thewrld' is unknown: known: theworld",
     ("family: theworld\n", ""): "x.yaml:1: family is missing",

@@ -1,25 +1,14 @@
 import json
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-WORKER = Path(__file__).with_name("two_ranks.py")
+from .. import ranks
+from . import two_ranks
 
 
 def launch(out, world):
     """Run the worker on `world` gloo ranks; returns what rank 0 wrote."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {**os.environ, "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.engine.two_ranks", str(out)]
-    root = WORKER.parents[2]
-    ranks = [subprocess.Popen(command, env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}, cwd=root) for rank in range(world)]
-    assert [rank.wait(120) for rank in ranks] == [0] * world
+    ranks.fork(world, two_ranks.main, out)
     return json.loads(out.read_text())
 
 

@@ -1,7 +1,6 @@
 """One rank of `test_distributed`: trains the toy five steps on its share of fixed global batches, and writes what rank 0 saw."""
 
 import json
-import sys
 from pathlib import Path
 
 from plait.data.order import shares
@@ -38,7 +37,3 @@ def main(out: Path) -> None:
             figures = {"loss": [row["loss"] for row in rows], "grad_norm": [row["grad_norm"] for row in rows], "held_out": held_out["loss"]}
             weights = state.model.tower.weight.flatten().tolist()
             out.write_text(json.dumps({**figures, "weights": weights, "bench": [row["id"] for row in bench]}))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

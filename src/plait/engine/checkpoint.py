@@ -2,6 +2,8 @@
 
     RUN/stage-1-projection/step-00001000/{weights,ema,moments}.safetensors + manifest.json
 
+Where the state is cut over ranks, each writes its own part (`pieces.py`); which ranks there are when it is read does not matter.
+
 A flipped byte loads without an error in every tensor format we know, so each file's xxh3 is in the manifest and checked before use.
 """
 
@@ -17,20 +19,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import xxhash
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from plait import files
+from plait.engine import pieces
+from plait.engine.distributed import World
+from plait.engine.pieces import Groups, Share
 from plait.errors import PlaitError
 
 FORMAT = "plait-checkpoint-1"
+ALONE = Share()
 _STEP = re.compile(r"step-(\d{8,})$")
 _STAGE = re.compile(r"stage-(\d+)-")
 _UNFINISHED = ".saving-"
 _REPLACED = ".replaced-"
-
-Groups = Mapping[str, Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -47,8 +51,7 @@ class Checkpoint:
 
     def tensors(self, group: str) -> dict[str, Tensor]:
         """The tensors of weights, ema or moments on the CPU; empty when it holds none."""
-        name = f"{group}.safetensors"
-        return load_file(self.folder / name) if name in self.manifest["files"] else {}
+        return pieces.read(self.folder, group, list(self.manifest["files"]))
 
 
 def folder_of(run: Path, stage: int, stage_name: str, step: int) -> Path:
@@ -77,43 +80,63 @@ def copy_out(groups: Groups, into: Groups | None = None) -> dict[str, dict[str, 
     return copied
 
 
-def write(folder: Path, groups: Groups, facts: Mapping[str, Any]) -> Checkpoint:
+def write(folder: Path, groups: Groups, facts: Mapping[str, Any], share: Share = ALONE) -> Checkpoint:
     """Write one checkpoint: tensors into an unfinished folder beside, flushed and hashed, the manifest last, then one rename.
 
     `facts` becomes the manifest's own content. An interrupted write leaves only an unfinished folder, which the next run clears.
     A checkpoint of the same moment is moved aside before, and deleted after, the rename: at every instant one of the two is whole.
-    Raises PlaitError when the disk refuses; earlier checkpoints are untouched.
+    Ranks that write it together call this together, each with its own part; rank 0 publishes what all have flushed.
+    Raises PlaitError on every rank when the disk refuses one; earlier checkpoints are untouched.
     """
     beside, aside = (folder.with_name(f"{mark}{folder.name}") for mark in (_UNFINISHED, _REPLACED))
+    first = share.rank == 0
     try:
-        _bring_back(aside)
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-        listed = {}
-        for group, tensors in groups.items():
-            path = beside / f"{group}.safetensors"
-            save_file(dict(tensors), path, metadata={"format": "pt"})
-            with open(path, "rb+") as file:
-                os.fsync(file.fileno())
-            listed[path.name] = {"size": path.stat().st_size, "xxh3": files.xxh3(path)}
+        share.together(lambda: _prepare(beside, aside) if first else None)
+        parts = share.together(lambda: _write_files(beside, groups, share))
+        listed = {name: known for part in parts for name, known in part.items()}
         manifest = {"format": FORMAT, "kind": "resumable", **facts, "files": listed}
         manifest["xxh3"] = _own_hash(manifest)
-        files.write_json(beside / "manifest.json", manifest)
-        if folder.exists():
-            os.rename(folder, aside)
-        os.rename(beside, folder)
-        files.sync_folder(folder.parent)
-        shutil.rmtree(aside, ignore_errors=True)
+        share.together(lambda: _publish(folder, beside, aside, manifest) if first else None)
     except Exception as error:
-        shutil.rmtree(beside, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            _bring_back(aside)
+        if first:
+            shutil.rmtree(beside, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                _bring_back(aside)
         if isinstance(error, OSError) or "SafetensorError" in type(error).__name__:
             raise PlaitError(
                 f"checkpoint {folder} could not be written: {error}; earlier checkpoints are intact, free space or mend the disk"
             ) from error
         raise
     return Checkpoint(folder, manifest)
+
+
+def _prepare(beside: Path, aside: Path) -> None:
+    _bring_back(aside)
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+
+
+def _write_files(beside: Path, groups: Groups, share: Share) -> dict[str, dict[str, Any]]:
+    """Size and hash of each file that this rank wrote."""
+    listed = {}
+    for group, tensors in groups.items():
+        name = share.path(group)
+        path = beside / name
+        path.parent.mkdir(exist_ok=True)
+        share.save(path, group, tensors)
+        with open(path, "rb+") as file:
+            os.fsync(file.fileno())
+        listed[name] = {"size": path.stat().st_size, "xxh3": files.xxh3(path)}
+    return listed
+
+
+def _publish(folder: Path, beside: Path, aside: Path, manifest: Mapping[str, Any]) -> None:
+    files.write_json(beside / "manifest.json", manifest)
+    if folder.exists():
+        os.rename(folder, aside)
+    os.rename(beside, folder)
+    files.sync_folder(folder.parent)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _bring_back(aside: Path) -> None:
@@ -235,26 +258,34 @@ def prune(stage_folder: Path, keep: int, spared: int | None = None) -> list[Path
 
 
 class Saver:
-    """Writes checkpoints in the background, one at a time. An error is raised at the next save or at `wait`, never lost."""
+    """Writes checkpoints in the background, one at a time. An error on one rank is raised on all, at the next save or `wait`."""
 
-    def __init__(self, background: bool):
-        self.background = background
+    def __init__(self, background: bool, world: World | None = None):
+        self.background, self.world = background, world or World(0, 1, torch.device("cpu"))
+        self._group: dist.ProcessGroup | None = None
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._copied: dict[str, dict[str, Tensor]] = {}
 
     def save(self, folder: Path, groups: Groups, facts: Mapping[str, Any], keep: int, spared: int | None = None) -> None:
-        """Copy out now, write later (or now, without `background`); then delete what `keep` no longer covers."""
+        """Copy out now, write later (or now, without `background`); then delete what `keep` no longer covers. All ranks call it."""
         self.wait()
-        copied = self._copied = copy_out(groups, self._copied)
+        if self._group is None and pieces.sharded(groups):
+            self._group = dist.new_group(backend="gloo")
+        own, share = pieces.divide(groups, self.world, self._group)
+        writes = share.ranks > 1 or self.world.first
+        copied = self._copied = copy_out(own, self._copied)
         facts = json.loads(json.dumps(facts))
 
         def work() -> None:
-            write(folder, copied, facts)
-            prune(folder.parent, keep, spared)
+            if writes:
+                write(folder, copied, facts, share)
+            if self.world.first:
+                prune(folder.parent, keep, spared)
 
         if not self.background:
-            work()
+            self._guarded(work)
+            self.wait()
             return
         self._thread = threading.Thread(target=self._guarded, args=(work,), name="plait-save")
         self._thread.start()
@@ -266,14 +297,24 @@ class Saver:
             self._error = error
 
     def wait(self) -> None:
-        """Return once nothing is being written; raises what the last write raised."""
+        """Return once nothing is being written on any rank; raises what the last write raised on one. All ranks call it."""
+        self._join()
+        error, self._error = self._error, None
+        said = self.world.gather(error and f"{error}")
+        if error is not None:
+            raise error
+        for other in said:
+            if other is not None:
+                raise PlaitError(other)
+
+    def _join(self) -> None:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+
+    def close(self) -> None:
+        """Return once nothing is being written here; raises what the last write raised. Asks no other rank: one may have ended."""
+        self._join()
         if self._error is not None:
             error, self._error = self._error, None
             raise error
-
-    def close(self) -> None:
-        """`wait`, under the name that contextlib.closing calls."""
-        self.wait()

@@ -5,6 +5,7 @@ Not here: what is communicated and why (`loop.py`). Host values travel over gloo
 
 import contextlib
 import gc
+import inspect
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,9 +14,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from plait.errors import PlaitError
+
+_SYNCHRONISES = ("forward_sync_buffers", "broadcast_buffers")
+"""DDP's option to send rank 0's buffers around before every forward pass, by its name in torch 2.13 and before. Ours never change."""
 
 
 @dataclass(frozen=True)
@@ -89,21 +95,60 @@ def world(device: str = "auto") -> Iterator[World]:
 
 
 def replicate(model: nn.Module, world: World) -> nn.Module:
-    """`model` for training on all ranks: gradients are averaged over ranks in its backward (DDP); alone, the model itself.
+    """`model` for training on all ranks: gradients are averaged over ranks in its backward (DDP); alone or sharded, the model itself.
 
     Made anew at every stage start: DDP wrapped around a frozen module never learns of its unfreezing, and replicas then diverge.
     """
-    if world.size == 1:
+    if world.size == 1 or isinstance(model, FSDPModule):
         return model
     devices = [world.device.index] if world.device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True)
+    still: dict[str, Any] = {next(name for name in _SYNCHRONISES if name in inspect.signature(DistributedDataParallel).parameters): False}
+    return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True, **still)
 
 
 def accumulating(net: nn.Module, last: bool) -> contextlib.AbstractContextManager[Any]:
     """While not `last`, keep gradients local: ranks meet once per optimizer step."""
+    if isinstance(net, FSDPModule):
+        net.set_requires_gradient_sync(last)
+        net.set_is_last_backward(last)
     if isinstance(net, DistributedDataParallel) and not last:
         return net.no_sync()
     return contextlib.nullcontext()
+
+
+def settle(net: nn.Module) -> None:
+    """Let go of whole weights that a forward pass without a backward left on this rank; its parameters are shards again."""
+    for module in net.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def local(value: Tensor) -> Tensor:
+    """This rank's rows of a sharded tensor, in the same memory; any other tensor itself."""
+    return value.to_local() if isinstance(value, DTensor) else value
+
+
+def whole(value: Tensor) -> Tensor:
+    """All rows of a sharded tensor, from all ranks (which all must ask); any other tensor itself."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def like(value: Tensor, pattern: Tensor) -> Tensor:
+    """`value` on the device of `pattern` and cut over ranks as that is, if it is. Rows move between ranks only where the cut is another."""
+    if not isinstance(pattern, DTensor):
+        return whole(value).to(pattern.device)
+    if isinstance(value, DTensor) and (value.device_mesh, value.placements) == (pattern.device_mesh, pattern.placements):
+        return value
+    return distribute_tensor(whole(value).to(pattern.device), pattern.device_mesh, pattern.placements, src_data_rank=None)
+
+
+def norm_of_all(norm: Tensor, sharded: Tensor) -> Tensor:
+    """The norm of tensors cut as `sharded` is, from the norm of this rank's rows; of whole ones, the norm itself."""
+    if not isinstance(sharded, DTensor):
+        return norm
+    squares = norm.square()
+    dist.all_reduce(squares, group=sharded.device_mesh.get_group(sharded.device_mesh.ndim - 1))
+    return squares.sqrt()
 
 
 def to_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:

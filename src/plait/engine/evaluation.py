@@ -55,6 +55,7 @@ def held_out_loss(net: nn.Module, loss: Loss, batches: Iterable[Any], world: Wor
                 sums = loss.sums(net, distributed.to_device(micro.batch, world.device))
             for name, numerator in sums.items():
                 numerators[name] += 0.0 if micro.void else float(numerator)
+    distributed.settle(net)
     names = sorted(numerators)
     everywhere = world.sum(torch.tensor([numerators[name] for name in names], dtype=torch.float64)).tolist()
     terms = {name: value / weights[name] for name, value in zip(names, everywhere, strict=True) if weights[name] > 0}
@@ -121,6 +122,8 @@ class Evaluations:
     asked: Callable[[], bool]
     record: Callable[[Row], None]
     interrupted: bool = False
+    gathered: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
+    """Holds all weights whole on this rank while a bench runs: each rank answers its own samples, at its own pace."""
 
     def due(self, state: State) -> list[Evaluate]:
         """The entries whose interval ends at this step."""
@@ -154,7 +157,8 @@ class Evaluations:
         if entry.bench == LOSS:
             return held_out_loss(model, self.loss, self._watched(self.held_out.batches(entry)), self.world, self.precision)
         bench, samples = self.benches[entry.bench], self.held_out.samples(entry)
-        return run_bench(bench, model, samples, self.inputs, entry.batch, self.world, self.precision, self._watched)[0]
+        with self.gathered():
+            return run_bench(bench, model, samples, self.inputs, entry.batch, self.world, self.precision, self._watched)[0]
 
 
 def label(bench: str, figure: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from plait import files
-from plait.engine.distributed import World
+from plait.engine.distributed import World, local
 from plait.errors import Stopped
 
 _NAMES_SHOWN = 5
@@ -26,7 +26,8 @@ def assert_finite(step: int, values: dict[str, float], ids: Sequence[Any], model
         return
     shown = ", ".join(f"{name} = {value}" for name, value in bad.items()) or "another rank's loss"
     everyone = [identity for part in world.gather([f"{i.source}:{i.index}@{i.epoch}" for i in ids]) for identity in part]
-    broken = [name for name, value in model.named_parameters() if value.grad is not None and not value.grad.isfinite().all()]
+    own = [name for name, value in model.named_parameters() if value.grad is not None and not local(value.grad).isfinite().all()]
+    broken = list(dict.fromkeys(name for part in world.gather(own) for name in part))
     raise Stopped(
         f"step {step} is not finite ({shown}), stopped before the update; samples {' '.join(everyone)}; "
         f"gradients not finite in {_some(broken)}; look at these samples with `plait data inspect`, or lower optim.lr"

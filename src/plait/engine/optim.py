@@ -9,7 +9,9 @@ from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
+from plait.engine.distributed import like, local, norm_of_all
 from plait.errors import PlaitError
 from plait.schema import Component, Optim, Schedule
 
@@ -108,10 +110,11 @@ def clip(parameters: Iterable[nn.Parameter], limit: float | None) -> Tensor:
 
     `nn.utils.clip_grad_norm_` to the bit, without its sorting by device and type: these are float32 in one place.
     """
-    gradients = [value.grad for value in parameters if value.grad is not None]
-    if not gradients:
+    found = [value.grad for value in parameters if value.grad is not None]
+    if not found:
         return torch.zeros(())
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    gradients = [local(value) for value in found]
+    norm = norm_of_all(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))), found[0])
     if limit is not None:
         torch._foreach_mul_(gradients, (limit / (norm + 1e-6)).clamp(max=1.0))
     return norm
@@ -158,7 +161,7 @@ def load_moments(optimizer: torch.optim.Optimizer, saved: Mapping[str, Tensor]) 
             value = saved[f"{name}.{kind}"]
             if kind != "step" and value.shape != parameter.shape:
                 raise PlaitError(f"saved moment {name}.{kind} has shape {tuple(value.shape)}, the parameter {tuple(parameter.shape)}")
-            state[kind] = value.to(device=parameter.device, dtype=torch.float32, copy=True)
+            state[kind] = (value if kind == "step" else like(value, parameter)).to(parameter.device, torch.float32, copy=True)
         optimizer.state[parameter] = state
     return missing
 
@@ -183,12 +186,24 @@ class Ema:
     def update(self, parameters: Mapping[str, nn.Parameter], k: int) -> None:
         """average <- decay_k average + (1 - decay_k) weight."""
         decay = min(self.decay, (k + 1) / self.warmup_steps) if self.warmup_steps else self.decay
-        torch._foreach_lerp_([self.average[name] for name in parameters], [value.data for value in parameters.values()], 1 - decay)
+        averages = [local(self.average[name]) for name in parameters]
+        torch._foreach_lerp_(averages, [local(value.detach()) for value in parameters.values()], 1 - decay)
 
+    def lay(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Cut the averages over ranks as the parameters are cut now."""
+        self.average = {name: like(value, parameters[name]) for name, value in self.average.items()}
+
+    @torch.no_grad()
     def swap(self, parameters: Mapping[str, nn.Parameter]) -> None:
         """Exchange weights and averages in place; a second call restores both exactly."""
         for name, average in self.average.items():
             value = parameters[name]
+            if isinstance(value, DTensor):  # what is gathered from lives in this memory
+                rows, others = value.to_local(), local(average)
+                kept = rows.clone()
+                rows.copy_(others)
+                others.copy_(kept)
+                continue
             kept = value.data
             value.data = average.to(kept.dtype)
             self.average[name] = kept

@@ -9,8 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.utils import swap_tensors
 
 from plait.engine import optim
+from plait.engine.distributed import like, local
 from plait.engine.optim import Ema
 from plait.errors import PlaitError
 
@@ -60,10 +63,15 @@ class State:
         assert self.optimizer is not None
         return optim.named_groups(self.optimizer)
 
-    def begin(self, trained: Mapping[str, Mapping[str, nn.Parameter]], settings: Any) -> None:
-        """Enter a stage: freeze the rest, make the optimizer, hand returning parameters their moments, start missing averages."""
+    def pause(self) -> None:
+        """Between stages: moments wait by name, and the optimizer no longer holds the parameters it moved."""
         if self.optimizer is not None:
             self.paused.update(optim.moments(self.optimizer))
+            self.optimizer = None
+
+    def begin(self, trained: Mapping[str, Mapping[str, nn.Parameter]], settings: Any) -> None:
+        """Enter a stage: freeze the rest, make the optimizer, hand returning parameters their moments, start missing averages."""
+        self.pause()
         optim.freeze(self.model, trained)
         self.optimizer = optim.adamw(trained, settings)
         optim.assert_covers(self.model, self.optimizer)
@@ -73,6 +81,8 @@ class State:
         self.paused = {key: value for key, value in self.paused.items() if key.rpartition(".")[0] not in now}
         if settings.returning_moments == "reset":
             self.paused = {}
+        pattern = next(iter(now.values()))  # whole where what trains is whole, spread over ranks where that is
+        self.paused = {key: value if key.endswith(".step") else like(value, pattern) for key, value in self.paused.items()}
         if settings.ema is None:
             self.ema = None  # evaluation would go on with averages that no longer follow the weights
         else:
@@ -80,6 +90,7 @@ class State:
             self.ema = Ema(settings.ema.decay, settings.ema.warmup_steps)
             self.ema.average = averages
             self.ema.track(now)
+            self.ema.lay(dict(self.model.named_parameters()))
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """The state's tensors as weights, ema and moments. They are the live ones: copy before the next step."""
@@ -125,7 +136,11 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
                 f"{name!r} is {tuple(value.shape)} in the checkpoint and {tuple(parameters[name].shape)} in the model; "
                 "their `model:` sections differ"
             )
-        parameters[name].data = value.to(device=parameters[name].device, dtype=torch.float32, copy=True)
+        parameter = parameters[name]
+        if isinstance(parameter, DTensor):
+            local(parameter).copy_(local(like(value, parameter)))
+        else:
+            parameter.data = value.to(device=parameter.device, dtype=torch.float32, copy=True)
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -142,5 +157,9 @@ def set_precision(model: nn.Module, full: Iterable[str], precision: str) -> None
     frozen_type = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
     for name, parameter in model.named_parameters():
         target = torch.float32 if name in wanted else frozen_type
-        if parameter.is_floating_point() and parameter.dtype != target:
+        if not parameter.is_floating_point() or parameter.dtype == target:
+            continue
+        if isinstance(parameter, DTensor):  # its `data` cannot change type
+            swap_tensors(parameter, nn.Parameter(parameter.detach().to(target), parameter.requires_grad))
+        else:
             parameter.data = parameter.data.to(target)

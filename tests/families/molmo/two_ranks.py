@@ -1,8 +1,6 @@
 """One rank of `test_ranks`: trains the debug model three steps, in which one rank of two has text only, and writes what rank 0 saw."""
 
-import faulthandler
 import json
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,8 +12,6 @@ from plait.families.molmo import family
 from plait.families.molmo.config import Config
 from tests.engine.toy import Id, make_config, step_batch
 from tests.families.molmo.conftest import sample
-
-LIMIT_S = 60
 
 
 def main(out: Path) -> None:
@@ -38,8 +34,3 @@ def main(out: Path) -> None:
         loop.run([step_batch(step, mine) for step in range(3)], 3)
         if world.first:
             out.write_text(json.dumps([{name: row[name] for name in ("loss", "grad_norm", "weight/loss")} for row in rows]))
-
-
-if __name__ == "__main__":
-    faulthandler.dump_traceback_later(LIMIT_S, exit=True)  # begun after the imports: three steps that wait for each other end here
-    main(Path(sys.argv[1]))

@@ -19,6 +19,7 @@ from plait.families.theworld.sequence import Kind
 from plait.families.theworld.world import WorldEncoder, WorldProjector, by_length, unit_range
 from plait.keys import key
 from plait.nn.connectors import root_mean_square, seeded
+from plait.nn.idle import gathered, nothing_of, zero_of
 from plait.nn.losses import token_cross_entropy
 
 Batch = dict[str, Tensor]
@@ -42,9 +43,13 @@ class TheWorld(nn.Module):
         """Embeddings (B, L, D): the words', with image features and world blocks in their places."""
         embeds_BLD = self.gemma.get_input_embeddings()(batch["ids"])
         kinds_BL1 = batch["kinds"][..., None]
-        if len(batch["pixels"]):
-            features = self._image_features(batch["pixels"]).to(embeds_BLD.dtype)
+        pixels = batch["pixels"]
+        if len(pixels):
+            features = self._image_features(pixels).to(embeds_BLD.dtype)
             embeds_BLD = embeds_BLD.masked_scatter(kinds_BL1 == Kind.IMAGE, features)
+        elif gathered(self.gemma.model.vision_tower):
+            blank = self._image_features(pixels.new_zeros(1, *pixels.shape[1:]))
+            embeds_BLD = embeds_BLD + nothing_of(blank).to(embeds_BLD.dtype)
         if len(batch["frames"]):
             blocks = self._world_blocks(batch).to(embeds_BLD.dtype)
             embeds_BLD = embeds_BLD.masked_scatter(kinds_BL1 >= Kind.WORLD, blocks)
@@ -101,8 +106,7 @@ class TheWorld(nn.Module):
             idle += [self.world]
         if self.projector is not None and not len(batch["frames"]):
             idle += [self.projector]
-        empty = [p.flatten()[:0].sum() for part in idle for p in part.parameters() if p.requires_grad]
-        return torch.stack([value.float() for value in empty]).sum() if empty else torch.zeros((), device=batch["ids"].device)
+        return zero_of((p for part in idle for p in part.parameters()), batch["ids"].device)
 
 
 def _gradients(*parts: nn.Module) -> torch.autograd.grad_mode.set_grad_enabled:

@@ -1,0 +1,126 @@
+"""What lies over a model when its state is cut over ranks: which units there are, and that nothing is lost when they change."""
+
+import pytest
+import torch
+from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
+from plait.engine import distributed
+from plait.engine.footprint import Layout
+from plait.engine.sharding import Sharding
+
+from .. import ranks
+
+
+class Model(nn.Module):
+    """Two blocks and a rest, with a tied weight; sizes that two ranks cannot halve."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(3)
+        self.words = nn.Embedding(5, 3)
+        self.blocks = nn.ModuleList(nn.Linear(3, 3) for _ in range(2))
+        self.head = nn.Linear(3, 5, bias=False)
+        self.head.weight = self.words.weight
+
+    def forward(self, ids):
+        x = self.words(ids)
+        for block in self.blocks:
+            x = x + block(x)
+        return self.head(x)
+
+
+SECOND = "blocks.1.weight blocks.1.bias"
+NAMES = {"words": "words.weight", "first": "blocks.0.weight blocks.0.bias", "matrix": "blocks.1.weight", "second": SECOND}
+
+
+def laid(trained, cut_frozen, check, *more):
+    """On two ranks: lay the model for what trains, then `check(model, sharding)`; then for `more`, and check again."""
+    with distributed.world("cpu") as world:
+        model = Model()
+        sharding = Sharding(model)
+        for parts in (trained, *more):
+            names = {name for part in parts for name in NAMES[part].split()}
+            for name, value in model.named_parameters():
+                value.requires_grad_(name in names)
+            sharding.lay(model.blocks, names, Layout("fsdp", 2, cut_frozen=cut_frozen), world)
+            check(model, sharding, names)
+
+
+def cut(model):
+    return {name for name, value in model.named_parameters() if isinstance(value, DTensor)}
+
+
+def only_what_trains_and_frozen_blocks(model, sharding, names):
+    assert cut(model) == {"words.weight", "blocks.0.weight", "blocks.0.bias", "blocks.1.weight"}
+    assert isinstance(model.blocks[0], FSDPModule)
+
+
+def only_what_trains(model, sharding, names):
+    assert cut(model) == names == set(SECOND.split())
+    assert not isinstance(model.blocks[0], FSDPModule)
+
+
+@pytest.mark.parametrize(
+    ("trained", "cut_frozen", "check"),
+    [(("words", "matrix"), True, only_what_trains_and_frozen_blocks), (("second",), False, only_what_trains)],
+)
+def test_a_unit_trains_or_is_frozen_and_never_both(trained, cut_frozen, check):
+    ranks.fork(2, laid, trained, cut_frozen, check)
+
+
+def bits_and_gradients(model, sharding, names):
+    fresh = Model()
+    for name, value in fresh.named_parameters():
+        assert torch.equal(distributed.whole(model.get_parameter(name).detach()), value), name
+        value.requires_grad_(name in names)
+    for one in (model, fresh):
+        one(torch.arange(4)).square().sum().backward()
+    for name, value in fresh.named_parameters():
+        mine = model.get_parameter(name)
+        assert (mine.grad is None) == (value.grad is None) == (name not in names)
+        if mine.grad is not None:
+            torch.testing.assert_close(distributed.whole(mine.grad), value.grad, rtol=1e-5, atol=1e-6)  # mean of two equal ones
+            mine.grad = None
+    assert model.head.weight is model.words.weight
+
+
+def test_weights_keep_their_bits_and_gradients_are_right_after_each_change_of_what_trains():
+    stages = [("words",), ("first", "second"), ("matrix",), ("words", "first", "second")]
+    ranks.fork(2, laid, stages[0], True, bits_and_gradients, *stages[1:])
+
+
+def lifted(model, sharding, names):
+    sharding.lift()
+    fresh = Model()
+    for one, other in zip(model.modules(), fresh.modules(), strict=True):
+        assert type(one) is type(other)
+        hooks = {name for name in one.__dict__ if "hooks" in name}
+        assert all(len(getattr(one, name)) == len(getattr(other, name)) for name in hooks)
+        assert one.__dict__.keys() == other.__dict__.keys()
+
+
+def run_and_lifted(model, sharding, names):
+    model(torch.arange(4)).sum().backward()
+    lifted(model, sharding, names)
+
+
+def test_nothing_of_the_sharding_is_left_on_a_model_that_it_was_taken_off():
+    ranks.fork(2, laid, ("words", "first"), True, run_and_lifted)
+
+
+def whole_inside(model, sharding, names):
+    x, block = torch.arange(4), model.blocks[0]
+    expected = Model()
+    with torch.no_grad(), sharding.gathered():
+        assert cut(model) == set()
+        for _ in range(2 + distributed.dist.get_rank()):  # ranks need not do the same
+            assert torch.equal(model(x), expected(x))
+            assert torch.equal(block(model.words(x)), expected.blocks[0](expected.words(x)))
+    assert cut(model) == {name for name, _ in model.named_parameters()}
+    bits_and_gradients(model, sharding, names)
+
+
+def test_gathered_weights_serve_any_method_any_number_of_times_on_each_rank():
+    ranks.fork(2, laid, ("words", "first"), True, whole_inside)
