@@ -109,6 +109,16 @@ def test_greys_outside_their_range_are_refused():
         images.decode(encoded(Image.fromarray(np.array([[0, np.nan]], np.float32)), "TIFF"))
 
 
+def test_pictures_squeezed_together_equal_those_squeezed_alone():
+    pictures = [
+        images.decode(encoded(noise(height, width, seed))) for seed, (height, width) in enumerate([(24, 40), (9, 9), (24, 40), (5, 7)])
+    ]
+    for chosen in (pictures, pictures[::2], pictures[1:2]):
+        together = images.squeeze(chosen, 9, 9, mode="bilinear")
+        assert together.is_contiguous()
+        assert torch.equal(together, torch.stack([images.resize(picture, 9, 9, mode="bilinear") for picture in chosen]))
+
+
 def test_a_large_jpeg_is_decoded_small_enough_to_be_fast_and_large_enough_to_be_sharp():
     large = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 32, 3), np.uint8)).resize((1024, 640), Image.Resampling.BICUBIC)
     data = encoded(large, "JPEG", quality=95)

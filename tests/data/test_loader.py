@@ -196,7 +196,7 @@ def test_inputs_that_cannot_be_sent_are_refused_in_words():
 
 
 @pytest.mark.parametrize("crew", CREWS)
-def test_close_in_the_middle_leaves_no_thread_and_no_process(crew):
+def test_close_in_the_middle_leaves_no_thread_no_process_and_no_noise(crew, capfd):
     first = Order([50], [1.0], 0, 6).ids(0)[0].index
     inputs = Noisy(pause_s=0.01, broken=first if crew[1] == "processes" else None, harm="shout")  # a process also ignores signals
     running = loader(inputs, workers=crew[0], kind=crew[1], stop_step=None)
@@ -204,6 +204,7 @@ def test_close_in_the_middle_leaves_no_thread_and_no_process(crew):
     assert [next(steps).step for _ in range(2)] == [0, 1]
     running.close()  # of steps without end: waiting for them would never end
     running.close()
+    assert "Traceback" not in capfd.readouterr().err
     assert not [t for t in threading.enumerate() if t.name.startswith("plait-data")]
     assert not multiprocessing.active_children()
 

@@ -1,8 +1,8 @@
 """Who prepares micro-batches: the consumer itself, threads, or processes. All give the same batches, in the same order.
 
 Threads share one memory and start at once; most of the work (reading, decoding, resizing) lets go of Python's lock. Processes are for
-encoding that is mostly Python: they start in seconds, know every id themselves (they are told a step's number, nothing else), and send
-tensors through shared memory.
+encoding that is mostly Python, as that of small pictures is: they start in seconds, know every id themselves (they are told a step's
+number, nothing else), and leave their batches in shared memory (slots.py).
 """
 
 import multiprocessing.util
@@ -23,6 +23,7 @@ import torch
 import torch.multiprocessing
 
 from plait.data.preparation import Example, MicroBatch, Preparation, pinned
+from plait.data.slots import Parcel, Reader, Writer, keep_freed_memory
 from plait.errors import PlaitError
 
 _POLL_S = 0.2  # how often a waiting consumer looks whether it should stop
@@ -151,6 +152,7 @@ class _Worker:
     number: int
     process: Any
     line: Connection
+    memory: Reader
 
 
 class Processes:
@@ -169,7 +171,7 @@ class Processes:
                     process = context.Process(target=_serve, args=(theirs, replace(preparation, pin=False)), daemon=True)
                     process.start()
                     theirs.close()
-                    self._team.append(_Worker(number, process, ours))
+                    self._team.append(_Worker(number, process, ours, Reader()))
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             self.close()
             raise PlaitError(f"the data pipeline cannot be sent to worker processes ({error}); use worker_kind: threads") from error
@@ -179,14 +181,15 @@ class Processes:
         for number in range(self._parts):
             worker = self._team[self._turn % len(self._team)]
             self._turn += 1
+            slot = worker.memory.offer()
             try:
-                worker.line.send((step, number))
+                worker.line.send((step, number, slot))
             except OSError:
                 raise _death(worker, step) from None
-            asked.append(worker)
-        return lambda stop: [self._receive(worker, step, stop) for worker in asked]
+            asked.append((worker, slot))
+        return lambda stop: [self._receive(worker, slot, step, stop) for worker, slot in asked]
 
-    def _receive(self, worker: _Worker, step: int, stop: Stop) -> MicroBatch:
+    def _receive(self, worker: _Worker, slot: int | None, step: int, stop: Stop) -> MicroBatch:
         while not wait([worker.line, worker.process.sentinel], timeout=_POLL_S):
             if stop():
                 raise Interrupted
@@ -200,7 +203,9 @@ class Processes:
             error = answer.error or RuntimeError(f"data worker {worker.number} failed")
             error.add_note(f"in data worker {worker.number}:\n{answer.text}")
             raise error
-        return replace(answer, batch=pinned(answer.batch)) if self._preparation.pin else answer
+        micro, parcel = answer
+        batch = worker.memory.unpack(parcel, slot)
+        return replace(micro, batch=pinned(batch) if self._preparation.pin else batch)
 
     def close(self) -> None:
         """Let the workers finish the sample at hand, then end those that do not."""
@@ -214,8 +219,14 @@ def _death(worker: _Worker, step: int) -> PlaitError:
         how = "closed its line"
     else:
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-    hint = "; memory may have run out: fewer data.workers, or worker_kind: threads" if code == -signal.SIGKILL else ""
+    hint = _HINTS.get(code, "")
     return PlaitError(f"data worker {worker.number} (process {worker.process.pid}) {how} before it had prepared step {step}{hint}")
+
+
+_HINTS = {  # by exit code
+    -signal.SIGKILL: "; memory may have run out: fewer data.workers, or worker_kind: threads",
+    -signal.SIGBUS: "; shared memory (/dev/shm) may be full: give it more room, smaller micro-batches, or worker_kind: threads",
+}
 
 
 def _dismiss(team: list[_Worker]) -> None:
@@ -245,13 +256,16 @@ def _serve(line: Connection, preparation: Preparation) -> None:
     for name in _SHIELDED:
         signal.signal(name, signal.SIG_IGN)
     torch.set_num_threads(1)
+    keep_freed_memory()
+    memory = Writer()
     while True:
         try:
-            asked = line.recv()
-        except EOFError:
+            step, number, slot = line.recv()
+        except (EOFError, OSError):  # the consumer has gone; a reset when it left answers unread
             return
         try:
-            answer: MicroBatch | _Failure = preparation.micro(*asked)
+            micro = preparation.micro(step, number)
+            answer: tuple[MicroBatch, Parcel] | _Failure = replace(micro, batch={}), memory.pack(micro.batch, slot)
         except Exception as error:  # noqa: BLE001  # sent to the consumer, which raises it
             answer = _Failure(error if _can_travel(error) else None, traceback.format_exc())
         try:

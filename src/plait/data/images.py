@@ -8,11 +8,13 @@ Shapes: C channels = 3, H height, W width in pixels.
 import io
 import struct
 import zlib
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 
 from plait.errors import BadSample
 
@@ -41,14 +43,15 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, at_least: tuple[int, in
     (so that the antialiased resize that follows still does the filtering). Other formats ignore it.
     """
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with _open(data) as image:
             width, height = image.size
             if width * height > max_pixels:
                 raise BadSample(f"image of {width} x {height} pixels is over the limit of {max_pixels}")
             turn = image.getexif().get(_ORIENTATION, 1)
             if at_least is not None and image.format == "JPEG":
                 high, wide = at_least[::-1] if turn in (5, 6, 7, 8) else at_least
-                image.draft(None, (2 * wide, 2 * high))
+                if width >= 4 * wide and height >= 4 * high:  # else no power of two stays twice as large
+                    image.draft(None, (2 * wide, 2 * high))
             image.load()
             upright = image.transpose(_UPRIGHT[turn]) if turn in _UPRIGHT else image
             return torch.from_numpy(_rgb(upright).transpose(2, 0, 1))
@@ -59,6 +62,11 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, at_least: tuple[int, in
     except _DECODER_ERRORS as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise BadSample(f"not a readable image ({len(data)} bytes, begins {data[:8]!r}): {reason}") from error
+
+
+def _open(data: bytes) -> Image.Image:
+    """A JPEG goes to its reader without asking every other: that saves a tenth of the time of a small picture."""
+    return JpegImageFile(io.BytesIO(data)) if data.startswith(b"\xff\xd8\xff") else Image.open(io.BytesIO(data))
 
 
 def _rgb(image: Image.Image) -> np.ndarray:
@@ -94,6 +102,21 @@ def resize(image: torch.Tensor, height: int, width: int, *, mode: str = "bicubic
         return F.interpolate(image[None], size=(height, width), mode=mode, antialias=True)[0]
     batch = image.reshape(-1, *image.shape[-3:])
     return F.interpolate(batch, size=(height, width), mode=mode, antialias=True).reshape(*image.shape[:-2], height, width)
+
+
+def squeeze(pictures: Sequence[torch.Tensor], height: int, width: int, *, mode: str = "bicubic") -> torch.Tensor:
+    """Pictures of any sizes to one batch (n, 3, height, width), aspect ratios ignored; all pictures of one size in one call."""
+    alike: dict[torch.Size, list[int]] = {}
+    for place, picture in enumerate(pictures):
+        alike.setdefault(picture.shape, []).append(place)
+    if alike.keys() == {(3, height, width)}:
+        return torch.stack(list(pictures))
+    out = torch.empty(len(pictures), 3, height, width, dtype=torch.uint8)
+    for places in alike.values():
+        rows = torch.stack([pictures[place].permute(1, 2, 0) for place in places])  # a plain copy: so decoded pixels lie
+        resized = resize(rows.permute(0, 3, 1, 2), height, width, mode=mode)
+        out[places if len(alike) > 1 else slice(None)] = resized
+    return out
 
 
 def crop(image: torch.Tensor, top: int, left: int, height: int, width: int) -> torch.Tensor:

@@ -151,6 +151,7 @@ class Shards:
         with ThreadPoolExecutor(_OPENERS) as openers:
             self.shards = list(openers.map(partial(open_shard, cache=cache), shard_paths))
         self.ends = list(accumulate(shard.samples for shard in self.shards))
+        self.stems = [Path(shard.path).stem for shard in self.shards]
         self.columns = dict(columns)
         facts = [[Path(s.path).name, s.head.stamp["size"], s.samples, s.head.xxh3] for s in self.shards]
         self.digest = xxhash.xxh3_64(json.dumps(facts).encode()).hexdigest()
@@ -179,7 +180,7 @@ class Shards:
         """(shard/stem, [(kind, bytes)]) of sample `i`: its files as they are."""
         number = bisect_right(self.ends, i)
         stem, found = self._open(number).members(i - (self.ends[number - 1] if number else 0))
-        return f"{Path(self.shards[number].path).stem}/{stem}", found
+        return f"{self.stems[number]}/{stem}", found
 
     def _open(self, number: int) -> _Opened:
         with self._lock:
