@@ -11,6 +11,7 @@ import torch
 
 from plait.engine import checkpoint
 
+from . import ranks
 from . import toy_family as toy
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "checkpoints.md").read_text(encoding="utf-8")
@@ -35,7 +36,7 @@ def page():
 def test_the_pages_code_needs_nothing_of_ours():
     imports = [node for node in ast.walk(ast.parse(CODE)) if isinstance(node, ast.Import | ast.ImportFrom)]
     names = {(node.module if isinstance(node, ast.ImportFrom) else node.names[0].name).split(".")[0] for node in imports}
-    assert names == {"json", "pathlib", "safetensors"}
+    assert names == {"json", "pathlib", "safetensors", "numpy"}  # numpy joins the pieces of ranks
 
 
 def test_the_pages_code_reads_what_plait_wrote(made, page):
@@ -46,6 +47,17 @@ def test_the_pages_code_reads_what_plait_wrote(made, page):
     for group, tensors in groups.items():
         assert tensors.keys() == ours.tensors(group).keys()
         assert all(np.array_equal(value, ours.tensors(group)[name].numpy()) for name, value in tensors.items())
+
+
+def test_the_pages_code_joins_what_two_ranks_wrote(made, page, tmp_path):
+    recipe = made.parent / "recipe.yaml"
+    ranks.fork(2, toy.train, recipe, tmp_path / "run", "distributed.strategy=fsdp", "distributed.frozen=shard")
+    manifest, groups = page["read"](page["newest"](tmp_path / "run"))
+    assert {name.count("/") for name in manifest["files"]} == {1}
+    for group, tensors in groups.items():
+        ours = checkpoint.locate(tmp_path / "run").tensors(group)
+        assert tensors.keys() == ours.keys()
+        assert all(np.array_equal(value, ours[name].numpy()) for name, value in tensors.items())
 
 
 def test_the_pages_model_is_the_trained_one(made, page):

@@ -1,5 +1,6 @@
 """A run that goes on with another number of ranks and another strategy, and the checkpoints that many ranks write together."""
 
+import json
 import os
 from unittest import mock
 
@@ -9,6 +10,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint import HuggingFaceStorageReader, load
 
+from plait import cli, start
 from plait.engine import checkpoint, distributed, pieces
 from plait.engine.state import State
 from plait.errors import PlaitError
@@ -151,3 +153,22 @@ def test_a_full_disk_under_one_rank_is_told_to_all_and_leaves_the_earlier_checkp
     assert [path.name for path in checkpoint.published(run)] == ["step-00000002"]
     assert checkpoint.newest_intact(run)[0].step == 2
     assert [path.name for path in (run / "stage-1-projection").iterdir()] == ["step-00000002"]
+
+
+@pytest.mark.parametrize(("option", "group"), [([], "ema"), (["--last"], "weights")])
+def test_consolidated_weights_are_whole_and_start_another_run(made, tmp_path, option, group, capsys):
+    assert cli.main(["ckpt", "consolidate", f"{made / 'chain'}@18", str(tmp_path / "out"), *option]) == 0
+    found = toy.at(made / "chain", 18)
+    assert toy.same(load_file(tmp_path / "out" / "model.safetensors"), found.tensors(group))
+    about = json.loads((tmp_path / "out" / "weights.json").read_text())
+    assert (about["kind"], about["step"], about["averaged"]) == ("weights", 18, group == "ema")
+    tensors, manifest, _ = start.read_from(str(tmp_path / "out"))
+    assert manifest is None
+    assert toy.same(tensors["weights"], found.tensors(group))
+    assert cli.main(["ckpt", "consolidate", f"{made / 'chain'}@18", str(tmp_path / "out")]) == 2
+    assert "out exists already: give a new folder, or remove it" in capsys.readouterr().err
+
+
+def test_inspect_counts_the_rows_of_all_ranks(made, capsys):
+    assert cli.main(["ckpt", "inspect", str(toy.at(made / "chain", 4).folder)]) == 0
+    assert "trained now or ever: 20 parameters" in capsys.readouterr().out

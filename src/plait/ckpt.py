@@ -1,18 +1,22 @@
 """`plait ckpt`: what checkpoints hold, and whether they are intact."""
 
+import tempfile
 from collections import Counter
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from huggingface_hub import save_torch_state_dict
 from torch import Tensor
 
-from plait import parts, places, saved
-from plait.engine import checkpoint
+from plait import files, parts, places, saved
+from plait.engine import checkpoint, pieces
 from plait.engine.checkpoint import Checkpoint
 from plait.engine.distributed import World
 from plait.errors import PlaitError
 from plait.resolved import difference
+
+_FILE = "5GB"
+"""The largest file that consolidated weights are written in: what the Hub likes."""
 
 
 def folders(path: Path) -> list[Path]:
@@ -40,12 +44,8 @@ def inspect(path: Path) -> None:
     for name, facts in manifest["files"].items():
         print(f"  {name:<24} {facts['size']:>14,} bytes  xxh3 {facts['xxh3']}")
     counts: Counter[str] = Counter()
-    with safe_open(found.folder / "weights.safetensors", "pt") as weights:
-        for name in weights.keys():  # noqa: SIM118  safe_open is no mapping
-            size = 1
-            for length in weights.get_slice(name).get_shape():
-                size *= length
-            counts[".".join(name.split(".")[:2])] += size
+    for name, size in pieces.sizes(found.folder, "weights", list(manifest["files"])).items():
+        counts[".".join(name.split(".")[:2])] += size
     print(f"  trained now or ever: {sum(counts.values()):,} parameters")
     for name, count in counts.items():
         print(f"    {name:<40} {count:>14,}")
@@ -66,6 +66,28 @@ def verify(path: Path) -> None:
         print(*(f"        {fault}" for fault in found), sep="\n", end="\n" if found else "")
     if faults:
         raise PlaitError(f"{len(faults)} damaged: {faults[0]}; `plait train` goes on from the newest intact one")
+
+
+def consolidate(spec: str, out: Path, averaged: bool) -> None:
+    """Write the weights of a checkpoint, whole, into `out`: model.safetensors (or several and an index), and weights.json saying whose.
+
+    The averaged weights where there are any. Weights alone: `from:` takes the folder, but no run continues from it.
+    """
+    found = places.locate(spec)
+    if out.exists():
+        raise PlaitError(f"{out} exists already: give a new folder, or remove it")
+    weights = found.tensors("weights")
+    averages = found.tensors("ema") if averaged else {}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent) as beside:
+        whole = Path(beside) / out.name
+        whole.mkdir()
+        save_torch_state_dict({**weights, **averages}, whole, max_shard_size=_FILE)
+        listed = {path.name: {"size": path.stat().st_size, "xxh3": files.xxh3(path)} for path in sorted(whole.iterdir())}
+        about = {"kind": "weights", "of": str(found.folder), "step": found.step, "averaged": bool(averages), "files": listed}
+        files.write_json(whole / "weights.json", about | {name: found.manifest[name] for name in ("base", "frozen_xxh3", "versions")})
+        whole.rename(out)
+    print(f"{found.folder}: {len(weights)} {'averaged' if averages else 'last'} weights, whole, in {out}")
 
 
 def diff(a: str, b: str) -> None:

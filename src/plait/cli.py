@@ -124,6 +124,10 @@ def _add_stored(verbs: "argparse._SubParsersAction[Parser]") -> None:
         ("verify", _ckpt_verify, "check every file of every checkpoint against its hash"),
     ):
         _add(inner, name, verb, text).add_argument("path", type=Path, help="a run, stage folder or step folder")
+    made = _add(inner, "consolidate", _ckpt_consolidate, "write the weights of a checkpoint whole, whoever wrote its pieces")
+    made.add_argument("checkpoint", help="RUN, RUN@STEP, RUN/STAGE, RUN/STAGE@best or a step folder")
+    made.add_argument("out", type=Path, metavar="DIR", help="a new folder")
+    made.add_argument("--last", action="store_true", help="the last weights, not the averaged ones")
     made = _add(inner, "diff", _ckpt_diff, "how far weights moved from A to B, and what else differs")
     for name in ("a", "b"):
         made.add_argument(name, metavar=name.upper(), help="RUN, RUN@STEP, RUN/STAGE, RUN/STAGE@best or a step folder")
@@ -230,6 +234,12 @@ def _ckpt_verify(given: Arguments, overrides: list[str]) -> None:
     from plait import ckpt
 
     ckpt.verify(given.path)
+
+
+def _ckpt_consolidate(given: Arguments, overrides: list[str]) -> None:
+    from plait import ckpt
+
+    ckpt.consolidate(given.checkpoint, given.out, averaged=not given.last)
 
 
 def _ckpt_diff(given: Arguments, overrides: list[str]) -> None:

@@ -8,6 +8,7 @@ file is hashed, the manifest comes last, and an error on one rank must reach all
 """
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -111,6 +112,16 @@ def read(folder: Path, group: str, listed: Sequence[str]) -> dict[str, Tensor]:
             for key in file.keys():  # noqa: SIM118  safe_open is no mapping
                 pieces.setdefault(key, []).append((sum(where[key]["saved_offsets"]), file.get_tensor(key)))
     return {name: _joined(folder, name, sorted(found, key=lambda piece: piece[0])) for name, found in sorted(pieces.items())}
+
+
+def sizes(folder: Path, group: str, listed: Sequence[str]) -> dict[str, int]:
+    """How many values each tensor of a group has, from the headers of its files alone."""
+    found: dict[str, int] = {}
+    for name in sorted(name for name in listed if name.partition("/")[0].removesuffix(".safetensors") == group):
+        with safe_open(folder / name, "pt") as file:
+            for key in file.keys():  # noqa: SIM118  safe_open is no mapping
+                found[key] = found.get(key, 0) + math.prod(file.get_slice(key).get_shape())
+    return dict(sorted(found.items()))
 
 
 def _joined(folder: Path, name: str, found: Sequence[tuple[int, Tensor]]) -> Tensor:
