@@ -1,37 +1,65 @@
 """Several ranks of one test, forked from the process that has imported everything: a second, where fresh ones take ten."""
 
 import faulthandler
+import multiprocessing
 import os
 import socket
 import traceback
-from unittest import mock
 
+FORK = multiprocessing.get_context("fork")
 LIMIT_S = 120
 """What a rank may take, waiting for the others included."""
 
 
-def fork(size, function, *arguments):
-    """Call `function(*arguments)` on `size` gloo ranks; raises where any of them fails."""
+def forked(function, *args, **environment):
+    """A process that calls `function`; exit code 0 unless that raises; it ends by itself after a time."""
+
+    def body():
+        faulthandler.dump_traceback_later(LIMIT_S, exit=True)
+        os.environ.update({name: str(value) for name, value in environment.items()})
+        code = 1
+        try:
+            function(*args)
+            code = 0
+        except BaseException:  # noqa: BLE001  told here, because the process ends without the test's own machinery
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+
+    process = FORK.Process(target=body)
+    process.start()
+    return process
+
+
+def start(size, function, *args):
+    """`function(*args)` on so many gloo ranks, as torchrun would start them; returns the processes in rank order."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    common = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    pids = [_rank(rank, common, function, arguments) for rank in range(size)]
-    codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
-    assert codes == [0] * size, f"exit codes of the ranks: {codes}"
+        port = free.getsockname()[1]
+    place = {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [forked(function, *args, RANK=rank, LOCAL_RANK=rank, **place) for rank in range(size)]
 
 
-def _rank(rank, common, function, arguments):
-    pid = os.fork()
-    if pid:
-        return pid
-    code = 1
-    try:
-        faulthandler.dump_traceback_later(LIMIT_S, exit=True)
-        with mock.patch.dict(os.environ, {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)}):
-            function(*arguments)
-        code = 0
-    except BaseException:  # noqa: BLE001  the process ends here, with its traceback
-        traceback.print_exc()
-    finally:
-        os._exit(code)
+def codes(processes):
+    """The exit codes of all, each waited for."""
+    for process in processes:
+        process.join(LIMIT_S)
+    return [process.exitcode for process in processes]
+
+
+def fork(size, function, *args):
+    """`function(*args)` on so many gloo ranks; fails where any of them does."""
+    assert codes(start(size, function, *args)) == [0] * size
+
+
+def run(size, function, *args):
+    """What `function(*args)` returns on each rank. Fails when a rank does."""
+    lines = [FORK.Pipe(duplex=False) for _ in range(size)]
+
+    def body():
+        lines[int(os.environ["RANK"])][1].send(function(*args))
+
+    processes = start(size, body)
+    answers = [reader.recv() if reader.poll(LIMIT_S) else None for reader, _ in lines]
+    assert codes(processes) == [0] * size
+    return answers

@@ -42,7 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         given, overrides = _parse(list(sys.argv[1:] if arguments is None else arguments))
         given.verb(given, overrides)
     except PlaitError as error:
-        print(f"plait: {error}", file=sys.stderr)
+        rank = os.environ.get("RANK", "0")
+        print(f"plait: {error}" if rank == "0" else f"plait: rank {rank}: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("plait: interrupted", file=sys.stderr)
@@ -56,6 +57,7 @@ def _parse(arguments: list[str]) -> tuple[Arguments, list[str]]:
     """Split verb arguments from `--a.b=value` overrides of the configuration (or of a verb's own options)."""
     parser = _parser()
     given, rest = parser.parse_known_args(arguments)
+    given.arguments = arguments
     for item in rest:
         if not (item.startswith("--") and "=" in item):
             parser.error(f"{item!r} is not understood: a setting is written --name=value, for example --optim.lr=3e-6")
@@ -84,6 +86,7 @@ def _parser() -> Parser:
     made.add_argument("--restart", action="store_true", help="start over; the old run is kept aside")
     made.add_argument("--stage", help="run this stage only, then stop")
     made.add_argument("--allow-inexact", action="store_true", help="go on although something differs from what was saved; it is named")
+    _add_ranks(made)
     made = _add(verbs, "config", _config, "print the resolved configuration and where each value comes from", _OVERRIDES)
     made.add_argument("config", type=Path)
     _add_prove(_add(verbs, "prove", _prove, "kill and resume this configuration at random: bit-exact, or the first divergence", _OVERRIDES))
@@ -108,6 +111,24 @@ def _parser() -> Parser:
     _add_stored(verbs)
     _add_data(verbs)
     return parser
+
+
+def _add_ranks(made: argparse.ArgumentParser) -> None:
+    """What starts a verb on several ranks of this machine (docs/launch.md)."""
+    made.add_argument("--nproc", type=_positive, help="ranks on this machine, one per GPU: short for torchrun")
+    made.add_argument("--max-restarts", type=_positive, help="with --nproc: when a rank dies, start all again so often")
+    made.add_argument("--shutdown-timeout", type=_positive, metavar="SECONDS", help="with --nproc: to save after a signal (default: 30)")
+
+
+def _spread(given: Arguments) -> None:
+    """Become torchrun with this same command on `--nproc` ranks; without it, this process does the work."""
+    if given.nproc is None:
+        if given.max_restarts or given.shutdown_timeout:
+            raise PlaitError("--max-restarts and --shutdown-timeout belong to --nproc, or to torchrun itself; add --nproc=N")
+        return
+    from plait import launch
+
+    launch.spread(given.nproc, given.max_restarts or 0, given.shutdown_timeout, given.arguments)
 
 
 def _add_stored(verbs: "argparse._SubParsersAction[Parser]") -> None:
@@ -192,6 +213,7 @@ def _load(path: Path, overrides: list[str]):
 
 def _train(given: Arguments, overrides: list[str]) -> None:
     resolved = _load(given.config, overrides)
+    _spread(given)
     from plait import run
 
     run.train(resolved, run.Options(given.restart, given.allow_inexact, given.stage))

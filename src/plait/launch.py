@@ -15,7 +15,46 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import NoReturn, Protocol
+
+from plait.errors import PlaitError
+
+SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
+"""What torchrun passes on to its ranks: its own default, and the signal that SLURM is asked to send before the time limit."""
+
+_RANKS_ONLY = ("--nproc", "--max-restarts", "--shutdown-timeout")
+
+
+def torchrun(ranks: int, max_restarts: int = 0) -> list[str]:
+    """The command that runs plait on so many ranks of this machine, by torchrun (agent.py). plait's own arguments follow.
+
+    They come after `--`, or torchrun takes --run=DIR for a short form of its own --run-path.
+    """
+    options = ["--standalone", f"--nproc-per-node={ranks}", f"--max-restarts={max_restarts}"]
+    return [sys.executable, "-m", "plait.agent", *options, "-m", "--", "plait"]
+
+
+def spread(ranks: int, max_restarts: int, shutdown_timeout_s: int | None, arguments: Sequence[str]) -> NoReturn:
+    """Replace this process by torchrun with `ranks` processes of this command: signals reach it directly, and nothing stands between.
+
+    What newer versions of torchrun call --signals-to-handle and --shutdown-timeout goes through its environment, which older ones ignore.
+    """
+    if "WORLD_SIZE" in os.environ:
+        raise PlaitError(f"--nproc={ranks} was given to a rank that torchrun started; leave --nproc away, or start without torchrun")
+    threads = str(max(1, (os.cpu_count() or 1) // ranks))
+    defaults = {"OMP_NUM_THREADS": threads, "PET_SIGNALS_TO_HANDLE": SIGNALS}
+    timeout = {"PET_SHUTDOWN_TIMEOUT": str(shutdown_timeout_s)} if shutdown_timeout_s else {}
+    os.execve(sys.executable, [*torchrun(ranks, max_restarts), *_own(arguments)], {**defaults, **os.environ, **timeout})
+
+
+def _own(arguments: Sequence[str]) -> list[str]:
+    """The arguments without those about ranks."""
+    kept, skip = [], False
+    for item in arguments:
+        if not skip and item.partition("=")[0] not in _RANKS_ONLY:
+            kept.append(item)
+        skip = not skip and item in _RANKS_ONLY  # its value is the next one
+    return kept
 
 
 class Process(Protocol):
@@ -56,10 +95,8 @@ class Fresh:
     """`python -m plait ...` anew each time, under torchrun when there are several ranks."""
 
     def __init__(self, ranks: int = 1):
-        # after `--`, or torchrun takes --run=DIR for an option of its own
-        torchrun = ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", "-m", "--"] if ranks > 1 else []
         self.ranks = ranks
-        self.command = [sys.executable, "-m", *torchrun, "plait"]
+        self.command = torchrun(ranks) if ranks > 1 else [sys.executable, "-m", "plait"]
 
     def start(self, arguments: Sequence[str], log: Path) -> Process:
         """A new process."""

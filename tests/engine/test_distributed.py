@@ -2,6 +2,9 @@ import json
 
 import pytest
 
+from plait.engine import distributed
+from plait.errors import PlaitError
+
 from .. import ranks
 from . import two_ranks
 
@@ -27,3 +30,11 @@ def test_two_ranks_equal_one(results, figure):
 def test_ranks_see_every_bench_sample_once_and_in_order(results):
     for found in results:
         assert found["bench"] == list(range(7))
+
+
+def test_restarts_over_several_nodes_are_refused_where_they_would_hang(monkeypatch):
+    told = {"USE_AGENT_STORE": "True", "MAX_RESTARTS": "3", "RESTART_COUNT": "0"}
+    for name, value in ({f"TORCHELASTIC_{name}": value for name, value in told.items()} | {"GROUP_WORLD_SIZE": "2"}).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(PlaitError, match="on 2 nodes: a restart would hang in torchrun's shared store; start torchrun with TORCH_DISABLE"):
+        distributed._store()

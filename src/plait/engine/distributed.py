@@ -18,7 +18,10 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from plait.errors import PlaitError
+from plait.errors import PlaitError, Stopped
+
+_LOST = ("closed by peer", "reset by peer", "Broken pipe", "Connection refused", "Timed out waiting", "timed out")
+"""What gloo and NCCL say when a rank no longer answers."""
 
 _SYNCHRONISES = ("forward_sync_buffers", "broadcast_buffers")
 """DDP's option to send rank 0's buffers around before every forward pass, by its name in torch 2.13 and before. Ours never change."""
@@ -85,13 +88,37 @@ def world(device: str = "auto") -> Iterator[World]:
     if size == 1:
         yield World(0, 1, place)
         return
-    dist.init_process_group("cpu:gloo,cuda:nccl" if on_cuda else "gloo")
+    backend = "cpu:gloo,cuda:nccl" if on_cuda else "gloo"
+    dist.init_process_group(backend, store=_store(), rank=int(os.environ["RANK"]), world_size=size)
     try:
         yield World(dist.get_rank(), size, place)
         dist.barrier()  # ranks leave together: none closes its connections while another still reads
+    except RuntimeError as error:
+        if not any(words in str(error) for words in _LOST):
+            raise
+        reason = str(error).splitlines()[0]
+        raise Stopped(f"another rank ended or hangs ({reason}); its own last words say why, and the same command continues") from error
     finally:
         gc.collect()  # a replica kept by a cycle would outlive the process group, which aborts the process at its exit
         dist.destroy_process_group()
+
+
+def _store() -> dist.Store | None:
+    """Where ranks meet when torchrun offers a store of its own; None: as torch does by itself.
+
+    torchrun keeps that store over its restarts, and in it the addresses of dead ranks, which gloo would wait for (pytorch#135712): each
+    attempt gets names of its own. Over several nodes attempts are counted differently. Raises PlaitError there, saying how to start.
+    """
+    told = os.environ
+    if told.get("TORCHELASTIC_USE_AGENT_STORE") != str(True):
+        return None
+    if int(told["GROUP_WORLD_SIZE"]) > 1 and int(told["TORCHELASTIC_MAX_RESTARTS"]) > 0:
+        raise PlaitError(
+            f"torchrun --max-restarts on {told['GROUP_WORLD_SIZE']} nodes: a restart would hang in torchrun's shared store; "
+            "start torchrun with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its environment, on every node"
+        )
+    store = dist.TCPStore(told["MASTER_ADDR"], int(told["MASTER_PORT"]), is_master=False)
+    return dist.PrefixStore(f"attempt-{told['TORCHELASTIC_RESTART_COUNT']}", store)
 
 
 def replicate(model: nn.Module, world: World) -> nn.Module:
