@@ -16,8 +16,8 @@ from plait import files
 from plait.engine import checkpoint
 from plait.engine.state import GROUPS
 
-CLOCK = frozenset({"samples_per_s", "data_wait_s", "step_s", "time_s"})
-"""Fields of a metrics row that tell the time."""
+CLOCK = frozenset({"samples_per_s", "data_wait_s", "step_s", "time_s", "recompiles"})
+"""Fields of a metrics row that tell of the process, not of the run: the time, and what it compiled since its start."""
 
 BEFORE_UPDATE = ("sample ids", "loss terms", "other figures")
 """What a row tells of the moment before its step's update."""

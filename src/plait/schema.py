@@ -187,8 +187,16 @@ class Distributed(Section):
     shard_size: Count | None = Field(default=None, description="hsdp: ranks that share one copy; None: those of one node")
     frozen: Literal["auto", "replicate", "shard"] = Field(default="auto", description="frozen blocks of a sharded stage; auto: by size")
     memory_gb: Rate | None = Field(default=None, description="per rank, 1e9 bytes, for `auto`; None: what the device has")
-    activation_checkpointing: Literal["none", "full"] = Field(default="none", description="full: recompute each block in the backward pass")
-    compile: bool = False
+    activation_checkpointing: Literal["none", "full", "one_in_two", "one_in_n", "selective"] = Field(
+        default="none", description="blocks recomputed in the backward pass; selective: all but matrix products and attention"
+    )
+    checkpoint_one_in: Annotated[Int, Field(ge=2)] | None = Field(
+        default=None, description="the n of one_in_n: 4 recomputes every 4th block"
+    )
+    compile: bool = Field(default=False, description="compile each block")
+    compile_mode: Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"] = "default"
+    compile_dynamic: bool | None = Field(default=None, description="true: one graph for all lengths; false: one each; None: torch decides")
+    compile_backend: Literal["inductor", "aot_eager"] = Field(default="inductor", description="aot_eager: traced, not faster")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="which GPU is chosen by CUDA_VISIBLE_DEVICES")
 
 
@@ -268,7 +276,23 @@ def conflicts(config: RunConfig) -> list[tuple[tuple[str | int, ...], str]]:
             found.append((("distributed", name), "says how to shard, but strategy ddp never does: leave it out, or set another strategy"))
     if not config.trainable:
         found.append((("trainable",), "is empty, so nothing would train: name components, or '*'"))
-    return found + _data_conflicts(config)
+    return found + _device_conflicts(config.distributed) + _data_conflicts(config)
+
+
+def _device_conflicts(distributed: Distributed) -> list[tuple[tuple[str | int, ...], str]]:
+    found: list[tuple[str, str]] = []
+    kind, one_in = distributed.activation_checkpointing, distributed.checkpoint_one_in
+    if kind == "one_in_n" and one_in is None:
+        found.append(("activation_checkpointing", "is 'one_in_n' without its n: set distributed.checkpoint_one_in, for example 4"))
+    if kind != "one_in_n" and one_in is not None:
+        found.append(("checkpoint_one_in", f"is {one_in}, but distributed.activation_checkpointing is {kind!r}: set that to one_in_n"))
+    for name, unset in (("compile_mode", "default"), ("compile_dynamic", None), ("compile_backend", "inductor")):
+        if not distributed.compile and (value := getattr(distributed, name)) != unset:
+            found.append((name, f"is {value!r}, but nothing is compiled: set distributed.compile=true as well"))
+    if distributed.compile_mode != "default" and distributed.compile_backend != "inductor":
+        said = f"is {distributed.compile_mode!r}, which only inductor knows, and the backend is {distributed.compile_backend!r}: drop one"
+        found.append(("compile_mode", said))
+    return [(("distributed", name), said) for name, said in found]
 
 
 def _data_conflicts(config: RunConfig) -> list[tuple[tuple[str | int, ...], str]]:

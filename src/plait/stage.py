@@ -90,7 +90,7 @@ class Stage:
             interrupted=self.signals.asked if world.size == 1 else _never,
             **cut(config, world),
         )
-        with contextlib.closing(loader), contextlib.closing(self.saver):
+        with contextlib.closing(loader), contextlib.closing(self.saver), blocks.compiling(config.distributed):
             loop = Loop(state, self.loss, config, world, quarantine, [self.after], asked=self.signals.asked)
             if self.settle(state) or state.stage_done:
                 self.save(state)
@@ -112,7 +112,7 @@ class Stage:
         units, names = built.family.blocks(built.model), {name for part in trained.values() for name in part}
         state.pause()
         built.sharding.lift()
-        blocks.prepare(units, config.distributed)
+        self.compilations = blocks.prepare(units, config.distributed)
         set_precision(built.model, state.ever_trained | names, config.train.precision)
         weights = footprint.weigh(built.model, names, state.ever_trained, units)
         storage = Storage.of(config.train.precision, averaged=config.optim.ema is not None)
@@ -134,6 +134,8 @@ class Stage:
                 return
             self.batch = batch
             self.heart.phase("step", self.state.step)
+            if self.compilations is not None:
+                self.compilations.begin()
             yield batch
 
     def _ids(self) -> str:
@@ -144,6 +146,10 @@ class Stage:
     def after(self, state: State, row: Row) -> None:
         """Between two steps: metrics, held-out figures, the end of the stage, a checkpoint."""
         settings = self.view.config
+        if self.compilations is not None:
+            for line in self.compilations.end():
+                print(f"step {state.step}: {line}") if self.world.first else None
+            row |= {"recompiles": self.compilations.again}
         if state.stage_step % settings.track.every_steps == 0 or state.step == self.stop:
             self.tracker.row(row | {"ids": self._ids()})
         improved = self.settle(state)

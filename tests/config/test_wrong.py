@@ -117,6 +117,18 @@ COMMANDS = {
         "command line: data.train has no entry 1: it has 1, counted from 0; set the whole list with --data.train=[...]"
     ),
     "--data.validation.0.path=x": "command line: data.validation has no entry 0: set the whole list with --data.validation=[...]",
+    "--distributed.activation_checkpointing=one_in_n": (
+        "command line: distributed.activation_checkpointing is 'one_in_n' without its n: set distributed.checkpoint_one_in, for example 4"
+    ),
+    "--distributed.checkpoint_one_in=4": (
+        "command line: distributed.checkpoint_one_in is 4, but distributed.activation_checkpointing is 'none': set that to one_in_n"
+    ),
+    "--distributed.compile_dynamic=true": (
+        "command line: distributed.compile_dynamic is True, but nothing is compiled: set distributed.compile=true as well"
+    ),
+    "--distributed={compile: true, compile_backend: aot_eager, compile_mode: max-autotune}": (
+        "command line: distributed.compile_mode is 'max-autotune', which only inductor knows, and the backend is 'aot_eager': drop one"
+    ),
     "--wandb_api_key=abc": f"command line: wandb_api_key {SECRET} WANDB_API_KEY",
     "--run=hf_abcdefghijklmnopqrstuvwxyz": f"command line: run {SECRET} HF_TOKEN",
     "hf_abcdefghijklmnopqrstuvwxyz": f"command line: this argument {SECRET} HF_TOKEN",
