@@ -45,6 +45,8 @@ class Inputs:
 
 
 class Loss:
+    counts = ()
+
     def __init__(self, section):
         self.coefficients = {"text": 1.0}
 

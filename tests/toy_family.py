@@ -57,6 +57,8 @@ class Inputs:
 
 
 class Loss:
+    counts = ()
+
     def __init__(self, section):
         self.coefficients = {"error": 1.0}
 

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from plait import dialects, ledger, reading, secrecy
 from plait.complaints import Problem, complain, explain, kinds, report
+from plait.conflicts import conflicts
 from plait.errors import PlaitError
 from plait.provenance import COMMAND_LINE, Node, at, claims, dotted, find, leaves, merge, nest, plain, wrap
 from plait.reading import Override
@@ -34,7 +35,6 @@ from plait.schema import (
     Track,
     Train,
     Wandb,
-    conflicts,
 )
 
 __all__ = [

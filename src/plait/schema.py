@@ -1,6 +1,7 @@
 """The typed tree of settings: what can be set, in which unit, and what it is when nobody sets it.
 
-The tree only: how files, presets, stages and the command line are laid over each other is config.py, which offers these classes as well.
+The tree only: how files, presets, stages and the command line are laid over each other is config.py, which offers these classes as well;
+what cannot be together is conflicts.py.
 Knows no family: the `model:` section is validated by the family's own class.
 """
 
@@ -101,10 +102,14 @@ class Train(Section):
 
 
 class Schedule(Section):
-    """The learning rate as a function of the step."""
+    """The learning rate as a function of the step, or of the tokens consumed. Counts are of the stage."""
 
     name: Literal["constant", "linear", "cosine", "inverse_sqrt"] = "cosine"
-    warmup_steps: Natural = Field(default=0, description="steps of linear rise from 0")
+    units: Literal["steps", "tokens"] = Field(default="steps", description="what warm-up and decay are counted in")
+    warmup_steps: Natural = Field(default=0, description="steps of linear rise from min_lr")
+    warmup_tokens: Natural = Field(default=0, description="tokens of linear rise from min_lr, when units are tokens")
+    decay_steps: Count | None = Field(default=None, description="steps at which the curve is at min_lr; None: the end of the stage")
+    decay_tokens: Count | None = Field(default=None, description="tokens at which the curve is at min_lr, when units are tokens")
     min_lr: Annotated[Float, Field(ge=0)] = Field(default=0.0, description="learning rate at the end")
 
 
@@ -122,6 +127,9 @@ class Component(Section):
     weight_decay: Annotated[Float, Field(ge=0)] | None = None
     betas: Annotated[tuple[Share, Share], Strict(False)] | None = None
     eps: Rate | None = None
+    warmup_steps: Natural | None = None
+    warmup_tokens: Natural | None = None
+    grad_clip: Rate | None = Field(default=None, description="largest norm of its own gradient; None: train.grad_clip, with the others")
 
 
 class Optim(Section):
@@ -138,6 +146,11 @@ class Optim(Section):
         default="keep", description="reset: what does not train in a stage loses its moments, and returns later without any"
     )
     components: dict[str, Component] = Field(default={}, description="by component: projector, vision, ...")
+
+    @property
+    def own_clips(self) -> dict[str, float]:
+        """The components that are clipped by themselves."""
+        return {name: own.grad_clip for name, own in self.components.items() if own.grad_clip is not None}
 
 
 class Checkpoint(Section):
@@ -246,70 +259,3 @@ class RunConfig(Section):
     track: Track = Track()
     distributed: Distributed = Distributed()
     guard: Guard = Guard()
-
-
-def conflicts(config: RunConfig) -> list[tuple[tuple[str | int, ...], str]]:
-    """What the settings of one stage make impossible together: (path of the setting to blame, what and what to do)."""
-    train, optim = config.train, config.optim
-    found: list[tuple[tuple[str | int, ...], str]] = []
-    lengths = [name for name in LENGTH if getattr(train, name) is not None]
-    if len(lengths) != 1:
-        said = f"sets {' and '.join(lengths)}: keep one" if lengths else "does not say how long: set one of steps, epochs, samples"
-        found.append((("train",), said))
-    steps = train.steps or (-(-train.samples // train.global_batch) if train.samples else None)
-    warmup = optim.schedule.warmup_steps
-    if steps and warmup >= steps:
-        said = f"is {warmup}, but the stage has {steps} steps: warm up for fewer, or train longer"
-        found.append((("optim", "schedule", "warmup_steps"), said))
-    if train.micro_batch and train.global_batch % train.micro_batch:
-        near = train.global_batch - train.global_batch % train.micro_batch or train.micro_batch
-        said = f"is {train.micro_batch}, not a divisor of train.global_batch {train.global_batch}: for example train.global_batch={near}"
-        found.append((("train", "micro_batch"), said))
-    if optim.schedule.min_lr > optim.lr:
-        said = f"is {optim.schedule.min_lr}, above the peak optim.lr {optim.lr}: lower it"
-        found.append((("optim", "schedule", "min_lr"), said))
-    spread = config.distributed
-    if spread.shard_size is not None and spread.strategy != "hsdp":
-        found.append((("distributed", "shard_size"), f"is for strategy hsdp, not {spread.strategy}: leave it out, or set strategy=hsdp"))
-    for name in ("frozen", "memory_gb") if spread.strategy == "ddp" else ():
-        if getattr(spread, name) not in ("auto", None):
-            found.append((("distributed", name), "says how to shard, but strategy ddp never does: leave it out, or set another strategy"))
-    if not config.trainable:
-        found.append((("trainable",), "is empty, so nothing would train: name components, or '*'"))
-    return found + _device_conflicts(config.distributed) + _data_conflicts(config)
-
-
-def _device_conflicts(distributed: Distributed) -> list[tuple[tuple[str | int, ...], str]]:
-    found: list[tuple[str, str]] = []
-    kind, one_in = distributed.activation_checkpointing, distributed.checkpoint_one_in
-    if kind == "one_in_n" and one_in is None:
-        found.append(("activation_checkpointing", "is 'one_in_n' without its n: set distributed.checkpoint_one_in, for example 4"))
-    if kind != "one_in_n" and one_in is not None:
-        found.append(("checkpoint_one_in", f"is {one_in}, but distributed.activation_checkpointing is {kind!r}: set that to one_in_n"))
-    for name, unset in (("compile_mode", "default"), ("compile_dynamic", None), ("compile_backend", "inductor")):
-        if not distributed.compile and (value := getattr(distributed, name)) != unset:
-            found.append((name, f"is {value!r}, but nothing is compiled: set distributed.compile=true as well"))
-    if distributed.compile_mode != "default" and distributed.compile_backend != "inductor":
-        said = f"is {distributed.compile_mode!r}, which only inductor knows, and the backend is {distributed.compile_backend!r}: drop one"
-        found.append(("compile_mode", said))
-    return [(("distributed", name), said) for name, said in found]
-
-
-def _data_conflicts(config: RunConfig) -> list[tuple[tuple[str | int, ...], str]]:
-    found: list[tuple[tuple[str | int, ...], str]] = []
-    if not config.data.train:
-        found.append((("data", "train"), "names no source: for example data.train=[{source: scenes}]"))
-    lists: list[tuple[tuple[str | int, ...], list[Source]]]
-    lists = [(("data", "train"), config.data.train), (("data", "validation"), config.data.validation)]
-    for index, bench in enumerate(config.evaluate):
-        lists.append((("evaluate", index, "data"), bench.data))
-        if not bench.data and not config.data.validation:
-            said = f"measures {bench.bench!r} on nothing: name sources in data.validation or evaluate.{index}.data"
-            found.append((("evaluate", index), said))
-    for path, sources in lists:
-        for index, one in enumerate(sources):
-            if one.source in ("shards", "folder", "jsonl", "latents", "nlvr") and one.path is None:
-                found.append(((*path, index), f"of source {one.source!r} needs a path"))
-            if one.source == "datasets" and (one.name is None) == (one.path is None):
-                found.append(((*path, index), "of source 'datasets' needs either a name on the Hub or a path"))
-    return found

@@ -47,7 +47,7 @@ def _short(settings: RunConfig, steps: int) -> dict[str, Any]:
     ]
     return {
         "train": {"steps": steps, "epochs": None, "samples": None, "global_batch": batch, "micro_batch": _micro(settings, batch)},
-        "optim": {"schedule": {"warmup_steps": min(settings.optim.schedule.warmup_steps, steps // 4)}},
+        "optim": _optim(settings, steps),
         "checkpoint": {
             "every_steps": min(settings.checkpoint.every_steps or every, every),
             "keep": max(settings.checkpoint.keep, steps),  # all of them: the first that differs is the one to name
@@ -55,6 +55,16 @@ def _short(settings: RunConfig, steps: int) -> dict[str, Any]:
         "evaluate": entries,
         "track": {"every_steps": 1, "tensorboard": False, "wandb": None},
     }
+
+
+def _optim(settings: RunConfig, steps: int) -> dict[str, Any]:
+    """Warm-up in the first quarter, and a curve in steps over all of them. In tokens nothing is changed: few of them come by."""
+    schedule, components = settings.optim.schedule, settings.optim.components
+    found = {"schedule": {"warmup_steps": min(schedule.warmup_steps, steps // 4)}}
+    if schedule.decay_steps is not None:
+        found["schedule"]["decay_steps"] = min(schedule.decay_steps, steps)
+    own = {name: {"warmup_steps": min(part.warmup_steps, steps // 4)} for name, part in components.items() if part.warmup_steps is not None}
+    return {**found, "components": own} if own else found
 
 
 def _micro(settings: RunConfig, batch: int) -> int | None:

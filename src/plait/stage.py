@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from plait import __version__, parts, start
+from plait.conflicts import schedule_conflicts
 from plait.data.loader import Loader, StepBatch
 from plait.data.order import SampleId, digest
-from plait.engine import blocks, checkpoint, evaluation, footprint, optim, stages, strategy
+from plait.engine import blocks, checkpoint, evaluation, footprint, optim, schedule, stages, strategy
 from plait.engine.checkpoint import Checkpoint
 from plait.engine.distributed import World
 from plait.engine.evaluation import Evaluations
@@ -68,6 +69,7 @@ class Stage:
         components, trained = self.lay(trained)
         state.begin(trained, config.optim)
         self.loss: Loss = built.family.Loss(built.section)
+        schedule.check(config.optim.schedule, self.loss.counts, config.family)
         self.inputs = built.inputs(config, train=False)
         self.judge = self._evaluations()
         self.saver = checkpoint.Saver(config.checkpoint.async_save, world)
@@ -294,9 +296,8 @@ def planned_steps(config: RunConfig, order: AnyOrder) -> int:
         steps = budget.steps
     else:
         steps = order.steps(budget.epochs) if budget.epochs is not None else math.ceil((budget.samples or 0) / budget.global_batch)
-    warmup = config.optim.schedule.warmup_steps
-    if warmup >= steps > 0:
-        raise PlaitError(f"optim.schedule.warmup_steps is {warmup}, but the stage has {steps} steps: warm up for fewer, or train longer")
+    for path, said in schedule_conflicts(config.optim, steps):
+        raise PlaitError(f"{'.'.join(map(str, path))} {said}")
     return steps
 
 

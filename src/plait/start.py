@@ -11,10 +11,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from plait import files, places
-from plait.engine import checkpoint, migrate, optim
+from plait.engine import checkpoint, migrate, optim, schedule
 from plait.engine.checkpoint import Checkpoint
 from plait.engine.distributed import World
-from plait.engine.optim import lr_factor
 from plait.engine.state import GROUPS, State
 from plait.errors import PlaitError
 from plait.parts import Parts
@@ -170,10 +169,9 @@ def changed(before: RunConfig, after: RunConfig, differences: Sequence[tuple[str
 
 def curve(config: RunConfig, steps: int) -> str:
     """The learning-rate curve over `steps` as a line of bars, with its peak and end."""
-    floor = config.optim.schedule.min_lr / config.optim.lr
-    values = [lr_factor(config.optim.schedule, round(i * (steps - 1) / (_CURVE_COLUMNS - 1)), steps, floor) for i in range(_CURVE_COLUMNS)]
+    values, end, units = schedule.curve(config.optim, steps, _CURVE_COLUMNS)
     bars = "".join(_BARS[round(value * (len(_BARS) - 1))] for value in values)
-    return f"{bars} peak {config.optim.lr:.2g}, end {config.optim.lr * values[-1]:.2g}, {steps} steps"
+    return f"{bars} peak {config.optim.lr:.2g}, end {config.optim.lr * values[-1]:.2g}, {end} {units}"
 
 
 def check_data(since: Checkpoint, now: Mapping[str, str], run: Path, allow_inexact: bool) -> str:

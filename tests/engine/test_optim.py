@@ -6,43 +6,18 @@ import torch
 from torch import nn
 
 from plait.engine import optim
-from plait.engine.optim import Ema, lr_factor
+from plait.engine.optim import Ema
+from plait.engine.schedule import Moment
 from plait.errors import PlaitError
-from plait.schema import Optim, Schedule
+from plait.schema import Optim
 
 from .toy import Net, make_config, make_state
-
-
-def schedule(name, warmup=0):
-    return Schedule(name=name, warmup_steps=warmup)
-
-
-@pytest.mark.parametrize("name", ["constant", "linear", "cosine", "inverse_sqrt"])
-def test_every_schedule_warms_up_linearly_to_its_peak(name):
-    found = [lr_factor(schedule(name, 10), step, 100) for step in range(11)]
-    assert found[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
-    assert found[10] == pytest.approx(1.0)
-
-
-def test_cosine_is_half_way_down_at_half_time_and_at_its_floor_at_the_end():
-    assert lr_factor(schedule("cosine", 20), 60, 100, floor=0.1) == pytest.approx(0.55)
-    assert lr_factor(schedule("cosine", 20), 100, 100, floor=0.1) == pytest.approx(0.1)
-
-
-def test_linear_falls_by_equal_amounts_to_its_floor():
-    found = [lr_factor(schedule("linear"), step, 100, floor=0.2) for step in range(101)]
-    assert found == pytest.approx([1 - 0.8 * step / 100 for step in range(101)])
-
-
-def test_inverse_sqrt_halves_when_the_step_quadruples():
-    assert lr_factor(schedule("inverse_sqrt", 25), 400, 1000) == pytest.approx(0.25)
-    assert lr_factor(schedule("inverse_sqrt", 25), 100, 1000) == pytest.approx(0.5)
 
 
 def test_a_schedule_ends_at_min_lr_for_every_component():
     settings = Optim.model_validate({"lr": 1e-3, "schedule": {"name": "cosine", "min_lr": 1e-4}, "components": {"tower": {"lr": 2e-5}}})
     made = optim.adamw(Net().components(), settings)
-    assert optim.set_lr(made, settings, 100, 100) == pytest.approx({"tower": 2e-6, "head": 1e-4})
+    assert optim.set_lr(made, settings, Moment(100, 101, 100)) == pytest.approx({"tower": 2e-6, "head": 1e-4})
 
 
 def test_vectors_do_not_decay_and_components_have_their_own_rates():
@@ -154,17 +129,53 @@ def test_fused_adamw_equals_its_equation_in_float64():
     assert weight.item() == pytest.approx(x, rel=1e-5)  # five fp32 updates
 
 
+def test_a_component_warms_up_at_its_own_pace():
+    settings = {"lr": 1e-3, "schedule": {"name": "constant", "warmup_steps": 10}, "components": {"tower": {"warmup_steps": 4}}}
+    made = optim.adamw(Net().components(), settings := Optim.model_validate(settings))
+    found = [optim.set_lr(made, settings, Moment(step, step + 1, 100)) for step in (0, 3, 9)]
+    assert found[0] == pytest.approx({"tower": 1e-3 / 4, "head": 1e-3 / 10})
+    assert found[1] == pytest.approx({"tower": 1e-3, "head": 4e-4})
+    assert found[2] == pytest.approx({"tower": 1e-3, "head": 1e-3})
+
+
+def filled(seed=0):
+    """Parameters of three parts with gradients, the same every time."""
+    parts = {name: [nn.Parameter(torch.zeros(shape)) for shape in ((3, 4), (7,))] for name in ("a", "b", "c")}
+    for i, value in enumerate(value for part in parts.values() for value in part):
+        value.grad = torch.randn(value.shape, generator=torch.Generator().manual_seed(seed + i))
+    return parts
+
+
 @pytest.mark.parametrize("limit", [0.01, 1e9])
 def test_clipping_equals_pytorch_to_the_bit(limit):
-    ours, theirs = [[nn.Parameter(torch.zeros(shape)) for shape in ((3, 4), (7,), (1,))] for _ in range(2)]
-    for i, (one, other) in enumerate(zip(ours, theirs, strict=True)):
-        one.grad, other.grad = [torch.randn(one.shape, generator=torch.Generator().manual_seed(i)) for _ in range(2)]
-    assert torch.equal(optim.clip(ours, limit), nn.utils.clip_grad_norm_(theirs, limit))
+    ours, theirs = ([value for part in filled().values() for value in part] for _ in range(2))
+    assert torch.equal(optim.clip({"all": ours}, limit, {})["grad_norm"], nn.utils.clip_grad_norm_(theirs, limit))
     assert all(torch.equal(one.grad, other.grad) for one, other in zip(ours, theirs, strict=True))
 
 
 def test_clipping_without_a_limit_only_measures():
     value = nn.Parameter(torch.zeros(2))
     value.grad = torch.tensor([3.0, 4.0])
-    assert optim.clip([value, nn.Parameter(torch.zeros(1))], None) == 5.0
+    assert optim.clip({"a": [value, nn.Parameter(torch.zeros(1))]}, None, {}) == {"grad_norm": 5.0}
     assert value.grad.tolist() == [3.0, 4.0]
+
+
+@pytest.mark.parametrize("limit", [0.5, None])
+def test_a_component_is_clipped_by_its_own_norm_and_the_others_together(limit):
+    ours, theirs = filled(), filled()
+    whole = nn.utils.get_total_norm([value.grad for part in theirs.values() for value in part])
+    norms = optim.clip(ours, limit, {"b": 0.1})
+    each = {"b": nn.utils.clip_grad_norm_(theirs["b"], 0.1)}
+    each |= {name: nn.utils.get_total_norm([value.grad for value in theirs[name]]) for name in ("a", "c")}
+    if limit is not None:
+        nn.utils.clip_grad_norm_([*theirs["a"], *theirs["c"]], limit)
+    assert norms == {"grad_norm": whole, **{f"grad_norm/{name}": value for name, value in each.items()}}
+    pairs = [(one.grad, other.grad) for name in ours for one, other in zip(ours[name], theirs[name], strict=True)]
+    assert all(torch.equal(one, other) for one, other in pairs)
+
+
+def test_a_component_without_gradients_is_passed_over():
+    parts = filled()
+    for value in parts["b"]:
+        value.grad = None
+    assert optim.clip(parts, 1.0, {"b": 0.1})["grad_norm/b"] == 0.0

@@ -40,9 +40,10 @@ class SquaredError:
     """Sum over supervised samples of w (f(x) - y)^2, over sum w."""
 
     coefficients = {"error": 1.0}  # noqa: RUF012
+    counts = ("tokens",)
 
     def weights(self, batch):
-        return {"error": batch["w"].double().sum()}
+        return {"error": batch["w"].double().sum(), "tokens": torch.tensor(float(len(batch["w"])), dtype=torch.float64)}
 
     def sums(self, model, batch):
         return {"error": (batch["w"] * (model(batch) - batch["y"]) ** 2).sum()}

@@ -85,7 +85,7 @@ def test_blocks_are_modules_of_the_model(case):
 def test_weights_are_known_without_the_model_and_name_every_term(case):
     micro = case.micros(SAMPLES)[0]
     weights = case.loss.weights(micro.batch)
-    assert set(weights) == set(case.loss.coefficients)
+    assert set(weights) == {*case.loss.coefficients, *case.loss.counts}
     assert all(value.ndim == 0 and value.device.type == "cpu" for value in weights.values())
     assert set(case.loss.sums(case.model, micro.batch)) <= set(weights)
 

@@ -48,8 +48,8 @@ def held_out_loss(net: nn.Module, loss: Loss, batches: Iterable[Any], world: Wor
     numerators = dict.fromkeys(loss.coefficients, 0.0)
     weights = dict.fromkeys(loss.coefficients, 0.0)
     for batch in batches:
-        for name, value in total_weights(loss, batch.micro, world).items():
-            weights[name] += value
+        found = total_weights(loss, batch.micro, world)
+        weights = {name: value + found[name] for name, value in weights.items()}
         for micro in batch.micro:
             with autocast(precision, world.device):
                 sums = loss.sums(net, distributed.to_device(micro.batch, world.device))

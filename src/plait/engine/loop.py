@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from plait.engine import distributed, guards, optim
+from plait.engine import distributed, guards, optim, schedule
 from plait.engine.distributed import World
 from plait.engine.state import State
 from plait.keys import key
@@ -25,9 +25,11 @@ class Loss(Protocol):
     """Terms of a loss as sums (differentiable numerators) over weights (denominators, known without the model)."""
 
     coefficients: Mapping[str, float]
+    counts: Sequence[str]
+    """What `weights` counts besides: no terms, but totals that are logged, saved, and can be the unit of a schedule (`tokens`)."""
 
     def weights(self, batch: Mapping[str, Any]) -> Mapping[str, Tensor]:
-        """Denominator of each term in this micro-batch: supervised tokens, samples."""
+        """Denominator of each term in this micro-batch (supervised tokens, samples), and the counts."""
 
     def sums(self, model: nn.Module, batch: Mapping[str, Any]) -> Mapping[str, Tensor]:
         """Numerator of each term in this micro-batch."""
@@ -74,15 +76,17 @@ class Loop:
         assert batch.step == state.stage_step and state.optimizer is not None
         if not state.model.training:
             state.model.train()
-        lrs = optim.set_lr(state.optimizer, config.optim, state.stage_step, stage_steps)
         weights = total_weights(self.loss, batch.micro, self.world)
+        counted = {name: weights.pop(name) for name in self.loss.counts}
+        at = schedule.moment(config.optim.schedule, state.stage_step, stage_steps, state.totals, counted)
+        lrs = optim.set_lr(state.optimizer, config.optim, at)
         sums = self.accumulate(net, batch.micro, weights)
         if audit and config.guard.audit:
             for line in guards.audit(state.model):
                 self.say(line)
         trained = state.trained()
-        norm = optim.clip(trained.values(), config.train.grad_clip)
-        row = self.figures(sums, weights, norm)
+        norms = optim.clip(optim.by_component(state.optimizer), config.train.grad_clip, config.optim.own_clips)
+        row = self.figures(sums, weights, norms)
         values = {name: row[name] for name in row if name.startswith("loss") or name == "grad_norm"}
         guards.assert_finite(state.step + 1, values, [i for micro in batch.micro for i in micro.ids], state.model, self.world)
         state.optimizer.step()
@@ -91,14 +95,14 @@ class Loop:
         if state.ema is not None and config.optim.ema is not None:
             state.ema.update(trained, state.stage_step)
         state.step += 1
-        state.totals["samples"] = state.totals.get("samples", 0) + config.train.global_batch
+        state.count({"samples": config.train.global_batch, **counted})
         self.quarantine.add(state.step, batch.bad, state.totals, self.world)
         return {
             "step": state.step,
             "stage": state.stage,
             **row,
             **{f"lr/{name}": lr for name, lr in lrs.items()},
-            "samples": state.totals["samples"],
+            **{name: state.totals[name] for name in ("samples", *self.loss.counts)},
         }
 
     def accumulate(self, net: nn.Module, micros: Sequence[Any], weights: Mapping[str, float]) -> dict[str, Tensor]:
@@ -120,23 +124,23 @@ class Loop:
                     totals[name] = totals[name] + value.detach().double() if name in totals else value.detach().double()
         return totals
 
-    def figures(self, sums: Mapping[str, Tensor], weights: Mapping[str, float], norm: Tensor) -> Row:
-        """The step's losses (per unit of weight, over all ranks), weights and gradient norm, in one transfer from the device."""
+    def figures(self, sums: Mapping[str, Tensor], weights: Mapping[str, float], norms: Mapping[str, Tensor]) -> Row:
+        """The step's losses (per unit of weight, over all ranks), weights and gradient norms, in one transfer from the device."""
         names = list(weights)
-        *values, norm_now = torch.stack([*sums.values(), norm.double()]).tolist()
-        own = dict(zip(sums, values, strict=True))
+        values = torch.stack([*sums.values(), *(norm.double() for norm in norms.values())]).tolist()
+        own = dict(zip([*sums, *norms], values, strict=True))
         *everywhere, asked = over_ranks([*(own.get(name, 0.0) for name in names), self.asked()], self.world)
         self.interrupted = asked > 0
         losses = {name: value / weights[name] for name, value in zip(names, everywhere, strict=True) if weights[name] > 0}
         total = sum(self.loss.coefficients[name] * value for name, value in losses.items())
         terms = {f"loss/{name}": value for name, value in losses.items()}
-        return {"loss": total, **terms, **{f"weight/{name}": weights[name] for name in names}, "grad_norm": norm_now}
+        return {"loss": total, **terms, **{f"weight/{name}": weights[name] for name in names}, **{name: own[name] for name in norms}}
 
 
 def total_weights(loss: Loss, micros: Sequence[Any], world: World) -> dict[str, float]:
-    """Each term's denominator over all micro-batches of all ranks, from host tensors: nothing waits for the device."""
+    """Each term's denominator, and the counts, over all micro-batches of all ranks, from host tensors: nothing waits for the device."""
     found = [loss.weights(micro.batch) for micro in micros if not micro.void]
-    names = sorted(loss.coefficients)
+    names = [*sorted(loss.coefficients), *loss.counts]
     own = [sum((float(part[name]) for part in found), 0.0) for name in names]
     return dict(zip(names, over_ranks(own, world), strict=True))
 

@@ -1,41 +1,24 @@
-"""Learning rates as functions of the step, AdamW groups by component, and moments by parameter name.
+"""AdamW groups by component, clipping, and moments by parameter name.
 
 Native optimizer state is keyed by position, which puts one layer's moments on another when the set of trained parameters changes.
 Here it never is.
 """
 
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from plait.engine.distributed import like, local, norm_of_all
+from plait.engine.schedule import Moment, lr_factor, warmup_of
 from plait.errors import PlaitError
-from plait.schema import Component, Optim, Schedule
+from plait.schema import Component, Optim
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 """AdamW's state per parameter: two moments of the parameter's shape and a count of its own updates."""
-
-
-def lr_factor(schedule: Schedule, step: int, steps: int, floor: float = 0.0) -> float:
-    """The learning rate of update `step` (from 0) as a share of its peak.
-
-    Warm-up is linear from `floor`: f + (1 - f) (s + 1) / W, so that update 0 already moves. Then, with p = (s - W) / (steps - W):
-    constant 1; linear 1 - (1 - f) p; cosine f + (1 - f) (1 + cos(pi p)) / 2; inverse_sqrt max(f, sqrt(W / s)), all never below `floor`.
-    """
-    warmup = schedule.warmup_steps
-    if step < warmup:
-        return floor + (1 - floor) * (step + 1) / warmup
-    if schedule.name == "constant":
-        return 1.0
-    if schedule.name == "inverse_sqrt":
-        return max(floor, math.sqrt(max(warmup, 1) / max(step, warmup, 1)))
-    progress = min(1.0, (step - warmup) / max(1, steps - warmup))
-    if schedule.name == "linear":
-        return 1 - (1 - floor) * progress
-    return floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2
+_OWN = ("lr", "weight_decay", "betas", "eps")
+"""Of AdamW, what a component may have its own of."""
 
 
 def select(
@@ -79,12 +62,13 @@ def freeze(model: nn.Module, trained: Mapping[str, Mapping[str, nn.Parameter]]) 
 def adamw(trained: Mapping[str, Mapping[str, nn.Parameter]], optim: Optim) -> torch.optim.AdamW:
     """Fused AdamW with two groups per component: matrices, which decay, and vectors, which do not.
 
-    What `optim.components` sets for a component (lr, weight_decay, betas, eps) takes the place of the common value.
+    What `optim.components` sets for a component (lr, weight_decay, betas, eps, warm-up) takes the place of the common value.
     """
     groups = []
     for component, parameters in trained.items():
         own = optim.components.get(component, Component())
-        chosen = {name: getattr(optim if getattr(own, name) is None else own, name) for name in Component.model_fields}
+        chosen = {name: getattr(optim if getattr(own, name) is None else own, name) for name in _OWN}
+        chosen["warmup"] = warmup_of(optim, component)
         for matrices in (True, False):
             named = {name: value for name, value in parameters.items() if (value.ndim >= 2) == matrices}
             if named:
@@ -93,31 +77,57 @@ def adamw(trained: Mapping[str, Mapping[str, nn.Parameter]], optim: Optim) -> to
     return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
 
 
-def set_lr(optimizer: torch.optim.Optimizer, optim: Optim, step: int, steps: int) -> dict[str, float]:
-    """Give every group the learning rate of update `step` of a stage of `steps`; returns it per component.
+def set_lr(optimizer: torch.optim.Optimizer, optim: Optim, at: Moment) -> dict[str, float]:
+    """Give every group the learning rate of an update; returns it per component.
 
     `min_lr` is for `optim.lr`; a component with another peak falls by the same share of its own.
     """
-    factor = lr_factor(optim.schedule, step, steps, optim.schedule.min_lr / optim.lr if optim.lr > 0 else 0.0)
+    floor = optim.schedule.min_lr / optim.lr if optim.lr > 0 else 0.0
     for group in optimizer.param_groups:
-        group["lr"] = group["peak"] * factor
+        group["lr"] = group["peak"] * lr_factor(optim.schedule.name, at, group["warmup"], floor)
     return {group["component"]: group["lr"] for group in optimizer.param_groups}
 
 
-@torch.no_grad()
-def clip(parameters: Iterable[nn.Parameter], limit: float | None) -> Tensor:
-    """Scale all gradients by min(1, limit / (norm + 1e-6)) and return the norm of all of them before (None: only the norm).
+def by_component(optimizer: torch.optim.Optimizer) -> dict[str, list[nn.Parameter]]:
+    """The parameters the optimizer moves, per component."""
+    found: dict[str, list[nn.Parameter]] = {}
+    for group in optimizer.param_groups:
+        found.setdefault(group["component"], []).extend(group["params"])
+    return found
 
-    `nn.utils.clip_grad_norm_` to the bit, without its sorting by device and type: these are float32 in one place.
+
+@torch.no_grad()
+def clip(parts: Mapping[str, Sequence[nn.Parameter]], limit: float | None, own: Mapping[str, float]) -> dict[str, Tensor]:
+    """Scale gradients by min(1, limit / (norm + 1e-6)): a part with a limit of its `own` by its own norm, the others by theirs together.
+
+    Returns the norm of everything before (`grad_norm`) and, of several parts, each one's (`grad_norm/PART`). A limit of None only
+    measures. For one part `nn.utils.clip_grad_norm_` to the bit, without its sorting by device and type: these are float32 in one place.
     """
-    found = [value.grad for value in parameters if value.grad is not None]
-    if not found:
-        return torch.zeros(())
-    gradients = [local(value) for value in found]
-    norm = norm_of_all(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))), found[0])
+    found = {name: [value.grad for value in part if value.grad is not None] for name, part in parts.items()}
+    every = [gradient for part in found.values() for gradient in part]
+    if not every:
+        return {"grad_norm": torch.zeros(())}
+    gradients = {name: [local(value) for value in part] for name, part in found.items()}
+    tensors = torch.stack(torch._foreach_norm([gradient for part in gradients.values() for gradient in part]))
+    sections = dict(zip(gradients, tensors.split([len(part) for part in gradients.values()]), strict=True))
+    together = [name for name in gradients if name not in own]
+    measured = [
+        tensors,
+        torch.cat([sections[name] for name in together]) if 0 < len(together) < len(parts) else tensors,
+        *sections.values(),
+    ]
+    whole, rest, *each = norm_of_all(torch.stack([torch.linalg.vector_norm(part) for part in measured]), every[0])
+    norms = dict(zip(sections, each, strict=True))
+    for name in own.keys() & gradients.keys():
+        _scale(gradients[name], own[name], norms[name])
     if limit is not None:
+        _scale([gradient for name in together for gradient in gradients[name]], limit, rest)
+    return {"grad_norm": whole, **({f"grad_norm/{name}": norm for name, norm in norms.items()} if len(norms) > 1 else {})}
+
+
+def _scale(gradients: list[Tensor], limit: float, norm: Tensor) -> None:
+    if gradients:
         torch._foreach_mul_(gradients, (limit / (norm + 1e-6)).clamp(max=1.0))
-    return norm
 
 
 def named_groups(optimizer: torch.optim.Optimizer) -> dict[str, nn.Parameter]:

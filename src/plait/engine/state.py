@@ -15,6 +15,7 @@ from torch.utils import swap_tensors
 from plait.engine import optim
 from plait.engine.distributed import like, local
 from plait.engine.optim import Ema
+from plait.engine.schedule import STAGE_TOKENS, TOKENS
 from plait.errors import PlaitError
 
 _PLACE = ("step", "stage", "stage_start", "stage_done", "judged", "history", "best", "probe")
@@ -57,6 +58,14 @@ class State:
         if stage != self.stage:
             self.stage, self.stage_start, self.stage_done = stage, self.step, None
             self.history, self.best = [], None
+            self.totals[STAGE_TOKENS] = 0.0
+
+    def count(self, done: Mapping[str, float]) -> None:
+        """Add what a step consumed to the totals; tokens also to the stage's."""
+        for name, value in done.items():
+            self.totals[name] = self.totals.get(name, 0) + value
+        if TOKENS in done:
+            self.totals[STAGE_TOKENS] = self.totals.get(STAGE_TOKENS, 0) + done[TOKENS]
 
     def trained(self) -> dict[str, nn.Parameter]:
         """The parameters that train now, by name."""

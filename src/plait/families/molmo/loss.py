@@ -4,18 +4,26 @@ import torch
 from torch import Tensor, nn
 
 from plait.families.molmo.config import Config
+from plait.families.molmo.sequence import PADDING
 
 
 class Loss:
-    """`loss` in nats per unit of token weight; `z_loss`, the mean squared log-normaliser; `cut`, answer tokens lost per sample."""
+    """`loss` in nats per unit of token weight; `z_loss`, the mean squared log-normaliser; `cut`, answer tokens lost per sample.
+
+    Counts tokens: positions of the sequence that are no padding, those of images among them; and those whose next token is supervised.
+    """
+
+    counts = ("tokens", "supervised_tokens")
 
     def __init__(self, config: Config):
         self.coefficients = {"loss": 1.0, "z_loss": config.z_loss, "cut": 0.0}
 
     def weights(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The summed token weights, and the samples."""
+        """The summed token weights, the samples, and the counts."""
         total = batch["weights"].sum(dtype=torch.float64)
-        return {"loss": total, "z_loss": total, "cut": torch.tensor(float(len(batch["cut"])), dtype=torch.float64)}
+        tokens = (batch["segments"][..., 0] != PADDING).sum(dtype=torch.float64)
+        counts = {"tokens": tokens, "supervised_tokens": (batch["weights"] > 0).sum(dtype=torch.float64)}
+        return {"loss": total, "z_loss": total, "cut": torch.tensor(float(len(batch["cut"])), dtype=torch.float64), **counts}
 
     def sums(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """The weighted sums; differentiable."""

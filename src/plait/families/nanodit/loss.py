@@ -13,6 +13,8 @@ class Loss:
     """`flow` trains: mean squared error per element, averaged over samples. The others are logged only (coefficient 0):
     the same by range of t, and the mean squares of prediction and target, which monitors compare."""
 
+    counts = ()
+
     def __init__(self, config: Config):
         self.prediction = config.prediction
         self.coefficients = {"flow": 1.0, **dict.fromkeys((*flow.BINS, "prediction_ms", "target_ms"), 0.0)}

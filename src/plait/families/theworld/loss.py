@@ -8,14 +8,17 @@ from plait.nn.losses import IGNORED
 
 
 class Loss:
-    """One term, `loss`, in nats per supervised token."""
+    """One term, `loss`, in nats per supervised token. Counts tokens: positions of the sequence that are no padding."""
+
+    counts = ("tokens", "supervised_tokens")
 
     def __init__(self, config: Config):
         self.coefficients = {"loss": 1.0}
 
     def weights(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """How many positions are supervised. Labels alone say so: all of them masked weighs 0."""
-        return {"loss": (batch["labels"][:, 1:] != IGNORED).sum().to(torch.float64)}
+        supervised = (batch["labels"][:, 1:] != IGNORED).sum().to(torch.float64)
+        return {"loss": supervised, "tokens": batch["attention_mask"].sum().to(torch.float64), "supervised_tokens": supervised}
 
     def sums(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """The summed cross-entropy, nats; differentiable."""

@@ -1,0 +1,143 @@
+"""The learning rate by steps and by tokens: closed forms, one unit against the other, and what is refused."""
+
+import pytest
+import torch
+
+from plait.conflicts import conflicts
+from plait.engine import schedule
+from plait.engine.schedule import Moment, lr_factor, moment
+from plait.errors import PlaitError
+from plait.schema import Optim, RunConfig, Schedule
+
+from .toy import make_config, make_state, micro, step_batch
+
+
+def at(step, end=100):
+    return Moment(step, step + 1, end)
+
+
+@pytest.mark.parametrize("name", ["constant", "linear", "cosine", "inverse_sqrt"])
+def test_every_schedule_warms_up_linearly_to_its_peak(name):
+    found = [lr_factor(name, at(step), 10) for step in range(11)]
+    assert found[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
+    assert found[10] == pytest.approx(1.0)
+
+
+def test_cosine_is_half_way_down_at_half_time_and_at_its_floor_at_the_end():
+    assert lr_factor("cosine", at(60), 20, floor=0.1) == pytest.approx(0.55)
+    assert lr_factor("cosine", at(100), 20, floor=0.1) == pytest.approx(0.1)
+
+
+def test_linear_falls_by_equal_amounts_to_its_floor():
+    found = [lr_factor("linear", at(step), 0, floor=0.2) for step in range(101)]
+    assert found == pytest.approx([1 - 0.8 * step / 100 for step in range(101)])
+
+
+def test_inverse_sqrt_halves_when_the_step_quadruples():
+    assert lr_factor("inverse_sqrt", at(400, 1000), 25) == pytest.approx(0.25)
+    assert lr_factor("inverse_sqrt", at(100, 1000), 25) == pytest.approx(0.5)
+
+
+def test_a_curve_in_steps_ends_where_it_is_told_and_stays_there():
+    settings = Schedule(name="linear", decay_steps=50)
+    found = [lr_factor("linear", moment(settings, step, 100, {}, {}), 0, floor=0.1) for step in (0, 25, 50, 99)]
+    assert found == pytest.approx([1.0, 0.55, 0.1, 0.1])
+
+
+@pytest.mark.parametrize("name", ["constant", "linear", "cosine", "inverse_sqrt"])
+def test_tokens_are_steps_where_every_step_has_as_many(name):
+    steps, tokens = Schedule(name=name, warmup_steps=5), Schedule(name=name, units="tokens", warmup_tokens=35, decay_tokens=280)
+    for step in range(40):
+        one = moment(steps, step, 40, {}, {})
+        other = moment(tokens, step, 40, {"tokens": 999.0, "stage_tokens": 7.0 * step}, {"tokens": 7.0})
+        assert lr_factor(name, one, 5, 0.1) == pytest.approx(lr_factor(name, other, 35, 0.1), rel=1e-12)
+
+
+def in_tokens(**more):
+    """The toy's tokens are its samples: 16 a step."""
+    plan = {"name": "linear", "units": "tokens", "warmup_tokens": 32, "decay_tokens": 96}
+    return make_config(optim={"lr": 0.01, "schedule": plan}, **more)
+
+
+@pytest.fixture
+def trained(make_loop):
+    """trained(state, config, batches): the rows of those steps of 8."""
+
+    def run(state, config, batches):
+        loop = make_loop(state, config)
+        return [loop.step(state.model, batch, 8, False) for batch in batches]
+
+    return run
+
+
+def batches(start=0, cut=16):
+    whole = range(16)
+    return [step_batch(step, [micro(whole[i : i + cut]) for i in range(0, 16, cut)]) for step in range(start, 8)]
+
+
+def test_the_rate_of_a_step_goes_by_the_tokens_before_and_in_it(trained):
+    rows = trained(make_state(in_tokens()), in_tokens(), batches())
+    wanted = [0.5, 1.0, 1.0, 0.75, 0.5, 0.25, 0.0, 0.0]
+    assert [row["lr/tower"] for row in rows] == pytest.approx([0.01 * share for share in wanted])
+    assert [row["tokens"] for row in rows] == [16.0 * (step + 1) for step in range(8)]
+
+
+def test_tokens_are_counted_the_same_however_a_batch_is_cut(trained):
+    whole, cut = (trained(make_state(in_tokens()), in_tokens(), batches(cut=size)) for size in (16, 4))
+    assert [(row["lr/head"], row["tokens"]) for row in whole] == [(row["lr/head"], row["tokens"]) for row in cut]
+
+
+def test_a_schedule_in_tokens_resumes_to_the_bit(trained):
+    config = in_tokens()
+    straight = make_state(config)
+    rows = trained(straight, config, batches())
+    first = make_state(config)
+    trained(first, config, batches()[:3])
+    second = make_state(config)
+    second.restore(first.facts(), first.tensors())
+    second.begin({"tower": second.model.components()["tower"], "head": second.model.components()["head"]}, config.optim)
+    later = trained(second, config, batches(start=3))
+    assert later == rows[3:]
+    assert all(torch.equal(a, b) for a, b in zip(straight.model.parameters(), second.model.parameters(), strict=True))
+
+
+def test_a_new_stage_counts_its_own_tokens(trained):
+    state = make_state(in_tokens())
+    trained(state, in_tokens(), batches())
+    state.enter(2)
+    assert (state.totals["tokens"], state.totals["stage_tokens"]) == (128.0, 0.0)
+
+
+def test_a_family_without_tokens_refuses_a_schedule_in_them():
+    with pytest.raises(PlaitError, match=r"optim\.schedule\.units is tokens, but family nanodit counts none: use steps"):
+        schedule.check(Schedule(units="tokens"), (), "nanodit")
+
+
+@pytest.mark.parametrize(
+    ("optim", "path", "said"),
+    [
+        ({"schedule": {"units": "tokens"}}, "optim.schedule.units", "is tokens, and a cosine curve needs its end: set decay_tokens"),
+        (
+            {"schedule": {"units": "tokens", "decay_tokens": 9, "warmup_steps": 5}},
+            "optim.schedule.warmup_steps",
+            "is set, but optim.schedule.units is tokens: set warmup_tokens, or the units",
+        ),
+        ({"schedule": {"decay_tokens": 9}}, "optim.schedule.decay_tokens", "optim.schedule.units is steps: set decay_steps, or the units"),
+        (
+            {"schedule": {"decay_steps": 50, "warmup_steps": 50}},
+            "optim.schedule.warmup_steps",
+            "is 50, but the curve ends at 50 steps: warm up for fewer, or train longer",
+        ),
+        ({"components": {"a": {"warmup_steps": 100}}}, "optim.components.a.warmup_steps", "is 100, but the stage has 100 steps"),
+        ({"components": {"a": {"warmup_tokens": 1}}}, "optim.components.a.warmup_tokens", "is set, but optim.schedule.units is steps"),
+    ],
+)
+def test_what_cannot_be_together_is_told(optim, path, said):
+    config = RunConfig.model_validate({"family": "toy", "train": {"steps": 100}, "data": {"train": [{"source": "scenes"}]}, "optim": optim})
+    assert [".".join(place) for place, what in conflicts(config) if said in what] == [path]
+
+
+def test_the_curve_in_tokens_is_drawn_to_its_end():
+    optim = Optim.model_validate({"lr": 1.0, "schedule": {"name": "linear", "units": "tokens", "decay_tokens": 1000}})
+    values, end, units = schedule.curve(optim, 7, 11)
+    assert (end, units) == (1000, "tokens") and values[-1] == pytest.approx(0.001)
