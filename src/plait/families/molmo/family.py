@@ -1,4 +1,4 @@
-"""Family molmo's contract: what the engine, the planner and the verbs take from it."""
+"""Family molmo's contract: what the engine, the planner and the verbs take from it. What it exchanges with others is in export.py."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -6,12 +6,10 @@ from pathlib import Path
 from plait.families.molmo import towers
 from plait.families.molmo.config import DEBUG, SOURCES, Config
 from plait.families.molmo.evaluate import benches
-from plait.families.molmo.export import exports
 from plait.families.molmo.generate import GenerateOptions, generate
 from plait.families.molmo.inputs import Inputs, inspect
 from plait.families.molmo.loss import Loss
 from plait.families.molmo.model import blocks, build, components
-from plait.families.molmo.published import imported
 from plait.families.molmo.tiny import write_tokenizer
 
 __all__ = [
@@ -24,9 +22,7 @@ __all__ = [
     "blocks",
     "build",
     "components",
-    "exports",
     "generate",
-    "imported",
     "inspect",
     "never_trained",
     "prepare",
