@@ -49,7 +49,7 @@ TYPED = {
     ),
     "train good.yaml --family=gemma": "command line: family 'gemma' is unknown: known: molmo, nanodit, theworld",
     "train good.yaml --data.train.0.source=scene": (
-        "command line: data.train.0.source must be 'shards', 'folder', 'jsonl', 'datasets', 'latents', 'nlvr' or 'scenes', "
+        "command line: data.train.0.source must be 'shards', 'folder', 'jsonl', 'datasets', 'dataset', 'latents', 'nlvr' or 'scenes', "
         "got 'scene': did you mean 'scenes'?"
     ),
     "eval nowhere": "the following arguments are required: --bench (see plait eval --help)",

@@ -17,7 +17,7 @@ FUNCTION_LINES = 60
 FAMILY_CLOSURE_LINES = 4000
 
 BOTTOM = {"errors", "keys", "files"}
-CONFIGURATION = {"config", "reading", "schema", "provenance", "secrecy", "complaints", "ledger", "resolved", "conflicts"}
+CONFIGURATION = {"config", "reading", "schema", "provenance", "secrecy", "complaints", "ledger", "resolved", "conflicts", "mixture"}
 DIALECTS = {"dialects", "translation", "flat_json", "nested_yaml"}
 SIBLINGS = {"engine", "data", "nn"}
 RUNNING = {"parts", "places", "saved", "start", "stage", "run", "prove", "compare", "shorten", "launch", "agent"}

@@ -73,13 +73,22 @@ def _device_conflicts(distributed: Distributed) -> list[tuple[tuple[str | int, .
 
 def _data_conflicts(config: RunConfig) -> list[tuple[tuple[str | int, ...], str]]:
     found: list[tuple[tuple[str | int, ...], str]] = []
-    if not config.data.train:
+    if not config.data.train and config.data.mixture is None:
         found.append((("data", "train"), "names no source: for example data.train=[{source: scenes}]"))
+    if config.data.train and config.data.mixture is not None:
+        said = f"is {config.data.mixture!r}, but data.train lists sources too: keep one (a row of a mixture file may be any source)"
+        found.append((("data", "mixture"), said))
+    if config.data.without and config.data.mixture is None:
+        found.append((("data", "without"), "leaves out datasets of a mixture, but data.mixture names none"))
     lists: list[tuple[tuple[str | int, ...], list[Source]]]
     lists = [(("data", "train"), config.data.train), (("data", "validation"), config.data.validation)]
     for index, bench in enumerate(config.evaluate):
         lists.append((("evaluate", index, "data"), bench.data))
-        if not bench.data and not config.data.validation:
+        if ":" in bench.bench:
+            if bench.data:
+                said = f"is {bench.bench!r}, which brings its own data: take out evaluate.{index}.data, or name a rule such as 'vqa'"
+                found.append((("evaluate", index, "bench"), said))
+        elif not bench.data and not config.data.validation:
             said = f"measures {bench.bench!r} on nothing: name sources in data.validation or evaluate.{index}.data"
             found.append((("evaluate", index), said))
     for path, sources in lists:
@@ -88,4 +97,6 @@ def _data_conflicts(config: RunConfig) -> list[tuple[tuple[str | int, ...], str]
                 found.append(((*path, index), f"of source {one.source!r} needs a path"))
             if one.source == "datasets" and (one.name is None) == (one.path is None):
                 found.append(((*path, index), "of source 'datasets' needs either a name on the Hub or a path"))
+            if one.source == "dataset" and one.name is None:
+                found.append(((*path, index), "of source 'dataset' needs a name: one that the family knows, module:Class or file.py:Class"))
     return found

@@ -95,11 +95,10 @@ def _assets(config: RunConfig) -> Iterator[Path]:
 
 def _draw_stage(view: StageView, family: ModuleType, section: Any, assets: Path, split: str, samples: int, out: Path) -> None:
     config = view.config
-    entries = _entries(config, split)
-    opened = parts.open_data(config, entries, split)
+    opened, weights = parts.training(config) if split == "train" else (parts.open_data(config, _held_out(config), split), [])
     inputs = _inputs(family, section, assets, config, split, config.data.max_tokens)
     whole = _inputs(family, section, assets, config, split, None) if config.data.max_tokens is not None else None
-    ids, seed, order = _first(view, opened, split, samples)
+    ids, seed, order = _first(view, opened, weights, split, samples)
     preparation = Preparation(tuple(opened), order, _Watched(inputs), seed, rank=0, world=1, micro_batch=None)
     seen, bad = [], []
     for wanted in ids:
@@ -120,14 +119,11 @@ def _draw_stage(view: StageView, family: ModuleType, section: Any, assets: Path,
     print(f"written to {sheet} and {page}")
 
 
-def _entries(config: RunConfig, split: str) -> list[Source]:
-    """The entries of `data.train`, or those that held-out figures come from: `data.validation`, else the first of `evaluate`."""
-    if split == "train":
-        entries = config.data.train
-    else:
-        entries = config.data.validation or next((entry.data for entry in config.evaluate if entry.data), [])
+def _held_out(config: RunConfig) -> list[Source]:
+    """The entries that held-out figures come from: `data.validation`, else the first of `evaluate`."""
+    entries = config.data.validation or next((entry.data for entry in config.evaluate if entry.data), [])
     if not entries:
-        raise PlaitError(f"the configuration has no {split} data to look at: list some under data.{split}")
+        raise PlaitError("the configuration has no validation data to look at: list some under data.validation")
     return entries
 
 
@@ -135,13 +131,15 @@ def _inputs(family: ModuleType, section: Any, assets: Path, config: RunConfig, s
     return family.Inputs(section, assets, max_tokens=max_tokens, pad=config.data.pad, train=split == "train")
 
 
-def _first(view: StageView, opened: Sequence[Any], split: str, samples: int) -> tuple[Sequence[SampleId], int, Ordering]:
+def _first(
+    view: StageView, opened: Sequence[Any], weights: Sequence[float], split: str, samples: int
+) -> tuple[Sequence[SampleId], int, Ordering]:
     """The ids that come first, the seed of the samples' keys and the stage's order: as the run has them."""
     config = view.config
     if split != "train":
         chosen = parts.choose([len(source) for source in opened], samples, config.seed)
         return chosen, config.seed, parts.FixedOrder.of(chosen, opened, config.train.global_batch)
-    seed, order = parts.stage_order(view, opened)
+    seed, order = parts.stage_order(view, opened, weights)
     steps = -(-samples // config.train.global_batch)
     return [one for step in range(steps) for one in order.ids(step)][:samples], seed, order
 

@@ -3,6 +3,7 @@
 Training, evaluation and generation all begin here.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,11 +14,12 @@ import torch
 import xxhash
 from torch import nn
 
-from plait import files, places
+from plait import files, mixture, places
 from plait.data import sources
 from plait.data.buckets import BucketOrder, batches_of, order_of
 from plait.data.loader import Loader
 from plait.data.order import Order, SampleId, permute
+from plait.engine import evaluation
 from plait.engine.distributed import World
 from plait.engine.evaluation import HeldOut
 from plait.engine.sharding import Sharding
@@ -26,6 +28,9 @@ from plait.families import registry
 from plait.keys import key
 from plait.resolved import StageView, folder
 from plait.schema import Evaluate, RunConfig, Source
+
+DATA_DIR = "MOLMO_DATA_DIR"
+"""The environment variable that names the folder of datasets where `data.root` does not: the one the Molmo guide sets."""
 
 _TOKENIZER_SAMPLES = 2_000
 """How many samples of each training source a tokenizer trained on the spot reads."""
@@ -87,7 +92,7 @@ def _hash(value: torch.Tensor) -> str:
 
 
 def _texts(config: RunConfig) -> Iterator[str]:
-    for source in open_data(config, config.data.train, "train"):
+    for source in training(config)[0]:
         for i in range(min(len(source), _TOKENIZER_SAMPLES)):
             sample = source[permute(i, len(source), config.seed, "texts")]
             yield from (message["content"] for message in sample["messages"])
@@ -95,7 +100,32 @@ def _texts(config: RunConfig) -> Iterator[str]:
 
 def open_data(config: RunConfig, entries: Sequence[Source], split: str) -> list[Any]:
     """The opened sources of `entries`."""
-    return sources.open_all(entries, seed=config.seed, split=split, cache=folder(config.data.cache))
+    root = folder(config.data.root or os.environ.get(DATA_DIR) or "data")
+
+    def known(entry: Source, wanted: str) -> sources.Source:
+        return registry.datasets(config.family).open_dataset(entry, wanted, root=root, cache=folder(config.data.cache))
+
+    return sources.open_all(entries, seed=config.seed, split=split, cache=folder(config.data.cache), catalogue=known)
+
+
+def training(config: RunConfig) -> tuple[list[Any], list[float]]:
+    """The opened training sources and their weights: of `data.train`, or of the mixture that stands for it."""
+    if config.data.mixture is None:
+        return open_data(config, config.data.train, "train"), [entry.weight for entry in config.data.train]
+    mixed = mixture.read(registry.mixture(config.family, config.data.mixture), config.data.without)
+    opened, absent = [], []
+    for entry in mixed.entries:
+        try:
+            opened += open_data(config, [entry], "train")
+        except sources.Absent as error:
+            absent.append((str(entry.name), error))
+    if absent:
+        names, first = [name for name, _ in absent], absent[0][1]
+        raise PlaitError(
+            f"mixture {mixed.title}: {len(names)} of its {len(mixed.entries)} datasets are not there ({', '.join(names)}); "
+            f"the first: {first}; to train without them, say so: --data.without='[{', '.join(names)}]'"
+        )
+    return opened, mixed.weights([len(source) for source in opened])
 
 
 @dataclass(frozen=True)
@@ -136,10 +166,31 @@ def choose(sizes: Sequence[int], count: int | None, seed: int) -> tuple[SampleId
 AnyOrder = Order | BucketOrder
 
 
-def stage_order(view: StageView, opened: Sequence[Any]) -> tuple[int, AnyOrder]:
+def stage_order(view: StageView, opened: Sequence[Any], weights: Sequence[float]) -> tuple[int, AnyOrder]:
     """The seed of a stage's data and the order of its samples, in buckets where a source has them. Stages differ, layouts do not."""
     seed = key(view.config.seed, "stage", view.name)
-    return seed, order_of(opened, [entry.weight for entry in view.config.data.train], seed, view.config.train.global_batch)
+    return seed, order_of(opened, weights, seed, view.config.train.global_batch)
+
+
+def exam(config: RunConfig, bench: str) -> tuple[str, Source]:
+    """The rule and the source that NAME:SPLIT means. Raises PlaitError for an unknown dataset or split, or one that no rule judges."""
+    name, _, split = bench.partition(":")
+    known = registry.datasets(config.family)
+    try:
+        rule, split = known.rule_of(name), known.split_of(name, split)
+    except PlaitError as error:
+        raise PlaitError(f"bench {bench!r}: {error}") from error
+    return rule, Source(source="dataset", name=name, split=split)
+
+
+def benches(config: RunConfig, family: ModuleType, entries: Sequence[Evaluate]) -> dict[str, Any]:
+    """The family's benches, and those that entries name as NAME:SPLIT. Raises PlaitError for one that is unknown."""
+    found = dict(family.benches)
+    for entry in entries:
+        if ":" in entry.bench:
+            found[entry.bench] = family.benches[exam(config, entry.bench)[0]]
+    evaluation.check(entries, found)
+    return found
 
 
 def held_out(parts: Parts, config: RunConfig, world: World) -> HeldOut:
@@ -147,7 +198,7 @@ def held_out(parts: Parts, config: RunConfig, world: World) -> HeldOut:
     opened: dict[str, list[Any]] = {}
 
     def open_for(entry: Evaluate) -> tuple[list[Any], tuple[SampleId, ...]]:
-        listed = entry.data or config.data.validation
+        listed = [exam(config, entry.bench)[1]] if ":" in entry.bench else entry.data or config.data.validation
         if not listed:
             raise PlaitError(f"evaluate runs bench {entry.bench!r} but there is no held-out data; list some under data.validation")
         if (name := repr(listed)) not in opened:

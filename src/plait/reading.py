@@ -71,12 +71,17 @@ class Override:
 
 def read(path: Path) -> Node:
     """The mapping in a .yaml, .yml or .json file. One line names what is wrong with the file itself."""
-    text = _text(path)
-    root = _read_json(text, str(path)) if path.suffix.startswith(".json") else _read_yaml(text, str(path))
+    root = read_any(path)
     if not isinstance(root.value, dict):
         found = "a list" if isinstance(root.value, list) else "nothing" if root.value is None else "a single value"
         raise PlaitError(f"{path}: the top of a configuration is a mapping of keys, but this file holds {found}")
     return root
+
+
+def read_any(path: Path) -> Node:
+    """What is in a .yaml, .yml or .json file, whether a mapping, a list or a value."""
+    text = _text(path)
+    return _read_json(text, str(path)) if path.suffix.startswith(".json") else _read_yaml(text, str(path))
 
 
 def scalar(text: str) -> Any:

@@ -50,12 +50,18 @@ class Template(Section):
     assistant: str | None = Field(default=None, description="the answer, which is what training supervises")
 
 
-class Source(Section):
-    """Where samples come from. `datasets` needs `name` or `path`, the others `path`; `scenes` are generated."""
+SourceKind = Literal["shards", "folder", "jsonl", "datasets", "dataset", "latents", "nlvr", "scenes"]
 
-    source: Literal["shards", "folder", "jsonl", "datasets", "latents", "nlvr", "scenes"]
+
+class Source(Section):
+    """Where samples come from. `datasets` needs `name` or `path`, `dataset` a name, the others `path`; `scenes` are generated."""
+
+    source: SourceKind
     path: str | None = Field(default=None, description="file, folder or pattern on disk")
-    name: str | None = Field(default=None, description="name of a dataset on the Hub")
+    name: str | None = Field(
+        default=None,
+        description="datasets: a name on the Hub; dataset: one that the family knows, or your own module:Class or file.py:Class",
+    )
     split: str | None = Field(default=None, description="part of the source; without it `train` or `validation`, by the list it stands in")
     weight: Rate = Field(default=1.0, description="share in the mixture, relative to the other sources")
     limit: Count | None = Field(default=None, description="at most so many samples, the first ones")
@@ -68,7 +74,14 @@ class Data(Section):
     """What is trained on, what is held out, and how it is fetched."""
 
     train: list[Source] = []
+    mixture: str | None = Field(
+        default=None, description="in place of `train`: a mixture of the family by name, or a YAML or JSON file of one"
+    )
+    without: list[str] = Field(
+        default=[], description="datasets of the mixture to leave out; the others of their group take over their share"
+    )
     validation: list[Source] = []
+    root: str | None = Field(default=None, description="folder of named datasets, a subfolder each; None: $MOLMO_DATA_DIR, else ./data")
     workers: Natural = Field(default=2, description="threads or processes that prepare samples; 0: the training thread itself")
     worker_kind: Literal["threads", "processes"] = "threads"
     prefetch: Natural = Field(default=2, description="steps prepared ahead")
@@ -164,7 +177,7 @@ class Checkpoint(Section):
 
 
 class Evaluate(Section):
-    """One bench and its interval. `loss` is the held-out loss of any family."""
+    """One bench and its interval. `loss` is the held-out loss of any family; NAME:SPLIT a dataset with its own rule, as vqa2:validation."""
 
     bench: str
     every_steps: Count | None = Field(default=None, description="steps; None: at the end of the stage")

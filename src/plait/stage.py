@@ -56,9 +56,9 @@ class Stage:
         components = built.family.components(built.model)
         trained = optim.select(components, config.trainable, built.family.never_trained)
         optim.check_components(config.optim, components)
-        evaluation.check(config.evaluate, built.family.benches)
-        opened = parts.open_data(config, config.data.train, "train")
-        seed, order = parts.stage_order(self.view, opened)
+        self.benches = parts.benches(config, built.family, config.evaluate)
+        opened, weights = parts.training(config)
+        seed, order = parts.stage_order(self.view, opened, weights)
         steps = planned_steps(config, order)
         self.stop = state.stage_start + steps
         if state.stage_done == stages.PLANNED and state.step < self.stop:
@@ -196,14 +196,14 @@ class Stage:
         self.saver.save(folder, state.tensors(), content, self.view.config.checkpoint.keep, spared)
 
     def _evaluations(self) -> Evaluations:
-        config, family = self.view.config, self.built.family
+        config = self.view.config
         held_out = parts.held_out(self.built, config, self.world)
         ask, precision = self.signals.asked, config.train.precision
         return Evaluations(
             config.evaluate,
             held_out,
             self.loss,
-            family.benches,
+            self.benches,
             self.inputs,
             self.world,
             precision,

@@ -88,13 +88,13 @@ REPLACED = {
     ("base: tiny", "world: {steps: 20}"): "x.yaml:2: model.world: steps is 20, more than max_steps, 16",
     ("{base: tiny}", "[tiny]"): 'x.yaml:2: model must be a mapping, got ["tiny"]',
     ("source: scenes", "source: shard"): (
-        "x.yaml:3: data.train.0.source must be 'shards', 'folder', 'jsonl', 'datasets', 'latents', 'nlvr' or 'scenes', "
+        "x.yaml:3: data.train.0.source must be 'shards', 'folder', 'jsonl', 'datasets', 'dataset', 'latents', 'nlvr' or 'scenes', "
         "got 'shard': did you mean 'shards'?"
     ),
     (
         "source: scenes",
         "path: x",
-    ): "x.yaml:3: data.train.0.source is missing: one of shards, folder, jsonl, datasets, latents, nlvr, scenes",
+    ): "x.yaml:3: data.train.0.source is missing: one of shards, folder, jsonl, datasets, dataset, latents, nlvr, scenes",
     ("source: scenes", "source: shards"): "x.yaml:3: data.train.0 of source 'shards' needs a path",
     ("source: scenes", "source: datasets"): "x.yaml:3: data.train.0 of source 'datasets' needs either a name on the Hub or a path",
     ("{source: scenes}", ""): "x.yaml:3: data.train names no source: for example data.train=[{source: scenes}]",

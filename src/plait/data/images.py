@@ -69,6 +69,16 @@ def _open(data: bytes) -> Image.Image:
     return JpegImageFile(io.BytesIO(data)) if data.startswith(b"\xff\xd8\xff") else Image.open(io.BytesIO(data))
 
 
+def size(data: bytes) -> tuple[int, int]:
+    """Width and height of an image file as `decode` gives it, without decoding. BadSample for what is no image."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+            return image.size[::-1] if turned else image.size
+    except (*_BOMBS, *_DECODER_ERRORS) as error:
+        raise BadSample(f"not a readable image ({len(data)} bytes): {(str(error).splitlines() or [type(error).__name__])[0]}") from error
+
+
 def _rgb(image: Image.Image) -> np.ndarray:
     """(H, W, 3) uint8, own memory (np.array: torch may not write into Pillow's read-only buffer)."""
     mode = image.mode

@@ -12,7 +12,7 @@ import torch
 
 from plait.data.buckets import bucket_of
 from plait.data.order import Ordering, SampleId, shares
-from plait.data.sources import Source
+from plait.data.sources import Drawn, Source
 from plait.errors import BadSample, PlaitError
 from plait.keys import key
 
@@ -106,10 +106,11 @@ class Preparation:
         """(example, name, why it is bad or None)."""
         source = self.sources[chosen.source]
         name = f"{source.name}[{chosen.index}]"
+        drawn = key(self.seed, "sample", *chosen)
         try:
-            sample = source[chosen.index]
+            sample = source.draw(chosen.index, drawn) if isinstance(source, Drawn) else source[chosen.index]
             name = sample["id"]
-            return self.inputs.encode(sample, key(self.seed, "sample", *chosen)), name, None
+            return self.inputs.encode(sample, drawn), name, None
         except BadSample as error:
             return None, name, str(error)
         except PlaitError as error:

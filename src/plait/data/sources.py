@@ -4,15 +4,16 @@ A sample is a dict: `id`, `images` (encoded files), `messages` (role and content
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import xxhash
 
 from plait.data import index, paths, text
+from plait.data.custom import Custom
 from plait.data.folder import Folder
 from plait.data.latents import Latents
 from plait.data.lines import Lines
@@ -39,6 +40,21 @@ class Source(Protocol):
     def fingerprint(self) -> str: ...  # identity of the content: names, sizes, counts, template; not times, not where it lies
     def __len__(self) -> int: ...
     def __getitem__(self, i: int) -> Sample: ...
+
+
+@runtime_checkable
+class Drawn(Protocol):
+    """A source that draws something of a sample anew each time, such as the words of a question: a function of the key."""
+
+    def draw(self, i: int, sample_key: int) -> Sample: ...
+
+
+class Absent(PlaitError):
+    """A dataset that is known, but lies nowhere it was looked for."""
+
+
+Catalogue = Callable[[Entry, str], Source]
+"""Opens the entry of a dataset that a family knows by name, for a split."""
 
 
 class Reader(Protocol):
@@ -70,12 +86,16 @@ class Conversations:
         return sample | {"frames": record.frames} if record.frames else sample
 
 
-def open_source(entry: Entry, *, seed: int, split: str = "train", cache: str | Path | None = None) -> Source:
+def open_source(
+    entry: Entry, *, seed: int, split: str = "train", cache: str | Path | None = None, catalogue: Catalogue | None = None
+) -> Source:
     """Open one entry. `split` is what the entry is used for (train, validation), when it does not name one itself.
 
     Errors: missing files, fields, splits and options, each one line that begins with the entry.
     """
     where = f"data source {title(entry)}"
+    if entry.source == "dataset":
+        return _dataset(entry, entry.split or split, catalogue, where)
     if entry.source == "scenes":
         if entry.template is not None or entry.columns:
             raise PlaitError(f"{where}: scenes write their own text; take out `template` and `columns`, and use `options`")
@@ -120,9 +140,23 @@ def _nlvr(entry: Entry, split: str, cache: str | Path | None, where: str) -> Sou
     return found
 
 
-def open_all(entries: Sequence[Entry], *, seed: int, split: str = "train", cache: str | Path | None = None) -> list[Source]:
+def _dataset(entry: Entry, split: str, catalogue: Catalogue | None, where: str) -> Source:
+    if entry.template is not None or entry.columns:
+        raise PlaitError(f"{where}: a dataset makes its own conversations; take out `template` and `columns`")
+    if not entry.name:
+        raise PlaitError(f"{where} needs `name`")
+    if ":" in entry.name:
+        return Custom(entry.name, split=split, options=entry.options, limit=entry.limit)
+    if catalogue is None:
+        raise PlaitError(f"{where}: no datasets are known by name here; name your own as module:Class or file.py:Class")
+    return catalogue(entry, split)
+
+
+def open_all(
+    entries: Sequence[Entry], *, seed: int, split: str = "train", cache: str | Path | None = None, catalogue: Catalogue | None = None
+) -> list[Source]:
     """Open every entry of a mixture, in order."""
-    return [open_source(entry, seed=seed, split=split, cache=cache) for entry in entries]
+    return [open_source(entry, seed=seed, split=split, cache=cache, catalogue=catalogue) for entry in entries]
 
 
 def title(entry: Entry) -> str:

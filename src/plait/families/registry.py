@@ -37,6 +37,29 @@ def preset(family: str, name: str) -> Path:
     return path
 
 
+def mixture(family: str, name: str) -> Path:
+    """The file of a mixture: a YAML or JSON file, or the name of one that `family` ships."""
+    path = Path(name).expanduser()
+    if path.suffix in (".yaml", ".yml", ".json"):
+        return path
+    folder = _HERE / _known(family) / "mixtures"
+    if not (folder / f"{name}.yaml").is_file():
+        known = sorted(file.name.removesuffix(".yaml") for file in folder.glob("*.yaml"))
+        raise PlaitError(
+            f"data.mixture {name!r} is neither a .yaml or .json file nor a mixture of family {family!r}: {_listing(name, known)}"
+        )
+    return folder / f"{name}.yaml"
+
+
+def datasets(family: str) -> ModuleType:
+    """The datasets that `family` knows by name (its `datasets.py`). Raises PlaitError for a family that knows none."""
+    if not (_HERE / _known(family) / "datasets.py").is_file():
+        raise PlaitError(
+            f"family {family!r} knows no datasets by name: name your own as module:Class or file.py:Class, or a source with a path"
+        )
+    return importlib.import_module(f"plait.families.{family}.datasets")
+
+
 def _known(family: str) -> str:
     if family not in names():
         raise PlaitError(f"family {family!r} is unknown: {_listing(family, names())}")
