@@ -60,6 +60,13 @@ def datasets(family: str) -> ModuleType:
     return importlib.import_module(f"plait.families.{family}.datasets")
 
 
+def publisher(family: str) -> ModuleType | None:
+    """How `family` is written for other software and read back (its `export.py`); None for a family that is not."""
+    if not (_HERE / _known(family) / "export.py").is_file():
+        return None
+    return importlib.import_module(f"plait.families.{family}.export")
+
+
 def _known(family: str) -> str:
     if family not in names():
         raise PlaitError(f"family {family!r} is unknown: {_listing(family, names())}")

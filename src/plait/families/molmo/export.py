@@ -18,7 +18,10 @@ from plait.errors import PlaitError
 from plait.families.molmo import published, towers
 from plait.families.molmo.config import IMAGE_TOKENS, Config
 from plait.families.molmo.model import Molmo
+from plait.families.molmo.published import imported
 from plait.files import write_json
+
+__all__ = ["exports", "imported", "load"]
 
 SHARD = "5GB"
 MODEL_TYPE = "plait_molmo"  # what hf.py registers
@@ -84,7 +87,7 @@ def _tokenizer(model: Molmo, config: Config, directory: Path) -> PreTrainedToken
 def load(model: Molmo, weights: dict[str, Tensor]) -> list[str]:
     """Put exported weights, in any of the layouts, on the model; returns the names of parameters they do not have."""
     ours = dict(model.named_parameters())
-    found = published.imported(weights, model)
+    found = imported(weights, model)
     for name, value in found.items():
         ours[name].copy_(value)
     return [name for name in ours if name not in found]
