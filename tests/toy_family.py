@@ -42,7 +42,7 @@ class Net(nn.Module):
         self.vision, self.projector, self.language = nn.Linear(4, width), nn.Linear(width, width), nn.Linear(width, 1)
 
     def forward(self, batch):
-        return self.language(torch.tanh(self.projector(torch.tanh(self.vision(batch["x"]))))).sum(1)
+        return self.language(torch.tanh(self.projector(torch.tanh(self.vision(batch["x"])))))[:, 0]
 
 
 class Inputs:

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed._composable_state import _module_state_mapping
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -45,6 +45,7 @@ class Sharding:
         self.reshards = layout.strategy != "shard_grad_op"
         found = [(module, type(module), _hooks(module), set(module.__dict__)) for module in self.model.modules()]
         mesh = self._mesh(world, layout.parts)
+        self.model.register_forward_hook(_own)
         done: set[int] = set()
         for module, names in _units(self.model, blocks, trained, layout.cut_frozen):
             gather(module, done)
@@ -88,6 +89,11 @@ class Sharding:
             for module in parts:
                 module.reshard()
                 module.set_reshard_after_forward(self.reshards and module is not self.model, recurse=False)
+
+
+def _own(module: nn.Module, inputs: Any, output: Any) -> Any:
+    """A model's output as a tensor of its own: FSDP2 hangs a hook on it, which a change in place of a view would lose without a word."""
+    return output.clone() if isinstance(output, Tensor) and output.requires_grad and output._is_view() else output
 
 
 def _units(

@@ -4,18 +4,19 @@ import json
 
 import pytest
 
+from plait.families.molmo.model import COMPONENTS
 from tests import ranks
 from tests.families.molmo import two_ranks
 
 
-def launch(out):
-    """Run the worker on two gloo ranks; returns what rank 0 wrote."""
-    ranks.fork(2, two_ranks.main, out)
-    return json.loads(out.read_text())
-
-
-def test_text_on_one_rank_and_images_on_the_other_equal_one_rank(directory):
-    two_ranks.main(directory / "one.json")
-    one = json.loads((directory / "one.json").read_text())
-    for alone, together in zip(one, launch(directory / "two.json"), strict=True):
+@pytest.mark.parametrize(
+    ("cut_frozen", "trainable"),
+    [(None, COMPONENTS), (False, COMPONENTS), (True, ("connector", "language"))],
+    ids=["replicas", "cut", "frozen tower cut"],
+)
+def test_text_on_one_rank_and_images_on_the_other_equal_one_rank(directory, cut_frozen, trainable):
+    two_ranks.main(directory / "one.json", None, trainable)
+    ranks.fork(2, two_ranks.main, directory / "two.json", cut_frozen, trainable)
+    one, two = (json.loads((directory / name).read_text()) for name in ("one.json", "two.json"))
+    for alone, together in zip(one, two, strict=True):
         assert together == pytest.approx(alone, rel=1e-4)  # fp32, two updates between the first row and the last

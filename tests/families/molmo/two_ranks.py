@@ -5,16 +5,20 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from plait.engine import distributed
+from plait.engine.footprint import Layout
 from plait.engine.guards import Quarantine
 from plait.engine.loop import Loop
+from plait.engine.sharding import Sharding
 from plait.engine.state import State
 from plait.families.molmo import family
 from plait.families.molmo.config import Config
+from plait.families.molmo.model import COMPONENTS
 from tests.engine.toy import Id, make_config, step_batch
 from tests.families.molmo.conftest import sample
 
 
-def main(out: Path) -> None:
+def main(out: Path, cut_frozen: bool | None = None, trainable: tuple[str, ...] = COMPONENTS) -> None:
+    """`cut_frozen`: None for replicas; else weights are cut over ranks, frozen blocks too where it is true."""
     config = Config(language="debug", style="none")
     settings = make_config(train={"steps": 3, "global_batch": 4})
     with distributed.world("cpu") as world:
@@ -25,8 +29,11 @@ def main(out: Path) -> None:
         micros = [
             SimpleNamespace(batch=inputs.collate(examples[at : at + size]), ids=[Id(0, at, 0)], void=False) for at in range(0, 4, size)
         ]
+        layout = Layout("ddp" if cut_frozen is None or world.size == 1 else "fsdp", world.size, cut_frozen=bool(cut_frozen))
+        names = {name for part in trainable for name in family.components(model)[part]}
+        Sharding(model).lay(family.blocks(model), names, layout, world)
         state = State(model)
-        state.begin(family.components(model), settings.optim)
+        state.begin({part: family.components(model)[part] for part in trainable}, settings.optim)
         rows = []
         quarantine = Quarantine(out.with_suffix(".jsonl"), 0.01)
         loop = Loop(state, family.Loss(config), settings, world, quarantine, [lambda _, row: rows.append(row)])

@@ -18,6 +18,7 @@ from plait.families.nanodit import family
 from plait.families.nanodit.config import Config
 from plait.schema import Source
 
+from ... import ranks
 from .conftest import wake
 
 BUCKETS = "32x32,24x40,40x24,16x48,48x16"
@@ -109,3 +110,19 @@ def test_ranks_share_the_samples_of_a_batch(shards):
     for number, step in enumerate(whole):
         every = [one for own in ranks for micro in own[number] if not micro.void for one in micro.ids]
         assert sorted(every) == sorted(one for micro in step for one in micro.ids)
+
+
+def test_two_ranks_that_share_the_weights_equal_one(tmp_path, shards):
+    settings = ["--train.steps=3", "--checkpoint.every_steps=3", "--evaluate.0.every_steps=3", "--train.micro_batch=1"]
+    for name, size, more in (("one", 1, []), ("two", 2, ["--distributed.strategy=fsdp"])):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.yaml").write_text(TEXT.replace("SHARDS", str(shards)).replace("WORKERS", "0"))
+        ranks.fork(size, main, ["train", f"{tmp_path / name / 'x.yaml'}", f"--run={tmp_path / name / 'run'}", *settings, *more])
+    one, two = (
+        [json.loads(line) for line in (tmp_path / name / "run" / "metrics.jsonl").read_text().splitlines()] for name in ("one", "two")
+    )
+    assert len(one) == len(two) == 4, "a rank's own error is on standard error"
+    for alone, together in zip(one, two, strict=True):
+        numbers = {name: value for name, value in alone.items() if name.startswith(("loss", "grad_norm", "eval/loss"))}
+        assert {name: together[name] for name in numbers} == pytest.approx(numbers, rel=1e-4)  # fp32; sums in another order
+        assert alone.get("ids") == together.get("ids")
