@@ -38,7 +38,7 @@ def test_a_part_that_trained_before_keeps_its_moments_and_average(make_loop):
     state.begin({"head": state.model.components()["head"]}, config.optim)
     weights = footprint.weigh(state.model, set(state.trained()), state.ever_trained, [state.model.head])
     found = footprint.memory(weights, Layout(), Storage.of("fp32", averaged=True))
-    assert (weights.trained, weights.paused, weights.trained_unit, weights.frozen_unit) == (9, 40, 9, 40)
+    assert (weights.trained, weights.paused, weights.trained_unit, weights.whole_paused) == (9, 40, 9, 40)
     assert found.averages == size(state.ema.average.values())
     assert found.moments == size(value for name, value in state.tensors()["moments"].items() if not name.endswith(".step"))
 
@@ -79,11 +79,11 @@ def test_hybrid_sharding_holds_by_its_group_and_sends_between_groups():
 def test_what_sharding_holds_for_a_moment_depends_on_when_weights_are_let_go():
     storage = Storage.of("bf16")
     full, gradients = (footprint.memory(BIG, Layout(name, 8), storage) for name in ("fsdp", "shard_grad_op"))
-    assert full.gathered == 2 * (512 + 1024) * 2 + 2 * 512 * 4
-    assert gradients.gathered == (4096 + 8192) * 2 + 2 * 512 * 4
+    assert full.gathered == 2 * (512 * 4 + 1024 * 2) + 2 * 512 * 4
+    assert gradients.gathered == 4096 * 4 + 8192 * 2 + 2 * 512 * 4
     whole = footprint.memory(BIG, Layout("fsdp", 8), storage, accumulating=True)
     assert (whole.gradients, full.gradients) == (4 * 4096, 4 * 512)
-    assert whole.gathered == 2 * (512 + 1024) * 2  # the gradients are whole already
+    assert whole.gathered == 2 * (512 * 4 + 1024 * 2)  # the gradients are whole already
 
 
 def test_micro_batches_gather_again_and_reduce_once():

@@ -6,22 +6,24 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from plait.engine import distributed
-from plait.engine.footprint import Layout
+from plait.engine import distributed, footprint
+from plait.engine.footprint import Layout, Storage
 from plait.engine.sharding import Sharding
+from plait.engine.state import State
 
 from .. import ranks
+from .toy import make_config
 
 
 class Model(nn.Module):
     """Two blocks and a rest, with a tied weight; sizes that two ranks cannot halve."""
 
-    def __init__(self):
+    def __init__(self, rows=5, width=3):
         super().__init__()
         torch.manual_seed(3)
-        self.words = nn.Embedding(5, 3)
-        self.blocks = nn.ModuleList(nn.Linear(3, 3) for _ in range(2))
-        self.head = nn.Linear(3, 5, bias=False)
+        self.words = nn.Embedding(rows, width)
+        self.blocks = nn.ModuleList(nn.Linear(width, width) for _ in range(2))
+        self.head = nn.Linear(width, rows, bias=False)
         self.head.weight = self.words.weight
 
     def forward(self, ids):
@@ -124,3 +126,29 @@ def whole_inside(model, sharding, names):
 
 def test_gathered_weights_serve_any_method_any_number_of_times_on_each_rank():
     ranks.fork(2, laid, ("words", "first"), True, whole_inside)
+
+
+def held(trained, ever, cut_frozen, strategy):
+    """On two ranks: the bytes of a state that was cut, against what is counted for it; sizes that two ranks can halve."""
+    settings = make_config(optim={"lr": 0.01, "schedule": {"name": "constant"}, "ema": {"decay": 0.9}}).optim
+    with distributed.world("cpu") as world:
+        model, layout = Model(6, 4), Layout(strategy, 2, cut_frozen=cut_frozen)
+        sharding, state = Sharding(model), State(model)
+        for parts in (ever, trained):
+            names = {name for part in parts for name in NAMES[part].split()}
+            state.pause()
+            sharding.lay(model.blocks, names, layout, world)
+            state.begin({"all": {name: model.get_parameter(name) for name in names}}, settings)
+            model(torch.arange(4)).sum().backward()
+            state.optimizer.step()
+        weights = footprint.weigh(model, names, state.ever_trained, model.blocks)
+        found = footprint.memory(weights, layout, Storage.of("fp32", averaged=True))
+        size = lambda tensors: sum(4 * distributed.local(value).numel() for value in tensors)  # noqa: E731
+        moments = [value for name, value in state.tensors()["moments"].items() if not name.endswith(".step")]
+        gradients = [value.grad for value in state.trained().values()]
+        assert found[:4] == (size(model.parameters()), size(gradients), size(moments), size(state.ema.average.values()))
+
+
+@pytest.mark.parametrize("cut_frozen", [True, False])
+def test_a_rank_holds_the_bytes_that_are_counted_for_it(cut_frozen):
+    ranks.fork(2, held, ("matrix",), ("words", "first"), cut_frozen, "fsdp")

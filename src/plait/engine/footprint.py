@@ -31,25 +31,28 @@ class Weights:
     trained_unit: int = 0
     """Trained values of the largest unit of sharding: a block, or all that is in none."""
     frozen_unit: int = 0
+    """Values of the largest block that does not train at all."""
+    whole_paused: int = 0
+    """Of `paused` and `frozen`, what is in no unit: outside of blocks, or in a block that trains in part. It is never cut."""
+    whole_frozen: int = 0
 
 
 @dataclass(frozen=True)
 class Storage:
     """Bytes per value. `bf16`, `fp16`: frozen weights in 2 bytes, trained ones and gradients in 4; `pure_bf16`: all in 2 but averages.
 
-    `gathered`: of a weight that is gathered to compute with. `averaged`: whether `optim.ema` keeps an average of each trained weight.
+    `averaged`: whether `optim.ema` keeps an average of each trained weight.
     """
 
     trained: int = _FLOAT32
     frozen: int = _FLOAT32
-    gathered: int = _FLOAT32
     averaged: bool = False
 
     @classmethod
     def of(cls, precision: str, averaged: bool = False) -> "Storage":
         """The bytes that `train.precision` means."""
         half = precision != "fp32"
-        return cls(2 if precision == "pure_bf16" else _FLOAT32, 2 if half else _FLOAT32, 2 if half else _FLOAT32, averaged)
+        return cls(2 if precision == "pure_bf16" else _FLOAT32, 2 if half else _FLOAT32, averaged)
 
 
 @dataclass(frozen=True)
@@ -101,19 +104,22 @@ def weigh(model: nn.Module, trained: Collection[str], ever: Collection[str], blo
     """Count a model's values: `trained` and `ever` name parameters that train now and did so far; `blocks` are the units of sharding."""
     sizes = {id(value): (name, value.numel()) for name, value in model.named_parameters()}  # a tied weight once
     units = [{id(value) for value in block.parameters()} for block in blocks]
-    units.append(set(sizes).difference(*units))
     now, before = set(trained), set(ever) - set(trained)
+    still = set().union(*(unit for unit in units if not any(sizes[one][0] in now for one in unit)))
+    rest = set(sizes).difference(*units)
 
-    def values(of: Collection[int], among: Collection[str] | None) -> int:
-        chosen = (sizes[one] for one in of)
-        return sum(count for name, count in chosen if (name in among if among is not None else name not in now))
+    def values(among: Collection[str], of: Collection[int]) -> int:
+        return sum(sizes[one][1] for one in of if sizes[one][0] in among)
 
+    never = {name for name, _ in sizes.values()} - now - before
     return Weights(
-        trained=values(sizes, now),
-        paused=values(sizes, before),
-        frozen=sum(count for name, count in sizes.values() if name not in now | before),
-        trained_unit=max(values(unit, now) for unit in units),
-        frozen_unit=max(values(unit, None) for unit in units),
+        trained=values(now, sizes),
+        paused=values(before, sizes),
+        frozen=values(never, sizes),
+        trained_unit=max(values(now, unit) for unit in (*units, rest)),
+        frozen_unit=max((values(before | never, unit) for unit in units if unit <= still), default=0),
+        whole_paused=values(before, sizes.keys() - still),
+        whole_frozen=values(never, sizes.keys() - still),
     )
 
 
@@ -123,27 +129,33 @@ def memory(weights: Weights, layout: Layout, storage: Storage, *, accumulating: 
     Weights that trained in an earlier stage stay in float32, with their moments and averages, for a stage that may return to them.
     """
     parts = layout.parts
-    frozen_parts = parts if layout.cut_frozen else 1
-    trained, paused = _share(weights.trained, parts), _share(weights.paused, frozen_parts)
-    frozen = _share(weights.frozen, frozen_parts)
-    whole = accumulating and layout.strategy != "ddp" and parts > 1
+    trained = _share(weights.trained, parts)
+    paused, frozen = (whole + _share(cut, parts) for whole, cut in _divided(weights, layout))
+    gathered_gradients = accumulating and layout.strategy != "ddp" and parts > 1
     return Memory(
         weights=trained * storage.trained + paused * _FLOAT32 + frozen * storage.frozen,
-        gradients=(weights.trained if whole else trained) * storage.trained,
-        moments=_MOMENTS * (trained * storage.trained + paused * _FLOAT32),
+        gradients=(weights.trained if gathered_gradients else trained) * storage.trained,
+        moments=_MOMENTS * (trained * storage.trained + _share(weights.paused, parts) * _FLOAT32),
         averages=(trained + paused) * _FLOAT32 if storage.averaged else 0,
-        gathered=_gathered(weights, layout, storage, whole) if parts > 1 else 0,
+        gathered=_gathered(weights, layout, storage, gathered_gradients) if parts > 1 else 0,
     )
+
+
+def _divided(weights: Weights, layout: Layout) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Values that stay whole and values that are cut, of those that are paused and of those that never trained."""
+    whole = (weights.whole_paused, weights.whole_frozen) if layout.cut_frozen else (weights.paused, weights.frozen)
+    return (whole[0], weights.paused - whole[0]), (whole[1], weights.frozen - whole[1])
 
 
 def _gathered(weights: Weights, layout: Layout, storage: Storage, whole: bool) -> int:
     """Full sharding holds two units' weights at a time, gradient sharding all weights until the backward pass has been there."""
-    units = _UNITS_AT_ONCE * weights.trained_unit
-    values = weights.trained if layout.strategy == "shard_grad_op" else units
-    if layout.cut_frozen:
-        keeps = layout.strategy == "shard_grad_op"
-        values += weights.frozen + weights.paused if keeps else _UNITS_AT_ONCE * weights.frozen_unit
-    return values * storage.gathered + (0 if whole else units * storage.trained)
+    unit = weights.trained_unit * storage.trained
+    (_, paused), (_, frozen) = _divided(weights, layout)
+    if layout.strategy == "shard_grad_op":
+        held = weights.trained * storage.trained + paused * _FLOAT32 + frozen * storage.frozen
+    else:
+        held = _UNITS_AT_ONCE * (unit + (weights.frozen_unit * (_FLOAT32 if paused else storage.frozen) if paused + frozen else 0))
+    return held + (0 if whole else _UNITS_AT_ONCE * unit)
 
 
 def _share(values: int, parts: int) -> int:
@@ -159,9 +171,10 @@ def traffic(weights: Weights, layout: Layout, storage: Storage, *, micro_batches
     gradients = weights.trained * storage.trained
     if parts == 1:
         return Traffic(0, _ring(2 * gradients, groups))
-    values = weights.trained + (weights.paused + weights.frozen if layout.cut_frozen else 0)
+    (_, paused), (_, frozen) = _divided(weights, layout)
+    cut = weights.trained * storage.trained + paused * _FLOAT32 + frozen * storage.frozen
     gathers = micro_batches * (1 if layout.strategy == "shard_grad_op" else 2)
-    within = _ring(gathers * values * storage.gathered + gradients, parts)
+    within = _ring(gathers * cut + gradients, parts)
     return Traffic(within, _ring(2 * gradients // parts, groups))
 
 
