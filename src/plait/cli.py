@@ -98,6 +98,11 @@ def _parser() -> Parser:
     made.add_argument("--show", type=int, default=3, help="answers to print")
     made.add_argument("--raw", action="store_true", help="use the last weights, not their average")
     made.add_argument("--out", type=Path, help="where to write (default: RUN/eval/...)")
+    made = _add(verbs, "export", _export, "write a checkpoint as a directory that other software loads")
+    made.add_argument("checkpoint", type=Path, help="a run, stage folder or step folder")
+    made.add_argument("out", metavar="DIR", type=Path, help="the new directory")
+    made.add_argument("--to", default="hf", help="hf: transformers (default); molmo: the published Molmo layout")
+    made.add_argument("--raw", action="store_true", help="the last weights, not their average")
     made = _add(
         verbs,
         "generate",
@@ -238,6 +243,12 @@ def _eval(given: Arguments, overrides: list[str]) -> None:
     evaluate.evaluate(
         given.checkpoint, given.bench, samples=given.samples, batch=given.batch, show=given.show, averaged=not given.raw, out=given.out
     )
+
+
+def _export(given: Arguments, overrides: list[str]) -> None:
+    from plait import export
+
+    export.export(given.checkpoint, given.out, given.to, averaged=not given.raw)
 
 
 def _generate(given: Arguments, overrides: list[str]) -> None:

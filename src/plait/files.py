@@ -1,9 +1,10 @@
 """Files appear whole or not at all: written beside, flushed to disk, then renamed (STYLE 14)."""
 
+import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,19 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """A folder to fill, which gets the name `target` when the block ends well, and is gone when it does not."""
+    beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    beside.mkdir(parents=True)
+    try:
+        yield beside
+        beside.rename(target)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    sync_folder(target.parent)
 
 
 def copy_folder(source: Path, target: Path) -> None:

@@ -83,6 +83,8 @@ def prepare(config: RunConfig, assets: Path) -> None:
     inherited = places.assets(config.from_) if config.from_ and not assets.is_dir() else None
     if inherited is not None:
         files.copy_folder(inherited, assets)
+    elif config.from_ and not assets.is_dir() and (exported := places.tokenizer(config.from_)) is not None:
+        files.write_whole(assets / "tokenizer" / exported.name, exported.read_bytes())
     family = registry.load(config.family)
     family.prepare(family.Config.model_validate(config.model), assets, lambda: _texts(config))
 

@@ -67,3 +67,9 @@ def assets(spec: str) -> Path | None:
     path, _ = split(spec)
     found = checkpoint.run_of(path) / "assets"
     return found if path.exists() and found.is_dir() else None
+
+
+def tokenizer(spec: str) -> Path | None:
+    """The tokenizer.json of an exported directory; None for anything else."""
+    found = Path(spec).expanduser() / "tokenizer.json"
+    return found if found.is_file() else None

@@ -22,14 +22,19 @@ def open_run(run: Path, overrides: Sequence[str] = ()) -> Resolved:
     return config.load(run / "config.yaml", list(overrides), model_config=registry.model_config, preset=registry.preset)
 
 
+def checkpoint_at(path: Path) -> Checkpoint:
+    """The intact checkpoint of a step folder, stage folder or run. Raises PlaitError when there is nothing at `path`."""
+    if not path.exists():
+        raise PlaitError(f"{path} does not exist; give a run directory or one of its step folders")
+    return checkpoint.locate(path)
+
+
 def open_checkpoint(path: Path, world: World, *, averaged: bool = True) -> tuple[Parts, Checkpoint, RunConfig]:
     """The trained model of a checkpoint (a step folder, stage folder or run) with its averaged weights when it has them, ready to judge.
 
     Also the checkpoint, and the configuration of the stage it was written in.
     """
-    if not path.exists():
-        raise PlaitError(f"{path} does not exist; give a run directory or one of its step folders")
-    found = checkpoint.locate(path)
+    found = checkpoint_at(path)
     resolved = open_run(found.folder.parent.parent)
     built = parts.build(resolved.config, found.folder.parent.parent, world)
     load_weights(built.model, found.tensors("weights"))

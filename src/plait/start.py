@@ -16,6 +16,7 @@ from plait.engine.checkpoint import Checkpoint
 from plait.engine.distributed import World
 from plait.engine.state import GROUPS, State
 from plait.errors import PlaitError
+from plait.families import registry
 from plait.parts import Parts
 from plait.resolved import StageView
 from plait.schema import RunConfig
@@ -67,6 +68,9 @@ def begin_from(state: State, built: Parts, view: StageView, run: Path, world: Wo
     """Start at step 0 with the weights, averages and moments of what `from:` names; freezing comes from this run's own configuration."""
     spec = str(view.config.from_)
     tensors, manifest, folder = read_from(spec)
+    publisher = registry.publisher(built.config.family)
+    if manifest is None and publisher is not None:
+        tensors = {**tensors, "weights": publisher.imported(tensors["weights"], built.model)}
     if tensors["ema"] and view.config.optim.ema is None:
         tensors = {**tensors, "ema": {}}
         print("averages are left behind: optim.ema is off here") if world.first else None

@@ -3,7 +3,6 @@
 Weights as safetensors with an index, the configuration, the tokenizer with the image tokens at their ids, and the preprocessor's settings.
 """
 
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,11 @@ from tokenizers import AddedToken, Tokenizer
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from plait.errors import PlaitError
 from plait.families.molmo import published, towers
 from plait.families.molmo.config import IMAGE_TOKENS, Config
 from plait.families.molmo.model import Molmo
 from plait.families.molmo.published import imported
-from plait.files import write_json
+from plait.files import new_folder, write_json
 
 __all__ = ["exports", "imported", "load"]
 
@@ -27,8 +25,8 @@ SHARD = "5GB"
 MODEL_TYPE = "plait_molmo"  # what hf.py registers
 
 
-def write_hf(model: Molmo, config: Config, directory: Path, out: Path) -> None:
-    """A directory for `AutoModelForCausalLM` and `AutoProcessor` after `import plait.families.molmo.hf`."""
+def write_hf(model: Molmo, config: Config, directory: Path, out: Path) -> list[str]:
+    """A directory for `AutoModelForCausalLM` and `AutoProcessor` after `import plait.hf`. Returns what to say about it."""
     weights = {f"model.{name}": value.detach() for name, value in model.state_dict().items()}
     if model.language.config.tie_word_embeddings:
         weights["model.language.lm_head.weight"] = weights["model.language.lm_head.weight"].clone()
@@ -40,32 +38,28 @@ def write_hf(model: Molmo, config: Config, directory: Path, out: Path) -> None:
     }
     extra = {"processor_config.json": {"processor_class": "MolmoProcessor"}}
     _write(out, weights, {"config.json": settings, **extra}, _tokenizer(model, config, directory))
+    return ["to load it: import plait.hf, then AutoModelForCausalLM.from_pretrained and AutoProcessor.from_pretrained"]
 
 
-def write_molmo(model: Molmo, config: Config, directory: Path, out: Path) -> None:
-    """A directory in the published Molmo layout."""
+def write_molmo(model: Molmo, config: Config, directory: Path, out: Path) -> list[str]:
+    """A directory in the published Molmo layout. Returns what to say about it."""
     settings = {"config.json": published.model_settings(model), "preprocessor_config.json": published.image_settings(config)}
     settings["processor_config.json"] = {"processor_class": "MolmoProcessor"}
     _write(out, published.to_published(model), settings, _tokenizer(model, config, directory))
+    return ["weights, config.json, tokenizer and preprocessor settings in the published layout; the modelling code comes from who reads it"]
 
 
-exports: dict[str, Callable[[Molmo, Config, Path, Path], None]] = {"hf": write_hf, "molmo": write_molmo}
+exports: dict[str, Callable[[Molmo, Config, Path, Path], list[str]]] = {"hf": write_hf, "molmo": write_molmo}
 """By the name after `--to`: (model, `model:` section, the run's assets, new directory)."""
 
 
 def _write(out: Path, weights: dict[str, Tensor], settings: dict[str, Any], tokenizer: PreTrainedTokenizerFast) -> None:
     """All files in a folder beside, renamed when it is whole."""
-    if out.exists():
-        raise PlaitError(f"{out} exists already: export to a new directory, or remove it")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent) as beside:
-        whole = Path(beside) / out.name
-        whole.mkdir()
+    with new_folder(out) as whole:
         save_torch_state_dict(weights, whole, max_shard_size=SHARD, safe_serialization=True)
         tokenizer.save_pretrained(whole)
         for name, content in settings.items():
             write_json(whole / name, content)
-        whole.rename(out)
 
 
 def _tokenizer(model: Molmo, config: Config, directory: Path) -> PreTrainedTokenizerFast:
