@@ -63,7 +63,7 @@ class Parts:
 
 
 def build(config: RunConfig, run: Path, world: World) -> Parts:
-    """The model of `config` on the world's device. What a family makes on the spot (a tokenizer) is saved in RUN/assets by rank 0."""
+    """The model of `config`, in host memory. What a family makes on the spot (a tokenizer) is saved in RUN/assets by rank 0."""
     family = registry.load(config.family)
     section = family.Config.model_validate(config.model)
     assets = run / "assets"
@@ -72,7 +72,7 @@ def build(config: RunConfig, run: Path, world: World) -> Parts:
     world.barrier()
     model = family.build(section, assets, seed=key(config.seed, "init"))
     base = {name: _hash(value) for name, value in model.named_parameters()}
-    return Parts(config, family, section, assets, model.to(world.device), base)
+    return Parts(config, family, section, assets, model, base)
 
 
 def prepare(config: RunConfig, assets: Path) -> None:

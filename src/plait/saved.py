@@ -40,5 +40,5 @@ def open_checkpoint(path: Path, world: World, *, averaged: bool = True) -> tuple
     load_weights(built.model, found.tensors("weights"))
     if averaged:
         load_weights(built.model, found.tensors("ema"))
-    built.model.eval()
+    built.model.to(world.device).eval()
     return built, found, resolved.stages[found.manifest["state"]["stage"] - 1].config
