@@ -13,7 +13,7 @@ from torch.distributed.checkpoint import HuggingFaceStorageReader, load
 from plait import cli, start
 from plait.engine import checkpoint, distributed, pieces
 from plait.engine.state import State
-from plait.errors import PlaitError
+from plait.errors import PlaitError, Stopped
 from plait.stage import Stage
 
 from . import ranks
@@ -172,3 +172,18 @@ def test_consolidated_weights_are_whole_and_start_another_run(made, tmp_path, op
 def test_inspect_counts_the_rows_of_all_ranks(made, capsys):
     assert cli.main(["ckpt", "inspect", str(toy.at(made / "chain", 4).folder)]) == 0
     assert "trained now or ever: 20 parameters" in capsys.readouterr().out
+
+
+def not_finite(recipe, run, out):
+    """Train on two ranks at a rate that no number survives; each rank writes what stopped it."""
+    with pytest.raises(Stopped) as caught:
+        toy.train(recipe, run, *FSDP, "optim.lr=1e30", "train.grad_clip=null")
+    out.with_suffix(f".{os.environ['RANK']}").write_text(str(caught.value))
+
+
+def test_numbers_that_are_not_finite_stop_all_ranks_and_name_the_gradients_of_all(made, tmp_path):
+    ranks.fork(2, not_finite, made / "recipe.yaml", tmp_path / "run", tmp_path / "said")
+    one, other = ((tmp_path / "said").with_suffix(f".{rank}").read_text() for rank in range(2))
+    assert one == other
+    assert one.startswith("step 3 is not finite (")
+    assert "gradients not finite in projector.weight, projector.bias;" in one
