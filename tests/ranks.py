@@ -6,6 +6,8 @@ import os
 import socket
 import traceback
 
+import torch._dynamo  # noqa: F401  what every optimizer imports: two seconds that no rank should spend again
+
 FORK = multiprocessing.get_context("fork")
 LIMIT_S = 120
 """What a rank may take, waiting for the others included."""
@@ -15,20 +17,25 @@ def forked(function, *args, **environment):
     """A process that calls `function`; exit code 0 unless that raises; it ends by itself after a time."""
 
     def body():
-        faulthandler.dump_traceback_later(LIMIT_S, exit=True)
         os.environ.update({name: str(value) for name, value in environment.items()})
-        code = 1
-        try:
-            function(*args)
-            code = 0
-        except BaseException:  # noqa: BLE001  told here, because the process ends without the test's own machinery
-            traceback.print_exc()
-        finally:
-            os._exit(code)
+        rank_of_test(function, *args)
 
     process = FORK.Process(target=body)
     process.start()
     return process
+
+
+def rank_of_test(function, *args):
+    """Call `function` in a process that was forked, and end it there: with its traceback, and without the test's own machinery."""
+    faulthandler.dump_traceback_later(LIMIT_S, exit=True)
+    code = 1
+    try:
+        function(*args)
+        code = 0
+    except BaseException:  # noqa: BLE001  told here
+        traceback.print_exc()
+    finally:
+        os._exit(code)
 
 
 def start(size, function, *args):

@@ -146,7 +146,7 @@ def run_straight(trial: Trial, run: Path) -> list[Event]:
     process, events, before = trial.start(run), [], None
     while (code := process.poll()) is None:
         now = heartbeat.read(run)
-        if now is not None and now != before:
+        if now is not None and (before is None or heartbeat.moment(now) != heartbeat.moment(before)):
             if before is not None:
                 events.append(Event(before["phase"], before["step"], now["time_s"] - before["time_s"]))
             before = now

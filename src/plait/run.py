@@ -19,12 +19,13 @@ import yaml
 from pydantic import ValidationError
 
 from plait import files, parts, start
-from plait.engine import checkpoint, distributed, rundir
+from plait.engine import checkpoint, distributed, rundir, watchdog
 from plait.engine.distributed import World
 from plait.engine.heartbeat import Heartbeat
 from plait.engine.signals import Signals
 from plait.engine.state import State
 from plait.engine.tracking import Tracker, open_tracker
+from plait.engine.watchdog import Watchdog
 from plait.errors import PlaitError
 from plait.resolved import Resolved, StageView, difference
 from plait.schema import RunConfig
@@ -51,8 +52,13 @@ def train(resolved: Resolved, options: Options = DEFAULT) -> Path:
     config = resolved.config
     assert config.run is not None, "config.load names every run"
     run = Path(config.run)
-    with Signals() as signals, distributed.world(config.distributed.device) as world:
-        with claimed(run, resolved, options, world) as going_on, contextlib.closing(Heartbeat(run, world.rank)) as heart:
+    limit_s = watchdog.collectives_s([view.config.guard.hang_timeout_s for view in resolved.stages])
+    with Signals() as signals, distributed.world(config.distributed.device, limit_s) as world:
+        with (
+            claimed(run, resolved, options, world) as going_on,
+            contextlib.closing(Heartbeat(run, world.rank)) as heart,
+            Watchdog(heart, world, config.guard.hang_timeout_s) as dog,
+        ):
             built = parts.build(config, run, world)
             state = State(built.model)
             since = start.resume(state, built, resolved.stages, run, world, options.allow_inexact) if going_on else None
@@ -63,6 +69,7 @@ def train(resolved: Resolved, options: Options = DEFAULT) -> Path:
                 for view in wanted(resolved, options.only, state):
                     state.enter(view.index)
                     heart.phase("stage", state.step)
+                    dog.timeout_s = view.config.guard.hang_timeout_s
                     Stage(view, built, state, run, world, tracker, signals, options.allow_inexact, heart, since).train()
                 heart.phase("done", state.step)
         if world.first:

@@ -232,6 +232,7 @@ class Guard(Section):
     max_bad_fraction: Annotated[Float, Field(ge=0, le=1)] = Field(default=0.01, description="share of samples that may be unusable")
     audit: bool = Field(default=True, description="look at every gradient of the first step")
     non_finite: Literal["stop"] = "stop"
+    hang_timeout_s: Rate | None = Field(default=480.0, description="seconds in which nothing is done that end the run; None: never")
 
 
 class Stage(Section):

@@ -93,7 +93,7 @@ class Stage:
             **cut(config, world),
         )
         with contextlib.closing(loader), contextlib.closing(self.saver), blocks.compiling(config.distributed):
-            loop = Loop(state, self.loss, config, world, quarantine, [self.after], asked=self.signals.asked)
+            loop = Loop(state, self.loss, config, world, quarantine, [self.after], asked=self.signals.asked, mark=self.heart.part)
             if self.settle(state) or state.stage_done:
                 self.save(state)
             if state.stage_done is None and not self.judge.interrupted:
@@ -198,7 +198,7 @@ class Stage:
     def _evaluations(self) -> Evaluations:
         config = self.view.config
         held_out = parts.held_out(self.built, config, self.world)
-        ask, precision = self.signals.asked, config.train.precision
+        precision = config.train.precision
         return Evaluations(
             config.evaluate,
             held_out,
@@ -207,10 +207,15 @@ class Stage:
             self.inputs,
             self.world,
             precision,
-            ask,
+            self._asked,
             self.tracker.row,
             gathered=self.built.sharding.gathered,
         )
+
+    def _asked(self) -> bool:
+        """Between two parts of an evaluation: whether to stop."""
+        self.heart.part("next")
+        return self.signals.asked()
 
     def _probe_batch(self, opened: list[Any]) -> list[Any]:
         ids = tuple(SampleId(0, i, 0) for i in range(min(_PROBE_SAMPLES, len(opened[0]))))

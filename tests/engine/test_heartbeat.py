@@ -10,10 +10,12 @@ def test_a_heartbeat_tells_the_latest_phase_only(tmp_path):
     heart = Heartbeat(tmp_path, 3)
     heart.phase("evaluate", 100_000)
     heart.phase("data", 7)
+    heart.part("next")
     heart.close()
     told = heartbeat.read(tmp_path, 3)
-    assert (told["phase"], told["step"], told["pid"]) == ("data", 7, os.getpid())
-    assert len(heartbeat.path_of(tmp_path, 3).read_bytes()) == 128
+    assert heartbeat.moment(told) == ("data", 7, os.getpid())
+    assert (told["part"], told["beat"]) == ("next", 4)
+    assert len(heartbeat.path_of(tmp_path, 3).read_bytes()) == 160
 
 
 def test_there_is_no_heartbeat_before_the_first_and_a_part_of_one_is_none(tmp_path):

@@ -4,6 +4,7 @@ Not here: what is communicated and why (`loop.py`). Host values travel over gloo
 """
 
 import contextlib
+import datetime
 import gc
 import inspect
 import os
@@ -72,10 +73,11 @@ class World:
 
 
 @contextlib.contextmanager
-def world(device: str = "auto") -> Iterator[World]:
+def world(device: str = "auto", timeout_s: float | None = None) -> Iterator[World]:
     """Join the process group that torchrun describes in the environment, or stand alone; leave it at the end.
 
-    `device` is auto (CUDA when there is one), cpu or cuda. Raises PlaitError when cuda is asked for and absent.
+    `device` is auto (CUDA when there is one), cpu or cuda; `timeout_s`: how long a collective may wait.
+    Raises PlaitError when cuda is asked for and absent.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise PlaitError("distributed.device is 'cuda' but torch sees no CUDA device; set --distributed.device=cpu or auto")
@@ -89,7 +91,8 @@ def world(device: str = "auto") -> Iterator[World]:
         yield World(0, 1, place)
         return
     backend = "cpu:gloo,cuda:nccl" if on_cuda else "gloo"
-    dist.init_process_group(backend, store=_store(), rank=int(os.environ["RANK"]), world_size=size)
+    timeout = None if timeout_s is None else datetime.timedelta(seconds=timeout_s)
+    dist.init_process_group(backend, timeout=timeout, store=_store(), rank=int(os.environ["RANK"]), world_size=size)
     try:
         yield World(dist.get_rank(), size, place)
         dist.barrier()  # ranks leave together: none closes its connections while another still reads

@@ -52,6 +52,8 @@ class Loop:
     say: Callable[[str], None] = print
     asked: Callable[[], bool] = lambda: False
     """Whether this process was asked to stop; the ranks agree on it once a step."""
+    mark: Callable[[str], None] = lambda part: None
+    """Told which part of a step begins: ranks that wait for one that does not are then told apart from it."""
     interrupted: bool = False
     _compiled: Any = field(default=None, repr=False)
 
@@ -81,6 +83,7 @@ class Loop:
         at = schedule.moment(config.optim.schedule, state.stage_step, stage_steps, state.totals, counted)
         lrs = optim.set_lr(state.optimizer, config.optim, at)
         sums = self.accumulate(net, batch.micro, weights)
+        self.mark("update")
         if audit and config.guard.audit:
             for line in guards.audit(state.model):
                 self.say(line)
@@ -114,6 +117,7 @@ class Loop:
             with distributed.accumulating(net, last=i == len(micros) - 1):
                 with autocast(self.config.train.precision, self.world.device):
                     sums = self.loss.sums(net, inputs)
+                self.mark("backward")
                 share = 0.0 if micro.void else float(self.world.size)
                 scale = {name: share * self.loss.coefficients[name] / weights[name] for name in sums if weights[name] > 0}
                 scale = scale or dict.fromkeys(sums, 0.0)
