@@ -18,7 +18,7 @@ FAMILY_CLOSURE_LINES = 4000
 
 BOTTOM = {"errors", "keys", "files"}
 CONFIGURATION = {"config", "reading", "schema", "provenance", "secrecy", "complaints", "ledger", "resolved", "conflicts", "mixture"}
-DIALECTS = {"dialects", "translation", "flat_json", "nested_yaml"}
+DIALECTS = {"dialects", "translation", "flat_json", "nested_yaml", "dotted_flags", "launch_scripts"}
 SIBLINGS = {"engine", "data", "nn"}
 RUNNING = {"parts", "places", "saved", "start", "stage", "run", "prove", "compare", "shorten", "launch", "agent"}
 LOOKING = {"fork", "stages", "shard", "evaluate", "ckpt", "inspect", "gallery", "export", "hf"}

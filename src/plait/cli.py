@@ -58,12 +58,23 @@ def _parse(arguments: list[str]) -> tuple[Arguments, list[str]]:
     parser = _parser()
     given, rest = parser.parse_known_args(arguments)
     given.arguments = arguments
+    given.words, rest = _words(given, rest)
     for item in rest:
         if not (item.startswith("--") and "=" in item):
             parser.error(f"{item!r} is not understood: a setting is written --name=value, for example --optim.lr=3e-6")
     if rest and given.settings is None:
         parser.error(f"{rest[0]!r} is not an option of this command")
     return given, [item.removeprefix("--") for item in rest]
+
+
+def _words(given: Arguments, rest: list[str]) -> tuple[list[str], list[str]]:
+    """The words of a launch script, which has some besides settings, and the settings; a switch of its own stands for --switch=true."""
+    from plait import dialects
+
+    if given.settings is not _OVERRIDES or not dialects.is_script(given.config):
+        return [], rest
+    settings = [item if "=" in item else f"{item}=true" for item in rest if item.startswith("--")]
+    return [item for item in rest if not item.startswith("-")], settings
 
 
 def _add(to: "argparse._SubParsersAction[Parser]", name: str, verb: Callable[..., None], text: str, settings: str | None = None) -> Parser:
@@ -73,6 +84,7 @@ def _add(to: "argparse._SubParsersAction[Parser]", name: str, verb: Callable[...
     return made
 
 
+_CONFIG = "a .yaml or .json file, a run directory, or molmo/captioner MODEL, molmo/multitask MIXTURE CHECKPOINT with the guide's flags"
 _OVERRIDES = "Settings of the configuration are given as --a.b=value, for example --optim.lr=3e-6 --run=runs/second."
 
 
@@ -82,7 +94,8 @@ def _parser() -> Parser:
     verbs = parser.add_subparsers(metavar="VERB", required=True)
 
     made = _add(verbs, "train", _train, "start a run, or continue it: the same command does both", _OVERRIDES)
-    made.add_argument("config", type=Path, help="a .yaml or .json file, or a run directory to continue")
+    made.add_argument("config", type=Path, help=_CONFIG)
+    made.add_argument("--fresh", action="store_true", help="begin a new run, and refuse where there is one already")
     made.add_argument("--restart", action="store_true", help="start over; the old run is kept aside")
     made.add_argument("--stage", help="run this stage only, then stop")
     made.add_argument("--allow-inexact", action="store_true", help="go on although something differs from what was saved; it is named")
@@ -207,25 +220,26 @@ def _add_shard(made: argparse.ArgumentParser) -> None:
     made.add_argument("--measure", action="store_true", help="SOURCE is a set made elsewhere: write its metadata.json")
 
 
-def _load(path: Path, overrides: list[str]):
+def _load(path: Path, overrides: list[str], words: Sequence[str] = ()):
     from plait import config
     from plait.families import registry
 
     if path.is_dir():  # a run directory stands for its own configuration
         path, overrides = path / "config.yaml", [f"run={path}", *overrides]
-    return config.load(path, overrides, model_config=registry.model_config, preset=registry.preset)
+    return config.load(path, overrides, model_config=registry.model_config, preset=registry.preset, words=words)
 
 
 def _train(given: Arguments, overrides: list[str]) -> None:
-    resolved = _load(given.config, overrides)
+    resolved = _load(given.config, overrides, given.words)
     _spread(given)
     from plait import run
 
-    run.train(resolved, run.Options(given.restart, given.allow_inexact, given.stage))
+    restart, fresh = given.restart or "restart" in resolved.asked, given.fresh or "fresh" in resolved.asked
+    run.train(resolved, run.Options(restart, given.allow_inexact, given.stage, fresh))
 
 
 def _prove(given: Arguments, overrides: list[str]) -> None:
-    resolved = _load(given.config, overrides)
+    resolved = _load(given.config, overrides, given.words)
     from plait import prove
 
     prove.prove(resolved, **{name: getattr(given, name) for name in ("kills", "seed", "ranks", "steps", "warm", "out")})
@@ -234,7 +248,7 @@ def _prove(given: Arguments, overrides: list[str]) -> None:
 def _config(given: Arguments, overrides: list[str]) -> None:
     from plait import config
 
-    print(config.render(_load(given.config, overrides)))
+    print(config.render(_load(given.config, overrides, given.words)))
 
 
 def _eval(given: Arguments, overrides: list[str]) -> None:
@@ -315,7 +329,7 @@ def _data_shard(given: Arguments, overrides: list[str]) -> None:
 
 
 def _data_inspect(given: Arguments, overrides: list[str]) -> None:
-    resolved = _load(given.config, overrides)
+    resolved = _load(given.config, overrides, given.words)
     from plait import inspect
 
     inspect.draw(resolved, given.split, given.samples, given.out)

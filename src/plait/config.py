@@ -71,11 +71,16 @@ ModelConfig = Callable[[str], type[BaseModel]]
 Preset = Callable[[str, str], Path]
 
 
-def load(path: str | Path, overrides: Sequence[str] = (), *, model_config: ModelConfig, preset: Preset) -> Resolved:
-    """Read, translate, merge and check the configuration at `path`. Any fault of it is one PlaitError of one line."""
+def load(
+    path: str | Path, overrides: Sequence[str] = (), *, model_config: ModelConfig, preset: Preset, words: Sequence[str] = ()
+) -> Resolved:
+    """Read, translate, merge and check the configuration at `path`. Any fault of it is one PlaitError of one line.
+
+    `words`: those of a launch script, which `path` then names in place of a file.
+    """
     path = Path(path)
     commands = [Override.parse(text) for text in overrides]
-    file = reading.read(path)
+    file = dialects.read(path, words)
     secrecy.refuse(file)
     spoken = dialects.translate(file, commands, path, tuple(field.alias or name for name, field in RunConfig.model_fields.items()))
     family = _chosen(spoken.tree, spoken.overrides, "family")
@@ -88,7 +93,7 @@ def load(path: str | Path, overrides: Sequence[str] = (), *, model_config: Model
         tree = merge(tree, Node({"run": Node(f"runs/{path.stem}", DEFAULT, path="run")}, tree.file, tree.line))
     config, views = _validated(tree, section)
     origins = {dotted(leaf): _origin(tree, leaf) for leaf, _ in leaves(dump(config))}
-    return Resolved(config, views, origins, spoken.rows, spoken.warnings, reading.write_yaml(dump(config)))
+    return Resolved(config, views, origins, spoken.rows, spoken.warnings, reading.write_yaml(dump(config)), spoken.asked)
 
 
 def render(resolved: Resolved) -> str:

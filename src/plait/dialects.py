@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from plait import flat_json, nested_yaml
+from plait import dotted_flags, flat_json, launch_scripts, nested_yaml, reading
 from plait.provenance import Node
 from plait.reading import Override
 from plait.translation import Dialect, Translation
@@ -11,7 +11,18 @@ from plait.translation import Dialect, Translation
 DIALECTS: tuple[Dialect, ...] = (
     Dialect("flat JSON", flat_json.recognise, flat_json.translate),
     Dialect("nested YAML", nested_yaml.recognise, nested_yaml.translate),
+    Dialect("dotted flags", dotted_flags.recognise, dotted_flags.translate),
 )
+
+
+def is_script(path: Path) -> bool:
+    """Whether `path` is no file but a launch script of the Molmo guide, which takes words besides flags."""
+    return path.as_posix() in launch_scripts.SCRIPTS
+
+
+def read(path: Path, words: Sequence[str]) -> Node:
+    """The mapping in a file, or a launch script with its words."""
+    return launch_scripts.opened(path, words) or reading.read(path)
 
 
 def translate(tree: Node, overrides: Sequence[Override], path: Path, own: Sequence[str]) -> Translation:

@@ -32,6 +32,8 @@ class Resolved:
     translation: list[tuple[str, Any, str | None, str]]
     warnings: list[str]
     yaml: str
+    asked: frozenset[str] = frozenset()
+    """What a dialect's flags ask of the command: `restart`, `fresh`."""
 
 
 def folder(text: str | None) -> Path | None:

@@ -34,11 +34,12 @@ from plait.stage import Stage
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line adds to a configuration. `only`: the one stage to run."""
+    """What the command line adds to a configuration. `only`: the one stage to run. `fresh`: never continue a run."""
 
     restart: bool = False
     allow_inexact: bool = False
     only: str | None = None
+    fresh: bool = False
 
 
 DEFAULT = Options()
@@ -115,6 +116,10 @@ def claimed(run: Path, resolved: Resolved, options: Options, world: World) -> It
                     rundir.hold(run).close()
                     print(f"the old run is kept at {rundir.set_aside(run)}")
                 going_on = rundir.check(run)
+                if going_on and options.fresh:
+                    raise PlaitError(
+                        f"{run} is a run already, and a fresh one was asked for: give another --run, or --restart (keeps it aside)"
+                    )
                 held.enter_context(rundir.hold(run))
                 if going_on:
                     compare(run, resolved, options.allow_inexact)

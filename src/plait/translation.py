@@ -17,6 +17,8 @@ class Translation:
     overrides: Sequence[Override]
     rows: list[tuple[str, Any, str | None, str]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    asked: frozenset[str] = frozenset()
+    """What was asked of the command rather than of the configuration: `restart`, `fresh`."""
 
 
 @dataclass(frozen=True)

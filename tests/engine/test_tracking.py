@@ -1,12 +1,14 @@
 import io
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from plait import files
+from plait.engine.rundir import identity
 from plait.engine.state import State
 from plait.engine.tracking import Screen, TensorBoard, Tracker, WandB, open_tracker
 from plait.schema import Wandb
@@ -55,6 +57,14 @@ def test_wandb_writes_offline_and_never_sees_a_secret(tmp_path, monkeypatch):
     kept = [path for path in (tmp_path / "wandb").rglob("*") if path.is_file()]
     assert any(path.suffix == ".wandb" for path in kept)
     assert not any(b"0123456789" * 4 in path.read_bytes() for path in kept)
+
+
+def test_a_resumed_run_goes_on_in_its_first_wandb_run(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("wandb.init", lambda **into: asked.append(into) or SimpleNamespace(log=lambda *_, **__: None, finish=lambda: None))
+    for _ in range(2):
+        WandB(tmp_path, Wandb(project="test"), {}, identity(tmp_path)).close()
+    assert [(into["id"], into["resume"]) for into in asked] == [(asked[0]["id"], "allow")] * 2
 
 
 def test_a_failing_wandb_costs_one_line_and_no_row(tmp_path, monkeypatch, capfd):

@@ -1,0 +1,52 @@
+"""The guide's two commands, run: a captioner, continued and begun anew, and a multitask run from it."""
+
+import json
+
+import pytest
+
+from plait import cli
+
+SHORT = ("--data.train.0.limit=8", "--evaluate=[]", "--data.num_workers=0", "--global_train_batch_size=4")
+
+
+def run(*words):
+    return cli.main(["train", *map(str, words), *SHORT])
+
+
+@pytest.fixture(scope="module")
+def captioner(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("guide") / "captioner"
+    assert run("molmo/captioner", "debug", f"--save_folder={folder}", "--max_steps=2", "--save_interval=1") == 0
+    return folder
+
+
+def steps(folder):
+    return [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_save_interval_is_how_often_a_checkpoint_is_written(captioner):
+    assert sorted(path.name for path in captioner.glob("stage-*/step-*")) == ["step-00000001", "step-00000002"]
+
+
+def test_allow_resume_false_refuses_to_go_on(captioner, capsys):
+    assert run("molmo/captioner", "debug", f"--save_folder={captioner}", "--max_steps=2", "--allow_resume=False") == 2
+    assert "is a run already, and a fresh one was asked for: give another --run, or --restart" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["step2", "latest"])
+def test_multitask_starts_from_a_captioners_step(captioner, tmp_path, name):
+    assert run("molmo/multitask", "debug", captioner / name, f"--save_folder={tmp_path / 'run'}", "--max_steps=1") == 0
+    assert json.loads((tmp_path / "run" / "lineage.json").read_text())["step"] == 2
+    assert (tmp_path / "run/assets/tokenizer/tokenizer.json").read_text() == (captioner / "assets/tokenizer/tokenizer.json").read_text()
+
+
+def test_a_captioners_step_that_is_not_there_is_one_line(captioner, tmp_path, capsys):
+    assert run("molmo/multitask", "debug", captioner / "step15000", f"--save_folder={tmp_path / 'run'}") == 2
+    assert "has no checkpoint at step '15000'; it has 1, 2" in capsys.readouterr().err
+
+
+def test_save_overwrite_begins_anew_and_keeps_the_old_run_aside(captioner):
+    identity = (captioner / "identity").read_text()
+    assert run("molmo/captioner", "debug", f"--save_folder={captioner}", "--max_steps=1", "--save_overwrite") == 0
+    assert steps(captioner) == [1]
+    assert (captioner.with_name("captioner.before-1") / "identity").read_text() == identity != (captioner / "identity").read_text()
