@@ -1,16 +1,20 @@
 import io
 import json
 import math
-from types import SimpleNamespace
+import os
+import signal
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from plait import files
+from plait.engine import wandb_mirror
 from plait.engine.rundir import identity
 from plait.engine.state import State
-from plait.engine.tracking import Screen, TensorBoard, Tracker, WandB, open_tracker
+from plait.engine.tracking import Screen, TensorBoard, Tracker, open_tracker
+from plait.engine.wandb_mirror import WandB
 from plait.schema import Wandb
 
 from .toy import Net, make_config
@@ -48,32 +52,71 @@ def test_tensorboard_mirrors_the_rows(tmp_path):
     assert [(event.step, event.value) for event in events.Scalars("loss")] == [(3, 1.5)]
 
 
+@pytest.fixture
+def stand_in(tmp_path, monkeypatch):
+    """stand_in(body of init): a module `wandb` for the child, whose session writes what is logged to `logged`."""
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+
+    def write(body: str) -> Path:
+        logged = tmp_path / "logged"
+        session = (
+            f"    def log(self, values, step): open({str(logged)!r}, 'a').write(repr((step, values)) + chr(10))\n    def finish(self): pass"
+        )
+        starts = f"def Settings(**_): pass\ndef init(**asked):\n    import time\n    {body}\n    return Session()"
+        (tmp_path / "wandb.py").write_text(f"class Session:\n{session}\n{starts}\n")
+        return logged
+
+    return write
+
+
 def test_wandb_writes_offline_and_never_sees_a_secret(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
-    mirror = WandB(tmp_path, Wandb(project="test"), {"seed": 0}, "abc123")
-    mirror.row(ROW)
-    mirror.close()
-    kept = [path for path in (tmp_path / "wandb").rglob("*") if path.is_file()]
-    assert any(path.suffix == ".wandb" for path in kept)
-    assert not any(b"0123456789" * 4 in path.read_bytes() for path in kept)
+    monkeypatch.setattr(wandb_mirror, "_CLOSE_TIMEOUT_S", 120.0)
+    tracker = Tracker(tmp_path, [WandB(tmp_path, Wandb(project="test"), {"seed": 0}, "abc123")])
+    tracker.row(ROW)
+    tracker.close()
+    kept = {path: path.read_bytes() for path in (tmp_path / "wandb").rglob("*") if path.is_file()}
+    assert any(path.suffix == ".wandb" and b"samples_per_s" in body for path, body in kept.items())
+    assert not any(b"0123456789" * 4 in body for body in kept.values())
 
 
-def test_a_resumed_run_goes_on_in_its_first_wandb_run(tmp_path, monkeypatch):
-    asked = []
-    monkeypatch.setattr("wandb.init", lambda **into: asked.append(into) or SimpleNamespace(log=lambda *_, **__: None, finish=lambda: None))
+def test_a_resumed_run_goes_on_in_its_first_wandb_run(tmp_path, stand_in):
+    asked = tmp_path / "asked"
+    stand_in(f"open({str(asked)!r}, 'a').write(asked['id'] + ' ' + asked['resume'] + chr(10))")
     for _ in range(2):
         WandB(tmp_path, Wandb(project="test"), {}, identity(tmp_path)).close()
-    assert [(into["id"], into["resume"]) for into in asked] == [(asked[0]["id"], "allow")] * 2
+    assert asked.read_text().splitlines() == [f"{identity(tmp_path)} allow"] * 2
 
 
-def test_a_failing_wandb_costs_one_line_and_no_row(tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr("wandb.init", lambda **_: (_ for _ in ()).throw(OSError("no network")))
+def test_wandb_gets_every_row_of_this_start_in_order_and_numbers_alone(tmp_path, stand_in):
+    logged = stand_in("assert asked['id'] == 'abc123'")
+    Tracker(tmp_path, []).row({**ROW, "step": 2})
+    tracker = Tracker(tmp_path, [WandB(tmp_path, Wandb(project="test"), {}, "abc123")])
+    for step in (3, 4):
+        tracker.row({**ROW, "step": step, "loss": math.inf, "ids": "0a"})
+    tracker.close()
+    assert [line.strip() for line in logged.read_text().splitlines()] == [
+        f"({step}, {{'loss': inf, 'samples_per_s': 8.0}})" for step in (3, 4)
+    ]
+
+
+def test_a_failing_wandb_costs_one_line_and_no_row(tmp_path, stand_in, capfd):
+    stand_in("raise OSError('no network')")
+    tracker = Tracker(tmp_path, [WandB(tmp_path, Wandb(project="test"), {}, "abc123")])
+    tracker.row(ROW)
+    tracker.close()
+    assert capfd.readouterr().err == "W&B is off for this run: no network; metrics.jsonl has every row\n"
+    assert files.read_rows(tmp_path / "metrics.jsonl") == [ROW]
+
+
+def test_a_wandb_that_hangs_is_ended_with_the_run(tmp_path, stand_in, monkeypatch, capfd):
+    stand_in("time.sleep(1000)")
+    monkeypatch.setattr(wandb_mirror, "_CLOSE_TIMEOUT_S", 1.0)
     mirror = WandB(tmp_path, Wandb(project="test"), {}, "abc123")
-    mirror.thread.join(10)
-    mirror.row(ROW)
     mirror.close()
-    assert "W&B is off for this run: no network; metrics.jsonl has every row" in capfd.readouterr().err
+    assert mirror.process.returncode == -signal.SIGKILL
+    assert capfd.readouterr().err == "W&B has not taken the last rows within 1 s; metrics.jsonl has every row\n"
 
 
 def test_the_screen_degrades_to_plain_lines_with_time_left():
@@ -82,6 +125,12 @@ def test_the_screen_degrades_to_plain_lines_with_time_left():
     screen.begin("projection", 0, 10)
     screen.row({**ROW, "step": 5})
     screen.row({"step": 5, "eval/accuracy/accuracy": 0.25})
+    screen.row({"step": 5, "eval/loss": 2.0, "eval/loss/loss": 2.0})
+    screen.row({"step": 5, "eval/loss": 2.0, "eval/loss/text": 4.0})
     lines = screen.console.file.getvalue().splitlines()
     assert lines[0].startswith("projection 5/10  loss 1.5000  8.0 samples/s  0:00:")
-    assert lines[1] == "projection 5/10  accuracy/accuracy 0.25"
+    assert lines[1:] == [
+        "projection 5/10  held out: accuracy/accuracy 0.25",
+        "projection 5/10  held out: loss 2",
+        "projection 5/10  held out: loss 2  loss/text 4",
+    ]

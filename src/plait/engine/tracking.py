@@ -1,10 +1,6 @@
 """Where the numbers of a run go: `metrics.jsonl` is the truth; TensorBoard, W&B and the screen mirror it and may fail without harm."""
 
 import math
-import os
-import queue
-import sys
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,10 +13,9 @@ from torch.utils.tensorboard import SummaryWriter
 
 from plait import files
 from plait.engine.state import State
-from plait.schema import RunConfig, Wandb
+from plait.engine.wandb_mirror import WandB
+from plait.schema import RunConfig
 
-_QUEUE_ROWS = 10_000
-_CLOSE_TIMEOUT_S = 10.0
 _LINE_EVERY_S = 10.0
 
 
@@ -56,48 +51,6 @@ class TensorBoard:
         self.writer.close()
 
 
-class WandB:
-    """Weights & Biases from its own thread: a slow or dead network costs rows there, never training time."""
-
-    def __init__(self, run: Path, settings: Wandb, config: Mapping[str, Any], identity: str):
-        self.run, self.settings, self.config, self.identity = run, settings, config, identity
-        self.on = True
-        self.rows: queue.Queue[Mapping[str, Any] | None] = queue.Queue(_QUEUE_ROWS)
-        self.thread = threading.Thread(target=self._work, name="plait-wandb", daemon=True)
-        self.thread.start()
-
-    def _work(self) -> None:
-        try:
-            import wandb
-
-            mode = os.environ.get("WANDB_MODE", self.settings.mode)
-            name = self.settings.name or self.run.name
-            into: dict[str, Any] = {"project": self.settings.project, "entity": self.settings.entity, "name": name, "mode": mode}
-            into |= {"id": self.identity, "resume": "allow", "dir": str(self.run), "config": dict(self.config)}
-            session = wandb.init(**into, settings=wandb.Settings(silent=True))
-            while (row := self.rows.get()) is not None:
-                session.log({key: value for key, value in row.items() if key != "step"}, step=row["step"])
-            session.finish()
-        except Exception as error:  # noqa: BLE001  a mirror must not stop a run
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            print(f"W&B is off for this run: {reason}; metrics.jsonl has every row", file=sys.stderr)
-            self.on = False
-
-    def row(self, row: Mapping[str, Any]) -> None:
-        """Queue a row; when the queue is full the row is left to metrics.jsonl."""
-        if self.on:
-            try:
-                self.rows.put_nowait(row)
-            except queue.Full:
-                print("W&B is behind by 10,000 rows; this one is only in metrics.jsonl", file=sys.stderr)
-
-    def close(self) -> None:
-        """Give the thread a few seconds to send what is left."""
-        if self.on:
-            self.row(None)  # type: ignore[arg-type]
-        self.thread.join(_CLOSE_TIMEOUT_S)
-
-
 class Screen:
     """A progress bar with time left on a terminal; a plain line every few seconds elsewhere."""
 
@@ -128,8 +81,12 @@ class Screen:
         """Show loss, learning rate and rate of a training row, or every figure of an evaluation."""
         step = row["step"]
         if "loss" not in row:
-            figures = "  ".join(f"{name.removeprefix('eval/')} {value:.4g}" for name, value in row.items() if isinstance(value, float))
-            self._say(f"{self.stage} {step}/{self.stop}  {figures}")
+            numbers = {name.removeprefix("eval/"): value for name, value in row.items() if isinstance(value, float)}
+            terms = [name for name in numbers if name.startswith("loss/")]
+            if len(terms) == 1 and numbers[terms[0]] == numbers.get("loss"):
+                del numbers[terms[0]]  # the only term is the loss itself
+            figures = "  ".join(f"{name} {value:.4g}" for name, value in numbers.items())
+            self._say(f"{self.stage} {step}/{self.stop}  held out: {figures}")
             return
         text = f"loss {row['loss']:.4f}  {row['samples_per_s']:.1f} samples/s"
         if self.bar is not None:

@@ -153,12 +153,14 @@ def inspect(inputs: Inputs, sample: Sample, example: Example) -> dict[str, Any]:
     for start, stop in pairwise(starts):
         kind = Kind(int(kinds[start]))
         text = inputs.chat.decode(example.row.ids[start:stop].tolist(), special=True) if kind == Kind.TEXT else None
-        runs.append((text if text is not None else f"[{names[kind]} x {stop - start}]", bool(supervised[start])))
+        times = f" x {stop - start}" if kind in (Kind.IMAGE, Kind.WORLD) else ""
+        runs.append((text if text is not None else f"[{names[kind]}{times}]", bool(supervised[start])))
     notes = {
         "tokens": len(example.row),
         "supervised": int(supervised.sum()),
         "image tokens": int((kinds == Kind.IMAGE).sum()),
         "world tokens": example.world_tokens,
         "world frames": len(example.frames),
+        "pictures": f"{len(example.pixels)} for vision, then {len(example.frames)} for the world encoder",
     }
     return {"images": shown, "text": runs, "notes": notes}
