@@ -71,7 +71,7 @@ def _words(given: Arguments, rest: list[str]) -> tuple[list[str], list[str]]:
     """The words of a launch script, which has some besides settings, and the settings; a switch of its own stands for --switch=true."""
     from plait import dialects
 
-    if given.settings is not _OVERRIDES or not dialects.is_script(given.config):
+    if given.settings is not _OVERRIDES or "config" not in given or not dialects.is_script(given.config):
         return [], rest
     settings = [item if "=" in item else f"{item}=true" for item in rest if item.startswith("--")]
     return [item for item in rest if not item.startswith("-")], settings

@@ -11,8 +11,9 @@ The same command continues a run: everything that is not in the checkpoint is de
 """
 
 import contextlib
+import gc
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
@@ -22,6 +23,7 @@ from plait import files, parts, start
 from plait.engine import checkpoint, distributed, rundir, watchdog
 from plait.engine.distributed import World
 from plait.engine.heartbeat import Heartbeat
+from plait.engine.nonfinite import Rewind
 from plait.engine.signals import Signals
 from plait.engine.state import State
 from plait.engine.tracking import Tracker, open_tracker
@@ -55,27 +57,39 @@ def train(resolved: Resolved, options: Options = DEFAULT) -> Path:
     run = Path(config.run)
     limit_s = watchdog.collectives_s([view.config.guard.hang_timeout_s for view in resolved.stages])
     with Signals() as signals, distributed.world(config.distributed.device, limit_s) as world:
-        with (
-            claimed(run, resolved, options, world) as going_on,
-            contextlib.closing(Heartbeat(run, world.rank)) as heart,
-            Watchdog(heart, world, config.guard.hang_timeout_s) as dog,
-        ):
-            built = parts.build(config, run, world)
-            state = State(built.model)
-            since = start.resume(state, built, resolved.stages, run, world, options.allow_inexact) if going_on else None
-            if since is None and config.from_:
-                start.begin_from(state, built, resolved.stages[0], run, world, options.allow_inexact)
-            tracker = open_tracker(run, config, rundir.identity(run), state) if world.first else Tracker(None, [])
-            with contextlib.closing(tracker):
-                for view in wanted(resolved, options.only, state):
-                    state.enter(view.index)
-                    heart.phase("stage", state.step)
-                    dog.timeout_s = view.config.guard.hang_timeout_s
-                    Stage(view, built, state, run, world, tracker, signals, options.allow_inexact, heart, since).train()
-                heart.phase("done", state.step)
-        if world.first:
-            print(whereabouts(run, state.step, sorted(built.family.benches)))
-    return run
+        while True:
+            try:
+                _attempt(resolved, options, world, signals)
+                return run
+            except Rewind as error:
+                print(error) if world.first else None
+            gc.collect()  # a replica in a cycle would keep its model
+            options = replace(options, restart=False)
+
+
+def _attempt(resolved: Resolved, options: Options, world: World, signals: Signals) -> None:
+    """From the newest checkpoint, or the start, to the end. Raises Rewind where the run is to go back to that checkpoint."""
+    config, run = resolved.config, Path(str(resolved.config.run))
+    with (
+        claimed(run, resolved, options, world) as going_on,
+        contextlib.closing(Heartbeat(run, world.rank)) as heart,
+        Watchdog(heart, world, config.guard.hang_timeout_s) as dog,
+    ):
+        built = parts.build(config, run, world)
+        state = State(built.model)
+        since = start.resume(state, built, resolved.stages, run, world, options.allow_inexact) if going_on else None
+        if since is None and config.from_:
+            start.begin_from(state, built, resolved.stages[0], run, world, options.allow_inexact)
+        tracker = open_tracker(run, config, rundir.identity(run), state) if world.first else Tracker(None, [])
+        with contextlib.closing(tracker):
+            for view in wanted(resolved, options.only, state):
+                state.enter(view.index)
+                heart.phase("stage", state.step)
+                dog.timeout_s = view.config.guard.hang_timeout_s
+                Stage(view, built, state, run, world, tracker, signals, options.allow_inexact, heart, since).train()
+            heart.phase("done", state.step)
+    if world.first:
+        print(whereabouts(run, state.step, sorted(built.family.benches)))
 
 
 def whereabouts(run: Path, step: int, benches: Sequence[str]) -> str:

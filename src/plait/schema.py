@@ -231,7 +231,17 @@ class Guard(Section):
 
     max_bad_fraction: Annotated[Float, Field(ge=0, le=1)] = Field(default=0.01, description="share of samples that may be unusable")
     audit: bool = Field(default=True, description="look at every gradient of the first step")
-    non_finite: Literal["stop"] = "stop"
+    non_finite: Literal["stop", "skip", "rewind"] = Field(
+        default="stop",
+        description="a loss or gradient that is not finite. skip: no update; rewind: back to the newest checkpoint, then past that step",
+    )
+    non_finite_steps: Count = Field(default=10, description="steps of a run that skip and rewind may pass over before it stops")
+    memory_probe: Literal["auto", "always", "never"] = Field(
+        default="auto", description="try the largest of some micro-batches before the first step; auto: on a GPU"
+    )
+    replica_check_steps: Count | None = Field(
+        default=500, description="under ddp, steps between comparisons of all ranks' weights; None: never"
+    )
     hang_timeout_s: Rate | None = Field(default=480.0, description="seconds in which nothing is done that end the run; None: never")
 
 

@@ -1,8 +1,9 @@
 """One stage of a run: what trains, on which data, until when; and what happens between two steps."""
 
 import contextlib
+import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,21 @@ from plait import __version__, parts, start
 from plait.conflicts import schedule_conflicts
 from plait.data.loader import Loader, StepBatch
 from plait.data.order import SampleId, digest
-from plait.engine import blocks, checkpoint, evaluation, footprint, optim, schedule, stages, strategy
+from plait.engine import (
+    blocks,
+    checkpoint,
+    distributed,
+    evaluation,
+    footprint,
+    memory,
+    micro_batch,
+    nonfinite,
+    optim,
+    replicas,
+    schedule,
+    stages,
+    strategy,
+)
 from plait.engine.checkpoint import Checkpoint
 from plait.engine.distributed import World
 from plait.engine.evaluation import Evaluations
@@ -25,12 +40,13 @@ from plait.engine.loop import Loop, Loss, Row
 from plait.engine.signals import Paused, Signals
 from plait.engine.state import State, set_precision
 from plait.engine.tracking import Tracker
-from plait.errors import PlaitError
+from plait.errors import PlaitError, Stopped
 from plait.parts import AnyOrder, FixedOrder, Parts
 from plait.resolved import StageView
 from plait.schema import RunConfig
 
 _PROBE_SAMPLES = 4
+_PROBED_SAMPLES = 64  # at least a step's; the largest micro-batch of them is tried for memory
 Named = dict[str, dict[str, nn.Parameter]]
 
 
@@ -66,6 +82,9 @@ class Stage:
         if state.stage_done is not None:
             return
         self.saved: tuple[int, int, str | None] | None = (state.step, state.judged, state.stage_done) if state.stage_step else None
+        self.cut = cut(config, world)
+        fits = micro_batch.noted(self.run, self.view.name, world.size)
+        self.cut["micro_batch"] = min(self.cut["micro_batch"], fits or self.cut["micro_batch"])
         components, trained = self.lay(trained)
         state.begin(trained, config.optim)
         self.loss: Loss = built.family.Loss(built.section)
@@ -82,22 +101,15 @@ class Stage:
             announce(self.view, trained, components, opened, steps)
         if state.stage_step:
             self._compare()
-        loader = Loader(
-            opened,
-            order,
-            built.inputs(config, train=True),
-            seed=seed,
-            start_step=state.stage_step,
-            stop_step=steps,
-            interrupted=self.signals.asked if world.size == 1 else _never,
-            **cut(config, world),
-        )
-        with contextlib.closing(loader), contextlib.closing(self.saver), blocks.compiling(config.distributed):
+        feed = functools.partial(Loader, opened, order, seed=seed)
+        with contextlib.closing(self.saver), blocks.compiling(config.distributed):
             loop = Loop(state, self.loss, config, world, quarantine, [self.after], asked=self.signals.asked, mark=self.heart.part)
+            loop.stage, loop.skipped = self.view.name, nonfinite.listed(self.run, self.view.name)
             if self.settle(state) or state.stage_done:
                 self.save(state)
             if state.stage_done is None and not self.judge.interrupted:
-                loop.run(self.watched(loader), self.stop)
+                self.fitting(lambda: self.probe_memory(loop, feed))
+                self.fitting(lambda: self.steps(loop, feed))
             if state.stage_done is None:
                 self.save(state)
             self.saver.wait()
@@ -118,13 +130,71 @@ class Stage:
         set_precision(built.model, state.ever_trained | names, config.train.precision)
         weights = footprint.weigh(built.model, names, state.ever_trained, units)
         storage = Storage.of(config.train.precision, averaged=config.optim.ema is not None)
-        micros = math.ceil(config.train.global_batch / (cut(config, self.world)["micro_batch"] * self.world.size))
+        micros = math.ceil(config.train.global_batch / (self.cut["micro_batch"] * self.world.size))
         layout, why = strategy.choose(config.distributed, weights, storage, self.world, accumulating=micros > 1)
         if self.world.size > 1 and self.world.first:
             print(why)
         built.sharding.lay(units, names, layout, self.world)
         components = built.family.components(built.model)
         return components, optim.select(components, config.trainable, built.family.never_trained)
+
+    def steps(self, loop: Loop, feed: Callable[..., Loader]) -> None:
+        """Step after step to the end of the stage, or of this process's time."""
+        interrupted = self.signals.asked if self.world.size == 1 else _never
+        place = {"start_step": self.state.stage_step, "stop_step": self.stop - self.state.stage_start}
+        inputs = self.built.inputs(self.view.config, train=True)
+        with contextlib.closing(feed(inputs, **place, interrupted=interrupted, **self.cut)) as loader:
+            loop.run(self.watched(loader), self.stop)
+
+    def probe_memory(self, loop: Loop, feed: Callable[..., Loader]) -> None:
+        """Forward and backward of the largest micro-batch among some steps, padded to data.max_tokens: what will not fit is known now."""
+        config, built, state = self.view.config, self.built, self.state
+        wanted = config.guard.memory_probe
+        if wanted == "never" or (wanted == "auto" and self.world.device.type == "cpu"):
+            return
+        assert state.optimizer is not None
+        pad = "to_max" if config.data.max_tokens and config.data.pad != "none" else config.data.pad
+        inputs = built.family.Inputs(built.section, built.assets, max_tokens=config.data.max_tokens, pad=pad, train=True)
+        last = state.stage_step + max(1, _PROBED_SAMPLES // config.train.global_batch)
+        place = {"start_step": state.stage_step, "stop_step": min(last, self.stop - state.stage_start)}
+        with contextlib.closing(feed(inputs, **place, **self.cut)) as loader:
+            micros = [micro for batch in loader for micro in batch.micro]
+        state.model.train()
+        with micro_batch.reserved(state.trained().values(), state.optimizer):
+            largest = max(micros, key=lambda micro: micro_batch.size(micro.batch))
+            loop.accumulate(state.model, [largest], dict.fromkeys(self.loss.coefficients, 1.0))
+        self.forget()
+
+    def fitting(self, work: Callable[[], None]) -> None:
+        """Do it, and where memory runs out, again with half the micro-batch: from the step at hand, nothing of which has happened yet."""
+        while (said := self.exceeded(work)) is not None:
+            self.forget()
+            self.cut["micro_batch"] = micro_batch.halved(self.cut["micro_batch"], said)
+            if self.world.first:
+                micro_batch.note(self.run, self.view.name, self.world.size, self.cut["micro_batch"])
+                print(
+                    f"out of memory ({said}): on with micro_batch {self.cut['micro_batch']} and more accumulation: the gradient is the same"
+                )
+
+    def exceeded(self, work: Callable[[], None]) -> str | None:
+        """Do it; what was said when memory ran out on a rank, or None.
+
+        Raises Stopped when this rank cannot tell the others, who wait in a collective: the next start has the smaller micro-batch.
+        """
+        try:
+            work()
+        except memory.Exceeded as error:
+            return str(error)
+        except memory.Waited as error:
+            smaller = micro_batch.halved(self.cut["micro_batch"], str(error))
+            micro_batch.note(self.run, self.view.name, self.world.size, smaller)
+            raise Stopped(f"out of memory ({error}); the same command continues, with micro_batch {smaller}") from error
+        return None
+
+    def forget(self) -> None:
+        """Drop gradients of a pass that does not count."""
+        for value in self.state.trained().values():
+            value.grad = None
 
     def watched(self, loader: Loader) -> Iterator[StepBatch]:
         """The loader's batches, with the heartbeat told when one is waited for and when it is at work."""
@@ -148,6 +218,9 @@ class Stage:
     def after(self, state: State, row: Row) -> None:
         """Between two steps: metrics, held-out figures, the end of the stage, a checkpoint."""
         settings = self.view.config
+        compare = settings.guard.replica_check_steps
+        if compare and state.stage_step % compare == 0 and self.world.size > 1 and not distributed.is_sharded(state.model):
+            replicas.check(state.step, state.trained(), self.world)
         if self.compilations is not None:
             for line in self.compilations.end():
                 print(f"step {state.step}: {line}") if self.world.first else None

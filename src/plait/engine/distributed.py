@@ -136,6 +136,11 @@ def replicate(model: nn.Module, world: World) -> nn.Module:
     return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True, **still)
 
 
+def is_sharded(net: nn.Module) -> bool:
+    """Whether its weights are cut over ranks, so that every pass through it is a collective."""
+    return isinstance(net, FSDPModule)
+
+
 def accumulating(net: nn.Module, last: bool) -> contextlib.AbstractContextManager[Any]:
     """While not `last`, keep gradients local: ranks meet once per optimizer step."""
     if isinstance(net, FSDPModule):

@@ -1,7 +1,6 @@
-"""What must not pass unseen: numbers that are not finite, gradients where none belong, samples that cannot be read."""
+"""What must not pass unseen: gradients where none belong, samples that cannot be read."""
 
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,29 +8,12 @@ from typing import Any
 from torch import nn
 
 from plait import files
-from plait.engine.distributed import World, local
+from plait.engine.distributed import World
+from plait.engine.nonfinite import some
 from plait.errors import Stopped
 
 _NAMES_SHOWN = 5
 _FEW_SAMPLES = 100
-
-
-def assert_finite(step: int, values: dict[str, float], ids: Sequence[Any], model: nn.Module, world: World) -> None:
-    """Stop all ranks before the update when a loss or the gradient norm is not finite on any.
-
-    Raises Stopped with the values, the sample ids of the step (source:index@epoch) and the modules whose gradients are not finite.
-    """
-    bad = {name: value for name, value in values.items() if not math.isfinite(value)}
-    if not world.any(bool(bad)):
-        return
-    shown = ", ".join(f"{name} = {value}" for name, value in bad.items()) or "another rank's loss"
-    everyone = [identity for part in world.gather([f"{i.source}:{i.index}@{i.epoch}" for i in ids]) for identity in part]
-    own = [name for name, value in model.named_parameters() if value.grad is not None and not local(value.grad).isfinite().all()]
-    broken = list(dict.fromkeys(name for part in world.gather(own) for name in part))
-    raise Stopped(
-        f"step {step} is not finite ({shown}), stopped before the update; samples {' '.join(everyone)}; "
-        f"gradients not finite in {_some(broken)}; look at these samples with `plait data inspect`, or lower optim.lr"
-    )
 
 
 def audit(model: nn.Module) -> list[str]:
@@ -40,17 +22,12 @@ def audit(model: nn.Module) -> list[str]:
     leaking = [name for name, value in model.named_parameters() if not value.requires_grad and value.grad is not None]
     lines = []
     if idle:
-        lines.append(f"audit: {len(idle)} trainable parameters got no gradient in the first step and will not move: {_some(idle)}")
+        lines.append(f"audit: {len(idle)} trainable parameters got no gradient in the first step and will not move: {some(idle)}")
     if leaking:
         raise Stopped(
-            f"audit: {len(leaking)} frozen parameters have a gradient: {_some(leaking)}; this is a defect of plait, please report it"
+            f"audit: {len(leaking)} frozen parameters have a gradient: {some(leaking)}; this is a defect of plait, please report it"
         )
     return lines
-
-
-def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:_NAMES_SHOWN]) or "none"
-    return shown if len(names) <= _NAMES_SHOWN else f"{shown} and {len(names) - _NAMES_SHOWN} more"
 
 
 @dataclass

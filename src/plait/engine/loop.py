@@ -5,6 +5,7 @@ first; then backward runs on  world * sum(coefficient * numerator / denominator)
 gradient of one global batch, however it is cut.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -14,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from plait.engine import distributed, guards, optim, schedule
+from plait.engine import distributed, guards, memory, nonfinite, optim, schedule
 from plait.engine.distributed import World
 from plait.engine.state import State
 from plait.keys import key
@@ -54,6 +55,10 @@ class Loop:
     """Whether this process was asked to stop; the ranks agree on it once a step."""
     mark: Callable[[str], None] = lambda part: None
     """Told which part of a step begins: ranks that wait for one that does not are then told apart from it."""
+    stage: str = ""
+    """Its name, under which `skipped` is listed."""
+    skipped: frozenset[int] = frozenset()
+    """Steps of the stage, from 0, that are passed over."""
     interrupted: bool = False
     _compiled: Any = field(default=None, repr=False)
 
@@ -82,23 +87,15 @@ class Loop:
         counted = {name: weights.pop(name) for name in self.loss.counts}
         at = schedule.moment(config.optim.schedule, state.stage_step, stage_steps, state.totals, counted)
         lrs = optim.set_lr(state.optimizer, config.optim, at)
-        sums = self.accumulate(net, batch.micro, weights)
-        self.mark("update")
-        if audit and config.guard.audit:
-            for line in guards.audit(state.model):
-                self.say(line)
-        trained = state.trained()
-        norms = optim.clip(optim.by_component(state.optimizer), config.train.grad_clip, config.optim.own_clips)
-        row = self.figures(sums, weights, norms)
-        values = {name: row[name] for name in row if name.startswith("loss") or name == "grad_norm"}
-        guards.assert_finite(state.step + 1, values, [i for micro in batch.micro for i in micro.ids], state.model, self.world)
-        state.optimizer.step()
-        for value in trained.values():
+        row, sound = self.gradient(net, batch, weights, audit)
+        if sound:
+            state.optimizer.step()
+            if state.ema is not None and config.optim.ema is not None:
+                state.ema.update(state.trained(), state.stage_step)
+        for value in state.trained().values():
             value.grad = None
-        if state.ema is not None and config.optim.ema is not None:
-            state.ema.update(trained, state.stage_step)
         state.step += 1
-        state.count({"samples": config.train.global_batch, **counted})
+        state.count({"samples": config.train.global_batch, **counted, **({} if sound else {"skipped": 1})})
         self.quarantine.add(state.step, batch.bad, state.totals, self.world)
         return {
             "step": state.step,
@@ -108,25 +105,57 @@ class Loop:
             **{name: state.totals[name] for name in ("samples", *self.loss.counts)},
         }
 
+    def gradient(self, net: nn.Module, batch: Any, weights: Mapping[str, float], audit: bool) -> tuple[Row, bool]:
+        """Leave the clipped gradient of the global batch on the parameters; returns the step's figures, and whether it may move them."""
+        state, guard = self.state, self.config.guard
+        assert state.optimizer is not None
+        if state.stage_step in self.skipped:
+            self.interrupted = self.world.any(self.asked())
+            return {"loss": math.nan, "skipped": 1}, False
+        sums = self.accumulate(net, batch.micro, weights)
+        self.mark("update")
+        if audit and guard.audit:
+            for line in guards.audit(state.model):
+                self.say(line)
+        norms = optim.clip(optim.by_component(state.optimizer), self.config.train.grad_clip, self.config.optim.own_clips)
+        row = self.figures(sums, weights, norms)
+        values = {name: row[name] for name in row if name.startswith("loss") or name == "grad_norm"}
+        if not nonfinite.found(values, self.world):
+            return row, True
+        ids, run = [i for micro in batch.micro for i in micro.ids], self.quarantine.path.parent
+        said = nonfinite.report(state.step + 1, values, ids, state.model, self.world, run)
+        nonfinite.answer(said, guard, state.totals.get("skipped", 0), self.world, run, self.stage, state.stage_step)
+        return row | {"skipped": 1}, False
+
     def accumulate(self, net: nn.Module, micros: Sequence[Any], weights: Mapping[str, float]) -> dict[str, Tensor]:
         """Backward through every micro-batch; returns this rank's summed numerators, on the device."""
         totals: dict[str, Tensor] = {}
+        cut = distributed.is_sharded(net)
         for i, micro in enumerate(micros):
             seed(key(self.config.seed, "dropout", self.state.step, self.world.rank, i), self.world.device)
-            inputs = distributed.to_device(micro.batch, self.world.device)
-            with distributed.accumulating(net, last=i == len(micros) - 1):
-                with autocast(self.config.train.precision, self.world.device):
-                    sums = self.loss.sums(net, inputs)
-                self.mark("backward")
-                share = 0.0 if micro.void else float(self.world.size)
-                scale = {name: share * self.loss.coefficients[name] / weights[name] for name in sums if weights[name] > 0}
-                scale = scale or dict.fromkeys(sums, 0.0)
-                terms = [name for name in scale if sums[name].requires_grad]
-                torch.autograd.backward([sums[name] for name in terms], [torch.full_like(sums[name], scale[name]) for name in terms])
+            inputs, last = distributed.to_device(micro.batch, self.world.device), i == len(micros) - 1
+            with distributed.accumulating(net, last):
+                with memory.guarded(self.world, meet=last, waited=cut):
+                    with autocast(self.config.train.precision, self.world.device):
+                        sums = self.loss.sums(net, inputs)
+                    if not last:
+                        self.backward(sums, micro, weights)
+                if last:
+                    with memory.guarded(self.world, waited=True):
+                        self.backward(sums, micro, weights)
             if not micro.void:
                 for name, value in sums.items():
                     totals[name] = totals[name] + value.detach().double() if name in totals else value.detach().double()
         return totals
+
+    def backward(self, sums: Mapping[str, Tensor], micro: Any, weights: Mapping[str, float]) -> None:
+        """Add one micro-batch's share of the gradient."""
+        self.mark("backward")
+        share = 0.0 if micro.void else float(self.world.size)
+        scale = {name: share * self.loss.coefficients[name] / weights[name] for name in sums if weights[name] > 0}
+        scale = scale or dict.fromkeys(sums, 0.0)
+        terms = [name for name in scale if sums[name].requires_grad]
+        torch.autograd.backward([sums[name] for name in terms], [torch.full_like(sums[name], scale[name]) for name in terms])
 
     def figures(self, sums: Mapping[str, Tensor], weights: Mapping[str, float], norms: Mapping[str, Tensor]) -> Row:
         """The step's losses (per unit of weight, over all ranks), weights and gradient norms, in one transfer from the device."""

@@ -1,0 +1,107 @@
+"""Memory that runs out on one rank: every rank halves its micro-batch, none waits, and the gradient stays what it was."""
+
+import os
+from unittest import mock
+
+import pytest
+import torch
+
+from plait.engine import micro_batch
+from plait.errors import Stopped
+from tests import ranks, toy_family
+
+SHORT = ("train.steps=4", "stages=[]", "train.global_batch=8", "evaluate=[]", "checkpoint.best=null", "checkpoint.every_steps=1")
+
+
+def runs_out(recipe, run, rank, largest, from_call, *overrides, **options):
+    """Train; on one rank the loss cannot take more than `largest` samples at a time, from its n-th call on."""
+    usual, calls = toy_family.Loss.sums, []
+    own = int(os.environ.get("RANK", "0")) == rank
+
+    def sums(self, model, batch):
+        found = usual(self, model, batch)
+        calls.append(found["error"].requires_grad)
+        if own and calls[-1] and sum(calls) >= from_call and len(batch["y"]) > largest:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nmore")
+        return found
+
+    with mock.patch.object(toy_family.Loss, "sums", sums):
+        toy_family.train(recipe, run, *SHORT, *overrides, **options)
+
+
+def weights(run):
+    return toy_family.at(run, 4).tensors("weights")
+
+
+@pytest.fixture
+def recipe(tmp_path, monkeypatch):
+    return toy_family.install(monkeypatch, tmp_path)
+
+
+@pytest.fixture
+def straight(recipe, tmp_path):
+    return weights(toy_family.train(recipe, tmp_path / "straight", *SHORT))
+
+
+def assert_close(one, other):
+    for name, value in one.items():
+        assert (value - other[name]).abs().max() <= 1e-6 * value.abs().max(), name  # fp32: sums of 8 samples in another order, 4 updates
+
+
+@pytest.mark.parametrize("from_call", [1, 4], ids=["at once", "in the middle"])
+@pytest.mark.parametrize("probe", ["never", "always"])
+def test_one_rank_halves_until_it_fits_and_loses_no_step(recipe, straight, tmp_path, capsys, from_call, probe):
+    runs_out(recipe, tmp_path / "run", 0, 4, from_call, f"guard.memory_probe={probe}")
+    assert_close(straight, weights(tmp_path / "run"))
+    assert micro_batch.noted(tmp_path / "run", "train", 1) == 4
+    assert "out of memory (CUDA out of memory. Tried to allocate 20.00 GiB.): on with micro_batch 4 and more" in capsys.readouterr().out
+    assert [row["step"] for row in toy_family.figures(tmp_path / "run")] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("probe", ["never", "always"])
+def test_both_ranks_halve_when_one_runs_out_and_none_waits(recipe, straight, tmp_path, capfd, probe):
+    ranks.fork(2, runs_out, recipe, tmp_path / "run", 1, 2, 3, f"guard.memory_probe={probe}", "guard.hang_timeout_s=20")
+    assert_close(straight, weights(tmp_path / "run"))
+    assert micro_batch.noted(tmp_path / "run", "train", 2) == 2
+    assert capfd.readouterr().out.count("on with micro_batch 2") == 1
+
+
+def test_the_probe_finds_out_before_the_first_step(recipe, tmp_path, capsys):
+    runs_out(recipe, tmp_path / "run", 0, 4, 1, "guard.memory_probe=always", "track.every_steps=1")
+    said = capsys.readouterr()
+    assert said.out.index("on with micro_batch 4") < said.out.index("is done after step 4")
+    rows = toy_family.figures(tmp_path / "run")
+    assert len(rows) == 4
+
+
+def test_what_was_found_to_fit_holds_for_the_next_start(recipe, tmp_path, capsys):
+    runs_out(recipe, tmp_path / "run", 0, 4, 1, "train.steps=2")
+    capsys.readouterr()
+    runs_out(recipe, tmp_path / "run", 0, 4, 1, allow_inexact=True)
+    assert "out of memory" not in capsys.readouterr().out
+
+
+def test_one_sample_that_does_not_fit_stops_the_run_with_what_to_do(recipe, tmp_path):
+    with pytest.raises(Stopped, match=r"out of memory with one sample at a time .*: shorten data.max_tokens, set distributed.activation"):
+        runs_out(recipe, tmp_path / "run", 0, 0, 2)
+
+
+def in_backward(recipe, run):
+    """Rank 1 runs out inside the backward pass in which ranks meet."""
+    usual, calls = torch.autograd.backward, []
+
+    def backward(*given):
+        calls.append(1)
+        if len(calls) == 2 and os.environ["RANK"] == "1" and not (run / micro_batch.NOTE).exists():
+            raise torch.OutOfMemoryError("no memory left")
+        usual(*given)
+
+    with mock.patch.object(torch.autograd, "backward", backward):
+        toy_family.train(recipe, run, *SHORT)
+
+
+def test_running_out_where_ranks_wait_ends_all_and_the_next_start_fits(recipe, straight, tmp_path, capfd):
+    assert ranks.codes(ranks.start(2, in_backward, recipe, tmp_path / "run")) == [1, 1]
+    assert "Stopped: out of memory (no memory left); the same command continues, with micro_batch 2" in capfd.readouterr().err
+    ranks.fork(2, in_backward, recipe, tmp_path / "run")
+    assert_close(straight, weights(tmp_path / "run"))

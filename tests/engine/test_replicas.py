@@ -1,0 +1,57 @@
+"""Replicas that come apart are found at the next check, and the weight and the rank are named."""
+
+import os
+from unittest import mock
+
+import pytest
+import torch
+
+from plait.engine import optim, replicas
+from plait.engine.distributed import World
+from tests import ranks, toy_family
+
+SHORT = ("train.steps=6", "evaluate=[]", "checkpoint.best=null", "stages=[]", "guard.replica_check_steps=2")
+
+
+def one_bit(recipe, run, rank, *overrides):
+    """Train; after the third update one rank's bias differs in its last bit."""
+    usual, calls = optim.set_lr, []
+
+    def set_lr(optimizer, *given):
+        calls.append(1)
+        if len(calls) == 4 and int(os.environ["RANK"]) == rank:
+            value = optim.named_groups(optimizer)["projector.bias"].data
+            value.view(torch.int32)[2] ^= 1
+        return usual(optimizer, *given)
+
+    with mock.patch.object(optim, "set_lr", set_lr):
+        toy_family.train(recipe, run, *SHORT, *overrides)
+
+
+def test_one_flipped_bit_on_one_rank_is_found_and_named(tmp_path, monkeypatch, capfd):
+    recipe = toy_family.install(monkeypatch, tmp_path)
+    assert ranks.codes(ranks.start(3, one_bit, recipe, tmp_path / "run", 2)) == [1, 1, 1]
+    said = capfd.readouterr().err
+    assert said.count("Stopped: replicas differ after step 4: ") == 3
+    assert "projector.bias" in said
+    assert "on rank 2 is not what the other ranks have; that device or its memory may be faulty" in said
+
+
+def test_replicas_that_agree_pass_and_no_check_is_made_when_it_is_off(tmp_path, monkeypatch):
+    recipe = toy_family.install(monkeypatch, tmp_path)
+    ranks.fork(2, one_bit, recipe, tmp_path / "equal", 99)
+    ranks.fork(2, one_bit, recipe, tmp_path / "off", 1, "guard.replica_check_steps=null")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_checksum_changes_with_any_one_value(dtype):
+    value = torch.arange(1, 9).to(dtype)
+    (before,) = replicas.checksums({"x": value})
+    for i in range(8):
+        other = value.clone()
+        other[i] += 1
+        assert replicas.checksums({"x": other}) != [before]
+
+
+def test_one_rank_has_nothing_to_compare():
+    replicas.check(1, {"x": torch.ones(2)}, World(0, 1, torch.device("cpu")))
