@@ -21,7 +21,7 @@ CONFIGURATION = {"config", "reading", "schema", "provenance", "secrecy", "compla
 DIALECTS = {"dialects", "translation", "flat_json", "nested_yaml", "dotted_flags", "launch_scripts"}
 SIBLINGS = {"engine", "data", "nn"}
 RUNNING = {"parts", "places", "saved", "start", "stage", "run", "prove", "compare", "shorten", "launch", "agent"}
-LOOKING = {"fork", "stages", "shard", "evaluate", "ckpt", "inspect", "gallery", "export", "hf"}
+LOOKING = {"fork", "stages", "shard", "evaluate", "doctor", "ckpt", "inspect", "gallery", "export", "hf"}
 LAYERS = [BOTTOM, CONFIGURATION | DIALECTS, SIBLINGS, {"families"}, RUNNING | LOOKING, {"cli"}, {"__main__"}]
 OPTIONAL_PACKAGES = {"wandb", "datasets"}
 """Imported inside a function because plait runs without them."""

@@ -85,6 +85,7 @@ def _add(to: "argparse._SubParsersAction[Parser]", name: str, verb: Callable[...
 
 
 _CONFIG = "a .yaml or .json file, a run directory, or molmo/captioner MODEL, molmo/multitask MIXTURE CHECKPOINT with the guide's flags"
+_SETTINGS = "--run=DIR names the folder to try; with CONFIG, any setting can be given."
 _OVERRIDES = "Settings of the configuration are given as --a.b=value, for example --optim.lr=3e-6 --run=runs/second."
 
 
@@ -128,6 +129,9 @@ def _parser() -> Parser:
     made.add_argument("--raw", action="store_true", help="use the last weights, not their average")
     _add_stored(verbs)
     _add_data(verbs)
+    made = _add(verbs, "doctor", _doctor, "look for what would keep a run from going well, and say what to do", _SETTINGS)
+    made.add_argument("config", type=Path, nargs="?", help="look at its weights and data too")
+    made.add_argument("--nproc", type=_positive, help="ranks on this machine, to try how they reach each other")
     return parser
 
 
@@ -140,13 +144,14 @@ def _add_ranks(made: argparse.ArgumentParser) -> None:
 
 def _spread(given: Arguments) -> None:
     """Become torchrun with this same command on `--nproc` ranks; without it, this process does the work."""
+    restarts, timeout = getattr(given, "max_restarts", None), getattr(given, "shutdown_timeout", None)
     if given.nproc is None:
-        if given.max_restarts or given.shutdown_timeout:
+        if restarts or timeout:
             raise PlaitError("--max-restarts and --shutdown-timeout belong to --nproc, or to torchrun itself; add --nproc=N")
         return
     from plait import launch
 
-    launch.spread(given.nproc, given.max_restarts or 0, given.shutdown_timeout, given.arguments)
+    launch.spread(given.nproc, restarts or 0, timeout, given.arguments)
 
 
 def _add_stored(verbs: "argparse._SubParsersAction[Parser]") -> None:
@@ -243,6 +248,17 @@ def _prove(given: Arguments, overrides: list[str]) -> None:
     from plait import prove
 
     prove.prove(resolved, **{name: getattr(given, name) for name in ("kills", "seed", "ranks", "steps", "warm", "out")})
+
+
+def _doctor(given: Arguments, overrides: list[str]) -> None:
+    resolved = _load(given.config, overrides) if given.config is not None else None
+    if resolved is None and (other := [item for item in overrides if not item.startswith("run=")]):
+        raise PlaitError(f"--{other[0]} is a setting of a configuration: plait doctor CONFIG --{other[0]}")
+    run = resolved.config.run if resolved is not None else overrides[-1].removeprefix("run=") if overrides else "."
+    _spread(given)
+    from plait import doctor
+
+    doctor.examine(resolved, Path(str(run)))
 
 
 def _config(given: Arguments, overrides: list[str]) -> None:
