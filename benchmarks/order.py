@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 python benchmarks/order.py
 
-For growing sources, the ids of random steps over five epochs, and the share of a random rank, each in an order that has just been made or has
-just been elsewhere, so that nothing is remembered. Every epoch visits every sample once: shown on the smallest source whole, and on the
+For growing sources, the ids of random steps over five epochs, and the share of a random rank, each in an order that has just been made or
+has just been elsewhere, so that nothing is remembered. Every epoch visits every sample once: shown on the smallest source whole, and on the
 largest for a million positions, which must all differ. Writes benchmarks/results/order.json.
 """
 
@@ -55,7 +55,8 @@ def main() -> None:
         print(f"{row['samples']:>13,} samples  seek {row['seek_ms']:.3f} ms (worst {row['worst_ms']:.3f})  peak {row['peak_kb']:.0f} kB")
     print(f"every sample once: {whole}; a million positions of {SIZES[-1]:,} all differ: {apart}")
     machine = {"python": platform.python_version(), "numpy": np.__version__, "cores": os.cpu_count()}
-    write_json(RESULTS, {"ranks": RANKS, "global_batch": BATCH, "seeks": SEEKS, "sizes": rows, "bijective": whole and apart, "machine": machine})
+    asked = {"ranks": RANKS, "global_batch": BATCH, "seeks": SEEKS}
+    write_json(RESULTS, {**asked, "sizes": rows, "bijective": whole and apart, "machine": machine})
 
 
 if __name__ == "__main__":
