@@ -112,6 +112,7 @@ def _parser() -> Parser:
     made.add_argument("--show", type=int, default=3, help="answers to print")
     made.add_argument("--raw", action="store_true", help="use the last weights, not their average")
     made.add_argument("--out", type=Path, help="where to write (default: RUN/eval/...)")
+    made.add_argument("--nproc", type=_positive, help="share the samples among so many ranks of this machine")
     made = _add(verbs, "export", _export, "write a checkpoint as a directory that other software loads")
     made.add_argument("checkpoint", type=Path, help="a run, stage folder or step folder")
     made.add_argument("out", metavar="DIR", type=Path, help="the new directory")
@@ -268,6 +269,7 @@ def _config(given: Arguments, overrides: list[str]) -> None:
 
 
 def _eval(given: Arguments, overrides: list[str]) -> None:
+    _spread(given)
     from plait import evaluate
 
     evaluate.evaluate(

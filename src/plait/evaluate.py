@@ -70,6 +70,8 @@ def generate(path: Path, options: Sequence[str], *, averaged: bool, out: Path | 
     with distributed.world() as world:
         built, _, config = saved.open_checkpoint(path, world, averaged=averaged)
         chosen = generate_options(built.family.GenerateOptions, options)
+        if not world.first:  # one question has one answer, however many ranks are asked
+            return
         with autocast(config.train.precision, world.device):
             for line in built.family.generate(built.model, built.inputs(config, train=False), chosen, out):
                 print(line)

@@ -86,8 +86,9 @@ def run_bench(
     portion = _PORTION_BATCHES * batch * world.size
     for start in watched(range(0, len(samples), portion)):
         some = samples[start : start + portion]
+        mine = [some[i] for i in range(world.rank, len(some), world.size)]
         with autocast(precision, world.device):
-            own = bench.predict(model, [some[i] for i in range(world.rank, len(some), world.size)], inputs, batch=batch)
+            own = bench.predict(model, mine, inputs, batch=batch) if mine else []
         parts = world.gather(own)
         rows += [parts[i % world.size][i // world.size] for i in range(len(some))]
     return bench.summarise(rows), rows
