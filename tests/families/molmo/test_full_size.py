@@ -1,8 +1,11 @@
 """Full size, on the meta device: the published counts and the published tensors. No network, no memory."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from plait.engine import footprint
 from plait.families.molmo import family, published
 from plait.families.molmo.config import Config
 
@@ -89,3 +92,26 @@ def layout() -> dict[str, tuple[int, ...]]:
 
 def test_full_size_export_has_every_published_tensor_and_none_extra(seven_b):
     assert {name: tuple(value.shape) for name, value in published.to_published(seven_b).items()} == layout()
+
+
+STAGES = {
+    "all parts (both presets)": ("connector", "vision", "language"),
+    "connector and tower": ("connector", "vision"),
+    "connector alone": ("connector",),
+}
+
+
+def held(model, parts, ranks):
+    """GB of state per rank in bf16: one copy on one rank, or all of it cut over several."""
+    trained = [name for part in parts for name in family.components(model)[part]]
+    weights = footprint.weigh(model, trained, trained, family.blocks(model))
+    layout = footprint.Layout("ddp") if ranks == 1 else footprint.Layout("fsdp", ranks)
+    return footprint.memory(weights, layout, footprint.Storage.of("bf16")).total / 1e9
+
+
+def test_full_size_memory_table_of_the_docs_is_computed(seven_b):
+    page = (Path(__file__).resolve().parents[3] / "docs" / "molmo.md").read_text(encoding="utf-8")
+    olmoe = built(language="olmoe")
+    for name, parts in STAGES.items():
+        columns = [f"{held(model, parts, ranks):.1f} GB" for model in (seven_b, olmoe) for ranks in (1, 8)]
+        assert f"| {name} | {' | '.join(columns)} |" in page
