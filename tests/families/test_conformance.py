@@ -6,12 +6,15 @@ import yaml
 
 from plait import config, parts
 from plait.data.loader import Loader
-from plait.engine import blocks, optim
+from plait.engine import blocks, distributed, optim
 from plait.engine.distributed import World
-from plait.engine.loop import total_weights
+from plait.engine.guards import Quarantine
+from plait.engine.loop import Loop, total_weights
+from plait.engine.state import State
 from plait.families import registry
 from plait.keys import key
 from plait.schema import Distributed
+from tests import ranks
 
 SCENES = "{source: scenes, limit: 16, options: {size: [32, 32], objects: [1, 2], tasks: [caption, count]}}"
 TINY = {
@@ -47,10 +50,11 @@ class Case:
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
 
-    def micros(self, size, train=True):
+    def micros(self, size, train=True, count=SAMPLES, world=ALONE):
         opened = parts.open_data(self.config, self.config.data.train, "train")
-        order = parts.FixedOrder.of(parts.choose([len(opened[0])], SAMPLES, 0), opened, SAMPLES)
-        with Loader(opened, order, self.parts.inputs(self.config, train), seed=1, micro_batch=size, workers=0, stop_step=1) as loader:
+        order = parts.FixedOrder.of(parts.choose([len(opened[0])], count, 0), opened, count)
+        cut = {"rank": world.rank, "world": world.size, "micro_batch": size, "workers": 0, "stop_step": 1}
+        with Loader(opened, order, self.parts.inputs(self.config, train), seed=1, **cut) as loader:
             return next(iter(loader)).micro
 
     def gradient(self, micros):
@@ -121,6 +125,30 @@ def test_compiled_blocks_give_the_gradient_and_are_compiled_once(case):
     assert compilations.warm
     for name, value in found.items():  # float32's 6e-8, a few times: tracing takes quick_gelu apart; without it every bit agrees
         assert (value - plain[name]).abs().max() <= 5e-7 * scale, name
+
+
+def shared(case, count):
+    """What one rank holds after its part of a batch of `count` samples: every gradient, averaged over ranks."""
+    with distributed.world("cpu") as world:
+        micros = case.micros(1, count=count, world=world)
+        loop = Loop(State(case.model), case.loss, case.config, world, Quarantine(case.parts.assets / "bad.jsonl", 0.01), [])
+        case.model.zero_grad()
+        weights = total_weights(case.loss, micros, world)
+        loop.accumulate(distributed.replicate(case.model, world), micros, {name: weights[name] for name in case.loss.coefficients})
+        return {name: value.grad.numpy() for name, value in case.model.named_parameters() if value.grad is not None}
+
+
+@pytest.mark.parametrize("count", [3, 1], ids=["uneven", "an empty rank"])
+def test_ranks_with_unequal_work_get_the_gradient_of_the_whole_batch(case, count):
+    case.model.train()
+    whole = case.gradient(case.micros(count, count=count))
+    scale = max(value.abs().max() for value in whole.values())
+    for found in ranks.run(2, shared, case, count):
+        assert found.keys() == whole.keys()
+        for name, value in found.items():
+            assert (torch.from_numpy(value) - whole[name]).abs().max() <= 2e-5 * scale, (
+                name
+            )  # fp32: other shapes, other orders of summation
 
 
 def test_every_trainable_parameter_gets_a_gradient_of_finite_numbers(case):
