@@ -138,6 +138,7 @@ class Loop:
                 with memory.guarded(self.world, meet=last, waited=cut):
                     with autocast(self.config.train.precision, self.world.device):
                         sums = self.loss.sums(net, inputs)
+                    self.mark("backward")
                     if not last:
                         self.backward(sums, micro, weights)
                 if last:
@@ -150,7 +151,6 @@ class Loop:
 
     def backward(self, sums: Mapping[str, Tensor], micro: Any, weights: Mapping[str, float]) -> None:
         """Add one micro-batch's share of the gradient."""
-        self.mark("backward")
         share = 0.0 if micro.void else float(self.world.size)
         scale = {name: share * self.loss.coefficients[name] / weights[name] for name in sums if weights[name] > 0}
         scale = scale or dict.fromkeys(sums, 0.0)
