@@ -1,5 +1,6 @@
 """The command line as a user meets it: what goes wrong gives exit code 2 and one line that says what to do, without a traceback."""
 
+import json
 import re
 import subprocess
 import sys
@@ -25,7 +26,7 @@ track: {tensorboard: false}
 BENCHES = "loss, accuracy, world_ablation"
 COMPONENTS = "projector, vision, language, world"
 
-# Found wrong before torch is imported: tried in a process of their own, as typed.
+# Found wrong before torch is imported.
 TYPED = {
     "": "the following arguments are required: VERB (see plait --help)",
     "trian good.yaml": "VERB 'trian' is unknown: did you mean train? (see plait --help)",
@@ -121,8 +122,32 @@ def say(place, monkeypatch, capsys):
     return command
 
 
+TRY = """
+import contextlib, io, json, sys
+from plait import cli
+found = {}
+for line in json.load(sys.stdin):
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        code = cli.main(line.split())
+    found[line] = [code, said.getvalue(), "torch" in sys.modules]
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def typed(place):
+    """What each wrong command gives in one process, where torch would be seen: exit code, error, whether torch was imported."""
+    said = subprocess.run([sys.executable, "-c", TRY], cwd=place, input=json.dumps([*TYPED]), capture_output=True, text=True, check=True)
+    return json.loads(said.stdout)
+
+
 @pytest.mark.parametrize("line", TYPED, ids=lambda line: line or "nothing")
-def test_a_wrong_command_gives_one_line(line: str, place) -> None:
+def test_a_wrong_command_gives_one_line_without_torch(line: str, typed) -> None:
+    assert typed[line] == [2, f"plait: {TYPED[line]}\n", False]
+
+
+def test_a_wrong_command_as_typed_ends_with_code_2(place) -> None:
+    line = "train good.yaml --optim.lrr=1"
     done = subprocess.run([sys.executable, "-m", "plait", *line.split()], cwd=place, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (2, f"plait: {TYPED[line]}\n")
 
