@@ -13,7 +13,7 @@ from torch import Tensor
 from plait import files, places
 from plait.engine import checkpoint, migrate, optim, schedule
 from plait.engine.checkpoint import Checkpoint
-from plait.engine.distributed import World
+from plait.engine.distributed import Saved, World
 from plait.engine.state import GROUPS, State
 from plait.errors import PlaitError
 from plait.families import registry
@@ -50,7 +50,7 @@ def resume(state: State, built: Parts, views: Sequence[StageView], run: Path, wo
         raise PlaitError(f"{found.folder} is of stage {facts['stage']}, but the configuration has {len(views)} stages; give them back")
     if built.frozen_xxh3(set(facts["trained"])) != found.manifest["frozen_xxh3"]:
         raise PlaitError(f"the frozen weights are not those that {found.folder} was trained against: {found.manifest['base']}")
-    tensors = {group: found.tensors(group) for group in GROUPS}
+    tensors = {group: found.saved(group) for group in GROUPS}
     view = views[facts["stage"] - 1]
     rows = migration(tensors, set(facts["trained"]), view.config, built)
     accept(rows, [], run, f"{found.folder}", world, allow_inexact)
@@ -130,7 +130,7 @@ def _download(repository: str, revision: str | None) -> Path:
         raise PlaitError(f"from: {repository!r} is no run, stage or folder here, and the Hub did not give it: {reason}") from error
 
 
-def migration(tensors: Tensors, trained: set[str], config: RunConfig, built: Parts) -> list[migrate.Row]:
+def migration(tensors: Mapping[str, Mapping[str, Saved]], trained: set[str], config: RunConfig, built: Parts) -> list[migrate.Row]:
     """The migration table of saved tensors into the stage that `config` describes."""
     components = built.family.components(built.model)
     now = {name for part in optim.select(components, config.trainable, built.family.never_trained).values() for name in part}

@@ -1,6 +1,7 @@
 import json
 
 import pytest
+import torch
 
 from plait.engine import distributed
 from plait.errors import PlaitError
@@ -38,3 +39,12 @@ def test_restarts_over_several_nodes_are_refused_where_they_would_hang(monkeypat
         monkeypatch.setenv(name, value)
     with pytest.raises(PlaitError, match="on 2 nodes: a restart would hang in torchrun's shared store; start torchrun with TORCH_DISABLE"):
         distributed._store()
+
+
+@pytest.mark.parametrize(("first", "last"), [(0, 0), (0, 7), (1, 2), (2, 6), (5, 7), (7, 7)])
+def test_rows_in_pieces_are_those_of_the_whole(first, last):
+    whole = torch.arange(21.0).view(7, 3)
+    pieces = distributed.Rows(whole.split([3, 1, 3]))
+    assert pieces.shape == whole.shape
+    assert torch.equal(pieces.rows(first, last), whole[first:last])
+    assert torch.equal(distributed.whole(pieces), whole)

@@ -1,5 +1,7 @@
 """What lies over a model when its state is cut over ranks: which units there are, and that nothing is lost when they change."""
 
+import functools
+
 import pytest
 import torch
 from torch import nn
@@ -37,7 +39,7 @@ SECOND = "blocks.1.weight blocks.1.bias"
 NAMES = {"words": "words.weight", "first": "blocks.0.weight blocks.0.bias", "matrix": "blocks.1.weight", "second": SECOND}
 
 
-def laid(trained, cut_frozen, check, *more):
+def laid(trained, cut_frozen, check, *more, strategy="fsdp"):
     """On two ranks: lay the model for what trains, then `check(model, sharding)`; then for `more`, and check again."""
     with distributed.world("cpu") as world:
         model = Model()
@@ -46,7 +48,7 @@ def laid(trained, cut_frozen, check, *more):
             names = {name for part in parts for name in NAMES[part].split()}
             for name, value in model.named_parameters():
                 value.requires_grad_(name in names)
-            sharding.lay(model.blocks, names, Layout("fsdp", 2, cut_frozen=cut_frozen), world)
+            sharding.lay(model.blocks, names, Layout(strategy, 2, cut_frozen=cut_frozen), world)
             check(model, sharding, names)
 
 
@@ -88,9 +90,10 @@ def bits_and_gradients(model, sharding, names):
     assert model.head.weight is model.words.weight
 
 
-def test_weights_keep_their_bits_and_gradients_are_right_after_each_change_of_what_trains():
+@pytest.mark.parametrize("strategy", ["fsdp", "shard_grad_op"])
+def test_weights_keep_their_bits_and_gradients_are_right_after_each_change_of_what_trains(strategy):
     stages = [("words",), ("first", "second"), ("matrix",), ("words", "first", "second")]
-    ranks.fork(2, laid, stages[0], True, bits_and_gradients, *stages[1:])
+    ranks.fork(2, functools.partial(laid, strategy=strategy), stages[0], True, bits_and_gradients, *stages[1:])
 
 
 def lifted(model, sharding, names):

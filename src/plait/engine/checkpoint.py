@@ -25,7 +25,7 @@ from torch import Tensor
 
 from plait import files
 from plait.engine import pieces
-from plait.engine.distributed import World
+from plait.engine.distributed import Saved, World, whole
 from plait.engine.pieces import Groups, Share
 from plait.errors import PlaitError
 
@@ -50,7 +50,11 @@ class Checkpoint:
         return int(self.manifest["state"]["step"])
 
     def tensors(self, group: str) -> dict[str, Tensor]:
-        """The tensors of weights, ema or moments on the CPU; empty when it holds none."""
+        """The tensors of weights, ema or moments on the CPU, each whole; empty when it holds none."""
+        return {name: whole(value) for name, value in self.saved(group).items()}
+
+    def saved(self, group: str) -> dict[str, Saved]:
+        """The same as they lie in files: what many ranks wrote is put together by who asks, as far as it is asked for."""
         return pieces.read(self.folder, group, list(self.manifest["files"]))
 
 

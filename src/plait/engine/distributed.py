@@ -15,8 +15,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor, Shard
 from torch.nn.parallel import DistributedDataParallel
 
 from plait.errors import PlaitError, Stopped
@@ -158,23 +159,61 @@ def settle(net: nn.Module) -> None:
             module.reshard()
 
 
+@dataclass(frozen=True)
+class Rows:
+    """A tensor in pieces along its first dimension, which lie in mapped files: what is not asked for is not read."""
+
+    parts: tuple[Tensor, ...]
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of the whole."""
+        return torch.Size((sum(len(part) for part in self.parts), *self.parts[0].shape[1:]))
+
+    def rows(self, first: int, last: int) -> Tensor:
+        """A copy of the rows from `first` up to `last`."""
+        found, at = [self.parts[0][:0]], 0
+        for part in self.parts:
+            found.append(part[max(first - at, 0) : max(last - at, 0)])
+            at += len(part)
+        return torch.cat(found)
+
+
+Saved = Tensor | Rows
+
+
 def local(value: Tensor) -> Tensor:
     """This rank's rows of a sharded tensor, in the same memory; any other tensor itself."""
     return value.to_local() if isinstance(value, DTensor) else value
 
 
-def whole(value: Tensor) -> Tensor:
-    """All rows of a sharded tensor, from all ranks (which all must ask); any other tensor itself."""
+def whole(value: Saved) -> Tensor:
+    """All rows of a sharded tensor, from all ranks (which all must ask), or of one in pieces; any other tensor itself."""
+    if isinstance(value, Rows):
+        return torch.cat(value.parts)
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
-def like(value: Tensor, pattern: Tensor) -> Tensor:
+def own_rows(rows: int, mesh: DeviceMesh) -> tuple[int, int]:
+    """The first row of this rank's, and the first that is the next one's, of a tensor with so many: as torch.chunk cuts."""
+    parts, place = mesh.size(mesh.ndim - 1), mesh.get_local_rank(mesh.ndim - 1)
+    each = -(-rows // parts)
+    return min(each * place, rows), min(each * (place + 1), rows)
+
+
+def like(value: Saved, pattern: Tensor) -> Tensor:
     """`value` on the device of `pattern` and cut over ranks as that is, if it is. Rows move between ranks only where the cut is another."""
     if not isinstance(pattern, DTensor):
         return whole(value).to(pattern.device)
-    if isinstance(value, DTensor) and (value.device_mesh, value.placements) == (pattern.device_mesh, pattern.placements):
+    mesh, placements = pattern.device_mesh, pattern.placements
+    if isinstance(value, DTensor) and (value.device_mesh, value.placements) == (mesh, placements):
         return value
-    return distribute_tensor(whole(value).to(pattern.device), pattern.device_mesh, pattern.placements, src_data_rank=None)
+    if not isinstance(value, Rows):
+        value = Rows((whole(value),))
+    assert placements[-1] == Shard(0), f"cut along another dimension than rows: {placements}"
+    part = value.rows(*own_rows(value.shape[0], mesh)).to(pattern.device)
+    stride = torch.empty(value.shape, device="meta").stride()
+    return DTensor.from_local(part, mesh, placements, run_check=False, shape=value.shape, stride=stride)
 
 
 def norm_of_all(norm: Tensor, sharded: Tensor) -> Tensor:

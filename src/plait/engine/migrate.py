@@ -4,7 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
+
+from plait.engine.distributed import Saved
 
 VERDICTS = ("keep", "initialise", "drop", "missing")
 """keep: saved and wanted. initialise: wanted, never trained before. drop: saved, no place here. missing: was trained, not saved."""
@@ -26,7 +28,7 @@ class Row:
 
 
 def compare(
-    saved: Mapping[str, Mapping[str, Tensor]],
+    saved: Mapping[str, Mapping[str, Saved]],
     components: Mapping[str, Mapping[str, nn.Parameter]],
     wanted: Mapping[str, set[str]],
     expected: set[str],
@@ -46,7 +48,7 @@ def compare(
         held = _parameters(group, tensors)
         for name, value in held.items():
             fits = name in shapes and shapes[name] == value.shape
-            add(group, "keep" if fits else "drop", name, value.numel())
+            add(group, "keep" if fits else "drop", name, value.shape.numel())
         for name in sorted(wanted.get(group, set()) - held.keys()):
             add(group, "initialise", name, shapes[name].numel())
     for name in sorted(expected - saved["weights"].keys()):
@@ -54,7 +56,7 @@ def compare(
     return [Row(*place, len(names), sum(names.values()), tuple(names)) for place, names in sorted(found.items(), key=_by_place)]
 
 
-def _parameters(group: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _parameters(group: str, tensors: Mapping[str, Saved]) -> dict[str, Saved]:
     """The saved tensors by parameter; of the moments, the first one stands for all."""
     if group != "moments":
         return dict(tensors)

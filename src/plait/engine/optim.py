@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from plait.engine.distributed import like, local, norm_of_all
+from plait.engine.distributed import Saved, like, local, norm_of_all, whole
 from plait.engine.schedule import Moment, lr_factor, warmup_of
 from plait.errors import PlaitError
 from plait.schema import Component, Optim
@@ -156,7 +156,7 @@ def moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     return found
 
 
-def load_moments(optimizer: torch.optim.Optimizer, saved: Mapping[str, Tensor]) -> list[str]:
+def load_moments(optimizer: torch.optim.Optimizer, saved: Mapping[str, Saved]) -> list[str]:
     """Put saved moments on the parameters of the same names; returns the parameters that have none yet.
 
     Raises PlaitError when a moment's shape is not its parameter's.
@@ -171,7 +171,7 @@ def load_moments(optimizer: torch.optim.Optimizer, saved: Mapping[str, Tensor]) 
             value = saved[f"{name}.{kind}"]
             if kind != "step" and value.shape != parameter.shape:
                 raise PlaitError(f"saved moment {name}.{kind} has shape {tuple(value.shape)}, the parameter {tuple(parameter.shape)}")
-            state[kind] = (value if kind == "step" else like(value, parameter)).to(parameter.device, torch.float32, copy=True)
+            state[kind] = (whole(value) if kind == "step" else like(value, parameter)).to(parameter.device, torch.float32, copy=True)
         optimizer.state[parameter] = state
     return missing
 

@@ -14,14 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard
 
-from plait.engine.distributed import World
+from plait.engine.distributed import Rows, Saved, World, own_rows
 from plait.errors import PlaitError
 
 Groups = Mapping[str, Mapping[str, Tensor]]
@@ -95,16 +94,15 @@ def divide(groups: Groups, world: World, group: dist.ProcessGroup | None) -> tup
 def _rows(value: DTensor) -> tuple[int, Tensor | None]:
     """The first row and the rows of a tensor that this rank is to write; None when another copy's rank does, or there are none here."""
     mesh, part = value.device_mesh, value.to_local()
-    *copies, place = mesh.get_coordinate() or ()
+    *copies, _ = mesh.get_coordinate() or ()
     assert value.placements[-1] == Shard(0), f"cut along another dimension than rows: {value.placements}"
-    each = -(-value.shape[0] // mesh.size(mesh.ndim - 1))  # as torch.chunk cuts
-    return each * place, None if any(copies) or not part.shape[0] else part
+    return own_rows(value.shape[0], mesh)[0], None if any(copies) or not part.shape[0] else part
 
 
-def read(folder: Path, group: str, listed: Sequence[str]) -> dict[str, Tensor]:
-    """The whole tensors of a group, from one file or from the pieces of any number of ranks. Raises PlaitError where rows are missing."""
+def read(folder: Path, group: str, listed: Sequence[str]) -> dict[str, Saved]:
+    """The tensors of a group, in mapped files, one or the pieces of any number of ranks. Raises PlaitError where rows are missing."""
     if f"{group}.safetensors" in listed:
-        return load_file(folder / f"{group}.safetensors")
+        return dict(load_file(folder / f"{group}.safetensors"))
     pieces: dict[str, list[tuple[int, Tensor]]] = {}
     for name in sorted(name for name in listed if name.startswith(f"{group}/")):
         with safe_open(folder / name, "pt") as file:
@@ -124,10 +122,10 @@ def sizes(folder: Path, group: str, listed: Sequence[str]) -> dict[str, int]:
     return dict(sorted(found.items()))
 
 
-def _joined(folder: Path, name: str, found: Sequence[tuple[int, Tensor]]) -> Tensor:
+def _joined(folder: Path, name: str, found: Sequence[tuple[int, Tensor]]) -> Saved:
     at = 0
     for start, part in found:
         if start != at:
             raise PlaitError(f"{folder}: of {name!r} the rows from {at} to {start} are in no file")
         at += part.shape[0] if part.ndim else 0
-    return found[0][1] if len(found) == 1 else torch.cat([part for _, part in found])
+    return found[0][1] if len(found) == 1 else Rows(tuple(part for _, part in found))

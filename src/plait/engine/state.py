@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils import swap_tensors
 
 from plait.engine import optim
-from plait.engine.distributed import like, local
+from plait.engine.distributed import Rows, Saved, like, local, whole
 from plait.engine.optim import Ema
 from plait.engine.schedule import STAGE_TOKENS, TOKENS
 from plait.errors import PlaitError
@@ -45,7 +45,7 @@ class State:
     """Loss of the run's probe samples at the last save: recomputed at the next start, it shows that the same model came back."""
     optimizer: torch.optim.Optimizer | None = None
     ema: Ema | None = None
-    paused: dict[str, Tensor] = field(default_factory=dict)
+    paused: dict[str, Saved] = field(default_factory=dict)
     """Moments of parameters that do not train in this stage, kept for the stage that returns to them."""
 
     @property
@@ -106,14 +106,15 @@ class State:
         parameters = dict(self.model.named_parameters())
         weights = {name: parameters[name].detach() for name in sorted(self.ever_trained)}
         live = optim.moments(self.optimizer) if self.optimizer is not None else {}
-        return {"weights": weights, "ema": dict(self.ema.average) if self.ema else {}, "moments": {**self.paused, **live}}
+        paused = {name: whole(value) if isinstance(value, Rows) else value for name, value in self.paused.items()}
+        return {"weights": weights, "ema": dict(self.ema.average) if self.ema else {}, "moments": {**paused, **live}}
 
     def facts(self) -> dict[str, Any]:
         """The state's plain numbers and names, for the manifest."""
         place = {name: getattr(self, name) for name in _PLACE}
         return {**place, "totals": self.totals, "trained": sorted(self.ever_trained)}
 
-    def restore(self, facts: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Tensor]]) -> None:
+    def restore(self, facts: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Saved]]) -> None:
         """Become the saved state. Moments wait in `paused` until `begin`; averages until an EMA wants them.
 
         Raises PlaitError when a saved weight has no parameter of its name and shape here.
@@ -127,11 +128,13 @@ class State:
         self.paused = dict(tensors["moments"])
         if tensors["ema"]:
             self.ema = Ema(1.0, 0)
-            self.ema.average = {name: value.to(device_of(self.model), torch.float32, copy=True) for name, value in tensors["ema"].items()}
+            self.ema.average = {
+                name: whole(value).to(device_of(self.model), torch.float32, copy=True) for name, value in tensors["ema"].items()
+            }
 
 
 @torch.no_grad()
-def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+def load_weights(model: nn.Module, weights: Mapping[str, Saved]) -> None:
     """Copy saved weights onto the parameters of the same names, in float32: what was ever trained keeps its full precision.
 
     Raises PlaitError naming the first weight without a parameter of its name and shape.
@@ -149,7 +152,7 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
         if isinstance(parameter, DTensor):
             local(parameter).copy_(local(like(value, parameter)))
         else:
-            parameter.data = value.to(device=parameter.device, dtype=torch.float32, copy=True)
+            parameter.data = whole(value).to(device=parameter.device, dtype=torch.float32, copy=True)
 
 
 def device_of(model: nn.Module) -> torch.device:
