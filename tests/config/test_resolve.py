@@ -1,6 +1,7 @@
 """Layers, origins, stages, the way back to YAML, and differences."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from plait import config
+from plait import config, schema
 from plait.config import RunConfig, Train, difference
 
 from .conftest import BASE, model_config
@@ -30,6 +31,16 @@ stages:
     data: {train: [{source: scenes, weight: 2}, {source: shards, path: a.tar}]}
 """
 )
+
+
+SECTIONS = [one for one in vars(schema).values() if isinstance(one, type) and issubclass(one, schema.Section)]
+
+
+@pytest.mark.parametrize("section", SECTIONS, ids=lambda one: one.__name__)
+def test_every_setting_is_on_the_page_of_settings(section) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "configuration.md").read_text(encoding="utf-8")
+    names = [field.alias or name for name, field in section.model_fields.items()]
+    assert [name for name in names if not re.search(rf"\b{name}\b", page)] == []
 
 
 def test_defaults_are_those_of_the_classes(load) -> None:
