@@ -11,7 +11,7 @@ import pytest
 from plait.engine import heartbeat, watchdog
 from tests import ranks, toy_family
 
-LIMIT = ("guard.hang_timeout_s=2", "train.steps=4000", "evaluate=[]", "checkpoint.best=null")
+LIMIT = ("guard.hang_timeout_s=4", "train.steps=4000", "evaluate=[]", "checkpoint.best=null")
 
 
 def dawdle(*_):
@@ -54,7 +54,7 @@ def test_a_late_rank_is_named_with_its_stacks_before_the_collective_gives_up(tmp
     assert ranks.codes(ranks.start(2, late_rank, recipe, run, rank, where, how)) == [1, 1]
     assert time.monotonic() - began < 2 * watchdog.PATIENCE * 2 + 30  # the sleeper would sleep on, and the collective wait
     text = capfd.readouterr().err
-    assert re.search(rf"plait: rank [01]: {said}\d*, with nothing done for 2 s \(guard.hang_timeout_s\); what each rank does", text)
+    assert re.search(rf"plait: rank [01]: {said}\d*, with nothing done for 4 s \(guard.hang_timeout_s\); what each rank does", text)
     assert how.__name__ in watchdog.stacks_of(run, rank).read_text()
     assert how.__name__ not in watchdog.stacks_of(run, 1 - rank).read_text()
 
