@@ -40,6 +40,7 @@ class Watchdog:
 
     def __enter__(self) -> "Watchdog":
         self.stacks = open(stacks_of(self.heart.run, self.heart.rank), "w", encoding="utf-8")
+        self._arm()  # before the thread's first look, for which Python's lock may never be free
         self._thread.start()
         return self
 
@@ -59,13 +60,18 @@ class Watchdog:
             if self.parent is not None and os.getppid() != self.parent:
                 self.parent = None
                 os.kill(os.getpid(), signal.SIGTERM)  # nobody is left to start this rank again or to end it: save and stop
-            if self.timeout_s is None:
-                faulthandler.cancel_dump_traceback_later()
-                continue
-            allowed_s = self.timeout_s * (PATIENCE if self.heart.name in SETTING_UP else 1)
-            faulthandler.dump_traceback_later(allowed_s + self.poll_s, exit=True, file=self.stacks)
-            if time.monotonic() - self.heart.last_s > allowed_s:
+            allowed_s = self._arm()
+            if allowed_s is not None and time.monotonic() - self.heart.last_s > allowed_s:
                 self._end(allowed_s)
+
+    def _arm(self) -> float | None:
+        """Have faulthandler end this rank should nothing else be able to; returns how long the rank may be silent now."""
+        if self.timeout_s is None:
+            faulthandler.cancel_dump_traceback_later()
+            return None
+        allowed_s = self.timeout_s * (PATIENCE if self.heart.name in SETTING_UP else 1)
+        faulthandler.dump_traceback_later(allowed_s + self.poll_s, exit=True, file=self.stacks)
+        return allowed_s
 
     def _end(self, allowed_s: float) -> None:
         faulthandler.dump_traceback(self.stacks)
