@@ -85,6 +85,7 @@ FAMILY = SimpleNamespace(
     Inputs=Inputs,
     Loss=Loss,
     benches={},
+    monitors=None,
 )
 
 

@@ -33,10 +33,12 @@ def evaluate(path: Path, bench: str, *, samples: int | None, batch: int, show: i
         if bench == evaluation.LOSS:
             figures = evaluation.held_out_loss(built.model, loss, held.batches(entry), world, config.train.precision)
         else:
-            chosen, inputs = held.samples(entry), built.inputs(config, train=False)
-            figures, rows = evaluation.run_bench(
-                built.family.benches[bench], built.model, chosen, inputs, batch, world, config.train.precision
-            )
+            judge, chosen, inputs = built.family.benches[bench], held.samples(entry), built.inputs(config, train=False)
+            if judge.pictures is not None:
+                inputs.moment = f"step-{found.step:08d}"
+            figures, rows = evaluation.run_bench(judge, built.model, chosen, inputs, batch, world, config.train.precision)
+            if judge.pictures is not None and world.first:
+                judge.pictures(rows)
         folder = out or found.folder.parent.parent / "eval" / f"{bench}-step-{found.step:08d}"
         if world.first:
             files.write_json(folder / "metrics.json", {"checkpoint": str(found.folder), "bench": bench, "samples": samples, **figures})
@@ -53,15 +55,18 @@ def _answers(folder: Path, bench: str, rows: Sequence[dict[str, Any]], samples: 
     cards = [card(row, sample) for row, sample in zip(rows[:_PICTURES], samples[:_PICTURES], strict=True)]
     sheet, page = gallery.write(folder, f"{bench}: {len(rows)} held-out answers", cards)
     print(f"  pictures and answers     {sheet} and {page}")
-    for row in rows[:show]:
+    for row in [row for row in rows if "answer" in row][:show]:
         mark = {True: "right", False: "wrong"}.get(row.get("correct"), "")  # type: ignore[arg-type]
         print(f"  {row['id']}: {row.get('question', '')} -> {row.get('answer', '')!r} (gold {row.get('gold', '')!r}) {mark}")
 
 
 def card(row: dict[str, Any], sample: Any) -> gallery.Card:
-    """One answer beside its pictures."""
-    pictures = [images.decode(data).permute(1, 2, 0).numpy() for data in sample["images"]]
-    text = [(f"{row.get('question', '')}\n", False), (str(row.get("answer", "")), True), (f"\ngold: {row.get('gold', '')}", False)]
+    """One answer beside its pictures; a drawn one is shown last."""
+    drawn = [Path(row["picture"]).read_bytes()] if "picture" in row else []
+    pictures = [images.decode(data).permute(1, 2, 0).numpy() for data in [*sample["images"], *drawn]]
+    text = [(row.get("question", row.get("caption", "")), False)]
+    if "answer" in row:
+        text += [("\n", False), (str(row["answer"]), True), (f"\ngold: {row.get('gold', '')}", False)]
     return gallery.Card(pictures=pictures, text=text, title=str(row["id"]), verdict=row.get("correct"), notes={})
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from plait import gallery, parts
 from plait.data import images, paths, sources
 from plait.data import index as indexes
+from plait.data.buckets import contents_of
 from plait.data.order import Ordering, SampleId
 from plait.data.preparation import Bad, Preparation
 from plait.errors import PlaitError
@@ -109,7 +110,8 @@ def _draw_stage(view: StageView, family: ModuleType, section: Any, assets: Path,
         seen.append(_Seen(found.id, sample, example, shown, cut))
         bad += found.bad
     title = f"{split}, stage {view.index} ({view.name}): the first {len(seen)} samples as the model sees them"
-    facts = [*_data(seen, opened), *_figures(seen), *_batch(seen, family, section, inputs, config), *_trouble(seen, bad, config)]
+    buckets = contents_of(opened, config.train.global_batch)
+    facts = [*_data(seen, opened), *buckets, *_figures(seen), *_batch(seen, family, section, inputs, config), *_trouble(seen, bad, config)]
     several = len(opened) > 1
     cards = [_card(one, opened[one.id.source].name if several else None) for one in seen] + [_bad_card(one, opened) for one in bad]
     sheet, page = gallery.write(out, title, cards, legend=_LEGEND, facts=facts)

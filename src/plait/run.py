@@ -80,7 +80,8 @@ def _attempt(resolved: Resolved, options: Options, world: World, signals: Signal
         since = start.resume(state, built, resolved.stages, run, world, options.allow_inexact) if going_on else None
         if since is None and config.from_:
             start.begin_from(state, built, resolved.stages[0], run, world, options.allow_inexact)
-        tracker = open_tracker(run, config, rundir.identity(run), state) if world.first else Tracker(None, [])
+        monitors = built.family.monitors(built.section) if built.family.monitors is not None else []
+        tracker = open_tracker(run, config, rundir.identity(run), state, monitors) if world.first else Tracker(None, [])
         with contextlib.closing(tracker):
             for view in wanted(resolved, options.only, state):
                 state.enter(view.index)

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from plait import __version__, parts, start
+from plait.announcement import announce
 from plait.conflicts import schedule_conflicts
 from plait.data.loader import Loader, StepBatch
 from plait.data.order import SampleId, digest
@@ -282,6 +283,7 @@ class Stage:
             precision,
             self._asked,
             self.tracker.row,
+            self.tracker.pictures,
             gathered=self.built.sharding.gathered,
         )
 
@@ -385,15 +387,3 @@ def cut(config: RunConfig, world: World) -> dict[str, Any]:
     data = config.data
     workers = {"workers": data.workers, "kind": data.worker_kind, "prefetch": data.prefetch, "pin": world.device.type == "cuda"}
     return {"rank": world.rank, "world": world.size, "micro_batch": micro, **workers}
-
-
-def announce(
-    view: StageView, trained: dict[str, dict[str, Any]], components: dict[str, dict[str, Any]], opened: list[Any], steps: int
-) -> None:
-    """Say what the stage trains, on what, for how long."""
-    total = sum(value.numel() for part in components.values() for value in part.values())
-    counts = {name: sum(value.numel() for value in part.values()) for name, part in trained.items()}
-    shown = ", ".join(f"{name} {count:,}" for name, count in counts.items())
-    data = ", ".join(f"{source.name} {len(source):,}" for source in opened)
-    print(f"stage {view.index} {view.name}: trains {shown} of {total:,} parameters ({sum(counts.values()) / total:.2%})")
-    print(f"data: {data} samples; {steps:,} steps of {view.config.train.global_batch}")

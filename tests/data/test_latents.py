@@ -6,7 +6,7 @@ import pickle
 import numpy as np
 import pytest
 
-from plait.data.buckets import order_of
+from plait.data.buckets import contents_of, order_of
 from plait.data.latents import Latents
 from plait.data.loader import Loader
 from plait.data.sources import open_source
@@ -181,6 +181,16 @@ def test_the_table_counts_samples_tokens_and_batches(root):
         {"bucket": "40x24", "samples": 6, "tokens": 18, "batches": 1, "left_over": 2},
         {"bucket": "24x40", "samples": 5, "tokens": 15, "batches": 1, "left_over": 1},
     ]
+
+
+def test_what_each_bucket_holds_is_said_and_all_together(root):
+    assert contents_of([Latents(str(root), {})], 4) == [
+        ("bucket 32x32", "9 samples, 27 text tokens, 2 batches of 4 an epoch, 1 carried over"),
+        ("bucket 40x24", "6 samples, 18 text tokens, 1 batches of 4 an epoch, 2 carried over"),
+        ("bucket 24x40", "5 samples, 15 text tokens, 1 batches of 4 an epoch, 1 carried over"),
+        ("bucket all", "20 samples, 60 text tokens, 4 batches of 4 an epoch, 4 carried over"),
+    ]
+    assert contents_of([range(9)], 4) == []
 
 
 class Shapes:

@@ -5,6 +5,7 @@ import os
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -134,3 +135,50 @@ def test_the_screen_degrades_to_plain_lines_with_time_left():
         "projection 5/10  held out: loss 2",
         "projection 5/10  held out: loss 2  loss/text 4",
     ]
+
+
+def told(tmp_path, monitors, rows):
+    """The rows of the file after a tracker with these monitors took `rows`."""
+    tracker = Tracker(tmp_path, [], None, monitors)
+    for row in rows:
+        tracker.row(row)
+    return files.read_rows(tmp_path / "metrics.jsonl")
+
+
+def every_other():
+    """A monitor that speaks of every second row it reads."""
+    seen = []
+    return lambda row: seen.append(row) or ([f"step {row['step']}: second"] if len(seen) % 2 == 0 else [])
+
+
+def test_what_a_monitor_says_is_recorded_in_its_row(tmp_path):
+    rows = told(tmp_path, [every_other()], [{**ROW, "step": step} for step in (1, 2, 3)])
+    assert [row.get("warnings") for row in rows] == [None, ["step 2: second"], None]
+
+
+def test_after_a_resume_monitors_know_what_they_knew(tmp_path):
+    told(tmp_path, [every_other()], [{**ROW, "step": step, "eval/x": math.nan} for step in (1, 2, 3)])
+    seen = []
+    monitor = every_other()
+    config = make_config(track={"tensorboard": False})
+    again = open_tracker(tmp_path, config, "id", State(Net(), step=3, judged=3), [monitor, lambda row: seen.append(row["eval/x"]) or []])
+    again.row({**ROW, "step": 4, "eval/x": 0.0})
+    assert files.read_rows(tmp_path / "metrics.jsonl")[-1]["warnings"] == ["step 4: second"]
+    assert all(isinstance(value, float) for value in seen) and len(seen) == 4  # "nan" in the file is a number again
+
+
+def test_warnings_are_shown_on_the_screen(tmp_path):
+    screen = Screen()
+    screen.console = Console(file=io.StringIO(), force_terminal=False)
+    tracker = Tracker(tmp_path, [], screen, [lambda row: ["lower optim.lr [now]"]])
+    tracker.row({"step": 5, "eval/loss": 1.0})
+    assert screen.console.file.getvalue().splitlines()[-1] == "warning: lower optim.lr [now]"
+
+
+@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")
+def test_tensorboard_shows_pictures(tmp_path):
+    mirror = TensorBoard(tmp_path, 0)
+    Tracker(tmp_path, [mirror]).pictures(4, {"grid/8x4": np.full((4, 8, 3), 200, np.uint8)})
+    mirror.close()
+    (event,) = EventAccumulator(str(tmp_path / "events")).Reload().Images("grid/8x4")
+    assert (event.step, event.width, event.height) == (4, 8, 4)

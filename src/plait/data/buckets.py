@@ -118,6 +118,22 @@ def bucket_of(source: Any, index: int) -> range:
     raise IndexError(f"sample {index} of {begin}")
 
 
+def contents_of(sources: Sequence[Any], global_batch: int) -> list[tuple[str, str]]:
+    """Every bucket and what it holds, and all together; nothing where no source has buckets of its own. None is dropped unsaid."""
+    rows = [row for source in sources if getattr(source, "groups", None) for row in source.table(global_batch)]
+    if not rows:
+        return []
+    total = {name: sum(row[name] for row in rows) for name in ("samples", "tokens", "batches", "left_over")}
+    return [
+        (
+            f"bucket {row['bucket']}",
+            f"{row['samples']:,} samples, {row['tokens']:,} text tokens, {row['batches']:,} batches of {global_batch} an epoch, "
+            f"{row['left_over']:,} carried over",
+        )
+        for row in [*rows, {"bucket": "all", **total}]
+    ]
+
+
 def order_of(sources: Sequence[Any], weights: Sequence[float], seed: int, global_batch: int) -> Order | BucketOrder:
     """The order for `sources`: in buckets when any of them has several, or when two of them have buckets of their own."""
     groups = [groups_of(source) for source in sources]

@@ -33,6 +33,13 @@ class Bench(Protocol):
     def summarise(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         """Figures from the rows of all samples."""
 
+    @property
+    def pictures(self) -> Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]] | None:
+        """For a bench that draws: its pictures by name (uint8, H x W x 3), from the rows of all samples.
+
+        Such a bench writes files as it predicts, into the folder that `inputs.moment` names.
+        """
+
 
 @dataclass(frozen=True)
 class HeldOut:
@@ -122,6 +129,7 @@ class Evaluations:
     precision: str
     asked: Callable[[], bool]
     record: Callable[[Row], None]
+    show: Callable[[int, Mapping[str, Any]], None] = lambda step, pictures: None
     interrupted: bool = False
     gathered: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
     """Holds all weights whole on this rank while a bench runs: each rank answers its own samples, at its own pace."""
@@ -139,7 +147,7 @@ class Evaluations:
         try:
             with judged(state) as model:
                 for entry in due:
-                    figures |= {label(entry.bench, name): value for name, value in self.measure(entry, model).items()}
+                    figures |= {label(entry.bench, name): value for name, value in self.measure(entry, model, state.step).items()}
         except _Interrupted:
             self.interrupted = True
             return {}
@@ -153,13 +161,18 @@ class Evaluations:
                 raise _Interrupted
             yield part
 
-    def measure(self, entry: Evaluate, model: nn.Module) -> dict[str, float]:
-        """The figures of one entry."""
+    def measure(self, entry: Evaluate, model: nn.Module, step: int) -> dict[str, float]:
+        """The figures of one entry; what it drew is shown."""
         if entry.bench == LOSS:
             return held_out_loss(model, self.loss, self._watched(self.held_out.batches(entry)), self.world, self.precision)
         bench, samples = self.benches[entry.bench], self.held_out.samples(entry)
+        if bench.pictures is not None:
+            self.inputs.moment = f"step-{step:08d}"
         with self.gathered():
-            return run_bench(bench, model, samples, self.inputs, entry.batch, self.world, self.precision, self._watched)[0]
+            figures, rows = run_bench(bench, model, samples, self.inputs, entry.batch, self.world, self.precision, self._watched)
+        if bench.pictures is not None and self.world.first:
+            self.show(step, {label(entry.bench, name): picture for name, picture in bench.pictures(rows).items()})
+        return figures
 
 
 def label(bench: str, figure: str) -> str:

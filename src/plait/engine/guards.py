@@ -20,14 +20,12 @@ def audit(model: nn.Module) -> list[str]:
     """What is odd about the gradients of a stage's first step, one line each: trainable without one, frozen with one."""
     idle = [name for name, value in model.named_parameters() if value.requires_grad and value.grad is None]
     leaking = [name for name, value in model.named_parameters() if not value.requires_grad and value.grad is not None]
-    lines = []
-    if idle:
-        lines.append(f"audit: {len(idle)} trainable parameters got no gradient in the first step and will not move: {some(idle)}")
     if leaking:
         raise Stopped(
             f"audit: {len(leaking)} frozen parameters have a gradient: {some(leaking)}; this is a defect of plait, please report it"
         )
-    return lines
+    said = f"audit: {len(idle)} trainable parameters got no gradient in the first step and will not move: {some(idle)}"
+    return [said] if idle else []
 
 
 @dataclass

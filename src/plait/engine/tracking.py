@@ -2,10 +2,11 @@
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from tensorboard.compat.proto.summary_pb2 import Summary
@@ -17,6 +18,10 @@ from plait.engine.wandb_mirror import WandB
 from plait.schema import RunConfig
 
 _LINE_EVERY_S = 10.0
+_NOT_FINITE = ("nan", "inf", "-inf")
+
+Monitor = Callable[[Mapping[str, Any]], list[str]]
+"""Reads every recorded row, in order, and answers with advice when something has gone wrong."""
 
 
 class Mirror(Protocol):
@@ -25,12 +30,19 @@ class Mirror(Protocol):
     def row(self, row: Mapping[str, Any]) -> None:
         """Take one row; must return at once."""
 
+    def pictures(self, step: int, pictures: Mapping[str, np.ndarray]) -> None:
+        """Take pictures (uint8, H x W x 3) by name; must return at once."""
+
     def close(self) -> None:
         """Finish within seconds."""
 
 
 def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _number(value: Any) -> Any:
+    return float(value) if value in _NOT_FINITE else value
 
 
 class TensorBoard:
@@ -45,6 +57,11 @@ class TensorBoard:
         values = [Summary.Value(tag=name, simple_value=value) for name, value in numbers]
         assert self.writer.file_writer is not None
         self.writer.file_writer.add_summary(Summary(value=values), row["step"])
+
+    def pictures(self, step: int, pictures: Mapping[str, np.ndarray]) -> None:
+        """Add them to the page's images."""
+        for name, picture in pictures.items():
+            self.writer.add_image(name, picture, step, dataformats="HWC")
 
     def close(self) -> None:
         """Flush the event file."""
@@ -96,8 +113,12 @@ class Screen:
             left_s = (self.said_s - self.began_s) / max(1, step - self.first) * (self.stop - step)
             self._say(f"{self.stage} {step}/{self.stop}  {text}  {_clock(left_s)} left")
 
+    def warn(self, line: str) -> None:
+        """Say what a monitor found."""
+        self._say(f"warning: {line}")
+
     def _say(self, line: str) -> None:
-        self.console.print(line, highlight=False, soft_wrap=True)
+        self.console.print(line, highlight=False, soft_wrap=True, markup=False)
 
     def close(self) -> None:
         """Leave the terminal as it was."""
@@ -106,11 +127,14 @@ class Screen:
 
 
 class Tracker:
-    """Writes every row to `metrics.jsonl` first, then to the mirrors. A tracker of no run (ranks above 0) does nothing."""
+    """Writes every row to `metrics.jsonl` first, then to the mirrors. A tracker of no run (ranks above 0) does nothing.
 
-    def __init__(self, run: Path | None, mirrors: Sequence[Mirror], screen: Screen | None = None):
+    What monitors say of a row is recorded in it as `warnings`, and shown.
+    """
+
+    def __init__(self, run: Path | None, mirrors: Sequence[Mirror], screen: Screen | None = None, monitors: Sequence[Monitor] = ()):
         self.path = run / "metrics.jsonl" if run is not None else None
-        self.mirrors, self.screen = mirrors, screen
+        self.mirrors, self.screen, self.monitors = mirrors, screen, monitors
 
     def begin(self, stage: str, step: int, stop: int) -> None:
         """A stage starts or continues at `step`."""
@@ -120,11 +144,25 @@ class Tracker:
     def row(self, row: Mapping[str, Any]) -> None:
         """Record one row; it has a `step`: it describes the moment after that many updates."""
         if self.path is not None:
+            warnings = self.watch(row)
+            row = {**row, "warnings": warnings} if warnings else row
             files.append_rows(self.path, [{name: _plain(value) for name, value in row.items()}])
             for mirror in self._all():
                 mirror.row(row)
+            if self.screen is not None:
+                for line in warnings:
+                    self.screen.warn(line)
 
-    def _all(self) -> list[Mirror]:
+    def watch(self, row: Mapping[str, Any]) -> list[str]:
+        """What the monitors say of the row; they remember it."""
+        return [line for monitor in self.monitors for line in monitor(row)]
+
+    def pictures(self, step: int, pictures: Mapping[str, np.ndarray]) -> None:
+        """Show pictures by name where pictures can be shown."""
+        for mirror in self.mirrors:
+            mirror.pictures(step, pictures)
+
+    def _all(self) -> list[Mirror | Screen]:
         return [*self.mirrors, *([self.screen] if self.screen is not None else [])]
 
     def close(self) -> None:
@@ -133,8 +171,11 @@ class Tracker:
             mirror.close()
 
 
-def open_tracker(run: Path, config: RunConfig, identity: str, state: State) -> Tracker:
-    """The tracker of a run that continues at `state`: rows of what will be run again are dropped, so that none is doubled."""
+def open_tracker(run: Path, config: RunConfig, identity: str, state: State, monitors: Sequence[Monitor] = ()) -> Tracker:
+    """The tracker of a run that continues at `state`: rows of what will be run again are dropped, so that none is doubled.
+
+    Monitors read the rows that stay, so that they know what they knew, and say nothing twice.
+    """
     step = state.step
 
     def done(row: Mapping[str, Any]) -> bool:
@@ -145,7 +186,10 @@ def open_tracker(run: Path, config: RunConfig, identity: str, state: State) -> T
     mirrors: list[Mirror] = [TensorBoard(run, step)] if config.track.tensorboard else []
     if config.track.wandb is not None:
         mirrors.append(WandB(run, config.track.wandb, config.model_dump(mode="json", by_alias=True), identity))
-    return Tracker(run, mirrors, Screen())
+    tracker = Tracker(run, mirrors, Screen(), monitors)
+    for row in files.read_rows(run / "metrics.jsonl"):
+        tracker.watch({name: _number(value) for name, value in row.items()})
+    return tracker
 
 
 def _clock(seconds: float) -> str:

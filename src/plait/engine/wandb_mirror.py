@@ -14,6 +14,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
+
 from plait.schema import Wandb
 
 _CLOSE_TIMEOUT_S = 15.0  # for the last rows, when the run ends
@@ -46,6 +48,9 @@ class WandB:
 
     def row(self, row: Mapping[str, Any]) -> None:
         """The child finds it in the file."""
+
+    def pictures(self, step: int, pictures: Mapping[str, np.ndarray]) -> None:
+        """They stay here, in TensorBoard and as files of the run: only what is in `metrics.jsonl` travels."""
 
     def close(self) -> None:
         """Give the child some seconds to send what is left, then end it."""

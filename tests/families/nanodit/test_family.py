@@ -266,6 +266,8 @@ def test_prompts_and_latents_go_through_the_encoders_of_the_shards(make, directo
     with Image.open(tmp_path / "out" / "000-seed-0.png") as picture:
         assert picture.size == (32, 16)
     shown = pictures.decoder(inputs, torch.device("cpu"))(torch.zeros(1, 12, 4, 8))[0]
+    example = inputs.encode(sample(1, vae=np.zeros((12, 4, 8)), dinov3=np.zeros(64)), 1)
+    assert np.array_equal(family.inspect(inputs, sample(1), example)["images"][0], shown)
     assert np.array_equal(shown, codec.decode(torch.full((1, 12, 4, 8), 0.5))[0].permute(1, 2, 0).numpy())
 
 
@@ -296,5 +298,13 @@ def test_the_contact_sheet_shows_picture_caption_and_draws(make):
     _, _, inputs = make()
     shown = family.inspect(inputs, sample(1), inputs.encode(sample(1), 1))
     assert shown["images"][0].shape == (8, 8, 3) and shown["images"][0].dtype == np.uint8
-    assert shown["text"] == [("caption 1", True)]
-    assert shown["notes"]["text tokens"] == 3
+    assert shown["text"] == [("caption 1", False)]
+    assert (shown["notes"]["caption"], shown["notes"]["text tokens"]) == ("shown", 3)
+    assert shown["notes"]["picture"] == "three latent channels: model.metadata names no decoder"
+
+
+def test_the_contact_sheet_shows_a_mirrored_sample_with_its_mirrored_caption(make):
+    _, _, inputs = make(inputs={"train": True}, flip={"probability": 1.0}, text="words", words=64)
+    one = sample(1, said="a dot on the left")
+    shown = family.inspect(inputs, one, inputs.encode(one, 1))
+    assert shown["text"] == [("a dot on the right", False)] and shown["notes"]["mirrored"]

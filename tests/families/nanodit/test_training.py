@@ -126,3 +126,22 @@ def test_two_ranks_that_share_the_weights_equal_one(tmp_path, shards):
         numbers = {name: value for name, value in alone.items() if name.startswith(("loss", "grad_norm", "eval/loss"))}
         assert {name: together[name] for name in numbers} == pytest.approx(numbers, rel=1e-4)  # fp32; sums in another order
         assert alone.get("ids") == together.get("ids")
+
+
+def test_training_draws_a_grid_per_bucket_and_tells_what_the_monitors_see(tmp_path, shards, capfd):
+    bench = "--evaluate=[{bench: grid, every_steps: 4, samples: 8, batch: 8}, {bench: divergence, every_steps: 4, samples: 4}]"
+    path = tmp_path / "x.yaml"
+    path.write_text(TEXT.replace("SHARDS", str(shards)).replace("WORKERS", "0"))
+    arguments = [f"--run={tmp_path / 'run'}", "--train.steps=4", "--model.sampling={steps: 1}", f"--model.metadata={shards}", bench]
+    assert main(["train", str(path), *arguments, "--track.tensorboard=true"]) == 0
+    said = capfd.readouterr()
+    assert "bucket 32x32       " in said.out and "batches of 4 an epoch" in said.out
+    assert "warning: optim.ema.decay = 0.9 has a half-life of 7 updates, more than a fifth of the 4 steps" in said.out
+    folder = tmp_path / "run" / "validation" / "step-00000004"
+    drawn = {file.stem.removeprefix("grid-") for file in folder.glob("grid-*.png")}
+    (event,) = (tmp_path / "run" / "events").iterdir()
+    assert drawn and drawn <= set(BUCKETS.split(",")) and all(f"grid/{size}".encode() in event.read_bytes() for size in drawn)
+    assert sum(not file.name.startswith("grid-") for file in folder.glob("*.png")) == 8
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    (lines,) = [row["warnings"] for row in rows if "warnings" in row]
+    assert "the conditions are not used" in lines[0] and "warning: step 4: samples by text alone" in said.err

@@ -30,6 +30,7 @@ class Bench:
     """Rows of predictions, and figures from them."""
 
     score: Score
+    pictures: None = None
 
     def predict(self, model: Molmo, samples: Sequence[Sample], inputs: Inputs, *, batch: int) -> list[Row]:
         """One row per sample, in their order; none is dropped. A sample that cannot be read says so in its row."""

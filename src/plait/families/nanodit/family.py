@@ -8,10 +8,11 @@ from plait.errors import PlaitError
 from plait.families.nanodit.config import Config
 from plait.families.nanodit.evaluate import benches
 from plait.families.nanodit.generate import GenerateOptions, generate
-from plait.families.nanodit.inputs import Inputs, inspect
+from plait.families.nanodit.inputs import Inputs
 from plait.families.nanodit.loss import Loss
 from plait.families.nanodit.model import blocks, build, components, forward_flops
 from plait.families.nanodit.monitors import monitors
+from plait.families.nanodit.pictures import inspect
 from plait.files import write_whole
 
 __all__ = [

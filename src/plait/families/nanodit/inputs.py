@@ -44,7 +44,7 @@ class Conditions:
 
 @dataclass(frozen=True)
 class Example:
-    """One sample as the loss takes it: `x0` and `noise` (C, H, W) float32, t, and the conditions that stay."""
+    """One sample as the loss takes it: `x0` and `noise` (C, H, W) float32, t, the conditions that stay; the caption as x0 is mirrored."""
 
     x0: Tensor
     noise: Tensor
@@ -94,7 +94,8 @@ class Inputs:
             kept = flow.draw_kept(config.dropout, rng(key, "conditions"))
             found = found.only(text=kept.text, image=kept.image)
         t = flow.draw_time(config.time, rng(key, "time"))
-        return Example(x0.flip(-1) if mirrored else x0, noise(x0.shape, key), t, found, caption(sample), mirrored)
+        said = captions.swap(caption(sample)) if mirrored else caption(sample)
+        return Example(x0.flip(-1) if mirrored else x0, noise(x0.shape, key), t, found, said, mirrored)
 
     def clean(self, sample: Sample) -> Tensor:
         """x0 (C, H, W) float32: the shard's latents, which the source has normalised, or pixels in [-1, 1]."""
@@ -207,23 +208,3 @@ def _array(sample: Sample, name: str, dtype: torch.dtype) -> Tensor:
     if name not in found:
         raise BadSample(f"no array {name!r} in the sample; it has {', '.join(sorted(found)) or 'none'}")
     return torch.tensor(found[name], dtype=dtype)  # a copy: the arrays may be views of a shard
-
-
-def inspect(inputs: Inputs, sample: Sample, example: Example) -> dict[str, Any]:
-    """What the model sees of one example: its picture (the first three channels of latents, scaled), its caption, and the draws."""
-    shown = example.x0[:3].expand(3, -1, -1) if example.x0.shape[0] < 3 else example.x0[:3]
-    if inputs.config.space == "latents":
-        shown = shown / shown.abs().amax().clamp(min=1e-6)
-    kept = example.conditions
-    notes = {
-        "size": "x".join(str(side) for side in reversed(example.x0.shape[-2:])),
-        "t": round(example.t, 3),
-        "text tokens": 0 if kept.text is None else len(kept.text),
-        "image": "shown" if kept.image is not None else "none",
-        "mirrored": example.mirrored,
-    }
-    return {
-        "images": [images.from_unit(shown).permute(1, 2, 0).numpy()],
-        "text": [(example.caption, kept.text is not None)],
-        "notes": notes,
-    }

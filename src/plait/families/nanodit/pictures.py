@@ -1,5 +1,6 @@
 """Drawn samples as pictures: decoded, written as PNG with the settings that made them, and laid out in grids."""
 
+import functools
 import io
 import json
 import re
@@ -14,7 +15,8 @@ from PIL import Image, PngImagePlugin
 from torch import Tensor
 
 from plait.data import images
-from plait.families.nanodit.inputs import Inputs
+from plait.errors import PlaitError
+from plait.families.nanodit.inputs import Example, Inputs, Sample
 from plait.files import write_whole
 from plait.nn import encoders
 
@@ -80,14 +82,53 @@ def tile(pictures: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def grids(rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
-    """One grid per size of the pictures that bench `grid` wrote."""
-    sizes: dict[str, list[np.ndarray]] = defaultdict(list)
+    """One grid per size of the pictures that a bench wrote, kept beside them as grid-SIZE.png with their captions."""
+    sizes: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for row in rows:
-        with Image.open(row["picture"]) as picture:
-            sizes[row["size"]].append(np.array(picture.convert("RGB")))
-    return {size: tile(found) for size, found in sizes.items()}
+        sizes[row["size"]].append(row)
+    found = {}
+    for size, some in sizes.items():
+        found[size] = tile([read(Path(row["picture"])) for row in some])
+        write(
+            Path(some[0]["picture"]).with_name(f"grid-{size}.png"),
+            found[size],
+            {"size": size, "captions": [row["caption"] for row in some]},
+        )
+    return found
+
+
+def read(path: Path) -> np.ndarray:
+    """A picture as uint8, H x W x 3."""
+    with Image.open(path) as picture:
+        return np.array(picture.convert("RGB"))
 
 
 def file_name(identity: str) -> str:
     """An id as a file name."""
     return re.sub(r"[^\w.-]+", "_", identity)
+
+
+def inspect(inputs: Inputs, sample: Sample, example: Example) -> dict[str, Any]:
+    """What the model sees of one example: its picture, its caption, and the draws. Where latents cannot be decoded it says why."""
+    show, unseen = _shown(inputs)
+    kept = example.conditions
+    notes = {
+        "size": "x".join(str(side) for side in reversed(example.x0.shape[-2:])),
+        "t": round(example.t, 3),
+        "text tokens": 0 if kept.text is None else len(kept.text),
+        "caption": "none" if kept.text is None else "shown",
+        "image": "none" if kept.image is None else "shown",
+        "mirrored": example.mirrored,
+        **({"picture": unseen} if unseen else {}),
+    }
+    return {"images": show(example.x0[None]), "text": [(example.caption, False)], "notes": notes}
+
+
+@functools.lru_cache(maxsize=2)
+def _shown(inputs: Inputs) -> tuple[Decoder, str]:
+    """The decoder of these inputs; without one, the first channels as colours, and the reason."""
+    try:
+        found = decoder(inputs, torch.device("cpu"))
+    except PlaitError as error:
+        return as_colours, f"three latent channels: {error}"
+    return found, "three latent channels: model.metadata names no decoder" if found is as_colours else ""

@@ -27,6 +27,7 @@ class Bench:
 
     predict: Callable[..., list[Row]]
     summarise: Callable[[Sequence[Mapping[str, Any]]], dict[str, float]]
+    pictures: None = None
 
 
 def normalise(text: str) -> str:
