@@ -1,0 +1,163 @@
+"""Every named dataset, read from tiny copies of its published files; and what is wrong with one, in one line."""
+
+from pathlib import Path
+
+import pytest
+
+from plait.data.sources import Absent
+from plait.errors import BadSample, PlaitError
+from plait.families.molmo import datasets
+from plait.families.molmo.datasets import DATASETS, open_dataset
+from plait.schema import Source
+from tests.families.molmo import published_sets
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return published_sets.write_all(tmp_path_factory.mktemp("datasets"))
+
+
+def opened(root, name, split, **more):
+    return open_dataset(Source(source="dataset", name=name, **more), split, root=root, cache=None)
+
+
+def said(sample):
+    """(question, answer) of every annotation."""
+    told = [one["messages"] for one in sample.get("annotations", [])] or [sample["messages"]]
+    return [tuple(turn["content"] for turn in turns) for turns in told]
+
+
+SPLITS = [(name, split) for name, spec in DATASETS.items() for split in spec.splits]
+
+
+@pytest.mark.parametrize(("name", "split"), SPLITS, ids=[f"{name}-{split}" for name, split in SPLITS])
+def test_every_dataset_and_split_gives_pictures_and_answers(root, name, split):
+    source = opened(root, name, split)
+    for i in {0, len(source) - 1}:
+        sample = source[i]
+        assert sample["images"][0][:4] == b"\x89PNG"
+        assert all(turns[0] and turns[1] for turns in said(sample))
+        assert sample["fields"]["dataset"] == name
+
+
+FIRST = {  # name, split: the first sample's questions and answers (prompts that are drawn stand as ...)
+    ("vqa2", "train"): [("What is 0?", "red"), ("What is 1?", "red")],
+    ("vqa2", "validation"): [("What is 0?", "red")],
+    ("text_vqa", "validation"): [("what does it say?", "stop")],
+    ("chart_qa", "test"): [("How much in 2000?", "0")],
+    ("a_okvqa_mc", "validation"): [("Why?\nA. a\nB. b\nC. c\nD. d", "C")],
+    ("a_okvqa_da", "train"): [("Why?", "rain")],
+    ("science_qa", "test"): [("Mammals have hair.\nWhich is a mammal?\nA. frog\nB. cat", "B")],
+    ("tabwmp", "validation"): [("How many red? (unit: kg)", "1,200")],
+    ("ai2d", "test"): [("What eats flies?\nA. sun\nB. moon\nC. tree\nD. frog", "D")],
+    ("figure_qa", "train"): [("Is red the minimum?", "no"), ("Is red the minimum?", "yes")],
+    ("pixmo_docs_charts", "validation"): [("a?", "1"), ("b?", "2")],
+    ("pixmo_ask_model_anything", "train"): [("Who?", "A frog.")],
+    ("pixmo_point_explanations", "train"): [("Where is the frog?", 'It sits <point x="10.0" y="20.0" alt="frog">here</point>.')],
+}
+
+
+@pytest.mark.parametrize(("wanted", "first"), FIRST.items(), ids=["-".join(key) for key in FIRST])
+def test_questions_and_answers_are_those_of_the_files(root, wanted, first):
+    assert said(opened(root, *wanted)[0]) == first
+
+
+def test_pointing_and_counting_forms_say_the_same_points(root):
+    points = '<points x1="10.0" y1="20.0" x2="50.0" y2="60.0" alt="frogs {0}">frogs {0}</points>'
+    assert said(opened(root, "pixmo_points", "train")[0])[0][1] == points.format("pointing")
+    counted = f"Counting the {points.format('counting')} shows a total of 2."
+    assert said(opened(root, "pixmo_points_high_freq_counting", "train")[0])[0][1] == counted
+
+
+def test_pixmo_count_turns_pixels_into_percent_and_keeps_counts_without_points(root):
+    assert 'x="50.0" y="25.0"' in said(opened(root, "pixmo_count", "train")[0])[0][1]
+    held = opened(root, "pixmo_count_counting", "test")[0]
+    assert (held["fields"]["count"], said(held)[0][1]) == (1, "1")
+
+
+def test_actions_have_places_in_percent_and_steps_of_their_own_split(root):
+    source = opened(root, "android_control", "validation")
+    assert [said(source[i])[0][1] for i in range(len(source))] == ["click 50.0 25.0", "input_text frogs", "navigate_back"]
+    assert source[0]["id"].startswith("android_control/5-")
+
+
+def test_letters_in_the_picture_are_answered_as_they_stand(root):
+    sample = opened(root, "ai2d", "train")[1]
+    assert (said(sample), sample["fields"]["style"]) == ([("What eats flies?\nA\nC\nD\nF", "F")], "ai2_diagram_no_letter")
+
+
+def test_human_and_augmented_charts_weigh_the_same_in_all(root):
+    rows = opened(root, "chart_qa", "validation")
+    weights = [rows[i]["weight"] for i in range(len(rows))]
+    assert weights[0] * 7398 == pytest.approx(weights[-1] * 20901)  # as many questions as ChartQA's training set has of each
+
+
+def test_annotations_of_one_picture_are_at_most_so_many_and_drawn_anew(root):
+    source = opened(root, "plot_qa", "train")
+    one, other = (said(source.draw(0, key)) for key in (1, 2))
+    assert (len(source), len(one), len(set(one))) == (1, datasets.MOST, datasets.MOST)
+    assert set(one) != set(other)
+    assert said(source.draw(0, 1)) == one
+
+
+@pytest.mark.parametrize("name", ["pixmo_cap", "st_qa"])
+def test_held_out_pictures_are_no_part_of_training(root, name):
+    train, held = (opened(root, name, split) for split in ("train", "validation"))
+    column = train.rows.column(train.spec.group)
+    pictures = [{column[i] for members in source.members for i in members} for source in (train, held)]
+    assert not pictures[0] & pictures[1]
+    assert len(pictures[0] | pictures[1]) == 300
+    assert 0 < len(pictures[1]) < 15  # one in a hundred by hash: 3 expected
+
+
+def test_the_pointing_exams_pictures_are_no_part_of_training(root):
+    source = opened(root, "pixmo_points", "train")
+    urls = source.rows.column("image_url")
+    assert published_sets.URLS[1] not in {urls[i] for members in source.members for i in members}
+
+
+def test_a_missing_picture_is_a_bad_sample_that_says_which(root, tmp_path):
+    published_sets.text_vqa(tmp_path)
+    (tmp_path / "text_vqa/train_images/img0.jpg").unlink()
+    with pytest.raises(BadSample, match=r"no image train_images/img0\.jpg in "):
+        opened(tmp_path, "text_vqa", "validation")[0]
+    with pytest.raises(BadSample, match=r"the image of https://none is not there: no file [0-9a-f]{64} in"):
+        datasets.Place(Path("x"), tmp_path).of_url("https://none")
+
+
+WRONG = {
+    ("vqa3", "train"): "dataset 'vqa3' is unknown: did you mean 'vqa2'?",
+    ("vqa2", "test"): "dataset 'vqa2' has no split 'test': it has train, validation",
+    ("vqa2", "validatoin"): "dataset 'vqa2' has no split 'validatoin': did you mean 'validation'?",
+}
+
+
+@pytest.mark.parametrize(("wanted", "line"), WRONG.items())
+def test_a_wrong_dataset_or_split_is_told_in_one_line(root, wanted, line):
+    with pytest.raises(PlaitError) as told:
+        opened(root, *wanted)
+    assert line in str(told.value)
+
+
+def test_a_dataset_that_is_not_there_says_where_it_was_looked_for_and_how_to_get_it(tmp_path):
+    with pytest.raises(Absent) as told:
+        opened(tmp_path, "vqa2", "train")
+    assert f"no v2_OpenEnded_mscoco_train2014_questions.json in {tmp_path / 'vqa2'}" in str(told.value)
+    assert "Get questions, annotations and COCO 2014 images from https://visualqa.org/download.html" in str(told.value)
+
+
+def test_compressed_and_cut_records_are_refused(tmp_path):
+    published_sets.screens(tmp_path)
+    file = tmp_path / "android_control/android_control-00000-of-00001"
+    body = file.read_bytes()
+    file.write_bytes(body[:-9])
+    with pytest.raises(PlaitError, match="is cut short, or no TFRecord file: record at byte"):
+        opened(tmp_path, "android_control", "train")
+    file.write_bytes(b"\x1f\x8b" + body)
+    with pytest.raises(PlaitError, match="is compressed, and records could only be read from the start: unpack it with"):
+        opened(tmp_path, "android_control", "train")
+
+
+def test_the_guides_names_mean_our_datasets(root):
+    for theirs, ours in datasets.ALIASES.items():
+        assert datasets.spec_of(theirs) is DATASETS[ours]
