@@ -85,7 +85,8 @@ BEGUN = {
     "train good.yaml --run=done --stage=second": ("stage 'second' is not one to run next: the stages are train, and the run is in train"),
     "eval nowhere --bench accuracy": "nowhere does not exist; give a run directory or one of its step folders",
     "eval mine --bench accuracy": "mine holds no intact checkpoint; give a run, a stage folder or a step folder",
-    "eval done --bench acuracy": f"evaluate names bench 'acuracy', which is unknown; known: {BENCHES}",
+    "eval done --bench acuracy": "--bench 'acuracy' is unknown: did you mean accuracy?",
+    "eval done --bench speed": f"--bench 'speed' is unknown: known: {', '.join(sorted(BENCHES.split(', ')))}",
     "generate done --promt=hi": "generate has no option --promt: did you mean --prompt?",
     "generate done --prompt=hi --temperature=hot": (
         "generate: --temperature must be a valid number, unable to parse string as a number, got 'hot'"

@@ -12,6 +12,8 @@ from tests import ranks, toy_family
 class Signs:
     """Whether the model has the sign of y right, sample by sample."""
 
+    pictures = None
+
     def predict(self, model, samples, inputs, *, batch):
         assert samples, "a rank without samples is not asked"
         found = []
@@ -33,7 +35,7 @@ def run(tmp_path, monkeypatch):
 
 
 def measure(run, bench, samples, batch, out):
-    return evaluate.evaluate(run, bench, samples=samples, batch=batch, show=0, averaged=True, out=out)
+    return evaluate.evaluate(run, bench, evaluate.Options(samples=samples, batch=batch, show=0, out=out))
 
 
 @pytest.mark.parametrize(("samples", "batch"), [(8, 2), (7, 2), (2, 1), (1, 3)])

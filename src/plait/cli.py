@@ -106,7 +106,11 @@ def _parser() -> Parser:
     _add_prove(_add(verbs, "prove", _prove, "kill and resume this configuration at random: bit-exact, or the first divergence", _OVERRIDES))
     made = _add(verbs, "eval", _eval, "measure a checkpoint on a bench; writes predictions and a page with pictures")
     made.add_argument("checkpoint", type=Path, help="a run, stage folder or step folder")
-    made.add_argument("--bench", required=True, help="loss, or a bench of the family")
+    made.add_argument("--bench", required=True, help="loss, a bench of the family, or a dataset with its own rule: vqa2 or vqa2:validation")
+    made.add_argument("--data", help="in place of the run's held-out data: a .jsonl, .tar or folder, KIND:PATH, or a dataset's folder")
+    made.add_argument("--split", help="part of the data")
+    made.add_argument("--high-res", action="store_true", help="molmo: 36 crops and 4096 tokens")
+    made.add_argument("--pictures", type=_positive, default=48, help="answers on the page with pictures; predictions.json has all")
     made.add_argument("--samples", type=_positive, help="held-out samples (default: all)")
     made.add_argument("--batch", type=_positive, default=16, help="samples at a time")
     made.add_argument("--show", type=int, default=3, help="answers to print")
@@ -272,9 +276,9 @@ def _eval(given: Arguments, overrides: list[str]) -> None:
     _spread(given)
     from plait import evaluate
 
-    evaluate.evaluate(
-        given.checkpoint, given.bench, samples=given.samples, batch=given.batch, show=given.show, averaged=not given.raw, out=given.out
-    )
+    names = ("samples", "batch", "show", "pictures", "high_res", "data", "split", "out")
+    options = evaluate.Options(averaged=not given.raw, **{name: getattr(given, name) for name in names})
+    evaluate.evaluate(given.checkpoint, given.bench, options)
 
 
 def _export(given: Arguments, overrides: list[str]) -> None:

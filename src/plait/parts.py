@@ -195,21 +195,49 @@ def benches(config: RunConfig, family: ModuleType, entries: Sequence[Evaluate]) 
     return found
 
 
-def held_out(parts: Parts, config: RunConfig, world: World) -> HeldOut:
-    """Access to the held-out data of an `evaluate:` entry: its own `data`, else `data.validation`."""
-    opened: dict[str, list[Any]] = {}
+class HeldData:
+    """The held-out data of `evaluate:` entries, opened once: an entry's own `data`, that of its NAME:SPLIT, else `data.validation`."""
 
-    def open_for(entry: Evaluate) -> tuple[list[Any], tuple[SampleId, ...]]:
-        listed = [exam(config, entry.bench)[1]] if ":" in entry.bench else entry.data or config.data.validation
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        self.opened: dict[str, list[Any]] = {}
+
+    def of(self, entry: Evaluate) -> tuple[list[Any], tuple[SampleId, ...]]:
+        """The opened sources of an entry, and which of their samples it takes."""
+        config = self.config
+        listed = entry.data or ([exam(config, entry.bench)[1]] if ":" in entry.bench else config.data.validation)
         if not listed:
             raise PlaitError(f"evaluate runs bench {entry.bench!r} but there is no held-out data; list some under data.validation")
-        if (name := repr(listed)) not in opened:
-            opened[name] = open_data(config, listed, "validation")
-        found = opened[name]
+        if (name := repr(listed)) not in self.opened:
+            self.opened[name] = open_data(config, listed, "validation")
+        found = self.opened[name]
         return found, choose([len(source) for source in found], entry.samples, config.seed)
 
+
+@dataclass(frozen=True)
+class Chosen:
+    """Chosen samples of opened sources, read when they are asked for: a whole exam does not fit into memory."""
+
+    opened: Sequence[Any]
+    ids: Sequence[SampleId]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, place: int) -> Any:
+        return self.opened[self.ids[place].source][self.ids[place].index]
+
+    def name(self, place: int) -> str:
+        """What a sample is called that cannot be read."""
+        return f"{self.opened[self.ids[place].source].name}[{self.ids[place].index}]"
+
+
+def held_out(parts: Parts, config: RunConfig, world: World, data: HeldData | None = None) -> HeldOut:
+    """Access to the held-out data of an `evaluate:` entry."""
+    held = data or HeldData(config)
+
     def batches(entry: Evaluate) -> Loader:
-        found, chosen = open_for(entry)
+        found, chosen = held.of(entry)
         order = FixedOrder.of(chosen, found, entry.batch * world.size)
         cut: dict[str, Any] = {"rank": world.rank, "world": world.size, "micro_batch": entry.batch, "pin": world.device.type == "cuda"}
         workers: dict[str, Any] = {
@@ -221,8 +249,4 @@ def held_out(parts: Parts, config: RunConfig, world: World) -> HeldOut:
         }
         return Loader(found, order, parts.inputs(config, train=False), seed=config.seed, **cut, **workers)
 
-    def samples(entry: Evaluate) -> list[Any]:
-        found, chosen = open_for(entry)
-        return [found[identity.source][identity.index] for identity in chosen]
-
-    return HeldOut(batches, samples)
+    return HeldOut(batches, lambda entry: Chosen(*held.of(entry)))

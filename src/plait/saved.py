@@ -29,6 +29,13 @@ def checkpoint_at(path: Path) -> Checkpoint:
     return checkpoint.locate(path)
 
 
+def settings(path: Path) -> tuple[Checkpoint, RunConfig]:
+    """The checkpoint at `path`, and the configuration of the stage it was written in, without building its model."""
+    found = checkpoint_at(path)
+    resolved = open_run(found.folder.parent.parent)
+    return found, resolved.stages[found.manifest["state"]["stage"] - 1].config
+
+
 def open_checkpoint(path: Path, world: World, *, averaged: bool = True) -> tuple[Parts, Checkpoint, RunConfig]:
     """The trained model of a checkpoint (a step folder, stage folder or run) with its averaged weights when it has them, ready to judge.
 

@@ -7,6 +7,7 @@ from plait.data.order import shares
 from plait.engine import distributed, evaluation
 from plait.engine.guards import Quarantine
 from plait.engine.loop import Loop
+from plait.errors import BadSample
 
 from .toy import Id, SquaredError, make_config, make_state, micro, step_batch
 
@@ -17,6 +18,21 @@ class Numbers:
 
     def summarise(self, rows):
         return {"count": float(len(rows))}
+
+
+class Seven:
+    """Samples 0 to 6, of which 5 cannot be read."""
+
+    def __len__(self):
+        return 7
+
+    def __getitem__(self, place):
+        if place == 5:
+            raise BadSample("torn")
+        return place
+
+    def name(self, place):
+        return place
 
 
 def main(out: Path) -> None:
@@ -32,7 +48,7 @@ def main(out: Path) -> None:
 
         loop.run([cut(step) for step in range(5)], 5)
         held_out = evaluation.held_out_loss(state.model, SquaredError(), [cut(9)], world, "fp32")
-        _, bench = evaluation.run_bench(Numbers(), state.model, list(range(7)), None, 4, world, "fp32")
+        _, bench = evaluation.run_bench(Numbers(), state.model, Seven(), None, 4, world, "fp32")
         if world.first:
             figures = {"loss": [row["loss"] for row in rows], "grad_norm": [row["grad_norm"] for row in rows], "held_out": held_out["loss"]}
             weights = state.model.tower.weight.flatten().tolist()

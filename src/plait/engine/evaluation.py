@@ -12,7 +12,7 @@ from plait.engine import distributed
 from plait.engine.distributed import World
 from plait.engine.loop import Loss, Row, autocast, total_weights
 from plait.engine.state import State
-from plait.errors import PlaitError
+from plait.errors import BadSample, PlaitError
 from plait.schema import Evaluate
 
 _PORTION_BATCHES = 4
@@ -41,12 +41,20 @@ class Bench(Protocol):
         """
 
 
+class Samples(Protocol):
+    """Samples that are read one at a time; `name` is what one is called that cannot be read."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, place: int) -> Any: ...
+    def name(self, place: int) -> str: ...
+
+
 @dataclass(frozen=True)
 class HeldOut:
     """Access to the held-out data of one `evaluate:` entry, the same samples every time and on any number of ranks."""
 
     batches: Callable[[Evaluate], Iterable[Any]]
-    samples: Callable[[Evaluate], Sequence[Any]]
+    samples: Callable[[Evaluate], Samples]
 
 
 @torch.no_grad()
@@ -78,27 +86,52 @@ def held_out_loss(net: nn.Module, loss: Loss, batches: Iterable[Any], world: Wor
 def run_bench(
     bench: Bench,
     model: nn.Module,
-    samples: Sequence[Any],
+    samples: Samples,
     inputs: Any,
     batch: int,
     world: World,
     precision: str,
     watched: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+    *,
+    done: Sequence[dict[str, Any]] = (),
+    keep: Callable[[Sequence[dict[str, Any]]], None] = lambda rows: None,
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """The bench's figures and all its rows in the samples' order; ranks take every size-th sample, none twice.
+    """The bench's figures and all its rows in the samples' order; ranks take every size-th sample, none twice, none dropped.
 
-    Samples are taken in portions of some batches, through `watched`, which may end it between two.
+    Samples are taken in portions of some batches, through `watched`, which may end it between two. `done` are rows of the first samples
+    from a call that was ended; `keep` is given each portion's rows. A sample that cannot be read has a row that says why.
     """
-    rows: list[dict[str, Any]] = []
+    rows = list(done[: len(samples)])
     portion = _PORTION_BATCHES * batch * world.size
-    for start in watched(range(0, len(samples), portion)):
-        some = samples[start : start + portion]
-        mine = [some[i] for i in range(world.rank, len(some), world.size)]
+    for start in watched(range(len(rows), len(samples), portion)):
+        places = range(start, min(start + portion, len(samples)))
         with autocast(precision, world.device):
-            own = bench.predict(model, mine, inputs, batch=batch) if mine else []
+            own = _predicted(bench, model, samples, places[world.rank :: world.size], inputs, batch)
         parts = world.gather(own)
-        rows += [parts[i % world.size][i // world.size] for i in range(len(some))]
-    return bench.summarise(rows), rows
+        new = [parts[i % world.size][i // world.size] for i in range(len(places))]
+        keep(new)
+        rows += new
+    return summary(bench, rows), rows
+
+
+def summary(bench: Bench, rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """The bench's figures from all rows; `bad_samples` counts those that could not be read, which no bench sees, too."""
+    unread = sum(bool(row.get("unread")) for row in rows)
+    figures = bench.summarise([row for row in rows if not row.get("unread")])
+    return figures | ({"bad_samples": figures.get("bad_samples", 0.0) + unread} if unread else {})
+
+
+def _predicted(bench: Bench, model: nn.Module, samples: Samples, places: Sequence[int], inputs: Any, batch: int) -> list[dict[str, Any]]:
+    """A row per place, in order."""
+    found: list[Any] = []
+    unread: dict[int, dict[str, Any]] = {}
+    for place in places:
+        try:
+            found.append(samples[place])
+        except BadSample as error:
+            unread[place] = {"id": samples.name(place), "bad": str(error), "unread": True}
+    predicted = iter(bench.predict(model, found, inputs, batch=batch) if found else [])
+    return [unread[place] if place in unread else next(predicted) for place in places]
 
 
 @contextlib.contextmanager

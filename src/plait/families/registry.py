@@ -51,9 +51,14 @@ def mixture(family: str, name: str) -> Path:
     return folder / f"{name}.yaml"
 
 
+def has_datasets(family: str) -> bool:
+    """Whether `family` knows datasets by name."""
+    return (_HERE / _known(family) / "datasets.py").is_file()
+
+
 def datasets(family: str) -> ModuleType:
     """The datasets that `family` knows by name (its `datasets.py`). Raises PlaitError for a family that knows none."""
-    if not (_HERE / _known(family) / "datasets.py").is_file():
+    if not has_datasets(family):
         raise PlaitError(
             f"family {family!r} knows no datasets by name: name your own as module:Class or file.py:Class, or a source with a path"
         )

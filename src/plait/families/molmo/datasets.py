@@ -15,6 +15,7 @@ from plait.data import images
 from plait.data.sources import Absent
 from plait.errors import BadSample, PlaitError
 from plait.families.molmo.academic import ACADEMIC
+from plait.families.molmo.config import Config
 from plait.families.molmo.pixmo import PIXMO, POINTS_EVAL
 from plait.families.molmo.rows import PICTURES, Place, Rows, Spec, root_of
 from plait.keys import key, rng
@@ -60,6 +61,17 @@ def rule_of(name: str) -> str:
 def judged() -> list[str]:
     """The datasets whose answers a rule judges."""
     return [name for name, spec in DATASETS.items() if spec.rule is not None]
+
+
+def high_resolution(config: Config) -> tuple[Config, int]:
+    """The model that looks at up to 36 crops, and the tokens that they and a question may take."""
+    return config.model_copy(update={"max_crops": 36}), 4096
+
+
+def exam_split(name: str) -> str:
+    """The split a dataset is judged on where none is named: validation, else test."""
+    known = spec_of(name).splits
+    return next((split for split in ("validation", "test") if split in known), "train")
 
 
 def split_of(name: str, split: str) -> str:
