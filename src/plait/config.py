@@ -3,7 +3,8 @@
 Values come from, in rising order: defaults, preset, file, stage, command line. Mappings merge, lists replace.
 """
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -191,7 +192,7 @@ def _validated(tree: Node, section: type[BaseModel] | None) -> tuple[RunConfig, 
     for index, name, merged in views:
         view = _checked(merged, section, problems) if config is not None else None
         if view is not None:
-            problems += [complain(merged, path, what) for path, what in conflicts(view)]
+            problems += [complain(merged, path, what) for path, what in [*conflicts(view), *_refused(view, section)]]
             found.append(StageView(index, name, view))
     names = [view.name for view in found]
     for index, name in enumerate(names):
@@ -205,6 +206,14 @@ def _validated(tree: Node, section: type[BaseModel] | None) -> tuple[RunConfig, 
         Stage(**_typed(one, {**dump(view.config), "name": view.name})) for one, view in zip(written, found, strict=False)
     ]  # no stages: one view
     return config.model_copy(update={"stages": typed}), tuple(found)
+
+
+def _refused(view: RunConfig, section: type[BaseModel] | None) -> Iterator[tuple[tuple[str, ...], str]]:
+    """What the family cannot be trained with, whatever else is set: its `Config.refused`, {(path of a setting): {value: why}}."""
+    for path, values in getattr(section, "refused", {}).items():
+        value = functools.reduce(getattr, path, view)
+        if value in values:
+            yield path, f"is {value!r}, which family {view.family} refuses: {values[value]}"
 
 
 def _typed(written: Any, whole: Any) -> Any:

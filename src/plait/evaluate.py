@@ -14,7 +14,7 @@ from plait import files, gallery, parts, reading, saved
 from plait.data import images, paths
 from plait.engine import distributed, evaluation
 from plait.engine.checkpoint import Checkpoint
-from plait.engine.loop import autocast
+from plait.engine.precision import autocast
 from plait.errors import PlaitError
 from plait.families import registry
 from plait.schema import Evaluate, RunConfig, Source, SourceKind

@@ -272,12 +272,9 @@ def _lengths(sheet: Sheet) -> None:
 
 def _machine(sheet: Sheet) -> None:
     precision = sheet.get("mixed_precision")
-    if precision == "fp16":
-        why = "fp16 needs loss scaling, which hides non-finite gradients, and is not offered: use 'bf16', or 'no' for float32"
-        raise sheet.refuse("mixed_precision", why)
-    if precision not in ("bf16", "no"):
-        raise sheet.refuse("mixed_precision", f"must be 'bf16' or 'no', got {show(precision)}")
-    sheet.put("train.precision", "fp32" if precision == "no" else "bf16", "mixed_precision")
+    if precision not in ("bf16", "fp16", "no"):
+        raise sheet.refuse("mixed_precision", f"must be 'bf16', 'fp16' or 'no', got {show(precision)}")
+    sheet.put("train.precision", "fp32" if precision == "no" else precision, "mixed_precision")
     again = "full" if sheet.get("use_gradient_checkpointing") else "none"
     sheet.put("distributed.activation_checkpointing", again, "use_gradient_checkpointing")
     device = sheet.get("device")

@@ -20,7 +20,7 @@ import yaml
 from pydantic import ValidationError
 
 from plait import files, parts, start
-from plait.engine import checkpoint, distributed, rundir, watchdog
+from plait.engine import checkpoint, distributed, precision, rundir, watchdog
 from plait.engine.distributed import World
 from plait.engine.heartbeat import Heartbeat
 from plait.engine.nonfinite import Rewind
@@ -78,6 +78,8 @@ def _attempt(resolved: Resolved, options: Options, world: World, signals: Signal
         built = parts.build(config, run, world)
         state = State(built.model)
         since = start.resume(state, built, resolved.stages, run, world, options.allow_inexact) if going_on else None
+        for view in resolved.stages[: state.stage - (state.stage_done is None)] if since else ():
+            precision.round_frozen(built.model, state.ever_trained, view.config.train.precision)
         if since is None and config.from_:
             start.begin_from(state, built, resolved.stages[0], run, world, options.allow_inexact)
         monitors = built.family.monitors(built.section) if built.family.monitors is not None else []

@@ -111,7 +111,9 @@ class Train(Section):
     global_batch: Count = Field(default=8, description="samples per step, over all ranks and accumulations")
     micro_batch: Count | None = Field(default=None, description="samples per forward on one rank; None: global_batch / ranks")
     grad_clip: Rate | None = Field(default=1.0, description="largest gradient norm; None: no clipping")
-    precision: Literal["fp32", "bf16"] = Field(default="fp32", description="bf16: frozen parts stored in bf16, forward under autocast")
+    precision: Literal["fp32", "bf16", "fp16", "pure_bf16"] = Field(
+        default="fp32", description="bf16, fp16: products and frozen parts in 16 bits; pure_bf16: what trains and its moments as well"
+    )
 
 
 class Schedule(Section):
@@ -155,6 +157,7 @@ class Optim(Section):
     weight_decay: Annotated[Float, Field(ge=0)] = Field(default=0.01, description="matrices only; vectors never decay")
     schedule: Schedule = Schedule()
     ema: Ema | None = None
+    offload: bool = Field(default=False, description="moments in the host's memory, where the update is computed; for GPUs too small")
     returning_moments: Literal["keep", "reset"] = Field(
         default="keep", description="reset: what does not train in a stage loses its moments, and returns later without any"
     )

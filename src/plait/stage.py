@@ -38,8 +38,9 @@ from plait.engine.footprint import Storage
 from plait.engine.guards import Quarantine
 from plait.engine.heartbeat import Heartbeat
 from plait.engine.loop import Loop, Loss, Row
+from plait.engine.precision import caution, set_precision
 from plait.engine.signals import Paused, Signals
-from plait.engine.state import State, set_precision
+from plait.engine.state import State
 from plait.engine.tracking import Tracker
 from plait.errors import PlaitError, Stopped
 from plait.parts import AnyOrder, FixedOrder, Parts
@@ -87,7 +88,7 @@ class Stage:
         fits = micro_batch.noted(self.run, self.view.name, world.size)
         self.cut["micro_batch"] = min(self.cut["micro_batch"], fits or self.cut["micro_batch"])
         components, trained = self.lay(trained)
-        state.begin(trained, config.optim)
+        state.begin(trained, config.optim, config.seed)
         self.loss: Loss = built.family.Loss(built.section)
         schedule.check(config.optim.schedule, self.loss.counts, config.family)
         self.inputs = built.inputs(config, train=False)
@@ -128,6 +129,8 @@ class Stage:
         state.pause()
         built.sharding.lift()
         self.compilations = blocks.prepare(units, config.distributed)
+        if self.world.first and (said := caution(config.train.precision, self.world.device)):
+            print(said)
         set_precision(built.model, state.ever_trained | names, config.train.precision)
         weights = footprint.weigh(built.model, names, state.ever_trained, units)
         storage = Storage.of(config.train.precision, averaged=config.optim.ema is not None)

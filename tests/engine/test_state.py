@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from plait.engine.state import load_weights, set_precision
+from plait.engine.precision import set_precision
+from plait.engine.state import load_weights
 from plait.errors import PlaitError
 
 from .toy import Net, make_config, make_state, micro, step_batch

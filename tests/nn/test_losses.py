@@ -84,3 +84,13 @@ def test_cross_entropy_under_autocast_sums_in_float32_over_mixed_types(either):
     assert value.dtype == torch.float32
     assert head.grad.dtype == torch.float32
     assert value.item() == pytest.approx(exact, rel=2e-2)  # bfloat16 keeps 8 bits: each logit is off by up to 0.4 %
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_cross_entropy_of_products_of_16_bits_is_summed_in_float32(dtype):
+    hidden, head, target = problem(dtype, n=20_000)
+    value = token_cross_entropy(hidden, head, target)
+    logits = torch.nn.functional.linear(hidden, head).double()
+    oracle = torch.nn.functional.cross_entropy(logits, target, reduction="sum").item()
+    assert oracle > 65_504  # more than float16 holds
+    assert value.item() == pytest.approx(oracle, rel=1e-6)  # 16,000 float32 terms, added pairwise

@@ -10,7 +10,8 @@ from torch import nn
 
 from plait.engine import distributed
 from plait.engine.distributed import World
-from plait.engine.loop import Loss, Row, autocast, total_weights
+from plait.engine.loop import Loss, Row, total_weights
+from plait.engine.precision import autocast
 from plait.engine.state import State
 from plait.errors import BadSample, PlaitError
 from plait.schema import Evaluate

@@ -8,7 +8,6 @@ gradient of one global batch, however it is cut.
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from plait.engine import distributed, guards, memory, nonfinite, optim, schedule
 from plait.engine.distributed import World
+from plait.engine.precision import Scaler, autocast
 from plait.engine.state import State
 from plait.keys import key
 from plait.schema import RunConfig
@@ -61,6 +61,11 @@ class Loop:
     """Steps of the stage, from 0, that are passed over."""
     interrupted: bool = False
     _compiled: Any = field(default=None, repr=False)
+
+    @property
+    def scaler(self) -> Scaler:
+        """The scale of the loss, which is state."""
+        return Scaler(self.config.train.precision, self.state.totals)
 
     def run(self, batches: Iterable[Any], stop: int) -> None:
         """Train from the state's step up to `stop` (of the run), one `StepBatch` each; less when the stage is done or a stop asked for."""
@@ -117,8 +122,14 @@ class Loop:
         if audit and guard.audit:
             for line in guards.audit(state.model):
                 self.say(line)
+        self.scaler.unscale(state.trained().values())
         norms = optim.clip(optim.by_component(state.optimizer), self.config.train.grad_clip, self.config.optim.own_clips)
-        row = self.figures(sums, weights, norms)
+        row = self.figures(sums, weights, norms) | self.scaler.figures()
+        if self.scaler.overflowed(row["loss"], row["grad_norm"], self.world):
+            self.say(f"step {state.step + 1}: gradients overflow float16; taken again with the loss scaled by {self.scaler.scale:g}")
+            for value in state.trained().values():
+                value.grad = None
+            return self.gradient(net, batch, weights, audit)
         values = {name: row[name] for name in row if name.startswith("loss") or name == "grad_norm"}
         if not nonfinite.found(values, self.world):
             return row, True
@@ -151,7 +162,7 @@ class Loop:
 
     def backward(self, sums: Mapping[str, Tensor], micro: Any, weights: Mapping[str, float]) -> None:
         """Add one micro-batch's share of the gradient."""
-        share = 0.0 if micro.void else float(self.world.size)
+        share = 0.0 if micro.void else self.world.size * self.scaler.scale
         scale = {name: share * self.loss.coefficients[name] / weights[name] for name in sums if weights[name] > 0}
         scale = scale or dict.fromkeys(sums, 0.0)
         terms = [name for name in scale if sums[name].requires_grad]
@@ -188,8 +199,3 @@ def seed(value: int, device: torch.device) -> None:
     torch.default_generator.manual_seed(value)
     if device.type == "cuda":
         torch.cuda.manual_seed(value)
-
-
-def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    """Compute matrix products in bfloat16 when `precision` is bf16; leave everything as it is for fp32."""
-    return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()

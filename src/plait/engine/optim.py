@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from plait.engine.adamw import Noise, PieceAdamW
 from plait.engine.distributed import Saved, like, local, norm_of_all, whole
 from plait.engine.schedule import Moment, lr_factor, warmup_of
 from plait.errors import PlaitError
+from plait.keys import key
 from plait.schema import Component, Optim
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
@@ -59,10 +61,11 @@ def freeze(model: nn.Module, trained: Mapping[str, Mapping[str, nn.Parameter]]) 
         parameter.requires_grad_(id(parameter) in wanted)
 
 
-def adamw(trained: Mapping[str, Mapping[str, nn.Parameter]], optim: Optim) -> torch.optim.AdamW:
+def adamw(trained: Mapping[str, Mapping[str, nn.Parameter]], optim: Optim, noise: Noise | None = None) -> torch.optim.Optimizer:
     """Fused AdamW with two groups per component: matrices, which decay, and vectors, which do not.
 
-    What `optim.components` sets for a component (lr, weight_decay, betas, eps, warm-up) takes the place of the common value.
+    What `optim.components` sets for a component (lr, weight_decay, betas, eps, warm-up) takes the place of the common value. Piece by piece
+    for weights in bfloat16, rounded with `noise`, and for moments on the host.
     """
     groups = []
     for component, parameters in trained.items():
@@ -73,8 +76,15 @@ def adamw(trained: Mapping[str, Mapping[str, nn.Parameter]], optim: Optim) -> to
             named = {name: value for name, value in parameters.items() if (value.ndim >= 2) == matrices}
             if named:
                 settings = {**chosen, "peak": chosen["lr"], "weight_decay": chosen["weight_decay"] if matrices else 0.0}
-                groups.append({"params": list(named.values()), "names": list(named), "component": component, **settings})
+                place = {"home": torch.device("cpu") if optim.offload else None, "kept": next(iter(named.values())).dtype}
+                groups.append({"params": list(named.values()), "names": list(named), "component": component, **settings, **place})
+    if optim.offload or any(group["kept"] != torch.float32 for group in groups):
+        return PieceAdamW(groups, noise or _unseeded)
     return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
+
+
+def _unseeded(name: str, piece: int) -> int:
+    return key("rounding", name, piece)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, optim: Optim, at: Moment) -> dict[str, float]:
@@ -108,7 +118,7 @@ def clip(parts: Mapping[str, Sequence[nn.Parameter]], limit: float | None, own: 
     if not every:
         return {"grad_norm": torch.zeros(())}
     gradients = {name: [local(value) for value in part] for name, part in found.items()}
-    tensors = torch.stack(torch._foreach_norm([gradient for part in gradients.values() for gradient in part]))
+    tensors = torch.stack(torch._foreach_norm([gradient for part in gradients.values() for gradient in part], 2, torch.float32))
     sections = dict(zip(gradients, tensors.split([len(part) for part in gradients.values()]), strict=True))
     together = [name for name in gradients if name not in own]
     measured = [
@@ -162,17 +172,19 @@ def load_moments(optimizer: torch.optim.Optimizer, saved: Mapping[str, Saved]) -
     Raises PlaitError when a moment's shape is not its parameter's.
     """
     missing = []
-    for name, parameter in named_groups(optimizer).items():
-        if f"{name}.step" not in saved:
-            missing.append(name)
-            continue
-        state = {}
-        for kind in MOMENTS:
-            value = saved[f"{name}.{kind}"]
-            if kind != "step" and value.shape != parameter.shape:
-                raise PlaitError(f"saved moment {name}.{kind} has shape {tuple(value.shape)}, the parameter {tuple(parameter.shape)}")
-            state[kind] = (whole(value) if kind == "step" else like(value, parameter)).to(parameter.device, torch.float32, copy=True)
-        optimizer.state[parameter] = state
+    for group in optimizer.param_groups:
+        for name, parameter in zip(group["names"], group["params"], strict=True):
+            if f"{name}.step" not in saved:
+                missing.append(name)
+                continue
+            state, home = {}, group["home"] or parameter.device
+            for kind in MOMENTS:
+                value = saved[f"{name}.{kind}"]
+                if kind != "step" and value.shape != parameter.shape:
+                    raise PlaitError(f"saved moment {name}.{kind} has shape {tuple(value.shape)}, the parameter {tuple(parameter.shape)}")
+                laid = whole(value) if kind == "step" else like(value, parameter)
+                state[kind] = laid.to(home, torch.float32 if kind == "step" else group["kept"], copy=True)
+            optimizer.state[parameter] = state
     return missing
 
 
@@ -185,6 +197,7 @@ class Ema:
     def __init__(self, decay: float, warmup_steps: int):
         self.decay, self.warmup_steps = decay, warmup_steps
         self.average: dict[str, Tensor] = {}
+        self._aside: dict[str, Tensor] = {}
 
     def track(self, parameters: Mapping[str, nn.Parameter]) -> None:
         """Start averages, from the present weights, for the parameters that have none."""
@@ -197,7 +210,12 @@ class Ema:
         """average <- decay_k average + (1 - decay_k) weight."""
         decay = min(self.decay, (k + 1) / self.warmup_steps) if self.warmup_steps else self.decay
         averages = [local(self.average[name]) for name in parameters]
-        torch._foreach_lerp_(averages, [local(value.detach()) for value in parameters.values()], 1 - decay)
+        values = [local(value.detach()) for value in parameters.values()]
+        if all(value.dtype == torch.float32 for value in values):
+            torch._foreach_lerp_(averages, values, 1 - decay)
+            return
+        for average, value in zip(averages, values, strict=True):  # one by one: no float32 copy of the whole model
+            average.lerp_(value.float(), 1 - decay)
 
     def lay(self, parameters: Mapping[str, nn.Parameter]) -> None:
         """Cut the averages over ranks as the parameters are cut now."""
@@ -208,6 +226,13 @@ class Ema:
         """Exchange weights and averages in place; a second call restores both exactly."""
         for name, average in self.average.items():
             value = parameters[name]
+            if value.dtype != average.dtype:  # to be kept in fewer bits is no loss for the weights, but would be for the averages
+                rows = local(value.detach())
+                kept = self._aside.pop(name, None)
+                if kept is None:
+                    self._aside[name], kept = rows.clone(), local(average)
+                rows.copy_(kept)
+                continue
             if isinstance(value, DTensor):  # what is gathered from lives in this memory
                 rows, others = value.to_local(), local(average)
                 kept = rows.clone()

@@ -3,20 +3,20 @@
 All tensors are keyed by parameter name. Weights are those trained now or ever; frozen ones are a pinned reference, never copied.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.utils import swap_tensors
 
 from plait.engine import optim
 from plait.engine.distributed import Rows, Saved, like, local, whole
 from plait.engine.optim import Ema
 from plait.engine.schedule import STAGE_TOKENS, TOKENS
 from plait.errors import PlaitError
+from plait.keys import key
 
 _PLACE = ("step", "stage", "stage_start", "stage_done", "judged", "history", "best", "probe")
 GROUPS = ("weights", "ema", "moments")
@@ -78,20 +78,25 @@ class State:
             self.paused.update(optim.moments(self.optimizer))
             self.optimizer = None
 
-    def begin(self, trained: Mapping[str, Mapping[str, nn.Parameter]], settings: Any) -> None:
-        """Enter a stage: freeze the rest, make the optimizer, hand returning parameters their moments, start missing averages."""
+    def begin(self, trained: Mapping[str, Mapping[str, nn.Parameter]], settings: Any, seed: int = 0) -> None:
+        """Enter a stage: freeze the rest, make the optimizer, hand returning parameters their moments, start missing averages.
+
+        `seed`: of the run, for the noise that rounds bfloat16 weights.
+        """
         self.pause()
         optim.freeze(self.model, trained)
-        self.optimizer = optim.adamw(trained, settings)
+        self.optimizer = optim.adamw(trained, settings, lambda name, piece: key(seed, "rounding", self.step, name, piece) >> 1)
         optim.assert_covers(self.model, self.optimizer)
         optim.load_moments(self.optimizer, self.paused)
         now = self.trained()
         self.ever_trained.update(now)
-        self.paused = {key: value for key, value in self.paused.items() if key.rpartition(".")[0] not in now}
+        self.paused = {name: value for name, value in self.paused.items() if name.rpartition(".")[0] not in now}
         if settings.returning_moments == "reset":
             self.paused = {}
         pattern = next(iter(now.values()))  # whole where what trains is whole, spread over ranks where that is
-        self.paused = {key: value if key.endswith(".step") else like(value, pattern) for key, value in self.paused.items()}
+        self.paused = {name: value if name.endswith(".step") else like(value, pattern) for name, value in self.paused.items()}
+        if settings.offload:
+            self.paused = {name: value.to("cpu") if isinstance(value, Tensor) else value for name, value in self.paused.items()}
         if settings.ema is None:
             self.ema = None  # evaluation would go on with averages that no longer follow the weights
         else:
@@ -158,20 +163,3 @@ def load_weights(model: nn.Module, weights: Mapping[str, Saved]) -> None:
 def device_of(model: nn.Module) -> torch.device:
     """Where the model's parameters are."""
     return next(model.parameters()).device
-
-
-def set_precision(model: nn.Module, full: Iterable[str], precision: str) -> None:
-    """Parameters named in `full` (trained now or ever) become float32, the others bfloat16 when `precision` is bf16.
-
-    Updates at a learning rate of 1e-5 vanish in bfloat16's 8 bits; frozen weights have no updates to lose. Buffers keep their type.
-    """
-    wanted = set(full)
-    frozen_type = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
-    for name, parameter in model.named_parameters():
-        target = torch.float32 if name in wanted else frozen_type
-        if not parameter.is_floating_point() or parameter.dtype == target:
-            continue
-        if isinstance(parameter, DTensor):  # its `data` cannot change type
-            swap_tensors(parameter, nn.Parameter(parameter.detach().to(target), parameter.requires_grad))
-        else:
-            parameter.data = parameter.data.to(target)

@@ -1,7 +1,8 @@
 """Token cross-entropy without the full logits: 262,208 words x 1,024 positions are 1.07 GB in float32, and autograd keeps three.
 
 The head's product is taken over chunks of positions and forgotten; only positions with a target enter at all.
-`torch.nn.functional.linear_cross_entropy` (torch 2.13) does it where it can; the function here elsewhere, and with soft-capped logits.
+`torch.nn.functional.linear_cross_entropy` (torch 2.13) does it where it can; the function here elsewhere, with soft-capped logits, and for
+products of 16 bits, whose sum torch returns in 16 bits as well: 3 digits of a loss, and no more than 65,504 nats in float16.
 """
 
 import torch
@@ -24,7 +25,7 @@ def token_cross_entropy(hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor, *,
     if len(target_N) == 0:
         return (hidden_ND.sum() + head_VD[:0].sum()).to(_sum_dtype(product))
     with torch.autocast(device, enabled=False):
-        if softcap is None and hasattr(F, "linear_cross_entropy"):
+        if softcap is None and product.itemsize >= torch.float32.itemsize and hasattr(F, "linear_cross_entropy"):
             return _of_torch(hidden_ND.to(product), head_VD.to(product), target_N)
         return _Chunked.apply(hidden_ND, head_VD, target_N, softcap, product)
 

@@ -8,8 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
+from plait import config as settings
 from plait.data.metadata import METADATA
 from plait.errors import PlaitError
+from plait.families import registry
 from plait.families.nanodit import family, pictures
 from plait.families.nanodit.config import Config
 from plait.families.nanodit.generate import GenerateOptions
@@ -308,3 +310,12 @@ def test_the_contact_sheet_shows_a_mirrored_sample_with_its_mirrored_caption(mak
     one = sample(1, said="a dot on the left")
     shown = family.inspect(inputs, one, inputs.encode(one, 1))
     assert shown["text"] == [("a dot on the right", False)] and shown["notes"]["mirrored"]
+
+
+def test_float16_is_refused_with_its_reason(tmp_path):
+    recipe = tmp_path / "x.yaml"
+    recipe.write_text("family: nanodit\ndata: {train: [{source: scenes}]}\ntrain: {steps: 9, precision: fp16}\n")
+    with pytest.raises(PlaitError) as caught:
+        settings.load(recipe, model_config=registry.model_config, preset=registry.preset)
+    said = "its residual stream grows beyond float16's 65,504; use bf16, which has float32's range"
+    assert str(caught.value) == f"{recipe}:3: train.precision is 'fp16', which family nanodit refuses: {said}"

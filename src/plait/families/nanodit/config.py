@@ -1,6 +1,6 @@
 """The `model:` section of family nanodit: the transformer's size, what it is shown, how it is noised and how it draws. Free of torch."""
 
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -97,6 +97,10 @@ class Sampling(Section):
 
 class Config(Section):
     """`model:` of family nanodit."""
+
+    refused: ClassVar[dict[tuple[str, ...], dict[str, str]]] = {
+        ("train", "precision"): {"fp16": "its residual stream grows beyond float16's 65,504; use bf16, which has float32's range"}
+    }
 
     size: str | None = Field(default=None, description=f"a row of the table instead of depth, hidden and heads: {', '.join(SIZES)}")
     depth: Positive = 12

@@ -1,0 +1,137 @@
+"""In which types a model computes, and in which it is kept; the loss scale of float16; rounding to bfloat16 by chance.
+
+| `train.precision` | products computed in | what trains | gradients | frozen |
+| fp32              | float32              | float32     | float32   | float32 |
+| bf16              | bfloat16             | float32     | float32   | bfloat16 |
+| fp16              | float16              | float32     | float32   | float16 |
+| pure_bf16         | bfloat16             | bfloat16    | bfloat16  | bfloat16 |
+
+Micikevicius et al. 2018 (arXiv 1710.03740): float32 weights beside half-precision products, and the scaled loss. Zamirai et al. 2020
+(arXiv 2010.06192): stochastic rounding, without which most updates of bfloat16 weights are lost.
+"""
+
+import math
+from collections.abc import Collection, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.utils import swap_tensors
+
+from plait.engine.distributed import World, local
+
+SCALE, GOOD_STEPS, OVERFLOWS = "loss_scale", "loss_scale_steps", "overflows"
+"""Names among the running totals: the scale, the steps since it last changed, and how often gradients overflowed."""
+
+_FIRST_SCALE = 2.0**16
+_GROWS_AFTER_STEPS = 2000
+_DROPPED_BITS = 16  # float32 has 23 bits of fraction, bfloat16 7
+
+
+class Types(NamedTuple):
+    """The types that a precision means."""
+
+    products: torch.dtype
+    trained: torch.dtype
+    frozen: torch.dtype
+
+
+TYPES = {
+    "fp32": Types(torch.float32, torch.float32, torch.float32),
+    "bf16": Types(torch.bfloat16, torch.float32, torch.bfloat16),
+    "fp16": Types(torch.float16, torch.float32, torch.float16),
+    "pure_bf16": Types(torch.bfloat16, torch.bfloat16, torch.bfloat16),
+}
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    """Matrix products in the type of `precision`; norms, softmax and losses stay in float32. For fp32 everything stays as it is."""
+    products = TYPES[precision].products
+    return nullcontext() if products == torch.float32 else torch.autocast(device.type, dtype=products)
+
+
+def caution(precision: str, device: torch.device) -> str | None:
+    """What to know before a stage of this precision runs on this device."""
+    if precision == "fp16" and device.type == "cpu":
+        return "train.precision fp16: a CPU multiplies float16 some hundred times slower than float32; use bf16 or fp32 here"
+    return None
+
+
+def set_precision(model: nn.Module, full: Collection[str], precision: str) -> None:
+    """Give parameters named in `full` (trained now or ever) and the others the types that `precision` keeps them in. Buffers keep theirs.
+
+    Updates at a learning rate of 1e-5 vanish in bfloat16's 8 bits; frozen weights have no updates to lose.
+    """
+    types = TYPES[precision]
+    for name, parameter in model.named_parameters():
+        target = types.trained if name in full else types.frozen
+        if not parameter.is_floating_point() or parameter.dtype == target:
+            continue
+        if isinstance(parameter, DTensor):  # its `data` cannot change type
+            swap_tensors(parameter, nn.Parameter(parameter.detach().to(target), parameter.requires_grad))
+        else:
+            parameter.data = parameter.data.to(target)
+
+
+def round_frozen(model: nn.Module, ever_trained: Collection[str], precision: str) -> None:
+    """Do to weights that never trained what a past stage of `precision` did: a run that comes back begins from the base's own bits."""
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and name not in ever_trained:
+            parameter.data = parameter.data.to(TYPES[precision].frozen)
+
+
+@dataclass
+class Scaler:
+    """The factor of the loss that keeps float16 gradients above zero: halved when they overflow, doubled after 2,000 steps without.
+
+    It and its count live in `totals`, by name, so they are saved and resumed with the run. With any other precision it is 1 and stays so.
+    A step whose gradients overflow is taken again with half the scale: no batch is lost, and steps, schedule and averages count updates.
+    """
+
+    precision: str
+    totals: dict[str, float]
+
+    @property
+    def scale(self) -> float:
+        """What to multiply the loss with."""
+        return self.totals.setdefault(SCALE, _FIRST_SCALE) if self.precision == "fp16" else 1.0
+
+    @torch.no_grad()
+    def unscale(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Divide gradients by the scale: exactly, as it is a power of two."""
+        if self.scale != 1:
+            torch._foreach_mul_([local(value.grad) for value in parameters if value.grad is not None], 1 / self.scale)
+
+    def overflowed(self, loss: float, norm: float, world: World) -> bool:
+        """Whether to take the step again, because gradients overflowed on any rank; all get the same answer.
+
+        False as well where scaling is not to blame: the loss itself is not finite, or the scale is 1 already.
+        """
+        if self.precision != "fp16":
+            return False
+        if world.any(math.isfinite(loss) and not math.isfinite(norm)) and self.scale > 1:
+            self.totals[SCALE] = self.scale / 2
+            self.totals[GOOD_STEPS] = 0
+            self.totals[OVERFLOWS] = self.totals.get(OVERFLOWS, 0) + 1
+            return True
+        self.totals[GOOD_STEPS] = self.totals.get(GOOD_STEPS, 0) + 1
+        if self.totals[GOOD_STEPS] >= _GROWS_AFTER_STEPS:
+            self.totals[SCALE] = self.scale * 2
+            self.totals[GOOD_STEPS] = 0
+        return False
+
+    def figures(self) -> dict[str, float]:
+        """What a row of metrics tells of it."""
+        return {SCALE: self.scale, OVERFLOWS: self.totals.get(OVERFLOWS, 0)} if self.precision == "fp16" else {}
+
+
+def rounded(values: Tensor, noise: Tensor) -> Tensor:
+    """float32 to bfloat16, up or down with a chance that makes the mean exact. `noise`: int32, evenly from [0, 65536).
+
+    Neighbours in bfloat16 are 65,536 float32 apart, so adding noise to the bits carries over with the chance (x - below) / (above - below).
+    """
+    bits = values.view(torch.int32) + noise
+    return (bits >> _DROPPED_BITS << _DROPPED_BITS).view(torch.float32).to(torch.bfloat16)
