@@ -92,6 +92,7 @@ FAMILY = SimpleNamespace(
 def install(monkeypatch, folder):
     """Put the toy in theworld's place, and write its data and recipe; returns the recipe."""
     monkeypatch.setattr(registry, "load", lambda name: FAMILY)
+    monkeypatch.setattr(registry, "benches", lambda name: FAMILY.benches)
     monkeypatch.setattr(registry, "model_config", lambda name: Config)
     monkeypatch.setenv("PLAIT_CACHE", str(folder / "cache"))
     for name, count in (("train", 30), ("held", 8)):

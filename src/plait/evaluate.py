@@ -45,9 +45,8 @@ def evaluate(path: Path, bench: str, options: Options) -> dict[str, float]:
     call that was ended had answered is kept; with nothing left to do it says so, and builds no model.
     """
     found, config = saved.settings(path)
-    family = registry.load(config.family)
     entry = _entry(config, bench, options)
-    rule = parts.benches(config, family, [entry]).get(entry.bench)
+    rule = parts.benches(config, [entry]).get(entry.bench)
     data = parts.HeldData(config)
     samples = parts.Chosen(*data.of(entry))
     folder = options.out or found.folder.parent.parent / "eval" / _title(entry.bench, found.step, options)
@@ -139,7 +138,7 @@ def _done(folder: Path, key: Mapping[str, Any], loss_samples: int | None) -> lis
 def _entry(config: RunConfig, bench: str, options: Options) -> Evaluate:
     """The `evaluate:` entry that a bench's name, `--split` and `--data` mean."""
     name, _, split = bench.partition(":")
-    benches = {evaluation.LOSS, *registry.load(config.family).benches}
+    benches = {evaluation.LOSS, *registry.benches(config.family)}
     if not split and name in benches:
         given = _sources(options.data, options.split) if options.data is not None else []
         if not given and options.split is not None:

@@ -185,12 +185,12 @@ def exam(config: RunConfig, bench: str) -> tuple[str, Source]:
     return rule, Source(source="dataset", name=name, split=split)
 
 
-def benches(config: RunConfig, family: ModuleType, entries: Sequence[Evaluate]) -> dict[str, Any]:
+def benches(config: RunConfig, entries: Sequence[Evaluate]) -> dict[str, Any]:
     """The family's benches, and those that entries name as NAME:SPLIT. Raises PlaitError for one that is unknown."""
-    found = dict(family.benches)
+    found = dict(registry.benches(config.family))
     for entry in entries:
         if ":" in entry.bench:
-            found[entry.bench] = family.benches[exam(config, entry.bench)[0]]
+            found[entry.bench] = found[exam(config, entry.bench)[0]]
     evaluation.check(entries, found)
     return found
 

@@ -29,6 +29,7 @@ from plait.engine.state import State
 from plait.engine.tracking import Tracker, open_tracker
 from plait.engine.watchdog import Watchdog
 from plait.errors import PlaitError
+from plait.families import registry
 from plait.resolved import Resolved, StageView, difference
 from plait.schema import RunConfig
 from plait.stage import Stage
@@ -92,7 +93,7 @@ def _attempt(resolved: Resolved, options: Options, world: World, signals: Signal
                 Stage(view, built, state, run, world, tracker, signals, options.allow_inexact, heart, since).train()
             heart.phase("done", state.step)
     if world.first:
-        print(whereabouts(run, state.step, sorted(built.family.benches)))
+        print(whereabouts(run, state.step, sorted(registry.benches(config.family))))
 
 
 def whereabouts(run: Path, step: int, benches: Sequence[str]) -> str:

@@ -74,7 +74,7 @@ class Stage:
         components = built.family.components(built.model)
         trained = optim.select(components, config.trainable, built.family.never_trained)
         optim.check_components(config.optim, components)
-        self.benches = parts.benches(config, built.family, config.evaluate)
+        self.benches = parts.benches(config, config.evaluate)
         opened, weights = parts.training(config)
         seed, order = parts.stage_order(self.view, opened, weights)
         steps = planned_steps(config, order)

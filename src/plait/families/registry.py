@@ -1,9 +1,12 @@
-"""Families by name. A family is a folder here with `config.py` (its `model:` section, free of torch) and `family.py` (the contract)."""
+"""Families by name. A family is a folder here with `config.py` (its `model:` section, free of torch), `family.py` (the contract:
+what trains it) and `evaluate.py` (its benches)."""
 
 import difflib
 import importlib
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -25,6 +28,11 @@ def model_config(family: str) -> type[BaseModel]:
 def load(family: str) -> ModuleType:
     """The family's contract module (`family.py`); imports torch and the family's libraries."""
     return importlib.import_module(f"plait.families.{_known(family)}.family")
+
+
+def benches(family: str) -> Mapping[str, Any]:
+    """The benches of `family` by name (its `evaluate.py`): what trains it can be read without how it is judged."""
+    return importlib.import_module(f"plait.families.{_known(family)}.evaluate").benches
 
 
 def preset(family: str, name: str) -> Path:

@@ -14,6 +14,7 @@ from plait.errors import PlaitError
 from plait.families import registry
 from plait.families.nanodit import family, pictures
 from plait.families.nanodit.config import Config
+from plait.families.nanodit.evaluate import benches
 from plait.families.nanodit.generate import GenerateOptions
 from plait.families.nanodit.inputs import noise
 from plait.families.nanodit.sampler import Request, draw
@@ -129,16 +130,16 @@ def labelled(count=8):
 def test_a_bench_gives_the_same_rows_every_time_in_the_samples_order(make, bench):
     _, net, inputs = make(sampling={"steps": 2})
     samples = labelled(6) + [sample(i, size=(4, 8)) | {"fields": labelled()[i]["fields"]} for i in range(4)] * (bench != "toy")
-    first, again = (family.benches[bench].predict(net, samples, inputs, batch=n) for n in (4, 4))
+    first, again = (benches[bench].predict(net, samples, inputs, batch=n) for n in (4, 4))
     assert first == again
     assert [row["id"] for row in first] == [one["id"] for one in samples]
     json.dumps(first)
-    assert all(np.isfinite(value) for value in family.benches[bench].summarise(first).values())
+    assert all(np.isfinite(value) for value in benches[bench].summarise(first).values())
 
 
 def test_validation_is_the_loss_at_fixed_times(make):
     _, net, inputs = make(woken=False)
-    rows = family.benches["validation"].predict(net, labelled(2), inputs, batch=2)
+    rows = benches["validation"].predict(net, labelled(2), inputs, batch=2)
     x0 = torch.tensor(labelled(1)[0]["arrays"]["vae"])
     expected = float((noise(x0.shape, key("bench", "s0")) - x0).square().mean())  # the output is 0, at every t
     assert rows[0]["losses"] == pytest.approx([expected] * 5, rel=1e-5)
@@ -148,9 +149,9 @@ def test_a_model_that_ignores_the_text_shows_in_the_edit_test(make):
     _, net, inputs = make(sampling={"steps": 2})
     for block in net.blocks:
         torch.nn.init.zeros_(block.cross.out.weight)
-    figures = family.benches["edit"].summarise(family.benches["edit"].predict(net, labelled(), inputs, batch=8))
+    figures = benches["edit"].summarise(benches["edit"].predict(net, labelled(), inputs, batch=8))
     assert figures["change"] < 1e-5
-    figures = family.benches["swap"].summarise(family.benches["swap"].predict(net, labelled(), inputs, batch=8))
+    figures = benches["swap"].summarise(benches["swap"].predict(net, labelled(), inputs, batch=8))
     assert figures["toward"] == pytest.approx(1.0, abs=1e-3)  # the image alone decides
 
 
@@ -162,8 +163,8 @@ def test_one_condition_that_decides_alone_shows_in_the_divergence_test(make, sho
             torch.nn.init.zeros_(block.cross.out.weight)
     else:
         torch.nn.init.zeros_(net.conditioning.image.weight)
-    rows = family.benches["divergence"].predict(net, labelled(), inputs, batch=8)
-    assert low <= family.benches["divergence"].summarise(rows)[figure] <= high
+    rows = benches["divergence"].predict(net, labelled(), inputs, batch=8)
+    assert low <= benches["divergence"].summarise(rows)[figure] <= high
 
 
 def test_the_toy_bench_judges_labels(make, monkeypatch):
@@ -187,43 +188,43 @@ def test_the_toy_bench_judges_labels(make, monkeypatch):
         return torch.stack([value(one.conditions) for one in requests])
 
     monkeypatch.setattr("plait.families.nanodit.evaluate.draw", painted)
-    figures = family.benches["toy"].summarise(family.benches["toy"].predict(net, samples, inputs, batch=3))
+    figures = benches["toy"].summarise(benches["toy"].predict(net, samples, inputs, batch=3))
     assert figures == {"both": 1.0, "text": 1.0, "image": 1.0, "crossed": 1.0}
     monkeypatch.setattr("plait.families.nanodit.evaluate.draw", lambda *a: painted(*a, image=False))
-    figures = family.benches["toy"].summarise(family.benches["toy"].predict(net, samples, inputs, batch=3))
+    figures = benches["toy"].summarise(benches["toy"].predict(net, samples, inputs, batch=3))
     assert (figures["text"], figures["both"]) == (1.0, 0.5)
 
 
 def test_benches_that_cannot_judge_say_why(make):
     _, net, inputs = make()
     with pytest.raises(PlaitError, match="bench toy judges fields position and colour, which sample s0 has not"):
-        family.benches["toy"].predict(net, [sample(0)], inputs, batch=1)
+        benches["toy"].predict(net, [sample(0)], inputs, batch=1)
     with pytest.raises(PlaitError, match=r"no two of 1 samples differ in their text: raise evaluate\.samples"):
-        family.benches["edit"].predict(net, [sample(0)], inputs, batch=1)
+        benches["edit"].predict(net, [sample(0)], inputs, batch=1)
     _, net, inputs = make(image_dim=0)
     with pytest.raises(PlaitError, match=r"model\.image_dim is 0"):
-        family.benches["divergence"].predict(net, [sample(0)], inputs, batch=1)
+        benches["divergence"].predict(net, [sample(0)], inputs, batch=1)
 
 
 def test_the_distance_bench_looks_through_the_extractor_that_is_named(make, monkeypatch):
     _, net, inputs = make(sampling={"steps": 2, "extractor": "my/dino"})
     opened, tiny = [], encoders.open_images("tiny")
     monkeypatch.setattr(encoders, "open_images", lambda name, device: opened.append(name) or tiny)
-    rows = family.benches["distance"].predict(net, labelled(), inputs, batch=4)
+    rows = benches["distance"].predict(net, labelled(), inputs, batch=4)
     assert opened == ["my/dino"] and len(rows[0]["real"]) == 64
     same = [{**row, "drawn": row["real"]} for row in rows]
-    assert family.benches["distance"].summarise(same)["frechet"] == pytest.approx(0, abs=1e-6)
+    assert benches["distance"].summarise(same)["frechet"] == pytest.approx(0, abs=1e-6)
 
 
 def test_pictures_carry_their_settings_and_make_a_grid_per_size(make):
     _, net, inputs = make(sampling={"steps": 2})
     inputs.moment = "step-7"
-    rows = family.benches["grid"].predict(net, [*labelled(3), sample(9, size=(4, 8))], inputs, batch=4)
+    rows = benches["grid"].predict(net, [*labelled(3), sample(9, size=(4, 8))], inputs, batch=4)
     assert "/validation/step-7/" in rows[0]["picture"]
     with Image.open(rows[0]["picture"]) as picture:
         settings = json.loads(picture.text["plait"])
     assert settings["sampling"]["steps"] == 2 and settings["caption"] == "caption 0"
-    grids = family.benches["grid"].pictures(rows)
+    grids = benches["grid"].pictures(rows)
     assert {size: grid.shape for size, grid in grids.items()} == {"8x8": (18, 18, 3), "8x4": (4, 8, 3)}
 
 

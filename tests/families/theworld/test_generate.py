@@ -127,5 +127,5 @@ def test_generate_names_a_missing_image(make):
 
 
 def test_family_exports_the_contract():
-    names = ("Config", "Inputs", "Loss", "GenerateOptions", "base", "benches", "blocks", "build", "components", "generate", "inspect")
+    names = ("Config", "Inputs", "Loss", "GenerateOptions", "base", "blocks", "build", "components", "generate", "inspect")
     assert all(name in family.__all__ for name in (*names, "never_trained", "prepare"))

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from plait.families.molmo import towers
 from plait.families.molmo.config import DEBUG, SOURCES, Config
-from plait.families.molmo.evaluate import benches
 from plait.families.molmo.generate import GenerateOptions, generate
 from plait.families.molmo.inputs import Inputs, inspect
 from plait.families.molmo.loss import Loss
@@ -18,7 +17,6 @@ __all__ = [
     "Inputs",
     "Loss",
     "base",
-    "benches",
     "blocks",
     "build",
     "components",

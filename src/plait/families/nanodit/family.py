@@ -6,7 +6,6 @@ from pathlib import Path
 from plait.data.metadata import METADATA
 from plait.errors import PlaitError
 from plait.families.nanodit.config import Config
-from plait.families.nanodit.evaluate import benches
 from plait.families.nanodit.generate import GenerateOptions, generate
 from plait.families.nanodit.inputs import Inputs
 from plait.families.nanodit.loss import Loss
@@ -21,7 +20,6 @@ __all__ = [
     "Inputs",
     "Loss",
     "base",
-    "benches",
     "blocks",
     "build",
     "components",

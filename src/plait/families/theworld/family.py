@@ -5,7 +5,6 @@ from pathlib import Path
 
 from plait.families.theworld import towers
 from plait.families.theworld.config import TINY, Config
-from plait.families.theworld.evaluate import benches
 from plait.families.theworld.generate import GenerateOptions, generate
 from plait.families.theworld.inputs import Inputs, inspect
 from plait.families.theworld.loss import Loss
@@ -18,7 +17,6 @@ __all__ = [
     "Inputs",
     "Loss",
     "base",
-    "benches",
     "blocks",
     "build",
     "components",
