@@ -8,6 +8,7 @@ products of 16 bits, whose sum torch returns in 16 bits as well: 3 digits of a l
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
 
 IGNORED = -100
 CHUNK_POSITIONS = 256
@@ -18,6 +19,8 @@ def token_cross_entropy(hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor, *,
 
     No supervised position gives exactly 0, with zero gradients (a mean would be NaN). Under autocast the products are taken in its type.
     """
+    if has_torch_function(factors := (hidden_ND, head_VD, target_N)):  # one product to who counts them; its chunks have no gradients
+        return handle_torch_function(token_cross_entropy, factors, *factors, softcap=softcap)
     kept = target_N != IGNORED
     hidden_ND, target_N = hidden_ND[kept], target_N[kept]
     device = hidden_ND.device.type

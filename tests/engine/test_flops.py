@@ -1,0 +1,91 @@
+"""What a step costs, held against torch's own counter of what really ran."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
+
+from plait.engine import flops
+from plait.engine.flops import Flops
+
+
+def stack(*trains):
+    """Three matrices 16 -> 16 and whether each trains."""
+    layers = nn.Sequential(*(nn.Linear(16, 16, bias=False) for _ in trains))
+    for layer, on in zip(layers, trains, strict=True):
+        layer.requires_grad_(on)
+    return layers
+
+
+def counted(run):
+    with Flops() as flop:
+        run()
+    return flop.total
+
+
+PRODUCT = 2 * 8 * 16 * 16  # 8 rows through one matrix
+
+
+@pytest.mark.parametrize(
+    ("trains", "products"),
+    [
+        ((True, True, True), 3 + 3 + 3 - 1),  # the input of the model wants no gradient
+        ((False, False, True), 1 + 1 + 2),  # nothing below the lowest trainable one
+        ((True, False, False), 2 + 2 + 2),  # frozen above: gradients pass, weights get none
+        ((False, False, False), 3),
+    ],
+)
+def test_a_step_costs_no_gradient_that_nobody_wants(trains, products):
+    assert counted(lambda: stack(*trains)(torch.randn(8, 16))) == products * PRODUCT
+
+
+def test_without_gradients_only_the_forward_pass_counts():
+    with torch.no_grad():
+        assert counted(lambda: stack(True, True)(torch.randn(8, 16))) == 2 * PRODUCT
+
+
+@pytest.mark.parametrize("trains", ["qkv", "v", "q", ""])
+def test_attention_costs_what_torch_counts_for_its_products(trains):
+    q, k, v = (torch.randn(2, 3, n, d, requires_grad=name in trains) for name, n, d in (("q", 5, 8), ("k", 7, 8), ("v", 7, 4)))
+
+    def run():
+        out = F.scaled_dot_product_attention(q, k, v)
+        return out.sum().backward() if trains else out
+
+    with sdpa_kernel(SDPBackend.MATH):  # the fused kernels take scores again, which is no work of the model
+        with FlopCounterMode(display=False) as torchs:
+            run()
+        assert counted(run) == torchs.get_total_flops()
+
+
+def test_a_convolution_costs_what_torch_counts():
+    conv, x = nn.Conv2d(4, 6, 3, stride=2, padding=1), torch.randn(2, 4, 9, 9, requires_grad=True)
+    with FlopCounterMode(display=False) as torchs:
+        conv(x).sum().backward()
+    assert counted(lambda: conv(x)) == torchs.get_total_flops()
+
+
+def test_what_checkpointing_computes_again_is_not_counted():
+    layers, x = stack(True, True), torch.randn(8, 16, requires_grad=True)
+    with FlopCounterMode(display=False) as torchs:
+        with Flops() as flop:
+            out = checkpoint(layers, x, use_reentrant=False).sum()
+        out.backward()
+    assert flop.total == 6 * PRODUCT
+    assert torchs.get_total_flops() == 7 * PRODUCT  # the first of the two again: the second's result is not needed
+
+
+def test_the_peak_is_by_device_and_type_and_unknown_ones_have_none():
+    assert flops.peak("NVIDIA A100-SXM4-80GB", torch.bfloat16) == flops.peak("NVIDIA A100-SXM4-80GB", torch.float16) == 312e12
+    assert flops.peak("NVIDIA H100 80GB HBM3", torch.bfloat16) == flops.peak("NVIDIA H200", torch.bfloat16) == 989e12
+    assert flops.peak("NVIDIA L40S", torch.bfloat16) == 362e12
+    assert flops.peak("NVIDIA GeForce RTX 4090", torch.bfloat16) == 165.2e12
+    assert flops.peak("cpu", torch.bfloat16) is None
+    assert flops.peak("NVIDIA H200", torch.float64) is None
+
+
+def test_the_peak_falls_with_the_bits_of_the_products():
+    assert all(row[torch.float32] < row[torch.bfloat16] / 1.9 for row in flops.PEAKS.values())
