@@ -185,6 +185,14 @@ def test_config_prints_where_a_value_comes_from(say) -> None:
     assert re.search(r"^optim\.lr\s+= 3e-06\s+command line$", out, re.M), out
 
 
+def test_config_refuses_an_unknown_mixture_in_one_line(say) -> None:
+    code, out, err = say("config", "molmo/multitask", "3.2-sythetic", "runs/captioner")
+    assert (code, out) == (2, "")
+    assert err.startswith("plait: data.mixture '3.2-sythetic' is neither a .yaml or .json file nor a mixture of family 'molmo'")
+    assert err.endswith("did you mean '3.2-synthetic'? known: 3.2-synthetic\n")
+    assert err.count("\n") == 1
+
+
 def test_a_defect_keeps_its_traceback(monkeypatch) -> None:
     monkeypatch.setattr(cli, "_load", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):

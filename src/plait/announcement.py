@@ -1,5 +1,7 @@
 """What a stage says of itself before its first step: what trains, on what, for how long, and what looks odd about that."""
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 from plait.data.buckets import contents_of
@@ -8,7 +10,13 @@ from plait.resolved import StageView
 
 
 def announce(
-    view: StageView, trained: dict[str, dict[str, Any]], components: dict[str, dict[str, Any]], opened: list[Any], steps: int
+    view: StageView,
+    trained: dict[str, dict[str, Any]],
+    components: dict[str, dict[str, Any]],
+    opened: list[Any],
+    steps: int,
+    weights: Sequence[float],
+    slots: Sequence[int],
 ) -> None:
     """Say what the stage trains, on what, for how long."""
     total = sum(value.numel() for part in components.values() for value in part.values())
@@ -19,6 +27,18 @@ def announce(
     print(f"data: {data} samples; {steps:,} steps of {view.config.train.global_batch}")
     for name, text in contents_of(opened, view.config.train.global_batch):
         print(f"  {name:<18} {text}")
+    for line in shares([source.name for source in opened], weights, slots):
+        print(f"  {line}")
     average = view.config.optim.ema
     if average is not None and (said := power_ema.half_life_warning(average.decay, steps)):
         print(f"warning: {said}")
+
+
+def shares(names: Sequence[str], weights: Sequence[float], slots: Sequence[int]) -> list[str]:
+    """Each source's share of the samples: as its weight asks, and as the order's repeating block of `slots` gives. One source: nothing."""
+    if len(names) < 2:
+        return []
+    return [
+        f"{name:<18} asked {weight / math.fsum(weights):.2%} of the samples, gets {count / sum(slots):.2%}"
+        for name, weight, count in zip(names, weights, slots, strict=True)
+    ]

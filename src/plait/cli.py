@@ -231,12 +231,16 @@ def _add_shard(made: argparse.ArgumentParser) -> None:
 
 
 def _load(path: Path, overrides: list[str], words: Sequence[str] = ()):
-    from plait import config
+    from plait import config, mixture
     from plait.families import registry
 
     if path.is_dir():  # a run directory stands for its own configuration
         path, overrides = path / "config.yaml", [f"run={path}", *overrides]
-    return config.load(path, overrides, model_config=registry.model_config, preset=registry.preset, words=words)
+    resolved = config.load(path, overrides, model_config=registry.model_config, preset=registry.preset, words=words)
+    for data in (view.config.data for view in resolved.stages):
+        if data.mixture is not None:  # a wrong name or file is told before anything else is done
+            mixture.read(registry.mixture(resolved.config.family, data.mixture), data.without)
+    return resolved
 
 
 def _train(given: Arguments, overrides: list[str]) -> None:

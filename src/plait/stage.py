@@ -100,7 +100,7 @@ class Stage:
         if world.first:
             quarantine.resume(state.step)
             self.tracker.begin(self.view.name, state.step, self.stop)
-            announce(self.view, trained, components, opened, steps)
+            announce(self.view, trained, components, opened, steps, weights, order.counts)
         if state.stage_step:
             self._compare()
         feed = functools.partial(Loader, opened, order, seed=seed)

@@ -1,8 +1,10 @@
 """The guide's two commands, run: a captioner, continued and begun anew, and a multitask run from it."""
 
 import json
+import math
 
 import pytest
+import yaml
 
 from plait import cli
 
@@ -43,6 +45,17 @@ def test_multitask_starts_from_a_captioners_step(captioner, tmp_path, name):
 def test_a_captioners_step_that_is_not_there_is_one_line(captioner, tmp_path, capsys):
     assert run("molmo/multitask", "debug", captioner / "step15000", f"--save_folder={tmp_path / 'run'}") == 2
     assert "has no checkpoint at step '15000'; it has 1, 2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("precision", ["fp16", "pure_bf16"])
+def test_the_guides_precisions_train(tmp_path, precision):
+    flags = ("--max_steps=2", f"--fsdp.precision={precision}", "--track.every_steps=1")
+    assert run("molmo/captioner", "debug", f"--save_folder={tmp_path / 'run'}", *flags) == 0
+    assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["train"]["precision"] == precision
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert len(rows) == 2
+    assert all(math.isfinite(row["loss"]) and row.get("skipped", 0) == 0 for row in rows)
+    assert rows[1]["loss"] != rows[0]["loss"]
 
 
 def test_save_overwrite_begins_anew_and_keeps_the_old_run_aside(captioner):
