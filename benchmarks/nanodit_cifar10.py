@@ -106,7 +106,7 @@ def main(run: Path, each: int, steps: int) -> None:
         judge.eval()
     else:
         judge = train_classifier(x, y)
-        save_file(judge.state_dict(), kept)
+        save_file({name: value.contiguous() for name, value in judge.state_dict().items()}, kept)
     report = {"classifier on held-out photos": round(share(judge, held_x, held_y), 4), "seconds": round(time.perf_counter() - began)}
     print(json.dumps(report), flush=True)
     real = spread(held_x, held_y)

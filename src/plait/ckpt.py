@@ -6,10 +6,11 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import save_torch_state_dict
+from safetensors.torch import save
 from torch import Tensor
 
 from plait import files, parts, places, saved
-from plait.engine import checkpoint, pieces
+from plait.engine import averages, checkpoint, pieces
 from plait.engine.checkpoint import Checkpoint
 from plait.engine.distributed import World
 from plait.errors import PlaitError
@@ -158,3 +159,17 @@ def _differences(one: Checkpoint, other: Checkpoint) -> list[str]:
     stages = [resolved.stages[found.manifest["state"]["stage"] - 1].config for resolved, found in ((before, one), (after, other))]
     changed = [item for item in difference(*stages) if not item[0].startswith("stages") and item[0] != "run"]
     return lines + [f"config {key}: {old} -> {new}" for key, old, new in changed] or ["config and data: the same"]
+
+
+def ema(path: Path, length: float, out: Path | None) -> None:
+    """Write the average of relative `length` at the newest checkpoint under `path`, as one safetensors file that `from:` takes."""
+    found = checkpoint.read(folders(path)[-1])
+    run = checkpoint.run_of(found.folder)
+    made = averages.of_length(run, length, found.step)
+    folder = out or run / checkpoint.AVERAGES / f"length-{length:g}-step-{found.step:08d}"
+    files.write_whole(
+        folder / "weights.safetensors", save(made.tensors, metadata={"format": "pt", "plait": f"length {length:g} at step {made.step}"})
+    )
+    said = f"{folder}: average of length {length:g} (share of the run) at step {made.step}, {len(made.tensors)} weights"
+    print(f"{said}\n  from averages at {made.moments} steps; their profile is {made.misfit:.1%} off the wanted one")
+    print(f"  plait eval {run} --bench=loss --ema-length={length:g} measures it; from: {folder} begins a run with it")

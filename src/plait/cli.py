@@ -114,7 +114,7 @@ def _parser() -> Parser:
     made.add_argument("--samples", type=_positive, help="held-out samples (default: all)")
     made.add_argument("--batch", type=_positive, default=16, help="samples at a time")
     made.add_argument("--show", type=int, default=3, help="answers to print")
-    made.add_argument("--raw", action="store_true", help="use the last weights, not their average")
+    _add_weights(made)
     made.add_argument("--out", type=Path, help="where to write (default: RUN/eval/...)")
     made.add_argument("--nproc", type=_positive, help="share the samples among so many ranks of this machine")
     made = _add(verbs, "export", _export, "write a checkpoint as a directory that other software loads")
@@ -131,7 +131,7 @@ def _parser() -> Parser:
     )
     made.add_argument("checkpoint", type=Path)
     made.add_argument("--out", type=Path, help="folder for what is written")
-    made.add_argument("--raw", action="store_true", help="use the last weights, not their average")
+    _add_weights(made)
     _add_stored(verbs)
     _add_data(verbs)
     made = _add(verbs, "doctor", _doctor, "look for what would keep a run from going well, and say what to do", _SETTINGS)
@@ -159,6 +159,12 @@ def _spread(given: Arguments) -> None:
     launch.spread(given.nproc, restarts or 0, timeout, given.arguments)
 
 
+def _add_weights(made: Parser) -> None:
+    which = made.add_mutually_exclusive_group()
+    which.add_argument("--raw", action="store_true", help="use the last weights, not their average")
+    which.add_argument("--ema-length", type=float, metavar="SHARE", help="an average of this length, made of what optim.ema.post_hoc kept")
+
+
 def _add_stored(verbs: "argparse._SubParsersAction[Parser]") -> None:
     """What looks into runs and their checkpoints, or branches off one."""
     _add(verbs, "stages", _stages, "how far each stage of a run is, why it ended, what it trains, how good it became").add_argument(
@@ -177,6 +183,10 @@ def _add_stored(verbs: "argparse._SubParsersAction[Parser]") -> None:
     made.add_argument("checkpoint", help="RUN, RUN@STEP, RUN/STAGE, RUN/STAGE@best or a step folder")
     made.add_argument("out", type=Path, metavar="DIR", help="a new folder")
     made.add_argument("--last", action="store_true", help="the last weights, not the averaged ones")
+    made = _add(inner, "ema", _ckpt_ema, "weights averaged over any share of the run, after training (optim.ema.post_hoc)")
+    made.add_argument("path", type=Path, help="a run, stage folder or step folder")
+    made.add_argument("--length", type=float, required=True, metavar="SHARE", help="of the run, such as 0.07; at most 0.288")
+    made.add_argument("--out", type=Path, help="folder (default: RUN/averages/length-SHARE-step-N)")
     made = _add(inner, "diff", _ckpt_diff, "how far weights moved from A to B, and what else differs")
     for name in ("a", "b"):
         made.add_argument(name, metavar=name.upper(), help="RUN, RUN@STEP, RUN/STAGE, RUN/STAGE@best or a step folder")
@@ -281,7 +291,7 @@ def _eval(given: Arguments, overrides: list[str]) -> None:
     from plait import evaluate
 
     names = ("samples", "batch", "show", "pictures", "high_res", "data", "split", "out")
-    options = evaluate.Options(averaged=not given.raw, **{name: getattr(given, name) for name in names})
+    options = evaluate.Options(averaged=not given.raw, length=given.ema_length, **{name: getattr(given, name) for name in names})
     evaluate.evaluate(given.checkpoint, given.bench, options)
 
 
@@ -294,7 +304,7 @@ def _export(given: Arguments, overrides: list[str]) -> None:
 def _generate(given: Arguments, overrides: list[str]) -> None:
     from plait import evaluate
 
-    evaluate.generate(given.checkpoint, overrides, averaged=not given.raw, out=given.out)
+    evaluate.generate(given.checkpoint, overrides, averaged=not given.raw, length=given.ema_length, out=given.out)
 
 
 def _ckpt_inspect(given: Arguments, overrides: list[str]) -> None:
@@ -313,6 +323,12 @@ def _ckpt_consolidate(given: Arguments, overrides: list[str]) -> None:
     from plait import ckpt
 
     ckpt.consolidate(given.checkpoint, given.out, averaged=not given.last)
+
+
+def _ckpt_ema(given: Arguments, overrides: list[str]) -> None:
+    from plait import ckpt
+
+    ckpt.ema(given.path, given.length, given.out)
 
 
 def _ckpt_diff(given: Arguments, overrides: list[str]) -> None:

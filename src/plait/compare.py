@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from plait import files
-from plait.engine import checkpoint
+from plait.engine import checkpoint, power_ema
 from plait.engine.state import GROUPS
 
 CLOCK = frozenset({"samples_per_s", "data_wait_s", "step_s", "time_s", "recompiles"})
@@ -38,7 +38,8 @@ def runs(a: Path, b: Path) -> list[Line]:
     """Every line of the comparison of two runs."""
     mine, theirs = (files.read_rows(run / "metrics.jsonl") for run in (a, b))
     lines = [_rows(mine, theirs), *_figures(mine, theirs), _quarantined(a, b), _facts(a, b)]
-    return lines + [_tensors(group, a, b) for group in GROUPS]
+    tensors = [_tensors(group, a, b) for group in GROUPS]
+    return lines + [line for line in tensors if line.compared or line.first or line.what not in power_ema.KEPT]
 
 
 def divergence(lines: Iterable[Line]) -> str | None:

@@ -19,6 +19,7 @@ from plait.errors import PlaitError
 from plait.families import registry
 from plait.schema import Evaluate, RunConfig, Source, SourceKind
 
+AVERAGED, LAST = "averaged weights", "last weights"
 ROWS = "predictions.jsonl"
 """Answers as they come: a first line that says what they are answers of, then a row each. A second call goes on from it."""
 
@@ -32,6 +33,7 @@ class Options:
     show: int = 3
     pictures: int = 48
     averaged: bool = True
+    length: float | None = None
     high_res: bool = False
     data: str | None = None
     split: str | None = None
@@ -52,7 +54,7 @@ def evaluate(path: Path, bench: str, options: Options) -> dict[str, float]:
     folder = options.out or found.folder.parent.parent / "eval" / _title(entry.bench, found.step, options)
     key = {
         "checkpoint": files.xxh3(found.folder / "manifest.json"),
-        "weights": "averaged" if options.averaged else "last",
+        "weights": _kind(options),
         "bench": entry.bench,
         "data": [source.fingerprint for source in samples.opened],
         "high_res": options.high_res,
@@ -71,7 +73,7 @@ def evaluate(path: Path, bench: str, options: Options) -> dict[str, float]:
         return figures
     with distributed.world() as world:
         done = world.agree(done)
-        built, found, config = saved.open_checkpoint(path, world, averaged=options.averaged)
+        built, found, config = saved.open_checkpoint(path, world, averaged=options.averaged, length=options.length)
         if options.high_res:
             built.section, max_tokens = _high_resolution(built)
             config = config.model_copy(update={"data": config.data.model_copy(update={"max_tokens": max_tokens})})
@@ -119,7 +121,16 @@ def _examine(
 
 def _title(bench: str, step: int, options: Options) -> str:
     """The folder's name: another measurement has another one."""
-    return f"{bench.replace(':', '-')}-step-{step:08d}" + ("-high-res" if options.high_res else "") + ("" if options.averaged else "-raw")
+    return f"{bench.replace(':', '-')}-step-{step:08d}" + ("-high-res" if options.high_res else "") + _suffix(options)
+
+
+def _suffix(options: Options) -> str:
+    return f"-length-{options.length:g}" if options.length is not None else "" if options.averaged else "-raw"
+
+
+def _kind(options: Options) -> str:
+    """Which weights are measured."""
+    return f"averages of length {options.length:g}" if options.length is not None else AVERAGED if options.averaged else LAST
 
 
 def _done(folder: Path, key: Mapping[str, Any], loss_samples: int | None) -> list[dict[str, Any]]:
@@ -207,7 +218,8 @@ def _report(
     """Print the figures and write them down, with the answers and some of their pictures."""
     told = {"checkpoint": str(found.folder), "bench": entry.bench, "samples": options.samples}
     files.write_json(folder / "metrics.json", {**told, **figures, "count": len(samples), "figures": dict(figures), "key": dict(key)})
-    print(f"{found.folder}, {'averaged' if options.averaged and found.tensors('ema') else 'last'} weights")
+    kind = _kind(options)
+    print(f"{found.folder}, {kind if kind != AVERAGED or found.saved('ema') else LAST}")
     print("\n".join(f"  {name:<24} {value:.4f}" for name, value in figures.items()))
     if rows:
         _answers(folder, entry.bench, rows, samples, options)
@@ -240,10 +252,10 @@ def _notes(row: dict[str, Any]) -> dict[str, str]:
     return {"score": f"{row['score']:.3f}"} if isinstance(row.get("score"), float) else {}
 
 
-def generate(path: Path, options: Sequence[str], *, averaged: bool, out: Path | None) -> None:
+def generate(path: Path, options: Sequence[str], *, averaged: bool, out: Path | None, length: float | None = None) -> None:
     """Ask the checkpoint at `path`; `options` are the family's own, as name=value. Prints what the family returns, line by line."""
     with distributed.world() as world:
-        built, _, config = saved.open_checkpoint(path, world, averaged=averaged)
+        built, _, config = saved.open_checkpoint(path, world, averaged=averaged, length=length)
         chosen = generate_options(built.family.GenerateOptions, options)
         if not world.first:  # one question has one answer, however many ranks are asked
             return

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from plait import config, parts
-from plait.engine import checkpoint
+from plait.engine import averages, checkpoint
 from plait.engine.checkpoint import Checkpoint
 from plait.engine.distributed import World
 from plait.engine.state import load_weights
@@ -36,16 +36,19 @@ def settings(path: Path) -> tuple[Checkpoint, RunConfig]:
     return found, resolved.stages[found.manifest["state"]["stage"] - 1].config
 
 
-def open_checkpoint(path: Path, world: World, *, averaged: bool = True) -> tuple[Parts, Checkpoint, RunConfig]:
+def open_checkpoint(path: Path, world: World, *, averaged: bool = True, length: float | None = None) -> tuple[Parts, Checkpoint, RunConfig]:
     """The trained model of a checkpoint (a step folder, stage folder or run) with its averaged weights when it has them, ready to judge.
 
+    `length`: with the average of this relative length instead, made of what `optim.ema.post_hoc` kept.
     Also the checkpoint, and the configuration of the stage it was written in.
     """
     found = checkpoint_at(path)
     resolved = open_run(found.folder.parent.parent)
     built = parts.build(resolved.config, found.folder.parent.parent, world)
     load_weights(built.model, found.tensors("weights"))
-    if averaged:
+    if length is not None:
+        load_weights(built.model, averages.of_length(found.folder.parent.parent, length, found.step).tensors)
+    elif averaged:
         load_weights(built.model, found.tensors("ema"))
     built.model.to(world.device).eval()
     return built, found, resolved.stages[found.manifest["state"]["stage"] - 1].config

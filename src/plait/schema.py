@@ -133,6 +133,9 @@ class Ema(Section):
 
     decay: Share = Field(description="per step, such as 0.9999")
     warmup_steps: Natural = Field(default=0, description="steps over which the decay rises from 0")
+    post_hoc: bool = Field(
+        default=False, description="keep two more averages, of which `plait ckpt ema` makes one of any length after training"
+    )
 
 
 class Component(Section):

@@ -133,7 +133,7 @@ class Stage:
             print(said)
         set_precision(built.model, state.ever_trained | names, config.train.precision)
         weights = footprint.weigh(built.model, names, state.ever_trained, units)
-        storage = Storage.of(config.train.precision, averaged=config.optim.ema is not None)
+        storage = Storage.of(config.train.precision, averages=optim.averages(config.optim))
         micros = math.ceil(config.train.global_batch / (self.cut["micro_batch"] * self.world.size))
         layout, why = strategy.choose(config.distributed, weights, storage, self.world, accumulating=micros > 1)
         if self.world.size > 1 and self.world.first:

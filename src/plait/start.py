@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from plait import files, places
-from plait.engine import checkpoint, migrate, optim, schedule
+from plait.engine import averages, checkpoint, migrate, optim, power_ema, schedule
 from plait.engine.checkpoint import Checkpoint
 from plait.engine.distributed import Saved, World
 from plait.engine.state import GROUPS, State
@@ -56,6 +56,7 @@ def resume(state: State, built: Parts, views: Sequence[StageView], run: Path, wo
     accept(rows, [], run, f"{found.folder}", world, allow_inexact)
     state.restore(facts, tensors)
     if world.first:
+        averages.forget(run, state.step)
         before = found.manifest.get("world", 1)
         said = "exact" if before == world.size else f"remapped: {before} ranks then, {world.size} now; same global batches, same noise"
         print(f"  step {state.step}, order of data, noise    exact: functions of (seed, step)\n  ranks    {said}")
@@ -72,7 +73,7 @@ def begin_from(state: State, built: Parts, view: StageView, run: Path, world: Wo
     if manifest is None and publisher is not None:
         tensors = {**tensors, "weights": publisher.imported(tensors["weights"], built.model)}
     if tensors["ema"] and view.config.optim.ema is None:
-        tensors = {**tensors, "ema": {}}
+        tensors = {**tensors, **{group: {} for group in ("ema", *power_ema.KEPT)}}
         print("averages are left behind: optim.ema is off here") if world.first else None
     trained = set(manifest["state"]["trained"]) if manifest else set(tensors["weights"])
     rows = migration(tensors, trained, view.config, built)
@@ -135,6 +136,8 @@ def migration(tensors: Mapping[str, Mapping[str, Saved]], trained: set[str], con
     components = built.family.components(built.model)
     now = {name for part in optim.select(components, config.trainable, built.family.never_trained).values() for name in part}
     wanted = {"weights": now, "moments": now, "ema": now if config.optim.ema is not None else set()}
+    if config.optim.ema is not None and config.optim.ema.post_hoc:
+        wanted |= dict.fromkeys(power_ema.KEPT, now)
     return migrate.compare(tensors, components, wanted, trained)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from plait.engine import power_ema
-from plait.engine.power_ema import PowerEma, Profile
+from plait.engine.power_ema import PowerEma, Profile, Saved
 from plait.errors import PlaitError
 
 
@@ -19,6 +19,10 @@ def brute_profile(g, step):
         share *= kept
         share[t - 1] += 1 - kept
     return share
+
+
+def kept_as(step, g, **tensors):
+    return Saved(Profile(step, g), frozenset(tensors), lambda: tensors)
 
 
 def walk(steps, seed=0):
@@ -43,6 +47,7 @@ def test_a_length_that_no_profile_has_is_refused(length):
 
 def test_the_average_is_the_weighted_sum_of_all_weights():
     points, ema = walk(300), PowerEma(0.1)
+    ema.track({"w": torch.full((3,), 99.0)})  # the weights before any update count for nothing
     for k, point in enumerate(points):
         ema.update({"w": torch.tensor(point, dtype=torch.float32)}, k)
     expected = brute_profile(ema.g, 300) @ points
@@ -60,7 +65,7 @@ def test_overlap_is_the_integral_of_the_product_of_profiles():
 
 
 def test_a_saved_average_is_reconstructed_from_itself():
-    saved = [Profile(step, g) for step in (250, 500, 750, 1000) for g in map(power_ema.exponent, power_ema.LENGTHS)]
+    saved = [Profile(step, g) for step in (250, 500, 750, 1000) for g in map(power_ema.exponent, power_ema.KEPT.values())]
     x = power_ema.mixture(saved, saved[-1])
     assert x == pytest.approx(np.eye(len(saved))[-1], abs=1e-6)
 
@@ -70,25 +75,31 @@ def test_another_length_is_near_the_average_that_training_would_have_kept(length
     steps, points = 4000, walk(4000, seed=1)
     saved = []
     for step in range(steps // 16, steps + 1, steps // 16):
-        for kept in power_ema.LENGTHS:
+        for kept in power_ema.KEPT.values():
             g = power_ema.exponent(kept)
-            saved.append((Profile(step, g), {"w": torch.tensor(brute_profile(g, step) @ points[:step])}))
+            saved.append(kept_as(step, g, w=torch.tensor(brute_profile(g, step) @ points[:step])))
     found = power_ema.reconstruct(saved, length, steps)["w"].numpy()
     expected = brute_profile(power_ema.exponent(length), steps) @ points
     other = brute_profile(power_ema.exponent(0.05), steps) @ points
     assert np.linalg.norm(found - expected) < 0.02 * np.linalg.norm(other - expected) + 0.05  # a random walk moves 1 per update
-    assert power_ema.misfit([profile for profile, _ in saved], Profile(steps, power_ema.exponent(length))) < 0.02
+    assert power_ema.misfit([one.profile for one in saved], Profile(steps, power_ema.exponent(length))) < 0.02
 
 
 def test_averages_saved_later_than_the_wanted_step_are_not_used():
-    early, late = {"w": torch.tensor([1.0])}, {"w": torch.tensor([9.0])}
-    found = power_ema.reconstruct([(Profile(100, 6.94), early), (Profile(200, 6.94), late)], 0.1, 100)
+    found = power_ema.reconstruct([kept_as(100, 6.94, w=torch.tensor([1.0])), kept_as(200, 6.94, w=torch.tensor([9.0]))], 0.1, 100)
     assert found["w"].item() == pytest.approx(1.0, rel=1e-2)
+
+
+def test_a_weight_that_joined_later_is_fitted_from_what_covers_it():
+    early, late = kept_as(90, 6.94, a=torch.tensor([300.0])), kept_as(100, 6.94, a=torch.tensor([1.0]), b=torch.tensor([5.0]))
+    found = power_ema.reconstruct([early, late], 0.1, 100)
+    assert found["b"].item() == pytest.approx(power_ema.reconstruct([late], 0.1, 100)["b"].item(), abs=1e-6)
+    assert found["a"].item() != pytest.approx(power_ema.reconstruct([late], 0.1, 100)["a"].item(), abs=1e-3)
 
 
 def test_nothing_saved_by_the_wanted_step_is_named():
     with pytest.raises(PlaitError, match="no average was saved up to step 50; saved at: 100"):
-        power_ema.reconstruct([(Profile(100, 6.94), {})], 0.1, 50)
+        power_ema.reconstruct([kept_as(100, 6.94)], 0.1, 50)
 
 
 def test_the_half_life_of_the_usual_decay_is_6931_updates():

@@ -145,7 +145,7 @@ def held(trained, ever, cut_frozen, strategy):
             model(torch.arange(4)).sum().backward()
             state.optimizer.step()
         weights = footprint.weigh(model, names, state.ever_trained, model.blocks)
-        found = footprint.memory(weights, layout, Storage.of("fp32", averaged=True))
+        found = footprint.memory(weights, layout, Storage.of("fp32", averages=1))
         size = lambda tensors: sum(4 * distributed.local(value).numel() for value in tensors)  # noqa: E731
         moments = [value for name, value in state.tensors()["moments"].items() if not name.endswith(".step")]
         gradients = [value.grad for value in state.trained().values()]

@@ -24,7 +24,7 @@ import xxhash
 from torch import Tensor
 
 from plait import files
-from plait.engine import pieces
+from plait.engine import pieces, power_ema
 from plait.engine.distributed import Saved, World, whole
 from plait.engine.pieces import Groups, Share
 from plait.errors import PlaitError
@@ -35,6 +35,8 @@ _STEP = re.compile(r"step-(\d{8,})$")
 _STAGE = re.compile(r"stage-(\d+)-")
 _UNFINISHED = ".saving-"
 _REPLACED = ".replaced-"
+AVERAGES = "averages"
+"""The folder of a run where deleted checkpoints leave their post-hoc averages."""
 
 
 @dataclass(frozen=True)
@@ -202,6 +204,11 @@ def _order(folder: Path) -> tuple[int, int] | None:
     return (int(step.group(1)), int(stage.group(1))) if step and stage else None
 
 
+def step_of(folder: Path) -> int:
+    """The step that the name of a checkpoint's folder tells."""
+    return int(folder.name.removeprefix("step-"))
+
+
 def is_step(path: Path) -> bool:
     """Whether the path is named as one checkpoint."""
     return _STEP.match(path.name) is not None
@@ -245,7 +252,7 @@ def clear_unfinished(run: Path) -> int:
     """Remove what interrupted saves left behind in this run, and bring back what they had moved aside; returns how many were removed."""
     for aside in run.glob(f"stage-*/{_REPLACED}*"):
         _bring_back(aside)
-    left = list(run.glob(f"stage-*/{_UNFINISHED}*"))
+    left = list(run.glob(f"*/{_UNFINISHED}*"))
     for folder in left:
         shutil.rmtree(folder, ignore_errors=True)
     return len(left)
@@ -256,9 +263,33 @@ def prune(stage_folder: Path, keep: int, spared: int | None = None) -> list[Path
     own = [folder for folder in published(stage_folder.parent) if folder.parent == stage_folder]
     gone = [folder for folder in own[keep:] if folder.name != f"step-{spared or 0:08d}"]
     for folder in gone:
+        _leave_averages(folder)
         (folder / "manifest.json").unlink()
         shutil.rmtree(folder)
     return gone
+
+
+def _leave_averages(folder: Path) -> None:
+    """Keep the post-hoc averages of a checkpoint that is about to be deleted, as RUN/averages/step-N with a manifest of their own."""
+    found = read(folder)
+    kept = {
+        name: facts for name, facts in found.manifest["files"].items() if name.split("/")[0].removesuffix(".safetensors") in power_ema.KEPT
+    }
+    if not kept:
+        return
+    home = folder.parent.parent / AVERAGES / folder.name
+    beside = home.with_name(f"{_UNFINISHED}{home.name}")
+    shutil.rmtree(beside, ignore_errors=True)
+    for name in kept:
+        (beside / name).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(folder / name, beside / name)
+        except OSError:  # a file system without links
+            shutil.copyfile(folder / name, beside / name)
+    manifest = {"format": FORMAT, "kind": "averages", "state": {"step": found.step}, "files": kept}
+    files.write_json(beside / "manifest.json", {**manifest, "xxh3": _own_hash(manifest)})
+    shutil.rmtree(home, ignore_errors=True)
+    os.rename(beside, home)
 
 
 class Saver:

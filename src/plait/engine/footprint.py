@@ -41,18 +41,18 @@ class Weights:
 class Storage:
     """Bytes per value. `bf16`, `fp16`: frozen weights in 2 bytes, trained ones and gradients in 4; `pure_bf16`: all in 2 but averages.
 
-    `averaged`: whether `optim.ema` keeps an average of each trained weight.
+    `averages`: how many `optim.ema` keeps of each trained weight.
     """
 
     trained: int = _FLOAT32
     frozen: int = _FLOAT32
-    averaged: bool = False
+    averages: int = 0
 
     @classmethod
-    def of(cls, precision: str, averaged: bool = False) -> "Storage":
+    def of(cls, precision: str, averages: int = 0) -> "Storage":
         """The bytes that `train.precision` means."""
         half = precision != "fp32"
-        return cls(2 if precision == "pure_bf16" else _FLOAT32, 2 if half else _FLOAT32, averaged)
+        return cls(2 if precision == "pure_bf16" else _FLOAT32, 2 if half else _FLOAT32, averages)
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def memory(weights: Weights, layout: Layout, storage: Storage, *, accumulating: 
         weights=trained * storage.trained + paused * _FLOAT32 + frozen * storage.frozen,
         gradients=(weights.trained if gathered_gradients else trained) * storage.trained,
         moments=_MOMENTS * (trained * storage.trained + _share(weights.paused, parts) * _FLOAT32),
-        averages=(trained + paused) * _FLOAT32 if storage.averaged else 0,
+        averages=(trained + paused) * _FLOAT32 * storage.averages,
         gathered=_gathered(weights, layout, storage, gathered_gradients) if parts > 1 else 0,
     )
 

@@ -95,8 +95,7 @@ class Loop:
         row, sound = self.gradient(net, batch, weights, audit)
         if sound:
             state.optimizer.step()
-            if state.ema is not None and config.optim.ema is not None:
-                state.ema.update(state.trained(), state.stage_step)
+            state.average()
         for value in state.trained().values():
             value.grad = None
         state.step += 1

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from plait.engine.distributed import Saved
+from plait.engine.state import GROUPS
 
 VERDICTS = ("keep", "initialise", "drop", "missing")
 """keep: saved and wanted. initialise: wanted, never trained before. drop: saved, no place here. missing: was trained, not saved."""
@@ -65,7 +66,7 @@ def _parameters(group: str, tensors: Mapping[str, Saved]) -> dict[str, Saved]:
 
 def _by_place(item: tuple[tuple[str, str, str], Any]) -> tuple[int, str, int]:
     group, component, verdict = item[0]
-    return ("weights", "ema", "moments").index(group), component, VERDICTS.index(verdict)
+    return GROUPS.index(group), component, VERDICTS.index(verdict)
 
 
 def inexact(rows: Sequence[Row]) -> list[str]:

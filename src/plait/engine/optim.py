@@ -188,6 +188,11 @@ def load_moments(optimizer: torch.optim.Optimizer, saved: Mapping[str, Saved]) -
     return missing
 
 
+def averages(settings: Optim) -> int:
+    """How many averages of each trained weight are kept."""
+    return 0 if settings.ema is None else 1 + 2 * settings.ema.post_hoc
+
+
 class Ema:
     """An fp32 running average of the trained weights, updated once per optimizer step.
 
@@ -208,14 +213,17 @@ class Ema:
     @torch.no_grad()
     def update(self, parameters: Mapping[str, nn.Parameter], k: int) -> None:
         """average <- decay_k average + (1 - decay_k) weight."""
-        decay = min(self.decay, (k + 1) / self.warmup_steps) if self.warmup_steps else self.decay
         averages = [local(self.average[name]) for name in parameters]
-        values = [local(value.detach()) for value in parameters.values()]
+        share, values = 1 - self.decay_at(k), [local(value.detach()) for value in parameters.values()]
         if all(value.dtype == torch.float32 for value in values):
-            torch._foreach_lerp_(averages, values, 1 - decay)
+            torch._foreach_lerp_(averages, values, share)
             return
         for average, value in zip(averages, values, strict=True):  # one by one: no float32 copy of the whole model
-            average.lerp_(value.float(), 1 - decay)
+            average.lerp_(value.float(), share)
+
+    def decay_at(self, k: int) -> float:
+        """The share of the average that its k-th update keeps."""
+        return min(self.decay, (k + 1) / self.warmup_steps) if self.warmup_steps else self.decay
 
     def lay(self, parameters: Mapping[str, nn.Parameter]) -> None:
         """Cut the averages over ranks as the parameters are cut now."""

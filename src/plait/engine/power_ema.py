@@ -3,21 +3,21 @@
 A power-function average gives the weights of update tau the profile p(tau) = (g + 1) tau^g / t^(g + 1) on [0, t]: its length is a share of
 the run, whatever the run's length. Two of them, saved now and then, span a space of profiles; any other length is the combination of saved
 averages whose profile is nearest in the least-squares sense (Karras et al. 2024, arXiv:2312.02696, section 3 and appendix C).
-Nothing here touches files or models: tensors by name in, tensors by name out.
+Nothing here touches files: tensors by name in, tensors by name out. The files are those of averages.py.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from plait.engine.optim import Ema
 from plait.errors import PlaitError
 
-LENGTHS = (0.05, 0.10)
-"""Relative lengths of the two averages that training keeps: between and beyond them, lengths can be made afterwards."""
+KEPT = {"ema-0.05": 0.05, "ema-0.10": 0.10}
+"""The averages that training keeps, by their names in checkpoints, and their relative lengths: others are made of them afterwards."""
 _LONGEST = 1 / math.sqrt(12)  # the uniform average (g = 0): no rising profile is longer
 _HALF_LIFE_SHARE = 5
 
@@ -42,22 +42,16 @@ def decay(g: float, update: int) -> float:
     return (1 - 1 / update) ** (g + 1)
 
 
-class PowerEma:
-    """One power-function average in float32, advanced once per optimizer step. Its only state is the average."""
+class PowerEma(Ema):
+    """A power-function average in float32, advanced once per optimizer step; updates count over all stages."""
 
     def __init__(self, length: float):
+        super().__init__(0.0, 0)
         self.length, self.g = length, exponent(length)
-        self.average: dict[str, Tensor] = {}
 
-    @torch.no_grad()
-    def update(self, parameters: Mapping[str, Tensor], k: int) -> None:
-        """After the k-th update of the run (k from 0)."""
-        for name, value in parameters.items():
-            if name not in self.average:
-                self.average[name] = value.detach().to(torch.float32, copy=True)
-        names = list(parameters)
-        held, values = [self.average[name] for name in names], [parameters[name].detach().float() for name in names]
-        torch._foreach_lerp_(held, values, 1 - decay(self.g, k + 1))
+    def decay_at(self, k: int) -> float:
+        """`decay` of update k (from 0)."""
+        return decay(self.g, k + 1)
 
 
 @dataclass(frozen=True)
@@ -90,22 +84,35 @@ def mixture(saved: Sequence[Profile], wanted: Profile) -> np.ndarray:
     return found * scale
 
 
-def reconstruct(saved: Sequence[tuple[Profile, Mapping[str, Tensor]]], length: float, step: int) -> dict[str, Tensor]:
-    """The average of relative `length` at `step`, from saved averages of updates up to `step`; float32.
+@dataclass(frozen=True)
+class Saved:
+    """One average as it was saved: its profile, the weights it covers, and how to get them."""
 
-    Raises PlaitError when nothing was saved by then.
+    profile: Profile
+    names: frozenset[str]
+    tensors: Callable[[], Mapping[str, Tensor]]
+
+
+def reconstruct(saved: Sequence[Saved], length: float, step: int) -> dict[str, Tensor]:
+    """The average of relative `length` at `step`, from saved averages of updates up to `step`; float32. One of them is in memory at a time.
+
+    A weight that joined later is fitted from those that cover it. Raises PlaitError when nothing was saved by then.
     """
-    usable = [(profile, tensors) for profile, tensors in saved if profile.step <= step]
+    usable = [one for one in saved if one.profile.step <= step]
     if not usable:
-        steps = ", ".join(str(profile.step) for profile, _ in saved) or "none"
-        raise PlaitError(f"no average was saved up to step {step}; saved at: {steps}")
-    share = mixture([profile for profile, _ in usable], Profile(step, exponent(length)))
-    names = list(usable[-1][1])
-    total = {name: torch.zeros_like(usable[-1][1][name], dtype=torch.float64) for name in names}
-    for coefficient, (_, tensors) in zip(share, usable, strict=True):
-        for name in names:
-            total[name] += float(coefficient) * tensors[name].double()
-    return {name: value.float() for name, value in total.items()}
+        raise PlaitError(f"no average was saved up to step {step}; saved at: {', '.join(str(one.profile.step) for one in saved) or 'none'}")
+    wanted, shares = Profile(step, exponent(length)), {}
+    total: dict[str, Tensor] = {}
+    covering = {name: tuple(place for place, one in enumerate(usable) if name in one.names) for name in usable[-1].names}
+    for places in set(covering.values()):
+        shares[places] = dict(zip(places, mixture([usable[place].profile for place in places], wanted), strict=True))
+    for place, one in enumerate(usable):
+        tensors = one.tensors()
+        for name, places in covering.items():
+            if place in shares[places]:
+                part = float(shares[places][place]) * tensors[name].double()
+                total[name] = total[name] + part if name in total else part
+    return {name: value.float() for name, value in sorted(total.items())}
 
 
 def misfit(saved: Sequence[Profile], wanted: Profile) -> float:

@@ -11,15 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from plait.engine import optim
+from plait.engine import optim, power_ema
 from plait.engine.distributed import Rows, Saved, like, local, whole
 from plait.engine.optim import Ema
+from plait.engine.power_ema import PowerEma
 from plait.engine.schedule import STAGE_TOKENS, TOKENS
 from plait.errors import PlaitError
 from plait.keys import key
 
 _PLACE = ("step", "stage", "stage_start", "stage_done", "judged", "history", "best", "probe")
-GROUPS = ("weights", "ema", "moments")
+GROUPS = ("weights", "ema", "moments", *power_ema.KEPT)
 """The tensor files of a checkpoint."""
 
 
@@ -45,6 +46,8 @@ class State:
     """Loss of the run's probe samples at the last save: recomputed at the next start, it shows that the same model came back."""
     optimizer: torch.optim.Optimizer | None = None
     ema: Ema | None = None
+    post_hoc: dict[str, PowerEma] = field(default_factory=dict)
+    """Averages from which other lengths are made after training, by their group's name; none unless `optim.ema.post_hoc`."""
     paused: dict[str, Saved] = field(default_factory=dict)
     """Moments of parameters that do not train in this stage, kept for the stage that returns to them."""
 
@@ -105,14 +108,28 @@ class State:
             self.ema.average = averages
             self.ema.track(now)
             self.ema.lay(dict(self.model.named_parameters()))
+        wanted = power_ema.KEPT if settings.ema is not None and settings.ema.post_hoc else {}
+        self.post_hoc = {group: self.post_hoc.get(group, PowerEma(length)) for group, length in wanted.items()}
+        for one in self.post_hoc.values():
+            one.track(now)
+            one.lay(dict(self.model.named_parameters()))
+
+    def average(self) -> None:
+        """Let the averages follow the update that was just made, number `step` (from 0) of the run."""
+        trained = self.trained()
+        if self.ema is not None:
+            self.ema.update(trained, self.stage_step)
+        for one in self.post_hoc.values():
+            one.update(trained, self.step)
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """The state's tensors as weights, ema and moments. They are the live ones: copy before the next step."""
+        """The state's tensors by group. They are the live ones: copy before the next step."""
         parameters = dict(self.model.named_parameters())
         weights = {name: parameters[name].detach() for name in sorted(self.ever_trained)}
         live = optim.moments(self.optimizer) if self.optimizer is not None else {}
         paused = {name: whole(value) if isinstance(value, Rows) else value for name, value in self.paused.items()}
-        return {"weights": weights, "ema": dict(self.ema.average) if self.ema else {}, "moments": {**paused, **live}}
+        averages = {"ema": dict(self.ema.average) if self.ema else {}, **{group: dict(one.average) for group, one in self.post_hoc.items()}}
+        return {"weights": weights, **averages, "moments": {**paused, **live}}
 
     def facts(self) -> dict[str, Any]:
         """The state's plain numbers and names, for the manifest."""
@@ -131,11 +148,12 @@ class State:
         self.ever_trained = set(facts["trained"])
         load_weights(self.model, tensors["weights"])
         self.paused = dict(tensors["moments"])
-        if tensors["ema"]:
-            self.ema = Ema(1.0, 0)
-            self.ema.average = {
-                name: whole(value).to(device_of(self.model), torch.float32, copy=True) for name, value in tensors["ema"].items()
-            }
+        self.ema = Ema(1.0, 0) if tensors["ema"] else None
+        self.post_hoc = {group: PowerEma(length) for group, length in power_ema.KEPT.items() if tensors.get(group)}
+        for group, one in [("ema", self.ema), *self.post_hoc.items()]:
+            if one is not None:
+                place = device_of(self.model)
+                one.average = {name: whole(value).to(place, torch.float32, copy=True) for name, value in tensors[group].items()}
 
 
 @torch.no_grad()

@@ -113,9 +113,9 @@ class Screen:
             left_s = (self.said_s - self.began_s) / max(1, step - self.first) * (self.stop - step)
             self._say(f"{self.stage} {step}/{self.stop}  {text}  {_clock(left_s)} left")
 
-    def warn(self, line: str) -> None:
-        """Say what a monitor found."""
-        self._say(f"warning: {line}")
+    def warn(self, lines: Sequence[str]) -> None:
+        """Say what monitors found."""
+        self._say("\n".join(f"warning: {line}" for line in lines))
 
     def _say(self, line: str) -> None:
         self.console.print(line, highlight=False, soft_wrap=True, markup=False)
@@ -149,9 +149,8 @@ class Tracker:
             files.append_rows(self.path, [{name: _plain(value) for name, value in row.items()}])
             for mirror in self._all():
                 mirror.row(row)
-            if self.screen is not None:
-                for line in warnings:
-                    self.screen.warn(line)
+            if self.screen is not None and warnings:
+                self.screen.warn(warnings)
 
     def watch(self, row: Mapping[str, Any]) -> list[str]:
         """What the monitors say of the row; they remember it."""
