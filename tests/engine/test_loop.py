@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from plait.engine import guards
+from plait.engine import evaluation, guards
 from plait.engine.loop import total_weights
 from plait.errors import Stopped
 
@@ -156,3 +156,22 @@ def test_the_loop_equals_plain_pytorch(make_loop):
         plain.step()
     for (name, value), other in zip(state.model.named_parameters(), oracle.parameters(), strict=True):
         assert torch.allclose(value, other, rtol=0, atol=1e-6), name  # fused and unfused AdamW round differently
+
+
+def test_every_part_trains_in_training_mode_from_the_first_step(make_loop):
+    config = make_config()
+    state, seen = make_state(config), []
+    state.model.tower.eval()  # as transformers leaves what it loads
+    state.model.tower.register_forward_hook(lambda module, *_: seen.append(module.training))
+    make_loop(state, config).run([step_batch(0, [micro([1, 2])]), step_batch(1, [micro([3, 4])])], 2)
+    assert seen == [True, True]
+
+
+def test_a_step_on_which_no_evaluation_is_due_touches_no_weight_and_no_mode():
+    state = make_state(make_config(optim={"lr": 0.1, "ema": {"decay": 0.5}, "schedule": {"name": "constant"}}))
+    before = [value._version for value in state.model.parameters()]
+    state.model.eval()
+    judge = evaluation.Evaluations([], None, SquaredError(), {}, None, None, "fp32", lambda: False, None)
+    assert judge.run(state, []) == {}
+    assert [value._version for value in state.model.parameters()] == before
+    assert not state.model.training

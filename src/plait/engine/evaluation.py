@@ -178,6 +178,8 @@ class Evaluations:
         Asked to stop in between, it sets `interrupted`, records nothing and leaves the step to be judged after the restart.
         """
         figures: dict[str, float] = {}
+        if not due:
+            return figures
         try:
             with judged(state) as model:
                 for entry in due:

@@ -70,6 +70,7 @@ class Loop:
     def run(self, batches: Iterable[Any], stop: int) -> None:
         """Train from the state's step up to `stop` (of the run), one `StepBatch` each; less when the stage is done or a stop asked for."""
         net = distributed.replicate(self.state.model, self.world)
+        self.state.model.train()  # all of it: parts that transformers or diffusers loaded are in evaluation mode under a root that is not
         first = True
         for batch in batches:
             began = time.perf_counter()
