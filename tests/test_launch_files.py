@@ -1,8 +1,11 @@
-"""The files under launch/: they parse, and the command in each is one that torchrun and plait understand."""
+"""The files under launch/: the command in each is one that torchrun and plait understand, and what is around it does what its page says."""
 
+import os
 import re
 import shlex
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -20,6 +23,18 @@ GIVEN = {
     "CACHE": "/tmp/cache",
     "RESTARTS": "3",
 }
+STAND_INS = {
+    "srun": 'while [[ $1 == --* ]]; do echo "$1" >> options; shift; done; exec "$@"',
+    "scontrol": 'if [ "$1" = show ]; then printf "first\\nsecond\\n"; else echo "$*" >> scontrol.log; fi',
+    "torchrun": """
+        echo "$*" > torchrun.log
+        [ "$ENDS" = asked ] || exit "$ENDS"
+        trap 'kill $!; sleep 0.2; echo USR1 > saved; exit 75' USR1
+        trap 'kill $!; sleep 0.2; echo TERM > saved; exit 75' TERM
+        sleep 60 & touch ready; wait""",
+    "plait": 'exit "$DOCTOR"',
+}
+"""The commands of a cluster, as far as the files use them. This torchrun ends with ENDS, or trains until it is asked to save."""
 
 
 def text(path):
@@ -80,3 +95,50 @@ def test_slurm_gets_its_signal_long_enough_before_the_limit_to_save():
     before_s = int(re.search(r"--signal=B:USR1@(\d+)", script)[1])
     assert parse_args(words(ROOT / "launch" / "slurm.sbatch")).shutdown_timeout < before_s
     assert "#SBATCH --requeue" in script
+
+
+def start(script, folder, ends):
+    """`script` in bash on a machine whose cluster commands are the stand-ins."""
+    for name, lines in STAND_INS.items():
+        (folder / name).write_text(f"#!/usr/bin/env bash\n{lines}\n")
+        (folder / name).chmod(0o755)
+    slurm = {"JOB_NODELIST": "two", "CPUS_PER_TASK": "64", "JOB_NUM_NODES": "2", "JOB_ID": "7", "GPUS_ON_NODE": "8"}
+    sky = {"NODE_IPS": "10.0.0.1\n10.0.0.2", "NUM_NODES": "2", "NUM_GPUS_PER_NODE": "8", "TASK_ID": "7"}
+    told = {f"SLURM_{name}": value for name, value in slurm.items()} | {f"SKYPILOT_{name}": value for name, value in sky.items()}
+    environment = {**os.environ, **told, "PATH": f"{folder}:{os.environ['PATH']}", "ENDS": ends, "CONFIG": "c.yaml", "NAME": "x"}
+    return subprocess.Popen(["bash", "-c", script, "job", "c.yaml"], cwd=folder, env=environment)
+
+
+@pytest.mark.parametrize(("asked", "requeued"), [(signal.SIGUSR1, ["requeue 7"]), (signal.SIGTERM, [])])
+def test_a_slurm_job_waits_for_the_save_and_requeues_itself_only_at_its_time_limit(tmp_path, asked, requeued):
+    job = start(text(ROOT / "launch" / "slurm.sbatch"), tmp_path, ends="asked")
+    while not (tmp_path / "ready").exists():
+        time.sleep(0.02)
+    job.send_signal(asked)
+    assert job.wait(30) == 75
+    assert f"SIG{(tmp_path / 'saved').read_text().strip()}" == asked.name
+    log = tmp_path / "scontrol.log"
+    assert (log.read_text().splitlines() if log.exists() else []) == requeued
+
+
+@pytest.mark.parametrize("code", ["0", "2"])
+def test_a_slurm_job_ends_with_the_exit_code_of_its_run_and_gives_it_all_processors(tmp_path, code):
+    assert start(text(ROOT / "launch" / "slurm.sbatch"), tmp_path, ends=code).wait(30) == int(code)
+    assert not (tmp_path / "scontrol.log").exists()
+    assert "--cpus-per-task=64" in (tmp_path / "options").read_text().split()
+    assert "--rdzv-endpoint=first:29400" in (tmp_path / "torchrun.log").read_text()
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_what_doctor_finds_ends_a_skypilot_job_before_it_trains(tmp_path, monkeypatch, code):
+    monkeypatch.setenv("DOCTOR", str(code))
+    assert start(text(ROOT / "launch" / "skypilot.yaml"), tmp_path, ends="0").wait(30) == code
+    assert (tmp_path / "torchrun.log").exists() == (code == 0)
+
+
+@pytest.mark.parametrize(("index", "meets"), [("0", "1"), ("1", "0")])
+def test_pod_0_is_told_that_ranks_meet_there_and_the_others_that_they_do_not(tmp_path, index, meets):
+    script = text(ROOT / "launch" / "kubernetes.yaml")
+    assert start(f"JOB_COMPLETION_INDEX={index}; {script}", tmp_path, ends="0").wait(30) == 0
+    given = parse_args((tmp_path / "torchrun.log").read_text().split()).rdzv_conf
+    assert given == f"is_host={meets}"
