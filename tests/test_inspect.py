@@ -46,6 +46,7 @@ class Inputs:
 
 class Loss:
     counts = ()
+    shares = ()
 
     def __init__(self, section):
         self.coefficients = {"text": 1.0}

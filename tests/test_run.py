@@ -25,7 +25,9 @@ model:
   world: {image_size: 16}
   augment: {flip: true}
 data:
-  train: [{source: scenes, limit: 30, options: &scenes {size: [32, 32], objects: [1, 2], tasks: [colour, count]}}]
+  train:
+    - {source: scenes, weight: 3, limit: 30, options: &scenes {size: [32, 32], objects: [1, 2], tasks: [colour, count]}}
+    - {source: scenes, limit: 9, options: {size: [32, 32], objects: [1, 2], tasks: [caption]}}
   validation: [{source: scenes, limit: 20, options: *scenes}]
 stages:
   - {name: first, trainable: [projector, vision], train: {steps: 4}}
@@ -116,6 +118,18 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(recipe, straight, tmp_pat
     assert_same(straight, folder)
 
 
+def test_a_run_records_and_says_what_each_source_gave_in_its_last_stage(recipe, tmp_path, capsys):
+    folder = train(recipe, tmp_path / "run")
+    last, totals = metrics(folder)[-2], checkpoint.read(checkpoint.published(folder)[0]).manifest["state"]["totals"]
+    names = ("scenes train", "scenes train (2)")
+    assert [totals[f"drawn/{name}/samples"] for name in names] == [48, 16]  # of 8 steps of 8, 3 to 1
+    assert [last[f"share/{name}/samples"] for name in names] == [0.75, 0.25]
+    tokens = [totals[f"drawn/{name}/supervised_tokens"] for name in names]
+    assert last["share/scenes train (2)/supervised_tokens"] == tokens[1] / sum(tokens) > 0.25  # captions are longer than one word
+    part = last[f"share/{names[1]}/tokens"]
+    assert f"{names[1]:<18} asked 25.00% of the samples; gave 25.00% of samples, {part:.2%} of tokens" in capsys.readouterr().out
+
+
 def test_a_finished_run_stays_as_it_is(recipe, straight):
     before = metrics(straight)
     train(recipe, straight)
@@ -139,7 +153,7 @@ def test_the_manifest_tells_where_everything_comes_from(straight):
     assert manifest["stage"] == "second"
     assert manifest["trainable"] == ["projector", "vision", "language", "world"]
     assert [part["part"] for part in manifest["base"]] == ["gemma", "world"]
-    assert set(manifest["data"]) == {"scenes train"}
+    assert set(manifest["data"]) == {"scenes train", "scenes train (2)"}
     assert manifest["state"]["totals"]["samples"] == 12 * 8
 
 

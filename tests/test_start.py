@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from plait import start
+from plait import parts, start
 from plait.engine import checkpoint
 from plait.errors import PlaitError
 from plait.schema import RunConfig
@@ -97,6 +97,14 @@ def test_a_typo_is_never_a_fresh_start_and_can_be_mended(made, tmp_path):
     assert not (tmp_path / "new" / "metrics.jsonl").exists()
     toy.train(recipe, tmp_path / "new", f"from={parent}")
     assert json.loads((tmp_path / "new" / "lineage.json").read_text())["step"] == 18
+
+
+def test_a_start_that_is_not_there_is_known_before_a_model_is_built(made, tmp_path, monkeypatch):
+    recipe, parent = made
+    monkeypatch.setattr(parts, "build", lambda *_: pytest.fail("built a model to start from nothing"))
+    for absent in (f"{parent}x", "captioner/step15000", "./nowhere"):
+        with pytest.raises(PlaitError, match=r"does not exist.*from: give a run"):
+            toy.train(recipe, tmp_path / "new", f"from={absent}")
 
 
 def test_a_run_begun_from_another_takes_over_what_that_one_made_on_the_spot(made, tmp_path):

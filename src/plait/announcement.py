@@ -1,11 +1,11 @@
 """What a stage says of itself before its first step: what trains, on what, for how long, and what looks odd about that."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from plait.data.buckets import contents_of
-from plait.engine import power_ema
+from plait.engine import drawn, power_ema
 from plait.resolved import StageView
 
 
@@ -32,6 +32,18 @@ def announce(
     average = view.config.optim.ema
     if average is not None and (said := power_ema.half_life_warning(average.decay, steps)):
         print(f"warning: {said}")
+
+
+def realised(names: Iterable[str], weights: Sequence[float], totals: Mapping[str, float]) -> list[str]:
+    """Each source's share of the samples as its weight asks, and of everything that the stage has drawn so far. One source: nothing."""
+    found = drawn.shares(totals)
+    quantities = list(dict.fromkeys(name.rpartition("/")[2] for name in found))
+    return [
+        f"{name:<18} asked {weight / math.fsum(weights):.2%} of the samples; gave "
+        + ", ".join(f"{found[f'share/{name}/{quantity}']:.2%} of {quantity.replace('_', ' ')}" for quantity in quantities)
+        for name, weight in zip(names, weights, strict=True)
+        if found
+    ]
 
 
 def shares(names: Sequence[str], weights: Sequence[float], slots: Sequence[int]) -> list[str]:

@@ -76,6 +76,8 @@ def _attempt(resolved: Resolved, options: Options, world: World, signals: Signal
         contextlib.closing(Heartbeat(run, world.rank)) as heart,
         Watchdog(heart, world, config.guard.hang_timeout_s) as dog,
     ):
+        if config.from_ and not checkpoint.published(run):
+            start.check_named(config.from_)
         built = parts.build(config, run, world)
         state = State(built.model)
         since = start.resume(state, built, resolved.stages, run, world, options.allow_inexact) if going_on else None

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from plait import __version__, parts, start
-from plait.announcement import announce
+from plait.announcement import announce, realised
 from plait.conflicts import schedule_conflicts
 from plait.data.loader import Loader, StepBatch
 from plait.data.order import SampleId, digest
@@ -20,6 +20,7 @@ from plait.engine import (
     blocks,
     checkpoint,
     distributed,
+    drawn,
     evaluation,
     footprint,
     memory,
@@ -48,6 +49,7 @@ from plait.resolved import StageView
 from plait.schema import RunConfig
 
 _PROBE_SAMPLES = 4
+_SHARES_EVERY = 100  # steps between rows that say what each of several sources gave: there can be dozens of them
 _PROBED_SAMPLES = 64  # at least a step's; the largest micro-batch of them is tried for memory
 Named = dict[str, dict[str, nn.Parameter]]
 
@@ -106,7 +108,7 @@ class Stage:
         feed = functools.partial(Loader, opened, order, seed=seed)
         with contextlib.closing(self.saver), blocks.compiling(config.distributed):
             loop = Loop(state, self.loss, config, world, quarantine, [self.after], asked=self.signals.asked, mark=self.heart.part)
-            loop.stage, loop.skipped = self.view.name, nonfinite.listed(self.run, self.view.name)
+            loop.stage, loop.skipped, loop.sources = self.view.name, nonfinite.listed(self.run, self.view.name), list(self.facts["data"])
             if self.settle(state) or state.stage_done:
                 self.save(state)
             if state.stage_done is None and not self.judge.interrupted:
@@ -120,7 +122,8 @@ class Stage:
                     f"stopped by {self.signals.received} after step {state.step} of {self.stop}, all saved; the same command continues"
                 )
         if world.first:
-            print(f"stage {self.view.index} {self.view.name} is done after step {state.step}: {state.stage_done}")
+            done = f"stage {self.view.index} {self.view.name} is done after step {state.step}: {state.stage_done}"
+            print("\n  ".join([done, *realised(self.facts["data"], weights, state.totals)]))
 
     def lay(self, trained: Named) -> tuple[Named, Named]:
         """Lay the model out over devices for what trains in this stage; returns its components and what trains, as parameters there."""
@@ -229,8 +232,10 @@ class Stage:
             for line in self.compilations.end():
                 print(f"step {state.step}: {line}") if self.world.first else None
             row |= {"recompiles": self.compilations.again}
-        if state.stage_step % settings.track.every_steps == 0 or state.step == self.stop:
-            self.tracker.row(row | {"ids": self._ids()})
+        tracked = settings.track.every_steps
+        if state.stage_step % tracked == 0 or state.step == self.stop:
+            full = state.stage_step % _SHARES_EVERY < tracked or state.step == self.stop
+            self.tracker.row(row | (drawn.shares(state.totals) if full else {}) | {"ids": self._ids()})
         improved = self.settle(state)
         every = settings.checkpoint.every_steps
         if state.stage_done or improved or (every is not None and state.stage_step % every == 0):

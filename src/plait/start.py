@@ -24,6 +24,7 @@ from plait.schema import RunConfig
 LINEAGE = "lineage.json"
 """In a run directory: what the run came from, by `from:` or by a fork."""
 
+_FORMS = f"from: {places.FORMS}, a folder of safetensors, or a Hub repository as owner/name"
 _PROBE_TOLERANCE = 1e-3
 _BARS = " ▁▂▃▄▅▆▇█"
 _CURVE_COLUMNS = 48
@@ -63,6 +64,13 @@ def resume(state: State, built: Parts, views: Sequence[StageView], run: Path, wo
         if facts["stage_done"] is None:
             print(*(f"  {line}\n" for line in freezing(found.manifest, built, view.config)), sep="", end="")
     return found
+
+
+def check_named(spec: str) -> None:
+    """Raise PlaitError where `from:` names nothing here that could be on the Hub: known before a model is built, or downloaded, for it."""
+    path, _ = places.split(spec)
+    if not path.exists() and not places.may_be_hub(spec.partition("@")[0]):
+        places.locate(spec, _FORMS)
 
 
 def begin_from(state: State, built: Parts, view: StageView, run: Path, world: World, allow_inexact: bool) -> None:
@@ -107,7 +115,7 @@ def read_from(spec: str) -> tuple[Tensors, dict[str, Any] | None, Path]:
         return _weights(_download(name, mark or None))
     if path.exists() and not checkpoint.is_step(path) and not checkpoint.published(checkpoint.run_of(path)):
         return _weights(path)
-    found = places.locate(spec, f"from: {places.FORMS}, a folder of safetensors, or a Hub repository as owner/name")
+    found = places.locate(spec, _FORMS)
     return {group: found.tensors(group) for group in GROUPS}, found.manifest, found.folder
 
 

@@ -206,3 +206,24 @@ def test_wrong_split_and_length_are_refused() -> None:
 def test_options_are_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
         SceneOptions().frames = 3  # type: ignore[misc]
+
+
+def test_questions_of_one_scene_are_all_true_of_it_and_none_comes_twice() -> None:
+    options: dict[str, Any] = {"tasks": ["colour", "shape", "count"], "objects": 1}
+    alone, several = scenes(**options), scenes(**options, questions=6)
+    answers = set()
+    for i in range(30):
+        told = [[turn["content"] for turn in one["messages"]] for one in several[i]["annotations"]]
+        assert told[0] == [turn["content"] for turn in alone[i]["messages"]]
+        assert several[i]["images"] == alone[i]["images"]
+        assert 1 <= len({question for question, _ in told}) == len(told) <= 6
+        (thing,) = several[i]["fields"]["objects"]
+        assert {answer for _, answer in told} <= {thing["colour"], thing["shape"], "one", "zero", "none", "no"}
+        answers |= {(i, answer) for _, answer in told}
+    assert len(answers) > 60  # of 30 scenes: most are asked for at least two of colour, shape and count
+
+
+def test_one_question_of_a_scene_is_the_sample_it_was_before_there_could_be_several() -> None:
+    assert "annotations" not in scenes(tasks="count")[0]
+    plain, one, two = (scenes(tasks="count", **several).fingerprint for several in ({}, {"questions": 1}, {"questions": 2}))
+    assert plain == one != two

@@ -28,6 +28,17 @@ def test_two_ranks_equal_one(results, figure):
     assert two[figure] == pytest.approx(one[figure], rel=1e-5, abs=1e-6)  # fp32: sums of 16 terms in another order, 5 updates
 
 
+def test_what_each_source_gave_is_counted_once_over_ranks_and_without_void_micro_batches(results):
+    wanted = dict.fromkeys(results[0]["drawn"], 0.0)
+    for i in range(5 * 15):  # five steps of 15; sample i weighs 1 + i % 3
+        source = "aaaabcc"[i % 7]
+        for quantity, value in (("samples", 1), ("tokens", 1), ("error", 1 + i % 3)):
+            wanted[f"drawn/{source}/{quantity}"] += value
+    assert len(wanted) == 9
+    for found in results:
+        assert found["drawn"] == wanted  # whole numbers: exact
+
+
 def test_ranks_see_every_bench_sample_once_and_in_order(results):
     for found in results:
         assert found["bench"] == list(range(7))

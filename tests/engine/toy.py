@@ -41,9 +41,13 @@ class SquaredError:
 
     coefficients = {"error": 1.0}  # noqa: RUF012
     counts = ("tokens",)
+    shares = ("tokens", "error")
 
     def weights(self, batch):
         return {"error": batch["w"].double().sum(), "tokens": torch.tensor(float(len(batch["w"])), dtype=torch.float64)}
+
+    def by_sample(self, batch):
+        return {"tokens": torch.ones(len(batch["w"])), "error": batch["w"].double()}
 
     def sums(self, model, batch):
         return {"error": (batch["w"] * (model(batch) - batch["y"]) ** 2).sum()}

@@ -4,12 +4,19 @@ import json
 from pathlib import Path
 
 from plait.data.order import shares
-from plait.engine import distributed, evaluation
+from plait.engine import distributed, drawn, evaluation
 from plait.engine.guards import Quarantine
 from plait.engine.loop import Loop
 from plait.errors import BadSample
 
 from .toy import Id, SquaredError, make_config, make_state, micro, step_batch
+
+
+def mixed(indices, void):
+    """A micro-batch of three sources, whose samples come in turns of 4, 1 and 2."""
+    found = micro(indices, void)
+    found.ids = [Id((0, 0, 0, 0, 1, 2, 2)[i % 7], i, 0) for i in indices]
+    return found
 
 
 class Numbers:
@@ -41,10 +48,11 @@ def main(out: Path) -> None:
         state = make_state(config)
         rows = []
         loop = Loop(state, SquaredError(), config, world, Quarantine(out.with_suffix(".jsonl"), 0.01), [lambda _, row: rows.append(row)])
+        loop.sources = ["a", "b", "c"]
 
         def cut(step):
             ids = [Id(0, step * 15 + i, 0) for i in range(15)]
-            return step_batch(step, [micro([i.index for i in part], void) for part, void in shares(ids, world.rank, world.size, 4)])
+            return step_batch(step, [mixed([i.index for i in part], void) for part, void in shares(ids, world.rank, world.size, 4)])
 
         loop.run([cut(step) for step in range(5)], 5)
         held_out = evaluation.held_out_loss(state.model, SquaredError(), [cut(9)], world, "fp32")
@@ -52,4 +60,5 @@ def main(out: Path) -> None:
         if world.first:
             figures = {"loss": [row["loss"] for row in rows], "grad_norm": [row["grad_norm"] for row in rows], "held_out": held_out["loss"]}
             weights = state.model.tower.weight.flatten().tolist()
-            out.write_text(json.dumps({**figures, "weights": weights, "bench": [row["id"] for row in bench]}))
+            given = {name: value for name, value in state.totals.items() if name.startswith(drawn.PREFIX)}
+            out.write_text(json.dumps({**figures, "weights": weights, "drawn": given, "bench": [row["id"] for row in bench]}))

@@ -94,6 +94,16 @@ def test_weights_are_known_without_the_model_and_name_every_term(case):
     assert set(case.loss.sums(case.model, micro.batch)) <= set(weights)
 
 
+def test_what_samples_weigh_each_is_what_they_weigh_together_and_alone(case):
+    whole, alone = case.micros(SAMPLES)[0], case.micros(1)
+    found, weights = case.loss.by_sample(whole.batch), case.loss.weights(whole.batch)
+    assert set(found) == set(case.loss.shares) <= set(weights)
+    for name, values in found.items():
+        one_by_one = [case.loss.weights(micro.batch)[name].item() for micro in alone]
+        assert values.tolist() == one_by_one
+        assert sum(one_by_one) == weights[name].item() > 0
+
+
 def test_one_batch_cut_in_any_way_gives_one_gradient(case):
     case.model.train()
     whole = case.gradient(case.micros(SAMPLES))

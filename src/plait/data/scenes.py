@@ -47,6 +47,7 @@ class SceneOptions(BaseModel):
     colours: tuple[str, ...] = tuple(COLOURS)
     sizes: tuple[str, ...] = ("small", "large")
     tasks: dict[str, float] = {"caption": 1, "count": 1, "colour": 1, "shape": 1, "relation": 1, "point": 1, "exists": 1}
+    questions: int = Field(1, ge=1, le=24)  # about each picture: over 1, `annotations`; fewer where the scene allows no other question
     answers: Literal["short", "sentence"] = "short"
     frames: int = Field(0, ge=0, le=1000)  # frames of video beside the picture, its first frame among them; 0: a still picture
     horizon: tuple[int, int] = (4, 12)  # frames that "future" looks ahead, fewest and most
@@ -160,7 +161,8 @@ class Scenes:
     @property
     def fingerprint(self) -> str:
         """Changes whenever a scene, its texts, or its pixels could."""
-        return f"{keys.key(DRAWING, self.options.model_dump_json(), self.seed, self.split, self.length):016x}"
+        told = self.options.model_dump_json(exclude=None if self.options.questions > 1 else {"questions"})
+        return f"{keys.key(DRAWING, told, self.seed, self.split, self.length):016x}"
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """The sample. Its `fields` hold the whole truth, as plain data: see docs/scenes.md."""
@@ -173,7 +175,7 @@ class Scenes:
         sample: dict[str, Any] = {
             "id": f"{self.split}-{self.seed}-{index}",
             "images": frames[:1],
-            "messages": [{"role": "user", "content": question.text}, {"role": "assistant", "content": question.answer}],
+            "messages": _asked(question),
             "fields": {
                 "task": task,
                 "question": question.text,
@@ -189,6 +191,8 @@ class Scenes:
         }
         if options.frames:
             sample["frames"] = frames
+        if options.questions > 1:
+            sample["annotations"] = [{"messages": _asked(one)} for one in (question, *self._more(index, scene, question))]
         return sample
 
     @property
@@ -206,8 +210,7 @@ class Scenes:
     def _compose(self, index: int, task: str | None = None) -> tuple[Scene, Question, str, str]:
         """Scene, question, caption and task of an index: the task is drawn first, then scenes until one allows such a question."""
         rng = keys.rng(self.seed, "scenes", self.split, index)
-        weights = np.array(list(self.options.tasks.values()))
-        drawn = list(self.options.tasks)[int(np.searchsorted(np.cumsum(weights) / weights.sum(), rng.random(), side="right"))]
+        drawn = self._task(rng)
         task = task or drawn
         with_held_out = self.split != "train" and bool(self.held_out) and rng.random() < self.options.held_out_share
         speech = self._speech
@@ -218,6 +221,16 @@ class Scenes:
         raise PlaitError(
             f"no scene of these options allows a question of the task '{task}'; allow more objects, shapes or colours, or drop the task"
         )
+
+    def _task(self, rng: np.random.Generator) -> str:
+        weights = np.array(list(self.options.tasks.values()))
+        return list(self.options.tasks)[int(np.searchsorted(np.cumsum(weights) / weights.sum(), rng.random(), side="right"))]
+
+    def _more(self, index: int, scene: Scene, first: Question) -> list[Question]:
+        """Further questions about a scene; none is asked twice."""
+        rng, speech = keys.rng(self.seed, "scenes", self.split, index, "more"), self._speech
+        drawn = [questions.ask(self._task(rng), scene, speech, rng, None) for _ in range(self.options.questions - 1)]
+        return list({one.text: one for one in drawn if one and one.text != first.text}.values())
 
     def _scene(self, rng: np.random.Generator, with_held_out: bool) -> tuple[Scene, int | None]:
         """A scene, and the number of its thing of a held-out pair, if it has one."""
@@ -238,6 +251,10 @@ class Scenes:
             tilt = 24 * rng.random() - 12
             things.append(Thing(shape, colour, size, x, y, speed * math.cos(angle), speed * math.sin(angle), radius, tilt))
         return Scene(width, height, _background(rng, options.background), tuple(things)), special
+
+
+def _asked(question: Question) -> list[dict[str, str]]:
+    return [{"role": "user", "content": question.text}, {"role": "assistant", "content": question.answer}]
 
 
 def place(rng: np.random.Generator, radii: list[float], width: int, height: int) -> list[tuple[float, float]]:

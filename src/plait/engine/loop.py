@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from plait.engine import distributed, guards, memory, nonfinite, optim, schedule
+from plait.engine import distributed, drawn, guards, memory, nonfinite, optim, schedule
 from plait.engine.distributed import World
 from plait.engine.precision import Scaler, autocast
 from plait.engine.state import State
@@ -22,7 +22,7 @@ from plait.keys import key
 from plait.schema import RunConfig
 
 
-class Loss(Protocol):
+class Loss(drawn.Divides, Protocol):
     """Terms of a loss as sums (differentiable numerators) over weights (denominators, known without the model)."""
 
     coefficients: Mapping[str, float]
@@ -57,6 +57,8 @@ class Loop:
     """Told which part of a step begins: ranks that wait for one that does not are then told apart from it."""
     stage: str = ""
     """Its name, under which `skipped` is listed."""
+    sources: Sequence[str] = ()
+    """Names of the stage's sources, by their numbers in sample ids; of several, what each gives is counted."""
     skipped: frozenset[int] = frozenset()
     """Steps of the stage, from 0, that are passed over."""
     interrupted: bool = False
@@ -89,7 +91,8 @@ class Loop:
         assert batch.step == state.stage_step and state.optimizer is not None
         if not state.model.training:
             state.model.train()
-        weights = total_weights(self.loss, batch.micro, self.world)
+        weights = total_weights(self.loss, batch.micro, self.world, self.sources)
+        given = {name: weights.pop(name) for name in [*weights] if name.startswith(drawn.PREFIX)}
         counted = {name: weights.pop(name) for name in self.loss.counts}
         at = schedule.moment(config.optim.schedule, state.stage_step, stage_steps, state.totals, counted)
         lrs = optim.set_lr(state.optimizer, config.optim, at)
@@ -100,7 +103,7 @@ class Loop:
         for value in state.trained().values():
             value.grad = None
         state.step += 1
-        state.count({"samples": config.train.global_batch, **counted, **({} if sound else {"skipped": 1})})
+        state.count({"samples": config.train.global_batch, **counted, **given, **({} if sound else {"skipped": 1})})
         self.quarantine.add(state.step, batch.bad, state.totals, self.world)
         return {
             "step": state.step,
@@ -181,12 +184,16 @@ class Loop:
         return {"loss": total, **terms, **{f"weight/{name}": weights[name] for name in names}, **{name: own[name] for name in norms}}
 
 
-def total_weights(loss: Loss, micros: Sequence[Any], world: World) -> dict[str, float]:
-    """Each term's denominator, and the counts, over all micro-batches of all ranks, from host tensors: nothing waits for the device."""
+def total_weights(loss: Loss, micros: Sequence[Any], world: World, sources: Sequence[str] = ()) -> dict[str, float]:
+    """Each term's denominator, and the counts, over all micro-batches of all ranks, from host tensors: nothing waits for the device.
+
+    With several `sources`, also what each of them gave.
+    """
     found = [loss.weights(micro.batch) for micro in micros if not micro.void]
+    given = drawn.amounts(loss, micros, sources)
     names = [*sorted(loss.coefficients), *loss.counts]
     own = [sum((float(part[name]) for part in found), 0.0) for name in names]
-    return dict(zip(names, over_ranks(own, world), strict=True))
+    return dict(zip([*names, *given], over_ranks([*own, *given.values()], world), strict=True))
 
 
 def over_ranks(values: list[float], world: World) -> list[float]:

@@ -26,6 +26,18 @@ def test_loss_terms_have_their_coefficients(make):
     assert Loss(config).coefficients == {"loss": 1.0, "z_loss": 0.01, "cut": 0.0}
 
 
+@pytest.mark.parametrize("pad", ["longest", "none", "to_128"])
+def test_each_sample_has_its_own_tokens_and_weight_in_any_layout(make, pad):
+    config, _, inputs = make(weighting="root_subsegments", inputs={"pad": pad})
+    samples = [sample(1, annotations=[("What?", "a frog"), ("Where?", "a mat")]), sample(say="two dogs"), sample(1, say="a cat on a mat")]
+    examples = [inputs.encode(one, 0) for one in samples]
+    found = Loss(config).by_sample(inputs.collate(examples))
+    assert found["tokens"].tolist() == [len(one.row) for one in examples]
+    assert found["supervised_tokens"].tolist() == [(one.row.weights > 0).sum() for one in examples]
+    for weight, one in zip(found["loss"].tolist(), examples, strict=True):
+        assert weight == pytest.approx(one.row.weights.double().sum().item(), abs=1e-12)  # the same float32 values summed in float64
+
+
 def test_loss_counts_answer_tokens_that_the_limit_cut(make):
     config, model, inputs = make(inputs={"max_tokens": 80})
     one = sample(1, say="a small green frog and a cat on a mat and two dogs and a red square and a frog")

@@ -97,6 +97,7 @@ def test_special_tokens_in_a_users_text_stay_text(make):
         (sample(messages=[TURNS[0], TURNS[0], TURNS[1]]), "roles must alternate user, assistant.*they are user, user, assistant"),
         (sample(messages=TURNS[:1]), "no assistant turn"),
         (sample(messages=[]), "no assistant turn"),
+        ({**sample(messages=TURNS), "annotations": [{"messages": TURNS}] * 2}, "2 annotations, of which theworld learns one"),
     ],
 )
 def test_conversations_that_cannot_be_used_are_bad_samples(make, given, reason):

@@ -14,6 +14,7 @@ class Loss:
     """
 
     counts = ("tokens", "supervised_tokens")
+    shares = ("tokens", "supervised_tokens", "loss")
 
     def __init__(self, config: Config):
         self.coefficients = {"loss": 1.0, "z_loss": config.z_loss, "cut": 0.0}
@@ -24,6 +25,16 @@ class Loss:
         tokens = (batch["segments"][..., 0] != PADDING).sum(dtype=torch.float64)
         counts = {"tokens": tokens, "supervised_tokens": (batch["weights"] > 0).sum(dtype=torch.float64)}
         return {"loss": total, "z_loss": total, "cut": torch.tensor(float(len(batch["cut"])), dtype=torch.float64), **counts}
+
+    def by_sample(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Tokens, supervised tokens and token weights of each sample, whether it has a row of its own or all are packed into one."""
+        documents, samples = batch["segments"][..., 0], len(batch["cut"])
+        own_rows = len(documents) == samples
+        number = documents + torch.arange(samples)[:, None] if own_rows else documents
+        places = torch.where(documents == PADDING, samples, number).flatten()
+        weights = batch["weights"].flatten().double()
+        values = {"tokens": None, "supervised_tokens": (weights > 0).double(), "loss": weights}
+        return {name: torch.bincount(places, value, minlength=samples + 1)[:samples] for name, value in values.items()}
 
     def sums(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """The weighted sums; differentiable."""

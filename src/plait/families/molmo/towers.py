@@ -85,10 +85,18 @@ def load_language(config: Config, seed: int) -> PreTrainedModel:
     if _on_meta():
         return AutoModelForCausalLM.from_config(sizes)
     if config.language == DEBUG:
-        return seeded(key(seed, "molmo", "language") >> 1, lambda: AutoModelForCausalLM.from_config(sizes))
+        return seeded(key(seed, "molmo", "language") >> 1, lambda: _drawn(sizes))
     source = SOURCES.get(config.language, config.language)
     with _named("model.language", source):
         return AutoModelForCausalLM.from_pretrained(source, revision=config.language_revision or MAIN, dtype="auto")
+
+
+def _drawn(sizes: PreTrainedConfig) -> PreTrainedModel:
+    """A debug model. Its embeddings have unit scale, as what layers of standard deviation hidden ** -0.5 put out has."""
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(sizes)
+    with torch.no_grad():
+        model.get_input_embeddings().get_parameter("weight").mul_(sizes.hidden_size**0.5)
+    return model
 
 
 def vision_config(tower: Tower) -> PreTrainedConfig:

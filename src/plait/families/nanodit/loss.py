@@ -14,6 +14,7 @@ class Loss:
     the same by range of t, and the mean squares of prediction and target, which monitors compare."""
 
     counts = ()
+    shares = ()  # every sample weighs the same
 
     def __init__(self, config: Config):
         self.prediction = config.prediction
@@ -24,6 +25,10 @@ class Loss:
         every = torch.tensor(float(len(batch["t"])), dtype=torch.float64)
         ranges = {name: inside.sum(dtype=torch.float64) for name, inside in _bins(batch["t"]).items()}
         return {"flow": every, **ranges, "prediction_ms": every, "target_ms": every}
+
+    def by_sample(self, batch: Batch) -> dict[str, Tensor]:
+        """Nothing besides the samples themselves."""
+        return {}
 
     def sums(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Summed errors per element, float32; `flow` is differentiable. Reads nothing back from the device."""

@@ -60,6 +60,8 @@ class Inputs:
 
     def encode(self, sample: Sample, key: int) -> Example:
         """The whole conversation with its labels. `key` draws the augmentation, in training only."""
+        if len(sample.get("annotations", ())) > 1:
+            raise BadSample(f"it has {len(sample['annotations'])} annotations, of which theworld learns one; make each a sample of its own")
         pieces = self.chat.pieces(sample["messages"], len(sample["images"]))
         if not any(piece.supervised for piece in pieces):
             raise BadSample("no assistant turn: there is nothing to learn from this sample")

@@ -11,6 +11,7 @@ class Loss:
     """One term, `loss`, in nats per supervised token. Counts tokens: positions of the sequence that are no padding."""
 
     counts = ("tokens", "supervised_tokens")
+    shares = counts  # a supervised token weighs 1: its share is that of the loss weight
 
     def __init__(self, config: Config):
         self.coefficients = {"loss": 1.0}
@@ -19,6 +20,10 @@ class Loss:
         """How many positions are supervised. Labels alone say so: all of them masked weighs 0."""
         supervised = (batch["labels"][:, 1:] != IGNORED).sum().to(torch.float64)
         return {"loss": supervised, "tokens": batch["attention_mask"].sum().to(torch.float64), "supervised_tokens": supervised}
+
+    def by_sample(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The counts of each sample."""
+        return {"tokens": batch["attention_mask"].sum(1), "supervised_tokens": (batch["labels"][:, 1:] != IGNORED).sum(1)}
 
     def sums(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """The summed cross-entropy, nats; differentiable."""
