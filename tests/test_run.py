@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from plait import config, run
+from plait.compare import CLOCK
 from plait.engine import checkpoint
 from plait.engine.signals import Paused
 from plait.errors import PlaitError
@@ -38,7 +39,6 @@ checkpoint: {every_steps: 2, keep: 3}
 evaluate: [{bench: loss, every_steps: 4, samples: 8}]
 track: {every_steps: 1, tensorboard: false}
 """
-TIMES = {"samples_per_s", "data_wait_s", "step_s", "time_s"}
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def train(recipe, folder, *overrides, **options):
 
 def metrics(folder):
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
+    return [{name: value for name, value in row.items() if name not in CLOCK} for row in rows]
 
 
 def assert_same(one, other):

@@ -7,7 +7,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 
-from plait import config, run
+from plait import compare, config, run
 from plait.engine import checkpoint
 from plait.families import registry
 from plait.keys import rng
@@ -127,6 +127,5 @@ def same(one, other):
 
 def figures(folder):
     """The rows of metrics.jsonl without what clocks say."""
-    clocks = {"samples_per_s", "data_wait_s", "step_s", "time_s"}
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in row.items() if name not in clocks} for row in rows]
+    return [{name: value for name, value in row.items() if name == "recompiles" or name not in compare.CLOCK} for row in rows]

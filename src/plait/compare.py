@@ -16,7 +16,7 @@ from plait import files
 from plait.engine import checkpoint, power_ema
 from plait.engine.state import GROUPS
 
-CLOCK = frozenset({"samples_per_s", "data_wait_s", "step_s", "time_s", "recompiles"})
+CLOCK = frozenset({"samples_per_s", "data_wait_s", "step_s", "time_s", "recompiles", "tflop_per_s", "mfu"})
 """Fields of a metrics row that tell of the process, not of the run: the time, and what it compiled since its start."""
 
 BEFORE_UPDATE = ("sample ids", "loss terms", "other figures")

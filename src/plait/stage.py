@@ -35,6 +35,7 @@ from plait.engine import (
 from plait.engine.checkpoint import Checkpoint
 from plait.engine.distributed import World
 from plait.engine.evaluation import Evaluations
+from plait.engine.flops import Meter
 from plait.engine.footprint import Storage
 from plait.engine.guards import Quarantine
 from plait.engine.heartbeat import Heartbeat
@@ -131,7 +132,8 @@ class Stage:
         units, names = built.family.blocks(built.model), {name for part in trained.values() for name in part}
         state.pause()
         built.sharding.lift()
-        self.compilations = blocks.prepare(units, config.distributed)
+        self.meter = Meter(self.world.device, config.train.precision)
+        self.compilations = blocks.prepare(units, config.distributed, self.meter)
         if self.world.first and (said := caution(config.train.precision, self.world.device)):
             print(said)
         set_precision(built.model, state.ever_trained | names, config.train.precision)

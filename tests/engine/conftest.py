@@ -2,6 +2,7 @@
 
 import pytest
 
+from plait.engine.flops import Meter
 from plait.engine.guards import Quarantine
 from plait.engine.loop import Loop
 
@@ -11,6 +12,7 @@ from .toy import ALONE, SquaredError
 @pytest.fixture
 def make_loop(tmp_path):
     def make(state, config, world=ALONE, hooks=()):
-        return Loop(state, SquaredError(), config, world, Quarantine(tmp_path / "quarantine.jsonl", 0.01), hooks)
+        meter = Meter(world.device, config.train.precision)
+        return Loop(state, SquaredError(), config, world, Quarantine(tmp_path / "quarantine.jsonl", 0.01), hooks, meter=meter)
 
     return make

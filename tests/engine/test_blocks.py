@@ -8,6 +8,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from plait.engine import blocks
+from plait.engine.flops import Meter
 from plait.schema import Distributed
 
 # torch's compiler looks at .grad of activations while it traces, and hides its own warning only where warnings are no errors
@@ -154,6 +155,21 @@ def test_an_evaluation_between_steps_is_no_recompilation(fresh):
         net.eval()(torch.randn(8, WIDTH))
     net.train()
     assert steps(compilations, net, [8]) == [[]]
+
+
+def test_counting_a_compiled_step_compiles_nothing_more_and_changes_no_bit(fresh):
+    plain, _, _ = gradients(make(activation_checkpointing="full")[0])
+    net, compilations = make(activation_checkpointing="full", compile=True, compile_backend="aot_eager")
+    steps(compilations, net, [ROWS])
+    compilations.meter = Meter(torch.device("cpu"), "fp32")
+    compilations.begin()
+    net.zero_grad()
+    with compilations.meter.forward({"x": torch.empty(ROWS, WIDTH)}):
+        found, _, _ = gradients(net)
+    assert same(plain, found)
+    assert compilations.end() == []
+    product = 2 * ROWS * WIDTH * 4 * WIDTH
+    assert compilations.meter.take() == DEPTH * 2 * 3 * product
 
 
 def test_unfreezing_compiles_a_block_once_and_gives_its_gradient(fresh):

@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from plait.engine import flops
-from plait.engine.flops import Flops
+from plait.engine.flops import Flops, Meter
 
 
 def stack(*trains):
@@ -76,6 +76,32 @@ def test_what_checkpointing_computes_again_is_not_counted():
         out.backward()
     assert flop.total == 6 * PRODUCT
     assert torchs.get_total_flops() == 7 * PRODUCT  # the first of the two again: the second's result is not needed
+
+
+def test_a_meter_counts_each_shape_once_and_every_micro_batch():
+    meter, net = Meter(torch.device("cpu"), "bf16"), stack(True)
+    for rows in (8, 8, 16):
+        with meter.forward({"x": torch.empty(rows, 16), "ids": [rows]}):
+            net(torch.randn(rows, 16)) if rows == 16 or not meter._known else None
+    assert meter.take() == (1 + 1 + 2) * 2 * PRODUCT
+    assert meter.take() == 0
+
+
+def test_a_pass_that_fails_is_not_counted_and_the_next_of_its_shapes_is():
+    meter, net, batch = Meter(torch.device("cpu"), "fp32"), stack(True), {"x": torch.randn(8, 16)}
+    with pytest.raises(ZeroDivisionError), meter.forward(batch):
+        raise ZeroDivisionError
+    with meter.forward(batch):
+        net(batch["x"])
+    assert meter.take() == 2 * PRODUCT
+
+
+def test_the_share_of_the_peak_is_told_where_the_device_is_known(monkeypatch):
+    meter = Meter(torch.device("cpu"), "bf16")
+    assert meter.rates(6e15, 3.0, 4) == {"tflop_per_s": 500.0}
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
+    meter = Meter(torch.device("cuda", 0), "bf16")
+    assert meter.rates(6e15, 3.0, 4) == {"tflop_per_s": 500.0, "mfu": 500 / 989}
 
 
 def test_the_peak_is_by_device_and_type_and_unknown_ones_have_none():

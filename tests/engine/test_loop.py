@@ -138,7 +138,18 @@ def test_training_lowers_the_loss_and_keeps_frozen_parts_to_the_bit(make_loop):
         "data_wait_s",
         "step_s",
         "time_s",
+        "tflop_per_s",
     } <= set(rows[0])
+
+
+def test_a_step_counts_the_floating_point_operations_of_all_its_samples(make_loop):
+    config = make_config()
+    cut = [micro(list(range(8))), micro(list(range(8, 16))), micro([3], void=True)]
+    for trainable, each in ((("tower", "head"), 2 * (4 * 8 * 2 + 8 * 3)), (("head",), 2 * (4 * 8 + 8 * 2))):
+        state = make_state(config, trainable)
+        loop = make_loop(state, config)
+        for step in range(2):  # counted, then known
+            assert loop.step(state.model, step_batch(step, cut), 100, False)["flops"] == 16 * each
 
 
 def test_the_loop_equals_plain_pytorch(make_loop):

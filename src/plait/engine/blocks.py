@@ -6,7 +6,7 @@ Checkpointing: Chen et al. 2016 (arXiv 1604.06174); selective: what matrix produ
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from plait.engine.flops import Meter
 from plait.schema import Distributed
 
 _EXPENSIVE = ("mm", "addmm", "bmm", "baddbmm", "convolution", "_grouped_mm")
@@ -27,21 +28,36 @@ Forward = Callable[..., Any]
 class Compilations:
     """The graphs that training steps compiled. Warm-up lasts until a step compiles none; what is compiled after it counts as again."""
 
+    meter: Meter | None = None
+    """What counts FLOPs, those of the blocks too."""
     warm: bool = False
     again: int = 0
     _found: list[str] = field(default_factory=list)
 
-    def watch(self, name: str, compiled: Forward) -> Forward:
-        """`compiled`, noting when a call of it had to compile, and for which inputs."""
+    def watch(self, name: str, plain: Forward, compiled: Forward) -> Forward:
+        """`compiled`, noting when a call of it had to compile, and for which inputs. Where FLOPs are counted, those of `plain` are."""
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             before = _graphs()
-            found = compiled(*args, **kwargs)
+            with self._counted(plain, args, kwargs):
+                found = compiled(*args, **kwargs)
             if _graphs() != before:
                 self._found.append(f"{name} for {', '.join(_shapes([*args, *kwargs.values()]))}")
             return found
 
         return forward
+
+    @contextlib.contextmanager
+    def _counted(self, plain: Forward, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[None]:
+        """Count a pass of the plain block, and throw it away: a compiled one that saw the count would be compiled anew for it."""
+        count = self.meter.counting if self.meter is not None else None
+        if count is None:
+            yield
+            return
+        with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
+            plain(*args, **kwargs)
+        with count.aside():
+            yield
 
     def begin(self) -> None:
         """A training step begins; what evaluations and probes compiled before it does not count."""
@@ -56,13 +72,13 @@ class Compilations:
         return found
 
 
-def prepare(blocks: Sequence[nn.Module], settings: Distributed) -> Compilations | None:
+def prepare(blocks: Sequence[nn.Module], settings: Distributed, meter: Meter | None = None) -> Compilations | None:
     """Apply `activation_checkpointing` and `compile` to each block, in place; parameter names stay as they are.
 
     Returns the count of compilations, where blocks are compiled. Checkpointing is the non-reentrant kind: the reentrant one fails with
     frozen embeddings. It puts the generators back for the second forward pass, so dropout drops the same.
     """
-    compilations = Compilations() if settings.compile else None
+    compilations = Compilations(meter) if settings.compile else None
     for i, block in enumerate(blocks):
         block.__dict__.pop("forward", None)  # what an earlier stage put over the class's own
         if _recomputed(i, settings):
@@ -70,7 +86,7 @@ def prepare(blocks: Sequence[nn.Module], settings: Distributed) -> Compilations 
         if compilations is not None:
             mode = None if settings.compile_mode == "default" else settings.compile_mode
             compiled = torch.compile(block.forward, backend=settings.compile_backend, mode=mode, dynamic=settings.compile_dynamic)
-            block.forward = compilations.watch(f"block {i} ({type(block).__name__})", compiled)
+            block.forward = compilations.watch(f"block {i} ({type(block).__name__})", block.forward, compiled)
     return compilations
 
 

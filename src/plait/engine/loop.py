@@ -5,10 +5,11 @@ first; then backward runs on  world * sum(coefficient * numerator / denominator)
 gradient of one global batch, however it is cut.
 """
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -34,6 +35,19 @@ class Loss(drawn.Divides, Protocol):
 
     def sums(self, model: nn.Module, batch: Mapping[str, Any]) -> Mapping[str, Tensor]:
         """Numerator of each term in this micro-batch."""
+
+
+class Meter(Protocol):
+    """Counts the floating point operations of a step."""
+
+    def forward(self, batch: Mapping[str, Any]) -> contextlib.AbstractContextManager[None]:
+        """Around the forward pass of one micro-batch."""
+
+    def take(self) -> float:
+        """FLOPs since this was last asked."""
+
+    def rates(self, flops: float, seconds: float, ranks: int) -> Mapping[str, float]:
+        """What a row says of the FLOPs that all ranks did in so many seconds."""
 
 
 Row = dict[str, Any]
@@ -62,7 +76,7 @@ class Loop:
     skipped: frozenset[int] = frozenset()
     """Steps of the stage, from 0, that are passed over."""
     interrupted: bool = False
-    _compiled: Any = field(default=None, repr=False)
+    meter: Meter | None = None
 
     @property
     def scaler(self) -> Scaler:
@@ -77,7 +91,9 @@ class Loop:
         for batch in batches:
             began = time.perf_counter()
             row = self.step(net, batch, stop - self.state.stage_start, first)
-            row |= {"samples_per_s": self.config.train.global_batch / (time.perf_counter() - began + batch.wait_s)}
+            taken, flops = time.perf_counter() - began + batch.wait_s, row.pop("flops", None)
+            row |= {"samples_per_s": self.config.train.global_batch / taken}
+            row |= self.meter.rates(flops, taken, self.world.size) if self.meter is not None and flops else {}
             row |= {"data_wait_s": batch.wait_s, "step_s": time.perf_counter() - began, "time_s": time.time()}
             for hook in self.hooks:
                 hook(self.state, row)
@@ -144,13 +160,15 @@ class Loop:
     def accumulate(self, net: nn.Module, micros: Sequence[Any], weights: Mapping[str, float]) -> dict[str, Tensor]:
         """Backward through every micro-batch; returns this rank's summed numerators, on the device."""
         totals: dict[str, Tensor] = {}
+        self.flops()  # a step that is taken again is counted once
         cut = distributed.is_sharded(net)
         for i, micro in enumerate(micros):
             seed(key(self.config.seed, "dropout", self.state.step, self.world.rank, i), self.world.device)
             inputs, last = distributed.to_device(micro.batch, self.world.device), i == len(micros) - 1
             with distributed.accumulating(net, last):
                 with memory.guarded(self.world, meet=last, waited=cut):
-                    with autocast(self.config.train.precision, self.world.device):
+                    counted = contextlib.nullcontext() if self.meter is None or micro.void else self.meter.forward(inputs)
+                    with counted, autocast(self.config.train.precision, self.world.device):
                         sums = self.loss.sums(net, inputs)
                     self.mark("backward")
                     if not last:
@@ -162,6 +180,10 @@ class Loop:
                 for name, value in sums.items():
                     totals[name] = totals[name] + value.detach().double() if name in totals else value.detach().double()
         return totals
+
+    def flops(self) -> float:
+        """Of this rank's forward and backward passes since this was last asked; 0 where nothing counts them."""
+        return self.meter.take() if self.meter is not None else 0.0
 
     def backward(self, sums: Mapping[str, Tensor], micro: Any, weights: Mapping[str, float]) -> None:
         """Add one micro-batch's share of the gradient."""
@@ -176,12 +198,13 @@ class Loop:
         names = list(weights)
         values = torch.stack([*sums.values(), *(norm.double() for norm in norms.values())]).tolist()
         own = dict(zip([*sums, *norms], values, strict=True))
-        *everywhere, asked = over_ranks([*(own.get(name, 0.0) for name in names), self.asked()], self.world)
+        *everywhere, flops, asked = over_ranks([*(own.get(name, 0.0) for name in names), self.flops(), self.asked()], self.world)
         self.interrupted = asked > 0
         losses = {name: value / weights[name] for name, value in zip(names, everywhere, strict=True) if weights[name] > 0}
         total = sum(self.loss.coefficients[name] * value for name, value in losses.items())
         terms = {f"loss/{name}": value for name, value in losses.items()}
-        return {"loss": total, **terms, **{f"weight/{name}": weights[name] for name in names}, **{name: own[name] for name in norms}}
+        weighed = {f"weight/{name}": weights[name] for name in names}
+        return {"loss": total, **terms, **weighed, **{name: own[name] for name in norms}, "flops": flops}
 
 
 def total_weights(loss: Loss, micros: Sequence[Any], world: World, sources: Sequence[str] = ()) -> dict[str, float]:

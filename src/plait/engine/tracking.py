@@ -106,6 +106,7 @@ class Screen:
             self._say(f"{self.stage} {step}/{self.stop}  held out: {figures}")
             return
         text = f"loss {row['loss']:.4f}  {row['samples_per_s']:.1f} samples/s"
+        text += f"  MFU {100 * row['mfu']:.1f} %" if "mfu" in row else ""
         if self.bar is not None:
             self.bar.update(self.task, completed=step, text=text)
         elif time.monotonic() - self.said_s >= _LINE_EVERY_S or step == self.stop:
