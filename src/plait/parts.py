@@ -71,8 +71,7 @@ def build(config: RunConfig, run: Path, world: World) -> Parts:
         prepare(config, assets)
     world.barrier()
     model = family.build(section, assets, seed=key(config.seed, "init"))
-    base = {name: _hash(value) for name, value in model.named_parameters()}
-    return Parts(config, family, section, assets, model, base)
+    return Parts(config, family, section, assets, model, hashes(model))
 
 
 def prepare(config: RunConfig, assets: Path) -> None:
@@ -87,6 +86,11 @@ def prepare(config: RunConfig, assets: Path) -> None:
         files.write_whole(assets / "tokenizer" / exported.name, exported.read_bytes())
     family = registry.load(config.family)
     family.prepare(family.Config.model_validate(config.model), assets, lambda: _texts(config))
+
+
+def hashes(model: nn.Module) -> dict[str, str]:
+    """xxh3 of each parameter by name; every rank takes all, at 0.1 to 0.4 s of a processor per GB."""
+    return {name: _hash(value) for name, value in model.named_parameters()}
 
 
 def _hash(value: torch.Tensor) -> str:

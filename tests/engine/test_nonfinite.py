@@ -76,9 +76,11 @@ def test_rewind_is_exact_when_the_run_is_continued(recipe, bad_steps, tmp_path):
     assert toy_family.same(toy_family.at(tmp_path / "run", 6).tensors("weights"), toy_family.at(tmp_path / "skip", 6).tensors("weights"))
 
 
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 @pytest.mark.parametrize("policy", ["skip", "rewind"])
-def test_two_ranks_pass_over_the_same_steps(recipe, bad_steps, tmp_path, policy):
-    ranks.fork(2, toy_family.train, recipe, tmp_path / "run", *SHORT, f"guard.non_finite={policy}")
+def test_two_ranks_pass_over_the_same_steps(recipe, bad_steps, tmp_path, policy, strategy):
+    settings = (f"guard.non_finite={policy}", f"distributed.strategy={strategy}")
+    ranks.fork(2, toy_family.train, recipe, tmp_path / "run", *SHORT, *settings)
     assert skipped(tmp_path / "run") == bad_steps
     alone, together = (toy_family.at(folder, 6).tensors("weights") for folder in (tmp_path / "skip", tmp_path / "run"))
     assert all(torch.allclose(value, together[name], rtol=1e-5, atol=1e-7) for name, value in alone.items())  # fp32: sums in another order
