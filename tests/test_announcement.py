@@ -1,8 +1,9 @@
 """What a stage says of its mixture: the share asked of each source beside the share its order gives, which the order itself counts out."""
 
 from collections import Counter
+from types import SimpleNamespace
 
-from plait.announcement import realised, shares
+from plait.announcement import realised, shares, titles
 from plait.data.order import Order
 
 
@@ -31,6 +32,11 @@ def test_the_end_of_a_stage_says_what_each_source_gave_beside_what_was_asked():
         f"{'b':<18} asked 25.00% of the samples; gave 25.00% of samples, 75.00% of supervised tokens",
     ]
     assert realised(["a"], [1.0], {"samples": 40}) == []
+
+
+def test_sources_of_one_name_are_told_apart():
+    sources = [SimpleNamespace(name=name) for name in ("a", "b", "a", "a")]
+    assert titles(sources) == ["a", "b", "a (2)", "a (3)"]
 
 
 def test_one_source_alone_has_no_shares_to_tell():

@@ -27,11 +27,18 @@ def announce(
     print(f"data: {data} samples; {steps:,} steps of {view.config.train.global_batch}")
     for name, text in contents_of(opened, view.config.train.global_batch):
         print(f"  {name:<18} {text}")
-    for line in shares([source.name for source in opened], weights, slots):
+    for line in shares(titles(opened), weights, slots):
         print(f"  {line}")
     average = view.config.optim.ema
     if average is not None and (said := power_ema.half_life_warning(average.decay, steps)):
         print(f"warning: {said}")
+
+
+def titles(opened: Sequence[Any]) -> list[str]:
+    """The name of each source; a second one of a name gets a number."""
+    names = [source.name for source in opened]
+    earlier = [names[:place].count(name) for place, name in enumerate(names)]
+    return [f"{name} ({count + 1})" if count else name for name, count in zip(names, earlier, strict=True)]
 
 
 def realised(names: Iterable[str], weights: Sequence[float], totals: Mapping[str, float]) -> list[str]:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from plait import __version__, parts, start
-from plait.announcement import announce, realised
+from plait.announcement import announce, realised, titles
 from plait.conflicts import schedule_conflicts
 from plait.data.loader import Loader, StepBatch
 from plait.data.order import SampleId, digest
@@ -368,12 +368,8 @@ def contents(part: dict[str, Any], trained: dict[str, Any], ever: set[str]) -> d
 
 
 def fingerprints(opened: list[Any]) -> dict[str, str]:
-    """The content of each source by its name; a second one of a name gets a number."""
-    found: dict[str, str] = {}
-    for source in opened:
-        count = sum(name == source.name or name.startswith(f"{source.name} (") for name in found)
-        found[f"{source.name} ({count + 1})" if count else source.name] = source.fingerprint
-    return found
+    """The content of each source by its name among them."""
+    return dict(zip(titles(opened), (source.fingerprint for source in opened), strict=True))
 
 
 def planned_steps(config: RunConfig, order: AnyOrder) -> int:

@@ -46,7 +46,7 @@ def spec_of(name: str) -> Spec:
     if found is None:
         near = difflib.get_close_matches(name, [*DATASETS, *ALIASES], 1)
         hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(DATASETS)}"
-        raise PlaitError(f"dataset {name!r} is unknown: {hint}; your own is named as module:Class or file.py:Class")
+        raise PlaitError(f"dataset {name!r} is unknown: {hint} (your own is named as module:Class or file.py:Class)")
     return found
 
 
