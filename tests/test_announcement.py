@@ -26,10 +26,11 @@ def test_a_share_that_no_block_can_give_is_said_as_it_is():
 
 
 def test_the_end_of_a_stage_says_what_each_source_gave_beside_what_was_asked():
-    totals = {"drawn/a/samples": 30, "drawn/b/samples": 10, "drawn/a/supervised_tokens": 5, "drawn/b/supervised_tokens": 15, "samples": 40}
+    totals = {"drawn/a/samples": 30, "drawn/b/samples": 10, "drawn/a/supervised_tokens": 5, "drawn/b/supervised_tokens": 15}
+    totals |= {"drawn/a/loss": 1.0, "drawn/b/loss": 1.0, "samples": 40}
     assert realised(["a", "b"], [3.0, 1.0], totals) == [
-        f"{'a':<18} asked 75.00% of the samples; gave 75.00% of samples, 25.00% of supervised tokens",
-        f"{'b':<18} asked 25.00% of the samples; gave 25.00% of samples, 75.00% of supervised tokens",
+        f"{'a':<18} asked 75.00% of the samples; gave 75.00% of samples, 25.00% of supervised tokens, 50.00% of loss weight",
+        f"{'b':<18} asked 25.00% of the samples; gave 25.00% of samples, 75.00% of supervised tokens, 50.00% of loss weight",
     ]
     assert realised(["a"], [1.0], {"samples": 40}) == []
 

@@ -44,10 +44,11 @@ def titles(opened: Sequence[Any]) -> list[str]:
 def realised(names: Iterable[str], weights: Sequence[float], totals: Mapping[str, float]) -> list[str]:
     """Each source's share of the samples as its weight asks, and of everything that the stage has drawn so far. One source: nothing."""
     found = drawn.shares(totals)
-    quantities = list(dict.fromkeys(name.rpartition("/")[2] for name in found))
+    quantities = {name.rpartition("/")[2]: None for name in found}
+    words = {quantity: "loss weight" if quantity == "loss" else quantity.replace("_", " ") for quantity in quantities}
     return [
         f"{name:<18} asked {weight / math.fsum(weights):.2%} of the samples; gave "
-        + ", ".join(f"{found[f'share/{name}/{quantity}']:.2%} of {quantity.replace('_', ' ')}" for quantity in quantities)
+        + ", ".join(f"{found[f'share/{name}/{quantity}']:.2%} of {word}" for quantity, word in words.items())
         for name, weight in zip(names, weights, strict=True)
         if found
     ]

@@ -28,7 +28,7 @@ def test_two_ranks_equal_one(results, figure):
     assert two[figure] == pytest.approx(one[figure], rel=1e-5, abs=1e-6)  # fp32: sums of 16 terms in another order, 5 updates
 
 
-def test_what_each_source_gave_is_counted_once_over_ranks_and_without_void_micro_batches(results):
+def test_what_each_source_gave_is_counted_once_over_ranks(results):
     wanted = dict.fromkeys(results[0]["drawn"], 0.0)
     for i in range(5 * 15):  # five steps of 15; sample i weighs 1 + i % 3
         source = "aaaabcc"[i % 7]
