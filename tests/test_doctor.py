@@ -84,6 +84,16 @@ def test_weights_that_can_neither_be_found_nor_fetched_are_named(tmp_path, monke
     assert "someone/nothing is not in the cache, and the Hub is offline" in capsys.readouterr().out
 
 
+def test_a_directory_of_weights_that_is_missing_is_named(tmp_path, monkeypatch, capsys):
+    recipe = toy_family.install(monkeypatch, tmp_path)
+    names = (str(tmp_path), str(tmp_path / "gone"))
+    monkeypatch.setattr(toy_family.FAMILY, "base", lambda section: [{"part": "toy", "name": name, "revision": None} for name in names])
+    assert cli.main(["doctor", str(recipe), f"--run={tmp_path}"]) == 1
+    said, error = capsys.readouterr()
+    assert f"ok    weights    {names[0]} is here\nMEND  weights    {names[1]} is not here\n" in said
+    assert f"1 thing to mend: save the part as {names[1]}" in error
+
+
 def test_data_that_does_not_open_is_told_with_its_own_words(tmp_path, monkeypatch, capsys):
     recipe = toy_family.install(monkeypatch, tmp_path)
     (tmp_path / "train.jsonl").unlink()

@@ -215,12 +215,16 @@ def hub() -> Finding:
 
 
 def weights(resolved: Resolved) -> Iterator[Finding]:
-    """The weights to start from, where they are a Hub repository: are they here, or can they be fetched?"""
+    """The weights to start from: is their directory here, or their Hub repository in the cache, or can it be fetched?"""
     config = resolved.config
     family = registry.load(config.family)
     for part in family.base(family.Config.model_validate(config.model)):
         name = str(part["name"])
-        if name.count("/") != 1 or Path(name).expanduser().exists() or name.startswith((".", "~", "/")):
+        if name.startswith((".", "~", "/")) or name.count("/") > 1:
+            there = Path(name).exists()  # as the libraries look: none of them takes ~ for the home directory
+            yield Finding("weights", f"{name} is {'here' if there else 'not here'}", None if there else f"save the part as {name}")
+            continue
+        if name.count("/") != 1 or Path(name).exists():
             continue
         here = isinstance(try_to_load_from_cache(name, "config.json", revision=part["revision"]), str)
         if not here and constants.HF_HUB_OFFLINE:

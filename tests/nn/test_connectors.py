@@ -29,8 +29,11 @@ def test_match_rms_brings_each_vector_to_the_scale():
     torch.testing.assert_close(out[0] / out[0, 0], x[0] / x[0, 0])
 
 
-def test_root_mean_square_of_a_known_vector():
-    assert root_mean_square(torch.tensor([[3.0, 4.0], [0.0, 0.0]])).item() == pytest.approx(2.5)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_root_mean_square_of_a_known_vector_leaves_it_as_it_was(dtype):
+    x = torch.tensor([[3.0, 4.0], [0.0, 0.0]], dtype=dtype)
+    assert root_mean_square(x).item() == pytest.approx(2.5)
+    assert x.tolist() == [[3.0, 4.0], [0.0, 0.0]]
 
 
 def test_seeded_gives_the_same_weights_and_leaves_the_generator_alone():

@@ -33,8 +33,8 @@ def match_rms(x: Tensor, rms: Tensor) -> Tensor:
 
 
 def root_mean_square(x: Tensor) -> Tensor:
-    """sqrt(mean(x^2)) over all elements, in float32 or wider."""
-    return x.to(torch.promote_types(x.dtype, torch.float32)).square().mean().sqrt()
+    """sqrt(mean(x^2)) over all elements, in float32 or wider. One wide copy of `x` is made, which is squared in place."""
+    return x.to(torch.promote_types(x.dtype, torch.float32), copy=True).square_().mean().sqrt()
 
 
 def seeded(seed: int, make: Callable[[], Made]) -> Made:
