@@ -9,6 +9,7 @@ from tests import ranks
 from tests.families.molmo import two_ranks
 
 
+@pytest.mark.timeout(60)  # a rank that waits for one without an image would wait for ever; this takes 12 s on a busy machine
 @pytest.mark.parametrize(
     ("cut_frozen", "trainable"),
     [(None, COMPONENTS), (False, COMPONENTS), (True, ("connector", "language"))],
