@@ -79,6 +79,8 @@ def prepare(blocks: Sequence[nn.Module], settings: Distributed, meter: Meter | N
     frozen embeddings. It puts the generators back for the second forward pass, so dropout drops the same.
     """
     compilations = Compilations(meter) if settings.compile else None
+    if compilations is not None:
+        torch._dynamo.reset()  # torch 2.11 does not see that a weight was unfrozen: it would go on with graphs that give it no gradient
     for i, block in enumerate(blocks):
         block.__dict__.pop("forward", None)  # what an earlier stage put over the class's own
         if _recomputed(i, settings):

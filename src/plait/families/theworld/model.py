@@ -34,7 +34,10 @@ class TheWorld(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """{"loss": sum of cross-entropies, nats, over supervised positions}; exactly 0 with zero gradients where nothing is supervised."""
-        hidden_BLD = self.hidden(self.embed(batch), batch)
+        embeds_BLD = self.embed(batch)
+        if gathered(self.gemma.model.language_model):  # also going back through it gathers: all ranks do, or none
+            embeds_BLD = embeds_BLD + self._untouched(batch).to(embeds_BLD.dtype)
+        hidden_BLD = self.hidden(embeds_BLD, batch)
         target_BL = batch["labels"][:, 1:]
         total = token_cross_entropy(hidden_BLD[:, :-1].flatten(0, 1), self.gemma.lm_head.weight, target_BL.flatten(), softcap=self._softcap)
         return {"loss": total + self._untouched(batch).to(total)}
