@@ -39,14 +39,7 @@ LAYOUTS = {
     "ddp": (2, "distributed.strategy=ddp"),
     "fsdp": (2, "distributed={strategy: fsdp, frozen: shard}"),
     "hybrid, recomputed": (4, "distributed={strategy: hsdp, frozen: shard, shard_size: 2, activation_checkpointing: full}"),
-    "fsdp, compiled, offloaded": (
-        2,
-        "distributed={strategy: fsdp, frozen: shard, compile: true, compile_backend: aot_eager, activation_checkpointing: selective}",
-        "optim.offload=true",
-    ),
 }
-# the compiler looks at .grad of activations while it traces, and hides its own warning only where warnings are no errors
-pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 
 
 def train(recipe, folder, *settings):
