@@ -240,12 +240,22 @@ def test_held_out_sets_share_statistics_only_with_their_own_encoders(tmp_path):
     [
         ({"buckets": (Bucket(30, 32),)}, "bucket 30x32: both sides must be multiples of 8"),
         ({"only": (Bucket(8, 8),)}, "there is no bucket 8x8 to write; the buckets are 32x32, 24x40, 40x24"),
-        ({"statistics": "published"}, "tiny:4x48 publishes no statistics"),
     ],
 )
 def test_an_impossible_request_is_refused(tmp_path, request_, words):
     with pytest.raises(PlaitError, match=words):
         build(photos(tmp_path / "photos"), tmp_path / "set", **request_)
+
+
+def test_published_statistics_are_the_encoders_own_and_one_without_is_refused(tmp_path):
+    folder = photos(tmp_path / "photos")
+    made = build(folder, tmp_path / "set", statistics="published", limit=4)
+    assert made["latents"]["std"] == [0.5] * 48 and made["latents"]["mean"] == [0.0] * 48
+    assert made["latents"]["from"] == "published with the encoder" and made["latents"]["measured"]["std"] != made["latents"]["std"]
+    silent = tiny()
+    silent.latents.published = None
+    with pytest.raises(PlaitError, match="tiny:4x48 publishes no statistics; take the measured ones"):
+        build(folder, tmp_path / "other", chosen=silent, statistics="published")
 
 
 def test_nothing_to_write_is_an_error_with_the_reasons(tmp_path):

@@ -21,6 +21,7 @@ _REVISION = "1"  # of the formulas below: a change of any digit is another encod
 
 # Orthonormal opponent colours (grey, red against blue, green against both): rows of a rotation of RGB.
 _OPPONENT = torch.tensor([[3**-0.5] * 3, [2**-0.5, 0.0, -(2**-0.5)], [-(6**-0.5), 2 * 6**-0.5, -(6**-0.5)]], dtype=torch.float64)
+PIXEL_SCALE = 0.5  # about the root mean square of pictures in [-1, 1]
 _CHROMA_COST = 4.0  # a colour's detail is worth as much as grey detail of twice the frequency
 
 
@@ -42,15 +43,17 @@ class TinyLatents:
     With channels = 3 downsample^2 decoding is exact (to the uint8); with fewer it is the nearest picture of those frequencies. The
     right half of the grid reads its patches from right to left, so that mirroring a picture mirrors its latents and nothing else (grids of
     even width), as it does with the latents of a real VAE.
-    """
 
-    published: tuple[list[float], list[float]] | None = None  # statistics are measured on the set
+    `published` is one scale for all channels, as many a VAE's own: a model then sees pixels in another basis. Statistics measured per
+    channel make the finest detail, which is all but absent from most pictures, as loud as everything else.
+    """
 
     def __init__(self, downsample: int = 4, channels: int = 48) -> None:
         if not (1 <= downsample <= 32 and 1 <= channels <= 3 * downsample**2):
             most = 3 * downsample**2
             raise PlaitError(f"tiny:{downsample}x{channels} cannot be: patches of {downsample} (1 to 32) pixels have 1 to {most} channels")
         self.downsample, self.channels = downsample, channels
+        self.published = [0.0] * channels, [PIXEL_SCALE] * channels
         every = [(c, v, u) for c in range(3) for v in range(downsample) for u in range(downsample)]
         chosen = sorted(every, key=lambda f: ((f[1] ** 2 + f[2] ** 2 + 0.25) * (_CHROMA_COST if f[0] else 1.0), f))[:channels]
         waves = dct(downsample)
