@@ -132,6 +132,12 @@ def test_a_sample_gets_the_key_of_its_id():
     assert first[3][2] == expected.tolist()
 
 
+def test_a_sample_costs_few_calls_beside_reading_and_encoding_it(calls):
+    preparation = loader(workers=0)._preparation
+    preparation.example(SampleId(0, 0, 0))
+    assert calls(lambda: [preparation.example(SampleId(0, i % 5, 0)) for i in range(100)]) < 60 * 100  # 34 each
+
+
 @pytest.mark.parametrize("crew", CREWS[::2])
 def test_a_bad_sample_becomes_another_of_its_source_and_is_listed(crew):
     steps = collect(inputs=Noisy(bad=tuple(range(0, 50, 2))), workers=crew[0], kind=crew[1])

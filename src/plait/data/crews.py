@@ -56,8 +56,7 @@ class Alone:
         self._preparation = preparation
 
     def ask(self, step: int) -> Callable[[Stop], list[MicroBatch]]:
-        parts = range(len(self._preparation.parts(step)))
-        return lambda stop: [self._preparation.micro(step, number) for number in parts]
+        return lambda stop: [self._preparation.prepared(ids, void) for ids, void in self._preparation.parts(step)]
 
     def close(self) -> None:
         """Nothing to let go."""

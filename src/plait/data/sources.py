@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import xxhash
 
@@ -32,7 +32,10 @@ _PROBES = 20  # records looked at, at most, to check a template before the run
 
 
 class Source(Protocol):
-    """What the loader draws from. `source[i]` in any order, from any thread or process."""
+    """What the loader draws from. `source[i]` in any order, from any thread or process.
+
+    One that draws something of a sample anew each time, such as the words of a question, has `draw(i, sample_key) -> Sample` too.
+    """
 
     @property
     def name(self) -> str: ...
@@ -40,13 +43,6 @@ class Source(Protocol):
     def fingerprint(self) -> str: ...  # identity of the content: names, sizes, counts, template; not times, not where it lies
     def __len__(self) -> int: ...
     def __getitem__(self, i: int) -> Sample: ...
-
-
-@runtime_checkable
-class Drawn(Protocol):
-    """A source that draws something of a sample anew each time, such as the words of a question: a function of the key."""
-
-    def draw(self, i: int, sample_key: int) -> Sample: ...
 
 
 class Absent(PlaitError):

@@ -53,7 +53,7 @@ class TinyLatents:
             most = 3 * downsample**2
             raise PlaitError(f"tiny:{downsample}x{channels} cannot be: patches of {downsample} (1 to 32) pixels have 1 to {most} channels")
         self.downsample, self.channels = downsample, channels
-        self.published = [0.0] * channels, [PIXEL_SCALE] * channels
+        self.published: tuple[list[float], list[float]] | None = ([0.0] * channels, [PIXEL_SCALE] * channels)
         every = [(c, v, u) for c in range(3) for v in range(downsample) for u in range(downsample)]
         chosen = sorted(every, key=lambda f: ((f[1] ** 2 + f[2] ** 2 + 0.25) * (_CHROMA_COST if f[0] else 1.0), f))[:channels]
         waves = dct(downsample)
