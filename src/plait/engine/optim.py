@@ -119,14 +119,18 @@ def clip(parts: Mapping[str, Sequence[nn.Parameter]], limit: float | None, own: 
         return {"grad_norm": torch.zeros(())}
     gradients = {name: [local(value) for value in part] for name, part in found.items()}
     tensors = torch.stack(torch._foreach_norm([gradient for part in gradients.values() for gradient in part], 2, torch.float32))
-    sections = dict(zip(gradients, tensors.split([len(part) for part in gradients.values()]), strict=True))
+    several = len(parts) > 1
+    cut = tensors.split([len(part) for part in gradients.values()]) if several else [tensors]
+    sections = dict(zip(gradients, cut, strict=True))
     together = [name for name in gradients if name not in own]
-    measured = [
-        tensors,
-        torch.cat([sections[name] for name in together]) if 0 < len(together) < len(parts) else tensors,
-        *sections.values(),
-    ]
-    whole, rest, *each = norm_of_all(torch.stack([torch.linalg.vector_norm(part) for part in measured]), every[0])
+    apart = 0 < len(together) < len(parts)
+    measured = [tensors]
+    if apart:
+        measured.append(torch.cat([sections[name] for name in together]))
+    if several:
+        measured.extend(sections.values())
+    whole, *others = norm_of_all(torch.stack([torch.linalg.vector_norm(part) for part in measured]), every[0])
+    rest, each = (others[0] if apart else whole), (others[apart:] or [whole])
     norms = dict(zip(sections, each, strict=True))
     for name in own.keys() & gradients.keys():
         _scale(gradients[name], own[name], norms[name])

@@ -116,11 +116,10 @@ class State:
 
     def average(self) -> None:
         """Let the averages follow the update that was just made, number `step` (from 0) of the run."""
-        trained = self.trained()
         if self.ema is not None:
-            self.ema.update(trained, self.stage_step)
+            self.ema.update(self.trained(), self.stage_step)
         for one in self.post_hoc.values():
-            one.update(trained, self.step)
+            one.update(self.trained(), self.step)
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """The state's tensors by group. They are the live ones: copy before the next step."""
