@@ -2,9 +2,9 @@
 
     OMP_NUM_THREADS=1 python benchmarks/loader.py [--data DIR] [--rounds 5] [--samples 4000]
 
-Equal work: read image and label in shuffled order, decode with Pillow, resize with torch's antialiased kernel, scale to [-1, 1], collate
-into batches of 64; two workers each, and a consumer that reads every number once, as a copy to a device would. Each peer runs twice: as
-its documentation has it (every sample to its tensor, then the default collate), and with plait's own functions for decoding and for
+Equal work: read image and label in shuffled order, decode, resize with torch's antialiased kernel, scale to [-1, 1], collate into batches
+of 64; two workers each, and a consumer that reads every number once, as a copy to a device would. Each peer runs twice: as its
+documentation has it (Pillow, every sample to its tensor, then the default collate), and with plait's own functions for decoding and for
 resizing a batch in one call, so that nothing differs but the loader. Before anything is timed, samples of each are held to the bit against
 their files. Start-up and the first 8 batches are not counted. Rounds are interleaved and the median is told: of wall time, and of the
 processor time of all processes per sample, which other programs disturb less. The table goes to the screen, the figures to

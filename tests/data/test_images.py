@@ -62,13 +62,55 @@ def test_a_transparent_palette_entry_lies_over_white():
     assert images.decode(encoded(image, "GIF", transparency=0)).unique().tolist() == [255]
 
 
+JPEGS = [
+    {"quality": quality, "subsampling": subsampling, "progressive": progressive, "restart_marker_blocks": restart}
+    for quality in (30, 75, 100) for subsampling in (0, 1, 2) for progressive in (False, True) for restart in (0, 4)
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("options", JPEGS, ids=lambda options: "-".join(map(str, options.values())))
+def test_the_short_way_through_a_jpeg_ends_at_pillows_pixels(mode, options):
+    for height, width in ((1, 1), (8, 8), (33, 31), (130, 75)):
+        data = encoded(noise(height, width).convert(mode), "JPEG", **options)
+        assert images._plain_jpeg(data, images.MAX_PIXELS, None) is not None
+        assert np.array_equal(images.decode(data).permute(1, 2, 0).numpy(), np.array(Image.open(io.BytesIO(data)).convert("RGB")))
+
+
+def test_a_jpeg_damaged_anywhere_is_what_pillow_says_it_is(monkeypatch):
+    sound, draw = encoded(noise(48, 40), "JPEG"), np.random.default_rng(0)
+    short = 0
+    for _ in range(300):
+        body = bytearray(sound)
+        body[draw.integers(2, len(body))] = draw.integers(256)
+        short += images._plain_jpeg(bytes(body), images.MAX_PIXELS, None) is not None
+        found = outcome(bytes(body))
+        with monkeypatch.context() as patch:
+            patch.setattr(images, "simplejpeg", None)
+            assert found == outcome(bytes(body))
+    assert 0 < short < 300  # some are pictures still, some are not
+
+
+def outcome(data):
+    try:
+        return images.decode(data).numpy().tobytes()
+    except BadSample as error:
+        return str(error)
+
+
 @pytest.mark.parametrize("turn", range(1, 9))
 def test_exif_rotation_is_applied(turn):
     exif = Image.Exif()
     exif[0x0112] = turn
-    data = encoded(noise(), exif=exif)
-    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
-    assert np.array_equal(images.decode(data).permute(1, 2, 0).numpy(), np.array(expected))
+    for kind in ("PNG", "JPEG"):
+        data = encoded(noise(), kind, exif=exif)
+        expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+        assert np.array_equal(images.decode(data).permute(1, 2, 0).numpy(), np.array(expected))
+
+
+def test_an_orientation_told_by_xmp_is_applied():
+    turned = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    assert images.decode(encoded(noise(24, 40), "JPEG", xmp=turned)).shape == (3, 40, 24)
 
 
 def test_an_animation_gives_its_first_frame():
