@@ -107,6 +107,23 @@ def test_a_start_that_is_not_there_is_known_before_a_model_is_built(made, tmp_pa
             toy.train(recipe, tmp_path / "new", f"from={absent}")
 
 
+def test_data_that_is_not_there_is_known_before_a_model_is_built_whatever_stage_reads_it(made, tmp_path, monkeypatch):
+    recipe, _ = made
+    monkeypatch.setattr(parts, "build", lambda *_: pytest.fail("built a model to train on nothing"))
+    absent = "[{source: jsonl, path: nowhere.jsonl}]"
+    for where, said in (
+        ("data.train", "data source jsonl:nowhere.jsonl: "),
+        ("stages.2.data.train", "stage language: data source jsonl:nowhere"),
+    ):
+        with pytest.raises(PlaitError, match=r"nowhere\.jsonl") as caught:
+            toy.train(recipe, tmp_path / "new", f"{where}={absent}")
+        assert str(caught.value).startswith(said)
+    for where in ("data.validation", "stages.1.data.validation"):
+        with pytest.raises(PlaitError, match=r"nowhere\.jsonl"):
+            toy.train(recipe, tmp_path / "new", f"{where}={absent}")
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_run_begun_from_another_takes_over_what_that_one_made_on_the_spot(made, tmp_path):
     recipe, _ = made
     parent = shutil.copytree(made[1], tmp_path / "parent")

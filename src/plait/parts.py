@@ -134,6 +134,21 @@ def training(config: RunConfig) -> tuple[list[Any], list[float]]:
     return opened, mixed.weights([len(source) for source in opened])
 
 
+def check_data(views: Sequence[StageView]) -> None:
+    """Open what each stage will read, and let it go: what is missing should not wait for a model, nor for a stage that is days ahead."""
+    looked: list[Any] = []
+    for view in views:
+        config = view.config
+        held_out = [*config.data.validation, *(source for bench in config.evaluate for source in bench.data)]
+        if (config.data, held_out) not in looked:
+            looked.append((config.data, held_out))
+            try:
+                training(config)
+                open_data(config, held_out, "validation")
+            except PlaitError as error:
+                raise error if view is views[0] else PlaitError(f"stage {view.name}: {error}") from error
+
+
 @dataclass(frozen=True)
 class FixedOrder:
     """Chosen samples in fixed batches, each of one bucket; as an order for the loader."""

@@ -140,6 +140,8 @@ def claimed(run: Path, resolved: Resolved, options: Options, world: World) -> It
                     raise PlaitError(
                         f"{run} is a run already, and a fresh one was asked for: give another --run, or --restart (keeps it aside)"
                     )
+                if not going_on:
+                    parts.check_data(resolved.stages)
                 held.enter_context(rundir.hold(run))
                 if going_on:
                     compare(run, resolved, options.allow_inexact)
