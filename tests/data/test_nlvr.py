@@ -9,8 +9,8 @@ from PIL import Image
 
 from plait.config import Source
 from plait.data.answers import judge, points
+from plait.data.boxes import PITCH
 from plait.data.lexicon import NUMBERS
-from plait.data.nlvr import PITCH
 from plait.data.sources import open_source
 from plait.errors import BadSample, PlaitError
 from tests.data.packing import pack, picture
@@ -89,6 +89,24 @@ def test_questions_are_the_same_every_time_and_their_number_is_asked_for(tmp_pat
     one, two = opened(path, options={"questions": 3}), opened(path, options={"questions": 3})
     assert len(one) == 7 and [one[i] for i in range(7)] == [two[i] for i in range(7)]
     assert one.fingerprint == two.fingerprint != opened(path).fingerprint
+
+
+def test_questions_together_share_their_picture_and_none_comes_twice(tmp_path):
+    tasks = ["truth", "caption", "count"]
+    path = shard(tmp_path / "a.tar")
+    source = opened(path, options={"tasks": tasks, "questions": 100, "together": True})
+    apart = opened(path, options={"tasks": tasks, "questions": 100})
+    sample, asked = source[0], [apart[i]["messages"] for i in range(len(apart))]
+    said = [annotation["messages"] for annotation in sample["annotations"]]
+    assert len(source) == 1 and len(said) < len(asked) == 102
+    assert {turns[0]["content"]: turns[1]["content"] for turns in said} == {turns[0]["content"]: turns[1]["content"] for turns in asked}
+    assert len({turns[0]["content"] for turns in said}) == len(said)
+    assert [annotation["style"] for annotation in sample["annotations"][:3]] == ["vqa2", "long_caption", "vqa2"]
+
+
+def test_a_statement_needs_another_picture(tmp_path):
+    with pytest.raises(PlaitError, match="of 50 other pictures none is of its sort and differs from it, so there is nothing to state"):
+        opened(shard(tmp_path / "a.tar"), options={"tasks": ["statement"]})
 
 
 @pytest.mark.parametrize(

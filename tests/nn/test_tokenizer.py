@@ -20,6 +20,15 @@ def test_tokenizer_numbers_special_tokens_first_and_keeps_to_its_rows():
     assert len(tokenizer.encode("the same").ids) < len("the same"), "merges were learned"
 
 
+def test_split_digits_are_tokens_of_their_own_and_are_written_back():
+    texts = ["at 37.5 and 37.5"] * 99
+    whole, split = (train_tokenizer(texts, rows=400, special=SPECIAL, split_digits=each) for each in (False, True))
+    text = " at 37.5 and 1234"
+    assert [digit for digit in split.encode(text).tokens if digit.isdigit()] == list("3751234")
+    assert "37" in "".join(whole.encode(text).tokens) and len(whole.encode(text).ids) < len(split.encode(text).ids)
+    assert split.decode(split.encode(text).ids) == text
+
+
 def test_tokenizer_does_not_depend_on_the_order_of_texts():
     texts = [f"word{i} other{i % 3}" for i in range(50)]
     first, second = (train_tokenizer(order, rows=320, special=SPECIAL).to_str() for order in (texts, texts[::-1]))

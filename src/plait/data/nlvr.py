@@ -1,37 +1,30 @@
-"""Cornell NLVR shards with questions made from their structured boxes: true or false, counting and pointing, each answer exact.
+"""Cornell NLVR shards with questions made from their structured boxes, each answer exact; boxes.py says what the pictures are.
 
-A picture of NLVR v1 (Suhr et al. 2017) is three boxes of 100 x 100 pixels, 50 apart, and its record lists every item: `type`, `color`,
-`size` and the corner `x_loc`, `y_loc` inside its box. Each sentence has six pictures, which show the boxes in six orders, while the records
-keep the first: the number at the end of a sample's name says which order. Sample i is a function of (record, task, number of the question):
-a held-out set stays the same. What a sample says of its items is what answers.py judges.
+Tasks: `truth`, the human sentence of a record and its label; `statement`, one made from the boxes of this record and another; `caption`,
+all that is in them; `count` and `point`. Sample i is a function of (the records, task, number of the question): a held-out set stays the
+same. What a sample says of its items is what answers.py judges.
 """
 
 import difflib
-import itertools
-import re
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import xxhash
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from plait import keys
-from plait.data.lexicon import NUMBERS, plural
+from plait.data.boxes import GROUPS, SIZE, Item, items
+from plait.data.lexicon import NUMBERS
 from plait.data.questions import pick, point_tag
 from plait.data.records import Record
+from plait.data.statements import all_towers, describe, statement
 from plait.errors import BadSample, PlaitError
 
-BOX = 100  # pixels of a box's side
-PITCH = 150  # pixels from one box's left edge to the next one's
-BOXES = ("left", "middle", "right")
-SIZE = (2 * PITCH + BOX, BOX)  # pixels of a picture
-COLOURS = {"yellow": "yellow", "black": "black", "#0099ff": "blue"}  # as records write them
-SHAPES = ("circle", "square", "triangle")
-ORDERS = tuple(itertools.permutations(range(3)))  # by the last number of a sample's name: which of its boxes stands left, middle, right
-TASKS = ("truth", "count", "point")
-STYLES = {"truth": "vqa2", "count": "vqa2", "point": "pointing"}
+STYLES = {"truth": "vqa2", "statement": "vqa2", "caption": "long_caption", "count": "vqa2", "point": "pointing"}
+TASKS = tuple(STYLES)
+_ONCE = ("truth", "caption")  # what a picture has one of
 _MOST_POINTS = 5  # in one answer; more only where every group is larger
+_DRAWS = 50  # of another picture; that half of them are of another sort leaves 10^-15
 _REVISION = 1  # of the questions: another one is another fingerprint
 
 
@@ -40,36 +33,9 @@ class NlvrOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    tasks: tuple[str, ...] = TASKS
-    questions: int = Field(1, ge=1, le=100)  # of counting and of pointing per picture; its sentence is one
-
-
-class Item(NamedTuple):
-    """One item: its box, and its centre in pixels of the picture. `radius` is half its side: within it a point hits."""
-
-    shape: str
-    colour: str
-    box: str
-    x: float
-    y: float
-    radius: float
-
-
-class Group(NamedTuple):
-    """The items of a colour, of a shape, of a box; None: of any."""
-
-    colour: str | None
-    shape: str | None
-    box: str | None
-
-    def holds(self, item: Item) -> bool:
-        return self.colour in (None, item.colour) and self.shape in (None, item.shape) and self.box in (None, item.box)
-
-    def words(self, several: bool) -> str:
-        """ "yellow circles", "items in the left box"."""
-        noun = self.shape or "item"
-        named = f"{self.colour} {noun}" if self.colour else noun
-        return (plural(named) if several else named) + (f" in the {self.box} box" if self.box else "")
+    tasks: tuple[str, ...] = ("truth", "count", "point")
+    questions: int = Field(1, ge=1, le=100)  # per picture and task, but for the sentence and the caption, of which there is one
+    together: bool = False  # all that is asked about a picture is one sample, of `annotations`, without what comes twice
 
 
 class Nlvr:
@@ -78,70 +44,64 @@ class Nlvr:
     def __init__(self, reader: Any, name: str, options: dict[str, Any], limit: int | None = None) -> None:
         found = _checked(options)
         self.reader, self.name = reader, name
-        self.kinds = [(task, n) for task in found.tasks for n in range(1 if task == "truth" else found.questions)]
-        self._length = len(reader) * len(self.kinds) if limit is None else min(limit, len(reader) * len(self.kinds))
-        said = [_REVISION, reader.digest, self._length, found.model_dump_json()]
+        self.kinds = [(task, n) for task in found.tasks for n in range(1 if task in _ONCE else found.questions)]
+        self.together = found.together
+        length = len(reader) * (1 if found.together else len(self.kinds))
+        self._length = length if limit is None else min(limit, length)
+        said = [_REVISION, reader.digest, self._length, found.model_dump_json(exclude=None if found.together else {"together"})]
         self.fingerprint = xxhash.xxh3_64(repr(said).encode()).hexdigest()
 
     def __len__(self) -> int:
         return self._length
 
     def __getitem__(self, i: int) -> dict[str, Any]:
+        if self.together:
+            record = self.reader.read(i)
+            asked = [self._sample(record, *kind) for kind in self.kinds]
+            each = {one["fields"]["question"]: {"messages": one["messages"], "style": one["fields"]["style"]} for one in asked}
+            return {**asked[0], "id": record.id, "annotations": list(each.values())}
         number, kind = divmod(i, len(self.kinds))
-        task, turn = self.kinds[kind]
-        record = self.reader.read(number)
-        question, answer, fields = _ask(task, record, keys.rng("nlvr", record.id, task, turn))
+        return self._sample(self.reader.read(number), *self.kinds[kind])
+
+    def _sample(self, record: Record, task: str, turn: int) -> dict[str, Any]:
+        question, answer, fields = self._ask(task, record, keys.rng("nlvr", record.id, task, turn))
         messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
         told = {"task": task, "style": STYLES[task], "question": question, "answer": answer, **fields}
         return {"id": f"{record.id}/{task}-{turn}", "images": record.images, "messages": messages, "fields": told}
 
+    def _ask(self, task: str, record: Record, rng: np.random.Generator) -> tuple[str, str, dict[str, Any]]:
+        """Question, answer, and the truth of it."""
+        if task == "truth":
+            return _truth(record)
+        found = _items(record)
+        if task == "caption":
+            return "Describe the picture.", describe(found), {}
+        if task == "statement":
+            return self._statement(record, found, rng)
+        told = {"size": list(SIZE), "objects": [one._asdict() for one in found]}
+        return _count(found, rng, told) if task == "count" else _point(found, rng, told)
 
-def items(record: Record) -> list[Item]:
-    """The items of a record's boxes. BadSample for what is no NLVR record, or an item outside its box."""
-    boxes = record.fields.get("boxes")
-    if not (isinstance(boxes, list) and len(boxes) == len(BOXES) and all(isinstance(box, list) for box in boxes)):
-        raise BadSample(f"{record.id} has no `boxes` of {len(BOXES)} lists of items, so it is no NLVR record")
-    order = re.search(r"-([0-5])$", record.id)
-    if order is None:
-        raise BadSample(f"{record.id} does not end in the number of its boxes' order, -0 to -5, as names of NLVR samples do")
-    return [_item(one, place, record.id) for place, box in enumerate(ORDERS[int(order[1])]) for one in boxes[box]]
-
-
-def _item(one: Mapping[str, Any], place: int, name: str) -> Item:
-    try:
-        shape, colour = str(one["type"]), COLOURS[str(one["color"]).lower()]
-        side, x, y = float(one["size"]), float(one["x_loc"]), float(one["y_loc"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise BadSample(f"{name}: an item of its boxes has no usable {error}: {one!r}") from error
-    if shape not in SHAPES or not (0 <= x <= BOX - side and 0 <= y <= BOX - side):
-        raise BadSample(f"{name}: an item is not a {', '.join(SHAPES)} inside a box of {BOX} x {BOX} pixels: {one!r}")
-    return Item(shape, colour, BOXES[place], PITCH * place + x + side / 2, y + side / 2, side / 2)
+    def _statement(self, record: Record, found: list[Item], rng: np.random.Generator) -> tuple[str, str, dict[str, Any]]:
+        """About this picture and another of its sort."""
+        for _ in range(_DRAWS):
+            other = items(self.reader.read(int(rng.integers(len(self.reader)))))
+            if all_towers(other) == all_towers(found) and (said := statement(found, other, rng)):
+                return f"True or false? {said[0]}", str(said[1]).lower(), {}
+        raise BadSample(f"{record.id}: of {_DRAWS} other pictures none is of its sort and differs from it, so there is nothing to state")
 
 
-def _ask(task: str, record: Record, rng: np.random.Generator) -> tuple[str, str, dict[str, Any]]:
-    """Question, answer, and the truth of it."""
-    if task == "truth":
-        sentence, label = record.fields.get("sentence"), str(record.fields.get("label")).lower()
-        if not sentence or label not in ("true", "false"):
-            raise BadSample(f"{record.id} has no `sentence` with a `label` true or false, so it is no NLVR record")
-        return f"True or false? {sentence}", label, {}
+def _items(record: Record) -> list[Item]:
     found = items(record)
     if not found:
         raise BadSample(f"{record.id} has three empty boxes: there is nothing to ask about")
-    told = {"size": list(SIZE), "objects": [one._asdict() for one in found]}
-    return _count(found, rng, told) if task == "count" else _point(found, rng, told)
+    return found
 
 
-def _groups() -> list[list[Group]]:
-    """Every group that can be asked for, by kind: the kind is drawn first, so that the many pairs do not drown the plain ones."""
-    boxes = (None, *BOXES)
-    plain = [Group(None, None, box) for box in boxes]
-    coloured = [Group(colour, None, box) for colour in COLOURS.values() for box in boxes]
-    shaped = [Group(None, shape, box) for shape in SHAPES for box in boxes]
-    return [plain, coloured, shaped, [Group(colour, shape, None) for colour in COLOURS.values() for shape in SHAPES]]
-
-
-GROUPS = _groups()
+def _truth(record: Record) -> tuple[str, str, dict[str, Any]]:
+    sentence, label = record.fields.get("sentence"), str(record.fields.get("label")).lower()
+    if not sentence or label not in ("true", "false"):
+        raise BadSample(f"{record.id} has no `sentence` with a `label` true or false, so it is no NLVR record")
+    return f"True or false? {sentence}", label, {}
 
 
 def _count(found: list[Item], rng: np.random.Generator, told: dict[str, Any]) -> tuple[str, str, dict[str, Any]]:

@@ -52,7 +52,7 @@ def test_export_settings_name_the_published_sizes(make, directory, tmp_path):
     export.write_molmo(model, config, directory, tmp_path / "out")
     settings = json.loads((tmp_path / "out/config.json").read_text())
     assert settings["model_type"] == "molmo"
-    assert (settings["intermediate_size"], settings["embedding_size"]) == (512, 512)  # both halves of the MLP
+    assert (settings["intermediate_size"], settings["embedding_size"]) == (512, 768)  # both halves of the MLP
 
 
 def test_export_molmo_of_other_parts_is_refused(make):

@@ -73,7 +73,7 @@ LANGUAGES: dict[str, dict[str, Any]] = {
                  "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}, "tie_word_embeddings": False,
                  "num_experts": 64, "num_experts_per_tok": 8, "norm_topk_prob": False, "eos_token_id": 50279, "pad_token_id": 1},
     DEBUG:      {"model_type": "qwen2", "hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2,
-                 "intermediate_size": 256, "vocab_size": 512, "rms_norm_eps": 1e-6, "max_position_embeddings": 4096,
+                 "intermediate_size": 256, "vocab_size": 768, "rms_norm_eps": 1e-6, "max_position_embeddings": 4096,
                  "initializer_range": 0.088,  # hidden ** -0.5: what a layer puts out is then of the scale of what it is given
                  "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}, "tie_word_embeddings": False,
                  "bos_token_id": 0, "eos_token_id": 0},
