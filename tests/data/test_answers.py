@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from plait.data.answers import judge, points
+from plait.data.answers import can_judge, judge, points
 
 RED = {"shape": "circle", "colour": "red", "size": "small", "x": 16.0, "y": 32.0, "radius": 6.0}
 BLUE = {"shape": "star", "colour": "blue", "size": "large", "x": 48.0, "y": 16.0, "radius": 12.0}
@@ -37,6 +37,8 @@ def fields(task: str, truth: Any, *objects: dict[str, Any]) -> dict[str, Any]:
         ("relation", "above", ["above", "over it", "it is higher"], ["below", "under", ""]),
         ("exists", "yes", ["yes", "Yes, there is a red circle.", "There is a red circle"], ["no", "", "yes and no", "maybe"]),
         ("exists", "no", ["no", "No, there is no ring.", "There is no ring.", "there isn't any"], ["yes", "", "there is a ring"]),
+        ("truth", "true", ["true", "True.", "It is true."], ["false", "", "true or false", "yes", "untrue"]),
+        ("statement", "false", ["false", "three: false", "Two, so false."], ["three: true", "three", "", "true, not false"]),
         ("future", "left", ["left", "on the left", "The star will be on the left."], ["right", "", "top left", "left or right"]),
         (
             "future",
@@ -49,6 +51,14 @@ def fields(task: str, truth: Any, *objects: dict[str, Any]) -> dict[str, Any]:
 def test_judge_reads_free_answers(task: str, truth: Any, right: list[str], wrong: list[str]) -> None:
     assert [answer for answer in right if not judge(answer, fields(task, truth))] == []
     assert [answer for answer in wrong if judge(answer, fields(task, truth))] == []
+
+
+def test_only_fields_that_tell_task_and_truth_are_judged():
+    assert can_judge(fields("count", 2)) and can_judge({"task": "statement", "truth": "true"})
+    assert not can_judge({"task": "count", "truth": 2}), "a user's own column of that name"
+    assert (
+        not can_judge({"task": "caption of a photo", "truth": 2, "objects": []}) and not can_judge({"task": "truth"}) and not can_judge({})
+    )
 
 
 @pytest.mark.parametrize(

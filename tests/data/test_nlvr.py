@@ -104,6 +104,19 @@ def test_questions_together_share_their_picture_and_none_comes_twice(tmp_path):
     assert [annotation["style"] for annotation in sample["annotations"][:3]] == ["vqa2", "long_caption", "vqa2"]
 
 
+def test_a_statement_is_answered_by_its_number_where_reasons_are_asked_for(tmp_path):
+    records = [json.dumps({"boxes": boxes}).encode() for boxes in (BOXES, [BOXES[2], BOXES[2], []])]
+    members = [(f"1-{n}-0.{kind}", body) for n, record in enumerate(records) for kind, body in (("png", picture()), ("json", record))]
+    path = pack(tmp_path / "a.tar", members)
+    bare, reasoned = (opened(path, options={"tasks": ["statement"], "questions": 50, "reasons": told}) for told in (False, True))
+    assert bare.fingerprint != reasoned.fingerprint
+    for one, other in ((bare[i], reasoned[i]) for i in range(50)):
+        assert one["fields"]["question"] == other["fields"]["question"]
+        number, verdict = other["fields"]["answer"].split(": ")
+        assert number in NUMBERS and verdict == one["fields"]["answer"] == one["fields"]["truth"]
+        assert judge(f"{number}: {verdict}", one["fields"]) and not judge({"true": "false", "false": "true"}[verdict], one["fields"])
+
+
 def test_a_statement_needs_another_picture(tmp_path):
     with pytest.raises(PlaitError, match="of 50 other pictures none is of its sort and differs from it, so there is nothing to state"):
         opened(shard(tmp_path / "a.tar"), options={"tasks": ["statement"]})

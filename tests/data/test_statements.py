@@ -8,6 +8,7 @@ import pytest
 from plait import keys
 from plait.config import Source
 from plait.data.boxes import Item, is_tower
+from plait.data.lexicon import NUMBERS
 from plait.data.sources import open_source
 from plait.data.statements import all_towers, describe, statement
 
@@ -67,15 +68,25 @@ HOLDS_OF_LOOSE = {  # of LOOSE
     ("picture", "other", "wanted"), [(TOWERS, OTHER_TOWERS, HOLDS_OF_TOWERS), (LOOSE, OTHER_LOOSE, HOLDS_OF_LOOSE)], ids=["towers", "loose"]
 )
 def test_statements_hold_or_not_as_counted_by_hand(picture, other, wanted):
-    said = dict(statement(picture, other, keys.rng("drawn", n)) for n in range(6000))
+    said = {text: holds for text, _, holds in (statement(picture, other, keys.rng("drawn", n)) for n in range(6000))}
     assert {text: said[text] for text in wanted if text in said} == {text: holds for text, holds in wanted.items() if text in said}
     assert len(wanted.keys() & said.keys()) >= len(wanted) - 2
 
 
+def test_the_number_that_a_statement_is_about_decides_whether_it_holds():
+    drawn = [statement(TOWERS, OTHER_TOWERS, keys.rng("number", n)) for n in range(2000)]
+    numbers = {text: number for text, number, _ in drawn}
+    assert numbers["There is exactly one blue block."] == 1 and numbers["There are at least three black blocks."] == 3
+    for text, number, holds in drawn:
+        _, _, how, *rest = text.rstrip(".").split(maxsplit=3)
+        said = NUMBERS.index(rest[0].split()[how == "at"]) if how in ("exactly", "at") else None
+        assert holds is {"exactly": number == said, "at": said is not None and number >= said, "no": number == 0}.get(how, number > 0), text
+
+
 @pytest.mark.parametrize(("one", "other"), [(TOWERS, OTHER_TOWERS), (LOOSE, OTHER_LOOSE)], ids=["towers", "loose"])
 def test_a_statement_holds_for_exactly_one_of_two_pictures(one, other):
-    of_one = dict(statement(one, other, keys.rng("one", n)) for n in range(2000))
-    of_other = dict(statement(other, one, keys.rng("other", n)) for n in range(2000))
+    of_one = {text: holds for text, _, holds in (statement(one, other, keys.rng("one", n)) for n in range(2000))}
+    of_other = {text: holds for text, _, holds in (statement(other, one, keys.rng("other", n)) for n in range(2000))}
     both = of_one.keys() & of_other.keys()
     assert len(both) > 50
     assert all(of_one[text] is not of_other[text] for text in both)

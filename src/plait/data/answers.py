@@ -6,7 +6,7 @@ sides where one is asked for is wrong, whichever of them is right. No model judg
 
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -28,8 +28,14 @@ _POINT = re.compile(r"""\b([xy])\d*\s*=\s*["']?\s*(-?\d+(?:\.\d+)?)""")
 
 
 def judge(answer: str, fields: Fields) -> bool:
-    """Whether `answer` is right for the question in `fields` (of a sample of Scenes)."""
+    """Whether `answer` is right for the question in `fields` (of a sample of Scenes or Nlvr)."""
     return _JUDGES[fields["task"]](answer, fields)
+
+
+def can_judge(fields: Mapping[str, Any]) -> bool:
+    """Whether a sample's fields say its task and the truth of it, as those of pictures made or questioned here do."""
+    task = fields.get("task")
+    return "truth" in fields and task in _JUDGES and ("objects" in fields or _JUDGES[task] is _verdict)
 
 
 def points(answer: str) -> list[tuple[float, float]]:
@@ -75,6 +81,11 @@ def _exists(answer: str, fields: Fields) -> bool:
     if len(said) != 1:
         said = {"no"} if {"no", "not", "none"} & set(words) and "yes" not in said else {"yes"} if words[:1] == ["there"] else set()
     return said == {fields["truth"]}
+
+
+def _verdict(answer: str, fields: Fields) -> bool:
+    """True or false, whatever else is said: a number may come first as the reason."""
+    return _only([word for word in _words(answer) if word in ("true", "false")], fields["truth"])
 
 
 def _future(answer: str, fields: Fields) -> bool:
@@ -198,5 +209,7 @@ _JUDGES: dict[str, Callable[[str, Fields], bool]] = {
     "point": _points,
     "points": _points,
     "exists": _exists,
+    "truth": _verdict,
+    "statement": _verdict,
     "future": _future,
 }

@@ -14,10 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from plait import keys
 from plait.data.boxes import GROUPS, SIZE, Item, items
-from plait.data.lexicon import NUMBERS
 from plait.data.questions import pick, point_tag
 from plait.data.records import Record
-from plait.data.statements import all_towers, describe, statement
+from plait.data.statements import all_towers, describe, statement, word
 from plait.errors import BadSample, PlaitError
 
 STYLES = {"truth": "vqa2", "statement": "vqa2", "caption": "long_caption", "count": "vqa2", "point": "pointing"}
@@ -35,6 +34,7 @@ class NlvrOptions(BaseModel):
 
     tasks: tuple[str, ...] = ("truth", "count", "point")
     questions: int = Field(1, ge=1, le=100)  # per picture and task, but for the sentence and the caption, of which there is one
+    reasons: bool = False  # a statement is answered by the number that it is about, and then whether it holds
     together: bool = False  # all that is asked about a picture is one sample, of `annotations`, without what comes twice
 
 
@@ -45,10 +45,10 @@ class Nlvr:
         found = _checked(options)
         self.reader, self.name = reader, name
         self.kinds = [(task, n) for task in found.tasks for n in range(1 if task in _ONCE else found.questions)]
-        self.together = found.together
+        self.reasons, self.together = found.reasons, found.together
         length = len(reader) * (1 if found.together else len(self.kinds))
         self._length = length if limit is None else min(limit, length)
-        said = [_REVISION, reader.digest, self._length, found.model_dump_json(exclude=None if found.together else {"together"})]
+        said = [_REVISION, reader.digest, self._length, found.model_dump_json()]
         self.fingerprint = xxhash.xxh3_64(repr(said).encode()).hexdigest()
 
     def __len__(self) -> int:
@@ -86,7 +86,9 @@ class Nlvr:
         for _ in range(_DRAWS):
             other = items(self.reader.read(int(rng.integers(len(self.reader)))))
             if all_towers(other) == all_towers(found) and (said := statement(found, other, rng)):
-                return f"True or false? {said[0]}", str(said[1]).lower(), {}
+                sentence, number, holds = said
+                verdict = str(holds).lower()
+                return f"True or false? {sentence}", f"{word(number)}: {verdict}" if self.reasons else verdict, {"truth": verdict}
         raise BadSample(f"{record.id}: of {_DRAWS} other pictures none is of its sort and differs from it, so there is nothing to state")
 
 
@@ -101,14 +103,13 @@ def _truth(record: Record) -> tuple[str, str, dict[str, Any]]:
     sentence, label = record.fields.get("sentence"), str(record.fields.get("label")).lower()
     if not sentence or label not in ("true", "false"):
         raise BadSample(f"{record.id} has no `sentence` with a `label` true or false, so it is no NLVR record")
-    return f"True or false? {sentence}", label, {}
+    return f"True or false? {sentence}", label, {"truth": label}
 
 
 def _count(found: list[Item], rng: np.random.Generator, told: dict[str, Any]) -> tuple[str, str, dict[str, Any]]:
     group = pick(rng, pick(rng, GROUPS))
     count = sum(map(group.holds, found))
-    word = NUMBERS[count] if count < len(NUMBERS) else str(count)
-    return f"How many {group.words(True)} are there?", word, {**told, "truth": count, "count": count}
+    return f"How many {group.words(True)} are there?", word(count), {**told, "truth": count, "count": count}
 
 
 def _point(found: list[Item], rng: np.random.Generator, told: dict[str, Any]) -> tuple[str, str, dict[str, Any]]:

@@ -39,15 +39,15 @@ def all_towers(found: Picture) -> bool:
     return all(map(is_tower, boxes(found)))
 
 
-def statement(found: Picture, other: Picture, rng: np.random.Generator) -> tuple[str, bool] | None:
-    """A sentence that holds for one of two pictures, and whether for `found`; None where nothing that was drawn tells them apart."""
+def statement(found: Picture, other: Picture, rng: np.random.Generator) -> tuple[str, int, bool] | None:
+    """A sentence about a number, that of `found`, and whether it holds; it holds for one of two pictures. None where none was found."""
     kinds = _OF_TOWERS if all_towers(found) and all_towers(other) else _OF_ITEMS
     for _ in range(_DRAWS):
         kind = pick(rng, kinds)(rng)
         mine, theirs = kind.count(found), kind.count(other)
         if mine != theirs:
             said, holds = pick(rng, _ways(kind, sorted((mine, theirs))))
-            return f"There {said}.", holds(mine)
+            return f"There {said}.", mine, holds(mine)
     return None
 
 
@@ -61,14 +61,14 @@ def _inside(inside: Picture) -> str:
 
 
 def _several(group: Group, count: int) -> str:
-    return article(group.words(False)) if count == 1 else f"{_word(count)} {group.words(True)}"
+    return article(group.words(False)) if count == 1 else f"{word(count)} {group.words(True)}"
 
 
 def _number(group: Group, found: Picture) -> int:
     return sum(map(group.holds, found))
 
 
-def _word(number: int) -> str:
+def word(number: int) -> str:
     return NUMBERS[number] if number < len(NUMBERS) else str(number)
 
 
@@ -83,7 +83,7 @@ def _ways(kind: Kind, numbers: list[int]) -> list[tuple[str, Callable[[int], boo
 
 
 def _amount(how: str, number: int, kind: Kind) -> str:
-    return f"is {how} one {kind.one}" if number == 1 else f"are {how} {_word(number)} {kind.many}"
+    return f"is {how} one {kind.one}" if number == 1 else f"are {how} {word(number)} {kind.many}"
 
 
 # What is counted
@@ -138,7 +138,7 @@ def _tower(rng: np.random.Generator) -> Kind:
     """Towers by the colour of their top or base, or by their height."""
     if rng.integers(2):
         number = int(rng.integers(1, 5))
-        which = "with exactly one block" if number == 1 else f"with exactly {_word(number)} blocks"
+        which = "with exactly one block" if number == 1 else f"with exactly {word(number)} blocks"
         return Kind(f"tower {which}", f"towers {which}", lambda found: sum(len(inside) == number for inside in boxes(found)))
     colour, (place, at) = pick(rng, _COLOURS), pick(rng, (("top", -1), ("base", 0)))
     which = f"with a {colour} block at the {place}"

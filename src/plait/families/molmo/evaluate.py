@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from plait.data.answers import judge
+from plait.data.answers import can_judge, judge
 from plait.errors import BadSample, PlaitError
 from plait.families.molmo import exams, metrics, points, styles
 from plait.families.molmo.generate import answers
@@ -108,8 +108,8 @@ def _field(sample: Sample, name: str) -> Any:
 
 
 def accuracy(answer: str, sample: Sample) -> dict[str, float]:
-    """Right or wrong: scenes judge themselves, else equal to a gold answer but for case, outer punctuation and white space."""
-    if {"truth", "objects"} <= sample["fields"].keys():
+    """Right or wrong: scenes and NLVR judge themselves, else equal to a gold answer but for case, outer punctuation and white space."""
+    if can_judge(sample["fields"]):
         return {"score": float(judge(answer, sample["fields"]))}
     said = [" ".join(text.split()).strip(" .,;:!?\"'").casefold() for text in (answer, *golds(sample))]
     return {"score": float(said[0] in said[1:])}

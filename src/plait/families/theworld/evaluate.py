@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from plait.data.answers import judge
+from plait.data.answers import can_judge, judge
 from plait.errors import BadSample, PlaitError
 from plait.families.theworld.generate import answers
 from plait.families.theworld.inputs import Example, Inputs, Sample
@@ -37,7 +37,7 @@ def normalise(text: str) -> str:
 
 def right(answer: str, gold: str, fields: Mapping[str, Any]) -> bool:
     """Exact match after normalisation; questions about scenes have their own judge, which knows the truth."""
-    if "truth" in fields and "objects" in fields:
+    if can_judge(fields):
         return judge(answer, dict(fields))
     return normalise(answer) == normalise(gold)
 
