@@ -1,9 +1,10 @@
-"""Held-out accuracy per task of molmo checkpoints, beside the best constant answer: does stage 2 gain from stage 1?
+"""Held-out accuracy per task of molmo checkpoints, beside two floors: does stage 2 gain from stage 1?
 
-For each run or step folder given, free answers to the first SAMPLES questions of every kind that the tiny recipes hold out, and the loss of
-the right answers in nats per token. The floor of a kind is the one answer that would be right most often on these very questions, whatever
-is asked. Run where the recipes run:
-    python benchmarks/molmo_stages.py SAMPLES NAME=RUN [NAME=RUN/STAGE/STEP ...]
+For each run or step folder given, free answers to SAMPLES questions of every kind that the tiny recipes hold out, spread evenly over them,
+and the loss of the right answers in nats per token. The floors of a kind: the one answer that would be right most often on these very
+questions, whatever is asked; and what the first run says when it is shown the picture of another of these questions. Run where the recipes
+run:
+    python benchmarks/molmo_stages.py SAMPLES caption|asked NAME=RUN [NAME=RUN/STAGE/STEP ...]
 """
 
 import sys
@@ -23,20 +24,26 @@ from plait.schema import Source
 
 RECIPES = [Path("configs/molmo") / f"debug-{stage}.yaml" for stage in ("captioner", "multitask")]
 SCENES = ("caption", "colour", "shape", "exists", "count", "point")
+NLVR = ("caption", "truth", "statement", "count", "point")
 BATCH = 50
 Kinds = dict[str, list[dict[str, Any]]]
 
 
-def kinds(samples: int) -> Kinds:
-    """Held-out samples by kind of question."""
-    (_, photos), (drawn, nlvr) = (yaml.safe_load(path.read_text())["data"]["validation"] for path in RECIPES)
-    asked = [*((f"scenes {task}", drawn, task) for task in SCENES), *((f"nlvr {task}", nlvr, task) for task in ("truth", "count", "point"))]
-    entries = {
-        name: Source(**{**entry, "limit": samples, "options": {**entry.get("options", {}), "tasks": [task]}}) for name, entry, task in asked
-    }
-    entries["cifar10 caption"] = Source(**photos, limit=samples)
-    opened = {name: open_source(entry, seed=0, split="validation") for name, entry in entries.items()}
-    return {name: [source[i] for i in range(len(source))] for name, source in opened.items()}
+def kinds(samples: int, captions: bool) -> Kinds:
+    """Held-out samples by kind: descriptions, or questions."""
+    (_, photos, _), (drawn, nlvr) = (yaml.safe_load(path.read_text())["data"]["validation"] for path in RECIPES)
+    asked = [*((f"scenes {task}", drawn, task) for task in SCENES), *((f"nlvr {task}", nlvr, task) for task in NLVR)]
+    entries = {name: {**entry, "limit": None, "options": {**entry.get("options", {}), "tasks": [task]}} for name, entry, task in asked}
+    entries["cifar10 caption"] = photos
+    entries = {name: entry for name, entry in entries.items() if name.endswith("caption") is captions}
+    opened = {name: open_source(Source(**entry), seed=0, split="validation") for name, entry in entries.items()}
+    return {name: [source[n * len(source) // samples] for n in range(samples)] for name, source in opened.items()}
+
+
+def elsewhere(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same questions, each with the picture of the one half the list away."""
+    half = len(samples) // 2
+    return [{**sample, "images": other["images"]} for sample, other in zip(samples, samples[half:] + samples[:half], strict=True)]
 
 
 def floor(samples: list[dict[str, Any]]) -> tuple[float, str]:
@@ -57,25 +64,42 @@ def nats(built: Parts, inputs: Any, samples: list[dict[str, Any]]) -> float:
     return total / weight
 
 
+def right(built: Parts, inputs: Any, samples: list[dict[str, Any]]) -> float:
+    """The share of right answers."""
+    bench = benches["accuracy"]
+    return bench.summarise(bench.predict(built.model, samples, inputs, batch=BATCH))["score"]
+
+
 def measure(run: Path, asked: Kinds) -> dict[str, tuple[float, float]]:
     """(share of right answers, loss) per kind, of a run's newest checkpoint or a step folder."""
     built, _, config = saved.open_checkpoint(run, World(0, 1, torch.device("cpu")))
-    inputs, bench = built.inputs(config, train=False), benches["accuracy"]
-    scores = {name: bench.summarise(bench.predict(built.model, samples, inputs, batch=BATCH))["score"] for name, samples in asked.items()}
-    return {name: (scores[name], nats(built, inputs, samples)) for name, samples in asked.items()}
+    inputs = built.inputs(config, train=False)
+    return {name: (right(built, inputs, samples), nats(built, inputs, samples)) for name, samples in asked.items()}
 
 
-def main(samples: int, runs: dict[str, Path]) -> None:
+def unseen(run: Path, asked: Kinds) -> dict[str, float]:
+    """The share of right answers per kind to questions shown with another one's picture."""
+    built, _, config = saved.open_checkpoint(run, World(0, 1, torch.device("cpu")))
+    inputs = built.inputs(config, train=False)
+    return {name: right(built, inputs, elsewhere(samples)) for name, samples in asked.items()}
+
+
+def main(samples: int, captions: bool, runs: dict[str, Path]) -> None:
     """Print the table."""
-    asked, began = kinds(samples), time.process_time()
+    asked, began = kinds(samples, captions), time.process_time()
     found = {name: measure(run, asked) for name, run in runs.items()}
-    print(f"| kind | best constant answer | {' | '.join(found)} |\n|---|---|{'---|' * len(found)}")
+    blind = unseen(next(iter(runs.values())), asked)
+    print(f"| kind | one answer | another picture | {' | '.join(found)} |\n|---|---|---|{'---|' * len(found)}")
     for kind, listed in asked.items():
         share, answer = floor(listed)
         cells = " | ".join(f"{100 * figures[kind][0]:.1f} %, {figures[kind][1]:.3f}" for figures in found.values())
-        print(f"| {kind} | {100 * share:.1f} % ({answer[:40]}) | {cells} |", flush=True)
+        print(f"| {kind} | {100 * share:.1f} % ({answer[:40]}) | {100 * blind[kind]:.1f} % | {cells} |", flush=True)
     print(f"{samples} samples of each kind: right answers, nats per token; {time.process_time() - began:.0f} s of CPU")
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), {name: Path(run) for name, _, run in (item.partition("=") for item in sys.argv[2:])})
+    main(
+        int(sys.argv[1]),
+        {"caption": True, "asked": False}[sys.argv[2]],
+        {n: Path(run) for n, _, run in (a.partition("=") for a in sys.argv[3:])},
+    )
