@@ -35,7 +35,7 @@ def judge(answer: str, fields: Fields) -> bool:
 def can_judge(fields: Mapping[str, Any]) -> bool:
     """Whether a sample's fields say its task and the truth of it, as those of pictures made or questioned here do."""
     task = fields.get("task")
-    return "truth" in fields and task in _JUDGES and ("objects" in fields or _JUDGES[task] is _verdict)
+    return "truth" in fields and isinstance(task, str) and task in _JUDGES and ("objects" in fields or _JUDGES[task] is _verdict)
 
 
 def points(answer: str) -> list[tuple[float, float]]:

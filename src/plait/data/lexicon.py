@@ -23,3 +23,8 @@ NUMBERS = (
 def plural(phrase: str) -> str:
     """The plural of a phrase by its last word: crosses, circles."""
     return phrase + ("es" if phrase.endswith("s") else "s")
+
+
+def number_word(number: int) -> str:
+    """zero, one, two; digits past twenty."""
+    return NUMBERS[number] if number < len(NUMBERS) else str(number)

@@ -14,9 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from plait import keys
 from plait.data.boxes import GROUPS, SIZE, Item, items
+from plait.data.lexicon import number_word
 from plait.data.questions import pick, point_tag
 from plait.data.records import Record
-from plait.data.statements import all_towers, describe, statement, word
+from plait.data.statements import all_towers, describe, statement
 from plait.errors import BadSample, PlaitError
 
 STYLES = {"truth": "vqa2", "statement": "vqa2", "caption": "long_caption", "count": "vqa2", "point": "pointing"}
@@ -88,7 +89,7 @@ class Nlvr:
             if all_towers(other) == all_towers(found) and (said := statement(found, other, rng)):
                 sentence, number, holds = said
                 verdict = str(holds).lower()
-                return f"True or false? {sentence}", f"{word(number)}: {verdict}" if self.reasons else verdict, {"truth": verdict}
+                return f"True or false? {sentence}", f"{number_word(number)}: {verdict}" if self.reasons else verdict, {"truth": verdict}
         raise BadSample(f"{record.id}: of {_DRAWS} other pictures none is of its sort and differs from it, so there is nothing to state")
 
 
@@ -109,7 +110,7 @@ def _truth(record: Record) -> tuple[str, str, dict[str, Any]]:
 def _count(found: list[Item], rng: np.random.Generator, told: dict[str, Any]) -> tuple[str, str, dict[str, Any]]:
     group = pick(rng, pick(rng, GROUPS))
     count = sum(map(group.holds, found))
-    return f"How many {group.words(True)} are there?", word(count), {**told, "truth": count, "count": count}
+    return f"How many {group.words(True)} are there?", number_word(count), {**told, "truth": count, "count": count}
 
 
 def _point(found: list[Item], rng: np.random.Generator, told: dict[str, Any]) -> tuple[str, str, dict[str, Any]]:

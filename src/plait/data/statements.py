@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from plait.data.boxes import BOX, BOXES, COLOURS, GROUPS, PITCH, SHAPES, Group, Item, boxes, is_tower
-from plait.data.lexicon import NUMBERS, plural
+from plait.data.lexicon import number_word, plural
 from plait.data.questions import article, pick
 
 _COLOURS = tuple(COLOURS.values())
@@ -61,15 +61,11 @@ def _inside(inside: Picture) -> str:
 
 
 def _several(group: Group, count: int) -> str:
-    return article(group.words(False)) if count == 1 else f"{word(count)} {group.words(True)}"
+    return article(group.words(False)) if count == 1 else f"{number_word(count)} {group.words(True)}"
 
 
 def _number(group: Group, found: Picture) -> int:
     return sum(map(group.holds, found))
-
-
-def word(number: int) -> str:
-    return NUMBERS[number] if number < len(NUMBERS) else str(number)
 
 
 def _ways(kind: Kind, numbers: list[int]) -> list[tuple[str, Callable[[int], bool]]]:
@@ -83,7 +79,7 @@ def _ways(kind: Kind, numbers: list[int]) -> list[tuple[str, Callable[[int], boo
 
 
 def _amount(how: str, number: int, kind: Kind) -> str:
-    return f"is {how} one {kind.one}" if number == 1 else f"are {how} {word(number)} {kind.many}"
+    return f"is {how} one {kind.one}" if number == 1 else f"are {how} {number_word(number)} {kind.many}"
 
 
 # What is counted
@@ -138,7 +134,7 @@ def _tower(rng: np.random.Generator) -> Kind:
     """Towers by the colour of their top or base, or by their height."""
     if rng.integers(2):
         number = int(rng.integers(1, 5))
-        which = "with exactly one block" if number == 1 else f"with exactly {word(number)} blocks"
+        which = "with exactly one block" if number == 1 else f"with exactly {number_word(number)} blocks"
         return Kind(f"tower {which}", f"towers {which}", lambda found: sum(len(inside) == number for inside in boxes(found)))
     colour, (place, at) = pick(rng, _COLOURS), pick(rng, (("top", -1), ("base", 0)))
     which = f"with a {colour} block at the {place}"
