@@ -25,7 +25,7 @@ TASKS = tuple(STYLES)
 _ONCE = ("truth", "caption")  # what a picture has one of
 _MOST_POINTS = 5  # in one answer; more only where every group is larger
 _DRAWS = 50  # of another picture; that half of them are of another sort leaves 10^-15
-_REVISION = 1  # of the questions: another one is another fingerprint
+_REVISION = 2  # of the questions: another one is another fingerprint
 
 
 class NlvrOptions(BaseModel):
