@@ -6,7 +6,7 @@ same. What a sample says of its items is what answers.py judges.
 """
 
 import difflib
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import xxhash
@@ -23,6 +23,7 @@ from plait.errors import BadSample, PlaitError
 STYLES = {"truth": "vqa2", "statement": "vqa2", "caption": "long_caption", "count": "vqa2", "point": "pointing"}
 TASKS = tuple(STYLES)
 _ONCE = ("truth", "caption")  # what a picture has one of
+_JUDGED = ("truth", "statement")
 _MOST_POINTS = 5  # in one answer; more only where every group is larger
 _DRAWS = 50  # of another picture; that half of them are of another sort leaves 10^-15
 _REVISION = 2  # of the questions: another one is another fingerprint
@@ -35,7 +36,7 @@ class NlvrOptions(BaseModel):
 
     tasks: tuple[str, ...] = ("truth", "count", "point")
     questions: int = Field(1, ge=1, le=100)  # per picture and task, but for the sentence and the caption, of which there is one
-    reasons: bool = False  # a statement is answered by the number that it is about, and then whether it holds
+    reasons: Literal["number", "description"] | None = None  # what is said before whether a sentence holds; number: of a statement
     together: bool = False  # all that is asked about a picture is one sample, of `annotations`, without what comes twice
 
 
@@ -56,13 +57,24 @@ class Nlvr:
         return self._length
 
     def __getitem__(self, i: int) -> dict[str, Any]:
-        if self.together:
-            record = self.reader.read(i)
-            asked = [self._sample(record, *kind) for kind in self.kinds]
-            each = {one["fields"]["question"]: {"messages": one["messages"], "style": one["fields"]["style"]} for one in asked}
-            return {**asked[0], "id": record.id, "annotations": list(each.values())}
-        number, kind = divmod(i, len(self.kinds))
-        return self._sample(self.reader.read(number), *self.kinds[kind])
+        if not self.together:
+            number, place = divmod(i, len(self.kinds))
+            record, (task, turn) = self.reader.read(number), self.kinds[place]
+            sample = self._sample(record, task, turn)
+            described = self.reasons == "description" and task in _JUDGED
+            return {**sample, "messages": _describing(record, sample["messages"])} if described else sample
+        record = self.reader.read(i)
+        asked = {one["fields"]["question"]: one for one in (self._sample(record, *kind) for kind in self.kinds)}
+        return {**next(iter(asked.values())), "id": record.id, "annotations": self._annotations(record, list(asked.values()))}
+
+    def _annotations(self, record: Record, asked: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Each question with its answer; but sentences to be judged after a description are one conversation, and it is said once."""
+        judged = [one for one in asked if self.reasons == "description" and one["fields"]["task"] in _JUDGED]
+        told = [{"messages": one["messages"], "style": one["fields"]["style"]} for one in asked if one not in judged]
+        if judged:
+            talk = [message for one in judged for message in one["messages"]]
+            told.append({"messages": _describing(record, talk), "style": judged[0]["fields"]["style"]})
+        return told
 
     def _sample(self, record: Record, task: str, turn: int) -> dict[str, Any]:
         question, answer, fields = self._ask(task, record, keys.rng("nlvr", record.id, task, turn))
@@ -89,8 +101,18 @@ class Nlvr:
             if all_towers(other) == all_towers(found) and (said := statement(found, other, rng)):
                 sentence, number, holds = said
                 verdict = str(holds).lower()
-                return f"True or false? {sentence}", f"{number_word(number)}: {verdict}" if self.reasons else verdict, {"truth": verdict}
+                return (
+                    f"True or false? {sentence}",
+                    f"{number_word(number)}: {verdict}" if self.reasons is not None else verdict,
+                    {"truth": verdict},
+                )
         raise BadSample(f"{record.id}: of {_DRAWS} other pictures none is of its sort and differs from it, so there is nothing to state")
+
+
+def _describing(record: Record, messages: list[dict[str, str]]) -> list[dict[str, str]]:
+    """The conversation, with the picture described before its first answer."""
+    asked, answered, *more = messages
+    return [asked, {**answered, "content": f"{describe(_items(record))}. {answered['content']}"}, *more]
 
 
 def _items(record: Record) -> list[Item]:
