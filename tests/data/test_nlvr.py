@@ -104,40 +104,18 @@ def test_questions_together_share_their_picture_and_none_comes_twice(tmp_path):
     assert [annotation["style"] for annotation in sample["annotations"][:3]] == ["vqa2", "long_caption", "vqa2"]
 
 
-def test_a_statement_is_answered_by_its_number_where_reasons_are_asked_for(tmp_path):
+def test_a_statement_is_answered_by_its_numbers_where_reasons_are_asked_for(tmp_path):
     records = [json.dumps({"boxes": boxes}).encode() for boxes in (BOXES, [BOXES[2], BOXES[2], []])]
     members = [(f"1-{n}-0.{kind}", body) for n, record in enumerate(records) for kind, body in (("png", picture()), ("json", record))]
     path = pack(tmp_path / "a.tar", members)
-    bare, reasoned = (opened(path, options={"tasks": ["statement"], "questions": 50, "reasons": told}) for told in (None, "number"))
+    bare, reasoned = (opened(path, options={"tasks": ["statement"], "questions": 50, "reasons": told}) for told in (False, True))
     assert bare.fingerprint != reasoned.fingerprint
     for one, other in ((bare[i], reasoned[i]) for i in range(50)):
         assert one["fields"]["question"] == other["fields"]["question"]
-        number, verdict = other["fields"]["answer"].split(": ")
-        assert number in NUMBERS and verdict == one["fields"]["answer"] == one["fields"]["truth"]
-        assert judge(f"{number}: {verdict}", one["fields"]) and not judge({"true": "false", "false": "true"}[verdict], one["fields"])
-
-
-def test_sentences_are_judged_after_a_description_which_a_conversation_has_once(tmp_path):
-    path = shard(tmp_path / "a.tar")
-    described = opened(path, options={"tasks": ["caption"]})[0]["messages"][1]["content"]
-    apart = opened(path, options={"tasks": ["truth"], "reasons": "description"})[0]
-    assert apart["messages"][1]["content"] == f"{described}. true" and judge(apart["messages"][1]["content"], apart["fields"])
-    (counted, talk) = opened(path, options={"tasks": ["truth", "count"], "reasons": "description", "together": True})[0]["annotations"]
-    assert described not in str(counted) and talk == {"messages": apart["messages"], "style": "vqa2"}
-
-
-def test_the_statements_about_a_picture_are_one_conversation_after_its_description(tmp_path):
-    records = [json.dumps({"boxes": boxes}).encode() for boxes in (BOXES, [BOXES[2], BOXES[2], []])]
-    members = [(f"1-{n}-0.{kind}", body) for n, record in enumerate(records) for kind, body in (("png", picture()), ("json", record))]
-    path = pack(tmp_path / "a.tar", members)
-    options = {"tasks": ["statement"], "questions": 9}
-    (talk,) = opened(path, options={**options, "reasons": "description", "together": True})[0]["annotations"]
-    turns = [
-        annotation["messages"] for annotation in opened(path, options={**options, "reasons": "number", "together": True})[0]["annotations"]
-    ]
-    first = opened(path, options={**options, "reasons": "description"})[0]["messages"]
-    assert talk["messages"][:2] == first and first[1]["content"].endswith(f". {turns[0][1]['content']}")
-    assert talk["messages"][2:] == [message for turn in turns[1:] for message in turn]
+        parts, number, verdict = other["fields"]["answer"].split(": ")
+        assert len(parts.split(", ")) == 3 and sum(map(NUMBERS.index, parts.split(", "))) == NUMBERS.index(number)
+        assert verdict == one["fields"]["answer"] == one["fields"]["truth"] and judge(other["fields"]["answer"], one["fields"])
+        assert not judge({"true": "false", "false": "true"}[verdict], one["fields"])
 
 
 def test_a_statement_needs_another_picture(tmp_path):
@@ -179,7 +157,6 @@ def test_a_bad_record_later_on_is_a_bad_sample(tmp_path):
         ({"task": ["count"]}, "nlvr has no option 'task'; did you mean 'tasks'?"),
         ({"tasks": ["counting"]}, "nlvr has no task 'counting'; did you mean 'count'?"),
         ({"tasks": []}, "nlvr: tasks must be a list without repeats, not []"),
-        ({"reasons": True}, "nlvr: reasons: Input should be 'number' or 'description', not True"),
         ({"questions": 0}, "nlvr: questions: Input should be greater than or equal to 1, not 0"),
     ],
 )

@@ -93,9 +93,15 @@ def test_statements_hold_or_not_as_counted_by_hand(picture, other, wanted):
     assert len(wanted.keys() & said.keys()) >= len(wanted) - 3, wanted.keys() - said.keys()
 
 
+def test_the_numbers_of_a_statement_are_those_of_the_boxes_from_left_to_right():
+    drawn = {plain(text): numbers for text, numbers, _ in (statement(TOWERS, OTHER_TOWERS, keys.rng("boxes", n)) for n in range(2000))}
+    assert drawn["there are three black blocks"] == [1, 0, 2] and drawn["there is a yellow tower"] == [0, 1, 0]
+    assert drawn["there is no tower with a yellow block at the top"] == [0, 1, 1]
+
+
 def test_the_number_that_a_statement_is_about_decides_whether_it_holds():
     drawn = [
-        (plain(text), number, holds) for text, number, holds in (statement(TOWERS, OTHER_TOWERS, keys.rng("n", n)) for n in range(2000))
+        (plain(text), sum(parts), holds) for text, parts, holds in (statement(TOWERS, OTHER_TOWERS, keys.rng("n", n)) for n in range(2000))
     ]
     numbers = {text: number for text, number, _ in drawn}
     assert numbers["there is exactly one blue block"] == 1 and numbers["there are at least three black blocks"] == 3

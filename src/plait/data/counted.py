@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from plait.data.boxes import BOX, BOXES, COLOURS, GROUPS, PITCH, SHAPES, Group, Item, boxes
+from plait.data.boxes import BOX, BOXES, COLOURS, GROUPS, PITCH, SHAPES, Group, Item
 from plait.data.lexicon import number_word, plural
 from plait.data.questions import article, pick
 
@@ -22,11 +22,11 @@ Rng = np.random.Generator
 
 
 class Kind(NamedTuple):
-    """Something that a picture has a number of: a noun, what tells which ("touching an edge", or nothing), and the number."""
+    """Something that boxes have a number of: a noun, what tells which ("touching an edge", or nothing), and the number in one box."""
 
     noun: str
     which: str
-    count: Callable[[Picture], int]
+    count: Callable[[Picture], int]  # of the items of a box, the lowest first
     part: str = ""  # what each of them holds, where they are boxes or towers
 
     def words(self, several: bool) -> str:
@@ -65,7 +65,7 @@ def _some(noun: str, count: Callable[[Picture], int], rng: Rng) -> Part:
 def _holding(noun: str, part: Part, rng: Rng) -> Kind:
     """Boxes, or the towers in them, that hold something."""
     joint = pick(rng, ("with", "with", "with", "that {has}", "which {has}"))
-    return Kind(noun, f"{joint} {part.words}", lambda found: sum(map(part.holds, boxes(found))), part.words)
+    return Kind(noun, f"{joint} {part.words}", lambda inside: int(part.holds(inside)), part.words)
 
 
 def _both(one: Part, two: Part, joint: str = "and") -> Part:
@@ -98,7 +98,7 @@ def _wall(rng: Rng) -> Kind:
     return Kind(
         _noun(group, rng),
         f"{how} {pick(rng, _PLACES[place])}",
-        lambda found: sum(group.holds(item) and _touches(item, place) is wanted for item in found),
+        lambda inside: sum(group.holds(item) and _touches(item, place) is wanted for item in inside),
     )
 
 
@@ -212,7 +212,7 @@ def _tower(rng: Rng) -> Kind:
 
 def _of_colour(rng: Rng) -> Kind:
     colour = pick(rng, _COLOURS)
-    return Kind(f"{colour} tower", "", lambda found: sum({one.colour for one in inside} == {colour} for inside in boxes(found)))
+    return Kind(f"{colour} tower", "", lambda inside: int({one.colour for one in inside} == {colour}))
 
 
 def _as_end(rng: Rng) -> Kind:
@@ -220,19 +220,15 @@ def _as_end(rng: Rng) -> Kind:
     colour, (at, place), height = pick(rng, _COLOURS), pick(rng, _ENDS), _height(rng)
     which = f"as the {place} of a tower"
     if rng.integers(2):
-        return Kind(f"{colour} block", which, lambda found: sum(inside[at].colour == colour for inside in boxes(found)))
-    return Kind(
-        f"{colour} block",
-        f"{which} with {height.words}",
-        lambda found: sum(inside[at].colour == colour and height.holds(inside) for inside in boxes(found)),
-    )
+        return Kind(f"{colour} block", which, lambda inside: int(inside[at].colour == colour))
+    return Kind(f"{colour} block", f"{which} with {height.words}", lambda inside: int(inside[at].colour == colour and height.holds(inside)))
 
 
 def _on(rng: Rng) -> Kind:
     """Blocks that stand right on others, or right under them."""
     upper, lower = _pair(rng)
     noun, which = pick(rng, ((upper, f"{pick(rng, _ABOVE)} a {lower} block"), (lower, f"{pick(rng, _BELOW)} a {upper} block")))
-    return Kind(f"{noun} block", which, lambda found: sum(_stands(upper, lower, inside) for inside in boxes(found)))
+    return Kind(f"{noun} block", which, partial(_stands, upper, lower))
 
 
 _IN_A_TOWER = (_height, _end, _end, _some_blocks, _over, lambda rng: _coloured("blocks", rng))

@@ -6,7 +6,7 @@ same. What a sample says of its items is what answers.py judges.
 """
 
 import difflib
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -23,7 +23,6 @@ from plait.errors import BadSample, PlaitError
 STYLES = {"truth": "vqa2", "statement": "vqa2", "caption": "long_caption", "count": "vqa2", "point": "pointing"}
 TASKS = tuple(STYLES)
 _ONCE = ("truth", "caption")  # what a picture has one of
-_JUDGED = ("truth", "statement")
 _MOST_POINTS = 5  # in one answer; more only where every group is larger
 _DRAWS = 50  # of another picture; that half of them are of another sort leaves 10^-15
 _REVISION = 2  # of the questions: another one is another fingerprint
@@ -36,7 +35,7 @@ class NlvrOptions(BaseModel):
 
     tasks: tuple[str, ...] = ("truth", "count", "point")
     questions: int = Field(1, ge=1, le=100)  # per picture and task, but for the sentence and the caption, of which there is one
-    reasons: Literal["number", "description"] | None = None  # what is said before whether a sentence holds; number: of a statement
+    reasons: bool = False  # a statement is answered by the numbers in the boxes, their sum, and then whether it holds
     together: bool = False  # all that is asked about a picture is one sample, of `annotations`, without what comes twice
 
 
@@ -57,24 +56,13 @@ class Nlvr:
         return self._length
 
     def __getitem__(self, i: int) -> dict[str, Any]:
-        if not self.together:
-            number, place = divmod(i, len(self.kinds))
-            record, (task, turn) = self.reader.read(number), self.kinds[place]
-            sample = self._sample(record, task, turn)
-            described = self.reasons == "description" and task in _JUDGED
-            return {**sample, "messages": _describing(record, sample["messages"])} if described else sample
-        record = self.reader.read(i)
-        asked = {one["fields"]["question"]: one for one in (self._sample(record, *kind) for kind in self.kinds)}
-        return {**next(iter(asked.values())), "id": record.id, "annotations": self._annotations(record, list(asked.values()))}
-
-    def _annotations(self, record: Record, asked: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Each question with its answer; but sentences to be judged after a description are one conversation, and it is said once."""
-        judged = [one for one in asked if self.reasons == "description" and one["fields"]["task"] in _JUDGED]
-        told = [{"messages": one["messages"], "style": one["fields"]["style"]} for one in asked if one not in judged]
-        if judged:
-            talk = [message for one in judged for message in one["messages"]]
-            told.append({"messages": _describing(record, talk), "style": judged[0]["fields"]["style"]})
-        return told
+        if self.together:
+            record = self.reader.read(i)
+            asked = [self._sample(record, *kind) for kind in self.kinds]
+            each = {one["fields"]["question"]: {"messages": one["messages"], "style": one["fields"]["style"]} for one in asked}
+            return {**asked[0], "id": record.id, "annotations": list(each.values())}
+        number, kind = divmod(i, len(self.kinds))
+        return self._sample(self.reader.read(number), *self.kinds[kind])
 
     def _sample(self, record: Record, task: str, turn: int) -> dict[str, Any]:
         question, answer, fields = self._ask(task, record, keys.rng("nlvr", record.id, task, turn))
@@ -99,20 +87,11 @@ class Nlvr:
         for _ in range(_DRAWS):
             other = items(self.reader.read(int(rng.integers(len(self.reader)))))
             if all_towers(other) == all_towers(found) and (said := statement(found, other, rng)):
-                sentence, number, holds = said
+                sentence, numbers, holds = said
                 verdict = str(holds).lower()
-                return (
-                    f"True or false? {sentence}",
-                    f"{number_word(number)}: {verdict}" if self.reasons is not None else verdict,
-                    {"truth": verdict},
-                )
+                reason = f"{', '.join(map(number_word, numbers))}: {number_word(sum(numbers))}: " if self.reasons else ""
+                return f"True or false? {sentence}", f"{reason}{verdict}", {"truth": verdict}
         raise BadSample(f"{record.id}: of {_DRAWS} other pictures none is of its sort and differs from it, so there is nothing to state")
-
-
-def _describing(record: Record, messages: list[dict[str, str]]) -> list[dict[str, str]]:
-    """The conversation, with the picture described before its first answer."""
-    asked, answered, *more = messages
-    return [asked, {**answered, "content": f"{describe(_items(record))}. {answered['content']}"}, *more]
 
 
 def _items(record: Record) -> list[Item]:

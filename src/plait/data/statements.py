@@ -26,15 +26,18 @@ def all_towers(found: Picture) -> bool:
     return all(map(is_tower, boxes(found)))
 
 
-def statement(found: Picture, other: Picture, rng: Rng) -> tuple[str, int, bool] | None:
-    """A sentence about a number, that of `found`, and whether it holds; it holds for one of two pictures. None where none was found."""
+def statement(found: Picture, other: Picture, rng: Rng) -> tuple[str, list[int], bool] | None:
+    """A sentence about a number of things, the numbers in the boxes of `found`, and whether it holds; it holds for one of two pictures.
+
+    None where no such sentence was found.
+    """
     kinds = OF_TOWERS if all_towers(found) and all_towers(other) else OF_ITEMS
     for _ in range(_DRAWS):
         kind = pick(rng, kinds)(rng)
-        mine, theirs = kind.count(found), kind.count(other)
-        if mine != theirs and max(mine, theirs) <= _MOST:
-            said, holds = pick(rng, _ways(kind, sorted((mine, theirs)), rng))
-            return _as_written(said, rng), mine, holds(mine)
+        mine, theirs = ([kind.count(inside) for inside in boxes(picture)] for picture in (found, other))
+        if sum(mine) != sum(theirs) and max(sum(mine), sum(theirs)) <= _MOST:
+            said, holds = pick(rng, _ways(kind, sorted((sum(mine), sum(theirs))), rng))
+            return _as_written(said, rng), mine, holds(sum(mine))
     return None
 
 

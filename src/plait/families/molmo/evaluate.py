@@ -21,7 +21,7 @@ from plait.families.molmo.model import Molmo
 Row = dict[str, Any]
 Score = Callable[[str, Sample], dict[str, float]]
 
-_SPARE_TOKENS = 8  # an answer may run this much longer than the longest gold one, or half its length: what decides may come last
+_SPARE_TOKENS = 8  # an answer may run this much longer than the longest gold one: enough to be seen to differ
 _NEAR = 5.0  # percent of width and height within which a point hits a gold point that has no mask
 
 
@@ -47,8 +47,7 @@ class Bench:
             except BadSample as error:
                 found.append(str(error))
         usable = [(sample, prompt) for sample, prompt in zip(samples, found, strict=True) if not isinstance(prompt, str)]
-        longest = [max(len(inputs.words.ids(f" {gold}")) for gold in (*golds(sample), "")) for sample, _ in usable]
-        limits = [length + max(_SPARE_TOKENS, length // 2) for length in longest]
+        limits = [max(len(inputs.words.ids(f" {gold}")) for gold in (*golds(sample), "")) + _SPARE_TOKENS for sample, _ in usable]
         said = iter(answers(model, inputs, [prompt for _, prompt in usable], max_new_tokens=limits) if usable else [])
         return [
             self._row(sample, None, prompt) if isinstance(prompt, str) else self._row(sample, next(said), None)
