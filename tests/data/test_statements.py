@@ -1,6 +1,5 @@
 """What is said of NLVR's pictures, against counts made by hand on boxes written here."""
 
-import re
 from collections import defaultdict
 
 import numpy as np
@@ -47,40 +46,21 @@ def test_towers_stand_on_each_other_and_on_the_ground():
     assert not is_tower([])
 
 
-def plain(text):
-    """Without what only differs in how it is said: numbers as words, no capital, no full stop, one word of several of a meaning."""
-    for words, word in (("grey squares", "boxes"), ("grey (box|square)", "box"), ("object", "item"), ("closely touching", "touching")):
-        text = re.sub(words, word, text)
-    words = re.sub(r"\d+", lambda digits: NUMBERS[int(digits[0])], text.rstrip("."))
-    return words[0].lower() + words[1:]
-
-
-def said_of(picture, other, drawn=8000):
-    return {plain(text): holds for text, _, holds in (statement(picture, other, keys.rng("drawn", n)) for n in range(drawn))}
-
-
 HOLDS_OF_TOWERS = {  # of TOWERS, counted by hand
-    "there are exactly two blue blocks": False, "there is exactly one blue block": True, "there are at least three black blocks": True,
-    "there are three black blocks": True, "there are only two yellow blocks": True, "there is no yellow tower": False,
-    "there is a tower with four blocks": False, "there is no tower with exactly four blocks": True, "there is a yellow tower": True,
-    "there are exactly two towers with a yellow block at the top": True, "there is a tower with a blue block at the top": False,
-    "there is no blue block as the base of a tower": False, "there is a black block over a black block": True,
-    "there is a black block on a blue block": True, "there is a blue block on top of a blue block": False,
-    "there is a tower that has a blue block below a black block": True, "there is a tower with only black and blue blocks": True,
-    "there is a tower with two black blocks stacked together": True, "there is a tower with blocks of all three colors": False,
-    "two of the three towers have a yellow block at the top": True, "there is a tower with exactly two black blocks": True,
+    "There are exactly two blue blocks.": False, "There is exactly one blue block.": True, "There are at least three black blocks.": True,
+    "There is exactly one tower with exactly three blocks.": True, "There is no tower with exactly four blocks.": True,
+    "There are exactly two towers with a yellow block at the top.": True, "There is a tower with a blue block at the top.": False,
+    "There is exactly one tower with a yellow block at the base.": True, "There is a black block over a black block.": True,
+    "There is a black block over a blue block.": True, "There is a blue block over a blue block.": False,
+    "There is exactly one box with only yellow items.": True, "There is a box with a yellow square.": True,
 }  # fmt: skip
 HOLDS_OF_LOOSE = {  # of LOOSE
-    "there are exactly two blue circles": True, "there is exactly one circle touching the left wall": True,
-    "there are two circles touching an edge": True, "there is a yellow square touching the right wall": True,
-    "there is exactly one yellow item touching the top": True, "there is no triangle touching the edge": True,
-    "none of the triangles are touching an edge": True, "there is a square closely touching a corner of a box": True,
-    "there is a black triangle not touching any edge": True, "there is no square touching the corner": False,
-    "there is a box with two blue circles": True, "there is exactly one box with only blue items": False,
-    "there is a box with items of only blue and black color": True, "there is a box with items of two different colors": True,
-    "there are at least three items in the left box": True, "there is exactly one blue item touching the bottom of a box": True,
-    "there is a yellow triangle": False, "there is an item in the middle box": False, "there is a box with exactly three items": True,
-    "there is a box with a black triangle and no yellow item": True,
+    "There are exactly two blue circles.": True, "There is exactly one circle touching the left wall.": True,
+    "There are at least two circles touching an edge.": True, "There is a yellow square touching the right wall.": True,
+    "There is exactly one yellow item touching the top.": True, "There is no triangle touching an edge.": True,
+    "There is a box with two blue circles.": True, "There is exactly one box with only yellow items.": True,
+    "There are at least three items in the left box.": True, "There is exactly one blue item touching the bottom.": True,
+    "There is a yellow triangle.": False, "There is an item in the middle box.": False,
 }  # fmt: skip
 
 
@@ -88,40 +68,25 @@ HOLDS_OF_LOOSE = {  # of LOOSE
     ("picture", "other", "wanted"), [(TOWERS, OTHER_TOWERS, HOLDS_OF_TOWERS), (LOOSE, OTHER_LOOSE, HOLDS_OF_LOOSE)], ids=["towers", "loose"]
 )
 def test_statements_hold_or_not_as_counted_by_hand(picture, other, wanted):
-    said = said_of(picture, other)
+    said = {text: holds for text, _, holds in (statement(picture, other, keys.rng("drawn", n)) for n in range(6000))}
     assert {text: said[text] for text in wanted if text in said} == {text: holds for text, holds in wanted.items() if text in said}
-    assert len(wanted.keys() & said.keys()) >= len(wanted) - 3, wanted.keys() - said.keys()
-
-
-def test_the_numbers_of_a_statement_are_those_of_the_boxes_from_left_to_right():
-    drawn = {plain(text): numbers for text, numbers, _ in (statement(TOWERS, OTHER_TOWERS, keys.rng("boxes", n)) for n in range(2000))}
-    assert drawn["there are three black blocks"] == [1, 0, 2] and drawn["there is a yellow tower"] == [0, 1, 0]
-    assert drawn["there is no tower with a yellow block at the top"] == [0, 1, 1]
+    assert len(wanted.keys() & said.keys()) >= len(wanted) - 2
 
 
 def test_the_number_that_a_statement_is_about_decides_whether_it_holds():
-    drawn = [
-        (plain(text), sum(parts), holds) for text, parts, holds in (statement(TOWERS, OTHER_TOWERS, keys.rng("n", n)) for n in range(2000))
-    ]
+    drawn = [statement(TOWERS, OTHER_TOWERS, keys.rng("number", n)) for n in range(2000)]
     numbers = {text: number for text, number, _ in drawn}
-    assert numbers["there is exactly one blue block"] == 1 and numbers["there are at least three black blocks"] == 3
+    assert numbers["There is exactly one blue block."] == 1 and numbers["There are at least three black blocks."] == 3
     for text, number, holds in drawn:
-        said = re.match(r"(?:there (?:is|are) )?(exactly|only|at least|no|an?|each|) ?(.*)", text)
-        wanted = next((NUMBERS.index(word) for word in said[2].split()[:1] if word in NUMBERS), None)
-        rule = {
-            "exactly": number == wanted,
-            "only": number == wanted,
-            "no": number == 0,
-            "each": number == 3,
-            "a": number > 0,
-            "an": number > 0,
-        }
-        assert holds is rule.get(said[1], wanted is not None and number >= wanted), text
+        _, _, how, *rest = text.rstrip(".").split(maxsplit=3)
+        said = NUMBERS.index(rest[0].split()[how == "at"]) if how in ("exactly", "at") else None
+        assert holds is {"exactly": number == said, "at": said is not None and number >= said, "no": number == 0}.get(how, number > 0), text
 
 
 @pytest.mark.parametrize(("one", "other"), [(TOWERS, OTHER_TOWERS), (LOOSE, OTHER_LOOSE)], ids=["towers", "loose"])
 def test_a_statement_holds_for_exactly_one_of_two_pictures(one, other):
-    of_one, of_other = said_of(one, other, 4000), said_of(other, one, 4000)
+    of_one = {text: holds for text, _, holds in (statement(one, other, keys.rng("one", n)) for n in range(2000))}
+    of_other = {text: holds for text, _, holds in (statement(other, one, keys.rng("other", n)) for n in range(2000))}
     both = of_one.keys() & of_other.keys()
     assert len(both) > 50
     assert all(of_one[text] is not of_other[text] for text in both)
@@ -136,9 +101,9 @@ def test_no_wording_gives_its_answer_away(real_data):
         Source(source="nlvr", path=str(real_data / "nlvr" / "train-*.tar"), options={"tasks": ["statement"], "questions": 4}), seed=0
     )
     answers = defaultdict(list)
-    for i in np.random.default_rng(0).choice(len(source), 9000, replace=False):
+    for i in np.random.default_rng(0).choice(len(source), 3000, replace=False):
         fields = source[int(i)]["fields"]
-        answers[plain(fields["question"].removeprefix("True or false? "))].append(fields["answer"] == "true")
+        answers[fields["question"]].append(fields["answer"] == "true")
     seen, asked = ([held for holds in answers.values() for held in holds[part]] for part in (slice(0, None, 2), slice(1, None, 2)))
     habit = {text: np.mean(holds[0::2]) > 0.5 for text, holds in answers.items()}
     right = [habit[text] == held for text, holds in answers.items() for held in holds[1::2]]

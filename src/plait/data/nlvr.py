@@ -25,7 +25,7 @@ TASKS = tuple(STYLES)
 _ONCE = ("truth", "caption")  # what a picture has one of
 _MOST_POINTS = 5  # in one answer; more only where every group is larger
 _DRAWS = 50  # of another picture; that half of them are of another sort leaves 10^-15
-_REVISION = 2  # of the questions: another one is another fingerprint
+_REVISION = 1  # of the questions: another one is another fingerprint
 
 
 class NlvrOptions(BaseModel):
@@ -35,7 +35,7 @@ class NlvrOptions(BaseModel):
 
     tasks: tuple[str, ...] = ("truth", "count", "point")
     questions: int = Field(1, ge=1, le=100)  # per picture and task, but for the sentence and the caption, of which there is one
-    reasons: bool = False  # a statement is answered by the numbers in the boxes, their sum, and then whether it holds
+    reasons: bool = False  # a statement is answered by the number that it is about, and then whether it holds
     together: bool = False  # all that is asked about a picture is one sample, of `annotations`, without what comes twice
 
 
@@ -87,10 +87,9 @@ class Nlvr:
         for _ in range(_DRAWS):
             other = items(self.reader.read(int(rng.integers(len(self.reader)))))
             if all_towers(other) == all_towers(found) and (said := statement(found, other, rng)):
-                sentence, numbers, holds = said
+                sentence, number, holds = said
                 verdict = str(holds).lower()
-                reason = f"{', '.join(map(number_word, numbers))}: {number_word(sum(numbers))}: " if self.reasons else ""
-                return f"True or false? {sentence}", f"{reason}{verdict}", {"truth": verdict}
+                return f"True or false? {sentence}", f"{number_word(number)}: {verdict}" if self.reasons else verdict, {"truth": verdict}
         raise BadSample(f"{record.id}: of {_DRAWS} other pictures none is of its sort and differs from it, so there is nothing to state")
 
 
