@@ -1,9 +1,9 @@
 """Held-out accuracy per task of molmo checkpoints, beside two floors: does stage 2 gain from stage 1?
 
-For each run or step folder given, free answers to SAMPLES questions of every kind that the tiny recipes hold out, spread evenly over them,
-and the loss of the right answers in nats per token. The floors of a kind: the one answer that would be right most often on these very
-questions, whatever is asked; and what the first run says when it is shown the picture of another of these questions. Run where the recipes
-run:
+For each run or step folder given, free answers to SAMPLES questions of every kind that the tiny recipes hold out, spread evenly over them
+(five times as many human sentences, which are nearest to their floor), and the loss of the right answers in nats per token. The floors of a
+kind: the one answer that would be right most often on these very questions, whatever is asked; and what the first run says when it is shown
+the picture of another of these questions. Run where the recipes run:
     python benchmarks/molmo_stages.py SAMPLES caption|asked NAME=RUN [NAME=RUN/STAGE/STEP ...]
 """
 
@@ -25,6 +25,7 @@ from plait.schema import Source
 RECIPES = [Path("configs/molmo") / f"debug-{stage}.yaml" for stage in ("captioner", "multitask")]
 SCENES = ("caption", "colour", "shape", "exists", "count", "point")
 NLVR = ("caption", "truth", "statement", "count", "point")
+MORE = {"nlvr truth": 5}  # times as many samples
 BATCH = 50
 Kinds = dict[str, list[dict[str, Any]]]
 
@@ -37,7 +38,11 @@ def kinds(samples: int, captions: bool) -> Kinds:
     entries["cifar10 caption"] = photos
     entries = {name: entry for name, entry in entries.items() if name.endswith("caption") is captions}
     opened = {name: open_source(Source(**entry), seed=0, split="validation") for name, entry in entries.items()}
-    return {name: [source[n * len(source) // samples] for n in range(samples)] for name, source in opened.items()}
+    counts = {name: samples * MORE.get(name, 1) for name in opened}
+    return {
+        name: [source[n * len(source) // count] for n in range(count)]
+        for (name, count), source in zip(counts.items(), opened.values(), strict=True)
+    }
 
 
 def elsewhere(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
