@@ -1,9 +1,9 @@
 """Held-out accuracy per task of molmo checkpoints, beside two floors: does stage 2 gain from stage 1?
 
 For each run or step folder given, free answers to SAMPLES questions of every kind that the tiny recipes hold out, spread evenly over them
-(five times as many human sentences, which are nearest to their floor), and the loss of the right answers in nats per token. The floors of a
-kind: the one answer that would be right most often on these very questions, whatever is asked; and what the first run says when it is shown
-the picture of another of these questions. Run where the recipes run:
+(twice as many points in scenes and five times as many human sentences, which are nearest to their floors), and the loss of the right
+answers in nats per token. The floors of a kind: the one answer that would be right most often on these very questions, whatever is asked;
+and what the first run says when it is shown the picture of another of these questions. Run where the recipes run:
     python benchmarks/molmo_stages.py SAMPLES caption|asked NAME=RUN [NAME=RUN/STAGE/STEP ...]
 """
 
@@ -25,7 +25,7 @@ from plait.schema import Source
 RECIPES = [Path("configs/molmo") / f"debug-{stage}.yaml" for stage in ("captioner", "multitask")]
 SCENES = ("caption", "colour", "shape", "exists", "count", "point")
 NLVR = ("caption", "truth", "statement", "count", "point")
-MORE = {"nlvr truth": 5}  # times as many samples
+MORE = {"nlvr truth": 5, "scenes point": 2}  # times as many samples
 BATCH = 50
 Kinds = dict[str, list[dict[str, Any]]]
 
