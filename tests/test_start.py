@@ -105,6 +105,19 @@ def test_a_start_that_is_not_there_is_known_before_a_model_is_built(made, tmp_pa
     for absent in (f"{parent}x", "captioner/step15000", "./nowhere"):
         with pytest.raises(PlaitError, match=r"does not exist.*from: give a run"):
             toy.train(recipe, tmp_path / "new", f"from={absent}")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_run_that_saved_nothing_is_looked_at_like_a_new_one(made, tmp_path, monkeypatch):
+    recipe, parent = made
+    monkeypatch.setattr(parts, "build", lambda *_: (_ for _ in ()).throw(PlaitError("no room")))
+    with pytest.raises(PlaitError, match="no room"):
+        toy.train(recipe, tmp_path / "new")
+    assert (tmp_path / "new" / "config.yaml").is_file()
+    monkeypatch.setattr(parts, "build", lambda *_: pytest.fail("built a model before it looked"))
+    for wrong, said in (("data.train=[{source: jsonl, path: nowhere.jsonl}]", r"nowhere\.jsonl"), (f"from={parent}x", "does not exist")):
+        with pytest.raises(PlaitError, match=said):
+            toy.train(recipe, tmp_path / "new", wrong)
 
 
 def test_data_that_is_not_there_is_known_before_a_model_is_built_whatever_stage_reads_it(made, tmp_path, monkeypatch):

@@ -76,8 +76,6 @@ def _attempt(resolved: Resolved, options: Options, world: World, signals: Signal
         contextlib.closing(Heartbeat(run, world.rank)) as heart,
         Watchdog(heart, world, config.guard.hang_timeout_s) as dog,
     ):
-        if config.from_ and not checkpoint.published(run):
-            start.check_named(config.from_)
         built = parts.build(config, run, world)
         state = State(built.model)
         since = start.resume(state, built, resolved.stages, run, world, options.allow_inexact) if going_on else None
@@ -140,7 +138,9 @@ def claimed(run: Path, resolved: Resolved, options: Options, world: World) -> It
                     raise PlaitError(
                         f"{run} is a run already, and a fresh one was asked for: give another --run, or --restart (keeps it aside)"
                     )
-                if not going_on:
+                if not checkpoint.published(run):  # also of a run that was begun and saved nothing
+                    if resolved.config.from_:
+                        start.check_named(resolved.config.from_)
                     parts.check_data(resolved.stages)
                 held.enter_context(rundir.hold(run))
                 if going_on:
