@@ -33,7 +33,9 @@ Kinds = dict[str, list[dict[str, Any]]]
 def kinds(samples: int, captions: bool) -> Kinds:
     """Held-out samples by kind: descriptions, or questions."""
     (_, photos, _), (drawn, nlvr) = (yaml.safe_load(path.read_text())["data"]["validation"] for path in RECIPES)
+    many = {**nlvr, "options": {**nlvr["options"], "wordings": "many"}}
     asked = [*((f"scenes {task}", drawn, task) for task in SCENES), *((f"nlvr {task}", nlvr, task) for task in NLVR)]
+    asked.append(("nlvr statement in many wordings", many, "statement"))
     entries = {name: {**entry, "limit": None, "options": {**entry.get("options", {}), "tasks": [task]}} for name, entry, task in asked}
     entries["cifar10 caption"] = photos
     entries = {name: entry for name, entry in entries.items() if name.endswith("caption") is captions}

@@ -118,7 +118,7 @@ def test_a_statement_is_answered_by_its_number_where_reasons_are_asked_for(tmp_p
 
 
 def test_a_statement_needs_another_picture(tmp_path):
-    with pytest.raises(PlaitError, match="of 50 other pictures none is of its sort and differs from it, so there is nothing to state"):
+    with pytest.raises(PlaitError, match="none of 50 other pictures of its sort differs from it, so there is nothing to state"):
         opened(shard(tmp_path / "a.tar"), options={"tasks": ["statement"]})
 
 
@@ -156,6 +156,9 @@ def test_a_bad_record_later_on_is_a_bad_sample(tmp_path):
         ({"task": ["count"]}, "nlvr has no option 'task'; did you mean 'tasks'?"),
         ({"tasks": ["counting"]}, "nlvr has no task 'counting'; did you mean 'count'?"),
         ({"tasks": []}, "nlvr: tasks must be a list without repeats, not []"),
+        ({"rounds": 0}, "nlvr: rounds: Input should be greater than or equal to 1, not 0"),
+        ({"wordings": "few"}, "nlvr: wordings: Input should be 'plain' or 'many', not 'few'"),
+        ({"mixed": True}, "nlvr: a picture of mixed boxes has no human sentence: take 'truth' out of the tasks, or `mixed`"),
         ({"questions": 0}, "nlvr: questions: Input should be greater than or equal to 1, not 0"),
     ],
 )
@@ -168,3 +171,65 @@ def test_wrong_options_are_one_line(tmp_path, options, said):
 def test_a_template_is_refused(tmp_path):
     with pytest.raises(PlaitError, match="nlvr makes its own questions"):
         opened(shard(tmp_path / "a.tar"), columns={"a": "b"})
+
+
+def drawn(name, boxes):
+    """A record of squares, and its picture of them on grey: `boxes` are lists of (colour, side, x, y), from left to right."""
+    pixels = np.full((100, 400, 3), 200, np.uint8)
+    for place, inside in enumerate(boxes):
+        for colour, side, x, y in inside:
+            pixels[y : y + side, PITCH * place + x : PITCH * place + x + side] = RGB[colour]
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    names = {"blue": "#0099ff", "yellow": "Yellow", "black": "Black"}
+    items = [[{"type": "square", "color": names[c], "size": side, "x_loc": x, "y_loc": y} for c, side, x, y in inside] for inside in boxes]
+    return [(f"{name}.png", file.getvalue()), (f"{name}.json", json.dumps({"boxes": items}).encode())]
+
+
+LOOSE = [  # no towers: nothing stands on the ground
+    *drawn("1-0-0", [[("yellow", 10, 0, 3), ("black", 30, 60, 20)], [("blue", 20, 5, 40)], [("black", 10, 90, 0), ("blue", 10, 30, 70)]]),
+    *drawn("2-0-0", [[("blue", 30, 1, 1)], [("yellow", 20, 60, 60), ("yellow", 10, 0, 0)], [("black", 20, 80, 7)]]),
+]
+TOWERS = drawn("3-0-0", [[("blue", 20, 40, 80)], [("black", 20, 40, 80), ("yellow", 20, 40, 59)], [("yellow", 20, 10, 80)]])
+
+
+def test_a_mixed_picture_shows_what_its_record_says(tmp_path):
+    source = opened(pack(tmp_path / "a.tar", LOOSE + TOWERS), options={"tasks": ["point"], "rounds": 40, "mixed": True})
+    assert len(source) == 40 * 3
+    pictures, sides = set(), set()
+    for sample in (source[i] for i in range(len(source))):
+        pixels = np.array(Image.open(io.BytesIO(sample["images"][0])))
+        shown = sample["fields"]["objects"]
+        pictures.add(pixels.tobytes())
+        sides |= {one["x"] for one in shown if one["radius"] == 15 and one["box"] == "left"}
+        for one in shown:
+            left, top = int(one["x"] - one["radius"]), int(one["y"] - one["radius"])
+            inside = pixels[top : top + int(2 * one["radius"]), left : left + int(2 * one["radius"])]
+            assert (inside == RGB[one["colour"]]).all(), (sample["id"], one)
+        assert (pixels != 200).any(axis=2).sum() == sum(4 * one["radius"] ** 2 for one in shown)  # and nothing besides
+    assert len(pictures) > 40
+    assert sides == {75, 100 - 75, 16, 100 - 16}  # as they are, and mirrored
+
+
+def test_boxes_are_mixed_with_those_of_their_sort(tmp_path):
+    source = opened(pack(tmp_path / "a.tar", LOOSE + TOWERS), options={"tasks": ["caption"], "rounds": 30, "mixed": True})
+    said = {name: {source[i]["fields"]["answer"] for i in range(n, len(source), 3)} for n, name in enumerate("123")}
+    assert "tower" not in str(said["1"] | said["2"]) and len(said["1"]) == 2**3
+    assert said["3"] == {"left: a blue square; middle: a tower of yellow, black; right: a yellow square"}
+
+
+def test_rounds_ask_other_questions_of_the_same_pictures(tmp_path):
+    path = shard(tmp_path / "a.tar")
+    once, often = (opened(path, options={"tasks": ["count"], "questions": 2, "rounds": rounds}) for rounds in (1, 50))
+    assert len(often) == 50 * len(once) and once.fingerprint != often.fingerprint
+    asked = [sample["fields"]["question"] for sample in (often[i] for i in range(len(often)))]
+    assert asked[:2] == [once[i]["fields"]["question"] for i in range(2)] and len(set(asked)) > 10
+
+
+def test_plain_wordings_are_fewer(tmp_path):
+    path, asked = pack(tmp_path / "a.tar", LOOSE), {}
+    for wordings in ("plain", "many"):
+        source = opened(path, options={"tasks": ["statement"], "questions": 100, "rounds": 5, "wordings": wordings})
+        asked[wordings] = {source[i]["fields"]["question"].removeprefix("True or false? ") for i in range(len(source))}
+    assert all(text.startswith("There ") and text.endswith(".") for text in asked["plain"])
+    assert not all(text.startswith("There ") for text in asked["many"]) and len(asked["many"]) > len(asked["plain"])

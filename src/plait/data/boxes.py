@@ -59,10 +59,15 @@ def items(record: Record) -> list[Item]:
     boxes = record.fields.get("boxes")
     if not (isinstance(boxes, list) and len(boxes) == len(BOXES) and all(isinstance(box, list) for box in boxes)):
         raise BadSample(f"{record.id} has no `boxes` of {len(BOXES)} lists of items, so it is no NLVR record")
-    order = re.search(r"-([0-5])$", record.id)
+    return [_item(one, place, record.id) for place, box in enumerate(order_of(record.id)) for one in boxes[box]]
+
+
+def order_of(name: str) -> tuple[int, ...]:
+    """Which of a record's boxes stands left, middle, right, by the record's name."""
+    order = re.search(r"-([0-5])$", name)
     if order is None:
-        raise BadSample(f"{record.id} does not end in the number of its boxes' order, -0 to -5, as names of NLVR samples do")
-    return [_item(one, place, record.id) for place, box in enumerate(ORDERS[int(order[1])]) for one in boxes[box]]
+        raise BadSample(f"{name} does not end in the number of its boxes' order, -0 to -5, as names of NLVR samples do")
+    return ORDERS[int(order[1])]
 
 
 def _item(one: Mapping[str, Any], place: int, name: str) -> Item:

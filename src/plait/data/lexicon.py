@@ -21,8 +21,8 @@ NUMBERS = (
 
 
 def plural(phrase: str) -> str:
-    """The plural of a phrase by its last word: crosses, circles."""
-    return phrase + ("es" if phrase.endswith("s") else "s")
+    """The plural of a phrase by its last word: crosses, boxes, circles."""
+    return phrase + ("es" if phrase.endswith(("s", "x")) else "s")
 
 
 def number_word(number: int) -> str:

@@ -6,15 +6,17 @@ same. What a sample says of its items is what answers.py judges.
 """
 
 import difflib
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import xxhash
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from plait import keys
-from plait.data.boxes import GROUPS, SIZE, Item, items
+from plait.data.boxes import BOXES, GROUPS, SIZE, Item, items
+from plait.data.counted import Draw
 from plait.data.lexicon import number_word
+from plait.data.mixing import boxes_of, mixed
 from plait.data.questions import pick, point_tag
 from plait.data.records import Record
 from plait.data.statements import all_towers, describe, statement
@@ -25,7 +27,8 @@ TASKS = tuple(STYLES)
 _ONCE = ("truth", "caption")  # what a picture has one of
 _MOST_POINTS = 5  # in one answer; more only where every group is larger
 _DRAWS = 50  # of another picture; that half of them are of another sort leaves 10^-15
-_REVISION = 1  # of the questions: another one is another fingerprint
+_REMEMBERED = 10_000  # scenes, of about 5 KB
+_REVISION = 2  # of the questions: another one is another fingerprint
 
 
 class NlvrOptions(BaseModel):
@@ -36,6 +39,9 @@ class NlvrOptions(BaseModel):
     tasks: tuple[str, ...] = ("truth", "count", "point")
     questions: int = Field(1, ge=1, le=100)  # per picture and task, but for the sentence and the caption, of which there is one
     reasons: bool = False  # a statement is answered by the number that it is about, and then whether it holds
+    wordings: Literal["plain", "many"] = "many"  # of statements: always in the same words, or as people vary them
+    rounds: int = Field(1, ge=1, le=10_000)  # how often each picture comes, each time with other questions
+    mixed: bool = False  # each of a picture's boxes, mirrored or not, is that of another picture of its sort
     together: bool = False  # all that is asked about a picture is one sample, of `annotations`, without what comes twice
 
 
@@ -46,8 +52,10 @@ class Nlvr:
         found = _checked(options)
         self.reader, self.name = reader, name
         self.kinds = [(task, n) for task in found.tasks for n in range(1 if task in _ONCE else found.questions)]
-        self.reasons, self.together = found.reasons, found.together
-        length = len(reader) * (1 if found.together else len(self.kinds))
+        self.plain = found.wordings == "plain"
+        self.reasons, self.mixed, self.together = found.reasons, found.mixed, found.together
+        self._scenes: dict[int, tuple[Record, bool]] = {}
+        length = len(reader) * found.rounds * (1 if found.together else len(self.kinds))
         self._length = length if limit is None else min(limit, length)
         said = [_REVISION, reader.digest, self._length, found.model_dump_json()]
         self.fingerprint = xxhash.xxh3_64(repr(said).encode()).hexdigest()
@@ -57,18 +65,51 @@ class Nlvr:
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         if self.together:
-            record = self.reader.read(i)
-            asked = [self._sample(record, *kind) for kind in self.kinds]
+            turn, number = divmod(i, len(self.reader))
+            record = self._record(number, turn)
+            asked = [self._sample(record, turn, *kind) for kind in self.kinds]
             each = {one["fields"]["question"]: {"messages": one["messages"], "style": one["fields"]["style"]} for one in asked}
             return {**asked[0], "id": record.id, "annotations": list(each.values())}
-        number, kind = divmod(i, len(self.kinds))
-        return self._sample(self.reader.read(number), *self.kinds[kind])
+        first, kind = divmod(i, len(self.kinds))
+        turn, number = divmod(first, len(self.reader))
+        return self._sample(self._record(number, turn), turn, *self.kinds[kind])
 
-    def _sample(self, record: Record, task: str, turn: int) -> dict[str, Any]:
-        question, answer, fields = self._ask(task, record, keys.rng("nlvr", record.id, task, turn))
+    def _record(self, number: int, turn: int) -> Record:
+        """What is asked about in this round."""
+        record = self.reader.read(number)
+        if not self.mixed:
+            return record
+        numbers, mirrored = self._parts(record.id, self._scene(number)[1], keys.rng("nlvr", record.id, "mixed", turn))
+        return mixed(record.id, [self.reader.read(n) for n in numbers], mirrored)
+
+    def _parts(self, name: str, towers: bool, rng: np.random.Generator) -> tuple[list[int], list[bool]]:
+        """Which records give a mixed picture its boxes, and which of these are mirrored."""
+        return [self._of_sort(name, towers, rng) for _ in BOXES], [bool(side) for side in rng.integers(2, size=len(BOXES))]
+
+    def _of_sort(self, name: str, towers: bool, rng: np.random.Generator) -> int:
+        """The number of any record whose picture shows a tower in each box, or of any that does not."""
+        for _ in range(_DRAWS):
+            number = int(rng.integers(len(self.reader)))
+            if self._scene(number)[1] == towers:
+                return number
+        raise BadSample(f"{name}: of {_DRAWS} other pictures none is of its sort, so there is nothing to state of it, nor to mix it with")
+
+    def _scene(self, number: int) -> tuple[Record, bool]:
+        """A record without its picture, and whether it shows a tower in each box. Many are looked at for each that is asked about."""
+        if number not in self._scenes:
+            record = self.reader.read(number)
+            scene = Record(record.id, {"boxes": record.fields.get("boxes")}, [], [])
+            if len(self._scenes) == _REMEMBERED:
+                self._scenes.clear()
+            self._scenes[number] = scene, all_towers(items(scene))
+        return self._scenes[number]
+
+    def _sample(self, record: Record, turn: int, task: str, number: int) -> dict[str, Any]:
+        rng = keys.rng("nlvr", record.id, task, number, *([turn] if turn else []))
+        question, answer, fields = self._ask(task, record, rng)
         messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
         told = {"task": task, "style": STYLES[task], "question": question, "answer": answer, **fields}
-        return {"id": f"{record.id}/{task}-{turn}", "images": record.images, "messages": messages, "fields": told}
+        return {"id": f"{record.id}/{task}-{number}", "images": record.images, "messages": messages, "fields": told}
 
     def _ask(self, task: str, record: Record, rng: np.random.Generator) -> tuple[str, str, dict[str, Any]]:
         """Question, answer, and the truth of it."""
@@ -84,13 +125,21 @@ class Nlvr:
 
     def _statement(self, record: Record, found: list[Item], rng: np.random.Generator) -> tuple[str, str, dict[str, Any]]:
         """About this picture and another of its sort."""
+        towers = all_towers(found)
         for _ in range(_DRAWS):
-            other = items(self.reader.read(int(rng.integers(len(self.reader)))))
-            if all_towers(other) == all_towers(found) and (said := statement(found, other, rng)):
+            other = self._other(record.id, towers, rng)
+            if said := statement(found, other, Draw(rng, self.plain)):
                 sentence, number, holds = said
                 verdict = str(holds).lower()
                 return f"True or false? {sentence}", f"{number_word(number)}: {verdict}" if self.reasons else verdict, {"truth": verdict}
-        raise BadSample(f"{record.id}: of {_DRAWS} other pictures none is of its sort and differs from it, so there is nothing to state")
+        raise BadSample(f"{record.id}: none of {_DRAWS} other pictures of its sort differs from it, so there is nothing to state")
+
+    def _other(self, name: str, towers: bool, rng: np.random.Generator) -> list[Item]:
+        """What another picture shows that this source might give."""
+        if not self.mixed:
+            return items(self._scene(self._of_sort(name, towers, rng))[0])
+        numbers, mirrored = self._parts(name, towers, rng)
+        return items(Record(name, boxes_of(name, [self._scene(n)[0] for n in numbers], mirrored), [], []))
 
 
 def _items(record: Record) -> list[Item]:
@@ -135,6 +184,8 @@ def _checked(options: dict[str, Any]) -> NlvrOptions:
     strange = [task for task in found.tasks if task not in TASKS]
     if strange:
         raise PlaitError(f"nlvr has no task '{strange[0]}'; {_nearest(strange[0], TASKS)}")
+    if found.mixed and "truth" in found.tasks:
+        raise PlaitError("nlvr: a picture of mixed boxes has no human sentence: take 'truth' out of the tasks, or `mixed`")
     if not found.tasks or len(set(found.tasks)) < len(found.tasks):
         raise PlaitError(f"nlvr: tasks must be a list without repeats, not {list(found.tasks)}")
     return found

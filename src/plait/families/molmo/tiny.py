@@ -16,20 +16,44 @@ from plait.nn.tokenizer import train_tokenizer
 
 END_OF_TEXT = "<|endoftext|>"  # id 0: padding, begin and end, as Qwen2 has one token for all three
 
-_ASKED = (
-    *("How many {} are there?", "How many {} are in the picture?", "What colour is the {}?", "What shape is the {}?", "Is there a {}?"),
-    *("Point to the {}.", "Point at all {}.", "Where is the {}?", "yes", "no", "true", "false"),
-    *("True or false? There is a box with {}.", "True or false? There are exactly two boxes with {}.", "There are at least three {}."),
-    *("There is exactly one tower with a blue block at the top.", "There is no {} touching an edge.", "There are four {} at the bottom."),
-    *("There is at least one block over a black block.", "There are towers with a block at the base.", "with only {} touching the wall"),
-    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "There are none."),
-)
+_ASKED = """
+yes no true false zero one two three four five six seven eight nine ten below above under Three
+How many {} are there?
+How many {} are in the picture?
+What colour is the {}?
+What shape is the {}?
+Is there a {}?
+Point to the {}.
+Point at all {}.
+Where is the {}?
+There are none.
+True or false? There is exactly one yellow block as the base of a tower with at least two blocks
+there is no black tower
+There is one tower which has only three blocks
+There is a box that has 3 items
+Two towers have a black base
+there are only two towers with exactly four blocks having a black block at the bottom
+each box contains at least 1 yellow object
+One of the grey boxes has items of only one color
+There is a grey square with blocks of all 3 different colors
+There is a blue block over a black block
+two of the three towers have a block on top of a block
+None of the triangles are touching an edge
+There is an item not touching any edge
+There is a square closely touching the wall
+Boxes with only black and blue items
+There is one circle touching a corner of a box
+There are 3 objects touching the right side
+The towers have yellow blocks stacked together
+There is a box with a circle and no squares
+There are four {} at the bottom.
+""".strip().splitlines()
 _TIMES = 3  # about as often as points are written
 _THINGS = ("circles in the left box", "square in the middle box", "black items in the right box", "yellow triangles", "small blue shape")
 
 
 def asked() -> Iterator[str]:
-    """Questions, short answers and points, as the second stage writes them."""
+    """Questions, statements, short answers and points, as the second stage writes them."""
     for thing in _THINGS:
         yield from (text.format(thing) for text in _ASKED for _ in range(_TIMES))
         for tenths in range(7, 1001, 11):
