@@ -48,9 +48,15 @@ def test_towers_stand_on_each_other_and_on_the_ground():
     assert not is_tower([])
 
 
+SAME = (
+    *(("grey squares", "boxes"), ("grey (box|square)", "box"), ("object", "item"), ("(closely|that is|that are) touching", "touching")),
+    *(("(the|any) edge|the wall$|the side$", "an edge"), ("the corner|a corner of a box", "a corner")),
+)
+
+
 def plain(text):
     """Without what only differs in how it is said: numbers as words, no capital, no full stop, one word of several of a meaning."""
-    for words, word in (("grey squares", "boxes"), ("grey (box|square)", "box"), ("object", "item"), ("closely touching", "touching")):
+    for words, word in SAME:
         text = re.sub(words, word, text)
     words = re.sub(r"\d+", lambda digits: NUMBERS[int(digits[0])], text.rstrip("."))
     return words[0].lower() + words[1:]
@@ -101,9 +107,11 @@ HOLDS_OF_LOOSE = {  # of LOOSE
     ("picture", "other", "wanted"), [(TOWERS, OTHER_TOWERS, HOLDS_OF_TOWERS), (LOOSE, OTHER_LOOSE, HOLDS_OF_LOOSE)], ids=["towers", "loose"]
 )
 def test_statements_hold_or_not_as_counted_by_hand(picture, other, wanted):
-    said = said_of(picture, [other, *alike(picture)], 12000)
+    near = alike(picture)
+    said = said_of(picture, [*[other] * len(near), *near], 20000)
+    wanted = {plain(text): holds for text, holds in wanted.items()}
     assert {text: said[text] for text in wanted if text in said} == {text: holds for text, holds in wanted.items() if text in said}
-    assert len(wanted.keys() & said.keys()) >= len(wanted) - 7, wanted.keys() - said.keys()
+    assert len(wanted.keys() & said.keys()) >= len(wanted) - 2, wanted.keys() - said.keys()
 
 
 def test_the_number_that_a_statement_is_about_decides_whether_it_holds():
