@@ -20,18 +20,18 @@ from diffusers import AutoencoderKLWan
 from torch import nn
 from transformers import Gemma3ForConditionalGeneration
 
-from plait import config as configuration
-from plait.data.loader import StepBatch
+from plait.assembly.configuration import open_config
+from plait.config.resolved import StageView
+from plait.data.loading.loader import StepBatch
+from plait.data.loading.micro_batch import MicroBatch
 from plait.data.order import SampleId
-from plait.data.preparation import MicroBatch
 from plait.engine import blocks, flops, optim
-from plait.engine.distributed import World
 from plait.engine.flops import Flops
 from plait.engine.guards import Quarantine
 from plait.engine.loop import Loop
+from plait.engine.parallel.distributed import World
 from plait.engine.precision import TYPES, set_precision
 from plait.engine.state import State
-from plait.families import registry
 from plait.families.theworld import family, towers
 from plait.families.theworld.config import Config
 from plait.families.theworld.loss import Loss
@@ -39,7 +39,6 @@ from plait.families.theworld.model import TheWorld
 from plait.families.theworld.sequence import Kind, Row, pad_rows
 from plait.families.theworld.world import WorldEncoder, WorldProjector, tokens_per_frame
 from plait.nn.losses import IGNORED
-from plait.resolved import StageView
 
 RECIPE = Path(__file__).resolve().parents[1] / "configs" / "theworld" / "stages.yaml"
 GB = 1e9
@@ -173,7 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     asked, overrides = parser.parse_known_args(arguments)
     if asked.tiny:
         overrides = ["--preset=tiny", "--model.base=tiny", *overrides]
-    resolved = configuration.load(RECIPE, overrides, model_config=registry.model_config, preset=registry.preset)
+    resolved = open_config(RECIPE, overrides)
     section = Config.model_validate(resolved.config.model)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"

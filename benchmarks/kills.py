@@ -22,14 +22,15 @@ from pathlib import Path
 import torch
 import yaml
 
-from plait import compare, launch, prove
+from plait.commands.prove import compare, prove
+from plait.commands.prove.prove import Trial
 from plait.files import write_json
-from plait.launch import Launcher
-from plait.prove import Trial
+from plait.training import launch
+from plait.training.launch import Launcher
 
 DATA = Path(os.environ.get("PLAIT_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 RESULTS = Path(__file__).resolve().parent / "results" / "kills.json"
-MODULES = ("plait.run", "plait.families.theworld.family")
+MODULES = ("plait.training.run", "plait.families.theworld.family")
 TINY = {
     **{"hidden": 32, "layers": 2, "heads": 2, "kv_heads": 1, "head_dim": 16, "mlp": 64, "image_size": 16, "image_tokens": 4},
     **{"vision_hidden": 32, "vision_layers": 1, "vision_heads": 2, "vision_mlp": 64, "world_base": 4},

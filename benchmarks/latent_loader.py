@@ -24,11 +24,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from plait.data import npy
 from plait.data.aspect import Bucket
 from plait.data.buckets import order_of
-from plait.data.latents import Latents
-from plait.data.loader import Loader
+from plait.data.formats import npy
+from plait.data.loading.loader import Loader
+from plait.data.sources.latents import Latents
 from plait.families.nanodit import family
 from plait.files import write_json
 

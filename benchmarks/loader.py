@@ -32,11 +32,11 @@ from PIL import Image
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, RandomSampler, default_collate
 
-from plait.config import Source
+from plait.config.schema import Source
 from plait.data import images
-from plait.data.loader import Loader
+from plait.data.loading.loader import Loader
 from plait.data.order import Order
-from plait.data.sources import open_source
+from plait.data.sources.open import open_source
 from plait.files import write_json
 
 BATCH, WORKERS, SKIPPED = 64, 2, 8

@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
-from plait import config, parts
-from plait.data.loader import Loader
-from plait.engine.distributed import World
-from plait.families import registry
+from plait.assembly import parts
+from plait.assembly.configuration import open_config
+from plait.data.loading.loader import Loader
+from plait.engine.parallel.distributed import World
 
 RECIPE = Path("configs/molmo/debug-multitask.yaml")
 LAYOUTS = ("to_max", "to_128", "longest", "none")
@@ -27,7 +27,7 @@ LAYOUTS = ("to_max", "to_128", "longest", "none")
 def prepared(folder: Path, micro_batch: int, max_tokens: int, steps: int) -> tuple[parts.Parts, dict[str, list[Any]]]:
     """The model, and the micro-batches of the recipe's first steps in each layout."""
     said = ["from=null", f"run={folder}", f"data.max_tokens={max_tokens}"]
-    resolved = config.load(RECIPE, said, model_config=registry.model_config, preset=registry.preset)
+    resolved = open_config(RECIPE, said)
     built = parts.build(resolved.config, folder, World(0, 1, torch.device("cpu")))
     opened, weights = parts.training(resolved.config)
     seed, order = parts.stage_order(resolved.stages[0], opened, weights)

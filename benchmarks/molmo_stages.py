@@ -15,12 +15,12 @@ from typing import Any
 import torch
 import yaml
 
-from plait import saved
-from plait.data.sources import open_source
-from plait.engine.distributed import World
+from plait.assembly import saved
+from plait.assembly.parts import Parts
+from plait.config.schema import Source
+from plait.data.sources.open import open_source
+from plait.engine.parallel.distributed import World
 from plait.families.molmo.evaluate import benches, golds
-from plait.parts import Parts
-from plait.schema import Source
 
 RECIPES = [Path("configs/molmo") / f"debug-{stage}.yaml" for stage in ("captioner", "multitask")]
 SCENES = ("caption", "colour", "shape", "exists", "count", "point")

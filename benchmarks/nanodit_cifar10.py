@@ -18,14 +18,15 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from plait import saved
-from plait.data import images, sources
-from plait.engine.distributed import World
+from plait.assembly import saved
+from plait.config.schema import Source
+from plait.data import images
+from plait.data.sources.open import open_source
+from plait.engine.parallel.distributed import World
 from plait.families.nanodit import pictures
 from plait.families.nanodit.inputs import Conditions
 from plait.families.nanodit.sampler import Request, draw
 from plait.keys import key
-from plait.schema import Source
 
 DATA = "../shared/data/cifar10"
 SCALES = (1.0, 2.0, 3.0)
@@ -34,7 +35,7 @@ EPOCHS, BATCH = 12, 64
 
 def photos(split: str) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
     """All photos of a split in [-1, 1] with their class numbers."""
-    source = sources.open_source(Source(source="shards", path=DATA), seed=0, split=split)
+    source = open_source(Source(source="shards", path=DATA), seed=0, split=split)
     pixels, labels = [], []
     for i in range(len(source)):
         sample = source[i]

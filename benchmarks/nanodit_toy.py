@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from plait import saved
+from plait.assembly import saved
 from plait.cli import main
 from plait.data import images
-from plait.engine.distributed import World
+from plait.engine.parallel.distributed import World
 from plait.families.nanodit import pictures
 from plait.families.nanodit.inputs import Conditions
 from plait.families.nanodit.sampler import Request, draw

@@ -34,15 +34,15 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, default_collate
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from plait.data.loader import Loader, MicroBatch, StepBatch
+from plait.config.schema import RunConfig
+from plait.data.loading.loader import Loader, MicroBatch, StepBatch
 from plait.data.order import Order, SampleId
-from plait.engine.distributed import World
 from plait.engine.guards import Quarantine
 from plait.engine.loop import Hook, Loop, Row
+from plait.engine.monitoring.tracking import Tracker, open_tracker
+from plait.engine.parallel.distributed import World
 from plait.engine.state import State
-from plait.engine.tracking import Tracker, open_tracker
 from plait.files import write_json
-from plait.schema import RunConfig
 
 BATCH, FEATURES, CLASSES, SAMPLES = 16, 32, 10, 4096
 LR, BETAS, EPS, DECAY, CLIP, LOG_EVERY = 1e-3, (0.9, 0.95), 1e-8, 0.01, 1.0, 10

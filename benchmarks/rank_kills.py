@@ -25,11 +25,12 @@ from pathlib import Path
 import torch
 import yaml
 
-from plait import compare, launch, prove
-from plait.engine import heartbeat
+from plait.commands.prove import compare, prove
+from plait.commands.prove.prove import Trial
+from plait.engine.monitoring import heartbeat
 from plait.files import write_json
 from plait.keys import rng
-from plait.prove import Trial
+from plait.training import launch
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "rank_kills.json"

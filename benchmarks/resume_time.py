@@ -21,13 +21,15 @@ from pathlib import Path
 import torch
 import yaml
 
-from plait import files, launch
-from plait.engine import checkpoint, heartbeat
+from plait import files
+from plait.engine.checkpoints import checkpoint
+from plait.engine.monitoring import heartbeat
 from plait.engine.state import GROUPS
 from plait.files import write_json
+from plait.training import launch
 
 RESULTS = Path(__file__).resolve().parent / "results" / "resume_time.json"
-MODULES = ("plait.run", "plait.families.theworld.family")
+MODULES = ("plait.training.run", "plait.families.theworld.family")
 NEAR, FAR, PLANNED = 10, 100_000, 200_000
 SCENES = {"source": "scenes", "options": {"size": [32, 32], "objects": [1, 2], "tasks": ["colour", "count"]}}
 TINY = {

@@ -31,7 +31,7 @@ from unittest import mock
 import numpy as np
 import torch
 
-from plait.engine import checkpoint
+from plait.engine.checkpoints import checkpoint
 from plait.errors import PlaitError
 from plait.files import write_json
 from plait.keys import rng

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import torch
 
-from plait import config
-from plait.engine import footprint, optim
-from plait.engine.footprint import Layout, Storage, Weights
+from plait.assembly.configuration import open_config
+from plait.engine import optim
+from plait.engine.parallel import memory_estimate
+from plait.engine.parallel.memory_estimate import Layout, Storage, Weights
 from plait.families import registry
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,7 +30,7 @@ GB = 1e9
 def stages(recipe: str) -> Iterator[tuple[str, Weights, Storage]]:
     """Name, counts and bytes per value of each stage of a recipe."""
     path = ROOT / "configs" / f"{recipe}.yaml"
-    resolved = config.load(path, model_config=registry.model_config, preset=registry.preset)
+    resolved = open_config(path)
     family = registry.load(resolved.config.family)
     with torch.device("meta"):
         model = family.build(family.Config.model_validate(resolved.config.model), None, seed=0)
@@ -40,7 +41,7 @@ def stages(recipe: str) -> Iterator[tuple[str, Weights, Storage]]:
         ever |= now
         yield (
             f"{resolved.config.family} {view.name}",
-            footprint.weigh(model, now, ever, family.blocks(model)),
+            memory_estimate.weigh(model, now, ever, family.blocks(model)),
             Storage.of(view.config.train.precision, view.config.optim.ema is not None),
         )
 
@@ -53,7 +54,7 @@ def layouts(gpus: int) -> dict[str, Layout]:
 
 def cell(weights: Weights, layout: Layout, storage: Storage) -> str:
     """Memory and what is sent per step, GB."""
-    held, sent = footprint.memory(weights, layout, storage), footprint.traffic(weights, layout, storage)
+    held, sent = memory_estimate.memory(weights, layout, storage), memory_estimate.traffic(weights, layout, storage)
     said = f"{sent.within / GB:.2f} + {sent.between / GB:.2f}" if layout.strategy == "hsdp" else f"{sent.total / GB:.2f}"
     return f"{held.total / GB:.2f} / {said}"
 

@@ -23,8 +23,8 @@ from torch import nn
 from transformers import Gemma3ForConditionalGeneration
 from transformers.utils import logging
 
-from plait import parts
-from plait.engine import distributed
+from plait.assembly import parts
+from plait.engine.parallel import distributed
 from plait.families.theworld import family, published, towers
 from plait.families.theworld.config import COSMOS, Config
 

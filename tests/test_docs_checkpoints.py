@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from plait.engine import checkpoint
+from plait.engine.checkpoints import checkpoint
 
 from . import ranks
 from . import toy_family as toy

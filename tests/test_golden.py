@@ -1,7 +1,7 @@
 """Golden digits: what each family's tiny run, and every function of (seed, step), gave before. A refactoring changes none of them.
 
-`PLAIT_GOLDEN=exact` holds a machine of the recorded kind (x86-64, torch 2.13.0 CPU build, one thread) to every bit, weights included; other
-machines round sums otherwise: other instruction sets (SSE4.2 for AVX-512) moved the digits by 2e-6 at most; RELATIVE is a hundred times that.
+`PLAIT_GOLDEN=exact` holds a machine of the recorded kind (x86-64, torch 2.13.0 for CPUs, one thread) to every bit, weights included; other
+machines round sums otherwise: SSE4.2 in place of AVX-512 moved the digits by 2e-6 at most; RELATIVE is a hundred times that.
 What is counted (ids, samples, tokens) and all functions of keys are exact everywhere.
 """
 

@@ -7,10 +7,12 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 
-from plait import compare, config, run
-from plait.engine import checkpoint
+from plait.assembly.configuration import open_config
+from plait.commands.prove import compare
+from plait.engine.checkpoints import checkpoint
 from plait.families import registry
 from plait.keys import rng
+from plait.training import run
 
 SMALL = """
 family: theworld
@@ -110,7 +112,7 @@ def install(monkeypatch, folder):
 def train(recipe, folder, *overrides, **options):
     """`plait train`, in this process."""
     path = recipe / "config.yaml" if recipe.is_dir() else recipe
-    resolved = config.load(path, [f"run={folder}", *overrides], model_config=registry.model_config, preset=registry.preset)
+    resolved = open_config(path, [f"run={folder}", *overrides])
     return run.train(resolved, run.Options(**options))
 
 

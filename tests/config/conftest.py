@@ -7,7 +7,9 @@ from typing import Literal
 import pytest
 from pydantic import BaseModel, ConfigDict, field_serializer, field_validator, model_validator
 
-from plait import config
+from plait.config.dialects import table
+from plait.config.load import load_config
+from plait.config.resolved import Resolved
 from plait.errors import PlaitError
 
 
@@ -50,11 +52,11 @@ BASE = "family: theworld\nmodel: {base: tiny}\ndata: {train: [{source: scenes}]}
 
 
 @pytest.fixture
-def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., config.Resolved]:
+def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Resolved]:
     """load(text, *overrides, name=..., preset=text): the text as a file of that name, resolved."""
     monkeypatch.chdir(tmp_path)
 
-    def resolve(text: str, *overrides: str, name: str = "x.yaml", preset: str | None = None) -> config.Resolved:
+    def resolve(text: str, *overrides: str, name: str = "x.yaml", preset: str | None = None) -> Resolved:
         Path(name).write_text(text)
 
         def named(family: str, wanted: str) -> Path:
@@ -63,6 +65,6 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., confi
             Path(f"{wanted}.yaml").write_text(preset)
             return Path(f"{wanted}.yaml")
 
-        return config.load(name, overrides, model_config=model_config, preset=named)
+        return load_config(name, overrides, model_config=model_config, preset=named, dialects=table.dialects())
 
     return resolve

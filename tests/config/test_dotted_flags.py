@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from plait import cli, config, dotted_flags
+from plait import cli
+from plait.assembly.configuration import open_config
+from plait.config.dialects import dotted_flags
+from plait.config.resolved import difference
 from plait.errors import PlaitError
 from plait.families import registry
 
@@ -51,9 +54,8 @@ OTHER = {
 
 def load(line):
     """What a command line is resolved to, as `plait` itself reads it."""
-    given, overrides = cli._parse(shlex.split(line)[1:])
-    preset = registry.preset
-    return config.load(given.config, overrides, model_config=registry.model_config, preset=preset, words=given.words)
+    given = cli.parse(shlex.split(line)[1:])
+    return open_config(given.config, given.overrides, words=given.words)
 
 
 def captioner(flags=""):
@@ -82,7 +84,7 @@ def value_of(flag):
 def test_every_flag_has_its_effect(flag):
     base = "--train.precision=fp32"
     before, after = captioner(base), captioner(f"{base if flag != 'fsdp.precision' else ''} --{flag}={value_of(flag)}")
-    changed = {path for path, _, _ in config.difference(before, after)} | (after.asked - before.asked)
+    changed = {path for path, _, _ in difference(before, after)} | (after.asked - before.asked)
     row = next(row for row in after.translation if row[0] == flag)
     assert changed, f"{flag} changes nothing"
     assert row[2] is None or any(f"{path}.".startswith(f"{row[2]}.") for path in changed), f"{flag} says {row[2]}, but changed {changed}"

@@ -4,11 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from plait import config, dialects, flat_json, reading
+from plait.config import reading
+from plait.config.dialects import flat_json, table
+from plait.config.load import load_config
+from plait.config.nodes import Node, leaves
+from plait.config.resolved import Resolved, difference, dump
+from plait.config.show import render
+from plait.config.translation import Dialect, Translation
 from plait.errors import PlaitError
 from plait.families.theworld.config import Config
-from plait.provenance import Node
-from plait.translation import Dialect, Translation
 
 from .conftest import BASE
 
@@ -61,8 +65,8 @@ SECRET = "looks like a secret, which no file or command line may hold: remove it
 MIXED = "belongs to the flat dialect, but optim (line 1) is plait's own, and a file speaks one of them: write it in plait's names"
 
 
-def resolve(path: Path, *overrides: str) -> config.Resolved:
-    return config.load(path, overrides, model_config=lambda family: Config, preset=None)
+def resolve(path: Path, *overrides: str) -> Resolved:
+    return load_config(path, overrides, model_config=lambda family: Config, preset=None, dialects=table.dialects())
 
 
 def author(name: str) -> Path:
@@ -156,7 +160,7 @@ def test_shipped_recipes_load_without_a_warning(path: Path) -> None:
 )
 def test_keys_translate(load, text: str, path: str, value: object) -> None:
     dumped = load('{"dataset_name": "some/set", ' + text + "}", name="x.json").config
-    assert dict(config.leaves(config.dump(dumped)))[tuple(int(step) if step.isdigit() else step for step in path.split("."))] == value
+    assert dict(leaves(dump(dumped)))[tuple(int(step) if step.isdigit() else step for step in path.split("."))] == value
 
 
 @pytest.mark.parametrize(
@@ -208,12 +212,12 @@ def test_their_keys_and_ours_both_override_a_flat_file(load) -> None:
 def test_translated_file_becomes_plaits_own(load) -> None:
     before = load('{"dataset_name": "x", "do_eval": true}', name="x.json")
     after = load(before.yaml)
-    assert config.difference(before, after) == []
+    assert difference(before, after) == []
     assert after.translation == []
 
 
 def test_render_sets_their_keys_beside_ours(load) -> None:
-    text = config.render(load('{"dataset_name": "x", "learning_rate": 3e-4, "streaming": true}', name="x.json"))
+    text = render(load('{"dataset_name": "x", "learning_rate": 3e-4, "streaming": true}', name="x.json"))
     assert "learning_rate = 0.0003  optim.lr = 0.0003" in text
     row = next(line for line in text.splitlines() if line.startswith("streaming = true"))
     assert row.split("  ", 1)[1].split(maxsplit=1) == ["-", flat_json.NO_MEANING["streaming"]]
@@ -225,6 +229,6 @@ def test_another_dialect_is_a_row_of_the_table(load, monkeypatch: pytest.MonkeyP
         seed = Node(5, "x.yaml", 1, "their_seed")
         return Translation(Node({**tree.value["ours"].value, "seed": seed}, "x.yaml", 1), overrides, [("their_seed", 5, "seed", "")])
 
-    monkeypatch.setattr(dialects, "DIALECTS", (Dialect("toy", lambda tree, own: "ours" in tree.value, translate), *dialects.DIALECTS))
+    monkeypatch.setattr(table, "SHIPPED", (Dialect("toy", lambda tree, own: "ours" in tree.value, translate), *table.SHIPPED))
     resolved = load("ours:\n  " + BASE.replace("\n", "\n  "))
     assert (resolved.config.seed, resolved.origins["seed"], resolved.config.train.steps) == (5, "x.yaml:1", 100)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from plait import mixture
+from plait.config import mixture
 from plait.errors import PlaitError
 from plait.families import registry
 

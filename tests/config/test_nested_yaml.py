@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from plait import config, nested_yaml, reading
+from plait.assembly.configuration import open_config
+from plait.config import reading
+from plait.config.dialects import nested_yaml
+from plait.config.resolved import difference
 from plait.errors import PlaitError
-from plait.families import registry
 
 AUTHOR = Path(__file__).resolve().parents[3] / "shared" / "dialects" / "nanodit_config.yaml"
 OTHER = {
@@ -50,7 +52,7 @@ def load(tmp_path, monkeypatch):
 
     def resolve(text, *overrides):
         Path("x.yaml").write_text(text)
-        return config.load("x.yaml", overrides, model_config=registry.model_config, preset=registry.preset)
+        return open_config("x.yaml", overrides)
 
     return resolve
 
@@ -80,7 +82,7 @@ def test_the_plans_defaults_are_those_of_the_authors_file():
 @pytest.mark.parametrize("key", [key for key in nested_yaml.KEYS if key != "training.optimizer.type"])
 def test_every_key_has_an_effect(load, key):
     before, after = load(written()), load(written(**{key.replace(".", "__"): other(key)}))
-    changed = {path for path, _, _ in config.difference(before, after)}
+    changed = {path for path, _, _ in difference(before, after)}
     assert changed, f"{key} changes nothing"
     row = next(row for row in after.translation if row[0] == key)
     assert any(path == row[2] or path.startswith(f"{row[2]}.") for path in changed), f"{key} says {row[2]}, but changed {changed}"
@@ -95,7 +97,7 @@ def test_a_key_that_is_left_out_has_the_plans_value(load, key):
     for section in above:
         inside = inside[section]
     del inside[last]
-    assert config.difference(full, load(reading.write_yaml(tree))) == []
+    assert difference(full, load(reading.write_yaml(tree))) == []
 
 
 def test_the_optimizers_type_is_adamw_or_refused(load):

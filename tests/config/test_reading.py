@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plait import reading
+from plait.config import reading
+from plait.config.nodes import at, plain
 from plait.errors import PlaitError
-from plait.provenance import at, plain
 
 
 def read(tmp_path: Path, text: str, name: str):

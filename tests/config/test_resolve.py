@@ -12,8 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from plait import config, schema
-from plait.config import RunConfig, Train, difference
+from plait.config import schema
+from plait.config.load import load_config
+from plait.config.resolved import ABSENT, difference, dump
+from plait.config.schema import RunConfig, Train
+from plait.config.show import render
 
 from .conftest import BASE, model_config
 
@@ -45,7 +48,7 @@ def test_every_setting_is_on_the_page_of_settings(section) -> None:
 
 def test_defaults_are_those_of_the_classes(load) -> None:
     resolved = load(BASE)
-    assert resolved.config.optim == config.Optim()
+    assert resolved.config.optim == schema.Optim()
     assert resolved.config.model == {"base": "tiny", "world": model_config("theworld")().model_dump()["world"]}
     assert [(view.index, view.name) for view in resolved.stages] == [(1, "train")]
     assert resolved.config.run == "runs/x"
@@ -130,7 +133,7 @@ def test_override_of_text_is_taken_as_it_stands(load) -> None:
 def test_stages_are_kept_as_written_but_typed(load) -> None:
     text = BASE + "stages:\n  - {name: a, optim: {lr: '3e-4', eps: 1}, train: {steps: 1e2}, evaluate: [{bench: loss}]}\n"
     text = text.replace("scenes}]", "scenes}], validation: [{source: scenes}]")
-    stage = config.dump(load(text).config)["stages"][0]
+    stage = dump(load(text).config)["stages"][0]
     assert repr(stage["optim"]) == "{'lr': 0.0003, 'eps': 1.0}"
     assert (repr(stage["train"]), stage["evaluate"]) == ("{'steps': 100}", [{"bench": "loss"}])
 
@@ -149,7 +152,7 @@ def test_yaml_is_complete_and_any_reader_agrees(load) -> None:
     resolved = load(STAGED)
     read = yaml.safe_load(resolved.yaml)
     assert read["optim"]["eps"] == 1e-8
-    assert read == config.dump(resolved.config)
+    assert read == dump(resolved.config)
 
 
 def test_difference_names_path_and_both_values(load) -> None:
@@ -158,7 +161,7 @@ def test_difference_names_path_and_both_values(load) -> None:
         ("stages.0.trainable.0", "projector", "vision"),
         ("stages.1.optim.lr", 5e-5, 2.0),
         ("optim.lr", 1e-4, 2.0),
-        ("stages.0.trainable.1", config.ABSENT, "language"),
+        ("stages.0.trainable.1", ABSENT, "language"),
     ]
 
 
@@ -176,19 +179,19 @@ _CONFIGS = st.builds(
 @settings(max_examples=80, deadline=None, database=None)
 @given(_CONFIGS, _CONFIGS)
 def test_difference_is_empty_exactly_when_equal(a: RunConfig, b: RunConfig) -> None:
-    left, right = (json.dumps(config.dump(one), sort_keys=True) for one in (a, b))
+    left, right = (json.dumps(dump(one), sort_keys=True) for one in (a, b))
     assert (difference(a, b) == []) == (left == right)
     assert sorted(((path, mine, theirs) for path, theirs, mine in difference(b, a)), key=repr) == sorted(difference(a, b), key=repr)
 
 
 def test_configuration_never_imports_torch() -> None:
-    code = "import plait.config, sys; print([name for name in ('torch', 'transformers', 'plait.families') if name in sys.modules])"
+    code = "import plait.config.load, sys; print([name for name in ('torch', 'transformers', 'plait.families') if name in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
 
 
 def test_render_shows_each_value_with_its_source(load) -> None:
-    lines = config.render(load(BASE, "--optim.lr=3e-6")).splitlines()
+    lines = render(load(BASE, "--optim.lr=3e-6")).splitlines()
     assert lines[0] == "# Resolved, with the source of each value"
     found = {line.split()[0]: line.split()[2:] for line in lines[1:]}
     assert found["optim.lr"] == ["3e-06", "command", "line"]
@@ -200,7 +203,7 @@ def test_render_shows_each_value_with_its_source(load) -> None:
 def test_every_field_with_a_number_or_a_name_says_what_it_is() -> None:
     bare = [
         f"{kind.__name__}.{name}"
-        for kind in (config.Data, config.Train, config.Checkpoint, config.Source, config.Schedule)
+        for kind in (schema.Data, schema.Train, schema.Checkpoint, schema.Source, schema.Schedule)
         for name, field in kind.model_fields.items()
         if field.description is None and field.annotation not in (bool,) and "Literal" not in str(field.annotation)
     ]
@@ -214,5 +217,5 @@ def test_configuration_is_frozen(load) -> None:
 
 def test_paths_are_shown_as_they_were_given(tmp_path: Path) -> None:
     (tmp_path / "x.yaml").write_text(BASE)
-    resolved = config.load(tmp_path / "x.yaml", model_config=model_config, preset=None)
+    resolved = load_config(tmp_path / "x.yaml", model_config=model_config, preset=None)
     assert resolved.origins["family"] == f"{tmp_path / 'x.yaml'}:1"

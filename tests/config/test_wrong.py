@@ -2,6 +2,7 @@
 
 import pytest
 
+from plait.config.load import load_config
 from plait.errors import PlaitError
 
 from .conftest import BASE
@@ -185,7 +186,6 @@ def test_wrong_json_gives_one_line(load, text: str) -> None:
     ],
 )
 def test_wrong_file_gives_one_line(tmp_path, monkeypatch, name: str, message: str) -> None:
-    from plait import config
 
     inside = tmp_path / "a"
     (inside / "folder.yaml").mkdir(parents=True)
@@ -194,7 +194,7 @@ def test_wrong_file_gives_one_line(tmp_path, monkeypatch, name: str, message: st
     (inside / "bytes.yaml").write_bytes(b"seed: \xff")
     (inside / "empty.yaml").write_text("")
     with pytest.raises(PlaitError) as caught:
-        config.load(name, model_config=None, preset=None)
+        load_config(name, model_config=None, preset=None)
     assert str(caught.value) == message
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from plait.data.answers import can_judge, judge, points
+from plait.data.synthetic.answers import can_judge, judge, points
 
 RED = {"shape": "circle", "colour": "red", "size": "small", "x": 16.0, "y": 32.0, "radius": 6.0}
 BLUE = {"shape": "star", "colour": "blue", "size": "large", "x": 48.0, "y": 16.0, "radius": 12.0}

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from plait.data import sources
-from plait.data.custom import Custom
+from plait.config.schema import Source
+from plait.data.sources.custom import Custom
+from plait.data.sources.open import open_source
 from plait.errors import BadSample, PlaitError
-from plait.schema import Source
 
 CODE = """
 import numpy as np
@@ -84,7 +84,7 @@ def test_changed_code_is_another_dataset(code):
 
 
 def test_an_entry_opens_a_class(code):
-    assert len(sources.open_source(Source(source="dataset", name=f"{code}:Frogs", limit=2), seed=0)) == 2
+    assert len(open_source(Source(source="dataset", name=f"{code}:Frogs", limit=2), seed=0)) == 2
 
 
 WRONG = {

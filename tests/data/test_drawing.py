@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from plait.data.drawing import encode, render
-from plait.data.lexicon import COLOURS, SHAPES
-from plait.data.physics import Scene, Thing
+from plait.data.synthetic.drawing import encode, render
+from plait.data.synthetic.lexicon import COLOURS, SHAPES
+from plait.data.synthetic.physics import Scene, Thing
 
 WHITE = ((255, 255, 255), (255, 255, 255), 0.0)
 

@@ -6,12 +6,12 @@ import pickle
 import numpy as np
 import pytest
 
+from plait.config.schema import Source
 from plait.data.buckets import contents_of, order_of
-from plait.data.latents import Latents
-from plait.data.loader import Loader
-from plait.data.sources import open_source
+from plait.data.loading.loader import Loader
+from plait.data.sources.latents import Latents
+from plait.data.sources.open import open_source
 from plait.errors import BadSample, PlaitError
-from plait.schema import Source
 from tests.data import latent_sets as sets
 
 FIVE = {"bucket_32x32": 9, "24x40": 5, "bucket_40x24": 6}

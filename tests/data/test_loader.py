@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from plait.config import Source, Template
-from plait.data.loader import Loader
+from plait.config.schema import Source, Template
+from plait.data.loading.loader import Loader
 from plait.data.order import Order, SampleId
-from plait.data.sources import open_source
+from plait.data.sources.open import open_source
 from plait.errors import BadSample, PlaitError
 from plait.keys import key
 from tests.data.packing import labelled

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from plait.config import Source
-from plait.data.answers import judge, points
-from plait.data.boxes import PITCH
-from plait.data.lexicon import NUMBERS
-from plait.data.sources import open_source
+from plait.config.schema import Source
+from plait.data.sources.open import open_source
+from plait.data.synthetic.answers import judge, points
+from plait.data.synthetic.lexicon import NUMBERS
+from plait.data.synthetic.nlvr_record import PITCH
 from plait.errors import BadSample, PlaitError
 from tests.data.packing import pack, picture
 

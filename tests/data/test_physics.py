@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from plait.data.physics import Thing, fold
+from plait.data.synthetic.physics import Thing, fold
 
 
 def simulate(x: float, v: float, frames: int, low: float, high: float) -> float:

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from plait.data.answers import judge
-from plait.data.questions import TASKS
-from plait.data.scenes import Scenes
+from plait.data.synthetic.answers import judge
+from plait.data.synthetic.questions import TASKS
+from plait.data.synthetic.scenes import Scenes
 
 FIVE = {"colours": ["red", "yellow", "green", "blue", "purple"], "background": "white", "holdout": 0}
 HUES = {"red": 0.995, "yellow": 0.14, "green": 0.36, "blue": 0.62, "purple": 0.78}

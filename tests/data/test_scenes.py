@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from plait.data.drawing import encode, render
-from plait.data.physics import scene_of
-from plait.data.questions import TASKS
-from plait.data.scenes import SceneOptions, Scenes, held_out, largest_radius, place, vocabulary_texts
+from plait.data.synthetic.drawing import encode, render
+from plait.data.synthetic.physics import scene_of
+from plait.data.synthetic.questions import TASKS
+from plait.data.synthetic.scenes import SceneOptions, Scenes, held_out, largest_radius, place, vocabulary_texts
 from plait.errors import PlaitError
 
 ALL = {"tasks": list(TASKS), "objects": [2, 4]}

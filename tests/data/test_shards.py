@@ -9,8 +9,10 @@ import fsspec
 import numpy as np
 import pytest
 
-from plait.data import index, remote, shards
+from plait.data import remote
+from plait.data.formats import index
 from plait.data.remote import RemoteFile
+from plait.data.sources import shards
 from plait.errors import BadSample, PlaitError
 from tests.data.packing import labelled, pack, picture
 

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from plait.config import Source, Template
-from plait.data.sources import index_files, open_all, open_source
+from plait.config.schema import Source, Template
+from plait.data.sources.open import index_files, open_all, open_source
 from plait.errors import BadSample, PlaitError
 from tests.data.packing import labelled, pack, picture
 

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from plait import keys
-from plait.config import Source
-from plait.data.boxes import Item, is_tower
-from plait.data.counted import Draw
-from plait.data.lexicon import NUMBERS
-from plait.data.sources import open_source
-from plait.data.statements import all_towers, describe, statement
+from plait.config.schema import Source
+from plait.data.sources.open import open_source
+from plait.data.synthetic.lexicon import NUMBERS
+from plait.data.synthetic.nlvr_facts import Draw
+from plait.data.synthetic.nlvr_record import Item, is_tower
+from plait.data.synthetic.statements import all_towers, describe, statement
 
 
 def item(shape, colour, box, x, y, side):

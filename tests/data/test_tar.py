@@ -5,7 +5,7 @@ import tarfile
 
 import pytest
 
-from plait.data import tar
+from plait.data.formats import tar
 from plait.errors import PlaitError
 from tests.data.packing import labelled, pack
 

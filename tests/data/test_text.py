@@ -2,7 +2,7 @@
 
 import pytest
 
-from plait.config import Template
+from plait.config.schema import Template
 from plait.data import text
 from plait.errors import BadSample, PlaitError
 

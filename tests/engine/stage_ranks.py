@@ -5,9 +5,9 @@ import sys
 from pathlib import Path
 from unittest import mock
 
-from plait.engine import distributed
 from plait.engine.guards import Quarantine
 from plait.engine.loop import Loop
+from plait.engine.parallel import distributed
 
 from .toy import SquaredError, make_config, make_state, micro, step_batch
 

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from plait.config.schema import Distributed
 from plait.engine import blocks
 from plait.engine.flops import Meter
-from plait.schema import Distributed
 
 # torch's compiler looks at .grad of activations while it traces, and hides its own warning only where warnings are no errors
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")

@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 
-from plait.engine import checkpoint
+from plait.engine.checkpoints import checkpoint
 from plait.errors import PlaitError
 
 GROUPS = {

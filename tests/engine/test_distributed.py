@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from plait.engine import distributed
+from plait.engine.parallel import distributed
 from plait.errors import PlaitError
 
 from .. import ranks

@@ -13,10 +13,11 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from plait.data.loader import Loader
+from plait.data.loading.loader import Loader
 from plait.data.order import Order
-from plait.engine import checkpoint, optim
-from plait.engine.checkpoint import Saver
+from plait.engine import optim
+from plait.engine.checkpoints import checkpoint
+from plait.engine.checkpoints.checkpoint import Saver
 
 from .toy import Net, make_config, make_state, micro, step_batch
 

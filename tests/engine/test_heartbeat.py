@@ -2,8 +2,8 @@
 
 import os
 
-from plait.engine import heartbeat
-from plait.engine.heartbeat import Heartbeat
+from plait.engine.monitoring import heartbeat
+from plait.engine.monitoring.heartbeat import Heartbeat
 
 
 def test_a_heartbeat_tells_the_latest_phase_only(tmp_path):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from plait.engine import migrate
+from plait.engine.checkpoints import migrate
 
 from .toy import Net
 

@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
-from plait import run
 from plait.engine import nonfinite
 from plait.errors import Stopped
+from plait.training import run
 from tests import ranks, toy_family
 
 SHORT = ("train.steps=6", "stages=[]", "evaluate=[]", "checkpoint.best=null", "checkpoint.every_steps=2", "seed=3")

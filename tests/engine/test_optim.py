@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch import nn
 
+from plait.config.schema import Optim
 from plait.engine import optim
 from plait.engine.optim import Ema
 from plait.engine.schedule import Moment
 from plait.errors import PlaitError
-from plait.schema import Optim
 
 from .toy import Net, make_config, make_state
 

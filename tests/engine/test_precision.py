@@ -9,10 +9,11 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
-from plait.engine import adamw, distributed, optim, precision
+from plait.config.schema import Optim
+from plait.engine import adamw, optim, precision
+from plait.engine.parallel import distributed
 from plait.engine.precision import GOOD_STEPS, OVERFLOWS, SCALE, Scaler, rounded, set_precision
 from plait.errors import Stopped
-from plait.schema import Optim
 
 from .. import ranks
 from .toy import ALONE, make_config, make_state, micro, step_batch

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from plait.engine import optim, replicas
-from plait.engine.distributed import World
+from plait.engine.parallel.distributed import World
 from tests import ranks, toy_family
 
 SHORT = ("train.steps=6", "evaluate=[]", "checkpoint.best=null", "stages=[]", "guard.replica_check_steps=2")

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from plait.conflicts import conflicts
+from plait.config.conflicts import conflicts
+from plait.config.schema import Optim, RunConfig, Schedule
 from plait.engine import schedule
 from plait.engine.schedule import Moment, lr_factor, moment
 from plait.errors import PlaitError
-from plait.schema import Optim, RunConfig, Schedule
 
 from .toy import make_config, make_state, micro, step_batch
 

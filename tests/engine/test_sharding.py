@@ -8,9 +8,9 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from plait.engine import distributed, footprint
-from plait.engine.footprint import Layout, Storage
-from plait.engine.sharding import Sharding
+from plait.engine.parallel import distributed, memory_estimate
+from plait.engine.parallel.memory_estimate import Layout, Storage
+from plait.engine.parallel.sharding import Sharding
 from plait.engine.state import State
 
 from .. import ranks
@@ -144,8 +144,8 @@ def held(trained, ever, cut_frozen, strategy):
             state.begin({"all": {name: model.get_parameter(name) for name in names}}, settings)
             model(torch.arange(4)).sum().backward()
             state.optimizer.step()
-        weights = footprint.weigh(model, names, state.ever_trained, model.blocks)
-        found = footprint.memory(weights, layout, Storage.of("fp32", averages=1))
+        weights = memory_estimate.weigh(model, names, state.ever_trained, model.blocks)
+        found = memory_estimate.memory(weights, layout, Storage.of("fp32", averages=1))
         size = lambda tensors: sum(4 * distributed.local(value).numel() for value in tensors)  # noqa: E731
         moments = [value for name, value in state.tensors()["moments"].items() if not name.endswith(".step")]
         gradients = [value.grad for value in state.trained().values()]

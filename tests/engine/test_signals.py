@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from plait.engine.signals import ASKING, Paused, Signals
+from plait.engine.monitoring.signals import ASKING, Paused, Signals
 
 
 @pytest.mark.parametrize("number", ASKING)

@@ -5,11 +5,11 @@ import re
 import pytest
 import torch
 
-from plait.engine.distributed import World
-from plait.engine.footprint import Layout, Storage, Weights
-from plait.engine.strategy import choose
+from plait.config.schema import Distributed
+from plait.engine.parallel.distributed import World
+from plait.engine.parallel.memory_estimate import Layout, Storage, Weights
+from plait.engine.parallel.strategy import choose
 from plait.errors import PlaitError
-from plait.schema import Distributed
 
 WEIGHTS = Weights(trained=1_000_000_000, frozen=1_000_000_000, trained_unit=50_000_000, frozen_unit=50_000_000)
 """Whole in float32: 4 GB frozen, 16 GB for what trains with its gradients and moments."""

@@ -11,12 +11,12 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from plait import files
-from plait.engine import wandb_mirror
-from plait.engine.rundir import identity
+from plait.config.schema import Wandb
+from plait.engine.checkpoints.rundir import identity
+from plait.engine.monitoring import wandb_mirror
+from plait.engine.monitoring.tracking import Screen, TensorBoard, Tracker, open_tracker
+from plait.engine.monitoring.wandb_mirror import WandB
 from plait.engine.state import State
-from plait.engine.tracking import Screen, TensorBoard, Tracker, open_tracker
-from plait.engine.wandb_mirror import WandB
-from plait.schema import Wandb
 
 from .toy import Net, make_config
 

@@ -8,7 +8,7 @@ from unittest import mock
 
 import pytest
 
-from plait.engine import heartbeat, watchdog
+from plait.engine.monitoring import heartbeat, watchdog
 from tests import ranks, toy_family
 
 LIMIT = ("guard.hang_timeout_s=4", "train.steps=4000", "evaluate=[]", "checkpoint.best=null")

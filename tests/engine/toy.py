@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
-from plait.engine.distributed import World
+from plait.config.schema import RunConfig
+from plait.engine.parallel.distributed import World
 from plait.engine.state import State
 from plait.keys import rng
-from plait.schema import RunConfig
 
 ALONE = World(0, 1, torch.device("cpu"))
 

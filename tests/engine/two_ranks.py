@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 
 from plait.data.order import shares
-from plait.engine import distributed, drawn, evaluation
+from plait.engine import evaluation, source_shares
 from plait.engine.guards import Quarantine
 from plait.engine.loop import Loop
+from plait.engine.parallel import distributed
 from plait.errors import BadSample
 
 from .toy import Id, SquaredError, make_config, make_state, micro, step_batch
@@ -60,5 +61,5 @@ def main(out: Path) -> None:
         if world.first:
             figures = {"loss": [row["loss"] for row in rows], "grad_norm": [row["grad_norm"] for row in rows], "held_out": held_out["loss"]}
             weights = state.model.tower.weight.flatten().tolist()
-            given = {name: value for name, value in state.totals.items() if name.startswith(drawn.PREFIX)}
+            given = {name: value for name, value in state.totals.items() if name.startswith(source_shares.PREFIX)}
             out.write_text(json.dumps({**figures, "weights": weights, "drawn": given, "bench": [row["id"] for row in bench]}))

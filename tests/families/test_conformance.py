@@ -6,17 +6,19 @@ import yaml
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from plait import config, parts
-from plait.data.loader import Loader
-from plait.engine import blocks, distributed, optim
-from plait.engine.distributed import World
+from plait.assembly import parts
+from plait.assembly.configuration import open_config
+from plait.config.schema import Distributed
+from plait.data.loading.loader import Loader
+from plait.engine import blocks, optim
 from plait.engine.flops import Flops
 from plait.engine.guards import Quarantine
 from plait.engine.loop import Loop, total_weights
+from plait.engine.parallel import distributed
+from plait.engine.parallel.distributed import World
 from plait.engine.state import State
 from plait.families import registry
 from plait.keys import key
-from plait.schema import Distributed
 from tests import ranks
 
 SCENES = "{source: scenes, limit: 16, options: {size: [32, 32], objects: [1, 2], tasks: [caption, count]}}"
@@ -41,7 +43,7 @@ class Case:
         path = folder / "recipe.yaml"
         text = f"family: {family}\nrun: {folder / 'run'}\ndata: {{train: [{SCENES}], validation: [{SCENES}]}}\ntrain: {{steps: 1000}}\n"
         path.write_text(yaml.dump({**yaml.safe_load(text), **yaml.safe_load(TINY[family])}))
-        self.resolved = config.load(path, model_config=registry.model_config, preset=registry.preset)
+        self.resolved = open_config(path)
         self.config = self.resolved.stages[0].config
         self.parts = parts.build(self.config, folder / "run", ALONE)
         self.model, self.family = self.parts.model, self.parts.family

@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import load_file
 
 from plait import cli
+from plait.config.schema import Optim
 from plait.data.buckets import BucketOrder
 from plait.data.order import Order, permute
 from plait.engine import schedule
 from plait.keys import key, rng
-from plait.schema import Optim
 from tests.golden import recipes
 
 FOLDER = Path(__file__).parent

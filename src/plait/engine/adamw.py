@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim.adamw import adamw
 
-from plait.engine.distributed import local, own_rows
+from plait.engine.parallel.distributed import local, own_rows
 from plait.engine.precision import rounded
 
 PIECE = 1 << 22

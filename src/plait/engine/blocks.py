@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from plait.config.schema import Distributed
 from plait.engine.flops import Meter
-from plait.schema import Distributed
 
 _EXPENSIVE = ("mm", "addmm", "bmm", "baddbmm", "convolution", "_grouped_mm")
 _ATTENTION = "_scaled_dot_product_"

@@ -8,13 +8,13 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from plait.engine import distributed
-from plait.engine.distributed import World
+from plait.config.schema import Evaluate
 from plait.engine.loop import Loss, Row, total_weights
+from plait.engine.parallel import distributed
+from plait.engine.parallel.distributed import World
 from plait.engine.precision import autocast
 from plait.engine.state import State
 from plait.errors import BadSample, PlaitError
-from plait.schema import Evaluate
 
 _PORTION_BATCHES = 4
 LOSS = "loss"

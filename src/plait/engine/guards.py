@@ -8,8 +8,8 @@ from typing import Any
 from torch import nn
 
 from plait import files
-from plait.engine.distributed import World
 from plait.engine.nonfinite import some
+from plait.engine.parallel.distributed import World
 from plait.errors import Stopped
 
 _NAMES_SHOWN = 5

@@ -15,15 +15,16 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from plait.engine import distributed, drawn, guards, memory, nonfinite, optim, schedule
-from plait.engine.distributed import World
+from plait.config.schema import RunConfig
+from plait.engine import guards, nonfinite, optim, out_of_memory, schedule, source_shares
+from plait.engine.parallel import distributed
+from plait.engine.parallel.distributed import World
 from plait.engine.precision import Scaler, autocast
 from plait.engine.state import State
 from plait.keys import key
-from plait.schema import RunConfig
 
 
-class Loss(drawn.Divides, Protocol):
+class Loss(source_shares.Divides, Protocol):
     """Terms of a loss as sums (differentiable numerators) over weights (denominators, known without the model)."""
 
     coefficients: Mapping[str, float]
@@ -108,7 +109,7 @@ class Loop:
         if not state.model.training:
             state.model.train()
         weights = total_weights(self.loss, batch.micro, self.world, self.sources)
-        given = {name: weights.pop(name) for name in [*weights] if name.startswith(drawn.PREFIX)}
+        given = {name: weights.pop(name) for name in [*weights] if name.startswith(source_shares.PREFIX)}
         counted = {name: weights.pop(name) for name in self.loss.counts}
         at = schedule.moment(config.optim.schedule, state.stage_step, stage_steps, state.totals, counted)
         lrs = optim.set_lr(state.optimizer, config.optim, at)
@@ -166,7 +167,7 @@ class Loop:
             seed(key(self.config.seed, "dropout", self.state.step, self.world.rank, i), self.world.device)
             inputs, last = distributed.to_device(micro.batch, self.world.device), i == len(micros) - 1
             with distributed.accumulating(net, last):
-                with memory.guarded(self.world, meet=last, waited=cut):
+                with out_of_memory.guarded(self.world, meet=last, waited=cut):
                     counted = contextlib.nullcontext() if self.meter is None or micro.void else self.meter.forward(inputs)
                     with counted, autocast(self.config.train.precision, self.world.device):
                         sums = self.loss.sums(net, inputs)
@@ -174,7 +175,7 @@ class Loop:
                     if not last:
                         self.backward(sums, micro, weights)
                 if last:
-                    with memory.guarded(self.world, waited=True):
+                    with out_of_memory.guarded(self.world, waited=True):
                         self.backward(sums, micro, weights)
             if not micro.void:
                 for name, value in sums.items():
@@ -213,7 +214,7 @@ def total_weights(loss: Loss, micros: Sequence[Any], world: World, sources: Sequ
     With several `sources`, also what each of them gave.
     """
     found = [loss.weights(micro.batch) for micro in micros if not micro.void]
-    given = drawn.amounts(loss, micros, sources)
+    given = source_shares.amounts(loss, micros, sources)
     names = [*sorted(loss.coefficients), *loss.counts]
     own = [sum((float(part[name]) for part in found), 0.0) for name in names]
     return dict(zip([*names, *given], over_ranks([*own, *given.values()], world), strict=True))

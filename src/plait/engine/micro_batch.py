@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from plait import files
-from plait.engine.distributed import local
+from plait.engine.parallel.distributed import local
 from plait.errors import Stopped
 
 NOTE = "memory.json"

@@ -13,9 +13,9 @@ from typing import Any
 from torch import nn
 
 from plait import files
-from plait.engine.distributed import World, local
+from plait.config.schema import Guard
+from plait.engine.parallel.distributed import World, local
 from plait.errors import Stopped
-from plait.schema import Guard
 
 LIST = "skipped.jsonl"
 REPORTS = "non-finite"

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from plait.config.schema import Component, Optim
 from plait.engine.adamw import Noise, PieceAdamW
-from plait.engine.distributed import Saved, like, local, norm_of_all, whole
+from plait.engine.parallel.distributed import Saved, like, local, norm_of_all, whole
 from plait.engine.schedule import Moment, lr_factor, warmup_of
 from plait.errors import PlaitError
 from plait.keys import key
-from plait.schema import Component, Optim
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 """AdamW's state per parameter: two moments of the parameter's shape and a count of its own updates."""

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.utils import swap_tensors
 
-from plait.engine.distributed import World, local
+from plait.engine.parallel.distributed import World, local
 
 SCALE, GOOD_STEPS, OVERFLOWS = "loss_scale", "loss_scale_steps", "overflows"
 """Names among the running totals: the scale, the steps since it last changed, and how often gradients overflowed."""

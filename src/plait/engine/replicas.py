@@ -10,8 +10,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from plait.engine.distributed import World
 from plait.engine.nonfinite import some
+from plait.engine.parallel.distributed import World
 from plait.errors import Stopped
 
 _WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

@@ -8,8 +8,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from plait.config.schema import Component, Optim, Schedule
 from plait.errors import PlaitError
-from plait.schema import Component, Optim, Schedule
 
 TOKENS = "tokens"
 STAGE_TOKENS = "stage_tokens"

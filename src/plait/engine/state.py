@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from plait.engine import drawn, optim, power_ema
-from plait.engine.distributed import Rows, Saved, like, local, whole
+from plait.engine import optim, power_ema, source_shares
 from plait.engine.optim import Ema
+from plait.engine.parallel.distributed import Rows, Saved, like, local, whole
 from plait.engine.power_ema import PowerEma
 from plait.engine.schedule import STAGE_TOKENS, TOKENS
 from plait.errors import PlaitError
@@ -61,7 +61,7 @@ class State:
         if stage != self.stage:
             self.stage, self.stage_start, self.stage_done = stage, self.step, None
             self.history, self.best = [], None
-            self.totals = {**drawn.without(self.totals), STAGE_TOKENS: 0.0}
+            self.totals = {**source_shares.without(self.totals), STAGE_TOKENS: 0.0}
 
     def count(self, done: Mapping[str, float]) -> None:
         """Add what a step consumed to the totals; tokens also to the stage's."""

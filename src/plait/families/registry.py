@@ -61,7 +61,7 @@ def mixture(family: str, name: str) -> Path:
 
 def has_datasets(family: str) -> bool:
     """Whether `family` knows datasets by name."""
-    return (_HERE / _known(family) / "datasets.py").is_file()
+    return (_HERE / _known(family) / "catalogue" / "datasets.py").is_file()
 
 
 def datasets(family: str) -> ModuleType:
@@ -70,7 +70,7 @@ def datasets(family: str) -> ModuleType:
         raise PlaitError(
             f"family {family!r} knows no datasets by name: name your own as module:Class or file.py:Class, or a source with a path"
         )
-    return importlib.import_module(f"plait.families.{family}.datasets")
+    return importlib.import_module(f"plait.families.{family}.catalogue.datasets")
 
 
 def publisher(family: str) -> ModuleType | None:

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from plait.data.sources import Absent
+from plait.config.schema import Source
+from plait.data.sources.open import Absent
 from plait.errors import BadSample, PlaitError
-from plait.families.molmo import datasets
-from plait.families.molmo.datasets import DATASETS, open_dataset
-from plait.schema import Source
+from plait.families.molmo.catalogue import datasets
+from plait.families.molmo.catalogue.datasets import DATASETS, open_dataset
 from tests.families.molmo import published_sets
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from plait import mixture
-from plait.data.sources import open_source
-from plait.schema import Source
+from plait.config import mixture
+from plait.config.schema import Source
+from plait.data.sources.open import open_source
 
 PAGE = (Path(__file__).parents[3] / "docs" / "molmo.md").read_text()
 TEXT = PAGE[PAGE.index("\n## Mixtures") : PAGE.index("\n`data.pad`")]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from plait.engine import footprint
+from plait.engine.parallel import memory_estimate
 from plait.families.molmo import family, published
 from plait.families.molmo.config import Config
 
@@ -104,9 +104,9 @@ STAGES = {
 def held(model, parts, ranks):
     """GB of state per rank in bf16: one copy on one rank, or all of it cut over several."""
     trained = [name for part in parts for name in family.components(model)[part]]
-    weights = footprint.weigh(model, trained, trained, family.blocks(model))
-    layout = footprint.Layout("ddp") if ranks == 1 else footprint.Layout("fsdp", ranks)
-    return footprint.memory(weights, layout, footprint.Storage.of("bf16")).total / 1e9
+    weights = memory_estimate.weigh(model, trained, trained, family.blocks(model))
+    layout = memory_estimate.Layout("ddp") if ranks == 1 else memory_estimate.Layout("fsdp", ranks)
+    return memory_estimate.memory(weights, layout, memory_estimate.Storage.of("bf16")).total / 1e9
 
 
 def test_full_size_memory_table_of_the_docs_is_computed(seven_b):

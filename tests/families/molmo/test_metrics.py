@@ -2,7 +2,7 @@
 
 import pytest
 
-from plait.families.molmo import exams, metrics
+from plait.families.molmo.scoring import benchmark_rules, metrics
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_choose_reads_letters_options_and_beginnings(answer, chosen):
     [("(B)", 1), ("I think (A), no, (C)", 2), ("B", 1), ("so it must be the third option, red car of course", 2), ("unclear", None)],
 )
 def test_mmmu_choice_takes_the_last_named(answer, chosen):
-    assert exams.mmmu_choice(answer, ["green dog", "cat", "red car"]) == chosen
+    assert benchmark_rules.mmmu_choice(answer, ["green dog", "cat", "red car"]) == chosen
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_mmmu_choice_takes_the_last_named(answer, chosen):
     ],
 )
 def test_mmmu_open_reads_the_conclusion(answer, gold, score):
-    assert exams.mmmu_open(answer, [gold]) == score
+    assert benchmark_rules.mmmu_open(answer, [gold]) == score
 
 
 @pytest.mark.parametrize(
@@ -112,4 +112,4 @@ def test_mmmu_open_reads_the_conclusion(answer, gold, score):
     ],
 )
 def test_mathvista_reads_values(answer, record, score):
-    assert exams.mathvista(answer, record) == score
+    assert benchmark_rules.mathvista(answer, record) == score

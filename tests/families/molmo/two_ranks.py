@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
-from plait.engine import distributed
-from plait.engine.footprint import Layout
 from plait.engine.guards import Quarantine
 from plait.engine.loop import Loop
-from plait.engine.sharding import Sharding
+from plait.engine.parallel import distributed
+from plait.engine.parallel.memory_estimate import Layout
+from plait.engine.parallel.sharding import Sharding
 from plait.engine.state import State
 from plait.families.molmo import family
 from plait.families.molmo.config import Config

@@ -8,10 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from plait import config as settings
-from plait.data.metadata import METADATA
+from plait.assembly.configuration import open_config
+from plait.data.sources.metadata import METADATA
 from plait.errors import PlaitError
-from plait.families import registry
 from plait.families.nanodit import family, pictures
 from plait.families.nanodit.config import Config
 from plait.families.nanodit.evaluate import benches
@@ -317,6 +316,6 @@ def test_float16_is_refused_with_its_reason(tmp_path):
     recipe = tmp_path / "x.yaml"
     recipe.write_text("family: nanodit\ndata: {train: [{source: scenes}]}\ntrain: {steps: 9, precision: fp16}\n")
     with pytest.raises(PlaitError) as caught:
-        settings.load(recipe, model_config=registry.model_config, preset=registry.preset)
+        open_config(recipe)
     said = "its residual stream grows beyond float16's 65,504; use bf16, which has float32's range"
     assert str(caught.value) == f"{recipe}:3: train.precision is 'fp16', which family nanodit refuses: {said}"

@@ -8,15 +8,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from plait import config, run
+from plait.assembly.configuration import open_config
 from plait.cli import main
-from plait.data import sources
+from plait.config.schema import Source
 from plait.data.buckets import order_of
-from plait.data.loader import Loader
-from plait.families import registry
+from plait.data.loading.loader import Loader
+from plait.data.sources.open import open_source
 from plait.families.nanodit import family
 from plait.families.nanodit.config import Config
-from plait.schema import Source
+from plait.training import run
 
 from ... import ranks
 from .conftest import wake
@@ -50,7 +50,7 @@ def resolved(folder, shards, workers=0):
     folder.mkdir(exist_ok=True)
     path = folder / "x.yaml"
     path.write_text(TEXT.replace("SHARDS", str(shards)).replace("WORKERS", str(workers)))
-    return config.load(path, [f"--run={folder / 'run'}"], model_config=registry.model_config, preset=registry.preset)
+    return open_config(path, [f"--run={folder / 'run'}"])
 
 
 def test_a_run_cut_in_the_middle_of_an_epoch_ends_bit_for_bit_the_same(tmp_path, shards):
@@ -69,7 +69,7 @@ def test_a_run_cut_in_the_middle_of_an_epoch_ends_bit_for_bit_the_same(tmp_path,
 
 def micros(shards, *, micro_batch=4, rank=0, world=1, steps=15):
     """The micro-batches of every step of one epoch, as a rank loads them."""
-    source = sources.open_source(Source(source="latents", path=str(shards)), seed=1)
+    source = open_source(Source(source="latents", path=str(shards)), seed=1)
     order, inputs = order_of([source], [1.0], 7, 4), family.Inputs(CONFIG, shards, train=True)
     with Loader([source], order, inputs, seed=7, rank=rank, world=world, micro_batch=micro_batch, workers=0, stop_step=steps) as loader:
         return source, [step.micro for step in loader]

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from plait.engine import distributed
 from plait.engine.guards import Quarantine
 from plait.engine.loop import Loop, total_weights
+from plait.engine.parallel import distributed
 from plait.engine.state import State
 from plait.families.theworld import family
 from tests import ranks

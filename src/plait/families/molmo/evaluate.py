@@ -11,12 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from plait.data.answers import can_judge, judge
+from plait.data.synthetic.answers import can_judge, judge
 from plait.errors import BadSample, PlaitError
-from plait.families.molmo import exams, metrics, points, styles
+from plait.families.molmo import points, styles
 from plait.families.molmo.generate import answers
 from plait.families.molmo.inputs import Inputs, Sample
 from plait.families.molmo.model import Molmo
+from plait.families.molmo.scoring import benchmark_rules, metrics
 
 Row = dict[str, Any]
 Score = Callable[[str, Sample], dict[str, float]]
@@ -156,7 +157,9 @@ def _chosen(answer: str, sample: Sample, rule: Callable[[str, Sequence[str]], in
 
 def _mmmu(answer: str, sample: Sample) -> dict[str, float]:
     return (
-        _chosen(answer, sample, exams.mmmu_choice) if sample["fields"].get("options") else {"score": exams.mmmu_open(answer, golds(sample))}
+        _chosen(answer, sample, benchmark_rules.mmmu_choice)
+        if sample["fields"].get("options")
+        else {"score": benchmark_rules.mmmu_open(answer, golds(sample))}
     )
 
 
@@ -170,7 +173,7 @@ benches = {
     "counting": Bench(counting),
     "pointing": Bench(pointing),
     "mmmu": Bench(_mmmu),
-    "mathvista": Bench(lambda answer, sample: {"score": exams.mathvista(answer, sample["fields"])}),
+    "mathvista": Bench(lambda answer, sample: {"score": benchmark_rules.mathvista(answer, sample["fields"])}),
 }
 
 

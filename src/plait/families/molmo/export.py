@@ -26,7 +26,7 @@ MODEL_TYPE = "plait_molmo"  # what hf.py registers
 
 
 def write_hf(model: Molmo, config: Config, directory: Path, out: Path) -> list[str]:
-    """A directory for `AutoModelForCausalLM` and `AutoProcessor` after `import plait.hf`. Returns what to say about it."""
+    """A directory for `AutoModelForCausalLM` and `AutoProcessor` after `import plait.families.molmo.hf`. Returns what to say about it."""
     weights = {f"model.{name}": value.detach() for name, value in model.state_dict().items()}
     if model.language.config.tie_word_embeddings:
         weights["model.language.lm_head.weight"] = weights["model.language.lm_head.weight"].clone()
@@ -38,7 +38,7 @@ def write_hf(model: Molmo, config: Config, directory: Path, out: Path) -> list[s
     }
     extra = {"processor_config.json": {"processor_class": "MolmoProcessor"}}
     _write(out, weights, {"config.json": settings, **extra}, _tokenizer(model, config, directory))
-    return ["to load it: import plait.hf, then AutoModelForCausalLM.from_pretrained and AutoProcessor.from_pretrained"]
+    return ["to load it: import plait.families.molmo.hf, then AutoModelForCausalLM.from_pretrained and AutoProcessor.from_pretrained"]
 
 
 def write_molmo(model: Molmo, config: Config, directory: Path, out: Path) -> list[str]:

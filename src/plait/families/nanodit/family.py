@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from plait.data.metadata import METADATA
+from plait.data.sources.metadata import METADATA
 from plait.errors import PlaitError
 from plait.families.nanodit.config import Config
 from plait.families.nanodit.generate import GenerateOptions, generate

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from plait.data import captions, images
-from plait.data.metadata import METADATA, read_metadata
+from plait.data.sources.metadata import METADATA, read_metadata
 from plait.errors import BadSample
 from plait.families.nanodit import flow
 from plait.families.nanodit.config import Config

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from plait.data.answers import can_judge, judge
+from plait.data.synthetic.answers import can_judge, judge
 from plait.errors import BadSample, PlaitError
 from plait.families.theworld.generate import answers
 from plait.families.theworld.inputs import Example, Inputs, Sample

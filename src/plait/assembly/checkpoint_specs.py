@@ -1,0 +1,75 @@
+"""Where a checkpoint is, from how people name it: RUN, RUN@STEP, RUN/STAGE, RUN/STAGE@best, RUN/step15000, RUN/latest, a step folder.
+
+`stepN` and `latest` are how the Molmo guide names checkpoints; a folder of exactly that name comes first. Reads no weights (start.py does).
+"""
+
+import difflib
+import re
+from pathlib import Path
+
+from plait.engine.checkpoints import checkpoint
+from plait.engine.checkpoints.checkpoint import Checkpoint
+from plait.errors import PlaitError
+
+FORMS = "give a run, RUN@STEP, RUN/STAGE, RUN/STAGE@best, RUN/stepN, RUN/latest or a step folder"
+LATEST = "latest"
+_STEP = re.compile(rf"step-?(\d+)|{LATEST}")
+
+
+def split(spec: str) -> tuple[Path, str]:
+    """The folder that `spec` names (RUN/STAGE is its stage folder) and which of its checkpoints: what stands behind its @, or /stepN."""
+    name, _, mark = spec.partition("@")
+    path = Path(name).expanduser()
+    named = _STEP.fullmatch(path.name)
+    if named and not path.exists() and not mark:
+        path, mark = path.parent, named[1] or LATEST
+    staged = sorted(path.parent.glob(f"stage-*-{path.name}")) if not path.exists() else []
+    return staged[-1] if staged else path, mark
+
+
+def locate(spec: str, forms: str = FORMS) -> Checkpoint:
+    """The intact checkpoint that one of FORMS means. Raises PlaitError for anything else."""
+    path, mark = split(spec)
+    if not path.exists():
+        if _STEP.fullmatch(Path(spec).name):
+            raise PlaitError(f"{spec!r} does not exist: there is no {path}; {forms}")
+        known = [re.sub(r"^stage-\d+-", "", other.name) for other in path.parent.glob("*")]
+        near = difflib.get_close_matches(path.name, known, 1)
+        hint = f"did you mean {path.parent / near[0]}? " if near else ""
+        raise PlaitError(f"{spec!r} does not exist; {hint}{forms}")
+    return marked(path, mark) if mark else checkpoint.locate(path)
+
+
+def marked(path: Path, mark: str) -> Checkpoint:
+    """The checkpoint of a run or stage at a step, its `best` or its `latest`. Raises PlaitError listing the steps there are."""
+    if mark == LATEST:
+        return checkpoint.locate(path)
+    folders = [folder for folder in checkpoint.published(checkpoint.run_of(path)) if path in folder.parents]
+    if mark == "best":
+        best = checkpoint.locate(path).manifest["state"]["best"]
+        if best is None:
+            raise PlaitError(f"{path} has no best checkpoint: its configuration sets no checkpoint.best")
+        mark = str(best["step"])
+    steps = {str(int(folder.name.removeprefix("step-"))): folder for folder in reversed(folders)}
+    mark = mark.lstrip("0") or "0" if mark.isdecimal() else mark
+    if mark not in steps:
+        raise PlaitError(f"{path} has no checkpoint at step {mark!r}; it has {', '.join(steps) or 'none'}")
+    return checkpoint.locate(steps[mark])
+
+
+def may_be_hub(name: str) -> bool:
+    """Whether a name that is no folder can be a repository on the Hub: owner/name."""
+    return not name.startswith((".", "/", "~")) and name.count("/") == 1 and not _STEP.fullmatch(Path(name).name)
+
+
+def assets(spec: str) -> Path | None:
+    """The folder of what the run that `spec` names made on the spot (its tokenizer); None when it is no run, or made nothing."""
+    path, _ = split(spec)
+    found = checkpoint.run_of(path) / "assets"
+    return found if path.exists() and found.is_dir() else None
+
+
+def tokenizer(spec: str) -> Path | None:
+    """The tokenizer.json of an exported directory; None for anything else."""
+    found = Path(spec).expanduser() / "tokenizer.json"
+    return found if found.is_file() else None

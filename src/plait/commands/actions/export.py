@@ -1,0 +1,37 @@
+"""`plait export`: a checkpoint as a directory that other software loads. What is written is the family's (`families/<name>/export.py`)."""
+
+import difflib
+from pathlib import Path
+
+from plait.assembly import saved
+from plait.assembly.configuration import open_run_config
+from plait.engine.parallel import distributed
+from plait.errors import PlaitError
+from plait.families import registry
+
+
+def export(path: Path, out: Path, to: str, *, averaged: bool = True) -> None:
+    """Write the checkpoint at `path` (a run, stage or step folder) into the new directory `out`, in the layout `to`.
+
+    Averaged weights where the checkpoint has them. Raises PlaitError for a family without that layout, and where `out` exists.
+    """
+    if out.exists():
+        raise PlaitError(f"{out} exists already: export to a new directory, or remove it")
+    found = saved.checkpoint_at(path)
+    family = open_run_config(found.folder.parent.parent).config.family
+    publisher = registry.publisher(family)
+    if publisher is None:
+        raise PlaitError(
+            f"family {family!r} has no layout that other software reads; `plait ckpt consolidate` writes its weights as safetensors"
+        )
+    if to not in publisher.exports:
+        near = difflib.get_close_matches(to, publisher.exports, 1)
+        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(publisher.exports)}"
+        raise PlaitError(f"--to {to!r} is no layout of family {family!r}: {hint}")
+    with distributed.world() as world:
+        built, found, _ = saved.open_checkpoint(path, world, averaged=averaged)
+        if world.first:
+            for line in publisher.exports[to](built.model, built.section, built.assets, out):
+                print(line)
+            which = "averaged" if averaged and found.tensors("ema") else "last"
+            print(f"{found.folder}, {which} weights, as {to}: written to {out}")

@@ -1,0 +1,52 @@
+"""Ask a checkpoint: what `plait generate` does. The options and what is made of them are the family's."""
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from plait.assembly import saved
+from plait.engine.parallel import distributed
+from plait.engine.precision import autocast
+from plait.errors import PlaitError
+
+
+def generate(path: Path, options: Sequence[str], *, averaged: bool, out: Path | None, length: float | None = None) -> None:
+    """Ask the checkpoint at `path`; `options` are the family's own, as name=value. Prints what the family returns, line by line."""
+    with distributed.world() as world:
+        built, _, config = saved.open_checkpoint(path, world, averaged=averaged, length=length)
+        chosen = generate_options(built.family.GenerateOptions, options)
+        if not world.first:  # one question has one answer, however many ranks are asked
+            return
+        with autocast(config.train.precision, world.device):
+            for line in built.family.generate(built.model, built.inputs(config, train=False), chosen, out):
+                print(line)
+
+
+def generate_options(kind: Any, options: Sequence[str]) -> Any:
+    """The family's typed options from name=value texts; a list is given by repeating its name. One line names a wrong one and lists all."""
+    given: dict[str, Any] = {}
+    for item in options:
+        name, _, value = item.partition("=")
+        name = name.replace("-", "_")
+        if name in given:
+            given[name] = [*given[name], value] if isinstance(given[name], list) else [given[name], value]
+        else:
+            given[name] = value
+    try:
+        return kind.model_validate(given)
+    except ValidationError as error:
+        raise PlaitError(_wrong_option(kind, error.errors()[0])) from error
+
+
+def _wrong_option(kind: Any, first: Any) -> str:
+    """One line for the first of pydantic's errors: the nearest option, or what its value must be."""
+    known = [f"--{name.replace('_', '-')}" for name in kind.model_fields]
+    option = "--" + str(first["loc"][0] if first["loc"] else "").replace("_", "-")
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(option, known, 1)
+        return f"generate has no option {option}: " + (f"did you mean {near[0]}?" if near else f"it has {', '.join(known)}")
+    wanted = first["msg"].replace("Input should be ", "").replace("Value error, ", "")
+    return f"generate: {option} must be {wanted}, got {first['input']!r}"

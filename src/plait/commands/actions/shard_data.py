@@ -1,0 +1,179 @@
+"""`plait data shard`: pictures with captions, from any source, to a set of bucketed latent shards."""
+
+import contextlib
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from plait.config import reading
+from plait.config.schema import Source
+from plait.data import aspect, paths
+from plait.data.latent_shards import statistics, write
+from plait.data.latent_shards.plan import Plan, Report, Request, counted, plan
+from plait.data.sources.metadata import read_metadata
+from plait.data.sources.open import open_source
+from plait.errors import PlaitError
+from plait.nn import encoders
+
+
+@dataclass(frozen=True)
+class Options:
+    """The command's arguments, as given."""
+
+    split: str = "train"
+    buckets: str = ",".join(bucket.name for bucket in aspect.STANDARD)
+    bucket: Sequence[str] = ()
+    latents: str = "tiny"
+    texts: str = "tiny"
+    images: str = "tiny"
+    max_tokens: int | None = None
+    limit: int | None = None
+    seed: int = 0
+    batch: int = 16
+    per_shard: int = 1000
+    statistics: str = "measured"
+    like: Path | None = None
+    workers: int = 2
+    device: str = "cpu"
+    dry_run: bool = False
+
+
+OPTIONS = frozenset(Options.__dataclass_fields__)
+
+
+def shard(what: str, out: Path | None, options: Options, settings: Sequence[str] = ()) -> None:
+    """Build the set at `out`, or finish it; with `dry_run` only say what would be in it. `settings`: name=value of the source entry."""
+    if not 1 <= options.per_shard <= 1000:
+        raise PlaitError(f"--per-shard={options.per_shard}: a shard holds 1 to 1000 samples")
+    if options.batch < 1 or (options.limit is not None and options.limit < 1):
+        raise PlaitError("--batch and --limit are at least 1")
+    request = Request(
+        tuple(aspect.parse(name) for name in options.buckets.split(",")),
+        tuple(aspect.parse(name) for name in options.bucket) or None,
+        options.limit,
+        options.seed,
+        options.batch,
+        options.per_shard,
+        options.statistics,
+    )
+    if unknown := next((bucket for bucket in request.only or () if bucket not in request.buckets), None):
+        raise PlaitError(f"--bucket={unknown.name} is none of the buckets {options.buckets}; name them all with --buckets=A,B,...")
+    source = open_source(entry(what, settings), seed=options.seed, split=options.split)
+    if options.dry_run:
+        with _progress() as report:
+            planned = plan(source, request, workers=options.workers, report=report)
+        print("\n".join(_planned(planned)))
+        return
+    if out is None:
+        raise PlaitError("name the folder to write after the source, or give --dry-run")
+    chosen = write.Encoders(
+        encoders.open_latents(options.latents, options.device),
+        encoders.open_texts(options.texts, options.max_tokens, options.device),
+        encoders.open_images(options.images, options.device),
+    )
+    like = read_metadata(options.like) if options.like else None
+    print(f"{source.name}: {len(source)} samples; encoders: " + ", ".join(f"{k} {v['name']}" for k, v in chosen.facts().items()))
+    with _progress() as report:
+        metadata = write.build(source, chosen, out, request, like=like, workers=options.workers, report=report)
+    print("\n".join([*_made(metadata), str(out)]))
+
+
+def measure(path: Path) -> None:
+    """Write the metadata of a set made elsewhere."""
+    with _progress() as report:
+        metadata = statistics.measure(path, report)
+    counts = metadata["counts"]
+    print(f"{path}: {counts['read']} samples read, {counts['unusable']} unusable; statistics of {metadata['latents']['channels']} channels")
+
+
+def entry(what: str, settings: Sequence[str]) -> Source:
+    """The source entry for `what`: `scenes`, a .jsonl, tar shards (a pattern, or a folder of them), or a folder of pictures."""
+    values: dict[str, Any] = {"source": "scenes"} if what == "scenes" else {"source": _kind(what), "path": what}
+    for setting in settings:
+        name, _, text = setting.partition("=")
+        *above, last = name.split(".")
+        inner = values
+        for part in above:
+            inner = inner.setdefault(part, {})
+            if not isinstance(inner, dict):
+                raise PlaitError(f"--{name}: {part} is not a section")
+        try:
+            inner[last] = reading.scalar(text)
+        except yaml.YAMLError as error:
+            raise PlaitError(f"--{name}={text} is not a value: {str(error).splitlines()[0]}") from error
+    try:
+        return Source.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        known = ", ".join(name for name in Source.model_fields if name != "source")
+        raise PlaitError(f"--{'.'.join(map(str, first['loc']))}: {first['msg']}; a source takes {known}") from error
+
+
+def _kind(what: str) -> str:
+    if what.endswith(".jsonl"):
+        return "jsonl"
+    place = paths.local(what)
+    if what.endswith(".tar") or paths.is_remote(what) or (place.is_dir() and any(place.glob("*.tar"))):
+        return "shards"
+    if place.is_dir():
+        return "folder"
+    raise PlaitError(f"{what!r} is no folder of pictures, .jsonl, tar shards or `scenes`")
+
+
+def _planned(planned: Plan) -> list[str]:
+    """What a dry run says."""
+    total = sum(map(len, planned.positions.values()))
+    lines = [f"{bucket.name:>11}  {len(found):>9} samples" for bucket, found in planned.positions.items()]
+    return [*lines, f"read {planned.read}, to write {total}, skipped: {write.said(counted(planned.skipped))}"]
+
+
+def _made(metadata: Mapping[str, Any]) -> list[str]:
+    """What a finished build says."""
+    counts, texts, pictures = metadata["counts"], metadata["texts"], metadata["pictures"]
+    lines = [
+        f"{name:>11}  {row['samples']:>9} samples  {row['tokens']:>10} tokens  {len(row['shards']):>5} shards"
+        for name, row in metadata["buckets"].items()
+    ]
+    lines.append(f"read {counts['read']}, written {counts['written']}, skipped: {write.said(counts['skipped'])}")
+    lines.append(f"captions: {texts['truncated_share']:.1%} cut at {texts['max_tokens']} tokens, {texts['naming_a_side']} name a side")
+    if pictures["enlarged"]:
+        lines.append(f"{pictures['enlarged']} pictures are smaller than their bucket and were enlarged")
+    return lines
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Report]:
+    """A bar on a terminal; elsewhere one line per tenth."""
+    if not sys.stderr.isatty():
+        yield _Lines()
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        tasks: dict[str, Any] = {}
+
+        def report(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total)
+            bar.update(tasks[what], completed=done)
+
+        yield report
+
+
+class _Lines:
+    """A line on standard error whenever another tenth is done."""
+
+    def __init__(self) -> None:
+        self._said: dict[str, int] = {}
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        tenth = 10 * done // max(total, 1)
+        if tenth > self._said.get(what, 0):
+            self._said[what] = tenth
+            print(f"{what} {done} of {total}", file=sys.stderr)

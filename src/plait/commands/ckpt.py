@@ -1,0 +1,80 @@
+"""`plait ckpt`: look into checkpoints, and write what they hold in other forms."""
+
+from pathlib import Path
+
+from plait.commands.arguments import CHECKPOINT, SPEC
+from plait.commands.command import Arguments, Command, Parser
+
+
+def declare_path(parser: Parser) -> None:
+    """Add the one argument of `inspect` and `verify`."""
+    parser.add_argument("path", type=Path, help=CHECKPOINT)
+
+
+def run_inspect(arguments: Arguments) -> None:
+    """Print what the newest checkpoint under a path holds."""
+    from plait.commands.actions import checkpoints
+
+    checkpoints.inspect(arguments.path)
+
+
+def run_verify(arguments: Arguments) -> None:
+    """Hash every file of every checkpoint under a path."""
+    from plait.commands.actions import checkpoints
+
+    checkpoints.verify(arguments.path)
+
+
+def declare_consolidate(parser: Parser) -> None:
+    """Add the arguments of `consolidate`."""
+    parser.add_argument("checkpoint", help=SPEC)
+    parser.add_argument("out", type=Path, metavar="DIR", help="a new folder")
+    parser.add_argument("--last", action="store_true", help="the last weights, not the averaged ones")
+
+
+def run_consolidate(arguments: Arguments) -> None:
+    """Write a checkpoint's weights as whole files."""
+    from plait.commands.actions import checkpoints
+
+    checkpoints.consolidate(arguments.checkpoint, arguments.out, averaged=not arguments.last)
+
+
+def declare_ema(parser: Parser) -> None:
+    """Add the arguments of `ema`."""
+    declare_path(parser)
+    parser.add_argument("--length", type=float, required=True, metavar="SHARE", help="of the run, such as 0.07; at most 0.288")
+    parser.add_argument("--out", type=Path, help="folder (default: RUN/averages/length-SHARE-step-N)")
+
+
+def run_ema(arguments: Arguments) -> None:
+    """Write weights averaged over a share of the run."""
+    from plait.commands.actions import checkpoints
+
+    checkpoints.ema(arguments.path, arguments.length, arguments.out)
+
+
+def declare_diff(parser: Parser) -> None:
+    """Add the arguments of `diff`."""
+    for name in ("a", "b"):
+        parser.add_argument(name, metavar=name.upper(), help=SPEC)
+
+
+def run_diff(arguments: Arguments) -> None:
+    """Print how far the weights moved from A to B."""
+    from plait.commands.actions import checkpoints
+
+    checkpoints.diff(arguments.a, arguments.b)
+
+
+COMMANDS = (
+    Command(("ckpt", "inspect"), "what a checkpoint holds", declare_path, run_inspect),
+    Command(("ckpt", "verify"), "check every file of every checkpoint against its hash", declare_path, run_verify),
+    Command(
+        ("ckpt", "consolidate"),
+        "write the weights of a checkpoint whole, whichever ranks wrote its files",
+        declare_consolidate,
+        run_consolidate,
+    ),
+    Command(("ckpt", "ema"), "weights averaged over any share of the run, after training (optim.ema.post_hoc)", declare_ema, run_ema),
+    Command(("ckpt", "diff"), "how far weights moved from A to B, and what else differs", declare_diff, run_diff),
+)

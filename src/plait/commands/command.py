@@ -1,0 +1,32 @@
+"""What a verb of the command line declares: its words, its help, its arguments and what runs it. A file in this folder is one verb.
+
+A file imports nothing heavy at the top, so that help and errors come at once; `run` imports what it needs when it is called.
+"""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+
+Arguments = argparse.Namespace
+"""Parsed arguments by name. Besides a verb's own: `overrides` (its `name=value` settings, in order), `words` (those of a launch script)
+and `typed` (the whole command line as it was typed)."""
+
+Parser = argparse.ArgumentParser
+
+OVERRIDES = "Settings of the configuration are given as --a.b=value, for example --optim.lr=3e-6 --run=runs/second."
+
+
+@dataclass(frozen=True)
+class Command:
+    """One verb.
+
+    `words`: `("train",)`, or `("data", "inspect")` for a verb of a group. `settings`: what `--name=value` means to the verb, shown
+    under its help; None where it takes none. `scripts`: whether its `config` may be a launch script, which takes words besides flags.
+    """
+
+    words: tuple[str, ...]
+    help: str
+    declare: Callable[[Parser], None]
+    run: Callable[[Arguments], None]
+    settings: str | None = None
+    scripts: bool = False

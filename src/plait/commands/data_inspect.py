@@ -1,0 +1,28 @@
+"""`plait data inspect`: what the model sees of the data, as pictures and a page."""
+
+from pathlib import Path
+
+from plait.assembly.configuration import open_checked
+from plait.commands.arguments import CONFIG, positive
+from plait.commands.command import OVERRIDES, Arguments, Command, Parser
+
+
+def declare(parser: Parser) -> None:
+    """Add the verb's arguments."""
+    parser.add_argument("config", type=Path, help=CONFIG)
+    parser.add_argument("--samples", type=positive, default=12)
+    parser.add_argument("--out", type=Path, default=Path("inspect"), help="folder for the picture and the page")
+    parser.add_argument("--split", choices=("train", "validation"), default="train")
+
+
+def run(arguments: Arguments) -> None:
+    """Draw the first samples that the run takes."""
+    resolved = open_checked(arguments.config, arguments.overrides, words=arguments.words)
+    from plait.commands.actions import inspect_data
+
+    inspect_data.draw(resolved, arguments.split, arguments.samples, arguments.out)
+
+
+COMMANDS = (
+    Command(("data", "inspect"), "draw what the model sees: pixels, prompt, supervised text", declare, run, OVERRIDES, scripts=True),
+)

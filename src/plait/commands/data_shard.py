@@ -1,0 +1,44 @@
+"""`plait data shard`: pictures with captions, encoded into bucketed latent shards."""
+
+from pathlib import Path
+
+from plait.commands.arguments import positive
+from plait.commands.command import Arguments, Command, Parser
+
+
+def declare(parser: Parser) -> None:
+    """Add the verb's arguments."""
+    parser.add_argument("source", help="a folder of pictures, a .jsonl, tar shards, or `scenes`")
+    parser.add_argument("out", type=Path, nargs="?", help="folder of the set; the same command finishes a build that was stopped")
+    parser.add_argument("--split", default="train", help="part of the source")
+    parser.add_argument("--buckets", help="sizes to crop to, WIDTHxHEIGHT,... (default: the five of 1024 x 1024 pixels)")
+    parser.add_argument("--bucket", action="append", default=[], help="write only this one of them; may be repeated")
+    parser.add_argument("--latents", default="tiny", help="VAE: a folder, a Hub repository[/part][@revision], or tiny[:4x48]")
+    parser.add_argument("--texts", default="tiny", help="T5 encoder, named likewise, or tiny[:64]")
+    parser.add_argument("--images", default="tiny", help="DINOv3, named likewise, or tiny")
+    parser.add_argument("--max-tokens", type=positive, help="of a caption (default: 512, tiny 64)")
+    parser.add_argument("--limit", type=positive, help="read at most so many samples, a fair part of all")
+    parser.add_argument("--seed", type=int, default=0, help="of the order in which samples are taken")
+    parser.add_argument("--batch", type=positive, default=16, help="pictures per call of an encoder")
+    parser.add_argument("--per-shard", type=positive, default=1000, help="samples per shard, at most 1000")
+    parser.add_argument("--statistics", choices=("measured", "published"), default="measured", help="what normalises the latents")
+    parser.add_argument("--like", type=Path, help="share the statistics of this set (for held-out data)")
+    parser.add_argument("--workers", type=int, default=2, help="threads that decode pictures")
+    parser.add_argument("--device", default="cpu", help="of the encoders, such as cuda")
+    parser.add_argument("--dry-run", action="store_true", help="only count what each bucket would hold")
+    parser.add_argument("--measure", action="store_true", help="SOURCE is a set made elsewhere: write its metadata.json")
+
+
+def run(arguments: Arguments) -> None:
+    """Build the set, finish it, or measure one made elsewhere."""
+    from plait.commands.actions import shard_data
+
+    if arguments.measure:
+        shard_data.measure(Path(arguments.source))
+        return
+    given = {name: value for name, value in vars(arguments).items() if name in shard_data.OPTIONS and value is not None}
+    shard_data.shard(arguments.source, arguments.out, shard_data.Options(**given), arguments.overrides)
+
+
+_SETTINGS = "Settings of the source are given as --name=value: --template.assistant='a photo of a {label}', --options.size=[64,64]."
+COMMANDS = (Command(("data", "shard"), "encode pictures with captions into bucketed latent shards", declare, run, _SETTINGS),)

@@ -1,0 +1,31 @@
+"""`plait doctor`: look for what would keep a run from going well."""
+
+from pathlib import Path
+
+from plait.assembly.configuration import open_checked
+from plait.commands.arguments import positive, spread
+from plait.commands.command import Arguments, Command, Parser
+from plait.errors import PlaitError
+
+
+def declare(parser: Parser) -> None:
+    """Add the verb's arguments."""
+    parser.add_argument("config", type=Path, nargs="?", help="look at its weights and data too")
+    parser.add_argument("--nproc", type=positive, help="ranks on this machine, to try how they reach each other")
+
+
+def run(arguments: Arguments) -> None:
+    """Print every finding. Raises Unwell where something is to be mended."""
+    resolved = open_checked(arguments.config, arguments.overrides) if arguments.config is not None else None
+    if resolved is None and (other := [item for item in arguments.overrides if not item.startswith("run=")]):
+        raise PlaitError(f"--{other[0]} is a setting of a configuration: plait doctor CONFIG --{other[0]}")
+    named = [item.removeprefix("run=") for item in arguments.overrides] or ["."]
+    folder = resolved.config.run if resolved is not None else named[-1]
+    spread(arguments)
+    from plait.commands.actions import doctor
+
+    doctor.examine(resolved, Path(str(folder)))
+
+
+_SETTINGS = "--run=DIR names the folder to try; with CONFIG, any setting can be given."
+COMMANDS = (Command(("doctor",), "look for what would keep a run from going well, and say what to do", declare, run, _SETTINGS),)

@@ -1,0 +1,47 @@
+"""`plait eval`: a checkpoint measured on a bench."""
+
+from pathlib import Path
+
+from plait.commands.arguments import add_checkpoint, add_weights, positive, spread
+from plait.commands.command import Arguments, Command, Parser
+
+
+def declare(parser: Parser) -> None:
+    """Add the verb's arguments."""
+    add_checkpoint(parser)
+    parser.add_argument(
+        "--bench", required=True, help="loss, a bench of the family, or a dataset with its own rule: vqa2 or vqa2:validation"
+    )
+    parser.add_argument("--data", help="in place of the run's held-out data: a .jsonl, .tar or folder, KIND:PATH, or a dataset's folder")
+    parser.add_argument("--split", help="part of the data")
+    parser.add_argument("--high-res", action="store_true", help="molmo: 36 crops and 4096 tokens")
+    parser.add_argument("--pictures", type=positive, default=48, help="answers on the page with pictures; predictions.json has all")
+    parser.add_argument("--samples", type=positive, help="held-out samples (default: all)")
+    parser.add_argument("--batch", type=positive, default=16, help="samples at a time")
+    parser.add_argument("--show", type=int, default=3, help="answers to print")
+    add_weights(parser)
+    parser.add_argument("--out", type=Path, help="where to write (default: RUN/eval/...)")
+    parser.add_argument("--nproc", type=positive, help="share the samples among so many ranks of this machine")
+
+
+def run(arguments: Arguments) -> None:
+    """Measure, and write the figures, the answers and a page with pictures."""
+    spread(arguments)
+    from plait.commands.actions import evaluate
+
+    options = evaluate.Options(
+        samples=arguments.samples,
+        batch=arguments.batch,
+        show=arguments.show,
+        pictures=arguments.pictures,
+        averaged=not arguments.raw,
+        length=arguments.ema_length,
+        high_res=arguments.high_res,
+        data=arguments.data,
+        split=arguments.split,
+        out=arguments.out,
+    )
+    evaluate.evaluate(arguments.checkpoint, arguments.bench, options)
+
+
+COMMANDS = (Command(("eval",), "measure a checkpoint on a bench; writes predictions and a page with pictures", declare, run),)

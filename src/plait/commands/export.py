@@ -1,0 +1,24 @@
+"""`plait export`: a checkpoint as a directory that other software loads."""
+
+from pathlib import Path
+
+from plait.commands.arguments import add_checkpoint
+from plait.commands.command import Arguments, Command, Parser
+
+
+def declare(parser: Parser) -> None:
+    """Add the verb's arguments."""
+    add_checkpoint(parser)
+    parser.add_argument("out", metavar="DIR", type=Path, help="the new directory")
+    parser.add_argument("--to", default="hf", help="hf: transformers (default); molmo: the published Molmo layout")
+    parser.add_argument("--raw", action="store_true", help="the last weights, not their average")
+
+
+def run(arguments: Arguments) -> None:
+    """Write the directory."""
+    from plait.commands.actions import export
+
+    export.export(arguments.checkpoint, arguments.out, arguments.to, averaged=not arguments.raw)
+
+
+COMMANDS = (Command(("export",), "write a checkpoint as a directory that other software loads", declare, run),)

@@ -1,0 +1,21 @@
+"""`plait fork`: a new run that goes on from a moment of another one."""
+
+from pathlib import Path
+
+from plait.commands.command import OVERRIDES, Arguments, Command, Parser
+
+
+def declare(parser: Parser) -> None:
+    """Add the verb's arguments."""
+    parser.add_argument("start", metavar="RUN@STEP", help="or RUN, RUN/STAGE, RUN/STAGE@best, a step folder")
+    parser.add_argument("new", type=Path, metavar="NEW", help="folder of the new run; `plait train NEW` continues it")
+
+
+def run(arguments: Arguments) -> None:
+    """Write the new run's directory."""
+    from plait.commands.actions import fork
+
+    fork.fork(arguments.start, arguments.new, arguments.overrides)
+
+
+COMMANDS = (Command(("fork",), "a new run that goes on from a moment of another one", declare, run, OVERRIDES),)

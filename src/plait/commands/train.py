@@ -1,0 +1,37 @@
+"""`plait train`: start a run, or continue it."""
+
+from pathlib import Path
+
+from plait.assembly.configuration import open_checked
+from plait.commands.arguments import CONFIG, positive, spread
+from plait.commands.command import OVERRIDES, Arguments, Command, Parser
+
+
+def declare(parser: Parser) -> None:
+    """Add the verb's arguments."""
+    parser.add_argument("config", type=Path, help=CONFIG)
+    parser.add_argument("--fresh", action="store_true", help="begin a new run, and refuse where there is one already")
+    parser.add_argument("--restart", action="store_true", help="start over; the old run is kept aside")
+    parser.add_argument("--stage", help="run this stage only, then stop")
+    parser.add_argument("--allow-inexact", action="store_true", help="go on although something differs from what was saved; it is named")
+    parser.add_argument("--nproc", type=positive, help="ranks on this machine, one per GPU: short for torchrun")
+    parser.add_argument("--max-restarts", type=positive, help="with --nproc: when a rank dies, start all again so often")
+    parser.add_argument("--shutdown-timeout", type=positive, metavar="SECONDS", help="with --nproc: to save after a signal (default: 30)")
+
+
+def run(arguments: Arguments) -> None:
+    """Train to the last planned step. Raises Paused where a signal asked for a stop."""
+    resolved = open_checked(arguments.config, arguments.overrides, words=arguments.words)
+    spread(arguments, arguments.max_restarts, arguments.shutdown_timeout)
+    from plait.training import run as training
+
+    options = training.Options(
+        restart=arguments.restart or "restart" in resolved.asked,
+        allow_inexact=arguments.allow_inexact,
+        only=arguments.stage,
+        fresh=arguments.fresh or "fresh" in resolved.asked,
+    )
+    training.train(resolved, options)
+
+
+COMMANDS = (Command(("train",), "start a run, or continue it: the same command does both", declare, run, OVERRIDES, scripts=True),)

@@ -1,0 +1,258 @@
+"""Text to marked nodes: YAML, and JSON with comments. Knows lines and duplicate keys; knows nothing of what the keys mean.
+
+YAML is read by the rules people expect (close to YAML 1.2): 1e-5 is a number, 007, 12:30 and 2024-01-01 are text, on and off are switches.
+JSON may carry // and /* */ comments and a comma before a closing bracket. `_comment` keys are ignored anywhere, in both.
+"""
+
+import difflib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from plait.config import secrets
+from plait.config.nodes import COMMAND_LINE, Node
+from plait.errors import PlaitError
+
+COMMENT = "_comment"
+_TAG = "tag:yaml.org,2002:"
+_SCALARS = {
+    "bool": (r"true|True|TRUE|false|False|FALSE|on|On|ON|off|Off|OFF|yes|Yes|YES|no|No|NO", "tTfFoOyYnN"),
+    "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    "int": (r"[-+]?(?:0|[1-9][0-9_]*)", "-+0123456789"),
+    "float": (
+        r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?|\.[0-9]+(?:[eE][-+]?[0-9]+)?|[0-9][0-9_]*[eE][-+]?[0-9]+|\.inf|\.Inf)|\.nan|\.NaN",
+        "-+.0123456789",
+    ),
+    "merge": (r"<<", "<"),
+}
+
+
+class _Loader(yaml.SafeLoader):
+    yaml_implicit_resolvers: dict[Any, Any] = {}  # noqa: RUF012 (PyYAML's own way of keeping them)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes text that either this reader or a plain YAML 1.1 reader would take for something else."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        odd = any(mark in data for mark in "\x85\u2028\u2029")  # line breaks to YAML, which only double quotes keep
+        return self.represent_scalar(_TAG + "str", data, style='"' if odd else None)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
+for _name, (_pattern, _first) in _SCALARS.items():
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(_TAG + _name, re.compile(f"^(?:{_pattern})$"), list(_first))
+
+
+@dataclass(frozen=True)
+class Override:
+    """One command line argument, `--optim.lr=3e-6`: its path, and its value still as text."""
+
+    path: tuple[str, ...]
+    text: str
+
+    @classmethod
+    def parse(cls, argument: str) -> "Override":
+        secrets.refuse_argument(argument)
+        name, equals, text = argument.removeprefix("--").partition("=")
+        path = tuple(name.split("."))
+        if not equals or not all(path):
+            raise PlaitError(f"{COMMAND_LINE}: {argument} sets nothing: write --key=value, such as --optim.lr=3e-6")
+        return cls(path, text)
+
+
+def read(path: Path) -> Node:
+    """The mapping in a .yaml, .yml or .json file. One line names what is wrong with the file itself."""
+    root = read_any(path)
+    if not isinstance(root.value, dict):
+        found = "a list" if isinstance(root.value, list) else "nothing" if root.value is None else "a single value"
+        raise PlaitError(f"{path}: the top of a configuration is a mapping of keys, but this file holds {found}")
+    return root
+
+
+def read_any(path: Path) -> Node:
+    """What is in a .yaml, .yml or .json file, whether a mapping, a list or a value."""
+    text = _text(path)
+    return _read_json(text, str(path)) if path.suffix.startswith(".json") else _read_yaml(text, str(path))
+
+
+def scalar(text: str) -> Any:
+    """The plain value of one YAML scalar or flow collection, as typed on a command line. Raises yaml.YAMLError."""
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        return None if node is None else loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def write_yaml(value: Any) -> str:
+    """YAML that `read` turns back into the same data."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+def _text(path: Path) -> str:
+    if not path.suffix.startswith(".json") and path.suffix not in (".yaml", ".yml"):
+        raise PlaitError(f"{path}: a configuration is a .yaml, .yml or .json file")
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        here = sorted(file.name for ending in ("*.yaml", "*.yml", "*.json*") for file in path.parent.glob(ending))
+        near = difflib.get_close_matches(path.name, here, 1)
+        hint = f"did you mean {path.parent / near[0]}?" if near else f"{path.parent} holds {', '.join(here) or 'no configuration'}"
+        raise PlaitError(f"{path}: no such file; {hint}") from None
+    except UnicodeDecodeError as error:
+        raise PlaitError(f"{path}: not UTF-8 text (byte {error.start}): is it a configuration?") from None
+    except OSError as error:
+        raise PlaitError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def _put(inside: dict[str, Node], child: Node, key: str) -> None:
+    if key == COMMENT:
+        return
+    if key in inside:
+        first = inside[key]
+        raise PlaitError(f"{child.place}: {child.path} is set twice, first on line {first.line}: keep one")
+    inside[key] = child
+
+
+def _join(path: str, key: Any) -> str:
+    return f"{path}.{key}" if path else str(key)
+
+
+# YAML -----------------------------------------------------------------------------------------------------------------------------
+
+
+def _read_yaml(text: str, file: str) -> Node:
+    try:
+        loader = _Loader(text)
+        try:
+            root = loader.get_single_node()
+            return Node(None, file, 1) if root is None else _from_yaml(loader, root, Node(None, file, 1), ())
+        finally:
+            loader.dispose()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f"{file}:{mark.line + 1}" if mark else file
+        advice = "; indent with spaces, not tabs" if "'\\t'" in (error.problem or "") else ""
+        raise PlaitError(f"{place}: invalid YAML: {error.problem or error.context}{advice}") from None
+    except yaml.YAMLError as error:
+        raise PlaitError(f"{file}: invalid YAML: {str(error).splitlines()[0]}") from None
+
+
+def _from_yaml(loader: _Loader, node: yaml.Node, here: Node, above: tuple[yaml.Node, ...]) -> Node:
+    """`here` carries the file, line and path of the node; its value is filled in."""
+    if any(node is one for one in above):
+        raise PlaitError(f"{here.place}: invalid YAML: {here.path} contains itself through an alias")
+    if node.tag.startswith("!") or "python/" in node.tag:
+        raise PlaitError(f"{here.place}: invalid YAML: {here.path} has the tag {node.tag.split(':')[-1]!r}, and tags mean nothing here")
+    if isinstance(node, yaml.SequenceNode):
+        items = [
+            _from_yaml(loader, item, Node(None, here.file, item.start_mark.line + 1, _join(here.path, index)), (*above, node))
+            for index, item in enumerate(node.value)
+        ]
+        return Node(items, here.file, here.line, here.path)
+    if not isinstance(node, yaml.MappingNode):
+        return Node(loader.construct_object(node), here.file, here.line, here.path)
+    own: dict[str, Node] = {}
+    for key, _ in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            raise PlaitError(f"{here.file}:{key.start_mark.line + 1}: invalid YAML: a key is one word, not a list or a mapping")
+        _put(own, Node(None, here.file, key.start_mark.line + 1, _join(here.path, key.value)), key.value)
+    loader.flatten_mapping(node)  # `<<: *base`: what is merged in comes first, so that the mapping's own keys win
+    inside: dict[str, Node] = {}
+    for key, child in node.value:
+        mark = Node(None, here.file, key.start_mark.line + 1, _join(here.path, key.value))
+        if key.value != COMMENT:
+            inside[key.value] = _from_yaml(loader, child, mark, (*above, node))
+    return Node(inside, here.file, here.line, here.path)
+
+
+# JSON -----------------------------------------------------------------------------------------------------------------------------
+
+_TOKEN = re.compile(
+    r'(?P<skip>\s+|//[^\n]*|/\*.*?\*/)|(?P<string>"(?:[^"\\\n]|\\.)*")|(?P<mark>[{}\[\]:,])|(?P<word>[^\s{}\[\]:,"/]+)|(?P<wrong>.)', re.S
+)
+
+
+def _read_json(text: str, file: str) -> Node:
+    tokens = _Tokens(text, file)
+    root = tokens.value("")
+    if tokens.kind != "end":
+        raise tokens.error("expected the end of the file")
+    return root
+
+
+class _Tokens:
+    """A cursor over the tokens of one JSON text, and the grammar on top of it."""
+
+    def __init__(self, text: str, file: str):
+        self.file, self.line, self.at = file, 1, 0
+        self.tokens = []
+        line = 1
+        for match in _TOKEN.finditer(text):
+            if match.lastgroup != "skip":
+                self.tokens.append((match.lastgroup, match.group(), line))
+            line += match.group().count("\n")
+        self.tokens.append(("end", "the end of the file", line))
+        self._load()
+
+    def _load(self) -> None:
+        self.kind, self.text, self.line = self.tokens[self.at]
+
+    def _next(self) -> None:
+        self.at += 1
+        self._load()
+
+    def error(self, expected: str) -> PlaitError:
+        got = f", got {self.text}" if self.kind in ("mark", "end") else ""  # a value is never shown: it may be a secret
+        return PlaitError(f"{self.file}:{self.line}: invalid JSON: {expected}{got}")
+
+    def take(self, mark: str) -> bool:
+        if self.kind == "mark" and self.text == mark:
+            self._next()
+            return True
+        return False
+
+    def value(self, path: str) -> Node:
+        line = self.line
+        if self.take("{"):
+            return Node(self._members(path), self.file, line, path)
+        if self.take("["):
+            items: list[Node] = []
+            while not self.take("]"):
+                items.append(self.value(_join(path, len(items))))
+                if not self.take(",") and not (self.kind == "mark" and self.text == "]"):
+                    raise self.error("expected a comma or ]")
+            return Node(items, self.file, line, path)
+        if self.kind not in ("string", "word"):
+            raise self.error("expected a value")
+        try:
+            value = json.loads(self.text)
+        except json.JSONDecodeError:
+            raise self.error("expected a number, true, false, null or text in double quotes") from None
+        self._next()
+        return Node(value, self.file, line, path)
+
+    def _members(self, path: str) -> dict[str, Node]:
+        inside: dict[str, Node] = {}
+        while not self.take("}"):
+            if self.kind != "string":
+                raise self.error("expected a key in double quotes or }")
+            key, line = json.loads(self.text, strict=False), self.line
+            self._next()
+            if not self.take(":"):
+                raise self.error(f"expected a colon after {key!r}")
+            child = self.value(_join(path, key))
+            _put(inside, Node(child.value, self.file, line, child.path), key)
+            if not self.take(",") and not (self.kind == "mark" and self.text == "}"):
+                raise self.error("expected a comma or }")
+        return inside

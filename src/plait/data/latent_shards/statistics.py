@@ -1,0 +1,211 @@
+"""Counts and per-channel statistics of latent shards, and the metadata of a set made of them.
+
+Sums are float64 and over the values as they are stored, so that what is read back has mean 0 and deviation 1.
+Shapes: C channels, H height, W width of a latent.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from plait import __version__, files
+from plait.data import paths
+from plait.data.aspect import Bucket
+from plait.data.formats import npy
+from plait.data.latent_shards.plan import Skipped
+from plait.data.sources.latents import bucket_folders
+from plait.data.sources.metadata import METADATA
+from plait.data.sources.shards import Shards
+from plait.errors import BadSample, PlaitError
+
+_OWN_FIELDS = ("caption", "image_id", "width", "height", "bucket", "tokens", "truncated")
+
+
+@dataclass
+class Moments:
+    """Sums of values and of their squares, per channel."""
+
+    sum: np.ndarray
+    squares: np.ndarray
+    count: int = 0
+
+    @classmethod
+    def of(cls, channels: int) -> "Moments":
+        return cls(np.zeros(channels), np.zeros(channels))
+
+    def add(self, latent: np.ndarray) -> None:
+        """Add one latent (C, H, W)."""
+        values = latent.astype(np.float64).reshape(len(latent), -1)
+        self.sum += values.sum(1)
+        self.squares += (values * values).sum(1)
+        self.count += values.shape[1]
+
+    def merge(self, told: Mapping[str, Any]) -> None:
+        """Add what `facts` of another one say."""
+        self.sum += told["sum"]
+        self.squares += told["squares"]
+        self.count += told["count"]
+
+    def facts(self) -> dict[str, Any]:
+        return {"sum": self.sum.tolist(), "squares": self.squares.tolist(), "count": self.count}
+
+    def statistics(self) -> dict[str, Any]:
+        """Mean and deviation per channel. A constant channel gets deviation 1 and is listed: it becomes 0 everywhere."""
+        mean = self.sum / self.count
+        variance = np.maximum(self.squares / self.count - mean**2, 0)
+        constant = variance <= 1e-12 * np.maximum(self.squares / self.count, 1e-12)
+        std = np.where(constant, 1.0, np.sqrt(variance))
+        found = {"mean": mean.tolist(), "std": std.tolist(), "values_per_channel": self.count}
+        return {**found, "constant_channels": np.flatnonzero(constant).tolist()}
+
+
+@dataclass
+class Tally:
+    """What is counted while one shard is written."""
+
+    bucket: Bucket
+    file: str
+    moments: Moments
+    samples: int = 0
+    tokens: int = 0
+    truncated: int = 0
+    sided: int = 0
+    enlarged: int = 0
+    widths: list[int] = field(default_factory=list)
+    heights: list[int] = field(default_factory=list)
+    left_out: set[str] = field(default_factory=set)
+    skipped: list[Skipped] = field(default_factory=list)
+
+    def add(self, latent: np.ndarray, size: tuple[int, int], tokens: tuple[int, int], sided: bool) -> None:
+        """Count one sample: its stored latent, its picture's own size, its tokens (stored, whole), whether it has a mirrored twin."""
+        self.moments.add(latent)
+        self.samples += 1
+        self.tokens += tokens[0]
+        self.truncated += tokens[1] > tokens[0]
+        self.sided += sided
+        self.enlarged += size[0] < self.bucket.width or size[1] < self.bucket.height
+        self.widths = [min([*self.widths, size[0]]), max([*self.widths, size[0]])]
+        self.heights = [min([*self.heights, size[1]]), max([*self.heights, size[1]])]
+
+    def fields(self, given: Mapping[str, Any], own: Mapping[str, Any]) -> bytes:
+        """A sample's json: the source's fields that JSON can hold (the others are listed in the metadata), and ours."""
+        kept: dict[str, Any] = {}
+        for name, value in given.items():
+            try:
+                json.dumps(value, allow_nan=False)
+                kept[name] = value
+            except (TypeError, ValueError):
+                self.left_out.add(name)
+        assert set(own) == set(_OWN_FIELDS)
+        return json.dumps(kept | dict(own), ensure_ascii=False, sort_keys=True).encode()
+
+    def facts(self, xxh3: str) -> dict[str, Any]:
+        """Plain data, from which the metadata is made."""
+        plain = {name: value for name, value in vars(self).items() if name not in ("bucket", "moments", "left_out", "skipped")}
+        rest = {"bucket": self.bucket.name, "moments": self.moments.facts(), "xxh3": xxh3, "left_out": sorted(self.left_out)}
+        return plain | rest | {"skipped": [asdict(one) for one in self.skipped]}
+
+
+def merged(
+    reports: Sequence[Mapping[str, Any]], buckets: Sequence[str], encoders: Mapping[str, Any], chosen: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """The sections of the metadata that come from the shards' reports. `chosen`: mean and std to use instead of the measured ones."""
+    moments = Moments.of(encoders["latents"]["channels"])
+    for one in reports:
+        moments.merge(one["moments"])
+    shapes = {name: encoders["latents"][name] for name in ("channels", "downsample")}
+    measured = moments.statistics()
+    latents = {**shapes, **measured, "from": "measured"}
+    if chosen is not None:
+        latents = {**shapes, **chosen, "measured": measured}
+    whole = {name: sum(one[name] for one in reports) for name in ("samples", "tokens", "truncated", "sided", "enlarged")}
+    texts = {
+        **{name: encoders["texts"][name] for name in ("width", "max_tokens")},
+        **{name: whole[name] for name in ("tokens", "truncated")},
+        "truncated_share": whole["truncated"] / whole["samples"],
+        "naming_a_side": whole["sided"],
+    }
+    return {
+        "latents": latents,
+        "texts": texts,
+        "images": {"width": encoders["images"]["width"]},
+        "pictures": {**{side: _range(reports, f"{side}s") for side in ("width", "height")}, "enlarged": whole["enlarged"]},
+        "buckets": {name: _bucket([one for one in reports if one["bucket"] == name]) for name in buckets},
+        "fields_left_out": sorted({name for one in reports for name in one["left_out"]}),
+    }
+
+
+def _range(reports: Sequence[Mapping[str, Any]], sides: str) -> list[int]:
+    every = [value for one in reports for value in one[sides]]
+    return [min(every), max(every)]
+
+
+def _bucket(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    shards = [{name: one[name] for name in ("file", "samples", "xxh3")} for one in reports if one["samples"]]
+    return {"samples": sum(one["samples"] for one in reports), "tokens": sum(one["tokens"] for one in reports), "shards": shards}
+
+
+def measure(root: Path, report: Callable[[str, int, int], None] = lambda *_: None) -> dict[str, Any]:
+    """Write `metadata.json` for a set that was made elsewhere: statistics of its latents, and the widths of its first good sample.
+
+    Samples whose latents are missing, not finite or of another shape are counted as unusable. Raises PlaitError when none is left.
+    """
+    if (root / METADATA).exists():
+        raise PlaitError(f"{root} has a {METADATA}; remove it to measure the set again")
+    sets = {bucket: Shards(paths.files(str(folder), ".tar", split=None), None, {}) for bucket, folder in bucket_folders(root).items()}
+    total, read, bad = sum(map(len, sets.values())), 0, 0
+    first: _Seen | None = None
+    for bucket, shards in sets.items():
+        for i in range(len(shards)):
+            read += 1
+            found = _readable(shards, i)
+            if found is None:
+                bad += 1
+                continue
+            latent, text_width, image_width = found
+            if first is None:
+                first = _Seen(max(1, bucket.height // latent.shape[1]), text_width, image_width, Moments.of(len(latent)))
+            if latent.shape == (len(first.moments.sum), bucket.height // first.downsample, bucket.width // first.downsample):
+                first.moments.add(latent)
+            else:
+                bad += 1
+        report("measured", read, total)
+    if first is None or not first.moments.count:
+        raise PlaitError(f"no sample of {root} has .vae.npy, .t5h.npy and .dinov3.npy that can be used: {bad} tried")
+    metadata = {
+        "plait": __version__,
+        "made": "elsewhere, and measured here",
+        "latents": {"channels": len(first.moments.sum), "downsample": first.downsample, **first.moments.statistics(), "from": "measured"},
+        "texts": {"width": first.text_width},
+        "images": {"width": first.image_width},
+        "buckets": {bucket.name: {"samples": len(shards)} for bucket, shards in sets.items()},
+        "counts": {"read": read, "unusable": bad},
+    }
+    files.write_json(root / METADATA, metadata)
+    return metadata
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What the first good sample says of a set."""
+
+    downsample: int
+    text_width: int
+    image_width: int
+    moments: Moments
+
+
+def _readable(shards: Shards, i: int) -> tuple[np.ndarray, int, int] | None:
+    """Finite latents (C, H, W) of one sample and the widths of its text states and image vector; None when it has none."""
+    name, members = shards.members(i)
+    found = dict(members)
+    try:
+        latent, text, vector = (npy.parse(found.get(f"{kind}.npy", b""), f"{name}.{kind}.npy") for kind in ("vae", "t5h", "dinov3"))
+    except BadSample:
+        return None
+    usable = latent.ndim == 3 and text.ndim == 2 and vector.ndim == 1 and bool(np.isfinite(latent).all())
+    return (latent, text.shape[1], vector.shape[0]) if usable else None

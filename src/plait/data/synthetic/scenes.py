@@ -1,0 +1,333 @@
+"""Scenes: a source of pictures made on the spot, with captions, questions, exact answers and futures. Nothing is read or stored.
+
+Scene i of a split is a pure function of (seed, split, i): the same in any process, thread and order. This file decides what is in a scene
+(options, layout, held-out pairs); physics.py says where things go, drawing.py how they look, questions.py what is said about them and
+answers.py whether an answer is right.
+"""
+
+import difflib
+import functools
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, Self
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from plait import keys
+from plait.data.synthetic import questions
+from plait.data.synthetic.answers import judge
+from plait.data.synthetic.drawing import DRAWING, encode, render
+from plait.data.synthetic.lexicon import COLOURS, SHAPES
+from plait.data.synthetic.physics import Scene, Thing
+from plait.data.synthetic.questions import Question, Speech
+from plait.data.synthetic.vocabulary import every_text
+from plait.errors import PlaitError
+
+__all__ = ["SIZES", "SPLITS", "SceneOptions", "Scenes", "judge", "vocabulary_texts"]
+
+SPLITS = {"train": 100_000, "validation": 1_000, "test": 1_000}  # and how many scenes each has when no length is given
+SIZES = {"small": (0.55, 0.65), "medium": (0.73, 0.81), "large": (0.90, 1.0)}  # radius, as a share of the largest one
+
+_LARGEST = 0.2  # largest radius, of the shorter side
+_GAP = 1.12  # room kept around a thing, in its radii: things never touch at frame 0
+_SMALLEST_PX = 2.0  # radius below which shapes cannot be told apart
+_LAYOUTS = 1000  # scenes drawn until one allows a question of the task: far more than any sensible options need
+_PLACINGS = 24  # random places tried per thing before the whole scene goes onto a grid, where everything fits
+
+
+class SceneOptions(BaseModel):
+    """What the scenes hold and what is asked about them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    size: tuple[tuple[int, int], ...] = ((64, 64),)  # (width, height) in pixels; several are drawn equally often
+    objects: tuple[int, int] = (1, 4)  # fewest and most things
+    shapes: tuple[str, ...] = SHAPES
+    colours: tuple[str, ...] = tuple(COLOURS)
+    sizes: tuple[str, ...] = ("small", "large")
+    tasks: dict[str, float] = {"caption": 1, "count": 1, "colour": 1, "shape": 1, "relation": 1, "point": 1, "exists": 1}
+    questions: int = Field(1, ge=1, le=24)  # about each picture: over 1, `annotations`; fewer where the scene allows no other question
+    answers: Literal["short", "sentence"] = "short"
+    frames: int = Field(0, ge=0, le=1000)  # frames of video beside the picture, its first frame among them; 0: a still picture
+    horizon: tuple[int, int] = (4, 12)  # frames that "future" looks ahead, fewest and most
+    speed: tuple[float, float] = (0.015, 0.05)  # of the shorter side, per frame
+    trails: Literal["auto", "always", "never"] = "auto"  # auto: where "future" is asked of stills, which show no motion otherwise
+    background: Literal["light", "dark", "mixed", "white"] = "mixed"
+    holdout: float | tuple[str, ...] = 0.1  # share of colour and shape pairs, or the pairs ("red circle"), kept out of training
+    held_out_share: float = Field(0.5, ge=0, le=1)  # share of validation scenes with a held-out pair
+    supersample: int = Field(3, ge=1, le=8)
+    format: Literal["png", "jpeg"] = "png"
+
+    @field_validator("size", mode="before")
+    @classmethod
+    def _sizes_in_a_list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, (list, tuple)) and value and isinstance(value[0], int) else value
+
+    @field_validator("objects", "horizon", mode="before")
+    @classmethod
+    def _one_number_is_a_range(cls, value: Any) -> Any:
+        return (value, value) if isinstance(value, int) else value
+
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def _names_weigh_the_same(cls, value: Any) -> Any:
+        return dict.fromkeys([value] if isinstance(value, str) else value, 1.0) if isinstance(value, (str, list, tuple)) else value
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        for what, given, known in (
+            ("shape", self.shapes, SHAPES),
+            ("colour", self.colours, tuple(COLOURS)),
+            ("size", self.sizes, tuple(SIZES)),
+            ("task", tuple(self.tasks), questions.TASKS),
+        ):
+            if not given or len(set(given)) < len(given):
+                raise ValueError(f"{what}s must be a list without repeats, not {list(given)}")
+            for name in given:
+                if name not in known:
+                    raise ValueError(f"there is no {what} '{name}'; {_nearest(name, known)}")
+        if min(self.tasks.values()) < 0 or sum(self.tasks.values()) <= 0:
+            raise ValueError(f"task weights must not be negative and must not all be 0: {self.tasks}")
+        for name, (low, high), least, most in (
+            ("objects", self.objects, 1, 20),
+            ("horizon", self.horizon, 1, 10_000),
+            ("speed", self.speed, 0, 1),
+        ):
+            if not least <= low <= high <= most:
+                raise ValueError(f"{name} must be [fewest, most] within {least} to {most}, not {[low, high]}")
+        if not self.size or min(min(pair) for pair in self.size) < 16 or max(max(pair) for pair in self.size) > 4096:
+            raise ValueError(
+                f"size must be [width, height], or a list of them, of 16 to 4096 pixels, not {[list(pair) for pair in self.size]}"
+            )
+        for width, height in self.size:
+            if (smallest := largest_radius(width, height, self.objects[1]) * min(SIZES[size][0] for size in self.sizes)) < _SMALLEST_PX:
+                crowd = f"{self.objects[1]} objects in {width}x{height} pixels"
+                raise ValueError(f"{crowd} leave {smallest:.1f} pixels of radius; take fewer or a larger size")
+        if self.tasks.get("future") and self.frames < 2 and self.trails == "never":
+            raise ValueError("'future' cannot be asked of a still picture without trails: set frames to 2 or more, or trails to auto")
+        held_out(self.colours, self.shapes, self.holdout)
+        return self
+
+
+def largest_radius(width: int, height: int, things: int) -> float:
+    """The radius of the largest thing: at most a fifth of the shorter side, and small enough that a grid of `things` cells always fits."""
+    best = 0.0
+    for columns in range(1, things + 1):
+        rows = math.ceil(things / columns)
+        best = max(best, min(width / columns, height / rows) / (2 * _GAP))
+    return min(best, _LARGEST * min(width, height))
+
+
+def held_out(colours: Sequence[str], shapes: Sequence[str], holdout: float | tuple[str, ...]) -> frozenset[tuple[str, str]]:
+    """The pairs that training never shows or names. A share takes them by hash, whatever the seed; it spares every word."""
+    pairs = [(colour, shape) for colour in colours for shape in shapes]
+    if isinstance(holdout, tuple):
+        unknown = [text for text in holdout if tuple(text.split()) not in pairs]
+        if unknown:
+            raise ValueError(f"holdout names '{unknown[0]}', which is not a colour and a shape in use, like '{' '.join(pairs[0])}'")
+        if len(set(holdout)) == len(pairs):
+            raise ValueError("holdout leaves nothing to train on")
+        return frozenset(pair for pair in pairs if " ".join(pair) in holdout)
+    if not 0 <= holdout < 1:
+        raise ValueError(f"holdout must be a share from 0 to below 1, or a list of pairs, not {holdout}")
+    held: set[tuple[str, str]] = set()
+    for colour, shape in sorted(pairs, key=lambda pair: keys.key("held out", *pair)):
+        kept = [pair for pair in pairs if pair not in held and pair != (colour, shape)]
+        if len(held) + 1 <= holdout * len(pairs) + 1e-9 and colour in {c for c, _ in kept} and shape in {s for _, s in kept}:
+            held.add((colour, shape))
+    return frozenset(held)
+
+
+class Scenes:
+    """The source. `options` are those of SceneOptions; `split` is train, validation or test; `length` only bounds the indices."""
+
+    def __init__(self, options: dict[str, Any], *, seed: int, split: str, length: int | None = None) -> None:
+        if split not in SPLITS:
+            raise PlaitError(f"scenes have no split '{split}'; {_nearest(split, tuple(SPLITS))}")
+        if length is not None and length < 1:
+            raise PlaitError(f"scenes need a length of at least 1, not {length}")
+        self.options = _checked(options)
+        self.seed, self.split, self.length = seed, split, SPLITS[split] if length is None else length
+        self.name = f"scenes {split}"
+        self.held_out = held_out(self.options.colours, self.options.shapes, self.options.holdout)
+        for task, weight in self.options.tasks.items():
+            if weight:
+                self._compose(-1, task)
+
+    def __len__(self) -> int:
+        return self.length
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes whenever a scene, its texts, or its pixels could."""
+        told = self.options.model_dump_json(exclude=None if self.options.questions > 1 else {"questions"})
+        return f"{keys.key(DRAWING, told, self.seed, self.split, self.length):016x}"
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """The sample. Its `fields` hold the whole truth, as plain data: see docs/scenes.md."""
+        if not 0 <= index < self.length:
+            raise IndexError(f"scene {index} of {self.length}")
+        options = self.options
+        scene, question, caption, task = self._compose(index)
+        draw = functools.partial(render, scene, supersample=options.supersample, trails=self._trails)
+        frames = [encode(draw(frame), options.format) for frame in range(max(options.frames, 1))]
+        sample: dict[str, Any] = {
+            "id": f"{self.split}-{self.seed}-{index}",
+            "images": frames[:1],
+            "messages": _asked(question),
+            "fields": {
+                "task": task,
+                "question": question.text,
+                "answer": question.answer,
+                "truth": question.truth,
+                "caption": caption,
+                "size": [scene.width, scene.height],
+                "objects": [{name: getattr(thing, name) for name in Thing.__slots__} for thing in scene.things],
+                "background": [list(scene.background[0]), list(scene.background[1]), scene.background[2]],
+                "frames": options.frames,
+                "held_out": any((thing.colour, thing.shape) in self.held_out for thing in scene.things),
+            },
+        }
+        if options.frames:
+            sample["frames"] = frames
+        if options.questions > 1:
+            sample["annotations"] = [{"messages": _asked(one)} for one in (question, *self._more(index, scene, question))]
+        return sample
+
+    @property
+    def _trails(self) -> bool:
+        asked_of_stills = bool(self.options.tasks.get("future")) and self.options.frames < 2
+        return self.options.trails == "always" or (self.options.trails == "auto" and asked_of_stills)
+
+    @property
+    def _speech(self) -> Speech:
+        options = self.options
+        silent = self.held_out if self.split == "train" else frozenset()  # in training, "is there a ...?" would always be answered "no"
+        sentences = options.answers == "sentence"
+        return Speech(options.colours, options.shapes, len(options.sizes) > 1, silent, sentences, options.horizon, options.frames)
+
+    def _compose(self, index: int, task: str | None = None) -> tuple[Scene, Question, str, str]:
+        """Scene, question, caption and task of an index: the task is drawn first, then scenes until one allows such a question."""
+        rng = keys.rng(self.seed, "scenes", self.split, index)
+        drawn = self._task(rng)
+        task = task or drawn
+        with_held_out = self.split != "train" and bool(self.held_out) and rng.random() < self.options.held_out_share
+        speech = self._speech
+        for _ in range(_LAYOUTS):
+            scene, focus = self._scene(rng, with_held_out)
+            if question := questions.ask(task, scene, speech, rng, focus):
+                return scene, question, questions.caption(scene, speech, rng), task
+        raise PlaitError(
+            f"no scene of these options allows a question of the task '{task}'; allow more objects, shapes or colours, or drop the task"
+        )
+
+    def _task(self, rng: np.random.Generator) -> str:
+        weights = np.array(list(self.options.tasks.values()))
+        return list(self.options.tasks)[int(np.searchsorted(np.cumsum(weights) / weights.sum(), rng.random(), side="right"))]
+
+    def _more(self, index: int, scene: Scene, first: Question) -> list[Question]:
+        """Further questions about a scene; none is asked twice."""
+        rng, speech = keys.rng(self.seed, "scenes", self.split, index, "more"), self._speech
+        drawn = [questions.ask(self._task(rng), scene, speech, rng, None) for _ in range(self.options.questions - 1)]
+        return list({one.text: one for one in drawn if one and one.text != first.text}.values())
+
+    def _scene(self, rng: np.random.Generator, with_held_out: bool) -> tuple[Scene, int | None]:
+        """A scene, and the number of its thing of a held-out pair, if it has one."""
+        options = self.options
+        width, height = questions.pick(rng, options.size)
+        count = int(rng.integers(options.objects[0], options.objects[1] + 1))
+        special = int(rng.integers(count)) if with_held_out else None
+        every = [(colour, shape) for colour in options.colours for shape in options.shapes]
+        common = [pair for pair in every if pair not in self.held_out]
+        pairs = [questions.pick(rng, sorted(self.held_out) if i == special else common) for i in range(count)]
+        sizes = [questions.pick(rng, options.sizes) for _ in range(count)]
+        largest = largest_radius(width, height, options.objects[1])
+        radii = [largest * (SIZES[size][0] + (SIZES[size][1] - SIZES[size][0]) * rng.random()) for size in sizes]
+        things = []
+        for (colour, shape), size, radius, (x, y) in zip(pairs, sizes, radii, place(rng, radii, width, height), strict=True):
+            speed = min(width, height) * (options.speed[0] + (options.speed[1] - options.speed[0]) * rng.random())
+            angle = 2 * math.pi * rng.random()
+            tilt = 24 * rng.random() - 12
+            things.append(Thing(shape, colour, size, x, y, speed * math.cos(angle), speed * math.sin(angle), radius, tilt))
+        return Scene(width, height, _background(rng, options.background), tuple(things)), special
+
+
+def _asked(question: Question) -> list[dict[str, str]]:
+    return [{"role": "user", "content": question.text}, {"role": "assistant", "content": question.answer}]
+
+
+def place(rng: np.random.Generator, radii: list[float], width: int, height: int) -> list[tuple[float, float]]:
+    """Centres, inside the box and apart from each other: at random, or, when a few tries do not find room, in the cells of a grid."""
+    found: list[tuple[float, float]] = []
+    for radius in radii:
+        for _ in range(_PLACINGS):
+            x, y = radius + (width - 2 * radius) * rng.random(), radius + (height - 2 * radius) * rng.random()
+            if all(math.hypot(x - u, y - v) >= _GAP * (radius + r) for (u, v), r in zip(found, radii, strict=False)):
+                found.append((x, y))
+                break
+        else:
+            break
+    if len(found) == len(radii):
+        return found
+    count = len(radii)
+    columns = max(range(1, count + 1), key=lambda n: min(width / n, height / math.ceil(count / n)))
+    cell_w, cell_h = width / columns, height / math.ceil(count / columns)
+    cells = rng.permutation(columns * math.ceil(count / columns))[:count]
+    spare = [(max(cell_w - 2 * _GAP * r, 0.0), max(cell_h - 2 * _GAP * r, 0.0)) for r in radii]
+    return [
+        ((cell % columns + 0.5) * cell_w + w * (rng.random() - 0.5), (cell // columns + 0.5) * cell_h + h * (rng.random() - 0.5))
+        for cell, (w, h) in zip(cells.tolist(), spare, strict=True)
+    ]
+
+
+def vocabulary_texts(options: dict[str, Any], samples: int = 2000) -> Iterator[str]:
+    """Texts that hold every word, number and mark a scene can say, of all tasks, whatever the options ask: to train a tokenizer on.
+
+    First every template with every word in turn, then the messages of `samples` scenes with these options: frequent words are frequent.
+    """
+    yield from every_text(tuple(COLOURS), SHAPES, tuple(SIZES))
+    source = Scenes(options, seed=0, split="train", length=samples)
+    for index in range(samples):
+        _, question, caption, _ = source._compose(index)
+        yield question.text
+        yield question.answer
+        yield caption
+
+
+def _background(rng: np.random.Generator, style: str) -> tuple[tuple[int, int, int], tuple[int, int, int], float]:
+    """Two quiet tones of neighbouring hue: pale, or dark, or plain white."""
+    angle, dark = 360 * rng.random(), rng.random() < 0.35
+    if style == "white":
+        return (255, 255, 255), (255, 255, 255), 0.0
+    if style != "mixed":
+        dark = style == "dark"
+    hue, turn = rng.random(), 0.25 * (rng.random() - 0.5)
+    levels = (0.27, 0.15) if dark else (0.97, 0.86)
+    first, second = (_tone(hue + k * turn, 0.30 if dark else 0.09, level) for k, level in enumerate(levels))
+    return first, second, angle
+
+
+def _tone(hue: float, saturation: float, level: float) -> tuple[int, int, int]:
+    """RGB of a hue (1 is a full turn), by a cosine wheel: smooth, with no colour of the things among its results."""
+    red, green, blue = (
+        round(255 * level * (1 - saturation * (0.5 - 0.5 * math.cos(2 * math.pi * (hue - third / 3))))) for third in range(3)
+    )
+    return red, green, blue
+
+
+def _checked(options: dict[str, Any]) -> SceneOptions:
+    try:
+        return SceneOptions.model_validate(options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"][:1])
+        if first["type"] == "extra_forbidden":
+            raise PlaitError(f"scenes have no option '{where}'; {_nearest(where, tuple(SceneOptions.model_fields))}") from None
+        text = first["msg"].removeprefix("Value error, ")
+        raise PlaitError(f"scenes: {where}: {text}, not {first['input']!r}" if where else f"scenes: {text}") from None
+
+
+def _nearest(name: str, known: tuple[str, ...]) -> str:
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"

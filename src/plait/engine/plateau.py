@@ -1,0 +1,28 @@
+"""When a stage ends: after its planned steps, or earlier, once a held-out figure is flat."""
+
+from collections.abc import Sequence
+
+from plait.config.schema import Plateau
+
+PLANNED = "planned steps done"
+
+
+def flat(history: Sequence[tuple[int, float]], rule: Plateau) -> str | None:
+    """Why the figure no longer gets better, or None while it does. `history`: (step of the stage, figure), oldest first.
+
+    Two rules, neither before `min_steps`: no new best for `patience_steps`; or the best of the last `window_steps` is better than
+    the best before them by less than `min_gain` of it.
+    """
+    if not history or history[-1][0] < rule.min_steps:
+        return None
+    sign = 1.0 if rule.better == "lower" else -1.0
+    now = history[-1][0]
+    best_step, best = min(history, key=lambda item: (sign * item[1], item[0]))
+    if now - best_step >= rule.patience_steps:
+        return f"{rule.metric} has no new best since step {best_step} of the stage ({best:.4g}), {now - best_step} steps ago"
+    earlier = [sign * value for step, value in history if step <= now - rule.window_steps]
+    if earlier:
+        gain = (min(earlier) - sign * best) / max(abs(min(earlier)), 1e-12)
+        if gain < rule.min_gain:
+            return f"{rule.metric} got better by {gain:.2%} over the last {rule.window_steps} steps, less than {rule.min_gain:.2%}"
+    return None

@@ -1,0 +1,224 @@
+"""Where a run starts from: its own newest checkpoint, another run's weights, or step 0. What that means is said before the first step."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from safetensors.torch import load_file
+from torch import Tensor
+
+from plait import files
+from plait.assembly import checkpoint_specs
+from plait.assembly.parts import Parts
+from plait.config.resolved import StageView
+from plait.config.schema import RunConfig
+from plait.engine import optim, power_ema, schedule
+from plait.engine.checkpoints import checkpoint, migrate, post_hoc_ema
+from plait.engine.checkpoints.checkpoint import Checkpoint
+from plait.engine.parallel.distributed import Saved, World
+from plait.engine.state import GROUPS, State
+from plait.errors import PlaitError
+from plait.families import registry
+
+LINEAGE = "lineage.json"
+"""In a run directory: what the run came from, by `from:` or by a fork."""
+
+_FORMS = f"from: {checkpoint_specs.FORMS}, a folder of safetensors, or a Hub repository as owner/name"
+_PROBE_TOLERANCE = 1e-3
+_BARS = " ▁▂▃▄▅▆▇█"
+_CURVE_COLUMNS = 48
+Tensors = dict[str, dict[str, Tensor]]
+
+
+def resume(state: State, built: Parts, views: Sequence[StageView], run: Path, world: World, allow_inexact: bool) -> Checkpoint | None:
+    """Put the run's newest intact checkpoint back and report every item; damaged newer ones are named. None when there is none.
+
+    Raises PlaitError when a frozen weight is not the one the run was trained against, or something saved would be lost.
+    """
+    found = None
+    if world.first:  # one reader hashes
+        checkpoint.clear_unfinished(run)
+        found, faults = checkpoint.newest_intact(run)
+        for fault in faults:
+            print(f"passed over: {fault}")
+        print(f"continuing from {found.folder}" if found else f"{run} has no intact checkpoint: it starts at step 0")
+    found = world.agree(found)
+    if found is None:
+        return None
+    facts = found.manifest["state"]
+    if facts["stage"] > len(views):
+        raise PlaitError(f"{found.folder} is of stage {facts['stage']}, but the configuration has {len(views)} stages; give them back")
+    if built.frozen_xxh3(set(facts["trained"])) != found.manifest["frozen_xxh3"]:
+        raise PlaitError(f"the frozen weights are not those that {found.folder} was trained against: {found.manifest['base']}")
+    tensors = {group: found.saved(group) for group in GROUPS}
+    view = views[facts["stage"] - 1]
+    rows = migration(tensors, set(facts["trained"]), view.config, built)
+    accept(rows, [], run, f"{found.folder}", world, allow_inexact)
+    state.restore(facts, tensors)
+    if world.first:
+        post_hoc_ema.forget(run, state.step)
+        before = found.manifest.get("world", 1)
+        said = "exact" if before == world.size else f"remapped: {before} ranks then, {world.size} now; same global batches, same noise"
+        print(f"  step {state.step}, order of data, noise    exact: functions of (seed, step)\n  ranks    {said}")
+        if facts["stage_done"] is None:
+            print(*(f"  {line}\n" for line in freezing(found.manifest, built, view.config)), sep="", end="")
+    return found
+
+
+def check_named(spec: str) -> None:
+    """Raise PlaitError where `from:` names nothing here that could be on the Hub: known before a model is built, or downloaded, for it."""
+    path, _ = checkpoint_specs.split(spec)
+    if not path.exists() and not checkpoint_specs.may_be_hub(spec.partition("@")[0]):
+        checkpoint_specs.locate(spec, _FORMS)
+
+
+def begin_from(state: State, built: Parts, view: StageView, run: Path, world: World, allow_inexact: bool) -> None:
+    """Start at step 0 with the weights, averages and moments of what `from:` names; freezing comes from this run's own configuration."""
+    spec = str(view.config.from_)
+    tensors, manifest, folder = read_from(spec)
+    publisher = registry.publisher(built.config.family)
+    if manifest is None and publisher is not None:
+        tensors = {**tensors, "weights": publisher.imported(tensors["weights"], built.model)}
+    if tensors["ema"] and view.config.optim.ema is None:
+        tensors = {**tensors, **{group: {} for group in ("ema", *power_ema.KEPT)}}
+        print("averages are left behind: optim.ema is off here") if world.first else None
+    trained = set(manifest["state"]["trained"]) if manifest else set(tensors["weights"])
+    rows = migration(tensors, trained, view.config, built)
+    notes = []
+    if manifest and built.frozen_xxh3(trained) != manifest["frozen_xxh3"]:
+        notes.append(f"base weights: frozen there {manifest['base']}, here {built.family.base(built.section)}")
+    if world.first:
+        print(f"starting from {folder}")
+        for line in freezing(manifest, built, view.config):
+            print(f"  {line}")
+        lineage = {"kind": "from", "from": spec, "folder": str(folder), "step": manifest["state"]["step"] if manifest else None}
+        files.write_json(run / LINEAGE, lineage)
+    accept(rows, notes, run, spec, world, allow_inexact)
+    kept = {name for row in rows if row.group == "weights" and row.verdict == "keep" for name in row.names}
+    fitting: Tensors = {
+        group: {name: value for name, value in part.items() if (name.rpartition(".")[0] if group == "moments" else name) in kept}
+        for group, part in tensors.items()
+    }
+    start = State(built.model).facts() | {"trained": sorted(kept)}
+    state.restore(start, fitting)
+
+
+def read_from(spec: str) -> tuple[Tensors, dict[str, Any] | None, Path]:
+    """The tensors, manifest (None for bare weights) and folder that `spec` means.
+
+    What places.py knows, a folder of safetensors, or a Hub repository (owner/name).
+    """
+    path, mark = checkpoint_specs.split(spec)
+    name = spec.partition("@")[0]
+    if not path.exists() and not (path.parent / "config.yaml").is_file() and checkpoint_specs.may_be_hub(name):
+        return _weights(_download(name, mark or None))
+    if path.exists() and not checkpoint.is_step(path) and not checkpoint.published(checkpoint.run_of(path)):
+        return _weights(path)
+    found = checkpoint_specs.locate(spec, _FORMS)
+    return {group: found.tensors(group) for group in GROUPS}, found.manifest, found.folder
+
+
+def _weights(folder: Path) -> tuple[Tensors, dict[str, Any] | None, Path]:
+    if (folder / "manifest.json").is_file():
+        if faults := checkpoint.verify(folder):
+            raise PlaitError(faults[0])
+        found = checkpoint.read(folder)
+        return {group: found.tensors(group) for group in GROUPS}, found.manifest, folder
+    parts = sorted(folder.glob("*.safetensors"))
+    if not parts:
+        raise PlaitError(f"from: {folder} is neither a run nor a folder with safetensors weights")
+    return {"weights": {name: value for part in parts for name, value in load_file(part).items()}, "ema": {}, "moments": {}}, None, folder
+
+
+def _download(repository: str, revision: str | None) -> Path:
+    try:
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=["*.safetensors", "manifest.json"]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise PlaitError(f"from: {repository!r} is no run, stage or folder here, and the Hub did not give it: {reason}") from error
+
+
+def migration(tensors: Mapping[str, Mapping[str, Saved]], trained: set[str], config: RunConfig, built: Parts) -> list[migrate.Row]:
+    """The migration table of saved tensors into the stage that `config` describes."""
+    components = built.family.components(built.model)
+    now = {name for part in optim.select(components, config.trainable, built.family.never_trained).values() for name in part}
+    wanted = {"weights": now, "moments": now, "ema": now if config.optim.ema is not None else set()}
+    if config.optim.ema is not None and config.optim.ema.post_hoc:
+        wanted |= dict.fromkeys(power_ema.KEPT, now)
+    return migrate.compare(tensors, components, wanted, trained)
+
+
+def accept(rows: Sequence[migrate.Row], notes: Sequence[str], run: Path, start: str, world: World, allow_inexact: bool) -> None:
+    """Print and save the migration table. Raises PlaitError when something would be lost, unless that was allowed."""
+    lost = [*migrate.inexact(rows), *notes]
+    if world.first:
+        print(migrate.table(rows))
+        row = {"from": start, "rows": [vars(row) for row in rows], "inexact": lost}
+        files.append_rows(run / "migrations.jsonl", [row])
+        for line in lost:
+            print(f"  inexact: {line}")
+    if lost and not allow_inexact:
+        raise PlaitError(f"this start is inexact ({'; '.join(lost)}); if that is meant, add --allow-inexact")
+
+
+def freezing(manifest: Mapping[str, Any] | None, built: Parts, config: RunConfig) -> list[str]:
+    """How what trains differs from the start's last stage, a line per component."""
+    if manifest is None:
+        return []
+    components = built.family.components(built.model)
+    now = set(optim.select(components, config.trainable, built.family.never_trained))
+    before = set(manifest["trainable"])
+    lines = [f"{name}: trained there, frozen here (its trained weights stay in every checkpoint)" for name in sorted(before - now)]
+    return lines + [f"{name}: frozen there, trains here" for name in sorted(now - before)]
+
+
+def changed(before: RunConfig, after: RunConfig, differences: Sequence[tuple[str, Any, Any]], steps: int) -> str:
+    """What a changed configuration means: each key, and the learning rate then and now when its curve moved."""
+    lines = [f"  {key}: {json.dumps(old)} -> {json.dumps(new)}" for key, old, new in differences]
+    if any(key.startswith(("optim", "train", "stages")) for key, _, _ in differences):
+        for name, config in (("then", before), ("now", after)):
+            lines.append(f"  learning rate {name:<4} {curve(config, config.train.steps or steps)}")
+    return "\n".join(lines)
+
+
+def curve(config: RunConfig, steps: int) -> str:
+    """The learning-rate curve over `steps` as a line of bars, with its peak and end."""
+    values, end, units = schedule.curve(config.optim, steps, _CURVE_COLUMNS)
+    bars = "".join(_BARS[round(value * (len(_BARS) - 1))] for value in values)
+    return f"{bars} peak {config.optim.lr:.2g}, end {config.optim.lr * values[-1]:.2g}, {end} {units}"
+
+
+def check_data(since: Checkpoint, now: Mapping[str, str], run: Path, allow_inexact: bool) -> str:
+    """How the training data compares with that of the checkpoint. Raises PlaitError when its content is another, unless a fork meant it."""
+    then = since.manifest["data"]
+    named = {name: (then.get(name, "not there"), now.get(name, "gone")) for name in {**then, **now}}
+    changed = [f"{name}: {was} -> {is_}" for name, (was, is_) in named.items() if was != is_]
+    if not changed:
+        return f"data     exact: {', '.join(now)}"
+    line = f"the training data is not what {since.folder} was trained on ({'; '.join(changed)})"
+    if not allow_inexact and not _forked_for_data(run, since.step):
+        raise PlaitError(f"{line}; put it back, fork the run with the new data, or add --allow-inexact")
+    return f"data     changed: {line}"
+
+
+def _forked_for_data(run: Path, step: int) -> bool:
+    """Whether the run is a fork at this very step that was made to go on with other data."""
+    path = run / LINEAGE
+    lineage: dict[str, Any] = json.loads(path.read_bytes()) if path.is_file() else {"kind": None}
+    return lineage["kind"] == "fork" and lineage["step"] == step and any("data." in f"{key}." for key, _, _ in lineage["differences"])
+
+
+def check_probe(stored: float | None, now: float, allow_inexact: bool) -> str:
+    """How the probe samples' loss compares with the one in the checkpoint. Raises PlaitError when it is another model's."""
+    if stored is None:
+        return f"probe loss {now:.6f}: none stored to compare with"
+    if stored == now:
+        return f"probe loss {now:.6f}: exact"
+    gap = abs(now - stored) / max(abs(stored), 1e-12)
+    line = f"probe loss {now:.6f}, stored {stored:.6f}: {gap:.1e} apart"
+    if gap > _PROBE_TOLERANCE and not allow_inexact:
+        raise PlaitError(f"{line}: this is not the model that was saved (code, base weights or data changed); --allow-inexact goes on")
+    return f"{line} (another device, thread count or number of ranks)"

@@ -1,0 +1,247 @@
+"""`plait data inspect` shows what the run will really take, and `plait data index` says what it did."""
+
+import io
+import os
+import re
+import tarfile
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pydantic import BaseModel
+
+from plait import keys
+from plait.assembly import parts
+from plait.assembly.configuration import open_config
+from plait.commands.actions import index_data
+from plait.commands.actions import inspect_data as data_inspect
+from plait.config import reading
+from plait.config.load import load_config
+from plait.data import images
+from plait.data.loading.loader import Loader
+from plait.data.order import Order
+from plait.errors import BadSample, PlaitError
+from plait.families import registry
+
+SCENES = {"source": "scenes", "limit": 40, "options": {"size": [16, 16], "objects": 1, "sizes": ["large"], "tasks": ["colour"]}}
+OTHER = {**SCENES, "name": "other", "limit": 7}
+
+
+class Inputs:
+    """Turns pixels by the key in training, so that another key, or none, is seen; one token per letter."""
+
+    bad = frozenset()
+
+    def __init__(self, section, directory, *, max_tokens, pad, train):
+        assert (directory / "vocabulary").read_text() == "made", "inputs need what prepare made"
+        self.max_tokens, self.train = max_tokens, train
+
+    def encode(self, sample, key):
+        if sample["id"] in self.bad:
+            raise BadSample("smeared")
+        turn = keys.rng(key, "turn").integers(1, 200, dtype=np.uint8) if self.train else np.uint8(0)
+        said = sample["messages"][1]["content"][: self.max_tokens]
+        return images.decode(sample["images"][0]).permute(1, 2, 0).numpy() + turn, said
+
+    def collate(self, examples):
+        sizes = [len(said) for _, said in examples]
+        return {"pixels": torch.stack([torch.from_numpy(seen) for seen, _ in examples]), "sizes": torch.tensor(sizes), "note": "kept"}
+
+
+class Loss:
+    counts = ()
+    shares = ()
+
+    def __init__(self, section):
+        self.coefficients = {"text": 1.0}
+
+    def weights(self, batch):
+        return {"text": (batch["sizes"] - 3).clamp(min=0).sum().double()}
+
+
+def shown(inputs, sample, example):
+    return {
+        "images": [example[0]],
+        "text": [("asked ", False), (example[1], True)],
+        "notes": {"letters": len(example[1]), "train": inputs.train},
+    }
+
+
+class Settings(BaseModel):
+    pass
+
+
+@pytest.fixture
+def family(monkeypatch):
+    made = SimpleNamespace(Config=Settings, Inputs=Inputs, Loss=Loss, inspect=shown, prepared=[])
+
+    def prepare(section, directory, texts):
+        made.prepared.append(directory)
+        (directory / "vocabulary").write_text("made")
+
+    made.prepare = prepare
+    monkeypatch.setattr(registry, "load", lambda name: made)
+    return made
+
+
+@pytest.fixture
+def resolve(tmp_path):
+    def load(**more):
+        tree = {"run": str(tmp_path / "run"), "seed": 5, "family": "fake", "train": {"steps": 9, "global_batch": 4}, **more}
+        tree["data"] = {"train": [SCENES, OTHER], "validation": [SCENES], **more.get("data", {})}
+        (tmp_path / "config.yaml").write_text(reading.write_yaml(tree))
+        return load_config(tmp_path / "config.yaml", model_config=lambda name: Settings, preset=None)
+
+    return load
+
+
+def titles(folder):
+    return re.findall(r"<h2>(.*?)</h2>", (folder / "page.html").read_text(encoding="utf-8"))
+
+
+def pictures(folder):
+    page = (folder / "page.html").read_text(encoding="utf-8")
+    bodies = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
+    return [np.asarray(Image.open(io.BytesIO(data_inspect.gallery.base64.b64decode(body)))) for body in bodies]
+
+
+def test_the_samples_are_the_first_that_the_run_takes_with_the_pixels_it_takes(family, resolve, tmp_path):
+    resolved = resolve()
+    data_inspect.draw(resolved, "train", 7, tmp_path / "out")
+    view = resolved.stages[0]
+    opened = parts.open_data(view.config, view.config.data.train, "train")
+    seed = keys.key(5, "stage", "train")
+    order = Order([40, 7], [1.0, 1.0], seed, 4)
+    loader = Loader(
+        opened, order, Inputs(None, tmp_path_with_vocabulary(tmp_path), max_tokens=None, pad="", train=True), seed=seed, stop_step=2
+    )
+    steps = list(loader)
+    taken = [identity for step in steps for micro in step.micro for identity in micro.ids][:7]
+    pixels = torch.cat([micro.batch["pixels"] for step in steps for micro in step.micro])[:7].numpy()
+    assert titles(tmp_path / "out") == [opened[one.source][one.index]["id"] for one in taken]
+    assert np.array_equal(pictures(tmp_path / "out"), pixels)
+
+
+def tmp_path_with_vocabulary(folder):
+    (folder / "vocabulary").write_text("made")
+    return folder
+
+
+def test_validation_shows_the_samples_that_are_judged_without_augmentation(family, resolve, tmp_path, capsys):
+    resolved = resolve()
+    data_inspect.draw(resolved, "validation", 5, tmp_path / "out")
+    (source,) = parts.open_data(resolved.config, resolved.config.data.validation, "validation")
+    judged = [source[one.index] for one in parts.choose([40], 5, 5)]
+    assert titles(tmp_path / "out") == [sample["id"] for sample in judged]
+    plain = [images.decode(sample["images"][0]).permute(1, 2, 0).numpy() for sample in judged]
+    assert np.array_equal(pictures(tmp_path / "out"), plain)
+    assert "5 of 40 samples; pictures of 16x16 px, seen as 16x16 px" in capsys.readouterr().out
+
+
+def test_the_table_says_what_the_family_notes_and_how_a_batch_looks(family, resolve, tmp_path, capsys):
+    data_inspect.draw(resolve(), "train", 12, tmp_path / "out")
+    said = capsys.readouterr().out
+    assert re.search(r"scenes train +6 of 40 samples", said)
+    assert re.search(r"letters +3 to 6, median [\d.]+ per sample", said)
+    assert re.search(r"batch of 4 +3\.1 kB: pixels 4x16x16x3 uint8; sizes 4 int64\n", said)
+    assert re.search(r"nothing to learn +\d+ samples: train-5-\d+", said), "the answer `red` weighs nothing in this loss"
+    assert f"written to {tmp_path / 'out' / 'sheet.png'} and {tmp_path / 'out' / 'page.html'}" in said
+
+
+def test_a_bad_sample_is_listed_with_its_reason_beside_its_replacement(family, resolve, tmp_path, monkeypatch, capsys):
+    data_inspect.draw(resolve(), "train", 4, tmp_path / "good")
+    (lost, *kept) = titles(tmp_path / "good")
+    monkeypatch.setattr(Inputs, "bad", {lost})
+    data_inspect.draw(resolve(), "train", 4, tmp_path / "out")
+    found = titles(tmp_path / "out")
+    assert found[1:] == [*kept, f"bad: {lost}"]
+    assert found[0] != lost
+    assert re.search(rf"bad +{lost}: smeared\n", capsys.readouterr().out)
+
+
+def test_samples_over_max_tokens_are_named(family, resolve, tmp_path, capsys):
+    data_inspect.draw(resolve(data={"max_tokens": 4}), "train", 12, tmp_path / "out")
+    said = capsys.readouterr().out
+    count, names = re.search(r"cut +(\d+) of 12 to data.max_tokens = 4: (.*)", said).groups()
+    assert 0 < int(count) < 12
+    assert set(re.findall(r"train-5-\d+", names)) <= set(titles(tmp_path / "out"))
+    assert (tmp_path / "out" / "page.html").read_text().count("<dd>to max_tokens</dd>") == int(count)
+
+
+def test_a_stage_with_other_data_gets_its_own_sheet(family, resolve, tmp_path, capsys):
+    stages = [{"name": "one"}, {"name": "two", "trainable": ["x"]}, {"name": "three", "data": {"train": [OTHER]}}]
+    data_inspect.draw(resolve(stages=stages), "train", 2, tmp_path / "out")
+    assert sorted(folder.name for folder in (tmp_path / "out").iterdir()) == ["stage-1-one", "stage-3-three"]
+    assert "stage 2 (two) has the data of stage 1 (one), in an order of its own\n" in capsys.readouterr().out
+
+
+def test_what_a_family_makes_on_the_spot_is_the_runs_own_or_passes(family, resolve, tmp_path):
+    data_inspect.draw(resolve(), "train", 1, tmp_path / "out")
+    (passing,) = family.prepared
+    assert not passing.exists()
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "run" / "assets").mkdir(parents=True)
+    tmp_path_with_vocabulary(tmp_path / "run" / "assets")
+    data_inspect.draw(resolve(), "train", 1, tmp_path / "out")
+    assert family.prepared == [passing]
+
+
+def test_what_cannot_be_drawn_is_one_clear_line(family, resolve, tmp_path):
+    with pytest.raises(PlaitError, match="--samples=0: ask for at least one"):
+        data_inspect.draw(resolve(), "train", 0, tmp_path / "out")
+    with pytest.raises(PlaitError, match=r"has no validation data to look at: list some under data\.validation"):
+        data_inspect.draw(resolve(data={"validation": []}), "validation", 3, tmp_path / "out")
+
+
+def test_held_out_data_of_an_evaluation_serves_where_there_is_no_other(family, resolve, tmp_path):
+    entry = {"bench": "loss", "data": [OTHER]}
+    data_inspect.draw(resolve(data={"validation": []}, evaluate=[entry]), "validation", 3, tmp_path / "out")
+    assert len(titles(tmp_path / "out")) == 3
+
+
+def test_the_fused_model_shows_its_answer_as_supervised(tmp_path):
+    tiny = {"image_size": 16, "image_tokens": 4, "vocabulary": 300}
+    tree = {
+        "run": str(tmp_path / "run"),
+        "family": "theworld",
+        "model": {"base": "tiny", "tiny": tiny},
+        "train": {"steps": 1, "global_batch": 2},
+    }
+    (tmp_path / "config.yaml").write_text(reading.write_yaml({**tree, "data": {"train": [SCENES]}}))
+    resolved = open_config(tmp_path / "config.yaml")
+    data_inspect.draw(resolved, "train", 2, tmp_path / "out")
+    page = (tmp_path / "out" / "page.html").read_text(encoding="utf-8")
+    (source,) = parts.open_data(resolved.config, resolved.config.data.train, "train")
+    answers = {f"train-0-{i}": source[i]["messages"][1]["content"] for i in range(40)}
+    assert re.findall(r"<mark>(.*?)</mark>", page) == [f"{answers[name]}&lt;end_of_turn&gt;" for name in titles(tmp_path / "out")]
+    assert [seen.shape for seen in pictures(tmp_path / "out")] == [(16, 16, 3)] * 4, "one for vision and one for the world, per sample"
+
+
+def tar(path, stems):
+    with tarfile.open(path, "w") as file:
+        for stem in stems:
+            for kind, body in (("txt", b"a cat"), ("json", b"{}")):
+                member = tarfile.TarInfo(f"{stem}.{kind}")
+                member.size = len(body)
+                file.addfile(member, io.BytesIO(body))
+
+
+def test_index_says_built_then_unchanged_then_stale(tmp_path, capsys):
+    tar(tmp_path / "train-0.tar", "abc")
+    tar(tmp_path / "train-1.tar", "de")
+    index_data.index(str(tmp_path))
+    said = capsys.readouterr().out
+    assert re.search(r"train-0\.tar +3  2 each \(json, txt\) +10\.2 kB  built in [\d.]+ s: .*train-0\.tar\.idx\n", said)
+    assert "2 shards, 5 samples, 20.5 kB; 2 indexes built, 0 unchanged" in said
+    os.utime(tmp_path / "train-1.tar", (1, 1))
+    index_data.index(f"{tmp_path}/train-*.tar")
+    said = capsys.readouterr().out
+    assert re.search(r"train-0.*unchanged in .*\n.*train-1.*stale, rebuilt in ", said)
+    assert "1 indexes built, 1 unchanged" in said
+
+
+def test_index_of_nothing_is_one_clear_line(tmp_path):
+    with pytest.raises(PlaitError, match=r"there is no file .*nowhere\.tar"):
+        index_data.index(str(tmp_path / "nowhere.tar"))

@@ -1,0 +1,135 @@
+"""`plait doctor`: each fault gives a line and a cure; a machine without one gives exit code 0."""
+
+import os
+import shutil
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
+
+import pytest
+from huggingface_hub import constants
+
+from plait import cli
+from plait.commands.actions import doctor
+from plait.engine.parallel import distributed
+from plait.engine.parallel.distributed import World
+from tests import ranks, toy_family
+from tests.engine.toy import ALONE
+
+ROOMY = SimpleNamespace(free=1e12)
+
+
+@pytest.fixture(autouse=True)
+def roomy(monkeypatch):
+    """A machine with room, whatever this one has."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: ROOMY)
+
+
+def test_a_machine_without_a_fault_is_told_so_and_left_as_it_was(tmp_path, monkeypatch, capsys):
+    recipe = toy_family.install(monkeypatch, tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    assert cli.main(["doctor", str(recipe), f"--run={tmp_path}"]) == 0
+    said = capsys.readouterr().out
+    assert [line[:4] for line in said.splitlines()] == ["ok  "] * len(said.splitlines())
+    for what in ("versions", "devices", "ranks", "clocks", "storage", "disk", "memory", "hub", "data"):
+        assert f"ok    {what}" in said
+    assert "3 sources of all stages open, with 90 samples" in said
+    assert [path for path in sorted(tmp_path.rglob("*")) if "cache" not in path.parts and path.suffix != ".idx"] == before
+
+
+def test_versions_are_held_against_the_ranges_of_the_package():
+    installed = {"torch": "2.10.0", "numpy": "2.1"}.__getitem__
+    found = list(doctor.versions(["torch>=2.11,<2.16", "numpy>=2,<3", 'wandb>=0.2; extra == "wandb"'], installed))
+    assert [(one.said, one.cure) for one in found] == [
+        ("torch is 2.10.0, plait needs <2.16,>=2.11", "pip install 'torch<2.16,>=2.11'"),
+        ("1 of 2 packages as needed: numpy 2.1, ...", None),
+    ]
+
+
+def test_a_folder_that_cannot_be_written_gives_its_error_and_another_exit_code(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert cli.main(["doctor", f"--run={tmp_path / 'file' / 'run'}"]) == 1
+    out, error = capsys.readouterr()
+    assert "MEND  storage" in out
+    assert "Not a directory" in out
+    assert f"1 thing to mend: give another --run: {tmp_path / 'file' / 'run'} must allow writing, fsync, rename and flock" in error
+
+
+@pytest.mark.parametrize(("name", "errno"), [("fsync", 5), ("rename", 95)])
+def test_storage_that_lacks_a_call_is_found(tmp_path, name, errno):
+    with mock.patch.object(os, name, side_effect=OSError(errno, "refused")):
+        found = doctor.storage(tmp_path, ALONE)
+    assert found.cure.endswith("must allow writing, fsync, rename and flock")
+
+
+def test_a_file_server_with_another_clock_is_found(tmp_path):
+    with mock.patch.object(time, "time", return_value=time.time() + 60):
+        found = doctor.storage(tmp_path, ALONE)
+    assert found.said.endswith("its clock is 60.0 s behind")
+    assert found.cure == "set the clock of the file server"
+
+
+def test_too_little_room_is_found(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=5e8))
+    assert doctor.disk(tmp_path).cure == "free space to 10 GB, or give another --run"
+    assert "--shm-size" in doctor.shared_memory(tmp_path).cure
+
+
+def test_weights_that_can_neither_be_found_nor_fetched_are_named(tmp_path, monkeypatch, capsys):
+    recipe = toy_family.install(monkeypatch, tmp_path)
+    part = {"part": "toy", "name": "someone/nothing", "revision": None}
+    monkeypatch.setattr(toy_family.FAMILY, "base", lambda section: [part])
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert cli.main(["doctor", str(recipe), f"--run={tmp_path}"]) == 1
+    assert "someone/nothing is not in the cache, and the Hub is offline" in capsys.readouterr().out
+
+
+def test_a_directory_of_weights_that_is_missing_is_named(tmp_path, monkeypatch, capsys):
+    recipe = toy_family.install(monkeypatch, tmp_path)
+    names = (str(tmp_path), str(tmp_path / "gone"))
+    monkeypatch.setattr(toy_family.FAMILY, "base", lambda section: [{"part": "toy", "name": name, "revision": None} for name in names])
+    assert cli.main(["doctor", str(recipe), f"--run={tmp_path}"]) == 1
+    said, error = capsys.readouterr()
+    assert f"ok    weights    {names[0]} is here\nMEND  weights    {names[1]} is not here\n" in said
+    assert f"1 thing to mend: save the part as {names[1]}" in error
+
+
+def test_data_that_does_not_open_is_told_with_its_own_words(tmp_path, monkeypatch, capsys):
+    recipe = toy_family.install(monkeypatch, tmp_path)
+    (tmp_path / "train.jsonl").unlink()
+    assert cli.main(["doctor", str(recipe), f"--run={tmp_path}"]) == 1
+    assert "train.jsonl" in capsys.readouterr().out
+
+
+def test_a_setting_without_a_configuration_is_refused(capsys):
+    assert cli.main(["doctor", "--optim.lr=1"]) == 2
+    assert "--optim.lr=1 is a setting of a configuration: plait doctor CONFIG --optim.lr=1" in capsys.readouterr().err
+
+
+def on_ranks(folder):
+    """Rank 1 lives in another time, and sees another disk."""
+    rank = int(os.environ["RANK"])
+    with distributed.world("cpu") as world:
+        with mock.patch.object(time, "time", return_value=1e9 - 100 * rank):
+            late = doctor.clocks(world)
+        blind = doctor.storage(folder if rank == 0 else Path("/nowhere"), world)
+        return [doctor.ranks(world), late, blind, doctor.storage(folder, world)]
+
+
+def test_ranks_are_compared(tmp_path, monkeypatch):
+    monkeypatch.setattr(doctor, "OPEN_WITHIN_S", 0.3)
+    for reach, late, blind, sees in ranks.run(2, on_ranks, tmp_path):
+        assert "2 ranks reach each other" in reach.said
+        assert late.said == "they differ by 100.0 s"
+        assert blind.said.startswith("rank 1 does not see ")
+        assert blind.cure == "put --run on storage that every machine sees"
+        assert sees.cure is None
+
+
+def test_more_ranks_than_devices_are_found(monkeypatch):
+    monkeypatch.setattr(doctor.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(doctor.torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(doctor.torch.cuda, "get_device_properties", lambda i: SimpleNamespace(name="X", total_memory=80e9))
+    found = doctor.device(World(0, 2, ALONE.device))
+    assert (found.said, found.cure) == ("1 GPUs, the first X with 80 GB, for 2 ranks", "start at most 1 ranks per machine: --nproc 1")

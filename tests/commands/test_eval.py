@@ -1,0 +1,146 @@
+"""`plait eval` on published sets: nothing dropped, gone on with after a stop, and every wrong name in one line."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from plait import cli, files
+from plait.assembly import saved
+from plait.commands.actions import evaluate
+from plait.engine import evaluation
+from tests.families.molmo import published_sets
+
+SCENES = "{source: scenes, limit: 8, options: {size: [48, 48], objects: [1, 2], tasks: [count], supersample: 2}}"
+CONFIG = f"""
+family: molmo
+preset: debug
+model: {{max_crops: 1}}
+data: {{train: [{SCENES}], validation: [{SCENES}], root: ROOT}}
+train: {{steps: 1, global_batch: 4}}
+optim: {{schedule: {{warmup_steps: 0}}}}
+track: {{tensorboard: false}}
+evaluate: [{{bench: "vqa2:validation", every_steps: 1, batch: 2}}]
+"""
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return published_sets.write_all(tmp_path_factory.mktemp("sets"))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, root) -> Path:
+    """A run of one step that measures itself on VQA2."""
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "run.yaml").write_text(CONFIG.replace("ROOT", str(root)))
+    assert cli.main(["train", str(folder / "run.yaml"), f"--run={folder / 'run'}"]) == 0
+    return folder / "run"
+
+
+def measured(run, bench, out, *more):
+    assert cli.main(["eval", str(run), "--bench", bench, "--out", str(out), *more]) == 0
+    rows = json.loads((out / "predictions.json").read_text())
+    return rows, json.loads((out / "metrics.json").read_text())
+
+
+def test_a_run_measures_itself_on_a_dataset_with_its_own_rule(run):
+    (row,) = [row for row in files.read_rows(run / "metrics.jsonl") if "eval/vqa2:validation/score" in row]
+    assert row["eval/vqa2:validation/samples"] == 3.0
+
+
+EXAMS = {
+    "vqa2": 3,
+    "text_vqa:validation": 3,
+    "chart_qa:test": 4,
+    "doc_qa": 2,
+    "ai2d": 1,
+    "countbench_qa": 1,
+    "pixmo_count_counting:test": 1,
+    "pointing_eval": 1,
+    "science_qa:test": 1,
+}
+
+
+@pytest.mark.parametrize(("bench", "count"), EXAMS.items())
+def test_every_exam_answers_all_its_questions(run, tmp_path, bench, count):
+    rows, figures = measured(run, bench, tmp_path / "out", "--batch", "2")
+    assert len({row["id"] for row in rows}) == len(rows) == figures["count"] == count
+    assert all(0.0 <= row["score"] <= 1.0 and row["gold"] != "" for row in rows)
+    page = (tmp_path / "out/page.html").read_text()
+    assert all(text in page for text in ("score", "gold", rows[0]["id"]))
+
+
+def test_what_was_answered_is_kept_and_the_rest_answered(run, tmp_path, capsys):
+    rows, figures = measured(run, "vqa2", tmp_path, "--batch", "1")
+    kept = (tmp_path / evaluate.ROWS).read_text().splitlines(keepends=True)
+    assert len(kept) == 4  # a line that says of what, and a row for each question
+    (tmp_path / evaluate.ROWS).write_text("".join(kept[:2]) + kept[2][:9])  # ended while it wrote the second row
+    again = measured(run, "vqa2", tmp_path, "--batch", "1")
+    assert "has 1 of 3 answers: going on from there" in capsys.readouterr().out
+    assert again == (rows, figures)
+    assert (tmp_path / evaluate.ROWS).read_text() == "".join(kept)
+
+
+@pytest.mark.parametrize("bench", ["vqa2", "loss"])
+def test_a_measurement_that_is_done_says_so_and_builds_no_model(run, tmp_path, monkeypatch, capsys, bench):
+    assert cli.main(["eval", str(run), "--bench", bench, "--out", str(tmp_path)]) == 0
+    before = json.loads((tmp_path / "metrics.json").read_text())
+    monkeypatch.setattr(saved, "open_checkpoint", None)
+    assert cli.main(["eval", str(run), "--bench", bench, "--out", str(tmp_path)]) == 0
+    assert "nothing left to do" in capsys.readouterr().out
+    assert json.loads((tmp_path / "metrics.json").read_text()) == before
+
+
+def test_answers_to_something_else_are_not_taken_up(run, tmp_path, capsys):
+    measured(run, "vqa2", tmp_path)
+    rows, _ = measured(run, "okvqa", tmp_path)
+    assert "is of another checkpoint, other data or settings: begun again" in capsys.readouterr().out
+    assert all(row["id"].startswith("okvqa/") for row in rows)
+
+
+def test_a_missing_picture_has_a_row_and_is_counted(run, tmp_path):
+    published_sets.text_vqa(tmp_path)
+    (tmp_path / "text_vqa/train_images/img1.jpg").unlink()
+    rows, figures = measured(run, "text_vqa", tmp_path / "out", "--data", str(tmp_path / "text_vqa"))
+    assert len(rows) == 3
+    assert [row["bad"][:8] for row in rows if "bad" in row] == ["no image"]
+    assert (figures["samples"], figures["bad_samples"]) == (2.0, 1.0)
+
+
+def test_high_resolution_looks_at_36_crops(run, tmp_path, monkeypatch):
+    seen = []
+    before = evaluation.run_bench
+    monkeypatch.setattr(evaluation, "run_bench", lambda *a, **k: seen.append((a[3].config.max_crops, a[3].max_tokens)) or before(*a, **k))
+    measured(run, "vqa2", tmp_path / "out", "--high-res")
+    assert seen == [(36, 4096)]
+
+
+def test_other_data_may_be_named_by_kind_or_as_a_list(run, tmp_path):
+    record = {"image": str(tmp_path / "a.png"), "messages": [{"role": "user", "content": "what?"}], "answers": ["a frog"]}
+    published_sets.picture(tmp_path / "a.png")
+    (tmp_path / "mine.jsonl").write_text(json.dumps(record) + "\n")
+    for data in (str(tmp_path / "mine.jsonl"), f"jsonl:{tmp_path / 'mine.jsonl'}", f"[{{source: jsonl, path: {tmp_path / 'mine.jsonl'}}}]"):
+        rows, _ = measured(run, "vqa", tmp_path / "out", "--data", data)
+        assert [row["gold"] for row in rows] == ["a frog"]
+
+
+WRONG = {
+    "--bench vq3": "--bench 'vq3' is unknown: did you mean vqa?",
+    "--bench textvqa3": "--bench 'textvqa3' is unknown: did you mean text_vqa?",
+    "--bench acuracy": "--bench 'acuracy' is unknown: did you mean accuracy?",
+    "--bench vqa2:tset": "bench 'vqa2:tset': dataset 'vqa2' has no split 'tset': it has train, validation",
+    "--bench vqa2:train --split validation": "--bench vqa2:train and --split validation name two splits: keep one",
+    "--bench pixmo_cap": "dataset 'pixmo_cap' has free answers that no rule judges; use bench `loss` on it",
+    "--bench vqa --data=nowhere": "--data 'nowhere' is no .jsonl, .tar or folder; give one, a list of sources in YAML, or KIND:PATH",
+    "--bench vqa --data=[{sorce:x}]": "--data '[{sorce:x}]' is no list of sources",
+    "--bench vqa2 --data=nowhere": "dataset vqa2 (validation) is not there: no v2_OpenEnded_mscoco_val2014_questions.json in nowhere",
+}
+
+
+@pytest.mark.parametrize(("command", "line"), WRONG.items())
+def test_a_wrong_exam_is_told_in_one_line(run, capsys, command, line):
+    assert cli.main(["eval", str(run), *command.split()]) == 2
+    told = capsys.readouterr().err
+    assert line in told
+    assert told.count("\n") == 1

@@ -1,0 +1,160 @@
+"""`plait export` and back: what transformers computes from the directory is what plait computes, and a run may start from it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer, Gemma3ForConditionalGeneration
+
+from plait import cli
+from plait.assembly import saved
+from plait.config.schema import Source
+from plait.data.sources.open import open_source
+from plait.engine.checkpoints import checkpoint
+from plait.engine.parallel.distributed import World
+
+SCENES = "{source: scenes, limit: 8, options: {size: [48, 48], objects: [1, 2], tasks: [count], supersample: 2}}"
+COMMON = f"""
+data: {{train: [{SCENES}], validation: [{SCENES}]}}
+train: {{steps: 2, global_batch: 4}}
+optim: {{schedule: {{warmup_steps: 0}}}}
+track: {{tensorboard: false}}
+"""
+TINY = """
+family: theworld
+preset: tiny
+model:
+  tiny: {hidden: 32, layers: 2, heads: 2, kv_heads: 1, head_dim: 16, mlp: 64, image_size: 16, image_tokens: 4,
+         vision_hidden: 32, vision_layers: 1, vision_heads: 2, vision_mlp: 64, world_base: 4}
+"""
+FAMILIES = {
+    "molmo": "family: molmo\npreset: debug\nmodel: {max_crops: 1}\n",
+    "theworld": TINY + "  world: null\ntrainable: [language]\n",
+    "world": TINY,
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """`trained(family)` is a run of two steps, made once."""
+    folder, made = tmp_path_factory.mktemp("export"), {}
+
+    def run(name: str) -> Path:
+        if name not in made:
+            (folder / f"{name}.yaml").write_text(FAMILIES[name] + COMMON)
+            made[name] = folder / name
+            assert cli.main(["train", str(folder / f"{name}.yaml"), f"--run={made[name]}"]) == 0
+        return made[name]
+
+    return run
+
+
+def opened(run):
+    return saved.open_checkpoint(run, World(0, 1, torch.device("cpu")))[0]
+
+
+def weights_after(run):
+    return checkpoint.locate(run).tensors("weights")
+
+
+STILL = ["--optim.lr=1e-30", "--optim.schedule.min_lr=0", "--optim.weight_decay=0"]
+"""A step of training that moves no weight by more than 1e-30: what only moves a weight that is exactly 0."""
+
+
+def moved(before, after):
+    return max(float((before[name] - after[name]).abs().max()) for name in before)
+
+
+FRESH = """
+import sys, torch
+import plait.families.molmo.hf
+from transformers import AutoModelForCausalLM, AutoProcessor
+folder, out = sys.argv[1:]
+model, processor = AutoModelForCausalLM.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
+inputs = processor(images=open(out + "/a.png", "rb").read(), text="How many?")
+with torch.no_grad():
+    logits = model(**inputs).logits
+    new = model.generate(**inputs, max_new_tokens=8, do_sample=False)[:, inputs["input_ids"].shape[1]:]
+torch.save({"logits": logits, "new": new}, out + "/found.pt")
+"""
+
+
+def test_molmo_as_hf_computes_and_answers_the_same_in_a_fresh_process(trained, tmp_path):
+    run = trained("molmo")
+    assert cli.main(["export", str(run), str(tmp_path / "out")]) == 0
+    picture = open_source(Source(source="scenes", limit=1, options={"size": [48, 48]}), seed=0)[0]["images"][0]
+    (tmp_path / "a.png").write_bytes(picture)
+    done = subprocess.run([sys.executable, "-c", FRESH, tmp_path / "out", tmp_path], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found, built = torch.load(tmp_path / "found.pt"), opened(run)
+    inputs = built.family.Inputs(built.section, built.assets)
+    asked = {"id": "a", "images": [picture], "messages": [{"role": "user", "content": "How many?"}], "fields": {}}
+    batch = inputs.collate([inputs.prompt(asked)], left=True)
+    with torch.no_grad():
+        logits = built.model.logits(built.model.hidden(built.model.embed(batch), batch))
+    assert (found["logits"] - logits).abs().max() <= 1e-5  # one arithmetic in two programs: only the order of sums may differ
+    said = built.family.generate(
+        built.model, inputs, built.family.GenerateOptions(prompt="How many?", image=[tmp_path / "a.png"], max_new_tokens=8), None
+    )
+    new = found["new"][0].tolist()
+    assert said == [inputs.words.text(new[: new.index(0)] if 0 in new else new).strip()]
+
+
+@pytest.mark.parametrize("to", ["hf", "molmo"])
+def test_a_run_starts_from_an_exported_directory_bit_for_bit(trained, tmp_path, to, capsys):
+    run = trained("molmo")
+    assert cli.main(["export", str(run), str(tmp_path / "out"), "--to", to]) == 0
+    (tmp_path / "next.yaml").write_text(FAMILIES["molmo"] + COMMON.replace("steps: 2", "steps: 1") + "checkpoint: {every_steps: 1}\n")
+    overrides = [f"--run={tmp_path / 'next'}", f"--from={tmp_path / 'out'}", *STILL]
+    assert cli.main(["train", str(tmp_path / "next.yaml"), *overrides]) == 0, capsys.readouterr().err
+    before, after = weights_after(run), weights_after(tmp_path / "next")
+    assert before.keys() == after.keys()
+    assert moved(before, after) <= 1e-29
+    words = [json.loads((folder / "assets/tokenizer/tokenizer.json").read_text())["model"] for folder in (run, tmp_path / "next")]
+    assert words[0] == words[1]
+
+
+def test_theworld_as_hf_is_plain_gemma_with_the_same_logits(trained, tmp_path):
+    run = trained("theworld")
+    assert cli.main(["export", str(run), str(tmp_path / "out")]) == 0
+    gemma, built = Gemma3ForConditionalGeneration.from_pretrained(tmp_path / "out").eval(), opened(run)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    ids = torch.tensor([tokenizer("how many red squares").input_ids])
+    with torch.no_grad():
+        theirs = gemma(input_ids=ids, token_type_ids=torch.zeros_like(ids)).logits
+        ours = built.model.gemma(input_ids=ids, token_type_ids=torch.zeros_like(ids)).logits
+    assert torch.equal(theirs, ours)
+    assert gemma.lm_head.weight.data_ptr() == gemma.get_input_embeddings().weight.data_ptr()  # tied, as in the base
+
+
+def test_theworld_comes_back_with_its_projector(trained, tmp_path):
+    run = trained("world")
+    assert cli.main(["export", str(run), str(tmp_path / "out")]) == 0
+    (tmp_path / "next.yaml").write_text(FAMILIES["world"] + COMMON.replace("steps: 2", "steps: 1"))
+    overrides = [f"--run={tmp_path / 'next'}", f"--from={tmp_path / 'out'}", *STILL]
+    assert cli.main(["train", str(tmp_path / "next.yaml"), *overrides]) == 0
+    before, after = weights_after(run), weights_after(tmp_path / "next")
+    assert moved(before, after) <= 1e-29
+
+
+WRONG = {
+    "export {run} {run}": "exists already: export to a new directory, or remove it",
+    "export {run} {new} --to molm": "--to 'molm' is no layout of family 'molmo': did you mean molmo?",
+    "export nowhere {new}": "nowhere does not exist; give a run directory or one of its step folders",
+}
+
+
+@pytest.mark.parametrize(("command", "line"), WRONG.items())
+def test_a_wrong_export_is_told_in_one_line(trained, tmp_path, capsys, command, line):
+    told = command.format(run=trained("molmo"), new=tmp_path / "new").split()
+    assert cli.main(told) == 2
+    assert line in capsys.readouterr().err
+
+
+def test_a_family_without_a_layout_says_so(tmp_path, capsys, monkeypatch, trained):
+    monkeypatch.setattr("plait.families.registry.publisher", lambda family: None)
+    assert cli.main(["export", str(trained("molmo")), str(tmp_path / "new")]) == 2
+    assert "family 'molmo' has no layout that other software reads; `plait ckpt consolidate` writes" in capsys.readouterr().err

@@ -1,0 +1,74 @@
+"""Shared memory between a worker and its consumer: the same bits, used again only when nothing lies in it any more."""
+
+import torch
+
+from plait.data.loading.shared_memory import Reader, Writer
+
+
+def batch(length=5, value=1.0):
+    return {"x": torch.full((length, 3), value), "rest": [torch.arange(4), ("text", None, torch.tensor(True))]}
+
+
+class Pair:
+    """A worker and its consumer in one process."""
+
+    def __init__(self):
+        self.writer, self.reader = Writer(), Reader()
+
+    def send(self, content):
+        self.slot = self.reader.offer()
+        self.parcel = self.writer.pack(content, self.slot)
+        return self.reader.unpack(self.parcel, self.slot)
+
+
+def test_a_batch_arrives_to_the_bit_with_its_strides():
+    pixels = torch.arange(96, dtype=torch.uint8).view(2, 4, 4, 3).permute(0, 3, 1, 2)
+    sent = {
+        "pixels": pixels, "half": torch.tensor([1.5, -0.0, float("nan")], dtype=torch.bfloat16), "none": torch.empty(0, 3),
+        "one": torch.tensor(7), "every second": torch.arange(10)[::2], "same": torch.tensor(1.0).expand(3),
+        "sparse": torch.eye(2).to_sparse(),
+    }  # fmt: skip
+    found = Pair().send(sent)
+    for name, tensor in sent.items():
+        assert (found[name].dtype, found[name].shape) == (tensor.dtype, tensor.shape)
+        assert torch.equal(found[name].to_dense().nan_to_num(9), tensor.to_dense().nan_to_num(9))
+    assert found["pixels"].stride() == pixels.stride()
+
+
+def test_what_is_no_tensor_arrives_in_its_container():
+    found = Pair().send(batch())
+    assert type(found["rest"]) is list
+    assert found["rest"][1][:2] == ("text", None)
+
+
+def test_a_slot_is_used_again_once_its_tensors_are_gone_and_not_before():
+    pair = Pair()
+    first = pair.send(batch(value=1.0))
+    part = first["x"][1:2]
+    del first
+    pair.send(batch(value=2.0))
+    assert pair.slot is None  # a view of the first batch still lies in its slot
+    assert part.unique().tolist() == [1.0]
+    del part
+    assert {pair.reader.offer(), pair.reader.offer()} == {0, 1}
+    assert pair.reader.offer() is None
+
+
+def test_a_batch_larger_than_its_slot_gets_another_and_the_small_one_is_forgotten():
+    pair = Pair()
+    pair.send(batch())
+    found = pair.send(batch(length=500, value=3.0))
+    assert (pair.slot, pair.parcel.slot) == (0, 1)
+    assert torch.equal(found["x"], torch.full((500, 3), 3.0))
+    del found
+    pair.send(batch(length=490))
+    assert (pair.slot, pair.parcel.slot, pair.parcel.made) == (1, 1, None)
+    assert pair.reader.offer() == 1
+    assert pair.reader.offer() is None
+
+
+def test_a_batch_without_tensors_gives_the_slot_back():
+    pair = Pair()
+    pair.send(batch())
+    assert pair.send({"names": ["a"]}) == {"names": ["a"]}
+    assert pair.reader.offer() == 0

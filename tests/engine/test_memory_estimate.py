@@ -1,0 +1,98 @@
+"""Bytes held and sent: against the tensors of a real state, a ring passed round by hand, and the ratios of the ZeRO paper."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+from plait.engine.parallel import memory_estimate
+from plait.engine.parallel.memory_estimate import Layout, Storage, Weights
+
+from .toy import make_config, make_state, micro, step_batch
+
+ROOT = Path(__file__).resolve().parents[2]
+BIG = Weights(trained=4096, frozen=8192, trained_unit=512, frozen_unit=1024)
+
+
+def size(tensors):
+    return sum(value.numel() * value.element_size() for value in tensors)
+
+
+@pytest.mark.parametrize("trainable", [("head",), ("tower", "head")])
+def test_memory_of_one_rank_is_that_of_the_state_to_the_byte(make_loop, trainable):
+    config = make_config(optim={"lr": 0.01, "schedule": {"name": "constant"}, "ema": {"decay": 0.9}})
+    state = make_state(config, trainable)
+    make_loop(state, config).run([step_batch(0, [micro(list(range(16)))])], 1)
+    weights = memory_estimate.weigh(state.model, set(state.trained()), state.ever_trained, [state.model.tower, state.model.head])
+    found = memory_estimate.memory(weights, Layout(), Storage.of("fp32", averages=1))
+    assert found.weights == size(state.model.parameters())
+    assert found.gradients == size(state.trained().values())
+    assert found.moments == size(value for name, value in state.tensors()["moments"].items() if not name.endswith(".step"))
+    assert found.averages == size(state.ema.average.values())
+
+
+def test_a_part_that_trained_before_keeps_its_moments_and_average(make_loop):
+    config = make_config(optim={"lr": 0.01, "schedule": {"name": "constant"}, "ema": {"decay": 0.9}})
+    state = make_state(config)
+    make_loop(state, config).run([step_batch(0, [micro(list(range(16)))])], 1)
+    state.begin({"head": state.model.components()["head"]}, config.optim)
+    weights = memory_estimate.weigh(state.model, set(state.trained()), state.ever_trained, [state.model.head])
+    found = memory_estimate.memory(weights, Layout(), Storage.of("fp32", averages=1))
+    assert (weights.trained, weights.paused, weights.trained_unit, weights.whole_paused) == (9, 40, 9, 40)
+    assert found.averages == size(state.ema.average.values())
+    assert found.moments == size(value for name, value in state.tensors()["moments"].items() if not name.endswith(".step"))
+
+
+def around_the_ring(values, ranks):
+    """Bytes that rank 0 sends while every rank's chunk goes once round to all others, passed on by hand."""
+    chunk, sent = values // ranks, 0
+    for _ in range(ranks - 1):
+        sent += chunk
+    return sent
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 8, 64])
+def test_traffic_is_what_a_ring_passes_on(ranks):
+    storage, gradients = Storage.of("fp32"), 4 * BIG.trained
+    assert memory_estimate.traffic(BIG, Layout("ddp", ranks), storage).total == 2 * around_the_ring(gradients, ranks)
+    full = memory_estimate.traffic(BIG, Layout("fsdp", ranks, cut_frozen=False), storage)
+    assert full.total == (3 if ranks > 1 else 2) * around_the_ring(gradients, ranks)  # ZeRO, section 7: 1.5 times
+
+
+def test_bf16_training_holds_sixteen_bytes_per_value_and_shards_divide_them():
+    weights = Weights(trained=1 << 20)
+    alone = memory_estimate.memory(weights, Layout(), Storage.of("bf16"))
+    assert alone.total == 16 * weights.trained  # ZeRO, section 3.1, with gradients in float32 in place of bf16 + a copy in float32
+    shard = memory_estimate.memory(weights, Layout("fsdp", 64), Storage.of("bf16"))
+    assert shard.total - shard.gathered == alone.total // 64
+
+
+def test_hybrid_sharding_holds_by_its_group_and_sends_between_groups():
+    storage = Storage.of("bf16")
+    hybrid, full = Layout("hsdp", 64, shard=8), Layout("fsdp", 8)
+    assert memory_estimate.memory(BIG, hybrid, storage) == memory_estimate.memory(BIG, full, storage)
+    sent = memory_estimate.traffic(BIG, hybrid, storage)
+    assert sent.within == memory_estimate.traffic(BIG, full, storage).within
+    assert sent.between == 2 * around_the_ring(4 * BIG.trained // 8, 8)
+
+
+def test_what_sharding_holds_for_a_moment_depends_on_when_weights_are_let_go():
+    storage = Storage.of("bf16")
+    full, gradients = (memory_estimate.memory(BIG, Layout(name, 8), storage) for name in ("fsdp", "shard_grad_op"))
+    assert full.gathered == 2 * (512 * 4 + 1024 * 2) + 2 * 512 * 4
+    assert gradients.gathered == 4096 * 4 + 8192 * 2 + 2 * 512 * 4
+    whole = memory_estimate.memory(BIG, Layout("fsdp", 8), storage, accumulating=True)
+    assert (whole.gradients, full.gradients) == (4 * 4096, 4 * 512)
+    assert whole.gathered == 2 * (512 * 4 + 1024 * 2)  # the gradients are whole already
+
+
+def test_micro_batches_gather_again_and_reduce_once():
+    storage = Storage.of("fp32")
+    one, four = (memory_estimate.traffic(BIG, Layout("fsdp", 2), storage, micro_batches=count).total for count in (1, 4))
+    assert four - one == 3 * 2 * 4 * (BIG.trained + BIG.frozen) // 2
+
+
+def test_the_page_on_scaling_shows_what_its_command_prints():
+    made = runpy.run_path(str(ROOT / "benchmarks" / "scaling.py"))
+    page = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
+    assert made["written"](page, made["table"]()) == page

@@ -1,0 +1,64 @@
+"""A rank dies, and torchrun starts all again: the run ends by itself at the straight run's bits, and nothing is left running."""
+
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+from plait.commands.prove import compare
+from plait.engine.monitoring import heartbeat
+from plait.training import launch
+from tests import ranks, toy_family
+
+ROOT = Path(__file__).resolve().parents[2]
+LONG = ("train.steps=40", "checkpoint.every_steps=5", "evaluate=[]", "checkpoint.best=null")
+WORKERS = ("data.worker_kind=processes", "data.workers=1")
+
+
+def torchrun(recipe, run, *overrides):
+    """The toy on two ranks under torchrun, which may start them once more."""
+    command = [*launch.torchrun(2, max_restarts=1)[:-1], "tests.toy_rank", "train", str(recipe), f"--run={run}", *overrides]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def kill(run, rank, step, ended):
+    """SIGKILL to one rank once it has reached a step."""
+    while not (now := heartbeat.read(run, rank)) or now["step"] < step:
+        assert not ended(), "the run ended before the kill"
+        time.sleep(0.002)
+    os.kill(now["pid"], signal.SIGKILL)
+
+
+def alive(pid):
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def test_a_killed_rank_is_replaced_and_the_run_ends_at_the_straight_runs_bits(tmp_path, monkeypatch):
+    recipe = toy_family.install(monkeypatch, tmp_path)
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    process = torchrun(recipe, killed, *(f"--{item}" for item in LONG))
+    assert ranks.codes(ranks.start(2, toy_family.train, recipe, straight, *LONG)) == [0, 0]
+    kill(killed, 1, 23, lambda: process.poll() is not None)
+    said = process.communicate(timeout=ranks.LIMIT_S)[1]
+    assert process.returncode == 0, said
+    assert compare.divergence(compare.runs(straight, killed)) is None
+    assert said.count("language 120/120") == 1
+
+
+def test_a_rank_that_dies_leaves_no_process_behind(tmp_path, monkeypatch, capfd):
+    recipe = toy_family.install(monkeypatch, tmp_path)
+    started = ranks.start(2, toy_family.train, recipe, tmp_path / "run", *LONG, "train.steps=4000", *WORKERS)
+    while not (now := heartbeat.read(tmp_path / "run", 0)) or now["step"] < 3:
+        time.sleep(0.01)
+    below = [pid for process in started for pid in launch.data_workers(process.pid)]
+    kill(tmp_path / "run", 1, 3, lambda: started[1].exitcode is not None)
+    assert ranks.codes(started) == [1, -signal.SIGKILL]
+    assert len(below) == 2
+    time.sleep(3)  # crews give a worker two seconds to finish its sample
+    assert [pid for pid in below if alive(pid)] == []
+    assert re.search(
+        r"Stopped: another rank ended or hangs \(.*peer.*\); its own last words say why, and the same command", capfd.readouterr().err
+    )

@@ -1,0 +1,106 @@
+"""`--nproc` is torchrun with the same command; torchrun's own command line, as users must type it."""
+
+import os
+import signal
+
+import pytest
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.run import parse_args
+
+from plait import cli
+from plait.config.schema import RunConfig
+from plait.training import launch, torchrun
+from tests import toy_family
+
+
+class Became(Exception):
+    pass
+
+
+@pytest.fixture
+def spread(monkeypatch, tmp_path):
+    """`plait` with arguments; returns torchrun's parsed arguments and environment."""
+    recipe = toy_family.install(monkeypatch, tmp_path)
+
+    def execve(path, command, environment):
+        raise Became(command, environment)
+
+    def run(*arguments):
+        monkeypatch.setattr(os, "execve", execve)
+        with pytest.raises(Became) as became:
+            cli.main(["train", str(recipe), *arguments])
+        command, environment = became.value.args
+        assert command[1:3] == ["-m", "plait.training.torchrun"]
+        return parse_args(command[3:]), environment
+
+    return run
+
+
+def test_nproc_becomes_torchrun_with_the_same_command(spread, tmp_path):
+    asked, _ = spread("--run=x/y", "--nproc", "8", "--max-restarts=3", "--optim.lr=0.1", "--shutdown-timeout", "60", "--stage", "vision")
+    assert (asked.nproc_per_node, asked.max_restarts, asked.standalone, asked.module) == ("8", 3, True, True)
+    assert asked.training_script == "plait"
+    given = ["train", str(tmp_path / "recipe.yaml"), "--run=x/y", "--optim.lr=0.1", "--stage", "vision"]
+    assert [item for item in asked.training_script_args if item != "--"] == given
+
+
+def test_nproc_passes_on_the_signal_before_a_time_limit_and_the_time_to_save(spread):
+    _, environment = spread("--nproc=2", "--shutdown-timeout=90")
+    assert "SIGUSR1" in environment["PET_SIGNALS_TO_HANDLE"].split(",")
+    assert environment["PET_SHUTDOWN_TIMEOUT"] == "90"
+    os.environ.update({name: value for name, value in environment.items() if name.startswith("PET_")})
+    try:
+        asked = parse_args(["-m", "x"])
+    finally:
+        for name in ("PET_SIGNALS_TO_HANDLE", "PET_SHUTDOWN_TIMEOUT"):
+            del os.environ[name]
+    assert (asked.signals_to_handle, asked.shutdown_timeout) == (launch.SIGNALS, 90)  # torch 2.13; older ones ignore it
+
+
+def test_a_wrong_configuration_is_told_once_before_any_rank_starts(spread, tmp_path, capsys):
+    assert cli.main(["train", str(tmp_path / "recipe.yaml"), "--nproc=8", "--optim.lrr=1"]) == 2
+    assert capsys.readouterr().err == "plait: command line: optim.lrr is not a key: did you mean optim.lr?\n"
+
+
+@pytest.mark.parametrize("name", sorted({field.alias or name for name, field in RunConfig.model_fields.items()} - {"run"}))
+def test_torchrun_leaves_every_setting_but_run_to_plait(name):
+    assert parse_args(["-m", "plait", "train", "x.yaml", f"--{name}=1"]).training_script_args[-1] == f"--{name}=1"
+
+
+def test_torchrun_takes_run_for_its_own_unless_two_dashes_come_before_plait(capsys):
+    with pytest.raises(SystemExit):
+        parse_args(["-m", "plait", "train", "x.yaml", "--run=y"])
+    assert "ambiguous option: --run=y could match --run-path" in capsys.readouterr().err
+    assert parse_args(["-m", "--", "plait", "train", "x.yaml", "--run=y"]).training_script_args[-1] == "--run=y"
+
+
+def failed(code):
+    return ChildFailedError("plait", {3: ProcessFailure(3, 99, code, "none")})
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "said"),
+    [
+        (SignalException("", signal.SIGUSR1), 75, "stopped by SIGUSR1; the same command continues"),
+        (failed(2), 2, "rank 3 ended with exit code 2, and no restart is left; the same command continues"),
+        (failed(-9), 1, "rank 3 was killed by SIGKILL, and no restart is left; the same command continues"),
+    ],
+)
+def test_torchrun_ends_with_one_line_and_the_exit_code_of_plait(monkeypatch, capsys, raised, code, said):
+    def main(arguments):
+        raise raised
+
+    monkeypatch.setattr(torchrun.torchrun, "main", main)
+    assert torchrun.main([]) == code
+    assert capsys.readouterr().err == f"plait: {said}\n"
+
+
+def test_options_of_restarts_need_nproc_and_nproc_is_not_for_ranks(monkeypatch, tmp_path, capsys):
+    recipe = str(toy_family.install(monkeypatch, tmp_path))
+    assert cli.main(["train", recipe, "--max-restarts=2"]) == 2
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert cli.main(["train", recipe, "--nproc=2"]) == 2
+    said = capsys.readouterr().err
+    assert "--max-restarts and --shutdown-timeout belong to --nproc, or to torchrun itself; add --nproc=N" in said
+    assert "--nproc=2 was given to a rank that torchrun started; leave --nproc away" in said

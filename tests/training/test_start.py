@@ -1,0 +1,307 @@
+"""Where a run starts from: `from:` in all its forms, what is said before the first step, and what is refused."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from plait.assembly import parts
+from plait.config.schema import RunConfig
+from plait.engine.checkpoints import checkpoint
+from plait.errors import PlaitError
+from plait.training import start
+from tests import toy_family as toy
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """(recipe, a finished run of it)."""
+    folder = tmp_path_factory.mktemp("start")
+    with pytest.MonkeyPatch.context() as patch:
+        recipe = toy.install(patch, folder)
+        yield recipe, toy.train(recipe, folder / "run")
+
+
+@pytest.fixture
+def parent(made, tmp_path):
+    """A copy of the finished run that a test may damage."""
+    return shutil.copytree(made[1], tmp_path / "parent")
+
+
+@pytest.mark.parametrize(
+    ("form", "step"),
+    [
+        ("{run}", 18),
+        ("{run}@8", 8),
+        ("{run}/vision", 12),
+        ("{run}/stage-2-vision", 12),
+        ("{run}/projection@4", 4),
+        ("{run}/vision@best", 12),
+        ("{run}/stage-1-projection/step-00000002", 2),
+        ("{run}/step8", 8),
+        ("{run}/step-00000008", 8),
+        ("{run}/vision/step8", 8),
+        ("{run}/latest", 18),
+        ("{run}/vision/latest", 12),
+        ("{run}@latest", 18),
+    ],
+)
+def test_every_form_of_from_means_one_checkpoint(made, form, step):
+    _, manifest, folder = start.read_from(form.format(run=made[1]))
+    assert (manifest["state"]["step"], folder.name) == (step, f"step-{step:08d}")
+
+
+def test_a_form_relative_to_the_working_folder_is_no_hub_name(made, monkeypatch):
+    monkeypatch.chdir(made[1].parent)
+    assert start.read_from("run/vision")[1]["stage"] == "vision"
+    assert start.read_from("run@8")[1]["state"]["step"] == 8
+
+
+def test_a_folder_of_safetensors_gives_weights_alone(made, tmp_path):
+    save_file(toy.at(made[1], 12).tensors("weights"), tmp_path / "model.safetensors")
+    tensors, manifest, folder = start.read_from(str(tmp_path))
+    assert toy.same(tensors["weights"], toy.at(made[1], 12).tensors("weights"))
+    assert (manifest, folder, tensors["ema"], tensors["moments"]) == (None, tmp_path, {}, {})
+
+
+@pytest.mark.parametrize(
+    ("form", "message"),
+    [
+        ("{run}/vison", r"run/vison' does not exist; did you mean .*run/vision\? from: give a run, RUN@STEP, RUN/STAGE"),
+        ("{run}x", r"runx' does not exist; did you mean .*run\? "),
+        ("{run}@9", r"run has no checkpoint at step '9'; it has 2, 4, 6, 8, 10, 12, 14, 16, 18"),
+        ("{run}/vision@2", r"stage-2-vision has no checkpoint at step '2'; it has 8, 10, 12"),
+        ("./nowhere", r"'./nowhere' does not exist; from: give a run"),
+        ("{run}/step15000", r"run has no checkpoint at step '15000'; it has 2, 4, 6, 8, 10, 12, 14, 16, 18"),
+        ("{run}x/step15000", r"runx/step15000' does not exist: there is no .*runx; from: give a run"),
+        ("captioner/step15000", r"'captioner/step15000' does not exist: there is no captioner; from: give a run"),
+        ("captioner/latest", r"'captioner/latest' does not exist: there is no captioner; from: give a run"),
+        ("{run}/assets", r"is neither a run nor a folder with safetensors weights"),
+        ("someone/some-model", r"'someone/some-model' is no run, stage or folder here, and the Hub did not give it: "),
+        ("someone/some-model@main", r"'someone/some-model' is no run, stage or folder here"),
+    ],
+)
+def test_a_start_that_is_not_there_is_one_line(made, form, message):
+    with pytest.raises(PlaitError, match=message) as caught:
+        start.read_from(form.format(run=made[1]))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_typo_is_never_a_fresh_start_and_can_be_mended(made, tmp_path):
+    recipe, parent = made
+    with pytest.raises(PlaitError, match="does not exist"):
+        toy.train(recipe, tmp_path / "new", f"from={parent}x")
+    assert not (tmp_path / "new" / "metrics.jsonl").exists()
+    toy.train(recipe, tmp_path / "new", f"from={parent}")
+    assert json.loads((tmp_path / "new" / "lineage.json").read_text())["step"] == 18
+
+
+def test_a_start_that_is_not_there_is_known_before_a_model_is_built(made, tmp_path, monkeypatch):
+    recipe, parent = made
+    monkeypatch.setattr(parts, "build", lambda *_: pytest.fail("built a model to start from nothing"))
+    for absent in (f"{parent}x", "captioner/step15000", "./nowhere"):
+        with pytest.raises(PlaitError, match=r"does not exist.*from: give a run"):
+            toy.train(recipe, tmp_path / "new", f"from={absent}")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_run_that_saved_nothing_is_looked_at_like_a_new_one(made, tmp_path, monkeypatch):
+    recipe, parent = made
+    monkeypatch.setattr(parts, "build", lambda *_: (_ for _ in ()).throw(PlaitError("no room")))
+    with pytest.raises(PlaitError, match="no room"):
+        toy.train(recipe, tmp_path / "new")
+    assert (tmp_path / "new" / "config.yaml").is_file()
+    monkeypatch.setattr(parts, "build", lambda *_: pytest.fail("built a model before it looked"))
+    for wrong, said in (("data.train=[{source: jsonl, path: nowhere.jsonl}]", r"nowhere\.jsonl"), (f"from={parent}x", "does not exist")):
+        with pytest.raises(PlaitError, match=said):
+            toy.train(recipe, tmp_path / "new", wrong)
+
+
+def test_data_that_is_not_there_is_known_before_a_model_is_built_whatever_stage_reads_it(made, tmp_path, monkeypatch):
+    recipe, _ = made
+    monkeypatch.setattr(parts, "build", lambda *_: pytest.fail("built a model to train on nothing"))
+    absent = "[{source: jsonl, path: nowhere.jsonl}]"
+    for where, said in (
+        ("data.train", "data source jsonl:nowhere.jsonl: "),
+        ("stages.2.data.train", "stage language: data source jsonl:nowhere"),
+    ):
+        with pytest.raises(PlaitError, match=r"nowhere\.jsonl") as caught:
+            toy.train(recipe, tmp_path / "new", f"{where}={absent}")
+        assert str(caught.value).startswith(said)
+    for where in ("data.validation", "stages.1.data.validation"):
+        with pytest.raises(PlaitError, match=r"nowhere\.jsonl"):
+            toy.train(recipe, tmp_path / "new", f"{where}={absent}")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_run_begun_from_another_takes_over_what_that_one_made_on_the_spot(made, tmp_path):
+    recipe, _ = made
+    parent = shutil.copytree(made[1], tmp_path / "parent")
+    (parent / "assets" / "tokenizer").write_text("the parent's own")
+    new = toy.train(recipe, tmp_path / "new", f"from={parent}/latest", "stages=[]", "train.steps=1")
+    assert (new / "assets" / "tokenizer").read_text() == "the parent's own"
+    assert not (toy.train(recipe, tmp_path / "other", "stages=[]", "train.steps=1") / "assets" / "tokenizer").exists()
+
+
+def test_a_run_begun_from_another_has_its_weights_averages_and_moments_at_step_0(made, tmp_path):
+    recipe, parent = made
+    new = toy.train(
+        recipe, tmp_path / "new", f"from={parent}/vision", "trainable=[language]", "stages=[]", "train.steps=1", "optim.lr=1e-9"
+    )
+    found, source = toy.at(new, 1), toy.at(parent, 12)
+    kept = {name: value for name, value in found.tensors("weights").items() if not name.startswith("language")}
+    assert toy.same(kept, source.tensors("weights"))
+    moments = found.tensors("moments")
+    assert toy.same({name: moments[name] for name in source.tensors("moments")}, source.tensors("moments"))
+    assert (found.manifest["state"]["stage_start"], found.manifest["state"]["totals"]["samples"]) == (0, 4)
+
+
+def test_freezing_comes_from_the_new_configuration_and_is_told(made, tmp_path, capsys):
+    toy.train(made[0], tmp_path / "new", f"from={made[1]}/vision", "stages=[]", "trainable=[projector, language]", "train.steps=1")
+    said = capsys.readouterr().out
+    assert "vision: trained there, frozen here (its trained weights stay in every checkpoint)" in said
+    assert "language: frozen there, trains here" in said
+    assert "projector: " not in said
+    assert "vision.weight" in toy.at(tmp_path / "new", 1).tensors("weights")
+
+
+def test_freezing_that_changed_within_a_run_is_told_on_resume(parent, capsys):
+    shutil.rmtree(parent / "stage-3-language" / "step-00000018")
+    toy.train(parent, parent, "stages.2.trainable=[vision]", allow_inexact=True)
+    said = capsys.readouterr().out
+    assert (
+        "  language: trained there, frozen here (its trained weights stay in every checkpoint)\n  vision: frozen there, trains here" in said
+    )
+    assert toy.same(part(parent, 18, "language"), part(parent, 16, "language"))
+    assert not toy.same(part(parent, 18, "vision"), part(parent, 16, "vision"))
+
+
+def part(run, step, name):
+    return {key: value for key, value in toy.at(run, step).tensors("weights").items() if key.startswith(name)}
+
+
+def test_every_start_of_a_run_appends_its_table(made, tmp_path):
+    run = tmp_path / "new"
+    for _ in range(2):
+        toy.train(made[0], run, f"from={made[1]}")
+    rows = [json.loads(line) for line in (run / "migrations.jsonl").read_text().splitlines()]
+    assert [row["from"] for row in rows] == [str(made[1]), str(run / "stage-3-language" / "step-00000018")]
+    weights = {row["component"]: (row["verdict"], row["tensors"], row["values"]) for row in rows[0]["rows"] if row["group"] == "weights"}
+    assert weights == {"projector": ("keep", 2, 20), "vision": ("keep", 2, 20), "language": ("keep", 2, 5)}
+    assert rows[0]["inexact"] == []
+
+
+def test_what_has_no_place_is_refused_unless_allowed_and_then_left_behind(made, tmp_path, capsys):
+    changes = [f"from={made[1]}", "model.width=6"]
+    with pytest.raises(PlaitError, match=r"this start is inexact \(weights of language: drop 1 \(language\.weight\); .*--allow-inexact"):
+        toy.train(made[0], tmp_path / "new", *changes)
+    toy.train(made[0], tmp_path / "new", *changes, allow_inexact=True)
+    assert "inexact: weights of vision: drop 2 (vision.bias, vision.weight)" in capsys.readouterr().out
+    assert toy.at(tmp_path / "new", 6).tensors("weights")["projector.weight"].shape == (6, 6)
+
+
+def test_averages_are_left_behind_where_none_are_kept(made, tmp_path, capsys):
+    new = toy.train(made[0], tmp_path / "new", f"from={made[1]}", "optim.ema=null")
+    assert "averages are left behind: optim.ema is off here" in capsys.readouterr().out
+    assert toy.at(new, 6).tensors("ema") == {}
+    losses = [row["eval/loss"] for row in toy.figures(new) if "eval/loss" in row]
+    assert len(set(losses)) == len(losses), "evaluation follows the weights that train"
+
+
+def test_a_damaged_start_named_by_its_step_is_refused(parent):
+    folder = parent / "stage-2-vision" / "step-00000012"
+    body = bytearray((folder / "weights.safetensors").read_bytes())
+    body[-1] ^= 1
+    (folder / "weights.safetensors").write_bytes(body)
+    for spec in (str(folder), f"{parent}@12"):
+        with pytest.raises(PlaitError, match=r"weights\.safetensors is damaged: xxh3"):
+            start.read_from(spec)
+    assert start.read_from(f"{parent}/vision")[1]["state"]["step"] == 10
+
+
+def test_a_downloaded_folder_is_verified_too(parent, tmp_path):
+    folder = shutil.copytree(parent / "stage-2-vision" / "step-00000012", tmp_path / "snapshot")
+    assert start.read_from(str(folder))[1]["state"]["step"] == 12
+    (folder / "ema.safetensors").unlink()
+    with pytest.raises(PlaitError, match=r"ema\.safetensors is missing"):
+        start.read_from(str(folder))
+
+
+def test_a_resume_on_other_data_is_refused_by_name(parent, tmp_path):
+    shutil.rmtree(parent / "stage-3-language" / "step-00000018")
+    recipe = parent / "config.yaml"
+    here = tmp_path / "train.jsonl"
+    there = Path(next(line.split()[-1] for line in recipe.read_text().splitlines() if line.strip().endswith("train.jsonl")))
+    here.write_text(there.read_text().replace("1", "22"))
+    recipe.write_text(recipe.read_text().replace(str(there), str(here)))
+    with pytest.raises(
+        PlaitError, match=r"the training data is not what .*step-00000016 was trained on \(jsonl:train\.jsonl: \w+ -> \w+\)"
+    ):
+        toy.train(parent, parent)
+    toy.train(parent, parent, allow_inexact=True)
+    assert toy.at(parent, 18).manifest["data"] != toy.at(parent, 16).manifest["data"]
+
+
+def test_the_same_data_is_said_to_be_exact(parent, capsys):
+    shutil.rmtree(parent / "stage-3-language" / "step-00000018")
+    toy.train(parent, parent)
+    said = capsys.readouterr().out
+    assert "data     exact: jsonl:train.jsonl" in said
+    assert ": exact" in next(line for line in said.splitlines() if "probe loss" in line)
+
+
+def test_frozen_weights_of_another_base_are_refused_on_resume(parent):
+    shutil.rmtree(parent / "stage-2-vision")
+    shutil.rmtree(parent / "stage-3-language")
+    recipe = parent / "config.yaml"
+    recipe.write_text(recipe.read_text().replace("seed: 0", "seed: 1"))
+    with pytest.raises(PlaitError, match=r"the frozen weights are not those that .*step-00000006 was trained against"):
+        toy.train(parent, parent)
+
+
+def test_a_changed_schedule_is_shown_as_two_curves():
+    shown = start.changed(*(config(lr) for lr in (1e-3, 5e-4)), [("optim.lr", 1e-3, 5e-4)], 10)
+    assert shown.splitlines()[0] == "  optim.lr: 0.001 -> 0.0005"
+    assert [words in shown for words in ("learning rate then", "peak 0.001, end", "peak 0.0005")] == [True] * 3
+    assert "learning rate" not in start.changed(config(1e-3), config(1e-3), [("track.every_steps", 1, 2)], 10)
+
+
+def config(lr):
+    return RunConfig.model_validate({"family": "toy", "train": {"steps": 10}, "optim": {"lr": lr, "schedule": {"name": "linear"}}})
+
+
+def test_the_curve_of_a_linear_schedule_falls_evenly():
+    bars = start.curve(config(1e-3), 48).split(" peak")[0]
+    heights = [" ▁▂▃▄▅▆▇█".index(bar) for bar in bars]
+    assert heights == [round(8 * (1 - i / 48)) for i in range(48)]
+
+
+@pytest.mark.parametrize(
+    ("stored", "now", "said"),
+    [(0.5, 0.5, "exact"), (None, 0.5, "none stored"), (0.5, 0.50001, "2.0e-05 apart")],
+)
+def test_the_probe_says_whether_the_same_model_came_back(stored, now, said):
+    assert said in start.check_probe(stored, now, False)
+
+
+def test_a_probe_of_another_model_stops():
+    with pytest.raises(PlaitError, match=r"probe loss 0\.600000, stored 0\.500000: 2\.0e-01 apart: this is not the model that was saved"):
+        start.check_probe(0.5, 0.6, False)
+    assert "2.0e-01 apart" in start.check_probe(0.5, 0.6, True)
+
+
+def test_fewer_stages_than_were_run_is_one_line(parent):
+    shutil.rmtree(parent / "stage-3-language" / "step-00000018")
+    with pytest.raises(PlaitError, match="is of stage 3, but the configuration has 1 stages; give them back"):
+        toy.train(parent, parent, "stages=[]", allow_inexact=True)
+
+
+def test_weights_in_several_files_are_read_together(made, tmp_path):
+    weights = load_file(checkpoint.published(made[1])[0] / "weights.safetensors")
+    for part, name in enumerate(weights):
+        save_file({name: weights[name]}, tmp_path / f"model-{part}.safetensors")
+    assert toy.same(start.read_from(str(tmp_path))[0]["weights"], weights)
+    assert all(isinstance(value, torch.Tensor) for value in weights.values())
