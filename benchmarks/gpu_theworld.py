@@ -29,7 +29,7 @@ from plait.engine import blocks, flops, optim
 from plait.engine.flops import Flops
 from plait.engine.guards import Quarantine
 from plait.engine.loop import Loop
-from plait.engine.parallel.distributed import World
+from plait.engine.parallel.distributed import Ranks
 from plait.engine.precision import TYPES, set_precision
 from plait.engine.state import State
 from plait.families.theworld import family, towers
@@ -112,7 +112,7 @@ def step_batch(step: int, settings: Any, section: Config, text: int) -> StepBatc
 
 def measure(view: StageView, model: TheWorld, section: Config, device: torch.device, steps: int, text: int) -> dict[str, Any]:
     """Train a stage of the recipe for 1 + `steps` steps; its figures."""
-    settings, world = view.config, World(0, 1, device)
+    settings, ranks = view.config, Ranks(0, 1, device)
     trained = optim.select(family.components(model), settings.trainable, family.never_trained)
     names = {name for part in trained.values() for name in part}
     blocks.prepare(family.blocks(model), settings.distributed)
@@ -125,7 +125,7 @@ def measure(view: StageView, model: TheWorld, section: Config, device: torch.dev
     batches = [step_batch(step, settings, section, text) for step in range(1 + steps)]
     with tempfile.TemporaryDirectory() as folder, blocks.compiling(settings.distributed):
         quarantine = Quarantine(Path(folder) / "quarantine.jsonl", settings.guard.max_bad_fraction)
-        loop = Loop(state, loss, settings, world, quarantine, [])
+        loop = Loop(state, loss, settings, ranks, quarantine, [])
         loop.run(batches[:1], 1 + steps)
         loss.counting = False
         elapsed = timed(loop, batches[1:], 1 + steps, device)

@@ -18,7 +18,7 @@ import torch
 from plait.assembly import parts
 from plait.assembly.configuration import open_config
 from plait.data.loading.loader import Loader
-from plait.engine.parallel.distributed import World
+from plait.engine.parallel.distributed import Ranks
 
 RECIPE = Path("configs/molmo/debug-multitask.yaml")
 LAYOUTS = ("to_max", "to_128", "longest", "none")
@@ -28,7 +28,7 @@ def prepared(folder: Path, micro_batch: int, max_tokens: int, steps: int) -> tup
     """The model, and the micro-batches of the recipe's first steps in each layout."""
     said = ["from=null", f"run={folder}", f"data.max_tokens={max_tokens}"]
     resolved = open_config(RECIPE, said)
-    built = parts.build(resolved.config, folder, World(0, 1, torch.device("cpu")))
+    built = parts.build(resolved.config, folder, Ranks(0, 1, torch.device("cpu")))
     opened, weights = parts.training(resolved.config)
     seed, order = parts.stage_order(resolved.stages[0], opened, weights)
     found = {}

@@ -19,7 +19,7 @@ from plait.assembly import saved
 from plait.assembly.parts import Parts
 from plait.config.schema import Source
 from plait.data.sources.open import open_source
-from plait.engine.parallel.distributed import World
+from plait.engine.parallel.distributed import Ranks
 from plait.families.molmo.evaluate import benches, golds
 
 RECIPES = [Path("configs/molmo") / f"debug-{stage}.yaml" for stage in ("captioner", "multitask")]
@@ -79,14 +79,14 @@ def right(built: Parts, inputs: Any, samples: list[dict[str, Any]]) -> float:
 
 def measure(run: Path, asked: Kinds) -> dict[str, tuple[float, float]]:
     """(share of right answers, loss) per kind, of a run's newest checkpoint or a step folder."""
-    built, _, config = saved.open_checkpoint(run, World(0, 1, torch.device("cpu")))
+    built, _, config = saved.open_checkpoint(run, Ranks(0, 1, torch.device("cpu")))
     inputs = built.inputs(config, train=False)
     return {name: (right(built, inputs, samples), nats(built, inputs, samples)) for name, samples in asked.items()}
 
 
 def unseen(run: Path, asked: Kinds) -> dict[str, float]:
     """The share of right answers per kind to questions shown with another one's picture."""
-    built, _, config = saved.open_checkpoint(run, World(0, 1, torch.device("cpu")))
+    built, _, config = saved.open_checkpoint(run, Ranks(0, 1, torch.device("cpu")))
     inputs = built.inputs(config, train=False)
     return {name: right(built, inputs, elsewhere(samples)) for name, samples in asked.items()}
 

@@ -22,7 +22,7 @@ from plait.assembly import saved
 from plait.config.schema import Source
 from plait.data import images
 from plait.data.sources.open import open_source
-from plait.engine.parallel.distributed import World
+from plait.engine.parallel.distributed import Ranks
 from plait.families.nanodit import pictures
 from plait.families.nanodit.inputs import Conditions
 from plait.families.nanodit.sampler import Request, draw
@@ -87,7 +87,7 @@ def spread(x: torch.Tensor, y: torch.Tensor) -> float:
 
 def samples(run: Path, averaged: bool, scale: float, each: int, steps: int, names: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
     """`each` samples of every class, from noise that does not depend on weights or scale."""
-    built, _, config = saved.open_checkpoint(run, World(0, 1, torch.device("cpu")), averaged=averaged)
+    built, _, config = saved.open_checkpoint(run, Ranks(0, 1, torch.device("cpu")), averaged=averaged)
     inputs = built.inputs(config, train=False)
     sampling = inputs.config.sampling.model_copy(update={"text_scale": scale, "image_scale": 0.0, "steps": steps, "solver": "heun"})
     side = inputs.config.image_size

@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw
 from plait.assembly import saved
 from plait.cli import main
 from plait.data import images
-from plait.engine.parallel.distributed import World
+from plait.engine.parallel.distributed import Ranks
 from plait.families.nanodit import pictures
 from plait.families.nanodit.inputs import Conditions
 from plait.families.nanodit.sampler import Request, draw
@@ -95,7 +95,7 @@ def by_pixels(run: Path, scales: dict[str, Any], each: int = 50) -> dict[str, fl
 
     "left dot" and "right dot" with a red or a blue reference, and each alone; `each` pictures of every combination.
     """
-    built, _, config = saved.open_checkpoint(run, World(0, 1, torch.device("cpu")))
+    built, _, config = saved.open_checkpoint(run, Ranks(0, 1, torch.device("cpu")))
     inputs = built.inputs(config, train=False)
     sampling = inputs.config.sampling.model_copy(update=scales)
     show, texts, looks = pictures.decoder(inputs, torch.device("cpu")), encoders.open_texts("tiny"), encoders.open_images("tiny")

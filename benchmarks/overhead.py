@@ -40,7 +40,7 @@ from plait.data.order import Order, SampleId
 from plait.engine.guards import Quarantine
 from plait.engine.loop import Hook, Loop, Row
 from plait.engine.monitoring.tracking import Tracker, open_tracker
-from plait.engine.parallel.distributed import World
+from plait.engine.parallel.distributed import Ranks
 from plait.engine.state import State
 from plait.files import write_json
 
@@ -210,7 +210,7 @@ def plait(net: Net, batches: Ready | None, samples: Samples, clock: Clock, folde
     )
     state = State(net)
     state.begin({"net": dict(net.named_parameters())}, config.optim)
-    loop = Loop(state, CrossEntropy(), config, World(0, 1, torch.device("cpu")), Quarantine(folder / "quarantine.jsonl", 0.01), [])
+    loop = Loop(state, CrossEntropy(), config, Ranks(0, 1, torch.device("cpu")), Quarantine(folder / "quarantine.jsonl", 0.01), [])
     with contextlib.closing(open_tracker(folder, config, "bench", state)) as tracker:
         loop.hooks = [recording(tracker), lambda state, row: clock.tick(state.step)]
         if batches is not None:

@@ -55,8 +55,8 @@ def one_rank(folder: str, world: str) -> None:
     """Build as a rank does, and print its figures as JSON. `world`: on or off."""
     section = Config.model_validate({"base": f"{folder}/gemma", "world": {"source": f"{folder}/wan"} if world == "on" else False})
     logging.disable_progress_bar()
-    with distributed.world("cpu") as ranks:
-        ranks.barrier()
+    with distributed.join("cpu") as group:
+        group.barrier()
         peak, began, used = Peak(), time.perf_counter(), time.process_time()
         peak.start()
         model = family.build(section, Path(), seed=0)

@@ -11,7 +11,7 @@ import torch
 
 from plait.engine.checkpoints import checkpoint
 
-from . import ranks
+from . import processes
 from . import toy_family as toy
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "checkpoints.md").read_text(encoding="utf-8")
@@ -51,7 +51,7 @@ def test_the_pages_code_reads_what_plait_wrote(made, page):
 
 def test_the_pages_code_joins_what_two_ranks_wrote(made, page, tmp_path):
     recipe = made.parent / "recipe.yaml"
-    ranks.fork(2, toy.train, recipe, tmp_path / "run", "distributed.strategy=fsdp", "distributed.frozen=shard")
+    processes.fork(2, toy.train, recipe, tmp_path / "run", "distributed.strategy=fsdp", "distributed.frozen=shard")
     manifest, groups = page["read"](page["newest"](tmp_path / "run"))
     assert {name.count("/") for name in manifest["files"]} == {1}
     for group, tensors in groups.items():

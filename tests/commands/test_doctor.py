@@ -13,8 +13,8 @@ from huggingface_hub import constants
 from plait import cli
 from plait.commands.actions import doctor
 from plait.engine.parallel import distributed
-from plait.engine.parallel.distributed import World
-from tests import ranks, toy_family
+from plait.engine.parallel.distributed import Ranks
+from tests import processes, toy_family
 from tests.engine.toy import ALONE
 
 ROOMY = SimpleNamespace(free=1e12)
@@ -110,16 +110,16 @@ def test_a_setting_without_a_configuration_is_refused(capsys):
 def on_ranks(folder):
     """Rank 1 lives in another time, and sees another disk."""
     rank = int(os.environ["RANK"])
-    with distributed.world("cpu") as world:
+    with distributed.join("cpu") as ranks:
         with mock.patch.object(time, "time", return_value=1e9 - 100 * rank):
-            late = doctor.clocks(world)
-        blind = doctor.storage(folder if rank == 0 else Path("/nowhere"), world)
-        return [doctor.ranks(world), late, blind, doctor.storage(folder, world)]
+            late = doctor.clocks(ranks)
+        blind = doctor.storage(folder if rank == 0 else Path("/nowhere"), ranks)
+        return [doctor.ranks(ranks), late, blind, doctor.storage(folder, ranks)]
 
 
 def test_ranks_are_compared(tmp_path, monkeypatch):
     monkeypatch.setattr(doctor, "OPEN_WITHIN_S", 0.3)
-    for reach, late, blind, sees in ranks.run(2, on_ranks, tmp_path):
+    for reach, late, blind, sees in processes.run(2, on_ranks, tmp_path):
         assert "2 ranks reach each other" in reach.said
         assert late.said == "they differ by 100.0 s"
         assert blind.said.startswith("rank 1 does not see ")
@@ -131,5 +131,5 @@ def test_more_ranks_than_devices_are_found(monkeypatch):
     monkeypatch.setattr(doctor.torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(doctor.torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(doctor.torch.cuda, "get_device_properties", lambda i: SimpleNamespace(name="X", total_memory=80e9))
-    found = doctor.device(World(0, 2, ALONE.device))
+    found = doctor.device(Ranks(0, 2, ALONE.device))
     assert (found.said, found.cure) == ("1 GPUs, the first X with 80 GB, for 2 ranks", "start at most 1 ranks per machine: --nproc 1")

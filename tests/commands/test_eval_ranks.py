@@ -6,7 +6,7 @@ import os
 import pytest
 
 from plait.commands.actions import evaluate, generate
-from tests import ranks, toy_family
+from tests import processes, toy_family
 
 
 class Signs:
@@ -43,7 +43,7 @@ def test_every_sample_is_answered_once_and_figures_are_equal(run, tmp_path, samp
     for bench in ("signs", "loss"):
         alone = measure(run, bench, samples, batch, tmp_path / "1")
         for size in (2, 3):
-            found = ranks.run(size, measure, run, bench, samples, batch, tmp_path / str(size))
+            found = processes.run(size, measure, run, bench, samples, batch, tmp_path / str(size))
             assert all(one == pytest.approx(alone, rel=1e-6) for one in found)  # fp32: sums over other cuts
     told = [json.loads((tmp_path / str(size) / "predictions.json").read_text()) for size in (1, 2, 3)]
     assert told[0] == told[1] == told[2]
@@ -59,5 +59,5 @@ def ask(run, lines):
 
 
 def test_several_ranks_give_one_answer(run, capfd):
-    assert ranks.run(3, ask, run, []) == [["0"], [], []]
+    assert processes.run(3, ask, run, []) == [["0"], [], []]
     assert capfd.readouterr().out.count("an answer") == 1

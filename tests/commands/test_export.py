@@ -14,7 +14,7 @@ from plait.assembly import saved
 from plait.config.schema import Source
 from plait.data.sources.open import open_source
 from plait.engine.checkpoints import checkpoint
-from plait.engine.parallel.distributed import World
+from plait.engine.parallel.distributed import Ranks
 
 SCENES = "{source: scenes, limit: 8, options: {size: [48, 48], objects: [1, 2], tasks: [count], supersample: 2}}"
 COMMON = f"""
@@ -53,7 +53,7 @@ def trained(tmp_path_factory):
 
 
 def opened(run):
-    return saved.open_checkpoint(run, World(0, 1, torch.device("cpu")))[0]
+    return saved.open_checkpoint(run, Ranks(0, 1, torch.device("cpu")))[0]
 
 
 def weights_after(run):

@@ -91,8 +91,8 @@ def test_each_stage_makes_its_own_replicas(made, tmp_path, monkeypatch):
     replicate = toy.run.distributed.replicate
     monkeypatch.setattr(
         "plait.engine.distributed.replicate",
-        lambda model, world: (
-            trainable.append([name for name, value in model.named_parameters() if value.requires_grad]) or replicate(model, world)
+        lambda model, ranks: (
+            trainable.append([name for name, value in model.named_parameters() if value.requires_grad]) or replicate(model, ranks)
         ),
     )
     toy.train(made[0], tmp_path / "run")

@@ -201,16 +201,16 @@ class Shapes:
         return {"shape": np.stack(examples).shape}
 
 
-@pytest.mark.parametrize("world", [1, 2])
-def test_the_loader_gives_batches_of_one_shape_on_every_rank(root, world):
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_the_loader_gives_batches_of_one_shape_on_every_rank(root, world_size):
     source = Latents(str(root), {})
     order = order_of([source], [1.0], 0, 4)
     ranks = []
-    for rank in range(world):
-        with Loader([source], order, Shapes(), seed=0, rank=rank, world=world, stop_step=30, workers=2) as loader:
+    for rank in range(world_size):
+        with Loader([source], order, Shapes(), seed=0, rank=rank, world_size=world_size, stop_step=30, workers=2) as loader:
             ranks.append([step.micro[0].batch["shape"] for step in loader])
     assert len(set(map(tuple, ranks))) == 1
-    assert set(ranks[0]) == {(4 // world, 4, 4, 4), (4 // world, 4, 3, 5), (4 // world, 4, 5, 3)}
+    assert set(ranks[0]) == {(4 // world_size, 4, 4, 4), (4 // world_size, 4, 3, 5), (4 // world_size, 4, 5, 3)}
 
 
 def test_a_bad_sample_is_replaced_in_its_place_and_listed(root):

@@ -85,7 +85,7 @@ def loader(inputs=None, sources=None, *, batch=6, weights=None, **options):
 
 
 def content(steps):
-    return [(s.step, [(m.ids, m.void, m.batch["n"], m.batch["x"].tolist(), m.bad) for m in s.micro], s.bad) for s in steps]
+    return [(s.step, [(m.ids, m.padding, m.batch["n"], m.batch["x"].tolist(), m.bad) for m in s.micro], s.bad) for s in steps]
 
 
 def collect(**options):
@@ -114,13 +114,13 @@ def test_prefetch_and_the_first_step_do_not_change_content():
 def test_ranks_and_micro_batches_see_the_same_samples_with_the_same_keys():
     def rows(parts):
         return [
-            [(n, x) for rank in parts for _, void, ns, xs, _ in rank[step][1] if not void for n, x in zip(ns, xs, strict=True)]
+            [(n, x) for rank in parts for _, padding, ns, xs, _ in rank[step][1] if not padding for n, x in zip(ns, xs, strict=True)]
             for step in range(12)
         ]
 
     whole = rows([collect()])
-    for world, micro in ((1, 1), (2, 3), (4, 2), (3, 1)):
-        ranks = [collect(rank=rank, world=world, micro_batch=micro) for rank in range(world)]
+    for world_size, micro in ((1, 1), (2, 3), (4, 2), (3, 1)):
+        ranks = [collect(rank=rank, world_size=world_size, micro_batch=micro) for rank in range(world_size)]
         assert len({len(micro) for rank in ranks for _, micro, _ in rank}) == 1
         assert rows(ranks) == whole
 
@@ -162,7 +162,7 @@ def test_replacements_follow_the_key():
 def test_a_void_micro_batch_lists_nothing_as_bad():
     order = Order([50], [1.0], 0, 1)
     lost = order.ids(0)[0].index
-    parts = [collect(inputs=Noisy(bad=(lost,)), batch=1, rank=rank, world=2, stop_step=1)[0] for rank in range(2)]
+    parts = [collect(inputs=Noisy(bad=(lost,)), batch=1, rank=rank, world_size=2, stop_step=1)[0] for rank in range(2)]
     assert [part[1][0][1] for part in parts] == [True, False]
     assert [len(part[2]) for part in parts] == [0, 1]
     assert parts[0][1][0][2] == parts[1][1][0][2]

@@ -133,15 +133,15 @@ def test_order_refuses_what_cannot_be_mixed(sizes, weights, words):
 
 
 @pytest.mark.parametrize(
-    ("batch", "world", "micro"), [(16, 1, 16), (16, 4, 4), (16, 1, 1), (7, 3, 2), (5, 2, 2), (2, 4, 1), (8, 3, None), (5, 3, 8)]
+    ("batch", "world_size", "micro"), [(16, 1, 16), (16, 4, 4), (16, 1, 1), (7, 3, 2), (5, 2, 2), (2, 4, 1), (8, 3, None), (5, 3, 8)]
 )
-def test_shares_cover_the_batch_once_with_equal_counts(batch, world, micro):
+def test_shares_cover_the_batch_once_with_equal_counts(batch, world_size, micro):
     ids = [SampleId(0, i, 0) for i in range(batch)]
-    cuts = [shares(ids, rank, world, micro) for rank in range(world)]
+    cuts = [shares(ids, rank, world_size, micro) for rank in range(world_size)]
     assert len({len(cut) for cut in cuts}) == 1
-    assert [i for cut in cuts for part, void in cut if not void for i in part] == ids
+    assert [i for cut in cuts for part, padding in cut if not padding for i in part] == ids
     assert all(len(part) >= 1 and (micro is None or len(part) <= micro) for cut in cuts for part, _ in cut)
-    assert all(part[0] in ids for cut in cuts for part, void in cut if void)
+    assert all(part[0] in ids for cut in cuts for part, padding in cut if padding)
 
 
 def test_a_rank_without_work_gets_a_void_micro_batch():

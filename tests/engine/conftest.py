@@ -11,8 +11,8 @@ from .toy import ALONE, SquaredError
 
 @pytest.fixture
 def make_loop(tmp_path):
-    def make(state, config, world=ALONE, hooks=()):
-        meter = Meter(world.device, config.train.precision)
-        return Loop(state, SquaredError(), config, world, Quarantine(tmp_path / "quarantine.jsonl", 0.01), hooks, meter=meter)
+    def make(state, config, ranks=ALONE, hooks=()):
+        meter = Meter(ranks.device, config.train.precision)
+        return Loop(state, SquaredError(), config, ranks, Quarantine(tmp_path / "quarantine.jsonl", 0.01), hooks, meter=meter)
 
     return make

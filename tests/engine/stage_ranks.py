@@ -13,20 +13,20 @@ from .toy import SquaredError, make_config, make_state, micro, step_batch
 
 
 def main(out: Path, stale: bool) -> None:
-    with distributed.world("cpu") as world:
-        tower = train(world, out.with_suffix(".jsonl"), stale)  # a call of its own: no replica outlives the process group
-        out.with_suffix(f".{world.rank}").write_text(json.dumps(tower))
+    with distributed.join("cpu") as ranks:
+        tower = train(ranks, out.with_suffix(".jsonl"), stale)  # a call of its own: no replica outlives the process group
+        out.with_suffix(f".{ranks.rank}").write_text(json.dumps(tower))
 
 
-def train(world: distributed.World, quarantine: Path, stale: bool) -> list[float]:
+def train(ranks: distributed.Ranks, quarantine: Path, stale: bool) -> list[float]:
     config = make_config(train={"steps": 3, "global_batch": 8})
     state = make_state(config, trainable=("head",))
-    kept = distributed.replicate(state.model, world)
+    kept = distributed.replicate(state.model, ranks)
     for stage, parts in enumerate([("head",), ("tower", "head")]):
         state.enter(stage + 1)
         state.begin({part: state.model.components()[part] for part in parts}, config.optim)
-        loop = Loop(state, SquaredError(), config, world, Quarantine(quarantine, 0.01), [])
-        batches = [step_batch(i, [micro(list(range(40 * i + world.rank, 40 * i + 8, world.size)))]) for i in range(3)]
+        loop = Loop(state, SquaredError(), config, ranks, Quarantine(quarantine, 0.01), [])
+        batches = [step_batch(i, [micro(list(range(40 * i + ranks.rank, 40 * i + 8, ranks.size)))]) for i in range(3)]
         with mock.patch.object(distributed, "replicate", return_value=kept) if stale else mock.MagicMock():
             loop.run(batches, state.step + 3)
     return state.model.tower.weight.flatten().tolist()

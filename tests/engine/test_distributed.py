@@ -6,13 +6,13 @@ import torch
 from plait.engine.parallel import distributed
 from plait.errors import PlaitError
 
-from .. import ranks
+from .. import processes
 from . import two_ranks
 
 
-def launch(out, world):
+def launch(out, ranks):
     """Run the worker on `world` gloo ranks; returns what rank 0 wrote."""
-    ranks.fork(world, two_ranks.main, out)
+    processes.fork(ranks, two_ranks.main, out)
     return json.loads(out.read_text())
 
 
@@ -55,7 +55,7 @@ def test_restarts_over_several_nodes_are_refused_where_they_would_hang(monkeypat
 @pytest.mark.parametrize(("first", "last"), [(0, 0), (0, 7), (1, 2), (2, 6), (5, 7), (7, 7)])
 def test_rows_in_pieces_are_those_of_the_whole(first, last):
     whole = torch.arange(21.0).view(7, 3)
-    pieces = distributed.Rows(whole.split([3, 1, 3]))
+    pieces = distributed.LazyShardedTensor(whole.split([3, 1, 3]))
     assert pieces.shape == whole.shape
     assert torch.equal(pieces.rows(first, last), whole[first:last])
-    assert torch.equal(distributed.whole(pieces), whole)
+    assert torch.equal(distributed.full_tensor(pieces), whole)

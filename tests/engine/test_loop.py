@@ -17,7 +17,7 @@ def gradients(make_loop, cut, dtype):
     state.model.to(dtype)
     loop = make_loop(state, config)
     micros = [micro(list(range(i, i + 16 // cut)), dtype=dtype) for i in range(0, 16, 16 // cut)]
-    loop.accumulate(state.model, micros, total_weights(loop.loss, micros, loop.world))
+    loop.accumulate(state.model, micros, total_weights(loop.loss, micros, loop.ranks))
     return torch.cat([value.grad.flatten() for value in state.model.parameters()])
 
 
@@ -40,9 +40,9 @@ def test_the_gradient_is_that_of_the_sum_over_the_weight(make_loop):
 def test_a_void_or_weightless_micro_batch_changes_nothing(make_loop):
     config = make_config()
     results = []
-    for extra in ([], [micro([3, 4], void=True)], [micro([5, 6])]):
+    for extra in ([], [micro([3, 4], padding=True)], [micro([5, 6])]):
         state = make_state(config)
-        if extra and not extra[0].void:
+        if extra and not extra[0].padding:
             extra[0].batch["w"].zero_()
         row = make_loop(state, config).step(state.model, step_batch(0, [micro(list(range(8))), *extra]), 100, True)
         results.append((row["loss"], row["weight/error"], row["grad_norm"]))
@@ -144,7 +144,7 @@ def test_training_lowers_the_loss_and_keeps_frozen_parts_to_the_bit(make_loop):
 
 def test_a_step_counts_the_floating_point_operations_of_all_its_samples(make_loop):
     config = make_config()
-    cut = [micro(list(range(8))), micro(list(range(8, 16))), micro([3], void=True)]
+    cut = [micro(list(range(8))), micro(list(range(8, 16))), micro([3], padding=True)]
     for trainable, each in ((("tower", "head"), 2 * (4 * 8 * 2 + 8 * 3)), (("head",), 2 * (4 * 8 + 8 * 2))):
         state = make_state(config, trainable)
         loop = make_loop(state, config)

@@ -8,7 +8,7 @@ import torch
 from plait.engine import nonfinite
 from plait.errors import Stopped
 from plait.training import run
-from tests import ranks, toy_family
+from tests import processes, toy_family
 
 SHORT = ("train.steps=6", "stages=[]", "evaluate=[]", "checkpoint.best=null", "checkpoint.every_steps=2", "seed=3")
 
@@ -80,7 +80,7 @@ def test_rewind_is_exact_when_the_run_is_continued(recipe, bad_steps, tmp_path):
 @pytest.mark.parametrize("policy", ["skip", "rewind"])
 def test_two_ranks_pass_over_the_same_steps(recipe, bad_steps, tmp_path, policy, strategy):
     settings = (f"guard.non_finite={policy}", f"distributed.strategy={strategy}")
-    ranks.fork(2, toy_family.train, recipe, tmp_path / "run", *SHORT, *settings)
+    processes.fork(2, toy_family.train, recipe, tmp_path / "run", *SHORT, *settings)
     assert skipped(tmp_path / "run") == bad_steps
     alone, together = (toy_family.at(folder, 6).tensors("weights") for folder in (tmp_path / "skip", tmp_path / "run"))
     assert all(torch.allclose(value, together[name], rtol=1e-5, atol=1e-7) for name, value in alone.items())  # fp32: sums in another order

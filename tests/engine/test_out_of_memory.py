@@ -8,7 +8,7 @@ import torch
 
 from plait.engine import micro_batch
 from plait.errors import Stopped
-from tests import ranks, toy_family
+from tests import processes, toy_family
 
 SHORT = ("train.steps=4", "stages=[]", "train.global_batch=8", "evaluate=[]", "checkpoint.best=null", "checkpoint.every_steps=1")
 
@@ -60,7 +60,7 @@ def test_one_rank_halves_until_it_fits_and_loses_no_step(recipe, straight, tmp_p
 
 @pytest.mark.parametrize("probe", ["never", "always"])
 def test_both_ranks_halve_when_one_runs_out_and_none_waits(recipe, straight, tmp_path, capfd, probe):
-    ranks.fork(2, runs_out, recipe, tmp_path / "run", 1, 2, 3, f"guard.memory_probe={probe}", "guard.hang_timeout_s=20")
+    processes.fork(2, runs_out, recipe, tmp_path / "run", 1, 2, 3, f"guard.memory_probe={probe}", "guard.hang_timeout_s=20")
     assert_close(straight, weights(tmp_path / "run"))
     assert micro_batch.noted(tmp_path / "run", "train", 2) == 2
     assert capfd.readouterr().out.count("on with micro_batch 2") == 1
@@ -101,7 +101,7 @@ def in_backward(recipe, run):
 
 
 def test_running_out_where_ranks_wait_ends_all_and_the_next_start_fits(recipe, straight, tmp_path, capfd):
-    assert ranks.codes(ranks.start(2, in_backward, recipe, tmp_path / "run")) == [1, 1]
+    assert processes.codes(processes.start(2, in_backward, recipe, tmp_path / "run")) == [1, 1]
     assert "Stopped: out of memory (no memory left); the same command continues, with micro_batch 2" in capfd.readouterr().err
-    ranks.fork(2, in_backward, recipe, tmp_path / "run")
+    processes.fork(2, in_backward, recipe, tmp_path / "run")
     assert_close(straight, weights(tmp_path / "run"))

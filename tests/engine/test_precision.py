@@ -15,7 +15,7 @@ from plait.engine.parallel import distributed
 from plait.engine.precision import GOOD_STEPS, OVERFLOWS, SCALE, Scaler, rounded, set_precision
 from plait.errors import Stopped
 
-from .. import ranks
+from .. import processes
 from .toy import ALONE, make_config, make_state, micro, step_batch
 
 
@@ -108,14 +108,14 @@ def test_pieces_of_any_size_give_torchs_update(monkeypatch, kept):
 
 def laid_in_rows():
     """The pieces of this rank's rows of a weight of 12 x 10, and of the whole weight."""
-    with distributed.world("cpu"):
+    with distributed.join("cpu"):
         mesh = init_device_mesh("cpu", (2,))
         with mock.patch.object(adamw, "PIECE", 50):
             return list(adamw.pieces(distribute_tensor(torch.zeros(13, 10), mesh, [Shard(0)]))), list(adamw.pieces(torch.zeros(13, 10)))
 
 
 def test_the_rows_of_a_rank_are_rounded_as_in_the_whole():
-    (first, whole), (second, _) = ranks.run(2, laid_in_rows)
+    (first, whole), (second, _) = processes.run(2, laid_in_rows)
     assert [piece for piece, *_ in whole] == [0, 1, 2]
     assert first == [(0, slice(0, 50), slice(0, 50)), (1, slice(50, 70), slice(0, 20))]  # 7 rows
     assert second == [(1, slice(0, 30), slice(20, 50)), (2, slice(30, 60), slice(0, 30))]  # 6 rows

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from plait.engine import optim, replicas
-from plait.engine.parallel.distributed import World
-from tests import ranks, toy_family
+from plait.engine.parallel.distributed import Ranks
+from tests import processes, toy_family
 
 SHORT = ("train.steps=6", "evaluate=[]", "checkpoint.best=null", "stages=[]", "guard.replica_check_steps=2")
 
@@ -30,7 +30,7 @@ def one_bit(recipe, run, rank, *overrides):
 
 def test_one_flipped_bit_on_one_rank_is_found_and_named(tmp_path, monkeypatch, capfd):
     recipe = toy_family.install(monkeypatch, tmp_path)
-    assert ranks.codes(ranks.start(3, one_bit, recipe, tmp_path / "run", 2)) == [1, 1, 1]
+    assert processes.codes(processes.start(3, one_bit, recipe, tmp_path / "run", 2)) == [1, 1, 1]
     said = capfd.readouterr().err
     assert said.count("Stopped: replicas differ after step 4: ") == 3
     assert "projector.bias" in said
@@ -39,8 +39,8 @@ def test_one_flipped_bit_on_one_rank_is_found_and_named(tmp_path, monkeypatch, c
 
 def test_replicas_that_agree_pass_and_no_check_is_made_when_it_is_off(tmp_path, monkeypatch):
     recipe = toy_family.install(monkeypatch, tmp_path)
-    ranks.fork(2, one_bit, recipe, tmp_path / "equal", 99)
-    ranks.fork(2, one_bit, recipe, tmp_path / "off", 1, "guard.replica_check_steps=null")
+    processes.fork(2, one_bit, recipe, tmp_path / "equal", 99)
+    processes.fork(2, one_bit, recipe, tmp_path / "off", 1, "guard.replica_check_steps=null")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -54,4 +54,4 @@ def test_a_checksum_changes_with_any_one_value(dtype):
 
 
 def test_one_rank_has_nothing_to_compare():
-    replicas.check(1, {"x": torch.ones(2)}, World(0, 1, torch.device("cpu")))
+    replicas.check(1, {"x": torch.ones(2)}, Ranks(0, 1, torch.device("cpu")))

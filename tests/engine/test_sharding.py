@@ -13,7 +13,7 @@ from plait.engine.parallel.memory_estimate import Layout, Storage
 from plait.engine.parallel.sharding import Sharding
 from plait.engine.state import State
 
-from .. import ranks
+from .. import processes
 from .toy import make_config
 
 
@@ -41,14 +41,14 @@ NAMES = {"words": "words.weight", "first": "blocks.0.weight blocks.0.bias", "mat
 
 def laid(trained, cut_frozen, check, *more, strategy="fsdp"):
     """On two ranks: lay the model for what trains, then `check(model, sharding)`; then for `more`, and check again."""
-    with distributed.world("cpu") as world:
+    with distributed.join("cpu") as ranks:
         model = Model()
         sharding = Sharding(model)
         for parts in (trained, *more):
             names = {name for part in parts for name in NAMES[part].split()}
             for name, value in model.named_parameters():
                 value.requires_grad_(name in names)
-            sharding.lay(model.blocks, names, Layout(strategy, 2, cut_frozen=cut_frozen), world)
+            sharding.wrap(model.blocks, names, Layout(strategy, 2, cut_frozen=cut_frozen), ranks)
             check(model, sharding, names)
 
 
@@ -71,13 +71,13 @@ def only_what_trains(model, sharding, names):
     [(("words", "matrix"), True, only_what_trains_and_frozen_blocks), (("second",), False, only_what_trains)],
 )
 def test_a_unit_trains_or_is_frozen_and_never_both(trained, cut_frozen, check):
-    ranks.fork(2, laid, trained, cut_frozen, check)
+    processes.fork(2, laid, trained, cut_frozen, check)
 
 
 def bits_and_gradients(model, sharding, names):
     fresh = Model()
     for name, value in fresh.named_parameters():
-        assert torch.equal(distributed.whole(model.get_parameter(name).detach()), value), name
+        assert torch.equal(distributed.full_tensor(model.get_parameter(name).detach()), value), name
         value.requires_grad_(name in names)
     for one in (model, fresh):
         one(torch.arange(4)).square().sum().backward()
@@ -85,7 +85,7 @@ def bits_and_gradients(model, sharding, names):
         mine = model.get_parameter(name)
         assert (mine.grad is None) == (value.grad is None) == (name not in names)
         if mine.grad is not None:
-            torch.testing.assert_close(distributed.whole(mine.grad), value.grad, rtol=1e-5, atol=1e-6)  # mean of two equal ones
+            torch.testing.assert_close(distributed.full_tensor(mine.grad), value.grad, rtol=1e-5, atol=1e-6)  # mean of two equal ones
             mine.grad = None
     assert model.head.weight is model.words.weight
 
@@ -93,11 +93,11 @@ def bits_and_gradients(model, sharding, names):
 @pytest.mark.parametrize("strategy", ["fsdp", "shard_grad_op"])
 def test_weights_keep_their_bits_and_gradients_are_right_after_each_change_of_what_trains(strategy):
     stages = [("words",), ("first", "second"), ("matrix",), ("words", "first", "second")]
-    ranks.fork(2, functools.partial(laid, strategy=strategy), stages[0], True, bits_and_gradients, *stages[1:])
+    processes.fork(2, functools.partial(laid, strategy=strategy), stages[0], True, bits_and_gradients, *stages[1:])
 
 
 def lifted(model, sharding, names):
-    sharding.lift()
+    sharding.unwrap()
     fresh = Model()
     for one, other in zip(model.modules(), fresh.modules(), strict=True):
         assert type(one) is type(other)
@@ -112,7 +112,7 @@ def run_and_lifted(model, sharding, names):
 
 
 def test_nothing_of_the_sharding_is_left_on_a_model_that_it_was_taken_off():
-    ranks.fork(2, laid, ("words", "first"), True, run_and_lifted)
+    processes.fork(2, laid, ("words", "first"), True, run_and_lifted)
 
 
 def whole_inside(model, sharding, names):
@@ -128,19 +128,19 @@ def whole_inside(model, sharding, names):
 
 
 def test_gathered_weights_serve_any_method_any_number_of_times_on_each_rank():
-    ranks.fork(2, laid, ("words", "first"), True, whole_inside)
+    processes.fork(2, laid, ("words", "first"), True, whole_inside)
 
 
 def held(trained, ever, cut_frozen, strategy):
     """On two ranks: the bytes of a state that was cut, against what is counted for it; sizes that two ranks can halve."""
     settings = make_config(optim={"lr": 0.01, "schedule": {"name": "constant"}, "ema": {"decay": 0.9}}).optim
-    with distributed.world("cpu") as world:
+    with distributed.join("cpu") as ranks:
         model, layout = Model(6, 4), Layout(strategy, 2, cut_frozen=cut_frozen)
         sharding, state = Sharding(model), State(model)
         for parts in (ever, trained):
             names = {name for part in parts for name in NAMES[part].split()}
             state.pause()
-            sharding.lay(model.blocks, names, layout, world)
+            sharding.wrap(model.blocks, names, layout, ranks)
             state.begin({"all": {name: model.get_parameter(name) for name in names}}, settings)
             model(torch.arange(4)).sum().backward()
             state.optimizer.step()
@@ -154,4 +154,4 @@ def held(trained, ever, cut_frozen, strategy):
 
 @pytest.mark.parametrize("cut_frozen", [True, False])
 def test_a_rank_holds_the_bytes_that_are_counted_for_it(cut_frozen):
-    ranks.fork(2, held, ("matrix",), ("words", "first"), cut_frozen, "fsdp")
+    processes.fork(2, held, ("matrix",), ("words", "first"), cut_frozen, "fsdp")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from plait.config.schema import Distributed
-from plait.engine.parallel.distributed import World
+from plait.engine.parallel.distributed import Ranks
 from plait.engine.parallel.memory_estimate import Layout, Storage, Weights
 from plait.engine.parallel.strategy import choose
 from plait.errors import PlaitError
@@ -15,7 +15,7 @@ WEIGHTS = Weights(trained=1_000_000_000, frozen=1_000_000_000, trained_unit=50_0
 """Whole in float32: 4 GB frozen, 16 GB for what trains with its gradients and moments."""
 
 
-class Ranks(World):
+class Ranks(Ranks):
     """`size` ranks that all say the same."""
 
     def gather(self, value):
@@ -25,8 +25,8 @@ class Ranks(World):
 def chosen(size, near=None, monkeypatch=None, **settings):
     if near is not None:
         monkeypatch.setenv("LOCAL_WORLD_SIZE", str(near))
-    world = Ranks(0, size, torch.device("cpu"))
-    return choose(Distributed(**settings), WEIGHTS, Storage.of("fp32"), world, accumulating=False)
+    ranks = Ranks(0, size, torch.device("cpu"))
+    return choose(Distributed(**settings), WEIGHTS, Storage.of("fp32"), ranks, accumulating=False)
 
 
 def test_one_rank_divides_nothing_whatever_is_set():

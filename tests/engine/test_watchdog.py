@@ -9,7 +9,7 @@ from unittest import mock
 import pytest
 
 from plait.engine.monitoring import heartbeat, watchdog
-from tests import ranks, toy_family
+from tests import processes, toy_family
 
 LIMIT = ("guard.hang_timeout_s=4", "train.steps=4000", "evaluate=[]", "checkpoint.best=null")
 
@@ -51,7 +51,7 @@ SUMS, COLLATE = (toy_family.Loss, "sums"), (toy_family.Inputs, "collate")
 def test_a_late_rank_is_named_with_its_stacks_before_the_collective_gives_up(tmp_path, monkeypatch, capfd, rank, where, how, said):
     recipe, run = toy_family.install(monkeypatch, tmp_path), tmp_path / "run"
     began = time.monotonic()
-    assert ranks.codes(ranks.start(2, late_rank, recipe, run, rank, where, how)) == [1, 1]
+    assert processes.codes(processes.start(2, late_rank, recipe, run, rank, where, how)) == [1, 1]
     assert time.monotonic() - began < 2 * watchdog.PATIENCE * 2 + 30  # the sleeper would sleep on, and the collective wait
     text = capfd.readouterr().err
     assert re.search(rf"plait: rank [01]: {said}\d*, with nothing done for 4 s \(guard.hang_timeout_s\); what each rank does", text)
@@ -75,18 +75,18 @@ def orphaned(recipe, run):
     """A rank whose parent, torchrun in earnest, ends while it trains."""
     os.environ["TORCHELASTIC_RUN_ID"] = "x"
     if os.fork() == 0:
-        ranks.rank_of_test(toy_family.train, recipe, run, *LIMIT)
+        processes.rank_of_test(toy_family.train, recipe, run, *LIMIT)
     while not (now := heartbeat.read(run)) or now["step"] < 3:
         time.sleep(0.01)
 
 
 def test_a_rank_that_torchrun_left_alone_saves_and_stops(tmp_path, monkeypatch, capfd):
     recipe, run = toy_family.install(monkeypatch, tmp_path), tmp_path / "run"
-    process = ranks.FORK.Process(target=orphaned, args=(recipe, run))  # without faulthandler's timer, which no process inherits
+    process = processes.FORK.Process(target=orphaned, args=(recipe, run))  # without faulthandler's timer, which no process inherits
     process.start()
-    assert ranks.codes([process]) == [0]
+    assert processes.codes([process]) == [0]
     pid = heartbeat.read(run)["pid"]
-    deadline = time.monotonic() + ranks.LIMIT_S
+    deadline = time.monotonic() + processes.LIMIT_S
     while os.path.exists(f"/proc/{pid}") and time.monotonic() < deadline:
         time.sleep(0.02)
     assert re.search(r"Paused: stopped by SIGTERM after step \d+ of 4000, all saved", capfd.readouterr().err)

@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 from plait.config.schema import RunConfig
-from plait.engine.parallel.distributed import World
+from plait.engine.parallel.distributed import Ranks
 from plait.engine.state import State
 from plait.keys import rng
 
-ALONE = World(0, 1, torch.device("cpu"))
+ALONE = Ranks(0, 1, torch.device("cpu"))
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ def examples(indices, dtype=torch.float32):
     return {"x": x, "y": x.sum(1).sin(), "w": w}
 
 
-def micro(indices, void=False, dtype=torch.float32):
-    return SimpleNamespace(batch=examples(indices, dtype), ids=[Id(0, i, 0) for i in indices], void=void)
+def micro(indices, padding=False, dtype=torch.float32):
+    return SimpleNamespace(batch=examples(indices, dtype), ids=[Id(0, i, 0) for i in indices], padding=padding)
 
 
 def step_batch(step, micros):

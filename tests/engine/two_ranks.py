@@ -13,9 +13,9 @@ from plait.errors import BadSample
 from .toy import Id, SquaredError, make_config, make_state, micro, step_batch
 
 
-def mixed(indices, void):
+def mixed(indices, padding):
     """A micro-batch of three sources, whose samples come in turns of 4, 1 and 2."""
-    found = micro(indices, void)
+    found = micro(indices, padding)
     found.ids = [Id((0, 0, 0, 0, 1, 2, 2)[i % 7], i, 0) for i in indices]
     return found
 
@@ -44,21 +44,21 @@ class Seven:
 
 
 def main(out: Path) -> None:
-    with distributed.world("cpu") as world:
+    with distributed.join("cpu") as ranks:
         config = make_config(train={"steps": 5, "global_batch": 15, "grad_clip": 1.0})
         state = make_state(config)
         rows = []
-        loop = Loop(state, SquaredError(), config, world, Quarantine(out.with_suffix(".jsonl"), 0.01), [lambda _, row: rows.append(row)])
+        loop = Loop(state, SquaredError(), config, ranks, Quarantine(out.with_suffix(".jsonl"), 0.01), [lambda _, row: rows.append(row)])
         loop.sources = ["a", "b", "c"]
 
         def cut(step):
             ids = [Id(0, step * 15 + i, 0) for i in range(15)]
-            return step_batch(step, [mixed([i.index for i in part], void) for part, void in shares(ids, world.rank, world.size, 4)])
+            return step_batch(step, [mixed([i.index for i in part], padding) for part, padding in shares(ids, ranks.rank, ranks.size, 4)])
 
         loop.run([cut(step) for step in range(5)], 5)
-        held_out = evaluation.held_out_loss(state.model, SquaredError(), [cut(9)], world, "fp32")
-        _, bench = evaluation.run_bench(Numbers(), state.model, Seven(), None, 4, world, "fp32")
-        if world.first:
+        held_out = evaluation.held_out_loss(state.model, SquaredError(), [cut(9)], ranks, "fp32")
+        _, bench = evaluation.run_bench(Numbers(), state.model, Seven(), None, 4, ranks, "fp32")
+        if ranks.first:
             figures = {"loss": [row["loss"] for row in rows], "grad_norm": [row["grad_norm"] for row in rows], "held_out": held_out["loss"]}
             weights = state.model.tower.weight.flatten().tolist()
             given = {name: value for name, value in state.totals.items() if name.startswith(source_shares.PREFIX)}

@@ -15,11 +15,11 @@ from plait.engine.flops import Flops
 from plait.engine.guards import Quarantine
 from plait.engine.loop import Loop, total_weights
 from plait.engine.parallel import distributed
-from plait.engine.parallel.distributed import World
+from plait.engine.parallel.distributed import Ranks
 from plait.engine.state import State
 from plait.families import registry
 from plait.keys import key
-from tests import ranks
+from tests import processes
 
 SCENES = "{source: scenes, limit: 16, options: {size: [32, 32], objects: [1, 2], tasks: [caption, count]}}"
 TINY = {
@@ -32,7 +32,7 @@ TINY = {
         model: {space: pixels, depth: 2, hidden: 48, heads: 2, patch: 4, image_size: 32, text: words, text_dim: 16, words: 64, image_dim: 0,
                 dropout: {neither: 0.1, text_only: 0.0, image_only: 0.0}}""",
 }
-ALONE = World(0, 1, torch.device("cpu"))
+ALONE = Ranks(0, 1, torch.device("cpu"))
 SAMPLES = 4
 
 
@@ -55,10 +55,10 @@ class Case:
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
 
-    def micros(self, size, train=True, count=SAMPLES, world=ALONE):
+    def micros(self, size, train=True, count=SAMPLES, ranks=ALONE):
         opened = parts.open_data(self.config, self.config.data.train, "train")
         order = parts.FixedOrder.of(parts.choose([len(opened[0])], count, 0), opened, count)
-        cut = {"rank": world.rank, "world": world.size, "micro_batch": size, "workers": 0, "stop_step": 1}
+        cut = {"rank": ranks.rank, "world_size": ranks.size, "micro_batch": size, "workers": 0, "stop_step": 1}
         with Loader(opened, order, self.parts.inputs(self.config, train), seed=1, **cut) as loader:
             return next(iter(loader)).micro
 
@@ -144,12 +144,12 @@ def test_compiled_blocks_give_the_gradient_and_are_compiled_once(case):
 
 def shared(case, count):
     """What one rank holds after its part of a batch of `count` samples: every gradient, averaged over ranks."""
-    with distributed.world("cpu") as world:
-        micros = case.micros(1, count=count, world=world)
-        loop = Loop(State(case.model), case.loss, case.config, world, Quarantine(case.parts.assets / "bad.jsonl", 0.01), [])
+    with distributed.join("cpu") as ranks:
+        micros = case.micros(1, count=count, world_size=ranks)
+        loop = Loop(State(case.model), case.loss, case.config, ranks, Quarantine(case.parts.assets / "bad.jsonl", 0.01), [])
         case.model.zero_grad()
-        weights = total_weights(case.loss, micros, world)
-        loop.accumulate(distributed.replicate(case.model, world), micros, {name: weights[name] for name in case.loss.coefficients})
+        weights = total_weights(case.loss, micros, ranks)
+        loop.accumulate(distributed.replicate(case.model, ranks), micros, {name: weights[name] for name in case.loss.coefficients})
         return {name: value.grad.numpy() for name, value in case.model.named_parameters() if value.grad is not None}
 
 
@@ -158,7 +158,7 @@ def test_ranks_with_unequal_work_get_the_gradient_of_the_whole_batch(case, count
     case.model.train()
     whole = case.gradient(case.micros(count, count=count))
     scale = max(value.abs().max() for value in whole.values())
-    for found in ranks.run(2, shared, case, count):
+    for found in processes.run(2, shared, case, count):
         assert found.keys() == whole.keys()
         for name, value in found.items():
             assert (torch.from_numpy(value) - whole[name]).abs().max() <= 2e-5 * scale, (

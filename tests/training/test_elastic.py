@@ -10,7 +10,7 @@ from pathlib import Path
 from plait.commands.prove import compare
 from plait.engine.monitoring import heartbeat
 from plait.training import launch
-from tests import ranks, toy_family
+from tests import processes, toy_family
 
 ROOT = Path(__file__).resolve().parents[2]
 LONG = ("train.steps=40", "checkpoint.every_steps=5", "evaluate=[]", "checkpoint.best=null")
@@ -40,9 +40,9 @@ def test_a_killed_rank_is_replaced_and_the_run_ends_at_the_straight_runs_bits(tm
     recipe = toy_family.install(monkeypatch, tmp_path)
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     process = torchrun(recipe, killed, *(f"--{item}" for item in LONG))
-    assert ranks.codes(ranks.start(2, toy_family.train, recipe, straight, *LONG)) == [0, 0]
+    assert processes.codes(processes.start(2, toy_family.train, recipe, straight, *LONG)) == [0, 0]
     kill(killed, 1, 23, lambda: process.poll() is not None)
-    said = process.communicate(timeout=ranks.LIMIT_S)[1]
+    said = process.communicate(timeout=processes.LIMIT_S)[1]
     assert process.returncode == 0, said
     assert compare.divergence(compare.runs(straight, killed)) is None
     assert said.count("language 120/120") == 1
@@ -50,12 +50,12 @@ def test_a_killed_rank_is_replaced_and_the_run_ends_at_the_straight_runs_bits(tm
 
 def test_a_rank_that_dies_leaves_no_process_behind(tmp_path, monkeypatch, capfd):
     recipe = toy_family.install(monkeypatch, tmp_path)
-    started = ranks.start(2, toy_family.train, recipe, tmp_path / "run", *LONG, "train.steps=4000", *WORKERS)
+    started = processes.start(2, toy_family.train, recipe, tmp_path / "run", *LONG, "train.steps=4000", *WORKERS)
     while not (now := heartbeat.read(tmp_path / "run", 0)) or now["step"] < 3:
         time.sleep(0.01)
     below = [pid for process in started for pid in launch.data_workers(process.pid)]
     kill(tmp_path / "run", 1, 3, lambda: started[1].exitcode is not None)
-    assert ranks.codes(started) == [1, -signal.SIGKILL]
+    assert processes.codes(started) == [1, -signal.SIGKILL]
     assert len(below) == 2
     time.sleep(3)  # crews give a worker two seconds to finish its sample
     assert [pid for pid in below if alive(pid)] == []

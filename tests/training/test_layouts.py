@@ -8,7 +8,7 @@ import torch
 from plait.assembly.configuration import open_config
 from plait.engine.checkpoints import checkpoint
 from plait.training import run
-from tests import ranks
+from tests import processes
 
 CONFIG = """
 family: theworld
@@ -55,7 +55,7 @@ def made(tmp_path_factory):
     recipe.write_text(CONFIG.format(folder=folder))
     train(recipe, folder / "alone")
     for name, (size, *settings) in LAYOUTS.items():
-        ranks.fork(size, train, recipe, folder / name, *settings)
+        processes.fork(size, train, recipe, folder / name, *settings)
     return folder
 
 

@@ -7,7 +7,7 @@ import torch
 
 from plait.engine.checkpoints import checkpoint
 from plait.engine.precision import OVERFLOWS, SCALE
-from tests import ranks
+from tests import processes
 from tests import toy_family as toy
 
 LAST = 18
@@ -74,7 +74,7 @@ def on_ranks(recipe, folder, *overrides):
 )
 def test_two_ranks_follow_one(recipe, tmp_path, kind, strategy):
     alone = toy.figures(toy.train(recipe, tmp_path / "alone", *KINDS[kind]))
-    ranks.fork(2, on_ranks, recipe, tmp_path / "two", *KINDS[kind], f"distributed.strategy={strategy}")
+    processes.fork(2, on_ranks, recipe, tmp_path / "two", *KINDS[kind], f"distributed.strategy={strategy}")
     # products of 8 (bfloat16) or 11 bits on other rows; pure_bf16 sums gradients over ranks in bfloat16 as well
     close = {"fp16": 2**-9}.get(kind, 2**-6)
     for one, other in zip(alone, toy.figures(tmp_path / "two"), strict=True):
@@ -85,7 +85,7 @@ def test_two_ranks_follow_one(recipe, tmp_path, kind, strategy):
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_an_overflow_is_answered_alike_on_two_ranks(recipe, tmp_path, monkeypatch, strategy):
     monkeypatch.setattr("plait.engine.precision._FIRST_SCALE", 2.0**30)
-    ranks.fork(2, on_ranks, recipe, tmp_path / "two", *KINDS["fp16"], f"distributed.strategy={strategy}")
+    processes.fork(2, on_ranks, recipe, tmp_path / "two", *KINDS["fp16"], f"distributed.strategy={strategy}")
     rows = [row for row in toy.figures(tmp_path / "two") if "loss" in row]
     assert rows[0][OVERFLOWS] > 0
     assert rows[-1][SCALE] == 2.0 ** (30 - rows[-1][OVERFLOWS])

@@ -11,15 +11,15 @@ from plait.assembly.configuration import open_config
 from plait.engine import optim
 from plait.engine.checkpoints import checkpoint
 from plait.engine.parallel import distributed
-from plait.engine.parallel.distributed import World
+from plait.engine.parallel.distributed import Ranks
 from plait.engine.state import State
 from plait.families import registry
 from plait.training import run
 from plait.training.stage import Stage
-from tests import ranks
+from tests import processes
 from tests.families.test_conformance import SCENES, TINY
 
-ALONE = World(0, 1, torch.device("cpu"))
+ALONE = Ranks(0, 1, torch.device("cpu"))
 LAYOUTS = {
     "ddp": ("strategy=ddp",),
     "fsdp": ("strategy=fsdp", "frozen=shard"),
@@ -66,23 +66,23 @@ def saved(family, folder):
     return model, path
 
 
-def started(path, layout, world):
+def started(path, layout, ranks):
     """The model of a recipe as its first stage lays it out."""
     view = load(path, *(f"distributed.{setting}" for setting in layout)).stages[0]
-    built = parts.build(view.config, path.parent / "run" / path.stem, world)
-    stage = Stage(view, built, State(built.model), path.parent, world, None, None, False, None)
+    built = parts.build(view.config, path.parent / "run" / path.stem, ranks)
+    stage = Stage(view, built, State(built.model), path.parent, ranks, None, None, False, None)
     stage.cut = {"micro_batch": 1}
-    stage.lay(optim.select(built.family.components(built.model), view.config.trainable, built.family.never_trained))
+    stage.wrap(optim.select(built.family.components(built.model), view.config.trainable, built.family.never_trained))
     return built.model
 
 
 def differing(expected, layout):
     """Per family, the names of tensors that are not, bit for bit, what the one process drew."""
     found = {}
-    with distributed.world("cpu") as world:
+    with distributed.join("cpu") as ranks:
         for family, (path, tensors) in expected.items():
-            model = started(path, layout, world)
-            own = {name: distributed.whole(value) for name, value in [*model.named_parameters(), *model.named_buffers()]}
+            model = started(path, layout, ranks)
+            own = {name: distributed.full_tensor(value) for name, value in [*model.named_parameters(), *model.named_buffers()]}
             assert own.keys() == tensors.keys()
             found[family] = [name for name, value in tensors.items() if value.dtype != own[name].dtype or not torch.equal(value, own[name])]
     return found
@@ -102,7 +102,7 @@ def expected(tmp_path_factory):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_parameters_and_buffers_of_saved_parts_are_the_one_process_s_on_every_rank(expected, layout):
     size = 4 if layout == "hsdp" else 2
-    assert ranks.run(size, differing, expected, LAYOUTS[layout]) == [{family: [] for family in expected}] * size
+    assert processes.run(size, differing, expected, LAYOUTS[layout]) == [{family: [] for family in expected}] * size
 
 
 def trained(path, out, *settings):

@@ -17,7 +17,7 @@ from plait.engine.state import State
 from plait.errors import PlaitError, Stopped
 from plait.training import start
 from plait.training.stage import Stage
-from tests import ranks
+from tests import processes
 from tests import toy_family as toy
 
 GROUPS = ("weights", "ema", "moments")
@@ -27,7 +27,7 @@ HYBRID = ["distributed.strategy=hsdp", "distributed.frozen=shard", "distributed.
 
 def dump(state, path):
     """The whole tensors of a state that may be cut over ranks, written by rank 0."""
-    found = {f"{group} {name}": distributed.whole(value) for group, part in state.tensors().items() for name, value in part.items()}
+    found = {f"{group} {name}": distributed.full_tensor(value) for group, part in state.tensors().items() for name, value in part.items()}
     if not dist.is_initialized() or dist.get_rank() == 0:
         save_file({name: value.clone() for name, value in found.items()}, path)
 
@@ -61,7 +61,7 @@ def made(tmp_path_factory):
         toy.train(recipe, folder / "straight")
         for number, (size, last, settings) in enumerate(CHAIN):
             (folder / f"link-{number}").mkdir()
-            ranks.fork(size, link, recipe, folder / "chain", folder / f"link-{number}", last, settings)
+            processes.fork(size, link, recipe, folder / "chain", folder / f"link-{number}", last, settings)
         yield folder
 
 
@@ -147,7 +147,7 @@ def refused(recipe, run, setting, out):
 @pytest.mark.parametrize("background", ["true", "false"])
 def test_a_full_disk_under_one_rank_is_told_to_all_and_leaves_the_earlier_checkpoint(made, tmp_path, background):
     out, run = tmp_path / "said", tmp_path / "run"
-    ranks.fork(2, refused, made / "recipe.yaml", run, f"checkpoint.async_save={background}", out)
+    processes.fork(2, refused, made / "recipe.yaml", run, f"checkpoint.async_save={background}", out)
     said = [out.with_suffix(f".{rank}").read_text() for rank in range(2)]
     assert "on rank 1: [Errno 28] No space left on device; earlier checkpoints are intact" in said[0]
     assert "could not be written: [Errno 28] No space left on device; earlier checkpoints are intact" in said[1]
@@ -183,7 +183,7 @@ def not_finite(recipe, run, out):
 
 
 def test_numbers_that_are_not_finite_stop_all_ranks_and_name_the_gradients_of_all(made, tmp_path):
-    ranks.fork(2, not_finite, made / "recipe.yaml", tmp_path / "run", tmp_path / "said")
+    processes.fork(2, not_finite, made / "recipe.yaml", tmp_path / "run", tmp_path / "said")
     one, other = ((tmp_path / "said").with_suffix(f".{rank}").read_text() for rank in range(2))
     assert one == other
     assert one.startswith("step 3 is not finite (")

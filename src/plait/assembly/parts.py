@@ -25,7 +25,7 @@ from plait.data.order import Order, SampleId, permute
 from plait.data.sources import open as sources
 from plait.engine import evaluation
 from plait.engine.evaluation import HeldOut
-from plait.engine.parallel.distributed import World
+from plait.engine.parallel.distributed import Ranks
 from plait.engine.parallel.sharding import Sharding
 from plait.errors import PlaitError
 from plait.families import registry
@@ -64,14 +64,14 @@ class Parts:
         return xxhash.xxh3_64_hexdigest(lines.encode())
 
 
-def build(config: RunConfig, run: Path, world: World) -> Parts:
+def build(config: RunConfig, run: Path, ranks: Ranks) -> Parts:
     """The model of `config`, in host memory. What a family makes on the spot (a tokenizer) is saved in RUN/assets by rank 0."""
     family = registry.load(config.family)
     section = family.Config.model_validate(config.model)
     assets = run / "assets"
-    if world.first:
+    if ranks.first:
         prepare(config, assets)
-    world.barrier()
+    ranks.barrier()
     model = family.build(section, assets, seed=key(config.seed, "init"))
     return Parts(config, family, section, assets, model, hashes(model))
 
@@ -253,14 +253,14 @@ class Chosen:
         return f"{self.opened[self.ids[place].source].name}[{self.ids[place].index}]"
 
 
-def held_out(parts: Parts, config: RunConfig, world: World, data: HeldData | None = None) -> HeldOut:
+def held_out(parts: Parts, config: RunConfig, ranks: Ranks, data: HeldData | None = None) -> HeldOut:
     """Access to the held-out data of an `evaluate:` entry."""
     held = data or HeldData(config)
 
     def batches(entry: Evaluate) -> Loader:
         found, chosen = held.of(entry)
-        order = FixedOrder.of(chosen, found, entry.batch * world.size)
-        cut: dict[str, Any] = {"rank": world.rank, "world": world.size, "micro_batch": entry.batch, "pin": world.device.type == "cuda"}
+        order = FixedOrder.of(chosen, found, entry.batch * ranks.size)
+        cut: dict[str, Any] = {"rank": ranks.rank, "world_size": ranks.size, "micro_batch": entry.batch, "pin": ranks.device.type == "cuda"}
         workers: dict[str, Any] = {
             "workers": config.data.workers,
             "kind": "threads",

@@ -8,7 +8,7 @@ from plait.assembly.parts import Parts
 from plait.config.schema import RunConfig
 from plait.engine.checkpoints import checkpoint, post_hoc_ema
 from plait.engine.checkpoints.checkpoint import Checkpoint
-from plait.engine.parallel.distributed import World
+from plait.engine.parallel.distributed import Ranks
 from plait.engine.state import load_weights
 from plait.errors import PlaitError
 
@@ -27,7 +27,7 @@ def settings(path: Path) -> tuple[Checkpoint, RunConfig]:
     return found, resolved.stages[found.manifest["state"]["stage"] - 1].config
 
 
-def open_checkpoint(path: Path, world: World, *, averaged: bool = True, length: float | None = None) -> tuple[Parts, Checkpoint, RunConfig]:
+def open_checkpoint(path: Path, ranks: Ranks, *, averaged: bool = True, length: float | None = None) -> tuple[Parts, Checkpoint, RunConfig]:
     """The trained model of a checkpoint (a step folder, stage folder or run) with its averaged weights when it has them, ready to judge.
 
     `length`: with the average of this relative length instead, made of what `optim.ema.post_hoc` kept.
@@ -35,11 +35,11 @@ def open_checkpoint(path: Path, world: World, *, averaged: bool = True, length: 
     """
     found = checkpoint_at(path)
     resolved = open_run_config(found.folder.parent.parent)
-    built = parts.build(resolved.config, found.folder.parent.parent, world)
+    built = parts.build(resolved.config, found.folder.parent.parent, ranks)
     load_weights(built.model, found.tensors("weights"))
     if length is not None:
         load_weights(built.model, post_hoc_ema.of_length(found.folder.parent.parent, length, found.step).tensors)
     elif averaged:
         load_weights(built.model, found.tensors("ema"))
-    built.model.to(world.device).eval()
+    built.model.to(ranks.device).eval()
     return built, found, resolved.stages[found.manifest["state"]["stage"] - 1].config

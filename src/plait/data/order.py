@@ -167,17 +167,17 @@ def interleave(counts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     return source[slots], turn[slots]
 
 
-def shares(ids: Sequence[SampleId], rank: int, world: int, micro_batch: int | None) -> list[tuple[list[SampleId], bool]]:
+def shares(ids: Sequence[SampleId], rank: int, world_size: int, micro_batch: int | None) -> list[tuple[list[SampleId], bool]]:
     """This rank's micro-batches of a global batch, as (ids, void). None: one micro-batch per rank.
 
     Every rank gets the same number of micro-batches, because every micro-batch is a collective. A rank that has less to do gets void ones:
     they repeat one sample to have a shape, and must contribute nothing.
     """
-    assert 0 <= rank < world
+    assert 0 <= rank < world_size
     assert len(ids) >= 1
-    largest = -(-len(ids) // world)
+    largest = -(-len(ids) // world_size)
     size = min(micro_batch or largest, largest)
     assert size >= 1
-    mine = list(ids[rank * len(ids) // world : (rank + 1) * len(ids) // world])
+    mine = list(ids[rank * len(ids) // world_size : (rank + 1) * len(ids) // world_size])
     cut = [(mine[start : start + size], False) for start in range(0, len(mine), size)]
     return cut + [([ids[0]], True)] * (-(-largest // size) - len(cut))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim.adamw import adamw
 
-from plait.engine.parallel.distributed import local, own_rows
+from plait.engine.parallel.distributed import local, local_row_range
 from plait.engine.precision import rounded
 
 PIECE = 1 << 22
@@ -79,7 +79,7 @@ def pieces(parameter: Tensor) -> Iterator[tuple[int, slice, slice]]:
     """The pieces of a parameter that this rank holds values of: the number, where they are here, and where within the piece."""
     start = 0
     if isinstance(parameter, DTensor):
-        start = own_rows(parameter.shape[0], parameter.device_mesh)[0] * (parameter.numel() // max(1, parameter.shape[0]))
+        start = local_row_range(parameter.shape[0], parameter.device_mesh)[0] * (parameter.numel() // max(1, parameter.shape[0]))
     at, end = start, start + local(parameter).numel()
     while at < end:
         piece = at // PIECE

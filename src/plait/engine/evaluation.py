@@ -11,7 +11,7 @@ from torch import nn
 from plait.config.schema import Evaluate
 from plait.engine.loop import Loss, Row, total_weights
 from plait.engine.parallel import distributed
-from plait.engine.parallel.distributed import World
+from plait.engine.parallel.distributed import Ranks
 from plait.engine.precision import autocast
 from plait.engine.state import State
 from plait.errors import BadSample, PlaitError
@@ -59,21 +59,21 @@ class HeldOut:
 
 
 @torch.no_grad()
-def held_out_loss(net: nn.Module, loss: Loss, batches: Iterable[Any], world: World, precision: str) -> dict[str, float]:
+def held_out_loss(net: nn.Module, loss: Loss, batches: Iterable[Any], ranks: Ranks, precision: str) -> dict[str, float]:
     """Each loss term over all held-out samples: sum of numerators / sum of weights, over batches and ranks."""
     numerators = dict.fromkeys(loss.coefficients, 0.0)
     weights = dict.fromkeys(loss.coefficients, 0.0)
     for batch in batches:
-        found = total_weights(loss, batch.micro, world)
+        found = total_weights(loss, batch.micro, ranks)
         weights = {name: value + found[name] for name, value in weights.items()}
         for micro in batch.micro:
-            with autocast(precision, world.device):
-                sums = loss.sums(net, distributed.to_device(micro.batch, world.device))
+            with autocast(precision, ranks.device):
+                sums = loss.sums(net, distributed.to_device(micro.batch, ranks.device))
             for name, numerator in sums.items():
-                numerators[name] += 0.0 if micro.void else float(numerator)
-    distributed.settle(net)
+                numerators[name] += 0.0 if micro.padding else float(numerator)
+    distributed.reshard(net)
     names = sorted(numerators)
-    everywhere = world.sum(torch.tensor([numerators[name] for name in names], dtype=torch.float64)).tolist()
+    everywhere = ranks.sum(torch.tensor([numerators[name] for name in names], dtype=torch.float64)).tolist()
     terms = {name: value / weights[name] for name, value in zip(names, everywhere, strict=True) if weights[name] > 0}
     if not terms:
         raise PlaitError("the held-out samples have nothing to predict: every loss weight is 0; look at them with `plait data inspect`")
@@ -90,7 +90,7 @@ def run_bench(
     samples: Samples,
     inputs: Any,
     batch: int,
-    world: World,
+    ranks: Ranks,
     precision: str,
     watched: Callable[[Iterable[Any]], Iterable[Any]] = iter,
     *,
@@ -103,13 +103,13 @@ def run_bench(
     from a call that was ended; `keep` is given each portion's rows. A sample that cannot be read has a row that says why.
     """
     rows = list(done[: len(samples)])
-    portion = _PORTION_BATCHES * batch * world.size
+    portion = _PORTION_BATCHES * batch * ranks.size
     for start in watched(range(len(rows), len(samples), portion)):
         places = range(start, min(start + portion, len(samples)))
-        with autocast(precision, world.device):
-            own = _predicted(bench, model, samples, places[world.rank :: world.size], inputs, batch)
-        parts = world.gather(own)
-        new = [parts[i % world.size][i // world.size] for i in range(len(places))]
+        with autocast(precision, ranks.device):
+            own = _predicted(bench, model, samples, places[ranks.rank :: ranks.size], inputs, batch)
+        parts = ranks.gather(own)
+        new = [parts[i % ranks.size][i // ranks.size] for i in range(len(places))]
         keep(new)
         rows += new
     return summary(bench, rows), rows
@@ -159,7 +159,7 @@ class Evaluations:
     loss: Loss
     benches: Mapping[str, Bench]
     inputs: Any
-    world: World
+    ranks: Ranks
     precision: str
     asked: Callable[[], bool]
     record: Callable[[Row], None]
@@ -193,20 +193,20 @@ class Evaluations:
 
     def _watched(self, parts: Iterable[Any]) -> Iterator[Any]:
         for part in parts:
-            if self.world.any(self.asked()):
+            if self.ranks.any(self.asked()):
                 raise _Interrupted
             yield part
 
     def measure(self, entry: Evaluate, model: nn.Module, step: int) -> dict[str, float]:
         """The figures of one entry; what it drew is shown."""
         if entry.bench == LOSS:
-            return held_out_loss(model, self.loss, self._watched(self.held_out.batches(entry)), self.world, self.precision)
+            return held_out_loss(model, self.loss, self._watched(self.held_out.batches(entry)), self.ranks, self.precision)
         bench, samples = self.benches[entry.bench], self.held_out.samples(entry)
         if bench.pictures is not None:
             self.inputs.moment = f"step-{step:08d}"
         with self.gathered():
-            figures, rows = run_bench(bench, model, samples, self.inputs, entry.batch, self.world, self.precision, self._watched)
-        if bench.pictures is not None and self.world.first:
+            figures, rows = run_bench(bench, model, samples, self.inputs, entry.batch, self.ranks, self.precision, self._watched)
+        if bench.pictures is not None and self.ranks.first:
             self.show(step, {label(entry.bench, name): picture for name, picture in bench.pictures(rows).items()})
         return figures
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from plait import files
 from plait.engine.nonfinite import some
-from plait.engine.parallel.distributed import World
+from plait.engine.parallel.distributed import Ranks
 from plait.errors import Stopped
 
 _NAMES_SHOWN = 5
@@ -39,16 +39,16 @@ class Quarantine:
         """Forget what was listed after update `step`: those steps are run again."""
         files.keep_rows(self.path, lambda row: row["step"] <= step)
 
-    def add(self, step: int, bad: Iterable[Any], totals: dict[str, float], world: World) -> None:
+    def add(self, step: int, bad: Iterable[Any], totals: dict[str, float], ranks: Ranks) -> None:
         """List the bad samples of a step from every rank and hold their number against all samples so far.
 
         Raises Stopped beyond `max_fraction` of the samples (counted as at least 100) with the latest reasons.
         """
-        rows = [row for part in world.gather([self._row(step, item) for item in bad]) for row in part] if world.any(bool(bad)) else []
+        rows = [row for part in ranks.gather([self._row(step, item) for item in bad]) for row in part] if ranks.any(bool(bad)) else []
         if not rows:
             return
         totals["bad"] = totals.get("bad", 0) + len(rows)
-        if world.first:
+        if ranks.first:
             files.append_rows(self.path, rows)
         allowed = self.max_fraction * max(totals["samples"], _FEW_SAMPLES)
         if totals["bad"] > allowed:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from plait.config.schema import RunConfig
 from plait.engine import guards, nonfinite, optim, out_of_memory, schedule, source_shares
 from plait.engine.parallel import distributed
-from plait.engine.parallel.distributed import World
+from plait.engine.parallel.distributed import Ranks
 from plait.engine.precision import Scaler, autocast
 from plait.engine.state import State
 from plait.keys import key
@@ -62,7 +62,7 @@ class Loop:
     state: State
     loss: Loss
     config: RunConfig
-    world: World
+    ranks: Ranks
     quarantine: guards.Quarantine
     hooks: Sequence[Hook]
     say: Callable[[str], None] = print
@@ -86,7 +86,7 @@ class Loop:
 
     def run(self, batches: Iterable[Any], stop: int) -> None:
         """Train from the state's step up to `stop` (of the run), one `StepBatch` each; less when the stage is done or a stop asked for."""
-        net = distributed.replicate(self.state.model, self.world)
+        net = distributed.replicate(self.state.model, self.ranks)
         self.state.model.train()  # all of it: parts that transformers or diffusers loaded are in evaluation mode under a root that is not
         first = True
         for batch in batches:
@@ -94,7 +94,7 @@ class Loop:
             row = self.step(net, batch, stop - self.state.stage_start, first)
             taken, flops = time.perf_counter() - began + batch.wait_s, row.pop("flops", None)
             row |= {"samples_per_s": self.config.train.global_batch / taken}
-            row |= self.meter.rates(flops, taken, self.world.size) if self.meter is not None and flops else {}
+            row |= self.meter.rates(flops, taken, self.ranks.size) if self.meter is not None and flops else {}
             row |= {"data_wait_s": batch.wait_s, "step_s": time.perf_counter() - began, "time_s": time.time()}
             for hook in self.hooks:
                 hook(self.state, row)
@@ -108,7 +108,7 @@ class Loop:
         assert batch.step == state.stage_step and state.optimizer is not None
         if not state.model.training:
             state.model.train()
-        weights = total_weights(self.loss, batch.micro, self.world, self.sources)
+        weights = total_weights(self.loss, batch.micro, self.ranks, self.sources)
         given = {name: weights.pop(name) for name in [*weights] if name.startswith(source_shares.PREFIX)}
         counted = {name: weights.pop(name) for name in self.loss.counts}
         at = schedule.moment(config.optim.schedule, state.stage_step, stage_steps, state.totals, counted)
@@ -121,7 +121,7 @@ class Loop:
             value.grad = None
         state.step += 1
         state.count({"samples": config.train.global_batch, **counted, **given, **({} if sound else {"skipped": 1})})
-        self.quarantine.add(state.step, batch.bad, state.totals, self.world)
+        self.quarantine.add(state.step, batch.bad, state.totals, self.ranks)
         return {
             "step": state.step,
             "stage": state.stage,
@@ -135,7 +135,7 @@ class Loop:
         state, guard = self.state, self.config.guard
         assert state.optimizer is not None
         if state.stage_step in self.skipped:
-            self.interrupted = self.world.any(self.asked())
+            self.interrupted = self.ranks.any(self.asked())
             return {"loss": math.nan, "skipped": 1}, False
         sums = self.accumulate(net, batch.micro, weights)
         self.mark("update")
@@ -145,17 +145,17 @@ class Loop:
         self.scaler.unscale(state.trained().values())
         norms = optim.clip(optim.by_component(state.optimizer), self.config.train.grad_clip, self.config.optim.own_clips)
         row = self.figures(sums, weights, norms) | self.scaler.figures()
-        if self.scaler.overflowed(row["loss"], row["grad_norm"], self.world):
+        if self.scaler.overflowed(row["loss"], row["grad_norm"], self.ranks):
             self.say(f"step {state.step + 1}: gradients overflow float16; taken again with the loss scaled by {self.scaler.scale:g}")
             for value in state.trained().values():
                 value.grad = None
             return self.gradient(net, batch, weights, audit)
         values = {name: row[name] for name in row if name.startswith("loss") or name == "grad_norm"}
-        if not nonfinite.found(values, self.world):
+        if not nonfinite.found(values, self.ranks):
             return row, True
         ids, run = [i for micro in batch.micro for i in micro.ids], self.quarantine.path.parent
-        said = nonfinite.report(state.step + 1, values, ids, state.model, self.world, run)
-        nonfinite.answer(said, guard, state.totals.get("skipped", 0), self.world, run, self.stage, state.stage_step)
+        said = nonfinite.report(state.step + 1, values, ids, state.model, self.ranks, run)
+        nonfinite.answer(said, guard, state.totals.get("skipped", 0), self.ranks, run, self.stage, state.stage_step)
         return row | {"skipped": 1}, False
 
     def accumulate(self, net: nn.Module, micros: Sequence[Any], weights: Mapping[str, float]) -> dict[str, Tensor]:
@@ -164,20 +164,20 @@ class Loop:
         self.flops()  # a step that is taken again is counted once
         cut = distributed.is_sharded(net)
         for i, micro in enumerate(micros):
-            seed(key(self.config.seed, "dropout", self.state.step, self.world.rank, i), self.world.device)
-            inputs, last = distributed.to_device(micro.batch, self.world.device), i == len(micros) - 1
+            seed(key(self.config.seed, "dropout", self.state.step, self.ranks.rank, i), self.ranks.device)
+            inputs, last = distributed.to_device(micro.batch, self.ranks.device), i == len(micros) - 1
             with distributed.accumulating(net, last):
-                with out_of_memory.guarded(self.world, meet=last, waited=cut):
-                    counted = contextlib.nullcontext() if self.meter is None or micro.void else self.meter.forward(inputs)
-                    with counted, autocast(self.config.train.precision, self.world.device):
+                with out_of_memory.guarded(self.ranks, meet=last, waited=cut):
+                    counted = contextlib.nullcontext() if self.meter is None or micro.padding else self.meter.forward(inputs)
+                    with counted, autocast(self.config.train.precision, self.ranks.device):
                         sums = self.loss.sums(net, inputs)
                     self.mark("backward")
                     if not last:
                         self.backward(sums, micro, weights)
                 if last:
-                    with out_of_memory.guarded(self.world, waited=True):
+                    with out_of_memory.guarded(self.ranks, waited=True):
                         self.backward(sums, micro, weights)
-            if not micro.void:
+            if not micro.padding:
                 for name, value in sums.items():
                     totals[name] = totals[name] + value.detach().double() if name in totals else value.detach().double()
         return totals
@@ -188,7 +188,7 @@ class Loop:
 
     def backward(self, sums: Mapping[str, Tensor], micro: Any, weights: Mapping[str, float]) -> None:
         """Add one micro-batch's share of the gradient."""
-        share = 0.0 if micro.void else self.world.size * self.scaler.scale
+        share = 0.0 if micro.padding else self.ranks.size * self.scaler.scale
         scale = {name: share * self.loss.coefficients[name] / weights[name] for name in sums if weights[name] > 0}
         scale = scale or dict.fromkeys(sums, 0.0)
         terms = [name for name in scale if sums[name].requires_grad]
@@ -199,7 +199,7 @@ class Loop:
         names = list(weights)
         values = torch.stack([*sums.values(), *(norm.double() for norm in norms.values())]).tolist()
         own = dict(zip([*sums, *norms], values, strict=True))
-        *everywhere, flops, asked = over_ranks([*(own.get(name, 0.0) for name in names), self.flops(), self.asked()], self.world)
+        *everywhere, flops, asked = over_ranks([*(own.get(name, 0.0) for name in names), self.flops(), self.asked()], self.ranks)
         self.interrupted = asked > 0
         losses = {name: value / weights[name] for name, value in zip(names, everywhere, strict=True) if weights[name] > 0}
         total = sum(self.loss.coefficients[name] * value for name, value in losses.items())
@@ -208,21 +208,21 @@ class Loop:
         return {"loss": total, **terms, **weighed, **{name: own[name] for name in norms}, "flops": flops}
 
 
-def total_weights(loss: Loss, micros: Sequence[Any], world: World, sources: Sequence[str] = ()) -> dict[str, float]:
+def total_weights(loss: Loss, micros: Sequence[Any], ranks: Ranks, sources: Sequence[str] = ()) -> dict[str, float]:
     """Each term's denominator, and the counts, over all micro-batches of all ranks, from host tensors: nothing waits for the device.
 
     With several `sources`, also what each of them gave.
     """
-    found = [loss.weights(micro.batch) for micro in micros if not micro.void]
+    found = [loss.weights(micro.batch) for micro in micros if not micro.padding]
     given = source_shares.amounts(loss, micros, sources)
     names = [*sorted(loss.coefficients), *loss.counts]
     own = [sum((float(part[name]) for part in found), 0.0) for name in names]
-    return dict(zip([*names, *given], over_ranks([*own, *given.values()], world), strict=True))
+    return dict(zip([*names, *given], over_ranks([*own, *given.values()], ranks), strict=True))
 
 
-def over_ranks(values: list[float], world: World) -> list[float]:
+def over_ranks(values: list[float], ranks: Ranks) -> list[float]:
     """Each number summed over all ranks, in float64."""
-    return world.sum(torch.tensor(values, dtype=torch.float64)).tolist() if world.size > 1 else values
+    return ranks.sum(torch.tensor(values, dtype=torch.float64)).tolist() if ranks.size > 1 else values
 
 
 def seed(value: int, device: torch.device) -> None:

@@ -14,7 +14,7 @@ from torch import nn
 
 from plait import files
 from plait.config.schema import Guard
-from plait.engine.parallel.distributed import World, local
+from plait.engine.parallel.distributed import Ranks, local
 from plait.errors import Stopped
 
 LIST = "skipped.jsonl"
@@ -26,9 +26,9 @@ class Rewind(Exception):
     """Raised on all ranks: go back to the newest intact checkpoint; the step at fault is on the list."""
 
 
-def found(values: Mapping[str, float], world: World) -> bool:
+def found(values: Mapping[str, float], ranks: Ranks) -> bool:
     """Whether any of these numbers is not finite on any rank; every rank gets the same answer."""
-    return world.any(not all(map(math.isfinite, values.values())))
+    return ranks.any(not all(map(math.isfinite, values.values())))
 
 
 @dataclass(frozen=True)
@@ -42,14 +42,14 @@ class Report:
         return f"{self.what}; {self.where}"
 
 
-def report(step: int, values: Mapping[str, float], ids: Sequence[Any], model: nn.Module, world: World, run: Path) -> Report:
+def report(step: int, values: Mapping[str, float], ids: Sequence[Any], model: nn.Module, ranks: Ranks, run: Path) -> Report:
     """Gather it from all ranks. RUN/non-finite/step-N.json has the statistics of every module too, as rank 0 sees them."""
     bad = {name: value for name, value in values.items() if not math.isfinite(value)}
-    samples = [identity for part in world.gather([f"{i.source}:{i.index}@{i.epoch}" for i in ids]) for identity in part]
+    samples = [identity for part in ranks.gather([f"{i.source}:{i.index}@{i.epoch}" for i in ids]) for identity in part]
     own = [name for name, value in model.named_parameters() if value.grad is not None and not local(value.grad).isfinite().all()]
-    broken = list(dict.fromkeys(name for part in world.gather(own) for name in part))
+    broken = list(dict.fromkeys(name for part in ranks.gather(own) for name in part))
     path = run / REPORTS / f"step-{step:08d}.json"
-    if world.first:
+    if ranks.first:
         figures = {name: str(value) if name in bad else value for name, value in values.items()}
         files.write_json(path, {"step": step, "figures": figures, "samples": samples, "gradients": broken, "modules": statistics(model)})
     shown = ", ".join(f"{name} = {value}" for name, value in bad.items()) or "another rank's loss"
@@ -80,7 +80,7 @@ def some(names: Sequence[str]) -> str:
     return shown if len(names) <= _NAMES_SHOWN else f"{shown} and {len(names) - _NAMES_SHOWN} more"
 
 
-def answer(said: Report, settings: Guard, skipped: float, world: World, run: Path, stage: str, step: int) -> None:
+def answer(said: Report, settings: Guard, skipped: float, ranks: Ranks, run: Path, stage: str, step: int) -> None:
     """What `guard.non_finite` says; returns when the step (from 0, of its stage) is to end without an update, as rank 0 then tells.
 
     `skipped`: how many steps of the run did already. Raises Stopped for stop, or when guard.non_finite_steps are used up, and Rewind.
@@ -94,11 +94,11 @@ def answer(said: Report, settings: Guard, skipped: float, world: World, run: Pat
             f"{said}; {used:.0f} steps were passed over before, all that guard.non_finite_steps allows: look at the data or optim.lr"
         )
     if settings.non_finite == "rewind":
-        world.barrier()  # nobody adds to the list before all have counted it
-        if world.first:
+        ranks.barrier()  # nobody adds to the list before all have counted it
+        if ranks.first:
             files.append_rows(run / LIST, [{"stage": stage, "step": step, "reason": str(said)}])
         raise Rewind(f"{said.what}: back to the newest checkpoint, and past this step from there; {said.where}")
-    if world.first:
+    if ranks.first:
         print(f"{said.what}, and ends without an update; {said.where}")
 
 

@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 
 from plait.config.schema import Component, Optim
 from plait.engine.adamw import Noise, PieceAdamW
-from plait.engine.parallel.distributed import Saved, like, local, norm_of_all, whole
+from plait.engine.parallel.distributed import StoredTensor, full_tensor, local, norm_of_all, reshard_like
 from plait.engine.schedule import Moment, lr_factor, warmup_of
 from plait.errors import PlaitError
 from plait.keys import key
@@ -129,14 +129,14 @@ def clip(parts: Mapping[str, Sequence[nn.Parameter]], limit: float | None, own: 
         measured.append(torch.cat([sections[name] for name in together]))
     if several:
         measured.extend(sections.values())
-    whole, *others = norm_of_all(torch.stack([torch.linalg.vector_norm(part) for part in measured]), every[0])
-    rest, each = (others[0] if apart else whole), (others[apart:] or [whole])
+    full_tensor, *others = norm_of_all(torch.stack([torch.linalg.vector_norm(part) for part in measured]), every[0])
+    rest, each = (others[0] if apart else full_tensor), (others[apart:] or [full_tensor])
     norms = dict(zip(sections, each, strict=True))
     for name in own.keys() & gradients.keys():
         _scale(gradients[name], own[name], norms[name])
     if limit is not None:
         _scale([gradient for name in together for gradient in gradients[name]], limit, rest)
-    return {"grad_norm": whole, **({f"grad_norm/{name}": norm for name, norm in norms.items()} if len(norms) > 1 else {})}
+    return {"grad_norm": full_tensor, **({f"grad_norm/{name}": norm for name, norm in norms.items()} if len(norms) > 1 else {})}
 
 
 def _scale(gradients: list[Tensor], limit: float, norm: Tensor) -> None:
@@ -170,7 +170,7 @@ def moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     return found
 
 
-def load_moments(optimizer: torch.optim.Optimizer, saved: Mapping[str, Saved]) -> list[str]:
+def load_moments(optimizer: torch.optim.Optimizer, saved: Mapping[str, StoredTensor]) -> list[str]:
     """Put saved moments on the parameters of the same names; returns the parameters that have none yet.
 
     Raises PlaitError when a moment's shape is not its parameter's.
@@ -186,7 +186,7 @@ def load_moments(optimizer: torch.optim.Optimizer, saved: Mapping[str, Saved]) -
                 value = saved[f"{name}.{kind}"]
                 if kind != "step" and value.shape != parameter.shape:
                     raise PlaitError(f"saved moment {name}.{kind} has shape {tuple(value.shape)}, the parameter {tuple(parameter.shape)}")
-                laid = whole(value) if kind == "step" else like(value, parameter)
+                laid = full_tensor(value) if kind == "step" else reshard_like(value, parameter)
                 state[kind] = laid.to(home, torch.float32 if kind == "step" else group["kept"], copy=True)
             optimizer.state[parameter] = state
     return missing
@@ -229,9 +229,9 @@ class Ema:
         """The share of the average that its k-th update keeps."""
         return min(self.decay, (k + 1) / self.warmup_steps) if self.warmup_steps else self.decay
 
-    def lay(self, parameters: Mapping[str, nn.Parameter]) -> None:
+    def reshard_like(self, parameters: Mapping[str, nn.Parameter]) -> None:
         """Cut the averages over ranks as the parameters are cut now."""
-        self.average = {name: like(value, parameters[name]) for name, value in self.average.items()}
+        self.average = {name: reshard_like(value, parameters[name]) for name, value in self.average.items()}
 
     @torch.no_grad()
     def swap(self, parameters: Mapping[str, nn.Parameter]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import torch
 
-from plait.engine.parallel.distributed import World
+from plait.engine.parallel.distributed import Ranks
 
 
 class Exceeded(Exception):
@@ -20,7 +20,7 @@ class Waited(Exception):
 
 
 @contextlib.contextmanager
-def guarded(world: World, *, meet: bool = False, waited: bool = False) -> Iterator[None]:
+def guarded(ranks: Ranks, *, meet: bool = False, waited: bool = False) -> Iterator[None]:
     """Around a pass of one rank. Running out of memory there becomes Exceeded, on every rank, or Waited.
 
     `meet`: the last pass of a step that is this rank's alone, after which the ranks tell each other. `waited`: the pass is a collective.
@@ -30,10 +30,10 @@ def guarded(world: World, *, meet: bool = False, waited: bool = False) -> Iterat
         yield
     except torch.OutOfMemoryError as error:
         said = str(error).splitlines()[0]
-    if said is not None and waited and world.size > 1:
+    if said is not None and waited and ranks.size > 1:
         raise Waited(said)
     if said is not None:
-        world.any(True)
+        ranks.any(True)
         raise Exceeded(said)
-    if meet and not waited and world.any(False):
+    if meet and not waited and ranks.any(False):
         raise Exceeded("another rank ran out of memory")

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.utils import swap_tensors
 
-from plait.engine.parallel.distributed import World, local
+from plait.engine.parallel.distributed import Ranks, local
 
 SCALE, GOOD_STEPS, OVERFLOWS = "loss_scale", "loss_scale_steps", "overflows"
 """Names among the running totals: the scale, the steps since it last changed, and how often gradients overflowed."""
@@ -105,14 +105,14 @@ class Scaler:
         if self.scale != 1:
             torch._foreach_mul_([local(value.grad) for value in parameters if value.grad is not None], 1 / self.scale)
 
-    def overflowed(self, loss: float, norm: float, world: World) -> bool:
+    def overflowed(self, loss: float, norm: float, ranks: Ranks) -> bool:
         """Whether to take the step again, because gradients overflowed on any rank; all get the same answer.
 
         False as well where scaling is not to blame: the loss itself is not finite, or the scale is 1 already.
         """
         if self.precision != "fp16":
             return False
-        if world.any(math.isfinite(loss) and not math.isfinite(norm)) and self.scale > 1:
+        if ranks.any(math.isfinite(loss) and not math.isfinite(norm)) and self.scale > 1:
             self.totals[SCALE] = self.scale / 2
             self.totals[GOOD_STEPS] = 0
             self.totals[OVERFLOWS] = self.totals.get(OVERFLOWS, 0) + 1

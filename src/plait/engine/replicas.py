@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from plait.engine.nonfinite import some
-from plait.engine.parallel.distributed import World
+from plait.engine.parallel.distributed import Ranks
 from plait.errors import Stopped
 
 _WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -24,16 +24,16 @@ def checksums(weights: Mapping[str, Tensor]) -> list[int]:
     return torch.stack(sums).tolist() if sums else []
 
 
-def check(step: int, weights: Mapping[str, Tensor], world: World) -> None:
+def check(step: int, weights: Mapping[str, Tensor], ranks: Ranks) -> None:
     """Raise Stopped on all ranks when they differ, naming the weights and the ranks that most others disagree with (rank 0 wins a tie)."""
-    everywhere = world.gather(checksums(weights))
+    everywhere = ranks.gather(checksums(weights))
     usual = [Counter(column).most_common(1)[0][0] for column in zip(*everywhere, strict=True)]
     apart = {rank: [i for i, value in enumerate(own) if value != usual[i]] for rank, own in enumerate(everywhere)}
-    ranks = [rank for rank, found in apart.items() if found]
-    if ranks:
+    differing = [rank for rank, names in apart.items() if names]
+    if differing:
         names = list(weights)
-        shown = some([names[i] for i in sorted({i for rank in ranks for i in apart[rank]})])
+        shown = some([names[i] for i in sorted({i for rank in differing for i in apart[rank]})])
         raise Stopped(
-            f"replicas differ after step {step}: {shown} on rank {', '.join(map(str, ranks))} is not what the other ranks have; "
+            f"replicas differ after step {step}: {shown} on rank {', '.join(map(str, differing))} is not what the other ranks have; "
             "that device or its memory may be faulty. Checkpoints since the last check (guard.replica_check_steps) are of rank 0"
         )

@@ -29,7 +29,7 @@ def amounts(loss: Divides, micros: Sequence[Any], sources: Sequence[str]) -> dic
         return {}
     found = {f"{PREFIX}{source}/{quantity}": 0.0 for source in sources for quantity in (SAMPLES, *loss.shares)}
     for micro in micros:
-        if micro.void:
+        if micro.padding:
             continue
         names = [sources[i.source] for i in micro.ids]
         parts = {SAMPLES: [1.0] * len(names), **{name: values.tolist() for name, values in loss.by_sample(micro.batch).items()}}

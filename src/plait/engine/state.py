@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 
 from plait.engine import optim, power_ema, source_shares
 from plait.engine.optim import Ema
-from plait.engine.parallel.distributed import Rows, Saved, like, local, whole
+from plait.engine.parallel.distributed import LazyShardedTensor, StoredTensor, full_tensor, local, reshard_like
 from plait.engine.power_ema import PowerEma
 from plait.engine.schedule import STAGE_TOKENS, TOKENS
 from plait.errors import PlaitError
@@ -48,7 +48,7 @@ class State:
     ema: Ema | None = None
     post_hoc: dict[str, PowerEma] = field(default_factory=dict)
     """Averages from which other lengths are made after training, by their group's name; none unless `optim.ema.post_hoc`."""
-    paused: dict[str, Saved] = field(default_factory=dict)
+    paused: dict[str, StoredTensor] = field(default_factory=dict)
     """Moments of parameters that do not train in this stage, kept for the stage that returns to them."""
 
     @property
@@ -97,7 +97,7 @@ class State:
         if settings.returning_moments == "reset":
             self.paused = {}
         pattern = next(iter(now.values()))  # whole where what trains is whole, spread over ranks where that is
-        self.paused = {name: value if name.endswith(".step") else like(value, pattern) for name, value in self.paused.items()}
+        self.paused = {name: value if name.endswith(".step") else reshard_like(value, pattern) for name, value in self.paused.items()}
         if settings.offload:
             self.paused = {name: value.to("cpu") if isinstance(value, Tensor) else value for name, value in self.paused.items()}
         if settings.ema is None:
@@ -107,12 +107,12 @@ class State:
             self.ema = Ema(settings.ema.decay, settings.ema.warmup_steps)
             self.ema.average = averages
             self.ema.track(now)
-            self.ema.lay(dict(self.model.named_parameters()))
+            self.ema.reshard_like(dict(self.model.named_parameters()))
         wanted = power_ema.KEPT if settings.ema is not None and settings.ema.post_hoc else {}
         self.post_hoc = {group: self.post_hoc.get(group, PowerEma(length)) for group, length in wanted.items()}
         for one in self.post_hoc.values():
             one.track(now)
-            one.lay(dict(self.model.named_parameters()))
+            one.reshard_like(dict(self.model.named_parameters()))
 
     def average(self) -> None:
         """Let the averages follow the update that was just made, number `step` (from 0) of the run."""
@@ -126,7 +126,7 @@ class State:
         parameters = dict(self.model.named_parameters())
         weights = {name: parameters[name].detach() for name in sorted(self.ever_trained)}
         live = optim.moments(self.optimizer) if self.optimizer is not None else {}
-        paused = {name: whole(value) if isinstance(value, Rows) else value for name, value in self.paused.items()}
+        paused = {name: full_tensor(value) if isinstance(value, LazyShardedTensor) else value for name, value in self.paused.items()}
         averages = {"ema": dict(self.ema.average) if self.ema else {}, **{group: dict(one.average) for group, one in self.post_hoc.items()}}
         return {"weights": weights, **averages, "moments": {**paused, **live}}
 
@@ -135,7 +135,7 @@ class State:
         place = {name: getattr(self, name) for name in _PLACE}
         return {**place, "totals": self.totals, "trained": sorted(self.ever_trained)}
 
-    def restore(self, facts: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Saved]]) -> None:
+    def restore(self, facts: Mapping[str, Any], tensors: Mapping[str, Mapping[str, StoredTensor]]) -> None:
         """Become the saved state. Moments wait in `paused` until `begin`; averages until an EMA wants them.
 
         Raises PlaitError when a saved weight has no parameter of its name and shape here.
@@ -152,11 +152,11 @@ class State:
         for group, one in [("ema", self.ema), *self.post_hoc.items()]:
             if one is not None:
                 place = device_of(self.model)
-                one.average = {name: whole(value).to(place, torch.float32, copy=True) for name, value in tensors[group].items()}
+                one.average = {name: full_tensor(value).to(place, torch.float32, copy=True) for name, value in tensors[group].items()}
 
 
 @torch.no_grad()
-def load_weights(model: nn.Module, weights: Mapping[str, Saved]) -> None:
+def load_weights(model: nn.Module, weights: Mapping[str, StoredTensor]) -> None:
     """Copy saved weights onto the parameters of the same names, in float32: what was ever trained keeps its full precision.
 
     Raises PlaitError naming the first weight without a parameter of its name and shape.
@@ -172,9 +172,9 @@ def load_weights(model: nn.Module, weights: Mapping[str, Saved]) -> None:
             )
         parameter = parameters[name]
         if isinstance(parameter, DTensor):
-            local(parameter).copy_(local(like(value, parameter)))
+            local(parameter).copy_(local(reshard_like(value, parameter)))
         else:
-            parameter.data = whole(value).to(device=parameter.device, dtype=torch.float32, copy=True)
+            parameter.data = full_tensor(value).to(device=parameter.device, dtype=torch.float32, copy=True)
 
 
 def device_of(model: nn.Module) -> torch.device:

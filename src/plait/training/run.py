@@ -32,7 +32,7 @@ from plait.engine.monitoring.tracking import Tracker, open_tracker
 from plait.engine.monitoring.watchdog import Watchdog
 from plait.engine.nonfinite import Rewind
 from plait.engine.parallel import distributed
-from plait.engine.parallel.distributed import World
+from plait.engine.parallel.distributed import Ranks
 from plait.engine.state import State
 from plait.errors import PlaitError
 from plait.families import registry
@@ -62,42 +62,42 @@ def train(resolved: Resolved, options: Options = DEFAULT) -> Path:
     assert config.run is not None, "config.load names every run"
     run = Path(config.run)
     limit_s = watchdog.collectives_s([view.config.guard.hang_timeout_s for view in resolved.stages])
-    with Signals() as signals, distributed.world(config.distributed.device, limit_s) as world:
+    with Signals() as signals, distributed.join(config.distributed.device, limit_s) as ranks:
         while True:
             try:
-                _attempt(resolved, options, world, signals)
+                _attempt(resolved, options, ranks, signals)
                 return run
             except Rewind as error:
-                print(error) if world.first else None
+                print(error) if ranks.first else None
             gc.collect()  # a replica in a cycle would keep its model
             options = replace(options, restart=False)
 
 
-def _attempt(resolved: Resolved, options: Options, world: World, signals: Signals) -> None:
+def _attempt(resolved: Resolved, options: Options, ranks: Ranks, signals: Signals) -> None:
     """From the newest checkpoint, or the start, to the end. Raises Rewind where the run is to go back to that checkpoint."""
     config, run = resolved.config, Path(str(resolved.config.run))
     with (
-        claimed(run, resolved, options, world) as going_on,
-        contextlib.closing(Heartbeat(run, world.rank)) as heart,
-        Watchdog(heart, world, config.guard.hang_timeout_s) as dog,
+        claimed(run, resolved, options, ranks) as going_on,
+        contextlib.closing(Heartbeat(run, ranks.rank)) as heart,
+        Watchdog(heart, ranks, config.guard.hang_timeout_s) as dog,
     ):
-        built = parts.build(config, run, world)
+        built = parts.build(config, run, ranks)
         state = State(built.model)
-        since = start.resume(state, built, resolved.stages, run, world, options.allow_inexact) if going_on else None
+        since = start.resume(state, built, resolved.stages, run, ranks, options.allow_inexact) if going_on else None
         for view in resolved.stages[: state.stage - (state.stage_done is None)] if since else ():
             precision.round_frozen(built.model, state.ever_trained, view.config.train.precision)
         if since is None and config.from_:
-            start.begin_from(state, built, resolved.stages[0], run, world, options.allow_inexact)
+            start.begin_from(state, built, resolved.stages[0], run, ranks, options.allow_inexact)
         monitors = built.family.monitors(built.section) if built.family.monitors is not None else []
-        tracker = open_tracker(run, config, rundir.identity(run), state, monitors) if world.first else Tracker(None, [])
+        tracker = open_tracker(run, config, rundir.identity(run), state, monitors) if ranks.first else Tracker(None, [])
         with contextlib.closing(tracker):
             for view in wanted(resolved, options.only, state):
                 state.enter(view.index)
                 heart.phase("stage", state.step)
                 dog.timeout_s = view.config.guard.hang_timeout_s
-                Stage(view, built, state, run, world, tracker, signals, options.allow_inexact, heart, since).train()
+                Stage(view, built, state, run, ranks, tracker, signals, options.allow_inexact, heart, since).train()
             heart.phase("done", state.step)
-    if world.first:
+    if ranks.first:
         print(whereabouts(run, state.step, sorted(registry.benches(config.family))))
 
 
@@ -129,11 +129,11 @@ def wanted(resolved: Resolved, only: str | None, state: State) -> list[StageView
 
 
 @contextlib.contextmanager
-def claimed(run: Path, resolved: Resolved, options: Options, world: World) -> Iterator[bool]:
+def claimed(run: Path, resolved: Resolved, options: Options, ranks: Ranks) -> Iterator[bool]:
     """Hold the run directory (rank 0) while the block lasts; yields whether there is a run to continue. Ranks fail together."""
     trouble, going_on = None, False
     with contextlib.ExitStack() as held:
-        if world.first:
+        if ranks.first:
             try:
                 if options.restart and rundir.check(run):
                     rundir.hold(run).close()
@@ -153,7 +153,7 @@ def claimed(run: Path, resolved: Resolved, options: Options, world: World) -> It
                 files.write_whole(run / "config.yaml", resolved.yaml)
             except PlaitError as error:
                 trouble = str(error)
-        trouble, going_on = world.agree((trouble, going_on))
+        trouble, going_on = ranks.agree((trouble, going_on))
         if trouble is not None:
             raise PlaitError(trouble)
         yield going_on

@@ -30,7 +30,7 @@ from plait.engine.monitoring.heartbeat import Heartbeat
 from plait.engine.monitoring.signals import Paused, Signals
 from plait.engine.monitoring.tracking import Tracker
 from plait.engine.parallel import distributed, memory_estimate, strategy
-from plait.engine.parallel.distributed import World
+from plait.engine.parallel.distributed import Ranks
 from plait.engine.parallel.memory_estimate import Storage
 from plait.engine.precision import caution, set_precision
 from plait.engine.state import State
@@ -52,7 +52,7 @@ class Stage:
     built: Parts
     state: State
     run: Path
-    world: World
+    ranks: Ranks
     tracker: Tracker
     signals: Signals
     allow_inexact: bool
@@ -62,7 +62,7 @@ class Stage:
 
     def train(self) -> None:
         """Run the stage from where the state is to its end."""
-        config, built, state, world = self.view.config, self.built, self.state, self.world
+        config, built, state, ranks = self.view.config, self.built, self.state, self.ranks
         components = built.family.components(built.model)
         trained = optim.select(components, config.trainable, built.family.never_trained)
         optim.check_components(config.optim, components)
@@ -76,20 +76,20 @@ class Stage:
         if state.stage_done is not None:
             return
         self.saved: tuple[int, int, str | None] | None = (state.step, state.judged, state.stage_done) if state.stage_step else None
-        self.cut = cut(config, world)
-        fits = micro_batch.noted(self.run, self.view.name, world.size)
+        self.cut = cut(config, ranks)
+        fits = micro_batch.noted(self.run, self.view.name, ranks.size)
         self.cut["micro_batch"] = min(self.cut["micro_batch"], fits or self.cut["micro_batch"])
-        components, trained = self.lay(trained)
+        components, trained = self.wrap(trained)
         state.begin(trained, config.optim, config.seed)
         self.loss: Loss = built.family.Loss(built.section)
         schedule.check(config.optim.schedule, self.loss.counts, config.family)
         self.inputs = built.inputs(config, train=False)
         self.judge = self._evaluations()
-        self.saver = checkpoint.Saver(config.checkpoint.async_save, world)
+        self.saver = checkpoint.Saver(config.checkpoint.async_save, ranks)
         self.facts = self._facts(trained, components, opened)
         self.probe = self._probe_batch(opened)
         quarantine = Quarantine(self.run / "quarantine.jsonl", config.guard.max_bad_fraction)
-        if world.first:
+        if ranks.first:
             quarantine.resume(state.step)
             self.tracker.begin(self.view.name, state.step, self.stop)
             announce(self.view, trained, components, opened, steps, weights, order.counts)
@@ -97,9 +97,9 @@ class Stage:
             self._compare()
         feed = functools.partial(Loader, opened, order, seed=seed)
         with contextlib.closing(self.saver), blocks.compiling(config.distributed):
-            loop = Loop(state, self.loss, config, world, quarantine, [self.after], asked=self.signals.asked, mark=self.heart.part)
+            loop = Loop(state, self.loss, config, ranks, quarantine, [self.after], asked=self.signals.asked, mark=self.heart.part)
             loop.stage, loop.skipped, loop.sources = self.view.name, nonfinite.listed(self.run, self.view.name), list(self.facts["data"])
-            if self.settle(state) or state.stage_done:
+            if self.conclude(state) or state.stage_done:
                 self.save(state)
             if state.stage_done is None and not self.judge.interrupted:
                 self.fitting(lambda: self.probe_memory(loop, feed))
@@ -111,34 +111,34 @@ class Stage:
                 raise Paused(
                     f"stopped by {self.signals.received} after step {state.step} of {self.stop}, all saved; the same command continues"
                 )
-        if world.first:
+        if ranks.first:
             done = f"stage {self.view.index} {self.view.name} is done after step {state.step}: {state.stage_done}"
             print("\n  ".join([done, *realised(self.facts["data"], weights, state.totals)]))
 
-    def lay(self, trained: Named) -> tuple[Named, Named]:
+    def wrap(self, trained: Named) -> tuple[Named, Named]:
         """Lay the model out over devices for what trains in this stage; returns its components and what trains, as parameters there."""
         config, built, state = self.view.config, self.built, self.state
         units, names = built.family.blocks(built.model), {name for part in trained.values() for name in part}
         state.pause()
-        built.sharding.lift()
-        self.meter = Meter(self.world.device, config.train.precision)
+        built.sharding.unwrap()
+        self.meter = Meter(self.ranks.device, config.train.precision)
         self.compilations = blocks.prepare(units, config.distributed, self.meter)
-        if self.world.first and (said := caution(config.train.precision, self.world.device)):
+        if self.ranks.first and (said := caution(config.train.precision, self.ranks.device)):
             print(said)
         set_precision(built.model, state.ever_trained | names, config.train.precision)
         weights = memory_estimate.weigh(built.model, names, state.ever_trained, units)
         storage = Storage.of(config.train.precision, averages=optim.averages(config.optim))
-        micros = math.ceil(config.train.global_batch / (self.cut["micro_batch"] * self.world.size))
-        layout, why = strategy.choose(config.distributed, weights, storage, self.world, accumulating=micros > 1)
-        if self.world.size > 1 and self.world.first:
+        micros = math.ceil(config.train.global_batch / (self.cut["micro_batch"] * self.ranks.size))
+        layout, why = strategy.choose(config.distributed, weights, storage, self.ranks, accumulating=micros > 1)
+        if self.ranks.size > 1 and self.ranks.first:
             print(why)
-        built.sharding.lay(units, names, layout, self.world)
+        built.sharding.wrap(units, names, layout, self.ranks)
         components = built.family.components(built.model)
         return components, optim.select(components, config.trainable, built.family.never_trained)
 
     def steps(self, loop: Loop, feed: Callable[..., Loader]) -> None:
         """Step after step to the end of the stage, or of this process's time."""
-        interrupted = self.signals.asked if self.world.size == 1 else _never
+        interrupted = self.signals.asked if self.ranks.size == 1 else _never
         place = {"start_step": self.state.stage_step, "stop_step": self.stop - self.state.stage_start}
         inputs = self.built.inputs(self.view.config, train=True)
         with contextlib.closing(feed(inputs, **place, interrupted=interrupted, **self.cut)) as loader:
@@ -148,7 +148,7 @@ class Stage:
         """Forward and backward of the largest micro-batch among some steps, padded to data.max_tokens: what will not fit is known now."""
         config, built, state = self.view.config, self.built, self.state
         wanted = config.guard.memory_probe
-        if wanted == "never" or (wanted == "auto" and self.world.device.type == "cpu"):
+        if wanted == "never" or (wanted == "auto" and self.ranks.device.type == "cpu"):
             return
         assert state.optimizer is not None
         pad = "to_max" if config.data.max_tokens and config.data.pad != "none" else config.data.pad
@@ -168,8 +168,8 @@ class Stage:
         while (said := self.exceeded(work)) is not None:
             self.forget()
             self.cut["micro_batch"] = micro_batch.halved(self.cut["micro_batch"], said)
-            if self.world.first:
-                micro_batch.note(self.run, self.view.name, self.world.size, self.cut["micro_batch"])
+            if self.ranks.first:
+                micro_batch.note(self.run, self.view.name, self.ranks.size, self.cut["micro_batch"])
                 print(
                     f"out of memory ({said}): on with micro_batch {self.cut['micro_batch']} and more accumulation: the gradient is the same"
                 )
@@ -185,7 +185,7 @@ class Stage:
             return str(error)
         except out_of_memory.Waited as error:
             smaller = micro_batch.halved(self.cut["micro_batch"], str(error))
-            micro_batch.note(self.run, self.view.name, self.world.size, smaller)
+            micro_batch.note(self.run, self.view.name, self.ranks.size, smaller)
             raise Stopped(f"out of memory ({error}); the same command continues, with micro_batch {smaller}") from error
         return None
 
@@ -210,29 +210,29 @@ class Stage:
 
     def _ids(self) -> str:
         """The digest of the step's samples over all ranks, replacements included: the same on any layout."""
-        own = sum(digest(micro.ids) for micro in self.batch.micro if not micro.void)
-        return f"{int(self.world.sum(torch.tensor(float(own), dtype=torch.float64))) & 0xFFFFFFFF:08x}"
+        own = sum(digest(micro.ids) for micro in self.batch.micro if not micro.padding)
+        return f"{int(self.ranks.sum(torch.tensor(float(own), dtype=torch.float64))) & 0xFFFFFFFF:08x}"
 
     def after(self, state: State, row: Row) -> None:
         """Between two steps: metrics, held-out figures, the end of the stage, a checkpoint."""
         settings = self.view.config
         compare = settings.guard.replica_check_steps
-        if compare and state.stage_step % compare == 0 and self.world.size > 1 and not distributed.is_sharded(state.model):
-            replicas.check(state.step, state.trained(), self.world)
+        if compare and state.stage_step % compare == 0 and self.ranks.size > 1 and not distributed.is_sharded(state.model):
+            replicas.check(state.step, state.trained(), self.ranks)
         if self.compilations is not None:
             for line in self.compilations.end():
-                print(f"step {state.step}: {line}") if self.world.first else None
+                print(f"step {state.step}: {line}") if self.ranks.first else None
             row |= {"recompiles": self.compilations.again}
         tracked = settings.track.every_steps
         if state.stage_step % tracked == 0 or state.step == self.stop:
             full = state.stage_step % _SHARES_EVERY < tracked or state.step == self.stop
             self.tracker.row(row | (source_shares.shares(state.totals) if full else {}) | {"ids": self._ids()})
-        improved = self.settle(state)
+        improved = self.conclude(state)
         every = settings.checkpoint.every_steps
         if state.stage_done or improved or (every is not None and state.stage_step % every == 0):
             self.save(state)
 
-    def settle(self, state: State) -> bool:
+    def conclude(self, state: State) -> bool:
         """Take the held-out figures that are due at this step, and decide whether the stage ends. Returns whether they are the best so far.
 
         A restart calls it for what a stop left undone; twice at one step changes nothing.
@@ -270,7 +270,7 @@ class Stage:
 
     def _evaluations(self) -> Evaluations:
         config = self.view.config
-        held_out = parts.held_out(self.built, config, self.world)
+        held_out = parts.held_out(self.built, config, self.ranks)
         precision = config.train.precision
         return Evaluations(
             config.evaluate,
@@ -278,7 +278,7 @@ class Stage:
             self.loss,
             self.benches,
             self.inputs,
-            self.world,
+            self.ranks,
             precision,
             self._asked,
             self.tracker.row,
@@ -298,7 +298,7 @@ class Stage:
             return list(loader)
 
     def _probe_loss(self) -> float | None:
-        alone = World(0, 1, self.world.device)
+        alone = Ranks(0, 1, self.ranks.device)
         self.built.model.eval()
         weights = evaluation.total_weights(self.loss, self.probe[0].micro, alone)
         if not any(weights.values()):
@@ -314,7 +314,7 @@ class Stage:
             "steps": self.stop - self.state.stage_start,
             "components": {name: contents(part, trained.get(name, {}), ever) for name, part in components.items()},
             "data": fingerprints(opened),
-            "world": self.world.size,
+            "world": self.ranks.size,
             "versions": {"plait": __version__, "torch": torch.__version__},
         }
 
@@ -322,13 +322,13 @@ class Stage:
         """Hold the data and the probe samples' loss against what the checkpoint says, and report."""
         if self.since is not None and self.since.manifest["stage"] == self.view.name:
             line = start.check_data(self.since, self.facts["data"], self.run, self.allow_inexact)
-            print(f"  {line}") if self.world.first else None
+            print(f"  {line}") if self.ranks.first else None
             if self.since.manifest["data"] != self.facts["data"]:
                 return  # other probe samples: their loss says nothing
         now = self._probe_loss()
         if now is not None:
             line = start.check_probe(self.state.probe, now, self.allow_inexact)
-            print(f"  {line}") if self.world.first else None
+            print(f"  {line}") if self.ranks.first else None
 
 
 def _never() -> bool:
@@ -376,9 +376,9 @@ def planned_steps(config: RunConfig, order: AnyOrder) -> int:
     return steps
 
 
-def cut(config: RunConfig, world: World) -> dict[str, Any]:
+def cut(config: RunConfig, ranks: Ranks) -> dict[str, Any]:
     """How this rank takes its part of each global batch: never a change of what the batch is."""
-    micro = config.train.micro_batch or math.ceil(config.train.global_batch / world.size)
+    micro = config.train.micro_batch or math.ceil(config.train.global_batch / ranks.size)
     data = config.data
-    workers = {"workers": data.workers, "kind": data.worker_kind, "prefetch": data.prefetch, "pin": world.device.type == "cuda"}
-    return {"rank": world.rank, "world": world.size, "micro_batch": micro, **workers}
+    workers = {"workers": data.workers, "kind": data.worker_kind, "prefetch": data.prefetch, "pin": ranks.device.type == "cuda"}
+    return {"rank": ranks.rank, "world_size": ranks.size, "micro_batch": micro, **workers}

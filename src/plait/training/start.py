@@ -18,7 +18,7 @@ from plait.config.schema import RunConfig
 from plait.engine import optim, power_ema, schedule
 from plait.engine.checkpoints import checkpoint, migrate, post_hoc_ema
 from plait.engine.checkpoints.checkpoint import Checkpoint
-from plait.engine.parallel.distributed import Saved, World
+from plait.engine.parallel.distributed import Ranks, StoredTensor
 from plait.engine.state import GROUPS, State
 from plait.errors import PlaitError
 from plait.families import registry
@@ -33,19 +33,19 @@ _CURVE_COLUMNS = 48
 Tensors = dict[str, dict[str, Tensor]]
 
 
-def resume(state: State, built: Parts, views: Sequence[StageView], run: Path, world: World, allow_inexact: bool) -> Checkpoint | None:
+def resume(state: State, built: Parts, views: Sequence[StageView], run: Path, ranks: Ranks, allow_inexact: bool) -> Checkpoint | None:
     """Put the run's newest intact checkpoint back and report every item; damaged newer ones are named. None when there is none.
 
     Raises PlaitError when a frozen weight is not the one the run was trained against, or something saved would be lost.
     """
     found = None
-    if world.first:  # one reader hashes
+    if ranks.first:  # one reader hashes
         checkpoint.clear_unfinished(run)
         found, faults = checkpoint.newest_intact(run)
         for fault in faults:
             print(f"passed over: {fault}")
         print(f"continuing from {found.folder}" if found else f"{run} has no intact checkpoint: it starts at step 0")
-    found = world.agree(found)
+    found = ranks.agree(found)
     if found is None:
         return None
     facts = found.manifest["state"]
@@ -56,12 +56,12 @@ def resume(state: State, built: Parts, views: Sequence[StageView], run: Path, wo
     tensors = {group: found.saved(group) for group in GROUPS}
     view = views[facts["stage"] - 1]
     rows = migration(tensors, set(facts["trained"]), view.config, built)
-    accept(rows, [], run, f"{found.folder}", world, allow_inexact)
+    accept(rows, [], run, f"{found.folder}", ranks, allow_inexact)
     state.restore(facts, tensors)
-    if world.first:
+    if ranks.first:
         post_hoc_ema.forget(run, state.step)
         before = found.manifest.get("world", 1)
-        said = "exact" if before == world.size else f"remapped: {before} ranks then, {world.size} now; same global batches, same noise"
+        said = "exact" if before == ranks.size else f"remapped: {before} ranks then, {ranks.size} now; same global batches, same noise"
         print(f"  step {state.step}, order of data, noise    exact: functions of (seed, step)\n  ranks    {said}")
         if facts["stage_done"] is None:
             print(*(f"  {line}\n" for line in freezing(found.manifest, built, view.config)), sep="", end="")
@@ -75,7 +75,7 @@ def check_named(spec: str) -> None:
         checkpoint_specs.locate(spec, _FORMS)
 
 
-def begin_from(state: State, built: Parts, view: StageView, run: Path, world: World, allow_inexact: bool) -> None:
+def begin_from(state: State, built: Parts, view: StageView, run: Path, ranks: Ranks, allow_inexact: bool) -> None:
     """Start at step 0 with the weights, averages and moments of what `from:` names; freezing comes from this run's own configuration."""
     spec = str(view.config.from_)
     tensors, manifest, folder = read_from(spec)
@@ -84,19 +84,19 @@ def begin_from(state: State, built: Parts, view: StageView, run: Path, world: Wo
         tensors = {**tensors, "weights": publisher.imported(tensors["weights"], built.model)}
     if tensors["ema"] and view.config.optim.ema is None:
         tensors = {**tensors, **{group: {} for group in ("ema", *power_ema.KEPT)}}
-        print("averages are left behind: optim.ema is off here") if world.first else None
+        print("averages are left behind: optim.ema is off here") if ranks.first else None
     trained = set(manifest["state"]["trained"]) if manifest else set(tensors["weights"])
     rows = migration(tensors, trained, view.config, built)
     notes = []
     if manifest and built.frozen_xxh3(trained) != manifest["frozen_xxh3"]:
         notes.append(f"base weights: frozen there {manifest['base']}, here {built.family.base(built.section)}")
-    if world.first:
+    if ranks.first:
         print(f"starting from {folder}")
         for line in freezing(manifest, built, view.config):
             print(f"  {line}")
         lineage = {"kind": "from", "from": spec, "folder": str(folder), "step": manifest["state"]["step"] if manifest else None}
         files.write_json(run / LINEAGE, lineage)
-    accept(rows, notes, run, spec, world, allow_inexact)
+    accept(rows, notes, run, spec, ranks, allow_inexact)
     kept = {name for row in rows if row.group == "weights" and row.verdict == "keep" for name in row.names}
     fitting: Tensors = {
         group: {name: value for name, value in part.items() if (name.rpartition(".")[0] if group == "moments" else name) in kept}
@@ -141,7 +141,7 @@ def _download(repository: str, revision: str | None) -> Path:
         raise PlaitError(f"from: {repository!r} is no run, stage or folder here, and the Hub did not give it: {reason}") from error
 
 
-def migration(tensors: Mapping[str, Mapping[str, Saved]], trained: set[str], config: RunConfig, built: Parts) -> list[migrate.Row]:
+def migration(tensors: Mapping[str, Mapping[str, StoredTensor]], trained: set[str], config: RunConfig, built: Parts) -> list[migrate.Row]:
     """The migration table of saved tensors into the stage that `config` describes."""
     components = built.family.components(built.model)
     now = {name for part in optim.select(components, config.trainable, built.family.never_trained).values() for name in part}
@@ -151,10 +151,10 @@ def migration(tensors: Mapping[str, Mapping[str, Saved]], trained: set[str], con
     return migrate.compare(tensors, components, wanted, trained)
 
 
-def accept(rows: Sequence[migrate.Row], notes: Sequence[str], run: Path, start: str, world: World, allow_inexact: bool) -> None:
+def accept(rows: Sequence[migrate.Row], notes: Sequence[str], run: Path, start: str, ranks: Ranks, allow_inexact: bool) -> None:
     """Print and save the migration table. Raises PlaitError when something would be lost, unless that was allowed."""
     lost = [*migrate.inexact(rows), *notes]
-    if world.first:
+    if ranks.first:
         print(migrate.table(rows))
         row = {"from": start, "rows": [vars(row) for row in rows], "inexact": lost}
         files.append_rows(run / "migrations.jsonl", [row])

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from plait.families.molmo.model import COMPONENTS
-from tests import ranks
+from tests import processes
 from tests.families.molmo import two_ranks
 
 
@@ -17,7 +17,7 @@ from tests.families.molmo import two_ranks
 )
 def test_text_on_one_rank_and_images_on_the_other_equal_one_rank(directory, cut_frozen, trainable):
     two_ranks.main(directory / "one.json", None, trainable)
-    ranks.fork(2, two_ranks.main, directory / "two.json", cut_frozen, trainable)
+    processes.fork(2, two_ranks.main, directory / "two.json", cut_frozen, trainable)
     one, two = (json.loads((directory / name).read_text()) for name in ("one.json", "two.json"))
     for alone, together in zip(one, two, strict=True):
         assert together == pytest.approx(alone, rel=1e-4)  # fp32, two updates between the first row and the last

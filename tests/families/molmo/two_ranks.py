@@ -21,23 +21,23 @@ def main(out: Path, cut_frozen: bool | None = None, trainable: tuple[str, ...] =
     """`cut_frozen`: None for replicas; else weights are cut over ranks, frozen blocks too where it is true."""
     config = Config(language="debug", style="none")
     settings = make_config(train={"steps": 3, "global_batch": 4})
-    with distributed.world("cpu") as world:
+    with distributed.join("cpu") as ranks:
         model = family.build(config, out.parent, seed=1)
         inputs = family.Inputs(config, out.parent)
         examples = [inputs.encode(one, 0) for one in (sample(1), sample(2, 3), sample(), sample(ask="Where is it?", say="on a mat"))]
         size = 2  # images with images, text with text
         micros = [
-            SimpleNamespace(batch=inputs.collate(examples[at : at + size]), ids=[Id(0, at, 0)], void=False) for at in range(0, 4, size)
+            SimpleNamespace(batch=inputs.collate(examples[at : at + size]), ids=[Id(0, at, 0)], padding=False) for at in range(0, 4, size)
         ]
-        layout = Layout("ddp" if cut_frozen is None or world.size == 1 else "fsdp", world.size, cut_frozen=bool(cut_frozen))
+        layout = Layout("ddp" if cut_frozen is None or ranks.size == 1 else "fsdp", ranks.size, cut_frozen=bool(cut_frozen))
         names = {name for part in trainable for name in family.components(model)[part]}
-        Sharding(model).lay(family.blocks(model), names, layout, world)
+        Sharding(model).wrap(family.blocks(model), names, layout, ranks)
         state = State(model)
         state.begin({part: family.components(model)[part] for part in trainable}, settings.optim)
         rows = []
         quarantine = Quarantine(out.with_suffix(".jsonl"), 0.01)
-        loop = Loop(state, family.Loss(config), settings, world, quarantine, [lambda _, row: rows.append(row)])
-        mine = micros if world.size == 1 else micros[world.rank : world.rank + 1]
+        loop = Loop(state, family.Loss(config), settings, ranks, quarantine, [lambda _, row: rows.append(row)])
+        mine = micros if ranks.size == 1 else micros[ranks.rank : ranks.rank + 1]
         loop.run([step_batch(step, mine) for step in range(3)], 3)
-        if world.first:
+        if ranks.first:
             out.write_text(json.dumps([{name: row[name] for name in ("loss", "grad_norm", "weight/loss")} for row in rows]))

@@ -18,7 +18,7 @@ from plait.families.nanodit import family
 from plait.families.nanodit.config import Config
 from plait.training import run
 
-from ... import ranks
+from ... import processes
 from .conftest import wake
 
 BUCKETS = "32x32,24x40,40x24,16x48,48x16"
@@ -67,11 +67,13 @@ def test_a_run_cut_in_the_middle_of_an_epoch_ends_bit_for_bit_the_same(tmp_path,
     assert losses[0] == losses[1] and len(losses[0]) == 20
 
 
-def micros(shards, *, micro_batch=4, rank=0, world=1, steps=15):
+def micros(shards, *, micro_batch=4, rank=0, world_size=1, steps=15):
     """The micro-batches of every step of one epoch, as a rank loads them."""
     source = open_source(Source(source="latents", path=str(shards)), seed=1)
     order, inputs = order_of([source], [1.0], 7, 4), family.Inputs(CONFIG, shards, train=True)
-    with Loader([source], order, inputs, seed=7, rank=rank, world=world, micro_batch=micro_batch, workers=0, stop_step=steps) as loader:
+    with Loader(
+        [source], order, inputs, seed=7, rank=rank, world_size=world_size, micro_batch=micro_batch, workers=0, stop_step=steps
+    ) as loader:
         return source, [step.micro for step in loader]
 
 
@@ -80,7 +82,7 @@ def gradient(step, total):
     model, loss = family.build(CONFIG, None, seed=1), family.Loss(CONFIG)
     wake(model)
     for micro in step:
-        if not micro.void:
+        if not micro.padding:
             (loss.sums(model, micro.batch)["flow"] / total).backward()
     return torch.cat([value.grad.flatten() for value in model.parameters()])
 
@@ -96,9 +98,9 @@ def test_every_batch_has_one_shape_and_every_sample_comes_once_per_epoch(shards)
     assert any(flags) and not all(flags)
 
 
-@pytest.mark.parametrize("cut", [{"micro_batch": 1}, {"micro_batch": 2}, {"micro_batch": 3}, {"world": 2}, {"world": 2, "micro_batch": 1}])
+@pytest.mark.parametrize("cut", [{"micro_batch": 1}, {"micro_batch": 2}, {"micro_batch": 3}, {"world_size": 2}, {"world_size": 2, "micro_batch": 1}])
 def test_any_cut_of_the_batch_gives_its_gradient(shards, cut):
-    (_, whole), ranks = micros(shards, steps=5), [micros(shards, rank=r, steps=5, **cut)[1] for r in range(cut.get("world", 1))]
+    (_, whole), ranks = micros(shards, steps=5), [micros(shards, rank=r, steps=5, **cut)[1] for r in range(cut.get("world_size", 1))]
     for number, step in enumerate(whole):
         expected = gradient(step, 4)
         found = sum(gradient(own[number], 4) for own in ranks)
@@ -106,9 +108,9 @@ def test_any_cut_of_the_batch_gives_its_gradient(shards, cut):
 
 
 def test_ranks_share_the_samples_of_a_batch(shards):
-    (_, whole), ranks = micros(shards, steps=15), [micros(shards, world=2, rank=r, micro_batch=2)[1] for r in range(2)]
+    (_, whole), ranks = micros(shards, steps=15), [micros(shards, world_size=2, rank=r, micro_batch=2)[1] for r in range(2)]
     for number, step in enumerate(whole):
-        every = [one for own in ranks for micro in own[number] if not micro.void for one in micro.ids]
+        every = [one for own in ranks for micro in own[number] if not micro.padding for one in micro.ids]
         assert sorted(every) == sorted(one for micro in step for one in micro.ids)
 
 
@@ -117,7 +119,7 @@ def test_two_ranks_that_share_the_weights_equal_one(tmp_path, shards):
     for name, size, more in (("one", 1, []), ("two", 2, ["--distributed.strategy=fsdp"])):
         (tmp_path / name).mkdir()
         (tmp_path / name / "x.yaml").write_text(TEXT.replace("SHARDS", str(shards)).replace("WORKERS", "0"))
-        ranks.fork(size, main, ["train", f"{tmp_path / name / 'x.yaml'}", f"--run={tmp_path / name / 'run'}", *settings, *more])
+        processes.fork(size, main, ["train", f"{tmp_path / name / 'x.yaml'}", f"--run={tmp_path / name / 'run'}", *settings, *more])
     one, two = (
         [json.loads(line) for line in (tmp_path / name / "run" / "metrics.jsonl").read_text().splitlines()] for name in ("one", "two")
     )

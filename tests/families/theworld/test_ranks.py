@@ -8,7 +8,7 @@ from plait.engine.loop import Loop, total_weights
 from plait.engine.parallel import distributed
 from plait.engine.state import State
 from plait.families.theworld import family
-from tests import ranks
+from tests import processes
 from tests.engine.toy import ALONE, make_config, micro
 
 from .conftest import sample
@@ -48,7 +48,7 @@ def test_ranks_with_unlike_micro_batches_get_one_gradient(make, tmp_path, name, 
     alone = gradients(make(), trainable, list(split), ALONE, tmp_path)
     scale = max(abs(value).max() for value in alone.values())
     assert scale > 0
-    for found in ranks.run(2, on_rank, make(), trainable, split, tmp_path):
+    for found in processes.run(2, on_rank, make(), trainable, split, tmp_path):
         assert found.keys() == alone.keys()
         for weight, value in found.items():
             assert abs(value - alone[weight]).max() <= 2e-5 * scale, weight  # fp32: two sums in another order

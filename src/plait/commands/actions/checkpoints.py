@@ -15,7 +15,7 @@ from plait.assembly.configuration import open_run_config
 from plait.config.resolved import difference
 from plait.engine.checkpoints import checkpoint, post_hoc_ema, sharded_files
 from plait.engine.checkpoints.checkpoint import Checkpoint
-from plait.engine.parallel.distributed import World
+from plait.engine.parallel.distributed import Ranks
 from plait.errors import PlaitError
 
 _FILE = "5GB"
@@ -149,7 +149,7 @@ def _completed(one: Checkpoint, other: Checkpoint, group: str) -> tuple[dict[str
 def _base(found: Checkpoint, names: set[str]) -> dict[str, Tensor]:
     """Those weights as they are before any training, for the run of `found`."""
     run = checkpoint.run_of(found.folder)
-    built = parts.build(open_run_config(run).config, run, World(0, 1, torch.device("cpu")))
+    built = parts.build(open_run_config(run).config, run, Ranks(0, 1, torch.device("cpu")))
     return {name: value.detach() for name, value in built.model.named_parameters() if name in names}
 
 

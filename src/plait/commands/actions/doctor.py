@@ -23,7 +23,7 @@ from plait import files
 from plait.assembly import parts
 from plait.config.resolved import Resolved
 from plait.engine.parallel import distributed
-from plait.engine.parallel.distributed import World
+from plait.engine.parallel.distributed import Ranks
 from plait.errors import PlaitError
 from plait.families import registry
 
@@ -51,10 +51,10 @@ class Finding:
 
 def examine(resolved: Resolved | None, folder: Path) -> None:
     """Print every finding of all ranks. Raises Unwell when something is to be mended."""
-    with distributed.world() as world:
-        found = list(look(resolved, folder, world))
-        everywhere = world.gather(found)
-        if world.first:
+    with distributed.join() as ranks:
+        found = list(look(resolved, folder, ranks))
+        everywhere = ranks.gather(found)
+        if ranks.first:
             for finding in found:
                 print(f"{'ok  ' if finding.cure is None else 'MEND'}  {finding.what:<10} {finding.said}")
             for rank, theirs in enumerate(everywhere[1:], 1):
@@ -62,18 +62,18 @@ def examine(resolved: Resolved | None, folder: Path) -> None:
                     if finding.cure is not None and finding not in found:
                         print(f"MEND  {finding.what:<10} rank {rank}: {finding.said}")
         cures = list(dict.fromkeys(finding.cure for theirs in everywhere for finding in theirs if finding.cure is not None))
-        world.barrier()
+        ranks.barrier()
     if cures:
         raise Unwell(f"{len(cures)} thing{'s' * (len(cures) > 1)} to mend: " + "; ".join(cures))
 
 
-def look(resolved: Resolved | None, folder: Path, world: World) -> Iterator[Finding]:
+def look(resolved: Resolved | None, folder: Path, ranks: Ranks) -> Iterator[Finding]:
     """All findings of this rank, in the same order on every rank: some are collectives."""
     yield from versions(importlib.metadata.requires("plait") or [])
-    yield device(world)
-    yield ranks(world)
-    yield clocks(world)
-    yield storage(folder, world)
+    yield device(ranks)
+    yield reach(ranks)
+    yield clocks(ranks)
+    yield storage(folder, ranks)
     yield disk(folder)
     yield shared_memory()
     yield hub()
@@ -99,12 +99,12 @@ def versions(requirements: list[str], installed: Callable[[str], str] = importli
     yield Finding("versions", f"{len(right)} of {len(needed)} packages as needed: {', '.join(right[:3])}, ...")
 
 
-def device(world: World) -> Finding:
+def device(ranks: Ranks) -> Finding:
     """GPUs, and whether there are enough for the ranks of this machine."""
     if not torch.cuda.is_available():
         built = "" if torch.version.cuda else " (this torch is built without CUDA)"
         return Finding("devices", f"no GPU{built}: everything runs on {os.cpu_count()} processors")
-    count, local = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", world.size))
+    count, local = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", ranks.size))
     shown = torch.cuda.get_device_properties(0)
     said = f"{count} GPUs, the first {shown.name} with {shown.total_memory / _GB:.0f} GB"
     if local > count:
@@ -112,58 +112,58 @@ def device(world: World) -> Finding:
     return Finding("devices", said)
 
 
-def ranks(world: World) -> Finding:
+def reach(ranks: Ranks) -> Finding:
     """Whether ranks reach each other, on the host and between GPUs."""
     backends = "gloo" if dist.is_gloo_available() else "no gloo"
     if torch.cuda.is_available():
         backends += f", NCCL {'.'.join(map(str, torch.cuda.nccl.version()))}" if dist.is_nccl_available() else ", no NCCL"
     if "no " in backends:
         return Finding("ranks", backends, "install a torch that is built with gloo, and NCCL for GPUs")
-    if world.size == 1:
+    if ranks.size == 1:
         return Finding("ranks", f"{backends}; one rank: start this under torchrun or with --nproc to try several")
     began = time.perf_counter()
-    total = float(world.sum(torch.tensor(float(world.rank), dtype=torch.float64)))
+    total = float(ranks.sum(torch.tensor(float(ranks.rank), dtype=torch.float64)))
     took_ms = (time.perf_counter() - began) * 1e3
-    if world.device.type == "cuda":
-        value = torch.tensor(float(world.rank), device=world.device)
+    if ranks.device.type == "cuda":
+        value = torch.tensor(float(ranks.rank), device=ranks.device)
         dist.all_reduce(value)
         total = min(total, float(value))
-    if total != world.size * (world.size - 1) / 2:
+    if total != ranks.size * (ranks.size - 1) / 2:
         return Finding(
-            "ranks", f"{world.size} ranks sum to {total}", "ranks do not agree on a sum: look at the network cards that NCCL uses"
+            "ranks", f"{ranks.size} ranks sum to {total}", "ranks do not agree on a sum: look at the network cards that NCCL uses"
         )
-    return Finding("ranks", f"{backends}; {world.size} ranks reach each other, a sum takes {took_ms:.1f} ms")
+    return Finding("ranks", f"{backends}; {ranks.size} ranks reach each other, a sum takes {took_ms:.1f} ms")
 
 
-def clocks(world: World) -> Finding:
+def clocks(ranks: Ranks) -> Finding:
     """Whether the clocks of all ranks agree."""
-    world.barrier()
-    told = world.gather(time.time())
+    ranks.barrier()
+    told = ranks.gather(time.time())
     skew_s = max(told) - min(told)
     if skew_s > SKEW_S:
         return Finding(
             "clocks", f"they differ by {skew_s:.1f} s", "set the machines' clocks (chrony, ntp): logs and heartbeats tell the time"
         )
-    return Finding("clocks", f"they agree within {skew_s:.2g} s" if world.size > 1 else "one rank, one clock")
+    return Finding("clocks", f"they agree within {skew_s:.2g} s" if ranks.size > 1 else "one rank, one clock")
 
 
-def storage(folder: Path, world: World) -> Finding:
+def storage(folder: Path, ranks: Ranks) -> Finding:
     """Whether the run's folder takes what a checkpoint needs: write, flush, rename, lock; and whether every rank sees it soon."""
     name, said, cure = ".plait-doctor", "", None
     try:
-        if world.first:
+        if ranks.first:
             said, cure = _write(folder, name)
-        said, cure = world.agree((said, cure))
+        said, cure = ranks.agree((said, cure))
         deadline = time.monotonic() + OPEN_WITHIN_S
         while not (seen := (folder / name).is_file()) and cure is None and time.monotonic() < deadline:
             time.sleep(0.05)
-        if cure is None and not all(world.gather(seen)):
-            blind = [str(rank) for rank, sees in enumerate(world.gather(seen)) if not sees]
+        if cure is None and not all(ranks.gather(seen)):
+            blind = [str(rank) for rank, sees in enumerate(ranks.gather(seen)) if not sees]
             return Finding("storage", f"rank {', '.join(blind)} does not see {folder}", "put --run on storage that every machine sees")
         return Finding("storage", said, cure)
     finally:
-        world.barrier()
-        if world.first and (folder / name).is_file():
+        ranks.barrier()
+        if ranks.first and (folder / name).is_file():
             (folder / name).unlink()
 
 

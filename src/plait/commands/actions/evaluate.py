@@ -74,19 +74,19 @@ def evaluate(path: Path, bench: str, options: Options) -> dict[str, float]:
         print(f"nothing left to do: {folder} has {bench} of this checkpoint for all {len(samples)} samples")
         _report(folder, found, entry, key, figures, rows, samples, options)
         return figures
-    with distributed.world() as world:
-        done = world.agree(done)
-        built, found, config = saved.open_checkpoint(path, world, averaged=options.averaged, length=options.length)
+    with distributed.join() as ranks:
+        done = ranks.agree(done)
+        built, found, config = saved.open_checkpoint(path, ranks, averaged=options.averaged, length=options.length)
         if options.high_res:
             built.section, max_tokens = _high_resolution(built)
             config = config.model_copy(update={"data": config.data.model_copy(update={"max_tokens": max_tokens})})
         if rule is None:
-            held = parts.held_out(built, config, world, data)
+            held = parts.held_out(built, config, ranks, data)
             loss = built.family.Loss(built.section)
-            figures = evaluation.held_out_loss(built.model, loss, held.batches(entry), world, config.train.precision)
+            figures = evaluation.held_out_loss(built.model, loss, held.batches(entry), ranks, config.train.precision)
         else:
-            figures, rows = _examine(rule, built, config, samples, done, folder, key, options, found.step, world)
-        if world.first:
+            figures, rows = _examine(rule, built, config, samples, done, folder, key, options, found.step, ranks)
+        if ranks.first:
             _report(folder, found, entry, key, figures, rows, samples, options)
     return figures
 
@@ -101,23 +101,23 @@ def _examine(
     key: Mapping[str, Any],
     options: Options,
     step: int,
-    world: distributed.World,
+    ranks: distributed.Ranks,
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """Figures and rows of a bench: the rows in `done`, and those still to be answered, which are kept as they come."""
-    if world.first and not done:
+    if ranks.first and not done:
         (folder / ROWS).unlink(missing_ok=True)
         files.append_rows(folder / ROWS, [key])
-    if world.first and done:
+    if ranks.first and done:
         files.keep_rows(folder / ROWS, lambda row: True)  # a last line that was cut short
         print(f"{folder / ROWS} has {len(done)} of {len(samples)} answers: going on from there")
-    keep = (lambda new: files.append_rows(folder / ROWS, new)) if world.first else (lambda new: None)
+    keep = (lambda new: files.append_rows(folder / ROWS, new)) if ranks.first else (lambda new: None)
     inputs, drawn = built.inputs(config, train=False), rule.pictures
     if drawn is not None:
         inputs.moment = f"step-{step:08d}"
     figures, rows = evaluation.run_bench(
-        rule, built.model, samples, inputs, options.batch, world, config.train.precision, done=done, keep=keep
+        rule, built.model, samples, inputs, options.batch, ranks, config.train.precision, done=done, keep=keep
     )
-    if drawn is not None and world.first:
+    if drawn is not None and ranks.first:
         drawn(rows)
     return figures, rows
 

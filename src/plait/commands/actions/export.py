@@ -28,9 +28,9 @@ def export(path: Path, out: Path, to: str, *, averaged: bool = True) -> None:
         near = difflib.get_close_matches(to, publisher.exports, 1)
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(publisher.exports)}"
         raise PlaitError(f"--to {to!r} is no layout of family {family!r}: {hint}")
-    with distributed.world() as world:
-        built, found, _ = saved.open_checkpoint(path, world, averaged=averaged)
-        if world.first:
+    with distributed.join() as ranks:
+        built, found, _ = saved.open_checkpoint(path, ranks, averaged=averaged)
+        if ranks.first:
             for line in publisher.exports[to](built.model, built.section, built.assets, out):
                 print(line)
             which = "averaged" if averaged and found.tensors("ema") else "last"

@@ -15,12 +15,12 @@ from plait.errors import PlaitError
 
 def generate(path: Path, options: Sequence[str], *, averaged: bool, out: Path | None, length: float | None = None) -> None:
     """Ask the checkpoint at `path`; `options` are the family's own, as name=value. Prints what the family returns, line by line."""
-    with distributed.world() as world:
-        built, _, config = saved.open_checkpoint(path, world, averaged=averaged, length=length)
+    with distributed.join() as ranks:
+        built, _, config = saved.open_checkpoint(path, ranks, averaged=averaged, length=length)
         chosen = generate_options(built.family.GenerateOptions, options)
-        if not world.first:  # one question has one answer, however many ranks are asked
+        if not ranks.first:  # one question has one answer, however many ranks are asked
             return
-        with autocast(config.train.precision, world.device):
+        with autocast(config.train.precision, ranks.device):
             for line in built.family.generate(built.model, built.inputs(config, train=False), chosen, out):
                 print(line)
 

@@ -101,7 +101,7 @@ def _draw_stage(view: StageView, family: ModuleType, section: Any, assets: Path,
     inputs = _inputs(family, section, assets, config, split, config.data.max_tokens)
     whole = _inputs(family, section, assets, config, split, None) if config.data.max_tokens is not None else None
     ids, seed, order = _first(view, opened, weights, split, samples)
-    preparation = Preparation(tuple(opened), order, _Watched(inputs), seed, rank=0, world=1, micro_batch=None)
+    preparation = Preparation(tuple(opened), order, _Watched(inputs), seed, rank=0, world_size=1, micro_batch=None)
     seen, bad = [], []
     for wanted in ids:
         found = preparation.example(wanted)

@@ -45,7 +45,7 @@ class Loader:
         *,
         seed: int,
         rank: int = 0,
-        world: int = 1,
+        world_size: int = 1,
         micro_batch: int | None = None,
         workers: int = 2,
         kind: Literal["threads", "processes"] = "threads",
@@ -57,7 +57,7 @@ class Loader:
     ) -> None:
         assert [len(source) for source in sources] == list(order.sizes), "the order is for other sources"
         pin = pin and torch.cuda.is_available()
-        self._preparation = Preparation(tuple(sources), order, inputs, seed, rank, world, micro_batch, pin)
+        self._preparation = Preparation(tuple(sources), order, inputs, seed, rank, world_size, micro_batch, pin)
         self._workers, self._kind, self._prefetch = workers, kind, prefetch
         self._start, self._stop, self._interrupted = start_step, stop_step, interrupted
         self._crew: Crew | None = None

@@ -41,7 +41,7 @@ class MicroBatch:
 
     batch: dict[str, Any]
     ids: list[SampleId]
-    void: bool
+    padding: bool
     bad: list[Bad] = field(default_factory=list)
 
 
@@ -62,13 +62,13 @@ class Preparation:
     inputs: Inputs
     seed: int
     rank: int
-    world: int
+    world_size: int
     micro_batch: int | None
     pin: bool = False
 
     def parts(self, step: int) -> list[tuple[list[SampleId], bool]]:
         """This rank's micro-batches of `step`, as (ids, void)."""
-        return shares(self.order.ids(step), self.rank, self.world, self.micro_batch)
+        return shares(self.order.ids(step), self.rank, self.world_size, self.micro_batch)
 
     def example(self, wanted: SampleId) -> Example:
         """Encode `wanted`, or the first of its replacements that is good."""
@@ -82,7 +82,7 @@ class Preparation:
         name = self.sources[wanted.source].name
         raise PlaitError(f"{name}: sample {bad[0][1]} and {_ATTEMPTS - 1} replacements in a row are bad; the first: {bad[0][2]}")
 
-    def assemble(self, examples: Sequence[Example], void: bool) -> MicroBatch:
+    def assemble(self, examples: Sequence[Example], padding: bool) -> MicroBatch:
         """Collate. A void micro-batch lists nothing as bad: another rank owns the sample it repeats."""
         ids = [example.id for example in examples]
         try:
@@ -90,15 +90,15 @@ class Preparation:
         except Exception as error:
             error.add_note(f"while collating the samples {[tuple(i) for i in ids]}")
             raise
-        return MicroBatch(pinned(batch) if self.pin else batch, ids, void, [] if void else [b for e in examples for b in e.bad])
+        return MicroBatch(pinned(batch) if self.pin else batch, ids, padding, [] if padding else [b for e in examples for b in e.bad])
 
     def micro(self, step: int, number: int) -> MicroBatch:
         """Micro-batch `number` (from 0) of `step`, start to end."""
         return self.prepared(*self.parts(step)[number])
 
-    def prepared(self, ids: Sequence[SampleId], void: bool) -> MicroBatch:
+    def prepared(self, ids: Sequence[SampleId], padding: bool) -> MicroBatch:
         """The micro-batch of these samples, start to end."""
-        return self.assemble([self.example(i) for i in ids], void)
+        return self.assemble([self.example(i) for i in ids], padding)
 
     def _replacement(self, wanted: SampleId, attempt: int) -> SampleId:
         alike = bucket_of(self.sources[wanted.source], wanted.index)

@@ -56,7 +56,7 @@ class Alone:
         self._preparation = preparation
 
     def ask(self, step: int) -> Callable[[Stop], list[MicroBatch]]:
-        return lambda stop: [self._preparation.prepared(ids, void) for ids, void in self._preparation.parts(step)]
+        return lambda stop: [self._preparation.prepared(ids, padding) for ids, padding in self._preparation.parts(step)]
 
     def close(self) -> None:
         """Nothing to let go."""
@@ -65,9 +65,9 @@ class Alone:
 class _Job:
     """One micro-batch cut among threads; the one that finishes last collates."""
 
-    def __init__(self, pieces: int, void: bool) -> None:
+    def __init__(self, pieces: int, padding: bool) -> None:
         self.examples: list[list[Example]] = [[] for _ in range(pieces)]
-        self.void, self.left, self.lock = void, pieces, threading.Lock()
+        self.padding, self.left, self.lock = padding, pieces, threading.Lock()
         self.done: Future[MicroBatch] = Future()
 
 
@@ -84,9 +84,9 @@ class Threads:
 
     def ask(self, step: int) -> Callable[[Stop], list[MicroBatch]]:
         jobs = []
-        for ids, void in self._preparation.parts(step):
+        for ids, padding in self._preparation.parts(step):
             pieces = min(self._workers, len(ids))
-            job = _Job(pieces, void)
+            job = _Job(pieces, padding)
             for piece in range(pieces):
                 self._pool.submit(self._work, job, piece, ids[piece * len(ids) // pieces : (piece + 1) * len(ids) // pieces])
             jobs.append(job)
@@ -102,7 +102,7 @@ class Threads:
                 job.left -= 1
                 last = job.left == 0
             if last:
-                job.done.set_result(self._preparation.assemble([e for part in job.examples for e in part], job.void))
+                job.done.set_result(self._preparation.assemble([e for part in job.examples for e in part], job.padding))
         except Exception as error:  # noqa: BLE001  # handed to the consumer, which raises it
             with job.lock:
                 if not job.done.done():

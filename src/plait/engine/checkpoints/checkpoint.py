@@ -27,7 +27,7 @@ from plait import files
 from plait.engine import power_ema
 from plait.engine.checkpoints import sharded_files
 from plait.engine.checkpoints.sharded_files import Groups, Share
-from plait.engine.parallel.distributed import Saved, World, whole
+from plait.engine.parallel.distributed import Ranks, StoredTensor, full_tensor
 from plait.errors import PlaitError
 
 FORMAT = "plait-checkpoint-1"
@@ -54,9 +54,9 @@ class Checkpoint:
 
     def tensors(self, group: str) -> dict[str, Tensor]:
         """The tensors of weights, ema or moments on the CPU, each whole; empty when it holds none."""
-        return {name: whole(value) for name, value in self.saved(group).items()}
+        return {name: full_tensor(value) for name, value in self.saved(group).items()}
 
-    def saved(self, group: str) -> dict[str, Saved]:
+    def saved(self, group: str) -> dict[str, StoredTensor]:
         """The same as they lie in files: what many ranks wrote is put together by who asks, as far as it is asked for."""
         return sharded_files.read(self.folder, group, list(self.manifest["files"]))
 
@@ -296,8 +296,8 @@ def _leave_averages(folder: Path) -> None:
 class Saver:
     """Writes checkpoints in the background, one at a time. An error on one rank is raised on all, at the next save or `wait`."""
 
-    def __init__(self, background: bool, world: World | None = None):
-        self.background, self.world = background, world or World(0, 1, torch.device("cpu"))
+    def __init__(self, background: bool, ranks: Ranks | None = None):
+        self.background, self.ranks = background, ranks or Ranks(0, 1, torch.device("cpu"))
         self._group: dist.ProcessGroup | None = None
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -308,15 +308,15 @@ class Saver:
         self.wait()
         if self._group is None and sharded_files.sharded(groups):
             self._group = dist.new_group(backend="gloo")
-        own, share = sharded_files.divide(groups, self.world, self._group)
-        writes = share.ranks > 1 or self.world.first
+        own, share = sharded_files.divide(groups, self.ranks, self._group)
+        writes = share.ranks > 1 or self.ranks.first
         copied = self._copied = copy_out(own, self._copied)
         facts = json.loads(json.dumps(facts))
 
         def work() -> None:
             if writes:
                 write(folder, copied, facts, share)
-            if self.world.first:
+            if self.ranks.first:
                 prune(folder.parent, keep, spared)
 
         if not self.background:
@@ -336,7 +336,7 @@ class Saver:
         """Return once nothing is being written on any rank; raises what the last write raised on one. All ranks call it."""
         self._join()
         error, self._error = self._error, None
-        said = self.world.gather(error and f"{error}")
+        said = self.ranks.gather(error and f"{error}")
         if error is not None:
             raise error
         for other in said:

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from plait.engine.parallel.distributed import Saved
+from plait.engine.parallel.distributed import StoredTensor
 from plait.engine.state import GROUPS
 
 VERDICTS = ("keep", "initialise", "drop", "missing")
@@ -29,7 +29,7 @@ class Row:
 
 
 def compare(
-    saved: Mapping[str, Mapping[str, Saved]],
+    saved: Mapping[str, Mapping[str, StoredTensor]],
     components: Mapping[str, Mapping[str, nn.Parameter]],
     wanted: Mapping[str, set[str]],
     expected: set[str],
@@ -57,7 +57,7 @@ def compare(
     return [Row(*place, len(names), sum(names.values()), tuple(names)) for place, names in sorted(found.items(), key=_by_place)]
 
 
-def _parameters(group: str, tensors: Mapping[str, Saved]) -> dict[str, Saved]:
+def _parameters(group: str, tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
     """The saved tensors by parameter; of the moments, the first one stands for all."""
     if group != "moments":
         return dict(tensors)

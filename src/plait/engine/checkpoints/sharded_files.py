@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard
 
-from plait.engine.parallel.distributed import Rows, Saved, World, own_rows
+from plait.engine.parallel.distributed import LazyShardedTensor, Ranks, StoredTensor, local_row_range
 from plait.errors import PlaitError
 
 Groups = Mapping[str, Mapping[str, Tensor]]
@@ -74,21 +74,21 @@ def sharded(groups: Groups) -> bool:
     return any(isinstance(value, DTensor) for tensors in groups.values() for value in tensors.values())
 
 
-def divide(groups: Groups, world: World, group: dist.ProcessGroup | None) -> tuple[Groups, Share]:
+def divide(groups: Groups, ranks: Ranks, group: dist.ProcessGroup | None) -> tuple[Groups, Share]:
     """The rows that this rank writes: its own of sharded tensors, where it holds the first copy; of whole ones all, on rank 0.
 
     Where nothing is sharded, rank 0 writes alone. `group`: see `Share`.
     """
     if not sharded(groups):
-        return groups if world.first else {}, Share()
+        return groups if ranks.first else {}, Share()
     own: dict[str, dict[str, Tensor]] = {kind: {} for kind in groups}
     rows: dict[str, dict[str, int]] = {kind: {} for kind in groups}
     for kind, tensors in groups.items():
         for name, value in tensors.items():
-            start, part = _rows(value) if isinstance(value, DTensor) else (0, value if world.first else None)
+            start, part = _rows(value) if isinstance(value, DTensor) else (0, value if ranks.first else None)
             if part is not None:
                 own[kind][name], rows[kind][name] = part, start
-    return own, Share(world.rank, world.size, rows, group)
+    return own, Share(ranks.rank, ranks.size, rows, group)
 
 
 def _rows(value: DTensor) -> tuple[int, Tensor | None]:
@@ -96,10 +96,10 @@ def _rows(value: DTensor) -> tuple[int, Tensor | None]:
     mesh, part = value.device_mesh, value.to_local()
     *copies, _ = mesh.get_coordinate() or ()
     assert value.placements[-1] == Shard(0), f"cut along another dimension than rows: {value.placements}"
-    return own_rows(value.shape[0], mesh)[0], None if any(copies) or not part.shape[0] else part
+    return local_row_range(value.shape[0], mesh)[0], None if any(copies) or not part.shape[0] else part
 
 
-def read(folder: Path, group: str, listed: Sequence[str]) -> dict[str, Saved]:
+def read(folder: Path, group: str, listed: Sequence[str]) -> dict[str, StoredTensor]:
     """The tensors of a group, in mapped files, one or the pieces of any number of ranks. Raises PlaitError where rows are missing."""
     if f"{group}.safetensors" in listed:
         return dict(load_file(folder / f"{group}.safetensors"))
@@ -122,10 +122,10 @@ def sizes(folder: Path, group: str, listed: Sequence[str]) -> dict[str, int]:
     return dict(sorted(found.items()))
 
 
-def _joined(folder: Path, name: str, found: Sequence[tuple[int, Tensor]]) -> Saved:
+def _joined(folder: Path, name: str, found: Sequence[tuple[int, Tensor]]) -> StoredTensor:
     at = 0
     for start, part in found:
         if start != at:
             raise PlaitError(f"{folder}: of {name!r} the rows from {at} to {start} are in no file")
         at += part.shape[0] if part.ndim else 0
-    return found[0][1] if len(found) == 1 else Rows(tuple(part for _, part in found))
+    return found[0][1] if len(found) == 1 else LazyShardedTensor(tuple(part for _, part in found))

@@ -16,7 +16,7 @@ from typing import Any
 
 from plait.engine.monitoring import heartbeat
 from plait.engine.monitoring.heartbeat import Heartbeat
-from plait.engine.parallel.distributed import World
+from plait.engine.parallel.distributed import Ranks
 from plait.errors import Stopped
 
 SETTING_UP = ("start", "stage")
@@ -32,8 +32,8 @@ _LAST_WORDS_S = 2 * _POLL_MAX_S  # for the other ranks to fall silent too and wr
 class Watchdog:
     """Watches one rank while entered. `timeout_s` None: it only ends the rank, as asked, when torchrun is gone."""
 
-    def __init__(self, heart: Heartbeat, world: World, timeout_s: float | None):
-        self.heart, self.world, self.timeout_s = heart, world, timeout_s
+    def __init__(self, heart: Heartbeat, ranks: Ranks, timeout_s: float | None):
+        self.heart, self.ranks, self.timeout_s = heart, ranks, timeout_s
         self.parent = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
         self._left = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="plait-watchdog", daemon=True)
@@ -76,7 +76,7 @@ class Watchdog:
     def _end(self, allowed_s: float) -> None:
         faulthandler.dump_traceback(self.stacks)
         self.stacks.flush()
-        beats = [heartbeat.read(self.heart.run, rank) for rank in range(self.world.size)]
+        beats = [heartbeat.read(self.heart.run, rank) for rank in range(self.ranks.size)]
         print(f"plait: rank {self.heart.rank}: {told(beats, allowed_s, self.heart.run)}", file=sys.stderr, flush=True)
         time.sleep(min(_LAST_WORDS_S, allowed_s))  # the first to end would take the others with it before their stacks are written
         os._exit(Stopped.exit_code)

@@ -30,7 +30,7 @@ _SYNCHRONISES = ("forward_sync_buffers", "broadcast_buffers")
 
 
 @dataclass(frozen=True)
-class World:
+class Ranks:
     """This process among `size` ranks, and the device it computes on."""
 
     rank: int
@@ -74,7 +74,7 @@ class World:
 
 
 @contextlib.contextmanager
-def world(device: str = "auto", timeout_s: float | None = None) -> Iterator[World]:
+def join(device: str = "auto", timeout_s: float | None = None) -> Iterator[Ranks]:
     """Join the process group that torchrun describes in the environment, or stand alone; leave it at the end.
 
     `device` is auto (CUDA when there is one), cpu or cuda; `timeout_s`: how long a collective may wait.
@@ -89,13 +89,13 @@ def world(device: str = "auto", timeout_s: float | None = None) -> Iterator[Worl
         place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(place)
     if size == 1:
-        yield World(0, 1, place)
+        yield Ranks(0, 1, place)
         return
     backend = "cpu:gloo,cuda:nccl" if on_cuda else "gloo"
     timeout = None if timeout_s is None else datetime.timedelta(seconds=timeout_s)
     dist.init_process_group(backend, timeout=timeout, store=_store(), rank=int(os.environ["RANK"]), world_size=size)
     try:
-        yield World(dist.get_rank(), size, place)
+        yield Ranks(dist.get_rank(), size, place)
         dist.barrier()  # ranks leave together: none closes its connections while another still reads
     except RuntimeError as error:
         if not any(words in str(error) for words in _LOST):
@@ -125,14 +125,14 @@ def _store() -> dist.Store | None:
     return dist.PrefixStore(f"attempt-{told['TORCHELASTIC_RESTART_COUNT']}", store)
 
 
-def replicate(model: nn.Module, world: World) -> nn.Module:
+def replicate(model: nn.Module, ranks: Ranks) -> nn.Module:
     """`model` for training on all ranks: gradients are averaged over ranks in its backward (DDP); alone or sharded, the model itself.
 
     Made anew at every stage start: DDP wrapped around a frozen module never learns of its unfreezing, and replicas then diverge.
     """
-    if world.size == 1 or isinstance(model, FSDPModule):
+    if ranks.size == 1 or isinstance(model, FSDPModule):
         return model
-    devices = [world.device.index] if world.device.type == "cuda" else None
+    devices = [ranks.device.index] if ranks.device.type == "cuda" else None
     still: dict[str, Any] = {next(name for name in _SYNCHRONISES if name in inspect.signature(DistributedDataParallel).parameters): False}
     return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True, **still)
 
@@ -152,7 +152,7 @@ def accumulating(net: nn.Module, last: bool) -> contextlib.AbstractContextManage
     return contextlib.nullcontext()
 
 
-def settle(net: nn.Module) -> None:
+def reshard(net: nn.Module) -> None:
     """Let go of whole weights that a forward pass without a backward left on this rank; its parameters are shards again."""
     for module in net.modules():
         if isinstance(module, FSDPModule):
@@ -160,7 +160,7 @@ def settle(net: nn.Module) -> None:
 
 
 @dataclass(frozen=True)
-class Rows:
+class LazyShardedTensor:
     """A tensor in pieces along its first dimension, which lie in mapped files: what is not asked for is not read."""
 
     parts: tuple[Tensor, ...]
@@ -179,7 +179,7 @@ class Rows:
         return torch.cat(found)
 
 
-Saved = Tensor | Rows
+StoredTensor = Tensor | LazyShardedTensor
 
 
 def local(value: Tensor) -> Tensor:
@@ -187,31 +187,31 @@ def local(value: Tensor) -> Tensor:
     return value.to_local() if isinstance(value, DTensor) else value
 
 
-def whole(value: Saved) -> Tensor:
+def full_tensor(value: StoredTensor) -> Tensor:
     """All rows of a sharded tensor, from all ranks (which all must ask), or of one in pieces; any other tensor itself."""
-    if isinstance(value, Rows):
+    if isinstance(value, LazyShardedTensor):
         return torch.cat(value.parts)
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
-def own_rows(rows: int, mesh: DeviceMesh) -> tuple[int, int]:
+def local_row_range(rows: int, mesh: DeviceMesh) -> tuple[int, int]:
     """The first row of this rank's, and the first that is the next one's, of a tensor with so many: as torch.chunk cuts."""
     parts, place = mesh.size(mesh.ndim - 1), mesh.get_local_rank(mesh.ndim - 1)
     each = -(-rows // parts)
     return min(each * place, rows), min(each * (place + 1), rows)
 
 
-def like(value: Saved, pattern: Tensor) -> Tensor:
+def reshard_like(value: StoredTensor, pattern: Tensor) -> Tensor:
     """`value` on the device of `pattern` and cut over ranks as that is, if it is. Rows move between ranks only where the cut is another."""
     if not isinstance(pattern, DTensor):
-        return whole(value).to(pattern.device)
+        return full_tensor(value).to(pattern.device)
     mesh, placements = pattern.device_mesh, pattern.placements
     if isinstance(value, DTensor) and (value.device_mesh, value.placements) == (mesh, placements):
         return value
-    if not isinstance(value, Rows):
-        value = Rows((whole(value),))
+    if not isinstance(value, LazyShardedTensor):
+        value = LazyShardedTensor((full_tensor(value),))
     assert placements[-1] == Shard(0), f"cut along another dimension than rows: {placements}"
-    part = value.rows(*own_rows(value.shape[0], mesh)).to(pattern.device)
+    part = value.rows(*local_row_range(value.shape[0], mesh)).to(pattern.device)
     stride = torch.empty(value.shape, device="meta").stride()
     return DTensor.from_local(part, mesh, placements, run_check=False, shape=value.shape, stride=stride)
 

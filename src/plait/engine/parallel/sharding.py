@@ -17,13 +17,13 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
 from plait.engine.parallel import distributed
-from plait.engine.parallel.distributed import World
+from plait.engine.parallel.distributed import Ranks
 from plait.engine.parallel.memory_estimate import Layout
 
 
 @dataclass
 class Sharding:
-    """What lies over a model: nothing, until `lay`."""
+    """What lies over a model: nothing, until `wrap`."""
 
     model: nn.Module
     reshards: bool = True
@@ -32,40 +32,40 @@ class Sharding:
     before: list[tuple[nn.Module, type[nn.Module], dict[str, Any], set[str]]] = field(default_factory=list, repr=False)
     """Each module, its class, its hooks, and the names that sharding added to it."""
 
-    def lay(self, blocks: Sequence[nn.Module], trained: Collection[str], layout: Layout, world: World) -> None:
+    def wrap(self, blocks: Sequence[nn.Module], trained: Collection[str], layout: Layout, ranks: Ranks) -> None:
         """Move the model to the world's device and cut it over its ranks as `layout` says; parameters keep names and bits.
 
         `trained` names what trains in this stage. One unit at a time is whole, so the model never has to fit on one device.
         """
-        self.lift()
+        self.unwrap()
         if layout.parts == 1:
             gather(self.model, set())
-            self.model.to(world.device)
+            self.model.to(ranks.device)
             return
         self.reshards = layout.strategy != "shard_grad_op"
         found = [(module, type(module), _hooks(module), set(module.__dict__)) for module in self.model.modules()]
-        mesh = self._mesh(world, layout.parts)
+        mesh = self._mesh(ranks, layout.parts)
         self.model.register_forward_hook(_own)
         done: set[int] = set()
         for module, names in _units(self.model, blocks, trained, layout.cut_frozen):
             gather(module, done)
             ignored = {value for name, value in module.named_parameters() if name not in names and not isinstance(value, DTensor)}
             for value in ignored:
-                value.data = value.data.to(world.device)
+                value.data = value.data.to(ranks.device)
             fully_shard(module, mesh=mesh, reshard_after_forward=self.reshards and module is not self.model, ignored_params=ignored)
             done.update(id(part) for part in module.modules())
         self.before = [(module, kind, hooks, set(module.__dict__) - had) for module, kind, hooks, had in found]
 
-    def _mesh(self, world: World, parts: int) -> DeviceMesh:
+    def _mesh(self, ranks: Ranks, parts: int) -> DeviceMesh:
         """All ranks in a line, or in rows of `parts` neighbours, each of which holds one copy. Its groups are made once."""
         if parts not in self.meshes:
-            shape, names = ((parts,), ("shard",)) if parts == world.size else ((world.size // parts, parts), ("replicate", "shard"))
-            self.meshes[parts] = init_device_mesh(world.device.type, shape, mesh_dim_names=names)
+            shape, names = ((parts,), ("shard",)) if parts == ranks.size else ((ranks.size // parts, parts), ("replicate", "shard"))
+            self.meshes[parts] = init_device_mesh(ranks.device.type, shape, mesh_dim_names=names)
         return self.meshes[parts]
 
-    def lift(self) -> None:
-        """Take the hooks off; the parameters stay cut until the next `lay`, which gathers them unit by unit."""
-        distributed.settle(self.model)
+    def unwrap(self) -> None:
+        """Take the hooks off; the parameters stay cut until the next `wrap`, which gathers them unit by unit."""
+        distributed.reshard(self.model)
         for module, kind, hooks, added in self.before:
             module.__class__ = kind
             for name in added:

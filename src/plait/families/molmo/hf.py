@@ -1,4 +1,4 @@
-"""transformers' face of family molmo: importing it (or plait.families.molmo.hf) lets AutoModelForCausalLM and AutoProcessor load what `--to hf` wrote.
+"""transformers' face of family molmo: importing it lets AutoModelForCausalLM and AutoProcessor load what `plait export --to hf` wrote.
 
 The classes hold the family's own model and inputs and add nothing to them. Registration is what this module is for, and all it does.
 """
