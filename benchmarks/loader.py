@@ -61,7 +61,7 @@ class Encoder:
 
     def collate(self, examples: list[Example]) -> dict:
         names, pictures, labels = zip(*examples, strict=True)
-        return {"name": names, "pixels": images.to_unit(images.squeeze(pictures, self.size, self.size, mode="bilinear")), "label": labels}
+        return {"name": names, "pixels": images.to_unit(images.resize_all(pictures, self.size, self.size, mode="bilinear")), "label": labels}
 
 
 class Usual(Encoder):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from plait.data.buckets import BucketOrder, batches_of, order_of
-from plait.data.order import Order, SampleId, shares
+from plait.data.order import Order, SampleId, rank_slices
 from plait.errors import PlaitError
 
 FIVE = (37, 5, 1, 64, 23)
@@ -108,7 +108,7 @@ def test_a_billion_samples_are_sought_in_constant_memory_and_work(calls):
 def test_every_rank_draws_the_same_bucket():
     order = BucketOrder([FIVE], [1.0], 0, 8)
     for step in range(50):
-        cuts = [shares(order.ids(step), rank, 4, 1) for rank in range(4)]
+        cuts = [rank_slices(order.ids(step), rank, 4, 1) for rank in range(4)]
         assert len({bucket_of(i.index) for cut in cuts for part, _ in cut for i in part}) == 1
 
 

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from plait.data.order import shares
+from plait.data.order import rank_slices
 from plait.engine import evaluation, source_shares
 from plait.engine.guards import Quarantine
 from plait.engine.loop import Loop
@@ -53,7 +53,7 @@ def main(out: Path) -> None:
 
         def cut(step):
             ids = [Id(0, step * 15 + i, 0) for i in range(15)]
-            return step_batch(step, [mixed([i.index for i in part], padding) for part, padding in shares(ids, ranks.rank, ranks.size, 4)])
+            return step_batch(step, [mixed([i.index for i in part], padding) for part, padding in rank_slices(ids, ranks.rank, ranks.size, 4)])
 
         loop.run([cut(step) for step in range(5)], 5)
         held_out = evaluation.held_out_loss(state.model, SquaredError(), [cut(9)], ranks, "fp32")

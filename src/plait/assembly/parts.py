@@ -23,6 +23,8 @@ from plait.data.buckets import BucketOrder, batches_of, order_of
 from plait.data.loading.loader import Loader
 from plait.data.order import Order, SampleId, permute
 from plait.data.sources import open as sources
+from plait.data.sources.contract import Absent
+from plait.data.sources.contract import Source as SampleSource
 from plait.engine import evaluation
 from plait.engine.evaluation import HeldOut
 from plait.engine.parallel.distributed import Ranks
@@ -110,7 +112,7 @@ def open_data(config: RunConfig, entries: Sequence[Source], split: str) -> list[
     """The opened sources of `entries`."""
     root = folder(config.data.root or os.environ.get(DATA_DIR) or "data")
 
-    def known(entry: Source, wanted: str) -> sources.Source:
+    def known(entry: Source, wanted: str) -> SampleSource:
         return registry.datasets(config.family).open_dataset(entry, wanted, root=root, cache=folder(config.data.cache))
 
     return sources.open_all(entries, seed=config.seed, split=split, cache=folder(config.data.cache), catalogue=known)
@@ -120,12 +122,12 @@ def training(config: RunConfig) -> tuple[list[Any], list[float]]:
     """The opened training sources and their weights: of `data.train`, or of the mixture that stands for it."""
     if config.data.mixture is None:
         return open_data(config, config.data.train, "train"), [entry.weight for entry in config.data.train]
-    mixed = mixture.read(registry.mixture(config.family, config.data.mixture), config.data.without)
+    mixed = mixture.read(registry.mixture(config.family, config.data.mixture), config.data.without, sources.KINDS)
     opened, absent = [], []
     for entry in mixed.entries:
         try:
             opened += open_data(config, [entry], "train")
-        except sources.Absent as error:
+        except Absent as error:
             absent.append((str(entry.name), error))
     if absent:
         names, first = [name for name, _ in absent], absent[0][1]

@@ -1,11 +1,13 @@
 """What settings make impossible together, each of them legal alone (schema.py): found before a run, and told with what to do."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from plait.config.schema import LENGTH, Distributed, Optim, RunConfig, Source
+from plait.config.source_rules import SourceRules, unknown_kind
 
 
-def conflicts(config: RunConfig) -> list[tuple[tuple[str | int, ...], str]]:
+def conflicts(config: RunConfig, kinds: Mapping[str, SourceRules]) -> list[tuple[tuple[str | int, ...], str]]:
     """What the settings of one stage make impossible together: (path of the setting to blame, what and what to do)."""
     train, optim = config.train, config.optim
     found: list[tuple[tuple[str | int, ...], str]] = []
@@ -30,7 +32,7 @@ def conflicts(config: RunConfig) -> list[tuple[tuple[str | int, ...], str]]:
             found.append((("distributed", name), "says how to shard, but strategy ddp never does: leave it out, or set another strategy"))
     if not config.trainable:
         found.append((("trainable",), "is empty, so nothing would train: name components, or '*'"))
-    return found + _device_conflicts(config.distributed) + _data_conflicts(config)
+    return found + _device_conflicts(config.distributed) + _data_conflicts(config, kinds)
 
 
 def schedule_conflicts(optim: Optim, steps: int | None) -> list[tuple[tuple[str | int, ...], str]]:
@@ -71,7 +73,7 @@ def _device_conflicts(distributed: Distributed) -> list[tuple[tuple[str | int, .
     return [(("distributed", name), said) for name, said in found]
 
 
-def _data_conflicts(config: RunConfig) -> list[tuple[tuple[str | int, ...], str]]:
+def _data_conflicts(config: RunConfig, kinds: Mapping[str, SourceRules]) -> list[tuple[tuple[str | int, ...], str]]:
     found: list[tuple[tuple[str | int, ...], str]] = []
     if not config.data.train and config.data.mixture is None:
         found.append((("data", "train"), "names no source: for example data.train=[{source: scenes}]"))
@@ -92,11 +94,20 @@ def _data_conflicts(config: RunConfig) -> list[tuple[tuple[str | int, ...], str]
             said = f"measures {bench.bench!r} on nothing: name sources in data.validation or evaluate.{index}.data"
             found.append((("evaluate", index), said))
     for path, sources in lists:
-        for index, one in enumerate(sources):
-            if one.source in ("shards", "folder", "jsonl", "latents", "nlvr") and one.path is None:
-                found.append(((*path, index), f"of source {one.source!r} needs a path"))
-            if one.source == "datasets" and (one.name is None) == (one.path is None):
-                found.append(((*path, index), "of source 'datasets' needs either a name on the Hub or a path"))
-            if one.source == "dataset" and one.name is None:
-                found.append(((*path, index), "of source 'dataset' needs a name: one that the family knows, module:Class or file.py:Class"))
+        for index, source in enumerate(sources):
+            found += [((*path, index, *below), what) for below, what in source_conflicts(source, kinds)]
     return found
+
+
+def source_conflicts(source: Source, kinds: Mapping[str, SourceRules]) -> list[tuple[tuple[str, ...], str]]:
+    """Return what one entry lacks or has too much for its kind: (path of the setting below the entry, what)."""
+    rules = kinds.get(source.source)
+    if rules is None:
+        return [(("source",), unknown_kind(source.source, list(kinds)))]
+    problems: list[tuple[tuple[str, ...], str]] = []
+    if missing := rules.missing(source.path, source.name):
+        problems.append(((), f"of source {source.source!r} {missing}"))
+    if unknown := rules.unknown_option(source.options):
+        name, hint = unknown
+        problems.append((("options", name), f"is no option of source {source.source!r}: {hint}"))
+    return problems

@@ -4,7 +4,7 @@ Values come from, in rising order: defaults, preset, file, stage, command line. 
 """
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from plait.config.schema import (
     RunConfig,
     Stage,
 )
+from plait.config.source_rules import SourceRules
 from plait.config.translation import Dialect, Translation
 from plait.errors import PlaitError
 
@@ -37,12 +38,13 @@ def load_config(
     *,
     model_config: ModelConfig,
     preset: Preset,
+    sources: Mapping[str, SourceRules],
     dialects: Sequence[Dialect] = (),
     words: Sequence[str] = (),
 ) -> Resolved:
     """Read, translate, merge and check the configuration at `path`. Raises PlaitError, one line, for any fault of it.
 
-    `words`: those of a launch script, which `path` then names in place of a file.
+    `sources`: the kinds of source that there are, by name. `words`: those of a launch script, which `path` then names in place of a file.
     """
     path = Path(path)
     commands = [Override.parse(text) for text in overrides]
@@ -57,7 +59,7 @@ def load_config(
     run = at(tree, ("run",))
     if run is None or run.value is None:
         tree = merge(tree, Node({"run": Node(f"runs/{path.stem}", DEFAULT, path="run")}, tree.file, tree.line))
-    config, views = _validated(tree, section)
+    config, views = _validated(tree, section, sources)
     origins = {dotted(leaf): _origin(tree, leaf) for leaf, _ in leaves(dump(config))}
     return Resolved(config, views, origins, spoken.rows, spoken.warnings, reading.write_yaml(dump(config)), spoken.asked)
 
@@ -151,10 +153,10 @@ def _value(command: Override, section: type[BaseModel] | None) -> Any:
         raise PlaitError(f"{COMMAND_LINE}: the value of {name} is not YAML: quote it, as in --{name}=\"'...'\"") from None
 
 
-def _validated(tree: Node, section: type[BaseModel] | None) -> tuple[RunConfig, tuple[StageView, ...]]:
+def _validated(tree: Node, section: type[BaseModel] | None, sources: Mapping[str, SourceRules]) -> tuple[RunConfig, tuple[StageView, ...]]:
     """The base and the view of each stage, or every problem they have."""
     problems: list[Problem] = []
-    config = _checked(tree, section, problems)
+    config = _checked(tree, section, sources, problems)
     stages = at(tree, ("stages",))
     views = []
     if config is None or stages is None or not config.stages:
@@ -166,9 +168,9 @@ def _validated(tree: Node, section: type[BaseModel] | None) -> tuple[RunConfig, 
             views.append((index + 1, config.stages[index].name, merge(base, over)))
     found = []
     for index, name, merged in views:
-        view = _checked(merged, section, problems) if config is not None else None
+        view = _checked(merged, section, sources, problems) if config is not None else None
         if view is not None:
-            problems += [complain(merged, path, what) for path, what in [*conflicts(view), *_refused(view, section)]]
+            problems += [complain(merged, path, what) for path, what in [*conflicts(view, sources), *_refused(view, section)]]
             found.append(StageView(index, name, view))
     names = [view.name for view in found]
     for index, name in enumerate(names):
@@ -201,7 +203,7 @@ def _typed(written: Any, whole: Any) -> Any:
     return whole
 
 
-def _checked(tree: Node, section: type[BaseModel] | None, problems: list[Problem]) -> RunConfig | None:
+def _checked(tree: Node, section: type[BaseModel] | None, sources: Mapping[str, SourceRules], problems: list[Problem]) -> RunConfig | None:
     """`tree` as a typed configuration, its model section with the family's defaults; None, and problems, if it is not one."""
     data = plain(tree)
     before = len(problems)
@@ -213,7 +215,7 @@ def _checked(tree: Node, section: type[BaseModel] | None, problems: list[Problem
     try:
         config = RunConfig.model_validate(data, by_alias=True, by_name=False)
     except ValidationError as error:
-        problems += explain(error, tree, RunConfig)
+        problems += explain(error, tree, RunConfig, choices={"source": list(sources)})
     return config if len(problems) == before else None
 
 

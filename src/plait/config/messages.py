@@ -4,8 +4,9 @@ import difflib
 import json
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -59,23 +60,39 @@ def complain(tree: Node, path: Sequence[str | int], what: str) -> Problem:
     return Problem(node, f"{node.place}: {_name(node, path, depth)} {what}")
 
 
-def explain(error: ValidationError, tree: Node, root: type[BaseModel], above: tuple[str, ...] = ()) -> list[Problem]:
-    """pydantic's complaints about `tree` as problems. `root` is the class of the section at `above`, whose errors are told apart."""
+def explain(
+    error: ValidationError,
+    tree: Node,
+    root: type[BaseModel],
+    above: tuple[str, ...] = (),
+    choices: Mapping[str, Sequence[str]] = MappingProxyType({}),
+) -> list[Problem]:
+    """pydantic's complaints about `tree` as problems. `root` is the class of the section at `above`, whose errors are told apart.
+
+    `choices`: by key, the words that a missing value may be, where its type does not list them.
+    """
     found: dict[tuple[str | int, ...], list[Any]] = {}
     for one in error.errors(include_url=False):
         path = (*above, *_untagged(find(tree, above)[0], one["loc"], one["type"] == "missing"))
         found.setdefault(path, []).append(one)
     deepest = [path for path in found if not any(len(other) > len(path) and other[: len(path)] == path for other in found)]
-    return [_problem(tree, root, above, path, found[path]) for path in deepest]
+    return [_problem(tree, root, above, path, found[path], choices) for path in deepest]
 
 
-def _problem(tree: Node, root: type[BaseModel], above: tuple[str, ...], path: tuple[str | int, ...], errors: list[Any]) -> Problem:
+def _problem(
+    tree: Node,
+    root: type[BaseModel],
+    above: tuple[str, ...],
+    path: tuple[str | int, ...],
+    errors: list[Any],
+    choices: Mapping[str, Sequence[str]],
+) -> Problem:
     one = errors[0]
     if one["type"] == "extra_forbidden":
         return unknown(tree, path, fields(root, path[len(above) : -1]), paths(root, above))
     if one["type"] == "missing":
-        choices = [word for kind in kinds(root, path[len(above) :]) for word in typing.get_args(kind)]
-        return complain(tree, path, "is missing" + (f": one of {', '.join(map(str, choices))}" if choices else ""))
+        known = choices.get(str(path[-1])) or [word for kind in kinds(root, path[len(above) :]) for word in typing.get_args(kind)]
+        return complain(tree, path, "is missing" + (f": one of {', '.join(map(str, known))}" if known else ""))
     if one["type"] in ("value_error", "assertion_error"):
         text = str(one["ctx"]["error"])
         node, depth = find(tree, path)

@@ -7,22 +7,24 @@ datasets are drawn in proportion to the square root of their size, or of the `si
 
 import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from plait.config.conflicts import source_conflicts
 from plait.config.messages import complain, explain, report
 from plait.config.nodes import Node, plain
 from plait.config.reading import read_any
-from plait.config.schema import Count, Rate, Section, Source, SourceKind
+from plait.config.schema import Count, Rate, Section, Source
+from plait.config.source_rules import SourceRules
 from plait.errors import PlaitError
 
 
 class _Row(Source):
-    source: SourceKind = "dataset"
+    source: str = "dataset"
 
     @model_validator(mode="before")
     @classmethod
@@ -79,8 +81,11 @@ class Mixture:
         ]
 
 
-def read(path: Path, without: Sequence[str] = ()) -> Mixture:
-    """The mixture in a file, less the datasets named in `without`. One line names what is wrong with it."""
+def read(path: Path, without: Sequence[str], kinds: Mapping[str, SourceRules]) -> Mixture:
+    """Read the mixture in a file, without the datasets named in `without`. `kinds`: the kinds of source that a row may be.
+
+    Raises PlaitError, one line, for what is wrong with it.
+    """
     tree = read_any(path)
     if isinstance(tree.value, list):
         tree = Node({"datasets": _moved(tree)}, tree.file, tree.line)
@@ -102,7 +107,7 @@ def read(path: Path, without: Sequence[str] = ()) -> Mixture:
     parts: list[Part] = []
     for where, group, rows in wanted:
         for index, row in enumerate(rows):
-            _check(tree, (*where, index), row, grouped=group is not None, seen=[part.entry for part in parts])
+            _check(tree, (*where, index), row, kinds, grouped=group is not None, seen=[part.entry for part in parts])
             entry = Source(**row.model_dump(exclude={"size"}))
             parts.append(Part(entry, group, row.size if isinstance(row, _Member) else None))
     kept = _without(parts, without, path)
@@ -119,12 +124,15 @@ def _moved(node: Node) -> Node:
     return replace(node, value=value, path=f"datasets.{node.path}" if node.path else "datasets")
 
 
-def _check(tree: Node, path: tuple[str | int, ...], row: _Row, *, grouped: bool, seen: Sequence[Source]) -> None:
+def _check(
+    tree: Node, path: tuple[str | int, ...], row: _Row, kinds: Mapping[str, SourceRules], *, grouped: bool, seen: Sequence[Source]
+) -> None:
     said = None
-    if row.source == "dataset" and row.name is None:
+    if "source" not in row.model_fields_set and row.name is None:
         said = "needs a name"
-    elif row.source not in ("dataset", "datasets", "scenes") and row.path is None:
-        said = f"of source {row.source!r} needs a path"
+    elif problems := source_conflicts(row, kinds):
+        below, said = problems[0]
+        path = (*path, *below)
     elif grouped and "weight" in row.model_fields_set:
         said = "has a weight, but in a group the size decides: write size, or leave it out"
     elif any((one.source, one.name, one.path, one.split) == (row.source, row.name, row.path, row.split) for one in seen):

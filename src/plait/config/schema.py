@@ -50,13 +50,10 @@ class Template(Section):
     assistant: str | None = Field(default=None, description="the answer, which is what training supervises")
 
 
-SourceKind = Literal["shards", "folder", "jsonl", "datasets", "dataset", "latents", "nlvr", "scenes"]
-
-
 class Source(Section):
-    """Where samples come from. `datasets` needs `name` or `path`, `dataset` a name, the others `path`; `scenes` are generated."""
+    """Where samples come from. Which kinds there are, and which of `path` and `name` each needs: source_rules.py, checked by conflicts.py."""
 
-    source: SourceKind
+    source: str = Field(description="the kind: shards, folder, jsonl, datasets, dataset, latents, nlvr, scenes, or one of another package")
     path: str | None = Field(default=None, description="file, folder or pattern on disk")
     name: str | None = Field(
         default=None,

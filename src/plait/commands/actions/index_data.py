@@ -4,7 +4,7 @@ from pathlib import Path
 
 from plait.data import paths
 from plait.data.formats import index as indexes
-from plait.data.sources.open import Indexed, index_files
+from plait.data.sources.shards import Indexed, index_files
 
 
 def index(path: str) -> None:
@@ -32,7 +32,7 @@ def index(path: str) -> None:
 
 
 def _index_places(shard: str) -> list[Path]:
-    return [indexes.cached_place(shard, None)] if paths.is_remote(shard) else indexes.places(Path(shard), None)
+    return [indexes.cached_path(shard, None)] if paths.is_remote(shard) else indexes.candidate_paths(Path(shard), None)
 
 
 def _data_bytes(one: Indexed) -> int:

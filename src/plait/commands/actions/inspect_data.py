@@ -24,7 +24,7 @@ from plait.config.resolved import Resolved, StageView
 from plait.config.schema import RunConfig, Source
 from plait.data import images
 from plait.data.buckets import contents_of
-from plait.data.loading.micro_batch import Bad, Preparation
+from plait.data.loading.micro_batch import Bad, MicroBatchBuilder
 from plait.data.order import Ordering, SampleId
 from plait.errors import PlaitError
 from plait.families import registry
@@ -101,10 +101,10 @@ def _draw_stage(view: StageView, family: ModuleType, section: Any, assets: Path,
     inputs = _inputs(family, section, assets, config, split, config.data.max_tokens)
     whole = _inputs(family, section, assets, config, split, None) if config.data.max_tokens is not None else None
     ids, seed, order = _first(view, opened, weights, split, samples)
-    preparation = Preparation(tuple(opened), order, _Watched(inputs), seed, rank=0, world_size=1, micro_batch=None)
+    builder = MicroBatchBuilder(tuple(opened), order, _Watched(inputs), seed, rank=0, world_size=1, micro_batch=None)
     seen, bad = [], []
     for wanted in ids:
-        found = preparation.example(wanted)
+        found = builder.encode(wanted)
         sample, sample_key, example = found.value
         shown = family.inspect(inputs, sample, example)
         cut = whole is not None and _length(family.inspect(whole, sample, whole.encode(sample, sample_key))) > _length(shown)

@@ -15,6 +15,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from plait import keys
+from plait.data.sources.contract import Source
 from plait.data.synthetic import questions
 from plait.data.synthetic.answers import judge
 from plait.data.synthetic.drawing import DRAWING, encode, render
@@ -139,7 +140,7 @@ def held_out(colours: Sequence[str], shapes: Sequence[str], holdout: float | tup
     return frozenset(held)
 
 
-class Scenes:
+class Scenes(Source):
     """The source. `options` are those of SceneOptions; `split` is train, validation or test; `length` only bounds the indices."""
 
     def __init__(self, options: dict[str, Any], *, seed: int, split: str, length: int | None = None) -> None:
@@ -150,6 +151,8 @@ class Scenes:
         self.options = _checked(options)
         self.seed, self.split, self.length = seed, split, SPLITS[split] if length is None else length
         self.name = f"scenes {split}"
+        settings = self.options.model_dump_json(exclude=None if self.options.questions > 1 else {"questions"})
+        self.fingerprint = f"{keys.key(DRAWING, settings, seed, split, self.length):016x}"
         self.held_out = held_out(self.options.colours, self.options.shapes, self.options.holdout)
         for task, weight in self.options.tasks.items():
             if weight:
@@ -157,12 +160,6 @@ class Scenes:
 
     def __len__(self) -> int:
         return self.length
-
-    @property
-    def fingerprint(self) -> str:
-        """Changes whenever a scene, its texts, or its pixels could."""
-        told = self.options.model_dump_json(exclude=None if self.options.questions > 1 else {"questions"})
-        return f"{keys.key(DRAWING, told, self.seed, self.split, self.length):016x}"
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """The sample. Its `fields` hold the whole truth, as plain data: see docs/scenes.md."""

@@ -120,7 +120,7 @@ def _fit(pictures: Sequence[Tensor], side: int, change: _Change | None) -> Tenso
     """Pictures squeezed to squares, as Gemma's own processor does, then changed: (n, 3, side, side) uint8."""
     if not pictures:
         return torch.empty(0, 3, side, side, dtype=torch.uint8)
-    squares = images.squeeze(pictures, side, side, mode="bilinear")
+    squares = images.resize_all(pictures, side, side, mode="bilinear")
     return squares if change is None else _changed(squares, change)
 
 

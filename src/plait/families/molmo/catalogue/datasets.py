@@ -12,8 +12,8 @@ from typing import Any
 import xxhash
 
 from plait.config.schema import Source as Entry
-from plait.data import images
-from plait.data.sources.open import Absent
+from plait.data import image_files
+from plait.data.sources.contract import Absent, Source
 from plait.errors import BadSample, PlaitError
 from plait.families.molmo.catalogue.academic import ACADEMIC
 from plait.families.molmo.catalogue.pixmo import PIXMO, POINTS_EVAL
@@ -106,7 +106,7 @@ def _hub_hint(spec: Spec) -> str:
     return "options {hub: true} reads it from the Hub" if "parquet" in spec.get else "its files lie in a folder as they are published"
 
 
-class Known:
+class Known(Source):
     """Samples of one split. `source[i]` is as asked outside training; `draw` takes its randomness from a key."""
 
     def __init__(self, name: str, spec: Spec, place: Place, rows: Rows, split: str, limit: int | None) -> None:
@@ -142,7 +142,7 @@ class Known:
             members = [members[place] for place in random.choice(len(members), MOST, replace=False)]
         rows = [self.rows[member] for member in members]
         pictures = self._pictures(rows[0])
-        asked = [one for row in rows for one in self.spec.ask(row, random, lambda: images.size(pictures[0]))]
+        asked = [one for row in rows for one in self.spec.ask(row, random, lambda: image_files.size(pictures[0]))]
         first = asked[0]
         name = str(rows[0].get("question_id", rows[0].get("questionId", rows[0].get("id", members[0]))))
         sample = {"id": f"{self.name}/{name}", "images": pictures, "messages": first.messages, "weight": first.weight}
