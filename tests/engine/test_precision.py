@@ -28,6 +28,7 @@ def trained(make_loop, kind, steps=6, seed=0, **changes):
     config = make_config(train={"steps": 100, "global_batch": 16, "precision": kind}, **changes)
     state, rows = make_state(config), []
     set_precision(state.model, state.ever_trained, kind)
+    state.pause()
     state.begin(state.model.components(), config.optim, seed)
     make_loop(state, config, hooks=[lambda _, row: rows.append(row)]).run(batches(steps), steps)
     return state, rows
