@@ -87,7 +87,8 @@ def _decode_plain_jpeg(data: bytes, max_pixels: int, at_least: tuple[int, int] |
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
         if colours not in ("YCbCr", "Gray") or height * width > max_pixels or (at_least and _may_shrink(height, width, at_least)):
             return None
-        return simplejpeg.decode_jpeg(data, "RGB")
+        pixels: np.ndarray = simplejpeg.decode_jpeg(data, "RGB")
+        return pixels
     except ValueError:  # also for what a decoder could mend
         return None
 
@@ -103,7 +104,7 @@ def _open(data: bytes) -> Image.Image:
 
 
 def size(data: bytes) -> tuple[int, int]:
-    """Return width and height of an image file, upright as `decode_rgb` gives it, from its header. Raises BadSample for what is no image."""
+    """Return width and height of an image file, upright as `decode_rgb` gives it, from its header. Raises BadSample for no image."""
     try:
         with Image.open(io.BytesIO(data)) as image:
             turned = image.getexif().get(_ORIENTATION, 1) in _SIDEWAYS

@@ -63,7 +63,8 @@ def _mix(z: np.ndarray) -> np.ndarray:
     """Hash 64-bit words by SplitMix64's finaliser (Steele, Lea and Flood 2014), a bijection that spreads every bit over all."""
     z = (z ^ (z >> _U64(30))) * _U64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> _U64(27))) * _U64(0x94D049BB133111EB)
-    return z ^ (z >> _U64(31))
+    mixed: np.ndarray = z ^ (z >> _U64(31))
+    return mixed
 
 
 class Ordering(Protocol):

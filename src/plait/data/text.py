@@ -1,7 +1,8 @@
 """From a record (any fields) to a conversation: `messages` of {"role", "content"}, roles system, user and assistant.
 
-The messages come from the first of these that there is: the entry's `template` (format strings over the record's fields), a `messages` list as chat models take it, a
-`conversations` list as LLaVA and ShareGPT write it, a `caption`. A record with none of them has no messages: some families need none.
+The messages come from the first of these that there is: the entry's `template` (format strings over the record's fields), a `messages`
+list as chat models take it, a `conversations` list as LLaVA and ShareGPT write it, a `caption`. A record with none of them has no messages:
+some families need none.
 `<image>` in a content marks where the next image goes. Nothing here knows tokens.
 """
 

@@ -85,7 +85,7 @@ class Tally:
     skipped: list[Skipped] = field(default_factory=list)
 
     def add(self, latent: np.ndarray, size: tuple[int, int], tokens: tuple[int, int], sided: bool) -> None:
-        """Count one sample: its stored latent, its picture's own size, its tokens (stored, untruncated), whether it has a mirrored caption."""
+        """Count one sample: stored latent, the image's original size, tokens (stored, untruncated), whether it has a mirrored caption."""
         self.moments.add(latent)
         self.samples += 1
         self.tokens += tokens[0]
@@ -116,7 +116,7 @@ class Tally:
 def merge_reports(
     reports: Sequence[Mapping[str, Any]], buckets: Sequence[str], encoders: Mapping[str, Any], chosen: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """Return the sections of the metadata that come from the shards' reports. `chosen`: mean and std to use instead of the measured ones."""
+    """Return the sections of the metadata that come from the shards' reports. `chosen`: mean and std instead of the measured ones."""
     moments = Moments.of(encoders["latents"]["channels"])
     for report in reports:
         moments.merge(report["moments"])

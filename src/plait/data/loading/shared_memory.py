@@ -84,7 +84,8 @@ class BufferWriter:
             if offered is not None:
                 del self._buffers[offered]
             offered = next(self._numbers)
-            packed.new_memory = self._buffers[offered] = torch.empty(math.ceil(end * _SPARE), dtype=torch.uint8).share_memory_()
+            memory = torch.empty(math.ceil(end * _SPARE), dtype=torch.uint8)
+            packed.new_memory = self._buffers[offered] = memory.share_memory_()  # type: ignore[no-untyped-call]  # torch has no types for it
         for layout, tensor in tensors:
             layout.view(self._buffers[offered]).copy_(tensor)
         packed.buffer = offered

@@ -11,7 +11,7 @@ from plait.data.records import Record
 from plait.errors import PlaitError
 
 Sample = dict[str, Any]
-"""`id`, `images` (encoded files), `messages` ({"role", "content"}), `fields` (the raw record); for some `frames`, `annotations`, `arrays`."""
+"""`id`, `images` (encoded files), `messages` ({"role", "content"}), `fields` (the record); of some `frames`, `annotations`, `arrays`."""
 
 
 class Source(abc.ABC):
@@ -43,7 +43,7 @@ class Source(abc.ABC):
         return self[index]
 
     def table(self, global_batch: int) -> list[Mapping[str, Any]]:
-        """Return a row per bucket: `bucket` (its name), `samples`, `tokens`, `batches` of an epoch, `left_over` samples. Empty without buckets."""
+        """Return a row per bucket: `bucket` (its name), `samples`, `tokens`, `batches` of an epoch, `left_over` samples. Default: none."""
         return []
 
 

@@ -82,7 +82,7 @@ class UserDataset(Source):
         return self.draw(index, key("custom", index))
 
     def draw(self, index: int, sample_key: int) -> Sample:
-        """Return sample `index` as `get` makes it with randomness from the key. Raises BadSample for what is no conversation, or no image."""
+        """Return sample `index` as `get` makes it with randomness from the key. Raises BadSample for no conversation, or no image."""
         random = np.random.RandomState(np.random.Philox(key=sample_key))
         row = self._object.get(index, random)
         where = f"{self.name}[{index}]"

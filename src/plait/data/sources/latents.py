@@ -104,9 +104,9 @@ class Latents(Source):
     def _probe(self) -> None:
         """Raise PlaitError when the first samples are all unusable: the wrong set should not wait for step 1."""
         probes, first_error = min(_PROBES, len(self)), None
-        for index in range(probes):
+        for i in range(probes):
             try:
-                self[index]
+                self[i]
                 return
             except BadSample as error:
                 first_error = first_error or error
@@ -124,16 +124,16 @@ class Latents(Source):
     def __len__(self) -> int:
         return self._ends[-1]
 
-    def __getitem__(self, index: int) -> Sample:
-        """Return sample `index`: its caption as an assistant turn, `fields` from its json, `arrays` vae, t5h, dinov3 and perhaps t5h_flip.
+    def __getitem__(self, i: int) -> Sample:
+        """Return sample `i`: its caption as an assistant turn, `fields` from its json, `arrays` vae, t5h, dinov3 and perhaps t5h_flip.
 
         Raises BadSample for missing members, other shapes than the set's and values that are not finite.
         """
-        if not 0 <= index < len(self):
-            raise IndexError(f"sample {index} of {len(self)}")
-        number = bisect_right(self._ends, index)
+        if not 0 <= i < len(self):
+            raise IndexError(f"sample {i} of {len(self)}")
+        number = bisect_right(self._ends, i)
         part = self._parts[number]
-        stem, pairs = part.reader.members(part.span[index - (self._ends[number] - len(part.span))])
+        stem, pairs = part.reader.members(part.span[i - (self._ends[number] - len(part.span))])
         name, members = f"{part.bucket.name}/{stem}", dict(pairs)
         fields = parse_json(_member(members, "json", name), f"{name}.json")
         if not isinstance(fields, dict) or not isinstance(fields.get("caption"), str):
