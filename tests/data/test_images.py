@@ -86,7 +86,7 @@ def test_a_jpeg_damaged_anywhere_is_what_pillow_says_it_is(monkeypatch):
         short += image_files._decode_plain_jpeg(bytes(body), image_files.MAX_PIXELS, None) is not None
         found = outcome(bytes(body))
         with monkeypatch.context() as patch:
-            patch.setattr(images, "simplejpeg", None)
+            patch.setattr(image_files, "simplejpeg", None)
             assert found == outcome(bytes(body))
     assert 0 < short < 300  # some are pictures still, some are not
 
