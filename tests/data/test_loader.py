@@ -1,6 +1,7 @@
 """The loader: one content and order from every kind of worker, deterministic replacements, errors with names, and nothing left running."""
 
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import signal
 import threading
@@ -192,6 +193,17 @@ def test_a_killed_worker_is_named_and_nothing_hangs():
     ):
         collect(inputs=Noisy(broken=7, harm="die"), workers=1, kind="processes")
     assert not multiprocessing.active_children()
+
+
+def test_signals_to_the_whole_process_group_stop_no_worker():
+    with loader(workers=2, kind="processes", stop_step=None) as running:
+        steps = iter(running)
+        next(steps)
+        server = multiprocessing.forkserver._forkserver._forkserver_pid
+        for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            for pid in (server, *(process.pid for process in multiprocessing.active_children())):
+                os.kill(pid, name)
+        assert [next(steps).step for _ in range(6)] == [1, 2, 3, 4, 5, 6]
 
 
 def test_inputs_that_cannot_be_sent_are_refused_in_words():
