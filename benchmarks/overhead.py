@@ -104,7 +104,7 @@ class Clock:
             self.took = {"wall": wall, "cpu": cpu}
 
 
-class Samples(Dataset):
+class Samples(Dataset, Source):
     """Samples in memory. As a source it serves plait's loader, as a map-style dataset the others'."""
 
     name, fingerprint = "memory", "memory"

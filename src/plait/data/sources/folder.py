@@ -16,8 +16,8 @@ from plait.data import paths
 from plait.data.records import IMAGE_KINDS, Record, from_members
 from plait.data.sources.contract import Reader, Source
 from plait.data.sources.conversations import open_conversations
-from plait.data.sources.jsonl import JsonRecords
-from plait.data.sources.kind import Opening, SourceKind, local_path_of
+from plait.data.sources.jsonl import JsonRecords, local_path_of
+from plait.data.sources.kind import Opening, SourceKind
 from plait.data.text import rename
 from plait.errors import BadSample, PlaitError
 

@@ -22,7 +22,7 @@ from plait.data.formats import index
 from plait.data.records import Record, as_list, parse_json
 from plait.data.sources.contract import Source
 from plait.data.sources.conversations import open_conversations
-from plait.data.sources.kind import Opening, SourceKind, local_path_of
+from plait.data.sources.kind import Opening, SourceKind, path_of
 from plait.data.text import image_parts, rename
 from plait.errors import BadSample, PlaitError
 
@@ -155,6 +155,14 @@ def _past_space(text: str, position: int) -> int:
     while text[position : position + 1] in (" ", "\t", "\r", "\n"):
         position += 1
     return position
+
+
+def local_path_of(entry: Entry) -> str:
+    """Return the path of an entry whose kind reads from disk only. Raises PlaitError for an address."""
+    path = path_of(entry)
+    if paths.is_remote(path):
+        raise PlaitError(f"{path} is remote, which only shards can be; copy it to disk, or make shards of it")
+    return path
 
 
 def _open(entry: Entry, opening: Opening) -> Source:

@@ -10,9 +10,7 @@ from pathlib import Path
 
 from plait.config.schema import Source as Entry
 from plait.config.source_rules import SourceRules
-from plait.data import paths
 from plait.data.sources.contract import Source
-from plait.errors import PlaitError
 
 Catalogue = Callable[[Entry, str], Source]
 """Opens the entry of a dataset that a family knows by name, for a split."""
@@ -53,11 +51,3 @@ def path_of(entry: Entry) -> str:
     """Return the path of an entry whose kind needs one."""
     assert entry.path, "the opener has checked what the kind needs"
     return entry.path
-
-
-def local_path_of(entry: Entry) -> str:
-    """Return the path of an entry whose kind reads from disk only. Raises PlaitError for an address."""
-    path = path_of(entry)
-    if paths.is_remote(path):
-        raise PlaitError(f"{path} is remote, which only shards can be; copy it to disk, or make shards of it")
-    return path
