@@ -37,6 +37,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from plait.config.schema import RunConfig
 from plait.data.loading.loader import Loader, MicroBatch, StepBatch
 from plait.data.order import Order, SampleId
+from plait.data.sources.contract import Source
 from plait.engine.flops import Meter
 from plait.engine.guards import Quarantine
 from plait.engine.loop import Hook, Loop, Row

@@ -6,8 +6,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from plait.data.buckets import BucketOrder, batches_of, order_of
+from plait.data.buckets import BucketOrder
 from plait.data.order import Order, SampleId, rank_slices
+from plait.data.sources.bucketing import batches_of, order_of
 from plait.data.sources.contract import Source
 from plait.errors import PlaitError
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from plait.config.schema import Source
-from plait.data.buckets import contents_of, order_of
 from plait.data.loading.loader import Loader
+from plait.data.sources.bucketing import contents_of, order_of
 from plait.data.sources.latents import Latents
 from plait.data.sources.open import open_source
 from plait.errors import BadSample, PlaitError

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from plait.config import mixture
 from plait.config.resolved import StageView, folder
 from plait.config.schema import RunConfig, Source
-from plait.data.buckets import BucketOrder, order_of
+from plait.data.buckets import BucketOrder
 from plait.data.order import Order
+from plait.data.sources.bucketing import order_of
 from plait.data.sources.contract import Absent
 from plait.data.sources.contract import Source as SampleSource
 from plait.data.sources.open import KINDS, open_all

@@ -7,9 +7,9 @@ from typing import Any
 from plait.assembly.data import open_data
 from plait.assembly.model import ModelBundle
 from plait.config.schema import Evaluate, RunConfig, Source
-from plait.data.buckets import batches_of
 from plait.data.loading.loader import Loader
 from plait.data.order import SampleId, permute
+from plait.data.sources.bucketing import batches_of
 from plait.data.sources.contract import Source as SampleSource
 from plait.engine import evaluation
 from plait.engine.evaluation import Bench, HeldOut

@@ -24,9 +24,9 @@ from plait.commands.pages.gallery import Card
 from plait.config.resolved import Resolved, StageView
 from plait.config.schema import RunConfig, Source
 from plait.data import images
-from plait.data.buckets import contents_of
 from plait.data.loading.micro_batch import Bad, MicroBatchBuilder
 from plait.data.order import Ordering, SampleId
+from plait.data.sources.bucketing import contents_of
 from plait.errors import PlaitError
 from plait.families import registry
 from plait.families.contract import Family

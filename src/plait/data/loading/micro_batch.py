@@ -10,8 +10,8 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from plait.data.buckets import bucket_of
 from plait.data.order import Ordering, SampleId, rank_slices
+from plait.data.sources.bucketing import bucket_of
 from plait.data.sources.contract import Sample, Source
 from plait.errors import BadSample, PlaitError
 from plait.keys import key

@@ -7,8 +7,12 @@ from plait.data.sources.shards import open_shards
 from plait.data.synthetic.nlvr import Nlvr
 
 
+class NlvrSource(Nlvr, Source):
+    """NLVR's pictures and questions as a source."""
+
+
 def _open(entry: Entry, opening: Opening) -> Source:
-    source = Nlvr(open_shards(entry, opening), title(entry), entry.options, entry.limit)
+    source = NlvrSource(open_shards(entry, opening), title(entry), entry.options, entry.limit)
     source[0]  # shards of another kind should not wait for step 1
     return source
 

@@ -6,8 +6,12 @@ from plait.data.sources.kind import Opening, SourceKind
 from plait.data.synthetic.scenes import Scenes
 
 
+class SceneSource(Scenes, Source):
+    """Scenes as a source."""
+
+
 def _open(entry: Entry, opening: Opening) -> Source:
-    return Scenes(entry.options, seed=opening.seed, split=entry.split or opening.split, length=entry.limit)
+    return SceneSource(entry.options, seed=opening.seed, split=entry.split or opening.split, length=entry.limit)
 
 
 KIND = SourceKind(

@@ -14,7 +14,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from plait import keys
 from plait.data.records import Record
-from plait.data.sources.contract import Source
 from plait.data.synthetic.lexicon import number_word
 from plait.data.synthetic.nlvr_facts import Draw
 from plait.data.synthetic.nlvr_mixed import boxes_of, mixed
@@ -46,7 +45,7 @@ class NlvrOptions(BaseModel):
     together: bool = False  # all that is asked about a picture is one sample, of `annotations`, without what comes twice
 
 
-class Nlvr(Source):
+class Nlvr:
     """The source. `reader` gives the records; `options` are those of NlvrOptions."""
 
     def __init__(self, reader: Any, name: str, options: dict[str, Any], limit: int | None = None) -> None:

@@ -15,7 +15,6 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from plait import keys
-from plait.data.sources.contract import Source
 from plait.data.synthetic import questions
 from plait.data.synthetic.answers import judge
 from plait.data.synthetic.drawing import DRAWING, encode, render
@@ -140,7 +139,7 @@ def held_out(colours: Sequence[str], shapes: Sequence[str], holdout: float | tup
     return frozenset(held)
 
 
-class Scenes(Source):
+class Scenes:
     """The source. `options` are those of SceneOptions; `split` is train, validation or test; `length` only bounds the indices."""
 
     def __init__(self, options: dict[str, Any], *, seed: int, split: str, length: int | None = None) -> None:
