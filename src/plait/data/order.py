@@ -71,8 +71,11 @@ class Ordering(Protocol):
     """The schedule that a loader follows: the ids of each step, and the sizes of the sources that they index."""
 
     @property
-    def sizes(self) -> Sequence[int]: ...
-    def ids(self, step: int) -> list[SampleId]: ...
+    def sizes(self) -> Sequence[int]:
+        """The number of samples of each source."""
+
+    def ids(self, step: int) -> list[SampleId]:
+        """Return the samples of the global batch of a step, the same on every rank."""
 
 
 class Order:

@@ -68,7 +68,7 @@ def _expand(path: str, suffix: str, split: str | None, default_split: str) -> li
         return _of_split(sorted(inside), split, default_split, path)
     on_disk = local(path)
     if wild:
-        return sorted(glob(str(on_disk), recursive=True))
+        return sorted(glob(str(on_disk), recursive=True))  # noqa: PTH207  # Path.glob has no absolute patterns, and finds hidden files
     if on_disk.is_dir():
         return _of_split(sorted(str(file) for file in on_disk.iterdir() if file.name.endswith(suffix)), split, default_split, path)
     if not on_disk.exists():

@@ -94,7 +94,7 @@ def _foreign(start: bytes, where: str) -> str:
 
 
 def _pax(body: bytes, where: str, offset: int) -> dict[str, str]:
-    """Parse the records "length key=value\\n" of a pax header; only path and size matter here. Raises PlaitError."""
+    """Parse the records of a pax header, each "length key=value" and a newline; only path and size matter. Raises PlaitError."""
     records, position = {}, 0
     while position < len(body):
         digits, space, _ = body[position:].partition(b" ")

@@ -44,7 +44,8 @@ class LatentEncoder(Protocol):
     downsample: int
     published: tuple[list[float], list[float]] | None
 
-    def encode(self, images: Tensor, /) -> Tensor: ...
+    def encode(self, images: Tensor, /) -> Tensor:
+        """Return the latents, not normalised."""
 
 
 class TextEncoder(Protocol):
@@ -54,7 +55,8 @@ class TextEncoder(Protocol):
     width: int
     max_tokens: int
 
-    def encode(self, captions: list[str], /) -> list[tuple[np.ndarray, int]]: ...
+    def encode(self, captions: list[str], /) -> list[tuple[np.ndarray, int]]:
+        """Return (states, tokens) of each caption."""
 
 
 class ImageEncoder(Protocol):
@@ -63,7 +65,8 @@ class ImageEncoder(Protocol):
     pin: dict[str, Any]
     width: int
 
-    def encode(self, images: Tensor, /) -> Tensor: ...
+    def encode(self, images: Tensor, /) -> Tensor:
+        """Return the vectors."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,9 @@ def build(
         for bucket, number, positions in shards:
             file = work / f"{bucket.name}-{number:06d}.json"
             if not file.is_file():
-                files.write_json(file, _shard(source, encoders, request, out, bucket, number, positions, workers))
+                files.write_json(
+                    file, _shard(source, encoders, request, out=out, bucket=bucket, number=number, positions=positions, workers=workers)
+                )
             reports.append(json.loads(file.read_bytes()))
             report("written", written := written + len(positions), total)
         metadata = _metadata(encoders, request, signature, planned, reports)
@@ -206,7 +211,15 @@ def _locked(work: Path) -> Iterator[None]:
 
 
 def _shard(
-    source: Source, encoders: Encoders, request: Request, out: Path, bucket: Bucket, number: int, positions: Sequence[int], workers: int
+    source: Source,
+    encoders: Encoders,
+    request: Request,
+    *,
+    out: Path,
+    bucket: Bucket,
+    number: int,
+    positions: Sequence[int],
+    workers: int,
 ) -> dict[str, Any]:
     """Encode and write one shard; returns its report for the metadata. A sample that fails on the way is skipped and listed."""
     file = out / f"bucket_{bucket.name}" / f"shard-{number:06d}.tar"

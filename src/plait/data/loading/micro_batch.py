@@ -20,10 +20,13 @@ _ATTEMPTS = 50  # if half of a source were bad, this many bad replacements in a 
 
 
 class Inputs(Protocol):
-    """A family's side of the loader: `encode` raises BadSample for a sample that it cannot use."""
+    """A family's side of the loader."""
 
-    def encode(self, sample: Sample, key: int, /) -> Any: ...
-    def collate(self, examples: list[Any], /) -> dict[str, Any]: ...
+    def encode(self, sample: Sample, key: int, /) -> Any:
+        """Return the example of a sample, with randomness from the key alone. Raises BadSample for one that it cannot use."""
+
+    def collate(self, examples: list[Any], /) -> dict[str, Any]:
+        """Return the batch of some examples."""
 
 
 class Bad(NamedTuple):

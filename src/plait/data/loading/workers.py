@@ -48,12 +48,15 @@ class Interrupted(Exception):
 
 
 class Workers(Protocol):
-    """Build steps in the background."""
+    """What builds steps, mostly in the background."""
 
     lookahead: int  # steps that must be submitted ahead to keep every worker busy
 
-    def submit(self, step: int) -> PendingStep: ...
-    def close(self) -> None: ...
+    def submit(self, step: int) -> PendingStep:
+        """Start building a step."""
+
+    def close(self) -> None:
+        """Stop every worker."""
 
 
 class InlineWorker:
@@ -240,7 +243,7 @@ def _death(worker: _Worker, step: int) -> PlaitError:
     worker.process.join(_EXIT_TIMEOUT_S)
     code = worker.process.exitcode
     if code is None:
-        how = "closed its line"
+        how = "closed its connection"
     else:
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
     advice = "" if code is None else _ADVICE.get(code, "")

@@ -57,4 +57,6 @@ class Reader(Protocol):
     digest: str
 
     def __len__(self) -> int: ...
-    def read(self, index: int, /) -> Record: ...
+
+    def read(self, index: int, /) -> Record:
+        """Read one record. Raises BadSample for one that is broken."""
