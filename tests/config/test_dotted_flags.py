@@ -36,7 +36,7 @@ plait train molmo/captioner qwen2_7b --save_folder=/same/folder --allow_resume=T
 GIVEN = Path(__file__).resolve().parents[3] / "shared" / "dialects" / "molmo_commands.txt"
 OTHER = {
     "allow_resume": "False",
-    **dict.fromkeys(("optimizer.betas", *(f"optimizer.{part}_betas" for part in dotted_flags.PARTS)), "[0.8,0.99]"),
+    **dict.fromkeys(("optimizer.betas", *(f"optimizer.{part}_betas" for part in dotted_flags.COMPONENTS)), "[0.8,0.99]"),
     "device_batch_size": "8",
     "scheduler.t_max": "9000",
     "activation_checkpointing": "one_in_four",
@@ -84,7 +84,7 @@ def value_of(flag):
 def test_every_flag_has_its_effect(flag):
     base = "--train.precision=fp32"
     before, after = captioner(base), captioner(f"{base if flag != 'fsdp.precision' else ''} --{flag}={value_of(flag)}")
-    changed = {path for path, _, _ in difference(before, after)} | (after.asked - before.asked)
+    changed = {path for path, _, _ in difference(before, after)} | (after.train_options - before.train_options)
     row = next(row for row in after.translation if row[0] == flag)
     assert changed, f"{flag} changes nothing"
     assert row[2] is None or any(f"{path}.".startswith(f"{row[2]}.") for path in changed), f"{flag} says {row[2]}, but changed {changed}"
@@ -193,7 +193,7 @@ def test_a_multitask_run_has_its_captioners_model(tmp_path):
 def test_a_sweep_may_give_any_flag_as_text_or_as_a_switch():
     found = captioner("--optimizer.learning_rate=3e-06 --global_train_batch_size=256.0 --save_overwrite --scheduler.t_warmup=1e2")
     assert (found.config.optim.lr, found.config.train.global_batch, found.config.optim.schedule.warmup_steps) == (3e-6, 256, 100)
-    assert found.asked == {"restart"}
+    assert found.train_options == {"restart"}
 
 
 WRONG = {

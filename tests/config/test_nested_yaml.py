@@ -7,6 +7,7 @@ import pytest
 from plait.assembly.configuration import open_config
 from plait.config import reading
 from plait.config.dialects import nested_yaml
+from plait.config.nodes import to_plain
 from plait.config.resolved import difference
 from plait.errors import PlaitError
 
@@ -76,7 +77,7 @@ def test_the_authors_file_loads_as_written(load):
 def test_the_plans_defaults_are_those_of_the_authors_file():
     values = dict(nested_yaml._leaves(reading.read(AUTHOR)))
     assert values.keys() == nested_yaml.KEYS.keys()
-    assert {key: nested_yaml._plain(node) for key, node in values.items()} == {key: spec.default for key, spec in nested_yaml.KEYS.items()}
+    assert {key: to_plain(node) for key, node in values.items()} == {key: spec.default for key, spec in nested_yaml.KEYS.items()}
 
 
 @pytest.mark.parametrize("key", [key for key in nested_yaml.KEYS if key != "training.optimizer.type"])
