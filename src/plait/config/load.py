@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from plait.config import reading, secrets
 from plait.config.conflicts import conflicts
@@ -18,13 +18,13 @@ from plait.config.messages import Problem, problem_at, problems_in, raise_first,
 from plait.config.nodes import COMMAND_LINE, Node, deepest_node, dotted, from_plain, leaves, merge, nest, node_at, sets, to_plain
 from plait.config.reading import Override
 from plait.config.resolved import Resolved, StageView, dump
-from plait.config.schema import RunConfig, Section, Stage
+from plait.config.schema import ModelSection, RunConfig, Stage
 from plait.config.translation import Dialect, Translation
 from plait.errors import PlaitError
 
 DEFAULT = "default"
 _STAGED = frozenset(Stage.model_fields) - {"name"}
-ModelConfig = Callable[[str], type[BaseModel]]
+ModelConfig = Callable[[str], type[ModelSection]]
 Preset = Callable[[str, str], Path]
 
 
@@ -116,14 +116,14 @@ def _chosen(tree: Node, overrides: Sequence[Override], key: str) -> Node | None:
     return node if node is not None and isinstance(node.value, str) else None
 
 
-def _section(family: Node, model_config: ModelConfig) -> type[BaseModel]:
+def _section(family: Node, model_config: ModelConfig) -> type[ModelSection]:
     try:
         return model_config(str(family.value))
     except PlaitError as error:
         raise PlaitError(f"{family.location}: {error}") from None
 
 
-def _override(tree: Node, override: Override, section: type[BaseModel] | None) -> Node:
+def _override(tree: Node, override: Override, section: type[ModelSection] | None) -> Node:
     """Return `tree` with the override applied to the base, and to every stage that sets the same key."""
     leaf = Node(None, COMMAND_LINE, path=dotted(override.path))
     layer = nest(override.path, from_plain(_value(override, section), leaf))
@@ -139,7 +139,7 @@ def _override_stage(stage: Node, override: Override, layer: Node) -> Node:
     return merge(stage, layer) if isinstance(stage.value, dict) and sets(stage, override.path) else stage
 
 
-def _value(override: Override, section: type[BaseModel] | None) -> Any:
+def _value(override: Override, section: type[ModelSection] | None) -> Any:
     """Return the value of an override: its text unchanged where the key takes only text, else parsed as YAML."""
     path = override.path
     if path[0] == "stages" and len(path) > 3:
@@ -156,7 +156,7 @@ def _value(override: Override, section: type[BaseModel] | None) -> Any:
         raise PlaitError(f"{COMMAND_LINE}: the value of {name} is not YAML: quote it, as in --{name}=\"'...'\"") from None
 
 
-def _validated(tree: Node, section: type[BaseModel] | None) -> tuple[RunConfig, tuple[StageView, ...]]:
+def _validated(tree: Node, section: type[ModelSection] | None) -> tuple[RunConfig, tuple[StageView, ...]]:
     """Return the base configuration and the view of each stage. Raises PlaitError for the problems of all of them."""
     problems: list[Problem] = []
     config = _parsed(tree, section, problems)
@@ -187,9 +187,9 @@ def _validated(tree: Node, section: type[BaseModel] | None) -> tuple[RunConfig, 
     return config.model_copy(update={"stages": stages_typed}), tuple(views)
 
 
-def _refused(view: RunConfig, section: type[BaseModel] | None) -> Iterator[tuple[tuple[str, ...], str]]:
+def _refused(view: RunConfig, section: type[ModelSection] | None) -> Iterator[tuple[tuple[str, ...], str]]:
     """Yield a conflict for each setting that the family cannot train with: `Config.refused`, {path of a setting: {value: reason}}."""
-    for path, values in section.refused.items() if section is not None and issubclass(section, Section) else ():
+    for path, values in section.refused.items() if section is not None else ():
         value: Any = functools.reduce(getattr, path, view)
         if value in values:
             yield path, f"is {value!r}, which family {view.family} refuses: {values[value]}"
@@ -204,7 +204,7 @@ def _typed(written: Any, whole: Any) -> Any:
     return whole
 
 
-def _parsed(tree: Node, section: type[BaseModel] | None, problems: list[Problem]) -> RunConfig | None:
+def _parsed(tree: Node, section: type[ModelSection] | None, problems: list[Problem]) -> RunConfig | None:
     """Validate `tree`, its model section with the family's defaults. Where it is invalid, add to `problems` and return None."""
     data = to_plain(tree)
     before = len(problems)

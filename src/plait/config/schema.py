@@ -4,7 +4,8 @@ How files, presets, stages and the command line are merged is in load.py; which 
 section is validated by the family's own class.
 """
 
-from typing import Annotated, Any, ClassVar, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, model_serializer
 
@@ -37,14 +38,24 @@ Share = Annotated[Float, Field(ge=0, lt=1)]
 
 
 class Section(BaseModel):
-    """A section of settings: strict in types, frozen, and without unknown keys.
-
-    `refused`: for a family's `model:` section, values of other sections with which the family cannot train, {path: {value: reason}}.
-    """
-
-    refused: ClassVar[dict[tuple[str, ...], dict[str, str]]] = {}
+    """A section of settings: strict in types, frozen, and without unknown keys."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False, validate_by_alias=True, validate_by_name=True)
+
+
+class ModelSection(BaseModel):
+    """Base of a family's `model:` section: frozen, and without unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    refused: ClassVar[Mapping[tuple[str, ...], Mapping[str, str]]] = {}
+    """Settings with which the family cannot be trained: {path of a setting: {value: reason}}."""
+    variants: ClassVar[Mapping[str, str]] = {}
+    """Switches of `plait eval` that measure the model with other settings than it was trained with, and the help of each."""
+
+    def variant(self, name: str) -> tuple[Self, int]:
+        """Return this section with the settings of the variant `name`, and the longest sequence that it needs, in tokens."""
+        raise NotImplementedError(f"{type(self).__name__} lists no variant {name!r}")
 
 
 class Template(Section):
