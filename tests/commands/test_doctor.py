@@ -41,7 +41,7 @@ def test_a_machine_without_a_fault_is_told_so_and_left_as_it_was(tmp_path, monke
 def test_versions_are_held_against_the_ranges_of_the_package():
     installed = {"torch": "2.10.0", "numpy": "2.1"}.__getitem__
     found = list(doctor.versions(["torch>=2.11,<2.16", "numpy>=2,<3", 'wandb>=0.2; extra == "wandb"'], installed))
-    assert [(one.said, one.cure) for one in found] == [
+    assert [(finding.result, finding.cure) for finding in found] == [
         ("torch is 2.10.0, plait needs <2.16,>=2.11", "pip install 'torch<2.16,>=2.11'"),
         ("1 of 2 packages as needed: numpy 2.1, ...", None),
     ]
@@ -66,7 +66,7 @@ def test_storage_that_lacks_a_call_is_found(tmp_path, name, errno):
 def test_a_file_server_with_another_clock_is_found(tmp_path):
     with mock.patch.object(time, "time", return_value=time.time() + 60):
         found = doctor.storage(tmp_path, ALONE)
-    assert found.said.endswith("its clock is 60.0 s behind")
+    assert found.result.endswith("its clock is 60.0 s behind")
     assert found.cure == "set the clock of the file server"
 
 
@@ -114,15 +114,15 @@ def on_ranks(folder):
         with mock.patch.object(time, "time", return_value=1e9 - 100 * rank):
             late = doctor.clocks(ranks)
         blind = doctor.storage(folder if rank == 0 else Path("/nowhere"), ranks)
-        return [doctor.ranks(ranks), late, blind, doctor.storage(folder, ranks)]
+        return [doctor.reach(ranks), late, blind, doctor.storage(folder, ranks)]
 
 
 def test_ranks_are_compared(tmp_path, monkeypatch):
     monkeypatch.setattr(doctor, "OPEN_WITHIN_S", 0.3)
     for reach, late, blind, sees in processes.run(2, on_ranks, tmp_path):
-        assert "2 ranks reach each other" in reach.said
-        assert late.said == "they differ by 100.0 s"
-        assert blind.said.startswith("rank 1 does not see ")
+        assert "2 ranks reach each other" in reach.result
+        assert late.result == "they differ by 100.0 s"
+        assert blind.result.startswith("rank 1 does not see ")
         assert blind.cure == "put --run on storage that every machine sees"
         assert sees.cure is None
 
@@ -132,4 +132,4 @@ def test_more_ranks_than_devices_are_found(monkeypatch):
     monkeypatch.setattr(doctor.torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(doctor.torch.cuda, "get_device_properties", lambda i: SimpleNamespace(name="X", total_memory=80e9))
     found = doctor.device(Ranks(0, 2, ALONE.device))
-    assert (found.said, found.cure) == ("1 GPUs, the first X with 80 GB, for 2 ranks", "start at most 1 ranks per machine: --nproc 1")
+    assert (found.result, found.cure) == ("1 GPUs, the first X with 80 GB, for 2 ranks", "start at most 1 ranks per machine: --nproc 1")

@@ -1,4 +1,4 @@
-"""`plait train`: start a run, or continue it."""
+"""The verb `plait train`: start a run, or continue it."""
 
 from pathlib import Path
 

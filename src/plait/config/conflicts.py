@@ -109,5 +109,7 @@ def _data_conflicts(config: RunConfig) -> list[Conflict]:
             if one.source == "datasets" and (one.name is None) == (one.path is None):
                 result.append(((*path, index), "of source 'datasets' needs either a name on the Hub or a path"))
             if one.source == "dataset" and one.name is None:
-                result.append(((*path, index), "of source 'dataset' needs a name: one that the family knows, module:Class or file.py:Class"))
+                result.append(
+                    ((*path, index), "of source 'dataset' needs a name: one that the family knows, module:Class or file.py:Class")
+                )
     return result
