@@ -197,7 +197,7 @@ def _name(node: Node, path: Sequence[str | int], depth: int) -> str:
     rest = tuple(path[depth:])
     if not depth:
         return dotted(path) or "the configuration"
-    own = dotted(path[:depth])
-    if node.path == own or (node.path.startswith("stages.") and node.path.endswith("." + own)):
+    in_tree = dotted(path[:depth])
+    if node.path == in_tree or (node.path.startswith("stages.") and node.path.endswith("." + in_tree)):
         return dotted((node.path, *rest))
     return f"{node.path} ({dotted(path)})"

@@ -13,7 +13,7 @@ LENGTH = ("steps", "epochs", "samples")
 """The keys of `train` that set its length: a higher layer that sets one of them removes the others of lower layers."""
 
 
-def _number(value: Any) -> Any:
+def as_number(value: Any) -> Any:
     """Convert text such as "3e-4" to the number that it spells; return anything else unchanged."""
     if isinstance(value, str):
         try:
@@ -23,14 +23,14 @@ def _number(value: Any) -> Any:
     return value
 
 
-def _whole(value: Any) -> Any:
+def _as_whole_number(value: Any) -> Any:
     """Convert 1e4 and "100" to int; return anything that is not a whole number unchanged."""
-    number = _number(value)
+    number = as_number(value)
     return int(number) if isinstance(number, float) and number.is_integer() else value
 
 
-Float = Annotated[float, BeforeValidator(_number)]
-Int = Annotated[int, BeforeValidator(_whole)]
+Float = Annotated[float, BeforeValidator(as_number)]
+Int = Annotated[int, BeforeValidator(_as_whole_number)]
 Count = Annotated[Int, Field(ge=1)]
 Natural = Annotated[Int, Field(ge=0)]
 Rate = Annotated[Float, Field(gt=0)]

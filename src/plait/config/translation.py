@@ -37,9 +37,9 @@ class Translation:
 class Dialect:
     """Another trainer's configuration format, translated into plait's names.
 
-    `recognise(tree, own top-level keys)` is true for a file in this dialect; it raises PlaitError on one that mixes it with ours.
-    `translate(tree, overrides, path of the file, own top-level keys)` raises PlaitError on a key that is neither theirs nor, on the command
-    line, ours. `scripts` are names given in place of a file; `open_script(name, words)` makes the tree of one.
+    `recognise(tree, plait's top-level keys)` is true for a file in this dialect; it raises PlaitError for one that mixes it with plait's
+    keys. `translate(tree, overrides, path of the file, plait's top-level keys)` raises PlaitError for an unknown key, which on the command
+    line may also be one of plait's. `scripts` are names given in place of a file; `open_script(name, words)` makes the tree of one.
     """
 
     name: str

@@ -15,8 +15,9 @@ import yaml
 from plait.config.dialects.builder import TranslationBuilder
 from plait.config.dialects.molmo_scripts import SCRIPTS, WORDS, translate_words
 from plait.config.messages import Problem, format_value, raise_first, unknown_key
-from plait.config.nodes import COMMAND_LINE, Node, dotted, from_plain, merge, to_plain
+from plait.config.nodes import COMMAND_LINE, Node, dotted, from_plain, to_plain
 from plait.config.reading import Override, scalar
+from plait.config.schema import as_number
 from plait.config.translation import Translation
 from plait.errors import PlaitError
 
@@ -183,10 +184,7 @@ def _listing(known: dict[str, Any]) -> str:
 
 def _number(value: Any) -> Any:
     """Convert text such as "3e-6" to the number that it spells, an int where it is whole; return anything else unchanged."""
-    try:
-        number = float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
+    number = as_number(value)
     return int(number) if isinstance(number, float) and number.is_integer() else number
 
 
@@ -291,7 +289,7 @@ def _evaluations(builder: FlagBuilder) -> None:
             builder.add_row(flag, f"evaluate.{number}.{ours}", "a dataset of molmo, by its own rule" if ours == "bench" else "")
         listed[number : number + 1] = [Node(entry, COMMAND_LINE)]
     if flags:
-        builder.tree = merge(builder.tree, Node({"evaluate": Node(listed, builder.tree.file)}, builder.tree.file))
+        builder.assign("evaluate", listed)
 
 
 def _wandb(builder: FlagBuilder) -> None:

@@ -12,6 +12,7 @@ from plait.config.dialects.builder import TranslationBuilder
 from plait.config.messages import Problem, format_value, raise_first, unknown_key
 from plait.config.nodes import COMMAND_LINE, Node, dotted, from_plain, to_plain
 from plait.config.reading import Override, scalar
+from plait.config.schema import as_number
 from plait.config.translation import Translation
 from plait.errors import PlaitError
 
@@ -153,25 +154,15 @@ def _neighbours(key: str) -> list[str]:
 def _wrong_kind(key: str, node: Node) -> Problem | None:
     types, words = _INFO[KEYS[key].kind]
     value = to_plain(node)
-    spelled = _number(value) if KEYS[key].kind in ("int", "number") else value
+    spelled = as_number(value) if KEYS[key].kind in ("int", "number") else value
     if isinstance(spelled, types) and isinstance(spelled, bool) == (types == (bool,)):
         return None
     return Problem(node, f"{node.location}: {key} must be {words}, got {format_value(value)}")
 
 
-def _number(value: Any) -> Any:
-    """Convert text such as "3e-4" to the number that it spells; return anything else unchanged."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return float(value)
-    except ValueError:
-        return value
-
-
 def _batches(builder: TranslationBuilder) -> None:
     """Translate the batch size per GPU and the number of accumulations, whose product is the global batch."""
-    sizes = {key: int(_number(builder.get(key))) for key in ("training.batch_size", "training.grad_accumulation_steps")}
+    sizes = {key: int(as_number(builder.get(key))) for key in ("training.batch_size", "training.grad_accumulation_steps")}
     for key, size in sizes.items():
         if size < 1:
             raise builder.error(key, f"must be 1 or more, got {size}")
@@ -189,7 +180,7 @@ def _optimizer(builder: TranslationBuilder) -> None:
     builder.translate("optim.name", "adamw", "training.optimizer.type")
     recomputed = "full" if builder.get("training.gradient_checkpointing") else "none"
     builder.translate("distributed.activation_checkpointing", recomputed, "training.gradient_checkpointing")
-    if _number(builder.get("training.grad_clip")) == 0:
+    if as_number(builder.get("training.grad_clip")) == 0:
         builder.translate("train.grad_clip", None, "training.grad_clip", note="0: no clipping")
 
 
@@ -209,7 +200,7 @@ def _validation(builder: TranslationBuilder) -> None:
     """Translate the validation interval and number of samples into one `evaluate` entry per figure."""
     every, count = "validation.interval_steps", "validation.num_samples"
     number = builder.get(count)
-    few = min(int(_number(number)), PICTURES)
+    few = min(int(as_number(number)), PICTURES)
     benches = [("loss", number), ("validation", number), ("edit", few), ("swap", few), ("divergence", few), ("grid", few)]
     entries = [
         builder.entry({"bench": (every, bench), "every_steps": (every, builder.get(every)), "samples": (count, samples)})
