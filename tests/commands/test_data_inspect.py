@@ -157,9 +157,9 @@ def test_a_bad_sample_is_listed_with_its_reason_beside_its_replacement(family, r
     (lost, *kept) = titles(tmp_path / "good")
     monkeypatch.setattr(Inputs, "bad", {lost})
     data_inspect.draw(resolve(), "train", 4, tmp_path / "out")
-    found = titles(tmp_path / "out")
-    assert found[1:] == [*kept, f"bad: {lost}"]
-    assert found[0] != lost
+    shown = titles(tmp_path / "out")
+    assert shown[1:] == [*kept, f"bad: {lost}"]
+    assert shown[0] != lost
     assert re.search(rf"bad +{lost}: smeared\n", capsys.readouterr().out)
 
 

@@ -40,8 +40,8 @@ def test_a_machine_without_a_fault_is_told_so_and_left_as_it_was(tmp_path, monke
 
 def test_versions_are_held_against_the_ranges_of_the_package():
     installed = {"torch": "2.10.0", "numpy": "2.1"}.__getitem__
-    found = list(doctor.versions(["torch>=2.11,<2.16", "numpy>=2,<3", 'wandb>=0.2; extra == "wandb"'], installed))
-    assert [(finding.result, finding.cure) for finding in found] == [
+    findings = list(doctor.versions(["torch>=2.11,<2.16", "numpy>=2,<3", 'wandb>=0.2; extra == "wandb"'], installed))
+    assert [(finding.result, finding.cure) for finding in findings] == [
         ("torch is 2.10.0, plait needs <2.16,>=2.11", "pip install 'torch<2.16,>=2.11'"),
         ("1 of 2 packages as needed: numpy 2.1, ...", None),
     ]
@@ -59,15 +59,15 @@ def test_a_folder_that_cannot_be_written_gives_its_error_and_another_exit_code(t
 @pytest.mark.parametrize(("name", "errno"), [("fsync", 5), ("rename", 95)])
 def test_storage_that_lacks_a_call_is_found(tmp_path, name, errno):
     with mock.patch.object(os, name, side_effect=OSError(errno, "refused")):
-        found = doctor.storage(tmp_path, ALONE)
-    assert found.cure.endswith("must allow writing, fsync, rename and flock")
+        finding = doctor.storage(tmp_path, ALONE)
+    assert finding.cure.endswith("must allow writing, fsync, rename and flock")
 
 
 def test_a_file_server_with_another_clock_is_found(tmp_path):
     with mock.patch.object(time, "time", return_value=time.time() + 60):
-        found = doctor.storage(tmp_path, ALONE)
-    assert found.result.endswith("its clock is 60.0 s behind")
-    assert found.cure == "set the clock of the file server"
+        finding = doctor.storage(tmp_path, ALONE)
+    assert finding.result.endswith("its clock is 60.0 s behind")
+    assert finding.cure == "set the clock of the file server"
 
 
 def test_too_little_room_is_found(tmp_path, monkeypatch):
@@ -108,7 +108,7 @@ def test_a_setting_without_a_configuration_is_refused(capsys):
 
 
 def on_ranks(folder):
-    """Rank 1 lives in another time, and sees another disk."""
+    """Rank 1 has another clock and another disk."""
     rank = int(os.environ["RANK"])
     with distributed.join("cpu") as ranks:
         with mock.patch.object(time, "time", return_value=1e9 - 100 * rank):
@@ -131,5 +131,5 @@ def test_more_ranks_than_devices_are_found(monkeypatch):
     monkeypatch.setattr(doctor.torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(doctor.torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(doctor.torch.cuda, "get_device_properties", lambda i: SimpleNamespace(name="X", total_memory=80e9))
-    found = doctor.device(Ranks(0, 2, ALONE.device))
-    assert (found.result, found.cure) == ("1 GPUs, the first X with 80 GB, for 2 ranks", "start at most 1 ranks per machine: --nproc 1")
+    finding = doctor.device(Ranks(0, 2, ALONE.device))
+    assert (finding.result, finding.cure) == ("1 GPUs, the first X with 80 GB, for 2 ranks", "start at most 1 ranks per machine: --nproc 1")

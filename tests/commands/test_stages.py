@@ -174,12 +174,12 @@ def test_a_stage_whose_budget_grew_goes_on_and_one_whose_budget_shrank_ends(made
 def test_an_end_that_was_judged_only_after_a_restart_is_saved(made, tmp_path):
     run = toy.train(made[0], tmp_path / "run", "stages=[]")
     folder = run / "stage-1-train" / "step-00000006"
-    found = checkpoint.locate(folder)
-    state = {**found.manifest["state"], "judged": 4, "stage_done": None}
-    groups = {group: found.tensors(group) for group in ("weights", "ema", "moments")}
-    checkpoint.write(folder, groups, {**found.manifest, "state": state})
+    saved = checkpoint.locate(folder)
+    state = {**saved.manifest["state"], "judged": 4, "stage_done": None}
+    groups = {group: saved.tensors(group) for group in ("weights", "ema", "moments")}
+    checkpoint.write(folder, groups, {**saved.manifest, "state": state})
     toy.train(made[0], run, "stages=[]")
-    assert checkpoint.locate(run).manifest["state"] == found.manifest["state"]
+    assert checkpoint.locate(run).manifest["state"] == saved.manifest["state"]
 
 
 # plait stages ----------------------------------------------------------------------------------------------------------------------

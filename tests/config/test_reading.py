@@ -27,9 +27,9 @@ def read(tmp_path: Path, text: str, name: str):
     ],
 )  # fmt: skip
 def test_scalars_read_as_people_mean_them(text: str, value: object) -> None:
-    found = reading.scalar(text)
-    assert found == value
-    assert type(found) is type(value)
+    parsed = reading.scalar(text)
+    assert parsed == value
+    assert type(parsed) is type(value)
 
 
 def test_json_comments_go_and_strings_and_lines_stay(tmp_path: Path) -> None:
