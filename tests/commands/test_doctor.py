@@ -3,6 +3,7 @@
 import os
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
@@ -14,6 +15,7 @@ from plait import cli
 from plait.commands.actions import doctor
 from plait.engine.parallel import distributed
 from plait.engine.parallel.distributed import Ranks
+from plait.families import registry
 from tests import processes, toy_family
 from tests.engine.toy import ALONE
 
@@ -76,10 +78,16 @@ def test_too_little_room_is_found(tmp_path, monkeypatch):
     assert "--shm-size" in doctor.shared_memory(tmp_path).cure
 
 
+def with_base(monkeypatch, parts):
+    """Make the toy family one that starts from the weights of these parts."""
+    family = replace(toy_family.FAMILY, base=lambda section: parts)
+    monkeypatch.setattr(registry, "load", lambda name: family)
+
+
 def test_weights_that_can_neither_be_found_nor_fetched_are_named(tmp_path, monkeypatch, capsys):
     recipe = toy_family.install(monkeypatch, tmp_path)
     part = {"part": "toy", "name": "someone/nothing", "revision": None}
-    monkeypatch.setattr(toy_family.FAMILY, "base", lambda section: [part])
+    with_base(monkeypatch, [part])
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert cli.main(["doctor", str(recipe), f"--run={tmp_path}"]) == 1
     assert "someone/nothing is not in the cache, and the Hub is offline" in capsys.readouterr().out
@@ -88,7 +96,7 @@ def test_weights_that_can_neither_be_found_nor_fetched_are_named(tmp_path, monke
 def test_a_directory_of_weights_that_is_missing_is_named(tmp_path, monkeypatch, capsys):
     recipe = toy_family.install(monkeypatch, tmp_path)
     names = (str(tmp_path), str(tmp_path / "gone"))
-    monkeypatch.setattr(toy_family.FAMILY, "base", lambda section: [{"part": "toy", "name": name, "revision": None} for name in names])
+    with_base(monkeypatch, [{"part": "toy", "name": name, "revision": None} for name in names])
     assert cli.main(["doctor", str(recipe), f"--run={tmp_path}"]) == 1
     said, error = capsys.readouterr()
     assert f"ok    weights    {names[0]} is here\nMEND  weights    {names[1]} is not here\n" in said

@@ -12,6 +12,7 @@ from plait.commands.actions import checkpoints as ckpt
 from plait.commands.actions import fork, stages
 from plait.engine.checkpoints import checkpoint, rundir
 from plait.engine.loop import Loop
+from plait.engine.parallel import distributed
 from plait.engine.plateau import PLANNED
 from plait.engine.state import State
 from plait.errors import PlaitError
@@ -89,9 +90,10 @@ def test_a_part_that_pauses_and_returns_keeps_its_moments_or_loses_them(made, tm
 
 def test_each_stage_makes_its_own_replicas(made, tmp_path, monkeypatch):
     trainable = []
-    replicate = toy.run.distributed.replicate
+    replicate = distributed.replicate
     monkeypatch.setattr(
-        "plait.engine.distributed.replicate",
+        distributed,
+        "replicate",
         lambda model, ranks: (
             trainable.append([name for name, value in model.named_parameters() if value.requires_grad]) or replicate(model, ranks)
         ),
