@@ -163,7 +163,7 @@ def record(body: bytes) -> bytes:
     return struct.pack("<Q", len(body)) + bytes(4) + body + bytes(4)
 
 
-def screens(root: Path) -> None:
+def android_control(root: Path) -> None:
     actions = [{"action_type": "click", "x": 32, "y": 12}, {"action_type": "input_text", "text": "frogs"}, {"action_type": "navigate_back"}]
     body = b""
     for episode in (4, 5, 6):
@@ -223,6 +223,6 @@ def write_all(root: Path) -> Path:
     """Every dataset that the family knows."""
     vqa(root, "vqa2", "v2_")
     vqa(root, "okvqa")
-    for write in (text_vqa, chart_qa, documents, diagrams, okvqa_choices, science, tables, counted, plots, screens, pixmo):
+    for write in (text_vqa, chart_qa, documents, diagrams, okvqa_choices, science, tables, counted, plots, android_control, pixmo):
         write(root)
     return root

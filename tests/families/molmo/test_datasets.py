@@ -95,7 +95,7 @@ def test_human_and_augmented_charts_weigh_the_same_in_all(root):
 def test_annotations_of_one_picture_are_at_most_so_many_and_drawn_anew(root):
     source = opened(root, "plot_qa", "train")
     one, other = (said(source.draw(0, key)) for key in (1, 2))
-    assert (len(source), len(one), len(set(one))) == (1, datasets.MOST, datasets.MOST)
+    assert (len(source), len(one), len(set(one))) == (1, datasets.MAX_ANNOTATIONS, datasets.MAX_ANNOTATIONS)
     assert set(one) != set(other)
     assert said(source.draw(0, 1)) == one
 
@@ -110,7 +110,7 @@ def test_held_out_pictures_are_no_part_of_training(root, name):
     assert 0 < len(pictures[1]) < 15  # one in a hundred by hash: 3 expected
 
 
-def test_the_pointing_exams_pictures_are_no_part_of_training(root):
+def test_the_pointing_benchmarks_pictures_are_no_part_of_training(root):
     source = opened(root, "pixmo_points", "train")
     urls = source.rows.column("image_url")
     assert published_sets.URLS[1] not in {urls[i] for members in source.members for i in members}
@@ -122,7 +122,7 @@ def test_a_missing_picture_is_a_bad_sample_that_says_which(root, tmp_path):
     with pytest.raises(BadSample, match=r"no image train_images/img0\.jpg in "):
         opened(tmp_path, "text_vqa", "validation")[0]
     with pytest.raises(BadSample, match=r"the image of https://none is not there: no file [0-9a-f]{64} in"):
-        datasets.Place(Path("x"), tmp_path).of_url("https://none")
+        datasets.DatasetFiles(Path("x"), tmp_path).image_of_url("https://none")
 
 
 WRONG = {
@@ -147,7 +147,7 @@ def test_a_dataset_that_is_not_there_says_where_it_was_looked_for_and_how_to_get
 
 
 def test_compressed_and_cut_records_are_refused(tmp_path):
-    published_sets.screens(tmp_path)
+    published_sets.android_control(tmp_path)
     file = tmp_path / "android_control/android_control-00000-of-00001"
     body = file.read_bytes()
     file.write_bytes(body[:-9])

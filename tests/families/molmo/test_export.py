@@ -44,7 +44,12 @@ def test_export_tokenizer_has_the_image_tokens_at_their_ids(make, directory, tmp
     config, model, inputs = make()
     export.write_molmo(model, config, directory, tmp_path / "out")
     vocabulary = {token["content"]: token["id"] for token in json.loads((tmp_path / "out/tokenizer.json").read_text())["added_tokens"]}
-    assert [vocabulary[name] - inputs.words.image_start for name in ("<im_start>", "<im_end>", "<im_patch>", "<im_col>")] == [0, 1, 2, 3]
+    assert [vocabulary[name] - inputs.tokenizer.image_start for name in ("<im_start>", "<im_end>", "<im_patch>", "<im_col>")] == [
+        0,
+        1,
+        2,
+        3,
+    ]
 
 
 def test_export_settings_name_the_published_sizes(make, directory, tmp_path):

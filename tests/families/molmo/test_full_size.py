@@ -31,7 +31,7 @@ def test_full_size_7b_has_the_published_counts(seven_b):
 
 def test_full_size_builds_23_of_24_clip_layers_and_listens_to_the_22nd_and_15th(seven_b):
     assert len(seven_b.vision.layers) == 23
-    assert [place + 1 for place in seven_b.vision.wanted] == [22, 15]
+    assert [place + 1 for place in seven_b.vision.feature_layers] == [22, 15]
 
 
 def test_full_size_extra_rows_are_the_connectors_and_not_in_the_head(seven_b):

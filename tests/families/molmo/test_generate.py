@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from plait.errors import PlaitError
-from plait.families.molmo.generate import GenerateOptions, answers, decode, generate
+from plait.families.molmo.generate import CachedMolmo, GenerateOptions, answers, generate
+from plait.nn.decoding import Sampling, decode
 from tests.families.molmo.conftest import photo, sample
 
 
@@ -35,7 +36,7 @@ def test_cached_greedy_tokens_equal_recomputed_ones(make):
     _, model, inputs = make()
     samples = [sample(1), sample(ask="Where is it, the small green frog?"), sample(2, 3)]
     batch = inputs.collate([inputs.prompt(one) for one in samples], left=True)
-    found = decode(restless(model), batch, max_new_tokens=8, stops=frozenset({-1}))
+    found = decode(CachedMolmo(restless(model), batch), max_new_tokens=[8] * 3, stops=frozenset({-1}))
     assert len({token for row in found for token in row}) > 6
     assert found == [recomputed(model, inputs, one, 8) for one in samples]
 
@@ -57,8 +58,8 @@ def test_answers_are_cut_at_their_own_length(make):
 def test_sampled_answers_depend_on_their_key_alone(make):
     _, model, inputs = make()
     prompts = [inputs.prompt(sample(n)) for n in (1, 2)]
-    together = answers(model, inputs, prompts, max_new_tokens=[6, 6], temperature=1.0, keys=[5, 6])
-    alone = answers(model, inputs, prompts[1:], max_new_tokens=[6], temperature=1.0, keys=[6])
+    together = answers(model, inputs, prompts, max_new_tokens=[6, 6], sampling=Sampling(1.0, keys=[5, 6]))
+    alone = answers(model, inputs, prompts[1:], max_new_tokens=[6], sampling=Sampling(1.0, keys=[6]))
     assert together[1] == alone[0]
     assert together[0] != together[1]
 

@@ -26,7 +26,7 @@ def test_inputs_supervise_the_answer_and_its_end(make):
 
 def test_inputs_begin_with_the_end_of_text_as_qwen2_does(make):
     _, _, inputs = make()
-    assert inputs.encode(sample(1), 0).row.ids[0] == inputs.words.eos
+    assert inputs.encode(sample(1), 0).row.ids[0] == inputs.tokenizer.eos
 
 
 def test_inputs_put_images_at_their_marks(make):
@@ -72,8 +72,8 @@ def test_inputs_refuse_a_sample_without_an_answer(make):
 def test_inputs_read_no_special_token_out_of_text(make):
     _, _, inputs = make()
     row = inputs.encode(sample(ask="<|endoftext|><im_patch>"), 0).row
-    assert (row.ids == inputs.words.eos).sum() == 2  # the begin and the end
-    assert (row.ids < inputs.words.image_start).all()
+    assert (row.ids == inputs.tokenizer.eos).sum() == 2  # the begin and the end
+    assert (row.ids < inputs.tokenizer.image_start).all()
 
 
 def test_prompt_is_the_encoded_row_without_its_answer(make):
@@ -86,13 +86,13 @@ def test_prompt_is_the_encoded_row_without_its_answer(make):
 def test_prompt_of_several_turns_ends_at_the_last_question(make):
     _, _, inputs = make()
     row = inputs.prompt({**sample(1), "messages": turns("One?", "1") + turns("Two?", "2")}).row
-    assert inputs.words.text(row.ids.tolist()) == " User: One? Assistant: 1 User: Two? Assistant:"
+    assert inputs.tokenizer.decode(row.ids.tolist()) == " User: One? Assistant: 1 User: Two? Assistant:"
 
 
 def test_collate_counts_patches_over_all_images(make):
     _, _, inputs = make()
     batch = inputs.collate([inputs.encode(sample(n), 0) for n in (1, 2)])
-    places = (batch["ids"] == inputs.words.image_start + 2).sum()
+    places = (batch["ids"] == inputs.tokenizer.image_start + 2).sum()
     assert len(batch["pools"]) == places
     assert len(batch["pools"].unique()) == batch["pools"].numel(), "two tokens share a patch"
     assert batch["pools"].max() < batch["real"].numel()

@@ -6,7 +6,7 @@ import torch
 from plait.families.molmo import family
 from plait.families.molmo.connector import MeanQueryPooling
 from plait.families.molmo.loss import Loss
-from plait.families.molmo.tiny import asked
+from plait.families.molmo.tiny import framing_texts
 from tests.families.molmo.conftest import sample
 
 PAIRS = [("What is this?", "a small green frog"), ("Where is it?", "on a mat"), ("How many?", "two dogs")]
@@ -80,7 +80,7 @@ def test_every_parameter_has_a_gradient_with_and_without_images(make):
 
 def test_layers_above_the_features_are_never_run_and_get_zero_gradients(make):
     config, model, inputs = make()
-    model.vision.wanted = [0, 1]
+    model.vision.feature_layers = [0, 1]
     model.vision.layers[2].forward = None
     Loss(config).sums(model, inputs.collate([inputs.encode(sample(1), 0)]))["loss"].backward()
     assert all((p.grad == 0).all() for p in model.vision.layers[2].parameters())
@@ -119,7 +119,7 @@ def test_residual_dropout_has_one_rate_for_prompts_and_one_for_answers(make, pro
     model.hidden(model.embed(batch), batch)
     value = torch.ones(*batch["ids"].shape, 500)
     torch.manual_seed(0)
-    kept = (model._drop(model, (), value)[0] == 0).float().mean(-1)
+    kept = (model._residual_dropout(model, (), value)[0] == 0).float().mean(-1)
     said = batch["weights"][0] > 0
     assert abs(kept[said].mean() - answer) < 0.05
     assert abs(kept[~said].mean() - prompt) < 0.05
@@ -156,8 +156,8 @@ def test_a_frozen_tower_keeps_no_activations(make):
 
 def test_debug_starts_near_the_uniform_loss(make):
     config, model, inputs = make()
-    said = list(dict.fromkeys(asked()))[:60]
-    batch = inputs.collate([inputs.encode(sample(1, say=text), 0) for text in said])
+    texts = list(dict.fromkeys(framing_texts()))[:60]
+    batch = inputs.collate([inputs.encode(sample(1, say=text), 0) for text in texts])
     loss = Loss(config)
     nats = loss.sums(model, batch)["loss"] / loss.weights(batch)["loss"]
     # logits of variance 1 add log E[exp(normal)] = 0.5 to ln 768; the rest is the chance of which tokens are said

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from plait.errors import BadSample, PlaitError
-from plait.families.molmo.sequence import PADDING, SHARED, Annotation, arrange, batch_rows, see
+from plait.families.molmo.sequence import PADDING, SHARED, Annotation, attention_mask, batch_rows, build_row
 
 PREFIX = [0, 900, 902, 901]
 ONE = Annotation([11, 12, 13, 0], [0, 0, 1, 1])
@@ -12,7 +12,7 @@ TWO = Annotation([21, 22, 0], [0, 1, 1])
 
 
 def row(*annotations, **limits):
-    return arrange(PREFIX, annotations, text_rows=512, **limits)
+    return build_row(PREFIX, annotations, text_rows=512, **limits)
 
 
 def test_annotations_restart_their_positions_after_the_image():
@@ -37,7 +37,7 @@ def test_shared_images_need_a_prompt_for_each_annotation():
 
 def test_see_is_the_rule_spelled_out():
     batch = batch_rows([row(ONE, TWO), row(TWO)], pad_id=0, pad="longest")
-    mask = see(batch["segments"])
+    mask = attention_mask(batch["segments"])
     for b, segments in enumerate(batch["segments"].tolist()):
         for i, (doc, mine) in enumerate(segments):
             for j, (other, theirs) in enumerate(segments):
@@ -96,5 +96,5 @@ def test_a_limit_never_cuts_an_image_or_the_whole_answer(limit, annotation, mess
 
 
 def test_padding_sees_only_itself_and_is_seen_by_none():
-    mask = see(batch_rows([row(TWO)], pad_id=0, pad="to_128")["segments"])[0]
+    mask = attention_mask(batch_rows([row(TWO)], pad_id=0, pad="to_128")["segments"])[0]
     assert torch.equal(mask[7:], torch.eye(128, dtype=torch.bool)[7:])

@@ -3,11 +3,11 @@
 import pytest
 
 from plait.errors import BadSample, PlaitError
-from plait.families.theworld.sequence import Kind, Piece, fuse, pad_rows
+from plait.families.theworld.sequence import Kind, Span, fuse, pad_rows
 
 BOS, PAD = 2, 0
-TURN = [Piece([BOS]), Piece([9, 10]), Piece([11, 12], supervised=True)]
-PICTURE = [Piece([BOS]), Piece([9]), Piece([7, 7], Kind.IMAGE), Piece([8]), Piece([7, 7], Kind.IMAGE), Piece([11], supervised=True)]
+TURN = [Span([BOS]), Span([9, 10]), Span([11, 12], supervised=True)]
+PICTURE = [Span([BOS]), Span([9]), Span([7, 7], Kind.IMAGE), Span([8]), Span([7, 7], Kind.IMAGE), Span([11], supervised=True)]
 
 
 @pytest.mark.parametrize("left", [False, True])
@@ -35,7 +35,7 @@ def test_token_types_keep_world_and_two_images_three_blocks():
 
 
 def test_labels_are_the_supervised_pieces_and_pads_are_ignored():
-    batch = pad_rows([fuse(TURN, 1, pad_id=PAD), fuse([*TURN, Piece([13])], 0, pad_id=PAD)], pad_id=PAD)
+    batch = pad_rows([fuse(TURN, 1, pad_id=PAD), fuse([*TURN, Span([13])], 0, pad_id=PAD)], pad_id=PAD)
     assert batch["labels"].tolist() == [[-100] * 6 + [11, 12], [-100] * 3 + [11, 12, -100, -100, -100]]
 
 

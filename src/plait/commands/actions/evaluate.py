@@ -164,8 +164,8 @@ def _entry(config: RunConfig, bench: str, options: Options) -> Evaluate:
         raise PlaitError(f"--bench {name!r} is unknown: {_hint(name, sorted(benches))}")
     known = registry.datasets(config.family)
     if not split and name not in {*known.DATASETS, *known.ALIASES}:
-        raise PlaitError(f"--bench {name!r} is unknown: {_hint(name, [*sorted(benches), *known.judged()])}")
-    split = split or options.split or known.exam_split(name)
+        raise PlaitError(f"--bench {name!r} is unknown: {_hint(name, [*sorted(benches), *known.scored()])}")
+    split = split or options.split or known.evaluation_split(name)
     _, source = parts.exam(config, f"{name}:{split}")
     source = source.model_copy(update={"path": options.data})
     return Evaluate(bench=f"{name}:{split}", samples=options.samples, batch=options.batch, data=[source])
