@@ -4,14 +4,14 @@ import pytest
 
 from plait.errors import PlaitError
 from plait.families.molmo import evaluate
-from plait.families.molmo.evaluate import benches
+from plait.families.molmo.evaluate import RULES, benches
 from tests.families.molmo.conftest import sample
 
 SCENE = {"task": "points", "truth": [1], "size": [100, 50], "objects": [{"x": 10, "y": 10, "radius": 5}, {"x": 50, "y": 25, "radius": 5}]}
 
 
 def scored(bench, answer, /, **fields):
-    return benches[bench].score(answer, {"id": "s", "messages": [], "fields": fields})
+    return RULES[bench](answer, {"id": "s", "messages": [], "fields": fields})
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,12 @@
 import pytest
 import torch
 
-from plait.engine.guards import Quarantine
-from plait.engine.loop import Loop, total_weights
+from plait.engine.loop import total_weights
 from plait.engine.parallel import distributed
 from plait.engine.state import State
 from plait.families.theworld import family
 from tests import processes
-from tests.engine.toy import ALONE, make_config, micro
+from tests.engine.toy import ALONE, make_config, make_loop, micro
 
 from .conftest import sample
 
@@ -18,7 +17,7 @@ NOTHING = [sample(4, say=""), sample(say="")]
 SPLITS = {"text on one rank": (TEXT, PICTURES), "unequal": (PICTURES[:1], TEXT), "nothing supervised on one rank": (NOTHING, PICTURES)}
 
 
-def gradients(made, trainable, batches, world, folder):
+def gradients(made, trainable, batches, ranks, folder):
     """The gradients after one rank's micro-batches."""
     config, model, inputs = made
     for name, part in family.components(model).items():
@@ -27,15 +26,15 @@ def gradients(made, trainable, batches, world, folder):
     micros = [micro([0]) for _ in batches]
     for one, samples in zip(micros, batches, strict=True):
         one.batch = inputs.collate([inputs.encode(given, 0) for given in samples])
-    loop = Loop(State(model), family.Loss(config), make_config(), world, Quarantine(folder / "bad.jsonl", 0.01), [])
-    weights = total_weights(loop.loss, micros, world)
-    loop.accumulate(distributed.replicate(model, world), micros, {"loss": weights["loss"]})
+    loop = make_loop(State(model), family.Loss(config), make_config(), ranks, folder / "bad.jsonl")
+    weights = total_weights(loop.loss, micros, ranks)
+    loop.accumulate(distributed.replicate(model, ranks), micros, {"loss": weights["loss"]})
     return {name: value.grad.numpy() for name, value in model.named_parameters() if value.grad is not None}
 
 
 def on_rank(made, trainable, split, folder):
-    with distributed.world("cpu") as world:
-        return gradients(made, trainable, [split[world.rank]], world, folder)
+    with distributed.join("cpu") as ranks:
+        return gradients(made, trainable, [split[ranks.rank]], ranks, folder)
 
 
 EVERYTHING = ("projector", "vision", "language", "world")

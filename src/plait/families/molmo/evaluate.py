@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from plait.data.synthetic.answers import can_judge, judge
+from plait.engine.evaluation import Bench, Row
 from plait.errors import BadSample, PlaitError
 from plait.families.molmo import points, styles
 from plait.families.molmo.generate import answers
@@ -19,7 +20,6 @@ from plait.families.molmo.inputs import Example, Inputs, Sample
 from plait.families.molmo.model import Molmo
 from plait.families.molmo.scoring import benchmark_rules, metrics
 
-Row = dict[str, Any]
 Score = Callable[[str, Sample], dict[str, float]]
 
 _SPARE_TOKENS = 8  # an answer may run this much longer than the longest gold one: enough to be seen to differ
@@ -27,13 +27,16 @@ _HIT_RADIUS = 5.0  # percent of width and height within which a point hits a gol
 
 
 @dataclass(frozen=True)
-class Bench:
-    """A bench: answers scored by one rule, and the figures computed from the scores."""
+class Scored:
+    """A bench that scores free answers by one rule."""
 
     score: Score
-    pictures: None = None
 
-    def predict(self, model: Molmo, samples: Sequence[Sample], inputs: Inputs, *, batch: int) -> list[Row]:
+    def bench(self) -> Bench:
+        """Return the rule as a Bench of the engine."""
+        return Bench(self.predict, self.summarise)
+
+    def predict(self, model: Molmo, samples: Sequence[Sample], inputs: Inputs, *, batch: int, moment: str = "") -> list[Row]:
         """Answer and score every sample, in their order; a sample that cannot be encoded has a row with the reason.
 
         Raises PlaitError for a sample without the fields that the rule compares with.
@@ -184,18 +187,21 @@ def _mmmu(answer: str, sample: Sample) -> dict[str, float]:
     )
 
 
-benches = {
-    "accuracy": Bench(accuracy),
-    "vqa": Bench(lambda answer, sample: {"score": metrics.vqa_score(answer, golds(sample))}),
-    "exact_match": Bench(lambda answer, sample: {"score": metrics.exact_match(answer, golds(sample))}),
-    "anls": Bench(lambda answer, sample: {"score": metrics.anls(answer, golds(sample))}),
-    "relaxed_accuracy": Bench(lambda answer, sample: {"score": metrics.relaxed_accuracy(answer, golds(sample))}),
-    "multiple_choice": Bench(lambda answer, sample: _multiple_choice(answer, sample, metrics.choose)),
-    "counting": Bench(counting),
-    "pointing": Bench(pointing),
-    "mmmu": Bench(_mmmu),
-    "mathvista": Bench(lambda answer, sample: {"score": benchmark_rules.mathvista(answer, sample["fields"])}),
+RULES: dict[str, Score] = {
+    "accuracy": accuracy,
+    "vqa": lambda answer, sample: {"score": metrics.vqa_score(answer, golds(sample))},
+    "exact_match": lambda answer, sample: {"score": metrics.exact_match(answer, golds(sample))},
+    "anls": lambda answer, sample: {"score": metrics.anls(answer, golds(sample))},
+    "relaxed_accuracy": lambda answer, sample: {"score": metrics.relaxed_accuracy(answer, golds(sample))},
+    "multiple_choice": lambda answer, sample: _multiple_choice(answer, sample, metrics.choose),
+    "counting": counting,
+    "pointing": pointing,
+    "mmmu": _mmmu,
+    "mathvista": lambda answer, sample: {"score": benchmark_rules.mathvista(answer, sample["fields"])},
 }
+"""The scoring rule of each bench: (answer, sample) to figures by name, `score` first, from 0 to 1."""
+
+benches = {name: Scored(rule).bench() for name, rule in RULES.items()}
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -3,11 +3,13 @@
 import torch
 from torch import Tensor, nn
 
+from plait.engine import loss as contract
+from plait.engine.loss import Batch
 from plait.families.molmo.config import Config
 from plait.families.molmo.sequence import PADDING
 
 
-class Loss:
+class Loss(contract.Loss):
     """`loss` in nats per unit of token weight; `z_loss`, the mean squared log-normaliser; `cut`, answer tokens lost per sample.
 
     Also counts tokens, positions of the sequence that are not padding (those of images among them), and those whose
@@ -20,14 +22,14 @@ class Loss:
     def __init__(self, config: Config):
         self.coefficients = {"loss": 1.0, "z_loss": config.z_loss, "cut": 0.0}
 
-    def weights(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def weights(self, batch: Batch) -> dict[str, Tensor]:
         """Return the summed token weights, the number of samples, and the counts."""
         total = batch["weights"].sum(dtype=torch.float64)
         tokens = (batch["segments"][..., 0] != PADDING).sum(dtype=torch.float64)
         counts = {"tokens": tokens, "supervised_tokens": (batch["weights"] > 0).sum(dtype=torch.float64)}
         return {"loss": total, "z_loss": total, "cut": torch.tensor(float(len(batch["cut"])), dtype=torch.float64), **counts}
 
-    def by_sample(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def by_sample(self, batch: Batch) -> dict[str, Tensor]:
         """Return tokens, supervised tokens and token weight of each sample, with a row per sample or all packed into one row."""
         documents, samples = batch["segments"][..., 0], len(batch["cut"])
         one_per_row = len(documents) == samples
@@ -37,7 +39,7 @@ class Loss:
         values = {"tokens": None, "supervised_tokens": (weights > 0).double(), "loss": weights}
         return {name: torch.bincount(sample_of_position, value, minlength=samples + 1)[:samples] for name, value in values.items()}
 
-    def sums(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def sums(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Return the weighted sums, differentiable."""
         sums: dict[str, Tensor] = model(batch)
         return {**sums, "cut": batch["cut"].sum().to(sums["loss"])}

@@ -5,29 +5,19 @@ A model with a world encoder that gets no world tokens would be measured as plai
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from plait.data.synthetic.answers import can_judge, judge
+from plait.engine.evaluation import Bench, Row
 from plait.errors import BadSample, PlaitError
 from plait.families.theworld.generate import answers
 from plait.families.theworld.inputs import Example, Inputs, Sample
 from plait.families.theworld.model import TheWorld
 
-Row = dict[str, Any]
-
 _SPARE_TOKENS = 8  # an answer may run this much longer than the gold one before it is cut: enough to be seen to differ
 WAYS = ("on", "off", "shuffled")  # the world shown to a sample: its own, none, another sample's
-
-
-@dataclass(frozen=True)
-class Bench:
-    """A bench: how rows of predictions are made, and the figures computed from them."""
-
-    predict: Callable[..., list[Row]]
-    summarise: Callable[[Sequence[Mapping[str, Any]]], dict[str, float]]
-    pictures: None = None
 
 
 def normalise(text: str) -> str:
@@ -42,13 +32,13 @@ def is_correct(answer: str, gold: str, fields: Mapping[str, Any]) -> bool:
     return normalise(answer) == normalise(gold)
 
 
-def predict(model: TheWorld, samples: Sequence[Sample], inputs: Inputs, *, batch: int) -> list[Row]:
+def predict(model: TheWorld, samples: Sequence[Sample], inputs: Inputs, *, batch: int, moment: str = "") -> list[Row]:
     """Answer every sample with the model as configured; one row per sample, in their order."""
     way = "on" if inputs.config.world else "none"
     return [_row(sample, {way: answer}) for sample, answer in zip(samples, _generate(model, samples, inputs, way, batch), strict=True)]
 
 
-def predict_three_ways(model: TheWorld, samples: Sequence[Sample], inputs: Inputs, *, batch: int) -> list[Row]:
+def predict_three_ways(model: TheWorld, samples: Sequence[Sample], inputs: Inputs, *, batch: int, moment: str = "") -> list[Row]:
     """Answer every sample three times: with its own world, without a world block, and with the world of another sample's image.
 
     Raises PlaitError for a model without a world encoder, and where no two samples have different images.
