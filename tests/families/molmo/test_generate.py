@@ -12,9 +12,9 @@ from tests.families.molmo.conftest import photo, sample
 
 
 @torch.no_grad()
-def recomputed(model, inputs, one, count):
+def recomputed(model, inputs, given, count):
     """Greedy tokens, each from the whole sequence anew."""
-    batch = inputs.collate([inputs.prompt(one)], left=True)
+    batch = inputs.collate([inputs.prompt(given)], left=True)
     for _ in range(count):
         token = model.logits(model.hidden(model.embed(batch), batch))[0, -1].argmax().view(1, 1)
         batch["positions"] = torch.cat([batch["positions"], batch["positions"][:, -1:] + 1], 1)
@@ -35,10 +35,10 @@ def restless(model):
 def test_cached_greedy_tokens_equal_recomputed_ones(make):
     _, model, inputs = make()
     samples = [sample(1), sample(ask="Where is it, the small green frog?"), sample(2, 3)]
-    batch = inputs.collate([inputs.prompt(one) for one in samples], left=True)
-    found = decode(CachedMolmo(restless(model), batch), max_new_tokens=[8] * 3, stops=frozenset({-1}))
-    assert len({token for row in found for token in row}) > 6
-    assert found == [recomputed(model, inputs, one, 8) for one in samples]
+    batch = inputs.collate([inputs.prompt(given) for given in samples], left=True)
+    rows = decode(CachedMolmo(restless(model), batch), max_new_tokens=[8] * 3, stops=frozenset({-1}))
+    assert len({token for row in rows for token in row}) > 6
+    assert rows == [recomputed(model, inputs, given, 8) for given in samples]
 
 
 def test_answers_stop_at_the_end_of_text(make):

@@ -21,8 +21,8 @@ def test_role_format_is_the_published_one():
 
 
 def test_role_format_goes_on_for_several_turns():
-    found = text(PLAIN, turns("One?", "1") + turns("Two?", "2"))
-    assert "".join(piece for piece, _ in found) == " User: One? Assistant: 1 User: Two? Assistant: 2"
+    spans = text(PLAIN, turns("One?", "1") + turns("Two?", "2"))
+    assert "".join(words for words, _ in spans) == " User: One? Assistant: 1 User: Two? Assistant: 2"
 
 
 def test_style_stands_before_the_question():

@@ -70,8 +70,8 @@ def test_tokens_run_in_raster_order_over_the_whole_image(backbone):
     expected = [
         [(r, c) for r in (y, y + 1) for c in (x, x + 1) if r < high and c < wide] for y in range(0, high, 2) for x in range(0, wide, 2)
     ]
-    found = [[tuple(seen[p].tolist()) for p in pool if p >= 0] for pool in tiled.pools[first:].tolist()]
-    assert found == expected
+    patches_of_tokens = [[tuple(seen[p].tolist()) for p in pool if p >= 0] for pool in tiled.pools[first:].tolist()]
+    assert patches_of_tokens == expected
 
 
 def test_pools_stay_within_a_crop_where_windows_are_even():

@@ -23,15 +23,15 @@ def prompts(inputs, samples, **how):
 @torch.no_grad()
 def recomputed(model, batch, steps):
     """Greedy tokens without a cache: the whole row again for each token."""
-    embeds, batch, found = model.embed(batch), dict(batch), []
+    embeds, batch, tokens = model.embed(batch), dict(batch), []
     for _ in range(steps):
         token = model.logits(model.hidden(embeds, batch)[:, -1]).argmax(-1)
-        found.append(token)
+        tokens.append(token)
         embeds = torch.cat([embeds, model.gemma.get_input_embeddings()(token[:, None])], dim=1)
         for name, value in (("attention_mask", 1), ("token_types", 0)):
             batch[name] = torch.nn.functional.pad(batch[name], (0, 1), value=value)
         batch["positions"] = torch.cat([batch["positions"], batch["positions"][:, -1:] + 1], dim=1)
-    return torch.stack(found, dim=1).tolist()
+    return torch.stack(tokens, dim=1).tolist()
 
 
 @pytest.mark.parametrize("seed", [1, 2])

@@ -132,7 +132,7 @@ def test_temporal_positions_tell_frames_apart():
 def test_pictures_and_clips_may_share_a_batch():
     frames = noise(1, rows=7)[:, 0]
     groups = group_by_length(frames, [1, 5, 1])
-    assert [(places, tuple(stack.shape[:2])) for places, stack in groups] == [([0, 2], (2, 1)), ([1], (1, 5))]
+    assert [(indices, tuple(stack.shape[:2])) for indices, stack in groups] == [([0, 2], (2, 1)), ([1], (1, 5))]
     assert torch.equal(groups[0][1][1, 0], frames[6])
     assert torch.equal(groups[1][1][0], frames[1:6])
 

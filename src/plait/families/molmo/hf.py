@@ -74,7 +74,7 @@ class MolmoForCausalLM(PreTrainedModel, GenerationMixin):
         section = Config.model_validate(config.plait)
         language = AutoModelForCausalLM.from_config(config.get_text_config())
         self.model = assemble(section, language, new_vision(section), seed=0)
-        self.post_init()
+        PreTrainedModel.post_init(self)
 
     def _init_weights(self, module: nn.Module) -> None:
         """Fill only what no file holds: the position numbers."""
