@@ -100,7 +100,7 @@ def test_molmo_as_hf_computes_and_answers_the_same_in_a_fresh_process(trained, t
         built.model, inputs, built.family.GenerateOptions(prompt="How many?", image=[tmp_path / "a.png"], max_new_tokens=8), None
     )
     new = reloaded["new"][0].tolist()
-    assert said == [inputs.words.text(new[: new.index(0)] if 0 in new else new).strip()]
+    assert said == [inputs.tokenizer.decode(new[: new.index(0)] if 0 in new else new).strip()]
 
 
 @pytest.mark.parametrize("to", ["hf", "molmo"])

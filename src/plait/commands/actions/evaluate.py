@@ -225,8 +225,8 @@ def _entry(config: RunConfig, bench: str, options: Options) -> Evaluate:
         raise PlaitError(f"--bench {name!r} is unknown: {_hint(name, sorted(known))}")
     catalogue = registry.datasets(config.family)
     if not split and name not in {*catalogue.DATASETS, *catalogue.ALIASES}:
-        raise PlaitError(f"--bench {name!r} is unknown: {_hint(name, [*sorted(known), *catalogue.judged()])}")
-    split = split or options.split or catalogue.exam_split(name)
+        raise PlaitError(f"--bench {name!r} is unknown: {_hint(name, [*sorted(known), *catalogue.scored()])}")
+    split = split or options.split or catalogue.evaluation_split(name)
     _, source = benchmark(config, f"{name}:{split}")
     source = source.model_copy(update={"path": options.data})
     return Evaluate(bench=f"{name}:{split}", samples=options.samples, batch=options.batch, data=[source])
