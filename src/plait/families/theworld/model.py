@@ -19,7 +19,7 @@ from plait.families.theworld.sequence import Kind
 from plait.families.theworld.world import WorldEncoder, WorldProjector, by_length, unit_range
 from plait.keys import key
 from plait.nn.connectors import root_mean_square, seeded
-from plait.nn.idle import gathered, nothing_of, zero_of
+from plait.nn.idle import is_sharded, zero_from, zero_from_parameters
 from plait.nn.losses import token_cross_entropy
 
 Batch = dict[str, Tensor]
@@ -35,7 +35,7 @@ class TheWorld(nn.Module):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """{"loss": sum of cross-entropies, nats, over supervised positions}; exactly 0 with zero gradients where nothing is supervised."""
         embeds_BLD = self.embed(batch)
-        if gathered(self.gemma.model.language_model):  # also going back through it gathers: all ranks do, or none
+        if is_sharded(self.gemma.model.language_model):  # also going back through it gathers: all ranks do, or none
             embeds_BLD = embeds_BLD + self._untouched(batch).to(embeds_BLD.dtype)
         hidden_BLD = self.hidden(embeds_BLD, batch)
         target_BL = batch["labels"][:, 1:]
@@ -50,9 +50,9 @@ class TheWorld(nn.Module):
         if len(pixels):
             features = self._image_features(pixels).to(embeds_BLD.dtype)
             embeds_BLD = embeds_BLD.masked_scatter(kinds_BL1 == Kind.IMAGE, features)
-        elif gathered(self.gemma.model.vision_tower):
+        elif is_sharded(self.gemma.model.vision_tower):
             blank = self._image_features(pixels.new_zeros(1, *pixels.shape[1:]))
-            embeds_BLD = embeds_BLD + nothing_of(blank).to(embeds_BLD.dtype)
+            embeds_BLD = embeds_BLD + zero_from(blank).to(embeds_BLD.dtype)
         if len(batch["frames"]):
             blocks = self._world_blocks(batch).to(embeds_BLD.dtype)
             embeds_BLD = embeds_BLD.masked_scatter(kinds_BL1 >= Kind.WORLD, blocks)
@@ -109,7 +109,7 @@ class TheWorld(nn.Module):
             idle += [self.world]
         if self.projector is not None and not len(batch["frames"]):
             idle += [self.projector]
-        return zero_of((p for part in idle for p in part.parameters()), batch["ids"].device)
+        return zero_from_parameters((p for part in idle for p in part.parameters()), batch["ids"].device)
 
 
 def _gradients(*parts: nn.Module) -> torch.autograd.grad_mode.set_grad_enabled:
