@@ -9,7 +9,7 @@ from PIL import Image
 
 from plait.config.schema import Source
 from plait.data.sources.open import open_source
-from plait.data.synthetic.answers import judge, points
+from plait.data.synthetic.answers import points, score
 from plait.data.synthetic.lexicon import NUMBERS
 from plait.data.synthetic.nlvr_record import PITCH
 from plait.errors import BadSample, PlaitError
@@ -74,8 +74,8 @@ def test_every_answer_is_judged_right_and_another_wrong(tmp_path):
     source = opened(shard(tmp_path / "a.tar"), options={"tasks": ["count", "point"], "questions": 50})
     for sample in (source[i] for i in range(len(source))):
         fields = sample["fields"]
-        assert judge(sample["messages"][1]["content"], fields), sample
-        assert not judge("nineteen" if fields["task"] == "count" else '<point x="37.5" y="50.0" alt="a">a</point>', fields), sample
+        assert score(sample["messages"][1]["content"], fields), sample
+        assert not score("nineteen" if fields["task"] == "count" else '<point x="37.5" y="50.0" alt="a">a</point>', fields), sample
 
 
 def test_truth_is_the_sentence_and_its_label(tmp_path):
@@ -114,7 +114,7 @@ def test_a_statement_is_answered_by_its_number_where_reasons_are_asked_for(tmp_p
         assert one["fields"]["question"] == other["fields"]["question"]
         number, verdict = other["fields"]["answer"].split(": ")
         assert number in NUMBERS and verdict == one["fields"]["answer"] == one["fields"]["truth"]
-        assert judge(f"{number}: {verdict}", one["fields"]) and not judge({"true": "false", "false": "true"}[verdict], one["fields"])
+        assert score(f"{number}: {verdict}", one["fields"]) and not score({"true": "false", "false": "true"}[verdict], one["fields"])
 
 
 def test_a_statement_needs_another_picture(tmp_path):

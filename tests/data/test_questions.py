@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from plait.data.synthetic.answers import judge
+from plait.data.synthetic.answers import score
 from plait.data.synthetic.questions import TASKS
 from plait.data.synthetic.scenes import Scenes
 
@@ -99,7 +99,7 @@ def test_count_answers_agree_with_the_list_of_things() -> None:
         phrase = re.search(r"(?:How many|Count the|number of) ([a-z ]+?)(?: are there| are in the picture)?[?.]$", question.text)
         assert phrase, question.text
         words = [word.removesuffix("es" if word == "crosses" else "s") for word in phrase[1].split() if word != "shapes"]
-        truth = sum(all(word in (thing.colour, thing.shape) for word in words) for thing in scene.things)
+        truth = sum(all(word in (thing.colour, thing.shape) for word in words) for thing in scene.objects)
         assert question.answer == numbers[truth], question.text
         seen.add(truth)
     assert seen == {0, 1, 2, 3, 4, 5}
@@ -133,7 +133,7 @@ def test_several_points_are_sorted_and_one_for_each_thing() -> None:
         xs = [float(x) for x in re.findall(r'\bx\d*="([\d.]+)"', question.answer)]
         assert xs == sorted(xs) and len(xs) == len(question.truth)
         assert question.answer.startswith("<points x1=" if len(xs) > 1 else "<point x=")
-        assert all(min(abs(x - 100 * thing.x / scene.width) for thing in scene.things) <= 0.051 for x in xs)
+        assert all(min(abs(x - 100 * thing.x / scene.width) for thing in scene.objects) <= 0.051 for x in xs)
 
 
 @pytest.mark.parametrize("frames", [0, 5])
@@ -163,7 +163,7 @@ def test_caption_names_exactly_the_things() -> None:
             told[size, colour, shape if numbers[number] == 1 else shape.removesuffix("es" if shape == "crosses" else "s")] += numbers[
                 number
             ]
-        assert told == Counter((thing.size, thing.colour, thing.shape) for thing in scene.things), caption
+        assert told == Counter((thing.size, thing.colour, thing.shape) for thing in scene.objects), caption
         assert not re.search(r"there is (two|three|four|five)|there are an? |\ba [aeiou]|, and| {2}|\bNone\b", caption), caption
 
 
@@ -179,7 +179,7 @@ def test_caption_without_sizes_has_articles_that_fit() -> None:
 def test_judge_accepts_the_answer_and_refuses_another_scenes(task: str, answers: str) -> None:
     source = scenes(task, 60, "validation", answers=answers, objects=[2, 4], size=[32, 32], supersample=1)
     rows = [source[i]["fields"] for i in range(60)]
-    assert all(judge(fields["answer"], fields) for fields in rows)
-    crossed = sum(judge(rows[i]["answer"], rows[i - 1]) for i in range(60))
+    assert all(score(fields["answer"], fields) for fields in rows)
+    crossed = sum(score(rows[i]["answer"], rows[i - 1]) for i in range(60))
     assert crossed < 45, "an answer should rarely be right for the scene before"
-    assert not any(judge("", fields) for fields in rows)
+    assert not any(score("", fields) for fields in rows)

@@ -73,7 +73,7 @@ def test_training_never_shows_or_names_a_held_out_pair() -> None:
     assert len(source.held_out) == 7  # a tenth of 9 x 8
     for i in range(600):
         scene, question, caption, _ = source._compose(i)
-        assert not {(thing.colour, thing.shape) for thing in scene.things} & source.held_out
+        assert not {(thing.colour, thing.shape) for thing in scene.objects} & source.held_out
         text = f"{question.text} {question.answer} {caption}".lower()
         assert not [pair for pair in source.held_out if " ".join(pair) in text], text
 
@@ -145,7 +145,7 @@ def test_sizes_make_buckets_and_words_mean_radii() -> None:
     shapes = Counter((scene.width, scene.height) for scene in found)
     assert set(shapes) == {(64, 64), (96, 48)} and 110 < shapes[64, 64] < 190
     largest = {(w, h): largest_radius(w, h, 4) for w, h in shapes}
-    share = [(thing.size, thing.radius / largest[scene.width, scene.height]) for scene in found for thing in scene.things]
+    share = [(thing.size, thing.radius / largest[scene.width, scene.height]) for scene in found for thing in scene.objects]
     bounds = {size: (min(r for s, r in share if s == size), max(r for s, r in share if s == size)) for size in ("small", "medium", "large")}
     assert bounds["medium"][0] - bounds["small"][1] > 0.07 and bounds["large"][0] - bounds["medium"][1] > 0.07, bounds
 

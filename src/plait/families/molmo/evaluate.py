@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from plait.data.synthetic.answers import can_judge, judge
+from plait.data.synthetic.answers import can_score, score
 from plait.engine.evaluation import Bench, Row
 from plait.errors import BadSample, PlaitError
 from plait.families.molmo import points, styles
@@ -113,8 +113,8 @@ def _field(sample: Sample, name: str) -> Any:
 
 def accuracy(answer: str, sample: Sample) -> dict[str, float]:
     """Right or wrong: scenes and NLVR judge themselves, else equal to a gold answer but for case, outer punctuation and white space."""
-    if can_judge(sample["fields"]):
-        return {"score": float(judge(answer, sample["fields"]))}
+    if can_score(sample["fields"]):
+        return {"score": float(score(answer, sample["fields"]))}
     said = [" ".join(text.split()).strip(" .,;:!?\"'").casefold() for text in (answer, *golds(sample))]
     return {"score": float(said[0] in said[1:])}
 

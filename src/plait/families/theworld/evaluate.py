@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from plait.data.synthetic.answers import can_judge, judge
+from plait.data.synthetic.answers import can_score, score
 from plait.engine.evaluation import Bench, Row
 from plait.errors import BadSample, PlaitError
 from plait.families.theworld.generate import answers
@@ -27,8 +27,8 @@ def normalise(text: str) -> str:
 
 def right(answer: str, gold: str, fields: Mapping[str, Any]) -> bool:
     """Exact match after normalisation; questions about scenes have their own judge, which knows the truth."""
-    if can_judge(fields):
-        return judge(answer, dict(fields))
+    if can_score(fields):
+        return score(answer, dict(fields))
     return normalise(answer) == normalise(gold)
 
 
