@@ -1,4 +1,4 @@
-"""The judge: right and wrong answers in many wordings, as a table."""
+"""Scoring of answers: right and wrong answers in many wordings, as a table."""
 
 from typing import Any
 
@@ -48,12 +48,12 @@ def fields(task: str, truth: Any, *objects: dict[str, Any]) -> dict[str, Any]:
         ),
     ],
 )
-def test_judge_reads_free_answers(task: str, truth: Any, right: list[str], wrong: list[str]) -> None:
+def test_free_answers_are_scored(task: str, truth: Any, right: list[str], wrong: list[str]) -> None:
     assert [answer for answer in right if not score(answer, fields(task, truth))] == []
     assert [answer for answer in wrong if score(answer, fields(task, truth))] == []
 
 
-def test_only_fields_that_tell_task_and_truth_are_judged():
+def test_only_fields_with_a_task_and_its_truth_can_be_scored():
     assert can_score(fields("count", 2)) and can_score({"task": "statement", "truth": "true"})
     assert not can_score({"task": "count", "truth": 2}), "a user's own column of that name"
     for other in ({"task": "caption of a photo", "truth": 2, "objects": []}, {"task": "truth"}, {}):
@@ -103,7 +103,7 @@ def test_judge_of_points_wants_the_point_inside_the_thing() -> None:
     assert score('<point x="25.0" y="50.0" alt="red circle">red circle</point>', scene)
     assert score('<point x="34.0" y="50.0" alt="circle 1">it</point>', scene)  # 5.76 of 6 pixels away
     assert not score('<point x="35.0" y="50.0" alt="red circle">red circle</point>', scene)  # 6.4 pixels away
-    assert not score('<points x1="25" y1="50" x2="75" y2="25" alt="a">a</points>', scene), "one thing was asked for, two were pointed at"
+    assert not score('<points x1="25" y1="50" x2="75" y2="25" alt="a">a</points>', scene), "one object is asked for, two are pointed at"
     assert not score("25.0 50.0", scene)
 
 

@@ -66,8 +66,8 @@ def test_supersampling_smooths_edges_without_moving_them() -> None:
 
 
 def test_trails_lie_behind_the_motion() -> None:
-    thing = SceneObject("circle", "red", "small", 40, 24, 3.0, 0.0, 8.0)
-    scene = Scene(80, 48, WHITE, (thing,))
+    moving = SceneObject("circle", "red", "small", 40, 24, 3.0, 0.0, 8.0)
+    scene = Scene(80, 48, WHITE, (moving,))
     with_trail, without = centroid(render(scene, trails=True)), centroid(render(scene))
     assert with_trail[0] < without[0] - 2
     assert with_trail[1] == pytest.approx(without[1], abs=0.3)

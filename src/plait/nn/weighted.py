@@ -32,7 +32,7 @@ def weighted_cross_entropy(hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor,
         return zero, zero
     chunked: Callable[..., tuple[Tensor, Tensor]] = _Chunked.apply
     with torch.autocast(device, enabled=False):
-        return chunked(hidden_ND, head_VD, target_N, weight_N.to(wide), product, wide)
+        return chunked(hidden_ND, head_VD, target_N, weight_N.to(wide), product)
 
 
 class _Chunked(torch.autograd.Function):
@@ -40,9 +40,9 @@ class _Chunked(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor, weight_N: Tensor, product: torch.dtype, wide: torch.dtype
+        ctx: Any, hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor, weight_N: Tensor, product: torch.dtype
     ) -> tuple[Tensor, Tensor]:
-        ctx.product, ctx.wide = product, wide
+        ctx.product, wide = product, weight_N.dtype
         head = head_VD.to(product)
         normalisers, chosen = [], []
         for hidden, target in zip(torch.split(hidden_ND, CHUNK_POSITIONS), torch.split(target_N, CHUNK_POSITIONS), strict=True):
@@ -58,11 +58,11 @@ class _Chunked(torch.autograd.Function):
         hidden_ND, head_VD, target_N, weight_N, normaliser_N = ctx.saved_tensors
         head = head_VD.to(ctx.product)
         grad_hidden = torch.empty_like(hidden_ND) if ctx.needs_input_grad[0] else None
-        grad_head = torch.zeros_like(head_VD, dtype=ctx.wide) if ctx.needs_input_grad[1] else None
+        grad_head = torch.zeros_like(head_VD, dtype=weight_N.dtype) if ctx.needs_input_grad[1] else None
         for start in range(0, len(target_N), CHUNK_POSITIONS):
             chunk = slice(start, start + CHUNK_POSITIONS)
             hidden, weight, normaliser = hidden_ND[chunk].to(ctx.product), weight_N[chunk, None], normaliser_N[chunk, None]
-            slope = (F.linear(hidden, head).to(ctx.wide) - normaliser).exp_()
+            slope = (F.linear(hidden, head).to(weight_N.dtype) - normaliser).exp_()
             slope *= weight * (grad_loss + 2 * grad_z * normaliser)
             slope.scatter_add_(-1, target_N[chunk, None], -weight * grad_loss)
             slope = slope.to(ctx.product)
@@ -70,4 +70,4 @@ class _Chunked(torch.autograd.Function):
                 grad_hidden[chunk] = (slope @ head).to(grad_hidden.dtype)
             if grad_head is not None:
                 grad_head += slope.T @ hidden
-        return grad_hidden, None if grad_head is None else grad_head.to(head_VD.dtype), None, None, None, None
+        return grad_hidden, None if grad_head is None else grad_head.to(head_VD.dtype), None, None, None

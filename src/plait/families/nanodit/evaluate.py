@@ -178,7 +178,7 @@ def predict_toy(model: NanoDiT, samples: Sequence[Sample], inputs: Inputs, *, ba
     """
     missing = [sample["id"] for sample in samples if not set(LABELS) <= sample["fields"].keys()]
     if missing:
-        raise PlaitError(f"bench toy judges fields {' and '.join(LABELS)}, which sample {missing[0]} has not")
+        raise PlaitError(f"bench toy needs the fields {' and '.join(LABELS)}, which sample {missing[0]} has not")
     means = _prototypes(samples, inputs)
     rows: dict[int, Row] = {}
     for part in _batches(samples, inputs, batch):
