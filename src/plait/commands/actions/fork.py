@@ -74,5 +74,5 @@ def _say(new: Path, found: Checkpoint, before: Resolved, after: Resolved, differ
     print(f"{new} goes on from {found.folder}: step {found.step}, stage {found.manifest['stage']}")
     if differences:
         view = after.stages[min(found.manifest["state"]["stage"], len(after.stages)) - 1].config
-        print(start.changed(before.config, after.config, differences, view.train.steps or 1000))
+        print(start.describe_changes(before.config, after.config, differences, view.train.steps or 1000))
     print(f"continue it: plait train {new}")
