@@ -66,7 +66,7 @@ def chain(launcher: Launcher, config: Path, straight: Path, events: list[prove.E
     plan = prove.choose(events, kills, seed)
     began = time.monotonic()
     try:
-        prove.run_killed(Trial(config, launcher), killed, plan, print)
+        prove.run_killed(Trial(config, launcher), killed, plan)
         lines = compare.runs(straight, killed)
         divergence = compare.divergence(lines)
         compared = {line.what: line.compared for line in lines}
@@ -75,7 +75,7 @@ def chain(launcher: Launcher, config: Path, straight: Path, events: list[prove.E
     print(f"chain {seed}: {divergence or 'bit-exact'}", flush=True)
     if divergence is None:
         shutil.rmtree(killed)
-    ends = [{"way": kill.way, "moment": kill.found, "since": kill.since, "exit_code": kill.exit_code} for kill in plan]
+    ends = [{"way": kill.way, "moment": kill.moment, "since": kill.since, "exit_code": kill.exit_code} for kill in plan]
     start = "python -m plait" if isinstance(launcher, launch.Fresh) else "forked"
     minutes = (time.monotonic() - began) / 60
     return {"seed": seed, "start": start, "minutes": minutes, "divergence": divergence, "compared": compared, "kills": ends}

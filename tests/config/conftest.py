@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, field_serializer, field_validator, m
 from plait.config.dialects import table
 from plait.config.load import load_config
 from plait.config.resolved import Resolved
+from plait.config.schema import ModelSection
 from plait.errors import PlaitError
 
 
@@ -27,8 +28,7 @@ class World(BaseModel):
         return self
 
 
-class Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class Model(ModelSection):
     base: str = "google/gemma-3-4b-it"
     world: World | None = World()
 
@@ -42,7 +42,7 @@ class Model(BaseModel):
         return False if value is None else value
 
 
-def model_config(family: str) -> type[BaseModel]:
+def model_config(family: str) -> type[ModelSection]:
     if family != "theworld":
         raise PlaitError(f"family {family!r} is unknown: known: theworld")
     return Model

@@ -20,9 +20,9 @@ def read(tmp_path: Path, text: str, without=()):
 
 
 def test_rows_keep_their_own_weights_and_may_be_any_source(tmp_path):
-    found = read(tmp_path, "[{name: vqa2, weight: 2}, {source: jsonl, path: mine.jsonl}]")
-    assert [entry.source for entry in found.entries] == ["dataset", "jsonl"]
-    assert found.weights([10, 1000]) == [2.0, 1.0]
+    parsed = read(tmp_path, "[{name: vqa2, weight: 2}, {source: jsonl, path: mine.jsonl}]")
+    assert [entry.source for entry in parsed.entries] == ["dataset", "jsonl"]
+    assert parsed.weights([10, 1000]) == [2.0, 1.0]
 
 
 def test_json_rows_of_name_and_weight_are_a_mixture(tmp_path):
@@ -43,11 +43,11 @@ def test_what_is_left_out_leaves_its_share_to_its_group(tmp_path):
 
 
 def test_the_shipped_mixture_has_its_groups_and_overrides():
-    found = mixture.read(SHIPPED)
-    assert found.shares == {"demo": 0.15, "academic": 0.5, "pointing": 0.35}
-    sizes = {part.entry.name: part.size for part in found.parts if part.size}
+    parsed = mixture.read(SHIPPED)
+    assert parsed.shares == {"demo": 0.15, "academic": 0.5, "pointing": 0.35}
+    sizes = {part.entry.name: part.size for part in parsed.parts if part.size}
     assert sizes == {"pixmo_cap": 50_000, "dv_qa": 10_000, "figure_qa": 10_000, "plot_qa": 20_000}
-    assert (len(found.parts), math.fsum(found.weights([1] * len(found.parts)))) == (31, pytest.approx(1.0))
+    assert (len(parsed.parts), math.fsum(parsed.weights([1] * len(parsed.parts)))) == (31, pytest.approx(1.0))
 
 
 WRONG = {
@@ -65,10 +65,10 @@ WRONG = {
 
 @pytest.mark.parametrize(("text", "line"), WRONG.items())
 def test_a_wrong_mixture_is_told_in_one_line(tmp_path, text, line):
-    with pytest.raises(PlaitError) as told:
+    with pytest.raises(PlaitError) as caught:
         read(tmp_path, text)
-    assert line in str(told.value)
-    assert "\n" not in str(told.value)
+    assert line in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_leaving_out_what_is_not_there_names_the_nearest(tmp_path):
