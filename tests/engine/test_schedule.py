@@ -6,14 +6,14 @@ import torch
 from plait.config.conflicts import conflicts
 from plait.config.schema import Optim, RunConfig, Schedule
 from plait.engine import schedule
-from plait.engine.schedule import Moment, lr_factor, moment
+from plait.engine.schedule import Progress, lr_factor, progress_at
 from plait.errors import PlaitError
 
 from .toy import make_config, make_state, micro, step_batch
 
 
 def at(step, end=100):
-    return Moment(step, step + 1, end)
+    return Progress(step, step + 1, end)
 
 
 @pytest.mark.parametrize("name", ["constant", "linear", "cosine", "inverse_sqrt"])
@@ -40,7 +40,7 @@ def test_inverse_sqrt_halves_when_the_step_quadruples():
 
 def test_a_curve_in_steps_ends_where_it_is_told_and_stays_there():
     settings = Schedule(name="linear", decay_steps=50)
-    found = [lr_factor("linear", moment(settings, step, 100, {}, {}), 0, floor=0.1) for step in (0, 25, 50, 99)]
+    found = [lr_factor("linear", progress_at(settings, step, 100, {}, {}), 0, floor=0.1) for step in (0, 25, 50, 99)]
     assert found == pytest.approx([1.0, 0.55, 0.1, 0.1])
 
 
@@ -48,8 +48,8 @@ def test_a_curve_in_steps_ends_where_it_is_told_and_stays_there():
 def test_tokens_are_steps_where_every_step_has_as_many(name):
     steps, tokens = Schedule(name=name, warmup_steps=5), Schedule(name=name, units="tokens", warmup_tokens=35, decay_tokens=280)
     for step in range(40):
-        one = moment(steps, step, 40, {}, {})
-        other = moment(tokens, step, 40, {"tokens": 999.0, "stage_tokens": 7.0 * step}, {"tokens": 7.0})
+        one = progress_at(steps, step, 40, {}, {})
+        other = progress_at(tokens, step, 40, {"tokens": 999.0, "stage_tokens": 7.0 * step}, {"tokens": 7.0})
         assert lr_factor(name, one, 5, 0.1) == pytest.approx(lr_factor(name, other, 35, 0.1), rel=1e-12)
 
 
@@ -94,7 +94,7 @@ def test_a_schedule_in_tokens_resumes_to_the_bit(trained):
     first = make_state(config)
     trained(first, config, batches()[:3])
     second = make_state(config)
-    second.restore(first.facts(), first.tensors())
+    second.restore(first.metadata(), first.tensors())
     second.begin({"tower": second.model.components()["tower"], "head": second.model.components()["head"]}, config.optim)
     later = trained(second, config, batches(start=3))
     assert later == rows[3:]
