@@ -7,11 +7,11 @@ import difflib
 import functools
 import importlib
 import importlib.util
-from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, cast
 
+from plait.config import plugins
 from plait.config.schema import ModelSection
 from plait.errors import PlaitError
 
@@ -28,7 +28,7 @@ GROUP = "plait.families"
 def packages() -> dict[str, str]:
     """Return the package of each family by its name; those that ship come first and cannot be replaced."""
     shipped = {path.parent.name: f"plait.families.{path.parent.name}" for path in sorted(_HERE.glob("*/family.py"))}
-    return {**{entry.name: entry.value for entry in entry_points(group=GROUP)}, **shipped}
+    return {**{entry.name: entry.value for entry in plugins.offered(GROUP)}, **shipped}
 
 
 def names() -> list[str]:
