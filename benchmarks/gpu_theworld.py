@@ -26,9 +26,10 @@ from plait.data.loading.loader import StepBatch
 from plait.data.loading.micro_batch import MicroBatch
 from plait.data.order import SampleId
 from plait.engine import blocks, flops, optim
-from plait.engine.flops import Flops
+from plait.engine.flops import Flops, Meter
 from plait.engine.guards import Quarantine
 from plait.engine.loop import Loop
+from plait.engine.monitoring.signals import Signals
 from plait.engine.parallel.distributed import Ranks
 from plait.engine.precision import TYPES, set_precision
 from plait.engine.state import State
@@ -125,7 +126,20 @@ def measure(view: StageView, model: TheWorld, section: Config, device: torch.dev
     batches = [step_batch(step, settings, section, text) for step in range(1 + steps)]
     with tempfile.TemporaryDirectory() as folder, blocks.compiling(settings.distributed):
         quarantine = Quarantine(Path(folder) / "quarantine.jsonl", settings.guard.max_bad_fraction)
-        loop = Loop(state, loss, settings, ranks, quarantine, [])
+        loop = Loop(
+            stage=view.name,
+            state=state,
+            loss=loss,
+            config=settings,
+            ranks=ranks,
+            quarantine=quarantine,
+            hooks=[],
+            stop=Signals(),
+            mark=lambda part: None,
+            sources=["photos"],
+            skipped=frozenset(),
+            meter=Meter(device, settings.train.precision),
+        )
         loop.run(batches[:1], 1 + steps)
         loss.counting = False
         elapsed = timed(loop, batches[1:], 1 + steps, device)

@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 
-from plait.assembly import parts
 from plait.assembly.configuration import open_config
+from plait.assembly.data import data_seed, open_training
+from plait.assembly.model import ModelBundle, build_model
 from plait.data.loading.loader import Loader
 from plait.engine.parallel.distributed import Ranks
 
@@ -24,22 +25,22 @@ RECIPE = Path("configs/molmo/debug-multitask.yaml")
 LAYOUTS = ("to_max", "to_128", "longest", "none")
 
 
-def prepared(folder: Path, micro_batch: int, max_tokens: int, steps: int) -> tuple[parts.Parts, dict[str, list[Any]]]:
+def prepared(folder: Path, micro_batch: int, max_tokens: int, steps: int) -> tuple[ModelBundle, dict[str, list[Any]]]:
     """The model, and the micro-batches of the recipe's first steps in each layout."""
     said = ["from=null", f"run={folder}", f"data.max_tokens={max_tokens}"]
     resolved = open_config(RECIPE, said)
-    built = parts.build(resolved.config, folder, Ranks(0, 1, torch.device("cpu")))
-    opened, weights = parts.training(resolved.config)
-    seed, order = parts.stage_order(resolved.stages[0], opened, weights)
+    built = build_model(resolved.config, folder, Ranks(0, 1, torch.device("cpu")))
+    data = open_training(resolved.config)
+    seed, order = data_seed(resolved.stages[0]), data.order(resolved.stages[0])
     found = {}
     for pad in LAYOUTS:
         inputs = built.family.Inputs(built.section, built.assets, max_tokens=max_tokens, pad=pad, train=True)
-        with Loader(opened, order, inputs, seed=seed, micro_batch=micro_batch, workers=0, stop_step=steps) as loader:
+        with Loader(data.sources, order, inputs, seed=seed, micro_batch=micro_batch, workers=0, stop_step=steps) as loader:
             found[pad] = [micro.batch for batch in loader for micro in batch.micro]
     return built, found
 
 
-def seconds(built: parts.Parts, batches: list[Any]) -> float:
+def seconds(built: ModelBundle, batches: list[Any]) -> float:
     """CPU seconds of forward and backward."""
     loss, began = built.family.Loss(built.section), time.process_time()
     for batch in batches:

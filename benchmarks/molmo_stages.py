@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from plait.assembly import saved
-from plait.assembly.parts import Parts
+from plait.assembly.model import ModelBundle
 from plait.config.schema import Source
 from plait.data.sources.open import open_source
 from plait.engine.parallel.distributed import Ranks
@@ -60,7 +60,7 @@ def floor(samples: list[dict[str, Any]]) -> tuple[float, str]:
     return max((sum(score(answer, sample)["score"] for sample in samples) / len(samples), answer) for answer in sorted(said))
 
 
-def nats(built: Parts, inputs: Any, samples: list[dict[str, Any]]) -> float:
+def nats(built: ModelBundle, inputs: Any, samples: list[dict[str, Any]]) -> float:
     """Loss of the right answers, per unit of token weight."""
     loss, total, weight = built.family.Loss(built.section), 0.0, 0.0
     for start in range(0, len(samples), BATCH):
@@ -71,7 +71,7 @@ def nats(built: Parts, inputs: Any, samples: list[dict[str, Any]]) -> float:
     return total / weight
 
 
-def right(built: Parts, inputs: Any, samples: list[dict[str, Any]]) -> float:
+def right(built: ModelBundle, inputs: Any, samples: list[dict[str, Any]]) -> float:
     """The share of right answers."""
     bench = benches["accuracy"]
     return bench.summarise(bench.predict(built.model, samples, inputs, batch=BATCH))["score"]

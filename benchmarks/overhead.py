@@ -37,8 +37,11 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from plait.config.schema import RunConfig
 from plait.data.loading.loader import Loader, MicroBatch, StepBatch
 from plait.data.order import Order, SampleId
+from plait.engine.flops import Meter
 from plait.engine.guards import Quarantine
 from plait.engine.loop import Hook, Loop, Row
+from plait.engine.loss import Loss
+from plait.engine.monitoring.signals import Signals
 from plait.engine.monitoring.tracking import Tracker, open_tracker
 from plait.engine.parallel.distributed import Ranks
 from plait.engine.state import State
@@ -166,11 +169,10 @@ def bare(net: Net, batches: Ready | None, samples: Samples, clock: Clock, folder
         clock.tick(step + 1)
 
 
-class CrossEntropy:
+class CrossEntropy(Loss):
     """The same loss by plait's contract: a sum, and a weight."""
 
     coefficients = {"answer": 1.0}  # noqa: RUF012
-    counts = ()
 
     def weights(self, batch: Batch) -> Batch:
         return {"answer": torch.tensor(float(len(batch["labels"])), dtype=torch.float64)}
@@ -210,9 +212,22 @@ def plait(net: Net, batches: Ready | None, samples: Samples, clock: Clock, folde
     )
     state = State(net)
     state.begin({"net": dict(net.named_parameters())}, config.optim)
-    loop = Loop(state, CrossEntropy(), config, Ranks(0, 1, torch.device("cpu")), Quarantine(folder / "quarantine.jsonl", 0.01), [])
+    ranks = Ranks(0, 1, torch.device("cpu"))
     with contextlib.closing(open_tracker(folder, config, "bench", state)) as tracker:
-        loop.hooks = [recording(tracker), lambda state, row: clock.tick(state.step)]
+        loop = Loop(
+            stage="train",
+            state=state,
+            loss=CrossEntropy(),
+            config=config,
+            ranks=ranks,
+            quarantine=Quarantine(folder / "quarantine.jsonl", 0.01),
+            hooks=[recording(tracker), lambda state, row: clock.tick(state.step)],
+            stop=Signals(),
+            mark=lambda part: None,
+            sources=["memory"],
+            skipped=frozenset(),
+            meter=Meter(ranks.device, config.train.precision),
+        )
         if batches is not None:
             ids = [SampleId(0, i, 0) for i in range(BATCH)]
             loop.run([StepBatch(step, [MicroBatch(batch, ids, False)], [], 0.0) for step, batch in enumerate(batches)], clock.steps)

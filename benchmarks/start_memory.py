@@ -23,7 +23,7 @@ from torch import nn
 from transformers import Gemma3ForConditionalGeneration
 from transformers.utils import logging
 
-from plait.assembly import parts
+from plait.assembly.model import hashes
 from plait.engine.parallel import distributed
 from plait.families.theworld import family, published, towers
 from plait.families.theworld.config import COSMOS, Config
@@ -62,7 +62,7 @@ def one_rank(folder: str, world: str) -> None:
         model = family.build(section, Path(), seed=0)
         found = {"wall_s": time.perf_counter() - began, "cpu_s": time.process_time() - used}
         used = time.process_time()
-        parts.hashes(model)
+        hashes(model)
         found["hash_s"] = time.process_time() - used
         peak.done = True
         peak.join()

@@ -6,6 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from plait.engine.monitoring import reporter
+
+reporter.install()
+
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["WANDB_MODE"] = "offline"

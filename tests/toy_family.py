@@ -1,16 +1,17 @@
 """A family small enough that a run of three stages takes a fraction of a second: y from four numbers, through three linear parts."""
 
 import json
-from types import SimpleNamespace
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from plait.assembly.configuration import open_config
 from plait.commands.prove import compare
+from plait.config.schema import ModelSection
+from plait.engine import loss
 from plait.engine.checkpoints import checkpoint
 from plait.families import registry
+from plait.families.contract import Family
 from plait.keys import rng
 from plait.training import run
 
@@ -32,8 +33,7 @@ track: {{every_steps: 1, tensorboard: false}}
 """
 
 
-class Config(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class Config(ModelSection):
     width: int = 4
 
 
@@ -58,15 +58,9 @@ class Inputs:
         return {"x": torch.tensor([x for x, _ in examples]), "y": torch.tensor([y for _, y in examples])}
 
 
-class Loss:
-    counts = ()
-    shares = ()
-
+class Loss(loss.Loss):
     def __init__(self, section):
         self.coefficients = {"error": 1.0}
-
-    def by_sample(self, batch):
-        return {}
 
     def weights(self, batch):
         return {"error": torch.tensor(float(len(batch["y"])), dtype=torch.float64)}
@@ -80,25 +74,24 @@ def components(model):
     return {part: {name: value for name, value in named.items() if name.startswith(part)} for part in ("projector", "vision", "language")}
 
 
-FAMILY = SimpleNamespace(
+FAMILY = Family(
+    name="theworld",
     Config=Config,
     prepare=lambda section, directory, texts: directory.mkdir(parents=True, exist_ok=True),
     build=lambda section, directory, *, seed: Net(section.width, seed),
     base=lambda section: [{"part": "toy", "name": "drawn from the seed", "revision": None}],
     components=components,
-    never_trained=frozenset(),
     blocks=lambda model: [model.vision, model.projector, model.language],
     Inputs=Inputs,
     Loss=Loss,
-    benches={},
-    monitors=None,
 )
+BENCHES = {}
 
 
 def install(monkeypatch, folder):
     """Put the toy in theworld's place, and write its data and recipe; returns the recipe."""
     monkeypatch.setattr(registry, "load", lambda name: FAMILY)
-    monkeypatch.setattr(registry, "benches", lambda name: FAMILY.benches)
+    monkeypatch.setattr(registry, "benches", lambda name: BENCHES)
     monkeypatch.setattr(registry, "model_config", lambda name: Config)
     monkeypatch.setenv("PLAIT_CACHE", str(folder / "cache"))
     for name, count in (("train", 30), ("held", 8)):

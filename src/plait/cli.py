@@ -27,6 +27,7 @@ from plait.commands import (
 from plait.commands.command import Arguments, Command
 from plait.commands.prove import command as prove
 from plait.config.dialects import table as dialects
+from plait.engine.monitoring import reporter
 from plait.errors import PlaitError
 
 VERBS = (train, config, prove, eval, export, generate, stages, fork, ckpt, data_index, data_shard, data_inspect, doctor)
@@ -50,6 +51,7 @@ class Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Exit codes: 0 done, 2 a PlaitError in one line on standard error, 130 interrupted."""
+    reporter.install()
     try:
         parsed = parse(sys.argv[1:] if arguments is None else arguments)
         parsed.command.run(parsed)

@@ -13,8 +13,9 @@ from PIL import Image
 from pydantic import BaseModel
 
 from plait import keys
-from plait.assembly import parts
 from plait.assembly.configuration import open_config
+from plait.assembly.data import open_data
+from plait.assembly.held_out import choose
 from plait.commands.actions import index_data
 from plait.commands.actions import inspect_data as data_inspect
 from plait.config import reading
@@ -111,7 +112,7 @@ def test_the_samples_are_the_first_that_the_run_takes_with_the_pixels_it_takes(f
     resolved = resolve()
     data_inspect.draw(resolved, "train", 7, tmp_path / "out")
     view = resolved.stages[0]
-    opened = parts.open_data(view.config, view.config.data.train, "train")
+    opened = open_data(view.config, view.config.data.train, "train")
     seed = keys.key(5, "stage", "train")
     order = Order([40, 7], [1.0, 1.0], seed, 4)
     loader = Loader(
@@ -132,8 +133,8 @@ def tmp_path_with_vocabulary(folder):
 def test_validation_shows_the_samples_that_are_judged_without_augmentation(family, resolve, tmp_path, capsys):
     resolved = resolve()
     data_inspect.draw(resolved, "validation", 5, tmp_path / "out")
-    (source,) = parts.open_data(resolved.config, resolved.config.data.validation, "validation")
-    judged = [source[one.index] for one in parts.choose([40], 5, 5)]
+    (source,) = open_data(resolved.config, resolved.config.data.validation, "validation")
+    judged = [source[one.index] for one in choose([40], 5, 5)]
     assert titles(tmp_path / "out") == [sample["id"] for sample in judged]
     plain = [images.decode(sample["images"][0]).permute(1, 2, 0).numpy() for sample in judged]
     assert np.array_equal(pictures(tmp_path / "out"), plain)
@@ -213,7 +214,7 @@ def test_the_fused_model_shows_its_answer_as_supervised(tmp_path):
     resolved = open_config(tmp_path / "config.yaml")
     data_inspect.draw(resolved, "train", 2, tmp_path / "out")
     page = (tmp_path / "out" / "page.html").read_text(encoding="utf-8")
-    (source,) = parts.open_data(resolved.config, resolved.config.data.train, "train")
+    (source,) = open_data(resolved.config, resolved.config.data.train, "train")
     answers = {f"train-0-{i}": source[i]["messages"][1]["content"] for i in range(40)}
     assert re.findall(r"<mark>(.*?)</mark>", page) == [f"{answers[name]}&lt;end_of_turn&gt;" for name in titles(tmp_path / "out")]
     assert [seen.shape for seen in pictures(tmp_path / "out")] == [(16, 16, 3)] * 4, "one for vision and one for the world, per sample"

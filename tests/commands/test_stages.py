@@ -15,6 +15,7 @@ from plait.engine.loop import Loop
 from plait.engine.plateau import PLANNED
 from plait.engine.state import State
 from plait.errors import PlaitError
+from plait.keys import key
 from tests import toy_family as toy
 
 PLATEAU = "train.plateau={min_steps: 4, patience_steps: 2, window_steps: 99}"
@@ -60,7 +61,7 @@ def test_frozen_parts_are_bit_equal_after_a_stage_and_every_trained_one_moved(ma
 
 
 def seed_of(made):
-    return toy.run.parts.key(0, "init")
+    return key(0, "init")
 
 
 def test_unfreezing_leaves_the_moments_of_other_parts_untouched(made, monkeypatch):

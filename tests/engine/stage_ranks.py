@@ -5,11 +5,9 @@ import sys
 from pathlib import Path
 from unittest import mock
 
-from plait.engine.guards import Quarantine
-from plait.engine.loop import Loop
 from plait.engine.parallel import distributed
 
-from .toy import SquaredError, make_config, make_state, micro, step_batch
+from .toy import SquaredError, make_config, make_loop, make_state, micro, step_batch
 
 
 def main(out: Path, stale: bool) -> None:
@@ -24,8 +22,9 @@ def train(ranks: distributed.Ranks, quarantine: Path, stale: bool) -> list[float
     kept = distributed.replicate(state.model, ranks)
     for stage, parts in enumerate([("head",), ("tower", "head")]):
         state.enter(stage + 1)
+        state.pause()
         state.begin({part: state.model.components()[part] for part in parts}, config.optim)
-        loop = Loop(state, SquaredError(), config, ranks, Quarantine(quarantine, 0.01), [])
+        loop = make_loop(state, SquaredError(), config, ranks, quarantine)
         batches = [step_batch(i, [micro(list(range(40 * i + ranks.rank, 40 * i + 8, ranks.size)))]) for i in range(3)]
         with mock.patch.object(distributed, "replicate", return_value=kept) if stale else mock.MagicMock():
             loop.run(batches, state.step + 3)

@@ -49,6 +49,7 @@ def test_1_a_checkpoint_right_after_unfreezing_loads_and_goes_on(make_loop, tmp_
     state = make_state(CONFIG, trainable=("head",))
     trained(make_loop, state, 3)
     state.enter(2)
+    state.pause()
     state.begin(state.model.components(), CONFIG.optim)
     back = saved_and_back(state, tmp_path, ("tower", "head"))
     assert equal(state, back)
@@ -63,6 +64,7 @@ def test_1_moments_of_a_refrozen_part_are_not_dropped(make_loop, tmp_path):
     trained(make_loop, state, 3)
     before = {name: value.clone() for name, value in state.tensors()["moments"].items() if name.startswith("tower")}
     state.enter(2)
+    state.pause()
     state.begin({"head": state.model.components()["head"]}, CONFIG.optim)
     trained(make_loop, state, 2)
     back = saved_and_back(state, tmp_path, ("head",))
@@ -125,6 +127,7 @@ def test_4_what_is_unfrozen_without_an_optimizer_that_moves_it_is_refused():
     state.model.tower.weight.requires_grad_(True)
     with pytest.raises(AssertionError, match="optimizer groups and trainable parameters differ"):
         optim.assert_covers(state.model, state.optimizer)
+    state.pause()
     state.begin(state.model.components(), CONFIG.optim)
     optim.assert_covers(state.model, state.optimizer)
 

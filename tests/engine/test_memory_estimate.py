@@ -35,6 +35,7 @@ def test_a_part_that_trained_before_keeps_its_moments_and_average(make_loop):
     config = make_config(optim={"lr": 0.01, "schedule": {"name": "constant"}, "ema": {"decay": 0.9}})
     state = make_state(config)
     make_loop(state, config).run([step_batch(0, [micro(list(range(16)))])], 1)
+    state.pause()
     state.begin({"head": state.model.components()["head"]}, config.optim)
     weights = memory_estimate.weigh(state.model, set(state.trained()), state.ever_trained, [state.model.head])
     found = memory_estimate.memory(weights, Layout(), Storage.of("fp32", averages=1))

@@ -141,6 +141,7 @@ def held(trained, ever, cut_frozen, strategy):
             names = {name for part in parts for name in NAMES[part].split()}
             state.pause()
             sharding.wrap(model.blocks, names, layout, ranks)
+            state.pause()
             state.begin({"all": {name: model.get_parameter(name) for name in names}}, settings)
             model(torch.arange(4)).sum().backward()
             state.optimizer.step()

@@ -34,6 +34,7 @@ def test_a_part_trained_earlier_and_frozen_now_stays_in_the_state(make_loop, con
     train(make_loop, state, config, 2)
     tower = state.model.tower.weight.detach().clone()
     state.enter(2)
+    state.pause()
     state.begin({"head": state.model.components()["head"]}, config.optim)
     train(make_loop, state, config, 2)
     assert torch.equal(state.tensors()["weights"]["tower.weight"], tower)
@@ -44,9 +45,12 @@ def test_unfreezing_leaves_other_moments_untouched_and_returning_ones_come_back(
     state = make_state(config, trainable=("head",))
     train(make_loop, state, config, 3)
     head = snapshot(state)["moments"]
+    state.pause()
     state.begin(state.model.components(), config.optim)
     assert all(torch.equal(state.tensors()["moments"][name], value) for name, value in head.items())
+    state.pause()
     state.begin({"tower": state.model.components()["tower"]}, config.optim)
+    state.pause()
     state.begin(state.model.components(), config.optim)
     assert all(torch.equal(state.tensors()["moments"][name], value) for name, value in head.items())
 

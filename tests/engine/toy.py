@@ -7,6 +7,11 @@ import torch
 from torch import nn
 
 from plait.config.schema import RunConfig
+from plait.engine.flops import Meter
+from plait.engine.guards import Quarantine
+from plait.engine.loop import Loop
+from plait.engine.loss import Loss
+from plait.engine.monitoring.signals import Signals
 from plait.engine.parallel.distributed import Ranks
 from plait.engine.state import State
 from plait.keys import rng
@@ -36,7 +41,7 @@ class Net(nn.Module):
         return {part: {name: value for name, value in named.items() if name.startswith(part)} for part in ("tower", "head")}
 
 
-class SquaredError:
+class SquaredError(Loss):
     """Sum over supervised samples of w (f(x) - y)^2, over sum w."""
 
     coefficients = {"error": 1.0}  # noqa: RUF012
@@ -77,3 +82,10 @@ def make_state(config, trainable=("tower", "head"), seed=0) -> State:
     state = State(net)
     state.begin({part: net.components()[part] for part in trainable}, config.optim)
     return state
+
+
+def make_loop(state, loss, config, ranks, quarantine, hooks=(), **others) -> Loop:
+    """A loop whose other collaborators do nothing, unless they are given."""
+    default = {"stage": "toy", "stop": Signals(), "mark": lambda part: None, "sources": (), "skipped": frozenset()}
+    given = {**default, "meter": Meter(ranks.device, config.train.precision), **others}
+    return Loop(state=state, loss=loss, config=config, ranks=ranks, quarantine=Quarantine(quarantine, 0.01), hooks=hooks, **given)

@@ -5,12 +5,10 @@ from pathlib import Path
 
 from plait.data.order import shares
 from plait.engine import evaluation, source_shares
-from plait.engine.guards import Quarantine
-from plait.engine.loop import Loop
 from plait.engine.parallel import distributed
 from plait.errors import BadSample
 
-from .toy import Id, SquaredError, make_config, make_state, micro, step_batch
+from .toy import Id, SquaredError, make_config, make_loop, make_state, micro, step_batch
 
 
 def mixed(indices, padding):
@@ -48,7 +46,7 @@ def main(out: Path) -> None:
         config = make_config(train={"steps": 5, "global_batch": 15, "grad_clip": 1.0})
         state = make_state(config)
         rows = []
-        loop = Loop(state, SquaredError(), config, ranks, Quarantine(out.with_suffix(".jsonl"), 0.01), [lambda _, row: rows.append(row)])
+        loop = make_loop(state, SquaredError(), config, ranks, out.with_suffix(".jsonl"), [lambda _, row: rows.append(row)])
         loop.sources = ["a", "b", "c"]
 
         def cut(step):

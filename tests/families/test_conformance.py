@@ -6,20 +6,22 @@ import yaml
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from plait.assembly import parts
 from plait.assembly.configuration import open_config
+from plait.assembly.data import open_data
+from plait.assembly.held_out import FixedOrder, choose
+from plait.assembly.model import build_model
 from plait.config.schema import Distributed
 from plait.data.loading.loader import Loader
 from plait.engine import blocks, optim
 from plait.engine.flops import Flops
-from plait.engine.guards import Quarantine
-from plait.engine.loop import Loop, total_weights
+from plait.engine.loop import total_weights
 from plait.engine.parallel import distributed
 from plait.engine.parallel.distributed import Ranks
 from plait.engine.state import State
 from plait.families import registry
 from plait.keys import key
 from tests import processes
+from tests.engine.toy import make_loop
 
 SCENES = "{source: scenes, limit: 16, options: {size: [32, 32], objects: [1, 2], tasks: [caption, count]}}"
 TINY = {
@@ -45,7 +47,7 @@ class Case:
         path.write_text(yaml.dump({**yaml.safe_load(text), **yaml.safe_load(TINY[family])}))
         self.resolved = open_config(path)
         self.config = self.resolved.stages[0].config
-        self.parts = parts.build(self.config, folder / "run", ALONE)
+        self.parts = build_model(self.config, folder / "run", ALONE)
         self.model, self.family = self.parts.model, self.parts.family
         self.loss = self.family.Loss(self.parts.section)
         self.components = self.family.components(self.model)
@@ -56,8 +58,8 @@ class Case:
                 module.p = 0.0
 
     def micros(self, size, train=True, count=SAMPLES, ranks=ALONE):
-        opened = parts.open_data(self.config, self.config.data.train, "train")
-        order = parts.FixedOrder.of(parts.choose([len(opened[0])], count, 0), opened, count)
+        opened = open_data(self.config, self.config.data.train, "train")
+        order = FixedOrder.of(choose([len(opened[0])], count, 0), opened, count)
         cut = {"rank": ranks.rank, "world_size": ranks.size, "micro_batch": size, "workers": 0, "stop_step": 1}
         with Loader(opened, order, self.parts.inputs(self.config, train), seed=1, **cut) as loader:
             return next(iter(loader)).micro
@@ -146,7 +148,7 @@ def shared(case, count):
     """What one rank holds after its part of a batch of `count` samples: every gradient, averaged over ranks."""
     with distributed.join("cpu") as ranks:
         micros = case.micros(1, count=count, world_size=ranks)
-        loop = Loop(State(case.model), case.loss, case.config, ranks, Quarantine(case.parts.assets / "bad.jsonl", 0.01), [])
+        loop = make_loop(State(case.model), case.loss, case.config, ranks, case.parts.assets / "bad.jsonl")
         case.model.zero_grad()
         weights = total_weights(case.loss, micros, ranks)
         loop.accumulate(distributed.replicate(case.model, ranks), micros, {name: weights[name] for name in case.loss.coefficients})
@@ -214,7 +216,7 @@ def test_where_frozen_weights_come_from_is_said(case):
 
 def test_held_out_inputs_are_the_same_for_every_key(case):
     inputs = case.parts.inputs(case.config, False)
-    sample = parts.open_data(case.config, case.config.data.validation, "validation")[0][0]
+    sample = open_data(case.config, case.config.data.validation, "validation")[0][0]
     shown = case.family.inspect(inputs, sample, inputs.encode(sample, 1))
     assert shown["images"]
     assert all(picture.dtype == "uint8" and picture.shape[-1] == 3 for picture in shown["images"])

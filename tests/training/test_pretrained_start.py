@@ -6,16 +6,16 @@ import pytest
 import torch
 import yaml
 
-from plait.assembly import parts
 from plait.assembly.configuration import open_config
-from plait.engine import optim
+from plait.assembly.model import build_model
 from plait.engine.checkpoints import checkpoint
 from plait.engine.parallel import distributed
 from plait.engine.parallel.distributed import Ranks
 from plait.engine.state import State
 from plait.families import registry
 from plait.training import run
-from plait.training.stage import Stage
+from plait.training.stage import lay_out
+from plait.training.stage_plan import plan_stage
 from tests import processes
 from tests.families.test_conformance import SCENES, TINY
 
@@ -45,7 +45,7 @@ def drawn(family, folder):
     }
     (folder / f"{family}.yaml").write_text(yaml.dump(recipe))
     settings = load(folder / f"{family}.yaml").config
-    return parts.build(settings, folder / family, ALONE).model, recipe, folder / family
+    return build_model(settings, folder / family, ALONE).model, recipe, folder / family
 
 
 def saved(family, folder):
@@ -69,10 +69,8 @@ def saved(family, folder):
 def started(path, layout, ranks):
     """The model of a recipe as its first stage lays it out."""
     view = load(path, *(f"distributed.{setting}" for setting in layout)).stages[0]
-    built = parts.build(view.config, path.parent / "run" / path.stem, ranks)
-    stage = Stage(view, built, State(built.model), path.parent, ranks, None, None, False, None)
-    stage.cut = {"micro_batch": 1}
-    stage.wrap(optim.select(built.family.components(built.model), view.config.trainable, built.family.never_trained))
+    built = build_model(view.config, path.parent / "run" / path.stem, ranks)
+    lay_out(plan_stage(view, built), built, State(built.model), ranks, micro_batch=1)
     return built.model
 
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from plait.assembly import parts
 from plait.config.schema import RunConfig
 from plait.engine.checkpoints import checkpoint
 from plait.errors import PlaitError
@@ -101,7 +100,7 @@ def test_a_typo_is_never_a_fresh_start_and_can_be_mended(made, tmp_path):
 
 def test_a_start_that_is_not_there_is_known_before_a_model_is_built(made, tmp_path, monkeypatch):
     recipe, parent = made
-    monkeypatch.setattr(parts, "build", lambda *_: pytest.fail("built a model to start from nothing"))
+    monkeypatch.setattr(toy.run, "build_model", lambda *_: pytest.fail("built a model to start from nothing"))
     for absent in (f"{parent}x", "captioner/step15000", "./nowhere"):
         with pytest.raises(PlaitError, match=r"does not exist.*from: give a run"):
             toy.train(recipe, tmp_path / "new", f"from={absent}")
@@ -110,11 +109,11 @@ def test_a_start_that_is_not_there_is_known_before_a_model_is_built(made, tmp_pa
 
 def test_a_run_that_saved_nothing_is_looked_at_like_a_new_one(made, tmp_path, monkeypatch):
     recipe, parent = made
-    monkeypatch.setattr(parts, "build", lambda *_: (_ for _ in ()).throw(PlaitError("no room")))
+    monkeypatch.setattr(toy.run, "build_model", lambda *_: (_ for _ in ()).throw(PlaitError("no room")))
     with pytest.raises(PlaitError, match="no room"):
         toy.train(recipe, tmp_path / "new")
     assert (tmp_path / "new" / "config.yaml").is_file()
-    monkeypatch.setattr(parts, "build", lambda *_: pytest.fail("built a model before it looked"))
+    monkeypatch.setattr(toy.run, "build_model", lambda *_: pytest.fail("built a model before it looked"))
     for wrong, said in (("data.train=[{source: jsonl, path: nowhere.jsonl}]", r"nowhere\.jsonl"), (f"from={parent}x", "does not exist")):
         with pytest.raises(PlaitError, match=said):
             toy.train(recipe, tmp_path / "new", wrong)
@@ -122,7 +121,7 @@ def test_a_run_that_saved_nothing_is_looked_at_like_a_new_one(made, tmp_path, mo
 
 def test_data_that_is_not_there_is_known_before_a_model_is_built_whatever_stage_reads_it(made, tmp_path, monkeypatch):
     recipe, _ = made
-    monkeypatch.setattr(parts, "build", lambda *_: pytest.fail("built a model to train on nothing"))
+    monkeypatch.setattr(toy.run, "build_model", lambda *_: pytest.fail("built a model to train on nothing"))
     absent = "[{source: jsonl, path: nowhere.jsonl}]"
     for where, said in (
         ("data.train", "data source jsonl:nowhere.jsonl: "),

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from plait.commands.arguments import add_checkpoint, add_weights, positive, spread
 from plait.commands.command import Arguments, Command, Parser
+from plait.families import registry
 
 
 def declare(parser: Parser) -> None:
@@ -14,7 +15,9 @@ def declare(parser: Parser) -> None:
     )
     parser.add_argument("--data", help="in place of the run's held-out data: a .jsonl, .tar or folder, KIND:PATH, or a dataset's folder")
     parser.add_argument("--split", help="part of the data")
-    parser.add_argument("--high-res", action="store_true", help="molmo: 36 crops and 4096 tokens")
+    for family in registry.names():
+        for name, meaning in registry.model_config(family).variants.items():
+            parser.add_argument(f"--{name}", dest="variant", action="store_const", const=name, help=f"{family}: {meaning}")
     parser.add_argument("--pictures", type=positive, default=48, help="answers on the page with pictures; predictions.json has all")
     parser.add_argument("--samples", type=positive, help="held-out samples (default: all)")
     parser.add_argument("--batch", type=positive, default=16, help="samples at a time")
@@ -36,7 +39,7 @@ def run(arguments: Arguments) -> None:
         pictures=arguments.pictures,
         averaged=not arguments.raw,
         length=arguments.ema_length,
-        high_res=arguments.high_res,
+        variant=arguments.variant,
         data=arguments.data,
         split=arguments.split,
         out=arguments.out,

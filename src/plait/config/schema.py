@@ -5,7 +5,8 @@ what cannot be together is conflicts.py.
 Knows no family: the `model:` section is validated by the family's own class.
 """
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, model_serializer
 
@@ -40,6 +41,21 @@ class Section(BaseModel):
     """Strict (no guessing between types), frozen, and closed to unknown keys."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False, validate_by_alias=True, validate_by_name=True)
+
+
+class ModelSection(BaseModel):
+    """Base of a family's `model:` section: closed to unknown keys and frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    refused: ClassVar[Mapping[tuple[str, ...], Mapping[str, str]]] = {}
+    """Settings that the family cannot be trained with: {path of a setting: {value: why}}."""
+    variants: ClassVar[Mapping[str, str]] = {}
+    """Switches of `plait eval` that measure the model otherwise than it was trained, and what each means."""
+
+    def variant(self, name: str) -> tuple[Self, int]:
+        """Return this section as the variant `name` has it, and the longest sequence it needs, in tokens."""
+        raise NotImplementedError(f"{type(self).__name__} lists no variant {name!r}")
 
 
 class Template(Section):

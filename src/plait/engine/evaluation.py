@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 from plait.config.schema import Evaluate
-from plait.engine.loop import Loss, Row, total_weights
+from plait.engine.bench import Bench
+from plait.engine.loop import Row, StopChannel, total_weights
+from plait.engine.loss import Loss
 from plait.engine.parallel import distributed
 from plait.engine.parallel.distributed import Ranks
 from plait.engine.precision import autocast
@@ -23,23 +25,6 @@ LOSS = "loss"
 
 class _Interrupted(Exception):
     """Asked to stop between two parts of an evaluation."""
-
-
-class Bench(Protocol):
-    """A family's bench: rows of predictions for some samples, and figures from all rows."""
-
-    def predict(self, model: nn.Module, samples: Sequence[Any], inputs: Any, *, batch: int) -> list[dict[str, Any]]:
-        """One row per sample, JSON-able, with its `id`."""
-
-    def summarise(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-        """Figures from the rows of all samples."""
-
-    @property
-    def pictures(self) -> Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]] | None:
-        """For a bench that draws: its pictures by name (uint8, H x W x 3), from the rows of all samples.
-
-        Such a bench writes files as it predicts, into the folder that `inputs.moment` names.
-        """
 
 
 class Samples(Protocol):
@@ -94,6 +79,7 @@ def run_bench(
     precision: str,
     watched: Callable[[Iterable[Any]], Iterable[Any]] = iter,
     *,
+    moment: str,
     done: Sequence[dict[str, Any]] = (),
     keep: Callable[[Sequence[dict[str, Any]]], None] = lambda rows: None,
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
@@ -107,7 +93,7 @@ def run_bench(
     for start in watched(range(len(rows), len(samples), portion)):
         places = range(start, min(start + portion, len(samples)))
         with autocast(precision, ranks.device):
-            own = _predicted(bench, model, samples, places[ranks.rank :: ranks.size], inputs, batch)
+            own = _predicted(bench, model, samples, places[ranks.rank :: ranks.size], inputs, batch, moment)
         parts = ranks.gather(own)
         new = [parts[i % ranks.size][i // ranks.size] for i in range(len(places))]
         keep(new)
@@ -122,7 +108,9 @@ def summary(bench: Bench, rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     return figures | ({"bad_samples": figures.get("bad_samples", 0.0) + unread} if unread else {})
 
 
-def _predicted(bench: Bench, model: nn.Module, samples: Samples, places: Sequence[int], inputs: Any, batch: int) -> list[dict[str, Any]]:
+def _predicted(
+    bench: Bench, model: nn.Module, samples: Samples, places: Sequence[int], inputs: Any, batch: int, moment: str
+) -> list[dict[str, Any]]:
     """A row per place, in order."""
     found: list[Any] = []
     unread: dict[int, dict[str, Any]] = {}
@@ -131,7 +119,7 @@ def _predicted(bench: Bench, model: nn.Module, samples: Samples, places: Sequenc
             found.append(samples[place])
         except BadSample as error:
             unread[place] = {"id": samples.name(place), "bad": str(error), "unread": True}
-    predicted = iter(bench.predict(model, found, inputs, batch=batch) if found else [])
+    predicted = iter(bench.predict(model, found, inputs, batch=batch, moment=moment) if found else [])
     return [unread[place] if place in unread else next(predicted) for place in places]
 
 
@@ -150,9 +138,9 @@ def judged(state: State) -> Iterator[nn.Module]:
             state.ema.swap(parameters)
 
 
-@dataclass
+@dataclass(frozen=True)
 class Evaluations:
-    """The `evaluate:` list as a hook: each entry at its own interval and at the end of the stage."""
+    """The `evaluate:` list of a stage: each entry at its own interval and at the end of the stage."""
 
     entries: Sequence[Evaluate]
     held_out: HeldOut
@@ -161,21 +149,23 @@ class Evaluations:
     inputs: Any
     ranks: Ranks
     precision: str
-    asked: Callable[[], bool]
+    stop: StopChannel
+    mark: Callable[[str], None]
+    """Called before each part of an evaluation, so that a rank that hangs can be told from those that wait for it."""
     record: Callable[[Row], None]
-    show: Callable[[int, Mapping[str, Any]], None] = lambda step, pictures: None
-    interrupted: bool = False
-    gathered: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
+    show: Callable[[int, Mapping[str, Any]], None]
+    """Shows the pictures of a step, by name."""
+    gathered: Callable[[], contextlib.AbstractContextManager[Any]]
     """Holds all weights whole on this rank while a bench runs: each rank answers its own samples, at its own pace."""
 
     def due(self, state: State) -> list[Evaluate]:
-        """The entries whose interval ends at this step."""
+        """Return the entries whose interval ends at this step."""
         return [entry for entry in self.entries if entry.every_steps is not None and state.stage_step % entry.every_steps == 0]
 
-    def run(self, state: State, due: Sequence[Evaluate]) -> dict[str, float]:
+    def run(self, state: State, due: Sequence[Evaluate]) -> dict[str, float] | None:
         """Measure the entries with the averaged weights, when there are any, and record one row.
 
-        Asked to stop in between, it sets `interrupted`, records nothing and leaves the step to be judged after the restart.
+        Returns None, with nothing recorded, where a stop was requested in between: the step is left to be evaluated after the restart.
         """
         figures: dict[str, float] = {}
         if not due:
@@ -185,15 +175,15 @@ class Evaluations:
                 for entry in due:
                     figures |= {label(entry.bench, name): value for name, value in self.measure(entry, model, state.step).items()}
         except _Interrupted:
-            self.interrupted = True
-            return {}
+            return None
         if figures:
             self.record({"step": state.step, "stage": state.stage, **{f"eval/{name}": value for name, value in figures.items()}})
         return figures
 
     def _watched(self, parts: Iterable[Any]) -> Iterator[Any]:
         for part in parts:
-            if self.ranks.any(self.asked()):
+            self.mark("next")
+            if self.stop.agree(self.ranks.any(self.stop.requested())):
                 raise _Interrupted
             yield part
 
@@ -202,13 +192,18 @@ class Evaluations:
         if entry.bench == LOSS:
             return held_out_loss(model, self.loss, self._watched(self.held_out.batches(entry)), self.ranks, self.precision)
         bench, samples = self.benches[entry.bench], self.held_out.samples(entry)
-        if bench.pictures is not None:
-            self.inputs.moment = f"step-{step:08d}"
         with self.gathered():
-            figures, rows = run_bench(bench, model, samples, self.inputs, entry.batch, self.ranks, self.precision, self._watched)
+            figures, rows = run_bench(
+                bench, model, samples, self.inputs, entry.batch, self.ranks, self.precision, self._watched, moment=moment_of(step)
+            )
         if bench.pictures is not None and self.ranks.first:
             self.show(step, {label(entry.bench, name): picture for name, picture in bench.pictures(rows).items()})
         return figures
+
+
+def moment_of(step: int) -> str:
+    """Return the name of a step, as folders of checkpoints and of a bench's pictures have it."""
+    return f"step-{step:08d}"
 
 
 def label(bench: str, figure: str) -> str:

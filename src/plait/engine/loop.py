@@ -6,6 +6,7 @@ gradient of one global batch, however it is cut.
 """
 
 import contextlib
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from plait.config.schema import RunConfig
-from plait.engine import guards, nonfinite, optim, out_of_memory, schedule, source_shares
+from plait.engine import guards, micro_batch, nonfinite, optim, schedule, source_shares
+from plait.engine.loss import Loss
 from plait.engine.parallel import distributed
 from plait.engine.parallel.distributed import Ranks
 from plait.engine.precision import Scaler, autocast
@@ -24,18 +26,18 @@ from plait.engine.state import State
 from plait.keys import key
 
 
-class Loss(source_shares.Divides, Protocol):
-    """Terms of a loss as sums (differentiable numerators) over weights (denominators, known without the model)."""
+class StopChannel(Protocol):
+    """Where a request to stop is seen on this rank, and where the ranks' agreement on it is noted."""
 
-    coefficients: Mapping[str, float]
-    counts: Sequence[str]
-    """What `weights` counts besides: no terms, but totals that are logged, saved, and can be the unit of a schedule (`tokens`)."""
+    @property
+    def agreed(self) -> bool:
+        """Whether all ranks know that one of them is to stop."""
 
-    def weights(self, batch: Mapping[str, Any]) -> Mapping[str, Tensor]:
-        """Denominator of each term in this micro-batch (supervised tokens, samples), and the counts."""
+    def requested(self) -> bool:
+        """Tell whether this process was asked to stop."""
 
-    def sums(self, model: nn.Module, batch: Mapping[str, Any]) -> Mapping[str, Tensor]:
-        """Numerator of each term in this micro-batch."""
+    def agree(self, requested: bool) -> bool:
+        """Note whether any rank was asked to; returns whether the run stops."""
 
 
 class Meter(Protocol):
@@ -51,6 +53,8 @@ class Meter(Protocol):
         """What a row says of the FLOPs that all ranks did in so many seconds."""
 
 
+log = logging.getLogger(__name__)
+
 Row = dict[str, Any]
 Hook = Callable[[State, Row], None]
 
@@ -59,46 +63,45 @@ Hook = Callable[[State, Row], None]
 class Loop:
     """What a stage trains with. `run` advances the state by whole steps; hooks see it after each."""
 
+    stage: str
+    """Name of the stage, under which `skipped` is listed."""
     state: State
     loss: Loss
     config: RunConfig
     ranks: Ranks
     quarantine: guards.Quarantine
     hooks: Sequence[Hook]
-    say: Callable[[str], None] = print
-    asked: Callable[[], bool] = lambda: False
-    """Whether this process was asked to stop; the ranks agree on it once a step."""
-    mark: Callable[[str], None] = lambda part: None
-    """Told which part of a step begins: ranks that wait for one that does not are then told apart from it."""
-    stage: str = ""
-    """Its name, under which `skipped` is listed."""
-    sources: Sequence[str] = ()
+    """Called in order after each step with the state and the step's row, to which they may add."""
+    stop: StopChannel
+    """The ranks agree on a request to stop once a step."""
+    mark: Callable[[str], None]
+    """Called with the part of a step that begins, so that a rank that hangs can be told from those that wait for it."""
+    sources: Sequence[str]
     """Names of the stage's sources, by their numbers in sample ids; of several, what each gives is counted."""
-    skipped: frozenset[int] = frozenset()
+    skipped: frozenset[int]
     """Steps of the stage, from 0, that are passed over."""
-    interrupted: bool = False
-    meter: Meter | None = None
+    meter: Meter
 
     @property
     def scaler(self) -> Scaler:
         """The scale of the loss, which is state."""
         return Scaler(self.config.train.precision, self.state.totals)
 
-    def run(self, batches: Iterable[Any], stop: int) -> None:
-        """Train from the state's step up to `stop` (of the run), one `StepBatch` each; less when the stage is done or a stop asked for."""
+    def run(self, batches: Iterable[Any], stop_step: int) -> None:
+        """Train up to step `stop_step` of the run, one `StepBatch` per step; less when the stage is done or a stop was requested."""
         net = distributed.replicate(self.state.model, self.ranks)
         self.state.model.train()  # all of it: parts that transformers or diffusers loaded are in evaluation mode under a root that is not
         first = True
         for batch in batches:
             began = time.perf_counter()
-            row = self.step(net, batch, stop - self.state.stage_start, first)
+            row = self.step(net, batch, stop_step - self.state.stage_start, first)
             taken, flops = time.perf_counter() - began + batch.wait_s, row.pop("flops", None)
             row |= {"samples_per_s": self.config.train.global_batch / taken}
-            row |= self.meter.rates(flops, taken, self.ranks.size) if self.meter is not None and flops else {}
+            row |= self.meter.rates(flops, taken, self.ranks.size) if flops else {}
             row |= {"data_wait_s": batch.wait_s, "step_s": time.perf_counter() - began, "time_s": time.time()}
             for hook in self.hooks:
                 hook(self.state, row)
-            if self.state.stage_done or self.interrupted:
+            if self.state.stage_done or self.stop.agreed:
                 return
             first = False
 
@@ -135,18 +138,18 @@ class Loop:
         state, guard = self.state, self.config.guard
         assert state.optimizer is not None
         if state.stage_step in self.skipped:
-            self.interrupted = self.ranks.any(self.asked())
+            self.stop.agree(self.ranks.any(self.stop.requested()))
             return {"loss": math.nan, "skipped": 1}, False
         sums = self.accumulate(net, batch.micro, weights)
         self.mark("update")
         if audit and guard.audit:
             for line in guards.audit(state.model):
-                self.say(line)
+                log.info(line)
         self.scaler.unscale(state.trained().values())
         norms = optim.clip(optim.by_component(state.optimizer), self.config.train.grad_clip, self.config.optim.own_clips)
         row = self.figures(sums, weights, norms) | self.scaler.figures()
         if self.scaler.overflowed(row["loss"], row["grad_norm"], self.ranks):
-            self.say(f"step {state.step + 1}: gradients overflow float16; taken again with the loss scaled by {self.scaler.scale:g}")
+            log.info(f"step {state.step + 1}: gradients overflow float16; taken again with the loss scaled by {self.scaler.scale:g}")
             for value in state.trained().values():
                 value.grad = None
             return self.gradient(net, batch, weights, audit)
@@ -161,30 +164,26 @@ class Loop:
     def accumulate(self, net: nn.Module, micros: Sequence[Any], weights: Mapping[str, float]) -> dict[str, Tensor]:
         """Backward through every micro-batch; returns this rank's summed numerators, on the device."""
         totals: dict[str, Tensor] = {}
-        self.flops()  # a step that is taken again is counted once
-        cut = distributed.is_sharded(net)
+        self.meter.take()  # a step that is taken again is counted once
+        sharded = distributed.is_sharded(net)
         for i, micro in enumerate(micros):
             seed(key(self.config.seed, "dropout", self.state.step, self.ranks.rank, i), self.ranks.device)
             inputs, last = distributed.to_device(micro.batch, self.ranks.device), i == len(micros) - 1
             with distributed.accumulating(net, last):
-                with out_of_memory.guarded(self.ranks, meet=last, waited=cut):
-                    counted = contextlib.nullcontext() if self.meter is None or micro.padding else self.meter.forward(inputs)
+                with micro_batch.guarded(self.ranks, meet=last, collective=sharded):
+                    counted = contextlib.nullcontext() if micro.padding else self.meter.forward(inputs)
                     with counted, autocast(self.config.train.precision, self.ranks.device):
                         sums = self.loss.sums(net, inputs)
                     self.mark("backward")
                     if not last:
                         self.backward(sums, micro, weights)
                 if last:
-                    with out_of_memory.guarded(self.ranks, waited=True):
+                    with micro_batch.guarded(self.ranks, collective=True):
                         self.backward(sums, micro, weights)
             if not micro.padding:
                 for name, value in sums.items():
                     totals[name] = totals[name] + value.detach().double() if name in totals else value.detach().double()
         return totals
-
-    def flops(self) -> float:
-        """Of this rank's forward and backward passes since this was last asked; 0 where nothing counts them."""
-        return self.meter.take() if self.meter is not None else 0.0
 
     def backward(self, sums: Mapping[str, Tensor], micro: Any, weights: Mapping[str, float]) -> None:
         """Add one micro-batch's share of the gradient."""
@@ -199,8 +198,10 @@ class Loop:
         names = list(weights)
         values = torch.stack([*sums.values(), *(norm.double() for norm in norms.values())]).tolist()
         own = dict(zip([*sums, *norms], values, strict=True))
-        *everywhere, flops, asked = over_ranks([*(own.get(name, 0.0) for name in names), self.flops(), self.asked()], self.ranks)
-        self.interrupted = asked > 0
+        *everywhere, flops, requested = over_ranks(
+            [*(own.get(name, 0.0) for name in names), self.meter.take(), self.stop.requested()], self.ranks
+        )
+        self.stop.agree(requested > 0)
         losses = {name: value / weights[name] for name, value in zip(names, everywhere, strict=True) if weights[name] > 0}
         total = sum(self.loss.coefficients[name] * value for name, value in losses.items())
         terms = {f"loss/{name}": value for name, value in losses.items()}

@@ -1,8 +1,13 @@
-"""How many samples fit in memory at a time: half of what does not, noted in the run directory for every later start on as many ranks."""
+"""How many samples a rank takes at a time, and what happens when they do not fit: half as many, and twice the accumulation.
+
+A micro-batch is a slice of the global batch, never part of the answer, so the gradient is the same. What was found to fit is noted in the
+run directory for every later start on as many ranks.
+"""
 
 import contextlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +15,93 @@ import torch
 from torch import Tensor
 
 from plait import files
-from plait.engine.parallel.distributed import local
+from plait.engine.parallel.distributed import Ranks, local
 from plait.errors import Stopped
+
+log = logging.getLogger(__name__)
 
 NOTE = "memory.json"
 
 
+class Exceeded(Exception):
+    """Memory ran out on some rank before the ranks met in this step; raised on all of them."""
+
+
+class ExceededAlone(Exception):
+    """Memory ran out on this rank while the others wait for it in a collective, where it cannot reach them."""
+
+
+class MicroBatchSize:
+    """The one owner of a stage's micro-batch size: the configured one, or the smaller one that was found to fit."""
+
+    def __init__(self, run: Path, stage: str, ranks: Ranks, configured: int) -> None:
+        self.path, self.key, self.ranks = run / NOTE, f"{stage} on {ranks.size}", ranks
+        self.samples = min(configured, self._noted().get(self.key, configured))
+
+    def fit(self, work: Callable[[], None], reset: Callable[[], None]) -> None:
+        """Run `work`; on out-of-memory call `reset`, halve the micro-batch and retry. A failed step has changed nothing.
+
+        Raises Stopped where one sample does not fit, and where this rank cannot reach the others, who wait in a collective: the next start
+        has the smaller micro-batch.
+        """
+        while True:
+            try:
+                work()
+                return
+            except Exceeded as error:
+                message = str(error)
+            except ExceededAlone as error:
+                self._halve(str(error))
+                self._note()
+                raise Stopped(f"out of memory ({error}); the same command continues, with micro_batch {self.samples}") from error
+            reset()
+            self._halve(message)
+            if self.ranks.first:
+                self._note()
+            log.info(f"out of memory ({message}): on with micro_batch {self.samples} and more accumulation: the gradient is the same")
+
+    def _halve(self, message: str) -> None:
+        """Halve it, rounded up. Raises Stopped when it is one sample already."""
+        if self.samples == 1:
+            raise Stopped(
+                f"out of memory with one sample at a time ({message}): shorten data.max_tokens, set distributed.activation_checkpointing, "
+                "or shard with distributed.strategy"
+            )
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self.samples = -(-self.samples // 2)
+
+    def _noted(self) -> dict[str, int]:
+        noted: dict[str, int] = json.loads(self.path.read_text(encoding="utf-8")) if self.path.is_file() else {}
+        return noted
+
+    def _note(self) -> None:
+        files.write_json(self.path, self._noted() | {self.key: self.samples})
+
+
+@contextlib.contextmanager
+def guarded(ranks: Ranks, *, meet: bool = False, collective: bool = False) -> Iterator[None]:
+    """Turn out-of-memory in a pass of one rank into Exceeded, on every rank, or ExceededAlone.
+
+    `meet`: the last pass of a step that is this rank's alone, after which the ranks tell each other. `collective`: the pass is one.
+    """
+    message = None
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        message = str(error).splitlines()[0]
+    if message is not None and collective and ranks.size > 1:
+        raise ExceededAlone(message)
+    if message is not None:
+        ranks.any(True)
+        raise Exceeded(message)
+    if meet and not collective and ranks.any(False):
+        raise Exceeded("another rank ran out of memory")
+
+
 @contextlib.contextmanager
 def reserved(trained: Iterable[Tensor], optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Hold, while entered, what an optimizer that has not stepped yet will take for its moments."""
+    """Hold, inside the block, the memory that an optimizer that has not stepped yet will take for its moments."""
     missing = sum(2 * local(value).nbytes for value in trained if value not in optimizer.state)
     device = next(iter(optimizer.param_groups))["params"][0].device
     held = torch.empty(missing, dtype=torch.uint8, device=device)
@@ -27,30 +110,5 @@ def reserved(trained: Iterable[Tensor], optimizer: torch.optim.Optimizer) -> Ite
 
 
 def size(batch: Mapping[str, Any]) -> int:
-    """How many numbers a micro-batch holds."""
+    """Return how many numbers a micro-batch holds."""
     return sum(value.numel() for value in batch.values() if isinstance(value, Tensor))
-
-
-def halved(micro_batch: int, said: str) -> int:
-    """Half of it, rounded up. Raises Stopped when it is one sample already."""
-    if micro_batch == 1:
-        raise Stopped(
-            f"out of memory with one sample at a time ({said}): shorten data.max_tokens, set distributed.activation_checkpointing, "
-            "or shard with distributed.strategy"
-        )
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    return -(-micro_batch // 2)
-
-
-def noted(run: Path, stage: str, ranks: int) -> int | None:
-    """The micro-batch that was found to fit this stage on so many ranks; None: nothing ran out so far."""
-    path = run / NOTE
-    return json.loads(path.read_text(encoding="utf-8")).get(f"{stage} on {ranks}") if path.is_file() else None
-
-
-def note(run: Path, stage: str, ranks: int, micro_batch: int) -> None:
-    """Remember it."""
-    path = run / NOTE
-    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    files.write_json(path, known | {f"{stage} on {ranks}": micro_batch})

@@ -4,6 +4,7 @@
 to its newest intact checkpoint, and passes over the step when it gets there; so does every later start, which makes it exact.
 """
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from plait import files
 from plait.config.schema import Guard
 from plait.engine.parallel.distributed import Ranks, local
 from plait.errors import Stopped
+
+log = logging.getLogger(__name__)
 
 LIST = "skipped.jsonl"
 REPORTS = "non-finite"
@@ -98,8 +101,7 @@ def answer(said: Report, settings: Guard, skipped: float, ranks: Ranks, run: Pat
         if ranks.first:
             files.append_rows(run / LIST, [{"stage": stage, "step": step, "reason": str(said)}])
         raise Rewind(f"{said.what}: back to the newest checkpoint, and past this step from there; {said.where}")
-    if ranks.first:
-        print(f"{said.what}, and ends without an update; {said.where}")
+    log.info(f"{said.what}, and ends without an update; {said.where}")
 
 
 def listed(run: Path, stage: str) -> frozenset[int]:

@@ -5,25 +5,15 @@ by each stage. Sources that draw equally often can differ tenfold in supervised 
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
-from torch import Tensor
+from plait.engine.loss import Loss
 
 PREFIX = "drawn/"
 SAMPLES = "samples"
 
 
-class Divides(Protocol):
-    """The side of a loss that tells the samples of a micro-batch apart."""
-
-    shares: Sequence[str]
-    """Which of its weights and counts `by_sample` gives."""
-
-    def by_sample(self, batch: Mapping[str, Any]) -> Mapping[str, Tensor]:
-        """Those of each sample of the micro-batch, in the order of its ids: host tensors whose sums are those of `weights`."""
-
-
-def amounts(loss: Divides, micros: Sequence[Any], sources: Sequence[str]) -> dict[str, float]:
+def amounts(loss: Loss, micros: Sequence[Any], sources: Sequence[str]) -> dict[str, float]:
     """What each source gave to these micro-batches; every rank has the same names. Of a single source nothing is counted."""
     if len(sources) < 2:
         return {}

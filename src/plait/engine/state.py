@@ -63,6 +63,11 @@ class State:
             self.history, self.best = [], None
             self.totals = {**source_shares.without(self.totals), STAGE_TOKENS: 0.0}
 
+    def reopen(self, stop_step: int, reason: str) -> None:
+        """Let a stage that ended for `reason`, its planned steps being done, go on where its budget has grown to `stop_step` since."""
+        if self.stage_done == reason and self.step < stop_step:
+            self.stage_done = None
+
     def count(self, done: Mapping[str, float]) -> None:
         """Add what a step consumed to the totals; tokens also to the stage's."""
         for name, value in done.items():
@@ -82,11 +87,11 @@ class State:
             self.optimizer = None
 
     def begin(self, trained: Mapping[str, Mapping[str, nn.Parameter]], settings: Any, seed: int = 0) -> None:
-        """Enter a stage: freeze the rest, make the optimizer, hand returning parameters their moments, start missing averages.
+        """Begin a stage: freeze the rest, make the optimizer, give returning parameters their moments, start missing averages.
 
-        `seed`: of the run, for the noise that rounds bfloat16 weights.
+        `seed`: of the run, for the noise that rounds bfloat16 weights. A stage before it has been paused.
         """
-        self.pause()
+        assert self.optimizer is None, "pause the stage before"
         optim.freeze(self.model, trained)
         self.optimizer = optim.adamw(trained, settings, lambda name, piece: key(seed, "rounding", self.step, name, piece) >> 1)
         optim.assert_covers(self.model, self.optimizer)

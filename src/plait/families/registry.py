@@ -1,43 +1,60 @@
-"""Families by name. A family is a folder here with `config.py` (its `model:` section, free of torch), `family.py` (the contract:
-what trains it) and `evaluate.py` (its benches)."""
+"""Find families by name: the packages in this folder, and those that installed packages offer by the entry point `plait.families`.
+
+Importing this module imports no torch; `load` imports what a family trains with.
+"""
 
 import difflib
+import functools
 import importlib
-from collections.abc import Mapping
+import importlib.util
+from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
-from pydantic import BaseModel
-
+from plait.config.schema import ModelSection
 from plait.errors import PlaitError
 
+if TYPE_CHECKING:
+    from plait.engine.bench import Benches
+    from plait.families.contract import Catalogue, Family, Publisher
+
 _HERE = Path(__file__).parent
+GROUP = "plait.families"
+"""Entry points of this group name a package, such as `words = words_family`."""
+
+
+@functools.cache
+def packages() -> dict[str, str]:
+    """Return the package of each family by its name; those that ship come first and cannot be replaced."""
+    shipped = {path.parent.name: f"plait.families.{path.parent.name}" for path in sorted(_HERE.glob("*/family.py"))}
+    return {**{entry.name: entry.value for entry in entry_points(group=GROUP)}, **shipped}
 
 
 def names() -> list[str]:
-    """The families that ship, in alphabetical order."""
-    return sorted(folder.parent.name for folder in _HERE.glob("*/family.py"))
+    """Return the names of all families, in alphabetical order."""
+    return sorted(packages())
 
 
-def model_config(family: str) -> type[BaseModel]:
-    """The typed `model:` section of `family`, without importing torch. Unknown names list the known ones."""
-    return importlib.import_module(f"plait.families.{_known(family)}.config").Config
+def model_config(family: str) -> type[ModelSection]:
+    """Return the class of a family's `model:` section. Raises PlaitError for an unknown name, listing the known ones."""
+    return cast("type[ModelSection]", _module(family, "config").Config)
 
 
-def load(family: str) -> ModuleType:
-    """The family's contract module (`family.py`); imports torch and the family's libraries."""
-    return importlib.import_module(f"plait.families.{_known(family)}.family")
+def load(family: str) -> "Family":
+    """Return a family, checked against the contract. Raises PlaitError where it does not fulfil it."""
+    contract = importlib.import_module("plait.families.contract")
+    return cast("Family", contract.check(family, _module(family, "family")))
 
 
-def benches(family: str) -> Mapping[str, Any]:
-    """The benches of `family` by name (its `evaluate.py`): what trains it can be read without how it is judged."""
-    return importlib.import_module(f"plait.families.{_known(family)}.evaluate").benches
+def benches(family: str) -> "Benches":
+    """Return the benches of a family by name; none where it has no `evaluate.py`."""
+    return cast("Benches", _module(family, "evaluate").benches) if _has(family, "evaluate.py") else {}
 
 
 def preset(family: str, name: str) -> Path:
-    """The file of the preset `name` of `family`."""
-    folder = _HERE / _known(family) / "presets"
+    """Return the file of a family's preset. Raises PlaitError for an unknown name, listing the known ones."""
+    folder = _folder(family) / "presets"
     path = folder / f"{name}.yaml"
     if not path.is_file():
         known = sorted(file.stem for file in folder.glob("*.yaml"))
@@ -46,11 +63,11 @@ def preset(family: str, name: str) -> Path:
 
 
 def mixture(family: str, name: str) -> Path:
-    """The file of a mixture: a YAML or JSON file, or the name of one that `family` ships."""
+    """Return the file of a mixture: a YAML or JSON file, or one that a family ships. Raises PlaitError for an unknown name."""
     path = Path(name).expanduser()
     if path.suffix in (".yaml", ".yml", ".json"):
         return path
-    folder = _HERE / _known(family) / "mixtures"
+    folder = _folder(family) / "mixtures"
     if not (folder / f"{name}.yaml").is_file():
         known = sorted(file.name.removesuffix(".yaml") for file in folder.glob("*.yaml"))
         raise PlaitError(
@@ -60,30 +77,52 @@ def mixture(family: str, name: str) -> Path:
 
 
 def has_datasets(family: str) -> bool:
-    """Whether `family` knows datasets by name."""
-    return (_HERE / _known(family) / "catalogue" / "datasets.py").is_file()
+    """Tell whether a family knows datasets by name."""
+    return _has(family, "catalogue/datasets.py")
 
 
-def datasets(family: str) -> ModuleType:
-    """The datasets that `family` knows by name (its `datasets.py`). Raises PlaitError for a family that knows none."""
+def datasets(family: str) -> "Catalogue":
+    """Return the datasets that a family knows by name. Raises PlaitError for a family that knows none."""
     if not has_datasets(family):
         raise PlaitError(
             f"family {family!r} knows no datasets by name: name your own as module:Class or file.py:Class, or a source with a path"
         )
-    return importlib.import_module(f"plait.families.{family}.catalogue.datasets")
+    return cast("Catalogue", _module(family, "catalogue.datasets"))
 
 
-def publisher(family: str) -> ModuleType | None:
-    """How `family` is written for other software and read back (its `export.py`); None for a family that is not."""
-    if not (_HERE / _known(family) / "export.py").is_file():
-        return None
-    return importlib.import_module(f"plait.families.{family}.export")
+def publisher(family: str) -> "Publisher | None":
+    """Return how a family is written for other software and read back; None for a family that is not."""
+    return cast("Publisher", _module(family, "export")) if _has(family, "export.py") else None
 
 
-def _known(family: str) -> str:
-    if family not in names():
+def _package(family: str) -> str:
+    if family not in packages():
         raise PlaitError(f"family {family!r} is unknown: {_listing(family, names())}")
-    return family
+    return packages()[family]
+
+
+def _module(family: str, name: str) -> ModuleType:
+    """Import a module of a family. Raises PlaitError where another package's family lacks it."""
+    package = _package(family)
+    try:
+        return importlib.import_module(f"{package}.{name}")
+    except ModuleNotFoundError as error:
+        if error.name not in (package, f"{package}.{name}"):
+            raise
+        raise PlaitError(
+            f"family {family!r}: there is no module {error.name}; a family is a package with config.py and family.py"
+        ) from None
+
+
+def _folder(family: str) -> Path:
+    spec = importlib.util.find_spec(_package(family))
+    if spec is None or not spec.submodule_search_locations:
+        raise PlaitError(f"family {family!r}: {_package(family)} is not a package")
+    return Path(spec.submodule_search_locations[0])
+
+
+def _has(family: str, file: str) -> bool:
+    return (_folder(family) / file).is_file()
 
 
 def _listing(name: str, known: list[str]) -> str:

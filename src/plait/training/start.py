@@ -1,6 +1,7 @@
 """Where a run starts from: its own newest checkpoint, another run's weights, or step 0. What that means is said before the first step."""
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from plait import files
 from plait.assembly import checkpoint_specs
-from plait.assembly.parts import Parts
+from plait.assembly.model import ModelBundle
 from plait.config.resolved import StageView
 from plait.config.schema import RunConfig
 from plait.engine import optim, power_ema, schedule
@@ -32,40 +33,44 @@ _BARS = " ▁▂▃▄▅▆▇█"
 _CURVE_COLUMNS = 48
 Tensors = dict[str, dict[str, Tensor]]
 
+log = logging.getLogger(__name__)
 
-def resume(state: State, built: Parts, views: Sequence[StageView], run: Path, ranks: Ranks, allow_inexact: bool) -> Checkpoint | None:
-    """Put the run's newest intact checkpoint back and report every item; damaged newer ones are named. None when there is none.
+
+def resume(
+    state: State, bundle: ModelBundle, views: Sequence[StageView], run: Path, ranks: Ranks, allow_inexact: bool
+) -> Checkpoint | None:
+    """Restore the run's newest intact checkpoint and report every item; damaged newer ones are named. Returns None when there is none.
 
     Raises PlaitError when a frozen weight is not the one the run was trained against, or something saved would be lost.
     """
-    found = None
+    newest = None
     if ranks.first:  # one reader hashes
         checkpoint.clear_unfinished(run)
-        found, faults = checkpoint.newest_intact(run)
+        newest, faults = checkpoint.newest_intact(run)
         for fault in faults:
-            print(f"passed over: {fault}")
-        print(f"continuing from {found.folder}" if found else f"{run} has no intact checkpoint: it starts at step 0")
-    found = ranks.agree(found)
-    if found is None:
+            log.info(f"passed over: {fault}")
+        log.info(f"continuing from {newest.folder}" if newest else f"{run} has no intact checkpoint: it starts at step 0")
+    newest = ranks.agree(newest)
+    if newest is None:
         return None
-    facts = found.manifest["state"]
+    facts = newest.manifest["state"]
     if facts["stage"] > len(views):
-        raise PlaitError(f"{found.folder} is of stage {facts['stage']}, but the configuration has {len(views)} stages; give them back")
-    if built.frozen_xxh3(set(facts["trained"])) != found.manifest["frozen_xxh3"]:
-        raise PlaitError(f"the frozen weights are not those that {found.folder} was trained against: {found.manifest['base']}")
-    tensors = {group: found.saved(group) for group in GROUPS}
+        raise PlaitError(f"{newest.folder} is of stage {facts['stage']}, but the configuration has {len(views)} stages; give them back")
+    if bundle.frozen_xxh3(set(facts["trained"])) != newest.manifest["frozen_xxh3"]:
+        raise PlaitError(f"the frozen weights are not those that {newest.folder} was trained against: {newest.manifest['base']}")
+    tensors = {group: newest.saved(group) for group in GROUPS}
     view = views[facts["stage"] - 1]
-    rows = migration(tensors, set(facts["trained"]), view.config, built)
-    accept(rows, [], run, f"{found.folder}", ranks, allow_inexact)
+    rows = migration_table(tensors, set(facts["trained"]), view.config, bundle)
+    accept(rows, [], run, f"{newest.folder}", ranks, allow_inexact)
     state.restore(facts, tensors)
     if ranks.first:
         post_hoc_ema.forget(run, state.step)
-        before = found.manifest.get("world", 1)
-        said = "exact" if before == ranks.size else f"remapped: {before} ranks then, {ranks.size} now; same global batches, same noise"
-        print(f"  step {state.step}, order of data, noise    exact: functions of (seed, step)\n  ranks    {said}")
-        if facts["stage_done"] is None:
-            print(*(f"  {line}\n" for line in freezing(found.manifest, built, view.config)), sep="", end="")
-    return found
+    before = newest.manifest.get("world", 1)
+    layout = "exact" if before == ranks.size else f"remapped: {before} ranks then, {ranks.size} now; same global batches, same noise"
+    log.info(f"  step {state.step}, order of data, noise    exact: functions of (seed, step)\n  ranks    {layout}")
+    for line in freezing(newest.manifest, bundle, view.config) if facts["stage_done"] is None else ():
+        log.info(f"  {line}")
+    return newest
 
 
 def check_named(spec: str) -> None:
@@ -75,25 +80,25 @@ def check_named(spec: str) -> None:
         checkpoint_specs.locate(spec, _FORMS)
 
 
-def begin_from(state: State, built: Parts, view: StageView, run: Path, ranks: Ranks, allow_inexact: bool) -> None:
+def begin_from(state: State, bundle: ModelBundle, view: StageView, run: Path, ranks: Ranks, allow_inexact: bool) -> None:
     """Start at step 0 with the weights, averages and moments of what `from:` names; freezing comes from this run's own configuration."""
     spec = str(view.config.from_)
     tensors, manifest, folder = read_from(spec)
-    publisher = registry.publisher(built.config.family)
+    publisher = registry.publisher(bundle.family.name)
     if manifest is None and publisher is not None:
-        tensors = {**tensors, "weights": publisher.imported(tensors["weights"], built.model)}
+        tensors = {**tensors, "weights": publisher.imported(tensors["weights"], bundle.model)}
     if tensors["ema"] and view.config.optim.ema is None:
         tensors = {**tensors, **{group: {} for group in ("ema", *power_ema.KEPT)}}
-        print("averages are left behind: optim.ema is off here") if ranks.first else None
+        log.info("averages are left behind: optim.ema is off here")
     trained = set(manifest["state"]["trained"]) if manifest else set(tensors["weights"])
-    rows = migration(tensors, trained, view.config, built)
+    rows = migration_table(tensors, trained, view.config, bundle)
     notes = []
-    if manifest and built.frozen_xxh3(trained) != manifest["frozen_xxh3"]:
-        notes.append(f"base weights: frozen there {manifest['base']}, here {built.family.base(built.section)}")
+    if manifest and bundle.frozen_xxh3(trained) != manifest["frozen_xxh3"]:
+        notes.append(f"base weights: frozen there {manifest['base']}, here {bundle.family.base(bundle.section)}")
     if ranks.first:
-        print(f"starting from {folder}")
-        for line in freezing(manifest, built, view.config):
-            print(f"  {line}")
+        log.info(f"starting from {folder}")
+        for line in freezing(manifest, bundle, view.config):
+            log.info(f"  {line}")
         lineage = {"kind": "from", "from": spec, "folder": str(folder), "step": manifest["state"]["step"] if manifest else None}
         files.write_json(run / LINEAGE, lineage)
     accept(rows, notes, run, spec, ranks, allow_inexact)
@@ -102,7 +107,7 @@ def begin_from(state: State, built: Parts, view: StageView, run: Path, ranks: Ra
         group: {name: value for name, value in part.items() if (name.rpartition(".")[0] if group == "moments" else name) in kept}
         for group, part in tensors.items()
     }
-    start = State(built.model).facts() | {"trained": sorted(kept)}
+    start = State(bundle.model).facts() | {"trained": sorted(kept)}
     state.restore(start, fitting)
 
 
@@ -141,10 +146,12 @@ def _download(repository: str, revision: str | None) -> Path:
         raise PlaitError(f"from: {repository!r} is no run, stage or folder here, and the Hub did not give it: {reason}") from error
 
 
-def migration(tensors: Mapping[str, Mapping[str, StoredTensor]], trained: set[str], config: RunConfig, built: Parts) -> list[migrate.Row]:
+def migration_table(
+    tensors: Mapping[str, Mapping[str, StoredTensor]], trained: set[str], config: RunConfig, bundle: ModelBundle
+) -> list[migrate.Row]:
     """The migration table of saved tensors into the stage that `config` describes."""
-    components = built.family.components(built.model)
-    now = {name for part in optim.select(components, config.trainable, built.family.never_trained).values() for name in part}
+    components = bundle.family.components(bundle.model)
+    now = {name for part in optim.select(components, config.trainable, bundle.family.never_trained).values() for name in part}
     wanted = {"weights": now, "moments": now, "ema": now if config.optim.ema is not None else set()}
     if config.optim.ema is not None and config.optim.ema.post_hoc:
         wanted |= dict.fromkeys(power_ema.KEPT, now)
@@ -155,21 +162,21 @@ def accept(rows: Sequence[migrate.Row], notes: Sequence[str], run: Path, start: 
     """Print and save the migration table. Raises PlaitError when something would be lost, unless that was allowed."""
     lost = [*migrate.inexact(rows), *notes]
     if ranks.first:
-        print(migrate.table(rows))
+        log.info(migrate.table(rows))
         row = {"from": start, "rows": [vars(row) for row in rows], "inexact": lost}
         files.append_rows(run / "migrations.jsonl", [row])
         for line in lost:
-            print(f"  inexact: {line}")
+            log.info(f"  inexact: {line}")
     if lost and not allow_inexact:
         raise PlaitError(f"this start is inexact ({'; '.join(lost)}); if that is meant, add --allow-inexact")
 
 
-def freezing(manifest: Mapping[str, Any] | None, built: Parts, config: RunConfig) -> list[str]:
+def freezing(manifest: Mapping[str, Any] | None, bundle: ModelBundle, config: RunConfig) -> list[str]:
     """How what trains differs from the start's last stage, a line per component."""
     if manifest is None:
         return []
-    components = built.family.components(built.model)
-    now = set(optim.select(components, config.trainable, built.family.never_trained))
+    components = bundle.family.components(bundle.model)
+    now = set(optim.select(components, config.trainable, bundle.family.never_trained))
     before = set(manifest["trainable"])
     lines = [f"{name}: trained there, frozen here (its trained weights stay in every checkpoint)" for name in sorted(before - now)]
     return lines + [f"{name}: frozen there, trains here" for name in sorted(now - before)]
@@ -191,15 +198,15 @@ def curve(config: RunConfig, steps: int) -> str:
     return f"{bars} peak {config.optim.lr:.2g}, end {config.optim.lr * values[-1]:.2g}, {end} {units}"
 
 
-def check_data(since: Checkpoint, now: Mapping[str, str], run: Path, allow_inexact: bool) -> str:
+def check_data(saved: Checkpoint, now: Mapping[str, str], run: Path, allow_inexact: bool) -> str:
     """How the training data compares with that of the checkpoint. Raises PlaitError when its content is another, unless a fork meant it."""
-    then = since.manifest["data"]
+    then = saved.manifest["data"]
     named = {name: (then.get(name, "not there"), now.get(name, "gone")) for name in {**then, **now}}
     changed = [f"{name}: {was} -> {is_}" for name, (was, is_) in named.items() if was != is_]
     if not changed:
         return f"data     exact: {', '.join(now)}"
-    line = f"the training data is not what {since.folder} was trained on ({'; '.join(changed)})"
-    if not allow_inexact and not _forked_for_data(run, since.step):
+    line = f"the training data is not what {saved.folder} was trained on ({'; '.join(changed)})"
+    if not allow_inexact and not _forked_for_data(run, saved.step):
         raise PlaitError(f"{line}; put it back, fork the run with the new data, or add --allow-inexact")
     return f"data     changed: {line}"
 

@@ -1,64 +1,57 @@
-"""What a stage says of itself before its first step: what trains, on what, for how long, and what looks odd about that."""
+"""The stage summary: what a stage says before its first step (what trains, on what, for how long, what looks odd) and after its last."""
 
+import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
-from plait.config.resolved import StageView
+from torch import nn
+
+from plait.assembly.data import TrainingData
 from plait.data.buckets import contents_of
 from plait.engine import power_ema, source_shares
+from plait.training.stage_plan import StagePlan
+
+log = logging.getLogger(__name__)
 
 
-def announce(
-    view: StageView,
-    trained: dict[str, dict[str, Any]],
-    components: dict[str, dict[str, Any]],
-    opened: list[Any],
-    steps: int,
-    weights: Sequence[float],
-    slots: Sequence[int],
-) -> None:
-    """Say what the stage trains, on what, for how long."""
-    total = sum(value.numel() for part in components.values() for value in part.values())
-    counts = {name: sum(value.numel() for value in part.values()) for name, part in trained.items()}
-    shown = ", ".join(f"{name} {count:,}" for name, count in counts.items())
-    data = ", ".join(f"{source.name} {len(source):,}" for source in opened)
-    print(f"stage {view.index} {view.name}: trains {shown} of {total:,} parameters ({sum(counts.values()) / total:.2%})")
-    print(f"data: {data} samples; {steps:,} steps of {view.config.train.global_batch}")
-    for name, text in contents_of(opened, view.config.train.global_batch):
-        print(f"  {name:<18} {text}")
-    for line in shares(titles(opened), weights, slots):
-        print(f"  {line}")
+def announce(plan: StagePlan, model: nn.Module) -> None:
+    """Say what the stage trains, on what, and for how long."""
+    view, data = plan.view, plan.data
+    sizes = {name: value.numel() for name, value in model.named_parameters()}
+    total = sum(sizes[name] for names in plan.components.values() for name in names)
+    counts = {component: sum(sizes[name] for name in names) for component, names in plan.trained.items()}
+    trained = ", ".join(f"{component} {count:,}" for component, count in counts.items())
+    sources = ", ".join(f"{source.name} {len(source):,}" for source in data.sources)
+    batch = view.config.train.global_batch
+    log.info(f"stage {view.index} {view.name}: trains {trained} of {total:,} parameters ({sum(counts.values()) / total:.2%})")
+    log.info(f"data: {sources} samples; {plan.steps:,} steps of {batch}")
+    for name, text in contents_of(data.sources, batch):
+        log.info(f"  {name:<18} {text}")
+    for line in shares(data.names(), data.weights, plan.order.counts):
+        log.info(f"  {line}")
     average = view.config.optim.ema
-    if average is not None and (said := power_ema.half_life_warning(average.decay, steps)):
-        print(f"warning: {said}")
-
-
-def titles(opened: Sequence[Any]) -> list[str]:
-    """The name of each source; a second one of a name gets a number."""
-    names = [source.name for source in opened]
-    earlier = [names[:place].count(name) for place, name in enumerate(names)]
-    return [f"{name} ({count + 1})" if count else name for name, count in zip(names, earlier, strict=True)]
-
-
-def realised(names: Iterable[str], weights: Sequence[float], totals: Mapping[str, float]) -> list[str]:
-    """Each source's share of the samples as its weight asks, and of everything that the stage has drawn so far. One source: nothing."""
-    found = source_shares.shares(totals)
-    quantities = {name.rpartition("/")[2]: None for name in found}
-    words = {quantity: "loss weight" if quantity == "loss" else quantity.replace("_", " ") for quantity in quantities}
-    return [
-        f"{name:<18} asked {weight / math.fsum(weights):.2%} of the samples; gave "
-        + ", ".join(f"{found[f'share/{name}/{quantity}']:.2%} of {word}" for quantity, word in words.items())
-        for name, weight in zip(names, weights, strict=True)
-        if found
-    ]
+    if average is not None and (warning := power_ema.half_life_warning(average.decay, plan.steps)):
+        log.info(f"warning: {warning}")
 
 
 def shares(names: Sequence[str], weights: Sequence[float], slots: Sequence[int]) -> list[str]:
-    """Each source's share of the samples: as its weight asks, and as the order's repeating block of `slots` gives. One source: nothing."""
+    """Return each source's share of the samples, as its weight asks and as the order's block of `slots` gives. One source: none."""
     if len(names) < 2:
         return []
     return [
         f"{name:<18} asked {weight / math.fsum(weights):.2%} of the samples, gets {count / sum(slots):.2%}"
         for name, weight, count in zip(names, weights, slots, strict=True)
+    ]
+
+
+def realised(data: TrainingData, totals: Mapping[str, float]) -> list[str]:
+    """Return each source's share as its weight asks, and of all that the stage has drawn so far. One source: none."""
+    drawn = source_shares.shares(totals)
+    quantities = {name.rpartition("/")[2]: None for name in drawn}
+    words = {quantity: "loss weight" if quantity == "loss" else quantity.replace("_", " ") for quantity in quantities}
+    return [
+        f"{name:<18} asked {weight / math.fsum(data.weights):.2%} of the samples; gave "
+        + ", ".join(f"{drawn[f'share/{name}/{quantity}']:.2%} of {word}" for quantity, word in words.items())
+        for name, weight in zip(data.names(), data.weights, strict=True)
+        if drawn
     ]

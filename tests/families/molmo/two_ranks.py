@@ -4,8 +4,6 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
-from plait.engine.guards import Quarantine
-from plait.engine.loop import Loop
 from plait.engine.parallel import distributed
 from plait.engine.parallel.memory_estimate import Layout
 from plait.engine.parallel.sharding import Sharding
@@ -13,7 +11,7 @@ from plait.engine.state import State
 from plait.families.molmo import family
 from plait.families.molmo.config import Config
 from plait.families.molmo.model import COMPONENTS
-from tests.engine.toy import Id, make_config, step_batch
+from tests.engine.toy import Id, make_config, make_loop, step_batch
 from tests.families.molmo.conftest import sample
 
 
@@ -35,8 +33,7 @@ def main(out: Path, cut_frozen: bool | None = None, trainable: tuple[str, ...] =
         state = State(model)
         state.begin({part: family.components(model)[part] for part in trainable}, settings.optim)
         rows = []
-        quarantine = Quarantine(out.with_suffix(".jsonl"), 0.01)
-        loop = Loop(state, family.Loss(config), settings, ranks, quarantine, [lambda _, row: rows.append(row)])
+        loop = make_loop(state, family.Loss(config), settings, ranks, out.with_suffix(".jsonl"), [lambda _, row: rows.append(row)])
         mine = micros if ranks.size == 1 else micros[ranks.rank : ranks.rank + 1]
         loop.run([step_batch(step, mine) for step in range(3)], 3)
         if ranks.first:

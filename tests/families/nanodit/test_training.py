@@ -98,7 +98,9 @@ def test_every_batch_has_one_shape_and_every_sample_comes_once_per_epoch(shards)
     assert any(flags) and not all(flags)
 
 
-@pytest.mark.parametrize("cut", [{"micro_batch": 1}, {"micro_batch": 2}, {"micro_batch": 3}, {"world_size": 2}, {"world_size": 2, "micro_batch": 1}])
+@pytest.mark.parametrize(
+    "cut", [{"micro_batch": 1}, {"micro_batch": 2}, {"micro_batch": 3}, {"world_size": 2}, {"world_size": 2, "micro_batch": 1}]
+)
 def test_any_cut_of_the_batch_gives_its_gradient(shards, cut):
     (_, whole), ranks = micros(shards, steps=5), [micros(shards, rank=r, steps=5, **cut)[1] for r in range(cut.get("world_size", 1))]
     for number, step in enumerate(whole):

@@ -3,13 +3,12 @@
 import pytest
 import torch
 
-from plait.engine.guards import Quarantine
-from plait.engine.loop import Loop, total_weights
+from plait.engine.loop import total_weights
 from plait.engine.parallel import distributed
 from plait.engine.state import State
 from plait.families.theworld import family
 from tests import processes
-from tests.engine.toy import ALONE, make_config, micro
+from tests.engine.toy import ALONE, make_config, make_loop, micro
 
 from .conftest import sample
 
@@ -27,7 +26,7 @@ def gradients(made, trainable, batches, world, folder):
     micros = [micro([0]) for _ in batches]
     for one, samples in zip(micros, batches, strict=True):
         one.batch = inputs.collate([inputs.encode(given, 0) for given in samples])
-    loop = Loop(State(model), family.Loss(config), make_config(), world, Quarantine(folder / "bad.jsonl", 0.01), [])
+    loop = make_loop(State(model), family.Loss(config), make_config(), world, folder / "bad.jsonl")
     weights = total_weights(loop.loss, micros, world)
     loop.accumulate(distributed.replicate(model, world), micros, {"loss": weights["loss"]})
     return {name: value.grad.numpy() for name, value in model.named_parameters() if value.grad is not None}

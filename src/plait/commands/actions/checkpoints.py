@@ -10,8 +10,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from plait import files
-from plait.assembly import checkpoint_specs, parts
+from plait.assembly import checkpoint_specs
 from plait.assembly.configuration import open_run_config
+from plait.assembly.model import build_model
 from plait.config.resolved import difference
 from plait.engine.checkpoints import checkpoint, post_hoc_ema, sharded_files
 from plait.engine.checkpoints.checkpoint import Checkpoint
@@ -149,8 +150,8 @@ def _completed(one: Checkpoint, other: Checkpoint, group: str) -> tuple[dict[str
 def _base(found: Checkpoint, names: set[str]) -> dict[str, Tensor]:
     """Those weights as they are before any training, for the run of `found`."""
     run = checkpoint.run_of(found.folder)
-    built = parts.build(open_run_config(run).config, run, Ranks(0, 1, torch.device("cpu")))
-    return {name: value.detach() for name, value in built.model.named_parameters() if name in names}
+    bundle = build_model(open_run_config(run).config, run, Ranks(0, 1, torch.device("cpu")))
+    return {name: value.detach() for name, value in bundle.model.named_parameters() if name in names}
 
 
 def _differences(one: Checkpoint, other: Checkpoint) -> list[str]:

@@ -20,7 +20,7 @@ from huggingface_hub import constants, try_to_load_from_cache
 from packaging.requirements import Requirement
 
 from plait import files
-from plait.assembly import parts
+from plait.assembly.data import open_training
 from plait.config.resolved import Resolved
 from plait.engine.parallel import distributed
 from plait.engine.parallel.distributed import Ranks
@@ -237,7 +237,7 @@ def weights(resolved: Resolved) -> Iterator[Finding]:
 def data(resolved: Resolved) -> Finding:
     """Whether the training data opens."""
     try:
-        counts = [len(source) for view in resolved.stages for source in parts.training(view.config)[0]]
+        counts = [len(source) for view in resolved.stages for source in open_training(view.config).sources]
     except PlaitError as error:
         return Finding("data", str(error), "mend data.train: see the line on data")
     return Finding("data", f"{len(counts)} sources of all stages open, with {sum(counts):,} samples")

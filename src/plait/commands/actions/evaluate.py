@@ -2,8 +2,9 @@
 
 import difflib
 import json
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,25 +12,36 @@ import yaml
 from pydantic import ValidationError
 
 from plait import files
-from plait.assembly import parts, saved
+from plait.assembly import saved
+from plait.assembly.held_out import ChosenSamples, HeldOutData, benches, benchmark, open_held_out
+from plait.assembly.model import ModelBundle
 from plait.commands.pages import gallery
 from plait.config import reading
 from plait.config.schema import Evaluate, RunConfig, Source, SourceKind
 from plait.data import images, paths
 from plait.engine import evaluation
+from plait.engine.bench import Bench, Row
 from plait.engine.checkpoints.checkpoint import Checkpoint
 from plait.engine.parallel import distributed
+from plait.engine.parallel.distributed import Ranks
 from plait.errors import PlaitError
 from plait.families import registry
 
+log = logging.getLogger(__name__)
+
 AVERAGED, LAST = "averaged weights", "last weights"
 ROWS = "predictions.jsonl"
-"""Answers as they come: a first line that says what they are answers of, then a row each. A second call goes on from it."""
+"""Answers as they come: a first line that identifies the measurement, then a row each. A second call goes on from it."""
+_MARKS = {True: "right", False: "wrong"}
 
 
 @dataclass(frozen=True)
 class Options:
-    """How a checkpoint is measured. `data`: a folder or file in place of the run's held-out data, or KIND:PATH, or a list of sources."""
+    """How a checkpoint is measured.
+
+    `data`: a folder or file in place of the run's held-out data, or KIND:PATH, or a list of sources. `variant`: a switch of the family
+    (`Config.variants`). `length`: of a post-hoc average. `show`: answers to print; `pictures`: answers on the page.
+    """
 
     samples: int | None = None
     batch: int = 16
@@ -37,123 +49,170 @@ class Options:
     pictures: int = 48
     averaged: bool = True
     length: float | None = None
-    high_res: bool = False
+    variant: str | None = None
     data: str | None = None
     split: str | None = None
     out: Path | None = None
 
+    @property
+    def weights(self) -> str:
+        """Name the weights that are measured."""
+        return f"averages of length {self.length:g}" if self.length is not None else AVERAGED if self.averaged else LAST
 
-def evaluate(path: Path, bench: str, options: Options) -> dict[str, float]:
+    @property
+    def suffix(self) -> str:
+        """Return what tells the folder of this measurement from one of other weights or another variant."""
+        weights = f"-length-{self.length:g}" if self.length is not None else "" if self.averaged else "-raw"
+        return (f"-{self.variant}" if self.variant else "") + weights
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One bench on one checkpoint: what is measured, on which samples, and where the results go."""
+
+    path: Path
+    checkpoint: Checkpoint
+    config: RunConfig
+    entry: Evaluate
+    bench: Bench | None
+    """None: the loss."""
+    data: HeldOutData
+    samples: ChosenSamples
+    folder: Path
+    options: Options
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Return what must be the same for results on disk to be of this measurement."""
+        return {
+            "checkpoint": files.xxh3(self.checkpoint.folder / "manifest.json"),
+            "weights": self.options.weights,
+            "bench": self.entry.bench,
+            "data": [source.fingerprint for source in self.samples.opened],
+            "variant": self.options.variant,
+        }
+
+
+@dataclass(frozen=True)
+class Result:
+    """Figures of a bench, and its rows of answers (none for the loss)."""
+
+    figures: Mapping[str, float]
+    rows: Sequence[Row] = ()
+
+
+def evaluate(path: Path, bench: str, options: Options) -> Mapping[str, float]:
     """Measure the checkpoint at `path` on a bench of its family (`vqa`), a dataset with its own rule (`vqa2:validation`), or `loss`.
 
-    Writes metrics.json, and for benches with answers predictions.json and a page with pictures, into RUN/eval/BENCH-step-N or `out`. What a
-    call that was ended had answered is kept; with nothing left to do it says so, and builds no model.
+    Writes metrics.json, and for benches with answers predictions.json and a page with pictures, into RUN/eval/BENCH-step-N or `out`.
+    Answers of a call that was ended are kept; with nothing left to do no model is built. Raises PlaitError for a bench, split, variant or
+    data that is unknown.
     """
-    found, config = saved.settings(path)
-    entry = _entry(config, bench, options)
-    rule = parts.benches(config, [entry]).get(entry.bench)
-    data = parts.HeldData(config)
-    samples = parts.Chosen(*data.of(entry))
-    folder = options.out or found.folder.parent.parent / "eval" / _title(entry.bench, found.step, options)
-    key = {
-        "checkpoint": files.xxh3(found.folder / "manifest.json"),
-        "weights": _kind(options),
-        "bench": entry.bench,
-        "data": [source.fingerprint for source in samples.opened],
-        "high_res": options.high_res,
-    }
-    done = _done(folder, key, len(samples) if rule is None else None)
-    figures: dict[str, float] | None = None
-    rows: list[dict[str, Any]] = []
-    if rule is None and done:
-        figures = done[0]
-    elif rule is not None and len(done) >= len(samples):
-        rows = done[: len(samples)]
-        figures = evaluation.summary(rule, rows)
-    if figures is not None:
-        print(f"nothing left to do: {folder} has {bench} of this checkpoint for all {len(samples)} samples")
-        _report(folder, found, entry, key, figures, rows, samples, options)
-        return figures
+    measurement = _plan(path, bench, options)
+    done = _done(measurement)
+    result = _complete(measurement, done)
+    if result is not None:
+        folder, count = measurement.folder, len(measurement.samples)
+        log.info(f"nothing left to do: {folder} has {bench} of this checkpoint for all {count} samples")
+        _report(measurement, result)
+        return result.figures
     with distributed.join() as ranks:
-        done = ranks.agree(done)
-        built, found, config = saved.open_checkpoint(path, ranks, averaged=options.averaged, length=options.length)
-        if options.high_res:
-            built.section, max_tokens = _high_resolution(built)
-            config = config.model_copy(update={"data": config.data.model_copy(update={"max_tokens": max_tokens})})
-        if rule is None:
-            held = parts.held_out(built, config, ranks, data)
-            loss = built.family.Loss(built.section)
-            figures = evaluation.held_out_loss(built.model, loss, held.batches(entry), ranks, config.train.precision)
-        else:
-            figures, rows = _examine(rule, built, config, samples, done, folder, key, options, found.step, ranks)
+        result = _measure(measurement, ranks.agree(done), ranks)
         if ranks.first:
-            _report(folder, found, entry, key, figures, rows, samples, options)
-    return figures
+            _report(measurement, result)
+    return result.figures
 
 
-def _examine(
-    rule: Any,
-    built: parts.Parts,
-    config: RunConfig,
-    samples: parts.Chosen,
-    done: list[dict[str, Any]],
-    folder: Path,
-    key: Mapping[str, Any],
-    options: Options,
-    step: int,
-    ranks: distributed.Ranks,
-) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """Figures and rows of a bench: the rows in `done`, and those still to be answered, which are kept as they come."""
+def _plan(path: Path, bench: str, options: Options) -> Measurement:
+    """Open the checkpoint's configuration and the samples, without building a model."""
+    checkpoint, config = saved.settings(path)
+    known = registry.model_config(config.family).variants
+    if options.variant is not None and options.variant not in known:
+        raise PlaitError(f"family {config.family!r} has no --{options.variant}: it has {', '.join(known) or 'no such switch'}")
+    entry = _entry(config, bench, options)
+    rule = benches(config, [entry]).get(entry.bench)
+    data = HeldOutData(config)
+    samples = ChosenSamples(*data.of(entry))
+    name = f"{entry.bench.replace(':', '-')}-{evaluation.moment_of(checkpoint.step)}{options.suffix}"
+    folder = options.out or checkpoint.folder.parent.parent / "eval" / name
+    return Measurement(path, checkpoint, config, entry, rule, data, samples, folder, options)
+
+
+def _complete(measurement: Measurement, done: Sequence[Row]) -> Result | None:
+    """Return the result where nothing is left to be measured."""
+    if measurement.bench is None:
+        return Result(done[0]) if done else None
+    if len(done) < len(measurement.samples):
+        return None
+    rows = done[: len(measurement.samples)]
+    return Result(evaluation.summary(measurement.bench, rows), rows)
+
+
+def _measure(measurement: Measurement, done: Sequence[Row], ranks: Ranks) -> Result:
+    """Build the model and measure what is not done yet."""
+    options = measurement.options
+    bundle, _, config = saved.open_checkpoint(measurement.path, ranks, averaged=options.averaged, length=options.length)
+    if options.variant is not None:
+        section, max_tokens = bundle.section.variant(options.variant)
+        bundle = replace(bundle, section=section)
+        config = config.model_copy(update={"data": config.data.model_copy(update={"max_tokens": max_tokens})})
+    if measurement.bench is None:
+        batches = open_held_out(bundle, config, ranks, measurement.data).batches(measurement.entry)
+        loss = bundle.family.Loss(bundle.section)
+        return Result(evaluation.held_out_loss(bundle.model, loss, batches, ranks, config.train.precision))
+    return _answer(measurement, measurement.bench, bundle, config, done, ranks)
+
+
+def _answer(measurement: Measurement, bench: Bench, bundle: ModelBundle, config: RunConfig, done: Sequence[Row], ranks: Ranks) -> Result:
+    """Answer the samples that `done` has no row for; rows are kept on disk as they come."""
+    path = measurement.folder / ROWS
     if ranks.first and not done:
-        (folder / ROWS).unlink(missing_ok=True)
-        files.append_rows(folder / ROWS, [key])
+        path.unlink(missing_ok=True)
+        files.append_rows(path, [measurement.identity])
     if ranks.first and done:
-        files.keep_rows(folder / ROWS, lambda row: True)  # a last line that was cut short
-        print(f"{folder / ROWS} has {len(done)} of {len(samples)} answers: going on from there")
-    keep = (lambda new: files.append_rows(folder / ROWS, new)) if ranks.first else (lambda new: None)
-    inputs, drawn = built.inputs(config, train=False), rule.pictures
-    if drawn is not None:
-        inputs.moment = f"step-{step:08d}"
+        files.keep_rows(path, lambda row: True)  # a last line that was cut short
+        log.info(f"{path} has {len(done)} of {len(measurement.samples)} answers: going on from there")
+
+    def keep(rows: Sequence[Row]) -> None:
+        if ranks.first:
+            files.append_rows(path, rows)
+
     figures, rows = evaluation.run_bench(
-        rule, built.model, samples, inputs, options.batch, ranks, config.train.precision, done=done, keep=keep
+        bench,
+        bundle.model,
+        measurement.samples,
+        bundle.inputs(config, train=False),
+        measurement.options.batch,
+        ranks,
+        config.train.precision,
+        moment=evaluation.moment_of(measurement.checkpoint.step),
+        done=done,
+        keep=keep,
     )
-    if drawn is not None and ranks.first:
-        drawn(rows)
-    return figures, rows
+    if bench.pictures is not None and ranks.first:
+        bench.pictures(rows)
+    return Result(figures, rows)
 
 
-def _title(bench: str, step: int, options: Options) -> str:
-    """The folder's name: another measurement has another one."""
-    return f"{bench.replace(':', '-')}-step-{step:08d}" + ("-high-res" if options.high_res else "") + _suffix(options)
-
-
-def _suffix(options: Options) -> str:
-    return f"-length-{options.length:g}" if options.length is not None else "" if options.averaged else "-raw"
-
-
-def _kind(options: Options) -> str:
-    """Which weights are measured."""
-    return f"averages of length {options.length:g}" if options.length is not None else AVERAGED if options.averaged else LAST
-
-
-def _done(folder: Path, key: Mapping[str, Any], loss_samples: int | None) -> list[dict[str, Any]]:
-    """What is there already of the measurement `key`: rows of answers, or, for the loss of so many samples, its one row of figures."""
-    if loss_samples is not None:
-        path = folder / "metrics.json"
+def _done(measurement: Measurement) -> list[Row]:
+    """Return what is on disk of this measurement: rows of answers, or, for the loss, its one row of figures."""
+    if measurement.bench is None:
+        path = measurement.folder / "metrics.json"
         before = json.loads(path.read_bytes()) if path.is_file() else {}
-        same = before.get("key") == key and before.get("count") == loss_samples
+        same = before.get("key") == measurement.identity and before.get("count") == len(measurement.samples)
         return [before["figures"]] if same else []
-    written = files.read_rows(folder / ROWS)
-    if written and written[0] != key:
-        print(f"{folder / ROWS} is of another checkpoint, other data or settings: begun again")
-    return written[1:] if written and written[0] == key else []
+    path = measurement.folder / ROWS
+    written = files.read_rows(path)
+    if written and written[0] != measurement.identity:
+        log.info(f"{path} is of another checkpoint, other data or settings: begun again")
+    return written[1:] if written and written[0] == measurement.identity else []
 
 
 def _entry(config: RunConfig, bench: str, options: Options) -> Evaluate:
-    """The `evaluate:` entry that a bench's name, `--split` and `--data` mean."""
+    """Return the `evaluate:` entry that a bench's name, `--split` and `--data` mean. Raises PlaitError for an unknown one."""
     name, _, split = bench.partition(":")
-    benches = {evaluation.LOSS, *registry.benches(config.family)}
-    if not split and name in benches:
+    known = {evaluation.LOSS, *registry.benches(config.family)}
+    if not split and name in known:
         given = _sources(options.data, options.split) if options.data is not None else []
         if not given and options.split is not None:
             given = [one.model_copy(update={"split": options.split}) for one in config.data.validation]
@@ -161,12 +220,12 @@ def _entry(config: RunConfig, bench: str, options: Options) -> Evaluate:
     if split and options.split not in (None, split):
         raise PlaitError(f"--bench {bench} and --split {options.split} name two splits: keep one")
     if not registry.has_datasets(config.family):
-        raise PlaitError(f"--bench {name!r} is unknown: {_hint(name, sorted(benches))}")
-    known = registry.datasets(config.family)
-    if not split and name not in {*known.DATASETS, *known.ALIASES}:
-        raise PlaitError(f"--bench {name!r} is unknown: {_hint(name, [*sorted(benches), *known.judged()])}")
-    split = split or options.split or known.exam_split(name)
-    _, source = parts.exam(config, f"{name}:{split}")
+        raise PlaitError(f"--bench {name!r} is unknown: {_hint(name, sorted(known))}")
+    catalogue = registry.datasets(config.family)
+    if not split and name not in {*catalogue.DATASETS, *catalogue.ALIASES}:
+        raise PlaitError(f"--bench {name!r} is unknown: {_hint(name, [*sorted(known), *catalogue.judged()])}")
+    split = split or options.split or catalogue.exam_split(name)
+    _, source = benchmark(config, f"{name}:{split}")
     source = source.model_copy(update={"path": options.data})
     return Evaluate(bench=f"{name}:{split}", samples=options.samples, batch=options.batch, data=[source])
 
@@ -201,50 +260,39 @@ def _sources(text: str, split: str | None) -> list[Source]:
     )
 
 
-def _high_resolution(built: parts.Parts) -> tuple[Any, int]:
-    family = built.config.family
-    if not registry.has_datasets(family):
-        raise PlaitError(f"family {family!r} has no --high-res: its pictures have one size")
-    return registry.datasets(family).high_resolution(built.section)
+def _report(measurement: Measurement, result: Result) -> None:
+    """Show the figures and write them down, with the answers and some of their pictures."""
+    checkpoint, options, folder = measurement.checkpoint, measurement.options, measurement.folder
+    about = {"checkpoint": str(checkpoint.folder), "bench": measurement.entry.bench, "samples": options.samples}
+    figures = dict(result.figures)
+    key = {"count": len(measurement.samples), "figures": figures, "key": measurement.identity}
+    files.write_json(folder / "metrics.json", {**about, **figures, **key})
+    weights = options.weights if options.weights != AVERAGED or checkpoint.saved("ema") else LAST
+    log.info(f"{checkpoint.folder}, {weights}")
+    log.info("\n".join(f"  {name:<24} {value:.4f}" for name, value in figures.items()))
+    if result.rows:
+        _report_answers(measurement, result.rows)
+    log.info(f"written to {folder}")
 
 
-def _report(
-    folder: Path,
-    found: Checkpoint,
-    entry: Evaluate,
-    key: Mapping[str, Any],
-    figures: Mapping[str, float],
-    rows: Sequence[dict[str, Any]],
-    samples: parts.Chosen,
-    options: Options,
-) -> None:
-    """Print the figures and write them down, with the answers and some of their pictures."""
-    told = {"checkpoint": str(found.folder), "bench": entry.bench, "samples": options.samples}
-    files.write_json(folder / "metrics.json", {**told, **figures, "count": len(samples), "figures": dict(figures), "key": dict(key)})
-    kind = _kind(options)
-    print(f"{found.folder}, {kind if kind != AVERAGED or found.saved('ema') else LAST}")
-    print("\n".join(f"  {name:<24} {value:.4f}" for name, value in figures.items()))
-    if rows:
-        _answers(folder, entry.bench, rows, samples, options)
-    print(f"written to {folder}")
-
-
-def _answers(folder: Path, bench: str, rows: Sequence[dict[str, Any]], samples: parts.Chosen, options: Options) -> None:
+def _report_answers(measurement: Measurement, rows: Sequence[Row]) -> None:
+    """Write all answers, draw some of them, and show the first few."""
+    folder, options = measurement.folder, measurement.options
     files.write_json(folder / "predictions.json", list(rows))
-    cards = [card(row, samples, place) for place, row in enumerate(rows[: options.pictures])]
-    sheet, page = gallery.write(folder, f"{bench}: {len(rows)} held-out answers", cards)
-    print(f"  pictures and answers     {sheet} and {page}")
+    cards = [card(row, measurement.samples, number) for number, row in enumerate(rows[: options.pictures])]
+    sheet, page = gallery.write(folder, f"{measurement.entry.bench}: {len(rows)} held-out answers", cards)
+    log.info(f"  pictures and answers     {sheet} and {page}")
     for row in [row for row in rows if "answer" in row or "bad" in row][: options.show]:
-        mark = {True: "right", False: "wrong"}.get(row.get("correct"), row.get("bad", ""))  # type: ignore[arg-type]
-        print(f"  {row['id']}: {row.get('question', '')} -> {row.get('answer', '')!r} (gold {row.get('gold', '')!r}) {mark}")
+        mark = _MARKS.get(row["correct"], "") if "correct" in row else row.get("bad", "")
+        log.info(f"  {row['id']}: {row.get('question', '')} -> {row.get('answer', '')!r} (gold {row.get('gold', '')!r}) {mark}")
 
 
-def card(row: dict[str, Any], samples: parts.Chosen, place: int) -> gallery.Card:
-    """One answer beside its pictures, with its score; a drawn one is shown last. Of a sample that cannot be read, why."""
+def card(row: dict[str, Any], samples: ChosenSamples, position: int) -> gallery.Card:
+    """Return the card of one answer: its pictures (a drawn one last), its text and score; for a sample that cannot be used, why."""
     if "bad" in row:
         return gallery.Card(pictures=[], text=[(str(row["bad"]), False)], title=str(row["id"]))
     drawn = [Path(row["picture"]).read_bytes()] if "picture" in row else []
-    pictures = [images.decode(data).permute(1, 2, 0).numpy() for data in [*samples[place]["images"], *drawn]]
+    pictures = [images.decode(data).permute(1, 2, 0).numpy() for data in [*samples[position]["images"], *drawn]]
     text = [(row.get("question", row.get("caption", "")), False)]
     if "answer" in row:
         text += [("\n", False), (str(row["answer"]), True), (f"\ngold: {row.get('gold', '')}", False)]

@@ -29,9 +29,9 @@ def export(path: Path, out: Path, to: str, *, averaged: bool = True) -> None:
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(publisher.exports)}"
         raise PlaitError(f"--to {to!r} is no layout of family {family!r}: {hint}")
     with distributed.join() as ranks:
-        built, found, _ = saved.open_checkpoint(path, ranks, averaged=averaged)
+        bundle, found, _ = saved.open_checkpoint(path, ranks, averaged=averaged)
         if ranks.first:
-            for line in publisher.exports[to](built.model, built.section, built.assets, out):
+            for line in publisher.exports[to](bundle.model, bundle.section, bundle.assets, out):
                 print(line)
             which = "averaged" if averaged and found.tensors("ema") else "last"
             print(f"{found.folder}, {which} weights, as {to}: written to {out}")

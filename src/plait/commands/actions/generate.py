@@ -1,6 +1,7 @@
 """Ask a checkpoint: what `plait generate` does. The options and what is made of them are the family's."""
 
 import difflib
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,21 +13,28 @@ from plait.engine.parallel import distributed
 from plait.engine.precision import autocast
 from plait.errors import PlaitError
 
+log = logging.getLogger(__name__)
+
 
 def generate(path: Path, options: Sequence[str], *, averaged: bool, out: Path | None, length: float | None = None) -> None:
-    """Ask the checkpoint at `path`; `options` are the family's own, as name=value. Prints what the family returns, line by line."""
+    """Let the checkpoint at `path` answer or draw; `options` are the family's own, as name=value. Its lines are shown as they come.
+
+    Raises PlaitError for an option that is unknown or wrong, and for a family that generates nothing.
+    """
     with distributed.join() as ranks:
-        built, _, config = saved.open_checkpoint(path, ranks, averaged=averaged, length=length)
-        chosen = generate_options(built.family.GenerateOptions, options)
-        if not ranks.first:  # one question has one answer, however many ranks are asked
+        bundle, _, config = saved.open_checkpoint(path, ranks, averaged=averaged, length=length)
+        if bundle.family.generate is None or bundle.family.GenerateOptions is None:
+            raise PlaitError(f"family {bundle.family.name!r} generates nothing; `plait eval {path}` measures it")
+        given = generate_options(bundle.family.GenerateOptions, options)
+        if not ranks.first:  # one question has one answer, however many ranks there are
             return
         with autocast(config.train.precision, ranks.device):
-            for line in built.family.generate(built.model, built.inputs(config, train=False), chosen, out):
-                print(line)
+            for line in bundle.family.generate(bundle.model, bundle.inputs(config, train=False), given, out):
+                log.info(line)
 
 
 def generate_options(kind: Any, options: Sequence[str]) -> Any:
-    """The family's typed options from name=value texts; a list is given by repeating its name. One line names a wrong one and lists all."""
+    """Parse name=value texts into the family's typed options; a list is given by repeating its name. Raises PlaitError for a wrong one."""
     given: dict[str, Any] = {}
     for item in options:
         name, _, value = item.partition("=")

@@ -11,12 +11,13 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from torch import Tensor
 
-from plait.assembly import parts
+from plait.assembly.data import TrainingData, data_seed, open_data, open_training
+from plait.assembly.held_out import FixedOrder, choose
+from plait.assembly.model import write_assets
 from plait.commands.actions.index_data import byte_text
 from plait.commands.pages import gallery
 from plait.commands.pages.gallery import Card
@@ -28,6 +29,7 @@ from plait.data.loading.micro_batch import Bad, Preparation
 from plait.data.order import Ordering, SampleId
 from plait.errors import PlaitError
 from plait.families import registry
+from plait.families.contract import Family
 
 _LEGEND = "On colour: the supervised text, which the model learns to say. Everything else is given to it."
 _IDS_SHOWN = 5
@@ -67,6 +69,8 @@ def draw(resolved: Resolved, split: str, samples: int, out: Path) -> None:
     if samples < 1:
         raise PlaitError(f"--samples={samples}: ask for at least one")
     family = registry.load(resolved.config.family)
+    if family.inspect is None:
+        raise PlaitError(f"family {family.name!r} has no `inspect`: it does not say what its model sees")
     section = family.Config.model_validate(resolved.config.model)
     views = _different(resolved.stages)
     with _assets(resolved.config) as assets:
@@ -91,23 +95,26 @@ def _assets(config: RunConfig) -> Iterator[Path]:
         yield made
         return
     with tempfile.TemporaryDirectory() as passing:
-        parts.prepare(config, Path(passing))
+        write_assets(config, Path(passing))
         yield Path(passing)
 
 
-def _draw_stage(view: StageView, family: ModuleType, section: Any, assets: Path, split: str, samples: int, out: Path) -> None:
+def _draw_stage(view: StageView, family: Family, section: Any, assets: Path, split: str, samples: int, out: Path) -> None:
     config = view.config
-    opened, weights = parts.training(config) if split == "train" else (parts.open_data(config, _held_out(config), split), [])
+    data = open_training(config) if split == "train" else TrainingData(open_data(config, _held_out(config), split), [])
+    opened = data.sources
+    inspect = family.inspect
+    assert inspect is not None
     inputs = _inputs(family, section, assets, config, split, config.data.max_tokens)
     whole = _inputs(family, section, assets, config, split, None) if config.data.max_tokens is not None else None
-    ids, seed, order = _first(view, opened, weights, split, samples)
+    ids, seed, order = _first(view, data, split, samples)
     preparation = Preparation(tuple(opened), order, _Watched(inputs), seed, rank=0, world_size=1, micro_batch=None)
     seen, bad = [], []
     for wanted in ids:
         found = preparation.example(wanted)
         sample, sample_key, example = found.value
-        shown = family.inspect(inputs, sample, example)
-        cut = whole is not None and _length(family.inspect(whole, sample, whole.encode(sample, sample_key))) > _length(shown)
+        shown = inspect(inputs, sample, example)
+        cut = whole is not None and _length(inspect(whole, sample, whole.encode(sample, sample_key))) > _length(shown)
         seen.append(_Seen(found.id, sample, example, shown, cut))
         bad += found.bad
     title = f"{split}, stage {view.index} ({view.name}): the first {len(seen)} samples as the model sees them"
@@ -130,19 +137,17 @@ def _held_out(config: RunConfig) -> list[Source]:
     return entries
 
 
-def _inputs(family: ModuleType, section: Any, assets: Path, config: RunConfig, split: str, max_tokens: int | None) -> Any:
+def _inputs(family: Family, section: Any, assets: Path, config: RunConfig, split: str, max_tokens: int | None) -> Any:
     return family.Inputs(section, assets, max_tokens=max_tokens, pad=config.data.pad, train=split == "train")
 
 
-def _first(
-    view: StageView, opened: Sequence[Any], weights: Sequence[float], split: str, samples: int
-) -> tuple[Sequence[SampleId], int, Ordering]:
+def _first(view: StageView, data: TrainingData, split: str, samples: int) -> tuple[Sequence[SampleId], int, Ordering]:
     """The ids that come first, the seed of the samples' keys and the stage's order: as the run has them."""
     config = view.config
     if split != "train":
-        chosen = parts.choose([len(source) for source in opened], samples, config.seed)
-        return chosen, config.seed, parts.FixedOrder.of(chosen, opened, config.train.global_batch)
-    seed, order = parts.stage_order(view, opened, weights)
+        chosen = choose([len(source) for source in data.sources], samples, config.seed)
+        return chosen, config.seed, FixedOrder.of(chosen, data.sources, config.train.global_batch)
+    seed, order = data_seed(view), data.order(view)
     steps = -(-samples // config.train.global_batch)
     return [one for step in range(steps) for one in order.ids(step)][:samples], seed, order
 
@@ -189,7 +194,7 @@ def _figures(seen: Sequence[_Seen]) -> Facts:
     return facts
 
 
-def _batch(seen: Sequence[_Seen], family: ModuleType, section: Any, inputs: Any, config: RunConfig) -> Facts:
+def _batch(seen: Sequence[_Seen], family: Family, section: Any, inputs: Any, config: RunConfig) -> Facts:
     """The tensors of the first micro-batch, or why there can be none, and the samples from which nothing can be learnt."""
     first = [one.example for one in seen[: config.train.micro_batch or config.train.global_batch]]
     facts = []

@@ -1,6 +1,7 @@
-"""SIGTERM and SIGUSR1 ask for a clean stop: they set a flag that the loop, the data wait and the evaluation look at.
+"""The one channel for stopping: SIGTERM and SIGUSR1 set a flag here, and the ranks agree on it here.
 
-SLURM, Kubernetes and spot machines send them some time before the kill. A second signal of the same kind changes nothing.
+The data wait, the loop and the evaluation look at it. SLURM, Kubernetes and spot machines send the signal some time before the kill. A
+second signal of the same kind changes nothing.
 """
 
 import signal
@@ -22,6 +23,9 @@ class Signals:
 
     def __init__(self) -> None:
         self.received: str | None = None
+        """Name of the signal that this process got."""
+        self.agreed = False
+        """Whether all ranks know that one of them is to stop; the same on every rank at the same moment of the run."""
         self._before: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> "Signals":
@@ -30,11 +34,16 @@ class Signals:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+            signal.signal(number, handler)  # type: ignore[arg-type]  # what signal.signal returned
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number).name
 
-    def asked(self) -> bool:
-        """Whether this process was asked to stop."""
+    def requested(self) -> bool:
+        """Tell whether this process was asked to stop. The ranks do not agree on it yet."""
         return self.received is not None
+
+    def agree(self, requested: bool) -> bool:
+        """Note what the ranks found together: whether any of them was asked to stop. Returns whether the run stops."""
+        self.agreed = self.agreed or requested
+        return self.agreed

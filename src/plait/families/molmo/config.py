@@ -1,8 +1,11 @@
 """The `model:` section of family molmo: which language model, which tower, how images are tiled, how text is framed. No torch."""
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from plait.config.schema import ModelSection
 
 DEBUG = "debug"
 POOL = 2  # patches of a side that become one token
@@ -82,8 +85,10 @@ SOURCES = {"qwen2_7b": "Qwen/Qwen2-7B", "olmoe": "allenai/OLMoE-1B-7B-0924"}
 # fmt: on
 
 
-class Config(Section):
+class Config(ModelSection):
     """`model:` of family molmo."""
+
+    variants: ClassVar[Mapping[str, str]] = {"high-res": "36 crops and 4096 tokens"}
 
     language: str = Field("qwen2_7b", description="qwen2_7b, olmoe, debug, or Hub name or directory of any causal language model")
     language_revision: str | None = Field(default=None, description="commit or tag of a Hub language model")
@@ -106,6 +111,11 @@ class Config(Section):
     residual_dropout: Share = Field(default=0.0, description="after attention and MLP of each layer, at positions of the prompt")
     response_residual_dropout: Share = Field(default=0.0, description="the same at positions that predict the answer")
     z_loss: Annotated[float, Field(ge=0.0)] = Field(default=1e-4, description="coefficient of the squared log-normaliser")
+
+    def variant(self, name: str) -> tuple["Config", int]:
+        """Return the section that looks at up to 36 crops (`high-res`), and the tokens that they and a question take."""
+        assert name in self.variants
+        return self.model_copy(update={"max_crops": 36}), 4096
 
     @property
     def tower(self) -> Tower:

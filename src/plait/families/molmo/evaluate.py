@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from plait.data.synthetic.answers import can_judge, judge
+from plait.engine.bench import Bench, Row
 from plait.errors import BadSample, PlaitError
 from plait.families.molmo import points, styles
 from plait.families.molmo.generate import answers
@@ -19,7 +20,6 @@ from plait.families.molmo.inputs import Inputs, Sample
 from plait.families.molmo.model import Molmo
 from plait.families.molmo.scoring import benchmark_rules, metrics
 
-Row = dict[str, Any]
 Score = Callable[[str, Sample], dict[str, float]]
 
 _SPARE_TOKENS = 8  # an answer may run this much longer than the longest gold one: enough to be seen to differ
@@ -27,13 +27,16 @@ _NEAR = 5.0  # percent of width and height within which a point hits a gold poin
 
 
 @dataclass(frozen=True)
-class Bench:
-    """Rows of predictions, and figures from them."""
+class Scored:
+    """A bench that scores free answers by one rule."""
 
     score: Score
-    pictures: None = None
 
-    def predict(self, model: Molmo, samples: Sequence[Sample], inputs: Inputs, *, batch: int) -> list[Row]:
+    def bench(self) -> Bench:
+        """Return it as the engine takes it."""
+        return Bench(self.predict, self.summarise)
+
+    def predict(self, model: Molmo, samples: Sequence[Sample], inputs: Inputs, *, batch: int, moment: str = "") -> list[Row]:
         """One row per sample, in their order; none is dropped. A sample that cannot be read says so in its row."""
         rows: list[Row] = []
         for start in range(0, len(samples), batch):
@@ -164,16 +167,16 @@ def _mmmu(answer: str, sample: Sample) -> dict[str, float]:
 
 
 benches = {
-    "accuracy": Bench(accuracy),
-    "vqa": Bench(lambda answer, sample: {"score": metrics.vqa_score(answer, golds(sample))}),
-    "exact_match": Bench(lambda answer, sample: {"score": metrics.exact_match(answer, golds(sample))}),
-    "anls": Bench(lambda answer, sample: {"score": metrics.anls(answer, golds(sample))}),
-    "relaxed_accuracy": Bench(lambda answer, sample: {"score": metrics.relaxed_accuracy(answer, golds(sample))}),
-    "multiple_choice": Bench(lambda answer, sample: _chosen(answer, sample, metrics.choose)),
-    "counting": Bench(counting),
-    "pointing": Bench(pointing),
-    "mmmu": Bench(_mmmu),
-    "mathvista": Bench(lambda answer, sample: {"score": benchmark_rules.mathvista(answer, sample["fields"])}),
+    "accuracy": Scored(accuracy).bench(),
+    "vqa": Scored(lambda answer, sample: {"score": metrics.vqa_score(answer, golds(sample))}).bench(),
+    "exact_match": Scored(lambda answer, sample: {"score": metrics.exact_match(answer, golds(sample))}).bench(),
+    "anls": Scored(lambda answer, sample: {"score": metrics.anls(answer, golds(sample))}).bench(),
+    "relaxed_accuracy": Scored(lambda answer, sample: {"score": metrics.relaxed_accuracy(answer, golds(sample))}).bench(),
+    "multiple_choice": Scored(lambda answer, sample: _chosen(answer, sample, metrics.choose)).bench(),
+    "counting": Scored(counting).bench(),
+    "pointing": Scored(pointing).bench(),
+    "mmmu": Scored(_mmmu).bench(),
+    "mathvista": Scored(lambda answer, sample: {"score": benchmark_rules.mathvista(answer, sample["fields"])}).bench(),
 }
 
 

@@ -22,12 +22,10 @@ __all__ = [
     "components",
     "generate",
     "inspect",
-    "monitors",
     "never_trained",
     "prepare",
 ]
 
-monitors: None = None  # nothing besides what the engine guards
 never_trained: frozenset[str] = frozenset()
 
 

@@ -4,6 +4,8 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from plait.config.schema import ModelSection
+
 
 class Size(NamedTuple):
     """One row of the table of sizes. `parameters`: with latents of 16 channels, patch 2, and text and image features of 1,024."""
@@ -95,8 +97,10 @@ class Sampling(Section):
         return self
 
 
-class Config(Section):
+class Config(ModelSection):
     """`model:` of family nanodit."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
     refused: ClassVar[dict[tuple[str, ...], dict[str, str]]] = {
         ("train", "precision"): {"fp16": "its residual stream grows beyond float16's 65,504; use bf16, which has float32's range"}

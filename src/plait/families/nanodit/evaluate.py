@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from plait.engine.bench import Bench, Row
 from plait.errors import PlaitError
 from plait.families.nanodit import distances, flow, pictures
 from plait.families.nanodit.config import Sampling
@@ -25,7 +26,6 @@ from plait.families.nanodit.sampler import Request, draw
 from plait.keys import key
 from plait.nn import encoders
 
-Row = dict[str, Any]
 Rows = Sequence[Mapping[str, Any]]
 
 T_FIXED = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -35,15 +35,6 @@ ALONE_TEXT, ALONE_IMAGE = 4.0, 2.0
 _FEWEST = 4  # samples of a set
 LABELS = ("position", "colour")
 """Fields of a two-colour sample: set by the text, and by the reference image."""
-
-
-@dataclass(frozen=True)
-class Bench:
-    """Rows of predictions, figures from them, and pictures from them by name (uint8, H x W x 3), for those who show any."""
-
-    predict: Callable[..., list[Row]]
-    summarise: Callable[[Rows], dict[str, float]]
-    pictures: Callable[[Rows], dict[str, Any]] | None = None
 
 
 @dataclass(frozen=True)
@@ -77,7 +68,7 @@ def _placed(found: Mapping[int, Row]) -> list[Row]:
 
 
 @torch.no_grad()
-def predict_validation(model: NanoDiT, samples: Sequence[Sample], inputs: Inputs, *, batch: int) -> list[Row]:
+def predict_validation(model: NanoDiT, samples: Sequence[Sample], inputs: Inputs, *, batch: int, moment: str = "latest") -> list[Row]:
     """Per sample: the loss at each fixed t, and the error of x0 restored in one step from half noise, over x0's mean square."""
     device, found = next(model.parameters()).device, {}
     for part in _portions(samples, inputs, batch):
@@ -107,7 +98,7 @@ def summarise_validation(rows: Rows) -> dict[str, float]:
 def _exchange(what: str) -> Callable[..., list[Row]]:
     """A bench that draws each sample thrice from one noise: as it is, with the partner's text (or image), and with all of the partner's."""
 
-    def predict(model: NanoDiT, samples: Sequence[Sample], inputs: Inputs, *, batch: int) -> list[Row]:
+    def predict(model: NanoDiT, samples: Sequence[Sample], inputs: Inputs, *, batch: int, moment: str = "latest") -> list[Row]:
         if what == "image" and not inputs.config.image_dim:
             raise PlaitError("bench swap exchanges reference images, but model.image_dim is 0")
         every, found = [inputs.conditions(sample) for sample in samples], {}
@@ -143,7 +134,7 @@ def summarise_exchange(rows: Rows) -> dict[str, float]:
     return {"change": _mean([row["change"] for row in rows]), "toward": _mean([row["toward"] for row in rows])}
 
 
-def predict_divergence(model: NanoDiT, samples: Sequence[Sample], inputs: Inputs, *, batch: int) -> list[Row]:
+def predict_divergence(model: NanoDiT, samples: Sequence[Sample], inputs: Inputs, *, batch: int, moment: str = "latest") -> list[Row]:
     """Text alone (4, 0), image alone (0, 2) and both, from one noise."""
     if not inputs.config.image_dim:
         raise PlaitError("bench divergence sets text against image, but model.image_dim is 0")
@@ -165,7 +156,7 @@ def summarise_divergence(rows: Rows) -> dict[str, float]:
     return {name: _mean([row[name] for row in rows]) for name in ("divergence", "dominance")}
 
 
-def predict_toy(model: NanoDiT, samples: Sequence[Sample], inputs: Inputs, *, batch: int) -> list[Row]:
+def predict_toy(model: NanoDiT, samples: Sequence[Sample], inputs: Inputs, *, batch: int, moment: str = "latest") -> list[Row]:
     """Two-colour samples drawn by both conditions, by each alone, and with text and image of samples with other labels."""
     missing = [sample["id"] for sample in samples if not set(LABELS) <= sample["fields"].keys()]
     if missing:
@@ -226,7 +217,7 @@ def summarise_toy(rows: Rows) -> dict[str, float]:
     return {name: _mean([float(row["right"][name]) for row in rows]) for name in ("both", "text", "image", "crossed")}
 
 
-def predict_grid(model: NanoDiT, samples: Sequence[Sample], inputs: Inputs, *, batch: int) -> list[Row]:
+def predict_grid(model: NanoDiT, samples: Sequence[Sample], inputs: Inputs, *, batch: int, moment: str = "latest") -> list[Row]:
     """A picture per sample from its own conditions, written to `inputs.pictures`; the row tells where."""
     show, found = pictures.decoder(inputs, next(model.parameters()).device), {}
     sampling: Sampling = inputs.config.sampling
@@ -235,13 +226,13 @@ def predict_grid(model: NanoDiT, samples: Sequence[Sample], inputs: Inputs, *, b
         for place, picture in zip(part.places, drawn, strict=True):
             name = pictures.file_name(samples[place]["id"])
             said = {"id": samples[place]["id"], "caption": caption(samples[place]), "size": f"{picture.shape[1]}x{picture.shape[0]}"}
-            path = inputs.pictures / f"{name}.png"
+            path = inputs.pictures_folder(moment) / f"{name}.png"
             pictures.write(path, picture, {**said, "sampling": sampling.model_dump()})
             found[place] = {**said, "picture": str(path)}
     return _placed(found)
 
 
-def predict_distance(model: NanoDiT, samples: Sequence[Sample], inputs: Inputs, *, batch: int) -> list[Row]:
+def predict_distance(model: NanoDiT, samples: Sequence[Sample], inputs: Inputs, *, batch: int, moment: str = "latest") -> list[Row]:
     """Features of each held-out picture (its clean latents, decoded) and of the one drawn from its conditions."""
     device = next(model.parameters()).device
     show, sampling = pictures.decoder(inputs, device), inputs.config.sampling

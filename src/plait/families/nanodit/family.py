@@ -9,7 +9,7 @@ from plait.families.nanodit.config import Config
 from plait.families.nanodit.generate import GenerateOptions, generate
 from plait.families.nanodit.inputs import Inputs
 from plait.families.nanodit.loss import Loss
-from plait.families.nanodit.model import blocks, build, components, forward_flops
+from plait.families.nanodit.model import blocks, build, components
 from plait.families.nanodit.monitors import monitors
 from plait.families.nanodit.pictures import inspect
 from plait.files import write_whole
@@ -23,7 +23,6 @@ __all__ = [
     "blocks",
     "build",
     "components",
-    "forward_flops",
     "generate",
     "inspect",
     "monitors",

@@ -59,8 +59,6 @@ class Inputs:
 
     def __init__(self, config: Config, directory: Path, *, max_tokens: int | None = None, pad: str = "longest", train: bool = False):
         self.config, self.directory, self.max_tokens, self.pad, self.train = config, directory, max_tokens, pad, train
-        self.moment = "latest"
-        """Folder name for pictures that a bench writes; whoever measures may set the step here."""
 
     @functools.cached_property
     def metadata(self) -> dict[str, Any] | None:
@@ -79,10 +77,9 @@ class Inputs:
             return 1
         return int(self.metadata["latents"]["downsample"]) if self.metadata else _DOWNSAMPLE
 
-    @property
-    def pictures(self) -> Path:
-        """Where benches write: RUN/<sampling.folder>/<moment>."""
-        return self.directory.parent / self.config.sampling.folder / self.moment
+    def pictures_folder(self, moment: str) -> Path:
+        """Return the folder that benches write into: RUN/<sampling.folder>/<moment>."""
+        return self.directory.parent / self.config.sampling.folder / moment
 
     def encode(self, sample: Sample, key: int) -> Example:
         """Held-out samples keep their conditions and are never mirrored; their t and noise are as fixed as their key."""

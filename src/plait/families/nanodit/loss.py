@@ -3,13 +3,13 @@
 import torch
 from torch import Tensor, nn
 
+from plait.engine import loss as contract
+from plait.engine.loss import Batch
 from plait.families.nanodit import flow
 from plait.families.nanodit.config import Config
 
-Batch = dict[str, Tensor]
 
-
-class Loss:
+class Loss(contract.Loss):
     """`flow` trains: mean squared error per element, averaged over samples. The others are logged only (coefficient 0):
     the same by range of t, and the mean squares of prediction and target, which monitors compare."""
 

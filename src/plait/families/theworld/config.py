@@ -4,6 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator, model_validator
 
+from plait.config.schema import ModelSection
+
 TINY = "tiny"
 COSMOS = "nvidia/Cosmos-Predict2-2B-Video2World"  # only its `vae` folder is ever fetched (507 MB in float32)
 FRAMES_PER_STEP = 4  # the world encoder folds four frames after the first into one latent frame
@@ -97,7 +99,7 @@ class Augment(Section):
     )
 
 
-class Config(Section):
+class Config(ModelSection):
     """`model:` of family theworld."""
 
     base: str = Field("google/gemma-3-4b-it", description="Hub name or local directory of a Gemma3ForConditionalGeneration, or `tiny`")

@@ -5,29 +5,19 @@ A world model that is shown no world tokens would be measured as plain Gemma wit
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from plait.data.synthetic.answers import can_judge, judge
+from plait.engine.bench import Bench, Row
 from plait.errors import BadSample, PlaitError
 from plait.families.theworld.generate import answers
 from plait.families.theworld.inputs import Example, Inputs, Sample
 from plait.families.theworld.model import TheWorld
 
-Row = dict[str, Any]
-
 _SPARE_TOKENS = 8  # an answer may run this much longer than the gold one before it is cut: enough to be seen to differ
 WAYS = ("on", "off", "shuffled")
-
-
-@dataclass(frozen=True)
-class Bench:
-    """Rows of predictions, and figures from them."""
-
-    predict: Callable[..., list[Row]]
-    summarise: Callable[[Sequence[Mapping[str, Any]]], dict[str, float]]
-    pictures: None = None
 
 
 def normalise(text: str) -> str:
@@ -42,13 +32,13 @@ def right(answer: str, gold: str, fields: Mapping[str, Any]) -> bool:
     return normalise(answer) == normalise(gold)
 
 
-def predict(model: TheWorld, samples: Sequence[Sample], inputs: Inputs, *, batch: int) -> list[Row]:
+def predict(model: TheWorld, samples: Sequence[Sample], inputs: Inputs, *, batch: int, moment: str = "") -> list[Row]:
     """One row per sample, answered as the model is configured."""
     way = "on" if inputs.config.world else "none"
     return [_row(sample, {way: said}) for sample, said in zip(samples, _ask(model, samples, inputs, way, batch), strict=True)]
 
 
-def predict_three_ways(model: TheWorld, samples: Sequence[Sample], inputs: Inputs, *, batch: int) -> list[Row]:
+def predict_three_ways(model: TheWorld, samples: Sequence[Sample], inputs: Inputs, *, batch: int, moment: str = "") -> list[Row]:
     """One row per sample with three answers: its own world, no world block, and the world of another sample's picture."""
     if inputs.config.world is None:
         raise PlaitError("bench world_ablation needs a world; model.world is off: use bench accuracy")

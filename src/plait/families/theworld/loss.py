@@ -3,11 +3,13 @@
 import torch
 from torch import Tensor, nn
 
+from plait.engine import loss as contract
+from plait.engine.loss import Batch
 from plait.families.theworld.config import Config
 from plait.nn.losses import IGNORED
 
 
-class Loss:
+class Loss(contract.Loss):
     """One term, `loss`, in nats per supervised token. Counts tokens: positions of the sequence that are no padding."""
 
     counts = ("tokens", "supervised_tokens")
@@ -16,15 +18,15 @@ class Loss:
     def __init__(self, config: Config):
         self.coefficients = {"loss": 1.0}
 
-    def weights(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def weights(self, batch: Batch) -> dict[str, Tensor]:
         """How many positions are supervised. Labels alone say so: all of them masked weighs 0."""
         supervised = (batch["labels"][:, 1:] != IGNORED).sum().to(torch.float64)
         return {"loss": supervised, "tokens": batch["attention_mask"].sum().to(torch.float64), "supervised_tokens": supervised}
 
-    def by_sample(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def by_sample(self, batch: Batch) -> dict[str, Tensor]:
         """The counts of each sample."""
         return {"tokens": batch["attention_mask"].sum(1), "supervised_tokens": (batch["labels"][:, 1:] != IGNORED).sum(1)}
 
-    def sums(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def sums(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """The summed cross-entropy, nats; differentiable."""
         return model(batch)

@@ -5,6 +5,7 @@ other split each question is a sample of its own. What a row means is in academi
 """
 
 import difflib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,10 @@ from plait.errors import BadSample, PlaitError
 from plait.families.molmo.catalogue.academic import ACADEMIC
 from plait.families.molmo.catalogue.pixmo import PIXMO, POINTS_EVAL
 from plait.families.molmo.catalogue.rows import PICTURES, Place, Rows, Spec, root_of
-from plait.families.molmo.config import Config
 from plait.keys import key, rng
+
+DATA_DIR = "MOLMO_DATA_DIR"
+"""The environment variable that names the folder of datasets where `data.root` does not: the one the Molmo guide sets."""
 
 MOST = 24  # annotations of one picture in one sample
 DATASETS: dict[str, Spec] = {**ACADEMIC, **PIXMO}
@@ -63,11 +66,6 @@ def judged() -> list[str]:
     return [name for name, spec in DATASETS.items() if spec.rule is not None]
 
 
-def high_resolution(config: Config) -> tuple[Config, int]:
-    """The model that looks at up to 36 crops, and the tokens that they and a question may take."""
-    return config.model_copy(update={"max_crops": 36}), 4096
-
-
 def exam_split(name: str) -> str:
     """The split a dataset is judged on where none is named: validation, else test."""
     known = spec_of(name).splits
@@ -85,10 +83,13 @@ def split_of(name: str, split: str) -> str:
     return split
 
 
-def open_dataset(entry: Entry, split: str, *, root: Path, cache: Path | None) -> "Known":
-    """The entry's dataset. Absent when its files are not there, with where they were looked for and how to get them."""
+def open_dataset(entry: Entry, split: str, *, root: Path | None, cache: Path | None) -> "Known":
+    """Open the entry's dataset below `root`, else below $MOLMO_DATA_DIR or ./data.
+
+    Raises Absent when its files are not there, with where they were looked for and how to get them.
+    """
     name = str(entry.name)
-    spec = spec_of(name)
+    spec, root = spec_of(name), root or Path(os.environ.get(DATA_DIR) or "data").expanduser()
     split_of(name, split)
     unknown = next((option for option in entry.options if option != "hub"), None)
     if unknown is not None:

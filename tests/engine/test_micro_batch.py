@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from plait.engine import micro_batch
+from plait.engine.parallel.distributed import Ranks
 from plait.errors import Stopped
 from tests import processes, toy_family
 
@@ -27,6 +28,11 @@ def runs_out(recipe, run, rank, largest, from_call, *overrides, **options):
 
     with mock.patch.object(toy_family.Loss, "sums", sums):
         toy_family.train(recipe, run, *SHORT, *overrides, **options)
+
+
+def noted(run, ranks):
+    """The micro-batch that a later start on so many ranks begins with."""
+    return micro_batch.MicroBatchSize(run, "train", Ranks(0, ranks, torch.device("cpu")), 1000).samples
 
 
 def weights(run):
@@ -53,7 +59,7 @@ def assert_close(one, other):
 def test_one_rank_halves_until_it_fits_and_loses_no_step(recipe, straight, tmp_path, capsys, from_call, probe):
     runs_out(recipe, tmp_path / "run", 0, 4, from_call, f"guard.memory_probe={probe}")
     assert_close(straight, weights(tmp_path / "run"))
-    assert micro_batch.noted(tmp_path / "run", "train", 1) == 4
+    assert noted(tmp_path / "run", 1) == 4
     assert "out of memory (CUDA out of memory. Tried to allocate 20.00 GiB.): on with micro_batch 4 and more" in capsys.readouterr().out
     assert [row["step"] for row in toy_family.figures(tmp_path / "run")] == [1, 2, 3, 4]
 
@@ -62,7 +68,7 @@ def test_one_rank_halves_until_it_fits_and_loses_no_step(recipe, straight, tmp_p
 def test_both_ranks_halve_when_one_runs_out_and_none_waits(recipe, straight, tmp_path, capfd, probe):
     processes.fork(2, runs_out, recipe, tmp_path / "run", 1, 2, 3, f"guard.memory_probe={probe}", "guard.hang_timeout_s=20")
     assert_close(straight, weights(tmp_path / "run"))
-    assert micro_batch.noted(tmp_path / "run", "train", 2) == 2
+    assert noted(tmp_path / "run", 2) == 2
     assert capfd.readouterr().out.count("on with micro_batch 2") == 1
 
 

@@ -1,0 +1,90 @@
+"""Open the data that a configuration names, and put a stage's samples in order."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from plait.config import mixture
+from plait.config.resolved import StageView, folder
+from plait.config.schema import RunConfig, Source
+from plait.data.buckets import BucketOrder, order_of
+from plait.data.order import Order
+from plait.data.sources import open as sources
+from plait.errors import PlaitError
+from plait.families import registry
+from plait.keys import key
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The opened training sources of a stage and their weights in the mixture."""
+
+    sources: Sequence[sources.Source]
+    weights: Sequence[float]
+
+    def names(self) -> list[str]:
+        """Return the name of each source; a second one of a name gets a number."""
+        names = [source.name for source in self.sources]
+        earlier = [names[:number].count(name) for number, name in enumerate(names)]
+        return [f"{name} ({count + 1})" if count else name for name, count in zip(names, earlier, strict=True)]
+
+    def fingerprints(self) -> dict[str, str]:
+        """Return the content of each source by its name."""
+        return dict(zip(self.names(), (source.fingerprint for source in self.sources), strict=True))
+
+    def order(self, view: StageView) -> Order | BucketOrder:
+        """Return the order of a stage's samples, in buckets where a source has them."""
+        return order_of(self.sources, self.weights, data_seed(view), view.config.train.global_batch)
+
+
+def data_seed(view: StageView) -> int:
+    """Return the seed of a stage's data: stages differ, layouts do not."""
+    return key(view.config.seed, "stage", view.name)
+
+
+def open_data(config: RunConfig, entries: Sequence[Source], split: str) -> list[sources.Source]:
+    """Open the sources of `entries`. Raises PlaitError, beginning with the entry, for what is missing or wrong."""
+    root, cache = folder(config.data.root), folder(config.data.cache)
+
+    def named(entry: Source, wanted: str) -> sources.Source:
+        opened: sources.Source = registry.datasets(config.family).open_dataset(entry, wanted, root=root, cache=cache)
+        return opened
+
+    return sources.open_all(entries, seed=config.seed, split=split, cache=cache, catalogue=named)
+
+
+def open_training(config: RunConfig) -> TrainingData:
+    """Open the sources of `data.train`, or of the mixture that stands for it. Raises PlaitError for what is missing."""
+    if config.data.mixture is None:
+        return TrainingData(open_data(config, config.data.train, "train"), [entry.weight for entry in config.data.train])
+    mixed = mixture.read(registry.mixture(config.family, config.data.mixture), config.data.without)
+    opened, absent = [], []
+    for entry in mixed.entries:
+        try:
+            opened += open_data(config, [entry], "train")
+        except sources.Absent as error:
+            absent.append((str(entry.name), error))
+    if absent:
+        names, first = [name for name, _ in absent], absent[0][1]
+        raise PlaitError(
+            f"mixture {mixed.title}: {len(names)} of its {len(mixed.entries)} datasets are not there ({', '.join(names)}); "
+            f"the first: {first}; to train without them, say so: --data.without='[{', '.join(names)}]'"
+        )
+    return TrainingData(opened, mixed.weights([len(source) for source in opened]))
+
+
+def check_data(views: Sequence[StageView]) -> None:
+    """Open what each stage will read, and close it again. Raises PlaitError for what is missing, before a model is built.
+
+    Nothing missing waits for a stage that is days ahead; equal data is opened once.
+    """
+    checked: list[tuple[object, object]] = []
+    for view in views:
+        config = view.config
+        held_out = [*config.data.validation, *(source for bench in config.evaluate for source in bench.data)]
+        if (config.data, held_out) not in checked:
+            checked.append((config.data, held_out))
+            try:
+                open_training(config)
+                open_data(config, held_out, "validation")
+            except PlaitError as error:
+                raise error if view is views[0] else PlaitError(f"stage {view.name}: {error}") from error

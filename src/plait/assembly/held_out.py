@@ -1,0 +1,138 @@
+"""Open held-out data and choose its samples, the same ones every time and on any number of ranks."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from plait.assembly.data import open_data
+from plait.assembly.model import ModelBundle
+from plait.config.schema import Evaluate, RunConfig, Source
+from plait.data.buckets import batches_of
+from plait.data.loading.loader import Loader
+from plait.data.order import SampleId, permute
+from plait.data.sources import open as sources
+from plait.engine import evaluation
+from plait.engine.bench import Bench
+from plait.engine.evaluation import HeldOut
+from plait.engine.parallel.distributed import Ranks
+from plait.errors import PlaitError
+from plait.families import registry
+
+
+@dataclass(frozen=True)
+class FixedOrder:
+    """Chosen samples in fixed batches, each of one bucket; as an order for the loader."""
+
+    sizes: tuple[int, ...]
+    batches: tuple[tuple[SampleId, ...], ...]
+
+    @classmethod
+    def of(cls, chosen: Sequence[SampleId], opened: Sequence[sources.Source], batch: int) -> "FixedOrder":
+        """Cut the chosen samples of `opened` into batches of at most `batch`."""
+        batches = tuple(tuple(ids) for ids in batches_of(chosen, opened, batch))
+        return cls(tuple(len(source) for source in opened), batches)
+
+    def ids(self, step: int) -> list[SampleId]:
+        """Return the ids of batch `step`."""
+        return list(self.batches[step])
+
+    @property
+    def steps(self) -> int:
+        """Return how many batches there are; the last of a bucket may be smaller."""
+        return len(self.batches)
+
+
+def choose(sizes: Sequence[int], count: int | None, seed: int) -> tuple[SampleId, ...]:
+    """Draw `count` held-out samples (all when None) evenly from sources of these sizes, by a permutation that `seed` alone decides."""
+    total = sum(sizes)
+    chosen = []
+    for position in range(total if count is None else min(count, total)):
+        index, source = int(permute(position, total, seed, "held-out")), 0
+        while index >= sizes[source]:
+            index, source = index - sizes[source], source + 1
+        chosen.append(SampleId(source, int(index), 0))
+    return tuple(chosen)
+
+
+def benchmark(config: RunConfig, bench: str) -> tuple[str, Source]:
+    """Return the rule and the source that NAME:SPLIT means. Raises PlaitError for an unknown dataset or split, or one without a rule."""
+    name, _, split = bench.partition(":")
+    catalogue = registry.datasets(config.family)
+    try:
+        rule, split = catalogue.rule_of(name), catalogue.split_of(name, split)
+    except PlaitError as error:
+        raise PlaitError(f"bench {bench!r}: {error}") from error
+    return rule, Source(source="dataset", name=name, split=split)
+
+
+def benches(config: RunConfig, entries: Sequence[Evaluate]) -> dict[str, Bench]:
+    """Return the family's benches, and those that entries name as NAME:SPLIT. Raises PlaitError for one that is unknown."""
+    known = dict(registry.benches(config.family))
+    for entry in entries:
+        if ":" in entry.bench:
+            known[entry.bench] = known[benchmark(config, entry.bench)[0]]
+    evaluation.check(entries, known)
+    return known
+
+
+class HeldOutData:
+    """The held-out data of `evaluate:` entries, opened once: an entry's own `data`, that of its NAME:SPLIT, else `data.validation`."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        self.opened: dict[str, list[sources.Source]] = {}
+
+    def of(self, entry: Evaluate) -> tuple[list[sources.Source], tuple[SampleId, ...]]:
+        """Return the opened sources of an entry, and which of their samples it takes. Raises PlaitError where it has no data."""
+        config = self.config
+        listed = entry.data or ([benchmark(config, entry.bench)[1]] if ":" in entry.bench else config.data.validation)
+        if not listed:
+            raise PlaitError(f"evaluate runs bench {entry.bench!r} but there is no held-out data; list some under data.validation")
+        if (name := repr(listed)) not in self.opened:
+            self.opened[name] = open_data(config, listed, "validation")
+        opened = self.opened[name]
+        return opened, choose([len(source) for source in opened], entry.samples, config.seed)
+
+
+@dataclass(frozen=True)
+class ChosenSamples:
+    """Chosen samples of opened sources, read when they are indexed: a whole benchmark does not fit into memory."""
+
+    opened: Sequence[sources.Source]
+    ids: Sequence[SampleId]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, position: int) -> Any:
+        return self.opened[self.ids[position].source][self.ids[position].index]
+
+    def name(self, position: int) -> str:
+        """Return what a sample is called that cannot be read."""
+        return f"{self.opened[self.ids[position].source].name}[{self.ids[position].index}]"
+
+
+def open_held_out(bundle: ModelBundle, config: RunConfig, ranks: Ranks, data: HeldOutData | None = None) -> HeldOut:
+    """Return access to the held-out data of `evaluate:` entries, as batches and as samples."""
+    held_out = data or HeldOutData(config)
+
+    def batches(entry: Evaluate) -> Loader:
+        opened, chosen = held_out.of(entry)
+        order = FixedOrder.of(chosen, opened, entry.batch * ranks.size)
+        return Loader(
+            opened,
+            order,
+            bundle.inputs(config, train=False),
+            seed=config.seed,
+            rank=ranks.rank,
+            world_size=ranks.size,
+            micro_batch=entry.batch,
+            pin=ranks.device.type == "cuda",
+            workers=config.data.workers,
+            kind="threads",
+            prefetch=config.data.prefetch,
+            start_step=0,
+            stop_step=order.steps,
+        )
+
+    return HeldOut(batches, lambda entry: ChosenSamples(*held_out.of(entry)))

@@ -1,0 +1,180 @@
+"""The contract of a family: what the engine and the commands take from it, checked when the family is loaded.
+
+A family is a package of these modules; all but the first two may be missing:
+
+    config.py              Config, its typed `model:` section; imports no torch
+    family.py              what trains: the members of `Family` below, by these names
+    evaluate.py            benches: a mapping of name to Bench
+    export.py              exports and imported: other software's layouts (`Publisher`)
+    catalogue/datasets.py  datasets known by name (`Catalogue`)
+    presets/, mixtures/    YAML files
+"""
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol
+
+from pydantic import BaseModel
+from torch import Tensor, nn
+
+from plait.engine.loss import Loss
+from plait.errors import PlaitError
+
+Sample = dict[str, Any]
+"""What a source gives: `id`, `images` (encoded files), `messages` (role, content), `fields`, for clips `frames`."""
+Texts = Callable[[], Iterable[str]]
+Parameters = dict[str, nn.Parameter]
+Monitor = Callable[[Mapping[str, Any]], list[str]]
+"""Reads every recorded row, in order, and returns warnings."""
+
+
+class Inputs(Protocol):
+    """Turns samples into batches; runs in data workers, without the model."""
+
+    def encode(self, sample: Sample, key: int) -> Any:
+        """Return the example of one sample. All randomness comes from `key`. Raises BadSample for one that cannot be used."""
+
+    def collate(self, examples: Sequence[Any]) -> dict[str, Any]:
+        """Return a batch of examples: tensors by name, rows in order."""
+
+
+class MakeInputs(Protocol):
+    """`Inputs` of a family: a class or function with this signature."""
+
+    def __call__(self, config: Any, assets: Path, *, max_tokens: int | None, pad: str, train: bool) -> Inputs:
+        """Return inputs for training (augmented) or for held-out data. `assets`: what `prepare` wrote. `pad`: as in `data.pad`."""
+
+
+class Build(Protocol):
+    """`build` of a family."""
+
+    def __call__(self, config: Any, assets: Path, *, seed: int) -> nn.Module:
+        """Return the model in host memory; works on the meta device. Weights that are drawn come from `seed` alone."""
+
+
+def _nothing_to_prepare(config: Any, assets: Path, texts: Texts) -> None:
+    """Make nothing."""
+
+
+def _no_base(config: Any) -> list[dict[str, str | None]]:
+    return []
+
+
+def _no_monitors(config: Any) -> list[Monitor]:
+    return []
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family as the rest of plait sees it: the members of its `family.py`, with defaults for the optional ones."""
+
+    name: str
+    Config: type[BaseModel]
+    build: Build
+    components: Callable[[nn.Module], dict[str, Parameters]]
+    """Parameters by component and full name: disjoint, and together all of the model. Units of freezing, learning rate and reporting."""
+    blocks: Callable[[nn.Module], Sequence[nn.Module]]
+    """Modules that are sharded, recomputed and compiled one by one, in the order of the forward pass."""
+    Inputs: MakeInputs
+    Loss: Callable[[Any], Loss]
+    prepare: Callable[[Any, Path, Texts], None] = _nothing_to_prepare
+    """Write what is made on the spot (a tokenizer) into the assets folder, from texts of the training samples; nothing twice."""
+    base: Callable[[Any], list[dict[str, str | None]]] = _no_base
+    """Where weights that are not saved with a run come from: rows of part, name and revision."""
+    never_trained: frozenset[str] = frozenset()
+    """Components that no setting may train."""
+    monitors: Callable[[Any], list[Monitor]] = _no_monitors
+    GenerateOptions: type[BaseModel] | None = None
+    generate: Callable[[Any, Any, Any, Path | None], Iterable[str]] | None = None
+    """(model, inputs, options, folder for files) to lines for the user."""
+    inspect: Callable[[Any, Sample, Any], dict[str, Any]] | None = None
+    """(inputs, sample, example) to what the model sees: `images` (uint8, H x W x 3), `text` (runs, each with whether it is supervised) and
+    `notes`."""
+
+
+class Publisher(Protocol):
+    """`export.py` of a family: the layouts of other software."""
+
+    exports: Mapping[str, Callable[..., list[str]]]
+    """By layout: (model, config, assets, new folder) to lines for the user."""
+
+    def imported(self, weights: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+        """Return another layout's weights under the names of this model's parameters."""
+
+
+class Catalogue(Protocol):
+    """`catalogue/datasets.py` of a family: datasets that are known by name."""
+
+    DATASETS: Mapping[str, Any]
+    ALIASES: Mapping[str, str]
+
+    def open_dataset(self, entry: Any, split: str, *, root: Path | None, cache: Path | None) -> Any:
+        """Return the source of an entry. Raises Absent where its files are not there, saying how to get them."""
+
+    def rule_of(self, name: str) -> str:
+        """Return the bench that scores answers of a dataset. Raises PlaitError where none does."""
+
+    def split_of(self, name: str, split: str) -> str:
+        """Return `split`. Raises PlaitError where the dataset has none of this name."""
+
+    def exam_split(self, name: str) -> str:
+        """Return the split that a dataset is evaluated on where none is named."""
+
+    def judged(self) -> list[str]:
+        """Return the datasets whose answers a rule scores."""
+
+
+REQUIRED: Mapping[str, str] = {
+    "Config": "Config, a pydantic model",
+    "build": "build(config, assets, *, seed)",
+    "components": "components(model)",
+    "blocks": "blocks(model)",
+    "Inputs": "Inputs(config, assets, *, max_tokens, pad, train)",
+    "Loss": "Loss(config)",
+}
+OPTIONAL: Mapping[str, str] = {
+    "prepare": "prepare(config, assets, texts)",
+    "base": "base(config)",
+    "never_trained": "never_trained, a frozenset of component names",
+    "monitors": "monitors(config)",
+    "GenerateOptions": "GenerateOptions, a pydantic model",
+    "generate": "generate(model, inputs, options, out)",
+    "inspect": "inspect(inputs, sample, example)",
+}
+
+
+def check(name: str, module: ModuleType) -> Family:
+    """Return the family that a module holds. Raises PlaitError, one line, naming every member that is missing or has another signature."""
+    members = vars(module)
+    faults = [f"it lacks {wanted}" for member, wanted in REQUIRED.items() if member not in members]
+    given = {member: members[member] for member in (*REQUIRED, *OPTIONAL) if member in members}
+    faults += [fault for member, value in given.items() if (fault := _fault(member, value)) is not None]
+    if ("generate" in given) != ("GenerateOptions" in given):
+        faults.append("generate and GenerateOptions belong together, and it has one of them")
+    if faults:
+        raise PlaitError(f"family {name!r} ({module.__name__}) does not fulfil the contract: {'; '.join(faults)}")
+    return Family(name=name, **given)
+
+
+def _fault(member: str, value: Any) -> str | None:
+    """Return what is wrong with one member, or None."""
+    wanted = {**REQUIRED, **OPTIONAL}[member]
+    if member in ("Config", "GenerateOptions"):
+        return None if isinstance(value, type) and issubclass(value, BaseModel) else f"{member} is to be a pydantic model"
+    if member == "never_trained":
+        return None if isinstance(value, frozenset) else f"{member} is to be a frozenset of component names"
+    if not callable(value):
+        return f"{member} is to be callable: {wanted}"
+    if member == "Loss" and not (isinstance(value, type) and issubclass(value, Loss)):
+        return "Loss is to be a subclass of plait.engine.loss.Loss"
+    if member == "Inputs" and (lacks := [name for name in ("encode", "collate") if name not in dir(value)]):
+        return f"Inputs lacks {' and '.join(lacks)}"
+    positional, _, named = wanted.partition("(")[2].rstrip(")").partition(", *, ")
+    try:
+        inspect.signature(value).bind(*positional.split(", "), **dict.fromkeys(filter(None, named.split(", "))))
+    except TypeError as error:
+        return f"{member} cannot be called as {wanted} ({error})"
+    return None

@@ -1,0 +1,75 @@
+"""Probes of a stage: the loss of a few fixed samples, and whether the largest micro-batch fits in memory."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from plait.assembly.held_out import FixedOrder
+from plait.assembly.model import ModelBundle
+from plait.data.loading.loader import Loader, MicroBatch, StepBatch
+from plait.data.order import SampleId
+from plait.engine import evaluation, micro_batch
+from plait.engine.loop import Loop, total_weights
+from plait.engine.loss import Loss
+from plait.engine.parallel.distributed import Ranks
+from plait.training.stage_plan import StagePlan
+
+_PROBE_SAMPLES = 4
+_PROBED_SAMPLES = 64  # at least a step's; the largest micro-batch of them is tried for memory
+
+
+@dataclass(frozen=True)
+class ProbeLoss:
+    """The loss of the first few training samples, without augmentation.
+
+    Stored with each checkpoint, it shows at the next start that the same model came back.
+    """
+
+    bundle: ModelBundle
+    loss: Loss
+    batches: Sequence[StepBatch]
+    precision: str
+    alone: Ranks
+    """This rank by itself: every rank computes the whole figure."""
+
+    def measure(self) -> float | None:
+        """Return the loss of the probe samples; None where they have nothing to predict. Leaves the model in evaluation mode."""
+        model = self.bundle.model.eval()
+        weights = total_weights(self.loss, self.batches[0].micro, self.alone)
+        if not any(weights.values()):
+            return None
+        return evaluation.held_out_loss(model, self.loss, self.batches, self.alone, self.precision)["loss"]
+
+
+def probe_loss(plan: StagePlan, bundle: ModelBundle, ranks: Ranks) -> ProbeLoss:
+    """Read the probe samples of a stage: the first ones of its first source."""
+    sources, config = plan.data.sources, plan.config
+    ids = tuple(SampleId(0, i, 0) for i in range(min(_PROBE_SAMPLES, len(sources[0]))))
+    order = FixedOrder.of(ids, sources, _PROBE_SAMPLES)
+    with Loader(sources, order, bundle.inputs(config, train=False), seed=config.seed, workers=0, stop_step=1) as loader:
+        batches = list(loader)
+    return ProbeLoss(bundle, plan.loss, batches, config.train.precision, Ranks(0, 1, ranks.device))
+
+
+def wants_memory_probe(plan: StagePlan, ranks: Ranks) -> bool:
+    """Tell whether `guard.memory_probe` asks for the memory probe on this device."""
+    wanted = plan.config.guard.memory_probe
+    return wanted == "always" or (wanted == "auto" and ranks.device.type != "cpu")
+
+
+def probed_steps(plan: StagePlan, stage_step: int) -> tuple[int, int]:
+    """Return the first step of the stage whose micro-batches are looked at for the largest, and the one after the last."""
+    return stage_step, min(stage_step + max(1, _PROBED_SAMPLES // plan.config.train.global_batch), plan.steps)
+
+
+def probe_memory(plan: StagePlan, loop: Loop, loader: Loader) -> None:
+    """Run forward and backward of the largest micro-batch of `loader`. Gradients are left on the parameters: drop them.
+
+    Raises micro_batch.Exceeded where it does not fit, before the first step.
+    """
+    micros: list[MicroBatch] = [micro for batch in loader for micro in batch.micro]
+    state = loop.state
+    assert state.optimizer is not None
+    state.model.train()
+    with micro_batch.reserved(state.trained().values(), state.optimizer):
+        largest = max(micros, key=lambda micro: micro_batch.size(micro.batch))
+        loop.accumulate(state.model, [largest], dict.fromkeys(plan.loss.coefficients, 1.0))

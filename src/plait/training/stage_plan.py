@@ -1,0 +1,119 @@
+"""The plan of a stage: all that is known about it before its first step, as a frozen value. Nothing here changes the model or the state."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from plait import __version__
+from plait.assembly.data import TrainingData, data_seed, open_training
+from plait.assembly.held_out import benches
+from plait.assembly.model import ModelBundle
+from plait.config.conflicts import schedule_conflicts
+from plait.config.resolved import StageView
+from plait.config.schema import RunConfig
+from plait.data.buckets import BucketOrder
+from plait.data.order import Order
+from plait.engine import optim, schedule
+from plait.engine.bench import Bench
+from plait.engine.loss import Loss
+from plait.errors import PlaitError
+
+AnyOrder = Order | BucketOrder
+Names = Mapping[str, tuple[str, ...]]
+"""Parameter names by component."""
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """What a stage trains, on which data in which order, for how many steps, and how it is evaluated."""
+
+    view: StageView
+    data: TrainingData
+    data_seed: int
+    order: AnyOrder
+    steps: int
+    """Optimizer steps of the stage."""
+    loss: Loss
+    benches: Mapping[str, Bench]
+    components: Names
+    trained: Names
+    """The parameters that train in this stage, by component; a part of `components`."""
+
+    @property
+    def config(self) -> RunConfig:
+        """Return the effective configuration of the stage."""
+        return self.view.config
+
+    @property
+    def trained_names(self) -> set[str]:
+        """Return the names of all parameters that train in this stage."""
+        return {name for names in self.trained.values() for name in names}
+
+    def trained_parameters(self, model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
+        """Return the parameters that train, as they are in `model` now: sharding replaces parameters, and keeps their names."""
+        parameters = dict(model.named_parameters())
+        return {component: {name: parameters[name] for name in names} for component, names in self.trained.items()}
+
+    def micro_batch(self, ranks: int) -> int:
+        """Return how many samples a rank takes at a time where they fit: as configured, else its whole slice of the global batch."""
+        return self.config.train.micro_batch or math.ceil(self.config.train.global_batch / ranks)
+
+    def manifest(self, model: nn.Module, ever_trained: set[str], ranks: int, torch_version: str) -> dict[str, Any]:
+        """Return what each checkpoint of the stage says besides the state."""
+        sizes = {name: value.numel() for name, value in model.named_parameters()}
+        contents = {}
+        for component, names in self.components.items():
+            values, trains = (sum(sizes[name] for name in some) for some in (names, self.trained.get(component, ())))
+            contents[component] = {"values": values, "trains": trains, "weights": sorted(ever_trained & set(names))}
+        return {
+            "stage": self.view.name,
+            "trainable": list(self.trained),
+            "steps": self.steps,
+            "components": contents,
+            "data": self.data.fingerprints(),
+            "world": ranks,
+            "versions": {"plait": __version__, "torch": torch_version},
+        }
+
+
+def plan_stage(view: StageView, bundle: ModelBundle) -> StagePlan:
+    """Plan a stage. Raises PlaitError for components, benches, schedules and data that do not fit the model or each other."""
+    config, family = view.config, bundle.family
+    components = family.components(bundle.model)
+    trained = optim.select(components, config.trainable, family.never_trained)
+    optim.check_components(config.optim, components)
+    known_benches = benches(config, config.evaluate)
+    data = open_training(config)
+    order = data.order(view)
+    steps = planned_steps(config, order)
+    loss = family.Loss(bundle.section)
+    schedule.check(config.optim.schedule, loss.counts, config.family)
+    return StagePlan(
+        view=view,
+        data=data,
+        data_seed=data_seed(view),
+        order=order,
+        steps=steps,
+        loss=loss,
+        benches=known_benches,
+        components={component: tuple(part) for component, part in components.items()},
+        trained={component: tuple(part) for component, part in trained.items()},
+    )
+
+
+def planned_steps(config: RunConfig, order: AnyOrder) -> int:
+    """Return the optimizer steps of a stage from its budget in steps, epochs or samples (rounded up to whole steps).
+
+    Raises PlaitError when warm-up would not end before the stage does.
+    """
+    budget = config.train
+    if budget.steps is not None:
+        steps = budget.steps
+    else:
+        steps = order.steps(budget.epochs) if budget.epochs is not None else math.ceil((budget.samples or 0) / budget.global_batch)
+    for path, message in schedule_conflicts(config.optim, steps):
+        raise PlaitError(f"{'.'.join(map(str, path))} {message}")
+    return steps
