@@ -16,7 +16,7 @@ from plait.engine.parallel import distributed
 from plait.engine.state import State
 from plait.errors import PlaitError, Stopped
 from plait.training import start
-from plait.training.stage import Stage
+from plait.training.stage import StageRun
 from tests import processes
 from tests import toy_family as toy
 
@@ -34,7 +34,7 @@ def dump(state, path):
 
 def link(recipe, run, begun, last, settings):
     """Go on with the run; keep the state that a stage begins with in `begun`, and end abruptly after step `last`."""
-    begin, after = State.begin, Stage.after
+    begin, after = State.begin, StageRun.after_step
 
     def spied(state, *arguments):
         begin(state, *arguments)
@@ -46,7 +46,7 @@ def link(recipe, run, begun, last, settings):
             dump(state, begun / "last.safetensors")
             os._exit(0)
 
-    with mock.patch.object(State, "begin", spied), mock.patch.object(Stage, "after", ended):
+    with mock.patch.object(State, "begin", spied), mock.patch.object(StageRun, "after_step", ended):
         toy.train(recipe, run, *settings)
 
 

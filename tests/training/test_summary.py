@@ -3,8 +3,14 @@
 from collections import Counter
 from types import SimpleNamespace
 
+from plait.assembly.data import TrainingData
 from plait.data.order import Order
-from plait.training.summary import realised, shares, titles
+from plait.training.summary import realised, shares
+
+
+def data(names, weights):
+    """Training data of sources with these names."""
+    return TrainingData([SimpleNamespace(name=name) for name in names], weights)
 
 
 def test_the_shares_said_are_those_that_a_block_of_the_order_draws():
@@ -28,16 +34,15 @@ def test_a_share_that_no_block_can_give_is_said_as_it_is():
 def test_the_end_of_a_stage_says_what_each_source_gave_beside_what_was_asked():
     totals = {"drawn/a/samples": 30, "drawn/b/samples": 10, "drawn/a/supervised_tokens": 5, "drawn/b/supervised_tokens": 15}
     totals |= {"drawn/a/loss": 1.0, "drawn/b/loss": 1.0, "samples": 40}
-    assert realised(["a", "b"], [3.0, 1.0], totals) == [
+    assert realised(data(["a", "b"], [3.0, 1.0]), totals) == [
         f"{'a':<18} asked 75.00% of the samples; gave 75.00% of samples, 25.00% of supervised tokens, 50.00% of loss weight",
         f"{'b':<18} asked 25.00% of the samples; gave 25.00% of samples, 75.00% of supervised tokens, 50.00% of loss weight",
     ]
-    assert realised(["a"], [1.0], {"samples": 40}) == []
+    assert realised(data(["a"], [1.0]), {"samples": 40}) == []
 
 
 def test_sources_of_one_name_are_told_apart():
-    sources = [SimpleNamespace(name=name) for name in ("a", "b", "a", "a")]
-    assert titles(sources) == ["a", "b", "a (2)", "a (3)"]
+    assert data(["a", "b", "a", "a"], [1.0] * 4).names() == ["a", "b", "a (2)", "a (3)"]
 
 
 def test_one_source_alone_has_no_shares_to_tell():

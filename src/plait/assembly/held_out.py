@@ -12,8 +12,7 @@ from plait.data.loading.loader import Loader
 from plait.data.order import SampleId, permute
 from plait.data.sources import open as sources
 from plait.engine import evaluation
-from plait.engine.bench import Bench
-from plait.engine.evaluation import HeldOut
+from plait.engine.evaluation import Bench, HeldOut
 from plait.engine.parallel.distributed import Ranks
 from plait.errors import PlaitError
 from plait.families import registry

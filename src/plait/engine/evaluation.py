@@ -9,8 +9,7 @@ import torch
 from torch import nn
 
 from plait.config.schema import Evaluate
-from plait.engine.bench import Bench
-from plait.engine.loop import Row, StopChannel, total_weights
+from plait.engine.loop import StopChannel, total_weights
 from plait.engine.loss import Loss
 from plait.engine.parallel import distributed
 from plait.engine.parallel.distributed import Ranks
@@ -25,6 +24,36 @@ LOSS = "loss"
 
 class _Interrupted(Exception):
     """Asked to stop between two parts of an evaluation."""
+
+
+Row = dict[str, Any]
+"""What a bench says of one sample: JSON values, with its `id`; `bad` with a reason where the sample could not be used."""
+
+
+class Predict(Protocol):
+    """Predict a row per sample, in order."""
+
+    def __call__(self, model: Any, samples: Sequence[Any], inputs: Any, *, batch: int, moment: str) -> list[Row]:
+        """Return one row per sample.
+
+        `batch`: samples at a time. `moment`: name of the step, such as `step-00000100`, for a bench that writes files as it predicts.
+        """
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One bench of a family.
+
+    `summarise` turns the rows of all samples into figures by name. `pictures`, for a bench that draws, returns pictures by name (uint8,
+    H x W x 3) from the same rows.
+    """
+
+    predict: Predict
+    summarise: Callable[[Sequence[Mapping[str, Any]]], dict[str, float]]
+    pictures: Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]] | None = None
+
+
+Benches = Mapping[str, Bench]
 
 
 class Samples(Protocol):

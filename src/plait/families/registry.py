@@ -16,7 +16,7 @@ from plait.config.schema import ModelSection
 from plait.errors import PlaitError
 
 if TYPE_CHECKING:
-    from plait.engine.bench import Benches
+    from plait.engine.evaluation import Benches
     from plait.families.contract import Catalogue, Family, Publisher
 
 _HERE = Path(__file__).parent

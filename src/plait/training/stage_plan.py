@@ -17,7 +17,7 @@ from plait.config.schema import RunConfig
 from plait.data.buckets import BucketOrder
 from plait.data.order import Order
 from plait.engine import optim, schedule
-from plait.engine.bench import Bench
+from plait.engine.evaluation import Bench
 from plait.engine.loss import Loss
 from plait.errors import PlaitError
 

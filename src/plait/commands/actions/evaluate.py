@@ -20,8 +20,8 @@ from plait.config import reading
 from plait.config.schema import Evaluate, RunConfig, Source, SourceKind
 from plait.data import images, paths
 from plait.engine import evaluation
-from plait.engine.bench import Bench, Row
 from plait.engine.checkpoints.checkpoint import Checkpoint
+from plait.engine.evaluation import Bench, Row
 from plait.engine.parallel import distributed
 from plait.engine.parallel.distributed import Ranks
 from plait.errors import PlaitError

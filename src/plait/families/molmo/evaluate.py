@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from plait.data.synthetic.answers import can_judge, judge
-from plait.engine.bench import Bench, Row
+from plait.engine.evaluation import Bench, Row
 from plait.errors import BadSample, PlaitError
 from plait.families.molmo import points, styles
 from plait.families.molmo.generate import answers

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from plait.engine.bench import Bench, Row
+from plait.engine.evaluation import Bench, Row
 from plait.errors import PlaitError
 from plait.families.nanodit import distances, flow, pictures
 from plait.families.nanodit.config import Sampling
