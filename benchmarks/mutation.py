@@ -61,7 +61,6 @@ TESTS: dict[str, str] = {
     "data/loading/shared_memory.py": "data/test_shared_memory.py data/test_loader.py",
     "data/loading/workers.py": "data/test_loader.py",
     "engine/adamw.py": "engine/test_precision.py",
-    "engine/bench.py": "engine/test_loop.py",
     "engine/blocks.py": "engine/test_blocks.py",
     "engine/evaluation.py": "engine/test_evaluation.py engine/test_loop.py engine/test_distributed.py",
     "engine/flops.py": "engine/test_flops.py engine/test_loop.py",

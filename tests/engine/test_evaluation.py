@@ -9,8 +9,7 @@ import torch
 
 from plait.config.schema import Evaluate
 from plait.engine import evaluation
-from plait.engine.bench import Bench
-from plait.engine.evaluation import Evaluations, HeldOut
+from plait.engine.evaluation import Bench, Evaluations, HeldOut
 from plait.engine.monitoring.signals import Signals
 from plait.errors import BadSample, PlaitError
 
@@ -123,7 +122,13 @@ def test_samples_that_a_bench_calls_bad_add_to_those_that_cannot_be_read():
 
 def evaluations(entries, **changes):
     held_out = HeldOut(lambda entry: batches([(range(4), False)]), lambda entry: Letters(3))
-    given = {"benches": {"letters": bench([])}, "inputs": None, "stop": Signals(), "mark": lambda part: None, "gathered": contextlib.nullcontext}
+    given = {
+        "benches": {"letters": bench([])},
+        "inputs": None,
+        "stop": Signals(),
+        "mark": lambda part: None,
+        "gathered": contextlib.nullcontext,
+    }
     given |= {"record": lambda row: None, "show": lambda step, pictures: None, "ranks": ALONE, "precision": "fp32"}
     return Evaluations(entries=entries, held_out=held_out, loss=SquaredError(), **given | changes)
 
