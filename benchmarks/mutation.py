@@ -6,7 +6,7 @@ Draws a reproducible sample of mutants (mutants.py says what one is) over FILES 
 against a copy of the tree in a temporary folder: the checkout is never written to. A failing or hanging run (three times the unmutated
 time, at least 60 s) kills the mutant. Prints one line per mutant and writes benchmarks/results/mutation.json with the score, that of each
 room, and all survivors. `--list` shows the sample, `--only TEXT` draws from files whose path holds TEXT,
-`--jobs N` runs in N processes.
+`--minutes M` begins no mutant after that time: those that were run are a sample too.
 
 Each test file runs once on the tree as it is when it is first needed, with a note of the lines that each test reaches (in forked processes
 too). Of a mutant's tests only those run that reach its statement, and those that start other programs, whose lines are not known; what runs
@@ -22,7 +22,7 @@ its tests. Needs Linux (fork, subreaper).
 import argparse
 import ctypes
 import json
-import multiprocessing
+import math
 import os
 import platform
 import random
@@ -35,17 +35,29 @@ import threading
 import time
 import traceback
 import types
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from multiprocessing import util
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
+import pydantic.main
 import pytest
+import pytest_timeout
+import rich.progress
+import safetensors.torch
+import tensorboard.backend.event_processing.event_accumulator
 import torch._dynamo
 import torch.distributed.checkpoint
+import torch.distributed.fsdp
+import torch.utils.flop_counter
 import torch.utils.tensorboard
-import transformers  # noqa: F401  imported once here, and inherited by the process of every mutant
+import transformers
+import xxhash
 from mutants import Mutant, count, mutant
+
+IMPORTED = (PIL, pydantic, pytest_timeout, rich, safetensors, tensorboard, torch, transformers, xxhash)
+"""Imported once here, and inherited by the process of every mutant."""
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "mutation.json"
@@ -119,11 +131,11 @@ def sources() -> list[str]:
 
 
 def draw(seed: int, size: int, only: str) -> list[Mutant]:
-    """The sample, in the order of files: `size` of all mutants of the files whose path holds `only`."""
+    """The sample, in the order of the draw: `size` of all mutants of the files whose path holds `only`."""
     texts = {name: (ROOT / name).read_text(encoding="utf-8") for name in sources() if only in name}
     every = [(name, i) for name, text in texts.items() for i in range(count(text))]
     print(f"{len(every)} mutants in {len(texts)} files", flush=True)
-    return [mutant(name, texts[name], i) for name, i in sorted(random.Random(seed).sample(every, min(size, len(every))))]
+    return [mutant(name, texts[name], i) for name, i in random.Random(seed).sample(every, min(size, len(every)))]
 
 
 def tests_of(file: str) -> list[str]:
@@ -275,7 +287,9 @@ def _tests_here(tree: Path, tests: Sequence[str], lines: Path | None) -> int:
     imported = "ignore:Module already imported:pytest.PytestAssertRewriteWarning"
     recorder = Recorder(tree, tree / "lines") if lines else None
     plugins = [recorder] if recorder else []
-    code = pytest.main([*(() if lines else ("-x",)), "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-W", imported, *tests], plugins)
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    options = ["-q", "-p", "no:cacheprovider", "-p", "pytest_timeout", "-W", imported, *(() if lines else ("-x",))]
+    code = pytest.main([*options, *tests], plugins)
     if recorder and lines:
         recorder.write(lines)
     sys.stdout.flush()
@@ -369,32 +383,17 @@ def score(rows: Sequence[dict[str, object]]) -> dict[str, float | int]:
     return {"mutants": len(rows), "killed": killed, "equivalent": equivalent, "survived": real - killed, **shares}
 
 
-def run(sample: Sequence[Mutant]) -> list[dict[str, object]]:
-    """The row of each mutant."""
+def run(sample: Sequence[Mutant], limit_s: float) -> list[dict[str, object]]:
+    """The row of each mutant, or of as many as there is time for."""
     ctypes.CDLL(None).prctl(_SUBREAPER, 1, 0, 0, 0)
+    rows, began = [], time.monotonic()
     with tempfile.TemporaryDirectory(prefix="plait-mutation-") as folder:
         tree = Path(folder).resolve() / "plait"
         copy_tree(tree)
         unmutated = Unmutated(tree)
-        return [judged(found, tree, unmutated) for found in sample]
-
-
-def run_all(sample: Sequence[Mutant], jobs: int) -> list[dict[str, object]]:
-    """The rows of all, from so many processes that divide the files; each has a copy of the tree."""
-    context = multiprocessing.get_context("fork")
-    names = list(dict.fromkeys(found.file for found in sample))
-    parts = [[found for found in sample if names.index(found.file) % jobs == job] for job in range(jobs)]
-    answers = context.SimpleQueue()
-
-    def body(part: list[Mutant]) -> None:
-        answers.put(run(part))
-
-    processes = [context.Process(target=body, args=(part,)) for part in parts]
-    for process in processes:
-        process.start()
-    rows = [row for _ in processes for row in answers.get()]
-    for process in processes:
-        process.join()
+        for found in sample:
+            if time.monotonic() - began < limit_s:
+                rows.append(judged(found, tree, unmutated))
     return rows
 
 
@@ -403,7 +402,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--count", type=int, default=100)
-    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--minutes", type=float, default=math.inf)
     parser.add_argument("--only", default="")
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -413,8 +412,11 @@ def main() -> None:
         print("\n".join(f"{found.file}:{found.line} {found.function}: {found.kind}: {found.change}" for found in sample))
         return
     began = time.monotonic()
-    rows = run_all(sample, options.jobs)
-    rooms = {room: score([row for row in rows if room_of(str(row["file"])) == room]) for room in sorted({room_of(m.file) for m in sample})}
+    rows = run(sample, 60 * options.minutes)
+    rooms = {
+        room: score([row for row in rows if room_of(str(row["file"])) == room])
+        for room in sorted({room_of(str(row["file"])) for row in rows})
+    }
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
     machine = {"python": platform.python_version(), "torch": torch.__version__, "processor": platform.processor() or platform.machine()}
     machine |= {"cores": len(os.sched_getaffinity(0))}
