@@ -73,7 +73,7 @@ def build(section: Config, device: torch.device) -> TheWorld:
         gemma = Gemma3ForConditionalGeneration(towers.gemma_config(section)).to(torch.bfloat16)
         vae = AutoencoderKLWan(**towers.wan_config(section, section.world)).to(torch.bfloat16)
         projector = WorldProjector(section.world, vae.config["z_dim"], gemma.config.get_text_config().hidden_size)
-        projector.settle(EMBEDDING_RMS)
+        projector.match_embedding_scale(EMBEDDING_RMS)
     return TheWorld(gemma, WorldEncoder(vae), projector).to(device)
 
 

@@ -24,6 +24,7 @@ import yaml
 
 from plait.commands.prove import compare, prove
 from plait.commands.prove.prove import Trial
+from plait.engine.monitoring import reporter
 from plait.files import write_json
 from plait.training import launch
 from plait.training.launch import Launcher
@@ -66,7 +67,7 @@ def chain(launcher: Launcher, config: Path, straight: Path, events: list[prove.E
     plan = prove.choose(events, kills, seed)
     began = time.monotonic()
     try:
-        prove.run_killed(Trial(config, launcher), killed, plan, print)
+        prove.run_killed(Trial(config, launcher), killed, plan)
         lines = compare.runs(straight, killed)
         divergence = compare.divergence(lines)
         compared = {line.what: line.compared for line in lines}
@@ -75,13 +76,14 @@ def chain(launcher: Launcher, config: Path, straight: Path, events: list[prove.E
     print(f"chain {seed}: {divergence or 'bit-exact'}", flush=True)
     if divergence is None:
         shutil.rmtree(killed)
-    ends = [{"way": kill.way, "moment": kill.found, "since": kill.since, "exit_code": kill.exit_code} for kill in plan]
+    ends = [{"way": kill.way, "moment": kill.moment, "since": kill.since, "exit_code": kill.exit_code} for kill in plan]
     start = "python -m plait" if isinstance(launcher, launch.Fresh) else "forked"
     minutes = (time.monotonic() - began) / 60
     return {"seed": seed, "start": start, "minutes": minutes, "divergence": divergence, "compared": compared, "kills": ends}
 
 
 def main() -> None:
+    reporter.install()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--chains", type=int, default=10)
     parser.add_argument("--kills", type=int, default=10)

@@ -20,7 +20,7 @@ from plait.assembly.model import ModelBundle
 from plait.config.schema import Source
 from plait.data.sources.open import open_source
 from plait.engine.parallel.distributed import Ranks
-from plait.families.molmo.evaluate import benches, golds
+from plait.families.molmo.evaluate import accuracy, benches, golds
 
 RECIPES = [Path("configs/molmo") / f"debug-{stage}.yaml" for stage in ("captioner", "multitask")]
 SCENES = ("caption", "colour", "shape", "exists", "count", "point")
@@ -55,9 +55,8 @@ def elsewhere(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def floor(samples: list[dict[str, Any]]) -> tuple[float, str]:
     """The share that the best constant answer gets right, and that answer."""
-    score = benches["accuracy"].score
-    said = {gold for sample in samples for gold in golds(sample)}
-    return max((sum(score(answer, sample)["score"] for sample in samples) / len(samples), answer) for answer in sorted(said))
+    candidates = {gold for sample in samples for gold in golds(sample)}
+    return max((sum(accuracy(answer, sample)["score"] for sample in samples) / len(samples), answer) for answer in sorted(candidates))
 
 
 def nats(built: ModelBundle, inputs: Any, samples: list[dict[str, Any]]) -> float:

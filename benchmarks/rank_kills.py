@@ -54,12 +54,12 @@ def deliver(process: subprocess.Popen, run: Path, kill: prove.Kill, rank: int, b
             time.sleep(kill.delay_s)
             now = heartbeat.read(run, rank) or now
             seen.update(launch.descendants(process.pid))
-            kill.found = f"{now['phase']} after step {now['step']}"
+            kill.moment = f"{now['phase']} after step {now['step']}"
             with contextlib.suppress(ProcessLookupError):
                 os.kill(now["pid"], signal.SIGKILL)
             return now["pid"]
         time.sleep(0.001)
-    kill.found = "after its end"
+    kill.moment = "after its end"
     return 0
 
 
@@ -75,7 +75,7 @@ def one_run(config: Path, straight: Path, events: list[prove.Event], kills: int,
         for kill, rank in zip(plan, ranks, strict=True):
             deliver(process, run, kill, rank, dead[rank], seen)
             dead = {number: (heartbeat.read(run, number) or {"pid": None})["pid"] for number in range(RANKS)}
-            print(f"  rank {rank} in {kill.found}", flush=True)
+            print(f"  rank {rank} in {kill.moment}", flush=True)
         code = process.wait(LIMIT_S)
     time.sleep(3)
     divergence = compare.divergence(compare.runs(straight, run)) if code == 0 else f"exit code {code}"
@@ -83,7 +83,7 @@ def one_run(config: Path, straight: Path, events: list[prove.Event], kills: int,
     print(f"run {seed}: {divergence or 'bit-exact'}, {len(left)} of {len(seen)} processes left", flush=True)
     if divergence is None:
         shutil.rmtree(run)
-    moments = [{"rank": rank, "moment": kill.found} for kill, rank in zip(plan, ranks, strict=True)]
+    moments = [{"rank": rank, "moment": kill.moment} for kill, rank in zip(plan, ranks, strict=True)]
     minutes = (time.monotonic() - began) / 60
     return {"seed": seed, "minutes": minutes, "divergence": divergence, "seen": len(seen), "left": len(left), "kills": moments}
 

@@ -239,7 +239,8 @@ def test_files_that_docstrings_name_exist():
 
 @pytest.mark.parametrize("module", ["plait.cli", "plait.config.load", "plait.assembly.configuration", "plait.families.registry"])
 def test_the_command_line_and_the_configuration_never_import_torch(module):
-    code = f"import sys, {module}; heavy = {{'torch', 'transformers', 'diffusers'}} & set(sys.modules); sys.exit(str(heavy) if heavy else 0)"
+    heavy = "{'torch', 'transformers', 'diffusers'} & set(sys.modules)"
+    code = f"import sys, {module}; sys.exit(str({heavy}) if {heavy} else 0)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 

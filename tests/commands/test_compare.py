@@ -29,10 +29,10 @@ def pair(tmp_path):
 
 def again(run, group="weights", change=lambda tensors: None, **facts):
     """Write the run's checkpoint anew with some tensors or facts changed."""
-    found = checkpoint.locate(run)
-    groups = {name: found.tensors(name) for name in ("weights", "moments")}
+    saved = checkpoint.locate(run)
+    groups = {name: saved.tensors(name) for name in ("weights", "moments")}
     change(groups[group])
-    checkpoint.write(found.folder, groups, {"state": STATE | facts})
+    checkpoint.write(saved.folder, groups, {"state": STATE | facts})
 
 
 def relog(run, wanted):

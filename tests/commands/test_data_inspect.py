@@ -1,5 +1,6 @@
 """`plait data inspect` shows what the run will really take, and `plait data index` says what it did."""
 
+import base64
 import io
 import os
 import re
@@ -10,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from pydantic import BaseModel
 
 from plait import keys
 from plait.assembly.configuration import open_config
@@ -20,9 +20,11 @@ from plait.commands.actions import index_data
 from plait.commands.actions import inspect_data as data_inspect
 from plait.config import reading
 from plait.config.load import load_config
+from plait.config.schema import ModelSection
 from plait.data import images
 from plait.data.loading.loader import Loader
 from plait.data.order import Order
+from plait.data.sources.open import KINDS
 from plait.errors import BadSample, PlaitError
 from plait.families import registry
 
@@ -70,7 +72,7 @@ def shown(inputs, sample, example):
     }
 
 
-class Settings(BaseModel):
+class Settings(ModelSection):
     pass
 
 
@@ -93,7 +95,7 @@ def resolve(tmp_path):
         tree = {"run": str(tmp_path / "run"), "seed": 5, "family": "fake", "train": {"steps": 9, "global_batch": 4}, **more}
         tree["data"] = {"train": [SCENES, OTHER], "validation": [SCENES], **more.get("data", {})}
         (tmp_path / "config.yaml").write_text(reading.write_yaml(tree))
-        return load_config(tmp_path / "config.yaml", model_config=lambda name: Settings, preset=None)
+        return load_config(tmp_path / "config.yaml", model_config=lambda name: Settings, preset=None, sources=KINDS)
 
     return load
 
@@ -105,7 +107,7 @@ def titles(folder):
 def pictures(folder):
     page = (folder / "page.html").read_text(encoding="utf-8")
     bodies = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
-    return [np.asarray(Image.open(io.BytesIO(data_inspect.gallery.base64.b64decode(body)))) for body in bodies]
+    return [np.asarray(Image.open(io.BytesIO(base64.b64decode(body)))) for body in bodies]
 
 
 def test_the_samples_are_the_first_that_the_run_takes_with_the_pixels_it_takes(family, resolve, tmp_path):
@@ -156,9 +158,9 @@ def test_a_bad_sample_is_listed_with_its_reason_beside_its_replacement(family, r
     (lost, *kept) = titles(tmp_path / "good")
     monkeypatch.setattr(Inputs, "bad", {lost})
     data_inspect.draw(resolve(), "train", 4, tmp_path / "out")
-    found = titles(tmp_path / "out")
-    assert found[1:] == [*kept, f"bad: {lost}"]
-    assert found[0] != lost
+    shown = titles(tmp_path / "out")
+    assert shown[1:] == [*kept, f"bad: {lost}"]
+    assert shown[0] != lost
     assert re.search(rf"bad +{lost}: smeared\n", capsys.readouterr().out)
 
 

@@ -3,6 +3,7 @@
 import os
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
@@ -14,6 +15,7 @@ from plait import cli
 from plait.commands.actions import doctor
 from plait.engine.parallel import distributed
 from plait.engine.parallel.distributed import Ranks
+from plait.families import registry
 from tests import processes, toy_family
 from tests.engine.toy import ALONE
 
@@ -40,8 +42,8 @@ def test_a_machine_without_a_fault_is_told_so_and_left_as_it_was(tmp_path, monke
 
 def test_versions_are_held_against_the_ranges_of_the_package():
     installed = {"torch": "2.10.0", "numpy": "2.1"}.__getitem__
-    found = list(doctor.versions(["torch>=2.11,<2.16", "numpy>=2,<3", 'wandb>=0.2; extra == "wandb"'], installed))
-    assert [(one.said, one.cure) for one in found] == [
+    findings = list(doctor.versions(["torch>=2.11,<2.16", "numpy>=2,<3", 'wandb>=0.2; extra == "wandb"'], installed))
+    assert [(finding.result, finding.cure) for finding in findings] == [
         ("torch is 2.10.0, plait needs <2.16,>=2.11", "pip install 'torch<2.16,>=2.11'"),
         ("1 of 2 packages as needed: numpy 2.1, ...", None),
     ]
@@ -59,15 +61,15 @@ def test_a_folder_that_cannot_be_written_gives_its_error_and_another_exit_code(t
 @pytest.mark.parametrize(("name", "errno"), [("fsync", 5), ("rename", 95)])
 def test_storage_that_lacks_a_call_is_found(tmp_path, name, errno):
     with mock.patch.object(os, name, side_effect=OSError(errno, "refused")):
-        found = doctor.storage(tmp_path, ALONE)
-    assert found.cure.endswith("must allow writing, fsync, rename and flock")
+        finding = doctor.storage(tmp_path, ALONE)
+    assert finding.cure.endswith("must allow writing, fsync, rename and flock")
 
 
 def test_a_file_server_with_another_clock_is_found(tmp_path):
     with mock.patch.object(time, "time", return_value=time.time() + 60):
-        found = doctor.storage(tmp_path, ALONE)
-    assert found.said.endswith("its clock is 60.0 s behind")
-    assert found.cure == "set the clock of the file server"
+        finding = doctor.storage(tmp_path, ALONE)
+    assert finding.result.endswith("its clock is 60.0 s behind")
+    assert finding.cure == "set the clock of the file server"
 
 
 def test_too_little_room_is_found(tmp_path, monkeypatch):
@@ -76,10 +78,16 @@ def test_too_little_room_is_found(tmp_path, monkeypatch):
     assert "--shm-size" in doctor.shared_memory(tmp_path).cure
 
 
+def with_base(monkeypatch, parts):
+    """Make the toy family one that starts from the weights of these parts."""
+    family = replace(toy_family.FAMILY, base=lambda section: parts)
+    monkeypatch.setattr(registry, "load", lambda name: family)
+
+
 def test_weights_that_can_neither_be_found_nor_fetched_are_named(tmp_path, monkeypatch, capsys):
     recipe = toy_family.install(monkeypatch, tmp_path)
     part = {"part": "toy", "name": "someone/nothing", "revision": None}
-    monkeypatch.setattr(toy_family.FAMILY, "base", lambda section: [part])
+    with_base(monkeypatch, [part])
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert cli.main(["doctor", str(recipe), f"--run={tmp_path}"]) == 1
     assert "someone/nothing is not in the cache, and the Hub is offline" in capsys.readouterr().out
@@ -88,7 +96,7 @@ def test_weights_that_can_neither_be_found_nor_fetched_are_named(tmp_path, monke
 def test_a_directory_of_weights_that_is_missing_is_named(tmp_path, monkeypatch, capsys):
     recipe = toy_family.install(monkeypatch, tmp_path)
     names = (str(tmp_path), str(tmp_path / "gone"))
-    monkeypatch.setattr(toy_family.FAMILY, "base", lambda section: [{"part": "toy", "name": name, "revision": None} for name in names])
+    with_base(monkeypatch, [{"part": "toy", "name": name, "revision": None} for name in names])
     assert cli.main(["doctor", str(recipe), f"--run={tmp_path}"]) == 1
     said, error = capsys.readouterr()
     assert f"ok    weights    {names[0]} is here\nMEND  weights    {names[1]} is not here\n" in said
@@ -108,21 +116,21 @@ def test_a_setting_without_a_configuration_is_refused(capsys):
 
 
 def on_ranks(folder):
-    """Rank 1 lives in another time, and sees another disk."""
+    """Rank 1 has another clock and another disk."""
     rank = int(os.environ["RANK"])
     with distributed.join("cpu") as ranks:
         with mock.patch.object(time, "time", return_value=1e9 - 100 * rank):
             late = doctor.clocks(ranks)
         blind = doctor.storage(folder if rank == 0 else Path("/nowhere"), ranks)
-        return [doctor.ranks(ranks), late, blind, doctor.storage(folder, ranks)]
+        return [doctor.reach(ranks), late, blind, doctor.storage(folder, ranks)]
 
 
 def test_ranks_are_compared(tmp_path, monkeypatch):
     monkeypatch.setattr(doctor, "OPEN_WITHIN_S", 0.3)
     for reach, late, blind, sees in processes.run(2, on_ranks, tmp_path):
-        assert "2 ranks reach each other" in reach.said
-        assert late.said == "they differ by 100.0 s"
-        assert blind.said.startswith("rank 1 does not see ")
+        assert "2 ranks reach each other" in reach.result
+        assert late.result == "they differ by 100.0 s"
+        assert blind.result.startswith("rank 1 does not see ")
         assert blind.cure == "put --run on storage that every machine sees"
         assert sees.cure is None
 
@@ -131,5 +139,5 @@ def test_more_ranks_than_devices_are_found(monkeypatch):
     monkeypatch.setattr(doctor.torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(doctor.torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(doctor.torch.cuda, "get_device_properties", lambda i: SimpleNamespace(name="X", total_memory=80e9))
-    found = doctor.device(Ranks(0, 2, ALONE.device))
-    assert (found.said, found.cure) == ("1 GPUs, the first X with 80 GB, for 2 ranks", "start at most 1 ranks per machine: --nproc 1")
+    finding = doctor.device(Ranks(0, 2, ALONE.device))
+    assert (finding.result, finding.cure) == ("1 GPUs, the first X with 80 GB, for 2 ranks", "start at most 1 ranks per machine: --nproc 1")

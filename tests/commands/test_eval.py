@@ -131,7 +131,7 @@ WRONG = {
     "--bench acuracy": "--bench 'acuracy' is unknown: did you mean accuracy?",
     "--bench vqa2:tset": "bench 'vqa2:tset': dataset 'vqa2' has no split 'tset': it has train, validation",
     "--bench vqa2:train --split validation": "--bench vqa2:train and --split validation name two splits: keep one",
-    "--bench pixmo_cap": "dataset 'pixmo_cap' has free answers that no rule judges; use bench `loss` on it",
+    "--bench pixmo_cap": "dataset 'pixmo_cap' has free answers that no rule scores; use bench `loss` on it",
     "--bench vqa --data=nowhere": "--data 'nowhere' is no .jsonl, .tar or folder; give one, a list of sources in YAML, or KIND:PATH",
     "--bench vqa --data=[{sorce:x}]": "--data '[{sorce:x}]' is no list of sources",
     "--bench vqa2 --data=nowhere": "dataset vqa2 (validation) is not there: no v2_OpenEnded_mscoco_val2014_questions.json in nowhere",

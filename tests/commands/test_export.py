@@ -89,18 +89,18 @@ def test_molmo_as_hf_computes_and_answers_the_same_in_a_fresh_process(trained, t
     (tmp_path / "a.png").write_bytes(picture)
     done = subprocess.run([sys.executable, "-c", FRESH, tmp_path / "out", tmp_path], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    found, built = torch.load(tmp_path / "found.pt"), opened(run)
+    reloaded, built = torch.load(tmp_path / "found.pt"), opened(run)
     inputs = built.family.Inputs(built.section, built.assets)
     asked = {"id": "a", "images": [picture], "messages": [{"role": "user", "content": "How many?"}], "fields": {}}
     batch = inputs.collate([inputs.prompt(asked)], left=True)
     with torch.no_grad():
         logits = built.model.logits(built.model.hidden(built.model.embed(batch), batch))
-    assert (found["logits"] - logits).abs().max() <= 1e-5  # one arithmetic in two programs: only the order of sums may differ
+    assert (reloaded["logits"] - logits).abs().max() <= 1e-5  # one arithmetic in two programs: only the order of sums may differ
     said = built.family.generate(
         built.model, inputs, built.family.GenerateOptions(prompt="How many?", image=[tmp_path / "a.png"], max_new_tokens=8), None
     )
-    new = found["new"][0].tolist()
-    assert said == [inputs.words.text(new[: new.index(0)] if 0 in new else new).strip()]
+    new = reloaded["new"][0].tolist()
+    assert said == [inputs.tokenizer.decode(new[: new.index(0)] if 0 in new else new).strip()]
 
 
 @pytest.mark.parametrize("to", ["hf", "molmo"])

@@ -1,16 +1,17 @@
-"""A contact sheet shows pixels as they are, marks what is marked, and never fails on a text."""
+"""A contact sheet and its page show pixels as they are, mark what is marked, and neither fails on a text."""
 
 import base64
 import io
 import re
 from html.parser import HTMLParser
 
+import jinja2
 import numpy as np
 import pytest
 from PIL import Image
 
-from plait.commands.pages import gallery
-from plait.commands.pages.gallery import Card
+from plait.commands.pages import gallery, page, sheet
+from plait.commands.pages.card import Card
 from plait.errors import PlaitError
 
 MARK = (255, 224, 138)
@@ -22,13 +23,13 @@ class Page(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.open, self.found = [], []
+        self.open, self.elements = [], []
         self.feed(text)
         self.close()
         assert not self.open, f"left open: {self.open}"
 
     def handle_starttag(self, tag, attrs):
-        self.found.append((tag, dict(attrs), ""))
+        self.elements.append((tag, dict(attrs), ""))
         if tag not in VOID:
             self.open.append(tag)
 
@@ -36,10 +37,10 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        self.found.append((self.open[-1] if self.open else "", {}, data))
+        self.elements.append((self.open[-1] if self.open else "", {}, data))
 
     def text(self, tag):
-        return [data for name, _, data in self.found if name == tag and data]
+        return [data for name, _, data in self.elements if name == tag and data]
 
 
 def noise(height, width, seed=0):
@@ -51,81 +52,95 @@ def card(text=(("What is it?\n", False), ("a cat", True)), pictures=None, **more
 
 
 def drawn(folder, *cards, **more):
-    sheet, page = gallery.write(folder, "sheet", cards, **more)
-    return np.asarray(Image.open(sheet)), page.read_text(encoding="utf-8")
+    """The pixels of the sheet and the text of the page."""
+    picture, html = gallery.write(folder, "sheet", cards, **more)
+    return np.asarray(Image.open(picture)), html.read_text(encoding="utf-8")
 
 
-def holds(sheet, block):
-    """Whether `block` is somewhere in `sheet`, pixel by pixel."""
+def holds(picture, block):
+    """Whether `block` is somewhere in `picture`, pixel by pixel."""
     height, width = block.shape[:2]
-    corners = np.argwhere((sheet[: len(sheet) - height + 1, : sheet.shape[1] - width + 1] == block[0, 0]).all(-1))
-    return any(np.array_equal(sheet[y : y + height, x : x + width], block) for y, x in corners)
+    corners = np.argwhere((picture[: len(picture) - height + 1, : picture.shape[1] - width + 1] == block[0, 0]).all(-1))
+    return any(np.array_equal(picture[y : y + height, x : x + width], block) for y, x in corners)
 
 
 @pytest.mark.parametrize(("height", "width", "factor"), [(8, 8, 44), (64, 64, 5), (20, 100, 3), (300, 352, 1)])
 def test_a_small_picture_is_enlarged_by_a_whole_factor_with_every_pixel_unchanged(tmp_path, height, width, factor):
     picture = noise(height, width)
-    sheet, _ = drawn(tmp_path, card(pictures=[picture]))
-    assert holds(sheet, np.kron(picture, np.ones((factor, factor, 1), np.uint8)))
+    pixels, _ = drawn(tmp_path, card(pictures=[picture]))
+    assert holds(pixels, np.kron(picture, np.ones((factor, factor, 1), np.uint8)))
 
 
 def test_every_picture_of_a_card_is_shown_at_one_scale(tmp_path):
     pictures = [noise(16, 16, seed) for seed in range(3)] + [noise(8, 16, 3)]
-    sheet, _ = drawn(tmp_path, card(pictures=pictures))
-    assert all(holds(sheet, np.kron(picture, np.ones((10, 10, 1), np.uint8))) for picture in pictures)
+    pixels, _ = drawn(tmp_path, card(pictures=pictures))
+    assert all(holds(pixels, np.kron(picture, np.ones((10, 10, 1), np.uint8))) for picture in pictures)
 
 
 @pytest.mark.parametrize(("size", "number", "factor"), [(96, 2, 2), (32, 2, 5), (64, 9, 1), (32, 17, 2)])
 def test_pictures_stand_in_rows_unless_that_makes_them_much_smaller(tmp_path, size, number, factor):
     pictures = [noise(size, size, seed) for seed in range(number)]
-    sheet, page = drawn(tmp_path, card(pictures=pictures))
-    assert all(holds(sheet, np.kron(picture, np.ones((factor, factor, 1), np.uint8))) for picture in pictures)
-    assert page.count(f'width="{size * factor}" height="{size * factor}"') == number
+    pixels, html = drawn(tmp_path, card(pictures=pictures))
+    assert all(holds(pixels, np.kron(picture, np.ones((factor, factor, 1), np.uint8))) for picture in pictures)
+    assert html.count(f'width="{size * factor}" height="{size * factor}"') == number
 
 
 def test_a_large_picture_is_shrunk_into_its_card_and_whole_in_the_page(tmp_path):
     picture = noise(900, 1200)
-    sheet, page = drawn(tmp_path, card(pictures=[picture]))
-    assert sheet.shape[0] < 500
-    (attributes,) = [attributes for tag, attributes, _ in Page(page).found if tag == "img"]
+    pixels, html = drawn(tmp_path, card(pictures=[picture]))
+    assert pixels.shape[0] < 500
+    (attributes,) = [attributes for tag, attributes, _ in Page(html).elements if tag == "img"]
     assert (attributes["width"], attributes["height"], attributes.get("class")) == ("352", "264", None)
     body = base64.b64decode(attributes["src"].removeprefix("data:image/png;base64,"))
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(body))), picture)
 
 
 def test_marked_text_stands_on_colour_and_in_mark_tags(tmp_path):
-    sheet, page = drawn(tmp_path, card())
+    pixels, html = drawn(tmp_path, card())
     plain, _ = drawn(tmp_path, card([("What is it?\na cat", False)]))
-    assert (sheet == MARK).all(-1).sum() > 300
+    assert (pixels == MARK).all(-1).sum() > 300
     assert not (plain == MARK).all(-1).any()
-    assert Page(page).text("mark") == ["a cat"]
-    assert Page(page).text("p")[-1] == "What is it?\n"
+    assert Page(html).text("mark") == ["a cat"]
+    assert Page(html).text("p")[-1] == "What is it?\n"
 
 
 def test_a_marked_line_end_can_be_seen(tmp_path):
-    _, page = drawn(tmp_path, card([("yes\n", True)]))
-    assert '<mark>yes<span class="end">\n</span></mark>' in page
+    _, html = drawn(tmp_path, card([("yes\n", True)]))
+    assert '<mark>yes<span class="end">\n</span></mark>' in html
 
 
 def test_texts_are_escaped_and_the_page_is_whole(tmp_path):
     wild = "<b>&amp;\"'</mark><script>alert(1)</script>"
-    _, page = drawn(tmp_path, card([(wild, True)], title=wild, notes={wild: wild}), legend=wild, facts=[(wild, wild)])
-    tree = Page(page)
-    assert "script" not in {tag for tag, _, _ in tree.found}
+    _, html = drawn(tmp_path, card([(wild, True)], title=wild, notes={wild: wild}), legend=wild, facts=[(wild, wild)])
+    tree = Page(html)
+    assert "script" not in {tag for tag, _, _ in tree.elements}
     assert all("".join(tree.text(tag)).count(wild) >= 1 for tag in ("mark", "h2", "dt", "dd", "th", "td", "p"))
-    assert not re.search(r"""(src|href)=["'](?!data:)""", page)
+    assert not re.search(r"""(src|href)=["'](?!data:)""", html)
+
+
+def test_a_text_is_no_template_and_ends_no_element_of_the_page(tmp_path):
+    hostile = "{{ 7 * 7 }}{% raw %}</style></title></main>\x1b[31m<!--"
+    _, html = drawn(tmp_path, card([(hostile, True), (hostile, False)], [], title=hostile), legend=hostile, facts=[(hostile, hostile)])
+    assert "49" not in html and "\x1b" not in html
+    shown = Page(html).text("mark")
+    assert shown == [hostile.replace("\x1b", "\ufffd")]
+
+
+def test_a_name_that_the_template_needs_and_nobody_gives_is_an_error():
+    with pytest.raises(jinja2.UndefinedError, match="'title' is undefined"):
+        page.TEMPLATES.get_template("page.html.j2").render()
 
 
 def test_a_long_text_is_cut_in_the_picture_and_whole_in_the_page(tmp_path):
     prompt, answer = "word " * 4000, "the answer"
-    sheet, page = drawn(tmp_path, card([(prompt, False), (answer, True)]))
-    assert sheet.shape[0] < 900
-    assert (sheet == MARK).all(-1).any(), "the answer must survive a long prompt"
-    assert prompt in Page(page).text("p")
+    pixels, html = drawn(tmp_path, card([(prompt, False), (answer, True)]))
+    assert pixels.shape[0] < 900
+    assert (pixels == MARK).all(-1).any(), "the answer must survive a long prompt"
+    assert prompt in Page(html).text("p")
 
 
-def test_shortened_text_keeps_the_ends_of_what_is_given_and_the_start_of_what_is_marked():
-    short = gallery.shorten([("a" * 500 + "z", False), ("b" * 500, True), ("", False), ("tail", False)], 200)
+def test_abbreviated_text_keeps_the_ends_of_what_is_given_and_the_start_of_what_is_marked():
+    short = sheet.abbreviate([("a" * 500 + "z", False), ("b" * 500, True), ("", False), ("tail", False)], 200)
     assert [marked for _, marked in short] == [False, True, False]
     assert short[0][0].startswith("aaa") and short[0][0].endswith("aaz") and " … " in short[0][0]
     assert short[1][0].startswith("bbb") and short[1][0].endswith("…")
@@ -134,25 +149,25 @@ def test_shortened_text_keeps_the_ends_of_what_is_given_and_the_start_of_what_is
 
 def test_lines_too_many_lose_the_middle_of_what_is_given():
     given, said = [[(str(number), False)] for number in range(10)], [("said", True)]
-    kept = ["".join(run for run, _ in line) for line in gallery.fewer([*given, said], 6)]
+    kept = ["".join(run for run, _ in line) for line in sheet.drop_middle_lines([*given, said], 6)]
     assert kept == ["0", "1", "…", "8", "9", "said"]
-    assert gallery.fewer([said] * 9, 3) == [said, said, [*said, ("…", False)]]
-    assert gallery.fewer([*given], 10) == given
+    assert sheet.drop_middle_lines([said] * 9, 3) == [said, said, [*said, ("…", False)]]
+    assert sheet.drop_middle_lines([*given], 10) == given
 
 
 def test_lines_are_broken_at_spaces_and_only_long_words_inside():
     text = [("ab cd\n", False), ("x" * 12 + " y", True)]
-    lines = gallery.wrap(text, len, 5)
+    lines = sheet.break_lines(text, len, 5)
     assert ["".join(run for run, _ in line).rstrip() for line in lines] == ["ab cd", "xxxxx", "xxxxx", "xx y"]
     assert all(marked for line in lines[1:] for _, marked in line)
 
 
 @pytest.mark.parametrize("text", ["schön 世界 🙂 مرحبا", "\x00\x07\x9b", "\ud800 alone", "a\tb\r\nc\rd", "", " ", "\n\n\n", "W" * 3000])
 def test_no_text_breaks_the_sheet_or_the_page(tmp_path, text):
-    _, page = drawn(tmp_path, card([(text, True), (text, False)], title=text, notes={text: text}), legend=text)
-    Page(page)
+    _, html = drawn(tmp_path, card([(text, True), (text, False)], title=text, notes={text: text}), legend=text)
+    Page(html)
     if text.startswith("schön"):
-        assert text in Page(page).text("mark")
+        assert text in Page(html).text("mark")
 
 
 def test_a_sheet_says_when_its_font_lacks_letters(tmp_path):
@@ -164,10 +179,10 @@ def test_a_sheet_says_when_its_font_lacks_letters(tmp_path):
 
 
 def test_verdicts_are_counted_and_drawn(tmp_path):
-    sheet, page = drawn(tmp_path, card(verdict=True), card(verdict=False), card(verdict=None))
-    assert "3 cards, 1 of 2 right" in Page(page).text("p")
-    assert [text.split()[-1] for text in Page(page).text("span")] == ["right", "wrong"]
-    assert all((sheet == colour).all(-1).sum() > 100 for colour in [(26, 127, 67), (198, 47, 47)])
+    pixels, html = drawn(tmp_path, card(verdict=True), card(verdict=False), card(verdict=None))
+    assert "3 cards, 1 of 2 right" in Page(html).text("p")
+    assert [text.split()[-1] for text in Page(html).text("span")] == ["right", "wrong"]
+    assert all((pixels == colour).all(-1).sum() > 100 for colour in [(26, 127, 67), (198, 47, 47)])
 
 
 def test_the_same_cards_give_the_same_bytes(tmp_path):

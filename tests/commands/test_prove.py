@@ -105,7 +105,7 @@ def test_the_moments_are_those_of_the_seed():
 
 def test_shortening_keeps_the_cut_of_a_batch_and_tells_each_change(tmp_path):
     long = resolve(tmp_path)
-    short = smoke_config.shorten(long, 6, tmp_path / "short" / "short.yaml")
+    short = smoke_config.make_smoke_config(long, 6, tmp_path / "short" / "short.yaml")
     assert [(view.config.train.steps, view.config.train.global_batch, view.config.train.micro_batch) for view in short.stages] == [
         (6, 16, 8)
     ] * 2
@@ -136,7 +136,7 @@ def test_a_generation_that_does_not_go_on_is_a_divergence(tmp_path):
     with pytest.raises(
         prove.Diverged, match=r"was to end by SIGTERM in after its end did not go on \(exit code 2\): plait: the disk is full"
     ):
-        prove.run_killed(Trial(tmp_path / "short.yaml", Broken()), tmp_path / "killed", plan, print)
+        prove.run_killed(Trial(tmp_path / "short.yaml", Broken()), tmp_path / "killed", plan)
 
 
 def test_a_folder_in_use_is_refused(tmp_path):

@@ -12,6 +12,7 @@ from plait.commands.actions import checkpoints as ckpt
 from plait.commands.actions import fork, stages
 from plait.engine.checkpoints import checkpoint, rundir
 from plait.engine.loop import Loop
+from plait.engine.parallel import distributed
 from plait.engine.plateau import PLANNED
 from plait.engine.state import State
 from plait.errors import PlaitError
@@ -89,9 +90,10 @@ def test_a_part_that_pauses_and_returns_keeps_its_moments_or_loses_them(made, tm
 
 def test_each_stage_makes_its_own_replicas(made, tmp_path, monkeypatch):
     trainable = []
-    replicate = toy.run.distributed.replicate
+    replicate = distributed.replicate
     monkeypatch.setattr(
-        "plait.engine.distributed.replicate",
+        distributed,
+        "replicate",
         lambda model, ranks: (
             trainable.append([name for name, value in model.named_parameters() if value.requires_grad]) or replicate(model, ranks)
         ),
@@ -174,12 +176,12 @@ def test_a_stage_whose_budget_grew_goes_on_and_one_whose_budget_shrank_ends(made
 def test_an_end_that_was_judged_only_after_a_restart_is_saved(made, tmp_path):
     run = toy.train(made[0], tmp_path / "run", "stages=[]")
     folder = run / "stage-1-train" / "step-00000006"
-    found = checkpoint.locate(folder)
-    state = {**found.manifest["state"], "judged": 4, "stage_done": None}
-    groups = {group: found.tensors(group) for group in ("weights", "ema", "moments")}
-    checkpoint.write(folder, groups, {**found.manifest, "state": state})
+    saved = checkpoint.locate(folder)
+    state = {**saved.manifest["state"], "judged": 4, "stage_done": None}
+    groups = {group: saved.tensors(group) for group in ("weights", "ema", "moments")}
+    checkpoint.write(folder, groups, {**saved.manifest, "state": state})
     toy.train(made[0], run, "stages=[]")
-    assert checkpoint.locate(run).manifest["state"] == found.manifest["state"]
+    assert checkpoint.locate(run).manifest["state"] == saved.manifest["state"]
 
 
 # plait stages ----------------------------------------------------------------------------------------------------------------------

@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict, field_serializer, field_validator, m
 from plait.config.dialects import table
 from plait.config.load import load_config
 from plait.config.resolved import Resolved
+from plait.config.schema import ModelSection
+from plait.data.sources.open import KINDS
 from plait.errors import PlaitError
 
 
@@ -27,8 +29,7 @@ class World(BaseModel):
         return self
 
 
-class Model(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class Model(ModelSection):
     base: str = "google/gemma-3-4b-it"
     world: World | None = World()
 
@@ -42,7 +43,7 @@ class Model(BaseModel):
         return False if value is None else value
 
 
-def model_config(family: str) -> type[BaseModel]:
+def model_config(family: str) -> type[ModelSection]:
     if family != "theworld":
         raise PlaitError(f"family {family!r} is unknown: known: theworld")
     return Model
@@ -65,6 +66,6 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Resol
             Path(f"{wanted}.yaml").write_text(preset)
             return Path(f"{wanted}.yaml")
 
-        return load_config(name, overrides, model_config=model_config, preset=named, dialects=table.dialects())
+        return load_config(name, overrides, model_config=model_config, preset=named, sources=KINDS, dialects=table.dialects())
 
     return resolve

@@ -36,7 +36,7 @@ plait train molmo/captioner qwen2_7b --save_folder=/same/folder --allow_resume=T
 GIVEN = Path(__file__).resolve().parents[3] / "shared" / "dialects" / "molmo_commands.txt"
 OTHER = {
     "allow_resume": "False",
-    **dict.fromkeys(("optimizer.betas", *(f"optimizer.{part}_betas" for part in dotted_flags.PARTS)), "[0.8,0.99]"),
+    **dict.fromkeys(("optimizer.betas", *(f"optimizer.{part}_betas" for part in dotted_flags.COMPONENTS)), "[0.8,0.99]"),
     "device_batch_size": "8",
     "scheduler.t_max": "9000",
     "activation_checkpointing": "one_in_four",
@@ -64,10 +64,10 @@ def captioner(flags=""):
 
 @pytest.mark.parametrize("line", COMMANDS)
 def test_every_line_of_the_guide_loads(line):
-    found = load(line)
-    assert found.config.family == "molmo"
+    resolved = load(line)
+    assert resolved.config.family == "molmo"
     flags = [word.removeprefix("--").partition("=")[0] for word in shlex.split(line) if word.startswith("--")]
-    assert [row[0] for row in found.translation if row[0].islower()] == flags
+    assert [row[0] for row in resolved.translation if row[0].islower()] == flags
 
 
 def test_the_guides_lines_are_all_here():
@@ -84,7 +84,7 @@ def value_of(flag):
 def test_every_flag_has_its_effect(flag):
     base = "--train.precision=fp32"
     before, after = captioner(base), captioner(f"{base if flag != 'fsdp.precision' else ''} --{flag}={value_of(flag)}")
-    changed = {path for path, _, _ in difference(before, after)} | (after.asked - before.asked)
+    changed = {path for path, _, _ in difference(before, after)} | (after.train_options - before.train_options)
     row = next(row for row in after.translation if row[0] == flag)
     assert changed, f"{flag} changes nothing"
     assert row[2] is None or any(f"{path}.".startswith(f"{row[2]}.") for path in changed), f"{flag} says {row[2]}, but changed {changed}"
@@ -95,10 +95,10 @@ def test_use_orig_params_is_accepted_with_a_note():
     assert row == ("fsdp.use_orig_params", False, None, "FSDP2 always keeps the original parameters")
 
 
-def leaf(found, path):
+def leaf(value, path):
     for step in path.split("."):
-        found = found[int(step)] if isinstance(found, list | tuple) else found[step] if isinstance(found, dict) else getattr(found, step)
-    return found
+        value = value[int(step)] if isinstance(value, list | tuple) else value[step] if isinstance(value, dict) else getattr(value, step)
+    return value
 
 
 @pytest.mark.parametrize(
@@ -161,17 +161,17 @@ def leaf(found, path):
     ],
 )
 def test_flags_mean_this(flags, expected):
-    found = captioner(flags).config
-    assert {path: leaf(found, path) for path in expected} == pytest.approx(expected)
+    config = captioner(flags).config
+    assert {path: leaf(config, path) for path in expected} == pytest.approx(expected)
 
 
 def test_what_no_flag_says_is_the_presets():
     for line, preset in (("molmo/captioner qwen2_7b", "captioner"), ("molmo/multitask 3.2-synthetic nowhere", "multitask")):
-        found, said = load(f"plait train {line}"), yaml.safe_load(registry.preset("molmo", preset).read_text())
+        resolved, preset_file = load(f"plait train {line}"), yaml.safe_load(registry.preset("molmo", preset).read_text())
         for section in ("model", "optim"):
-            mine = {path: value for path, value in said[section].items() if not isinstance(value, dict | list)}
-            assert {path: leaf(leaf(found.config, section), path) for path in mine} == mine
-        assert found.config.train.global_batch == said["train"]["global_batch"]
+            scalars = {path: value for path, value in preset_file[section].items() if not isinstance(value, dict | list)}
+            assert {path: leaf(leaf(resolved.config, section), path) for path in scalars} == scalars
+        assert resolved.config.train.global_batch == preset_file["train"]["global_batch"]
 
 
 @pytest.mark.parametrize("preset", ["captioner", "multitask", "debug"])
@@ -185,15 +185,15 @@ def test_a_multitask_run_has_its_captioners_model(tmp_path):
     model = {"language": "debug", "vision_backbone": "debug", "max_crops": 3, "style": "none", "response_residual_dropout": 0.1}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"family": "molmo", "model": model}))
     for spec in (tmp_path, tmp_path / "latest", tmp_path / "step15000", f"{tmp_path}@15000"):
-        found = load(f"plait train molmo/multitask debug {spec}").config
-        assert (found.from_, found.preset, found.model["max_crops"]) == (str(spec), "debug", 3)
-        assert (found.model["residual_dropout"], found.model["response_residual_dropout"]) == (0.1, 0.0)
+        config = load(f"plait train molmo/multitask debug {spec}").config
+        assert (config.from_, config.preset, config.model["max_crops"]) == (str(spec), "debug", 3)
+        assert (config.model["residual_dropout"], config.model["response_residual_dropout"]) == (0.1, 0.0)
 
 
 def test_a_sweep_may_give_any_flag_as_text_or_as_a_switch():
-    found = captioner("--optimizer.learning_rate=3e-06 --global_train_batch_size=256.0 --save_overwrite --scheduler.t_warmup=1e2")
-    assert (found.config.optim.lr, found.config.train.global_batch, found.config.optim.schedule.warmup_steps) == (3e-6, 256, 100)
-    assert found.asked == {"restart"}
+    resolved = captioner("--optimizer.learning_rate=3e-06 --global_train_batch_size=256.0 --save_overwrite --scheduler.t_warmup=1e2")
+    assert (resolved.config.optim.lr, resolved.config.train.global_batch, resolved.config.optim.schedule.warmup_steps) == (3e-6, 256, 100)
+    assert resolved.train_options == {"restart"}
 
 
 WRONG = {

@@ -11,6 +11,7 @@ from plait.config.nodes import Node, leaves
 from plait.config.resolved import Resolved, difference, dump
 from plait.config.show import render
 from plait.config.translation import Dialect, Translation
+from plait.data.sources.open import KINDS
 from plait.errors import PlaitError
 from plait.families.theworld.config import Config
 
@@ -66,7 +67,7 @@ MIXED = "belongs to the flat dialect, but optim (line 1) is plait's own, and a f
 
 
 def resolve(path: Path, *overrides: str) -> Resolved:
-    return load_config(path, overrides, model_config=lambda family: Config, preset=None, dialects=table.dialects())
+    return load_config(path, overrides, model_config=lambda family: Config, preset=None, sources=KINDS, dialects=table.dialects())
 
 
 def author(name: str) -> Path:
@@ -85,19 +86,19 @@ def test_authors_files_load_as_written(name: str) -> None:
 
 
 def test_first_stage_means_what_its_author_meant() -> None:
-    found = resolve(author("stage1_projection")).config
-    assert (found.run, found.trainable, found.from_) == ("./checkpoints/stage1_projection", ["projector"], None)
-    assert (found.train.epochs, found.train.global_batch, found.train.micro_batch, found.train.precision) == (1.0, 16, 4, "bf16")
-    assert (found.optim.lr, found.optim.betas, found.optim.schedule.name, found.optim.schedule.warmup_steps) == (
+    config = resolve(author("stage1_projection")).config
+    assert (config.run, config.trainable, config.from_) == ("./checkpoints/stage1_projection", ["projector"], None)
+    assert (config.train.epochs, config.train.global_batch, config.train.micro_batch, config.train.precision) == (1.0, 16, 4, "bf16")
+    assert (config.optim.lr, config.optim.betas, config.optim.schedule.name, config.optim.schedule.warmup_steps) == (
         1e-4,
         (0.9, 0.999),
         "cosine",
         500,
     )
-    assert (found.checkpoint.every_steps, found.checkpoint.keep, found.track.every_steps) == (1000, 5, 100)
-    assert [(one.bench, one.every_steps) for one in found.evaluate] == [("loss", 5000)]
-    assert (found.data.train[0].split, found.data.validation[0].split) == ("train[:99%]", "train[99%:]")
-    assert found.model["world"]["source"] == "nvidia/Cosmos-Predict2-2B-Video2World"
+    assert (config.checkpoint.every_steps, config.checkpoint.keep, config.track.every_steps) == (1000, 5, 100)
+    assert [(one.bench, one.every_steps) for one in config.evaluate] == [("loss", 5000)]
+    assert (config.data.train[0].split, config.data.validation[0].split) == ("train[:99%]", "train[99%:]")
+    assert config.model["world"]["source"] == "nvidia/Cosmos-Predict2-2B-Video2World"
 
 
 def test_later_stages_unfreeze_and_start_from_the_earlier_one() -> None:
@@ -175,8 +176,8 @@ def test_keys_translate(load, text: str, path: str, value: object) -> None:
     ],
 )
 def test_dataset_names_become_sources(load, name: str, source: dict[str, str]) -> None:
-    found = load(f'{{"dataset_name": "{name}"}}', name="x.json").config.data.train[0]
-    assert {key: value for key in ("source", "path", "name", "split") if (value := getattr(found, key))} == source
+    config = load(f'{{"dataset_name": "{name}"}}', name="x.json").config.data.train[0]
+    assert {key: value for key in ("source", "path", "name", "split") if (value := getattr(config, key))} == source
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pytest
 from plait.assembly.configuration import open_config
 from plait.config import reading
 from plait.config.dialects import nested_yaml
+from plait.config.nodes import to_plain
 from plait.config.resolved import difference
 from plait.errors import PlaitError
 
@@ -59,24 +60,24 @@ def load(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(not AUTHOR.is_file(), reason="the author's file is not beside the repository")
 def test_the_authors_file_loads_as_written(load):
-    found = load(AUTHOR.read_text()).config
-    assert (found.family, found.run, found.train.steps, found.train.global_batch, found.train.micro_batch) == (
+    config = load(AUTHOR.read_text()).config
+    assert (config.family, config.run, config.train.steps, config.train.global_batch, config.train.micro_batch) == (
         "nanodit",
         "checkpoints",
         50_000,
         256,
         8,
     )
-    assert found.optim.ema is not None and found.optim.ema.decay == 0.9999 and found.optim.lr == 3e-4
-    assert found.model["sampling"]["image_scale"] == 2.0 and found.model["dropout"]["image_only"] == 0.1
-    assert found.data.train[0].source == "latents" and found.data.train[0].path == "data/shards"
+    assert config.optim.ema is not None and config.optim.ema.decay == 0.9999 and config.optim.lr == 3e-4
+    assert config.model["sampling"]["image_scale"] == 2.0 and config.model["dropout"]["image_only"] == 0.1
+    assert config.data.train[0].source == "latents" and config.data.train[0].path == "data/shards"
 
 
 @pytest.mark.skipif(not AUTHOR.is_file(), reason="the author's file is not beside the repository")
 def test_the_plans_defaults_are_those_of_the_authors_file():
     values = dict(nested_yaml._leaves(reading.read(AUTHOR)))
     assert values.keys() == nested_yaml.KEYS.keys()
-    assert {key: nested_yaml._plain(node) for key, node in values.items()} == {key: spec.default for key, spec in nested_yaml.KEYS.items()}
+    assert {key: to_plain(node) for key, node in values.items()} == {key: spec.default for key, spec in nested_yaml.KEYS.items()}
 
 
 @pytest.mark.parametrize("key", [key for key in nested_yaml.KEYS if key != "training.optimizer.type"])
@@ -107,9 +108,9 @@ def test_the_optimizers_type_is_adamw_or_refused(load):
 
 
 def test_both_vocabularies_work_on_the_command_line(load):
-    found = load(written(), "--training.optimizer.lr=1e-5", "--optim.eps=1e-6", "--model.depth=3", "--sampling.text_scale=7").config
-    assert (found.optim.lr, found.optim.eps, found.model["depth"]) == (1e-5, 1e-6, 3)
-    assert found.model["sampling"]["text_scale"] == 7.0
+    config = load(written(), "--training.optimizer.lr=1e-5", "--optim.eps=1e-6", "--model.depth=3", "--sampling.text_scale=7").config
+    assert (config.optim.lr, config.optim.eps, config.model["depth"]) == (1e-5, 1e-6, 3)
+    assert config.model["sampling"]["text_scale"] == 7.0
 
 
 def test_numbers_that_yaml_reads_as_text_are_numbers(load):
@@ -117,7 +118,7 @@ def test_numbers_that_yaml_reads_as_text_are_numbers(load):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"training__optimizer__learning_rate": 1}, "training.optimizer.learning_rate is not a key"),
         ({"training__ema_decy": 0.9}, "training.ema_decy is not a key: did you mean training.ema_decay?"),
@@ -129,10 +130,10 @@ def test_numbers_that_yaml_reads_as_text_are_numbers(load):
         ({"training__cfg_dropout__p_uncond": 0.9}, "more than 1"),
     ],
 )
-def test_what_is_wrong_is_one_line_with_its_place(load, changes, said):
+def test_what_is_wrong_is_one_line_with_its_line(load, changes, message):
     with pytest.raises(PlaitError) as caught:
         load(written(**changes))
-    assert said in str(caught.value)
+    assert message in str(caught.value)
     assert str(caught.value).startswith("x.yaml:")
     assert "\n" not in str(caught.value)
 

@@ -17,6 +17,7 @@ from plait.config.load import load_config
 from plait.config.resolved import ABSENT, difference, dump
 from plait.config.schema import RunConfig, Train
 from plait.config.show import render
+from plait.data.sources.open import KINDS
 
 from .conftest import BASE, model_config
 
@@ -181,7 +182,7 @@ _CONFIGS = st.builds(
 def test_difference_is_empty_exactly_when_equal(a: RunConfig, b: RunConfig) -> None:
     left, right = (json.dumps(dump(one), sort_keys=True) for one in (a, b))
     assert (difference(a, b) == []) == (left == right)
-    assert sorted(((path, mine, theirs) for path, theirs, mine in difference(b, a)), key=repr) == sorted(difference(a, b), key=repr)
+    assert sorted(((path, old, new) for path, new, old in difference(b, a)), key=repr) == sorted(difference(a, b), key=repr)
 
 
 def test_configuration_never_imports_torch() -> None:
@@ -193,10 +194,10 @@ def test_configuration_never_imports_torch() -> None:
 def test_render_shows_each_value_with_its_source(load) -> None:
     lines = render(load(BASE, "--optim.lr=3e-6")).splitlines()
     assert lines[0] == "# Resolved, with the source of each value"
-    found = {line.split()[0]: line.split()[2:] for line in lines[1:]}
-    assert found["optim.lr"] == ["3e-06", "command", "line"]
-    assert found["model.base"] == ['"tiny"', "x.yaml:2"]
-    assert found["train.grad_clip"] == ["1.0", "default"]
+    origins = {line.split()[0]: line.split()[2:] for line in lines[1:]}
+    assert origins["optim.lr"] == ["3e-06", "command", "line"]
+    assert origins["model.base"] == ['"tiny"', "x.yaml:2"]
+    assert origins["train.grad_clip"] == ["1.0", "default"]
     assert len({line.index(" = ") for line in lines[1:]}) == 1
 
 
@@ -217,5 +218,5 @@ def test_configuration_is_frozen(load) -> None:
 
 def test_paths_are_shown_as_they_were_given(tmp_path: Path) -> None:
     (tmp_path / "x.yaml").write_text(BASE)
-    resolved = load_config(tmp_path / "x.yaml", model_config=model_config, preset=None)
+    resolved = load_config(tmp_path / "x.yaml", model_config=model_config, preset=None, sources=KINDS)
     assert resolved.origins["family"] == f"{tmp_path / 'x.yaml'}:1"

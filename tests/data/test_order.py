@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from plait.data.order import Order, SampleId, block_counts, digest, interleave, largest_remainder, permute, shares
+from plait.data.order import Order, SampleId, block_counts, digest, interleave, largest_remainder, permute, rank_slices
 from plait.errors import PlaitError
 from plait.keys import key
 
@@ -139,7 +139,7 @@ def test_order_refuses_what_cannot_be_mixed(sizes, weights, words):
 )
 def test_shares_cover_the_batch_once_with_equal_counts(batch, world_size, micro):
     ids = [SampleId(0, i, 0) for i in range(batch)]
-    cuts = [shares(ids, rank, world_size, micro) for rank in range(world_size)]
+    cuts = [rank_slices(ids, rank, world_size, micro) for rank in range(world_size)]
     assert len({len(cut) for cut in cuts}) == 1
     assert [i for cut in cuts for part, padding in cut if not padding for i in part] == ids
     assert all(len(part) >= 1 and (micro is None or len(part) <= micro) for cut in cuts for part, _ in cut)
@@ -148,8 +148,8 @@ def test_shares_cover_the_batch_once_with_equal_counts(batch, world_size, micro)
 
 def test_a_rank_without_work_gets_a_void_micro_batch():
     ids = [SampleId(0, i, 0) for i in range(2)]
-    assert shares(ids, 0, 3, 1) == [([ids[0]], True)]
-    assert shares(ids, 2, 3, 1) == [([ids[1]], False)]
+    assert rank_slices(ids, 0, 3, 1) == [([ids[0]], True)]
+    assert rank_slices(ids, 2, 3, 1) == [([ids[1]], False)]
 
 
 def test_digests_of_parts_add_up_whatever_the_cut_and_tell_samples_apart():

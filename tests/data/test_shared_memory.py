@@ -2,7 +2,7 @@
 
 import torch
 
-from plait.data.loading.shared_memory import Reader, Writer
+from plait.data.loading.shared_memory import BufferPool, BufferWriter
 
 
 def batch(length=5, value=1.0):
@@ -13,12 +13,12 @@ class Pair:
     """A worker and its consumer in one process."""
 
     def __init__(self):
-        self.writer, self.reader = Writer(), Reader()
+        self.writer, self.pool = BufferWriter(), BufferPool()
 
     def send(self, content):
-        self.slot = self.reader.offer()
-        self.parcel = self.writer.pack(content, self.slot)
-        return self.reader.unpack(self.parcel, self.slot)
+        self.buffer = self.pool.take()
+        self.packed = self.writer.pack(content, self.buffer)
+        return self.pool.unpack(self.packed, self.buffer)
 
 
 def test_a_batch_arrives_to_the_bit_with_its_strides():
@@ -41,34 +41,34 @@ def test_what_is_no_tensor_arrives_in_its_container():
     assert found["rest"][1][:2] == ("text", None)
 
 
-def test_a_slot_is_used_again_once_its_tensors_are_gone_and_not_before():
+def test_a_buffer_is_used_again_once_its_tensors_are_gone_and_not_before():
     pair = Pair()
     first = pair.send(batch(value=1.0))
     part = first["x"][1:2]
     del first
     pair.send(batch(value=2.0))
-    assert pair.slot is None  # a view of the first batch still lies in its slot
+    assert pair.buffer is None  # a view of the first batch still lies in its buffer
     assert part.unique().tolist() == [1.0]
     del part
-    assert {pair.reader.offer(), pair.reader.offer()} == {0, 1}
-    assert pair.reader.offer() is None
+    assert {pair.pool.take(), pair.pool.take()} == {0, 1}
+    assert pair.pool.take() is None
 
 
-def test_a_batch_larger_than_its_slot_gets_another_and_the_small_one_is_forgotten():
+def test_a_batch_larger_than_its_buffer_gets_another_and_the_small_one_is_dropped():
     pair = Pair()
     pair.send(batch())
     found = pair.send(batch(length=500, value=3.0))
-    assert (pair.slot, pair.parcel.slot) == (0, 1)
+    assert (pair.buffer, pair.packed.buffer) == (0, 1)
     assert torch.equal(found["x"], torch.full((500, 3), 3.0))
     del found
     pair.send(batch(length=490))
-    assert (pair.slot, pair.parcel.slot, pair.parcel.made) == (1, 1, None)
-    assert pair.reader.offer() == 1
-    assert pair.reader.offer() is None
+    assert (pair.buffer, pair.packed.buffer, pair.packed.new_memory) == (1, 1, None)
+    assert pair.pool.take() == 1
+    assert pair.pool.take() is None
 
 
-def test_a_batch_without_tensors_gives_the_slot_back():
+def test_a_batch_without_tensors_gives_the_buffer_back():
     pair = Pair()
     pair.send(batch())
     assert pair.send({"names": ["a"]}) == {"names": ["a"]}
-    assert pair.reader.offer() == 0
+    assert pair.pool.take() == 0

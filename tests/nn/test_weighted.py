@@ -4,7 +4,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from plait.nn.sampling import pick
 from plait.nn.weighted import CHUNK_POSITIONS, weighted_cross_entropy
 
 
@@ -44,11 +43,3 @@ def test_weighted_sums_under_autocast_take_products_in_bfloat16():
     exact = weighted_cross_entropy(hidden, head, target, weight)[0]
     assert rough.dtype == torch.float32
     assert 0 < abs(rough.item() - exact.item()) < 0.02 * exact.item()  # bfloat16 has 8 bits
-
-
-def test_pick_draws_in_proportion_within_the_nucleus():
-    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().expand(1000, 4)
-    draws = [(n + 0.5) / 1000 for n in range(1000)]
-    assert pick(logits, temperature=1.0, draws=draws).bincount(minlength=4).tolist() == [500, 300, 150, 50]
-    assert pick(logits, temperature=1.0, top_p=0.7, draws=draws).bincount(minlength=4).tolist() == [625, 375, 0, 0]
-    assert pick(logits).unique().tolist() == [0]

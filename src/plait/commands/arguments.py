@@ -1,4 +1,4 @@
-"""Arguments that several verbs share, and what they mean."""
+"""Command-line arguments that several verbs share."""
 
 import argparse
 from pathlib import Path

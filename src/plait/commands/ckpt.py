@@ -1,4 +1,4 @@
-"""`plait ckpt`: look into checkpoints, and write what they hold in other forms."""
+"""The verbs `plait ckpt ...`: list, verify and compare checkpoints, and write their weights in other forms."""
 
 from pathlib import Path
 
@@ -7,12 +7,12 @@ from plait.commands.command import Arguments, Command, Parser
 
 
 def declare_path(parser: Parser) -> None:
-    """Add the one argument of `inspect` and `verify`."""
+    """Add the argument of `inspect` and `verify`."""
     parser.add_argument("path", type=Path, help=CHECKPOINT)
 
 
 def run_inspect(arguments: Arguments) -> None:
-    """Print what the newest checkpoint under a path holds."""
+    """Print the content of the newest checkpoint under a path."""
     from plait.commands.actions import checkpoints
 
     checkpoints.inspect(arguments.path)
@@ -33,7 +33,7 @@ def declare_consolidate(parser: Parser) -> None:
 
 
 def run_consolidate(arguments: Arguments) -> None:
-    """Write a checkpoint's weights as whole files."""
+    """Write the full weights of a checkpoint, however many ranks wrote its files."""
     from plait.commands.actions import checkpoints
 
     checkpoints.consolidate(arguments.checkpoint, arguments.out, averaged=not arguments.last)

@@ -1,6 +1,6 @@
-"""What a verb of the command line declares: its words, its help, its arguments and what runs it. A file in this folder is one verb.
+"""The declaration of a verb of the command line: its words, help, arguments and function. Each other file in this folder is one verb.
 
-A file imports nothing heavy at the top, so that help and errors come at once; `run` imports what it needs when it is called.
+A verb's file imports nothing heavy at the top, so that help and errors appear at once; its `run` imports what it needs.
 """
 
 import argparse

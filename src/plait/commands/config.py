@@ -1,11 +1,14 @@
-"""`plait config`: the resolved configuration, with the source of each value."""
+"""The verb `plait config`: print the resolved configuration, with the origin of each value."""
 
+import logging
 from pathlib import Path
 
 from plait.assembly.configuration import open_checked
 from plait.commands.arguments import CONFIG
 from plait.commands.command import OVERRIDES, Arguments, Command, Parser
 from plait.config.show import render
+
+log = logging.getLogger(__name__)
 
 
 def declare(parser: Parser) -> None:
@@ -14,8 +17,8 @@ def declare(parser: Parser) -> None:
 
 
 def run(arguments: Arguments) -> None:
-    """Print every value."""
-    print(render(open_checked(arguments.config, arguments.overrides, words=arguments.words)))
+    """Print every value with its origin."""
+    log.info(render(open_checked(arguments.config, arguments.overrides, words=arguments.words)))
 
 
 COMMANDS = (

@@ -1,4 +1,4 @@
-"""`plait data index`: the offset index of tar shards."""
+"""The verb `plait data index`: make the offset index of tar shards."""
 
 from plait.commands.command import Arguments, Command, Parser
 

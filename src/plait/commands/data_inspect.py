@@ -1,4 +1,4 @@
-"""`plait data inspect`: what the model sees of the data, as pictures and a page."""
+"""The verb `plait data inspect`: draw samples as the model sees them, on a contact sheet and a page."""
 
 from pathlib import Path
 

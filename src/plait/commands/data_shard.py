@@ -1,4 +1,4 @@
-"""`plait data shard`: pictures with captions, encoded into bucketed latent shards."""
+"""The verb `plait data shard`: encode pictures with captions into bucketed latent shards."""
 
 from pathlib import Path
 

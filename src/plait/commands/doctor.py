@@ -1,4 +1,4 @@
-"""`plait doctor`: look for what would keep a run from going well."""
+"""The verb `plait doctor`: check what a run needs before it starts."""
 
 from pathlib import Path
 
@@ -15,12 +15,12 @@ def declare(parser: Parser) -> None:
 
 
 def run(arguments: Arguments) -> None:
-    """Print every finding. Raises Unwell where something is to be mended."""
+    """Make every check and print its result. Raises Unwell where something must be mended."""
     resolved = open_checked(arguments.config, arguments.overrides) if arguments.config is not None else None
     if resolved is None and (other := [item for item in arguments.overrides if not item.startswith("run=")]):
         raise PlaitError(f"--{other[0]} is a setting of a configuration: plait doctor CONFIG --{other[0]}")
-    named = [item.removeprefix("run=") for item in arguments.overrides] or ["."]
-    folder = resolved.config.run if resolved is not None else named[-1]
+    runs = [item.removeprefix("run=") for item in arguments.overrides] or ["."]
+    folder = resolved.config.run if resolved is not None else runs[-1]
     spread(arguments)
     from plait.commands.actions import doctor
 

@@ -1,4 +1,4 @@
-"""`plait eval`: a checkpoint measured on a bench."""
+"""The verb `plait eval`: measure a checkpoint on a bench."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""`plait export`: a checkpoint as a directory that other software loads."""
+"""The verb `plait export`: write a checkpoint as a directory that other software loads."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""`plait fork`: a new run that goes on from a moment of another one."""
+"""The verb `plait fork`: make a new run that continues from a checkpoint of another one."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""`plait generate`: a checkpoint asked."""
+"""The verb `plait generate`: generate text or pictures with a checkpoint."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ def declare(parser: Parser) -> None:
 
 
 def run(arguments: Arguments) -> None:
-    """Print what the family makes of its options."""
+    """Generate, and print the lines that the family returns."""
     from plait.commands.actions import generate
 
     generate.generate(arguments.checkpoint, arguments.overrides, averaged=not arguments.raw, length=arguments.ema_length, out=arguments.out)

@@ -1,4 +1,4 @@
-"""`plait stages`: how far each stage of a run is."""
+"""The verb `plait stages`: list the stages of a run and how far each is."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""`plait train`: start a run, or continue it."""
+"""The verb `plait train`: start a run, or continue it."""
 
 from pathlib import Path
 
@@ -26,10 +26,10 @@ def run(arguments: Arguments) -> None:
     from plait.training import run as training
 
     options = training.Options(
-        restart=arguments.restart or "restart" in resolved.asked,
+        restart=arguments.restart or "restart" in resolved.train_options,
         allow_inexact=arguments.allow_inexact,
         only=arguments.stage,
-        fresh=arguments.fresh or "fresh" in resolved.asked,
+        fresh=arguments.fresh or "fresh" in resolved.train_options,
     )
     training.train(resolved, options)
 

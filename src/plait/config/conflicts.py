@@ -1,102 +1,124 @@
-"""What settings make impossible together, each of them legal alone (schema.py): found before a run, and told with what to do."""
+"""Conflicts between settings that are each legal alone (schema.py): checked before a run, each with its remedy."""
 
+from collections.abc import Mapping
 from typing import Any
 
+from plait.config.nodes import KeyPath
 from plait.config.schema import LENGTH, Distributed, Optim, RunConfig, Source
+from plait.config.source_rules import SourceRules, unknown_kind
+
+Conflict = tuple[KeyPath, str]
+"""The path of the setting to change, and what is wrong with it and what to do, as the end of a sentence that begins with its key."""
 
 
-def conflicts(config: RunConfig) -> list[tuple[tuple[str | int, ...], str]]:
-    """What the settings of one stage make impossible together: (path of the setting to blame, what and what to do)."""
+def conflicts(config: RunConfig, kinds: Mapping[str, SourceRules]) -> list[Conflict]:
+    """Return the conflicts between the settings of one stage. `kinds`: the rules of each kind of source by its name."""
     train, optim = config.train, config.optim
-    found: list[tuple[tuple[str | int, ...], str]] = []
+    result: list[Conflict] = []
     lengths = [name for name in LENGTH if getattr(train, name) is not None]
     if len(lengths) != 1:
-        said = f"sets {' and '.join(lengths)}: keep one" if lengths else "does not say how long: set one of steps, epochs, samples"
-        found.append((("train",), said))
+        message = f"sets {' and '.join(lengths)}: keep one" if lengths else "does not say how long: set one of steps, epochs, samples"
+        result.append((("train",), message))
     steps = train.steps or (-(-train.samples // train.global_batch) if train.samples else None)
-    found += schedule_conflicts(optim, steps)
+    result += schedule_conflicts(optim, steps)
     if train.micro_batch and train.global_batch % train.micro_batch:
         near = train.global_batch - train.global_batch % train.micro_batch or train.micro_batch
-        said = f"is {train.micro_batch}, not a divisor of train.global_batch {train.global_batch}: for example train.global_batch={near}"
-        found.append((("train", "micro_batch"), said))
+        message = f"is {train.micro_batch}, not a divisor of train.global_batch {train.global_batch}: for example train.global_batch={near}"
+        result.append((("train", "micro_batch"), message))
     if optim.schedule.min_lr > optim.lr:
-        said = f"is {optim.schedule.min_lr}, above the peak optim.lr {optim.lr}: lower it"
-        found.append((("optim", "schedule", "min_lr"), said))
-    spread = config.distributed
-    if spread.shard_size is not None and spread.strategy != "hsdp":
-        found.append((("distributed", "shard_size"), f"is for strategy hsdp, not {spread.strategy}: leave it out, or set strategy=hsdp"))
-    for name in ("frozen", "memory_gb") if spread.strategy == "ddp" else ():
-        if getattr(spread, name) not in ("auto", None):
-            found.append((("distributed", name), "says how to shard, but strategy ddp never does: leave it out, or set another strategy"))
+        message = f"is {optim.schedule.min_lr}, above the peak optim.lr {optim.lr}: lower it"
+        result.append((("optim", "schedule", "min_lr"), message))
     if not config.trainable:
-        found.append((("trainable",), "is empty, so nothing would train: name components, or '*'"))
-    return found + _device_conflicts(config.distributed) + _data_conflicts(config)
+        result.append((("trainable",), "is empty, so nothing would train: name components, or '*'"))
+    return result + _device_conflicts(config.distributed) + _data_conflicts(config, kinds)
 
 
-def schedule_conflicts(optim: Optim, steps: int | None) -> list[tuple[tuple[str | int, ...], str]]:
+def schedule_conflicts(optim: Optim, steps: int | None) -> list[Conflict]:
+    """Return the conflicts of warm-up and decay with each other, their units and the `steps` of the stage (None: not known yet)."""
     schedule, units = optim.schedule, optim.schedule.units
-    found: list[tuple[tuple[str | int, ...], str]] = []
+    result: list[Conflict] = []
     other = "tokens" if units == "steps" else "steps"
-    places: list[tuple[tuple[str, ...], Any]] = [(("optim", "schedule"), schedule)]
-    places += [(("optim", "components", name), own) for name, own in optim.components.items()]
+    sections: list[tuple[tuple[str, ...], dict[str, Any]]] = [(("optim", "schedule"), dict(schedule))]
+    sections += [(("optim", "components", name), dict(component)) for name, component in optim.components.items()]
     ends = [schedule.decay_tokens] if units == "tokens" else [schedule.decay_steps, steps]
-    end = min((one for one in ends if one), default=None)
-    for place, section in places:
+    end = min((count for count in ends if count), default=None)
+    for path, section in sections:
         for key in (f"warmup_{other}", f"decay_{other}"):
-            if getattr(section, key, None):
-                said = f"is set, but optim.schedule.units is {units}: set {key.replace(other, units)}, or the units"
-                found.append(((*place, key), said))
-        warmup = getattr(section, f"warmup_{units}")
+            if section.get(key):
+                message = f"is set, but optim.schedule.units is {units}: set {key.replace(other, units)}, or the units"
+                result.append(((*path, key), message))
+        warmup = section[f"warmup_{units}"]
         if end and warmup and warmup >= end:
             until = f"the stage has {end} steps" if end == steps else f"the curve ends at {end} {units}"
-            found.append(((*place, f"warmup_{units}"), f"is {warmup}, but {until}: warm up for fewer, or train longer"))
+            result.append(((*path, f"warmup_{units}"), f"is {warmup}, but {until}: warm up for fewer, or train longer"))
     if units == "tokens" and schedule.decay_tokens is None and schedule.name in ("linear", "cosine"):
-        found.append((("optim", "schedule", "units"), f"is tokens, and a {schedule.name} curve needs its end: set decay_tokens"))
-    return found
+        result.append((("optim", "schedule", "units"), f"is tokens, and a {schedule.name} curve needs its end: set decay_tokens"))
+    return result
 
 
-def _device_conflicts(distributed: Distributed) -> list[tuple[tuple[str | int, ...], str]]:
-    found: list[tuple[str, str]] = []
+def _device_conflicts(distributed: Distributed) -> list[Conflict]:
+    """Return the conflicts of sharding, activation checkpointing and compiling."""
+    result: list[tuple[str, str]] = []
+    if distributed.shard_size is not None and distributed.strategy != "hsdp":
+        result.append(("shard_size", f"is for strategy hsdp, not {distributed.strategy}: leave it out, or set strategy=hsdp"))
+    if distributed.strategy == "ddp":
+        set_in_vain = [
+            name for name, value in (("frozen", distributed.frozen), ("memory_gb", distributed.memory_gb)) if value not in ("auto", None)
+        ]
+        advice = "says how to shard, but strategy ddp never does: leave it out, or set another strategy"
+        result += [(name, advice) for name in set_in_vain]
     kind, one_in = distributed.activation_checkpointing, distributed.checkpoint_one_in
     if kind == "one_in_n" and one_in is None:
-        found.append(("activation_checkpointing", "is 'one_in_n' without its n: set distributed.checkpoint_one_in, for example 4"))
+        result.append(("activation_checkpointing", "is 'one_in_n' without its n: set distributed.checkpoint_one_in, for example 4"))
     if kind != "one_in_n" and one_in is not None:
-        found.append(("checkpoint_one_in", f"is {one_in}, but distributed.activation_checkpointing is {kind!r}: set that to one_in_n"))
+        result.append(("checkpoint_one_in", f"is {one_in}, but distributed.activation_checkpointing is {kind!r}: set that to one_in_n"))
     for name, unset in (("compile_mode", "default"), ("compile_dynamic", None), ("compile_backend", "inductor")):
         if not distributed.compile and (value := getattr(distributed, name)) != unset:
-            found.append((name, f"is {value!r}, but nothing is compiled: set distributed.compile=true as well"))
+            result.append((name, f"is {value!r}, but nothing is compiled: set distributed.compile=true as well"))
     if distributed.compile_mode != "default" and distributed.compile_backend != "inductor":
-        said = f"is {distributed.compile_mode!r}, which only inductor knows, and the backend is {distributed.compile_backend!r}: drop one"
-        found.append(("compile_mode", said))
-    return [(("distributed", name), said) for name, said in found]
+        message = (
+            f"is {distributed.compile_mode!r}, which only inductor knows, and the backend is {distributed.compile_backend!r}: drop one"
+        )
+        result.append(("compile_mode", message))
+    return [(("distributed", name), message) for name, message in result]
 
 
-def _data_conflicts(config: RunConfig) -> list[tuple[tuple[str | int, ...], str]]:
-    found: list[tuple[tuple[str | int, ...], str]] = []
+def _data_conflicts(config: RunConfig, kinds: Mapping[str, SourceRules]) -> list[Conflict]:
+    """Return the conflicts of training data, held-out data and benches."""
+    result: list[Conflict] = []
     if not config.data.train and config.data.mixture is None:
-        found.append((("data", "train"), "names no source: for example data.train=[{source: scenes}]"))
+        result.append((("data", "train"), "names no source: for example data.train=[{source: scenes}]"))
     if config.data.train and config.data.mixture is not None:
-        said = f"is {config.data.mixture!r}, but data.train lists sources too: keep one (a row of a mixture file may be any source)"
-        found.append((("data", "mixture"), said))
+        message = f"is {config.data.mixture!r}, but data.train lists sources too: keep one (a row of a mixture file may be any source)"
+        result.append((("data", "mixture"), message))
     if config.data.without and config.data.mixture is None:
-        found.append((("data", "without"), "leaves out datasets of a mixture, but data.mixture names none"))
-    lists: list[tuple[tuple[str | int, ...], list[Source]]]
+        result.append((("data", "without"), "leaves out datasets of a mixture, but data.mixture names none"))
+    lists: list[tuple[KeyPath, list[Source]]]
     lists = [(("data", "train"), config.data.train), (("data", "validation"), config.data.validation)]
     for index, bench in enumerate(config.evaluate):
         lists.append((("evaluate", index, "data"), bench.data))
         if ":" in bench.bench:
             if bench.data:
-                said = f"is {bench.bench!r}, which brings its own data: take out evaluate.{index}.data, or name a rule such as 'vqa'"
-                found.append((("evaluate", index, "bench"), said))
+                message = f"is {bench.bench!r}, which brings its own data: take out evaluate.{index}.data, or name a rule such as 'vqa'"
+                result.append((("evaluate", index, "bench"), message))
         elif not bench.data and not config.data.validation:
-            said = f"measures {bench.bench!r} on nothing: name sources in data.validation or evaluate.{index}.data"
-            found.append((("evaluate", index), said))
+            message = f"measures {bench.bench!r} on nothing: name sources in data.validation or evaluate.{index}.data"
+            result.append((("evaluate", index), message))
     for path, sources in lists:
-        for index, one in enumerate(sources):
-            if one.source in ("shards", "folder", "jsonl", "latents", "nlvr") and one.path is None:
-                found.append(((*path, index), f"of source {one.source!r} needs a path"))
-            if one.source == "datasets" and (one.name is None) == (one.path is None):
-                found.append(((*path, index), "of source 'datasets' needs either a name on the Hub or a path"))
-            if one.source == "dataset" and one.name is None:
-                found.append(((*path, index), "of source 'dataset' needs a name: one that the family knows, module:Class or file.py:Class"))
-    return found
+        for index, source in enumerate(sources):
+            result += [((*path, index, *below), message) for below, message in source_conflicts(source, kinds)]
+    return result
+
+
+def source_conflicts(source: Source, kinds: Mapping[str, SourceRules]) -> list[Conflict]:
+    """Return the conflicts of one source with the rules of its kind; their paths begin below the source."""
+    rules = kinds.get(source.source)
+    if rules is None:
+        return [(("source",), unknown_kind(source.source, list(kinds)))]
+    result: list[Conflict] = []
+    if missing := rules.missing(source.path, source.name):
+        result.append(((), f"of source {source.source!r} {missing}"))
+    if unknown := rules.unknown_option(source.options):
+        name, hint = unknown
+        result.append((("options", name), f"is no option of source {source.source!r}: {hint}"))
+    return result

@@ -1,33 +1,31 @@
-"""From a file and a command line to one validated configuration per stage, each value with its origin.
+"""Load a file and the settings of a command line into one validated configuration per stage, each value with its origin.
 
 Values come from, in rising order: defaults, preset, file, stage, command line. Mappings merge, lists replace.
 """
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from plait.config import reading, secrets
 from plait.config.conflicts import conflicts
-from plait.config.messages import Problem, complain, explain, kinds, report
-from plait.config.nodes import COMMAND_LINE, Node, at, claims, dotted, find, leaves, merge, nest, plain, wrap
+from plait.config.messages import Problem, problem_at, problems_in, raise_first, types_at
+from plait.config.nodes import COMMAND_LINE, Node, deepest_node, dotted, from_plain, leaves, merge, nest, node_at, sets, to_plain
 from plait.config.reading import Override
 from plait.config.resolved import Resolved, StageView, dump
-from plait.config.schema import (
-    RunConfig,
-    Stage,
-)
+from plait.config.schema import ModelSection, RunConfig, Stage
+from plait.config.source_rules import SourceRules
 from plait.config.translation import Dialect, Translation
 from plait.errors import PlaitError
 
 DEFAULT = "default"
 _STAGED = frozenset(Stage.model_fields) - {"name"}
-ModelConfig = Callable[[str], type[BaseModel]]
+ModelConfig = Callable[[str], type[ModelSection]]
 Preset = Callable[[str, str], Path]
 
 
@@ -37,49 +35,56 @@ def load_config(
     *,
     model_config: ModelConfig,
     preset: Preset,
+    sources: Mapping[str, SourceRules],
     dialects: Sequence[Dialect] = (),
     words: Sequence[str] = (),
 ) -> Resolved:
-    """Read, translate, merge and check the configuration at `path`. Raises PlaitError, one line, for any fault of it.
+    """Read, translate, merge and validate the configuration at `path`. Raises PlaitError, one line, for any error in it.
 
-    `words`: those of a launch script, which `path` then names in place of a file.
+    `model_config` returns the class of a family's `model:` section, `preset` the file of a family's preset; `sources` are the kinds
+    of source by name. `words`: those of a launch script, which `path` then names in place of a file.
     """
     path = Path(path)
-    commands = [Override.parse(text) for text in overrides]
+    typed = [Override.parse(text) for text in overrides]
     file = _read(path, words, dialects)
     secrets.refuse(file)
-    spoken = _translate(dialects, file, commands, path, tuple(field.alias or name for name, field in RunConfig.model_fields.items()))
-    family = _chosen(spoken.tree, spoken.overrides, "family")
+    plait_keys = tuple(field.alias or name for name, field in RunConfig.model_fields.items())
+    translation = _translate(dialects, file, typed, path, plait_keys)
+    family = _chosen(translation.tree, translation.overrides, "family")
     section = _section(family, model_config) if family else None
-    tree = _with_preset(spoken.tree, spoken.overrides, preset)
-    for command in sorted(spoken.overrides, key=lambda one: one.path[0] == "stages"):  # a stage's own override wins over a general one
-        tree = _override(tree, command, section)
-    run = at(tree, ("run",))
+    tree = _with_preset(translation.tree, translation.overrides, preset)
+    for override in sorted(translation.overrides, key=lambda item: item.path[0] == "stages"):  # a stage's own wins over a general one
+        tree = _override(tree, override, section)
+    run = node_at(tree, ("run",))
     if run is None or run.value is None:
         tree = merge(tree, Node({"run": Node(f"runs/{path.stem}", DEFAULT, path="run")}, tree.file, tree.line))
-    config, views = _validated(tree, section)
+    config, views = _validated(tree, section, sources)
     origins = {dotted(leaf): _origin(tree, leaf) for leaf, _ in leaves(dump(config))}
-    return Resolved(config, views, origins, spoken.rows, spoken.warnings, reading.write_yaml(dump(config)), spoken.asked)
+    return Resolved(
+        config, views, origins, translation.rows, translation.warnings, reading.write_yaml(dump(config)), translation.train_options
+    )
 
 
 def _read(path: Path, words: Sequence[str], dialects: Sequence[Dialect]) -> Node:
-    """Read the mapping in a file, or make that of a launch script with its words."""
+    """Read the mapping in a file, or make that of a launch script from its words."""
     for dialect in dialects:
         if dialect.open_script is not None and path.as_posix() in dialect.scripts:
             return dialect.open_script(path.as_posix(), words)
     return reading.read(path)
 
 
-def _translate(dialects: Sequence[Dialect], tree: Node, overrides: Sequence[Override], path: Path, own: Sequence[str]) -> Translation:
-    """Put `tree` into plait's names: translated if a dialect recognises it, else as it is. `own` are plait's top-level keys."""
+def _translate(
+    dialects: Sequence[Dialect], tree: Node, overrides: Sequence[Override], path: Path, plait_keys: Sequence[str]
+) -> Translation:
+    """Translate `tree` into plait's names by the dialect that recognises it; without one, return it unchanged."""
     for dialect in dialects:
-        if dialect.recognise(tree, own):
-            return dialect.translate(tree, overrides, path, own)
+        if dialect.recognise(tree, plait_keys):
+            return dialect.translate(tree, overrides, path, plait_keys)
     return Translation(tree, overrides)
 
 
 def _with_preset(tree: Node, overrides: Sequence[Override], preset: Preset) -> Node:
-    """`tree` over the preset that it, or the command line, names."""
+    """Return `tree` merged over the preset that it, or the command line, names."""
     name = _chosen(tree, overrides, "preset")
     family = _chosen(tree, overrides, "family")
     if name is None or family is None:
@@ -87,11 +92,11 @@ def _with_preset(tree: Node, overrides: Sequence[Override], preset: Preset) -> N
     try:
         file = preset(str(family.value), str(name.value))
     except PlaitError as error:
-        raise PlaitError(f"{name.place}: {error}") from None
+        raise PlaitError(f"{name.location}: {error}") from None
     below = reading.read(file)
     secrets.refuse(below)
     if "preset" in below.value:
-        raise PlaitError(f"{below.value['preset'].place}: a preset cannot stand on another preset")
+        raise PlaitError(f"{below.value['preset'].location}: a preset cannot stand on another preset")
     return merge(_labelled(below, f"preset {name.value}"), tree)
 
 
@@ -105,95 +110,97 @@ def _labelled(node: Node, label: str) -> Node:
 
 
 def _chosen(tree: Node, overrides: Sequence[Override], key: str) -> Node | None:
-    """The text at the top-level `key`, the command line first; None where there is none or where it is no text."""
-    for command in reversed(overrides):
-        if command.path == (key,) and command.text not in ("", "null", "~"):
-            return Node(command.text, COMMAND_LINE, path=key)
-    node = at(tree, (key,))
+    """Return the text at the top-level `key`, from the command line or else the tree; None where it is absent or not text."""
+    for override in reversed(overrides):
+        if override.path == (key,) and override.text not in ("", "null", "~"):
+            return Node(override.text, COMMAND_LINE, path=key)
+    node = node_at(tree, (key,))
     return node if node is not None and isinstance(node.value, str) else None
 
 
-def _section(family: Node, model_config: ModelConfig) -> type[BaseModel]:
+def _section(family: Node, model_config: ModelConfig) -> type[ModelSection]:
     try:
         return model_config(str(family.value))
     except PlaitError as error:
-        raise PlaitError(f"{family.place}: {error}") from None
+        raise PlaitError(f"{family.location}: {error}") from None
 
 
-def _override(tree: Node, command: Override, section: type[BaseModel] | None) -> Node:
-    """`command` over the base, and over every stage that says something else."""
-    leaf = Node(None, COMMAND_LINE, path=dotted(command.path))
-    layer = nest(command.path, wrap(_value(command, section), leaf))
+def _override(tree: Node, override: Override, section: type[ModelSection] | None) -> Node:
+    """Return `tree` with the override applied to the base, and to every stage that sets the same key."""
+    leaf = Node(None, COMMAND_LINE, path=dotted(override.path))
+    layer = nest(override.path, from_plain(_value(override, section), leaf))
     tree = merge(tree, layer)
-    stages = at(tree, ("stages",))
-    if command.path[0] not in _STAGED or stages is None or not isinstance(stages.value, list):
+    stages = node_at(tree, ("stages",))
+    if override.path[0] not in _STAGED or stages is None or not isinstance(stages.value, list):
         return tree
-    return merge(tree, replace(layer, value={"stages": replace(stages, value=[_over_stage(one, command, layer) for one in stages.value])}))
+    overridden = [_override_stage(stage, override, layer) for stage in stages.value]
+    return merge(tree, replace(layer, value={"stages": replace(stages, value=overridden)}))
 
 
-def _over_stage(stage: Node, command: Override, layer: Node) -> Node:
-    return merge(stage, layer) if isinstance(stage.value, dict) and claims(stage, command.path) else stage
+def _override_stage(stage: Node, override: Override, layer: Node) -> Node:
+    return merge(stage, layer) if isinstance(stage.value, dict) and sets(stage, override.path) else stage
 
 
-def _value(command: Override, section: type[BaseModel] | None) -> Any:
-    """The typed-in text as a value: as it stands where only text can be meant, else as YAML."""
-    path = command.path
+def _value(override: Override, section: type[ModelSection] | None) -> Any:
+    """Return the value of an override: its text unchanged where the key takes only text, else parsed as YAML."""
+    path = override.path
     if path[0] == "stages" and len(path) > 3:
         path = path[2:]
-    wanted = kinds(section, path[1:]) if path[0] == "model" and section else kinds(RunConfig, path)
-    quoted = len(command.text) > 1 and command.text[0] == command.text[-1] and command.text[0] in "'\""
-    if wanted and set(wanted) <= {str, type(None)} and not quoted and command.text not in ("null", "~", ""):
-        return command.text
+    wanted = types_at(section, path[1:]) if path[0] == "model" and section else types_at(RunConfig, path)
+    text = override.text
+    quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
+    if wanted and set(wanted) <= {str, type(None)} and not quoted and text not in ("null", "~", ""):
+        return text
     try:
-        return reading.scalar(command.text)
+        return reading.scalar(text)
     except yaml.YAMLError:
-        name = dotted(command.path)
+        name = dotted(override.path)
         raise PlaitError(f"{COMMAND_LINE}: the value of {name} is not YAML: quote it, as in --{name}=\"'...'\"") from None
 
 
-def _validated(tree: Node, section: type[BaseModel] | None) -> tuple[RunConfig, tuple[StageView, ...]]:
-    """The base and the view of each stage, or every problem they have."""
+def _validated(
+    tree: Node, section: type[ModelSection] | None, sources: Mapping[str, SourceRules]
+) -> tuple[RunConfig, tuple[StageView, ...]]:
+    """Return the base configuration and the view of each stage. Raises PlaitError for the problems of all of them."""
     problems: list[Problem] = []
-    config = _checked(tree, section, problems)
-    stages = at(tree, ("stages",))
-    views = []
+    config = _parsed(tree, section, sources, problems)
+    stages = node_at(tree, ("stages",))
+    merged = []
     if config is None or stages is None or not config.stages:
-        views = [(1, "train", tree)]
+        merged = [(1, "train", tree)]
     else:
         base = replace(tree, value={key: child for key, child in tree.value.items() if key != "stages"})
         for index, stage in enumerate(stages.value):
             over = replace(stage, value={key: child for key, child in stage.value.items() if key in _STAGED})
-            views.append((index + 1, config.stages[index].name, merge(base, over)))
-    found = []
-    for index, name, merged in views:
-        view = _checked(merged, section, problems) if config is not None else None
-        if view is not None:
-            problems += [complain(merged, path, what) for path, what in [*conflicts(view), *_refused(view, section)]]
-            found.append(StageView(index, name, view))
-    names = [view.name for view in found]
+            merged.append((index + 1, config.stages[index].name, merge(base, over)))
+    views = []
+    for index, name, stage_tree in merged:
+        parsed = _parsed(stage_tree, section, sources, problems) if config is not None else None
+        if parsed is not None:
+            problems += [problem_at(stage_tree, path, what) for path, what in [*conflicts(parsed, sources), *_refused(parsed, section)]]
+            views.append(StageView(index, name, parsed))
+    names = [view.name for view in views]
     for index, name in enumerate(names):
         if name in names[:index]:
-            said = f"is {name!r}, as is that of stage {names.index(name) + 1}: rename one"
-            problems.append(complain(tree, ("stages", index, "name"), said))
-    report(problems)
+            message = f"is {name!r}, as is that of stage {names.index(name) + 1}: rename one"
+            problems.append(problem_at(tree, ("stages", index, "name"), message))
+    raise_first(problems)
     assert config is not None
-    written = dump(config)["stages"]
-    typed = [
-        Stage(**_typed(one, {**dump(view.config), "name": view.name})) for one, view in zip(written, found, strict=False)
-    ]  # no stages: one view
-    return config.model_copy(update={"stages": typed}), tuple(found)
+    written = zip(dump(config)["stages"], views, strict=False)  # without stages there is one view
+    stages_typed = [Stage(**_typed(stage, {**dump(view.config), "name": view.name})) for stage, view in written]
+    return config.model_copy(update={"stages": stages_typed}), tuple(views)
 
 
-def _refused(view: RunConfig, section: type[BaseModel] | None) -> Iterator[tuple[tuple[str, ...], str]]:
-    """What the family cannot be trained with, whatever else is set: its `Config.refused`, {(path of a setting): {value: why}}."""
-    for path, values in getattr(section, "refused", {}).items():
-        value = functools.reduce(getattr, path, view)
+def _refused(view: RunConfig, section: type[ModelSection] | None) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Yield a conflict for each setting that the family cannot train with: `Config.refused`, {path of a setting: {value: reason}}."""
+    for path, values in section.refused.items() if section is not None else ():
+        value: Any = functools.reduce(getattr, path, view)
         if value in values:
             yield path, f"is {value!r}, which family {view.family} refuses: {values[value]}"
 
 
 def _typed(written: Any, whole: Any) -> Any:
-    """What a stage wrote, as the values it came to mean in the stage's `whole` configuration ("3e-4" is 0.0003)."""
+    """Return what a stage wrote with the types of the stage's `whole` configuration: "3e-4" becomes 0.0003."""
     if isinstance(written, dict) and isinstance(whole, dict):
         return {key: _typed(child, whole[key]) for key, child in written.items()}
     if isinstance(written, list) and isinstance(whole, list):
@@ -201,22 +208,24 @@ def _typed(written: Any, whole: Any) -> Any:
     return whole
 
 
-def _checked(tree: Node, section: type[BaseModel] | None, problems: list[Problem]) -> RunConfig | None:
-    """`tree` as a typed configuration, its model section with the family's defaults; None, and problems, if it is not one."""
-    data = plain(tree)
+def _parsed(
+    tree: Node, section: type[ModelSection] | None, sources: Mapping[str, SourceRules], problems: list[Problem]
+) -> RunConfig | None:
+    """Validate `tree`, its model section with the family's defaults. Where it is invalid, add to `problems` and return None."""
+    data = to_plain(tree)
     before = len(problems)
     if section is not None and isinstance(data.get("model", {}), dict):
         try:
             data["model"] = section.model_validate(data.get("model", {})).model_dump(mode="json", by_alias=True)
         except ValidationError as error:
-            problems += explain(error, tree, section, ("model",))
+            problems += problems_in(error, tree, section, ("model",))
     try:
         config = RunConfig.model_validate(data, by_alias=True, by_name=False)
     except ValidationError as error:
-        problems += explain(error, tree, RunConfig)
+        problems += problems_in(error, tree, RunConfig, choices={"source": list(sources)})
     return config if len(problems) == before else None
 
 
 def _origin(tree: Node, path: Sequence[str | int]) -> str:
-    node, depth = find(tree, path)
-    return node.source if depth == len(path) else DEFAULT
+    node, depth = deepest_node(tree, path)
+    return node.origin if depth == len(path) else DEFAULT

@@ -1,16 +1,20 @@
-"""What is wrong with a configuration, in one line: pydantic's errors with the file, the line, the nearest key and the value."""
+"""Validation errors of a configuration as one line of text: file, line, key, value, and the nearest legal name.
+
+Which values are legal is in schema.py, and which may not be combined in conflicts.py.
+"""
 
 import difflib
 import json
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from plait.config.nodes import COMMAND_LINE, Node, dotted, find
+from plait.config.nodes import COMMAND_LINE, Node, deepest_node, dotted
 from plait.errors import PlaitError
 
 _WORDS = {
@@ -34,68 +38,89 @@ _SHOWN_CHARACTERS = 60
 
 @dataclass(frozen=True)
 class Problem:
-    """One complaint: where it points, and the whole line."""
+    """One validation error: the node that it points at, and its whole line of text."""
 
     node: Node
     text: str
 
     @property
     def order(self) -> tuple[int, int]:
-        """Files first, from the top; then the command line; then what nobody wrote."""
+        """Sort key: values in files by line, then those of the command line, then defaults."""
         return (0 if self.node.line else 1 if self.node.file == COMMAND_LINE else 2, self.node.line)
 
 
-def report(problems: Sequence[Problem]) -> None:
-    """Raise the first of the problems, with the number of the others. Does nothing when there are none."""
-    lines = list(dict.fromkeys(problem.text for problem in sorted(problems, key=lambda one: one.order)))
+def raise_first(problems: Sequence[Problem]) -> None:
+    """Raise PlaitError with the first of the problems and the number of the others; do nothing when there are none."""
+    lines = list(dict.fromkeys(problem.text for problem in sorted(problems, key=lambda problem: problem.order)))
     if lines:
         more = len(lines) - 1
         raise PlaitError(lines[0] + (f" (and {more} more {'problem' if more == 1 else 'problems'} in this configuration)" if more else ""))
 
 
-def complain(tree: Node, path: Sequence[str | int], what: str) -> Problem:
-    """A problem at `path`: '{file:line}: {key as written} {what}'."""
-    node, depth = find(tree, path)
-    return Problem(node, f"{node.place}: {_name(node, path, depth)} {what}")
+def problem_at(tree: Node, path: Sequence[str | int], what: str) -> Problem:
+    """Return the problem '{file:line}: {key as written} {what}' for the value at `path`."""
+    node, depth = deepest_node(tree, path)
+    return Problem(node, f"{node.location}: {_name(node, path, depth)} {what}")
 
 
-def explain(error: ValidationError, tree: Node, root: type[BaseModel], above: tuple[str, ...] = ()) -> list[Problem]:
-    """pydantic's complaints about `tree` as problems. `root` is the class of the section at `above`, whose errors are told apart."""
-    found: dict[tuple[str | int, ...], list[Any]] = {}
-    for one in error.errors(include_url=False):
-        path = (*above, *_untagged(find(tree, above)[0], one["loc"], one["type"] == "missing"))
-        found.setdefault(path, []).append(one)
-    deepest = [path for path in found if not any(len(other) > len(path) and other[: len(path)] == path for other in found)]
-    return [_problem(tree, root, above, path, found[path]) for path in deepest]
+def problems_in(
+    error: ValidationError,
+    tree: Node,
+    root: type[BaseModel],
+    above: tuple[str, ...] = (),
+    *,
+    choices: Mapping[str, Sequence[str]] = MappingProxyType({}),
+) -> list[Problem]:
+    """Convert pydantic's errors about `tree` to problems, one per path; `root` is the class that validated the section at `above`.
+
+    Where a union fails at several depths, only the deepest path is kept. `choices`: by key, the legal words of a missing value whose type
+    does not list them.
+    """
+    errors: dict[tuple[str | int, ...], list[Any]] = {}
+    for detail in error.errors(include_url=False):
+        path = (*above, *_without_tags(deepest_node(tree, above)[0], detail["loc"], detail["type"] == "missing"))
+        errors.setdefault(path, []).append(detail)
+    deepest = [path for path in errors if not any(len(other) > len(path) and other[: len(path)] == path for other in errors)]
+    return [_problem(tree, root, above, path, errors[path], choices) for path in deepest]
 
 
-def _problem(tree: Node, root: type[BaseModel], above: tuple[str, ...], path: tuple[str | int, ...], errors: list[Any]) -> Problem:
-    one = errors[0]
-    if one["type"] == "extra_forbidden":
-        return unknown(tree, path, fields(root, path[len(above) : -1]), paths(root, above))
-    if one["type"] == "missing":
-        choices = [word for kind in kinds(root, path[len(above) :]) for word in typing.get_args(kind)]
-        return complain(tree, path, "is missing" + (f": one of {', '.join(map(str, choices))}" if choices else ""))
-    if one["type"] in ("value_error", "assertion_error"):
-        text = str(one["ctx"]["error"])
-        node, depth = find(tree, path)
-        return Problem(node, f"{node.place}: " + (text if text.startswith(_name(node, path, depth)) else f"{dotted(path)}: {text}"))
-    if one["type"] == "list_type" and isinstance(one["input"], dict) and find(tree, path)[0].file == COMMAND_LINE:
-        return complain(tree, path, f"has no entry {next(iter(one['input']), '')}: set the whole list with --{dotted(path)}=[...]")
-    got = f", got {show(one['input'])}"
-    if one["type"] == "literal_error":
+def _problem(
+    tree: Node,
+    root: type[BaseModel],
+    above: tuple[str, ...],
+    path: tuple[str | int, ...],
+    errors: list[Any],
+    choices: Mapping[str, Sequence[str]],
+) -> Problem:
+    first = errors[0]
+    if first["type"] == "extra_forbidden":
+        return unknown_key(tree, path, keys_at(root, path[len(above) : -1]), all_keys(root, above))
+    if first["type"] == "missing":
+        known = choices.get(str(path[-1])) or [word for kind in types_at(root, path[len(above) :]) for word in typing.get_args(kind)]
+        return problem_at(tree, path, "is missing" + (f": one of {', '.join(map(str, known))}" if known else ""))
+    if first["type"] in ("value_error", "assertion_error"):
+        text = str(first["ctx"]["error"])
+        node, depth = deepest_node(tree, path)
+        return Problem(node, f"{node.location}: " + (text if text.startswith(_name(node, path, depth)) else f"{dotted(path)}: {text}"))
+    if first["type"] == "list_type" and isinstance(first["input"], dict) and deepest_node(tree, path)[0].file == COMMAND_LINE:
+        return problem_at(tree, path, f"has no entry {next(iter(first['input']), '')}: set the whole list with --{dotted(path)}=[...]")
+    got = f", got {format_value(first['input'])}"
+    if first["type"] == "literal_error":
         near = difflib.get_close_matches(
-            str(one["input"]), [str(word) for kind in kinds(root, path[len(above) :]) for word in typing.get_args(kind)], 1
+            str(first["input"]), [str(word) for kind in types_at(root, path[len(above) :]) for word in typing.get_args(kind)], 1
         )
         got += f": did you mean {near[0]!r}?" if near else ""
-    wanted = dict.fromkeys(_WORDS.get(each["type"]) or _said(each["msg"]) for each in errors)
-    quote = ": put it in quotes" if list(wanted) == ["text"] and isinstance(one["input"], int | float) else ""
-    return complain(tree, path, f"must be {' or '.join(wanted)}{got}{quote}")
+    wanted = dict.fromkeys(_WORDS.get(detail["type"]) or _shorter(detail["msg"]) for detail in errors)
+    quote = ": put it in quotes" if list(wanted) == ["text"] and isinstance(first["input"], int | float) else ""
+    return problem_at(tree, path, f"must be {' or '.join(wanted)}{got}{quote}")
 
 
-def unknown(tree: Node, path: Sequence[str | int], known: Sequence[str], elsewhere: Sequence[str] = ()) -> Problem:
-    """The key at `path` does not exist: the nearest of its `known` neighbours, the same name elsewhere, or all there are."""
-    node, depth = find(tree, path)
+def unknown_key(tree: Node, path: Sequence[str | int], known: Sequence[str], elsewhere: Sequence[str] = ()) -> Problem:
+    """Return the problem of a key that does not exist, with a hint.
+
+    The hint is the nearest of the `known` keys of its section, else the same name `elsewhere`, else all known keys.
+    """
+    node, depth = deepest_node(tree, path)
     written, key = _name(node, path, depth), str(path[-1])
     parent = written[: -len(key)] if written.endswith(key) else ""
     near = difflib.get_close_matches(key, known, 1)
@@ -108,74 +133,74 @@ def unknown(tree: Node, path: Sequence[str | int], known: Sequence[str], elsewhe
         hint = f"did you mean {same[0]}?"
     else:
         hint = f"known: {', '.join(known)}" if known else "nothing can be set here"
-    return Problem(node, f"{node.place}: {written} is not a key: {hint}")
+    return Problem(node, f"{node.location}: {written} is not a key: {hint}")
 
 
-def _said(message: str) -> str:
+def _shorter(message: str) -> str:
     return message.replace("String should match pattern", "text that matches").replace("Input should be ", "", 1)
 
 
-def show(value: Any) -> str:
-    """A value in an error: short, and as one would write it."""
+def format_value(value: Any) -> str:
+    """Return a value as one would write it in a file, cut to what an error message has room for."""
     text = repr(value) if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
     return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 3] + "..."
 
 
-def kinds(root: Any, path: Sequence[str | int]) -> list[Any]:
-    """The types that a value at `path` below the class `root` may have, unions and annotations opened."""
-    found = list(_open(root))
+def types_at(root: Any, path: Sequence[str | int]) -> list[Any]:
+    """Return the types that a value at `path` below the class `root` may have, with unions and annotations resolved."""
+    candidates = list(_members(root))
     for step in path:
-        found = [inner for kind in found for outer in _step(kind, str(step)) for inner in _open(outer)]
-    return found
+        candidates = [member for kind in candidates for annotation in _annotations(kind, str(step)) for member in _members(annotation)]
+    return candidates
 
 
-def fields(root: Any, path: Sequence[str | int]) -> list[str]:
-    """The keys that the section at `path` may have, as they are written in a file."""
+def keys_at(root: Any, path: Sequence[str | int]) -> list[str]:
+    """Return the keys that the section at `path` may have, as they are written in a file."""
     names = (
         field.alias or name
-        for kind in kinds(root, path)
+        for kind in types_at(root, path)
         if isinstance(kind, type) and issubclass(kind, BaseModel)
         for name, field in kind.model_fields.items()
     )
     return list(dict.fromkeys(names))
 
 
-def paths(root: type[BaseModel], above: tuple[str, ...] = ()) -> list[str]:
-    """Every dotted path below `root`, lists left out."""
-    found = []
-    for name in fields(root, ()):
-        found.append(dotted((*above, name)))
-        for kind in kinds(root, (name,)):
+def all_keys(root: type[BaseModel], above: tuple[str, ...] = ()) -> list[str]:
+    """Return every dotted key below `root`, without those of list entries."""
+    keys = []
+    for name in keys_at(root, ()):
+        keys.append(dotted((*above, name)))
+        for kind in types_at(root, (name,)):
             if isinstance(kind, type) and issubclass(kind, BaseModel):
-                found += paths(kind, (*above, name))
-    return found
+                keys += all_keys(kind, (*above, name))
+    return keys
 
 
-def _open(kind: Any) -> Iterator[Any]:
-    """The members of unions and the bare types of annotations."""
+def _members(kind: Any) -> Iterator[Any]:
+    """Yield the members of a union, or the bare type of an annotation."""
     origin = typing.get_origin(kind)
     if origin is typing.Annotated:
-        yield from _open(typing.get_args(kind)[0])
+        yield from _members(typing.get_args(kind)[0])
     elif origin in (typing.Union, types.UnionType):
         for member in typing.get_args(kind):
-            yield from _open(member)
+            yield from _members(member)
     else:
         yield kind
 
 
-def _step(kind: Any, key: str) -> Iterator[Any]:
-    """The annotation one key further down."""
+def _annotations(kind: Any, key: str) -> Iterator[Any]:
+    """Yield the annotation of the field or item `key` of a type."""
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         yield from (field.annotation for name, field in kind.model_fields.items() if key == (field.alias or name))
     elif typing.get_origin(kind) in (list, dict, tuple):
         yield from typing.get_args(kind)[-1:]
 
 
-def _untagged(node: Node, loc: Sequence[str | int], missing: bool) -> tuple[str | int, ...]:
-    """pydantic's location without the names of union members, which are no keys of the tree. A missing key is none either."""
+def _without_tags(node: Node, loc: Sequence[str | int], missing: bool) -> tuple[str | int, ...]:
+    """Return pydantic's location without the names of union members, which are not keys of the tree; a missing key is kept."""
     path: tuple[str | int, ...] = ()
     for index, step in enumerate(loc):
-        inner, depth = find(node, (step,))
+        inner, depth = deepest_node(node, (step,))
         if depth:
             path, node = (*path, step), inner
         elif missing and index == len(loc) - 1:
@@ -184,11 +209,11 @@ def _untagged(node: Node, loc: Sequence[str | int], missing: bool) -> tuple[str 
 
 
 def _name(node: Node, path: Sequence[str | int], depth: int) -> str:
-    """The key as its author wrote it; with its place in the tree where a dialect calls it something else."""
+    """Return the key as its author wrote it, and in brackets its path in the tree where a dialect names it differently."""
     rest = tuple(path[depth:])
     if not depth:
         return dotted(path) or "the configuration"
-    own = dotted(path[:depth])
-    if node.path == own or (node.path.startswith("stages.") and node.path.endswith("." + own)):
+    in_tree = dotted(path[:depth])
+    if node.path == in_tree or (node.path.startswith("stages.") and node.path.endswith("." + in_tree)):
         return dotted((node.path, *rest))
     return f"{node.path} ({dotted(path)})"

@@ -1,4 +1,4 @@
-"""A mixture: which datasets are trained on together, and in which shares. YAML or JSON, read before any data is opened.
+"""A mixture: datasets that are trained on together, and their shares. A YAML or JSON file, read before any data is opened.
 
 Two forms. A list of rows, `[{name: vqa2, weight: 2}, ...]`, whose weights are shares of the samples drawn; a row may be any source of a
 `data:` section. Or `groups: {demo: {weight: 0.15, datasets: [cap-qa, {name: cap, size: 50000}]}}`: a group has its share, and inside it
@@ -7,22 +7,26 @@ datasets are drawn in proportion to the square root of their size, or of the `si
 
 import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from plait.config.messages import complain, explain, report
-from plait.config.nodes import Node, plain
+from plait.config.conflicts import source_conflicts
+from plait.config.messages import problem_at, problems_in, raise_first
+from plait.config.nodes import Node, to_plain
 from plait.config.reading import read_any
-from plait.config.schema import Count, Rate, Section, Source, SourceKind
+from plait.config.schema import Count, Rate, Section, Source
+from plait.config.source_rules import SourceRules
 from plait.errors import PlaitError
 
 
 class _Row(Source):
-    source: SourceKind = "dataset"
+    """A row of a mixture: any source, or the name of a dataset alone."""
+
+    source: str = "dataset"
 
     @model_validator(mode="before")
     @classmethod
@@ -31,25 +35,33 @@ class _Row(Source):
 
 
 class _Member(_Row):
+    """A row of a group."""
+
     size: Count | None = Field(default=None, description="taken for the dataset's own size when shares are made")
 
 
 class _Group(Section):
+    """A group: its share, and its datasets."""
+
     weight: Rate
     datasets: list[_Member] = Field(min_length=1)
 
 
 class _Listed(Section):
+    """A mixture file that lists rows."""
+
     datasets: list[_Row] = Field(min_length=1)
 
 
 class _Grouped(Section):
+    """A mixture file of groups."""
+
     groups: dict[str, _Group] = Field(min_length=1)
 
 
 @dataclass(frozen=True)
 class Part:
-    """One dataset of a mixture. `group`: None in a plain list, where the entry's own weight counts."""
+    """One dataset of a mixture. `group`: None in a plain list, where the entry's own weight is used."""
 
     entry: Source
     group: str | None = None
@@ -58,7 +70,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Mixture:
-    """`shares` are those of the groups that are left."""
+    """A mixture after the datasets of `data.without` are removed. `shares`: those of the remaining groups, by name."""
 
     title: str
     parts: tuple[Part, ...]
@@ -66,11 +78,14 @@ class Mixture:
 
     @property
     def entries(self) -> list[Source]:
-        """The sources, in order."""
+        """The sources, in the order of the file."""
         return [part.entry for part in self.parts]
 
     def weights(self, sizes: Sequence[int]) -> list[float]:
-        """The weight of each source, when they hold so many samples: a row's own, or share * sqrt(size) / sum of its group's sqrt(size)."""
+        """Return the weight of each source, given its number of samples.
+
+        In a list a row's own weight; in a group share * sqrt(size) / sum of the group's sqrt(size).
+        """
         roots = [math.sqrt(part.size or size) for part, size in zip(self.parts, sizes, strict=True)]
         totals = {name: math.fsum(root for part, root in zip(self.parts, roots, strict=True) if part.group == name) for name in self.shares}
         return [
@@ -79,8 +94,11 @@ class Mixture:
         ]
 
 
-def read(path: Path, without: Sequence[str] = ()) -> Mixture:
-    """The mixture in a file, less the datasets named in `without`. One line names what is wrong with it."""
+def read(path: Path, without: Sequence[str], kinds: Mapping[str, SourceRules]) -> Mixture:
+    """Read the mixture in a file and remove the datasets named in `without`. Raises PlaitError, with the line, for any error in it.
+
+    `kinds`: the rules of each kind of source by its name.
+    """
     tree = read_any(path)
     if isinstance(tree.value, list):
         tree = Node({"datasets": _moved(tree)}, tree.file, tree.line)
@@ -88,21 +106,21 @@ def read(path: Path, without: Sequence[str] = ()) -> Mixture:
         raise PlaitError(f"{path}: a mixture is a list of {{name, weight}} rows, or has `groups`; this file has neither")
     kind: type[BaseModel] = _Grouped if "groups" in tree.value else _Listed
     try:
-        found = kind.model_validate(plain(tree))
+        parsed = kind.model_validate(to_plain(tree))
     except ValidationError as error:
-        report(explain(error, tree, kind))
+        raise_first(problems_in(error, tree, kind))
         raise
-    wanted: list[tuple[tuple[str, ...], str | None, Sequence[_Row]]]
-    if isinstance(found, _Grouped):
-        shares = {name: group.weight for name, group in found.groups.items()}
-        wanted = [(("groups", name, "datasets"), name, group.datasets) for name, group in found.groups.items()]
+    lists: list[tuple[tuple[str, ...], str | None, Sequence[_Row]]]
+    if isinstance(parsed, _Grouped):
+        shares = {name: group.weight for name, group in parsed.groups.items()}
+        lists = [(("groups", name, "datasets"), name, group.datasets) for name, group in parsed.groups.items()]
     else:
-        assert isinstance(found, _Listed)
-        shares, wanted = {}, [(("datasets",), None, found.datasets)]
+        assert isinstance(parsed, _Listed)
+        shares, lists = {}, [(("datasets",), None, parsed.datasets)]
     parts: list[Part] = []
-    for where, group, rows in wanted:
+    for list_path, group, rows in lists:
         for index, row in enumerate(rows):
-            _check(tree, (*where, index), row, grouped=group is not None, seen=[part.entry for part in parts])
+            _check(tree, (*list_path, index), row, kinds, grouped=group is not None, seen=[part.entry for part in parts])
             entry = Source(**row.model_dump(exclude={"size"}))
             parts.append(Part(entry, group, row.size if isinstance(row, _Member) else None))
     kept = _without(parts, without, path)
@@ -110,7 +128,7 @@ def read(path: Path, without: Sequence[str] = ()) -> Mixture:
 
 
 def _moved(node: Node) -> Node:
-    """A bare list of rows as if it stood under `datasets`."""
+    """Return a bare list of rows with the paths that it would have under `datasets`."""
     value = node.value
     if isinstance(value, dict):
         value = {name: _moved(child) for name, child in value.items()}
@@ -119,21 +137,26 @@ def _moved(node: Node) -> Node:
     return replace(node, value=value, path=f"datasets.{node.path}" if node.path else "datasets")
 
 
-def _check(tree: Node, path: tuple[str | int, ...], row: _Row, *, grouped: bool, seen: Sequence[Source]) -> None:
-    said = None
-    if row.source == "dataset" and row.name is None:
-        said = "needs a name"
-    elif row.source not in ("dataset", "datasets", "scenes") and row.path is None:
-        said = f"of source {row.source!r} needs a path"
+def _check(
+    tree: Node, path: tuple[str | int, ...], row: _Row, kinds: Mapping[str, SourceRules], *, grouped: bool, seen: Sequence[Source]
+) -> None:
+    """Raise PlaitError for a row that breaks the rules of its kind, has a weight inside a group, or repeats one of the `seen` sources."""
+    message = None
+    if "source" not in row.model_fields_set and row.name is None:
+        message = "needs a name"
+    elif problems := source_conflicts(row, kinds):
+        below, message = problems[0]
+        path = (*path, *below)
     elif grouped and "weight" in row.model_fields_set:
-        said = "has a weight, but in a group the size decides: write size, or leave it out"
-    elif any((one.source, one.name, one.path, one.split) == (row.source, row.name, row.path, row.split) for one in seen):
-        said = f"lists {row.name or row.path or row.source} a second time: keep one"
-    if said:
-        report([complain(tree, path, said)])
+        message = "has a weight, but in a group the size decides: write size, or leave it out"
+    elif any((other.source, other.name, other.path, other.split) == (row.source, row.name, row.path, row.split) for other in seen):
+        message = f"lists {row.name or row.path or row.source} a second time: keep one"
+    if message:
+        raise_first([problem_at(tree, path, message)])
 
 
 def _without(parts: Sequence[Part], without: Sequence[str], path: Path) -> list[Part]:
+    """Return the parts that `without` does not name. Raises PlaitError for a name that is not there, and where nothing is left."""
     names = [part.entry.name or part.entry.path or part.entry.source for part in parts]
     unknown = next((name for name in without if name not in names), None)
     if unknown is not None:

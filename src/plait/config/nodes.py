@@ -1,6 +1,6 @@
-"""Settings that remember where they were written: the tree of nodes that files, presets and the command line are merged in.
+"""Setting values with their origin: the tree of nodes in which files, presets and the command line are merged.
 
-Not the typed configuration (config.py) and not the file formats (reading.py). A node is a value, a mapping of nodes or a list of nodes.
+Not the typed configuration (schema.py), and not the file formats (reading.py).
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,13 +12,17 @@ from plait.errors import PlaitError
 
 COMMAND_LINE = "command line"
 
-Path = tuple[str | int, ...]
+KeyPath = tuple[str | int, ...]
+"""Mapping keys and list indices from the root of the tree down to a value."""
 
 
 @dataclass(frozen=True)
 class Node:
-    """`value` is a scalar, dict[str, Node] or list[Node]. `path` is the key as its author wrote it, which a dialect or a stage makes
-    differ from its place in the tree. `label` replaces file:line in listings (a preset's name)."""
+    """A value with the file, line and key where it was written: a scalar, a mapping of nodes or a list of nodes.
+
+    `path` is the dotted key as its author wrote it; below a dialect or a stage it differs from the position in the tree.
+    `label` replaces file:line in listings (a preset's name).
+    """
 
     value: Any
     file: str
@@ -27,92 +31,97 @@ class Node:
     label: str | None = None
 
     @property
-    def place(self) -> str:
-        """Where an error points: file:line, or the command line."""
+    def location(self) -> str:
+        """What an error message points at: file:line, or the command line."""
         return f"{self.file}:{self.line}" if self.line else self.file
 
     @property
-    def source(self) -> str:
-        """Where a listing says that the value comes from."""
-        return self.label or self.place
+    def origin(self) -> str:
+        """What a listing names as the origin of the value: its label, else its location."""
+        return self.label or self.location
 
 
 def dotted(path: Sequence[str | int]) -> str:
+    """Join the steps of a path with dots."""
     return ".".join(str(step) for step in path)
 
 
-def plain(node: Node) -> Any:
-    """The value without its marks: dicts, lists and scalars."""
+def to_plain(node: Node) -> Any:
+    """Return the value without its origins: dicts, lists and scalars."""
     if isinstance(node.value, dict):
-        return {key: plain(child) for key, child in node.value.items()}
+        return {key: to_plain(child) for key, child in node.value.items()}
     if isinstance(node.value, list):
-        return [plain(child) for child in node.value]
+        return [to_plain(child) for child in node.value]
     return node.value
 
 
-def wrap(value: Any, like: Node) -> Node:
-    """Plain data as nodes that all carry the marks of `like`; paths grow from its path."""
+def from_plain(value: Any, like: Node) -> Node:
+    """Turn plain data into nodes that all have the origin of `like`; their paths begin with its path."""
     if isinstance(value, dict):
-        return replace(like, value={str(key): wrap(child, replace(like, path=_under(like, key))) for key, child in value.items()})
+        return replace(like, value={str(key): from_plain(child, replace(like, path=_under(like, key))) for key, child in value.items()})
     if isinstance(value, list):
-        return replace(like, value=[wrap(child, replace(like, path=_under(like, index))) for index, child in enumerate(value)])
+        return replace(like, value=[from_plain(child, replace(like, path=_under(like, index))) for index, child in enumerate(value)])
     return replace(like, value=value)
 
 
 def nest(path: Sequence[str], leaf: Node, above: tuple[str, ...] = ()) -> Node:
-    """A layer that says one thing: `leaf` at `path`."""
+    """Return a tree that holds nothing but `leaf` at `path`."""
     if not path:
         return leaf
     return replace(leaf, value={path[0]: nest(path[1:], leaf, (*above, path[0]))}, path=dotted(above))
 
 
-def find(node: Node, path: Sequence[str | int]) -> tuple[Node, int]:
-    """The deepest node on the way to `path`, and how many steps of the way exist."""
+def deepest_node(node: Node, path: Sequence[str | int]) -> tuple[Node, int]:
+    """Return the deepest existing node on the way to `path`, and how many steps of the path exist."""
     for depth, step in enumerate(path):
-        inside = node.value
-        if isinstance(inside, dict) and str(step) in inside:
-            node = inside[str(step)]
-        elif isinstance(inside, list) and str(step).isdigit() and int(step) < len(inside):
-            node = inside[int(step)]
+        children = node.value
+        if isinstance(children, dict) and str(step) in children:
+            node = children[str(step)]
+        elif isinstance(children, list) and str(step).isdigit() and int(step) < len(children):
+            node = children[int(step)]
         else:
             return node, depth
     return node, len(path)
 
 
-def at(node: Node, path: Sequence[str | int]) -> Node | None:
-    """The node at `path`, or None."""
-    found, depth = find(node, path)
-    return found if depth == len(path) else None
+def node_at(node: Node, path: Sequence[str | int]) -> Node | None:
+    """Return the node at `path`, or None."""
+    deepest, depth = deepest_node(node, path)
+    return deepest if depth == len(path) else None
 
 
-def merge(low: Node, high: Node, path: Path = ()) -> Node:
-    """`high` over `low`: mappings merge, everything else replaces. From the command line, `0`, `1`... reach into a list."""
+def merge(low: Node, high: Node, path: KeyPath = ()) -> Node:
+    """Merge `high` over `low`: mappings key by key; everything else is replaced.
+
+    From the command line, the keys `0`, `1`, ... set entries of a list. One of train.steps, epochs and samples in `high` removes the
+    others from `low`. Raises PlaitError for an entry that the list does not have.
+    """
     if isinstance(low.value, list) and isinstance(high.value, dict) and high.file == COMMAND_LINE:
         return _into_list(low, high, path)
     if not (isinstance(low.value, dict) and isinstance(high.value, dict)):
         return high
-    kept = dict(low.value)
+    merged = dict(low.value)
     if path == ("train",) and any(name in high.value and high.value[name].value is not None for name in LENGTH):
-        kept = {key: child for key, child in kept.items() if key not in LENGTH}
+        merged = {key: child for key, child in merged.items() if key not in LENGTH}
     for key, child in high.value.items():
-        kept[key] = merge(kept[key], child, (*path, key)) if key in kept else child
-    return replace(low, value=kept) if high.file == COMMAND_LINE else replace(high, value=kept)
+        merged[key] = merge(merged[key], child, (*path, key)) if key in merged else child
+    return replace(low, value=merged) if high.file == COMMAND_LINE else replace(high, value=merged)
 
 
-def _into_list(low: Node, high: Node, path: Path) -> Node:
+def _into_list(low: Node, high: Node, path: KeyPath) -> Node:
     items = list(low.value)
     for key, child in high.value.items():
         if not key.isdigit() or int(key) >= len(items):
             raise PlaitError(
-                f"{high.place}: {low.path or dotted(path)} has no entry {key}: it has {len(items)}, counted from 0; "
+                f"{high.location}: {low.path or dotted(path)} has no entry {key}: it has {len(items)}, counted from 0; "
                 f"set the whole list with --{dotted(path)}=[...]"
             )
         items[int(key)] = merge(items[int(key)], child, (*path, int(key)))
     return replace(low, value=items)
 
 
-def claims(stage: Node, path: Sequence[str]) -> bool:
-    """Whether `stage` itself says what an override of `path` must win over."""
+def sets(stage: Node, path: Sequence[str]) -> bool:
+    """Return whether `stage` itself holds a value that an override of `path` must replace."""
     node = stage
     for depth, key in enumerate(path):
         if not isinstance(node.value, dict):
@@ -125,8 +134,8 @@ def claims(stage: Node, path: Sequence[str]) -> bool:
     return True
 
 
-def leaves(value: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
-    """Every scalar (and empty container) of plain data with its path, in order."""
+def leaves(value: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
+    """Yield every scalar (and empty container) of plain data with its path, in order."""
     if isinstance(value, dict) and value:
         for key, child in value.items():
             yield from leaves(child, (*path, key))

@@ -1,4 +1,4 @@
-"""Text to marked nodes: YAML, and JSON with comments. Knows lines and duplicate keys; knows nothing of what the keys mean.
+"""Read YAML, and JSON with comments, into nodes that know their lines. What the keys mean is in schema.py.
 
 YAML is read by the rules people expect (close to YAML 1.2): 1e-5 is a number, 007, 12:30 and 2024-01-01 are text, on and off are switches.
 JSON may carry // and /* */ comments and a comma before a closing bracket. `_comment` keys are ignored anywhere, in both.
@@ -32,16 +32,20 @@ _SCALARS = {
 
 
 class _Loader(yaml.SafeLoader):
+    """Reads plain scalars by the rules of _SCALARS."""
+
     yaml_implicit_resolvers: dict[Any, Any] = {}  # noqa: RUF012 (PyYAML's own way of keeping them)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes text that either this reader or a plain YAML 1.1 reader would take for something else."""
+    """Quotes text that this reader, or a reader of YAML 1.1, would read as another type."""
 
     def ignore_aliases(self, data: Any) -> bool:
+        """Return True: equal values are written out each time."""
         return True
 
     def represent_str(self, data: str) -> yaml.ScalarNode:
+        """Represent text, in double quotes where only they keep its line breaks."""
         odd = any(mark in data for mark in "\x85\u2028\u2029")  # line breaks to YAML, which only double quotes keep
         return self.represent_scalar(_TAG + "str", data, style='"' if odd else None)
 
@@ -54,13 +58,14 @@ for _name, (_pattern, _first) in _SCALARS.items():
 
 @dataclass(frozen=True)
 class Override:
-    """One command line argument, `--optim.lr=3e-6`: its path, and its value still as text."""
+    """One setting of the command line, such as `--optim.lr=3e-6`: its path, and its value as text."""
 
     path: tuple[str, ...]
     text: str
 
     @classmethod
     def parse(cls, argument: str) -> "Override":
+        """Parse `--key=value`, with or without the dashes. Raises PlaitError for anything else, and for a secret."""
         secrets.refuse_argument(argument)
         name, equals, text = argument.removeprefix("--").partition("=")
         path = tuple(name.split("."))
@@ -70,22 +75,22 @@ class Override:
 
 
 def read(path: Path) -> Node:
-    """The mapping in a .yaml, .yml or .json file. One line names what is wrong with the file itself."""
+    """Read the mapping in a .yaml, .yml or .json file. Raises PlaitError, with the line, for a file that cannot be read as one."""
     root = read_any(path)
     if not isinstance(root.value, dict):
-        found = "a list" if isinstance(root.value, list) else "nothing" if root.value is None else "a single value"
-        raise PlaitError(f"{path}: the top of a configuration is a mapping of keys, but this file holds {found}")
+        content = "a list" if isinstance(root.value, list) else "nothing" if root.value is None else "a single value"
+        raise PlaitError(f"{path}: the top of a configuration is a mapping of keys, but this file holds {content}")
     return root
 
 
 def read_any(path: Path) -> Node:
-    """What is in a .yaml, .yml or .json file, whether a mapping, a list or a value."""
+    """Read a .yaml, .yml or .json file that holds a mapping, a list or a single value. Raises PlaitError as `read` does."""
     text = _text(path)
     return _read_json(text, str(path)) if path.suffix.startswith(".json") else _read_yaml(text, str(path))
 
 
 def scalar(text: str) -> Any:
-    """The plain value of one YAML scalar or flow collection, as typed on a command line. Raises yaml.YAMLError."""
+    """Parse one YAML scalar or flow collection, as typed on a command line. Raises yaml.YAMLError."""
     loader = _Loader(text)
     try:
         node = loader.get_single_node()
@@ -95,7 +100,7 @@ def scalar(text: str) -> Any:
 
 
 def write_yaml(value: Any) -> str:
-    """YAML that `read` turns back into the same data."""
+    """Return YAML that `read` turns back into the same data."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
@@ -105,9 +110,9 @@ def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        here = sorted(file.name for ending in ("*.yaml", "*.yml", "*.json*") for file in path.parent.glob(ending))
-        near = difflib.get_close_matches(path.name, here, 1)
-        hint = f"did you mean {path.parent / near[0]}?" if near else f"{path.parent} holds {', '.join(here) or 'no configuration'}"
+        names = sorted(file.name for pattern in ("*.yaml", "*.yml", "*.json*") for file in path.parent.glob(pattern))
+        near = difflib.get_close_matches(path.name, names, 1)
+        hint = f"did you mean {path.parent / near[0]}?" if near else f"{path.parent} holds {', '.join(names) or 'no configuration'}"
         raise PlaitError(f"{path}: no such file; {hint}") from None
     except UnicodeDecodeError as error:
         raise PlaitError(f"{path}: not UTF-8 text (byte {error.start}): is it a configuration?") from None
@@ -115,13 +120,14 @@ def _text(path: Path) -> str:
         raise PlaitError(f"{path}: cannot be read: {error.strerror}") from None
 
 
-def _put(inside: dict[str, Node], child: Node, key: str) -> None:
+def _put(children: dict[str, Node], child: Node, key: str) -> None:
+    """Add a key to a mapping, unless it is a comment. Raises PlaitError for a key that it has already."""
     if key == COMMENT:
         return
-    if key in inside:
-        first = inside[key]
-        raise PlaitError(f"{child.place}: {child.path} is set twice, first on line {first.line}: keep one")
-    inside[key] = child
+    if key in children:
+        first = children[key]
+        raise PlaitError(f"{child.location}: {child.path} is set twice, first on line {first.line}: keep one")
+    children[key] = child
 
 
 def _join(path: str, key: Any) -> str:
@@ -141,39 +147,41 @@ def _read_yaml(text: str, file: str) -> Node:
             loader.dispose()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        place = f"{file}:{mark.line + 1}" if mark else file
+        location = f"{file}:{mark.line + 1}" if mark else file
         advice = "; indent with spaces, not tabs" if "'\\t'" in (error.problem or "") else ""
-        raise PlaitError(f"{place}: invalid YAML: {error.problem or error.context}{advice}") from None
+        raise PlaitError(f"{location}: invalid YAML: {error.problem or error.context}{advice}") from None
     except yaml.YAMLError as error:
         raise PlaitError(f"{file}: invalid YAML: {str(error).splitlines()[0]}") from None
 
 
-def _from_yaml(loader: _Loader, node: yaml.Node, here: Node, above: tuple[yaml.Node, ...]) -> Node:
-    """`here` carries the file, line and path of the node; its value is filled in."""
-    if any(node is one for one in above):
-        raise PlaitError(f"{here.place}: invalid YAML: {here.path} contains itself through an alias")
+def _from_yaml(loader: _Loader, node: yaml.Node, empty: Node, above: tuple[yaml.Node, ...]) -> Node:
+    """Convert a node of PyYAML; `empty` has its file, line and path. `above` are the nodes that contain it."""
+    if any(node is ancestor for ancestor in above):
+        raise PlaitError(f"{empty.location}: invalid YAML: {empty.path} contains itself through an alias")
     if node.tag.startswith("!") or "python/" in node.tag:
-        raise PlaitError(f"{here.place}: invalid YAML: {here.path} has the tag {node.tag.split(':')[-1]!r}, and tags mean nothing here")
+        raise PlaitError(
+            f"{empty.location}: invalid YAML: {empty.path} has the tag {node.tag.split(':')[-1]!r}, and tags mean nothing here"
+        )
     if isinstance(node, yaml.SequenceNode):
         items = [
-            _from_yaml(loader, item, Node(None, here.file, item.start_mark.line + 1, _join(here.path, index)), (*above, node))
+            _from_yaml(loader, item, Node(None, empty.file, item.start_mark.line + 1, _join(empty.path, index)), (*above, node))
             for index, item in enumerate(node.value)
         ]
-        return Node(items, here.file, here.line, here.path)
+        return Node(items, empty.file, empty.line, empty.path)
     if not isinstance(node, yaml.MappingNode):
-        return Node(loader.construct_object(node), here.file, here.line, here.path)
-    own: dict[str, Node] = {}
+        return Node(loader.construct_object(node), empty.file, empty.line, empty.path)
+    own_keys: dict[str, Node] = {}
     for key, _ in node.value:
         if not isinstance(key, yaml.ScalarNode):
-            raise PlaitError(f"{here.file}:{key.start_mark.line + 1}: invalid YAML: a key is one word, not a list or a mapping")
-        _put(own, Node(None, here.file, key.start_mark.line + 1, _join(here.path, key.value)), key.value)
+            raise PlaitError(f"{empty.file}:{key.start_mark.line + 1}: invalid YAML: a key is one word, not a list or a mapping")
+        _put(own_keys, Node(None, empty.file, key.start_mark.line + 1, _join(empty.path, key.value)), key.value)
     loader.flatten_mapping(node)  # `<<: *base`: what is merged in comes first, so that the mapping's own keys win
-    inside: dict[str, Node] = {}
+    children: dict[str, Node] = {}
     for key, child in node.value:
-        mark = Node(None, here.file, key.start_mark.line + 1, _join(here.path, key.value))
+        empty_child = Node(None, empty.file, key.start_mark.line + 1, _join(empty.path, key.value))
         if key.value != COMMENT:
-            inside[key.value] = _from_yaml(loader, child, mark, (*above, node))
-    return Node(inside, here.file, here.line, here.path)
+            children[key.value] = _from_yaml(loader, child, empty_child, (*above, node))
+    return Node(children, empty.file, empty.line, empty.path)
 
 
 # JSON -----------------------------------------------------------------------------------------------------------------------------
@@ -192,37 +200,37 @@ def _read_json(text: str, file: str) -> Node:
 
 
 class _Tokens:
-    """A cursor over the tokens of one JSON text, and the grammar on top of it."""
+    """A recursive-descent parser over the tokens of one JSON text."""
 
     def __init__(self, text: str, file: str):
-        self.file, self.line, self.at = file, 1, 0
-        self.tokens = []
+        self.file, self.position = file, 0
+        self.tokens: list[tuple[str | None, str, int]] = []
         line = 1
         for match in _TOKEN.finditer(text):
             if match.lastgroup != "skip":
                 self.tokens.append((match.lastgroup, match.group(), line))
             line += match.group().count("\n")
         self.tokens.append(("end", "the end of the file", line))
-        self._load()
-
-    def _load(self) -> None:
-        self.kind, self.text, self.line = self.tokens[self.at]
+        self.kind, self.text, self.line = self.tokens[0]
 
     def _next(self) -> None:
-        self.at += 1
-        self._load()
+        self.position += 1
+        self.kind, self.text, self.line = self.tokens[self.position]
 
     def error(self, expected: str) -> PlaitError:
+        """Return the error for a file that has another token where `expected` should be."""
         got = f", got {self.text}" if self.kind in ("mark", "end") else ""  # a value is never shown: it may be a secret
         return PlaitError(f"{self.file}:{self.line}: invalid JSON: {expected}{got}")
 
     def take(self, mark: str) -> bool:
+        """Move past the punctuation `mark` if it is next; return whether it was."""
         if self.kind == "mark" and self.text == mark:
             self._next()
             return True
         return False
 
     def value(self, path: str) -> Node:
+        """Read the value that is next, which is at `path`. Raises PlaitError for invalid JSON."""
         line = self.line
         if self.take("{"):
             return Node(self._members(path), self.file, line, path)
@@ -243,7 +251,7 @@ class _Tokens:
         return Node(value, self.file, line, path)
 
     def _members(self, path: str) -> dict[str, Node]:
-        inside: dict[str, Node] = {}
+        children: dict[str, Node] = {}
         while not self.take("}"):
             if self.kind != "string":
                 raise self.error("expected a key in double quotes or }")
@@ -252,7 +260,7 @@ class _Tokens:
             if not self.take(":"):
                 raise self.error(f"expected a colon after {key!r}")
             child = self.value(_join(path, key))
-            _put(inside, Node(child.value, self.file, line, child.path), key)
+            _put(children, Node(child.value, self.file, line, child.path), key)
             if not self.take(",") and not (self.kind == "mark" and self.text == "}"):
                 raise self.error("expected a comma or }")
-        return inside
+        return children

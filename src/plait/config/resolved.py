@@ -1,4 +1,4 @@
-"""A configuration after all layers: what the engine runs, without how it was read (config.py does that)."""
+"""A validated configuration after all layers are merged, with one view per stage. How it is read is in load.py."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Any
 
 from plait.config.nodes import dotted, leaves
 from plait.config.schema import RunConfig
+from plait.config.translation import TranslatedKey
 
 ABSENT = "(absent)"
 
@@ -21,34 +22,33 @@ class StageView:
 
 @dataclass(frozen=True)
 class Resolved:
-    """A validated run. `origins` has an entry for every leaf; `translation` is (their key, their value, our path or None, note).
+    """A validated run: its configuration, the view of each stage, and the origin of every leaf.
 
-    `yaml` is the whole configuration, defaults included; `config.load` reads it back to the same thing.
+    `translation` has a row for each key of a file in a dialect. `yaml` is the whole configuration, defaults included; `load_config`
+    reads it back to an equal one. `train_options`: options of `plait train` that a dialect's flags stand for: `restart`, `fresh`.
     """
 
     config: RunConfig
     stages: tuple[StageView, ...]
     origins: dict[str, str]
-    translation: list[tuple[str, Any, str | None, str]]
+    translation: list[TranslatedKey]
     warnings: list[str]
     yaml: str
-    asked: frozenset[str] = frozenset()
-    """What a dialect's flags ask of the command: `restart`, `fresh`."""
+    train_options: frozenset[str] = frozenset()
 
 
 def folder(text: str | None) -> Path | None:
-    """A folder as a file names it, `~` opened."""
+    """Return the path of a folder setting with `~` expanded; None for None."""
     return None if text is None else Path(text).expanduser()
 
 
 def dump(config: RunConfig) -> dict[str, Any]:
-    """Plain data under the names that a file uses."""
+    """Return the configuration as plain data, under the key names that a file uses."""
     return config.model_dump(mode="json", by_alias=True)
 
 
 def difference(a: RunConfig | Resolved, b: RunConfig | Resolved) -> list[tuple[str, Any, Any]]:
-    """The leaves in which two configurations differ: (path, value in a, value in b), ABSENT where one has none."""
-    left, right = (dict(leaves(dump(one.config if isinstance(one, Resolved) else one))) for one in (a, b))
-    every = dict.fromkeys([*left, *right])
-    pairs = ((path, left.get(path, ABSENT), right.get(path, ABSENT)) for path in every)
-    return [(dotted(path), mine, theirs) for path, mine, theirs in pairs if mine != theirs or type(mine) is not type(theirs)]
+    """Return the leaves in which two configurations differ: (path, value in a, value in b), ABSENT where one has none."""
+    in_a, in_b = (dict(leaves(dump(each.config if isinstance(each, Resolved) else each))) for each in (a, b))
+    values = ((path, in_a.get(path, ABSENT), in_b.get(path, ABSENT)) for path in dict.fromkeys([*in_a, *in_b]))
+    return [(dotted(path), old, new) for path, old, new in values if old != new or type(old) is not type(new)]

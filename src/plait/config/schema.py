@@ -1,8 +1,7 @@
-"""The typed tree of settings: what can be set, in which unit, and what it is when nobody sets it.
+"""The typed tree of settings: every key with its unit and its default.
 
-The tree only: how files, presets, stages and the command line are laid over each other is config.py, which offers these classes as well;
-what cannot be together is conflicts.py.
-Knows no family: the `model:` section is validated by the family's own class.
+How files, presets, stages and the command line are merged is in load.py; which values exclude each other is in conflicts.py. The `model:`
+section is validated by the family's own class.
 """
 
 from collections.abc import Mapping
@@ -10,11 +9,12 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, model_serializer
 
-LENGTH = ("steps", "epochs", "samples")  # of `train`: a higher layer that sets one of them silences the others below it
+LENGTH = ("steps", "epochs", "samples")
+"""The keys of `train` that set its length: a higher layer that sets one of them removes the others of lower layers."""
 
 
-def _number(value: Any) -> Any:
-    """Text such as "3e-4" is the number it spells."""
+def as_number(value: Any) -> Any:
+    """Convert text such as "3e-4" to the number that it spells; return anything else unchanged."""
     if isinstance(value, str):
         try:
             return float(value)
@@ -23,14 +23,14 @@ def _number(value: Any) -> Any:
     return value
 
 
-def _whole(value: Any) -> Any:
-    """1e4 and "100" are whole numbers; 1.5 is none."""
-    number = _number(value)
+def _as_whole_number(value: Any) -> Any:
+    """Convert 1e4 and "100" to int; return anything that is not a whole number unchanged."""
+    number = as_number(value)
     return int(number) if isinstance(number, float) and number.is_integer() else value
 
 
-Float = Annotated[float, BeforeValidator(_number)]
-Int = Annotated[int, BeforeValidator(_whole)]
+Float = Annotated[float, BeforeValidator(as_number)]
+Int = Annotated[int, BeforeValidator(_as_whole_number)]
 Count = Annotated[Int, Field(ge=1)]
 Natural = Annotated[Int, Field(ge=0)]
 Rate = Annotated[Float, Field(gt=0)]
@@ -38,41 +38,38 @@ Share = Annotated[Float, Field(ge=0, lt=1)]
 
 
 class Section(BaseModel):
-    """Strict (no guessing between types), frozen, and closed to unknown keys."""
+    """A section of settings: strict in types, frozen, and without unknown keys."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False, validate_by_alias=True, validate_by_name=True)
 
 
 class ModelSection(BaseModel):
-    """Base of a family's `model:` section: closed to unknown keys and frozen."""
+    """Base of a family's `model:` section: frozen, and without unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     refused: ClassVar[Mapping[tuple[str, ...], Mapping[str, str]]] = {}
-    """Settings that the family cannot be trained with: {path of a setting: {value: why}}."""
+    """Settings with which the family cannot be trained: {path of a setting: {value: reason}}."""
     variants: ClassVar[Mapping[str, str]] = {}
-    """Switches of `plait eval` that measure the model otherwise than it was trained, and what each means."""
+    """Switches of `plait eval` that measure the model with other settings than it was trained with, and the help of each."""
 
     def variant(self, name: str) -> tuple[Self, int]:
-        """Return this section as the variant `name` has it, and the longest sequence it needs, in tokens."""
+        """Return this section with the settings of the variant `name`, and the longest sequence that it needs, in tokens."""
         raise NotImplementedError(f"{type(self).__name__} lists no variant {name!r}")
 
 
 class Template(Section):
-    """How a record becomes a conversation: format strings over the record's fields, such as "What is this? {label}"."""
+    """The conversation made of a record: format strings over the record's fields, such as "What is this? {label}"."""
 
     system: str | None = Field(default=None, description="system text of every conversation")
     user: str | None = Field(default=None, description="the question")
     assistant: str | None = Field(default=None, description="the answer, which is what training supervises")
 
 
-SourceKind = Literal["shards", "folder", "jsonl", "datasets", "dataset", "latents", "nlvr", "scenes"]
-
-
 class Source(Section):
-    """Where samples come from. `datasets` needs `name` or `path`, `dataset` a name, the others `path`; `scenes` are generated."""
+    """One source of samples. Whether its kind needs `path` or `name` is in the rules of the kind (source_rules.py)."""
 
-    source: SourceKind
+    source: str = Field(description="the kind: shards, folder, jsonl, datasets, dataset, latents, nlvr, scenes, or one of another package")
     path: str | None = Field(default=None, description="file, folder or pattern on disk")
     name: str | None = Field(
         default=None,
@@ -87,7 +84,7 @@ class Source(Section):
 
 
 class Data(Section):
-    """What is trained on, what is held out, and how it is fetched."""
+    """Training data, held-out data, and how both are loaded."""
 
     train: list[Source] = []
     mixture: str | None = Field(
@@ -107,7 +104,7 @@ class Data(Section):
 
 
 class Plateau(Section):
-    """Ends a stage before its budget, once a held-out figure no longer gets better. The defaults are for millions of image-text pairs."""
+    """Early end of a stage, once a held-out figure no longer improves. The defaults are for millions of image-text pairs."""
 
     metric: str = Field(default="loss", description="a figure of an `evaluate:` entry, as in metrics without `eval/`")
     better: Literal["lower", "higher"] = "lower"
@@ -118,7 +115,7 @@ class Plateau(Section):
 
 
 class Train(Section):
-    """How long and in what portions. Exactly one of steps, epochs and samples, by the end of all layers."""
+    """Length of training, batch sizes and precision. After all layers are merged, exactly one of steps, epochs and samples is set."""
 
     steps: Count | None = Field(default=None, description="optimizer steps")
     epochs: Rate | None = Field(default=None, description="passes over the training data; 0.5 is legal")
@@ -133,7 +130,7 @@ class Train(Section):
 
 
 class Schedule(Section):
-    """The learning rate as a function of the step, or of the tokens consumed. Counts are of the stage."""
+    """The learning rate as a function of the step, or of the tokens consumed; both are counted from the start of the stage."""
 
     name: Literal["constant", "linear", "cosine", "inverse_sqrt"] = "cosine"
     units: Literal["steps", "tokens"] = Field(default="steps", description="what warm-up and decay are counted in")
@@ -155,7 +152,7 @@ class Ema(Section):
 
 
 class Component(Section):
-    """What one component of the model does differently. None: as in `optim`."""
+    """Optimizer settings of one component of the model. None: as in `optim`."""
 
     lr: Rate | None = None
     weight_decay: Annotated[Float, Field(ge=0)] | None = None
@@ -184,12 +181,12 @@ class Optim(Section):
 
     @property
     def own_clips(self) -> dict[str, float]:
-        """The components that are clipped by themselves."""
-        return {name: own.grad_clip for name, own in self.components.items() if own.grad_clip is not None}
+        """Largest gradient norms of the components that are clipped separately, by name."""
+        return {name: component.grad_clip for name, component in self.components.items() if component.grad_clip is not None}
 
 
 class Checkpoint(Section):
-    """When the run is saved. The end of a stage always is."""
+    """Intervals and number of checkpoints. The end of a stage is always saved."""
 
     every_steps: Count | None = Field(default=500, description="steps; None: only at the end of a stage")
     keep: Count = Field(default=3, description="newest checkpoints kept per stage")
@@ -218,7 +215,7 @@ class Wandb(Section):
 
 
 class Track(Section):
-    """What is logged besides metrics.jsonl, which always is."""
+    """Logging besides metrics.jsonl, which is always written."""
 
     every_steps: Count = Field(default=10, description="steps between records")
     tensorboard: bool = True
@@ -226,7 +223,7 @@ class Track(Section):
 
 
 class Distributed(Section):
-    """How the work is laid on devices; none of it changes what is learned."""
+    """Sharding, activation checkpointing, compiling and device. None of them changes what is learned."""
 
     strategy: Literal["auto", "ddp", "fsdp", "shard_grad_op", "hsdp"] = Field(
         default="auto",
@@ -249,7 +246,7 @@ class Distributed(Section):
 
 
 class Guard(Section):
-    """What stops a run."""
+    """Checks that stop a run: bad samples, non-finite gradients, memory, diverged replicas, hangs."""
 
     max_bad_fraction: Annotated[Float, Field(ge=0, le=1)] = Field(default=0.01, description="share of samples that may be unusable")
     audit: bool = Field(default=True, description="look at every gradient of the first step")
@@ -268,7 +265,7 @@ class Guard(Section):
 
 
 class Stage(Section):
-    """A stage: its name, and whatever differs from the base. Only what is written is kept; config.py lays it over the base."""
+    """A stage: its name, and the keys that differ from the base, which load.py merges over the base. Only written keys are kept."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="part of a folder name: stage-1-<name>")
     trainable: list[str] = []
@@ -287,7 +284,7 @@ class Stage(Section):
 
 
 class RunConfig(Section):
-    """A run. As the effective configuration of a stage it has no stages of its own."""
+    """The configuration of a run, or the effective configuration of one stage, which then has no stages of its own."""
 
     run: str | None = Field(default=None, description="folder of the run; None: runs/<name of the file>")
     seed: Annotated[Int, Field(ge=0)] = 0

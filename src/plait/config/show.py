@@ -1,4 +1,7 @@
-"""The resolved configuration as text: one line per value with its origin; before it, for a dialect, the author's keys beside ours."""
+"""The config listing: the resolved configuration as text, one line per value with its origin.
+
+For a file in a dialect, its author's keys beside plait's stand above it.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -6,40 +9,41 @@ from typing import Any
 
 from plait.config.nodes import dotted, leaves
 from plait.config.resolved import Resolved, dump
+from plait.config.translation import TranslatedKey
 
 _WIDEST_VALUE = 64  # characters; a longer value pushes only its own line
 
 
 def render(resolved: Resolved) -> str:
-    """Return every value with its origin as text, after a translated dialect's keys beside ours."""
-    named = {dotted(path): value for path, value in leaves(dump(resolved.config))}
+    """Return the listing: a dialect's keys with plait's keys for them, every value with its origin, and warnings."""
+    values = {dotted(path): value for path, value in leaves(dump(resolved.config))}
     lines = []
     if resolved.translation:
-        lines += ["# As written, and as understood", *_translated(resolved.translation, named), ""]
+        lines += ["# As written, and as understood", *_translated(resolved.translation, values), ""]
     lines += ["# Resolved, with the source of each value"]
-    lines += _columns([(path, f"= {show(value)}", resolved.origins[path]) for path, value in named.items()])
+    lines += _columns([(path, f"= {as_json(value)}", resolved.origins[path]) for path, value in values.items()])
     warnings = [f"warning: {text}" for text in resolved.warnings]
     return "\n".join([*lines, *([""] if warnings else []), *warnings])
 
 
-def _translated(translation: Sequence[tuple[str, Any, str | None, str]], named: Mapping[str, Any]) -> list[str]:
+def _translated(translation: Sequence[TranslatedKey], values: Mapping[str, Any]) -> list[str]:
     rows = []
     for key, value, path, note in translation:
-        ours = "-" if path is None else f"{path} = {show(_value(named, path))}"
-        rows.append((f"{key} = {show(value)}", ours, note))
+        ours = "-" if path is None else f"{path} = {as_json(_value(values, path))}"
+        rows.append((f"{key} = {as_json(value)}", ours, note))
     return _columns(rows)
 
 
-def _value(named: Mapping[str, Any], path: str) -> Any:
-    """The value at `path`; a list of plain values is put together again, and a section is shown as {...}."""
-    if path in named:
-        return named[path]
-    items = [value for name, value in named.items() if name.rpartition(".")[0] == path and name.rpartition(".")[2].isdigit()]
+def _value(values: Mapping[str, Any], path: str) -> Any:
+    """Return the value at `path`; the items of a list as a list, and of a section only "..."."""
+    if path in values:
+        return values[path]
+    items = [value for name, value in values.items() if name.rpartition(".")[0] == path and name.rpartition(".")[2].isdigit()]
     return items or "..."
 
 
-def show(value: Any) -> str:
-    """As it would be written in a file, on one line."""
+def as_json(value: Any) -> str:
+    """Return a value on one line, as it would be written in a file."""
     return json.dumps(value, ensure_ascii=False)
 
 

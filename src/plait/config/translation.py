@@ -1,33 +1,45 @@
-"""What translating a foreign configuration yields: a tree in plait's names, and a row for each of the author's keys."""
+"""The contract of a dialect: how another trainer's configuration is recognised, and what its translation consists of."""
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from plait.config.nodes import Node
 from plait.config.reading import Override
 
 
+class TranslatedKey(NamedTuple):
+    """One key of a foreign configuration: its value there, plait's path for it (None: it has no meaning here), and a note."""
+
+    key: str
+    value: Any
+    path: str | None
+    note: str
+
+
 @dataclass(frozen=True)
 class Translation:
-    """`overrides` are those left in plait's own names. A row is (their key, their value, our path or None, note)."""
+    """A foreign configuration in plait's names: the tree, and a row for each of the author's keys.
+
+    `overrides` are those of the command line that use plait's own names. `train_options`: options of `plait train` that the author's
+    flags stand for: `restart`, `fresh`.
+    """
 
     tree: Node
     overrides: Sequence[Override]
-    rows: list[tuple[str, Any, str | None, str]] = field(default_factory=list)
+    rows: list[TranslatedKey] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
-    asked: frozenset[str] = frozenset()
-    """What was asked of the command rather than of the configuration: `restart`, `fresh`."""
+    train_options: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
 class Dialect:
     """Another trainer's configuration format, translated into plait's names.
 
-    `recognise(tree, own top-level keys)` is true for a file in this dialect; it raises PlaitError on one that mixes it with ours.
-    `translate(tree, overrides, path of the file, own top-level keys)` raises PlaitError on a key that is neither theirs nor, on the command
-    line, ours. `scripts` are names given in place of a file; `open_script(name, words)` makes the tree of one.
+    `recognise(tree, plait's top-level keys)` is true for a file in this dialect; it raises PlaitError for one that mixes it with plait's
+    keys. `translate(tree, overrides, path of the file, plait's top-level keys)` raises PlaitError for an unknown key, which on the command
+    line may also be one of plait's. `scripts` are names given in place of a file; `open_script(name, words)` makes the tree of one.
     """
 
     name: str

@@ -120,10 +120,10 @@ class Catalogue(Protocol):
     def split_of(self, name: str, split: str) -> str:
         """Return `split`. Raises PlaitError where the dataset has none of this name."""
 
-    def exam_split(self, name: str) -> str:
+    def evaluation_split(self, name: str) -> str:
         """Return the split that a dataset is evaluated on where none is named."""
 
-    def judged(self) -> list[str]:
+    def scored(self) -> list[str]:
         """Return the datasets whose answers a rule scores."""
 
 

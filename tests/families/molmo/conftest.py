@@ -47,7 +47,7 @@ def turns(ask: str, say: str | None) -> list[dict[str, str]]:
 
 def sample(*pictures: int, ask: str = "What is this?", say: str | None = "a small green frog", **more: Any) -> dict[str, Any]:
     """A one-turn sample with these pictures; `annotations` of (ask, say) share them."""
-    found = {"id": f"{pictures}", "images": [photo(number) for number in pictures], "messages": turns(ask, say), "fields": {}, **more}
-    if "annotations" in found:
-        found["annotations"] = [{"messages": turns(*pair)} for pair in found["annotations"]]
-    return found
+    made = {"id": f"{pictures}", "images": [photo(number) for number in pictures], "messages": turns(ask, say), "fields": {}, **more}
+    if "annotations" in made:
+        made["annotations"] = [{"messages": turns(*pair)} for pair in made["annotations"]]
+    return made

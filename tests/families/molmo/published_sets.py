@@ -35,11 +35,13 @@ def cell(number: int) -> dict:
 
 def vqa(root: Path, folder: str, prefix: str = "") -> None:
     for file in ("train2014", "val2014"):
-        asked = [{"question_id": 10 + n, "image_id": 1 + n // 2, "question": f"What is {n}?"} for n in range(3)]
+        questions = [{"question_id": 10 + n, "image_id": 1 + n // 2, "question": f"What is {n}?"} for n in range(3)]
         answers = [{"answer": text, "answer_confidence": "yes", "answer_id": k} for k, text in enumerate(["red", "red", "blue"])]
-        told = [{"question_id": one["question_id"], "image_id": one["image_id"], "answers": answers} for one in asked]
-        put(root / folder / f"{prefix}OpenEnded_mscoco_{file}_questions.json", {"questions": asked})
-        put(root / folder / f"{prefix}mscoco_{file}_annotations.json", {"annotations": told})
+        annotations = [
+            {"question_id": question["question_id"], "image_id": question["image_id"], "answers": answers} for question in questions
+        ]
+        put(root / folder / f"{prefix}OpenEnded_mscoco_{file}_questions.json", {"questions": questions})
+        put(root / folder / f"{prefix}mscoco_{file}_annotations.json", {"annotations": annotations})
         for n in (1, 2):
             picture(root / "coco" / file / f"COCO_{file}_{n:012d}.jpg", n)
 
@@ -83,8 +85,8 @@ def diagrams(root: Path) -> None:
     home = root / "ai2d"
     for n, lettered in ((0, False), (1, True), (2, False)):
         options = ["A", "C", "D", "F"] if lettered else ["sun", "moon", "tree", "frog"]
-        told = {"abcLabel": lettered, "answerTexts": options, "correctAnswer": 3, "questionId": f"{n}.png-0"}
-        put(home / "questions" / f"{n}.png.json", {"imageName": f"{n}.png", "questions": {"What eats flies?": told}})
+        question = {"abcLabel": lettered, "answerTexts": options, "correctAnswer": 3, "questionId": f"{n}.png-0"}
+        put(home / "questions" / f"{n}.png.json", {"imageName": f"{n}.png", "questions": {"What eats flies?": question}})
         picture(home / "images" / f"{n}.png", n)
         picture(home / "abc_images" / f"{n}.png", n)
     with open(home / "ai2d_test_ids.csv", "w", newline="") as file:
@@ -113,7 +115,7 @@ def tables(root: Path) -> None:
     picture(root / "tabwmp" / "tables" / "7.png", 7)
 
 
-def counted(root: Path) -> None:
+def counting_sets(root: Path) -> None:
     rows = [{"image": "VG_100K_2/9.jpg", "answer": 3, "question": f"how many {n}?", "image_id": 9, "question_id": n} for n in range(2)]
     for split in ("train", "test"):
         put(root / "tally_qa" / f"{split}.json", rows)
@@ -163,7 +165,7 @@ def record(body: bytes) -> bytes:
     return struct.pack("<Q", len(body)) + bytes(4) + body + bytes(4)
 
 
-def screens(root: Path) -> None:
+def android_control(root: Path) -> None:
     actions = [{"action_type": "click", "x": 32, "y": 12}, {"action_type": "input_text", "text": "frogs"}, {"action_type": "navigate_back"}]
     body = b""
     for episode in (4, 5, 6):
@@ -171,7 +173,7 @@ def screens(root: Path) -> None:
             "episode_id": [episode],
             "goal": [b"Find frogs"],
             "screenshots": [photo(n) for n in range(4)],
-            "actions": [json.dumps(one).encode() for one in actions],
+            "actions": [json.dumps(action).encode() for action in actions],
             "step_instructions": [b"Tap search", b"Type it", b"Go back"],
         }
         body += record(example(features))
@@ -213,9 +215,9 @@ def pixmo(root: Path) -> None:
     for number, url in enumerate(URLS):
         picture(root / "pixmo_images" / hashlib.sha256(url.encode()).hexdigest(), number % 3)
     for kind in ("charts", "tables", "diagrams", "other"):
-        told = {"question": ["a?", "b?"], "answer": ["1", "2"]}
+        questions = {"question": ["a?", "b?"], "answer": ["1", "2"]}
         for split in ("train", "validation"):
-            row = {"image": cell(1), "image_id": "x", "questions": told}
+            row = {"image": cell(1), "image_id": "x", "questions": questions}
             parquet(root / "pixmo-docs" / kind / f"{split}-00000-of-00001.parquet", [row])
 
 
@@ -223,6 +225,6 @@ def write_all(root: Path) -> Path:
     """Every dataset that the family knows."""
     vqa(root, "vqa2", "v2_")
     vqa(root, "okvqa")
-    for write in (text_vqa, chart_qa, documents, diagrams, okvqa_choices, science, tables, counted, plots, screens, pixmo):
+    for write in (text_vqa, chart_qa, documents, diagrams, okvqa_choices, science, tables, counting_sets, plots, android_control, pixmo):
         write(root)
     return root

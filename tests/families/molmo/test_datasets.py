@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from plait.config.schema import Source
-from plait.data.sources.open import Absent
+from plait.data.sources.contract import Absent
 from plait.errors import BadSample, PlaitError
 from plait.families.molmo.catalogue import datasets
 from plait.families.molmo.catalogue.datasets import DATASETS, open_dataset
@@ -21,10 +21,10 @@ def opened(root, name, split, **more):
     return open_dataset(Source(source="dataset", name=name, **more), split, root=root, cache=None)
 
 
-def said(sample):
+def turns_of(sample):
     """(question, answer) of every annotation."""
-    told = [one["messages"] for one in sample.get("annotations", [])] or [sample["messages"]]
-    return [tuple(turn["content"] for turn in turns) for turns in told]
+    conversations = [annotation["messages"] for annotation in sample.get("annotations", [])] or [sample["messages"]]
+    return [tuple(turn["content"] for turn in turns) for turns in conversations]
 
 
 SPLITS = [(name, split) for name, spec in DATASETS.items() for split in spec.splits]
@@ -36,7 +36,7 @@ def test_every_dataset_and_split_gives_pictures_and_answers(root, name, split):
     for i in {0, len(source) - 1}:
         sample = source[i]
         assert sample["images"][0][:4] == b"\x89PNG"
-        assert all(turns[0] and turns[1] for turns in said(sample))
+        assert all(turns[0] and turns[1] for turns in turns_of(sample))
         assert sample["fields"]["dataset"] == name
 
 
@@ -59,31 +59,31 @@ FIRST = {  # name, split: the first sample's questions and answers (prompts that
 
 @pytest.mark.parametrize(("wanted", "first"), FIRST.items(), ids=["-".join(key) for key in FIRST])
 def test_questions_and_answers_are_those_of_the_files(root, wanted, first):
-    assert said(opened(root, *wanted)[0]) == first
+    assert turns_of(opened(root, *wanted)[0]) == first
 
 
 def test_pointing_and_counting_forms_say_the_same_points(root):
     points = '<points x1="10.0" y1="20.0" x2="50.0" y2="60.0" alt="frogs {0}">frogs {0}</points>'
-    assert said(opened(root, "pixmo_points", "train")[0])[0][1] == points.format("pointing")
+    assert turns_of(opened(root, "pixmo_points", "train")[0])[0][1] == points.format("pointing")
     counted = f"Counting the {points.format('counting')} shows a total of 2."
-    assert said(opened(root, "pixmo_points_high_freq_counting", "train")[0])[0][1] == counted
+    assert turns_of(opened(root, "pixmo_points_high_freq_counting", "train")[0])[0][1] == counted
 
 
 def test_pixmo_count_turns_pixels_into_percent_and_keeps_counts_without_points(root):
-    assert 'x="50.0" y="25.0"' in said(opened(root, "pixmo_count", "train")[0])[0][1]
+    assert 'x="50.0" y="25.0"' in turns_of(opened(root, "pixmo_count", "train")[0])[0][1]
     held = opened(root, "pixmo_count_counting", "test")[0]
-    assert (held["fields"]["count"], said(held)[0][1]) == (1, "1")
+    assert (held["fields"]["count"], turns_of(held)[0][1]) == (1, "1")
 
 
 def test_actions_have_places_in_percent_and_steps_of_their_own_split(root):
     source = opened(root, "android_control", "validation")
-    assert [said(source[i])[0][1] for i in range(len(source))] == ["click 50.0 25.0", "input_text frogs", "navigate_back"]
+    assert [turns_of(source[i])[0][1] for i in range(len(source))] == ["click 50.0 25.0", "input_text frogs", "navigate_back"]
     assert source[0]["id"].startswith("android_control/5-")
 
 
 def test_letters_in_the_picture_are_answered_as_they_stand(root):
     sample = opened(root, "ai2d", "train")[1]
-    assert (said(sample), sample["fields"]["style"]) == ([("What eats flies?\nA\nC\nD\nF", "F")], "ai2_diagram_no_letter")
+    assert (turns_of(sample), sample["fields"]["style"]) == ([("What eats flies?\nA\nC\nD\nF", "F")], "ai2_diagram_no_letter")
 
 
 def test_human_and_augmented_charts_weigh_the_same_in_all(root):
@@ -94,10 +94,10 @@ def test_human_and_augmented_charts_weigh_the_same_in_all(root):
 
 def test_annotations_of_one_picture_are_at_most_so_many_and_drawn_anew(root):
     source = opened(root, "plot_qa", "train")
-    one, other = (said(source.draw(0, key)) for key in (1, 2))
-    assert (len(source), len(one), len(set(one))) == (1, datasets.MOST, datasets.MOST)
-    assert set(one) != set(other)
-    assert said(source.draw(0, 1)) == one
+    first, second = (turns_of(source.draw(0, key)) for key in (1, 2))
+    assert (len(source), len(first), len(set(first))) == (1, datasets.MAX_ANNOTATIONS, datasets.MAX_ANNOTATIONS)
+    assert set(first) != set(second)
+    assert turns_of(source.draw(0, 1)) == first
 
 
 @pytest.mark.parametrize("name", ["pixmo_cap", "st_qa"])
@@ -110,7 +110,7 @@ def test_held_out_pictures_are_no_part_of_training(root, name):
     assert 0 < len(pictures[1]) < 15  # one in a hundred by hash: 3 expected
 
 
-def test_the_pointing_exams_pictures_are_no_part_of_training(root):
+def test_the_pointing_benchmarks_pictures_are_no_part_of_training(root):
     source = opened(root, "pixmo_points", "train")
     urls = source.rows.column("image_url")
     assert published_sets.URLS[1] not in {urls[i] for members in source.members for i in members}
@@ -122,7 +122,7 @@ def test_a_missing_picture_is_a_bad_sample_that_says_which(root, tmp_path):
     with pytest.raises(BadSample, match=r"no image train_images/img0\.jpg in "):
         opened(tmp_path, "text_vqa", "validation")[0]
     with pytest.raises(BadSample, match=r"the image of https://none is not there: no file [0-9a-f]{64} in"):
-        datasets.Place(Path("x"), tmp_path).of_url("https://none")
+        datasets.DatasetFiles(Path("x"), tmp_path).image_of_url("https://none")
 
 
 WRONG = {
@@ -134,20 +134,20 @@ WRONG = {
 
 @pytest.mark.parametrize(("wanted", "line"), WRONG.items())
 def test_a_wrong_dataset_or_split_is_told_in_one_line(root, wanted, line):
-    with pytest.raises(PlaitError) as told:
+    with pytest.raises(PlaitError) as error:
         opened(root, *wanted)
-    assert line in str(told.value)
+    assert line in str(error.value)
 
 
 def test_a_dataset_that_is_not_there_says_where_it_was_looked_for_and_how_to_get_it(tmp_path):
-    with pytest.raises(Absent) as told:
+    with pytest.raises(Absent) as error:
         opened(tmp_path, "vqa2", "train")
-    assert f"no v2_OpenEnded_mscoco_train2014_questions.json in {tmp_path / 'vqa2'}" in str(told.value)
-    assert "Get questions, annotations and COCO 2014 images from https://visualqa.org/download.html" in str(told.value)
+    assert f"no v2_OpenEnded_mscoco_train2014_questions.json in {tmp_path / 'vqa2'}" in str(error.value)
+    assert "Get questions, annotations and COCO 2014 images from https://visualqa.org/download.html" in str(error.value)
 
 
 def test_compressed_and_cut_records_are_refused(tmp_path):
-    published_sets.screens(tmp_path)
+    published_sets.android_control(tmp_path)
     file = tmp_path / "android_control/android_control-00000-of-00001"
     body = file.read_bytes()
     file.write_bytes(body[:-9])

@@ -4,14 +4,14 @@ import pytest
 
 from plait.errors import PlaitError
 from plait.families.molmo import evaluate
-from plait.families.molmo.evaluate import benches
+from plait.families.molmo.evaluate import RULES, benches
 from tests.families.molmo.conftest import sample
 
 SCENE = {"task": "points", "truth": [1], "size": [100, 50], "objects": [{"x": 10, "y": 10, "radius": 5}, {"x": 50, "y": 25, "radius": 5}]}
 
 
 def scored(bench, answer, /, **fields):
-    return benches[bench].score(answer, {"id": "s", "messages": [], "fields": fields})
+    return RULES[bench](answer, {"id": "s", "messages": [], "fields": fields})
 
 
 @pytest.mark.parametrize(
@@ -59,8 +59,8 @@ def test_predict_keeps_samples_that_cannot_be_read(make):
 
 def test_summarise_gives_means_per_task():
     rows = [{"id": str(n), "task": task, "score": score} for n, (task, score) in enumerate([("a", 1.0), ("a", 0.0), ("b", 1.0)])]
-    found = benches["accuracy"].summarise(rows)
-    assert found == {"score": pytest.approx(2 / 3), "score/a": 0.5, "score/b": 1.0, "samples": 3.0}
+    figures = benches["accuracy"].summarise(rows)
+    assert figures == {"score": pytest.approx(2 / 3), "score/a": 0.5, "score/b": 1.0, "samples": 3.0}
 
 
 def test_in_mask_reads_percent_of_rows_and_columns():

@@ -32,8 +32,8 @@ def test_export_molmo_weights_compute_what_the_reference_computes(make):
         assert torch.allclose((F.silu(second) * first) @ weights[f"{block}ff_out.weight"].T, layer.mlp(x), atol=1e-6)
         fused = F.linear(x, weights[f"{block}att_proj.weight"], weights[f"{block}att_proj.bias"]).split([128, 64, 64], -1)
         attention = layer.self_attn
-        for found, part in zip(fused, (attention.q_proj, attention.k_proj, attention.v_proj), strict=True):
-            assert torch.allclose(found, part(x), atol=1e-6)
+        for projected, part in zip(fused, (attention.q_proj, attention.k_proj, attention.v_proj), strict=True):
+            assert torch.allclose(projected, part(x), atol=1e-6)
         image = torch.randn(1, 3, 48, 48)
         patches = image[0].unfold(1, 6, 6).unfold(2, 6, 6).permute(1, 2, 3, 4, 0).reshape(64, -1)
         expected = model.vision.embeddings.patch_embedding(image).flatten(2)[0].T
@@ -44,7 +44,12 @@ def test_export_tokenizer_has_the_image_tokens_at_their_ids(make, directory, tmp
     config, model, inputs = make()
     export.write_molmo(model, config, directory, tmp_path / "out")
     vocabulary = {token["content"]: token["id"] for token in json.loads((tmp_path / "out/tokenizer.json").read_text())["added_tokens"]}
-    assert [vocabulary[name] - inputs.words.image_start for name in ("<im_start>", "<im_end>", "<im_patch>", "<im_col>")] == [0, 1, 2, 3]
+    assert [vocabulary[name] - inputs.tokenizer.image_start for name in ("<im_start>", "<im_end>", "<im_patch>", "<im_col>")] == [
+        0,
+        1,
+        2,
+        3,
+    ]
 
 
 def test_export_settings_name_the_published_sizes(make, directory, tmp_path):

@@ -31,7 +31,7 @@ def test_full_size_7b_has_the_published_counts(seven_b):
 
 def test_full_size_builds_23_of_24_clip_layers_and_listens_to_the_22nd_and_15th(seven_b):
     assert len(seven_b.vision.layers) == 23
-    assert [place + 1 for place in seven_b.vision.wanted] == [22, 15]
+    assert [layer + 1 for layer in seven_b.vision.feature_layers] == [22, 15]
 
 
 def test_full_size_extra_rows_are_the_connectors_and_not_in_the_head(seven_b):
@@ -73,21 +73,21 @@ POOLING = {"wq": (1024, 2048), "wk": (1024, 2048), "wv": (1024, 2048), "wo": (10
 
 def layout() -> dict[str, tuple[int, ...]]:
     vit, backbone = "vision_backbone.image_vit.", "vision_backbone."
-    found = {"transformer.wte.embedding": (152064, 3584), "transformer.wte.new_embedding": (128, 3584)}
-    found |= {"transformer.ln_f.weight": (3584,), "transformer.ff_out.weight": (152064, 3584), f"{backbone}pad_embed": (2, 2048)}
-    found |= {f"transformer.blocks.{n}.{name}": shape for n in range(28) for name, shape in LAYER.items()}
-    found |= {f"{vit}class_embedding": (1024,), f"{vit}positional_embedding": (577, 1024), f"{vit}patch_embedding.weight": (1024, 588)}
-    found |= {f"{vit}pre_ln.{part}": (1024,) for part in ("weight", "bias")}
+    shapes = {"transformer.wte.embedding": (152064, 3584), "transformer.wte.new_embedding": (128, 3584)}
+    shapes |= {"transformer.ln_f.weight": (3584,), "transformer.ff_out.weight": (152064, 3584), f"{backbone}pad_embed": (2, 2048)}
+    shapes |= {f"transformer.blocks.{n}.{name}": shape for n in range(28) for name, shape in LAYER.items()}
+    shapes |= {f"{vit}class_embedding": (1024,), f"{vit}positional_embedding": (577, 1024), f"{vit}patch_embedding.weight": (1024, 588)}
+    shapes |= {f"{vit}pre_ln.{part}": (1024,) for part in ("weight", "bias")}
     for n in range(23):
         block = f"{vit}transformer.resblocks.{n}."
-        found |= {f"{block}{name}.weight": shape for name, shape in VIT_LAYER.items()}
-        found |= {f"{block}{name}.bias": shape[:1] for name, shape in VIT_LAYER.items()}
-        found |= {f"{block}{name}.{part}": (1024,) for name in VIT_NORMS for part in ("weight", "bias")}
+        shapes |= {f"{block}{name}.weight": shape for name, shape in VIT_LAYER.items()}
+        shapes |= {f"{block}{name}.bias": shape[:1] for name, shape in VIT_LAYER.items()}
+        shapes |= {f"{block}{name}.{part}": (1024,) for name in VIT_NORMS for part in ("weight", "bias")}
     for name, shape in POOLING.items():
-        found |= {f"{backbone}image_pooling_2d.{name}.weight": shape, f"{backbone}image_pooling_2d.{name}.bias": shape[:1]}
-    found |= {f"{backbone}image_projector.{name}.weight": (18944, 1024) for name in ("w1", "w3")}
-    found[f"{backbone}image_projector.w2.weight"] = (3584, 18944)
-    return {f"model.{name}": shape for name, shape in found.items()}
+        shapes |= {f"{backbone}image_pooling_2d.{name}.weight": shape, f"{backbone}image_pooling_2d.{name}.bias": shape[:1]}
+    shapes |= {f"{backbone}image_projector.{name}.weight": (18944, 1024) for name in ("w1", "w3")}
+    shapes[f"{backbone}image_projector.w2.weight"] = (3584, 18944)
+    return {f"model.{name}": shape for name, shape in shapes.items()}
 
 
 def test_full_size_export_has_every_published_tensor_and_none_extra(seven_b):

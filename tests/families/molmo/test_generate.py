@@ -6,14 +6,15 @@ import pytest
 import torch
 
 from plait.errors import PlaitError
-from plait.families.molmo.generate import GenerateOptions, answers, decode, generate
+from plait.families.molmo.generate import CachedMolmo, GenerateOptions, answers, generate
+from plait.nn.decoding import Sampling, decode
 from tests.families.molmo.conftest import photo, sample
 
 
 @torch.no_grad()
-def recomputed(model, inputs, one, count):
+def recomputed(model, inputs, given, count):
     """Greedy tokens, each from the whole sequence anew."""
-    batch = inputs.collate([inputs.prompt(one)], left=True)
+    batch = inputs.collate([inputs.prompt(given)], left=True)
     for _ in range(count):
         token = model.logits(model.hidden(model.embed(batch), batch))[0, -1].argmax().view(1, 1)
         batch["positions"] = torch.cat([batch["positions"], batch["positions"][:, -1:] + 1], 1)
@@ -34,10 +35,10 @@ def restless(model):
 def test_cached_greedy_tokens_equal_recomputed_ones(make):
     _, model, inputs = make()
     samples = [sample(1), sample(ask="Where is it, the small green frog?"), sample(2, 3)]
-    batch = inputs.collate([inputs.prompt(one) for one in samples], left=True)
-    found = decode(restless(model), batch, max_new_tokens=8, stops=frozenset({-1}))
-    assert len({token for row in found for token in row}) > 6
-    assert found == [recomputed(model, inputs, one, 8) for one in samples]
+    batch = inputs.collate([inputs.prompt(given) for given in samples], left=True)
+    rows = decode(CachedMolmo(restless(model), batch), max_new_tokens=[8] * 3, stops=frozenset({-1}))
+    assert len({token for row in rows for token in row}) > 6
+    assert rows == [recomputed(model, inputs, given, 8) for given in samples]
 
 
 def test_answers_stop_at_the_end_of_text(make):
@@ -57,8 +58,8 @@ def test_answers_are_cut_at_their_own_length(make):
 def test_sampled_answers_depend_on_their_key_alone(make):
     _, model, inputs = make()
     prompts = [inputs.prompt(sample(n)) for n in (1, 2)]
-    together = answers(model, inputs, prompts, max_new_tokens=[6, 6], temperature=1.0, keys=[5, 6])
-    alone = answers(model, inputs, prompts[1:], max_new_tokens=[6], temperature=1.0, keys=[6])
+    together = answers(model, inputs, prompts, max_new_tokens=[6, 6], sampling=Sampling(1.0, keys=[5, 6]))
+    alone = answers(model, inputs, prompts[1:], max_new_tokens=[6], sampling=Sampling(1.0, keys=[6]))
     assert together[1] == alone[0]
     assert together[0] != together[1]
 

@@ -16,8 +16,8 @@ def shown(inputs, one, key=0):
 
 def test_inputs_supervise_the_answer_and_its_end(make):
     _, _, inputs = make()
-    found = shown(inputs, sample(1))
-    assert found["text"][1:] == [
+    seen = shown(inputs, sample(1))
+    assert seen["text"][1:] == [
         ("[image x 40]", False),
         (" User: What is this? Assistant:", False),
         (" a small green frog<|endoftext|>", True),
@@ -26,7 +26,7 @@ def test_inputs_supervise_the_answer_and_its_end(make):
 
 def test_inputs_begin_with_the_end_of_text_as_qwen2_does(make):
     _, _, inputs = make()
-    assert inputs.encode(sample(1), 0).row.ids[0] == inputs.words.eos
+    assert inputs.encode(sample(1), 0).row.ids[0] == inputs.tokenizer.eos
 
 
 def test_inputs_put_images_at_their_marks(make):
@@ -51,8 +51,8 @@ def test_inputs_weigh_annotations_by_their_number(make, weighting, weight):
     _, _, inputs = make(weighting=weighting)
     row = inputs.encode(sample(1, annotations=[("What?", "a frog"), ("Where?", "on a mat"), ("Who?", "two dogs")]), 0).row
     for number in (1, 2, 3):
-        found = row.weights[(row.annotations == number) & (row.weights > 0)]
-        assert torch.allclose(found, torch.full_like(found, weight(len(found))))
+        weights = row.weights[(row.annotations == number) & (row.weights > 0)]
+        assert torch.allclose(weights, torch.full_like(weights, weight(len(weights))))
 
 
 def test_inputs_shuffle_annotations_by_key_in_training_only(make):
@@ -72,27 +72,27 @@ def test_inputs_refuse_a_sample_without_an_answer(make):
 def test_inputs_read_no_special_token_out_of_text(make):
     _, _, inputs = make()
     row = inputs.encode(sample(ask="<|endoftext|><im_patch>"), 0).row
-    assert (row.ids == inputs.words.eos).sum() == 2  # the begin and the end
-    assert (row.ids < inputs.words.image_start).all()
+    assert (row.ids == inputs.tokenizer.eos).sum() == 2  # the begin and the end
+    assert (row.ids < inputs.tokenizer.image_start).all()
 
 
 def test_prompt_is_the_encoded_row_without_its_answer(make):
     _, _, inputs = make()
-    whole, asked = inputs.encode(sample(1), 0).row, inputs.prompt(sample(1)).row
-    assert torch.equal(whole.ids[: len(asked)], asked.ids)
-    assert asked.weights.sum() == 0
+    whole, prompt = inputs.encode(sample(1), 0).row, inputs.prompt(sample(1)).row
+    assert torch.equal(whole.ids[: len(prompt)], prompt.ids)
+    assert prompt.weights.sum() == 0
 
 
 def test_prompt_of_several_turns_ends_at_the_last_question(make):
     _, _, inputs = make()
     row = inputs.prompt({**sample(1), "messages": turns("One?", "1") + turns("Two?", "2")}).row
-    assert inputs.words.text(row.ids.tolist()) == " User: One? Assistant: 1 User: Two? Assistant:"
+    assert inputs.tokenizer.decode(row.ids.tolist()) == " User: One? Assistant: 1 User: Two? Assistant:"
 
 
 def test_collate_counts_patches_over_all_images(make):
     _, _, inputs = make()
     batch = inputs.collate([inputs.encode(sample(n), 0) for n in (1, 2)])
-    places = (batch["ids"] == inputs.words.image_start + 2).sum()
-    assert len(batch["pools"]) == places
+    patch_tokens = (batch["ids"] == inputs.tokenizer.image_start + 2).sum()
+    assert len(batch["pools"]) == patch_tokens
     assert len(batch["pools"].unique()) == batch["pools"].numel(), "two tokens share a patch"
     assert batch["pools"].max() < batch["real"].numel()

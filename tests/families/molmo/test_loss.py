@@ -13,12 +13,12 @@ def test_loss_is_the_weighted_mean_over_answer_tokens(make):
     example = inputs.encode(sample(1, annotations=[("What?", "a small green frog"), ("Where?", "a mat")]), 0)
     batch, loss = inputs.collate([example]), Loss(config)
     with torch.no_grad():
-        found = loss.sums(model, batch)
+        sums = loss.sums(model, batch)
         logits = model.logits(model.hidden(model.embed(batch), batch))[0]
     nats = F.cross_entropy(logits, example.row.labels, reduction="none")
-    assert found["loss"].item() == pytest.approx((nats * example.row.weights).sum().item(), rel=1e-5)
+    assert sums["loss"].item() == pytest.approx((nats * example.row.weights).sum().item(), rel=1e-5)
     assert loss.weights(batch)["loss"].item() == pytest.approx(example.row.weights.sum().item())
-    assert found["z_loss"].item() == pytest.approx((logits.logsumexp(-1) ** 2 * example.row.weights).sum().item(), rel=1e-5)
+    assert sums["z_loss"].item() == pytest.approx((logits.logsumexp(-1) ** 2 * example.row.weights).sum().item(), rel=1e-5)
 
 
 def test_loss_terms_have_their_coefficients(make):
@@ -30,12 +30,12 @@ def test_loss_terms_have_their_coefficients(make):
 def test_each_sample_has_its_own_tokens_and_weight_in_any_layout(make, pad):
     config, _, inputs = make(weighting="root_subsegments", inputs={"pad": pad})
     samples = [sample(1, annotations=[("What?", "a frog"), ("Where?", "a mat")]), sample(say="two dogs"), sample(1, say="a cat on a mat")]
-    examples = [inputs.encode(one, 0) for one in samples]
-    found = Loss(config).by_sample(inputs.collate(examples))
-    assert found["tokens"].tolist() == [len(one.row) for one in examples]
-    assert found["supervised_tokens"].tolist() == [(one.row.weights > 0).sum() for one in examples]
-    for weight, one in zip(found["loss"].tolist(), examples, strict=True):
-        assert weight == pytest.approx(one.row.weights.double().sum().item(), abs=1e-12)  # the same float32 values summed in float64
+    examples = [inputs.encode(example, 0) for example in samples]
+    counts = Loss(config).by_sample(inputs.collate(examples))
+    assert counts["tokens"].tolist() == [len(example.row) for example in examples]
+    assert counts["supervised_tokens"].tolist() == [(example.row.weights > 0).sum() for example in examples]
+    for weight, example in zip(counts["loss"].tolist(), examples, strict=True):
+        assert weight == pytest.approx(example.row.weights.double().sum().item(), abs=1e-12)  # the same float32 values summed in float64
 
 
 def test_loss_counts_answer_tokens_that_the_limit_cut(make):

@@ -6,7 +6,7 @@ import torch
 from plait.families.molmo import family
 from plait.families.molmo.connector import MeanQueryPooling
 from plait.families.molmo.loss import Loss
-from plait.families.molmo.tiny import asked
+from plait.families.molmo.tiny import framing_texts
 from tests.families.molmo.conftest import sample
 
 PAIRS = [("What is this?", "a small green frog"), ("Where is it?", "on a mat"), ("How many?", "two dogs")]
@@ -25,8 +25,8 @@ def test_packed_annotations_have_the_logits_they_have_alone(make):
     packed = logits(model, inputs.collate([together]))[0]
     for number, pair in enumerate(PAIRS, start=1):
         alone = logits(model, inputs.collate([inputs.encode(sample(1, annotations=[pair]), 0)]))[0]
-        own = together.row.annotations == number
-        assert torch.allclose(packed[own], alone[-int(own.sum()) :], atol=FP32)
+        of_annotation = together.row.annotations == number
+        assert torch.allclose(packed[of_annotation], alone[-int(of_annotation.sum()) :], atol=FP32)
 
 
 def test_packing_rows_changes_no_sum(make):
@@ -80,7 +80,7 @@ def test_every_parameter_has_a_gradient_with_and_without_images(make):
 
 def test_layers_above_the_features_are_never_run_and_get_zero_gradients(make):
     config, model, inputs = make()
-    model.vision.wanted = [0, 1]
+    model.vision.feature_layers = [0, 1]
     model.vision.layers[2].forward = None
     Loss(config).sums(model, inputs.collate([inputs.encode(sample(1), 0)]))["loss"].backward()
     assert all((p.grad == 0).all() for p in model.vision.layers[2].parameters())
@@ -90,13 +90,13 @@ def test_pooling_is_attention_of_the_mean_over_real_patches():
     torch.manual_seed(0)
     pooling = MeanQueryPooling(6, 8, 2).double()
     pools, real = torch.randn(3, 4, 6).double(), torch.tensor([[1, 1, 1, 1], [1, 0, 1, 0], [1, 0, 0, 0]]).bool()
-    found = pooling(pools, real)
+    pooled = pooling(pools, real)
     for row in range(3):
         x = pools[row][real[row]]
         q, k, v = (layer(part).view(-1, 2, 4) for layer, part in ((pooling.wq, x.mean(0)[None]), (pooling.wk, x), (pooling.wv, x)))
         share = (torch.einsum("qhd,khd->hqk", q, k) / 2).softmax(-1)
         expected = pooling.wo(torch.einsum("hqk,khd->qhd", share, v).reshape(1, 8))[0]
-        assert torch.allclose(found[row], expected, atol=1e-12)
+        assert torch.allclose(pooled[row], expected, atol=1e-12)
 
 
 def test_pad_embeddings_mark_padded_and_partly_padded_patches(make):
@@ -119,10 +119,10 @@ def test_residual_dropout_has_one_rate_for_prompts_and_one_for_answers(make, pro
     model.hidden(model.embed(batch), batch)
     value = torch.ones(*batch["ids"].shape, 500)
     torch.manual_seed(0)
-    kept = (model._drop(model, (), value)[0] == 0).float().mean(-1)
-    said = batch["weights"][0] > 0
-    assert abs(kept[said].mean() - answer) < 0.05
-    assert abs(kept[~said].mean() - prompt) < 0.05
+    kept = (model._residual_dropout(model, (), value)[0] == 0).float().mean(-1)
+    supervised = batch["weights"][0] > 0
+    assert abs(kept[supervised].mean() - answer) < 0.05
+    assert abs(kept[~supervised].mean() - prompt) < 0.05
 
 
 def test_evaluation_has_no_dropout(make):
@@ -156,8 +156,8 @@ def test_a_frozen_tower_keeps_no_activations(make):
 
 def test_debug_starts_near_the_uniform_loss(make):
     config, model, inputs = make()
-    said = list(dict.fromkeys(asked()))[:60]
-    batch = inputs.collate([inputs.encode(sample(1, say=text), 0) for text in said])
+    texts = list(dict.fromkeys(framing_texts()))[:60]
+    batch = inputs.collate([inputs.encode(sample(1, say=text), 0) for text in texts])
     loss = Loss(config)
     nats = loss.sums(model, batch)["loss"] / loss.weights(batch)["loss"]
     # logits of variance 1 add log E[exp(normal)] = 0.5 to ln 768; the rest is the chance of which tokens are said

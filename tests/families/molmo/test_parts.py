@@ -7,7 +7,8 @@ from transformers import CLIPVisionModel, LlamaConfig, LlamaForCausalLM, Mistral
 from plait.errors import PlaitError
 from plait.families.molmo import family, towers
 from plait.families.molmo.config import TOWERS, Config
-from plait.families.molmo.generate import decode
+from plait.families.molmo.generate import CachedMolmo
+from plait.nn.decoding import decode
 from tests.families.molmo.conftest import sample
 from tests.families.molmo.test_generate import recomputed, restless
 
@@ -35,8 +36,8 @@ def language(directory, tmp_path):
 def test_any_causal_language_model_answers_alike_with_and_without_its_cache(language, kind, config, more):
     model, inputs = language(kind, config, **more)
     batch = inputs.collate([inputs.prompt(sample(1))], left=True)
-    found = decode(restless(model), batch, max_new_tokens=6, stops=frozenset({-1}))
-    assert found == [recomputed(model, inputs, sample(1), 6)]
+    tokens = decode(CachedMolmo(restless(model), batch), max_new_tokens=[6], stops=frozenset({-1}))
+    assert tokens == [recomputed(model, inputs, sample(1), 6)]
 
 
 def test_a_tower_from_a_directory_has_its_weights_but_not_its_last_layer(directory, tmp_path):

@@ -34,8 +34,8 @@ def test_write_refuses_a_point_outside_the_image(point):
 def test_read_gives_back_what_was_written():
     random = np.random.default_rng(0)
     for count in (1, 2, 9):
-        said = [tuple(map(float, pair)) for pair in random.uniform(0, 100, (count, 2)).round(1)]
-        assert points.read(f"Here: {points.write(said, 'x1=3 things')} they are.") == sorted(said)
+        written = [tuple(map(float, pair)) for pair in random.uniform(0, 100, (count, 2)).round(1)]
+        assert points.read(f"Here: {points.write(written, 'x1=3 things')} they are.") == sorted(written)
 
 
 @pytest.mark.parametrize("text", ['<point x="12"', '<point x="120" y="5">', "x=5 y=5", "<point y1='3' x2='4'>"])
@@ -72,7 +72,7 @@ def test_assign_is_as_cheap_as_the_best_permutation():
 
 
 @pytest.mark.parametrize(
-    ("said", "gold", "expected"),
+    ("predicted", "gold", "expected"),
     [
         ([], [], (1, 1, 1)),
         ([(1, 1)], [], (0, 0, 0)),
@@ -81,6 +81,6 @@ def test_assign_is_as_cheap_as_the_best_permutation():
         ([(10, 10), (10, 10)], [(10, 10), (90, 90)], (0.5, 0.5, 0.5)),
     ],
 )
-def test_pointing_score_matches_one_to_one(said, gold, expected):
-    found = points.pointing_score(said, gold, lambda thing, at: math.dist(gold[thing], at) < 5)
-    assert (found["precision"], found["recall"], found["f1"]) == pytest.approx(expected)
+def test_pointing_score_matches_one_to_one(predicted, gold, expected):
+    figures = points.pointing_score(predicted, gold, lambda i, point: math.dist(gold[i], point) < 5)
+    assert (figures["precision"], figures["recall"], figures["f1"]) == pytest.approx(expected)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from plait.errors import BadSample, PlaitError
-from plait.families.molmo.sequence import PADDING, SHARED, Annotation, arrange, batch_rows, see
+from plait.families.molmo.sequence import PADDING, SHARED, Annotation, attention_mask, batch_rows, build_row
 
 PREFIX = [0, 900, 902, 901]
 ONE = Annotation([11, 12, 13, 0], [0, 0, 1, 1])
@@ -12,7 +12,7 @@ TWO = Annotation([21, 22, 0], [0, 1, 1])
 
 
 def row(*annotations, **limits):
-    return arrange(PREFIX, annotations, text_rows=512, **limits)
+    return build_row(PREFIX, annotations, text_rows=512, **limits)
 
 
 def test_annotations_restart_their_positions_after_the_image():
@@ -20,14 +20,14 @@ def test_annotations_restart_their_positions_after_the_image():
 
 
 def test_labels_are_the_next_token_of_the_same_annotation():
-    found = row(ONE, TWO)
-    wanted = [(place, int(found.labels[place])) for place in range(len(found)) if found.weights[place] > 0]
-    assert wanted == [(5, 13), (6, 0), (8, 22), (9, 0)]
+    built = row(ONE, TWO)
+    supervised = [(i, int(built.labels[i])) for i in range(len(built)) if built.weights[i] > 0]
+    assert supervised == [(5, 13), (6, 0), (8, 22), (9, 0)]
 
 
 def test_an_answer_without_a_prompt_is_predicted_from_the_image():
-    found = row(Annotation([31, 0], [1, 1]))
-    assert [(i, int(found.labels[i])) for i in range(len(found)) if found.weights[i] > 0] == [(3, 31), (4, 0)]
+    built = row(Annotation([31, 0], [1, 1]))
+    assert [(i, int(built.labels[i])) for i in range(len(built)) if built.weights[i] > 0] == [(3, 31), (4, 0)]
 
 
 def test_shared_images_need_a_prompt_for_each_annotation():
@@ -35,13 +35,13 @@ def test_shared_images_need_a_prompt_for_each_annotation():
         row(ONE, Annotation([31, 0], [1, 1]))
 
 
-def test_see_is_the_rule_spelled_out():
+def test_attention_mask_is_the_rule_spelled_out():
     batch = batch_rows([row(ONE, TWO), row(TWO)], pad_id=0, pad="longest")
-    mask = see(batch["segments"])
+    mask = attention_mask(batch["segments"])
     for b, segments in enumerate(batch["segments"].tolist()):
-        for i, (doc, mine) in enumerate(segments):
-            for j, (other, theirs) in enumerate(segments):
-                allowed = j <= i and doc == other != PADDING and theirs in (SHARED, mine)
+        for i, (doc, own_annotation) in enumerate(segments):
+            for j, (other_doc, other_annotation) in enumerate(segments):
+                allowed = j <= i and doc == other_doc != PADDING and other_annotation in (SHARED, own_annotation)
                 assert bool(mask[b, i, j]) == (allowed or i == j)
 
 
@@ -72,14 +72,14 @@ def test_left_padding_ends_every_row_at_the_end():
 
 
 def test_a_limit_leaves_out_last_annotations_and_counts_their_answers():
-    found = row(ONE, TWO, max_tokens=8)
-    assert len(found) == 8
-    assert found.cut == 2
+    built = row(ONE, TWO, max_tokens=8)
+    assert len(built) == 8
+    assert built.cut == 2
 
 
 def test_a_limit_cuts_a_lone_annotation_at_its_end():
-    found = row(ONE, max_tokens=7)
-    assert (len(found), found.cut) == (7, 1)
+    built = row(ONE, max_tokens=7)
+    assert (len(built), built.cut) == (7, 1)
 
 
 @pytest.mark.parametrize(
@@ -96,5 +96,5 @@ def test_a_limit_never_cuts_an_image_or_the_whole_answer(limit, annotation, mess
 
 
 def test_padding_sees_only_itself_and_is_seen_by_none():
-    mask = see(batch_rows([row(TWO)], pad_id=0, pad="to_128")["segments"])[0]
+    mask = attention_mask(batch_rows([row(TWO)], pad_id=0, pad="to_128")["segments"])[0]
     assert torch.equal(mask[7:], torch.eye(128, dtype=torch.bool)[7:])

@@ -1,11 +1,11 @@
-"""Framing: the published formats, written out."""
+"""Framing: the published formats, conversation_spans out."""
 
 import numpy as np
 import pytest
 
 from plait.errors import BadSample
 from plait.families.molmo.config import Config
-from plait.families.molmo.styles import opening, without_leading_marks, written
+from plait.families.molmo.styles import conversation_spans, prompt_prefix, strip_leading_image_marks
 from plait.keys import rng
 from tests.families.molmo.conftest import turns
 
@@ -13,7 +13,7 @@ PLAIN = Config(style="none")
 
 
 def text(config, messages, style="vqa2", random=None):
-    return [(run.text, run.answer) for run in written(config, messages, style, random)]
+    return [(run.text, run.answer) for run in conversation_spans(config, messages, style, random)]
 
 
 def test_role_format_is_the_published_one():
@@ -21,8 +21,8 @@ def test_role_format_is_the_published_one():
 
 
 def test_role_format_goes_on_for_several_turns():
-    found = text(PLAIN, turns("One?", "1") + turns("Two?", "2"))
-    assert "".join(piece for piece, _ in found) == " User: One? Assistant: 1 User: Two? Assistant: 2"
+    spans = text(PLAIN, turns("One?", "1") + turns("Two?", "2"))
+    assert "".join(words for words, _ in spans) == " User: One? Assistant: 1 User: Two? Assistant: 2"
 
 
 def test_style_stands_before_the_question():
@@ -36,7 +36,7 @@ def test_style_of_a_captioner_is_its_whole_prompt():
 
 def test_style_and_length_draws_lengths_around_the_true_one():
     config = Config(style="style_and_length")
-    drawn = [opening(config, "long_caption", "x" * 600, rng(k, "text")) for k in range(2000)]
+    drawn = [prompt_prefix(config, "long_caption", "x" * 600, rng(k, "text")) for k in range(2000)]
     numbers = [int(prompt.split()[1].rstrip(":")) for prompt in drawn if prompt != "long_caption :"]
     assert 0.085 < 1 - len(numbers) / len(drawn) < 0.115  # 10 % without, 2 standard errors are 1.3 %
     assert abs(np.mean(numbers) - (600 / 15 - 0.5)) < 0.2  # floor takes half a unit; the standard error is 0.04
@@ -44,19 +44,19 @@ def test_style_and_length_draws_lengths_around_the_true_one():
 
 
 def test_style_of_demo_tasks_is_named_in_a_tenth_of_draws():
-    drawn = [opening(Config(), "pointing", "x", rng(k, "text")) for k in range(2000)]
+    drawn = [prompt_prefix(Config(), "pointing", "x", rng(k, "text")) for k in range(2000)]
     assert 0.085 < sum(prompt == "pointing:" for prompt in drawn) / 2000 < 0.115
-    assert opening(Config(), "pointing", None, None) == ""
-    assert opening(Config(), "vqa2", None, None) == "vqa2:"
+    assert prompt_prefix(Config(), "pointing", None, None) == ""
+    assert prompt_prefix(Config(), "vqa2", None, None) == "vqa2:"
 
 
 def test_caption_length_none_asks_for_no_number():
-    assert opening(Config(style="style_and_length", caption_length=None), "long_caption", None, None) == "long_caption :"
+    assert prompt_prefix(Config(style="style_and_length", caption_length=None), "long_caption", None, None) == "long_caption :"
 
 
 def test_leading_marks_are_the_images_that_come_first_anyway():
-    assert without_leading_marks(turns("<image> <|image|>\nWhat?", None)) == (turns("What?", None), 2)
-    assert without_leading_marks(turns("What <image>?", None))[1] == 0
+    assert strip_leading_image_marks(turns("<image> <|image|>\nWhat?", None)) == (turns("What?", None), 2)
+    assert strip_leading_image_marks(turns("What <image>?", None))[1] == 0
 
 
 def test_system_text_opens_the_first_turn():

@@ -6,7 +6,7 @@ import torch
 
 from plait.families.molmo import tiling
 from plait.families.molmo.config import Config
-from plait.families.molmo.tiling import COLUMN, END, PATCH, START, grid, grid_of, tile, token_count
+from plait.families.molmo.tiling import COLUMN, END, PATCH, START, crop_grid, crop_grid_of_image, tile
 
 OPENAI = Config()
 
@@ -16,13 +16,13 @@ OPENAI = Config()
     [(640, 480, 2, 3, 740), (480, 640, 3, 2, 748), (336, 336, 1, 1, 316), (1920, 1080, 3, 4, 1196)],
 )
 def test_tiling_of_the_worked_examples(width, height, rows, columns, tokens):
-    assert grid_of(OPENAI, height, width) == (rows, columns)
-    assert token_count(OPENAI, height, width) == tokens
+    assert crop_grid_of_image(OPENAI, height, width) == (rows, columns)
+    assert len(tile(torch.zeros(3, height, width, dtype=torch.uint8), OPENAI).tokens) == tokens
 
 
 @pytest.mark.parametrize(("width", "height", "expected"), [(300, 1200, (5, 1)), (2000, 400, (1, 7)), (1, 1, (1, 1)), (8, 3000, (12, 1))])
 def test_tiling_of_thin_and_small_images(width, height, expected):
-    assert grid_of(OPENAI, height, width) == expected
+    assert crop_grid_of_image(OPENAI, height, width) == expected
 
 
 def test_tiling_of_640x480_makes_seven_crops_with_the_global_one_first():
@@ -47,7 +47,7 @@ def test_grid_agrees_with_the_published_rule_on_many_sizes():
     random = np.random.default_rng(0)
     for _ in range(300):
         height, width, most = (int(random.integers(1, 4000)), int(random.integers(1, 4000)), int(random.integers(1, 37)))
-        assert grid(height, width, 224, most) == reference_grid(height, width, 224, most)
+        assert crop_grid(height, width, 224, most) == reference_grid(height, width, 224, most)
 
 
 def positions_of(config, high, wide):
@@ -70,8 +70,8 @@ def test_tokens_run_in_raster_order_over_the_whole_image(backbone):
     expected = [
         [(r, c) for r in (y, y + 1) for c in (x, x + 1) if r < high and c < wide] for y in range(0, high, 2) for x in range(0, wide, 2)
     ]
-    found = [[tuple(seen[p].tolist()) for p in pool if p >= 0] for pool in tiled.pools[first:].tolist()]
-    assert found == expected
+    patches_of_tokens = [[tuple(seen[p].tolist()) for p in pool if p >= 0] for pool in tiled.pools[first:].tolist()]
+    assert patches_of_tokens == expected
 
 
 def test_pools_stay_within_a_crop_where_windows_are_even():
@@ -82,7 +82,7 @@ def test_pools_stay_within_a_crop_where_windows_are_even():
 
 
 def test_layout_writes_marks_and_column_ends():
-    assert tiling.layout(2, 3) == [START, PATCH, PATCH, PATCH, COLUMN, PATCH, PATCH, PATCH, COLUMN, END]
+    assert tiling.image_token_kinds(2, 3) == [START, PATCH, PATCH, PATCH, COLUMN, PATCH, PATCH, PATCH, COLUMN, END]
 
 
 def test_letterbox_keeps_the_shape_and_says_what_is_image():

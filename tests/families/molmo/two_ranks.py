@@ -22,10 +22,11 @@ def main(out: Path, cut_frozen: bool | None = None, trainable: tuple[str, ...] =
     with distributed.join("cpu") as ranks:
         model = family.build(config, out.parent, seed=1)
         inputs = family.Inputs(config, out.parent)
-        examples = [inputs.encode(one, 0) for one in (sample(1), sample(2, 3), sample(), sample(ask="Where is it?", say="on a mat"))]
+        examples = [inputs.encode(given, 0) for given in (sample(1), sample(2, 3), sample(), sample(ask="Where is it?", say="on a mat"))]
         size = 2  # images with images, text with text
         micros = [
-            SimpleNamespace(batch=inputs.collate(examples[at : at + size]), ids=[Id(0, at, 0)], padding=False) for at in range(0, 4, size)
+            SimpleNamespace(batch=inputs.collate(examples[start : start + size]), ids=[Id(0, start, 0)], padding=False)
+            for start in range(0, 4, size)
         ]
         layout = Layout("ddp" if cut_frozen is None or ranks.size == 1 else "fsdp", ranks.size, cut_frozen=bool(cut_frozen))
         names = {name for part in trainable for name in family.components(model)[part]}
@@ -34,7 +35,7 @@ def main(out: Path, cut_frozen: bool | None = None, trainable: tuple[str, ...] =
         state.begin({part: family.components(model)[part] for part in trainable}, settings.optim)
         rows = []
         loop = make_loop(state, family.Loss(config), settings, ranks, out.with_suffix(".jsonl"), [lambda _, row: rows.append(row)])
-        mine = micros if ranks.size == 1 else micros[ranks.rank : ranks.rank + 1]
-        loop.run([step_batch(step, mine) for step in range(3)], 3)
+        own_micros = micros if ranks.size == 1 else micros[ranks.rank : ranks.rank + 1]
+        loop.run([step_batch(step, own_micros) for step in range(3)], 3)
         if ranks.first:
             out.write_text(json.dumps([{name: row[name] for name in ("loss", "grad_norm", "weight/loss")} for row in rows]))

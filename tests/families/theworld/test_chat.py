@@ -32,7 +32,7 @@ def processor(directory) -> Gemma3Processor:
 
 def stock(processor, messages, images):
     """ids and token types as transformers makes them, without the newline after the last turn, which nothing follows."""
-    content = [[{"type": "image"}] * (len(images) if place == 0 else 0) for place in range(len(messages))]
+    content = [[{"type": "image"}] * (len(images) if number == 0 else 0) for number in range(len(messages))]
     parts = [{**m, "content": [*c, {"type": "text", "text": m["content"]}]} for m, c in zip(messages, content, strict=True)]
     text = processor.apply_chat_template(parts, tokenize=False).removesuffix("\n")
     pictures = [Image.open(io.BytesIO(data)) for data in images]

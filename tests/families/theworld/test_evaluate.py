@@ -4,7 +4,7 @@ import pytest
 
 from plait.errors import PlaitError
 from plait.families.theworld import evaluate
-from plait.families.theworld.evaluate import benches, normalise, right
+from plait.families.theworld.evaluate import benches, is_correct, normalise
 
 from .conftest import sample
 
@@ -25,14 +25,14 @@ def spoken(monkeypatch):
 def test_normalise_ignores_case_punctuation_and_space():
     assert normalise("  The  Frog.\n") == normalise("the frog")
     assert normalise("frogs") != normalise("frog")
-    assert right("Frog.", "frog", {})
-    assert not right("a frog", "frog", {})
+    assert is_correct("Frog.", "frog", {})
+    assert not is_correct("a frog", "frog", {})
 
 
 def test_scenes_are_judged_by_their_truth():
     fields = {"task": "count", "truth": 3, "objects": []}
-    assert right("There are three.", "3", fields)
-    assert not right("3 or 4", "3", fields)
+    assert is_correct("There are three.", "3", fields)
+    assert not is_correct("3 or 4", "3", fields)
 
 
 def test_accuracy_of_a_random_model_has_a_row_per_sample_and_counts_world_tokens(make):

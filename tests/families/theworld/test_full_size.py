@@ -58,6 +58,6 @@ def test_full_size_temporal_positions_exist_only_with_world_steps(default):
 
 def test_full_size_without_world_is_gemma_alone():
     with torch.device("meta"):
-        found = family.components(family.build(Config(world=False), None, seed=0))
-    assert sum(p.numel() for part in found.values() for p in part.values()) == 4_300_079_472
-    assert set(found) == {"vision", "language"}
+        parts = family.components(family.build(Config(world=False), None, seed=0))
+    assert sum(p.numel() for parameters in parts.values() for p in parameters.values()) == 4_300_079_472
+    assert set(parts) == {"vision", "language"}

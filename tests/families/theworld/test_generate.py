@@ -7,8 +7,8 @@ import torch
 
 from plait.errors import PlaitError
 from plait.families.theworld import family
-from plait.families.theworld.generate import GenerateOptions, _pick, answers, decode, generate
-from plait.keys import rng
+from plait.families.theworld.generate import CachedTheWorld, GenerateOptions, answers, generate
+from plait.nn.decoding import Sampling, decode
 
 from .conftest import photo, sample, talkative
 
@@ -23,15 +23,15 @@ def prompts(inputs, samples, **how):
 @torch.no_grad()
 def recomputed(model, batch, steps):
     """Greedy tokens without a cache: the whole row again for each token."""
-    embeds, batch, found = model.embed(batch), dict(batch), []
+    embeds, batch, tokens = model.embed(batch), dict(batch), []
     for _ in range(steps):
         token = model.logits(model.hidden(embeds, batch)[:, -1]).argmax(-1)
-        found.append(token)
+        tokens.append(token)
         embeds = torch.cat([embeds, model.gemma.get_input_embeddings()(token[:, None])], dim=1)
         for name, value in (("attention_mask", 1), ("token_types", 0)):
             batch[name] = torch.nn.functional.pad(batch[name], (0, 1), value=value)
         batch["positions"] = torch.cat([batch["positions"], batch["positions"][:, -1:] + 1], dim=1)
-    return torch.stack(found, dim=1).tolist()
+    return torch.stack(tokens, dim=1).tolist()
 
 
 @pytest.mark.parametrize("seed", [1, 2])
@@ -39,7 +39,7 @@ def test_greedy_generation_equals_a_full_recompute(make, seed):
     _, model, inputs = make(seed=seed, tiny={"window": 24})
     talkative(model)
     batch = prompts(inputs, PAIR)
-    got = decode(model, batch, max_new_tokens=20, stops=NEVER)
+    got = decode(CachedTheWorld(model, batch), max_new_tokens=[20, 20], stops=NEVER)
     assert got == recomputed(model, batch, 20)
     assert len(set(got[0] + got[1])) > 4
 
@@ -49,7 +49,7 @@ def test_generation_extends_mask_and_positions_by_one_a_token(make):
     batch, seen = prompts(inputs, PAIR), []
     language = model.gemma.model
     language.register_forward_pre_hook(lambda module, args, given: seen.append(given), with_kwargs=True)
-    decode(model, batch, max_new_tokens=5, stops=NEVER)
+    decode(CachedTheWorld(model, batch), max_new_tokens=[5, 5], stops=NEVER)
     fused = batch["ids"].shape[1]
     assert [given["attention_mask"].shape[1] for given in seen] == [fused + t for t in range(5)]
     lengths = batch["attention_mask"].sum(-1)
@@ -61,7 +61,7 @@ def test_world_encoder_and_vision_run_once_per_call(make):
     calls = []
     model.world.register_forward_hook(lambda *_: calls.append("world"))
     model.gemma.model.vision_tower.register_forward_hook(lambda *_: calls.append("vision"))
-    decode(model, prompts(inputs, PAIR), max_new_tokens=6, stops=NEVER)
+    decode(CachedTheWorld(model, prompts(inputs, PAIR)), max_new_tokens=[6, 6], stops=NEVER)
     assert sorted(calls) == ["vision", "world"]
 
 
@@ -78,33 +78,22 @@ def test_rows_end_at_their_own_stop(make):
     _, model, inputs = make(seed=2)
     talkative(model)
     batch = prompts(inputs, PAIR)
-    free = decode(model, batch, max_new_tokens=12, stops=NEVER)
+    free = decode(CachedTheWorld(model, batch), max_new_tokens=[12, 12], stops=NEVER)
     stop = next(token for token in free[0] if token not in free[0][:1] and token not in free[1])
-    stopped = decode(model, batch, max_new_tokens=12, stops=frozenset({stop}))
+    stopped = decode(CachedTheWorld(model, batch), max_new_tokens=[12, 12], stops=frozenset({stop}))
     assert stopped == [free[0][: free[0].index(stop)], free[1]]
 
 
 def test_sampling_does_not_depend_on_the_batch(make):
     _, model, inputs = make()
     examples = [inputs.prompt(given) for given in PAIR]
-    drawn = {"temperature": 1.0, "top_p": 0.9}
-    together = answers(model, inputs, examples, max_new_tokens=[8, 8], keys=[11, 12], **drawn)
+    together = answers(model, inputs, examples, max_new_tokens=[8, 8], sampling=Sampling(1.0, 0.9, [11, 12]))
     alone = [
-        answers(model, inputs, [example], max_new_tokens=[8], keys=[key], **drawn)[0]
+        answers(model, inputs, [example], max_new_tokens=[8], sampling=Sampling(1.0, 0.9, [key]))[0]
         for example, key in zip(examples, [11, 12], strict=True)
     ]
     assert together == alone
-    assert together != answers(model, inputs, examples, max_new_tokens=[8, 8], keys=[13, 14], **drawn)
-
-
-def test_draws_follow_the_tempered_nucleus():
-    logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]]).expand(4000, 4)
-    draws = rng("nucleus").random(4000).tolist()
-    counts = _pick(logits, 0.5, 0.95, draws).bincount(minlength=4)
-    kept = (logits[0] / 0.5).softmax(-1)[:2]  # 0.865 + 0.117: the first two reach 0.95
-    expected = 4000 * kept / kept.sum()
-    assert counts[2:].tolist() == [0, 0]
-    assert abs(counts[0] - expected[0]) < 4 * (expected[0] * expected[1] / 4000).sqrt()  # four standard deviations
+    assert together != answers(model, inputs, examples, max_new_tokens=[8, 8], sampling=Sampling(1.0, 0.9, [13, 14]))
 
 
 def test_generate_answers_and_writes(make, tmp_path):

@@ -86,9 +86,9 @@ def test_shift_moves_both_towers_alike_and_repeats_the_edge(directory):
     inputs = family.Inputs(Config(base="tiny", augment={"shift": 0.25}), directory, train=True)
     still = family.Inputs(Config(base="tiny"), directory, train=True).encode(sample(1), 5).pixels
     moved = inputs.encode(sample(1), 5)
-    places = [(down, right) for down in range(-8, 9) for right in range(-8, 9)]
+    shifts = [(down, right) for down in range(-8, 9) for right in range(-8, 9)]
     padded = torch.nn.functional.pad(still.float(), (8,) * 4, mode="replicate").to(torch.uint8)
-    same = [(d, r) for d, r in places if torch.equal(padded[..., 8 - d : 40 - d, 8 - r : 40 - r], moved.pixels)]
+    same = [(d, r) for d, r in shifts if torch.equal(padded[..., 8 - d : 40 - d, 8 - r : 40 - r], moved.pixels)]
     assert len(same) == 1
     assert same != [(0, 0)]
     assert torch.equal(moved.pixels, moved.frames)

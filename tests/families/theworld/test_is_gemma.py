@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from plait.families.theworld.generate import decode
+from plait.families.theworld.generate import CachedTheWorld
 from plait.families.theworld.world import unit_range
+from plait.nn.decoding import decode
 
 from .conftest import sample, talkative
 
@@ -50,7 +51,8 @@ def test_greedy_tokens_and_their_logits_are_stock_gemmas(gemma_like, name):
     batch = inputs.collate(prompts, left=True)
     stock = {"do_sample": False, "max_new_tokens": 12, "eos_token_id": None, "output_logits": True, "return_dict_in_generate": True}
     made = model.gemma.generate(**stock_inputs(batch), **stock)
-    assert decode(model, batch, max_new_tokens=12, stops=frozenset({10_000})) == made.sequences[:, batch["ids"].shape[1] :].tolist()
+    tokens = decode(CachedTheWorld(model, batch), max_new_tokens=[12] * len(prompts), stops=frozenset({10_000}))
+    assert tokens == made.sequences[:, batch["ids"].shape[1] :].tolist()
     assert torch.equal(model.logits(model.hidden(model.embed(batch), batch)[:, -1:])[:, 0], made.logits[0])
 
 

@@ -134,11 +134,11 @@ def test_world_and_image_tokens_are_at_the_words_scale(make):
 
 
 @torch.no_grad()
-def _influence(model, batch, at):
+def _influence(model, batch, position):
     """Which positions' hidden states change when the embedding at `at` does."""
     embeds = model.embed(batch)
     other = embeds.clone()
-    other[0, at] += 1.0
+    other[0, position] += 1.0
     return (model.hidden(embeds, batch) != model.hidden(other, batch)).any(-1)[0]
 
 
@@ -181,10 +181,10 @@ def test_each_row_sees_its_own_world(make):
     samples = [sample(1), sample(), sample(2, frames=clip), sample(3)]
     together = inputs.collate([inputs.encode(given, 0) for given in samples], left=True)
     hidden = model.hidden(model.embed(together), together)
-    for place, given in enumerate(samples):
+    for i, given in enumerate(samples):
         alone = inputs.collate([inputs.encode(given, 0)])
-        own = hidden[place][together["attention_mask"][place].bool()]
-        torch.testing.assert_close(own, model.hidden(model.embed(alone), alone)[0], atol=2e-5, rtol=2e-5)
+        own_hidden = hidden[i][together["attention_mask"][i].bool()]
+        torch.testing.assert_close(own_hidden, model.hidden(model.embed(alone), alone)[0], atol=2e-5, rtol=2e-5)
 
 
 def test_frozen_towers_keep_no_activations(make):

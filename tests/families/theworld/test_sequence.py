@@ -3,30 +3,30 @@
 import pytest
 
 from plait.errors import BadSample, PlaitError
-from plait.families.theworld.sequence import Kind, Piece, fuse, pad_rows
+from plait.families.theworld.sequence import Kind, Span, fuse, pad_rows
 
 BOS, PAD = 2, 0
-TURN = [Piece([BOS]), Piece([9, 10]), Piece([11, 12], supervised=True)]
-PICTURE = [Piece([BOS]), Piece([9]), Piece([7, 7], Kind.IMAGE), Piece([8]), Piece([7, 7], Kind.IMAGE), Piece([11], supervised=True)]
+TURN = [Span([BOS]), Span([9, 10]), Span([11, 12], supervised=True)]
+PICTURE = [Span([BOS]), Span([9]), Span([7, 7], Kind.IMAGE), Span([8]), Span([7, 7], Kind.IMAGE), Span([11], supervised=True)]
 
 
 @pytest.mark.parametrize("left", [False, True])
 def test_world_block_stands_right_after_bos_of_each_row(left):
     rows = [fuse(TURN, 3, pad_id=PAD), fuse(PICTURE, 2, pad_id=PAD), fuse(TURN, 0, pad_id=PAD)]
     batch = pad_rows(rows, pad_id=PAD, left=left)
-    for place, tokens in enumerate([3, 2, 0]):
-        kinds = batch["kinds"][place, batch["attention_mask"][place].bool()].tolist()
+    for i, tokens in enumerate([3, 2, 0]):
+        kinds = batch["kinds"][i, batch["attention_mask"][i].bool()].tolist()
         block = [Kind.WORLD_START, *[Kind.WORLD] * tokens, Kind.WORLD_END] if tokens else []
         assert kinds[: len(block) + 2] == [Kind.TEXT, *block, Kind.TEXT]
-        assert batch["ids"][place][batch["attention_mask"][place].bool()][0] == BOS
+        assert batch["ids"][i][batch["attention_mask"][i].bool()][0] == BOS
         assert sum(kind >= Kind.WORLD for kind in kinds) == len(block)
 
 
 @pytest.mark.parametrize("left", [False, True])
 def test_positions_count_each_rows_own_tokens(left):
     batch = pad_rows([fuse(TURN, 0, pad_id=PAD), fuse(TURN, 4, pad_id=PAD)], pad_id=PAD, left=left)
-    own = [batch["positions"][place][batch["attention_mask"][place].bool()].tolist() for place in (0, 1)]
-    assert own == [list(range(5)), list(range(11))]
+    positions = [batch["positions"][i][batch["attention_mask"][i].bool()].tolist() for i in (0, 1)]
+    assert positions == [list(range(5)), list(range(11))]
 
 
 def test_token_types_keep_world_and_two_images_three_blocks():
@@ -34,8 +34,8 @@ def test_token_types_keep_world_and_two_images_three_blocks():
     assert batch["token_types"][0].tolist() == [0, 0, 1, 1, 0, 0, 1, 1, 0, 1, 1, 0]
 
 
-def test_labels_are_the_supervised_pieces_and_pads_are_ignored():
-    batch = pad_rows([fuse(TURN, 1, pad_id=PAD), fuse([*TURN, Piece([13])], 0, pad_id=PAD)], pad_id=PAD)
+def test_labels_are_the_supervised_spans_and_pads_are_ignored():
+    batch = pad_rows([fuse(TURN, 1, pad_id=PAD), fuse([*TURN, Span([13])], 0, pad_id=PAD)], pad_id=PAD)
     assert batch["labels"].tolist() == [[-100] * 6 + [11, 12], [-100] * 3 + [11, 12, -100, -100, -100]]
 
 
@@ -46,7 +46,7 @@ def test_truncation_keeps_the_start_of_the_answer():
 
 
 @pytest.mark.parametrize(
-    ("pieces", "world", "most", "reason"),
+    ("spans", "world", "most", "reason"),
     [
         (TURN, 0, 3, "5 tokens: max_tokens 3 would leave no token of the answer"),
         (TURN, 8, 9, "15 tokens: max_tokens 9 would cut an image or world block"),
@@ -54,9 +54,9 @@ def test_truncation_keeps_the_start_of_the_answer():
         (PICTURE, 0, 6, "8 tokens: max_tokens 6 would cut an image or world block"),
     ],
 )
-def test_truncation_refuses_to_cut_a_block_or_the_whole_answer(pieces, world, most, reason):
+def test_truncation_refuses_to_cut_a_block_or_the_whole_answer(spans, world, most, reason):
     with pytest.raises(BadSample, match=reason):
-        fuse(pieces, world, pad_id=PAD, max_tokens=most)
+        fuse(spans, world, pad_id=PAD, max_tokens=most)
 
 
 @pytest.mark.parametrize(("pad", "most", "length"), [("longest", None, 8), ("to_128", None, 128), ("to_128", 100, 100), ("to_max", 20, 20)])

@@ -4,8 +4,16 @@ import pytest
 import torch
 from diffusers import AutoencoderKLWan
 
-from plait.families.theworld.config import World
-from plait.families.theworld.world import WorldEncoder, WorldProjector, by_length, cut, frames_kept, group_side, tokens_per_frame
+from plait.families.theworld.config import WorldEncoderConfig
+from plait.families.theworld.world import (
+    WorldEncoder,
+    WorldProjector,
+    frames_kept,
+    group_by_length,
+    group_side,
+    latents_to_tokens,
+    tokens_per_frame,
+)
 
 SIZES = {"base_dim": 8, "z_dim": 4, "dim_mult": [1, 2, 2, 2], "num_res_blocks": 1}
 MEAN, STD = [0.1, -0.2, 0.3, 0.0], [0.5, 1.0, 2.0, 1.5]
@@ -67,19 +75,22 @@ def test_encoder_refuses_frames_it_would_drop():
     ("side", "most", "group", "tokens"), [(512, 256, 4, 256), (224, 256, 2, 196), (448, 256, 4, 196), (896, 256, 7, 256), (512, 100, 8, 64)]
 )
 def test_pooled_tokens_are_few(side, most, group, tokens):
-    world = World(image_size=side, max_tokens=most)
+    world = WorldEncoderConfig(image_size=side, max_tokens=most)
     assert group_side(world) == group
     assert tokens_per_frame(world, 16) == tokens <= most
 
 
 def test_spatial_and_channel_tokens_are_one_per_cell_and_per_channel():
-    assert tokens_per_frame(World(tokens="spatial", image_size=224), 16) == 784
-    assert tokens_per_frame(World(tokens="channel", image_size=512), 16) == 16
+    assert tokens_per_frame(WorldEncoderConfig(tokens="spatial", image_size=224), 16) == 784
+    assert tokens_per_frame(WorldEncoderConfig(tokens="channel", image_size=512), 16) == 16
 
 
 def test_cut_puts_each_cell_where_the_legend_says():
     latents = torch.arange(2 * 3 * 2 * 4 * 4, dtype=torch.float32).view(2, 3, 2, 4, 4)  # B C T h w
-    tokens = {name: cut(latents, World(tokens=name, image_size=32, max_tokens=4)) for name in ("pooled", "patches", "spatial", "channel")}
+    tokens = {
+        name: latents_to_tokens(latents, WorldEncoderConfig(tokens=name, image_size=32, max_tokens=4))
+        for name in ("pooled", "patches", "spatial", "channel")
+    }
     for b, t, y, x in [(0, 0, 0, 0), (1, 1, 1, 0), (0, 1, 0, 1)]:
         group = latents[b, :, t, 2 * y : 2 * y + 2, 2 * x : 2 * x + 2]
         assert torch.equal(tokens["pooled"][b, t, 2 * y + x], group.mean((1, 2)))
@@ -89,8 +100,8 @@ def test_cut_puts_each_cell_where_the_legend_says():
 
 
 def test_world_block_is_at_the_embeddings_scale_and_signed():
-    projector = WorldProjector(World(image_size=32), channels=4, hidden=64)
-    projector.settle(0.25)
+    projector = WorldProjector(WorldEncoderConfig(image_size=32), channels=4, hidden=64)
+    projector.match_embedding_scale(0.25)
     block = projector(torch.randn(3, 4, 1, 4, 4) * 30)
     assert block.shape == (3, 18, 64)
     torch.testing.assert_close(block[:, 1:-1].square().mean(-1).sqrt(), torch.full((3, 16), 0.25))
@@ -99,17 +110,17 @@ def test_world_block_is_at_the_embeddings_scale_and_signed():
 
 
 def test_world_magnitude_is_learned():
-    projector = WorldProjector(World(image_size=32), channels=4, hidden=64)
-    projector.settle(0.25)
+    projector = WorldProjector(WorldEncoderConfig(image_size=32), channels=4, hidden=64)
+    projector.match_embedding_scale(0.25)
     projector(torch.randn(1, 4, 1, 4, 4))[:, 1:-1].abs().sum().backward()
     along = (projector.brackets.grad * projector.brackets).sum()
     assert along > 0, "longer brackets, larger tokens"
 
 
 def test_temporal_positions_tell_frames_apart():
-    world = World(image_size=32, steps=2, max_steps=3)
+    world = WorldEncoderConfig(image_size=32, steps=2, max_steps=3)
     projector = WorldProjector(world, channels=4, hidden=8)
-    projector.settle(1.0)
+    projector.match_embedding_scale(1.0)
     latents = torch.randn(1, 4, 1, 4, 4).expand(1, 4, 3, 4, 4)
     frames = projector(latents)[0, 1:-1].view(3, 16, 8)
     assert torch.equal(frames[0], frames[1])
@@ -120,8 +131,8 @@ def test_temporal_positions_tell_frames_apart():
 
 def test_pictures_and_clips_may_share_a_batch():
     frames = noise(1, rows=7)[:, 0]
-    groups = by_length(frames, [1, 5, 1])
-    assert [(places, tuple(stack.shape[:2])) for places, stack in groups] == [([0, 2], (2, 1)), ([1], (1, 5))]
+    groups = group_by_length(frames, [1, 5, 1])
+    assert [(indices, tuple(stack.shape[:2])) for indices, stack in groups] == [([0, 2], (2, 1)), ([1], (1, 5))]
     assert torch.equal(groups[0][1][1, 0], frames[6])
     assert torch.equal(groups[1][1][0], frames[1:6])
 

@@ -1,11 +1,12 @@
-"""`plait doctor`: what must be right before a run, from versions to data, with a line and a cure for each.
+"""The action of `plait doctor`: check what a run needs, from package versions to data, with a line and a cure for each.
 
-Under torchrun every rank looks for itself, and what differs between them is compared. Nothing stays behind but the run's folder and the
-indices of data, which a run would make too.
+Under torchrun every rank makes its own checks, and some compare the ranks. Only the run's folder and the indices of data are left behind,
+which a run would make as well.
 """
 
 import fcntl
 import importlib.metadata
+import logging
 import os
 import shutil
 import tempfile
@@ -27,6 +28,8 @@ from plait.engine.parallel.distributed import Ranks
 from plait.errors import PlaitError
 from plait.families import registry
 
+log = logging.getLogger(__name__)
+
 SKEW_S = 1.0
 FREE_GB = 10.0
 SHARED_MEMORY_GB = 1.0
@@ -35,40 +38,38 @@ _GB = 1e9
 
 
 class Unwell(PlaitError):
-    """Something is to be mended before a run. Exit code 1."""
+    """A check failed, and its cause must be mended before a run. Exit code 1."""
 
     exit_code = 1
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What was looked at, what was seen, and what to do about it (None: it is right)."""
+    """The result of a check: what was checked, what was found, and what to do about it (None: nothing, it is right)."""
 
     what: str
-    said: str
+    result: str
     cure: str | None = None
 
 
 def examine(resolved: Resolved | None, folder: Path) -> None:
-    """Print every finding of all ranks. Raises Unwell when something is to be mended."""
+    """Make all checks on all ranks and log every finding. Raises Unwell when something must be mended."""
     with distributed.join() as ranks:
-        found = list(look(resolved, folder, ranks))
-        everywhere = ranks.gather(found)
-        if ranks.first:
-            for finding in found:
-                print(f"{'ok  ' if finding.cure is None else 'MEND'}  {finding.what:<10} {finding.said}")
-            for rank, theirs in enumerate(everywhere[1:], 1):
-                for finding in theirs:
-                    if finding.cure is not None and finding not in found:
-                        print(f"MEND  {finding.what:<10} rank {rank}: {finding.said}")
-        cures = list(dict.fromkeys(finding.cure for theirs in everywhere for finding in theirs if finding.cure is not None))
+        findings = ranks.gather(list(check(resolved, folder, ranks)))
+        for finding in findings[0]:
+            log.info(f"{'ok  ' if finding.cure is None else 'MEND'}  {finding.what:<10} {finding.result}")
+        for rank, of_rank in enumerate(findings[1:], 1):
+            for finding in of_rank:
+                if finding.cure is not None and finding not in findings[0]:
+                    log.info(f"MEND  {finding.what:<10} rank {rank}: {finding.result}")
+        cures = list(dict.fromkeys(finding.cure for of_rank in findings for finding in of_rank if finding.cure is not None))
         ranks.barrier()
     if cures:
         raise Unwell(f"{len(cures)} thing{'s' * (len(cures) > 1)} to mend: " + "; ".join(cures))
 
 
-def look(resolved: Resolved | None, folder: Path, ranks: Ranks) -> Iterator[Finding]:
-    """All findings of this rank, in the same order on every rank: some are collectives."""
+def check(resolved: Resolved | None, folder: Path, ranks: Ranks) -> Iterator[Finding]:
+    """Yield the findings of this rank, in the same order on every rank, because some checks are collectives."""
     yield from versions(importlib.metadata.requires("plait") or [])
     yield device(ranks)
     yield reach(ranks)
@@ -83,40 +84,41 @@ def look(resolved: Resolved | None, folder: Path, ranks: Ranks) -> Iterator[Find
 
 
 def versions(requirements: list[str], installed: Callable[[str], str] = importlib.metadata.version) -> Iterator[Finding]:
-    """The packages that plait needs, against the versions it was made for."""
-    needed = [one for one in map(Requirement, requirements) if one.marker is None or one.marker.evaluate({"extra": ""})]
+    """Check the installed packages against the versions that plait requires."""
+    needed = [item for item in map(Requirement, requirements) if item.marker is None or item.marker.evaluate({"extra": ""})]
     right = []
-    for one in needed:
+    for package in needed:
         try:
-            version = installed(one.name)
+            version = installed(package.name)
         except importlib.metadata.PackageNotFoundError:
-            yield Finding("versions", f"{one.name} is not installed", f"pip install '{one}'")
+            yield Finding("versions", f"{package.name} is not installed", f"pip install '{package}'")
             continue
-        if one.specifier.contains(version, prereleases=True):
-            right.append(f"{one.name} {version}")
+        if package.specifier.contains(version, prereleases=True):
+            right.append(f"{package.name} {version}")
         else:
-            yield Finding("versions", f"{one.name} is {version}, plait needs {one.specifier}", f"pip install '{one}'")
+            yield Finding("versions", f"{package.name} is {version}, plait needs {package.specifier}", f"pip install '{package}'")
     yield Finding("versions", f"{len(right)} of {len(needed)} packages as needed: {', '.join(right[:3])}, ...")
 
 
 def device(ranks: Ranks) -> Finding:
-    """GPUs, and whether there are enough for the ranks of this machine."""
+    """Check that there are GPUs enough for the ranks of this machine."""
     if not torch.cuda.is_available():
         built = "" if torch.version.cuda else " (this torch is built without CUDA)"
         return Finding("devices", f"no GPU{built}: everything runs on {os.cpu_count()} processors")
     count, local = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", ranks.size))
-    shown = torch.cuda.get_device_properties(0)
-    said = f"{count} GPUs, the first {shown.name} with {shown.total_memory / _GB:.0f} GB"
+    first = torch.cuda.get_device_properties(0)
+    result = f"{count} GPUs, the first {first.name} with {first.total_memory / _GB:.0f} GB"
     if local > count:
-        return Finding("devices", f"{said}, for {local} ranks", f"start at most {count} ranks per machine: --nproc {count}")
-    return Finding("devices", said)
+        return Finding("devices", f"{result}, for {local} ranks", f"start at most {count} ranks per machine: --nproc {count}")
+    return Finding("devices", result)
 
 
 def reach(ranks: Ranks) -> Finding:
-    """Whether ranks reach each other, on the host and between GPUs."""
+    """Check that ranks reach each other, through the host and between GPUs."""
     backends = "gloo" if dist.is_gloo_available() else "no gloo"
     if torch.cuda.is_available():
-        backends += f", NCCL {'.'.join(map(str, torch.cuda.nccl.version()))}" if dist.is_nccl_available() else ", no NCCL"
+        nccl_version: Callable[[], tuple[int, ...]] = torch.cuda.nccl.version
+        backends += f", NCCL {'.'.join(map(str, nccl_version()))}" if dist.is_nccl_available() else ", no NCCL"
     if "no " in backends:
         return Finding("ranks", backends, "install a torch that is built with gloo, and NCCL for GPUs")
     if ranks.size == 1:
@@ -136,10 +138,10 @@ def reach(ranks: Ranks) -> Finding:
 
 
 def clocks(ranks: Ranks) -> Finding:
-    """Whether the clocks of all ranks agree."""
+    """Check that the clocks of all ranks agree."""
     ranks.barrier()
-    told = ranks.gather(time.time())
-    skew_s = max(told) - min(told)
+    times = ranks.gather(time.time())
+    skew_s = max(times) - min(times)
     if skew_s > SKEW_S:
         return Finding(
             "clocks", f"they differ by {skew_s:.1f} s", "set the machines' clocks (chrony, ntp): logs and heartbeats tell the time"
@@ -148,19 +150,19 @@ def clocks(ranks: Ranks) -> Finding:
 
 
 def storage(folder: Path, ranks: Ranks) -> Finding:
-    """Whether the run's folder takes what a checkpoint needs: write, flush, rename, lock; and whether every rank sees it soon."""
-    name, said, cure = ".plait-doctor", "", None
+    """Check that the run's folder allows what a checkpoint needs (write, flush, rename, lock), and that every rank sees its files."""
+    name, result, cure = ".plait-doctor", "", None
     try:
         if ranks.first:
-            said, cure = _write(folder, name)
-        said, cure = ranks.agree((said, cure))
+            result, cure = _write(folder, name)
+        result, cure = ranks.agree((result, cure))
         deadline = time.monotonic() + OPEN_WITHIN_S
         while not (seen := (folder / name).is_file()) and cure is None and time.monotonic() < deadline:
             time.sleep(0.05)
         if cure is None and not all(ranks.gather(seen)):
             blind = [str(rank) for rank, sees in enumerate(ranks.gather(seen)) if not sees]
             return Finding("storage", f"rank {', '.join(blind)} does not see {folder}", "put --run on storage that every machine sees")
-        return Finding("storage", said, cure)
+        return Finding("storage", result, cure)
     finally:
         ranks.barrier()
         if ranks.first and (folder / name).is_file():
@@ -168,17 +170,17 @@ def storage(folder: Path, ranks: Ranks) -> Finding:
 
 
 def _write(folder: Path, name: str) -> tuple[str, str | None]:
-    """What rank 0 tries, and what it is to be told."""
+    """Try on rank 0 what a checkpoint does, and return the result and its cure."""
     try:
         began = time.perf_counter()
         files.write_whole(folder / name, b"x" * (1 << 20))
         took_ms = (time.perf_counter() - began) * 1e3
         behind_s = time.time() - (folder / name).stat().st_mtime
-        with open(folder / name, "rb") as file:
+        with (folder / name).open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         with tempfile.TemporaryDirectory(dir=folder) as old:
-            os.rename(old, f"{old}-renamed")
-            os.rename(f"{old}-renamed", old)
+            Path(old).rename(f"{old}-renamed")
+            Path(f"{old}-renamed").rename(old)
     except OSError as error:
         return f"{folder}: {error}", f"give another --run: {folder} must allow writing, fsync, rename and flock"
     if abs(behind_s) > SKEW_S + took_ms / 1e3:
@@ -187,55 +189,55 @@ def _write(folder: Path, name: str) -> tuple[str, str | None]:
 
 
 def disk(folder: Path) -> Finding:
-    """Free space where the run is written."""
+    """Check the free space where the run is written."""
     free_gb = shutil.disk_usage(folder if folder.is_dir() else Path.cwd()).free / _GB
     if free_gb < FREE_GB:
         return Finding("disk", f"{free_gb:.1f} GB free in {folder}", f"free space to {FREE_GB:g} GB, or give another --run")
     return Finding("disk", f"{free_gb:.0f} GB free in {folder}; a checkpoint takes 12 bytes per trained parameter, 16 with optim.ema")
 
 
-def shared_memory(place: Path = Path("/dev/shm")) -> Finding:
-    """Where data worker processes hand over batches."""
-    free_gb = shutil.disk_usage(place).free / _GB if place.is_dir() else 0.0
+def shared_memory(mount: Path = Path("/dev/shm")) -> Finding:
+    """Check the free shared memory, through which data worker processes send batches."""
+    free_gb = shutil.disk_usage(mount).free / _GB if mount.is_dir() else 0.0
     if free_gb < SHARED_MEMORY_GB:
         cure = (
-            f"give the container more shared memory (--shm-size, or an emptyDir of medium Memory at {place}), or keep worker_kind: threads"
+            f"give the container more shared memory (--shm-size, or an emptyDir of medium Memory at {mount}), or keep worker_kind: threads"
         )
         return Finding("memory", f"{free_gb:.2f} GB of shared memory", cure)
     return Finding("memory", f"{free_gb:.0f} GB of shared memory for data workers")
 
 
 def hub() -> Finding:
-    """The Hub's cache and whether it is asked at all."""
+    """Check that the Hub's cache can be written; report whether the Hub is used and a token is set."""
     cache = Path(constants.HF_HUB_CACHE)
-    place = next(path for path in (cache, *cache.parents) if path.exists())
+    existing = next(path for path in (cache, *cache.parents) if path.exists())
     token = "a token is set" if os.environ.get("HF_TOKEN") else "no token is set"
-    if not os.access(place, os.W_OK):
+    if not os.access(existing, os.W_OK):
         return Finding("hub", f"its cache {cache} cannot be written", "set HF_HOME to a folder that can be written")
     return Finding("hub", f"{'offline' if constants.HF_HUB_OFFLINE else 'online'}, {token}; cache {cache}")
 
 
 def weights(resolved: Resolved) -> Iterator[Finding]:
-    """The weights to start from: is their directory here, or their Hub repository in the cache, or can it be fetched?"""
+    """Check that the base weights are on disk, in the Hub's cache, or can be downloaded."""
     config = resolved.config
     family = registry.load(config.family)
     for part in family.base(family.Config.model_validate(config.model)):
         name = str(part["name"])
         if name.startswith((".", "~", "/")) or name.count("/") > 1:
-            there = Path(name).exists()  # as the libraries look: none of them takes ~ for the home directory
-            yield Finding("weights", f"{name} is {'here' if there else 'not here'}", None if there else f"save the part as {name}")
+            exists = Path(name).exists()  # as the libraries look: none of them takes ~ for the home directory
+            yield Finding("weights", f"{name} is {'here' if exists else 'not here'}", None if exists else f"save the part as {name}")
             continue
         if name.count("/") != 1 or Path(name).exists():
             continue
-        here = isinstance(try_to_load_from_cache(name, "config.json", revision=part["revision"]), str)
-        if not here and constants.HF_HUB_OFFLINE:
+        cached = isinstance(try_to_load_from_cache(name, "config.json", revision=part["revision"]), str)
+        if not cached and constants.HF_HUB_OFFLINE:
             yield Finding("weights", f"{name} is not in the cache, and the Hub is offline", f"download it first: hf download {name}")
         else:
-            yield Finding("weights", f"{name} is {'in the cache' if here else 'to be downloaded when the run starts'}")
+            yield Finding("weights", f"{name} is {'in the cache' if cached else 'to be downloaded when the run starts'}")
 
 
 def data(resolved: Resolved) -> Finding:
-    """Whether the training data opens."""
+    """Check that the training data of all stages opens."""
     try:
         counts = [len(source) for view in resolved.stages for source in open_training(view.config).sources]
     except PlaitError as error:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
 from pydantic import ValidationError
@@ -16,9 +16,11 @@ from plait.assembly import saved
 from plait.assembly.held_out import ChosenSamples, HeldOutData, benches, benchmark, open_held_out
 from plait.assembly.model import ModelBundle
 from plait.commands.pages import gallery
+from plait.commands.pages.card import Card
 from plait.config import reading
-from plait.config.schema import Evaluate, RunConfig, Source, SourceKind
+from plait.config.schema import Evaluate, RunConfig, Source
 from plait.data import images, paths
+from plait.data.sources.open import KINDS
 from plait.engine import evaluation
 from plait.engine.checkpoints.checkpoint import Checkpoint
 from plait.engine.evaluation import Bench, Row
@@ -223,8 +225,8 @@ def _entry(config: RunConfig, bench: str, options: Options) -> Evaluate:
         raise PlaitError(f"--bench {name!r} is unknown: {_hint(name, sorted(known))}")
     catalogue = registry.datasets(config.family)
     if not split and name not in {*catalogue.DATASETS, *catalogue.ALIASES}:
-        raise PlaitError(f"--bench {name!r} is unknown: {_hint(name, [*sorted(known), *catalogue.judged()])}")
-    split = split or options.split or catalogue.exam_split(name)
+        raise PlaitError(f"--bench {name!r} is unknown: {_hint(name, [*sorted(known), *catalogue.scored()])}")
+    split = split or options.split or catalogue.evaluation_split(name)
     _, source = benchmark(config, f"{name}:{split}")
     source = source.model_copy(update={"path": options.data})
     return Evaluate(bench=f"{name}:{split}", samples=options.samples, batch=options.batch, data=[source])
@@ -236,13 +238,13 @@ def _hint(name: str, known: Sequence[str]) -> str:
 
 
 def _sources(text: str, split: str | None) -> list[Source]:
-    """The sources that `--data` means: a list in YAML, KIND:PATH (dataset:NAME), or a file or folder whose kind can be told."""
+    """Return the sources that `--data` names: a list in YAML, KIND:PATH (dataset:NAME), or a file or folder whose kind can be told."""
     try:
         if text.startswith("["):
             return [Source.model_validate({"split": split, **row} if split else row) for row in reading.scalar(text)]
         kind, colon, rest = text.partition(":")
-        if colon and kind in get_args(SourceKind):
-            where = {"name": rest} if kind in ("dataset", "datasets") else {"path": rest}
+        if colon and (rules := KINDS.get(kind)):
+            where = {"name": rest} if "name" in rules.needs else {"path": rest}
             return [Source.model_validate({"source": kind, "split": split, **where})]
     except (ValidationError, yaml.YAMLError, TypeError) as error:
         reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error).splitlines()[0]
@@ -254,7 +256,7 @@ def _sources(text: str, split: str | None) -> list[Source]:
         return [Source(source="shards", path=text, split=split)]
     if path.is_dir():
         return [Source(source="folder", path=text, split=split)]
-    kinds = ", ".join(get_args(SourceKind))
+    kinds = ", ".join(KINDS)
     raise PlaitError(
         f"--data {text!r} is no .jsonl, .tar or folder; give one, a list of sources in YAML, or KIND:PATH with KIND one of {kinds}"
     )
@@ -287,16 +289,16 @@ def _report_answers(measurement: Measurement, rows: Sequence[Row]) -> None:
         log.info(f"  {row['id']}: {row.get('question', '')} -> {row.get('answer', '')!r} (gold {row.get('gold', '')!r}) {mark}")
 
 
-def card(row: dict[str, Any], samples: ChosenSamples, position: int) -> gallery.Card:
+def card(row: dict[str, Any], samples: ChosenSamples, position: int) -> Card:
     """Return the card of one answer: its pictures (a drawn one last), its text and score; for a sample that cannot be used, why."""
     if "bad" in row:
-        return gallery.Card(pictures=[], text=[(str(row["bad"]), False)], title=str(row["id"]))
+        return Card(pictures=[], text=[(str(row["bad"]), False)], title=str(row["id"]))
     drawn = [Path(row["picture"]).read_bytes()] if "picture" in row else []
     pictures = [images.decode(data).permute(1, 2, 0).numpy() for data in [*samples[position]["images"], *drawn]]
     text = [(row.get("question", row.get("caption", "")), False)]
     if "answer" in row:
         text += [("\n", False), (str(row["answer"]), True), (f"\ngold: {row.get('gold', '')}", False)]
-    return gallery.Card(pictures=pictures, text=text, title=str(row["id"]), verdict=row.get("correct"), notes=_notes(row))
+    return Card(pictures=pictures, text=text, title=str(row["id"]), verdict=row.get("correct"), notes=_notes(row))
 
 
 def _notes(row: dict[str, Any]) -> dict[str, str]:

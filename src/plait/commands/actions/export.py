@@ -1,6 +1,10 @@
-"""`plait export`: a checkpoint as a directory that other software loads. What is written is the family's (`families/<name>/export.py`)."""
+"""The action of `plait export`: write a checkpoint as a directory that other software loads.
+
+The layouts are those of the family (`families/<name>/export.py`).
+"""
 
 import difflib
+import logging
 from pathlib import Path
 
 from plait.assembly import saved
@@ -9,16 +13,17 @@ from plait.engine.parallel import distributed
 from plait.errors import PlaitError
 from plait.families import registry
 
+log = logging.getLogger(__name__)
+
 
 def export(path: Path, out: Path, to: str, *, averaged: bool = True) -> None:
     """Write the checkpoint at `path` (a run, stage or step folder) into the new directory `out`, in the layout `to`.
 
-    Averaged weights where the checkpoint has them. Raises PlaitError for a family without that layout, and where `out` exists.
+    `averaged`: the EMA where the checkpoint has one. Raises PlaitError for a family without that layout, and where `out` exists.
     """
     if out.exists():
         raise PlaitError(f"{out} exists already: export to a new directory, or remove it")
-    found = saved.checkpoint_at(path)
-    family = open_run_config(found.folder.parent.parent).config.family
+    family = open_run_config(saved.checkpoint_at(path).folder.parent.parent).config.family
     publisher = registry.publisher(family)
     if publisher is None:
         raise PlaitError(
@@ -29,9 +34,9 @@ def export(path: Path, out: Path, to: str, *, averaged: bool = True) -> None:
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(publisher.exports)}"
         raise PlaitError(f"--to {to!r} is no layout of family {family!r}: {hint}")
     with distributed.join() as ranks:
-        bundle, found, _ = saved.open_checkpoint(path, ranks, averaged=averaged)
+        bundle, checkpoint, _ = saved.open_checkpoint(path, ranks, averaged=averaged)
         if ranks.first:
             for line in publisher.exports[to](bundle.model, bundle.section, bundle.assets, out):
-                print(line)
-            which = "averaged" if averaged and found.tensors("ema") else "last"
-            print(f"{found.folder}, {which} weights, as {to}: written to {out}")
+                log.info(line)
+            which = "averaged" if averaged and checkpoint.tensors("ema") else "last"
+            log.info(f"{checkpoint.folder}, {which} weights, as {to}: written to {out}")

@@ -1,6 +1,7 @@
-"""`plait data shard`: pictures with captions, from any source, to a set of bucketed latent shards."""
+"""The action of `plait data shard`: encode pictures with captions, from any source, into bucketed latent shards."""
 
 import contextlib
+import logging
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,16 +17,18 @@ from plait.config import reading
 from plait.config.schema import Source
 from plait.data import aspect, paths
 from plait.data.latent_shards import statistics, write
-from plait.data.latent_shards.plan import Plan, Report, Request, counted, plan
+from plait.data.latent_shards.plan import Plan, Report, Request, count_reasons, plan
 from plait.data.sources.metadata import read_metadata
 from plait.data.sources.open import open_source
 from plait.errors import PlaitError
 from plait.nn import encoders
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Options:
-    """The command's arguments, as given."""
+    """The arguments of the command."""
 
     split: str = "train"
     buckets: str = ",".join(bucket.name for bucket in aspect.STANDARD)
@@ -49,7 +52,10 @@ OPTIONS = frozenset(Options.__dataclass_fields__)
 
 
 def shard(what: str, out: Path | None, options: Options, settings: Sequence[str] = ()) -> None:
-    """Build the set at `out`, or finish it; with `dry_run` only say what would be in it. `settings`: name=value of the source entry."""
+    """Build the set of shards at `out`, or finish it; with `dry_run` only log what it would hold.
+
+    `settings`: name=value settings of the source. Raises PlaitError for a wrong argument, source or setting.
+    """
     if not 1 <= options.per_shard <= 1000:
         raise PlaitError(f"--per-shard={options.per_shard}: a shard holds 1 to 1000 samples")
     if options.batch < 1 or (options.limit is not None and options.limit < 1):
@@ -69,7 +75,7 @@ def shard(what: str, out: Path | None, options: Options, settings: Sequence[str]
     if options.dry_run:
         with _progress() as report:
             planned = plan(source, request, workers=options.workers, report=report)
-        print("\n".join(_planned(planned)))
+        log.info("\n".join(_planned(planned)))
         return
     if out is None:
         raise PlaitError("name the folder to write after the source, or give --dry-run")
@@ -79,33 +85,38 @@ def shard(what: str, out: Path | None, options: Options, settings: Sequence[str]
         encoders.open_images(options.images, options.device),
     )
     like = read_metadata(options.like) if options.like else None
-    print(f"{source.name}: {len(source)} samples; encoders: " + ", ".join(f"{k} {v['name']}" for k, v in chosen.facts().items()))
+    log.info(f"{source.name}: {len(source)} samples; encoders: " + ", ".join(f"{k} {v['name']}" for k, v in chosen.facts().items()))
     with _progress() as report:
         metadata = write.build(source, chosen, out, request, like=like, workers=options.workers, report=report)
-    print("\n".join([*_made(metadata), str(out)]))
+    log.info("\n".join([*_made(metadata), str(out)]))
 
 
 def measure(path: Path) -> None:
-    """Write the metadata of a set made elsewhere."""
+    """Measure the statistics of a set made elsewhere and write its metadata.json. Raises PlaitError for a folder without shards."""
     with _progress() as report:
         metadata = statistics.measure(path, report)
     counts = metadata["counts"]
-    print(f"{path}: {counts['read']} samples read, {counts['unusable']} unusable; statistics of {metadata['latents']['channels']} channels")
+    log.info(
+        f"{path}: {counts['read']} samples read, {counts['unusable']} unusable; statistics of {metadata['latents']['channels']} channels"
+    )
 
 
 def entry(what: str, settings: Sequence[str]) -> Source:
-    """The source entry for `what`: `scenes`, a .jsonl, tar shards (a pattern, or a folder of them), or a folder of pictures."""
+    """Return the source entry for `what`: `scenes`, a .jsonl, tar shards (a pattern, or a folder of them), or a folder of pictures.
+
+    Raises PlaitError for anything else, and for a setting that a source does not have.
+    """
     values: dict[str, Any] = {"source": "scenes"} if what == "scenes" else {"source": _kind(what), "path": what}
     for setting in settings:
         name, _, text = setting.partition("=")
         *above, last = name.split(".")
-        inner = values
-        for part in above:
-            inner = inner.setdefault(part, {})
-            if not isinstance(inner, dict):
-                raise PlaitError(f"--{name}: {part} is not a section")
+        section = values
+        for key in above:
+            section = section.setdefault(key, {})
+            if not isinstance(section, dict):
+                raise PlaitError(f"--{name}: {key} is not a section")
         try:
-            inner[last] = reading.scalar(text)
+            section[last] = reading.scalar(text)
         except yaml.YAMLError as error:
             raise PlaitError(f"--{name}={text} is not a value: {str(error).splitlines()[0]}") from error
     try:
@@ -119,29 +130,29 @@ def entry(what: str, settings: Sequence[str]) -> Source:
 def _kind(what: str) -> str:
     if what.endswith(".jsonl"):
         return "jsonl"
-    place = paths.local(what)
-    if what.endswith(".tar") or paths.is_remote(what) or (place.is_dir() and any(place.glob("*.tar"))):
+    path = paths.local(what)
+    if what.endswith(".tar") or paths.is_remote(what) or (path.is_dir() and any(path.glob("*.tar"))):
         return "shards"
-    if place.is_dir():
+    if path.is_dir():
         return "folder"
     raise PlaitError(f"{what!r} is no folder of pictures, .jsonl, tar shards or `scenes`")
 
 
 def _planned(planned: Plan) -> list[str]:
-    """What a dry run says."""
+    """Return the lines of a dry run: samples per bucket, and what would be read, written and skipped."""
     total = sum(map(len, planned.positions.values()))
-    lines = [f"{bucket.name:>11}  {len(found):>9} samples" for bucket, found in planned.positions.items()]
-    return [*lines, f"read {planned.read}, to write {total}, skipped: {write.said(counted(planned.skipped))}"]
+    lines = [f"{bucket.name:>11}  {len(positions):>9} samples" for bucket, positions in planned.positions.items()]
+    return [*lines, f"read {planned.read}, to write {total}, skipped: {write.reasons_text(count_reasons(planned.skipped))}"]
 
 
 def _made(metadata: Mapping[str, Any]) -> list[str]:
-    """What a finished build says."""
+    """Return the lines of a finished build: contents of each bucket, samples skipped, captions cut, pictures enlarged."""
     counts, texts, pictures = metadata["counts"], metadata["texts"], metadata["pictures"]
     lines = [
         f"{name:>11}  {row['samples']:>9} samples  {row['tokens']:>10} tokens  {len(row['shards']):>5} shards"
         for name, row in metadata["buckets"].items()
     ]
-    lines.append(f"read {counts['read']}, written {counts['written']}, skipped: {write.said(counts['skipped'])}")
+    lines.append(f"read {counts['read']}, written {counts['written']}, skipped: {write.reasons_text(counts['skipped'])}")
     lines.append(f"captions: {texts['truncated_share']:.1%} cut at {texts['max_tokens']} tokens, {texts['naming_a_side']} name a side")
     if pictures["enlarged"]:
         lines.append(f"{pictures['enlarged']} pictures are smaller than their bucket and were enlarged")
@@ -150,7 +161,7 @@ def _made(metadata: Mapping[str, Any]) -> list[str]:
 
 @contextlib.contextmanager
 def _progress() -> Iterator[Report]:
-    """A bar on a terminal; elsewhere one line per tenth."""
+    """Yield a progress callback: a bar on a terminal, elsewhere one line per tenth."""
     if not sys.stderr.isatty():
         yield _Lines()
         return
@@ -167,13 +178,13 @@ def _progress() -> Iterator[Report]:
 
 
 class _Lines:
-    """A line on standard error whenever another tenth is done."""
+    """Writes a line to standard error whenever another tenth is done."""
 
     def __init__(self) -> None:
-        self._said: dict[str, int] = {}
+        self._tenths: dict[str, int] = {}
 
     def __call__(self, what: str, done: int, total: int) -> None:
         tenth = 10 * done // max(total, 1)
-        if tenth > self._said.get(what, 0):
-            self._said[what] = tenth
-            print(f"{what} {done} of {total}", file=sys.stderr)
+        if tenth > self._tenths.get(what, 0):
+            self._tenths[what] = tenth
+            sys.stderr.write(f"{what} {done} of {total}\n")

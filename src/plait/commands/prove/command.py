@@ -1,4 +1,4 @@
-"""`plait prove`: kill and resume a configuration at random, and compare to the bit."""
+"""The verb `plait prove`: kill and resume a configuration at random, and compare with a run without kills."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def declare(parser: Parser) -> None:
 
 
 def run(arguments: Arguments) -> None:
-    """Run straight and with kills. Raises Diverged where the two runs differ."""
+    """Run straight and with kills, and compare. Raises Diverged where the two runs differ."""
     resolved = open_checked(arguments.config, arguments.overrides, words=arguments.words)
     from plait.commands.prove import prove
 

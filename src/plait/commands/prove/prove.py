@@ -1,14 +1,15 @@
-"""Run a configuration straight, and again with kills at random moments; hold the two runs against each other to the bit.
+"""The action of `plait prove`: run a configuration straight and with kills at random moments, and compare the two runs bit by bit.
 
-The configuration is the user's own, shortened (shorten.py). Each generation is a process of `plait train` (launch.py) that is watched
-through its heartbeat and ended in one of three ways: SIGKILL, SIGTERM, or the death of a data worker. What is compared is in compare.py.
+The configuration is the user's, shortened (smoke_config.py). Each generation is a process of `plait train` (launch.py), which is watched
+through its heartbeat and ended in one of three ways: SIGKILL, SIGTERM, or the death of a data worker. The comparison is in compare.py.
 """
 
+import logging
 import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ from plait.keys import rng
 from plait.training import launch
 from plait.training.launch import Launcher, Process
 
-WAYS = ("SIGKILL", "SIGTERM", "worker")
+log = logging.getLogger(__name__)
+
 MOMENTS = (
     ("SIGKILL", "step"),
     ("SIGKILL", "save"),
@@ -38,7 +40,7 @@ MOMENTS = (
     ("SIGTERM", "stage"),
     ("SIGTERM", "data"),
 )
-"""Ways of ending and the phase they fall into; the first six are what six kills cover."""
+"""Ways of ending a process, and the phase of the run in which they come. Six kills are the first six."""
 
 _POLL_S = 0.001
 _SLACK_S = 120.0
@@ -47,7 +49,7 @@ _WITH_WORKERS = ("--data.worker_kind=processes", "--data.workers=1")
 
 
 class Diverged(PlaitError):
-    """The killed run is not the straight one. Exit code 1."""
+    """The killed run differs from the straight one. Exit code 1."""
 
     exit_code = 1
 
@@ -63,46 +65,49 @@ class Event:
 
 @dataclass
 class Kill:
-    """One planned end, and what came of it."""
+    """One planned kill, and its outcome.
+
+    `moment`: the phase and step in which it came. `since`: the step from which the killed generation started; `left`: the step from which
+    the next one starts.
+    """
 
     way: str
     phase: str
     step: int
     delay_s: float
-    found: str = ""
+    moment: str = ""
     exit_code: int | None = None
     took_s: float = 0.0
     since: int | None = None
-    """The step that the killed generation had started from."""
     left: int | None = None
-    """The step that the next one starts from."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What all generations share."""
+    """What all generations have in common: the configuration, how processes are started, and their time limit."""
 
     config: Path
     launcher: Launcher
     limit_s: float = field(default=3600.0)
 
     def start(self, run: Path, extra: Sequence[str] = ()) -> Process:
-        """One generation of `run`."""
+        """Start one generation of `run`."""
         return self.launcher.start(["train", str(self.config), f"--run={run}", *extra], run.with_suffix(".log"))
 
 
 def prove(
     resolved: Resolved, *, kills: int = 6, seed: int = 0, ranks: int = 1, steps: int = 8, warm: bool = False, out: Path | None = None
 ) -> None:
-    """Run the proof and print its tables. Raises Diverged naming the first divergence; the runs are then kept.
+    """Run a configuration straight and with kills, compare the runs, and log the tables.
 
-    `steps`: of each stage. `warm`: fork the generations from one process that has imported everything. `out`: keep the runs here.
+    `steps`: of each stage. `warm`: fork the generations from one process that has imported everything. `out`: folder in which the runs are
+    kept; without it they are removed if they are equal. Raises Diverged for the first divergence, and PlaitError where `out` is not empty.
     """
     if out is not None and out.exists() and any(out.iterdir()):
         raise PlaitError(f"{out} is not empty; give --out a new folder")
     folder = out or Path(tempfile.mkdtemp(prefix="plait-prove-"))
-    short = smoke_config.shorten(resolved, steps, folder / "short.yaml")
-    print("shortened:", *smoke_config.changes(resolved, short), sep="\n  ")
+    short = smoke_config.make_smoke_config(resolved, steps, folder / "short.yaml")
+    log.info("\n  ".join(["shortened:", *smoke_config.changes(resolved, short)]))
     modules = ["plait.training.run", f"plait.families.{resolved.config.family}.family"]
     launcher: Launcher = launch.Warm(modules) if warm and ranks == 1 else launch.Fresh(ranks)
     try:
@@ -111,31 +116,29 @@ def prove(
         raise Diverged(f"{error}; the runs are in {folder}") from error
     finally:
         launcher.close()
-    print(table(lines))
-    said = compare.divergence(lines)
-    if said:
-        raise Diverged(f"the two runs part {where(lines, plan)}: {said}; the runs are in {folder}")
-    print(f"bit-exact: {kills} kills, {kills + 1} generations, {resolved.config.family}, {len(short.stages)} stages")
+    log.info(table(lines))
+    difference = compare.divergence(lines)
+    if difference:
+        raise Diverged(f"the two runs part {where(lines, plan)}: {difference}; the runs are in {folder}")
+    log.info(f"bit-exact: {kills} kills, {kills + 1} generations, {resolved.config.family}, {len(short.stages)} stages")
     if out is None:
         shutil.rmtree(folder)
 
 
-def rehearse(
-    trial: Trial, folder: Path, kills: int, seed: int, say: Callable[[str], None] = print
-) -> tuple[list[compare.Line], list[Kill]]:
-    """One straight and one killed run of a configuration, compared. Raises Diverged when a generation fails to go on."""
+def rehearse(trial: Trial, folder: Path, kills: int, seed: int) -> tuple[list[compare.Line], list[Kill]]:
+    """Run a configuration straight and with kills, and compare the two. Raises Diverged when a generation does not continue."""
     straight, killed = folder / "straight", folder / "killed"
     began = time.monotonic()
     events = run_straight(trial, straight)
     took_s = time.monotonic() - began
-    say(f"straight run: {events[-1].step} steps in {took_s:.1f} s")
+    log.info(f"straight run: {events[-1].step} steps in {took_s:.1f} s")
     plan = choose(events, kills, seed)
-    run_killed(Trial(trial.config, trial.launcher, _SLOWER * took_s + _SLACK_S), killed, plan, say)
+    run_killed(Trial(trial.config, trial.launcher, _SLOWER * took_s + _SLACK_S), killed, plan)
     return compare.runs(straight, killed), plan
 
 
 def where(lines: Sequence[compare.Line], plan: Sequence[Kill]) -> str:
-    """Between which resumes the runs part. Before any, resuming is not at fault."""
+    """Return after which resume the runs part. Before the first, resuming is not the cause."""
     first = min(line.step for line in lines if line.first is not None)
     resumed = [kill.left for kill in plan if kill.left is not None and kill.left < first]
     if resumed:
@@ -144,7 +147,7 @@ def where(lines: Sequence[compare.Line], plan: Sequence[Kill]) -> str:
 
 
 def run_straight(trial: Trial, run: Path) -> list[Event]:
-    """The run without a kill, to its end; returns the phases it went through. Raises PlaitError when it fails."""
+    """Run to the end without a kill and return the phases that the run went through. Raises PlaitError when it fails."""
     process, events, before = trial.start(run), [], None
     while (code := process.poll()) is None:
         now = heartbeat.read(run)
@@ -155,11 +158,13 @@ def run_straight(trial: Trial, run: Path) -> list[Event]:
         time.sleep(_POLL_S)
     if code != 0 or before is None:
         raise PlaitError(f"the run does not end well even without a kill (exit code {code}): {_last_line(run)}")
-    return [*events, Event("done", heartbeat.read(run)["step"], 0.0)]  # type: ignore[index]
+    last = heartbeat.read(run)
+    assert last is not None, "a run that ended well has a heartbeat"
+    return [*events, Event("done", last["step"], 0.0)]
 
 
 def choose(events: Sequence[Event], kills: int, seed: int) -> list[Kill]:
-    """`kills` moments of the straight run, drawn by `seed`: each kind of MOMENTS in its turn, at a random event of its phase."""
+    """Choose moments for `kills` kills, by `seed`: each of MOMENTS in its turn, at a random event of its phase in the straight run."""
     draw = rng(seed, "prove")
     last = events[-1].step
     chosen = []
@@ -176,18 +181,18 @@ def choose(events: Sequence[Event], kills: int, seed: int) -> list[Kill]:
     return plan
 
 
-def run_killed(trial: Trial, run: Path, plan: Sequence[Kill], say: Callable[[str], None]) -> None:
-    """The run with every planned kill, then to its end. Fills in what came of each; raises Diverged when a generation fails."""
+def run_killed(trial: Trial, run: Path, plan: Sequence[Kill]) -> None:
+    """Run with every planned kill, then to the end, and fill in the outcome of each. Raises Diverged when a generation fails."""
     for number, kill in enumerate(plan, 1):
-        found, _ = checkpoint.newest_intact(run)
-        kill.since = found.step if found else None
+        before, _ = checkpoint.newest_intact(run)
+        kill.since = before.step if before else None
         _generation(trial, run, kill)
         ended = f"exit {kill.exit_code} after {kill.took_s:.1f} s"
-        say(f"  {number:3d}  {kill.way:7s}  {kill.found:24s}  from step {kill.since or 0:<6d} {ended}")
+        log.info(f"  {number:3d}  {kill.way:7s}  {kill.moment:24s}  from step {kill.since or 0:<6d} {ended}")
         after, faults = checkpoint.newest_intact(run)
         kill.left = after.step if after else None
         if faults or (after.step if after else -1) < (kill.since if kill.since is not None else -1):
-            raise Diverged(f"kill {number} ({kill.way} in {kill.found}) cost a checkpoint: {faults[:1] or 'the newest is gone'}")
+            raise Diverged(f"kill {number} ({kill.way} in {kill.moment}) cost a checkpoint: {faults[:1] or 'the newest is gone'}")
     process = trial.start(run)
     code = _wait(process, run, trial.limit_s)
     if code != 0:
@@ -195,12 +200,12 @@ def run_killed(trial: Trial, run: Path, plan: Sequence[Kill], say: Callable[[str
 
 
 def _generation(trial: Trial, run: Path, kill: Kill) -> None:
-    """Start, wait for the moment, deliver, and hold the exit code against what that way of ending must give."""
+    """Start a process, kill it at its moment, and check its exit code. Raises Diverged for a code that this kill must not give."""
     old = heartbeat.read(run)
     process = trial.start(run, _WITH_WORKERS if kill.way == "worker" else ())
-    kill.found = _until(process, run, kill, old, trial.limit_s)
+    kill.moment = _until(process, run, kill, old, trial.limit_s)
     began = time.monotonic()
-    if kill.found != "after its end":
+    if kill.moment != "after its end":
         _deliver(process, kill)
     kill.exit_code = _wait(process, run, trial.limit_s)
     kill.took_s = time.monotonic() - began
@@ -210,13 +215,13 @@ def _generation(trial: Trial, run: Path, kill: Kill) -> None:
     if trial.launcher.ranks > 1:  # torchrun has exit codes of its own
         allowed = allowed | {1, -signal.SIGTERM}
     line = _last_line(run)
-    told = {"SIGTERM": "the same command continues", "worker": "data worker"}.get(kill.way, "")
-    if kill.exit_code not in allowed or (kill.exit_code > 0 and told not in line):
-        raise Diverged(f"the generation that was to end by {kill.way} in {kill.found} did not go on (exit code {kill.exit_code}): {line}")
+    expected = {"SIGTERM": "the same command continues", "worker": "data worker"}.get(kill.way, "")
+    if kill.exit_code not in allowed or (kill.exit_code > 0 and expected not in line):
+        raise Diverged(f"the generation that was to end by {kill.way} in {kill.moment} did not go on (exit code {kill.exit_code}): {line}")
 
 
 def _until(process: Process, run: Path, kill: Kill, old: dict[str, Any] | None, limit_s: float) -> str:
-    """Wait for the kill's moment, or the first one past it; returns the moment that it became."""
+    """Wait for the moment of the kill, or the first one past it, and return it. Raises Diverged at the time limit."""
     deadline = time.monotonic() + limit_s
     while process.poll() is None:
         now = heartbeat.read(run)
@@ -232,7 +237,8 @@ def _until(process: Process, run: Path, kill: Kill, old: dict[str, Any] | None, 
 
 
 def _reached(now: dict[str, Any], kill: Kill) -> bool:
-    return now["phase"] == "done" or now["step"] > kill.step or (now["step"] == kill.step and now["phase"] == kill.phase)
+    """Return whether the heartbeat `now` is at the moment of the kill or past it."""
+    return bool(now["phase"] == "done" or now["step"] > kill.step or (now["step"] == kill.step and now["phase"] == kill.phase))
 
 
 def _deliver(process: Process, kill: Kill) -> None:
@@ -259,11 +265,11 @@ def _wait(process: Process, run: Path, limit_s: float) -> int:
 def _last_line(run: Path) -> str:
     log = run.with_suffix(".log")
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
-    own = [line for line in lines if line.startswith("plait: ")]
-    return (own or lines or [""])[-1]
+    errors = [line for line in lines if line.startswith("plait: ")]
+    return (errors or lines or [""])[-1]
 
 
 def table(lines: Sequence[compare.Line]) -> str:
-    """The comparison as aligned text."""
+    """Return the comparison as aligned text."""
     rows = [(line.what, f"{line.compared:,}", line.first or "equal to the bit") for line in lines]
-    return "\n".join(f"  {what:18s}{count:>10s}  {said}" for what, count, said in rows)
+    return "\n".join(f"  {what:18s}{count:>10s}  {result}" for what, count, result in rows)

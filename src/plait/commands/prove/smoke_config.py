@@ -1,4 +1,4 @@
-"""A configuration made short enough to be run again and again, with every kind of moment still in it; what was changed is told."""
+"""The smoke config of a run: its configuration shortened to a few steps per stage, with every phase of a run still in it."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,21 +17,21 @@ _INTERVALS = 3
 """Checkpoints and evaluations per stage, besides those at its end."""
 
 
-def shorten(resolved: Resolved, steps: int, path: Path) -> Resolved:
-    """`resolved` with at most `steps` steps per stage, written to `path` as a configuration file of its own."""
+def make_smoke_config(resolved: Resolved, steps: int, path: Path) -> Resolved:
+    """Write `resolved` with at most `steps` steps per stage to `path`, and return it as read from there."""
     plain = yaml.safe_load(resolved.yaml)
     if plain.get("stages"):
         for stage, view in zip(plain["stages"], resolved.stages, strict=True):
-            _lay(stage, _short(view.config, steps))
+            _merge(stage, _shortened(view.config, steps))
     else:
-        _lay(plain, _short(resolved.config, steps))
+        _merge(plain, _shortened(resolved.config, steps))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), encoding="utf-8")
     return open_config(path, [])
 
 
-def _short(settings: RunConfig, steps: int) -> dict[str, Any]:
-    """What a stage of these settings is changed to."""
+def _shortened(settings: RunConfig, steps: int) -> dict[str, Any]:
+    """Return the settings of a stage that are changed."""
     steps = min(steps, settings.train.steps or steps)
     every = max(1, steps // _INTERVALS)
     batch = min(settings.train.global_batch, GLOBAL_BATCH)
@@ -49,7 +49,7 @@ def _short(settings: RunConfig, steps: int) -> dict[str, Any]:
         "optim": _optim(settings, steps),
         "checkpoint": {
             "every_steps": min(settings.checkpoint.every_steps or every, every),
-            "keep": max(settings.checkpoint.keep, steps),  # all of them: the first that differs is the one to name
+            "keep": max(settings.checkpoint.keep, steps),  # all of them: the first that differs is reported
         },
         "evaluate": entries,
         "track": {"every_steps": 1, "tensorboard": False, "wandb": None},
@@ -57,40 +57,42 @@ def _short(settings: RunConfig, steps: int) -> dict[str, Any]:
 
 
 def _optim(settings: RunConfig, steps: int) -> dict[str, Any]:
-    """Warm-up in the first quarter, and a curve in steps over all of them. In tokens nothing is changed: few of them come by."""
-    schedule, components = settings.optim.schedule, settings.optim.components
-    found = {"schedule": {"warmup_steps": min(schedule.warmup_steps, steps // 4)}}
+    """Return a schedule in steps with its warm-up in the first quarter and its end in the last step. Counts of tokens stay."""
+    schedule = settings.optim.schedule
+    shortened = {"warmup_steps": min(schedule.warmup_steps, steps // 4)}
     if schedule.decay_steps is not None:
-        found["schedule"]["decay_steps"] = min(schedule.decay_steps, steps)
-    own = {name: {"warmup_steps": min(part.warmup_steps, steps // 4)} for name, part in components.items() if part.warmup_steps is not None}
-    return {**found, "components": own} if own else found
+        shortened["decay_steps"] = min(schedule.decay_steps, steps)
+    warmups = {name: component.warmup_steps for name, component in settings.optim.components.items()}
+    components = {name: {"warmup_steps": min(warmup, steps // 4)} for name, warmup in warmups.items() if warmup is not None}
+    return {"schedule": shortened, "components": components} if components else {"schedule": shortened}
 
 
 def _micro(settings: RunConfig, batch: int) -> int | None:
-    """A micro-batch that cuts the new batch as the old one was cut: in one piece, or in several."""
+    """Return a micro-batch size that splits the new batch as the old one was split: into one micro-batch, or into several."""
     micro = settings.train.micro_batch
     if micro is None or batch == settings.train.global_batch or micro >= settings.train.global_batch:
         return micro if micro is None else min(micro, batch)
     return next(size for size in range(min(micro, batch // 2), 0, -1) if batch % size == 0)
 
 
-def _lay(below: dict[str, Any], above: Mapping[str, Any]) -> None:
+def _merge(below: dict[str, Any], above: Mapping[str, Any]) -> None:
+    """Merge `above` into `below`, in place."""
     for name, value in above.items():
         if isinstance(value, dict) and isinstance(below.get(name), dict):
-            _lay(below[name], value)
+            _merge(below[name], value)
         else:
             below[name] = value
 
 
 def changes(before: Resolved, after: Resolved) -> list[str]:
-    """What shortening changed, a line per setting, with the stages it holds for when they differ."""
-    found: dict[tuple[str, str], list[str]] = {}
+    """Return a line per changed setting, with the names of the stages where it is not changed in all of them."""
+    stages: dict[tuple[str, str], list[str]] = {}
     for old, new in zip(before.stages, after.stages, strict=True):
         for name, was, now in difference(old.config, new.config):
             if name.split(".")[0] not in ("run", "stages"):
-                found.setdefault((name, f"{_plain(was)} -> {_plain(now)}"), []).append(old.name)
-    every = len(before.stages)
-    return [f"{name}: {said}" + ("" if len(names) == every else f" ({', '.join(names)})") for (name, said), names in found.items()]
+                stages.setdefault((name, f"{_plain(was)} -> {_plain(now)}"), []).append(old.name)
+    count = len(before.stages)
+    return [f"{name}: {change}" + ("" if len(names) == count else f" ({', '.join(names)})") for (name, change), names in stages.items()]
 
 
 def _plain(value: Any) -> str:

@@ -1,33 +1,34 @@
 """The flags of the Molmo training guide, such as `--optimizer.learning_rate=3e-6`, that follow a launch script's name and words.
 
-FLAGS says of every flag its kind and our path; those that mean something only together are translated by the functions below. What no
-flag says is the preset's of that stage. Plait's own settings stand beside the flags.
+FLAGS holds the kind of every flag and plait's path; flags whose meaning depends on each other are translated by functions. A value that no
+flag gives is that of the stage's preset. Plait's own settings may be given beside the flags.
 """
 
 import difflib
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
-from plait.config.dialects.molmo_scripts import SCRIPTS, WORDS, Row, chosen
-from plait.config.messages import Problem, report, show, unknown
-from plait.config.nodes import COMMAND_LINE, Node, dotted, merge, nest, wrap
+from plait.config.dialects.builder import TranslationBuilder
+from plait.config.dialects.molmo_scripts import SCRIPTS, WORDS, translate_words
+from plait.config.messages import Problem, format_value, raise_first, unknown_key
+from plait.config.nodes import COMMAND_LINE, Node, dotted, from_plain, to_plain
 from plait.config.reading import Override, scalar
+from plait.config.schema import as_number
 from plait.config.translation import Translation
 from plait.errors import PlaitError
 
-PARTS = {"connector": "connector", "vit": "vision", "llm": "language"}
+COMPONENTS = {"connector": "connector", "vit": "vision", "llm": "language"}
 WARMUP = {"captioner": {"connector": 200, "vision": 2000, "language": 2000}, "multitask": {"": 200}, "debug": {"": 50}}
-"""Steps of warm-up in the presets, by component; "": all alike."""
+"""Steps of warm-up in the presets, by component; "": the same for all."""
 PROJECT = "molmo"  # of W&B, where none is named
 
 
 class Flag(NamedTuple):
-    """`kind`: int, number, numbers, bool, text, or the legal words with their meaning here. `path`: None where a function stands behind."""
+    """One flag. `kind`: int, number, numbers, bool, text, or {legal word: plait's value}; `path`: None where a function translates it."""
 
     kind: str | dict[str, Any]
     path: str | None = None
@@ -67,13 +68,13 @@ FLAGS = {
     "optimizer.eps": Flag("number", "optim.eps"),
     **{
         f"optimizer.{theirs}_{key}": Flag("numbers" if key == "betas" else "number", f"optim.components.{ours}.{path}")
-        for theirs, ours in PARTS.items()
+        for theirs, ours in COMPONENTS.items()
         for key, path in (("learning_rate", "lr"), ("weight_decay", "weight_decay"), ("betas", "betas"), ("eps", "eps"))
     },
     "scheduler.name": Flag(SCHEDULES, "optim.schedule.name"),
     "scheduler.units": Flag({"steps": "steps", "tokens": "tokens"}, "optim.schedule.units"),
     "scheduler.t_warmup": Flag("int"),
-    **{f"scheduler.{theirs}_t_warmup": Flag("int") for theirs in PARTS},
+    **{f"scheduler.{theirs}_t_warmup": Flag("int") for theirs in COMPONENTS},
     "scheduler.t_max": Flag("int"),
     "compiler.mode": Flag(COMPILED, "distributed.compile_mode", "each block is compiled"),
     "compiler.dynamic": Flag("bool", "distributed.compile_dynamic"),
@@ -96,67 +97,55 @@ _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
 }
 
 
-@dataclass
-class Sheet:
-    """The flags given, our tree growing, and a row for each flag."""
+class FlagBuilder(TranslationBuilder):
+    """A translation of flags over the preset named `preset`, which has the value of every flag that is not given."""
 
-    given: dict[str, Node]
-    tree: Node
-    preset: str
-    rows: dict[str, Row] = field(default_factory=dict)
+    def __init__(self, given: dict[str, Node], tree: Node, preset: str):
+        super().__init__(given, tree, defaults={}, default_label=None, notes={})
+        self.preset = preset
 
-    def put(self, path: str, value: Any, flag: str, note: str | None = None) -> None:
-        """Set `path` on the authority of `flag`, with a row when there is a `note`."""
-        self.tree = merge(self.tree, nest(path.split("."), wrap(value, self.given[flag])))
-        if note is not None:
-            self.row(flag, path, note)
-
-    def row(self, flag: str, path: str | None, note: str) -> None:
-        self.rows[flag] = (flag, self.given[flag].value, path, note)
-
-    def value(self, flag: str, absent: Any = None) -> Any:
-        """What the flag means here."""
-        if flag not in self.given:
-            return absent
-        kind, value = FLAGS[flag].kind, self.given[flag].value
+    def value(self, flag: str, default: Any = None) -> Any:
+        """Return the value of a flag in plait's terms, or `default` where it is not given."""
+        if flag not in self.written:
+            return default
+        kind, value = FLAGS[flag].kind, self.get(flag)
         return kind[value] if isinstance(kind, dict) else _number(value) if kind in ("int", "number") else value
 
 
-def recognise(tree: Node, own: Sequence[str]) -> bool:
-    """Whether this is a launch script."""
+def recognise(tree: Node, plait_keys: Sequence[str]) -> bool:
+    """Return whether this is the tree of a launch script."""
     return tree.file in SCRIPTS and WORDS in tree.value
 
 
-def translate(tree: Node, overrides: Sequence[Override], path: Path, own: Sequence[str]) -> Translation:
-    """Words and flags in plait's names."""
-    given, left, problems = _sorted(overrides, own)
-    report(problems + [wrong for flag, node in given.items() if (wrong := _wrong_kind(flag, node))])
-    begun, preset, rows = chosen(tree.file, [str(node.value) for node in tree.value[WORDS].value])
-    sheet = Sheet(given, begun, preset)
+def translate(tree: Node, overrides: Sequence[Override], path: Path, plait_keys: Sequence[str]) -> Translation:
+    """Translate the words of a launch script and its flags. Raises PlaitError for an unknown or ill-typed flag, or a wrong word."""
+    given, remaining, problems = _sorted(overrides, plait_keys)
+    raise_first(problems + [wrong for flag, node in given.items() if (wrong := _wrong_kind(flag, node))])
+    chosen, preset, rows = translate_words(tree.file, [str(node.value) for node in tree.value[WORDS].value])
+    builder = FlagBuilder(given, chosen, preset)
     for flag, spec in FLAGS.items():
         if spec.path and flag in given:
-            sheet.put(spec.path, sheet.value(flag), flag, spec.note)
-    for part in TOGETHER:
-        part(sheet)
-    asked = _asked(sheet)
-    return Translation(sheet.tree, left, [*rows, *(sheet.rows[flag] for flag in given)], [], asked)
+            builder.translate(spec.path, builder.value(flag), flag, note=spec.note)
+    for translate_flags in TOGETHER:
+        translate_flags(builder)
+    options = _train_options(builder)
+    return Translation(builder.tree, remaining, [*rows, *(builder.rows[flag] for flag in given)], train_options=options)
 
 
-def _sorted(overrides: Sequence[Override], own: Sequence[str]) -> tuple[dict[str, Node], list[Override], list[Problem]]:
-    """The guide's flags, plait's own settings, and what is neither."""
+def _sorted(overrides: Sequence[Override], plait_keys: Sequence[str]) -> tuple[dict[str, Node], list[Override], list[Problem]]:
+    """Split overrides into the guide's flags, plait's own settings, and problems for those that are neither."""
     given: dict[str, Node] = {}
-    left, problems = [], []
-    for one in overrides:
-        flag = dotted(one.path)
+    remaining, problems = [], []
+    known = [*FLAGS, "evaluations.0.data.dataset", "evaluations.0.eval_interval", *plait_keys]
+    for override in overrides:
+        flag = dotted(override.path)
         if flag in FLAGS or _EVALUATION.fullmatch(flag):
-            given[flag] = Node(_value(flag, one.text), COMMAND_LINE, path=flag)
-        elif one.path[0] in own:
-            left.append(one)
+            given[flag] = from_plain(_value(flag, override.text), Node(None, COMMAND_LINE, path=flag))
+        elif override.path[0] in plait_keys:
+            remaining.append(override)
         else:
-            problems.append(
-                unknown(Node({}, COMMAND_LINE), (flag,), [*FLAGS, "evaluations.0.data.dataset", "evaluations.0.eval_interval", *own])
-            )
-    return given, left, problems
+            problems.append(unknown_key(Node({}, COMMAND_LINE), (flag,), known))
+    return given, remaining, problems
 
 
 def _kind(flag: str) -> str | dict[str, Any]:
@@ -174,16 +163,18 @@ def _value(flag: str, text: str) -> Any:
 
 
 def _wrong_kind(flag: str, node: Node) -> Problem | None:
-    kind = _kind(flag)
+    kind, given = _kind(flag), to_plain(node)
     if isinstance(kind, dict):
-        near = difflib.get_close_matches(str(node.value), kind, 1, cutoff=0.45)
-        said = f"{node.place}: {flag} must be {_listing(kind)}, got {show(node.value)}" + (f": did you mean {near[0]}?" if near else "")
-        return None if node.value in kind else Problem(node, said)
+        near = difflib.get_close_matches(str(given), kind, 1, cutoff=0.45)
+        hint = f": did you mean {near[0]}?" if near else ""
+        return (
+            None if given in kind else Problem(node, f"{node.location}: {flag} must be {_listing(kind)}, got {format_value(given)}{hint}")
+        )
     types, words = _KINDS[kind]
-    value = _number(node.value) if kind in ("int", "number") else node.value
+    value = _number(given) if kind in ("int", "number") else given
     if isinstance(value, types) and isinstance(value, bool) == (types == (bool,)):
         return None
-    return Problem(node, f"{node.place}: {flag} must be {words}, got {show(node.value)}")
+    return Problem(node, f"{node.location}: {flag} must be {words}, got {format_value(given)}")
 
 
 def _listing(known: dict[str, Any]) -> str:
@@ -192,131 +183,133 @@ def _listing(known: dict[str, Any]) -> str:
 
 
 def _number(value: Any) -> Any:
-    """The number that "3e-6" or 1e4 spells, whole where it is."""
-    try:
-        number = float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
+    """Convert text such as "3e-6" to the number that it spells, an int where it is whole; return anything else unchanged."""
+    number = as_number(value)
     return int(number) if isinstance(number, float) and number.is_integer() else number
 
 
-# What means something only together ----------------------------------------------------------------------------------------------
+# Flags whose meaning depends on each other -----------------------------------------------------------------------------------------
 
 
-def _rates(sheet: Sheet) -> None:
-    """One rate for all components but those with their own; the curve ends at a tenth of it, as in the presets."""
+def _rates(builder: FlagBuilder) -> None:
+    """Translate the learning rate: of all components without their own; the curve ends at a tenth of it, as in the presets."""
     flag = "optimizer.learning_rate"
-    if flag in sheet.given:
-        for theirs, ours in PARTS.items():
-            if f"optimizer.{theirs}_learning_rate" not in sheet.given:
-                sheet.put(f"optim.components.{ours}.lr", sheet.value(flag), flag)
-        sheet.put("optim.schedule.min_lr", sheet.value(flag) / 10, flag)
-        sheet.row(flag, "optim.lr", "of all components without a rate of their own; the curve ends at a tenth of it")
+    if flag in builder.written:
+        for theirs, ours in COMPONENTS.items():
+            if f"optimizer.{theirs}_learning_rate" not in builder.written:
+                builder.assign(f"optim.components.{ours}.lr", builder.value(flag), flag)
+        builder.assign("optim.schedule.min_lr", builder.value(flag) / 10, flag)
+        builder.add_row(flag, "optim.lr", "of all components without a rate of their own; the curve ends at a tenth of it")
 
 
-def _curve(sheet: Sheet) -> None:
-    """Warm-up and end of the curve, in steps or tokens."""
-    units, common = sheet.value("scheduler.units", "steps"), "scheduler.t_warmup"
+def _curve(builder: FlagBuilder) -> None:
+    """Translate warm-up and end of the learning rate's curve, in steps or tokens. Raises PlaitError for tokens without both."""
+    units, common = builder.value("scheduler.units", "steps"), "scheduler.t_warmup"
     if units == "tokens":
-        if missing := [flag for flag in (common, "scheduler.t_max") if flag not in sheet.given]:
+        if missing := [flag for flag in (common, "scheduler.t_max") if flag not in builder.written]:
             raise PlaitError(f"{COMMAND_LINE}: scheduler.units is tokens, and the presets count in steps: set --{missing[0]}, in tokens")
-        sheet.put("optim.schedule.warmup_steps", 0, "scheduler.units")
-        for ours in PARTS.values():
-            sheet.put(f"optim.components.{ours}.warmup_steps", None, "scheduler.units")
-        sheet.row("scheduler.units", "optim.schedule.units", "positions of the language model's sequences, without padding")
-    for theirs, ours in PARTS.items():
-        own = f"scheduler.{theirs}_t_warmup"
-        if own in sheet.given:
-            sheet.put(f"optim.components.{ours}.warmup_{units}", sheet.value(own), own, "")
-        elif common in sheet.given:
-            sheet.put(f"optim.components.{ours}.warmup_{units}", None, common)
-    if common in sheet.given:
-        sheet.put(f"optim.schedule.warmup_{units}", sheet.value(common), common, "")
-    elif sheet.value("scheduler.name") == "constant":
-        _warm_up(sheet, 0, "scheduler.name", "without warm-up")
-    elif any(warmup > sheet.value("max_steps", float("inf")) // 2 for warmup in WARMUP[sheet.preset].values()):
-        steps = sheet.value("max_steps") // 10
-        _warm_up(sheet, steps, "max_steps", f"warm-up is {steps} steps: the preset's takes over half of them")
-    if "scheduler.t_max" in sheet.given:
-        sheet.put(f"optim.schedule.decay_{units}", sheet.value("scheduler.t_max"), "scheduler.t_max", "where the curve ends")
+        builder.assign("optim.schedule.warmup_steps", 0, "scheduler.units")
+        for ours in COMPONENTS.values():
+            builder.assign(f"optim.components.{ours}.warmup_steps", None, "scheduler.units")
+        builder.add_row("scheduler.units", "optim.schedule.units", "positions of the language model's sequences, without padding")
+    for theirs, ours in COMPONENTS.items():
+        flag = f"scheduler.{theirs}_t_warmup"
+        if flag in builder.written:
+            builder.translate(f"optim.components.{ours}.warmup_{units}", builder.value(flag), flag)
+        elif common in builder.written:
+            builder.assign(f"optim.components.{ours}.warmup_{units}", None, common)
+    if common in builder.written:
+        builder.translate(f"optim.schedule.warmup_{units}", builder.value(common), common)
+    elif builder.value("scheduler.name") == "constant":
+        _warm_up(builder, 0, "scheduler.name", "without warm-up")
+    elif any(warmup > builder.value("max_steps", float("inf")) // 2 for warmup in WARMUP[builder.preset].values()):
+        steps = builder.value("max_steps") // 10
+        _warm_up(builder, steps, "max_steps", f"warm-up is {steps} steps: the preset's takes over half of them")
+    if "scheduler.t_max" in builder.written:
+        builder.translate(f"optim.schedule.decay_{units}", builder.value("scheduler.t_max"), "scheduler.t_max", note="where the curve ends")
 
 
-def _warm_up(sheet: Sheet, steps: int, flag: str, note: str) -> None:
-    """Another warm-up than the preset's, because of `flag`; a component's own flag stays."""
-    for theirs, ours in PARTS.items():
-        if f"scheduler.{theirs}_t_warmup" not in sheet.given:
-            sheet.put(f"optim.components.{ours}.warmup_steps", None, flag)
-    sheet.put("optim.schedule.warmup_steps", steps, flag)
-    sheet.row(flag, FLAGS[flag].path, note)
+def _warm_up(builder: FlagBuilder, steps: int, flag: str, note: str) -> None:
+    """Replace the preset's warm-up by `steps`, because of `flag`; a component's own flag stays."""
+    for theirs, ours in COMPONENTS.items():
+        if f"scheduler.{theirs}_t_warmup" not in builder.written:
+            builder.assign(f"optim.components.{ours}.warmup_steps", None, flag)
+    builder.assign("optim.schedule.warmup_steps", steps, flag)
+    builder.add_row(flag, FLAGS[flag].path, note)
 
 
-def _clip(sheet: Sheet) -> None:
-    """The presets of full size clip each component by its own norm; the debug preset clips the whole gradient."""
+def _clip(builder: FlagBuilder) -> None:
+    """Translate clipping: of each component by its own norm as in the full-size presets, of the whole gradient as in the debug preset."""
     flag = "max_grad_norm"
-    if flag in sheet.given:
-        limit, whole = sheet.value(flag) or None, sheet.preset == "debug"
-        for ours in () if whole else PARTS.values():
-            sheet.put(f"optim.components.{ours}.grad_clip", limit, flag)
+    if flag in builder.written:
+        limit, whole = builder.value(flag) or None, builder.preset == "debug"
+        for ours in () if whole else COMPONENTS.values():
+            builder.assign(f"optim.components.{ours}.grad_clip", limit, flag)
         note = "0: no clipping" if limit is None else "of the whole gradient" if whole else "of each component by its own norm"
-        sheet.put("train.grad_clip", limit, flag, note)
+        builder.translate("train.grad_clip", limit, flag, note=note)
 
 
-def _machine(sheet: Sheet) -> None:
-    """Recomputation, compiling and sharding."""
-    again, flag = sheet.value("activation_checkpointing"), "activation_checkpointing"
-    if isinstance(again, int):
-        sheet.put("distributed.checkpoint_one_in", again, flag)
-        sheet.put("distributed.activation_checkpointing", "one_in_n", flag, f"one block in {again}")
-    elif again is not None:
-        sheet.put("distributed.activation_checkpointing", again, flag, "")
+def _machine(builder: FlagBuilder) -> None:
+    """Translate activation checkpointing, compiling and sharding. Raises PlaitError for fsdp=False with a strategy that shards."""
+    recomputed, flag = builder.value("activation_checkpointing"), "activation_checkpointing"
+    if isinstance(recomputed, int):
+        builder.assign("distributed.checkpoint_one_in", recomputed, flag)
+        builder.translate("distributed.activation_checkpointing", "one_in_n", flag, note=f"one block in {recomputed}")
+    elif recomputed is not None:
+        builder.translate("distributed.activation_checkpointing", recomputed, flag)
     for flag in ("compiler.mode", "compiler.dynamic"):
-        if flag in sheet.given:
-            sheet.put("distributed.compile", True, flag)
-    if "fsdp" in sheet.given:
-        strategy = sheet.value("fsdp.sharding_strategy", "fsdp" if sheet.value("fsdp") else "ddp")
-        if not sheet.value("fsdp") and strategy != "ddp":
+        if flag in builder.written:
+            builder.assign("distributed.compile", True, flag)
+    if "fsdp" in builder.written:
+        strategy = builder.value("fsdp.sharding_strategy", "fsdp" if builder.value("fsdp") else "ddp")
+        if not builder.value("fsdp") and strategy != "ddp":
             raise PlaitError(f"{COMMAND_LINE}: fsdp is False, but fsdp.sharding_strategy shards: leave one of them out")
-        sheet.put("distributed.strategy", strategy, "fsdp", "")
-    if "fsdp.use_orig_params" in sheet.given:
-        sheet.row("fsdp.use_orig_params", None, "FSDP2 always keeps the original parameters")
+        builder.translate("distributed.strategy", strategy, "fsdp")
+    if "fsdp.use_orig_params" in builder.written:
+        builder.add_row("fsdp.use_orig_params", None, "FSDP2 always keeps the original parameters")
 
 
-def _evaluations(sheet: Sheet) -> None:
-    """`evaluations.N.*`: entries of `evaluate`, in place of those that the script has already or changing them."""
-    flags = {flag: found for flag in sheet.given if (found := _EVALUATION.fullmatch(flag))}
-    listed = list(sheet.tree.value["evaluate"].value) if "evaluate" in sheet.tree.value else []
-    for number in range(max((int(found[1]) for found in flags.values()), default=-1) + 1):
-        mine = {_EVALUATED[found[2]]: flag for flag, found in flags.items() if int(found[1]) == number}
-        if number >= len(listed) and "bench" not in mine:
-            first = next(iter(mine.values()), next(iter(flags)))
+def _evaluations(builder: FlagBuilder) -> None:
+    """Translate `evaluations.N.*` into entries of `evaluate`, which replace or change those of the script.
+
+    Raises PlaitError for a number without a dataset.
+    """
+    flags = {flag: match for flag in builder.written if (match := _EVALUATION.fullmatch(flag))}
+    listed = list(builder.tree.value["evaluate"].value) if "evaluate" in builder.tree.value else []
+    for number in range(max((int(match[1]) for match in flags.values()), default=-1) + 1):
+        fields = {_EVALUATED[match[2]]: flag for flag, match in flags.items() if int(match[1]) == number}
+        if number >= len(listed) and "bench" not in fields:
+            first = next(iter(fields.values()), next(iter(flags)))
             raise PlaitError(
                 f"{COMMAND_LINE}: {first}: there is no evaluation {number}: set --evaluations.{number}.data.dataset=NAME:SPLIT"
             )
-        entry = {} if "bench" in mine else dict(listed[number].value)
-        for ours, flag in mine.items():
-            entry[ours] = sheet.given[flag]
-            sheet.row(flag, f"evaluate.{number}.{ours}", "a dataset of molmo, by its own rule" if ours == "bench" else "")
+        entry = {} if "bench" in fields else dict(listed[number].value)
+        for ours, flag in fields.items():
+            entry[ours] = builder.written[flag]
+            builder.add_row(flag, f"evaluate.{number}.{ours}", "a dataset of molmo, by its own rule" if ours == "bench" else "")
         listed[number : number + 1] = [Node(entry, COMMAND_LINE)]
     if flags:
-        sheet.tree = merge(sheet.tree, Node({"evaluate": Node(listed, sheet.tree.file)}, sheet.tree.file))
+        builder.assign("evaluate", listed)
 
 
-def _wandb(sheet: Sheet) -> None:
-    named = [flag for flag in ("wandb.name", "wandb.entity") if flag in sheet.given]
-    if named and "wandb.project" not in sheet.given:
-        sheet.put("track.wandb.project", PROJECT, named[0])
-        sheet.row(named[0], FLAGS[named[0]].path, f"no wandb.project is given: {PROJECT}")
+def _wandb(builder: FlagBuilder) -> None:
+    """Name a project of W&B where the flags name a run or an entity without one."""
+    named = [flag for flag in ("wandb.name", "wandb.entity") if flag in builder.written]
+    if named and "wandb.project" not in builder.written:
+        builder.assign("track.wandb.project", PROJECT, named[0])
+        builder.add_row(named[0], FLAGS[named[0]].path, f"no wandb.project is given: {PROJECT}")
 
 
-def _asked(sheet: Sheet) -> frozenset[str]:
-    """What the flags ask of the command rather than of the configuration."""
-    if sheet.value("save_overwrite") and "allow_resume" in sheet.given and sheet.value("allow_resume"):
+def _train_options(builder: FlagBuilder) -> frozenset[str]:
+    """Return the options of `plait train` that the flags stand for. Raises PlaitError for two that contradict each other."""
+    if builder.value("save_overwrite") and "allow_resume" in builder.written and builder.value("allow_resume"):
         raise PlaitError(f"{COMMAND_LINE}: save_overwrite begins anew, allow_resume=True goes on with what is there: leave one of them out")
-    meant = {"save_overwrite": "--restart: the old run is kept aside", "allow_resume": "False: --fresh, refused where there is a run"}
-    for flag in meant.keys() & sheet.given.keys():
-        sheet.row(flag, None, meant[flag])
-    wishes = {"restart": sheet.value("save_overwrite", False), "fresh": not sheet.value("allow_resume", True)}
-    return frozenset(name for name, wanted in wishes.items() if wanted)
+    notes = {"save_overwrite": "--restart: the old run is kept aside", "allow_resume": "False: --fresh, refused where there is a run"}
+    for flag in notes.keys() & builder.written.keys():
+        builder.add_row(flag, None, notes[flag])
+    options = {"restart": builder.value("save_overwrite", False), "fresh": not builder.value("allow_resume", True)}
+    return frozenset(name for name, wanted in options.items() if wanted)
 
 
-TOGETHER: tuple[Callable[[Sheet], None], ...] = (_rates, _curve, _clip, _machine, _evaluations, _wandb)
+TOGETHER: tuple[Callable[[FlagBuilder], None], ...] = (_rates, _curve, _clip, _machine, _evaluations, _wandb)
+"""The translations of flags whose meaning depends on each other."""

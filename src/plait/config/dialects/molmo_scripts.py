@@ -1,4 +1,4 @@
-"""The Molmo guide's two launch scripts: what their names and words choose. Their flags are dotted_flags.py's.
+"""The Molmo guide's two launch scripts: what their names and words stand for. Their flags are in dotted_flags.py.
 
 molmo/captioner MODEL: debug, qwen2_7b, olmoe, or any causal language model by Hub name or directory.
 molmo/multitask MIXTURE CHECKPOINT: a mixture by name or file, or debug; a captioner's RUN, RUN/step15000, RUN/latest, or other weights.
@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from plait.config.nodes import COMMAND_LINE, Node, merge, nest, wrap
+from plait.config.nodes import COMMAND_LINE, Node, from_plain, merge, nest
 from plait.config.reading import read
+from plait.config.translation import TranslatedKey
 from plait.errors import PlaitError
 
 CAPTIONER, MULTITASK = "molmo/captioner", "molmo/multitask"
@@ -23,10 +24,9 @@ INHERITED = (
     *("language", "language_revision", "vision_backbone", "vision_source", "vision_revision"),
     *("connector_hidden", "overlap", "max_crops", "default_style"),
 )
-"""Of the captioner's `model:` section, what the multitask run shares with it."""
+"""Keys of the captioner's `model:` section that the multitask run takes from it."""
 _SCENES = {"size": [48, 48], "objects": [1, 2], "supersample": 2}
 _TASKS = {CAPTIONER: ["caption"], MULTITASK: ["count", "colour", "shape", "exists", "point"]}
-Row = tuple[str, Any, str | None, str]
 
 
 def open_script(name: str, words: Sequence[str]) -> Node:
@@ -35,11 +35,14 @@ def open_script(name: str, words: Sequence[str]) -> Node:
     if len(words) != len(SCRIPTS[name]):
         given = f"got {' '.join(words)}" if words else "got none"
         raise PlaitError(f"{name} takes {wanted}, {given}: plait train {name} {wanted} [--flag=value ...]")
-    return Node({WORDS: wrap(list(words), Node(None, COMMAND_LINE, path=WORDS))}, name)
+    return Node({WORDS: from_plain(list(words), Node(None, COMMAND_LINE, path=WORDS))}, name)
 
 
-def chosen(script: str, words: Sequence[str]) -> tuple[Node, str, list[Row]]:
-    """The tree that a script and its words stand for, the preset that it lies on, and a row for each word."""
+def translate_words(script: str, words: Sequence[str]) -> tuple[Node, str, list[TranslatedKey]]:
+    """Return the tree that a script and its words stand for, the name of the preset below it, and a row for each word.
+
+    Raises PlaitError for an unknown model.
+    """
     stage = script.partition("/")[2]
     tree, shared, rows = _captioner(words[0]) if script == CAPTIONER else _multitask(*words)
     small = shared.get("language") == DEBUG
@@ -52,10 +55,11 @@ def chosen(script: str, words: Sequence[str]) -> tuple[Node, str, list[Row]]:
 
 
 def _assumed(layer: dict[str, Any], why: str) -> Node:
-    return wrap(layer, Node(None, why, label=why))
+    return from_plain(layer, Node(None, why, label=why))
 
 
-def _captioner(model: str) -> tuple[Node, dict[str, Any], list[Row]]:
+def _captioner(model: str) -> tuple[Node, dict[str, Any], list[TranslatedKey]]:
+    """Return the tree of the captioner's word, the settings of its model, and the row of the word."""
     if model not in MODELS and "/" not in model:
         near = difflib.get_close_matches(model, MODELS, 1)
         hint = (
@@ -63,44 +67,49 @@ def _captioner(model: str) -> tuple[Node, dict[str, Any], list[Row]]:
         )
         raise PlaitError(f"{COMMAND_LINE}: {CAPTIONER} has no model {model!r}: {hint}")
     leaf = Node(model, COMMAND_LINE, path="MODEL")
-    return Node({"model": Node({"language": leaf}, CAPTIONER)}, CAPTIONER), {"language": model}, [("MODEL", model, "model.language", "")]
+    row = TranslatedKey("MODEL", model, "model.language", "")
+    return Node({"model": Node({"language": leaf}, CAPTIONER)}, CAPTIONER), {"language": model}, [row]
 
 
-def _multitask(mixture: str, start: str) -> tuple[Node, dict[str, Any], list[Row]]:
+def _multitask(mixture: str, start: str) -> tuple[Node, dict[str, Any], list[TranslatedKey]]:
+    """Return the tree of the multitask run's words, the settings that it shares with its captioner, and the rows of the words."""
     shared = _model_of(start)
     note = "its model is shared" if shared else "no run of plait is there: taken for qwen2_7b with openai"
     tree = _assumed({"model": shared}, f"captioner {start}") if shared else Node({}, MULTITASK)
     tree = merge(tree, nest(("from",), Node(start, COMMAND_LINE, path="CHECKPOINT")))
-    rows: list[Row] = [("MIXTURE", mixture, "data.train.0.source" if mixture == DEBUG else "data.mixture", "")]
-    return tree, shared, [*rows, ("CHECKPOINT", start, "from", note)]
+    data = TranslatedKey("MIXTURE", mixture, "data.train.0.source" if mixture == DEBUG else "data.mixture", "")
+    return tree, shared, [data, TranslatedKey("CHECKPOINT", start, "from", note)]
 
 
 def _model_of(spec: str) -> dict[str, Any]:
-    """What the captioner's run says of its model; nothing where `spec` is no run (published weights, or a mistake that training names)."""
+    """Return the model settings in the configuration of the captioner's run; none where `spec` is not a run.
+
+    It may be published weights, or a mistake, for which training has its own error.
+    """
     path = Path(spec.partition("@")[0]).expanduser()
-    home = next((one for one in (path, *list(path.parents)[:2]) if (one / "config.yaml").is_file()), None)
-    model = read(home / "config.yaml").value.get("model") if home else None
+    run = next((folder for folder in (path, *list(path.parents)[:2]) if (folder / "config.yaml").is_file()), None)
+    model = read(run / "config.yaml").value.get("model") if run else None
     if model is None or not isinstance(model.value, dict):
         return {}
     return {key: model.value[key].value for key in INHERITED if key in model.value}
 
 
 def _data(script: str, word: str, small: bool) -> dict[str, Any]:
-    """Dense captions for the captioner, the mixture for the multitask run, drawn scenes for `debug`; budgets; held-out loss."""
+    """Return the sections of data, length and evaluation: dense captions, the mixture, or generated scenes for `debug`."""
     if word == DEBUG:
         scenes = [{"source": "scenes", "options": {**_SCENES, "tasks": _TASKS[script]}}]
-        found: dict[str, Any] = {"data": {"train": scenes, "validation": scenes}}
+        sections: dict[str, Any] = {"data": {"train": scenes, "validation": scenes}}
     elif script == CAPTIONER:
         captions = [{"source": "dataset", "name": "pixmo_cap"}]
-        found = {"data": {"train": captions, "validation": captions}}
+        sections = {"data": {"train": captions, "validation": captions}}
     else:
-        found = {"data": {"mixture": word}}
+        sections = {"data": {"mixture": word}}
     every = 100 if small else 1000
-    found["checkpoint"] = {"every_steps": every}
-    if "validation" in found["data"]:
-        found["evaluate"] = [{"bench": "loss", "every_steps": every, "samples": 64 if small else 2048, "batch": 16 if small else 4}]
+    sections["checkpoint"] = {"every_steps": every}
+    if "validation" in sections["data"]:
+        sections["evaluate"] = [{"bench": "loss", "every_steps": every, "samples": 64 if small else 2048, "batch": 16 if small else 4}]
     if small:
-        found["train"] = {"steps": 300, "global_batch": 16}
+        sections["train"] = {"steps": 300, "global_batch": 16}
     elif script == CAPTIONER:
-        found["train"] = {"steps": 22_300}
-    return found
+        sections["train"] = {"steps": 22_300}
+    return sections

@@ -1,17 +1,18 @@
 """The nested YAML dialect of the original NanoDiT plan: sections model, training, data, sampling, validation, checkpoint.
 
-KEYS says of every key its kind, the value of the author's plan (taken when the key is absent) and our path. Keys that mean something only
-together (batch sizes, the optimizer's type, shards, validation) are translated by the functions below. Every key has an effect.
+KEYS holds the kind of every key, the value of the author's plan (the default of an absent key) and plait's path. Keys whose meaning
+depends on each other (batch sizes, the optimizer's type, shards, validation) are translated by functions. Every key has an effect.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from plait.config.messages import Problem, report, show, unknown
-from plait.config.nodes import COMMAND_LINE, Node, dotted, merge, nest, wrap
+from plait.config.dialects.builder import TranslationBuilder
+from plait.config.messages import Problem, format_value, raise_first, unknown_key
+from plait.config.nodes import COMMAND_LINE, Node, dotted, from_plain, to_plain
 from plait.config.reading import Override, scalar
+from plait.config.schema import as_number
 from plait.config.translation import Translation
 from plait.errors import PlaitError
 
@@ -19,7 +20,7 @@ DEFAULT = "default of the nested dialect"
 HELD_OUT = 0.01
 """Share of each bucket kept for validation: the author's plan validated on rows that it trained on."""
 PICTURES = 16
-"""Samples that are drawn in full, which takes 50 steps of three passes each; the plan's number is for what takes a few passes."""
+"""Samples that are generated in full, at 50 steps of three passes each; the plan's number is meant for a few passes per sample."""
 
 _INFO: dict[str, tuple[tuple[type, ...], str]] = {
     "int": ((int,), "a whole number"),
@@ -30,7 +31,7 @@ _INFO |= {"text": ((str,), "text"), "texts": ((list,), "a list of names"), "numb
 
 
 class Key(NamedTuple):
-    """`path` is None where a function stands behind the key."""
+    """One key of the dialect; `path` is None where a function translates it."""
 
     kind: str
     default: Any
@@ -92,84 +93,50 @@ NOTES = {
 ASSUMED = {"family": "nanodit", "optim.schedule.name": "cosine", "optim.schedule.min_lr": 1e-6, "train.precision": "bf16"}
 
 
-class Sheet:
-    """The author's keys on one side, our tree growing on the other, and a row for each key."""
-
-    def __init__(self, written: dict[str, Node], file: str):
-        self.written, self.file = written, file
-        self.tree = Node({}, file, 1)
-        self.rows: dict[str, tuple[str, Any, str | None, str]] = {}
-
-    def get(self, key: str) -> Any:
-        return _plain(self.written[key]) if key in self.written else KEYS[key].default
-
-    def mark(self, key: str) -> Node:
-        """The place that answers for a value: the key's, or nobody's."""
-        return self.written.get(key, Node(None, self.file, path=key, label=DEFAULT))
-
-    def put(self, path: str, value: Any, key: str, note: str = "") -> None:
-        """Set `path` on the authority of `key`, and give it its row. A list may hold nodes already."""
-        made = isinstance(value, list) and any(isinstance(item, Node) for item in value)
-        leaf = replace(self.mark(key), value=value) if made else wrap(value, self.mark(key))
-        self.tree = merge(self.tree, nest(path.split("."), leaf))
-        self.row(key, path, note)
-
-    def entry(self, fields: dict[str, tuple[str, Any]]) -> Node:
-        """An entry of a list, each of its fields on the authority of one of the author's keys."""
-        return Node({ours: wrap(value, self.mark(key)) for ours, (key, value) in fields.items()}, self.file)
-
-    def row(self, key: str, path: str, note: str = "") -> None:
-        if key in self.written:
-            self.rows[key] = (key, self.get(key), path, note or NOTES.get(key, ""))
-
-    def refuse(self, key: str, why: str) -> PlaitError:
-        return PlaitError(f"{self.mark(key).place}: {key} {why}")
-
-
-def recognise(tree: Node, own: Sequence[str]) -> bool:
-    """Whether the file speaks this dialect. One that also speaks plait's own is refused."""
-    theirs = [node for key, node in tree.value.items() if key in SECTIONS and key not in own]
-    theirs += [node for key, node in _leaves(tree) if key in KEYS and key != KEYS[key].path and key.partition(".")[0] in own]
-    ours = [node for key, node in tree.value.items() if key in own and key not in SECTIONS]
+def recognise(tree: Node, plait_keys: Sequence[str]) -> bool:
+    """Return whether the file is in this dialect. Raises PlaitError for one that mixes it with plait's own keys."""
+    theirs = [node for key, node in tree.value.items() if key in SECTIONS and key not in plait_keys]
+    theirs += [node for key, node in _leaves(tree) if key in KEYS and key != KEYS[key].path and key.partition(".")[0] in plait_keys]
+    ours = [node for key, node in tree.value.items() if key in plait_keys and key not in SECTIONS]
     if theirs and ours:
         raise PlaitError(
-            f"{theirs[0].place}: {theirs[0].path} belongs to the nested dialect, but {ours[0].path} (line {ours[0].line}) is plait's own, "
-            "and a file speaks one of them"
+            f"{theirs[0].location}: {theirs[0].path} belongs to the nested dialect, but {ours[0].path} (line {ours[0].line}) is plait's "
+            "own, and a file speaks one of them"
         )
     return bool(theirs)
 
 
-def translate(tree: Node, overrides: Sequence[Override], path: Path, own: Sequence[str]) -> Translation:
-    """The file, and those overrides that use its keys, in plait's names."""
+def translate(tree: Node, overrides: Sequence[Override], path: Path, plait_keys: Sequence[str]) -> Translation:
+    """Translate the file, and the overrides that use its keys, into plait's names. Raises PlaitError for an unknown or ill-typed key."""
     written = dict(_leaves(tree))
-    known = [*KEYS, *own]
-    problems = [unknown(tree, tuple(key.split(".")), _neighbours(key), list(KEYS)) for key in written if key not in KEYS]
-    left = []
-    for one in overrides:
-        key = dotted(one.path)
+    known = [*KEYS, *plait_keys]
+    problems = [unknown_key(tree, tuple(key.split(".")), _neighbours(key), list(KEYS)) for key in written if key not in KEYS]
+    remaining = []
+    for override in overrides:
+        key = dotted(override.path)
         if key in KEYS:
             text_only = KEYS[key].kind == "text"
-            written[key] = Node(one.text if text_only else scalar(one.text), COMMAND_LINE, path=key)
-        elif one.path[0] in own:
-            left.append(one)
+            written[key] = from_plain(override.text if text_only else scalar(override.text), Node(None, COMMAND_LINE, path=key))
+        elif override.path[0] in plait_keys:
+            remaining.append(override)
         else:
-            problems.append(unknown(Node({}, COMMAND_LINE), one.path, known))
+            problems.append(unknown_key(Node({}, COMMAND_LINE), override.path, known))
     problems += [wrong for key, node in written.items() if key in KEYS and (wrong := _wrong_kind(key, node))]
-    report(problems)
-    sheet = Sheet(written, str(path))
+    raise_first(problems)
+    defaults = {key: spec.default for key, spec in KEYS.items()}
+    builder = TranslationBuilder(written, Node({}, str(path), 1), defaults=defaults, default_label=DEFAULT, notes=NOTES)
     for assumed, value in ASSUMED.items():
-        leaf = Node(value, str(path), path=assumed, label=DEFAULT)
-        sheet.tree = merge(sheet.tree, nest(assumed.split("."), leaf))
+        builder.assign(assumed, value)
     for key, spec in KEYS.items():
         if spec.path:
-            sheet.put(spec.path, sheet.get(key), key)
-    for part in PARTS:
-        part(sheet)
-    return Translation(sheet.tree, left, [sheet.rows[key] for key in written], [])
+            builder.translate(spec.path, builder.get(key), key)
+    for translate_keys in TOGETHER:
+        translate_keys(builder)
+    return Translation(builder.tree, remaining, [builder.rows[key] for key in written])
 
 
 def _leaves(node: Node, above: tuple[str, ...] = ()) -> Iterator[tuple[str, Node]]:
-    """Every value that is no section, by dotted path."""
+    """Yield every value that is not a section, with its dotted path."""
     for key, child in node.value.items():
         if isinstance(child.value, dict):
             yield from _leaves(child, (*above, key))
@@ -177,81 +144,72 @@ def _leaves(node: Node, above: tuple[str, ...] = ()) -> Iterator[tuple[str, Node
             yield dotted((*above, key)), child
 
 
-def _plain(node: Node) -> Any:
-    return [_plain(item) for item in node.value] if isinstance(node.value, list) and node.file != COMMAND_LINE else node.value
-
-
 def _neighbours(key: str) -> list[str]:
-    """The names that the section of `key` has; all sections where it has none."""
+    """Return the key names in the section of `key`; all sections where that section does not exist."""
     parent, _, _ = key.rpartition(".")
-    inside = [other.removeprefix(f"{parent}.").partition(".")[0] for other in KEYS if other.startswith(f"{parent}.")]
-    return list(dict.fromkeys(inside)) or list(SECTIONS)
+    names = [other.removeprefix(f"{parent}.").partition(".")[0] for other in KEYS if other.startswith(f"{parent}.")]
+    return list(dict.fromkeys(names)) or list(SECTIONS)
 
 
 def _wrong_kind(key: str, node: Node) -> Problem | None:
     types, words = _INFO[KEYS[key].kind]
-    value = _plain(node)
-    spelled = _number(value) if KEYS[key].kind in ("int", "number") else value
+    value = to_plain(node)
+    spelled = as_number(value) if KEYS[key].kind in ("int", "number") else value
     if isinstance(spelled, types) and isinstance(spelled, bool) == (types == (bool,)):
         return None
-    return Problem(node, f"{node.place}: {key} must be {words}, got {show(value)}")
+    return Problem(node, f"{node.location}: {key} must be {words}, got {format_value(value)}")
 
 
-def _number(value: Any) -> Any:
-    """Text such as "3e-4" is the number it spells."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return float(value)
-    except ValueError:
-        return value
-
-
-def _portions(sheet: Sheet) -> None:
-    sizes = {key: int(_number(sheet.get(key))) for key in ("training.batch_size", "training.grad_accumulation_steps")}
+def _batches(builder: TranslationBuilder) -> None:
+    """Translate the batch size per GPU and the number of accumulations, whose product is the global batch."""
+    sizes = {key: int(as_number(builder.get(key))) for key in ("training.batch_size", "training.grad_accumulation_steps")}
     for key, size in sizes.items():
         if size < 1:
-            raise sheet.refuse(key, f"must be 1 or more, got {size}")
-    (batch, portions), last = sizes.values(), "training.grad_accumulation_steps"
-    said = last if last in sheet.written or "training.batch_size" not in sheet.written else "training.batch_size"
-    sheet.put("train.global_batch", batch * portions, said, f"{batch} x {portions}, over all GPUs")
-    sheet.row("training.batch_size", "train.micro_batch", "samples per forward on one GPU")
+            raise builder.error(key, f"must be 1 or more, got {size}")
+    batch, accumulations = sizes.values()
+    keys = [key for key in reversed(sizes) if key in builder.written] or ["training.grad_accumulation_steps"]
+    builder.translate("train.global_batch", batch * accumulations, keys[0], note=f"{batch} x {accumulations}, over all GPUs")
+    builder.add_row("training.batch_size", "train.micro_batch", "samples per forward on one GPU")
 
 
-def _machine(sheet: Sheet) -> None:
-    kind = sheet.get("training.optimizer.type")
+def _optimizer(builder: TranslationBuilder) -> None:
+    """Translate the optimizer's type, gradient checkpointing and clipping."""
+    kind = builder.get("training.optimizer.type")
     if kind.lower() != "adamw":
-        raise sheet.refuse("training.optimizer.type", f"must be AdamW, got {show(kind)}")
-    sheet.put("optim.name", "adamw", "training.optimizer.type")
-    again = "full" if sheet.get("training.gradient_checkpointing") else "none"
-    sheet.put("distributed.activation_checkpointing", again, "training.gradient_checkpointing")
-    if _number(sheet.get("training.grad_clip")) == 0:
-        sheet.put("train.grad_clip", None, "training.grad_clip", "0: no clipping")
+        raise builder.error("training.optimizer.type", f"must be AdamW, got {format_value(kind)}")
+    builder.translate("optim.name", "adamw", "training.optimizer.type")
+    recomputed = "full" if builder.get("training.gradient_checkpointing") else "none"
+    builder.translate("distributed.activation_checkpointing", recomputed, "training.gradient_checkpointing")
+    if as_number(builder.get("training.grad_clip")) == 0:
+        builder.translate("train.grad_clip", None, "training.grad_clip", note="0: no clipping")
 
 
-def _data(sheet: Sheet) -> None:
+def _data(builder: TranslationBuilder) -> None:
+    """Translate the folder of latent shards and its buckets into sources, of which a share is held out."""
     folder, buckets = "data.shard_base_dir", "data.buckets"
-    options = (buckets, {"buckets": sheet.get(buckets), "held_out": HELD_OUT})
-    shards = {"source": (folder, "latents"), "path": (folder, sheet.get(folder)), "options": options}
+    options = (buckets, {"buckets": builder.get(buckets), "held_out": HELD_OUT})
+    shards = {"source": (folder, "latents"), "path": (folder, builder.get(folder)), "options": options}
     for name in ("train", "validation"):
-        sheet.put(f"data.{name}", [sheet.entry(shards)], folder)
-    sheet.put("model.metadata", sheet.get(folder), folder)
-    sheet.row(folder, "data.train.0.path", f"{HELD_OUT:.0%} of each bucket is held out for validation")
-    sheet.row(buckets, "data.train.0.options.buckets")
+        builder.translate(f"data.{name}", [builder.entry(shards)], folder)
+    builder.translate("model.metadata", builder.get(folder), folder)
+    builder.add_row(folder, "data.train.0.path", f"{HELD_OUT:.0%} of each bucket is held out for validation")
+    builder.add_row(buckets, "data.train.0.options.buckets")
 
 
-def _validation(sheet: Sheet) -> None:
+def _validation(builder: TranslationBuilder) -> None:
+    """Translate the validation interval and number of samples into one `evaluate` entry per figure."""
     every, count = "validation.interval_steps", "validation.num_samples"
-    number = sheet.get(count)
-    few = min(int(_number(number)), PICTURES)
+    number = builder.get(count)
+    few = min(int(as_number(number)), PICTURES)
     benches = [("loss", number), ("validation", number), ("edit", few), ("swap", few), ("divergence", few), ("grid", few)]
     entries = [
-        sheet.entry({"bench": (every, bench), "every_steps": (every, sheet.get(every)), "samples": (count, samples)})
+        builder.entry({"bench": (every, bench), "every_steps": (every, builder.get(every)), "samples": (count, samples)})
         for bench, samples in benches
     ]
-    sheet.put("evaluate", entries, every)
-    sheet.row(every, "evaluate.0.every_steps", "loss, reconstruction, text-edit, image-swap, divergence, pictures")
-    sheet.row(count, "evaluate.0.samples", f"{few} where pictures are drawn")
+    builder.translate("evaluate", entries, every)
+    builder.add_row(every, "evaluate.0.every_steps", "loss, reconstruction, text-edit, image-swap, divergence, pictures")
+    builder.add_row(count, "evaluate.0.samples", f"{few} where pictures are drawn")
 
 
-PARTS: tuple[Callable[[Sheet], None], ...] = (_portions, _machine, _data, _validation)
+TOGETHER: tuple[Callable[[TranslationBuilder], None], ...] = (_batches, _optimizer, _data, _validation)
+"""The translations of keys whose meaning depends on each other."""

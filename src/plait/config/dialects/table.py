@@ -21,5 +21,5 @@ def dialects() -> tuple[Dialect, ...]:
 
 
 def is_script(name: str) -> bool:
-    """Tell whether `name` stands for a launch script of some dialect, which takes words besides flags, and not for a file."""
+    """Return whether `name` is that of a dialect's launch script, which takes words besides flags, and not that of a file."""
     return any(name in dialect.scripts for dialect in dialects())

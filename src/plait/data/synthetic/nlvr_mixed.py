@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from plait.data import images
+from plait.data import image_files
 from plait.data.records import Record
 from plait.data.synthetic.nlvr_record import BOX, BOXES, PITCH, SIZE, order_of
 from plait.errors import BadSample
@@ -44,7 +44,7 @@ def _turned(one: dict[str, Any]) -> dict[str, Any]:
 
 def _pixels(record: Record) -> np.ndarray:
     """(H, W, 3) uint8."""
-    pixels = images.decode(record.images[0]).permute(1, 2, 0).numpy() if record.images else np.empty((0, 0, 3), np.uint8)
+    pixels = image_files.decode_rgb(record.images[0]) if record.images else np.empty((0, 0, 3), np.uint8)
     if pixels.shape != (SIZE[1], SIZE[0], 3):
         raise BadSample(f"{record.id} has a picture of {pixels.shape[1]} x {pixels.shape[0]} pixels, not {SIZE[0]} x {SIZE[1]}")
     return pixels

@@ -150,6 +150,8 @@ class Scenes:
         self.options = _checked(options)
         self.seed, self.split, self.length = seed, split, SPLITS[split] if length is None else length
         self.name = f"scenes {split}"
+        settings = self.options.model_dump_json(exclude=None if self.options.questions > 1 else {"questions"})
+        self.fingerprint = f"{keys.key(DRAWING, settings, seed, split, self.length):016x}"
         self.held_out = held_out(self.options.colours, self.options.shapes, self.options.holdout)
         for task, weight in self.options.tasks.items():
             if weight:
@@ -157,12 +159,6 @@ class Scenes:
 
     def __len__(self) -> int:
         return self.length
-
-    @property
-    def fingerprint(self) -> str:
-        """Changes whenever a scene, its texts, or its pixels could."""
-        told = self.options.model_dump_json(exclude=None if self.options.questions > 1 else {"questions"})
-        return f"{keys.key(DRAWING, told, self.seed, self.split, self.length):016x}"
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """The sample. Its `fields` hold the whole truth, as plain data: see docs/scenes.md."""

@@ -1,4 +1,4 @@
-"""The `model:` section of family molmo: which language model, which tower, how images are tiled, how text is framed. No torch."""
+"""The `model:` section of family molmo: language model, vision tower, tiling of images, framing of text. Does not import torch."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
@@ -14,20 +14,22 @@ IMAGE_MARK = "<|image|>"
 IMAGE_TOKENS = ("<im_start>", "<im_end>", "<im_patch>", "<im_col>", IMAGE_MARK)  # the first of the extra rows, in this order
 
 Positive = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(ge=0.0, lt=1.0)]
+Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class Section(BaseModel):
+    """Base of the sections: unknown keys are errors, values do not change."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Tower(Section):
-    """A vision tower: a row of the table below."""
+    """A vision tower: one row of TOWERS."""
 
     kind: Literal["clip", "siglip", "dino"]
     source: str  # Hub name of its weights
     hidden: int
-    layers: int  # built; of CLIP's 24 the last is never looked at
+    layers: int  # built; the last of CLIP's 24 is never used
     heads: int
     mlp: int
     image: int  # pixels of a crop's side
@@ -42,7 +44,7 @@ class Tower(Section):
 
     @property
     def side(self) -> int:
-        """Patches of a crop's side."""
+        """Return the patches of a crop's side."""
         return self.image // self.patch
 
 
@@ -77,7 +79,7 @@ LANGUAGES: dict[str, dict[str, Any]] = {
                  "num_experts": 64, "num_experts_per_tok": 8, "norm_topk_prob": False, "eos_token_id": 50279, "pad_token_id": 1},
     DEBUG:      {"model_type": "qwen2", "hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2,
                  "intermediate_size": 256, "vocab_size": 768, "rms_norm_eps": 1e-6, "max_position_embeddings": 4096,
-                 "initializer_range": 0.088,  # hidden ** -0.5: what a layer puts out is then of the scale of what it is given
+                 "initializer_range": 0.088,  # hidden ** -0.5: a layer's output then has the scale of its input
                  "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}, "tie_word_embeddings": False,
                  "bos_token_id": 0, "eos_token_id": 0},
 }
@@ -108,8 +110,8 @@ class Config(ModelSection):
     weighting: Literal["none", "root_subsegments", "root_subsegments_root_tokens"] = Field(
         default="none", description="loss weight of each of n annotations of an image: 1, sqrt(1/n), or 2/sqrt(its tokens)/sqrt(n)"
     )
-    residual_dropout: Share = Field(default=0.0, description="after attention and MLP of each layer, at positions of the prompt")
-    response_residual_dropout: Share = Field(default=0.0, description="the same at positions that predict the answer")
+    residual_dropout: Probability = Field(default=0.0, description="after attention and MLP of each layer, at positions of the prompt")
+    response_residual_dropout: Probability = Field(default=0.0, description="the same at positions that predict the answer")
     z_loss: Annotated[float, Field(ge=0.0)] = Field(default=1e-4, description="coefficient of the squared log-normaliser")
 
     def variant(self, name: str) -> tuple["Config", int]:
@@ -119,27 +121,27 @@ class Config(ModelSection):
 
     @property
     def tower(self) -> Tower:
-        """The row of the vision tower."""
+        """Return the row of the configured vision tower."""
         return TOWERS[self.vision_backbone]
 
     @property
     def window(self) -> int:
-        """Patches of a side by which neighbouring crops are apart."""
+        """Return by how many patches neighbouring crops are apart."""
         return self.tower.side - 2 * self.overlap
 
     @model_validator(mode="before")
     @classmethod
-    def _debug_follows(cls, values: Any) -> Any:
-        """The debug language model comes with the debug tower, small margins and few crops, unless the section says otherwise."""
+    def _default_debug_parts(cls, values: object) -> object:
+        """Give the debug language model the debug tower, small overlap and few crops, unless the section says otherwise."""
         if not isinstance(values, dict) or values.get("language") != DEBUG:
             return values
-        debug = {"vision_backbone": DEBUG, "max_crops": 4} if "vision_backbone" not in values else {}
+        debug: dict[str, object] = {"vision_backbone": DEBUG, "max_crops": 4} if "vision_backbone" not in values else {}
         if values.get("vision_backbone", DEBUG) == DEBUG:
             debug["overlap"] = 2
         return {**debug, **values}
 
     @model_validator(mode="after")
-    def _margins_fit(self) -> "Config":
+    def _check_overlap(self) -> "Config":
         if self.overlap % POOL or self.window < 1:
             raise ValueError(
                 f"overlap is {self.overlap} patches of a crop's {self.tower.side}: it must be a multiple of {POOL}, "

@@ -1,7 +1,8 @@
-"""From patch features to the language model's embeddings: marks for padding, attention pooling of 2 x 2 patches, a SwiGLU projector.
+"""The connector from patch features to the language model's embeddings: padding marks, attention pooling of 2 x 2 patches, SwiGLU.
 
-Also holds the extra embedding rows: the words that images are written with, which the output head does not know.
-Legend: n crops, P patches per crop, F = 2 * hidden features per patch, T image tokens, E the tower's width, D the language model's width.
+It also holds the extra embedding rows: the image tokens, which have no rows in the output head.
+Legend: n crops, P patches per crop, F = 2 * hidden features per patch, T image tokens, K = 4 patches of a pool, E the tower's width,
+D the language model's width.
 """
 
 import torch
@@ -14,9 +15,9 @@ _SWIGLU_RMS = 0.5964  # of silu(a) b for independent standard normal a and b: sq
 
 
 class MeanQueryPooling(nn.Module):
-    """Multi-head attention of one query over the patches of a pool; the query is their mean.
+    """Multi-head attention of one query over the patches of a pool, where the query is their mean.
 
-    What lies beyond the grid counts in neither.
+    Patches beyond the grid count in neither.
     """
 
     def __init__(self, features: int, hidden: int, heads: int):
@@ -26,19 +27,20 @@ class MeanQueryPooling(nn.Module):
         self.wo = nn.Linear(hidden, hidden)
 
     def forward(self, pools_TKF: Tensor, real_TK: Tensor) -> Tensor:
-        """(T, E). A pool without any real patch would be NaN; there is none."""
+        """Pool (T, K, F) to (T, E). A pool without any real patch would give NaN; the tiling makes none."""
         count_T1 = real_TK.sum(-1, keepdim=True)
         query_T1F = ((pools_TKF * real_TK[..., None]).sum(1) / count_T1)[:, None]
-        q, k, v = (self._split(part) for part in (self.wq(query_T1F), self.wk(pools_TKF), self.wv(pools_TKF)))
+        q, k, v = (self._split_heads(x) for x in (self.wq(query_T1F), self.wk(pools_TKF), self.wv(pools_TKF)))
         pooled = F.scaled_dot_product_attention(q, k, v, attn_mask=real_TK[:, None, None, :])
-        return self.wo(pooled.transpose(1, 2).flatten(2))[:, 0]
+        output_TE: Tensor = self.wo(pooled.transpose(1, 2).flatten(2))[:, 0]
+        return output_TE
 
-    def _split(self, x_TKE: Tensor) -> Tensor:
-        return x_TKE.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+    def _split_heads(self, x_TKE: Tensor) -> Tensor:
+        return torch.unflatten(x_TKE, -1, (self.heads, -1)).transpose(1, 2)
 
 
 class Projector(nn.Module):
-    """w2(silu(w1 x) * w3 x), without biases (Shazeer 2020, SwiGLU)."""
+    """The SwiGLU w2(silu(w1 x) * w3 x), without biases (Shazeer 2020)."""
 
     def __init__(self, features: int, inner: int, hidden: int):
         super().__init__()
@@ -46,14 +48,19 @@ class Projector(nn.Module):
         self.w2 = nn.Linear(inner, hidden, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.w2(F.silu(self.w1(x)) * self.w3(x))
+        """Map (..., features) to (..., hidden)."""
+        output: Tensor = self.w2(F.silu(self.w1(x)) * self.w3(x))
+        return output
 
 
 class Connector(nn.Module):
-    """`forward` gives one vector per image token, to be added to the embedding of `<im_patch>`."""
+    """Features to one vector per image token, which the model adds to the embedding of `<im_patch>`."""
 
     def __init__(self, tower: Tower, inner: int, hidden: int, scale: float):
-        """`scale`: root mean square of the embeddings, at which image features begin: far below it a tower learns nothing at first."""
+        """Draw the weights so that image features have the root mean square `scale`, that of the embeddings.
+
+        Features far below it would give the tower almost no gradient at first.
+        """
         super().__init__()
         features = tower.hidden * len(tower.features)
         self.pooling = MeanQueryPooling(features, tower.hidden, tower.heads)
@@ -69,10 +76,13 @@ class Connector(nn.Module):
         nn.init.normal_(self.projector.w2.weight, std=scale / _SWIGLU_RMS * inner**-0.5)
 
     def forward(self, features_nPF: Tensor, real_nP: Tensor, pools_TK: Tensor) -> Tensor:
-        """(T, D). `real` is the share of a patch that is image: 0 gets the first pad embedding, between 0 and 1 the second."""
+        """Return (T, D). `real` is the fraction of a patch that is image: at 0 the first pad embedding is added, between
+        0 and 1 the second.
+        """
         marks_nP2 = torch.stack([real_nP == 0, (real_nP > 0) & (real_nP < 1)], dim=-1)
         weight = self.pooling.wq.weight
         features_nPF = features_nPF.to(weight.dtype)
         features_nPF = features_nPF + marks_nP2.to(features_nPF.dtype) @ self.pad_embed.to(features_nPF.dtype)
         pools_TKF = features_nPF.flatten(0, 1)[pools_TK.clamp(min=0)]
-        return self.projector(self.pooling(pools_TKF, pools_TK >= 0))
+        embeds_TD: Tensor = self.projector(self.pooling(pools_TKF, pools_TK >= 0))
+        return embeds_TD

@@ -1,6 +1,6 @@
-"""Benches by free generation. Each is one scoring rule; what a rule compares with stands in the sample's fields.
+"""Benches of family molmo, by free generation. Each is one scoring rule, which reads the truth from the sample's fields.
 
-accuracy: any sample (its last answer, or `answers`; scenes judge themselves). vqa, exact_match, anls, relaxed_accuracy: `answers` or
+accuracy: any sample (its last answer, or `answers`; scenes have their own scorer). vqa, exact_match, anls, relaxed_accuracy: `answers` or
 `answer`. multiple_choice, mmmu: `options` and `answer_idx`. counting: `count`. pointing: `points` in percent and, where there are, their
 `masks`. mathvista: its record's own fields.
 """
@@ -16,14 +16,14 @@ from plait.engine.evaluation import Bench, Row
 from plait.errors import BadSample, PlaitError
 from plait.families.molmo import points, styles
 from plait.families.molmo.generate import answers
-from plait.families.molmo.inputs import Inputs, Sample
+from plait.families.molmo.inputs import Example, Inputs, Sample
 from plait.families.molmo.model import Molmo
 from plait.families.molmo.scoring import benchmark_rules, metrics
 
 Score = Callable[[str, Sample], dict[str, float]]
 
 _SPARE_TOKENS = 8  # an answer may run this much longer than the longest gold one: enough to be seen to differ
-_NEAR = 5.0  # percent of width and height within which a point hits a gold point that has no mask
+_HIT_RADIUS = 5.0  # percent of width and height within which a point hits a gold point that has no mask
 
 
 @dataclass(frozen=True)
@@ -33,44 +33,44 @@ class Scored:
     score: Score
 
     def bench(self) -> Bench:
-        """Return it as the engine takes it."""
+        """Return the rule as a Bench of the engine."""
         return Bench(self.predict, self.summarise)
 
     def predict(self, model: Molmo, samples: Sequence[Sample], inputs: Inputs, *, batch: int, moment: str = "") -> list[Row]:
-        """One row per sample, in their order; none is dropped. A sample that cannot be read says so in its row."""
+        """Answer and score every sample, in their order; a sample that cannot be encoded has a row with the reason.
+
+        Raises PlaitError for a sample without the fields that the rule compares with.
+        """
         rows: list[Row] = []
         for start in range(0, len(samples), batch):
-            rows += self._some(model, samples[start : start + batch], inputs)
+            rows += self._predict_batch(model, samples[start : start + batch], inputs)
         return rows
 
-    def _some(self, model: Molmo, samples: Sequence[Sample], inputs: Inputs) -> list[Row]:
-        found: list[Any] = []
-        for sample in samples:
-            try:
-                found.append(inputs.prompt(sample))
-            except BadSample as error:
-                found.append(str(error))
-        usable = [(sample, prompt) for sample, prompt in zip(samples, found, strict=True) if not isinstance(prompt, str)]
-        limits = [max(len(inputs.words.ids(f" {gold}")) for gold in (*golds(sample), "")) + _SPARE_TOKENS for sample, _ in usable]
-        said = iter(answers(model, inputs, [prompt for _, prompt in usable], max_new_tokens=limits) if usable else [])
+    def _predict_batch(self, model: Molmo, samples: Sequence[Sample], inputs: Inputs) -> list[Row]:
+        prompts = [_prompt(inputs, sample) for sample in samples]
+        usable = [(sample, prompt) for sample, prompt in zip(samples, prompts, strict=True) if isinstance(prompt, Example)]
+        limits = [_answer_limit(inputs, sample) for sample, _ in usable]
+        texts = iter(answers(model, inputs, [prompt for _, prompt in usable], max_new_tokens=limits) if usable else [])
         return [
-            self._row(sample, None, prompt) if isinstance(prompt, str) else self._row(sample, next(said), None)
-            for sample, prompt in zip(samples, found, strict=True)
+            self._row(sample, None, prompt) if isinstance(prompt, str) else self._row(sample, next(texts), None)
+            for sample, prompt in zip(samples, prompts, strict=True)
         ]
 
     def _row(self, sample: Sample, answer: str | None, bad: str | None) -> Row:
-        wanted = golds(sample)
-        row: Row = {"id": sample["id"], "question": question(sample), "answer": answer or "", "gold": " | ".join(dict.fromkeys(wanted))}
+        gold = " | ".join(dict.fromkeys(golds(sample)))
+        row: Row = {"id": sample["id"], "question": question(sample), "answer": answer or "", "gold": gold}
         if bad is not None:
             return {**row, "bad": bad}
         figures = self.score(answer or "", sample)
         return {**row, "task": task(sample), "correct": figures["score"] == 1.0, **figures}
 
     def summarise(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-        """Means of the rule's figures (`score` first), score/TASK where samples name tasks, how many samples, how many unusable."""
+        """Return means of the rule's figures (`score` first), score/TASK where samples name tasks, and how many samples
+        were used and not.
+        """
         used = [row for row in rows if "bad" not in row]
-        named = list(dict.fromkeys(name for row in used for name in row if isinstance(row[name], float)))
-        figures = {name: _mean([row[name] for row in used if name in row]) for name in named}
+        names = list(dict.fromkeys(name for row in used for name in row if isinstance(row[name], float)))
+        figures = {name: _mean([row[name] for row in used if name in row]) for name in names}
         tasks: dict[str, list[float]] = defaultdict(list)
         for row in used:
             if row["task"] is not None:
@@ -80,22 +80,34 @@ class Scored:
         return {**figures, "samples": float(len(used)), **bad}
 
 
+def _prompt(inputs: Inputs, sample: Sample) -> Example | str:
+    """Return the encoded prompt of a sample, or why it cannot be encoded."""
+    try:
+        return inputs.prompt(sample)
+    except BadSample as error:
+        return str(error)
+
+
+def _answer_limit(inputs: Inputs, sample: Sample) -> int:
+    return max(len(inputs.tokenizer.encode(f" {gold}")) for gold in (*golds(sample), "")) + _SPARE_TOKENS
+
+
 def golds(sample: Sample) -> list[str]:
-    """What people answered: the fields `answers` or `answer`, else the last assistant turn of the first annotation."""
+    """Return the gold answers: the field `answers`, else the last assistant turn of the first annotation, else the field `answer`."""
     fields = sample["fields"]
     if "answers" in fields:
         return [str(answer) for answer in fields["answers"]]
-    said = [message["content"].strip() for message in _messages(sample) if message["role"] == "assistant"]
-    return said[-1:] or [str(fields.get("answer", ""))]
+    spoken = [message["content"].strip() for message in _messages(sample) if message["role"] == "assistant"]
+    return spoken[-1:] or [str(fields.get("answer", ""))]
 
 
 def question(sample: Sample) -> str:
-    """The text of the last user turn."""
+    """Return the text of the last user turn, empty where there is none."""
     return next((message["content"].strip() for message in reversed(_messages(sample)) if message["role"] == "user"), "")
 
 
 def task(sample: Sample) -> str | None:
-    """The task of a sample that names one, else its style."""
+    """Return the task that a sample names, else its style, else None."""
     name = sample["fields"].get("task", sample["fields"].get("style"))
     return None if name is None else str(name)
 
@@ -112,72 +124,84 @@ def _field(sample: Sample, name: str) -> Any:
 
 
 def accuracy(answer: str, sample: Sample) -> dict[str, float]:
-    """Right or wrong: scenes and NLVR judge themselves, else equal to a gold answer but for case, outer punctuation and white space."""
+    """Score right or wrong: by the scene's or NLVR's own scorer, else equality but for case, outer punctuation and white space."""
     if can_judge(sample["fields"]):
         return {"score": float(judge(answer, sample["fields"]))}
-    said = [" ".join(text.split()).strip(" .,;:!?\"'").casefold() for text in (answer, *golds(sample))]
-    return {"score": float(said[0] in said[1:])}
+    normalised = [" ".join(text.split()).strip(" .,;:!?\"'").casefold() for text in (answer, *golds(sample))]
+    return {"score": float(normalised[0] in normalised[1:])}
 
 
 def counting(answer: str, sample: Sample) -> dict[str, float]:
-    """Exactly right, and within one; both also under the true count."""
-    wanted = int(_field(sample, "count"))
-    said = points.read_count(answer)
-    exact, near = float(said == wanted), float(said is not None and abs(said - wanted) <= 1)
-    return {"score": exact, "within_one": near, f"score/count_{wanted}": exact}
+    """Score a count as exactly right, and as within one; the exact score also under the true count."""
+    count = int(_field(sample, "count"))
+    predicted = points.read_count(answer)
+    exact, near = float(predicted == count), float(predicted is not None and abs(predicted - count) <= 1)
+    return {"score": exact, "within_one": near, f"score/count_{count}": exact}
 
 
 def pointing(answer: str, sample: Sample) -> dict[str, float]:
-    """F1 (the score), precision and recall of the points said."""
+    """Score points by F1 (the score), precision and recall."""
     fields = sample["fields"]
-    if {"truth", "objects", "size"} <= fields.keys():
-        things = [fields["objects"][i] for i in fields["truth"]]
-        width, height = fields["size"]
-        gold = [points.percent(thing["x"], thing["y"], width, height) for thing in things]
-
-        def inside(place: int, at: points.Point) -> bool:
-            thing = things[place]
-            return math.hypot(at[0] / 100 * width - thing["x"], at[1] / 100 * height - thing["y"]) <= thing["radius"]
-    else:
-        gold, masks = [(float(x), float(y)) for x, y in _field(sample, "points")], fields.get("masks")
-
-        def inside(place: int, at: points.Point) -> bool:
-            return in_mask(masks[place], at) if masks else math.dist(at, gold[place]) <= _NEAR
-
-    figures = points.pointing_score(points.read(answer), gold, inside)
+    gold, hits = _scene_targets(fields) if {"truth", "objects", "size"} <= fields.keys() else _annotated_targets(sample)
+    figures = points.pointing_score(points.read(answer), gold, hits)
     return {"score": figures["f1"], **figures}
 
 
-def in_mask(mask: Any, at: points.Point) -> bool:
-    """Whether a point in percent lies on a set pixel of a mask (rows of pixels)."""
+def _scene_targets(fields: Mapping[str, Any]) -> tuple[list[points.Point], Callable[[int, points.Point], bool]]:
+    """Return the targets of a drawn scene in percent, and whether a point lies within the radius of target i."""
+    targets = [fields["objects"][i] for i in fields["truth"]]
+    width, height = fields["size"]
+
+    def hits(i: int, point: points.Point) -> bool:
+        target = targets[i]
+        return math.hypot(point[0] / 100 * width - target["x"], point[1] / 100 * height - target["y"]) <= float(target["radius"])
+
+    return [points.percent(target["x"], target["y"], width, height) for target in targets], hits
+
+
+def _annotated_targets(sample: Sample) -> tuple[list[points.Point], Callable[[int, points.Point], bool]]:
+    """Return annotated points, and whether a point lies in the mask of target i, or near it where there are no masks."""
+    gold, masks = [(float(x), float(y)) for x, y in _field(sample, "points")], sample["fields"].get("masks")
+
+    def hits(i: int, point: points.Point) -> bool:
+        return in_mask(masks[i], point) if masks else math.dist(point, gold[i]) <= _HIT_RADIUS
+
+    return gold, hits
+
+
+def in_mask(mask: Sequence[Sequence[Any]], point: points.Point) -> bool:
+    """Return whether a point in percent lies on a set pixel of a mask (rows of pixels)."""
     high, wide = len(mask), len(mask[0])
-    return bool(mask[min(int(at[1] / 100 * high), high - 1)][min(int(at[0] / 100 * wide), wide - 1)])
+    return bool(mask[min(int(point[1] / 100 * high), high - 1)][min(int(point[0] / 100 * wide), wide - 1)])
 
 
-def _chosen(answer: str, sample: Sample, rule: Callable[[str, Sequence[str]], int | None]) -> dict[str, float]:
+def _multiple_choice(answer: str, sample: Sample, rule: Callable[[str, Sequence[str]], int | None]) -> dict[str, float]:
     return {"score": float(rule(answer, _field(sample, "options")) == int(_field(sample, "answer_idx")))}
 
 
 def _mmmu(answer: str, sample: Sample) -> dict[str, float]:
     return (
-        _chosen(answer, sample, benchmark_rules.mmmu_choice)
+        _multiple_choice(answer, sample, benchmark_rules.mmmu_choice)
         if sample["fields"].get("options")
         else {"score": benchmark_rules.mmmu_open(answer, golds(sample))}
     )
 
 
-benches = {
-    "accuracy": Scored(accuracy).bench(),
-    "vqa": Scored(lambda answer, sample: {"score": metrics.vqa_score(answer, golds(sample))}).bench(),
-    "exact_match": Scored(lambda answer, sample: {"score": metrics.exact_match(answer, golds(sample))}).bench(),
-    "anls": Scored(lambda answer, sample: {"score": metrics.anls(answer, golds(sample))}).bench(),
-    "relaxed_accuracy": Scored(lambda answer, sample: {"score": metrics.relaxed_accuracy(answer, golds(sample))}).bench(),
-    "multiple_choice": Scored(lambda answer, sample: _chosen(answer, sample, metrics.choose)).bench(),
-    "counting": Scored(counting).bench(),
-    "pointing": Scored(pointing).bench(),
-    "mmmu": Scored(_mmmu).bench(),
-    "mathvista": Scored(lambda answer, sample: {"score": benchmark_rules.mathvista(answer, sample["fields"])}).bench(),
+RULES: dict[str, Score] = {
+    "accuracy": accuracy,
+    "vqa": lambda answer, sample: {"score": metrics.vqa_score(answer, golds(sample))},
+    "exact_match": lambda answer, sample: {"score": metrics.exact_match(answer, golds(sample))},
+    "anls": lambda answer, sample: {"score": metrics.anls(answer, golds(sample))},
+    "relaxed_accuracy": lambda answer, sample: {"score": metrics.relaxed_accuracy(answer, golds(sample))},
+    "multiple_choice": lambda answer, sample: _multiple_choice(answer, sample, metrics.choose),
+    "counting": counting,
+    "pointing": pointing,
+    "mmmu": _mmmu,
+    "mathvista": lambda answer, sample: {"score": benchmark_rules.mathvista(answer, sample["fields"])},
 }
+"""The scoring rule of each bench: (answer, sample) to figures by name, `score` first, from 0 to 1."""
+
+benches = {name: Scored(rule).bench() for name, rule in RULES.items()}
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -1,4 +1,4 @@
-"""Family molmo's contract: what the engine, the planner and the verbs take from it. What it exchanges with others is in export.py."""
+"""Family molmo's contract: what the engine and the commands take from it (see families/contract.py)."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -30,14 +30,14 @@ never_trained: frozenset[str] = frozenset()
 
 
 def prepare(config: Config, directory: Path, texts: Callable[[], Iterable[str]]) -> None:
-    """A debug model's tokenizer, trained on the run's texts and kept in its directory; nothing otherwise, and nothing twice."""
+    """Train a debug model's tokenizer on the run's texts and write it to `directory`, unless it is there; do nothing for other models."""
     folder = directory / towers.TOKENIZER
     if config.language == DEBUG and not folder.exists():
         write_tokenizer(folder, texts())
 
 
 def base(config: Config) -> list[dict[str, str | None]]:
-    """Where weights that are not saved with a run come from."""
+    """Return where the weights that are not saved with a run come from."""
     language = SOURCES.get(config.language, config.language)
     vision = config.vision_source or config.tower.source
     return [

@@ -1,4 +1,7 @@
-"""Answers: one prefill over images and prompt, then a token at a time over the cache. The tower runs once, in the prefill."""
+"""Answers of family molmo to prompts with images: `plait generate` and the benches' predictions.
+
+The token-by-token loop is in nn/decoding.py; this file gives it the model with its cache. The vision tower runs once, in the prefill.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,15 +14,15 @@ from transformers import DynamicCache
 
 from plait.errors import PlaitError
 from plait.families.molmo.inputs import Example, Inputs
-from plait.families.molmo.model import Molmo
+from plait.families.molmo.model import Batch, Molmo
 from plait.families.molmo.sequence import PADDING
 from plait.files import write_json
-from plait.keys import key, rng
-from plait.nn.sampling import pick
+from plait.keys import key
+from plait.nn.decoding import GREEDY, Sampling, decode
 
 
 class GenerateOptions(BaseModel):
-    """What `plait generate` asks of family molmo."""
+    """Options of `plait generate` for family molmo."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -40,68 +43,52 @@ class GenerateOptions(BaseModel):
 
 
 def generate(model: Molmo, inputs: Inputs, options: GenerateOptions, out: Path | None) -> list[str]:
-    """The answer; with `out`, also answer.json there."""
+    """Answer one prompt; with `out`, also write answer.json there. Raises PlaitError for an image file that does not exist."""
     missing = [str(path) for path in options.image if not path.is_file()]
     if missing:
         raise PlaitError(f"generate: --image: no file {missing[0]}")
-    fields = {} if options.style is None else {"style": options.style}
-    pictures = [path.read_bytes() for path in options.image]
-    sample = {"id": "prompt", "images": pictures, "messages": [{"role": "user", "content": options.prompt}], "fields": fields}
+    sample = {
+        "id": "prompt",
+        "images": [path.read_bytes() for path in options.image],
+        "messages": [{"role": "user", "content": options.prompt}],
+        "fields": {} if options.style is None else {"style": options.style},
+    }
     example = inputs.prompt(sample)
-    drawn: dict[str, Any] = {"temperature": options.temperature, "top_p": options.top_p}
-    answer = answers(model, inputs, [example], max_new_tokens=[options.max_new_tokens], keys=[key(options.seed, "generate")], **drawn)[0]
+    sampling = Sampling(options.temperature, options.top_p, [key(options.seed, "generate")])
+    answer = answers(model, inputs, [example], max_new_tokens=[options.max_new_tokens], sampling=sampling)[0]
     if out is not None:
         write_json(out / "answer.json", {**options.model_dump(mode="json"), "answer": answer, "tokens": len(example.row)})
     return [answer]
 
 
 def answers(
-    model: Molmo,
-    inputs: Inputs,
-    examples: Sequence[Example],
-    *,
-    max_new_tokens: Sequence[int],
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    keys: Sequence[int] = (),
+    model: Molmo, inputs: Inputs, examples: Sequence[Example], *, max_new_tokens: Sequence[int], sampling: Sampling = GREEDY
 ) -> list[str]:
-    """Texts for a batch of prompts, each cut at its own `max_new_tokens`."""
+    """Generate the answers to a batch of prompts, each of at most its own `max_new_tokens`. The model must be in evaluation mode."""
     batch = {name: value.to(model.head.device) for name, value in inputs.collate(examples, left=True).items()}
-    drawn: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "keys": keys}
-    rows = decode(model, batch, max_new_tokens=max(max_new_tokens), stops=inputs.words.stops, **drawn)
-    return [inputs.words.text(row[:most]).strip() for row, most in zip(rows, max_new_tokens, strict=True)]
+    rows = decode(CachedMolmo(model, batch), max_new_tokens=max_new_tokens, stops=inputs.tokenizer.stops, sampling=sampling)
+    return [inputs.tokenizer.decode(row).strip() for row in rows]
 
 
-@torch.no_grad()
-def decode(
-    model: Molmo,
-    batch: dict[str, Tensor],
-    *,
-    max_new_tokens: int,
-    stops: frozenset[int],
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    keys: Sequence[int] = (),
-) -> list[list[int]]:
-    """New tokens of each row of a left-padded batch, up to and without its stop token. The model must be in evaluation mode."""
-    seen_BL = batch["segments"][..., 0] != PADDING
-    assert bool(seen_BL[:, -1].all()), "prompts are padded on the left: a pad at the end would be continued"
-    cache = DynamicCache()  # keeps every position: windows are cut by the mask
-    hidden = model.hidden(model.embed(batch), batch, cache)
-    positions_BL = batch["positions"]
-    chosen: list[Tensor] = []
-    going = torch.ones(len(seen_BL), dtype=torch.bool, device=seen_BL.device)
-    stopping = torch.tensor(sorted(stops), device=seen_BL.device)
-    for count in range(max_new_tokens):
-        draws = [rng(k, count).random() for k in keys]
-        token_B = pick(model.logits(hidden[:, -1]).float(), temperature=temperature, top_p=top_p, draws=draws)
-        chosen.append(torch.where(going, token_B, stopping[0]))
-        going &= ~torch.isin(token_B, stopping)
-        if count + 1 == max_new_tokens or not going.any():
-            break
-        seen_BL = torch.cat([seen_BL, seen_BL.new_ones(len(seen_BL), 1)], dim=1)
-        positions_BL = torch.cat([positions_BL, positions_BL[:, -1:] + 1], dim=1)
-        words = model.language.get_input_embeddings()(token_B[:, None])
-        hidden = model.decoded(words, seen_BL[:, None, None, :], positions_BL[:, -1:], positions_BL, cache)
-    rows = torch.stack(chosen, dim=1).tolist()
-    return [row[: next((i for i, token in enumerate(row) if token in stops), len(row))] for row in rows]
+class CachedMolmo:
+    """The model over a left-padded batch of prompts, with their cache, mask and positions (see nn/decoding.CachedModel)."""
+
+    def __init__(self, model: Molmo, batch: Batch):
+        self.model, self.batch = model, batch
+        self.visible_BK, self.positions_BK = batch["segments"][..., 0] != PADDING, batch["positions"]
+        assert bool(self.visible_BK[:, -1].all()), "prompts are padded on the left: a pad at the end would be continued"
+        self.cache = DynamicCache()  # keeps every position: sliding windows are cut by the mask
+
+    def prefill(self) -> Tensor:
+        """Process images and prompts; return the logits (B, V) of the first new token."""
+        hidden_BLD = self.model.hidden(self.model.embed(self.batch), self.batch, self.cache)
+        return self.model.logits(hidden_BLD[:, -1])
+
+    def advance(self, token_B: Tensor) -> Tensor:
+        """Append one token to each row; return the logits (B, V) of the next."""
+        self.visible_BK = torch.cat([self.visible_BK, self.visible_BK.new_ones(len(self.visible_BK), 1)], dim=1)
+        self.positions_BK = torch.cat([self.positions_BK, self.positions_BK[:, -1:] + 1], dim=1)
+        embeds_B1D = self.model.language.get_input_embeddings()(token_B[:, None])
+        mask_B11K = self.visible_BK[:, None, None, :]
+        hidden_B1D = self.model.run_decoder(embeds_B1D, mask_B11K, self.positions_BK[:, -1:], self.positions_BK, self.cache)
+        return self.model.logits(hidden_B1D[:, -1])

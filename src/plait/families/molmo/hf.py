@@ -1,6 +1,6 @@
-"""transformers' face of family molmo: importing it lets AutoModelForCausalLM and AutoProcessor load what `plait export --to hf` wrote.
+"""transformers' classes for family molmo: importing this lets AutoModelForCausalLM and AutoProcessor load `plait export --to hf`.
 
-The classes hold the family's own model and inputs and add nothing to them. Registration is what this module is for, and all it does.
+The classes wrap the family's own model and inputs and add nothing to them. Registration on import is the purpose of this module.
 """
 
 import io
@@ -28,15 +28,16 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.hub import cached_file
 
 from plait.families.molmo.config import Config
-from plait.families.molmo.inputs import Inputs, Words2Ids
+from plait.families.molmo.inputs import Inputs, TextTokenizer
 from plait.families.molmo.model import assemble
+from plait.families.molmo.sequence import PADDING
 from plait.families.molmo.towers import new_vision
 
 MODEL_TYPE = "plait_molmo"
 
 
-def _encoded(image: Image.Image | bytes) -> bytes:
-    """An image file: what the family's inputs read. PNG keeps every pixel."""
+def _encode_png(image: Image.Image | bytes) -> bytes:
+    """Return an image as a file for the family's inputs. PNG keeps every pixel."""
     if isinstance(image, bytes):
         return image
     buffer = io.BytesIO()
@@ -45,7 +46,7 @@ def _encoded(image: Image.Image | bytes) -> bytes:
 
 
 class MolmoConfig(PreTrainedConfig):
-    """The family's `model:` section, and the language model's own configuration."""
+    """The family's `model:` section and the language model's own configuration."""
 
     model_type = MODEL_TYPE
 
@@ -54,12 +55,15 @@ class MolmoConfig(PreTrainedConfig):
         super().__init__(**kwargs)
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
-        """The language model's configuration; this one while there is none yet."""
+        """Return the language model's configuration, or this one while there is none yet."""
         return AutoConfig.for_model(**self.text_config) if self.text_config else self
 
 
 class MolmoForCausalLM(PreTrainedModel, GenerationMixin):
-    """`crops`, `real` and `pools` are the images of the whole batch, as the processor makes them; their tokens stand in `input_ids`."""
+    """The model as transformers' generation expects it.
+
+    `crops`, `real` and `pools` are the images of the whole batch, as the processor makes them; their tokens stand in `input_ids`.
+    """
 
     config_class = MolmoConfig
     base_model_prefix = "inner"  # none: `model` holds everything
@@ -70,17 +74,18 @@ class MolmoForCausalLM(PreTrainedModel, GenerationMixin):
         section = Config.model_validate(config.plait)
         language = AutoModelForCausalLM.from_config(config.get_text_config())
         self.model = assemble(section, language, new_vision(section), seed=0)
-        self.post_init()
+        PreTrainedModel.post_init(self)
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Only what no file holds: the numbers of positions."""
-        places = getattr(module, "position_ids", None)
-        if isinstance(places, Tensor):
-            places.copy_(torch.arange(places.shape[-1], device=places.device).expand_as(places))
+        """Fill only what no file holds: the position numbers."""
+        position_ids = dict(module.named_buffers(recurse=False)).get("position_ids")
+        if position_ids is not None:
+            position_ids.copy_(torch.arange(position_ids.shape[-1], device=position_ids.device).expand_as(position_ids))
 
     def get_input_embeddings(self) -> nn.Module:
-        """The language model's own; image tokens' rows are the connector's."""
-        return self.model.language.get_input_embeddings()
+        """Return the language model's own embedding; the rows of image tokens are the connector's."""
+        embeddings: nn.Module = self.model.language.get_input_embeddings()
+        return embeddings
 
     def forward(
         self,
@@ -95,65 +100,64 @@ class MolmoForCausalLM(PreTrainedModel, GenerationMixin):
         logits_to_keep: int = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Logits (B, L, V) of one conversation per row."""
+        """Return logits (B, L, V) of one conversation per row."""
         images = {"crops": input_ids.new_empty(0) if crops is None else crops, "real": real, "pools": pools}
-        out = self.model.language.get_decoder()(
+        output = self.model.language.get_decoder()(
             inputs_embeds=self.model.embed({"ids": input_ids, **images}),
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
             use_cache=bool(use_cache),
         )
-        hidden = out.last_hidden_state[:, -logits_to_keep:] if logits_to_keep else out.last_hidden_state
-        return CausalLMOutputWithPast(logits=self.model.logits(hidden), past_key_values=out.past_key_values)
+        hidden = output.last_hidden_state[:, -logits_to_keep:] if logits_to_keep else output.last_hidden_state
+        return CausalLMOutputWithPast(logits=self.model.logits(hidden), past_key_values=output.past_key_values)
 
     def prepare_inputs_for_generation(self, input_ids: Any, *args: Any, **kwargs: Any) -> Any:
-        """Images are shown in the prefill alone; after it they are in the cache."""
+        """Pass images in the prefill alone; afterwards they are in the cache."""
         cache = kwargs.get("past_key_values")
         if cache is not None and cache.get_seq_length() > 0:
             kwargs |= {"crops": None, "real": None, "pools": None}
-        return GenerationMixin.prepare_inputs_for_generation(self, input_ids, *args, **kwargs)  # type: ignore[arg-type]
+        return GenerationMixin.prepare_inputs_for_generation(self, input_ids, *args, **kwargs)  # type: ignore[arg-type]  # the mixin's `self` is not typed as a model
 
 
 class MolmoProcessor:
-    """Images and a prompt to the model's inputs, by the family's own code."""
+    """Images and prompts to the model's inputs, by the family's own encoding."""
 
     def __init__(self, inputs: Inputs, tokenizer: Any):
         self.inputs, self.tokenizer = inputs, tokenizer
 
     @classmethod
     def from_pretrained(cls, name: str, **kwargs: Any) -> "MolmoProcessor":
-        """From an exported directory or Hub repository."""
-        known = {key: kwargs[key] for key in ("revision", "cache_dir", "token", "local_files_only") if kwargs.get(key) is not None}
-        settings = json.loads(Path(str(cached_file(name, "config.json", **known))).read_text(encoding="utf-8"))
-        tokenizer = Tokenizer.from_file(str(cached_file(name, "tokenizer.json", **known)))
+        """Open the processor of an exported directory or Hub repository."""
+        hub = {key: kwargs[key] for key in ("revision", "cache_dir", "token", "local_files_only") if kwargs.get(key) is not None}
+        settings = json.loads(Path(str(cached_file(name, "config.json", **hub))).read_text(encoding="utf-8"))
+        tokenizer = Tokenizer.from_file(str(cached_file(name, "tokenizer.json", **hub)))
         config = Config.model_validate(settings["plait"])
-        words = Words2Ids(tokenizer, AutoConfig.for_model(**settings["text_config"]))
-        return cls(Inputs(config, Path(), words=words), AutoTokenizer.from_pretrained(name, **known))
+        text_tokenizer = TextTokenizer(tokenizer, AutoConfig.for_model(**settings["text_config"]))
+        return cls(Inputs(config, Path(), tokenizer=text_tokenizer), AutoTokenizer.from_pretrained(name, **hub))
 
     def __call__(self, images: Any = None, text: str | Sequence[str] = "", style: str | None = None, **kwargs: Any) -> BatchFeature:
-        """`text`: one prompt, or one per row. `images`: an image or a list of them for one prompt, a list of lists for several."""
+        """Encode prompts: `text` is one, or one per row; `images` an image or a list for one prompt, a list of lists for several."""
         prompts = [text] if isinstance(text, str) else list(text)
-        shown = [images] if isinstance(text, str) else images or [None] * len(prompts)
+        images_by_row = [images] if isinstance(text, str) else images or [None] * len(prompts)
         fields = {} if style is None else {"style": style}
         rows = []
-        for prompt, pictures in zip(prompts, shown, strict=True):
-            listed = [] if pictures is None else [pictures] if isinstance(pictures, Image.Image | bytes) else list(pictures)
-            asked = [{"role": "user", "content": prompt}]
-            rows.append(
-                self.inputs.prompt({"images": [_encoded(one) for one in listed], "messages": asked, "fields": fields, "id": prompt})
-            )
+        for prompt, given in zip(prompts, images_by_row, strict=True):
+            images_of_row = [] if given is None else [given] if isinstance(given, Image.Image | bytes) else list(given)
+            messages = [{"role": "user", "content": prompt}]
+            encoded = [_encode_png(image) for image in images_of_row]
+            rows.append(self.inputs.prompt({"images": encoded, "messages": messages, "fields": fields, "id": prompt}))
         batch = self.inputs.collate(rows, left=True)
-        seen = batch["segments"][..., 0] >= 0
-        named = {"input_ids": batch["ids"], "attention_mask": seen.long(), "position_ids": batch["positions"]}
-        return BatchFeature({**named, **{name: batch[name] for name in ("crops", "real", "pools")}})
+        visible = batch["segments"][..., 0] != PADDING
+        text_inputs = {"input_ids": batch["ids"], "attention_mask": visible.long(), "position_ids": batch["positions"]}
+        return BatchFeature({**text_inputs, **{name: batch[name] for name in ("crops", "real", "pools")}})
 
     def decode(self, ids: Any, **kwargs: Any) -> str:
-        """Text of generated tokens, without image tokens and ends."""
-        return self.inputs.words.text([int(i) for i in ids]).strip()
+        """Return the text of generated tokens, without image tokens and ends of text."""
+        return self.inputs.tokenizer.decode([int(i) for i in ids]).strip()
 
     def batch_decode(self, rows: Any, **kwargs: Any) -> list[str]:
-        """`decode` of every row."""
+        """Decode every row."""
         return [self.decode(row) for row in rows]
 
 

@@ -1,8 +1,9 @@
-"""Samples to what the model takes: crops of the images, and a sequence of tokens with labels and weights. Runs in data workers."""
+"""From samples to the model's inputs: crops of images, and token sequences with labels and weights. Runs in data workers."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,9 @@ from plait.data import images
 from plait.errors import BadSample, PlaitError
 from plait.families.molmo import styles, towers
 from plait.families.molmo.config import IMAGE_MARK, IMAGE_TOKENS, Config
-from plait.families.molmo.sequence import Annotation, Row, arrange, batch_rows, unsupervised
-from plait.families.molmo.styles import Words
-from plait.families.molmo.tiling import PATCH, Tiled, tile
+from plait.families.molmo.sequence import Annotation, Row, batch_rows, build_row, unsupervised
+from plait.families.molmo.styles import Conversation, TextSpan
+from plait.families.molmo.tiling import PATCH, TiledImage, tile
 from plait.keys import rng
 
 Sample = dict[str, Any]
@@ -25,14 +26,17 @@ Sample = dict[str, Any]
 
 @dataclass(frozen=True)
 class Example:
-    """One sample as the model takes it: its row and its images, in the order in which their tokens stand."""
+    """One encoded sample: its row and its images, in the order in which their tokens stand."""
 
     row: Row
-    tiles: list[Tiled]
+    tiles: list[TiledImage]
 
 
-class Words2Ids:
-    """A tokenizer, its end-of-text id, and where the ids of image tokens begin."""
+class TextTokenizer:
+    """A tokenizer with the ids of begin and end of text, and the id at which image tokens begin.
+
+    Raises PlaitError for a language model whose configuration names no eos_token_id.
+    """
 
     def __init__(self, tokenizer: Tokenizer, language: PreTrainedConfig):
         sizes = language.get_text_config()
@@ -45,21 +49,21 @@ class Words2Ids:
         self.bos: int = self.eos if sizes.bos_token_id is None else sizes.bos_token_id
         self.stops = frozenset(ends)
 
-    def ids(self, text: str) -> list[int]:
-        """Tokens of plain text; no special token is read out of it."""
+    def encode(self, text: str) -> list[int]:
+        """Tokenise plain text; no special token is recognised in it."""
         self.tokenizer.encode_special_tokens = True  # lost when a tokenizer travels to another process
         return self.tokenizer.encode(text, add_special_tokens=False).ids
 
-    def text(self, ids: Sequence[int], *, special: bool = False) -> str:
-        """Text of tokens; image tokens are left out, or, with `special`, named."""
+    def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
+        """Return the text of tokens; image tokens are left out, or, with `special`, named."""
         if not special:
             return self.tokenizer.decode([i for i in ids if i < self.image_start], skip_special_tokens=True)
-        names = {self.image_start + place: name for place, name in enumerate(IMAGE_TOKENS)}
+        names = {self.image_start + i: name for i, name in enumerate(IMAGE_TOKENS)}
         return "".join(names[i] if i in names else self.tokenizer.decode([i], skip_special_tokens=False) for i in ids)
 
 
 class Inputs:
-    """`encode` and `collate` for training and held-out loss; `prompt` for generation."""
+    """Encoding and collation of samples: `encode` for training and held-out loss, `prompt` for generation, `collate` for both."""
 
     def __init__(
         self,
@@ -69,44 +73,52 @@ class Inputs:
         max_tokens: int | None = None,
         pad: str = "longest",
         train: bool = False,
-        words: Words2Ids | None = None,
+        tokenizer: TextTokenizer | None = None,
     ):
         self.config, self.max_tokens, self.pad, self.train = config, max_tokens, pad, train
-        self.words = words or Words2Ids(towers.load_tokenizer(config, directory), towers.language_config(config))
+        self.tokenizer = tokenizer or TextTokenizer(towers.load_tokenizer(config, directory), towers.language_config(config))
 
     def encode(self, sample: Sample, key: int) -> Example:
-        """All annotations of the sample with their labels. In training, `key` draws styles, lengths and the annotations' order."""
-        listed = styles.conversations(sample, self.config.default_style)
+        """Encode all annotations of a sample with their labels. In training, `key` draws styles, lengths and the annotations' order.
+
+        Raises BadSample for a sample with nothing to learn, wrong image marks, unreadable images, or too many tokens.
+        """
+        conversations = styles.conversations(sample, self.config.default_style)
         random = rng(key, "text") if self.train else None
-        if random is not None and len(listed) > 1:
-            listed = [listed[place] for place in random.permutation(len(listed))]
-        count = sum(any(message["role"] == "assistant" for message in messages) for messages, _, _ in listed)
-        if count < len(listed):
+        if random is not None and len(conversations) > 1:
+            conversations = [conversations[i] for i in random.permutation(len(conversations))]
+        answered = sum(any(message["role"] == "assistant" for message in messages) for messages, _, _ in conversations)
+        if answered < len(conversations):
             raise BadSample("no assistant turn: there is nothing to learn from this sample")
         tiles = self._tiles(sample)
-        prefix, listed = self._prefix(tiles, listed)
+        prefix, conversations = self._prefix(tiles, conversations)
         annotations = []
-        for messages, style, weight in listed:
-            found = self._annotation(styles.written(self.config, messages, style, random), tiles)
-            scale = weight * _annotation_weight(self.config.weighting, sum(w > 0 for w in found.weights), len(listed))
-            annotations.append(Annotation(found.ids, [w * scale for w in found.weights]))
-        row = arrange(prefix, annotations, max_tokens=self.max_tokens, text_rows=self.words.image_start)
+        for messages, style, weight in conversations:
+            annotation = self._annotation(styles.conversation_spans(self.config, messages, style, random), tiles)
+            supervised = sum(w > 0 for w in annotation.weights)
+            scale = weight * _annotation_weight(self.config.weighting, supervised, len(conversations))
+            annotations.append(Annotation(annotation.ids, [w * scale for w in annotation.weights]))
+        row = build_row(prefix, annotations, max_tokens=self.max_tokens, text_rows=self.tokenizer.image_start)
         return Example(row, tiles)
 
     def prompt(self, sample: Sample) -> Example:
-        """The first annotation up to the answer of its last user turn, never cut."""
+        """Encode the first annotation up to its last user turn, never truncated. Raises BadSample as `encode` does."""
         messages, style, _ = styles.conversations(sample, self.config.default_style)[0]
-        last = max((place for place, message in enumerate(messages) if message["role"] == "user"), default=None)
-        asked = list(messages[: last + 1]) if last is not None else [{"role": "user", "content": ""}]
+        last = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=None)
+        question = list(messages[: last + 1]) if last is not None else [{"role": "user", "content": ""}]
         tiles = self._tiles(sample)
-        prefix, listed = self._prefix(tiles, [(asked, style, 1.0)])
-        found = self._annotation(styles.written(self.config, listed[0][0], style, None), tiles)
-        return Example(unsupervised(arrange(prefix, [found] if found.ids else [], text_rows=self.words.image_start)), tiles)
+        prefix, ((messages, _, _),) = self._prefix(tiles, [(question, style, 1.0)])
+        annotation = self._annotation(styles.conversation_spans(self.config, messages, style, None), tiles)
+        row = build_row(prefix, [annotation] if annotation.ids else [], text_rows=self.tokenizer.image_start)
+        return Example(unsupervised(row), tiles)
 
     def collate(self, examples: Sequence[Example], *, left: bool = False) -> dict[str, Tensor]:
-        """One batch; crops of all images follow each other in the rows' order, and `pools` count patches over all of them."""
+        """Collate examples to one batch.
+
+        Crops of all images are concatenated in the rows' order, and the patch numbers in `pools` count over all of them.
+        """
         pad = "longest" if left else self.pad
-        batch = batch_rows([e.row for e in examples], pad_id=self.words.eos, pad=pad, max_tokens=self.max_tokens, left=left)
+        batch = batch_rows([example.row for example in examples], pad_id=self.tokenizer.eos, pad=pad, max_tokens=self.max_tokens, left=left)
         tower = self.config.tower
         crops, real, pools = [torch.empty(0, 3, tower.image, tower.image, dtype=torch.uint8)], [torch.empty(0, tower.side**2)], []
         before = 0
@@ -120,42 +132,44 @@ class Inputs:
         batch["cut"] = torch.tensor([example.row.cut for example in examples])
         return batch
 
-    def image_ids(self, tiled: Tiled) -> list[int]:
-        """Token ids of one image."""
-        return (tiled.tokens + self.words.image_start).tolist()
+    def image_ids(self, tiled: TiledImage) -> list[int]:
+        """Return the token ids of one image."""
+        ids: list[int] = (tiled.tokens + self.tokenizer.image_start).tolist()
+        return ids
 
-    def _tiles(self, sample: Sample) -> list[Tiled]:
+    def _tiles(self, sample: Sample) -> list[TiledImage]:
         return [tile(images.decode(data), self.config) for data in sample["images"]]
 
-    def _prefix(
-        self, tiles: list[Tiled], listed: list[tuple[list[dict[str, str]], str, float]]
-    ) -> tuple[list[int], list[tuple[list[dict[str, str]], str, float]]]:
-        """BOS and the images that come first; and the annotations without the marks that say so. Later marks keep their places."""
-        stripped = [(*styles.without_leading_marks(messages), style, weight) for messages, style, weight in listed]
-        inside = [styles.marks(messages) for messages, _, _, _ in stripped]
-        for led, later in zip((one[1] for one in stripped), inside, strict=True):
-            if led + later and led + later != len(tiles):
-                raise BadSample(f"the text has {led + later} {IMAGE_MARK} marks, the sample {len(tiles)} images")
-        if any(inside) and len(listed) > 1:
-            raise BadSample(f"{len(listed)} annotations share their images, so {IMAGE_MARK} may only stand at the start")
-        first = tiles[: stripped[0][1]] if any(inside) else tiles
-        ids = [self.words.bos, *(i for tiled in first for i in self.image_ids(tiled))]
+    def _prefix(self, tiles: list[TiledImage], conversations: list[Conversation]) -> tuple[list[int], list[Conversation]]:
+        """Return BOS and the images that come first, and the conversations without their leading image marks."""
+        stripped = [(*styles.strip_leading_image_marks(messages), style, weight) for messages, style, weight in conversations]
+        inner_marks = [styles.count_image_marks(messages) for messages, _, _, _ in stripped]
+        for (_, leading, _, _), inner in zip(stripped, inner_marks, strict=True):
+            if leading + inner and leading + inner != len(tiles):
+                raise BadSample(f"the text has {leading + inner} {IMAGE_MARK} marks, the sample {len(tiles)} images")
+        if any(inner_marks) and len(conversations) > 1:
+            raise BadSample(f"{len(conversations)} annotations share their images, so {IMAGE_MARK} may only stand at the start")
+        first = tiles[: stripped[0][1]] if any(inner_marks) else tiles
+        ids = [self.tokenizer.bos, *(i for tiled in first for i in self.image_ids(tiled))]
         return ids, [(messages, style, weight) for messages, _, style, weight in stripped]
 
-    def _annotation(self, runs: list[Words], tiles: list[Tiled]) -> Annotation:
+    def _annotation(self, spans: list[TextSpan], tiles: list[TiledImage]) -> Annotation:
         ids: list[int] = []
         weights: list[float] = []
-        inside = iter(tiles[len(tiles) - sum(run.image for run in runs) :])
-        for run in runs:
-            new = self.image_ids(next(inside)) if run.image else self.words.ids(run.text)
-            new = [*new, self.words.eos] if run.answer else new
-            ids += new
-            weights += [float(run.answer)] * len(new)
+        inner_tiles = iter(tiles[len(tiles) - sum(span.image for span in spans) :])
+        for span in spans:
+            span_ids = self.image_ids(next(inner_tiles)) if span.image else self.tokenizer.encode(span.text)
+            span_ids = [*span_ids, self.tokenizer.eos] if span.answer else span_ids
+            ids += span_ids
+            weights += [float(span.answer)] * len(span_ids)
         return Annotation(ids, weights)
 
 
 def _annotation_weight(weighting: str, tokens: int, annotations: int) -> float:
-    """none: 1; root_subsegments: sqrt(1/n); root_subsegments_root_tokens: 2 / sqrt(supervised tokens) / sqrt(n)."""
+    """Return the weight of each annotation of an image.
+
+    none: 1; root_subsegments: sqrt(1/n); root_subsegments_root_tokens: 2 / sqrt(supervised tokens) / sqrt(n).
+    """
     if weighting == "none":
         return 1.0
     shared = math.sqrt(1 / annotations)
@@ -163,29 +177,30 @@ def _annotation_weight(weighting: str, tokens: int, annotations: int) -> float:
 
 
 def inspect(inputs: Inputs, sample: Sample, example: Example) -> dict[str, Any]:
-    """What the model sees of one example: its crops (uint8, H x W x 3), the text in runs with images shortened, and counts."""
+    """Describe what the model sees of one example: crops (uint8, H x W x 3), text in runs, counts."""
     row = example.row
-    starts = inputs.words.image_start
-    said = torch.zeros(len(row), dtype=torch.bool)
-    said[1:] = row.weights[:-1] > 0  # the weight of a position is that of the token after it
-    runs: list[tuple[str, bool]] = []
-    place = 0
-    while place < len(row):
-        image, supervised = bool(row.ids[place] >= starts), bool(said[place])
-        stop = place + 1
-        while stop < len(row) and bool(row.ids[stop] >= starts) == image and bool(said[stop]) == supervised:
-            stop += 1
-        ids = row.ids[place:stop].tolist()
-        patches = sum(i == starts + PATCH for i in ids)
-        runs.append((f"[image x {patches}]" if image else inputs.words.text(ids, special=True), supervised))
-        place = stop
     notes = {
         "tokens": len(row),
         "supervised": int((row.weights > 0).sum()),
-        "image tokens": int((row.ids >= starts).sum()),
+        "image tokens": int((row.ids >= inputs.tokenizer.image_start).sum()),
         "crops": sum(len(tiled.crops) for tiled in example.tiles),
         "annotations": int(row.annotations.max()),
         "cut": row.cut,
     }
-    shown = [crop.permute(1, 2, 0).numpy() for tiled in example.tiles for crop in tiled.crops]
-    return {"images": shown, "text": runs, "notes": notes}
+    crops = [crop.permute(1, 2, 0).numpy() for tiled in example.tiles for crop in tiled.crops]
+    return {"images": crops, "text": _text_runs(inputs.tokenizer, row), "notes": notes}
+
+
+def _text_runs(tokenizer: TextTokenizer, row: Row) -> list[tuple[str, bool]]:
+    """Return (text, supervised) of each run of text or image positions; images are shortened to the number of their patches."""
+    image = row.ids >= tokenizer.image_start
+    supervised = torch.zeros(len(row), dtype=torch.bool)
+    supervised[1:] = row.weights[:-1] > 0  # the weight of a position is that of the token after it
+    starts_run = torch.ones(len(row), dtype=torch.bool)
+    starts_run[1:] = (image[1:] != image[:-1]) | (supervised[1:] != supervised[:-1])
+    runs: list[tuple[str, bool]] = []
+    for start, stop in pairwise([*starts_run.nonzero()[:, 0].tolist(), len(row)]):
+        ids = row.ids[start:stop].tolist()
+        patches = sum(i == tokenizer.image_start + PATCH for i in ids)
+        runs.append((f"[image x {patches}]" if image[start] else tokenizer.decode(ids, special=True), bool(supervised[start])))
+    return runs

@@ -1,4 +1,4 @@
-"""The loss: weighted next-token cross-entropy and z-loss, as sums over the weights of supervised tokens. Division happens in the loop."""
+"""Weighted next-token cross-entropy and z-loss, as sums with their weights. The division happens in the loop, once, globally."""
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,8 @@ from plait.families.molmo.sequence import PADDING
 class Loss(contract.Loss):
     """`loss` in nats per unit of token weight; `z_loss`, the mean squared log-normaliser; `cut`, answer tokens lost per sample.
 
-    Counts tokens: positions of the sequence that are no padding, those of images among them; and those whose next token is supervised.
+    Also counts tokens, positions of the sequence that are not padding (those of images among them), and those whose
+    next token is supervised.
     """
 
     counts = ("tokens", "supervised_tokens")
@@ -22,23 +23,23 @@ class Loss(contract.Loss):
         self.coefficients = {"loss": 1.0, "z_loss": config.z_loss, "cut": 0.0}
 
     def weights(self, batch: Batch) -> dict[str, Tensor]:
-        """The summed token weights, the samples, and the counts."""
+        """Return the summed token weights, the number of samples, and the counts."""
         total = batch["weights"].sum(dtype=torch.float64)
         tokens = (batch["segments"][..., 0] != PADDING).sum(dtype=torch.float64)
         counts = {"tokens": tokens, "supervised_tokens": (batch["weights"] > 0).sum(dtype=torch.float64)}
         return {"loss": total, "z_loss": total, "cut": torch.tensor(float(len(batch["cut"])), dtype=torch.float64), **counts}
 
     def by_sample(self, batch: Batch) -> dict[str, Tensor]:
-        """Tokens, supervised tokens and token weights of each sample, whether it has a row of its own or all are packed into one."""
+        """Return tokens, supervised tokens and token weight of each sample, with a row per sample or all packed into one row."""
         documents, samples = batch["segments"][..., 0], len(batch["cut"])
-        own_rows = len(documents) == samples
-        number = documents + torch.arange(samples)[:, None] if own_rows else documents
-        places = torch.where(documents == PADDING, samples, number).flatten()
+        one_per_row = len(documents) == samples
+        number = documents + torch.arange(samples)[:, None] if one_per_row else documents
+        sample_of_position = torch.where(documents == PADDING, samples, number).flatten()
         weights = batch["weights"].flatten().double()
         values = {"tokens": None, "supervised_tokens": (weights > 0).double(), "loss": weights}
-        return {name: torch.bincount(places, value, minlength=samples + 1)[:samples] for name, value in values.items()}
+        return {name: torch.bincount(sample_of_position, value, minlength=samples + 1)[:samples] for name, value in values.items()}
 
     def sums(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """The weighted sums; differentiable."""
-        found = model(batch)
-        return {**found, "cut": batch["cut"].sum().to(found["loss"])}
+        """Return the weighted sums, differentiable."""
+        sums: dict[str, Tensor] = model(batch)
+        return {**sums, "cut": batch["cut"].sum().to(sums["loss"])}

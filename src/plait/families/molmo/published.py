@@ -1,7 +1,7 @@
-"""The published Molmo weight layout: names, shapes and orders that the reference code and vLLM read, from ours and back.
+"""The published Molmo weight layout, which the reference code and vLLM read: names, shapes and orders, to and from plait's.
 
-Each published tensor is made of one or more of ours: as it is, rows of several below each other, or the patch embedding flattened.
-Only Qwen2-like language models and the CLIP tower have a published layout.
+Each published tensor is made of one or more parameters: one as it is, several stacked by rows, or the patch embedding
+flattened. Only Qwen2-like language models and the CLIP tower have a published layout.
 """
 
 import math
@@ -33,9 +33,22 @@ _RESBLOCK = {
     "ffn_norm": "layer_norm2",
 }
 
+_SAME_SETTINGS = (
+    "hidden_size",
+    "initializer_range",
+    "max_position_embeddings",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "num_key_value_heads",
+    "use_cache",
+    "vocab_size",
+    "bos_token_id",
+    "eos_token_id",
+)
+
 
 class Entry(NamedTuple):
-    """A published tensor and what it is made of. `patches`: flattened over (row, column, channel)."""
+    """A published tensor and the parameters it is made of. `patches`: flattened over (row, column, channel)."""
 
     theirs: str
     ours: tuple[str, ...]
@@ -43,7 +56,7 @@ class Entry(NamedTuple):
 
 
 def entries(model: Molmo) -> list[Entry]:
-    """Every published tensor of this model. Raises PlaitError for parts that have no published layout."""
+    """Return every published tensor of this model. Raises PlaitError for parts that have no published layout."""
     kind, tower = model.language.config.model_type, model.vision.tower.kind
     if kind != "qwen2" or tower != "clip":
         raise PlaitError(f"the published Molmo layout is for qwen2 with the openai tower, not {kind} with {tower}: use --to hf")
@@ -51,31 +64,31 @@ def entries(model: Molmo) -> list[Entry]:
 
 
 def _language(model: Molmo) -> Iterator[Entry]:
-    own = "language.model."
-    yield Entry("transformer.wte.embedding", (f"{own}embed_tokens.weight",))
+    ours = "language.model."
+    yield Entry("transformer.wte.embedding", (f"{ours}embed_tokens.weight",))
     yield Entry("transformer.wte.new_embedding", ("connector.new_embedding",))
-    yield Entry("transformer.ln_f.weight", (f"{own}norm.weight",))
+    yield Entry("transformer.ln_f.weight", (f"{ours}norm.weight",))
     if not model.language.config.tie_word_embeddings:
         yield Entry("transformer.ff_out.weight", ("language.lm_head.weight",))
     for n in range(model.language.config.num_hidden_layers):
-        theirs, layer = f"transformer.blocks.{n}.", f"{own}layers.{n}."
+        theirs, layer = f"transformer.blocks.{n}.", f"{ours}layers.{n}."
         for part in ("weight", "bias"):
             yield Entry(f"{theirs}att_proj.{part}", tuple(f"{layer}self_attn.{x}_proj.{part}" for x in "qkv"))
         # the reference halves ff_proj and computes silu(second) * first
         yield Entry(f"{theirs}ff_proj.weight", (f"{layer}mlp.up_proj.weight", f"{layer}mlp.gate_proj.weight"))
-        yield from (Entry(theirs + name, (layer + ours,)) for name, ours in _BLOCK.items())
+        yield from (Entry(theirs + name, (layer + parameter,)) for name, parameter in _BLOCK.items())
 
 
 def _vision(model: Molmo) -> Iterator[Entry]:
-    own, theirs = "vision.", "vision_backbone.image_vit."
-    yield Entry(f"{theirs}class_embedding", (f"{own}embeddings.class_embedding",))
-    yield Entry(f"{theirs}positional_embedding", (f"{own}embeddings.position_embedding.weight",))
-    yield Entry(f"{theirs}patch_embedding.weight", (f"{own}embeddings.patch_embedding.weight",), patches=True)
+    ours, theirs = "vision.", "vision_backbone.image_vit."
+    yield Entry(f"{theirs}class_embedding", (f"{ours}embeddings.class_embedding",))
+    yield Entry(f"{theirs}positional_embedding", (f"{ours}embeddings.position_embedding.weight",))
+    yield Entry(f"{theirs}patch_embedding.weight", (f"{ours}embeddings.patch_embedding.weight",), patches=True)
     for part in ("weight", "bias"):
-        yield Entry(f"{theirs}pre_ln.{part}", (f"{own}pre_norm.{part}",))
+        yield Entry(f"{theirs}pre_ln.{part}", (f"{ours}pre_norm.{part}",))
         for n in range(len(model.vision.layers)):
-            for name, ours in _RESBLOCK.items():
-                yield Entry(f"{theirs}transformer.resblocks.{n}.{name}.{part}", (f"{own}layers.{n}.{ours}.{part}",))
+            for name, parameter in _RESBLOCK.items():
+                yield Entry(f"{theirs}transformer.resblocks.{n}.{name}.{part}", (f"{ours}layers.{n}.{parameter}.{part}",))
 
 
 def _connector() -> Iterator[Entry]:
@@ -88,54 +101,48 @@ def _connector() -> Iterator[Entry]:
 
 
 def to_published(model: Molmo) -> dict[str, Tensor]:
-    """The model's weights under published names."""
-    ours = dict(model.named_parameters())
-    found = {}
+    """Return the model's weights under published names. Raises PlaitError for parts that have no published layout."""
+    parameters = dict(model.named_parameters())
+    weights = {}
     for entry in entries(model):
-        parts = [ours[name].detach() for name in entry.ours]
-        value = parts[0].permute(0, 2, 3, 1).flatten(1) if entry.patches else torch.cat(parts) if len(parts) > 1 else parts[0]
-        found[PREFIX + entry.theirs] = value.contiguous()
-    return found
+        values = [parameters[name].detach() for name in entry.ours]
+        value = values[0].permute(0, 2, 3, 1).flatten(1) if entry.patches else torch.cat(values) if len(values) > 1 else values[0]
+        weights[PREFIX + entry.theirs] = value.contiguous()
+    return weights
 
 
 def imported(weights: Mapping[str, Tensor], model: Molmo) -> dict[str, Tensor]:
-    """Weights of an exported directory under our names: of the published layout, of our own export, or ours already.
+    """Rename weights of an exported directory to plait's names: from the published layout, from plait's export, or as they are.
 
     Raises PlaitError when a published tensor is missing, or its shape is not this model's.
     """
+    parameters = dict(model.named_parameters())
     if f"{PREFIX}transformer.wte.embedding" not in weights:
-        return {name.removeprefix(PREFIX): value for name, value in weights.items() if name.removeprefix(PREFIX) in _names(model)}
-    ours = dict(model.named_parameters())
-    found: dict[str, Tensor] = {}
+        return {name.removeprefix(PREFIX): value for name, value in weights.items() if name.removeprefix(PREFIX) in parameters}
+    renamed: dict[str, Tensor] = {}
     for entry in entries(model):
         value = weights.get(PREFIX + entry.theirs)
-        shapes = [ours[name].shape for name in entry.ours]
-        wanted = (shapes[0][0], math.prod(shapes[0][1:])) if entry.patches else (sum(s[0] for s in shapes), *shapes[0][1:])
-        if value is None or tuple(value.shape) != wanted:
+        shapes = [parameters[name].shape for name in entry.ours]
+        expected = (shapes[0][0], math.prod(shapes[0][1:])) if entry.patches else (sum(s[0] for s in shapes), *shapes[0][1:])
+        if value is None or tuple(value.shape) != expected:
             given = "missing" if value is None else f"{tuple(value.shape)}"
             raise PlaitError(
-                f"from: the published tensor {PREFIX + entry.theirs} is {given}; this model wants {wanted}: is `model:` the same?"
+                f"from: the published tensor {PREFIX + entry.theirs} is {given}; this model wants {expected}: is `model:` the same?"
             )
         if entry.patches:
             rows, channels, high, wide = shapes[0]
-            found[entry.ours[0]] = value.view(rows, high, wide, channels).permute(0, 3, 1, 2).contiguous()
+            renamed[entry.ours[0]] = value.view(rows, high, wide, channels).permute(0, 3, 1, 2).contiguous()
         else:
-            found |= dict(zip(entry.ours, value.split([s[0] for s in shapes]), strict=True))
-    return found
-
-
-def _names(model: Molmo) -> set[str]:
-    return {name for name, _ in model.named_parameters()}
+            renamed |= dict(zip(entry.ours, torch.split(value, [s[0] for s in shapes]), strict=True))
+    return renamed
 
 
 def model_settings(model: Molmo) -> dict[str, Any]:
-    """config.json of the published layout."""
+    """Return config.json of the published layout."""
     sizes = model.language.config
-    same = ("hidden_size", "initializer_range", "max_position_embeddings", "num_attention_heads", "num_hidden_layers")
+    settings = sizes.to_dict()
     return {
-        **{
-            name: getattr(sizes, name) for name in (*same, "num_key_value_heads", "use_cache", "vocab_size", "bos_token_id", "eos_token_id")
-        },
+        **{name: settings[name] for name in _SAME_SETTINGS},
         "architectures": ["MolmoForCausalLM"],
         "model_type": "molmo",
         "embedding_size": sizes.vocab_size,
@@ -154,7 +161,7 @@ def model_settings(model: Molmo) -> dict[str, Any]:
 
 
 def image_settings(config: Config) -> dict[str, Any]:
-    """preprocessor_config.json of the published layout."""
+    """Return preprocessor_config.json of the published layout."""
     tower, side = config.tower, -(-config.tower.side // POOL)
     return {
         "image_processor_type": "MolmoImageProcessor",

@@ -1,4 +1,4 @@
-"""Sequences: a prefix that all annotations of an image share, the annotations after it, and who may see whom.
+"""Token sequences: a prefix shared by all annotations of an image, the annotations after it, and the attention mask among them.
 
 Row:  <bos> image tokens | annotation 1 | annotation 2 | ...   Each annotation sees the prefix and itself; positions go on from the prefix.
 Labels are shifted here: the label of a position is the token that follows it in its own annotation, and its weight is that token's.
@@ -13,13 +13,13 @@ from torch import Tensor
 
 from plait.errors import BadSample, PlaitError
 
-SHARED = 0  # number of the prefix among a document's annotations
+SHARED = 0  # annotation number of the prefix, which all annotations of a document see
 PADDING = -1  # document number of padding
 
 
 @dataclass(frozen=True)
 class Annotation:
-    """Tokens of one conversation, with the loss weight of each (0: not supervised)."""
+    """Tokens of one conversation about the image, with the loss weight of each (0: not supervised)."""
 
     ids: Sequence[int]
     weights: Sequence[float]
@@ -27,7 +27,7 @@ class Annotation:
 
 @dataclass(frozen=True)
 class Row:
-    """One sample's positions, each (L,). `cut` counts the supervised tokens that the length limit took away."""
+    """One sample's positions, each field (L,). `cut` counts the supervised tokens lost to the length limit."""
 
     ids: Tensor
     labels: Tensor
@@ -40,13 +40,14 @@ class Row:
         return len(self.ids)
 
 
-def arrange(prefix: Sequence[int], annotations: Sequence[Annotation], *, max_tokens: int | None = None, text_rows: int) -> Row:
-    """The row of one image. Ids from `text_rows` on belong to images.
+def build_row(prefix: Sequence[int], annotations: Sequence[Annotation], *, max_tokens: int | None = None, text_rows: int) -> Row:
+    """Build the row of one sample from its prefix and annotations. Ids from `text_rows` on belong to images.
 
-    Over `max_tokens`, the last annotations are left out, and a lone one loses its end. BadSample where that would cut an image, leave
-    nothing supervised, or where annotations that share an image lack a prompt (their first tokens would need one position's two labels).
+    Over `max_tokens`, the last annotations are left out, and a lone one loses its end. Raises BadSample where that
+    would cut an image or leave nothing supervised, or where one of several annotations has no prompt (one position
+    would need two labels).
     """
-    kept, cut = _within(prefix, annotations, max_tokens, text_rows)
+    kept, cut = _truncate(prefix, annotations, max_tokens, text_rows)
     if len(kept) > 1 and any(a.weights[0] > 0 for a in kept):
         raise BadSample(f"{len(kept)} annotations share an image, so each needs a prompt before its answer")
     ids, labels, weights, numbers = list(prefix), [0] * len(prefix), [0.0] * len(prefix), [SHARED] * len(prefix)
@@ -59,13 +60,14 @@ def arrange(prefix: Sequence[int], annotations: Sequence[Annotation], *, max_tok
         weights += [*annotation.weights[1:], 0.0]
         numbers += [number] * len(annotation.ids)
         positions += range(len(prefix), len(prefix) + len(annotation.ids))
-    whole = [torch.tensor(values, dtype=torch.int64) for values in (ids, labels, numbers, positions)]
-    return Row(whole[0], whole[1], torch.tensor(weights, dtype=torch.float32), whole[2], whole[3], cut)
+    ids_L, labels_L, numbers_L, positions_L = (torch.tensor(values, dtype=torch.int64) for values in (ids, labels, numbers, positions))
+    return Row(ids_L, labels_L, torch.tensor(weights, dtype=torch.float32), numbers_L, positions_L, cut)
 
 
-def _within(
+def _truncate(
     prefix: Sequence[int], annotations: Sequence[Annotation], max_tokens: int | None, text_rows: int
 ) -> tuple[list[Annotation], int]:
+    """Return the annotations that fit into `max_tokens`, and how many supervised tokens were lost."""
     room = (1 << 62) if max_tokens is None else max_tokens - len(prefix)
     if room <= 0:
         raise BadSample(f"the image alone takes {len(prefix)} tokens: raise data.max_tokens {max_tokens}, or lower model.max_crops")
@@ -83,41 +85,44 @@ def _within(
     return kept, supervised[0] - supervised[1]
 
 
-def see(segments_BL2: Tensor) -> Tensor:
-    """(B, L, L) bool: position i sees j, not later, of the same document, if j is shared or of the same annotation. Padding sees itself."""
+def attention_mask(segments_BL2: Tensor) -> Tensor:
+    """Return the mask (B, L, L): position i sees j if j is not later, in the same document, and shared or in the same annotation.
+
+    Padding sees itself, because a row of the mask without any True gives NaN.
+    """
     document_BL, annotation_BL = segments_BL2.unbind(-1)
     same = document_BL[:, :, None] == document_BL[:, None, :]
-    own = (annotation_BL[:, None, :] == SHARED) | (annotation_BL[:, :, None] == annotation_BL[:, None, :])
+    visible = (annotation_BL[:, None, :] == SHARED) | (annotation_BL[:, :, None] == annotation_BL[:, None, :])
     causal = torch.ones(same.shape[1:], dtype=torch.bool, device=same.device).tril()
     itself = torch.eye(same.shape[1], dtype=torch.bool, device=same.device)
-    return (same & own & causal & (document_BL != PADDING)[:, None, :]) | itself
+    return (same & visible & causal & (document_BL != PADDING)[:, None, :]) | itself
 
 
 def batch_rows(rows: Sequence[Row], *, pad_id: int, pad: str, max_tokens: int | None = None, left: bool = False) -> dict[str, Tensor]:
-    """Rows to one batch: ids, labels, weights, positions (B, L) and segments (B, L, 2) = (document, annotation).
+    """Collate rows to one batch: ids, labels, weights, positions (B, L) and segments (B, L, 2) = (document, annotation).
 
-    `pad` none packs all rows into one, without padding: a layout, in which no row sees another.
+    `pad` none packs all rows into one without padding, where no row sees another. Raises PlaitError for to_max without a maximum.
     """
     packed = [list(rows)] if pad == "none" and not left else [[row] for row in rows]
-    length = _length([sum(map(len, group)) for group in packed], pad, max_tokens)
+    length = _padded_length([sum(map(len, group)) for group in packed], pad, max_tokens)
     shape = (len(packed), length)
     batch = {name: torch.zeros(shape, dtype=torch.int64) for name in ("ids", "labels", "positions")}
     batch["ids"] += pad_id
     batch["weights"] = torch.zeros(shape)
     batch["segments"] = torch.full((*shape, 2), PADDING)
-    for place, group in enumerate(packed):
+    for i, group in enumerate(packed):
         start = length - sum(map(len, group)) if left else 0
         for document, row in enumerate(group):
-            here = slice(start, start + len(row))
-            for name in ("ids", "labels", "positions", "weights"):
-                batch[name][place, here] = getattr(row, name)
-            batch["segments"][place, here, 0] = document
-            batch["segments"][place, here, 1] = row.annotations
+            columns = slice(start, start + len(row))
+            for name, values in (("ids", row.ids), ("labels", row.labels), ("positions", row.positions), ("weights", row.weights)):
+                batch[name][i, columns] = values
+            batch["segments"][i, columns, 0] = document
+            batch["segments"][i, columns, 1] = row.annotations
             start += len(row)
     return batch
 
 
-def _length(lengths: list[int], pad: str, max_tokens: int | None) -> int:
+def _padded_length(lengths: list[int], pad: str, max_tokens: int | None) -> int:
     if pad == "to_max":
         if max_tokens is None:
             raise PlaitError("data.pad is to_max, but data.max_tokens is not set: set it, or pad to_128, longest or none")
@@ -126,5 +131,5 @@ def _length(lengths: list[int], pad: str, max_tokens: int | None) -> int:
 
 
 def unsupervised(row: Row) -> Row:
-    """The row with nothing to learn from: a prompt."""
+    """Return the row with all weights zero: a prompt."""
     return replace(row, weights=torch.zeros_like(row.weights))

@@ -1,6 +1,6 @@
-"""The debug model's tokenizer, trained on the run's own texts and saved with the run, so that no network is needed.
+"""The debug model's tokenizer, trained on the run's own texts and saved with the run, so that it works offline.
 
-It also learns how questions and points are written: a captioner's tokenizer is that of the multitask run that starts from it.
+It also learns how questions and points are written, because a multitask run continues with the tokenizer of its captioner.
 """
 
 import tempfile
@@ -16,7 +16,7 @@ from plait.nn.tokenizer import train_tokenizer
 
 END_OF_TEXT = "<|endoftext|>"  # id 0: padding, begin and end, as Qwen2 has one token for all three
 
-_ASKED = """
+_TEMPLATES = """
 yes no true false zero one two three four five six seven eight nine ten below above under Three
 How many {} are there?
 How many {} are in the picture?
@@ -48,27 +48,27 @@ The towers have yellow blocks stacked together
 There is a box with a circle and no squares
 There are four {} at the bottom.
 """.strip().splitlines()
-_TIMES = 3  # about as often as points are written
-_THINGS = ("circles in the left box", "square in the middle box", "black items in the right box", "yellow triangles", "small blue shape")
+_REPEATS = 3  # about as often as points are written
+_OBJECTS = ("circles in the left box", "square in the middle box", "black items in the right box", "yellow triangles", "small blue shape")
 
 
-def asked() -> Iterator[str]:
-    """Questions, statements, short answers and points, as the second stage writes them."""
-    for thing in _THINGS:
-        yield from (text.format(thing) for text in _ASKED for _ in range(_TIMES))
+def framing_texts() -> Iterator[str]:
+    """Yield questions, statements, short answers and points as the second stage writes them."""
+    for name in _OBJECTS:
+        yield from (text.format(name) for text in _TEMPLATES for _ in range(_REPEATS))
         for tenths in range(7, 1001, 11):
             x, y = tenths / 10, tenths * 7 % 1000 / 10
-            yield f'<point x="{x:.1f}" y="{y:.1f}" alt="{thing}">{thing}</point>'
-            yield f'<points x1="{x:.1f}" y1="{y:.1f}" x2="{y:.1f}" y2="{x:.1f}" alt="{thing}">{thing}</points>'
+            yield f'<point x="{x:.1f}" y="{y:.1f}" alt="{name}">{name}</point>'
+            yield f'<points x1="{x:.1f}" y1="{y:.1f}" x2="{y:.1f}" y2="{x:.1f}" alt="{name}">{name}</points>'
 
 
 def write_tokenizer(folder: Path, texts: Iterable[str]) -> None:
-    """Train the tokenizer and write it to `folder`, whole or not at all, in the form that transformers loads."""
-    framing = [" User: Assistant:", *(f" {style} 65:" for style in sorted(DEMO_STYLES))]
-    framed = chain(framing, (f" {text}" for text in chain(asked(), texts)))  # every text follows a space
+    """Train the tokenizer and write it to `folder`, atomically, in the format that transformers loads."""
+    prompts = [" User: Assistant:", *(f" {style} 65:" for style in sorted(DEMO_STYLES))]
+    framed = chain(prompts, (f" {text}" for text in chain(framing_texts(), texts)))  # every text follows a space
     tokenizer = train_tokenizer(framed, rows=LANGUAGES[DEBUG]["vocab_size"], special=[END_OF_TEXT], split_digits=True)
     wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as beside:
-        wrapped.save_pretrained(Path(beside) / "tokenizer")
-        (Path(beside) / "tokenizer").rename(folder)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+        wrapped.save_pretrained(Path(temporary) / "tokenizer")
+        (Path(temporary) / "tokenizer").rename(folder)

@@ -1,10 +1,11 @@
-"""The parts that others trained: a causal language model and a vision tower of transformers, their sizes, weights and tokenizer.
+"""The pretrained parts: a causal language model and a vision tower of transformers, with their configurations, weights and tokenizer.
 
-A tower is taken apart: what is never looked at (the last layer norm, heads, text halves) is not built.
+Of a tower, only what its features depend on is built: no last layer norm, no heads, no text half. Every loader raises
+PlaitError, in one line that names the setting, for a part that cannot be loaded.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ _KINDS: dict[str, tuple[Any, Any]] = {
 
 
 class VisionTower(nn.Module):
-    """Patch and position embeddings and the transformer's layers, of which two are listened to."""
+    """Patch and position embeddings and transformer layers, of which two give the features."""
 
     def __init__(self, model: Any, tower: Tower):
         super().__init__()
@@ -51,48 +52,52 @@ class VisionTower(nn.Module):
         stack = model.encoder.layer if tower.kind == "dino" else model.encoder.layers
         self.layers = nn.ModuleList(stack[: tower.layers])
         self.prefix = 0 if tower.kind == "siglip" else 1  # CLS stands before the patches
-        self.wanted = [tower.layers + layer for layer in tower.features]
+        self.feature_layers = [tower.layers + layer for layer in tower.features]
 
     def forward(self, crops: Tensor) -> Tensor:
-        """uint8 crops (n, 3, S, S) to features (n, p * p, 2 * hidden): the outputs of two layers, without CLS."""
+        """Encode uint8 crops (n, 3, S, S) to features (n, p * p, 2 * hidden): the outputs of two layers, without CLS."""
         unit = crops.float() / 255
         mean, std = (unit.new_tensor(values).view(3, 1, 1) for values in (self.tower.mean, self.tower.std))
         x = self.embeddings(((unit - mean) / std).to(next(self.embeddings.parameters()).dtype))
         x = x if self.pre_norm is None else self.pre_norm(x)
-        found = {}
-        for place, layer in enumerate(self.layers[: max(self.wanted) + 1]):
+        outputs = []
+        for layer in self.layers[: max(self.feature_layers) + 1]:
             x = layer(x, None)
-            found[place] = x
-        return torch.cat([found[place] for place in self.wanted], dim=-1)[:, self.prefix :]
+            outputs.append(x)
+        return torch.cat([outputs[i] for i in self.feature_layers], dim=-1)[:, self.prefix :]
 
     def unused(self) -> list[nn.Parameter]:
-        """Parameters that no feature depends on: the layers above, which published checkpoints hold, and DINO's mask token."""
-        idle = [p for layer in self.layers[max(self.wanted) + 1 :] for p in layer.parameters()]
-        return idle + [p for name, p in self.embeddings.named_parameters() if name == "mask_token"]
+        """Return the parameters on which no feature depends: layers above, which published checkpoints hold, and DINO's mask token."""
+        unused = [p for layer in self.layers[max(self.feature_layers) + 1 :] for p in layer.parameters()]
+        return unused + [p for name, p in self.embeddings.named_parameters() if name == "mask_token"]
 
 
 def language_config(config: Config) -> PreTrainedConfig:
-    """Sizes of the language model, without its weights."""
+    """Return the configuration of the language model, without its weights."""
     if config.language in LANGUAGES:
-        return AutoConfig.for_model(**LANGUAGES[config.language])
-    with _named("model.language", config.language):
-        return AutoConfig.from_pretrained(config.language, revision=config.language_revision or MAIN)
+        known: PreTrainedConfig = AutoConfig.for_model(**LANGUAGES[config.language])
+        return known
+    with _loading("model.language", config.language):
+        loaded: PreTrainedConfig = AutoConfig.from_pretrained(config.language, revision=config.language_revision or MAIN)
+        return loaded
 
 
 def load_language(config: Config, seed: int) -> PreTrainedModel:
-    """The language model with its weights in the type they were saved in; without weights on the meta device."""
+    """Load the language model in the dtype it was saved in; without weights on the meta device, drawn from `seed` for debug."""
     sizes = language_config(config)
     if _on_meta():
-        return AutoModelForCausalLM.from_config(sizes)
+        meta: PreTrainedModel = AutoModelForCausalLM.from_config(sizes)
+        return meta
     if config.language == DEBUG:
-        return seeded(key(seed, "molmo", "language") >> 1, lambda: _drawn(sizes))
+        return seeded(key(seed, "molmo", "language") >> 1, lambda: _random_language_model(sizes))
     source = SOURCES.get(config.language, config.language)
-    with _named("model.language", source):
-        return AutoModelForCausalLM.from_pretrained(source, revision=config.language_revision or MAIN, dtype="auto")
+    with _loading("model.language", source):
+        loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(source, revision=config.language_revision or MAIN, dtype="auto")
+        return loaded
 
 
-def _drawn(sizes: PreTrainedConfig) -> PreTrainedModel:
-    """A debug model. Its embeddings have unit scale, as what layers of standard deviation hidden ** -0.5 put out has."""
+def _random_language_model(sizes: PreTrainedConfig) -> PreTrainedModel:
+    """Draw a debug model whose embeddings have unit scale, that of the outputs of layers with std hidden ** -0.5."""
     model: PreTrainedModel = AutoModelForCausalLM.from_config(sizes)
     with torch.no_grad():
         model.get_input_embeddings().get_parameter("weight").mul_(sizes.hidden_size**0.5)
@@ -100,7 +105,7 @@ def _drawn(sizes: PreTrainedConfig) -> PreTrainedModel:
 
 
 def vision_config(tower: Tower) -> PreTrainedConfig:
-    """Sizes of a tower of the table."""
+    """Return the transformers configuration of a tower of the table."""
     shared: dict[str, Any] = {
         "hidden_size": tower.hidden,
         "num_hidden_layers": tower.layers,
@@ -110,53 +115,55 @@ def vision_config(tower: Tower) -> PreTrainedConfig:
     shared |= {"hidden_act": tower.act, "layer_norm_eps": tower.eps, "image_size": tower.positions * tower.patch}
     if tower.kind == "dino":
         return Dinov2Config(**shared, mlp_ratio=tower.mlp // tower.hidden)
-    kind = _KINDS[tower.kind][0]
-    return kind(**shared, intermediate_size=tower.mlp, **({"vision_use_head": False} if tower.kind == "siglip" else {}))
+    config_class: Callable[..., PreTrainedConfig] = _KINDS[tower.kind][0]
+    return config_class(**shared, intermediate_size=tower.mlp, **({"vision_use_head": False} if tower.kind == "siglip" else {}))
 
 
 def load_vision(config: Config, seed: int) -> VisionTower:
-    """The tower with its weights; without them on the meta device; drawn from the seed for debug."""
+    """Load the tower with its weights; without them on the meta device, drawn from `seed` for debug."""
     tower = config.tower
-    kind = _KINDS[tower.kind][1]
+    model_class = _KINDS[tower.kind][1]
     source = config.vision_source or tower.source
     if _on_meta():
         return new_vision(config)
     if source == DEBUG:
         return seeded(key(seed, "molmo", "vision") >> 1, lambda: new_vision(config))
-    with _named("model.vision_source", source):
-        found = AutoConfig.from_pretrained(source, revision=config.vision_revision or MAIN)
-        sizes = getattr(found, "vision_config", found)
+    with _loading("model.vision_source", source):
+        published = AutoConfig.from_pretrained(source, revision=config.vision_revision or MAIN)
+        sizes: PreTrainedConfig = published.vision_config if "vision_config" in published.sub_configs else published
         _check_tower(sizes, tower, source)
-        return VisionTower(kind.from_pretrained(source, config=sizes, revision=config.vision_revision or MAIN, dtype="auto"), tower)
+        model = model_class.from_pretrained(source, config=sizes, revision=config.vision_revision or MAIN, dtype="auto")
+        return VisionTower(model, tower)
 
 
 def new_vision(config: Config) -> VisionTower:
-    """The tower of its row of the table, as transformers initialises it."""
+    """Build the configured tower as transformers initialises it."""
     return VisionTower(_KINDS[config.tower.kind][1](vision_config(config.tower)), config.tower)
 
 
 def _check_tower(sizes: PreTrainedConfig, tower: Tower, source: str) -> None:
-    wanted = {"hidden_size": tower.hidden, "patch_size": tower.patch, "num_attention_heads": tower.heads}
-    given = {name: getattr(sizes, name) for name in wanted}
-    if given != wanted or sizes.num_hidden_layers < tower.layers:
-        known = next(name for name, row in TOWERS.items() if row == tower)
+    """Raise PlaitError unless the published sizes are those of the table."""
+    expected = {"hidden_size": tower.hidden, "patch_size": tower.patch, "num_attention_heads": tower.heads}
+    given = {"hidden_size": sizes.hidden_size, "patch_size": sizes.patch_size, "num_attention_heads": sizes.num_attention_heads}
+    if given != expected or sizes.num_hidden_layers < tower.layers:
+        backbone = next(name for name, row in TOWERS.items() if row == tower)
         raise PlaitError(
             f"model.vision_source: {source!r} has {given} and {sizes.num_hidden_layers} layers; "
-            f"vision_backbone {known} wants {wanted} and at least {tower.layers}"
+            f"vision_backbone {backbone} wants {expected} and at least {tower.layers}"
         )
 
 
 def load_tokenizer(config: Config, directory: Path) -> Tokenizer:
-    """The fast tokenizer of the language model, or the one trained on the spot in `directory`."""
+    """Load the language model's fast tokenizer, or the one trained for the run in `directory`. Raises PlaitError where there is none."""
     if config.language == DEBUG:
         path = directory / TOKENIZER / "tokenizer.json"
         if not path.is_file():
             raise PlaitError(f"no tokenizer at {path}: a debug model's tokenizer is trained when its run starts; give that run's directory")
         return Tokenizer.from_file(str(path))
     source = SOURCES.get(config.language, config.language)
-    with _named("model.language", source):
-        found = cached_file(source, "tokenizer.json", revision=config.language_revision or MAIN)
-        return Tokenizer.from_file(str(found))
+    with _loading("model.language", source):
+        cached = cached_file(source, "tokenizer.json", revision=config.language_revision or MAIN)
+        return Tokenizer.from_file(str(cached))
 
 
 def _on_meta() -> bool:
@@ -164,8 +171,8 @@ def _on_meta() -> bool:
 
 
 @contextlib.contextmanager
-def _named(setting: str, value: str) -> Iterator[None]:
-    """One line that names the setting, in place of the Hub libraries' paragraphs."""
+def _loading(setting: str, value: str) -> Iterator[None]:
+    """Turn the long errors of the Hub libraries into one line that names the setting."""
     try:
         yield
     except (OSError, ValueError) as error:  # absent, gated, no network; ValueError: no configuration of a causal language model
@@ -173,7 +180,6 @@ def _named(setting: str, value: str) -> Iterator[None]:
         raise PlaitError(f"{setting}: cannot load {value!r} as a Hub name or a local directory: {reason}") from error
 
 
-def embedding_rows(model: nn.Module) -> int:
-    """V: rows of the language model's own embedding; the extra rows' ids begin there."""
-    rows: Any = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
-    return rows
+def embedding_rows(model: PreTrainedModel) -> int:
+    """Return V, the rows of the language model's own embedding; the ids of the extra rows begin there."""
+    return model.get_input_embeddings().get_parameter("weight").shape[0]

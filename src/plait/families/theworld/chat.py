@@ -1,7 +1,7 @@
-"""Conversations to pieces of tokens, in Gemma 3's chat format, equal to its own template and processor.
+"""Conversations as spans of tokens in Gemma 3's chat format, equal to its own template and processor.
 
-Text between two special tokens is tokenised as one string, an answer by itself, because that is how generation will continue it.
-Special tokens written inside a user's text are plain text here.
+Text between two special tokens is tokenised as one string and an answer by itself, because that is how generation
+continues it. Special tokens spelled out in a user's text are tokenised as plain text.
 """
 
 import re
@@ -11,76 +11,82 @@ from itertools import pairwise
 from tokenizers import Tokenizer
 
 from plait.errors import BadSample, PlaitError
-from plait.families.theworld.sequence import Kind, Piece
+from plait.families.theworld.sequence import Kind, Span
 
 IMAGE_MARK = "<image>"
 Message = dict[str, str]
 
 
 class Chat:
-    """A tokenizer with Gemma's special tokens, and the system text used where a conversation has none."""
+    """The chat format over one tokenizer: its special tokens, and the system text of conversations that have none.
+
+    Raises PlaitError for a tokenizer without Gemma 3's special tokens.
+    """
 
     def __init__(self, tokenizer: Tokenizer, *, image_tokens: int, system: str | None):
         self.tokenizer, self.image_tokens, self.system = tokenizer, image_tokens, system
-        names = ("<pad>", "<bos>", "<start_of_turn>", "<end_of_turn>", "<start_of_image>", "<end_of_image>", "<image_soft_token>")
-        ids = [_id(tokenizer, name) for name in names]
+        special = ("<pad>", "<bos>", "<start_of_turn>", "<end_of_turn>", "<start_of_image>", "<end_of_image>", "<image_soft_token>")
+        ids = [_token_id(tokenizer, name) for name in special]
         self.pad, self.bos, self.start_turn, self.end_turn, self.start_image, self.end_image, self.image = ids
-        self.stops = frozenset(place for name in ("<eos>", "<end_of_turn>") if (place := tokenizer.token_to_id(name)) is not None)
+        self.stops = frozenset(i for name in ("<eos>", "<end_of_turn>") if (i := tokenizer.token_to_id(name)) is not None)
 
     def text_ids(self, text: str) -> list[int]:
-        """Tokens of plain text; nothing is added, and no special token is read out of it."""
+        """Tokenise plain text. Nothing is added, and no special token is recognised in it."""
         self.tokenizer.encode_special_tokens = True  # lost when a tokenizer travels to another process
         return self.tokenizer.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: list[int], *, special: bool = False) -> str:
-        """Text of tokens."""
+        """Return the text of tokens, without special tokens unless `special`."""
         return self.tokenizer.decode(ids, skip_special_tokens=not special)
 
-    def pieces(self, messages: list[Message], images: int) -> list[Piece]:
-        """The whole conversation. Each assistant text and its end of turn is supervised, and nothing else is."""
-        return list(self._pieces(*_turns(messages, images, self.system)))
+    def spans(self, messages: list[Message], images: int) -> list[Span]:
+        """Return the spans of a whole conversation; each assistant text with its end of turn is supervised, nothing else is.
 
-    def prompt(self, messages: list[Message], images: int) -> list[Piece]:
-        """The conversation up to the answer to its last user turn, opened for the model to continue."""
+        Raises BadSample where roles do not alternate, or the image marks are not as many as `images`.
+        """
+        return list(self._spans(*_turns(messages, images, self.system)))
+
+    def prompt(self, messages: list[Message], images: int) -> list[Span]:
+        """Return the spans up to the last user turn, and those that open the model's answer to it. Raises BadSample as `spans` does."""
         last = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=None)
         system = [message for message in messages if message["role"] == "system"]
-        asked = messages[: last + 1] if last is not None else [*system, {"role": "user", "content": ""}]
-        opened = Piece([*self.text_ids("\n"), self.start_turn, *self.text_ids("model\n")])
-        return [*self._pieces(*_turns(asked, images, self.system)), opened]
+        question = messages[: last + 1] if last is not None else [*system, {"role": "user", "content": ""}]
+        opening = Span([*self.text_ids("\n"), self.start_turn, *self.text_ids("model\n")])
+        return [*self._spans(*_turns(question, images, self.system)), opening]
 
-    def _pieces(self, turns: list[Message], prefix: str) -> Iterator[Piece]:
-        yield Piece([self.bos])
-        for place, turn in enumerate(turns):
-            if place:
-                yield Piece(self.text_ids("\n"))
+    def _spans(self, turns: list[Message], prefix: str) -> Iterator[Span]:
+        yield Span([self.bos])
+        for number, turn in enumerate(turns):
+            if number:
+                yield Span(self.text_ids("\n"))
             if turn["role"] == "assistant":
-                yield Piece([self.start_turn, *self.text_ids("model\n")])
-                yield Piece([*self.text_ids(turn["content"].strip()), self.end_turn], supervised=True)
+                yield Span([self.start_turn, *self.text_ids("model\n")])
+                yield Span([*self.text_ids(turn["content"].strip()), self.end_turn], supervised=True)
             else:
-                yield Piece([self.start_turn])
-                yield from self._user(("user\n" if place else f"user\n{prefix}"), turn["content"])
-                yield Piece([self.end_turn])
+                yield Span([self.start_turn])
+                yield from self._user_spans(("user\n" if number else f"user\n{prefix}"), turn["content"])
+                yield Span([self.end_turn])
 
-    def _user(self, before: str, content: str) -> Iterator[Piece]:
-        parts = content.split(IMAGE_MARK)
-        text = before + parts[0].strip()
-        for part in parts[1:]:
-            yield Piece([*self.text_ids(text + "\n\n"), self.start_image])
-            yield Piece([self.image] * self.image_tokens, Kind.IMAGE)
-            yield Piece([self.end_image])
-            text = "\n\n" + part.strip()
-        yield Piece(self.text_ids(text))
+    def _user_spans(self, before: str, content: str) -> Iterator[Span]:
+        first, *others = content.split(IMAGE_MARK)
+        text = before + first.strip()
+        for other in others:
+            yield Span([*self.text_ids(text + "\n\n"), self.start_image])
+            yield Span([self.image] * self.image_tokens, Kind.IMAGE)
+            yield Span([self.end_image])
+            text = "\n\n" + other.strip()
+        yield Span(self.text_ids(text))
 
 
-def _id(tokenizer: Tokenizer, name: str) -> int:
-    found = tokenizer.token_to_id(name)
-    if found is None:
+def _token_id(tokenizer: Tokenizer, name: str) -> int:
+    token_id = tokenizer.token_to_id(name)
+    if token_id is None:
         raise PlaitError(f"the tokenizer of model.base has no token {name}: it is not a Gemma 3 tokenizer")
-    return found
+    return token_id
 
 
 def _turns(messages: list[Message], images: int, system: str | None) -> tuple[list[Message], str]:
-    """User and assistant turns that alternate, with an image mark per image, and the text that opens the first user turn."""
+    """Return alternating user and assistant turns with one mark per image, and the system text that opens the first user turn."""
     turns = list(messages)
     if turns and turns[0]["role"] == "system":
         system = turns.pop(0)["content"]

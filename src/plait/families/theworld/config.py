@@ -1,6 +1,6 @@
-"""The `model:` section of family theworld: which Gemma 3, which world encoder, and how the one is shown to the other. Free of torch."""
+"""The `model:` section of family theworld: the Gemma 3 base, the world encoder and its projector. Does not import torch."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator, model_validator
 
@@ -15,11 +15,13 @@ Positive = Annotated[int, Field(ge=1)]
 
 
 class Section(BaseModel):
+    """Base of the sections: unknown keys are errors, values do not change."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class World(Section):
-    """The world encoder and its projector into the language model. `false` (or `off`) in place of this section leaves plain Gemma 3."""
+class WorldEncoderConfig(Section):
+    """`model.world`: the world encoder and its projector into the language model. `false` or `off` leaves plain Gemma 3."""
 
     source: str = Field(default=COSMOS, description="Hub name (its `vae` folder), local directory of an AutoencoderKLWan, or `tiny`")
     revision: str | None = Field(default=None, description="commit or tag of a Hub source")
@@ -39,18 +41,18 @@ class World(Section):
 
     @property
     def frames(self) -> int:
-        """Pixel frames that the encoder sees."""
+        """Return how many video frames the encoder takes."""
         return 1 + FRAMES_PER_STEP * self.steps
 
     @model_validator(mode="after")
-    def _steps_fit(self) -> "World":
+    def _check_steps(self) -> "WorldEncoderConfig":
         if self.steps > self.max_steps:
             raise ValueError(f"world.steps is {self.steps}, more than world.max_steps, {self.max_steps}: raise max_steps")
         return self
 
 
 class Tiny(Section):
-    """Sizes of the random model that `base: tiny` and `world.source: tiny` build. About 1.1 M parameters as they stand."""
+    """`model.tiny`: sizes of the random model that `base: tiny` and `world.source: tiny` build; 1.1 M parameters by default."""
 
     hidden: Positive = 128
     layers: Positive = 4
@@ -78,7 +80,7 @@ class Tiny(Section):
     world_channels: Positive = Field(default=4, description="latent channels")
 
     @model_validator(mode="after")
-    def _divides(self) -> "Tiny":
+    def _check_pooling(self) -> "Tiny":
         side = round(self.image_tokens**0.5)
         if side * side != self.image_tokens or self.image_size % self.patch or (self.image_size // self.patch) % side:
             raise ValueError(
@@ -89,7 +91,10 @@ class Tiny(Section):
 
 
 class Augment(Section):
-    """Changes to training images, drawn from the sample's key. Both towers see the same change; held-out images are left alone."""
+    """`model.augment`: random changes to training images, drawn from the sample's key.
+
+    Both encoders see the same change; held-out images are never changed.
+    """
 
     flip: bool = Field(
         default=False, description="mirror left and right in half of the samples; wrong wherever the text says left or right"
@@ -104,15 +109,18 @@ class Config(ModelSection):
 
     base: str = Field("google/gemma-3-4b-it", description="Hub name or local directory of a Gemma3ForConditionalGeneration, or `tiny`")
     base_revision: str | None = Field(default=None, description="commit or tag of a Hub base")
-    world: World | None = Field(default=World(), description="false or off: plain Gemma 3")
+    world: WorldEncoderConfig | None = Field(default=WorldEncoderConfig(), description="false or off: plain Gemma 3")
     system: str | None = Field(default=None, description="system text, put before the first user turn of every conversation that has none")
     augment: Augment = Augment()
     tiny: Tiny = Tiny()
 
     @field_validator("world", mode="before")
     @classmethod
-    def _world_switch(cls, value: Any) -> Any:
-        """`off` is False in YAML and text on a command line (None inside, so that errors name one path); `on` means the defaults."""
+    def _parse_world(cls, value: object) -> object:
+        """Turn the switches of YAML and of the command line into a section: `on` means the defaults, `off` None.
+
+        None rather than False inside, so that an error names one path of the section and not two.
+        """
         if value is True or (isinstance(value, str) and value.lower() in ("on", "true")):
             return {}
         if isinstance(value, str) and value.lower() in ("off", "false"):
@@ -120,18 +128,18 @@ class Config(ModelSection):
         return None if value is False else value
 
     @field_serializer("world")
-    def _world_off(self, value: World | None) -> World | Literal[False]:
+    def _write_world(self, value: WorldEncoderConfig | None) -> WorldEncoderConfig | Literal[False]:
         return False if value is None else value
 
     @model_validator(mode="before")
     @classmethod
-    def _tiny_world(cls, values: Any) -> Any:
-        """A tiny base gets a tiny world encoder that sees the same picture, unless the section says otherwise."""
+    def _default_tiny_world(cls, values: object) -> object:
+        """Give a tiny base a tiny world encoder of the same image size, unless the section says otherwise."""
         if not isinstance(values, dict) or values.get("base") != TINY:
             return values
-        world = cls._world_switch(values.get("world", {}))
+        world = cls._parse_world(values.get("world", {}))
         if not isinstance(world, dict):
             return values
         size = (values.get("tiny") or {}).get("image_size", Tiny.model_fields["image_size"].default)
-        grown = -(-int(size) // LATENT_STRIDE) * LATENT_STRIDE
-        return {**values, "world": {"source": TINY, "image_size": grown, **world}}
+        world_size = -(-int(size) // LATENT_STRIDE) * LATENT_STRIDE
+        return {**values, "world": {"source": TINY, "image_size": world_size, **world}}

@@ -1,6 +1,6 @@
-"""Benches by free generation: `accuracy` as the model is configured, and `world_ablation`, the same answers three ways on one checkpoint.
+"""Benches of family theworld, by free generation: `accuracy`, and `world_ablation`, the same questions with three worlds.
 
-A world model that is shown no world tokens would be measured as plain Gemma without anyone noticing: that raises.
+A model with a world encoder that gets no world tokens would be measured as plain Gemma without anyone noticing: that raises.
 """
 
 import re
@@ -17,50 +17,56 @@ from plait.families.theworld.inputs import Example, Inputs, Sample
 from plait.families.theworld.model import TheWorld
 
 _SPARE_TOKENS = 8  # an answer may run this much longer than the gold one before it is cut: enough to be seen to differ
-WAYS = ("on", "off", "shuffled")
+WAYS = ("on", "off", "shuffled")  # the world shown to a sample: its own, none, another sample's
 
 
 def normalise(text: str) -> str:
-    """Case, outer punctuation and runs of white space do not count."""
+    """Return the text without regard to case, outer punctuation and runs of white space."""
     return re.sub(r"\s+", " ", text).strip(" \t\n.,;:!?\"'").casefold()
 
 
-def right(answer: str, gold: str, fields: Mapping[str, Any]) -> bool:
-    """Exact match after normalisation; questions about scenes have their own judge, which knows the truth."""
+def is_correct(answer: str, gold: str, fields: Mapping[str, Any]) -> bool:
+    """Compare an answer with the gold one: by the scene's own scorer where the fields allow it, else equality after `normalise`."""
     if can_judge(fields):
         return judge(answer, dict(fields))
     return normalise(answer) == normalise(gold)
 
 
 def predict(model: TheWorld, samples: Sequence[Sample], inputs: Inputs, *, batch: int, moment: str = "") -> list[Row]:
-    """One row per sample, answered as the model is configured."""
+    """Answer every sample with the model as configured; one row per sample, in their order."""
     way = "on" if inputs.config.world else "none"
-    return [_row(sample, {way: said}) for sample, said in zip(samples, _ask(model, samples, inputs, way, batch), strict=True)]
+    return [_row(sample, {way: answer}) for sample, answer in zip(samples, _generate(model, samples, inputs, way, batch), strict=True)]
 
 
 def predict_three_ways(model: TheWorld, samples: Sequence[Sample], inputs: Inputs, *, batch: int, moment: str = "") -> list[Row]:
-    """One row per sample with three answers: its own world, no world block, and the world of another sample's picture."""
+    """Answer every sample three times: with its own world, without a world block, and with the world of another sample's image.
+
+    Raises PlaitError for a model without a world encoder, and where no two samples have different images.
+    """
     if inputs.config.world is None:
         raise PlaitError("bench world_ablation needs a world; model.world is off: use bench accuracy")
-    ways = {way: _ask(model, samples, inputs, way, batch) for way in WAYS}
-    return [_row(sample, {way: ways[way][place] for way in WAYS}) for place, sample in enumerate(samples)]
+    by_way = {way: _generate(model, samples, inputs, way, batch) for way in WAYS}
+    return [_row(sample, {way: by_way[way][i] for way in WAYS}) for i, sample in enumerate(samples)]
 
 
 def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """accuracy, accuracy/TASK where samples name tasks, samples, world_tokens per sample, and how many samples were unusable."""
+    """Return accuracy, accuracy/TASK where samples name tasks, samples, world_tokens per sample, and how many were unusable.
+
+    Raises PlaitError if the model has a world encoder and no sample had anything for it.
+    """
     _check_world(rows)
     used = [row for row in rows if "bad" not in row]
-    figures = {"accuracy": _share(used), "samples": float(len(used)), "world_tokens": _mean([row["world_tokens"] for row in used])}
+    figures = {"accuracy": _accuracy(used), "samples": float(len(used)), "world_tokens": _mean([row["world_tokens"] for row in used])}
     tasks: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for row in used:
         if row["task"] is not None:
             tasks[row["task"]].append(row)
-    figures |= {f"accuracy/{task}": _share(tasks[task]) for task in sorted(tasks)}
+    figures |= {f"accuracy/{task}": _accuracy(tasks[task]) for task in sorted(tasks)}
     return figures | ({"bad_samples": float(len(rows) - len(used))} if len(used) < len(rows) else {})
 
 
 def summarise_three_ways(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """`summarise` of the answers with the sample's own world, and accuracy/world_on, _off and _shuffled."""
+    """Return `summarise` of the answers with the sample's own world, and accuracy/world_on, _off and _shuffled."""
     used = [row for row in rows if "bad" not in row]
     ways = {f"accuracy/world_{way}": _mean([row["ways"][way]["correct"] for row in used]) for way in WAYS}
     return summarise(rows) | ways
@@ -70,65 +76,70 @@ benches = {"accuracy": Bench(predict, summarise), "world_ablation": Bench(predic
 
 
 @dataclass(frozen=True)
-class _Said:
-    answer: str
+class _Answer:
+    """A generated answer; `bad` says why a sample could not be encoded."""
+
+    text: str
     world_tokens: int
     bad: str | None = None
 
 
-def _ask(model: TheWorld, samples: Sequence[Sample], inputs: Inputs, way: str, batch: int) -> list[_Said]:
-    """Answers in the samples' order; a sample whose files cannot be read is said to be so."""
-    found: list[_Said] = []
+def _generate(model: TheWorld, samples: Sequence[Sample], inputs: Inputs, way: str, batch: int) -> list[_Answer]:
+    """Answer samples in their order, `batch` at a time; a sample that cannot be encoded keeps its place with the reason."""
+    collected: list[_Answer] = []
     for start in range(0, len(samples), batch):
-        places = range(start, min(start + batch, len(samples)))
-        prompts = [_prompt(samples, place, inputs, way) for place in places]
-        usable = [(place, prompt) for place, prompt in zip(places, prompts, strict=True) if isinstance(prompt, Example)]
-        limits = [len(inputs.chat.text_ids(gold(samples[place]))) + _SPARE_TOKENS for place, _ in usable]
-        said = iter(answers(model, inputs, [prompt for _, prompt in usable], max_new_tokens=limits) if usable else [])
-        found += [_Said("", 0, prompt) if isinstance(prompt, str) else _Said(next(said), prompt.world_tokens) for prompt in prompts]
-    return found
+        indices = range(start, min(start + batch, len(samples)))
+        prompts = [_prompt(samples, i, inputs, way) for i in indices]
+        usable = [(i, prompt) for i, prompt in zip(indices, prompts, strict=True) if isinstance(prompt, Example)]
+        limits = [len(inputs.chat.text_ids(gold(samples[i]))) + _SPARE_TOKENS for i, _ in usable]
+        texts = iter(answers(model, inputs, [prompt for _, prompt in usable], max_new_tokens=limits) if usable else [])
+        for prompt in prompts:
+            answer = _Answer("", 0, prompt) if isinstance(prompt, str) else _Answer(next(texts), prompt.world_tokens)
+            collected.append(answer)
+    return collected
 
 
-def _prompt(samples: Sequence[Sample], place: int, inputs: Inputs, way: str) -> Example | str:
+def _prompt(samples: Sequence[Sample], i: int, inputs: Inputs, way: str) -> Example | str:
+    """Return the encoded prompt of sample `i`, or why it cannot be encoded."""
     try:
-        other = _other(samples, place) if way == "shuffled" else None
-        return inputs.prompt(samples[place], world=way != "off", world_of=other)
+        other = _sample_of_another_image(samples, i) if way == "shuffled" else None
+        return inputs.prompt(samples[i], world=way != "off", world_of=other)
     except BadSample as error:
         return str(error)
 
 
-def _other(samples: Sequence[Sample], place: int) -> Sample | None:
-    """A sample far away in the list that has a picture, with other pixels; the same one every time."""
-    if not samples[place]["images"]:
+def _sample_of_another_image(samples: Sequence[Sample], i: int) -> Sample | None:
+    """Return a sample far from `i` in the list with a different image, always the same one; None for a sample without images."""
+    if not samples[i]["images"]:
         return None
-    away = range(len(samples) // 2, len(samples) // 2 + len(samples))
-    candidates = (samples[(place + step) % len(samples)] for step in away)
-    found = next((c for c in candidates if c["images"] and c["images"][0] != samples[place]["images"][0]), None)
-    if found is None:
+    distances = range(len(samples) // 2, len(samples) // 2 + len(samples))
+    candidates = (samples[(i + distance) % len(samples)] for distance in distances)
+    other = next((c for c in candidates if c["images"] and c["images"][0] != samples[i]["images"][0]), None)
+    if other is None:
         raise PlaitError("bench world_ablation needs two samples with different pictures; raise evaluate.samples")
-    return found
+    return other
 
 
-def _row(sample: Sample, ways: Mapping[str, _Said]) -> Row:
-    said = next(iter(ways.values()))
-    row: Row = {"id": sample["id"], "question": question(sample), "answer": said.answer, "gold": gold(sample)}
-    bad = next((one.bad for one in ways.values() if one.bad is not None), None)
+def _row(sample: Sample, ways: Mapping[str, _Answer]) -> Row:
+    """Return the row of predictions.json: question, answers and whether they are correct; `ways` only where there are several."""
+    first_way, first = next(iter(ways.items()))
+    row: Row = {"id": sample["id"], "question": question(sample), "answer": first.text, "gold": gold(sample)}
+    bad = next((answer.bad for answer in ways.values() if answer.bad is not None), None)
     if bad is not None:
         return {**row, "bad": bad}
     fields = sample["fields"]
-    verdicts = {way: {"answer": one.answer, "correct": right(one.answer, row["gold"], fields)} for way, one in ways.items()}
-    first = next(iter(verdicts.values()))
-    row |= {"correct": first["correct"], "task": fields.get("task"), "world": next(iter(ways)), "world_tokens": said.world_tokens}
+    verdicts = {way: {"answer": answer.text, "correct": is_correct(answer.text, row["gold"], fields)} for way, answer in ways.items()}
+    row |= {"correct": verdicts[first_way]["correct"], "task": fields.get("task"), "world": first_way, "world_tokens": first.world_tokens}
     return row if len(ways) == 1 else {**row, "ways": verdicts}
 
 
 def gold(sample: Sample) -> str:
-    """The text of the last assistant turn."""
+    """Return the text of the last assistant turn, empty where there is none."""
     return next((message["content"].strip() for message in reversed(sample["messages"]) if message["role"] == "assistant"), "")
 
 
 def question(sample: Sample) -> str:
-    """The text of the last user turn."""
+    """Return the text of the last user turn, empty where there is none."""
     return next((message["content"].strip() for message in reversed(sample["messages"]) if message["role"] == "user"), "")
 
 
@@ -140,7 +151,7 @@ def _check_world(rows: Sequence[Mapping[str, Any]]) -> None:
         )
 
 
-def _share(rows: Sequence[Mapping[str, Any]]) -> float:
+def _accuracy(rows: Sequence[Mapping[str, Any]]) -> float:
     return _mean([row["correct"] for row in rows])
 
 

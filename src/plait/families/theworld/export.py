@@ -1,7 +1,7 @@
-"""`plait export --to hf`: Gemma 3 alone, which plain `Gemma3ForConditionalGeneration.from_pretrained` loads; and weights of it read back.
+"""`plait export --to hf` and its inverse: Gemma 3 alone, as `Gemma3ForConditionalGeneration.from_pretrained` loads it.
 
-The world encoder and the projector are no part of any published class. The projector's weights are written beside, under plait's names, so
-that `from:` takes them up again.
+The world encoder and the projector are part of no published class. The projector's weights are written beside
+Gemma's, under plait's names, so that `from:` can load them again.
 """
 
 import shutil
@@ -19,7 +19,7 @@ from plait.families.theworld.model import TheWorld
 from plait.files import new_folder
 
 PROJECTOR = "projector.safetensors"
-_BESIDE = (
+_TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer.model",
     "tokenizer_config.json",
@@ -30,7 +30,7 @@ _BESIDE = (
     "preprocessor_config.json",
     "processor_config.json",
 )
-# How Gemma 3's files name their parts, and where those are in ours; earlier rows first.
+# Prefixes of names in Gemma 3's files, and of the same parameters here; the first row that fits counts.
 _NAMES = (
     ("language_model.lm_head.", "gemma.lm_head."),
     ("language_model.model.", "gemma.model.language_model."),
@@ -42,47 +42,45 @@ _NAMES = (
 
 
 def write_hf(model: TheWorld, config: Config, directory: Path, out: Path) -> list[str]:
-    """Gemma with its tokenizer and processor files, and the projector beside. Returns what to say about it."""
-    with new_folder(out) as whole:
-        model.gemma.save_pretrained(whole)
-        _tokenizer(config, directory, whole)
+    """Write Gemma with its tokenizer and processor files, and the projector beside; return the lines to print about it."""
+    with new_folder(out) as folder:
+        model.gemma.save_pretrained(folder)
+        _write_tokenizer(config, directory, folder)
         if model.projector is None:
             return []
-        save_file(
-            {f"projector.{name}": value.detach().contiguous() for name, value in model.projector.state_dict().items()}, whole / PROJECTOR
-        )
+        weights = {f"projector.{name}": value.detach().contiguous() for name, value in model.projector.state_dict().items()}
+        save_file(weights, folder / PROJECTOR)
         return [f"transformers loads Gemma 3 without the world; the projector is in {PROJECTOR}, for `from:`"]
 
 
 exports: dict[str, Callable[[TheWorld, Config, Path, Path], list[str]]] = {"hf": write_hf}
-"""By the name after `--to`: (model, `model:` section, the run's assets, new directory)."""
+"""Writers by the name after `--to`: (model, `model:` section, the run's assets, new directory) -> lines to print."""
 
 
 def imported(weights: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Weights under plait's names: those of a Gemma 3 directory, of our export, or ours already; others keep theirs."""
-    ours = {name for name, _ in model.named_parameters()}
-    found: dict[str, Tensor] = {}
+    """Rename weights of a Gemma 3 directory or of an export to plait's names; names that are plait's already stay."""
+    known = {name for name, _ in model.named_parameters()}
+    renamed: dict[str, Tensor] = {}
     for name, value in weights.items():
-        moved = next(
-            (new + name.removeprefix(old) for old, new in _NAMES if name.startswith(old) and new + name.removeprefix(old) in ours), name
-        )
-        if moved != "gemma.lm_head.weight" or moved in ours:
-            found[moved] = value
-    return found
+        candidates = (new + name.removeprefix(old) for old, new in _NAMES if name.startswith(old))
+        target = next((candidate for candidate in candidates if candidate in known), name)
+        if target != "gemma.lm_head.weight" or target in known:  # of a tied head
+            renamed[target] = value
+    return renamed
 
 
-def _tokenizer(config: Config, directory: Path, out: Path) -> None:
-    """The base's own files; of a tiny base, the tokenizer trained on the spot."""
+def _write_tokenizer(config: Config, directory: Path, out: Path) -> None:
+    """Copy the base's own tokenizer files; for a tiny base, write the tokenizer trained for the run."""
     if config.base == TINY:
         wrapped = PreTrainedTokenizerFast(
             tokenizer_object=towers.load_tokenizer(config, directory), bos_token="<bos>", eos_token="<eos>", pad_token="<pad>"
         )
         wrapped.save_pretrained(out)
         return
-    for name in _BESIDE:
-        place = Path(config.base) / name
+    for name in _TOKENIZER_FILES:
+        path = Path(config.base) / name
         if not Path(config.base).is_dir():
             fetched = cached_file(config.base, name, revision=config.base_revision, _raise_exceptions_for_missing_entries=False)
-            place = Path(fetched) if fetched else place
-        if place.is_file():
-            shutil.copyfile(place, out / name)
+            path = Path(fetched) if fetched else path
+        if path.is_file():
+            shutil.copyfile(path, out / name)

@@ -1,6 +1,6 @@
-"""Answers: one prefill over the fused sequence, then a token at a time over the cache. The world encoder runs once, in the prefill.
+"""Answers of family theworld to prompts with images: `plait generate` and the benches' predictions.
 
-Sampling draws from each row's own key, so that a row's answer does not depend on its neighbours in the batch.
+The token-by-token loop is in nn/decoding.py; this file gives it the model with its cache. The world encoder runs once, in the prefill.
 """
 
 from collections.abc import Sequence
@@ -14,13 +14,14 @@ from transformers import DynamicCache
 
 from plait.errors import PlaitError
 from plait.families.theworld.inputs import Example, Inputs
-from plait.families.theworld.model import TheWorld
+from plait.families.theworld.model import Batch, TheWorld
 from plait.files import write_json
-from plait.keys import key, rng
+from plait.keys import key
+from plait.nn.decoding import GREEDY, Sampling, decode
 
 
 class GenerateOptions(BaseModel):
-    """What `plait generate` asks of family theworld."""
+    """Options of `plait generate` for family theworld."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -41,7 +42,7 @@ class GenerateOptions(BaseModel):
 
 
 def generate(model: TheWorld, inputs: Inputs, options: GenerateOptions, out: Path | None) -> list[str]:
-    """The answer; with `out`, also answer.json there."""
+    """Answer one prompt; with `out`, also write answer.json there. Raises PlaitError for an image file that does not exist."""
     missing = [str(path) for path in options.image if not path.is_file()]
     if missing:
         raise PlaitError(f"generate: --image: no file {missing[0]}")
@@ -52,75 +53,49 @@ def generate(model: TheWorld, inputs: Inputs, options: GenerateOptions, out: Pat
         "fields": {},
     }
     example = inputs.prompt(sample, world=options.world)
-    drawn = {"temperature": options.temperature, "top_p": options.top_p}
-    answer = answers(model, inputs, [example], max_new_tokens=[options.max_new_tokens], keys=[key(options.seed, "generate")], **drawn)[0]
+    sampling = Sampling(options.temperature, options.top_p, [key(options.seed, "generate")])
+    answer = answers(model, inputs, [example], max_new_tokens=[options.max_new_tokens], sampling=sampling)[0]
     if out is not None:
-        asked = options.model_dump(mode="json")
-        write_json(out / "answer.json", {**asked, "answer": answer, "world_tokens": example.world_tokens, "tokens": len(example.row)})
+        settings = options.model_dump(mode="json")
+        write_json(out / "answer.json", {**settings, "answer": answer, "world_tokens": example.world_tokens, "tokens": len(example.row)})
     return [answer]
 
 
 def answers(
-    model: TheWorld,
-    inputs: Inputs,
-    examples: Sequence[Example],
-    *,
-    max_new_tokens: Sequence[int],
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    keys: Sequence[int] = (),
+    model: TheWorld, inputs: Inputs, examples: Sequence[Example], *, max_new_tokens: Sequence[int], sampling: Sampling = GREEDY
 ) -> list[str]:
-    """Texts for a batch of prompts, each cut at its own `max_new_tokens`."""
+    """Generate the answers to a batch of prompts, each of at most its own `max_new_tokens`."""
     batch = {name: value.to(model.gemma.device) for name, value in inputs.collate(examples, left=True).items()}
-    stops = inputs.chat.stops
-    rows = decode(model, batch, max_new_tokens=max(max_new_tokens), stops=stops, temperature=temperature, top_p=top_p, keys=keys)
-    return [inputs.chat.decode(row[:most]).strip() for row, most in zip(rows, max_new_tokens, strict=True)]
+    rows = decode(CachedTheWorld(model, batch), max_new_tokens=max_new_tokens, stops=inputs.chat.stops, sampling=sampling)
+    return [inputs.chat.decode(row).strip() for row in rows]
 
 
-@torch.no_grad()
-def decode(
-    model: TheWorld,
-    batch: dict[str, Tensor],
-    *,
-    max_new_tokens: int,
-    stops: frozenset[int],
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    keys: Sequence[int] = (),
-) -> list[list[int]]:
-    """New tokens of each row of a left-padded batch, up to and without its stop token."""
-    assert bool(batch["attention_mask"][:, -1].all()), "prompts are padded on the left: a pad at the end would be continued"
-    cache = DynamicCache(config=model.gemma.config.get_text_config())
-    hidden = model.hidden(model.embed(batch), batch, cache)
-    mask, position = batch["attention_mask"], batch["positions"][:, -1:]
-    chosen: list[Tensor] = []
-    going = torch.ones(len(mask), dtype=torch.bool, device=mask.device)
-    stopping = torch.tensor(sorted(stops), device=mask.device)
-    for count in range(max_new_tokens):
-        token = _pick(model.logits(hidden[:, -1:])[:, 0].float(), temperature, top_p, [rng(k, count).random() for k in keys])
-        chosen.append(torch.where(going, token, stopping[0]))
-        going &= ~torch.isin(token, stopping)
-        if count + 1 == max_new_tokens or not going.any():
-            break
-        mask, position = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1), position + 1
-        hidden = model.gemma.model(
-            inputs_embeds=model.gemma.get_input_embeddings()(token[:, None]),
-            attention_mask=mask,
-            position_ids=position,
-            past_key_values=cache,
+class CachedTheWorld:
+    """The model over a left-padded batch of prompts, with their cache, mask and positions (see nn/decoding.CachedModel)."""
+
+    def __init__(self, model: TheWorld, batch: Batch):
+        assert bool(batch["attention_mask"][:, -1].all()), "prompts are padded on the left: a pad at the end would be continued"
+        self.model, self.batch = model, batch
+        self.cache = DynamicCache(config=model.gemma.config.get_text_config())
+        self.mask_BK, self.position_B1 = batch["attention_mask"], batch["positions"][:, -1:]
+
+    def prefill(self) -> Tensor:
+        """Process images, worlds and prompts; return the logits (B, V) of the first new token."""
+        return self._logits(self.model.hidden(self.model.embed(self.batch), self.batch, self.cache))
+
+    def advance(self, token_B: Tensor) -> Tensor:
+        """Append one token to each row; return the logits (B, V) of the next."""
+        self.mask_BK = torch.cat([self.mask_BK, self.mask_BK.new_ones(len(self.mask_BK), 1)], dim=1)
+        self.position_B1 = self.position_B1 + 1
+        gemma = self.model.gemma
+        output = gemma.model(
+            inputs_embeds=gemma.get_input_embeddings()(token_B[:, None]),
+            attention_mask=self.mask_BK,
+            position_ids=self.position_B1,
+            past_key_values=self.cache,
             use_cache=True,
-        ).last_hidden_state
-    rows = torch.stack(chosen, dim=1).tolist()
-    return [row[: next((i for i, token in enumerate(row) if token in stops), len(row))] for row in rows]
+        )
+        return self._logits(output.last_hidden_state)
 
-
-def _pick(logits_BV: Tensor, temperature: float, top_p: float, draws: Sequence[float]) -> Tensor:
-    """The likeliest token, or the one where a row's draw in [0, 1) falls in the distribution cut to `top_p` (nucleus, arXiv:1904.09751)."""
-    if temperature == 0.0:
-        return logits_BV.argmax(-1)
-    assert len(draws) == len(logits_BV), "sampling needs one key per row"
-    probability, order = (logits_BV.double() / temperature).softmax(-1).sort(dim=-1, descending=True, stable=True)
-    before = probability.cumsum(-1) - probability
-    kept = torch.where(before < top_p, probability, 0.0).cumsum(-1)
-    draw = torch.tensor(draws, dtype=kept.dtype, device=kept.device)[:, None] * kept[:, -1:]
-    return order.gather(-1, (kept <= draw).sum(-1, keepdim=True).clamp(max=kept.shape[-1] - 1))[:, 0]
+    def _logits(self, hidden_BLD: Tensor) -> Tensor:
+        return self.model.logits(hidden_BLD[:, -1:])[:, 0]

@@ -1,4 +1,4 @@
-"""The loss: next-token cross-entropy on supervised positions, as a sum and its weight. Division happens in the loop, once, globally."""
+"""Next-token cross-entropy on supervised positions, as a sum and its weight. The division happens in the loop, once, globally."""
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from plait.nn.losses import IGNORED
 
 
 class Loss(contract.Loss):
-    """One term, `loss`, in nats per supervised token. Counts tokens: positions of the sequence that are no padding."""
+    """One term, `loss`, in nats per supervised token. Also counts tokens: positions of the sequence that are not padding."""
 
     counts = ("tokens", "supervised_tokens")
     shares = counts  # a supervised token weighs 1: its share is that of the loss weight
@@ -19,14 +19,15 @@ class Loss(contract.Loss):
         self.coefficients = {"loss": 1.0}
 
     def weights(self, batch: Batch) -> dict[str, Tensor]:
-        """How many positions are supervised. Labels alone say so: all of them masked weighs 0."""
+        """Return the number of supervised positions, by the labels alone, and the counts."""
         supervised = (batch["labels"][:, 1:] != IGNORED).sum().to(torch.float64)
         return {"loss": supervised, "tokens": batch["attention_mask"].sum().to(torch.float64), "supervised_tokens": supervised}
 
     def by_sample(self, batch: Batch) -> dict[str, Tensor]:
-        """The counts of each sample."""
+        """Return the counts of each sample (B,)."""
         return {"tokens": batch["attention_mask"].sum(1), "supervised_tokens": (batch["labels"][:, 1:] != IGNORED).sum(1)}
 
     def sums(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """The summed cross-entropy, nats; differentiable."""
-        return model(batch)
+        """Return the summed cross-entropy in nats, differentiable."""
+        sums: dict[str, Tensor] = model(batch)
+        return sums

@@ -1,6 +1,6 @@
-"""Gemma 3 that sees a world: features of the vision tower and of the world encoder put into one sequence of embeddings.
+"""Gemma 3 with a world encoder: features of the vision tower and world blocks in one sequence of embeddings.
 
-Gemma and the encoder are transformers' and diffusers' own classes. Without a world block in a row, that row is exactly Gemma's.
+Gemma and the encoder are transformers' and diffusers' own classes. A row without a world block is computed exactly as Gemma computes it.
 Legend: B rows, L positions, D width, K image tokens, V vocabulary rows.
 """
 
@@ -14,9 +14,9 @@ from transformers.models.gemma3.modeling_gemma3 import Gemma3DecoderLayer
 from transformers.models.siglip.modeling_siglip import SiglipEncoderLayer
 
 from plait.families.theworld import towers
-from plait.families.theworld.config import Config, World
+from plait.families.theworld.config import Config, WorldEncoderConfig
 from plait.families.theworld.sequence import Kind
-from plait.families.theworld.world import WorldEncoder, WorldProjector, by_length, unit_range
+from plait.families.theworld.world import WorldEncoder, WorldProjector, group_by_length, unit_range
 from plait.keys import key
 from plait.nn.connectors import root_mean_square, seeded
 from plait.nn.idle import gathered, nothing_of, zero_of
@@ -26,25 +26,27 @@ Batch = dict[str, Tensor]
 
 
 class TheWorld(nn.Module):
-    """`forward` gives the summed loss; `hidden`, `logits` and `embed` are its stages, for generation and tests."""
+    """The fused model. `forward` returns the summed loss; `embed`, `hidden` and `logits` are its stages, for generation and tests."""
 
     def __init__(self, gemma: Gemma3ForConditionalGeneration, world: WorldEncoder | None, projector: WorldProjector | None):
         super().__init__()
         self.gemma, self.world, self.projector = gemma, world, projector
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """{"loss": sum of cross-entropies, nats, over supervised positions}; exactly 0 with zero gradients where nothing is supervised."""
+        """Return {"loss": sum of cross-entropies in nats over supervised positions}; exactly 0 with zero gradients where
+        there are none.
+        """
         embeds_BLD = self.embed(batch)
         if gathered(self.gemma.model.language_model):  # also going back through it gathers: all ranks do, or none
-            embeds_BLD = embeds_BLD + self._untouched(batch).to(embeds_BLD.dtype)
+            embeds_BLD = embeds_BLD + self._zero_of_unused(batch).to(embeds_BLD.dtype)
         hidden_BLD = self.hidden(embeds_BLD, batch)
         target_BL = batch["labels"][:, 1:]
         total = token_cross_entropy(hidden_BLD[:, :-1].flatten(0, 1), self.gemma.lm_head.weight, target_BL.flatten(), softcap=self._softcap)
-        return {"loss": total + self._untouched(batch).to(total)}
+        return {"loss": total + self._zero_of_unused(batch).to(total)}
 
     def embed(self, batch: Batch) -> Tensor:
-        """Embeddings (B, L, D): the words', with image features and world blocks in their places."""
-        embeds_BLD = self.gemma.get_input_embeddings()(batch["ids"])
+        """Return embeddings (B, L, D): the words', with image features and world blocks at their positions."""
+        embeds_BLD: Tensor = self.gemma.get_input_embeddings()(batch["ids"])
         kinds_BL1 = batch["kinds"][..., None]
         pixels = batch["pixels"]
         if len(pixels):
@@ -59,67 +61,75 @@ class TheWorld(nn.Module):
         return embeds_BLD
 
     def hidden(self, embeds_BLD: Tensor, batch: Batch, cache: Cache | None = None) -> Tensor:
-        """The language model's last hidden states (B, L, D) over a whole row; `cache` is filled when given."""
-        return self.gemma.model(
+        """Return the language model's last hidden states (B, L, D) of whole rows, filling `cache` where it is given."""
+        output = self.gemma.model(
             inputs_embeds=embeds_BLD,
             attention_mask=batch["attention_mask"],
             token_type_ids=batch["token_types"],
             position_ids=batch["positions"],
             past_key_values=cache,
             use_cache=cache is not None,
-        ).last_hidden_state
+        )
+        hidden_BLD: Tensor = output.last_hidden_state
+        return hidden_BLD
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """(..., D) to (..., V)."""
-        logits = self.gemma.lm_head(hidden)
+        """Map hidden states (..., D) to logits (..., V), soft-capped where Gemma's configuration says so."""
+        logits: Tensor = self.gemma.lm_head(hidden)
         return logits if self._softcap is None else self._softcap * torch.tanh(logits / self._softcap)
 
     @property
     def _softcap(self) -> float | None:
-        return self.gemma.config.get_text_config().final_logit_softcapping
+        softcap: float | None = self.gemma.config.get_text_config().final_logit_softcapping
+        return softcap
 
     def _image_features(self, pixels: Tensor) -> Tensor:
         tower = self.gemma.model
-        with _gradients(tower.vision_tower, tower.multi_modal_projector):
+        with _gradients_if_trained(tower.vision_tower, tower.multi_modal_projector):
             weight = next(tower.vision_tower.parameters())
-            return self.gemma.get_image_features(unit_range(pixels, weight.dtype)).pooler_output
+            features: Tensor = self.gemma.get_image_features(unit_range(pixels, weight.dtype)).pooler_output
+        return features
 
     def _world_blocks(self, batch: Batch) -> Tensor:
-        """All world blocks, one after another in the rows' order: (positions, D)."""
+        """Return all world blocks, concatenated in the rows' order: (positions, D)."""
         assert self.world is not None
         assert self.projector is not None
         counts = batch["frame_counts"].tolist()
         rows: list[Tensor] = [torch.empty(0)] * len(counts)
-        for places, frames in by_length(batch["frames"], counts):
-            with _gradients(self.world):
+        for indices, frames in group_by_length(batch["frames"], counts):
+            with _gradients_if_trained(self.world):
                 latents = self.world(frames)
-            for place, block in zip(places, self.projector(latents), strict=True):
-                rows[place] = block
+            for i, block in zip(indices, self.projector(latents), strict=True):
+                rows[i] = block
         return torch.cat(rows)
 
-    def _untouched(self, batch: Batch) -> Tensor:
-        """Zero, with a zero gradient for each trainable parameter of the parts that this batch has no input for.
+    def _zero_of_unused(self, batch: Batch) -> Tensor:
+        """Return a zero that gives a zero gradient to each trainable parameter for which this batch has no input.
 
-        Every rank then has every gradient, whatever its rows: without this, a text-only micro-batch would hang or upset the others.
+        Every rank then has every gradient, whatever its rows: without it, a text-only micro-batch would hang or skew
+        the other ranks.
         """
-        idle: list[nn.Module] = []
+        unused: list[nn.Module] = []
         if not len(batch["pixels"]):
-            idle += [self.gemma.model.vision_tower, self.gemma.model.multi_modal_projector]
+            unused += [self.gemma.model.vision_tower, self.gemma.model.multi_modal_projector]
         if self.world is not None and len(batch["frames"]) == len(batch["frame_counts"]):  # no clip: time convolutions see nothing
-            idle += [self.world]
+            unused += [self.world]
         if self.projector is not None and not len(batch["frames"]):
-            idle += [self.projector]
-        return zero_of((p for part in idle for p in part.parameters()), batch["ids"].device)
+            unused += [self.projector]
+        return zero_of((p for module in unused for p in module.parameters()), batch["ids"].device)
 
 
-def _gradients(*parts: nn.Module) -> torch.autograd.grad_mode.set_grad_enabled:
-    """Gradients only where some part trains: pixels need none, so a frozen tower keeps no activations."""
-    trains = any(p.requires_grad for part in parts for p in part.parameters())
+def _gradients_if_trained(*modules: nn.Module) -> torch.autograd.grad_mode.set_grad_enabled:
+    """Enable gradients only where a parameter trains, so that a frozen tower keeps no activations."""
+    trains = any(p.requires_grad for module in modules for p in module.parameters())
     return torch.set_grad_enabled(trains and torch.is_grad_enabled())
 
 
 def build(config: Config, directory: Path, *, seed: int) -> TheWorld:
-    """The model with its weights; the projector, and whatever is tiny, drawn from `seed`. On the meta device: sizes only."""
+    """Build the model with its weights; the projector, and whatever is tiny, is drawn from `seed`. On the meta device: sizes only.
+
+    Raises PlaitError for a part that cannot be loaded.
+    """
     gemma = towers.load_gemma(config, seed)
     if config.world is None:
         return TheWorld(gemma, None, None)
@@ -127,14 +137,16 @@ def build(config: Config, directory: Path, *, seed: int) -> TheWorld:
     return TheWorld(gemma, WorldEncoder(vae), _projector(config.world, vae.config["z_dim"], gemma, seed))
 
 
-def _projector(world: World, channels: int, gemma: Gemma3ForConditionalGeneration, seed: int) -> WorldProjector:
+def _projector(world: WorldEncoderConfig, channels: int, gemma: Gemma3ForConditionalGeneration, seed: int) -> WorldProjector:
     weight = gemma.get_input_embeddings().get_parameter("weight").detach()
 
     def make() -> WorldProjector:
         projector = WorldProjector(world, channels, weight.shape[1])
         if not weight.is_meta:
-            some = weight[: 1 << 16]  # 65,536 rows tell the scale; all 262,208 would take 2.7 GB of float32
-            projector.settle(float(root_mean_square(some)) * weight.shape[1] ** 0.5)  # Gemma multiplies embeddings by sqrt(D)
+            rows = weight[: 1 << 16]  # 65,536 rows tell the scale; all 262,208 would take 2.7 GB of float32
+            projector.match_embedding_scale(
+                float(root_mean_square(rows)) * weight.shape[1] ** 0.5
+            )  # Gemma multiplies embeddings by sqrt(D)
         return projector
 
     return seeded(key(seed, "theworld", "projector") >> 1, make)
@@ -155,21 +167,23 @@ NEVER_TRAINED = frozenset({"world_decoder", "world_time"})
 
 
 def components(model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
-    """projector, vision (SigLIP and Gemma's image matrix), language (tied head once), world (encoder, quant_conv), world_decoder.
+    """Return the parameters by component: projector, vision, language, world, world_decoder, world_time.
 
-    Without world steps, the encoder's convolutions over time meet only single frames, which pass them by: component world_time.
+    vision is SigLIP and Gemma's image projection, language has the tied head once, world is encoder and quant_conv.
+    Without world steps, the encoder's convolutions over time compute nothing, because single frames skip them:
+    component world_time.
     """
     assert isinstance(model, TheWorld)
     clips = model.projector is not None and model.projector.world.steps > 0
-    found: dict[str, dict[str, nn.Parameter]] = {name: {} for name in (*dict.fromkeys(_COMPONENTS.values()), "world_time")}
+    parameters: dict[str, dict[str, nn.Parameter]] = {name: {} for name in (*dict.fromkeys(_COMPONENTS.values()), "world_time")}
     for name, parameter in model.named_parameters():
-        owner = next(component for prefix, component in _COMPONENTS.items() if name.startswith(prefix))
-        if owner == "world" and ".time_conv." in name and not clips:
-            owner = "world_time"
-        found[owner][name] = parameter
-    return {name: parameters for name, parameters in found.items() if parameters}
+        component = next(component for prefix, component in _COMPONENTS.items() if name.startswith(prefix))
+        if component == "world" and ".time_conv." in name and not clips:
+            component = "world_time"
+        parameters[component][name] = parameter
+    return {component: named for component, named in parameters.items() if named}
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:
-    """The transformer layers, vision first: units of sharding, checkpointing and compiling."""
+    """Return the transformer layers, vision first: the units of sharding, checkpointing and compiling."""
     return [module for module in model.modules() if isinstance(module, SiglipEncoderLayer | Gemma3DecoderLayer)]

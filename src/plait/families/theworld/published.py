@@ -1,4 +1,4 @@
-"""Published sizes, so that a run can be planned without a network; weights always come with their own configuration."""
+"""Configurations of published checkpoints, so that a run can be planned offline; loaded weights bring their own."""
 
 from typing import Any
 

@@ -1,7 +1,7 @@
-"""The fused sequence: what stands at each position, in one place for training, prefill and tests.
+"""The fused sequence of one sample: what stands at each position, for training, prefill and tests alike.
 
 Row:  <bos> [start of world] world ... [end of world] <start_of_turn>user ... <start_of_image> image ... <end_of_image> ... <end_of_turn>
-Image and world positions are placeholders: the model puts features there. Labels are decided here, with the text; never read off input ids.
+Image and world positions are placeholders into which the model puts features. Labels are made here, with the text; never from input ids.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from plait.nn.losses import IGNORED
 
 
 class Kind(IntEnum):
-    """What stands at a position."""
+    """What a position of the sequence holds."""
 
     TEXT = 0
     IMAGE = 1
@@ -26,8 +26,8 @@ class Kind(IntEnum):
 
 
 @dataclass(frozen=True)
-class Piece:
-    """A run of tokens of one kind; `supervised` if the model shall learn to say them."""
+class Span:
+    """A run of tokens of one kind; `supervised` tokens are targets of the loss."""
 
     ids: Sequence[int]
     kind: Kind = Kind.TEXT
@@ -36,7 +36,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Row:
-    """One sample's positions: ids, kinds and labels, each (L,). A label is the position's own token, or -100."""
+    """One sample's positions: ids, kinds and labels, each int64 (L,). A label is the position's own token, or -100; the loss shifts."""
 
     ids: Tensor
     kinds: Tensor
@@ -46,30 +46,30 @@ class Row:
         return len(self.ids)
 
 
-def fuse(pieces: Sequence[Piece], world_tokens: int, *, pad_id: int, max_tokens: int | None = None) -> Row:
-    """The pieces in order, with the world block right after the first token (BOS), outside every turn.
+def fuse(spans: Sequence[Span], world_tokens: int, *, pad_id: int, max_tokens: int | None = None) -> Row:
+    """Concatenate spans into a row, with the world block right after the first token (BOS), outside every turn.
 
-    A row over `max_tokens` loses its end; BadSample if that would cut a block or leave nothing to learn.
+    A row over `max_tokens` loses its end. Raises BadSample if that would cut a block or leave nothing to learn.
     """
-    first, *rest = pieces
-    assert len(first.ids) == 1, "the first piece is BOS alone"
-    block = []
+    first, *rest = spans
+    assert len(first.ids) == 1, "the first span is BOS alone"
+    block: list[Span] = []
     if world_tokens:
         kinds = [(1, Kind.WORLD_START), (world_tokens, Kind.WORLD), (1, Kind.WORLD_END)]
-        block = [Piece([pad_id] * count, kind) for count, kind in kinds]
+        block = [Span([pad_id] * count, kind) for count, kind in kinds]
     ids: list[int] = []
     kinds_L: list[int] = []
     labels: list[int] = []
-    for piece in (first, *block, *rest):
-        ids += piece.ids
-        kinds_L += [piece.kind] * len(piece.ids)
-        labels += piece.ids if piece.supervised else [IGNORED] * len(piece.ids)
+    for span in (first, *block, *rest):
+        ids += span.ids
+        kinds_L += [span.kind] * len(span.ids)
+        labels += span.ids if span.supervised else [IGNORED] * len(span.ids)
     if max_tokens is not None and len(ids) > max_tokens:
-        _check_cut(kinds_L, labels, max_tokens)
+        _check_truncation(kinds_L, labels, max_tokens)
     return Row(*(torch.tensor(values[:max_tokens], dtype=torch.int64) for values in (ids, kinds_L, labels)))
 
 
-def _check_cut(kinds: list[int], labels: list[int], max_tokens: int) -> None:
+def _check_truncation(kinds: list[int], labels: list[int], max_tokens: int) -> None:
     if any(kind != Kind.TEXT for kind in kinds[max_tokens:]):
         raise BadSample(f"{len(kinds)} tokens: max_tokens {max_tokens} would cut an image or world block")
     if all(label == IGNORED for label in labels[:max_tokens]) and any(label != IGNORED for label in labels):
@@ -79,26 +79,27 @@ def _check_cut(kinds: list[int], labels: list[int], max_tokens: int) -> None:
 def pad_rows(
     rows: Sequence[Row], *, pad_id: int, pad: str = "longest", max_tokens: int | None = None, left: bool = False
 ) -> dict[str, Tensor]:
-    """Rows to one batch (B, L): ids, kinds, labels, attention_mask, token_types, positions.
+    """Pad rows to one batch (B, L): ids, kinds, labels, attention_mask, token_types, positions.
 
-    token_types is 1 where a position attends both ways within its block. The brackets, and the marks around images, keep blocks apart.
-    positions count each row's own tokens from 0, wherever its padding is.
+    token_types is 1 where a position attends both ways within its block; the brackets, and the marks around images,
+    keep blocks apart. positions count each row's own tokens from 0, wherever its padding is. Raises PlaitError for a
+    padding mode that cannot be.
     """
-    length = _length([len(row) for row in rows], pad, max_tokens)
+    length = _padded_length([len(row) for row in rows], pad, max_tokens)
     fill = {"ids": pad_id, "kinds": int(Kind.TEXT), "labels": IGNORED}
     batch = {name: torch.full((len(rows), length), value, dtype=torch.int64) for name, value in fill.items()}
     batch["attention_mask"] = torch.zeros(len(rows), length, dtype=torch.int64)
-    for place, row in enumerate(rows):
-        here = slice(length - len(row), length) if left else slice(len(row))
-        for name in fill:
-            batch[name][place, here] = getattr(row, name)
-        batch["attention_mask"][place, here] = 1
+    for i, row in enumerate(rows):
+        columns = slice(length - len(row), length) if left else slice(len(row))
+        for name, values in (("ids", row.ids), ("kinds", row.kinds), ("labels", row.labels)):
+            batch[name][i, columns] = values
+        batch["attention_mask"][i, columns] = 1
     batch["token_types"] = ((batch["kinds"] == Kind.IMAGE) | (batch["kinds"] == Kind.WORLD)).to(torch.int64)
     batch["positions"] = (batch["attention_mask"].cumsum(-1) - 1).clamp(min=0) * batch["attention_mask"]
     return batch
 
 
-def _length(lengths: list[int], pad: str, max_tokens: int | None) -> int:
+def _padded_length(lengths: list[int], pad: str, max_tokens: int | None) -> int:
     if pad == "to_max":
         if max_tokens is None:
             raise PlaitError("data.pad is to_max, but data.max_tokens is not set: set it, or pad to_128 or longest")

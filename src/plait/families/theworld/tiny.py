@@ -1,4 +1,4 @@
-"""The tiny model: random, made in a second, with a tokenizer trained on the run's own texts and saved with the run."""
+"""The tiny model: random weights made in a second, and a tokenizer trained on the run's own texts and saved with the run."""
 
 import tempfile
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ from transformers import Gemma3ForConditionalGeneration, PreTrainedTokenizerFast
 from plait.families.theworld.config import Tiny
 from plait.nn.tokenizer import train_tokenizer
 
-# Gemma's special tokens under Gemma's names; the place in the list is the id.
+# Gemma's special tokens under Gemma's names; the index in the list is the id.
 SPECIAL = {
     "pad_token": "<pad>",
     "eos_token": "<eos>",
@@ -25,7 +25,7 @@ SPECIAL = {
     "eoi_token": "<end_of_image>",
     "image_token": "<image_soft_token>",
 }
-_ID = {name: place for place, name in enumerate(SPECIAL)}
+_ID = {name: i for i, name in enumerate(SPECIAL)}
 
 # Gemma 3's chat format, as its own template writes it.
 CHAT_TEMPLATE = """{{ bos_token }}{% if messages[0]['role'] == 'system' %}{% if messages[0]['content'] is string %}\
@@ -39,7 +39,7 @@ CHAT_TEMPLATE = """{{ bos_token }}{% if messages[0]['role'] == 'system' %}{% if 
 
 
 def gemma_sizes(tiny: Tiny) -> dict[str, Any]:
-    """Keyword arguments of a Gemma3Config."""
+    """Return the keyword arguments of a Gemma3Config."""
     text = {
         "vocab_size": tiny.vocabulary,
         "initializer_range": tiny.initializer_range,
@@ -75,17 +75,18 @@ def gemma_sizes(tiny: Tiny) -> dict[str, Any]:
 
 
 def wan_sizes(tiny: Tiny) -> dict[str, Any]:
-    """Keyword arguments of an AutoencoderKLWan."""
+    """Return the keyword arguments of an AutoencoderKLWan."""
     channels = tiny.world_channels
     sizes = {"base_dim": tiny.world_base, "z_dim": channels, "dim_mult": [1, 2, 2, 2], "num_res_blocks": 1}
     return {**sizes, "latents_mean": [0.0] * channels, "latents_std": [1.0] * channels}
 
 
 @torch.no_grad()
-def settle_gemma(gemma: Gemma3ForConditionalGeneration) -> None:
-    """Give the image matrix the value that puts image tokens at the embeddings' scale; transformers leaves it zero, which starves vision.
+def init_image_projection(gemma: Gemma3ForConditionalGeneration) -> None:
+    """Draw Gemma's image projection so that image tokens have the rms of the embeddings.
 
-    Its input has root mean square 1, so std = rms(embeddings) / sqrt(rows) gives outputs of that rms.
+    Its input has rms 1, so std = rms(embeddings) / sqrt(rows) gives outputs of that rms. Transformers leaves the
+    matrix zero, which gives the vision tower no gradient.
     """
     matrix = gemma.get_parameter("model.multi_modal_projector.mm_input_projection_weight")
     text = gemma.config.get_text_config()
@@ -93,22 +94,22 @@ def settle_gemma(gemma: Gemma3ForConditionalGeneration) -> None:
 
 
 @torch.no_grad()
-def settle_wan(vae: AutoencoderKLWan) -> None:
-    """Measure latents_mean and latents_std of the random encoder on noise pictures, as their publisher would on real ones."""
+def measure_latent_statistics(vae: AutoencoderKLWan) -> None:
+    """Measure latents_mean and latents_std of the random encoder on noise images, as a publisher would on real ones."""
     picture = torch.rand(16, 3, 4, 4).repeat_interleave(8, -1).repeat_interleave(8, -2) * 2 - 1  # flat tiles, as pictures are smooth
     latents = vae.encode(picture[:, :, None]).latent_dist.mode()
     vae.register_to_config(latents_mean=latents.mean((0, 2, 3, 4)).tolist(), latents_std=latents.std((0, 2, 3, 4)).tolist())
 
 
 def write_tokenizer(folder: Path, texts: Iterable[str], rows: int) -> None:
-    """Train the tokenizer and write it to `folder`, whole or not at all, in the form that transformers loads."""
+    """Train the tokenizer and write it to `folder`, atomically, in the format that transformers loads."""
     tokenizer = train_tokenizer(texts, rows=rows, special=list(SPECIAL.values()))
     named = {name: token for name, token in SPECIAL.items() if name.endswith("_token")}
-    usual = {name: named.pop(name) for name in ("pad_token", "eos_token", "bos_token", "unk_token")}
+    standard = {name: named.pop(name) for name in ("pad_token", "eos_token", "bos_token", "unk_token")}
     wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, **usual, extra_special_tokens=named, chat_template=CHAT_TEMPLATE, padding_side="left"
+        tokenizer_object=tokenizer, **standard, extra_special_tokens=named, chat_template=CHAT_TEMPLATE, padding_side="left"
     )
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as beside:
-        wrapped.save_pretrained(Path(beside) / "tokenizer")
-        (Path(beside) / "tokenizer").rename(folder)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+        wrapped.save_pretrained(Path(temporary) / "tokenizer")
+        (Path(temporary) / "tokenizer").rename(folder)

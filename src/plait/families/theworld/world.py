@@ -1,4 +1,4 @@
-"""Pictures to world tokens: the Wan encoder, its normalised latents, their cut into tokens, the projector.
+"""From images to world tokens: the Wan encoder, its normalised latents, their split into tokens, the projector.
 
 Legend: B rows with a world block, F frames, T = 1 + (F - 1) / 4 latent frames, S pixels of a side, h = S / 8 latent cells of a side,
 C latent channels, N tokens per latent frame, E features per token, D the language model's width.
@@ -12,32 +12,32 @@ import torch.nn.functional as F
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan, WanCausalConv3d
 from torch import Tensor, nn
 
-from plait.families.theworld.config import LATENT_STRIDE, World
+from plait.families.theworld.config import LATENT_STRIDE, WorldEncoderConfig
 from plait.nn.connectors import Connector, match_rms
 
 
-def group_side(world: World) -> int:
-    """Latent cells of a token's side: the smallest divisor of the grid's side that keeps the tokens within `max_tokens`."""
+def group_side(world: WorldEncoderConfig) -> int:
+    """Return the latent cells of a token's side: the smallest divisor of the grid's side that keeps the tokens within `max_tokens`."""
     side = world.image_size // LATENT_STRIDE
     if world.tokens == "spatial":
         return 1
     return next(group for group in range(1, side + 1) if side % group == 0 and (side // group) ** 2 <= world.max_tokens)
 
 
-def tokens_per_frame(world: World, channels: int) -> int:
-    """N: how many tokens one latent frame becomes."""
+def tokens_per_frame(world: WorldEncoderConfig, channels: int) -> int:
+    """Return N, the number of tokens of one latent frame."""
     return channels if world.tokens == "channel" else (world.image_size // LATENT_STRIDE // group_side(world)) ** 2
 
 
-def features_per_token(world: World, channels: int) -> int:
-    """E: the width of a token before the projector."""
+def features_per_token(world: WorldEncoderConfig, channels: int) -> int:
+    """Return E, the width of a token before the projector."""
     if world.tokens == "channel":
         return (world.image_size // LATENT_STRIDE) ** 2
     return channels * group_side(world) ** 2 if world.tokens == "patches" else channels
 
 
-def cut(latents_BCThw: Tensor, world: World) -> Tensor:
-    """Latents to tokens (B, T, N, E), by the meaning of `world.tokens`."""
+def latents_to_tokens(latents_BCThw: Tensor, world: WorldEncoderConfig) -> Tensor:
+    """Split latents into tokens (B, T, N, E) as `world.tokens` defines."""
     latents_BTChw = latents_BCThw.transpose(1, 2)
     if world.tokens == "channel":
         return latents_BTChw.flatten(3)
@@ -50,29 +50,32 @@ def cut(latents_BCThw: Tensor, world: World) -> Tensor:
 
 
 class FoldedConv(WanCausalConv3d):
-    """The stock causal convolution; a first single frame goes through two dimensions.
+    """The stock causal convolution, which computes a first single frame as a 2-D convolution.
 
-    Causal padding puts zeros before the first frame, so of a kernel (k, kh, kw) only its last slice in time meets more than zeros: exact.
+    Causal padding puts zeros before the first frame, so of a kernel (k, kh, kw) only its last slice in time meets
+    more than zeros: exact.
     """
 
-    def forward(self, x, cache_x=None):
+    def forward(self, x: Tensor, cache_x: Tensor | None = None) -> Tensor:
+        """Convolve (B, C, F, H, W); `cache_x` holds the last frames of the chunk before."""
         left, _, top, _, before, _ = self._padding
         if x.shape[2] != 1 or cache_x is not None or before != self.kernel_size[0] - 1:
-            return super().forward(x, cache_x)
+            output: Tensor = super().forward(x, cache_x)
+            return output
         y = F.conv2d(x.squeeze(2), self.weight[:, :, -1], self.bias, (self.stride[1], self.stride[2]), (int(top), int(left)))
         return y.unsqueeze(2)
 
 
 def fold(vae: AutoencoderKLWan) -> None:
-    """Let every convolution of the encoder take single frames in two dimensions. Parameters and their names stay as they are."""
-    for part in (vae.encoder, vae.quant_conv):
-        for module in part.modules():
+    """Let every convolution of the encoder compute single frames in 2-D. Parameters and their names stay as they are."""
+    for parent in (vae.encoder, vae.quant_conv):
+        for module in parent.modules():
             if type(module) is WanCausalConv3d:
                 module.__class__ = FoldedConv
 
 
 class WorldEncoder(nn.Module):
-    """The Wan VAE, used one way: pictures in [-1, 1] to (mode of the posterior - latents_mean) / latents_std."""
+    """The encoder half of the Wan VAE: images to (mode of the posterior - latents_mean) / latents_std."""
 
     mean: Tensor
     std: Tensor
@@ -86,7 +89,7 @@ class WorldEncoder(nn.Module):
             self.register_buffer(name, value.view(-1, 1, 1, 1), persistent=False)
 
     def forward(self, frames_BFCSS: Tensor) -> Tensor:
-        """uint8 pictures (B, F, 3, S, S), F = 1 + 4 k, to latents (B, C, T, h, h). White enters as +1, black as -1."""
+        """Encode uint8 frames (B, F, 3, S, S), F = 1 + 4 k, to latents (B, C, T, h, h). White enters as +1, black as -1."""
         assert frames_BFCSS.dtype == torch.uint8
         assert frames_BFCSS.shape[1] % 4 == 1, f"{frames_BFCSS.shape[1]} frames: the encoder silently drops what exceeds 1 + 4 k"
         pictures = unit_range(frames_BFCSS, self.vae.quant_conv.weight.dtype).transpose(1, 2)
@@ -94,21 +97,23 @@ class WorldEncoder(nn.Module):
             latents = self.vae.quant_conv(self.vae.encoder(pictures)).chunk(2, dim=1)[0]
         else:
             latents = self.vae.encode(pictures).latent_dist.mode()
-        return (latents - self.mean.to(latents)) / self.std.to(latents)
+        normalised: Tensor = (latents - self.mean.to(latents)) / self.std.to(latents)
+        return normalised
 
 
 def unit_range(pixels: Tensor, dtype: torch.dtype) -> Tensor:
-    """uint8 0..255 to -1..+1, in float32 before the last rounding."""
+    """Map uint8 0..255 to -1..+1, in float32 before the last rounding."""
     return ((pixels.float() / 255 - 0.5) / 0.5).to(dtype)
 
 
 class WorldProjector(nn.Module):
     """World tokens in the embedding space, between a start and an end vector.
 
-    The block has one learned magnitude, the rms of its two bracket vectors: it starts at the embeddings', and every token is brought to it.
+    The block has one learned magnitude, the rms of its two bracket vectors; every token is scaled to it. It starts at
+    the embeddings' rms.
     """
 
-    def __init__(self, world: World, channels: int, hidden: int):
+    def __init__(self, world: WorldEncoderConfig, channels: int, hidden: int):
         super().__init__()
         self.world = world
         self.connector = Connector(features_per_token(world, channels), hidden, world.projector)
@@ -116,31 +121,31 @@ class WorldProjector(nn.Module):
         self.steps = nn.Parameter(torch.zeros(world.max_steps + 1, hidden)) if world.steps else None
 
     @torch.no_grad()
-    def settle(self, embedding_rms: float) -> None:
-        """Draw the brackets at the scale of the embeddings they stand among."""
+    def match_embedding_scale(self, embedding_rms: float) -> None:
+        """Draw the brackets with the rms of the embeddings that they stand among."""
         nn.init.normal_(self.brackets, std=embedding_rms)
         self.brackets.mul_(embedding_rms / self.brackets.square().mean().sqrt())
 
     def forward(self, latents_BCThw: Tensor) -> Tensor:
-        """Blocks (B, 1 + T N + 1, D), in float32 or wider."""
-        tokens_BTND = self.connector(cut(latents_BCThw, self.world))
+        """Return blocks (B, 1 + T N + 1, D), in float32 or wider."""
+        tokens_BTND = self.connector(latents_to_tokens(latents_BCThw, self.world))
         magnitude = self.brackets.square().mean().sqrt()
         tokens_BTND = match_rms(tokens_BTND, magnitude)
         if self.steps is not None:
             tokens_BTND = tokens_BTND + self.steps[: tokens_BTND.shape[1], None]
-        start, end = self.brackets.to(tokens_BTND).expand(len(tokens_BTND), 2, -1).split(1, dim=1)
+        start, end = torch.split(self.brackets.to(tokens_BTND).expand(len(tokens_BTND), 2, -1), 1, dim=1)
         return torch.cat([start, tokens_BTND.flatten(1, 2), end], dim=1)
 
 
-def by_length(frames: Tensor, counts: Sequence[int]) -> list[tuple[list[int], Tensor]]:
-    """Rows of equal frame count together: [(places of the rows, frames (B, F, 3, S, S))]. One picture and a clip may share a batch."""
-    rows = frames.split(list(counts))
+def group_by_length(frames: Tensor, counts: Sequence[int]) -> list[tuple[list[int], Tensor]]:
+    """Group rows of equal frame count: [(indices of the rows, frames (B, F, 3, S, S))]. Single images and clips may share a batch."""
+    rows = torch.split(frames, list(counts))
     return [
-        ([place for place, count in enumerate(counts) if count == length], torch.stack([row for row in rows if len(row) == length]))
+        ([i for i, count in enumerate(counts) if count == length], torch.stack([row for row in rows if len(row) == length]))
         for length in sorted(set(counts))
     ]
 
 
 def frames_kept(available: int, steps: int) -> int:
-    """Of `available` frames, how many the encoder takes for at most `steps` world steps: 1 + 4 k."""
+    """Return how many of `available` frames the encoder takes for at most `steps` world steps: 1 + 4 k."""
     return 1 + 4 * min(steps, max(0, math.floor((available - 1) / 4)))

@@ -1,4 +1,7 @@
-"""Two sets with layouts of their own: AI2D (a JSON file per diagram) and AndroidControl (episodes of screenshots in TFRecords)."""
+"""Two datasets with layouts of their own: AI2D (a JSON file per diagram) and the GUI grounding data of AndroidControl.
+
+AndroidControl's episodes of screenshots and actions are TFRecords.
+"""
 
 import csv
 import json
@@ -10,107 +13,119 @@ import numpy as np
 import xxhash
 
 from plait.data.formats import index, tfrecords
-from plait.data.sources.open import Absent
+from plait.data.sources.contract import Absent
 from plait.errors import BadSample, PlaitError
-from plait.families.molmo.catalogue.rows import PICTURES, Listed, Opener, Place, Row, Rows, read_json
+from plait.families.molmo.catalogue.rows import PICTURES, DatasetFiles, Opener, Row, RowList, Rows, read_json
 from plait.families.molmo.points import percent
 
 
 def diagrams(split: str) -> Opener:
-    """AI2D: `questions/NAME.json`, `images/NAME` (`abc_images/NAME` where options are letters), ids of the test set in a CSV."""
+    """Open AI2D: `questions/NAME.json`, `images/NAME`, and the ids of the test set in a CSV file.
 
-    def opened(place: Place) -> Rows:
-        (ids,) = place.files("ai2d_test_ids.csv")
-        files = sorted((place.folder / "questions").glob("*.json"))
-        if not files:
-            raise Absent(f"no questions/*.json in {place.folder}")
-        test = {row[0].strip() for row in csv.reader(ids.read_text(encoding="utf-8").splitlines()) if row}
-        mine = [file for file in files if (file.name.partition(".")[0] in test) == (split == "test")]
-        return Listed([row for file in mine for row in _of_diagram(place, read_json(file))], [ids])
+    Images of questions whose options are letters in the image are in `abc_images/NAME`. Raises Absent when opened
+    without its files.
+    """
+
+    def opened(files: DatasetFiles) -> Rows:
+        (test_ids,) = files.find("ai2d_test_ids.csv")
+        question_files = sorted((files.folder / "questions").glob("*.json"))
+        if not question_files:
+            raise Absent(f"no questions/*.json in {files.folder}")
+        test = {row[0].strip() for row in csv.reader(test_ids.read_text(encoding="utf-8").splitlines()) if row}
+        of_split = [file for file in question_files if (file.name.partition(".")[0] in test) == (split == "test")]
+        return RowList.of_files([row for file in of_split for row in _diagram_questions(files, read_json(file))], [test_ids])
 
     return opened
 
 
-def _of_diagram(place: Place, found: dict[str, Any]) -> list[Row]:
-    name = found["imageName"]
+def _diagram_questions(files: DatasetFiles, diagram: dict[str, Any]) -> list[Row]:
     rows = []
-    for text, one in found["questions"].items():
-        lettered = bool(one["abcLabel"])
-        folder = "abc_images" if lettered and (place.folder / "abc_images").is_dir() else "images"
-        told = {"question": text, "options": one["answerTexts"], "answer": one["correctAnswer"], "abcLabel": lettered}
-        rows.append({"id": one["questionId"], "picture": f"{folder}/{name}", **told})
+    for text, question in diagram["questions"].items():
+        lettered = bool(question["abcLabel"])
+        folder = "abc_images" if lettered and (files.folder / "abc_images").is_dir() else "images"
+        row = {"id": question["questionId"], "picture": f"{folder}/{diagram['imageName']}", "question": text}
+        rows.append({**row, "options": question["answerTexts"], "answer": question["correctAnswer"], "abcLabel": lettered})
     return rows
 
 
-def screens(split: str) -> Opener:
-    """AndroidControl's steps: TFRecord files named `android_control-*`, and `splits.json` with the episode ids of each split."""
+def android_control(split: str) -> Opener:
+    """Open AndroidControl's steps: TFRecord files `android_control-*`, and `splits.json` with the episode ids of each split.
 
-    def opened(place: Place) -> Rows:
-        (splits,) = place.files("splits.json")
-        files = [file for file in sorted(place.folder.glob("android_control-*")) if file.suffix != ".idx"]
-        if not files:
-            raise Absent(f"no android_control-* in {place.folder}")
+    Raises Absent when opened without its files.
+    """
+
+    def opened(files: DatasetFiles) -> Rows:
+        (splits,) = files.find("splits.json")
+        records = [file for file in sorted(files.folder.glob("android_control-*")) if file.suffix != ".idx"]
+        if not records:
+            raise Absent(f"no android_control-* in {files.folder}")
         known = read_json(splits)
         name = split if split in known else "val"
-        return Screens(files, set(known[name]), place.cache)
+        return AndroidControlSteps(records, set(known[name]), files.cache)
 
     return opened
 
 
-class Screens:
-    """Steps of episodes: the screen, the goal, the step's instruction, and the action that people took."""
+class AndroidControlSteps:
+    """Steps of episodes: the screenshot, the goal, the step's instruction, and the action that people took.
+
+    Raises PlaitError if the files hold no episode of the split.
+    """
 
     def __init__(self, files: Sequence[Path], episodes: set[int], cache: str | None) -> None:
         heads = [index.obtain(file, cache, lambda file=file: _scan(file))[0] for file in files]  # type: ignore[misc]
-        self.places: list[tuple[Path, int, int, int]] = []
+        self.steps: list[tuple[Path, int, int, int]] = []
         for file, head in zip(files, heads, strict=True):
             arrays = index.map_arrays(head)
             for start, end, episode, steps in zip(*(arrays[name].tolist() for name in ("start", "end", "episode", "steps")), strict=True):
-                self.places += [(file, start, end, step) for step in range(steps)] if episode in episodes else []
-        if not self.places:
+                self.steps += [(file, start, end, step) for step in range(steps)] if episode in episodes else []
+        if not self.steps:
             raise PlaitError(f"no episode of this split is in {files[0].parent}")
-        self.digest = xxhash.xxh3_64("".join(head.xxh3 for head in heads).encode() + str(len(self.places)).encode()).hexdigest()
+        self.digest = xxhash.xxh3_64("".join(head.xxh3 for head in heads).encode() + str(len(self.steps)).encode()).hexdigest()
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.steps)
 
     def __getitem__(self, i: int) -> Row:
-        file, start, end, step = self.places[i]
-        with open(file, "rb") as opened:
-            found: Any = tfrecords.read(opened, start, end)
+        file, start, end, step = self.steps[i]
+        with file.open("rb") as opened:
+            episode: Any = tfrecords.read(opened, start, end)
         return {
-            "id": f"{found['episode_id'][0]}-{step}",
-            "goal": found["goal"][0].decode(),
-            "instruction": found["step_instructions"][step].decode(),
-            "action": json.loads(found["actions"][step]),
-            PICTURES: [found["screenshots"][step]],
+            "id": f"{episode['episode_id'][0]}-{step}",
+            "goal": episode["goal"][0].decode(),
+            "instruction": episode["step_instructions"][step].decode(),
+            "action": json.loads(episode["actions"][step]),
+            PICTURES: [episode["screenshots"][step]],
         }
 
     def column(self, name: str) -> list[Any]:
-        """Screens are all different: there is nothing to group them by."""
+        """Return a different value for every step: screenshots are all different, so steps are never grouped."""
         return list(range(len(self)))
 
 
 def _scan(file: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    with open(file, "rb") as opened:
+    with file.open("rb") as opened:
         rows = [_episode(start, end, tfrecords.read(opened, start, end)) for start, end in tfrecords.spans(file)]
     names = ("start", "end", "episode", "steps")
     return {"samples": len(rows)}, {name: np.array([row[k] for row in rows], np.int64) for k, name in enumerate(names)}
 
 
-def _episode(start: int, end: int, found: dict[str, Any]) -> tuple[int, int, int, int]:
-    return start, end, found["episode_id"][0], len(found["actions"])
+def _episode(start: int, end: int, features: dict[str, Any]) -> tuple[int, int, int, int]:
+    return start, end, features["episode_id"][0], len(features["actions"])
 
 
-def action(told: dict[str, Any], size: tuple[int, int]) -> str:
-    """An action as text: its name, then the place in percent or what is typed, opened or scrolled."""
-    kind = told.get("action_type")
+def action_text(action: dict[str, Any], size: tuple[int, int]) -> str:
+    """Write an action as text: its name, then a point in percent or what is typed, opened or scrolled.
+
+    Raises BadSample for an action without a type.
+    """
+    kind = action.get("action_type")
     if kind in ("click", "long_press"):
-        x, y = percent(told["x"], told["y"], *size)
+        x, y = percent(action["x"], action["y"], *size)
         return f"{kind} {min(max(x, 0.0), 100.0):.1f} {min(max(y, 0.0), 100.0):.1f}"
     for name in ("text", "app_name", "direction"):
-        if name in told:
-            return f"{kind} {told[name]}"
+        if name in action:
+            return f"{kind} {action[name]}"
     if not isinstance(kind, str):
-        raise BadSample(f"an action without a type: {str(told)[:60]}")
+        raise BadSample(f"an action without a type: {str(action)[:60]}")
     return kind

@@ -1,7 +1,7 @@
-"""PixMo as it is published (parquet with addresses; images downloaded apart): captions, questions, answers with points, counts.
+"""PixMo as it is published (parquet with URLs, images downloaded apart): captions, questions, answers with points, counts.
 
-Points of PixMo-Points and its explanations are percentages, those of PixMo-Count pixels. Sets without a published validation split hold
-out one picture in a hundred, by the hash of its address.
+Points of PixMo-Points and its explanations are percentages, those of PixMo-Count pixels. Sets without a published
+validation split hold out one image in a hundred, by the hash of its URL.
 """
 
 import re
@@ -11,7 +11,7 @@ from typing import Any
 
 from plait.errors import BadSample
 from plait.families.molmo import points
-from plait.families.molmo.catalogue.rows import Ask, Asked, Opener, Place, Random, Row, Size, Spec, in_parquet
+from plait.families.molmo.catalogue.rows import Conversation, Converter, DatasetFiles, Opener, Random, Row, Size, Spec, in_parquet
 
 POINTS_EVAL = "pixmo_points_eval"
 MARK = "<|POINT|>"  # where parsed_response has a point
@@ -32,80 +32,86 @@ _BRACKETS = re.compile(r"^\s*\[USER\]|\[ASSISTANT\]\s*$")
 
 
 def one_of(choices: Sequence[str], random: Random) -> str:
-    """One of them, drawn."""
+    """Draw one of the choices."""
     return choices[int(random.integers(len(choices)))]
 
 
-def _pairs(found: Any) -> list[points.Point]:
-    """Points however parquet holds them: a list of {x, y}, or {x: [...], y: [...]}."""
-    if isinstance(found, Mapping):
-        return list(zip(map(float, found["x"]), map(float, found["y"]), strict=True))
-    return [(float(one["x"]), float(one["y"])) for one in found or []]
+def _pairs(listed: Any) -> list[points.Point]:
+    """Return points however parquet holds them: a list of {x, y}, or {x: [...], y: [...]}."""
+    if isinstance(listed, Mapping):
+        return list(zip(map(float, listed["x"]), map(float, listed["y"]), strict=True))
+    return [(float(point["x"]), float(point["y"])) for point in listed or []]
 
 
-def _caption(row: Row, random: Random, size: Size) -> list[Asked]:
-    return [Asked(one_of(_CAPTION, random), row["caption"].strip(), "long_caption")]
+def _caption(row: Row, random: Random, size: Size) -> list[Conversation]:
+    return [Conversation(one_of(_CAPTION, random), row["caption"].strip(), "long_caption")]
 
 
-def _answer(row: Row, random: Random, size: Size) -> list[Asked]:
-    return [Asked(row["question"].strip(), row["answer"].strip(), "user_qa", {"answers": [row["answer"].strip()]})]
+def _answer(row: Row, random: Random, size: Size) -> list[Conversation]:
+    return [Conversation(row["question"].strip(), row["answer"].strip(), "user_qa", {"answers": [row["answer"].strip()]})]
 
 
-def _synthetic(row: Row, random: Random, size: Size) -> list[Asked]:
-    """Questions made from captions; "how many" says that no points are wanted, or counting would forget its points."""
-    said = [_BRACKETS.sub("", text).strip() for text in row.get("messages") or [row["question"], row["answer"]]]
-    pairs = list(zip(said[::2], said[1::2], strict=False))
+def _synthetic(row: Row, random: Random, size: Size) -> list[Conversation]:
+    """Return the conversation of a caption's questions; "how many" gets a prefix that forbids points.
+
+    Without the prefix, counting questions would be trained without points.
+    """
+    texts = [_BRACKETS.sub("", text).strip() for text in row.get("messages") or [row["question"], row["answer"]]]
+    pairs = list(zip(texts[::2], texts[1::2], strict=False))
     if not pairs:
         raise BadSample("a conversation without an answer")
-    pairs = [(one_of(_NO_POINTS, random) + ask if ask.lower().startswith("how many") else ask, say) for ask, say in pairs]
-    return [Asked(*pairs[0], "synthetic_qa", more=tuple(pairs[1:]))]
+    pairs = [
+        (one_of(_NO_POINTS, random) + question if question.lower().startswith("how many") else question, answer)
+        for question, answer in pairs
+    ]
+    return [Conversation(*pairs[0], "synthetic_qa", more=tuple(pairs[1:]))]
 
 
-def _explained(row: Row, random: Random, size: Size) -> list[Asked]:
-    pieces = row["parsed_response"].split(MARK)
-    told = list(zip(row["points"], row["inline_text"], row["alt_text"], strict=True))
-    if len(pieces) != len(told) + 1:
-        raise BadSample(f"{len(pieces) - 1} {MARK} marks for {len(told)} lists of points")
-    tags = [points.write(_pairs(where), inline, alt) for where, inline, alt in told]
-    text = "".join(part for pair in zip(pieces, [*tags, ""], strict=True) for part in pair)
-    return [Asked(row["question"].strip(), text.strip(), "point_qa")]
+def _explained(row: Row, random: Random, size: Size) -> list[Conversation]:
+    texts = row["parsed_response"].split(MARK)
+    marked = list(zip(row["points"], row["inline_text"], row["alt_text"], strict=True))
+    if len(texts) != len(marked) + 1:
+        raise BadSample(f"{len(texts) - 1} {MARK} marks for {len(marked)} lists of points")
+    tags = [points.write(_pairs(listed), inline, alt) for listed, inline, alt in marked]
+    answer = "".join(part for pair in zip(texts, [*tags, ""], strict=True) for part in pair)
+    return [Conversation(row["question"].strip(), answer.strip(), "point_qa")]
 
 
-def _pointing(counting: bool) -> Ask:
-    def ask(row: Row, random: Random, size: Size) -> list[Asked]:
-        return [_asked(row, _pairs(row["points"]), counting, random)]
+def _pointing(counting: bool) -> Converter:
+    def convert(row: Row, random: Random, size: Size) -> list[Conversation]:
+        return [_pointing_conversation(row, _pairs(row["points"]), counting, random)]
 
-    return ask
+    return convert
 
 
-def _asked(row: Row, where: list[points.Point], counting: bool, random: Random) -> Asked:
+def _pointing_conversation(row: Row, targets: list[points.Point], counting: bool, random: Random) -> Conversation:
     label = str(row["label"]).strip()
-    if len(where) > _MOST_POINTS:
-        raise BadSample(f"{len(where)} points for {label!r}, more than {_MOST_POINTS}")
-    gold: dict[str, Any] = {"points": where, "count": len(where), "label": label}
+    if len(targets) > _MOST_POINTS:
+        raise BadSample(f"{len(targets)} points for {label!r}, more than {_MOST_POINTS}")
+    gold: dict[str, Any] = {"points": targets, "count": len(targets), "label": label}
     if row.get("masks") is not None:
         gold["masks"] = row["masks"]
     write = points.write_count if counting else points.write
-    asked = one_of(_COUNT if counting else _POINT, random).format(label)
-    return Asked(asked, write(where, label), "point_count" if counting else "pointing", gold)
+    question = one_of(_COUNT if counting else _POINT, random).format(label)
+    return Conversation(question, write(targets, label), "point_count" if counting else "pointing", gold)
 
 
-def _counted(counting: bool) -> Ask:
-    """PixMo-Count: pixels; its validation and test sets have counts and no points."""
+def _pixmo_count(counting: bool) -> Converter:
+    """Return the converter of PixMo-Count, whose points are pixels; its validation and test sets have counts and no points."""
 
-    def ask(row: Row, random: Random, size: Size) -> list[Asked]:
+    def convert(row: Row, random: Random, size: Size) -> list[Conversation]:
         pixels = _pairs(row.get("points"))
         if pixels:
             width, height = size()
-            return [_asked(row, [points.percent(x, y, width, height) for x, y in pixels], counting, random)]
+            return [_pointing_conversation(row, [points.percent(x, y, width, height) for x, y in pixels], counting, random)]
         question = one_of(_COUNT, random).format(str(row["label"]).strip())
-        return [Asked(question, str(row["count"]), "point_count", {"count": int(row["count"])})]
+        return [Conversation(question, str(row["count"]), "point_count", {"count": int(row["count"])})]
 
-    return ask
+    return convert
 
 
-def _of_url(place: Place, row: Row) -> Path:
-    return place.of_url(row["image_url"])
+def _downloaded(files: DatasetFiles, row: Row) -> Path:
+    return files.image_of_url(row["image_url"])
 
 
 def _published(hub: str, *splits: str, **settings: Any) -> dict[str, Opener]:
@@ -113,31 +119,31 @@ def _published(hub: str, *splits: str, **settings: Any) -> dict[str, Opener]:
 
 
 def _whole(hub: str, **settings: Any) -> dict[str, Opener]:
-    """A set published as one split, which is cut into two by the pictures' addresses."""
+    """Return the openers of a set published as one split, which is split in two by the images' URLs."""
     return dict.fromkeys(("train", "validation"), in_parquet(f"allenai/{hub}", "train", **settings))
 
 
-def _spec(hub: str, splits: dict[str, Opener], ask: Ask, rule: str | None = None, *, held_out: bool = False) -> Spec:
+def _spec(hub: str, splits: dict[str, Opener], convert: Converter, rule: str | None = None, *, held_out: bool = False) -> Spec:
     get = f"the parquet files of allenai/{hub} and its images (`plait data download`), named by the sha256 of their addresses"
-    return Spec(hub, splits, ask, get, rule, _of_url, "image_url", held_out)
+    return Spec(hub, splits, convert, get, rule, _downloaded, "image_url", held_out)
 
 
 def _docs(kind: str) -> Spec:
-    def ask(row: Row, random: Random, size: Size) -> list[Asked]:
-        told = row["questions"]
+    def convert(row: Row, random: Random, size: Size) -> list[Conversation]:
+        listed = row["questions"]
         pairs = (
-            zip(told["question"], told["answer"], strict=True)
-            if isinstance(told, Mapping)
-            else ((one["question"], one["answer"]) for one in told)
+            zip(listed["question"], listed["answer"], strict=True)
+            if isinstance(listed, Mapping)
+            else ((pair["question"], pair["answer"]) for pair in listed)
         )
-        return [Asked(question, answer, f"pixmo_docs_{kind}", {"answers": [answer]}) for question, answer in pairs]
+        return [Conversation(question, answer, f"pixmo_docs_{kind}", {"answers": [answer]}) for question, answer in pairs]
 
     splits = _published("pixmo-docs", "train", "validation", config=kind)
-    return Spec("pixmo-docs", splits, ask, f"the parquet files of allenai/pixmo-docs ({kind})")
+    return Spec("pixmo-docs", splits, convert, f"the parquet files of allenai/pixmo-docs ({kind})")
 
 
-def _method(wanted: str) -> tuple[str, Callable[[Any], bool]]:
-    return "collection_method", lambda value: value == wanted
+def _method(method: str) -> tuple[str, Callable[[Any], bool]]:
+    return "collection_method", lambda value: value == method
 
 
 _POINTS = {False: _whole("pixmo-points", keep=_method("pointing")), True: _whole("pixmo-points", keep=_method("counting"))}
@@ -152,8 +158,8 @@ PIXMO: dict[str, Spec] = {
     "pixmo_points_counting": _spec("pixmo-points", _POINTS[False], _pointing(True), "counting", held_out=True),
     "pixmo_points_high_freq": _spec("pixmo-points", _POINTS[True], _pointing(False), "pointing", held_out=True),
     "pixmo_points_high_freq_counting": _spec("pixmo-points", _POINTS[True], _pointing(True), "counting", held_out=True),
-    "pixmo_count": _spec("pixmo-count", _published("pixmo-count", "train", "validation", "test"), _counted(False), "counting"),
-    "pixmo_count_counting": _spec("pixmo-count", _published("pixmo-count", "train", "validation", "test"), _counted(True), "counting"),
+    "pixmo_count": _spec("pixmo-count", _published("pixmo-count", "train", "validation", "test"), _pixmo_count(False), "counting"),
+    "pixmo_count_counting": _spec("pixmo-count", _published("pixmo-count", "train", "validation", "test"), _pixmo_count(True), "counting"),
     **{f"pixmo_docs_{kind}": _docs(kind) for kind in ("charts", "tables", "diagrams", "other")},
     POINTS_EVAL: _spec("pixmo-points-eval", _published("pixmo-points-eval", "test"), _pointing(False), "pointing"),
 }

@@ -1,6 +1,6 @@
-"""Rows of a published dataset: JSON files or parquet as its authors give them out, and the pictures that lie beside them.
+"""Rows of a published dataset: JSON or parquet files in their authors' layout, and the image files beside them.
 
-Nothing here knows what the rows mean (academic.py and pixmo.py do). Rows of JSON stay in memory; parquet and the Hub go through `datasets`.
+What the rows mean is in academic.py and pixmo.py. Rows of JSON stay in memory; parquet and the Hub go through `datasets`.
 """
 
 import hashlib
@@ -14,35 +14,40 @@ import numpy as np
 import xxhash
 
 from plait.data import paths
-from plait.data.sources.open import Absent
-from plait.data.sources.table import Table
+from plait.data.sources.contract import Absent
+from plait.data.sources.datasets import Table
 from plait.errors import BadSample, PlaitError
 
 Row = dict[str, Any]
-PICTURES = "_pictures"  # of a row that holds its own: encoded files
+PICTURES = "_pictures"  # field of a row that holds its own image files
 PIXMO_IMAGES = "pixmo_images"
 COCO = "coco"
 Keep = tuple[str, Callable[[Any], bool] | None]
-"""A column and what its values must be; None: there at all (pictures are not read for that)."""
+"""A column and a condition on its values; None: the value must exist (images are not read for that)."""
 
 
 class Rows(Protocol):
-    """The rows of one split, any one of them at a time."""
+    """The rows of one split, read one at a time."""
 
     digest: str
 
     def __len__(self) -> int: ...
     def __getitem__(self, i: int) -> Row: ...
-    def column(self, name: str) -> Sequence[Any] | None: ...  # one field of every row; None where rows have no such field
+    def column(self, name: str) -> Sequence[Any] | None:
+        """Return one field of every row; None where rows have no such field."""
 
 
-class Listed:
+class RowList:
     """Rows in memory."""
 
-    def __init__(self, rows: list[Row], files: Sequence[Path]) -> None:
-        self.rows = rows
-        facts = [[file.name, file.stat().st_size] for file in files]
-        self.digest = xxhash.xxh3_64(json.dumps([facts, len(rows)]).encode()).hexdigest()
+    def __init__(self, rows: list[Row], digest: str) -> None:
+        self.rows, self.digest = rows, digest
+
+    @classmethod
+    def of_files(cls, rows: list[Row], files: Sequence[Path]) -> "RowList":
+        """Take rows read from files, whose names and sizes identify them."""
+        sizes = [[file.name, file.stat().st_size] for file in files]
+        return cls(rows, xxhash.xxh3_64(json.dumps([sizes, len(rows)]).encode()).hexdigest())
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -51,21 +56,21 @@ class Listed:
         return self.rows[i]
 
     def column(self, name: str) -> list[Any]:
-        """One field of every row; None where it is missing."""
+        """Return one field of every row; None where it is missing."""
         return [row.get(name) for row in self.rows]
 
 
-class Parquet:
-    """Rows of parquet files or of a Hub dataset; those that `keep` refuses by one column are left out."""
+class ParquetRows:
+    """Rows of parquet files or of a Hub dataset, without those that `keep` refuses by one column."""
 
     def __init__(self, table: Table, keep: Keep | None = None) -> None:
         self.table, self.digest = table, table.digest
         self.chosen: Sequence[int] = range(len(table))
         if keep is not None:
-            name, wanted = keep
+            name, condition = keep
             values = self._all(name)
-            good = table.rows.data.column(name).is_valid().to_pylist() if wanted is None else map(wanted, values)
-            self.chosen = [i for i, here in enumerate(good) if here]
+            kept = table.rows.data.column(name).is_valid().to_pylist() if condition is None else map(condition, values)
+            self.chosen = [i for i, keep_row in enumerate(kept) if keep_row]
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -77,10 +82,11 @@ class Parquet:
     def _all(self, name: str) -> Sequence[Any]:
         if name not in self.table.rows.column_names:
             raise PlaitError(f"{self.table.title} has no column {name!r}; it has {', '.join(self.table.rows.column_names)}")
-        return self.table.rows[name]
+        values: Sequence[Any] = self.table.rows[name]
+        return values
 
     def column(self, name: str) -> list[Any] | None:
-        """One column of the rows that were kept; None for one that is not there, or holds pictures."""
+        """Return one column of the kept rows; None for one that does not exist, or holds images."""
         if name not in self.table.rows.column_names or name in self.table.pictures:
             return None
         values = list(self._all(name))
@@ -88,50 +94,53 @@ class Parquet:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a dataset lies: its own folder, and the root with those that several share (coco, pixmo_images)."""
+class DatasetFiles:
+    """The files of a dataset: its own folder, and the root with folders that several share (coco, pixmo_images)."""
 
     folder: Path
     root: Path
     cache: str | None = None
     hub: bool = False
 
-    def files(self, *patterns: str) -> list[Path]:
-        """One file per pattern, from the dataset's folder. Absent when one is not there."""
-        found = []
+    def find(self, *patterns: str) -> list[Path]:
+        """Return one file per pattern, from the dataset's folder. Raises Absent when a pattern matches none."""
+        files = []
         for pattern in patterns:
-            some = sorted(self.folder.glob(pattern))
-            if not some:
+            matches = sorted(self.folder.glob(pattern))
+            if not matches:
                 raise Absent(f"no {pattern} in {self.folder}")
-            found.append(some[0])
-        return found
+            files.append(matches[0])
+        return files
 
-    def picture(self, *choices: str) -> Path:
-        """The first of `choices` that is a file, seen from the dataset's folder and then from the root. BadSample when none is."""
+    def image(self, *choices: str) -> Path:
+        """Return the first of `choices` that is a file in the dataset's folder or the root. Raises BadSample when none is."""
         for choice in choices:
             for start in (self.folder, self.root):
                 if (start / choice).is_file():
                     return start / choice
         raise BadSample(f"no image {choices[0]} in {self.folder} or {self.root}")
 
-    def of_url(self, url: str) -> Path:
-        """The downloaded image of a PixMo address: a file whose name is the sha256 of the URL, with or without an ending."""
+    def image_of_url(self, url: str) -> Path:
+        """Return the downloaded image of a PixMo URL. Raises BadSample when there is none.
+
+        The file's name is the sha256 of the URL, with or without an ending.
+        """
         name = hashlib.sha256(url.encode()).hexdigest()
         for folder in (self.folder / "images", self.root / PIXMO_IMAGES):
             if (folder / name).is_file():
                 return folder / name
-            if (found := next(folder.glob(f"{name}.*"), None)) is not None:
-                return found
+            if (with_ending := next(folder.glob(f"{name}.*"), None)) is not None:
+                return with_ending
         raise BadSample(f"the image of {url} is not there: no file {name} in {self.root / PIXMO_IMAGES} or {self.folder / 'images'}")
 
 
-Opener = Callable[[Place], Rows]
+Opener = Callable[[DatasetFiles], Rows]
 Random = np.random.Generator
 
 
 @dataclass(frozen=True)
-class Asked:
-    """One conversation about the row's picture. `gold`: the fields that a bench compares an answer with."""
+class Conversation:
+    """One conversation about the row's image. `gold`: the fields that a bench compares an answer with."""
 
     question: str
     answer: str
@@ -142,109 +151,117 @@ class Asked:
 
     @property
     def messages(self) -> list[dict[str, str]]:
-        """Turns of user and assistant."""
+        """Return the turns of user and assistant."""
         pairs = [(self.question, self.answer), *self.more]
         return [{"role": role, "content": text} for pair in pairs for role, text in zip(("user", "assistant"), pair, strict=True)]
 
 
 Size = Callable[[], tuple[int, int]]
-"""Width and height of the row's picture, in pixels."""
+"""Returns width and height of the row's image, in pixels."""
 
-Ask = Callable[[Row, Random, Size], list[Asked]]
+Converter = Callable[[Row, Random, Size], list[Conversation]]
 
 
 @dataclass(frozen=True)
 class Spec:
-    """A dataset: where its files are, how a row becomes conversations, which rule judges answers, and how to get it."""
+    """A dataset: its files, how a row becomes conversations, which rule scores answers, and how to get it."""
 
     folder: str
     splits: Mapping[str, Opener]
-    ask: Ask
+    convert: Converter
     get: str
     rule: str | None = None
-    picture: Callable[[Place, Row], Path] | None = None  # None: rows hold their own
+    picture: Callable[[DatasetFiles, Row], Path] | None = None  # None: rows hold their own image files
     group: str | None = None  # rows with the same value share their picture in training
     held_out: bool = False  # published whole: one picture in a hundred, by the hash of `group`, is the split `validation`
 
 
 def read_json(file: Path) -> Any:
-    """The content of a JSON file."""
+    """Parse a JSON file. Raises PlaitError for a file that is not JSON."""
     try:
         return json.loads(file.read_bytes())
     except ValueError as error:
         raise PlaitError(f"{file} is not JSON: {error}") from error
 
 
-def in_json(pattern: str, *keys: str, wanted: Callable[[Row], bool] = lambda row: True, mark: Row | None = None) -> Opener:
-    """The list of rows in a JSON file, under `keys`; of an object of rows, each with its key as `id`. Each gets the fields of `mark`."""
+def in_json(pattern: str, *keys: str, keep: Callable[[Row], bool] = lambda row: True, mark: Row | None = None) -> Opener:
+    """Open the list of rows in a JSON file, under `keys`; rows of an object get their key as `id`, and all the fields of `mark`.
 
-    def opened(place: Place) -> Rows:
-        (file,) = place.files(pattern)
-        found = read_json(file)
+    Raises PlaitError when opened, if the file does not hold such a list.
+    """
+
+    def opened(files: DatasetFiles) -> Rows:
+        (file,) = files.find(pattern)
+        content = read_json(file)
         for key in keys:
-            if not isinstance(found, Mapping) or key not in found:
+            if not isinstance(content, Mapping) or key not in content:
                 raise PlaitError(f"{file} has no {key!r}: is it the published file?")
-            found = found[key]
-        rows = [{"id": key, **row} for key, row in found.items()] if isinstance(found, Mapping) else found
+            content = content[key]
+        rows = [{"id": key, **row} for key, row in content.items()] if isinstance(content, Mapping) else content
         if not isinstance(rows, list) or not rows or not isinstance(rows[0], Mapping):
             raise PlaitError(f"{file} holds no list of records: is it the published file?")
         for row in rows:
             row.update(mark or {})
-        return Listed([row for row in rows if wanted(row)], [file])
+        return RowList.of_files([row for row in rows if keep(row)], [file])
 
     return opened
 
 
 def joined(questions: str, annotations: str) -> Opener:
-    """VQA's two files: questions, and annotations with the same `question_id`."""
+    """Open VQA's two files: questions, and annotations with the same `question_id`.
 
-    def opened(place: Place) -> Rows:
-        asked, answered = place.files(questions, annotations)
-        answers = {row["question_id"]: row for row in read_json(answered)["annotations"]}
-        rows = read_json(asked)["questions"]
-        lost = [row["question_id"] for row in rows if row["question_id"] not in answers]
-        if lost:
-            raise PlaitError(f"{answered} has no answer to question {lost[0]} of {asked.name} (and {len(lost) - 1} more)")
-        return Listed([{**answers[row["question_id"]], **row} for row in rows], [asked, answered])
+    Raises PlaitError when opened, if a question has no annotation.
+    """
+
+    def opened(files: DatasetFiles) -> Rows:
+        question_file, answer_file = files.find(questions, annotations)
+        answers = {row["question_id"]: row for row in read_json(answer_file)["annotations"]}
+        rows = read_json(question_file)["questions"]
+        unanswered = [row["question_id"] for row in rows if row["question_id"] not in answers]
+        if unanswered:
+            more = f"and {len(unanswered) - 1} more"
+            raise PlaitError(f"{answer_file} has no answer to question {unanswered[0]} of {question_file.name} ({more})")
+        return RowList.of_files([{**answers[row["question_id"]], **row} for row in rows], [question_file, answer_file])
 
     return opened
 
 
 def concatenated(*openers: Opener) -> Opener:
-    """Rows of several files, one after the other."""
+    """Open rows of several files, one after the other."""
 
-    def opened(place: Place) -> Rows:
-        parts = [one(place) for one in openers]
-        made = Listed([part[i] for part in parts for i in range(len(part))], [])
-        made.digest = xxhash.xxh3_64("".join(part.digest for part in parts).encode()).hexdigest()
-        return made
+    def opened(files: DatasetFiles) -> Rows:
+        parts = [opener(files) for opener in openers]
+        digest = xxhash.xxh3_64("".join(part.digest for part in parts).encode()).hexdigest()
+        return RowList([part[i] for part in parts for i in range(len(part))], digest)
 
     return opened
 
 
 def in_parquet(hub: str, split: str, config: str | None = None, keep: Keep | None = None) -> Opener:
-    """Parquet files as the Hub repository holds them (`SPLIT-*.parquet` in the folder, its `data` or CONFIG); the Hub itself if asked."""
+    """Open parquet files as the Hub repository holds them, or the Hub itself where `hub` is set.
 
-    def opened(place: Place) -> Rows:
-        inside = [place.folder / part for part in (config or "data", "data", ".")]
-        for folder in inside:
+    Files are named `SPLIT-*.parquet`, in the folder, its `data` or CONFIG. Raises Absent when opened, if there are none.
+    """
+
+    def opened(files: DatasetFiles) -> Rows:
+        for folder in [files.folder / name for name in (config or "data", "data", ".")]:
             if sorted(folder.glob(f"{split}-*.parquet")) or sorted(folder.glob(f"{split}.parquet")):
-                return Parquet(Table(str(folder / f"{split}*.parquet"), None, split, {}, place.cache, {}), keep)
-        if place.hub:
-            return Parquet(Table(None, hub, split, {"config": config} if config else {}, place.cache, {}), keep)
-        raise Absent(f"no {split}-*.parquet in {place.folder}")
+                return ParquetRows(Table(str(folder / f"{split}*.parquet"), None, split, {}, files.cache, {}), keep)
+        if files.hub:
+            return ParquetRows(Table(None, hub, split, {"config": config} if config else {}, files.cache, {}), keep)
+        raise Absent(f"no {split}-*.parquet in {files.folder}")
 
     return opened
 
 
 def either(*openers: Opener) -> Opener:
-    """The first form that is there; Absent with the reasons of all when none is."""
+    """Open the first form that exists. Raises Absent, with the reasons of all, when none does."""
 
-    def opened(place: Place) -> Rows:
+    def opened(files: DatasetFiles) -> Rows:
         reasons = []
-        for one in openers:
+        for opener in openers:
             try:
-                return one(place)
+                return opener(files)
             except Absent as error:
                 reasons.append(str(error))
         raise Absent("; ".join(reasons))
@@ -253,5 +270,5 @@ def either(*openers: Opener) -> Opener:
 
 
 def root_of(path: str | None, folder: str, root: Path) -> Path:
-    """The dataset's folder: the entry's own path, or its place under the root."""
+    """Return the dataset's folder: the entry's own path, or its folder under the root."""
     return paths.local(path) if path else root / folder

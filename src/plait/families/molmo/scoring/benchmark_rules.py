@@ -1,6 +1,6 @@
-"""The rules of MMMU (Yue et al. 2023) and MathVista (Lu et al. 2023) for reading an answer out of free text, without asking any model.
+"""The rules of MMMU (Yue et al. 2023) and MathVista (Lu et al. 2023) for extracting an answer from free text, without a model.
 
-Where the published rules draw a random option for an unreadable answer, it is wrong here.
+Where the published rules draw a random option for an unreadable answer, the answer is wrong here.
 """
 
 import re
@@ -15,46 +15,51 @@ _QUOTED = re.compile(r"[Tt]he answer is\s*:?\s*\"?(.*?)\"?\.?\s*$", re.DOTALL)
 
 
 def mmmu_choice(answer: str, options: Sequence[str]) -> int | None:
-    """The option that the answer names last: by "(A)", by a letter standing alone, or, in an answer of over five words, by its text."""
+    """Return the option that an answer names last: by "(A)", else by a letter alone, else, in over five words, by its text."""
     text = f" {answer.strip(',.!?;: ' + chr(39))} "
     letters = LETTERS[: len(options)]
     for pattern in ("({})", " {} "):
-        places = {i: text.rfind(pattern.format(letter)) for i, letter in enumerate(letters)}
-        if max(places.values(), default=-1) >= 0:
-            return max(places, key=lambda i: places[i])
+        positions = {i: text.rfind(pattern.format(letter)) for i, letter in enumerate(letters)}
+        if max(positions.values(), default=-1) >= 0:
+            return max(positions, key=lambda i: positions[i])
     if len(text.split()) <= 5:
         return None
-    places = {i: text.lower().rfind(option.lower()) for i, option in enumerate(options)}
-    best = max(places, key=lambda i: places[i], default=None)
-    return best if best is not None and places[best] >= 0 else None
+    positions = {i: text.lower().rfind(option.lower()) for i, option in enumerate(options)}
+    best = max(positions, key=lambda i: positions[i], default=None)
+    return best if best is not None and positions[best] >= 0 else None
 
 
 def mmmu_open(answer: str, golds: Sequence[str]) -> float:
-    """1 if a conclusion of the answer holds a gold text, or says a gold number (to two decimals)."""
-    wanted = {value for gold in golds for value in _normal(gold)}
-    said = {value for part in _conclusions(answer) for value in (*_normal(part), *(n for t in _NUMBERS.findall(part) for n in _normal(t)))}
-    for value in said:
-        if isinstance(value, float) and value in wanted:
+    """Return 1 if a conclusion of the answer contains a gold text or equals a gold number (to two decimals)."""
+    targets = {value for gold in golds for value in _normal(gold)}
+    values = {
+        value for part in _conclusions(answer) for value in (*_normal(part), *(n for text in _NUMBERS.findall(part) for n in _normal(text)))
+    }
+    for value in values:
+        if isinstance(value, float) and value in targets:
             return 1.0
-        if isinstance(value, str) and any(isinstance(gold, str) and gold in value for gold in wanted):
+        if isinstance(value, str) and any(isinstance(gold, str) and gold in value for gold in targets):
             return 1.0
     return 0.0
 
 
 def _conclusions(answer: str) -> list[str]:
-    """After the last word that announces a conclusion, in each sentence that has one; the whole answer if none has."""
+    """Return what follows the last concluding word of each sentence that has one; the whole answer if none has."""
     sentences = [part for part in re.split(r"\.\s(?=[A-Z])|\n", answer.strip().strip(".").lower()) if part]
-    found = []
-    for place, sentence in enumerate(sentences):
-        marks = (*_CONCLUSIONS, "=") if place == len(sentences) - 1 else _CONCLUSIONS
+    conclusions = []
+    for i, sentence in enumerate(sentences):
+        marks = (*_CONCLUSIONS, "=") if i == len(sentences) - 1 else _CONCLUSIONS
         after = [sentence.split(mark)[-1].strip() for mark in marks if mark in sentence]
         shortest = min((text for text in after if text.strip(":,.!?;'")), key=len, default=None)
-        found += [shortest] if shortest is not None else []
-    return found or [answer.lower()]
+        conclusions += [shortest] if shortest is not None else []
+    return conclusions or [answer.lower()]
 
 
 def _normal(text: str) -> list[str | float]:
-    """A number to two decimals; a text in lower case; a single letter only between spaces, or it would be in every word."""
+    """Return the normal forms of a text: a number to two decimals, else lower case.
+
+    A single letter only between spaces, because it would be part of every word.
+    """
     text = text.strip()
     try:
         return [round(float(text.replace(",", "")), 2)]
@@ -64,13 +69,19 @@ def _normal(text: str) -> list[str | float]:
 
 
 def mathvista(answer: str, record: Mapping[str, Any]) -> float:
-    """1 if the value read out of the answer equals the record's: `question_type`, `answer_type`, `choices`, `precision`, `answer`."""
-    said = _value(_extract(answer, record), record)
-    return float(said is not None and said == _value(str(record["answer"]), record))
+    """Return 1 if the value extracted from the answer equals the record's.
+
+    The record has `question_type`, `answer_type`, `choices`, `precision`, `answer`.
+    """
+    value = _value(_extract(answer, record), record)
+    return float(value is not None and value == _value(str(record["answer"]), record))
 
 
 def _extract(answer: str, record: Mapping[str, Any]) -> str:
-    """The part of an answer that is the value: all of it, what follows "the answer is", or the last number where a number is asked for."""
+    """Return the part of an answer that is its value.
+
+    All of it, what follows "the answer is", or the last number where the record's type is a number.
+    """
     text = answer.strip()
     if record["question_type"] == "multi_choice" and text in record["choices"]:
         return text
@@ -84,9 +95,9 @@ def _extract(answer: str, record: Mapping[str, Any]) -> str:
 
 
 def _value(text: str, record: Mapping[str, Any]) -> str | None:
-    """The normal form in which values are compared: the option's text, a whole number, or a number at the asked precision."""
+    """Return the normal form for comparison: the option's text, a whole number, or a number at the record's precision."""
     if record["question_type"] == "multi_choice":
-        choices = list(record["choices"])
+        choices: list[str] = list(record["choices"])
         letter = re.match(r"\(?([A-Z])\)?[.:]?(?:\s|$)", text)
         if letter is not None and LETTERS.index(letter.group(1)) < len(choices) and text not in choices:
             return choices[LETTERS.index(letter.group(1))]

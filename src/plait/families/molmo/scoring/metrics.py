@@ -1,4 +1,4 @@
-"""Scores of one answer, from 0 to 1, as the benchmarks define them. Pure functions: no model, no network, no randomness."""
+"""Scores of one answer, from 0 to 1, as the benchmarks define them: pure functions without model, network or randomness."""
 
 import itertools
 import re
@@ -20,7 +20,7 @@ _FULL = (
 
 
 def _spellings(word: str) -> list[str]:
-    """The word with at least one apostrophe left out, in every way."""
+    """Return every spelling of a word with at least one apostrophe left out."""
     parts = word.split("'")
     kept = itertools.product(("", "'"), repeat=len(parts) - 1)
     return ["".join(a + b for a, b in zip(parts, (*marks, ""), strict=True)) for marks in kept if not all(marks)]
@@ -30,7 +30,10 @@ _CONTRACTIONS = {spelling: word for word in _FULL.split() for spelling in _spell
 
 
 def vqa_normalise(text: str) -> str:
-    """The VQA evaluation's normal form: lower case, punctuation, number words, articles, contractions (Antol et al. 2015)."""
+    """Return the VQA evaluation's normal form (Antol et al. 2015).
+
+    Lower case; punctuation, number words, articles and contractions are normalised.
+    """
     text = text.replace("\n", " ").replace("\t", " ").strip().lower()
     out = text
     grouped = re.search(r"\d,\d", text) is not None
@@ -42,18 +45,18 @@ def vqa_normalise(text: str) -> str:
 
 
 def vqa_score(answer: str, golds: Sequence[str]) -> float:
-    """min(people who said it / 3, 1)."""
-    said = vqa_normalise(answer)
-    return min(sum(vqa_normalise(gold) == said for gold in golds) / 3, 1.0)
+    """Return min(people who gave this answer / 3, 1) (Antol et al. 2015)."""
+    normalised = vqa_normalise(answer)
+    return min(sum(vqa_normalise(gold) == normalised for gold in golds) / 3, 1.0)
 
 
 def exact_match(answer: str, golds: Sequence[str]) -> float:
-    """Equal to one of them but for case and outer white space."""
+    """Return 1 if the answer equals a gold one but for case and outer white space."""
     return float(answer.strip().lower() in {gold.strip().lower() for gold in golds})
 
 
 def edit_distance(a: str, b: str) -> int:
-    """Insertions, deletions and replacements from a to b (Levenshtein 1966)."""
+    """Return the insertions, deletions and replacements that turn a into b (Levenshtein 1966)."""
     row = list(range(len(b) + 1))
     for i, left in enumerate(a, start=1):
         corner, row[0] = row[0], i
@@ -63,7 +66,10 @@ def edit_distance(a: str, b: str) -> int:
 
 
 def anls(answer: str, golds: Sequence[str]) -> float:
-    """Average normalised Levenshtein similarity: the best 1 - d / length with d / length below 0.5, else 0 (Biten et al. 2019)."""
+    """Return the average normalised Levenshtein similarity (Biten et al. 2019).
+
+    The best 1 - d / length over the gold answers, where d / length is below 0.5; else 0.
+    """
     return max((_similarity(_plain(answer), _plain(gold)) for gold in golds), default=0.0)
 
 
@@ -72,30 +78,30 @@ def _plain(text: str) -> str:
 
 
 def _similarity(a: str, b: str) -> float:
-    share = edit_distance(a, b) / max(len(a), len(b), 1)
-    return 1 - share if share < 0.5 else 0.0
+    distance = edit_distance(a, b) / max(len(a), len(b), 1)
+    return 1 - distance if distance < 0.5 else 0.0
 
 
 def number(text: str) -> float | None:
-    """The number a text is: "1,000" is 1000, "10%" is 0.1, "$5" is 5; None if it is none."""
+    """Parse a text as a number: "1,000" is 1000, "10%" is 0.1, "$5" is 5; None for any other text."""
     plain = text.strip().rstrip(".").replace(",", "").removeprefix("$").strip()
-    share = plain.endswith("%")
+    percentage = plain.endswith("%")
     try:
         value = float(plain.removesuffix("%"))
     except ValueError:
         return None
-    return value / 100 if share else value
+    return value / 100 if percentage else value
 
 
 def relaxed_accuracy(answer: str, golds: Sequence[str], tolerance: float = 0.05) -> float:
-    """Numbers within 5 % of a gold one; otherwise the same text (Masry et al. 2022, ChartQA)."""
+    """Return 1 for a number within 5 % of a gold one, otherwise for the same text (Masry et al. 2022, ChartQA)."""
     return max((_relaxed(answer, gold, tolerance) for gold in golds), default=0.0)
 
 
 def _relaxed(answer: str, gold: str, tolerance: float) -> float:
-    said, wanted = number(answer), number(gold)
-    if said is not None and wanted is not None:
-        return float(said == wanted if wanted == 0 else abs(said - wanted) <= tolerance * abs(wanted) + 1e-12)
+    value, target = number(answer), number(gold)
+    if value is not None and target is not None:
+        return float(value == target if target == 0 else abs(value - target) <= tolerance * abs(target) + 1e-12)
     return float(_plain(answer) == _plain(gold))
 
 
@@ -103,37 +109,34 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 def choose(answer: str, options: Sequence[str]) -> int | None:
-    """Which option an answer takes: the letter it gives, else the one option it says, else the one it begins or is begun by; else None.
+    """Return the index of the option that an answer selects, or None.
 
-    A letter counts alone, before a mark ("C.", "(C)", "C: a cat"), or after "answer is", "answer:", "option", "choice"; "A cat" is none.
+    The letter it gives, else the one option that it contains, else the one that it begins or is begun by. A letter
+    counts alone, before a mark ("C.", "(C)", "C: a cat"), or after "answer is", "answer:", "option", "choice"; "A
+    cat" is none.
     """
     text = answer.strip()
     known = LETTERS[: len(options)]
-    found = re.fullmatch(rf"\(?([{known}{known.lower()}])[).:]?", text) or re.match(rf"\(?([{known}])(?:[).:]\s|\)|:)", text)
-    if found is None:
+    letter = re.fullmatch(rf"\(?([{known}{known.lower()}])[).:]?", text) or re.match(rf"\(?([{known}])(?:[).:]\s|\)|:)", text)
+    if letter is None:
         ends = r"(?=[).:,;!]|\s*$)"
         alone = rf"(?i:answer\s+is|answer)\s*:?\s*\(?([{known}]){ends}"
         stated = rf"{alone}|(?i:answer\s+is|answer:)\s*([{known[1:]}])\b|(?i:option|choice)\s+\(?([{known}])\b"
-        found = next(reversed(list(re.finditer(stated, text))), None)
-    if found is not None:
-        return known.index(next(group for group in found.groups() if group).upper())
-    said = _plain(text).rstrip(".")
-    wanted = [_plain(option).rstrip(".") for option in options]
-    for fits in (
-        [i for i, option in enumerate(wanted) if option == said],
-        _longest([i for i, option in enumerate(wanted) if option and re.search(rf"(?<!\w){re.escape(option)}(?!\w)", said)], wanted),
-        [i for i, option in enumerate(wanted) if said and option and (option.startswith(said) or said.startswith(option))],
+        letter = next(reversed(list(re.finditer(stated, text))), None)
+    if letter is not None:
+        return known.index(next(group for group in letter.groups() if group).upper())
+    plain = _plain(text).rstrip(".")
+    texts = [_plain(option).rstrip(".") for option in options]
+    for matches in (
+        [i for i, option in enumerate(texts) if option == plain],
+        _longest([i for i, option in enumerate(texts) if option and re.search(rf"(?<!\w){re.escape(option)}(?!\w)", plain)], texts),
+        [i for i, option in enumerate(texts) if plain and option and (option.startswith(plain) or plain.startswith(option))],
     ):
-        if len(fits) == 1:
-            return fits[0]
+        if len(matches) == 1:
+            return matches[0]
     return None
 
 
-def _longest(found: list[int], options: Sequence[str]) -> list[int]:
-    """Without options that are only part of another one found: "red car" says "red car", not "car"."""
-    return [i for i in found if not any(i != j and options[i] in options[j] for j in found)]
-
-
-def multiple_choice(answer: str, options: Sequence[str], gold: int) -> float:
-    """1 if the answer takes the gold option."""
-    return float(choose(answer, options) == gold)
+def _longest(matches: list[int], options: Sequence[str]) -> list[int]:
+    """Drop options that are only part of another matched one: "red car" contains "car", but means "red car"."""
+    return [i for i in matches if not any(i != j and options[i] in options[j] for j in matches)]

@@ -1,0 +1,93 @@
+"""One sample to show: its pictures, its text and notes about it, with the measures that the contact sheet and the page share.
+
+Draws nothing: sheet.py makes the PNG of cards, page.py their HTML.
+"""
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from PIL import Image
+
+Text = Sequence[tuple[str, bool]]
+"""Runs of text, each with whether it is marked."""
+
+CARD_PX, PADDING_PX = 380, 14  # width of a card, and the space inside its border
+PICTURES_PX = (CARD_PX - 2 * PADDING_PX, 420)  # width and height that all pictures of a card share
+BETWEEN_PX = 4  # between pictures of a card
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class Card:
+    """One sample: its pictures (H, W, 3 uint8), its text, whether its answer is right (None: not scored), and notes by name."""
+
+    pictures: Sequence[np.ndarray]
+    text: Text
+    title: str
+    verdict: bool | None = None
+    notes: dict[str, str] = field(default_factory=dict)
+
+
+def clean_card(card: Card) -> Card:
+    """Return the card with all its texts cleaned."""
+    notes = {clean_text(name): clean_text(value) for name, value in card.notes.items()}
+    text = [(clean_text(run), bool(marked)) for run, marked in card.text]
+    return Card(card.pictures, text, clean_text(card.title), card.verdict, notes)
+
+
+def clean_text(text: str) -> str:
+    """Replace control characters and lone surrogates, which not every font and file can hold, by U+FFFD."""
+    return _CONTROL.sub("\ufffd", text.replace("\r\n", "\n"))
+
+
+def count_cards(cards: Sequence[Card]) -> str:
+    """Return how many cards there are, and how many of the scored ones are right, as a line of text."""
+    verdicts = [card.verdict for card in cards if card.verdict is not None]
+    return f"{len(cards)} cards" + (f", {sum(verdicts)} of {len(verdicts)} right" if verdicts else "")
+
+
+def join_runs(text: Text) -> list[tuple[str, bool]]:
+    """Join neighbouring runs that are alike in their mark, and drop empty ones."""
+    joined: list[tuple[str, bool]] = []
+    for run, marked in text:
+        if joined and joined[-1][1] == marked:
+            joined[-1] = (joined[-1][0] + run, marked)
+        elif run:
+            joined.append((run, marked))
+    return joined
+
+
+def picture_sizes(pictures: Sequence[np.ndarray]) -> list[str]:
+    """Return the width x height of the pictures as stored, with a count where several have the same size."""
+    sizes = [f"{picture.shape[1]}x{picture.shape[0]} px" for picture in pictures]
+    kinds = list(dict.fromkeys(sizes))
+    return [f"{sizes.count(kind)} of {kind}" if sizes.count(kind) > 1 else kind for kind in kinds]
+
+
+def fit_pictures(pictures: Sequence[np.ndarray]) -> tuple[int, float]:
+    """Return the number of columns for the pictures of a card, and their common scale: a whole number, or less than 1.
+
+    As many columns as still show them at three quarters of the best scale, and not shrunk needlessly, so that rows stay together.
+    """
+    tallest, widest = max(p.shape[0] for p in pictures), max(p.shape[1] for p in pictures)
+
+    def scale(columns: int) -> float:
+        rows = -(-len(pictures) // columns)
+        wide, high = ((px + BETWEEN_PX) / n - BETWEEN_PX for px, n in zip(PICTURES_PX, (columns, rows), strict=True))
+        fits = min(wide / widest, high / tallest)
+        return float(int(fits)) if fits >= 1 else fits
+
+    scales = [scale(columns + 1) for columns in range(len(pictures))]
+    least = max(min(1.0, max(scales)), 0.75 * max(scales))
+    columns = max(index + 1 for index, value in enumerate(scales) if value >= least)
+    return columns, scales[columns - 1]
+
+
+def encode_png(picture: Image.Image) -> bytes:
+    """Encode a picture as PNG. The same pixels give the same bytes."""
+    body = io.BytesIO()
+    picture.save(body, "PNG")
+    return body.getvalue()

@@ -1,0 +1,72 @@
+"""Token-by-token decoding of a batch over a key-value cache: greedy, or nucleus sampling with a random key per row.
+
+The model is behind `CachedModel`; this file knows no images, masks or positions. A row's tokens do not depend on
+the other rows of its batch. Legend: B rows, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from plait.keys import rng
+
+
+class CachedModel(Protocol):
+    """A language model that holds the prompts of a batch and the cache of what it has processed."""
+
+    def prefill(self) -> Tensor:
+        """Process the prompts; return the logits (B, V) of the first new token."""
+
+    def advance(self, token_B: Tensor) -> Tensor:
+        """Append one token to each row; return the logits (B, V) of the next."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a token is chosen from logits: the likeliest at temperature 0, else nucleus sampling with one random key per row."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    keys: Sequence[int] = ()
+
+
+GREEDY = Sampling()
+
+
+@torch.no_grad()
+def decode(model: CachedModel, *, max_new_tokens: Sequence[int], stops: frozenset[int], sampling: Sampling = GREEDY) -> list[list[int]]:
+    """Generate the new tokens of each row: up to and without its first stop token, at most its own `max_new_tokens`."""
+    assert stops, "without a stop token no row could end before its limit"
+    logits_BV = model.prefill()
+    stop_S = torch.tensor(sorted(stops), device=logits_BV.device)
+    limit_B = torch.tensor(max_new_tokens, device=logits_BV.device)
+    running_B = limit_B > 0
+    chosen: list[Tensor] = []
+    for count in range(max(max_new_tokens)):
+        draws = [rng(key, count).random() for key in sampling.keys]
+        token_B = choose_tokens(logits_BV.float(), sampling.temperature, sampling.top_p, draws)
+        chosen.append(torch.where(running_B, token_B, stop_S[0]))
+        running_B = running_B & ~torch.isin(token_B, stop_S) & (limit_B > count + 1)
+        if not running_B.any():
+            break
+        logits_BV = model.advance(token_B)
+    rows = torch.stack(chosen, dim=1).tolist()
+    return [row[: next((i for i, token in enumerate(row) if token in stops), len(row))] for row in rows]
+
+
+def choose_tokens(logits_BV: Tensor, temperature: float = 0.0, top_p: float = 1.0, draws: Sequence[float] = ()) -> Tensor:
+    """Return the likeliest token of each row (B,), or the one that the row's draw in [0, 1) selects among the likeliest.
+
+    Nucleus sampling (Holtzman et al. 2019, arXiv:1904.09751): tokens are kept, likeliest first, until their probability exceeds `top_p`.
+    """
+    if temperature == 0.0:
+        return logits_BV.argmax(-1)
+    assert len(draws) == len(logits_BV), "sampling needs one draw per row"
+    probability_BV, order_BV = (logits_BV.double() / temperature).softmax(-1).sort(dim=-1, descending=True, stable=True)
+    before_BV = probability_BV.cumsum(-1) - probability_BV
+    kept_BV = torch.where(before_BV < top_p, probability_BV, 0.0).cumsum(-1)
+    draw_B1 = torch.tensor(draws, dtype=kept_BV.dtype, device=kept_BV.device)[:, None] * kept_BV[:, -1:]
+    return order_BV.gather(-1, (kept_BV <= draw_B1).sum(-1, keepdim=True).clamp(max=kept_BV.shape[-1] - 1))[:, 0]
