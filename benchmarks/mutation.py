@@ -324,7 +324,10 @@ class Unmutated:
         if name not in self.known:
             _, seconds = run_tests(self.tree, [name], 900.0, self.tree / "lines.json")
             rows = json.loads((self.tree / "lines.json").read_text())
-            self.known[name] = seconds, {test: hits and {(file, line) for file, line in hits} for test, hits in rows.items()}
+            self.known[name] = (
+                seconds,
+                {test: None if hits is None else {(file, line) for file, line in hits} for test, hits in rows.items()},
+            )
             unknown = sum(hits is None for hits in rows.values())
             print(f"{seconds:6.1f} s  {name}: {len(rows)} tests, {unknown} of unknown lines", flush=True)
             for line in (self.tree / "tests.log").read_text(errors="replace").splitlines():

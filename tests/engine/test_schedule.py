@@ -5,6 +5,7 @@ import torch
 
 from plait.config.conflicts import conflicts
 from plait.config.schema import Optim, RunConfig, Schedule
+from plait.data.sources.open import KINDS
 from plait.engine import schedule
 from plait.engine.schedule import Moment, lr_factor, moment
 from plait.errors import PlaitError
@@ -135,7 +136,7 @@ def test_a_family_without_tokens_refuses_a_schedule_in_them():
 )
 def test_what_cannot_be_together_is_told(optim, path, said):
     config = RunConfig.model_validate({"family": "toy", "train": {"steps": 100}, "data": {"train": [{"source": "scenes"}]}, "optim": optim})
-    assert [".".join(place) for place, what in conflicts(config) if said in what] == [path]
+    assert [".".join(place) for place, what in conflicts(config, KINDS) if said in what] == [path]
 
 
 def test_the_curve_in_tokens_is_drawn_to_its_end():
