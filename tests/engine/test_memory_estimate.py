@@ -100,7 +100,7 @@ def test_the_page_on_scaling_shows_what_its_command_prints():
     assert made["written"](page, made["table"]()) == page
 
 
-MIXED = Weights(trained=1000, paused=600, frozen=2000, trained_unit=100, frozen_unit=300, whole_paused=40, whole_frozen=200)
+MIXED = ParameterCounts(trained=1000, paused=600, frozen=2000, trained_unit=100, frozen_unit=300, whole_paused=40, whole_frozen=200)
 
 
 def test_what_is_whole_stays_whole_on_every_rank_and_the_rest_is_cut():
