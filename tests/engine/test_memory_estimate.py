@@ -100,7 +100,7 @@ def test_the_page_on_scaling_shows_what_its_command_prints():
     assert made["written"](page, made["table"]()) == page
 
 
-MIXED = Weights(trained=1000, paused=600, frozen=2000, trained_unit=100, frozen_unit=300, whole_paused=40, whole_frozen=200)
+MIXED = ParameterCounts(trained=1000, paused=600, frozen=2000, trained_unit=100, frozen_unit=300, whole_paused=40, whole_frozen=200)
 
 
 def test_what_is_whole_stays_whole_on_every_rank_and_the_rest_is_cut():
@@ -144,7 +144,7 @@ def test_a_precision_stores_so_many_bytes_per_value(precision, trained, frozen):
 
 
 def test_a_share_is_rounded_up_where_ranks_do_not_divide_it():
-    found = memory_estimate.memory(Weights(trained=10), Layout("fsdp", 4), Storage.of("fp32"))
+    found = memory_estimate.memory(ParameterCounts(trained=10), Layout("fsdp", 4), Storage.of("fp32"))
     assert (found.weights, found.gradients) == (3 * 4, 3 * 4)
 
 
@@ -167,4 +167,4 @@ def test_values_are_weighed_by_what_trains_trained_and_never_did_and_by_their_bl
 
 def test_a_model_without_blocks_is_one_unit_whose_frozen_rest_is_whole():
     found = memory_estimate.weigh(Blocks(), {"a.weight", "b.weight"}, {"rest.weight"}, [])
-    assert found == Weights(trained=18, paused=3, frozen=20, trained_unit=18, frozen_unit=0, whole_paused=3, whole_frozen=20)
+    assert found == ParameterCounts(trained=18, paused=3, frozen=20, trained_unit=18, frozen_unit=0, whole_paused=3, whole_frozen=20)

@@ -215,7 +215,7 @@ def test_freezing_lets_gradients_reach_what_trains_alone():
 def test_a_floor_is_the_same_share_of_every_peak(lr):
     settings = Optim.model_validate({"lr": lr, "schedule": {"name": "linear", "min_lr": lr / 5}, "components": {"tower": {"lr": 2.0}}})
     made = optim.adamw(Net().components(), settings)
-    assert optim.set_lr(made, settings, Moment(100, 101, 100)) == pytest.approx({"tower": 0.4, "head": lr / 5})
+    assert optim.set_lr(made, settings, Progress(100, 101, 100)) == pytest.approx({"tower": 0.4, "head": lr / 5})
     assert {group["component"]: group["lr"] for group in made.param_groups} == pytest.approx({"tower": 0.4, "head": lr / 5})
 
 

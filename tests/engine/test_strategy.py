@@ -110,7 +110,7 @@ def test_a_strategy_that_is_set_is_taken_whatever_fits():
 
 def test_a_model_without_frozen_weights_says_nothing_of_them():
     ranks = Ranks(0, 4, torch.device("cpu"))
-    why = choose(Distributed(strategy="fsdp"), Weights(trained=4_000), Storage.of("fp32"), ranks, accumulating=False)[1]
+    why = choose(Distributed(strategy="fsdp"), ParameterCounts(trained=4_000), Storage.of("fp32"), ranks, accumulating=False)[1]
     assert re.fullmatch(r"fsdp: [\de.-]+ GB of state on each of 4 ranks, cut over 4: as set", why)
 
 
