@@ -148,7 +148,7 @@ def test_a_failed_save_is_raised_in_one_line_and_leaves_the_earlier_one(tmp_path
 SAVE_FOREVER = """
 import sys, torch
 from pathlib import Path
-from plait.engine import checkpoint
+from plait.engine.checkpoints import checkpoint
 facts = {"stage": "only", "base": [], "data": {}, "frozen_xxh3": "0"}
 step = 0
 while True:

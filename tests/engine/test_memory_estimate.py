@@ -70,7 +70,7 @@ def test_bf16_training_holds_sixteen_bytes_per_value_and_shards_divide_them():
 
 def test_hybrid_sharding_holds_by_its_group_and_sends_between_groups():
     storage = Storage.of("bf16")
-    hybrid, full = Layout("hsdp", 64, shard=8), Layout("fsdp", 8)
+    hybrid, full = Layout("hsdp", 64, shard_size=8), Layout("fsdp", 8)
     assert memory_estimate.memory(BIG, hybrid, storage) == memory_estimate.memory(BIG, full, storage)
     sent = memory_estimate.traffic(BIG, hybrid, storage)
     assert sent.within == memory_estimate.traffic(BIG, full, storage).within

@@ -117,7 +117,7 @@ def test_a_wandb_that_hangs_is_ended_with_the_run(tmp_path, stand_in, monkeypatc
     mirror = WandB(tmp_path, Wandb(project="test"), {}, "abc123")
     mirror.close()
     assert mirror.process.returncode == -signal.SIGKILL
-    assert capfd.readouterr().err == "W&B has not taken the last rows within 1 s; metrics.jsonl has every row\n"
+    assert capfd.readouterr().err == "warning: W&B has not taken the last rows within 1 s; metrics.jsonl has every row\n"
 
 
 def test_the_screen_degrades_to_plain_lines_with_time_left():

@@ -14,51 +14,75 @@ Batch = Mapping[str, Any]
 
 
 class SampleId(Protocol):
-    """A sample: the number of its source, its index there, and the epoch of that source (all from 0)."""
+    """The identity of a sample."""
 
     @property
-    def source(self) -> int: ...
+    def source(self) -> int:
+        """Number of the source, from 0."""
+
     @property
-    def index(self) -> int: ...
+    def index(self) -> int:
+        """Index in the source, from 0."""
+
     @property
-    def epoch(self) -> int: ...
+    def epoch(self) -> int:
+        """Epoch of the source, from 0."""
 
 
 class UnusableSample(Protocol):
     """A sample that could not be used, and the one that took its place."""
 
     @property
-    def id(self) -> SampleId: ...
+    def id(self) -> SampleId:
+        """The sample."""
+
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Its name, for a person."""
+
     @property
-    def reason(self) -> str: ...
+    def reason(self) -> str:
+        """Why it could not be used."""
+
     @property
-    def replaced_by(self) -> SampleId: ...
+    def replaced_by(self) -> SampleId:
+        """The sample that took its place."""
 
 
 class MicroBatch(Protocol):
-    """What one forward pass takes. A `padding` micro-batch contributes nothing; its rank has less work than others."""
+    """The input of one forward pass. A `padding` one contributes nothing: its rank has less work than others."""
 
     @property
-    def batch(self) -> Batch: ...
+    def batch(self) -> Batch:
+        """The collated samples."""
+
     @property
-    def ids(self) -> Sequence[SampleId]: ...
+    def ids(self) -> Sequence[SampleId]:
+        """The samples in `batch`, in its order."""
+
     @property
-    def padding(self) -> bool: ...
+    def padding(self) -> bool:
+        """Whether it contributes nothing."""
 
 
 class StepBatch(Protocol):
-    """This rank's part of a step's global batch. `wait_s`: how long the loop waited for it."""
+    """One rank's part of a step's global batch."""
 
     @property
-    def step(self) -> int: ...
+    def step(self) -> int:
+        """The step of the stage, from 0."""
+
     @property
-    def micro(self) -> Sequence[MicroBatch]: ...
+    def micro(self) -> Sequence[MicroBatch]:
+        """The micro-batches, in the order in which they are computed."""
+
     @property
-    def bad(self) -> Sequence[UnusableSample]: ...
+    def bad(self) -> Sequence[UnusableSample]:
+        """Samples that could not be used."""
+
     @property
-    def wait_s(self) -> float: ...
+    def wait_s(self) -> float:
+        """Seconds that the loop waited for it."""
 
 
 class Loss(abc.ABC):
