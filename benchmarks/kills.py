@@ -24,6 +24,7 @@ import yaml
 
 from plait.commands.prove import compare, prove
 from plait.commands.prove.prove import Trial
+from plait.engine.monitoring import reporter
 from plait.files import write_json
 from plait.training import launch
 from plait.training.launch import Launcher
@@ -82,6 +83,7 @@ def chain(launcher: Launcher, config: Path, straight: Path, events: list[prove.E
 
 
 def main() -> None:
+    reporter.install()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--chains", type=int, default=10)
     parser.add_argument("--kills", type=int, default=10)

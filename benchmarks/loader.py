@@ -61,7 +61,8 @@ class Encoder:
 
     def collate(self, examples: list[Example]) -> dict:
         names, pictures, labels = zip(*examples, strict=True)
-        return {"name": names, "pixels": images.to_unit(images.squeeze(pictures, self.size, self.size, mode="bilinear")), "label": labels}
+        pixels = images.resize_all(pictures, self.size, self.size, mode="bilinear")
+        return {"name": names, "pixels": images.to_unit(pixels), "label": labels}
 
 
 class Usual(Encoder):

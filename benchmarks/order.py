@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from plait.data.order import Order, permute, shares
+from plait.data.order import Order, permute, rank_slices
 from plait.files import write_json
 from plait.keys import rng
 
@@ -33,7 +33,7 @@ def measure(size: int) -> dict:
     took_ms = []
     for step in steps:
         began = time.process_time()
-        shares(order.ids(step), int(draw.integers(RANKS)), RANKS, None)
+        rank_slices(order.ids(step), int(draw.integers(RANKS)), RANKS, None)
         took_ms.append((time.process_time() - began) * 1e3)
     peak_kb = tracemalloc.get_traced_memory()[1] / 1e3
     tracemalloc.stop()
@@ -41,7 +41,7 @@ def measure(size: int) -> dict:
     for step in steps:  # again without tracemalloc, which slows what it counts
         order = Order([size], [1.0], 0, BATCH) if step % 2 else order
         began = time.process_time()
-        shares(order.ids(step), int(draw.integers(RANKS)), RANKS, None)
+        rank_slices(order.ids(step), int(draw.integers(RANKS)), RANKS, None)
         plain_ms.append((time.process_time() - began) * 1e3)
     return {"samples": size, "seek_ms": float(np.median(plain_ms)), "worst_ms": max(plain_ms), "peak_kb": round(peak_kb, 1)}
 

@@ -37,6 +37,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from plait.config.schema import RunConfig
 from plait.data.loading.loader import Loader, MicroBatch, StepBatch
 from plait.data.order import Order, SampleId
+from plait.data.sources.contract import Source
 from plait.engine.flops import Meter
 from plait.engine.guards import Quarantine
 from plait.engine.loop import Hook, Loop, Row
@@ -104,7 +105,7 @@ class Clock:
             self.took = {"wall": wall, "cpu": cpu}
 
 
-class Samples(Dataset):
+class Samples(Dataset, Source):
     """Samples in memory. As a source it serves plait's loader, as a map-style dataset the others'."""
 
     name, fingerprint = "memory", "memory"

@@ -24,6 +24,7 @@ from plait.config.schema import ModelSection
 from plait.data import images
 from plait.data.loading.loader import Loader
 from plait.data.order import Order
+from plait.data.sources.open import KINDS
 from plait.errors import BadSample, PlaitError
 from plait.families import registry
 
@@ -94,7 +95,7 @@ def resolve(tmp_path):
         tree = {"run": str(tmp_path / "run"), "seed": 5, "family": "fake", "train": {"steps": 9, "global_batch": 4}, **more}
         tree["data"] = {"train": [SCENES, OTHER], "validation": [SCENES], **more.get("data", {})}
         (tmp_path / "config.yaml").write_text(reading.write_yaml(tree))
-        return load_config(tmp_path / "config.yaml", model_config=lambda name: Settings, preset=None)
+        return load_config(tmp_path / "config.yaml", model_config=lambda name: Settings, preset=None, sources=KINDS)
 
     return load
 

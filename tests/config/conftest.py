@@ -11,6 +11,7 @@ from plait.config.dialects import table
 from plait.config.load import load_config
 from plait.config.resolved import Resolved
 from plait.config.schema import ModelSection
+from plait.data.sources.open import KINDS
 from plait.errors import PlaitError
 
 
@@ -65,6 +66,6 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Resol
             Path(f"{wanted}.yaml").write_text(preset)
             return Path(f"{wanted}.yaml")
 
-        return load_config(name, overrides, model_config=model_config, preset=named, dialects=table.dialects())
+        return load_config(name, overrides, model_config=model_config, preset=named, sources=KINDS, dialects=table.dialects())
 
     return resolve

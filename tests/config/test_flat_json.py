@@ -11,6 +11,7 @@ from plait.config.nodes import Node, leaves
 from plait.config.resolved import Resolved, difference, dump
 from plait.config.show import render
 from plait.config.translation import Dialect, Translation
+from plait.data.sources.open import KINDS
 from plait.errors import PlaitError
 from plait.families.theworld.config import Config
 
@@ -66,7 +67,7 @@ MIXED = "belongs to the flat dialect, but optim (line 1) is plait's own, and a f
 
 
 def resolve(path: Path, *overrides: str) -> Resolved:
-    return load_config(path, overrides, model_config=lambda family: Config, preset=None, dialects=table.dialects())
+    return load_config(path, overrides, model_config=lambda family: Config, preset=None, sources=KINDS, dialects=table.dialects())
 
 
 def author(name: str) -> Path:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from plait.config import mixture
+from plait.data.sources.open import KINDS
 from plait.errors import PlaitError
 from plait.families import registry
 
@@ -16,7 +17,7 @@ SHIPPED = registry.mixture("molmo", "3.2-synthetic")
 def read(tmp_path: Path, text: str, without=()):
     path = tmp_path / "mix.yaml"
     path.write_text(text)
-    return mixture.read(path, without)
+    return mixture.read(path, without, KINDS)
 
 
 def test_rows_keep_their_own_weights_and_may_be_any_source(tmp_path):
@@ -28,7 +29,7 @@ def test_rows_keep_their_own_weights_and_may_be_any_source(tmp_path):
 def test_json_rows_of_name_and_weight_are_a_mixture(tmp_path):
     path = tmp_path / "mix.json"
     path.write_text(json.dumps([{"name": "vqa2", "weight": 0.5}, {"name": "mine.py:Mine", "weight": 0.5}]))
-    assert [entry.name for entry in mixture.read(path).entries] == ["vqa2", "mine.py:Mine"]
+    assert [entry.name for entry in mixture.read(path, [], KINDS).entries] == ["vqa2", "mine.py:Mine"]
 
 
 def test_groups_share_by_the_root_of_size_or_of_the_size_written(tmp_path):
@@ -43,7 +44,7 @@ def test_what_is_left_out_leaves_its_share_to_its_group(tmp_path):
 
 
 def test_the_shipped_mixture_has_its_groups_and_overrides():
-    parsed = mixture.read(SHIPPED)
+    parsed = mixture.read(SHIPPED, [], KINDS)
     assert parsed.shares == {"demo": 0.15, "academic": 0.5, "pointing": 0.35}
     sizes = {part.entry.name: part.size for part in parsed.parts if part.size}
     assert sizes == {"pixmo_cap": 50_000, "dv_qa": 10_000, "figure_qa": 10_000, "plot_qa": 20_000}

@@ -17,6 +17,7 @@ from plait.config.load import load_config
 from plait.config.resolved import ABSENT, difference, dump
 from plait.config.schema import RunConfig, Train
 from plait.config.show import render
+from plait.data.sources.open import KINDS
 
 from .conftest import BASE, model_config
 
@@ -217,5 +218,5 @@ def test_configuration_is_frozen(load) -> None:
 
 def test_paths_are_shown_as_they_were_given(tmp_path: Path) -> None:
     (tmp_path / "x.yaml").write_text(BASE)
-    resolved = load_config(tmp_path / "x.yaml", model_config=model_config, preset=None)
+    resolved = load_config(tmp_path / "x.yaml", model_config=model_config, preset=None, sources=KINDS)
     assert resolved.origins["family"] == f"{tmp_path / 'x.yaml'}:1"

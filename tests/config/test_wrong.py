@@ -194,7 +194,7 @@ def test_wrong_file_gives_one_line(tmp_path, monkeypatch, name: str, message: st
     (inside / "bytes.yaml").write_bytes(b"seed: \xff")
     (inside / "empty.yaml").write_text("")
     with pytest.raises(PlaitError) as caught:
-        load_config(name, model_config=None, preset=None)
+        load_config(name, model_config=None, preset=None, sources={})
     assert str(caught.value) == message
 
 

@@ -6,19 +6,28 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from plait.data.buckets import BucketOrder, batches_of, order_of
-from plait.data.order import Order, SampleId, shares
+from plait.data.buckets import BucketOrder
+from plait.data.order import Order, SampleId, rank_slices
+from plait.data.sources.bucketing import batches_of, order_of
+from plait.data.sources.contract import Source
 from plait.errors import PlaitError
 
 FIVE = (37, 5, 1, 64, 23)
 
 
-class Ranges:
-    def __init__(self, *groups):
-        self.groups = groups
+class Ranges(Source):
+    """Samples that are their own numbers; in buckets of these lengths, or `plain` without any."""
+
+    name = fingerprint = "ranges"
+
+    def __init__(self, *groups, plain=0):
+        self.groups, self.plain = groups, plain
 
     def __len__(self):
-        return sum(self.groups)
+        return sum(self.groups) or self.plain
+
+    def __getitem__(self, index):
+        return {"id": str(index)}
 
 
 def bucket_of(index, groups=FIVE):
@@ -108,7 +117,7 @@ def test_a_billion_samples_are_sought_in_constant_memory_and_work(calls):
 def test_every_rank_draws_the_same_bucket():
     order = BucketOrder([FIVE], [1.0], 0, 8)
     for step in range(50):
-        cuts = [shares(order.ids(step), rank, 4, 1) for rank in range(4)]
+        cuts = [rank_slices(order.ids(step), rank, 4, 1) for rank in range(4)]
         assert len({bucket_of(i.index) for cut in cuts for part, _ in cut for i in part}) == 1
 
 
@@ -121,7 +130,7 @@ def test_epochs_and_steps_are_those_of_the_plain_order():
 
 def test_order_of_chooses_buckets_only_where_they_matter():
     assert isinstance(order_of([Ranges(10)], [1.0], 0, 4), Order)
-    assert isinstance(order_of([[0] * 5, [0] * 6], [1.0, 1.0], 0, 4), Order)
+    assert isinstance(order_of([Ranges(plain=5), Ranges(plain=6)], [1.0, 1.0], 0, 4), Order)
     assert isinstance(order_of([Ranges(3, 7)], [1.0], 0, 4), BucketOrder)
     mixed = order_of([Ranges(10), Ranges(10)], [1.0, 1.0], 0, 4)  # one bucket each, perhaps of different shapes
     assert isinstance(mixed, BucketOrder)
@@ -143,4 +152,4 @@ def test_held_out_batches_keep_to_one_bucket_and_lose_nothing():
     cut = batches_of(chosen, [source], 8)
     assert sorted(i for batch in cut for i in batch) == sorted(chosen)
     assert all(len({bucket_of(i.index) for i in batch}) == 1 and len(batch) <= 8 for batch in cut)
-    assert batches_of(chosen, [[0] * 130], 8) == [chosen[k : k + 8] for k in range(0, 130, 8)]
+    assert batches_of(chosen, [Ranges(plain=130)], 8) == [chosen[k : k + 8] for k in range(0, 130, 8)]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from plait.data import images
+from plait.data import image_files, images
 from plait.errors import BadSample
 
 
@@ -73,7 +73,7 @@ JPEGS = [
 def test_the_short_way_through_a_jpeg_ends_at_pillows_pixels(mode, options):
     for height, width in ((1, 1), (8, 8), (33, 31), (130, 75)):
         data = encoded(noise(height, width).convert(mode), "JPEG", **options)
-        assert images._plain_jpeg(data, images.MAX_PIXELS, None) is not None
+        assert image_files._decode_plain_jpeg(data, image_files.MAX_PIXELS, None) is not None
         assert np.array_equal(images.decode(data).permute(1, 2, 0).numpy(), np.array(Image.open(io.BytesIO(data)).convert("RGB")))
 
 
@@ -83,10 +83,10 @@ def test_a_jpeg_damaged_anywhere_is_what_pillow_says_it_is(monkeypatch):
     for _ in range(300):
         body = bytearray(sound)
         body[draw.integers(2, len(body))] = draw.integers(256)
-        short += images._plain_jpeg(bytes(body), images.MAX_PIXELS, None) is not None
+        short += image_files._decode_plain_jpeg(bytes(body), image_files.MAX_PIXELS, None) is not None
         found = outcome(bytes(body))
         with monkeypatch.context() as patch:
-            patch.setattr(images, "simplejpeg", None)
+            patch.setattr(image_files, "simplejpeg", None)
             assert found == outcome(bytes(body))
     assert 0 < short < 300  # some are pictures still, some are not
 
@@ -156,7 +156,7 @@ def test_pictures_squeezed_together_equal_those_squeezed_alone():
         images.decode(encoded(noise(height, width, seed))) for seed, (height, width) in enumerate([(24, 40), (9, 9), (24, 40), (5, 7)])
     ]
     for chosen in (pictures, pictures[::2], pictures[1:2]):
-        together = images.squeeze(chosen, 9, 9, mode="bilinear")
+        together = images.resize_all(chosen, 9, 9, mode="bilinear")
         assert together.is_contiguous()
         assert torch.equal(together, torch.stack([images.resize(picture, 9, 9, mode="bilinear") for picture in chosen]))
 

@@ -176,20 +176,20 @@ def test_the_same_request_gives_the_same_bytes_and_another_seed_another_order(tm
 KILLED = """
 import sys, time
 from pathlib import Path
-from plait.data import sharding
 from plait.data.aspect import parse
-from plait.data.planning import Request
-from plait.data.sources import open_source
+from plait.config.schema import Source
+from plait.data.latent_shards import write
+from plait.data.latent_shards.plan import Request
+from plait.data.sources.open import open_source
 from plait.nn import encoders
-from plait.schema import Source
 class Slow(type(encoders.open_latents("tiny"))):
     def encode(self, pixels):
         time.sleep(0.03)
         return super().encode(pixels)
-chosen = sharding.Encoders(Slow(), encoders.open_texts("tiny"), encoders.open_images("tiny"))
+chosen = write.Encoders(Slow(), encoders.open_texts("tiny"), encoders.open_images("tiny"))
 request = Request(tuple(map(parse, sys.argv[3:])), batch=4, per_shard=3)
 source = open_source(Source(source="folder", path=sys.argv[1]), seed=0)
-sharding.build(source, chosen, Path(sys.argv[2]), request, report=lambda *_: None)
+write.build(source, chosen, Path(sys.argv[2]), request, report=lambda *_: None)
 """
 
 

@@ -1,6 +1,7 @@
-"""The loader: one content and order from every crew, deterministic replacements, errors with names, and nothing left running."""
+"""The loader: one content and order from every kind of worker, deterministic replacements, errors with names, and nothing left running."""
 
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import signal
 import threading
@@ -13,16 +14,17 @@ import torch
 from plait.config.schema import Source, Template
 from plait.data.loading.loader import Loader
 from plait.data.order import Order, SampleId
+from plait.data.sources.contract import Source as SampleSource
 from plait.data.sources.open import open_source
 from plait.errors import BadSample, PlaitError
 from plait.keys import key
 from tests.data.packing import labelled
 
-CREWS = [(0, "threads"), (1, "threads"), (3, "threads"), (2, "processes")]
+WORKERS = [(0, "threads"), (1, "threads"), (3, "threads"), (2, "processes")]
 
 
-@dataclass(frozen=True)
-class Numbers:
+@dataclass
+class Numbers(SampleSource):
     """A source of numbers."""
 
     size: int = 50
@@ -93,14 +95,14 @@ def collect(**options):
         return content(running)
 
 
-@pytest.mark.parametrize("crew", CREWS[1:])
-def test_every_crew_gives_the_same_bits_in_the_same_order(crew, tmp_path):
+@pytest.mark.parametrize("workers", WORKERS[1:])
+def test_every_kind_of_worker_gives_the_same_bits_in_the_same_order(workers, tmp_path):
     entry = Source(source="shards", path=str(labelled(tmp_path / "a.tar", 0, 20)), template=Template(user="?", assistant="{label}"))
     sources = [Numbers(50), open_source(entry, seed=0)]
     options = {"inputs": Noisy(bad=(3, 17, 40)), "micro_batch": 4, "sources": sources, "weights": [2, 1]}
     alone = collect(**options)
     assert [step for step, _, _ in alone] == list(range(12))
-    assert collect(**options, workers=crew[0], kind=crew[1]) == alone
+    assert collect(**options, workers=workers[0], kind=workers[1]) == alone
 
 
 def test_prefetch_and_the_first_step_do_not_change_content():
@@ -133,14 +135,14 @@ def test_a_sample_gets_the_key_of_its_id():
 
 
 def test_a_sample_costs_few_calls_beside_reading_and_encoding_it(calls):
-    preparation = loader(workers=0)._preparation
-    preparation.example(SampleId(0, 0, 0))
-    assert calls(lambda: [preparation.example(SampleId(0, i % 5, 0)) for i in range(100)]) < 60 * 100  # 34 each
+    builder = loader(workers=0)._builder
+    builder.encode(SampleId(0, 0, 0))
+    assert calls(lambda: [builder.encode(SampleId(0, i % 5, 0)) for i in range(100)]) < 60 * 100  # 34 each
 
 
-@pytest.mark.parametrize("crew", CREWS[::2])
-def test_a_bad_sample_becomes_another_of_its_source_and_is_listed(crew):
-    steps = collect(inputs=Noisy(bad=tuple(range(0, 50, 2))), workers=crew[0], kind=crew[1])
+@pytest.mark.parametrize("workers", WORKERS[::2])
+def test_a_bad_sample_becomes_another_of_its_source_and_is_listed(workers):
+    steps = collect(inputs=Noisy(bad=tuple(range(0, 50, 2))), workers=workers[0], kind=workers[1])
     assert all(n % 2 for _, micro, _ in steps for part in micro for n in part[2])
     bad = [lost for _, _, lost in steps for lost in lost]
     assert len({b.id for b in bad}) >= 25
@@ -159,7 +161,7 @@ def test_replacements_follow_the_key():
     assert step[2] == [(lost, f"number {lost.index}", f"{lost.index} is bad", SampleId(0, expected, 0))]
 
 
-def test_a_void_micro_batch_lists_nothing_as_bad():
+def test_a_padding_micro_batch_lists_nothing_as_bad():
     order = Order([50], [1.0], 0, 1)
     lost = order.ids(0)[0].index
     parts = [collect(inputs=Noisy(bad=(lost,)), batch=1, rank=rank, world_size=2, stop_step=1)[0] for rank in range(2)]
@@ -173,10 +175,10 @@ def test_a_source_of_nothing_but_bad_samples_stops_with_the_first_reason():
         collect(inputs=Noisy(bad=tuple(range(50))), workers=2)
 
 
-@pytest.mark.parametrize("crew", [(0, "threads"), (2, "threads"), (1, "processes")])
-def test_a_defect_propagates_with_the_samples_name(crew):
+@pytest.mark.parametrize("workers", [(0, "threads"), (2, "threads"), (1, "processes")])
+def test_a_defect_propagates_with_the_samples_name(workers):
     with pytest.raises(ZeroDivisionError) as caught:
-        collect(inputs=Noisy(broken=7, harm="divide"), workers=crew[0], kind=crew[1])
+        collect(inputs=Noisy(broken=7, harm="divide"), workers=workers[0], kind=workers[1])
     assert any("while preparing sample number 7 of numbers (index 7, epoch 0)" in note for note in caught.value.__notes__)
 
 
@@ -193,6 +195,17 @@ def test_a_killed_worker_is_named_and_nothing_hangs():
     assert not multiprocessing.active_children()
 
 
+def test_signals_to_the_whole_process_group_stop_no_worker():
+    with loader(workers=2, kind="processes", stop_step=None) as running:
+        steps = iter(running)
+        next(steps)
+        server = multiprocessing.forkserver._forkserver._forkserver_pid
+        for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            for pid in (server, *(process.pid for process in multiprocessing.active_children())):
+                os.kill(pid, name)
+        assert [next(steps).step for _ in range(6)] == [1, 2, 3, 4, 5, 6]
+
+
 def test_inputs_that_cannot_be_sent_are_refused_in_words():
     inputs = Noisy()
     object.__setattr__(inputs, "hook", lambda: None)
@@ -201,11 +214,11 @@ def test_inputs_that_cannot_be_sent_are_refused_in_words():
     assert not multiprocessing.active_children()
 
 
-@pytest.mark.parametrize("crew", CREWS)
-def test_close_in_the_middle_leaves_no_thread_no_process_and_no_noise(crew, capfd):
+@pytest.mark.parametrize("workers", WORKERS)
+def test_close_in_the_middle_leaves_no_thread_no_process_and_no_noise(workers, capfd):
     first = Order([50], [1.0], 0, 6).ids(0)[0].index
-    inputs = Noisy(pause_s=0.01, broken=first if crew[1] == "processes" else None, harm="shout")  # a process also ignores signals
-    running = loader(inputs, workers=crew[0], kind=crew[1], stop_step=None)
+    inputs = Noisy(pause_s=0.01, broken=first if workers[1] == "processes" else None, harm="shout")  # a process also ignores signals
+    running = loader(inputs, workers=workers[0], kind=workers[1], stop_step=None)
     steps = iter(running)
     assert [next(steps).step for _ in range(2)] == [0, 1]
     running.close()  # of steps without end: waiting for them would never end
@@ -215,7 +228,7 @@ def test_close_in_the_middle_leaves_no_thread_no_process_and_no_noise(crew, capf
     assert not multiprocessing.active_children()
 
 
-def test_an_error_in_the_consumer_closes_the_crew():
+def test_an_error_in_the_consumer_closes_the_workers():
     def consume():
         for _ in loader(Noisy(pause_s=0.01), workers=2):
             raise KeyboardInterrupt
@@ -236,12 +249,12 @@ def test_waiting_is_measured_and_prefetching_shortens_it():
     assert min(ahead[1:]) < min(alone)  # at least one was ready, whatever else the machine does
 
 
-@pytest.mark.parametrize("crew", [(3, "threads"), (1, "processes")])
-def test_an_interruption_ends_the_wait(crew):
+@pytest.mark.parametrize("workers", [(3, "threads"), (1, "processes")])
+def test_an_interruption_ends_the_wait(workers):
     asked = threading.Event()
     timer = threading.Timer(0.3, asked.set)
     timer.start()
-    with loader(Noisy(pause_s=1.0), workers=crew[0], kind=crew[1], interrupted=asked.is_set, stop_step=100, batch=64) as running:
+    with loader(Noisy(pause_s=1.0), workers=workers[0], kind=workers[1], interrupted=asked.is_set, stop_step=100, batch=64) as running:
         assert list(running) == []
     timer.join()
 

@@ -105,7 +105,7 @@ def test_more_shards_than_may_be_open_are_read_by_threads(tmp_path, monkeypatch)
     wanted = np.random.default_rng(0).integers(0, 60, 400).tolist()
     with ThreadPoolExecutor(4) as pool:
         assert [record.fields["label"] for record in pool.map(many.read, wanted)] == wanted
-    assert len(many._opened) == 2
+    assert len(many._mapped) == 2
 
 
 def test_shards_travel_to_another_process(tmp_path):

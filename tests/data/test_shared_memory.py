@@ -1,8 +1,13 @@
 """Shared memory between a worker and its consumer: the same bits, used again only when nothing lies in it any more."""
 
-import torch
+from types import SimpleNamespace
 
-from plait.data.loading.shared_memory import Reader, Writer
+import pytest
+import torch
+from torch import nn
+
+from plait.data.loading import shared_memory
+from plait.data.loading.shared_memory import BufferPool, BufferWriter
 
 
 def batch(length=5, value=1.0):
@@ -13,12 +18,12 @@ class Pair:
     """A worker and its consumer in one process."""
 
     def __init__(self):
-        self.writer, self.reader = Writer(), Reader()
+        self.writer, self.pool = BufferWriter(), BufferPool()
 
     def send(self, content):
-        self.slot = self.reader.offer()
-        self.parcel = self.writer.pack(content, self.slot)
-        return self.reader.unpack(self.parcel, self.slot)
+        self.buffer = self.pool.take()
+        self.packed = self.writer.pack(content, self.buffer)
+        return self.pool.unpack(self.packed, self.buffer)
 
 
 def test_a_batch_arrives_to_the_bit_with_its_strides():
@@ -41,34 +46,66 @@ def test_what_is_no_tensor_arrives_in_its_container():
     assert found["rest"][1][:2] == ("text", None)
 
 
-def test_a_slot_is_used_again_once_its_tensors_are_gone_and_not_before():
+def test_a_buffer_is_used_again_once_its_tensors_are_gone_and_not_before():
     pair = Pair()
     first = pair.send(batch(value=1.0))
     part = first["x"][1:2]
     del first
     pair.send(batch(value=2.0))
-    assert pair.slot is None  # a view of the first batch still lies in its slot
+    assert pair.buffer is None  # a view of the first batch still lies in its buffer
     assert part.unique().tolist() == [1.0]
     del part
-    assert {pair.reader.offer(), pair.reader.offer()} == {0, 1}
-    assert pair.reader.offer() is None
+    assert {pair.pool.take(), pair.pool.take()} == {0, 1}
+    assert pair.pool.take() is None
 
 
-def test_a_batch_larger_than_its_slot_gets_another_and_the_small_one_is_forgotten():
+def test_a_batch_larger_than_its_buffer_gets_another_and_the_small_one_is_dropped():
     pair = Pair()
     pair.send(batch())
     found = pair.send(batch(length=500, value=3.0))
-    assert (pair.slot, pair.parcel.slot) == (0, 1)
+    assert (pair.buffer, pair.packed.buffer) == (0, 1)
     assert torch.equal(found["x"], torch.full((500, 3), 3.0))
     del found
     pair.send(batch(length=490))
-    assert (pair.slot, pair.parcel.slot, pair.parcel.made) == (1, 1, None)
-    assert pair.reader.offer() == 1
-    assert pair.reader.offer() is None
+    assert (pair.buffer, pair.packed.buffer, pair.packed.new_memory) == (1, 1, None)
+    assert pair.pool.take() == 1
+    assert pair.pool.take() is None
 
 
-def test_a_batch_without_tensors_gives_the_slot_back():
+def test_a_batch_without_tensors_gives_the_buffer_back():
     pair = Pair()
     pair.send(batch())
     assert pair.send({"names": ["a"]}) == {"names": ["a"]}
-    assert pair.reader.offer() == 0
+    assert pair.pool.take() == 0
+
+
+def test_tensors_start_at_cache_lines_and_a_new_buffer_is_a_quarter_larger():
+    packed = BufferWriter().pack({"a": torch.zeros(15), "b": torch.ones(4)}, None)  # 60 bytes, and 16 from byte 64 on
+    assert [packed.batch[name].start for name in "ab"] == [0, 64]
+    assert len(packed.new_memory) == 100  # 1.25 x 80
+
+
+def test_a_buffer_that_just_fits_is_filled_again():
+    writer = BufferWriter()
+    first = writer.pack({"a": torch.zeros(16)}, None)
+    assert len(first.new_memory) == 80
+    again = writer.pack({"a": torch.zeros(20)}, first.buffer)
+    assert (again.buffer, again.new_memory) == (first.buffer, None)
+    larger = writer.pack({"a": torch.zeros(21)}, first.buffer)
+    assert larger.buffer != first.buffer and len(larger.new_memory) == 105
+
+
+@pytest.mark.parametrize(("libc", "options"), [("glibc", [(-4, 0), (-1, 2**31 - 1)]), ("", [])])
+def test_a_worker_keeps_freed_memory_where_the_library_can(monkeypatch, libc, options):
+    called = []
+    monkeypatch.setattr(shared_memory.platform, "libc_ver", lambda: (libc, "2"))
+    monkeypatch.setattr(shared_memory.ctypes, "CDLL", lambda name: SimpleNamespace(mallopt=lambda *given: called.append(given)))
+    shared_memory.keep_freed_memory()
+    assert called == options  # M_MMAP_MAX and M_TRIM_THRESHOLD of malloc.h
+
+
+def test_tensors_that_cannot_lie_in_shared_memory_travel_by_themselves():
+    learned = torch.ones(2, requires_grad=True)
+    packed = BufferWriter().pack({"a": learned, "b": torch.eye(2).to_sparse(), "c": nn.Parameter(torch.ones(1))}, None)
+    assert packed.batch["a"] is learned and packed.batch["b"].is_sparse and isinstance(packed.batch["c"], nn.Parameter)
+    assert (packed.buffer, packed.new_memory) == (None, None)

@@ -9,7 +9,8 @@ import sys
 import pytest
 
 from plait.config.schema import Source, Template
-from plait.data.sources.open import index_files, open_all, open_source
+from plait.data.sources.open import open_all, open_source
+from plait.data.sources.shards import index_files
 from plait.errors import BadSample, PlaitError
 from tests.data.packing import labelled, pack, picture
 
@@ -209,7 +210,10 @@ def test_wrong_entries_each_give_one_clear_line(tmp_path):
         (entry("shards", tmp_path / "none.tar"), "data source shards:none.tar: there is no file"),
         (entry("shards", tmp_path / "empty"), "data source shards:empty: no file matches"),
         (entry("shards", tmp_path / "empty.jsonl"), "is not a tar file"),
-        (entry("shards", tar, template=Template(assistant="{labl}")), "wants the field 'labl'; the records have label"),
+        (
+            entry("shards", tar, template=Template(assistant="{labl}")),
+            "data source shards:a.tar: template.assistant wants the field 'labl'; the records have label",
+        ),
         (entry("shards", tar, columns={"x": "y"}), "none of the first 2 samples can be read: no field 'y' (columns); the record has label"),
         (entry("shards", tar, options={"image": "x"}), "no option 'image'; it takes none"),
         (entry("jsonl", tmp_path / "empty.jsonl", options={"image": "x"}), "no option 'image'; did you mean 'images'?"),

@@ -82,7 +82,7 @@ def test_a_field_missing_from_one_record_is_a_bad_sample():
 @pytest.mark.parametrize(
     ("pattern", "words"),
     [
-        ("{labl}", r"data: template.assistant wants the field 'labl'; the records have label, n"),
+        ("{labl}", r"^template.assistant wants the field 'labl'; the records have label, n"),
         ("{}", "has a place without a name"),
         ("{0}", "has a place without a name"),
         ('{"a": 1', "is not a format string"),
@@ -90,8 +90,8 @@ def test_a_field_missing_from_one_record_is_a_bad_sample():
 )
 def test_a_template_that_cannot_be_filled_is_refused_before_the_run(pattern, words):
     with pytest.raises(PlaitError, match=words):
-        text.check_template(Template(assistant=pattern), {"label": 1, "n": 2}, "data")
-    text.check_template(Template(assistant="{label} of {n:03d} {{x}}"), {"label": 1, "n": 2}, "data")
+        text.check_template(Template(assistant=pattern), {"label": 1, "n": 2})
+    text.check_template(Template(assistant="{label} of {n:03d} {{x}}"), {"label": 1, "n": 2})
 
 
 def test_marks_must_match_the_images():

@@ -15,6 +15,7 @@ from torch import nn
 
 from plait.data.loading.loader import Loader
 from plait.data.order import Order
+from plait.data.sources.contract import Source
 from plait.engine import optim
 from plait.engine.checkpoints import checkpoint
 from plait.engine.checkpoints.checkpoint import Saver
@@ -171,7 +172,7 @@ def test_6_an_old_checkpoint_goes_only_once_the_new_one_is_published(make_loop, 
     assert [path.name for path in checkpoint.published(tmp_path)] == ["step-00000002"]
 
 
-class Counted:
+class Counted(Source):
     """A source that remembers what was read."""
 
     name, fingerprint = "counted", "0"

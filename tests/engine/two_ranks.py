@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from plait.data.order import shares
+from plait.data.order import rank_slices
 from plait.engine import evaluation, source_shares
 from plait.engine.parallel import distributed
 from plait.errors import BadSample
@@ -51,7 +51,8 @@ def main(out: Path) -> None:
 
         def cut(step):
             ids = [Id(0, step * 15 + i, 0) for i in range(15)]
-            return step_batch(step, [mixed([i.index for i in part], padding) for part, padding in shares(ids, ranks.rank, ranks.size, 4)])
+            slices = rank_slices(ids, ranks.rank, ranks.size, 4)
+            return step_batch(step, [mixed([i.index for i in part], padding) for part, padding in slices])
 
         loop.run([cut(step) for step in range(5)], 5)
         held_out = evaluation.held_out_loss(state.model, SquaredError(), [cut(9)], ranks, "fp32")

@@ -7,6 +7,7 @@ from plait.config import mixture
 from plait.config.dialects import table
 from plait.config.load import load_config
 from plait.config.resolved import Resolved
+from plait.data.sources.open import KINDS
 from plait.errors import PlaitError
 from plait.families import registry
 
@@ -16,7 +17,15 @@ def open_config(path: str | Path, overrides: Sequence[str] = (), *, words: Seque
 
     Raises PlaitError, one line, for any fault of it.
     """
-    return load_config(path, overrides, model_config=registry.model_config, preset=registry.preset, dialects=table.dialects(), words=words)
+    return load_config(
+        path,
+        overrides,
+        model_config=registry.model_config,
+        preset=registry.preset,
+        sources=KINDS,
+        dialects=table.dialects(),
+        words=words,
+    )
 
 
 def open_run_config(run: Path, overrides: Sequence[str] = ()) -> Resolved:
@@ -36,5 +45,5 @@ def open_checked(path: Path, overrides: Sequence[str] = (), *, words: Sequence[s
     resolved = open_config(path, overrides, words=words)
     for data in (view.config.data for view in resolved.stages):
         if data.mixture is not None:
-            mixture.read(registry.mixture(resolved.config.family, data.mixture), data.without)
+            mixture.read(registry.mixture(resolved.config.family, data.mixture), data.without, KINDS)
     return resolved

@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from plait.config import mixture
 from plait.config.resolved import StageView, folder
 from plait.config.schema import RunConfig, Source
-from plait.data.buckets import BucketOrder, order_of
+from plait.data.buckets import BucketOrder
 from plait.data.order import Order
-from plait.data.sources import open as sources
+from plait.data.sources.bucketing import order_of
+from plait.data.sources.contract import Absent
+from plait.data.sources.contract import Source as SampleSource
+from plait.data.sources.open import KINDS, open_all
 from plait.errors import PlaitError
 from plait.families import registry
 from plait.keys import key
@@ -18,7 +21,7 @@ from plait.keys import key
 class TrainingData:
     """The opened training sources of a stage and their weights in the mixture."""
 
-    sources: Sequence[sources.Source]
+    sources: Sequence[SampleSource]
     weights: Sequence[float]
 
     def names(self) -> list[str]:
@@ -41,27 +44,27 @@ def data_seed(view: StageView) -> int:
     return key(view.config.seed, "stage", view.name)
 
 
-def open_data(config: RunConfig, entries: Sequence[Source], split: str) -> list[sources.Source]:
+def open_data(config: RunConfig, entries: Sequence[Source], split: str) -> list[SampleSource]:
     """Open the sources of `entries`. Raises PlaitError, beginning with the entry, for what is missing or wrong."""
     root, cache = folder(config.data.root), folder(config.data.cache)
 
-    def named(entry: Source, wanted: str) -> sources.Source:
-        opened: sources.Source = registry.datasets(config.family).open_dataset(entry, wanted, root=root, cache=cache)
+    def named(entry: Source, wanted: str) -> SampleSource:
+        opened: SampleSource = registry.datasets(config.family).open_dataset(entry, wanted, root=root, cache=cache)
         return opened
 
-    return sources.open_all(entries, seed=config.seed, split=split, cache=cache, catalogue=named)
+    return open_all(entries, seed=config.seed, split=split, cache=cache, catalogue=named)
 
 
 def open_training(config: RunConfig) -> TrainingData:
     """Open the sources of `data.train`, or of the mixture that stands for it. Raises PlaitError for what is missing."""
     if config.data.mixture is None:
         return TrainingData(open_data(config, config.data.train, "train"), [entry.weight for entry in config.data.train])
-    mixed = mixture.read(registry.mixture(config.family, config.data.mixture), config.data.without)
+    mixed = mixture.read(registry.mixture(config.family, config.data.mixture), config.data.without, KINDS)
     opened, absent = [], []
     for entry in mixed.entries:
         try:
             opened += open_data(config, [entry], "train")
-        except sources.Absent as error:
+        except Absent as error:
             absent.append((str(entry.name), error))
     if absent:
         names, first = [name for name, _ in absent], absent[0][1]

@@ -7,10 +7,10 @@ from typing import Any
 from plait.assembly.data import open_data
 from plait.assembly.model import ModelBundle
 from plait.config.schema import Evaluate, RunConfig, Source
-from plait.data.buckets import batches_of
 from plait.data.loading.loader import Loader
 from plait.data.order import SampleId, permute
-from plait.data.sources import open as sources
+from plait.data.sources.bucketing import batches_of
+from plait.data.sources.contract import Source as SampleSource
 from plait.engine import evaluation
 from plait.engine.evaluation import Bench, HeldOut
 from plait.engine.parallel.distributed import Ranks
@@ -26,7 +26,7 @@ class FixedOrder:
     batches: tuple[tuple[SampleId, ...], ...]
 
     @classmethod
-    def of(cls, chosen: Sequence[SampleId], opened: Sequence[sources.Source], batch: int) -> "FixedOrder":
+    def of(cls, chosen: Sequence[SampleId], opened: Sequence[SampleSource], batch: int) -> "FixedOrder":
         """Cut the chosen samples of `opened` into batches of at most `batch`."""
         batches = tuple(tuple(ids) for ids in batches_of(chosen, opened, batch))
         return cls(tuple(len(source) for source in opened), batches)
@@ -79,9 +79,9 @@ class HeldOutData:
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
-        self.opened: dict[str, list[sources.Source]] = {}
+        self.opened: dict[str, list[SampleSource]] = {}
 
-    def of(self, entry: Evaluate) -> tuple[list[sources.Source], tuple[SampleId, ...]]:
+    def of(self, entry: Evaluate) -> tuple[list[SampleSource], tuple[SampleId, ...]]:
         """Return the opened sources of an entry, and which of their samples it takes. Raises PlaitError where it has no data."""
         config = self.config
         listed = entry.data or ([benchmark(config, entry.bench)[1]] if ":" in entry.bench else config.data.validation)
@@ -97,7 +97,7 @@ class HeldOutData:
 class ChosenSamples:
     """Chosen samples of opened sources, read when they are indexed: a whole benchmark does not fit into memory."""
 
-    opened: Sequence[sources.Source]
+    opened: Sequence[SampleSource]
     ids: Sequence[SampleId]
 
     def __len__(self) -> int:

@@ -1,16 +1,18 @@
 """Conflicts between settings that are each legal alone (schema.py): checked before a run, each with its remedy."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from plait.config.nodes import KeyPath
 from plait.config.schema import LENGTH, Distributed, Optim, RunConfig, Source
+from plait.config.source_rules import SourceRules, unknown_kind
 
 Conflict = tuple[KeyPath, str]
 """The path of the setting to change, and what is wrong with it and what to do, as the end of a sentence that begins with its key."""
 
 
-def conflicts(config: RunConfig) -> list[Conflict]:
-    """Return the conflicts between the settings of one stage."""
+def conflicts(config: RunConfig, kinds: Mapping[str, SourceRules]) -> list[Conflict]:
+    """Return the conflicts between the settings of one stage. `kinds`: the rules of each kind of source by its name."""
     train, optim = config.train, config.optim
     result: list[Conflict] = []
     lengths = [name for name in LENGTH if getattr(train, name) is not None]
@@ -28,7 +30,7 @@ def conflicts(config: RunConfig) -> list[Conflict]:
         result.append((("optim", "schedule", "min_lr"), message))
     if not config.trainable:
         result.append((("trainable",), "is empty, so nothing would train: name components, or '*'"))
-    return result + _device_conflicts(config.distributed) + _data_conflicts(config)
+    return result + _device_conflicts(config.distributed) + _data_conflicts(config, kinds)
 
 
 def schedule_conflicts(optim: Optim, steps: int | None) -> list[Conflict]:
@@ -81,7 +83,7 @@ def _device_conflicts(distributed: Distributed) -> list[Conflict]:
     return [(("distributed", name), message) for name, message in result]
 
 
-def _data_conflicts(config: RunConfig) -> list[Conflict]:
+def _data_conflicts(config: RunConfig, kinds: Mapping[str, SourceRules]) -> list[Conflict]:
     """Return the conflicts of training data, held-out data and benches."""
     result: list[Conflict] = []
     if not config.data.train and config.data.mixture is None:
@@ -103,13 +105,20 @@ def _data_conflicts(config: RunConfig) -> list[Conflict]:
             message = f"measures {bench.bench!r} on nothing: name sources in data.validation or evaluate.{index}.data"
             result.append((("evaluate", index), message))
     for path, sources in lists:
-        for index, one in enumerate(sources):
-            if one.source in ("shards", "folder", "jsonl", "latents", "nlvr") and one.path is None:
-                result.append(((*path, index), f"of source {one.source!r} needs a path"))
-            if one.source == "datasets" and (one.name is None) == (one.path is None):
-                result.append(((*path, index), "of source 'datasets' needs either a name on the Hub or a path"))
-            if one.source == "dataset" and one.name is None:
-                result.append(
-                    ((*path, index), "of source 'dataset' needs a name: one that the family knows, module:Class or file.py:Class")
-                )
+        for index, source in enumerate(sources):
+            result += [((*path, index, *below), message) for below, message in source_conflicts(source, kinds)]
+    return result
+
+
+def source_conflicts(source: Source, kinds: Mapping[str, SourceRules]) -> list[Conflict]:
+    """Return the conflicts of one source with the rules of its kind; their paths begin below the source."""
+    rules = kinds.get(source.source)
+    if rules is None:
+        return [(("source",), unknown_kind(source.source, list(kinds)))]
+    result: list[Conflict] = []
+    if missing := rules.missing(source.path, source.name):
+        result.append(((), f"of source {source.source!r} {missing}"))
+    if unknown := rules.unknown_option(source.options):
+        name, hint = unknown
+        result.append((("options", name), f"is no option of source {source.source!r}: {hint}"))
     return result

@@ -4,7 +4,7 @@ Values come from, in rising order: defaults, preset, file, stage, command line. 
 """
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from plait.config.nodes import COMMAND_LINE, Node, deepest_node, dotted, from_pl
 from plait.config.reading import Override
 from plait.config.resolved import Resolved, StageView, dump
 from plait.config.schema import ModelSection, RunConfig, Stage
+from plait.config.source_rules import SourceRules
 from plait.config.translation import Dialect, Translation
 from plait.errors import PlaitError
 
@@ -34,13 +35,14 @@ def load_config(
     *,
     model_config: ModelConfig,
     preset: Preset,
+    sources: Mapping[str, SourceRules],
     dialects: Sequence[Dialect] = (),
     words: Sequence[str] = (),
 ) -> Resolved:
     """Read, translate, merge and validate the configuration at `path`. Raises PlaitError, one line, for any error in it.
 
-    `model_config` returns the class of a family's `model:` section, `preset` the file of a family's preset. `words`: those of a launch
-    script, which `path` then names in place of a file.
+    `model_config` returns the class of a family's `model:` section, `preset` the file of a family's preset; `sources` are the kinds
+    of source by name. `words`: those of a launch script, which `path` then names in place of a file.
     """
     path = Path(path)
     typed = [Override.parse(text) for text in overrides]
@@ -56,7 +58,7 @@ def load_config(
     run = node_at(tree, ("run",))
     if run is None or run.value is None:
         tree = merge(tree, Node({"run": Node(f"runs/{path.stem}", DEFAULT, path="run")}, tree.file, tree.line))
-    config, views = _validated(tree, section)
+    config, views = _validated(tree, section, sources)
     origins = {dotted(leaf): _origin(tree, leaf) for leaf, _ in leaves(dump(config))}
     return Resolved(
         config, views, origins, translation.rows, translation.warnings, reading.write_yaml(dump(config)), translation.train_options
@@ -156,10 +158,12 @@ def _value(override: Override, section: type[ModelSection] | None) -> Any:
         raise PlaitError(f"{COMMAND_LINE}: the value of {name} is not YAML: quote it, as in --{name}=\"'...'\"") from None
 
 
-def _validated(tree: Node, section: type[ModelSection] | None) -> tuple[RunConfig, tuple[StageView, ...]]:
+def _validated(
+    tree: Node, section: type[ModelSection] | None, sources: Mapping[str, SourceRules]
+) -> tuple[RunConfig, tuple[StageView, ...]]:
     """Return the base configuration and the view of each stage. Raises PlaitError for the problems of all of them."""
     problems: list[Problem] = []
-    config = _parsed(tree, section, problems)
+    config = _parsed(tree, section, sources, problems)
     stages = node_at(tree, ("stages",))
     merged = []
     if config is None or stages is None or not config.stages:
@@ -171,9 +175,9 @@ def _validated(tree: Node, section: type[ModelSection] | None) -> tuple[RunConfi
             merged.append((index + 1, config.stages[index].name, merge(base, over)))
     views = []
     for index, name, stage_tree in merged:
-        parsed = _parsed(stage_tree, section, problems) if config is not None else None
+        parsed = _parsed(stage_tree, section, sources, problems) if config is not None else None
         if parsed is not None:
-            problems += [problem_at(stage_tree, path, what) for path, what in [*conflicts(parsed), *_refused(parsed, section)]]
+            problems += [problem_at(stage_tree, path, what) for path, what in [*conflicts(parsed, sources), *_refused(parsed, section)]]
             views.append(StageView(index, name, parsed))
     names = [view.name for view in views]
     for index, name in enumerate(names):
@@ -204,7 +208,9 @@ def _typed(written: Any, whole: Any) -> Any:
     return whole
 
 
-def _parsed(tree: Node, section: type[ModelSection] | None, problems: list[Problem]) -> RunConfig | None:
+def _parsed(
+    tree: Node, section: type[ModelSection] | None, sources: Mapping[str, SourceRules], problems: list[Problem]
+) -> RunConfig | None:
     """Validate `tree`, its model section with the family's defaults. Where it is invalid, add to `problems` and return None."""
     data = to_plain(tree)
     before = len(problems)
@@ -216,7 +222,7 @@ def _parsed(tree: Node, section: type[ModelSection] | None, problems: list[Probl
     try:
         config = RunConfig.model_validate(data, by_alias=True, by_name=False)
     except ValidationError as error:
-        problems += problems_in(error, tree, RunConfig)
+        problems += problems_in(error, tree, RunConfig, choices={"source": list(sources)})
     return config if len(problems) == before else None
 
 

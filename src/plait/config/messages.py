@@ -7,8 +7,9 @@ import difflib
 import json
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -62,26 +63,41 @@ def problem_at(tree: Node, path: Sequence[str | int], what: str) -> Problem:
     return Problem(node, f"{node.location}: {_name(node, path, depth)} {what}")
 
 
-def problems_in(error: ValidationError, tree: Node, root: type[BaseModel], above: tuple[str, ...] = ()) -> list[Problem]:
+def problems_in(
+    error: ValidationError,
+    tree: Node,
+    root: type[BaseModel],
+    above: tuple[str, ...] = (),
+    *,
+    choices: Mapping[str, Sequence[str]] = MappingProxyType({}),
+) -> list[Problem]:
     """Convert pydantic's errors about `tree` to problems, one per path; `root` is the class that validated the section at `above`.
 
-    Where a union fails at several depths, only the deepest path is kept.
+    Where a union fails at several depths, only the deepest path is kept. `choices`: by key, the legal words of a missing value whose type
+    does not list them.
     """
     errors: dict[tuple[str | int, ...], list[Any]] = {}
     for detail in error.errors(include_url=False):
         path = (*above, *_without_tags(deepest_node(tree, above)[0], detail["loc"], detail["type"] == "missing"))
         errors.setdefault(path, []).append(detail)
     deepest = [path for path in errors if not any(len(other) > len(path) and other[: len(path)] == path for other in errors)]
-    return [_problem(tree, root, above, path, errors[path]) for path in deepest]
+    return [_problem(tree, root, above, path, errors[path], choices) for path in deepest]
 
 
-def _problem(tree: Node, root: type[BaseModel], above: tuple[str, ...], path: tuple[str | int, ...], errors: list[Any]) -> Problem:
+def _problem(
+    tree: Node,
+    root: type[BaseModel],
+    above: tuple[str, ...],
+    path: tuple[str | int, ...],
+    errors: list[Any],
+    choices: Mapping[str, Sequence[str]],
+) -> Problem:
     first = errors[0]
     if first["type"] == "extra_forbidden":
         return unknown_key(tree, path, keys_at(root, path[len(above) : -1]), all_keys(root, above))
     if first["type"] == "missing":
-        choices = [word for kind in types_at(root, path[len(above) :]) for word in typing.get_args(kind)]
-        return problem_at(tree, path, "is missing" + (f": one of {', '.join(map(str, choices))}" if choices else ""))
+        known = choices.get(str(path[-1])) or [word for kind in types_at(root, path[len(above) :]) for word in typing.get_args(kind)]
+        return problem_at(tree, path, "is missing" + (f": one of {', '.join(map(str, known))}" if known else ""))
     if first["type"] in ("value_error", "assertion_error"):
         text = str(first["ctx"]["error"])
         node, depth = deepest_node(tree, path)

@@ -7,24 +7,26 @@ datasets are drawn in proportion to the square root of their size, or of the `si
 
 import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from plait.config.conflicts import source_conflicts
 from plait.config.messages import problem_at, problems_in, raise_first
 from plait.config.nodes import Node, to_plain
 from plait.config.reading import read_any
-from plait.config.schema import Count, Rate, Section, Source, SourceKind
+from plait.config.schema import Count, Rate, Section, Source
+from plait.config.source_rules import SourceRules
 from plait.errors import PlaitError
 
 
 class _Row(Source):
     """A row of a mixture: any source, or the name of a dataset alone."""
 
-    source: SourceKind = "dataset"
+    source: str = "dataset"
 
     @model_validator(mode="before")
     @classmethod
@@ -92,8 +94,11 @@ class Mixture:
         ]
 
 
-def read(path: Path, without: Sequence[str] = ()) -> Mixture:
-    """Read the mixture in a file and remove the datasets named in `without`. Raises PlaitError, with the line, for any error in it."""
+def read(path: Path, without: Sequence[str], kinds: Mapping[str, SourceRules]) -> Mixture:
+    """Read the mixture in a file and remove the datasets named in `without`. Raises PlaitError, with the line, for any error in it.
+
+    `kinds`: the rules of each kind of source by its name.
+    """
     tree = read_any(path)
     if isinstance(tree.value, list):
         tree = Node({"datasets": _moved(tree)}, tree.file, tree.line)
@@ -115,7 +120,7 @@ def read(path: Path, without: Sequence[str] = ()) -> Mixture:
     parts: list[Part] = []
     for list_path, group, rows in lists:
         for index, row in enumerate(rows):
-            _check(tree, (*list_path, index), row, grouped=group is not None, seen=[part.entry for part in parts])
+            _check(tree, (*list_path, index), row, kinds, grouped=group is not None, seen=[part.entry for part in parts])
             entry = Source(**row.model_dump(exclude={"size"}))
             parts.append(Part(entry, group, row.size if isinstance(row, _Member) else None))
     kept = _without(parts, without, path)
@@ -132,13 +137,16 @@ def _moved(node: Node) -> Node:
     return replace(node, value=value, path=f"datasets.{node.path}" if node.path else "datasets")
 
 
-def _check(tree: Node, path: tuple[str | int, ...], row: _Row, *, grouped: bool, seen: Sequence[Source]) -> None:
-    """Raise PlaitError for a row that names no data, has a weight inside a group, or repeats one of the `seen` sources."""
+def _check(
+    tree: Node, path: tuple[str | int, ...], row: _Row, kinds: Mapping[str, SourceRules], *, grouped: bool, seen: Sequence[Source]
+) -> None:
+    """Raise PlaitError for a row that breaks the rules of its kind, has a weight inside a group, or repeats one of the `seen` sources."""
     message = None
-    if row.source == "dataset" and row.name is None:
+    if "source" not in row.model_fields_set and row.name is None:
         message = "needs a name"
-    elif row.source not in ("dataset", "datasets", "scenes") and row.path is None:
-        message = f"of source {row.source!r} needs a path"
+    elif problems := source_conflicts(row, kinds):
+        below, message = problems[0]
+        path = (*path, *below)
     elif grouped and "weight" in row.model_fields_set:
         message = "has a weight, but in a group the size decides: write size, or leave it out"
     elif any((other.source, other.name, other.path, other.split) == (row.source, row.name, row.path, row.split) for other in seen):

@@ -66,13 +66,10 @@ class Template(Section):
     assistant: str | None = Field(default=None, description="the answer, which is what training supervises")
 
 
-SourceKind = Literal["shards", "folder", "jsonl", "datasets", "dataset", "latents", "nlvr", "scenes"]
-
-
 class Source(Section):
-    """One source of samples. `datasets` needs `name` or `path`, `dataset` a name, the others `path`; `scenes` are generated."""
+    """One source of samples. Whether its kind needs `path` or `name` is in the rules of the kind (source_rules.py)."""
 
-    source: SourceKind
+    source: str = Field(description="the kind: shards, folder, jsonl, datasets, dataset, latents, nlvr, scenes, or one of another package")
     path: str | None = Field(default=None, description="file, folder or pattern on disk")
     name: str | None = Field(
         default=None,

@@ -23,7 +23,7 @@ class Bucket(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Such as 832x1216: width first."""
+        """The name of the bucket, width first, such as 832x1216."""
         return f"{self.width}x{self.height}"
 
 
@@ -31,17 +31,17 @@ STANDARD = (Bucket(1024, 1024), Bucket(832, 1216), Bucket(1216, 832), Bucket(768
 
 
 def parse(name: str) -> Bucket:
-    """`832x1216`, or the folder name `bucket_832x1216`."""
-    found = _NAME.fullmatch(name)
-    if found is None:
+    """Parse `832x1216`, or the folder name `bucket_832x1216`. Raises PlaitError for anything else."""
+    match = _NAME.fullmatch(name)
+    if match is None:
         raise PlaitError(f"{name!r} is no bucket: write WIDTHxHEIGHT in pixels, such as 832x1216")
-    return Bucket(int(found[1]), int(found[2]))
+    return Bucket(int(match[1]), int(match[2]))
 
 
 def nearest(width: int, height: int, buckets: Sequence[Bucket]) -> Bucket:
-    """The bucket of the nearest aspect ratio; among several of one ratio the largest that needs no enlarging, else the smallest."""
+    """Return the bucket of the nearest aspect ratio; among several of one ratio the largest that needs no enlarging, else the smallest."""
     ratio = math.log(width / height)
-    apart = {bucket: abs(ratio - math.log(bucket.width / bucket.height)) for bucket in buckets}
-    alike = [bucket for bucket in buckets if apart[bucket] <= min(apart.values()) + _SAME]
-    fitting = [bucket for bucket in alike if bucket.width <= width and bucket.height <= height]
-    return max(fitting, key=math.prod) if fitting else min(alike, key=math.prod)
+    distances = {bucket: abs(ratio - math.log(bucket.width / bucket.height)) for bucket in buckets}
+    nearest_ratio = [bucket for bucket in buckets if distances[bucket] <= min(distances.values()) + _SAME]
+    fitting = [bucket for bucket in nearest_ratio if bucket.width <= width and bucket.height <= height]
+    return max(fitting, key=math.prod) if fitting else min(nearest_ratio, key=math.prod)

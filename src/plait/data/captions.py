@@ -22,24 +22,25 @@ _STYLES = (str.lower, str.capitalize, str.upper)
 
 
 def swap(caption: str) -> str:
-    """The caption of the mirrored picture."""
+    """Return the caption of the mirrored picture."""
     return _PIECE.sub(_swapped, caption)
 
 
 def names_side(caption: str) -> bool:
-    """Whether the mirrored picture needs another caption."""
+    """Return whether the mirrored picture needs another caption."""
     return swap(caption) != caption
 
 
-def _swapped(found: re.Match[str]) -> str:
-    text = found[0]
-    if found["word"]:
+def _swapped(match: re.Match[str]) -> str:
+    """Return the mirrored form of one matched piece, in the case that it is written in."""
+    text = match[0]
+    if match["word"]:
         side = "left" if text[:1] in "lL" else "right"
         style = next((style for style in _STYLES if style(text) == text), None)
         return style(_OTHER[side] + text[len(side) :]) if style else text
-    if found["han"]:
+    if match["han"]:
         return text if text in _BOTH_SIDES else text.translate(_MIRROR_HAN)
-    if found["korean"]:
+    if match["korean"]:
         side = next(side for side in _KOREAN_OTHER if text.startswith(side))
         return _KOREAN_OTHER[side] + text[len(side) :]
     return text

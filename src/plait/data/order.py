@@ -5,8 +5,8 @@ generalised Feistel network (Luby and Rackoff 1988) over a rectangle of about sq
 walking the cycle (Black and Rogaway 2002, "Ciphers with arbitrary finite domains"). Statistical shuffling, not cryptography.
 
 A mixture is one fixed block of slots, apportioned to the sources by weight (largest remainder) and interleaved evenly; the blocks repeat
-for ever, and each source goes through its own epochs whenever its slots come up. Ranks, workers and micro-batches have no say in it:
-they only cut a global batch into `shares`.
+for ever, and each source goes through its own epochs whenever its slots come up. Ranks, workers and micro-batches do not change it: they
+only decide how a global batch is sliced (`rank_slices`).
 """
 
 import math
@@ -36,7 +36,7 @@ class SampleId(NamedTuple):
 
 
 def permute(position: int | np.ndarray, n: int, *parts: int | str) -> int | np.ndarray:
-    """Where `position` goes under the permutation of [0, n) that the key of `parts` names; arrays element by element (int64)."""
+    """Map `position` through the permutation of [0, n) that the key of `parts` selects; arrays element by element (int64)."""
     assert n >= 1, "a permutation needs at least one element"
     array = np.atleast_1d(np.asarray(position, dtype=_U64))
     assert array.size == 0 or int(array.max()) < n, f"position outside [0, {n})"
@@ -50,7 +50,7 @@ def permute(position: int | np.ndarray, n: int, *parts: int | str) -> int | np.n
 
 
 def _feistel(cells: np.ndarray, height: int, width: int, round_keys: np.ndarray) -> np.ndarray:
-    """One pass over the rectangle: each round shifts one coordinate by a hash of the other, which can always be undone."""
+    """Run the network once: each round shifts one coordinate by a hash of the other, which is invertible."""
     h, w = _U64(height), _U64(width)
     row, column = np.divmod(cells, w)
     for even, odd in zip(round_keys[0::2], round_keys[1::2], strict=True):
@@ -60,25 +60,30 @@ def _feistel(cells: np.ndarray, height: int, width: int, round_keys: np.ndarray)
 
 
 def _mix(z: np.ndarray) -> np.ndarray:
-    """SplitMix64's finaliser (Steele, Lea and Flood 2014): a bijection of 64-bit words that spreads every bit over all."""
+    """Hash 64-bit words by SplitMix64's finaliser (Steele, Lea and Flood 2014), a bijection that spreads every bit over all."""
     z = (z ^ (z >> _U64(30))) * _U64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> _U64(27))) * _U64(0x94D049BB133111EB)
-    return z ^ (z >> _U64(31))
+    mixed: np.ndarray = z ^ (z >> _U64(31))
+    return mixed
 
 
 class Ordering(Protocol):
-    """What a loader asks of an order: which samples make a step, of sources of which sizes."""
+    """The schedule that a loader follows: the ids of each step, and the sizes of the sources that they index."""
 
     @property
-    def sizes(self) -> Sequence[int]: ...
-    def ids(self, step: int) -> list[SampleId]: ...
+    def sizes(self) -> Sequence[int]:
+        """The number of samples of each source."""
+
+    def ids(self, step: int) -> list[SampleId]:
+        """Return the samples of the global batch of a step, the same on every rank."""
 
 
 class Order:
     """The global schedule: `ids(step)` is the list of samples that step (from 0) consumes, the same on every rank and world size.
 
-    `weights` are shares of the samples drawn, not of the sizes: two sources of weight 1 are drawn equally often, and the smaller one comes
-    round sooner. An epoch of a mixture is as many samples as its sources hold together.
+    `weights` are shares of the samples drawn, not of the sizes: two sources of weight 1 are drawn equally often, and the smaller one
+    begins its next epoch sooner. An epoch of a mixture is as many samples as its sources hold together.
+    Raises PlaitError for no source, an empty one, and a weight that is not positive.
     """
 
     def __init__(self, sizes: Sequence[int], weights: Sequence[float], seed: int, global_batch: int) -> None:
@@ -95,10 +100,10 @@ class Order:
         self.counts = block_counts([w / math.fsum(weights) for w in weights], global_batch)
         self._slot_source, self._slot_turn = interleave(self.counts)
         self._steps_at_once = max(1, _DRAW_AT_ONCE // global_batch)
-        self._memo: tuple[int, list[SampleId]] = (-1, [])  # replaced whole: threads may ask at once
+        self._memo: tuple[int, list[SampleId]] = (-1, [])  # replaced as a whole: several threads may call `ids`
 
     def ids(self, step: int) -> list[SampleId]:
-        """The `global_batch` samples of `step`. Batches run across epoch borders: none is short and no sample is dropped."""
+        """Return the `global_batch` samples of `step`. Batches run across epoch borders: none is short and no sample is dropped."""
         number, start = divmod(step, self._steps_at_once)
         memo = self._memo
         if memo[0] != number:
@@ -106,34 +111,37 @@ class Order:
         return memo[1][start * self.global_batch : (start + 1) * self.global_batch]
 
     def _draw(self, first: int) -> list[SampleId]:
-        """The samples at positions `first` and on, for as many steps as are worth one call of the permutation."""
+        """Return the samples from position `first` on, for as many steps as are worth one call of the permutation."""
         position = first + np.arange(self._steps_at_once * self.global_batch, dtype=np.int64)
         block, slot = np.divmod(position, len(self._slot_source))
         source = self._slot_source[slot]
         turn = block * np.asarray(self.counts, np.int64)[source] + self._slot_turn[slot]  # how often this source was drawn before
-        epoch, place = np.divmod(turn, np.asarray(self.sizes, np.int64)[source])
-        index = np.empty_like(place)
+        epoch, offset = np.divmod(turn, np.asarray(self.sizes, np.int64)[source])
+        index = np.empty_like(offset)
         for s, e in sorted({*zip(source.tolist(), epoch.tolist(), strict=True)}):
-            mine = (source == s) & (epoch == e)
-            index[mine] = permute(place[mine], self.sizes[s], self.seed, "order", s, e)
+            selected = (source == s) & (epoch == e)
+            index[selected] = permute(offset[selected], self.sizes[s], self.seed, "order", s, e)
         return list(map(SampleId, source.tolist(), index.tolist(), epoch.tolist()))
 
     def epoch(self, step: int) -> float:
-        """How many epochs are behind when `step` begins."""
+        """Return how many epochs (a fraction) are complete when `step` begins."""
         return step * self.global_batch / sum(self.sizes)
 
     def steps(self, epochs: float) -> int:
-        """The least number of steps that covers `epochs` (0.5 is legal)."""
+        """Return the least number of steps that covers `epochs` (0.5 is legal)."""
         return max(1, math.ceil(epochs * sum(self.sizes) / self.global_batch - 1e-9))
 
 
 def digest(ids: Iterable[SampleId]) -> int:
-    """A number that tells one multiset of samples from another: the sum of a 32-bit hash of each, so that parts of a batch add up."""
+    """Return a hash of a multiset of samples: the sum of a 32-bit hash of each, so that the digests of a batch's slices add up."""
     return sum(xxhash.xxh32_intdigest(struct.pack("<3q", *identity)) for identity in ids)
 
 
 def block_counts(shares: Sequence[float], global_batch: int) -> tuple[int, ...]:
-    """Slots per source in one block: the smallest multiple of the global batch that honours the shares within 0.1 %, or the best one."""
+    """Return slots per source in one block: the smallest multiple of the global batch within 0.1 % of the shares, or the best one.
+
+    Raises PlaitError for a share too small for the longest block.
+    """
     best, best_error, multiple = None, math.inf, 1
     while multiple == 1 or multiple * global_batch <= _BLOCK_MAX:
         counts = largest_remainder(shares, multiple * global_batch)
@@ -149,7 +157,7 @@ def block_counts(shares: Sequence[float], global_batch: int) -> tuple[int, ...]:
 
 
 def largest_remainder(shares: Sequence[float], total: int) -> list[int]:
-    """Hamilton's apportionment: whole parts first, what is left to the largest fractions (the earlier source wins a tie)."""
+    """Apportion `total` by Hamilton's method: whole parts first, the rest to the largest fractions (the earlier source wins a tie)."""
     exact = [share * total for share in shares]
     counts = [math.floor(x + 1e-9) for x in exact]
     by_fraction = sorted(range(len(exact)), key=lambda s: (counts[s] - exact[s], s))
@@ -159,7 +167,7 @@ def largest_remainder(shares: Sequence[float], total: int) -> list[int]:
 
 
 def interleave(counts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Spread each source's turns evenly over the block, so that every batch is mixed alike. Returns source and turn of each slot."""
+    """Spread each source's turns evenly over a block, so that every batch is mixed alike. Returns source and turn of each slot."""
     source = np.repeat(np.arange(len(counts)), counts)
     turn = np.concatenate([np.arange(c) for c in counts])
     when = (turn + 0.5) / np.asarray(counts)[source]
@@ -167,17 +175,17 @@ def interleave(counts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     return source[slots], turn[slots]
 
 
-def shares(ids: Sequence[SampleId], rank: int, world_size: int, micro_batch: int | None) -> list[tuple[list[SampleId], bool]]:
-    """This rank's micro-batches of a global batch, as (ids, void). None: one micro-batch per rank.
+def rank_slices(ids: Sequence[SampleId], rank: int, world_size: int, micro_batch: int | None) -> list[tuple[list[SampleId], bool]]:
+    """Slice a global batch into this rank's micro-batches, as (ids, padding). `micro_batch` None: one per rank.
 
-    Every rank gets the same number of micro-batches, because every micro-batch is a collective. A rank that has less to do gets void ones:
-    they repeat one sample to have a shape, and must contribute nothing.
+    Every rank gets the same number of micro-batches, because each one is a collective. A rank with fewer samples gets padding
+    micro-batches: they repeat one sample to have a shape, and must contribute nothing.
     """
     assert 0 <= rank < world_size
     assert len(ids) >= 1
     largest = -(-len(ids) // world_size)
     size = min(micro_batch or largest, largest)
     assert size >= 1
-    mine = list(ids[rank * len(ids) // world_size : (rank + 1) * len(ids) // world_size])
-    cut = [(mine[start : start + size], False) for start in range(0, len(mine), size)]
-    return cut + [([ids[0]], True)] * (-(-largest // size) - len(cut))
+    of_rank = list(ids[rank * len(ids) // world_size : (rank + 1) * len(ids) // world_size])
+    slices = [(of_rank[start : start + size], False) for start in range(0, len(of_rank), size)]
+    return slices + [([ids[0]], True)] * (-(-largest // size) - len(slices))

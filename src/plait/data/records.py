@@ -1,4 +1,4 @@
-"""A record: one sample's bytes and fields, before anything is made of them. Every reader (shards, folder, lines, table) gives these."""
+"""A record: one sample's bytes and fields, before anything is made of them. Every reader (shards, folder, jsonl, datasets) gives these."""
 
 import json
 from collections.abc import Iterable
@@ -21,7 +21,7 @@ class Record(NamedTuple):
 
 
 def from_members(name: str, members: Iterable[tuple[str, bytes]]) -> Record:
-    """Files of one stem to a record. `members` are (extension, bytes) in order.
+    """Make a record of the files of one stem. `members` are (extension, bytes) in order. Raises BadSample for broken JSON or text.
 
     Images by extension (`png`, `left.png`), those named `frame...` being frames of a clip; `json` gives fields, `meta.json` the field
     `meta`; `txt` gives `caption`, `cls` gives `label`, `prompt.txt` the field `prompt`. Other members are left alone.
@@ -49,7 +49,7 @@ def from_members(name: str, members: Iterable[tuple[str, bytes]]) -> Record:
 
 
 def parse_json(body: bytes, where: str) -> Any:
-    """JSON, or a BadSample that says where it is broken."""
+    """Parse JSON. Raises BadSample that says where it is broken."""
     try:
         return json.loads(body)
     except ValueError as error:
@@ -57,8 +57,13 @@ def parse_json(body: bytes, where: str) -> Any:
 
 
 def decode_text(body: bytes, where: str) -> str:
-    """UTF-8 text without the ends' white space."""
+    """Decode UTF-8 text and strip white space at its ends. Raises BadSample."""
     try:
         return body.decode("utf-8-sig").strip()
     except UnicodeDecodeError as error:
         raise BadSample(f"{where} is not UTF-8 text: {error}") from error
+
+
+def as_list(value: Any) -> list[Any]:
+    """Return a field that holds one thing, several or none as a list."""
+    return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]

@@ -1,13 +1,14 @@
-"""Files behind fsspec addresses, read by range.
+"""Files at fsspec addresses (s3://, https://, ...), read by range.
 
-With a cache folder, blocks of 4 MiB are fetched once and kept, each written whole or not at all. Without one, exactly the bytes asked for
+With a cache folder, blocks of 4 MiB are fetched once and kept, each written whole or not at all. Without one, exactly the bytes requested
 are fetched, and nothing is kept.
 """
 
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import fsspec
 
@@ -15,21 +16,27 @@ from plait.errors import PlaitError
 from plait.files import write_whole
 from plait.keys import key
 
+T = TypeVar("T")
+
 BLOCK_BYTES = 4 << 20
 _WAITS_S = (0.5, 2.0, 8.0)  # between attempts at one range
 _LOCKS = 16  # two threads never fetch one block at once
 
 
 def connect(address: str) -> tuple[Any, str]:
-    """(file system, path in it) of an address. Errors: a protocol that fsspec does not know, or whose package is not installed."""
+    """Return (file system, path in it) of an address.
+
+    Raises PlaitError for a protocol that fsspec does not know, or whose package is not installed.
+    """
     try:
-        return fsspec.core.url_to_fs(address)
+        system, inner = fsspec.core.url_to_fs(address)
+        return system, str(inner)
     except (ImportError, ValueError) as error:
         raise PlaitError(f"cannot open {address}: {error}") from error
 
 
 class RemoteFile:
-    """One remote file of known size. Threads may read it at once, and it may be sent to another process."""
+    """One remote file of known size. Threads may read at once, and it may be sent to another process."""
 
     def __init__(self, address: str, cache: str | Path | None) -> None:
         self.address = address
@@ -51,7 +58,7 @@ class RemoteFile:
         self._locks = [threading.Lock() for _ in range(_LOCKS)]
 
     def read(self, offset: int, length: int) -> bytes:
-        """`length` bytes from `offset`. Errors: past the end, short answers, a dead network after several attempts."""
+        """Read `length` bytes from `offset`. Raises PlaitError past the end, for a short answer, and after several failed attempts."""
         if offset + length > self.size:
             raise PlaitError(f"{self.address}: bytes {offset} to {offset + length} lie past its end at {self.size}")
         if self._blocks is None:
@@ -61,20 +68,21 @@ class RemoteFile:
         return body[offset - first * BLOCK_BYTES :][:length]
 
     def _block(self, number: int) -> bytes:
+        """Return a block from the cache folder, fetched first if it is not there."""
         start, end = number * BLOCK_BYTES, min((number + 1) * BLOCK_BYTES, self.size)
         assert self._blocks is not None
-        kept = self._blocks / f"{number:08d}"
+        cached = self._blocks / f"{number:08d}"
         with self._locks[number % _LOCKS]:
-            if kept.is_file() and len(body := kept.read_bytes()) == end - start:
+            if cached.is_file() and len(body := cached.read_bytes()) == end - start:
                 return body
             body = self._fetch(start, end)
-            write_whole(kept, body)
+            write_whole(cached, body)
             return body
 
     def _fetch(self, start: int, end: int) -> bytes:
         if start == end:
             return b""
-        body = self._try(lambda: self._system.cat_file(self._inner, start=start, end=end), f"read bytes {start} to {end} of")
+        body: bytes = self._try(lambda: self._system.cat_file(self._inner, start=start, end=end), f"read bytes {start} to {end} of")
         if len(body) != end - start:
             raise PlaitError(f"{self.address} sent {len(body)} bytes of {end - start} from offset {start}: it changed, or was cut short")
         return body
@@ -83,7 +91,8 @@ class RemoteFile:
         self._system, self._inner = connect(self.address)
         return self._system
 
-    def _try(self, action: Any, what: str) -> Any:
+    def _try(self, action: Callable[[], T], what: str) -> T:
+        """Call `action`, again after a wait when the network fails. Raises PlaitError after the last attempt."""
         for wait_s in (*_WAITS_S, None):
             try:
                 return action()
@@ -97,6 +106,6 @@ class RemoteFile:
 
 
 def _version(info: dict[str, Any]) -> str:
-    """What the store offers to tell one content from the next."""
-    known = (info.get(name) for name in ("ETag", "etag", "md5Hash", "mtime", "LastModified", "last_modified", "created"))
-    return str(next((value for value in known if value is not None), ""))
+    """Return what the store says of a file's content (a hash, else a time), to recognise when it changed."""
+    marks = (info.get(name) for name in ("ETag", "etag", "md5Hash", "mtime", "LastModified", "last_modified", "created"))
+    return str(next((mark for mark in marks if mark is not None), ""))

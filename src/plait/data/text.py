@@ -1,14 +1,16 @@
 """From a record (any fields) to a conversation: `messages` of {"role", "content"}, roles system, user and assistant.
 
-In this order: the entry's `template` (format strings over the record's fields), a `messages` list as chat models take it, a
-`conversations` list as LLaVA and ShareGPT write it, a `caption`. A record with none of them has no messages: some families need none.
-`<image>` in a content marks the place of the next image. Nothing here knows tokens.
+The messages come from the first of these that there is: the entry's `template` (format strings over the record's fields), a `messages`
+list as chat models take it, a `conversations` list as LLaVA and ShareGPT write it, a `caption`. A record with none of them has no messages:
+some families need none.
+`<image>` in a content marks where the next image goes. Nothing here knows tokens.
 """
 
 from collections.abc import Mapping
 from string import Formatter
 from typing import Any
 
+from plait.config.schema import Template
 from plait.errors import BadSample, PlaitError
 
 IMAGE_MARK = "<image>"
@@ -19,16 +21,21 @@ _IMAGE_PARTS = ("image", "image_url")
 
 
 def rename(record: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
-    """Give fields our names: `columns` maps our name to theirs. The other fields keep theirs."""
+    """Rename the fields of a record: `columns` maps plait's name of a field to the record's. Raises BadSample for a missing one."""
     missing = [theirs for theirs in columns.values() if theirs not in record]
     if missing:
         raise BadSample(f"no field {missing[0]!r} (columns); the record has {_names(record)}")
-    taken = set(columns.values())
-    return {k: v for k, v in record.items() if k not in taken} | {ours: record[theirs] for ours, theirs in columns.items()}
+    renamed = set(columns.values())
+    return {k: v for k, v in record.items() if k not in renamed} | {ours: record[theirs] for ours, theirs in columns.items()}
 
 
-def messages(fields: Mapping[str, Any], template: Any | None) -> list[dict[str, str]]:
-    """The conversation of one record. `template` has `system`, `user` and `assistant`, each a format string or None."""
+def patterns(template: Template) -> list[tuple[str, str | None]]:
+    """Return (role, format string or None) of a template, in the order of ROLES."""
+    return [("system", template.system), ("user", template.user), ("assistant", template.assistant)]
+
+
+def messages(fields: Mapping[str, Any], template: Template | None) -> list[dict[str, str]]:
+    """Return the conversation of one record, empty if it has no text. Raises BadSample for text that is no conversation."""
     if template is not None:
         return _from_template(fields, template)
     if fields.get("messages") is not None:
@@ -41,36 +48,34 @@ def messages(fields: Mapping[str, Any], template: Any | None) -> list[dict[str, 
 
 
 def check_marks(conversation: list[dict[str, str]], images: int) -> None:
-    """Marks say where images go, so there are none of them or one per image."""
+    """Raise BadSample unless the text has no `<image>` marks or as many as the sample has images."""
     marks = sum(turn["content"].count(IMAGE_MARK) for turn in conversation)
     if marks and marks != images:
         raise BadSample(f"the text has {marks} {IMAGE_MARK} marks, the sample {images} images")
 
 
-def check_template(template: Any, fields: Mapping[str, Any], where: str) -> None:
-    """Refuse, before the run, a template that cannot be filled from a record like `fields`."""
-    for role in ROLES:
-        pattern = getattr(template, role)
-        if pattern is None:
-            continue
-        for name in _placeholders(pattern, where, role):
+def check_template(template: Template, fields: Mapping[str, Any]) -> None:
+    """Raise PlaitError if the template cannot be filled from a record that has `fields`; done once, before the run."""
+    for role, pattern in patterns(template):
+        for name in _placeholders(pattern, role) if pattern is not None else ():
             if name not in fields:
-                raise PlaitError(f"{where}: template.{role} wants the field {name!r}; the records have {_names(fields)}")
+                raise PlaitError(f"template.{role} wants the field {name!r}; the records have {_names(fields)}")
 
 
-def _placeholders(pattern: str, where: str, role: str) -> list[str]:
+def _placeholders(pattern: str, role: str) -> list[str]:
+    """Return the fields that a format string names. Raises PlaitError for one that cannot be parsed or has places without a name."""
     try:
-        inside = [name for _, name, _, _ in Formatter().parse(pattern) if name is not None]
+        replacements = [name for _, name, _, _ in Formatter().parse(pattern) if name is not None]
     except ValueError as error:
-        raise PlaitError(f"{where}: template.{role} {pattern!r} is not a format string ({error}); write {{{{ for a brace") from error
-    names = [name.split(".")[0].split("[")[0] for name in inside]
+        raise PlaitError(f"template.{role} {pattern!r} is not a format string ({error}); write {{{{ for a brace") from error
+    names = [name.split(".")[0].split("[")[0] for name in replacements]
     if any(not name or name.isdigit() for name in names):
-        raise PlaitError(f"{where}: template.{role} {pattern!r} has a place without a name; write {{field}}, and {{{{ for a brace")
+        raise PlaitError(f"template.{role} {pattern!r} has a place without a name; write {{field}}, and {{{{ for a brace")
     return names
 
 
-def _from_template(fields: Mapping[str, Any], template: Any) -> list[dict[str, str]]:
-    turns = [{"role": role, "content": _fill(getattr(template, role), fields)} for role in ROLES if getattr(template, role) is not None]
+def _from_template(fields: Mapping[str, Any], template: Template) -> list[dict[str, str]]:
+    turns = [{"role": role, "content": _fill(pattern, fields)} for role, pattern in patterns(template) if pattern is not None]
     if all(turn["role"] != "user" for turn in turns):  # images need a user turn to stand in
         turns.insert(len(turns) - (template.assistant is not None), {"role": "user", "content": ""})
     return turns
@@ -83,23 +88,25 @@ def _fill(pattern: str, fields: Mapping[str, Any]) -> str:
         raise BadSample(f"cannot fill {pattern!r}: {type(error).__name__} {error}; the record has {_names(fields)}") from error
 
 
-def _turns(fields: Mapping[str, Any], name: str) -> list[Any]:
-    if not isinstance(fields[name], list) or not fields[name]:
-        raise BadSample(f"`{name}` is not a list of turns but {str(fields[name])[:60]!r}")
-    return fields[name]
+def _turns(fields: Mapping[str, Any], name: str) -> list[object]:
+    turns = fields[name]
+    if not isinstance(turns, list) or not turns:
+        raise BadSample(f"`{name}` is not a list of turns but {str(turns)[:60]!r}")
+    return turns
 
 
-def _turn(turn: Any, who: str, what: str) -> dict[str, str]:
-    if not isinstance(turn, Mapping) or who not in turn or what not in turn:
-        raise BadSample(f"a turn needs {who!r} and {what!r}, this one is {str(turn)[:60]!r}")
-    role = _SPEAKERS.get(turn[who])
+def _turn(turn: object, role_key: str, content_key: str) -> dict[str, str]:
+    """Return a turn as {"role", "content"}. Raises BadSample for an unknown speaker or a missing key."""
+    if not isinstance(turn, Mapping) or role_key not in turn or content_key not in turn:
+        raise BadSample(f"a turn needs {role_key!r} and {content_key!r}, this one is {str(turn)[:60]!r}")
+    role = _SPEAKERS.get(turn[role_key])
     if role is None:
-        raise BadSample(f"unknown speaker {turn[who]!r}; known: {', '.join(_SPEAKERS)}")
-    return {"role": role, "content": _content(turn[what])}
+        raise BadSample(f"unknown speaker {turn[role_key]!r}; known: {', '.join(_SPEAKERS)}")
+    return {"role": role, "content": _content(turn[content_key])}
 
 
-def _content(content: Any) -> str:
-    """A string, or the list of parts chat templates use: text parts are joined, image parts become marks."""
+def _content(content: object) -> str:
+    """Return the text of a turn, a string or a list of parts: text parts are joined, image parts become marks. Raises BadSample."""
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
@@ -116,8 +123,8 @@ def _content(content: Any) -> str:
     return "".join(pieces)
 
 
-def image_parts(conversation: Any) -> list[Any]:
-    """What the image parts of a `messages` list point to, in order; parts without a target stand for the record's own images."""
+def image_parts(conversation: object) -> list[Any]:
+    """Return what the image parts of a `messages` list point to, in order; parts without a target stand for the record's own images."""
     if not isinstance(conversation, list):
         return []
     parts = [

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from plait.assembly.data import TrainingData
-from plait.data.buckets import contents_of
+from plait.data.sources.bucketing import contents_of
 from plait.engine import power_ema, source_shares
 from plait.training.stage_plan import StagePlan
 

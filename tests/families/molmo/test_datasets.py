@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from plait.config.schema import Source
-from plait.data.sources.open import Absent
+from plait.data.sources.contract import Absent
 from plait.errors import BadSample, PlaitError
 from plait.families.molmo.catalogue import datasets
 from plait.families.molmo.catalogue.datasets import DATASETS, open_dataset

@@ -8,7 +8,7 @@ from PIL import Image
 
 from plait.config import mixture
 from plait.config.schema import Source
-from plait.data.sources.open import open_source
+from plait.data.sources.open import KINDS, open_source
 
 PAGE = (Path(__file__).parents[3] / "docs" / "molmo.md").read_text()
 TEXT = PAGE[PAGE.index("\n## Mixtures") : PAGE.index("\n`data.pad`")]
@@ -29,7 +29,7 @@ def folder(tmp_path, monkeypatch) -> Path:
 
 
 def test_both_forms_of_a_mixture_on_the_page_have_the_shares_it_says(folder):
-    rows, groups = (mixture.read(_written(folder / f"{i}.yaml", text)) for i, text in enumerate(printed("yaml")))
+    rows, groups = (mixture.read(_written(folder / f"{i}.yaml", text), [], KINDS) for i, text in enumerate(printed("yaml")))
     assert rows.weights([9, 9, 9]) == [2.0, 1.0, 1.0]
     # sizes 400 and 100: roots 20 and 10 of 30; pixmo_cap counts as 50,000 and so does pixmo_cap_qa
     assert groups.weights([400, 100, 50_000, 700_000]) == pytest.approx([0.7 * 2 / 3, 0.7 / 3, 0.15, 0.15])

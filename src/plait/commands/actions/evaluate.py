@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import yaml
 from pydantic import ValidationError
@@ -18,8 +18,9 @@ from plait.assembly.model import ModelBundle
 from plait.commands.pages import gallery
 from plait.commands.pages.card import Card
 from plait.config import reading
-from plait.config.schema import Evaluate, RunConfig, Source, SourceKind
+from plait.config.schema import Evaluate, RunConfig, Source
 from plait.data import images, paths
+from plait.data.sources.open import KINDS
 from plait.engine import evaluation
 from plait.engine.checkpoints.checkpoint import Checkpoint
 from plait.engine.evaluation import Bench, Row
@@ -242,8 +243,8 @@ def _sources(text: str, split: str | None) -> list[Source]:
         if text.startswith("["):
             return [Source.model_validate({"split": split, **row} if split else row) for row in reading.scalar(text)]
         kind, colon, rest = text.partition(":")
-        if colon and kind in get_args(SourceKind):
-            where = {"name": rest} if kind in ("dataset", "datasets") else {"path": rest}
+        if colon and (rules := KINDS.get(kind)):
+            where = {"name": rest} if "name" in rules.needs else {"path": rest}
             return [Source.model_validate({"source": kind, "split": split, **where})]
     except (ValidationError, yaml.YAMLError, TypeError) as error:
         reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error).splitlines()[0]
@@ -255,7 +256,7 @@ def _sources(text: str, split: str | None) -> list[Source]:
         return [Source(source="shards", path=text, split=split)]
     if path.is_dir():
         return [Source(source="folder", path=text, split=split)]
-    kinds = ", ".join(get_args(SourceKind))
+    kinds = ", ".join(KINDS)
     raise PlaitError(
         f"--data {text!r} is no .jsonl, .tar or folder; give one, a list of sources in YAML, or KIND:PATH with KIND one of {kinds}"
     )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from plait.data import paths
 from plait.data.formats import index as indexes
-from plait.data.sources.open import Indexed, index_files
+from plait.data.sources.shards import Indexed, index_files
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def _row(shard: Indexed, existed: bool) -> tuple[str, str, str, str, str]:
 
 
 def _index_candidates(shard: str) -> list[Path]:
-    return [indexes.cached_place(shard, None)] if paths.is_remote(shard) else indexes.places(Path(shard), None)
+    return [indexes.cached_path(shard, None)] if paths.is_remote(shard) else indexes.candidate_paths(Path(shard), None)
 
 
 def _data_bytes(shard: Indexed) -> int:

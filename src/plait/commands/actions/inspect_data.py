@@ -25,9 +25,9 @@ from plait.commands.pages.card import Card
 from plait.config.resolved import Resolved, StageView
 from plait.config.schema import RunConfig, Source
 from plait.data import images
-from plait.data.buckets import contents_of
-from plait.data.loading.micro_batch import Bad, Preparation
+from plait.data.loading.micro_batch import Bad, MicroBatchBuilder
 from plait.data.order import Ordering, SampleId
+from plait.data.sources.bucketing import contents_of
 from plait.errors import PlaitError
 from plait.families import registry
 from plait.families.contract import Family, Inputs
@@ -119,10 +119,10 @@ def _draw_stage(view: StageView, family: Family, section: Any, assets: Path, spl
     inputs = _inputs(family, section, assets, config, split, config.data.max_tokens)
     whole = _inputs(family, section, assets, config, split, None) if config.data.max_tokens is not None else None
     ids, seed, order = _first(view, data, split, samples)
-    preparation = Preparation(tuple(opened), order, _Watched(inputs), seed, rank=0, world_size=1, micro_batch=None)
+    builder = MicroBatchBuilder(tuple(opened), order, _Watched(inputs), seed, rank=0, world_size=1, micro_batch=None)
     seen, bad = [], []
     for wanted in ids:
-        encoded = preparation.example(wanted)
+        encoded = builder.encode(wanted)
         sample, sample_key, example = encoded.value
         shown = inspect(inputs, sample, example)
         cut = whole is not None and _length(inspect(whole, sample, whole.encode(sample, sample_key))) > _length(shown)

@@ -17,7 +17,7 @@ from plait.config import reading
 from plait.config.schema import Source
 from plait.data import aspect, paths
 from plait.data.latent_shards import statistics, write
-from plait.data.latent_shards.plan import Plan, Report, Request, counted, plan
+from plait.data.latent_shards.plan import Plan, Report, Request, count_reasons, plan
 from plait.data.sources.metadata import read_metadata
 from plait.data.sources.open import open_source
 from plait.errors import PlaitError
@@ -142,7 +142,7 @@ def _planned(planned: Plan) -> list[str]:
     """Return the lines of a dry run: samples per bucket, and what would be read, written and skipped."""
     total = sum(map(len, planned.positions.values()))
     lines = [f"{bucket.name:>11}  {len(positions):>9} samples" for bucket, positions in planned.positions.items()]
-    return [*lines, f"read {planned.read}, to write {total}, skipped: {write.said(counted(planned.skipped))}"]
+    return [*lines, f"read {planned.read}, to write {total}, skipped: {write.reasons_text(count_reasons(planned.skipped))}"]
 
 
 def _made(metadata: Mapping[str, Any]) -> list[str]:
@@ -152,7 +152,7 @@ def _made(metadata: Mapping[str, Any]) -> list[str]:
         f"{name:>11}  {row['samples']:>9} samples  {row['tokens']:>10} tokens  {len(row['shards']):>5} shards"
         for name, row in metadata["buckets"].items()
     ]
-    lines.append(f"read {counts['read']}, written {counts['written']}, skipped: {write.said(counts['skipped'])}")
+    lines.append(f"read {counts['read']}, written {counts['written']}, skipped: {write.reasons_text(counts['skipped'])}")
     lines.append(f"captions: {texts['truncated_share']:.1%} cut at {texts['max_tokens']} tokens, {texts['naming_a_side']} name a side")
     if pictures["enlarged"]:
         lines.append(f"{pictures['enlarged']} pictures are smaller than their bucket and were enlarged")

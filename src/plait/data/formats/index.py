@@ -1,7 +1,7 @@
-"""An index beside a data file: arrays of offsets, built once, memory-mapped ever after.
+"""An index beside a data file: arrays of offsets, built once and memory-mapped from then on.
 
-The file is a magic line, a JSON header and 8-byte aligned arrays. Its stamp (size and time of the data file) says whether it is fresh;
-its xxh3, checked when it is mapped, says whether it is whole. It lives at `<data file>.idx`, or in the cache folder when the data's own
+The file is a magic line, a JSON header and 8-byte aligned arrays. Its stamp (size and time of the data file) tells whether it is fresh;
+its xxh3, checked when it is mapped, tells whether it is whole. It is at `<data file>.idx`, or in the cache folder when the data's own
 folder is read-only.
 """
 
@@ -27,7 +27,7 @@ _ALIGN = 8
 
 @dataclass(frozen=True)
 class IndexHead:
-    """What is known of an index without mapping it. `facts` is the maker's own (counts, names of extensions)."""
+    """The header of an index file, read without its arrays. `facts` is the format's own metadata (counts, names of extensions)."""
 
     path: Path
     stamp: dict[str, Any]
@@ -38,61 +38,64 @@ class IndexHead:
 
 
 def cache_folder(cache: str | Path | None) -> Path:
-    """The configured cache, or the user's: $PLAIT_CACHE, else ~/.cache/plait."""
+    """Return the configured cache folder, or the user's: $PLAIT_CACHE, else ~/.cache/plait."""
     return Path(cache or os.environ.get("PLAIT_CACHE") or "~/.cache/plait").expanduser()
 
 
 def stamp_of(path: Path) -> dict[str, Any]:
-    """Size and time of a local file: when either differs, its index is stale."""
+    """Return size and time of a local file: when either differs, its index is stale."""
     status = path.stat()
     return {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
 
 
-def places(data_path: Path, cache: str | Path | None) -> list[Path]:
-    """Where the index of a local file may be: beside it, then in the cache."""
+def candidate_paths(data_path: Path, cache: str | Path | None) -> list[Path]:
+    """Return the paths where the index of a local file may be: beside it, then in the cache."""
     absolute = data_path.absolute()
-    return [absolute.with_name(absolute.name + ".idx"), cached_place(str(absolute), cache)]
+    return [absolute.with_name(absolute.name + ".idx"), cached_path(str(absolute), cache)]
 
 
-def cached_place(name: str, cache: str | Path | None) -> Path:
-    """The cache's file for the index of `name` (a path or an address)."""
+def cached_path(name: str, cache: str | Path | None) -> Path:
+    """Return the file in the cache for the index of `name` (a path or an address)."""
     return cache_folder(cache) / "index" / f"{Path(name).name}-{key(name):016x}.idx"
 
 
 def obtain(
     data_path: Path, cache: str | Path | None, make: Callable[[], tuple[dict[str, Any], Mapping[str, np.ndarray]]], *, rebuild: bool = False
 ) -> tuple[IndexHead, bool]:
-    """The fresh index of a local file, and whether it had to be made now. `make` returns (facts, arrays)."""
+    """Return the fresh index of a local file, and whether it was built just now. `make` returns (facts, arrays).
+
+    Raises PlaitError when neither the data's folder nor the cache can be written.
+    """
     stamp = stamp_of(data_path)
-    beside, cached = places(data_path, cache)
+    beside, cached = candidate_paths(data_path, cache)
     if not rebuild:
-        for place in (beside, cached):
-            head = read_head(place)
+        for path in (beside, cached):
+            head = read_head(path)
             if head is not None and head.stamp == stamp:
                 return head, False
     facts, arrays = make()
     body = pack(stamp, facts, arrays)
-    place = beside if _may_write(beside.parent) else cached
+    path = beside if _may_write(beside.parent) else cached
     try:
-        write_whole(place, body)
+        write_whole(path, body)
     except OSError as error:
-        if place == cached:
+        if path == cached:
             raise PlaitError(
                 f"cannot write the index {cached}: {error.strerror}; set data.cache to a folder that can be written"
             ) from error
-        write_whole(place := cached, body)
-    head = read_head(place)
+        write_whole(path := cached, body)
+    head = read_head(path)
     assert head is not None
     return head, True
 
 
 def _may_write(folder: Path) -> bool:
-    """Mode bits count even for root, whom the system would let write anywhere."""
+    """Return whether a folder is writable by its mode bits too, which count even for root, who could write anywhere."""
     return bool(folder.stat().st_mode & (stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH)) and os.access(folder, os.W_OK)
 
 
 def pack(stamp: dict[str, Any], facts: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> bytes:
-    """The bytes of an index file."""
+    """Return the bytes of an index file."""
     layout, body = {}, bytearray()
     for name, array in arrays.items():
         layout[name] = [array.dtype.str, len(body), len(array)]
@@ -105,9 +108,9 @@ def pack(stamp: dict[str, Any], facts: dict[str, Any], arrays: Mapping[str, np.n
 
 
 def read_head(path: Path) -> IndexHead | None:
-    """The header of an index file; None when there is none or it is not one of ours (then it is made anew)."""
+    """Read the header of an index file; None when there is none or it is not one of plait's (it is then built again)."""
     try:
-        with open(path, "rb") as file:
+        with path.open("rb") as file:
             if file.read(len(_MAGIC)) != _MAGIC:
                 return None
             length = int.from_bytes(file.read(8), "little")
@@ -118,9 +121,9 @@ def read_head(path: Path) -> IndexHead | None:
 
 
 def map_arrays(head: IndexHead) -> dict[str, np.ndarray]:
-    """Map the arrays. Errors: a body that does not hash to what the header says."""
+    """Map the arrays of an index into memory. Raises PlaitError when the file has gone or does not match its hash."""
     try:
-        with open(head.path, "rb") as file:
+        with head.path.open("rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:
         raise PlaitError(f"the index {head.path} is gone or unreadable ({error}); run `plait data index` on the data again") from error

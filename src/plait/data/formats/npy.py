@@ -1,4 +1,4 @@
-"""Arrays as `.npy` bytes (NEP 1). Reading is a view of the bytes with the parsed header remembered."""
+"""Arrays as `.npy` bytes (NEP 1). Reading returns a view of the bytes; parsed headers are cached."""
 
 import io
 import math
@@ -13,14 +13,14 @@ _HEADERS = {1: (2, np.lib.format.read_array_header_1_0), 2: (4, np.lib.format.re
 
 
 def dump(array: np.ndarray) -> bytes:
-    """The bytes of one array; the same array gives the same bytes."""
+    """Return the bytes of one array; the same array gives the same bytes."""
     body = io.BytesIO()
     np.save(body, np.ascontiguousarray(array), allow_pickle=False)
     return body.getvalue()
 
 
 def parse(body: bytes, where: str) -> np.ndarray:
-    """A read-only view. Errors: BadSample that names the member for what is no array, holds objects, or is cut short."""
+    """Return a read-only view of the array. Raises BadSample that names the member for what is no array, holds objects, or is cut short."""
     width, _ = _HEADERS.get(body[6] if len(body) > 6 else 0, (0, None))
     start = 8 + width + int.from_bytes(body[8 : 8 + width], "little")
     if not body.startswith(_MAGIC) or not width or len(body) < start:

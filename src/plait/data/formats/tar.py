@@ -1,7 +1,7 @@
-"""Walking a tar file: where every member's bytes lie. Strict: a cut, damaged or foreign file is an error that names the offset.
+"""The members of a tar file and their offsets. A truncated, damaged or foreign file is an error that names the offset.
 
 Format: POSIX.1-2001 pax and the GNU extensions for long names; Python's tarfile parses the 512-byte headers, but its iteration stops
-silently at the first bad one, which is why the walk is ours.
+silently at the first bad one, so the headers are walked here.
 """
 
 import re
@@ -27,11 +27,14 @@ class Member(NamedTuple):
     size: int
 
 
-Read = Callable[[int, int], bytes]  # (offset, length) -> bytes; the walk never asks past the end
+Read = Callable[[int, int], bytes]  # (offset, length) -> bytes; never called past the end
 
 
 def walk(read: Read, size: int, where: str) -> list[Member]:
-    """All regular members in file order. `where` names the file in errors."""
+    """Return all regular members in file order. `where` names the file in errors.
+
+    Raises PlaitError for a file that is no tar, is truncated or damaged, or holds links or special files.
+    """
     if size == 0:
         raise PlaitError(f"{where} is empty (0 bytes)")
     members: list[Member] = []
@@ -60,10 +63,10 @@ def walk(read: Read, size: int, where: str) -> list[Member]:
 
 
 def _header(read: Read, offset: int, size: int, where: str) -> tarfile.TarInfo | None:
-    """The header at `offset`; None at the end mark (zeros up to the end of the file)."""
+    """Return the header at `offset`; None at the end mark (zeros up to the end of the file). Raises PlaitError for anything else."""
     if offset + _BLOCK > size:
-        found = read(offset, min(size - offset, 8)) if offset == 0 else b""
-        raise PlaitError(_foreign(found, where) if offset == 0 else f"{where} is truncated: no end mark at offset {offset} of {size} bytes")
+        start = read(offset, min(size - offset, 8)) if offset == 0 else b""
+        raise PlaitError(_foreign(start, where) if offset == 0 else f"{where} is truncated: no end mark at offset {offset} of {size} bytes")
     block = read(offset, _BLOCK)
     if not any(block):
         rest = offset
@@ -83,6 +86,7 @@ def _header(read: Read, offset: int, size: int, where: str) -> tarfile.TarInfo |
 
 
 def _foreign(start: bytes, where: str) -> str:
+    """Return the message for a file that does not begin as a tar does, with the compression if it is one."""
     for magic, name in _COMPRESSED.items():
         if start.startswith(magic):
             return f"{where} is compressed ({name}), so it cannot be read at random; unpack it to a plain tar"
@@ -90,30 +94,30 @@ def _foreign(start: bytes, where: str) -> str:
 
 
 def _pax(body: bytes, where: str, offset: int) -> dict[str, str]:
-    """Records "length key=value\\n" of a pax header; only path and size matter here."""
-    found, position = {}, 0
+    """Parse the records of a pax header, each "length key=value" and a newline; only path and size matter. Raises PlaitError."""
+    records, position = {}, 0
     while position < len(body):
         digits, space, _ = body[position:].partition(b" ")
         if not space or not digits.isdigit() or int(digits) <= len(digits):
             raise PlaitError(f"{where} is damaged: bad extended header at offset {offset}")
         name, _, value = body[position + len(digits) + 1 : position + int(digits) - 1].partition(b"=")
-        found[name.decode("utf-8", "replace")] = value.decode("utf-8", "surrogateescape")
+        records[name.decode("utf-8", "replace")] = value.decode("utf-8", "surrogateescape")
         position += int(digits)
-    if any(name.startswith("GNU.sparse") for name in found):
+    if any(name.startswith("GNU.sparse") for name in records):
         raise PlaitError(f"{where} holds a sparse file at offset {offset}; pack plain files")
-    return found
+    return records
 
 
-def _natural(kind: str) -> list[tuple[int, str]]:
-    """2.png before 10.png."""
-    return [(int(piece), "") if piece.isdigit() else (-1, piece) for piece in re.split(r"(\d+)", kind)]
+def _natural(extension: str) -> list[tuple[int, str]]:
+    """Return a sort key that puts 2.png before 10.png."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", extension)]
 
 
 def index(members: list[Member], where: str) -> tuple[dict[str, object], dict[str, np.ndarray]]:
-    """(facts, arrays) of a shard's index: members grouped into samples by stem, samples in the order of their first member.
+    """Return (facts, arrays) of a shard's index: members grouped into samples by stem, samples in the order of their first member.
 
     The stem ends at the first dot of the file name (`a/b.seg.png` is member `seg.png` of sample `a/b`); names that begin with a dot are
-    passed over and counted. Errors: two members of one name; nothing to train on.
+    left out and counted. Raises PlaitError for two members of one name, and for a shard without samples.
     """
     samples: dict[str, dict[str, Member]] = {}
     hidden = 0

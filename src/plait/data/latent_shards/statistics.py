@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -22,8 +22,6 @@ from plait.data.sources.metadata import METADATA
 from plait.data.sources.shards import Shards
 from plait.errors import BadSample, PlaitError
 
-_OWN_FIELDS = ("caption", "image_id", "width", "height", "bucket", "tokens", "truncated")
-
 
 @dataclass
 class Moments:
@@ -34,7 +32,8 @@ class Moments:
     count: int = 0
 
     @classmethod
-    def of(cls, channels: int) -> "Moments":
+    def of(cls, channels: int) -> Self:
+        """Return the sums of no values."""
         return cls(np.zeros(channels), np.zeros(channels))
 
     def add(self, latent: np.ndarray) -> None:
@@ -44,28 +43,33 @@ class Moments:
         self.squares += (values * values).sum(1)
         self.count += values.shape[1]
 
-    def merge(self, told: Mapping[str, Any]) -> None:
-        """Add what `facts` of another one say."""
-        self.sum += told["sum"]
-        self.squares += told["squares"]
-        self.count += told["count"]
+    def merge(self, sums: Mapping[str, Any]) -> None:
+        """Add the sums of another one, as its `as_json` gives them."""
+        self.sum += sums["sum"]
+        self.squares += sums["squares"]
+        self.count += sums["count"]
 
-    def facts(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, Any]:
+        """Return the sums as plain data."""
         return {"sum": self.sum.tolist(), "squares": self.squares.tolist(), "count": self.count}
 
     def statistics(self) -> dict[str, Any]:
-        """Mean and deviation per channel. A constant channel gets deviation 1 and is listed: it becomes 0 everywhere."""
+        """Return mean and deviation per channel. A constant channel gets deviation 1 and is listed: it becomes 0 everywhere."""
         mean = self.sum / self.count
         variance = np.maximum(self.squares / self.count - mean**2, 0)
         constant = variance <= 1e-12 * np.maximum(self.squares / self.count, 1e-12)
         std = np.where(constant, 1.0, np.sqrt(variance))
-        found = {"mean": mean.tolist(), "std": std.tolist(), "values_per_channel": self.count}
-        return {**found, "constant_channels": np.flatnonzero(constant).tolist()}
+        return {
+            "mean": mean.tolist(),
+            "std": std.tolist(),
+            "values_per_channel": self.count,
+            "constant_channels": np.flatnonzero(constant).tolist(),
+        }
 
 
 @dataclass
 class Tally:
-    """What is counted while one shard is written."""
+    """The counts and statistics of one shard, updated while it is written."""
 
     bucket: Bucket
     file: str
@@ -81,7 +85,7 @@ class Tally:
     skipped: list[Skipped] = field(default_factory=list)
 
     def add(self, latent: np.ndarray, size: tuple[int, int], tokens: tuple[int, int], sided: bool) -> None:
-        """Count one sample: its stored latent, its picture's own size, its tokens (stored, whole), whether it has a mirrored twin."""
+        """Count one sample: stored latent, the image's original size, tokens (stored, untruncated), whether it has a mirrored caption."""
         self.moments.add(latent)
         self.samples += 1
         self.tokens += tokens[0]
@@ -91,38 +95,37 @@ class Tally:
         self.widths = [min([*self.widths, size[0]]), max([*self.widths, size[0]])]
         self.heights = [min([*self.heights, size[1]]), max([*self.heights, size[1]])]
 
-    def fields(self, given: Mapping[str, Any], own: Mapping[str, Any]) -> bytes:
-        """A sample's json: the source's fields that JSON can hold (the others are listed in the metadata), and ours."""
+    def fields(self, source_fields: Mapping[str, Any], build_fields: Mapping[str, Any]) -> bytes:
+        """Return a sample's json: the source's fields that JSON can hold (the others are listed in the metadata), and the build's."""
         kept: dict[str, Any] = {}
-        for name, value in given.items():
+        for name, value in source_fields.items():
             try:
                 json.dumps(value, allow_nan=False)
                 kept[name] = value
             except (TypeError, ValueError):
                 self.left_out.add(name)
-        assert set(own) == set(_OWN_FIELDS)
-        return json.dumps(kept | dict(own), ensure_ascii=False, sort_keys=True).encode()
+        return json.dumps(kept | dict(build_fields), ensure_ascii=False, sort_keys=True).encode()
 
-    def facts(self, xxh3: str) -> dict[str, Any]:
-        """Plain data, from which the metadata is made."""
+    def report(self, xxh3: str) -> dict[str, Any]:
+        """Return plain data, from which the metadata is made. `xxh3`: of the shard's file."""
         plain = {name: value for name, value in vars(self).items() if name not in ("bucket", "moments", "left_out", "skipped")}
-        rest = {"bucket": self.bucket.name, "moments": self.moments.facts(), "xxh3": xxh3, "left_out": sorted(self.left_out)}
-        return plain | rest | {"skipped": [asdict(one) for one in self.skipped]}
+        rest = {"bucket": self.bucket.name, "moments": self.moments.as_json(), "xxh3": xxh3, "left_out": sorted(self.left_out)}
+        return plain | rest | {"skipped": [asdict(row) for row in self.skipped]}
 
 
-def merged(
+def merge_reports(
     reports: Sequence[Mapping[str, Any]], buckets: Sequence[str], encoders: Mapping[str, Any], chosen: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """The sections of the metadata that come from the shards' reports. `chosen`: mean and std to use instead of the measured ones."""
+    """Return the sections of the metadata that come from the shards' reports. `chosen`: mean and std instead of the measured ones."""
     moments = Moments.of(encoders["latents"]["channels"])
-    for one in reports:
-        moments.merge(one["moments"])
+    for report in reports:
+        moments.merge(report["moments"])
     shapes = {name: encoders["latents"][name] for name in ("channels", "downsample")}
     measured = moments.statistics()
     latents = {**shapes, **measured, "from": "measured"}
     if chosen is not None:
         latents = {**shapes, **chosen, "measured": measured}
-    whole = {name: sum(one[name] for one in reports) for name in ("samples", "tokens", "truncated", "sided", "enlarged")}
+    whole = {name: sum(report[name] for report in reports) for name in ("samples", "tokens", "truncated", "sided", "enlarged")}
     texts = {
         **{name: encoders["texts"][name] for name in ("width", "max_tokens")},
         **{name: whole[name] for name in ("tokens", "truncated")},
@@ -134,41 +137,46 @@ def merged(
         "texts": texts,
         "images": {"width": encoders["images"]["width"]},
         "pictures": {**{side: _range(reports, f"{side}s") for side in ("width", "height")}, "enlarged": whole["enlarged"]},
-        "buckets": {name: _bucket([one for one in reports if one["bucket"] == name]) for name in buckets},
-        "fields_left_out": sorted({name for one in reports for name in one["left_out"]}),
+        "buckets": {name: _bucket([report for report in reports if report["bucket"] == name]) for name in buckets},
+        "fields_left_out": sorted({name for report in reports for name in report["left_out"]}),
     }
 
 
 def _range(reports: Sequence[Mapping[str, Any]], sides: str) -> list[int]:
-    every = [value for one in reports for value in one[sides]]
-    return [min(every), max(every)]
+    lengths = [length for report in reports for length in report[sides]]
+    return [min(lengths), max(lengths)]
 
 
 def _bucket(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    shards = [{name: one[name] for name in ("file", "samples", "xxh3")} for one in reports if one["samples"]]
-    return {"samples": sum(one["samples"] for one in reports), "tokens": sum(one["tokens"] for one in reports), "shards": shards}
+    shards = [{name: report[name] for name in ("file", "samples", "xxh3")} for report in reports if report["samples"]]
+    return {
+        "samples": sum(report["samples"] for report in reports),
+        "tokens": sum(report["tokens"] for report in reports),
+        "shards": shards,
+    }
 
 
 def measure(root: Path, report: Callable[[str, int, int], None] = lambda *_: None) -> dict[str, Any]:
-    """Write `metadata.json` for a set that was made elsewhere: statistics of its latents, and the widths of its first good sample.
+    """Write and return `metadata.json` for a set that was made elsewhere: statistics of its latents, widths of its first good sample.
 
-    Samples whose latents are missing, not finite or of another shape are counted as unusable. Raises PlaitError when none is left.
+    Samples whose latents are missing, not finite or of another shape are counted as unusable. Raises PlaitError when none is left, and
+    when the set has metadata already.
     """
     if (root / METADATA).exists():
         raise PlaitError(f"{root} has a {METADATA}; remove it to measure the set again")
     sets = {bucket: Shards(paths.files(str(folder), ".tar", split=None), None, {}) for bucket, folder in bucket_folders(root).items()}
     total, read, bad = sum(map(len, sets.values())), 0, 0
-    first: _Seen | None = None
+    first: _FirstSample | None = None
     for bucket, shards in sets.items():
         for i in range(len(shards)):
             read += 1
-            found = _readable(shards, i)
-            if found is None:
+            arrays = _read_arrays(shards, i)
+            if arrays is None:
                 bad += 1
                 continue
-            latent, text_width, image_width = found
+            latent, text_width, image_width = arrays
             if first is None:
-                first = _Seen(max(1, bucket.height // latent.shape[1]), text_width, image_width, Moments.of(len(latent)))
+                first = _FirstSample(max(1, bucket.height // latent.shape[1]), text_width, image_width, Moments.of(len(latent)))
             if latent.shape == (len(first.moments.sum), bucket.height // first.downsample, bucket.width // first.downsample):
                 first.moments.add(latent)
             else:
@@ -190,8 +198,8 @@ def measure(root: Path, report: Callable[[str, int, int], None] = lambda *_: Non
 
 
 @dataclass(frozen=True)
-class _Seen:
-    """What the first good sample says of a set."""
+class _FirstSample:
+    """The shapes of a set's first good sample, and the sums over those that have the same."""
 
     downsample: int
     text_width: int
@@ -199,12 +207,12 @@ class _Seen:
     moments: Moments
 
 
-def _readable(shards: Shards, i: int) -> tuple[np.ndarray, int, int] | None:
-    """Finite latents (C, H, W) of one sample and the widths of its text states and image vector; None when it has none."""
-    name, members = shards.members(i)
-    found = dict(members)
+def _read_arrays(shards: Shards, i: int) -> tuple[np.ndarray, int, int] | None:
+    """Return finite latents (C, H, W) of one sample and the widths of its text states and image vector; None when it has none."""
+    name, pairs = shards.members(i)
+    members = dict(pairs)
     try:
-        latent, text, vector = (npy.parse(found.get(f"{kind}.npy", b""), f"{name}.{kind}.npy") for kind in ("vae", "t5h", "dinov3"))
+        latent, text, vector = (npy.parse(members.get(f"{kind}.npy", b""), f"{name}.{kind}.npy") for kind in ("vae", "t5h", "dinov3"))
     except BadSample:
         return None
     usable = latent.ndim == 3 and text.ndim == 2 and vector.ndim == 1 and bool(np.isfinite(latent).all())

@@ -1,20 +1,20 @@
-"""Step after step of prepared micro-batches for one rank, some steps ahead of the consumer.
+"""Step after step of micro-batches for one rank, built some steps ahead of the consumer.
 
-What a step holds is decided by `order` alone; workers only decide when it is ready (crews.py has the workers, preparation.py their work).
+What a step holds is decided by `order` alone; workers only decide when it is ready (workers.py has the workers, micro_batch.py their work).
 """
 
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 
-from plait.data.loading.micro_batch import Bad, Inputs, MicroBatch, Preparation
-from plait.data.loading.workers import Alone, Crew, Interrupted, Processes, Threads
+from plait.data.loading.micro_batch import Bad, Inputs, MicroBatch, MicroBatchBuilder
+from plait.data.loading.workers import InlineWorker, Interrupted, PendingStep, ProcessWorkers, ThreadWorkers, Workers
 from plait.data.order import Ordering
-from plait.data.sources.open import Source
+from plait.data.sources.contract import Source
 
 __all__ = ["Bad", "Loader", "MicroBatch", "StepBatch"]
 
@@ -30,11 +30,11 @@ class StepBatch:
 
 
 class Loader:
-    """Iterate for the StepBatches of steps `start_step` (from 0) up to, not including, `stop_step` (None: without end).
+    """Iterates over the StepBatches of steps `start_step` (from 0) up to, not including, `stop_step` (None: without end).
 
-    `micro_batch` None: one per rank and step. `prefetch`: steps kept ready beside the one at work (processes keep at least one micro-batch
-    each). `pin`: copy to page-locked memory when there is a GPU. `interrupted` is asked while waiting; a yes ends the iteration.
-    Each iteration starts again from `start_step`. Close it, or use it in a `with`: nothing is left running.
+    `micro_batch` None: one per rank and step. `prefetch`: steps kept ready beside the current one (processes keep at least one micro-batch
+    each). `pin`: copy to page-locked memory when there is a GPU. `interrupted` is polled while waiting; True ends the iteration.
+    Each iteration starts again from `start_step`. Close it, or use it in a `with`, to stop its workers.
     """
 
     def __init__(
@@ -57,45 +57,46 @@ class Loader:
     ) -> None:
         assert [len(source) for source in sources] == list(order.sizes), "the order is for other sources"
         pin = pin and torch.cuda.is_available()
-        self._preparation = Preparation(tuple(sources), order, inputs, seed, rank, world_size, micro_batch, pin)
-        self._workers, self._kind, self._prefetch = workers, kind, prefetch
+        self._builder = MicroBatchBuilder(tuple(sources), order, inputs, seed, rank, world_size, micro_batch, pin)
+        self._worker_count, self._kind, self._prefetch = workers, kind, prefetch
         self._start, self._stop, self._interrupted = start_step, stop_step, interrupted
-        self._crew: Crew | None = None
+        self._workers: Workers | None = None
 
     def __iter__(self) -> Iterator[StepBatch]:
+        """Yield the steps in order. Raises whatever a worker raised, and PlaitError when a worker process dies."""
         self.close()
-        crew = self._crew = self._hire()
-        ahead = max(self._prefetch, crew.lookahead)
-        asked: deque[tuple[int, Callable[[Callable[[], bool]], list[MicroBatch]]]] = deque()
-        following = self._start
+        workers = self._workers = self._start_workers()
+        ahead = max(self._prefetch, workers.lookahead)
+        pending: deque[tuple[int, PendingStep]] = deque()
+        next_step = self._start
         try:
             while not self._interrupted():
                 before = time.perf_counter()
-                while len(asked) <= ahead and (self._stop is None or following < self._stop):
-                    asked.append((following, crew.ask(following)))
-                    following += 1
-                if not asked:
+                while len(pending) <= ahead and (self._stop is None or next_step < self._stop):
+                    pending.append((next_step, workers.submit(next_step)))
+                    next_step += 1
+                if not pending:
                     return
-                step, answer = asked.popleft()
-                micro = answer(self._interrupted)
+                step, wait_for = pending.popleft()
+                micro = wait_for(self._interrupted)
                 yield StepBatch(step, micro, [bad for part in micro for bad in part.bad], time.perf_counter() - before)
         except Interrupted:
             return
         finally:
-            crew.close()
+            workers.close()
 
-    def _hire(self) -> Crew:
-        if self._workers == 0:
-            return Alone(self._preparation)
-        return (Threads if self._kind == "threads" else Processes)(self._preparation, self._workers)
+    def _start_workers(self) -> Workers:
+        if self._worker_count == 0:
+            return InlineWorker(self._builder)
+        return (ThreadWorkers if self._kind == "threads" else ProcessWorkers)(self._builder, self._worker_count)
 
     def close(self) -> None:
-        """End every worker now. Closing twice is fine."""
-        if self._crew is not None:
-            self._crew.close()
-            self._crew = None
+        """Stop every worker now. Closing twice is fine."""
+        if self._workers is not None:
+            self._workers.close()
+            self._workers = None
 
-    def __enter__(self) -> "Loader":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,7 +1,7 @@
-"""Sample ids to a micro-batch: read, encode, replace what is bad, collate. The same result in any thread, process and layout.
+"""From sample ids to a micro-batch: read, encode, replace what is bad, collate. The result is the same in any thread, process and layout.
 
-A bad sample gives way to another of its source, chosen by key, and both are listed. Any other error is a defect of plait, of a family or
-of a disk, and travels on with the sample's name.
+Who does this work is in workers.py, and when in loader.py. A bad sample is replaced by another of its bucket, chosen by key, and listed.
+Any other error is a defect of plait, of a family or of a disk, and propagates with the sample's name.
 """
 
 from collections.abc import Sequence
@@ -10,9 +10,9 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from plait.data.buckets import bucket_of
-from plait.data.order import Ordering, SampleId, shares
-from plait.data.sources.open import Source
+from plait.data.order import Ordering, SampleId, rank_slices
+from plait.data.sources.bucketing import bucket_of
+from plait.data.sources.contract import Sample, Source
 from plait.errors import BadSample, PlaitError
 from plait.keys import key
 
@@ -22,8 +22,11 @@ _ATTEMPTS = 50  # if half of a source were bad, this many bad replacements in a 
 class Inputs(Protocol):
     """A family's side of the loader."""
 
-    def encode(self, sample: dict[str, Any], key: int, /) -> Any: ...
-    def collate(self, examples: list[Any], /) -> dict[str, Any]: ...
+    def encode(self, sample: Sample, key: int, /) -> Any:
+        """Return the example of a sample, with randomness from the key alone. Raises BadSample for one that it cannot use."""
+
+    def collate(self, examples: list[Any], /) -> dict[str, Any]:
+        """Return the batch of some examples."""
 
 
 class Bad(NamedTuple):
@@ -37,7 +40,7 @@ class Bad(NamedTuple):
 
 @dataclass
 class MicroBatch:
-    """What one forward pass takes. `ids` are the samples really inside, replacements included; a void one contributes nothing."""
+    """The input of one forward pass. `ids` are the samples in it, replacements included; a padding micro-batch contributes nothing."""
 
     batch: dict[str, Any]
     ids: list[SampleId]
@@ -46,7 +49,7 @@ class MicroBatch:
 
 
 class Example(NamedTuple):
-    """One encoded sample, which sample it is, and what it stands in for."""
+    """One encoded sample, its id, and the bad samples that it replaces."""
 
     value: Any
     id: SampleId
@@ -54,8 +57,8 @@ class Example(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Preparation:
-    """Everything needed to make any micro-batch of this rank. Can be sent to another process."""
+class MicroBatchBuilder:
+    """Builds any micro-batch of this rank. It pickles, so that it can be sent to another process."""
 
     sources: Sequence[Source]
     order: Ordering
@@ -66,55 +69,51 @@ class Preparation:
     micro_batch: int | None
     pin: bool = False
 
-    def parts(self, step: int) -> list[tuple[list[SampleId], bool]]:
-        """This rank's micro-batches of `step`, as (ids, void)."""
-        return shares(self.order.ids(step), self.rank, self.world_size, self.micro_batch)
+    def slices(self, step: int) -> list[tuple[list[SampleId], bool]]:
+        """Return this rank's micro-batches of `step`, as (ids, padding)."""
+        return rank_slices(self.order.ids(step), self.rank, self.world_size, self.micro_batch)
 
-    def example(self, wanted: SampleId) -> Example:
-        """Encode `wanted`, or the first of its replacements that is good."""
+    def encode(self, wanted: SampleId) -> Example:
+        """Encode `wanted`, or the first of its replacements that is good. Raises PlaitError when all of them are bad."""
         bad: list[tuple[SampleId, str, str]] = []
         for attempt in range(_ATTEMPTS):
             chosen = wanted if attempt == 0 else self._replacement(wanted, attempt)
-            value, name, reason = self._encode(chosen)
+            value, name, reason = self._try_encode(chosen)
             if reason is None:
-                return Example(value, chosen, [Bad(*lost, replaced_by=chosen) for lost in bad])
+                return Example(value, chosen, [Bad(*failure, replaced_by=chosen) for failure in bad])
             bad.append((chosen, name, reason))
         name = self.sources[wanted.source].name
         raise PlaitError(f"{name}: sample {bad[0][1]} and {_ATTEMPTS - 1} replacements in a row are bad; the first: {bad[0][2]}")
 
-    def assemble(self, examples: Sequence[Example], padding: bool) -> MicroBatch:
-        """Collate. A void micro-batch lists nothing as bad: another rank owns the sample it repeats."""
+    def collate(self, examples: Sequence[Example], padding: bool) -> MicroBatch:
+        """Collate examples. A padding micro-batch lists nothing as bad: another rank owns the sample that it repeats."""
         ids = [example.id for example in examples]
         try:
             batch = self.inputs.collate([example.value for example in examples])
         except Exception as error:
             error.add_note(f"while collating the samples {[tuple(i) for i in ids]}")
             raise
-        return MicroBatch(pinned(batch) if self.pin else batch, ids, padding, [] if padding else [b for e in examples for b in e.bad])
+        bad = [] if padding else [row for example in examples for row in example.bad]
+        return MicroBatch(pinned(batch) if self.pin else batch, ids, padding, bad)
 
-    def micro(self, step: int, number: int) -> MicroBatch:
-        """Micro-batch `number` (from 0) of `step`, start to end."""
-        return self.prepared(*self.parts(step)[number])
-
-    def prepared(self, ids: Sequence[SampleId], padding: bool) -> MicroBatch:
-        """The micro-batch of these samples, start to end."""
-        return self.assemble([self.example(i) for i in ids], padding)
+    def build(self, ids: Sequence[SampleId], padding: bool) -> MicroBatch:
+        """Encode and collate the samples of one micro-batch."""
+        return self.collate([self.encode(identity) for identity in ids], padding)
 
     def _replacement(self, wanted: SampleId, attempt: int) -> SampleId:
-        alike = bucket_of(self.sources[wanted.source], wanted.index)
-        chosen = alike[key(self.seed, "replace", wanted.source, wanted.index, wanted.epoch, attempt) % len(alike)]
+        candidates = bucket_of(self.sources[wanted.source], wanted.index)
+        chosen = candidates[key(self.seed, "replace", wanted.source, wanted.index, wanted.epoch, attempt) % len(candidates)]
         return wanted._replace(index=chosen)
 
-    def _encode(self, chosen: SampleId) -> tuple[Any, str, str | None]:
-        """(example, name, why it is bad or None)."""
+    def _try_encode(self, chosen: SampleId) -> tuple[Any, str, str | None]:
+        """Return (example, name, why it is bad or None)."""
         source = self.sources[chosen.source]
         name = f"{source.name}[{chosen.index}]"
-        drawn = key(self.seed, "sample", *chosen)
+        sample_key = key(self.seed, "sample", *chosen)
         try:
-            draw = getattr(source, "draw", None)  # not isinstance of a protocol, which takes 20 us a sample
-            sample = source[chosen.index] if draw is None else draw(chosen.index, drawn)
+            sample = source.draw(chosen.index, sample_key)
             name = sample["id"]
-            return self.inputs.encode(sample, drawn), name, None
+            return self.inputs.encode(sample, sample_key), name, None
         except BadSample as error:
             return None, name, str(error)
         except PlaitError as error:
@@ -125,7 +124,7 @@ class Preparation:
 
 
 def pinned(value: Any) -> Any:
-    """A copy with every tensor in page-locked memory, from which copies to the GPU run beside the computation."""
+    """Copy every tensor in a structure to page-locked memory, from which copies to the GPU overlap with computation."""
     if isinstance(value, torch.Tensor):
         return value.pin_memory()
     if isinstance(value, dict):

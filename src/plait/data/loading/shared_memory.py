@@ -1,7 +1,7 @@
-"""Shared memory that a worker process writes its batches into, the same again and again.
+"""Buffers of shared memory that a worker process writes its batches into, used again and again.
 
-Fresh memory for every batch would cost a page fault for each 4 KiB on both sides: up to half of the time of decoding and preparing it.
-A slot is used again once the last tensor that lies in it is gone, so the consumer may keep a batch as long as it likes.
+Fresh memory for every batch would cost a page fault for each 4 KiB on both sides: up to half of the time of decoding and collating it.
+A buffer is used again once the last tensor in it is gone, so the consumer may keep a batch as long as it likes.
 """
 
 import ctypes
@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-_ALIGN = 64  # bytes: a cache line, and more than any dtype asks for
-_SPARE = 1.25  # a new slot is so much larger than the batch it is made for: batches of text differ in length
+_ALIGN_BYTES = 64  # a cache line, and more than any dtype needs
+_SPARE = 1.25  # a new buffer is so many times larger than the batch it is made for: batches of text differ in length
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h of glibc
 
@@ -25,7 +25,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h of glibc
 def keep_freed_memory() -> None:
     """Let this process use the memory of one batch for the next: glibc gives blocks over 32 MB back at every free. For workers only.
 
-    Elsewhere than on glibc nothing is done, which costs time alone.
+    Elsewhere than on glibc nothing is done, which costs only time.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
@@ -33,8 +33,8 @@ def keep_freed_memory() -> None:
         libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-class _Place(NamedTuple):
-    """Where one tensor lies in a slot."""
+class _TensorLayout(NamedTuple):
+    """Where one tensor is in a buffer."""
 
     start: int  # bytes
     dtype: torch.dtype
@@ -42,92 +42,91 @@ class _Place(NamedTuple):
     stride: tuple[int, ...]
     bytes: int
 
-    def within(self, memory: Tensor) -> Tensor:
-        """The tensor that lies here in `memory` (uint8)."""
+    def view(self, memory: Tensor) -> Tensor:
+        """Return the tensor that is at this offset of `memory` (uint8)."""
         return memory[self.start : self.start + self.bytes].view(self.dtype).as_strided(self.shape, self.stride)
 
 
 @dataclass
-class Parcel:
-    """A batch on its way: a place where each tensor was, and the number of the slot that holds them (None: it has no tensors)."""
+class PackedBatch:
+    """A batch to send: a layout in place of each tensor, and the number of the buffer that holds them (None: it has no tensors)."""
 
     batch: Any
-    slot: int | None = None
-    made: Tensor | None = None  # the slot itself, the first time
+    buffer: int | None = None
+    new_memory: Tensor | None = None  # the buffer itself, the first time
 
 
-class Writer:
-    """The worker's side: every slot that it has made and not outgrown stays mapped."""
+class BufferWriter:
+    """The worker's side: every buffer that it has made and not outgrown stays mapped."""
 
     def __init__(self) -> None:
-        self._slots: dict[int, Tensor] = {}
+        self._buffers: dict[int, Tensor] = {}
         self._numbers = itertools.count()
 
-    def pack(self, batch: Any, offered: int | None) -> Parcel:
-        """Write the tensors of `batch` into the slot offered, or into a new one when that is None or too small (it is then forgotten)."""
-        end, tensors = 0, []  # type: int, list[tuple[_Place, Tensor]]
+    def pack(self, batch: Any, offered: int | None) -> PackedBatch:
+        """Write the tensors of `batch` into the buffer offered, or into a new one when that is None or too small (it is then dropped)."""
+        end = 0
+        tensors: list[tuple[_TensorLayout, Tensor]] = []
 
-        def put(tensor: Tensor) -> _Place:
+        def place(tensor: Tensor) -> _TensorLayout:
             nonlocal end
             stride = torch.empty_like(tensor, device="meta").stride()  # its own when it is dense, as every batch's is
-            place = _Place(-(-end // _ALIGN) * _ALIGN, tensor.dtype, tuple(tensor.shape), stride, tensor.numel() * tensor.element_size())
-            tensors.append((place, tensor))
-            end = place.start + place.bytes
-            return place
+            start = -(-end // _ALIGN_BYTES) * _ALIGN_BYTES
+            layout = _TensorLayout(start, tensor.dtype, tuple(tensor.shape), stride, tensor.numel() * tensor.element_size())
+            tensors.append((layout, tensor))
+            end = layout.start + layout.bytes
+            return layout
 
-        parcel = Parcel(_each(batch, _movable, put))
+        packed = PackedBatch(_map_leaves(batch, _is_sharable, place))
         if not tensors:
-            return parcel
-        if offered is None or len(self._slots[offered]) < end:
+            return packed
+        if offered is None or len(self._buffers[offered]) < end:
             if offered is not None:
-                del self._slots[offered]
+                del self._buffers[offered]
             offered = next(self._numbers)
-            parcel.made = self._slots[offered] = torch.empty(math.ceil(end * _SPARE), dtype=torch.uint8).share_memory_()
-        for place, tensor in tensors:
-            place.within(self._slots[offered]).copy_(tensor)
-        parcel.slot = offered
-        return parcel
+            memory = torch.empty(math.ceil(end * _SPARE), dtype=torch.uint8)
+            packed.new_memory = self._buffers[offered] = memory.share_memory_()  # type: ignore[no-untyped-call]  # torch has no types for it
+        for layout, tensor in tensors:
+            layout.view(self._buffers[offered]).copy_(tensor)
+        packed.buffer = offered
+        return packed
 
 
-class Reader:
-    """The consumer's side of one worker: which of its slots are free."""
+class BufferPool:
+    """The consumer's side of one worker: which of its buffers are free."""
 
     def __init__(self) -> None:
-        self._slots: dict[int, Tensor] = {}
+        self._buffers: dict[int, Tensor] = {}
         self._free: list[int] = []
 
-    def offer(self) -> int | None:
-        """A free slot, which is nobody else's until its parcel comes back."""
+    def take(self) -> int | None:
+        """Return a free buffer for the worker to write into, or None; it stays taken until its batch is unpacked and gone."""
         return self._free.pop() if self._free else None
 
-    def unpack(self, parcel: Parcel, offered: int | None) -> Any:
-        """The batch, with its tensors lying in the slot."""
-        if parcel.slot is None:
-            self.keep(offered)
-            return parcel.batch
-        if parcel.made is not None:
+    def unpack(self, packed: PackedBatch, offered: int | None) -> Any:
+        """Return the batch, with its tensors in the buffer. `offered`: the buffer that was taken for it."""
+        if packed.buffer is None:
             if offered is not None:
-                del self._slots[offered]
-            self._slots[parcel.slot] = parcel.made
-        lease = self._slots[parcel.slot].numpy()  # a new object, which lives as long as any tensor made from it
-        weakref.finalize(lease, self._free.append, parcel.slot).atexit = False
+                self._free.append(offered)
+            return packed.batch
+        if packed.new_memory is not None:
+            if offered is not None:
+                del self._buffers[offered]
+            self._buffers[packed.buffer] = packed.new_memory
+        lease = self._buffers[packed.buffer].numpy()  # a new object, which lives as long as any tensor made from it
+        weakref.finalize(lease, self._free.append, packed.buffer).atexit = False
         memory = torch.from_numpy(lease)
-        return _each(parcel.batch, lambda leaf: type(leaf) is _Place, lambda place: place.within(memory))
-
-    def keep(self, offered: int | None) -> None:
-        """Take back a slot that was offered and not used."""
-        if offered is not None:
-            self._free.append(offered)
+        return _map_leaves(packed.batch, lambda leaf: type(leaf) is _TensorLayout, lambda layout: layout.view(memory))
 
 
-def _movable(leaf: Any) -> bool:
+def _is_sharable(leaf: object) -> bool:
     return type(leaf) is Tensor and leaf.layout == torch.strided and leaf.device.type == "cpu" and not leaf.requires_grad
 
 
-def _each(value: Any, chosen: Callable[[Any], bool], change: Callable[[Any], Any]) -> Any:
-    """`value` with every chosen leaf of its dicts, lists and tuples changed."""
+def _map_leaves(value: Any, chosen: Callable[[Any], bool], change: Callable[[Any], Any]) -> Any:
+    """Return `value` with every chosen leaf of its dicts, lists and tuples changed."""
     if chosen(value):
         return change(value)
     if type(value) is dict:
-        return {name: _each(item, chosen, change) for name, item in value.items()}
-    return type(value)(_each(item, chosen, change) for item in value) if type(value) in (list, tuple) else value
+        return {name: _map_leaves(item, chosen, change) for name, item in value.items()}
+    return type(value)(_map_leaves(item, chosen, change) for item in value) if type(value) in (list, tuple) else value

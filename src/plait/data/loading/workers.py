@@ -1,8 +1,8 @@
-"""Who prepares micro-batches: the consumer itself, threads, or processes. All give the same batches, in the same order.
+"""Who builds micro-batches: the consumer itself, threads, or processes. All give the same batches, in the same order.
 
-Threads share one memory and start at once; most of the work (reading, decoding, resizing) lets go of Python's lock. Processes are for
-encoding that is mostly Python, as that of small pictures is: they start in seconds, know every id themselves (they are told a step's
-number, nothing else), and leave their batches in shared memory (slots.py).
+Threads share one memory and start at once; most of the work (reading, decoding, resizing) releases Python's lock. Processes are for
+encoding that is mostly Python, as that of small pictures is: they start in seconds, compute every sample id themselves (only a step's
+number is sent to them), and put their batches into shared memory (shared_memory.py).
 """
 
 import multiprocessing.util
@@ -16,97 +16,111 @@ from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
-from typing import Any, Protocol
+from multiprocessing.process import BaseProcess
+from typing import Protocol
 
 import torch
 import torch.multiprocessing
 
-from plait.data.loading.micro_batch import Example, MicroBatch, Preparation, pinned
-from plait.data.loading.shared_memory import Parcel, Reader, Writer, keep_freed_memory
+from plait.data.loading.micro_batch import Example, MicroBatch, MicroBatchBuilder, pinned
+from plait.data.loading.shared_memory import BufferPool, BufferWriter, PackedBatch, keep_freed_memory
+from plait.data.order import SampleId
 from plait.errors import PlaitError
 
-_POLL_S = 0.2  # how often a waiting consumer looks whether it should stop
-_GOODBYE_S = 2.0  # what a process gets to finish its sample, when the loader closes
-_LAST_WORDS_S = 10.0  # for a process whose line has closed to be gone, so that its exit code can be told
-_SHIELDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # the engine's to answer; a worker that died of one would lose the step
+_POLL_S = 0.2  # how often a waiting consumer checks whether it should stop
+_STOP_TIMEOUT_S = 2.0  # for a process to finish its sample when the loader closes
+_EXIT_TIMEOUT_S = 10.0  # for a process whose connection has closed to end, so that its exit code can be reported
+_BLOCKED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # the engine handles them; a worker that died of one would lose the step
+_ADVICE = {  # by exit code
+    -signal.SIGKILL: "; memory may have run out: fewer data.workers, or worker_kind: threads",
+    -signal.SIGBUS: "; shared memory (/dev/shm) may be full: give it more room, smaller micro-batches, or worker_kind: threads",
+}
 
 Stop = Callable[[], bool]
+PendingStep = Callable[[Stop], list[MicroBatch]]
+"""Waits for a step that was submitted and returns its micro-batches; raises Interrupted when `stop()` becomes true."""
 
 
 class Interrupted(Exception):
-    """The consumer asked to stop while it waited."""
+    """The consumer's `interrupted` became true while it waited."""
 
 
-class Crew(Protocol):
-    """Prepares steps. `ask` starts work on one; what it returns yields its micro-batches, waiting for them, when it is called."""
+class Workers(Protocol):
+    """What builds steps, mostly in the background."""
 
-    lookahead: int  # steps that must be asked for ahead to keep everyone busy
+    lookahead: int  # steps that must be submitted ahead to keep every worker busy
 
-    def ask(self, step: int) -> Callable[[Stop], list[MicroBatch]]: ...
-    def close(self) -> None: ...
+    def submit(self, step: int) -> PendingStep:
+        """Start building a step."""
+
+    def close(self) -> None:
+        """Stop every worker."""
 
 
-class Alone:
-    """No workers: a step is prepared when it is waited for."""
+class InlineWorker:
+    """No workers: a step is built in the consumer's thread when it is waited for."""
 
     lookahead = 0
 
-    def __init__(self, preparation: Preparation) -> None:
-        self._preparation = preparation
+    def __init__(self, builder: MicroBatchBuilder) -> None:
+        self._builder = builder
 
-    def ask(self, step: int) -> Callable[[Stop], list[MicroBatch]]:
-        return lambda stop: [self._preparation.prepared(ids, padding) for ids, padding in self._preparation.parts(step)]
+    def submit(self, step: int) -> PendingStep:
+        """Return a function that builds the step."""
+        return lambda stop: [self._builder.build(ids, padding) for ids, padding in self._builder.slices(step)]
 
     def close(self) -> None:
-        """Nothing to let go."""
+        """Do nothing: there is nothing to stop."""
 
 
-class _Job:
-    """One micro-batch cut among threads; the one that finishes last collates."""
+class _ThreadedBatch:
+    """One micro-batch whose samples are divided among threads; the one that finishes last collates."""
 
-    def __init__(self, pieces: int, padding: bool) -> None:
-        self.examples: list[list[Example]] = [[] for _ in range(pieces)]
-        self.padding, self.left, self.lock = padding, pieces, threading.Lock()
+    def __init__(self, parts: int, padding: bool) -> None:
+        self.examples: list[list[Example]] = [[] for _ in range(parts)]
+        self.padding, self.parts_left, self.lock = padding, parts, threading.Lock()
         self.done: Future[MicroBatch] = Future()
 
 
-class Threads:
-    """A pool of threads; every micro-batch is cut among them."""
+class ThreadWorkers:
+    """A pool of threads that share the samples of every micro-batch."""
 
     lookahead = 0
 
-    def __init__(self, preparation: Preparation, workers: int) -> None:
-        self._preparation, self._workers = preparation, workers
+    def __init__(self, builder: MicroBatchBuilder, workers: int) -> None:
+        self._builder, self._workers = builder, workers
         self._closing = threading.Event()
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="plait-data")
         _one_torch_thread_each(self._pool, workers)
 
-    def ask(self, step: int) -> Callable[[Stop], list[MicroBatch]]:
-        jobs = []
-        for ids, padding in self._preparation.parts(step):
-            pieces = min(self._workers, len(ids))
-            job = _Job(pieces, padding)
-            for piece in range(pieces):
-                self._pool.submit(self._work, job, piece, ids[piece * len(ids) // pieces : (piece + 1) * len(ids) // pieces])
-            jobs.append(job)
-        return lambda stop: [_result(job.done, lambda: stop() or self._closing.is_set()) for job in jobs]
+    def submit(self, step: int) -> PendingStep:
+        """Start building the step."""
+        batches = []
+        for ids, padding in self._builder.slices(step):
+            parts = min(self._workers, len(ids))
+            batch = _ThreadedBatch(parts, padding)
+            for part in range(parts):
+                self._pool.submit(self._encode, batch, part, ids[part * len(ids) // parts : (part + 1) * len(ids) // parts])
+            batches.append(batch)
+        return lambda stop: [_result(batch.done, lambda: stop() or self._closing.is_set()) for batch in batches]
 
-    def _work(self, job: _Job, piece: int, ids: Sequence[Any]) -> None:
+    def _encode(self, batch: _ThreadedBatch, part: int, ids: Sequence[SampleId]) -> None:
         try:
-            for wanted in ids:
-                if self._closing.is_set() or job.done.done():
+            for identity in ids:
+                if self._closing.is_set() or batch.done.done():
                     return
-                job.examples[piece].append(self._preparation.example(wanted))
-            with job.lock:
-                job.left -= 1
-                last = job.left == 0
+                batch.examples[part].append(self._builder.encode(identity))
+            with batch.lock:
+                batch.parts_left -= 1
+                last = batch.parts_left == 0
             if last:
-                job.done.set_result(self._preparation.assemble([e for part in job.examples for e in part], job.padding))
-        except Exception as error:  # noqa: BLE001  # handed to the consumer, which raises it
-            with job.lock:
-                if not job.done.done():
-                    job.done.set_exception(error)
+                batch.done.set_result(self._builder.collate([e for examples in batch.examples for e in examples], batch.padding))
+        except Exception as error:  # noqa: BLE001  # given to the consumer, which raises it
+            with batch.lock:
+                if not batch.done.done():
+                    batch.done.set_exception(error)
 
     def close(self) -> None:
         """Stop at the next sample, and wait for that."""
@@ -122,9 +136,9 @@ def _result(future: "Future[MicroBatch]", stop: Stop) -> MicroBatch:
 
 
 def _one_torch_thread_each(pool: ThreadPoolExecutor, workers: int) -> None:
-    """Without this each worker's first large tensor operation starts a team of threads, and the teams fight for the cores.
+    """Give each worker one torch thread; otherwise its first large tensor operation starts a team, and the teams compete for the cores.
 
-    The number is kept per thread once a thread has set it; setting it back here keeps the consumer and threads to come as they were.
+    The number is kept per thread once a thread has set it; setting it back here leaves the consumer and later threads as they were.
     """
     before = torch.get_num_threads()
     together = threading.Barrier(workers)
@@ -140,7 +154,7 @@ def _one_torch_thread_each(pool: ThreadPoolExecutor, workers: int) -> None:
 
 @dataclass(frozen=True)
 class _Failure:
-    """An error on its way from a worker process."""
+    """An error sent from a worker process."""
 
     error: BaseException | None  # None: it could not be sent
     text: str
@@ -148,132 +162,144 @@ class _Failure:
 
 @dataclass
 class _Worker:
+    """One worker process, seen from the consumer."""
+
     number: int
-    process: Any
-    line: Connection
-    memory: Reader
+    process: BaseProcess
+    connection: "Connection[tuple[int, int, int | None], tuple[MicroBatch, PackedBatch] | _Failure]"
+    buffers: BufferPool
 
 
-class Processes:
-    """Worker processes, started afresh (spawn): nothing is inherited but what is sent. Micro-batches go round among them."""
+class ProcessWorkers:
+    """Worker processes that take the micro-batches in turn.
 
-    def __init__(self, preparation: Preparation, workers: int) -> None:
-        self._preparation, self._turn, self._team = preparation, 0, []  # type: Preparation, int, list[_Worker]
-        context = torch.multiprocessing.get_context("spawn")
-        self._parts = len(preparation.parts(0))  # the same in every step
-        self.lookahead = -(-workers // self._parts)
-        self._farewell = multiprocessing.util.Finalize(None, _dismiss, (self._team,), exitpriority=100)
+    They are forked from a server process that has imported torch and the family, and nothing else: what they work on is sent to them.
+    Against processes that each import torch anew they start in less than half of the time, and share half of their memory.
+    Raises PlaitError when the builder cannot be pickled, and when a process dies.
+    """
+
+    def __init__(self, builder: MicroBatchBuilder, workers: int) -> None:
+        self._builder, self._submitted = builder, 0
+        self._workers: list[_Worker] = []
+        context = torch.multiprocessing.get_context("forkserver")
+        modules = {type(part).__module__ for part in (builder.inputs, *builder.sources)} - {"__main__"}
+        context.set_forkserver_preload([__name__, *sorted(modules)])
+        self._per_step = len(builder.slices(0))  # the same in every step
+        self.lookahead = -(-workers // self._per_step)
+        self._stop_all = multiprocessing.util.Finalize(None, _stop_workers, (self._workers,), exitpriority=100)
+        resource_tracker.ensure_running()  # its start unblocks signals, so it comes first
         try:
-            with _shielded():  # a new process inherits the mask: it is never without it
+            with _signals_blocked():  # the server and its workers inherit the mask: they are never without it
                 for number in range(workers):
                     ours, theirs = context.Pipe()
-                    process = context.Process(target=_serve, args=(theirs, replace(preparation, pin=False)), daemon=True)
+                    process = context.Process(target=_work, args=(theirs, replace(builder, pin=False)), daemon=True)
                     process.start()
                     theirs.close()
-                    self._team.append(_Worker(number, process, ours, Reader()))
+                    self._workers.append(_Worker(number, process, ours, BufferPool()))
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             self.close()
             raise PlaitError(f"the data pipeline cannot be sent to worker processes ({error}); use worker_kind: threads") from error
 
-    def ask(self, step: int) -> Callable[[Stop], list[MicroBatch]]:
-        asked = []
-        for number in range(self._parts):
-            worker = self._team[self._turn % len(self._team)]
-            self._turn += 1
-            slot = worker.memory.offer()
+    def submit(self, step: int) -> PendingStep:
+        """Send the step's micro-batches to the next workers. Raises PlaitError when one of them has died."""
+        sent = []
+        for number in range(self._per_step):
+            worker = self._workers[self._submitted % len(self._workers)]
+            self._submitted += 1
+            buffer = worker.buffers.take()
             try:
-                worker.line.send((step, number, slot))
+                worker.connection.send((step, number, buffer))
             except OSError:
                 raise _death(worker, step) from None
-            asked.append((worker, slot))
-        return lambda stop: [self._receive(worker, slot, step, stop) for worker, slot in asked]
+            sent.append((worker, buffer))
+        return lambda stop: [self._receive(worker, buffer, step, stop) for worker, buffer in sent]
 
-    def _receive(self, worker: _Worker, slot: int | None, step: int, stop: Stop) -> MicroBatch:
-        while not wait([worker.line, worker.process.sentinel], timeout=_POLL_S):
+    def _receive(self, worker: _Worker, buffer: int | None, step: int, stop: Stop) -> MicroBatch:
+        """Wait for a worker's next micro-batch. Raises the worker's error, PlaitError if it died, Interrupted if `stop()`."""
+        while not wait([worker.connection, worker.process.sentinel], timeout=_POLL_S):
             if stop():
                 raise Interrupted
         try:
-            if not worker.line.poll():
+            if not worker.connection.poll():
                 raise EOFError
-            answer = worker.line.recv()
+            answer = worker.connection.recv()
         except (EOFError, OSError):
             raise _death(worker, step) from None
         if isinstance(answer, _Failure):
             error = answer.error or RuntimeError(f"data worker {worker.number} failed")
             error.add_note(f"in data worker {worker.number}:\n{answer.text}")
             raise error
-        micro, parcel = answer
-        batch = worker.memory.unpack(parcel, slot)
-        return replace(micro, batch=pinned(batch) if self._preparation.pin else batch)
+        micro, packed = answer
+        batch = worker.buffers.unpack(packed, buffer)
+        return replace(micro, batch=pinned(batch) if self._builder.pin else batch)
 
     def close(self) -> None:
-        """Let the workers finish the sample at hand, then end those that do not."""
-        self._farewell()
+        """Let the workers finish their current sample, then kill those that do not."""
+        self._stop_all()
 
 
 def _death(worker: _Worker, step: int) -> PlaitError:
-    worker.process.join(_LAST_WORDS_S)
+    """Return the error for a worker process that ended, with its exit code or signal."""
+    worker.process.join(_EXIT_TIMEOUT_S)
     code = worker.process.exitcode
     if code is None:
-        how = "closed its line"
+        how = "closed its connection"
     else:
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-    hint = _HINTS.get(code, "")
-    return PlaitError(f"data worker {worker.number} (process {worker.process.pid}) {how} before it had prepared step {step}{hint}")
+    advice = "" if code is None else _ADVICE.get(code, "")
+    return PlaitError(f"data worker {worker.number} (process {worker.process.pid}) {how} before it had prepared step {step}{advice}")
 
 
-_HINTS = {  # by exit code
-    -signal.SIGKILL: "; memory may have run out: fewer data.workers, or worker_kind: threads",
-    -signal.SIGBUS: "; shared memory (/dev/shm) may be full: give it more room, smaller micro-batches, or worker_kind: threads",
-}
-
-
-def _dismiss(team: list[_Worker]) -> None:
-    for worker in team:
-        worker.line.close()  # a worker that waits or sends sees this at once
-    deadline = time.monotonic() + _GOODBYE_S
-    for worker in team:
+def _stop_workers(workers: list[_Worker]) -> None:
+    """Close the connections, wait a moment for the processes to end, and kill those that have not."""
+    for worker in workers:
+        worker.connection.close()  # a worker that waits or sends sees this at once
+    deadline = time.monotonic() + _STOP_TIMEOUT_S
+    for worker in workers:
         worker.process.join(max(0.0, deadline - time.monotonic()))
         if worker.process.is_alive():
             worker.process.kill()
             worker.process.join()
         worker.process.close()
-    team.clear()
+    workers.clear()
 
 
 @contextmanager
-def _shielded() -> Iterator[None]:
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SHIELDED)
+def _signals_blocked() -> Iterator[None]:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _BLOCKED_SIGNALS)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _serve(line: Connection, preparation: Preparation) -> None:
-    """A worker process: answer (step, number) with its micro-batch until the line closes, whatever signals come."""
-    for name in _SHIELDED:
+def _work(
+    connection: "Connection[tuple[MicroBatch, PackedBatch] | _Failure, tuple[int, int, int | None]]", builder: MicroBatchBuilder
+) -> None:
+    """Run a worker process: answer (step, number, buffer) with that micro-batch until the connection closes, ignoring signals."""
+    for name in _BLOCKED_SIGNALS:
         signal.signal(name, signal.SIG_IGN)
     torch.set_num_threads(1)
     keep_freed_memory()
-    memory = Writer()
+    buffers = BufferWriter()
     while True:
         try:
-            step, number, slot = line.recv()
+            step, number, buffer = connection.recv()
         except (EOFError, OSError):  # the consumer has gone; a reset when it left answers unread
             return
+        answer: tuple[MicroBatch, PackedBatch] | _Failure
         try:
-            micro = preparation.micro(step, number)
-            answer: tuple[MicroBatch, Parcel] | _Failure = replace(micro, batch={}), memory.pack(micro.batch, slot)
+            micro = builder.build(*builder.slices(step)[number])
+            answer = replace(micro, batch={}), buffers.pack(micro.batch, buffer)
         except Exception as error:  # noqa: BLE001  # sent to the consumer, which raises it
-            answer = _Failure(error if _can_travel(error) else None, traceback.format_exc())
+            answer = _Failure(error if _pickles(error) else None, traceback.format_exc())
         try:
-            line.send(answer)
+            connection.send(answer)
         except OSError:  # the consumer has gone
             return
 
 
-def _can_travel(error: BaseException) -> bool:
+def _pickles(error: BaseException) -> bool:
     try:
         return type(pickle.loads(pickle.dumps(error))) is type(error)
     except Exception:  # noqa: BLE001  # an exception class may do anything here

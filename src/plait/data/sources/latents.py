@@ -1,8 +1,8 @@
-"""Precomputed latents, text states and image vectors in aspect-ratio buckets, as a source of samples.
+"""The kind `latents`: precomputed latents, text states and image vectors in aspect-ratio buckets.
 
 A set is a folder with `metadata.json` and one folder per bucket (`bucket_832x1216/` or `832x1216/`) of tar shards. A sample is a `.json`,
 `.vae.npy` (C, H, W), `.t5h.npy` (L, D), `.t5m.npy` (L,), `.dinov3.npy` (D,), and for captions that name a side `.t5h_flip.npy` and
-`.t5m_flip.npy`. sharding.py writes such sets; sets made elsewhere are read after `plait data shard SET --measure` has measured them.
+`.t5m_flip.npy`. latent_shards/ writes such sets; sets made elsewhere are read after `plait data shard SET --measure` has measured them.
 
 Latents come out normalised by the set's own statistics (C channels: (x - mean) / std, float32), text states cut to their valid tokens.
 Each bucket is one of the source's `groups`. What is wrong with a sample is a BadSample, what is wrong with the set a PlaitError.
@@ -11,7 +11,7 @@ Each bucket is one of the source's `groups`. What is wrong with a sample is a Ba
 import json
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -19,82 +19,101 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from plait.config.schema import Source as Entry
 from plait.data import paths
 from plait.data.aspect import Bucket, parse
 from plait.data.formats import index, npy
 from plait.data.order import largest_remainder
 from plait.data.records import parse_json
+from plait.data.sources.contract import Sample, Source
+from plait.data.sources.kind import Opening, SourceKind, path_of
 from plait.data.sources.metadata import read_metadata
 from plait.data.sources.shards import Shards
 from plait.errors import BadSample, PlaitError
 
-OPTIONS = ("buckets", "held_out", "statistics")
 _PROBES = 20  # samples looked at, at most, to check the set before the run
 _NPY_HEADER_BYTES = 128  # of a one-dimensional array, as NumPy writes it
 _EXPONENT_F16 = np.uint16(0x7C00)  # all ones in a float16 that is infinite or not a number
 
-Sample = dict[str, Any]
+
+@dataclass(frozen=True)
+class _Part:
+    """One bucket of the set, and the range of its samples that the source gives."""
+
+    bucket: Bucket
+    reader: Shards
+    span: range
 
 
 def bucket_folders(root: Path) -> dict[Bucket, Path]:
-    """The buckets of a set, the largest number of pixels first, then the widest. Errors: none, one twice, one without shards."""
+    """Return the buckets of a set and their folders, the largest number of pixels first, then the widest.
+
+    Raises PlaitError when there is none, one twice, or one without shards.
+    """
     if not root.is_dir():
         raise PlaitError(f"{root} is not a folder of buckets")
-    found: dict[Bucket, Path] = {}
+    folders: dict[Bucket, Path] = {}
     for folder in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
         bucket = parse(folder.name)
-        if bucket in found:
-            raise PlaitError(f"{root} has bucket {bucket.name} twice: {found[bucket].name} and {folder.name}")
+        if bucket in folders:
+            raise PlaitError(f"{root} has bucket {bucket.name} twice: {folders[bucket].name} and {folder.name}")
         if not any(folder.glob("*.tar")):
             raise PlaitError(f"bucket {folder} is empty: it has no .tar; remove the folder, or finish the build that made it")
-        found[bucket] = folder
-    if not found:
+        folders[bucket] = folder
+    if not folders:
         raise PlaitError(f"{root} has no bucket, that is a folder such as bucket_1024x1024; `plait data shard` makes them")
-    return dict(sorted(found.items(), key=lambda item: (-item[0].width * item[0].height, -item[0].width)))
+    return dict(sorted(folders.items(), key=lambda item: (-item[0].width * item[0].height, -item[0].width)))
 
 
-class Latents:
-    """The samples of one set. `groups[k]` are those of bucket `buckets[k]`, one after the other."""
+class Latents(Source):
+    """The samples of one set. `groups[k]` of them are in bucket `buckets[k]`, one after the other.
+
+    `options`: `buckets` (those to read), `held_out` (fraction of each bucket kept for validation), `statistics` (another set's, to
+    normalise by). Raises PlaitError for a set that is unfinished, damaged or of other shapes than it says.
+    """
 
     def __init__(
         self, path: str, options: Mapping[str, Any], *, split: str = "train", limit: int | None = None, cache: str | Path | None = None
     ) -> None:
         root = paths.local(path)
         self.name = f"latents:{root.name}"
-        chosen, held_out = _checked(options)
-        folders = _chosen(bucket_folders(root), chosen, root)
+        wanted, held_out = _buckets_and_fraction(options)
+        folders = _wanted_folders(bucket_folders(root), wanted, root)
         self.metadata = read_metadata(root)
-        told = read_metadata(paths.local(str(options["statistics"]))) if "statistics" in options else self.metadata
-        self._shapes(told)
-        self._sets = [Shards(paths.files(str(folder), ".tar", split=None), cache, {}) for folder in folders.values()]
-        spans = [_part(len(shards), held_out, split) for shards in self._sets]
-        kept = [(bucket, shards, span) for bucket, shards, span in zip(folders, self._sets, spans, strict=True) if len(span)]
-        if limit is not None and limit < sum(len(span) for _, _, span in kept):
-            counts = largest_remainder([len(span) / sum(len(s) for _, _, s in kept) for _, _, span in kept], limit)
-            kept = [(bucket, shards, span[:count]) for (bucket, shards, span), count in zip(kept, counts, strict=True) if count]
-        if not kept:
+        statistics = read_metadata(paths.local(str(options["statistics"]))) if "statistics" in options else self.metadata
+        self._read_shapes(statistics["latents"])
+        parts = []
+        for bucket, folder in folders.items():
+            shards = Shards(paths.files(str(folder), ".tar", split=None), cache, {})
+            if span := _span_of_split(len(shards), held_out, split):
+                parts.append(_Part(bucket, shards, span))
+        if limit is not None and limit < (total := sum(len(part.span) for part in parts)):
+            counts = largest_remainder([len(part.span) / total for part in parts], limit)
+            parts = [replace(part, span=part.span[:count]) for part, count in zip(parts, counts, strict=True) if count]
+        if not parts:
             raise PlaitError(f"options.held_out {held_out} leaves no sample for {split} in {root}: every bucket has one sample")
-        self.buckets = [bucket for bucket, _, _ in kept]
-        self._sets, self._spans = [shards for _, shards, _ in kept], [span for _, _, span in kept]
-        self.groups = [len(span) for span in self._spans]
+        self._parts = parts
+        self.buckets = [part.bucket for part in parts]
+        self.groups = tuple(len(part.span) for part in parts)
         self._ends = list(accumulate(self.groups))
-        facts = [[b.name, s.digest, span.start, span.stop] for b, s, span in kept] + [told["latents"]["mean"], told["latents"]["std"]]
-        self.fingerprint = xxhash.xxh3_64(json.dumps(facts).encode()).hexdigest()
+        content: list[Any] = [[part.bucket.name, part.reader.digest, part.span.start, part.span.stop] for part in parts]
+        content += [statistics["latents"]["mean"], statistics["latents"]["std"]]
+        self.fingerprint = xxhash.xxh3_64(json.dumps(content).encode()).hexdigest()
         self._probe()
 
     def _probe(self) -> None:
-        """A set whose first samples are all unusable is the wrong set, and should not wait for step 1."""
-        first = None
-        for i in range(min(_PROBES, len(self))):
+        """Raise PlaitError when the first samples are all unusable: the wrong set should not wait for step 1."""
+        probes, first_error = min(_PROBES, len(self)), None
+        for i in range(probes):
             try:
                 self[i]
                 return
             except BadSample as error:
-                first = first or error
-        raise PlaitError(f"none of the first {min(_PROBES, len(self))} samples can be used: {first}")
+                first_error = first_error or error
+        raise PlaitError(f"none of the first {probes} samples can be used: {first_error}")
 
-    def _shapes(self, told: Mapping[str, Any]) -> None:
-        latents = told["latents"]
+    def _read_shapes(self, latents: Mapping[str, Any]) -> None:
+        """Take shapes from the set's metadata, and mean and deviation per channel from `latents`, which may be another set's."""
         if latents["channels"] != self.metadata["latents"]["channels"]:
             raise PlaitError(f"options.statistics is of {latents['channels']} channels, the set of {self.metadata['latents']['channels']}")
         self.channels, self.downsample = int(latents["channels"]), int(latents["downsample"])
@@ -106,27 +125,35 @@ class Latents:
         return self._ends[-1]
 
     def __getitem__(self, i: int) -> Sample:
-        """Sample `i`: its caption as an assistant turn, `fields` from its json, `arrays` vae, t5h, dinov3 and perhaps t5h_flip."""
+        """Return sample `i`: its caption as an assistant turn, `fields` from its json, `arrays` vae, t5h, dinov3 and perhaps t5h_flip.
+
+        Raises BadSample for missing members, other shapes than the set's and values that are not finite.
+        """
         if not 0 <= i < len(self):
             raise IndexError(f"sample {i} of {len(self)}")
-        group = bisect_right(self._ends, i)
-        bucket, span = self.buckets[group], self._spans[group]
-        stem, members = self._sets[group].members(span[i - (self._ends[group] - self.groups[group])])
-        name, found = f"{bucket.name}/{stem}", dict(members)
-        fields = parse_json(_member(found, "json", name), f"{name}.json")
+        number = bisect_right(self._ends, i)
+        part = self._parts[number]
+        stem, pairs = part.reader.members(part.span[i - (self._ends[number] - len(part.span))])
+        name, members = f"{part.bucket.name}/{stem}", dict(pairs)
+        fields = parse_json(_member(members, "json", name), f"{name}.json")
         if not isinstance(fields, dict) or not isinstance(fields.get("caption"), str):
             raise BadSample(f"{name}.json has no caption")
-        arrays = {"vae": self._latents(found, bucket, name), "t5h": self._text(found, "", name), "dinov3": self._vector(found, name)}
-        if "t5h_flip.npy" in found:
-            arrays["t5h_flip"] = self._text(found, "_flip", name)
-        said = [{"role": "assistant", "content": fields["caption"]}]
-        return {"id": name, "images": [], "messages": said, "fields": fields, "arrays": arrays}
+        arrays = {
+            "vae": self._latents(members, part.bucket, name),
+            "t5h": self._text(members, "", name),
+            "dinov3": self._vector(members, name),
+        }
+        if "t5h_flip.npy" in members:
+            arrays["t5h_flip"] = self._text(members, "_flip", name)
+        messages = [{"role": "assistant", "content": fields["caption"]}]
+        return {"id": name, "images": [], "messages": messages, "fields": fields, "arrays": arrays}
 
-    def _latents(self, found: Mapping[str, bytes], bucket: Bucket, name: str) -> np.ndarray:
-        array = npy.parse(_member(found, "vae.npy", name), f"{name}.vae.npy")
-        wanted = (self.channels, bucket.height // self.downsample, bucket.width // self.downsample)
-        if array.shape != wanted or array.dtype.kind != "f":
-            raise BadSample(f"{name}.vae.npy is {array.dtype} {array.shape}, bucket {bucket.name} needs floats {wanted}")
+    def _latents(self, members: Mapping[str, bytes], bucket: Bucket, name: str) -> np.ndarray:
+        """Return the normalised latents (C, H, W), float32."""
+        array = npy.parse(_member(members, "vae.npy", name), f"{name}.vae.npy")
+        shape = (self.channels, bucket.height // self.downsample, bucket.width // self.downsample)
+        if array.shape != shape or array.dtype.kind != "f":
+            raise BadSample(f"{name}.vae.npy is {array.dtype} {array.shape}, bucket {bucket.name} needs floats {shape}")
         normal = array.astype(np.float32)
         normal -= self._mean
         normal *= self._scale
@@ -134,9 +161,10 @@ class Latents:
             raise BadSample(f"{name}.vae.npy holds values that are not finite")
         return normal
 
-    def _text(self, found: Mapping[str, bytes], twin: str, name: str) -> np.ndarray:
-        states = npy.parse(_member(found, f"t5h{twin}.npy", name), f"{name}.t5h{twin}.npy")
-        mask = npy.parse(_member(found, f"t5m{twin}.npy", name), f"{name}.t5m{twin}.npy")
+    def _text(self, members: Mapping[str, bytes], twin: str, name: str) -> np.ndarray:
+        """Return the text states (L, D) of the valid tokens. `twin`: the suffix of the mirrored caption's members, or empty."""
+        states = npy.parse(_member(members, f"t5h{twin}.npy", name), f"{name}.t5h{twin}.npy")
+        mask = npy.parse(_member(members, f"t5m{twin}.npy", name), f"{name}.t5m{twin}.npy")
         if states.ndim != 2 or states.shape[1] != self.text_width or states.dtype.kind != "f":
             raise BadSample(f"{name}.t5h{twin}.npy is {states.dtype} {states.shape}, the set has floats (tokens, {self.text_width})")
         if mask.shape != (len(states),) or mask.dtype.kind not in "ub":
@@ -149,72 +177,87 @@ class Latents:
             raise BadSample(f"{name}.t5h{twin}.npy holds values that are not finite")
         return kept
 
-    def _vector(self, found: Mapping[str, bytes], name: str) -> np.ndarray:
-        vector = npy.parse(_member(found, "dinov3.npy", name), f"{name}.dinov3.npy")
+    def _vector(self, members: Mapping[str, bytes], name: str) -> np.ndarray:
+        """Return the image vector (D,), float32."""
+        vector = npy.parse(_member(members, "dinov3.npy", name), f"{name}.dinov3.npy")
         if vector.shape != (self.image_width,) or vector.dtype.kind != "f":
             raise BadSample(f"{name}.dinov3.npy is {vector.dtype} {vector.shape}, the set has floats ({self.image_width},)")
         if not _finite(vector):
             raise BadSample(f"{name}.dinov3.npy holds values that are not finite")
         return vector.astype(np.float32)
 
-    def table(self, global_batch: int) -> list[dict[str, Any]]:
-        """Per bucket: samples, text tokens, whole batches of one epoch, and the samples left over, which the next epoch takes up."""
-        counts = zip(self.buckets, self.groups, map(self._tokens, range(len(self.groups))), strict=True)
+    def table(self, global_batch: int) -> list[Mapping[str, Any]]:
+        """Return per bucket: samples, text tokens, whole batches of one epoch, and the samples left over, which the next epoch consumes."""
         return [
-            {"bucket": b.name, "samples": n, "tokens": tokens, "batches": n // global_batch, "left_over": n % global_batch}
-            for b, n, tokens in counts
+            {
+                "bucket": part.bucket.name,
+                "samples": (samples := len(part.span)),
+                "tokens": _stored_tokens(part),
+                "batches": samples // global_batch,
+                "left_over": samples % global_batch,
+            }
+            for part in self._parts
         ]
 
-    def _tokens(self, group: int) -> int:
-        """Stored tokens, from the sizes of the masks in the index: one byte per token, nothing is read."""
-        sizes = []
-        for shard in self._sets[group].shards:
-            arrays = index.map_arrays(shard.head)
-            kind = next((k for k, name in enumerate(shard.head.facts["extensions"]) if name == "t5m.npy"), -1)
-            masks = np.where(arrays["kind"] == kind, arrays["size"] - _NPY_HEADER_BYTES, 0)
-            sizes.append(np.add.reduceat(masks, arrays["first"][:-1]))
-        span = self._spans[group]
-        return int(np.concatenate(sizes)[span.start : span.stop].sum())
+
+def _stored_tokens(part: _Part) -> int:
+    """Count the text tokens of a bucket from the sizes of the masks in the index, one byte per token; no sample is read."""
+    sizes = []
+    for shard in part.reader.shards:
+        arrays = index.map_arrays(shard.head)
+        mask_kind = next((k for k, extension in enumerate(shard.head.facts["extensions"]) if extension == "t5m.npy"), -1)
+        masks = np.where(arrays["kind"] == mask_kind, arrays["size"] - _NPY_HEADER_BYTES, 0)
+        sizes.append(np.add.reduceat(masks, arrays["first"][:-1]))
+    return int(np.concatenate(sizes)[part.span.start : part.span.stop].sum())
 
 
-def _checked(options: Mapping[str, Any]) -> tuple[list[Bucket] | None, float]:
-    unknown = next((name for name in options if name not in OPTIONS), None)
-    if unknown is not None:
-        near = get_close_matches(unknown, OPTIONS, 1)
-        raise PlaitError(f"no option {unknown!r}; " + (f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(OPTIONS)}"))
-    share = options.get("held_out", 0.0)
-    if not isinstance(share, int | float) or not 0 <= share < 1:
-        raise PlaitError(f"options.held_out is {share!r}: it is the share of each bucket kept for validation, from 0 to below 1")
-    chosen = options.get("buckets")
-    if chosen is not None and (not isinstance(chosen, list) or not chosen):
-        raise PlaitError(f"options.buckets is {chosen!r}: list the buckets to read, such as [1024x1024, 832x1216]")
-    return None if chosen is None else [parse(str(name)) for name in chosen], float(share)
+def _buckets_and_fraction(options: Mapping[str, Any]) -> tuple[list[Bucket] | None, float]:
+    """Return the buckets to read (None: all) and the fraction held out. Raises PlaitError for values that make no sense."""
+    fraction = options.get("held_out", 0.0)
+    if not isinstance(fraction, int | float) or not 0 <= fraction < 1:
+        raise PlaitError(f"options.held_out is {fraction!r}: it is the share of each bucket kept for validation, from 0 to below 1")
+    names = options.get("buckets")
+    if names is not None and (not isinstance(names, list) or not names):
+        raise PlaitError(f"options.buckets is {names!r}: list the buckets to read, such as [1024x1024, 832x1216]")
+    return None if names is None else [parse(str(name)) for name in names], float(fraction)
 
 
-def _chosen(folders: dict[Bucket, Path], chosen: Sequence[Bucket] | None, root: Path) -> dict[Bucket, Path]:
-    """The folders of the buckets asked for, in their order in the set."""
-    missing = next((bucket for bucket in chosen or () if bucket not in folders), None)
+def _wanted_folders(folders: dict[Bucket, Path], wanted: Sequence[Bucket] | None, root: Path) -> dict[Bucket, Path]:
+    """Return the folders of the buckets to read, in their order in the set. Raises PlaitError for one that it does not have."""
+    missing = next((bucket for bucket in wanted or () if bucket not in folders), None)
     if missing is not None:
         raise PlaitError(f"{root} has no bucket {missing.name}; it has {', '.join(bucket.name for bucket in folders)}")
-    return {bucket: folder for bucket, folder in folders.items() if chosen is None or bucket in chosen}
+    return {bucket: folder for bucket, folder in folders.items() if wanted is None or bucket in wanted}
 
 
-def _part(samples: int, held_out: float, split: str) -> range:
-    """The indices of a bucket that `split` reads. The last ones are held out: sets are shuffled when they are made."""
-    kept = min(samples - 1, max(1, round(held_out * samples))) if held_out else 0
+def _span_of_split(samples: int, held_out: float, split: str) -> range:
+    """Return the indices of a bucket that `split` reads. The last ones are held out: sets are shuffled when they are made."""
     if not held_out:
         return range(samples)
+    kept = min(samples - 1, max(1, round(held_out * samples)))
     return range(samples - kept) if split == "train" else range(samples - kept, samples)
 
 
-def _member(found: Mapping[str, bytes], kind: str, name: str) -> bytes:
-    if kind not in found:
-        raise BadSample(f"{name} has no .{kind}; it has .{', .'.join(sorted(found)) or 'nothing'}")
-    return found[kind]
+def _member(members: Mapping[str, bytes], extension: str, name: str) -> bytes:
+    if extension not in members:
+        raise BadSample(f"{name} has no .{extension}; it has .{', .'.join(sorted(members)) or 'nothing'}")
+    return members[extension]
 
 
 def _finite(array: np.ndarray) -> bool:
-    """float16 by its bits, which is many times faster than numpy.isfinite."""
+    """Return whether all values are finite; of float16 by its bits, which is many times faster than numpy.isfinite."""
     if array.dtype == np.float16:
         return not bool(((array.view(np.uint16) & _EXPONENT_F16) == _EXPONENT_F16).any())
     return bool(np.isfinite(array).all())
+
+
+def _open(entry: Entry, opening: Opening) -> Source:
+    return Latents(path_of(entry), entry.options, split=entry.split or opening.split, limit=entry.limit, cache=opening.cache)
+
+
+KIND = SourceKind(
+    "latents",
+    own_text="latents carry their own captions; take out `template` and `columns`",
+    options=("buckets", "held_out", "statistics"),
+    open=_open,
+)

@@ -1,12 +1,13 @@
-"""Tar shards as a source of samples: an offset index beside each shard, reads through a memory map, remote shards by range.
+"""The kind `shards`: tar shards with an offset index beside each, read through a memory map, or by range when they are remote.
 
-A sample is the members of one stem (`records.py` says what each is for). Any sample of any shard is one look-up and one copy away,
-from any thread or process.
+A sample is the members of one stem (records.py: what each is for). Reading one takes one look-up and one copy, in any shard, from any
+thread or process.
 """
 
 import json
 import mmap
 import threading
+import time
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -20,10 +21,14 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from plait.config.schema import Source as Entry
 from plait.data import paths
 from plait.data.formats import index, tar
 from plait.data.records import Record, from_members
 from plait.data.remote import RemoteFile, connect
+from plait.data.sources.contract import Source
+from plait.data.sources.conversations import open_conversations
+from plait.data.sources.kind import Opening, SourceKind, path_of
 from plait.data.text import rename
 from plait.errors import PlaitError
 from plait.files import write_whole
@@ -36,7 +41,7 @@ _GAP_BYTES = 4096  # members of one remote sample this close are fetched as one 
 
 @dataclass(frozen=True)
 class Shard:
-    """One shard and its index's header."""
+    """One shard and the header of its index."""
 
     path: str
     head: index.IndexHead
@@ -45,54 +50,56 @@ class Shard:
 
     @property
     def samples(self) -> int:
+        """The number of samples in the shard."""
         return int(self.head.facts["samples"])
 
 
 def open_shard(path: str, cache: str | Path | None, *, rebuild: bool = False) -> Shard:
-    """Find or make the index of one shard. Errors name the file and the offset."""
+    """Find or make the index of one shard. Raises PlaitError that names the file, and the offset where it is damaged."""
     if paths.is_remote(path):
         return _open_remote(path, cache, rebuild)
-    place = Path(path)
-    if not place.is_file():
+    local = Path(path)
+    if not local.is_file():
         raise PlaitError(f"{path} is not a file")
 
     def make() -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        with open(place, "rb") as file:
-            size = place.stat().st_size
+        with local.open("rb") as file:
+            size = local.stat().st_size
             if size == 0:
                 raise PlaitError(f"{path} is empty (0 bytes)")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
                 return tar.index(tar.walk(lambda offset, length: mapped[offset : offset + length], size, path), path)
 
-    head, built = index.obtain(place, cache, make, rebuild=rebuild)
+    head, built = index.obtain(local, cache, make, rebuild=rebuild)
     return Shard(path, head, None, built)
 
 
 def _open_remote(path: str, cache: str | Path | None, rebuild: bool) -> Shard:
-    """The index comes from our cache, from `<address>.idx` beside the shard, or from reading the shard through once, in this order."""
+    """Take the index from the cache, else from `<address>.idx` beside the shard, else from reading the shard through once."""
     remote = RemoteFile(path, cache)
-    place = index.cached_place(path, cache)
-    head = None if rebuild else index.read_head(place)
+    cached = index.cached_path(path, cache)
+    head = None if rebuild else index.read_head(cached)
     if head is not None and head.stamp == remote.stamp:
         return Shard(path, head, remote, False)
-    facts, arrays = _published_index(path, remote, place) or _walk_remote(path, remote)
-    write_whole(place, index.pack(remote.stamp, facts, arrays))
-    head = index.read_head(place)
+    facts, arrays = _published_index(path, remote, cached) or _walk_remote(path, remote)
+    write_whole(cached, index.pack(remote.stamp, facts, arrays))
+    head = index.read_head(cached)
     assert head is not None
     return Shard(path, head, remote, True)
 
 
-def _published_index(path: str, remote: RemoteFile, place: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
-    """An index made where the shard was made, and uploaded with it; passed over when it is for a file of another size."""
+def _published_index(path: str, remote: RemoteFile, cached: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
+    """Download the index that was uploaded beside the shard; None when there is none or it is for a file of another size."""
     system, inner = connect(path + ".idx")
     if not system.exists(inner):
         return None
-    fetched = place.with_suffix(".fetched")
+    fetched = cached.with_suffix(".fetched")
     write_whole(fetched, system.cat_file(inner))
     head = index.read_head(fetched)
-    found = (head.facts, {k: v.copy() for k, v in index.map_arrays(head).items()}) if head and head.stamp["size"] == remote.size else None
+    fits = head is not None and head.stamp["size"] == remote.size
+    contents = (head.facts, {name: array.copy() for name, array in index.map_arrays(head).items()}) if head is not None and fits else None
     fetched.unlink()
-    return found
+    return contents
 
 
 def _walk_remote(path: str, remote: RemoteFile) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -107,29 +114,29 @@ def _walk_remote(path: str, remote: RemoteFile) -> tuple[dict[str, Any], dict[st
     return tar.index(tar.walk(read, remote.size, path), path)
 
 
-class _Opened:
-    """A shard mapped into memory: index arrays, bytes, and what each kind of member is for."""
+class _MappedShard:
+    """A shard mapped into memory: its bytes, the arrays of its index and the extensions of its members."""
 
     def __init__(self, shard: Shard) -> None:
         arrays = index.map_arrays(shard.head)
         self.first, self.kind, self.offset, self.size = (arrays[name] for name in ("first", "kind", "offset", "size"))
         self.name_end, self.names = arrays["name_end"], arrays["names"]
-        self.kinds = shard.head.facts["extensions"]
+        self.extensions = shard.head.facts["extensions"]
         self.read = _local_reader(shard) if shard.remote is None else partial(_read_ranges, shard.remote)
 
     def members(self, i: int) -> tuple[str, list[tuple[str, bytes]]]:
-        """(stem, [(kind, bytes)]) of sample `i` of this shard."""
+        """Return (stem, [(extension, bytes)]) of sample `i` of this shard."""
         first, last = self.first[i : i + 2].tolist()
         offsets, sizes = self.offset[first:last].tolist(), self.size[first:last].tolist()
         start, end = self.name_end[i : i + 2].tolist()
         bodies = self.read(offsets, sizes)
         return self.names[start:end].tobytes().decode("utf-8", "surrogateescape"), [
-            (self.kinds[k], body) for k, body in zip(self.kind[first:last].tolist(), bodies, strict=True)
+            (self.extensions[k], body) for k, body in zip(self.kind[first:last].tolist(), bodies, strict=True)
         ]
 
 
 def _local_reader(shard: Shard) -> Callable[[list[int], list[int]], list[bytes]]:
-    with open(shard.path, "rb") as file:
+    with Path(shard.path).open("rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     if len(mapped) != shard.head.stamp["size"]:
         raise PlaitError(f"{shard.path} changed while it was in use: {len(mapped)} bytes, its index knows {shard.head.stamp['size']}")
@@ -137,7 +144,7 @@ def _local_reader(shard: Shard) -> Callable[[list[int], list[int]], list[bytes]]
 
 
 def _read_ranges(remote: RemoteFile, offsets: list[int], sizes: list[int]) -> list[bytes]:
-    """One request for the whole sample when its members are neighbours, as they nearly always are."""
+    """Read the members of a sample in one request when they are neighbours, as they nearly always are."""
     start, end = min(offsets), max(o + s for o, s in zip(offsets, sizes, strict=True))
     if end - start > sum(sizes) + _GAP_BYTES * len(sizes):
         return [remote.read(o, s) for o, s in zip(offsets, sizes, strict=True)]
@@ -146,7 +153,7 @@ def _read_ranges(remote: RemoteFile, offsets: list[int], sizes: list[int]) -> li
 
 
 class Shards:
-    """All samples of a list of shards, in the order of the list."""
+    """All samples of a list of shards, in the order of the list. Raises PlaitError for a shard that is missing or damaged."""
 
     def __init__(self, shard_paths: list[str], cache: str | Path | None, columns: Mapping[str, str]) -> None:
         with ThreadPoolExecutor(_OPENERS) as openers:
@@ -154,42 +161,86 @@ class Shards:
         self.ends = list(accumulate(shard.samples for shard in self.shards))
         self.stems = [Path(shard.path).stem for shard in self.shards]
         self.columns = dict(columns)
-        facts = [[Path(s.path).name, s.head.stamp["size"], s.samples, s.head.xxh3] for s in self.shards]
-        self.digest = xxhash.xxh3_64(json.dumps(facts).encode()).hexdigest()
-        self._start_cold()
+        content = [[Path(s.path).name, s.head.stamp["size"], s.samples, s.head.xxh3] for s in self.shards]
+        self.digest = xxhash.xxh3_64(json.dumps(content).encode()).hexdigest()
+        self._start_unmapped()
 
-    def _start_cold(self) -> None:
-        self._opened: OrderedDict[int, _Opened] = OrderedDict()
+    def _start_unmapped(self) -> None:
+        self._mapped: OrderedDict[int, _MappedShard] = OrderedDict()
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name not in ("_opened", "_lock")}
+        return {name: value for name, value in vars(self).items() if name not in ("_mapped", "_lock")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._start_cold()
+        self._start_unmapped()
 
     def __len__(self) -> int:
         return self.ends[-1]
 
     def read(self, i: int) -> Record:
-        """Sample `i`. Errors: BadSample when a member cannot be understood."""
+        """Read sample `i`. Raises BadSample when a member cannot be understood."""
         record = from_members(*self.members(i))
         return record._replace(fields=rename(record.fields, self.columns)) if self.columns else record
 
     def members(self, i: int) -> tuple[str, list[tuple[str, bytes]]]:
-        """(shard/stem, [(kind, bytes)]) of sample `i`: its files as they are."""
+        """Return (shard/stem, [(extension, bytes)]) of sample `i`: its files as they are."""
         number = bisect_right(self.ends, i)
-        stem, found = self._open(number).members(i - (self.ends[number - 1] if number else 0))
-        return f"{self.stems[number]}/{stem}", found
+        stem, members = self._map(number).members(i - (self.ends[number - 1] if number else 0))
+        return f"{self.stems[number]}/{stem}", members
 
-    def _open(self, number: int) -> _Opened:
+    def _map(self, number: int) -> _MappedShard:
+        """Return a mapped shard, from the most recently used ones if it is among them."""
         with self._lock:
-            found = self._opened.get(number)
-            if found is None:
-                found = self._opened[number] = _Opened(self.shards[number])
-                if len(self._opened) > _OPEN_MAX:
-                    self._opened.popitem(last=False)  # unmapped when the last reader lets go
+            mapped = self._mapped.get(number)
+            if mapped is None:
+                mapped = self._mapped[number] = _MappedShard(self.shards[number])
+                if len(self._mapped) > _OPEN_MAX:
+                    self._mapped.popitem(last=False)  # unmapped when the last thread that reads it is done
             else:
-                self._opened.move_to_end(number)
-            return found
+                self._mapped.move_to_end(number)
+            return mapped
+
+
+@dataclass(frozen=True)
+class Indexed:
+    """One line of `plait data index`."""
+
+    path: str
+    index: Path
+    samples: int
+    members: int
+    hidden: int  # files left out because their names begin with a dot
+    kinds: tuple[str, ...]
+    built: bool  # False: a fresh index was there
+    time_s: float
+
+
+def index_files(pattern: str, *, cache: str | Path | None = None, rebuild: bool = False) -> list[Indexed]:
+    """Make the index of every shard that `pattern` names (every split of a folder), and return what is in each.
+
+    Raises PlaitError for a pattern without files and for a damaged shard.
+    """
+    rows = []
+    for path in paths.files(pattern, ".tar", split=None, default_split=""):
+        start = time.perf_counter()
+        shard = open_shard(path, cache, rebuild=rebuild)
+        index.map_arrays(shard.head)  # also checks that it is whole
+        facts, time_s = shard.head.facts, time.perf_counter() - start
+        counts = (facts["samples"], facts["members"], facts["hidden"], tuple(facts["extensions"]))
+        rows.append(Indexed(path, shard.head.path, *counts, shard.built, time_s))
+    return rows
+
+
+def open_shards(entry: Entry, opening: Opening) -> Shards:
+    """Return the reader of an entry's shards. Raises PlaitError for missing or damaged ones."""
+    files = paths.files(path_of(entry), ".tar", split=entry.split, default_split=opening.split)
+    return Shards(files, opening.cache, entry.columns)
+
+
+def _open(entry: Entry, opening: Opening) -> Source:
+    return open_conversations(entry, open_shards(entry, opening))
+
+
+KIND = SourceKind("shards", open=_open)

@@ -128,7 +128,7 @@ def _squares(pictures: Sequence[Tensor], side: int, augmentation: _Augmentation 
     """Resize images to squares without keeping their aspect ratio, as Gemma's processor does: (n, 3, side, side) uint8, augmented."""
     if not pictures:
         return torch.empty(0, 3, side, side, dtype=torch.uint8)
-    squares = images.squeeze(pictures, side, side, mode="bilinear")
+    squares = images.resize_all(pictures, side, side, mode="bilinear")
     return squares if augmentation is None else _augment(squares, augmentation)
 
 

@@ -13,8 +13,8 @@ from typing import Any
 import xxhash
 
 from plait.config.schema import Source as Entry
-from plait.data import images
-from plait.data.sources.open import Absent
+from plait.data import image_files
+from plait.data.sources.contract import Absent, Source
 from plait.errors import BadSample, PlaitError
 from plait.families.molmo.catalogue.academic import ACADEMIC
 from plait.families.molmo.catalogue.pixmo import PIXMO, POINTS_EVAL
@@ -108,7 +108,7 @@ def _hub_hint(spec: Spec) -> str:
     return "options {hub: true} reads it from the Hub" if "parquet" in spec.get else "its files lie in a folder as they are published"
 
 
-class NamedDataset:
+class NamedDataset(Source):
     """Samples of one split. `source[i]` is drawn the same every time; `draw` takes its randomness from a key.
 
     Raises PlaitError for a split without rows.
@@ -150,7 +150,7 @@ class NamedDataset:
             members = [members[k] for k in random.choice(len(members), MAX_ANNOTATIONS, replace=False)]
         rows = [self.rows[member] for member in members]
         pictures = self._pictures(rows[0])
-        conversations = [c for row in rows for c in self.spec.convert(row, random, lambda: images.size(pictures[0]))]
+        conversations = [c for row in rows for c in self.spec.convert(row, random, lambda: image_files.size(pictures[0]))]
         first = conversations[0]
         name = str(rows[0].get("question_id", rows[0].get("questionId", rows[0].get("id", members[0]))))
         sample = {"id": f"{self.name}/{name}", "images": pictures, "messages": first.messages, "weight": first.weight}

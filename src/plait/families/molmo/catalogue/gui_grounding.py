@@ -13,7 +13,7 @@ import numpy as np
 import xxhash
 
 from plait.data.formats import index, tfrecords
-from plait.data.sources.open import Absent
+from plait.data.sources.contract import Absent
 from plait.errors import BadSample, PlaitError
 from plait.families.molmo.catalogue.rows import PICTURES, DatasetFiles, Opener, Row, RowList, Rows, read_json
 from plait.families.molmo.points import percent

@@ -14,8 +14,8 @@ import numpy as np
 import xxhash
 
 from plait.data import paths
-from plait.data.sources.open import Absent
-from plait.data.sources.table import Table
+from plait.data.sources.contract import Absent
+from plait.data.sources.datasets import Table
 from plait.errors import BadSample, PlaitError
 
 Row = dict[str, Any]

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from plait.config.schema import Source
-from plait.data.sources.custom import Custom
+from plait.data.sources.dataset import UserDataset
 from plait.data.sources.open import open_source
 from plait.errors import BadSample, PlaitError
 
@@ -48,7 +48,7 @@ def code(tmp_path):
 
 
 def made(code, name, split="train", limit=None, **options):
-    return Custom(f"{code}:{name}", split=split, options=options, limit=limit)
+    return UserDataset(f"{code}:{name}", split=split, options=options, limit=limit)
 
 
 def test_a_class_gives_its_picture_messages_and_fields(code):
@@ -106,7 +106,7 @@ def test_wrong_names_and_options_are_told(code):
     with pytest.raises(PlaitError, match=r"no file .*toads\.py"):
         made(code.with_name("toads.py"), "Frogs")
     with pytest.raises(PlaitError, match="no module 'no_such_module'; install it, set PYTHONPATH, or name a file"):
-        Custom("no_such_module:Frogs", split="train", options={}, limit=None)
+        UserDataset("no_such_module:Frogs", split="train", options={}, limit=None)
     with pytest.raises(PlaitError, match="its constructor takes no 'size'; it takes split, colour"):
         made(code, "Frogs", size=3)
 

@@ -1,6 +1,6 @@
-"""Rows of parquet, JSON, CSV or Arrow files, or of a Hub dataset, through the optional package `datasets`.
+"""The kind `datasets`: rows of parquet, JSON, CSV or Arrow files, or of a Hub dataset, through the optional package `datasets`.
 
-Images stay encoded (no decoding in `datasets`); a ClassLabel becomes its name, so that a template says "frog" and not "6".
+Images stay encoded (`datasets` does not decode them); a ClassLabel becomes its name, so that a template writes "frog" and not "6".
 """
 
 import json
@@ -10,9 +10,12 @@ from typing import Any
 
 import xxhash
 
+from plait.config.schema import Source as Entry
 from plait.data import paths
-from plait.data.records import Record
-from plait.data.sources.lines import listed
+from plait.data.records import Record, as_list
+from plait.data.sources.contract import Source
+from plait.data.sources.conversations import open_conversations
+from plait.data.sources.kind import Opening, SourceKind
 from plait.data.text import rename
 from plait.errors import BadSample, PlaitError
 
@@ -20,7 +23,10 @@ _LOADERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "c
 
 
 class Table:
-    """The rows of one split, any one of them at a time."""
+    """Random access to the rows of one split.
+
+    Raises PlaitError when the package is missing, the files are, or `datasets` cannot load them.
+    """
 
     def __init__(
         self, path: str | None, hub_name: str | None, split: str, options: Mapping[str, Any], cache: str | None, columns: Mapping[str, str]
@@ -40,8 +46,8 @@ class Table:
         for name in self.pictures:
             rows = rows.cast_column(name, _encoded(datasets, rows.features[name]))
         self.rows = rows
-        facts = [self.title, split, len(rows), {name: str(feature) for name, feature in rows.features.items()}, rows.dataset_size]
-        self.digest = xxhash.xxh3_64(json.dumps(facts).encode()).hexdigest()
+        content = [self.title, split, len(rows), {name: str(feature) for name, feature in rows.features.items()}, rows.dataset_size]
+        self.digest = xxhash.xxh3_64(json.dumps(content).encode()).hexdigest()
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -50,16 +56,16 @@ class Table:
         return f"{self.title}[{i}]"
 
     def read(self, i: int) -> Record:
-        """Row `i`. Errors: BadSample for a missing column or a value that is no image."""
+        """Read row `i`. Raises BadSample for a missing column or a value that is no image."""
         row = self.rows[i]
         for name, label in self.labels.items():
             if row[name] is not None and row[name] >= 0:
                 row[name] = label.int2str(row[name])
         pictures = {name: row[name] for name in self.pictures}
         fields = rename(row, self.columns)
-        named = [value for name in ("image", "images") for value in listed(fields.get(name))]
-        wanted = named or [value for name in self.pictures for value in listed(pictures[name])]
-        images, frames = ([_bytes(value, self._name(i)) for value in values] for values in (wanted, listed(fields.get("frames"))))
+        named = [value for name in ("image", "images") for value in as_list(fields.get(name))]
+        cells = named or [value for name in self.pictures for value in as_list(pictures[name])]
+        images, frames = ([_bytes(value, self._name(i)) for value in values] for values in (cells, as_list(fields.get("frames"))))
         plain = {name: value for name, value in fields.items() if name not in ("image", "images", "frames", *self.pictures)}
         return Record(str(plain.get("id", self._name(i))), plain, images, frames)
 
@@ -74,10 +80,10 @@ def _load_files(datasets: Any, path: str, split: str, cache: str | None) -> Any:
             raise PlaitError(f"{path} has no split {split!r}; it has {', '.join(saved)}")
         return saved[split]
     files = _in_folder(folder, split) if folder.is_dir() else paths.files(path, "", split=None)
-    kind = _LOADERS.get(Path(files[0]).suffix)
-    if kind is None:
+    loader = _LOADERS.get(Path(files[0]).suffix)
+    if loader is None:
         raise PlaitError(f"cannot tell the format of {files[0]}; known endings: {', '.join(_LOADERS)}")
-    return datasets.load_dataset(kind, data_files=files, split="train", cache_dir=cache)
+    return datasets.load_dataset(loader, data_files=files, split="train", cache_dir=cache)
 
 
 def _in_folder(folder: Path, split: str) -> list[str]:
@@ -96,19 +102,28 @@ def _is_image(datasets: Any, feature: Any) -> bool:
 
 
 def _encoded(datasets: Any, feature: Any) -> Any:
-    plain = datasets.Image(decode=False)
-    return plain if isinstance(feature, datasets.Image) else datasets.List(plain)
+    """Return the image feature, or list of images, whose cells are not decoded."""
+    undecoded = datasets.Image(decode=False)
+    return undecoded if isinstance(feature, datasets.Image) else datasets.List(undecoded)
 
 
-def _bytes(value: Any, where: str) -> bytes:
-    """Encoded bytes of an image cell: bytes, or what `datasets` gives for one ({"bytes", "path"})."""
+def _bytes(value: object, where: str) -> bytes:
+    """Return the encoded bytes of an image cell: bytes, or what `datasets` gives for one ({"bytes", "path"}). Raises BadSample."""
     if isinstance(value, bytes):
         return value
-    if isinstance(value, Mapping) and value.get("bytes") is not None:
-        return value["bytes"]
+    if isinstance(value, Mapping) and isinstance(value.get("bytes"), bytes):
+        return bytes(value["bytes"])
     if isinstance(value, Mapping) and isinstance(value.get("path"), str):
         try:
             return Path(value["path"]).read_bytes()
         except OSError as error:
             raise BadSample(f"{where}: cannot read the image {value['path']}: {error.strerror}") from error
     raise BadSample(f"{where}: no image in {str(value)[:60]!r}")
+
+
+def _open(entry: Entry, opening: Opening) -> Source:
+    cache = str(opening.cache) if opening.cache else None
+    return open_conversations(entry, Table(entry.path, entry.name, entry.split or opening.split, entry.options, cache, entry.columns))
+
+
+KIND = SourceKind("datasets", needs="path or name", name_is=" on the Hub", options=("config", "revision"), open=_open)

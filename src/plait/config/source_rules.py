@@ -1,0 +1,53 @@
+"""What the configuration must know of a kind of source: which keys it needs and which options it has. Opening one is not done here."""
+
+import difflib
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class SourceRules:
+    """The part of a kind of source that can be checked before any file is opened."""
+
+    name: str
+    """What `source:` of an entry says."""
+
+    needs: Literal["path", "name", "path or name", "nothing"] = "path"
+    """Which keys of the entry say where the samples are; `path or name`: exactly one of the two."""
+
+    name_is: str = ""
+    """What a `name` names, to complete "needs a name": ": one that the family knows", " on the Hub"."""
+
+    own_text: str = ""
+    """For a source that makes its own conversations, and so takes no `template` and no `columns`: what to say to one who sets them."""
+
+    options: tuple[str, ...] | None = ()
+    """The keys that `options:` may have. None: the source itself checks names and values when it is opened."""
+
+    def missing(self, path: str | None, name: str | None) -> str | None:
+        """Return which key an entry lacks, to follow "source 'jsonl' ", or None if it lacks none."""
+        if self.needs == "path" and not path:
+            return "needs a path"
+        if self.needs == "name" and not name:
+            return f"needs a name{self.name_is}"
+        if self.needs == "path or name" and bool(path) == bool(name):
+            return f"needs either a name{self.name_is} or a path"
+        return None
+
+    def unknown_option(self, options: Iterable[str]) -> tuple[str, str] | None:
+        """Return the first option that this kind does not have and a hint at what was meant, or None if it has them all."""
+        unknown = None if self.options is None else next((name for name in options if name not in self.options), None)
+        if unknown is None:
+            return None
+        near = difflib.get_close_matches(unknown, self.options or (), 1)
+        if near:
+            return unknown, f"did you mean {near[0]!r}?"
+        return unknown, f"it takes {', '.join(self.options)}" if self.options else "it takes none"
+
+
+def unknown_kind(kind: str, known: Collection[str]) -> str:
+    """Return the message on a kind of source that does not exist, with the nearest one that does."""
+    *first, last = map(repr, known)
+    near = difflib.get_close_matches(kind, known, 1)
+    return f"must be {', '.join(first)} or {last}, got {kind!r}" + (f": did you mean {near[0]!r}?" if near else "")

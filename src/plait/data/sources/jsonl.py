@@ -1,0 +1,176 @@
+"""The kind `jsonl`: JSON records that name their image files, one object per line (JSONL) or in one JSON array as LLaVA publishes.
+
+Only the offsets of the records are kept (formats/index.py), so a file may be larger than memory. Image paths are relative to the file's
+folder, or to `options.images`.
+"""
+
+import base64
+import binascii
+import json
+import mmap
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from plait.config.schema import Source as Entry
+from plait.data import paths
+from plait.data.formats import index
+from plait.data.records import Record, as_list, parse_json
+from plait.data.sources.contract import Source
+from plait.data.sources.conversations import open_conversations
+from plait.data.sources.kind import Opening, SourceKind, path_of
+from plait.data.text import image_parts, rename
+from plait.errors import BadSample, PlaitError
+
+_SPACE = b" \t\r\n"
+
+
+class JsonRecords:
+    """Random access to the records of one file. Threads may read at once, and it may be sent to another process."""
+
+    def __init__(self, path: Path, images: Path | None, cache: str | Path | None, columns: Mapping[str, str]) -> None:
+        self.path, self.columns = path, dict(columns)
+        self.root = images or path.parent
+        if not self.root.is_dir():
+            raise PlaitError(f"options.images {str(self.root)!r} is not a folder")
+        self.head, self.built = index.obtain(path, cache, lambda: _scan(path))
+        self.digest = xxhash.xxh3_64(json.dumps([path.name, self.head.stamp["size"], len(self), self.head.xxh3]).encode()).hexdigest()
+        self._start_unmapped()
+
+    def _start_unmapped(self) -> None:
+        self._lock = threading.Lock()
+        self._mapped: mmap.mmap | None = None
+        self._spans: dict[str, np.ndarray] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in ("_lock", "_mapped", "_spans")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._start_unmapped()
+
+    def __len__(self) -> int:
+        return int(self.head.facts["samples"])
+
+    def _name(self, i: int) -> str:
+        return f"{self.path.name}:{i + 1}"
+
+    def read(self, i: int) -> Record:
+        """Read record `i` with the bytes of its images. Raises BadSample for broken JSON, a missing file, a missing column."""
+        record = parse_json(self._bytes(i), self._name(i))
+        if not isinstance(record, dict):
+            raise BadSample(f"{self._name(i)} holds a {type(record).__name__}, not an object of fields")
+        fields = rename(record, self.columns)
+        image_values = [*as_list(fields.get("image")), *as_list(fields.get("images"))] or image_parts(fields.get("messages"))
+        images, frames = ([self._image(value) for value in values] for values in (image_values, as_list(fields.get("frames"))))
+        return Record(str(fields.get("id", self._name(i))), fields, images, frames)
+
+    def _bytes(self, i: int) -> bytes:
+        with self._lock:
+            if self._mapped is None:
+                self._spans = index.map_arrays(self.head)
+                with self.path.open("rb") as file:
+                    self._mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return self._mapped[int(self._spans["start"][i]) : int(self._spans["end"][i])]
+
+    def _image(self, value: object) -> bytes:
+        """Return the encoded image that a record's value names: a path, a `data:` address, or a mapping with `path` or `url`."""
+        address = value.get("path") or value.get("url") if isinstance(value, Mapping) else value
+        if not isinstance(address, str):
+            raise BadSample(f"an image is named by a path, not by {str(value)[:60]!r}")
+        if address.startswith("data:"):
+            return _decode_data_url(address)
+        if "://" in address:
+            raise BadSample(f"the image {address} is on the network; download it first (plait data download)")
+        try:
+            return (self.root / address).read_bytes()
+        except OSError as error:
+            raise BadSample(f"cannot read the image {self.root / address}: {error.strerror}") from error
+
+
+def _decode_data_url(address: str) -> bytes:
+    try:
+        return base64.b64decode(address.partition("base64,")[2], validate=True)
+    except binascii.Error as error:
+        raise BadSample(f"broken data: address of an image ({error})") from error
+
+
+def _scan(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Find where each record begins and ends; JSON lines are parsed only when they are read.
+
+    Raises PlaitError for a file without records, and for one that is neither lines nor an array.
+    """
+    if path.stat().st_size == 0:
+        raise PlaitError(f"{path} is empty (0 bytes)")
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        first = next((byte for byte in mapped[:4096].removeprefix(b"\xef\xbb\xbf") if byte not in _SPACE), 0)
+        spans = _array_spans(path, mapped[:]) if first == ord("[") else _line_spans(mapped)
+    if not spans:
+        raise PlaitError(f"{path} holds no records")
+    table = np.array(spans, np.int64)
+    return {"samples": len(spans)}, {"start": np.ascontiguousarray(table[:, 0]), "end": np.ascontiguousarray(table[:, 1])}
+
+
+def _line_spans(mapped: mmap.mmap) -> list[tuple[int, int]]:
+    spans: list[tuple[int, int]] = []
+    start = 3 if mapped[:3] == b"\xef\xbb\xbf" else 0
+    while line := _line_from(mapped, start):
+        if line.strip():
+            spans.append((start, start + len(line)))
+        start += len(line)
+    return spans
+
+
+def _line_from(mapped: mmap.mmap, start: int) -> bytes:
+    mapped.seek(start)
+    return mapped.readline()
+
+
+def _array_spans(path: Path, body: bytes) -> list[tuple[int, int]]:
+    """Find the elements of a JSON array. Latin-1 maps every byte to one character, so positions in the text are offsets in the file."""
+    text, decoder = body.decode("latin-1"), json.JSONDecoder()
+    spans: list[tuple[int, int]] = []
+    position = text.index("[") + 1
+    while True:
+        position = _past_space(text, position)
+        if text[position : position + 1] == "]":
+            return spans
+        try:
+            _, end = decoder.raw_decode(text, position)
+        except ValueError as error:
+            raise PlaitError(f"{path} is not a JSON array of records: offset {position}: {error}") from error
+        spans.append((position, end))
+        position = _past_space(text, end)
+        if text[position : position + 1] == ",":
+            position += 1
+        elif text[position : position + 1] != "]":
+            raise PlaitError(f"{path} is not a JSON array of records: offset {position}: expected , or ]")
+
+
+def _past_space(text: str, position: int) -> int:
+    while text[position : position + 1] in (" ", "\t", "\r", "\n"):
+        position += 1
+    return position
+
+
+def local_path_of(entry: Entry) -> str:
+    """Return the path of an entry whose kind reads from disk only. Raises PlaitError for an address."""
+    path = path_of(entry)
+    if paths.is_remote(path):
+        raise PlaitError(f"{path} is remote, which only shards can be; copy it to disk, or make shards of it")
+    return path
+
+
+def _open(entry: Entry, opening: Opening) -> Source:
+    files = paths.files(local_path_of(entry), ".jsonl", split=entry.split, default_split=opening.split)
+    if len(files) > 1:
+        raise PlaitError(f"{entry.path!r} names {len(files)} files; give each its own entry")
+    images = paths.local(str(entry.options["images"])) if "images" in entry.options else None
+    return open_conversations(entry, JsonRecords(Path(files[0]), images, opening.cache, entry.columns))
+
+
+KIND = SourceKind("jsonl", options=("images",), open=_open)

@@ -1,0 +1,53 @@
+"""How a kind of source declares itself: a file ends in `KIND = SourceKind(...)`, and everything else learns of the kind from there.
+
+Packages beside plait add kinds by the entry point group `plait.sources`, whose entries have the name of the kind and point to its `KIND`.
+A file that declares a kind does not import torch: configurations are checked without it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from plait.config.schema import Source as Entry
+from plait.config.source_rules import SourceRules
+from plait.data.sources.contract import Source
+
+Catalogue = Callable[[Entry, str], Source]
+"""Opens the entry of a dataset that a family knows by name, for a split."""
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What a source is opened with besides its entry: the run's settings and what the source is used for."""
+
+    seed: int
+    split: str
+    """train or validation, by the list that the entry is in; an entry's own `split` counts first."""
+
+    cache: str | Path | None
+    """The folder of indices and fetched files; None: beside the data, or the user's cache."""
+
+    catalogue: Catalogue | None
+    """The named datasets of the run's family; None where no family is known."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceKind(SourceRules):
+    """A kind of source: its rules, and how an entry that keeps to them is opened."""
+
+    open: Callable[[Entry, Opening], Source]
+    """Raises PlaitError, one line, for what is wrong with the files."""
+
+    names_itself: bool = False
+    """Whether the errors of `open` begin with what they are about. False: the opener puts the entry's title before them."""
+
+
+def title(entry: Entry) -> str:
+    """Return a short name for reports: the entry's own, or its kind and the end of its path."""
+    return entry.name or (f"{entry.source}:{entry.path.rstrip('/').rpartition('/')[2]}" if entry.path else entry.source)
+
+
+def path_of(entry: Entry) -> str:
+    """Return the path of an entry whose kind needs one."""
+    assert entry.path, "the opener has checked what the kind needs"
+    return entry.path

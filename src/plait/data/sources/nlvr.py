@@ -1,0 +1,25 @@
+"""The kind `nlvr`: tar shards of Cornell NLVR, with questions made from the boxes of their records (data/synthetic/nlvr.py)."""
+
+from plait.config.schema import Source as Entry
+from plait.data.sources.contract import Source
+from plait.data.sources.kind import Opening, SourceKind, title
+from plait.data.sources.shards import open_shards
+from plait.data.synthetic.nlvr import Nlvr
+
+
+class NlvrSource(Nlvr, Source):
+    """NLVR's pictures and questions as a source."""
+
+
+def _open(entry: Entry, opening: Opening) -> Source:
+    source = NlvrSource(open_shards(entry, opening), title(entry), entry.options, entry.limit)
+    source[0]  # shards of another kind should not wait for step 1
+    return source
+
+
+KIND = SourceKind(
+    "nlvr",
+    own_text="nlvr makes its own questions; take out `template` and `columns`, or read the shards as source shards",
+    options=None,
+    open=_open,
+)

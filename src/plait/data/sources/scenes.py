@@ -1,0 +1,24 @@
+"""The kind `scenes`: pictures with questions, drawn from a key, which need no files (data/synthetic/scenes.py)."""
+
+from plait.config.schema import Source as Entry
+from plait.data.sources.contract import Source
+from plait.data.sources.kind import Opening, SourceKind
+from plait.data.synthetic.scenes import Scenes
+
+
+class SceneSource(Scenes, Source):
+    """Scenes as a source."""
+
+
+def _open(entry: Entry, opening: Opening) -> Source:
+    return SceneSource(entry.options, seed=opening.seed, split=entry.split or opening.split, length=entry.limit)
+
+
+KIND = SourceKind(
+    "scenes",
+    needs="nothing",
+    own_text="scenes write their own text; take out `template` and `columns`, and use `options`",
+    options=None,
+    open=_open,
+    names_itself=True,
+)
