@@ -227,7 +227,7 @@ def test_a_step_on_the_list_moves_nothing_is_counted_and_can_still_be_stopped(ma
     rows, before = [], None
     for step in range(3):
         before = [value.detach().clone() for value in state.model.parameters()] if step == 1 else before
-        rows.append(loop.step(state.model, step_batch(step, [micro(list(range(16)))]), 100, False))
+        rows.append(loop.step(state.model, step_batch(step, [micro(list(range(16)))]), 100, audit=False))
         moved = step != 1 and before and any(not torch.equal(a, b) for a, b in zip(before, state.model.parameters(), strict=True))
         assert bool(moved) is (step == 2)
     assert [row.get("skipped") for row in rows] == [None, 1, None]
@@ -264,5 +264,5 @@ def test_dropout_is_seeded_by_step_rank_and_micro_batch(make_loop):
 def test_parts_of_a_step_are_marked_as_they_begin(make_loop):
     marks = []
     state = make_state(make_config())
-    make_loop(state, make_config(), mark=marks.append).step(state.model, step_batch(0, [micro([1]), micro([2])]), 100, False)
+    make_loop(state, make_config(), mark=marks.append).step(state.model, step_batch(0, [micro([1]), micro([2])]), 100, audit=False)
     assert marks == ["backward", "backward", "update"]
