@@ -12,7 +12,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from plait import cli
-from plait.families import contract, registry
+from plait.families import registry
 from tests import processes
 
 PACKAGE = Path(__file__).parent / "package"

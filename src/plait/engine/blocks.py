@@ -113,7 +113,7 @@ def _checkpointed(forward: Forward, selective: bool) -> Forward:
 
 
 def _contexts() -> Any:
-    return create_selective_checkpoint_contexts(_policy)  # type: ignore[no-untyped-call]  # torch's
+    return create_selective_checkpoint_contexts(_policy)
 
 
 def _policy(context: object, operator: torch._ops.OpOverload, *args: object, **kwargs: object) -> CheckpointPolicy:

@@ -14,19 +14,19 @@ Batch = Mapping[str, Any]
 
 
 class SampleId(Protocol):
-    """The identity of a sample."""
+    """A sample: the number of its source, its index there, and the epoch of that source (all from 0)."""
 
     @property
     def source(self) -> int:
-        """Number of the source, from 0."""
+        """Return the number of the source."""
 
     @property
     def index(self) -> int:
-        """Index in the source, from 0."""
+        """Return the index within the source."""
 
     @property
     def epoch(self) -> int:
-        """Epoch of the source, from 0."""
+        """Return the source's epoch."""
 
 
 class UnusableSample(Protocol):
@@ -34,55 +34,55 @@ class UnusableSample(Protocol):
 
     @property
     def id(self) -> SampleId:
-        """The sample."""
+        """Return which sample it is."""
 
     @property
     def name(self) -> str:
-        """Its name, for a person."""
+        """Return what it is called in messages."""
 
     @property
     def reason(self) -> str:
-        """Why it could not be used."""
+        """Return why it could not be used."""
 
     @property
     def replaced_by(self) -> SampleId:
-        """The sample that took its place."""
+        """Return the sample that took its place."""
 
 
 class MicroBatch(Protocol):
-    """The input of one forward pass. A `padding` one contributes nothing: its rank has less work than others."""
+    """What one forward pass takes. A `padding` micro-batch contributes nothing; its rank has less work than others."""
 
     @property
     def batch(self) -> Batch:
-        """The collated samples."""
+        """Return the tensors by name."""
 
     @property
     def ids(self) -> Sequence[SampleId]:
-        """The samples in `batch`, in its order."""
+        """Return the samples' ids, in the rows' order."""
 
     @property
     def padding(self) -> bool:
-        """Whether it contributes nothing."""
+        """Return whether it contributes nothing."""
 
 
 class StepBatch(Protocol):
-    """One rank's part of a step's global batch."""
+    """The part of a step's global batch that one rank computes. `wait_s`: how long the loop waited for it."""
 
     @property
     def step(self) -> int:
-        """The step of the stage, from 0."""
+        """Return the step of the stage, from 0."""
 
     @property
     def micro(self) -> Sequence[MicroBatch]:
-        """The micro-batches, in the order in which they are computed."""
+        """Return the micro-batches of this rank."""
 
     @property
     def bad(self) -> Sequence[UnusableSample]:
-        """Samples that could not be used."""
+        """Return the samples that could not be used."""
 
     @property
     def wait_s(self) -> float:
-        """Seconds that the loop waited for it."""
+        """Return the seconds that the loop waited for it."""
 
 
 class Loss(abc.ABC):
