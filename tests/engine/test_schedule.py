@@ -66,7 +66,7 @@ def trained(make_loop):
 
     def run(state, config, batches):
         loop = make_loop(state, config)
-        return [loop.step(state.model, batch, 8, False) for batch in batches]
+        return [loop.step(state.model, batch, 8, audit=False) for batch in batches]
 
     return run
 
