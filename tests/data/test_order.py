@@ -1,13 +1,15 @@
 """The order of data: permutations, mixtures, seeks and shares, against brute force and counting."""
 
+import math
 import tracemalloc
 from collections import Counter
 
 import numpy as np
 import pytest
 
-from plait.data.order import Order, SampleId, digest, permute, rank_slices
+from plait.data.order import Order, SampleId, block_counts, digest, interleave, largest_remainder, permute, rank_slices
 from plait.errors import PlaitError
+from plait.keys import key
 
 SIZES = [1, 2, 3, 4, 5, 7, 16, 17, 97, 100, 256, 1009, 4096, 10007, 65537]
 
@@ -155,3 +157,91 @@ def test_digests_of_parts_add_up_whatever_the_cut_and_tell_samples_apart():
     assert digest(ids) == digest(ids[:5]) + digest(reversed(ids[5:]))
     assert digest(ids) != digest([*ids[:-1], ids[-1]._replace(epoch=ids[-1].epoch + 1)])
     assert digest([SampleId(0, 1, 0)]) != digest([SampleId(1, 0, 0)])
+
+
+def finalised(z):
+    """SplitMix64's finaliser in whole numbers (Steele, Lea and Flood 2014, figure 16)."""
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
+    return z ^ (z >> 31)
+
+
+def permuted(position, n, *parts):
+    """The permutation in whole numbers: four rounds for each coordinate of a rectangle of about sqrt(n) rows, past n once more."""
+    height = math.ceil(math.sqrt(n))
+    width = -(-n // height)
+    keys = [finalised((number * 0x9E3779B97F4A7C15 + key(*parts)) % 2**64) for number in range(8)]
+    cell, walked = position, False
+    while not walked or cell >= n:
+        row, column = divmod(cell, width)
+        for even, odd in zip(keys[::2], keys[1::2], strict=True):
+            row = (row + finalised((column + even) % 2**64) % height) % height
+            column = (column + finalised((row + odd) % 2**64) % width) % width
+        cell, walked = row * width + column, True
+    return cell
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 97, 1009, 65537, 10**9])
+def test_permute_is_its_definition_in_whole_numbers(n):
+    positions = sorted({0, n // 3, n // 2, n - 1})
+    assert permute(np.array(positions), n, 7, "order", 2, 5).tolist() == [permuted(position, n, 7, "order", 2, 5) for position in positions]
+
+
+def test_the_finaliser_of_the_definition_is_splitmix64s():
+    state, drawn = 1234567, []  # the sequence that the authors' code gives for this seed
+    for _ in range(3):
+        state = (state + 0x9E3779B97F4A7C15) % 2**64
+        drawn.append(finalised(state))
+    assert drawn == [6457827717110365317, 3203168211198807973, 9817491932198370423]
+
+
+def test_an_order_permutes_each_epoch_of_each_source_by_its_own_key():
+    order = Order([10, 7], [2.0, 1.0], seed=4, global_batch=3)
+    drawn = [identity for step in range(20) for identity in order.ids(step)]
+    for source, size in enumerate(order.sizes):
+        mine = [identity for identity in drawn if identity.source == source]
+        wanted = [SampleId(source, permute(i % size, size, 4, "order", source, i // size), i // size) for i in range(len(mine))]
+        assert mine == wanted
+
+
+@pytest.mark.parametrize(
+    ("shares_", "batch", "counts"),
+    [
+        ([0.5, 0.5], 2, (1, 1)),
+        ([0.5, 0.5], 3, (3, 3)),  # a batch of 3 has no half: two batches have
+        ([0.75, 0.25], 8, (6, 2)),
+        ([0.6, 0.2, 0.2], 7, (21, 7, 7)),
+        ([1 / 3, 2 / 3], 4, (4, 8)),
+    ],
+)
+def test_a_block_is_the_smallest_number_of_batches_that_honours_the_shares(shares_, batch, counts):
+    assert block_counts(shares_, batch) == counts
+
+
+def test_a_block_that_no_size_makes_exact_is_within_a_thousandth_of_every_share():
+    shares_ = [0.5, 0.5 - 1e-4, 1e-4]
+    counts = block_counts(shares_, 16)
+    assert max(abs(count / sum(counts) - share) / share for count, share in zip(counts, shares_, strict=True)) <= 1e-3
+    assert sum(counts) % 16 == 0
+
+
+@pytest.mark.parametrize(
+    ("parts", "total", "counts"),
+    [([0.5, 0.5], 3, [2, 1]), ([0.2, 0.5, 0.3], 4, [1, 2, 1]), ([0.1, 0.2, 0.7], 10, [1, 2, 7]), ([0.34, 0.33, 0.33], 2, [1, 1, 0])],
+)
+def test_what_is_left_goes_to_the_largest_fractions_and_in_a_tie_to_the_first(parts, total, counts):
+    assert largest_remainder(parts, total) == counts
+
+
+@pytest.mark.parametrize(
+    ("counts", "sources", "turns"),
+    [((2, 1), [0, 1, 0], [0, 0, 1]), ((1, 1), [0, 1], [0, 0]), ((4, 2), [0, 1, 0, 0, 1, 0], [0, 0, 1, 2, 1, 3])],
+)
+def test_turns_are_spread_evenly_over_a_block(counts, sources, turns):
+    source, turn = interleave(counts)  # turn k of c comes at (k + 1/2) / c
+    assert (source.tolist(), turn.tolist()) == (sources, turns)
+
+
+def test_an_epoch_that_ends_with_a_batch_takes_no_step_more():
+    order = Order([3], [1.0], seed=0, global_batch=3)
+    assert [order.steps(epochs) for epochs in (1, 0.1 * 3 / 0.3, 1.001, 7 * (1 / 7) * 3)] == [1, 1, 2, 3]

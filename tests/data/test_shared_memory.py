@@ -1,7 +1,12 @@
 """Shared memory between a worker and its consumer: the same bits, used again only when nothing lies in it any more."""
 
-import torch
+from types import SimpleNamespace
 
+import pytest
+import torch
+from torch import nn
+
+from plait.data.loading import shared_memory
 from plait.data.loading.shared_memory import BufferPool, BufferWriter
 
 
@@ -72,3 +77,35 @@ def test_a_batch_without_tensors_gives_the_buffer_back():
     pair.send(batch())
     assert pair.send({"names": ["a"]}) == {"names": ["a"]}
     assert pair.pool.take() == 0
+
+
+def test_tensors_start_at_cache_lines_and_a_new_buffer_is_a_quarter_larger():
+    packed = BufferWriter().pack({"a": torch.zeros(15), "b": torch.ones(4)}, None)  # 60 bytes, and 16 from byte 64 on
+    assert [packed.batch[name].start for name in "ab"] == [0, 64]
+    assert len(packed.new_memory) == 100  # 1.25 x 80
+
+
+def test_a_buffer_that_just_fits_is_filled_again():
+    writer = BufferWriter()
+    first = writer.pack({"a": torch.zeros(16)}, None)
+    assert len(first.new_memory) == 80
+    again = writer.pack({"a": torch.zeros(20)}, first.buffer)
+    assert (again.buffer, again.new_memory) == (first.buffer, None)
+    larger = writer.pack({"a": torch.zeros(21)}, first.buffer)
+    assert larger.buffer != first.buffer and len(larger.new_memory) == 105
+
+
+@pytest.mark.parametrize(("libc", "options"), [("glibc", [(-4, 0), (-1, 2**31 - 1)]), ("", [])])
+def test_a_worker_keeps_freed_memory_where_the_library_can(monkeypatch, libc, options):
+    called = []
+    monkeypatch.setattr(shared_memory.platform, "libc_ver", lambda: (libc, "2"))
+    monkeypatch.setattr(shared_memory.ctypes, "CDLL", lambda name: SimpleNamespace(mallopt=lambda *given: called.append(given)))
+    shared_memory.keep_freed_memory()
+    assert called == options  # M_MMAP_MAX and M_TRIM_THRESHOLD of malloc.h
+
+
+def test_tensors_that_cannot_lie_in_shared_memory_travel_by_themselves():
+    learned = torch.ones(2, requires_grad=True)
+    packed = BufferWriter().pack({"a": learned, "b": torch.eye(2).to_sparse(), "c": nn.Parameter(torch.ones(1))}, None)
+    assert packed.batch["a"] is learned and packed.batch["b"].is_sparse and isinstance(packed.batch["c"], nn.Parameter)
+    assert (packed.buffer, packed.new_memory) == (None, None)

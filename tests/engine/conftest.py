@@ -8,7 +8,7 @@ from .toy import ALONE, SquaredError
 
 @pytest.fixture
 def make_loop(tmp_path):
-    def make(state, config, ranks=ALONE, hooks=()):
-        return toy.make_loop(state, SquaredError(), config, ranks, tmp_path / "quarantine.jsonl", hooks)
+    def make(state, config, ranks=ALONE, hooks=(), **others):
+        return toy.make_loop(state, SquaredError(), config, ranks, tmp_path / "quarantine.jsonl", hooks, **others)
 
     return make

@@ -11,6 +11,8 @@ import torch
 from plait.engine.checkpoints import checkpoint
 from plait.errors import PlaitError
 
+from .toy import ALONE
+
 GROUPS = {
     "weights": {"a": torch.arange(6.0).view(2, 3)},
     "ema": {},
@@ -110,7 +112,7 @@ def test_another_format_is_refused_by_name(tmp_path):
 
 def test_a_background_save_copies_before_training_goes_on(tmp_path):
     weight = torch.zeros(1000)
-    saver = checkpoint.Saver(background=True)
+    saver = checkpoint.Saver(True, ALONE)
     saver.save(checkpoint.folder_of(tmp_path, 1, "only", 1), {"weights": {"w": weight}}, FACTS, keep=3)
     weight.fill_(1.0)
     saver.wait()
@@ -118,7 +120,7 @@ def test_a_background_save_copies_before_training_goes_on(tmp_path):
 
 
 def test_a_second_save_fills_the_first_copies_again(tmp_path):
-    saver, places = checkpoint.Saver(background=True), []
+    saver, places = checkpoint.Saver(True, ALONE), []
     for step, shape in ((1, (1000,)), (2, (1000,)), (3, (10, 10))):
         saver.save(checkpoint.folder_of(tmp_path, 1, "only", step), {"weights": {"w": torch.full(shape, float(step))}}, FACTS, keep=3)
         places.append(saver._copied["weights"]["w"].data_ptr())
@@ -132,7 +134,7 @@ def test_a_second_save_fills_the_first_copies_again(tmp_path):
 def test_a_failed_save_is_raised_in_one_line_and_leaves_the_earlier_one(tmp_path, background):
     save(tmp_path, 5)
     (tmp_path / "stage-1-only" / ".saving-step-00000010").write_text("in the way")
-    saver = checkpoint.Saver(background)
+    saver = checkpoint.Saver(background, ALONE)
 
     def save_and_wait():
         saver.save(checkpoint.folder_of(tmp_path, 1, "only", 10), GROUPS, FACTS, keep=3)
@@ -146,7 +148,7 @@ def test_a_failed_save_is_raised_in_one_line_and_leaves_the_earlier_one(tmp_path
 SAVE_FOREVER = """
 import sys, torch
 from pathlib import Path
-from plait.engine import checkpoint
+from plait.engine.checkpoints import checkpoint
 facts = {"stage": "only", "base": [], "data": {}, "frozen_xxh3": "0"}
 step = 0
 while True:
@@ -208,3 +210,116 @@ def test_the_manifest_is_plain_json(tmp_path):
     manifest = json.loads((save(tmp_path, 5).folder / "manifest.json").read_text())
     assert manifest["format"] == "plait-checkpoint-1"
     assert manifest["kind"] == "resumable"
+
+
+def test_the_step_to_be_spared_is_not_pruned_and_what_was_deleted_is_returned(tmp_path):
+    for step in (5, 10, 15, 20):
+        save(tmp_path, step)
+    gone = checkpoint.prune(tmp_path / "stage-1-only", 2, spared=5)
+    assert [folder.name for folder in gone] == ["step-00000010"]
+    assert [checkpoint.step_of(folder) for folder in checkpoint.published(tmp_path)] == [20, 15, 5]
+    assert not gone[0].exists()
+
+
+def test_a_saver_keeps_the_newest_and_the_spared(tmp_path):
+    saver = checkpoint.Saver(background=True)
+    for step in range(1, 6):
+        saver.save(checkpoint.folder_of(tmp_path, 1, "only", step), GROUPS, FACTS, keep=2, spared=2)
+    saver.close()
+    assert [checkpoint.step_of(folder) for folder in checkpoint.published(tmp_path)] == [5, 4, 2]
+
+
+@pytest.mark.parametrize(
+    ("path", "step", "run"),
+    [
+        ("r/stage-2-b/step-00000012", True, "r"),
+        ("r/stage-2-b", False, "r"),
+        ("r", False, "r"),
+        ("r/stage-2-b/step-12", False, "r/stage-2-b/step-12"),
+    ],
+)
+def test_a_run_is_known_from_its_stages_and_steps(tmp_path, path, step, run):
+    assert checkpoint.is_step(tmp_path / path) is step
+    assert checkpoint.run_of(tmp_path / path) == tmp_path / run
+
+
+def test_folders_that_are_no_steps_of_stages_are_passed_over(tmp_path):
+    folder = save(tmp_path, 5).folder
+    for other in ("stage-1-only/step-5", "stage-x/step-00000009", "stage-1-only/step-00000009x"):
+        (tmp_path / other).mkdir(parents=True)
+        (tmp_path / other / "manifest.json").write_text((folder / "manifest.json").read_text())
+    assert checkpoint.published(tmp_path) == [folder]
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("not json", r"manifest\.json is damaged: it is not a manifest \(JSONDecodeError\)"),
+        ("{}", r"manifest\.json is damaged: it is not a manifest \(KeyError\)"),
+        ("[]", r"manifest\.json is damaged: it is not a manifest \(TypeError\)"),
+        (None, r"step-00000005 is no finished checkpoint: it has no manifest\.json"),
+    ],
+)
+def test_what_is_no_manifest_is_told_in_a_line(tmp_path, body, message):
+    folder = save(tmp_path, 5).folder
+    (folder / "manifest.json").unlink()
+    if body is not None:
+        (folder / "manifest.json").write_text(body)
+    with pytest.raises(PlaitError, match=message):
+        checkpoint.read(folder)
+    assert len(checkpoint.verify(folder)) == 1
+
+
+def test_a_manifest_whose_words_were_changed_is_damaged(tmp_path):
+    path = save(tmp_path, 5).folder / "manifest.json"
+    path.write_text(path.read_text().replace('"only"', '"once"'))
+    with pytest.raises(PlaitError, match=r"damaged: its content does not match its own xxh3 [0-9a-f]{16}"):
+        checkpoint.read(path.parent)
+
+
+def test_a_stage_folder_locates_only_its_own_and_damage_is_passed_over(tmp_path):
+    save(tmp_path, 5)
+    broken = save(tmp_path, 10).folder
+    (broken / "weights.safetensors").unlink()
+    checkpoint.write(checkpoint.folder_of(tmp_path, 2, "next", 20), checkpoint.copy_out(GROUPS), FACTS)
+    assert checkpoint.locate(tmp_path / "stage-1-only").folder.name == "step-00000005"
+    assert checkpoint.locate(tmp_path).folder.name == "step-00000020"
+    with pytest.raises(PlaitError, match=r"stage-3-last holds no intact checkpoint; give a run, a stage folder or a step folder"):
+        checkpoint.locate(tmp_path / "stage-3-last")
+
+
+def test_what_interrupted_saves_left_is_removed_and_counted(tmp_path):
+    save(tmp_path, 5)
+    for name in (".saving-step-00000010", ".saving-step-00000015"):
+        (tmp_path / "stage-1-only" / name).mkdir()
+    assert checkpoint.clear_unfinished(tmp_path) == 2
+    assert checkpoint.clear_unfinished(tmp_path) == 0
+    assert [path.name for path in (tmp_path / "stage-1-only").iterdir()] == ["step-00000005"]
+
+
+def test_copies_are_apart_from_the_live_tensors_and_are_filled_again_where_they_fit():
+    live = {"weights": {"a": torch.ones(2, 3), "b": torch.ones(2, dtype=torch.bfloat16)}, "ema": {}}
+    first = checkpoint.copy_out(live)
+    live["weights"]["a"].fill_(2.0)
+    assert first.keys() == {"weights"} and first["weights"]["a"].unique().tolist() == [1.0]
+    places = {name: value.data_ptr() for name, value in first["weights"].items()}
+    live["weights"]["b"] = torch.ones(2)  # of another type now
+    second = checkpoint.copy_out(live, first)
+    assert second["weights"]["a"].data_ptr() == places["a"] and second["weights"]["a"].unique().tolist() == [2.0]
+    assert second["weights"]["b"].dtype == torch.float32
+
+
+def test_an_error_of_a_background_save_is_raised_once_at_the_next_save(tmp_path, monkeypatch):
+    saver = checkpoint.Saver(background=True)
+    monkeypatch.setattr(checkpoint, "write", lambda *_: (_ for _ in ()).throw(PlaitError("no room")))
+    saver.save(checkpoint.folder_of(tmp_path, 1, "only", 1), GROUPS, FACTS, keep=3)
+    with pytest.raises(PlaitError, match="no room"):
+        saver.save(checkpoint.folder_of(tmp_path, 1, "only", 2), GROUPS, FACTS, keep=3)
+    saver.wait()
+    saver.close()
+
+
+def test_an_error_that_is_no_fault_of_the_disk_is_raised_as_it_is_and_leaves_nothing(tmp_path):
+    with pytest.raises(TypeError):
+        checkpoint.write(checkpoint.folder_of(tmp_path, 1, "only", 1), GROUPS, {"state": object()})
+    assert list((tmp_path / "stage-1-only").iterdir()) == []

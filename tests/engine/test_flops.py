@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from plait.engine import flops
 from plait.engine.flops import Flops, Meter
+from plait.nn.losses import token_cross_entropy
 
 
 def stack(*trains):
@@ -115,3 +116,46 @@ def test_the_peak_is_by_device_and_type_and_unknown_ones_have_none():
 
 def test_the_peak_falls_with_the_bits_of_the_products():
     assert all(row[torch.float32] < row[torch.bfloat16] / 1.9 for row in flops.PEAKS.values())
+
+
+@pytest.mark.parametrize(
+    ("device", "products", "tera"),
+    [
+        ("NVIDIA A100-SXM4-40GB", torch.float32, 19.5),
+        ("NVIDIA A100 80GB PCIe", torch.bfloat16, 312),
+        ("NVIDIA H100 80GB HBM3", torch.float32, 67),
+        ("NVIDIA H100 PCIe", torch.float16, 756),
+        ("NVIDIA H100 PCIe", torch.float32, 51),
+        ("NVIDIA L40S", torch.float32, 91.6),
+        ("NVIDIA GeForce RTX 4090", torch.float32, 82.6),
+    ],
+)
+def test_peaks_are_those_of_the_data_sheets_without_sparsity(device, products, tera):
+    assert flops.peak(device, products) == tera * 1e12
+
+
+def test_a_product_that_is_not_counted_aside_is_counted_around_it():
+    layers, x = stack(True), torch.randn(8, 16)
+    with Flops() as flop:
+        layers(x)
+        with flop.aside():
+            layers(x)
+        layers(x)
+    assert flop.total == 2 * 2 * PRODUCT
+    with pytest.raises(ZeroDivisionError), Flops() as flop, flop.aside():
+        raise ZeroDivisionError
+    layers(x)
+    assert flop.total == 0
+
+
+def test_logits_are_counted_where_there_is_a_target():
+    hidden, head = torch.randn(5, 16, requires_grad=True), torch.randn(7, 16, requires_grad=True)
+    with Flops() as flop:
+        token_cross_entropy(hidden, head, torch.tensor([1, -100, 0, -100, 6])).sum()
+    assert flop.total == 3 * 2 * 16 * 7 * 3  # three targets; forward, and a gradient for both factors
+
+
+def test_a_batched_product_counts_the_length_of_its_inner_dimension():
+    a, b = torch.randn(3, 4, 5), torch.randn(3, 5, 6, requires_grad=True)
+    assert counted(lambda: a @ b) == 2 * (3 * 4 * 6) * 5 * 2
+    assert counted(lambda: torch.bmm(a, b)) == counted(lambda: torch.matmul(a, b)) == 2 * (3 * 4 * 6) * 5 * 2

@@ -13,7 +13,7 @@ def test_a_heartbeat_tells_the_latest_phase_only(tmp_path):
     heart.part("next")
     heart.close()
     told = heartbeat.read(tmp_path, 3)
-    assert heartbeat.moment(told) == ("data", 7, os.getpid())
+    assert heartbeat.position(told) == ("data", 7, os.getpid())
     assert (told["part"], told["beat"]) == ("next", 4)
     assert len(heartbeat.path_of(tmp_path, 3).read_bytes()) == 160
 
@@ -24,3 +24,28 @@ def test_there_is_no_heartbeat_before_the_first_and_a_part_of_one_is_none(tmp_pa
     path = heartbeat.path_of(tmp_path, 0)
     path.write_bytes(path.read_bytes()[:60])
     assert heartbeat.read(tmp_path) is None
+
+
+def test_every_phase_and_part_is_a_beat_and_a_sign_of_life(tmp_path, monkeypatch):
+    clock = iter(range(100, 200))
+    monkeypatch.setattr(heartbeat.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(heartbeat.time, "time", lambda: 12.5)
+    heart = Heartbeat(tmp_path, 0)
+    assert (heart.beats, heart.last_s) == (1, 100)
+    heart.part("backward")
+    assert (heart.beats, heart.last_s) == (2, 101)
+    heart.alive()
+    assert (heart.beats, heart.last_s) == (2, 102)
+    heart.close()
+    wanted = {"phase": "start", "step": 0, "part": "backward", "beat": 2, "pid": os.getpid(), "time_s": 12.5}
+    assert heartbeat.read(tmp_path, 0) == wanted
+
+
+def test_a_new_phase_is_in_no_part_and_overwrites_a_longer_one(tmp_path):
+    heart = Heartbeat(tmp_path, 0)
+    heart.phase("step", 123_456_789)
+    heart.part("a part with a long name")
+    heart.phase("save", 3)
+    heart.close()
+    told = heartbeat.read(tmp_path)
+    assert (told["phase"], told["step"], told["part"]) == ("save", 3, "")

@@ -187,3 +187,82 @@ def test_a_step_on_which_no_evaluation_is_due_touches_no_weight_and_no_mode():
     assert judge.run(state, []) == {}
     assert [value._version for value in state.model.parameters()] == before
     assert not state.model.training
+
+
+def test_a_row_tells_rates_and_times_of_its_step_wait_included(make_loop, monkeypatch):
+    clock = iter([10.0, 12.0, 13.0])
+    monkeypatch.setattr("plait.engine.loop.time.perf_counter", lambda: next(clock))
+    monkeypatch.setattr("plait.engine.loop.time.time", lambda: 99.0)
+    state, rows = make_state(make_config()), []
+    batch = step_batch(0, [micro(list(range(16)))])
+    batch.wait_s = 6.0
+    make_loop(state, make_config(), hooks=[lambda _, row: rows.append(row)]).run([batch], 1)
+    (row,) = rows
+    assert (row["samples_per_s"], row["data_wait_s"], row["step_s"], row["time_s"]) == (16 / 8, 6.0, 3.0, 99.0)
+    assert row["tflop_per_s"] == pytest.approx(16 * 2 * (4 * 8 * 2 + 8 * 3) / 8 / 1e12)
+    assert "flops" not in row
+
+
+def test_a_run_ends_with_its_stage_or_when_asked_to_stop(make_loop):
+    def batches():
+        return [step_batch(step, [micro([1, 2])]) for step in range(5)]
+
+    def done(state, row):
+        state.stage_done = "flat" if row["step"] == 2 else None
+
+    state = make_state(make_config())
+    make_loop(state, make_config(), hooks=[done]).run(batches(), 5)
+    assert state.step == 2
+    state = make_state(make_config())
+    loop = make_loop(state, make_config())
+    loop.stop.received = "SIGTERM"
+    loop.run(batches(), 5)
+    assert (state.step, loop.stop.agreed) == (1, True)
+
+
+def test_a_step_on_the_list_moves_nothing_is_counted_and_can_still_be_stopped(make_loop):
+    config = make_config(optim={"lr": 0.1, "ema": {"decay": 0.5}, "schedule": {"name": "constant"}})
+    state = make_state(config)
+    loop = make_loop(state, config, skipped=frozenset({1}))
+    rows, before = [], None
+    for step in range(3):
+        before = [value.detach().clone() for value in state.model.parameters()] if step == 1 else before
+        rows.append(loop.step(state.model, step_batch(step, [micro(list(range(16)))]), 100, False))
+        moved = step != 1 and before and any(not torch.equal(a, b) for a, b in zip(before, state.model.parameters(), strict=True))
+        assert bool(moved) is (step == 2)
+    assert [row.get("skipped") for row in rows] == [None, 1, None]
+    assert (state.totals["skipped"], state.totals["samples"], state.step) == (1, 48, 3)
+    assert {float(value["step"]) for value in state.optimizer.state.values()} == {2.0}
+
+
+def test_the_first_step_of_a_start_is_audited_unless_that_is_off(make_loop, capsys):
+    for audit, said in ((True, 1), (False, 0)):
+        config = make_config(guard={"audit": audit})
+        state = make_state(config)
+        state.model.register_parameter("idle", torch.nn.Parameter(torch.zeros(1)))
+        state.pause()
+        state.begin({"tower": state.model.components()["tower"], "idle": {"idle": state.model.idle}}, config.optim)
+        make_loop(state, config).run([step_batch(step, [micro([1, 2])]) for step in range(2)], 2)
+        assert capsys.readouterr().out.count("audit: 1 trainable parameters got no gradient") == said
+
+
+def test_dropout_is_seeded_by_step_rank_and_micro_batch(make_loop):
+    def draws(seed, step):
+        config = make_config(seed=seed)
+        state, seen = make_state(config), []
+        state.model.head.register_forward_hook(lambda *_: seen.append(torch.rand(1).item()))
+        state.step = step
+        loop = make_loop(state, config)
+        loop.accumulate(state.model, [micro([1]), micro([2])], {"error": 1.0})
+        return seen
+
+    first = draws(0, 0)
+    assert first == draws(0, 0)
+    assert len({*first, *draws(0, 1), *draws(1, 0)}) == 6
+
+
+def test_parts_of_a_step_are_marked_as_they_begin(make_loop):
+    marks = []
+    state = make_state(make_config())
+    make_loop(state, make_config(), mark=marks.append).step(state.model, step_batch(0, [micro([1]), micro([2])]), 100, False)
+    assert marks == ["backward", "backward", "update"]

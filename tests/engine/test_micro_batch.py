@@ -1,5 +1,6 @@
 """Memory that runs out on one rank: every rank halves its micro-batch, none waits, and the gradient stays what it was."""
 
+import json
 import os
 from unittest import mock
 
@@ -10,6 +11,8 @@ from plait.engine import micro_batch
 from plait.engine.parallel.distributed import Ranks
 from plait.errors import Stopped
 from tests import processes, toy_family
+
+from .toy import ALONE, make_config, make_state
 
 SHORT = ("train.steps=4", "stages=[]", "train.global_batch=8", "evaluate=[]", "checkpoint.best=null", "checkpoint.every_steps=1")
 
@@ -111,3 +114,79 @@ def test_running_out_where_ranks_wait_ends_all_and_the_next_start_fits(recipe, s
     assert "Stopped: out of memory (no memory left); the same command continues, with micro_batch 2" in capfd.readouterr().err
     processes.fork(2, in_backward, recipe, tmp_path / "run")
     assert_close(straight, weights(tmp_path / "run"))
+
+
+def test_the_probe_holds_the_memory_of_moments_that_are_not_there_yet(monkeypatch):
+    state, empty, held = make_state(make_config()), torch.empty, []
+    monkeypatch.setattr(torch, "empty", lambda *size, **more: held.append((size, more["dtype"])) or empty(*size, **more))
+    with micro_batch.reserved(state.trained().values(), state.optimizer):
+        pass
+    state.model.head.weight.grad = torch.zeros(1, 8)
+    state.optimizer.step()
+    with micro_batch.reserved(state.trained().values(), state.optimizer):
+        pass
+    values = 4 * 8 + 8 + 8 + 1
+    assert held == [((2 * 4 * values,), torch.uint8), ((2 * 4 * (values - 8),), torch.uint8)]  # two moments in float32
+
+
+def test_the_size_of_a_micro_batch_is_its_numbers():
+    assert micro_batch.size({"x": torch.zeros(3, 4), "y": torch.zeros(5), "names": ["a", "b"]}) == 17
+    assert micro_batch.size({}) == 0
+
+
+@pytest.mark.parametrize(("configured", "noted", "samples"), [(8, None, 8), (8, 4, 4), (2, 4, 2)])
+def test_what_was_noted_never_raises_what_is_configured(tmp_path, configured, noted, samples):
+    (tmp_path / micro_batch.NOTE).write_text(json.dumps({"a on 1": noted, "b on 1": 1, "a on 2": 1} if noted else {"a on 2": 1}))
+    assert micro_batch.MicroBatchSize(tmp_path, "a", ALONE, configured).samples == samples
+
+
+def test_each_failure_halves_rounded_up_drops_the_gradients_and_is_noted_beside_the_others(tmp_path):
+    (tmp_path / micro_batch.NOTE).write_text(json.dumps({"b on 1": 1}))
+    size, tried, resets = micro_batch.MicroBatchSize(tmp_path, "a", ALONE, 13), [], []
+
+    def work():
+        tried.append(size.samples)
+        if size.samples > 2:
+            raise micro_batch.Exceeded("full")
+
+    size.fit(work, lambda: resets.append(1))
+    assert (tried, len(resets)) == ([13, 7, 4, 2], 3)
+    assert json.loads((tmp_path / micro_batch.NOTE).read_text()) == {"a on 1": 2, "b on 1": 1}
+
+
+@pytest.mark.parametrize("where", [{}, {"meet": True}, {"collective": True}, {"meet": True, "collective": True}])
+def test_one_rank_alone_always_starts_again(where):
+    with pytest.raises(micro_batch.Exceeded, match=r"^full$"), micro_batch.guarded(ALONE, **where):
+        raise torch.OutOfMemoryError("full\nof tensors")
+    with micro_batch.guarded(ALONE, **where):
+        pass
+
+
+class Two(Ranks):
+    """One of two ranks, of which the other says `other`."""
+
+    other = False
+
+    def any(self, flag):
+        self.asked = [*getattr(self, "asked", []), flag]
+        return flag or self.other
+
+
+def two(other):
+    return type("Rank", (Two,), {"other": other, "__setattr__": object.__setattr__})(0, 2, torch.device("cpu"))
+
+
+def test_ranks_tell_each_other_where_they_meet_and_nowhere_else():
+    with pytest.raises(micro_batch.Exceeded, match=r"^another rank ran out of memory$"), micro_batch.guarded(two(True), meet=True):
+        pass
+    for where in ({}, {"collective": True}, {"meet": True, "collective": True}):
+        ranks = two(True)
+        with micro_batch.guarded(ranks, **where):
+            pass
+        assert not hasattr(ranks, "asked")
+    with pytest.raises(micro_batch.ExceededAlone, match=r"^full$"), micro_batch.guarded(two(False), collective=True):
+        raise torch.OutOfMemoryError("full")
+    told = two(False)
+    with pytest.raises(micro_batch.Exceeded), micro_batch.guarded(told):
+        raise torch.OutOfMemoryError("full")
+    assert told.asked == [True]

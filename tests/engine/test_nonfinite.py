@@ -1,14 +1,18 @@
 """A sample that makes the loss infinite, by policy: stopped at, skipped, gone back from; the same on two ranks, or after a restart."""
 
 import json
+import math
 
 import pytest
 import torch
 
+from plait.config.schema import Guard
 from plait.engine import nonfinite
 from plait.errors import Stopped
 from plait.training import run
 from tests import processes, toy_family
+
+from .toy import ALONE, Id, Net
 
 SHORT = ("train.steps=6", "stages=[]", "evaluate=[]", "checkpoint.best=null", "checkpoint.every_steps=2", "seed=3")
 
@@ -91,3 +95,64 @@ def test_more_steps_than_allowed_stop_the_run(recipe, bad_steps, tmp_path, polic
     with pytest.raises(Stopped, match=r"; 1 steps were passed over before, all that guard\.non_finite_steps allows: look at the data"):
         toy_family.train(recipe, tmp_path / "run", *SHORT, f"guard.non_finite={policy}", "guard.non_finite_steps=1")
     assert run.Rewind is nonfinite.Rewind
+
+
+@pytest.mark.parametrize(
+    ("count", "shown"), [(0, "none"), (1, "a"), (5, "a, b, c, d, e"), (6, "a, b, c, d, e and 1 more"), (26, "a, b, c, d, e and 21 more")]
+)
+def test_five_names_are_shown_and_the_others_counted(count, shown):
+    assert nonfinite.some([chr(97 + i) for i in range(count)]) == shown
+
+
+def test_statistics_tell_the_largest_numbers_of_each_module_and_what_is_not_finite():
+    net = Net()
+    net.tower.weight.data.fill_(-3.0)
+    net.tower.bias.data.fill_(2.0)
+    net.head.weight.data[0, 0] = math.nan
+    net.tower.weight.grad = torch.full((8, 4), -0.5)
+    net.tower.weight.grad[0, :3] = torch.tensor([math.inf, math.nan, 7.0])
+    net.head.bias.grad = torch.full((1,), -math.inf)
+    assert nonfinite.statistics(net) == {
+        "tower": {"weight_max": "3.0", "gradient_max": 7.0, "gradients_not_finite": 2},
+        "head": {"weight_max": "nan", "gradient_max": None, "gradients_not_finite": 1},
+    }
+
+
+def test_a_report_names_figures_samples_and_gradients_and_is_a_file(tmp_path):
+    net = Net()
+    net.head.bias.grad, net.tower.bias.grad = torch.full((1,), math.nan), torch.ones(8)
+    values = {"loss": math.inf, "grad_norm": 2.0}
+    said = nonfinite.report(7, values, [Id(0, 3, 1), Id(2, 5, 0)], net, ALONE, tmp_path)
+    path = tmp_path / "non-finite" / "step-00000007.json"
+    assert str(said) == (
+        f"step 7 is not finite (loss = inf); samples 0:3@1 2:5@0; gradients not finite in head.bias; each module in {path}"
+    )
+    told = json.loads(path.read_text())
+    assert (told["step"], told["figures"], told["samples"]) == (7, {"loss": "inf", "grad_norm": 2.0}, ["0:3@1", "2:5@0"])
+    assert (told["gradients"], set(told["modules"])) == (["head.bias"], {"tower", "head"})
+
+
+@pytest.mark.parametrize(("values", "answer"), [([1.0, -2.0], False), ([], False), ([1.0, math.inf], True), ([math.nan], True)])
+def test_any_number_that_is_not_finite_is_found(values, answer):
+    assert nonfinite.found(dict(enumerate(values)), ALONE) is answer
+
+
+@pytest.mark.parametrize(("skipped", "stops"), [(0, False), (2, False), (3, True), (4, True)])
+def test_so_many_steps_may_be_skipped(tmp_path, capsys, skipped, stops):
+    settings, said = Guard(non_finite="skip", non_finite_steps=3), nonfinite.Report("step 9 is not finite", "samples 0:1@0")
+    if stops:
+        with pytest.raises(Stopped, match=rf"^step 9 is not finite; samples 0:1@0; {skipped} steps were passed over before, all that"):
+            nonfinite.answer(said, settings, skipped, ALONE, tmp_path, "a", 8)
+    else:
+        nonfinite.answer(said, settings, skipped, ALONE, tmp_path, "a", 8)
+        assert capsys.readouterr().out == "step 9 is not finite, and ends without an update; samples 0:1@0\n"
+
+
+def test_a_rewind_lists_the_step_under_its_stage_and_counts_those_listed(tmp_path):
+    settings, said = Guard(non_finite="rewind", non_finite_steps=2), nonfinite.Report("bad", "here")
+    for stage, step in (("a", 8), ("b", 3)):
+        with pytest.raises(nonfinite.Rewind, match=r"^bad: back to the newest checkpoint, and past this step from there; here$"):
+            nonfinite.answer(said, settings, 99, ALONE, tmp_path, stage, step)
+    assert (nonfinite.listed(tmp_path, "a"), nonfinite.listed(tmp_path, "b")) == (frozenset({8}), frozenset({3}))
+    with pytest.raises(Stopped, match="2 steps were passed over before"):
+        nonfinite.answer(said, settings, 0, ALONE, tmp_path, "a", 9)

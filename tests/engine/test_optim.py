@@ -8,7 +8,7 @@ from torch import nn
 from plait.config.schema import Optim
 from plait.engine import optim
 from plait.engine.optim import Ema
-from plait.engine.schedule import Moment
+from plait.engine.schedule import Progress
 from plait.errors import PlaitError
 
 from .toy import Net, make_config, make_state
@@ -17,7 +17,7 @@ from .toy import Net, make_config, make_state
 def test_a_schedule_ends_at_min_lr_for_every_component():
     settings = Optim.model_validate({"lr": 1e-3, "schedule": {"name": "cosine", "min_lr": 1e-4}, "components": {"tower": {"lr": 2e-5}}})
     made = optim.adamw(Net().components(), settings)
-    assert optim.set_lr(made, settings, Moment(100, 101, 100)) == pytest.approx({"tower": 2e-6, "head": 1e-4})
+    assert optim.set_lr(made, settings, Progress(100, 101, 100)) == pytest.approx({"tower": 2e-6, "head": 1e-4})
 
 
 def test_vectors_do_not_decay_and_components_have_their_own_rates():
@@ -132,7 +132,7 @@ def test_fused_adamw_equals_its_equation_in_float64():
 def test_a_component_warms_up_at_its_own_pace():
     settings = {"lr": 1e-3, "schedule": {"name": "constant", "warmup_steps": 10}, "components": {"tower": {"warmup_steps": 4}}}
     made = optim.adamw(Net().components(), settings := Optim.model_validate(settings))
-    found = [optim.set_lr(made, settings, Moment(step, step + 1, 100)) for step in (0, 3, 9)]
+    found = [optim.set_lr(made, settings, Progress(step, step + 1, 100)) for step in (0, 3, 9)]
     assert found[0] == pytest.approx({"tower": 1e-3 / 4, "head": 1e-3 / 10})
     assert found[1] == pytest.approx({"tower": 1e-3, "head": 4e-4})
     assert found[2] == pytest.approx({"tower": 1e-3, "head": 1e-3})
@@ -179,3 +179,70 @@ def test_a_component_without_gradients_is_passed_over():
     for value in parts["b"]:
         value.grad = None
     assert optim.clip(parts, 1.0, {"b": 0.1})["grad_norm/b"] == 0.0
+
+
+@pytest.mark.parametrize(("ema", "count"), [(None, 0), ({"decay": 0.9}, 1), ({"decay": 0.9, "post_hoc": True}, 3)])
+def test_so_many_averages_of_each_weight_are_kept(ema, count):
+    assert optim.averages(Optim.model_validate({"ema": ema})) == count
+
+
+def test_selected_parts_add_up_and_come_in_the_order_of_the_model():
+    parts = Net().components()
+    assert {name: list(part) for name, part in optim.select(parts, ["head", "tower:bias", "tower:weight"], frozenset()).items()} == {
+        "tower": ["tower.bias", "tower.weight"],
+        "head": ["head.weight", "head.bias"],
+    }
+    assert optim.select(parts, ["*:bias"], frozenset()).keys() == {"tower", "head"}
+    assert optim.select(parts, ["*:norm"], frozenset()) == {}
+
+
+def test_settings_of_a_component_that_is_not_there_are_refused():
+    settings = Optim.model_validate({"components": {"head": {"lr": 1.0}, "neck": {"lr": 1.0}}})
+    with pytest.raises(PlaitError, match=r"^optim\.components names 'neck', which is no component of this model; components: tower, head$"):
+        optim.check_components(settings, Net().components())
+    optim.check_components(Optim.model_validate({"components": {"head": {"lr": 1.0}}}), Net().components())
+
+
+def test_freezing_lets_gradients_reach_what_trains_alone():
+    net = Net()
+    optim.freeze(net, {"head": {"head.bias": net.head.bias}})
+    assert [name for name, value in net.named_parameters() if value.requires_grad] == ["head.bias"]
+    optim.freeze(net, net.components())
+    assert all(value.requires_grad for value in net.parameters())
+
+
+@pytest.mark.parametrize("lr", [1e-3, 0.25])
+def test_a_floor_is_the_same_share_of_every_peak(lr):
+    settings = Optim.model_validate({"lr": lr, "schedule": {"name": "linear", "min_lr": lr / 5}, "components": {"tower": {"lr": 2.0}}})
+    made = optim.adamw(Net().components(), settings)
+    assert optim.set_lr(made, settings, Moment(100, 101, 100)) == pytest.approx({"tower": 0.4, "head": lr / 5})
+    assert {group["component"]: group["lr"] for group in made.param_groups} == pytest.approx({"tower": 0.4, "head": lr / 5})
+
+
+def test_an_average_is_a_copy_in_float32_from_the_moment_it_is_first_tracked():
+    weight = {"w": nn.Parameter(torch.ones(2, dtype=torch.bfloat16))}
+    ema = Ema(0.5, 0)
+    ema.track(weight)
+    weight["w"].data.fill_(3.0)
+    ema.track(weight)  # it has one already
+    assert (ema.average["w"].tolist(), ema.average["w"].dtype) == ([1.0, 1.0], torch.float32)
+    ema.update(weight, 0)
+    assert ema.average["w"].tolist() == [2.0, 2.0]
+
+
+@pytest.mark.parametrize(("decay", "warmup", "kept"), [(0.9, 0, [0.9, 0.9, 0.9]), (0.9, 4, [0.25, 0.5, 0.75]), (0.6, 4, [0.25, 0.5, 0.6])])
+def test_the_decay_rises_evenly_to_its_own_over_the_warm_up(decay, warmup, kept):
+    assert [Ema(decay, warmup).decay_at(k) for k in range(3)] == pytest.approx(kept)
+
+
+def test_a_parameter_in_two_groups_or_in_none_is_found():
+    state = make_state(make_config())
+    optim.assert_covers(state.model, state.optimizer)
+    state.optimizer.param_groups[0]["params"] = [state.model.head.weight]
+    with pytest.raises(AssertionError, match="a parameter is in two optimizer groups"):
+        optim.assert_covers(state.model, state.optimizer)
+
+
+def test_nothing_with_a_gradient_has_a_norm_of_zero():
+    parts = {"a": [nn.Parameter(torch.ones(2))]}
+    assert optim.clip(parts, 1.0, {}) == {"grad_norm": 0.0}

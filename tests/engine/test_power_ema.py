@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from plait.engine import power_ema
-from plait.engine.power_ema import PowerEma, Profile, Saved
+from plait.engine.power_ema import PowerEma, Profile, SavedAverage
 from plait.errors import PlaitError
 
 
@@ -22,7 +22,7 @@ def brute_profile(g, step):
 
 
 def kept_as(step, g, **tensors):
-    return Saved(Profile(step, g), frozenset(tensors), lambda: tensors)
+    return SavedAverage(Profile(step, g), frozenset(tensors), lambda: tensors)
 
 
 def walk(steps, seed=0):
@@ -117,3 +117,48 @@ def test_a_half_life_beyond_a_fifth_of_the_run_is_warned_of(rate, steps, warned)
         advised = float(said.rsplit("use ", 1)[1].split(" ", maxsplit=1)[0])
         assert power_ema.half_life_warning(advised, steps) is None
         assert "half-life of 6,931 updates, more than a fifth" in said
+
+
+def test_the_exponents_of_the_kept_lengths_are_those_of_the_paper():
+    assert [round(power_ema.exponent(length), 2) for length in (0.05, 0.10)] == [16.97, 6.94]  # Karras et al. 2024, section 3.1
+    assert power_ema.KEPT == {"ema-0.05": 0.05, "ema-0.10": 0.10}
+    assert power_ema.exponent(1 / math.sqrt(12)) == pytest.approx(0.0, abs=1e-6)  # the plain mean
+
+
+@pytest.mark.parametrize(("g", "update", "kept"), [(1, 1, 0.0), (1, 2, 0.25), (0, 4, 0.75), (2, 10, 0.9**3)])
+def test_an_update_keeps_a_power_of_what_was_before_it(g, update, kept):
+    assert power_ema.decay(g, update) == pytest.approx(kept)
+
+
+def test_the_first_update_replaces_the_average():
+    assert PowerEma(0.1).decay_at(0) == 0.0
+    assert PowerEma(0.1).decay_at(1) == pytest.approx(0.5 ** (PowerEma(0.1).g + 1))
+
+
+def test_the_misfit_is_the_distance_of_the_profiles_over_the_norm_of_the_wanted_one():
+    saved, wanted = [Profile(100, 6.94), Profile(200, 6.94)], Profile(200, 3.0)
+    n = 200_000
+    tau = (np.arange(n) + 0.5) / n * 200
+
+    def p(one):
+        return np.where(tau <= one.step, (one.g + 1) * tau**one.g / float(one.step) ** (one.g + 1), 0.0)
+
+    basis = np.stack([p(one) for one in saved], 1)
+    best, *_ = np.linalg.lstsq(basis, p(wanted), rcond=None)
+    expected = np.linalg.norm(basis @ best - p(wanted)) / np.linalg.norm(p(wanted))
+    assert power_ema.misfit(saved, wanted) == pytest.approx(expected, rel=1e-3)  # the midpoint rule at the jump
+    assert power_ema.mixture(saved, wanted) == pytest.approx(best, rel=1e-3)
+    assert power_ema.misfit([wanted], wanted) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_a_plain_average_that_keeps_nothing_forgets_at_once():
+    assert power_ema.half_life(0.0) == 0.0
+    assert power_ema.half_life(0.5) == pytest.approx(1.0)
+
+
+def test_the_warning_names_the_decay_the_half_life_and_one_that_fits():
+    fitting = math.floor(0.5 ** (5 / 1000) * 1e6) / 1e6
+    assert power_ema.half_life_warning(0.999, 1000) == (
+        "optim.ema.decay = 0.999 has a half-life of 693 updates, more than a fifth of the 1,000 steps: evaluations would judge old "
+        f"weights; use {fitting:g} or less"
+    )

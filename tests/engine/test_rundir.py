@@ -1,3 +1,4 @@
+import os
 import re
 import subprocess
 import sys
@@ -9,11 +10,11 @@ from plait.errors import PlaitError
 
 
 def test_a_run_is_held_by_one_process_at_a_time(tmp_path):
-    code = "import sys; from pathlib import Path; from plait.engine.checkpoints import rundir; rundir.hold(Path(sys.argv[1]))"
-    with rundir.hold(tmp_path):
+    code = "import sys; from pathlib import Path; from plait.engine.checkpoints import rundir; rundir.lock(Path(sys.argv[1]))"
+    with rundir.lock(tmp_path):
         done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
     assert re.search(r"is in use by process \d+; wait for it, or give another --run", done.stderr)
-    rundir.hold(tmp_path).close()
+    rundir.lock(tmp_path).close()
 
 
 def test_a_folder_of_something_else_is_never_taken_for_a_run(tmp_path):
@@ -48,3 +49,50 @@ def test_set_aside_keeps_every_earlier_run(tmp_path):
 
 def test_a_run_keeps_its_identity(tmp_path):
     assert rundir.identity(tmp_path) == rundir.identity(tmp_path)
+
+
+def test_the_lock_names_its_process_and_falls_with_the_file(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "lock").write_text("99999 of an earlier start")
+    file = rundir.hold(tmp_path / "run")
+    assert (tmp_path / "run" / "lock").read_text() == str(os.getpid())
+    file.close()
+    rundir.hold(tmp_path / "new" / "run").close()  # makes the folder
+
+
+def test_what_a_start_leaves_behind_makes_no_run_and_no_stranger(tmp_path):
+    assert rundir.check(tmp_path / "nowhere") is False
+    for name in ("lock", "assets", "identity"):
+        (tmp_path / name).touch()
+    assert rundir.check(tmp_path) is False
+    for name in "dbca":
+        (tmp_path / name).touch()
+    with pytest.raises(PlaitError, match=r"holds a, b, c but no config\.yaml"):
+        rundir.check(tmp_path)
+    (tmp_path / "config.yaml").touch()
+    assert rundir.check(tmp_path) is True
+
+
+def test_the_same_configuration_is_not_refused(tmp_path):
+    rundir.refuse(tmp_path, [])
+
+
+@pytest.mark.parametrize(("key", "free"), [("stages", False), ("stages.0", False), ("stages.0.trainable", False), ("stages.0.track", True)])
+def test_a_stage_binds_but_for_what_is_free_in_it(key, free):
+    assert (rundir.binding([(key, 1, 2)]) == []) is free
+
+
+def test_clearing_removes_what_was_made_for_a_configuration_and_nothing_else(tmp_path):
+    (tmp_path / "assets").mkdir()
+    for name in ("assets/tokenizer.json", "lineage.json", "config.yaml"):
+        (tmp_path / name).touch()
+    rundir.clear(tmp_path)
+    rundir.clear(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+
+
+def test_every_run_has_an_identity_of_twelve_digits_of_its_own(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    one, other = (rundir.identity(tmp_path / name) for name in "ab")
+    assert one != other and re.fullmatch("[0-9a-f]{12}", one)

@@ -5,15 +5,16 @@ import torch
 
 from plait.config.conflicts import conflicts
 from plait.config.schema import Optim, RunConfig, Schedule
+from plait.data.sources.open import KINDS
 from plait.engine import schedule
-from plait.engine.schedule import Moment, lr_factor, moment
+from plait.engine.schedule import Progress, lr_factor, progress_at
 from plait.errors import PlaitError
 
 from .toy import make_config, make_state, micro, step_batch
 
 
 def at(step, end=100):
-    return Moment(step, step + 1, end)
+    return Progress(step, step + 1, end)
 
 
 @pytest.mark.parametrize("name", ["constant", "linear", "cosine", "inverse_sqrt"])
@@ -40,7 +41,7 @@ def test_inverse_sqrt_halves_when_the_step_quadruples():
 
 def test_a_curve_in_steps_ends_where_it_is_told_and_stays_there():
     settings = Schedule(name="linear", decay_steps=50)
-    found = [lr_factor("linear", moment(settings, step, 100, {}, {}), 0, floor=0.1) for step in (0, 25, 50, 99)]
+    found = [lr_factor("linear", progress_at(settings, step, 100, {}, {}), 0, floor=0.1) for step in (0, 25, 50, 99)]
     assert found == pytest.approx([1.0, 0.55, 0.1, 0.1])
 
 
@@ -48,8 +49,8 @@ def test_a_curve_in_steps_ends_where_it_is_told_and_stays_there():
 def test_tokens_are_steps_where_every_step_has_as_many(name):
     steps, tokens = Schedule(name=name, warmup_steps=5), Schedule(name=name, units="tokens", warmup_tokens=35, decay_tokens=280)
     for step in range(40):
-        one = moment(steps, step, 40, {}, {})
-        other = moment(tokens, step, 40, {"tokens": 999.0, "stage_tokens": 7.0 * step}, {"tokens": 7.0})
+        one = progress_at(steps, step, 40, {}, {})
+        other = progress_at(tokens, step, 40, {"tokens": 999.0, "stage_tokens": 7.0 * step}, {"tokens": 7.0})
         assert lr_factor(name, one, 5, 0.1) == pytest.approx(lr_factor(name, other, 35, 0.1), rel=1e-12)
 
 
@@ -94,7 +95,7 @@ def test_a_schedule_in_tokens_resumes_to_the_bit(trained):
     first = make_state(config)
     trained(first, config, batches()[:3])
     second = make_state(config)
-    second.restore(first.facts(), first.tensors())
+    second.restore(first.metadata(), first.tensors())
     second.begin({"tower": second.model.components()["tower"], "head": second.model.components()["head"]}, config.optim)
     later = trained(second, config, batches(start=3))
     assert later == rows[3:]
@@ -134,10 +135,63 @@ def test_a_family_without_tokens_refuses_a_schedule_in_them():
 )
 def test_what_cannot_be_together_is_told(optim, path, said):
     config = RunConfig.model_validate({"family": "toy", "train": {"steps": 100}, "data": {"train": [{"source": "scenes"}]}, "optim": optim})
-    assert [".".join(place) for place, what in conflicts(config) if said in what] == [path]
+    assert [".".join(place) for place, what in conflicts(config, KINDS) if said in what] == [path]
 
 
 def test_the_curve_in_tokens_is_drawn_to_its_end():
     optim = Optim.model_validate({"lr": 1.0, "schedule": {"name": "linear", "units": "tokens", "decay_tokens": 1000}})
     values, end, units = schedule.curve(optim, 7, 11)
     assert (end, units) == (1000, "tokens") and values[-1] == pytest.approx(0.001)
+
+
+@pytest.mark.parametrize(
+    ("warmup", "step", "factor"), [(0, 0, 1.0), (0, 1, 1.0), (0, 4, 0.5), (4, 3, 1.0), (4, 4, 1.0), (4, 16, 0.5), (1, 400, 0.3)]
+)
+def test_inverse_sqrt_is_the_root_of_warm_up_over_steps_and_never_below_its_floor(warmup, step, factor):
+    assert lr_factor("inverse_sqrt", at(step, 1000), warmup, 0.3) == pytest.approx(factor)
+
+
+def test_warm_up_rises_from_the_floor_and_ends_with_the_last_update_before_it():
+    assert [lr_factor("constant", at(step), 4, floor=0.2) for step in range(5)] == pytest.approx([0.4, 0.6, 0.8, 1.0, 1.0])
+    assert lr_factor("linear", Progress(3.0, 9.0, 100.0), 4) == 1.0  # a step of many tokens goes past the warm-up, not past the peak
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine"])
+def test_a_curve_begins_at_its_peak_when_the_warm_up_ends_and_stays_at_its_floor(name):
+    assert [lr_factor(name, at(step, 30), 10, 0.1) for step in (10, 20, 30, 31, 500)] == pytest.approx([1.0, 0.55, 0.1, 0.1, 0.1])
+    assert lr_factor(name, at(0, 0), 0) == 1.0  # no steps at all: no division by zero
+
+
+def test_an_update_is_counted_in_the_unit_of_the_schedule():
+    assert progress_at(Schedule(), 3, 50, {"stage_tokens": 70.0}, {"tokens": 9.0}) == Progress(3, 4, 50)
+    assert progress_at(Schedule(decay_steps=20), 3, 50, {}, {}) == Progress(3, 4, 20)
+    tokens = Schedule(name="constant", units="tokens")
+    assert progress_at(tokens, 3, 50, {"stage_tokens": 70.0}, {"tokens": 9.0}) == Progress(70.0, 79.0, float("inf"))
+    assert progress_at(tokens, 0, 50, {}, {"tokens": 9.0}) == Progress(0.0, 9.0, float("inf"))
+
+
+def test_a_warm_up_is_the_components_own_in_the_unit_of_the_schedule():
+    steps = Optim.model_validate({"schedule": {"warmup_steps": 8}, "components": {"a": {"warmup_steps": 0}, "b": {"lr": 1.0}}})
+    assert [schedule.warmup_of(steps, name) for name in (None, "a", "b", "c")] == [8, 0, 8, 8]
+    plan = {"name": "constant", "units": "tokens", "warmup_tokens": 80}
+    tokens = Optim.model_validate({"schedule": plan, "components": {"a": {"warmup_tokens": 0}}})
+    assert [schedule.warmup_of(tokens, name) for name in (None, "a", "b")] == [80, 0, 80]
+
+
+def test_the_curve_in_steps_goes_from_the_first_update_to_the_last():
+    optim = Optim.model_validate({"lr": 0.5, "schedule": {"name": "linear", "warmup_steps": 2, "min_lr": 0.05}})
+    values, end, units = schedule.curve(optim, 11, 6)
+    assert (end, units) == (11, "steps")
+    wanted = [lr_factor("linear", at(step, 11), 2, 0.1) for step in (0, 2, 4, 6, 8, 10)]
+    assert values == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize(("warmup", "end"), [(50, 200), (0, 4)])
+def test_a_curve_in_tokens_without_an_end_is_drawn_over_four_warm_ups(warmup, end):
+    plan = {"name": "inverse_sqrt", "units": "tokens", "warmup_tokens": warmup}
+    assert schedule.curve(Optim.model_validate({"schedule": plan}), 7, 5)[1] == end
+
+
+def test_only_a_schedule_in_tokens_needs_a_family_that_counts_them():
+    schedule.check(Schedule(), (), "nanodit")
+    schedule.check(Schedule(name="constant", units="tokens"), ("tokens",), "molmo")

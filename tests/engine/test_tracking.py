@@ -3,6 +3,7 @@ import json
 import math
 import os
 import signal
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ def test_metrics_hold_every_row_once_after_a_resume(tmp_path):
     for step in (1, 2, 3):
         tracker.row({**ROW, "step": step, "loss": 1.0 / step})
     config = make_config(track={"tensorboard": False})
-    again = open_tracker(tmp_path, config, "id", State(Net(), step=2, judged=2))
+    again = open_tracker(tmp_path, config, "id", State(Net(), step=2, evaluated_step=2))
     again.row({**ROW, "step": 3, "loss": 0.5})
     assert [(row["step"], row["loss"]) for row in files.read_rows(tmp_path / "metrics.jsonl")] == [(1, 1.0), (2, 0.5), (3, 0.5)]
 
@@ -161,7 +162,9 @@ def test_after_a_resume_monitors_know_what_they_knew(tmp_path):
     seen = []
     monitor = every_other()
     config = make_config(track={"tensorboard": False})
-    again = open_tracker(tmp_path, config, "id", State(Net(), step=3, judged=3), [monitor, lambda row: seen.append(row["eval/x"]) or []])
+    again = open_tracker(
+        tmp_path, config, "id", State(Net(), step=3, evaluated_step=3), [monitor, lambda row: seen.append(row["eval/x"]) or []]
+    )
     again.row({**ROW, "step": 4, "eval/x": 0.0})
     assert files.read_rows(tmp_path / "metrics.jsonl")[-1]["warnings"] == ["step 4: second"]
     assert all(isinstance(value, float) for value in seen) and len(seen) == 4  # "nan" in the file is a number again
@@ -182,3 +185,144 @@ def test_tensorboard_shows_pictures(tmp_path):
     mirror.close()
     (event,) = EventAccumulator(str(tmp_path / "events")).Reload().Images("grid/8x4")
     assert (event.step, event.width, event.height) == (4, 8, 4)
+
+
+def lines_of(screen):
+    return screen.console.file.getvalue().splitlines()
+
+
+@pytest.fixture
+def plain():
+    """A screen that is no terminal, and its clock."""
+    screen = Screen()
+    screen.console = Console(file=io.StringIO(), force_terminal=False, width=200)
+    return screen
+
+
+def test_a_plain_line_comes_every_ten_seconds_and_at_the_last_step(plain, monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr("plait.engine.monitoring.tracking.time.monotonic", lambda: now[0])
+    plain.begin("vision", 100, 200)
+    for step, seconds in ((101, 1), (102, 9), (103, 10.9), (104, 11), (200, 12)):
+        now[0] = 1000.0 + seconds
+        plain.row({**ROW, "step": step})
+    assert [line.split("  ")[0] for line in lines_of(plain)] == ["vision 101/200", "vision 104/200", "vision 200/200"]
+
+
+def test_the_time_left_goes_by_the_steps_of_this_start(plain, monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr("plait.engine.monitoring.tracking.time.monotonic", lambda: now[0])
+    plain.begin("vision", 100, 200)
+    now[0] = 1000.0 + 500
+    plain.row({**ROW, "step": 110})  # 10 steps in 500 s, 90 to go
+    assert lines_of(plain)[0].endswith("  1:15:00 left")
+    plain.begin("vision", 100, 200)
+    plain.row({**ROW, "step": 100})  # no step yet: no division by zero
+    assert lines_of(plain)[1].endswith("  0:00:00 left")
+
+
+def test_the_line_has_the_share_of_the_peak_where_it_is_known(plain):
+    plain.begin("a", 0, 10)
+    plain.row({**ROW, "mfu": 0.4567})
+    assert "loss 1.5000  8.0 samples/s  MFU 45.7 %  " in lines_of(plain)[0]
+
+
+def test_a_terminal_gets_one_bar_per_stage_and_is_left_as_it_was():
+    screen = Screen()
+    screen.console = Console(file=io.StringIO(), force_terminal=True, width=150)
+    screen.begin("a", 2, 10)
+    first = screen.bar
+    screen.row({**ROW, "step": 5})
+    assert (screen.bar.tasks[0].completed, screen.bar.tasks[0].total, screen.bar.tasks[0].fields["text"]) == (
+        5,
+        10,
+        "loss 1.5000  8.0 samples/s",
+    )
+    screen.begin("b", 0, 4)
+    assert screen.bar is not first and not first.live.is_started
+    screen.close()
+    assert not screen.bar.live.is_started
+
+
+class Mirror:
+    def __init__(self):
+        self.rows, self.shown, self.closed = [], [], 0
+
+    def row(self, row):
+        self.rows.append(dict(row))
+
+    def pictures(self, step, pictures):
+        self.shown.append((step, pictures))
+
+    def close(self):
+        self.closed += 1
+
+
+def test_mirrors_get_every_row_with_its_warnings_every_picture_and_the_end(tmp_path):
+    mirrors = [Mirror(), Mirror()]
+    tracker = Tracker(tmp_path, mirrors, None, [lambda row: ["too high"] if row["loss"] > 1 else []])
+    tracker.row({"step": 1, "loss": 0.5})
+    tracker.row({"step": 2, "loss": 2.0})
+    tracker.pictures(2, {"a": 1})
+    tracker.close()
+    for mirror in mirrors:
+        assert mirror.rows == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 2.0, "warnings": ["too high"]}]
+        assert (mirror.shown, mirror.closed) == ([(2, {"a": 1})], 1)
+
+
+def test_a_tracker_of_no_run_writes_nothing_and_shows_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    mirror = Mirror()
+    tracker = Tracker(None, [mirror])
+    tracker.begin("a", 0, 1)
+    tracker.row(ROW)
+    assert mirror.rows == [] and list(tmp_path.iterdir()) == []
+
+
+def test_held_out_rows_of_a_step_that_is_judged_again_are_dropped(tmp_path):
+    tracker = Tracker(tmp_path, [])
+    for step in (1, 2):
+        tracker.row({**ROW, "step": step})
+        tracker.row({"step": step, "eval/loss": 1.0})
+    open_tracker(tmp_path, make_config(track={"tensorboard": False}), "id", State(Net(), step=2, judged=1)).close()
+    kept = [(row["step"], "eval/loss" in row) for row in files.read_rows(tmp_path / "metrics.jsonl")]
+    assert kept == [(1, False), (1, True), (2, False)]
+
+
+@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")
+@pytest.mark.parametrize(("step", "kept"), [(0, [1, 2, 3]), (2, [1, 2])])
+def test_tensorboard_forgets_the_steps_that_are_taken_again(tmp_path, step, kept):
+    first = TensorBoard(tmp_path, 0)
+    for number in (1, 2, 3):
+        first.row({**ROW, "step": number, "ids": "0a"})
+    first.close()
+    again = TensorBoard(tmp_path, step)
+    again.close()
+    events = EventAccumulator(str(tmp_path / "events")).Reload()
+    assert [event.step for event in events.Scalars("loss")] == kept
+    assert events.Tags()["scalars"] == ["loss", "samples_per_s"]
+
+
+def test_only_what_is_set_is_mirrored(tmp_path):
+    assert open_tracker(tmp_path, make_config(track={"tensorboard": False}), "id", State(Net())).mirrors == []
+
+
+def test_numbers_for_wandb_leave_out_words_and_the_step():
+    assert wandb_mirror.numbers({"step": 4, "loss": "nan", "a": 1, "ids": "0a", "b": "-inf"}) == {
+        "loss": pytest.approx(math.nan, nan_ok=True),
+        "a": 1,
+        "b": -math.inf,
+    }
+
+
+def test_rows_of_a_file_that_grows_come_whole_until_its_end(tmp_path):
+    ended, path, got = threading.Event(), tmp_path / "metrics.jsonl", []
+    path.write_text('{"step": 1}\n{"st')
+    with open(path, encoding="utf-8") as file, open(path, "a", encoding="utf-8") as writer:
+        for row in wandb_mirror.rows(file, ended):
+            got.append(row)
+            writer.write('ep": 2}\n{"step": 3' if len(got) == 1 else "")
+            writer.flush()
+            if len(got) == 2:
+                ended.set()
+    assert got == [{"step": 1}, {"step": 2}]

@@ -3,13 +3,17 @@
 import ctypes
 import os
 import re
+import signal
 import time
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
 
 from plait.engine.monitoring import heartbeat, watchdog
 from tests import processes, toy_family
+
+from .toy import ALONE
 
 LIMIT = ("guard.hang_timeout_s=4", "train.steps=4000", "evaluate=[]", "checkpoint.best=null")
 
@@ -61,9 +65,11 @@ def test_a_late_rank_is_named_with_its_stacks_before_the_collective_gives_up(tmp
 
 def test_ranks_that_are_late_together_are_all_named(tmp_path):
     beat = {"phase": "step", "step": 7, "part": "backward", "beat": 30}
-    line = watchdog.told([beat, beat | {"beat": 31}, beat, None], 9.0, tmp_path)
+    line = watchdog.describe_hang([beat, beat | {"beat": 31}, beat, None], 9.0, tmp_path)
     assert line.startswith("rank 3 is late: in its start") or line.startswith("ranks 0, 2, 3 are late: in step (backward) after step 7")
-    assert watchdog.told([beat, beat], 9.0, tmp_path).startswith("every rank is late: in step (backward) after step 7, with nothing")
+    assert watchdog.describe_hang([beat, beat], 9.0, tmp_path).startswith(
+        "every rank is late: in step (backward) after step 7, with nothing"
+    )
 
 
 def test_collectives_wait_longer_than_any_rank_is_given():
@@ -90,3 +96,70 @@ def test_a_rank_that_torchrun_left_alone_saves_and_stops(tmp_path, monkeypatch, 
     while os.path.exists(f"/proc/{pid}") and time.monotonic() < deadline:
         time.sleep(0.02)
     assert re.search(r"Paused: stopped by SIGTERM after step \d+ of 4000, all saved", capfd.readouterr().err)
+
+
+def test_a_rank_without_a_beat_and_ranks_beyond_eight_are_told(tmp_path):
+    beat = {"phase": "data", "step": 5, "part": "", "beat": 3}
+    told = watchdog.told([None, beat, beat | {"beat": 4}], 9.0, tmp_path)
+    assert told.startswith("ranks 0, 1 are late: in its start, with nothing done for 9 s")
+    assert watchdog.told([None], 9.0, tmp_path).startswith("rank 0 is late: in its start")
+    line = watchdog.told([beat] * 10 + [beat | {"beat": 4}], 2.5, tmp_path)
+    assert line.startswith("ranks 0, 1, 2, 3, 4, 5, 6, 7 and 2 more are late: in data after step 5, with nothing done for 2.5 s")
+    assert line.endswith(f"what each rank does is in {tmp_path / 'heartbeat'}/rank-*.stacks; the same command continues")
+    assert watchdog.told([beat] * 8 + [beat | {"beat": 4}], 1.0, tmp_path).startswith("ranks 0, 1, 2, 3, 4, 5, 6, 7 are late: in data")
+    assert watchdog.told([beat], 1.0, tmp_path).startswith("rank 0 is late: in data after step 5")
+
+
+@pytest.mark.parametrize(("timeout_s", "poll_s"), [(None, 5.0), (40.0, 2.0), (100.0, 5.0), (1000.0, 5.0)])
+def test_it_looks_twenty_times_per_time_allowed_and_every_five_seconds_at_least(tmp_path, timeout_s, poll_s):
+    heart = heartbeat.Heartbeat(tmp_path, 0)
+    assert watchdog.Watchdog(heart, ALONE, timeout_s).poll_s == poll_s
+    heart.close()
+
+
+@pytest.mark.parametrize(("phase", "allowed_s"), [("start", 120.0), ("stage", 120.0), ("step", 40.0), ("data", 40.0), ("save", 40.0)])
+def test_setting_up_may_take_three_times_as_long(tmp_path, monkeypatch, phase, allowed_s):
+    timers, heart = [], heartbeat.Heartbeat(tmp_path, 0)
+    heart.phase(phase, 1)
+    monkeypatch.setattr(watchdog.faulthandler, "dump_traceback_later", lambda limit_s, **more: timers.append((limit_s, more["exit"])))
+    with watchdog.Watchdog(heart, ALONE, 40.0):
+        pass
+    assert timers == [(allowed_s + 2.0, True)]  # one look later than its own thread
+    heart.close()
+
+
+def test_without_a_limit_nothing_ends_the_rank_and_collectives_wait_as_torch_lets_them(tmp_path, monkeypatch):
+    heart = heartbeat.Heartbeat(tmp_path, 0)
+    monkeypatch.setattr(watchdog.faulthandler, "dump_traceback_later", lambda *_, **__: pytest.fail("armed"))
+    with watchdog.Watchdog(heart, ALONE, None):
+        pass
+    heart.close()
+    assert watchdog.collectives_s([10.0, None]) is None
+    assert watchdog.collectives_s([10.0, 20.0]) == 120.0
+
+
+@pytest.mark.parametrize(("silent_s", "ended"), [(39.0, []), (41.0, [40.0])])
+def test_a_rank_is_ended_once_it_was_silent_for_longer_than_allowed(tmp_path, monkeypatch, silent_s, ended):
+    heart, calls = heartbeat.Heartbeat(tmp_path, 0), []
+    heart.phase("step", 1)
+    dog = watchdog.Watchdog(heart, ALONE, 40.0)
+    looks = iter([False, True])
+    monkeypatch.setattr(dog, "_left", SimpleNamespace(wait=lambda limit_s: next(looks)))
+    monkeypatch.setattr(dog, "_end", calls.append)
+    monkeypatch.setattr(dog, "_arm", lambda: 40.0)
+    monkeypatch.setattr(watchdog.time, "monotonic", lambda: heart.last_s + silent_s)
+    dog._watch()
+    assert calls == ended
+    heart.close()
+
+
+def test_a_rank_whose_torchrun_is_gone_asks_itself_to_stop_once(tmp_path, monkeypatch):
+    heart, killed, looks = heartbeat.Heartbeat(tmp_path, 0), [], iter([False, False, True])
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    dog = watchdog.Watchdog(heart, ALONE, None)
+    monkeypatch.setattr(watchdog.os, "getppid", lambda: dog.parent + 1 if dog.parent else 0)
+    monkeypatch.setattr(watchdog.os, "kill", lambda *given: killed.append(given))
+    monkeypatch.setattr(dog, "_left", SimpleNamespace(wait=lambda limit_s: next(looks)))
+    dog._watch()
+    assert killed == [(os.getpid(), signal.SIGTERM)]
+    heart.close()

@@ -104,3 +104,23 @@ def test_options_of_restarts_need_nproc_and_nproc_is_not_for_ranks(monkeypatch, 
     said = capsys.readouterr().err
     assert "--max-restarts and --shutdown-timeout belong to --nproc, or to torchrun itself; add --nproc=N" in said
     assert "--nproc=2 was given to a rank that torchrun started; leave --nproc away" in said
+
+
+@pytest.mark.parametrize(("cores", "ranks", "threads"), [(8, 2, "4"), (2, 4, "1"), (7, 2, "3"), (None, 1, "1")])
+def test_ranks_share_the_cores_unless_told_otherwise(monkeypatch, cores, ranks, threads):
+    became = []
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(os, "execve", lambda path, command, environment: became.append(environment))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    launch.spread(ranks, 0, None, ["train", "x.yaml"])
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    launch.spread(ranks, 0, 0, ["train", "x.yaml"])
+    assert [environment["OMP_NUM_THREADS"] for environment in became] == [threads, "5"]
+    assert not any("PET_SHUTDOWN_TIMEOUT" in environment for environment in became)
+
+
+def test_torchrun_that_succeeds_ends_with_0_and_gets_its_arguments(monkeypatch):
+    given = []
+    monkeypatch.setattr(torchrun.torchrun, "main", given.append)
+    assert torchrun.main(("-m", "plait")) == 0
+    assert given == [["-m", "plait"]]

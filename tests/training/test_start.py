@@ -3,11 +3,13 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from plait.assembly.configuration import open_config
 from plait.config.schema import RunConfig
 from plait.engine.checkpoints import checkpoint
 from plait.errors import PlaitError
@@ -262,10 +264,10 @@ def test_frozen_weights_of_another_base_are_refused_on_resume(parent):
 
 
 def test_a_changed_schedule_is_shown_as_two_curves():
-    shown = start.changed(*(config(lr) for lr in (1e-3, 5e-4)), [("optim.lr", 1e-3, 5e-4)], 10)
+    shown = start.describe_changes(*(config(lr) for lr in (1e-3, 5e-4)), [("optim.lr", 1e-3, 5e-4)], 10)
     assert shown.splitlines()[0] == "  optim.lr: 0.001 -> 0.0005"
     assert [words in shown for words in ("learning rate then", "peak 0.001, end", "peak 0.0005")] == [True] * 3
-    assert "learning rate" not in start.changed(config(1e-3), config(1e-3), [("track.every_steps", 1, 2)], 10)
+    assert "learning rate" not in start.describe_changes(config(1e-3), config(1e-3), [("track.every_steps", 1, 2)], 10)
 
 
 def config(lr):
@@ -304,3 +306,101 @@ def test_weights_in_several_files_are_read_together(made, tmp_path):
         save_file({name: weights[name]}, tmp_path / f"model-{part}.safetensors")
     assert toy.same(start.read_from(str(tmp_path))[0]["weights"], weights)
     assert all(isinstance(value, torch.Tensor) for value in weights.values())
+
+
+@pytest.mark.parametrize(("now", "stops"), [(0.50049, False), (0.49951, False), (0.50051, True), (0.49949, True)])
+def test_a_probe_may_differ_by_a_thousandth(now, stops):
+    if stops:
+        with pytest.raises(PlaitError, match="this is not the model that was saved"):
+            start.check_probe(0.5, now, False)
+    else:
+        assert start.check_probe(0.5, now, False).endswith(" apart (another device, thread count or number of ranks)")
+
+
+def test_a_stored_loss_of_zero_divides_nothing():
+    assert start.check_probe(0.0, 0.0, False) == "probe loss 0.000000: exact"
+    with pytest.raises(PlaitError, match=r"stored 0\.000000"):
+        start.check_probe(0.0, 1e-9, False)
+
+
+def since(step, data):
+    return SimpleNamespace(manifest={"data": data}, folder=Path("RUN/step-00000004"), step=step)
+
+
+def test_data_that_left_came_or_changed_is_named(tmp_path):
+    then, now = {"a": "1", "b": "2", "c": "3"}, {"a": "1", "b": "9", "d": "4"}
+    wanted = r"RUN/step-00000004 was trained on \(b: 2 -> 9; c: 3 -> gone; d: not there -> 4\); put it back, fork the run"
+    with pytest.raises(PlaitError, match=wanted):
+        start.check_data(since(4, then), now, tmp_path, False)
+    assert start.check_data(since(4, then), now, tmp_path, True).startswith("data     changed: the training data is not what")
+    assert start.check_data(since(4, then), then, tmp_path, False) == "data     exact: a, b, c"
+
+
+@pytest.mark.parametrize(
+    ("kind", "step", "key", "allowed"),
+    [
+        ("fork", 4, "data.train", True),
+        ("fork", 4, "data", True),
+        ("fork", 5, "data.train", False),
+        ("from", 4, "data.train", False),
+        ("fork", 4, "optim.lr", False),
+        ("fork", 4, "database", False),
+    ],
+)
+def test_only_a_fork_at_this_step_that_changed_the_data_goes_on_with_other_data(tmp_path, kind, step, key, allowed):
+    (tmp_path / start.LINEAGE).write_text(json.dumps({"kind": kind, "step": step, "differences": [["seed", 0, 1], [key, 1, 2]]}))
+    if allowed:
+        assert "changed" in start.check_data(since(4, {"a": "1"}), {"a": "2"}, tmp_path, False)
+    else:
+        with pytest.raises(PlaitError, match="put it back"):
+            start.check_data(since(4, {"a": "1"}), {"a": "2"}, tmp_path, False)
+
+
+def test_a_curve_is_48_bars_with_its_peak_and_end():
+    line = start.curve(config(1e-3), 20)
+    bars, rest = line.split(" peak ")
+    assert (len(bars), bars[0], rest) == (48, "█", "0.001, end 5e-05, 20 steps")  # the last update of 20 has 1/20 left
+
+
+def test_a_run_says_where_its_files_are_and_what_to_do_next(made, tmp_path):
+    lines = toy.run.next_steps(made[1], 18, ["a", "b"]).splitlines()
+    assert lines[0].split(maxsplit=1) == ["run", f"{made[1]}, 18 steps done"]
+    assert lines[2].split(maxsplit=1) == ["checkpoint", str(checkpoint.published(made[1])[0])]
+    assert lines[3].split(maxsplit=1) == ["measure", f"plait eval {made[1]} --bench a"]
+    assert [line.split()[0] for line in toy.run.next_steps(tmp_path, 0, []).splitlines()] == ["run", "metrics", "ask"]
+
+
+def ahead(made, only, stage, done):
+    resolved = open_config(made[0], ["run=x"])
+    return [view.name for view in toy.run.stages_ahead(resolved, only, SimpleNamespace(stage=stage, stage_done=done))]
+
+
+def test_the_stages_ahead_are_the_present_one_and_all_after_it(made):
+    assert ahead(made, None, 1, None) == ["projection", "vision", "language"]
+    assert ahead(made, None, 3, "flat") == ["language"]
+    assert ahead(made, "vision", 2, None) == ["vision"]
+    assert ahead(made, "vision", 1, "flat") == ["vision"]
+    for only, stage, done, said in (
+        ("vision", 1, None, "stage 'vision' comes after projection, which is not finished; run that first"),
+        ("language", 1, "flat", "stage 'language' comes after projection"),
+        (
+            "projection",
+            2,
+            None,
+            "stage 'projection' is not one to run next: the stages are projection, vision, language, and the run is in v",
+        ),
+    ):
+        with pytest.raises(PlaitError, match=said):
+            ahead(made, only, stage, done)
+
+
+def test_a_fresh_start_where_a_run_is_is_refused(made, tmp_path):
+    with pytest.raises(PlaitError, match="is a run already, and a fresh one was asked for: give another --run, or --restart"):
+        toy.train(made[0], made[1], fresh=True)
+    assert toy.at(toy.train(made[0], tmp_path / "new", "stages=[]", "train.steps=1", fresh=True), 1)
+
+
+def test_a_configuration_of_another_version_is_told(parent):
+    (parent / "config.yaml").write_text("family: [")
+    with pytest.raises(PlaitError, match=r"config\.yaml is not of this version of plait \(.+\); use the version that began the run"):
+        toy.run.accept_configuration(parent, None, False)

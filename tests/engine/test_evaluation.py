@@ -1,0 +1,180 @@
+"""Held-out figures: sums over batches, benches over samples that may not be readable, and what an evaluation leaves behind."""
+
+import contextlib
+import re
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from plait.config.schema import Evaluate
+from plait.engine import evaluation
+from plait.engine.evaluation import Bench, Evaluations, HeldOut
+from plait.engine.monitoring.signals import Signals
+from plait.errors import BadSample, PlaitError
+
+from .toy import ALONE, SquaredError, examples, make_config, make_state, micro
+
+
+def batches(*groups):
+    return [SimpleNamespace(micro=[micro(group, padding) for group, padding in groups_of]) for groups_of in groups]
+
+
+def test_the_held_out_loss_is_one_sum_over_one_weight_whatever_the_batches():
+    net = make_state(make_config()).model
+    cut = batches([(range(3), False), (range(3, 8), False)], [([8], False), ([2], True)])  # 2 is a repetition that fills a rank
+    found = evaluation.held_out_loss(net, SquaredError(), cut, ALONE, "fp32")
+    batch = examples(range(9))
+    expected = ((batch["w"] * (net(batch) - batch["y"]) ** 2).sum() / batch["w"].sum()).item()
+    assert found == {"loss": pytest.approx(expected, rel=1e-6), "loss/error": pytest.approx(expected, rel=1e-6)}  # float32 sums of 9
+    assert not any(value.grad is not None for value in net.parameters())
+
+
+class TwoTerms(SquaredError):
+    """The toy's error thrice, and a term that a batch may not have."""
+
+    coefficients = {"error": 3.0, "rare": 2.0}  # noqa: RUF012
+    counts = ()
+
+    def weights(self, batch):
+        return {"error": torch.tensor(2.0), "rare": batch["rare"]}
+
+    def sums(self, model, batch):
+        return {"error": torch.tensor(8.0), "rare": 5.0 * batch["rare"]}
+
+
+@pytest.mark.parametrize(("rare", "loss"), [([0.0, 0.0], {"loss": 12.0, "loss/error": 4.0}), ([0.0, 1.0], None)])
+def test_a_term_counts_by_its_coefficient_and_only_where_it_has_weight(rare, loss):
+    held = [SimpleNamespace(micro=[SimpleNamespace(batch={"rare": torch.tensor(value)}, padding=False)]) for value in rare]
+    found = evaluation.held_out_loss(make_state(make_config()).model, TwoTerms(), held, ALONE, "fp32")
+    assert found == (loss or {"loss": 3 * 4.0 + 2 * 5.0, "loss/error": 4.0, "loss/rare": 5.0})
+
+
+def test_held_out_samples_without_any_weight_are_an_error():
+    batch = micro([1, 2])
+    batch.batch["w"].zero_()
+    with pytest.raises(PlaitError, match="the held-out samples have nothing to predict: every loss weight is 0"):
+        evaluation.held_out_loss(make_state(make_config()).model, SquaredError(), [SimpleNamespace(micro=[batch])], ALONE, "fp32")
+
+
+class Letters:
+    """Samples a, b, c, ..., of which some cannot be read."""
+
+    def __init__(self, count, torn=()):
+        self.count, self.torn = count, torn
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, place):
+        if place in self.torn:
+            raise BadSample(f"torn at {place}")
+        return chr(97 + place)
+
+    def name(self, place):
+        return f"letters[{place}]"
+
+
+def bench(calls, figures=None, pictures=None):
+    def predict(model, samples, inputs, *, batch, moment):
+        calls.append((list(samples), batch, moment))
+        return [{"id": sample} for sample in samples]
+
+    return Bench(predict, lambda rows: {"count": float(len(rows)), **(figures or {})}, pictures)
+
+
+def answered(samples, calls, **options):
+    return evaluation.run_bench(bench(calls), None, samples, None, 2, ALONE, "fp32", moment="step-00000003", **options)
+
+
+def test_a_bench_answers_every_sample_once_in_portions_of_four_batches():
+    calls, kept = [], []
+    figures, rows = answered(Letters(11), calls, keep=kept.append)
+    assert [len(samples) for samples, *_ in calls] == [8, 3]  # 4 x 2
+    assert {call[1:] for call in calls} == {(2, "step-00000003")}
+    assert [row["id"] for row in rows] == list("abcdefghijk") == [row["id"] for part in kept for row in part]
+    assert figures == {"count": 11.0}
+
+
+def test_a_bench_that_goes_on_answers_only_what_it_had_not():
+    calls = []
+    done = [{"id": letter, "old": True} for letter in "abcdefgh"]
+    figures, rows = answered(Letters(10), calls, done=done)
+    assert [samples for samples, *_ in calls] == [["i", "j"]]
+    assert figures == {"count": 10.0} and rows[:8] == done
+    assert answered(Letters(3), [], done=done) == ({"count": 3.0}, done[:3])
+
+
+def test_a_sample_that_cannot_be_read_has_a_row_with_the_reason_and_no_answer():
+    calls = []
+    figures, rows = answered(Letters(4, torn=(1,)), calls)
+    assert [samples for samples, *_ in calls] == [["a", "c", "d"]]
+    assert rows == [{"id": "a"}, {"id": "letters[1]", "bad": "torn at 1", "unread": True}, {"id": "c"}, {"id": "d"}]
+    assert figures == {"count": 3.0, "bad_samples": 1.0}
+
+
+def test_samples_that_a_bench_calls_bad_add_to_those_that_cannot_be_read():
+    rows = [{"id": 1}, {"id": 2, "unread": True}, {"id": 3, "unread": True}]
+    assert evaluation.summary(bench([], {"bad_samples": 4.0}), rows) == {"count": 1.0, "bad_samples": 6.0}
+    assert evaluation.summary(bench([]), rows[:1]) == {"count": 1.0}
+    assert answered(Letters(2, torn=(0, 1)), calls := [])[0] == {"count": 0.0, "bad_samples": 2.0} and calls == []
+
+
+def evaluations(entries, **changes):
+    held_out = HeldOut(lambda entry: batches([(range(4), False)]), lambda entry: Letters(3))
+    given = {
+        "benches": {"letters": bench([])},
+        "inputs": None,
+        "stop": Signals(),
+        "mark": lambda part: None,
+        "gathered": contextlib.nullcontext,
+    }
+    given |= {"record": lambda row: None, "show": lambda step, pictures: None, "ranks": ALONE, "precision": "fp32"}
+    return Evaluations(entries=entries, held_out=held_out, loss=SquaredError(), **given | changes)
+
+
+def test_an_entry_is_due_where_its_interval_ends_in_the_stage():
+    often, once = Evaluate(bench="loss", every_steps=3), Evaluate(bench="loss", every_steps=None)
+    state = make_state(make_config())
+    state.step, state.stage_start = 9, 4
+    assert evaluations([often, once]).due(state) == []
+    state.step = 10
+    assert evaluations([often, once]).due(state) == [often]
+
+
+def test_an_evaluation_records_one_row_of_all_figures_with_the_averages_and_gives_the_weights_back():
+    state, rows = make_state(make_config(optim={"lr": 0.1, "ema": {"decay": 0.5}, "schedule": {"name": "constant"}})), []
+    for value in state.model.parameters():
+        value.data.add_(1.0)
+    before = [value.detach().clone() for value in state.model.parameters()]
+    state.step, state.stage = 6, 2
+    entries = [Evaluate(bench="loss"), Evaluate(bench="letters")]
+    figures = evaluations(entries, record=rows.append).run(state, entries)
+    averaged = evaluation.held_out_loss(make_state(make_config()).model, SquaredError(), batches([(range(4), False)]), ALONE, "fp32")
+    assert figures == {**averaged, "letters/count": 3.0}
+    assert rows == [{"step": 6, "stage": 2, **{f"eval/{name}": value for name, value in figures.items()}}]
+    assert all(torch.equal(one, other) for one, other in zip(state.model.parameters(), before, strict=True)) and state.model.training
+
+
+def test_a_stop_between_two_parts_records_nothing_and_gives_the_weights_back():
+    state, rows, stop = make_state(make_config()), [], Signals()
+    stop.received = "SIGTERM"
+    entries = [Evaluate(bench="loss")]
+    assert evaluations(entries, record=rows.append, stop=stop).run(state, entries) is None
+    assert rows == [] and state.model.training and stop.agreed
+
+
+def test_the_pictures_of_a_bench_are_shown_with_their_step():
+    shown, state = [], make_state(make_config())
+    state.step = 12
+    drawing = {"letters": bench([], pictures=lambda rows: {"grid": len(rows), "letters/one": 1})}
+    entries = [Evaluate(bench="letters")]
+    evaluations(entries, benches=drawing, show=lambda *given: shown.append(given)).run(state, entries)
+    assert shown == [(12, {"letters/grid": 3, "letters/one": 1})]
+
+
+def test_an_unknown_bench_is_refused_with_the_known_ones():
+    evaluation.check([Evaluate(bench="loss"), Evaluate(bench="letters")], {"letters": bench([])})
+    message = "evaluate names bench 'words', which is unknown; known: loss, letters, zebra"
+    with pytest.raises(PlaitError, match=f"^{re.escape(message)}$"):
+        evaluation.check([Evaluate(bench="words")], {"zebra": bench([]), "letters": bench([])})

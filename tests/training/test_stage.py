@@ -1,0 +1,204 @@
+"""One stage of a run: its plan, the rows and checkpoints it leaves, and the probes it makes."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from plait.assembly.configuration import open_config
+from plait.assembly.model import build_model
+from plait.config.schema import RunConfig
+from plait.data.order import digest
+from plait.engine.checkpoints import checkpoint
+from plait.engine.checkpoints.checkpoint import Saver
+from plait.engine.monitoring.heartbeat import Heartbeat
+from plait.engine.parallel.distributed import Ranks
+from plait.errors import PlaitError
+from plait.training import probes
+from plait.training.stage_plan import plan_stage, planned_steps
+from tests import toy_family as toy
+
+CPU, GPU = (Ranks(0, 1, torch.device(name)) for name in ("cpu", "cuda"))
+ONE_STAGE = ("stages=[]", "evaluate=[]", "checkpoint.best=null", "checkpoint.every_steps=100")
+
+
+@pytest.fixture
+def recipe(monkeypatch, tmp_path):
+    return toy.install(monkeypatch, tmp_path)
+
+
+def planned(recipe, folder, *overrides):
+    """The plan of the first stage, without a run."""
+    resolved = open_config(recipe, [f"run={folder}", *overrides])
+    return plan_stage(resolved.stages[0], build_model(resolved.config, folder, CPU))
+
+
+def config(**train):
+    optim = {"schedule": {"name": "constant", "warmup_steps": 2}}
+    return RunConfig.model_validate({"family": "toy", "train": {"global_batch": 16, **train}, "optim": optim})
+
+
+@pytest.mark.parametrize(
+    ("budget", "steps"), [({"steps": 7}, 7), ({"samples": 48}, 3), ({"samples": 49}, 4), ({"samples": 47}, 3), ({"epochs": 2.5}, 25)]
+)
+def test_a_budget_in_steps_samples_or_epochs_is_rounded_up_to_whole_steps(budget, steps):
+    order = SimpleNamespace(steps=lambda epochs: round(10 * epochs))
+    assert planned_steps(config(**budget), order) == steps
+
+
+def test_a_warm_up_that_would_not_end_in_the_stage_is_refused():
+    with pytest.raises(PlaitError, match=r"^optim\.schedule\.warmup_steps is 2, but the stage has 2 steps"):
+        planned_steps(config(samples=32), None)
+
+
+@pytest.mark.parametrize(("ranks", "configured", "samples"), [(1, "null", 10), (4, "null", 3), (5, "null", 2), (4, "2", 2)])
+def test_a_rank_takes_its_whole_slice_at_a_time_unless_told(recipe, tmp_path, ranks, configured, samples):
+    settings = ("train.global_batch=10", f"train.micro_batch={configured}")
+    assert planned(recipe, tmp_path / "run", *settings).micro_batch(ranks) == samples
+
+
+@pytest.mark.parametrize(("wanted", "on_cpu", "on_gpu"), [("never", False, False), ("always", True, True), ("auto", False, True)])
+def test_memory_is_probed_where_it_is_wanted(recipe, tmp_path, wanted, on_cpu, on_gpu):
+    plan = planned(recipe, tmp_path / "run", f"guard.memory_probe={wanted}")
+    assert (probes.wants_memory_probe(plan, CPU), probes.wants_memory_probe(plan, GPU)) == (on_cpu, on_gpu)
+
+
+@pytest.mark.parametrize(
+    ("batch", "start", "steps"), [(4, 0, (0, 16)), (4, 20, (20, 36)), (4, 90, (90, 100)), (100, 3, (3, 4)), (33, 0, (0, 1))]
+)
+def test_the_probe_for_memory_looks_at_64_samples_and_at_least_a_step(recipe, tmp_path, batch, start, steps):
+    plan = planned(recipe, tmp_path / "run", "stages=[]", "train.steps=100", f"train.global_batch={batch}")
+    assert probes.probed_steps(plan, start) == steps
+
+
+def test_the_manifest_says_what_the_stage_trains_and_holds(recipe, tmp_path):
+    plan = planned(recipe, tmp_path / "run")
+    told = plan.manifest(toy.Net(4, 0), {"projector.weight", "vision.bias"}, 3, "2.99")
+    assert told["components"] == {
+        "projector": {"values": 20, "trains": 20, "weights": ["projector.weight"]},
+        "vision": {"values": 20, "trains": 0, "weights": ["vision.bias"]},
+        "language": {"values": 5, "trains": 0, "weights": []},
+    }
+    assert (told["stage"], told["trainable"], told["steps"], told["world"]) == ("projection", ["projector"], 6, 3)
+    assert told["versions"]["torch"] == "2.99" and len(told["data"]) == 1
+
+
+def rows(run):
+    return [row for row in toy.figures(run) if "loss" in row]
+
+
+@pytest.mark.parametrize(("every", "steps"), [(1, [1, 2, 3, 4, 5, 6, 7]), (3, [3, 6, 7]), (100, [7])])
+def test_rows_come_every_so_many_steps_and_at_the_last(recipe, tmp_path, every, steps):
+    run = toy.train(recipe, tmp_path / "run", *ONE_STAGE, "train.steps=7", f"track.every_steps={every}")
+    assert [row["step"] for row in rows(run)] == steps
+
+
+def test_a_row_has_the_digest_of_the_samples_of_its_step(recipe, tmp_path):
+    plan = planned(recipe, tmp_path / "plan", *ONE_STAGE)
+    run = toy.train(recipe, tmp_path / "run", *ONE_STAGE)
+    assert [row["ids"] for row in rows(run)] == [f"{digest(plan.order.ids(step)) & 0xFFFFFFFF:08x}" for step in range(6)]
+
+
+def test_shares_of_sources_are_told_every_hundred_steps_and_at_the_end(recipe, tmp_path):
+    two = f"data.train=[{{source: jsonl, path: {tmp_path}/train.jsonl}}, {{source: jsonl, path: {tmp_path}/held.jsonl}}]"
+    run = toy.train(recipe, tmp_path / "run", *ONE_STAGE, two, "train.steps=103", "optim.lr=1e-4", "track.every_steps=2")
+    told = [row["step"] for row in rows(run) if any(name.startswith("share/") for name in row)]
+    assert told == [100, 103]
+
+
+def saves(monkeypatch):
+    """The steps that a run saves, as they are saved."""
+    save, steps = Saver.save, []
+
+    def noted(self, folder, *given, **more):
+        steps.append(checkpoint.step_of(folder))
+        save(self, folder, *given, **more)
+
+    monkeypatch.setattr(Saver, "save", noted)
+    return steps
+
+
+@pytest.mark.parametrize(("every", "steps"), [("2", [2, 4, 6, 7]), ("7", [7]), ("null", [7]), ("1", [1, 2, 3, 4, 5, 6, 7])])
+def test_a_stage_saves_at_its_interval_and_once_at_its_end(recipe, tmp_path, monkeypatch, every, steps):
+    saved = saves(monkeypatch)
+    run = toy.train(recipe, tmp_path / "run", *ONE_STAGE, "train.steps=7", f"checkpoint.every_steps={every}")
+    assert saved == steps
+    toy.train(recipe, run, *ONE_STAGE, "train.steps=7", f"checkpoint.every_steps={every}")
+    assert saved == steps  # a finished run writes nothing
+
+
+def test_a_better_figure_is_saved_when_it_is_found(recipe, tmp_path, monkeypatch):
+    saved = saves(monkeypatch)
+    settings = ("stages=[]", "checkpoint.every_steps=null", "evaluate=[{bench: loss, every_steps: 2}]", "train.steps=6", "optim.lr=1e-3")
+    run = toy.train(recipe, tmp_path / "run", *settings)
+    losses = {row["step"]: row["eval/loss"] for row in toy.figures(run) if "eval/loss" in row}
+    assert list(losses) == [2, 4, 6]
+    assert losses[2] > losses[4] > losses[6] and saved == [2, 4, 6]
+
+
+@pytest.mark.parametrize(("better", "best"), [("lower", 6), ("higher", 2)])
+def test_the_best_figure_is_the_lowest_or_the_highest_as_asked(recipe, tmp_path, better, best):
+    settings = ("stages=[]", "evaluate=[{bench: loss, every_steps: 2}]", "train.steps=6", "optim.lr=1e-3", f"checkpoint.better={better}")
+    state = checkpoint.locate(toy.train(recipe, tmp_path / "run", *settings)).manifest["state"]
+    assert (state["best"]["metric"], state["best"]["step"]) == ("loss", best)
+
+
+def test_every_checkpoint_has_the_loss_of_the_first_four_training_samples(recipe, tmp_path):
+    run = toy.train(recipe, tmp_path / "run", *ONE_STAGE, "trainable=['*']", "train.steps=3")
+    net = toy.Net(4, 0)
+    net.load_state_dict(toy.at(run, 3).tensors("weights"))
+    samples = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()[:4]]
+    inputs, targets = torch.tensor([row["x"] for row in samples]), torch.tensor([row["y"] for row in samples])
+    expected = ((net({"x": inputs}) - targets) ** 2).mean().item()
+    assert toy.at(run, 3).manifest["state"]["probe"] == pytest.approx(expected, rel=1e-5)  # float32 sum of four
+
+
+def test_inputs_train_for_steps_alone(recipe, tmp_path, monkeypatch):
+    made = {True: set(), False: set()}
+
+    class Spied(toy.Inputs):
+        def __init__(self, section, assets, *, max_tokens, pad, train):
+            self.train = train
+
+        def collate(self, examples):
+            made[self.train].update(y for _, y in examples)
+            return super().collate(examples)
+
+    monkeypatch.setattr(toy, "FAMILY", SimpleNamespace(**{**vars(toy.FAMILY), "Inputs": Spied}))
+    settings = ("stages=[]", "train.steps=2", "train.global_batch=30", "evaluate=[{bench: loss, every_steps: 1}]")
+    toy.train(recipe, tmp_path / "run", *settings)
+    train, held = ([json.loads(line)["y"] for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()] for name in ("train", "held"))
+    assert made == {True: set(train), False: {*held, *train[:4]}}  # the four are the probe's
+
+
+def test_the_heartbeat_goes_through_the_phases_of_a_stage(recipe, tmp_path, monkeypatch):
+    phase, seen = Heartbeat.phase, []
+
+    def noted(self, name, step):
+        seen.append((name, step))
+        phase(self, name, step)
+
+    monkeypatch.setattr(Heartbeat, "phase", noted)
+    settings = ("stages=[]", "train.steps=2", "evaluate=[{bench: loss, every_steps: 2}]", "checkpoint.every_steps=null")
+    toy.train(recipe, tmp_path / "run", *settings)
+    step = [("data", 0), ("step", 0), ("data", 1), ("step", 1), ("evaluate", 2), ("save", 2)]
+    assert seen == [("start", 0), ("stage", 0), *step, ("done", 2)]
+
+
+def test_a_stage_says_what_it_trains_on_what_and_what_looks_odd(recipe, tmp_path, capsys):
+    toy.train(recipe, tmp_path / "run", *ONE_STAGE, "trainable=[vision]", "optim.ema.decay=0.99")
+    said = capsys.readouterr().out.splitlines()
+    assert "stage 1 train: trains vision 20 of 45 parameters (44.44%)" in said
+    assert any(line.startswith("data: ") and line.endswith(" 30 samples; 6 steps of 4") for line in said)
+    assert any(line.startswith("warning: optim.ema.decay = 0.99 has a half-life of 69 updates") for line in said)
+    assert "stage 1 train is done after step 6: planned steps done" in said
+
+
+def test_a_budget_that_has_grown_opens_a_finished_stage_again(recipe, tmp_path):
+    run = toy.train(recipe, tmp_path / "run", *ONE_STAGE, "train.steps=4")
+    toy.train(recipe, run, *ONE_STAGE, "train.steps=7", allow_inexact=True)
+    assert [row["step"] for row in rows(run)] == [1, 2, 3, 4, 5, 6, 7]
+    assert toy.same(
+        toy.at(run, 7).tensors("weights"), toy.at(toy.train(recipe, tmp_path / "b", *ONE_STAGE, "train.steps=7"), 7).tensors("weights")
+    )
