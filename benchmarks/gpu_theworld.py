@@ -116,7 +116,7 @@ def measure(view: StageView, model: TheWorld, section: Config, device: torch.dev
     settings, ranks = view.config, Ranks(0, 1, device)
     trained = optim.select(family.components(model), settings.trainable, family.never_trained)
     names = {name for part in trained.values() for name in part}
-    blocks.prepare(family.blocks(model), settings.distributed)
+    blocks.checkpoint_and_compile(family.blocks(model), settings.distributed)
     set_precision(model, names, settings.train.precision)
     state, loss = State(model), CountedLoss(section)
     state.begin(trained, settings.optim, settings.seed)

@@ -32,6 +32,7 @@ import numpy as np
 import torch
 
 from plait.engine.checkpoints import checkpoint
+from plait.engine.parallel.distributed import Ranks
 from plait.errors import PlaitError
 from plait.files import write_json
 from plait.keys import rng
@@ -218,7 +219,8 @@ def stall(folder: Path, rounds: int) -> dict:
     """Seconds that `save` takes away from training with 200 MB of state."""
     state = groups(1.0, 200)
     seconds: dict[str, list[float]] = {"behind": [], "on_the_spot": []}
-    savers = {"behind": checkpoint.Saver(True), "on_the_spot": checkpoint.Saver(False)}
+    alone = Ranks(0, 1, torch.device("cpu"))
+    savers = {"behind": checkpoint.Saver(True, alone), "on_the_spot": checkpoint.Saver(False, alone)}
     for step in range(1, rounds + 1):
         for name, saver in savers.items():
             began = time.perf_counter()

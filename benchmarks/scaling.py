@@ -15,7 +15,7 @@ import torch
 from plait.assembly.configuration import open_config
 from plait.engine import optim
 from plait.engine.parallel import memory_estimate
-from plait.engine.parallel.memory_estimate import Layout, Storage, Weights
+from plait.engine.parallel.memory_estimate import Layout, ParameterCounts, Storage
 from plait.families import registry
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,7 +27,7 @@ NODE = 8
 GB = 1e9
 
 
-def stages(recipe: str) -> Iterator[tuple[str, Weights, Storage]]:
+def stages(recipe: str) -> Iterator[tuple[str, ParameterCounts, Storage]]:
     """Name, counts and bytes per value of each stage of a recipe."""
     path = ROOT / "configs" / f"{recipe}.yaml"
     resolved = open_config(path)
@@ -41,7 +41,7 @@ def stages(recipe: str) -> Iterator[tuple[str, Weights, Storage]]:
         ever |= now
         yield (
             f"{resolved.config.family} {view.name}",
-            memory_estimate.weigh(model, now, ever, family.blocks(model)),
+            memory_estimate.count_parameters(model, now, ever, family.blocks(model)),
             Storage.of(view.config.train.precision, view.config.optim.ema is not None),
         )
 
@@ -52,7 +52,7 @@ def layouts(gpus: int) -> dict[str, Layout]:
     return {name: Layout(name, gpus) for name in names} | {"hsdp": Layout("hsdp", gpus, NODE)}  # type: ignore[arg-type]
 
 
-def cell(weights: Weights, layout: Layout, storage: Storage) -> str:
+def cell(weights: ParameterCounts, layout: Layout, storage: Storage) -> str:
     """Memory and what is sent per step, GB."""
     held, sent = memory_estimate.memory(weights, layout, storage), memory_estimate.traffic(weights, layout, storage)
     said = f"{sent.within / GB:.2f} + {sent.between / GB:.2f}" if layout.strategy == "hsdp" else f"{sent.total / GB:.2f}"

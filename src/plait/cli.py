@@ -5,8 +5,8 @@ import difflib
 import os
 import re
 import sys
-from collections.abc import Sequence
-from importlib.metadata import entry_points
+from collections.abc import Iterator, Sequence
+from types import ModuleType
 from typing import NoReturn
 
 from plait import __version__
@@ -26,6 +26,7 @@ from plait.commands import (
 )
 from plait.commands.command import Arguments, Command
 from plait.commands.prove import command as prove
+from plait.config import plugins
 from plait.config.dialects import table as dialects
 from plait.engine.monitoring import reporter
 from plait.errors import PlaitError
@@ -51,7 +52,7 @@ class Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Exit codes: 0 done, 2 a PlaitError in one line on standard error, 130 interrupted."""
-    reporter.install()
+    reporter.install("plait", *plugins.packages())
     try:
         parsed = parse(sys.argv[1:] if arguments is None else arguments)
         parsed.command.run(parsed)
@@ -86,13 +87,12 @@ def parse(arguments: Sequence[str]) -> Arguments:
 
 
 def build_parser() -> Parser:
-    """Make the parser of every verb, those of other packages included."""
+    """Make the parser of every verb, those of other packages included. Raises PlaitError for one of these that cannot be loaded."""
     parser = Parser("plait", description="Train multimodal models in stages; stop anywhere, continue exactly.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"plait {__version__}")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     groups: dict[str, argparse._SubParsersAction[Parser]] = {}
-    files = [*VERBS, *(entry.load() for entry in entry_points(group="plait.commands"))]
-    for command in (command for file in files for command in file.COMMANDS):
+    for command in [*(command for file in VERBS for command in file.COMMANDS), *_added()]:
         *group, name = command.words
         if group and group[0] not in groups:
             made = verbs.add_parser(group[0], help=GROUPS.get(group[0], ""))
@@ -102,3 +102,17 @@ def build_parser() -> Parser:
         command.declare(own)
         own.set_defaults(command=command)
     return parser
+
+
+def _added() -> Iterator[Command]:
+    """Yield the verbs of other packages. Raises PlaitError for a module without any, and for words that are taken."""
+    taken = {command.words for file in VERBS for command in file.COMMANDS}
+    for entry in plugins.offered("plait.commands"):
+        commands = getattr(plugins.load(entry, ModuleType), "COMMANDS", None)
+        if not (isinstance(commands, tuple) and all(isinstance(command, Command) for command in commands)):
+            raise plugins.fault(entry, f"cannot be added: {entry.value} has no COMMANDS, a tuple of {Command.__module__}.Command")
+        for command in commands:
+            if command.words in taken:
+                raise plugins.fault(entry, f"cannot be added: there is `plait {' '.join(command.words)}` already")
+            taken.add(command.words)
+            yield command

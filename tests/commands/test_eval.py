@@ -111,7 +111,9 @@ def test_a_missing_picture_has_a_row_and_is_counted(run, tmp_path):
 def test_high_resolution_looks_at_36_crops(run, tmp_path, monkeypatch):
     seen = []
     before = evaluation.run_bench
-    monkeypatch.setattr(evaluation, "run_bench", lambda *a, **k: seen.append((a[3].config.max_crops, a[3].max_tokens)) or before(*a, **k))
+    monkeypatch.setattr(
+        evaluation, "run_bench", lambda *a, **k: seen.append((k["inputs"].config.max_crops, k["inputs"].max_tokens)) or before(*a, **k)
+    )
     measured(run, "vqa2", tmp_path / "out", "--high-res")
     assert seen == [(36, 4096)]
 

@@ -202,7 +202,7 @@ def test_stages_tells_stopped_running_and_not_begun_apart(made, tmp_path, capsys
     run = toy.train(made[0], tmp_path / "run", only="projection")
     shutil.rmtree(run / "stage-1-projection" / "step-00000006")
     capsys.readouterr()
-    with rundir.hold(run):
+    with rundir.lock(run):
         stages.show(run)
     stages.show(run)
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("stage 1")]

@@ -1,10 +1,10 @@
-"""The judge: right and wrong answers in many wordings, as a table."""
+"""Scoring of answers: right and wrong answers in many wordings, as a table."""
 
 from typing import Any
 
 import pytest
 
-from plait.data.synthetic.answers import can_judge, judge, points
+from plait.data.synthetic.answers import can_score, points, score
 
 RED = {"shape": "circle", "colour": "red", "size": "small", "x": 16.0, "y": 32.0, "radius": 6.0}
 BLUE = {"shape": "star", "colour": "blue", "size": "large", "x": 48.0, "y": 16.0, "radius": 12.0}
@@ -48,17 +48,17 @@ def fields(task: str, truth: Any, *objects: dict[str, Any]) -> dict[str, Any]:
         ),
     ],
 )
-def test_judge_reads_free_answers(task: str, truth: Any, right: list[str], wrong: list[str]) -> None:
-    assert [answer for answer in right if not judge(answer, fields(task, truth))] == []
-    assert [answer for answer in wrong if judge(answer, fields(task, truth))] == []
+def test_free_answers_are_scored(task: str, truth: Any, right: list[str], wrong: list[str]) -> None:
+    assert [answer for answer in right if not score(answer, fields(task, truth))] == []
+    assert [answer for answer in wrong if score(answer, fields(task, truth))] == []
 
 
-def test_only_fields_that_tell_task_and_truth_are_judged():
-    assert can_judge(fields("count", 2)) and can_judge({"task": "statement", "truth": "true"})
-    assert not can_judge({"task": "count", "truth": 2}), "a user's own column of that name"
+def test_only_fields_with_a_task_and_its_truth_can_be_scored():
+    assert can_score(fields("count", 2)) and can_score({"task": "statement", "truth": "true"})
+    assert not can_score({"task": "count", "truth": 2}), "a user's own column of that name"
     for other in ({"task": "caption of a photo", "truth": 2, "objects": []}, {"task": "truth"}, {}):
-        assert not can_judge(other)
-    assert not can_judge({"task": ["count"], "truth": 2, "objects": []})
+        assert not can_score(other)
+    assert not can_score({"task": ["count"], "truth": 2, "objects": []})
 
 
 @pytest.mark.parametrize(
@@ -80,38 +80,38 @@ def test_only_fields_that_tell_task_and_truth_are_judged():
     ],
 )
 def test_judge_of_captions_wants_every_thing_once_and_true_relations(text: str, right: bool) -> None:
-    assert judge(text, fields("caption", None, RED, BLUE)) is right
+    assert score(text, fields("caption", None, RED, BLUE)) is right
 
 
 def test_judge_of_captions_counts_twins_and_tells_their_sizes_apart() -> None:
     scene = fields("caption", None, RED, BLUE, TWIN)
-    assert judge("two blue stars and a red circle", scene)
-    assert judge("a large blue star above a small blue star, with a small red circle", scene)
-    assert not judge("two large blue stars and a red circle", scene)
-    assert not judge("a small blue star above a large blue star, with a small red circle", scene)
+    assert score("two blue stars and a red circle", scene)
+    assert score("a large blue star above a small blue star, with a small red circle", scene)
+    assert not score("two large blue stars and a red circle", scene)
+    assert not score("a small blue star above a large blue star, with a small red circle", scene)
 
 
 def test_judge_of_captions_checks_the_place_of_a_lone_thing() -> None:
     scene = fields("caption", None, BLUE)  # up and to the right
-    assert judge("a large blue star at the top right", scene)
-    assert not judge("a large blue star at the bottom right", scene)
-    assert not judge("a large blue star in the middle", scene)
+    assert score("a large blue star at the top right", scene)
+    assert not score("a large blue star at the bottom right", scene)
+    assert not score("a large blue star in the middle", scene)
 
 
 def test_judge_of_points_wants_the_point_inside_the_thing() -> None:
     scene = fields("point", [0], RED, BLUE)
-    assert judge('<point x="25.0" y="50.0" alt="red circle">red circle</point>', scene)
-    assert judge('<point x="34.0" y="50.0" alt="circle 1">it</point>', scene)  # 5.76 of 6 pixels away
-    assert not judge('<point x="35.0" y="50.0" alt="red circle">red circle</point>', scene)  # 6.4 pixels away
-    assert not judge('<points x1="25" y1="50" x2="75" y2="25" alt="a">a</points>', scene), "one thing was asked for, two were pointed at"
-    assert not judge("25.0 50.0", scene)
+    assert score('<point x="25.0" y="50.0" alt="red circle">red circle</point>', scene)
+    assert score('<point x="34.0" y="50.0" alt="circle 1">it</point>', scene)  # 5.76 of 6 pixels away
+    assert not score('<point x="35.0" y="50.0" alt="red circle">red circle</point>', scene)  # 6.4 pixels away
+    assert not score('<points x1="25" y1="50" x2="75" y2="25" alt="a">a</points>', scene), "one object is asked for, two are pointed at"
+    assert not score("25.0 50.0", scene)
 
 
 def test_judge_of_several_points_needs_each_thing_once_in_any_order() -> None:
     scene = fields("points", [0, 1], RED, BLUE)
-    assert judge('<points x1="75.0" y1="25.0" x2="25.0" y2="50.0" alt="shapes">shapes</points>', scene)
-    assert not judge('<points x1="25.0" y1="50.0" x2="26.0" y2="50.0" alt="shapes">shapes</points>', scene)
-    assert not judge('<point x="25.0" y="50.0" alt="shapes">shapes</point>', scene)
+    assert score('<points x1="75.0" y1="25.0" x2="25.0" y2="50.0" alt="shapes">shapes</points>', scene)
+    assert not score('<points x1="25.0" y1="50.0" x2="26.0" y2="50.0" alt="shapes">shapes</points>', scene)
+    assert not score('<point x="25.0" y="50.0" alt="shapes">shapes</point>', scene)
 
 
 def test_points_reads_both_forms_and_leaves_the_alt_text_alone() -> None:

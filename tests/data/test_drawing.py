@@ -9,7 +9,7 @@ from PIL import Image
 
 from plait.data.synthetic.drawing import encode, render
 from plait.data.synthetic.lexicon import COLOURS, SHAPES
-from plait.data.synthetic.physics import Scene, Thing
+from plait.data.synthetic.physics import Scene, SceneObject
 
 WHITE = ((255, 255, 255), (255, 255, 255), 0.0)
 
@@ -34,7 +34,7 @@ def lab(rgb: tuple[int, int, int]) -> np.ndarray:
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("place", [(40.0, 31.0), (33.3, 40.7)])
 def test_shape_is_centred_on_its_position_and_inside_its_radius(shape: str, place: tuple[float, float]) -> None:
-    scene = Scene(80, 72, WHITE, (Thing(shape, "red", "large", *place, 0, 0, 20.0, tilt=9.0),))
+    scene = Scene(80, 72, WHITE, (SceneObject(shape, "red", "large", *place, 0, 0, 20.0, tilt=9.0),))
     picture = render(scene)
     # 0.4 px: the body is shaded from one corner to the other, which shifts the weights a little
     assert centroid(picture) == pytest.approx(place, abs=0.4)
@@ -50,7 +50,7 @@ def test_colours_are_far_apart_to_the_eye() -> None:
 
 
 def test_shapes_have_different_silhouettes() -> None:
-    masks = {s: np.asarray(render(Scene(48, 48, WHITE, (Thing(s, "blue", "large", 24, 24, 0, 0, 18),))), np.int32) for s in SHAPES}
+    masks = {s: np.asarray(render(Scene(48, 48, WHITE, (SceneObject(s, "blue", "large", 24, 24, 0, 0, 18),))), np.int32) for s in SHAPES}
     filled = {shape: picture.max(2) - picture.min(2) > 60 for shape, picture in masks.items()}
     overlap = {(a, b): (filled[a] & filled[b]).sum() / (filled[a] | filled[b]).sum() for a, b in combinations(SHAPES, 2)}
     worst = max(overlap, key=lambda pair: overlap[pair])
@@ -58,7 +58,7 @@ def test_shapes_have_different_silhouettes() -> None:
 
 
 def test_supersampling_smooths_edges_without_moving_them() -> None:
-    scene = Scene(64, 64, WHITE, (Thing("star", "green", "large", 30.2, 33.9, 0, 0, 18.0),))
+    scene = Scene(64, 64, WHITE, (SceneObject("star", "green", "large", 30.2, 33.9, 0, 0, 18.0),))
     rough, smooth = render(scene, supersample=1), render(scene, supersample=4)
     assert centroid(smooth) == pytest.approx(centroid(rough), abs=0.3)
     tones = [len(np.unique(np.asarray(picture).reshape(-1, 3), axis=0)) for picture in (rough, smooth)]
@@ -66,15 +66,15 @@ def test_supersampling_smooths_edges_without_moving_them() -> None:
 
 
 def test_trails_lie_behind_the_motion() -> None:
-    thing = Thing("circle", "red", "small", 40, 24, 3.0, 0.0, 8.0)
-    scene = Scene(80, 48, WHITE, (thing,))
+    moving = SceneObject("circle", "red", "small", 40, 24, 3.0, 0.0, 8.0)
+    scene = Scene(80, 48, WHITE, (moving,))
     with_trail, without = centroid(render(scene, trails=True)), centroid(render(scene))
     assert with_trail[0] < without[0] - 2
     assert with_trail[1] == pytest.approx(without[1], abs=0.3)
 
 
 def test_png_is_exact_and_jpeg_is_close() -> None:
-    picture = render(Scene(50, 40, ((200, 210, 250), (240, 220, 200), 30.0), (Thing("heart", "pink", "large", 20, 20, 0, 0, 12),)))
+    picture = render(Scene(50, 40, ((200, 210, 250), (240, 220, 200), 30.0), (SceneObject("heart", "pink", "large", 20, 20, 0, 0, 12),)))
     png, jpeg = (np.asarray(Image.open(io.BytesIO(encode(picture, form))), np.int32) for form in ("png", "jpeg"))
     assert (png == np.asarray(picture)).all()
     assert 0 < np.abs(jpeg - np.asarray(picture)).mean() < 3

@@ -9,7 +9,7 @@ from PIL import Image
 
 from plait.config.schema import Source
 from plait.data.sources.open import open_source
-from plait.data.synthetic.answers import judge, points
+from plait.data.synthetic.answers import points, score
 from plait.data.synthetic.lexicon import NUMBERS
 from plait.data.synthetic.nlvr_record import PITCH
 from plait.errors import BadSample, PlaitError
@@ -62,20 +62,22 @@ def test_points_are_the_centres_in_percent_of_the_picture(tmp_path):
 
 def test_counts_are_those_of_the_boxes_read_by_hand(tmp_path):
     source = opened(shard(tmp_path / "a.tar"), options={"tasks": ["count"], "questions": 100})
-    wanted = {"How many items are there?": 3, "How many yellow items are there?": 1}
-    wanted |= {"How many items in the middle box are there?": 0, "How many items in the right box are there?": 2}
-    wanted |= {"How many black triangles are there?": 1, "How many blue squares are there?": 0}
-    said = {source[i]["messages"][0]["content"]: source[i]["messages"][1]["content"] for i in range(len(source))}
-    assert {text: said[text] for text in wanted if text in said} == {text: NUMBERS[n] for text, n in wanted.items() if text in said}
-    assert len(wanted.keys() & said.keys()) >= 5
+    expected = {"How many items are there?": 3, "How many yellow items are there?": 1}
+    expected |= {"How many items in the middle box are there?": 0, "How many items in the right box are there?": 2}
+    expected |= {"How many black triangles are there?": 1, "How many blue squares are there?": 0}
+    answers = {source[i]["messages"][0]["content"]: source[i]["messages"][1]["content"] for i in range(len(source))}
+    assert {text: answers[text] for text in expected if text in answers} == {
+        text: NUMBERS[n] for text, n in expected.items() if text in answers
+    }
+    assert len(expected.keys() & answers.keys()) >= 5
 
 
 def test_every_answer_is_judged_right_and_another_wrong(tmp_path):
     source = opened(shard(tmp_path / "a.tar"), options={"tasks": ["count", "point"], "questions": 50})
     for sample in (source[i] for i in range(len(source))):
         fields = sample["fields"]
-        assert judge(sample["messages"][1]["content"], fields), sample
-        assert not judge("nineteen" if fields["task"] == "count" else '<point x="37.5" y="50.0" alt="a">a</point>', fields), sample
+        assert score(sample["messages"][1]["content"], fields), sample
+        assert not score("nineteen" if fields["task"] == "count" else '<point x="37.5" y="50.0" alt="a">a</point>', fields), sample
 
 
 def test_truth_is_the_sentence_and_its_label(tmp_path):
@@ -97,10 +99,12 @@ def test_questions_together_share_their_picture_and_none_comes_twice(tmp_path):
     source = opened(path, options={"tasks": tasks, "questions": 100, "together": True})
     apart = opened(path, options={"tasks": tasks, "questions": 100})
     sample, asked = source[0], [apart[i]["messages"] for i in range(len(apart))]
-    said = [annotation["messages"] for annotation in sample["annotations"]]
-    assert len(source) == 1 and len(said) < len(asked) == 102
-    assert {turns[0]["content"]: turns[1]["content"] for turns in said} == {turns[0]["content"]: turns[1]["content"] for turns in asked}
-    assert len({turns[0]["content"] for turns in said}) == len(said)
+    annotated = [annotation["messages"] for annotation in sample["annotations"]]
+    assert len(source) == 1 and len(annotated) < len(asked) == 102
+    assert {turns[0]["content"]: turns[1]["content"] for turns in annotated} == {
+        turns[0]["content"]: turns[1]["content"] for turns in asked
+    }
+    assert len({turns[0]["content"] for turns in annotated}) == len(annotated)
     assert [annotation["style"] for annotation in sample["annotations"][:3]] == ["vqa2", "long_caption", "vqa2"]
 
 
@@ -108,13 +112,13 @@ def test_a_statement_is_answered_by_its_number_where_reasons_are_asked_for(tmp_p
     records = [json.dumps({"boxes": boxes}).encode() for boxes in (BOXES, [BOXES[2], BOXES[2], []])]
     members = [(f"1-{n}-0.{kind}", body) for n, record in enumerate(records) for kind, body in (("png", picture()), ("json", record))]
     path = pack(tmp_path / "a.tar", members)
-    bare, reasoned = (opened(path, options={"tasks": ["statement"], "questions": 50, "reasons": told}) for told in (False, True))
+    bare, reasoned = (opened(path, options={"tasks": ["statement"], "questions": 50, "reasons": reasons}) for reasons in (False, True))
     assert bare.fingerprint != reasoned.fingerprint
     for one, other in ((bare[i], reasoned[i]) for i in range(50)):
         assert one["fields"]["question"] == other["fields"]["question"]
         number, verdict = other["fields"]["answer"].split(": ")
         assert number in NUMBERS and verdict == one["fields"]["answer"] == one["fields"]["truth"]
-        assert judge(f"{number}: {verdict}", one["fields"]) and not judge({"true": "false", "false": "true"}[verdict], one["fields"])
+        assert score(f"{number}: {verdict}", one["fields"]) and not score({"true": "false", "false": "true"}[verdict], one["fields"])
 
 
 def test_a_statement_needs_another_picture(tmp_path):
@@ -123,7 +127,7 @@ def test_a_statement_needs_another_picture(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("fields", "task", "said"),
+    ("fields", "task", "message"),
     [
         ({"boxes": [[]]}, "count", "has no `boxes` of 3 lists of items, so it is no NLVR record"),
         ({"boxes": [[], [], []]}, "point", "has three empty boxes: there is nothing to ask about"),
@@ -133,8 +137,8 @@ def test_a_statement_needs_another_picture(tmp_path):
         ({"label": "maybe"}, "truth", "has no `sentence` with a `label` true or false"),
     ],
 )
-def test_records_of_another_kind_are_refused_before_the_run(tmp_path, fields, task, said):
-    with pytest.raises(PlaitError, match=said) as caught:
+def test_records_of_another_kind_are_refused_before_the_run(tmp_path, fields, task, message):
+    with pytest.raises(PlaitError, match=message) as caught:
         opened(shard(tmp_path / "a.tar", **fields), options={"tasks": [task]})
     assert str(caught.value).startswith("data source nlvr:a.tar: ")
 
@@ -151,7 +155,7 @@ def test_a_bad_record_later_on_is_a_bad_sample(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"task": ["count"]}, "nlvr has no option 'task'; did you mean 'tasks'?"),
         ({"tasks": ["counting"]}, "nlvr has no task 'counting'; did you mean 'count'?"),
@@ -162,10 +166,10 @@ def test_a_bad_record_later_on_is_a_bad_sample(tmp_path):
         ({"questions": 0}, "nlvr: questions: Input should be greater than or equal to 1, not 0"),
     ],
 )
-def test_wrong_options_are_one_line(tmp_path, options, said):
+def test_wrong_options_are_one_line(tmp_path, options, message):
     with pytest.raises(PlaitError) as caught:
         opened(shard(tmp_path / "a.tar"), options=options)
-    assert str(caught.value) == f"data source nlvr:a.tar: {said}"
+    assert str(caught.value) == f"data source nlvr:a.tar: {message}"
 
 
 def test_a_template_is_refused(tmp_path):
@@ -213,9 +217,9 @@ def test_a_mixed_picture_shows_what_its_record_says(tmp_path):
 
 def test_boxes_are_mixed_with_those_of_their_sort(tmp_path):
     source = opened(pack(tmp_path / "a.tar", LOOSE + TOWERS), options={"tasks": ["caption"], "rounds": 30, "mixed": True})
-    said = {name: {source[i]["fields"]["answer"] for i in range(n, len(source), 3)} for n, name in enumerate("123")}
-    assert "tower" not in str(said["1"] | said["2"]) and len(said["1"]) == 2**3
-    assert said["3"] == {"left: a blue square; middle: a tower of yellow, black; right: a yellow square"}
+    answers = {name: {source[i]["fields"]["answer"] for i in range(n, len(source), 3)} for n, name in enumerate("123")}
+    assert "tower" not in str(answers["1"] | answers["2"]) and len(answers["1"]) == 2**3
+    assert answers["3"] == {"left: a blue square; middle: a tower of yellow, black; right: a yellow square"}
 
 
 def test_rounds_ask_other_questions_of_the_same_pictures(tmp_path):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from plait.data.synthetic.physics import Thing, fold
+from plait.data.synthetic.physics import SceneObject, fold
 
 
 def simulate(x: float, v: float, frames: int, low: float, high: float) -> float:
@@ -29,9 +29,9 @@ def test_fold_runs_backwards_as_well() -> None:
     assert fold(30.0, 4.0, -10, 5.0, 60.0) == pytest.approx(simulate(30.0, -4.0, 10, 5.0, 60.0))
 
 
-def test_thing_stays_whole_inside_the_box() -> None:
-    thing = Thing("circle", "red", "small", x=12.0, y=20.0, vx=7.3, vy=-3.1, radius=9.0)
-    places = [thing.at(frame, 64, 48) for frame in range(-200, 200)]
+def test_object_stays_whole_inside_the_box() -> None:
+    moving = SceneObject("circle", "red", "small", x=12.0, y=20.0, vx=7.3, vy=-3.1, radius=9.0)
+    places = [moving.centre(frame, 64, 48) for frame in range(-200, 200)]
     assert min(x for x, _ in places) >= 9 and max(x for x, _ in places) <= 64 - 9
     assert min(y for _, y in places) >= 9 and max(y for _, y in places) <= 48 - 9
-    assert max(x for x, _ in places) > 50, "the thing should reach the far wall"
+    assert max(x for x, _ in places) > 50, "the object should reach the far wall"

@@ -1,4 +1,4 @@
-"""Questions, answered again from outside: sides from pixels, counts from the list of things, futures step by step, words from the text."""
+"""Questions, answered again from outside: sides from pixels, counts from the list of objects, futures step by step, words from the text."""
 
 import colorsys
 import io
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from plait.data.synthetic.answers import judge
+from plait.data.synthetic.answers import score
 from plait.data.synthetic.questions import TASKS
 from plait.data.synthetic.scenes import Scenes
 
@@ -28,15 +28,15 @@ def asked(source: Scenes) -> list[tuple[Any, Any, str]]:
 
 
 def named(text: str, objects: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The things that each "the (size) (colour) (shape)" of a question fits; each must fit exactly one."""
-    found = []
-    things = "shape|thing|circle|square|triangle|star|hexagon|ring|heart|cross"
-    for phrase in re.findall(rf"\b[Tt]he ((?:(?:small|large|red|yellow|green|blue|purple) )*(?:{things}))\b", text):
+    """Return the objects that each "the (size) (colour) (shape)" of a question fits; each must fit exactly one."""
+    named_objects = []
+    nouns = "shape|thing|circle|square|triangle|star|hexagon|ring|heart|cross"
+    for phrase in re.findall(rf"\b[Tt]he ((?:(?:small|large|red|yellow|green|blue|purple) )*(?:{nouns}))\b", text):
         words = [word for word in phrase.split() if word not in ("shape", "thing")]
-        fits = [thing for thing in objects if all(word in (thing["size"], thing["colour"], thing["shape"]) for word in words)]
+        fits = [obj for obj in objects if all(word in (obj["size"], obj["colour"], obj["shape"]) for word in words)]
         assert len(fits) == 1, (phrase, text)
-        found += fits
-    return found
+        named_objects += fits
+    return named_objects
 
 
 def seen_at(picture: bytes, colour: str) -> tuple[float, float]:
@@ -45,8 +45,8 @@ def seen_at(picture: bytes, colour: str) -> tuple[float, float]:
     rows, columns = np.nonzero(pixels.max(2) - pixels.min(2) > 0.3)
     hues = [colorsys.rgb_to_hsv(*pixels[r, c])[0] for r, c in zip(rows, columns, strict=True)]
     nearest = [min(HUES, key=lambda name: abs((hue - HUES[name] + 0.5) % 1 - 0.5)) for hue in hues]
-    mine = np.array([name == colour for name in nearest])
-    return float(columns[mine].mean() + 0.5), float(rows[mine].mean() + 0.5)
+    matching = np.array([name == colour for name in nearest])
+    return float(columns[matching].mean() + 0.5), float(rows[matching].mean() + 0.5)
 
 
 def test_relation_answers_agree_with_the_pixels() -> None:
@@ -54,7 +54,7 @@ def test_relation_answers_agree_with_the_pixels() -> None:
     for i in range(120):
         sample = source[i]
         fields = sample["fields"]
-        if len({thing["colour"] for thing in fields["objects"]}) < len(fields["objects"]):
+        if len({obj["colour"] for obj in fields["objects"]}) < len(fields["objects"]):
             continue
         first, second = named(fields["question"], fields["objects"])
         if fields["question"].startswith(("In which direction", "On which")):
@@ -92,48 +92,48 @@ def test_no_kind_of_exists_question_betrays_its_answer() -> None:
         assert counts["yes"] / counts.total() == pytest.approx(0.5, abs=0.08), (words, counts)
 
 
-def test_count_answers_agree_with_the_list_of_things() -> None:
+def test_count_answers_agree_with_the_list_of_objects() -> None:
     numbers = ["zero", "one", "two", "three", "four", "five"]
     seen = set()
     for scene, question, _ in asked(scenes("count", 400, objects=[1, 5])):
         phrase = re.search(r"(?:How many|Count the|number of) ([a-z ]+?)(?: are there| are in the picture)?[?.]$", question.text)
         assert phrase, question.text
         words = [word.removesuffix("es" if word == "crosses" else "s") for word in phrase[1].split() if word != "shapes"]
-        truth = sum(all(word in (thing.colour, thing.shape) for word in words) for thing in scene.things)
+        truth = sum(all(word in (obj.colour, obj.shape) for word in words) for obj in scene.objects)
         assert question.answer == numbers[truth], question.text
         seen.add(truth)
     assert seen == {0, 1, 2, 3, 4, 5}
 
 
-def test_traits_are_asked_of_the_thing_that_has_them() -> None:
+def test_traits_are_asked_of_the_object_that_has_them() -> None:
     for task in ("colour", "shape"):
         source = scenes(task, 150, **FIVE, size=[32, 32], supersample=1, objects=[1, 3])
         for i in range(150):
             fields = source[i]["fields"]
-            (thing,) = named(fields["question"], fields["objects"])
-            assert fields["answer"] == thing[task] and thing[task] not in fields["question"]
+            (obj,) = named(fields["question"], fields["objects"])
+            assert fields["answer"] == obj[task] and obj[task] not in fields["question"]
 
 
-def test_point_answers_lie_on_the_thing_and_in_its_colour() -> None:
+def test_point_answers_lie_on_the_object_and_in_its_colour() -> None:
     source = scenes("point", 60, shapes=["circle", "square", "heart"], **FIVE)
     for i in range(60):
         sample = source[i]
         fields = sample["fields"]
         tag = re.fullmatch(r'<point x="(\d+\.\d)" y="(\d+\.\d)" alt="([^"]+)">([^<]+)</point>', fields["answer"])
         assert tag and tag[3] == tag[4] and f"the {tag[3]}" in fields["question"]
-        (thing,) = named(fields["question"], fields["objects"])
+        (obj,) = named(fields["question"], fields["objects"])
         pixel = Image.open(io.BytesIO(sample["images"][0])).getpixel((int(float(tag[1]) * 0.64), int(float(tag[2]) * 0.64)))
         assert isinstance(pixel, tuple)
         hue = colorsys.rgb_to_hsv(*(value / 255 for value in pixel))[0]
-        assert min(HUES, key=lambda name: abs((hue - HUES[name] + 0.5) % 1 - 0.5)) == thing["colour"]
+        assert min(HUES, key=lambda name: abs((hue - HUES[name] + 0.5) % 1 - 0.5)) == obj["colour"]
 
 
-def test_several_points_are_sorted_and_one_for_each_thing() -> None:
+def test_several_points_are_sorted_and_one_for_each_object() -> None:
     for scene, question, _ in asked(scenes("points", 200, objects=[1, 6])):
         xs = [float(x) for x in re.findall(r'\bx\d*="([\d.]+)"', question.answer)]
         assert xs == sorted(xs) and len(xs) == len(question.truth)
         assert question.answer.startswith("<points x1=" if len(xs) > 1 else "<point x=")
-        assert all(min(abs(x - 100 * thing.x / scene.width) for thing in scene.things) <= 0.051 for x in xs)
+        assert all(min(abs(x - 100 * obj.x / scene.width) for obj in scene.objects) <= 0.051 for x in xs)
 
 
 @pytest.mark.parametrize("frames", [0, 5])
@@ -141,12 +141,12 @@ def test_future_answers_agree_with_a_step_by_step_simulation(frames: int) -> Non
     source = scenes("future", 100, frames=frames, size=[40, 32], supersample=1, **FIVE, sizes=["large"], objects=[1, 2])
     for i in range(100):
         fields = source[i]["fields"]
-        (thing,) = named(fields["question"], fields["objects"])
+        (obj,) = named(fields["question"], fields["objects"])
         ahead = re.search(r"in (\d+) frames" if frames < 2 else r"(\d+) frames after the last one", fields["question"])
         assert ahead, fields["question"]
         place = []
         for axis, side in (("x", 40), ("y", 32)):
-            at, v, low, high = thing[axis], thing[f"v{axis}"], thing["radius"], side - thing["radius"]
+            at, v, low, high = obj[axis], obj[f"v{axis}"], obj["radius"], side - obj["radius"]
             for _ in range(int(ahead[1]) + max(frames - 1, 0)):
                 at, v = (at + v, v) if low <= at + v <= high else ((2 * low if v < 0 else 2 * high) - at - v, -v)
             place.append(at / side)
@@ -154,16 +154,16 @@ def test_future_answers_agree_with_a_step_by_step_simulation(frames: int) -> Non
         assert all(words[word] for word in fields["answer"].split()), (fields["question"], fields["answer"], place)
 
 
-def test_caption_names_exactly_the_things() -> None:
+def test_caption_names_exactly_the_objects() -> None:
     numbers = {"a": 1, "an": 1, "two": 2, "three": 3, "four": 4, "five": 5}
     for scene, _, caption in asked(scenes("caption", 500, objects=[1, 5])):
-        told: Counter[tuple[str, ...]] = Counter()
+        named_counts: Counter[tuple[str, ...]] = Counter()
         for number, size, colour, shape in re.findall(r"\b(an?|two|three|four|five) (small|large) (\w+) (\w+)", caption):
             assert (number != "an") or size[0] in "aeiou"
-            told[size, colour, shape if numbers[number] == 1 else shape.removesuffix("es" if shape == "crosses" else "s")] += numbers[
-                number
-            ]
-        assert told == Counter((thing.size, thing.colour, thing.shape) for thing in scene.things), caption
+            named_counts[size, colour, shape if numbers[number] == 1 else shape.removesuffix("es" if shape == "crosses" else "s")] += (
+                numbers[number]
+            )
+        assert named_counts == Counter((obj.size, obj.colour, obj.shape) for obj in scene.objects), caption
         assert not re.search(r"there is (two|three|four|five)|there are an? |\ba [aeiou]|, and| {2}|\bNone\b", caption), caption
 
 
@@ -179,7 +179,7 @@ def test_caption_without_sizes_has_articles_that_fit() -> None:
 def test_judge_accepts_the_answer_and_refuses_another_scenes(task: str, answers: str) -> None:
     source = scenes(task, 60, "validation", answers=answers, objects=[2, 4], size=[32, 32], supersample=1)
     rows = [source[i]["fields"] for i in range(60)]
-    assert all(judge(fields["answer"], fields) for fields in rows)
-    crossed = sum(judge(rows[i]["answer"], rows[i - 1]) for i in range(60))
+    assert all(score(fields["answer"], fields) for fields in rows)
+    crossed = sum(score(rows[i]["answer"], rows[i - 1]) for i in range(60))
     assert crossed < 45, "an answer should rarely be right for the scene before"
-    assert not any(judge("", fields) for fields in rows)
+    assert not any(score("", fields) for fields in rows)

@@ -73,7 +73,7 @@ def test_training_never_shows_or_names_a_held_out_pair() -> None:
     assert len(source.held_out) == 7  # a tenth of 9 x 8
     for i in range(600):
         scene, question, caption, _ = source._compose(i)
-        assert not {(thing.colour, thing.shape) for thing in scene.things} & source.held_out
+        assert not {(obj.colour, obj.shape) for obj in scene.objects} & source.held_out
         text = f"{question.text} {question.answer} {caption}".lower()
         assert not [pair for pair in source.held_out if " ".join(pair) in text], text
 
@@ -83,7 +83,7 @@ def test_validation_shows_held_out_pairs_in_its_share_and_marks_them() -> None:
     marks = []
     for i in range(400):
         fields = source[i]["fields"]
-        pairs = {(thing["colour"], thing["shape"]) for thing in fields["objects"]}
+        pairs = {(obj["colour"], obj["shape"]) for obj in fields["objects"]}
         assert fields["held_out"] == bool(pairs & source.held_out)
         marks.append(fields["held_out"])
     assert 0.2 < sum(marks) / 400 < 0.4  # 0.3 with a standard deviation of 0.023
@@ -100,15 +100,15 @@ def test_held_out_pairs_are_the_same_for_every_seed_and_spare_every_word() -> No
 
 
 @pytest.mark.parametrize(("size", "count"), [((32, 32), 3), ((64, 64), 9), ((256, 32), 8), ((40, 90), 20), ((1024, 640), 20)])
-def test_things_never_touch_each_other_or_the_wall(size: tuple[int, int], count: int) -> None:
+def test_objects_never_touch_each_other_or_the_wall(size: tuple[int, int], count: int) -> None:
     width, height = size
     radius = largest_radius(width, height, count)
     assert radius > 0
     for seed in range(30):
-        found = place(np.random.default_rng(seed), [radius] * count, width, height)
-        assert len(found) == count
-        assert all(radius <= x <= width - radius and radius <= y <= height - radius for x, y in found)
-        gaps = [np.hypot(a[0] - b[0], a[1] - b[1]) for i, a in enumerate(found) for b in found[:i]]
+        centres = place(np.random.default_rng(seed), [radius] * count, width, height)
+        assert len(centres) == count
+        assert all(radius <= x <= width - radius and radius <= y <= height - radius for x, y in centres)
+        gaps = [np.hypot(a[0] - b[0], a[1] - b[1]) for i, a in enumerate(centres) for b in centres[:i]]
         assert min(gaps) > 2 * radius
 
 
@@ -119,12 +119,12 @@ def test_frames_follow_the_velocities() -> None:
     for i in range(5):
         sample = source[i]
         assert len(sample["frames"]) == 5 and sample["frames"][0] == sample["images"][0]
-        thing = sample["fields"]["objects"][0]
+        obj = sample["fields"]["objects"][0]
         for k, frame in enumerate(sample["frames"]):
             pixels = np.asarray(Image.open(io.BytesIO(frame)), np.float64)
             weight = pixels.max(2) - pixels.min(2)
             weight[weight < 40] = 0
-            x, v, low, high = thing["x"], thing["vx"], thing["radius"], 64 - thing["radius"]
+            x, v, low, high = obj["x"], obj["vx"], obj["radius"], 64 - obj["radius"]
             for _ in range(k):
                 x, v = (x + v, v) if low <= x + v <= high else ((2 * low if v < 0 else 2 * high) - x - v, -v)
             # 0.4 px: shading from one corner to the other shifts the weights
@@ -141,11 +141,11 @@ def test_scene_drawn_again_from_its_fields_continues_the_clip() -> None:
 
 def test_sizes_make_buckets_and_words_mean_radii() -> None:
     source = scenes(size=[[64, 64], [96, 48]], sizes=["small", "medium", "large"], length=300)
-    found = [source._compose(i)[0] for i in range(300)]
-    shapes = Counter((scene.width, scene.height) for scene in found)
+    scenes_drawn = [source._compose(i)[0] for i in range(300)]
+    shapes = Counter((scene.width, scene.height) for scene in scenes_drawn)
     assert set(shapes) == {(64, 64), (96, 48)} and 110 < shapes[64, 64] < 190
     largest = {(w, h): largest_radius(w, h, 4) for w, h in shapes}
-    share = [(thing.size, thing.radius / largest[scene.width, scene.height]) for scene in found for thing in scene.things]
+    share = [(obj.size, obj.radius / largest[scene.width, scene.height]) for scene in scenes_drawn for obj in scene.objects]
     bounds = {size: (min(r for s, r in share if s == size), max(r for s, r in share if s == size)) for size in ("small", "medium", "large")}
     assert bounds["medium"][0] - bounds["small"][1] > 0.07 and bounds["large"][0] - bounds["medium"][1] > 0.07, bounds
 
@@ -164,10 +164,10 @@ def test_vocabulary_covers_every_word_of_every_scene() -> None:
             source = scenes("validation", **ALL, answers=answers, frames=frames, sizes=["small", "medium", "large"], length=300)
             for i in range(300):
                 _, question, caption, _ = source._compose(i)
-                said = f"{question.text} {question.answer} {caption}"
-                assert set(said) - marks <= {" "}
+                text = f"{question.text} {question.answer} {caption}"
+                assert set(text) - marks <= {" "}
                 bare = {word.strip(".,?:") for word in words}
-                assert not [w for w in said.split() if w.strip(".,?:") not in bare and "=" not in w and ">" not in w], said
+                assert not [w for w in text.split() if w.strip(".,?:") not in bare and "=" not in w and ">" not in w], text
 
 
 @pytest.mark.parametrize(
@@ -213,13 +213,13 @@ def test_questions_of_one_scene_are_all_true_of_it_and_none_comes_twice() -> Non
     alone, several = scenes(**options), scenes(**options, questions=6)
     answers = set()
     for i in range(30):
-        told = [[turn["content"] for turn in one["messages"]] for one in several[i]["annotations"]]
-        assert told[0] == [turn["content"] for turn in alone[i]["messages"]]
+        turns = [[turn["content"] for turn in one["messages"]] for one in several[i]["annotations"]]
+        assert turns[0] == [turn["content"] for turn in alone[i]["messages"]]
         assert several[i]["images"] == alone[i]["images"]
-        assert 1 <= len({question for question, _ in told}) == len(told) <= 6
-        (thing,) = several[i]["fields"]["objects"]
-        assert {answer for _, answer in told} <= {thing["colour"], thing["shape"], "one", "zero", "none", "no"}
-        answers |= {(i, answer) for _, answer in told}
+        assert 1 <= len({question for question, _ in turns}) == len(turns) <= 6
+        (obj,) = several[i]["fields"]["objects"]
+        assert {answer for _, answer in turns} <= {obj["colour"], obj["shape"], "one", "zero", "none", "no"}
+        answers |= {(i, answer) for _, answer in turns}
     assert len(answers) > 60  # of 30 scenes: most are asked for at least two of colour, shape and count
 
 

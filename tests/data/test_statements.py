@@ -1,4 +1,4 @@
-"""What is said of NLVR's pictures, against counts made by hand on boxes written here."""
+"""Statements about NLVR's pictures, against counts made by hand on boxes written here."""
 
 import re
 from collections import defaultdict
@@ -55,17 +55,17 @@ SAME = (
 
 
 def plain(text):
-    """Without what only differs in how it is said: numbers as words, no capital, no full stop, one word of several of a meaning."""
+    """Return the sentence without variations of wording: numbers as words, no capital, no full stop, one word of several of a meaning."""
     for words, word in SAME:
         text = re.sub(words, word, text)
     words = re.sub(r"\d+", lambda digits: NUMBERS[int(digits[0])], text.rstrip("."))
     return words[0].lower() + words[1:]
 
 
-def said_of(picture, others, drawn=8000):
+def statements_of(picture, others, drawn=8000):
     """Statements of a picture, each of which tells it from one of the others, and whether they hold."""
-    said = (statement(picture, others[n % len(others)], Draw(keys.rng("drawn", n))) for n in range(drawn))
-    return {plain(one[0]): one[2] for one in said if one}
+    drawn_statements = (statement(picture, others[n % len(others)], Draw(keys.rng("drawn", n))) for n in range(drawn))
+    return {plain(one[0]): one[2] for one in drawn_statements if one}
 
 
 def alike(picture):
@@ -108,21 +108,21 @@ HOLDS_OF_LOOSE = {  # of LOOSE
 )
 def test_statements_hold_or_not_as_counted_by_hand(picture, other, wanted):
     near = alike(picture)
-    said = said_of(picture, [*[other] * len(near), *near], 20000)
+    drawn = statements_of(picture, [*[other] * len(near), *near], 20000)
     wanted = {plain(text): holds for text, holds in wanted.items()}
-    assert {text: said[text] for text in wanted if text in said} == {text: holds for text, holds in wanted.items() if text in said}
-    assert len(wanted.keys() & said.keys()) >= len(wanted) - 2, wanted.keys() - said.keys()
+    assert {text: drawn[text] for text in wanted if text in drawn} == {text: holds for text, holds in wanted.items() if text in drawn}
+    assert len(wanted.keys() & drawn.keys()) >= len(wanted) - 2, wanted.keys() - drawn.keys()
 
 
 def test_the_number_that_a_statement_is_about_decides_whether_it_holds():
     others = [OTHER_TOWERS, *alike(TOWERS)]
-    said = (statement(TOWERS, others[n % len(others)], Draw(keys.rng("n", n))) for n in range(4000))
-    drawn = [(plain(text), number, holds) for text, number, holds in filter(None, said)]
+    statements = (statement(TOWERS, others[n % len(others)], Draw(keys.rng("n", n))) for n in range(4000))
+    drawn = [(plain(text), number, holds) for text, number, holds in filter(None, statements)]
     numbers = {text: number for text, number, _ in drawn}
     assert numbers["there is exactly one blue block"] == 1 and numbers["there are at least three black blocks"] == 3
     for text, number, holds in drawn:
-        said = re.match(r"(?:there (?:is|are) )?(exactly|only|at least|no|an?|each|all|the|)\b ?(.*)", text)
-        wanted = next((NUMBERS.index(word) for word in said[2].split()[:1] if word in NUMBERS), None)
+        match = re.match(r"(?:there (?:is|are) )?(exactly|only|at least|no|an?|each|all|the|)\b ?(.*)", text)
+        wanted = next((NUMBERS.index(word) for word in match[2].split()[:1] if word in NUMBERS), None)
         rule = {
             "exactly": number == wanted,
             "only": number == wanted,
@@ -134,12 +134,12 @@ def test_the_number_that_a_statement_is_about_decides_whether_it_holds():
             "an": number > 0,
         }
         of_all = text.endswith((" in each tower", " in every tower"))
-        assert holds is (number == 3 if of_all else rule.get(said[1], wanted is not None and number >= wanted)), text
+        assert holds is (number == 3 if of_all else rule.get(match[1], wanted is not None and number >= wanted)), text
 
 
 @pytest.mark.parametrize(("one", "other"), [(TOWERS, OTHER_TOWERS), (LOOSE, OTHER_LOOSE)], ids=["towers", "loose"])
 def test_a_statement_holds_for_exactly_one_of_two_pictures(one, other):
-    of_one, of_other = said_of(one, [other], 4000), said_of(other, [one], 4000)
+    of_one, of_other = statements_of(one, [other], 4000), statements_of(other, [one], 4000)
     both = of_one.keys() & of_other.keys()
     assert len(both) > 50
     assert all(of_one[text] is not of_other[text] for text in both)

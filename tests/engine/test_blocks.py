@@ -45,7 +45,7 @@ class Operators(TorchDispatchMode):
 def make(**settings):
     torch.manual_seed(0)
     net = nn.Sequential(*(Block() for _ in range(DEPTH)))
-    return net, blocks.prepare(list(net), Distributed(**settings))
+    return net, blocks.checkpoint_and_compile(list(net), Distributed(**settings))
 
 
 def gradients(net, rows=ROWS, precision=torch.float32):
@@ -113,7 +113,7 @@ def test_compiling_changes_no_bit_of_a_gradient_with_any_checkpointing(settings,
     compilations.begin()
     found, _, _ = gradients(net)  # aot_eager runs the traced operations one by one, unfused: no tolerance
     assert same(plain, found)
-    assert compilations._found[0] == f"block 0 (Block) for ({ROWS}, {WIDTH})"
+    assert compilations.compiled[0] == f"block 0 (Block) for ({ROWS}, {WIDTH})"
 
 
 def steps(compilations, net, rows):
@@ -178,16 +178,16 @@ def test_unfreezing_compiles_a_block_once_and_gives_its_gradient(fresh):
     net.requires_grad_(False)
     steps(compilations, net[:1], [8, 8])
     net.requires_grad_(True)
-    later = blocks.prepare(list(net), Distributed(**settings))
+    later = blocks.checkpoint_and_compile(list(net), Distributed(**settings))
     later.begin()
     found = gradients(net[:1])[0]
-    assert later._found == ["block 0 (Block) for (8, 16)"]
+    assert later.compiled == ["block 0 (Block) for (8, 16)"]
     assert same(found, gradients(make()[0][:1])[0])
 
 
 def test_a_later_stage_undoes_what_an_earlier_one_did():
     net, _ = make(activation_checkpointing="full", compile=True, compile_backend="aot_eager")
-    assert blocks.prepare(list(net), Distributed()) is None
+    assert blocks.checkpoint_and_compile(list(net), Distributed()) is None
     assert all("forward" not in block.__dict__ for block in net)
 
 

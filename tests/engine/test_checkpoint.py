@@ -11,6 +11,8 @@ import torch
 from plait.engine.checkpoints import checkpoint
 from plait.errors import PlaitError
 
+from .toy import ALONE
+
 GROUPS = {
     "weights": {"a": torch.arange(6.0).view(2, 3)},
     "ema": {},
@@ -110,7 +112,7 @@ def test_another_format_is_refused_by_name(tmp_path):
 
 def test_a_background_save_copies_before_training_goes_on(tmp_path):
     weight = torch.zeros(1000)
-    saver = checkpoint.Saver(background=True)
+    saver = checkpoint.Saver(True, ALONE)
     saver.save(checkpoint.folder_of(tmp_path, 1, "only", 1), {"weights": {"w": weight}}, FACTS, keep=3)
     weight.fill_(1.0)
     saver.wait()
@@ -118,7 +120,7 @@ def test_a_background_save_copies_before_training_goes_on(tmp_path):
 
 
 def test_a_second_save_fills_the_first_copies_again(tmp_path):
-    saver, places = checkpoint.Saver(background=True), []
+    saver, places = checkpoint.Saver(True, ALONE), []
     for step, shape in ((1, (1000,)), (2, (1000,)), (3, (10, 10))):
         saver.save(checkpoint.folder_of(tmp_path, 1, "only", step), {"weights": {"w": torch.full(shape, float(step))}}, FACTS, keep=3)
         places.append(saver._copied["weights"]["w"].data_ptr())
@@ -132,7 +134,7 @@ def test_a_second_save_fills_the_first_copies_again(tmp_path):
 def test_a_failed_save_is_raised_in_one_line_and_leaves_the_earlier_one(tmp_path, background):
     save(tmp_path, 5)
     (tmp_path / "stage-1-only" / ".saving-step-00000010").write_text("in the way")
-    saver = checkpoint.Saver(background)
+    saver = checkpoint.Saver(background, ALONE)
 
     def save_and_wait():
         saver.save(checkpoint.folder_of(tmp_path, 1, "only", 10), GROUPS, FACTS, keep=3)

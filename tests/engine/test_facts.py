@@ -20,7 +20,7 @@ from plait.engine import optim
 from plait.engine.checkpoints import checkpoint
 from plait.engine.checkpoints.checkpoint import Saver
 
-from .toy import Net, make_config, make_state, micro, step_batch
+from .toy import ALONE, Net, make_config, make_state, micro, step_batch
 
 EMA = {"lr": 0.01, "schedule": {"name": "constant"}, "ema": {"decay": 0.9}}
 CONFIG = make_config(optim=EMA)
@@ -32,7 +32,7 @@ def trained(make_loop, state, steps):
 
 def saved_and_back(state, folder, trainable):
     """Through a checkpoint on disk into a new process's state, in the stage that trains `trainable`."""
-    facts = {"state": state.facts(), "data": {}, "base": [], "frozen_xxh3": "0"}
+    facts = {"state": state.metadata(), "data": {}, "base": [], "frozen_xxh3": "0"}
     found = checkpoint.write(folder / "stage-1-x" / "step-00000001", checkpoint.copy_out(state.tensors()), facts)
     back = make_state(CONFIG, trainable=("head",), seed=5)
     back.optimizer, back.ema = None, None
@@ -162,7 +162,7 @@ def test_6_an_incomplete_newest_folder_is_never_picked(make_loop, tmp_path):
 def test_6_an_old_checkpoint_goes_only_once_the_new_one_is_published(make_loop, tmp_path, monkeypatch):
     state = make_state(CONFIG)
     trained(make_loop, state, 1)
-    saver, seen, write = Saver(False), [], checkpoint.write
+    saver, seen, write = Saver(False, ALONE), [], checkpoint.write
     facts = {"state": {"step": 1}, "base": [], "data": {}, "frozen_xxh3": "0"}
     watched = lambda *a: (seen.append([path.name for path in checkpoint.published(tmp_path)]), write(*a))[1]  # noqa: E731
     monkeypatch.setattr(checkpoint, "write", watched)

@@ -13,7 +13,7 @@ def test_a_heartbeat_tells_the_latest_phase_only(tmp_path):
     heart.part("next")
     heart.close()
     told = heartbeat.read(tmp_path, 3)
-    assert heartbeat.moment(told) == ("data", 7, os.getpid())
+    assert heartbeat.position(told) == ("data", 7, os.getpid())
     assert (told["part"], told["beat"]) == ("next", 4)
     assert len(heartbeat.path_of(tmp_path, 3).read_bytes()) == 160
 

@@ -7,12 +7,12 @@ import pytest
 from torch import nn
 
 from plait.engine.parallel import memory_estimate
-from plait.engine.parallel.memory_estimate import Layout, Storage, Weights
+from plait.engine.parallel.memory_estimate import Layout, ParameterCounts, Storage
 
 from .toy import make_config, make_state, micro, step_batch
 
 ROOT = Path(__file__).resolve().parents[2]
-BIG = Weights(trained=4096, frozen=8192, trained_unit=512, frozen_unit=1024)
+BIG = ParameterCounts(trained=4096, frozen=8192, trained_unit=512, frozen_unit=1024)
 
 
 def size(tensors):
@@ -24,7 +24,7 @@ def test_memory_of_one_rank_is_that_of_the_state_to_the_byte(make_loop, trainabl
     config = make_config(optim={"lr": 0.01, "schedule": {"name": "constant"}, "ema": {"decay": 0.9}})
     state = make_state(config, trainable)
     make_loop(state, config).run([step_batch(0, [micro(list(range(16)))])], 1)
-    weights = memory_estimate.weigh(state.model, set(state.trained()), state.ever_trained, [state.model.tower, state.model.head])
+    weights = memory_estimate.count_parameters(state.model, set(state.trained()), state.ever_trained, [state.model.tower, state.model.head])
     found = memory_estimate.memory(weights, Layout(), Storage.of("fp32", averages=1))
     assert found.weights == size(state.model.parameters())
     assert found.gradients == size(state.trained().values())
@@ -38,9 +38,9 @@ def test_a_part_that_trained_before_keeps_its_moments_and_average(make_loop):
     make_loop(state, config).run([step_batch(0, [micro(list(range(16)))])], 1)
     state.pause()
     state.begin({"head": state.model.components()["head"]}, config.optim)
-    weights = memory_estimate.weigh(state.model, set(state.trained()), state.ever_trained, [state.model.head])
+    weights = memory_estimate.count_parameters(state.model, set(state.trained()), state.ever_trained, [state.model.head])
     found = memory_estimate.memory(weights, Layout(), Storage.of("fp32", averages=1))
-    assert (weights.trained, weights.paused, weights.trained_unit, weights.whole_paused) == (9, 40, 9, 40)
+    assert (weights.trained, weights.paused, weights.trained_unit, weights.unsharded_paused) == (9, 40, 9, 40)
     assert found.averages == size(state.ema.average.values())
     assert found.moments == size(value for name, value in state.tensors()["moments"].items() if not name.endswith(".step"))
 
@@ -57,12 +57,12 @@ def around_the_ring(values, ranks):
 def test_traffic_is_what_a_ring_passes_on(ranks):
     storage, gradients = Storage.of("fp32"), 4 * BIG.trained
     assert memory_estimate.traffic(BIG, Layout("ddp", ranks), storage).total == 2 * around_the_ring(gradients, ranks)
-    full = memory_estimate.traffic(BIG, Layout("fsdp", ranks, cut_frozen=False), storage)
+    full = memory_estimate.traffic(BIG, Layout("fsdp", ranks, shard_frozen=False), storage)
     assert full.total == (3 if ranks > 1 else 2) * around_the_ring(gradients, ranks)  # ZeRO, section 7: 1.5 times
 
 
 def test_bf16_training_holds_sixteen_bytes_per_value_and_shards_divide_them():
-    weights = Weights(trained=1 << 20)
+    weights = ParameterCounts(trained=1 << 20)
     alone = memory_estimate.memory(weights, Layout(), Storage.of("bf16"))
     assert alone.total == 16 * weights.trained  # ZeRO, section 3.1, with gradients in float32 in place of bf16 + a copy in float32
     shard = memory_estimate.memory(weights, Layout("fsdp", 64), Storage.of("bf16"))

@@ -8,7 +8,7 @@ from torch import nn
 from plait.config.schema import Optim
 from plait.engine import optim
 from plait.engine.optim import Ema
-from plait.engine.schedule import Moment
+from plait.engine.schedule import Progress
 from plait.errors import PlaitError
 
 from .toy import Net, make_config, make_state
@@ -17,7 +17,7 @@ from .toy import Net, make_config, make_state
 def test_a_schedule_ends_at_min_lr_for_every_component():
     settings = Optim.model_validate({"lr": 1e-3, "schedule": {"name": "cosine", "min_lr": 1e-4}, "components": {"tower": {"lr": 2e-5}}})
     made = optim.adamw(Net().components(), settings)
-    assert optim.set_lr(made, settings, Moment(100, 101, 100)) == pytest.approx({"tower": 2e-6, "head": 1e-4})
+    assert optim.set_lr(made, settings, Progress(100, 101, 100)) == pytest.approx({"tower": 2e-6, "head": 1e-4})
 
 
 def test_vectors_do_not_decay_and_components_have_their_own_rates():
@@ -132,7 +132,7 @@ def test_fused_adamw_equals_its_equation_in_float64():
 def test_a_component_warms_up_at_its_own_pace():
     settings = {"lr": 1e-3, "schedule": {"name": "constant", "warmup_steps": 10}, "components": {"tower": {"warmup_steps": 4}}}
     made = optim.adamw(Net().components(), settings := Optim.model_validate(settings))
-    found = [optim.set_lr(made, settings, Moment(step, step + 1, 100)) for step in (0, 3, 9)]
+    found = [optim.set_lr(made, settings, Progress(step, step + 1, 100)) for step in (0, 3, 9)]
     assert found[0] == pytest.approx({"tower": 1e-3 / 4, "head": 1e-3 / 10})
     assert found[1] == pytest.approx({"tower": 1e-3, "head": 4e-4})
     assert found[2] == pytest.approx({"tower": 1e-3, "head": 1e-3})

@@ -51,7 +51,7 @@ def test_an_average_of_any_length_is_what_training_would_have_kept(trained, leng
     assert len(checkpoint.published(run)) == 2 and len(walk) == 64
     found, last = post_hoc_ema.of_length(run, length, 64), flat(walk[-1])
     wanted = flat(directly(walk, length))
-    assert found.moments == 16 and found.misfit < 0.05
+    assert found.saves == 16 and found.misfit < 0.05
     error, moved = np.linalg.norm(flat(found.tensors) - wanted), np.linalg.norm(last - wanted)
     assert error < 0.1 * moved  # 16 moments of 64 steps: the fitted profile is steps wide, not smooth
 

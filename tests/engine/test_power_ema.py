@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from plait.engine import power_ema
-from plait.engine.power_ema import PowerEma, Profile, Saved
+from plait.engine.power_ema import PowerEma, Profile, SavedAverage
 from plait.errors import PlaitError
 
 
@@ -22,7 +22,7 @@ def brute_profile(g, step):
 
 
 def kept_as(step, g, **tensors):
-    return Saved(Profile(step, g), frozenset(tensors), lambda: tensors)
+    return SavedAverage(Profile(step, g), frozenset(tensors), lambda: tensors)
 
 
 def walk(steps, seed=0):

@@ -12,7 +12,7 @@ from torch.distributed.tensor import Shard, distribute_tensor
 from plait.config.schema import Optim
 from plait.engine import adamw, optim, precision
 from plait.engine.parallel import distributed
-from plait.engine.precision import GOOD_STEPS, OVERFLOWS, SCALE, Scaler, rounded, set_precision
+from plait.engine.precision import GOOD_STEPS, OVERFLOWS, SCALE, Scaler, round_stochastically, set_precision
 from plait.errors import Stopped
 
 from .. import processes
@@ -37,7 +37,9 @@ def trained(make_loop, kind, steps=6, seed=0, **changes):
 @pytest.mark.parametrize("value", [1.0039, -1.0039, 3e-5, -7e8, 1.0, 0.0])
 def test_rounding_by_chance_is_right_on_average_and_gives_a_neighbour(value):
     draws, x = 1 << 16, torch.tensor(value)
-    found = rounded(x.expand(draws).contiguous(), torch.arange(draws, dtype=torch.int32)).double()  # every noise there is, once
+    found = round_stochastically(
+        x.expand(draws).contiguous(), torch.arange(draws, dtype=torch.int32)
+    ).double()  # every noise there is, once
     assert found.mean().item() == pytest.approx(x.item(), rel=1e-12)  # the mean over all noise is x itself: no tolerance but float64's
     near = x.bfloat16()
     assert ((found - x.double()).abs() <= 2 * abs(x.item()) * 2**-8).all()
@@ -46,7 +48,7 @@ def test_rounding_by_chance_is_right_on_average_and_gives_a_neighbour(value):
 
 def test_rounding_keeps_what_is_not_finite():
     values = torch.tensor([math.inf, -math.inf, math.nan])
-    found = rounded(values, torch.full((3,), 65535, dtype=torch.int32))
+    found = round_stochastically(values, torch.full((3,), 65535, dtype=torch.int32))
     assert torch.equal(found[:2], values[:2].bfloat16())
     assert found[2].isnan()
 
@@ -96,7 +98,7 @@ def test_noise_comes_from_seed_step_and_name_alone(make_loop):
 def test_pieces_of_any_size_give_torchs_update(monkeypatch, kept):
     drawn = torch.Generator().manual_seed(0)
     value, gradient = torch.randn(33, 31, generator=drawn), torch.randn(33, 31, generator=drawn).to(kept)
-    monkeypatch.setattr(adamw, "PIECE", 64)
+    monkeypatch.setattr(adamw, "CHUNK", 64)
     parameter, optimizer = lone(value, kept, offload=True)
     plain = nn.Parameter(value.to(kept).float())
     oracle = torch.optim.AdamW([plain], lr=1e-4, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0, fused=True)
@@ -111,8 +113,8 @@ def laid_in_rows():
     """The pieces of this rank's rows of a weight of 12 x 10, and of the whole weight."""
     with distributed.join("cpu"):
         mesh = init_device_mesh("cpu", (2,))
-        with mock.patch.object(adamw, "PIECE", 50):
-            return list(adamw.pieces(distribute_tensor(torch.zeros(13, 10), mesh, [Shard(0)]))), list(adamw.pieces(torch.zeros(13, 10)))
+        with mock.patch.object(adamw, "CHUNK", 50):
+            return list(adamw.chunks(distribute_tensor(torch.zeros(13, 10), mesh, [Shard(0)]))), list(adamw.chunks(torch.zeros(13, 10)))
 
 
 def test_the_rows_of_a_rank_are_rounded_as_in_the_whole():
@@ -136,7 +138,7 @@ def test_offloaded_moments_live_on_the_host_while_weights_do_not():
     parameter = nn.Parameter(torch.zeros(3, 2, device="meta"))  # a device that is not the host, without one at hand
     for offload, place in ((True, "cpu"), (False, "meta")):
         (group,) = optim.adamw({"all": {"w": parameter}}, Optim(offload=offload)).param_groups
-        assert {value.device.type for value in adamw.fresh(group, parameter).values()} == {place}
+        assert {value.device.type for value in adamw.initial_moments(group, parameter).values()} == {place}
 
 
 @pytest.mark.parametrize("kind", ["bf16", "fp16"])

@@ -10,11 +10,11 @@ from plait.errors import PlaitError
 
 
 def test_a_run_is_held_by_one_process_at_a_time(tmp_path):
-    code = "import sys; from pathlib import Path; from plait.engine.checkpoints import rundir; rundir.hold(Path(sys.argv[1]))"
-    with rundir.hold(tmp_path):
+    code = "import sys; from pathlib import Path; from plait.engine.checkpoints import rundir; rundir.lock(Path(sys.argv[1]))"
+    with rundir.lock(tmp_path):
         done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
     assert re.search(r"is in use by process \d+; wait for it, or give another --run", done.stderr)
-    rundir.hold(tmp_path).close()
+    rundir.lock(tmp_path).close()
 
 
 def test_a_folder_of_something_else_is_never_taken_for_a_run(tmp_path):

@@ -7,14 +7,14 @@ from plait.config.conflicts import conflicts
 from plait.config.schema import Optim, RunConfig, Schedule
 from plait.data.sources.open import KINDS
 from plait.engine import schedule
-from plait.engine.schedule import Moment, lr_factor, moment
+from plait.engine.schedule import Progress, lr_factor, progress_at
 from plait.errors import PlaitError
 
 from .toy import make_config, make_state, micro, step_batch
 
 
 def at(step, end=100):
-    return Moment(step, step + 1, end)
+    return Progress(step, step + 1, end)
 
 
 @pytest.mark.parametrize("name", ["constant", "linear", "cosine", "inverse_sqrt"])
@@ -41,7 +41,7 @@ def test_inverse_sqrt_halves_when_the_step_quadruples():
 
 def test_a_curve_in_steps_ends_where_it_is_told_and_stays_there():
     settings = Schedule(name="linear", decay_steps=50)
-    found = [lr_factor("linear", moment(settings, step, 100, {}, {}), 0, floor=0.1) for step in (0, 25, 50, 99)]
+    found = [lr_factor("linear", progress_at(settings, step, 100, {}, {}), 0, floor=0.1) for step in (0, 25, 50, 99)]
     assert found == pytest.approx([1.0, 0.55, 0.1, 0.1])
 
 
@@ -49,8 +49,8 @@ def test_a_curve_in_steps_ends_where_it_is_told_and_stays_there():
 def test_tokens_are_steps_where_every_step_has_as_many(name):
     steps, tokens = Schedule(name=name, warmup_steps=5), Schedule(name=name, units="tokens", warmup_tokens=35, decay_tokens=280)
     for step in range(40):
-        one = moment(steps, step, 40, {}, {})
-        other = moment(tokens, step, 40, {"tokens": 999.0, "stage_tokens": 7.0 * step}, {"tokens": 7.0})
+        one = progress_at(steps, step, 40, {}, {})
+        other = progress_at(tokens, step, 40, {"tokens": 999.0, "stage_tokens": 7.0 * step}, {"tokens": 7.0})
         assert lr_factor(name, one, 5, 0.1) == pytest.approx(lr_factor(name, other, 35, 0.1), rel=1e-12)
 
 
@@ -95,8 +95,7 @@ def test_a_schedule_in_tokens_resumes_to_the_bit(trained):
     first = make_state(config)
     trained(first, config, batches()[:3])
     second = make_state(config)
-    second.pause()
-    second.restore(first.facts(), first.tensors())
+    second.restore(first.metadata(), first.tensors())
     second.begin({"tower": second.model.components()["tower"], "head": second.model.components()["head"]}, config.optim)
     later = trained(second, config, batches(start=3))
     assert later == rows[3:]
@@ -154,7 +153,7 @@ def test_inverse_sqrt_is_the_root_of_warm_up_over_steps_and_never_below_its_floo
 
 def test_warm_up_rises_from_the_floor_and_ends_with_the_last_update_before_it():
     assert [lr_factor("constant", at(step), 4, floor=0.2) for step in range(5)] == pytest.approx([0.4, 0.6, 0.8, 1.0, 1.0])
-    assert lr_factor("linear", Moment(3.0, 9.0, 100.0), 4) == 1.0  # a step of many tokens goes past the warm-up, not past the peak
+    assert lr_factor("linear", Progress(3.0, 9.0, 100.0), 4) == 1.0  # a step of many tokens goes past the warm-up, not past the peak
 
 
 @pytest.mark.parametrize("name", ["linear", "cosine"])
@@ -164,11 +163,11 @@ def test_a_curve_begins_at_its_peak_when_the_warm_up_ends_and_stays_at_its_floor
 
 
 def test_an_update_is_counted_in_the_unit_of_the_schedule():
-    assert moment(Schedule(), 3, 50, {"stage_tokens": 70.0}, {"tokens": 9.0}) == Moment(3, 4, 50)
-    assert moment(Schedule(decay_steps=20), 3, 50, {}, {}) == Moment(3, 4, 20)
+    assert progress_at(Schedule(), 3, 50, {"stage_tokens": 70.0}, {"tokens": 9.0}) == Progress(3, 4, 50)
+    assert progress_at(Schedule(decay_steps=20), 3, 50, {}, {}) == Progress(3, 4, 20)
     tokens = Schedule(name="constant", units="tokens")
-    assert moment(tokens, 3, 50, {"stage_tokens": 70.0}, {"tokens": 9.0}) == Moment(70.0, 79.0, float("inf"))
-    assert moment(tokens, 0, 50, {}, {"tokens": 9.0}) == Moment(0.0, 9.0, float("inf"))
+    assert progress_at(tokens, 3, 50, {"stage_tokens": 70.0}, {"tokens": 9.0}) == Progress(70.0, 79.0, float("inf"))
+    assert progress_at(tokens, 0, 50, {}, {"tokens": 9.0}) == Progress(0.0, 9.0, float("inf"))
 
 
 def test_a_warm_up_is_the_components_own_in_the_unit_of_the_schedule():

@@ -48,7 +48,7 @@ def laid(trained, cut_frozen, check, *more, strategy="fsdp"):
             names = {name for part in parts for name in NAMES[part].split()}
             for name, value in model.named_parameters():
                 value.requires_grad_(name in names)
-            sharding.wrap(model.blocks, names, Layout(strategy, 2, cut_frozen=cut_frozen), ranks)
+            sharding.wrap(model.blocks, names, Layout(strategy, 2, shard_frozen=cut_frozen), ranks)
             check(model, sharding, names)
 
 
@@ -135,7 +135,7 @@ def held(trained, ever, cut_frozen, strategy):
     """On two ranks: the bytes of a state that was cut, against what is counted for it; sizes that two ranks can halve."""
     settings = make_config(optim={"lr": 0.01, "schedule": {"name": "constant"}, "ema": {"decay": 0.9}}).optim
     with distributed.join("cpu") as ranks:
-        model, layout = Model(6, 4), Layout(strategy, 2, cut_frozen=cut_frozen)
+        model, layout = Model(6, 4), Layout(strategy, 2, shard_frozen=cut_frozen)
         sharding, state = Sharding(model), State(model)
         for parts in (ever, trained):
             names = {name for part in parts for name in NAMES[part].split()}
@@ -145,7 +145,7 @@ def held(trained, ever, cut_frozen, strategy):
             state.begin({"all": {name: model.get_parameter(name) for name in names}}, settings)
             model(torch.arange(4)).sum().backward()
             state.optimizer.step()
-        weights = memory_estimate.weigh(model, names, state.ever_trained, model.blocks)
+        weights = memory_estimate.count_parameters(model, names, state.ever_trained, model.blocks)
         found = memory_estimate.memory(weights, layout, Storage.of("fp32", averages=1))
         size = lambda tensors: sum(4 * distributed.local(value).numel() for value in tensors)  # noqa: E731
         moments = [value for name, value in state.tensors()["moments"].items() if not name.endswith(".step")]

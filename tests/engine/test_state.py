@@ -63,7 +63,7 @@ def test_a_restored_state_goes_on_as_if_it_had_never_stopped(make_loop, config):
     train(make_loop, straight, config, 6)
     first = make_state(config)
     train(make_loop, first, config, 3)
-    facts, tensors = first.facts(), snapshot(first)
+    facts, tensors = first.metadata(), snapshot(first)
     second = make_state(config, seed=99)
     second.optimizer, second.ema = None, None
     second.restore(facts, tensors)

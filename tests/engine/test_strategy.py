@@ -7,11 +7,11 @@ import torch
 
 from plait.config.schema import Distributed
 from plait.engine.parallel.distributed import Ranks
-from plait.engine.parallel.memory_estimate import Layout, Storage, Weights
+from plait.engine.parallel.memory_estimate import Layout, ParameterCounts, Storage
 from plait.engine.parallel.strategy import choose
 from plait.errors import PlaitError
 
-WEIGHTS = Weights(trained=1_000_000_000, frozen=1_000_000_000, trained_unit=50_000_000, frozen_unit=50_000_000)
+WEIGHTS = ParameterCounts(trained=1_000_000_000, frozen=1_000_000_000, trained_unit=50_000_000, frozen_unit=50_000_000)
 """Whole in float32: 4 GB frozen, 16 GB for what trains with its gradients and moments."""
 
 
@@ -41,7 +41,7 @@ def test_auto_replicates_what_fits_in_seven_tenths_of_the_memory():
 
 def test_auto_shards_what_does_not_fit_and_says_why():
     layout, why = chosen(8, memory_gb=20)
-    assert layout == Layout("fsdp", 8, cut_frozen=False)
+    assert layout == Layout("fsdp", 8, shard_frozen=False)
     assert re.fullmatch(
         r"fsdp: [\d.]+ GB of state on each of 8 ranks, cut over 8, frozen blocks whole on every rank: "
         r"whole it would be 20 GB, more than the 14 GB for it",
@@ -50,17 +50,17 @@ def test_auto_shards_what_does_not_fit_and_says_why():
 
 
 def test_auto_cuts_frozen_blocks_as_well_where_they_do_not_fit():
-    assert chosen(8, memory_gb=7)[0] == Layout("fsdp", 8, cut_frozen=True)
+    assert chosen(8, memory_gb=7)[0] == Layout("fsdp", 8, shard_frozen=True)
 
 
 def test_auto_keeps_a_copy_on_each_node_where_one_fits(monkeypatch):
-    assert chosen(16, near=4, monkeypatch=monkeypatch, memory_gb=14)[0] == Layout("hsdp", 16, 4, cut_frozen=False)
-    assert chosen(16, near=4, monkeypatch=monkeypatch, memory_gb=5)[0] == Layout("fsdp", 16, cut_frozen=True)
+    assert chosen(16, near=4, monkeypatch=monkeypatch, memory_gb=14)[0] == Layout("hsdp", 16, 4, shard_frozen=False)
+    assert chosen(16, near=4, monkeypatch=monkeypatch, memory_gb=5)[0] == Layout("fsdp", 16, shard_frozen=True)
 
 
 @pytest.mark.parametrize(("frozen", "cut"), [("replicate", False), ("shard", True)])
 def test_frozen_blocks_follow_their_setting_whatever_fits(frozen, cut):
-    assert chosen(4, strategy="shard_grad_op", frozen=frozen)[0] == Layout("shard_grad_op", 4, cut_frozen=cut)
+    assert chosen(4, strategy="shard_grad_op", frozen=frozen)[0] == Layout("shard_grad_op", 4, shard_frozen=cut)
 
 
 def test_hsdp_groups_the_ranks_of_a_node_unless_told(monkeypatch):

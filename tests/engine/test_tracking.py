@@ -29,7 +29,7 @@ def test_metrics_hold_every_row_once_after_a_resume(tmp_path):
     for step in (1, 2, 3):
         tracker.row({**ROW, "step": step, "loss": 1.0 / step})
     config = make_config(track={"tensorboard": False})
-    again = open_tracker(tmp_path, config, "id", State(Net(), step=2, judged=2))
+    again = open_tracker(tmp_path, config, "id", State(Net(), step=2, evaluated_step=2))
     again.row({**ROW, "step": 3, "loss": 0.5})
     assert [(row["step"], row["loss"]) for row in files.read_rows(tmp_path / "metrics.jsonl")] == [(1, 1.0), (2, 0.5), (3, 0.5)]
 
@@ -162,7 +162,9 @@ def test_after_a_resume_monitors_know_what_they_knew(tmp_path):
     seen = []
     monitor = every_other()
     config = make_config(track={"tensorboard": False})
-    again = open_tracker(tmp_path, config, "id", State(Net(), step=3, judged=3), [monitor, lambda row: seen.append(row["eval/x"]) or []])
+    again = open_tracker(
+        tmp_path, config, "id", State(Net(), step=3, evaluated_step=3), [monitor, lambda row: seen.append(row["eval/x"]) or []]
+    )
     again.row({**ROW, "step": 4, "eval/x": 0.0})
     assert files.read_rows(tmp_path / "metrics.jsonl")[-1]["warnings"] == ["step 4: second"]
     assert all(isinstance(value, float) for value in seen) and len(seen) == 4  # "nan" in the file is a number again

@@ -65,9 +65,11 @@ def test_a_late_rank_is_named_with_its_stacks_before_the_collective_gives_up(tmp
 
 def test_ranks_that_are_late_together_are_all_named(tmp_path):
     beat = {"phase": "step", "step": 7, "part": "backward", "beat": 30}
-    line = watchdog.told([beat, beat | {"beat": 31}, beat, None], 9.0, tmp_path)
+    line = watchdog.describe_hang([beat, beat | {"beat": 31}, beat, None], 9.0, tmp_path)
     assert line.startswith("rank 3 is late: in its start") or line.startswith("ranks 0, 2, 3 are late: in step (backward) after step 7")
-    assert watchdog.told([beat, beat], 9.0, tmp_path).startswith("every rank is late: in step (backward) after step 7, with nothing")
+    assert watchdog.describe_hang([beat, beat], 9.0, tmp_path).startswith(
+        "every rank is late: in step (backward) after step 7, with nothing"
+    )
 
 
 def test_collectives_wait_longer_than_any_rank_is_given():

@@ -123,21 +123,21 @@ def test_one_batch_cut_in_any_way_gives_one_gradient(case):
 @pytest.mark.parametrize("kind", ["full", "selective"])
 def test_blocks_recomputed_in_the_backward_pass_change_no_bit_of_a_gradient(case, kind):
     plain = case.gradient(case.micros(SAMPLES))
-    blocks.prepare(case.family.blocks(case.model), Distributed(activation_checkpointing=kind))
+    blocks.checkpoint_and_compile(case.family.blocks(case.model), Distributed(activation_checkpointing=kind))
     found = case.gradient(case.micros(SAMPLES))
-    blocks.prepare(case.family.blocks(case.model), Distributed())
+    blocks.checkpoint_and_compile(case.family.blocks(case.model), Distributed())
     assert all(torch.equal(found[name], value) for name, value in plain.items())
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # the compiler's own look at it
 def test_compiled_blocks_give_the_gradient_and_are_compiled_once(case):
     plain = case.gradient(case.micros(SAMPLES))
-    compilations = blocks.prepare(case.family.blocks(case.model), Distributed(compile=True, compile_backend="aot_eager"))
+    compilations = blocks.checkpoint_and_compile(case.family.blocks(case.model), Distributed(compile=True, compile_backend="aot_eager"))
     for _ in range(3):
         compilations.begin()
         found = case.gradient(case.micros(SAMPLES))
         assert compilations.end() == []
-    blocks.prepare(case.family.blocks(case.model), Distributed())
+    blocks.checkpoint_and_compile(case.family.blocks(case.model), Distributed())
     scale = max(value.abs().max() for value in plain.values())
     assert compilations.warm
     for name, value in found.items():  # float32's 6e-8, a few times: tracing takes quick_gelu apart; without it every bit agrees

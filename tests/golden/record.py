@@ -70,7 +70,9 @@ def functions() -> dict:
     curves = {}
     for name in ("constant", "linear", "cosine", "inverse_sqrt"):
         optim = Optim.model_validate({"lr": 3e-4, "schedule": {"name": name, "warmup_steps": 10, "min_lr": 3e-5}})
-        curves[name] = [schedule.lr_factor(name, schedule.moment(optim.schedule, step, 100, {}, {}), 10, 0.1) for step in range(0, 100, 3)]
+        curves[name] = [
+            schedule.lr_factor(name, schedule.progress_at(optim.schedule, step, 100, {}, {}), 10, 0.1) for step in range(0, 100, 3)
+        ]
     return {
         "orders": {name: first(order) for name, order in orders.items()},
         "keys": [key(*parts) for parts in ((0,), ("a",), (0, "order", 1, 2), (1234567890123, "noise"), ("é", -5))],

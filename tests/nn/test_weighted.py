@@ -19,21 +19,21 @@ def problem(n, dtype=torch.float64):
 def test_weighted_sums_and_gradients_equal_those_of_full_logits(n):
     hidden, head, target, weight = problem(n)
     loss, z_loss = weighted_cross_entropy(hidden, head, target, weight)
-    found = torch.autograd.grad(loss + 0.3 * z_loss, (hidden, head))
+    gradients = torch.autograd.grad(loss + 0.3 * z_loss, (hidden, head))
     logits = F.linear(hidden, head)
     expected = (weight * F.cross_entropy(logits, target, reduction="none")).sum(), (weight * logits.logsumexp(-1) ** 2).sum()
     assert torch.allclose(loss, expected[0], rtol=1e-12)
     assert torch.allclose(z_loss, expected[1], rtol=1e-12)
-    for ours, theirs in zip(found, torch.autograd.grad(expected[0] + 0.3 * expected[1], (hidden, head)), strict=True):
-        assert torch.allclose(ours, theirs, atol=1e-10)
+    for gradient, oracle in zip(gradients, torch.autograd.grad(expected[0] + 0.3 * expected[1], (hidden, head)), strict=True):
+        assert torch.allclose(gradient, oracle, atol=1e-10)
 
 
 def test_weighted_sums_of_nothing_are_zero_with_zero_gradients():
     hidden, head, target, weight = problem(5)
     loss, z_loss = weighted_cross_entropy(hidden, head, target, torch.zeros_like(weight))
-    found = torch.autograd.grad(loss + z_loss, (hidden, head))
+    gradients = torch.autograd.grad(loss + z_loss, (hidden, head))
     assert (loss.item(), z_loss.item()) == (0.0, 0.0)
-    assert all((gradient == 0).all() for gradient in found)
+    assert all((gradient == 0).all() for gradient in gradients)
 
 
 def test_weighted_sums_under_autocast_take_products_in_bfloat16():

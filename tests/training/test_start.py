@@ -264,10 +264,10 @@ def test_frozen_weights_of_another_base_are_refused_on_resume(parent):
 
 
 def test_a_changed_schedule_is_shown_as_two_curves():
-    shown = start.changed(*(config(lr) for lr in (1e-3, 5e-4)), [("optim.lr", 1e-3, 5e-4)], 10)
+    shown = start.describe_changes(*(config(lr) for lr in (1e-3, 5e-4)), [("optim.lr", 1e-3, 5e-4)], 10)
     assert shown.splitlines()[0] == "  optim.lr: 0.001 -> 0.0005"
     assert [words in shown for words in ("learning rate then", "peak 0.001, end", "peak 0.0005")] == [True] * 3
-    assert "learning rate" not in start.changed(config(1e-3), config(1e-3), [("track.every_steps", 1, 2)], 10)
+    assert "learning rate" not in start.describe_changes(config(1e-3), config(1e-3), [("track.every_steps", 1, 2)], 10)
 
 
 def config(lr):

@@ -1,6 +1,7 @@
-"""Where a checkpoint is, from how people name it: RUN, RUN@STEP, RUN/STAGE, RUN/STAGE@best, RUN/step15000, RUN/latest, a step folder.
+"""Checkpoint specs, as people write them: RUN, RUN@STEP, RUN/STAGE, RUN/STAGE@best, RUN/step15000, RUN/latest, a step folder.
 
-`stepN` and `latest` are how the Molmo guide names checkpoints; a folder of exactly that name comes first. Reads no weights (start.py does).
+Resolves them to folders, and reads no weights (`training/start.py` does). `stepN` and `latest` are how the Molmo guide names checkpoints; a
+folder of exactly that name has precedence.
 """
 
 import difflib
@@ -17,7 +18,7 @@ _STEP = re.compile(rf"step-?(\d+)|{LATEST}")
 
 
 def split(spec: str) -> tuple[Path, str]:
-    """The folder that `spec` names (RUN/STAGE is its stage folder) and which of its checkpoints: what stands behind its @, or /stepN."""
+    """Split `spec` into the folder it names (for RUN/STAGE the stage's folder) and the checkpoint in it: what follows @, or /stepN."""
     name, _, mark = spec.partition("@")
     path = Path(name).expanduser()
     named = _STEP.fullmatch(path.name)
@@ -28,7 +29,7 @@ def split(spec: str) -> tuple[Path, str]:
 
 
 def locate(spec: str, forms: str = FORMS) -> Checkpoint:
-    """The intact checkpoint that one of FORMS means. Raises PlaitError for anything else."""
+    """Return the intact checkpoint of a spec, one of FORMS. Raises PlaitError for anything else."""
     path, mark = split(spec)
     if not path.exists():
         if _STEP.fullmatch(Path(spec).name):
@@ -41,7 +42,7 @@ def locate(spec: str, forms: str = FORMS) -> Checkpoint:
 
 
 def marked(path: Path, mark: str) -> Checkpoint:
-    """The checkpoint of a run or stage at a step, its `best` or its `latest`. Raises PlaitError listing the steps there are."""
+    """Return the checkpoint of a run or stage at a step, its `best` or its `latest`. Raises PlaitError listing the steps there are."""
     if mark == LATEST:
         return checkpoint.locate(path)
     folders = [folder for folder in checkpoint.published(checkpoint.run_of(path)) if path in folder.parents]
@@ -58,18 +59,18 @@ def marked(path: Path, mark: str) -> Checkpoint:
 
 
 def may_be_hub(name: str) -> bool:
-    """Whether a name that is no folder can be a repository on the Hub: owner/name."""
+    """Return whether a name that is no folder has the form of a Hub repository: owner/name."""
     return not name.startswith((".", "/", "~")) and name.count("/") == 1 and not _STEP.fullmatch(Path(name).name)
 
 
 def assets(spec: str) -> Path | None:
-    """The folder of what the run that `spec` names made on the spot (its tokenizer); None when it is no run, or made nothing."""
+    """Return the assets folder (with the tokenizer) of the run that `spec` names; None when it is no run, or has none."""
     path, _ = split(spec)
-    found = checkpoint.run_of(path) / "assets"
-    return found if path.exists() and found.is_dir() else None
+    folder = checkpoint.run_of(path) / "assets"
+    return folder if path.exists() and folder.is_dir() else None
 
 
 def tokenizer(spec: str) -> Path | None:
-    """The tokenizer.json of an exported directory; None for anything else."""
-    found = Path(spec).expanduser() / "tokenizer.json"
-    return found if found.is_file() else None
+    """Return the path of tokenizer.json in an exported directory; None for anything else."""
+    path = Path(spec).expanduser() / "tokenizer.json"
+    return path if path.is_file() else None

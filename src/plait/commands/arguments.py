@@ -39,6 +39,6 @@ def spread(arguments: Arguments, max_restarts: int | None = None, shutdown_timeo
     Raises PlaitError for options of torchrun without `--nproc`, and for `--nproc` on a rank of torchrun.
     """
     if arguments.nproc is not None:
-        launch.spread(arguments.nproc, max_restarts or 0, shutdown_timeout_s, arguments.typed)
+        launch.exec_torchrun(arguments.nproc, max_restarts or 0, shutdown_timeout_s, arguments.typed)
     elif max_restarts or shutdown_timeout_s:
         raise PlaitError("--max-restarts and --shutdown-timeout belong to --nproc, or to torchrun itself; add --nproc=N")

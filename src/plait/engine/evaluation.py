@@ -1,33 +1,38 @@
-"""Held-out figures during and after training: the loss on held-out samples, and the family's benches on generated answers."""
+"""Evaluation during and after training: the loss on held-out samples, and the family's benches on generated answers.
+
+Not here: which samples are held out (`assembly/held_out.py`), and what a bench measures (each family's `evaluate.py`).
+"""
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import nn
 
 from plait.config.schema import Evaluate
 from plait.engine.loop import StopChannel, total_weights
-from plait.engine.loss import Loss
+from plait.engine.loss import Loss, StepBatch
 from plait.engine.parallel import distributed
 from plait.engine.parallel.distributed import Ranks
 from plait.engine.precision import autocast
 from plait.engine.state import State
 from plait.errors import BadSample, PlaitError
 
-_PORTION_BATCHES = 4
+Part = TypeVar("Part")
+
+_PORTION_BATCHES = 4  # per rank, between two looks at whether to stop
 LOSS = "loss"
-"""The bench every family has: its own loss on held-out samples."""
+"""The bench that every family has: its loss on held-out samples."""
 
 
 class _Interrupted(Exception):
-    """Asked to stop between two parts of an evaluation."""
+    """A stop was requested between two parts of an evaluation."""
 
 
 Row = dict[str, Any]
-"""What a bench says of one sample: JSON values, with its `id`; `bad` with a reason where the sample could not be used."""
+"""The result of a bench for one sample: JSON values, with its `id`; `bad` with a reason where the sample could not be used."""
 
 
 class Predict(Protocol):
@@ -57,29 +62,33 @@ Benches = Mapping[str, Bench]
 
 
 class Samples(Protocol):
-    """Samples that are read one at a time; `name` is what one is called that cannot be read."""
+    """Samples that are read when they are indexed."""
 
     def __len__(self) -> int: ...
-    def __getitem__(self, place: int) -> Any: ...
-    def name(self, place: int) -> str: ...
+    def __getitem__(self, position: int) -> Any: ...
+    def name(self, position: int) -> str:
+        """Return a name for the sample at `position`, for when it cannot be read."""
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Access to the held-out data of one `evaluate:` entry, the same samples every time and on any number of ranks."""
+    """Access to the held-out data of an `evaluate:` entry: the same samples every time and on any number of ranks."""
 
-    batches: Callable[[Evaluate], Iterable[Any]]
+    batches: Callable[[Evaluate], Iterable[StepBatch]]
     samples: Callable[[Evaluate], Samples]
 
 
 @torch.no_grad()
-def held_out_loss(net: nn.Module, loss: Loss, batches: Iterable[Any], ranks: Ranks, precision: str) -> dict[str, float]:
-    """Each loss term over all held-out samples: sum of numerators / sum of weights, over batches and ranks."""
+def held_out_loss(net: nn.Module, loss: Loss, batches: Iterable[StepBatch], ranks: Ranks, precision: str) -> dict[str, float]:
+    """Return the loss and each of its terms over all held-out samples: sum of numerators / sum of weights, over batches and ranks.
+
+    Raises PlaitError when every weight is 0.
+    """
     numerators = dict.fromkeys(loss.coefficients, 0.0)
     weights = dict.fromkeys(loss.coefficients, 0.0)
     for batch in batches:
-        found = total_weights(loss, batch.micro, ranks)
-        weights = {name: value + found[name] for name, value in weights.items()}
+        of_batch = total_weights(loss, batch.micro, ranks)
+        weights = {name: value + of_batch[name] for name, value in weights.items()}
         for micro in batch.micro:
             with autocast(precision, ranks.device):
                 sums = loss.sums(net, distributed.to_device(micro.batch, ranks.device))
@@ -87,8 +96,8 @@ def held_out_loss(net: nn.Module, loss: Loss, batches: Iterable[Any], ranks: Ran
                 numerators[name] += 0.0 if micro.padding else float(numerator)
     distributed.reshard(net)
     names = sorted(numerators)
-    everywhere = ranks.sum(torch.tensor([numerators[name] for name in names], dtype=torch.float64)).tolist()
-    terms = {name: value / weights[name] for name, value in zip(names, everywhere, strict=True) if weights[name] > 0}
+    totals = ranks.sum(torch.tensor([numerators[name] for name in names], dtype=torch.float64)).tolist()
+    terms = {name: value / weights[name] for name, value in zip(names, totals, strict=True) if weights[name] > 0}
     if not terms:
         raise PlaitError("the held-out samples have nothing to predict: every loss weight is 0; look at them with `plait data inspect`")
     return {
@@ -102,59 +111,66 @@ def run_bench(
     bench: Bench,
     model: nn.Module,
     samples: Samples,
+    *,
     inputs: Any,
     batch: int,
     ranks: Ranks,
     precision: str,
-    watched: Callable[[Iterable[Any]], Iterable[Any]] = iter,
-    *,
     moment: str,
-    done: Sequence[dict[str, Any]] = (),
-    keep: Callable[[Sequence[dict[str, Any]]], None] = lambda rows: None,
-) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """The bench's figures and all its rows in the samples' order; ranks take every size-th sample, none twice, none dropped.
+    interruptible: Callable[[Iterable[int]], Iterable[int]] = iter,
+    done: Sequence[Row] = (),
+    keep: Callable[[Sequence[Row]], None] = lambda rows: None,
+) -> tuple[dict[str, float], list[Row]]:
+    """Run a bench on all samples; returns its figures and its rows in the samples' order.
 
-    Samples are taken in portions of some batches, through `watched`, which may end it between two. `done` are rows of the first samples
-    from a call that was ended; `keep` is given each portion's rows. A sample that cannot be read has a row that says why.
+    Rank r takes every `ranks.size`-th sample from r on: none twice, none dropped. `inputs`, `batch`, `moment`: see `Predict`. Samples are
+    taken in portions of some batches; `interruptible` wraps the iteration over them and may raise between two. `done`: rows of the first
+    samples from a call that was interrupted. `keep` is called with each portion's rows. A sample that cannot be read has a row with the
+    reason.
     """
     rows = list(done[: len(samples)])
     portion = _PORTION_BATCHES * batch * ranks.size
-    for start in watched(range(len(rows), len(samples), portion)):
-        places = range(start, min(start + portion, len(samples)))
+
+    def predict(positions: Sequence[int]) -> list[Row]:
+        readable, unread = _read(samples, positions)
+        answers = iter(bench.predict(model, readable, inputs, batch=batch, moment=moment) if readable else [])
+        return [unread[position] if position in unread else next(answers) for position in positions]
+
+    for start in interruptible(range(len(rows), len(samples), portion)):
+        positions = range(start, min(start + portion, len(samples)))
         with autocast(precision, ranks.device):
-            own = _predicted(bench, model, samples, places[ranks.rank :: ranks.size], inputs, batch, moment)
-        parts = ranks.gather(own)
-        new = [parts[i % ranks.size][i // ranks.size] for i in range(len(places))]
+            by_rank = ranks.gather(predict(positions[ranks.rank :: ranks.size]))
+        new = [by_rank[i % ranks.size][i // ranks.size] for i in range(len(positions))]
         keep(new)
         rows += new
     return summary(bench, rows), rows
 
 
-def summary(bench: Bench, rows: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """The bench's figures from all rows; `bad_samples` counts those that could not be read, which no bench sees, too."""
+def summary(bench: Bench, rows: Sequence[Row]) -> dict[str, float]:
+    """Compute the bench's figures from all rows. `bad_samples` also counts those that could not be read, which no bench sees."""
     unread = sum(bool(row.get("unread")) for row in rows)
     figures = bench.summarise([row for row in rows if not row.get("unread")])
     return figures | ({"bad_samples": figures.get("bad_samples", 0.0) + unread} if unread else {})
 
 
-def _predicted(
-    bench: Bench, model: nn.Module, samples: Samples, places: Sequence[int], inputs: Any, batch: int, moment: str
-) -> list[dict[str, Any]]:
-    """A row per place, in order."""
-    found: list[Any] = []
-    unread: dict[int, dict[str, Any]] = {}
-    for place in places:
+def _read(samples: Samples, positions: Sequence[int]) -> tuple[list[Any], dict[int, Row]]:
+    """Read the samples at `positions`; returns those that can be read, and a row by position for each that cannot."""
+    readable: list[Any] = []
+    unread: dict[int, Row] = {}
+    for position in positions:
         try:
-            found.append(samples[place])
+            readable.append(samples[position])
         except BadSample as error:
-            unread[place] = {"id": samples.name(place), "bad": str(error), "unread": True}
-    predicted = iter(bench.predict(model, found, inputs, batch=batch, moment=moment) if found else [])
-    return [unread[place] if place in unread else next(predicted) for place in places]
+            unread[position] = {"id": samples.name(position), "bad": str(error), "unread": True}
+    return readable, unread
 
 
 @contextlib.contextmanager
-def judged(state: State) -> Iterator[nn.Module]:
-    """The model in evaluation mode with its averaged weights, when there are any; training weights and mode come back exactly."""
+def evaluation_mode(state: State) -> Iterator[nn.Module]:
+    """Put the model into evaluation mode with its averaged weights, when there are any, while the block lasts.
+
+    Training weights and mode are restored exactly.
+    """
     parameters = dict(state.model.named_parameters())
     if state.ema is not None:
         state.ema.swap(parameters)
@@ -180,27 +196,28 @@ class Evaluations:
     precision: str
     stop: StopChannel
     mark: Callable[[str], None]
-    """Called before each part of an evaluation, so that a rank that hangs can be told from those that wait for it."""
-    record: Callable[[Row], None]
+    """Called before each part of an evaluation: shows which rank hangs and which only wait for it."""
+    record: Callable[[Mapping[str, Any]], None]
+    """Called with the metrics of each evaluation."""
     show: Callable[[int, Mapping[str, Any]], None]
-    """Shows the pictures of a step, by name."""
-    gathered: Callable[[], contextlib.AbstractContextManager[Any]]
-    """Holds all weights whole on this rank while a bench runs: each rank answers its own samples, at its own pace."""
+    """Called with a step and its pictures by name."""
+    gathered: Callable[[], contextlib.AbstractContextManager[None]]
+    """Gathers all weights on this rank while a bench runs: each rank predicts its own samples, at its own pace."""
 
     def due(self, state: State) -> list[Evaluate]:
         """Return the entries whose interval ends at this step."""
         return [entry for entry in self.entries if entry.every_steps is not None and state.stage_step % entry.every_steps == 0]
 
     def run(self, state: State, due: Sequence[Evaluate]) -> dict[str, float] | None:
-        """Measure the entries with the averaged weights, when there are any, and record one row.
+        """Evaluate the entries with the averaged weights, when there are any, and record their figures.
 
-        Returns None, with nothing recorded, where a stop was requested in between: the step is left to be evaluated after the restart.
+        Returns None, with nothing recorded, where a stop was requested in between: the step is evaluated after the restart.
         """
         figures: dict[str, float] = {}
         if not due:
             return figures
         try:
-            with judged(state) as model:
+            with evaluation_mode(state) as model:
                 for entry in due:
                     figures |= {label(entry.bench, name): value for name, value in self.measure(entry, model, state.step).items()}
         except _Interrupted:
@@ -209,7 +226,8 @@ class Evaluations:
             self.record({"step": state.step, "stage": state.stage, **{f"eval/{name}": value for name, value in figures.items()}})
         return figures
 
-    def _watched(self, parts: Iterable[Any]) -> Iterator[Any]:
+    def _interruptible(self, parts: Iterable[Part]) -> Iterator[Part]:
+        """Yield the parts of an evaluation. Raises _Interrupted between two of them, on all ranks, where a stop was requested on any."""
         for part in parts:
             self.mark("next")
             if self.stop.agree(self.ranks.any(self.stop.requested())):
@@ -217,13 +235,21 @@ class Evaluations:
             yield part
 
     def measure(self, entry: Evaluate, model: nn.Module, step: int) -> dict[str, float]:
-        """The figures of one entry; what it drew is shown."""
+        """Evaluate one entry and show its pictures; returns its figures by name."""
         if entry.bench == LOSS:
-            return held_out_loss(model, self.loss, self._watched(self.held_out.batches(entry)), self.ranks, self.precision)
-        bench, samples = self.benches[entry.bench], self.held_out.samples(entry)
+            return held_out_loss(model, self.loss, self._interruptible(self.held_out.batches(entry)), self.ranks, self.precision)
+        bench = self.benches[entry.bench]
         with self.gathered():
             figures, rows = run_bench(
-                bench, model, samples, self.inputs, entry.batch, self.ranks, self.precision, self._watched, moment=moment_of(step)
+                bench,
+                model,
+                self.held_out.samples(entry),
+                inputs=self.inputs,
+                batch=entry.batch,
+                ranks=self.ranks,
+                precision=self.precision,
+                moment=moment_of(step),
+                interruptible=self._interruptible,
             )
         if bench.pictures is not None and self.ranks.first:
             self.show(step, {label(entry.bench, name): picture for name, picture in bench.pictures(rows).items()})
@@ -236,7 +262,7 @@ def moment_of(step: int) -> str:
 
 
 def label(bench: str, figure: str) -> str:
-    """The figure's name in metrics: as it is when it starts with its bench's name (`loss/<term>`), else `<bench>/<figure>`."""
+    """Return the figure's name in metrics: `<bench>/<figure>`, or the figure alone where it is or begins with the bench's name."""
     return figure if figure.partition("/")[0] == bench else f"{bench}/{figure}"
 
 

@@ -1,4 +1,4 @@
-"""Floating point operations of a training step, and what a device does at most: together, how well it is used (MFU).
+"""Floating point operations of a training step, and the peak rate of a device: together, its utilisation (MFU).
 
 Counted are products of matrices, convolutions and attention, 2 per multiplication and addition. A product costs once in the forward pass
 and once more in the backward pass for each factor that wants a gradient: none for a frozen weight, none for what lies below the lowest
@@ -32,37 +32,37 @@ PEAKS: Mapping[str, Mapping[torch.dtype, float]] = {
     "NVIDIA L40S": _L40S,
     "NVIDIA GeForce RTX 4090": _RTX_4090,
 }
-"""FLOP/s by torch.cuda.get_device_name and the type that products are taken in."""
+"""FLOP/s by `torch.cuda.get_device_name` and the dtype of matrix products."""
 
 
 def peak(device_name: str, products: torch.dtype) -> float | None:
-    """FLOP/s of a device at most, or None where the table does not know: float16 runs as fast as bfloat16 on all of it."""
+    """Return the peak FLOP/s of a device, or None where the table has none. float16 runs as fast as bfloat16 on all of them."""
     return PEAKS.get(device_name, {}).get(torch.bfloat16 if products == torch.float16 else products)
 
 
-def _wanted(*factors: Tensor) -> int:
-    """How many of the factors get a gradient."""
+def _gradients(*factors: Tensor) -> int:
+    """Count the factors that get a gradient."""
     return sum(value.requires_grad for value in factors) if torch.is_grad_enabled() else 0
 
 
 def _matrices(out: Tensor, a: Tensor, b: Tensor, *_: Any, **__: Any) -> float:
-    return 2.0 * out.numel() * a.shape[-1] * (1 + _wanted(a, b))
+    return 2.0 * out.numel() * a.shape[-1] * (1 + _gradients(a, b))
 
 
 def _convolution(out: Tensor, x: Tensor, weight: Tensor, *_: Any, **__: Any) -> float:
-    return 2.0 * out.numel() * weight[0].numel() * (1 + _wanted(x, weight))
+    return 2.0 * out.numel() * weight[0].numel() * (1 + _gradients(x, weight))
 
 
 def _attention(_: Tensor, query: Tensor, key: Tensor, value: Tensor, *__: Any, **___: Any) -> float:
-    """Scores from queries and keys, then their sums of values; masked positions count, as in dense products."""
+    """Count the scores Q K^T and their product with V; masked positions count, as in dense products."""
     pairs = 2.0 * query[..., 0].numel() * key.shape[-2]
-    scores = _wanted(query, key)
-    return pairs * (query.shape[-1] * (1 + scores) + value.shape[-1] * (1 + (scores > 0) + _wanted(value)))
+    scores = _gradients(query, key)
+    return pairs * (query.shape[-1] * (1 + scores) + value.shape[-1] * (1 + (scores > 0) + _gradients(value)))
 
 
 def _supervised(_: Tensor, hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor, **__: Any) -> Tensor:
-    """Logits of the positions with a target; `plait.nn.losses` takes no others, and keeps none for the backward pass."""
-    return (target_N >= 0).sum(dtype=torch.float64) * (2.0 * head_VD.numel() * (1 + _wanted(hidden_ND, head_VD)))
+    """Count the logits of positions with a target: `plait.nn.losses` computes no others, and keeps none for the backward pass."""
+    return (target_N >= 0).sum(dtype=torch.float64) * (2.0 * head_VD.numel() * (1 + _gradients(hidden_ND, head_VD)))
 
 
 _RULES: dict[str, Callable[..., float | Tensor]] = {
@@ -71,57 +71,57 @@ _RULES: dict[str, Callable[..., float | Tensor]] = {
     "scaled_dot_product_attention": _attention,
     "token_cross_entropy": _supervised,
 }
-"""By the name of a torch function, or of one that asks to be treated as such."""
+"""FLOPs of a call, by the name of a torch function or of one that dispatches to `__torch_function__` itself."""
 
 
 class Flops(TorchFunctionMode):
-    """Counts over the forward passes inside the block, each with the backward pass that it calls for."""
+    """Count of the FLOPs of the forward passes inside the block, each with the backward pass that will follow."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._found: list[float | Tensor] = []
+        self._counts: list[float | Tensor] = []
 
     @property
     def total(self) -> float:
-        """FLOPs so far. Waits for the device, where some were counted there."""
-        self._found = [sum((float(some) for some in self._found), 0.0)]
-        return float(self._found[0])
+        """FLOPs so far. Waits for the device, where some counts are on it."""
+        self._counts = [sum((float(count) for count in self._counts), 0.0)]
+        return float(self._counts[0])
 
     def __torch_function__(self, func: Any, types: Sequence[Any], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
-        """Run the function; the functions that it is made of are not seen again."""
+        """Run the function and count it; the functions that it calls inside are not seen."""
         out = func(*args, **(kwargs or {}))
         rule = _RULES.get(func.__name__)
         if rule is not None:
-            self._found.append(rule(out, *args, **(kwargs or {})))
+            self._counts.append(rule(out, *args, **(kwargs or {})))
         return out
 
     @contextlib.contextmanager
-    def aside(self) -> Iterator[None]:
-        """What runs inside the block is not counted, and cannot tell that anything is."""
-        self.__exit__(None, None, None)
+    def suspended(self) -> Iterator[None]:
+        """Take the mode off while the block lasts: nothing is counted, and code inside does not see that the mode exists."""
+        self.__exit__(None, None, None)  # type: ignore[no-untyped-call]  # torch's
         try:
             yield
         finally:
-            self.__enter__()
+            self.__enter__()  # type: ignore[no-untyped-call]  # torch's
 
 
 class Meter:
-    """FLOPs of a stage's steps on this rank, and what they come to per second. A micro-batch is counted when its shapes are new.
+    """Meter of a stage's FLOPs on this rank. A micro-batch is counted when its shapes are new.
 
-    Others of these shapes count the same, though they may have more supervised tokens or fewer, which is the share of the logits.
+    Later ones of the same shapes are taken to cost the same, though they may have more or fewer supervised tokens, and so logits.
     """
 
     def __init__(self, device: torch.device, precision: str) -> None:
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         self.peak = peak(name, TYPES[precision].products)
         self.counting: Flops | None = None
-        """The count in progress, if there is one."""
+        """The count in progress; None outside of `forward` and where the shapes are known."""
         self._known: dict[tuple[Any, ...], Flops] = {}
         self._step: list[Flops] = []
 
     @contextlib.contextmanager
     def forward(self, batch: Mapping[str, Any]) -> Iterator[None]:
-        """Around the forward pass of one micro-batch."""
+        """Count the forward pass of one micro-batch inside the block."""
         shapes = tuple((name, value.shape) for name, value in batch.items() if isinstance(value, Tensor))
         if shapes in self._known:
             yield
@@ -135,11 +135,11 @@ class Meter:
         self._step.append(self._known[shapes])
 
     def take(self) -> float:
-        """FLOPs since this was last asked; where new shapes came, this waits for the device."""
-        done, self._step = sum(some.total for some in self._step), []
-        return done
+        """Return the FLOPs counted since the last call; where new shapes came, this waits for the device."""
+        total, self._step = sum(count.total for count in self._step), []
+        return total
 
     def rates(self, flops: float, seconds: float, ranks: int) -> dict[str, float]:
-        """TFLOP/s of each device from what all did; with its share of the peak (MFU), where that is known."""
-        each = flops / seconds / ranks
-        return {"tflop_per_s": each / 1e12, **({"mfu": each / self.peak} if self.peak else {})}
+        """Return the mean TFLOP/s of a device from the FLOPs of all, and its fraction of the peak (MFU) where that is known."""
+        per_device = flops / seconds / ranks
+        return {"tflop_per_s": per_device / 1e12, **({"mfu": per_device / self.peak} if self.peak else {})}

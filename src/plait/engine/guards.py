@@ -1,6 +1,6 @@
-"""What must not pass unseen: gradients where none belong, samples that cannot be read."""
+"""Guards of a run: an audit of which parameters get gradients, and the list of samples that could not be used."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,8 @@ from typing import Any
 from torch import nn
 
 from plait import files
-from plait.engine.nonfinite import some
+from plait.engine.loss import UnusableSample
+from plait.engine.nonfinite import first_names
 from plait.engine.parallel.distributed import Ranks
 from plait.errors import Stopped
 
@@ -17,34 +18,37 @@ _FEW_SAMPLES = 100
 
 
 def audit(model: nn.Module) -> list[str]:
-    """What is odd about the gradients of a stage's first step, one line each: trainable without one, frozen with one."""
+    """Check which parameters got a gradient in a stage's first step; returns a line if trainable ones did not.
+
+    Raises Stopped when a frozen parameter has a gradient.
+    """
     idle = [name for name, value in model.named_parameters() if value.requires_grad and value.grad is None]
     leaking = [name for name, value in model.named_parameters() if not value.requires_grad and value.grad is not None]
     if leaking:
         raise Stopped(
-            f"audit: {len(leaking)} frozen parameters have a gradient: {some(leaking)}; this is a defect of plait, please report it"
+            f"audit: {len(leaking)} frozen parameters have a gradient: {first_names(leaking)}; this is a defect of plait, please report it"
         )
-    said = f"audit: {len(idle)} trainable parameters got no gradient in the first step and will not move: {some(idle)}"
-    return [said] if idle else []
+    line = f"audit: {len(idle)} trainable parameters got no gradient in the first step and will not move: {first_names(idle)}"
+    return [line] if idle else []
 
 
 @dataclass
 class Quarantine:
-    """`quarantine.jsonl`: the samples that could not be used, with reason and replacement; stops the run when they are too many."""
+    """The list of samples that could not be used (`quarantine.jsonl`), with reason and replacement."""
 
     path: Path
     max_fraction: float
 
     def resume(self, step: int) -> None:
-        """Forget what was listed after update `step`: those steps are run again."""
+        """Remove rows of steps after `step` from the file: those steps are run again."""
         files.keep_rows(self.path, lambda row: row["step"] <= step)
 
-    def add(self, step: int, bad: Iterable[Any], totals: dict[str, float], ranks: Ranks) -> None:
-        """List the bad samples of a step from every rank and hold their number against all samples so far.
+    def add(self, step: int, bad: Sequence[UnusableSample], totals: dict[str, float], ranks: Ranks) -> None:
+        """Add the bad samples of a step, from every rank, to the file and to `totals["bad"]`.
 
         Raises Stopped beyond `max_fraction` of the samples (counted as at least 100) with the latest reasons.
         """
-        rows = [row for part in ranks.gather([self._row(step, item) for item in bad]) for row in part] if ranks.any(bool(bad)) else []
+        rows = [row for part in ranks.gather([self._row(step, sample) for sample in bad]) for row in part] if ranks.any(bool(bad)) else []
         if not rows:
             return
         totals["bad"] = totals.get("bad", 0) + len(rows)
@@ -59,12 +63,12 @@ class Quarantine:
             )
 
     @staticmethod
-    def _row(step: int, item: Any) -> dict[str, Any]:
+    def _row(step: int, sample: UnusableSample) -> dict[str, Any]:
         return {
             "step": step,
-            "sample": item.name,
-            "source": item.id.source,
-            "index": item.id.index,
-            "reason": item.reason,
-            "replaced_by": item.replaced_by.index,
+            "sample": sample.name,
+            "source": sample.id.source,
+            "index": sample.id.index,
+            "reason": sample.reason,
+            "replaced_by": sample.replaced_by.index,
         }

@@ -1,8 +1,8 @@
-"""The training loop, on one page. It knows steps, weights and gradients; never tokens, pixels or labels.
+"""The training loop, on one page. It knows steps, parameters and gradients; never tokens, pixels or labels.
 
-A loss is numerators and denominators per named term. The denominators of the whole global batch are summed over micro-batches and ranks
-first; then backward runs on  world * sum(coefficient * numerator / denominator),  so that the mean over ranks that DDP takes gives the
-gradient of one global batch, however it is cut.
+A loss is numerators and weights (denominators) per named term. The weights of the whole global batch are summed over micro-batches and
+ranks first; then backward runs on  ranks * sum(coefficient * numerator / weight),  so that the mean over ranks that DDP takes gives the
+gradient of one global batch, however it is split.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from plait.config.schema import RunConfig
 from plait.engine import guards, micro_batch, nonfinite, optim, schedule, source_shares
-from plait.engine.loss import Loss
+from plait.engine.loss import Batch, Loss, MicroBatch, StepBatch
 from plait.engine.parallel import distributed
 from plait.engine.parallel.distributed import Ranks
 from plait.engine.precision import Scaler, autocast
@@ -27,41 +27,42 @@ from plait.keys import key
 
 
 class StopChannel(Protocol):
-    """Where a request to stop is seen on this rank, and where the ranks' agreement on it is noted."""
+    """Requests to stop: this rank's own, and what all ranks have agreed on."""
 
     @property
     def agreed(self) -> bool:
         """Whether all ranks know that one of them is to stop."""
 
     def requested(self) -> bool:
-        """Tell whether this process was asked to stop."""
+        """Return whether this process was asked to stop."""
 
     def agree(self, requested: bool) -> bool:
-        """Note whether any rank was asked to; returns whether the run stops."""
+        """Record whether any rank was asked to stop; returns whether the run stops."""
 
 
 class Meter(Protocol):
-    """Counts the floating point operations of a step."""
+    """Count of floating point operations."""
 
-    def forward(self, batch: Mapping[str, Any]) -> contextlib.AbstractContextManager[None]:
-        """Around the forward pass of one micro-batch."""
+    def forward(self, batch: Batch) -> contextlib.AbstractContextManager[None]:
+        """Return a context for the forward pass of one micro-batch, which counts it."""
 
     def take(self) -> float:
-        """FLOPs since this was last asked."""
+        """Return the FLOPs counted since the last call."""
 
     def rates(self, flops: float, seconds: float, ranks: int) -> Mapping[str, float]:
-        """What a row says of the FLOPs that all ranks did in so many seconds."""
+        """Return the metrics for `flops` that `ranks` ranks together did in `seconds`."""
 
 
 log = logging.getLogger(__name__)
 
 Row = dict[str, Any]
+"""The metrics of one step by name."""
 Hook = Callable[[State, Row], None]
 
 
 @dataclass
 class Loop:
-    """What a stage trains with. `run` advances the state by whole steps; hooks see it after each."""
+    """The training loop of one stage. `run` advances the state by whole steps and calls the hooks after each."""
 
     stage: str
     """Name of the stage, under which `skipped` is listed."""
@@ -75,29 +76,29 @@ class Loop:
     stop: StopChannel
     """The ranks agree on a request to stop once a step."""
     mark: Callable[[str], None]
-    """Called with the part of a step that begins, so that a rank that hangs can be told from those that wait for it."""
+    """Called with the name of each part of a step as it begins: shows which rank hangs and which only wait for it."""
     sources: Sequence[str]
     """Names of the stage's sources, by their numbers in sample ids; of several, what each gives is counted."""
     skipped: frozenset[int]
-    """Steps of the stage, from 0, that are passed over."""
+    """Steps of the stage, from 0, that end without an update."""
     meter: Meter
 
     @property
     def scaler(self) -> Scaler:
-        """The scale of the loss, which is state."""
+        """The loss scale, whose values are totals of the state."""
         return Scaler(self.config.train.precision, self.state.totals)
 
-    def run(self, batches: Iterable[Any], stop_step: int) -> None:
-        """Train up to step `stop_step` of the run, one `StepBatch` per step; less when the stage is done or a stop was requested."""
+    def run(self, batches: Iterable[StepBatch], stop_step: int) -> None:
+        """Train up to step `stop_step` of the run, one batch per step; ends earlier when the stage is done or a stop was agreed on."""
         net = distributed.replicate(self.state.model, self.ranks)
         self.state.model.train()  # all of it: parts that transformers or diffusers loaded are in evaluation mode under a root that is not
         first = True
         for batch in batches:
             began = time.perf_counter()
-            row = self.step(net, batch, stop_step - self.state.stage_start, first)
-            taken, flops = time.perf_counter() - began + batch.wait_s, row.pop("flops", None)
-            row |= {"samples_per_s": self.config.train.global_batch / taken}
-            row |= self.meter.rates(flops, taken, self.ranks.size) if flops else {}
+            row = self.step(net, batch, stop_step - self.state.stage_start, audit=first)
+            total_s, flops = time.perf_counter() - began + batch.wait_s, row.pop("flops", None)
+            row |= {"samples_per_s": self.config.train.global_batch / total_s}
+            row |= self.meter.rates(flops, total_s, self.ranks.size) if flops else {}
             row |= {"data_wait_s": batch.wait_s, "step_s": time.perf_counter() - began, "time_s": time.time()}
             for hook in self.hooks:
                 hook(self.state, row)
@@ -105,25 +106,25 @@ class Loop:
                 return
             first = False
 
-    def step(self, net: nn.Module, batch: Any, stage_steps: int, audit: bool) -> Row:
-        """One optimizer step on one global batch; returns its metrics."""
+    def step(self, net: nn.Module, batch: StepBatch, stage_steps: int, *, audit: bool) -> Row:
+        """Do one optimizer step on one global batch; returns its metrics. `audit`: also check which parameters got a gradient."""
         state, config = self.state, self.config
         assert batch.step == state.stage_step and state.optimizer is not None
         if not state.model.training:
             state.model.train()
         weights = total_weights(self.loss, batch.micro, self.ranks, self.sources)
-        given = {name: weights.pop(name) for name in [*weights] if name.startswith(source_shares.PREFIX)}
-        counted = {name: weights.pop(name) for name in self.loss.counts}
-        at = schedule.moment(config.optim.schedule, state.stage_step, stage_steps, state.totals, counted)
-        lrs = optim.set_lr(state.optimizer, config.optim, at)
-        row, sound = self.gradient(net, batch, weights, audit)
-        if sound:
+        from_sources = {name: weights.pop(name) for name in [*weights] if name.startswith(source_shares.PREFIX)}
+        counts = {name: weights.pop(name) for name in self.loss.counts}
+        progress = schedule.progress_at(config.optim.schedule, state.stage_step, stage_steps, state.totals, counts)
+        lrs = optim.set_lr(state.optimizer, config.optim, progress)
+        row, usable = self.gradient(net, batch, weights, audit=audit)
+        if usable:
             state.optimizer.step()
             state.average()
         for value in state.trained().values():
             value.grad = None
         state.step += 1
-        state.count({"samples": config.train.global_batch, **counted, **given, **({} if sound else {"skipped": 1})})
+        state.count({"samples": config.train.global_batch, **counts, **from_sources, **({} if usable else {"skipped": 1})})
         self.quarantine.add(state.step, batch.bad, state.totals, self.ranks)
         return {
             "step": state.step,
@@ -133,8 +134,12 @@ class Loop:
             **{name: state.totals[name] for name in ("samples", *self.loss.counts)},
         }
 
-    def gradient(self, net: nn.Module, batch: Any, weights: Mapping[str, float], audit: bool) -> tuple[Row, bool]:
-        """Leave the clipped gradient of the global batch on the parameters; returns the step's figures, and whether it may move them."""
+    def gradient(self, net: nn.Module, batch: StepBatch, weights: Mapping[str, float], *, audit: bool) -> tuple[Row, bool]:
+        """Compute the clipped gradient of the global batch into the parameters' `grad`.
+
+        Returns the step's metrics, and whether the gradient may be used: not where the step is skipped. Raises Stopped and Rewind as
+        `guard.non_finite` says.
+        """
         state, guard = self.state, self.config.guard
         assert state.optimizer is not None
         if state.stage_step in self.skipped:
@@ -152,17 +157,18 @@ class Loop:
             log.info(f"step {state.step + 1}: gradients overflow float16; taken again with the loss scaled by {self.scaler.scale:g}")
             for value in state.trained().values():
                 value.grad = None
-            return self.gradient(net, batch, weights, audit)
+            return self.gradient(net, batch, weights, audit=audit)
         values = {name: row[name] for name in row if name.startswith("loss") or name == "grad_norm"}
-        if not nonfinite.found(values, self.ranks):
+        if not nonfinite.any_not_finite(values, self.ranks):
             return row, True
-        ids, run = [i for micro in batch.micro for i in micro.ids], self.quarantine.path.parent
-        said = nonfinite.report(state.step + 1, values, ids, state.model, self.ranks, run)
-        nonfinite.answer(said, guard, state.totals.get("skipped", 0), self.ranks, run, self.stage, state.stage_step)
+        ids, run = [sample for micro in batch.micro for sample in micro.ids], self.quarantine.path.parent
+        report = nonfinite.make_report(state.step + 1, values, ids, model=state.model, ranks=self.ranks, run=run)
+        used = int(state.totals.get("skipped", 0))
+        nonfinite.respond(report, guard, self.ranks, skipped=used, run=run, stage=self.stage, step=state.stage_step)
         return row | {"skipped": 1}, False
 
-    def accumulate(self, net: nn.Module, micros: Sequence[Any], weights: Mapping[str, float]) -> dict[str, Tensor]:
-        """Backward through every micro-batch; returns this rank's summed numerators, on the device."""
+    def accumulate(self, net: nn.Module, micros: Sequence[MicroBatch], weights: Mapping[str, float]) -> dict[str, Tensor]:
+        """Run forward and backward of every micro-batch; returns this rank's summed numerators, on the device."""
         totals: dict[str, Tensor] = {}
         self.meter.take()  # a step that is taken again is counted once
         sharded = distributed.is_sharded(net)
@@ -171,8 +177,8 @@ class Loop:
             inputs, last = distributed.to_device(micro.batch, self.ranks.device), i == len(micros) - 1
             with distributed.accumulating(net, last):
                 with micro_batch.guarded(self.ranks, meet=last, collective=sharded):
-                    counted = contextlib.nullcontext() if micro.padding else self.meter.forward(inputs)
-                    with counted, autocast(self.config.train.precision, self.ranks.device):
+                    counting = contextlib.nullcontext() if micro.padding else self.meter.forward(inputs)
+                    with counting, autocast(self.config.train.precision, self.ranks.device):
                         sums = self.loss.sums(net, inputs)
                     self.mark("backward")
                     if not last:
@@ -185,49 +191,51 @@ class Loop:
                     totals[name] = totals[name] + value.detach().double() if name in totals else value.detach().double()
         return totals
 
-    def backward(self, sums: Mapping[str, Tensor], micro: Any, weights: Mapping[str, float]) -> None:
-        """Add one micro-batch's share of the gradient."""
-        share = 0.0 if micro.padding else self.ranks.size * self.scaler.scale
-        scale = {name: share * self.loss.coefficients[name] / weights[name] for name in sums if weights[name] > 0}
+    def backward(self, sums: Mapping[str, Tensor], micro: MicroBatch, weights: Mapping[str, float]) -> None:
+        """Run backward of one micro-batch, adding its part of the global batch's gradient; a padding micro-batch adds zeros."""
+        factor = 0.0 if micro.padding else self.ranks.size * self.scaler.scale
+        scale = {name: factor * self.loss.coefficients[name] / weights[name] for name in sums if weights[name] > 0}
         scale = scale or dict.fromkeys(sums, 0.0)
         terms = [name for name in scale if sums[name].requires_grad]
         torch.autograd.backward([sums[name] for name in terms], [torch.full_like(sums[name], scale[name]) for name in terms])
 
     def figures(self, sums: Mapping[str, Tensor], weights: Mapping[str, float], norms: Mapping[str, Tensor]) -> Row:
-        """The step's losses (per unit of weight, over all ranks), weights and gradient norms, in one transfer from the device."""
+        """Return the step's losses (over all ranks, per unit of weight), weights and gradient norms, in one transfer from the device."""
         names = list(weights)
         values = torch.stack([*sums.values(), *(norm.double() for norm in norms.values())]).tolist()
-        own = dict(zip([*sums, *norms], values, strict=True))
-        *everywhere, flops, requested = over_ranks(
-            [*(own.get(name, 0.0) for name in names), self.meter.take(), self.stop.requested()], self.ranks
-        )
+        on_this_rank = dict(zip([*sums, *norms], values, strict=True))
+        numerators = [on_this_rank.get(name, 0.0) for name in names]
+        *numerators, flops, requested = sum_over_ranks([*numerators, self.meter.take(), self.stop.requested()], self.ranks)
         self.stop.agree(requested > 0)
-        losses = {name: value / weights[name] for name, value in zip(names, everywhere, strict=True) if weights[name] > 0}
+        losses = {name: value / weights[name] for name, value in zip(names, numerators, strict=True) if weights[name] > 0}
         total = sum(self.loss.coefficients[name] * value for name, value in losses.items())
         terms = {f"loss/{name}": value for name, value in losses.items()}
-        weighed = {f"weight/{name}": weights[name] for name in names}
-        return {"loss": total, **terms, **weighed, **{name: own[name] for name in norms}, "flops": flops}
+        denominators = {f"weight/{name}": weights[name] for name in names}
+        return {"loss": total, **terms, **denominators, **{name: on_this_rank[name] for name in norms}, "flops": flops}
 
 
-def total_weights(loss: Loss, micros: Sequence[Any], ranks: Ranks, sources: Sequence[str] = ()) -> dict[str, float]:
-    """Each term's denominator, and the counts, over all micro-batches of all ranks, from host tensors: nothing waits for the device.
+def total_weights(loss: Loss, micros: Sequence[MicroBatch], ranks: Ranks, sources: Sequence[str] = ()) -> dict[str, float]:
+    """Sum the weight of each loss term, and the loss's counts, over all micro-batches of all ranks.
 
-    With several `sources`, also what each of them gave.
+    Reads host tensors only: nothing waits for the device. With several `sources`, also sums what each of them gave.
     """
-    found = [loss.weights(micro.batch) for micro in micros if not micro.padding]
-    given = source_shares.amounts(loss, micros, sources)
+    weights = [loss.weights(micro.batch) for micro in micros if not micro.padding]
+    amounts = source_shares.amounts(loss, micros, sources)
     names = [*sorted(loss.coefficients), *loss.counts]
-    own = [sum((float(part[name]) for part in found), 0.0) for name in names]
-    return dict(zip([*names, *given], over_ranks([*own, *given.values()], ranks), strict=True))
+    totals = [sum((float(terms[name]) for terms in weights), 0.0) for name in names]
+    return dict(zip([*names, *amounts], sum_over_ranks([*totals, *amounts.values()], ranks), strict=True))
 
 
-def over_ranks(values: list[float], ranks: Ranks) -> list[float]:
-    """Each number summed over all ranks, in float64."""
+def sum_over_ranks(values: list[float], ranks: Ranks) -> list[float]:
+    """Sum each number over all ranks, in float64."""
     return ranks.sum(torch.tensor(values, dtype=torch.float64)).tolist() if ranks.size > 1 else values
 
 
 def seed(value: int, device: torch.device) -> None:
-    """Seed the generators that dropout draws from. `torch.manual_seed` would also note a call for each kind of device that is absent."""
+    """Seed the generators that dropout draws from, on the CPU and on `device`.
+
+    Not by `torch.manual_seed`, which would also queue a call for each kind of device that is absent.
+    """
     torch.default_generator.manual_seed(value)
     if device.type == "cuda":
         torch.cuda.manual_seed(value)

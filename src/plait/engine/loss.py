@@ -1,13 +1,64 @@
-"""The contract of a loss: numerators and denominators per named term, never divided here. The loop divides once, over the whole batch."""
+"""The contract of a loss: numerators and denominators per named term, never divided here. The loop divides once, over the whole batch.
+
+And what the engine reads of a batch, which `plait.data.loading` makes: the samples' ids, and nothing of their content.
+"""
 
 import abc
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 Batch = Mapping[str, Any]
 """What `Inputs.collate` returns: tensors by name, on the host until the loop moves them to the device."""
+
+
+class SampleId(Protocol):
+    """A sample: the number of its source, its index there, and the epoch of that source (all from 0)."""
+
+    @property
+    def source(self) -> int: ...
+    @property
+    def index(self) -> int: ...
+    @property
+    def epoch(self) -> int: ...
+
+
+class UnusableSample(Protocol):
+    """A sample that could not be used, and the one that took its place."""
+
+    @property
+    def id(self) -> SampleId: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def reason(self) -> str: ...
+    @property
+    def replaced_by(self) -> SampleId: ...
+
+
+class MicroBatch(Protocol):
+    """What one forward pass takes. A `padding` micro-batch contributes nothing; its rank has less work than others."""
+
+    @property
+    def batch(self) -> Batch: ...
+    @property
+    def ids(self) -> Sequence[SampleId]: ...
+    @property
+    def padding(self) -> bool: ...
+
+
+class StepBatch(Protocol):
+    """This rank's part of a step's global batch. `wait_s`: how long the loop waited for it."""
+
+    @property
+    def step(self) -> int: ...
+    @property
+    def micro(self) -> Sequence[MicroBatch]: ...
+    @property
+    def bad(self) -> Sequence[UnusableSample]: ...
+    @property
+    def wait_s(self) -> float: ...
 
 
 class Loss(abc.ABC):

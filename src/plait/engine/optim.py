@@ -1,7 +1,7 @@
-"""AdamW groups by component, clipping, and moments by parameter name.
+"""AdamW groups by component, clipping, moments by parameter name, and the EMA of the trained weights.
 
-Native optimizer state is keyed by position, which puts one layer's moments on another when the set of trained parameters changes.
-Here it never is.
+torch keys optimizer state by position, which puts one layer's moments on another when the set of trained parameters changes. Here every
+tensor goes by its parameter's name.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,22 +11,22 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from plait.config.schema import Component, Optim
-from plait.engine.adamw import Noise, PieceAdamW
+from plait.engine.adamw import ChunkedAdamW, Noise
 from plait.engine.parallel.distributed import StoredTensor, full_tensor, local, norm_of_all, reshard_like
-from plait.engine.schedule import Moment, lr_factor, warmup_of
+from plait.engine.schedule import Progress, lr_factor, warmup_of
 from plait.errors import PlaitError
 from plait.keys import key
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 """AdamW's state per parameter: two moments of the parameter's shape and a count of its own updates."""
-_OWN = ("lr", "weight_decay", "betas", "eps")
-"""Of AdamW, what a component may have its own of."""
+_OVERRIDABLE = ("lr", "weight_decay", "betas", "eps")
+"""Settings of AdamW that `optim.components` can override for a component."""
 
 
 def select(
     components: Mapping[str, Mapping[str, nn.Parameter]], trainable: Iterable[str], never: frozenset[str]
 ) -> dict[str, dict[str, nn.Parameter]]:
-    """The parameters that train, per component.
+    """Return the parameters that train, by component and name.
 
     `trainable` holds component names, `component:part` for those of its parameters whose name contains `part`, or `*` for everything.
     Raises PlaitError for a name that selects nothing, listing the components.
@@ -40,103 +40,105 @@ def select(
         if component != "*" and component not in components:
             raise PlaitError(f"trainable names {component!r}, which is no component of this model; components: {', '.join(usable)}")
         for name in usable if component == "*" else [component]:
-            found = {key: value for key, value in components[name].items() if part in key}
-            if not found and component != "*":
+            matching = {key: value for key, value in components[name].items() if part in key}
+            if not matching and component != "*":
                 raise PlaitError(f"trainable names {item!r}, but no parameter of {component!r} has {part!r} in its name")
-            chosen.setdefault(name, {}).update(found)
+            chosen.setdefault(name, {}).update(matching)
     return {name: chosen[name] for name in components if chosen.get(name)}
 
 
 def check_components(optim: Optim, components: Mapping[str, Mapping[str, nn.Parameter]]) -> None:
-    """Raise PlaitError when `optim.components` names what is no component of the model."""
+    """Raise PlaitError for a name in `optim.components` that is no component of the model."""
     for name in optim.components:
         if name not in components:
             raise PlaitError(f"optim.components names {name!r}, which is no component of this model; components: {', '.join(components)}")
 
 
 def freeze(model: nn.Module, trained: Mapping[str, Mapping[str, nn.Parameter]]) -> None:
-    """Let gradients reach exactly the parameters in `trained`."""
+    """Set `requires_grad` on exactly the parameters in `trained`."""
     wanted = {id(parameter) for part in trained.values() for parameter in part.values()}
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in wanted)
 
 
 def adamw(trained: Mapping[str, Mapping[str, nn.Parameter]], optim: Optim, noise: Noise | None = None) -> torch.optim.Optimizer:
-    """Fused AdamW with two groups per component: matrices, which decay, and vectors, which do not.
+    """Build fused AdamW with two groups per component: matrices, which decay, and vectors, which do not.
 
-    What `optim.components` sets for a component (lr, weight_decay, betas, eps, warm-up) takes the place of the common value. Piece by piece
-    for weights in bfloat16, rounded with `noise`, and for moments on the host.
+    What `optim.components` sets for a component (lr, weight_decay, betas, eps, warm-up) takes the place of the common value. Weights in
+    bfloat16 and moments on the host get `ChunkedAdamW`; `noise` seeds its rounding.
     """
-    groups = []
+    groups, common = [], optim.model_dump(include=set(_OVERRIDABLE))
     for component, parameters in trained.items():
-        own = optim.components.get(component, Component())
-        chosen = {name: getattr(optim if getattr(own, name) is None else own, name) for name in _OWN}
+        overrides = optim.components.get(component, Component()).model_dump()
+        chosen = {name: value if overrides[name] is None else overrides[name] for name, value in common.items()}
         chosen["warmup"] = warmup_of(optim, component)
         for matrices in (True, False):
             named = {name: value for name, value in parameters.items() if (value.ndim >= 2) == matrices}
             if named:
                 settings = {**chosen, "peak": chosen["lr"], "weight_decay": chosen["weight_decay"] if matrices else 0.0}
-                place = {"home": torch.device("cpu") if optim.offload else None, "kept": next(iter(named.values())).dtype}
-                groups.append({"params": list(named.values()), "names": list(named), "component": component, **settings, **place})
-    if optim.offload or any(group["kept"] != torch.float32 for group in groups):
-        return PieceAdamW(groups, noise or _unseeded)
+                settings |= {"moments_device": torch.device("cpu") if optim.offload else None}
+                settings |= {"moments_dtype": next(iter(named.values())).dtype}
+                groups.append({"params": list(named.values()), "names": list(named), "component": component, **settings})
+    if optim.offload or any(group["moments_dtype"] != torch.float32 for group in groups):
+        return ChunkedAdamW(groups, noise or _unseeded)
     return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
 
 
-def _unseeded(name: str, piece: int) -> int:
-    return key("rounding", name, piece)
+def _unseeded(name: str, chunk: int) -> int:
+    return key("rounding", name, chunk)
 
 
-def set_lr(optimizer: torch.optim.Optimizer, optim: Optim, at: Moment) -> dict[str, float]:
-    """Give every group the learning rate of an update; returns it per component.
+def set_lr(optimizer: torch.optim.Optimizer, optim: Optim, progress: Progress) -> dict[str, float]:
+    """Set the learning rate of every group for the update at `progress`; returns the rate per component.
 
-    `min_lr` is for `optim.lr`; a component with another peak falls by the same share of its own.
+    `min_lr` is for `optim.lr`; a component with another peak falls to the same fraction of its own.
     """
     floor = optim.schedule.min_lr / optim.lr if optim.lr > 0 else 0.0
     for group in optimizer.param_groups:
-        group["lr"] = group["peak"] * lr_factor(optim.schedule.name, at, group["warmup"], floor)
+        group["lr"] = group["peak"] * lr_factor(optim.schedule.name, progress, group["warmup"], floor)
     return {group["component"]: group["lr"] for group in optimizer.param_groups}
 
 
 def by_component(optimizer: torch.optim.Optimizer) -> dict[str, list[nn.Parameter]]:
-    """The parameters the optimizer moves, per component."""
-    found: dict[str, list[nn.Parameter]] = {}
+    """Return the optimizer's parameters by component."""
+    components: dict[str, list[nn.Parameter]] = {}
     for group in optimizer.param_groups:
-        found.setdefault(group["component"], []).extend(group["params"])
-    return found
+        components.setdefault(group["component"], []).extend(group["params"])
+    return components
 
 
 @torch.no_grad()
-def clip(parts: Mapping[str, Sequence[nn.Parameter]], limit: float | None, own: Mapping[str, float]) -> dict[str, Tensor]:
-    """Scale gradients by min(1, limit / (norm + 1e-6)): a part with a limit of its `own` by its own norm, the others by theirs together.
+def clip(components: Mapping[str, Sequence[nn.Parameter]], limit: float | None, own_limits: Mapping[str, float]) -> dict[str, Tensor]:
+    """Scale gradients by min(1, limit / (norm + 1e-6)), and return their norms from before.
 
-    Returns the norm of everything before (`grad_norm`) and, of several parts, each one's (`grad_norm/PART`). A limit of None only
-    measures. For one part `nn.utils.clip_grad_norm_` to the bit, without its sorting by device and type: these are float32 in one place.
+    A component in `own_limits` is clipped by its own norm, the others by the norm of all of them together. A limit of None only measures.
+    Returns the norm of everything (`grad_norm`) and, of several components, each one's (`grad_norm/COMPONENT`). For one component
+    bit-equal to `nn.utils.clip_grad_norm_`, without its sorting by device and type: these are float32 on one device.
     """
-    found = {name: [value.grad for value in part if value.grad is not None] for name, part in parts.items()}
-    every = [gradient for part in found.values() for gradient in part]
+    sharded = {name: [value.grad for value in part if value.grad is not None] for name, part in components.items()}
+    every = [gradient for part in sharded.values() for gradient in part]
     if not every:
         return {"grad_norm": torch.zeros(())}
-    gradients = {name: [local(value) for value in part] for name, part in found.items()}
-    tensors = torch.stack(torch._foreach_norm([gradient for part in gradients.values() for gradient in part], 2, torch.float32))
-    several = len(parts) > 1
-    cut = tensors.split([len(part) for part in gradients.values()]) if several else [tensors]
-    sections = dict(zip(gradients, cut, strict=True))
-    together = [name for name in gradients if name not in own]
-    apart = 0 < len(together) < len(parts)
-    measured = [tensors]
-    if apart:
-        measured.append(torch.cat([sections[name] for name in together]))
+    gradients = {name: [local(gradient) for gradient in part] for name, part in sharded.items()}
+    tensor_norms = torch.stack(torch._foreach_norm([gradient for part in gradients.values() for gradient in part], 2, torch.float32))
+    several = len(components) > 1
+    counts = [len(part) for part in gradients.values()]
+    by_component = dict(zip(gradients, torch.split(tensor_norms, counts) if several else [tensor_norms], strict=True))
+    common = [name for name in gradients if name not in own_limits]
+    some_apart = 0 < len(common) < len(components)
+    norms_to_join = [tensor_norms]
+    if some_apart:
+        norms_to_join.append(torch.cat([by_component[name] for name in common]))
     if several:
-        measured.extend(sections.values())
-    full_tensor, *others = norm_of_all(torch.stack([torch.linalg.vector_norm(part) for part in measured]), every[0])
-    rest, each = (others[0] if apart else full_tensor), (others[apart:] or [full_tensor])
-    norms = dict(zip(sections, each, strict=True))
-    for name in own.keys() & gradients.keys():
-        _scale(gradients[name], own[name], norms[name])
+        norms_to_join.extend(by_component.values())
+    total_norm, *others = norm_of_all(torch.stack([torch.linalg.vector_norm(norms) for norms in norms_to_join]), every[0])
+    common_norm = others[0] if some_apart else total_norm
+    norms = dict(zip(by_component, others[some_apart:] or [total_norm], strict=True))
+    for name in own_limits.keys() & gradients.keys():
+        _scale(gradients[name], own_limits[name], norms[name])
     if limit is not None:
-        _scale([gradient for name in together for gradient in gradients[name]], limit, rest)
-    return {"grad_norm": full_tensor, **({f"grad_norm/{name}": norm for name, norm in norms.items()} if len(norms) > 1 else {})}
+        _scale([gradient for name in common for gradient in gradients[name]], limit, common_norm)
+    return {"grad_norm": total_norm, **({f"grad_norm/{name}": norm for name, norm in norms.items()} if several else {})}
 
 
 def _scale(gradients: list[Tensor], limit: float, norm: Tensor) -> None:
@@ -145,33 +147,33 @@ def _scale(gradients: list[Tensor], limit: float, norm: Tensor) -> None:
 
 
 def named_groups(optimizer: torch.optim.Optimizer) -> dict[str, nn.Parameter]:
-    """Every parameter the optimizer moves, by name."""
-    found: dict[str, nn.Parameter] = {}
+    """Return the optimizer's parameters by name."""
+    parameters: dict[str, nn.Parameter] = {}
     for group in optimizer.param_groups:
-        found.update(zip(group["names"], group["params"], strict=True))
-    return found
+        parameters.update(zip(group["names"], group["params"], strict=True))
+    return parameters
 
 
 def assert_covers(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Each parameter with a gradient is in exactly one group, and no other is: else an unfrozen part would never move."""
-    held = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
+    """Assert that the groups hold each trainable parameter once and no other; a missing one would never be updated."""
+    grouped = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
     wanted = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
-    assert len(held) == len(set(held)), "a parameter is in two optimizer groups"
-    assert set(held) == wanted, "optimizer groups and trainable parameters differ"
+    assert len(grouped) == len(set(grouped)), "a parameter is in two optimizer groups"
+    assert set(grouped) == wanted, "optimizer groups and trainable parameters differ"
 
 
 def moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state as `<parameter>.<exp_avg|exp_avg_sq|step>`; a parameter that never had a gradient has none."""
-    found = {}
+    """Return the optimizer's state as `<parameter>.<exp_avg|exp_avg_sq|step>`; a parameter that never had a gradient has none."""
+    by_name = {}
     for name, parameter in named_groups(optimizer).items():
         for kind in MOMENTS:
             if kind in optimizer.state.get(parameter, {}):
-                found[f"{name}.{kind}"] = optimizer.state[parameter][kind]
-    return found
+                by_name[f"{name}.{kind}"] = optimizer.state[parameter][kind]
+    return by_name
 
 
 def load_moments(optimizer: torch.optim.Optimizer, saved: Mapping[str, StoredTensor]) -> list[str]:
-    """Put saved moments on the parameters of the same names; returns the parameters that have none yet.
+    """Set saved moments on the parameters of the same names; returns the names of parameters that have none.
 
     Raises PlaitError when a moment's shape is not its parameter's.
     """
@@ -181,76 +183,74 @@ def load_moments(optimizer: torch.optim.Optimizer, saved: Mapping[str, StoredTen
             if f"{name}.step" not in saved:
                 missing.append(name)
                 continue
-            state, home = {}, group["home"] or parameter.device
+            state, device = {}, group["moments_device"] or parameter.device
             for kind in MOMENTS:
                 value = saved[f"{name}.{kind}"]
                 if kind != "step" and value.shape != parameter.shape:
                     raise PlaitError(f"saved moment {name}.{kind} has shape {tuple(value.shape)}, the parameter {tuple(parameter.shape)}")
-                laid = full_tensor(value) if kind == "step" else reshard_like(value, parameter)
-                state[kind] = laid.to(home, torch.float32 if kind == "step" else group["kept"], copy=True)
+                moment = full_tensor(value) if kind == "step" else reshard_like(value, parameter)
+                state[kind] = moment.to(device, torch.float32 if kind == "step" else group["moments_dtype"], copy=True)
             optimizer.state[parameter] = state
     return missing
 
 
-def averages(settings: Optim) -> int:
-    """How many averages of each trained weight are kept."""
+def average_count(settings: Optim) -> int:
+    """Return how many averages of each trained weight are kept."""
     return 0 if settings.ema is None else 1 + 2 * settings.ema.post_hoc
 
 
 class Ema:
-    """An fp32 running average of the trained weights, updated once per optimizer step.
+    """Exponential moving average of the trained weights, in float32, updated once per optimizer step.
 
     decay_k = min(decay, (k + 1) / warmup_steps) for the k-th update of a stage (k from 0), so nothing but the averages is state.
     """
 
-    def __init__(self, decay: float, warmup_steps: int):
+    def __init__(self, decay: float, warmup_steps: int, average: Mapping[str, Tensor] | None = None) -> None:
         self.decay, self.warmup_steps = decay, warmup_steps
-        self.average: dict[str, Tensor] = {}
-        self._aside: dict[str, Tensor] = {}
+        self.average: dict[str, Tensor] = dict(average or {})
+        """The averages by parameter name; an entry's tensor is updated in place."""
+        self._weights: dict[str, Tensor] = {}
+        """While averages are swapped in for weights of another dtype: this rank's rows of those weights."""
 
     def track(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        """Start averages, from the present weights, for the parameters that have none."""
+        """Start the averages of parameters that have none, from their present values."""
         for name, value in parameters.items():
             if name not in self.average:
                 self.average[name] = value.detach().to(torch.float32, copy=True)
 
     @torch.no_grad()
     def update(self, parameters: Mapping[str, nn.Parameter], k: int) -> None:
-        """average <- decay_k average + (1 - decay_k) weight."""
+        """Update the averages: average <- decay_k average + (1 - decay_k) weight."""
         averages = [local(self.average[name]) for name in parameters]
-        share, values = 1 - self.decay_at(k), [local(value.detach()) for value in parameters.values()]
+        new_fraction, values = 1 - self.decay_at(k), [local(value.detach()) for value in parameters.values()]
         if all(value.dtype == torch.float32 for value in values):
-            torch._foreach_lerp_(averages, values, share)
+            torch._foreach_lerp_(averages, values, new_fraction)
             return
         for average, value in zip(averages, values, strict=True):  # one by one: no float32 copy of the whole model
-            average.lerp_(value.float(), share)
+            average.lerp_(value.float(), new_fraction)
 
     def decay_at(self, k: int) -> float:
-        """The share of the average that its k-th update keeps."""
+        """Return the decay of the k-th update (from 0): the fraction of the average that it keeps."""
         return min(self.decay, (k + 1) / self.warmup_steps) if self.warmup_steps else self.decay
 
     def reshard_like(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        """Cut the averages over ranks as the parameters are cut now."""
+        """Shard the averages over ranks as the parameters are sharded now."""
         self.average = {name: reshard_like(value, parameters[name]) for name, value in self.average.items()}
 
     @torch.no_grad()
     def swap(self, parameters: Mapping[str, nn.Parameter]) -> None:
         """Exchange weights and averages in place; a second call restores both exactly."""
         for name, average in self.average.items():
-            value = parameters[name]
-            if value.dtype != average.dtype:  # to be kept in fewer bits is no loss for the weights, but would be for the averages
-                rows = local(value.detach())
-                kept = self._aside.pop(name, None)
-                if kept is None:
-                    self._aside[name], kept = rows.clone(), local(average)
-                rows.copy_(kept)
-                continue
-            if isinstance(value, DTensor):  # what is gathered from lives in this memory
-                rows, others = value.to_local(), local(average)
-                kept = rows.clone()
-                rows.copy_(others)
-                others.copy_(kept)
-                continue
-            kept = value.data
-            value.data = average.to(kept.dtype)
-            self.average[name] = kept
+            parameter = parameters[name]
+            if parameter.dtype != average.dtype:  # the average keeps its own memory: rounded to the weight's dtype it would lose bits
+                rows, weights = local(parameter.detach()), self._weights.pop(name, None)
+                if weights is None:
+                    self._weights[name], weights = rows.clone(), local(average)
+                rows.copy_(weights)
+            elif isinstance(parameter, DTensor):  # FSDP gathers from this very memory: exchange contents, not tensors
+                rows, averaged = parameter.to_local(), local(average)
+                weights = rows.clone()
+                rows.copy_(averaged)
+                averaged.copy_(weights)
+            else:
+                self.average[name], parameter.data = parameter.data, average

@@ -1,4 +1,4 @@
-"""When a stage ends: after its planned steps, or earlier, once a held-out figure is flat."""
+"""When a stage ends: after its planned steps, or earlier, once a held-out figure no longer improves."""
 
 from collections.abc import Sequence
 
@@ -8,10 +8,10 @@ PLANNED = "planned steps done"
 
 
 def flat(history: Sequence[tuple[int, float]], rule: Plateau) -> str | None:
-    """Why the figure no longer gets better, or None while it does. `history`: (step of the stage, figure), oldest first.
+    """Return why the figure counts as no longer improving, or None while it improves.
 
-    Two rules, neither before `min_steps`: no new best for `patience_steps`; or the best of the last `window_steps` is better than
-    the best before them by less than `min_gain` of it.
+    `history`: (step of the stage, figure), oldest first. Two rules, neither before `min_steps`: no new best for `patience_steps`; or the
+    best of the last `window_steps` is better than the best before them by less than `min_gain` of it.
     """
     if not history or history[-1][0] < rule.min_steps:
         return None

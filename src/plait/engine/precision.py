@@ -1,4 +1,4 @@
-"""In which types a model computes, and in which it is kept; the loss scale of float16; rounding to bfloat16 by chance.
+"""The dtypes of products, weights and gradients for each `train.precision`; float16's loss scaling; stochastic rounding to bfloat16.
 
 | `train.precision` | products computed in | what trains | gradients | frozen |
 | fp32              | float32              | float32     | float32   | float32 |
@@ -14,7 +14,7 @@ import math
 from collections.abc import Collection, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from torch.utils import swap_tensors
 from plait.engine.parallel.distributed import Ranks, local
 
 SCALE, GOOD_STEPS, OVERFLOWS = "loss_scale", "loss_scale_steps", "overflows"
-"""Names among the running totals: the scale, the steps since it last changed, and how often gradients overflowed."""
+"""Keys among the state's totals: the scale, the steps since it last changed, and how often gradients overflowed."""
 
 _FIRST_SCALE = 2.0**16
 _GROWS_AFTER_STEPS = 2000
@@ -32,7 +32,7 @@ _DROPPED_BITS = 16  # float32 has 23 bits of fraction, bfloat16 7
 
 
 class Types(NamedTuple):
-    """The types that a precision means."""
+    """The dtypes of a precision: of matrix products, of weights that train or ever did, of weights that never did."""
 
     products: torch.dtype
     trained: torch.dtype
@@ -47,23 +47,23 @@ TYPES = {
 }
 
 
-def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    """Matrix products in the type of `precision`; norms, softmax and losses stay in float32. For fp32 everything stays as it is."""
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[None]:
+    """Return a context with matrix products in the dtype of `precision`; norms, softmax and losses stay in float32."""
     products = TYPES[precision].products
     return nullcontext() if products == torch.float32 else torch.autocast(device.type, dtype=products)
 
 
 def caution(precision: str, device: torch.device) -> str | None:
-    """What to know before a stage of this precision runs on this device."""
+    """Return a warning where this precision is slow on this device, else None."""
     if precision == "fp16" and device.type == "cpu":
         return "train.precision fp16: a CPU multiplies float16 some hundred times slower than float32; use bf16 or fp32 here"
     return None
 
 
 def set_precision(model: nn.Module, full: Collection[str], precision: str) -> None:
-    """Give parameters named in `full` (trained now or ever) and the others the types that `precision` keeps them in. Buffers keep theirs.
+    """Cast parameters to the dtypes of `precision`: those named in `full` (trained now or ever), and the frozen others.
 
-    Updates at a learning rate of 1e-5 vanish in bfloat16's 8 bits; frozen weights have no updates to lose.
+    Buffers keep theirs. Updates at a learning rate of 1e-5 vanish in bfloat16's 8 bits; frozen weights have no updates to lose.
     """
     types = TYPES[precision]
     for name, parameter in model.named_parameters():
@@ -71,13 +71,13 @@ def set_precision(model: nn.Module, full: Collection[str], precision: str) -> No
         if not parameter.is_floating_point() or parameter.dtype == target:
             continue
         if isinstance(parameter, DTensor):  # its `data` cannot change type
-            swap_tensors(parameter, nn.Parameter(parameter.detach().to(target), parameter.requires_grad))
+            swap_tensors(parameter, nn.Parameter(parameter.detach().to(target), parameter.requires_grad))  # type: ignore[no-untyped-call]  # torch
         else:
             parameter.data = parameter.data.to(target)
 
 
 def round_frozen(model: nn.Module, ever_trained: Collection[str], precision: str) -> None:
-    """Do to weights that never trained what a past stage of `precision` did: a run that comes back begins from the base's own bits."""
+    """Round weights that never trained as a past stage of `precision` did: a resumed run begins from the base's unrounded weights."""
     for name, parameter in model.named_parameters():
         if parameter.is_floating_point() and name not in ever_trained:
             parameter.data = parameter.data.to(TYPES[precision].frozen)
@@ -85,10 +85,10 @@ def round_frozen(model: nn.Module, ever_trained: Collection[str], precision: str
 
 @dataclass
 class Scaler:
-    """The factor of the loss that keeps float16 gradients above zero: halved when they overflow, doubled after 2,000 steps without.
+    """Loss scaling for float16: the scale is halved when gradients overflow, and doubled after 2,000 steps without an overflow.
 
-    It and its count live in `totals`, by name, so they are saved and resumed with the run. With any other precision it is 1 and stays so.
-    A step whose gradients overflow is taken again with half the scale: no batch is lost, and steps, schedule and averages count updates.
+    It and its count are kept in `totals`, so they are saved and resumed with the run. With any other precision the scale is 1.
+    A step whose gradients overflow is done again with half the scale: no batch is lost, and steps, schedule and averages count updates.
     """
 
     precision: str
@@ -96,7 +96,7 @@ class Scaler:
 
     @property
     def scale(self) -> float:
-        """What to multiply the loss with."""
+        """Factor to multiply the loss with."""
         return self.totals.setdefault(SCALE, _FIRST_SCALE) if self.precision == "fp16" else 1.0
 
     @torch.no_grad()
@@ -106,7 +106,7 @@ class Scaler:
             torch._foreach_mul_([local(value.grad) for value in parameters if value.grad is not None], 1 / self.scale)
 
     def overflowed(self, loss: float, norm: float, ranks: Ranks) -> bool:
-        """Whether to take the step again, because gradients overflowed on any rank; all get the same answer.
+        """Return whether gradients overflowed on any rank, so that the step is done again; updates the scale. The same on every rank.
 
         False as well where scaling is not to blame: the loss itself is not finite, or the scale is 1 already.
         """
@@ -124,14 +124,15 @@ class Scaler:
         return False
 
     def figures(self) -> dict[str, float]:
-        """What a row of metrics tells of it."""
+        """Return the metrics of the scale; none for other precisions."""
         return {SCALE: self.scale, OVERFLOWS: self.totals.get(OVERFLOWS, 0)} if self.precision == "fp16" else {}
 
 
-def rounded(values: Tensor, noise: Tensor) -> Tensor:
-    """float32 to bfloat16, up or down with a chance that makes the mean exact. `noise`: int32, evenly from [0, 65536).
+def round_stochastically(values: Tensor, noise: Tensor) -> Tensor:
+    """Round float32 to bfloat16, up or down with probabilities that make the mean exact.
 
-    Neighbours in bfloat16 are 65,536 float32 apart, so adding noise to the bits carries over with the chance (x - below) / (above - below).
+    `noise`: int32 of the same shape, uniform on [0, 65536).
+    Neighbours in bfloat16 are 65,536 float32 apart, so adding noise to the bits carries with probability (x - below) / (above - below).
     """
     bits = values.view(torch.int32) + noise
     return (bits >> _DROPPED_BITS << _DROPPED_BITS).view(torch.float32).to(torch.bfloat16)

@@ -1,7 +1,7 @@
-"""Whether all replicas still hold the same weights: sums over the bits of each weight, compared between ranks every so many steps.
+"""A check that all replicas hold the same weights: checksums of each weight's bits, compared between ranks.
 
-DDP keeps replicas equal as long as nothing else moves them. A wrong kernel, a bad device or memory, or an update outside of the loop makes
-one of them learn something else, which no loss shows.
+DDP keeps replicas equal as long as nothing else changes them. A wrong kernel, a faulty device or memory, or an update outside of the loop
+makes one of them diverge, which no loss shows.
 """
 
 from collections import Counter
@@ -10,29 +10,35 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from plait.engine.nonfinite import some
+from plait.engine.nonfinite import first_names
 from plait.engine.parallel.distributed import Ranks
 from plait.errors import Stopped
 
-_WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @torch.no_grad()
 def checksums(weights: Mapping[str, Tensor]) -> list[int]:
-    """The sum of each weight's bits as whole numbers, modulo 2^64, on its device and in one transfer: any one changed value changes it."""
-    sums = [value.detach().contiguous().view(_WORDS[value.element_size()]).sum(dtype=torch.int64) for value in weights.values()]
+    """Return a checksum per weight: the sum of its bit patterns as integers, modulo 2^64.
+
+    Any single changed value changes it. Computed on the device and read back in one transfer.
+    """
+    sums = [value.detach().contiguous().view(_INTEGERS[value.element_size()]).sum(dtype=torch.int64) for value in weights.values()]
     return torch.stack(sums).tolist() if sums else []
 
 
 def check(step: int, weights: Mapping[str, Tensor], ranks: Ranks) -> None:
-    """Raise Stopped on all ranks when they differ, naming the weights and the ranks that most others disagree with (rank 0 wins a tie)."""
-    everywhere = ranks.gather(checksums(weights))
-    usual = [Counter(column).most_common(1)[0][0] for column in zip(*everywhere, strict=True)]
-    apart = {rank: [i for i, value in enumerate(own) if value != usual[i]] for rank, own in enumerate(everywhere)}
-    differing = [rank for rank, names in apart.items() if names]
+    """Compare the weights of all ranks after `step`. Raises Stopped on every rank when they differ.
+
+    The message names the weights, and the ranks that differ from the majority (from rank 0 in a tie).
+    """
+    by_rank = ranks.gather(checksums(weights))
+    majority = [Counter(column).most_common(1)[0][0] for column in zip(*by_rank, strict=True)]
+    differences = {rank: [i for i, value in enumerate(sums) if value != majority[i]] for rank, sums in enumerate(by_rank)}
+    differing = [rank for rank, indices in differences.items() if indices]
     if differing:
         names = list(weights)
-        shown = some([names[i] for i in sorted({i for rank in differing for i in apart[rank]})])
+        shown = first_names([names[i] for i in sorted({i for rank in differing for i in differences[rank]})])
         raise Stopped(
             f"replicas differ after step {step}: {shown} on rank {', '.join(map(str, differing))} is not what the other ranks have; "
             "that device or its memory may be faulty. Checkpoints since the last check (guard.replica_check_steps) are of rank 0"

@@ -13,24 +13,30 @@ from plait.errors import PlaitError
 
 TOKENS = "tokens"
 STAGE_TOKENS = "stage_tokens"
-"""Of a state's totals: tokens of the running stage, which a schedule in tokens goes by."""
+"""Key among a state's totals: the tokens of the running stage, which a schedule in tokens goes by."""
 
 
 @dataclass(frozen=True)
-class Moment:
-    """An update, in the schedule's unit: what the stage had done `before` it and has done `after` it, and where the curve ends."""
+class Progress:
+    """How far a stage is at one update, in the schedule's unit.
+
+    `before` and `after`: what the stage has done before and after the update. `end`: where the curve ends.
+    """
 
     before: float
     after: float
     end: float
 
 
-def moment(schedule: Schedule, step: int, steps: int, totals: Mapping[str, float], counted: Mapping[str, float]) -> Moment:
-    """Update `step` (from 0) of a stage of `steps`, whose batch holds what was `counted`."""
+def progress_at(schedule: Schedule, step: int, steps: int, totals: Mapping[str, float], counts: Mapping[str, float]) -> Progress:
+    """Return the progress at update `step` (from 0) of a stage of `steps`.
+
+    `totals`: those of the state before the update. `counts`: what the update's batch holds, by the names of `Loss.counts`.
+    """
     if schedule.units == "steps":
-        return Moment(step, step + 1, schedule.decay_steps or steps)
+        return Progress(step, step + 1, schedule.decay_steps or steps)
     before = totals.get(STAGE_TOKENS, 0.0)
-    return Moment(before, before + counted[TOKENS], schedule.decay_tokens or math.inf)
+    return Progress(before, before + counts[TOKENS], schedule.decay_tokens or math.inf)
 
 
 def check(schedule: Schedule, counts: Sequence[str], family: str) -> None:
@@ -40,36 +46,39 @@ def check(schedule: Schedule, counts: Sequence[str], family: str) -> None:
 
 
 def warmup_of(optim: Optim, component: str | None = None) -> int:
-    """The warm-up of a component (None: the common one), in the schedule's unit."""
-    schedule, own = optim.schedule, optim.components.get(component or "", Component())
+    """Return the warm-up of a component (None: the common one), in the schedule's unit."""
+    schedule, overrides = optim.schedule, optim.components.get(component or "", Component())
     if schedule.units == "steps":
-        return schedule.warmup_steps if own.warmup_steps is None else own.warmup_steps
-    return schedule.warmup_tokens if own.warmup_tokens is None else own.warmup_tokens
+        return schedule.warmup_steps if overrides.warmup_steps is None else overrides.warmup_steps
+    return schedule.warmup_tokens if overrides.warmup_tokens is None else overrides.warmup_tokens
 
 
-def lr_factor(name: str, at: Moment, warmup: float, floor: float = 0.0) -> float:
-    """The learning rate of an update as a share of its peak, for one of the curves of `Schedule.name`.
+def lr_factor(name: str, progress: Progress, warmup: float, floor: float = 0.0) -> float:
+    """Return the learning rate of an update over its peak, for the curve `name` (one of `Schedule.name`).
 
     Warm-up is linear from `floor`: f + (1 - f) a / W with a the count after the update, so that update 0 already moves. Then, with
     p = (b - W) / (end - W) and b the count before it: constant 1; linear 1 - (1 - f) p; cosine f + (1 - f) (1 + cos(pi p)) / 2;
     inverse_sqrt max(f, sqrt(W / b)). None is ever below `floor`.
     """
-    if at.before < warmup:
-        return floor + (1 - floor) * min(1.0, at.after / warmup)
+    if progress.before < warmup:
+        return floor + (1 - floor) * min(1.0, progress.after / warmup)
     if name == "constant":
         return 1.0
     if name == "inverse_sqrt":
-        return max(floor, math.sqrt(max(warmup, 1) / max(at.before, warmup, 1)))
-    progress = min(1.0, (at.before - warmup) / max(1, at.end - warmup))
+        return max(floor, math.sqrt(max(warmup, 1) / max(progress.before, warmup, 1)))
+    p = min(1.0, (progress.before - warmup) / max(1, progress.end - warmup))
     if name == "linear":
-        return 1 - (1 - floor) * progress
-    return floor + (1 - floor) * (1 + math.cos(math.pi * progress)) / 2
+        return 1 - (1 - floor) * p
+    return floor + (1 - floor) * (1 + math.cos(math.pi * p)) / 2
 
 
 def curve(optim: Optim, steps: int, points: int) -> tuple[list[float], float, str]:
-    """The common learning rate at `points` places of its curve, as shares of the peak; where it ends, and in which unit."""
+    """Sample the common learning rate at `points` evenly spaced updates.
+
+    Returns the rates over the peak, where the curve ends, and the unit of that end.
+    """
     schedule, warmup = optim.schedule, warmup_of(optim)
     end = (schedule.decay_steps or steps) if schedule.units == "steps" else (schedule.decay_tokens or 4 * max(warmup, 1))
-    places = [round(i * (end - 1) / (points - 1)) for i in range(points)]
-    values = [lr_factor(schedule.name, Moment(place, place + 1, end), warmup, schedule.min_lr / optim.lr) for place in places]
+    updates = [round(i * (end - 1) / (points - 1)) for i in range(points)]
+    values = [lr_factor(schedule.name, Progress(update, update + 1, end), warmup, schedule.min_lr / optim.lr) for update in updates]
     return values, end, schedule.units

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 from pydantic import BaseModel
 from torch import Tensor, nn
 
+from plait.config.schema import ModelSection
 from plait.engine.loss import Loss
 from plait.errors import PlaitError
 
@@ -72,7 +73,7 @@ class Family:
     """A family as the rest of plait sees it: the members of its `family.py`, with defaults for the optional ones."""
 
     name: str
-    Config: type[BaseModel]
+    Config: type[ModelSection]
     build: Build
     components: Callable[[nn.Module], dict[str, Parameters]]
     """Parameters by component and full name: disjoint, and together all of the model. Units of freezing, learning rate and reporting."""
@@ -92,7 +93,7 @@ class Family:
     """(model, inputs, options, folder for files) to lines for the user."""
     inspect: Callable[[Any, Sample, Any], dict[str, Any]] | None = None
     """(inputs, sample, example) to what the model sees: `images` (uint8, H x W x 3), `text` (runs, each with whether it is supervised) and
-    `notes`."""
+    `notes` (values by name)."""
 
 
 class Publisher(Protocol):
@@ -128,7 +129,7 @@ class Catalogue(Protocol):
 
 
 REQUIRED: Mapping[str, str] = {
-    "Config": "Config, a pydantic model",
+    "Config": "Config, the model: section of config.py",
     "build": "build(config, assets, *, seed)",
     "components": "components(model)",
     "blocks": "blocks(model)",
@@ -144,6 +145,11 @@ OPTIONAL: Mapping[str, str] = {
     "generate": "generate(model, inputs, options, out)",
     "inspect": "inspect(inputs, sample, example)",
 }
+METHODS: Mapping[str, Sequence[str]] = {
+    "Inputs": ("encode(sample, key)", "collate(examples)"),
+    "Loss": ("weights(batch)", "sums(model, batch)"),
+}
+"""What the classes among the members are called for."""
 
 
 def check(name: str, module: ModuleType) -> Family:
@@ -162,19 +168,39 @@ def check(name: str, module: ModuleType) -> Family:
 def _fault(member: str, value: Any) -> str | None:
     """Return what is wrong with one member, or None."""
     wanted = {**REQUIRED, **OPTIONAL}[member]
-    if member in ("Config", "GenerateOptions"):
-        return None if isinstance(value, type) and issubclass(value, BaseModel) else f"{member} is to be a pydantic model"
+    if member == "Config":
+        return None if _is_a(value, ModelSection) else "Config is to be a subclass of plait.config.schema.ModelSection"
+    if member == "GenerateOptions":
+        return None if _is_a(value, BaseModel) else "GenerateOptions is to be a pydantic model"
     if member == "never_trained":
-        return None if isinstance(value, frozenset) else f"{member} is to be a frozenset of component names"
+        return None if isinstance(value, frozenset) else "never_trained is to be a frozenset of component names"
     if not callable(value):
         return f"{member} is to be callable: {wanted}"
-    if member == "Loss" and not (isinstance(value, type) and issubclass(value, Loss)):
+    if member == "Loss" and not _is_a(value, Loss):
         return "Loss is to be a subclass of plait.engine.loss.Loss"
-    if member == "Inputs" and (lacks := [name for name in ("encode", "collate") if name not in dir(value)]):
-        return f"Inputs lacks {' and '.join(lacks)}"
-    positional, _, named = wanted.partition("(")[2].rstrip(")").partition(", *, ")
+    methods = METHODS.get(member, ()) if isinstance(value, type) else ()
+    lacking = [name for name in (method.partition("(")[0] for method in methods) if _lacks(value, name)]
+    if lacking:
+        return f"{member} lacks {' and '.join(lacking)}"
+    faults = [_call_fault(f"{member}.{method}", getattr(value, method.partition("(")[0]), ("self",)) for method in methods]
+    return next(filter(None, [_call_fault(wanted, value), *faults]), None)
+
+
+def _is_a(value: Any, kind: type) -> bool:
+    return isinstance(value, type) and issubclass(value, kind)
+
+
+def _lacks(kind: type, method: str) -> bool:
+    """Return whether a class has no such method, or only the abstract one."""
+    return method not in dir(kind) or method in getattr(kind, "__abstractmethods__", ())
+
+
+def _call_fault(wanted: str, function: Callable[..., Any], leading: Sequence[str] = ()) -> str | None:
+    """Return why `function` cannot be called as in `wanted`, such as `build(config, assets, *, seed)`, or None."""
+    name, _, arguments = wanted.rstrip(")").partition("(")
+    positional, _, named = arguments.partition(", *, ")
     try:
-        inspect.signature(value).bind(*positional.split(", "), **dict.fromkeys(filter(None, named.split(", "))))
+        inspect.signature(function).bind(*leading, *positional.split(", "), **dict.fromkeys(filter(None, named.split(", "))))
     except TypeError as error:
-        return f"{member} cannot be called as {wanted} ({error})"
+        return f"{name} cannot be called as {wanted.rpartition('.')[2]} ({error})"
     return None

@@ -7,11 +7,11 @@ import difflib
 import functools
 import importlib
 import importlib.util
-from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, cast
 
+from plait.config import plugins
 from plait.config.schema import ModelSection
 from plait.errors import PlaitError
 
@@ -28,7 +28,7 @@ GROUP = "plait.families"
 def packages() -> dict[str, str]:
     """Return the package of each family by its name; those that ship come first and cannot be replaced."""
     shipped = {path.parent.name: f"plait.families.{path.parent.name}" for path in sorted(_HERE.glob("*/family.py"))}
-    return {**{entry.name: entry.value for entry in entry_points(group=GROUP)}, **shipped}
+    return {**{entry.name: entry.value for entry in plugins.offered(GROUP)}, **shipped}
 
 
 def names() -> list[str]:
@@ -37,8 +37,11 @@ def names() -> list[str]:
 
 
 def model_config(family: str) -> type[ModelSection]:
-    """Return the class of a family's `model:` section. Raises PlaitError for an unknown name, listing the known ones."""
-    return cast("type[ModelSection]", _module(family, "config").Config)
+    """Return the class of a family's `model:` section. Raises PlaitError for an unknown name, listing the known ones, and for none."""
+    section = vars(_module(family, "config")).get("Config")
+    if not (isinstance(section, type) and issubclass(section, ModelSection)):
+        raise PlaitError(f"family {family!r}: {_package(family)}.config has no Config, a subclass of plait.config.schema.ModelSection")
+    return section
 
 
 def load(family: str) -> "Family":
@@ -48,8 +51,13 @@ def load(family: str) -> "Family":
 
 
 def benches(family: str) -> "Benches":
-    """Return the benches of a family by name; none where it has no `evaluate.py`."""
-    return cast("Benches", _module(family, "evaluate").benches) if _has(family, "evaluate.py") else {}
+    """Return the benches of a family by name; none where it has no `evaluate.py`. Raises PlaitError for an `evaluate.py` without any."""
+    if not _has(family, "evaluate.py"):
+        return {}
+    module = _module(family, "evaluate")
+    if "benches" not in vars(module):
+        raise PlaitError(f"family {family!r}: {module.__name__} has no benches, a mapping of name to plait.engine.evaluation.Bench")
+    return cast("Benches", module.benches)
 
 
 def preset(family: str, name: str) -> Path:

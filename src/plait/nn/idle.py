@@ -1,6 +1,8 @@
-"""Parts of a model that a batch has no input for. Ranks must do the same things in the same order, whatever their rows are.
+"""Zeros that keep unused parameters in the autograd graph, and the test for parts that must run on every rank.
 
-What is gathered from all ranks when it runs (FSDP2) must run on all of them; every trainable parameter must get a gradient on all of them.
+When a batch has no input for a part of the model, ranks must still run the same collectives in the same order: a sharded part (FSDP2)
+gathers its weights whenever it runs, so it must run on every rank or on none, and every trainable parameter needs a gradient on all ranks.
+Otherwise training hangs.
 """
 
 from collections.abc import Iterable
@@ -11,17 +13,20 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 
-def gathered(part: nn.Module) -> bool:
-    """Whether running this part gathers weights from other ranks: without an input of its own it must be run on a blank one."""
+def is_sharded(part: nn.Module) -> bool:
+    """Return whether running `part` gathers weights from other ranks (FSDP2).
+
+    Such a part must be run on a blank input where the batch has none for it.
+    """
     return any(isinstance(module, FSDPModule) for module in part.modules())
 
 
-def zero_of(parameters: Iterable[nn.Parameter], device: torch.device) -> Tensor:
-    """Zero (float32), with a zero gradient for each of the parameters that train."""
-    own = [p.to_local() if isinstance(p, DTensor) else p for p in parameters if p.requires_grad]
-    return torch.stack([p.flatten()[:0].sum().float() for p in own]).sum() if own else torch.zeros((), device=device)
+def zero_from_parameters(parameters: Iterable[nn.Parameter], device: torch.device) -> Tensor:
+    """Return a float32 zero on `device` that gives each trainable parameter a gradient of zeros."""
+    trainable = [p.to_local() if isinstance(p, DTensor) else p for p in parameters if p.requires_grad]
+    return torch.stack([p.flatten()[:0].sum().float() for p in trainable]).sum() if trainable else torch.zeros((), device=device)
 
 
-def nothing_of(value: Tensor) -> Tensor:
-    """Zero, with a zero gradient for all that `value` came from."""
+def zero_from(value: Tensor) -> Tensor:
+    """Return a zero that keeps `value` in the autograd graph: all it was computed from gets a gradient of zeros."""
     return value.flatten()[:0].sum()

@@ -1,9 +1,13 @@
-"""Token cross-entropy without the full logits: 262,208 words x 1,024 positions are 1.07 GB in float32, and autograd keeps three.
+"""Token cross-entropy computed without the full logits, which would be 1.07 GB in float32 for 262,208 words x 1,024 positions, three times.
 
-The head's product is taken over chunks of positions and forgotten; only positions with a target enter at all.
+Logits are computed for chunks of the positions that have a target, and again in the backward pass.
 `torch.nn.functional.linear_cross_entropy` (torch 2.13) does it where it can; the function here elsewhere, with soft-capped logits, and for
 products of 16 bits, whose sum torch returns in 16 bits as well: 3 digits of a loss, and no more than 65,504 nats in float16.
+`weighted.py` has the sum with a weight per position. Legend: N positions, D width, V words.
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,41 +19,45 @@ CHUNK_POSITIONS = 256
 
 
 def token_cross_entropy(hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor, *, softcap: float | None = None) -> Tensor:
-    """Sum over supervised positions n of -log softmax(head @ hidden_n)[target_n], in nats; a float32 scalar (float64 for float64 inputs).
+    """Return the cross-entropy of head @ hidden against the targets, summed over supervised positions, in nats.
 
-    No supervised position gives exactly 0, with zero gradients (a mean would be NaN). Under autocast the products are taken in its type.
+    The sum over n with target_n != IGNORED of -log softmax(head @ hidden_n)[target_n], as a float32 scalar (float64 for float64 inputs).
+    `softcap` c bounds the logits to c tanh(z / c). Without a supervised position it is exactly 0, with gradients of zero (a mean would be
+    NaN). Under autocast the products are taken in its type.
     """
-    if has_torch_function(factors := (hidden_ND, head_VD, target_N)):  # one product to who counts them; its chunks have no gradients
-        return handle_torch_function(token_cross_entropy, factors, *factors, softcap=softcap)
-    kept = target_N != IGNORED
-    hidden_ND, target_N = hidden_ND[kept], target_N[kept]
+    if has_torch_function(factors := (hidden_ND, head_VD, target_N)):  # a FLOP counter sees one product; chunks have no gradients
+        counted: Tensor = handle_torch_function(token_cross_entropy, factors, *factors, softcap=softcap)
+        return counted
+    supervised = target_N != IGNORED
+    hidden_ND, target_N = hidden_ND[supervised], target_N[supervised]
     device = hidden_ND.device.type
     product = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head_VD.dtype
     if len(target_N) == 0:
         return (hidden_ND.sum() + head_VD[:0].sum()).to(_sum_dtype(product))
+    chunked: Callable[..., Tensor] = _Chunked.apply
     with torch.autocast(device, enabled=False):
         if softcap is None and product.itemsize >= torch.float32.itemsize and hasattr(F, "linear_cross_entropy"):
-            return _of_torch(hidden_ND.to(product), head_VD.to(product), target_N)
-        return _Chunked.apply(hidden_ND, head_VD, target_N, softcap, product)
+            return _torch_cross_entropy(hidden_ND.to(product), head_VD.to(product), target_N)
+        return chunked(hidden_ND, head_VD, target_N, softcap, product)
 
 
-def _of_torch(hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor) -> Tensor:
+def _torch_cross_entropy(hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor) -> Tensor:
     # The defaults of the options would not cut positions into chunks.
     options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=CHUNK_POSITIONS, chunking_method=None)
-    per_position = F.linear_cross_entropy(hidden_ND, head_VD, target_N, reduction="sum", options=options)
-    return per_position.to(_sum_dtype(hidden_ND.dtype))
+    total: Tensor = F.linear_cross_entropy(hidden_ND, head_VD, target_N, reduction="sum", options=options)
+    return total.to(_sum_dtype(hidden_ND.dtype))
 
 
 class _Chunked(torch.autograd.Function):
-    """Forward keeps one log-normaliser per position; backward takes each chunk's logits again: d loss / d logits = softmax - onehot."""
+    """Forward keeps one log-normaliser per position; backward recomputes each chunk's logits: d loss / d logits = softmax - onehot."""
 
     @staticmethod
-    def forward(ctx, hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor, softcap: float | None, product: torch.dtype) -> Tensor:
+    def forward(ctx: Any, hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor, softcap: float | None, product: torch.dtype) -> Tensor:
         ctx.softcap, ctx.product = softcap, product
         head = head_VD.to(product)
         total = torch.zeros((), dtype=_sum_dtype(product), device=hidden_ND.device)
         normalisers = []
-        for hidden, target in zip(hidden_ND.split(CHUNK_POSITIONS), target_N.split(CHUNK_POSITIONS), strict=True):
+        for hidden, target in zip(torch.split(hidden_ND, CHUNK_POSITIONS), torch.split(target_N, CHUNK_POSITIONS), strict=True):
             logits = _logits(hidden.to(product), head, softcap)
             normalisers.append(logits.logsumexp(-1))
             total += (normalisers[-1] - logits.gather(-1, target[:, None])[:, 0]).sum()
@@ -57,7 +65,7 @@ class _Chunked(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         hidden_ND, head_VD, target_N, normaliser_N = ctx.saved_tensors
         head = head_VD.to(ctx.product)
         grad_hidden = torch.empty_like(hidden_ND) if ctx.needs_input_grad[0] else None

@@ -1,6 +1,7 @@
-"""Real encoders from a folder or the Hub: VAEs of diffusers, T5 and DINO of transformers. In float32, evaluating, without gradients.
+"""Pretrained encoders from a folder or the Hub: VAEs of diffusers, T5 and DINO of transformers.
 
-Sources: Esser et al. 2024 (a VAE's shift and scale), Raffel et al. 2020 (T5), Siméoni et al. 2025 (DINOv3).
+All run in float32, in evaluation mode and without gradients, and return host tensors. encoders.py has their interfaces and opens them by
+name. Sources: Esser et al. 2024 (a VAE's shift and scale), Raffel et al. 2020 (T5), Siméoni et al. 2025 (DINOv3).
 """
 
 import json
@@ -14,42 +15,50 @@ import torch.nn.functional as F
 import xxhash
 from diffusers import AutoencoderKL, AutoencoderKLWan
 from huggingface_hub import snapshot_download
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer, T5EncoderModel
 
 from plait import files
 from plait.errors import PlaitError
 
-_WANTED = ("*.json", "*.safetensors", "*.model", "*.txt")
+_PATTERNS = ("*.json", "*.safetensors", "*.model", "*.txt")
 _VAES = {"AutoencoderKL": AutoencoderKL, "AutoencoderKLWan": AutoencoderKLWan}
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def locate(name: str) -> tuple[Path, dict[str, Any]]:
-    """The folder of `name` on disk (downloaded when it is a Hub repository), and its pin."""
-    place, _, revision = (name, "", "") if Path(name).is_dir() else name.partition("@")
-    folder, commit = Path(place), None
+    """Return the folder of an encoder, downloaded when `name` is a Hub repository, and its pin.
+
+    Raises PlaitError where there is neither, or no config.json with *.safetensors in it.
+    """
+    base, _, revision = (name, "", "") if Path(name).is_dir() else name.partition("@")
+    folder, commit = Path(base), None
     if not folder.is_dir():
-        repository, inner = "/".join(place.split("/")[:2]), "/".join(place.split("/")[2:])
+        repository, subfolder = "/".join(base.split("/")[:2]), "/".join(base.split("/")[2:])
+        patterns = [str(Path(subfolder, pattern)) for pattern in _PATTERNS]
         try:
-            root = Path(snapshot_download(repository, revision=revision or None, allow_patterns=[str(Path(inner, p)) for p in _WANTED]))
+            root = Path(snapshot_download(repository, revision=revision or None, allow_patterns=patterns))
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise PlaitError(f"encoder {name!r} is neither a folder nor a repository that can be fetched: {reason}") from error
-        folder, commit = root / inner, root.name
+        folder, commit = root / subfolder, root.name
     weights = sorted(folder.glob("*.safetensors"))
     if not weights or not (folder / "config.json").is_file():
         raise PlaitError(f"encoder {name!r}: {folder} needs config.json and *.safetensors; for a pipeline, name its part (.../vae)")
     digest = xxhash.xxh3_64_hexdigest("".join(f"{file.name}={files.xxh3(file)}\n" for file in weights).encode())
-    return folder, {"name": place, "revision": commit, "xxh3": digest}
+    return folder, {"name": base, "revision": commit, "xxh3": digest}
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return config
 
 
 class Vae:
-    """The mode of a VAE's posterior. A picture is a clip of one frame to a video VAE."""
+    """A VAE of diffusers; latents are the mode of its posterior. A video VAE sees an image as a clip of one frame.
+
+    Raises PlaitError for a class that is neither AutoencoderKL nor AutoencoderKLWan.
+    """
 
     def __init__(self, name: str, device: str) -> None:
         folder, self.pin = locate(name)
@@ -69,22 +78,22 @@ class Vae:
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """uint8 (B, 3, H, W) to float32 (B, C, H / downsample, W / downsample)."""
+        """Return latents (B, C, H / downsample, W / downsample) float32 of images (B, 3, H, W) uint8."""
         pixels = images.to(self._device).float() / 127.5 - 1
-        found = self._model.encode(pixels[:, :, None] if self._clip else pixels).latent_dist.mode()
-        return (found[:, :, 0] if self._clip else found).float().cpu()
+        mode: Tensor = self._model.encode(pixels[:, :, None] if self._clip else pixels).latent_dist.mode()
+        return (mode[:, :, 0] if self._clip else mode).float().cpu()
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """float32 (B, C, h, w) to uint8 (B, 3, H, W)."""
+        """Return images (B, 3, H, W) uint8 of latents (B, C, h, w)."""
         inputs = latents.to(self._device).float()
-        found = self._model.decode(inputs[:, :, None] if self._clip else inputs).sample
-        pixels = found[:, :, 0] if self._clip else found
+        decoded: Tensor = self._model.decode(inputs[:, :, None] if self._clip else inputs).sample
+        pixels = decoded[:, :, 0] if self._clip else decoded
         return ((pixels.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu()
 
 
 def _shift_and_scale(config: Any) -> tuple[list[float], list[float]] | None:
-    """Normalised latents are (z - shift) * scale."""
+    """Return (mean, std) per channel from a VAE's config, whose normalised latents are (z - shift) * scale."""
     if config.latents_mean is not None and config.latents_std is not None:
         return list(config.latents_mean), list(config.latents_std)
     if not config.scaling_factor:
@@ -93,30 +102,32 @@ def _shift_and_scale(config: Any) -> tuple[list[float], list[float]] | None:
 
 
 class T5:
-    """The last states of a T5 encoder, of the valid tokens only."""
+    """A T5 encoder; its states are those of the last layer, at valid tokens only. Raises PlaitError for another kind of model."""
 
     def __init__(self, name: str, max_tokens: int, device: str) -> None:
         folder, self.pin = locate(name)
         if "d_model" not in (config := _config(folder)):
             raise PlaitError(f"encoder {name!r} is a {config.get('model_type')}; captions need a T5 encoder")
         self._tokenizer = AutoTokenizer.from_pretrained(str(folder))
-        self._model = T5EncoderModel.from_pretrained(str(folder), dtype=torch.float32).eval().requires_grad_(False).to(device)
+        model: nn.Module = T5EncoderModel.from_pretrained(str(folder), dtype=torch.float32)
+        self._model = model.eval().requires_grad_(False).to(device)
         self.width, self.max_tokens, self._device = int(config["d_model"]), max_tokens, device
 
     @torch.no_grad()
     def encode(self, captions: list[str]) -> list[tuple[np.ndarray, int]]:
-        """(states (L, width) float32, tokens of the whole caption) for each."""
-        whole = [len(ids) for ids in self._tokenizer(captions, verbose=False)["input_ids"]]
+        """Return for each caption its states (L, width) float32 and its number of tokens before truncation."""
+        lengths = [len(ids) for ids in self._tokenizer(captions, verbose=False)["input_ids"]]
         tokens = self._tokenizer(captions, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt").to(self._device)
         states = self._model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).last_hidden_state.float().cpu()
-        kept = tokens["attention_mask"].bool().cpu()
-        return [(state[mask].numpy(), total) for state, mask, total in zip(states, kept, whole, strict=True)]
+        valid = tokens["attention_mask"].bool().cpu()
+        return [(state[mask].numpy(), total) for state, mask, total in zip(states, valid, lengths, strict=True)]
 
 
 class Dino:
-    """The class token of a DINO vision transformer, of the picture at about the size the model was trained at.
+    """A DINO vision transformer; its vector is the class token of the image at about the area the model was trained at.
 
-    Token 0 of the last states, after the final norm; registers and patches follow it and are not used.
+    That is token 0 of the last states, after the final norm; registers and patches follow it and are not used.
+    Raises PlaitError for another kind of model.
     """
 
     def __init__(self, name: str, device: str) -> None:
@@ -124,15 +135,20 @@ class Dino:
         config = _config(folder)
         if "patch_size" not in config or "dino" not in str(config.get("model_type")):
             raise PlaitError(f"encoder {name!r} is a {config.get('model_type')}; image vectors need a DINOv3 or DINOv2")
-        self._model = AutoModel.from_pretrained(str(folder), dtype=torch.float32).eval().requires_grad_(False).to(device)
+        model: nn.Module = AutoModel.from_pretrained(str(folder), dtype=torch.float32)
+        self._model = model.eval().requires_grad_(False).to(device)
         self.width, self._patch, self._side, self._device = config["hidden_size"], config["patch_size"], config["image_size"], device
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """uint8 (B, 3, H, W) to float32 (B, width). The aspect ratio is kept to within a patch, the area is the model's own."""
+        """Return features (B, width) float32 of images (B, 3, H, W) uint8.
+
+        Images are resized to the model's own area; their aspect ratio is kept to within a patch.
+        """
         h, w = images.shape[-2:]
         scale = self._side / math.sqrt(h * w) / self._patch
         size = [max(1, round(side * scale)) * self._patch for side in (h, w)]
         pixels = F.interpolate(images.to(self._device), size=size, mode="bicubic", antialias=True).float() / 255
         mean, std = (torch.tensor(row, device=self._device).view(1, 3, 1, 1) for row in (_IMAGENET_MEAN, _IMAGENET_STD))
-        return self._model((pixels - mean) / std).last_hidden_state[:, 0].float().cpu()
+        states: Tensor = self._model((pixels - mean) / std).last_hidden_state
+        return states[:, 0].float().cpu()

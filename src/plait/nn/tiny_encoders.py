@@ -1,7 +1,7 @@
-"""Encoders without weights: pictures to latents and back, captions to states, pictures to one vector. For work without a network.
+"""Encoders without weights, for offline work: images to latents and back, captions to states, images to one feature vector.
 
-Everything is a fixed formula and needs no file. They stand in for a VAE, a T5 encoder and DINOv3 with the same interface (encoders.py);
-what a model learns from them is real, because nothing of the picture or the caption is lost.
+Each is a fixed formula that needs no file. They have the interfaces of a VAE, a T5 encoder and DINOv3 (encoders.py). A model trained on
+them learns something real, because nothing of the image or the caption is lost.
 """
 
 import functools
@@ -21,31 +21,35 @@ _REVISION = "1"  # of the formulas below: a change of any digit is another encod
 
 # Orthonormal opponent colours (grey, red against blue, green against both): rows of a rotation of RGB.
 _OPPONENT = torch.tensor([[3**-0.5] * 3, [2**-0.5, 0.0, -(2**-0.5)], [-(6**-0.5), 2 * 6**-0.5, -(6**-0.5)]], dtype=torch.float64)
-PIXEL_SCALE = 0.5  # about the root mean square of pictures in [-1, 1]
+_PIXEL_SCALE = 0.5  # about the root mean square of images in [-1, 1]
 _CHROMA_COST = 4.0  # a colour's detail is worth as much as grey detail of twice the frequency
 
 
 def pin(name: str, body: bytes = b"") -> dict[str, Any]:
-    """What identifies an encoder in a shard set's metadata."""
+    """Return the record that identifies an encoder in a latent set's metadata. `body`: all that its formula depends on."""
     return {"name": name, "revision": _REVISION, "xxh3": xxhash.xxh3_64_hexdigest(name.encode() + body)}
 
 
 def dct(size: int) -> Tensor:
-    """The orthonormal DCT-II (Ahmed, Natarajan and Rao 1974): row u is cos(pi u (2 x + 1) / (2 size)), which a mirror turns by (-1)^u."""
+    """Return the orthonormal DCT-II matrix (size, size) in float64 (Ahmed, Natarajan and Rao 1974).
+
+    Row u is cos(pi u (2 x + 1) / (2 size)), scaled; mirroring x multiplies it by (-1)^u.
+    """
     x, u = torch.arange(size, dtype=torch.float64), torch.arange(size, dtype=torch.float64)[:, None]
     rows = torch.cos(math.pi * u * (2 * x + 1) / (2 * size)) * (2 / size) ** 0.5
     return torch.cat([rows[:1] * 0.5**0.5, rows[1:]])
 
 
 class TinyLatents:
-    """Patches of `downsample` pixels in the first `channels` functions of an orthonormal basis, low frequencies and grey first.
+    """A latent codec: patches of `downsample` pixels in `channels` functions of an orthonormal basis (DCT times opponent colours).
 
-    With channels = 3 downsample^2 decoding is exact (to the uint8); with fewer it is the nearest picture of those frequencies. The
-    right half of the grid reads its patches from right to left, so that mirroring a picture mirrors its latents and nothing else (grids of
-    even width), as it does with the latents of a real VAE.
+    Low frequencies and grey come first. With channels = 3 downsample^2 decoding is exact (to the uint8); with fewer it gives the nearest
+    image of those frequencies. The right half of the grid reads its patches from right to left, so that mirroring an image mirrors its
+    latents and changes nothing else (on grids of even width), as with the latents of a trained VAE.
 
-    `published` is one scale for all channels, as many a VAE's own: a model then sees pixels in another basis. Statistics measured per
-    channel make the finest detail, which is all but absent from most pictures, as loud as everything else.
+    `published` is one scale for all channels, as with many VAEs: a model then sees pixels in another basis. Statistics measured per channel
+    would amplify the finest detail, which is all but absent from most images, to the level of everything else.
+    Raises PlaitError for sizes that have no such basis.
     """
 
     def __init__(self, downsample: int = 4, channels: int = 48) -> None:
@@ -53,9 +57,9 @@ class TinyLatents:
             most = 3 * downsample**2
             raise PlaitError(f"tiny:{downsample}x{channels} cannot be: patches of {downsample} (1 to 32) pixels have 1 to {most} channels")
         self.downsample, self.channels = downsample, channels
-        self.published: tuple[list[float], list[float]] | None = ([0.0] * channels, [PIXEL_SCALE] * channels)
-        every = [(c, v, u) for c in range(3) for v in range(downsample) for u in range(downsample)]
-        chosen = sorted(every, key=lambda f: ((f[1] ** 2 + f[2] ** 2 + 0.25) * (_CHROMA_COST if f[0] else 1.0), f))[:channels]
+        self.published: tuple[list[float], list[float]] | None = ([0.0] * channels, [_PIXEL_SCALE] * channels)
+        functions = [(c, v, u) for c in range(3) for v in range(downsample) for u in range(downsample)]
+        chosen = sorted(functions, key=lambda f: ((f[1] ** 2 + f[2] ** 2 + 0.25) * (_CHROMA_COST if f[0] else 1.0), f))[:channels]
         waves = dct(downsample)
         basis = torch.stack([torch.einsum("c,y,x->cyx", _OPPONENT[c], waves[v], waves[u]) for c, v, u in chosen])
         self._basis = basis.reshape(channels, -1).float()  # rows orthonormal
@@ -63,25 +67,25 @@ class TinyLatents:
         self.pin = pin(f"tiny:{downsample}x{channels}", np.round(basis.numpy() * 1e6).astype(np.int64).tobytes())
 
     def encode(self, images: Tensor) -> Tensor:
-        """uint8 (B, 3, H, W), sides divisible by `downsample`, to float32 (B, C, H / downsample, W / downsample)."""
+        """Return latents (B, C, H / downsample, W / downsample) float32 of images (B, 3, H, W) uint8, H and W multiples of `downsample`."""
         d, (b, _, h, w) = self.downsample, images.shape
         patches = (images.float() / 127.5 - 1).reshape(b, 3, h // d, d, w // d, d).permute(0, 2, 4, 1, 3, 5).reshape(b, h // d, w // d, -1)
-        return self._turned((patches @ self._basis.T).permute(0, 3, 1, 2))
+        return self._mirrored((patches @ self._basis.T).permute(0, 3, 1, 2))
 
     def decode(self, latents: Tensor) -> Tensor:
-        """The inverse, clamped and rounded to uint8."""
+        """Return images (B, 3, H, W) uint8 of latents (B, C, h, w), clamped and rounded."""
         d, (b, _, h, w) = self.downsample, latents.shape
-        patches = (self._turned(latents.float()).permute(0, 2, 3, 1) @ self._basis).reshape(b, h, w, 3, d, d).permute(0, 3, 1, 4, 2, 5)
+        patches = (self._mirrored(latents.float()).permute(0, 2, 3, 1) @ self._basis).reshape(b, h, w, 3, d, d).permute(0, 3, 1, 4, 2, 5)
         return ((patches.reshape(b, 3, h * d, w * d) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
-    def _turned(self, latents: Tensor) -> Tensor:
-        """Mirror each patch of the right half; its own inverse."""
+    def _mirrored(self, latents: Tensor) -> Tensor:
+        """Mirror each patch of the right half of the grid; this is its own inverse."""
         right = torch.arange(latents.shape[-1]) >= (latents.shape[-1] + 1) // 2
         return torch.where(self._odd_across.view(-1, 1, 1) & right, -latents, latents).contiguous()
 
 
 class TinyTexts:
-    """Each word or mark becomes a fixed random vector (from its letters) plus its position, and an end token closes the caption.
+    """A text encoder: a fixed random vector per word or punctuation mark, drawn from its letters, plus its position; an end token is last.
 
     Case is ignored; letters of scripts without spaces are words of their own. The states have mean square about 1.
     """
@@ -91,7 +95,7 @@ class TinyTexts:
         self.pin = pin(f"tiny:{width}")
 
     def encode(self, captions: list[str]) -> list[tuple[np.ndarray, int]]:
-        """(states (L, width) float32 of at most `max_tokens` tokens, tokens of the whole caption) for each caption."""
+        """Return for each caption its states (L, width) float32, L at most `max_tokens`, and its number of tokens before truncation."""
         return [self._states(caption) for caption in captions]
 
     def _states(self, caption: str) -> tuple[np.ndarray, int]:
@@ -108,16 +112,17 @@ def _word(word: str, width: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=1024)
 def _positions(length: int, width: int) -> np.ndarray:
-    """Sines and cosines of mean square 1 (Vaswani et al. 2017, with periods from 6 to 600 tokens)."""
+    """Return sines and cosines (length, width) of mean square 1 (Vaswani et al. 2017, with periods from 6 to 600 tokens)."""
     angles = np.arange(length)[:, None] / 100 ** (np.arange(width // 2) / (width // 2))
     return (np.concatenate([np.sin(angles), np.cos(angles), np.zeros((length, width % 2))], 1) * 2**0.5).astype(np.float32)
 
 
 class TinyImages:
-    """Colours and shape of a picture in 64 numbers, the same for its mirror image.
+    """An image encoder: colours and shape in 64 numbers, the same for an image and its mirror image.
 
-    27 + 27: how much of each of 3 x 3 x 3 colours there is, in the picture and in what stands out from its border (square roots, so that
-    distances are Hellinger's); 10: how much stands out, how high, how wide, and moments up to the fourth, odd ones across as magnitudes.
+    2 x 27 numbers: the shares of 3 x 3 x 3 colours, in the image and in its foreground, which is what differs from the mean colour of the
+    border (square roots, so that distances are Hellinger's). 10 numbers: the foreground's amount, height, extent, and central moments up
+    to the fourth, those of odd order across as magnitudes.
     """
 
     width = 64
@@ -126,25 +131,29 @@ class TinyImages:
         self.pin = pin("tiny")
 
     def encode(self, images: Tensor) -> Tensor:
-        """uint8 (B, 3, H, W) to float32 (B, 64) of mean square about 1."""
+        """Return features (B, 64) float32, of mean square about 1, of images (B, 3, H, W) uint8."""
         pixels = images.double() / 255
         border = torch.cat([pixels[:, :, 0], pixels[:, :, -1], pixels[:, :, :, 0], pixels[:, :, :, -1]], -1).mean(-1)
-        apart = (pixels - border[:, :, None, None]).abs().amax(1).sub(0.1).clamp(min=0)  # (B, H, W)
-        mass = apart.sum((1, 2), keepdim=True).clamp(min=1e-9)
-        everything = torch.full_like(apart, 1 / apart[0].numel())
-        parts = [_colours(pixels, everything), _colours(pixels, apart / mass), _shape(apart, apart / mass)]
+        foreground = (pixels - border[:, :, None, None]).abs().amax(1).sub(0.1).clamp(min=0)  # (B, H, W)
+        mass = foreground.sum((1, 2), keepdim=True).clamp(min=1e-9)
+        uniform = torch.full_like(foreground, 1 / foreground[0].numel())
+        parts = [_colours(pixels, uniform), _colours(pixels, foreground / mass), _shape(foreground, foreground / mass)]
         return torch.cat(parts, 1).float()
 
 
 def _colours(pixels: Tensor, weight: Tensor) -> Tensor:
-    """Square roots of 27 times the weighted share of each colour of a 3 x 3 x 3 grid, between which pixels are split linearly."""
-    near = (1 - (pixels[:, :, None] * 2 - torch.arange(3.0).view(1, 1, 3, 1, 1)).abs()).clamp(min=0)  # (B, RGB, level, H, W)
-    share = torch.einsum("bihw,bjhw,bkhw,bhw->bijk", near[:, 0], near[:, 1], near[:, 2], weight)
+    """Return the square roots (B, 27) of 27 times the weighted share of each colour of a 3 x 3 x 3 grid.
+
+    Pixels (B, 3, H, W) are split linearly between neighbouring colours; `weight` (B, H, W) sums to 1 per image.
+    """
+    closeness = (1 - (pixels[:, :, None] * 2 - torch.arange(3.0).view(1, 1, 3, 1, 1)).abs()).clamp(min=0)  # (B, RGB, level, H, W)
+    share = torch.einsum("bihw,bjhw,bkhw,bhw->bijk", closeness[:, 0], closeness[:, 1], closeness[:, 2], weight)
     return (27 * share.flatten(1)).clamp(min=0).sqrt()
 
 
-def _shape(apart: Tensor, weight: Tensor) -> Tensor:
-    h, w = apart.shape[1:]
+def _shape(foreground: Tensor, weight: Tensor) -> Tensor:
+    """Return amount, height, extent and moments (B, 10) of a foreground (B, H, W); `weight` is the foreground over its sum."""
+    h, w = foreground.shape[1:]
     y = (torch.arange(h, dtype=torch.float64) + 0.5).view(1, h, 1) / h * 2 - 1
     x = (torch.arange(w, dtype=torch.float64) + 0.5).view(1, 1, w) / w * 2 - 1
 
@@ -156,5 +165,5 @@ def _shape(apart: Tensor, weight: Tensor) -> Tensor:
     size = (mean(dx**2) + mean(dy**2)).clamp(min=1e-6).sqrt()
     dx, dy = dx / size, dy / size
     moments = [mean(dx**2), mean(dx * dy).abs(), mean(dy**3), mean(dx**2 * dy), mean(dx**3).abs(), mean(dx * dy**2).abs()]
-    rest = [mean((dx**2 + dy**2) ** 2) - 1, apart.mean((1, 2), keepdim=True), middle, size]
+    rest = [mean((dx**2 + dy**2) ** 2) - 1, foreground.mean((1, 2), keepdim=True), middle, size]
     return torch.cat([value.flatten(1) for value in moments + rest], 1) * 2

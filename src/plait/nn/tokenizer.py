@@ -1,4 +1,4 @@
-"""A tokenizer trained on the spot, for models that start from nothing: byte-level BPE, so that any text can be written."""
+"""A byte-level BPE tokenizer trained on the spot, for models that start from nothing. Any text can be encoded and decoded exactly."""
 
 from collections.abc import Iterable
 
@@ -8,10 +8,10 @@ BYTES = 256
 
 
 def train_tokenizer(texts: Iterable[str], *, rows: int, special: list[str], split_digits: bool = False) -> Tokenizer:
-    """BPE merges learned from `texts`; ids 0.. are `special` in their order, then 256 bytes, then merges, `rows` at most.
+    """Train a byte-level BPE tokenizer of at most `rows` tokens on `texts`, whose order does not matter.
 
-    `split_digits`: each digit is a token, as in Qwen2's, so that numbers take no rows from words.
-    The same texts in any order give the same tokenizer.
+    Ids from 0 on: the `special` tokens in their order, the 256 bytes, the learned merges. `split_digits` makes each digit a token, as
+    in Qwen2's tokenizer, so that numbers take no rows from words.
     """
     assert rows >= len(special) + BYTES, f"{rows} rows cannot hold {len(special)} special tokens and {BYTES} bytes"
     tokenizer = Tokenizer(models.BPE())

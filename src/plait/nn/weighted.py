@@ -1,8 +1,12 @@
-"""Cross-entropy with a weight per position, and the squared log-normaliser beside it, without the full logits.
+"""Token cross-entropy with a weight per position, and its z-loss, computed without the full logits.
 
-The head's product is taken over chunks of the positions that have a weight, and taken again in the backward pass: 152,064 words times
-2,304 positions would be 1.4 GB in float32, several times over. Legend: N positions, D width, V words.
+Logits are computed for chunks of the positions that have a weight, and again in the backward pass: 152,064 words times 2,304 positions
+would be 1.4 GB in float32, several times over. `losses.py` has the unweighted sum, with soft-capped logits.
+Legend: N positions, D width, V words.
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,33 +16,36 @@ CHUNK_POSITIONS = 256
 
 
 def weighted_cross_entropy(hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor, weight_N: Tensor) -> tuple[Tensor, Tensor]:
-    """(sum of w_n (Z_n - z_n), sum of w_n Z_n^2) over positions with w_n > 0, in nats, with z_n the target's logit, Z_n = logsumexp.
+    """Return the weighted sums over positions of cross-entropy (in nats) and of its z-loss.
 
-    The second is the z-loss of PaLM (Chowdhery et al. 2022, section 5). Float32 scalars (float64 for float64 inputs). No position with a
-    weight gives exactly 0 for both, with zero gradients. Under autocast the products are taken in its type.
+    (sum of w_n (Z_n - z_n), sum of w_n Z_n^2) over positions with w_n > 0, with z_n the target's logit and Z_n = logsumexp of all logits;
+    the second is the z-loss of PaLM (Chowdhery et al. 2022, section 5). Float32 scalars (float64 for float64 inputs). Without a weighted
+    position both are exactly 0, with gradients of zero. Under autocast the products are taken in its type.
     """
-    kept = weight_N > 0
-    hidden_ND, target_N, weight_N = hidden_ND[kept], target_N[kept], weight_N[kept]
+    weighted = weight_N > 0
+    hidden_ND, target_N, weight_N = hidden_ND[weighted], target_N[weighted], weight_N[weighted]
     device = hidden_ND.device.type
     product = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else head_VD.dtype
     wide = torch.float64 if product == torch.float64 else torch.float32
     if len(target_N) == 0:
-        nothing = (hidden_ND.sum() + head_VD[:0].sum()).to(wide)
-        return nothing, nothing
+        zero = (hidden_ND.sum() + head_VD[:0].sum()).to(wide)
+        return zero, zero
+    chunked: Callable[..., tuple[Tensor, Tensor]] = _Chunked.apply
     with torch.autocast(device, enabled=False):
-        loss, z_loss = _Chunked.apply(hidden_ND, head_VD, target_N, weight_N.to(wide), product, wide)
-    return loss, z_loss
+        return chunked(hidden_ND, head_VD, target_N, weight_N.to(wide), product)
 
 
 class _Chunked(torch.autograd.Function):
     """d loss / d logits = w (softmax - onehot);  d z_loss / d logits = 2 w Z softmax."""
 
     @staticmethod
-    def forward(ctx, hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor, weight_N: Tensor, product: torch.dtype, wide: torch.dtype):
-        ctx.product, ctx.wide = product, wide
+    def forward(
+        ctx: Any, hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor, weight_N: Tensor, product: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        ctx.product, wide = product, weight_N.dtype
         head = head_VD.to(product)
         normalisers, chosen = [], []
-        for hidden, target in zip(hidden_ND.split(CHUNK_POSITIONS), target_N.split(CHUNK_POSITIONS), strict=True):
+        for hidden, target in zip(torch.split(hidden_ND, CHUNK_POSITIONS), torch.split(target_N, CHUNK_POSITIONS), strict=True):
             logits = F.linear(hidden.to(product), head).to(wide)
             normalisers.append(logits.logsumexp(-1))
             chosen.append(logits.gather(-1, target[:, None])[:, 0])
@@ -47,15 +54,15 @@ class _Chunked(torch.autograd.Function):
         return (weight_N * (normaliser_N - torch.cat(chosen))).sum(), (weight_N * normaliser_N**2).sum()
 
     @staticmethod
-    def backward(ctx, grad_loss: Tensor, grad_z: Tensor):
+    def backward(ctx: Any, grad_loss: Tensor, grad_z: Tensor) -> tuple[Tensor | None, ...]:
         hidden_ND, head_VD, target_N, weight_N, normaliser_N = ctx.saved_tensors
         head = head_VD.to(ctx.product)
         grad_hidden = torch.empty_like(hidden_ND) if ctx.needs_input_grad[0] else None
-        grad_head = torch.zeros_like(head_VD, dtype=ctx.wide) if ctx.needs_input_grad[1] else None
+        grad_head = torch.zeros_like(head_VD, dtype=weight_N.dtype) if ctx.needs_input_grad[1] else None
         for start in range(0, len(target_N), CHUNK_POSITIONS):
             chunk = slice(start, start + CHUNK_POSITIONS)
             hidden, weight, normaliser = hidden_ND[chunk].to(ctx.product), weight_N[chunk, None], normaliser_N[chunk, None]
-            slope = (F.linear(hidden, head).to(ctx.wide) - normaliser).exp_()
+            slope = (F.linear(hidden, head).to(weight_N.dtype) - normaliser).exp_()
             slope *= weight * (grad_loss + 2 * grad_z * normaliser)
             slope.scatter_add_(-1, target_N[chunk, None], -weight * grad_loss)
             slope = slope.to(ctx.product)
@@ -63,4 +70,4 @@ class _Chunked(torch.autograd.Function):
                 grad_hidden[chunk] = (slope @ head).to(grad_hidden.dtype)
             if grad_head is not None:
                 grad_head += slope.T @ hidden
-        return grad_hidden, None if grad_head is None else grad_head.to(head_VD.dtype), None, None, None, None
+        return grad_hidden, None if grad_head is None else grad_head.to(head_VD.dtype), None, None, None

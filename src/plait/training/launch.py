@@ -1,6 +1,6 @@
-"""Start `plait train` as processes that can be killed: fresh ones, several under torchrun, or forked from one that has imported everything.
+"""Start `plait` as processes that can be killed: new ones, several under torchrun, or forked from a server that has imported everything.
 
-A forked one is a process of its own like any other; what it leaves out is the interpreter's start and the imports.
+A forked process skips the interpreter's start and the imports; in all else it is like a new one.
 """
 
 import contextlib
@@ -22,110 +22,120 @@ from plait.errors import PlaitError
 SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
 """What torchrun passes on to its ranks: its own default, and the signal that SLURM is asked to send before the time limit."""
 
-_RANKS_ONLY = ("--nproc", "--max-restarts", "--shutdown-timeout")
+_RANK_OPTIONS = ("--nproc", "--max-restarts", "--shutdown-timeout")
 
 
 def torchrun(ranks: int, max_restarts: int = 0) -> list[str]:
-    """The command that runs plait on so many ranks of this machine, by torchrun (agent.py). plait's own arguments follow.
+    """Return the command that runs plait on `ranks` ranks of this machine under torchrun (`torchrun.py`); append plait's arguments to it.
 
-    They come after `--`, or torchrun takes --run=DIR for a short form of its own --run-path.
+    It ends in `-- plait`: without the `--`, torchrun takes --run=DIR for a short form of its own --run-path.
     """
     options = ["--standalone", f"--nproc-per-node={ranks}", f"--max-restarts={max_restarts}"]
     return [sys.executable, "-m", "plait.training.torchrun", *options, "-m", "--", "plait"]
 
 
-def spread(ranks: int, max_restarts: int, shutdown_timeout_s: int | None, arguments: Sequence[str]) -> NoReturn:
-    """Replace this process by torchrun with `ranks` processes of this command: signals reach it directly, and nothing stands between.
+def exec_torchrun(ranks: int, max_restarts: int, shutdown_timeout_s: int | None, arguments: Sequence[str]) -> NoReturn:
+    """Replace this process by torchrun with `ranks` processes of this command, so that signals reach torchrun directly.
 
-    What newer versions of torchrun call --signals-to-handle and --shutdown-timeout goes through its environment, which older ones ignore.
+    Newer torchrun's --signals-to-handle and --shutdown-timeout are set through the environment, which older versions ignore.
+    Raises PlaitError when this process is a rank of torchrun already.
     """
     if "WORLD_SIZE" in os.environ:
         raise PlaitError(f"--nproc={ranks} was given to a rank that torchrun started; leave --nproc away, or start without torchrun")
     threads = str(max(1, (os.cpu_count() or 1) // ranks))
     defaults = {"OMP_NUM_THREADS": threads, "PET_SIGNALS_TO_HANDLE": SIGNALS}
     timeout = {"PET_SHUTDOWN_TIMEOUT": str(shutdown_timeout_s)} if shutdown_timeout_s else {}
-    os.execve(sys.executable, [*torchrun(ranks, max_restarts), *_own(arguments)], {**defaults, **os.environ, **timeout})
+    os.execve(sys.executable, [*torchrun(ranks, max_restarts), *_without_rank_options(arguments)], {**defaults, **os.environ, **timeout})
 
 
-def _own(arguments: Sequence[str]) -> list[str]:
-    """The arguments without those about ranks."""
+def _without_rank_options(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments of each rank: all but those about ranks."""
     kept, skip = [], False
-    for item in arguments:
-        if not skip and item.partition("=")[0] not in _RANKS_ONLY:
-            kept.append(item)
-        skip = not skip and item in _RANKS_ONLY  # its value is the next one
+    for argument in arguments:
+        if not skip and argument.partition("=")[0] not in _RANK_OPTIONS:
+            kept.append(argument)
+        skip = not skip and argument in _RANK_OPTIONS  # its value is the next argument
     return kept
 
 
 class Process(Protocol):
-    """A started command. `poll` gives its exit code once it has ended: 0, 75, ..., or minus the number of the signal that killed it."""
+    """A started command."""
 
     pid: int
 
-    def poll(self) -> int | None: ...
-    def signal(self, number: int) -> None: ...
+    def poll(self) -> int | None:
+        """Return the exit code once it has ended (0, 75, ..., or minus the number of the signal that killed it), else None."""
+
+    def signal(self, number: int) -> None:
+        """Send a signal to it."""
 
 
 class Launcher(Protocol):
-    """Starts `plait` with arguments; its output goes to the end of `log`."""
+    """A way to start `plait`."""
 
     ranks: int
 
-    def start(self, arguments: Sequence[str], log: Path) -> Process: ...
-    def close(self) -> None: ...
+    def start(self, arguments: Sequence[str], log: Path) -> Process:
+        """Start `plait` with these arguments; its output is appended to `log`."""
+
+    def close(self) -> None:
+        """Release what the launcher holds."""
 
 
-class _Fresh:
-    def __init__(self, command: Sequence[str], log: Path, ranks: int):
+class _FreshProcess:
+    def __init__(self, command: Sequence[str], log: Path, ranks: int) -> None:
         self.ranks = ranks
-        with open(log, "ab") as out:
+        with log.open("ab") as out:
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
         self.pid = self.process.pid
-        self.poll = self.process.poll
+
+    def poll(self) -> int | None:
+        return self.process.poll()
 
     def signal(self, number: int) -> None:
-        """To the process; SIGKILL to every rank, as the end of a machine does."""
-        below = descendants(self.pid) if self.ranks > 1 and number == signal.SIGKILL else []
+        """Send a signal to the process; SIGKILL goes to every rank too, as when a machine fails."""
+        ranks = descendants(self.pid) if self.ranks > 1 and number == signal.SIGKILL else []
         self.process.send_signal(number)
-        for pid in below:
-            end(pid)
+        for pid in ranks:
+            kill(pid)
 
 
 class Fresh:
-    """`python -m plait ...` anew each time, under torchrun when there are several ranks."""
+    """Launcher that runs `python -m plait ...` as a new process each time, under torchrun when there are several ranks."""
 
-    def __init__(self, ranks: int = 1):
+    def __init__(self, ranks: int = 1) -> None:
         self.ranks = ranks
         self.command = torchrun(ranks) if ranks > 1 else [sys.executable, "-m", "plait"]
 
     def start(self, arguments: Sequence[str], log: Path) -> Process:
-        """A new process."""
-        return _Fresh([*self.command, *arguments], log, self.ranks)
+        """Start a new process."""
+        return _FreshProcess([*self.command, *arguments], log, self.ranks)
 
     def close(self) -> None:
-        """Nothing to let go."""
+        """Do nothing: there is nothing to release."""
 
 
 class Warm:
-    """`plait ...` in processes forked from a server that has imported `modules`. One at a time."""
+    """Launcher that forks `plait ...` from a server that has imported `modules`; one process at a time, whose handle this is too."""
 
     ranks = 1
 
-    def __init__(self, modules: Sequence[str]):
-        self.pid, self.code = 0, None  # type: int, int | None
-        code = f"from plait.training.launch import serve; serve({list(modules)!r})"
-        self.server = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+    def __init__(self, modules: Sequence[str]) -> None:
+        self.pid = 0
+        self.code: int | None = None
+        program = f"from plait.training.launch import serve; serve({list(modules)!r})"
+        self.server = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
 
     def start(self, arguments: Sequence[str], log: Path) -> "Warm":
-        """Have the server fork; the handle is this object."""
+        """Have the server fork a process; returns this object as its handle."""
         assert self.server.stdin is not None and self.server.stdout is not None
-        self.server.stdin.write(json.dumps([list(arguments), str(log), os.getcwd()]).encode() + b"\n")
+        self.server.stdin.write(json.dumps([list(arguments), str(log), str(Path.cwd())]).encode() + b"\n")
         self.pid = int(self.server.stdout.readline())
         self.code = None
         return self
 
     def poll(self) -> int | None:
-        """The exit code that the server has told by now."""
+        """Return the exit code once the server has sent it, else None."""
         out = self.server.stdout
         assert out is not None
         if self.code is None and select.select([out], [], [], 0)[0]:
@@ -133,7 +143,7 @@ class Warm:
         return self.code
 
     def signal(self, number: int) -> None:
-        """To the forked process."""
+        """Send a signal to the forked process."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, number)
 
@@ -146,32 +156,36 @@ class Warm:
 
 
 def serve(modules: Sequence[str]) -> None:
-    """Import `modules`; then, for every line on standard input, fork `plait` and write its process id and its exit code."""
+    """Import `modules`; then, for every line on standard input, fork `plait` and write its process id and its exit code.
+
+    A line is a JSON list: arguments, path of the log, working directory.
+    """
     for name in modules:
         importlib.import_module(name)
-    answer = os.fdopen(os.dup(1), "w", buffering=1)
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
     while line := os.read(0, 1 << 16):
         arguments, log, folder = json.loads(line)
         pid = os.fork()
         if pid == 0:
-            answer.close()
-            os._exit(_become(arguments, log, folder))
-        answer.write(f"{pid}\n")
-        answer.write(f"{os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])}\n")
+            answers.close()
+            os._exit(_run_forked(arguments, log, folder))
+        answers.write(f"{pid}\n")
+        answers.write(f"{os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])}\n")
 
 
-def _become(arguments: list[str], log: str, folder: str) -> int:
+def _run_forked(arguments: list[str], log: str, folder: str) -> int:
+    """Run `plait` in this forked process, as a new one would: own session, output to `log`; returns its exit code."""
     os.setsid()
     os.chdir(folder)
-    for descriptor, path, how in ((0, os.devnull, os.O_RDONLY), (1, log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)):
-        os.dup2(os.open(path, how, 0o644), descriptor)
+    for descriptor, path, flags in ((0, os.devnull, os.O_RDONLY), (1, log, os.O_WRONLY | os.O_APPEND | os.O_CREAT)):
+        os.dup2(os.open(path, flags, 0o644), descriptor)
     os.dup2(1, 2)
     sys.argv = ["plait", *arguments]
     code = 1
     try:
         runpy.run_module("plait", run_name="__main__", alter_sys=True)
-    except SystemExit as ended:
-        code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    except SystemExit as exit_:
+        code = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
     except BaseException:  # noqa: BLE001  the process ends here, as it would with this traceback
         traceback.print_exc()
     sys.stdout.flush()
@@ -180,31 +194,32 @@ def _become(arguments: list[str], log: str, folder: str) -> int:
 
 
 def descendants(pid: int) -> list[int]:
-    """The processes below `pid`, where /proc tells (Linux); elsewhere none."""
+    """Return the ids of all processes below `pid`, from /proc (Linux); elsewhere none."""
     parents: dict[int, int] = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
             parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
-    found, waiting = [], [pid]
+    below: list[int] = []
+    waiting = [pid]
     while waiting:
         above = waiting.pop()
-        below = [child for child, parent in parents.items() if parent == above]
-        found += below
-        waiting += below
-    return found
+        children = [child for child, parent in parents.items() if parent == above]
+        below += children
+        waiting += children
+    return below
 
 
 def data_workers(pid: int) -> list[int]:
-    """The data worker processes below `pid`: those that multiprocessing has spawned."""
-    found = []
+    """Return the ids of the data worker processes below `pid`: those that multiprocessing has spawned."""
+    workers = []
     for child in descendants(pid):
         with contextlib.suppress(OSError):
             if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
-                found.append(child)
-    return sorted(found)
+                workers.append(child)
+    return sorted(workers)
 
 
-def end(pid: int) -> None:
-    """SIGKILL one process that may have ended by itself."""
+def kill(pid: int) -> None:
+    """Send SIGKILL to a process that may have ended by itself."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)

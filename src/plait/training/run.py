@@ -88,11 +88,14 @@ def _attempt(resolved: Resolved, options: Options, ranks: Ranks, signals: Signal
     ):
         bundle = build_model(config, run, ranks)
         state = State(bundle.model)
-        resumed_from = start.resume(state, bundle, resolved.stages, run, ranks, options.allow_inexact) if continues else None
+        resumed_from = None
+        if continues:
+            resumed_from = start.resume(state, bundle, resolved.stages, run=run, ranks=ranks, allow_inexact=options.allow_inexact)
         for view in resolved.stages[: state.stage - (state.stage_done is None)] if resumed_from else ():
             precision.round_frozen(bundle.model, state.ever_trained, view.config.train.precision)
         if resumed_from is None and config.from_:
-            start.begin_from(state, bundle, resolved.stages[0], run, ranks, options.allow_inexact)
+            first = resolved.stages[0]
+            start.begin_from(state, bundle, first, run=run, ranks=ranks, allow_inexact=options.allow_inexact)
         monitors = bundle.family.monitors(bundle.section)
         tracker = open_tracker(run, config, rundir.identity(run), state, monitors) if ranks.first else Tracker(None, [])
         context = RunContext(run, ranks, tracker, signals, heartbeat, options.allow_inexact, resumed_from)
@@ -100,7 +103,7 @@ def _attempt(resolved: Resolved, options: Options, ranks: Ranks, signals: Signal
             for view in stages_ahead(resolved, options.only, state):
                 state.enter(view.index)
                 heartbeat.phase("stage", state.step)
-                dog.timeout_s = view.config.guard.hang_timeout_s
+                dog.allow(view.config.guard.hang_timeout_s)
                 run_stage(plan_stage(view, bundle), bundle, state, context)
             heartbeat.phase("done", state.step)
     log.info(next_steps(run, state.step, sorted(registry.benches(config.family))))
@@ -144,7 +147,7 @@ def locked_run_directory(run: Path, resolved: Resolved, options: Options, ranks:
         if ranks.first:
             try:
                 continues = _prepare_directory(run, resolved, options)
-                held.enter_context(rundir.hold(run))
+                held.enter_context(rundir.lock(run))
                 if continues:
                     accept_configuration(run, resolved, options.allow_inexact)
                 files.write_whole(run / "config.yaml", resolved.yaml)
@@ -159,7 +162,7 @@ def locked_run_directory(run: Path, resolved: Resolved, options: Options, ranks:
 def _prepare_directory(run: Path, resolved: Resolved, options: Options) -> bool:
     """Set an old run aside where that was asked for, and look at all that a start needs. Returns whether there is a run to continue."""
     if options.restart and rundir.check(run):
-        rundir.hold(run).close()
+        rundir.lock(run).close()
         log.info(f"the old run is kept at {rundir.set_aside(run)}")
     continues = rundir.check(run)
     if continues and options.fresh:
@@ -183,7 +186,7 @@ def accept_configuration(run: Path, resolved: Resolved, allow_inexact: bool) -> 
         raise PlaitError(f"{run}/config.yaml is not of this version of plait ({reason[0]}); use the version that began the run") from error
     differences = difference(before, resolved.config)
     if differences:
-        log.info(f"configuration changed:\n{start.changed(before, resolved.config, differences, before.train.steps or 1000)}")
+        log.info(f"configuration changed:\n{start.describe_changes(before, resolved.config, differences, before.train.steps or 1000)}")
     binding = rundir.binding(differences)
     if binding and not checkpoint.published(run):
         log.info("nothing was saved under the old configuration: the run begins with the new one")

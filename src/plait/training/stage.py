@@ -93,14 +93,14 @@ def lay_out(plan: StagePlan, bundle: ModelBundle, state: State, ranks: Ranks, mi
     state.pause()
     bundle.sharding.unwrap()
     meter = Meter(ranks.device, config.train.precision)
-    compilations = blocks.prepare(units, config.distributed, meter)
+    compilations = blocks.checkpoint_and_compile(units, config.distributed, meter)
     if warning := caution(config.train.precision, ranks.device):
         log.info(warning)
     set_precision(bundle.model, state.ever_trained | names, config.train.precision)
-    weights = memory_estimate.weigh(bundle.model, names, state.ever_trained, units)
-    storage = Storage.of(config.train.precision, averages=optim.averages(config.optim))
+    counts = memory_estimate.count_parameters(bundle.model, names, state.ever_trained, units)
+    storage = Storage.of(config.train.precision, averages=optim.average_count(config.optim))
     accumulating = math.ceil(config.train.global_batch / (micro_batch * ranks.size)) > 1
-    layout, reason = strategy.choose(config.distributed, weights, storage, ranks, accumulating=accumulating)
+    layout, reason = strategy.choose(config.distributed, counts, storage, ranks, accumulating=accumulating)
     if ranks.size > 1:
         log.info(reason)
     bundle.sharding.wrap(units, names, layout, ranks)
@@ -117,7 +117,7 @@ class StageRun:
         self.plan, self.bundle, self.state, self.context = plan, bundle, state, context
         self.micro_batch, self.counters = micro_batch, counters
         self.stop_step = state.stage_start + plan.steps
-        self.saved = (state.step, state.judged, state.stage_done) if state.stage_step else None
+        self.saved = (state.step, state.evaluated_step, state.stage_done) if state.stage_step else None
         """The moment of the newest checkpoint, so that none is written twice."""
         self.manifest = plan.manifest(bundle.model, state.ever_trained, ranks.size, torch.__version__)
         self.saver = Saver(config.checkpoint.async_save, ranks)
@@ -149,7 +149,7 @@ class StageRun:
             stop=context.signals,
             mark=context.heartbeat.part,
             sources=plan.data.names(),
-            skipped=nonfinite.listed(context.run, plan.view.name),
+            skipped=nonfinite.steps_to_skip(context.run, plan.view.name),
             meter=counters.meter,
         )
 
@@ -197,7 +197,7 @@ class StageRun:
         A restart calls it for what a stop left undone; twice at one step changes nothing.
         """
         settings, state, evaluations = self.plan.config, self.state, self.evaluations
-        if (state.judged == state.step < self.stop_step) or state.stage_step == 0:
+        if (state.evaluated_step == state.step < self.stop_step) or state.stage_step == 0:
             return False
         planned = state.step >= self.stop_step
         due = evaluations.entries if planned else evaluations.due(state)
@@ -213,13 +213,13 @@ class StageRun:
             last = evaluations.run(state, [entry for entry in evaluations.entries if entry not in evaluations.due(state)])
             if last is None:
                 return improved
-        state.judged, state.stage_done = state.step, reason
+        state.evaluated_step, state.stage_done = state.step, reason
         return improved
 
     def save(self) -> None:
         """Write a checkpoint of this moment, unless it is the newest one already."""
         plan, state, bundle = self.plan, self.state, self.bundle
-        moment = (state.step, state.judged, state.stage_done)
+        moment = (state.step, state.evaluated_step, state.stage_done)
         if moment == self.saved:
             return
         self.saved = moment
@@ -228,8 +228,8 @@ class StageRun:
         state.probe = self.probe.measure()
         frozen = {"base": bundle.family.base(bundle.section), "frozen_xxh3": bundle.frozen_xxh3(state.ever_trained)}
         spared = state.best["step"] if state.best else None
-        manifest = {**self.manifest, **frozen, "state": state.facts()}
-        self.saver.save(folder, state.tensors(), manifest, plan.config.checkpoint.keep, spared)
+        manifest = {**self.manifest, **frozen, "state": state.metadata()}
+        self.saver.save(folder, state.tensors(), manifest, keep=plan.config.checkpoint.keep, spared=spared)
 
     def _loader(self, start_step: int, stop_step: int, **options: Any) -> Loader:
         """Open a loader of this rank's part of the stage's steps from `start_step` up to `stop_step`, counted in the stage."""

@@ -1,4 +1,4 @@
-"""Where a run starts from: its own newest checkpoint, another run's weights, or step 0. What that means is said before the first step."""
+"""Where a run starts from: its own newest checkpoint, another run's weights, or step 0; what changes is logged before the first step."""
 
 import json
 import logging
@@ -25,7 +25,7 @@ from plait.errors import PlaitError
 from plait.families import registry
 
 LINEAGE = "lineage.json"
-"""In a run directory: what the run came from, by `from:` or by a fork."""
+"""In a run directory: the start that `from:` or a fork gave the run."""
 
 _FORMS = f"from: {checkpoint_specs.FORMS}, a folder of safetensors, or a Hub repository as owner/name"
 _PROBE_TOLERANCE = 1e-3
@@ -37,13 +37,13 @@ log = logging.getLogger(__name__)
 
 
 def resume(
-    state: State, bundle: ModelBundle, views: Sequence[StageView], run: Path, ranks: Ranks, allow_inexact: bool
+    state: State, bundle: ModelBundle, views: Sequence[StageView], *, run: Path, ranks: Ranks, allow_inexact: bool
 ) -> Checkpoint | None:
-    """Restore the run's newest intact checkpoint and report every item; damaged newer ones are named. Returns None when there is none.
+    """Restore the run's newest intact checkpoint and log what that means; returns None when there is none.
 
     Raises PlaitError when a frozen weight is not the one the run was trained against, or something saved would be lost.
     """
-    newest = None
+    newest: Checkpoint | None = None
     if ranks.first:  # one reader hashes
         checkpoint.clear_unfinished(run)
         newest, faults = checkpoint.newest_intact(run)
@@ -53,35 +53,38 @@ def resume(
     newest = ranks.agree(newest)
     if newest is None:
         return None
-    facts = newest.manifest["state"]
-    if facts["stage"] > len(views):
-        raise PlaitError(f"{newest.folder} is of stage {facts['stage']}, but the configuration has {len(views)} stages; give them back")
-    if bundle.frozen_xxh3(set(facts["trained"])) != newest.manifest["frozen_xxh3"]:
+    saved = newest.manifest["state"]
+    if saved["stage"] > len(views):
+        raise PlaitError(f"{newest.folder} is of stage {saved['stage']}, but the configuration has {len(views)} stages; give them back")
+    if bundle.frozen_xxh3(set(saved["trained"])) != newest.manifest["frozen_xxh3"]:
         raise PlaitError(f"the frozen weights are not those that {newest.folder} was trained against: {newest.manifest['base']}")
-    tensors = {group: newest.saved(group) for group in GROUPS}
-    view = views[facts["stage"] - 1]
-    rows = migration_table(tensors, set(facts["trained"]), view.config, bundle)
-    accept(rows, [], run, f"{newest.folder}", ranks, allow_inexact)
-    state.restore(facts, tensors)
+    tensors = {group: newest.stored(group) for group in GROUPS}
+    view = views[saved["stage"] - 1]
+    rows = migration_table(tensors, set(saved["trained"]), view.config, bundle)
+    accept(rows, [], run=run, origin=f"{newest.folder}", ranks=ranks, allow_inexact=allow_inexact)
+    state.restore(saved, tensors)
     if ranks.first:
         post_hoc_ema.forget(run, state.step)
     before = newest.manifest.get("world", 1)
     layout = "exact" if before == ranks.size else f"remapped: {before} ranks then, {ranks.size} now; same global batches, same noise"
     log.info(f"  step {state.step}, order of data, noise    exact: functions of (seed, step)\n  ranks    {layout}")
-    for line in freezing(newest.manifest, bundle, view.config) if facts["stage_done"] is None else ():
+    for line in freezing_changes(newest.manifest, bundle, view.config) if saved["stage_done"] is None else ():
         log.info(f"  {line}")
     return newest
 
 
 def check_named(spec: str) -> None:
-    """Raise PlaitError where `from:` names nothing here that could be on the Hub: known before a model is built, or downloaded, for it."""
+    """Raise PlaitError where `from:` is neither a path here nor the name of a Hub repository; reads and downloads nothing."""
     path, _ = checkpoint_specs.split(spec)
     if not path.exists() and not checkpoint_specs.may_be_hub(spec.partition("@")[0]):
         checkpoint_specs.locate(spec, _FORMS)
 
 
-def begin_from(state: State, bundle: ModelBundle, view: StageView, run: Path, ranks: Ranks, allow_inexact: bool) -> None:
-    """Start at step 0 with the weights, averages and moments of what `from:` names; freezing comes from this run's own configuration."""
+def begin_from(state: State, bundle: ModelBundle, view: StageView, *, run: Path, ranks: Ranks, allow_inexact: bool) -> None:
+    """Start at step 0 with the weights, averages and moments that `from:` names; what is frozen is up to this run's configuration.
+
+    Raises PlaitError when `from:` names nothing usable, or something saved would be lost.
+    """
     spec = str(view.config.from_)
     tensors, manifest, folder = read_from(spec)
     publisher = registry.publisher(bundle.family.name)
@@ -97,41 +100,42 @@ def begin_from(state: State, bundle: ModelBundle, view: StageView, run: Path, ra
         notes.append(f"base weights: frozen there {manifest['base']}, here {bundle.family.base(bundle.section)}")
     if ranks.first:
         log.info(f"starting from {folder}")
-        for line in freezing(manifest, bundle, view.config):
+        for line in freezing_changes(manifest, bundle, view.config):
             log.info(f"  {line}")
         lineage = {"kind": "from", "from": spec, "folder": str(folder), "step": manifest["state"]["step"] if manifest else None}
         files.write_json(run / LINEAGE, lineage)
-    accept(rows, notes, run, spec, ranks, allow_inexact)
+    accept(rows, notes, run=run, origin=spec, ranks=ranks, allow_inexact=allow_inexact)
     kept = {name for row in rows if row.group == "weights" and row.verdict == "keep" for name in row.names}
     fitting: Tensors = {
         group: {name: value for name, value in part.items() if (name.rpartition(".")[0] if group == "moments" else name) in kept}
         for group, part in tensors.items()
     }
-    start = State(bundle.model).facts() | {"trained": sorted(kept)}
-    state.restore(start, fitting)
+    state.restore(State(bundle.model).metadata() | {"trained": sorted(kept)}, fitting)
 
 
 def read_from(spec: str) -> tuple[Tensors, dict[str, Any] | None, Path]:
-    """The tensors, manifest (None for bare weights) and folder that `spec` means.
+    """Read the tensors, manifest (None for bare weights) and folder of a `from:` spec.
 
-    What places.py knows, a folder of safetensors, or a Hub repository (owner/name).
+    A checkpoint spec (`checkpoint_specs.py`), a folder of safetensors, or a Hub repository (owner/name). Raises PlaitError for anything
+    else, and for a damaged checkpoint.
     """
     path, mark = checkpoint_specs.split(spec)
     name = spec.partition("@")[0]
     if not path.exists() and not (path.parent / "config.yaml").is_file() and checkpoint_specs.may_be_hub(name):
-        return _weights(_download(name, mark or None))
+        return _read_folder(_download(name, mark or None))
     if path.exists() and not checkpoint.is_step(path) and not checkpoint.published(checkpoint.run_of(path)):
-        return _weights(path)
-    found = checkpoint_specs.locate(spec, _FORMS)
-    return {group: found.tensors(group) for group in GROUPS}, found.manifest, found.folder
+        return _read_folder(path)
+    located = checkpoint_specs.locate(spec, _FORMS)
+    return {group: located.tensors(group) for group in GROUPS}, located.manifest, located.folder
 
 
-def _weights(folder: Path) -> tuple[Tensors, dict[str, Any] | None, Path]:
+def _read_folder(folder: Path) -> tuple[Tensors, dict[str, Any] | None, Path]:
+    """Read a folder outside of a run: a checkpoint with its manifest, or bare safetensors."""
     if (folder / "manifest.json").is_file():
         if faults := checkpoint.verify(folder):
             raise PlaitError(faults[0])
-        found = checkpoint.read(folder)
-        return {group: found.tensors(group) for group in GROUPS}, found.manifest, folder
+        located = checkpoint.read(folder)
+        return {group: located.tensors(group) for group in GROUPS}, located.manifest, folder
     parts = sorted(folder.glob("*.safetensors"))
     if not parts:
         raise PlaitError(f"from: {folder} is neither a run nor a folder with safetensors weights")
@@ -149,7 +153,7 @@ def _download(repository: str, revision: str | None) -> Path:
 def migration_table(
     tensors: Mapping[str, Mapping[str, StoredTensor]], trained: set[str], config: RunConfig, bundle: ModelBundle
 ) -> list[migrate.Row]:
-    """The migration table of saved tensors into the stage that `config` describes."""
+    """Compare saved tensors with what the stage of `config` needs; returns the migration table."""
     components = bundle.family.components(bundle.model)
     now = {name for part in optim.select(components, config.trainable, bundle.family.never_trained).values() for name in part}
     wanted = {"weights": now, "moments": now, "ema": now if config.optim.ema is not None else set()}
@@ -158,12 +162,15 @@ def migration_table(
     return migrate.compare(tensors, components, wanted, trained)
 
 
-def accept(rows: Sequence[migrate.Row], notes: Sequence[str], run: Path, start: str, ranks: Ranks, allow_inexact: bool) -> None:
-    """Print and save the migration table. Raises PlaitError when something would be lost, unless that was allowed."""
+def accept(rows: Sequence[migrate.Row], notes: Sequence[str], *, run: Path, origin: str, ranks: Ranks, allow_inexact: bool) -> None:
+    """Log and save the migration table of a start from `origin`. `notes`: what is inexact beside the table.
+
+    Raises PlaitError when something is inexact, unless that was allowed.
+    """
     lost = [*migrate.inexact(rows), *notes]
     if ranks.first:
         log.info(migrate.table(rows))
-        row = {"from": start, "rows": [vars(row) for row in rows], "inexact": lost}
+        row = {"from": origin, "rows": [vars(row) for row in rows], "inexact": lost}
         files.append_rows(run / "migrations.jsonl", [row])
         for line in lost:
             log.info(f"  inexact: {line}")
@@ -171,8 +178,8 @@ def accept(rows: Sequence[migrate.Row], notes: Sequence[str], run: Path, start: 
         raise PlaitError(f"this start is inexact ({'; '.join(lost)}); if that is meant, add --allow-inexact")
 
 
-def freezing(manifest: Mapping[str, Any] | None, bundle: ModelBundle, config: RunConfig) -> list[str]:
-    """How what trains differs from the start's last stage, a line per component."""
+def freezing_changes(manifest: Mapping[str, Any] | None, bundle: ModelBundle, config: RunConfig) -> list[str]:
+    """Return a line for each component that trains here and not in the checkpoint's stage, or the other way round."""
     if manifest is None:
         return []
     components = bundle.family.components(bundle.model)
@@ -182,8 +189,8 @@ def freezing(manifest: Mapping[str, Any] | None, bundle: ModelBundle, config: Ru
     return lines + [f"{name}: frozen there, trains here" for name in sorted(now - before)]
 
 
-def changed(before: RunConfig, after: RunConfig, differences: Sequence[tuple[str, Any, Any]], steps: int) -> str:
-    """What a changed configuration means: each key, and the learning rate then and now when its curve moved."""
+def describe_changes(before: RunConfig, after: RunConfig, differences: Sequence[tuple[str, Any, Any]], steps: int) -> str:
+    """Describe a changed configuration: each key, and the learning-rate curves where they may differ. `steps`: where none are set."""
     lines = [f"  {key}: {json.dumps(old)} -> {json.dumps(new)}" for key, old, new in differences]
     if any(key.startswith(("optim", "train", "stages")) for key, _, _ in differences):
         for name, config in (("then", before), ("now", after)):
@@ -192,34 +199,40 @@ def changed(before: RunConfig, after: RunConfig, differences: Sequence[tuple[str
 
 
 def curve(config: RunConfig, steps: int) -> str:
-    """The learning-rate curve over `steps` as a line of bars, with its peak and end."""
+    """Draw the learning-rate curve over `steps` as a line of bars, with its peak and end."""
     values, end, units = schedule.curve(config.optim, steps, _CURVE_COLUMNS)
     bars = "".join(_BARS[round(value * (len(_BARS) - 1))] for value in values)
     return f"{bars} peak {config.optim.lr:.2g}, end {config.optim.lr * values[-1]:.2g}, {end} {units}"
 
 
 def check_data(saved: Checkpoint, now: Mapping[str, str], run: Path, allow_inexact: bool) -> str:
-    """How the training data compares with that of the checkpoint. Raises PlaitError when its content is another, unless a fork meant it."""
-    then = saved.manifest["data"]
-    named = {name: (then.get(name, "not there"), now.get(name, "gone")) for name in {**then, **now}}
-    changed = [f"{name}: {was} -> {is_}" for name, (was, is_) in named.items() if was != is_]
-    if not changed:
+    """Compare the training data's fingerprints with the checkpoint's; returns a line about them.
+
+    Raises PlaitError when they differ, unless the run is a fork that changed its data, or that was allowed.
+    """
+    before = saved.manifest["data"]
+    by_name = {name: (before.get(name, "not there"), now.get(name, "gone")) for name in {**before, **now}}
+    changes = [f"{name}: {old} -> {new}" for name, (old, new) in by_name.items() if old != new]
+    if not changes:
         return f"data     exact: {', '.join(now)}"
-    line = f"the training data is not what {saved.folder} was trained on ({'; '.join(changed)})"
+    line = f"the training data is not what {saved.folder} was trained on ({'; '.join(changes)})"
     if not allow_inexact and not _forked_for_data(run, saved.step):
         raise PlaitError(f"{line}; put it back, fork the run with the new data, or add --allow-inexact")
     return f"data     changed: {line}"
 
 
 def _forked_for_data(run: Path, step: int) -> bool:
-    """Whether the run is a fork at this very step that was made to go on with other data."""
+    """Return whether the run is a fork at this very step that changed the data."""
     path = run / LINEAGE
     lineage: dict[str, Any] = json.loads(path.read_bytes()) if path.is_file() else {"kind": None}
     return lineage["kind"] == "fork" and lineage["step"] == step and any("data." in f"{key}." for key, _, _ in lineage["differences"])
 
 
 def check_probe(stored: float | None, now: float, allow_inexact: bool) -> str:
-    """How the probe samples' loss compares with the one in the checkpoint. Raises PlaitError when it is another model's."""
+    """Compare the probe samples' loss with the one in the checkpoint; returns a line about it.
+
+    Raises PlaitError when they are too far apart to be of the same model, unless that was allowed.
+    """
     if stored is None:
         return f"probe loss {now:.6f}: none stored to compare with"
     if stored == now:

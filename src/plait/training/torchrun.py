@@ -1,9 +1,10 @@
-"""torchrun, ending as plait does: one line and plait's exit code, in place of a traceback of its own.
+"""torchrun with plait's exit codes, and one line in place of a traceback when it ends.
 
-`python -m plait.training.torchrun` takes torchrun's arguments. It starts the ranks, starts all again when one dies, passes signals on
+`python -m plait.training.torchrun` takes torchrun's arguments. It starts the ranks, restarts all of them when one dies, passes signals on
 and waits for the ranks to save.
 """
 
+import logging
 import signal
 import sys
 from collections.abc import Sequence
@@ -12,15 +13,22 @@ from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+from plait.engine.monitoring import reporter
 from plait.engine.monitoring.signals import Paused
+
+log = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run torchrun. Exit codes: 0 all ranks did, 75 stopped by a signal, else that of the rank that failed first (1 when it was killed)."""
+    """Run torchrun; returns an exit code: 0 when all ranks succeeded, 75 when a signal stopped them, else that of the first to fail.
+
+    A rank that was killed counts as 1.
+    """
+    reporter.install()
     try:
         torchrun.main(list(arguments))
     except SignalException as error:
-        print(f"plait: stopped by {signal.Signals(error.sigval).name}; the same command continues", file=sys.stderr)
+        log.error(f"plait: stopped by {signal.Signals(error.sigval).name}; the same command continues")
         return Paused.exit_code
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
@@ -28,7 +36,7 @@ def main(arguments: Sequence[str]) -> int:
             how = f"was killed by {signal.Signals(-failure.exitcode).name}"
         else:
             how = f"ended with exit code {failure.exitcode}"
-        print(f"plait: rank {rank} {how}, and no restart is left; the same command continues", file=sys.stderr)
+        log.error(f"plait: rank {rank} {how}, and no restart is left; the same command continues")
         return max(1, failure.exitcode)
     return 0
 

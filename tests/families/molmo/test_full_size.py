@@ -104,7 +104,7 @@ STAGES = {
 def held(model, parts, ranks):
     """GB of state per rank in bf16: one copy on one rank, or all of it cut over several."""
     trained = [name for part in parts for name in family.components(model)[part]]
-    weights = memory_estimate.weigh(model, trained, trained, family.blocks(model))
+    weights = memory_estimate.count_parameters(model, trained, trained, family.blocks(model))
     layout = memory_estimate.Layout("ddp") if ranks == 1 else memory_estimate.Layout("fsdp", ranks)
     return memory_estimate.memory(weights, layout, memory_estimate.Storage.of("bf16")).total / 1e9
 

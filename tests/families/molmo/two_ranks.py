@@ -28,7 +28,7 @@ def main(out: Path, cut_frozen: bool | None = None, trainable: tuple[str, ...] =
             SimpleNamespace(batch=inputs.collate(examples[start : start + size]), ids=[Id(0, start, 0)], padding=False)
             for start in range(0, 4, size)
         ]
-        layout = Layout("ddp" if cut_frozen is None or ranks.size == 1 else "fsdp", ranks.size, cut_frozen=bool(cut_frozen))
+        layout = Layout("ddp" if cut_frozen is None or ranks.size == 1 else "fsdp", ranks.size, shard_frozen=bool(cut_frozen))
         names = {name for part in trainable for name in family.components(model)[part]}
         Sharding(model).wrap(family.blocks(model), names, layout, ranks)
         state = State(model)

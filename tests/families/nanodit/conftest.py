@@ -34,18 +34,18 @@ def wake(model: torch.nn.Module) -> None:
         parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
 
 
-def sample(number: int, *, size: tuple[int, int] = (8, 8), tokens: int = 3, said: str | None = None, **arrays: Any) -> dict[str, Any]:
+def sample(number: int, *, size: tuple[int, int] = (8, 8), tokens: int = 3, text: str | None = None, **arrays: Any) -> dict[str, Any]:
     """Sample `number`: latents (4, *size), `tokens` text states, image features; arrays given by name replace them, None removes."""
     random = np.random.default_rng(number)
-    found = {
+    given = {
         "vae": random.standard_normal((4, *size)).astype(np.float32),
         "t5h": random.standard_normal((tokens, 8)).astype(np.float16),
         "dinov3": random.standard_normal(6).astype(np.float32),
         **arrays,
     }
-    messages = [{"role": "assistant", "content": f"caption {number}" if said is None else said}]
-    kept = {name: value for name, value in found.items() if value is not None}
-    return {"id": f"s{number}", "images": [], "messages": messages, "fields": {}, "arrays": kept}
+    messages = [{"role": "assistant", "content": f"caption {number}" if text is None else text}]
+    present = {name: value for name, value in given.items() if value is not None}
+    return {"id": f"s{number}", "images": [], "messages": messages, "fields": {}, "arrays": present}
 
 
 @pytest.fixture

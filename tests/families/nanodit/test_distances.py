@@ -40,5 +40,5 @@ def test_the_kernel_distance_is_its_definition():
 
 def test_the_kernel_distance_of_two_samples_of_one_law_averages_to_nothing():
     random = np.random.default_rng(4)
-    found = [distances.kernel(random.standard_normal((20, 3)), random.standard_normal((20, 3))) for _ in range(200)]
-    assert abs(np.mean(found)) < 4 * np.std(found) / 200**0.5
+    values = [distances.kernel(random.standard_normal((20, 3)), random.standard_normal((20, 3))) for _ in range(200)]
+    assert abs(np.mean(values)) < 4 * np.std(values) / 200**0.5

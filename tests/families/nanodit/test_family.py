@@ -68,7 +68,7 @@ def behaviour(directory, **section):
     Image.fromarray(random.integers(0, 255, (24, 24, 3), np.uint8)).save(buffer, "PNG")
     examples = []
     for i in range(12):
-        one = sample(i, said=f"the left {i}", t5h=random.standard_normal((3, config.text_dim)))
+        one = sample(i, text=f"the left {i}", t5h=random.standard_normal((3, config.text_dim)))
         one["arrays"] |= {"vae": random.standard_normal((config.channels, 8, 8)), "dinov3": random.standard_normal(config.image_dim or 1)}
         one["arrays"] |= {"t5h_flip": one["arrays"]["t5h"] * 2}
         examples.append(inputs.encode({**one, "images": [buffer.getvalue()]}, i))
@@ -76,7 +76,7 @@ def behaviour(directory, **section):
     sums = family.Loss(config).sums(net, batch)
     drawn = draw(net, inputs, [Request(examples[0].conditions, tuple(examples[0].x0.shape), 1)], config.sampling)
     seen = [float(value.detach().double().sum()) for value in (batch["x0"], batch["t"], batch["text"].float(), sums["flow"], drawn)]
-    return [round(value, 5) for value in seen], str(inputs.pictures)
+    return [round(value, 5) for value in seen], str(inputs.pictures_folder("step-7"))
 
 
 @pytest.mark.parametrize(("name", "value", "base"), CHANGES, ids=lambda value: str(value)[:40])
@@ -96,7 +96,7 @@ def test_every_setting_is_in_that_list():
 
 
 @pytest.mark.parametrize(
-    ("section", "said"),
+    ("section", "message"),
     [
         ({"size": "9/99"}, "size '9/99' is not in the table: 12/384, 24/512"),
         ({"size": "12/384", "depth": 3}, "size 12/384 has depth 12, but depth is 3"),
@@ -107,8 +107,8 @@ def test_every_setting_is_in_that_list():
         ({"sampling": {"interval": (0.5, 0.5)}}, "its first t must be below its second"),
     ],
 )
-def test_settings_that_cannot_be_together_are_refused(section, said):
-    with pytest.raises(ValueError, match=said):
+def test_settings_that_cannot_be_together_are_refused(section, message):
+    with pytest.raises(ValueError, match=message):
         Config(**section)
 
 
@@ -166,7 +166,7 @@ def test_one_condition_that_decides_alone_shows_in_the_divergence_test(make, sho
     assert low <= benches["divergence"].summarise(rows)[figure] <= high
 
 
-def test_the_toy_bench_judges_labels(make, monkeypatch):
+def test_the_toy_bench_classifies_by_labels(make, monkeypatch):
     """A drawer that paints exactly what its conditions say is always right; one that ignores the image is right by half on colour."""
     _, net, inputs = make()
     samples = labelled(8)
@@ -194,9 +194,9 @@ def test_the_toy_bench_judges_labels(make, monkeypatch):
     assert (figures["text"], figures["both"]) == (1.0, 0.5)
 
 
-def test_benches_that_cannot_judge_say_why(make):
+def test_benches_that_cannot_run_name_the_reason(make):
     _, net, inputs = make()
-    with pytest.raises(PlaitError, match="bench toy judges fields position and colour, which sample s0 has not"):
+    with pytest.raises(PlaitError, match="bench toy needs the fields position and colour, which sample s0 has not"):
         benches["toy"].predict(net, [sample(0)], inputs, batch=1)
     with pytest.raises(PlaitError, match=r"no two of 1 samples differ in their text: raise evaluate\.samples"):
         benches["edit"].predict(net, [sample(0)], inputs, batch=1)
@@ -217,8 +217,7 @@ def test_the_distance_bench_looks_through_the_extractor_that_is_named(make, monk
 
 def test_pictures_carry_their_settings_and_make_a_grid_per_size(make):
     _, net, inputs = make(sampling={"steps": 2})
-    inputs.moment = "step-7"
-    rows = benches["grid"].predict(net, [*labelled(3), sample(9, size=(4, 8))], inputs, batch=4)
+    rows = benches["grid"].predict(net, [*labelled(3), sample(9, size=(4, 8))], inputs, batch=4, moment="step-7")
     assert "/validation/step-7/" in rows[0]["picture"]
     with Image.open(rows[0]["picture"]) as picture:
         settings = json.loads(picture.text["plait"])
@@ -274,7 +273,7 @@ def test_prompts_and_latents_go_through_the_encoders_of_the_shards(make, directo
 
 
 @pytest.mark.parametrize(
-    ("options", "section", "said"),
+    ("options", "section", "message"),
     [
         ({"size": "10x16"}, {}, "--size is 10x16: both sides must be multiples of 16 pixels"),
         ({}, {}, "--size is missing"),
@@ -285,10 +284,10 @@ def test_prompts_and_latents_go_through_the_encoders_of_the_shards(make, directo
         ({"solver": "rk4"}, PIXELS, "--solver: Input should be 'euler' or 'heun'"),
     ],
 )
-def test_what_cannot_be_drawn_is_one_line(make, directory, tmp_path, options, section, said):
+def test_what_cannot_be_drawn_is_one_line(make, directory, tmp_path, options, section, message):
     with pytest.raises(PlaitError) as caught:
         generated(make, directory, tmp_path, options, **section)
-    assert said in str(caught.value) and "\n" not in str(caught.value)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_metadata_that_is_not_there_is_named(directory):
@@ -307,7 +306,7 @@ def test_the_contact_sheet_shows_picture_caption_and_draws(make):
 
 def test_the_contact_sheet_shows_a_mirrored_sample_with_its_mirrored_caption(make):
     _, _, inputs = make(inputs={"train": True}, flip={"probability": 1.0}, text="words", words=64)
-    one = sample(1, said="a dot on the left")
+    one = sample(1, text="a dot on the left")
     shown = family.inspect(inputs, one, inputs.encode(one, 1))
     assert shown["text"] == [("a dot on the right", False)] and shown["notes"]["mirrored"]
 
@@ -317,5 +316,5 @@ def test_float16_is_refused_with_its_reason(tmp_path):
     recipe.write_text("family: nanodit\ndata: {train: [{source: scenes}]}\ntrain: {steps: 9, precision: fp16}\n")
     with pytest.raises(PlaitError) as caught:
         open_config(recipe)
-    said = "its residual stream grows beyond float16's 65,504; use bf16, which has float32's range"
-    assert str(caught.value) == f"{recipe}:3: train.precision is 'fp16', which family nanodit refuses: {said}"
+    message = "its residual stream grows beyond float16's 65,504; use bf16, which has float32's range"
+    assert str(caught.value) == f"{recipe}:3: train.precision is 'fp16', which family nanodit refuses: {message}"

@@ -48,15 +48,15 @@ def test_the_best_velocity_on_a_gaussian_carries_noise_to_the_data(s, solver):
     """E[v | z] = (t - (1 - t) s^2) / ((1 - t)^2 s^2 + t^2) z moves every z by the factor s: the sign of v, t and the step."""
     z = torch.tensor([[[[1.0, -2.0]]]], dtype=torch.float64)
     grid = [1 - i / 2000 for i in range(2001)]
-    found = integrate(lambda z, t: (t - (1 - t) * s**2) / ((1 - t) ** 2 * s**2 + t**2) * z, z, grid, solver)
-    assert torch.allclose(found, s * z, rtol=2e-3)  # 2000 Euler steps
+    end = integrate(lambda z, t: (t - (1 - t) * s**2) / ((1 - t) ** 2 * s**2 + t**2) * z, z, grid, solver)
+    assert torch.allclose(end, s * z, rtol=2e-3)  # 2000 Euler steps
 
 
 def test_heun_halves_its_error_fourfold():
     def error(steps):
         grid = [1 - 0.5 * i / steps for i in range(steps + 1)]
-        found = integrate(lambda z, t: t * z, torch.ones(1, 1, 1, 1, dtype=torch.float64), grid, "heun")
-        return abs(float(found) - math.exp(-0.375))  # z(t) = exp((t^2 - 1) / 2)
+        end = integrate(lambda z, t: t * z, torch.ones(1, 1, 1, 1, dtype=torch.float64), grid, "heun")
+        return abs(float(end) - math.exp(-0.375))  # z(t) = exp((t^2 - 1) / 2)
 
     assert error(10) / error(20) == pytest.approx(4, rel=0.15)
 

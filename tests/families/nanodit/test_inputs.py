@@ -1,4 +1,4 @@
-"""What becomes of a sample: keyed draws, mirroring with its text, packing, bad samples."""
+"""Preprocessing of samples: keyed draws, mirroring with its text, packing, bad samples."""
 
 import io
 
@@ -46,9 +46,9 @@ def test_torchs_own_generator_is_never_used(make):
 
 def test_held_out_samples_keep_their_conditions_and_are_never_mirrored(make):
     _, _, inputs = make(flip={"probability": 1.0}, dropout={"neither": 1.0, "text_only": 0.0, "image_only": 0.0})
-    found = inputs.encode(sample(1), 5)
-    assert found.conditions.text is not None and found.conditions.image is not None
-    assert not found.mirrored
+    example = inputs.encode(sample(1), 5)
+    assert example.conditions.text is not None and example.conditions.image is not None
+    assert not example.mirrored
 
 
 def test_dropout_follows_its_shares(make):
@@ -65,16 +65,16 @@ def mirrored(inputs, one, count=64):
 
 def test_half_of_the_samples_are_mirrored_with_their_latents(make):
     _, _, inputs = make(inputs={"train": True})
-    found = mirrored(inputs, sample(1, said="a frog"), 400)
-    assert sum(one.mirrored for one in found) / 400 == pytest.approx(0.5, abs=0.08)
+    examples = mirrored(inputs, sample(1, text="a frog"), 400)
+    assert sum(one.mirrored for one in examples) / 400 == pytest.approx(0.5, abs=0.08)
     x0 = torch.tensor(sample(1)["arrays"]["vae"])
-    assert all(torch.equal(one.x0, x0.flip(-1) if one.mirrored else x0) for one in found)
+    assert all(torch.equal(one.x0, x0.flip(-1) if one.mirrored else x0) for one in examples)
 
 
 def test_a_caption_with_a_side_is_mirrored_only_with_its_twin(make):
     _, _, inputs = make(inputs={"train": True}, flip={"probability": 1.0}, dropout={"neither": 0, "text_only": 0, "image_only": 0})
     twin = np.full((3, 8), 7, np.float16)
-    plain, paired = sample(1, said="the left dot"), sample(1, said="the left dot", t5h_flip=twin)
+    plain, paired = sample(1, text="the left dot"), sample(1, text="the left dot", t5h_flip=twin)
     assert not any(one.mirrored for one in mirrored(inputs, plain))
     assert all(one.mirrored and torch.equal(one.conditions.text, torch.full((3, 8), 7.0)) for one in mirrored(inputs, paired))
 
@@ -82,17 +82,17 @@ def test_a_caption_with_a_side_is_mirrored_only_with_its_twin(make):
 def test_without_swapping_a_caption_with_a_side_is_never_mirrored(make):
     _, _, inputs = make(inputs={"train": True}, flip={"probability": 1.0, "swap_caption": False})
     twin = np.full((3, 8), 7, np.float16)
-    assert not any(one.mirrored for one in mirrored(inputs, sample(1, said="the left dot", t5h_flip=twin)))
-    assert all(one.mirrored for one in mirrored(inputs, sample(1, said="the upright frog", t5h_flip=twin)))
+    assert not any(one.mirrored for one in mirrored(inputs, sample(1, text="the left dot", t5h_flip=twin)))
+    assert all(one.mirrored for one in mirrored(inputs, sample(1, text="the upright frog", t5h_flip=twin)))
 
 
 def test_words_of_a_mirrored_caption_are_swapped(make):
     _, _, inputs = make(
         text="words", inputs={"train": True}, flip={"probability": 1.0}, dropout={"neither": 0, "text_only": 0, "image_only": 0}
     )
-    found = inputs.encode(sample(1, said="Left dot, right hand"), 3)
-    assert found.mirrored
-    assert torch.equal(found.conditions.text, inputs.words("right dot, left hand"))
+    example = inputs.encode(sample(1, text="Left dot, right hand"), 3)
+    assert example.mirrored
+    assert torch.equal(example.conditions.text, inputs.words("right dot, left hand"))
 
 
 def test_the_same_word_has_the_same_row_and_case_does_not_count(make):
@@ -123,9 +123,9 @@ def test_padding_fixes_the_number_of_places(make, pad, longest):
 
 def test_pixels_are_cropped_and_scaled_to_the_unit(make):
     _, _, inputs = make(space="pixels", channels=3, image_size=16, image_dim=0, text="words")
-    found = inputs.encode({**sample(1, said="red"), "images": [picture()]}, 1)
-    assert found.x0.shape == (3, 16, 16)
-    assert found.x0.amax((1, 2)).tolist() == [1.0, -1.0, -1.0]
+    example = inputs.encode({**sample(1, text="red"), "images": [picture()]}, 1)
+    assert example.x0.shape == (3, 16, 16)
+    assert example.x0.amax((1, 2)).tolist() == [1.0, -1.0, -1.0]
 
 
 def test_the_caption_is_the_answer_else_the_question():
@@ -134,7 +134,7 @@ def test_the_caption_is_the_answer_else_the_question():
 
 
 @pytest.mark.parametrize(
-    ("arrays", "said"),
+    ("arrays", "message"),
     [
         ({"vae": np.zeros((3, 8, 8), np.float32)}, r"latents of shape \(3, 8, 8\); expected \(4, H, W\), H and W multiples of 2"),
         ({"vae": np.zeros((4, 7, 8), np.float32)}, r"latents of shape \(4, 7, 8\)"),
@@ -146,9 +146,9 @@ def test_the_caption_is_the_answer_else_the_question():
         ({"dinov3": np.full(6, np.nan, np.float32)}, "image features that are not finite"),
     ],
 )
-def test_a_bad_sample_is_said_to_be_so(make, arrays, said):
+def test_a_bad_sample_is_refused_with_its_reason(make, arrays, message):
     _, _, inputs = make()
-    with pytest.raises(BadSample, match=said):
+    with pytest.raises(BadSample, match=message):
         inputs.encode(sample(1, **arrays), 1)
 
 

@@ -27,7 +27,7 @@ def test_the_first_loss_is_one_plus_the_mean_square_of_the_data(make):
 def test_sums_are_those_of_a_loop_in_float64(make, prediction):
     config, net, inputs = make(prediction=prediction)
     batch = batch_of(inputs)
-    found = family.Loss(config).sums(net, batch)
+    sums = family.Loss(config).sums(net, batch)
     t = batch["t"].double()
     z = torch.stack([(1 - t[i]) * batch["x0"][i].double() + t[i] * batch["noise"][i] for i in range(12)])
     output = net({**batch, "z": z.float()}).detach().double()
@@ -37,8 +37,8 @@ def test_sums_are_those_of_a_loop_in_float64(make, prediction):
         error = (output[i] - v) if prediction == "v" else (output[i] - batch["x0"][i]) / t[i].clamp(min=flow.T_FLOOR)
         total += float((error**2).mean())
         low += float((error**2).mean()) if t[i] < 0.3 else 0.0
-    assert float(found["flow"].detach()) == pytest.approx(total, rel=1e-4)
-    assert float(found["t_low"]) == pytest.approx(low, rel=1e-4)
+    assert float(sums["flow"].detach()) == pytest.approx(total, rel=1e-4)
+    assert float(sums["t_low"]) == pytest.approx(low, rel=1e-4)
 
 
 def test_ranges_of_t_cover_every_sample_once(make):
@@ -86,9 +86,9 @@ def test_nothing_is_read_back_from_the_device(make):
     """On the meta device there are no values to read: any host sync (item, bool, nonzero) would raise."""
     config, net, inputs = make()
     batch = {name: value.to("meta") for name, value in batch_of(inputs).items()}
-    found = family.Loss(config).sums(net.to("meta"), batch)
-    found["flow"].backward()
-    assert all(value.device.type == "meta" for value in found.values())
+    sums = family.Loss(config).sums(net.to("meta"), batch)
+    sums["flow"].backward()
+    assert all(value.device.type == "meta" for value in sums.values())
 
 
 def test_bfloat16_sums_are_float32_and_close(make):

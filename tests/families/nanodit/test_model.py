@@ -6,7 +6,6 @@ import torch
 from plait.families.nanodit import family, model
 from plait.families.nanodit.config import SIZES, Config
 from plait.families.nanodit.inputs import Conditions
-from plait.families.nanodit.model import forward_flops
 
 from .conftest import sample
 
@@ -27,9 +26,9 @@ def test_every_row_of_the_table_has_its_parameters(size, directory):
 @pytest.mark.parametrize("section", [{}, {"prediction": "x"}, {"text": "words"}, {"image_dim": 0}])
 def test_the_first_output_is_exactly_zero(make, section):
     _, net, inputs = make(woken=False, **section)
-    found = net(batch_of(inputs, [sample(i) for i in range(3)]))
-    assert found.shape == (3, 4, 8, 8)
-    assert torch.equal(found, torch.zeros_like(found))
+    output = net(batch_of(inputs, [sample(i) for i in range(3)]))
+    assert output.shape == (3, 4, 8, 8)
+    assert torch.equal(output, torch.zeros_like(output))
 
 
 def test_every_parameter_has_a_gradient_after_three_updates(make):
@@ -60,8 +59,8 @@ def test_a_picture_and_its_transpose_are_told_apart(make):
     _, net, inputs = make()
     z = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     z = z + z.mT  # symmetric, so that only positions can tell rows from columns
-    found = net(batch_of(inputs, [sample(1)], z))
-    assert not torch.allclose(found, found.mT, atol=1e-3)
+    output = net(batch_of(inputs, [sample(1)], z))
+    assert not torch.allclose(output, output.mT, atol=1e-3)
 
 
 @pytest.mark.parametrize("pad", ["longest", "to_128", "to_max", "none"])
@@ -79,10 +78,10 @@ def test_a_row_without_any_open_token_is_a_number_and_reads_nothing(make):
     _, net, inputs = make()
     batch = batch_of(inputs, [sample(1), sample(2)])
     batch["text_mask"] = batch["text_mask"] & torch.tensor([[False], [True]])
-    found = net(batch)
-    assert found.isfinite().all()
+    output = net(batch)
+    assert output.isfinite().all()
     other = {**batch, "text": batch["text"] + torch.tensor([[1.0]] * 3 + [[0.0]] * 3)}
-    assert torch.equal(net(other)[0], found[0])
+    assert torch.equal(net(other)[0], output[0])
 
 
 def test_a_dropped_caption_leaks_nothing_of_its_length(make):
@@ -104,8 +103,8 @@ def test_no_text_is_another_thing_than_text_of_zeros(make):
     _, net, inputs = make()
     z, t = torch.randn(1, 4, 8, 8), torch.tensor([0.5])
     none, zeros = Conditions(), Conditions(torch.zeros(1, 8), torch.zeros(6))
-    found = [net({**inputs.pack([one]), "z": z, "t": t}) for one in (none, zeros)]
-    assert not torch.allclose(*found, atol=1e-4)
+    outputs = [net({**inputs.pack([one]), "z": z, "t": t}) for one in (none, zeros)]
+    assert not torch.allclose(*outputs, atol=1e-4)
 
 
 def test_components_are_disjoint_and_cover_the_model(make):
@@ -131,6 +130,14 @@ def test_weights_without_decay_are_vectors(make):
     _, net, _ = make()
     vectors = {name for name, value in net.named_parameters() if value.ndim < 2}
     assert {"conditioning.null_text", "conditioning.null_image", "final.shift", "final.scale"} <= vectors
+
+
+def forward_flops(config, image_tokens, text_tokens):
+    """Operations of one sample's forward pass through the blocks, two per multiply-add."""
+    width, n, length = config.hidden, image_tokens, text_tokens
+    per_token = 4 * width**2 + 2 * width**2 + 2 * width * config.mlp  # self-attention; query and output of the cross; feed-forward
+    attention = 2 * n * n * width + 2 * n * length * width
+    return 2.0 * config.depth * (n * per_token + length * 2 * width**2 + attention)
 
 
 @pytest.mark.parametrize(

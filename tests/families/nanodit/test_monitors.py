@@ -1,4 +1,4 @@
-"""Monitors: quiet on a healthy run, one line of advice at each of their thresholds."""
+"""Monitors: no warning on a healthy run, one line of advice at each threshold."""
 
 import pytest
 
@@ -11,14 +11,14 @@ def rows(count=30, start=2000, **changes):
     return [{"step": start + 10 * i, **healthy, **changes} for i in range(count)]
 
 
-def said(found):
-    every = monitors.monitors(Config())
-    return [line for row in found for monitor in every for line in monitor(row)]
+def warnings_of(recorded):
+    fresh = monitors.monitors(Config())
+    return [line for row in recorded for monitor in fresh for line in monitor(row)]
 
 
-def test_a_healthy_run_is_not_spoken_of():
-    judged = [{"step": 2300, "eval/divergence": 1.1, "eval/divergence/dominance": 0.5}]
-    assert said(rows() + judged) == []
+def test_a_healthy_run_has_no_warnings():
+    benches = [{"step": 2300, "eval/divergence": 1.1, "eval/divergence/dominance": 0.5}]
+    assert warnings_of(rows() + benches) == []
 
 
 @pytest.mark.parametrize(
@@ -30,32 +30,32 @@ def test_a_healthy_run_is_not_spoken_of():
         ({"grad_norm": 9e-5}, "training has collapsed or is done"),
     ],
 )
-def test_a_sustained_fault_is_told_once(changes, expected):
-    lines = said(rows(**changes))
+def test_a_sustained_fault_warns_once(changes, expected):
+    lines = warnings_of(rows(**changes))
     assert len(lines) == 1
     assert expected in lines[0] and lines[0].startswith("step 2090")  # the tenth row
 
 
 @pytest.mark.parametrize("changes", [{"loss/prediction_ms": 2.0 * 1.49**2}, {"loss/prediction_ms": 2.0 * 0.11**2}, {"grad_norm": 9.9}])
-def test_below_the_threshold_there_is_silence(changes):
-    assert said(rows(**changes)) == []
+def test_below_the_threshold_there_is_no_warning(changes):
+    assert warnings_of(rows(**changes)) == []
 
 
-def test_a_fault_that_does_not_last_is_not_told():
-    assert said(rows(9, grad_norm=50.0) + rows(1, start=2090) + rows(9, start=2100, grad_norm=50.0)) == []
+def test_a_fault_that_does_not_last_does_not_warn():
+    assert warnings_of(rows(9, grad_norm=50.0) + rows(1, start=2090) + rows(9, start=2100, grad_norm=50.0)) == []
 
 
-def test_a_fault_that_comes_back_is_told_again():
-    assert len(said(rows(10, grad_norm=50.0) + rows(1) + rows(10, grad_norm=50.0))) == 2
+def test_a_fault_that_comes_back_warns_again():
+    assert len(warnings_of(rows(10, grad_norm=50.0) + rows(1) + rows(10, grad_norm=50.0))) == 2
 
 
-def test_large_gradients_are_no_news_in_the_first_thousand_steps():
-    assert said(rows(30, start=300, grad_norm=50.0)) == []
+def test_large_gradients_do_not_warn_in_the_first_thousand_steps():
+    assert warnings_of(rows(30, start=300, grad_norm=50.0)) == []
 
 
-def test_a_range_of_t_whose_loss_climbs_is_told():
+def test_a_range_of_t_whose_loss_climbs_warns():
     climbing = [row | {"loss/t_high": 0.4 * 1.03**i} for i, row in enumerate(rows(60))]
-    lines = said(climbing)
+    lines = warnings_of(climbing)
     assert len(lines) == 1
     assert "the loss for t from 0.6 to 1 is" in lines[0] and "times its lowest" in lines[0]
 
@@ -68,11 +68,11 @@ def test_a_range_of_t_whose_loss_climbs_is_told():
         ({"eval/divergence/dominance": 0.05}, "the text decides alone (dominance 0.05; .5 is balance): raise sampling.image_scale"),
     ],
 )
-def test_the_divergence_test_is_told_at_once(figures, expected):
-    lines = said([{"step": 5000, **figures}])
+def test_the_divergence_test_warns_at_once(figures, expected):
+    lines = warnings_of([{"step": 5000, **figures}])
     assert len(lines) == 1
     assert expected in lines[0]
 
 
 def test_rows_without_these_figures_are_passed_over():
-    assert said([{"step": 1, "eval/loss": 2.0}, {"step": 2, "warning": "x"}, {"wait": 1}]) == []
+    assert warnings_of([{"step": 1, "eval/loss": 2.0}, {"step": 2, "warning": "x"}, {"wait": 1}]) == []

@@ -8,18 +8,18 @@ import torch
 from plait.families.nanodit import positions
 
 
-def test_a_place_has_its_sines_and_cosines():
-    found = positions.sinusoid(torch.tensor([3.0]), 8)[0]
+def test_a_position_has_its_sines_and_cosines():
+    embedding = positions.sinusoid(torch.tensor([3.0]), 8)[0]
     angles = [3.0 / 10_000 ** (i / 4) for i in range(4)]
     expected = [math.sin(a) for a in angles] + [math.cos(a) for a in angles]
-    assert found.tolist() == pytest.approx(expected, abs=1e-6)
+    assert embedding.tolist() == pytest.approx(expected, abs=1e-6)
 
 
-def test_the_first_half_tells_the_row_and_the_second_the_column():
-    found = positions.grid(3, 5, 16, centred=False).unflatten(0, (3, 5))
-    assert torch.equal(found[1, :, :8], found[1, :1, :8].expand(5, 8))
-    assert torch.equal(found[:, 2, 8:], found[:1, 2, 8:].expand(3, 8))
-    assert len(torch.unique(found.flatten(0, 1), dim=0)) == 15
+def test_the_first_half_encodes_the_row_and_the_second_the_column():
+    embedding = positions.grid(3, 5, 16, centred=False).unflatten(0, (3, 5))
+    assert torch.equal(embedding[1, :, :8], embedding[1, :1, :8].expand(5, 8))
+    assert torch.equal(embedding[:, 2, 8:], embedding[:1, 2, 8:].expand(3, 8))
+    assert len(torch.unique(embedding.flatten(0, 1), dim=0)) == 15
 
 
 def test_centred_positions_of_two_sizes_share_their_middle():
@@ -28,7 +28,7 @@ def test_centred_positions_of_two_sizes_share_their_middle():
 
 
 @pytest.mark.parametrize(("scale", "similar"), [(1.0, 0.98), (positions.TIME_SCALE, 0.19)])
-def test_scaled_times_are_told_apart_and_unscaled_ones_are_not(scale, similar):
+def test_scaled_times_are_dissimilar_and_unscaled_ones_are_not(scale, similar):
     a, b = positions.sinusoid(scale * torch.tensor([0.1, 0.9]), 256)
     assert float(torch.cosine_similarity(a, b, dim=0)) == pytest.approx(similar, abs=0.006)
 

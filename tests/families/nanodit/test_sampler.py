@@ -11,7 +11,7 @@ from .conftest import sample
 
 
 class Counted(torch.nn.Module):
-    """The model, and what it was given."""
+    """The model, and the size and time of each batch it was given."""
 
     def __init__(self, model):
         super().__init__()
@@ -36,8 +36,8 @@ def test_one_step_of_two_scale_guidance_is_its_formula(make):
     (one,) = requests(inputs, 1)
     z = noise(one.shape, one.key)[None]
     u, t, d = (velocity_alone(net, inputs, one, z, 1.0, text=a, image=b) for a, b in ((False, False), (True, False), (False, True)))
-    found = draw(net, inputs, [one], Sampling(steps=1, text_scale=3.0, image_scale=2.0))
-    assert torch.allclose(found, z - (u + 3 * (t - u) + 2 * (d - u)), atol=1e-4)
+    drawn = draw(net, inputs, [one], Sampling(steps=1, text_scale=3.0, image_scale=2.0))
+    assert torch.allclose(drawn, z - (u + 3 * (t - u) + 2 * (d - u)), atol=1e-4)
 
 
 def test_one_step_of_joint_guidance_is_its_formula(make):
@@ -45,8 +45,8 @@ def test_one_step_of_joint_guidance_is_its_formula(make):
     (one,) = requests(inputs, 1)
     z = noise(one.shape, one.key)[None]
     u, d, b = (velocity_alone(net, inputs, one, z, 1.0, text=a, image=b) for a, b in ((False, False), (False, True), (True, True)))
-    found = draw(net, inputs, [one], Sampling(steps=1, text_scale=3.0, image_scale=2.0, guidance="joint"))
-    assert torch.allclose(found, z - (u + 2 * (d - u) + 3 * (b - d)), atol=1e-4)
+    drawn = draw(net, inputs, [one], Sampling(steps=1, text_scale=3.0, image_scale=2.0, guidance="joint"))
+    assert torch.allclose(drawn, z - (u + 2 * (d - u) + 3 * (b - d)), atol=1e-4)
 
 
 @pytest.mark.parametrize("guidance", ["two_scale", "joint"])
@@ -95,9 +95,9 @@ def test_another_seed_is_another_picture(make):
     _, net, inputs = make()
     (one,) = requests(inputs, 1)
     other = Request(one.conditions, one.shape, one.key + 1)
-    found = draw(net, inputs, [one, other, one], Sampling(steps=2))
-    assert torch.allclose(found[0], found[2], atol=1e-5)
-    assert not torch.allclose(found[0], found[1], atol=0.1)
+    drawn = draw(net, inputs, [one, other, one], Sampling(steps=2))
+    assert torch.allclose(drawn[0], drawn[2], atol=1e-5)
+    assert not torch.allclose(drawn[0], drawn[1], atol=0.1)
 
 
 def test_grids_of_steps_run_from_noise_to_data():
@@ -125,5 +125,5 @@ def test_clean_prediction_draws_what_it_predicts(make):
         def forward(self, batch):
             return torch.full_like(batch["z"], 0.5) + self.anchor
 
-    found = draw(Constant(), inputs, [Request(Conditions(), (4, 8, 8), 1)], Sampling(steps=20))
-    assert torch.allclose(found, torch.full_like(found, 0.5), atol=1e-5)
+    drawn = draw(Constant(), inputs, [Request(Conditions(), (4, 8, 8), 1)], Sampling(steps=20))
+    assert torch.allclose(drawn, torch.full_like(drawn, 0.5), atol=1e-5)

@@ -105,14 +105,14 @@ def test_any_cut_of_the_batch_gives_its_gradient(shards, cut):
     (_, whole), ranks = micros(shards, steps=5), [micros(shards, rank=r, steps=5, **cut)[1] for r in range(cut.get("world_size", 1))]
     for number, step in enumerate(whole):
         expected = gradient(step, 4)
-        found = sum(gradient(own[number], 4) for own in ranks)
-        assert torch.allclose(found, expected, rtol=1e-3, atol=1e-5 * float(expected.abs().max()) + 1e-6)  # float32 sums in another order
+        summed = sum(gradient(steps[number], 4) for steps in ranks)
+        assert torch.allclose(summed, expected, rtol=1e-3, atol=1e-5 * float(expected.abs().max()) + 1e-6)  # float32 sums in another order
 
 
 def test_ranks_share_the_samples_of_a_batch(shards):
     (_, whole), ranks = micros(shards, steps=15), [micros(shards, world_size=2, rank=r, micro_batch=2)[1] for r in range(2)]
     for number, step in enumerate(whole):
-        every = [one for own in ranks for micro in own[number] if not micro.padding for one in micro.ids]
+        every = [one for steps in ranks for micro in steps[number] if not micro.padding for one in micro.ids]
         assert sorted(every) == sorted(one for micro in step for one in micro.ids)
 
 
@@ -132,15 +132,15 @@ def test_two_ranks_that_share_the_weights_equal_one(tmp_path, shards):
         assert alone.get("ids") == together.get("ids")
 
 
-def test_training_draws_a_grid_per_bucket_and_tells_what_the_monitors_see(tmp_path, shards, capfd):
+def test_training_draws_a_grid_per_bucket_and_warns_of_what_the_monitors_see(tmp_path, shards, capfd):
     bench = "--evaluate=[{bench: grid, every_steps: 4, samples: 8, batch: 8}, {bench: divergence, every_steps: 4, samples: 4}]"
     path = tmp_path / "x.yaml"
     path.write_text(TEXT.replace("SHARDS", str(shards)).replace("WORKERS", "0"))
     arguments = [f"--run={tmp_path / 'run'}", "--train.steps=4", "--model.sampling={steps: 1}", f"--model.metadata={shards}", bench]
     assert main(["train", str(path), *arguments, "--track.tensorboard=true"]) == 0
-    said = capfd.readouterr()
-    assert "bucket 32x32       " in said.out and "batches of 4 an epoch" in said.out
-    assert "warning: optim.ema.decay = 0.9 has a half-life of 7 updates, more than a fifth of the 4 steps" in said.out
+    output = capfd.readouterr()
+    assert "bucket 32x32       " in output.out and "batches of 4 an epoch" in output.out
+    assert "warning: optim.ema.decay = 0.9 has a half-life of 7 updates, more than a fifth of the 4 steps" in output.out
     folder = tmp_path / "run" / "validation" / "step-00000004"
     drawn = {file.stem.removeprefix("grid-") for file in folder.glob("grid-*.png")}
     (event,) = (tmp_path / "run" / "events").iterdir()
@@ -148,4 +148,4 @@ def test_training_draws_a_grid_per_bucket_and_tells_what_the_monitors_see(tmp_pa
     assert sum(not file.name.startswith("grid-") for file in folder.glob("*.png")) == 8
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     (lines,) = [row["warnings"] for row in rows if "warnings" in row]
-    assert "the conditions are not used" in lines[0] and "warning: step 4: samples by text alone" in said.err
+    assert "the conditions are not used" in lines[0] and "warning: step 4: samples by text alone" in output.err

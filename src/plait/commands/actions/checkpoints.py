@@ -182,5 +182,5 @@ def ema(path: Path, length: float, out: Path | None) -> None:
         folder / "weights.safetensors", save(made.tensors, metadata={"format": "pt", "plait": f"length {length:g} at step {made.step}"})
     )
     summary = f"{folder}: average of length {length:g} (share of the run) at step {made.step}, {len(made.tensors)} weights"
-    log.info(f"{summary}\n  from averages at {made.moments} steps; their profile is {made.misfit:.1%} off the wanted one")
+    log.info(f"{summary}\n  from averages at {made.saves} steps; their profile is {made.misfit:.1%} off the wanted one")
     log.info(f"  plait eval {run} --bench=loss --ema-length={length:g} measures it; from: {folder} begins a run with it")

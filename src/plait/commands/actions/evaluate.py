@@ -183,10 +183,10 @@ def _answer(measurement: Measurement, bench: Bench, bundle: ModelBundle, config:
         bench,
         bundle.model,
         measurement.samples,
-        bundle.inputs(config, train=False),
-        measurement.options.batch,
-        ranks,
-        config.train.precision,
+        inputs=bundle.inputs(config, train=False),
+        batch=measurement.options.batch,
+        ranks=ranks,
+        precision=config.train.precision,
         moment=evaluation.moment_of(measurement.checkpoint.step),
         done=done,
         keep=keep,
@@ -269,7 +269,7 @@ def _report(measurement: Measurement, result: Result) -> None:
     figures = dict(result.figures)
     key = {"count": len(measurement.samples), "figures": figures, "key": measurement.identity}
     files.write_json(folder / "metrics.json", {**about, **figures, **key})
-    weights = options.weights if options.weights != AVERAGED or checkpoint.saved("ema") else LAST
+    weights = options.weights if options.weights != AVERAGED or checkpoint.stored("ema") else LAST
     log.info(f"{checkpoint.folder}, {weights}")
     log.info("\n".join(f"  {name:<24} {value:.4f}" for name, value in figures.items()))
     if result.rows:

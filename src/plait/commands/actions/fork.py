@@ -81,5 +81,5 @@ def _log_summary(new: Path, saved: Checkpoint, before: Resolved, after: Resolved
     log.info(f"{new} goes on from {saved.folder}: step {saved.step}, stage {saved.manifest['stage']}")
     if differences:
         view = after.stages[min(saved.manifest["state"]["stage"], len(after.stages)) - 1].config
-        log.info(start.changed(before.config, after.config, differences, view.train.steps or 1000))
+        log.info(start.describe_changes(before.config, after.config, differences, view.train.steps or 1000))
     log.info(f"continue it: plait train {new}")

@@ -39,6 +39,8 @@ def generate_options(kind: Any, options: Sequence[str]) -> Any:
     for item in options:
         name, _, value = item.partition("=")
         name = name.replace("-", "_")
+        if name not in kind.model_fields:
+            raise PlaitError(_unknown_option(kind, name))
         if name in given:
             given[name] = [*given[name], value] if isinstance(given[name], list) else [given[name], value]
         else:
@@ -46,15 +48,24 @@ def generate_options(kind: Any, options: Sequence[str]) -> Any:
     try:
         return kind.model_validate(given)
     except ValidationError as error:
-        raise PlaitError(_wrong_option(kind, error.errors()[0])) from error
+        raise PlaitError(_wrong_option(error.errors()[0])) from error
 
 
-def _wrong_option(kind: Any, first: Any) -> str:
-    """One line for the first of pydantic's errors: the nearest option, or what its value must be."""
-    known = [f"--{name.replace('_', '-')}" for name in kind.model_fields]
-    option = "--" + str(first["loc"][0] if first["loc"] else "").replace("_", "-")
-    if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(option, known, 1)
-        return f"generate has no option {option}: " + (f"did you mean {near[0]}?" if near else f"it has {', '.join(known)}")
+def _unknown_option(kind: Any, name: str) -> str:
+    """Return the line for an option that the family does not have, with the nearest one that it has."""
+    known = [_flag(field) for field in kind.model_fields]
+    near = difflib.get_close_matches(_flag(name), known, 1)
+    return f"generate has no option {_flag(name)}: " + (f"did you mean {near[0]}?" if near else f"it has {', '.join(known)}")
+
+
+def _wrong_option(first: Any) -> str:
+    """Return the line for the first of pydantic's errors: a missing option, or what a value must be."""
+    option = _flag(str(first["loc"][0] if first["loc"] else ""))
+    if first["type"] == "missing":
+        return f"generate needs {option}=..."
     wanted = first["msg"].replace("Input should be ", "").replace("Value error, ", "")
     return f"generate: {option} must be {wanted}, got {first['input']!r}"
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")

@@ -151,7 +151,7 @@ def run_straight(trial: Trial, run: Path) -> list[Event]:
     process, events, before = trial.start(run), [], None
     while (code := process.poll()) is None:
         now = heartbeat.read(run)
-        if now is not None and (before is None or heartbeat.moment(now) != heartbeat.moment(before)):
+        if now is not None and (before is None or heartbeat.position(now) != heartbeat.position(before)):
             if before is not None:
                 events.append(Event(before["phase"], before["step"], now["time_s"] - before["time_s"]))
             before = now
@@ -245,7 +245,7 @@ def _deliver(process: Process, kill: Kill) -> None:
     if kill.way == "worker":
         workers = launch.data_workers(process.pid)
         for pid in workers[:1]:
-            launch.end(pid)
+            launch.kill(pid)
         if workers:
             return
         kill.way = "SIGKILL"  # between two stages there is no worker to kill

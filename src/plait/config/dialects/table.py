@@ -3,8 +3,7 @@
 A new dialect is a module here and a row below, or an entry point `plait.dialects` of another package that names a `Dialect`.
 """
 
-from importlib.metadata import entry_points
-
+from plait.config import plugins
 from plait.config.dialects import dotted_flags, flat_json, molmo_scripts, nested_yaml
 from plait.config.translation import Dialect
 
@@ -16,8 +15,8 @@ SHIPPED: tuple[Dialect, ...] = (
 
 
 def dialects() -> tuple[Dialect, ...]:
-    """Return the shipped dialects, then those that installed packages offer."""
-    return (*SHIPPED, *(entry.load() for entry in entry_points(group="plait.dialects")))
+    """Return the shipped dialects, then those that installed packages offer. Raises PlaitError for one that cannot be loaded."""
+    return (*SHIPPED, *(plugins.load(entry, Dialect) for entry in plugins.offered("plait.dialects")))
 
 
 def is_script(name: str) -> bool:

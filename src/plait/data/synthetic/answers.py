@@ -1,18 +1,20 @@
-"""Judges a free-form answer to a question about a scene, exactly: right or wrong, from the truth in the sample's fields.
+"""Scoring of free-form answers to questions about scenes: right or wrong, by rules, from the truth in the sample's fields.
 
-Case, punctuation, articles and filler do not matter; digits and number words are equal. An answer that names two colours, two counts or two
-sides where one is asked for is wrong, whichever of them is right. No model judges anything here.
+Case, punctuation, articles and filler words do not matter; digits and number words are equal. An answer that names two colours, two counts
+or two sides where one is asked for is wrong, whichever of them is right. No model is involved.
 """
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
 from plait.data.synthetic.lexicon import COLOURS, NUMBERS, SHAPES, plural
 
-Fields = dict[str, Any]
+Fields = Mapping[str, Any]
+Object = Mapping[str, Any]
+"""An entry of `fields["objects"]`: `shape`, `colour`, `size`, centre `x`, `y` and `radius` in pixels."""
 
 _NUMBER_OF = {word: n for n, word in enumerate(NUMBERS)} | {"no": 0, "none": 0, "nothing": 0, "single": 1}
 _SHAPE_OF = {form: shape for shape in SHAPES for form in (shape, plural(shape))}
@@ -27,40 +29,40 @@ _SIZES = ("small", "medium", "large")
 _POINT = re.compile(r"""\b([xy])\d*\s*=\s*["']?\s*(-?\d+(?:\.\d+)?)""")
 
 
-def judge(answer: str, fields: Fields) -> bool:
-    """Whether `answer` is right for the question in `fields` (of a sample of Scenes or Nlvr)."""
-    return _JUDGES[fields["task"]](answer, fields)
+def score(answer: str, fields: Fields) -> bool:
+    """Return whether `answer` is right for the question of a sample of Scenes or Nlvr, given by its `fields`."""
+    return _SCORERS[fields["task"]](answer, fields)
 
 
-def can_judge(fields: Mapping[str, Any]) -> bool:
-    """Whether a sample's fields say its task and the truth of it, as those of pictures made or questioned here do."""
+def can_score(fields: Fields) -> bool:
+    """Return whether a sample's fields contain a known task and its truth, as those of Scenes and Nlvr do."""
     task = fields.get("task")
-    return "truth" in fields and isinstance(task, str) and task in _JUDGES and ("objects" in fields or _JUDGES[task] is _verdict)
+    return "truth" in fields and isinstance(task, str) and task in _SCORERS and ("objects" in fields or _SCORERS[task] is _verdict)
 
 
 def points(answer: str) -> list[tuple[float, float]]:
-    """The (x, y) percentages of every <point> and <points> tag, in the order written; an x without its y is dropped."""
-    found: list[tuple[float, float]] = []
+    """Return the (x, y) percentages of every <point> and <points> tag, in the order written; an x without its y is dropped."""
+    parsed: list[tuple[float, float]] = []
     for tag in re.findall(r"<points?\b([^>]*)", answer):
         values = _POINT.findall(re.sub(r"\balt\s*=.*", "", tag))
         for (axis, value), (next_axis, next_value) in zip(values[::2], values[1::2], strict=False):
             if (axis, next_axis) == ("x", "y"):
-                found.append((float(value), float(next_value)))
-    return found
+                parsed.append((float(value), float(next_value)))
+    return parsed
 
 
 def _words(answer: str) -> list[str]:
     return re.findall(r"[a-z]+|\d+", answer.lower().replace("n't", " not"))
 
 
-def _only(found: list[Any], truth: Any) -> bool:
-    """Exactly one distinct thing was said, and it is the truth."""
-    return set(found) == {truth}
+def _only(values: list[Any], truth: Any) -> bool:
+    """Return whether the answer contains exactly one distinct value, the true one."""
+    return set(values) == {truth}
 
 
 def _count(answer: str, fields: Fields) -> bool:
-    said = [int(word) if word.isdigit() else _NUMBER_OF[word] for word in _words(answer) if word.isdigit() or word in _NUMBER_OF]
-    return _only(said, fields["truth"])
+    counts = [int(word) if word.isdigit() else _NUMBER_OF[word] for word in _words(answer) if word.isdigit() or word in _NUMBER_OF]
+    return _only(counts, fields["truth"])
 
 
 def _colour(answer: str, fields: Fields) -> bool:
@@ -77,56 +79,57 @@ def _relation(answer: str, fields: Fields) -> bool:
 
 def _exists(answer: str, fields: Fields) -> bool:
     words = _words(answer)
-    said = {word for word in words if word in ("yes", "no")}
-    if len(said) != 1:
-        said = {"no"} if {"no", "not", "none"} & set(words) and "yes" not in said else {"yes"} if words[:1] == ["there"] else set()
-    return said == {fields["truth"]}
+    verdicts = {word for word in words if word in ("yes", "no")}
+    if len(verdicts) != 1:
+        negated = bool({"no", "not", "none"} & set(words)) and "yes" not in verdicts
+        verdicts = {"no"} if negated else {"yes"} if words[:1] == ["there"] else set()
+    return verdicts == {fields["truth"]}
 
 
 def _verdict(answer: str, fields: Fields) -> bool:
-    """True or false, whatever else is said: a number may come first as the reason."""
+    """Score true or false; other words do not matter, because a number may come first as the reason."""
     return _only([word for word in _words(answer) if word in ("true", "false")], fields["truth"])
 
 
 def _future(answer: str, fields: Fields) -> bool:
-    return {_HALF_OF[word] for word in _words(answer) if word in _HALF_OF} == set(fields["truth"].split())
+    truth: str = fields["truth"]
+    return {_HALF_OF[word] for word in _words(answer) if word in _HALF_OF} == set(truth.split())
 
 
 def _points(answer: str, fields: Fields) -> bool:
-    """As many points as things asked for, and a one-to-one assignment in which each point lies inside its thing's radius."""
-    said, wanted = points(answer), list(fields["truth"])
-    return len(said) == len(wanted) and _assign(
-        [[i for i in wanted if _inside(point, fields["objects"][i], fields["size"])] for point in said]
-    )
+    """Score points: as many as objects asked for, with a one-to-one assignment in which each lies within its object's radius."""
+    given, targets = points(answer), list(fields["truth"])
+    hits = [[i for i in targets if _inside(point, fields["objects"][i], fields["size"])] for point in given]
+    return len(given) == len(targets) and _has_perfect_matching(hits)
 
 
-def _inside(percent: tuple[float, float], thing: dict[str, Any], size: list[int]) -> bool:
-    dx, dy = percent[0] / 100 * size[0] - thing["x"], percent[1] / 100 * size[1] - thing["y"]
-    return dx * dx + dy * dy <= thing["radius"] ** 2
+def _inside(percent: tuple[float, float], obj: Object, size: Sequence[int]) -> bool:
+    dx, dy = percent[0] / 100 * size[0] - float(obj["x"]), percent[1] / 100 * size[1] - float(obj["y"])
+    return dx * dx + dy * dy <= float(obj["radius"]) ** 2
 
 
-def _assign(choices: list[list[int]]) -> bool:
-    """Whether every row can get a choice of its own (augmenting paths)."""
+def _has_perfect_matching(choices: list[list[int]]) -> bool:
+    """Return whether every row can be given a choice that no other row has (by augmenting paths)."""
     owner: dict[int, int] = {}
 
-    def place(row: int, tried: set[int]) -> bool:
+    def assign(row: int, tried: set[int]) -> bool:
         for choice in choices[row]:
             if choice not in tried:
                 tried.add(choice)
-                if choice not in owner or place(owner[choice], tried):
+                if choice not in owner or assign(owner[choice], tried):
                     owner[choice] = row
                     return True
         return False
 
-    return all(place(row, set()) for row in range(len(choices)))
+    return all(assign(row, set()) for row in range(len(choices)))
 
 
 # Captions
 
 
-def mentions(text: str) -> list[tuple[int, str | None, str | None, str | None]]:
-    """(how many, size, colour, shape) of each thing a caption names, in its order; "shape" and "object" count as shape None."""
-    found: list[tuple[int, str | None, str | None, str | None]] = []
+def _mentions(text: str) -> list[tuple[int, str | None, str | None, str | None]]:
+    """Return (number, size, colour, shape) of each noun in a caption, in order; "shape" and "object" have shape None."""
+    mentions: list[tuple[int, str | None, str | None, str | None]] = []
     number, size, colour = 1, None, None
     for word in _words(text):
         if word in _NUMBER_OF or word.isdigit():
@@ -136,59 +139,59 @@ def mentions(text: str) -> list[tuple[int, str | None, str | None, str | None]]:
         elif word in COLOURS:
             colour = word
         elif word in _SHAPE_OF or word in ("shape", "shapes", "object", "objects"):
-            found.append((number, size, colour, _SHAPE_OF.get(word)))
+            mentions.append((number, size, colour, _SHAPE_OF.get(word)))
             number, size, colour = 1, None, None
-    return found
+    return mentions
 
 
 def _caption(answer: str, fields: Fields) -> bool:
-    """The caption names exactly the scene's things by colour and shape, errs in no size, and every relation or place it states holds."""
+    """Score a caption: it names exactly the scene's objects by colour and shape, and its sizes, relations and position are right."""
     objects = fields["objects"]
-    said, sized = Counter[Any](), Counter[Any]()
-    for number, size, colour, shape in mentions(answer):
-        said[colour, shape] += number
+    named, sized = Counter[Any](), Counter[Any]()
+    for number, size, colour, shape in _mentions(answer):
+        named[colour, shape] += number
         if size:
             sized[size, colour, shape] += number
-    truth = Counter((thing["colour"], thing["shape"]) for thing in objects)
-    if said != truth or sized - Counter((thing["size"], thing["colour"], thing["shape"]) for thing in objects):
+    truth = Counter((obj["colour"], obj["shape"]) for obj in objects)
+    if named != truth or sized - Counter((obj["size"], obj["colour"], obj["shape"]) for obj in objects):
         return False
-    return _relations_hold(answer, objects) and _place_holds(answer, fields)
+    return _relations_hold(answer, objects) and _position_holds(answer, fields)
 
 
-def _relations_hold(text: str, objects: list[dict[str, Any]]) -> bool:
-    """For each "A (direction) B" in the caption, some A lies that way from some B."""
-    pieces = re.split(rf"\b({'|'.join(sorted(_SHAPE_OF, key=len, reverse=True))})\b", text.lower())
-    heads = [(pieces[k], pieces[k + 1]) for k in range(0, len(pieces) - 1, 2)]
-    for (before, shape), (between, other) in pairwise(heads):
+def _relations_hold(text: str, objects: Sequence[Object]) -> bool:
+    """Return whether for each "A (direction) B" in the caption some A lies in that direction from some B."""
+    parts = re.split(rf"\b({'|'.join(sorted(_SHAPE_OF, key=len, reverse=True))})\b", text.lower())
+    nouns = [(parts[k], parts[k + 1]) for k in range(0, len(parts) - 1, 2)]
+    for (before, shape), (between, other) in pairwise(nouns):
         sides = [_SIDE_OF[word] for word in _words(between) if word in _SIDE_OF]
         if sides and not re.search(r"\b(and|with)\b", between):
             first = _matching(f"{before} {shape}", objects)
             second = _matching(f"{between} {other}", objects)
-            if not any(_SEEN[sides[0]](a, b) for a in first for b in second):
+            if not any(_LIES[sides[0]](a, b) for a in first for b in second):
                 return False
     return True
 
 
-_SEEN: dict[str, Callable[[dict[str, Any], dict[str, Any]], bool]] = {
-    "left": lambda a, b: a["x"] < b["x"],
-    "right": lambda a, b: a["x"] > b["x"],
-    "above": lambda a, b: a["y"] < b["y"],
-    "below": lambda a, b: a["y"] > b["y"],
+_LIES: dict[str, Callable[[Object, Object], bool]] = {
+    "left": lambda a, b: bool(a["x"] < b["x"]),
+    "right": lambda a, b: bool(a["x"] > b["x"]),
+    "above": lambda a, b: bool(a["y"] < b["y"]),
+    "below": lambda a, b: bool(a["y"] > b["y"]),
 }
 
 
-def _matching(text: str, objects: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    _, size, colour, shape = mentions(text)[-1]
+def _matching(text: str, objects: Sequence[Object]) -> list[Object]:
+    """Return the objects that fit the last noun of the text."""
+    _, size, colour, shape = _mentions(text)[-1]
     return [o for o in objects if size in (None, o["size"]) and colour in (None, o["colour"]) and shape in (None, o["shape"])]
 
 
-def _place_holds(text: str, fields: Fields) -> bool:
-    """A lone thing's "at the top left" or "in the middle"."""
+def _position_holds(text: str, fields: Fields) -> bool:
+    """Return whether "at the top left" or "in the middle" is right for a single object; True for several."""
     if len(fields["objects"]) != 1:
         return True
-    thing, (width, height) = fields["objects"][0], fields["size"]
-    x, y = thing["x"] / width - 0.5, thing["y"] / height - 0.5
-    said = set(_words(text))
+    obj, (width, height) = fields["objects"][0], fields["size"]
+    x, y = obj["x"] / width - 0.5, obj["y"] / height - 0.5
     wrong = {
         "left": x > 0,
         "right": x < 0,
@@ -197,10 +200,10 @@ def _place_holds(text: str, fields: Fields) -> bool:
         "middle": max(abs(x), abs(y)) > 0.15,
         "center": max(abs(x), abs(y)) > 0.15,
     }
-    return not any(wrong[word] for word in said & wrong.keys())
+    return not any(wrong[word] for word in set(_words(text)) & wrong.keys())
 
 
-_JUDGES: dict[str, Callable[[str, Fields], bool]] = {
+_SCORERS: dict[str, Callable[[str, Fields], bool]] = {
     "caption": _caption,
     "count": _count,
     "colour": _colour,

@@ -1,4 +1,4 @@
-"""The words that scenes are told in: shapes, colours with their RGB values, numbers. Drawing, questions and the judge share them."""
+"""Words for scenes, shared by drawing, questions and the scoring of answers: shapes, colours with their RGB values, numbers."""
 
 Rgb = tuple[int, int, int]
 
@@ -21,10 +21,15 @@ NUMBERS = (
 
 
 def plural(phrase: str) -> str:
-    """The plural of a phrase by its last word: crosses, boxes, circles."""
+    """Return the plural of a phrase by its last word: crosses, boxes, circles."""
     return phrase + ("es" if phrase.endswith(("s", "x")) else "s")
 
 
+def article(phrase: str) -> str:
+    """Return a phrase with its indefinite article: an item, a circle."""
+    return ("an " if phrase[0] in "aeiou" else "a ") + phrase
+
+
 def number_word(number: int) -> str:
-    """zero, one, two; digits past twenty."""
+    """Return a number in words up to twenty, in digits beyond."""
     return NUMBERS[number] if number < len(NUMBERS) else str(number)

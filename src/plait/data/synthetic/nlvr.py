@@ -1,12 +1,12 @@
-"""Cornell NLVR shards with questions made from their structured boxes, each answer exact; boxes.py says what the pictures are.
+"""The source `nlvr`: Cornell NLVR shards with questions generated from their structured boxes, each with an exact answer.
 
-Tasks: `truth`, the human sentence of a record and its label; `statement`, one made from the boxes of this record and another; `caption`,
-all that is in them; `count` and `point`. Sample i is a function of (the records, task, number of the question): a held-out set stays the
-same. What a sample says of its items is what answers.py judges.
+Tasks: `truth`, the human sentence of a record and its label; `statement`, a generated sentence that distinguishes this record from another;
+`caption`, a description of all items; `count` and `point`. Sample i is a pure function of (records, task, number of the question), so a
+held-out set stays the same. answers.py scores answers by the samples' fields; nlvr_record.py describes the pictures.
 """
 
 import difflib
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import xxhash
@@ -24,173 +24,189 @@ from plait.errors import BadSample, PlaitError
 
 STYLES = {"truth": "vqa2", "statement": "vqa2", "caption": "long_caption", "count": "vqa2", "point": "pointing"}
 TASKS = tuple(STYLES)
-_ONCE = ("truth", "caption")  # what a picture has one of
+_ONCE = ("truth", "caption")  # tasks with one question per picture
 _MOST_POINTS = 5  # in one answer; more only where every group is larger
-_DRAWS = 50  # of another picture; that half of them are of another sort leaves 10^-15
-_REMEMBERED = 10_000  # scenes, of about 5 KB
-_REVISION = 2  # of the questions: another one is another fingerprint
+_DRAWS = 50  # other pictures tried; half of them are of the other sort, so all are with probability 10^-15
+_CACHED = 10_000  # scenes, of about 5 KB
+_REVISION = 2  # of the questions; part of the fingerprint
+
+
+Asked = tuple[str, str, dict[str, Any]]
+"""Question, answer, and the fields that describe its truth."""
+
+
+class Reader(Protocol):
+    """Random access to the records of NLVR shards."""
+
+    digest: str
+
+    def __len__(self) -> int: ...
+    def read(self, i: int, /) -> Record:
+        """Return record i."""
 
 
 class NlvrOptions(BaseModel):
-    """What is asked about each picture."""
+    """Options of the source: what is asked about each picture."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     tasks: tuple[str, ...] = ("truth", "count", "point")
-    questions: int = Field(1, ge=1, le=100)  # per picture and task, but for the sentence and the caption, of which there is one
-    reasons: bool = False  # a statement is answered by the number that it is about, and then whether it holds
-    wordings: Literal["plain", "many"] = "many"  # of statements: always in the same words, or as people vary them
-    rounds: int = Field(1, ge=1, le=10_000)  # how often each picture comes, each time with other questions
-    mixed: bool = False  # each of a picture's boxes, mirrored or not, is that of another picture of its sort
-    together: bool = False  # all that is asked about a picture is one sample, of `annotations`, without what comes twice
+    questions: int = Field(1, ge=1, le=100)  # per picture and task; one for `truth` and `caption`
+    reasons: bool = False  # a statement's answer begins with the number that it is about
+    wordings: Literal["plain", "many"] = "many"  # of statements: always the same wording, or varied as people's
+    rounds: int = Field(1, ge=1, le=10_000)  # repetitions of each picture, each with other questions
+    mixed: bool = False  # compose each picture of boxes of others of its sort, mirrored or not
+    together: bool = False  # all questions about a picture in one sample, as `annotations`, without repeats
 
 
 class Nlvr:
-    """The source. `reader` gives the records; `options` are those of NlvrOptions."""
+    """The source. `reader`: the shards' records; `options`: those of NlvrOptions. Raises PlaitError for options that cannot be used."""
 
-    def __init__(self, reader: Any, name: str, options: dict[str, Any], limit: int | None = None) -> None:
-        found = _checked(options)
+    def __init__(self, reader: Reader, name: str, options: dict[str, Any], limit: int | None = None) -> None:
+        self.options = _checked(options)
         self.reader, self.name = reader, name
-        self.kinds = [(task, n) for task in found.tasks for n in range(1 if task in _ONCE else found.questions)]
-        self.plain = found.wordings == "plain"
-        self.reasons, self.mixed, self.together = found.reasons, found.mixed, found.together
+        self.questions = [(task, n) for task in self.options.tasks for n in range(1 if task in _ONCE else self.options.questions)]
         self._scenes: dict[int, tuple[Record, bool]] = {}
-        length = len(reader) * found.rounds * (1 if found.together else len(self.kinds))
+        length = len(reader) * self.options.rounds * (1 if self.options.together else len(self.questions))
         self._length = length if limit is None else min(limit, length)
-        said = [_REVISION, reader.digest, self._length, found.model_dump_json()]
-        self.fingerprint = xxhash.xxh3_64(repr(said).encode()).hexdigest()
+        identity = [_REVISION, reader.digest, self._length, self.options.model_dump_json()]
+        self.fingerprint = xxhash.xxh3_64(repr(identity).encode()).hexdigest()
 
     def __len__(self) -> int:
         return self._length
 
     def __getitem__(self, i: int) -> dict[str, Any]:
-        if self.together:
-            turn, number = divmod(i, len(self.reader))
-            record = self._record(number, turn)
-            asked = [self._sample(record, turn, *kind) for kind in self.kinds]
-            each = {one["fields"]["question"]: {"messages": one["messages"], "style": one["fields"]["style"]} for one in asked}
-            return {**asked[0], "id": record.id, "annotations": list(each.values())}
-        first, kind = divmod(i, len(self.kinds))
-        turn, number = divmod(first, len(self.reader))
-        return self._sample(self._record(number, turn), turn, *self.kinds[kind])
+        """Return sample i. Raises BadSample for a record of which its question cannot be asked."""
+        if self.options.together:
+            turn, index = divmod(i, len(self.reader))
+            record = self._record(index, turn)
+            samples = [self._sample(record, turn, *question) for question in self.questions]
+            by_question = {s["fields"]["question"]: {"messages": s["messages"], "style": s["fields"]["style"]} for s in samples}
+            return {**samples[0], "id": record.id, "annotations": list(by_question.values())}
+        position, question = divmod(i, len(self.questions))
+        turn, index = divmod(position, len(self.reader))
+        return self._sample(self._record(index, turn), turn, *self.questions[question])
 
-    def _record(self, number: int, turn: int) -> Record:
-        """What is asked about in this round."""
-        record = self.reader.read(number)
-        if not self.mixed:
+    def _record(self, index: int, turn: int) -> Record:
+        """Return the record with its picture for this round: read, or mixed from others."""
+        record = self.reader.read(index)
+        if not self.options.mixed:
             return record
-        numbers, mirrored = self._parts(record.id, self._scene(number)[1], keys.rng("nlvr", record.id, "mixed", turn))
-        return mixed(record.id, [self.reader.read(n) for n in numbers], mirrored)
+        indices, mirrored = self._draw_boxes(record.id, self._scene(index)[1], keys.rng("nlvr", record.id, "mixed", turn))
+        return mixed(record.id, [self.reader.read(i) for i in indices], mirrored)
 
-    def _parts(self, name: str, towers: bool, rng: np.random.Generator) -> tuple[list[int], list[bool]]:
-        """Which records give a mixed picture its boxes, and which of these are mirrored."""
-        return [self._of_sort(name, towers, rng) for _ in BOXES], [bool(side) for side in rng.integers(2, size=len(BOXES))]
+    def _draw_boxes(self, name: str, towers: bool, rng: np.random.Generator) -> tuple[list[int], list[bool]]:
+        """Draw the records whose boxes compose a mixed picture, and which boxes are mirrored."""
+        return [self._draw_similar(name, towers, rng) for _ in BOXES], [bool(side) for side in rng.integers(2, size=len(BOXES))]
 
-    def _of_sort(self, name: str, towers: bool, rng: np.random.Generator) -> int:
-        """The number of any record whose picture shows a tower in each box, or of any that does not."""
+    def _draw_similar(self, name: str, towers: bool, rng: np.random.Generator) -> int:
+        """Draw the index of a record whose picture shows a tower in each box, or of one that does not, as `towers` says."""
         for _ in range(_DRAWS):
-            number = int(rng.integers(len(self.reader)))
-            if self._scene(number)[1] == towers:
-                return number
+            index = int(rng.integers(len(self.reader)))
+            if self._scene(index)[1] == towers:
+                return index
         raise BadSample(f"{name}: of {_DRAWS} other pictures none is of its sort, so there is nothing to state of it, nor to mix it with")
 
-    def _scene(self, number: int) -> tuple[Record, bool]:
-        """A record without its picture, and whether it shows a tower in each box. Many are looked at for each that is asked about."""
-        if number not in self._scenes:
-            record = self.reader.read(number)
+    def _scene(self, index: int) -> tuple[Record, bool]:
+        """Return a record without its picture, and whether it shows a tower in each box. Cached: each sample looks at several."""
+        if index not in self._scenes:
+            record = self.reader.read(index)
             scene = Record(record.id, {"boxes": record.fields.get("boxes")}, [], [])
-            if len(self._scenes) == _REMEMBERED:
+            if len(self._scenes) == _CACHED:
                 self._scenes.clear()
-            self._scenes[number] = scene, all_towers(items(scene))
-        return self._scenes[number]
+            self._scenes[index] = scene, all_towers(items(scene))
+        return self._scenes[index]
 
     def _sample(self, record: Record, turn: int, task: str, number: int) -> dict[str, Any]:
         rng = keys.rng("nlvr", record.id, task, number, *([turn] if turn else []))
         question, answer, fields = self._ask(task, record, rng)
         messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-        told = {"task": task, "style": STYLES[task], "question": question, "answer": answer, **fields}
-        return {"id": f"{record.id}/{task}-{number}", "images": record.images, "messages": messages, "fields": told}
+        described = {"task": task, "style": STYLES[task], "question": question, "answer": answer, **fields}
+        return {"id": f"{record.id}/{task}-{number}", "images": record.images, "messages": messages, "fields": described}
 
-    def _ask(self, task: str, record: Record, rng: np.random.Generator) -> tuple[str, str, dict[str, Any]]:
-        """Question, answer, and the truth of it."""
+    def _ask(self, task: str, record: Record, rng: np.random.Generator) -> Asked:
         if task == "truth":
             return _truth(record)
-        found = _items(record)
+        picture = _items(record)
         if task == "caption":
-            return "Describe the picture.", describe(found), {}
+            return "Describe the picture.", describe(picture), {}
         if task == "statement":
-            return self._statement(record, found, rng)
-        told = {"size": list(SIZE), "objects": [one._asdict() for one in found]}
-        return _count(found, rng, told) if task == "count" else _point(found, rng, told)
+            return self._statement(record, picture, rng)
+        fields = {"size": list(SIZE), "objects": [item._asdict() for item in picture]}
+        return _count(picture, rng, fields) if task == "count" else _point(picture, rng, fields)
 
-    def _statement(self, record: Record, found: list[Item], rng: np.random.Generator) -> tuple[str, str, dict[str, Any]]:
-        """About this picture and another of its sort."""
-        towers = all_towers(found)
+    def _statement(self, record: Record, picture: list[Item], rng: np.random.Generator) -> Asked:
+        """Ask about a statement that distinguishes this picture from another of its sort."""
+        towers = all_towers(picture)
         for _ in range(_DRAWS):
             other = self._other(record.id, towers, rng)
-            if said := statement(found, other, Draw(rng, self.plain)):
-                sentence, number, holds = said
+            if drawn := statement(picture, other, Draw(rng, self.options.wordings == "plain")):
+                sentence, number, holds = drawn
                 verdict = str(holds).lower()
-                return f"True or false? {sentence}", f"{number_word(number)}: {verdict}" if self.reasons else verdict, {"truth": verdict}
+                answer = f"{number_word(number)}: {verdict}" if self.options.reasons else verdict
+                return f"True or false? {sentence}", answer, {"truth": verdict}
         raise BadSample(f"{record.id}: none of {_DRAWS} other pictures of its sort differs from it, so there is nothing to state")
 
     def _other(self, name: str, towers: bool, rng: np.random.Generator) -> list[Item]:
-        """What another picture shows that this source might give."""
-        if not self.mixed:
-            return items(self._scene(self._of_sort(name, towers, rng))[0])
-        numbers, mirrored = self._parts(name, towers, rng)
-        return items(Record(name, boxes_of(name, [self._scene(n)[0] for n in numbers], mirrored), [], []))
+        """Draw another picture of the sort that this source could yield, and return its items."""
+        if not self.options.mixed:
+            return items(self._scene(self._draw_similar(name, towers, rng))[0])
+        indices, mirrored = self._draw_boxes(name, towers, rng)
+        return items(Record(name, boxes_of(name, [self._scene(i)[0] for i in indices], mirrored), [], []))
 
 
 def _items(record: Record) -> list[Item]:
-    found = items(record)
-    if not found:
+    picture = items(record)
+    if not picture:
         raise BadSample(f"{record.id} has three empty boxes: there is nothing to ask about")
-    return found
+    return picture
 
 
-def _truth(record: Record) -> tuple[str, str, dict[str, Any]]:
+def _truth(record: Record) -> Asked:
     sentence, label = record.fields.get("sentence"), str(record.fields.get("label")).lower()
     if not sentence or label not in ("true", "false"):
         raise BadSample(f"{record.id} has no `sentence` with a `label` true or false, so it is no NLVR record")
     return f"True or false? {sentence}", label, {"truth": label}
 
 
-def _count(found: list[Item], rng: np.random.Generator, told: dict[str, Any]) -> tuple[str, str, dict[str, Any]]:
+def _count(picture: list[Item], rng: np.random.Generator, fields: dict[str, Any]) -> Asked:
     group = pick(rng, pick(rng, GROUPS))
-    count = sum(map(group.holds, found))
-    return f"How many {group.words(True)} are there?", number_word(count), {**told, "truth": count, "count": count}
+    count = sum(map(group.holds, picture))
+    return f"How many {group.words(True)} are there?", number_word(count), {**fields, "truth": count, "count": count}
 
 
-def _point(found: list[Item], rng: np.random.Generator, told: dict[str, Any]) -> tuple[str, str, dict[str, Any]]:
-    """All items of a group that has some, few where that is possible."""
-    some = [(group, inside) for kind in GROUPS for group in kind if (inside := [i for i, one in enumerate(found) if group.holds(one)])]
-    few = [row for row in some if len(row[1]) <= _MOST_POINTS] or some
-    group, inside = pick(rng, few)
-    text = f"Point to every {group.words(False)}." if len(inside) > 1 else f"Point to the {group.words(False)}."
-    places = [(100 * found[i].x / SIZE[0], 100 * found[i].y / SIZE[1]) for i in inside]
-    return text, point_tag(places, group.words(len(inside) > 1)), {**told, "truth": inside, "points": [list(at) for at in places]}
+def _point(picture: list[Item], rng: np.random.Generator, fields: dict[str, Any]) -> Asked:
+    """Ask to point to all items of a group that is not empty, of few items where that is possible."""
+    groups = [(group, [i for i, item in enumerate(picture) if group.holds(item)]) for kind in GROUPS for group in kind]
+    filled = [(group, indices) for group, indices in groups if indices]
+    small = [(group, indices) for group, indices in filled if len(indices) <= _MOST_POINTS]
+    group, indices = pick(rng, small or filled)
+    question = f"Point to every {group.words(False)}." if len(indices) > 1 else f"Point to the {group.words(False)}."
+    points = [(100 * picture[i].x / SIZE[0], 100 * picture[i].y / SIZE[1]) for i in indices]
+    truth = {"truth": indices, "points": [list(point) for point in points]}
+    return question, point_tag(points, group.words(len(indices) > 1)), {**fields, **truth}
 
 
 def _checked(options: dict[str, Any]) -> NlvrOptions:
     try:
-        found = NlvrOptions.model_validate(options)
+        checked = NlvrOptions.model_validate(options)
     except ValidationError as error:
         first = error.errors()[0]
-        where = str(first["loc"][0])
+        option = str(first["loc"][0])
         if first["type"] == "extra_forbidden":
-            raise PlaitError(f"nlvr has no option '{where}'; {_nearest(where, tuple(NlvrOptions.model_fields))}") from None
-        raise PlaitError(f"nlvr: {where}: {first['msg']}, not {first['input']!r}") from None
-    strange = [task for task in found.tasks if task not in TASKS]
-    if strange:
-        raise PlaitError(f"nlvr has no task '{strange[0]}'; {_nearest(strange[0], TASKS)}")
-    if found.mixed and "truth" in found.tasks:
+            raise PlaitError(f"nlvr has no option '{option}'; {_nearest(option, tuple(NlvrOptions.model_fields))}") from None
+        raise PlaitError(f"nlvr: {option}: {first['msg']}, not {first['input']!r}") from None
+    unknown = [task for task in checked.tasks if task not in TASKS]
+    if unknown:
+        raise PlaitError(f"nlvr has no task '{unknown[0]}'; {_nearest(unknown[0], TASKS)}")
+    if checked.mixed and "truth" in checked.tasks:
         raise PlaitError("nlvr: a picture of mixed boxes has no human sentence: take 'truth' out of the tasks, or `mixed`")
-    if not found.tasks or len(set(found.tasks)) < len(found.tasks):
-        raise PlaitError(f"nlvr: tasks must be a list without repeats, not {list(found.tasks)}")
-    return found
+    if not checked.tasks or len(set(checked.tasks)) < len(checked.tasks):
+        raise PlaitError(f"nlvr: tasks must be a list without repeats, not {list(checked.tasks)}")
+    return checked
 
 
 def _nearest(name: str, known: tuple[str, ...]) -> str:
+    """Return the end of an error message about an unknown name: the closest known one, or all of them."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"

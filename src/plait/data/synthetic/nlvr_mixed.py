@@ -1,7 +1,7 @@
-"""A picture of NLVR put together from the boxes of three others, each mirrored or not, so that few scenes give very many.
+"""Augmentation of NLVR: pictures composed of boxes of three others, each mirrored or not, so that few pictures give very many.
 
-Records hold what the picture shows, as those of the data do, so all that is made of a record can be made of a mixed one. A human sentence
-is of its own picture, and is left out.
+A mixed record describes its picture as the records of the data do, so the same questions can be made from it. It has no human sentence,
+because those describe the original pictures.
 """
 
 import io
@@ -18,32 +18,35 @@ from plait.errors import BadSample
 
 
 def boxes_of(name: str, rows: Sequence[Record], mirrored: Sequence[bool]) -> dict[str, Any]:
-    """Fields of a record called `name`: its left box is that of the first row, its middle box that of the second, and so on."""
-    placed = [row.fields["boxes"][order_of(row.id)[place]] for place, row in enumerate(rows)]
-    turned = [[_turned(one) for one in inside] if turn else inside for inside, turn in zip(placed, mirrored, strict=True)]
-    written = order_of(name)
-    return {"boxes": [turned[written.index(place)] for place in range(len(BOXES))]}
+    """Return the fields of a mixed record called `name`: its left box is that of the first row, its middle box that of the second.
+
+    `mirrored`: for each box whether it is mirrored.
+    """
+    boxes = [row.fields["boxes"][order_of(row.id)[column]] for column, row in enumerate(rows)]
+    flipped = [[_mirrored(entry) for entry in box] if mirror else box for box, mirror in zip(boxes, mirrored, strict=True)]
+    order = order_of(name)
+    return {"boxes": [flipped[order.index(box)] for box in range(len(BOXES))]}
 
 
 def mixed(name: str, rows: Sequence[Record], mirrored: Sequence[bool]) -> Record:
-    """That record with its picture, as a PNG."""
-    shown = [_pixels(row) for row in rows]
-    whole = shown[0].copy()
-    for place, (pixels, turn) in enumerate(zip(shown, mirrored, strict=True)):
-        left = PITCH * place
+    """Return the mixed record of `boxes_of` with its picture as a PNG. Raises BadSample for a picture of another size."""
+    sources = [_pixels(row) for row in rows]
+    picture = sources[0].copy()
+    for column, (pixels, mirror) in enumerate(zip(sources, mirrored, strict=True)):
+        left = PITCH * column
         box = pixels[:, left : left + BOX]
-        whole[:, left : left + BOX] = box[:, ::-1] if turn else box
+        picture[:, left : left + BOX] = box[:, ::-1] if mirror else box
     file = io.BytesIO()
-    Image.fromarray(whole).save(file, "PNG", compress_level=1)
+    Image.fromarray(picture).save(file, "PNG", compress_level=1)
     return Record(name, boxes_of(name, rows, mirrored), [file.getvalue()], [])
 
 
-def _turned(one: dict[str, Any]) -> dict[str, Any]:
-    return {**one, "x_loc": BOX - float(one["size"]) - float(one["x_loc"])}
+def _mirrored(entry: dict[str, Any]) -> dict[str, Any]:
+    return {**entry, "x_loc": BOX - float(entry["size"]) - float(entry["x_loc"])}
 
 
 def _pixels(record: Record) -> np.ndarray:
-    """(H, W, 3) uint8."""
+    """Decode a record's picture, (H, W, 3) uint8."""
     pixels = image_files.decode_rgb(record.images[0]) if record.images else np.empty((0, 0, 3), np.uint8)
     if pixels.shape != (SIZE[1], SIZE[0], 3):
         raise BadSample(f"{record.id} has a picture of {pixels.shape[1]} x {pixels.shape[0]} pixels, not {SIZE[0]} x {SIZE[1]}")

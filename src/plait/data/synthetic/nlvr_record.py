@@ -1,9 +1,8 @@
-"""What stands in a picture of Cornell NLVR: the items of its record, where they lie, and the groups that can be spoken of.
+"""Records of Cornell NLVR: the items in their boxes with positions in the picture, and the groups that questions count or point to.
 
 A picture of NLVR v1 (Suhr et al. 2017) is three boxes of 100 x 100 pixels, 50 apart, and its record lists every item: `type`, `color`,
 `size` and the corner `x_loc`, `y_loc` inside its box. Each sentence has six pictures, which show the boxes in six orders, while the records
-keep the first: the number at the end of a sample's name says which order. Half of the pictures show towers, blocks that stand on each
-other.
+keep the first: the number at the end of a sample's name gives the order. Half of the pictures show towers, blocks stacked on each other.
 """
 
 import itertools
@@ -15,19 +14,19 @@ from plait.data.records import Record
 from plait.data.synthetic.lexicon import plural
 from plait.errors import BadSample
 
-BOX = 100  # pixels of a box's side
+BOX = 100  # pixels along a box's side
 PITCH = 150  # pixels from one box's left edge to the next one's
 BOXES = ("left", "middle", "right")
 SIZE = (2 * PITCH + BOX, BOX)  # pixels of a picture
 COLOURS = {"yellow": "yellow", "black": "black", "#0099ff": "blue"}  # as records write them
 SHAPES = ("circle", "square", "triangle")
-ORDERS = tuple(itertools.permutations(range(3)))  # by the last number of a sample's name: which of its boxes stands left, middle, right
+ORDERS = tuple(itertools.permutations(range(3)))  # by the last number of a sample's name: indices of the boxes at left, middle, right
 
-_GAP = 1  # pixels between a block and the one it stands on
+_GAP = 1  # pixels between a block and the one below it
 
 
 class Item(NamedTuple):
-    """One item: its box, and its centre in pixels of the picture. `radius` is half its side: within it a point hits."""
+    """One item: its box, and its centre in pixels of the picture. `radius` is half its side; a point within it is a hit."""
 
     shape: str
     colour: str
@@ -38,63 +37,67 @@ class Item(NamedTuple):
 
 
 class Group(NamedTuple):
-    """The items of a colour, of a shape, of a box; None: of any."""
+    """The items of a colour, of a shape, in a box; None means any."""
 
     colour: str | None
     shape: str | None
     box: str | None
 
     def holds(self, item: Item) -> bool:
+        """Return whether the item belongs to the group."""
         return self.colour in (None, item.colour) and self.shape in (None, item.shape) and self.box in (None, item.box)
 
     def words(self, several: bool) -> str:
-        """ "yellow circles", "items in the left box"."""
+        """Return the name of the group, such as "yellow circles" or "items in the left box"."""
         noun = self.shape or "item"
         named = f"{self.colour} {noun}" if self.colour else noun
         return (plural(named) if several else named) + (f" in the {self.box} box" if self.box else "")
 
 
 def items(record: Record) -> list[Item]:
-    """The items of a record's boxes. BadSample for what is no NLVR record, or an item outside its box."""
+    """Return the items of a record's boxes. Raises BadSample for what is no NLVR record, or an item outside its box."""
     boxes = record.fields.get("boxes")
     if not (isinstance(boxes, list) and len(boxes) == len(BOXES) and all(isinstance(box, list) for box in boxes)):
         raise BadSample(f"{record.id} has no `boxes` of {len(BOXES)} lists of items, so it is no NLVR record")
-    return [_item(one, place, record.id) for place, box in enumerate(order_of(record.id)) for one in boxes[box]]
+    return [_item(entry, column, record.id) for column, box in enumerate(order_of(record.id)) for entry in boxes[box]]
 
 
 def order_of(name: str) -> tuple[int, ...]:
-    """Which of a record's boxes stands left, middle, right, by the record's name."""
+    """Return the indices of a record's boxes at left, middle and right, by the record's name.
+
+    Raises BadSample for a name that does not end in an order.
+    """
     order = re.search(r"-([0-5])$", name)
     if order is None:
         raise BadSample(f"{name} does not end in the number of its boxes' order, -0 to -5, as names of NLVR samples do")
     return ORDERS[int(order[1])]
 
 
-def _item(one: Mapping[str, Any], place: int, name: str) -> Item:
+def _item(entry: Mapping[str, Any], column: int, name: str) -> Item:
     try:
-        shape, colour = str(one["type"]), COLOURS[str(one["color"]).lower()]
-        side, x, y = float(one["size"]), float(one["x_loc"]), float(one["y_loc"])
+        shape, colour = str(entry["type"]), COLOURS[str(entry["color"]).lower()]
+        side, x, y = float(entry["size"]), float(entry["x_loc"]), float(entry["y_loc"])
     except (KeyError, TypeError, ValueError) as error:
-        raise BadSample(f"{name}: an item of its boxes has no usable {error}: {one!r}") from error
+        raise BadSample(f"{name}: an item of its boxes has no usable {error}: {entry!r}") from error
     if shape not in SHAPES or not (0 <= x <= BOX - side and 0 <= y <= BOX - side):
-        raise BadSample(f"{name}: an item is not a {', '.join(SHAPES)} inside a box of {BOX} x {BOX} pixels: {one!r}")
-    return Item(shape, colour, BOXES[place], PITCH * place + x + side / 2, y + side / 2, side / 2)
+        raise BadSample(f"{name}: an item is not a {', '.join(SHAPES)} inside a box of {BOX} x {BOX} pixels: {entry!r}")
+    return Item(shape, colour, BOXES[column], PITCH * column + x + side / 2, y + side / 2, side / 2)
 
 
-def boxes(found: Sequence[Item]) -> list[list[Item]]:
-    """The items of each box, from left to right, the lowest first."""
-    return [sorted((one for one in found if one.box == box), key=lambda one: -one.y) for box in BOXES]
+def boxes(picture: Sequence[Item]) -> list[list[Item]]:
+    """Split the items of a picture by box, from left to right; within a box the lowest item is first."""
+    return [sorted((item for item in picture if item.box == box), key=lambda item: -item.y) for box in BOXES]
 
 
-def is_tower(inside: Sequence[Item]) -> bool:
-    """Whether the items of one box, the lowest first, stand on each other and on the ground."""
-    feet = [one.y + one.radius for one in inside]
-    tops = [float(BOX), *(one.y - one.radius - _GAP for one in inside)]
-    return bool(inside) and len({one.x for one in inside}) == 1 and feet == tops[:-1] and {one.shape for one in inside} == {"square"}
+def is_tower(box: Sequence[Item]) -> bool:
+    """Return whether the items of one box, the lowest first, are blocks stacked on the ground."""
+    bottoms = [item.y + item.radius for item in box]
+    supports = [float(BOX), *(item.y - item.radius - _GAP for item in box)]
+    return bool(box) and len({item.x for item in box}) == 1 and bottoms == supports[:-1] and {item.shape for item in box} == {"square"}
 
 
 def _groups() -> list[list[Group]]:
-    """Every group that can be asked for, by kind: the kind is drawn first, so that the many pairs do not drown the plain ones."""
+    """Return every group that can be asked for, by kind: the kind is drawn first, so that kinds are equally frequent."""
     boxes = (None, *BOXES)
     plain = [Group(None, None, box) for box in boxes]
     coloured = [Group(colour, None, box) for colour in COLOURS.values() for box in boxes]

@@ -1,7 +1,7 @@
-"""Things that glide in a box and bounce off its walls: where each one is at any frame, in closed form.
+"""Scenes and their motion: objects that move in a box and bounce off its walls, with positions at any frame in closed form.
 
-It is not a simulator: nothing is integrated, things pass through each other, and any frame k, also before frame 0, costs the same.
-A wall reflects elastically, so the path is the straight line folded at the walls (method of images): a triangle wave of period 2 * span.
+It is not a simulator: nothing is integrated, objects pass through each other, and any frame, also before frame 0, costs the same.
+Walls reflect elastically, so a path is a straight line folded at the walls (method of images): a triangle wave of period 2 * span.
 Lengths are pixels, times are frames, x runs to the right and y runs down.
 """
 
@@ -11,8 +11,8 @@ from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
-class Thing:
-    """One thing at frame 0. It lies wholly within `radius` of its centre (x, y); `tilt` turns its outline and means nothing else."""
+class SceneObject:
+    """One drawn object at frame 0. It lies wholly within `radius` of its centre (x, y); `tilt` rotates its outline and nothing else."""
 
     shape: str
     colour: str
@@ -24,8 +24,8 @@ class Thing:
     radius: float
     tilt: float = 0.0  # degrees
 
-    def at(self, frame: float, width: int, height: int) -> tuple[float, float]:
-        """The centre at `frame` (negative: before frame 0) in a box of width x height pixels."""
+    def centre(self, frame: float, width: int, height: int) -> tuple[float, float]:
+        """Return the centre (x, y) at `frame`, which may be negative, in a box of width x height pixels."""
         return (
             fold(self.x, self.vx, frame, self.radius, width - self.radius),
             fold(self.y, self.vy, frame, self.radius, height - self.radius),
@@ -34,25 +34,28 @@ class Thing:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """A picture's whole truth: the box, its background (two RGB tones and the angle between them, degrees), its things, back to front."""
+    """All that a picture shows: its size in pixels, background and objects, back to front.
+
+    `background`: two RGB colours and the angle of the gradient between them, in degrees.
+    """
 
     width: int
     height: int
     background: tuple[tuple[int, int, int], tuple[int, int, int], float]
-    things: tuple[Thing, ...]
+    objects: tuple[SceneObject, ...]
 
 
 def scene_of(fields: Mapping[str, Any]) -> Scene:
-    """The scene of a sample's fields, to draw it at any frame or to ask where its things will be."""
+    """Return the scene of a sample's `fields`, to draw it at any frame or to compute where its objects will be."""
     first, second, angle = fields["background"]
-    things = tuple(Thing(**thing) for thing in fields["objects"])
+    objects = tuple(SceneObject(**values) for values in fields["objects"])
     width, height = fields["size"]
-    return Scene(width, height, (tuple(first), tuple(second), angle), things)
+    return Scene(width, height, (tuple(first), tuple(second), angle), objects)
 
 
 def fold(start: float, velocity: float, frame: float, low: float, high: float) -> float:
-    """Position at `frame` of a point that starts at `start` in [low, high] and reflects at both ends."""
+    """Return the position at `frame` of a point that starts at `start` in [low, high] and reflects at both ends."""
     span = high - low
     assert span > 0 and low <= start <= high, (start, low, high)
-    way = (start - low + velocity * frame) % (2 * span)
-    return low + (way if way <= span else 2 * span - way)
+    phase = (start - low + velocity * frame) % (2 * span)
+    return low + (phase if phase <= span else 2 * span - phase)

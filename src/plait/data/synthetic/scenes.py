@@ -1,14 +1,15 @@
-"""Scenes: a source of pictures made on the spot, with captions, questions, exact answers and futures. Nothing is read or stored.
+"""The source `scenes`: pictures generated on the fly, with captions, questions and exact answers. Nothing is read or stored.
 
 Scene i of a split is a pure function of (seed, split, i): the same in any process, thread and order. This file decides what is in a scene
-(options, layout, held-out pairs); physics.py says where things go, drawing.py how they look, questions.py what is said about them and
-answers.py whether an answer is right.
+(options, layout, held-out pairs); motion is in physics.py, looks are in drawing.py, texts in questions.py, the scoring of answers in
+answers.py.
 """
 
 import difflib
 import functools
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -16,33 +17,30 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from plait import keys
 from plait.data.synthetic import questions
-from plait.data.synthetic.answers import judge
 from plait.data.synthetic.drawing import DRAWING, encode, render
 from plait.data.synthetic.lexicon import COLOURS, SHAPES
-from plait.data.synthetic.physics import Scene, Thing
+from plait.data.synthetic.physics import Scene, SceneObject
 from plait.data.synthetic.questions import Question, Speech
 from plait.data.synthetic.vocabulary import every_text
 from plait.errors import PlaitError
 
-__all__ = ["SIZES", "SPLITS", "SceneOptions", "Scenes", "judge", "vocabulary_texts"]
-
-SPLITS = {"train": 100_000, "validation": 1_000, "test": 1_000}  # and how many scenes each has when no length is given
+SPLITS = {"train": 100_000, "validation": 1_000, "test": 1_000}  # default number of scenes
 SIZES = {"small": (0.55, 0.65), "medium": (0.73, 0.81), "large": (0.90, 1.0)}  # radius, as a share of the largest one
 
-_LARGEST = 0.2  # largest radius, of the shorter side
-_GAP = 1.12  # room kept around a thing, in its radii: things never touch at frame 0
-_SMALLEST_PX = 2.0  # radius below which shapes cannot be told apart
-_LAYOUTS = 1000  # scenes drawn until one allows a question of the task: far more than any sensible options need
-_PLACINGS = 24  # random places tried per thing before the whole scene goes onto a grid, where everything fits
+_LARGEST = 0.2  # largest radius, as a share of the shorter side
+_GAP = 1.12  # space around an object, in its radii: objects never touch at frame 0
+_SMALLEST_PX = 2.0  # radius below which shapes cannot be distinguished
+_LAYOUTS = 1000  # scenes tried until one allows a question of the task: far more than any sensible options need
+_PLACINGS = 24  # random positions tried per object before the whole scene is put onto a grid, where everything fits
 
 
 class SceneOptions(BaseModel):
-    """What the scenes hold and what is asked about them."""
+    """Options of the source: what the scenes contain and what is asked about them."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     size: tuple[tuple[int, int], ...] = ((64, 64),)  # (width, height) in pixels; several are drawn equally often
-    objects: tuple[int, int] = (1, 4)  # fewest and most things
+    objects: tuple[int, int] = (1, 4)  # fewest and most objects
     shapes: tuple[str, ...] = SHAPES
     colours: tuple[str, ...] = tuple(COLOURS)
     sizes: tuple[str, ...] = ("small", "large")
@@ -110,20 +108,27 @@ class SceneOptions(BaseModel):
         return self
 
 
-def largest_radius(width: int, height: int, things: int) -> float:
-    """The radius of the largest thing: at most a fifth of the shorter side, and small enough that a grid of `things` cells always fits."""
+def largest_radius(width: int, height: int, count: int) -> float:
+    """Return the largest radius, in pixels, of objects in a scene of `count`.
+
+    At most a fifth of the shorter side, and small enough that a grid of `count` cells always fits.
+    """
     best = 0.0
-    for columns in range(1, things + 1):
-        rows = math.ceil(things / columns)
+    for columns in range(1, count + 1):
+        rows = math.ceil(count / columns)
         best = max(best, min(width / columns, height / rows) / (2 * _GAP))
     return min(best, _LARGEST * min(width, height))
 
 
 def held_out(colours: Sequence[str], shapes: Sequence[str], holdout: float | tuple[str, ...]) -> frozenset[tuple[str, str]]:
-    """The pairs that training never shows or names. A share takes them by hash, whatever the seed; it spares every word."""
+    """Return the pairs of colour and shape that training never shows or names.
+
+    `holdout`: the pairs, or their share; a share picks them by hash, whatever the seed, and leaves every word in use. Raises ValueError for
+    pairs that are not in use, and for a holdout that leaves nothing to train on.
+    """
     pairs = [(colour, shape) for colour in colours for shape in shapes]
     if isinstance(holdout, tuple):
-        unknown = [text for text in holdout if tuple(text.split()) not in pairs]
+        unknown = [name for name in holdout if tuple(name.split()) not in pairs]
         if unknown:
             raise ValueError(f"holdout names '{unknown[0]}', which is not a colour and a shape in use, like '{' '.join(pairs[0])}'")
         if len(set(holdout)) == len(pairs):
@@ -140,7 +145,10 @@ def held_out(colours: Sequence[str], shapes: Sequence[str], holdout: float | tup
 
 
 class Scenes:
-    """The source. `options` are those of SceneOptions; `split` is train, validation or test; `length` only bounds the indices."""
+    """The source. `options` are those of SceneOptions; `split` is train, validation or test; `length` only bounds the indices.
+
+    Raises PlaitError for options, a split or a length that cannot be used, and where no scene allows a question of a task.
+    """
 
     def __init__(self, options: dict[str, Any], *, seed: int, split: str, length: int | None = None) -> None:
         if split not in SPLITS:
@@ -161,7 +169,7 @@ class Scenes:
         return self.length
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """The sample. Its `fields` hold the whole truth, as plain data: see docs/scenes.md."""
+        """Return the sample of scene `index`. Its `fields` describe the scene completely, as plain data: see docs/scenes.md."""
         if not 0 <= index < self.length:
             raise IndexError(f"scene {index} of {self.length}")
         options = self.options
@@ -171,7 +179,7 @@ class Scenes:
         sample: dict[str, Any] = {
             "id": f"{self.split}-{self.seed}-{index}",
             "images": frames[:1],
-            "messages": _asked(question),
+            "messages": _messages(question),
             "fields": {
                 "task": task,
                 "question": question.text,
@@ -179,16 +187,16 @@ class Scenes:
                 "truth": question.truth,
                 "caption": caption,
                 "size": [scene.width, scene.height],
-                "objects": [{name: getattr(thing, name) for name in Thing.__slots__} for thing in scene.things],
+                "objects": [asdict(obj) for obj in scene.objects],
                 "background": [list(scene.background[0]), list(scene.background[1]), scene.background[2]],
                 "frames": options.frames,
-                "held_out": any((thing.colour, thing.shape) in self.held_out for thing in scene.things),
+                "held_out": any((obj.colour, obj.shape) in self.held_out for obj in scene.objects),
             },
         }
         if options.frames:
             sample["frames"] = frames
         if options.questions > 1:
-            sample["annotations"] = [{"messages": _asked(one)} for one in (question, *self._more(index, scene, question))]
+            sample["annotations"] = [{"messages": _messages(q)} for q in (question, *self._more(index, scene, question))]
         return sample
 
     @property
@@ -199,12 +207,15 @@ class Scenes:
     @property
     def _speech(self) -> Speech:
         options = self.options
-        silent = self.held_out if self.split == "train" else frozenset()  # in training, "is there a ...?" would always be answered "no"
+        excluded = self.held_out if self.split == "train" else frozenset()  # in training, "is there a ...?" would always be answered "no"
         sentences = options.answers == "sentence"
-        return Speech(options.colours, options.shapes, len(options.sizes) > 1, silent, sentences, options.horizon, options.frames)
+        return Speech(options.colours, options.shapes, len(options.sizes) > 1, excluded, sentences, options.horizon, options.frames)
 
     def _compose(self, index: int, task: str | None = None) -> tuple[Scene, Question, str, str]:
-        """Scene, question, caption and task of an index: the task is drawn first, then scenes until one allows such a question."""
+        """Return scene, question, caption and task of an index.
+
+        The task is drawn first, then scenes until one allows such a question. Raises PlaitError where none does.
+        """
         rng = keys.rng(self.seed, "scenes", self.split, index)
         drawn = self._task(rng)
         task = task or drawn
@@ -223,49 +234,48 @@ class Scenes:
         return list(self.options.tasks)[int(np.searchsorted(np.cumsum(weights) / weights.sum(), rng.random(), side="right"))]
 
     def _more(self, index: int, scene: Scene, first: Question) -> list[Question]:
-        """Further questions about a scene; none is asked twice."""
+        """Return further questions about a scene, without repeats."""
         rng, speech = keys.rng(self.seed, "scenes", self.split, index, "more"), self._speech
         drawn = [questions.ask(self._task(rng), scene, speech, rng, None) for _ in range(self.options.questions - 1)]
-        return list({one.text: one for one in drawn if one and one.text != first.text}.values())
+        return list({question.text: question for question in drawn if question and question.text != first.text}.values())
 
     def _scene(self, rng: np.random.Generator, with_held_out: bool) -> tuple[Scene, int | None]:
-        """A scene, and the number of its thing of a held-out pair, if it has one."""
+        """Return a scene and the index of its object of a held-out pair, if it has one."""
         options = self.options
         width, height = questions.pick(rng, options.size)
         count = int(rng.integers(options.objects[0], options.objects[1] + 1))
         special = int(rng.integers(count)) if with_held_out else None
-        every = [(colour, shape) for colour in options.colours for shape in options.shapes]
-        common = [pair for pair in every if pair not in self.held_out]
+        common = [pair for colour in options.colours for shape in options.shapes if (pair := (colour, shape)) not in self.held_out]
         pairs = [questions.pick(rng, sorted(self.held_out) if i == special else common) for i in range(count)]
         sizes = [questions.pick(rng, options.sizes) for _ in range(count)]
         largest = largest_radius(width, height, options.objects[1])
         radii = [largest * (SIZES[size][0] + (SIZES[size][1] - SIZES[size][0]) * rng.random()) for size in sizes]
-        things = []
+        objects = []
         for (colour, shape), size, radius, (x, y) in zip(pairs, sizes, radii, place(rng, radii, width, height), strict=True):
             speed = min(width, height) * (options.speed[0] + (options.speed[1] - options.speed[0]) * rng.random())
             angle = 2 * math.pi * rng.random()
             tilt = 24 * rng.random() - 12
-            things.append(Thing(shape, colour, size, x, y, speed * math.cos(angle), speed * math.sin(angle), radius, tilt))
-        return Scene(width, height, _background(rng, options.background), tuple(things)), special
+            objects.append(SceneObject(shape, colour, size, x, y, speed * math.cos(angle), speed * math.sin(angle), radius, tilt))
+        return Scene(width, height, _background(rng, options.background), tuple(objects)), special
 
 
-def _asked(question: Question) -> list[dict[str, str]]:
+def _messages(question: Question) -> list[dict[str, str]]:
     return [{"role": "user", "content": question.text}, {"role": "assistant", "content": question.answer}]
 
 
 def place(rng: np.random.Generator, radii: list[float], width: int, height: int) -> list[tuple[float, float]]:
-    """Centres, inside the box and apart from each other: at random, or, when a few tries do not find room, in the cells of a grid."""
-    found: list[tuple[float, float]] = []
+    """Draw centres of circles inside the box that do not touch: at random, or after too many failures in the cells of a grid."""
+    centres: list[tuple[float, float]] = []
     for radius in radii:
         for _ in range(_PLACINGS):
             x, y = radius + (width - 2 * radius) * rng.random(), radius + (height - 2 * radius) * rng.random()
-            if all(math.hypot(x - u, y - v) >= _GAP * (radius + r) for (u, v), r in zip(found, radii, strict=False)):
-                found.append((x, y))
+            if all(math.hypot(x - u, y - v) >= _GAP * (radius + r) for (u, v), r in zip(centres, radii, strict=False)):
+                centres.append((x, y))
                 break
         else:
             break
-    if len(found) == len(radii):
-        return found
+    if len(centres) == len(radii):
+        return centres
     count = len(radii)
     columns = max(range(1, count + 1), key=lambda n: min(width / n, height / math.ceil(count / n)))
     cell_w, cell_h = width / columns, height / math.ceil(count / columns)
@@ -278,9 +288,9 @@ def place(rng: np.random.Generator, radii: list[float], width: int, height: int)
 
 
 def vocabulary_texts(options: dict[str, Any], samples: int = 2000) -> Iterator[str]:
-    """Texts that hold every word, number and mark a scene can say, of all tasks, whatever the options ask: to train a tokenizer on.
+    """Yield texts to train a tokenizer on, with every word, number and mark of all tasks, whatever the options ask.
 
-    First every template with every word in turn, then the messages of `samples` scenes with these options: frequent words are frequent.
+    First every template with every word in turn, then the messages of `samples` scenes with these options, for their word frequencies.
     """
     yield from every_text(tuple(COLOURS), SHAPES, tuple(SIZES))
     source = Scenes(options, seed=0, split="train", length=samples)
@@ -292,7 +302,7 @@ def vocabulary_texts(options: dict[str, Any], samples: int = 2000) -> Iterator[s
 
 
 def _background(rng: np.random.Generator, style: str) -> tuple[tuple[int, int, int], tuple[int, int, int], float]:
-    """Two quiet tones of neighbouring hue: pale, or dark, or plain white."""
+    """Draw two colours of neighbouring hue, pale or dark, or plain white, and the angle of the gradient between them."""
     angle, dark = 360 * rng.random(), rng.random() < 0.35
     if style == "white":
         return (255, 255, 255), (255, 255, 255), 0.0
@@ -305,7 +315,7 @@ def _background(rng: np.random.Generator, style: str) -> tuple[tuple[int, int, i
 
 
 def _tone(hue: float, saturation: float, level: float) -> tuple[int, int, int]:
-    """RGB of a hue (1 is a full turn), by a cosine wheel: smooth, with no colour of the things among its results."""
+    """Return the RGB of a hue (1 is a full turn) on a smooth cosine wheel, on which no colour of an object lies."""
     red, green, blue = (
         round(255 * level * (1 - saturation * (0.5 - 0.5 * math.cos(2 * math.pi * (hue - third / 3))))) for third in range(3)
     )
@@ -317,13 +327,14 @@ def _checked(options: dict[str, Any]) -> SceneOptions:
         return SceneOptions.model_validate(options)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"][:1])
+        option = ".".join(str(part) for part in first["loc"][:1])
         if first["type"] == "extra_forbidden":
-            raise PlaitError(f"scenes have no option '{where}'; {_nearest(where, tuple(SceneOptions.model_fields))}") from None
+            raise PlaitError(f"scenes have no option '{option}'; {_nearest(option, tuple(SceneOptions.model_fields))}") from None
         text = first["msg"].removeprefix("Value error, ")
-        raise PlaitError(f"scenes: {where}: {text}, not {first['input']!r}" if where else f"scenes: {text}") from None
+        raise PlaitError(f"scenes: {option}: {text}, not {first['input']!r}" if option else f"scenes: {text}") from None
 
 
 def _nearest(name: str, known: tuple[str, ...]) -> str:
+    """Return the end of an error message about an unknown name: the closest known one, or all of them."""
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"

@@ -1,119 +1,125 @@
-"""What is said of a picture of NLVR without being asked for a number or a place: a description, and statements that hold or do not.
+"""Descriptions of NLVR's pictures, and true or false statements about them, exact by the record.
 
-Both are exact by the record. Statements are worded in the many ways in which people word NLVR's sentences: numbers as words or digits,
-with or without a capital and a full stop, about anything that counted.py knows. A statement tells a picture from another of the data, and
-is asked of either: so no wording holds more often than not, and nothing is learned without looking.
+Statements are worded in the many ways in which people word NLVR's sentences: numbers as words or digits, with or without a capital and a
+full stop, about any fact of nlvr_facts.py. A statement holds for exactly one of two pictures and is asked of either, so no wording is true
+more often than false, and the answer cannot be learned from the text alone.
 """
 
 from collections.abc import Callable
 
-from plait.data.synthetic.lexicon import number_word, plural
-from plait.data.synthetic.nlvr_facts import OF_ITEMS, OF_TOWERS, Draw, Kind, Picture, number_of
+from plait.data.synthetic.lexicon import article, number_word, plural
+from plait.data.synthetic.nlvr_facts import OF_ITEMS, OF_TOWERS, Draw, Fact, Items, number_of
 from plait.data.synthetic.nlvr_record import BOXES, COLOURS, SHAPES, Group, boxes, is_tower
-from plait.data.synthetic.questions import article
 
-_DRAWS = 100  # of something to count, for one of which two pictures have different numbers
-_MOST = 9  # of something: beyond that people do not count
+_DRAWS = 100  # facts tried until the pictures have different numbers of one
+_LARGEST = 9  # number of a fact: beyond that people do not count
 
-
-def describe(found: Picture) -> str:
-    """Every item by colour and shape, box after box; a tower from its top to its base."""
-    return "; ".join(f"{name}: {_inside(inside)}" for name, inside in zip(BOXES, boxes(found), strict=True))
+Sentence = tuple[str, Callable[[int], bool]]
+"""A sentence about a number, and whether it holds for a number."""
 
 
-def all_towers(found: Picture) -> bool:
-    """Whether the picture shows a tower, of one block or more, in each box."""
-    return all(map(is_tower, boxes(found)))
+def describe(picture: Items) -> str:
+    """Describe every item by colour and shape, box by box; a tower from its top to its base."""
+    return "; ".join(f"{name}: {_describe_box(box)}" for name, box in zip(BOXES, boxes(picture), strict=True))
 
 
-def statement(found: Picture, other: Picture, draw: Draw) -> tuple[str, int, bool] | None:
-    """A sentence about a number, that of `found`, and whether it holds; it holds for one of two pictures. None where none was found.
+def all_towers(picture: Items) -> bool:
+    """Return whether the picture shows a tower, of one block or more, in each box."""
+    return all(map(is_tower, boxes(picture)))
 
-    As people were asked for sentences that tell alike pictures apart, the two numbers are neighbours; said plainly they may differ more.
+
+def statement(picture: Items, other: Items, draw: Draw) -> tuple[str, int, bool] | None:
+    """Return a sentence that holds for exactly one of two pictures, the number in `picture` that it is about, and whether it holds there.
+
+    None where none was found. The two numbers are neighbours, because people were asked for sentences that distinguish similar pictures;
+    with `draw.plain` they may differ more.
     """
-    kinds = OF_TOWERS if all_towers(found) and all_towers(other) else OF_ITEMS
+    makers = OF_TOWERS if all_towers(picture) and all_towers(other) else OF_ITEMS
     for _ in range(_DRAWS):
-        kind = draw.one(kinds)(draw)
-        mine, theirs = (sum(map(kind.count, boxes(picture))) for picture in (found, other))
-        if 0 < abs(mine - theirs) <= (_MOST if draw.plain else 1) and max(mine, theirs) <= _MOST:
-            said, holds = draw.one(_ways(kind, sorted((mine, theirs)), draw))
-            return _as_written(said, draw), mine, holds(mine)
+        fact = draw.choice(makers)(draw)
+        number, other_number = (sum(map(fact.count, boxes(items))) for items in (picture, other))
+        difference = abs(number - other_number)
+        if 0 < difference <= (_LARGEST if draw.plain else 1) and max(number, other_number) <= _LARGEST:
+            sentence, holds = draw.choice(_sentences(fact, sorted((number, other_number)), draw))
+            return _as_written(sentence, draw), number, holds(number)
     return None
 
 
 def _as_written(sentence: str, draw: Draw) -> str:
-    """People begin with a capital letter or not, and end with a full stop or not."""
+    """Begin with a capital letter or not, and end with a full stop or not, as people do."""
     first = sentence[0].upper()
     return draw.word(first, first, sentence[0]) + sentence[1:] + draw.word(".", "")
 
 
-def _inside(inside: Picture) -> str:
-    if not inside:
+def _describe_box(box: Items) -> str:
+    if not box:
         return "nothing"
-    if len(inside) > 1 and is_tower(inside):
-        return "a tower of " + ", ".join(one.colour for one in reversed(inside))
+    if len(box) > 1 and is_tower(box):
+        return "a tower of " + ", ".join(item.colour for item in reversed(box))
     groups = [Group(colour, shape, None) for colour in COLOURS.values() for shape in SHAPES]
     return ", ".join(
         article(group.words(False)) if count == 1 else f"{number_word(count)} {group.words(True)}"
         for group in groups
-        if (count := number_of(group, inside))
+        if (count := number_of(group, box))
     )
 
 
-# What is said of a number
+# Sentences about a number
 
 
-def _ways(kind: Kind, numbers: list[int], draw: Draw) -> list[tuple[str, Callable[[int], bool]]]:
-    """Sentences that hold for one of two different numbers, the smaller first, and what they say of a number.
+def _sentences(fact: Fact, numbers: list[int], draw: Draw) -> list[Sentence]:
+    """Return sentences that hold for exactly one of two different numbers, of which the smaller is first.
 
-    "there are two" says no less than two and may say no more: it is said where the other number is smaller, so both readings agree.
+    "there are two" can be read as at least two or as exactly two: it is used where the other number is smaller, so both readings agree.
     """
     few, many = numbers
-    ways: list[tuple[str, Callable[[int], bool]]] = [(_there("exactly", n, kind, draw), n.__eq__) for n in numbers if n]
-    ways.append((_there("at least", many, kind, draw), lambda n: n >= many))
+    sentences: list[Sentence] = [(_there("exactly", n, fact, draw), n.__eq__) for n in numbers if n]
+    sentences.append((_there("at least", many, fact, draw), lambda n: n >= many))
     if few == 0:
-        one = kind.words(False)
-        ways += [(f"there is {article(one)}", bool), (f"there is no {one}", (0).__eq__)]
-    return ways if draw.plain else ways + _more_ways(kind, few, many, draw)
+        noun = fact.words(False)
+        sentences += [(f"there is {article(noun)}", bool), (f"there is no {noun}", (0).__eq__)]
+    return sentences if draw.plain else sentences + _more_sentences(fact, few, many, draw)
 
 
-def _more_ways(kind: Kind, few: int, many: int, draw: Draw) -> list[tuple[str, Callable[[int], bool]]]:
-    ways: list[tuple[str, Callable[[int], bool]]] = [(_there("only", n, kind, draw), n.__eq__) for n in (few, many) if n]
-    ways.append((_there("", many, kind, draw), lambda n: n >= many))
-    touches = kind.which.startswith(("touching", "not touching"))
+def _more_sentences(fact: Fact, few: int, many: int, draw: Draw) -> list[Sentence]:
+    sentences: list[Sentence] = [(_there("only", n, fact, draw), n.__eq__) for n in (few, many) if n]
+    sentences.append((_there("", many, fact, draw), lambda n: n >= many))
+    touches = fact.which.startswith(("touching", "not touching"))
     if touches:
-        noun, verb = (kind.noun, "is") if many == 1 else (plural(kind.noun), "are")
-        ways.append((f"{draw.numeral(many)} {noun} {verb} {kind.which}", lambda n: n >= many))
-    if kind.part:
-        ways += [(said, lambda n: n >= many) for said in _of_all(kind, many, draw)]
+        noun, verb = (fact.noun, "is") if many == 1 else (plural(fact.noun), "are")
+        sentences.append((f"{draw.numeral(many)} {noun} {verb} {fact.which}", lambda n: n >= many))
+    if fact.contents:
+        sentences += [(sentence, lambda n: n >= many) for sentence in _of_all(fact, many, draw)]
         if many == len(BOXES):
-            each = f"each {kind.noun} {draw.word(*_HAS)}"
-            every = f"all {draw.word('', 'three ')}{plural(kind.noun)} {draw.word(*_HAVE)}"
-            ways.append((f"{draw.word(each, every)} {kind.part}", many.__eq__))
-            ways.append((f"there is {kind.part} in {draw.word('each', 'every')} {kind.noun}", many.__eq__))
+            each = f"each {fact.noun} {draw.word(*_HAS)}"
+            every = f"all {draw.word('', 'three ')}{plural(fact.noun)} {draw.word(*_HAVE)}"
+            sentences.append((f"{draw.word(each, every)} {fact.contents}", many.__eq__))
+            sentences.append((f"there is {fact.contents} in {draw.word('each', 'every')} {fact.noun}", many.__eq__))
     if few == 0:
-        one = kind.words(False)
-        ways += [(f"there is {article(one)}", bool)] * 2
-        ways.append((f"there is at least {draw.numeral(1)} {one}", bool))
+        noun = fact.words(False)
+        sentences += [(f"there is {article(noun)}", bool)] * 2
+        sentences.append((f"there is at least {draw.numeral(1)} {noun}", bool))
         if touches:
-            ways.append((f"none of the {plural(kind.noun)} {draw.word('are', 'is')} {kind.which}", (0).__eq__))
-    return ways
+            sentences.append((f"none of the {plural(fact.noun)} {draw.word('are', 'is')} {fact.which}", (0).__eq__))
+    return sentences
 
 
 _HAS, _HAVE = ("has", "contains"), ("have", "contain")
 
 
-def _of_all(kind: Kind, number: int, draw: Draw) -> list[str]:
-    """ "two of the three towers have a yellow base", and what else is said of so many boxes or towers."""
+def _of_all(fact: Fact, number: int, draw: Draw) -> list[str]:
+    """Return sentences about a number of boxes or towers out of all, such as "two of the three towers have a yellow base"."""
     amount, verb = draw.numeral(number), draw.word(*(_HAS if number == 1 else _HAVE))
-    if kind.noun == "grey square":  # people leave out the plural
-        return [f"{amount} of the grey {draw.word('square', 'squares', 'box')} {verb} {kind.part}"] * 2
-    several = plural(kind.noun)
-    which = draw.word(kind.noun if number == 1 else several, f"of the {several}", f"of the three {several}")
-    said = [f"{amount} {which} {verb} {kind.part}"]
-    return [*said, f"the {kind.noun} {verb} {kind.part}"] if number == 1 and kind.noun.endswith("block tower") else said
+    if fact.noun == "grey square":  # people leave out the plural
+        return [f"{amount} of the grey {draw.word('square', 'squares', 'box')} {verb} {fact.contents}"] * 2
+    several = plural(fact.noun)
+    which = draw.word(fact.noun if number == 1 else several, f"of the {several}", f"of the three {several}")
+    sentence = f"{amount} {which} {verb} {fact.contents}"
+    if number == 1 and fact.noun.endswith("block tower"):
+        return [sentence, f"the {fact.noun} {verb} {fact.contents}"]
+    return [sentence]
 
 
-def _there(how: str, number: int, kind: Kind, draw: Draw) -> str:
+def _there(quantifier: str, number: int, fact: Fact, draw: Draw) -> str:
     verb = "is" if number == 1 else "are"
-    return " ".join(["there", verb, *([how] if how else []), draw.numeral(number), kind.words(number != 1)])
+    return " ".join(["there", verb, *([quantifier] if quantifier else []), draw.numeral(number), fact.words(number != 1)])

@@ -1,9 +1,9 @@
-"""Texts that hold every word a scene can say, in the sentences it says them in: what a tokenizer for scenes is trained on."""
+"""Texts with every word that captions, questions and answers about scenes can contain, to train a tokenizer on."""
 
 from collections.abc import Iterator, Sequence
 
-from plait.data.synthetic.lexicon import NUMBERS, plural
-from plait.data.synthetic.questions import DIRECTIONS, OPENERS, PROMPTS, WHEN, article, point_tag
+from plait.data.synthetic.lexicon import NUMBERS, article, plural
+from plait.data.synthetic.questions import DIRECTIONS, OPENERS, PROMPTS, WHEN, point_tag
 
 _ANSWERS = (
     "Yes, there is {an_one}. yes",
@@ -27,13 +27,13 @@ _ANSWERS = (
 
 
 def every_text(colours: Sequence[str], shapes: Sequence[str], sizes: Sequence[str]) -> Iterator[str]:
-    """Every template filled with every word in turn, every number, and every tenth of a percent that a point can hold."""
-    things = [(size, colour, shape) for shape in shapes for colour in colours for size in sizes]
+    """Yield every template filled with every word in turn, every number, and every tenth of a percent that a point can have."""
+    objects = [(size, colour, shape) for shape in shapes for colour in colours for size in sizes]
     prompts = [template for several in PROMPTS.values() for template in several]
     openers = [opener.format(**{"is": verb}) + "{an_one}" for opener in OPENERS for verb in ("is", "are")]
     openers += [opener[:1].upper() + opener[1:] + "." for opener in openers]
-    for i, (size, colour, shape) in enumerate(things):
-        one, other = f"{size} {colour} {shape}", " ".join(things[i * 7 % len(things)][1:])
+    for i, (size, colour, shape) in enumerate(objects):
+        one, other = f"{size} {colour} {shape}", " ".join(objects[i * 7 % len(objects)][1:])
         side = list(DIRECTIONS)[i % 4]
         words = {
             **{"one": one, "a": one, "many": plural(one), "other": other, "b": other, "size": size, "colour": colour, "shape": shape},
@@ -44,6 +44,6 @@ def every_text(colours: Sequence[str], shapes: Sequence[str], sizes: Sequence[st
         for template in (*prompts[i % 3 :: 3], *_ANSWERS, *openers):
             yield template.format(**words)
     for tenth in range(0, 1001, 2):
-        _, colour, shape = things[tenth % len(things)]
+        _, colour, shape = objects[tenth % len(objects)]
         yield point_tag([(tenth / 10, (1000 - tenth) / 10)], f"{colour} {shape}")
         yield point_tag([(tenth / 10, (tenth * 7 % 1000) / 10)] * (2 + tenth % 19), plural(shape))

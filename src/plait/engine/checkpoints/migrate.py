@@ -1,4 +1,8 @@
-"""A saved state held against a model, by name: what is kept, begun, left behind or lacking. Printed, saved and, unless exact, asked for."""
+"""The migration table: a saved state compared with a model, tensor by tensor, by name.
+
+It says what is kept, initialised, dropped or missing. It is logged and saved at every start, and a start that would lose something needs
+`--allow-inexact` (`training/start.py`).
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,15 +14,15 @@ from plait.engine.parallel.distributed import StoredTensor
 from plait.engine.state import GROUPS
 
 VERDICTS = ("keep", "initialise", "drop", "missing")
-"""keep: saved and wanted. initialise: wanted, never trained before. drop: saved, no place here. missing: was trained, not saved."""
+"""keep: saved and used. initialise: needed, never trained before. drop: saved, but without a place here. missing: trained, not saved."""
 
 OTHER = "(none)"
-"""The component of saved tensors that this model has no parameter for."""
+"""In place of the component, for saved tensors that this model has no parameter for."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: how many tensors and values of a group and component meet one verdict."""
+    """A row of the table: the tensors of a group and component that have the same verdict."""
 
     group: str
     component: str
@@ -34,43 +38,43 @@ def compare(
     wanted: Mapping[str, set[str]],
     expected: set[str],
 ) -> list[Row]:
-    """The table for weights, ema and moments.
+    """Compare the tensors of a saved state, by group, with a model's components; returns the table.
 
-    `wanted`: parameters each group needs for what trains now. `expected`: parameters that the saved state says it trained.
+    `wanted`: parameters that each group needs for what trains now. `expected`: parameters that the saved state says it trained.
     """
     owner = {name: component for component, part in components.items() for name in part}
     shapes = {name: value.shape for part in components.values() for name, value in part.items()}
-    found: dict[tuple[str, str, str], dict[str, int]] = {}
+    cells: dict[tuple[str, str, str], dict[str, int]] = {}
 
     def add(group: str, verdict: str, name: str, values: int) -> None:
-        found.setdefault((group, owner.get(name, OTHER), verdict), {})[name] = values
+        cells.setdefault((group, owner.get(name, OTHER), verdict), {})[name] = values
 
     for group, tensors in saved.items():
-        held = _parameters(group, tensors)
-        for name, value in held.items():
+        parameters = _parameters(group, tensors)
+        for name, value in parameters.items():
             fits = name in shapes and shapes[name] == value.shape
             add(group, "keep" if fits else "drop", name, value.shape.numel())
-        for name in sorted(wanted.get(group, set()) - held.keys()):
+        for name in sorted(wanted.get(group, set()) - parameters.keys()):
             add(group, "initialise", name, shapes[name].numel())
     for name in sorted(expected - saved["weights"].keys()):
         add("weights", "missing", name, shapes[name].numel() if name in shapes else 0)
-    return [Row(*place, len(names), sum(names.values()), tuple(names)) for place, names in sorted(found.items(), key=_by_place)]
+    return [Row(*cell, len(values), sum(values.values()), tuple(values)) for cell, values in sorted(cells.items(), key=_sort_key)]
 
 
 def _parameters(group: str, tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
-    """The saved tensors by parameter; of the moments, the first one stands for all."""
+    """Return the saved tensors by parameter; of the moments, the first stands for both."""
     if group != "moments":
         return dict(tensors)
     return {name.removesuffix(".exp_avg"): value for name, value in tensors.items() if name.endswith(".exp_avg")}
 
 
-def _by_place(item: tuple[tuple[str, str, str], Any]) -> tuple[int, str, int]:
+def _sort_key(item: tuple[tuple[str, str, str], Any]) -> tuple[int, str, int]:
     group, component, verdict = item[0]
     return GROUPS.index(group), component, VERDICTS.index(verdict)
 
 
 def inexact(rows: Sequence[Row]) -> list[str]:
-    """What would be lost, a line each; empty when the migration is exact."""
+    """Return a line for each row that loses something; none when the migration is exact."""
     return [
         f"{row.group} of {row.component}: {row.verdict} {row.tensors} ({', '.join(row.names[:3])}{', ...' if row.tensors > 3 else ''})"
         for row in rows
@@ -79,7 +83,7 @@ def inexact(rows: Sequence[Row]) -> list[str]:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """The rows as aligned text."""
+    """Format the rows as a text table with aligned columns."""
     lines = [("", "component", "", "tensors", "values")]
     lines += [(row.group, row.component, row.verdict, f"{row.tensors:,}", f"{row.values:,}") for row in rows]
     widths = [max(len(line[i]) for line in lines) for i in range(5)]

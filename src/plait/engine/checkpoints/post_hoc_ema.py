@@ -1,7 +1,7 @@
-"""An average of any length after training, from the two that were saved on the way: in a run's checkpoints, and in RUN/averages.
+"""The average of any length after training, reconstructed from those saved in a run's checkpoints and in RUN/averages.
 
-Checkpoints that are deleted leave theirs behind in RUN/averages/step-N (checkpoint.py): the more moments there are, the better the fit.
-The maths is that of power_ema.py.
+The averages of deleted checkpoints are kept in RUN/averages/step-N (`checkpoint.py`): the more steps there are, the better the fit.
+The maths is in `power_ema.py`.
 """
 
 import shutil
@@ -12,54 +12,59 @@ from torch import Tensor
 
 from plait.engine import power_ema
 from plait.engine.checkpoints import checkpoint, sharded_files
-from plait.engine.power_ema import Profile, Saved
+from plait.engine.power_ema import Profile, SavedAverage
 from plait.errors import PlaitError
 
 
 @dataclass(frozen=True)
 class Average:
-    """Averaged weights by name (float32). `misfit`: distance of the profile that was reached from the wanted one, over its norm."""
+    """Averaged weights by name (float32). `misfit`: distance of the fitted profile from the wanted one, over the wanted one's norm."""
 
     tensors: dict[str, Tensor]
     step: int
-    moments: int
-    """At how many steps averages had been saved."""
+    saves: int
+    """The number of steps at which averages had been saved."""
     misfit: float
 
 
 def of_length(run: Path, length: float, step: int) -> Average:
-    """The average of relative `length` at `step` of a run. Raises PlaitError when nothing was kept for it, or what was is damaged."""
+    """Reconstruct the average of relative `length` at `step` of a run.
+
+    Raises PlaitError when no average was saved up to `step`, or one is damaged.
+    """
     wanted = Profile(step, power_ema.exponent(length))
     folders = [folder for folder in _folders(run) if checkpoint.step_of(folder) <= step]
-    found = [one for folder in folders for one in _saved(folder)]
-    if not found:
+    saved = [average for folder in folders for average in _saved(folder)]
+    if not saved:
         raise PlaitError(f"{run} kept no averages up to step {step}: train with optim.ema.post_hoc=true")
     for folder in folders:
         if faults := checkpoint.verify(folder):
             raise PlaitError(f"{faults[0]}; remove {folder} to go on without it")
-    tensors = power_ema.reconstruct(found, length, step)
-    return Average(tensors, step, len(folders), power_ema.misfit([one.profile for one in found], wanted))
+    tensors = power_ema.reconstruct(saved, length, step)
+    return Average(tensors, step, len(folders), power_ema.misfit([average.profile for average in saved], wanted))
 
 
 def forget(run: Path, after: int) -> None:
-    """Remove what was kept of steps beyond `after`, which the run is about to take again."""
+    """Remove RUN/averages of steps beyond `after`, which the run is about to repeat."""
     for folder in (run / checkpoint.AVERAGES).glob("step-*"):
         if checkpoint.step_of(folder) > after:
             shutil.rmtree(folder)
 
 
 def _folders(run: Path) -> list[Path]:
-    """Whatever holds averages, by step; of a step that is kept twice, the checkpoint."""
+    """Return the folders with averages, sorted by step; where both have a step, the checkpoint's."""
     kept = {folder.name: folder for folder in (run / checkpoint.AVERAGES).glob("step-*")}
     return sorted((kept | {folder.name: folder for folder in checkpoint.published(run)}).values(), key=checkpoint.step_of)
 
 
-def _saved(folder: Path) -> list[Saved]:
-    found = checkpoint.read(folder)
-    listed = list(found.manifest["files"])
+def _saved(folder: Path) -> list[SavedAverage]:
+    """Return the averages of one folder; none where it has no file of them."""
+    located = checkpoint.read(folder)
+    listed = list(located.manifest["files"])
 
-    def one(group: str, length: float) -> Saved:
+    def average(group: str, length: float) -> SavedAverage:
         names = frozenset(sharded_files.sizes(folder, group, listed))
-        return Saved(Profile(found.step, power_ema.exponent(length)), names, lambda: found.tensors(group))
+        return SavedAverage(Profile(located.step, power_ema.exponent(length)), names, lambda: located.tensors(group))
 
-    return [saved for group, length in power_ema.KEPT.items() if (saved := one(group, length)).names]
+    averages = [average(group, length) for group, length in power_ema.KEPT.items()]
+    return [average for average in averages if average.names]

@@ -1,4 +1,4 @@
-"""The run directory: who holds it, and whether it belongs to this configuration."""
+"""The run directory: its lock, its identity, and which changes of the configuration it can be continued with."""
 
 import fcntl
 import os
@@ -27,12 +27,16 @@ FREE = (
 """Keys that may differ when a run is continued: they change how it computes or what it reports, never its answer."""
 
 Difference = tuple[str, Any, Any]
+"""(dotted key, value before, value after)."""
 
 
-def hold(run: Path) -> IO[str]:
-    """Make the directory and take its lock, which falls when this process ends. Raises PlaitError when another process has it."""
+def lock(run: Path) -> IO[str]:
+    """Make the directory and lock it for this process, until the returned file is closed or the process ends.
+
+    Raises PlaitError when another process has the lock.
+    """
     run.mkdir(parents=True, exist_ok=True)
-    file = open(run / "lock", "a+", encoding="utf-8")  # noqa: SIM115  held open for as long as the run lasts
+    file = (run / "lock").open("a+", encoding="utf-8")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -45,17 +49,17 @@ def hold(run: Path) -> IO[str]:
 
 
 def check(run: Path) -> bool:
-    """Whether `run` is a run to continue (True) or free to begin in (False). Raises PlaitError when it is some other folder."""
+    """Return whether `run` is a run to continue (True) or free to begin in (False). Raises PlaitError when it is some other folder."""
     if (run / "config.yaml").is_file():
         return True
-    strangers = [path.name for path in run.iterdir() if path.name not in ("lock", "assets", "identity")] if run.is_dir() else []
-    if strangers:
-        raise PlaitError(f"{run} holds {', '.join(sorted(strangers)[:3])} but no config.yaml: it is no run directory; give another --run")
+    foreign = [path.name for path in run.iterdir() if path.name not in ("lock", "assets", "identity")] if run.is_dir() else []
+    if foreign:
+        raise PlaitError(f"{run} holds {', '.join(sorted(foreign)[:3])} but no config.yaml: it is no run directory; give another --run")
     return False
 
 
 def refuse(run: Path, differences: Sequence[Difference]) -> None:
-    """Raise PlaitError when the run was begun with another configuration, with each difference as `key: was -> is`."""
+    """Raise PlaitError when there are differences from the configuration that the run was begun with, listing each."""
     if differences:
         shown = "; ".join(f"{key}: {before} -> {after}" for key, before, after in differences)
         raise PlaitError(
@@ -64,34 +68,35 @@ def refuse(run: Path, differences: Sequence[Difference]) -> None:
 
 
 def binding(differences: Sequence[Difference]) -> list[Difference]:
-    """The differences that change the run's answer."""
-    return [item for item in differences if not any(_under(item[0], free) for free in FREE)]
+    """Return the differences that change the run's results: those in no key of `FREE`."""
+    return [item for item in differences if not any(_within(item[0], free) for free in FREE)]
 
 
-def _under(key: str, free: str) -> bool:
+def _within(key: str, section: str) -> bool:
+    """Return whether a dotted key, of the configuration or of one of its stages, is `section` or below it."""
     parts = key.split(".")
-    if parts[0] == "stages" and len(parts) > 2:
-        parts = parts[2:]
-    return ".".join(parts) == free or ".".join(parts).startswith(free + ".")
+    if parts[0] == "stages":
+        parts = parts[2:] or parts
+    return ".".join(parts) == section or ".".join(parts).startswith(section + ".")
 
 
 def set_aside(run: Path) -> Path:
-    """Rename a run so that a new one can begin in its place; returns where it is now."""
+    """Rename a run to RUN.before-N, so that a new one can begin under its name; returns the new path."""
     count = 1
     while (aside := run.with_name(f"{run.name}.before-{count}")).exists():
         count += 1
-    os.rename(run, aside)
+    run.rename(aside)
     return aside
 
 
 def clear(run: Path) -> None:
-    """Remove what a run made for a configuration under which nothing was saved."""
+    """Remove the assets and lineage of a run under whose configuration nothing was saved."""
     shutil.rmtree(run / "assets", ignore_errors=True)
     (run / "lineage.json").unlink(missing_ok=True)
 
 
 def identity(run: Path) -> str:
-    """A short random name that a run keeps for life (its W&B id, its lineage)."""
+    """Return the run's short random name (its W&B id, its name in lineages), which is made at the first call and kept."""
     path = run / "identity"
     if not path.is_file():
         files.write_whole(path, secrets.token_hex(6) + "\n")

@@ -27,10 +27,11 @@ class Reporter(logging.Handler):
         stream.flush()
 
 
-def install() -> None:
-    """Show the log lines of plait and of packages named `plait...`, from INFO up; a second call changes nothing."""
-    logger = logging.getLogger("plait")
-    if not any(isinstance(handler, Reporter) for handler in logger.handlers):
-        logger.addHandler(Reporter())
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
+def install(*packages: str) -> None:
+    """Show the log lines of packages, such as plait and those that add to it, from INFO up; a second call changes nothing."""
+    for package in packages:
+        logger = logging.getLogger(package)
+        if not any(isinstance(handler, Reporter) for handler in logger.handlers):
+            logger.addHandler(Reporter())
+        logger.setLevel(logging.INFO)
+        logger.propagate = False

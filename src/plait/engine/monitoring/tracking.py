@@ -1,4 +1,4 @@
-"""Where the numbers of a run go: `metrics.jsonl` is the truth; TensorBoard, W&B and the screen mirror it and may fail without harm."""
+"""Metrics of a run: every row goes to `metrics.jsonl`; TensorBoard, W&B and the screen mirror it and may fail without harm."""
 
 import math
 import time
@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 
@@ -21,11 +21,11 @@ _LINE_EVERY_S = 10.0
 _NOT_FINITE = ("nan", "inf", "-inf")
 
 Monitor = Callable[[Mapping[str, Any]], list[str]]
-"""Reads every recorded row, in order, and answers with advice when something has gone wrong."""
+"""Called with every recorded row, in order; returns warnings when something has gone wrong."""
 
 
 class Mirror(Protocol):
-    """Something that shows rows of metrics elsewhere."""
+    """A destination of metrics besides `metrics.jsonl`."""
 
     def row(self, row: Mapping[str, Any]) -> None:
         """Take one row; must return at once."""
@@ -38,17 +38,19 @@ class Mirror(Protocol):
 
 
 def _plain(value: Any) -> Any:
+    """Return a value as JSON can hold it: numbers that are not finite as text."""
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _number(value: Any) -> Any:
+    """Undo `_plain`."""
     return float(value) if value in _NOT_FINITE else value
 
 
 class TensorBoard:
-    """Event files under RUN/events; `tensorboard --logdir RUN` is the live page."""
+    """Mirror into event files under RUN/events, for `tensorboard --logdir RUN`."""
 
-    def __init__(self, run: Path, step: int):
+    def __init__(self, run: Path, step: int) -> None:
         self.writer = SummaryWriter(str(run / "events"), purge_step=step + 1 if step else None, flush_secs=10)
 
     def row(self, row: Mapping[str, Any]) -> None:
@@ -59,7 +61,7 @@ class TensorBoard:
         self.writer.file_writer.add_summary(Summary(value=values), row["step"])
 
     def pictures(self, step: int, pictures: Mapping[str, np.ndarray]) -> None:
-        """Add them to the page's images."""
+        """Add the pictures as images."""
         for name, picture in pictures.items():
             self.writer.add_image(name, picture, step, dataformats="HWC")
 
@@ -69,18 +71,21 @@ class TensorBoard:
 
 
 class Screen:
-    """A progress bar with time left on a terminal; a plain line every few seconds elsewhere."""
+    """Progress for a person: a bar with the time left on a terminal, a plain line every few seconds elsewhere."""
 
     def __init__(self) -> None:
         self.console = Console(stderr=True)
         self.bar: Progress | None = None
-        self.begin("", 0, 0)
+        self.task = TaskID(0)
+        self.stage, self.first, self.stop = "", 0, 0
+        self.began_s, self.line_s = time.monotonic(), -math.inf
+        """When the stage began, and when the last line was written (monotonic clock)."""
 
     def begin(self, stage: str, start: int, stop: int) -> None:
-        """Count a new stage from step `start` to `stop`."""
+        """Show a new stage, from step `start` to `stop`."""
         self.close()
         self.stage, self.first, self.stop = stage, start, stop
-        self.began_s, self.said_s = time.monotonic(), -math.inf
+        self.began_s, self.line_s = time.monotonic(), -math.inf
         if self.console.is_terminal and stage:
             columns = [
                 TextColumn("{task.description}"),
@@ -95,7 +100,7 @@ class Screen:
             self.bar.start()
 
     def row(self, row: Mapping[str, Any]) -> None:
-        """Show loss, learning rate and rate of a training row, or every figure of an evaluation."""
+        """Show the loss and speed of a training row, or every figure of an evaluation."""
         step = row["step"]
         if "loss" not in row:
             numbers = {name.removeprefix("eval/"): value for name, value in row.items() if isinstance(value, float)}
@@ -103,47 +108,47 @@ class Screen:
             if len(terms) == 1 and numbers[terms[0]] == numbers.get("loss"):
                 del numbers[terms[0]]  # the only term is the loss itself
             figures = "  ".join(f"{name} {value:.4g}" for name, value in numbers.items())
-            self._say(f"{self.stage} {step}/{self.stop}  held out: {figures}")
+            self._write(f"{self.stage} {step}/{self.stop}  held out: {figures}")
             return
         text = f"loss {row['loss']:.4f}  {row['samples_per_s']:.1f} samples/s"
         text += f"  MFU {100 * row['mfu']:.1f} %" if "mfu" in row else ""
         if self.bar is not None:
             self.bar.update(self.task, completed=step, text=text)
-        elif time.monotonic() - self.said_s >= _LINE_EVERY_S or step == self.stop:
-            self.said_s = time.monotonic()
-            left_s = (self.said_s - self.began_s) / max(1, step - self.first) * (self.stop - step)
-            self._say(f"{self.stage} {step}/{self.stop}  {text}  {_clock(left_s)} left")
+        elif time.monotonic() - self.line_s >= _LINE_EVERY_S or step == self.stop:
+            self.line_s = time.monotonic()
+            left_s = (self.line_s - self.began_s) / max(1, step - self.first) * (self.stop - step)
+            self._write(f"{self.stage} {step}/{self.stop}  {text}  {_clock(left_s)} left")
 
     def warn(self, lines: Sequence[str]) -> None:
-        """Say what monitors found."""
-        self._say("\n".join(f"warning: {line}" for line in lines))
+        """Show the warnings of monitors."""
+        self._write("\n".join(f"warning: {line}" for line in lines))
 
-    def _say(self, line: str) -> None:
+    def _write(self, line: str) -> None:
         self.console.print(line, highlight=False, soft_wrap=True, markup=False)
 
     def close(self) -> None:
-        """Leave the terminal as it was."""
+        """Stop the progress bar."""
         if self.bar is not None:
             self.bar.stop()
 
 
 class Tracker:
-    """Writes every row to `metrics.jsonl` first, then to the mirrors. A tracker of no run (ranks above 0) does nothing.
+    """Writer of metrics: every row to `metrics.jsonl` first, then to the mirrors. Without a run (ranks above 0) it does nothing.
 
-    What monitors say of a row is recorded in it as `warnings`, and shown.
+    The warnings of monitors about a row are recorded in it as `warnings`, and shown.
     """
 
-    def __init__(self, run: Path | None, mirrors: Sequence[Mirror], screen: Screen | None = None, monitors: Sequence[Monitor] = ()):
+    def __init__(self, run: Path | None, mirrors: Sequence[Mirror], screen: Screen | None = None, monitors: Sequence[Monitor] = ()) -> None:
         self.path = run / "metrics.jsonl" if run is not None else None
         self.mirrors, self.screen, self.monitors = mirrors, screen, monitors
 
     def begin(self, stage: str, step: int, stop: int) -> None:
-        """A stage starts or continues at `step`."""
+        """Begin to show a stage that starts or continues at `step` and ends at `stop`."""
         if self.screen is not None:
             self.screen.begin(stage, step, stop)
 
     def row(self, row: Mapping[str, Any]) -> None:
-        """Record one row; it has a `step`: it describes the moment after that many updates."""
+        """Record one row. Its `step`: the number of updates after which it was measured."""
         if self.path is not None:
             warnings = self.watch(row)
             row = {**row, "warnings": warnings} if warnings else row
@@ -154,11 +159,11 @@ class Tracker:
                 self.screen.warn(warnings)
 
     def watch(self, row: Mapping[str, Any]) -> list[str]:
-        """What the monitors say of the row; they remember it."""
+        """Pass the row to the monitors, which remember it; returns their warnings."""
         return [line for monitor in self.monitors for line in monitor(row)]
 
     def pictures(self, step: int, pictures: Mapping[str, np.ndarray]) -> None:
-        """Show pictures by name where pictures can be shown."""
+        """Pass pictures (uint8, H x W x 3), by name, to the mirrors."""
         for mirror in self.mirrors:
             mirror.pictures(step, pictures)
 
@@ -166,24 +171,23 @@ class Tracker:
         return [*self.mirrors, *([self.screen] if self.screen is not None else [])]
 
     def close(self) -> None:
-        """Finish all mirrors."""
+        """Close all mirrors."""
         for mirror in self._all():
             mirror.close()
 
 
 def open_tracker(run: Path, config: RunConfig, identity: str, state: State, monitors: Sequence[Monitor] = ()) -> Tracker:
-    """The tracker of a run that continues at `state`: rows of what will be run again are dropped, so that none is doubled.
+    """Open the tracker of a run that continues at `state`. Rows of steps that will be repeated are removed from `metrics.jsonl`.
 
-    Monitors read the rows that stay, so that they know what they knew, and say nothing twice.
+    Monitors read the rows that stay, so that they remember what they knew and repeat no warning.
     """
-    step = state.step
 
     def done(row: Mapping[str, Any]) -> bool:
         held_out = any(name.startswith("eval/") for name in row)
-        return row["step"] <= (state.judged if held_out else step)
+        return bool(row["step"] <= (state.evaluated_step if held_out else state.step))
 
     files.keep_rows(run / "metrics.jsonl", done)
-    mirrors: list[Mirror] = [TensorBoard(run, step)] if config.track.tensorboard else []
+    mirrors: list[Mirror] = [TensorBoard(run, state.step)] if config.track.tensorboard else []
     if config.track.wandb is not None:
         mirrors.append(WandB(run, config.track.wandb, config.model_dump(mode="json", by_alias=True), identity))
     tracker = Tracker(run, mirrors, Screen(), monitors)
@@ -193,5 +197,6 @@ def open_tracker(run: Path, config: RunConfig, identity: str, state: State, moni
 
 
 def _clock(seconds: float) -> str:
+    """Format seconds as h:mm:ss."""
     hours, rest = divmod(round(seconds), 3600)
     return f"{hours}:{rest // 60:02d}:{rest % 60:02d}"

@@ -1,10 +1,12 @@
-"""Weights & Biases from a process of its own that follows `metrics.jsonl`: a slow or dead network costs training nothing, at no time.
+"""The mirror to Weights & Biases: a child process that follows `metrics.jsonl`, so that a slow or dead network never delays training.
 
-The child gets its orders as one JSON line on standard input, whose end is the run's. It reads the file, so no row waits in the trainer.
+The child gets its settings as one JSON line on standard input, which is closed when the run ends. It reads the file, so no row waits in
+the trainer. In the child, `main` is the program: what it writes goes to standard error directly.
 """
 
 import contextlib
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -21,18 +23,20 @@ from plait.config.schema import Wandb
 _CLOSE_TIMEOUT_S = 15.0  # for the last rows, when the run ends
 _ORPHAN_S = 60.0  # for the same, when the trainer was killed
 _LOOK_EVERY_S = 0.5
-_NOT_OURS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # a stop is the trainer's to answer; it closes the line when it is ready
-_SPELLED = {"nan", "inf", "-inf"}  # how metrics.jsonl writes them
+_IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # the trainer handles a stop, and closes standard input when it is ready
+_NOT_FINITE = {"nan", "inf", "-inf"}  # as metrics.jsonl writes them
+
+log = logging.getLogger(__name__)
 
 
 class WandB:
-    """The trainer's side. Rows reach W&B by way of `metrics.jsonl`, from where it ends now."""
+    """The trainer's side: starts the child, which sends the rows that `metrics.jsonl` gains from now on."""
 
-    def __init__(self, run: Path, settings: Wandb, config: Mapping[str, Any], identity: str):
+    def __init__(self, run: Path, settings: Wandb, config: Mapping[str, Any], identity: str) -> None:
         metrics = run / "metrics.jsonl"
         start = {"project": settings.project, "entity": settings.entity, "name": settings.name or run.name, "config": dict(config)}
         start |= {"mode": os.environ.get("WANDB_MODE", settings.mode), "id": identity, "resume": "allow", "dir": str(run)}
-        orders = {"start": start, "metrics": str(metrics), "from": metrics.stat().st_size if metrics.exists() else 0}
+        child = {"start": start, "metrics": str(metrics), "from": metrics.stat().st_size if metrics.exists() else 0}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "plait.engine.monitoring.wandb_mirror"],
             stdin=subprocess.PIPE,
@@ -43,17 +47,17 @@ class WandB:
         )
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it has failed already, and said so
-            self.process.stdin.write(json.dumps(orders) + "\n")
+            self.process.stdin.write(json.dumps(child) + "\n")
             self.process.stdin.flush()
 
     def row(self, row: Mapping[str, Any]) -> None:
-        """The child finds it in the file."""
+        """Do nothing: the child reads the row from the file."""
 
     def pictures(self, step: int, pictures: Mapping[str, np.ndarray]) -> None:
-        """They stay here, in TensorBoard and as files of the run: only what is in `metrics.jsonl` travels."""
+        """Do nothing: pictures stay in TensorBoard and in files of the run, only what is in `metrics.jsonl` is sent."""
 
     def close(self) -> None:
-        """Give the child some seconds to send what is left, then end it."""
+        """Give the child some seconds to send what is left, then kill it."""
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()
@@ -62,11 +66,11 @@ class WandB:
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
-            print(f"W&B has not taken the last rows within {_CLOSE_TIMEOUT_S:g} s; metrics.jsonl has every row", file=sys.stderr)
+            log.warning(f"W&B has not taken the last rows within {_CLOSE_TIMEOUT_S:g} s; metrics.jsonl has every row")
 
 
 def rows(file: IO[str], ended: threading.Event) -> Iterator[dict[str, Any]]:
-    """Whole lines of a file that grows, until it has been read to its end after `ended`."""
+    """Yield the complete lines of a growing file, parsed, until it has been read to its end after `ended` was set."""
     part = ""
     while True:
         last = ended.is_set()
@@ -81,12 +85,13 @@ def rows(file: IO[str], ended: threading.Event) -> Iterator[dict[str, Any]]:
 
 
 def numbers(row: Mapping[str, Any]) -> dict[str, float]:
-    """What W&B draws: the row's numbers, apart from its step."""
-    values = {name: float(value) if value in _SPELLED else value for name, value in row.items() if name != "step"}
+    """Return the row's numbers by name, without its step: what W&B plots."""
+    values = {name: float(value) if value in _NOT_FINITE else value for name, value in row.items() if name != "step"}
     return {name: value for name, value in values.items() if isinstance(value, int | float)}
 
 
-def _listen(ended: threading.Event) -> None:
+def _wait_for_end(ended: threading.Event) -> None:
+    """Set `ended` when standard input is closed, and end the process some time later."""
     sys.stdin.read()
     ended.set()
     timer = threading.Timer(_ORPHAN_S, os._exit, (1,))
@@ -95,27 +100,29 @@ def _listen(ended: threading.Event) -> None:
 
 
 def main() -> None:
-    """Follow the file, and say in one line why, when that cannot be done."""
-    for name in _NOT_OURS:
-        signal.signal(name, signal.SIG_IGN)
-    orders = json.loads(sys.stdin.readline())
+    """Follow the file and send its rows; on any failure write one line to standard error."""
+    for number in _IGNORED:
+        signal.signal(number, signal.SIG_IGN)
+    settings = json.loads(sys.stdin.readline())
     ended = threading.Event()
-    threading.Thread(target=_listen, args=(ended,), daemon=True).start()
+    threading.Thread(target=_wait_for_end, args=(ended,), daemon=True).start()
     try:
         import wandb
 
-        session = wandb.init(**orders["start"], settings=wandb.Settings(silent=True))
-        Path(orders["metrics"]).touch()
-        with open(orders["metrics"], encoding="utf-8") as file:
-            file.seek(orders["from"])
+        session = wandb.init(**settings["start"], settings=wandb.Settings(silent=True))
+        metrics = Path(settings["metrics"])
+        metrics.touch()
+        with metrics.open(encoding="utf-8") as file:
+            file.seek(settings["from"])
             for row in rows(file, ended):
                 session.log(numbers(row), step=row["step"])
         session.finish()
     except Exception as error:  # noqa: BLE001  a mirror must not stop a run
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         reason += ": pip install 'plait[wandb]'" if isinstance(error, ModuleNotFoundError) else ""
-        print(f"W&B is off for this run: {reason}; metrics.jsonl has every row", file=sys.stderr, flush=True)
-        os._exit(1)  # its own threads may wait for a network that is gone
+        sys.stderr.write(f"W&B is off for this run: {reason}; metrics.jsonl has every row\n")
+        sys.stderr.flush()
+        os._exit(1)  # W&B's threads may wait for a network that is gone
 
 
 if __name__ == "__main__":

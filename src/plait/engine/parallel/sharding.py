@@ -1,7 +1,7 @@
-"""Weights, gradients, moments and averages cut over ranks (FSDP2): put on a model at the start of a stage, taken off at its end.
+"""Sharding of weights, gradients, moments and averages over ranks (FSDP2): applied at the start of a stage, removed at its end.
 
 A unit is what is gathered at once: each block, and all that trains outside of blocks. A unit either trains or is frozen, never both:
-in a block that trains in part, and outside of blocks, what is frozen stays whole on every rank. Not here: when to shard (`strategy.py`),
+in a block that trains in part, and outside of blocks, what is frozen stays full on every rank. Not here: when to shard (`strategy.py`),
 and what the loop does then (`distributed.py`).
 """
 
@@ -23,50 +23,50 @@ from plait.engine.parallel.memory_estimate import Layout
 
 @dataclass
 class Sharding:
-    """What lies over a model: nothing, until `wrap`."""
+    """The sharding of one model, which `wrap` applies and `unwrap` removes."""
 
     model: nn.Module
     reshards: bool = True
-    """Whether a block's whole weights go after its forward pass, and are gathered again for its backward pass."""
+    """Whether a block's gathered weights are freed after its forward pass, and gathered again for its backward pass."""
     meshes: dict[int, DeviceMesh] = field(default_factory=dict, repr=False)
-    before: list[tuple[nn.Module, type[nn.Module], dict[str, Any], set[str]]] = field(default_factory=list, repr=False)
-    """Each module, its class, its hooks, and the names that sharding added to it."""
+    unwrapped: list[tuple[nn.Module, type[nn.Module], dict[str, Any], set[str]]] = field(default_factory=list, repr=False)
+    """What `unwrap` restores: each module, its class, its hooks, and the attributes that sharding added to it."""
 
     def wrap(self, blocks: Sequence[nn.Module], trained: Collection[str], layout: Layout, ranks: Ranks) -> None:
-        """Move the model to the world's device and cut it over its ranks as `layout` says; parameters keep names and bits.
+        """Move the model to this rank's device and shard it over ranks as `layout` says; parameters keep names and values.
 
-        `trained` names what trains in this stage. One unit at a time is whole, so the model never has to fit on one device.
+        `trained` names what trains in this stage. One unit at a time is full, so the model never has to fit on one device.
         """
         self.unwrap()
-        if layout.parts == 1:
+        if layout.shards == 1:
             gather(self.model, set())
             self.model.to(ranks.device)
             return
         self.reshards = layout.strategy != "shard_grad_op"
-        found = [(module, type(module), _hooks(module), set(module.__dict__)) for module in self.model.modules()]
-        mesh = self._mesh(ranks, layout.parts)
-        self.model.register_forward_hook(_own)
+        before = [(module, type(module), _hooks(module), set(module.__dict__)) for module in self.model.modules()]
+        mesh = self._mesh(ranks, layout.shards)
+        self.model.register_forward_hook(_unshare)
         done: set[int] = set()
-        for module, names in _units(self.model, blocks, trained, layout.cut_frozen):
+        for module, names in _units(self.model, blocks, trained, layout.shard_frozen):
             gather(module, done)
             ignored = {value for name, value in module.named_parameters() if name not in names and not isinstance(value, DTensor)}
             for value in ignored:
                 value.data = value.data.to(ranks.device)
             fully_shard(module, mesh=mesh, reshard_after_forward=self.reshards and module is not self.model, ignored_params=ignored)
             done.update(id(part) for part in module.modules())
-        self.before = [(module, kind, hooks, set(module.__dict__) - had) for module, kind, hooks, had in found]
+        self.unwrapped = [(module, kind, hooks, set(module.__dict__) - names) for module, kind, hooks, names in before]
 
-    def _mesh(self, ranks: Ranks, parts: int) -> DeviceMesh:
-        """All ranks in a line, or in rows of `parts` neighbours, each of which holds one copy. Its groups are made once."""
-        if parts not in self.meshes:
-            shape, names = ((parts,), ("shard",)) if parts == ranks.size else ((ranks.size // parts, parts), ("replicate", "shard"))
-            self.meshes[parts] = init_device_mesh(ranks.device.type, shape, mesh_dim_names=names)
-        return self.meshes[parts]
+    def _mesh(self, ranks: Ranks, shards: int) -> DeviceMesh:
+        """Return the mesh of all ranks, in one dimension or in groups of `shards` neighbours with one copy each; made once per size."""
+        if shards not in self.meshes:
+            shape, names = ((shards,), ("shard",)) if shards == ranks.size else ((ranks.size // shards, shards), ("replicate", "shard"))
+            self.meshes[shards] = init_device_mesh(ranks.device.type, shape, mesh_dim_names=names)
+        return self.meshes[shards]
 
     def unwrap(self) -> None:
-        """Take the hooks off; the parameters stay cut until the next `wrap`, which gathers them unit by unit."""
+        """Remove FSDP's classes and hooks; the parameters stay sharded until the next `wrap`, which gathers them unit by unit."""
         distributed.reshard(self.model)
-        for module, kind, hooks, added in self.before:
+        for module, kind, hooks, added in self.unwrapped:
             module.__class__ = kind
             for name in added:
                 del module.__dict__[name]
@@ -74,52 +74,55 @@ class Sharding:
                 module.__dict__[name].clear()  # the same object: a handle that removes a hook holds on to it
                 module.__dict__[name].update(content)
             _module_state_mapping.pop(module, None)
-        self.before = []
+        self.unwrapped = []
 
     @contextlib.contextmanager
     def gathered(self) -> Iterator[None]:
-        """All weights whole on every rank while the block lasts, whatever is called of the model and however often."""
-        parts = [module for module in self.model.modules() if isinstance(module, FSDPModule)]
-        for module in parts:
+        """Keep all weights gathered on every rank while the block lasts, whatever is called of the model and however often."""
+        units = [module for module in self.model.modules() if isinstance(module, FSDPModule)]
+        for module in units:
             module.set_reshard_after_forward(False, recurse=False)
             module.unshard()
         try:
             yield
         finally:
-            for module in parts:
+            for module in units:
                 module.reshard()
                 module.set_reshard_after_forward(self.reshards and module is not self.model, recurse=False)
 
 
-def _own(module: nn.Module, inputs: Any, output: Any) -> Any:
-    """A model's output as a tensor of its own: FSDP2 hangs a hook on it, which a change in place of a view would lose without a word."""
+def _unshare(module: nn.Module, inputs: object, output: object) -> object:
+    """Copy a model's output if it is a view: FSDP2 puts a hook on it, which an in-place change of a view would silently drop."""
     return output.clone() if isinstance(output, Tensor) and output.requires_grad and output._is_view() else output
 
 
 def _units(
-    model: nn.Module, blocks: Sequence[nn.Module], trained: Collection[str], cut_frozen: bool
+    model: nn.Module, blocks: Sequence[nn.Module], trained: Collection[str], shard_frozen: bool
 ) -> list[tuple[nn.Module, frozenset[str]]]:
-    """Modules, each with those of its parameters, by its own names, that make one unit; the model last, for what is in no block."""
-    moving = {id(value) for name, value in model.named_parameters() if name in trained}
+    """Return the units: each a module and the names, within it, of the parameters that are sharded together.
+
+    The last is the model, with what trains in no block.
+    """
+    training = {id(value) for name, value in model.named_parameters() if name in trained}
     units = []
     for block in blocks:
         named = {name: id(value) for name, value in block.named_parameters()}
-        chosen = {name for name, value in named.items() if value in moving} or (set(named) if cut_frozen else set())
+        chosen = {name for name, value in named.items() if value in training} or (set(named) if shard_frozen else set())
         if chosen:
             units.append((block, frozenset(chosen)))
-            moving.difference_update(named.values())
-    return [*units, (model, frozenset(name for name, value in model.named_parameters() if id(value) in moving))]
+            training.difference_update(named.values())
+    return [*units, (model, frozenset(name for name, value in model.named_parameters() if id(value) in training))]
 
 
 def gather(module: nn.Module, done: Collection[int]) -> None:
-    """Make the sharded parameters of a module whole, except those of the submodules in `done`; a tied one stays one."""
-    made: dict[int, nn.Parameter] = {}
+    """Replace a module's sharded parameters by full ones, except in submodules whose id is in `done`; tied ones stay tied."""
+    full: dict[int, nn.Parameter] = {}
     for part in module.modules():
         for name, value in part._parameters.items() if id(part) not in done else ():
             if isinstance(value, DTensor):
-                if id(value) not in made:
-                    made[id(value)] = nn.Parameter(value.detach().full_tensor(), value.requires_grad)
-                part._parameters[name] = made[id(value)]
+                if id(value) not in full:
+                    full[id(value)] = nn.Parameter(value.detach().full_tensor(), value.requires_grad)
+                part._parameters[name] = full[id(value)]
 
 
 def _hooks(module: nn.Module) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Replicate or shard: decided at the start of each stage, from the bytes of its state and those of a device, and said in one line."""
+"""The choice between replicating and sharding a stage's state, from its size and the memory of a device."""
 
 import dataclasses
 import os
@@ -7,49 +7,52 @@ import torch
 
 from plait.config.schema import Distributed
 from plait.engine.parallel.distributed import Ranks
-from plait.engine.parallel.memory_estimate import Layout, Storage, Weights, memory
+from plait.engine.parallel.memory_estimate import Layout, ParameterCounts, Storage, memory
 from plait.errors import PlaitError
 
-_FOR_STATE = 0.7
-"""Share of a device's memory that the state may take; the rest is for activations, which the batch decides."""
+_STATE_FRACTION = 0.7
+"""Part of a device's memory that the state may take; the rest is for activations, whose size depends on the batch."""
 _GB = 1e9
 
 
-def choose(settings: Distributed, weights: Weights, storage: Storage, ranks: Ranks, *, accumulating: bool) -> tuple[Layout, str]:
-    """The layout of a stage, and why, in one line. Every rank gets the same: the smallest device counts.
+def choose(settings: Distributed, counts: ParameterCounts, storage: Storage, ranks: Ranks, *, accumulating: bool) -> tuple[Layout, str]:
+    """Choose the layout of a stage; returns it and a line that explains it. Every rank gets the same: the smallest device decides.
 
     Raises PlaitError when ranks cannot be grouped as `distributed.shard_size` says.
     """
     if ranks.size == 1:
         return Layout(), "one rank: nothing to divide"
-    near = _near(settings, ranks)
-    free = min(ranks.gather(_memory(settings, ranks))) * _FOR_STATE
+    group = _shard_group(settings, ranks)
+    free = min(ranks.gather(_memory(settings, ranks))) * _STATE_FRACTION
 
     def total(layout: Layout) -> float:
-        return memory(weights, layout, storage, accumulating=accumulating).total
+        return memory(counts, layout, storage, accumulating=accumulating).total
 
-    whole = Layout("ddp", ranks.size)
-    if settings.strategy == "ddp" or (settings.strategy == "auto" and total(whole) <= free):
-        why = "as set" if settings.strategy == "ddp" else f"fits the {free / _GB:.3g} GB for it"
-        return whole, f"ddp: {total(whole) / _GB:.3g} GB of state on each of {ranks.size} ranks, {why}"
+    replicated = Layout("ddp", ranks.size)
+    if settings.strategy == "ddp" or (settings.strategy == "auto" and total(replicated) <= free):
+        reason = "as set" if settings.strategy == "ddp" else f"fits the {free / _GB:.3g} GB for it"
+        return replicated, f"ddp: {total(replicated) / _GB:.3g} GB of state on each of {ranks.size} ranks, {reason}"
     if settings.strategy == "auto":
-        grouped = Layout("hsdp", ranks.size, near)
-        chosen = grouped if near < ranks.size and total(grouped) <= free else Layout("fsdp", ranks.size)
-        why = f"whole it would be {total(whole) / _GB:.3g} GB, more than the {free / _GB:.3g} GB for it"
+        grouped = Layout("hsdp", ranks.size, group)
+        chosen = grouped if group < ranks.size and total(grouped) <= free else Layout("fsdp", ranks.size)
+        reason = f"whole it would be {total(replicated) / _GB:.3g} GB, more than the {free / _GB:.3g} GB for it"
     else:
-        chosen = Layout(settings.strategy, ranks.size, near if settings.strategy == "hsdp" else None)
-        why = "as set"
+        chosen = Layout(settings.strategy, ranks.size, group if settings.strategy == "hsdp" else None)
+        reason = "as set"
     if settings.frozen != "shard":
-        beside = dataclasses.replace(chosen, cut_frozen=False)
-        if settings.frozen == "replicate" or total(beside) <= free:
-            chosen = beside
-    frozen = "" if not weights.frozen + weights.paused else f", frozen blocks {'cut too' if chosen.cut_frozen else 'whole on every rank'}"
+        with_full_frozen = dataclasses.replace(chosen, shard_frozen=False)
+        if settings.frozen == "replicate" or total(with_full_frozen) <= free:
+            chosen = with_full_frozen
+    frozen = f", frozen blocks {'cut too' if chosen.shard_frozen else 'whole on every rank'}" if counts.frozen + counts.paused else ""
     size = f"{chosen.strategy}: {total(chosen) / _GB:.3g} GB of state on each of {ranks.size} ranks"
-    return chosen, f"{size}, cut over {chosen.parts}{frozen}: {why}"
+    return chosen, f"{size}, cut over {chosen.shards}{frozen}: {reason}"
 
 
-def _near(settings: Distributed, ranks: Ranks) -> int:
-    """Ranks that share one copy under hsdp: as set, or those of one node."""
+def _shard_group(settings: Distributed, ranks: Ranks) -> int:
+    """Return how many ranks hold one copy together under hsdp: as set, or those of one node.
+
+    Raises PlaitError when that does not divide the number of ranks.
+    """
     size = settings.shard_size or int(os.environ.get("LOCAL_WORLD_SIZE", ranks.size))
     if settings.strategy == "hsdp" and (ranks.size % size or size == 1):
         fitting = [str(n) for n in range(2, ranks.size + 1) if ranks.size % n == 0]
@@ -58,7 +61,7 @@ def _near(settings: Distributed, ranks: Ranks) -> int:
 
 
 def _memory(settings: Distributed, ranks: Ranks) -> float:
-    """Bytes that one rank has: as set, the GPU's, or its share of the machine's."""
+    """Return the bytes of memory that one rank has: as set, the GPU's, or its equal part of the machine's."""
     if settings.memory_gb is not None:
         return settings.memory_gb * _GB
     if ranks.device.type == "cuda":

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from plait.data.synthetic.answers import can_judge, judge
+from plait.data.synthetic.answers import can_score, score
 from plait.engine.evaluation import Bench, Row
 from plait.errors import BadSample, PlaitError
 from plait.families.molmo import points, styles
@@ -125,8 +125,8 @@ def _field(sample: Sample, name: str) -> Any:
 
 def accuracy(answer: str, sample: Sample) -> dict[str, float]:
     """Score right or wrong: by the scene's or NLVR's own scorer, else equality but for case, outer punctuation and white space."""
-    if can_judge(sample["fields"]):
-        return {"score": float(judge(answer, sample["fields"]))}
+    if can_score(sample["fields"]):
+        return {"score": float(score(answer, sample["fields"]))}
     normalised = [" ".join(text.split()).strip(" .,;:!?\"'").casefold() for text in (answer, *golds(sample))]
     return {"score": float(normalised[0] in normalised[1:])}
 

@@ -21,7 +21,7 @@ from plait.families.molmo.tiling import PATCH
 from plait.families.molmo.towers import VisionTower, embedding_rows
 from plait.keys import key
 from plait.nn.connectors import root_mean_square, seeded
-from plait.nn.idle import gathered, nothing_of, zero_of
+from plait.nn.idle import is_sharded, zero_from, zero_from_parameters
 from plait.nn.weighted import weighted_cross_entropy
 
 Batch = dict[str, Tensor]
@@ -70,8 +70,8 @@ class Molmo(nn.Module):
         rows = (ids_BL - self.rows).clamp(min=0)
         embeds_BLD = torch.where(extra_BL[..., None], F.embedding(rows, self.connector.new_embedding).to(words_BLD.dtype), words_BLD)
         crops = batch["crops"]
-        if not len(crops) and gathered(self.vision):
-            embeds_BLD = embeds_BLD + nothing_of(self._features(crops.new_zeros(1, *crops.shape[1:]))).to(embeds_BLD.dtype)
+        if not len(crops) and is_sharded(self.vision):
+            embeds_BLD = embeds_BLD + zero_from(self._features(crops.new_zeros(1, *crops.shape[1:]))).to(embeds_BLD.dtype)
         if len(crops):
             features_TD = self.connector(self._features(crops), batch["real"], batch["pools"]).to(embeds_BLD.dtype)
             positions_T = (ids_BL == self.rows + PATCH).flatten().nonzero()[:, 0]
@@ -130,7 +130,7 @@ class Molmo(nn.Module):
         the other ranks.
         """
         unused = self.vision.unused() if len(batch["crops"]) else [*self.vision.parameters(), *self.connector.parameters()]
-        return zero_of(unused, batch["ids"].device)
+        return zero_from_parameters(unused, batch["ids"].device)
 
     def _masks_by_layer_type(self, mask_B1LK: Tensor, positions_BL: Tensor, positions_BK: Tensor) -> Tensor | dict[str, Tensor]:
         """Return the mask of each type of layer; layers with a sliding window see only positions less than the window away."""

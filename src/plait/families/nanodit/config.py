@@ -1,4 +1,4 @@
-"""The `model:` section of family nanodit: the transformer's size, what it is shown, how it is noised and how it draws. Free of torch."""
+"""The `model:` section of family nanodit: the transformer's size, its conditions, the flow's times, and sampling. Imports no torch."""
 
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
@@ -8,7 +8,7 @@ from plait.config.schema import ModelSection
 
 
 class Size(NamedTuple):
-    """One row of the table of sizes. `parameters`: with latents of 16 channels, patch 2, and text and image features of 1,024."""
+    """One row of the table of sizes. `parameters`: their number with latents of 16 channels, patch 2, text and image features of 1,024."""
 
     depth: int
     hidden: int
@@ -30,11 +30,13 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class Section(BaseModel):
+    """Base of the sections inside `model:`: closed to unknown keys and frozen."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Dropout(Section):
-    """Which conditions a training sample keeps: one draw with four outcomes, named by what stays. `both` is the rest."""
+    """Condition dropout: probabilities of the four sets of conditions that a training sample can keep, named by what stays."""
 
     neither: Share = 0.1
     text_only: Share = 0.1
@@ -42,6 +44,7 @@ class Dropout(Section):
 
     @property
     def both(self) -> float:
+        """Return the probability of keeping both conditions: the rest to 1."""
         return max(0.0, 1.0 - self.neither - self.text_only - self.image_only)
 
     @model_validator(mode="after")
@@ -53,7 +56,7 @@ class Dropout(Section):
 
 
 class Time(Section):
-    """How training draws t in (0, 1); t = 1 is noise."""
+    """Distribution of the time t in (0, 1) in training; t = 1 is noise."""
 
     sampling: Literal["logit_normal", "uniform"] = "logit_normal"
     loc: float = Field(default=0.0, description="mean of logit t")
@@ -64,7 +67,7 @@ class Time(Section):
 
 
 class Flip(Section):
-    """Mirroring of training samples: latents and text together, or not at all."""
+    """Horizontal mirroring of training samples: latents and caption together, or neither."""
 
     probability: Share = 0.5
     swap_caption: bool = Field(
@@ -73,7 +76,7 @@ class Flip(Section):
 
 
 class Sampling(Section):
-    """How benches and `plait generate` draw, unless told otherwise."""
+    """Defaults of sampling, for benches and `plait generate`."""
 
     steps: Positive = 50
     solver: Literal["euler", "heun"] = "euler"
@@ -134,7 +137,7 @@ class Config(ModelSection):
     @model_validator(mode="before")
     @classmethod
     def _row(cls, values: Any) -> Any:
-        """`size` stands for three numbers, and says nothing else than they do."""
+        """Replace `size` by the depth, hidden width and heads of its row; refuse values that contradict the row."""
         if not isinstance(values, dict) or values.get("size") is None:
             return _pixels(values)
         if values["size"] not in SIZES:
@@ -161,10 +164,10 @@ class Config(ModelSection):
 
     @property
     def mlp(self) -> int:
-        """Width of the feed-forward layer."""
+        """Return the width of the feed-forward layer."""
         return round(self.hidden * self.mlp_ratio)
 
 
 def _pixels(values: Any) -> Any:
-    """Pixels have three channels, unless the file says otherwise (which is then refused)."""
+    """Set `channels` to 3 in pixel space where the file does not set it; another value is refused by the validator."""
     return {"channels": 3, **values} if isinstance(values, dict) and values.get("space") == "pixels" else values

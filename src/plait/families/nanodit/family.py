@@ -1,4 +1,4 @@
-"""Family nanodit's contract: what the engine, the planner and the verbs take from it."""
+"""The members of family nanodit, by the names that `families/contract.py` requires."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -34,17 +34,20 @@ never_trained: frozenset[str] = frozenset()
 
 
 def prepare(config: Config, directory: Path, texts: Callable[[], Iterable[str]]) -> None:
-    """Keep the shards' metadata with the run, so that prompts can be encoded and latents decoded wherever the run is copied to."""
-    place = directory / METADATA
-    if config.metadata is None or place.exists():
+    """Copy the shards' metadata into the run's folder of assets, unless it is there.
+
+    With it prompts can be encoded and latents decoded wherever the run is copied to. Raises PlaitError where there is no such file.
+    """
+    path = directory / METADATA
+    if config.metadata is None or path.exists():
         return
     source = Path(config.metadata).expanduser()
     source = source / METADATA if source.is_dir() else source
     if not source.is_file():
         raise PlaitError(f"model.metadata: no file {source}; `plait data shard` writes metadata.json beside the buckets")
-    write_whole(place, source.read_bytes())
+    write_whole(path, source.read_bytes())
 
 
 def base(config: Config) -> list[dict[str, str | None]]:
-    """Nothing: every weight of this family is trained. The encoders behind the latents are pinned by the shards' metadata."""
+    """Return no pretrained parts: every weight of this family is trained. The shards' metadata pins the encoders of the latents."""
     return []

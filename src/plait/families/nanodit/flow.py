@@ -1,8 +1,8 @@
-"""Rectified flow, as mathematics: straight paths from data to noise, and what is drawn for one training sample.
+"""The mathematics of rectified flow: straight paths from data to noise, velocities, and the random draws of one training sample.
 
 z_t = (1 - t) x0 + t z1 with data x0, noise z1 ~ N(0, 1): t = 1 is noise, and the velocity v = dz/dt = z1 - x0 points from data to noise
-(Liu et al. 2022, arXiv:2209.03003; Esser et al. 2024, arXiv:2403.03206, equation 13). SiT (arXiv:2401.08740) counts the same way.
-Every draw takes a NumPy generator made from the sample's key; nothing here reads ambient randomness.
+(Liu et al. 2022, arXiv:2209.03003; Esser et al. 2024, arXiv:2403.03206, equation 13). SiT (arXiv:2401.08740) has the same convention.
+Every draw takes a NumPy generator made from the sample's key. Legend: z, x0, noise (B, C, H, W), t (B,).
 """
 
 import math
@@ -14,27 +14,30 @@ from torch import Tensor
 from plait.families.nanodit.config import Dropout, Time
 
 T_FLOOR = 0.05
-"""With x-prediction v = (z - x) / t is unbounded at the data's end; t is held above this (Li & He 2025, arXiv:2511.13720)."""
+"""Smallest t in the division of x-prediction, v = (z - x) / t, which is unbounded near the data (Li & He 2025, arXiv:2511.13720)."""
 
 BINS = {"t_low": (0.0, 0.3), "t_mid": (0.3, 0.6), "t_high": (0.6, 1.0)}
-"""Ranges of t whose losses are logged apart: detail, shape, layout."""
+"""Ranges of t whose losses are logged separately: about detail, shape and layout."""
 
 
 class Kept(NamedTuple):
-    """Which conditions a sample keeps."""
+    """Which conditions a training sample keeps."""
 
     text: bool
     image: bool
 
 
 def interpolate(x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-    """z_t = (1 - t) x0 + t noise, with one t per sample."""
+    """Return z_t = (1 - t) x0 + t noise, with one t per sample."""
     t = _per_sample(t, x0)
     return (1 - t) * x0 + t * noise
 
 
 def target(x0: Tensor, noise: Tensor, t: Tensor, prediction: str) -> Tensor:
-    """What `velocity` should return: v = noise - x0; for x-prediction (z - x0) / max(t, floor), the same above the floor."""
+    """Return the regression target of `velocity`.
+
+    v = noise - x0; for x-prediction (z - x0) / max(t, T_FLOOR), which is the same above the floor.
+    """
     v = noise - x0
     if prediction == "v":
         return v
@@ -43,26 +46,32 @@ def target(x0: Tensor, noise: Tensor, t: Tensor, prediction: str) -> Tensor:
 
 
 def velocity(output: Tensor, z: Tensor, t: Tensor, prediction: str) -> Tensor:
-    """The network's output as a velocity. For x-prediction z_t - x0 = t v."""
+    """Convert the network's output to a velocity; for x-prediction by z_t - x0 = t v."""
     if prediction == "v":
         return output
     return (z - output) / _per_sample(t, z).clamp(min=T_FLOOR)
 
 
 def shifted(t: float, shift: float) -> float:
-    """t' = s t / (1 + (s - 1) t): the same signal-to-noise ratio at s^2 times as many pixels (Esser et al. 2024, equation 23)."""
+    """Shift a time towards noise: t' = s t / (1 + (s - 1) t).
+
+    It keeps the signal-to-noise ratio when an image has s^2 times as many pixels (Esser et al. 2024, equation 23).
+    """
     return shift * t / (1 + (shift - 1) * t)
 
 
 def draw_time(time: Time, random: np.random.Generator) -> float:
-    """t of one training sample: uniform, or sigmoid(N(loc, scale)); shifted."""
+    """Draw t of one training sample: uniform, or sigmoid(N(loc, scale)); then shifted."""
     if time.sampling == "uniform":
         return shifted(float(random.random()), time.shift)
     return shifted(1 / (1 + math.exp(-(time.loc + time.scale * float(random.standard_normal())))), time.shift)
 
 
 def draw_kept(dropout: Dropout, random: np.random.Generator) -> Kept:
-    """One categorical draw. Two independent masks of .2 would give neither .04 and both .64 where .10 and .70 are meant."""
+    """Draw which conditions a sample keeps, as one categorical outcome.
+
+    Two independent masks of .2 would give "neither" .04 and "both" .64 where .10 and .70 are meant.
+    """
     draw = float(random.random())
     if draw < dropout.neither:
         return Kept(False, False)

@@ -1,9 +1,9 @@
-"""`plait generate`: pictures for prompts and a reference image, as PNGs that carry their settings, and a grid of them."""
+"""`plait generate` for nanodit: samples for prompts and a reference image, as PNG files that carry their settings, and a grid of them."""
 
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from plait.errors import PlaitError
 from plait.families.nanodit import pictures, prompts
@@ -14,11 +14,11 @@ from plait.families.nanodit.sampler import Request, draw
 from plait.keys import key
 
 _SIZE = r"^[1-9]\d*x[1-9]\d*$"
-_AT_ONCE = 16  # pictures per forward pass, before guidance multiplies them
+_BATCH = 16  # pictures per forward pass, before guidance multiplies them
 
 
 class GenerateOptions(BaseModel):
-    """What `plait generate` asks of family nanodit. Unset ones come from the run's model.sampling."""
+    """Options of `plait generate` for this family. Those that are not set come from the run's model.sampling."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -43,30 +43,33 @@ class GenerateOptions(BaseModel):
 
 
 def generate(model: NanoDiT, inputs: Inputs, options: GenerateOptions, out: Path | None) -> list[str]:
-    """Writes one PNG per picture and grid.png into `out` (RUN/generated); returns a line per file."""
-    sampling, shape = chosen(inputs.config, options), sample_shape(inputs, options.size)
+    """Write one PNG per prompt and seed and grid.png into `out` (by default RUN/generated), and return a line per file.
+
+    Raises PlaitError for options that do not fit each other or the model.
+    """
+    sampling, shape = sampling_with(inputs.config, options), sample_shape(inputs, options.size)
     device = next(model.parameters()).device
     folder = out or inputs.directory.parent / "generated"
     show = pictures.decoder(inputs, device)
-    shown = prompts.conditions(inputs, options.prompt, options.image, device, shape)
-    asked = [(place, seed) for place in range(len(options.prompt)) for seed in range(options.seed, options.seed + options.count)]
+    conditions = prompts.conditions(inputs, options.prompt, options.image, device, shape)
+    jobs = [(index, seed) for index in range(len(options.prompt)) for seed in range(options.seed, options.seed + options.count)]
     drawn, lines = [], []
-    for start in range(0, len(asked), _AT_ONCE):
-        part = asked[start : start + _AT_ONCE]
-        requests = [Request(shown[place], shape, key("generate", seed)) for place, seed in part]
-        for (place, seed), picture in zip(part, show(draw(model, inputs, requests, sampling)), strict=True):
-            settings = {"prompt": options.prompt[place], "image": str(options.image) if options.image else None, "seed": seed}
-            path = folder / f"{place:03d}-seed-{seed}.png"
+    for start in range(0, len(jobs), _BATCH):
+        batch = jobs[start : start + _BATCH]
+        requests = [Request(conditions[index], shape, key("generate", seed)) for index, seed in batch]
+        for (index, seed), picture in zip(batch, show(draw(model, inputs, requests, sampling)), strict=True):
+            settings = {"prompt": options.prompt[index], "image": str(options.image) if options.image else None, "seed": seed}
+            path = folder / f"{index:03d}-seed-{seed}.png"
             pictures.write(path, picture, {**settings, "size": [picture.shape[1], picture.shape[0]], **sampling.model_dump(mode="json")})
             drawn.append(picture)
-            lines.append(f"{path}: {options.prompt[place]!r}, seed {seed}")
+            lines.append(f"{path}: {options.prompt[index]!r}, seed {seed}")
     pictures.write(folder / "grid.png", pictures.tile(drawn), {"prompts": options.prompt, **options.model_dump(mode="json")})
     return [*lines, f"{folder / 'grid.png'}: all {len(drawn)}"]
 
 
-def chosen(config: Config, options: GenerateOptions) -> Sampling:
-    """The run's sampling with what the options say otherwise."""
-    given = options.model_dump(include=set(Sampling.model_fields), exclude_none=True)
+def sampling_with(config: Config, options: GenerateOptions) -> Sampling:
+    """Return the run's sampling section with the options that are set. Raises PlaitError for a value that is not allowed."""
+    given: dict[str, Any] = options.model_dump(include=set(Sampling.model_fields), exclude_none=True)
     if options.interval is not None:
         try:
             given["interval"] = tuple(float(part) for part in options.interval.split(","))
@@ -74,20 +77,23 @@ def chosen(config: Config, options: GenerateOptions) -> Sampling:
             raise PlaitError(f"generate: --interval is {options.interval!r}: write two numbers, such as 0.1,0.9") from None
     try:
         return Sampling.model_validate({**config.sampling.model_dump(), **given})
-    except ValueError as error:
-        first = error.errors()[0]  # type: ignore[attr-defined]
+    except ValidationError as error:
+        first = error.errors()[0]
         name = "-".join(str(part) for part in first["loc"]).replace("_", "-")
         raise PlaitError(f"generate: --{name or 'interval'}: {first['msg']} (given {first['input']!r})") from error
 
 
 def sample_shape(inputs: Inputs, size: str | None) -> tuple[int, int, int]:
-    """(C, H, W) of a picture of `size` WxH pixels; the pixel model's own size when None."""
+    """Return the shape (C, H, W) of samples for pictures of `size`, WIDTHxHEIGHT in pixels; by default the pixel model's image size.
+
+    Raises PlaitError for sides that are no whole number of tokens, and for latents without a size.
+    """
     config, stride = inputs.config, inputs.downsample
     if size is None:
         if config.space == "latents":
             raise PlaitError("generate: --size is missing: give WIDTHxHEIGHT in pixels, such as --size=1024x1024")
         return (config.channels, config.image_size, config.image_size)
-    wide, high = (int(side) for side in size.split("x"))
-    if wide % (stride * config.patch) or high % (stride * config.patch):
+    width, height = (int(side) for side in size.split("x"))
+    if width % (stride * config.patch) or height % (stride * config.patch):
         raise PlaitError(f"generate: --size is {size}: both sides must be multiples of {stride * config.patch} pixels")
-    return (config.channels, high // stride, wide // stride)
+    return (config.channels, height // stride, width // stride)

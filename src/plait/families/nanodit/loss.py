@@ -1,4 +1,4 @@
-"""The loss: squared error of the velocity, as a sum over samples and its weight. Division happens in the loop, once, globally."""
+"""The flow-matching loss: squared error of the velocity, as a sum over samples and its weight. The loop divides, once per step."""
 
 import torch
 from torch import Tensor, nn
@@ -10,45 +10,48 @@ from plait.families.nanodit.config import Config
 
 
 class Loss(contract.Loss):
-    """`flow` trains: mean squared error per element, averaged over samples. The others are logged only (coefficient 0):
-    the same by range of t, and the mean squares of prediction and target, which monitors compare."""
+    """Mean squared error of the velocity per element, summed over samples (`flow`), and terms that are only logged (coefficient 0).
+
+    Those are the same error by range of t, and the mean squares of prediction and target, which monitors compare.
+    """
 
     counts = ()
     shares = ()  # every sample weighs the same
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config) -> None:
         self.prediction = config.prediction
         self.coefficients = {"flow": 1.0, **dict.fromkeys((*flow.BINS, "prediction_ms", "target_ms"), 0.0)}
 
     def weights(self, batch: Batch) -> dict[str, Tensor]:
-        """Samples, and samples in each range of t."""
-        every = torch.tensor(float(len(batch["t"])), dtype=torch.float64)
+        """Return the number of samples per term: all, or those in the term's range of t."""
+        samples = torch.tensor(float(len(batch["t"])), dtype=torch.float64)
         ranges = {name: inside.sum(dtype=torch.float64) for name, inside in _bins(batch["t"]).items()}
-        return {"flow": every, **ranges, "prediction_ms": every, "target_ms": every}
+        return {"flow": samples, **ranges, "prediction_ms": samples, "target_ms": samples}
 
     def by_sample(self, batch: Batch) -> dict[str, Tensor]:
-        """Nothing besides the samples themselves."""
+        """Return no weights by sample: every sample weighs the same."""
         return {}
 
     def sums(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Summed errors per element, float32; `flow` is differentiable. Reads nothing back from the device."""
+        """Return summed errors, float32 scalars; only `flow` is differentiable. Never waits for the device."""
         x0, noise, t = batch["x0"], batch["noise"], batch["t"]
         z = flow.interpolate(x0, noise, t)
         conditions = {name: value for name, value in batch.items() if name not in ("x0", "noise")}
         v = flow.velocity(model({**conditions, "z": z}).float(), z, t, self.prediction)
         target = flow.target(x0, noise, t, self.prediction)
         error_B = (v - target).square().flatten(1).mean(1)
-        seen_B = error_B.detach()
-        ranges = {name: (seen_B * inside).sum() for name, inside in _bins(t).items()}
+        logged_B = error_B.detach()
+        ranges = {name: (logged_B * inside).sum() for name, inside in _bins(t).items()}
         squares = {"prediction_ms": _mean_squares(v.detach()), "target_ms": _mean_squares(target)}
         return {"flow": error_B.sum(), **ranges, **squares}
 
 
 def _bins(t_B: Tensor) -> dict[str, Tensor]:
-    """Which samples are in each range; the last range is closed."""
+    """Return a mask (B,) per range of t; the last range includes its end."""
     last = max(high for _, high in flow.BINS.values())
     return {name: (t_B >= low) & ((t_B < high) | (t_B >= last) & (high == last)) for name, (low, high) in flow.BINS.items()}
 
 
 def _mean_squares(values: Tensor) -> Tensor:
+    """Sum over samples of the mean square per element."""
     return values.square().flatten(1).mean(1).sum()

@@ -1,8 +1,9 @@
-"""The transformer: patches of noisy latents attend to each other and to text; time and a reference image modulate every block.
+"""The diffusion transformer: patches of noisy latents with cross-attention on text, modulated by time and a reference image.
 
 DiT with adaLN-Zero (Peebles & Xie 2023, arXiv:2212.09748) plus cross-attention on text (PixArt-alpha, arXiv:2310.00426).
-It knows nothing of what its output means: velocity or clean sample is decided in flow.py.
-Legend: B batch, N image tokens, L text tokens (longest of the batch), T valid text tokens of the batch, D width, C channels.
+Whether its output is a velocity or a clean sample is decided in flow.py, not here.
+Legend: B batch, N image tokens, L text tokens (longest of the batch), T valid text tokens of the whole batch, D width, C channels,
+F features of a text token, K any features.
 """
 
 from pathlib import Path
@@ -23,25 +24,27 @@ _CHUNKS = 9  # shift, scale, gate for self-attention, cross-attention and the fe
 _EPS = 1e-6
 
 
-class Text(nn.Module):
-    """Text features learned with the model (`text: words`): a row per word of the caption, and the word's place."""
+class WordEmbedding(nn.Module):
+    """Text features learned with the model (`text: words`): an embedding per word of the caption, plus its position's sinusoid."""
 
-    def __init__(self, rows: int, features: int):
+    def __init__(self, rows: int, features: int) -> None:
         super().__init__()
         self.table = nn.Embedding(rows, features)
 
-    def forward(self, words_T: Tensor, places_T: Tensor) -> Tensor:
-        return self.table(words_T) + positions.sinusoid(places_T.float(), self.table.embedding_dim)
+    def forward(self, words_T: Tensor, positions_T: Tensor) -> Tensor:
+        """Return features (T, F) of word ids at positions in their captions."""
+        embedded: Tensor = self.table(words_T)
+        return embedded + positions.sinusoid(positions_T.float(), self.table.embedding_dim)
 
 
 class Conditioning(nn.Module):
-    """Time and reference image to one vector (B, D); text features to width D. What a sample lacks is a learned null vector.
+    """Projections of the conditions: time and reference image to one vector (B, D), text features to width D.
 
-    The projections of image and text have no bias: that of the time's second matrix is added to the same sum as the image's,
-    and a constant on every text token moves no attention weight.
+    A condition that a sample lacks is a learned null vector. The projections of image and text have no bias: the image's would be added to
+    that of `time_out`, and a constant on every text token changes no attention weight.
     """
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config) -> None:
         super().__init__()
         self.time_in = nn.Linear(_TIME_FEATURES, config.hidden)
         self.time_out = nn.Linear(config.hidden, config.hidden)
@@ -53,22 +56,24 @@ class Conditioning(nn.Module):
             self.null_image = nn.Parameter(torch.empty(config.image_dim))
 
     def vector(self, batch: Batch) -> Tensor:
-        """(B, D) from `t` (B,), `image` (B, features) and `image_null` (B,)."""
-        found = self.time_out(F.silu(self.time_in(positions.time(batch["t"].float(), _TIME_FEATURES))))
+        """Return the condition vector (B, D) from `t` (B,), `image` (B, features) and `image_null` (B,)."""
+        time_BD: Tensor = self.time_out(F.silu(self.time_in(positions.time(batch["t"].float(), _TIME_FEATURES))))
         if not self.sees_image:
-            return found
+            return time_BD
         image = torch.where(batch["image_null"][:, None], self.null_image, batch["image"].to(self.null_image.dtype))
-        return found + self.image(image)
+        image_BD: Tensor = self.image(image)
+        return time_BD + image_BD
 
     def tokens(self, features_TF: Tensor, null_T: Tensor) -> Tensor:
-        """(T, D); where `null_T`, the one token that stands for no caption."""
-        return self.text(torch.where(null_T[:, None], self.null_text, features_TF.to(self.null_text.dtype)))
+        """Return projected text tokens (T, D); where `null_T`, the null token that stands for no caption."""
+        projected: Tensor = self.text(torch.where(null_T[:, None], self.null_text, features_TF.to(self.null_text.dtype)))
+        return projected
 
 
 class Attention(nn.Module):
-    """Multi-head attention of tokens (B, N, D) on themselves, or on given keys and values; no biases."""
+    """Multi-head attention of tokens (B, N, D) on given keys and values; no biases."""
 
-    def __init__(self, width: int, heads: int):
+    def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
         self.q = nn.Linear(width, width, bias=False)
@@ -76,19 +81,21 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width, bias=False)
 
     def forward(self, x_BND: Tensor, kv_BL2D: Tensor, mask_BL: Tensor | None = None) -> Tensor:
+        """Return (B, N, D). `kv_BL2D`: keys and values beside each other; `mask_BL`: True at tokens that may be attended to."""
         k, v = kv_BL2D.chunk(2, dim=-1)
         allowed = None if mask_BL is None else mask_BL[:, None, None]
-        found = F.scaled_dot_product_attention(self._split(self.q(x_BND)), self._split(k), self._split(v), attn_mask=allowed)
-        return self.out(found.transpose(1, 2).flatten(2))
+        attended = F.scaled_dot_product_attention(self._split(self.q(x_BND)), self._split(k), self._split(v), attn_mask=allowed)
+        projected: Tensor = self.out(attended.transpose(1, 2).flatten(2))
+        return projected
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return torch.unflatten(x, -1, (self.heads, -1)).transpose(1, 2)
 
 
 class Block(nn.Module):
-    """Self-attention, cross-attention and a feed-forward layer, each shifted, scaled and gated by the condition (adaLN-Zero)."""
+    """A transformer block: self-attention, cross-attention and a feed-forward layer, each modulated by the condition (adaLN-Zero)."""
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config) -> None:
         super().__init__()
         width = config.hidden
         self.modulation = nn.Linear(width, _CHUNKS * width)
@@ -98,49 +105,55 @@ class Block(nn.Module):
         self.down = nn.Linear(config.mlp, width, bias=False)
 
     def forward(self, x_BND: Tensor, condition_BD: Tensor, text_TD: Tensor, places_T: Tensor, mask_BL: Tensor) -> Tensor:
-        parts = self.modulation(F.silu(condition_BD))[:, None].chunk(_CHUNKS, dim=-1)
+        """Return (B, N, D). A sample whose `mask_BL` is empty gets nothing from cross-attention."""
+        modulation_BK: Tensor = self.modulation(F.silu(condition_BD))
+        parts = modulation_BK[:, None].chunk(_CHUNKS, dim=-1)
         inner = modulate(x_BND, parts[0], parts[1])
         x_BND = x_BND + parts[2] * self.attention(inner, self.attention.kv(inner))
-        read = self.cross(modulate(x_BND, parts[3], parts[4]), spread(self.cross.kv(text_TD), places_T, mask_BL), attendable(mask_BL))
+        kv_BL2D = pad_tokens(self.cross.kv(text_TD), places_T, mask_BL)
+        read = self.cross(modulate(x_BND, parts[3], parts[4]), kv_BL2D, open_empty_rows(mask_BL))
         x_BND = x_BND + parts[5] * (read * mask_BL.any(1)[:, None, None])
-        inner = self.down(F.gelu(self.up(modulate(x_BND, parts[6], parts[7])), approximate="tanh"))
-        return x_BND + parts[8] * inner
+        update: Tensor = self.down(F.gelu(self.up(modulate(x_BND, parts[6], parts[7])), approximate="tanh"))
+        return x_BND + parts[8] * update
 
 
 class Final(nn.Module):
-    """The last norm, shifted and scaled by the condition channel by channel, and the matrix to patches: zero at the start.
+    """The final norm, modulated by the condition, and the projection to patches, which is zero at initialisation.
 
-    Two vectors instead of a matrix D x 2D: every channel learns how much of its own condition it takes.
+    The modulation has two vectors instead of a matrix D x 2D: each channel is shifted and scaled by its own channel of the condition.
     """
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config) -> None:
         super().__init__()
         self.shift = nn.Parameter(torch.zeros(config.hidden))
         self.scale = nn.Parameter(torch.zeros(config.hidden))
         self.out = nn.Linear(config.hidden, config.channels * config.patch**2)
 
     def forward(self, x_BND: Tensor, condition_BD: Tensor) -> Tensor:
+        """Return patches (B, N, C * patch * patch)."""
         condition = F.silu(condition_BD)[:, None]
-        return self.out(modulate(x_BND, self.shift * condition, self.scale * condition))
+        patches: Tensor = self.out(modulate(x_BND, self.shift * condition, self.scale * condition))
+        return patches
 
 
 class NanoDiT(nn.Module):
-    """`forward(batch)`: the network's output, (B, C, H, W), for noisy samples `z` at times `t` under the batch's conditions."""
+    """The network: noisy samples, their times and conditions to a prediction of the samples' shape."""
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
         self.embed = nn.Linear(config.channels * config.patch**2, config.hidden)
-        self.text = Text(config.words, config.text_dim) if config.text == "words" else None
+        self.text = WordEmbedding(config.words, config.text_dim) if config.text == "words" else None
         self.conditioning = Conditioning(config)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.final = Final(config)
 
     def forward(self, batch: Batch) -> Tensor:
+        """Return (B, C, H, W) for noisy samples `z` (B, C, H, W) at times `t` (B,) under the conditions that `Inputs.pack` returns."""
         z, patch = batch["z"], self.config.patch
         high, wide = z.shape[-2] // patch, z.shape[-1] // patch
-        place = positions.grid(high, wide, self.config.hidden, centred=self.config.centre_positions, device=z.device)
-        x_BND = self.embed(to_patches(z, patch)) + place
+        position_ND = positions.grid(high, wide, self.config.hidden, centred=self.config.centre_positions, device=z.device)
+        x_BND = self.embed(to_patches(z, patch)) + position_ND
         condition_BD = self.conditioning.vector(batch)
         features_TF = batch["text"] if self.text is None else self.text(batch["text"], batch["text_places"] % batch["text_mask"].shape[1])
         text_TD = self.conditioning.tokens(features_TF, batch["text_null"])
@@ -150,36 +163,39 @@ class NanoDiT(nn.Module):
 
 
 def modulate(x_BND: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """LayerNorm without parameters of its own, then x (1 + scale) + shift."""
+    """Apply LayerNorm without parameters, then x (1 + scale) + shift."""
     return F.layer_norm(x_BND, x_BND.shape[-1:], eps=_EPS) * (1 + scale) + shift
 
 
-def spread(values_TK: Tensor, places_T: Tensor, mask_BL: Tensor) -> Tensor:
-    """Valid tokens (T, K) at their places (row * L + column) in a padded (B, L, K); zero elsewhere."""
+def pad_tokens(values_TK: Tensor, places_T: Tensor, mask_BL: Tensor) -> Tensor:
+    """Return valid tokens (T, K) padded with zeros to (B, L, K); `places_T`: index of each in the flattened (B, L)."""
     rows, length = mask_BL.shape
     empty = values_TK.new_zeros(rows * length, values_TK.shape[-1])
-    return empty.index_copy(0, places_T, values_TK).unflatten(0, (rows, length))
+    return torch.unflatten(empty.index_copy(0, places_T, values_TK), 0, (rows, length))
 
 
-def attendable(mask_BL: Tensor) -> Tensor:
-    """The mask with its empty rows opened: softmax over nothing is NaN in some kernels. The caller zeroes those rows."""
+def open_empty_rows(mask_BL: Tensor) -> Tensor:
+    """Return the mask with rows that are all False set to True; the caller zeroes their output.
+
+    Softmax over an empty row is NaN in some attention kernels.
+    """
     return mask_BL | ~mask_BL.any(1, keepdim=True)
 
 
 def to_patches(x_BCHW: Tensor, patch: int) -> Tensor:
-    """(B, C, H, W) -> (B, N, C * patch * patch)."""
-    cells = x_BCHW.unflatten(-1, (-1, patch)).unflatten(-3, (-1, patch))  # B C h p w q
+    """Cut (B, C, H, W) into patches (B, N, C * patch * patch), in reading order."""
+    cells = torch.unflatten(torch.unflatten(x_BCHW, -1, (-1, patch)), -3, (-1, patch))  # B C h p w q
     return cells.permute(0, 2, 4, 1, 3, 5).flatten(1, 2).flatten(2)
 
 
 def from_patches(x_BNK: Tensor, patch: int, high: int, wide: int) -> Tensor:
-    """The inverse of `to_patches` for a grid of high x wide tokens."""
-    cells = x_BNK.unflatten(-1, (-1, patch, patch)).unflatten(1, (high, wide))  # B h w C p q
+    """Reassemble patches of a grid of high x wide tokens to (B, C, H, W): the inverse of `to_patches`."""
+    cells = torch.unflatten(torch.unflatten(x_BNK, -1, (-1, patch, patch)), 1, (high, wide))  # B h w C p q
     return cells.permute(0, 3, 1, 4, 2, 5).flatten(-2).flatten(2, 3)
 
 
 def build(config: Config, directory: Path, *, seed: int) -> NanoDiT:
-    """The model drawn from `seed`. On the meta device: sizes only."""
+    """Return the model with weights initialised from `seed` alone; works on the meta device. `directory` is not used."""
 
     def make() -> NanoDiT:
         model = NanoDiT(config)
@@ -191,9 +207,10 @@ def build(config: Config, directory: Path, *, seed: int) -> NanoDiT:
 
 @torch.no_grad()
 def initialise(model: NanoDiT) -> None:
-    """Xavier for matrices, small normals for the time's and the nulls; then zero gates and a zero output, after all else.
+    """Initialise the weights: Xavier for matrices, small normals for time and null vectors, zeros for gates and output.
 
-    The output is exactly 0 and each block the identity, so the first loss is E[target^2] (1 + E[x0^2] for velocity).
+    The zeros come last, because they overwrite. The output is exactly 0 and each block the identity, so the first loss is E[target^2]
+    (1 + E[x0^2] for velocity).
     """
     for module in model.modules():
         if isinstance(module, nn.Linear):
@@ -211,22 +228,14 @@ def initialise(model: NanoDiT) -> None:
 
 
 def components(model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
-    """embed, conditioning (time, nulls, projections of text and image), blocks, final; text, where words are learned."""
-    found: dict[str, dict[str, nn.Parameter]] = {}
+    """Return the parameters by component: embed, conditioning, blocks, final and, where words are learned, text."""
+    groups: dict[str, dict[str, nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        found.setdefault(name.partition(".")[0], {})[name] = parameter
-    return found
+        groups.setdefault(name.partition(".")[0], {})[name] = parameter
+    return groups
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:
-    """The transformer's blocks: units of sharding, checkpointing and compiling."""
+    """Return the transformer's blocks: the units of sharding, activation checkpointing and compiling."""
     assert isinstance(model, NanoDiT)
     return list(model.blocks)
-
-
-def forward_flops(config: Config, image_tokens: int, text_tokens: int) -> float:
-    """Operations of one sample's forward pass through the blocks, two per multiply-add. Training takes three times as many."""
-    width, n, length = config.hidden, image_tokens, text_tokens
-    per_token = 4 * width**2 + 2 * width**2 + 2 * width * config.mlp  # self-attention; query and output of the cross; feed-forward
-    attention = 2 * n * n * width + 2 * n * length * width
-    return 2.0 * config.depth * (n * per_token + length * 2 * width**2 + attention)

@@ -1,12 +1,11 @@
-"""What is watched while training: each monitor reads the recorded rows in order and answers with advice when something has gone wrong.
+"""Monitors of a training run: each reads the recorded rows in order and returns advice when a figure crosses its threshold.
 
-Thresholds stand at the top. A monitor speaks once, and again only after things were well in between.
+Thresholds are at the top. A monitor warns once per fault, and again only after the fault has gone in between.
 """
 
 import math
-from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from plait.families.nanodit.config import Config
@@ -15,80 +14,85 @@ from plait.families.nanodit.flow import BINS
 Row = Mapping[str, Any]
 Monitor = Callable[[Row], list[str]]
 
-PATIENCE = 10  # recorded rows in a row before a monitor of training steps speaks
-SETTLED_STEP = 1000  # before it, large gradients are no news
+PATIENCE = 10  # consecutive recorded rows with a fault before a monitor of training steps warns
+SETTLED_STEP = 1000  # before it, large gradients are normal
 RATIO_HIGH, RATIO_LOW = 1.5, 0.1  # RMS of the prediction over that of its target; the best prediction lies below 1
 NORM_HIGH, NORM_LOW = 10.0, 1e-4
 BIN_RISE = 1.5  # a range's smoothed loss over the lowest it has been
 _SMOOTHING = 0.9
-DIVERGENCE_LOW = 0.1  # relative distance of text-only and image-only samples: below, the conditions say nothing
+DIVERGENCE_LOW = 0.1  # relative distance of text-only and image-only samples: below, the conditions have no effect
 DOMINANCE_HIGH = 0.9  # share of the way from text-only to image-only at which samples with both lie
 
 
 @dataclass
 class Sustained:
-    """Speaks when `wrong(row)` gives a text for `patience` rows in a row; rows for which it gives None do not count."""
+    """A monitor that warns when `check` returns a message for `patience` consecutive rows.
 
-    wrong: Callable[[Row], str | bool | None]
+    `check(row)` is a message, False where all is well, or None for a row without the figure, which does not count.
+    """
+
+    check: Callable[[Row], str | bool | None]
     patience: int = PATIENCE
     _count: int = 0
-    _spoke: bool = False
+    _warned: bool = False
 
     def __call__(self, row: Row) -> list[str]:
-        found = self.wrong(row)
-        if found is None:
+        """Return the warnings that this row causes: one or none."""
+        message = self.check(row)
+        if message is None:
             return []
-        if not isinstance(found, str):
-            self._count, self._spoke = 0, False
+        if not isinstance(message, str):
+            self._count, self._warned = 0, False
             return []
         self._count += 1
-        if self._count < self.patience or self._spoke:
+        if self._count < self.patience or self._warned:
             return []
-        self._spoke = True
-        return [found]
+        self._warned = True
+        return [message]
 
 
 def prediction_rms(row: Row) -> str | bool | None:
-    """The prediction's RMS against its target's. On unit data the target's is 1.414, not 1."""
+    """Compare the prediction's RMS with its target's, which on unit data is 1.414 (data and noise add up)."""
     if not {"loss/prediction_ms", "loss/target_ms", "step"} <= row.keys():
         return None
-    ours, theirs = math.sqrt(row["loss/prediction_ms"]), math.sqrt(row["loss/target_ms"])
-    said = f"step {row['step']}: the prediction's RMS is {ours:.3f}, its target's {theirs:.3f}"
-    if ours > RATIO_HIGH * theirs:
-        return f"{said}: the model overshoots; lower optim.lr, and check that the latents are normalised"
-    if ours < RATIO_LOW * theirs and row["step"] > SETTLED_STEP:
-        return f"{said}: the model still says almost nothing; raise optim.lr, or check that its components train"
+    prediction, target = math.sqrt(row["loss/prediction_ms"]), math.sqrt(row["loss/target_ms"])
+    figures = f"step {row['step']}: the prediction's RMS is {prediction:.3f}, its target's {target:.3f}"
+    if prediction > RATIO_HIGH * target:
+        return f"{figures}: the model overshoots; lower optim.lr, and check that the latents are normalised"
+    if prediction < RATIO_LOW * target and row["step"] > SETTLED_STEP:
+        return f"{figures}: the model still says almost nothing; raise optim.lr, or check that its components train"
     return False
 
 
 def gradient_norm(row: Row) -> str | bool | None:
-    """Sustained large norms after the first thousand steps, or none at all."""
+    """Check the gradient norm: large after the first thousand steps, or almost zero."""
     if "grad_norm" not in row or row.get("step", 0) <= SETTLED_STEP // 10:
         return None
-    norm, said = row["grad_norm"], f"step {row['step']}: the gradient norm is {row['grad_norm']:.3g}"
+    norm, figure = row["grad_norm"], f"step {row['step']}: the gradient norm is {row['grad_norm']:.3g}"
     if norm > NORM_HIGH and row["step"] > SETTLED_STEP:
-        return f"{said} and has stayed above {NORM_HIGH:g}: lower optim.lr, or look for broken samples with `plait data inspect`"
+        return f"{figure} and has stayed above {NORM_HIGH:g}: lower optim.lr, or look for broken samples with `plait data inspect`"
     if norm < NORM_LOW:
-        return f"{said}, nearly nothing: training has collapsed or is done; go back to an earlier checkpoint, or stop"
+        return f"{figure}, nearly nothing: training has collapsed or is done; go back to an earlier checkpoint, or stop"
     return False
 
 
 @dataclass
 class BinRise:
-    """A range of t whose loss climbs while others fall: averaged losses hide it."""
+    """A check of one range of t for a rising loss, which the average over all t would hide."""
 
     name: str
     _mean: float | None = None
     _lowest: float = math.inf
-    _rows: deque[None] = field(default_factory=lambda: deque(maxlen=PATIENCE))
+    _rows: int = 0
 
     def __call__(self, row: Row) -> str | bool | None:
+        """Return a message where the smoothed loss exceeds its lowest by BIN_RISE; False where not; None without the figure."""
         value = row.get(f"loss/{self.name}")
         if value is None:
             return None
         self._mean = value if self._mean is None else _SMOOTHING * self._mean + (1 - _SMOOTHING) * value
-        self._rows.append(None)
-        if len(self._rows) == PATIENCE:
+        self._rows += 1
+        if self._rows >= PATIENCE:
             self._lowest = min(self._lowest, self._mean)
         if self._mean <= BIN_RISE * self._lowest:
             return False
@@ -100,7 +104,7 @@ class BinRise:
 
 
 def divergence(row: Row) -> str | bool | None:
-    """Samples by text alone and by image alone, from the same noise, must differ."""
+    """Check that samples by text alone and by image alone, from the same noise, differ."""
     value = row.get("eval/divergence")
     if value is None:
         return None
@@ -113,7 +117,7 @@ def divergence(row: Row) -> str | bool | None:
 
 
 def dominance(row: Row) -> str | bool | None:
-    """Samples with both conditions must not lie where one of them alone puts them."""
+    """Check that samples with both conditions are not the same as samples with one of them alone."""
     value = row.get("eval/divergence/dominance")
     if value is None:
         return None
@@ -127,7 +131,7 @@ def dominance(row: Row) -> str | bool | None:
 
 
 def monitors(section: Config) -> list[Monitor]:
-    """Fresh monitors of a run."""
-    trained = [Sustained(prediction_rms), Sustained(gradient_norm), *(Sustained(BinRise(name)) for name in BINS)]
-    judged = [Sustained(divergence, patience=1)]
-    return [*trained, *judged, *([Sustained(dominance, patience=1)] if section.image_dim else [])]
+    """Return new monitors for a run."""
+    training = [Sustained(prediction_rms), Sustained(gradient_norm), *(Sustained(BinRise(name)) for name in BINS)]
+    benches = [Sustained(divergence, patience=1)]
+    return [*training, *benches, *([Sustained(dominance, patience=1)] if section.image_dim else [])]

@@ -1,4 +1,4 @@
-"""Drawn samples as pictures: decoded, written as PNG with the settings that made them, and laid out in grids."""
+"""Pictures of samples: decoding latents, writing PNG files that carry their settings, tiling grids, and `inspect` for contact sheets."""
 
 import functools
 import io
@@ -21,7 +21,7 @@ from plait.files import write_whole
 from plait.nn import encoders
 
 Decoder = Callable[[Tensor], list[np.ndarray]]
-"""Samples (B, C, H, W) to pictures, uint8 H x W x 3."""
+"""Samples (B, C, H, W) to B pictures (H, W, 3) uint8."""
 
 _GAP_PX = 2
 _SHOWN_CHANNELS = 3
@@ -29,35 +29,32 @@ _SPREAD = 3.0  # standard deviations of a latent channel from black to white, ea
 
 
 def decoder(inputs: Inputs, device: torch.device) -> Decoder:
-    """Pixels as they are; latents through the decoder that the shards' metadata names, else their first channels as colours."""
+    """Return the function that turns samples into pictures.
+
+    Pixels are rescaled; latents go through the decoder that the run's metadata names, or without one become false colours. Raises
+    PlaitError where that decoder cannot be opened or its weights have changed.
+    """
     if inputs.config.space == "pixels":
         return as_pixels
-    pin = inputs.encoder("latents")
-    if pin is None:
+    if inputs.metadata is None or inputs.encoder("latents") is None:
         return as_colours
-    assert inputs.metadata is not None
-    latents, codec = inputs.metadata["latents"], encoders.reopen("latents", pin, device=str(device))
-    mean, std = (torch.tensor(latents[name])[:, None, None] for name in ("mean", "std"))
-
-    def decode(samples: Tensor) -> list[np.ndarray]:
-        return list(codec.decode(samples.cpu() * std + mean).cpu().permute(0, 2, 3, 1).numpy())
-
-    return decode
+    decode = encoders.decoder(inputs.metadata, str(device))
+    return lambda samples: list(decode(samples).permute(0, 2, 3, 1).numpy())
 
 
 def as_pixels(samples: Tensor) -> list[np.ndarray]:
-    """[-1, 1] to uint8."""
-    return [images.from_unit(one.cpu()).permute(1, 2, 0).numpy() for one in samples]
+    """Return pictures of samples (B, 3, H, W) in [-1, 1]."""
+    return [images.from_unit(sample.cpu()).permute(1, 2, 0).numpy() for sample in samples]
 
 
 def as_colours(samples: Tensor) -> list[np.ndarray]:
-    """The first three channels as red, green and blue: normalised latents without a decoder."""
+    """Return false-colour pictures of normalised latents (B, C, H, W): the first three channels as red, green and blue."""
     shown = samples[:, :_SHOWN_CHANNELS] / _SPREAD
     return as_pixels(shown.expand(-1, 3, -1, -1) if shown.shape[1] == 1 else torch.cat([shown, shown[:, -1:]], 1)[:, :3])
 
 
 def png(picture: np.ndarray, settings: Mapping[str, Any]) -> bytes:
-    """A PNG that carries `settings` as JSON in its text chunk `plait`."""
+    """Encode a picture (H, W, 3) uint8 as PNG, with `settings` as JSON in its text chunk `plait`."""
     buffer, text = io.BytesIO(), PngImagePlugin.PngInfo()
     text.add_itxt("plait", json.dumps(settings, ensure_ascii=False, sort_keys=True))
     Image.fromarray(picture).save(buffer, "PNG", pnginfo=text)
@@ -65,70 +62,70 @@ def png(picture: np.ndarray, settings: Mapping[str, Any]) -> bytes:
 
 
 def write(path: Path, picture: np.ndarray, settings: Mapping[str, Any]) -> None:
-    """`png` as a file, whole or not at all."""
+    """Write a picture as a PNG file with its settings, atomically."""
     write_whole(path, png(picture, settings))
 
 
 def tile(pictures: Sequence[np.ndarray]) -> np.ndarray:
-    """Pictures of one size in a grid, about as wide as high, in reading order; the rest stays white."""
+    """Tile pictures of one size into a nearly square grid, in reading order; unused cells are white."""
     columns = int(np.ceil(np.sqrt(len(pictures))))
-    high, wide = pictures[0].shape[:2]
+    height, width = pictures[0].shape[:2]
     rows = -(-len(pictures) // columns)
-    sheet = np.full((rows * (high + _GAP_PX) - _GAP_PX, columns * (wide + _GAP_PX) - _GAP_PX, 3), 255, np.uint8)
-    for place, picture in enumerate(pictures):
-        top, left = place // columns * (high + _GAP_PX), place % columns * (wide + _GAP_PX)
-        sheet[top : top + high, left : left + wide] = picture
-    return sheet
+    grid = np.full((rows * (height + _GAP_PX) - _GAP_PX, columns * (width + _GAP_PX) - _GAP_PX, 3), 255, np.uint8)
+    for index, picture in enumerate(pictures):
+        top, left = index // columns * (height + _GAP_PX), index % columns * (width + _GAP_PX)
+        grid[top : top + height, left : left + width] = picture
+    return grid
 
 
 def grids(rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
-    """One grid per size of the pictures that a bench wrote, kept beside them as grid-SIZE.png with their captions."""
-    sizes: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    """Tile the pictures of bench rows into one grid per size, and write each beside them as grid-SIZE.png with its captions."""
+    by_size: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for row in rows:
-        sizes[row["size"]].append(row)
-    found = {}
-    for size, some in sizes.items():
-        found[size] = tile([read(Path(row["picture"])) for row in some])
-        write(
-            Path(some[0]["picture"]).with_name(f"grid-{size}.png"),
-            found[size],
-            {"size": size, "captions": [row["caption"] for row in some]},
-        )
-    return found
+        by_size[row["size"]].append(row)
+    tiled = {}
+    for size, group in by_size.items():
+        tiled[size] = tile([read(Path(row["picture"])) for row in group])
+        path = Path(group[0]["picture"]).with_name(f"grid-{size}.png")
+        write(path, tiled[size], {"size": size, "captions": [row["caption"] for row in group]})
+    return tiled
 
 
 def read(path: Path) -> np.ndarray:
-    """A picture as uint8, H x W x 3."""
+    """Read a picture file as (H, W, 3) uint8."""
     with Image.open(path) as picture:
         return np.array(picture.convert("RGB"))
 
 
-def file_name(identity: str) -> str:
-    """An id as a file name."""
-    return re.sub(r"[^\w.-]+", "_", identity)
+def file_name(sample_id: str) -> str:
+    """Return a sample's id with all but word characters, dots and dashes replaced."""
+    return re.sub(r"[^\w.-]+", "_", sample_id)
 
 
 def inspect(inputs: Inputs, sample: Sample, example: Example) -> dict[str, Any]:
-    """What the model sees of one example: its picture, its caption, and the draws. Where latents cannot be decoded it says why."""
-    show, unseen = _shown(inputs)
-    kept = example.conditions
+    """Return what the model sees of one example: its picture, its caption, and notes on the random draws.
+
+    Where the latents cannot be decoded, the picture has false colours and the note `picture` gives the reason.
+    """
+    show, reason = _decoder_or_colours(inputs)
+    conditions = example.conditions
     notes = {
         "size": "x".join(str(side) for side in reversed(example.x0.shape[-2:])),
         "t": round(example.t, 3),
-        "text tokens": 0 if kept.text is None else len(kept.text),
-        "caption": "none" if kept.text is None else "shown",
-        "image": "none" if kept.image is None else "shown",
+        "text tokens": 0 if conditions.text is None else len(conditions.text),
+        "caption": "none" if conditions.text is None else "shown",
+        "image": "none" if conditions.image is None else "shown",
         "mirrored": example.mirrored,
-        **({"picture": unseen} if unseen else {}),
+        **({"picture": reason} if reason else {}),
     }
     return {"images": show(example.x0[None]), "text": [(example.caption, False)], "notes": notes}
 
 
 @functools.lru_cache(maxsize=2)
-def _shown(inputs: Inputs) -> tuple[Decoder, str]:
-    """The decoder of these inputs; without one, the first channels as colours, and the reason."""
+def _decoder_or_colours(inputs: Inputs) -> tuple[Decoder, str]:
+    """Return the decoder of these inputs, or false colours with the reason why there is none."""
     try:
-        found = decoder(inputs, torch.device("cpu"))
+        show = decoder(inputs, torch.device("cpu"))
     except PlaitError as error:
         return as_colours, f"three latent channels: {error}"
-    return found, "three latent channels: model.metadata names no decoder" if found is as_colours else ""
+    return show, "three latent channels: model.metadata names no decoder" if show is as_colours else ""

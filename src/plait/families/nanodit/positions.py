@@ -1,6 +1,6 @@
-"""Sinusoids of places and of times. Functions of their arguments alone: nothing is stored, so any size of picture is legal.
+"""Sinusoidal embeddings of token positions and of times. They are computed, not stored, so any size of image is legal.
 
-Shapes: N tokens in reading order (rows from the top, each from the left), D width, B batch.
+Legend: N tokens in reading order (rows from the top, each from the left), B batch.
 """
 
 import math
@@ -13,18 +13,19 @@ TIME_SCALE = 1000.0
 """Factor on t in [0, 1] before its sinusoid. Without it t = .1 and t = .9 have a cosine similarity of 0.98; with it 0.19."""
 
 
-def sinusoid(place: Tensor, width: int) -> Tensor:
-    """(...) -> (..., width): sines of the place at width / 2 frequencies, then cosines. Float32 or the place's wider type."""
+def sinusoid(position: Tensor, width: int) -> Tensor:
+    """Embed positions (...) as sines at width / 2 frequencies, then cosines: (..., width), in the type of `position`."""
     half = width // 2
-    steps = torch.arange(half, dtype=place.dtype, device=place.device) / half
-    angle = place[..., None] * torch.exp(-math.log(_PERIOD) * steps)
+    steps = torch.arange(half, dtype=position.dtype, device=position.device) / half
+    angle = position[..., None] * torch.exp(-math.log(_PERIOD) * steps)
     return torch.cat([angle.sin(), angle.cos()], dim=-1)
 
 
 def grid(height: int, width: int, dim: int, *, centred: bool, device: torch.device | None = None) -> Tensor:
-    """(N, dim) for a picture of height x width tokens: the first half tells y, the second x.
+    """Return position embeddings (N, dim) float32 of an image of height x width tokens.
 
-    `centred` counts from the middle, so that pictures of different sizes share a frame; else from the top left.
+    The first half of the features encodes y, the second x. `centred` measures from the middle, so that images of different sizes share a
+    frame; else from the top left. `dim` is a multiple of 4.
     """
     assert dim % 4 == 0
     y = torch.arange(height, dtype=torch.float32, device=device) - (height - 1) / 2 * centred
@@ -35,5 +36,5 @@ def grid(height: int, width: int, dim: int, *, centred: bool, device: torch.devi
 
 
 def time(t: Tensor, width: int) -> Tensor:
-    """(B,) in [0, 1] -> (B, width)."""
+    """Embed times (B,) in [0, 1] as (B, width)."""
     return sinusoid(TIME_SCALE * t, width)

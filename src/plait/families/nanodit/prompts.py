@@ -1,6 +1,6 @@
-"""Prompts and reference images as conditions: by the words that the model learned, or by the encoders that its shards were made with."""
+"""Conditions from prompts and a reference image: by the model's own word table, or by the encoders that its shards were made with."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,23 @@ from plait.nn import encoders
 
 
 def conditions(inputs: Inputs, prompts: Sequence[str], image: Path | None, device: torch.device, shape: Sequence[int]) -> list[Conditions]:
-    """One per prompt, all with the same reference image, which is cropped to the picture's `shape` (C, H, W). An empty prompt is none."""
-    vector = _image(inputs, image, device, shape)
+    """Encode prompts and a reference image as one set of conditions per prompt; an empty prompt gives no text.
+
+    The image is cropped to the aspect of the samples' `shape` (C, H, W). Raises PlaitError for an image that is missing or that the model
+    cannot use, and where the run does not know its encoders.
+    """
+    vector = _image_features(inputs, image, device, shape)
     if inputs.config.text == "words":
         return [Conditions(inputs.words(prompt), vector) for prompt in prompts]
-    said = [prompt for prompt in prompts if prompt]
-    states = iter(_opened(inputs, "texts", device).encode(said) if said else [])
+    texts = [prompt for prompt in prompts if prompt]
+    if not texts:
+        return [Conditions(None, vector) for _ in prompts]
+    pin = _pin(inputs, "texts")
+    states = iter(encoders.reopen("texts", pin, pin.get("max_tokens"), str(device)).encode(texts))
     return [Conditions(torch.tensor(next(states)[0]) if prompt else None, vector) for prompt in prompts]
 
 
-def _image(inputs: Inputs, image: Path | None, device: torch.device, shape: Sequence[int]) -> Tensor | None:
+def _image_features(inputs: Inputs, image: Path | None, device: torch.device, shape: Sequence[int]) -> Tensor | None:
     if image is None:
         return None
     if not image.is_file():
@@ -32,12 +39,12 @@ def _image(inputs: Inputs, image: Path | None, device: torch.device, shape: Sequ
         raise PlaitError("generate: --image: this model was trained without reference images (model.image_dim is 0)")
     high, wide = (side * inputs.downsample for side in shape[1:])
     pixels = images.cover(images.decode(image.read_bytes(), at_least=(high, wide)), high, wide)
-    return _opened(inputs, "images", device).encode(pixels[None])[0]
+    return encoders.reopen("images", _pin(inputs, "images"), device=str(device)).encode(pixels[None])[0]
 
 
-def _opened(inputs: Inputs, kind: str, device: torch.device) -> Any:
-    """The encoder of this kind that the shards were made with."""
+def _pin(inputs: Inputs, kind: encoders.Kind) -> Mapping[str, Any]:
+    """Return the pin of the encoder of this kind that the shards were made with. Raises PlaitError where it is not recorded."""
     pin = inputs.encoder(kind)
     if pin is None:
         raise PlaitError("generate: the run does not know its encoders: set model.metadata to the shards' folder when training")
-    return encoders.reopen(kind, pin, pin.get("max_tokens"), str(device))
+    return pin

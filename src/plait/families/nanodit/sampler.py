@@ -1,6 +1,7 @@
-"""From noise to samples: the velocity integrated from t = 1 to 0, with guidance by text and by image in one batched pass.
+"""Sampling: integrate the velocity from noise (t = 1) to data (t = 0), with guidance by text and image in one batched pass.
 
-Guidance is a linear combination of the velocities under parts of the conditions, so it is written as a table: part -> coefficient.
+Guidance is a linear combination of velocities under subsets of the conditions, so it is written as a table: subset -> coefficient.
+Legend: B batch, z (B, C, H, W).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,15 +16,17 @@ from plait.families.nanodit.config import Sampling
 from plait.families.nanodit.inputs import Conditions, Inputs, noise
 
 Velocity = Callable[[Tensor, float], Tensor]
-"""(z (B, C, H, W), t) -> dz/dt."""
+"""(z, t) -> dz/dt, like z."""
 
 NEITHER, TEXT, IMAGE, BOTH = (False, False), (True, False), (False, True), (True, True)
-Table = dict[tuple[bool, bool], float]
+Subset = tuple[bool, bool]
+"""Which conditions the model sees: (text, image)."""
+Table = dict[Subset, float]
 
 
 @dataclass(frozen=True)
 class Request:
-    """One picture to draw: its conditions, its (C, H, W), and the key of its noise."""
+    """One image to sample: its conditions, its shape (C, H, W), and the key of its noise."""
 
     conditions: Conditions
     shape: tuple[int, int, int]
@@ -31,10 +34,10 @@ class Request:
 
 
 def combination(sampling: Sampling) -> Table:
-    """Coefficients of the velocities under (text?, image?), which sum to 1.
+    """Return the coefficient of the velocity under each subset of the conditions; they sum to 1.
 
-    two_scale: v = v_u + s_t (v_t - v_u) + s_d (v_d - v_u). joint: v = v_u + s_d (v_d - v_u) + s_t (v_b - v_d), where v_b has both
-    (InstructPix2Pix, arXiv:2211.09800, equation 3).
+    two_scale: v = v_u + s_t (v_t - v_u) + s_d (v_d - v_u). joint: v = v_u + s_d (v_d - v_u) + s_t (v_b - v_d), with v_u, v_t, v_d, v_b
+    under neither, text, image and both (InstructPix2Pix, arXiv:2211.09800, equation 3).
     """
     text, image = sampling.text_scale, sampling.image_scale
     if sampling.guidance == "joint":
@@ -43,31 +46,34 @@ def combination(sampling: Sampling) -> Table:
 
 
 def times(sampling: Sampling) -> list[float]:
-    """The grid of t from 1 to 0: uniform, or quadratic (finer towards the data); then shifted."""
-    even = [1 - i / sampling.steps for i in range(sampling.steps + 1)]
-    placed = [t * t for t in even] if sampling.grid == "quadratic" else even
-    return [flow.shifted(t, sampling.shift) for t in placed]
+    """Return the times of the steps from 1 to 0: uniform, or quadratic (finer near the data); then shifted."""
+    uniform = [1 - i / sampling.steps for i in range(sampling.steps + 1)]
+    grid = [t * t for t in uniform] if sampling.grid == "quadratic" else uniform
+    return [flow.shifted(t, sampling.shift) for t in grid]
 
 
 def integrate(velocity: Velocity, z: Tensor, grid: Sequence[float], solver: str) -> Tensor:
-    """z at the grid's end. Euler, or Heun (the trapezoid rule, whose last step is Euler's: Karras et al. 2022, algorithm 1)."""
-    for t, following in pairwise(grid):
+    """Integrate dz/dt = velocity along the times of `grid` and return z at its end.
+
+    Euler, or Heun: the trapezoid rule, with an Euler step to t = 0 (Karras et al. 2022, algorithm 1).
+    """
+    for t, t_next in pairwise(grid):
         slope = velocity(z, t)
-        ahead = z + (following - t) * slope
-        if solver == "heun" and following > 0:
-            ahead = z + (following - t) * (slope + velocity(ahead, following)) / 2
-        z = ahead
+        z_next = z + (t_next - t) * slope
+        if solver == "heun" and t_next > 0:
+            z_next = z + (t_next - t) * (slope + velocity(z_next, t_next)) / 2
+        z = z_next
     return z
 
 
 @torch.no_grad()
 def draw(model: nn.Module, inputs: Inputs, requests: Sequence[Request], sampling: Sampling) -> Tensor:
-    """Samples (B, C, H, W) float32 on the model's device, all of one shape. Each depends on its own request only."""
+    """Sample a batch of requests of one shape: (B, C, H, W) float32 on the model's device. Each depends on its own request only."""
     device = next(model.parameters()).device
-    z = torch.stack([noise(one.shape, one.key) for one in requests]).to(device)
-    rows = [one.conditions for one in requests]
-    guided = _Guided(model, inputs, rows, combination(sampling), device)
-    plain = _Guided(model, inputs, rows, {BOTH: 1.0}, device)
+    z = torch.stack([noise(request.shape, request.key) for request in requests]).to(device)
+    conditions = [request.conditions for request in requests]
+    guided = _Guided(model, inputs, conditions, combination(sampling), device)
+    plain = _Guided(model, inputs, conditions, {BOTH: 1.0}, device)
     low, high = sampling.interval
 
     def velocity(z: Tensor, t: float) -> Tensor:
@@ -77,25 +83,28 @@ def draw(model: nn.Module, inputs: Inputs, requests: Sequence[Request], sampling
 
 
 class _Guided:
-    """The combined velocity. Parts that show the same to every row, or weigh nothing, are computed once or not at all."""
+    """The guided velocity: a weighted sum over subsets of the conditions.
+
+    Subsets that are equal for every row are merged, and those with coefficient 0 are not computed.
+    """
 
     def __init__(
-        self, model: nn.Module, inputs: Inputs, rows: Sequence[Conditions], table: Mapping[tuple[bool, bool], float], device: torch.device
-    ):
+        self, model: nn.Module, inputs: Inputs, rows: Sequence[Conditions], table: Mapping[Subset, float], device: torch.device
+    ) -> None:
         self.model, self.prediction = model, inputs.config.prediction
         any_text = any(row.text is not None for row in rows)
         any_image = any(row.image is not None for row in rows)
         merged: Table = {}
         for (text, image), coefficient in table.items():
-            part = (text and any_text, image and any_image)
-            merged[part] = merged.get(part, 0.0) + coefficient
-        self.table = {part: coefficient for part, coefficient in merged.items() if coefficient != 0.0}
-        shown = [row.only(text=text, image=image) for text, image in self.table for row in rows]
-        self.batch = {name: value.to(device) for name, value in inputs.pack(shown).items()}
+            subset = (text and any_text, image and any_image)
+            merged[subset] = merged.get(subset, 0.0) + coefficient
+        self.table = {subset: coefficient for subset, coefficient in merged.items() if coefficient != 0.0}
+        conditions = [row.only(text=text, image=image) for text, image in self.table for row in rows]
+        self.batch = {name: value.to(device) for name, value in inputs.pack(conditions).items()}
 
     def __call__(self, z: Tensor, t: float) -> Tensor:
-        many = z.repeat(len(self.table), 1, 1, 1)
-        at = torch.full((len(many),), t, device=z.device)
-        v = flow.velocity(self.model({**self.batch, "z": many, "t": at}).float(), many, at, self.prediction)
-        parts = v.unflatten(0, (len(self.table), len(z)))
-        return torch.stack([coefficient * part for coefficient, part in zip(self.table.values(), parts, strict=True)]).sum(0)
+        repeated = z.repeat(len(self.table), 1, 1, 1)
+        t_B = torch.full((len(repeated),), t, device=z.device)
+        v = flow.velocity(self.model({**self.batch, "z": repeated, "t": t_B}).float(), repeated, t_B, self.prediction)
+        by_subset = torch.unflatten(v, 0, (len(self.table), len(z)))
+        return torch.stack([coefficient * part for coefficient, part in zip(self.table.values(), by_subset, strict=True)]).sum(0)

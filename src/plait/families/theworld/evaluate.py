@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from plait.data.synthetic.answers import can_judge, judge
+from plait.data.synthetic.answers import can_score, score
 from plait.engine.evaluation import Bench, Row
 from plait.errors import BadSample, PlaitError
 from plait.families.theworld.generate import answers
@@ -27,8 +27,8 @@ def normalise(text: str) -> str:
 
 def is_correct(answer: str, gold: str, fields: Mapping[str, Any]) -> bool:
     """Compare an answer with the gold one: by the scene's own scorer where the fields allow it, else equality after `normalise`."""
-    if can_judge(fields):
-        return judge(answer, dict(fields))
+    if can_score(fields):
+        return score(answer, dict(fields))
     return normalise(answer) == normalise(gold)
 
 

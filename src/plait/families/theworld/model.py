@@ -19,7 +19,7 @@ from plait.families.theworld.sequence import Kind
 from plait.families.theworld.world import WorldEncoder, WorldProjector, group_by_length, unit_range
 from plait.keys import key
 from plait.nn.connectors import root_mean_square, seeded
-from plait.nn.idle import gathered, nothing_of, zero_of
+from plait.nn.idle import is_sharded, zero_from, zero_from_parameters
 from plait.nn.losses import token_cross_entropy
 
 Batch = dict[str, Tensor]
@@ -37,7 +37,7 @@ class TheWorld(nn.Module):
         there are none.
         """
         embeds_BLD = self.embed(batch)
-        if gathered(self.gemma.model.language_model):  # also going back through it gathers: all ranks do, or none
+        if is_sharded(self.gemma.model.language_model):  # also going back through it gathers: all ranks do, or none
             embeds_BLD = embeds_BLD + self._zero_of_unused(batch).to(embeds_BLD.dtype)
         hidden_BLD = self.hidden(embeds_BLD, batch)
         target_BL = batch["labels"][:, 1:]
@@ -52,9 +52,9 @@ class TheWorld(nn.Module):
         if len(pixels):
             features = self._image_features(pixels).to(embeds_BLD.dtype)
             embeds_BLD = embeds_BLD.masked_scatter(kinds_BL1 == Kind.IMAGE, features)
-        elif gathered(self.gemma.model.vision_tower):
+        elif is_sharded(self.gemma.model.vision_tower):
             blank = self._image_features(pixels.new_zeros(1, *pixels.shape[1:]))
-            embeds_BLD = embeds_BLD + nothing_of(blank).to(embeds_BLD.dtype)
+            embeds_BLD = embeds_BLD + zero_from(blank).to(embeds_BLD.dtype)
         if len(batch["frames"]):
             blocks = self._world_blocks(batch).to(embeds_BLD.dtype)
             embeds_BLD = embeds_BLD.masked_scatter(kinds_BL1 >= Kind.WORLD, blocks)
@@ -116,7 +116,7 @@ class TheWorld(nn.Module):
             unused += [self.world]
         if self.projector is not None and not len(batch["frames"]):
             unused += [self.projector]
-        return zero_of((p for module in unused for p in module.parameters()), batch["ids"].device)
+        return zero_from_parameters((p for module in unused for p in module.parameters()), batch["ids"].device)
 
 
 def _gradients_if_trained(*modules: nn.Module) -> torch.autograd.grad_mode.set_grad_enabled:
