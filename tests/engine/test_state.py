@@ -170,9 +170,9 @@ def test_facts_hold_the_plain_state_and_restore_gives_it_back(config):
     state = make_state(config, trainable=("head",))
     state.step, state.stage, state.stage_start, state.judged, state.probe = 9, 2, 4, 8, 0.25
     state.history, state.best, state.totals = [(2, 0.5), (4, 0.25)], {"step": 8, "value": 0.25}, {"samples": 144.0}
-    facts = json.loads(json.dumps(state.facts()))
+    facts = json.loads(json.dumps(state.metadata()))
     assert facts["trained"] == ["head.bias", "head.weight"]
     other = make_state(config)
     other.restore(facts, state.tensors())
-    assert other.facts() == state.facts()
+    assert other.metadata() == state.metadata()
     assert other.ever_trained == {"head.bias", "head.weight"}
