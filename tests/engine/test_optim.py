@@ -183,7 +183,7 @@ def test_a_component_without_gradients_is_passed_over():
 
 @pytest.mark.parametrize(("ema", "count"), [(None, 0), ({"decay": 0.9}, 1), ({"decay": 0.9, "post_hoc": True}, 3)])
 def test_so_many_averages_of_each_weight_are_kept(ema, count):
-    assert optim.averages(Optim.model_validate({"ema": ema})) == count
+    assert optim.average_count(Optim.model_validate({"ema": ema})) == count
 
 
 def test_selected_parts_add_up_and_come_in_the_order_of_the_model():

@@ -103,7 +103,7 @@ def test_the_smallest_rank_decides_for_all():
 def test_a_strategy_that_is_set_is_taken_whatever_fits():
     assert chosen(4, strategy="ddp", memory_gb=1) == (Layout("ddp", 4), "ddp: 20 GB of state on each of 4 ranks, as set")
     layout, why = chosen(4, strategy="fsdp", memory_gb=1000)
-    assert layout == Layout("fsdp", 4, cut_frozen=False)
+    assert layout == Layout("fsdp", 4, shard_frozen=False)
     assert why.endswith(", cut over 4, frozen blocks whole on every rank: as set")
     assert chosen(4, strategy="fsdp", memory_gb=1)[1].endswith(", cut over 4, frozen blocks cut too: as set")
 
