@@ -95,6 +95,7 @@ def test_a_schedule_in_tokens_resumes_to_the_bit(trained):
     first = make_state(config)
     trained(first, config, batches()[:3])
     second = make_state(config)
+    second.pause()
     second.restore(first.metadata(), first.tensors())
     second.begin({"tower": second.model.components()["tower"], "head": second.model.components()["head"]}, config.optim)
     later = trained(second, config, batches(start=3))
