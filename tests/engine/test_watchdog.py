@@ -106,9 +106,8 @@ def test_a_rank_without_a_beat_and_ranks_beyond_eight_are_told(tmp_path):
     line = watchdog.describe_hang([beat] * 10 + [beat | {"beat": 4}], 2.5, tmp_path)
     assert line.startswith("ranks 0, 1, 2, 3, 4, 5, 6, 7 and 2 more are late: in data after step 5, with nothing done for 2.5 s")
     assert line.endswith(f"what each rank does is in {tmp_path / 'heartbeat'}/rank-*.stacks; the same command continues")
-    assert watchdog.describe_hang([beat] * 8 + [beat | {"beat": 4}], 1.0, tmp_path).startswith(
-        "ranks 0, 1, 2, 3, 4, 5, 6, 7 are late: in data"
-    )
+    told = watchdog.describe_hang([beat] * 8 + [beat | {"beat": 4}], 1.0, tmp_path)
+    assert told.startswith("ranks 0, 1, 2, 3, 4, 5, 6, 7 are late: in data")
     assert watchdog.describe_hang([beat], 1.0, tmp_path).startswith("rank 0 is late: in data after step 5")
 
 

@@ -1,5 +1,6 @@
 """A package that plait does not know adds a family, a bench, a verb, a dialect and a kind of source, as CONTRIBUTING.md says."""
 
+import importlib
 import json
 import os
 import signal
@@ -10,10 +11,14 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
+from pydantic import BaseModel
 
 from plait import cli
-from plait.families import registry
+from plait.engine.loss import Loss
+from plait.errors import PlaitError
+from plait.families import contract, registry
 from tests import processes
+from tests.families import test_conformance
 
 PACKAGE = Path(__file__).parent / "package"
 FAMILY_LINES = 140
@@ -34,7 +39,7 @@ track: {every_steps: 1, tensorboard: false}
 def folder(tmp_path_factory):
     """A folder with sentences to learn, a configuration in plait's words, and one that shouts."""
     folder = tmp_path_factory.mktemp("stranger")
-    pairs = [(f"What is the colour of {thing} {i}?", COLOURS[i % 4]) for i in range(4) for thing in THINGS]
+    pairs = [(f"{number} {thing}?", COLOURS[i % 4]) for number in ("One", "Another", "A", "My") for i, thing in enumerate(THINGS)]
     talks = [[{"role": "user", "content": question}, {"role": "assistant", "content": answer}] for question, answer in pairs]
     (folder / "talk.jsonl").write_text("".join(json.dumps({"messages": talk}) + "\n" for talk in talks))
     (folder / "words.yaml").write_text(RECIPE)
@@ -108,7 +113,7 @@ def test_bench_of_the_family_measures_a_run(here, trained, capfd):
     assert processes.codes([started("eval", "straight", "--bench", "first_word", "--out=answers")]) == [0]
     assert "  accuracy                 1.0000" in capfd.readouterr().out
     rows = json.loads((here / "answers/predictions.json").read_text())
-    assert {"question": "What is the colour of sky 0?", "answer": "blue", "gold": "blue", "correct": True}.items() <= rows[0].items()
+    assert {"question": "One sky?", "answer": "blue", "gold": "blue", "correct": True}.items() <= rows[0].items()
 
 
 def test_held_out_loss_is_a_bench_of_the_family_too(here, trained, capfd):
@@ -117,7 +122,7 @@ def test_held_out_loss_is_a_bench_of_the_family_too(here, trained, capfd):
 
 
 def test_generate_answers_a_prompt(folder, trained):
-    assert fresh(folder, "generate", "straight", "--prompt=What is the colour of grass 1?") == "green\n"
+    assert fresh(folder, "generate", "straight", "--prompt=Another leaf?") == "green\n"
 
 
 def test_data_inspect_shows_what_the_family_sees(here, capsys):
@@ -144,9 +149,143 @@ def test_file_in_the_dialect_loads_and_both_sides_are_shown(folder):
     ]
 
 
-def broken(**changes):
-    """The module of the family with members changed; None: without it."""
+def test_source_of_the_package_is_trained_on(here, capsys):
+    source = "--data.train=[{source: poems, options: {lines: 6}}]"
+    assert cli.main(["data", "inspect", "words.yaml", source, "--out=verses"]) == 0
+    assert "  poems        12 of 6 samples" in capsys.readouterr().out
+    assert processes.codes([started("train", "words.yaml", "--run=verses-run", "--train.steps=2", source)]) == [0]
+    assert [row["samples"] for row in metrics(here / "verses-run")] == [8, 16]
+
+
+MISTAKES = {
+    "config words.yaml --family=wrods": "family 'wrods' is unknown: did you mean 'words'? known: molmo, nanodit, theworld, words",
+    "config words.yaml --preset=huge": "preset 'huge' is not one of family 'words': known: tiny",
+    "config words.yaml --model.hidden=3": "command line: model.hidden is not a key: did you mean model.hidden_size?",
+    "config words.yaml --data.train.0.source=poem": "did you mean 'poems'?",
+    "data inspect words.yaml --data.train=[{source:poems,options:{lines:0}}]": (
+        "data source poems: options.lines must be a positive whole number, got 0"
+    ),
+    "config loud.yaml --LOUDER=1": "command line: LOUDER is not a key: known: run, seed",
+    "eval straight --bench second_word": "--bench 'second_word' is unknown: did you mean first_word?",
+    "generate straight --promt=hi": "generate has no option --promt: did you mean --prompt?",
+    "generate straight": "generate needs --prompt=...",
+    "hello --loud": "'--loud' is not understood",
+}
+
+
+@pytest.mark.parametrize("line", MISTAKES)
+def test_mistake_with_what_the_package_adds_is_one_line(here, trained, capsys, line):
+    assert cli.main(line.split()) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("plait: ")
+    assert MISTAKES[line] in error
+    assert error.count("\n") == 1
+
+
+CHANGES = {
+    "it lacks blocks(model)": {"blocks": None},
+    "it lacks components(model); it lacks Loss(config)": {"components": None, "Loss": None},
+    "build cannot be called as build(config, assets, *, seed) (missing a required argument: 'device')": {
+        "build": lambda config, assets, device, *, seed: None
+    },
+    "components cannot be called as components(model) (too many positional arguments)": {"components": lambda: {}},
+    "Config is to be a subclass of plait.config.schema.ModelSection": {"Config": BaseModel},
+    "Loss is to be a subclass of plait.engine.loss.Loss": {"Loss": object},
+    "Loss lacks weights and sums": {"Loss": type("Loss", (Loss,), {})},
+    "Loss.sums cannot be called as sums(model, batch) (too many positional arguments)": {
+        "Loss": type(
+            "Loss", (Loss,), {"__init__": lambda self, config: None, "weights": lambda self, batch: {}, "sums": lambda self, batch: {}}
+        )
+    },
+    "Inputs lacks collate": {"Inputs": type("Inputs", (), {"encode": lambda self, sample, key: None})},
+    "blocks is to be callable: blocks(model)": {"blocks": []},
+    "never_trained is to be a frozenset of component names": {"never_trained": ["table"]},
+    "generate and GenerateOptions belong together, and it has one of them": {"GenerateOptions": None},
+}
+
+
+@pytest.mark.parametrize("fault", CHANGES)
+def test_family_that_breaks_the_contract_is_told_how(here, fault):
     module = ModuleType("words_family.family")
-    members = vars(registry._module("words", "family")) | changes
-    module.__dict__.update({name: value for name, value in members.items() if value is not None})
-    return module
+    members = vars(importlib.import_module("words_family.family")) | CHANGES[fault]
+    vars(module).update({name: value for name, value in members.items() if value is not None})
+    with pytest.raises(PlaitError) as caught:
+        contract.check("words", module)
+    assert str(caught.value) == f"family 'words' (words_family.family) does not fulfil the contract: {fault}"
+
+
+@pytest.fixture
+def install(here, monkeypatch):
+    """Install a package `mumble` from the texts of its files and its entry points."""
+
+    def install(entry_points, **modules):
+        site = here / f"site-{len(list(here.glob('site-*')))}"
+        (site / "mumble-2.0.dist-info").mkdir(parents=True)
+        (site / "mumble").mkdir()
+        (site / "mumble-2.0.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: mumble\nVersion: 2.0\n")
+        (site / "mumble-2.0.dist-info/entry_points.txt").write_text(entry_points)
+        for name, text in {"__init__": "", **modules}.items():
+            (site / f"mumble/{name}.py").write_text(text)
+        monkeypatch.syspath_prepend(str(site))
+        registry.packages.cache_clear()
+
+    yield install
+    for name in [name for name in sys.modules if name.partition(".")[0] == "mumble"]:
+        del sys.modules[name]
+
+
+SECTION = "from plait.config.schema import ModelSection as Config"
+BROKEN = [
+    ("[plait.families]\nmumble = mumble", {}, "family 'mumble': there is no module mumble.config; a family is a package with "),
+    (
+        "[plait.families]\nmumble = mumble",
+        {"config": ""},
+        "family 'mumble': mumble.config has no Config, a subclass of plait.config.schema.",
+    ),
+    (
+        "[plait.families]\nmumble = mumble",
+        {"config": SECTION, "family": SECTION},
+        "family 'mumble' (mumble.family) does not fulfil the contract: it lacks build(config, assets, *, seed); "
+        "it lacks components(model); ",
+    ),
+    (
+        "[plait.commands]\nmumble = mumble.verb",
+        {"verb": "1 / 0"},
+        "verb 'mumble' cannot be loaded from mumble.verb: ZeroDivisionError: division by zero (package mumble 2.0)",
+    ),
+    (
+        "[plait.commands]\nmumble = mumble.verb",
+        {"verb": ""},
+        "verb 'mumble' cannot be added: mumble.verb has no COMMANDS, a tuple of plait.commands.command.Command (package mumble 2.0)",
+    ),
+    (
+        "[plait.commands]\nmumble = mumble.verb",
+        {"verb": "from words_family.hello import COMMANDS"},
+        "verb 'mumble' cannot be added: there is `plait hello` already (package mumble 2.0)",
+    ),
+    (
+        "[plait.dialects]\nmumble = mumble.dialect:DIALECT",
+        {"dialect": "DIALECT = 'mumble'"},
+        "dialect 'mumble' cannot be loaded: mumble.dialect:DIALECT is a str, not a Dialect (package mumble 2.0)",
+    ),
+]
+
+
+@pytest.mark.parametrize(("entry_points", "modules", "error"), BROKEN)
+def test_package_that_is_broken_is_named_in_one_line(install, capsys, entry_points, modules, error):
+    install(entry_points, **modules)
+    assert (
+        cli.main(["train", "words.yaml", "--run=never", *(["--family=mumble", "--preset=null"] if "families" in entry_points else [])]) == 2
+    )
+    assert capsys.readouterr().err.startswith(f"plait: {error}")
+
+
+def test_family_holds_to_what_every_family_must(here, tmp_path, monkeypatch):
+    monkeypatch.setitem(test_conformance.TINY, "words", "preset: tiny")
+    case = test_conformance.Case("words", tmp_path)
+    test_conformance.test_components_are_disjoint_and_cover_the_model(case)
+    test_conformance.test_blocks_are_modules_of_the_model(case)
+    test_conformance.test_one_batch_cut_in_any_way_gives_one_gradient(case)
+    test_conformance.test_every_trainable_parameter_gets_a_gradient_of_finite_numbers(case)
+    test_conformance.test_the_same_seed_builds_the_same_model_and_another_another(case)
+    test_conformance.test_the_model_builds_on_the_meta_device_without_memory(case)

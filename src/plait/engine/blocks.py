@@ -118,7 +118,7 @@ def _contexts() -> Any:
 
 def _policy(context: object, operator: torch._ops.OpOverload, *args: object, **kwargs: object) -> CheckpointPolicy:
     """Keep results that are expensive to compute and small to keep: matrix products and attention."""
-    name = operator.name() if operator.namespace == "aten" else ""  # type: ignore[no-untyped-call]  # torch's
+    name = operator.name() if operator.namespace == "aten" else ""
     name = name.removeprefix("aten::").partition(".")[0]
     keep = name in _EXPENSIVE or name.startswith(_ATTENTION)
     return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE

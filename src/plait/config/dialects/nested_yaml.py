@@ -96,7 +96,8 @@ ASSUMED = {"family": "nanodit", "optim.schedule.name": "cosine", "optim.schedule
 def recognise(tree: Node, plait_keys: Sequence[str]) -> bool:
     """Return whether the file is in this dialect. Raises PlaitError for one that mixes it with plait's own keys."""
     theirs = [node for key, node in tree.value.items() if key in SECTIONS and key not in plait_keys]
-    theirs += [node for key, node in _leaves(tree) if key in KEYS and key != KEYS[key].path and key.partition(".")[0] in plait_keys]
+    shared = [key for key in plait_keys if not (key == "model" and _is_of_another_family(tree))]
+    theirs += [node for key, node in _leaves(tree) if key in KEYS and key != KEYS[key].path and key.partition(".")[0] in shared]
     ours = [node for key, node in tree.value.items() if key in plait_keys and key not in SECTIONS]
     if theirs and ours:
         raise PlaitError(
@@ -104,6 +105,12 @@ def recognise(tree: Node, plait_keys: Sequence[str]) -> bool:
             "own, and a file speaks one of them"
         )
     return bool(theirs)
+
+
+def _is_of_another_family(tree: Node) -> bool:
+    """Return whether the file names a family of its own, whose `model:` section may have any keys."""
+    family = tree.value.get("family")
+    return family is not None and family.value != ASSUMED["family"]
 
 
 def translate(tree: Node, overrides: Sequence[Override], path: Path, plait_keys: Sequence[str]) -> Translation:

@@ -5,9 +5,10 @@ What a kind is made of is in its own file, which is imported when the kind is fi
 
 import importlib
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
+from plait.config import plugins
 from plait.config.schema import Source as Entry
 from plait.config.source_rules import unknown_kind
 from plait.data.sources.contract import Source
@@ -29,13 +30,13 @@ class SourceKinds(Mapping[str, SourceKind]):
         if name in SHIPPED:
             kind: SourceKind = importlib.import_module(f"plait.data.sources.{name}").KIND
             return kind
-        point = next((point for point in entry_points(group=GROUP) if point.name == name), None)
+        point = next((point for point in plugins.offered(GROUP) if point.name == name), None)
         if point is None:
             raise KeyError(name)
         return _load(point)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(dict.fromkeys([*SHIPPED, *(point.name for point in entry_points(group=GROUP))]))
+        return iter(dict.fromkeys([*SHIPPED, *(point.name for point in plugins.offered(GROUP))]))
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
@@ -46,13 +47,9 @@ KINDS = SourceKinds()
 
 def _load(point: EntryPoint) -> SourceKind:
     """Import the kind of another package. Raises PlaitError when its code fails, or gives something else than the kind it names."""
-    try:
-        kind = point.load()
-    except Exception as error:  # whatever it is, it is that package's code that must be mended
-        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        raise PlaitError(f"source {point.name!r} cannot be loaded from {point.value}: {reason}") from error
-    if not isinstance(kind, SourceKind) or kind.name != point.name:
-        raise PlaitError(f"source {point.name!r} cannot be loaded: {point.value} is no SourceKind of that name")
+    kind = plugins.load(point, SourceKind)
+    if kind.name != point.name:
+        raise plugins.fault(point, f"cannot be loaded: {point.value} is the SourceKind {kind.name!r}")
     return kind
 
 

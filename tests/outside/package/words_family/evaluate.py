@@ -8,8 +8,8 @@ def predict(model, samples, inputs, *, batch, moment):
     rows = []
     for sample in samples:
         texts = {message["role"]: message["content"] for message in sample["messages"]}
-        gold, given = texts["assistant"].split()[0], answer(model, inputs, texts["user"]).split()[:1]
-        rows.append({"id": sample["id"], "question": texts["user"], "answer": given, "gold": gold, "correct": given == [gold]})
+        gold, given = (text.split(" ")[0] for text in (texts["assistant"], answer(model, inputs, texts["user"])))
+        rows.append({"id": sample["id"], "question": texts["user"], "answer": given, "gold": gold, "correct": given == gold})
     return rows
 
 
