@@ -61,7 +61,7 @@ class Case:
         opened = open_data(self.config, self.config.data.train, "train")
         order = FixedOrder.of(choose([len(opened[0])], count, 0), opened, count)
         cut = {"rank": ranks.rank, "world_size": ranks.size, "micro_batch": size, "workers": 0, "stop_step": 1}
-        with Loader(opened, order, self.parts.inputs(self.config, train), seed=1, **cut) as loader:
+        with Loader(opened, order, self.parts.inputs(self.config, train=train), seed=1, **cut) as loader:
             return next(iter(loader)).micro
 
     def gradient(self, micros):
@@ -215,7 +215,7 @@ def test_where_frozen_weights_come_from_is_said(case):
 
 
 def test_held_out_inputs_are_the_same_for_every_key(case):
-    inputs = case.parts.inputs(case.config, False)
+    inputs = case.parts.inputs(case.config, train=False)
     sample = open_data(case.config, case.config.data.validation, "validation")[0][0]
     shown = case.family.inspect(inputs, sample, inputs.encode(sample, 1))
     assert shown["images"]
