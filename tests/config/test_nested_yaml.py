@@ -146,3 +146,12 @@ def test_a_file_speaks_one_language(load):
 def test_plaits_own_files_are_left_alone(load):
     own = "family: nanodit\nmodel: {depth: 2}\ncheckpoint: {keep: 2}\ndata: {train: [{source: scenes}]}\ntrain: {steps: 9}\n"
     assert load(own).translation == []
+
+
+def test_model_section_of_another_family_may_have_this_dialects_keys(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text("family: words\nmodel: {hidden_size: 8}\n")
+    assert not nested_yaml.recognise(reading.read(path), ["family", "model", "train"])
+    path.write_text("family: nanodit\nmodel: {hidden_size: 8}\n")
+    with pytest.raises(PlaitError, match=r"model.hidden_size belongs to the nested dialect, but family "):
+        nested_yaml.recognise(reading.read(path), ["family", "model", "train"])

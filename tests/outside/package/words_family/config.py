@@ -8,6 +8,8 @@ from plait.config.schema import ModelSection
 class Config(ModelSection):
     """Sizes of the transformer, by the names that transformers has for them."""
 
+    refused = {("data", "pad"): dict.fromkeys(("to_128", "to_max", "none"), "it pads to the longest of a micro-batch")}  # noqa: RUF012
+
     vocab_size: int = Field(default=512, ge=300, description="rows of the token table, filled by the tokenizer as far as texts go")
     hidden_size: int = Field(default=64, ge=1, description="features of a token")
     intermediate_size: int = Field(default=256, ge=1, description="features inside a feed-forward block")
