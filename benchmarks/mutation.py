@@ -122,6 +122,13 @@ TESTS: dict[str, str] = {
 
 EQUIVALENT: list[tuple[str, str, str, str]] = [
     ("data/order.py", "max(1, _DRAW_AT_ONCE // global_batch)", "1 -> 2", "the ids are the same however many steps are drawn at once"),
+    ("engine/micro_batch.py", "torch.cuda.is_available()", "torch.cuda.is_available() -> True", "emptying no GPU's cache does nothing"),
+    (
+        "engine/monitoring/wandb_mirror.py",
+        "_LOOK_EVERY_S = 0.5",
+        "0.5 -> 1.5",
+        "how often a file is looked at; every row is read either way",
+    ),
     ("training/launch.py", "os.read(0, 1 << 16)", "16 -> 17", "the most that is read at once; a line is far shorter"),
 ]
 """File, part of the line, change and reason of each mutant that no test can notice."""

@@ -1,5 +1,7 @@
 """Shared memory between a worker and its consumer: the same bits, used again only when nothing lies in it any more."""
 
+import gc
+import weakref
 from types import SimpleNamespace
 
 import pytest
@@ -109,3 +111,15 @@ def test_tensors_that_cannot_lie_in_shared_memory_travel_by_themselves():
     packed = BufferWriter().pack({"a": learned, "b": torch.eye(2).to_sparse(), "c": nn.Parameter(torch.ones(1))}, None)
     assert packed.batch["a"] is learned and packed.batch["b"].is_sparse and isinstance(packed.batch["c"], nn.Parameter)
     assert (packed.buffer, packed.new_memory) == (None, None)
+
+
+def test_a_buffer_that_was_outgrown_is_let_go_on_both_sides():
+    writer, pool = BufferWriter(), BufferPool()
+    small = writer.pack(batch(), pool.take())
+    memory = weakref.ref(small.new_memory)
+    pool.unpack(small, None)
+    del small
+    offered = pool.take()
+    pool.unpack(writer.pack(batch(length=500), offered), offered)
+    gc.collect()
+    assert memory() is None

@@ -22,6 +22,7 @@ from plait.engine.state import State
 from plait.errors import PlaitError
 from plait.training import probes, stage
 from plait.training.stage_plan import plan_stage, planned_steps
+from tests import processes
 from tests import toy_family as toy
 
 CPU, GPU = (Ranks(0, 1, torch.device(name)) for name in ("cpu", "cuda"))
@@ -252,3 +253,10 @@ def test_a_layout_knows_whether_gradients_wait_for_several_micro_batches(recipe,
     plan = plan_stage(resolved.stages[0], bundle)
     stage.lay_out(plan, bundle, State(bundle.model), Ranks(0, size, torch.device("cpu")), samples)
     assert asked == [accumulating]
+
+
+def test_the_digest_of_a_step_counts_no_sample_that_fills_a_rank(recipe, tmp_path):
+    settings = (*ONE_STAGE, "train.global_batch=3", "train.micro_batch=1", "train.steps=3")
+    alone = toy.train(recipe, tmp_path / "alone", *settings)
+    processes.fork(2, toy.train, recipe, tmp_path / "two", *settings)  # 1 sample and a repetition there, 2 here
+    assert [row["ids"] for row in rows(tmp_path / "two")] == [row["ids"] for row in rows(alone)]
