@@ -35,8 +35,8 @@ import threading
 import time
 import traceback
 import types
-from collections.abc import Generator, Sequence
-from multiprocessing import util
+from collections.abc import Callable, Generator, Sequence
+from multiprocessing import forkserver, util
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +77,8 @@ TESTS: dict[str, str] = {
     "engine/evaluation.py": "engine/test_evaluation.py engine/test_loop.py engine/test_distributed.py",
     "engine/flops.py": "engine/test_flops.py engine/test_loop.py",
     "engine/guards.py": "engine/test_guards.py engine/test_loop.py",
-    "engine/loop.py": "engine/test_loop.py engine/test_source_shares.py engine/test_precision.py engine/test_distributed.py engine/test_nonfinite.py",
+    "engine/loop.py": "engine/test_loop.py engine/test_source_shares.py engine/test_precision.py "
+    "engine/test_distributed.py engine/test_nonfinite.py",
     "engine/loss.py": "engine/test_loop.py",
     "engine/micro_batch.py": "engine/test_micro_batch.py",
     "engine/nonfinite.py": "engine/test_loop.py engine/test_nonfinite.py",
@@ -89,7 +90,8 @@ TESTS: dict[str, str] = {
     "engine/replicas.py": "engine/test_replicas.py",
     "engine/schedule.py": "engine/test_schedule.py engine/test_optim.py",
     "engine/source_shares.py": "engine/test_source_shares.py engine/test_distributed.py",
-    "engine/state.py": "engine/test_state.py engine/test_optim.py engine/test_source_shares.py engine/test_post_hoc_ema.py engine/test_sharding.py",
+    "engine/state.py": "engine/test_state.py engine/test_optim.py engine/test_source_shares.py "
+    "engine/test_post_hoc_ema.py engine/test_sharding.py",
     "engine/checkpoints/checkpoint.py": "engine/test_checkpoint.py engine/test_post_hoc_ema.py training/test_start.py",
     "engine/checkpoints/migrate.py": "engine/test_migrate.py",
     "engine/checkpoints/post_hoc_ema.py": "engine/test_post_hoc_ema.py",
@@ -109,7 +111,8 @@ TESTS: dict[str, str] = {
     "training/launch.py": "training/test_launch.py training/test_processes.py",
     "training/probes.py": "training/test_start.py training/test_stage.py engine/test_micro_batch.py",
     "training/run.py": "training/test_stage.py training/test_start.py engine/test_nonfinite.py commands/test_stages.py",
-    "training/stage.py": "training/test_stage.py training/test_start.py engine/test_micro_batch.py engine/test_nonfinite.py commands/test_stages.py",
+    "training/stage.py": "training/test_stage.py training/test_start.py engine/test_micro_batch.py "
+    "engine/test_nonfinite.py commands/test_stages.py",
     "training/stage_plan.py": "training/test_stage.py training/test_start.py commands/test_stages.py",
     "training/start.py": "training/test_start.py commands/test_stages.py",
     "training/summary.py": "training/test_summary.py training/test_stage.py training/test_start.py",
@@ -173,9 +176,19 @@ class Recorder:
         folder.mkdir(exist_ok=True)
         os.register_at_fork(after_in_parent=self._forked, after_in_child=self._in_child)
         sys.addaudithook(lambda event, _: self._starts() if event in ("subprocess.Popen", "os.posix_spawn") else None)
-        self.exit, spawn = os._exit, util.spawnv_passfds
-        util.spawnv_passfds = lambda *given: self._starts() or spawn(*given)  # type: ignore[func-returns-value]
+        self.exit = os._exit
+        for module, name in ((util, "spawnv_passfds"), (forkserver, "connect_to_new_process")):  # no audit event tells of these
+            setattr(module, name, self._noting(getattr(module, name)))
         os._exit = self._exit  # type: ignore[assignment]
+
+    def _noting(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """`function`, which starts a program or has a server fork one."""
+
+        def noted(*given: Any) -> Any:
+            self.opaque = True
+            return function(*given)
+
+        return noted
 
     def _forked(self) -> None:
         self.forks += 1
@@ -377,12 +390,23 @@ def room_of(file: str) -> str:
     return "data/order" if file.endswith("/order.py") else str(Path(file).parent.relative_to("src/plait"))
 
 
-def score(rows: Sequence[dict[str, object]]) -> dict[str, float | int]:
+def interval(killed: int, count: int) -> list[float]:
+    """Where the score of all mutants is, with 95 % confidence (Wilson 1927)."""
+    z, share = 1.96, killed / count
+    middle, width = share + z * z / (2 * count), z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return [round((middle + sign * width) / (1 + z * z / count), 3) for sign in (-1, 1)]
+
+
+def score(rows: Sequence[dict[str, object]]) -> dict[str, object]:
     """How many mutants were killed, of all and of those that are not equivalent."""
     killed = sum(row["result"] in ("killed", "hang") for row in rows)
     equivalent = sum(row["result"] == "equivalent" for row in rows)
     real = len(rows) - equivalent
-    shares = {"score": round(killed / len(rows), 4), "score_without_equivalent": round(killed / real, 4) if real else 1.0}
+    shares: dict[str, object] = {
+        "score": round(killed / len(rows), 4),
+        "score_without_equivalent": round(killed / real, 4) if real else 1.0,
+    }
+    shares["interval"] = interval(killed, len(rows))
     return {"mutants": len(rows), "killed": killed, "equivalent": equivalent, "survived": real - killed, **shares}
 
 

@@ -1,4 +1,4 @@
-"""Class-conditional CIFAR-10 samples of a trained run, judged by a small classifier that is trained here, on the same 10,000 photos.
+"""Class-conditional CIFAR-10 samples of a trained run, scored by a small classifier that is trained here, on the same 10,000 photos.
 
 The classifier's own accuracy on the 2,000 held-out photos says how far to trust it. Samples are drawn with averaged and with last weights,
 from the same noise, at several guidance scales. `spread` is the mean distance between samples of a class over that between photos of it:
@@ -101,14 +101,14 @@ def main(run: Path, each: int, steps: int) -> None:
     x, y, names = photos("train")
     held_x, held_y, _ = photos("validation")
     kept = run / "classifier.safetensors"
-    judge = classifier()
+    scorer = classifier()
     if kept.exists():
-        judge.load_state_dict(load_file(kept))
-        judge.eval()
+        scorer.load_state_dict(load_file(kept))
+        scorer.eval()
     else:
-        judge = train_classifier(x, y)
-        save_file({name: value.contiguous() for name, value in judge.state_dict().items()}, kept)
-    report = {"classifier on held-out photos": round(share(judge, held_x, held_y), 4), "seconds": round(time.perf_counter() - began)}
+        scorer = train_classifier(x, y)
+        save_file({name: value.contiguous() for name, value in scorer.state_dict().items()}, kept)
+    report = {"classifier on held-out photos": round(share(scorer, held_x, held_y), 4), "seconds": round(time.perf_counter() - began)}
     print(json.dumps(report), flush=True)
     real = spread(held_x, held_y)
     for averaged in (True, False):
@@ -117,7 +117,7 @@ def main(run: Path, each: int, steps: int) -> None:
             drawn, labels = samples(run, averaged, scale, each, steps, names)
             figures = {
                 "samples": len(drawn),
-                "accuracy": round(share(judge, drawn, labels), 4),
+                "accuracy": round(share(scorer, drawn, labels), 4),
                 "spread": round(spread(drawn, labels) / real, 3),
             }
             row = {"weights": "averaged" if averaged else "last", "text_scale": scale, "steps": steps, **figures}

@@ -1,7 +1,7 @@
 """Two-colour pictures with exact labels: does the text set the position and the reference image the colour, each alone and both together?
 
 1,200 pictures of a red or blue dot on the left or right, captioned "left dot" / "right dot", become latent shards with the tiny encoders
-(mirrored in training, with their captions' twins); a small model trains on them through `plait train`; bench `toy` judges it on pictures
+(mirrored in training, with their captions' twins); a small model trains on them through `plait train`; bench `toy` evaluates it on pictures
 that training has not seen. Run: python benchmarks/nanodit_toy.py [folder] [--name=value of the configuration ...]
 """
 
@@ -91,7 +91,7 @@ def run(folder: Path, overrides: list[str]) -> None:
 
 @torch.no_grad()
 def by_pixels(run: Path, scales: dict[str, Any], each: int = 50) -> dict[str, float]:
-    """A stricter judge than the bench's nearest mean picture: nine tenths of what stands out lie on the right side, in the right colour.
+    """A stricter scorer than the bench's nearest mean picture: nine tenths of what stands out lie on the right side, in the right colour.
 
     "left dot" and "right dot" with a red or a blue reference, and each alone; `each` pictures of every combination.
     """
@@ -104,7 +104,7 @@ def by_pixels(run: Path, scales: dict[str, Any], each: int = 50) -> dict[str, fl
     seen = {colour: looks.encode(images.decode(file.read_bytes())[None])[0] for colour, file in files.items()}
     right: dict[str, list[bool]] = {"both": [], "text": [], "image": []}
     for side, colour in product(said, seen):
-        for way, judged in right.items():
+        for way, results in right.items():
             shown = Conditions(said[side], seen[colour]).only(text=way != "image", image=way != "text")
             asked = [Request(shown, (12, 8, 8), key("by pixels", side, colour, i)) for i in range(each)]
             for picture in show(draw(built.model, inputs, asked, sampling)):
@@ -114,7 +114,7 @@ def by_pixels(run: Path, scales: dict[str, Any], each: int = 50) -> dict[str, fl
                 placed = (share_left if side == "left" else 1 - share_left) >= 0.9
                 coloured = (redder if colour == "red" else 1 - redder) >= 0.9
                 enough = apart.sum() > 16 * 150
-                judged.append(bool(enough and (placed or way == "image") and (coloured or way == "text")))
+                results.append(bool(enough and (placed or way == "image") and (coloured or way == "text")))
     return {way: round(sum(found) / len(found), 3) for way, found in right.items()}
 
 

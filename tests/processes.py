@@ -2,6 +2,7 @@
 
 import faulthandler
 import multiprocessing
+import multiprocessing.forkserver
 import os
 import socket
 import traceback
@@ -28,6 +29,7 @@ def forked(function, *args, **environment):
 def rank_of_test(function, *args):
     """Call `function` in a process that was forked, and end it there: with its traceback, and without the test's own machinery."""
     faulthandler.dump_traceback_later(LIMIT_S, exit=True)
+    multiprocessing.forkserver._forkserver._forkserver_pid = None  # that of the test's process is no child of this one
     code = 1
     try:
         function(*args)

@@ -47,11 +47,13 @@ BESIDE_THE_WAY = (
     "plait.engine.power_ema",
     "plait.engine.replicas",
     "plait.engine.flops",
+    "plait.engine.parallel.sharding",
     "plait.engine.parallel.memory_estimate",
     "plait.engine.parallel.strategy",
+    "plait.data.loading.shared_memory",  # what worker processes write into
 )
 """What a newcomer leaves out when reading from a run's start to a family's update: configuration, trackers, optional features."""
-READ_ANYWAY = ("plait.data.sources.contract",)
+READ_ANYWAY = ("plait.data.sources.contract", "plait.data.sources.bucketing")
 
 
 @functools.cache

@@ -18,23 +18,23 @@ def write_whole(path: Path, body: bytes | str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(beside, "wb") as file:
+        with beside.open("wb") as file:
             file.write(body.encode() if isinstance(body, str) else body)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(beside, path)
+        beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
     sync_folder(path.parent)
 
 
 def write_json(path: Path, value: Any) -> None:
-    """`write_whole` of indented JSON with a final newline."""
+    """Write `value` as indented JSON with a final newline, as `write_whole` does."""
     write_whole(path, json_text(value))
 
 
 def json_text(value: Any) -> str:
-    """The one text that `write_json` writes for this value."""
+    """Return the text that `write_json` writes for this value."""
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
@@ -49,7 +49,7 @@ def sync_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """A folder to fill, which gets the name `target` when the block ends well, and is gone when it does not."""
+    """Yield a folder to fill, renamed to `target` when the block ends, and removed when it raises."""
     beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     beside.mkdir(parents=True)
     try:
@@ -73,9 +73,9 @@ def copy_folder(source: Path, target: Path) -> None:
 
 
 def xxh3(path: Path) -> str:
-    """The file's xxh3-64 in 16 hex digits (about 15 GB/s: far cheaper than reading the disk)."""
+    """Return the file's xxh3-64 in 16 hex digits (about 15 GB/s: far cheaper than reading the disk)."""
     digest = xxhash.xxh3_64()
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
@@ -84,12 +84,12 @@ def xxh3(path: Path) -> str:
 def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Append JSON rows to a `.jsonl` file in one write."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a", encoding="utf-8") as file:
+    with path.open("a", encoding="utf-8") as file:
         file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a `.jsonl` file, oldest first; a last line cut short by a kill is left out. No file, no rows."""
+    """Return the rows of a `.jsonl` file, oldest first; a last line cut short by a kill is left out. No file, no rows."""
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         try:
@@ -100,7 +100,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def keep_rows(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
-    """Leave only the rows of a `.jsonl` file that `wanted` accepts, each as it was written; a file of nothing else is not touched."""
+    """Remove the rows of a `.jsonl` file that `wanted` does not accept; the others stay as they were written."""
     if path.is_file():
         text = path.read_text(encoding="utf-8")
         lines = text.splitlines(keepends=True)

@@ -19,5 +19,5 @@ def key(*parts: int | str) -> int:
 
 
 def rng(*parts: int | str) -> np.random.Generator:
-    """A NumPy generator (Philox, counter-based) for the key of `parts`: the same draws on every machine, rank and worker."""
+    """Return a NumPy generator (Philox, counter-based) for the key of `parts`: the same draws on every machine, rank and worker."""
     return np.random.Generator(np.random.Philox(key=key(*parts)))

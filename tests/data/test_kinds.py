@@ -74,7 +74,10 @@ def test_a_kind_from_outside_is_configured_and_opened(recipe):
         ("{source: poems, options: {line: 2}}", "data.train.0.options.line is no option of source 'poems': did you mean 'lines'?"),
         ("{source: peoms}", "data.train.0.source must be 'shards', 'folder', 'jsonl', 'datasets', 'dataset', 'latents', 'nlvr', 'scenes', "
          "'poems', 'odes', 'lists' or 'broken', got 'peoms': did you mean 'poems'?"),
-        ("{source: odes}", "source 'odes' cannot be loaded: poems_for_plait:OTHER is the SourceKind 'sonnets' (package poems-for-plait 1.0)"),
+        (
+            "{source: odes}",
+            "source 'odes' cannot be loaded: poems_for_plait:OTHER is the SourceKind 'sonnets' (package poems-for-plait 1.0)",
+        ),
         ("{source: broken}", "source 'broken' cannot be loaded from poems_for_plait.missing:KIND: ModuleNotFoundError: No module named"),
     ],
 )  # fmt: skip

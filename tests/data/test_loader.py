@@ -12,7 +12,9 @@ import pytest
 import torch
 
 from plait.config.schema import Source, Template
+from plait.data.loading import workers
 from plait.data.loading.loader import Loader
+from plait.data.loading.micro_batch import pinned
 from plait.data.order import Order, SampleId
 from plait.data.sources.contract import Source as SampleSource
 from plait.data.sources.open import open_source
@@ -273,3 +275,46 @@ def test_workers_leave_torchs_threads_as_they_were():
 def test_a_loader_can_be_walked_again():
     with loader(workers=2) as running:
         assert content(running) == content(running)
+
+
+def test_pinning_copies_every_tensor_of_a_structure_and_nothing_else(monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda value: value + 100)
+    one, words = torch.ones(1), ("a", 2)
+    found = pinned({"x": one, "rest": [one, (one, "b")], "words": words, "point": SampleId(0, 1, 2)})
+    assert found == {
+        "x": torch.tensor([101.0]),
+        "rest": [torch.tensor([101.0]), (torch.tensor([101.0]), "b")],
+        "words": words,
+        "point": (0, 1, 2),
+    }
+    assert type(found["point"]) is SampleId and type(found["rest"]) is list and type(found["rest"][1]) is tuple
+    assert one.item() == 1.0
+
+
+class Ended:
+    """A worker process that has ended with an exit code."""
+
+    pid = 42
+
+    def __init__(self, exitcode):
+        self.exitcode = exitcode
+
+    def join(self, timeout_s):
+        self.waited_s = timeout_s
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (3, "ended with exit code 3 before it had prepared step 7"),
+        (0, "ended with exit code 0 before it had prepared step 7"),
+        (-9, "was killed by SIGKILL before it had prepared step 7; memory may have run out: fewer data.workers, or worker_kind: threads"),
+        (-7, "was killed by SIGBUS before it had prepared step 7; shared memory (/dev/shm) may be full: give it more room, smaller micro"),
+        (-15, "was killed by SIGTERM before it had prepared step 7"),
+        (None, "closed its connection before it had prepared step 7"),
+    ],
+)
+def test_a_worker_that_ended_is_told_with_its_code_and_what_may_be_wrong(code, said):
+    line = str(workers._death(workers._Worker(3, Ended(code), None, None), 7))
+    assert line.startswith(f"data worker 3 (process 42) {said}")
+    assert (";" in line) is (code in (-9, -7))

@@ -17,7 +17,7 @@ from PIL import Image
 from plait.data.synthetic.drawing import encode, render
 from plait.data.synthetic.physics import scene_of
 from plait.data.synthetic.questions import TASKS
-from plait.data.synthetic.scenes import SceneOptions, Scenes, held_out, largest_radius, place, vocabulary_texts
+from plait.data.synthetic.scenes import SceneOptions, Scenes, held_out, largest_radius, place_circles, vocabulary_texts
 from plait.errors import PlaitError
 
 ALL = {"tasks": list(TASKS), "objects": [2, 4]}
@@ -105,7 +105,7 @@ def test_objects_never_touch_each_other_or_the_wall(size: tuple[int, int], count
     radius = largest_radius(width, height, count)
     assert radius > 0
     for seed in range(30):
-        centres = place(np.random.default_rng(seed), [radius] * count, width, height)
+        centres = place_circles(np.random.default_rng(seed), [radius] * count, width, height)
         assert len(centres) == count
         assert all(radius <= x <= width - radius and radius <= y <= height - radius for x, y in centres)
         gaps = [np.hypot(a[0] - b[0], a[1] - b[1]) for i, a in enumerate(centres) for b in centres[:i]]

@@ -1,4 +1,4 @@
-"""One rank of `test_facts`: trains the head, unfreezes the tower, trains both; every rank writes its weights."""
+"""One rank of `test_stages_and_resumes`: trains the head, unfreezes the tower, trains both; every rank writes its weights."""
 
 import json
 import sys

@@ -222,7 +222,7 @@ def test_the_step_to_be_spared_is_not_pruned_and_what_was_deleted_is_returned(tm
 
 
 def test_a_saver_keeps_the_newest_and_the_spared(tmp_path):
-    saver = checkpoint.Saver(background=True)
+    saver = checkpoint.Saver(background=True, ranks=ALONE)
     for step in range(1, 6):
         saver.save(checkpoint.folder_of(tmp_path, 1, "only", step), GROUPS, FACTS, keep=2, spared=2)
     saver.close()
@@ -310,7 +310,7 @@ def test_copies_are_apart_from_the_live_tensors_and_are_filled_again_where_they_
 
 
 def test_an_error_of_a_background_save_is_raised_once_at_the_next_save(tmp_path, monkeypatch):
-    saver = checkpoint.Saver(background=True)
+    saver = checkpoint.Saver(background=True, ranks=ALONE)
     monkeypatch.setattr(checkpoint, "write", lambda *_: (_ for _ in ()).throw(PlaitError("no room")))
     saver.save(checkpoint.folder_of(tmp_path, 1, "only", 1), GROUPS, FACTS, keep=3)
     with pytest.raises(PlaitError, match="no room"):

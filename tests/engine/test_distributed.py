@@ -59,3 +59,57 @@ def test_rows_in_pieces_are_those_of_the_whole(first, last):
     assert pieces.shape == whole.shape
     assert torch.equal(pieces.rows(first, last), whole[first:last])
     assert torch.equal(distributed.full_tensor(pieces), whole)
+
+
+@pytest.mark.parametrize(("nodes", "restarts"), [("2", "0"), ("1", "3")])
+def test_restarts_on_one_node_and_several_nodes_without_restarts_meet_under_names_of_their_attempt(monkeypatch, nodes, restarts):
+    told = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_MAX_RESTARTS": restarts, "TORCHELASTIC_RESTART_COUNT": "2"}
+    for name, value in (told | {"GROUP_WORLD_SIZE": nodes, "MASTER_ADDR": "host", "MASTER_PORT": "29"}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(distributed.dist, "TCPStore", lambda host, port, is_master: (host, port, is_master))
+    monkeypatch.setattr(distributed.dist, "PrefixStore", lambda name, store: (name, store))
+    assert distributed._store() == ("attempt-2", ("host", 29, False))
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "False")
+    assert distributed._store() is None
+
+
+def test_one_rank_alone_is_every_collective_by_itself():
+    with distributed.join("cpu", 1.0) as alone:
+        assert (alone.rank, alone.size, alone.device.type, alone.first) == (0, 1, "cpu", True)
+        values = torch.tensor([1.0, 2.0])
+        assert alone.sum(values) is values and alone.gather("x") == ["x"] and alone.agree("x") == "x"
+        assert (alone.any(True), alone.any(False)) == (True, False)
+        alone.barrier()
+        assert not torch.distributed.is_initialized()
+
+
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(PlaitError, match=r"distributed\.device is 'cuda' but torch sees no CUDA device"), distributed.join("cuda"):
+        pass
+    with distributed.join("auto") as ranks:
+        assert ranks.device.type == "cpu"
+
+
+def together():
+    with distributed.join("cpu") as ranks:
+        found = ranks.sum(torch.tensor([1.0 + ranks.rank], dtype=torch.float64)).tolist(), ranks.gather(ranks.rank), ranks.agree(ranks.rank)
+        return (*found, ranks.any(ranks.rank == 1), ranks.any(False), ranks.first)
+
+
+def test_ranks_add_gather_and_agree():
+    assert processes.run(2, together) == [([3.0], [0, 1], 0, True, False, True), ([3.0], [0, 1], 0, True, False, False)]
+
+
+def test_a_batch_moves_to_the_device_with_what_is_no_tensor_as_it_is():
+    names = ["a"]
+    moved = distributed.to_device({"x": torch.ones(2), "names": names}, torch.device("meta"))
+    assert moved["x"].device.type == "meta" and moved["names"] is names
+
+
+def test_a_tensor_that_is_not_cut_is_whole_wherever_it_is_asked_for():
+    value, pattern = torch.ones(3, 2), torch.empty(1, device="meta")
+    assert distributed.local(value) is value and distributed.full_tensor(value) is value
+    assert distributed.reshard_like(value, pattern).device.type == "meta"
+    assert distributed.norm_of_all(value, value) is value
+    assert not distributed.is_sharded(torch.nn.Linear(1, 1))

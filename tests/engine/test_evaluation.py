@@ -84,7 +84,8 @@ def bench(calls, figures=None, pictures=None):
 
 
 def answered(samples, calls, **options):
-    return evaluation.run_bench(bench(calls), None, samples, None, 2, ALONE, "fp32", moment="step-00000003", **options)
+    how = {"inputs": None, "batch": 2, "ranks": ALONE, "precision": "fp32", "moment": "step-00000003"}
+    return evaluation.run_bench(bench(calls), None, samples, **how, **options)
 
 
 def test_a_bench_answers_every_sample_once_in_portions_of_four_batches():

@@ -134,15 +134,15 @@ def test_peaks_are_those_of_the_data_sheets_without_sparsity(device, products, t
     assert flops.peak(device, products) == tera * 1e12
 
 
-def test_a_product_that_is_not_counted_aside_is_counted_around_it():
+def test_nothing_is_counted_while_a_count_is_suspended():
     layers, x = stack(True), torch.randn(8, 16)
     with Flops() as flop:
         layers(x)
-        with flop.aside():
+        with flop.suspended():
             layers(x)
         layers(x)
     assert flop.total == 2 * 2 * PRODUCT
-    with pytest.raises(ZeroDivisionError), Flops() as flop, flop.aside():
+    with pytest.raises(ZeroDivisionError), Flops() as flop, flop.suspended():
         raise ZeroDivisionError
     layers(x)
     assert flop.total == 0

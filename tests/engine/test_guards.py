@@ -68,14 +68,14 @@ def test_a_restored_state_goes_on_counting_bad_samples(make_loop):
     first, second = make_state(config), make_state(config)
     batch = step_batch(0, [micro(list(range(16)))])
     batch.bad = [bad(1)]
-    make_loop(first, config).step(first.model, batch, 100, False)
+    make_loop(first, config).step(first.model, batch, 100, audit=False)
     second.pause()
-    second.restore(first.facts(), first.tensors())
+    second.restore(first.metadata(), first.tensors())
     second.begin(second.model.components(), config.optim)
     again = step_batch(1, [micro(list(range(16)))])
     again.bad = [bad(2)]
     with pytest.raises(Stopped, match=r"^2 of 32 samples could not be used"):
-        make_loop(second, config).step(second.model, again, 100, False)
+        make_loop(second, config).step(second.model, again, 100, audit=False)
 
 
 def test_the_audit_is_silent_where_exactly_what_trains_has_gradients():

@@ -27,13 +27,15 @@ def test_there_is_no_heartbeat_before_the_first_and_a_part_of_one_is_none(tmp_pa
 
 
 def test_every_phase_and_part_is_a_beat_and_a_sign_of_life(tmp_path, monkeypatch):
-    clock = iter(range(100, 200))
-    monkeypatch.setattr(heartbeat.time, "monotonic", lambda: next(clock))
+    now = [100]
+    monkeypatch.setattr(heartbeat.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(heartbeat.time, "time", lambda: 12.5)
     heart = Heartbeat(tmp_path, 0)
     assert (heart.beats, heart.last_s) == (1, 100)
+    now[0] = 101
     heart.part("backward")
     assert (heart.beats, heart.last_s) == (2, 101)
+    now[0] = 102
     heart.alive()
     assert (heart.beats, heart.last_s) == (2, 102)
     heart.close()

@@ -44,7 +44,7 @@ def test_a_void_or_weightless_micro_batch_changes_nothing(make_loop):
         state = make_state(config)
         if extra and not extra[0].padding:
             extra[0].batch["w"].zero_()
-        row = make_loop(state, config).step(state.model, step_batch(0, [micro(list(range(8))), *extra]), 100, True)
+        row = make_loop(state, config).step(state.model, step_batch(0, [micro(list(range(8))), *extra]), 100, audit=True)
         results.append((row["loss"], row["weight/error"], row["grad_norm"]))
     assert results[0] == results[1] == results[2]
 
@@ -55,7 +55,7 @@ def test_a_step_without_any_weight_moves_nothing_and_reports_zero(make_loop):
     empty = micro([1, 2])
     empty.batch["w"].zero_()
     before = state.model.head.weight.detach().clone()
-    row = make_loop(state, config).step(state.model, step_batch(0, [empty]), 100, True)
+    row = make_loop(state, config).step(state.model, step_batch(0, [empty]), 100, audit=True)
     assert row["loss"] == 0
     assert row["weight/error"] == 0
     assert torch.equal(state.model.head.weight, before)
@@ -70,7 +70,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_samples
     with pytest.raises(
         Stopped, match=r"step 1 is not finite \(loss = nan.*\), stopped before the update; samples 0:7@0 0:9@0; gradients not"
     ):
-        make_loop(state, config).step(state.model, step_batch(0, [broken]), 100, True)
+        make_loop(state, config).step(state.model, step_batch(0, [broken]), 100, audit=True)
     assert torch.equal(state.model.head.weight, before)
     assert state.step == 0
 
@@ -81,7 +81,7 @@ def test_the_gradient_is_clipped_once_to_its_norm(make_loop):
     loop = make_loop(state, config)
     norms = []
     state.optimizer.register_step_pre_hook(lambda *_: norms.append(torch.cat([p.grad.flatten() for p in state.model.parameters()]).norm()))
-    row = loop.step(state.model, step_batch(0, [micro(list(range(16)))]), 100, True)
+    row = loop.step(state.model, step_batch(0, [micro(list(range(16)))]), 100, audit=True)
     assert row["grad_norm"] > 0.001
     assert norms[0].item() == pytest.approx(0.001, rel=1e-3)  # clip_grad_norm_ adds 1e-6 to the norm
 
@@ -111,7 +111,7 @@ def test_too_many_bad_samples_stop_the_run_with_the_list(make_loop, tmp_path):
     with pytest.raises(
         Stopped, match=r"2 of 16 samples could not be used, more than guard.max_bad_fraction = 0.01 allows.*photo-3: truncated"
     ):
-        make_loop(state, config).step(state.model, batch, 100, True)
+        make_loop(state, config).step(state.model, batch, 100, audit=True)
     rows = [json.loads(line) for line in (tmp_path / "quarantine.jsonl").read_text().splitlines()]
     assert [row["sample"] for row in rows] == ["photo-3", "photo-4"]
     assert rows[0]["reason"] == "truncated JPEG"
@@ -149,7 +149,7 @@ def test_a_step_counts_the_floating_point_operations_of_all_its_samples(make_loo
         state = make_state(config, trainable)
         loop = make_loop(state, config)
         for step in range(2):  # counted, then known
-            assert loop.step(state.model, step_batch(step, cut), 100, False)["flops"] == 16 * each
+            assert loop.step(state.model, step_batch(step, cut), 100, audit=False)["flops"] == 16 * each
 
 
 def test_the_loop_equals_plain_pytorch(make_loop):
@@ -227,7 +227,7 @@ def test_a_step_on_the_list_moves_nothing_is_counted_and_can_still_be_stopped(ma
     rows, before = [], None
     for step in range(3):
         before = [value.detach().clone() for value in state.model.parameters()] if step == 1 else before
-        rows.append(loop.step(state.model, step_batch(step, [micro(list(range(16)))]), 100, False))
+        rows.append(loop.step(state.model, step_batch(step, [micro(list(range(16)))]), 100, audit=False))
         moved = step != 1 and before and any(not torch.equal(a, b) for a, b in zip(before, state.model.parameters(), strict=True))
         assert bool(moved) is (step == 2)
     assert [row.get("skipped") for row in rows] == [None, 1, None]
@@ -264,5 +264,5 @@ def test_dropout_is_seeded_by_step_rank_and_micro_batch(make_loop):
 def test_parts_of_a_step_are_marked_as_they_begin(make_loop):
     marks = []
     state = make_state(make_config())
-    make_loop(state, make_config(), mark=marks.append).step(state.model, step_batch(0, [micro([1]), micro([2])]), 100, False)
+    make_loop(state, make_config(), mark=marks.append).step(state.model, step_batch(0, [micro([1]), micro([2])]), 100, audit=False)
     assert marks == ["backward", "backward", "update"]

@@ -71,7 +71,7 @@ def test_bf16_training_holds_sixteen_bytes_per_value_and_shards_divide_them():
 
 def test_hybrid_sharding_holds_by_its_group_and_sends_between_groups():
     storage = Storage.of("bf16")
-    hybrid, full = Layout("hsdp", 64, shard=8), Layout("fsdp", 8)
+    hybrid, full = Layout("hsdp", 64, shard_size=8), Layout("fsdp", 8)
     assert memory_estimate.memory(BIG, hybrid, storage) == memory_estimate.memory(BIG, full, storage)
     sent = memory_estimate.traffic(BIG, hybrid, storage)
     assert sent.within == memory_estimate.traffic(BIG, full, storage).within
@@ -100,7 +100,7 @@ def test_the_page_on_scaling_shows_what_its_command_prints():
     assert made["written"](page, made["table"]()) == page
 
 
-MIXED = Weights(trained=1000, paused=600, frozen=2000, trained_unit=100, frozen_unit=300, whole_paused=40, whole_frozen=200)
+MIXED = ParameterCounts(trained=1000, paused=600, frozen=2000, trained_unit=100, frozen_unit=300, unsharded_paused=40, unsharded_frozen=200)
 
 
 def test_what_is_whole_stays_whole_on_every_rank_and_the_rest_is_cut():
@@ -114,7 +114,7 @@ def test_what_is_whole_stays_whole_on_every_rank_and_the_rest_is_cut():
 
 
 def test_frozen_weights_that_are_not_cut_are_whole_and_never_gathered():
-    layout = Layout("fsdp", 8, cut_frozen=False)
+    layout = Layout("fsdp", 8, shard_frozen=False)
     found = memory_estimate.memory(MIXED, layout, Storage.of("bf16"))
     assert found.weights == 125 * 4 + 600 * 4 + 2000 * 2
     assert found.gathered == 2 * 100 * 4 + 2 * 100 * 4
@@ -144,7 +144,7 @@ def test_a_precision_stores_so_many_bytes_per_value(precision, trained, frozen):
 
 
 def test_a_share_is_rounded_up_where_ranks_do_not_divide_it():
-    found = memory_estimate.memory(Weights(trained=10), Layout("fsdp", 4), Storage.of("fp32"))
+    found = memory_estimate.memory(ParameterCounts(trained=10), Layout("fsdp", 4), Storage.of("fp32"))
     assert (found.weights, found.gradients) == (3 * 4, 3 * 4)
 
 
@@ -159,12 +159,14 @@ class Blocks(nn.Module):
 
 def test_values_are_weighed_by_what_trains_trained_and_never_did_and_by_their_block():
     model = Blocks()
-    found = memory_estimate.weigh(model, {"c.bias", "rest.weight"}, {"c.bias", "a.weight"}, [model.a, model.b, model.c])
+    found = memory_estimate.count_parameters(model, {"c.bias", "rest.weight"}, {"c.bias", "a.weight"}, [model.a, model.b, model.c])
     assert (found.trained, found.paused, found.frozen) == (4 + 3, 6, 12 + 16)
     assert (found.trained_unit, found.frozen_unit) == (4, 12)
-    assert (found.whole_paused, found.whole_frozen) == (0, 16)  # of block c, which trains in part
+    assert (found.unsharded_paused, found.unsharded_frozen) == (0, 16)  # of block c, which trains in part
 
 
 def test_a_model_without_blocks_is_one_unit_whose_frozen_rest_is_whole():
-    found = memory_estimate.weigh(Blocks(), {"a.weight", "b.weight"}, {"rest.weight"}, [])
-    assert found == Weights(trained=18, paused=3, frozen=20, trained_unit=18, frozen_unit=0, whole_paused=3, whole_frozen=20)
+    found = memory_estimate.count_parameters(Blocks(), {"a.weight", "b.weight"}, {"rest.weight"}, [])
+    assert found == ParameterCounts(
+        trained=18, paused=3, frozen=20, trained_unit=18, frozen_unit=0, unsharded_paused=3, unsharded_frozen=20
+    )

@@ -101,7 +101,7 @@ def test_more_steps_than_allowed_stop_the_run(recipe, bad_steps, tmp_path, polic
     ("count", "shown"), [(0, "none"), (1, "a"), (5, "a, b, c, d, e"), (6, "a, b, c, d, e and 1 more"), (26, "a, b, c, d, e and 21 more")]
 )
 def test_five_names_are_shown_and_the_others_counted(count, shown):
-    assert nonfinite.some([chr(97 + i) for i in range(count)]) == shown
+    assert nonfinite.first_names([chr(97 + i) for i in range(count)]) == shown
 
 
 def test_statistics_tell_the_largest_numbers_of_each_module_and_what_is_not_finite():
@@ -122,7 +122,7 @@ def test_a_report_names_figures_samples_and_gradients_and_is_a_file(tmp_path):
     net = Net()
     net.head.bias.grad, net.tower.bias.grad = torch.full((1,), math.nan), torch.ones(8)
     values = {"loss": math.inf, "grad_norm": 2.0}
-    said = nonfinite.report(7, values, [Id(0, 3, 1), Id(2, 5, 0)], net, ALONE, tmp_path)
+    said = nonfinite.make_report(7, values, [Id(0, 3, 1), Id(2, 5, 0)], model=net, ranks=ALONE, run=tmp_path)
     path = tmp_path / "non-finite" / "step-00000007.json"
     assert str(said) == (
         f"step 7 is not finite (loss = inf); samples 0:3@1 2:5@0; gradients not finite in head.bias; each module in {path}"
@@ -134,7 +134,7 @@ def test_a_report_names_figures_samples_and_gradients_and_is_a_file(tmp_path):
 
 @pytest.mark.parametrize(("values", "answer"), [([1.0, -2.0], False), ([], False), ([1.0, math.inf], True), ([math.nan], True)])
 def test_any_number_that_is_not_finite_is_found(values, answer):
-    assert nonfinite.found(dict(enumerate(values)), ALONE) is answer
+    assert nonfinite.any_not_finite(dict(enumerate(values)), ALONE) is answer
 
 
 @pytest.mark.parametrize(("skipped", "stops"), [(0, False), (2, False), (3, True), (4, True)])
@@ -142,9 +142,9 @@ def test_so_many_steps_may_be_skipped(tmp_path, capsys, skipped, stops):
     settings, said = Guard(non_finite="skip", non_finite_steps=3), nonfinite.Report("step 9 is not finite", "samples 0:1@0")
     if stops:
         with pytest.raises(Stopped, match=rf"^step 9 is not finite; samples 0:1@0; {skipped} steps were passed over before, all that"):
-            nonfinite.answer(said, settings, skipped, ALONE, tmp_path, "a", 8)
+            nonfinite.respond(said, settings, ALONE, skipped=skipped, run=tmp_path, stage="a", step=8)
     else:
-        nonfinite.answer(said, settings, skipped, ALONE, tmp_path, "a", 8)
+        nonfinite.respond(said, settings, ALONE, skipped=skipped, run=tmp_path, stage="a", step=8)
         assert capsys.readouterr().out == "step 9 is not finite, and ends without an update; samples 0:1@0\n"
 
 
@@ -152,7 +152,7 @@ def test_a_rewind_lists_the_step_under_its_stage_and_counts_those_listed(tmp_pat
     settings, said = Guard(non_finite="rewind", non_finite_steps=2), nonfinite.Report("bad", "here")
     for stage, step in (("a", 8), ("b", 3)):
         with pytest.raises(nonfinite.Rewind, match=r"^bad: back to the newest checkpoint, and past this step from there; here$"):
-            nonfinite.answer(said, settings, 99, ALONE, tmp_path, stage, step)
-    assert (nonfinite.listed(tmp_path, "a"), nonfinite.listed(tmp_path, "b")) == (frozenset({8}), frozenset({3}))
+            nonfinite.respond(said, settings, ALONE, skipped=99, run=tmp_path, stage=stage, step=step)
+    assert (nonfinite.steps_to_skip(tmp_path, "a"), nonfinite.steps_to_skip(tmp_path, "b")) == (frozenset({8}), frozenset({3}))
     with pytest.raises(Stopped, match="2 steps were passed over before"):
-        nonfinite.answer(said, settings, 0, ALONE, tmp_path, "a", 9)
+        nonfinite.respond(said, settings, ALONE, skipped=0, run=tmp_path, stage="a", step=9)

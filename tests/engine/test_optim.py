@@ -183,7 +183,7 @@ def test_a_component_without_gradients_is_passed_over():
 
 @pytest.mark.parametrize(("ema", "count"), [(None, 0), ({"decay": 0.9}, 1), ({"decay": 0.9, "post_hoc": True}, 3)])
 def test_so_many_averages_of_each_weight_are_kept(ema, count):
-    assert optim.averages(Optim.model_validate({"ema": ema})) == count
+    assert optim.average_count(Optim.model_validate({"ema": ema})) == count
 
 
 def test_selected_parts_add_up_and_come_in_the_order_of_the_model():
@@ -215,7 +215,7 @@ def test_freezing_lets_gradients_reach_what_trains_alone():
 def test_a_floor_is_the_same_share_of_every_peak(lr):
     settings = Optim.model_validate({"lr": lr, "schedule": {"name": "linear", "min_lr": lr / 5}, "components": {"tower": {"lr": 2.0}}})
     made = optim.adamw(Net().components(), settings)
-    assert optim.set_lr(made, settings, Moment(100, 101, 100)) == pytest.approx({"tower": 0.4, "head": lr / 5})
+    assert optim.set_lr(made, settings, Progress(100, 101, 100)) == pytest.approx({"tower": 0.4, "head": lr / 5})
     assert {group["component"]: group["lr"] for group in made.param_groups} == pytest.approx({"tower": 0.4, "head": lr / 5})
 
 

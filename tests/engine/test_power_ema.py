@@ -159,6 +159,6 @@ def test_a_plain_average_that_keeps_nothing_forgets_at_once():
 def test_the_warning_names_the_decay_the_half_life_and_one_that_fits():
     fitting = math.floor(0.5 ** (5 / 1000) * 1e6) / 1e6
     assert power_ema.half_life_warning(0.999, 1000) == (
-        "optim.ema.decay = 0.999 has a half-life of 693 updates, more than a fifth of the 1,000 steps: evaluations would judge old "
+        "optim.ema.decay = 0.999 has a half-life of 693 updates, more than a fifth of the 1,000 steps: evaluations would measure old "
         f"weights; use {fitting:g} or less"
     )

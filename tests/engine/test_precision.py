@@ -147,7 +147,7 @@ def test_what_trains_and_its_gradients_are_float32_under_half_precision(make_loo
     state = make_state(config, trainable=("head",))
     set_precision(state.model, state.ever_trained, kind)
     loop = make_loop(state, config)
-    loop.gradient(state.model, batches(1)[0], {"error": 16.0}, False)
+    loop.gradient(state.model, batches(1)[0], {"error": 16.0}, audit=False)
     assert {value.dtype for value in state.model.head.parameters()} == {torch.float32}
     assert {value.grad.dtype for value in state.model.head.parameters()} == {torch.float32}
     assert {value.dtype for value in state.model.tower.parameters()} == {precision.TYPES[kind].products}
@@ -167,7 +167,7 @@ def test_an_overflow_takes_the_step_again_with_half_the_scale(make_loop, capsys)
     state = make_state(config)
     state.totals[SCALE] = 2.0**40  # at which the output's gradient is beyond float16's 65,504
     loop = make_loop(state, config, hooks=[])
-    row = loop.step(state.model, batches(1)[0], 100, True)
+    row = loop.step(state.model, batches(1)[0], 100, audit=True)
     assert (state.step, state.totals["samples"], row["step"]) == (1, 16, 1)
     said = capsys.readouterr().out.splitlines()
     assert row[OVERFLOWS] == len(said) == 40 - math.log2(row[SCALE])
@@ -194,7 +194,7 @@ def test_what_no_scale_can_help_stops_the_run(make_loop):
     broken = batches(1)[0]
     broken.micro[0].batch["y"][3] = math.nan
     with pytest.raises(Stopped, match=r"step 1 is not finite \(loss = nan"):
-        make_loop(state, config).step(state.model, broken, 100, True)
+        make_loop(state, config).step(state.model, broken, 100, audit=True)
     assert OVERFLOWS not in state.totals
     assert not Scaler("fp16", {SCALE: 1.0}).overflowed(1.0, math.inf, ALONE)
 

@@ -54,10 +54,10 @@ def test_a_run_keeps_its_identity(tmp_path):
 def test_the_lock_names_its_process_and_falls_with_the_file(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "lock").write_text("99999 of an earlier start")
-    file = rundir.hold(tmp_path / "run")
+    file = rundir.lock(tmp_path / "run")
     assert (tmp_path / "run" / "lock").read_text() == str(os.getpid())
     file.close()
-    rundir.hold(tmp_path / "new" / "run").close()  # makes the folder
+    rundir.lock(tmp_path / "new" / "run").close()  # makes the folder
 
 
 def test_what_a_start_leaves_behind_makes_no_run_and_no_stranger(tmp_path):

@@ -66,7 +66,7 @@ def trained(make_loop):
 
     def run(state, config, batches):
         loop = make_loop(state, config)
-        return [loop.step(state.model, batch, 8, False) for batch in batches]
+        return [loop.step(state.model, batch, 8, audit=False) for batch in batches]
 
     return run
 
@@ -95,6 +95,7 @@ def test_a_schedule_in_tokens_resumes_to_the_bit(trained):
     first = make_state(config)
     trained(first, config, batches()[:3])
     second = make_state(config)
+    second.pause()
     second.restore(first.metadata(), first.tensors())
     second.begin({"tower": second.model.components()["tower"], "head": second.model.components()["head"]}, config.optim)
     later = trained(second, config, batches(start=3))

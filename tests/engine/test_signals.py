@@ -11,9 +11,9 @@ from plait.engine.monitoring.signals import ASKING, Paused, Signals
 @pytest.mark.parametrize("number", ASKING)
 def test_a_signal_sets_a_flag_and_is_named(number):
     with Signals() as signals:
-        assert not signals.asked()
+        assert not signals.requested()
         os.kill(os.getpid(), number)
-        assert signals.asked()
+        assert signals.requested()
         assert signals.received == signal.Signals(number).name
 
 
@@ -21,7 +21,7 @@ def test_a_second_signal_changes_nothing_and_the_last_is_named():
     with Signals() as signals:
         os.kill(os.getpid(), signal.SIGUSR1)
         os.kill(os.getpid(), signal.SIGTERM)
-        assert (signals.asked(), signals.received) == (True, "SIGTERM")
+        assert (signals.requested(), signals.received) == (True, "SIGTERM")
 
 
 def test_handlers_come_back_afterwards_even_after_an_error():

@@ -19,7 +19,7 @@ def test_shares_are_parts_of_each_quantity_and_say_what_loss_weight_went_where(m
     loop = make_loop(state, config)
     loop.sources = ["even", "odd"]
     for step, micros in enumerate(([mixed([0, 1, 2]), mixed([5, 8])], [mixed([3, 4, 6]), mixed([7], padding=True)])):
-        loop.step(state.model, step_batch(step, micros), 100, False)
+        loop.step(state.model, step_batch(step, micros), 100, audit=False)
     odd, every = [1, 5, 3], [0, 1, 2, 5, 8, 3, 4, 6]
     weight = sum(1 + i % 3 for i in odd) / sum(1 + i % 3 for i in every)  # the toy's weights
     found = source_shares.shares(state.totals)

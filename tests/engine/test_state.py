@@ -150,7 +150,7 @@ def test_moments_of_what_is_refrozen_are_kept_or_reset_as_asked(make_loop, confi
 
 def test_a_later_stage_begins_at_the_present_step_with_nothing_judged(config):
     state = make_state(config)
-    state.step, state.judged, state.stage_done, state.history, state.best = 7, 6, "flat", [(6, 1.0)], {"step": 6}
+    state.step, state.evaluated_step, state.stage_done, state.history, state.best = 7, 6, "flat", [(6, 1.0)], {"step": 6}
     state.enter(1)
     assert (state.stage_start, state.stage_done, state.history, state.best) == (0, "flat", [(6, 1.0)], {"step": 6})
     state.enter(2)
@@ -168,11 +168,11 @@ def test_totals_add_up_and_tokens_count_for_the_stage_too(config):
 
 def test_facts_hold_the_plain_state_and_restore_gives_it_back(config):
     state = make_state(config, trainable=("head",))
-    state.step, state.stage, state.stage_start, state.judged, state.probe = 9, 2, 4, 8, 0.25
+    state.step, state.stage, state.stage_start, state.evaluated_step, state.probe = 9, 2, 4, 8, 0.25
     state.history, state.best, state.totals = [(2, 0.5), (4, 0.25)], {"step": 8, "value": 0.25}, {"samples": 144.0}
-    facts = json.loads(json.dumps(state.facts()))
+    facts = json.loads(json.dumps(state.metadata()))
     assert facts["trained"] == ["head.bias", "head.weight"]
     other = make_state(config)
     other.restore(facts, state.tensors())
-    assert other.facts() == state.facts()
+    assert other.metadata() == state.metadata()
     assert other.ever_trained == {"head.bias", "head.weight"}

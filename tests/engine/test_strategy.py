@@ -103,14 +103,14 @@ def test_the_smallest_rank_decides_for_all():
 def test_a_strategy_that_is_set_is_taken_whatever_fits():
     assert chosen(4, strategy="ddp", memory_gb=1) == (Layout("ddp", 4), "ddp: 20 GB of state on each of 4 ranks, as set")
     layout, why = chosen(4, strategy="fsdp", memory_gb=1000)
-    assert layout == Layout("fsdp", 4, cut_frozen=False)
+    assert layout == Layout("fsdp", 4, shard_frozen=False)
     assert why.endswith(", cut over 4, frozen blocks whole on every rank: as set")
     assert chosen(4, strategy="fsdp", memory_gb=1)[1].endswith(", cut over 4, frozen blocks cut too: as set")
 
 
 def test_a_model_without_frozen_weights_says_nothing_of_them():
     ranks = Ranks(0, 4, torch.device("cpu"))
-    why = choose(Distributed(strategy="fsdp"), Weights(trained=4_000), Storage.of("fp32"), ranks, accumulating=False)[1]
+    why = choose(Distributed(strategy="fsdp"), ParameterCounts(trained=4_000), Storage.of("fp32"), ranks, accumulating=False)[1]
     assert re.fullmatch(r"fsdp: [\de.-]+ GB of state on each of 4 ranks, cut over 4: as set", why)
 
 

@@ -118,7 +118,7 @@ def test_a_wandb_that_hangs_is_ended_with_the_run(tmp_path, stand_in, monkeypatc
     mirror = WandB(tmp_path, Wandb(project="test"), {}, "abc123")
     mirror.close()
     assert mirror.process.returncode == -signal.SIGKILL
-    assert capfd.readouterr().err == "W&B has not taken the last rows within 1 s; metrics.jsonl has every row\n"
+    assert capfd.readouterr().err == "warning: W&B has not taken the last rows within 1 s; metrics.jsonl has every row\n"
 
 
 def test_the_screen_degrades_to_plain_lines_with_time_left():
@@ -284,7 +284,7 @@ def test_held_out_rows_of_a_step_that_is_judged_again_are_dropped(tmp_path):
     for step in (1, 2):
         tracker.row({**ROW, "step": step})
         tracker.row({"step": step, "eval/loss": 1.0})
-    open_tracker(tmp_path, make_config(track={"tensorboard": False}), "id", State(Net(), step=2, judged=1)).close()
+    open_tracker(tmp_path, make_config(track={"tensorboard": False}), "id", State(Net(), step=2, evaluated_step=1)).close()
     kept = [(row["step"], "eval/loss" in row) for row in files.read_rows(tmp_path / "metrics.jsonl")]
     assert kept == [(1, False), (1, True), (2, False)]
 

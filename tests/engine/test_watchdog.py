@@ -100,14 +100,15 @@ def test_a_rank_that_torchrun_left_alone_saves_and_stops(tmp_path, monkeypatch, 
 
 def test_a_rank_without_a_beat_and_ranks_beyond_eight_are_told(tmp_path):
     beat = {"phase": "data", "step": 5, "part": "", "beat": 3}
-    told = watchdog.told([None, beat, beat | {"beat": 4}], 9.0, tmp_path)
+    told = watchdog.describe_hang([None, beat, beat | {"beat": 4}], 9.0, tmp_path)
     assert told.startswith("ranks 0, 1 are late: in its start, with nothing done for 9 s")
-    assert watchdog.told([None], 9.0, tmp_path).startswith("rank 0 is late: in its start")
-    line = watchdog.told([beat] * 10 + [beat | {"beat": 4}], 2.5, tmp_path)
+    assert watchdog.describe_hang([None], 9.0, tmp_path).startswith("rank 0 is late: in its start")
+    line = watchdog.describe_hang([beat] * 10 + [beat | {"beat": 4}], 2.5, tmp_path)
     assert line.startswith("ranks 0, 1, 2, 3, 4, 5, 6, 7 and 2 more are late: in data after step 5, with nothing done for 2.5 s")
     assert line.endswith(f"what each rank does is in {tmp_path / 'heartbeat'}/rank-*.stacks; the same command continues")
-    assert watchdog.told([beat] * 8 + [beat | {"beat": 4}], 1.0, tmp_path).startswith("ranks 0, 1, 2, 3, 4, 5, 6, 7 are late: in data")
-    assert watchdog.told([beat], 1.0, tmp_path).startswith("rank 0 is late: in data after step 5")
+    told = watchdog.describe_hang([beat] * 8 + [beat | {"beat": 4}], 1.0, tmp_path)
+    assert told.startswith("ranks 0, 1, 2, 3, 4, 5, 6, 7 are late: in data")
+    assert watchdog.describe_hang([beat], 1.0, tmp_path).startswith("rank 0 is late: in data after step 5")
 
 
 @pytest.mark.parametrize(("timeout_s", "poll_s"), [(None, 5.0), (40.0, 2.0), (100.0, 5.0), (1000.0, 5.0)])

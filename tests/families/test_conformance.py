@@ -147,7 +147,7 @@ def test_compiled_blocks_give_the_gradient_and_are_compiled_once(case):
 def shared(case, count):
     """What one rank holds after its part of a batch of `count` samples: every gradient, averaged over ranks."""
     with distributed.join("cpu") as ranks:
-        micros = case.micros(1, count=count, world_size=ranks)
+        micros = case.micros(1, count=count, ranks=ranks)
         loop = make_loop(State(case.model), case.loss, case.config, ranks, case.parts.assets / "bad.jsonl")
         case.model.zero_grad()
         weights = total_weights(case.loss, micros, ranks)

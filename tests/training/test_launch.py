@@ -112,9 +112,9 @@ def test_ranks_share_the_cores_unless_told_otherwise(monkeypatch, cores, ranks, 
     monkeypatch.setattr(os, "cpu_count", lambda: cores)
     monkeypatch.setattr(os, "execve", lambda path, command, environment: became.append(environment))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    launch.spread(ranks, 0, None, ["train", "x.yaml"])
+    launch.exec_torchrun(ranks, 0, None, ["train", "x.yaml"])
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
-    launch.spread(ranks, 0, 0, ["train", "x.yaml"])
+    launch.exec_torchrun(ranks, 0, 0, ["train", "x.yaml"])
     assert [environment["OMP_NUM_THREADS"] for environment in became] == [threads, "5"]
     assert not any("PET_SHUTDOWN_TIMEOUT" in environment for environment in became)
 

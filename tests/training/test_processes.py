@@ -48,8 +48,8 @@ def test_a_kill_takes_all_ranks_and_a_request_to_stop_the_first_process_alone(tm
     assert ended(process) == (-signal.SIGKILL if ranks == 2 else -signal.SIGTERM)
     state = subprocess.run(["ps", "-o", "stat=", "-p", str(child)], capture_output=True, text=True, check=False).stdout
     assert state.startswith("S") is (ranks == 1)
-    launch.end(child)
-    launch.end(2**22 - 3)  # no such process: nothing happens
+    launch.kill(child)
+    launch.kill(2**22 - 3)  # no such process: nothing happens
 
 
 def test_descendants_are_those_below_at_any_depth():
@@ -61,7 +61,7 @@ def test_descendants_are_those_below_at_any_depth():
     assert below[0] in launch.descendants(launch.os.getpid())
     assert launch.data_workers(process.pid) == []
     for pid in (*below, process.pid):
-        launch.end(pid)
+        launch.kill(pid)
     process.communicate()
 
 

@@ -404,3 +404,24 @@ def test_a_configuration_of_another_version_is_told(parent):
     (parent / "config.yaml").write_text("family: [")
     with pytest.raises(PlaitError, match=r"config\.yaml is not of this version of plait \(.+\); use the version that began the run"):
         toy.run.accept_configuration(parent, None, False)
+
+
+@pytest.mark.parametrize(("spec", "revision"), [("someone/model", None), ("someone/model@v2", "v2")])
+def test_a_hub_repository_is_taken_at_the_revision_after_its_at_sign(made, tmp_path, monkeypatch, spec, revision):
+    asked, weights = [], toy.at(made[1], 12).tensors("weights")
+    save_file(weights, tmp_path / "model.safetensors")
+    monkeypatch.setattr(start, "snapshot_download", lambda name, **more: asked.append((name, more["revision"])) or tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert toy.same(start.read_from(spec)[0]["weights"], weights)
+    assert asked == [("someone/model", revision)]
+
+
+def test_a_hub_that_fails_says_why_in_its_first_line(tmp_path, monkeypatch):
+    def broken(name, **more):
+        raise OSError("no route\nto host") if name == "someone/model" else OSError
+
+    monkeypatch.setattr(start, "snapshot_download", broken)
+    monkeypatch.chdir(tmp_path)
+    for name, reason in (("someone/model", "no route"), ("someone/other", "OSError")):
+        with pytest.raises(PlaitError, match=rf"the Hub did not give it: {reason}$"):
+            start.read_from(name)

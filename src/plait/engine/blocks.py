@@ -113,12 +113,13 @@ def _checkpointed(forward: Forward, selective: bool) -> Forward:
 
 
 def _contexts() -> Any:
-    return create_selective_checkpoint_contexts(_policy)  # type: ignore[no-untyped-call]  # torch's
+    return create_selective_checkpoint_contexts(_policy)
 
 
 def _policy(context: object, operator: torch._ops.OpOverload, *args: object, **kwargs: object) -> CheckpointPolicy:
     """Keep results that are expensive to compute and small to keep: matrix products and attention."""
-    name = operator.name().removeprefix("aten::").partition(".")[0] if operator.namespace == "aten" else ""
+    name = operator.name() if operator.namespace == "aten" else ""
+    name = name.removeprefix("aten::").partition(".")[0]
     keep = name in _EXPENSIVE or name.startswith(_ATTENTION)
     return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
 

@@ -17,48 +17,72 @@ class SampleId(Protocol):
     """A sample: the number of its source, its index there, and the epoch of that source (all from 0)."""
 
     @property
-    def source(self) -> int: ...
+    def source(self) -> int:
+        """Return the number of the source."""
+
     @property
-    def index(self) -> int: ...
+    def index(self) -> int:
+        """Return the index within the source."""
+
     @property
-    def epoch(self) -> int: ...
+    def epoch(self) -> int:
+        """Return the source's epoch."""
 
 
 class UnusableSample(Protocol):
     """A sample that could not be used, and the one that took its place."""
 
     @property
-    def id(self) -> SampleId: ...
+    def id(self) -> SampleId:
+        """Return which sample it is."""
+
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Return what it is called in messages."""
+
     @property
-    def reason(self) -> str: ...
+    def reason(self) -> str:
+        """Return why it could not be used."""
+
     @property
-    def replaced_by(self) -> SampleId: ...
+    def replaced_by(self) -> SampleId:
+        """Return the sample that took its place."""
 
 
 class MicroBatch(Protocol):
     """What one forward pass takes. A `padding` micro-batch contributes nothing; its rank has less work than others."""
 
     @property
-    def batch(self) -> Batch: ...
+    def batch(self) -> Batch:
+        """Return the tensors by name."""
+
     @property
-    def ids(self) -> Sequence[SampleId]: ...
+    def ids(self) -> Sequence[SampleId]:
+        """Return the samples' ids, in the rows' order."""
+
     @property
-    def padding(self) -> bool: ...
+    def padding(self) -> bool:
+        """Return whether it contributes nothing."""
 
 
 class StepBatch(Protocol):
-    """This rank's part of a step's global batch. `wait_s`: how long the loop waited for it."""
+    """The part of a step's global batch that one rank computes. `wait_s`: how long the loop waited for it."""
 
     @property
-    def step(self) -> int: ...
+    def step(self) -> int:
+        """Return the step of the stage, from 0."""
+
     @property
-    def micro(self) -> Sequence[MicroBatch]: ...
+    def micro(self) -> Sequence[MicroBatch]:
+        """Return the micro-batches of this rank."""
+
     @property
-    def bad(self) -> Sequence[UnusableSample]: ...
+    def bad(self) -> Sequence[UnusableSample]:
+        """Return the samples that could not be used."""
+
     @property
-    def wait_s(self) -> float: ...
+    def wait_s(self) -> float:
+        """Return the seconds that the loop waited for it."""
 
 
 class Loss(abc.ABC):

@@ -84,8 +84,8 @@ def mixture(saved: Sequence[Profile], wanted: Profile) -> NDArray[np.float64]:
     gram = np.array([[overlap(a, b) for b in saved] for a in saved])
     side = np.array([overlap(a, wanted) for a in saved])
     scale = 1 / np.sqrt(np.diag(gram))  # unit diagonal: profiles of early and late saves differ by orders of magnitude
-    solution: NDArray[np.float64] = np.linalg.lstsq(gram * scale[:, None] * scale, side * scale, rcond=1e-14)[0]
-    return solution * scale
+    solution = np.linalg.lstsq(gram * scale[:, None] * scale, side * scale, rcond=1e-14)[0]
+    return np.asarray(solution * scale, np.float64)
 
 
 @dataclass(frozen=True)

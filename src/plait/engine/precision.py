@@ -71,7 +71,7 @@ def set_precision(model: nn.Module, full: Collection[str], precision: str) -> No
         if not parameter.is_floating_point() or parameter.dtype == target:
             continue
         if isinstance(parameter, DTensor):  # its `data` cannot change type
-            swap_tensors(parameter, nn.Parameter(parameter.detach().to(target), parameter.requires_grad))  # type: ignore[no-untyped-call]  # torch
+            swap_tensors(parameter, nn.Parameter(parameter.detach().to(target), parameter.requires_grad))
         else:
             parameter.data = parameter.data.to(target)
 

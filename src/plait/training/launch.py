@@ -210,12 +210,12 @@ def descendants(pid: int) -> list[int]:
 
 
 def data_workers(pid: int) -> list[int]:
-    """Return the ids of the data worker processes below `pid`: those that multiprocessing has spawned."""
-    workers = []
+    """Return the ids of the data worker processes below `pid`: those that a fork server of multiprocessing has forked."""
+    workers: set[int] = set()
     for child in descendants(pid):
         with contextlib.suppress(OSError):
-            if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
-                workers.append(child)
+            if b"multiprocessing.forkserver" in Path(f"/proc/{child}/cmdline").read_bytes():
+                workers.update(descendants(child))
     return sorted(workers)
 
 

@@ -107,7 +107,7 @@ def test_packing_puts_valid_tokens_in_their_places(make):
     rows = [Conditions(torch.ones(2, 8)), Conditions(), Conditions(3 * torch.ones(3, 8), torch.ones(6))]
     batch = inputs.pack(rows)
     assert batch["text_mask"].tolist() == [[True, True, False], [True, False, False], [True, True, True]]
-    assert batch["text_places"].tolist() == [0, 1, 3, 6, 7, 8]
+    assert batch["text_index"].tolist() == [0, 1, 3, 6, 7, 8]
     assert batch["text_null"].tolist() == [False, False, True, False, False, False]
     assert batch["text"][:, 0].tolist() == [1, 1, 0, 3, 3, 3]
     assert batch["image_null"].tolist() == [True, True, False]

@@ -84,7 +84,8 @@ def draw(resolved: Resolved, split: str, samples: int, out: Path) -> None:
     views = _different(resolved.stages)
     with _assets(resolved.config) as assets:
         for view in views:
-            _draw_stage(view, family, section, assets, split, samples, out if len(views) == 1 else out / f"stage-{view.index}-{view.name}")
+            folder = out if len(views) == 1 else out / f"stage-{view.index}-{view.name}"
+            _draw_stage(view, family, section, assets, split=split, samples=samples, out=folder)
     for view in resolved.stages:
         if view not in views:
             same = next(drawn for drawn in views if drawn.config.data == view.config.data)
@@ -109,7 +110,7 @@ def _assets(config: RunConfig) -> Iterator[Path]:
         yield Path(temporary)
 
 
-def _draw_stage(view: StageView, family: Family, section: Any, assets: Path, split: str, samples: int, out: Path) -> None:
+def _draw_stage(view: StageView, family: Family, section: Any, assets: Path, *, split: str, samples: int, out: Path) -> None:
     """Encode and draw the samples of one stage, and log what is known of them."""
     config = view.config
     data = open_training(config) if split == "train" else TrainingData(open_data(config, _held_out(config), split), [])

@@ -85,7 +85,7 @@ class BufferWriter:
                 del self._buffers[offered]
             offered = next(self._numbers)
             memory = torch.empty(math.ceil(end * _SPARE), dtype=torch.uint8)
-            packed.new_memory = self._buffers[offered] = memory.share_memory_()  # type: ignore[no-untyped-call]  # torch has no types for it
+            packed.new_memory = self._buffers[offered] = memory.share_memory_()
         for layout, tensor in tensors:
             layout.view(self._buffers[offered]).copy_(tensor)
         packed.buffer = offered

@@ -251,7 +251,7 @@ class Scenes:
         largest = largest_radius(width, height, options.objects[1])
         radii = [largest * (SIZES[size][0] + (SIZES[size][1] - SIZES[size][0]) * rng.random()) for size in sizes]
         objects = []
-        for (colour, shape), size, radius, (x, y) in zip(pairs, sizes, radii, place(rng, radii, width, height), strict=True):
+        for (colour, shape), size, radius, (x, y) in zip(pairs, sizes, radii, place_circles(rng, radii, width, height), strict=True):
             speed = min(width, height) * (options.speed[0] + (options.speed[1] - options.speed[0]) * rng.random())
             angle = 2 * math.pi * rng.random()
             tilt = 24 * rng.random() - 12
@@ -263,7 +263,7 @@ def _messages(question: Question) -> list[dict[str, str]]:
     return [{"role": "user", "content": question.text}, {"role": "assistant", "content": question.answer}]
 
 
-def place(rng: np.random.Generator, radii: list[float], width: int, height: int) -> list[tuple[float, float]]:
+def place_circles(rng: np.random.Generator, radii: list[float], width: int, height: int) -> list[tuple[float, float]]:
     """Draw centres of circles inside the box that do not touch: at random, or after too many failures in the cells of a grid."""
     centres: list[tuple[float, float]] = []
     for radius in radii:

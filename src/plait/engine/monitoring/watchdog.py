@@ -75,10 +75,10 @@ class Watchdog:
 
     def _arm(self) -> float | None:
         """Set faulthandler's timer to end this rank if the thread cannot; returns how long the rank may be without a heartbeat now."""
-        assert self.stacks is not None
         if self.timeout_s is None:
             faulthandler.cancel_dump_traceback_later()
             return None
+        assert self.stacks is not None
         allowed_s = self.timeout_s * (PATIENCE if self.heartbeat.name in SETTING_UP else 1)
         faulthandler.dump_traceback_later(allowed_s + self.poll_s, exit=True, file=self.stacks)
         return allowed_s

@@ -87,7 +87,7 @@ class MolmoForCausalLM(PreTrainedModel, GenerationMixin):
         embeddings: nn.Module = self.model.language.get_input_embeddings()
         return embeddings
 
-    def forward(
+    def forward(  # noqa: PLR0917  transformers' signature
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,

@@ -152,7 +152,7 @@ class Inputs:
     def pack(self, rows: Sequence[Conditions]) -> dict[str, Tensor]:
         """Pack the conditions of a batch: valid text tokens of all rows one after another, and image features with null flags.
 
-        `text` (T, features) or (T,), `text_places` (T,): their indices in the flattened `text_mask` (B, L), `text_null` (T,); `image`
+        `text` (T, features) or (T,), `text_index` (T,): their indices in the flattened `text_mask` (B, L), `text_null` (T,); `image`
         (B, features), `image_null` (B,). A row without text has one null token: the caption's own mask would leak its length.
         """
         lengths = [1 if row.text is None else len(row.text) for row in rows]
@@ -163,11 +163,11 @@ class Inputs:
         config = self.config
         blank = torch.zeros(1, dtype=torch.int64) if config.text == "words" else torch.zeros(1, config.text_dim)
         text = torch.cat([blank if row.text is None else row.text.to(blank.dtype) for row in rows])
-        places = mask.flatten().nonzero()[:, 0]
+        index = mask.flatten().nonzero()[:, 0]
         if self.pad != "longest":  # padding is packed too, so that shapes never change
-            text = blank.new_zeros(len(rows) * longest, *blank.shape[1:]).index_copy(0, places, text)
-            places = torch.arange(len(rows) * longest)
-        batch = {"text": text, "text_places": places, "text_null": null.flatten()[places], "text_mask": mask}
+            text = blank.new_zeros(len(rows) * longest, *blank.shape[1:]).index_copy(0, index, text)
+            index = torch.arange(len(rows) * longest)
+        batch = {"text": text, "text_index": index, "text_null": null.flatten()[index], "text_mask": mask}
         if config.image_dim:
             blank = torch.zeros(config.image_dim)
             batch["image"] = torch.stack([blank if row.image is None else row.image for row in rows])

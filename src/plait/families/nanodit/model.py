@@ -104,13 +104,13 @@ class Block(nn.Module):
         self.up = nn.Linear(width, config.mlp, bias=False)
         self.down = nn.Linear(config.mlp, width, bias=False)
 
-    def forward(self, x_BND: Tensor, condition_BD: Tensor, text_TD: Tensor, places_T: Tensor, mask_BL: Tensor) -> Tensor:
+    def forward(self, x_BND: Tensor, condition_BD: Tensor, text_TD: Tensor, index_T: Tensor, mask_BL: Tensor) -> Tensor:
         """Return (B, N, D). A sample whose `mask_BL` is empty gets nothing from cross-attention."""
         modulation_BK: Tensor = self.modulation(F.silu(condition_BD))
         parts = modulation_BK[:, None].chunk(_CHUNKS, dim=-1)
         inner = modulate(x_BND, parts[0], parts[1])
         x_BND = x_BND + parts[2] * self.attention(inner, self.attention.kv(inner))
-        kv_BL2D = pad_tokens(self.cross.kv(text_TD), places_T, mask_BL)
+        kv_BL2D = pad_tokens(self.cross.kv(text_TD), index_T, mask_BL)
         read = self.cross(modulate(x_BND, parts[3], parts[4]), kv_BL2D, open_empty_rows(mask_BL))
         x_BND = x_BND + parts[5] * (read * mask_BL.any(1)[:, None, None])
         update: Tensor = self.down(F.gelu(self.up(modulate(x_BND, parts[6], parts[7])), approximate="tanh"))
@@ -155,10 +155,10 @@ class NanoDiT(nn.Module):
         position_ND = positions.grid(high, wide, self.config.hidden, centred=self.config.centre_positions, device=z.device)
         x_BND = self.embed(to_patches(z, patch)) + position_ND
         condition_BD = self.conditioning.vector(batch)
-        features_TF = batch["text"] if self.text is None else self.text(batch["text"], batch["text_places"] % batch["text_mask"].shape[1])
+        features_TF = batch["text"] if self.text is None else self.text(batch["text"], batch["text_index"] % batch["text_mask"].shape[1])
         text_TD = self.conditioning.tokens(features_TF, batch["text_null"])
         for block in self.blocks:
-            x_BND = block(x_BND, condition_BD, text_TD, batch["text_places"], batch["text_mask"])
+            x_BND = block(x_BND, condition_BD, text_TD, batch["text_index"], batch["text_mask"])
         return from_patches(self.final(x_BND, condition_BD), patch, high, wide)
 
 
@@ -167,11 +167,11 @@ def modulate(x_BND: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return F.layer_norm(x_BND, x_BND.shape[-1:], eps=_EPS) * (1 + scale) + shift
 
 
-def pad_tokens(values_TK: Tensor, places_T: Tensor, mask_BL: Tensor) -> Tensor:
-    """Return valid tokens (T, K) padded with zeros to (B, L, K); `places_T`: index of each in the flattened (B, L)."""
+def pad_tokens(values_TK: Tensor, index_T: Tensor, mask_BL: Tensor) -> Tensor:
+    """Return valid tokens (T, K) padded with zeros to (B, L, K); `index_T`: index of each in the flattened (B, L)."""
     rows, length = mask_BL.shape
     empty = values_TK.new_zeros(rows * length, values_TK.shape[-1])
-    return torch.unflatten(empty.index_copy(0, places_T, values_TK), 0, (rows, length))
+    return torch.unflatten(empty.index_copy(0, index_T, values_TK), 0, (rows, length))
 
 
 def open_empty_rows(mask_BL: Tensor) -> Tensor:
