@@ -52,7 +52,7 @@ class Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Exit codes: 0 done, 2 a PlaitError in one line on standard error, 130 interrupted."""
-    reporter.install("plait", *plugins.packages())
+    reporter.install(*plugins.packages())
     try:
         parsed = parse(sys.argv[1:] if arguments is None else arguments)
         parsed.command.run(parsed)

@@ -66,8 +66,8 @@ def test_restarts_on_one_node_and_several_nodes_without_restarts_meet_under_name
     told = {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_MAX_RESTARTS": restarts, "TORCHELASTIC_RESTART_COUNT": "2"}
     for name, value in (told | {"GROUP_WORLD_SIZE": nodes, "MASTER_ADDR": "host", "MASTER_PORT": "29"}).items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(distributed.dist, "TCPStore", lambda host, port, is_master: (host, port, is_master))
-    monkeypatch.setattr(distributed.dist, "PrefixStore", lambda name, store: (name, store))
+    monkeypatch.setattr(distributed, "TCPStore", lambda host, port, is_master: (host, port, is_master))
+    monkeypatch.setattr(distributed, "PrefixStore", lambda name, store: (name, store))
     assert distributed._store() == ("attempt-2", ("host", 29, False))
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "False")
     assert distributed._store() is None

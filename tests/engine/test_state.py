@@ -63,10 +63,10 @@ def test_a_restored_state_goes_on_as_if_it_had_never_stopped(make_loop, config):
     train(make_loop, straight, config, 6)
     first = make_state(config)
     train(make_loop, first, config, 3)
-    facts, tensors = first.metadata(), snapshot(first)
+    metadata, tensors = first.metadata(), snapshot(first)
     second = make_state(config, seed=99)
     second.optimizer, second.ema = None, None
-    second.restore(facts, tensors)
+    second.restore(metadata, tensors)
     second.begin(second.model.components(), config.optim)
     train(make_loop, second, config, 3)
     for group, expected in snapshot(straight).items():
@@ -166,13 +166,13 @@ def test_totals_add_up_and_tokens_count_for_the_stage_too(config):
     assert state.totals == {"samples": 32, "tokens": 10.0, "stage_tokens": 10.0, "skipped": 2}
 
 
-def test_facts_hold_the_plain_state_and_restore_gives_it_back(config):
+def test_metadata_holds_the_plain_state_and_restore_gives_it_back(config):
     state = make_state(config, trainable=("head",))
     state.step, state.stage, state.stage_start, state.evaluated_step, state.probe = 9, 2, 4, 8, 0.25
     state.history, state.best, state.totals = [(2, 0.5), (4, 0.25)], {"step": 8, "value": 0.25}, {"samples": 144.0}
-    facts = json.loads(json.dumps(state.metadata()))
-    assert facts["trained"] == ["head.bias", "head.weight"]
+    metadata = json.loads(json.dumps(state.metadata()))
+    assert metadata["trained"] == ["head.bias", "head.weight"]
     other = make_state(config)
-    other.restore(facts, state.tensors())
+    other.restore(metadata, state.tensors())
     assert other.metadata() == state.metadata()
     assert other.ever_trained == {"head.bias", "head.weight"}

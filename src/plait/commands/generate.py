@@ -14,7 +14,7 @@ def declare(parser: Parser) -> None:
 
 
 def run(arguments: Arguments) -> None:
-    """Generate, and print the lines that the family returns."""
+    """Let the checkpoint answer the prompt in text, or draw it to files, as its family does; show the answers or the files' names."""
     from plait.commands.actions import generate
 
     generate.generate(arguments.checkpoint, arguments.overrides, averaged=not arguments.raw, length=arguments.ema_length, out=arguments.out)

@@ -113,7 +113,11 @@ class Catalogue(Protocol):
     ALIASES: Mapping[str, str]
 
     def open_dataset(self, entry: Any, split: str, *, root: Path | None, cache: Path | None) -> Any:
-        """Return the source of an entry. Raises Absent where its files are not there, saying how to get them."""
+        """Open the dataset that `entry.name` (an item of `data.train` or `data.validation`) names, for `split` (train, validation, test).
+
+        Returns a `plait.data.sources.contract.Source`. `root`: folder of all datasets, None for the family's default; `cache`: folder of
+        indices, None for beside the data. Raises Absent where its files are not there, saying how to get them.
+        """
 
     def rule_of(self, name: str) -> str:
         """Return the bench that scores answers of a dataset. Raises PlaitError where none does."""

@@ -71,9 +71,10 @@ def open_latents(name: str, device: str = "cpu") -> LatentCodec:
 
 
 def open_texts(name: str, max_tokens: int | None = None, device: str = "cpu") -> TextEncoder:
-    """Open `tiny`, `tiny:WIDTH` (by default at most 64 tokens), or a T5 encoder of transformers (by default 512).
+    """Open a text encoder: captions to token states.
 
-    Raises PlaitError for a name that stands for no such encoder.
+    `name`: a Hub repository or directory of a T5 encoder (at most 512 tokens unless `max_tokens` says otherwise); or `tiny` or
+    `tiny:WIDTH`, a random one without weights, for work without a network (at most 64 tokens). Raises PlaitError for any other name.
     """
     if name.partition(":")[0] == "tiny":
         match = re.fullmatch(r"tiny(?::(\d+))?", name)

@@ -147,7 +147,11 @@ def where(lines: Sequence[compare.Line], plan: Sequence[Kill]) -> str:
 
 
 def run_straight(trial: Trial, run: Path) -> list[Event]:
-    """Run to the end without a kill and return the phases that the run went through. Raises PlaitError when it fails."""
+    """Train the trial's configuration once to its end, undisturbed, as the reference that killed runs are compared with.
+
+    `run` is the new run directory. Returns the phases (data, step, evaluate, save, ...) that its heartbeat went through, with their
+    durations. Raises PlaitError when training fails.
+    """
     process, events, before = trial.start(run), [], None
     while (code := process.poll()) is None:
         now = heartbeat.read(run)

@@ -76,7 +76,11 @@ def sample_at(source: Source, request: Request, position: int) -> Sample:
 
 
 def caption_of(source: Source, sample: Sample) -> str | None:
-    """Return the template's answer if the entry has a template, else the field `caption`, else the last answer, or None."""
+    """Return the caption of a sample, or None.
+
+    It is the assistant text that the source's template makes, where the source has a template; else the record's field `caption`; else the
+    text of the sample's last assistant message.
+    """
     answers = [turn["content"] for turn in sample["messages"] if turn["role"] == "assistant"]
     field_caption = sample["fields"].get("caption")
     if isinstance(field_caption, str) and not source.has_template:

@@ -41,7 +41,7 @@ class WorldEncoderConfig(Section):
 
     @property
     def frames(self) -> int:
-        """Return how many video frames the encoder takes."""
+        """Return how many frames of a clip the world encoder is shown for a sample: the first, and four per world step."""
         return 1 + FRAMES_PER_STEP * self.steps
 
     @model_validator(mode="after")
