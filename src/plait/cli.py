@@ -108,7 +108,7 @@ def _added() -> Iterator[Command]:
     """Yield the verbs of other packages. Raises PlaitError for a module without any, and for words that are taken."""
     taken = {command.words for file in VERBS for command in file.COMMANDS}
     for entry in plugins.offered("plait.commands"):
-        commands = getattr(plugins.load(entry, ModuleType), "COMMANDS", None)
+        commands = vars(plugins.load(entry, ModuleType)).get("COMMANDS")
         if not (isinstance(commands, tuple) and all(isinstance(command, Command) for command in commands)):
             raise plugins.fault(entry, f"cannot be added: {entry.value} has no COMMANDS, a tuple of {Command.__module__}.Command")
         for command in commands:
