@@ -182,6 +182,7 @@ def test_a_defect_propagates_with_the_samples_name(workers):
     with pytest.raises(ZeroDivisionError) as caught:
         collect(inputs=Noisy(broken=7, harm="divide"), workers=workers[0], kind=workers[1])
     assert any("while preparing sample number 7 of numbers (index 7, epoch 0)" in note for note in caught.value.__notes__)
+    assert any("in data worker 0:\nTraceback" in note for note in caught.value.__notes__) is (workers[1] == "processes")
 
 
 def test_a_refusal_names_the_sample_in_its_line():

@@ -1,3 +1,4 @@
+import datetime
 import json
 
 import pytest
@@ -113,3 +114,19 @@ def test_a_tensor_that_is_not_cut_is_whole_wherever_it_is_asked_for():
     assert distributed.reshard_like(value, pattern).device.type == "meta"
     assert distributed.norm_of_all(value, value) is value
     assert not distributed.is_sharded(torch.nn.Linear(1, 1))
+
+
+@pytest.mark.parametrize(("timeout_s", "limit"), [(None, None), (7.5, datetime.timedelta(seconds=7.5))])
+def test_collectives_of_several_ranks_may_wait_as_long_as_is_said(monkeypatch, timeout_s, limit):
+    class Joined(Exception):
+        pass
+
+    def init(backend, **more):
+        raise Joined(backend, more["timeout"], more["rank"], more["world_size"])
+
+    monkeypatch.setattr(distributed.dist, "init_process_group", init)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("RANK", "3")
+    with pytest.raises(Joined) as joined, distributed.join("cpu", timeout_s):
+        pass
+    assert joined.value.args == ("gloo", limit, 3, 4)

@@ -1,6 +1,8 @@
 """One stage of a run: its plan, the rows and checkpoints it leaves, and the probes it makes."""
 
 import json
+import os
+import signal
 from types import SimpleNamespace
 
 import pytest
@@ -13,9 +15,12 @@ from plait.data.order import digest
 from plait.engine.checkpoints import checkpoint
 from plait.engine.checkpoints.checkpoint import Saver
 from plait.engine.monitoring.heartbeat import Heartbeat
+from plait.engine.monitoring.signals import Paused
 from plait.engine.parallel.distributed import Ranks
+from plait.engine.parallel.memory_estimate import Layout
+from plait.engine.state import State
 from plait.errors import PlaitError
-from plait.training import probes
+from plait.training import probes, stage
 from plait.training.stage_plan import plan_stage, planned_steps
 from tests import toy_family as toy
 
@@ -202,3 +207,48 @@ def test_a_budget_that_has_grown_opens_a_finished_stage_again(recipe, tmp_path):
     assert toy.same(
         toy.at(run, 7).tensors("weights"), toy.at(toy.train(recipe, tmp_path / "b", *ONE_STAGE, "train.steps=7"), 7).tensors("weights")
     )
+
+
+def asked_to_stop(monkeypatch, moment):
+    """Send this process SIGTERM when a run reaches (phase, step)."""
+    phase = Heartbeat.phase
+
+    def noted(self, name, step):
+        phase(self, name, step)
+        if (name, step) == moment:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Heartbeat, "phase", noted)
+
+
+@pytest.mark.parametrize(("moment", "saved"), [(("step", 3), [4]), (("data", 3), [3]), (("evaluate", 4), [4])])
+def test_a_run_that_is_asked_to_stop_saves_where_it_is_and_goes_on_from_there(recipe, tmp_path, monkeypatch, moment, saved):
+    settings = ("stages=[]", "checkpoint.every_steps=null", "checkpoint.best=null", "evaluate=[{bench: loss, every_steps: 4}]")
+    straight = toy.train(recipe, tmp_path / "straight", *settings)
+    with monkeypatch.context() as patch:
+        asked_to_stop(patch, moment)
+        with pytest.raises(Paused, match=rf"^stopped by SIGTERM after step {saved[0]} of 6, all saved; the same command continues$"):
+            toy.train(recipe, tmp_path / "run", *settings)
+    assert [checkpoint.step_of(folder) for folder in checkpoint.published(tmp_path / "run")] == saved
+    toy.train(recipe, tmp_path / "run", *settings)
+    assert toy.figures(tmp_path / "run") == toy.figures(straight)
+    assert toy.same(toy.at(tmp_path / "run", 6).tensors("weights"), toy.at(straight, 6).tensors("weights"))
+
+
+def test_only_a_stage_that_goes_on_is_compared_with_its_checkpoint(recipe, tmp_path, capsys):
+    run = toy.train(recipe, tmp_path / "run", "train.steps=2", only="projection")
+    assert "probe loss" not in capsys.readouterr().out
+    toy.train(recipe, run, "train.steps=4", only="projection", allow_inexact=True)
+    said = capsys.readouterr().out
+    assert said.count("probe loss") == 1 and ": exact" in said.split("probe loss")[1].splitlines()[0]
+
+
+@pytest.mark.parametrize(("samples", "size", "accumulating"), [(8, 1, False), (4, 1, True), (4, 2, False), (2, 2, True), (3, 2, True)])
+def test_a_layout_knows_whether_gradients_wait_for_several_micro_batches(recipe, tmp_path, monkeypatch, samples, size, accumulating):
+    asked = []
+    monkeypatch.setattr(stage.strategy, "choose", lambda *_, accumulating: asked.append(accumulating) or (Layout(), "as asked"))
+    resolved = open_config(recipe, [f"run={tmp_path / 'run'}", "train.global_batch=8"])
+    bundle = build_model(resolved.config, tmp_path / "run", CPU)
+    plan = plan_stage(resolved.stages[0], bundle)
+    stage.lay_out(plan, bundle, State(bundle.model), Ranks(0, size, torch.device("cpu")), samples)
+    assert asked == [accumulating]
