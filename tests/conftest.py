@@ -8,7 +8,7 @@ import pytest
 
 from plait.engine.monitoring import reporter
 
-reporter.install("plait")
+reporter.install()
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")

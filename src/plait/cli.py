@@ -52,7 +52,7 @@ class Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Exit codes: 0 done, 2 a PlaitError in one line on standard error, 130 interrupted."""
-    reporter.install("plait", *plugins.packages())
+    reporter.install(*plugins.packages())
     try:
         parsed = parse(sys.argv[1:] if arguments is None else arguments)
         parsed.command.run(parsed)
@@ -108,7 +108,7 @@ def _added() -> Iterator[Command]:
     """Yield the verbs of other packages. Raises PlaitError for a module without any, and for words that are taken."""
     taken = {command.words for file in VERBS for command in file.COMMANDS}
     for entry in plugins.offered("plait.commands"):
-        commands = getattr(plugins.load(entry, ModuleType), "COMMANDS", None)
+        commands = vars(plugins.load(entry, ModuleType)).get("COMMANDS")
         if not (isinstance(commands, tuple) and all(isinstance(command, Command) for command in commands)):
             raise plugins.fault(entry, f"cannot be added: {entry.value} has no COMMANDS, a tuple of {Command.__module__}.Command")
         for command in commands:

@@ -126,10 +126,10 @@ def test_the_history_of_a_plateau_survives_a_kill_in_the_middle(made, tmp_path, 
     straight = toy.train(made[0], tmp_path / "straight", *NEVER_BETTER)
     step = Loop.step
 
-    def dies(self, net, batch, stage_steps, audit):
+    def dies(self, net, batch, stage_steps, *, audit):
         if self.state.step == 5:
             raise KeyboardInterrupt
-        return step(self, net, batch, stage_steps, audit)
+        return step(self, net, batch, stage_steps, audit=audit)
 
     monkeypatch.setattr(Loop, "step", dies)
     with pytest.raises(KeyboardInterrupt):

@@ -153,5 +153,5 @@ def test_model_section_of_another_family_may_have_this_dialects_keys(tmp_path):
     path.write_text("family: words\nmodel: {hidden_size: 8}\n")
     assert not nested_yaml.recognise(reading.read(path), ["family", "model", "train"])
     path.write_text("family: nanodit\nmodel: {hidden_size: 8}\n")
-    with pytest.raises(PlaitError, match=r"model.hidden_size belongs to the nested dialect, but family "):
+    with pytest.raises(PlaitError, match=r"model\.hidden_size belongs to the nested dialect, but family "):
         nested_yaml.recognise(reading.read(path), ["family", "model", "train"])

@@ -250,7 +250,8 @@ BROKEN = [
     (
         "[plait.families]\nmumble = mumble",
         {"config": SECTION, "family": SECTION},
-        "family 'mumble' (mumble.family) does not fulfil the contract: it lacks build(config, assets, *, seed); it lacks ",
+        "family 'mumble' (mumble.family) does not fulfil the contract: it lacks build(config, assets, *, seed); "
+        "it lacks components(model); ",
     ),
     (
         "[plait.commands]\nmumble = mumble.verb",

@@ -28,8 +28,8 @@ class Reporter(logging.Handler):
 
 
 def install(*packages: str) -> None:
-    """Show the log lines of packages, such as plait and those that add to it, from INFO up; a second call changes nothing."""
-    for package in packages:
+    """Show the log lines of plait, and of the `packages` that add to it, from INFO up; a second call changes nothing."""
+    for package in ("plait", *packages):
         logger = logging.getLogger(package)
         if not any(isinstance(handler, Reporter) for handler in logger.handlers):
             logger.addHandler(Reporter())
