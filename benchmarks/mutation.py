@@ -112,7 +112,7 @@ TESTS: dict[str, str] = {
     "training/probes.py": "training/test_start.py training/test_stage.py engine/test_micro_batch.py",
     "training/run.py": "training/test_stage.py training/test_start.py engine/test_nonfinite.py commands/test_stages.py",
     "training/stage.py": "training/test_stage.py training/test_start.py engine/test_micro_batch.py "
-    "engine/test_nonfinite.py commands/test_stages.py",
+    "engine/test_nonfinite.py engine/test_replicas.py commands/test_stages.py",
     "training/stage_plan.py": "training/test_stage.py training/test_start.py commands/test_stages.py",
     "training/start.py": "training/test_start.py commands/test_stages.py",
     "training/summary.py": "training/test_summary.py training/test_stage.py training/test_start.py",

@@ -200,6 +200,12 @@ def test_writing_over_a_checkpoint_never_leaves_none(tmp_path, monkeypatch, erro
     assert [path.name for path in (tmp_path / "stage-1-only").iterdir()] == ["step-00000005"]
 
 
+def test_a_leftover_that_is_not_a_folder_ends_no_start(tmp_path):
+    save(tmp_path, 5)
+    (tmp_path / "stage-1-only" / ".saving-step-00000010").write_text("a file in the place of a folder")
+    assert checkpoint.clear_unfinished(tmp_path) == 1
+
+
 def test_a_changed_blank_of_a_manifest_is_found(tmp_path):
     path = save(tmp_path, 5).folder / "manifest.json"
     path.write_text(path.read_text().replace("\n  ", "\n\t ", 1))

@@ -14,27 +14,28 @@ SHORT = ("train.steps=6", "evaluate=[]", "checkpoint.best=null", "stages=[]", "g
 
 
 def one_bit(recipe, run, rank, *overrides):
-    """Train; after the third update one rank's bias differs in its last bit."""
+    """Train; after the third update one rank's bias differs in one bit."""
     usual, calls = optim.set_lr, []
 
     def set_lr(optimizer, *given):
         calls.append(1)
         if len(calls) == 4 and int(os.environ["RANK"]) == rank:
             value = optim.named_groups(optimizer)["projector.bias"].data
-            value.view(torch.int32)[2] ^= 1
+            value.view(torch.int32)[2] ^= 1 << 8  # the update does not round it away
         return usual(optimizer, *given)
 
     with mock.patch.object(optim, "set_lr", set_lr):
         toy_family.train(recipe, run, *SHORT, *overrides)
 
 
-def test_one_flipped_bit_on_one_rank_is_found_and_named(tmp_path, monkeypatch, capfd):
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_one_flipped_bit_on_one_rank_is_found_and_named(tmp_path, monkeypatch, capfd, ranks):
     recipe = toy_family.install(monkeypatch, tmp_path)
-    assert processes.codes(processes.start(3, one_bit, recipe, tmp_path / "run", 2)) == [1, 1, 1]
+    assert processes.codes(processes.start(ranks, one_bit, recipe, tmp_path / "run", ranks - 1)) == [1] * ranks
     said = capfd.readouterr().err
-    assert said.count("Stopped: replicas differ after step 4: ") == 3
+    assert said.count("Stopped: replicas differ after step 4: ") == ranks
     assert "projector.bias" in said
-    assert "on rank 2 is not what the other ranks have; that device or its memory may be faulty" in said
+    assert f"on rank {ranks - 1} is not what the other ranks have; that device or its memory may be faulty" in said
 
 
 def test_replicas_that_agree_pass_and_no_check_is_made_when_it_is_off(tmp_path, monkeypatch):

@@ -39,5 +39,12 @@ def test_an_interrupt_from_the_keyboard_is_left_alone():
         assert signal.getsignal(signal.SIGINT) is before
 
 
+def test_what_the_ranks_agreed_on_stays():
+    signals = Signals()
+    assert signals.agreed is False
+    assert [signals.agree(requested) for requested in (False, True, False)] == [False, True, True]
+    assert signals.agreed is True
+
+
 def test_a_pause_asks_to_be_tried_again():
     assert Paused("x").exit_code == os.EX_TEMPFAIL == 75

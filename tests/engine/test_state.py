@@ -151,11 +151,13 @@ def test_moments_of_what_is_refrozen_are_kept_or_reset_as_asked(make_loop, confi
 def test_a_later_stage_begins_at_the_present_step_with_nothing_judged(config):
     state = make_state(config)
     state.step, state.evaluated_step, state.stage_done, state.history, state.best = 7, 6, "flat", [(6, 1.0)], {"step": 6}
+    state.count({"tokens": 5.0})
     state.enter(1)
     assert (state.stage_start, state.stage_done, state.history, state.best) == (0, "flat", [(6, 1.0)], {"step": 6})
     state.enter(2)
     assert (state.stage, state.stage_start, state.stage_step) == (2, 7, 0)
     assert (state.stage_done, state.history, state.best) == (None, [], None)
+    assert (state.totals["tokens"], state.totals["stage_tokens"]) == (5.0, 0.0)
 
 
 def test_totals_add_up_and_tokens_count_for_the_stage_too(config):

@@ -7,7 +7,8 @@ import torch
 
 from plait.config.schema import Distributed
 from plait.engine.parallel.distributed import Ranks
-from plait.engine.parallel.memory_estimate import Layout, ParameterCounts, Storage
+from plait.engine.parallel import strategy
+from plait.engine.parallel.memory_estimate import Layout, ParameterCounts, Storage, memory
 from plait.engine.parallel.strategy import choose
 from plait.errors import PlaitError
 
@@ -56,6 +57,15 @@ def test_auto_cuts_frozen_blocks_as_well_where_they_do_not_fit():
 def test_auto_keeps_a_copy_on_each_node_where_one_fits(monkeypatch):
     assert chosen(16, near=4, monkeypatch=monkeypatch, memory_gb=14)[0] == Layout("hsdp", 16, 4, shard_frozen=False)
     assert chosen(16, near=4, monkeypatch=monkeypatch, memory_gb=5)[0] == Layout("fsdp", 16, shard_frozen=True)
+
+
+def test_what_fits_to_the_byte_fits(monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    for layout in (Layout("ddp", 16), Layout("hsdp", 16, 4, shard_frozen=False), Layout("hsdp", 16, 4)):
+        need = memory(WEIGHTS, layout, Storage.of("fp32"), accumulating=False).total
+        monkeypatch.setattr(strategy, "_STATE_FRACTION", 1.0)  # no rounding
+        monkeypatch.setattr(strategy, "_memory", lambda settings, ranks, need=need: need)
+        assert choose(Distributed(), WEIGHTS, Storage.of("fp32"), Ranks(0, 16, torch.device("cpu")), accumulating=False)[0] == layout
 
 
 @pytest.mark.parametrize(("frozen", "cut"), [("replicate", False), ("shard", True)])

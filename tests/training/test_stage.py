@@ -14,6 +14,7 @@ from plait.config.schema import RunConfig
 from plait.data.order import digest
 from plait.engine.checkpoints import checkpoint
 from plait.engine.checkpoints.checkpoint import Saver
+from plait.engine.evaluation import Bench
 from plait.engine.monitoring.heartbeat import Heartbeat
 from plait.engine.monitoring.signals import Paused
 from plait.engine.parallel.distributed import Ranks
@@ -208,6 +209,17 @@ def test_a_budget_that_has_grown_opens_a_finished_stage_again(recipe, tmp_path):
     assert toy.same(
         toy.at(run, 7).tensors("weights"), toy.at(toy.train(recipe, tmp_path / "b", *ONE_STAGE, "train.steps=7"), 7).tensors("weights")
     )
+
+
+def test_a_stage_that_a_plateau_ends_is_judged_by_every_bench_at_its_end(recipe, tmp_path, monkeypatch):
+    count = Bench(predict=lambda model, samples, inputs, *, batch, moment: [{} for _ in samples], summarise=lambda rows: {"seen": float(len(rows))})
+    monkeypatch.setitem(toy.BENCHES, "count", count)
+    rule = "train.plateau={min_steps: 2, patience_steps: 99, window_steps: 2, min_gain: 0.99}"  # no figure improves that much
+    settings = ("evaluate=[{bench: loss, every_steps: 2}, {bench: count}]", "train.steps=50", rule, "stages=[]")
+    run = toy.train(recipe, tmp_path / "run", *settings, "train.plateau.min_steps=4")
+    held_out = [row for row in toy.figures(run) if "loss" not in row]
+    assert [row["step"] for row in held_out if "eval/loss" in row] == [2, 4]
+    assert [(row["step"], row["eval/count/seen"]) for row in held_out if "eval/count/seen" in row] == [(4, 8.0)]
 
 
 def asked_to_stop(monkeypatch, moment):

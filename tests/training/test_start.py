@@ -195,6 +195,13 @@ def test_every_start_of_a_run_appends_its_table(made, tmp_path):
     assert rows[0]["inexact"] == []
 
 
+def test_frozen_weights_of_another_base_are_refused_at_a_start_from_a_run(made, tmp_path):
+    recipe = tmp_path / "other-base.yaml"
+    recipe.write_text(made[0].read_text().replace("optim:", "seed: 1\noptim:"))
+    with pytest.raises(PlaitError, match=r"this start is inexact \(base weights: frozen there .*drawn from the seed.*--allow-inexact"):
+        toy.train(recipe, tmp_path / "new", f"from={made[1]}/projection")
+
+
 def test_what_has_no_place_is_refused_unless_allowed_and_then_left_behind(made, tmp_path, capsys):
     changes = [f"from={made[1]}", "model.width=6"]
     with pytest.raises(PlaitError, match=r"this start is inexact \(weights of language: drop 1 \(language\.weight\); .*--allow-inexact"):

@@ -75,7 +75,7 @@ class ChunkedAdamW(torch.optim.Optimizer):
 def initial_moments(group: dict[str, Any], parameter: Tensor) -> dict[str, Tensor]:
     """Return the moments of a parameter before its first update: zeros, where and as its group keeps them."""
     device = group["moments_device"] or parameter.device
-    zeros = [torch.zeros_like(parameter, dtype=group["moments_dtype"], device=device, requires_grad=False) for _ in range(2)]
+    zeros = [torch.zeros_like(parameter, dtype=group["moments_dtype"], device=device) for _ in range(2)]
     return {"exp_avg": zeros[0], "exp_avg_sq": zeros[1], "step": torch.zeros((), device=device)}
 
 
