@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from plait.config.schema import Distributed
-from plait.engine.parallel.distributed import Ranks
 from plait.engine.parallel import strategy
+from plait.engine.parallel.distributed import Ranks
 from plait.engine.parallel.memory_estimate import Layout, ParameterCounts, Storage, memory
 from plait.engine.parallel.strategy import choose
 from plait.errors import PlaitError

@@ -212,8 +212,10 @@ def test_a_budget_that_has_grown_opens_a_finished_stage_again(recipe, tmp_path):
 
 
 def test_a_stage_that_a_plateau_ends_is_judged_by_every_bench_at_its_end(recipe, tmp_path, monkeypatch):
-    count = Bench(predict=lambda model, samples, inputs, *, batch, moment: [{} for _ in samples], summarise=lambda rows: {"seen": float(len(rows))})
-    monkeypatch.setitem(toy.BENCHES, "count", count)
+    def predict(model, samples, inputs, *, batch, moment):
+        return [{} for _ in samples]
+
+    monkeypatch.setitem(toy.BENCHES, "count", Bench(predict, summarise=lambda rows: {"seen": float(len(rows))}))
     rule = "train.plateau={min_steps: 2, patience_steps: 99, window_steps: 2, min_gain: 0.99}"  # no figure improves that much
     settings = ("evaluate=[{bench: loss, every_steps: 2}, {bench: count}]", "train.steps=50", rule, "stages=[]")
     run = toy.train(recipe, tmp_path / "run", *settings, "train.plateau.min_steps=4")
