@@ -121,6 +121,8 @@ TESTS: dict[str, str] = {
 """Test files by source file, relative to `src/plait` and `tests`, the fastest first; those of minutes are left out. One may be absent."""
 
 EQUIVALENT: list[tuple[str, str, str, str]] = [
+    ("engine/power_ema.py", "spread > length", "spread > length -> spread >= length", "the bisection ends at the same number"),
+    ("engine/monitoring/tracking.py", "self.task = TaskID(0)", "0 -> 1", "begin() sets the task before a bar is there"),
     ("data/order.py", "max(1, _DRAW_AT_ONCE // global_batch)", "1 -> 2", "the ids are the same however many steps are drawn at once"),
     ("engine/micro_batch.py", "torch.cuda.is_available()", "torch.cuda.is_available() -> True", "emptying no GPU's cache does nothing"),
     (

@@ -1,6 +1,9 @@
 """Decoding and resizing, against Pillow, float64 references and closed forms."""
 
 import io
+import subprocess
+import sys
+import zlib
 
 import numpy as np
 import pytest
@@ -102,10 +105,94 @@ def outcome(data):
 def test_exif_rotation_is_applied(turn):
     exif = Image.Exif()
     exif[0x0112] = turn
-    for kind in ("PNG", "JPEG"):
+    for kind in ("PNG", "JPEG", "TIFF", "WEBP", "AVIF"):
         data = encoded(noise(), kind, exif=exif)
         expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
-        assert np.array_equal(images.decode(data).permute(1, 2, 0).numpy(), np.array(expected))
+        assert np.array_equal(images.decode(data).permute(1, 2, 0).numpy(), np.array(expected.convert("RGB")))
+        assert image_files.size(data) == expected.size
+
+
+def test_metadata_that_pillow_refuses_costs_no_picture():
+    body = encoded(noise())
+    packed = zlib.compress(bytes(2 << 20))
+    beside = {
+        b"zTXt": b"note\0\0" + packed, b"iTXt": b"note\0\1\0\0\0" + packed, b"iCCP": b"profile\0\0" + packed, b"tEXt": b"\xff" * (2 << 20),
+        b"eXIf": b"II*\0\xff\xff\xff\xff damaged",
+    }  # fmt: skip
+    everything = [*beside.items()] + [(b"zTXt", beside[b"zTXt"])] * 70
+    for chunks in [[one] for one in beside.items()] + [everything]:
+        made = body[:33] + b"".join(map(chunk, chunks)) + body[33:]
+        assert np.array_equal(images.decode(made).permute(1, 2, 0).numpy(), np.array(noise()))
+        assert image_files.size(made) == (40, 24)
+
+
+def chunk(named):
+    kind, body = named
+    return len(body).to_bytes(4, "big") + kind + body + zlib.crc32(kind + body).to_bytes(4, "big")
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP", "PNG"])
+def test_a_damaged_exif_block_costs_no_picture(kind):
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "x" * 5000
+    body = encoded(noise(), kind, exif=exif)
+    start = body.index(b"II*\0") if b"II*\0" in body else body.index(b"MM\0*")
+    for width in (8, 12, 40):
+        damaged = body[: start + 4] + b"\xfe" * width + body[start + 4 + width :]
+        assert sorted(images.decode(damaged).shape) == [3, 24, 40]
+
+
+@pytest.mark.parametrize("data", [b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", b"%PDF-1.4\n", b"8BPS\0\1" + bytes(40)])
+def test_a_format_that_is_not_read_starts_no_program(data, monkeypatch):
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("no other program reads a picture"))
+    with pytest.raises(BadSample, match=r"not a readable image .*: no format that is read"):
+        images.decode(data)
+
+
+LONG = """
+import resource, sys, torch
+from plait.data import images
+from plait.families.molmo.config import Config
+from plait.families.molmo.tiling import tile
+if sys.argv[1] == "tile": molmo = Config.model_validate({})
+def used(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+for turned in (False, True):
+    line = torch.randint(256, (3, 2, 30000), dtype=torch.uint8)
+    line = line.transpose(1, 2).contiguous() if turned else line
+    warm = line[:, :64, :64].contiguous()
+    images.resize(warm, 512, 512), images.cover(warm, 64, 64)
+    before = used()
+    ways = {"cover": lambda: images.cover(line, 512, 512), "resize": lambda: images.resize(line, 512, 512)}
+    made = ways[sys.argv[1]]() if sys.argv[1] in ways else tile(line, molmo).crops
+    print(made.numel(), max(0, used() - before))
+"""
+
+
+@pytest.mark.parametrize("way", ["cover", "resize", "tile"])
+def test_a_long_line_takes_no_more_than_ten_times_the_memory_of_its_result(way):
+    told = subprocess.run([sys.executable, "-c", LONG, way], capture_output=True, text=True, check=True).stdout
+    for line in told.splitlines():
+        result, taken = map(int, line.split())
+        assert taken <= 10 * result + (4 << 20)  # the process takes memory in steps
+
+
+@pytest.mark.parametrize("at", [(0.0, 0.0), (0.5, 0.5), (1.0, 0.75)])
+@pytest.mark.parametrize("mode", ["bicubic", "bilinear"])
+def test_a_long_image_is_covered_by_the_part_that_stays_as_any_other(monkeypatch, at, mode):
+    for shape in ((20, 400), (400, 20)):
+        smooth = images.resize(torch.randint(256, (3, 5, 9), dtype=torch.uint8), *shape)
+        part = images.cover(smooth, 32, 32, mode=mode, at=at)
+        with monkeypatch.context() as patch:
+            patch.setattr(images, "_MOST_AREA", 1000)
+            whole = images.cover(smooth, 32, 32, mode=mode, at=at)
+        assert (part.int() - whole.int()).abs().max() <= 3
+
+
+def test_a_high_line_is_squeezed_as_any_other(monkeypatch):
+    line = images.resize(torch.randint(256, (3, 9, 5), dtype=torch.uint8), 400, 20)
+    before = images.resize(line, 32, 32)
+    monkeypatch.setattr(images, "_MOST_AREA", 1000)
+    assert (before.int() - images.resize(line, 32, 32).int()).abs().max() <= 2
 
 
 def test_an_orientation_told_by_xmp_is_applied():

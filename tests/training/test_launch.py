@@ -1,5 +1,6 @@
 """`--nproc` is torchrun with the same command; torchrun's own command line, as users must type it."""
 
+import logging
 import os
 import signal
 
@@ -92,6 +93,7 @@ def test_torchrun_ends_with_one_line_and_the_exit_code_of_plait(monkeypatch, cap
         raise raised
 
     monkeypatch.setattr(torchrun.torchrun, "main", main)
+    monkeypatch.setattr(logging.getLogger("plait"), "handlers", [])  # a process of its own begins without
     assert torchrun.main([]) == code
     assert capsys.readouterr().err == f"plait: {said}\n"
 

@@ -259,7 +259,9 @@ def test_only_a_stage_that_goes_on_is_compared_with_its_checkpoint(recipe, tmp_p
 
 
 @pytest.mark.parametrize(("samples", "size", "accumulating"), [(8, 1, False), (4, 1, True), (4, 2, False), (2, 2, True), (3, 2, True)])
-def test_a_layout_knows_whether_gradients_wait_for_several_micro_batches(recipe, tmp_path, monkeypatch, samples, size, accumulating):
+def test_a_layout_knows_whether_gradients_wait_for_several_micro_batches(
+    recipe, tmp_path, monkeypatch, capsys, samples, size, accumulating
+):
     asked = []
     monkeypatch.setattr(stage.strategy, "choose", lambda *_, accumulating: asked.append(accumulating) or (Layout(), "as asked"))
     resolved = open_config(recipe, [f"run={tmp_path / 'run'}", "train.global_batch=8"])
@@ -267,6 +269,7 @@ def test_a_layout_knows_whether_gradients_wait_for_several_micro_batches(recipe,
     plan = plan_stage(resolved.stages[0], bundle)
     stage.lay_out(plan, bundle, State(bundle.model), Ranks(0, size, torch.device("cpu")), samples)
     assert asked == [accumulating]
+    assert ("as asked" in capsys.readouterr().out) is (size > 1)
 
 
 def test_the_digest_of_a_step_counts_no_sample_that_fills_a_rank(recipe, tmp_path):

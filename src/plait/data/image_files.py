@@ -1,13 +1,18 @@
 """Encoded image files to NumPy pixels: every file becomes uint8 RGB (H, W, 3), upright, or a BadSample that says why.
 
 Not here: tensors and resizing (images.py). Nothing here imports torch, so that reading a configuration does not either.
-Transparent pixels are put over white, EXIF rotation is applied, animations give their first frame, 16-bit greys are scaled (white stays
-255). Colour profiles are not applied. Pillow decides which format a file has; plain JPEGs take a shorter way to the same pixels.
+Transparent pixels are put over white, EXIF rotation is applied once, animations give their first frame, 16-bit greys are scaled (white
+stays 255). Colour profiles are not applied, and damaged or overlong metadata costs no picture. Pillow decides which of FORMATS a file has,
+whatever its name ends in; plain JPEGs take a shorter way to the same pixels.
 """
 
+import contextlib
 import io
 import struct
+import warnings
 import zlib
+from collections.abc import Callable, Collection
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -15,12 +20,18 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from plait.errors import BadSample
 
+warnings.filterwarnings("ignore", module=r"PIL\.")  # what is wrong with a file is told by its sample, not by a line from a worker
 try:
     import simplejpeg
 except ImportError:  # a cluster's own image may lack it: Pillow gives the same pixels, small pictures in eight times the time
     simplejpeg = None
 
+T = TypeVar("T")
+
 MAX_PIXELS = 1 << 26  # 67 megapixels (200 MB of RGB): beyond any camera photo in a training set, below Pillow's own alarm
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "TGA", "ICO")
+"""The formats that are read, by Pillow's names. No other is: an EPS would start Ghostscript; a PDF or PSD is no picture to train on."""
 
 _ORIENTATION = 0x0112  # EXIF tag; values 2..8 and how to undo them (EXIF 2.3, 4.6.4)
 _UPRIGHT = {
@@ -34,6 +45,8 @@ _UPRIGHT = {
 }
 _SIDEWAYS = (5, 6, 7, 8)  # the values that swap width and height
 _JPEG = b"\xff\xd8\xff"
+_PNG = b"\x89PNG\r\n\x1a\n"
+_TEXT_CHUNKS = frozenset([b"tEXt", b"zTXt", b"iTXt", b"iCCP"])  # of a PNG: words about the picture, and its colour profile
 _EXIF, _XMP = b"Exif", b"http://ns.adobe.com/xap/"  # the two places of an orientation
 _WITH_ALPHA = {"RGBA", "LA", "PA", "La", "RGBa"}
 # What Pillow's decoders raise on broken input; anything else is a defect and keeps its traceback.
@@ -49,31 +62,73 @@ def decode_rgb(data: bytes, *, max_pixels: int = MAX_PIXELS, at_least: tuple[int
     Raises BadSample for a file that is no image, is damaged, or has more than `max_pixels` pixels.
     """
     pixels = _decode_plain_jpeg(data, max_pixels, at_least)
-    return _decode_with_pillow(data, max_pixels, at_least) if pixels is None else pixels
+    if pixels is not None:
+        return pixels
+
+    def decode(body: bytes) -> np.ndarray:
+        with _open(body) as image:
+            return _decode_opened(image, max_pixels, at_least)
+
+    return _with_pillow(data, decode)
 
 
-def _decode_with_pillow(data: bytes, max_pixels: int, at_least: tuple[int, int] | None) -> np.ndarray:
-    """Decode any format that Pillow reads, with everything done that a header asks for."""
+def _decode_opened(image: Image.Image, max_pixels: int, at_least: tuple[int, int] | None) -> np.ndarray:
+    """Decode an image of any format that Pillow has opened, with everything done that its header asks for."""
+    width, height = image.size
+    if width * height > max_pixels:
+        raise BadSample(f"image of {width} x {height} pixels is over the limit of {max_pixels}")
+    turn = _orientation(image)
+    if at_least is not None and image.format == "JPEG":
+        high, wide = at_least[::-1] if turn in _SIDEWAYS else at_least
+        if _may_shrink(height, width, (high, wide)):
+            image.draft(None, (2 * wide, 2 * high))
+    image.load()
+    return _rgb(image.transpose(_UPRIGHT[turn]) if turn in _UPRIGHT else image)
+
+
+def _with_pillow(data: bytes, read: Callable[[bytes], T]) -> T:
+    """Return `read(data)`. Where that fails on a PNG, read it without its text and profile, then without all metadata.
+
+    Raises BadSample with the first error where the picture itself cannot be read.
+    """
     try:
-        with _open(data) as image:
-            width, height = image.size
-            if width * height > max_pixels:
-                raise BadSample(f"image of {width} x {height} pixels is over the limit of {max_pixels}")
-            turn = image.getexif().get(_ORIENTATION, 1)
-            if at_least is not None and image.format == "JPEG":
-                high, wide = at_least[::-1] if turn in _SIDEWAYS else at_least
-                if _may_shrink(height, width, (high, wide)):
-                    image.draft(None, (2 * wide, 2 * high))
-            image.load()
-            upright = image.transpose(_UPRIGHT[turn]) if turn in _UPRIGHT else image
-            return _rgb(upright)
+        return read(data)
     except _BOMBS as error:
-        raise BadSample(f"image over the limit of {max_pixels} pixels: {error}") from error
-    except UnidentifiedImageError as error:
-        raise BadSample(f"not a readable image ({len(data)} bytes, begins {data[:8]!r}): no format that Pillow knows") from error
+        raise BadSample(f"image over the limit of {MAX_PIXELS} pixels: {error}") from error
     except _DECODER_ERRORS as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise BadSample(f"not a readable image ({len(data)} bytes, begins {data[:8]!r}): {reason}") from error
+        reason = "no format that is read" if isinstance(error, UnidentifiedImageError) else (str(error).splitlines() or [""])[0]
+        fault = BadSample(f"not a readable image ({len(data)} bytes, begins {data[:8]!r}): {reason or type(error).__name__}")
+        fault.__cause__ = error
+    if data.startswith(_PNG):
+        for dropped in (_TEXT_CHUNKS, _TEXT_CHUNKS | {b"eXIf"}):
+            with contextlib.suppress(*_DECODER_ERRORS):
+                return read(_without_chunks(data, dropped))
+    raise fault
+
+
+def _without_chunks(data: bytes, dropped: Collection[bytes]) -> bytes:
+    """Return a PNG without its chunks of these types: Pillow refuses a picture for the size or damage of what is only said about it."""
+    kept, start = [data[:8]], 8
+    while start + 8 <= len(data):
+        end = start + 12 + int.from_bytes(data[start : start + 4], "big")  # length, type, body, checksum
+        if data[start + 4 : start + 8] not in dropped:
+            kept.append(data[start:end])
+        start = end
+    return b"".join(kept)
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation that is still to be undone, 1 for none, also where the EXIF data is damaged.
+
+    Pillow turns a TIFF itself while it loads it, and tells its size turned from the start.
+    """
+    if image.format == "TIFF":
+        return 1
+    try:
+        turn = image.getexif().get(_ORIENTATION, 1)
+    except _DECODER_ERRORS:
+        return 1
+    return turn if turn in _UPRIGHT else 1
 
 
 def _decode_plain_jpeg(data: bytes, max_pixels: int, at_least: tuple[int, int] | None) -> np.ndarray | None:
@@ -100,17 +155,17 @@ def _may_shrink(height: int, width: int, at_least: tuple[int, int]) -> bool:
 
 def _open(data: bytes) -> Image.Image:
     """Open an image; a JPEG without trying the other formats, which saves a tenth of the time of a small picture."""
-    return JpegImageFile(io.BytesIO(data)) if data.startswith(_JPEG) else Image.open(io.BytesIO(data))
+    return JpegImageFile(io.BytesIO(data)) if data.startswith(_JPEG) else Image.open(io.BytesIO(data), formats=FORMATS)
 
 
 def size(data: bytes) -> tuple[int, int]:
     """Return width and height of an image file, upright as `decode_rgb` gives it, from its header. Raises BadSample for no image."""
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            turned = image.getexif().get(_ORIENTATION, 1) in _SIDEWAYS
-            return image.size[::-1] if turned else image.size
-    except (*_BOMBS, *_DECODER_ERRORS) as error:
-        raise BadSample(f"not a readable image ({len(data)} bytes): {(str(error).splitlines() or [type(error).__name__])[0]}") from error
+
+    def read(body: bytes) -> tuple[int, int]:
+        with _open(body) as image:
+            return image.size[::-1] if _orientation(image) in _SIDEWAYS else image.size
+
+    return _with_pillow(data, read)
 
 
 def _rgb(image: Image.Image) -> np.ndarray:

@@ -120,8 +120,7 @@ def main() -> None:
     except Exception as error:  # noqa: BLE001  a mirror must not stop a run
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         reason += ": pip install 'plait[wandb]'" if isinstance(error, ModuleNotFoundError) else ""
-        sys.stderr.write(f"W&B is off for this run: {reason}; metrics.jsonl has every row\n")
-        sys.stderr.flush()
+        sys.stderr.write(f"W&B is off for this run: {reason}; metrics.jsonl has every row\n")  # whole lines are never held back
         os._exit(1)  # W&B's threads may wait for a network that is gone
 
 
