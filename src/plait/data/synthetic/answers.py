@@ -30,7 +30,7 @@ _POINT = re.compile(r"""\b([xy])\d*\s*=\s*["']?\s*(-?\d+(?:\.\d+)?)""")
 
 
 def score(answer: str, fields: Fields) -> bool:
-    """Return whether `answer` is right for the question of a sample of Scenes or Nlvr, given by its `fields`."""
+    """Return whether `answer` is right for a sample of Scenes or Nlvr; `fields` of the sample hold its `task` and `truth`."""
     return _SCORERS[fields["task"]](answer, fields)
 
 
@@ -41,7 +41,7 @@ def can_score(fields: Fields) -> bool:
 
 
 def points(answer: str) -> list[tuple[float, float]]:
-    """Return the (x, y) percentages of every <point> and <points> tag, in the order written; an x without its y is dropped."""
+    """Return (x, y), in percent of width and height, of every <point> and <points> tag in order; an x without its y is dropped."""
     parsed: list[tuple[float, float]] = []
     for tag in re.findall(r"<points?\b([^>]*)", answer):
         values = _POINT.findall(re.sub(r"\balt\s*=.*", "", tag))
