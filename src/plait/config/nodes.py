@@ -32,17 +32,17 @@ class Node:
 
     @property
     def location(self) -> str:
-        """What an error message points at: file:line, or the command line."""
+        """The place that an error message names: file:line, or "command line"."""
         return f"{self.file}:{self.line}" if self.line else self.file
 
     @property
     def origin(self) -> str:
-        """What a listing names as the origin of the value: its label, else its location."""
+        """The place that the config listing names as the value's origin: its label, else its location."""
         return self.label or self.location
 
 
 def dotted(path: Sequence[str | int]) -> str:
-    """Join the steps of a path with dots."""
+    """Join the steps of a path with dots: ("data", "train", 0, "path") -> "data.train.0.path"."""
     return ".".join(str(step) for step in path)
 
 
@@ -56,7 +56,7 @@ def to_plain(node: Node) -> Any:
 
 
 def from_plain(value: Any, like: Node) -> Node:
-    """Turn plain data into nodes that all have the origin of `like`; their paths begin with its path."""
+    """Turn plain data into nodes that all have the file, line and label of `like`; their paths begin with its path."""
     if isinstance(value, dict):
         return replace(like, value={str(key): from_plain(child, replace(like, path=_under(like, key))) for key, child in value.items()})
     if isinstance(value, list):
@@ -65,7 +65,7 @@ def from_plain(value: Any, like: Node) -> Node:
 
 
 def nest(path: Sequence[str], leaf: Node, above: tuple[str, ...] = ()) -> Node:
-    """Return a tree that holds nothing but `leaf` at `path`."""
+    """Return a tree that holds nothing but `leaf` at `path`. `above`: the path of that tree in a larger one."""
     if not path:
         return leaf
     return replace(leaf, value={path[0]: nest(path[1:], leaf, (*above, path[0]))}, path=dotted(above))
@@ -91,7 +91,7 @@ def node_at(node: Node, path: Sequence[str | int]) -> Node | None:
 
 
 def merge(low: Node, high: Node, path: KeyPath = ()) -> Node:
-    """Merge `high` over `low`: mappings key by key; everything else is replaced.
+    """Merge `high` over `low`, which lie at `path`: mappings key by key; everything else is replaced.
 
     From the command line, the keys `0`, `1`, ... set entries of a list. One of train.steps, epochs and samples in `high` removes the
     others from `low`. Raises PlaitError for an entry that the list does not have.
@@ -121,7 +121,7 @@ def _into_list(low: Node, high: Node, path: KeyPath) -> Node:
 
 
 def sets(stage: Node, path: Sequence[str]) -> bool:
-    """Return whether `stage` itself holds a value that an override of `path` must replace."""
+    """Return whether `stage` (an item of `stages:`) itself sets `path`, so that a setting of the command line must replace it there."""
     node = stage
     for depth, key in enumerate(path):
         if not isinstance(node.value, dict):

@@ -28,7 +28,7 @@ PROJECT = "molmo"  # of W&B, where none is named
 
 
 class Flag(NamedTuple):
-    """One flag. `kind`: int, number, numbers, bool, text, or {legal word: plait's value}; `path`: None where a function translates it."""
+    """One flag. `kind`: int, number, numbers, bool, text, or {legal word: plait's value}. `path`: plait's key; None: set by a function."""
 
     kind: str | dict[str, Any]
     path: str | None = None
@@ -98,7 +98,7 @@ _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
 
 
 class FlagBuilder(TranslationBuilder):
-    """A translation of flags over the preset named `preset`, which has the value of every flag that is not given."""
+    """A translation of flags into plait's tree; a flag that is not given has the value of the preset named `preset`."""
 
     def __init__(self, given: dict[str, Node], tree: Node, preset: str):
         super().__init__(given, tree, defaults={}, default_label=None, notes={})
@@ -113,12 +113,12 @@ class FlagBuilder(TranslationBuilder):
 
 
 def recognise(tree: Node, plait_keys: Sequence[str]) -> bool:
-    """Return whether this is the tree of a launch script."""
+    """Return whether `tree` was made from a launch script and its words, rather than read from a file."""
     return tree.file in SCRIPTS and WORDS in tree.value
 
 
 def translate(tree: Node, overrides: Sequence[Override], path: Path, plait_keys: Sequence[str]) -> Translation:
-    """Translate the words of a launch script and its flags. Raises PlaitError for an unknown or ill-typed flag, or a wrong word."""
+    """Translate a launch script's words and its flags, `overrides`. Raises PlaitError for an unknown or ill-typed flag or a wrong word."""
     given, remaining, problems = _sorted(overrides, plait_keys)
     raise_first(problems + [wrong for flag, node in given.items() if (wrong := _wrong_kind(flag, node))])
     chosen, preset, rows = translate_words(tree.file, [str(node.value) for node in tree.value[WORDS].value])
