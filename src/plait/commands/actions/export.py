@@ -1,6 +1,6 @@
 """The action of `plait export`: write a checkpoint as a directory that other software loads.
 
-The layouts are those of the family (`families/<name>/export.py`).
+The layouts (formats such as `hf`, for transformers) are those of the model family (`families/<name>/export.py`).
 """
 
 import difflib
