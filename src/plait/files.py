@@ -100,7 +100,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def keep_rows(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
-    """Keep the rows of a `.jsonl` file for which `wanted(row)` is true, unchanged, and remove the others. No file: do nothing."""
+    """Remove the rows of a `.jsonl` file for which `wanted(row)` is false, and a last line that was cut short. No file: do nothing."""
     if path.is_file():
         text = path.read_text(encoding="utf-8")
         lines = text.splitlines(keepends=True)

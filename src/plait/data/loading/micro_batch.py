@@ -40,7 +40,7 @@ class Bad(NamedTuple):
 
 @dataclass
 class MicroBatch:
-    """The input of one forward pass: what `Inputs.collate` made (`batch`), its samples, and whether it is padding, which must not count."""
+    """The input of one forward pass: what `Inputs.collate` made of the samples `ids`. One that is `padding` must contribute nothing."""
 
     batch: dict[str, Any]
     ids: list[SampleId]

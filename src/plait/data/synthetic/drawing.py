@@ -24,7 +24,7 @@ _LIGHT_MAP_PX = 64
 
 
 def render(scene: Scene, frame: float = 0, *, supersample: int = 3, trails: bool = False) -> Image.Image:
-    """Draw a scene at `frame`. `trails` adds fading copies at the frames before it, so that one still picture shows the motion."""
+    """Draw a scene as it is at `frame`. `supersample`: samples per pixel side, against aliasing; `trails` adds faded earlier frames."""
     canvas = _background(scene)
     if trails:
         for obj in scene.objects:

@@ -19,7 +19,7 @@ Sentence = tuple[str, Callable[[int], bool]]
 
 
 def describe(picture: Items) -> str:
-    """Describe every item by colour and shape, box by box: "left: two blue circles; middle: nothing; right: a tower of red, blue"."""
+    """Describe every item, box by box, towers from the top: "left: two blue circles; middle: nothing; right: a tower of black, blue"."""
     return "; ".join(f"{name}: {_describe_box(box)}" for name, box in zip(BOXES, boxes(picture), strict=True))
 
 
