@@ -42,7 +42,7 @@ INTERRUPTED = 130
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, with errors like all others of plait: one line, without the usage, which help shows."""
+    """An argparse parser that raises PlaitError, one line, instead of printing the usage and exiting."""
 
     def error(self, message: str) -> NoReturn:
         """Raise `message` as PlaitError; for an unknown choice it names the nearest known one, or all of them."""
@@ -54,7 +54,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command (None: sys.argv). Returns 0 when done, 1 or 2 for a PlaitError (printed in one line), 130 when interrupted."""
+    """Run one command (None: sys.argv). Returns 0 when done, a PlaitError's `exit_code` (its text is printed), 130 if interrupted."""
     reporter.install(*plugins.packages())
     try:
         parsed = parse(sys.argv[1:] if arguments is None else arguments)

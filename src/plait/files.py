@@ -89,7 +89,7 @@ def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a `.jsonl` file, oldest first; a last line cut short by a kill is left out. No file, no rows."""
+    """Return the rows of a `.jsonl` file as dicts, oldest first, without a last line that was cut short; [] if there is no file."""
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         try:

@@ -1,4 +1,4 @@
-"""Command-line arguments that several verbs share."""
+"""Command-line arguments that several verbs (sub-commands such as `train` and `eval`) share."""
 
 import argparse
 from pathlib import Path

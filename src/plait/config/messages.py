@@ -51,7 +51,7 @@ class Problem:
 
 
 def raise_first(problems: Sequence[Problem]) -> None:
-    """Raise PlaitError with the first of the problems and the number of the others; do nothing when there are none."""
+    """Raise PlaitError with the first problem's text and how many more there are; do nothing when `problems` is empty."""
     lines = list(dict.fromkeys(problem.text for problem in sorted(problems, key=lambda problem: problem.order)))
     if lines:
         more = len(lines) - 1
@@ -117,7 +117,7 @@ def _problem(
 
 
 def unknown_key(tree: Node, path: Sequence[str | int], known: Sequence[str], elsewhere: Sequence[str] = ()) -> Problem:
-    """Return the problem of a key that does not exist, with a hint.
+    """Return the problem of a key that does not exist, whose text ends in a hint.
 
     The hint is the nearest of the `known` keys of its section, else the same name `elsewhere`, else all known keys.
     """
@@ -148,7 +148,7 @@ def format_value(value: Any) -> str:
 
 
 def types_at(root: Any, path: Sequence[str | int]) -> list[Any]:
-    """Return the types that a value at `path` below the class `root` may have, with unions and annotations resolved."""
+    """Return the types that a value at `path` below the class `root` may have: for `int | None` [int, NoneType]."""
     candidates = list(_members(root))
     for step in path:
         candidates = [member for kind in candidates for annotation in _annotations(kind, str(step)) for member in _members(annotation)]

@@ -72,7 +72,7 @@ def nest(path: Sequence[str], leaf: Node, above: tuple[str, ...] = ()) -> Node:
 
 
 def deepest_node(node: Node, path: Sequence[str | int]) -> tuple[Node, int]:
-    """Return the deepest existing node on the way to `path`, and how many steps of the path exist."""
+    """Return the deepest existing node on the way to `path`, and how many steps of the path exist: len(path) if all do."""
     for depth, step in enumerate(path):
         children = node.value
         if isinstance(children, dict) and str(step) in children:
@@ -85,7 +85,7 @@ def deepest_node(node: Node, path: Sequence[str | int]) -> tuple[Node, int]:
 
 
 def node_at(node: Node, path: Sequence[str | int]) -> Node | None:
-    """Return the node at `path`, or None."""
+    """Return the node at `path`, such as ("data", "train", 0), or None where there is none."""
     deepest, depth = deepest_node(node, path)
     return deepest if depth == len(path) else None
 
@@ -135,7 +135,7 @@ def sets(stage: Node, path: Sequence[str]) -> bool:
 
 
 def leaves(value: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
-    """Yield every scalar (and empty container) of plain data with its path, in order."""
+    """Yield (path, value) of every scalar and empty container in plain data, in order."""
     if isinstance(value, dict) and value:
         for key, child in value.items():
             yield from leaves(child, (*path, key))

@@ -15,7 +15,7 @@ Kind = TypeVar("Kind")
 
 
 def offered(group: str) -> list[EntryPoint]:
-    """Return the entry points of a group, in the order in which packages were found."""
+    """Return what installed packages offer in the entry point group `group`, such as "plait.families", in the order found."""
     return list(entry_points(group=group))
 
 

@@ -41,7 +41,7 @@ class Resolved:
 
 
 def folder(text: str | None) -> Path | None:
-    """Return the path of a folder setting with `~` expanded; None for None."""
+    """Return a setting that names a folder as a path with `~` expanded; None if it is not set."""
     return None if text is None else Path(text).expanduser()
 
 

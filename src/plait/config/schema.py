@@ -38,13 +38,13 @@ Share = Annotated[Float, Field(ge=0, lt=1)]
 
 
 class Section(BaseModel):
-    """A section of settings: strict in types, frozen, and without unknown keys."""
+    """Base of all sections of settings: strict in types, frozen, and without unknown keys."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False, validate_by_alias=True, validate_by_name=True)
 
 
 class ModelSection(BaseModel):
-    """Base of a family's `model:` section: frozen, and without unknown keys."""
+    """Base of each model family's `model:` section: frozen, and without unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -59,7 +59,7 @@ class ModelSection(BaseModel):
 
 
 class Template(Section):
-    """The conversation made of a record: format strings over the record's fields, such as "What is this? {label}"."""
+    """Format strings that make a conversation of a record's fields, such as "What is this? {label}". None: no such turn."""
 
     system: str | None = Field(default=None, description="system text of every conversation")
     user: str | None = Field(default=None, description="the question")
@@ -67,7 +67,7 @@ class Template(Section):
 
 
 class Source(Section):
-    """One source of samples. Whether its kind needs `path` or `name` is in the rules of the kind (source_rules.py)."""
+    """One source of samples (a data set). Whether its kind needs `path` or `name` is in the rules of the kind (source_rules.py)."""
 
     source: str = Field(description="the kind: shards, folder, jsonl, datasets, dataset, latents, nlvr, scenes, or one of another package")
     path: str | None = Field(default=None, description="file, folder or pattern on disk")
@@ -181,7 +181,7 @@ class Optim(Section):
 
     @property
     def own_clips(self) -> dict[str, float]:
-        """Largest gradient norms of the components that are clipped separately, by name."""
+        """The largest gradient norm of each component that is clipped by its own norm: {"vision": 1.0}."""
         return {name: component.grad_clip for name, component in self.components.items() if component.grad_clip is not None}
 
 

@@ -41,7 +41,7 @@ def looks_secret(name: str) -> bool:
 
 
 def refusal(location: str, path: str, value: str = "") -> PlaitError:
-    """Return the error that names the environment variable in which the secret at `path` belongs. It does not hold `value`."""
+    """Return the PlaitError for a secret at `path`: it names the environment variable to use, and does not repeat `value`."""
     last = "hf" if re.search(r"hf_\w{20}", value) else path.lower()
     variable = "WANDB_API_KEY" if "wandb" in last else "HF_TOKEN" if re.search(r"hf|hub|hugging|(^|\.)token$", last) else None
     where = f"the environment variable {variable}" if variable else "the environment (HF_TOKEN, WANDB_API_KEY)"

@@ -43,7 +43,7 @@ def _value(values: Mapping[str, Any], path: str) -> Any:
 
 
 def as_json(value: Any) -> str:
-    """Return a value on one line, as it would be written in a file."""
+    """Return a value as JSON on one line."""
     return json.dumps(value, ensure_ascii=False)
 
 

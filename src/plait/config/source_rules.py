@@ -11,7 +11,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class SourceRules:
-    """The part of a kind of source that can be checked before any file is opened."""
+    """What a kind of source accepts in its entry; checked before any file is opened."""
 
     name: str
     """What `source:` of an entry says."""

@@ -42,7 +42,8 @@ class Dialect:
 
     `recognise(tree, plait's top-level keys)` is true for a file in this dialect; it raises PlaitError for one that mixes it with plait's
     keys. `translate(tree, overrides, path of the file, plait's top-level keys)` raises PlaitError for an unknown key, which on the command
-    line may also be one of plait's. `scripts` are names given in place of a file; `open_script(name, words)` makes the tree of one.
+    line may also be one of plait's. `scripts`: names given in place of a file, such as `molmo/captioner`; `open_script(name, words)` makes
+    the tree of one.
     """
 
     name: str

@@ -104,7 +104,7 @@ def _open(data: bytes) -> Image.Image:
 
 
 def size(data: bytes) -> tuple[int, int]:
-    """Return width and height of an image file, upright as `decode_rgb` gives it, from its header. Raises BadSample for no image."""
+    """Return (width, height) of an encoded image from its header, after EXIF rotation. Raises BadSample for what is no image."""
     try:
         with Image.open(io.BytesIO(data)) as image:
             turned = image.getexif().get(_ORIENTATION, 1) in _SIDEWAYS

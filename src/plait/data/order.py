@@ -103,7 +103,7 @@ class Order:
         self._memo: tuple[int, list[SampleId]] = (-1, [])  # replaced as a whole: several threads may call `ids`
 
     def ids(self, step: int) -> list[SampleId]:
-        """Return the `global_batch` samples of `step`. Batches run across epoch borders: none is short and no sample is dropped."""
+        """Return the `global_batch` samples of `step` (from 0). Batches run across epoch borders: none is short, no sample is dropped."""
         number, start = divmod(step, self._steps_at_once)
         memo = self._memo
         if memo[0] != number:

@@ -58,7 +58,7 @@ def check_marks(conversation: list[dict[str, str]], images: int) -> None:
 
 
 def check_template(template: Template, fields: Mapping[str, Any]) -> None:
-    """Raise PlaitError if the template cannot be filled from a record that has `fields`; done once, before the run."""
+    """Raise PlaitError if the template names a field that is not in `fields`, those of a first record; done once, before the run."""
     for role, pattern in patterns(template):
         for name in _placeholders(pattern, role) if pattern is not None else ():
             if name not in fields:

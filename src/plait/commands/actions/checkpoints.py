@@ -134,7 +134,7 @@ def diff(a: str, b: str) -> None:
 
 
 def distance(before: list[Tensor], after: list[Tensor]) -> tuple[float, float]:
-    """Return |after - before| / |before| over all tensors together, in float64, and the largest change of one value."""
+    """Return (|after - before| / |before| over all tensors together, the largest change of one value), computed in float64."""
     changes = [(b.double() - a.double()) for a, b in zip(before, after, strict=True)]
     moved = sum(float(change.square().sum()) for change in changes) ** 0.5
     size = sum(float(value.double().square().sum()) for value in before) ** 0.5

@@ -72,7 +72,7 @@ def examine(resolved: Resolved | None, folder: Path) -> None:
 
 
 def check(resolved: Resolved | None, folder: Path, ranks: Ranks) -> Iterator[Finding]:
-    """Yield the findings of this rank, in the same order on every rank, because some checks are collectives."""
+    """Yield the findings of all checks on this rank, in the same order on every rank, because some checks are collectives."""
     yield from versions(importlib.metadata.requires("plait") or [])
     yield device(ranks)
     yield reach(ranks)
@@ -104,7 +104,7 @@ def versions(requirements: list[str], installed: Callable[[str], str] = importli
 
 
 def device(ranks: Ranks) -> Finding:
-    """Check that there are GPUs enough for the ranks of this machine."""
+    """Check that this machine has as many GPUs as ranks; without any GPU, report that the CPU is used."""
     if not torch.cuda.is_available():
         built = "" if torch.version.cuda else " (this torch is built without CUDA)"
         return Finding("devices", f"no GPU{built}: everything runs on {os.cpu_count()} processors")
@@ -117,7 +117,7 @@ def device(ranks: Ranks) -> Finding:
 
 
 def reach(ranks: Ranks) -> Finding:
-    """Check that ranks reach each other, through the host and between GPUs."""
+    """Check that ranks reach each other: through gloo on the host, through NCCL between GPUs."""
     backends = "gloo" if dist.is_gloo_available() else "no gloo"
     if torch.cuda.is_available():
         nccl_version: Callable[[], tuple[int, ...]] = torch.cuda.nccl.version
@@ -141,7 +141,7 @@ def reach(ranks: Ranks) -> Finding:
 
 
 def clocks(ranks: Ranks) -> Finding:
-    """Check that the clocks of all ranks agree."""
+    """Check that the clocks of all ranks agree within a second."""
     ranks.barrier()
     times = ranks.gather(time.time())
     skew_s = max(times) - min(times)
@@ -240,7 +240,7 @@ def weights(resolved: Resolved) -> Iterator[Finding]:
 
 
 def data(resolved: Resolved) -> Finding:
-    """Check that the training data of all stages opens."""
+    """Check that the training data of all stages opens, and report the number of samples."""
     try:
         counts = [len(source) for view in resolved.stages for source in open_training(view.config).sources]
     except PlaitError as error:

@@ -75,7 +75,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One bench on one checkpoint: what is measured, on which samples, and where the results go."""
+    """One bench on one checkpoint: what is measured (`entry`), on which samples, and the folder for the results."""
 
     path: Path
     checkpoint: Checkpoint
@@ -102,7 +102,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Result:
-    """Figures of a bench, and its rows of answers (none for the loss)."""
+    """The figures of a bench by name, and its rows (one per answer; none for the loss)."""
 
     figures: Mapping[str, float]
     rows: Sequence[Row] = ()

@@ -1,4 +1,4 @@
-"""The action of `plait data index`: make the offset indices of tar shards, and list what is in each shard."""
+"""The action of `plait data index`: make the offset indices by which tar shards are read at random, and list what is in each shard."""
 
 import logging
 from pathlib import Path

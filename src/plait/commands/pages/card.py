@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 Text = Sequence[tuple[str, bool]]
-"""Runs of text, each with whether it is marked."""
+"""A text as (string, whether it is marked) pieces, called runs."""
 
 CARD_PX, PADDING_PX = 380, 14  # width of a card, and the space inside its border
 PICTURES_PX = (CARD_PX - 2 * PADDING_PX, 420)  # width and height that all pictures of a card share
@@ -69,7 +69,7 @@ def picture_sizes(pictures: Sequence[np.ndarray]) -> list[str]:
 
 
 def fit_pictures(pictures: Sequence[np.ndarray]) -> tuple[int, float]:
-    """Return the number of columns for the pictures of a card, and their common scale: a whole number, or less than 1.
+    """Return the number of columns in which a card shows its pictures, and their common scale: a whole number, or less than 1.
 
     As many columns as still show them at three quarters of the best scale, and not shrunk needlessly, so that rows stay together.
     """

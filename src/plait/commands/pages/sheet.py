@@ -29,7 +29,7 @@ _RIGHT, _WRONG = "#1a7f43", "#c62f2f"
 _PLAIN_FONT = frozenset(map(chr, range(32, 127))) | set("·…“”‘’±£§")
 
 Line = list[tuple[str, bool]]
-"""Runs of text on one line, each with whether it is marked."""
+"""One line of text as (string, whether it is marked) pieces."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class _Layout:
 
 
 def draw_sheet(title: str, lines: Sequence[str], cards: Sequence[Card]) -> Image.Image:
-    """Return the contact sheet: `title`, the `lines` below it, then the cards in rows of at most four."""
+    """Draw the contact sheet: `title`, the `lines` of text below it, then the cards in rows of at most four."""
     columns = -(-len(cards) // -(-len(cards) // _COLUMNS_MAX))  # rows of equal length, as far as possible
     layouts = [_lay_out(card) for card in cards]
     rows = [layouts[start : start + columns] for start in range(0, len(layouts), columns)]

@@ -137,7 +137,7 @@ def _tensors(group: str, a: Path, b: Path) -> Line:
 
 
 def tensor_differences(in_a: Mapping[str, Tensor], in_b: Mapping[str, Tensor]) -> Iterator[str]:
-    """Yield a line for each tensor that only one run has or that differs in any bit.
+    """Yield a line for each tensor (by name) that only one of two checkpoints has, or that differs in any bit.
 
     The optimizer's step counts come first, because they show whose moments were lost.
     """

@@ -1,7 +1,8 @@
 """The action of `plait prove`: run a configuration straight and with kills at random moments, and compare the two runs bit by bit.
 
-The configuration is the user's, shortened (smoke_config.py). Each generation is a process of `plait train` (launch.py), which is watched
-through its heartbeat and ended in one of three ways: SIGKILL, SIGTERM, or the death of a data worker. The comparison is in compare.py.
+Straight means undisturbed. The configuration is the user's, shortened (smoke_config.py). Each generation is a process of `plait train`
+(launch.py), which is watched through its heartbeat and ended in one of three ways: SIGKILL, SIGTERM, or the death of a data worker. The
+comparison is in compare.py.
 """
 
 import logging

@@ -1,7 +1,8 @@
 """The flags of the Molmo training guide, such as `--optimizer.learning_rate=3e-6`, that follow a launch script's name and words.
 
-FLAGS holds the kind of every flag and plait's path; flags whose meaning depends on each other are translated by functions. A value that no
-flag gives is that of the stage's preset. Plait's own settings may be given beside the flags.
+`tree` is the configuration as nodes, which know where they were written; `overrides` are the command line's settings. FLAGS holds the kind
+of every flag and plait's path; flags whose meaning depends on each other are translated by functions. A value that no flag gives is that
+of the stage's preset. Plait's own settings may be given beside the flags.
 """
 
 import difflib

@@ -1,7 +1,8 @@
 """The flat JSON dialect of the Gemma-and-Cosmos trainer: one level of keys, in the vocabulary of Hugging Face's Trainer.
 
-KEYS holds the kind of every key, the value that its trainer takes when it is absent, and plait's path. Keys whose meaning depends on each
-other (freeze flags, batch sizes, evaluation, data) are translated by functions; NO_MEANING gives the reason for keys without one here.
+A dialect is another trainer's format of configurations. KEYS holds the kind of every key, the value that its trainer takes when it is
+absent, and plait's path. Keys whose meaning depends on each other (freeze flags, batch sizes, evaluation, data) are translated by
+functions; NO_MEANING gives the reason for keys without one here.
 """
 
 import re

@@ -1,7 +1,8 @@
 """The nested YAML dialect of the original NanoDiT plan: sections model, training, data, sampling, validation, checkpoint.
 
-KEYS holds the kind of every key, the value of the author's plan (the default of an absent key) and plait's path. Keys whose meaning
-depends on each other (batch sizes, the optimizer's type, shards, validation) are translated by functions. Every key has an effect.
+A dialect is another trainer's format of configurations. KEYS holds the kind of every key, the value of the author's plan (the default of
+an absent key) and plait's path. Keys whose meaning depends on each other (batch sizes, the optimizer's type, shards, validation) are
+translated by functions. Every key has an effect.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -38,7 +38,7 @@ class IndexHead:
 
 
 def cache_folder(cache: str | Path | None) -> Path:
-    """Return the configured cache folder, or the user's: $PLAIT_CACHE, else ~/.cache/plait."""
+    """Return the folder of cached files: `cache` if it is set, else $PLAIT_CACHE, else ~/.cache/plait."""
     return Path(cache or os.environ.get("PLAIT_CACHE") or "~/.cache/plait").expanduser()
 
 

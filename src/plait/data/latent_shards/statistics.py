@@ -37,7 +37,7 @@ class Moments:
         return cls(np.zeros(channels), np.zeros(channels))
 
     def add(self, latent: np.ndarray) -> None:
-        """Add one latent (C, H, W)."""
+        """Add the values of one latent (C, H, W) to the sums."""
         values = latent.astype(np.float64).reshape(len(latent), -1)
         self.sum += values.sum(1)
         self.squares += (values * values).sum(1)

@@ -1,7 +1,9 @@
 """Build a set of bucketed latent shards from pictures with captions: crop, encode, write, measure. sources/latents.py reads them.
 
-Every shard is a pure function of (source, request, encoders, its positions), so a build that was killed continues where it was, and ends
-in the same bytes as one that was not. Work in progress is in `.building/` of the set; `metadata.json`, written last, makes it complete.
+A bucket is a crop size; a shard is a tar file of up to 1,000 samples of one bucket, each with its VAE latents, text states and image
+vector. Every shard is a pure function of (source, request, encoders, its positions), so a build that was killed continues where it was,
+and ends in the same bytes as one that was not. Work in progress is in `.building/` of the set; `metadata.json`, written last, makes it
+complete.
 """
 
 import fcntl

@@ -64,7 +64,7 @@ class Loader:
         self._workers: Workers | None = None
 
     def __iter__(self) -> Iterator[StepBatch]:
-        """Yield the steps in order. Raises whatever a worker raised, and PlaitError when a worker process dies."""
+        """Yield a StepBatch per step, in order. Raises whatever a worker raised, and PlaitError when a worker process dies."""
         self.close()
         workers = self._workers = self._start_workers()
         ahead = max(self._prefetch, workers.lookahead)

@@ -86,7 +86,7 @@ class MicroBatchBuilder:
         raise PlaitError(f"{name}: sample {bad[0][1]} and {_ATTEMPTS - 1} replacements in a row are bad; the first: {bad[0][2]}")
 
     def collate(self, examples: Sequence[Example], padding: bool) -> MicroBatch:
-        """Collate examples. A padding micro-batch lists nothing as bad: another rank owns the sample that it repeats."""
+        """Make a micro-batch of encoded examples. `padding`: another rank owns the sample that it repeats, so nothing is listed as bad."""
         ids = [example.id for example in examples]
         try:
             batch = self.inputs.collate([example.value for example in examples])

@@ -56,7 +56,7 @@ def order_of(sources: Sequence[Source], weights: Sequence[float], seed: int, glo
 
 
 def batches_of(ids: Sequence[SampleId], sources: Sequence[Source], batch: int) -> list[list[SampleId]]:
-    """Group a fixed list of held-out samples into batches of at most `batch`, each of one bucket, in the order of their first samples.
+    """Group the ids of held-out samples into batches of at most `batch`, each of one bucket, in the order of their first samples.
 
     Without buckets the list is sliced as it is.
     """

@@ -1,9 +1,9 @@
-"""The kind `dataset`: a dataset that the family knows by name, or a user's class, named `module:Class` or `path/to/file.py:Class`.
+"""The kind of source `dataset`: one that the model family knows by name, or a user's class, `module:Class` or `path/to/file.py:Class`.
 
 A user's class has `load()` and `get(idx, rng)`. What `load()` returns becomes the object's `data` (None: it has set it itself);
 `len(object)`, else `len(data)`, is the size. `get` returns `image` (a Pillow image, an array, a path, bytes, or a list of them; none for
-text) and `messages` of {"role", "content"}, or several `annotations` of them; `style`, `weight` and anything else become fields. `rng` is a
-numpy RandomState that only depends on the run's seed, the sample and its epoch.
+text) and `messages` of {"role", "content"}, or several `annotations` of them; `style`, `weight` and anything else become fields. `rng` is
+a numpy RandomState that only depends on the run's seed, the sample and its epoch.
 """
 
 import difflib

@@ -19,7 +19,7 @@ Catalogue = Callable[[Entry, str], Source]
 
 @dataclass(frozen=True)
 class Opening:
-    """What a source is opened with besides its entry: the run's settings and what the source is used for."""
+    """What a source is opened with besides its own settings (the entry): the run's settings, and what it is used for."""
 
     seed: int
     split: str

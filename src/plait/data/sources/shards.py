@@ -221,9 +221,9 @@ class Indexed:
 
 
 def index_files(pattern: str, *, cache: str | Path | None = None, rebuild: bool = False) -> list[Indexed]:
-    """Make the index of every shard that `pattern` names (every split of a folder), and return what is in each.
+    """Make the missing index of every shard that `pattern` names, of all splits, and return what is in each shard.
 
-    Raises PlaitError for a pattern without files and for a damaged shard.
+    `rebuild`: make all anew. Raises PlaitError for a pattern without files and for a damaged shard.
     """
     rows = []
     for path in paths.files(pattern, ".tar", split=None, default_split=""):

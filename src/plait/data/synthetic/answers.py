@@ -1,4 +1,4 @@
-"""Scoring of free-form answers to questions about scenes: right or wrong, by rules, from the truth in the sample's fields.
+"""Scoring of free-form answers to questions about scenes (drawn pictures): right or wrong, by rules, from the truth in a sample's fields.
 
 Case, punctuation, articles and filler words do not matter; digits and number words are equal. An answer that names two colours, two counts
 or two sides where one is asked for is wrong, whichever of them is right. No model is involved.
@@ -35,7 +35,7 @@ def score(answer: str, fields: Fields) -> bool:
 
 
 def can_score(fields: Fields) -> bool:
-    """Return whether a sample's fields contain a known task and its truth, as those of Scenes and Nlvr do."""
+    """Return whether `fields` hold a known `task` and its `truth`, so that `score` can be called with them."""
     task = fields.get("task")
     return "truth" in fields and isinstance(task, str) and task in _SCORERS and ("objects" in fields or _SCORERS[task] is _verdict)
 

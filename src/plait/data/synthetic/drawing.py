@@ -36,7 +36,7 @@ def render(scene: Scene, frame: float = 0, *, supersample: int = 3, trails: bool
 
 
 def encode(picture: Image.Image, form: Literal["png", "jpeg"]) -> bytes:
-    """Encode a picture as the bytes of a file. PNG is exact; JPEG (quality 92, full chroma) is smaller and slightly blurred."""
+    """Return the picture as the bytes of a file. PNG is exact; JPEG (quality 92, full chroma) is smaller and slightly blurred."""
     file = io.BytesIO()
     if form == "png":
         picture.save(file, "PNG", compress_level=1)

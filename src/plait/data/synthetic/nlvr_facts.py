@@ -25,7 +25,7 @@ Items = Sequence[Item]
 
 
 class Draw(NamedTuple):
-    """Random choices of facts and wordings. `plain`: fewer kinds of facts, always in the first of their wordings."""
+    """A source of random choices of facts and wordings. `plain`: fewer kinds of facts, always in the first of their wordings."""
 
     rng: np.random.Generator
     plain: bool = False

@@ -1,9 +1,8 @@
-"""Captions of scenes, and questions about them with exactly one right answer.
+"""Captions of scenes (drawn pictures of coloured shapes), and questions about them with exactly one right answer.
 
 Questions are unambiguous: an object is named by words that fit it alone, and a side is asked for only where the distance exceeds a margin.
 Where no such question of a task exists, `ask` returns None and the caller draws another scene. The answer is drawn before the question, so
-that left and right, yes and no, and the counts are equally frequent.
-Not: pictures (drawing.py), or the scoring of answers (answers.py).
+that left and right, yes and no, and the counts are equally frequent. Not: pictures (drawing.py), or the scoring of answers (answers.py).
 """
 
 from collections import Counter
@@ -140,7 +139,7 @@ def facing(a: SceneObject, b: SceneObject) -> str | None:
 
 
 def halves(x: float, y: float, radius: float, width: int, height: int) -> tuple[str | None, str | None]:
-    """Return the halves of the picture that a point is in, ("left" | "right", "top" | "bottom").
+    """Return the halves of a picture of width x height that a point (x, y) is in, such as ("left", "top").
 
     Each is None within a margin of the middle line: 8 % of the side, or half the radius if that is more.
     """

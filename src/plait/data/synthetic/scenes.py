@@ -109,7 +109,7 @@ class SceneOptions(BaseModel):
 
 
 def largest_radius(width: int, height: int, count: int) -> float:
-    """Return the largest radius, in pixels, of objects in a scene of `count`.
+    """Return the largest radius, in pixels, of objects in a scene of `count` objects on width x height pixels.
 
     At most a fifth of the shorter side, and small enough that a grid of `count` cells always fits.
     """
@@ -121,10 +121,10 @@ def largest_radius(width: int, height: int, count: int) -> float:
 
 
 def held_out(colours: Sequence[str], shapes: Sequence[str], holdout: float | tuple[str, ...]) -> frozenset[tuple[str, str]]:
-    """Return the pairs of colour and shape that training never shows or names.
+    """Return the (colour, shape) pairs that training never shows or names, to test generalisation.
 
-    `holdout`: the pairs, or their share; a share picks them by hash, whatever the seed, and leaves every word in use. Raises ValueError for
-    pairs that are not in use, and for a holdout that leaves nothing to train on.
+    `holdout`: the pairs ("red circle"), or their share; a share picks them by hash, whatever the seed, and leaves every word in use.
+    Raises ValueError for pairs that are not in use, and for a holdout that leaves nothing to train on.
     """
     pairs = [(colour, shape) for colour in colours for shape in shapes]
     if isinstance(holdout, tuple):
