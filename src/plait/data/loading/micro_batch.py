@@ -30,7 +30,7 @@ class Inputs(Protocol):
 
 
 class Bad(NamedTuple):
-    """A sample that could not be used, the reason, and the sample that took its place. Listed in the run's log."""
+    """A sample that could not be used, the reason, and the sample that took its place. Listed in the run's quarantine.jsonl."""
 
     id: SampleId
     name: str
