@@ -1,4 +1,7 @@
-"""The command line: a table of commands, and how a line is parsed and its errors are told. Each command's own file declares the rest."""
+"""The command line: a table of commands (verbs such as `train`), and how arguments are parsed and errors printed.
+
+Each command's own file, in commands/, declares its options and says what it runs.
+"""
 
 import argparse
 import difflib
@@ -39,10 +42,10 @@ INTERRUPTED = 130
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, with errors like all others of plait: one line, without the usage, which help shows."""
+    """An argparse parser that raises PlaitError, one line, instead of printing the usage and exiting."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise what is wrong, as PlaitError; for an unknown choice, with the nearest one."""
+        """Raise `message` as PlaitError; for an unknown choice it names the nearest known one, or all of them."""
         if choice := re.fullmatch(r"argument (\S+): invalid choice: '(.*?)' \(choose from (.*)\)", message):
             known = re.findall(r"[\w-]+", choice[3])
             near = difflib.get_close_matches(choice[2], known, 1)
@@ -51,7 +54,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command. Exit codes: 0 done, 2 a PlaitError in one line on standard error, 130 interrupted."""
+    """Run one command (None: sys.argv). Returns 0 when done, a PlaitError's `exit_code` (its text is printed), 130 if interrupted."""
     reporter.install(*plugins.packages())
     try:
         parsed = parse(sys.argv[1:] if arguments is None else arguments)
@@ -69,7 +72,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse(arguments: Sequence[str]) -> Arguments:
-    """Split a command line into a verb's arguments and its `--a.b=value` settings. Raises PlaitError for what is neither."""
+    """Parse a command line. Raises PlaitError for what is neither an option of the command nor a setting `--a.b=value`.
+
+    Returns the command's options and `command`, `overrides` (settings, such as "optim.lr=3e-6"), `typed` (all arguments) and `words`
+    (positional arguments of a training script's own).
+    """
     parser = build_parser()
     parsed, rest = parser.parse_known_args(arguments)
     parsed.typed, parsed.words = list(arguments), []
@@ -87,7 +94,7 @@ def parse(arguments: Sequence[str]) -> Arguments:
 
 
 def build_parser() -> Parser:
-    """Make the parser of every verb, those of other packages included. Raises PlaitError for one of these that cannot be loaded."""
+    """Build the parser of all commands, those of other packages included. Raises PlaitError for one of these that cannot be loaded."""
     parser = Parser("plait", description="Train multimodal models in stages; stop anywhere, continue exactly.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"plait {__version__}")
     verbs = parser.add_subparsers(metavar="VERB", required=True)

@@ -1,4 +1,4 @@
-"""Files appear whole or not at all: written beside, flushed to disk, then renamed (STYLE 14)."""
+"""Write files so that they appear whole or not at all: written beside the target, flushed to disk, then renamed (STYLE 14)."""
 
 import contextlib
 import json
@@ -29,17 +29,17 @@ def write_whole(path: Path, body: bytes | str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON with a final newline, as `write_whole` does."""
+    """Write `value` as indented JSON with a final newline; a reader sees the old file or the new one, never a part."""
     write_whole(path, json_text(value))
 
 
 def json_text(value: Any) -> str:
-    """Return the text that `write_json` writes for this value."""
+    """Return the text that `write_json` writes for `value`: indented JSON and a newline."""
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames inside `folder` survive a power cut."""
+    """Flush `folder` to disk (fsync), so that renames inside it survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -49,7 +49,7 @@ def sync_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """Yield a folder to fill, renamed to `target` when the block ends, and removed when it raises."""
+    """Yield a temporary folder to fill; it is renamed to `target` when the `with` block ends, and removed when the block raises."""
     beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     beside.mkdir(parents=True)
     try:
@@ -61,7 +61,7 @@ def new_folder(target: Path) -> Iterator[Path]:
 
 
 def copy_folder(source: Path, target: Path) -> None:
-    """Copy a folder to where nothing is yet: whole or not at all."""
+    """Copy the folder `source` to `target`, which must not exist yet. A copy that fails leaves no `target`."""
     beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -73,7 +73,7 @@ def copy_folder(source: Path, target: Path) -> None:
 
 
 def xxh3(path: Path) -> str:
-    """Return the file's xxh3-64 in 16 hex digits (about 15 GB/s: far cheaper than reading the disk)."""
+    """Return a file's content hash, xxh3-64 in 16 hex digits (about 15 GB/s: far cheaper than reading the disk)."""
     digest = xxhash.xxh3_64()
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
@@ -82,14 +82,14 @@ def xxh3(path: Path) -> str:
 
 
 def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Append JSON rows to a `.jsonl` file in one write."""
+    """Append each of `rows` as one JSON line to a `.jsonl` file, all in one write. Creates the file and its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a `.jsonl` file, oldest first; a last line cut short by a kill is left out. No file, no rows."""
+    """Return the rows of a `.jsonl` file as dicts, oldest first, without a last line that was cut short; [] if there is no file."""
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         try:
@@ -100,7 +100,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def keep_rows(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
-    """Remove the rows of a `.jsonl` file that `wanted` does not accept; the others stay as they were written."""
+    """Remove the rows of a `.jsonl` file for which `wanted(row)` is false, and a last line that was cut short. No file: do nothing."""
     if path.is_file():
         text = path.read_text(encoding="utf-8")
         lines = text.splitlines(keepends=True)

@@ -1,4 +1,4 @@
-"""Command-line arguments that several verbs share."""
+"""Command-line arguments that several verbs (sub-commands such as `train` and `eval`) share."""
 
 import argparse
 from pathlib import Path
@@ -15,28 +15,29 @@ SPEC = "RUN, RUN@STEP, RUN/STAGE, RUN/STAGE@best or a step folder"
 
 
 def positive(text: str) -> int:
-    """Parse a whole number from 1. Raises argparse.ArgumentTypeError for anything else."""
+    """Parse an option that is a whole number from 1. Raises argparse.ArgumentTypeError for anything else."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
     return int(text)
 
 
 def add_checkpoint(parser: Parser) -> None:
-    """Add the positional argument of verbs that look at one checkpoint."""
+    """Add `checkpoint`, the positional argument of verbs (commands) that look at one checkpoint."""
     parser.add_argument("checkpoint", type=Path, help=CHECKPOINT)
 
 
 def add_weights(parser: Parser) -> None:
-    """Add the choice between averaged weights, the last ones, and an average of another length."""
+    """Add `--raw` (the last weights) and `--ema-length` (an average of another length); without either the averaged weights are used."""
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--raw", action="store_true", help="use the last weights, not their average")
     which.add_argument("--ema-length", type=float, metavar="SHARE", help="an average of this length, made of what optim.ema.post_hoc kept")
 
 
 def spread(arguments: Arguments, max_restarts: int | None = None, shutdown_timeout_s: int | None = None) -> None:
-    """Replace this process by torchrun with `--nproc` ranks of the same command; return where `--nproc` is not given.
+    """Replace this process by torchrun with `--nproc` ranks of the same command; without `--nproc` do nothing.
 
-    Raises PlaitError for options of torchrun without `--nproc`, and for `--nproc` on a rank of torchrun.
+    `max_restarts`, `shutdown_timeout_s`: passed to torchrun. Raises PlaitError for these without `--nproc`, and for `--nproc` on a rank of
+    torchrun.
     """
     if arguments.nproc is not None:
         launch.exec_torchrun(arguments.nproc, max_restarts or 0, shutdown_timeout_s, arguments.typed)

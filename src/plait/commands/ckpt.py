@@ -7,60 +7,60 @@ from plait.commands.command import Arguments, Command, Parser
 
 
 def declare_path(parser: Parser) -> None:
-    """Add the argument of `inspect` and `verify`."""
+    """Add the `path` argument of `inspect` and `verify` to their parser."""
     parser.add_argument("path", type=Path, help=CHECKPOINT)
 
 
 def run_inspect(arguments: Arguments) -> None:
-    """Print the content of the newest checkpoint under a path."""
+    """Print the content of the newest checkpoint under the given path."""
     from plait.commands.actions import checkpoints
 
     checkpoints.inspect(arguments.path)
 
 
 def run_verify(arguments: Arguments) -> None:
-    """Hash every file of every checkpoint under a path."""
+    """Check every file of every checkpoint under the given path against its stored hash."""
     from plait.commands.actions import checkpoints
 
     checkpoints.verify(arguments.path)
 
 
 def declare_consolidate(parser: Parser) -> None:
-    """Add the arguments of `consolidate`."""
+    """Add the arguments of `consolidate` to its parser."""
     parser.add_argument("checkpoint", help=SPEC)
     parser.add_argument("out", type=Path, metavar="DIR", help="a new folder")
     parser.add_argument("--last", action="store_true", help="the last weights, not the averaged ones")
 
 
 def run_consolidate(arguments: Arguments) -> None:
-    """Write the full weights of a checkpoint, however many ranks wrote its files."""
+    """Write the full weights of a checkpoint into a new folder, however many ranks wrote its files."""
     from plait.commands.actions import checkpoints
 
     checkpoints.consolidate(arguments.checkpoint, arguments.out, averaged=not arguments.last)
 
 
 def declare_ema(parser: Parser) -> None:
-    """Add the arguments of `ema`."""
+    """Add the arguments of `ema` to its parser."""
     declare_path(parser)
     parser.add_argument("--length", type=float, required=True, metavar="SHARE", help="of the run, such as 0.07; at most 0.288")
     parser.add_argument("--out", type=Path, help="folder (default: RUN/averages/length-SHARE-step-N)")
 
 
 def run_ema(arguments: Arguments) -> None:
-    """Write weights averaged over a share of the run."""
+    """Write weights averaged over a share of the run, made of the averages that its checkpoints kept."""
     from plait.commands.actions import checkpoints
 
     checkpoints.ema(arguments.path, arguments.length, arguments.out)
 
 
 def declare_diff(parser: Parser) -> None:
-    """Add the arguments of `diff`."""
+    """Add the arguments of `diff`, the two checkpoints, to its parser."""
     for name in ("a", "b"):
         parser.add_argument(name, metavar=name.upper(), help=SPEC)
 
 
 def run_diff(arguments: Arguments) -> None:
-    """Print how far the weights moved from A to B."""
+    """Print how far the weights moved from checkpoint A to checkpoint B, and what else differs."""
     from plait.commands.actions import checkpoints
 
     checkpoints.diff(arguments.a, arguments.b)

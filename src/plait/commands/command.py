@@ -1,6 +1,7 @@
-"""The declaration of a verb of the command line: its words, help, arguments and function. Each other file in this folder is one verb.
+"""The declaration of a verb (sub-command) of the command line: its words, help, arguments and function.
 
-A verb's file imports nothing heavy at the top, so that help and errors appear at once; its `run` imports what it needs.
+Each other file in this folder is one verb and ends in `COMMANDS`. It imports nothing heavy at the top, so that help and errors appear at
+once; its `run` imports what it needs.
 """
 
 import argparse
@@ -18,10 +19,10 @@ OVERRIDES = "Settings of the configuration are given as --a.b=value, for example
 
 @dataclass(frozen=True)
 class Command:
-    """One verb.
+    """One verb. `declare` adds its arguments to its argparse parser; `run` does its work with what was parsed.
 
-    `words`: `("train",)`, or `("data", "inspect")` for a verb of a group. `settings`: what `--name=value` means to the verb, shown
-    under its help; None where it takes none. `scripts`: whether its `config` may be a launch script, which takes words besides flags.
+    `words`: `("train",)`, or `("data", "inspect")` for a verb of a group. `settings`: what `--name=value` means to the verb, shown under
+    its help; None where it takes none. `scripts`: whether its `config` may be a launch script, which takes words besides flags.
     """
 
     words: tuple[str, ...]

@@ -12,12 +12,12 @@ log = logging.getLogger(__name__)
 
 
 def declare(parser: Parser) -> None:
-    """Add the verb's arguments."""
+    """Add the arguments of `plait config` to its parser."""
     parser.add_argument("config", type=Path, help=CONFIG)
 
 
 def run(arguments: Arguments) -> None:
-    """Print every value with its origin."""
+    """Print every setting with its value and where that comes from, such as a file and line."""
     log.info(render(open_checked(arguments.config, arguments.overrides, words=arguments.words)))
 
 

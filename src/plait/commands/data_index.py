@@ -1,15 +1,15 @@
-"""The verb `plait data index`: make the offset index of tar shards."""
+"""The verb `plait data index`: make the offset index of tar shards, by which samples are read at random."""
 
 from plait.commands.command import Arguments, Command, Parser
 
 
 def declare(parser: Parser) -> None:
-    """Add the verb's arguments."""
+    """Add the arguments of `plait data index` to its parser."""
     parser.add_argument("path", help="a shard, folder or pattern")
 
 
 def run(arguments: Arguments) -> None:
-    """Make and check the index of every shard."""
+    """Make the missing indices of the shards, check all of them, and print what is in each shard."""
     from plait.commands.actions import index_data
 
     index_data.index(arguments.path)

@@ -8,7 +8,7 @@ from plait.commands.command import OVERRIDES, Arguments, Command, Parser
 
 
 def declare(parser: Parser) -> None:
-    """Add the verb's arguments."""
+    """Add the arguments of `plait data inspect` to its parser."""
     parser.add_argument("config", type=Path, help=CONFIG)
     parser.add_argument("--samples", type=positive, default=12)
     parser.add_argument("--out", type=Path, default=Path("inspect"), help="folder for the picture and the page")
@@ -16,7 +16,7 @@ def declare(parser: Parser) -> None:
 
 
 def run(arguments: Arguments) -> None:
-    """Draw the first samples that the run takes."""
+    """Draw the first samples that the run would train on, or evaluate on, into the folder `--out`."""
     resolved = open_checked(arguments.config, arguments.overrides, words=arguments.words)
     from plait.commands.actions import inspect_data
 

@@ -7,7 +7,7 @@ from plait.commands.command import Arguments, Command, Parser
 
 
 def declare(parser: Parser) -> None:
-    """Add the verb's arguments."""
+    """Add the arguments of `plait data shard` to its parser."""
     parser.add_argument("source", help="a folder of pictures, a .jsonl, tar shards, or `scenes`")
     parser.add_argument("out", type=Path, nargs="?", help="folder of the set; the same command finishes a build that was stopped")
     parser.add_argument("--split", default="train", help="part of the source")
@@ -30,7 +30,7 @@ def declare(parser: Parser) -> None:
 
 
 def run(arguments: Arguments) -> None:
-    """Build the set, finish it, or measure one made elsewhere."""
+    """Build a set of shards, or finish one that was begun; with `--measure`, write metadata for a set made elsewhere."""
     from plait.commands.actions import shard_data
 
     if arguments.measure:

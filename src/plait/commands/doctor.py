@@ -9,13 +9,13 @@ from plait.errors import PlaitError
 
 
 def declare(parser: Parser) -> None:
-    """Add the verb's arguments."""
+    """Add the arguments of `plait doctor` to its parser."""
     parser.add_argument("config", type=Path, nargs="?", help="look at its weights and data too")
     parser.add_argument("--nproc", type=positive, help="ranks on this machine, to try how they reach each other")
 
 
 def run(arguments: Arguments) -> None:
-    """Make every check and print its result. Raises Unwell where something must be mended."""
+    """Make every check and print its result. Raises Unwell (exit code 1) where something must be mended."""
     resolved = open_checked(arguments.config, arguments.overrides) if arguments.config is not None else None
     if resolved is None and (other := [item for item in arguments.overrides if not item.startswith("run=")]):
         raise PlaitError(f"--{other[0]} is a setting of a configuration: plait doctor CONFIG --{other[0]}")

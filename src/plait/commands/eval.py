@@ -1,4 +1,4 @@
-"""The verb `plait eval`: measure a checkpoint on a bench."""
+"""The verb `plait eval`: measure a checkpoint on a bench, which is a metric on some data, such as `loss` or `vqa2:validation`."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from plait.families import registry
 
 
 def declare(parser: Parser) -> None:
-    """Add the verb's arguments."""
+    """Add the arguments of `plait eval` to its parser, with a switch for each variant that a model family offers."""
     add_checkpoint(parser)
     parser.add_argument(
         "--bench", required=True, help="loss, a bench of the family, or a dataset with its own rule: vqa2 or vqa2:validation"
@@ -28,7 +28,7 @@ def declare(parser: Parser) -> None:
 
 
 def run(arguments: Arguments) -> None:
-    """Measure, and write the figures, the answers and a page with pictures."""
+    """Measure the checkpoint, and write the figures, the answers and a page with pictures."""
     spread(arguments)
     from plait.commands.actions import evaluate
 

@@ -7,7 +7,7 @@ from plait.commands.command import Arguments, Command, Parser
 
 
 def declare(parser: Parser) -> None:
-    """Add the verb's arguments."""
+    """Add the arguments of `plait export` to its parser."""
     add_checkpoint(parser)
     parser.add_argument("out", metavar="DIR", type=Path, help="the new directory")
     parser.add_argument("--to", default="hf", help="hf: transformers (default); molmo: the published Molmo layout")
@@ -15,7 +15,7 @@ def declare(parser: Parser) -> None:
 
 
 def run(arguments: Arguments) -> None:
-    """Write the directory."""
+    """Write the checkpoint into the new directory, in the layout that `--to` names."""
     from plait.commands.actions import export
 
     export.export(arguments.checkpoint, arguments.out, arguments.to, averaged=not arguments.raw)

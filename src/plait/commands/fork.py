@@ -6,13 +6,13 @@ from plait.commands.command import OVERRIDES, Arguments, Command, Parser
 
 
 def declare(parser: Parser) -> None:
-    """Add the verb's arguments."""
+    """Add the arguments of `plait fork` to its parser."""
     parser.add_argument("start", metavar="RUN@STEP", help="or RUN, RUN/STAGE, RUN/STAGE@best, a step folder")
     parser.add_argument("new", type=Path, metavar="NEW", help="folder of the new run; `plait train NEW` continues it")
 
 
 def run(arguments: Arguments) -> None:
-    """Write the new run's directory."""
+    """Write the new run's directory: the checkpoint, and the old run's settings with those of the command line."""
     from plait.commands.actions import fork
 
     fork.fork(arguments.start, arguments.new, arguments.overrides)

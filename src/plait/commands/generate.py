@@ -7,14 +7,14 @@ from plait.commands.command import Arguments, Command, Parser
 
 
 def declare(parser: Parser) -> None:
-    """Add the verb's arguments."""
+    """Add the arguments of `plait generate` to its parser."""
     add_checkpoint(parser)
     parser.add_argument("--out", type=Path, help="folder for what is written")
     add_weights(parser)
 
 
 def run(arguments: Arguments) -> None:
-    """Let the checkpoint answer the prompt in text, or draw it to files, as its family does; show the answers or the files' names."""
+    """Generate text or pictures with the checkpoint, as its family does; print the answers, or the names of the files."""
     from plait.commands.actions import generate
 
     generate.generate(arguments.checkpoint, arguments.overrides, averaged=not arguments.raw, length=arguments.ema_length, out=arguments.out)

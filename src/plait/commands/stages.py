@@ -1,4 +1,4 @@
-"""The verb `plait stages`: list the stages of a run and how far each is."""
+"""The verb `plait stages`: list the stages (parts with settings of their own) of a run and how far each is."""
 
 from pathlib import Path
 
@@ -6,12 +6,12 @@ from plait.commands.command import Arguments, Command, Parser
 
 
 def declare(parser: Parser) -> None:
-    """Add the verb's arguments."""
+    """Add the arguments of `plait stages` to its parser."""
     parser.add_argument("run", type=Path, help="a run directory")
 
 
 def run(arguments: Arguments) -> None:
-    """Print a block per stage."""
+    """Print for each stage how far it is, why it ended, what it trains and its best figures."""
     from plait.commands.actions import stages
 
     stages.show(arguments.run)

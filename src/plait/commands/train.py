@@ -8,7 +8,7 @@ from plait.commands.command import OVERRIDES, Arguments, Command, Parser
 
 
 def declare(parser: Parser) -> None:
-    """Add the verb's arguments."""
+    """Add the arguments of `plait train` to its parser."""
     parser.add_argument("config", type=Path, help=CONFIG)
     parser.add_argument("--fresh", action="store_true", help="begin a new run, and refuse where there is one already")
     parser.add_argument("--restart", action="store_true", help="start over; the old run is kept aside")
@@ -20,7 +20,7 @@ def declare(parser: Parser) -> None:
 
 
 def run(arguments: Arguments) -> None:
-    """Train to the last planned step. Raises Paused where a signal asked for a stop."""
+    """Train to the last planned step. Raises Paused where a signal (such as SIGTERM) asked for a stop, after saving."""
     resolved = open_checked(arguments.config, arguments.overrides, words=arguments.words)
     spread(arguments, arguments.max_restarts, arguments.shutdown_timeout)
     from plait.training import run as training

@@ -1,4 +1,8 @@
-"""Conflicts between settings that are each legal alone (schema.py): checked before a run, each with its remedy."""
+"""Conflicts between settings that are each legal alone (schema.py): checked before a run, each with its remedy.
+
+A run is trained in stages, each with settings of its own. A source is one data set of `data.train`; its kind (`shards`, `jsonl`, ...) has
+rules.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +16,10 @@ Conflict = tuple[KeyPath, str]
 
 
 def conflicts(config: RunConfig, kinds: Mapping[str, SourceRules]) -> list[Conflict]:
-    """Return the conflicts between the settings of one stage. `kinds`: the rules of each kind of source by its name."""
+    """Return the conflicts between the settings of one stage, whose merged configuration is `config`; [] if it can be run.
+
+    `kinds`: the rules of every kind of source, by name.
+    """
     train, optim = config.train, config.optim
     result: list[Conflict] = []
     lengths = [name for name in LENGTH if getattr(train, name) is not None]
@@ -34,7 +41,7 @@ def conflicts(config: RunConfig, kinds: Mapping[str, SourceRules]) -> list[Confl
 
 
 def schedule_conflicts(optim: Optim, steps: int | None) -> list[Conflict]:
-    """Return the conflicts of warm-up and decay with each other, their units and the `steps` of the stage (None: not known yet)."""
+    """Return the conflicts in warm-up and decay of the learning rate. `steps`: length of the stage, None where it is not known yet."""
     schedule, units = optim.schedule, optim.schedule.units
     result: list[Conflict] = []
     other = "tokens" if units == "steps" else "steps"
@@ -111,7 +118,7 @@ def _data_conflicts(config: RunConfig, kinds: Mapping[str, SourceRules]) -> list
 
 
 def source_conflicts(source: Source, kinds: Mapping[str, SourceRules]) -> list[Conflict]:
-    """Return the conflicts of one source with the rules of its kind; their paths begin below the source."""
+    """Return how one source breaks the rules of its kind; each path begins below the source, such as ("options", "size")."""
     rules = kinds.get(source.source)
     if rules is None:
         return [(("source",), unknown_kind(source.source, list(kinds)))]

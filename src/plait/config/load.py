@@ -1,6 +1,7 @@
 """Load a file and the settings of a command line into one validated configuration per stage, each value with its origin.
 
-Values come from, in rising order: defaults, preset, file, stage, command line. Mappings merge, lists replace.
+A stage is a part of a run with settings of its own; a preset is a family's file of settings below the user's; a dialect is the format of
+another trainer. Values come from, in rising order: defaults, preset, file, stage, command line. Mappings merge, lists replace.
 """
 
 import functools
@@ -41,8 +42,8 @@ def load_config(
 ) -> Resolved:
     """Read, translate, merge and validate the configuration at `path`. Raises PlaitError, one line, for any error in it.
 
-    `model_config` returns the class of a family's `model:` section, `preset` the file of a family's preset; `sources` are the kinds
-    of source by name. `words`: those of a launch script, which `path` then names in place of a file.
+    `overrides`: settings such as "optim.lr=3e-6". `model_config(family)` returns the class of a family's `model:` section, `preset(family,
+    name)` the file of a preset; `sources`: the kinds of data source by name. `words`: those of a launch script, which `path` then names.
     """
     path = Path(path)
     typed = [Override.parse(text) for text in overrides]

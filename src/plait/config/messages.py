@@ -1,6 +1,7 @@
 """Validation errors of a configuration as one line of text: file, line, key, value, and the nearest legal name.
 
-Which values are legal is in schema.py, and which may not be combined in conflicts.py.
+`tree` is the configuration as nodes, values that know file and line; a path is the keys from its root to a value, ("optim", "lr"). Which
+values are legal is in schema.py, and which may not be combined in conflicts.py.
 """
 
 import difflib
@@ -38,19 +39,19 @@ _SHOWN_CHARACTERS = 60
 
 @dataclass(frozen=True)
 class Problem:
-    """One validation error: the node that it points at, and its whole line of text."""
+    """One validation error: the node (value with file and line) that it points at, and its whole line of text."""
 
     node: Node
     text: str
 
     @property
     def order(self) -> tuple[int, int]:
-        """Sort key: values in files by line, then those of the command line, then defaults."""
+        """Sort key by which problems are reported: values in files by line, then those of the command line, then defaults."""
         return (0 if self.node.line else 1 if self.node.file == COMMAND_LINE else 2, self.node.line)
 
 
 def raise_first(problems: Sequence[Problem]) -> None:
-    """Raise PlaitError with the first of the problems and the number of the others; do nothing when there are none."""
+    """Raise PlaitError with the first problem's text and how many more there are; do nothing when `problems` is empty."""
     lines = list(dict.fromkeys(problem.text for problem in sorted(problems, key=lambda problem: problem.order)))
     if lines:
         more = len(lines) - 1
@@ -71,10 +72,10 @@ def problems_in(
     *,
     choices: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> list[Problem]:
-    """Convert pydantic's errors about `tree` to problems, one per path; `root` is the class that validated the section at `above`.
+    """Convert pydantic's errors about `tree` to problems, one per path. `root`: the class that validated the section at path `above`.
 
-    Where a union fails at several depths, only the deepest path is kept. `choices`: by key, the legal words of a missing value whose type
-    does not list them.
+    Where a union fails at several depths, only the deepest path is kept. `choices`: by key, the legal words to list when a value is
+    missing whose type does not list them.
     """
     errors: dict[tuple[str | int, ...], list[Any]] = {}
     for detail in error.errors(include_url=False):
@@ -116,7 +117,7 @@ def _problem(
 
 
 def unknown_key(tree: Node, path: Sequence[str | int], known: Sequence[str], elsewhere: Sequence[str] = ()) -> Problem:
-    """Return the problem of a key that does not exist, with a hint.
+    """Return the problem of a key that does not exist, whose text ends in a hint.
 
     The hint is the nearest of the `known` keys of its section, else the same name `elsewhere`, else all known keys.
     """
@@ -141,13 +142,13 @@ def _shorter(message: str) -> str:
 
 
 def format_value(value: Any) -> str:
-    """Return a value as one would write it in a file, cut to what an error message has room for."""
+    """Return a value as one would write it in a file, cut to 60 characters, for an error message."""
     text = repr(value) if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
     return text if len(text) <= _SHOWN_CHARACTERS else text[: _SHOWN_CHARACTERS - 3] + "..."
 
 
 def types_at(root: Any, path: Sequence[str | int]) -> list[Any]:
-    """Return the types that a value at `path` below the class `root` may have, with unions and annotations resolved."""
+    """Return the types that a value at `path` below the class `root` may have: for `int | None` [int, NoneType]."""
     candidates = list(_members(root))
     for step in path:
         candidates = [member for kind in candidates for annotation in _annotations(kind, str(step)) for member in _members(annotation)]
@@ -155,7 +156,7 @@ def types_at(root: Any, path: Sequence[str | int]) -> list[Any]:
 
 
 def keys_at(root: Any, path: Sequence[str | int]) -> list[str]:
-    """Return the keys that the section at `path` may have, as they are written in a file."""
+    """Return the keys that the section at `path` below the class `root` may have, as they are written in a file (`from`, not `from_`)."""
     names = (
         field.alias or name
         for kind in types_at(root, path)
@@ -166,7 +167,7 @@ def keys_at(root: Any, path: Sequence[str | int]) -> list[str]:
 
 
 def all_keys(root: type[BaseModel], above: tuple[str, ...] = ()) -> list[str]:
-    """Return every dotted key below `root`, without those of list entries."""
+    """Return every dotted key below `root`, as optim.lr, without those inside lists. `above`: the path of `root` itself."""
     keys = []
     for name in keys_at(root, ()):
         keys.append(dotted((*above, name)))

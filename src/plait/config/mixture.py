@@ -1,4 +1,4 @@
-"""A mixture: datasets that are trained on together, and their shares. A YAML or JSON file, read before any data is opened.
+"""A mixture: data sets (sources) that are trained on together, and their shares. A YAML or JSON file, read before any data is opened.
 
 Two forms. A list of rows, `[{name: vqa2, weight: 2}, ...]`, whose weights are shares of the samples drawn; a row may be any source of a
 `data:` section. Or `groups: {demo: {weight: 0.15, datasets: [cap-qa, {name: cap, size: 50000}]}}`: a group has its share, and inside it
@@ -61,7 +61,7 @@ class _Grouped(Section):
 
 @dataclass(frozen=True)
 class Part:
-    """One dataset of a mixture. `group`: None in a plain list, where the entry's own weight is used."""
+    """One dataset of a mixture: its source settings (`entry`), and its group; None in a plain list, where its own weight is used."""
 
     entry: Source
     group: str | None = None
@@ -70,7 +70,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Mixture:
-    """A mixture after the datasets of `data.without` are removed. `shares`: those of the remaining groups, by name."""
+    """A mixture without the datasets named in `data.without`. `title`: the file's stem; `shares`: weight of each group that is left."""
 
     title: str
     parts: tuple[Part, ...]
@@ -78,11 +78,11 @@ class Mixture:
 
     @property
     def entries(self) -> list[Source]:
-        """The sources, in the order of the file."""
+        """The settings of each source, in the order of the file."""
         return [part.entry for part in self.parts]
 
     def weights(self, sizes: Sequence[int]) -> list[float]:
-        """Return the weight of each source, given its number of samples.
+        """Return the weight of each source by which samples are drawn; `sizes` are their numbers of samples.
 
         In a list a row's own weight; in a group share * sqrt(size) / sum of the group's sqrt(size).
         """
@@ -95,9 +95,9 @@ class Mixture:
 
 
 def read(path: Path, without: Sequence[str], kinds: Mapping[str, SourceRules]) -> Mixture:
-    """Read the mixture in a file and remove the datasets named in `without`. Raises PlaitError, with the line, for any error in it.
+    """Read the mixture in a file, leaving out the datasets named in `without`. Raises PlaitError, with the line, for any error in it.
 
-    `kinds`: the rules of each kind of source by its name.
+    `kinds`: the rules of every kind of source (shards, jsonl, ...), by name.
     """
     tree = read_any(path)
     if isinstance(tree.value, list):

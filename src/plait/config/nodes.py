@@ -32,17 +32,17 @@ class Node:
 
     @property
     def location(self) -> str:
-        """What an error message points at: file:line, or the command line."""
+        """The place that an error message names: file:line, or "command line"."""
         return f"{self.file}:{self.line}" if self.line else self.file
 
     @property
     def origin(self) -> str:
-        """What a listing names as the origin of the value: its label, else its location."""
+        """The place that the config listing names as the value's origin: its label, else its location."""
         return self.label or self.location
 
 
 def dotted(path: Sequence[str | int]) -> str:
-    """Join the steps of a path with dots."""
+    """Join the steps of a path with dots: ("data", "train", 0, "path") -> "data.train.0.path"."""
     return ".".join(str(step) for step in path)
 
 
@@ -56,7 +56,7 @@ def to_plain(node: Node) -> Any:
 
 
 def from_plain(value: Any, like: Node) -> Node:
-    """Turn plain data into nodes that all have the origin of `like`; their paths begin with its path."""
+    """Turn plain data into nodes that all have the file, line and label of `like`; their paths begin with its path."""
     if isinstance(value, dict):
         return replace(like, value={str(key): from_plain(child, replace(like, path=_under(like, key))) for key, child in value.items()})
     if isinstance(value, list):
@@ -65,14 +65,14 @@ def from_plain(value: Any, like: Node) -> Node:
 
 
 def nest(path: Sequence[str], leaf: Node, above: tuple[str, ...] = ()) -> Node:
-    """Return a tree that holds nothing but `leaf` at `path`."""
+    """Return a tree that holds nothing but `leaf` at `path`. `above`: the path of that tree in a larger one."""
     if not path:
         return leaf
     return replace(leaf, value={path[0]: nest(path[1:], leaf, (*above, path[0]))}, path=dotted(above))
 
 
 def deepest_node(node: Node, path: Sequence[str | int]) -> tuple[Node, int]:
-    """Return the deepest existing node on the way to `path`, and how many steps of the path exist."""
+    """Return the deepest existing node on the way to `path`, and how many steps of the path exist: len(path) if all do."""
     for depth, step in enumerate(path):
         children = node.value
         if isinstance(children, dict) and str(step) in children:
@@ -85,13 +85,13 @@ def deepest_node(node: Node, path: Sequence[str | int]) -> tuple[Node, int]:
 
 
 def node_at(node: Node, path: Sequence[str | int]) -> Node | None:
-    """Return the node at `path`, or None."""
+    """Return the node at `path`, such as ("data", "train", 0), or None where there is none."""
     deepest, depth = deepest_node(node, path)
     return deepest if depth == len(path) else None
 
 
 def merge(low: Node, high: Node, path: KeyPath = ()) -> Node:
-    """Merge `high` over `low`: mappings key by key; everything else is replaced.
+    """Merge `high` over `low`, which lie at `path`: mappings key by key; everything else is replaced.
 
     From the command line, the keys `0`, `1`, ... set entries of a list. One of train.steps, epochs and samples in `high` removes the
     others from `low`. Raises PlaitError for an entry that the list does not have.
@@ -121,7 +121,7 @@ def _into_list(low: Node, high: Node, path: KeyPath) -> Node:
 
 
 def sets(stage: Node, path: Sequence[str]) -> bool:
-    """Return whether `stage` itself holds a value that an override of `path` must replace."""
+    """Return whether `stage` (an item of `stages:`) itself sets `path`, so that a setting of the command line must replace it there."""
     node = stage
     for depth, key in enumerate(path):
         if not isinstance(node.value, dict):
@@ -135,7 +135,7 @@ def sets(stage: Node, path: Sequence[str]) -> bool:
 
 
 def leaves(value: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
-    """Yield every scalar (and empty container) of plain data with its path, in order."""
+    """Yield (path, value) of every scalar and empty container in plain data, in order."""
     if isinstance(value, dict) and value:
         for key, child in value.items():
             yield from leaves(child, (*path, key))

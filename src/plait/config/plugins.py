@@ -1,6 +1,6 @@
 """What installed packages add to plait by entry points, loaded with one clear line for whatever is wrong with it.
 
-Not what is added: a family, a verb, a dialect and a kind of source each have their contract elsewhere.
+Not what is added: a model family, a verb (command), a dialect (configuration format) and a kind of data source have contracts elsewhere.
 """
 
 from importlib.metadata import EntryPoint, entry_points
@@ -15,7 +15,7 @@ Kind = TypeVar("Kind")
 
 
 def offered(group: str) -> list[EntryPoint]:
-    """Return the entry points of a group, in the order in which packages were found."""
+    """Return what installed packages offer in the entry point group `group`, such as "plait.families", in the order found."""
     return list(entry_points(group=group))
 
 
@@ -25,7 +25,7 @@ def packages() -> list[str]:
 
 
 def load(entry: EntryPoint, kind: type[Kind]) -> Kind:
-    """Import what an entry point names. Raises PlaitError where its code fails, or where it is not a `kind`."""
+    """Import and return what an entry point names. Raises PlaitError where its code fails, or where it is no instance of `kind`."""
     try:
         value = entry.load()
     except Exception as error:  # whatever it is, it is that package's code that must be mended
@@ -37,6 +37,6 @@ def load(entry: EntryPoint, kind: type[Kind]) -> Kind:
 
 
 def fault(entry: EntryPoint, text: str) -> PlaitError:
-    """Return the error of an entry point: what it offers, what is wrong, and which package to mend or remove."""
+    """Return the PlaitError of an entry point: what it offers, what is wrong (`text`), and the package to mend or remove."""
     package = f"{entry.dist.name} {entry.dist.version}" if entry.dist is not None else entry.module
     return PlaitError(f"{GROUPS[entry.group]} {entry.name!r} {text} (package {package})")

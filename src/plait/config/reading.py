@@ -1,4 +1,4 @@
-"""Read YAML, and JSON with comments, into nodes that know their lines. What the keys mean is in schema.py.
+"""Read YAML, and JSON with comments, into nodes (values that know their file and line). What the keys mean is in schema.py.
 
 YAML is read by the rules people expect (close to YAML 1.2): 1e-5 is a number, 007, 12:30 and 2024-01-01 are text, on and off are switches.
 JSON may carry // and /* */ comments and a comma before a closing bracket. `_comment` keys are ignored anywhere, in both.
@@ -84,13 +84,13 @@ def read(path: Path) -> Node:
 
 
 def read_any(path: Path) -> Node:
-    """Read a .yaml, .yml or .json file that holds a mapping, a list or a single value. Raises PlaitError as `read` does."""
+    """Read a .yaml, .yml or .json file that holds a mapping, a list or one value. Raises PlaitError, with the line, for invalid files."""
     text = _text(path)
     return _read_json(text, str(path)) if path.suffix.startswith(".json") else _read_yaml(text, str(path))
 
 
 def scalar(text: str) -> Any:
-    """Parse one YAML scalar or flow collection, as typed on a command line. Raises yaml.YAMLError."""
+    """Parse one value as typed on a command line: "3e-6" -> 3e-6, "[a, 1]" -> ["a", 1]. Raises yaml.YAMLError."""
     loader = _Loader(text)
     try:
         node = loader.get_single_node()

@@ -1,4 +1,7 @@
-"""A validated configuration after all layers are merged, with one view per stage. How it is read is in load.py."""
+"""A validated configuration after all layers (defaults, preset, file, command line) are merged. How it is read is in load.py.
+
+A run is trained in stages, one after the other, each with settings of its own.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +16,7 @@ ABSENT = "(absent)"
 
 @dataclass(frozen=True)
 class StageView:
-    """The effective configuration of one stage."""
+    """The whole configuration of one stage: the run's settings with the stage's own merged over them."""
 
     index: int  # from 1
     name: str
@@ -22,10 +25,10 @@ class StageView:
 
 @dataclass(frozen=True)
 class Resolved:
-    """A validated run: its configuration, the view of each stage, and the origin of every leaf.
+    """A validated run: its configuration, the view of each stage, and the origin of every value: {"optim.lr": "run.yaml:12"}.
 
-    `translation` has a row for each key of a file in a dialect. `yaml` is the whole configuration, defaults included; `load_config`
-    reads it back to an equal one. `train_options`: options of `plait train` that a dialect's flags stand for: `restart`, `fresh`.
+    `translation` has a row for each key of a file in another trainer's format. `yaml` is the whole configuration, defaults included;
+    `load_config` reads it back to an equal one. `train_options`: options of `plait train` that flags stand for: `restart`, `fresh`.
     """
 
     config: RunConfig
@@ -38,17 +41,17 @@ class Resolved:
 
 
 def folder(text: str | None) -> Path | None:
-    """Return the path of a folder setting with `~` expanded; None for None."""
+    """Return a setting that names a folder as a path with `~` expanded; None if it is not set."""
     return None if text is None else Path(text).expanduser()
 
 
 def dump(config: RunConfig) -> dict[str, Any]:
-    """Return the configuration as plain data, under the key names that a file uses."""
+    """Return the configuration as nested dicts of plain data, under the key names that a file uses (`from`, not `from_`)."""
     return config.model_dump(mode="json", by_alias=True)
 
 
 def difference(a: RunConfig | Resolved, b: RunConfig | Resolved) -> list[tuple[str, Any, Any]]:
-    """Return the leaves in which two configurations differ: (path, value in a, value in b), ABSENT where one has none."""
+    """Return the settings in which two configurations differ: (dotted key, value in a, value in b), "(absent)" where one has none."""
     in_a, in_b = (dict(leaves(dump(each.config if isinstance(each, Resolved) else each))) for each in (a, b))
     values = ((path, in_a.get(path, ABSENT), in_b.get(path, ABSENT)) for path in dict.fromkeys([*in_a, *in_b]))
     return [(dotted(path), old, new) for path, old, new in values if old != new or type(old) is not type(new)]

@@ -38,28 +38,28 @@ Share = Annotated[Float, Field(ge=0, lt=1)]
 
 
 class Section(BaseModel):
-    """A section of settings: strict in types, frozen, and without unknown keys."""
+    """Base of all sections of settings: strict in types, frozen, and without unknown keys."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False, validate_by_alias=True, validate_by_name=True)
 
 
 class ModelSection(BaseModel):
-    """Base of a family's `model:` section: frozen, and without unknown keys."""
+    """Base of each model family's `model:` section: frozen, and without unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     refused: ClassVar[Mapping[tuple[str, ...], Mapping[str, str]]] = {}
-    """Settings with which the family cannot be trained: {path of a setting: {value: reason}}."""
+    """Settings that the family cannot train with: {path, as ("train", "precision"): {refused value: reason}}."""
     variants: ClassVar[Mapping[str, str]] = {}
-    """Switches of `plait eval` that measure the model with other settings than it was trained with, and the help of each."""
+    """Switches of `plait eval` that measure the model with changed settings: {name of the variant: help text}."""
 
     def variant(self, name: str) -> tuple[Self, int]:
-        """Return this section with the settings of the variant `name`, and the longest sequence that it needs, in tokens."""
+        """Return this section with the settings of the variant `name` (of `variants`), and the longest sequence that it needs (tokens)."""
         raise NotImplementedError(f"{type(self).__name__} lists no variant {name!r}")
 
 
 class Template(Section):
-    """The conversation made of a record: format strings over the record's fields, such as "What is this? {label}"."""
+    """Format strings that make a conversation of a record's fields, such as "What is this? {label}". None: no such turn."""
 
     system: str | None = Field(default=None, description="system text of every conversation")
     user: str | None = Field(default=None, description="the question")
@@ -67,7 +67,7 @@ class Template(Section):
 
 
 class Source(Section):
-    """One source of samples. Whether its kind needs `path` or `name` is in the rules of the kind (source_rules.py)."""
+    """One source of samples (a data set). Whether its kind needs `path` or `name` is in the rules of the kind (source_rules.py)."""
 
     source: str = Field(description="the kind: shards, folder, jsonl, datasets, dataset, latents, nlvr, scenes, or one of another package")
     path: str | None = Field(default=None, description="file, folder or pattern on disk")
@@ -152,7 +152,7 @@ class Ema(Section):
 
 
 class Component(Section):
-    """Optimizer settings of one component of the model. None: as in `optim`."""
+    """Optimizer settings of one component (part of the model that trains or stays frozen as a whole). None: as in `optim`."""
 
     lr: Rate | None = None
     weight_decay: Annotated[Float, Field(ge=0)] | None = None
@@ -181,7 +181,7 @@ class Optim(Section):
 
     @property
     def own_clips(self) -> dict[str, float]:
-        """Largest gradient norms of the components that are clipped separately, by name."""
+        """The largest gradient norm of each component that is clipped by its own norm: {"vision": 1.0}."""
         return {name: component.grad_clip for name, component in self.components.items() if component.grad_clip is not None}
 
 
@@ -196,7 +196,7 @@ class Checkpoint(Section):
 
 
 class Evaluate(Section):
-    """One bench and its interval. `loss` is the held-out loss of any family; NAME:SPLIT a dataset with its own rule, as vqa2:validation."""
+    """One bench (a metric on some data) and its interval. `loss`: held-out loss of any family; NAME:SPLIT: a dataset by its own metric."""
 
     bench: str
     every_steps: Count | None = Field(default=None, description="steps; None: at the end of the stage")
@@ -265,7 +265,7 @@ class Guard(Section):
 
 
 class Stage(Section):
-    """A stage: its name, and the keys that differ from the base, which load.py merges over the base. Only written keys are kept."""
+    """A stage: a part of the run with settings of its own. Holds the keys that differ from the run's, over which load.py merges them."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="part of a folder name: stage-1-<name>")
     trainable: list[str] = []
@@ -284,7 +284,7 @@ class Stage(Section):
 
 
 class RunConfig(Section):
-    """The configuration of a run, or the effective configuration of one stage, which then has no stages of its own."""
+    """The configuration of a run, or the whole configuration of one stage of it, which then has no stages of its own."""
 
     run: str | None = Field(default=None, description="folder of the run; None: runs/<name of the file>")
     seed: Annotated[Int, Field(ge=0)] = 0

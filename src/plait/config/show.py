@@ -1,6 +1,6 @@
-"""The config listing: the resolved configuration as text, one line per value with its origin.
+"""The config listing: the resolved configuration as text, one line per value with its origin (file and line, preset, default).
 
-For a file in a dialect, its author's keys beside plait's stand above it.
+For a file in a dialect (another trainer's format), its author's keys beside plait's stand above it.
 """
 
 import json
@@ -15,7 +15,7 @@ _WIDEST_VALUE = 64  # characters; a longer value pushes only its own line
 
 
 def render(resolved: Resolved) -> str:
-    """Return the listing: a dialect's keys with plait's keys for them, every value with its origin, and warnings."""
+    """Return the listing that `plait config` prints: the keys of another trainer's file with plait's, every value and origin, warnings."""
     values = {dotted(path): value for path, value in leaves(dump(resolved.config))}
     lines = []
     if resolved.translation:
@@ -43,7 +43,7 @@ def _value(values: Mapping[str, Any], path: str) -> Any:
 
 
 def as_json(value: Any) -> str:
-    """Return a value on one line, as it would be written in a file."""
+    """Return a value as JSON on one line."""
     return json.dumps(value, ensure_ascii=False)
 
 

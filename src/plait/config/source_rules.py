@@ -1,4 +1,7 @@
-"""What the configuration must know of a kind of source: which keys it needs and which options it has. Opening one is not done here."""
+"""What the configuration must know of a kind of source: which keys it needs and which options it has. Opening one is not done here.
+
+A source is one data set; its kind (`shards`, `jsonl`, ...) says how it is read; an entry is one item of the `data:` section.
+"""
 
 import difflib
 from collections.abc import Collection, Iterable
@@ -8,7 +11,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class SourceRules:
-    """The part of a kind of source that can be checked before any file is opened."""
+    """What a kind of source accepts in its entry; checked before any file is opened."""
 
     name: str
     """What `source:` of an entry says."""
@@ -26,7 +29,7 @@ class SourceRules:
     """The keys that `options:` may have. None: the source itself checks names and values when it is opened."""
 
     def missing(self, path: str | None, name: str | None) -> str | None:
-        """Return which key an entry lacks, to follow "source 'jsonl' ", or None if it lacks none."""
+        """Return what an entry with this `path` and `name` lacks, such as "needs a path", or None if it lacks nothing."""
         if self.needs == "path" and not path:
             return "needs a path"
         if self.needs == "name" and not name:
@@ -36,7 +39,7 @@ class SourceRules:
         return None
 
     def unknown_option(self, options: Iterable[str]) -> tuple[str, str] | None:
-        """Return the first option that this kind does not have and a hint at what was meant, or None if it has them all."""
+        """Return the first of `options` that this kind does not have and a hint, as ("sise", "did you mean 'size'?"); None if all exist."""
         unknown = None if self.options is None else next((name for name in options if name not in self.options), None)
         if unknown is None:
             return None
@@ -47,7 +50,7 @@ class SourceRules:
 
 
 def unknown_kind(kind: str, known: Collection[str]) -> str:
-    """Return the message on a kind of source that does not exist, with the nearest one that does."""
+    """Return the end of an error message about a `source:` that does not exist: the known ones, and the nearest."""
     *first, last = map(repr, known)
     near = difflib.get_close_matches(kind, known, 1)
     return f"must be {', '.join(first)} or {last}, got {kind!r}" + (f": did you mean {near[0]!r}?" if near else "")

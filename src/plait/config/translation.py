@@ -1,4 +1,7 @@
-"""The contract of a dialect: how another trainer's configuration is recognised, and what its translation consists of."""
+"""The contract of a dialect (another trainer's format of configurations): how a file is recognised, and what its translation consists of.
+
+Both sides are trees of nodes: values that know their file and line.
+"""
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
@@ -20,10 +23,10 @@ class TranslatedKey(NamedTuple):
 
 @dataclass(frozen=True)
 class Translation:
-    """A foreign configuration in plait's names: the tree, and a row for each of the author's keys.
+    """A foreign configuration in plait's names: the tree, and for each of the author's keys a row of what became of it.
 
-    `overrides` are those of the command line that use plait's own names. `train_options`: options of `plait train` that the author's
-    flags stand for: `restart`, `fresh`.
+    `overrides`: settings of the command line in plait's own names, still to be applied. `train_options`: options of `plait train` that the
+    author's flags stand for: `restart`, `fresh`.
     """
 
     tree: Node
@@ -39,7 +42,8 @@ class Dialect:
 
     `recognise(tree, plait's top-level keys)` is true for a file in this dialect; it raises PlaitError for one that mixes it with plait's
     keys. `translate(tree, overrides, path of the file, plait's top-level keys)` raises PlaitError for an unknown key, which on the command
-    line may also be one of plait's. `scripts` are names given in place of a file; `open_script(name, words)` makes the tree of one.
+    line may also be one of plait's. `scripts`: names given in place of a file, such as `molmo/captioner`; `open_script(name, words)` makes
+    the tree of one.
     """
 
     name: str

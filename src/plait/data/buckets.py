@@ -1,14 +1,14 @@
 """The order of data in buckets: every global batch holds samples of one bucket, and which one is a pure function of (seed, step).
 
-A bucket of n samples is walked for ever, each of its epochs in a permutation of its own, and sliced into batches of exactly
-`global_batch`; nothing is padded and nothing is dropped. The samples left over at the end of a bucket's epoch (fewer than a batch) are
-carried over: they begin the bucket's first batch of the next epoch. So every batch has one shape, and every sample comes exactly once in
-each epoch of its bucket.
+A source is one data set of the training mixture; a bucket is its samples of one picture size. A bucket of n samples is walked for ever,
+each of its epochs in a permutation of its own, and sliced into batches of exactly `global_batch`; nothing is padded and nothing is
+dropped. The samples left over at the end of a bucket's epoch (fewer than a batch) begin its first batch of the next epoch. So every batch
+has one shape, and every sample comes exactly once in each epoch of its bucket.
 
-By the end of epoch e a bucket of n samples has completed floor((e + 1) n / batch) batches: the batches of epoch e are those in between, for
-all buckets together, in an order permuted for that epoch. Both counts are closed forms, so any step is found without replaying others, in
-memory that does not grow with the data, and the buckets' shares follow their sample counts exactly.
-In a mixture, whole batches are apportioned to the sources by weight.
+By the end of epoch e a bucket of n samples has completed floor((e + 1) n / batch) batches: the batches of epoch e are those in between,
+for all buckets together, in an order permuted for that epoch. Both counts are closed forms, so any step is found without replaying others,
+in memory that does not grow with the data, and the buckets' shares follow their sample counts exactly. In a mixture, whole batches are
+apportioned to the sources by weight.
 """
 
 import math
@@ -23,9 +23,10 @@ _STEPS_REMEMBERED = 64  # workers look up the ids of a step once per micro-batch
 
 
 class BucketOrder:
-    """The global schedule over `groups[source]`, the lengths of consecutive index ranges that never share a batch. See Order.
+    """Choose the samples of every step such that a global batch never mixes buckets.
 
-    Raises PlaitError for an empty bucket, and as Order does.
+    `groups[source]`: the sizes of its buckets; its samples are numbered bucket after bucket. `weights[source]`: its share of the batches.
+    Raises PlaitError for an empty bucket or source, and for a weight that is not positive.
     """
 
     def __init__(self, groups: Sequence[Sequence[int]], weights: Sequence[float], seed: int, global_batch: int) -> None:
@@ -53,12 +54,12 @@ class BucketOrder:
         return ids
 
     def bucket(self, step: int) -> tuple[int, int]:
-        """Return (source, number of its bucket) that `step` draws from."""
+        """Return (source, bucket) that `step` draws from: positions in `groups` and in `groups[source]`."""
         source, group, _ = self._batch(step)
         return source, group
 
     def carried(self, source: int, epoch: int) -> list[int]:
-        """Return how many samples of each bucket are carried over when its epoch `epoch` ends."""
+        """Return, for each bucket, how many samples are left over when epoch number `epoch` (from 0) ends, and begin its next one."""
         return [(epoch + 1) * n % self.global_batch for n in self.groups[source]]
 
     def _batch(self, step: int) -> tuple[int, int, int]:

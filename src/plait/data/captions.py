@@ -22,12 +22,12 @@ _STYLES = (str.lower, str.capitalize, str.upper)
 
 
 def swap(caption: str) -> str:
-    """Return the caption of the mirrored picture."""
+    """Return the caption of the mirrored picture: "a cat left of a tree" -> "a cat right of a tree"."""
     return _PIECE.sub(_swapped, caption)
 
 
 def names_side(caption: str) -> bool:
-    """Return whether the mirrored picture needs another caption."""
+    """Return whether the caption names left or right, so that the mirrored picture needs another one."""
     return swap(caption) != caption
 
 

@@ -159,7 +159,7 @@ def _open(data: bytes) -> Image.Image:
 
 
 def size(data: bytes) -> tuple[int, int]:
-    """Return width and height of an image file, upright as `decode_rgb` gives it, from its header. Raises BadSample for no image."""
+    """Return (width, height) of an encoded image from its header, after EXIF rotation. Raises BadSample for what is no image."""
 
     def read(body: bytes) -> tuple[int, int]:
         with _open(body) as image:

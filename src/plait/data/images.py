@@ -19,7 +19,10 @@ _MOST_AREA = 8
 
 
 def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, at_least: tuple[int, int] | None = None) -> torch.Tensor:
-    """Decode one image file to uint8 (3, H, W), upright; `max_pixels` and `at_least` as in `decode_rgb`. Raises BadSample."""
+    """Decode one image file to uint8 (3, H, W), upright. Raises BadSample if it is damaged or has more than `max_pixels` pixels.
+
+    `at_least` (height, width): a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size if it stays at least twice that large.
+    """
     return torch.from_numpy(decode_rgb(data, max_pixels=max_pixels, at_least=at_least).transpose(2, 0, 1))
 
 
@@ -38,7 +41,7 @@ def resize(image: torch.Tensor, height: int, width: int, *, mode: str = "bicubic
 
 
 def resize_all(pictures: Sequence[torch.Tensor], height: int, width: int, *, mode: str = "bicubic") -> torch.Tensor:
-    """Resize images of any sizes to one batch (n, 3, height, width), ignoring aspect ratios; images of one size share a call."""
+    """Resize images (3, H, W) of any sizes to one batch (n, 3, height, width), ignoring aspect ratios. `mode`: bicubic or bilinear."""
     by_shape: dict[torch.Size, list[int]] = {}
     for position, image in enumerate(pictures):
         by_shape.setdefault(image.shape, []).append(position)
@@ -53,14 +56,14 @@ def resize_all(pictures: Sequence[torch.Tensor], height: int, width: int, *, mod
 
 
 def crop(image: torch.Tensor, top: int, left: int, height: int, width: int) -> torch.Tensor:
-    """Return a window of the image (a view); the window must lie inside."""
+    """Return the window of `image` (..., H, W) whose top left corner is (top, left), as a view; it must lie inside the image."""
     assert 0 <= top <= image.shape[-2] - height
     assert 0 <= left <= image.shape[-1] - width
     return image[..., top : top + height, left : left + width]
 
 
 def cover(image: torch.Tensor, height: int, width: int, *, mode: str = "bicubic", at: tuple[float, float] = (0.5, 0.5)) -> torch.Tensor:
-    """Scale until (height, width) is covered, keeping the aspect ratio, and crop the rest at `at` (0, 0 top left; 1, 1 bottom right)."""
+    """Resize and crop to exactly (height, width), keeping the aspect ratio. `at`: where to crop (0, 0 top left; 1, 1 bottom right)."""
     h, w = image.shape[-2:]
     scale = max(height / h, width / w)
     high, wide = max(height, round(h * scale)), max(width, round(w * scale))

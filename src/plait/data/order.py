@@ -1,12 +1,12 @@
 """Which samples a step consumes: a pure function of (seed, step), so that no position in the data is ever saved.
 
-A source of n samples is walked in epochs. Each epoch is a permutation of [0, n) computed point by point (O(1) memory, O(1) seek) by a
-generalised Feistel network (Luby and Rackoff 1988) over a rectangle of about sqrt(n) x sqrt(n) cells; the few cells past n are left by
-walking the cycle (Black and Rogaway 2002, "Ciphers with arbitrary finite domains"). Statistical shuffling, not cryptography.
+A source (one data set) of n samples is walked in epochs. Each epoch is a permutation of [0, n) computed point by point (O(1) memory, O(1)
+seek) by a generalised Feistel network (Luby and Rackoff 1988) over a rectangle of about sqrt(n) x sqrt(n) cells; the few cells past n are
+left by walking the cycle (Black and Rogaway 2002, "Ciphers with arbitrary finite domains"). Statistical shuffling, not cryptography.
 
-A mixture is one fixed block of slots, apportioned to the sources by weight (largest remainder) and interleaved evenly; the blocks repeat
-for ever, and each source goes through its own epochs whenever its slots come up. Ranks, workers and micro-batches do not change it: they
-only decide how a global batch is sliced (`rank_slices`).
+A mixture (several weighted sources) is one fixed block of slots, apportioned to the sources by weight (largest remainder) and interleaved
+evenly; the blocks repeat for ever, and each source goes through its own epochs whenever its slots come up. Ranks, workers and
+micro-batches do not change it: they only decide how a global batch is sliced (`rank_slices`).
 """
 
 import math
@@ -28,7 +28,7 @@ _U64 = np.uint64
 
 
 class SampleId(NamedTuple):
-    """Which source, which of its samples, in which of that source's epochs (all from 0)."""
+    """The identity of one training sample: which source, which of its samples, in which of that source's epochs (all from 0)."""
 
     source: int
     index: int  # type: ignore[assignment]  # hides tuple.index, which nobody calls here
@@ -36,7 +36,7 @@ class SampleId(NamedTuple):
 
 
 def permute(position: int | np.ndarray, n: int, *parts: int | str) -> int | np.ndarray:
-    """Map `position` through the permutation of [0, n) that the key of `parts` selects; arrays element by element (int64)."""
+    """Return where a permutation of [0, n) sends `position` (arrays: each element). `parts` (seed, purpose, epoch) pick the permutation."""
     assert n >= 1, "a permutation needs at least one element"
     array = np.atleast_1d(np.asarray(position, dtype=_U64))
     assert array.size == 0 or int(array.max()) < n, f"position outside [0, {n})"
@@ -75,15 +75,15 @@ class Ordering(Protocol):
         """The number of samples of each source."""
 
     def ids(self, step: int) -> list[SampleId]:
-        """Return the samples of the global batch of a step, the same on every rank."""
+        """Return the samples of the whole global batch of `step` (from 0), the same list on every rank."""
 
 
 class Order:
-    """The global schedule: `ids(step)` is the list of samples that step (from 0) consumes, the same on every rank and world size.
+    """Choose the samples of every step without buckets: `ids(step)` (from 0) is the same on every rank and for every world size.
 
-    `weights` are shares of the samples drawn, not of the sizes: two sources of weight 1 are drawn equally often, and the smaller one
-    begins its next epoch sooner. An epoch of a mixture is as many samples as its sources hold together.
-    Raises PlaitError for no source, an empty one, and a weight that is not positive.
+    `sizes`: samples per source. `weights`: shares of the samples drawn, not of the sizes: two sources of weight 1 are drawn equally often,
+    and the smaller one begins its next epoch sooner. An epoch of a mixture is as many samples as its sources hold together. Raises
+    PlaitError for no source, an empty one, and a weight that is not positive.
     """
 
     def __init__(self, sizes: Sequence[int], weights: Sequence[float], seed: int, global_batch: int) -> None:
@@ -103,7 +103,7 @@ class Order:
         self._memo: tuple[int, list[SampleId]] = (-1, [])  # replaced as a whole: several threads may call `ids`
 
     def ids(self, step: int) -> list[SampleId]:
-        """Return the `global_batch` samples of `step`. Batches run across epoch borders: none is short and no sample is dropped."""
+        """Return the `global_batch` samples of `step` (from 0). Batches run across epoch borders: none is short, no sample is dropped."""
         number, start = divmod(step, self._steps_at_once)
         memo = self._memo
         if memo[0] != number:
@@ -124,21 +124,21 @@ class Order:
         return list(map(SampleId, source.tolist(), index.tolist(), epoch.tolist()))
 
     def epoch(self, step: int) -> float:
-        """Return how many epochs (a fraction) are complete when `step` begins."""
+        """Return how many epochs are complete when `step` begins, as a fraction such as 1.25."""
         return step * self.global_batch / sum(self.sizes)
 
     def steps(self, epochs: float) -> int:
-        """Return the least number of steps that covers `epochs` (0.5 is legal)."""
+        """Return the least number of steps that covers `epochs`, which may be a fraction such as 0.5."""
         return max(1, math.ceil(epochs * sum(self.sizes) / self.global_batch - 1e-9))
 
 
 def digest(ids: Iterable[SampleId]) -> int:
-    """Return a hash of a multiset of samples: the sum of a 32-bit hash of each, so that the digests of a batch's slices add up."""
+    """Return a hash of samples in any order: the sum of a 32-bit hash of each, so the digests of all ranks add up to the global batch's."""
     return sum(xxhash.xxh32_intdigest(struct.pack("<3q", *identity)) for identity in ids)
 
 
 def block_counts(shares: Sequence[float], global_batch: int) -> tuple[int, ...]:
-    """Return slots per source in one block: the smallest multiple of the global batch within 0.1 % of the shares, or the best one.
+    """Return each source's slots in one block: the shortest multiple of the global batch within 0.1 % of `shares` (sum 1), or the best one.
 
     Raises PlaitError for a share too small for the longest block.
     """
@@ -157,7 +157,7 @@ def block_counts(shares: Sequence[float], global_batch: int) -> tuple[int, ...]:
 
 
 def largest_remainder(shares: Sequence[float], total: int) -> list[int]:
-    """Apportion `total` by Hamilton's method: whole parts first, the rest to the largest fractions (the earlier source wins a tie)."""
+    """Split `total` into integers by `shares` (sum 1), Hamilton's method: whole parts first, the rest to the largest fractions."""
     exact = [share * total for share in shares]
     counts = [math.floor(x + 1e-9) for x in exact]
     by_fraction = sorted(range(len(exact)), key=lambda s: (counts[s] - exact[s], s))
@@ -167,7 +167,7 @@ def largest_remainder(shares: Sequence[float], total: int) -> list[int]:
 
 
 def interleave(counts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Spread each source's turns evenly over a block, so that every batch is mixed alike. Returns source and turn of each slot."""
+    """Spread each source's `counts` evenly over a block of slots. Returns per slot the source, and how often that source came before."""
     source = np.repeat(np.arange(len(counts)), counts)
     turn = np.concatenate([np.arange(c) for c in counts])
     when = (turn + 0.5) / np.asarray(counts)[source]
@@ -176,7 +176,7 @@ def interleave(counts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def rank_slices(ids: Sequence[SampleId], rank: int, world_size: int, micro_batch: int | None) -> list[tuple[list[SampleId], bool]]:
-    """Slice a global batch into this rank's micro-batches, as (ids, padding). `micro_batch` None: one per rank.
+    """Slice a global batch into this rank's micro-batches: a list of (ids, padding). `micro_batch`: samples in each; None: one per rank.
 
     Every rank gets the same number of micro-batches, because each one is a collective. A rank with fewer samples gets padding
     micro-batches: they repeat one sample to have a shape, and must contribute nothing.

@@ -24,7 +24,7 @@ def local(path: str) -> Path:
 
 
 def braces(pattern: str) -> list[str]:
-    """Expand braces: {8..11} counts (keeping leading zeros), {a,b} lists. Raises PlaitError for other braces."""
+    """Return the paths that braces stand for: a{08..10} -> a08, a09, a10; a{b,c} -> ab, ac. Raises PlaitError for other braces."""
     brace = _BRACE.search(pattern)
     if brace is None:
         return [pattern]
@@ -44,8 +44,9 @@ def braces(pattern: str) -> list[str]:
 def files(pattern: str, suffix: str, *, split: str | None, default_split: str = "train") -> list[str]:
     """Return the files that `pattern` names, sorted within each brace choice. A folder means its files that end in `suffix`.
 
-    In a folder whose files begin with the names of splits (train-00000.tar, validation-00000.tar), only those of `split` count, so that
-    held-out data is not trained on by naming the folder. Raises PlaitError when nothing matches or a file that is spelled out is missing.
+    In a folder whose files begin with the names of splits (train-00000.tar, validation-00000.tar), only those of `split` (None: of
+    `default_split`) count, so that held-out data is not trained on by naming the folder. Raises PlaitError when nothing matches or a file
+    that is spelled out is missing.
     """
     matches = [path for choice in braces(pattern) for path in _expand(choice, suffix, split, default_split)]
     if not matches:

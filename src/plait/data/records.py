@@ -1,4 +1,4 @@
-"""A record: one sample's bytes and fields, before anything is made of them. Every reader (shards, folder, jsonl, datasets) gives these."""
+"""A record: one sample's fields and encoded images as they were read. Every reader (shards, folder, jsonl, datasets) gives these."""
 
 import json
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ IMAGE_KINDS = frozenset(
 
 
 class Record(NamedTuple):
-    """`fields` is what templates see; `frames` are those of a clip beyond the images."""
+    """One sample as read: `fields` (text, JSON values) by name, encoded `images`, and the encoded `frames` of a clip that follow them."""
 
     id: str
     fields: dict[str, Any]
@@ -21,10 +21,10 @@ class Record(NamedTuple):
 
 
 def from_members(name: str, members: Iterable[tuple[str, bytes]]) -> Record:
-    """Make a record of the files of one stem. `members` are (extension, bytes) in order. Raises BadSample for broken JSON or text.
+    """Make a record of the files of one stem (a.jpg, a.json). `members`: (extension, bytes). Raises BadSample for broken JSON or text.
 
-    Images by extension (`png`, `left.png`), those named `frame...` being frames of a clip; `json` gives fields, `meta.json` the field
-    `meta`; `txt` gives `caption`, `cls` gives `label`, `prompt.txt` the field `prompt`. Other members are left alone.
+    An image extension (`png`, `left.png`) adds an image; one named `frame...` adds a frame of a clip. `json` adds its keys to the fields,
+    `meta.json` the field `meta`; `txt` gives `caption`, `cls` gives `label`, `prompt.txt` the field `prompt`. Other members are ignored.
     """
     fields: dict[str, Any] = {}
     images: list[bytes] = []
@@ -49,7 +49,7 @@ def from_members(name: str, members: Iterable[tuple[str, bytes]]) -> Record:
 
 
 def parse_json(body: bytes, where: str) -> Any:
-    """Parse JSON. Raises BadSample that says where it is broken."""
+    """Return the parsed JSON. Raises BadSample that names the file (`where`) and the place where it is broken."""
     try:
         return json.loads(body)
     except ValueError as error:
@@ -57,7 +57,7 @@ def parse_json(body: bytes, where: str) -> Any:
 
 
 def decode_text(body: bytes, where: str) -> str:
-    """Decode UTF-8 text and strip white space at its ends. Raises BadSample."""
+    """Decode UTF-8 and strip white space at both ends. Raises BadSample that names the file (`where`) if it is not UTF-8."""
     try:
         return body.decode("utf-8-sig").strip()
     except UnicodeDecodeError as error:
@@ -65,5 +65,5 @@ def decode_text(body: bytes, where: str) -> str:
 
 
 def as_list(value: Any) -> list[Any]:
-    """Return a field that holds one thing, several or none as a list."""
+    """Return a field's value as a list: None -> [], a list or tuple -> its items, anything else -> [value]."""
     return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]

@@ -24,7 +24,7 @@ _LOCKS = 16  # two threads never fetch one block at once
 
 
 def connect(address: str) -> tuple[Any, str]:
-    """Return (file system, path in it) of an address.
+    """Return (fsspec file system, path inside it) of an address such as s3://bucket/file.tar.
 
     Raises PlaitError for a protocol that fsspec does not know, or whose package is not installed.
     """
@@ -36,7 +36,11 @@ def connect(address: str) -> tuple[Any, str]:
 
 
 class RemoteFile:
-    """One remote file of known size. Threads may read at once, and it may be sent to another process."""
+    """One remote file, read by byte range. Threads may read at once, and it may be pickled to another process.
+
+    `cache`: the folder that keeps fetched blocks, or None. `size` is in bytes; `stamp` is size and version, to recognise a changed file.
+    Raises PlaitError for a file that does not exist, cannot be reached or has no known size.
+    """
 
     def __init__(self, address: str, cache: str | Path | None) -> None:
         self.address = address

@@ -1,9 +1,8 @@
-"""From a record (any fields) to a conversation: `messages` of {"role", "content"}, roles system, user and assistant.
+"""From a record (one sample's fields, by name) to a conversation: `messages` of {"role", "content"}, roles system, user and assistant.
 
-The messages come from the first of these that there is: the entry's `template` (format strings over the record's fields), a `messages`
-list as chat models take it, a `conversations` list as LLaVA and ShareGPT write it, a `caption`. A record with none of them has no messages:
-some families need none.
-`<image>` in a content marks where the next image goes. Nothing here knows tokens.
+The messages come from the first of these that there is: the `template` configured for the data (format strings over the record's fields),
+a `messages` list as chat models take it, a `conversations` list as LLaVA and ShareGPT write it, a `caption`. A record with none of them
+has no messages: some families need none. `<image>` in a content marks where the next image goes. Nothing here knows tokens.
 """
 
 from collections.abc import Mapping
@@ -21,7 +20,7 @@ _IMAGE_PARTS = ("image", "image_url")
 
 
 def rename(record: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
-    """Rename the fields of a record: `columns` maps plait's name of a field to the record's. Raises BadSample for a missing one."""
+    """Rename fields: `columns` maps the new name to the record's own, as {"caption": "TEXT"}. Raises BadSample for a field it lacks."""
     missing = [theirs for theirs in columns.values() if theirs not in record]
     if missing:
         raise BadSample(f"no field {missing[0]!r} (columns); the record has {_names(record)}")
@@ -30,12 +29,16 @@ def rename(record: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, A
 
 
 def patterns(template: Template) -> list[tuple[str, str | None]]:
-    """Return (role, format string or None) of a template, in the order of ROLES."""
+    """Return (role, format string) for system, user and assistant, in this order; None for a turn that the template does not have."""
     return [("system", template.system), ("user", template.user), ("assistant", template.assistant)]
 
 
 def messages(fields: Mapping[str, Any], template: Template | None) -> list[dict[str, str]]:
-    """Return the conversation of one record, empty if it has no text. Raises BadSample for text that is no conversation."""
+    """Return the conversation of one record as {"role", "content"} turns; [] if it has no text.
+
+    `template` None: the record's own `messages`, `conversations` or `caption` are used. Raises BadSample for a malformed conversation, or
+    when a field that the template names is missing.
+    """
     if template is not None:
         return _from_template(fields, template)
     if fields.get("messages") is not None:
@@ -55,7 +58,7 @@ def check_marks(conversation: list[dict[str, str]], images: int) -> None:
 
 
 def check_template(template: Template, fields: Mapping[str, Any]) -> None:
-    """Raise PlaitError if the template cannot be filled from a record that has `fields`; done once, before the run."""
+    """Raise PlaitError if the template names a field that is not in `fields`, those of a first record; done once, before the run."""
     for role, pattern in patterns(template):
         for name in _placeholders(pattern, role) if pattern is not None else ():
             if name not in fields:
@@ -124,7 +127,10 @@ def _content(content: object) -> str:
 
 
 def image_parts(conversation: object) -> list[Any]:
-    """Return what the image parts of a `messages` list point to, in order; parts without a target stand for the record's own images."""
+    """Return what the image parts of a `messages` list point to (paths or URLs), in order.
+
+    Parts without a target are left out: they stand for the record's own images. [] for anything that is not a list.
+    """
     if not isinstance(conversation, list):
         return []
     parts = [

@@ -1,4 +1,8 @@
-"""The actions of `plait ckpt`: list, verify, consolidate and compare checkpoints, and write post-hoc averages."""
+"""The actions of `plait ckpt`: list, verify, consolidate and compare checkpoints, and write post-hoc averages.
+
+A run is a folder with one folder per stage (a part of the training with settings of its own), and a step folder in it per checkpoint. A
+component is a part of the model, such as the projector, that trains or stays frozen as a whole.
+"""
 
 import logging
 import tempfile
@@ -39,7 +43,7 @@ def folders(path: Path) -> list[Path]:
 
 
 def inspect(path: Path) -> None:
-    """Log the content of the newest checkpoint under `path`: step, files, parameters by their first names, base weights, data.
+    """Print the content of the newest checkpoint under `path`: step, files, numbers of trained parameters, base weights, data.
 
     Raises PlaitError where there is none.
     """
@@ -64,7 +68,7 @@ def inspect(path: Path) -> None:
 
 
 def verify(path: Path) -> None:
-    """Hash every file of every checkpoint under `path`, and log a line for each. Raises PlaitError when one is damaged or missing."""
+    """Hash every file of every checkpoint under `path`, and print a line for each. Raises PlaitError when one is damaged or missing."""
     faults = []
     for folder in folders(path):
         in_folder = checkpoint.verify(folder)
@@ -75,10 +79,10 @@ def verify(path: Path) -> None:
 
 
 def consolidate(spec: str, out: Path, averaged: bool) -> None:
-    """Write the full weights of a checkpoint into `out`: model.safetensors (or several and an index), and weights.json with their origin.
+    """Write the full weights of a checkpoint into the new folder `out`: model.safetensors (or several and an index), and weights.json.
 
-    `averaged`: the EMA where there is one. The folder can be given to `from:`, but no run continues from it. Raises PlaitError where `out`
-    exists or `spec` names no checkpoint.
+    `spec` names the checkpoint: RUN, RUN@STEP, RUN/STAGE@best. `averaged`: the EMA where there is one. The folder can be given to `from:`,
+    but no run continues from it. Raises PlaitError where `out` exists or `spec` names no checkpoint.
     """
     saved = checkpoint_specs.locate(spec)
     if out.exists():
@@ -98,10 +102,10 @@ def consolidate(spec: str, out: Path, averaged: bool) -> None:
 
 
 def diff(a: str, b: str) -> None:
-    """Log how far the weights of each component moved from checkpoint `a` to `b`, and which state, data and settings differ.
+    """Print how far the weights of each component moved from checkpoint `a` to `b`, and which state, data and settings differ.
 
-    |b - a| / |a| over all values of a component, and the largest change of one value. A weight that only one of them has saved has its
-    base value in the other, for which the base model is built.
+    `a`, `b`: RUN, RUN@STEP or RUN/STAGE@best. Moved: |b - a| / |a| over all values of a component, and the largest change of one value. A
+    weight that only one of them has saved has its base value in the other, for which the base model is built.
     """
     first, second = checkpoint_specs.locate(a), checkpoint_specs.locate(b)
     log.info(f"A {first.folder}\nB {second.folder}")
@@ -130,7 +134,7 @@ def diff(a: str, b: str) -> None:
 
 
 def distance(before: list[Tensor], after: list[Tensor]) -> tuple[float, float]:
-    """Return |after - before| / |before| over all tensors together, in float64, and the largest change of one value."""
+    """Return (|after - before| / |before| over all tensors together, the largest change of one value), computed in float64."""
     changes = [(b.double() - a.double()) for a, b in zip(before, after, strict=True)]
     moved = sum(float(change.square().sum()) for change in changes) ** 0.5
     size = sum(float(value.double().square().sum()) for value in before) ** 0.5
@@ -170,9 +174,9 @@ def _differences(first: Checkpoint, second: Checkpoint) -> list[str]:
 
 
 def ema(path: Path, length: float, out: Path | None) -> None:
-    """Write the average of relative `length` at the newest checkpoint under `path`, as one safetensors file that `from:` takes.
+    """Write the average of `length` (a share of the run, such as 0.07) at the newest checkpoint under `path`, as safetensors for `from:`.
 
-    Raises PlaitError where there is no checkpoint, or no averages of which this one can be made.
+    `out`: folder; None: in the run. Raises PlaitError where there is no checkpoint, or no averages of which this one can be made.
     """
     newest = checkpoint.read(folders(path)[-1])
     run = checkpoint.run_of(newest.folder)

@@ -45,7 +45,7 @@ class Unwell(PlaitError):
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of a check: what was checked, what was found, and what to do about it (None: nothing, it is right)."""
+    """The result of one check: what was checked, what was found, and how to mend it (`cure`; None: it is right)."""
 
     what: str
     result: str
@@ -53,7 +53,10 @@ class Finding:
 
 
 def examine(resolved: Resolved | None, folder: Path) -> None:
-    """Make all checks on all ranks and log every finding. Raises Unwell when something must be mended."""
+    """Make all checks on all ranks and print a line for each. Raises Unwell when something must be mended.
+
+    `resolved`: the configuration whose weights and data are checked too, or None; `folder`: where the run would be written.
+    """
     with distributed.join() as ranks:
         findings = ranks.gather(list(check(resolved, folder, ranks)))
         for finding in findings[0]:
@@ -69,7 +72,7 @@ def examine(resolved: Resolved | None, folder: Path) -> None:
 
 
 def check(resolved: Resolved | None, folder: Path, ranks: Ranks) -> Iterator[Finding]:
-    """Yield the findings of this rank, in the same order on every rank, because some checks are collectives."""
+    """Yield the findings of all checks on this rank, in the same order on every rank, because some checks are collectives."""
     yield from versions(importlib.metadata.requires("plait") or [])
     yield device(ranks)
     yield reach(ranks)
@@ -84,7 +87,7 @@ def check(resolved: Resolved | None, folder: Path, ranks: Ranks) -> Iterator[Fin
 
 
 def versions(requirements: list[str], installed: Callable[[str], str] = importlib.metadata.version) -> Iterator[Finding]:
-    """Check the installed packages against the versions that plait requires."""
+    """Check the installed packages against `requirements`, such as "torch>=2.6"; one finding for each that is wrong, and a summary."""
     needed = [item for item in map(Requirement, requirements) if item.marker is None or item.marker.evaluate({"extra": ""})]
     right = []
     for package in needed:
@@ -101,7 +104,7 @@ def versions(requirements: list[str], installed: Callable[[str], str] = importli
 
 
 def device(ranks: Ranks) -> Finding:
-    """Check that there are GPUs enough for the ranks of this machine."""
+    """Check that this machine has as many GPUs as ranks; without any GPU, report that the CPU is used."""
     if not torch.cuda.is_available():
         built = "" if torch.version.cuda else " (this torch is built without CUDA)"
         return Finding("devices", f"no GPU{built}: everything runs on {os.cpu_count()} processors")
@@ -114,7 +117,7 @@ def device(ranks: Ranks) -> Finding:
 
 
 def reach(ranks: Ranks) -> Finding:
-    """Check that ranks reach each other, through the host and between GPUs."""
+    """Check that ranks reach each other: through gloo on the host, through NCCL between GPUs."""
     backends = "gloo" if dist.is_gloo_available() else "no gloo"
     if torch.cuda.is_available():
         nccl_version: Callable[[], tuple[int, ...]] = torch.cuda.nccl.version
@@ -138,7 +141,7 @@ def reach(ranks: Ranks) -> Finding:
 
 
 def clocks(ranks: Ranks) -> Finding:
-    """Check that the clocks of all ranks agree."""
+    """Check that the clocks of all ranks agree within a second."""
     ranks.barrier()
     times = ranks.gather(time.time())
     skew_s = max(times) - min(times)
@@ -150,7 +153,7 @@ def clocks(ranks: Ranks) -> Finding:
 
 
 def storage(folder: Path, ranks: Ranks) -> Finding:
-    """Check that the run's folder allows what a checkpoint needs (write, flush, rename, lock), and that every rank sees its files."""
+    """Check that the run's folder can be written, flushed, renamed and locked, as checkpoints need, and that all ranks see its files."""
     name, result, cure = ".plait-doctor", "", None
     try:
         if ranks.first:
@@ -189,7 +192,7 @@ def _write(folder: Path, name: str) -> tuple[str, str | None]:
 
 
 def disk(folder: Path) -> Finding:
-    """Check the free space where the run is written."""
+    """Check that there are 10 GB free where the run is written."""
     free_gb = shutil.disk_usage(folder if folder.is_dir() else Path.cwd()).free / _GB
     if free_gb < FREE_GB:
         return Finding("disk", f"{free_gb:.1f} GB free in {folder}", f"free space to {FREE_GB:g} GB, or give another --run")
@@ -197,7 +200,7 @@ def disk(folder: Path) -> Finding:
 
 
 def shared_memory(mount: Path = Path("/dev/shm")) -> Finding:
-    """Check the free shared memory, through which data worker processes send batches."""
+    """Check that there is 1 GB of free shared memory at `mount`, through which data worker processes send batches."""
     free_gb = shutil.disk_usage(mount).free / _GB if mount.is_dir() else 0.0
     if free_gb < SHARED_MEMORY_GB:
         cure = (
@@ -218,7 +221,7 @@ def hub() -> Finding:
 
 
 def weights(resolved: Resolved) -> Iterator[Finding]:
-    """Check that the base weights are on disk, in the Hub's cache, or can be downloaded."""
+    """Check that the base weights of the model are on disk, in the Hub's cache, or can be downloaded; a finding for each part."""
     config = resolved.config
     family = registry.load(config.family)
     for part in family.base(family.Config.model_validate(config.model)):
@@ -237,7 +240,7 @@ def weights(resolved: Resolved) -> Iterator[Finding]:
 
 
 def data(resolved: Resolved) -> Finding:
-    """Check that the training data of all stages opens."""
+    """Check that the training data of all stages opens, and report the number of samples."""
     try:
         counts = [len(source) for view in resolved.stages for source in open_training(view.config).sources]
     except PlaitError as error:

@@ -1,4 +1,8 @@
-"""Measure a checkpoint on a bench: what `plait eval` does."""
+"""Measure a checkpoint on a bench: what `plait eval` does.
+
+A bench is a metric on some data: `loss`, a metric of the family (`vqa`) or a dataset with its own (`vqa2:validation`). A row is a dict
+with one sample's answer and score; a card shows it with its pictures.
+"""
 
 import difflib
 import json
@@ -33,7 +37,7 @@ log = logging.getLogger(__name__)
 
 AVERAGED, LAST = "averaged weights", "last weights"
 ROWS = "predictions.jsonl"
-"""Answers as they come: a first line that identifies the measurement, then a row each. A second call goes on from it."""
+"""The file of answers as they come: a first line that identifies the measurement, then a row each. A second call goes on from it."""
 _MARKS = {True: "right", False: "wrong"}
 
 
@@ -41,8 +45,9 @@ _MARKS = {True: "right", False: "wrong"}
 class Options:
     """How a checkpoint is measured.
 
-    `data`: a folder or file in place of the run's held-out data, or KIND:PATH, or a list of sources. `variant`: a switch of the family
-    (`Config.variants`). `length`: of a post-hoc average. `show`: answers to print; `pictures`: answers on the page.
+    `samples`: at most so many (None: all). `averaged`: the EMA weights; `length`: of a post-hoc average instead. `variant`: a switch of
+    the family (`Config.variants`). `data`: a folder or file in place of the run's held-out data, or KIND:PATH, or a list of sources.
+    `show`: answers to print; `pictures`: answers on the page. `out`: folder; None: in the run.
     """
 
     samples: int | None = None
@@ -58,19 +63,19 @@ class Options:
 
     @property
     def weights(self) -> str:
-        """Name the weights that are measured."""
+        """Which weights are measured, in words, such as "averaged weights"."""
         return f"averages of length {self.length:g}" if self.length is not None else AVERAGED if self.averaged else LAST
 
     @property
     def suffix(self) -> str:
-        """Return what tells the folder of this measurement from one of other weights or another variant."""
+        """The end of the result folder's name, which tells other weights or another variant apart: "", "-raw", "-length-0.07"."""
         weights = f"-length-{self.length:g}" if self.length is not None else "" if self.averaged else "-raw"
         return (f"-{self.variant}" if self.variant else "") + weights
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One bench on one checkpoint: what is measured, on which samples, and where the results go."""
+    """One bench on one checkpoint: what is measured (`entry`), on which samples, and the folder for the results."""
 
     path: Path
     checkpoint: Checkpoint
@@ -85,7 +90,7 @@ class Measurement:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Return what must be the same for results on disk to be of this measurement."""
+        """What must be equal for results on disk to be of this measurement: checkpoint, weights, bench, data and variant."""
         return {
             "checkpoint": files.xxh3(self.checkpoint.folder / "manifest.json"),
             "weights": self.options.weights,
@@ -97,14 +102,14 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Result:
-    """Figures of a bench, and its rows of answers (none for the loss)."""
+    """The figures of a bench by name, and its rows (one per answer; none for the loss)."""
 
     figures: Mapping[str, float]
     rows: Sequence[Row] = ()
 
 
 def evaluate(path: Path, bench: str, options: Options) -> Mapping[str, float]:
-    """Measure the checkpoint at `path` on a bench of its family (`vqa`), a dataset with its own rule (`vqa2:validation`), or `loss`.
+    """Measure the checkpoint at `path` (a run, stage or step folder) on a bench, and return its figures by name.
 
     Writes metrics.json, and for benches with answers predictions.json and a page with pictures, into RUN/eval/BENCH-step-N or `out`.
     Answers of a call that was ended are kept; with nothing left to do no model is built. Raises PlaitError for a bench, split, variant or
@@ -290,7 +295,10 @@ def _report_answers(measurement: Measurement, rows: Sequence[Row]) -> None:
 
 
 def card(row: dict[str, Any], samples: ChosenSamples, position: int) -> Card:
-    """Return the card of one answer: its pictures (a drawn one last), its text and score; for a sample that cannot be used, why."""
+    """Return the card that shows the answer in `row` to the sample at `position`: pictures (a drawn one last), text, whether it is right.
+
+    For a sample that could not be used, it shows the reason.
+    """
     if "bad" in row:
         return Card(pictures=[], text=[(str(row["bad"]), False)], title=str(row["id"]))
     drawn = [Path(row["picture"]).read_bytes()] if "picture" in row else []

@@ -1,6 +1,6 @@
 """The action of `plait export`: write a checkpoint as a directory that other software loads.
 
-The layouts are those of the family (`families/<name>/export.py`).
+The layouts (formats such as `hf`, for transformers) are those of the model family (`families/<name>/export.py`).
 """
 
 import difflib
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 def export(path: Path, out: Path, to: str, *, averaged: bool = True) -> None:
-    """Write the checkpoint at `path` (a run, stage or step folder) into the new directory `out`, in the layout `to`.
+    """Write the checkpoint at `path` (a run, stage or step folder) into the new directory `out`, in the layout `to`, such as "hf".
 
     `averaged`: the EMA where the checkpoint has one. Raises PlaitError for a family without that layout, and where `out` exists.
     """

@@ -23,9 +23,11 @@ log = logging.getLogger(__name__)
 
 
 def fork(spec: str, new: Path, overrides: Sequence[str]) -> Path:
-    """Make the run directory `new` from the checkpoint that `spec` names, the parent's settings with `overrides`, and its earlier rows.
+    """Make the run directory `new` from a checkpoint of another run (the parent), with the parent's settings changed by `overrides`.
 
-    `plait train NEW` continues it. The parent is not changed. Raises PlaitError when `new` exists or an override is wrong.
+    `spec` names the checkpoint: RUN, RUN@STEP, RUN/STAGE@best. `overrides`: such as "optim.lr=1e-5". The parent's logged rows up to that
+    step are copied; the parent is not changed. `plait train NEW` continues it. Returns `new`. Raises PlaitError when it exists or an
+    override is wrong.
     """
     if new.exists():
         raise PlaitError(f"{new} exists already; a fork makes its own folder")

@@ -1,4 +1,4 @@
-"""Ask a checkpoint: what `plait generate` does. The options and what is made of them are the family's."""
+"""Generate text or pictures with a checkpoint: what `plait generate` does. The options and what is made of them are the model family's."""
 
 import difflib
 import logging
@@ -17,9 +17,10 @@ log = logging.getLogger(__name__)
 
 
 def generate(path: Path, options: Sequence[str], *, averaged: bool, out: Path | None, length: float | None = None) -> None:
-    """Let the checkpoint at `path` answer or draw; `options` are the family's own, as name=value. Its lines are shown as they come.
+    """Let the checkpoint at `path` answer or draw, and print its lines as they come. `options`: the family's own, such as "prompt=a cat".
 
-    Raises PlaitError for an option that is unknown or wrong, and for a family that generates nothing.
+    `averaged`: the EMA weights; `length`: of a post-hoc average, as a share of the run. `out`: folder for pictures. Raises PlaitError for
+    an option that is unknown or wrong, and for a family that generates nothing.
     """
     with distributed.join() as ranks:
         bundle, _, config = saved.open_checkpoint(path, ranks, averaged=averaged, length=length)
@@ -34,7 +35,7 @@ def generate(path: Path, options: Sequence[str], *, averaged: bool, out: Path | 
 
 
 def generate_options(kind: Any, options: Sequence[str]) -> Any:
-    """Parse name=value texts into the family's typed options; a list is given by repeating its name. Raises PlaitError for a wrong one."""
+    """Parse texts such as "prompt=a cat" into the options class `kind`; a repeated name gives a list. Raises PlaitError for a wrong one."""
     given: dict[str, Any] = {}
     for item in options:
         name, _, value = item.partition("=")

@@ -1,4 +1,4 @@
-"""The action of `plait data index`: make the offset indices of tar shards, and list what is in each shard."""
+"""The action of `plait data index`: make the offset indices by which tar shards are read at random, and list what is in each shard."""
 
 import logging
 from pathlib import Path
@@ -11,7 +11,7 @@ log = logging.getLogger(__name__)
 
 
 def index(path: str) -> None:
-    """Make the offset index of every tar shard that `path` names (a shard, folder, pattern or address), and log what is in each.
+    """Make the offset index of every tar shard that `path` names (a shard, folder, pattern or address), and print what is in each.
 
     Raises PlaitError where there is no shard, and for one that cannot be read.
     """
@@ -48,7 +48,7 @@ def _data_bytes(shard: Indexed) -> int:
 
 
 def byte_text(count: float) -> str:
-    """Return a number of bytes as text with its unit (powers of 1000)."""
+    """Return a number of bytes as text, in powers of 1000: 1500 -> "1.5 kB"."""
     if count < 1000:
         return f"{count:.0f} B"
     for unit in ("kB", "MB"):

@@ -70,10 +70,10 @@ class _Seen:
 
 
 def draw(resolved: Resolved, split: str, samples: int, out: Path) -> None:
-    """Draw the first `samples` samples of the run: of `train` in the order of its steps and augmented, of `validation` as evaluated.
+    """Draw the first `samples` samples of a run as the model sees them: of `train` in the order of its steps, of `validation` as evaluated.
 
-    One sheet and one page in `out`; where stages differ in their data, one of each per different stage, in folders named like the stages.
-    Raises PlaitError for a family without `inspect`, and where there is nothing to draw.
+    A contact sheet and a page in `out`; where stages differ in their data, one of each per different stage, in folders named like the
+    stages. Raises PlaitError for a family without `inspect`, and where there is nothing to draw.
     """
     if samples < 1:
         raise PlaitError(f"--samples={samples}: ask for at least one")

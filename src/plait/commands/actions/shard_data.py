@@ -1,4 +1,7 @@
-"""The action of `plait data shard`: encode pictures with captions, from any source, into bucketed latent shards."""
+"""The action of `plait data shard`: encode pictures with captions, from any source (data set), into bucketed latent shards.
+
+A bucket is a crop size; a set is the folder that is written, with a folder of tar shards per bucket and metadata.json.
+"""
 
 import contextlib
 import logging
@@ -28,7 +31,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Options:
-    """The arguments of the command."""
+    """The arguments of the command, as its help describes them. `buckets`: crop sizes; `bucket`: those of them to write (empty: all)."""
 
     split: str = "train"
     buckets: str = ",".join(bucket.name for bucket in aspect.STANDARD)
@@ -52,7 +55,7 @@ OPTIONS = frozenset(Options.__dataclass_fields__)
 
 
 def shard(what: str, out: Path | None, options: Options, settings: Sequence[str] = ()) -> None:
-    """Build the set of shards at `out`, or finish it; with `dry_run` only log what it would hold.
+    """Encode the source `what` into the set at `out`, or finish a build that was stopped; with `dry_run` only print what it would hold.
 
     `settings`: name=value settings of the source. Raises PlaitError for a wrong argument, source or setting.
     """
@@ -92,7 +95,7 @@ def shard(what: str, out: Path | None, options: Options, settings: Sequence[str]
 
 
 def measure(path: Path) -> None:
-    """Measure the statistics of a set made elsewhere and write its metadata.json. Raises PlaitError for a folder without shards."""
+    """Write metadata.json, with latent statistics, for a set that another tool made at `path`. Raises PlaitError without shards."""
     with _progress() as report:
         metadata = statistics.measure(path, report)
     counts = metadata["counts"]
@@ -102,9 +105,9 @@ def measure(path: Path) -> None:
 
 
 def entry(what: str, settings: Sequence[str]) -> Source:
-    """Return the source entry for `what`: `scenes`, a .jsonl, tar shards (a pattern, or a folder of them), or a folder of pictures.
+    """Return the source settings for `what`: `scenes`, a .jsonl, tar shards (a pattern, or a folder of them), or a folder of pictures.
 
-    Raises PlaitError for anything else, and for a setting that a source does not have.
+    `settings`: such as "options.size=[64,64]". Raises PlaitError for anything else, and for a setting that a source does not have.
     """
     values: dict[str, Any] = {"source": "scenes"} if what == "scenes" else {"source": _kind(what), "path": what}
     for setting in settings:

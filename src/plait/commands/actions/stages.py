@@ -24,7 +24,7 @@ Row = Mapping[str, Any]
 
 
 def show(run: Path) -> None:
-    """Log one block of lines per stage. Raises PlaitError when `run` is not a run directory."""
+    """Print what is known of each stage of a run: steps, what trains, best figures. Raises PlaitError when `run` is no run directory."""
     resolved = open_run_config(run)
     rows = files.read_rows(run / "metrics.jsonl")
     manifests = _manifests(run)
@@ -99,7 +99,7 @@ def _held_out(rows: Sequence[Row], config: RunConfig) -> list[str]:
 
 
 def hours(rows: Sequence[Row], start: int) -> float:
-    """Return the training time of a stage that began at step `start`, from its rows: with evaluations and saves, without stops."""
+    """Return the hours that a stage trained, from its metrics rows; `start`: its first step. Evaluations and saves count, stops do not."""
     seconds, before = 0.0, None
     for row in rows:
         in_steps = float(row["step_s"]) * (row["step"] - (before["step"] if before else start))

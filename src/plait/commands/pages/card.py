@@ -1,6 +1,7 @@
-"""One sample to show: its pictures, its text and notes about it, with the measures that the contact sheet and the page share.
+"""A card shows one sample: its pictures, its text and notes about it. Here are its contents and the sizes that sheet and page share.
 
-Draws nothing: sheet.py makes the PNG of cards, page.py their HTML.
+A run of text is a string with one mark: whether it stands on colour (the supervised text, or a model's answer). Draws nothing: sheet.py
+makes the PNG of cards (the contact sheet), page.py their HTML.
 """
 
 import io
@@ -12,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 Text = Sequence[tuple[str, bool]]
-"""Runs of text, each with whether it is marked."""
+"""A text as (string, whether it is marked) pieces, called runs."""
 
 CARD_PX, PADDING_PX = 380, 14  # width of a card, and the space inside its border
 PICTURES_PX = (CARD_PX - 2 * PADDING_PX, 420)  # width and height that all pictures of a card share
@@ -22,7 +23,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 @dataclass(frozen=True)
 class Card:
-    """One sample: its pictures (H, W, 3 uint8), its text, whether its answer is right (None: not scored), and notes by name."""
+    """One sample to show. `pictures`: (H, W, 3) uint8; `verdict`: whether its answer is right (None: not scored); `notes` by name."""
 
     pictures: Sequence[np.ndarray]
     text: Text
@@ -32,7 +33,7 @@ class Card:
 
 
 def clean_card(card: Card) -> Card:
-    """Return the card with all its texts cleaned."""
+    """Return the card with unprintable characters of all its texts replaced."""
     notes = {clean_text(name): clean_text(value) for name, value in card.notes.items()}
     text = [(clean_text(run), bool(marked)) for run, marked in card.text]
     return Card(card.pictures, text, clean_text(card.title), card.verdict, notes)
@@ -44,13 +45,13 @@ def clean_text(text: str) -> str:
 
 
 def count_cards(cards: Sequence[Card]) -> str:
-    """Return how many cards there are, and how many of the scored ones are right, as a line of text."""
+    """Return the number of cards, and how many of the scored ones are right: "12 cards, 7 of 10 right"."""
     verdicts = [card.verdict for card in cards if card.verdict is not None]
     return f"{len(cards)} cards" + (f", {sum(verdicts)} of {len(verdicts)} right" if verdicts else "")
 
 
 def join_runs(text: Text) -> list[tuple[str, bool]]:
-    """Join neighbouring runs that are alike in their mark, and drop empty ones."""
+    """Join neighbouring runs of text that are alike in their mark, and drop empty ones."""
     joined: list[tuple[str, bool]] = []
     for run, marked in text:
         if joined and joined[-1][1] == marked:
@@ -61,14 +62,14 @@ def join_runs(text: Text) -> list[tuple[str, bool]]:
 
 
 def picture_sizes(pictures: Sequence[np.ndarray]) -> list[str]:
-    """Return the width x height of the pictures as stored, with a count where several have the same size."""
+    """Return a text for each different size of the pictures: ["640x480 px", "2 of 336x336 px"]."""
     sizes = [f"{picture.shape[1]}x{picture.shape[0]} px" for picture in pictures]
     kinds = list(dict.fromkeys(sizes))
     return [f"{sizes.count(kind)} of {kind}" if sizes.count(kind) > 1 else kind for kind in kinds]
 
 
 def fit_pictures(pictures: Sequence[np.ndarray]) -> tuple[int, float]:
-    """Return the number of columns for the pictures of a card, and their common scale: a whole number, or less than 1.
+    """Return the number of columns in which a card shows its pictures, and their common scale: a whole number, or less than 1.
 
     As many columns as still show them at three quarters of the best scale, and not shrunk needlessly, so that rows stay together.
     """

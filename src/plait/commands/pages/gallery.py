@@ -1,4 +1,4 @@
-"""A gallery: cards written as one PNG to look at (sheet.py) and one HTML page to search and to send on (page.py).
+"""A gallery: cards (samples to show) written as one PNG to look at (sheet.py) and one HTML page to search and to send on (page.py).
 
 Marked text (what is supervised, or what a model answered) stands on colour in both. The same cards give the same bytes.
 """
@@ -16,9 +16,9 @@ from plait.files import write_whole
 
 
 def write(folder: Path, title: str, cards: Sequence[Card], *, legend: str = "", facts: Sequence[tuple[str, str]] = ()) -> tuple[Path, Path]:
-    """Write `sheet.png` and `page.html` into `folder` and return their paths.
+    """Write the `cards` to `sheet.png` and `page.html` in `folder`, and return both paths.
 
-    `legend` says what marked text means; `facts` are rows about all samples, shown above the cards. Raises PlaitError without cards.
+    `legend` says what marked text means; `facts`: (name, text) about all samples, above the cards. Raises PlaitError without cards.
     """
     if not cards:
         raise PlaitError(f"{title!r} has no sample to show: ask for at least one")

@@ -49,7 +49,7 @@ class _PageCard(NamedTuple):
 
 
 def render_page(title: str, lines: Sequence[str], facts: Sequence[tuple[str, str]], cards: Sequence[Card]) -> str:
-    """Return the page of `cards` as HTML: `title`, the lines below it, the table of `facts`, and an article per card.
+    """Return the HTML page of `cards`: `title`, the `lines` below it, a table of `facts` (name, text), and an article per card.
 
     The same arguments give the same text.
     """

@@ -1,7 +1,8 @@
-"""The contact sheet of cards: one picture to look at, with every card's pictures, text and notes.
+"""The contact sheet of cards (samples to show): one picture to look at, with every card's pictures, text and notes.
 
 Small pictures are enlarged by a whole factor without smoothing, so that every pixel of theirs can be judged; large ones are shrunk to fit.
-Long texts are abbreviated. Pillow's own font is used, which knows little more than ASCII: other letters appear as boxes.
+Long texts are abbreviated. Marked text (supervised, or a model's answer) stands on colour. Pillow's own font is used, which knows little
+more than ASCII: other letters appear as boxes.
 """
 
 import re
@@ -28,7 +29,7 @@ _RIGHT, _WRONG = "#1a7f43", "#c62f2f"
 _PLAIN_FONT = frozenset(map(chr, range(32, 127))) | set("·…“”‘’±£§")
 
 Line = list[tuple[str, bool]]
-"""Runs of text on one line, each with whether it is marked."""
+"""One line of text as (string, whether it is marked) pieces."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class _Layout:
 
 
 def draw_sheet(title: str, lines: Sequence[str], cards: Sequence[Card]) -> Image.Image:
-    """Return the contact sheet: `title`, the `lines` below it, then the cards in rows of at most four."""
+    """Draw the contact sheet: `title`, the `lines` of text below it, then the cards in rows of at most four."""
     columns = -(-len(cards) // -(-len(cards) // _COLUMNS_MAX))  # rows of equal length, as far as possible
     layouts = [_lay_out(card) for card in cards]
     rows = [layouts[start : start + columns] for start in range(0, len(layouts), columns)]
@@ -70,14 +71,14 @@ def draw_sheet(title: str, lines: Sequence[str], cards: Sequence[Card]) -> Image
 
 
 def resize(picture: np.ndarray, scale: float) -> Image.Image:
-    """Return the picture at `scale`: whole factors repeat pixels, factors below 1 average them."""
+    """Return the picture (H, W, 3) resized by `scale`: whole factors repeat pixels, factors below 1 average them."""
     height, width = picture.shape[:2]
     kind = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS
     return Image.fromarray(picture).resize((max(1, round(width * scale)), max(1, round(height * scale))), kind)
 
 
 def abbreviate(text: Text, most: int) -> Line:
-    """Join runs that are alike, and cut the whole to about `most` characters: runs without a mark lose their middles first."""
+    """Cut a card's text to about `most` characters, with "…": unmarked runs lose their middles first. Alike runs are joined."""
     joined = join_runs(text)
     if sum(len(run) for run, _ in joined) <= most:
         return joined
@@ -88,7 +89,10 @@ def abbreviate(text: Text, most: int) -> Line:
 
 
 def break_lines(text: Text, length_px: Callable[[str], float], width_px: float) -> list[Line]:
-    """Break text into lines no wider than `width_px`: at spaces and line ends, and inside a word only when it is wider than a line."""
+    """Break text into lines no wider than `width_px`: at spaces and line ends, and inside a word only when it is wider than a line.
+
+    `length_px(text)` measures text in the font.
+    """
     lines: list[Line] = [[]]
     x = 0.0
     for run, marked in text:
@@ -113,7 +117,7 @@ def break_lines(text: Text, length_px: Callable[[str], float], width_px: float) 
 
 
 def drop_middle_lines(lines: list[Line], most: int) -> list[Line]:
-    """Drop lines until at most `most` are left: first the middle of the longest stretch without marks, last the end."""
+    """Drop lines until at most `most` are left, with "…" for them: first the middle of the longest unmarked stretch, last the end."""
     while len(lines) > most:
         unmarked = "".join("-" if any(marked for _, marked in line) else "0" for line in lines)
         longest = max(re.finditer("0*", unmarked), key=lambda stretch: len(stretch[0]))

@@ -8,7 +8,7 @@ from plait.commands.command import OVERRIDES, Arguments, Command, Parser
 
 
 def declare(parser: Parser) -> None:
-    """Add the verb's arguments."""
+    """Add the arguments of `plait prove` to its parser."""
     parser.add_argument("config", type=Path, help="a .yaml or .json file, or a run directory")
     parser.add_argument("--kills", type=int, default=6, help="processes ended on the way; each is one more generation")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
@@ -19,7 +19,7 @@ def declare(parser: Parser) -> None:
 
 
 def run(arguments: Arguments) -> None:
-    """Run straight and with kills, and compare. Raises Diverged where the two runs differ."""
+    """Train a shortened configuration with and without kills, and compare the two runs. Raises Diverged where they differ."""
     resolved = open_checked(arguments.config, arguments.overrides, words=arguments.words)
     from plait.commands.prove import prove
 

@@ -27,7 +27,7 @@ BEFORE_UPDATE = ("sample ids", "loss terms", "other figures")
 
 @dataclass(frozen=True)
 class Line:
-    """One line of the comparison: what was compared, how many, and the first difference with its step (None: all equal)."""
+    """One line of the comparison: what was compared ("loss terms"), how many, the first difference (None: all equal), and its step."""
 
     what: str
     compared: int
@@ -36,7 +36,7 @@ class Line:
 
 
 def runs(a: Path, b: Path) -> list[Line]:
-    """Compare two runs and return every line of the comparison."""
+    """Compare the run directories `a` and `b`, and return a line for each kind of thing compared."""
     rows_a, rows_b = (files.read_rows(run / "metrics.jsonl") for run in (a, b))
     lines = [_rows(rows_a, rows_b), *_figures(rows_a, rows_b), _quarantined(a, b), _state(a, b)]
     tensors = [_tensors(group, a, b) for group in GROUPS]
@@ -44,7 +44,10 @@ def runs(a: Path, b: Path) -> list[Line]:
 
 
 def divergence(lines: Iterable[Line]) -> str | None:
-    """Describe the first divergence, or return None: the earliest of the logged rows, there ids before losses, and the first tensors."""
+    """Describe the first difference of two runs from the lines of `runs`, or return None if there is none.
+
+    It is the earliest difference in the logged rows, at one step ids before losses, and the first tensors that differ.
+    """
     different = [line for line in lines if line.first is not None]
     tensors = [line for line in different if line.what in GROUPS]
     logged = [line for line in different if line not in tensors]
@@ -134,7 +137,7 @@ def _tensors(group: str, a: Path, b: Path) -> Line:
 
 
 def tensor_differences(in_a: Mapping[str, Tensor], in_b: Mapping[str, Tensor]) -> Iterator[str]:
-    """Yield a line for each tensor that only one run has or that differs in any bit.
+    """Yield a line for each tensor (by name) that only one of two checkpoints has, or that differs in any bit.
 
     The optimizer's step counts come first, because they show whose moments were lost.
     """
@@ -153,5 +156,5 @@ def tensor_differences(in_a: Mapping[str, Tensor], in_b: Mapping[str, Tensor]) -
 
 
 def bits(value: Tensor) -> Tensor:
-    """Return a tensor as rows of bytes, one row per value; equal rows are equal in every bit, NaN included."""
+    """Return a tensor as rows of bytes (values, bytes per value), to compare it bit by bit; NaN equals NaN."""
     return value.contiguous().view(-1, 1).view(torch.uint8)

@@ -1,7 +1,8 @@
 """The action of `plait prove`: run a configuration straight and with kills at random moments, and compare the two runs bit by bit.
 
-The configuration is the user's, shortened (smoke_config.py). Each generation is a process of `plait train` (launch.py), which is watched
-through its heartbeat and ended in one of three ways: SIGKILL, SIGTERM, or the death of a data worker. The comparison is in compare.py.
+Straight means undisturbed. The configuration is the user's, shortened (smoke_config.py). Each generation is a process of `plait train`
+(launch.py), which is watched through its heartbeat and ended in one of three ways: SIGKILL, SIGTERM, or the death of a data worker. The
+comparison is in compare.py.
 """
 
 import logging
@@ -49,14 +50,14 @@ _WITH_WORKERS = ("--data.worker_kind=processes", "--data.workers=1")
 
 
 class Diverged(PlaitError):
-    """The killed run differs from the straight one. Exit code 1."""
+    """The killed run differs from the undisturbed one, or did not continue. Exit code 1."""
 
     exit_code = 1
 
 
 @dataclass(frozen=True)
 class Event:
-    """A phase that the straight run was in, and for how long."""
+    """A phase (data, step, save, ...) that the undisturbed run was in, the step it came in, and for how long."""
 
     phase: str
     step: int
@@ -65,10 +66,10 @@ class Event:
 
 @dataclass
 class Kill:
-    """One planned kill, and its outcome.
+    """One planned kill, and its outcome: `way` (SIGKILL, SIGTERM, worker) comes `delay_s` after `phase` of `step` begins.
 
-    `moment`: the phase and step in which it came. `since`: the step from which the killed generation started; `left`: the step from which
-    the next one starts.
+    `moment`: the phase and step in which it really came; `took_s`: from the kill to the end of the process. `since`: the step from which
+    the killed process started; `left`: the step from which the next one starts (None: from the beginning).
     """
 
     way: str
@@ -84,24 +85,24 @@ class Kill:
 
 @dataclass(frozen=True)
 class Trial:
-    """What all generations have in common: the configuration, how processes are started, and their time limit."""
+    """What all processes of a proof have in common: the configuration, how they are started, and the time limit of each."""
 
     config: Path
     launcher: Launcher
     limit_s: float = field(default=3600.0)
 
     def start(self, run: Path, extra: Sequence[str] = ()) -> Process:
-        """Start one generation of `run`."""
+        """Start a process that trains the run directory `run`, or continues it; `extra`: further arguments. Its output is in RUN.log."""
         return self.launcher.start(["train", str(self.config), f"--run={run}", *extra], run.with_suffix(".log"))
 
 
 def prove(
     resolved: Resolved, *, kills: int = 6, seed: int = 0, ranks: int = 1, steps: int = 8, warm: bool = False, out: Path | None = None
 ) -> None:
-    """Run a configuration straight and with kills, compare the runs, and log the tables.
+    """Run a configuration undisturbed and with kills, compare the two runs bit by bit, and print the result.
 
-    `steps`: of each stage. `warm`: fork the generations from one process that has imported everything. `out`: folder in which the runs are
-    kept; without it they are removed if they are equal. Raises Diverged for the first divergence, and PlaitError where `out` is not empty.
+    `steps`: of each stage. `warm`: fork the processes from one that has imported everything. `out`: folder in which the runs are kept;
+    without it they are removed if they are equal. Raises Diverged for the first divergence, and PlaitError where `out` is not empty.
     """
     if out is not None and out.exists() and any(out.iterdir()):
         raise PlaitError(f"{out} is not empty; give --out a new folder")
@@ -126,7 +127,10 @@ def prove(
 
 
 def rehearse(trial: Trial, folder: Path, kills: int, seed: int) -> tuple[list[compare.Line], list[Kill]]:
-    """Run a configuration straight and with kills, and compare the two. Raises Diverged when a generation does not continue."""
+    """Run the trial undisturbed and with `kills` kills, and return the comparison and what became of each kill.
+
+    `seed` chooses the moments. Raises Diverged when a killed run does not continue.
+    """
     straight, killed = folder / "straight", folder / "killed"
     began = time.monotonic()
     events = run_straight(trial, straight)
@@ -138,7 +142,7 @@ def rehearse(trial: Trial, folder: Path, kills: int, seed: int) -> tuple[list[co
 
 
 def where(lines: Sequence[compare.Line], plan: Sequence[Kill]) -> str:
-    """Return after which resume the runs part. Before the first, resuming is not the cause."""
+    """Return after which resume the runs part, as "after going on from step 6". Before the first, resuming is not the cause."""
     first = min(line.step for line in lines if line.first is not None)
     resumed = [kill.left for kill in plan if kill.left is not None and kill.left < first]
     if resumed:
@@ -168,7 +172,7 @@ def run_straight(trial: Trial, run: Path) -> list[Event]:
 
 
 def choose(events: Sequence[Event], kills: int, seed: int) -> list[Kill]:
-    """Choose moments for `kills` kills, by `seed`: each of MOMENTS in its turn, at a random event of its phase in the straight run."""
+    """Plan `kills` kills by `seed`: each takes the next of MOMENTS and comes in a random event of that phase."""
     draw = rng(seed, "prove")
     last = events[-1].step
     chosen = []
@@ -186,7 +190,7 @@ def choose(events: Sequence[Event], kills: int, seed: int) -> list[Kill]:
 
 
 def run_killed(trial: Trial, run: Path, plan: Sequence[Kill]) -> None:
-    """Run with every planned kill, then to the end, and fill in the outcome of each. Raises Diverged when a generation fails."""
+    """Train `run` with every planned kill, then to its end, and fill in the outcome of each. Raises Diverged when it does not continue."""
     for number, kill in enumerate(plan, 1):
         before, _ = checkpoint.newest_intact(run)
         kill.since = before.step if before else None
@@ -274,6 +278,6 @@ def _last_line(run: Path) -> str:
 
 
 def table(lines: Sequence[compare.Line]) -> str:
-    """Return the comparison as aligned text."""
+    """Return the lines of the comparison as aligned text: what, how many, and "equal to the bit" or the first difference."""
     rows = [(line.what, f"{line.compared:,}", line.first or "equal to the bit") for line in lines]
     return "\n".join(f"  {what:18s}{count:>10s}  {result}" for what, count, result in rows)

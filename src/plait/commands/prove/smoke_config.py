@@ -18,7 +18,10 @@ _INTERVALS = 3
 
 
 def make_smoke_config(resolved: Resolved, steps: int, path: Path) -> Resolved:
-    """Write `resolved` with at most `steps` steps per stage to `path`, and return it as read from there."""
+    """Write a copy of `resolved`, shortened to at most `steps` steps per stage, to `path`, and return it as read from there.
+
+    Batches, evaluations and intervals shrink with it.
+    """
     plain = yaml.safe_load(resolved.yaml)
     if plain.get("stages"):
         for stage, view in zip(plain["stages"], resolved.stages, strict=True):
@@ -85,7 +88,7 @@ def _merge(below: dict[str, Any], above: Mapping[str, Any]) -> None:
 
 
 def changes(before: Resolved, after: Resolved) -> list[str]:
-    """Return a line per changed setting, with the names of the stages where it is not changed in all of them."""
+    """Return a line per setting that differs, as "train.steps: 5000 -> 8", with the names of the stages unless it is in all."""
     stages: dict[tuple[str, str], list[str]] = {}
     for old, new in zip(before.stages, after.stages, strict=True):
         for name, was, now in difference(old.config, new.config):

@@ -1,5 +1,6 @@
-"""The translation of one configuration under construction: what every dialect does to build plait's tree from its author's keys.
+"""Build plait's configuration from one that was written for another trainer: what the translators of all such formats (dialects) share.
 
+A configuration is a tree of nodes, which are values that know their file and line. A row says what became of one of the author's keys.
 Which key means what is in the dialects' own files.
 """
 
@@ -13,10 +14,10 @@ from plait.errors import PlaitError
 
 
 class TranslationBuilder:
-    """The author's keys as written, plait's tree built so far, and a row for each written key.
+    """The author's keys as written, plait's tree built so far, and `rows`: for each written key, what became of it.
 
-    `defaults` are what the author's trainer takes for a key that is not written; values made of them have the origin `default_label`.
-    `notes` are the notes of rows that are given none.
+    `defaults`: what the author's trainer takes for a key that is not written; values made of them are listed with the origin
+    `default_label`. `notes`: by key, the remark of a row that is given none.
     """
 
     def __init__(
@@ -27,36 +28,39 @@ class TranslationBuilder:
         self.rows: dict[str, TranslatedKey] = {}
 
     def get(self, key: str) -> Any:
-        """Return the value of one of the author's keys, or its default."""
+        """Return the plain value of one of the author's keys, or else its default (None without one)."""
         return to_plain(self.written[key]) if key in self.written else self.defaults.get(key)
 
     def origin(self, key: str) -> Node:
-        """Return the node whose origin a value made of `key` takes: the key's own, or that of defaults."""
+        """Return the node whose file and line a value made of `key` takes: the key's own, or that of defaults."""
         return self.written.get(key, Node(None, self.tree.file, path=key, label=self.default_label))
 
     def assign(self, path: str, value: Any, *keys: str) -> None:
-        """Set `path` of plait's tree, with the origin of the first of `keys` that is written. A list may hold nodes already."""
+        """Set `path` of plait's tree, such as "optim.lr", with the file and line of the first of `keys` that is written.
+
+        A list may hold nodes already.
+        """
         origin = next((self.written[key] for key in keys if key in self.written), self.origin(keys[0] if keys else path))
         has_nodes = isinstance(value, list) and any(isinstance(item, Node) for item in value)
         leaf = replace(origin, value=value) if has_nodes else from_plain(value, origin)
         self.tree = merge(self.tree, nest(path.split("."), leaf))
 
     def translate(self, path: str, value: Any, *keys: str, note: str = "") -> None:
-        """Set `path` of plait's tree as `assign` does, and add a row for each of `keys`."""
+        """Set `path` as `assign` does, and record in a row of each of the author's `keys` that it became `path`."""
         self.assign(path, value, *keys)
         for key in keys:
             self.add_row(key, path, note)
 
     def add_row(self, key: str, path: str | None, note: str = "") -> None:
-        """Add the row of `key` if it is written, in place of one that it has."""
+        """Record that the author's `key` became `path` (None: it has no effect here), if it is written; replaces an earlier row."""
         if key in self.written:
             self.rows[key] = TranslatedKey(key, self.get(key), path, note or self.notes.get(key, ""))
 
     def entry(self, fields: Mapping[str, tuple[str, Any]]) -> Node:
-        """Return an entry of a list from {plait's field: (the author's key that it comes from, value)}. A value may be a node already."""
+        """Return a node for one item of a list, from {plait's field: (the author's key that it comes from, value)}."""
         values = {ours: value if isinstance(value, Node) else from_plain(value, self.origin(key)) for ours, (key, value) in fields.items()}
         return Node(values, self.tree.file)
 
     def error(self, key: str, why: str) -> PlaitError:
-        """Return the error '{location}: {key} {why}'."""
+        """Return the PlaitError '{file:line}: {key} {why}', to be raised by the caller."""
         return PlaitError(f"{self.origin(key).location}: {key} {why}")

@@ -1,7 +1,8 @@
 """The flags of the Molmo training guide, such as `--optimizer.learning_rate=3e-6`, that follow a launch script's name and words.
 
-FLAGS holds the kind of every flag and plait's path; flags whose meaning depends on each other are translated by functions. A value that no
-flag gives is that of the stage's preset. Plait's own settings may be given beside the flags.
+`tree` is the configuration as nodes, which know where they were written; `overrides` are the command line's settings. FLAGS holds the kind
+of every flag and plait's path; flags whose meaning depends on each other are translated by functions. A value that no flag gives is that
+of the stage's preset. Plait's own settings may be given beside the flags.
 """
 
 import difflib
@@ -28,7 +29,7 @@ PROJECT = "molmo"  # of W&B, where none is named
 
 
 class Flag(NamedTuple):
-    """One flag. `kind`: int, number, numbers, bool, text, or {legal word: plait's value}; `path`: None where a function translates it."""
+    """One flag. `kind`: int, number, numbers, bool, text, or {legal word: plait's value}. `path`: plait's key; None: set by a function."""
 
     kind: str | dict[str, Any]
     path: str | None = None
@@ -98,7 +99,7 @@ _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
 
 
 class FlagBuilder(TranslationBuilder):
-    """A translation of flags over the preset named `preset`, which has the value of every flag that is not given."""
+    """A translation of flags into plait's tree; a flag that is not given has the value of the preset named `preset`."""
 
     def __init__(self, given: dict[str, Node], tree: Node, preset: str):
         super().__init__(given, tree, defaults={}, default_label=None, notes={})
@@ -113,12 +114,12 @@ class FlagBuilder(TranslationBuilder):
 
 
 def recognise(tree: Node, plait_keys: Sequence[str]) -> bool:
-    """Return whether this is the tree of a launch script."""
+    """Return whether `tree` was made from a launch script and its words, rather than read from a file."""
     return tree.file in SCRIPTS and WORDS in tree.value
 
 
 def translate(tree: Node, overrides: Sequence[Override], path: Path, plait_keys: Sequence[str]) -> Translation:
-    """Translate the words of a launch script and its flags. Raises PlaitError for an unknown or ill-typed flag, or a wrong word."""
+    """Translate a launch script's words and its flags, `overrides`. Raises PlaitError for an unknown or ill-typed flag or a wrong word."""
     given, remaining, problems = _sorted(overrides, plait_keys)
     raise_first(problems + [wrong for flag, node in given.items() if (wrong := _wrong_kind(flag, node))])
     chosen, preset, rows = translate_words(tree.file, [str(node.value) for node in tree.value[WORDS].value])

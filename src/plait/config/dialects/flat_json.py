@@ -1,7 +1,8 @@
 """The flat JSON dialect of the Gemma-and-Cosmos trainer: one level of keys, in the vocabulary of Hugging Face's Trainer.
 
-KEYS holds the kind of every key, the value that its trainer takes when it is absent, and plait's path. Keys whose meaning depends on each
-other (freeze flags, batch sizes, evaluation, data) are translated by functions; NO_MEANING gives the reason for keys without one here.
+A dialect is another trainer's format of configurations. KEYS holds the kind of every key, the value that its trainer takes when it is
+absent, and plait's path. Keys whose meaning depends on each other (freeze flags, batch sizes, evaluation, data) are translated by
+functions; NO_MEANING gives the reason for keys without one here.
 """
 
 import re
@@ -26,7 +27,7 @@ _INFO = {"int": (int,), "number": (int, float), "bool": (bool,), "text": (str,)}
 
 
 class Key(NamedTuple):
-    """One key of the dialect. `kind` ends in ? where null is legal; `path` is None where a function, or nothing, translates the key."""
+    """One key. `kind`: int, number, bool, text or any, with ? where null is legal. `path`: plait's key; None: set by a function, or not."""
 
     kind: str
     default: Any = None
@@ -96,7 +97,7 @@ ASSUMED = {"family": "theworld", "optim.betas": [0.9, 0.999], "optim.eps": 1e-8,
 
 
 def recognise(tree: Node, plait_keys: Sequence[str]) -> bool:
-    """Return whether the file is in this dialect. Raises PlaitError for one that mixes it with plait's own keys."""
+    """Return whether the file is in this dialect. Raises PlaitError for one that mixes it with plait's own keys, `plait_keys`."""
     theirs = [node for key, node in tree.value.items() if key in KEYS]
     ours = [node for key, node in tree.value.items() if key in plait_keys and key != STAGES]
     if theirs and ours:
@@ -110,7 +111,10 @@ def recognise(tree: Node, plait_keys: Sequence[str]) -> bool:
 
 
 def translate(tree: Node, overrides: Sequence[Override], path: Path, plait_keys: Sequence[str]) -> Translation:
-    """Translate the file, and the overrides that use its keys, into plait's names. Raises PlaitError for an unknown or ill-typed key."""
+    """Translate the file, and the overrides (settings of the command line) that use its keys, into plait's names.
+
+    `path`: of the file, for messages. Raises PlaitError for an unknown or ill-typed key.
+    """
     written = dict(tree.value)
     for override in overrides:
         key, origin = override.path[0], Node(None, COMMAND_LINE, path=override.path[0])

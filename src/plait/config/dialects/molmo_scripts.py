@@ -24,13 +24,13 @@ INHERITED = (
     *("language", "language_revision", "vision_backbone", "vision_source", "vision_revision"),
     *("connector_hidden", "overlap", "max_crops", "default_style"),
 )
-"""Keys of the captioner's `model:` section that the multitask run takes from it."""
+"""Keys of the captioner's `model:` section that a multitask run, which starts from its weights, takes over."""
 _SCENES = {"size": [48, 48], "objects": [1, 2], "supersample": 2}
 _TASKS = {CAPTIONER: ["caption"], MULTITASK: ["count", "colour", "shape", "exists", "point"]}
 
 
 def open_script(name: str, words: Sequence[str]) -> Node:
-    """Make the tree of a launch script and its words. Raises PlaitError for a wrong number of words."""
+    """Return the tree (of nodes with origins) of a launch script called with `words`. Raises PlaitError for a wrong number of words."""
     wanted = " ".join(SCRIPTS[name])
     if len(words) != len(SCRIPTS[name]):
         given = f"got {' '.join(words)}" if words else "got none"
@@ -39,9 +39,9 @@ def open_script(name: str, words: Sequence[str]) -> Node:
 
 
 def translate_words(script: str, words: Sequence[str]) -> tuple[Node, str, list[TranslatedKey]]:
-    """Return the tree that a script and its words stand for, the name of the preset below it, and a row for each word.
+    """Return the settings that a script and its words stand for, the name of the preset that completes them, and a row for each word.
 
-    Raises PlaitError for an unknown model.
+    A row says which setting a word became. Raises PlaitError for an unknown model.
     """
     stage = script.partition("/")[2]
     tree, shared, rows = _captioner(words[0]) if script == CAPTIONER else _multitask(*words)

@@ -1,7 +1,8 @@
 """The nested YAML dialect of the original NanoDiT plan: sections model, training, data, sampling, validation, checkpoint.
 
-KEYS holds the kind of every key, the value of the author's plan (the default of an absent key) and plait's path. Keys whose meaning
-depends on each other (batch sizes, the optimizer's type, shards, validation) are translated by functions. Every key has an effect.
+A dialect is another trainer's format of configurations. KEYS holds the kind of every key, the value of the author's plan (the default of
+an absent key) and plait's path. Keys whose meaning depends on each other (batch sizes, the optimizer's type, shards, validation) are
+translated by functions. Every key has an effect.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -31,7 +32,7 @@ _INFO |= {"text": ((str,), "text"), "texts": ((list,), "a list of names"), "numb
 
 
 class Key(NamedTuple):
-    """One key of the dialect; `path` is None where a function translates it."""
+    """One key. `kind`: int, number, bool, text, texts or numbers; `path`: plait's key, None where a function sets it."""
 
     kind: str
     default: Any
@@ -94,7 +95,7 @@ ASSUMED = {"family": "nanodit", "optim.schedule.name": "cosine", "optim.schedule
 
 
 def recognise(tree: Node, plait_keys: Sequence[str]) -> bool:
-    """Return whether the file is in this dialect. Raises PlaitError for one that mixes it with plait's own keys."""
+    """Return whether the file is in this dialect. Raises PlaitError for one that mixes it with plait's own keys, `plait_keys`."""
     theirs = [node for key, node in tree.value.items() if key in SECTIONS and key not in plait_keys]
     shared = [key for key in plait_keys if not (key == "model" and _is_of_another_family(tree))]
     theirs += [node for key, node in _leaves(tree) if key in KEYS and key != KEYS[key].path and key.partition(".")[0] in shared]
@@ -114,7 +115,10 @@ def _is_of_another_family(tree: Node) -> bool:
 
 
 def translate(tree: Node, overrides: Sequence[Override], path: Path, plait_keys: Sequence[str]) -> Translation:
-    """Translate the file, and the overrides that use its keys, into plait's names. Raises PlaitError for an unknown or ill-typed key."""
+    """Translate the file, and the overrides (settings of the command line) that use its keys, into plait's names.
+
+    `path`: of the file, for messages. Raises PlaitError for an unknown or ill-typed key.
+    """
     written = dict(_leaves(tree))
     known = [*KEYS, *plait_keys]
     problems = [unknown_key(tree, tuple(key.split(".")), _neighbours(key), list(KEYS)) for key in written if key not in KEYS]

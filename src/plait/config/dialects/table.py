@@ -20,5 +20,5 @@ def dialects() -> tuple[Dialect, ...]:
 
 
 def is_script(name: str) -> bool:
-    """Return whether `name` is that of a dialect's launch script, which takes words besides flags, and not that of a file."""
+    """Return whether `name` is a launch script of a dialect, such as `molmo/captioner`, which takes words, and not a file."""
     return any(name in dialect.scripts for dialect in dialects())

@@ -1,4 +1,4 @@
-"""An index beside a data file: arrays of offsets, built once and memory-mapped from then on.
+"""An index beside a data file: arrays that say where each sample is, built once and memory-mapped from then on.
 
 The file is a magic line, a JSON header and 8-byte aligned arrays. Its stamp (size and time of the data file) tells whether it is fresh;
 its xxh3, checked when it is mapped, tells whether it is whole. It is at `<data file>.idx`, or in the cache folder when the data's own
@@ -27,7 +27,7 @@ _ALIGN = 8
 
 @dataclass(frozen=True)
 class IndexHead:
-    """The header of an index file, read without its arrays. `facts` is the format's own metadata (counts, names of extensions)."""
+    """The header of an index file, read without its arrays. `facts`: what the data format records (counts, names of extensions)."""
 
     path: Path
     stamp: dict[str, Any]
@@ -38,33 +38,34 @@ class IndexHead:
 
 
 def cache_folder(cache: str | Path | None) -> Path:
-    """Return the configured cache folder, or the user's: $PLAIT_CACHE, else ~/.cache/plait."""
+    """Return the folder of cached files: `cache` if it is set, else $PLAIT_CACHE, else ~/.cache/plait."""
     return Path(cache or os.environ.get("PLAIT_CACHE") or "~/.cache/plait").expanduser()
 
 
 def stamp_of(path: Path) -> dict[str, Any]:
-    """Return size and time of a local file: when either differs, its index is stale."""
+    """Return {"size": bytes, "mtime_ns": time} of a local file: when either has changed, its index is stale."""
     status = path.stat()
     return {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
 
 
 def candidate_paths(data_path: Path, cache: str | Path | None) -> list[Path]:
-    """Return the paths where the index of a local file may be: beside it, then in the cache."""
+    """Return the two paths where the index of a local file may be: beside the file, and in the cache folder."""
     absolute = data_path.absolute()
     return [absolute.with_name(absolute.name + ".idx"), cached_path(str(absolute), cache)]
 
 
 def cached_path(name: str, cache: str | Path | None) -> Path:
-    """Return the file in the cache for the index of `name` (a path or an address)."""
+    """Return where the cache folder keeps the index of `name`, the path or address of a data file."""
     return cache_folder(cache) / "index" / f"{Path(name).name}-{key(name):016x}.idx"
 
 
 def obtain(
     data_path: Path, cache: str | Path | None, make: Callable[[], tuple[dict[str, Any], Mapping[str, np.ndarray]]], *, rebuild: bool = False
 ) -> tuple[IndexHead, bool]:
-    """Return the fresh index of a local file, and whether it was built just now. `make` returns (facts, arrays).
+    """Return the index of a local data file, and whether it was built just now: it is reused unless it is stale or `rebuild` is set.
 
-    Raises PlaitError when neither the data's folder nor the cache can be written.
+    `make` scans the data file and returns (facts, arrays) to store. Raises PlaitError when neither the data's folder nor the cache can be
+    written.
     """
     stamp = stamp_of(data_path)
     beside, cached = candidate_paths(data_path, cache)
@@ -95,7 +96,7 @@ def _may_write(folder: Path) -> bool:
 
 
 def pack(stamp: dict[str, Any], facts: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> bytes:
-    """Return the bytes of an index file."""
+    """Return the bytes of an index file with this header (`stamp`, `facts`) and these arrays."""
     layout, body = {}, bytearray()
     for name, array in arrays.items():
         layout[name] = [array.dtype.str, len(body), len(array)]
@@ -121,7 +122,7 @@ def read_head(path: Path) -> IndexHead | None:
 
 
 def map_arrays(head: IndexHead) -> dict[str, np.ndarray]:
-    """Map the arrays of an index into memory. Raises PlaitError when the file has gone or does not match its hash."""
+    """Return the arrays of an index by name, memory-mapped. Raises PlaitError when the file has gone or does not match its hash."""
     try:
         with head.path.open("rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

@@ -13,14 +13,17 @@ _HEADERS = {1: (2, np.lib.format.read_array_header_1_0), 2: (4, np.lib.format.re
 
 
 def dump(array: np.ndarray) -> bytes:
-    """Return the bytes of one array; the same array gives the same bytes."""
+    """Return one array as the bytes of a `.npy` file; equal arrays give equal bytes."""
     body = io.BytesIO()
     np.save(body, np.ascontiguousarray(array), allow_pickle=False)
     return body.getvalue()
 
 
 def parse(body: bytes, where: str) -> np.ndarray:
-    """Return a read-only view of the array. Raises BadSample that names the member for what is no array, holds objects, or is cut short."""
+    """Return the array of a `.npy` file's bytes, as a read-only view of them.
+
+    Raises BadSample, with `where` in its text, for bytes that are no array, hold Python objects, or are cut short.
+    """
     width, _ = _HEADERS.get(body[6] if len(body) > 6 else 0, (0, None))
     start = 8 + width + int.from_bytes(body[8 : 8 + width], "little")
     if not body.startswith(_MAGIC) or not width or len(body) < start:

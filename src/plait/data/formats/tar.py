@@ -20,7 +20,7 @@ _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\x
 
 
 class Member(NamedTuple):
-    """One regular file inside a tar."""
+    """One regular file inside a tar: its name, and where its bytes are."""
 
     name: str
     offset: int  # of its bytes, not of its header
@@ -31,7 +31,7 @@ Read = Callable[[int, int], bytes]  # (offset, length) -> bytes; never called pa
 
 
 def walk(read: Read, size: int, where: str) -> list[Member]:
-    """Return all regular members in file order. `where` names the file in errors.
+    """Return the regular files in a tar of `size` bytes, in file order. `read` reads the tar; `where` names it in errors.
 
     Raises PlaitError for a file that is no tar, is truncated or damaged, or holds links or special files.
     """
@@ -114,10 +114,11 @@ def _natural(extension: str) -> list[tuple[int, str]]:
 
 
 def index(members: list[Member], where: str) -> tuple[dict[str, object], dict[str, np.ndarray]]:
-    """Return (facts, arrays) of a shard's index: members grouped into samples by stem, samples in the order of their first member.
+    """Return (facts, arrays) of a tar shard's index: members grouped into samples by stem, samples in the order of their first member.
 
     The stem ends at the first dot of the file name (`a/b.seg.png` is member `seg.png` of sample `a/b`); names that begin with a dot are
-    left out and counted. Raises PlaitError for two members of one name, and for a shard without samples.
+    left out and counted. `arrays`: per member its `kind` (in facts["extensions"]), `offset` and `size`; `first` is each sample's first
+    member. Raises PlaitError for two members of one name, and for a shard without samples.
     """
     samples: dict[str, dict[str, Member]] = {}
     hidden = 0

@@ -16,7 +16,7 @@ Value = list[bytes] | list[int]
 
 
 def spans(path: Path) -> Iterator[tuple[int, int]]:
-    """Yield where the content of each record begins and ends, in bytes. Raises PlaitError for a compressed or truncated file."""
+    """Yield (start, end) of each record's content, in bytes of the file. Raises PlaitError for a compressed or truncated file."""
     size = path.stat().st_size
     with path.open("rb") as file:
         if file.read(2) == _GZIP:
@@ -35,7 +35,7 @@ def spans(path: Path) -> Iterator[tuple[int, int]]:
 
 
 def read(file: BinaryIO, start: int, end: int) -> dict[str, Value]:
-    """Read the features of the example at bytes `start` to `end`: lists of bytes or of whole numbers (floats are left out)."""
+    """Return the features by name of the tf.train.Example at bytes `start` to `end`: lists of bytes or integers (floats are left out)."""
     file.seek(start)
     body = file.read(end - start)
     values_by_name: dict[str, Value] = {}

@@ -1,7 +1,7 @@
-"""Assign the images of a source to buckets, from headers and captions only, before anything is encoded.
+"""Assign the images of a source (a data set) to aspect-ratio buckets, from image headers and captions only, before anything is encoded.
 
-Position p of the walk is sample permute(p) of the source, so that any first part of it is a random sample. The plan of each chunk of
-positions is a pure function of the request; kept in a folder, it is made once and survives a kill.
+A build visits the source in a shuffled order, the walk: position p of it is sample permute(p), so that any first part is a random sample.
+The plan of each chunk of positions is a pure function of the request; kept in a folder, it is made once and survives a kill.
 """
 
 import json
@@ -29,7 +29,7 @@ Report = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Request:
-    """The parameters of a build, apart from the source and the encoders. `only`: the buckets to write, when not all."""
+    """The parameters of a build of latent shards. `buckets`: crop sizes; `only`: those of them to write (None: all)."""
 
     buckets: tuple[Bucket, ...]
     only: tuple[Bucket, ...] | None = None
@@ -42,7 +42,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Skipped:
-    """One sample that is not written, and why."""
+    """One sample that is not written: its position in the walk, its id, a reason such as "no caption", and the error as `detail`."""
 
     position: int
     id: str
@@ -52,31 +52,31 @@ class Skipped:
 
 @dataclass
 class Plan:
-    """Positions per bucket, in the order of the walk, and what is skipped so far."""
+    """The positions of the walk that go to each bucket, in order; those skipped; and `read`, how many were looked at."""
 
     read: int
     positions: dict[Bucket, list[int]]
     skipped: list[Skipped] = field(default_factory=list)
 
     def shards(self, per_shard: int) -> Iterator[tuple[Bucket, int, list[int]]]:
-        """Yield (bucket, number of the shard in it, positions) of every shard to write."""
+        """Yield (bucket, number of the shard in it, its positions) for every shard to write; each has up to `per_shard` positions."""
         for bucket, positions in self.positions.items():
             for number, start in enumerate(range(0, len(positions), per_shard)):
                 yield bucket, number, positions[start : start + per_shard]
 
 
 def count_reasons(skipped: Sequence[Skipped]) -> dict[str, int]:
-    """Count the skipped samples by reason, the commonest first."""
+    """Count the skipped samples by reason, the commonest first: {"no caption": 12, "unreadable": 1}."""
     return dict(sorted(Counter(row.reason for row in skipped).items(), key=lambda item: (-item[1], item[0])))
 
 
 def sample_at(source: Source, request: Request, position: int) -> Sample:
-    """Read the sample at a position of the walk. Raises BadSample as the source does."""
+    """Return the sample at a position of the walk. Raises BadSample if it cannot be read."""
     return source[int(permute(position, len(source), request.seed, "shard"))]
 
 
 def caption_of(source: Source, sample: Sample) -> str | None:
-    """Return the caption of a sample, or None.
+    """Return the caption of a sample, or None if it has none.
 
     It is the assistant text that the source's template makes, where the source has a template; else the record's field `caption`; else the
     text of the sample's last assistant message.
@@ -89,7 +89,10 @@ def caption_of(source: Source, sample: Sample) -> str | None:
 
 
 def plan(source: Source, request: Request, *, workers: int = 2, kept: Path | None = None, report: Report = lambda *_: None) -> Plan:
-    """Plan every position. `kept`: a folder where the plans of chunks are read from and written to."""
+    """Assign every position of the walk to a bucket, or skip it, with `workers` threads.
+
+    `kept`: a folder that stores the plan of each chunk, from which a restarted build takes it; None: nothing is stored.
+    """
     total = min(len(source), request.limit or len(source))
     result = Plan(total, {bucket: [] for bucket in request.only or request.buckets})
     with ThreadPoolExecutor(max(1, workers)) as readers:

@@ -1,7 +1,7 @@
-"""Counts and per-channel statistics of latent shards, and the metadata of a set made of them.
+"""Counts and per-channel statistics of latent shards, and the metadata (`metadata.json`) of a set of shards made of them.
 
-Sums are float64 and over the values as they are stored, so that what is read back has mean 0 and deviation 1.
-Shapes: C channels, H height, W width of a latent.
+Sums are float64 and over the values as they are stored, so that what is read back has mean 0 and deviation 1. Shapes: C channels, H
+height, W width of a latent.
 """
 
 import json
@@ -25,7 +25,7 @@ from plait.errors import BadSample, PlaitError
 
 @dataclass
 class Moments:
-    """Sums of values and of their squares, per channel."""
+    """Running sums of values and of their squares, per channel (C,), and how many values per channel were added."""
 
     sum: np.ndarray
     squares: np.ndarray
@@ -33,28 +33,28 @@ class Moments:
 
     @classmethod
     def of(cls, channels: int) -> Self:
-        """Return the sums of no values."""
+        """Return sums of zero for this number of channels."""
         return cls(np.zeros(channels), np.zeros(channels))
 
     def add(self, latent: np.ndarray) -> None:
-        """Add one latent (C, H, W)."""
+        """Add the values of one latent (C, H, W) to the sums."""
         values = latent.astype(np.float64).reshape(len(latent), -1)
         self.sum += values.sum(1)
         self.squares += (values * values).sum(1)
         self.count += values.shape[1]
 
     def merge(self, sums: Mapping[str, Any]) -> None:
-        """Add the sums of another one, as its `as_json` gives them."""
+        """Add the sums of another `Moments`, given as its `as_json` returns them."""
         self.sum += sums["sum"]
         self.squares += sums["squares"]
         self.count += sums["count"]
 
     def as_json(self) -> dict[str, Any]:
-        """Return the sums as plain data."""
+        """Return {"sum", "squares", "count"} as lists and a number, which JSON can hold."""
         return {"sum": self.sum.tolist(), "squares": self.squares.tolist(), "count": self.count}
 
     def statistics(self) -> dict[str, Any]:
-        """Return mean and deviation per channel. A constant channel gets deviation 1 and is listed: it becomes 0 everywhere."""
+        """Return `mean` and `std` per channel, `values_per_channel`, and `constant_channels`, whose std is given as 1."""
         mean = self.sum / self.count
         variance = np.maximum(self.squares / self.count - mean**2, 0)
         constant = variance <= 1e-12 * np.maximum(self.squares / self.count, 1e-12)
@@ -69,7 +69,11 @@ class Moments:
 
 @dataclass
 class Tally:
-    """The counts and statistics of one shard, updated while it is written."""
+    """The counts and statistics of one shard, updated while it is written.
+
+    `tokens`: text tokens stored; `truncated`: captions that lost some; `sided`: captions that name left or right; `enlarged`: images
+    smaller than the bucket; `widths`, `heights`: [least, most] of the originals; `left_out`: fields that JSON cannot hold.
+    """
 
     bucket: Bucket
     file: str
@@ -85,7 +89,7 @@ class Tally:
     skipped: list[Skipped] = field(default_factory=list)
 
     def add(self, latent: np.ndarray, size: tuple[int, int], tokens: tuple[int, int], sided: bool) -> None:
-        """Count one sample: stored latent, the image's original size, tokens (stored, untruncated), whether it has a mirrored caption."""
+        """Count one sample by its latent (C, H, W), the image's (width, height), `tokens` (stored, before truncation), `sided`."""
         self.moments.add(latent)
         self.samples += 1
         self.tokens += tokens[0]
@@ -96,7 +100,7 @@ class Tally:
         self.heights = [min([*self.heights, size[1]]), max([*self.heights, size[1]])]
 
     def fields(self, source_fields: Mapping[str, Any], build_fields: Mapping[str, Any]) -> bytes:
-        """Return a sample's json: the source's fields that JSON can hold (the others are listed in the metadata), and the build's."""
+        """Return a sample's `.json`: the source's fields that JSON can hold, with `build_fields` (caption, bucket, ...) over them."""
         kept: dict[str, Any] = {}
         for name, value in source_fields.items():
             try:
@@ -107,7 +111,7 @@ class Tally:
         return json.dumps(kept | dict(build_fields), ensure_ascii=False, sort_keys=True).encode()
 
     def report(self, xxh3: str) -> dict[str, Any]:
-        """Return plain data, from which the metadata is made. `xxh3`: of the shard's file."""
+        """Return these counts as plain data, for `merge_reports`. `xxh3`: the hash of the finished shard file."""
         plain = {name: value for name, value in vars(self).items() if name not in ("bucket", "moments", "left_out", "skipped")}
         rest = {"bucket": self.bucket.name, "moments": self.moments.as_json(), "xxh3": xxh3, "left_out": sorted(self.left_out)}
         return plain | rest | {"skipped": [asdict(row) for row in self.skipped]}
@@ -116,7 +120,10 @@ class Tally:
 def merge_reports(
     reports: Sequence[Mapping[str, Any]], buckets: Sequence[str], encoders: Mapping[str, Any], chosen: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """Return the sections of the metadata that come from the shards' reports. `chosen`: mean and std instead of the measured ones."""
+    """Return the sections of `metadata.json` that sum up the shards: latents, texts, images, pictures, buckets, fields_left_out.
+
+    `reports`: of `Tally.report`, one per shard. `chosen`: mean and std to normalise by instead of the measured ones (None).
+    """
     moments = Moments.of(encoders["latents"]["channels"])
     for report in reports:
         moments.merge(report["moments"])
@@ -157,10 +164,10 @@ def _bucket(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def measure(root: Path, report: Callable[[str, int, int], None] = lambda *_: None) -> dict[str, Any]:
-    """Write and return `metadata.json` for a set that was made elsewhere: statistics of its latents, widths of its first good sample.
+    """Write and return `metadata.json` for a set made by another tool: latent statistics of all samples, widths of the first good one.
 
     Samples whose latents are missing, not finite or of another shape are counted as unusable. Raises PlaitError when none is left, and
-    when the set has metadata already.
+    when the set has metadata already. `report` is called with ("measured", samples done, of how many).
     """
     if (root / METADATA).exists():
         raise PlaitError(f"{root} has a {METADATA}; remove it to measure the set again")

@@ -1,7 +1,9 @@
 """Build a set of bucketed latent shards from pictures with captions: crop, encode, write, measure. sources/latents.py reads them.
 
-Every shard is a pure function of (source, request, encoders, its positions), so a build that was killed continues where it was, and ends
-in the same bytes as one that was not. Work in progress is in `.building/` of the set; `metadata.json`, written last, makes it complete.
+A bucket is a crop size; a shard is a tar file of up to 1,000 samples of one bucket, each with its VAE latents, text states and image
+vector. Every shard is a pure function of (source, request, encoders, its positions), so a build that was killed continues where it was,
+and ends in the same bytes as one that was not. Work in progress is in `.building/` of the set; `metadata.json`, written last, makes it
+complete.
 """
 
 import fcntl
@@ -37,7 +39,10 @@ _WORK = ".building"
 
 
 class LatentEncoder(Protocol):
-    """A VAE's encoder: images (B, 3, H, W) uint8 to latents (B, C, h, w). `published`: its own mean and deviation per channel."""
+    """A VAE's encoder. `pin`: its name, revision and hash; `downsample`: pixels per latent cell and side.
+
+    `published`: its own (mean, deviation) per channel, or None if it has none.
+    """
 
     pin: dict[str, Any]
     channels: int
@@ -45,40 +50,40 @@ class LatentEncoder(Protocol):
     published: tuple[list[float], list[float]] | None
 
     def encode(self, images: Tensor, /) -> Tensor:
-        """Return the latents, not normalised."""
+        """Return the latents (B, C, h, w) of uint8 images (B, 3, H, W), not normalised."""
 
 
 class TextEncoder(Protocol):
-    """Encodes captions to (states (L, width), tokens before truncation)."""
+    """A text encoder. `pin`: its name, revision and hash; `width`: of its states; captions are truncated to `max_tokens`."""
 
     pin: dict[str, Any]
     width: int
     max_tokens: int
 
     def encode(self, captions: list[str], /) -> list[tuple[np.ndarray, int]]:
-        """Return (states, tokens) of each caption."""
+        """Return (states (L, width), tokens before truncation) of each caption."""
 
 
 class ImageEncoder(Protocol):
-    """Encodes images (B, 3, H, W) uint8 to vectors (B, width)."""
+    """An image encoder. `pin`: its name, revision and hash; `width`: of its vectors."""
 
     pin: dict[str, Any]
     width: int
 
     def encode(self, images: Tensor, /) -> Tensor:
-        """Return the vectors."""
+        """Return one vector per image (B, width) of uint8 images (B, 3, H, W)."""
 
 
 @dataclass(frozen=True)
 class Encoders:
-    """The three encoders of a set."""
+    """The three encoders that a set of latent shards is made with."""
 
     latents: LatentEncoder
     texts: TextEncoder
     images: ImageEncoder
 
     def facts(self) -> dict[str, Any]:
-        """Return what the metadata records of them: pins (name, revision, hash) and shapes."""
+        """Return what the metadata records of each encoder: its pin (name, revision, hash) and its shapes."""
         return {
             "latents": {**self.latents.pin, "channels": self.latents.channels, "downsample": self.latents.downsample},
             "texts": {**self.texts.pin, "width": self.texts.width, "max_tokens": self.texts.max_tokens},
@@ -107,9 +112,10 @@ def build(
     workers: int = 2,
     report: Report,
 ) -> dict[str, Any]:
-    """Build the set at `out`, or finish it; returns its metadata. `like`: the metadata of the set whose statistics this one shares.
+    """Build the set at `out`, or continue an interrupted build; returns its metadata.
 
-    Raises PlaitError when `out` holds another build, when another process builds there, or when nothing can be written.
+    `like`: metadata of another set, whose mean and std this one shall be normalised by. `report` is told the progress. Raises PlaitError
+    when `out` holds another build, when another process builds there, or when nothing can be written.
     """
     signature = _signature(source, encoders, request, like)
     finished = _finished(out, signature)
@@ -334,5 +340,5 @@ def _metadata(
 
 
 def reasons_text(counts: Mapping[str, int]) -> str:
-    """Return counts by reason as text, such as "12 no caption"."""
+    """Return counts by reason as text: {"no caption": 12} -> "12 no caption"; "none" if empty."""
     return ", ".join(f"{count} {reason}" for reason, count in counts.items()) or "none"

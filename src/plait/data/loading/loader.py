@@ -21,7 +21,7 @@ __all__ = ["Bad", "Loader", "MicroBatch", "StepBatch"]
 
 @dataclass(frozen=True)
 class StepBatch:
-    """One step's work for this rank. `wait_s`: how long the consumer waited for it."""
+    """One training step's micro-batches for this rank; `bad`: samples replaced in them; `wait_s`: seconds the consumer waited for it."""
 
     step: int
     micro: list[MicroBatch]
@@ -32,9 +32,10 @@ class StepBatch:
 class Loader:
     """Iterates over the StepBatches of steps `start_step` (from 0) up to, not including, `stop_step` (None: without end).
 
-    `micro_batch` None: one per rank and step. `prefetch`: steps kept ready beside the current one (processes keep at least one micro-batch
-    each). `pin`: copy to page-locked memory when there is a GPU. `interrupted` is polled while waiting; True ends the iteration.
-    Each iteration starts again from `start_step`. Close it, or use it in a `with`, to stop its workers.
+    `order`: which samples a step holds. `inputs`: how they become tensors. `micro_batch`: samples in each; None: one per rank and step.
+    `workers`: 0 builds in the consumer's thread. `prefetch`: steps kept ready (processes keep at least one micro-batch each). `pin`: copy
+    to page-locked memory when there is a GPU. `interrupted` is polled while waiting; True ends the iteration. Each iteration starts again
+    from `start_step`. Close it, or use it in a `with`, to stop its workers.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class Loader:
         self._workers: Workers | None = None
 
     def __iter__(self) -> Iterator[StepBatch]:
-        """Yield the steps in order. Raises whatever a worker raised, and PlaitError when a worker process dies."""
+        """Yield a StepBatch per step, in order. Raises whatever a worker raised, and PlaitError when a worker process dies."""
         self.close()
         workers = self._workers = self._start_workers()
         ahead = max(self._prefetch, workers.lookahead)

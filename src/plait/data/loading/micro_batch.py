@@ -20,17 +20,17 @@ _ATTEMPTS = 50  # if half of a source were bad, this many bad replacements in a 
 
 
 class Inputs(Protocol):
-    """A family's side of the loader."""
+    """What a model family supplies: how a sample becomes an example, and how examples become a batch."""
 
     def encode(self, sample: Sample, key: int, /) -> Any:
-        """Return the example of a sample, with randomness from the key alone. Raises BadSample for one that it cannot use."""
+        """Return a sample's training example, in any form; randomness comes from the 64-bit `key` alone. Raises BadSample to refuse it."""
 
     def collate(self, examples: list[Any], /) -> dict[str, Any]:
-        """Return the batch of some examples."""
+        """Return the batch of some examples, as `encode` returned them: the tensors of one forward pass by name."""
 
 
 class Bad(NamedTuple):
-    """One line of the quarantine list."""
+    """A sample that could not be used, the reason, and the sample that took its place. Listed in the run's quarantine.jsonl."""
 
     id: SampleId
     name: str
@@ -40,7 +40,7 @@ class Bad(NamedTuple):
 
 @dataclass
 class MicroBatch:
-    """The input of one forward pass. `ids` are the samples in it, replacements included; a padding micro-batch contributes nothing."""
+    """The input of one forward pass: what `Inputs.collate` made of the samples `ids`. One that is `padding` must contribute nothing."""
 
     batch: dict[str, Any]
     ids: list[SampleId]
@@ -49,7 +49,7 @@ class MicroBatch:
 
 
 class Example(NamedTuple):
-    """One encoded sample, its id, and the bad samples that it replaces."""
+    """What `Inputs.encode` made of one sample (`value`), the sample's id, and the bad samples that it replaces."""
 
     value: Any
     id: SampleId
@@ -58,7 +58,7 @@ class Example(NamedTuple):
 
 @dataclass(frozen=True)
 class MicroBatchBuilder:
-    """Builds any micro-batch of this rank. It pickles, so that it can be sent to another process."""
+    """Builds any micro-batch of this rank; it pickles, for worker processes. `pin`: copy batches to page-locked memory."""
 
     sources: Sequence[Source]
     order: Ordering
@@ -70,11 +70,11 @@ class MicroBatchBuilder:
     pin: bool = False
 
     def slices(self, step: int) -> list[tuple[list[SampleId], bool]]:
-        """Return this rank's micro-batches of `step`, as (ids, padding)."""
+        """Return this rank's micro-batches of `step` (from 0), as (sample ids, whether it is padding)."""
         return rank_slices(self.order.ids(step), self.rank, self.world_size, self.micro_batch)
 
     def encode(self, wanted: SampleId) -> Example:
-        """Encode `wanted`, or the first of its replacements that is good. Raises PlaitError when all of them are bad."""
+        """Encode `wanted`, or else the first good sample among its replacements. Raises PlaitError when 50 samples in a row are bad."""
         bad: list[tuple[SampleId, str, str]] = []
         for attempt in range(_ATTEMPTS):
             chosen = wanted if attempt == 0 else self._replacement(wanted, attempt)
@@ -86,7 +86,7 @@ class MicroBatchBuilder:
         raise PlaitError(f"{name}: sample {bad[0][1]} and {_ATTEMPTS - 1} replacements in a row are bad; the first: {bad[0][2]}")
 
     def collate(self, examples: Sequence[Example], padding: bool) -> MicroBatch:
-        """Collate examples. A padding micro-batch lists nothing as bad: another rank owns the sample that it repeats."""
+        """Make a micro-batch of encoded examples. `padding`: another rank owns the sample that it repeats, so nothing is listed as bad."""
         ids = [example.id for example in examples]
         try:
             batch = self.inputs.collate([example.value for example in examples])
@@ -97,7 +97,7 @@ class MicroBatchBuilder:
         return MicroBatch(pinned(batch) if self.pin else batch, ids, padding, bad)
 
     def build(self, ids: Sequence[SampleId], padding: bool) -> MicroBatch:
-        """Encode and collate the samples of one micro-batch."""
+        """Encode and collate the samples `ids` of one micro-batch. `padding`: it repeats another rank's sample only to have a shape."""
         return self.collate([self.encode(identity) for identity in ids], padding)
 
     def _replacement(self, wanted: SampleId, attempt: int) -> SampleId:
@@ -124,7 +124,7 @@ class MicroBatchBuilder:
 
 
 def pinned(value: Any) -> Any:
-    """Copy every tensor in a structure to page-locked memory, from which copies to the GPU overlap with computation."""
+    """Copy every tensor in nested dicts, lists and tuples to page-locked memory, from which copies to the GPU overlap with computation."""
     if isinstance(value, torch.Tensor):
         return value.pin_memory()
     if isinstance(value, dict):

@@ -57,14 +57,14 @@ class PackedBatch:
 
 
 class BufferWriter:
-    """The worker's side: every buffer that it has made and not outgrown stays mapped."""
+    """The worker's side: writes batches into shared buffers, which stay mapped until one too small is replaced."""
 
     def __init__(self) -> None:
         self._buffers: dict[int, Tensor] = {}
         self._numbers = itertools.count()
 
     def pack(self, batch: Any, offered: int | None) -> PackedBatch:
-        """Write the tensors of `batch` into the buffer offered, or into a new one when that is None or too small (it is then dropped)."""
+        """Write the tensors of `batch` into buffer number `offered`, or a new one when that is None or too small (it is then dropped)."""
         end = 0
         tensors: list[tuple[_TensorLayout, Tensor]] = []
 
@@ -93,18 +93,18 @@ class BufferWriter:
 
 
 class BufferPool:
-    """The consumer's side of one worker: which of its buffers are free."""
+    """The consumer's side: the buffers of one worker, and which of them are free to be written again."""
 
     def __init__(self) -> None:
         self._buffers: dict[int, Tensor] = {}
         self._free: list[int] = []
 
     def take(self) -> int | None:
-        """Return a free buffer for the worker to write into, or None; it stays taken until its batch is unpacked and gone."""
+        """Return the number of a free buffer for the worker, or None if all are in use; it is free again once its batch is garbage."""
         return self._free.pop() if self._free else None
 
     def unpack(self, packed: PackedBatch, offered: int | None) -> Any:
-        """Return the batch, with its tensors in the buffer. `offered`: the buffer that was taken for it."""
+        """Return the batch with its tensors as views of the buffer. `offered`: what `take` returned when the batch was requested."""
         if packed.buffer is None:
             if offered is not None:
                 self._free.append(offered)

@@ -44,19 +44,19 @@ PendingStep = Callable[[Stop], list[MicroBatch]]
 
 
 class Interrupted(Exception):
-    """The consumer's `interrupted` became true while it waited."""
+    """The consumer's `interrupted` became true while it waited, so the wait for a step was given up."""
 
 
 class Workers(Protocol):
-    """What builds steps, mostly in the background."""
+    """What builds the micro-batches of steps, mostly in the background."""
 
     lookahead: int  # steps that must be submitted ahead to keep every worker busy
 
     def submit(self, step: int) -> PendingStep:
-        """Start building a step."""
+        """Start building this rank's micro-batches of `step`; calling the result waits for them and returns them."""
 
     def close(self) -> None:
-        """Stop every worker."""
+        """Stop every worker; steps that were submitted are lost."""
 
 
 class InlineWorker:
@@ -68,7 +68,7 @@ class InlineWorker:
         self._builder = builder
 
     def submit(self, step: int) -> PendingStep:
-        """Return a function that builds the step."""
+        """Return a function that builds the step's micro-batches when it is called."""
         return lambda stop: [self._builder.build(ids, padding) for ids, padding in self._builder.slices(step)]
 
     def close(self) -> None:
@@ -85,7 +85,7 @@ class _ThreadedBatch:
 
 
 class ThreadWorkers:
-    """A pool of threads that share the samples of every micro-batch."""
+    """A pool of threads; the samples of every micro-batch are divided among them."""
 
     lookahead = 0
 
@@ -96,7 +96,7 @@ class ThreadWorkers:
         _one_torch_thread_each(self._pool, workers)
 
     def submit(self, step: int) -> PendingStep:
-        """Start building the step."""
+        """Queue the step's samples on the threads; calling the result waits for its micro-batches."""
         batches = []
         for ids, padding in self._builder.slices(step):
             parts = min(self._workers, len(ids))
@@ -123,7 +123,7 @@ class ThreadWorkers:
                     batch.done.set_exception(error)
 
     def close(self) -> None:
-        """Stop at the next sample, and wait for that."""
+        """Stop the threads after the sample that each is working on, and wait for them."""
         self._closing.set()
         self._pool.shutdown(wait=True, cancel_futures=True)
 
@@ -174,8 +174,8 @@ class ProcessWorkers:
     """Worker processes that take the micro-batches in turn.
 
     They are forked from a server process that has imported torch and the family, and nothing else: what they work on is sent to them.
-    Against processes that each import torch anew they start in less than half of the time, and share half of their memory.
-    Raises PlaitError when the builder cannot be pickled, and when a process dies.
+    Against processes that each import torch anew they start in less than half of the time, and share half of their memory. Raises
+    PlaitError when the builder cannot be pickled, and when a process dies.
     """
 
     def __init__(self, builder: MicroBatchBuilder, workers: int) -> None:
@@ -201,7 +201,7 @@ class ProcessWorkers:
             raise PlaitError(f"the data pipeline cannot be sent to worker processes ({error}); use worker_kind: threads") from error
 
     def submit(self, step: int) -> PendingStep:
-        """Send the step's micro-batches to the next workers. Raises PlaitError when one of them has died."""
+        """Send the step's micro-batches to the next workers; calling the result waits for them. Raises PlaitError when one has died."""
         sent = []
         for number in range(self._per_step):
             worker = self._workers[self._submitted % len(self._workers)]

@@ -1,6 +1,6 @@
-"""The buckets of opened sources: which order they need, what each bucket holds, and which samples may share a batch.
+"""The buckets (samples of one shape, which may share a batch) of opened sources: which order they need, and what each bucket holds.
 
-The schedule in buckets itself is in data/buckets.py.
+A source is one data set, `contract.Source`. The schedule in buckets itself is in data/buckets.py.
 """
 
 from collections.abc import Sequence
@@ -13,12 +13,12 @@ from plait.data.sources.contract import Source
 
 
 def bucket_lengths(source: Source) -> tuple[int, ...]:
-    """Return the lengths of a source's buckets; a source without buckets is one."""
+    """Return how many samples each bucket of a source has; a source without buckets counts as one bucket."""
     return source.groups or (len(source),)
 
 
 def bucket_of(source: Source, index: int) -> range:
-    """Return the indices that share a bucket with `index`. Raises IndexError outside the source."""
+    """Return the range of the source's indices that share a bucket with `index`. Raises IndexError outside the source."""
     begin = 0
     for length in bucket_lengths(source):
         if index < begin + length:
@@ -28,7 +28,7 @@ def bucket_of(source: Source, index: int) -> range:
 
 
 def contents_of(sources: Sequence[Source], global_batch: int) -> list[tuple[str, str]]:
-    """Return a line (name, text) per bucket with what it holds, and one for all together; nothing when no source has buckets."""
+    """Return (name, text) per bucket for the log, as ("bucket 832x1216", "9,000 samples, ..."), and for all; [] without buckets."""
     rows = [row for source in sources for row in source.table(global_batch)]
     if not rows:
         return []
@@ -44,9 +44,9 @@ def contents_of(sources: Sequence[Source], global_batch: int) -> list[tuple[str,
 
 
 def order_of(sources: Sequence[Source], weights: Sequence[float], seed: int, global_batch: int) -> Order | BucketOrder:
-    """Return the order for `sources`: in buckets when one of them has several, or when two are mixed of which one has any.
+    """Return the order of samples: in buckets when a source has several, or when sources are mixed of which one has buckets.
 
-    Raises PlaitError as Order and BucketOrder do.
+    `weights[source]`: its share of the samples. Raises PlaitError for an empty source and for a weight that is not positive.
     """
     lengths = [bucket_lengths(source) for source in sources]
     mixed_shapes = len(sources) > 1 and any(source.groups for source in sources)
@@ -56,7 +56,7 @@ def order_of(sources: Sequence[Source], weights: Sequence[float], seed: int, glo
 
 
 def batches_of(ids: Sequence[SampleId], sources: Sequence[Source], batch: int) -> list[list[SampleId]]:
-    """Group a fixed list of held-out samples into batches of at most `batch`, each of one bucket, in the order of their first samples.
+    """Group the ids of held-out samples into batches of at most `batch`, each of one bucket, in the order of their first samples.
 
     Without buckets the list is sliced as it is.
     """

@@ -1,6 +1,6 @@
-"""What a source of samples is: the one interface that the loader, the orders of data and the readers of files agree on.
+"""What a source (one data set) is: the one interface that the loader, the orders of data and the readers of files agree on.
 
-How a `data:` entry becomes a source is in kind.py and open.py; neither is needed to use one.
+How an item of the configuration's `data:` section, an entry, becomes a source is in kind.py and open.py; neither is needed to use one.
 """
 
 import abc
@@ -11,7 +11,7 @@ from plait.data.records import Record
 from plait.errors import PlaitError
 
 Sample = dict[str, Any]
-"""`id`, `images` (encoded files), `messages` ({"role", "content"}), `fields` (the record); of some `frames`, `annotations`, `arrays`."""
+"""`id`, `images` (encoded), `messages` ({"role", "content"}), `fields` (the record); of some `frames`, `annotations`, `arrays`."""
 
 
 class Source(abc.ABC):
@@ -30,7 +30,7 @@ class Source(abc.ABC):
     """The lengths of the source's buckets, consecutive ranges of indices that never share a batch. Empty: the source is one bucket."""
 
     has_template: bool = False
-    """Whether the text comes from the entry's template rather than from the record."""
+    """Whether the text comes from the template in the configuration rather than from the data."""
 
     @abc.abstractmethod
     def __len__(self) -> int: ...
@@ -39,24 +39,24 @@ class Source(abc.ABC):
     def __getitem__(self, index: int, /) -> Sample: ...
 
     def draw(self, index: int, sample_key: int) -> Sample:
-        """Return sample `index` for training; a source that varies it from epoch to epoch takes its randomness from `sample_key` alone."""
+        """Return sample `index` for training; if it varies by epoch, its randomness comes from the 64-bit `sample_key` alone."""
         return self[index]
 
     def table(self, global_batch: int) -> list[Mapping[str, Any]]:
-        """Return a row per bucket: `bucket` (its name), `samples`, `tokens`, `batches` of an epoch, `left_over` samples. Default: none."""
+        """Return per bucket its name `bucket`, `samples`, text `tokens`, `batches` of an epoch and `left_over` samples. Default: []."""
         return []
 
 
 class Absent(PlaitError):
-    """A known dataset whose files are in none of the places that were searched."""
+    """A dataset that is known by name, but whose files are in none of the places searched."""
 
 
 class Reader(Protocol):
-    """Random access to the records of a file format; `digest` is a hash of what it reads."""
+    """Random access to the records (raw samples) of a file format; `digest` is a hash of the content that it reads."""
 
     digest: str
 
     def __len__(self) -> int: ...
 
     def read(self, index: int, /) -> Record:
-        """Read one record. Raises BadSample for one that is broken."""
+        """Return record `index` (from 0). Raises BadSample for one that is broken."""

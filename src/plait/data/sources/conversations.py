@@ -1,4 +1,7 @@
-"""Records of a reader (shards, folder, jsonl, datasets) as samples: the entry's template, or the record's own text, makes the messages."""
+"""Records (raw samples of a reader: shards, folder, jsonl, datasets) as training samples with `messages`.
+
+An entry, one item of the configuration's `data:` section, may have a template that makes the messages; else the record's own text does.
+"""
 
 from collections.abc import Mapping
 
@@ -15,7 +18,7 @@ _PROBES = 20  # records tried, at most, to check columns and template before the
 
 
 class Conversations(Source):
-    """A reader's records with their messages made."""
+    """A reader's records as a source, with messages made of them. `columns`: new field name -> the record's; `limit`: the first so many."""
 
     def __init__(self, reader: Reader, name: str, template: Template | None, columns: Mapping[str, str], limit: int | None) -> None:
         self.reader, self.name, self.template, self.has_template = reader, name, template, template is not None
@@ -37,7 +40,7 @@ class Conversations(Source):
 
 
 def open_conversations(entry: Entry, reader: Reader) -> Conversations:
-    """Return the samples of `entry` after checking its columns and template on the first readable record.
+    """Return the samples of `entry`, after checking its template against the first readable record.
 
     Raises PlaitError for a wrong field, so that it does not wait for step 1, and when none of the first records can be read.
     """

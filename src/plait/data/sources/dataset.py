@@ -1,9 +1,9 @@
-"""The kind `dataset`: a dataset that the family knows by name, or a user's class, named `module:Class` or `path/to/file.py:Class`.
+"""The kind of source `dataset`: one that the model family knows by name, or a user's class, `module:Class` or `path/to/file.py:Class`.
 
 A user's class has `load()` and `get(idx, rng)`. What `load()` returns becomes the object's `data` (None: it has set it itself);
 `len(object)`, else `len(data)`, is the size. `get` returns `image` (a Pillow image, an array, a path, bytes, or a list of them; none for
-text) and `messages` of {"role", "content"}, or several `annotations` of them; `style`, `weight` and anything else become fields. `rng` is a
-numpy RandomState that only depends on the run's seed, the sample and its epoch.
+text) and `messages` of {"role", "content"}, or several `annotations` of them; `style`, `weight` and anything else become fields. `rng` is
+a numpy RandomState that only depends on the run's seed, the sample and its epoch.
 """
 
 import difflib
@@ -44,9 +44,9 @@ class _Gets(Protocol):
 
 
 class UserDataset(Source):
-    """Samples of a user's object. `split` goes to its constructor if that takes one, as do the entry's options.
+    """The samples of a user's class. `spec` names it; `split` goes to its constructor if that takes one, as do `options`.
 
-    Raises PlaitError for a class that is missing, takes other options, fails to load or is empty.
+    `limit`: only the first so many. Raises PlaitError for a class that is missing, takes other options, fails to load or is empty.
     """
 
     def __init__(self, spec: str, *, split: str, options: Mapping[str, Any], limit: int | None) -> None:
@@ -78,11 +78,11 @@ class UserDataset(Source):
         return self._length
 
     def __getitem__(self, index: int) -> Sample:
-        """Return sample `index` with the randomness of a fixed key. Raises BadSample as `draw` does."""
+        """Return sample `index` with fixed randomness, the same at every call. Raises BadSample as `draw` does."""
         return self.draw(index, key("custom", index))
 
     def draw(self, index: int, sample_key: int) -> Sample:
-        """Return sample `index` as `get` makes it with randomness from the key. Raises BadSample for no conversation, or no image."""
+        """Return sample `index` from the user's `get`, whose `rng` is seeded by `sample_key`. Raises BadSample if it has no messages."""
         random = np.random.RandomState(np.random.Philox(key=sample_key))
         row = self._object.get(index, random)
         where = f"{self.name}[{index}]"

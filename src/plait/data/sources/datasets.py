@@ -23,8 +23,9 @@ _LOADERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "c
 
 
 class Table:
-    """Random access to the rows of one split.
+    """Random access to the rows of one split, read from files (`path`) or from the Hub (`hub_name`).
 
+    `options`: `config` and `revision` of a Hub dataset. `columns`: new field name -> the column's. `cache`: the folder of the package.
     Raises PlaitError when the package is missing, the files are, or `datasets` cannot load them.
     """
 
@@ -56,7 +57,7 @@ class Table:
         return f"{self.title}[{i}]"
 
     def read(self, i: int) -> Record:
-        """Read row `i`. Raises BadSample for a missing column or a value that is no image."""
+        """Return row `i` as a record. Raises BadSample for a missing column or a value that is no image."""
         row = self.rows[i]
         for name, label in self.labels.items():
             if row[name] is not None and row[name] >= 0:

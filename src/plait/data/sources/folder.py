@@ -25,7 +25,7 @@ _READ = IMAGE_KINDS | {"txt", "json", "cls"}
 
 
 class Folder:
-    """All images under one folder, in the order of their names."""
+    """All images under one folder, sorted by name. `columns`: new field name -> the file's. Raises PlaitError if there is none."""
 
     def __init__(self, root: Path, columns: Mapping[str, str]) -> None:
         self.root, self.columns = root, dict(columns)
@@ -44,7 +44,7 @@ class Folder:
         return len(self.samples)
 
     def read(self, index: int) -> Record:
-        """Read sample `index`. Raises BadSample for a file that has gone or cannot be understood."""
+        """Return sample `index`: the images and fields of one stem. Raises BadSample for a file that has gone or cannot be understood."""
         stem, members = self.samples[index]
         try:
             bodies = [(extension, (self.root / f"{stem}.{extension}").read_bytes()) for extension, _ in members]

@@ -30,7 +30,11 @@ _SPACE = b" \t\r\n"
 
 
 class JsonRecords:
-    """Random access to the records of one file. Threads may read at once, and it may be sent to another process."""
+    """Random access to the records of one file; threads may read at once, and it pickles. `columns`: new field name -> the record's.
+
+    `images`: the folder that image paths are relative to (None: the file's). Raises PlaitError if that is no folder, or the file has no
+    records.
+    """
 
     def __init__(self, path: Path, images: Path | None, cache: str | Path | None, columns: Mapping[str, str]) -> None:
         self.path, self.columns = path, dict(columns)
@@ -158,7 +162,7 @@ def _past_space(text: str, position: int) -> int:
 
 
 def local_path_of(entry: Entry) -> str:
-    """Return the path of an entry whose kind reads from disk only. Raises PlaitError for an address."""
+    """Return the path of an entry (an item of the `data:` section) that must be on disk. Raises PlaitError for an address such as s3://."""
     path = path_of(entry)
     if paths.is_remote(path):
         raise PlaitError(f"{path} is remote, which only shards can be; copy it to disk, or make shards of it")

@@ -1,7 +1,8 @@
 """How a kind of source declares itself: a file ends in `KIND = SourceKind(...)`, and everything else learns of the kind from there.
 
-Packages beside plait add kinds by the entry point group `plait.sources`, whose entries have the name of the kind and point to its `KIND`.
-A file that declares a kind does not import torch: configurations are checked without it.
+An entry is one item of the configuration's `data:` section; its kind (`shards`, `folder`, ...) says how its data is read. Packages beside
+plait add kinds by the entry point group `plait.sources`, whose entries have the name of the kind and point to its `KIND`. A file that
+declares a kind does not import torch: configurations are checked without it.
 """
 
 from collections.abc import Callable
@@ -13,12 +14,12 @@ from plait.config.source_rules import SourceRules
 from plait.data.sources.contract import Source
 
 Catalogue = Callable[[Entry, str], Source]
-"""Opens the entry of a dataset that a family knows by name, for a split."""
+"""Opens a dataset that the family knows by name: called with the entry that has the name, and the split."""
 
 
 @dataclass(frozen=True)
 class Opening:
-    """What a source is opened with besides its entry: the run's settings and what the source is used for."""
+    """What a source is opened with besides its own settings (the entry): the run's settings, and what it is used for."""
 
     seed: int
     split: str
@@ -33,21 +34,21 @@ class Opening:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceKind(SourceRules):
-    """A kind of source: its rules, and how an entry that keeps to them is opened."""
+    """A kind of source: which keys its entries take, and how one that keeps to them is opened."""
 
     open: Callable[[Entry, Opening], Source]
-    """Raises PlaitError, one line, for what is wrong with the files."""
+    """Returns the source of an entry. Raises PlaitError, one line, for what is wrong with the files."""
 
     names_itself: bool = False
     """Whether the errors of `open` begin with what they are about. False: the opener puts the entry's title before them."""
 
 
 def title(entry: Entry) -> str:
-    """Return a short name for reports: the entry's own, or its kind and the end of its path."""
+    """Return a short name of an entry for reports: its `name`, or its kind and the end of its path, such as `shards:train-000.tar`."""
     return entry.name or (f"{entry.source}:{entry.path.rstrip('/').rpartition('/')[2]}" if entry.path else entry.source)
 
 
 def path_of(entry: Entry) -> str:
-    """Return the path of an entry whose kind needs one."""
+    """Return the `path` of an entry whose kind needs one, as a string."""
     assert entry.path, "the opener has checked what the kind needs"
     return entry.path

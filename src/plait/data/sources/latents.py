@@ -46,7 +46,7 @@ class _Part:
 
 
 def bucket_folders(root: Path) -> dict[Bucket, Path]:
-    """Return the buckets of a set and their folders, the largest number of pixels first, then the widest.
+    """Return the folder of each bucket of a set, those of the most pixels first, then the widest.
 
     Raises PlaitError when there is none, one twice, or one without shards.
     """
@@ -66,7 +66,7 @@ def bucket_folders(root: Path) -> dict[Bucket, Path]:
 
 
 class Latents(Source):
-    """The samples of one set. `groups[k]` of them are in bucket `buckets[k]`, one after the other.
+    """The samples of one set. `groups[k]` of them are in bucket `buckets[k]`, one bucket after the other.
 
     `options`: `buckets` (those to read), `held_out` (fraction of each bucket kept for validation), `statistics` (another set's, to
     normalise by). Raises PlaitError for a set that is unfinished, damaged or of other shapes than it says.
@@ -187,7 +187,7 @@ class Latents(Source):
         return vector.astype(np.float32)
 
     def table(self, global_batch: int) -> list[Mapping[str, Any]]:
-        """Return per bucket: samples, text tokens, whole batches of one epoch, and the samples left over, which the next epoch consumes."""
+        """Return per bucket: `samples`, text `tokens`, whole `batches` of one epoch, and samples `left_over` for the next epoch."""
         return [
             {
                 "bucket": part.bucket.name,

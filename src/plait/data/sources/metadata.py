@@ -1,4 +1,4 @@
-"""The metadata of a set of latent shards: statistics of its latents, widths of its text and image states, pins of its encoders."""
+"""The metadata of a set of latent shards (precomputed VAE latents): their statistics, widths of text and image states, and the encoders."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ METADATA = "metadata.json"
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """Read the metadata of a set (its folder, or the file itself). Raises PlaitError when it is missing or damaged."""
+    """Return the parsed `metadata.json` of a set. `path`: the set's folder, or the file. Raises PlaitError if it is missing or damaged."""
     file = path / METADATA if path.is_dir() else path
     if not file.is_file():
         raise PlaitError(

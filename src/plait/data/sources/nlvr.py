@@ -8,7 +8,7 @@ from plait.data.synthetic.nlvr import Nlvr
 
 
 class NlvrSource(Nlvr, Source):
-    """NLVR's pictures and questions as a source."""
+    """NLVR's pictures, with questions made for them, as a source of training samples."""
 
 
 def _open(entry: Entry, opening: Opening) -> Source:

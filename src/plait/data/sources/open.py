@@ -1,4 +1,4 @@
-"""Open the entries of a `data:` section: the table of the kinds of source that ship, those of other packages, and the opener.
+"""Open the entries (items) of a configuration's `data:` section as sources: the table of all kinds of source, and the opener.
 
 What a kind is made of is in its own file, which is imported when the kind is first used.
 """
@@ -23,10 +23,10 @@ GROUP = "plait.sources"
 
 
 class SourceKinds(Mapping[str, SourceKind]):
-    """Every kind of source by name. Iterating names the kinds without importing their files."""
+    """Every kind of source by name, such as `shards`. Iterating gives the names without importing the kinds' files."""
 
     def __getitem__(self, name: str) -> SourceKind:
-        """Import a kind. Raises KeyError for an unknown name, PlaitError for another package's kind that cannot be loaded."""
+        """Import and return a kind. Raises KeyError for an unknown name, PlaitError for another package's kind that cannot be loaded."""
         if name in SHIPPED:
             kind: SourceKind = importlib.import_module(f"plait.data.sources.{name}").KIND
             return kind
@@ -56,8 +56,9 @@ def _load(point: EntryPoint) -> SourceKind:
 def open_source(
     entry: Entry, *, seed: int, split: str = "train", cache: str | Path | None = None, catalogue: Catalogue | None = None
 ) -> Source:
-    """Open one entry. `split` is what the entry is used for (train, validation), when it does not name one itself.
+    """Open one entry. `split` is what it is used for (train, validation), unless it names one itself.
 
+    `cache`: folder of indices and fetched files (None: beside the data); `catalogue` opens the datasets that a model family knows by name.
     Raises PlaitError, one line, for a wrong entry and for missing files, fields and splits; Absent for a named dataset without its files.
     """
     where = f"data source {title(entry)}"
@@ -84,5 +85,5 @@ def open_source(
 def open_all(
     entries: Sequence[Entry], *, seed: int, split: str = "train", cache: str | Path | None = None, catalogue: Catalogue | None = None
 ) -> list[Source]:
-    """Open every entry of a mixture, in order. Raises PlaitError as `open_source` does."""
+    """Open every entry of a list, in order, with the arguments of `open_source`, whose PlaitError it passes on."""
     return [open_source(entry, seed=seed, split=split, cache=cache, catalogue=catalogue) for entry in entries]

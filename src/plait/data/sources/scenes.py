@@ -7,7 +7,7 @@ from plait.data.synthetic.scenes import Scenes
 
 
 class SceneSource(Scenes, Source):
-    """Scenes as a source."""
+    """Drawn pictures with questions as a source; `length` samples, without files."""
 
 
 def _open(entry: Entry, opening: Opening) -> Source:

@@ -41,7 +41,7 @@ _GAP_BYTES = 4096  # members of one remote sample this close are fetched as one 
 
 @dataclass(frozen=True)
 class Shard:
-    """One shard and the header of its index."""
+    """One tar shard and the header of its index; `remote` reads a shard that is not on disk (None: it is)."""
 
     path: str
     head: index.IndexHead
@@ -55,7 +55,10 @@ class Shard:
 
 
 def open_shard(path: str, cache: str | Path | None, *, rebuild: bool = False) -> Shard:
-    """Find or make the index of one shard. Raises PlaitError that names the file, and the offset where it is damaged."""
+    """Find the index of one shard, or make it (again, with `rebuild`). Raises PlaitError that names the file and where it is damaged.
+
+    `cache`: folder for the index if it cannot be beside the shard; None: the user's.
+    """
     if paths.is_remote(path):
         return _open_remote(path, cache, rebuild)
     local = Path(path)
@@ -153,7 +156,7 @@ def _read_ranges(remote: RemoteFile, offsets: list[int], sizes: list[int]) -> li
 
 
 class Shards:
-    """All samples of a list of shards, in the order of the list. Raises PlaitError for a shard that is missing or damaged."""
+    """All samples of a list of shards, in that order. `columns`: new field name -> the record's. Raises PlaitError for a bad shard."""
 
     def __init__(self, shard_paths: list[str], cache: str | Path | None, columns: Mapping[str, str]) -> None:
         with ThreadPoolExecutor(_OPENERS) as openers:
@@ -180,7 +183,7 @@ class Shards:
         return self.ends[-1]
 
     def read(self, i: int) -> Record:
-        """Read sample `i`. Raises BadSample when a member cannot be understood."""
+        """Return sample `i` as a record. Raises BadSample when one of its files cannot be understood."""
         record = from_members(*self.members(i))
         return record._replace(fields=rename(record.fields, self.columns)) if self.columns else record
 
@@ -205,7 +208,7 @@ class Shards:
 
 @dataclass(frozen=True)
 class Indexed:
-    """One line of `plait data index`."""
+    """What `plait data index` reports of one shard: its index file, counts, the extensions (`kinds`) and how long it took."""
 
     path: str
     index: Path
@@ -218,9 +221,9 @@ class Indexed:
 
 
 def index_files(pattern: str, *, cache: str | Path | None = None, rebuild: bool = False) -> list[Indexed]:
-    """Make the index of every shard that `pattern` names (every split of a folder), and return what is in each.
+    """Make the missing index of every shard that `pattern` names, of all splits, and return what is in each shard.
 
-    Raises PlaitError for a pattern without files and for a damaged shard.
+    `rebuild`: make all anew. Raises PlaitError for a pattern without files and for a damaged shard.
     """
     rows = []
     for path in paths.files(pattern, ".tar", split=None, default_split=""):
@@ -234,7 +237,7 @@ def index_files(pattern: str, *, cache: str | Path | None = None, rebuild: bool 
 
 
 def open_shards(entry: Entry, opening: Opening) -> Shards:
-    """Return the reader of an entry's shards. Raises PlaitError for missing or damaged ones."""
+    """Return the reader of the shards that an entry (an item of `data:`) names. Raises PlaitError for missing or damaged ones."""
     files = paths.files(path_of(entry), ".tar", split=entry.split, default_split=opening.split)
     return Shards(files, opening.cache, entry.columns)
 

@@ -24,7 +24,7 @@ _LIGHT_MAP_PX = 64
 
 
 def render(scene: Scene, frame: float = 0, *, supersample: int = 3, trails: bool = False) -> Image.Image:
-    """Draw a scene at `frame`. `trails` adds fading copies at the frames before it, so that one still picture shows the motion."""
+    """Draw a scene as it is at `frame`. `supersample`: samples per pixel side, against aliasing; `trails` adds faded earlier frames."""
     canvas = _background(scene)
     if trails:
         for obj in scene.objects:
@@ -36,7 +36,7 @@ def render(scene: Scene, frame: float = 0, *, supersample: int = 3, trails: bool
 
 
 def encode(picture: Image.Image, form: Literal["png", "jpeg"]) -> bytes:
-    """Encode a picture as the bytes of a file. PNG is exact; JPEG (quality 92, full chroma) is smaller and slightly blurred."""
+    """Return the picture as the bytes of a file. PNG is exact; JPEG (quality 92, full chroma) is smaller and slightly blurred."""
     file = io.BytesIO()
     if form == "png":
         picture.save(file, "PNG", compress_level=1)

@@ -21,15 +21,15 @@ NUMBERS = (
 
 
 def plural(phrase: str) -> str:
-    """Return the plural of a phrase by its last word: crosses, boxes, circles."""
+    """Return the plural of a phrase: "red cross" -> "red crosses", "circle" -> "circles"."""
     return phrase + ("es" if phrase.endswith(("s", "x")) else "s")
 
 
 def article(phrase: str) -> str:
-    """Return a phrase with its indefinite article: an item, a circle."""
+    """Return a phrase with its indefinite article: "item" -> "an item", "circle" -> "a circle"."""
     return ("an " if phrase[0] in "aeiou" else "a ") + phrase
 
 
 def number_word(number: int) -> str:
-    """Return a number in words up to twenty, in digits beyond."""
+    """Return a number as a word up to twenty (3 -> "three"), in digits beyond."""
     return NUMBERS[number] if number < len(NUMBERS) else str(number)

@@ -1,8 +1,9 @@
-"""The source `nlvr`: Cornell NLVR shards with questions generated from their structured boxes, each with an exact answer.
+"""The source (data set) `nlvr`: Cornell NLVR shards with questions generated from their structured boxes, each with an exact answer.
 
-Tasks: `truth`, the human sentence of a record and its label; `statement`, a generated sentence that distinguishes this record from another;
-`caption`, a description of all items; `count` and `point`. Sample i is a pure function of (records, task, number of the question), so a
-held-out set stays the same. answers.py scores answers by the samples' fields; nlvr_record.py describes the pictures.
+A picture of NLVR is three boxes of coloured items; a record is the picture and the list of its items. Tasks: `truth`, the human sentence
+of a record and its label; `statement`, a generated sentence that distinguishes this record from another; `caption`, a description of all
+items; `count` and `point`. Sample i is a pure function of (records, task, number of the question), so a held-out set stays the same.
+answers.py scores answers by the samples' fields; nlvr_record.py describes the pictures.
 """
 
 import difflib
@@ -36,17 +37,17 @@ Asked = tuple[str, str, dict[str, Any]]
 
 
 class Reader(Protocol):
-    """Random access to the records of NLVR shards."""
+    """Random access to the records of NLVR shards; `digest` is a hash of their content."""
 
     digest: str
 
     def __len__(self) -> int: ...
     def read(self, i: int, /) -> Record:
-        """Return record i."""
+        """Return record `i` (from 0)."""
 
 
 class NlvrOptions(BaseModel):
-    """Options of the source: what is asked about each picture."""
+    """Options of the source: what is asked about each picture, and how often."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -60,7 +61,10 @@ class NlvrOptions(BaseModel):
 
 
 class Nlvr:
-    """The source. `reader`: the shards' records; `options`: those of NlvrOptions. Raises PlaitError for options that cannot be used."""
+    """Questions about NLVR's pictures as training samples. `options`: those of NlvrOptions; `limit`: only the first so many samples.
+
+    Raises PlaitError for options that cannot be used.
+    """
 
     def __init__(self, reader: Reader, name: str, options: dict[str, Any], limit: int | None = None) -> None:
         self.options = _checked(options)
@@ -76,7 +80,7 @@ class Nlvr:
         return self._length
 
     def __getitem__(self, i: int) -> dict[str, Any]:
-        """Return sample i. Raises BadSample for a record of which its question cannot be asked."""
+        """Return sample `i`: `id`, `images`, `messages`, `fields`. Raises BadSample if its question cannot be asked of its record."""
         if self.options.together:
             turn, index = divmod(i, len(self.reader))
             record = self._record(index, turn)

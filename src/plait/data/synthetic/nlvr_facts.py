@@ -1,8 +1,9 @@
 """NLVR facts: what statements about pictures of NLVR count, drawn at random and worded as people word it.
 
-In pictures with loose items: groups of items, items that touch a wall, boxes with certain contents. In pictures with towers: blocks by
-colour and position, towers by height, ends and colours. statements.py makes sentences from the number of a fact in a picture.
-The order of draws is part of the data: a change of it changes every statement.
+A picture is three boxes of items, loose or stacked to towers of blocks. A fact is something countable in a box. With loose items: groups
+of items, items that touch a wall, boxes with certain contents; with towers: blocks by colour and position, towers by height, ends and
+colours. statements.py makes sentences from the number of a fact in a picture. The order of draws is part of the data: a change of it
+changes every statement.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,13 +25,13 @@ Items = Sequence[Item]
 
 
 class Draw(NamedTuple):
-    """Random choices of facts and wordings. `plain`: fewer kinds of facts, always in the first of their wordings."""
+    """A source of random choices of facts and wordings. `plain`: fewer kinds of facts, always in the first of their wordings."""
 
     rng: np.random.Generator
     plain: bool = False
 
     def choice(self, options: Sequence[T]) -> T:
-        """Draw one of the options."""
+        """Draw one of the options, each with the same probability."""
         return pick(self.rng, options)
 
     def word(self, *wordings: str) -> str:
@@ -42,12 +43,12 @@ class Draw(NamedTuple):
         return int(self.rng.integers(1, largest + 1))
 
     def numeral(self, number: int) -> str:
-        """Write a number as a word or in digits."""
+        """Write a number as a word ("two") or in digits ("2"), at random; always as a word if `plain`."""
         return self.word(number_word(number), str(number))
 
 
 class Fact(NamedTuple):
-    """Something that can be counted in a box: a noun, a qualifier ("touching an edge", or nothing), and the counting function."""
+    """Something that can be counted in a box: a noun, a qualifier such as "touching an edge" (or ""), and the counting function."""
 
     noun: str
     which: str
@@ -61,7 +62,7 @@ class Fact(NamedTuple):
 
 
 class Property(NamedTuple):
-    """A property of a box or a tower, such as "two black blocks": its words, and a test of the box's items."""
+    """A condition on one box or tower: its words, such as "two black blocks", and the test of the box's items."""
 
     words: str
     holds: Callable[[Items], bool]

@@ -37,7 +37,7 @@ class Item(NamedTuple):
 
 
 class Group(NamedTuple):
-    """The items of a colour, of a shape, in a box; None means any."""
+    """The items that a question is about: those of this colour, this shape and this box; None means any."""
 
     colour: str | None
     shape: str | None
@@ -48,14 +48,14 @@ class Group(NamedTuple):
         return self.colour in (None, item.colour) and self.shape in (None, item.shape) and self.box in (None, item.box)
 
     def words(self, several: bool) -> str:
-        """Return the name of the group, such as "yellow circles" or "items in the left box"."""
+        """Return the group's name: "yellow circles" or "items in the left box"; singular unless `several`."""
         noun = self.shape or "item"
         named = f"{self.colour} {noun}" if self.colour else noun
         return (plural(named) if several else named) + (f" in the {self.box} box" if self.box else "")
 
 
 def items(record: Record) -> list[Item]:
-    """Return the items of a record's boxes. Raises BadSample for what is no NLVR record, or an item outside its box."""
+    """Return all items of a record's picture, box by box. Raises BadSample for what is no NLVR record, or an item outside its box."""
     boxes = record.fields.get("boxes")
     if not (isinstance(boxes, list) and len(boxes) == len(BOXES) and all(isinstance(box, list) for box in boxes)):
         raise BadSample(f"{record.id} has no `boxes` of {len(BOXES)} lists of items, so it is no NLVR record")
@@ -63,7 +63,7 @@ def items(record: Record) -> list[Item]:
 
 
 def order_of(name: str) -> tuple[int, ...]:
-    """Return the indices of a record's boxes at left, middle and right, by the record's name.
+    """Return which of the record's boxes are shown at left, middle and right: a name that ends in -1 gives (0, 2, 1).
 
     Raises BadSample for a name that does not end in an order.
     """
@@ -90,7 +90,7 @@ def boxes(picture: Sequence[Item]) -> list[list[Item]]:
 
 
 def is_tower(box: Sequence[Item]) -> bool:
-    """Return whether the items of one box, the lowest first, are blocks stacked on the ground."""
+    """Return whether the items of one box, the lowest first, are square blocks stacked on the ground."""
     bottoms = [item.y + item.radius for item in box]
     supports = [float(BOX), *(item.y - item.radius - _GAP for item in box)]
     return bool(box) and len({item.x for item in box}) == 1 and bottoms == supports[:-1] and {item.shape for item in box} == {"square"}

@@ -46,7 +46,7 @@ class Scene:
 
 
 def scene_of(fields: Mapping[str, Any]) -> Scene:
-    """Return the scene of a sample's `fields`, to draw it at any frame or to compute where its objects will be."""
+    """Return the scene that a sample's `fields` (`size`, `background`, `objects`) describe, to draw it or to know where objects move."""
     first, second, angle = fields["background"]
     objects = tuple(SceneObject(**values) for values in fields["objects"])
     width, height = fields["size"]

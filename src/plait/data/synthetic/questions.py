@@ -1,9 +1,8 @@
-"""Captions of scenes, and questions about them with exactly one right answer.
+"""Captions of scenes (drawn pictures of coloured shapes), and questions about them with exactly one right answer.
 
 Questions are unambiguous: an object is named by words that fit it alone, and a side is asked for only where the distance exceeds a margin.
 Where no such question of a task exists, `ask` returns None and the caller draws another scene. The answer is drawn before the question, so
-that left and right, yes and no, and the counts are equally frequent.
-Not: pictures (drawing.py), or the scoring of answers (answers.py).
+that left and right, yes and no, and the counts are equally frequent. Not: pictures (drawing.py), or the scoring of answers (answers.py).
 """
 
 from collections import Counter
@@ -61,7 +60,7 @@ T = TypeVar("T")
 
 
 class Question(NamedTuple):
-    """A question, the answer to train on, and the truth that answers.py compares an answer with (JSON; objects by index)."""
+    """A question, the answer to train on, and the truth that answers.py compares an answer with: a word, a number or object indices."""
 
     text: str
     answer: str
@@ -69,7 +68,7 @@ class Question(NamedTuple):
 
 
 class Group(NamedTuple):
-    """The objects of a colour, of a shape, of both, or with (None, None) all of them."""
+    """The objects of a scene of this colour and this shape; None means any."""
 
     colour: str | None
     shape: str | None
@@ -81,7 +80,7 @@ class Group(NamedTuple):
 
 @dataclass(frozen=True)
 class Speech:
-    """Settings of texts: words in use, colour and shape pairs that are never named, and the wording of answers."""
+    """Settings of texts: words in use, (colour, shape) pairs that are never named, and whether answers are sentences or single words."""
 
     colours: tuple[str, ...]
     shapes: tuple[str, ...]
@@ -98,9 +97,9 @@ def pick(rng: np.random.Generator, options: Sequence[T]) -> T:
 
 
 def ask(task: str, scene: Scene, speech: Speech, rng: np.random.Generator, focus: int | None) -> Question | None:
-    """Return a question of a task about a scene, or None where it allows none.
+    """Return a random question of a task such as "count" about a scene, or None where it allows no unambiguous one.
 
-    `focus`: index of the object that the question is about, where that is possible.
+    `focus`: index of the object that the question is about, where that is possible; None: any.
     """
     return _ASKERS[task](scene, speech, rng, focus)
 
@@ -134,13 +133,13 @@ def down(a: SceneObject, b: SceneObject) -> str | None:
 
 
 def facing(a: SceneObject, b: SceneObject) -> str | None:
-    """Return the direction of a from b out of four; None unless one axis has at least 1.7 times the distance of the other."""
+    """Return where a is from b: left, right, above or below; None unless one axis has at least 1.7 times the distance of the other."""
     dx, dy = abs(a.x - b.x), abs(a.y - b.y)
     return across(a, b) if dx > 1.7 * dy else down(a, b) if dy > 1.7 * dx else None
 
 
 def halves(x: float, y: float, radius: float, width: int, height: int) -> tuple[str | None, str | None]:
-    """Return the halves of the picture that a point is in, ("left" | "right", "top" | "bottom").
+    """Return the halves of a picture of width x height that a point (x, y) is in, such as ("left", "top").
 
     Each is None within a margin of the middle line: 8 % of the side, or half the radius if that is more.
     """
@@ -151,7 +150,7 @@ def halves(x: float, y: float, radius: float, width: int, height: int) -> tuple[
 
 
 def point_tag(points: Sequence[tuple[float, float]], alt: str) -> str:
-    """Write points as `<point x= y= alt=>` or, for several, as `<points x1= y1= ...>`.
+    """Write points as the answer `<point x= y= alt=>` or, for several, `<points x1= y1= ...>`; `alt` names what they point to.
 
     Coordinates are percent of width and height with one decimal, sorted by x, then y.
     """

@@ -1,8 +1,8 @@
-"""The source `scenes`: pictures generated on the fly, with captions, questions and exact answers. Nothing is read or stored.
+"""The source (data set) `scenes`: pictures generated on the fly, with captions, questions and exact answers. Nothing is read or stored.
 
-Scene i of a split is a pure function of (seed, split, i): the same in any process, thread and order. This file decides what is in a scene
-(options, layout, held-out pairs); motion is in physics.py, looks are in drawing.py, texts in questions.py, the scoring of answers in
-answers.py.
+A scene is a few coloured shapes on a background. Scene i of a split is a pure function of (seed, split, i): the same in any process,
+thread and order. This file decides what is in a scene (options, layout, held-out pairs of colour and shape); motion is in physics.py,
+looks are in drawing.py, texts in questions.py, the scoring of answers in answers.py.
 """
 
 import difflib
@@ -109,7 +109,7 @@ class SceneOptions(BaseModel):
 
 
 def largest_radius(width: int, height: int, count: int) -> float:
-    """Return the largest radius, in pixels, of objects in a scene of `count`.
+    """Return the largest radius, in pixels, of objects in a scene of `count` objects on width x height pixels.
 
     At most a fifth of the shorter side, and small enough that a grid of `count` cells always fits.
     """
@@ -121,10 +121,10 @@ def largest_radius(width: int, height: int, count: int) -> float:
 
 
 def held_out(colours: Sequence[str], shapes: Sequence[str], holdout: float | tuple[str, ...]) -> frozenset[tuple[str, str]]:
-    """Return the pairs of colour and shape that training never shows or names.
+    """Return the (colour, shape) pairs that training never shows or names, to test generalisation.
 
-    `holdout`: the pairs, or their share; a share picks them by hash, whatever the seed, and leaves every word in use. Raises ValueError for
-    pairs that are not in use, and for a holdout that leaves nothing to train on.
+    `holdout`: the pairs ("red circle"), or their share; a share picks them by hash, whatever the seed, and leaves every word in use.
+    Raises ValueError for pairs that are not in use, and for a holdout that leaves nothing to train on.
     """
     pairs = [(colour, shape) for colour in colours for shape in shapes]
     if isinstance(holdout, tuple):
@@ -145,7 +145,7 @@ def held_out(colours: Sequence[str], shapes: Sequence[str], holdout: float | tup
 
 
 class Scenes:
-    """The source. `options` are those of SceneOptions; `split` is train, validation or test; `length` only bounds the indices.
+    """Drawn scenes as training samples. `options`: those of SceneOptions; `split`: train, validation or test; `length`: number of scenes.
 
     Raises PlaitError for options, a split or a length that cannot be used, and where no scene allows a question of a task.
     """
@@ -169,7 +169,7 @@ class Scenes:
         return self.length
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Return the sample of scene `index`. Its `fields` describe the scene completely, as plain data: see docs/scenes.md."""
+        """Return scene `index` with a question. `fields` hold all that is in the picture and the truth, as plain data (docs/scenes.md)."""
         if not 0 <= index < self.length:
             raise IndexError(f"scene {index} of {self.length}")
         options = self.options
@@ -264,7 +264,7 @@ def _messages(question: Question) -> list[dict[str, str]]:
 
 
 def place_circles(rng: np.random.Generator, radii: list[float], width: int, height: int) -> list[tuple[float, float]]:
-    """Draw centres of circles inside the box that do not touch: at random, or after too many failures in the cells of a grid."""
+    """Draw a centre (x, y) for each radius, inside the box, such that no circles touch: at random, else in the cells of a grid."""
     centres: list[tuple[float, float]] = []
     for radius in radii:
         for _ in range(_PLACINGS):

@@ -15,21 +15,21 @@ _DRAWS = 100  # facts tried until the pictures have different numbers of one
 _LARGEST = 9  # number of a fact: beyond that people do not count
 
 Sentence = tuple[str, Callable[[int], bool]]
-"""A sentence about a number, and whether it holds for a number."""
+"""A sentence about how often something is in a picture, and the test of that number which tells whether the sentence is true."""
 
 
 def describe(picture: Items) -> str:
-    """Describe every item by colour and shape, box by box; a tower from its top to its base."""
+    """Describe every item, box by box, towers from the top: "left: two blue circles; middle: nothing; right: a tower of black, blue"."""
     return "; ".join(f"{name}: {_describe_box(box)}" for name, box in zip(BOXES, boxes(picture), strict=True))
 
 
 def all_towers(picture: Items) -> bool:
-    """Return whether the picture shows a tower, of one block or more, in each box."""
+    """Return whether every box of the picture shows one tower, of one block or more."""
     return all(map(is_tower, boxes(picture)))
 
 
 def statement(picture: Items, other: Items, draw: Draw) -> tuple[str, int, bool] | None:
-    """Return a sentence that holds for exactly one of two pictures, the number in `picture` that it is about, and whether it holds there.
+    """Return (sentence, the number in `picture` that it is about, whether it holds there); it holds for exactly one of the two pictures.
 
     None where none was found. The two numbers are neighbours, because people were asked for sentences that distinguish similar pictures;
     with `draw.plain` they may differ more.
