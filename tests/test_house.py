@@ -47,6 +47,7 @@ BESIDE_THE_WAY = (
     "plait.engine.power_ema",
     "plait.engine.replicas",
     "plait.engine.flops",
+    "plait.engine.adamw",  # weights or moments kept in bfloat16, moments kept on the host
     "plait.engine.parallel.sharding",
     "plait.engine.parallel.memory_estimate",
     "plait.engine.parallel.strategy",
