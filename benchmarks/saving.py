@@ -32,6 +32,7 @@ import numpy as np
 import torch
 
 from plait.engine.checkpoints import checkpoint
+from plait.engine.checkpoints.saver import Saver
 from plait.engine.parallel.distributed import Ranks
 from plait.errors import PlaitError
 from plait.files import write_json
@@ -220,7 +221,7 @@ def stall(folder: Path, rounds: int) -> dict:
     state = groups(1.0, 200)
     seconds: dict[str, list[float]] = {"behind": [], "on_the_spot": []}
     alone = Ranks(0, 1, torch.device("cpu"))
-    savers = {"behind": checkpoint.Saver(True, alone), "on_the_spot": checkpoint.Saver(False, alone)}
+    savers = {"behind": Saver(True, alone), "on_the_spot": Saver(False, alone)}
     for step in range(1, rounds + 1):
         for name, saver in savers.items():
             began = time.perf_counter()

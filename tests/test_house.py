@@ -47,6 +47,9 @@ BESIDE_THE_WAY = (
     "plait.engine.checkpoints.post_hoc_ema",
     "plait.engine.power_ema",
     "plait.engine.replicas",
+    "plait.engine.blocks",  # recomputation and compilation
+    "plait.engine.checkpoints.migrate",  # weights of another run
+    "plait.training.probes",
     "plait.engine.flops",
     "plait.engine.adamw",  # weights or moments kept in bfloat16, moments kept on the host
     "plait.engine.parallel.sharding",

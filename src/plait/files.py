@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -10,7 +11,11 @@ from typing import Any
 
 import xxhash
 
+log = logging.getLogger(__name__)
+
 _CHUNK_BYTES = 1 << 22
+_UMASK = os.umask(0)  # it can only be read by setting it
+os.umask(_UMASK)
 
 
 def write_whole(path: Path, body: bytes | str) -> None:
@@ -81,29 +86,44 @@ def xxh3(path: Path) -> str:
     return digest.hexdigest()
 
 
+def follow_umask(path: Path) -> None:
+    """Give a file the permissions that a newly opened one has: libraries that write safely make theirs readable by the owner alone."""
+    path.chmod(0o666 & ~_UMASK)
+
+
 def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Append each of `rows` as one JSON line to a `.jsonl` file, all in one write. Creates the file and its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Append each of `rows` as one JSON line to a `.jsonl` file, all in one write. Creates the file; its folder must be there."""
     with path.open("a", encoding="utf-8") as file:
         file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a `.jsonl` file as dicts, oldest first, without a last line that was cut short; [] if there is no file."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
-    return rows
+    """Return the rows of a `.jsonl` file as dicts, oldest first; [] if there is no file.
+
+    A line that cannot be read costs that line and a warning; a last line that was cut short (a kill) is left out without one.
+    """
+    return [row for _, row in _lines(path)]
 
 
 def keep_rows(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
-    """Remove the rows of a `.jsonl` file for which `wanted(row)` is false, and a last line that was cut short. No file: do nothing."""
+    """Remove the rows of a `.jsonl` file for which `wanted(row)` is false, and lines that cannot be read. No file: do nothing."""
     if path.is_file():
-        text = path.read_text(encoding="utf-8")
-        lines = text.splitlines(keepends=True)
-        kept = [line for line, row in zip(lines, read_rows(path), strict=False) if wanted(row)]
-        if len(kept) < len(lines) or not text.endswith("\n"):
-            write_whole(path, "".join(kept))
+        body = b"".join(line + b"\n" for line, row in _lines(path) if wanted(row))
+        if body != path.read_bytes():
+            write_whole(path, body)
+
+
+def _lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
+    """Return (line, row) of every line that holds a JSON object. Lines end at newlines alone: JSON may hold other separators."""
+    *lines, _ = path.read_bytes().split(b"\n") if path.is_file() else [b""]
+    read = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if isinstance(row, dict):
+            read.append((line, row))
+        else:
+            log.warning(f"line {number} of {path} cannot be read and is left out")
+    return read

@@ -13,6 +13,7 @@ from plait.data import remote
 from plait.data.formats import index
 from plait.data.remote import RemoteFile
 from plait.data.sources import shards
+from plait.data.sources.jsonl import JsonRecords
 from plait.errors import BadSample, PlaitError
 from tests.data.packing import labelled, pack, picture
 
@@ -46,6 +47,47 @@ def test_the_index_is_made_once_beside_the_shard(tmp_path):
     first, again = (shards.open_shard(str(path), None) for _ in range(2))
     assert (first.built, again.built) == (True, False)
     assert again.head.path == tmp_path / "a.tar.idx"
+
+
+def test_every_flipped_bit_of_an_index_is_found(tmp_path):
+    path = labelled(tmp_path / "a.tar", 0, 3)
+    opened(path)
+    beside = tmp_path / "a.tar.idx"
+    sound = beside.read_bytes()
+    body_at = index.read_head(beside).body_at
+    for bit in range(8 * len(sound)):
+        body = bytearray(sound)
+        body[bit // 8] ^= 1 << bit % 8
+        beside.write_bytes(body)
+        if bit < 8 * body_at:
+            assert index.read_head(beside) is None  # it is made again
+        else:
+            with pytest.raises(PlaitError, match=r"a\.tar\.idx is damaged; delete it, and it will be made again"):
+                index.map_arrays(index.read_head(beside))
+    beside.write_bytes(sound[: body_at - 3])
+    assert opened(path).read(2).fields["label"] == 2
+    assert beside.read_bytes() == sound
+
+
+def test_a_shard_that_is_cut_while_it_is_read_is_an_error_with_its_name(tmp_path):
+    path = labelled(tmp_path / "a.tar", 0, 30)
+    source = opened(path)
+    assert source.read(0).fields["label"] == 0
+    os.truncate(path, 2048)
+    with pytest.raises(BadSample, match=r"a\.tar was cut while it was in use: it ends before byte \d+$"):
+        source.read(29)
+    with pytest.raises(PlaitError, match=r"a\.tar changed while it was in use: 2048 bytes, its index knows \d+$"):
+        pickle.loads(pickle.dumps(source)).read(29)
+
+
+def test_lines_that_are_cut_while_they_are_read_are_an_error_with_their_file(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"caption": "x"}\n' * 9)
+    records = JsonRecords(path, None, None, {})
+    assert records.read(8).fields == {"caption": "x"}
+    os.truncate(path, 20)
+    with pytest.raises(BadSample, match=r"a\.jsonl was cut while it was in use"):
+        records.read(8)
 
 
 def test_a_stale_index_is_made_again(tmp_path):

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import signal
@@ -8,7 +9,9 @@ import time
 import pytest
 import torch
 
+from plait import files
 from plait.engine.checkpoints import checkpoint
+from plait.engine.checkpoints.saver import Saver, copy_out
 from plait.errors import PlaitError
 
 from .toy import ALONE
@@ -22,8 +25,10 @@ FACTS = {"stage": "only", "state": {"step": 5}, "base": [], "data": {}, "frozen_
 
 
 def save(run, step, **facts):
+    if "gone" not in run.name:
+        run.mkdir(exist_ok=True)
     content = {**FACTS, "state": {"step": step}, **facts}
-    return checkpoint.write(checkpoint.folder_of(run, 1, "only", step), checkpoint.copy_out(GROUPS), content)
+    return checkpoint.write(checkpoint.folder_of(run, 1, "only", step), copy_out(GROUPS), content)
 
 
 def test_a_checkpoint_reads_back_to_the_bit(tmp_path):
@@ -78,12 +83,12 @@ def test_the_newest_intact_checkpoint_is_found_and_newer_damage_named(tmp_path):
 
 def test_a_later_stage_comes_before_a_longer_one(tmp_path):
     save(tmp_path, 5)
-    checkpoint.write(checkpoint.folder_of(tmp_path, 2, "next", 5), checkpoint.copy_out(GROUPS), FACTS)
+    checkpoint.write(checkpoint.folder_of(tmp_path, 2, "next", 5), copy_out(GROUPS), FACTS)
     assert checkpoint.newest_intact(tmp_path)[0].folder.parent.name == "stage-2-next"
 
 
 def test_only_the_oldest_of_the_same_stage_are_pruned(tmp_path):
-    checkpoint.write(checkpoint.folder_of(tmp_path, 2, "next", 1), checkpoint.copy_out(GROUPS), FACTS)
+    checkpoint.write(checkpoint.folder_of(tmp_path, 2, "next", 1), copy_out(GROUPS), FACTS)
     for step in (5, 10, 15, 20):
         save(tmp_path, step)
     checkpoint.prune(tmp_path / "stage-1-only", 2)
@@ -112,7 +117,7 @@ def test_another_format_is_refused_by_name(tmp_path):
 
 def test_a_background_save_copies_before_training_goes_on(tmp_path):
     weight = torch.zeros(1000)
-    saver = checkpoint.Saver(True, ALONE)
+    saver = Saver(True, ALONE)
     saver.save(checkpoint.folder_of(tmp_path, 1, "only", 1), {"weights": {"w": weight}}, FACTS, keep=3)
     weight.fill_(1.0)
     saver.wait()
@@ -120,7 +125,7 @@ def test_a_background_save_copies_before_training_goes_on(tmp_path):
 
 
 def test_a_second_save_fills_the_first_copies_again(tmp_path):
-    saver, places = checkpoint.Saver(True, ALONE), []
+    saver, places = Saver(True, ALONE), []
     for step, shape in ((1, (1000,)), (2, (1000,)), (3, (10, 10))):
         saver.save(checkpoint.folder_of(tmp_path, 1, "only", step), {"weights": {"w": torch.full(shape, float(step))}}, FACTS, keep=3)
         places.append(saver._copied["weights"]["w"].data_ptr())
@@ -134,7 +139,7 @@ def test_a_second_save_fills_the_first_copies_again(tmp_path):
 def test_a_failed_save_is_raised_in_one_line_and_leaves_the_earlier_one(tmp_path, background):
     save(tmp_path, 5)
     (tmp_path / "stage-1-only" / ".saving-step-00000010").write_text("in the way")
-    saver = checkpoint.Saver(background, ALONE)
+    saver = Saver(background, ALONE)
 
     def save_and_wait():
         saver.save(checkpoint.folder_of(tmp_path, 1, "only", 10), GROUPS, FACTS, keep=3)
@@ -162,6 +167,7 @@ while True:
 def test_a_kill_at_any_moment_of_a_save_leaves_an_intact_checkpoint(tmp_path):
     for trial in range(3):
         run = tmp_path / str(trial)
+        run.mkdir()
         worker = subprocess.Popen([sys.executable, "-c", SAVE_FOREVER, str(run)], stdout=subprocess.PIPE, text=True)
         for _ in range(2):
             done = int(worker.stdout.readline())
@@ -228,7 +234,7 @@ def test_the_step_to_be_spared_is_not_pruned_and_what_was_deleted_is_returned(tm
 
 
 def test_a_saver_keeps_the_newest_and_the_spared(tmp_path):
-    saver = checkpoint.Saver(background=True, ranks=ALONE)
+    saver = Saver(background=True, ranks=ALONE)
     for step in range(1, 6):
         saver.save(checkpoint.folder_of(tmp_path, 1, "only", step), GROUPS, FACTS, keep=2, spared=2)
     saver.close()
@@ -260,9 +266,9 @@ def test_folders_that_are_no_steps_of_stages_are_passed_over(tmp_path):
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ("not json", r"manifest\.json is damaged: it is not a manifest \(JSONDecodeError\)"),
-        ("{}", r"manifest\.json is damaged: it is not a manifest \(KeyError\)"),
-        ("[]", r"manifest\.json is damaged: it is not a manifest \(TypeError\)"),
+        ("not json", r"manifest\.json is damaged: it is not a manifest \(JSONDecodeError: "),
+        ("{}", r"manifest\.json is damaged: it is not a manifest \(KeyError: "),
+        ("[]", r"manifest\.json is damaged: it is not a manifest \(TypeError: "),
         (None, r"step-00000005 is no finished checkpoint: it has no manifest\.json"),
     ],
 )
@@ -287,11 +293,107 @@ def test_a_stage_folder_locates_only_its_own_and_damage_is_passed_over(tmp_path)
     save(tmp_path, 5)
     broken = save(tmp_path, 10).folder
     (broken / "weights.safetensors").unlink()
-    checkpoint.write(checkpoint.folder_of(tmp_path, 2, "next", 20), checkpoint.copy_out(GROUPS), FACTS)
+    checkpoint.write(checkpoint.folder_of(tmp_path, 2, "next", 20), copy_out(GROUPS), FACTS)
     assert checkpoint.locate(tmp_path / "stage-1-only").folder.name == "step-00000005"
     assert checkpoint.locate(tmp_path).folder.name == "step-00000020"
     with pytest.raises(PlaitError, match=r"stage-3-last holds no intact checkpoint; give a run, a stage folder or a step folder"):
         checkpoint.locate(tmp_path / "stage-3-last")
+
+
+def edited(folder, change):
+    """A manifest that was changed and says so in its own hash: what a faulty writer would leave."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    change(manifest)
+    manifest["xxh3"] = checkpoint._manifest_hash(manifest)
+    files.write_json(folder / "manifest.json", manifest)
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (lambda m: m.pop("files"), "KeyError: 'files'"),
+        (lambda m: m.update(state={}), "KeyError: 'step'"),
+        (lambda m: m["state"].update(stage=0), "its stage is 0 in a folder of stage 1"),
+        (lambda m: m["state"].update(step="5"), "its step is '5'"),
+        (
+            lambda m: m["files"].update({"../../secret": {"size": 1, "xxh3": "0"}}),
+            "names '../../secret', which is not inside",
+        ),
+        (lambda m: m["files"].update({"/etc/passwd": {"size": 1, "xxh3": "0"}}), "it names '/etc/passwd'"),
+        (lambda m: m["files"].update({"x": {"size": "1", "xxh3": "0"}}), "size and xxh3 of 'x' are not a number and a text"),
+        (lambda m: m.update(files=[]), "AttributeError"),
+    ],
+)
+def test_a_manifest_that_readers_cannot_rely_on_is_passed_over(tmp_path, change, fault):
+    save(tmp_path, 4)
+    edited(save(tmp_path, 5).folder, change)
+    newest, faults = checkpoint.newest_intact(tmp_path)
+    assert newest.step == 4
+    assert fault in faults[0] and "manifest.json is damaged" in faults[0]
+
+
+def test_a_deep_manifest_is_passed_over(tmp_path):
+    save(tmp_path, 4)
+    (save(tmp_path, 5).folder / "manifest.json").write_text('{"format": ' + "[" * 100_000 + "]" * 100_000 + "}")
+    assert checkpoint.newest_intact(tmp_path)[0].step == 4
+
+
+def test_a_header_that_is_none_of_safetensors_is_passed_over_whatever_its_hash(tmp_path):
+    save(tmp_path, 4)
+    folder = save(tmp_path, 5).folder
+    path = folder / "weights.safetensors"
+    body = bytearray(path.read_bytes())
+    body[0:8] = (2**40).to_bytes(8, "little")
+    path.write_bytes(body)
+    edited(folder, lambda m: m["files"]["weights.safetensors"].update(xxh3=files.xxh3(path)))
+    newest, faults = checkpoint.newest_intact(tmp_path)
+    assert newest.step == 4 and "weights.safetensors cannot be read: " in faults[0]
+
+
+def test_a_disk_error_while_a_checkpoint_is_read_passes_it_over(tmp_path, monkeypatch):
+    save(tmp_path, 4)
+    save(tmp_path, 5)
+    whole = files.xxh3
+
+    def xxh3(path):
+        if "step-00000005" in str(path):
+            raise OSError(errno.EIO, "Input/output error")
+        return whole(path)
+
+    monkeypatch.setattr(files, "xxh3", xxh3)
+    newest, faults = checkpoint.newest_intact(tmp_path)
+    assert newest.step == 4 and "cannot be read: [Errno 5] Input/output error" in faults[0]
+
+
+def test_a_link_is_no_file_of_a_checkpoint(tmp_path):
+    folder = save(tmp_path, 5).folder
+    (folder / "weights.safetensors").rename(tmp_path / "elsewhere")
+    (folder / "weights.safetensors").symlink_to(tmp_path / "elsewhere")
+    assert "weights.safetensors is no regular file" in checkpoint.verify(folder)[0]
+
+
+def test_damaged_checkpoints_are_set_aside_and_count_as_none_that_is_kept(tmp_path):
+    for step in (1, 2, 3, 4):
+        save(tmp_path, step)
+    stage = tmp_path / "stage-1-only"
+    (stage / "step-00000003" / "weights.safetensors").unlink()
+    assert [path.name for path in checkpoint.prune(stage, 2)] == ["step-00000001"]  # 4 and 2 are kept, 3 is neither counted nor deleted
+    (stage / "step-00000004" / "weights.safetensors").unlink()
+    newest, _ = checkpoint.newest_intact(tmp_path)
+    assert newest.step == 2
+    assert [path.name for path in checkpoint.set_aside_damaged(tmp_path, newest)] == ["damaged-step-00000004", "damaged-step-00000003"]
+    assert [path.name for path in checkpoint.published(tmp_path)] == ["step-00000002"]
+
+
+def test_a_checkpoint_is_not_written_where_its_run_has_gone(tmp_path):
+    with pytest.raises(PlaitError, match="could not be written"):
+        save(tmp_path / "gone", 5)
+    assert not (tmp_path / "gone").exists()
+
+
+def test_weights_are_as_readable_as_any_other_file(tmp_path):
+    folder = save(tmp_path, 5).folder
+    assert (folder / "weights.safetensors").stat().st_mode == (folder / "manifest.json").stat().st_mode
 
 
 def test_what_interrupted_saves_left_is_removed_and_counted(tmp_path):
@@ -305,18 +407,18 @@ def test_what_interrupted_saves_left_is_removed_and_counted(tmp_path):
 
 def test_copies_are_apart_from_the_live_tensors_and_are_filled_again_where_they_fit():
     live = {"weights": {"a": torch.ones(2, 3), "b": torch.ones(2, dtype=torch.bfloat16)}, "ema": {}}
-    first = checkpoint.copy_out(live)
+    first = copy_out(live)
     live["weights"]["a"].fill_(2.0)
     assert first.keys() == {"weights"} and first["weights"]["a"].unique().tolist() == [1.0]
     places = {name: value.data_ptr() for name, value in first["weights"].items()}
     live["weights"]["b"] = torch.ones(2)  # of another type now
-    second = checkpoint.copy_out(live, first)
+    second = copy_out(live, first)
     assert second["weights"]["a"].data_ptr() == places["a"] and second["weights"]["a"].unique().tolist() == [2.0]
     assert second["weights"]["b"].dtype == torch.float32
 
 
 def test_an_error_of_a_background_save_is_raised_once_at_the_next_save(tmp_path, monkeypatch):
-    saver = checkpoint.Saver(background=True, ranks=ALONE)
+    saver = Saver(background=True, ranks=ALONE)
     monkeypatch.setattr(checkpoint, "write", lambda *_: (_ for _ in ()).throw(PlaitError("no room")))
     saver.save(checkpoint.folder_of(tmp_path, 1, "only", 1), GROUPS, FACTS, keep=3)
     with pytest.raises(PlaitError, match="no room"):

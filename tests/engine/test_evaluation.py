@@ -130,8 +130,66 @@ def evaluations(entries, **changes):
         "mark": lambda part: None,
         "gathered": contextlib.nullcontext,
     }
-    given |= {"record": lambda row: None, "show": lambda step, pictures: None, "ranks": ALONE, "precision": "fp32"}
-    return Evaluations(entries=entries, held_out=held_out, loss=SquaredError(), **given | changes)
+    given |= {
+        "failed": lambda bench, error: None,
+        "record": lambda row: None,
+        "show": lambda step, pictures: None,
+        "ranks": ALONE,
+        "precision": "fp32",
+    }
+    return Evaluations(**{"entries": entries, "held_out": held_out, "loss": SquaredError(), **given} | changes)
+
+
+def broken(message, error=ValueError):
+    def predict(model, samples, inputs, *, batch, moment):
+        raise error(message)
+
+    return Bench(predict, lambda rows: {})
+
+
+def test_a_bench_that_fails_costs_its_own_figures_alone():
+    failures, rows = [], []
+    judge = evaluations(
+        [Evaluate(bench="broken"), Evaluate(bench="loss"), Evaluate(bench="late")],
+        benches={"broken": broken("no such\nfile"), "late": Bench(bench([]).predict, lambda rows: 1 / 0)},
+        failed=lambda name, error: failures.append((name, evaluation.reason_of(error))),
+        record=rows.append,
+    )
+    figures = judge.run(make_state(make_config()), judge.entries)
+    assert figures.keys() == {"loss", "loss/error"} and len(rows) == 1
+    assert failures == [("broken", "ValueError: no such"), ("late", "ZeroDivisionError: division by zero")]
+
+
+class TwoRanks(type(ALONE)):
+    """This rank and another, which tells that its work failed."""
+
+    def gather(self, value):
+        return [value, ([], "TypeError: there")]
+
+
+def test_a_bench_that_fails_on_one_rank_fails_on_all():
+    ranks = TwoRanks(0, 2, torch.device("cpu"))
+    with pytest.raises(evaluation.BenchFailed, match=r"^TypeError: there$"):
+        evaluation.run_bench(bench([]), None, Letters(3), inputs=None, batch=1, ranks=ranks, precision="fp32", moment="x")
+
+
+def test_a_rehearsal_takes_the_beginning_of_every_bench_and_records_nothing():
+    taken, nothing = [], lambda *_: pytest.fail("a rehearsal is no evaluation")
+    judge = evaluations(
+        [Evaluate(bench="letters", batch=1), Evaluate(bench="loss")],
+        benches={"letters": Bench(bench(taken).predict, lambda rows: {"count": 1.0 / (len(rows) > 9)}, lambda rows: nothing())},
+        held_out=HeldOut(lambda entry: batches([(range(4), False)]), lambda entry: Letters(entry.samples or 30)),
+        record=nothing,
+        show=nothing,
+    )
+    state = make_state(make_config())
+    judge.rehearse(state, ["loss", "letters/count"])  # the figures of four samples cannot be computed, which is no fault
+    assert [(len(samples), moment) for samples, _, moment in taken] == [(4, "rehearsal")]
+    assert state.model.training
+    with pytest.raises(PlaitError, match="no bench of evaluate gives a figure 'lost'; they give loss, loss/error"):
+        judge.rehearse(state, ["lost"])
+    with pytest.raises(PlaitError, match=r"^bench broken cannot be run, and would fail during the run: KeyError: 'x'$"):
+        evaluations([Evaluate(bench="broken")], benches={"broken": broken("x", KeyError)}).rehearse(state, [])
 
 
 def test_an_entry_is_due_where_its_interval_ends_in_the_stage():

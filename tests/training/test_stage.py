@@ -8,19 +8,20 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from plait import files
 from plait.assembly.configuration import open_config
 from plait.assembly.model import build_model
 from plait.config.schema import RunConfig
 from plait.data.order import digest
 from plait.engine.checkpoints import checkpoint
-from plait.engine.checkpoints.checkpoint import Saver
+from plait.engine.checkpoints.saver import Saver
 from plait.engine.evaluation import Bench
 from plait.engine.monitoring.heartbeat import Heartbeat
 from plait.engine.monitoring.signals import Paused
 from plait.engine.parallel.distributed import Ranks
 from plait.engine.parallel.memory_estimate import Layout
 from plait.engine.state import State
-from plait.errors import PlaitError
+from plait.errors import PlaitError, Stopped
 from plait.training import probes, stage
 from plait.training.stage_plan import plan_stage, planned_steps
 from tests import processes
@@ -83,12 +84,16 @@ def test_the_manifest_says_what_the_stage_trains_and_holds(recipe, tmp_path):
     plan = planned(recipe, tmp_path / "run")
     told = plan.manifest(toy.Net(4, 0), {"projector.weight", "vision.bias"}, 3, "2.99")
     assert told["components"] == {
-        "projector": {"values": 20, "trains": 20, "weights": ["projector.weight"]},
-        "vision": {"values": 20, "trains": 0, "weights": ["vision.bias"]},
-        "language": {"values": 5, "trains": 0, "weights": []},
+        name: {"values": values, "trains": trains, "weights": weights, "names": [f"{name}.weight", f"{name}.bias"]}
+        for name, values, trains, weights in (
+            ("projector", 20, 20, ["projector.weight"]),
+            ("vision", 20, 0, ["vision.bias"]),
+            ("language", 5, 0, []),
+        )
     }
     assert (told["stage"], told["trainable"], told["steps"], told["world"]) == ("projection", ["projector"], 6, 3)
     assert told["versions"]["torch"] == "2.99" and len(told["data"]) == 1
+    assert {"plait", "python", "numpy", "safetensors", "transformers"} <= told["versions"].keys()
 
 
 def rows(run):
@@ -211,17 +216,106 @@ def test_a_budget_that_has_grown_opens_a_finished_stage_again(recipe, tmp_path):
     )
 
 
-def test_a_stage_that_a_plateau_ends_is_judged_by_every_bench_at_its_end(recipe, tmp_path, monkeypatch):
-    def predict(model, samples, inputs, *, batch, moment):
-        return [{} for _ in samples]
+def nothing(model, samples, inputs, **options):
+    """What a bench without answers predicts."""
+    return [{} for _ in samples]
 
-    monkeypatch.setitem(toy.BENCHES, "count", Bench(predict, summarise=lambda rows: {"seen": float(len(rows))}))
+
+def test_a_stage_that_a_plateau_ends_is_judged_by_every_bench_at_its_end(recipe, tmp_path, monkeypatch):
+    monkeypatch.setitem(toy.BENCHES, "count", Bench(nothing, summarise=lambda rows: {"seen": float(len(rows))}))
     rule = "train.plateau={min_steps: 2, patience_steps: 99, window_steps: 2, min_gain: 0.99}"  # no figure improves that much
     settings = ("evaluate=[{bench: loss, every_steps: 2}, {bench: count}]", "train.steps=50", rule, "stages=[]")
     run = toy.train(recipe, tmp_path / "run", *settings, "train.plateau.min_steps=4")
     held_out = [row for row in toy.figures(run) if "loss" not in row]
     assert [row["step"] for row in held_out if "eval/loss" in row] == [2, 4]
     assert [(row["step"], row["eval/count/seen"]) for row in held_out if "eval/count/seen" in row] == [(4, 8.0)]
+
+
+def failing(monkeypatch, at):
+    """Add the bench `breaks`, which fails at its `at`-th call, counted from 1."""
+    calls = []
+
+    def predict(model, samples, inputs, **options):
+        calls.append(options["moment"])
+        if len(calls) == at:
+            raise RuntimeError("out of luck")
+        return nothing(model, samples, inputs, **options)
+
+    monkeypatch.setitem(toy.BENCHES, "breaks", Bench(predict, summarise=lambda rows: {"seen": float(len(rows))}))
+    return calls
+
+
+EVALUATED = (
+    "stages=[]",
+    "checkpoint.every_steps=null",
+    "checkpoint.best=null",
+    "evaluate=[{bench: breaks, every_steps: 2}, {bench: loss}]",
+)
+
+
+def test_a_bench_that_fails_is_saved_before_reported_and_the_run_goes_on(recipe, tmp_path, monkeypatch, capsys):
+    calls = failing(monkeypatch, at=3)  # the rehearsal, step 2, step 4
+    run = toy.train(recipe, tmp_path / "run", *EVALUATED)
+    assert calls == ["rehearsal", "step-00000002", "step-00000004", "step-00000006"]
+    assert [checkpoint.step_of(folder) for folder in checkpoint.published(run)] == [6, 4]
+    assert "warning: bench breaks failed after step 4: RuntimeError: out of luck; the run saves and goes on" in capsys.readouterr().err
+    assert [row["step"] for row in toy.figures(run) if "eval/breaks/seen" in row] == [2, 6]
+    (failure,) = files.read_rows(run / "bench_failures.jsonl")
+    assert failure["reason"] == "RuntimeError: out of luck" and "Traceback" in failure["traceback"]
+
+
+def test_a_bench_that_fails_ends_the_run_where_that_is_set_and_the_step_is_saved(recipe, tmp_path, monkeypatch):
+    failing(monkeypatch, at=3)
+    with pytest.raises(Stopped, match=r"^bench breaks failed after step 4: RuntimeError: out of luck; everything is saved"):
+        toy.train(recipe, tmp_path / "run", *EVALUATED, "guard.bench_failure=stop")
+    assert [checkpoint.step_of(folder) for folder in checkpoint.published(tmp_path / "run")] == [4]
+    toy.train(recipe, tmp_path / "run", *EVALUATED, "guard.bench_failure=stop")
+    assert checkpoint.step_of(checkpoint.published(tmp_path / "run")[0]) == 6
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ((), "bench breaks cannot be run, and would fail during the run: RuntimeError: out of luck"),
+        (
+            ("evaluate=[{bench: loss}]", "checkpoint.best=accuracy"),
+            "no bench of evaluate gives a figure 'accuracy'; they give loss",
+        ),
+        (
+            ("evaluate=[{bench: loss}]", "train.plateau={metric: acc}"),
+            "no bench of evaluate gives a figure 'acc'; they give loss",
+        ),
+        (
+            ("evaluate=[{bench: loss, data: [{source: jsonl, path: none.jsonl}]}]",),
+            "data source jsonl:none.jsonl: there is no file",
+        ),
+    ],
+)
+def test_what_an_evaluation_will_need_is_tried_before_the_first_step(recipe, tmp_path, monkeypatch, settings, message):
+    failing(monkeypatch, at=1)
+    with pytest.raises(PlaitError, match=message):
+        toy.train(recipe, tmp_path / "run", *EVALUATED, *settings)
+    assert not checkpoint.published(tmp_path / "run")
+    toy.train(recipe, tmp_path / "run", *EVALUATED, "evaluate=[]")
+
+
+@pytest.mark.parametrize(("better", "best"), [("lower", 4), ("higher", 2)])
+def test_a_figure_that_is_not_finite_is_never_the_best_and_no_part_of_a_plateau(recipe, tmp_path, monkeypatch, capsys, better, best):
+    figures = iter([0.0, 2.0, 1.0, float("nan"), float("inf"), float("-inf")])  # the first is the rehearsal's
+    monkeypatch.setitem(toy.BENCHES, "odd", Bench(nothing, summarise=lambda rows: {"odd": next(figures)}))
+    settings = (
+        "stages=[]",
+        "train.steps=10",
+        "evaluate=[{bench: odd, every_steps: 2}]",
+        "checkpoint.best=odd",
+        f"checkpoint.better={better}",
+    )
+    rule = "train.plateau={metric: odd, min_steps: 2, patience_steps: 99, window_steps: 99}"
+    run = toy.train(recipe, tmp_path / "run", *settings, rule, f"checkpoint.better={better}")
+    state = toy.at(run, 10).manifest["state"]
+    assert state["best"]["step"] == best
+    assert state["history"] == [[2, 2.0], [4, 1.0]]
+    assert "warning: step 6: held out, odd is nan: it counts neither as the best nor for a plateau" in capsys.readouterr().err
 
 
 def asked_to_stop(monkeypatch, moment):

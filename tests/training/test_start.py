@@ -1,5 +1,6 @@
 """Where a run starts from: `from:` in all its forms, what is said before the first step, and what is refused."""
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -9,10 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from plait import files
 from plait.assembly.configuration import open_config
 from plait.config.schema import RunConfig
 from plait.engine.checkpoints import checkpoint
-from plait.errors import PlaitError
+from plait.engine.monitoring.heartbeat import Heartbeat
+from plait.errors import PlaitError, Stopped
 from plait.training import start
 from tests import toy_family as toy
 
@@ -217,6 +220,78 @@ def test_averages_are_left_behind_where_none_are_kept(made, tmp_path, capsys):
     assert toy.at(new, 6).tensors("ema") == {}
     losses = [row["eval/loss"] for row in toy.figures(new) if "eval/loss" in row]
     assert len(set(losses)) == len(losses), "evaluation follows the weights that train"
+
+
+def damage(folder):
+    body = bytearray((folder / "weights.safetensors").read_bytes())
+    body[-1] ^= 1
+    (folder / "weights.safetensors").write_bytes(body)
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_never_begins_anew_by_itself(parent):
+    for folder in checkpoint.published(parent):
+        damage(folder)
+    kept = sorted(parent.glob("stage-*/*"))
+    with pytest.raises(PlaitError, match=r"has 9 checkpoints, up to step 18, and none is intact: .* is damaged: .*--restart begins anew"):
+        toy.train(parent, parent)
+    assert sorted(parent.glob("stage-*/*")) == kept
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_the_run_goes_on_from_the_one_before(parent, capsys):
+    damage(parent / "stage-3-language" / "step-00000018")
+    toy.train(parent, parent)
+    said = capsys.readouterr().out
+    aside = parent / "stage-3-language" / "damaged-step-00000018"
+    assert f"set aside as {aside}" in said and aside.is_dir()
+    assert checkpoint.verify(parent / "stage-3-language" / "step-00000018") == []
+
+
+@pytest.mark.parametrize("loss", ["moved", "deleted", "full"])
+def test_a_run_directory_that_is_lost_while_training_ends_the_run_in_one_line(made, tmp_path, monkeypatch, loss):
+    run, phase = tmp_path / "run", Heartbeat.phase
+    real = files.append_rows
+
+    def lose(self, name, step):
+        phase(self, name, step)
+        if (name, step) == ("step", 3):
+            if loss != "full":
+                run.rename(tmp_path / "elsewhere")
+            if loss == "deleted":
+                shutil.rmtree(tmp_path / "elsewhere", ignore_errors=True)
+
+    def full(path, rows):
+        rows = list(rows)
+        if loss == "full" and rows[0].get("step") == 4:
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        real(path, rows)
+
+    monkeypatch.setattr(Heartbeat, "phase", lose)
+    monkeypatch.setattr(files, "append_rows", full)
+    told = {"full": r"metrics\.jsonl: No space left on device; free space"}
+    with pytest.raises(Stopped, match=told.get(loss, "run is gone: it was moved or deleted while the run")):
+        toy.train(made[0], run, "checkpoint.async_save=true")
+    assert run.exists() is (loss == "full")
+
+
+def test_what_a_kill_in_the_very_first_start_left_is_swept_and_the_same_command_begins(made, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / ".config.yaml.123.tmp").write_text("half")
+    (run / ".assets.123.tmp").mkdir()
+    (run / "lock").write_text("123")
+    toy.train(made[0], run, "train.steps=1", only="projection")
+    assert not list(run.rglob(".*.tmp"))
+
+
+@pytest.mark.parametrize("kind", ["file", "below a file", "dangling"])
+def test_a_run_that_is_no_folder_is_one_line(made, tmp_path, kind):
+    run = tmp_path / "run"
+    if kind == "dangling":
+        run.symlink_to(tmp_path / "nothing")
+    else:
+        run.write_text("")
+    with pytest.raises(PlaitError, match=r"is a link to nothing, not a folder|is a file, not a folder|Not a directory"):
+        toy.train(made[0], run / "deeper" if kind == "below a file" else run)
 
 
 def test_a_damaged_start_named_by_its_step_is_refused(parent):

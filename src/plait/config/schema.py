@@ -256,6 +256,9 @@ class Guard(Section):
         description="a loss or gradient that is not finite. skip: no update; rewind: back to the newest checkpoint, then past that step",
     )
     non_finite_steps: Count = Field(default=10, description="steps of a run that skip and rewind may pass over before it stops")
+    bench_failure: Literal["continue", "stop"] = Field(
+        default="continue", description="a bench that fails during the run: save, report it and go on, or end the run"
+    )
     memory_probe: Literal["auto", "always", "never"] = Field(
         default="auto", description="try the largest of some micro-batches before the first step; auto: on a GPU"
     )

@@ -4,6 +4,7 @@ Not here: which samples are held out (`assembly/held_out.py`), and what a bench 
 """
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -18,13 +19,17 @@ from plait.engine.parallel import distributed
 from plait.engine.parallel.distributed import Ranks
 from plait.engine.precision import autocast
 from plait.engine.state import State
-from plait.errors import BadSample, PlaitError, sample_errors
+from plait.errors import BadSample, PlaitError, Stopped, sample_errors
 
 Part = TypeVar("Part")
 
 _PORTION_BATCHES = 4  # per rank, between two looks at whether to stop
 LOSS = "loss"
 """The bench that every family has: its loss on held-out samples."""
+
+
+class BenchFailed(PlaitError):
+    """A bench failed on one of several ranks: the reason in one line, raised on all of them."""
 
 
 class _Interrupted(Exception):
@@ -120,13 +125,15 @@ def run_bench(
     interruptible: Callable[[Iterable[int]], Iterable[int]] = iter,
     done: Sequence[Row] = (),
     keep: Callable[[Sequence[Row]], None] = lambda rows: None,
+    partial: bool = False,
 ) -> tuple[dict[str, float], list[Row]]:
     """Run a bench on all samples; returns its figures and its rows in the samples' order.
 
     Rank r takes every `ranks.size`-th sample from r on: none twice, none dropped. `inputs`, `batch`, `moment`: see `Predict`. Samples are
     taken in portions of some batches; `interruptible` wraps the iteration over them and may raise between two. `done`: rows of the first
-    samples from a call that was interrupted. `keep` is called with each portion's rows. A sample that cannot be read has a row with the
-    reason.
+    samples from a call that was interrupted. `keep` is called with each portion's rows. `partial`: the samples may be too few for the
+    bench's figures; there are none then. A sample that cannot be read has a row with the reason. Raises what
+    the bench raises; of several ranks BenchFailed.
     """
     rows = list(done[: len(samples)])
     portion = _PORTION_BATCHES * batch * ranks.size
@@ -139,11 +146,44 @@ def run_bench(
     for start in interruptible(range(len(rows), len(samples), portion)):
         positions = range(start, min(start + portion, len(samples)))
         with autocast(precision, ranks.device):
-            by_rank = ranks.gather(predict(positions[ranks.rank :: ranks.size]))
+            by_rank = _on_every_rank(ranks, functools.partial(predict, positions[ranks.rank :: ranks.size]))
         new = [by_rank[i % ranks.size][i // ranks.size] for i in range(len(positions))]
         keep(new)
         rows += new
-    return summary(bench, rows), rows
+    try:
+        return summary(bench, rows), rows
+    except Exception as error:
+        if partial:
+            return {}, rows
+        if ranks.size > 1:
+            raise BenchFailed(reason_of(error)) from error
+        raise
+
+
+def _on_every_rank(ranks: Ranks, work: Callable[[], list[Row]]) -> list[list[Row]]:
+    """Return what `work` returns on each rank.
+
+    Raises BenchFailed on all of several ranks where it fails on any, so that none waits for one that has ended; alone, what it raised.
+    """
+    if ranks.size == 1:
+        return [work()]
+    result: list[Row] = []
+    failure: Exception | None = None
+    try:
+        result = work()
+    except Exception as error:  # noqa: BLE001  raised on every rank, below
+        failure = error
+    outcomes = ranks.gather((result, failure and reason_of(failure)))
+    reason = next((reason for _, reason in outcomes if reason is not None), None)
+    if reason is not None:
+        raise BenchFailed(reason) from failure
+    return [rows for rows, _ in outcomes]
+
+
+def reason_of(error: BaseException) -> str:
+    """Return an error as one line: a message meant for people as it is, any other with its type."""
+    line = (str(error).splitlines() or [""])[0]
+    return line if isinstance(error, PlaitError) else f"{type(error).__name__}: {line}"
 
 
 def summary(bench: Bench, rows: Sequence[Row]) -> dict[str, float]:
@@ -204,6 +244,8 @@ class Evaluations:
     """Called with a step and its pictures by name."""
     gathered: Callable[[], contextlib.AbstractContextManager[None]]
     """Gathers all weights on this rank while a bench runs: each rank predicts its own samples, at its own pace."""
+    failed: Callable[[str, Exception], None]
+    """Called with the name of a bench that failed, and its error."""
 
     def due(self, state: State) -> list[Evaluate]:
         """Return the entries whose interval ends at this step."""
@@ -212,7 +254,8 @@ class Evaluations:
     def run(self, state: State, due: Sequence[Evaluate]) -> dict[str, float] | None:
         """Evaluate the entries with the averaged weights, when there are any, and record their figures.
 
-        Returns None, with nothing recorded, where a stop was requested in between: the step is evaluated after the restart.
+        Returns None, with nothing recorded, where a stop was requested in between: the step is evaluated after the restart. A bench that
+        fails is reported and has no figures; the others are run all the same.
         """
         figures: dict[str, float] = {}
         if not due:
@@ -220,12 +263,44 @@ class Evaluations:
         try:
             with evaluation_mode(state) as model:
                 for entry in due:
-                    figures |= {label(entry.bench, name): value for name, value in self.measure(entry, model, state.step).items()}
+                    try:
+                        figures |= {label(entry.bench, name): value for name, value in self.measure(entry, model, state.step).items()}
+                    except (_Interrupted, Stopped):
+                        raise
+                    except Exception as error:
+                        if self.ranks.size > 1 and not isinstance(error, PlaitError):
+                            raise  # of one rank alone, while the others wait for it
+                        self.failed(entry.bench, error)
         except _Interrupted:
             return None
         if figures:
             self.record({"step": state.step, "stage": state.stage, **{f"eval/{name}": value for name, value in figures.items()}})
         return figures
+
+    def rehearse(self, state: State, wanted: Sequence[str]) -> None:
+        """Run the beginning of every entry before the first step, and look for the figures that the run relies on among the results.
+
+        `wanted`: names of figures, as `checkpoint.best`. Raises PlaitError where data cannot be opened, a bench cannot be run, or none has
+        such a figure. Nothing is recorded.
+        """
+        known: set[str] = set()
+        more = False  # figures may come of later samples only
+        with evaluation_mode(state) as model:
+            for entry in self.entries:
+                portion = _PORTION_BATCHES * entry.batch * self.ranks.size
+                short = entry.model_copy(update={"samples": min(portion, entry.samples or portion)})
+                try:
+                    whole = entry.bench == LOSS or len(self.held_out.samples(entry)) <= portion
+                    figures = self.measure(short, model, state.step, rehearsal=not whole)
+                except _Interrupted:
+                    return
+                except Exception as error:
+                    raise PlaitError(f"bench {entry.bench} cannot be run, and would fail during the run: {reason_of(error)}") from error
+                known |= {label(entry.bench, name) for name in figures}
+                more |= not whole
+        for name in wanted:
+            if name not in known and not (more and "/" in name):
+                raise PlaitError(f"no bench of evaluate gives a figure {name!r}; they give {', '.join(sorted(known)) or 'none'}")
 
     def _interruptible(self, parts: Iterable[Part]) -> Iterator[Part]:
         """Yield the parts of an evaluation. Raises _Interrupted between two of them, on all ranks, where a stop was requested on any."""
@@ -235,8 +310,11 @@ class Evaluations:
                 raise _Interrupted
             yield part
 
-    def measure(self, entry: Evaluate, model: nn.Module, step: int) -> dict[str, float]:
-        """Evaluate one entry and show its pictures; returns its figures by name."""
+    def measure(self, entry: Evaluate, model: nn.Module, step: int, *, rehearsal: bool | None = None) -> dict[str, float]:
+        """Evaluate one entry and show its pictures; returns its figures by name.
+
+        `rehearsal`: whether it is tried on too few samples for its figures (True), or tried on all of them (False); neither shows pictures.
+        """
         if entry.bench == LOSS:
             return held_out_loss(model, self.loss, self._interruptible(self.held_out.batches(entry)), self.ranks, self.precision)
         bench = self.benches[entry.bench]
@@ -249,10 +327,11 @@ class Evaluations:
                 batch=entry.batch,
                 ranks=self.ranks,
                 precision=self.precision,
-                moment=moment_of(step),
+                moment=moment_of(step) if rehearsal is None else "rehearsal",
                 interruptible=self._interruptible,
+                partial=bool(rehearsal),
             )
-        if bench.pictures is not None and self.ranks.first:
+        if bench.pictures is not None and self.ranks.first and rehearsal is None:
             self.show(step, {label(entry.bench, name): picture for name, picture in bench.pictures(rows).items()})
         return figures
 

@@ -11,6 +11,7 @@ The same command continues a run: everything that is not in the checkpoint is de
 """
 
 import contextlib
+import errno
 import gc
 import logging
 from collections.abc import Iterator, Sequence
@@ -36,7 +37,7 @@ from plait.engine.nonfinite import Rewind
 from plait.engine.parallel import distributed
 from plait.engine.parallel.distributed import Ranks
 from plait.engine.state import State
-from plait.errors import PlaitError
+from plait.errors import PlaitError, Stopped
 from plait.families import registry
 from plait.training import start
 from plait.training.stage import RunContext, run_stage
@@ -56,6 +57,8 @@ class Options:
 
 
 DEFAULT = Options()
+_DISK = frozenset([errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE])
+"""What the system says of a disk that is full or failing."""
 
 
 def train(resolved: Resolved, options: Options = DEFAULT) -> Path:
@@ -78,11 +81,27 @@ def train(resolved: Resolved, options: Options = DEFAULT) -> Path:
             options = replace(options, restart=False, fresh=False)
 
 
+@contextlib.contextmanager
+def _disk_errors(run: Path) -> Iterator[None]:
+    """End the block in one line where the run's directory has gone, is full or cannot be read or written. Raises Stopped."""
+    try:
+        yield
+    except (OSError, PlaitError) as error:
+        if not run.is_dir():
+            cure = "move it back, and the same command continues"
+            raise Stopped(f"{run} is gone: it was moved or deleted while the run was training; {cure}") from error
+        if isinstance(error, OSError) and error.errno in _DISK:
+            cure = "free space or mend the disk, and the same command continues from the last checkpoint"
+            raise Stopped(f"{error.filename or run}: {error.strerror}; {cure}") from error
+        raise
+
+
 def _attempt(resolved: Resolved, options: Options, ranks: Ranks, signals: Signals) -> None:
     """Train from the newest checkpoint, or the start, to the end. Raises Rewind where the run is to go back to that checkpoint."""
     config, run = resolved.config, Path(str(resolved.config.run))
     with (
         locked_run_directory(run, resolved, options, ranks) as continues,
+        _disk_errors(run),
         contextlib.closing(Heartbeat(run, ranks.rank)) as heartbeat,
         Watchdog(heartbeat, ranks, config.guard.hang_timeout_s) as dog,
     ):
@@ -148,6 +167,7 @@ def locked_run_directory(run: Path, resolved: Resolved, options: Options, ranks:
             try:
                 continues = _prepare_directory(run, resolved, options)
                 held.enter_context(rundir.lock(run))
+                rundir.sweep(run)
                 if continues:
                     accept_configuration(run, resolved, options.allow_inexact)
                 files.write_whole(run / "config.yaml", resolved.yaml)

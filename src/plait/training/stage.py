@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import math
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,15 +11,17 @@ from typing import Any
 
 import torch
 
+from plait import files
 from plait.assembly.held_out import open_held_out
 from plait.assembly.model import ModelBundle
 from plait.config.schema import RunConfig
 from plait.data.loading.loader import Loader, StepBatch
 from plait.data.order import digest
-from plait.engine import blocks, nonfinite, optim, plateau, replicas, source_shares
+from plait.engine import blocks, evaluation, nonfinite, optim, plateau, replicas, source_shares
 from plait.engine.blocks import Compilations
 from plait.engine.checkpoints import checkpoint
-from plait.engine.checkpoints.checkpoint import Checkpoint, Saver
+from plait.engine.checkpoints.checkpoint import Checkpoint
+from plait.engine.checkpoints.saver import Saver
 from plait.engine.evaluation import Evaluations
 from plait.engine.flops import Meter
 from plait.engine.guards import Quarantine
@@ -32,6 +35,7 @@ from plait.engine.parallel.distributed import Ranks
 from plait.engine.parallel.memory_estimate import Storage
 from plait.engine.precision import caution, set_precision
 from plait.engine.state import State
+from plait.errors import Stopped
 from plait.training import start, summary
 from plait.training.probes import ProbeLoss, probe_loss, probe_memory, probed_steps, wants_memory_probe
 from plait.training.stage_plan import StagePlan
@@ -122,6 +126,8 @@ class StageRun:
         self.manifest = plan.manifest(bundle.model, state.ever_trained, ranks.size, torch.__version__)
         self.saver = Saver(config.checkpoint.async_save, ranks)
         self.probe: ProbeLoss = probe_loss(plan, bundle, ranks)
+        self.failures: list[str] = []
+        """The benches that failed at this step, each with its reason."""
         self.batch: StepBatch | None = None
         """The step's work, while it is at work."""
         self.evaluations = Evaluations(
@@ -137,6 +143,7 @@ class StageRun:
             record=context.tracker.row,
             show=context.tracker.pictures,
             gathered=bundle.sharding.gathered,
+            failed=self._bench_failed,
         )
         self.loop = Loop(
             stage=plan.view.name,
@@ -162,9 +169,11 @@ class StageRun:
         summary.announce(plan, self.bundle.model)
         if state.stage_step:
             self._compare_with_checkpoint()
-        if self.conclude() or state.stage_done:
-            self.save()
+        self._conclude_and_save(due=False)
         if state.stage_done is None and not context.signals.agreed:
+            settings = plan.config
+            rule = settings.train.plateau
+            self.evaluations.rehearse(state, [name for name in (settings.checkpoint.best, rule and rule.metric) if name])
             if wants_memory_probe(plan, context.ranks):
                 self.micro_batch.fit(self._probe_memory, self._drop_gradients)
             self.micro_batch.fit(self._train, self._drop_gradients)
@@ -186,10 +195,28 @@ class StageRun:
                 log.info(f"step {state.step}: {line}")
             row |= {"recompiles": self.counters.compilations.again}
         self._record(row)
-        improved = self.conclude()
         every = settings.checkpoint.every_steps
-        if state.stage_done or improved or (every is not None and state.stage_step % every == 0):
+        self._conclude_and_save(due=every is not None and state.stage_step % every == 0)
+
+    def _conclude_and_save(self, *, due: bool) -> None:
+        """Take the figures of this step and save what must not be lost. Raises Stopped where a bench failed and that is to end the run."""
+        improved = self.conclude()
+        failures, self.failures = self.failures, []
+        if self.state.stage_done or improved or failures or due:
             self.save()
+        if failures and self.plan.config.guard.bench_failure == "stop":
+            self.saver.wait()
+            raise Stopped(f"{'; '.join(failures)}; everything is saved, and the same command continues (guard.bench_failure is stop)")
+
+    def _bench_failed(self, bench: str, error: Exception) -> None:
+        """Note and report a bench that failed; its traceback goes to bench_failures.jsonl."""
+        reason = evaluation.reason_of(error)
+        self.failures.append(f"bench {bench} failed after step {self.state.step}: {reason}")
+        if self.context.ranks.first:
+            log.warning(f"{self.failures[-1]}; the run saves and goes on")
+            trace = "".join(traceback.format_exception(error))
+            row = {"step": self.state.step, "stage": self.plan.view.name, "bench": bench, "reason": reason, "traceback": trace}
+            files.append_rows(self.context.run / "bench_failures.jsonl", [row])
 
     def conclude(self) -> bool:
         """Take the held-out figures that are due at this step and decide whether the stage ends. Returns whether they are the best so far.
@@ -315,14 +342,22 @@ def _never() -> bool:
 
 
 def _note(state: State, figures: dict[str, float], settings: RunConfig) -> bool:
-    """Remember the figures that may end the stage or be the best; returns whether there is a new best."""
+    """Remember the figures that may end the stage or be the best; returns whether there is a new best.
+
+    A figure that is not finite is neither.
+    """
     rule, wanted = settings.train.plateau, settings.checkpoint.best
+    unsound = {name: value for name, value in figures.items() if not math.isfinite(value)}
+    if unsound:
+        shown = ", ".join(f"{name} is {value}" for name, value in unsound.items())
+        log.warning(f"step {state.step}: held out, {shown}: it counts neither as the best nor for a plateau")
+    figures = {name: value for name, value in figures.items() if name not in unsound}
     if rule and rule.metric in figures:
         state.history = [item for item in state.history if item[0] != state.stage_step] + [(state.stage_step, figures[rule.metric])]
     if wanted is None or wanted not in figures:
         return False
     sign = 1.0 if settings.checkpoint.better == "lower" else -1.0
-    if state.best is not None and sign * figures[wanted] >= sign * state.best["value"]:
+    if state.best is not None and not sign * figures[wanted] < sign * state.best["value"] and math.isfinite(state.best["value"]):
         return False
     state.best = {"metric": wanted, "value": figures[wanted], "step": state.step}
     return True

@@ -1,6 +1,10 @@
 """The plan of a stage: all that is known about it before its first step, as a frozen value. Nothing here changes the model or the state."""
 
+import contextlib
+import importlib.metadata
 import math
+import platform
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -67,7 +71,7 @@ class StagePlan:
         contents = {}
         for component, names in self.components.items():
             values, trains = (sum(sizes[name] for name in some) for some in (names, self.trained.get(component, ())))
-            contents[component] = {"values": values, "trains": trains, "weights": sorted(ever_trained & set(names))}
+            contents[component] = {"values": values, "trains": trains, "weights": sorted(ever_trained & set(names)), "names": list(names)}
         return {
             "stage": self.view.name,
             "trainable": list(self.trained),
@@ -75,8 +79,18 @@ class StagePlan:
             "components": contents,
             "data": self.data.fingerprints(),
             "world": ranks,
-            "versions": {"plait": __version__, "torch": torch_version},
+            "versions": {"plait": __version__, **_versions(), "torch": torch_version},
         }
+
+
+def _versions() -> dict[str, str]:
+    """Return the versions of Python and of the installed libraries that plait needs, optional ones included."""
+    versions = {"python": platform.python_version()}
+    for requirement in importlib.metadata.requires("plait") or []:
+        name = re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return dict(sorted(versions.items()))
 
 
 def plan_stage(view: StageView, bundle: ModelBundle) -> StagePlan:

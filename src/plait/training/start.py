@@ -39,18 +39,15 @@ log = logging.getLogger(__name__)
 def resume(
     state: State, bundle: ModelBundle, views: Sequence[StageView], *, run: Path, ranks: Ranks, allow_inexact: bool
 ) -> Checkpoint | None:
-    """Restore the run's newest intact checkpoint and log what that means; returns None when there is none.
+    """Restore the run's newest intact checkpoint and log what that means; returns None when the run saved none yet.
 
-    Raises PlaitError when a frozen weight is not the one the run was trained against, or something saved would be lost.
+    Raises PlaitError when there are checkpoints and none is intact, when a frozen weight is not the one the run was trained against, or
+    when something saved would be lost.
     """
-    newest: Checkpoint | None = None
-    if ranks.first:  # one reader hashes
-        checkpoint.clear_unfinished(run)
-        newest, faults = checkpoint.newest_intact(run)
-        for fault in faults:
-            log.info(f"passed over: {fault}")
-        log.info(f"continuing from {newest.folder}" if newest else f"{run} has no intact checkpoint: it starts at step 0")
-    newest = ranks.agree(newest)
+    found: tuple[Checkpoint | None, str | None] = ranks.agree(_find_newest(run) if ranks.first else (None, None))  # one reader hashes
+    newest, refusal = found
+    if refusal is not None:
+        raise PlaitError(refusal)
     if newest is None:
         return None
     saved = newest.manifest["state"]
@@ -71,6 +68,29 @@ def resume(
     for line in freezing_changes(newest.manifest, bundle, view.config) if saved["stage_done"] is None else ():
         log.info(f"  {line}")
     return newest
+
+
+def _find_newest(run: Path) -> tuple[Checkpoint | None, str | None]:
+    """Return the newest intact checkpoint, or why the run cannot go on; (None, None) for a run that saved none yet.
+
+    Damaged checkpoints that are newer are set aside.
+    """
+    checkpoint.clear_unfinished(run)
+    newest, faults = checkpoint.newest_intact(run)
+    for fault in faults:
+        log.info(f"passed over: {fault}")
+    if newest is None:
+        damaged = checkpoint.published(run)
+        if damaged:
+            lost = f"{len(damaged)} checkpoints, up to step {checkpoint.step_of(damaged[0])}"
+            cure = "mend the disk, or --restart begins anew and keeps this run aside"
+            return None, f"{run} has {lost}, and none is intact: {faults[0]}; {cure}"
+        log.info(f"{run} has no checkpoint yet: it starts at step 0")
+        return None, None
+    for folder in checkpoint.set_aside_damaged(run, newest):
+        log.info(f"set aside as {folder}")
+    log.info(f"continuing from {newest.folder}")
+    return newest, None
 
 
 def check_named(spec: str) -> None:

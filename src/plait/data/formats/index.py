@@ -1,8 +1,8 @@
 """An index beside a data file: arrays that say where each sample is, built once and memory-mapped from then on.
 
-The file is a magic line, a JSON header and 8-byte aligned arrays. Its stamp (size and time of the data file) tells whether it is fresh;
-its xxh3, checked when it is mapped, tells whether it is whole. It is at `<data file>.idx`, or in the cache folder when the data's own
-folder is read-only.
+The file is a magic line, the length and xxh3 of a JSON header, the header and 8-byte aligned arrays. Its stamp (size and time of the data
+file) tells whether it is fresh; an index whose header is not whole is made again, one whose arrays do not match their xxh3 is refused.
+It is at `<data file>.idx`, or in the cache folder when the data's own folder is read-only.
 """
 
 import json
@@ -21,8 +21,9 @@ from plait.errors import PlaitError
 from plait.files import write_whole
 from plait.keys import key
 
-_MAGIC = b"plait index 1\n"
+_MAGIC = b"plait index 2\n"
 _ALIGN = 8
+_PREFIX = 16  # bytes of the header's length and hash
 
 
 @dataclass(frozen=True)
@@ -104,8 +105,8 @@ def pack(stamp: dict[str, Any], facts: dict[str, Any], arrays: Mapping[str, np.n
         body += bytes(-len(body) % _ALIGN)
     digest = xxhash.xxh3_64(body).hexdigest()
     header = json.dumps({"stamp": stamp, "facts": facts, "layout": layout, "xxh3": digest}).encode()
-    header += b" " * (-(len(_MAGIC) + 8 + len(header)) % _ALIGN)
-    return _MAGIC + len(header).to_bytes(8, "little") + header + bytes(body)
+    header += b" " * (-(len(_MAGIC) + _PREFIX + len(header)) % _ALIGN)
+    return _MAGIC + len(header).to_bytes(8, "little") + xxhash.xxh3_64(header).digest() + header + bytes(body)
 
 
 def read_head(path: Path) -> IndexHead | None:
@@ -115,10 +116,14 @@ def read_head(path: Path) -> IndexHead | None:
             if file.read(len(_MAGIC)) != _MAGIC:
                 return None
             length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
-    except (FileNotFoundError, PermissionError, ValueError):
+            listed = file.read(_PREFIX - 8)
+            body = file.read(length) if length <= path.stat().st_size else b""
+            if xxhash.xxh3_64(body).digest() != listed:
+                return None
+            header = json.loads(body)
+    except (OSError, ValueError):
         return None
-    return IndexHead(path, header["stamp"], header["facts"], header["layout"], len(_MAGIC) + 8 + length, header["xxh3"])
+    return IndexHead(path, header["stamp"], header["facts"], header["layout"], len(_MAGIC) + _PREFIX + length, header["xxh3"])
 
 
 def map_arrays(head: IndexHead) -> dict[str, np.ndarray]:

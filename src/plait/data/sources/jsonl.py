@@ -20,6 +20,7 @@ import xxhash
 from plait.config.schema import Source as Entry
 from plait.data import paths
 from plait.data.formats import index
+from plait.data.formats.open_file import OpenFile
 from plait.data.paths import read_regular
 from plait.data.records import Record, as_list, parse_json
 from plait.data.sources.contract import Source
@@ -48,19 +49,19 @@ class JsonRecords:
             raise PlaitError(f"options.images {str(self.root)!r} is not a folder")
         self.head, self.built = index.obtain(path, cache, lambda: _scan(path))
         self.digest = xxhash.xxh3_64(json.dumps([path.name, self.head.stamp["size"], len(self), self.head.xxh3]).encode()).hexdigest()
-        self._start_unmapped()
+        self._start_closed()
 
-    def _start_unmapped(self) -> None:
+    def _start_closed(self) -> None:
         self._lock = threading.Lock()
-        self._mapped: mmap.mmap | None = None
+        self._file: OpenFile | None = None
         self._spans: dict[str, np.ndarray] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name not in ("_lock", "_mapped", "_spans")}
+        return {name: value for name, value in vars(self).items() if name not in ("_lock", "_file", "_spans")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._start_unmapped()
+        self._start_closed()
 
     def __len__(self) -> int:
         return int(self.head.facts["samples"])
@@ -80,11 +81,10 @@ class JsonRecords:
 
     def _bytes(self, i: int) -> bytes:
         with self._lock:
-            if self._mapped is None:
-                self._spans = index.map_arrays(self.head)
-                with self.path.open("rb") as file:
-                    self._mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        return self._mapped[int(self._spans["start"][i]) : int(self._spans["end"][i])]
+            if self._file is None:
+                self._spans, self._file = index.map_arrays(self.head), OpenFile(self.path)
+        start, end = int(self._spans["start"][i]), int(self._spans["end"][i])
+        return self._file.read(start, end - start)
 
     def _image(self, value: object) -> bytes:
         """Return the encoded image that a record's value names: a path, a `data:` address, or a mapping with `path` or `url`."""

@@ -1,11 +1,10 @@
-"""The kind `shards`: tar shards with an offset index beside each, read through a memory map, or by range when they are remote.
+"""The kind `shards`: tar shards with an offset index beside each, read at random on disk, or by range when they are remote.
 
 A sample is the members of one stem (records.py: what each is for). Reading one takes one look-up and one copy, in any shard, from any
 thread or process.
 """
 
 import json
-import mmap
 import threading
 import time
 from bisect import bisect_right
@@ -24,6 +23,7 @@ import xxhash
 from plait.config.schema import Source as Entry
 from plait.data import paths
 from plait.data.formats import index, tar
+from plait.data.formats.open_file import OpenFile
 from plait.data.records import Record, from_members
 from plait.data.remote import RemoteFile, connect
 from plait.data.sources.contract import Source
@@ -33,7 +33,7 @@ from plait.data.text import rename
 from plait.errors import PlaitError
 from plait.files import write_whole
 
-_OPEN_MAX = 128  # shards mapped at once: each costs four file descriptors
+_OPEN_MAX = 128  # shards open at once, with their indices mapped
 _OPENERS = 8  # threads that look at shards at the start; what they wait for is the store
 _SCAN_BYTES = 4 << 20  # read at once when a remote shard is indexed
 _GAP_BYTES = 4096  # members of one remote sample this close are fetched as one range
@@ -66,12 +66,11 @@ def open_shard(path: str, cache: str | Path | None, *, rebuild: bool = False) ->
         raise PlaitError(f"{path} is not a file")
 
     def make() -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        with local.open("rb") as file:
-            size = local.stat().st_size
-            if size == 0:
-                raise PlaitError(f"{path} is empty (0 bytes)")
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-                return tar.index(tar.walk(lambda offset, length: mapped[offset : offset + length], size, path), path)
+        file = OpenFile(local)
+        size = file.size
+        if size == 0:
+            raise PlaitError(f"{path} is empty (0 bytes)")
+        return tar.index(tar.walk(file.read, size, path), path)
 
     head, built = index.obtain(local, cache, make, rebuild=rebuild)
     return Shard(path, head, None, built)
@@ -139,19 +138,18 @@ class _MappedShard:
 
 
 def _local_reader(shard: Shard) -> Callable[[list[int], list[int]], list[bytes]]:
-    with Path(shard.path).open("rb") as file:
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    if len(mapped) != shard.head.stamp["size"]:
-        raise PlaitError(f"{shard.path} changed while it was in use: {len(mapped)} bytes, its index knows {shard.head.stamp['size']}")
-    return lambda offsets, sizes: [mapped[o : o + s] for o, s in zip(offsets, sizes, strict=True)]
+    file = OpenFile(shard.path)
+    if file.size != shard.head.stamp["size"]:
+        raise PlaitError(f"{shard.path} changed while it was in use: {file.size} bytes, its index knows {shard.head.stamp['size']}")
+    return partial(_read_ranges, file)
 
 
-def _read_ranges(remote: RemoteFile, offsets: list[int], sizes: list[int]) -> list[bytes]:
+def _read_ranges(file: RemoteFile | OpenFile, offsets: list[int], sizes: list[int]) -> list[bytes]:
     """Read the members of a sample in one request when they are neighbours, as they nearly always are."""
     start, end = min(offsets), max(o + s for o, s in zip(offsets, sizes, strict=True))
     if end - start > sum(sizes) + _GAP_BYTES * len(sizes):
-        return [remote.read(o, s) for o, s in zip(offsets, sizes, strict=True)]
-    body = remote.read(start, end - start)
+        return [file.read(o, s) for o, s in zip(offsets, sizes, strict=True)]
+    body = file.read(start, end - start)
     return [body[o - start : o - start + s] for o, s in zip(offsets, sizes, strict=True)]
 
 

@@ -12,22 +12,20 @@ import json
 import os
 import re
 import shutil
-import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.distributed as dist
 import xxhash
+from safetensors import SafetensorError
 from torch import Tensor
 
 from plait import files
 from plait.engine import power_ema
 from plait.engine.checkpoints import sharded_files
 from plait.engine.checkpoints.sharded_files import Groups, RankFiles
-from plait.engine.parallel.distributed import Ranks, StoredTensor, full_tensor
+from plait.engine.parallel.distributed import StoredTensor, full_tensor
 from plait.errors import PlaitError
 
 FORMAT = "plait-checkpoint-1"
@@ -66,25 +64,6 @@ def folder_of(run: Path, stage: int, stage_name: str, step: int) -> Path:
     return run / f"stage-{stage}-{stage_name}" / f"step-{step:08d}"
 
 
-def copy_out(groups: Groups, into: Groups | None = None) -> dict[str, dict[str, Tensor]]:
-    """Copy the tensors to host memory, so that training can go on while they are written. Groups without tensors are left out.
-
-    `into`: earlier copies that are no longer read. Their memory is used again where shape and dtype fit: allocating costs more.
-    """
-    old = into or {}
-
-    def copy(group: str, name: str, value: Tensor) -> Tensor:
-        buffer = old.get(group, {}).get(name)
-        if buffer is not None and buffer.shape == value.shape and buffer.dtype == value.dtype:
-            return buffer.copy_(value.detach())
-        return value.detach().to("cpu", copy=True).contiguous()
-
-    copied = {group: {name: copy(group, name, value) for name, value in tensors.items()} for group, tensors in groups.items() if tensors}
-    if any(value.is_cuda for tensors in groups.values() for value in tensors.values()):
-        torch.cuda.synchronize()
-    return copied
-
-
 def write(folder: Path, groups: Groups, metadata: Mapping[str, Any], rank_files: RankFiles = ONE_RANK) -> Checkpoint:
     """Write a checkpoint: tensors into an unfinished folder, flushed and hashed, the manifest last, then rename the folder.
 
@@ -118,7 +97,8 @@ def write(folder: Path, groups: Groups, metadata: Mapping[str, Any], rank_files:
 def _make_folder(unfinished: Path, replaced: Path) -> None:
     _restore_replaced(replaced)
     shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
+    unfinished.parent.mkdir(exist_ok=True)  # not the run directory: where that has gone, a checkpoint would be stranded
+    unfinished.mkdir()
 
 
 def _write_files(unfinished: Path, groups: Groups, rank_files: RankFiles) -> dict[str, dict[str, Any]]:
@@ -170,13 +150,28 @@ def read(folder: Path) -> Checkpoint:
         body = path.read_bytes()
         manifest = json.loads(body)
         known, listed = manifest["format"], manifest["xxh3"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise PlaitError(f"{path} is damaged: it is not a manifest ({type(error).__name__})") from error
+        _check_structure(manifest, folder)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
+        raise PlaitError(f"{path} is damaged: it is not a manifest ({type(error).__name__}: {str(error)[:100]})") from error
     if listed != _manifest_hash(manifest) or body != files.json_text(manifest).encode():
         raise PlaitError(f"{path} is damaged: its content does not match its own xxh3 {listed}")
     if known != FORMAT:
         raise PlaitError(f"{path} has format {known!r}; this plait reads {FORMAT!r}")
     return Checkpoint(folder, manifest)
+
+
+def _check_structure(manifest: Mapping[str, Any], folder: Path) -> None:
+    """Raise ValueError, KeyError or TypeError where a manifest lacks what readers rely on, or names a file outside of its folder."""
+    for name, entry in manifest["files"].items():
+        if name != os.path.normpath(name) or name.startswith(("/", "..")):
+            raise ValueError(f"it names {name!r}, which is not inside the folder")
+        if not isinstance(entry["size"], int) or not isinstance(entry["xxh3"], str):
+            raise TypeError(f"size and xxh3 of {name!r} are not a number and a text")
+    state, named = manifest["state"], _order(folder)
+    if not isinstance(state["step"], int) or state["step"] < 0:
+        raise ValueError(f"its step is {state['step']!r}")
+    if named is not None and manifest["kind"] == "resumable" and state.get("stage", named[1]) != named[1]:
+        raise ValueError(f"its stage is {state['stage']!r} in a folder of stage {named[1]}")
 
 
 def verify(folder: Path) -> list[str]:
@@ -187,14 +182,39 @@ def verify(folder: Path) -> list[str]:
         return [str(error)]
     faults = []
     for name, listed in manifest["files"].items():
-        path = folder / name
-        if not path.is_file():
-            faults.append(f"{path} is missing")
-        elif path.stat().st_size != listed["size"]:
-            faults.append(f"{path} is damaged: {path.stat().st_size} bytes, the manifest says {listed['size']}")
-        elif (xxh3 := files.xxh3(path)) != listed["xxh3"]:
-            faults.append(f"{path} is damaged: xxh3 {xxh3}, the manifest says {listed['xxh3']}")
+        fault = _size_fault(folder / name, listed) or _content_fault(folder / name, listed)
+        if fault:
+            faults.append(fault)
     return faults
+
+
+def _size_fault(path: Path, listed: Mapping[str, Any]) -> str | None:
+    """Return what a look at a file's folder entry shows: that it is missing, no regular file, or of another size."""
+    if not path.is_file() or path.is_symlink():
+        return f"{path} is {'no regular file' if path.exists() else 'missing'}"
+    size = path.stat().st_size
+    return None if size == listed["size"] else f"{path} is damaged: {size} bytes, the manifest says {listed['size']}"
+
+
+def _content_fault(path: Path, listed: Mapping[str, Any]) -> str | None:
+    """Return what reading a file shows: an error of the disk, another hash, or a header that is none of safetensors."""
+    try:
+        xxh3 = files.xxh3(path)
+        if xxh3 != listed["xxh3"]:
+            return f"{path} is damaged: xxh3 {xxh3}, the manifest says {listed['xxh3']}"
+        sharded_files.check_header(path)
+    except (OSError, SafetensorError) as error:
+        return f"{path} cannot be read: {error}"
+    return None
+
+
+def _looks_whole(folder: Path) -> bool:
+    """Return whether a checkpoint has all its files in their sizes; their content is not read."""
+    try:
+        listed = read(folder).manifest["files"]
+    except PlaitError:
+        return False
+    return not any(_size_fault(folder / name, entry) for name, entry in listed.items())
 
 
 def published(run: Path) -> list[Path]:
@@ -237,6 +257,22 @@ def newest_intact(run: Path) -> tuple[Checkpoint | None, list[str]]:
     return None, faults
 
 
+def set_aside_damaged(run: Path, intact: Checkpoint) -> list[Path]:
+    """Rename the checkpoints that are newer than `intact`, which are damaged, to `damaged-step-N`; returns the new paths.
+
+    So none of them counts as one that is kept, or is in the way of the same step's next save.
+    """
+    aside = []
+    for folder in published(run):
+        if folder == intact.folder:
+            break
+        target = folder.with_name(f"damaged-{folder.name}")
+        shutil.rmtree(target, ignore_errors=True)
+        folder.rename(target)
+        aside.append(target)
+    return aside
+
+
 def locate(path: Path) -> Checkpoint:
     """Return the intact checkpoint at `path`: that of a step folder, or the newest of a stage folder or run.
 
@@ -264,8 +300,11 @@ def clear_unfinished(run: Path) -> int:
 
 
 def prune(stage_folder: Path, keep: int, spared: int | None = None) -> list[Path]:
-    """Delete the checkpoints of a stage but for the newest `keep` and that of step `spared`; returns the deleted folders."""
-    of_stage = [folder for folder in published(stage_folder.parent) if folder.parent == stage_folder]
+    """Delete the checkpoints of a stage but for the newest `keep` and that of step `spared`; returns the deleted folders.
+
+    One that lacks a file, or has one of another size, is neither counted nor deleted.
+    """
+    of_stage = [folder for folder in published(stage_folder.parent) if folder.parent == stage_folder and _looks_whole(folder)]
     deleted = [folder for folder in of_stage[keep:] if folder.name != f"step-{spared or 0:08d}"]
     for folder in deleted:
         _keep_averages(folder)
@@ -294,69 +333,3 @@ def _keep_averages(folder: Path) -> None:
     files.write_json(unfinished / "manifest.json", {**manifest, "xxh3": _manifest_hash(manifest)})
     shutil.rmtree(target, ignore_errors=True)
     unfinished.rename(target)
-
-
-class Saver:
-    """Writer of checkpoints in a background thread, one at a time. An error on one rank is raised on all, at the next save or `wait`."""
-
-    def __init__(self, background: bool, ranks: Ranks) -> None:
-        self.background, self.ranks = background, ranks
-        self._group: dist.ProcessGroup | None = None
-        self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
-        self._copied: dict[str, dict[str, Tensor]] = {}
-
-    def save(self, folder: Path, groups: Groups, metadata: Mapping[str, Any], *, keep: int, spared: int | None = None) -> None:
-        """Copy the tensors to host memory, then write and prune in the background (or at once, without `background`).
-
-        All ranks call this. `keep`, `spared`: see `prune`. Raises what the last write raised.
-        """
-        self.wait()
-        if self._group is None and sharded_files.is_sharded(groups):
-            self._group = dist.new_group(backend="gloo")
-        rows, rank_files = sharded_files.divide(groups, self.ranks, self._group)
-        writes = rank_files.ranks > 1 or self.ranks.first
-        copied = self._copied = copy_out(rows, self._copied)
-        metadata = json.loads(json.dumps(metadata))
-
-        def work() -> None:
-            if writes:
-                write(folder, copied, metadata, rank_files)
-            if self.ranks.first:
-                prune(folder.parent, keep, spared)
-
-        if not self.background:
-            self._guarded(work)
-            self.wait()
-            return
-        self._thread = threading.Thread(target=self._guarded, args=(work,), name="plait-save")
-        self._thread.start()
-
-    def _guarded(self, work: Callable[[], None]) -> None:
-        try:
-            work()
-        except BaseException as error:  # noqa: BLE001  raised in the training thread by wait()
-            self._error = error
-
-    def wait(self) -> None:
-        """Wait for the last write on all ranks, which all call this; raises what it raised on any of them."""
-        self._join()
-        error, self._error = self._error, None
-        messages = self.ranks.gather(error and f"{error}")
-        if error is not None:
-            raise error
-        for message in messages:
-            if message is not None:
-                raise PlaitError(message)
-
-    def _join(self) -> None:
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-
-    def close(self) -> None:
-        """Wait for the last write on this rank; raises what it raised. No collective: another rank may have ended."""
-        self._join()
-        if self._error is not None:
-            error, self._error = self._error, None
-            raise error

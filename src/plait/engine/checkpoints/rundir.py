@@ -33,10 +33,13 @@ Difference = tuple[str, Any, Any]
 def lock(run: Path) -> IO[str]:
     """Make the directory and lock it for this process, until the returned file is closed or the process ends.
 
-    Raises PlaitError when another process has the lock.
+    Raises PlaitError when another process has the lock, or the directory cannot be made.
     """
-    run.mkdir(parents=True, exist_ok=True)
-    file = (run / "lock").open("a+", encoding="utf-8")
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        file = (run / "lock").open("a+", encoding="utf-8")
+    except OSError as error:
+        raise PlaitError(f"{run} cannot be made a run directory: {error.strerror} ({error.filename}); give another --run") from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -52,10 +55,27 @@ def check(run: Path) -> bool:
     """Return whether `run` is a run to continue (True) or free to begin in (False). Raises PlaitError when it is some other folder."""
     if (run / "config.yaml").is_file():
         return True
-    foreign = [path.name for path in run.iterdir() if path.name not in ("lock", "assets", "identity")] if run.is_dir() else []
+    if (run.exists() and not run.is_dir()) or (run.is_symlink() and not run.exists()):
+        raise PlaitError(f"{run} is {'a link to nothing' if run.is_symlink() else 'a file'}, not a folder; give another --run")
+    names = [path.name for path in run.iterdir()] if run.is_dir() else []
+    foreign = [name for name in names if name not in ("lock", "assets", "identity") and not _is_leftover(name)]
     if foreign:
         raise PlaitError(f"{run} holds {', '.join(sorted(foreign)[:3])} but no config.yaml: it is no run directory; give another --run")
     return False
+
+
+def _is_leftover(name: str) -> bool:
+    """Return whether a file or folder is what files.py began beside its target and a kill left there."""
+    return name.startswith(".") and name.endswith(".tmp")
+
+
+def sweep(run: Path) -> None:
+    """Remove what kills left half written. The run's lock must be held: nobody else is writing then."""
+    for path in [*run.glob(".*.tmp"), *run.glob("*/.*.tmp"), *run.glob("*/*/.*.tmp")]:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def refuse(run: Path, differences: Sequence[Difference]) -> None:

@@ -22,6 +22,7 @@ from torch.distributed.tensor import DTensor, Shard
 
 from plait.engine.parallel.distributed import LazyShardedTensor, Ranks, StoredTensor, local_row_range
 from plait.errors import PlaitError
+from plait.files import follow_umask
 
 Result = TypeVar("Result")
 Groups = Mapping[str, Mapping[str, Tensor]]
@@ -52,6 +53,7 @@ class RankFiles:
             offsets = {name: {"saved_offsets": [rows[name], *[0] * (value.ndim - 1)][: value.ndim]} for name, value in tensors.items()}
             header |= {"DCP_VERSION": "1.0", _OFFSETS: json.dumps(offsets)}
         save_file(dict(tensors), path, metadata=header)
+        follow_umask(path)
 
     def run_on_all(self, action: Callable[[], Result]) -> list[Result]:
         """Run `action` on every rank, which all call this; returns the result of each.
@@ -119,6 +121,12 @@ def read(folder: Path, group: str, listed: Sequence[str]) -> dict[str, StoredTen
             for key in file.keys():  # noqa: SIM118  safe_open is no mapping
                 parts.setdefault(key, []).append((sum(offsets[key]["saved_offsets"]), file.get_tensor(key)))
     return {name: _join(folder, name, sorted(of_tensor, key=lambda part: part[0])) for name, of_tensor in sorted(parts.items())}
+
+
+def check_header(path: Path) -> None:
+    """Raise SafetensorError where a file's header is none of safetensors, or speaks of other bytes than there are."""
+    with safe_open(path, "pt") as file:
+        file.keys()
 
 
 def sizes(folder: Path, group: str, listed: Sequence[str]) -> dict[str, int]:

@@ -1,0 +1,101 @@
+"""Saving in the background: tensors are copied to host memory, and written and pruned (checkpoint.py) while training goes on."""
+
+import json
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from plait.engine.checkpoints import checkpoint, sharded_files
+from plait.engine.checkpoints.sharded_files import Groups
+from plait.engine.parallel.distributed import Ranks
+from plait.errors import PlaitError
+
+
+def copy_out(groups: Groups, into: Groups | None = None) -> dict[str, dict[str, Tensor]]:
+    """Copy the tensors to host memory, so that training can go on while they are written. Groups without tensors are left out.
+
+    `into`: earlier copies that are no longer read. Their memory is used again where shape and dtype fit: allocating costs more.
+    """
+    old = into or {}
+
+    def copy(group: str, name: str, value: Tensor) -> Tensor:
+        buffer = old.get(group, {}).get(name)
+        if buffer is not None and buffer.shape == value.shape and buffer.dtype == value.dtype:
+            return buffer.copy_(value.detach())
+        return value.detach().to("cpu", copy=True).contiguous()
+
+    copied = {group: {name: copy(group, name, value) for name, value in tensors.items()} for group, tensors in groups.items() if tensors}
+    if any(value.is_cuda for tensors in groups.values() for value in tensors.values()):
+        torch.cuda.synchronize()
+    return copied
+
+
+class Saver:
+    """Writer of checkpoints in a background thread, one at a time. An error on one rank is raised on all, at the next save or `wait`."""
+
+    def __init__(self, background: bool, ranks: Ranks) -> None:
+        self.background, self.ranks = background, ranks
+        self._group: dist.ProcessGroup | None = None
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self._copied: dict[str, dict[str, Tensor]] = {}
+
+    def save(self, folder: Path, groups: Groups, metadata: Mapping[str, Any], *, keep: int, spared: int | None = None) -> None:
+        """Copy the tensors to host memory, then write and prune in the background (or at once, without `background`).
+
+        All ranks call this. `keep`, `spared`: see `prune`. Raises what the last write raised.
+        """
+        self.wait()
+        if self._group is None and sharded_files.is_sharded(groups):
+            self._group = dist.new_group(backend="gloo")
+        rows, rank_files = sharded_files.divide(groups, self.ranks, self._group)
+        writes = rank_files.ranks > 1 or self.ranks.first
+        copied = self._copied = copy_out(rows, self._copied)
+        metadata = json.loads(json.dumps(metadata))
+
+        def work() -> None:
+            if writes:
+                checkpoint.write(folder, copied, metadata, rank_files)
+            if self.ranks.first:
+                checkpoint.prune(folder.parent, keep, spared)
+
+        if not self.background:
+            self._guarded(work)
+            self.wait()
+            return
+        self._thread = threading.Thread(target=self._guarded, args=(work,), name="plait-save")
+        self._thread.start()
+
+    def _guarded(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001  raised in the training thread by wait()
+            self._error = error
+
+    def wait(self) -> None:
+        """Wait for the last write on all ranks, which all call this; raises what it raised on any of them."""
+        self._join()
+        error, self._error = self._error, None
+        messages = self.ranks.gather(error and f"{error}")
+        if error is not None:
+            raise error
+        for message in messages:
+            if message is not None:
+                raise PlaitError(message)
+
+    def _join(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def close(self) -> None:
+        """Wait for the last write on this rank; raises what it raised. No collective: another rank may have ended."""
+        self._join()
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
