@@ -105,7 +105,7 @@ class Block(nn.Module):
         self.down = nn.Linear(config.mlp, width, bias=False)
 
     def forward(self, x_BND: Tensor, condition_BD: Tensor, text_TD: Tensor, index_T: Tensor, mask_BL: Tensor) -> Tensor:
-        """Return (B, N, D). A sample whose `mask_BL` is empty gets nothing from cross-attention."""
+        """Return (B, N, D). `index_T`: see `pad_tokens`. A row without valid tokens in `mask_BL` gets nothing from cross-attention."""
         modulation_BK: Tensor = self.modulation(F.silu(condition_BD))
         parts = modulation_BK[:, None].chunk(_CHUNKS, dim=-1)
         inner = modulate(x_BND, parts[0], parts[1])
@@ -137,7 +137,7 @@ class Final(nn.Module):
 
 
 class NanoDiT(nn.Module):
-    """The network: noisy samples, their times and conditions to a prediction of the samples' shape."""
+    """The network: from noisy samples `z`, times `t` and conditions to a tensor of the shape of `z` (velocity or clean sample)."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -149,7 +149,7 @@ class NanoDiT(nn.Module):
         self.final = Final(config)
 
     def forward(self, batch: Batch) -> Tensor:
-        """Return (B, C, H, W) for noisy samples `z` (B, C, H, W) at times `t` (B,) under the conditions that `Inputs.pack` returns."""
+        """Return (B, C, H, W) for noisy `z` (B, C, H, W) at times `t` (B,); `batch` also holds what `Inputs.pack` returns."""
         z, patch = batch["z"], self.config.patch
         high, wide = z.shape[-2] // patch, z.shape[-1] // patch
         position_ND = positions.grid(high, wide, self.config.hidden, centred=self.config.centre_positions, device=z.device)
@@ -168,7 +168,7 @@ def modulate(x_BND: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 def pad_tokens(values_TK: Tensor, index_T: Tensor, mask_BL: Tensor) -> Tensor:
-    """Return valid tokens (T, K) padded with zeros to (B, L, K); `index_T`: index of each in the flattened (B, L)."""
+    """Scatter valid tokens (T, K) into zeros (B, L, K); `index_T`: index of each token in the flattened (B, L)."""
     rows, length = mask_BL.shape
     empty = values_TK.new_zeros(rows * length, values_TK.shape[-1])
     return torch.unflatten(empty.index_copy(0, index_T, values_TK), 0, (rows, length))
@@ -189,13 +189,13 @@ def to_patches(x_BCHW: Tensor, patch: int) -> Tensor:
 
 
 def from_patches(x_BNK: Tensor, patch: int, high: int, wide: int) -> Tensor:
-    """Reassemble patches of a grid of high x wide tokens to (B, C, H, W): the inverse of `to_patches`."""
+    """Reassemble patches (B, N, C * patch * patch) of high x wide tokens to (B, C, H, W): the inverse of `to_patches`."""
     cells = torch.unflatten(torch.unflatten(x_BNK, -1, (-1, patch, patch)), 1, (high, wide))  # B h w C p q
     return cells.permute(0, 3, 1, 4, 2, 5).flatten(-2).flatten(2, 3)
 
 
 def build(config: Config, directory: Path, *, seed: int) -> NanoDiT:
-    """Return the model with weights initialised from `seed` alone; works on the meta device. `directory` is not used."""
+    """Return the model with weights drawn from `seed` alone; without weights under `torch.device('meta')`. `directory` is not used."""
 
     def make() -> NanoDiT:
         model = NanoDiT(config)
@@ -228,7 +228,7 @@ def initialise(model: NanoDiT) -> None:
 
 
 def components(model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
-    """Return the parameters by component: embed, conditioning, blocks, final and, where words are learned, text."""
+    """Group the parameters by top-level module: {'embed': {name: parameter}, 'conditioning', 'blocks', 'final', maybe 'text'}."""
     groups: dict[str, dict[str, nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         groups.setdefault(name.partition(".")[0], {})[name] = parameter
@@ -236,6 +236,6 @@ def components(model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:
-    """Return the transformer's blocks: the units of sharding, activation checkpointing and compiling."""
+    """Return the transformer blocks, which are sharded, recomputed and compiled one by one."""
     assert isinstance(model, NanoDiT)
     return list(model.blocks)
