@@ -73,10 +73,7 @@ def _in_order(rows: Mapping[int, Row]) -> list[Row]:
 
 @torch.no_grad()
 def predict_validation(model: NanoDiT, samples: Sequence[Sample], inputs: Inputs, *, batch: int, moment: str = "latest") -> list[Row]:
-    """Measure each sample's loss at each fixed t (`losses`) and how well one step from t = 0.5 restores it (`restored`).
-
-    `restored` is the squared error of the estimated x0, relative to x0's sum of squares: 0 is perfect.
-    """
+    """Measure each sample's loss at each fixed t, and `restored`: relative squared error of x0 estimated in one step from t = 0.5."""
     device, rows = next(model.parameters()).device, {}
     for part in _batches(samples, inputs, batch):
         x0 = part.x0.to(device)
@@ -153,8 +150,7 @@ def summarise_exchange(rows: Rows) -> dict[str, float]:
 def predict_divergence(model: NanoDiT, samples: Sequence[Sample], inputs: Inputs, *, batch: int, moment: str = "latest") -> list[Row]:
     """Compare samples drawn by text alone (scales 4, 0), by image alone (0, 2) and by both, from one noise.
 
-    A row holds `divergence`, the relative RMS between the first two, and `dominance`: 0 where both equals text alone, 1 where it equals
-    image alone. Raises PlaitError for a model without reference images.
+    A row has `divergence`, RMS between the first two, and `dominance`, 0 where both equals text alone. Raises PlaitError without images.
     """
     if not inputs.config.image_dim:
         raise PlaitError("bench divergence sets text against image, but model.image_dim is 0")
@@ -179,8 +175,8 @@ def summarise_divergence(rows: Rows) -> dict[str, float]:
 def predict_toy(model: NanoDiT, samples: Sequence[Sample], inputs: Inputs, *, batch: int, moment: str = "latest") -> list[Row]:
     """Generate two-colour samples by both conditions, each alone, and text and image with different labels; classify them.
 
-    The class is the nearest mean of held-out samples; `right` in a row holds a bool per variant. Raises PlaitError where a sample has no
-    labels, or the samples lack a pair of labels.
+    By the nearest mean of held-out samples; `right` in a row has a bool per variant. Raises PlaitError where labels, or pairs of them,
+    lack.
     """
     missing = [sample["id"] for sample in samples if not set(LABELS) <= sample["fields"].keys()]
     if missing:

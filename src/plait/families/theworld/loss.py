@@ -19,15 +19,15 @@ class Loss(contract.Loss):
         self.coefficients = {"loss": 1.0}
 
     def weights(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the number of supervised positions, by the labels alone, and the counts."""
+        """Return the number of supervised positions as the denominator of `loss`, and the counts; float64 scalars."""
         supervised = (batch["labels"][:, 1:] != IGNORED).sum().to(torch.float64)
         return {"loss": supervised, "tokens": batch["attention_mask"].sum().to(torch.float64), "supervised_tokens": supervised}
 
     def by_sample(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the counts of each sample (B,)."""
+        """Return the counts of each sample, (B,) each, to log how much of them each dataset contributes."""
         return {"tokens": batch["attention_mask"].sum(1), "supervised_tokens": (batch["labels"][:, 1:] != IGNORED).sum(1)}
 
     def sums(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Return the summed cross-entropy in nats, differentiable."""
+        """Return the numerator of `loss`: cross-entropy in nats summed over supervised positions, differentiable."""
         sums: dict[str, Tensor] = model(batch)
         return sums
