@@ -88,7 +88,7 @@ SOURCES = {"qwen2_7b": "Qwen/Qwen2-7B", "olmoe": "allenai/OLMoE-1B-7B-0924"}
 
 
 class Config(ModelSection):
-    """`model:` of family molmo."""
+    """`model:` of family molmo: a vision-language model. `variants`: names of settings that evaluation can change, with what they mean."""
 
     variants: ClassVar[Mapping[str, str]] = {"high-res": "36 crops and 4096 tokens"}
 

@@ -37,7 +37,7 @@ class MeanQueryPooling(nn.Module):
 
 
 class Projector(nn.Module):
-    """The SwiGLU w2(silu(w1 x) * w3 x), without biases (Shazeer 2020)."""
+    """The SwiGLU layer w2(silu(w1 x) * w3 x), without biases (Shazeer 2020), from the tower's width to the language model's."""
 
     def __init__(self, features: int, inner: int, hidden: int):
         super().__init__()
@@ -51,7 +51,7 @@ class Projector(nn.Module):
 
 
 class Connector(nn.Module):
-    """Features to one vector per image token, which the model adds to the embedding of `<im_patch>`."""
+    """Turns patch features into one vector per image token, which the model adds to the embedding of `<im_patch>`."""
 
     def __init__(self, tower: Tower, inner: int, hidden: int, scale: float):
         """Draw the weights so that image features have the root mean square `scale`, that of the embeddings.

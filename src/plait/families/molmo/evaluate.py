@@ -92,7 +92,7 @@ def _answer_limit(inputs: Inputs, sample: Sample) -> int:
 
 
 def golds(sample: Sample) -> list[str]:
-    """Return the gold answers: the field `answers`, else the last assistant turn of the first annotation, else the field `answer`."""
+    """Return the gold answers (str): the field `answers`, else the sample's last assistant turn, else the field `answer`."""
     fields = sample["fields"]
     if "answers" in fields:
         return [str(answer) for answer in fields["answers"]]
@@ -101,7 +101,7 @@ def golds(sample: Sample) -> list[str]:
 
 
 def question(sample: Sample) -> str:
-    """Return the text of the last user turn, empty where there is none."""
+    """Return the question that is asked: the text of the last user turn, empty where there is none."""
     return next((message["content"].strip() for message in reversed(_messages(sample)) if message["role"] == "user"), "")
 
 

@@ -22,7 +22,7 @@ from plait.nn.decoding import GREEDY, Sampling, decode
 
 
 class GenerateOptions(BaseModel):
-    """Options of `plait generate` for family molmo."""
+    """Options of `plait generate` for family molmo, checked from the command line."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -80,7 +80,7 @@ class CachedMolmo:
         self.cache = DynamicCache()  # keeps every position: sliding windows are cut by the mask
 
     def prefill(self) -> Tensor:
-        """Process images and prompts; return the logits (B, V) of the first new token."""
+        """Process images and prompts, and fill the cache; return the logits (B, V) of each row's first new token."""
         hidden_BLD = self.model.hidden(self.model.embed(self.batch), self.batch, self.cache)
         return self.model.logits(hidden_BLD[:, -1])
 

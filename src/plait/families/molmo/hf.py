@@ -83,7 +83,7 @@ class MolmoForCausalLM(PreTrainedModel, GenerationMixin):
             position_ids.copy_(torch.arange(position_ids.shape[-1], device=position_ids.device).expand_as(position_ids))
 
     def get_input_embeddings(self) -> nn.Module:
-        """Return the language model's own embedding; the rows of image tokens are the connector's."""
+        """Return the language model's own embedding; rows of image tokens are in the connector, and not in it."""
         embeddings: nn.Module = self.model.language.get_input_embeddings()
         return embeddings
 
@@ -153,7 +153,7 @@ class MolmoProcessor:
         return BatchFeature({**text_inputs, **{name: batch[name] for name in ("crops", "real", "pools")}})
 
     def decode(self, ids: Any, **kwargs: Any) -> str:
-        """Return the text of generated tokens, without image tokens and ends of text."""
+        """Return the text of a sequence of generated token ids, without image tokens and ends of text."""
         return self.inputs.tokenizer.decode([int(i) for i in ids]).strip()
 
     def batch_decode(self, rows: Any, **kwargs: Any) -> list[str]:

@@ -1,4 +1,4 @@
-"""Weighted next-token cross-entropy and z-loss, as sums with their weights. The division happens in the loop, once, globally."""
+"""Weighted next-token cross-entropy and z-loss, as numerators with denominators; the training loop divides, once per global batch."""
 
 import torch
 from torch import Tensor, nn

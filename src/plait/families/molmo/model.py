@@ -92,7 +92,7 @@ class Molmo(nn.Module):
     def run_decoder(
         self, embeds_BLD: Tensor, mask_B1LK: Tensor, positions_BL: Tensor, positions_BK: Tensor, cache: Cache | None = None
     ) -> Tensor:
-        """Return hidden states (B, L, D) of L positions, each attending to those of K (cached ones, then these) that the mask allows."""
+        """Return hidden states (B, L, D) of L new positions, which attend to K (cached, then these) where the mask is True."""
         output = self.language.get_decoder()(
             inputs_embeds=embeds_BLD,
             attention_mask=self._masks_by_layer_type(mask_B1LK, positions_BL, positions_BK),
@@ -104,7 +104,7 @@ class Molmo(nn.Module):
         return hidden_BLD
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Map hidden states (..., D) to logits (..., V)."""
+        """Map hidden states (..., D) to logits (..., V) over the language model's own vocabulary, without image tokens."""
         logits: Tensor = self.language.get_output_embeddings()(hidden)
         return logits
 

@@ -47,7 +47,7 @@ def write_count(points: Sequence[Point], label: str) -> str:
 
 
 def read(text: str) -> list[Point]:
-    """Return every point of every tag, in the order written; an x without its y is left out, and so are points outside 0 to 100."""
+    """Return all points in a text's `<point>` and `<points>` tags, in order; an x without y, or one outside 0 to 100, is left out."""
     points: list[Point] = []
     for tag in _TAG.findall(text):
         coordinates: dict[str, dict[str, float]] = {}
@@ -58,7 +58,7 @@ def read(text: str) -> list[Point]:
 
 
 def read_count(text: str) -> int | None:
-    """Return the count that a text states: its "total of N", else its points, else its only number; None where that is unclear."""
+    """Return the count that a text states: its "total of N", else its number of points, else its only number; None if unclear."""
     if (total := _TOTAL.search(text)) is not None:
         return int(total.group(1))
     if points := read(text):
@@ -69,10 +69,7 @@ def read_count(text: str) -> int | None:
 
 
 def assign(cost: Sequence[Sequence[float]]) -> list[tuple[int, int]]:
-    """Match rows to columns with the least total cost; return pairs (row, column), as many as the shorter side has.
-
-    The Hungarian method with potentials, O(n^3) (Kuhn 1955).
-    """
+    """Return pairs (row, column) of least total cost, as many as the shorter side has (Hungarian method, O(n^3), Kuhn 1955)."""
     if not cost or not cost[0]:
         return []
     if len(cost) > len(cost[0]):

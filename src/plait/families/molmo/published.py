@@ -1,6 +1,6 @@
 """The published Molmo weight layout, which the reference code and vLLM read: names, shapes and orders, to and from plait's.
 
-Each published tensor is made of one or more parameters: one as it is, several stacked by rows, or the patch embedding
+Each published tensor is made of one or more parameters of this model: one as it is, several stacked by rows, or the patch embedding
 flattened. Only Qwen2-like language models and the CLIP tower have a published layout.
 """
 
@@ -101,7 +101,7 @@ def _connector() -> Iterator[Entry]:
 
 
 def to_published(model: Molmo) -> dict[str, Tensor]:
-    """Return the model's weights under published names. Raises PlaitError for parts that have no published layout."""
+    """Return copies of the model's weights under published names. Raises PlaitError for parts that have no published layout."""
     parameters = dict(model.named_parameters())
     weights = {}
     for entry in entries(model):

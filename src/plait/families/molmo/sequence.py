@@ -28,9 +28,7 @@ class Annotation:
 
 @dataclass(frozen=True)
 class Row:
-    """One sample's sequence, each field (L,); `annotations` numbers them from 1, 0 in the prefix. `cut`: supervised tokens lost to the
-    limit.
-    """
+    """One sample's sequence, each field (L,); `annotations` numbers them from 1, 0 in the prefix. `cut`: supervised tokens cut off."""
 
     ids: Tensor
     labels: Tensor

@@ -20,7 +20,7 @@ START, END, PATCH, COLUMN, MARK = range(5)  # image tokens, counted from the fir
 
 @dataclass(frozen=True)
 class TiledImage:
-    """One image as the model's inputs."""
+    """One image as the model's inputs: its crops, and its tokens with the patches that each is pooled from."""
 
     crops: Tensor  # (n, 3, S, S) uint8; the low-resolution global crop first
     real: Tensor  # (n, p * p) float32: fraction of each patch that is image rather than letterbox

@@ -55,7 +55,7 @@ class VisionTower(nn.Module):
         self.feature_layers = [tower.layers + layer for layer in tower.features]
 
     def forward(self, crops: Tensor) -> Tensor:
-        """Encode uint8 crops (n, 3, S, S) to features (n, p * p, 2 * hidden): the outputs of two layers, without CLS."""
+        """Encode uint8 crops (n, 3, S, S) to features (n, p * p, 2 * hidden), p patches a side: two layers' outputs, without CLS."""
         unit = crops.float() / 255
         mean, std = (unit.new_tensor(values).view(3, 1, 1) for values in (self.tower.mean, self.tower.std))
         x = self.embeddings(((unit - mean) / std).to(next(self.embeddings.parameters()).dtype))

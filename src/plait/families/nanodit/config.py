@@ -56,7 +56,7 @@ class Dropout(Section):
 
 
 class Time(Section):
-    """Distribution of the time t in (0, 1) in training; t = 1 is noise."""
+    """How the time t in (0, 1) of a training sample is drawn; t = 1 is noise."""
 
     sampling: Literal["logit_normal", "uniform"] = "logit_normal"
     loc: float = Field(default=0.0, description="mean of logit t")
@@ -67,7 +67,7 @@ class Time(Section):
 
 
 class Flip(Section):
-    """Horizontal mirroring of training samples: latents and caption together, or neither."""
+    """Random horizontal mirroring of training samples: latents and caption together, or neither."""
 
     probability: Share = 0.5
     swap_caption: bool = Field(
@@ -76,7 +76,7 @@ class Flip(Section):
 
 
 class Sampling(Section):
-    """Defaults of sampling, for benches and `plait generate`."""
+    """Defaults of generation, for benches (evaluations) and `plait generate`: solver, steps and guidance."""
 
     steps: Positive = 50
     solver: Literal["euler", "heun"] = "euler"
@@ -101,7 +101,7 @@ class Sampling(Section):
 
 
 class Config(ModelSection):
-    """`model:` of family nanodit."""
+    """`model:` of family nanodit. `refused`: values of other settings that this model cannot train with, and why."""
 
     model_config = ConfigDict(allow_inf_nan=False)
 

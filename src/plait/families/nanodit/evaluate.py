@@ -240,7 +240,7 @@ def _crossed(samples: Sequence[Sample], index: int) -> int:
 
 
 def summarise_toy(rows: Rows) -> dict[str, float]:
-    """Return the accuracy by variant: of the position for `text`, of the colour for `image`, of both for `both` and `crossed`."""
+    """Return the share of correct classes by variant: position for `text`, colour for `image`, both for `both` and `crossed`."""
     return {name: _mean([float(row["right"][name]) for row in rows]) for name in ("both", "text", "image", "crossed")}
 
 
@@ -274,7 +274,7 @@ def predict_distance(model: NanoDiT, samples: Sequence[Sample], inputs: Inputs, 
 
 
 def summarise_distance(rows: Rows) -> dict[str, float]:
-    """Return `frechet` (FID's formula) and `kernel` (CMMD's) between generated and held-out pictures; equal sets have 0.
+    """Return `frechet` (FID's formula) and `kernel` (CMMD's) between generated and held-out pictures; 0 for equal sets.
 
     Raises PlaitError for fewer than four samples.
     """

@@ -1,4 +1,4 @@
-"""`plait generate` for nanodit: samples for prompts and a reference image, as PNG files that carry their settings, and a grid of them."""
+"""`plait generate` for nanodit: pictures for prompts and a reference image, as PNG files that hold their settings, and a grid of them."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,7 +18,7 @@ _BATCH = 16  # pictures per forward pass, before guidance multiplies them
 
 
 class GenerateOptions(BaseModel):
-    """Options of `plait generate` for this family. Those that are not set come from the run's model.sampling."""
+    """Options of `plait generate` for this family; those left None come from the run's `model.sampling`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -46,7 +46,7 @@ class Conditions:
 
 @dataclass(frozen=True)
 class Example:
-    """One preprocessed sample: `x0` and `noise` (C, H, W) float32, t, the conditions it keeps, and its caption, mirrored like x0."""
+    """One preprocessed sample: `x0` and `noise` (C, H, W) float32, t, the conditions left by dropout, and the caption, mirrored like x0."""
 
     x0: Tensor
     noise: Tensor
@@ -77,7 +77,7 @@ class Inputs:
 
     @property
     def downsample(self) -> int:
-        """Pixels along one side of a latent cell; 1 in pixel space."""
+        """Return the pixels along one side of a latent cell, such as 8; 1 in pixel space."""
         if self.config.space == "pixels":
             return 1
         return int(self.metadata["latents"]["downsample"]) if self.metadata else _DOWNSAMPLE
@@ -210,7 +210,7 @@ def noise(shape: Sequence[int], key: int) -> Tensor:
 
 
 def caption(sample: Sample) -> str:
-    """Return the sample's text: its last assistant turn, else its last user turn, else ""."""
+    """Return the text that a sample is trained with: its last assistant turn, else its last user turn, else ""."""
     turns: dict[str, str] = {message["role"]: message["content"].strip() for message in sample["messages"]}
     return turns.get("assistant", turns.get("user", ""))
 

@@ -1,4 +1,4 @@
-"""The flow-matching loss: squared error of the velocity, as a sum over samples and its weight. The loop divides, once per step."""
+"""The flow-matching loss: squared error of the velocity, as a sum over samples and their number; the loop divides, once per step."""
 
 import torch
 from torch import Tensor, nn

@@ -32,7 +32,7 @@ class WordEmbedding(nn.Module):
         self.table = nn.Embedding(rows, features)
 
     def forward(self, words_T: Tensor, positions_T: Tensor) -> Tensor:
-        """Return features (T, F) of word ids at positions in their captions."""
+        """Return features (T, F) of word ids (T,); `positions_T`: each word's position in its caption, from 0."""
         embedded: Tensor = self.table(words_T)
         return embedded + positions.sinusoid(positions_T.float(), self.table.embedding_dim)
 
@@ -56,7 +56,7 @@ class Conditioning(nn.Module):
             self.null_image = nn.Parameter(torch.empty(config.image_dim))
 
     def vector(self, batch: Batch) -> Tensor:
-        """Return the condition vector (B, D) from `t` (B,), `image` (B, features) and `image_null` (B,)."""
+        """Return the vector (B, D) that modulates all blocks, from `t` (B,), `image` (B, features) and bool `image_null` (B,)."""
         time_BD: Tensor = self.time_out(F.silu(self.time_in(positions.time(batch["t"].float(), _TIME_FEATURES))))
         if not self.sees_image:
             return time_BD
@@ -65,13 +65,13 @@ class Conditioning(nn.Module):
         return time_BD + image_BD
 
     def tokens(self, features_TF: Tensor, null_T: Tensor) -> Tensor:
-        """Return projected text tokens (T, D); where `null_T`, the null token that stands for no caption."""
+        """Project text features (T, F) to (T, D); where bool `null_T` is True, a learned null token for no caption."""
         projected: Tensor = self.text(torch.where(null_T[:, None], self.null_text, features_TF.to(self.null_text.dtype)))
         return projected
 
 
 class Attention(nn.Module):
-    """Multi-head attention of tokens (B, N, D) on given keys and values; no biases."""
+    """Multi-head attention of tokens (B, N, D) on keys and values from `kv`, of the same tokens or of others; no biases."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width, bias=False)
 
     def forward(self, x_BND: Tensor, kv_BL2D: Tensor, mask_BL: Tensor | None = None) -> Tensor:
-        """Return (B, N, D). `kv_BL2D`: keys and values beside each other; `mask_BL`: True at tokens that may be attended to."""
+        """Return (B, N, D). `kv_BL2D`: output of `kv` for the tokens attended to; `mask_BL`: True where allowed, None: all."""
         k, v = kv_BL2D.chunk(2, dim=-1)
         allowed = None if mask_BL is None else mask_BL[:, None, None]
         attended = F.scaled_dot_product_attention(self._split(self.q(x_BND)), self._split(k), self._split(v), attn_mask=allowed)
@@ -130,7 +130,7 @@ class Final(nn.Module):
         self.out = nn.Linear(config.hidden, config.channels * config.patch**2)
 
     def forward(self, x_BND: Tensor, condition_BD: Tensor) -> Tensor:
-        """Return patches (B, N, C * patch * patch)."""
+        """Return predicted patches (B, N, C * patch * patch), which `from_patches` puts together."""
         condition = F.silu(condition_BD)[:, None]
         patches: Tensor = self.out(modulate(x_BND, self.shift * condition, self.scale * condition))
         return patches
@@ -163,7 +163,7 @@ class NanoDiT(nn.Module):
 
 
 def modulate(x_BND: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Apply LayerNorm without parameters, then x (1 + scale) + shift."""
+    """Apply adaLN: LayerNorm without parameters, then x (1 + scale) + shift; both are (B, 1, D)."""
     return F.layer_norm(x_BND, x_BND.shape[-1:], eps=_EPS) * (1 + scale) + shift
 
 

@@ -43,7 +43,7 @@ def decoder(inputs: Inputs, device: torch.device) -> Decoder:
 
 
 def as_pixels(samples: Tensor) -> list[np.ndarray]:
-    """Return pictures of samples (B, 3, H, W) in [-1, 1]."""
+    """Convert samples (B, 3, H, W) in [-1, 1] to pictures (H, W, 3) uint8."""
     return [images.from_unit(sample.cpu()).permute(1, 2, 0).numpy() for sample in samples]
 
 

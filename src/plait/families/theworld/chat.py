@@ -37,7 +37,7 @@ class Chat:
         return self.tokenizer.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: list[int], *, special: bool = False) -> str:
-        """Return the text of tokens, without special tokens unless `special`."""
+        """Return the text of token ids; special tokens are left out unless `special` is True."""
         return self.tokenizer.decode(ids, skip_special_tokens=not special)
 
     def spans(self, messages: list[Message], images: int) -> list[Span]:

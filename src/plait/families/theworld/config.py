@@ -105,7 +105,7 @@ class Augment(Section):
 
 
 class Config(ModelSection):
-    """`model:` of family theworld."""
+    """`model:` of family theworld: Gemma 3 with a world encoder."""
 
     base: str = Field("google/gemma-3-4b-it", description="Hub name or local directory of a Gemma3ForConditionalGeneration, or `tiny`")
     base_revision: str | None = Field(default=None, description="commit or tag of a Hub base")

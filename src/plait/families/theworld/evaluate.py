@@ -141,7 +141,7 @@ def gold(sample: Sample) -> str:
 
 
 def question(sample: Sample) -> str:
-    """Return the text of the last user turn, empty where there is none."""
+    """Return the question that is asked: the text of the last user turn, empty where there is none."""
     return next((message["content"].strip() for message in reversed(sample["messages"]) if message["role"] == "user"), "")
 
 

@@ -21,7 +21,7 @@ from plait.nn.decoding import GREEDY, Sampling, decode
 
 
 class GenerateOptions(BaseModel):
-    """Options of `plait generate` for family theworld."""
+    """Options of `plait generate` for family theworld, checked from the command line."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -80,7 +80,7 @@ class CachedTheWorld:
         self.mask_BK, self.position_B1 = batch["attention_mask"], batch["positions"][:, -1:]
 
     def prefill(self) -> Tensor:
-        """Process images, worlds and prompts; return the logits (B, V) of the first new token."""
+        """Process images, worlds and prompts, and fill the cache; return the logits (B, V) of each row's first new token."""
         return self._logits(self.model.hidden(self.model.embed(self.batch), self.batch, self.cache))
 
     def advance(self, token_B: Tensor) -> Tensor:

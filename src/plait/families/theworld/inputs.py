@@ -75,9 +75,9 @@ class Inputs:
         return self._example(sample, spans, augmentation=augmentation, max_tokens=self.max_tokens)
 
     def prompt(self, sample: Sample, *, world: bool = True, world_of: Sample | None = None) -> Example:
-        """Encode the conversation up to its last answer, never truncated.
+        """Encode the conversation up to its last user turn, for generation; never truncated.
 
-        `world=False` leaves the world block out; `world_of` takes the world of another sample. Raises BadSample as `encode` does.
+        `world` False leaves the world block out; `world_of` shows the frames of another sample. Raises BadSample as `encode` does.
         """
         spans = self.chat.prompt(sample["messages"], len(sample["images"]))
         return self._example(sample, spans, world=world, world_of=world_of)

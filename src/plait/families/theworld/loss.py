@@ -1,4 +1,4 @@
-"""Next-token cross-entropy on supervised positions, as a sum and its weight. The division happens in the loop, once, globally."""
+"""Next-token cross-entropy on supervised positions, as a sum and their number; the training loop divides, once per global batch."""
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from plait.nn.losses import IGNORED
 
 
 class Loss(contract.Loss):
-    """One term, `loss`, in nats per supervised token. Also counts tokens: positions of the sequence that are not padding."""
+    """One term, `loss`, in nats per supervised token (one whose label is learned). Also counts `tokens`: positions without padding."""
 
     counts = ("tokens", "supervised_tokens")
     shares = counts  # a supervised token weighs 1: its share is that of the loss weight

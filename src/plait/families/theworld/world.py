@@ -26,12 +26,12 @@ def group_side(world: WorldEncoderConfig) -> int:
 
 
 def tokens_per_frame(world: WorldEncoderConfig, channels: int) -> int:
-    """Return N, the number of tokens of one latent frame."""
+    """Return N, the number of tokens of one latent frame with `channels` latent channels."""
     return channels if world.tokens == "channel" else (world.image_size // LATENT_STRIDE // group_side(world)) ** 2
 
 
 def features_per_token(world: WorldEncoderConfig, channels: int) -> int:
-    """Return E, the width of a token before the projector."""
+    """Return E, the width of a token before the projector, for `channels` latent channels."""
     if world.tokens == "channel":
         return (world.image_size // LATENT_STRIDE) ** 2
     return channels * group_side(world) ** 2 if world.tokens == "patches" else channels
@@ -58,7 +58,7 @@ class FoldedConv(WanCausalConv3d):
     """
 
     def forward(self, x: Tensor, cache_x: Tensor | None = None) -> Tensor:
-        """Convolve (B, C, F, H, W); `cache_x` holds the last frames of the chunk before."""
+        """Convolve (B, C, F, H, W) causally in time; `cache_x`: last frames of the chunk before, None for the first."""
         left, _, top, _, before, _ = self._padding
         if x.shape[2] != 1 or cache_x is not None or before != self.kernel_size[0] - 1:
             output: Tensor = super().forward(x, cache_x)
@@ -103,7 +103,7 @@ class WorldEncoder(nn.Module):
 
 
 def unit_range(pixels: Tensor, dtype: torch.dtype) -> Tensor:
-    """Map uint8 0..255 to -1..+1, in float32 before the last rounding."""
+    """Map uint8 pixels 0..255 to -1..+1 in `dtype`, computed in float32."""
     return ((pixels.float() / 255 - 0.5) / 0.5).to(dtype)
 
 
@@ -128,7 +128,7 @@ class WorldProjector(nn.Module):
         self.brackets.mul_(embedding_rms / self.brackets.square().mean().sqrt())
 
     def forward(self, latents_BCThw: Tensor) -> Tensor:
-        """Return blocks (B, 1 + T N + 1, D), in float32 or wider."""
+        """Return world blocks (B, 1 + T N + 1, D): start bracket, tokens, end bracket; in float32 or wider."""
         tokens_BTND = self.connector(latents_to_tokens(latents_BCThw, self.world))
         magnitude = self.brackets.square().mean().sqrt()
         tokens_BTND = match_rms(tokens_BTND, magnitude)

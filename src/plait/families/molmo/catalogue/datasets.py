@@ -62,18 +62,18 @@ def rule_of(name: str) -> str:
 
 
 def scored() -> list[str]:
-    """Return the names of datasets whose answers a rule scores."""
+    """Return the names of the datasets whose answers a bench can score: those with a `rule`."""
     return [name for name, spec in DATASETS.items() if spec.rule is not None]
 
 
 def evaluation_split(name: str) -> str:
-    """Return the split on which a dataset is evaluated by default: validation, else test."""
+    """Return the split to evaluate a dataset on when none is named: validation if it has one, else test, else train."""
     known = spec_of(name).splits
     return next((split for split in ("validation", "test") if split in known), "train")
 
 
 def split_of(name: str, split: str) -> str:
-    """Return `split` if the dataset has it. Raises PlaitError, with those it has, otherwise."""
+    """Return `split` unchanged if the dataset has it. Raises PlaitError, listing those it has, if not."""
     known = spec_of(name).splits
     if split not in known:
         near = difflib.get_close_matches(split, known, 1)

@@ -1,6 +1,6 @@
 """Two datasets with layouts of their own: AI2D (a JSON file per diagram) and the GUI grounding data of AndroidControl.
 
-AndroidControl's episodes of screenshots and actions are TFRecords.
+AndroidControl's episodes (one task on a phone) of screenshots and actions are TFRecords. Rows are dicts, one per question or step.
 """
 
 import csv
@@ -98,7 +98,7 @@ class AndroidControlSteps:
         }
 
     def column(self, name: str) -> list[Any]:
-        """Return a different value for every step: screenshots are all different, so steps are never grouped."""
+        """Return a different number for every row, whatever `name`: grouping by image finds no two steps with the same screenshot."""
         return list(range(len(self)))
 
 

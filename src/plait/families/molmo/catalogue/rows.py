@@ -87,7 +87,7 @@ class ParquetRows:
         return values
 
     def column(self, name: str) -> list[Any] | None:
-        """Return one column of the kept rows; None for one that does not exist, or holds images."""
+        """Return one column of the rows that `keep` left; None for one that does not exist, or holds images."""
         if name not in self.table.rows.column_names or name in self.table.pictures:
             return None
         values = list(self._all(name))
@@ -114,7 +114,7 @@ class DatasetFiles:
         return files
 
     def image(self, *choices: str) -> Path:
-        """Return the first of `choices` that is a file in the dataset's folder or the root. Raises BadSample when none is."""
+        """Return the first of the relative paths `choices` that is a file in the folder or the root. Raises BadSample when none is."""
         for choice in choices:
             for start in (self.folder, self.root):
                 if (start / choice).is_file():

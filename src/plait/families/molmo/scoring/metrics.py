@@ -48,7 +48,7 @@ def vqa_score(answer: str, golds: Sequence[str]) -> float:
 
 
 def exact_match(answer: str, golds: Sequence[str]) -> float:
-    """Return 1 if the answer equals a gold one but for case and outer white space."""
+    """Return 1 if the answer equals one of `golds` but for case and outer white space, else 0."""
     return float(answer.strip().lower() in {gold.strip().lower() for gold in golds})
 
 
