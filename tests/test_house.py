@@ -42,6 +42,7 @@ BESIDE_THE_WAY = (
     "plait.data.latent_shards",
     "plait.engine.monitoring.tracking",  # trackers
     "plait.engine.monitoring.wandb_mirror",
+    "plait.families.nanodit.monitors",  # what trackers show of it
     "plait.engine.monitoring.watchdog",  # optional features from here on
     "plait.engine.checkpoints.post_hoc_ema",
     "plait.engine.power_ema",

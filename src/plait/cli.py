@@ -32,7 +32,7 @@ from plait.commands.prove import command as prove
 from plait.config import plugins
 from plait.config.dialects import table as dialects
 from plait.engine.monitoring import reporter
-from plait.errors import PlaitError
+from plait.errors import PlaitError, printable
 
 VERBS = (train, config, prove, eval, export, generate, stages, fork, ckpt, data_index, data_shard, data_inspect, doctor)
 """The files of the verbs, in the order in which help lists them. Other packages add verbs by the entry point `plait.commands`."""
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parsed.command.run(parsed)
     except PlaitError as error:
         rank = os.environ.get("RANK", "0")
-        print(f"plait: {error}" if rank == "0" else f"plait: rank {rank}: {error}", file=sys.stderr)
+        print(printable(f"plait: {error}" if rank == "0" else f"plait: rank {rank}: {error}"), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("plait: interrupted", file=sys.stderr)

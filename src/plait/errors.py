@@ -1,5 +1,17 @@
 """The errors that plait raises on purpose. Everything else that escapes is a defect of plait, and keeps its traceback."""
 
+import re
+import traceback
+from pathlib import Path
+from types import TracebackType
+
+_OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
+
+
+def printable(text: str) -> str:
+    r"""Return the text with escapes such as \x1b in place of what a terminal or browser would obey: control and bidi characters."""
+    return _OBEYED.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
+
 
 class PlaitError(Exception):
     """Something the user can mend: one line that says what happened, the values, and what to do next.
@@ -12,6 +24,28 @@ class PlaitError(Exception):
 
 class BadSample(PlaitError):
     """One sample cannot be used (broken image, missing field). The loader replaces it, counts it and lists the reason."""
+
+
+class _SampleErrors:
+    """A context that turns whatever goes wrong with one sample into a BadSample: no single sample may end a run.
+
+    The reason of an error that plait does not raise on purpose has its type and the line of code that raised it.
+    """
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if not isinstance(error, Exception) or isinstance(error, BadSample):
+            return
+        if isinstance(error, PlaitError):
+            raise BadSample(str(error)) from error
+        frame = traceback.extract_tb(trace)[-1]
+        reason = (str(error).splitlines() or [""])[0][:200]
+        raise BadSample(f"{type(error).__name__}: {reason} ({Path(frame.filename).name}:{frame.lineno})") from error
+
+
+sample_errors = _SampleErrors()
+"""`with sample_errors:` around what reads or prepares one sample."""
 
 
 class Stopped(PlaitError):

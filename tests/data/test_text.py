@@ -59,12 +59,12 @@ def test_columns_give_fields_our_names():
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"messages": "hello"}, "`messages` is not a list of turns but 'hello'"),
+        ({"messages": "hello"}, "`messages` is not a list of turns but text"),
         ({"messages": []}, "`messages` is not a list of turns"),
         ({"messages": [{"role": "user"}]}, "a turn needs 'role' and 'content'"),
-        ({"messages": [{"role": "robot", "content": "x"}]}, "unknown speaker 'robot'; known: human, user, gpt"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "unknown speaker in 'role'; known: human, user, gpt"),
         ({"messages": [{"role": "user", "content": [{"type": "audio"}]}]}, "neither text nor an image"),
-        ({"messages": [{"role": "user", "content": 5}]}, "neither text nor a list of parts but '5'"),
+        ({"messages": [{"role": "user", "content": 5}]}, "neither text nor a list of parts but a number"),
         ({"conversations": [{"role": "user", "content": "x"}]}, "a turn needs 'from' and 'value'"),
     ],
 )
@@ -96,7 +96,7 @@ def test_a_template_that_cannot_be_filled_is_refused_before_the_run(pattern, wor
 
 def test_marks_must_match_the_images():
     turns = [{"role": "user", "content": "<image> and <image>"}]
-    text.check_marks(turns, 2)
-    text.check_marks([{"role": "user", "content": "none"}], 5)
+    text.check(turns, 2, allow_blank=False)
+    text.check([{"role": "user", "content": "none"}], 5, allow_blank=False)
     with pytest.raises(BadSample, match="the text has 2 <image> marks, the sample 1 images"):
-        text.check_marks(turns, 1)
+        text.check(turns, 1, allow_blank=False)

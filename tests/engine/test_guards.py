@@ -12,8 +12,8 @@ from plait.errors import Stopped
 from .toy import ALONE, Id, make_config, make_state, micro, step_batch
 
 
-def bad(index):
-    return SimpleNamespace(id=Id(2, index, 1), name=f"photo-{index}", reason="torn", replaced_by=Id(2, index + 50, 1))
+def bad(index, attempt=0):
+    return SimpleNamespace(id=Id(2, index, 1), name=f"photo-{index}", reason="torn", replaced_by=Id(2, index + 50, 1), attempt=attempt)
 
 
 def stops(folder, count, samples):
@@ -36,9 +36,16 @@ def test_a_hundredth_of_the_samples_may_be_bad_and_one_of_the_first_hundred(tmp_
 def test_the_list_tells_step_sample_reason_and_replacement(tmp_path):
     quarantine, totals = Quarantine(tmp_path / "q.jsonl", 0.5), {"samples": 16}
     quarantine.add(7, [bad(3)], totals, ALONE)
-    wanted = {"step": 7, "sample": "photo-3", "source": 2, "index": 3, "reason": "torn", "replaced_by": 53}
+    wanted = {"step": 7, "sample": "photo-3", "source": 2, "index": 3, "reason": "torn", "replaced_by": 53, "attempt": 0}
     assert files.read_rows(tmp_path / "q.jsonl") == [wanted]
     assert totals == {"samples": 16, "bad": 1}
+
+
+def test_bad_replacements_are_listed_and_not_counted_again(tmp_path):
+    totals = {"samples": 16}
+    Quarantine(tmp_path / "q.jsonl", 0.5).add(1, [bad(3), bad(4, attempt=1), bad(5, attempt=2)], totals, ALONE)
+    assert totals["bad"] == 1
+    assert [row["attempt"] for row in files.read_rows(tmp_path / "q.jsonl")] == [0, 1, 2]
 
 
 def test_a_step_without_bad_samples_writes_and_counts_nothing(tmp_path):

@@ -104,7 +104,8 @@ def test_too_many_bad_samples_stop_the_run_with_the_list(make_loop, tmp_path):
     config = make_config()
     state = make_state(config)
     bad = [
-        SimpleNamespace(id=micro([i]).ids[0], name=f"photo-{i}", reason="truncated JPEG", replaced_by=micro([i + 1]).ids[0]) for i in (3, 4)
+        SimpleNamespace(id=micro([i]).ids[0], name=f"photo-{i}", reason="truncated JPEG", replaced_by=micro([i + 1]).ids[0], attempt=0)
+        for i in (3, 4)
     ]
     batch = step_batch(0, [micro(list(range(16)))])
     batch.bad = bad

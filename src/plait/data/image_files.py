@@ -46,6 +46,15 @@ _UPRIGHT = {
 _SIDEWAYS = (5, 6, 7, 8)  # the values that swap width and height
 _JPEG = b"\xff\xd8\xff"
 _PNG = b"\x89PNG\r\n\x1a\n"
+_OTHER_KINDS = {
+    b"<": "HTML or XML",
+    b"version https://git-lfs": "a Git LFS pointer: fetch the file it stands for with `git lfs pull`",
+    b"{": "JSON",
+    b"PK": "a ZIP archive",
+    b"%PDF": "PDF",
+    b"%!PS": "PostScript",
+    b"8BPS": "PSD",
+}
 _TEXT_CHUNKS = frozenset([b"tEXt", b"zTXt", b"iTXt", b"iCCP"])  # of a PNG: words about the picture, and its colour profile
 _EXIF, _XMP = b"Exif", b"http://ns.adobe.com/xap/"  # the two places of an orientation
 _WITH_ALPHA = {"RGBA", "LA", "PA", "La", "RGBa"}
@@ -97,13 +106,20 @@ def _with_pillow(data: bytes, read: Callable[[bytes], T]) -> T:
         raise BadSample(f"image over the limit of {MAX_PIXELS} pixels: {error}") from error
     except _DECODER_ERRORS as error:
         reason = "no format that is read" if isinstance(error, UnidentifiedImageError) else (str(error).splitlines() or [""])[0]
-        fault = BadSample(f"not a readable image ({len(data)} bytes, begins {data[:8]!r}): {reason or type(error).__name__}")
+        fault = BadSample(f"not a readable image ({len(data)} bytes{_other_kind(data)}): {reason or type(error).__name__}")
         fault.__cause__ = error
     if data.startswith(_PNG):
         for dropped in (_TEXT_CHUNKS, _TEXT_CHUNKS | {b"eXIf"}):
             with contextlib.suppress(*_DECODER_ERRORS):
                 return read(_without_chunks(data, dropped))
     raise fault
+
+
+def _other_kind(data: bytes) -> str:
+    """Return ", " and what bytes that are no picture seem to be, or nothing; never what they hold."""
+    start = data[:200].lstrip()
+    kind = next((kind for begins, kind in _OTHER_KINDS.items() if start.startswith(begins)), "" if data.strip(b"\0") else "all zero")
+    return f", {kind}" if kind else ""
 
 
 def _without_chunks(data: bytes, dropped: Collection[bytes]) -> bytes:

@@ -2,11 +2,12 @@
 
 import os
 import re
+import stat
 from glob import glob
 from pathlib import Path
 
 from plait.data.remote import connect
-from plait.errors import PlaitError
+from plait.errors import BadSample, PlaitError
 
 _BRACE = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
@@ -41,6 +42,29 @@ def braces(pattern: str) -> list[str]:
     return [rest for choice in choices for rest in braces(pattern[: brace.start()] + choice + pattern[brace.end() :])]
 
 
+def read_regular(path: Path) -> bytes:
+    """Read a whole file that a record names. Raises BadSample for what is no regular file (a FIFO never ends), or cannot be read."""
+    try:
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise BadSample(f"{path} is no regular file")
+            return file.read()
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise BadSample(f"cannot read {str(path)!r}: {reason}") from error
+
+
+def inside(root: Path, name: str, *, anywhere: bool) -> Path:
+    """Return the path of a file that a record names, relative to `root` or absolute. `anywhere`: also one that is not below `root`.
+
+    Raises BadSample for such a path otherwise: data from elsewhere must not point to the files of the machine that trains on it.
+    """
+    path, base = os.path.normpath(root / name), os.path.normpath(root)
+    if not anywhere and not path.startswith(base.rstrip("/") + "/"):
+        raise BadSample(f"the path {name!r} leaves the folder {base}; options {{outside: true}} allows it")
+    return Path(path)
+
+
 def files(pattern: str, suffix: str, *, split: str | None, default_split: str = "train") -> list[str]:
     """Return the files that `pattern` names, sorted within each brace choice. A folder means its files that end in `suffix`.
 
@@ -48,7 +72,9 @@ def files(pattern: str, suffix: str, *, split: str | None, default_split: str = 
     `default_split`) count, so that held-out data is not trained on by naming the folder. Raises PlaitError when nothing matches or a file
     that is spelled out is missing.
     """
-    matches = [path for choice in braces(pattern) for path in _expand(choice, suffix, split, default_split)]
+    literal = not is_remote(pattern) and local(pattern).exists()
+    choices = [pattern] if literal else braces(pattern)
+    matches = [path for choice in choices for path in _expand(choice, suffix, split, default_split, literal=literal)]
     if not matches:
         raise PlaitError(f"no file matches {pattern!r}" + ("" if is_remote(pattern) else f" (looked from {Path.cwd()})"))
     if len(set(matches)) != len(matches):
@@ -57,8 +83,10 @@ def files(pattern: str, suffix: str, *, split: str | None, default_split: str = 
     return matches
 
 
-def _expand(path: str, suffix: str, split: str | None, default_split: str) -> list[str]:
-    wild = any(mark in path for mark in "*?[")
+def _expand(path: str, suffix: str, split: str | None, default_split: str, *, literal: bool) -> list[str]:
+    """Return the files of one brace choice. `literal`: a path of this very name exists, whatever marks it holds."""
+    of_url = path.startswith(("http://", "https://"))  # where ? begins a query, as in a presigned address
+    wild = not literal and any(mark in path for mark in ("*[" if of_url else "*?["))
     if is_remote(path):
         system, inner = connect(path)
         if wild:

@@ -10,6 +10,9 @@ IMAGE_KINDS = frozenset(
     ["jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "pbm", "pnm", "pfm", "avif", "jp2", "tga", "ico"]
 )
 
+TEXT_FIELDS = {"txt": "caption", "caption": "caption", "cls": "label"}
+"""The field that the text of a file `NAME.txt` and the like becomes."""
+
 
 class Record(NamedTuple):
     """One sample as read: `fields` (text, JSON values) by name, encoded `images`, and the encoded `frames` of a clip that follow them."""
@@ -24,14 +27,16 @@ def from_members(name: str, members: Iterable[tuple[str, bytes]]) -> Record:
     """Make a record of the files of one stem (a.jpg, a.json). `members`: (extension, bytes). Raises BadSample for broken JSON or text.
 
     An image extension (`png`, `left.png`) adds an image; one named `frame...` adds a frame of a clip. `json` adds its keys to the fields,
-    `meta.json` the field `meta`; `txt` gives `caption`, `cls` gives `label`, `prompt.txt` the field `prompt`. Other members are ignored.
+    `meta.json` the field `meta`; `txt` and `caption` give `caption`,
+    `cls` gives `label`, `prompt.txt` the field `prompt`. Other members are ignored.
     """
     fields: dict[str, Any] = {}
     images: list[bytes] = []
     frames: list[bytes] = []
     for kind, body in members:
         first, _, last = kind.rpartition(".")
-        if last.lower() in IMAGE_KINDS:
+        last = last.lower()
+        if last in IMAGE_KINDS:
             (frames if first.startswith("frame") else images).append(body)
         elif last == "json":
             value = parse_json(body, f"{name}.{kind}")
@@ -41,19 +46,32 @@ def from_members(name: str, members: Iterable[tuple[str, bytes]]) -> Record:
                 fields.update(value)
             else:
                 raise BadSample(f"{name}.{kind} holds a {type(value).__name__}, not an object of fields")
-        elif last in ("txt", "cls"):
-            fields[first or ("caption" if last == "txt" else "label")] = decode_text(body, f"{name}.{kind}")
+        elif last in TEXT_FIELDS:
+            fields[first or TEXT_FIELDS[last]] = decode_text(body, f"{name}.{kind}")
     if frames and not images:
         images, frames = frames[:1], frames[1:]
     return Record(name, fields, images, frames)
 
 
 def parse_json(body: bytes, where: str) -> Any:
-    """Return the parsed JSON. Raises BadSample that names the file (`where`) and the place where it is broken."""
+    """Return the parsed JSON. Raises BadSample that names the file (`where`) and the place where it is broken, or a key given twice."""
     try:
-        return json.loads(body)
+        return json.loads(body, object_pairs_hook=_object)
+    except BadSample as error:
+        raise BadSample(f"{where}: {error}") from error
     except ValueError as error:
         raise BadSample(f"{where} is not JSON: {error}") from error
+    except RecursionError as error:
+        raise BadSample(f"{where} is nested too deeply to be read") from error
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object. Raises BadSample for a key that is given twice: which of the two values is meant is not known."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        twice = next(name for i, (name, _) in enumerate(pairs) if name in dict(pairs[:i]))
+        raise BadSample(f"the key {twice!r} is given twice")
+    return fields
 
 
 def decode_text(body: bytes, where: str) -> str:

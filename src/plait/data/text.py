@@ -1,11 +1,14 @@
 """From a record (one sample's fields, by name) to a conversation: `messages` of {"role", "content"}, roles system, user and assistant.
 
 The messages come from the first of these that there is: the `template` configured for the data (format strings over the record's fields),
-a `messages` list as chat models take it, a `conversations` list as LLaVA and ShareGPT write it, a `caption`. A record with none of them
-has no messages: some families need none. `<image>` in a content marks where the next image goes. Nothing here knows tokens.
+a `messages` list as chat models take it, a `conversations` list as LLaVA and ShareGPT write it, a `texts` list of {"user", "assistant"}
+as the_cauldron does, a `caption`, a `text`. A record with none of them has no messages: some families need none. A field that is there
+but null or not a number is absent: it is never written as the word "None" or "nan". `<image>` in a content marks where the next image
+goes. Nothing here knows tokens.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from string import Formatter
 from typing import Any
 
@@ -17,6 +20,10 @@ ROLES = ("system", "user", "assistant")
 
 _SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "model": "assistant", "system": "system"}
 _IMAGE_PARTS = ("image", "image_url")
+_TURN_KEYS = {"messages": ("role", "content"), "conversations": ("from", "value")}
+_TEXT_FIELDS = (*_TURN_KEYS, "texts", "caption", "text")
+MOST_CHARACTERS = 1_000_000
+"""Of one conversation: beyond it, tokenizing takes seconds and nearly all of the text is cut."""
 
 
 def rename(record: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
@@ -34,27 +41,65 @@ def patterns(template: Template) -> list[tuple[str, str | None]]:
 
 
 def messages(fields: Mapping[str, Any], template: Template | None) -> list[dict[str, str]]:
-    """Return the conversation of one record as {"role", "content"} turns; [] if it has no text.
+    """Return the conversation of one record as {"role", "content"} turns; [] if it has no field for text.
 
-    `template` None: the record's own `messages`, `conversations` or `caption` are used. Raises BadSample for a malformed conversation, or
-    when a field that the template names is missing.
+    `template` None: the record's own fields are used. Raises BadSample for a malformed conversation, for fields for text that are all
+    null, and where a field that the template names is missing or null.
     """
     if template is not None:
         return _from_template(fields, template)
-    if fields.get("messages") is not None:
-        return [_turn(turn, "role", "content") for turn in _turns(fields, "messages")]
-    if fields.get("conversations") is not None:
-        return [_turn(turn, "from", "value") for turn in _turns(fields, "conversations")]
-    if isinstance(fields.get("caption"), str):
-        return [{"role": "user", "content": ""}, {"role": "assistant", "content": fields["caption"].strip()}]
-    return []
+    present = [name for name in _TEXT_FIELDS if name in fields]
+    name = next((name for name in present if not _nothing(fields[name])), None)
+    if name is None:
+        if present:
+            raise BadSample(f"no text: {' and '.join(f'`{name}`' for name in present)} {'is' if len(present) == 1 else 'are'} null")
+        return []
+    if name in _TURN_KEYS:
+        return [_turn(turn, *_TURN_KEYS[name]) for turn in _list(fields, name)]
+    if name == "texts":
+        return [turn for pair in _list(fields, name) for turn in _pair(pair)]
+    if not isinstance(fields[name], str):
+        raise BadSample(f"`{name}` is {kind_of(fields[name])}, not text")
+    return [{"role": "user", "content": ""}, {"role": "assistant", "content": fields[name].strip()}]
 
 
-def check_marks(conversation: list[dict[str, str]], images: int) -> None:
-    """Raise BadSample unless the text has no `<image>` marks or as many as the sample has images."""
-    marks = sum(turn["content"].count(IMAGE_MARK) for turn in conversation)
-    if marks and marks != images:
-        raise BadSample(f"the text has {marks} {IMAGE_MARK} marks, the sample {images} images")
+def absent(value: object) -> bool:
+    """Return whether a field's value is none at all: null, not a number, or a list or object that holds such a value."""
+    if isinstance(value, Mapping):
+        return any(map(absent, value.values()))
+    return any(map(absent, value)) if isinstance(value, list | tuple) else _nothing(value)
+
+
+def _nothing(value: object) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def kind_of(value: object) -> str:
+    """Return what a value is in words, such as "a number": reasons of bad samples say this, and never hold the content of a file."""
+    names = {str: "text", bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object", type(None): "null"}
+    return names.get(type(value), f"a {type(value).__name__}")
+
+
+def check(conversation: Sequence[Mapping[str, str]], images: int, *, allow_blank: bool) -> None:
+    """Raise BadSample for a conversation that no family may train on.
+
+    `<image>` marks stand in user turns alone, and are none or as many as the sample has `images`. No answer is blank unless `allow_blank`.
+    Text is at most MOST_CHARACTERS long, and all of it is Unicode (half of a surrogate pair is not).
+    """
+    marks = {role: sum(turn["content"].count(IMAGE_MARK) for turn in conversation if turn["role"] == role) for role in ROLES}
+    wrong = next((role for role in ("system", "assistant") if marks[role]), None)
+    if wrong:
+        raise BadSample(f"the text of the {wrong} holds {IMAGE_MARK}: images stand in the user's turns")
+    if marks["user"] and marks["user"] != images:
+        raise BadSample(f"the text has {marks['user']} {IMAGE_MARK} marks, the sample {images} images")
+    characters = sum(len(turn["content"]) for turn in conversation)
+    if characters > MOST_CHARACTERS:
+        raise BadSample(f"a text of {characters:,} characters is over the limit of {MOST_CHARACTERS:,}")
+    for turn in conversation:
+        if turn["role"] == "assistant" and not allow_blank and not turn["content"].strip():
+            raise BadSample("an empty answer; `allow_blank: true` of the source trains on it")
+        if not turn["content"].isascii() and any("\ud800" <= letter <= "\udfff" for letter in turn["content"]):
+            raise BadSample("a text with half of a surrogate pair, which is no character")
 
 
 def check_template(template: Template, fields: Mapping[str, Any]) -> None:
@@ -84,27 +129,46 @@ def _from_template(fields: Mapping[str, Any], template: Template) -> list[dict[s
     return turns
 
 
+class _Present(Formatter):
+    """Fills format strings, and refuses a value that is absent."""
+
+    def get_field(self, field_name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Return the value that `field_name` (as in `{a.b}`) points to. Raises BadSample where it is absent."""
+        value, first = super().get_field(field_name, args, kwargs)
+        if absent(value):
+            what = "is null" if value is None else "holds a null or NaN"
+            raise BadSample(f"the field {field_name!r} {what}")
+        return value, first
+
+
 def _fill(pattern: str, fields: Mapping[str, Any]) -> str:
     try:
-        return pattern.format_map(fields)
+        return _Present().vformat(pattern, (), fields)
     except (KeyError, IndexError, AttributeError, TypeError, ValueError) as error:
         raise BadSample(f"cannot fill {pattern!r}: {type(error).__name__} {error}; the record has {_names(fields)}") from error
 
 
-def _turns(fields: Mapping[str, Any], name: str) -> list[object]:
+def _list(fields: Mapping[str, Any], name: str) -> list[object]:
     turns = fields[name]
     if not isinstance(turns, list) or not turns:
-        raise BadSample(f"`{name}` is not a list of turns but {str(turns)[:60]!r}")
+        raise BadSample(f"`{name}` is not a list of turns but {'an empty one' if turns == [] else kind_of(turns)}")
     return turns
+
+
+def _pair(pair: object) -> list[dict[str, str]]:
+    """Return the two turns of a {"user", "assistant"} pair. Raises BadSample for anything else."""
+    if not isinstance(pair, Mapping) or not all(isinstance(pair.get(role), str) for role in ("user", "assistant")):
+        raise BadSample(f"an item of `texts` needs 'user' and 'assistant', each a text; this one is {kind_of(pair)}")
+    return [{"role": role, "content": pair[role]} for role in ("user", "assistant")]
 
 
 def _turn(turn: object, role_key: str, content_key: str) -> dict[str, str]:
     """Return a turn as {"role", "content"}. Raises BadSample for an unknown speaker or a missing key."""
     if not isinstance(turn, Mapping) or role_key not in turn or content_key not in turn:
-        raise BadSample(f"a turn needs {role_key!r} and {content_key!r}, this one is {str(turn)[:60]!r}")
-    role = _SPEAKERS.get(turn[role_key])
+        raise BadSample(f"a turn needs {role_key!r} and {content_key!r}, this one is {kind_of(turn)}")
+    role = _SPEAKERS.get(turn[role_key]) if isinstance(turn[role_key], str) else None
     if role is None:
-        raise BadSample(f"unknown speaker {turn[role_key]!r}; known: {', '.join(_SPEAKERS)}")
+        raise BadSample(f"unknown speaker in {role_key!r}; known: {', '.join(_SPEAKERS)}")
     return {"role": role, "content": _content(turn[content_key])}
 
 
@@ -113,7 +177,7 @@ def _content(content: object) -> str:
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
-        raise BadSample(f"a turn's content is neither text nor a list of parts but {str(content)[:60]!r}")
+        raise BadSample(f"a turn's content is neither text nor a list of parts but {kind_of(content)}")
     pieces = []
     for part in content:
         kind = part.get("type") if isinstance(part, Mapping) else None
@@ -122,7 +186,7 @@ def _content(content: object) -> str:
         elif kind in _IMAGE_PARTS:
             pieces.append(IMAGE_MARK)
         else:
-            raise BadSample(f"a part of a turn is neither text nor an image: {str(part)[:60]!r}")
+            raise BadSample(f"a part of a turn is neither text nor an image but {kind_of(part)}")
     return "".join(pieces)
 
 

@@ -18,7 +18,7 @@ from plait.engine.parallel import distributed
 from plait.engine.parallel.distributed import Ranks
 from plait.engine.precision import autocast
 from plait.engine.state import State
-from plait.errors import BadSample, PlaitError
+from plait.errors import BadSample, PlaitError, sample_errors
 
 Part = TypeVar("Part")
 
@@ -159,7 +159,8 @@ def _read(samples: Samples, positions: Sequence[int]) -> tuple[list[Any], dict[i
     unread: dict[int, Row] = {}
     for position in positions:
         try:
-            readable.append(samples[position])
+            with sample_errors:
+                readable.append(samples[position])
         except BadSample as error:
             unread[position] = {"id": samples.name(position), "bad": str(error), "unread": True}
     return readable, unread

@@ -46,12 +46,13 @@ class Quarantine:
     def add(self, step: int, bad: Sequence[UnusableSample], totals: dict[str, float], ranks: Ranks) -> None:
         """Add the bad samples of a step, from every rank, to the file and to `totals["bad"]`.
 
-        Raises Stopped beyond `max_fraction` of the samples (counted as at least 100) with the latest reasons.
+        Bad replacements are listed, and not counted again. Raises Stopped beyond `max_fraction` of the samples (counted as at least 100),
+        with the latest reasons.
         """
         rows = [row for part in ranks.gather([self._row(step, sample) for sample in bad]) for row in part] if ranks.any(bool(bad)) else []
         if not rows:
             return
-        totals["bad"] = totals.get("bad", 0) + len(rows)
+        totals["bad"] = totals.get("bad", 0) + sum(row["attempt"] == 0 for row in rows)
         if ranks.first:
             files.append_rows(self.path, rows)
         allowed = self.max_fraction * max(totals["samples"], _FEW_SAMPLES)
@@ -71,4 +72,5 @@ class Quarantine:
             "index": sample.id.index,
             "reason": sample.reason,
             "replaced_by": sample.replaced_by.index,
+            "attempt": sample.attempt,
         }

@@ -48,6 +48,10 @@ class UnusableSample(Protocol):
     def replaced_by(self) -> SampleId:
         """Return the sample that took its place."""
 
+    @property
+    def attempt(self) -> int:
+        """Return 0 for a sample that was due, n for the n-th replacement tried in its place."""
+
 
 class MicroBatch(Protocol):
     """What one forward pass takes. A `padding` micro-batch contributes nothing; its rank has less work than others."""

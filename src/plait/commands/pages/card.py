@@ -18,7 +18,7 @@ Text = Sequence[tuple[str, bool]]
 CARD_PX, PADDING_PX = 380, 14  # width of a card, and the space inside its border
 PICTURES_PX = (CARD_PX - 2 * PADDING_PX, 420)  # width and height that all pictures of a card share
 BETWEEN_PX = 4  # between pictures of a card
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def clean_card(card: Card) -> Card:
 
 
 def clean_text(text: str) -> str:
-    """Replace control characters and lone surrogates, which not every font and file can hold, by U+FFFD."""
+    """Replace control and bidi characters, which a page would obey, and lone surrogates, which not every font has, by U+FFFD."""
     return _CONTROL.sub("\ufffd", text.replace("\r\n", "\n"))
 
 

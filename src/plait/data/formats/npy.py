@@ -27,7 +27,7 @@ def parse(body: bytes, where: str) -> np.ndarray:
     width, _ = _HEADERS.get(body[6] if len(body) > 6 else 0, (0, None))
     start = 8 + width + int.from_bytes(body[8 : 8 + width], "little")
     if not body.startswith(_MAGIC) or not width or len(body) < start:
-        raise BadSample(f"{where} is not an .npy array (begins {body[:8]!r})")
+        raise BadSample(f"{where} is not an .npy array ({len(body)} bytes)")
     try:
         shape, dtype, columns_first = _header(body[:start])
     except (ValueError, SyntaxError) as error:

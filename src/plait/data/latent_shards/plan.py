@@ -16,7 +16,7 @@ from plait.data import image_files
 from plait.data.aspect import Bucket, nearest
 from plait.data.order import permute
 from plait.data.sources.contract import Sample, Source
-from plait.errors import BadSample
+from plait.errors import BadSample, sample_errors
 from plait.files import write_whole
 
 CHUNK = 4096  # positions planned at once
@@ -117,13 +117,14 @@ def _plan_position(source: Source, request: Request, position: int) -> int | lis
     """Return the number of the bucket of one position, or [id, reason, detail] when it is skipped."""
     name = f"{source.name}[{permute(position, len(source), request.seed, 'shard')}]"
     try:
-        sample = sample_at(source, request, position)
-        name = str(sample["id"])
-        if not sample["images"]:
-            return [name, NO_IMAGE, ""]
-        if caption_of(source, sample) is None:
-            return [name, NO_CAPTION, ""]
-        bucket = nearest(*image_files.size(sample["images"][0]), request.buckets)
+        with sample_errors:
+            sample = sample_at(source, request, position)
+            name = str(sample["id"])
+            if not sample["images"]:
+                return [name, NO_IMAGE, ""]
+            if caption_of(source, sample) is None:
+                return [name, NO_CAPTION, ""]
+            bucket = nearest(*image_files.size(sample["images"][0]), request.buckets)
     except BadSample as error:
         return [name, UNREADABLE, str(error)]
     if request.only and bucket not in request.only:

@@ -31,7 +31,7 @@ from plait.data.latent_shards.plan import UNREADABLE, Plan, Report, Request, Ski
 from plait.data.latent_shards.statistics import Moments, Tally, merge_reports
 from plait.data.sources.contract import Sample, Source
 from plait.data.sources.metadata import METADATA
-from plait.errors import BadSample, PlaitError
+from plait.errors import BadSample, PlaitError, sample_errors
 
 FORMAT = 1
 NOT_FINITE = "encoded to values that are not finite"
@@ -265,12 +265,13 @@ def _crops(
     def crop(position: int) -> _Crop | Skipped:
         name = f"position {position}"
         try:
-            sample = sample_at(source, request, position)
-            name, caption = str(sample["id"]), caption_of(source, sample)
-            assert caption is not None, "the plan holds captioned samples only"
-            pixels = images.decode(sample["images"][0], at_least=(bucket.height, bucket.width))
-            cropped = images.cover(pixels, bucket.height, bucket.width)
-            return _Crop(position, sample, caption, cropped, image_files.size(sample["images"][0]))
+            with sample_errors:
+                sample = sample_at(source, request, position)
+                name, caption = str(sample["id"]), caption_of(source, sample)
+                assert caption is not None, "the plan holds captioned samples only"
+                pixels = images.decode(sample["images"][0], at_least=(bucket.height, bucket.width))
+                cropped = images.cover(pixels, bucket.height, bucket.width)
+                return _Crop(position, sample, caption, cropped, image_files.size(sample["images"][0]))
         except BadSample as error:
             return Skipped(position, name, UNREADABLE, str(error))
 

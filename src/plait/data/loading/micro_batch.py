@@ -1,7 +1,7 @@
 """From sample ids to a micro-batch: read, encode, replace what is bad, collate. The result is the same in any thread, process and layout.
 
-Who does this work is in workers.py, and when in loader.py. A bad sample is replaced by another of its bucket, chosen by key, and listed.
-Any other error is a defect of plait, of a family or of a disk, and propagates with the sample's name.
+Who does this work is in workers.py, and when in loader.py. A bad sample is replaced by another of its bucket, chosen by key, and listed,
+whatever is wrong with it: its file, its text, or the code that prepares it.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ import torch
 from plait.data.order import Ordering, SampleId, rank_slices
 from plait.data.sources.bucketing import bucket_of
 from plait.data.sources.contract import Sample, Source
-from plait.errors import BadSample, PlaitError
+from plait.errors import BadSample, PlaitError, sample_errors
 from plait.keys import key
 
 _ATTEMPTS = 50  # if half of a source were bad, this many bad replacements in a row would come once in 10^15 samples
@@ -36,6 +36,8 @@ class Bad(NamedTuple):
     name: str
     reason: str
     replaced_by: SampleId
+    attempt: int
+    """0 for a sample that the order asked for; n for the n-th replacement tried in its place, which counts for no share of bad samples."""
 
 
 @dataclass
@@ -80,7 +82,7 @@ class MicroBatchBuilder:
             chosen = wanted if attempt == 0 else self._replacement(wanted, attempt)
             value, name, reason = self._try_encode(chosen)
             if reason is None:
-                return Example(value, chosen, [Bad(*failure, replaced_by=chosen) for failure in bad])
+                return Example(value, chosen, [Bad(*lost, chosen, number) for number, lost in enumerate(bad)])
             bad.append((chosen, name, reason))
         name = self.sources[wanted.source].name
         raise PlaitError(f"{name}: sample {bad[0][1]} and {_ATTEMPTS - 1} replacements in a row are bad; the first: {bad[0][2]}")
@@ -111,16 +113,12 @@ class MicroBatchBuilder:
         name = f"{source.name}[{chosen.index}]"
         sample_key = key(self.seed, "sample", *chosen)
         try:
-            sample = source.draw(chosen.index, sample_key)
-            name = sample["id"]
-            return self.inputs.encode(sample, sample_key), name, None
+            with sample_errors:
+                sample = source.draw(chosen.index, sample_key)
+                name = sample["id"]
+                return self.inputs.encode(sample, sample_key), name, None
         except BadSample as error:
             return None, name, str(error)
-        except PlaitError as error:
-            raise PlaitError(f"sample {name} of {source.name}: {error}") from error
-        except Exception as error:
-            error.add_note(f"while preparing sample {name} of {source.name} (index {chosen.index}, epoch {chosen.epoch})")
-            raise
 
 
 def pinned(value: Any) -> Any:

@@ -5,6 +5,7 @@ How an item of the configuration's `data:` section, an entry, becomes a source i
 
 import abc
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from plait.data.records import Record
@@ -32,6 +33,9 @@ class Source(abc.ABC):
     has_template: bool = False
     """Whether the text comes from the template in the configuration rather than from the data."""
 
+    left_out: Mapping[str, int] = MappingProxyType({})
+    """What lies beside the samples and is not read: how many of each, such as {".heic: a format that is not read": 3}."""
+
     @abc.abstractmethod
     def __len__(self) -> int: ...
 
@@ -55,6 +59,7 @@ class Reader(Protocol):
     """Random access to the records (raw samples) of a file format; `digest` is a hash of the content that it reads."""
 
     digest: str
+    left_out: Mapping[str, int]
 
     def __len__(self) -> int: ...
 

@@ -3,28 +3,27 @@
 An entry, one item of the configuration's `data:` section, may have a template that makes the messages; else the record's own text does.
 """
 
-from collections.abc import Mapping
-
 import xxhash
 
 from plait.config.schema import Source as Entry
-from plait.config.schema import Template
 from plait.data import text
 from plait.data.sources.contract import Reader, Sample, Source
 from plait.data.sources.kind import title
-from plait.errors import BadSample, PlaitError
+from plait.errors import BadSample, PlaitError, sample_errors
 
 _PROBES = 20  # records tried, at most, to check columns and template before the run
 
 
 class Conversations(Source):
-    """A reader's records as a source, with messages made of them. `columns`: new field name -> the record's; `limit`: the first so many."""
+    """A reader's records as a source, with messages made of them as the `data:` entry says (template, columns, limit, allow_blank)."""
 
-    def __init__(self, reader: Reader, name: str, template: Template | None, columns: Mapping[str, str], limit: int | None) -> None:
-        self.reader, self.name, self.template, self.has_template = reader, name, template, template is not None
-        self._length = len(reader) if limit is None else min(limit, len(reader))
-        patterns = None if template is None else [pattern for _, pattern in text.patterns(template)]
-        content = [reader.digest, self._length, patterns, sorted(columns.items())]
+    def __init__(self, entry: Entry, reader: Reader) -> None:
+        self.reader, self.name, self.template, self.has_template = reader, title(entry), entry.template, entry.template is not None
+        self.allow_blank, self.left_out = entry.allow_blank, reader.left_out
+        self._length = len(reader) if entry.limit is None else min(entry.limit, len(reader))
+        patterns = None if entry.template is None else [pattern for _, pattern in text.patterns(entry.template)]
+        content = [reader.digest, self._length, patterns, sorted(entry.columns.items())]
+        content += ["allow_blank"] if entry.allow_blank else []
         self.fingerprint = xxhash.xxh3_64(repr(content).encode()).hexdigest()
 
     def __len__(self) -> int:
@@ -34,7 +33,7 @@ class Conversations(Source):
         """Return record `index` with its messages. Raises BadSample for a broken record or one that does not fit the template."""
         record = self.reader.read(index)
         conversation = text.messages(record.fields, self.template)
-        text.check_marks(conversation, len(record.images))
+        text.check(conversation, len(record.images), allow_blank=self.allow_blank)
         sample: Sample = {"id": record.id, "images": record.images, "messages": conversation, "fields": record.fields}
         return sample | {"frames": record.frames} if record.frames else sample
 
@@ -44,11 +43,12 @@ def open_conversations(entry: Entry, reader: Reader) -> Conversations:
 
     Raises PlaitError for a wrong field, so that it does not wait for step 1, and when none of the first records can be read.
     """
-    source = Conversations(reader, title(entry), entry.template, entry.columns, entry.limit)
+    source = Conversations(entry, reader)
     probes, first_error = min(_PROBES, len(source)), None
     for index in range(probes):
         try:
-            record = reader.read(index)
+            with sample_errors:
+                record = reader.read(index)
         except BadSample as error:
             first_error = first_error or error
             continue

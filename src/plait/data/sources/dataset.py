@@ -49,8 +49,8 @@ class UserDataset(Source):
     `limit`: only the first so many. Raises PlaitError for a class that is missing, takes other options, fails to load or is empty.
     """
 
-    def __init__(self, spec: str, *, split: str, options: Mapping[str, Any], limit: int | None) -> None:
-        self.spec, self.split, self.options, self.limit = spec, split, dict(options), limit
+    def __init__(self, spec: str, *, split: str, options: Mapping[str, Any], limit: int | None, allow_blank: bool = False) -> None:
+        self.spec, self.split, self.options, self.limit, self.allow_blank = spec, split, dict(options), limit, allow_blank
         self.name = spec.rpartition("/")[2]
         self._open()
         content = [self.name, split, sorted(self.options.items()), self._length, self._code_xxh3]
@@ -96,8 +96,11 @@ class UserDataset(Source):
         sample = {"id": str(fields.get("id", where)), "images": pictures, "fields": fields}
         if row.get("annotations") is not None:
             annotations = [{**annotation, "messages": text.messages(annotation, None)} for annotation in row["annotations"]]
+            for annotation in annotations:
+                text.check(annotation["messages"], len(pictures), allow_blank=self.allow_blank)
             return {**sample, "messages": annotations[0]["messages"], "annotations": annotations}
         conversation = text.messages(fields, None)
+        text.check(conversation, len(pictures), allow_blank=self.allow_blank)
         if not conversation:
             raise BadSample(f"{where}: get() returned no `messages`; it returned {', '.join(map(str, row)) or 'nothing'}")
         return {**sample, "messages": conversation, "weight": float(row.get("weight", 1.0))}
@@ -167,10 +170,7 @@ def _encode(image: object, where: str) -> bytes:
     if isinstance(image, bytes):
         return image
     if isinstance(image, str | os.PathLike):
-        try:
-            return paths.local(os.fspath(image)).read_bytes()
-        except OSError as error:
-            raise BadSample(f"{where}: cannot read the image {image}: {error.strerror}") from error
+        return paths.read_regular(paths.local(os.fspath(image)))
     if isinstance(image, np.ndarray) and image.dtype == np.uint8:
         image = Image.fromarray(image)
     if not isinstance(image, Image.Image):
@@ -184,7 +184,7 @@ def _open(entry: Entry, opening: Opening) -> Source:
     split = entry.split or opening.split
     assert entry.name, "the opener has checked what the kind needs"
     if ":" in entry.name:
-        return UserDataset(entry.name, split=split, options=entry.options, limit=entry.limit)
+        return UserDataset(entry.name, split=split, options=entry.options, limit=entry.limit, allow_blank=entry.allow_blank)
     if opening.catalogue is None:
         raise PlaitError(f"data source {title(entry)}: no datasets are known by name here; name your own as module:Class or file.py:Class")
     return opening.catalogue(entry, split)

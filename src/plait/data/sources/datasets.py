@@ -3,6 +3,7 @@
 Images stay encoded (`datasets` does not decode them); a ClassLabel becomes its name, so that a template writes "frog" and not "6".
 """
 
+import csv
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,20 +13,25 @@ import xxhash
 
 from plait.config.schema import Source as Entry
 from plait.data import paths
+from plait.data.paths import inside, read_regular
 from plait.data.records import Record, as_list
 from plait.data.sources.contract import Source
 from plait.data.sources.conversations import open_conversations
 from plait.data.sources.kind import Opening, SourceKind
-from plait.data.text import rename
+from plait.data.text import kind_of, rename
 from plait.errors import BadSample, PlaitError
 
-_LOADERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv", ".arrow": "arrow"}
+_LOADERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv", ".arrow": "arrow"}
+_PATH_COLUMNS = ("image_path", "image_file", "file_name", "filename", "file")
+"""Columns of image paths, used where there is no column `image` or `images` and none of the type image."""
+_DELIMITERS = ",;\t|"
 
 
 class Table:
     """Random access to the rows of one split, read from files (`path`) or from the Hub (`hub_name`).
 
-    `options`: `config` and `revision` of a Hub dataset. `columns`: new field name -> the column's. `cache`: the folder of the package.
+    `options`: `config` and `revision` of a Hub dataset; `images`, the folder that image paths are relative to (None: that of the files);
+    `outside`, whether they may leave it. `columns`: new field name -> the column's. `cache`: the folder of the package.
     Raises PlaitError when the package is missing, the files are, or `datasets` cannot load them.
     """
 
@@ -37,6 +43,8 @@ class Table:
         except ImportError as error:
             raise PlaitError("source datasets needs the package `datasets`: pip install 'plait[hub-data]'") from error
         self.title = Path(path).name if path else str(hub_name)
+        self.left_out: Mapping[str, int] = {}
+        self.root, self.outside = _root_of_images(path, options), bool(options.get("outside", False))
         try:
             rows = _load_files(datasets, path, split, cache) if path else _load_hub(datasets, str(hub_name), split, options, cache)
         except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
@@ -60,15 +68,45 @@ class Table:
         """Return row `i` as a record. Raises BadSample for a missing column or a value that is no image."""
         row = self.rows[i]
         for name, label in self.labels.items():
-            if row[name] is not None and row[name] >= 0:
-                row[name] = label.int2str(row[name])
+            if row[name] is not None:  # -1 stands for a missing label
+                row[name] = label.int2str(row[name]) if row[name] >= 0 else None
         pictures = {name: row[name] for name in self.pictures}
         fields = rename(row, self.columns)
         named = [value for name in ("image", "images") for value in as_list(fields.get(name))]
         cells = named or [value for name in self.pictures for value in as_list(pictures[name])]
-        images, frames = ([_bytes(value, self._name(i)) for value in values] for values in (cells, as_list(fields.get("frames"))))
+        cells = cells or next((as_list(fields[name]) for name in _PATH_COLUMNS if isinstance(fields.get(name), str)), [])
+        images, frames = ([self._bytes(value, self._name(i)) for value in values] for values in (cells, as_list(fields.get("frames"))))
         plain = {name: value for name, value in fields.items() if name not in ("image", "images", "frames", *self.pictures)}
         return Record(str(plain.get("id", self._name(i))), plain, images, frames)
+
+    def _bytes(self, value: object, where: str) -> bytes:
+        """Return the encoded bytes of an image cell: bytes, a path, or what `datasets` gives for one ({"bytes", "path"}).
+
+        Raises BadSample for anything else, and for a path that names no file below the folder of images.
+        """
+        if isinstance(value, bytes):
+            return value
+        if isinstance(value, Mapping) and isinstance(value.get("bytes"), bytes):
+            return bytes(value["bytes"])
+        name = value.get("path") if isinstance(value, Mapping) else value
+        if not isinstance(name, str):
+            raise BadSample(f"{where}: no image, but {kind_of(value)}")
+        if self.root is None:
+            raise BadSample(f"{where}: its image is a path, {name!r}, and this dataset has no folder: set options {{images: FOLDER}}")
+        return read_regular(inside(self.root, name, anywhere=self.outside))
+
+
+def _root_of_images(path: str | None, options: Mapping[str, Any]) -> Path | None:
+    """Return the folder that image paths are relative to. Raises PlaitError where `images` names none."""
+    if "images" in options:
+        root = paths.local(str(options["images"]))
+        if not root.is_dir():
+            raise PlaitError(f"options.images {str(root)!r} is not a folder")
+        return root
+    if path is None:
+        return None
+    named = paths.local(path)
+    return named if named.is_dir() else named.parent
 
 
 def _load_files(datasets: Any, path: str, split: str, cache: str | None) -> Any:
@@ -84,7 +122,18 @@ def _load_files(datasets: Any, path: str, split: str, cache: str | None) -> Any:
     loader = _LOADERS.get(Path(files[0]).suffix)
     if loader is None:
         raise PlaitError(f"cannot tell the format of {files[0]}; known endings: {', '.join(_LOADERS)}")
-    return datasets.load_dataset(loader, data_files=files, split="train", cache_dir=cache)
+    options = _csv_options(datasets, Path(files[0])) if loader == "csv" else {}
+    return datasets.load_dataset(loader, data_files=files, split="train", cache_dir=cache, **options)
+
+
+def _csv_options(datasets: Any, file: Path) -> dict[str, Any]:
+    """Return how a CSV is read: every cell is the text that it holds (NA, null, 007), an empty one is null, by the header's delimiter."""
+    with file.open(encoding="utf-8-sig", errors="replace", newline="") as lines:
+        delimiter = max(_DELIMITERS, key=lines.readline().count)
+        lines.seek(0)
+        names = next(csv.reader(lines, delimiter=delimiter), [])
+    features = datasets.Features({name: datasets.Value("string") for name in names})
+    return {"sep": delimiter, "features": features, "keep_default_na": False, "na_values": [""]}
 
 
 def _in_folder(folder: Path, split: str) -> list[str]:
@@ -108,23 +157,9 @@ def _encoded(datasets: Any, feature: Any) -> Any:
     return undecoded if isinstance(feature, datasets.Image) else datasets.List(undecoded)
 
 
-def _bytes(value: object, where: str) -> bytes:
-    """Return the encoded bytes of an image cell: bytes, or what `datasets` gives for one ({"bytes", "path"}). Raises BadSample."""
-    if isinstance(value, bytes):
-        return value
-    if isinstance(value, Mapping) and isinstance(value.get("bytes"), bytes):
-        return bytes(value["bytes"])
-    if isinstance(value, Mapping) and isinstance(value.get("path"), str):
-        try:
-            return Path(value["path"]).read_bytes()
-        except OSError as error:
-            raise BadSample(f"{where}: cannot read the image {value['path']}: {error.strerror}") from error
-    raise BadSample(f"{where}: no image in {str(value)[:60]!r}")
-
-
 def _open(entry: Entry, opening: Opening) -> Source:
     cache = str(opening.cache) if opening.cache else None
     return open_conversations(entry, Table(entry.path, entry.name, entry.split or opening.split, entry.options, cache, entry.columns))
 
 
-KIND = SourceKind("datasets", needs="path or name", name_is=" on the Hub", options=("config", "revision"), open=_open)
+KIND = SourceKind("datasets", needs="path or name", name_is=" on the Hub", options=("config", "revision", "images", "outside"), open=_open)

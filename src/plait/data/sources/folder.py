@@ -1,11 +1,14 @@
-"""The kind `folder`: images in a folder, with captions and fields in files of the same stem (`dog.jpg`, `dog.txt`, `dog.json`).
+"""The kind `folder`: images in a folder, with captions and fields in files of the same name (`dog.jpg`, `dog.txt`, `dog.json`).
 
-Subfolders are searched; the field `folder` holds the name of a sample's own. A folder with `metadata.jsonl` is read by that file instead
-(jsonl.py).
+Subfolders and links to folders are searched; the field `folder` holds the name of a sample's own. A folder with `metadata.jsonl` or
+`metadata.csv`, whose column `file_name` names the pictures, is read by that file instead (jsonl.py, datasets.py).
 """
 
 import json
 import os
+import re
+import stat
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,58 +16,135 @@ import xxhash
 
 from plait.config.schema import Source as Entry
 from plait.data import paths
-from plait.data.records import IMAGE_KINDS, Record, from_members
+from plait.data.paths import read_regular
+from plait.data.records import IMAGE_KINDS, TEXT_FIELDS, Record, from_members
 from plait.data.sources.contract import Reader, Source
 from plait.data.sources.conversations import open_conversations
+from plait.data.sources.datasets import Table
 from plait.data.sources.jsonl import JsonRecords, local_path_of
 from plait.data.sources.kind import Opening, SourceKind
 from plait.data.text import rename
-from plait.errors import BadSample, PlaitError
+from plait.errors import PlaitError
 
-_READ = IMAGE_KINDS | {"txt", "json", "cls"}
+_BESIDE = frozenset(TEXT_FIELDS) | {"json"}
+_FRAME = re.compile(r"(.+)\.(frame[^.]*)")
+_METADATA = ("metadata.jsonl", "metadata.csv")
+
+Members = list[tuple[str, str, int]]
+"""The files of a sample: (kind as in records.py, such as png or prompt.txt; path below the folder; bytes)."""
 
 
 class Folder:
-    """All images under one folder, sorted by name. `columns`: new field name -> the file's. Raises PlaitError if there is none."""
+    """All pictures under one folder, in the order of their names, each with the files that share its name.
+
+    A picture's stem ends at the last dot. `a.b.txt` belongs to the picture `a.b`, where there is one, else to `a`, as its field `b`;
+    `a.png.txt` to `a.png` alone. Pictures that share a stem are samples of their own, named in full. `a.frame3.png` is a frame of `a`.
+    Raises PlaitError where there is no picture.
+    """
 
     def __init__(self, root: Path, columns: Mapping[str, str]) -> None:
         self.root, self.columns = root, dict(columns)
-        groups: dict[str, list[tuple[str, int]]] = {}
-        for name, size in _walk(root):
-            folder, _, file = name.rpartition("/")
-            stem, _, extension = file.partition(".")
-            if stem and extension.rpartition(".")[2].lower() in _READ:
-                groups.setdefault(f"{folder}/{stem}" if folder else stem, []).append((extension, size))
-        self.samples = [(stem, members) for stem, members in groups.items() if any(_is_image(extension) for extension, _ in members)]
+        files, unread = _walk(root)
+        by_stem: dict[str, list[str]] = {}
+        for path in files:
+            stem, _, ending = path.rpartition(".")
+            if stem and not stem.endswith("/") and ending.lower() in IMAGE_KINDS and not _frame_of(path):
+                by_stem.setdefault(stem, []).append(path)
+        owners = {path: stem if len(paths) == 1 else path for stem, paths in by_stem.items() for path in paths}
+        members: dict[str, Members] = {}
+        for path, size in files.items():
+            for picture, kind in _belongs(path, by_stem):
+                members.setdefault(owners[picture], []).append((kind, path, size))
+            if not _belongs(path, by_stem):
+                unread[_why_unread(path)] += 1
+        self.samples = list(members.items())
+        self.left_out: Mapping[str, int] = dict(unread)
         if not self.samples:
-            raise PlaitError(f"there is no image under {root} (looked for .{' .'.join(sorted(IMAGE_KINDS))})")
-        self.digest = xxhash.xxh3_64(json.dumps(self.samples).encode()).hexdigest()
+            beside = "; ".join(f"{count} of {reason}" for reason, count in unread.items())
+            raise PlaitError(f"there is no image under {root} (looked for .{' .'.join(sorted(IMAGE_KINDS))}){'; ' * bool(beside)}{beside}")
+        content = [(name, [(kind, size) for kind, _, size in of_sample]) for name, of_sample in self.samples]
+        self.digest = xxhash.xxh3_64(json.dumps(content).encode()).hexdigest()
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def read(self, index: int) -> Record:
-        """Return sample `index`: the images and fields of one stem. Raises BadSample for a file that has gone or cannot be understood."""
-        stem, members = self.samples[index]
-        try:
-            bodies = [(extension, (self.root / f"{stem}.{extension}").read_bytes()) for extension, _ in members]
-        except OSError as error:
-            raise BadSample(f"cannot read {error.filename}: {error.strerror}") from error
-        record = from_members(stem, bodies)
-        return record._replace(fields=rename({"folder": Path(stem).parent.name} | record.fields, self.columns))
+        """Read sample `index`. Raises BadSample for a file that has gone or cannot be understood."""
+        name, members = self.samples[index]
+        own_last = sorted(members, key=lambda member: member[0].partition(".")[0].lower() in IMAGE_KINDS)  # a.png.txt wins over a.txt
+        record = from_members(name, [(_field_kind(kind), read_regular(self.root / path)) for kind, path, _ in own_last])
+        return record._replace(fields=rename({"folder": Path(name).parent.name} | record.fields, self.columns))
 
 
-def _is_image(extension: str) -> bool:
-    return extension.rpartition(".")[2].lower() in IMAGE_KINDS
+def _frame_of(path: str) -> str | None:
+    """Return the stem that a picture is a frame of, as `a` for `a.frame3.png`; None for any other file."""
+    match = _FRAME.fullmatch(path.rpartition(".")[0])
+    return match[1] if match else None
 
 
-def _walk(root: Path) -> list[tuple[str, int]]:
-    """Return (path below root, bytes) of every file, sorted, without those whose name, or whose folder's, begins with a dot."""
-    files: list[tuple[str, int]] = []
-    for folder, subfolders, names in os.walk(root):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        files += [(Path(folder, name).relative_to(root).as_posix(), Path(folder, name).stat().st_size) for name in names]
-    return sorted(files)
+def _belongs(path: str, by_stem: Mapping[str, list[str]]) -> list[tuple[str, str]]:
+    """Return (picture, kind of member) for every picture that a file belongs to; none for one that is left alone."""
+    stem, _, ending = path.rpartition(".")
+    if ending.lower() in IMAGE_KINDS:
+        owner = _frame_of(path)
+        if owner is None:
+            return [(path, ending)] if path in by_stem.get(stem, ()) else []
+        return [(picture, path[len(owner) + 1 :]) for picture in by_stem.get(owner, ())]
+    if ending.lower() not in _BESIDE:
+        return []
+    of_picture, _, picture_ending = stem.rpartition(".")
+    if stem in by_stem.get(of_picture, ()):
+        return [(stem, f"{picture_ending}.{ending}")]
+    owner = stem
+    while owner not in by_stem and "." in owner.rpartition("/")[2]:
+        owner = owner.rpartition(".")[0]
+    return [(picture, path[len(owner) + 1 :]) for picture in by_stem.get(owner, ())]
+
+
+def _field_kind(kind: str) -> str:
+    """Return the kind as records.py reads it: the picture's own ending in `png.txt` names no field."""
+    first, _, rest = kind.partition(".")
+    return rest if rest and first.lower() in IMAGE_KINDS else kind
+
+
+def _why_unread(path: str) -> str:
+    """Return what a file without a sample is: for the table of what was left out."""
+    ending = path.rpartition(".")[2].lower() if "." in path.rpartition("/")[2] else ""
+    if ending in _BESIDE:
+        return f".{ending} without a picture"
+    return f".{ending}: not read" if ending else "files without an ending"
+
+
+def _walk(root: Path) -> tuple[dict[str, int], Counter[str]]:
+    """Return the bytes of every file by its path below root, sorted, without hidden ones; and how many entries cannot be files of data.
+
+    Links to folders are followed, each folder once.
+    """
+    files: dict[str, int] = {}
+    unread: Counter[str] = Counter()
+    seen = {os.path.realpath(root)}
+    for folder, subfolders, names in os.walk(root, followlinks=True):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".") and _first_visit(Path(folder, name), seen)]
+        for name in (name for name in names if not name.startswith(".")):
+            path = Path(folder, name)
+            try:
+                status = path.stat()
+            except OSError:
+                unread["links to nothing"] += 1
+                continue
+            if stat.S_ISREG(status.st_mode):
+                files[path.relative_to(root).as_posix()] = status.st_size
+            else:
+                unread["no regular files"] += 1
+    return dict(sorted(files.items())), unread
+
+
+def _first_visit(folder: Path, seen: set[str]) -> bool:
+    """Return whether a folder is new, by whatever link it is reached; notes it."""
+    real = os.path.realpath(folder)
+    new = real not in seen
+    seen.add(real)
+    return new
 
 
 def _open(entry: Entry, opening: Opening) -> Source:
@@ -72,13 +152,19 @@ def _open(entry: Entry, opening: Opening) -> Source:
     root = root / entry.split if entry.split else root
     if not root.is_dir():
         raise PlaitError(f"{root} is not a folder")
-    table = root / "metadata.jsonl"
+    tables = [root / name for name in _METADATA if (root / name).is_file()]
+    columns = {"image": "file_name"} | dict(entry.columns)
+    cache, outside = str(opening.cache) if opening.cache else None, bool(entry.options.get("outside", False))
     reader: Reader
-    if table.is_file():
-        reader = JsonRecords(table, root, opening.cache, {"image": "file_name"} | dict(entry.columns))
-    else:
+    if len(tables) > 1:
+        raise PlaitError(f"{root} has both {' and '.join(_METADATA)}; remove the one that does not describe it")
+    if not tables:
         reader = Folder(root, entry.columns)
+    elif tables[0].suffix == ".csv":
+        reader = Table(str(tables[0]), None, "train", {"images": str(root), "outside": outside}, cache, columns)
+    else:
+        reader = JsonRecords(tables[0], root, opening.cache, columns, outside=outside)
     return open_conversations(entry, reader)
 
 
-KIND = SourceKind("folder", open=_open)
+KIND = SourceKind("folder", options=("outside",), open=_open)

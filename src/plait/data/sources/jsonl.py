@@ -1,11 +1,12 @@
 """The kind `jsonl`: JSON records that name their image files, one object per line (JSONL) or in one JSON array as LLaVA publishes.
 
 Only the offsets of the records are kept (formats/index.py), so a file may be larger than memory. Image paths are relative to the file's
-folder, or to `options.images`.
+folder, or to `options.images`, and stay below it unless `options.outside` is true.
 """
 
 import base64
 import binascii
+import codecs
 import json
 import mmap
 import threading
@@ -19,11 +20,12 @@ import xxhash
 from plait.config.schema import Source as Entry
 from plait.data import paths
 from plait.data.formats import index
+from plait.data.paths import read_regular
 from plait.data.records import Record, as_list, parse_json
 from plait.data.sources.contract import Source
 from plait.data.sources.conversations import open_conversations
 from plait.data.sources.kind import Opening, SourceKind, path_of
-from plait.data.text import image_parts, rename
+from plait.data.text import image_parts, kind_of, rename
 from plait.errors import BadSample, PlaitError
 
 _SPACE = b" \t\r\n"
@@ -36,8 +38,11 @@ class JsonRecords:
     records.
     """
 
-    def __init__(self, path: Path, images: Path | None, cache: str | Path | None, columns: Mapping[str, str]) -> None:
-        self.path, self.columns = path, dict(columns)
+    def __init__(
+        self, path: Path, images: Path | None, cache: str | Path | None, columns: Mapping[str, str], *, outside: bool = False
+    ) -> None:
+        self.path, self.columns, self.outside = path, dict(columns), outside
+        self.left_out: Mapping[str, int] = {}
         self.root = images or path.parent
         if not self.root.is_dir():
             raise PlaitError(f"options.images {str(self.root)!r} is not a folder")
@@ -85,15 +90,12 @@ class JsonRecords:
         """Return the encoded image that a record's value names: a path, a `data:` address, or a mapping with `path` or `url`."""
         address = value.get("path") or value.get("url") if isinstance(value, Mapping) else value
         if not isinstance(address, str):
-            raise BadSample(f"an image is named by a path, not by {str(value)[:60]!r}")
+            raise BadSample(f"an image is named by a path, not by {kind_of(value)}")
         if address.startswith("data:"):
             return _decode_data_url(address)
         if "://" in address:
             raise BadSample(f"the image {address} is on the network; download it first (plait data download)")
-        try:
-            return (self.root / address).read_bytes()
-        except OSError as error:
-            raise BadSample(f"cannot read the image {self.root / address}: {error.strerror}") from error
+        return read_regular(paths.inside(self.root, address, anywhere=self.outside))
 
 
 def _decode_data_url(address: str) -> bytes:
@@ -106,22 +108,75 @@ def _decode_data_url(address: str) -> bytes:
 def _scan(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Find where each record begins and ends; JSON lines are parsed only when they are read.
 
-    Raises PlaitError for a file without records, and for one that is neither lines nor an array.
+    Raises PlaitError for a file without records, and for one that is neither lines, an array, nor an object with one array of records.
     """
     if path.stat().st_size == 0:
         raise PlaitError(f"{path} is empty (0 bytes)")
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-        first = next((byte for byte in mapped[:4096].removeprefix(b"\xef\xbb\xbf") if byte not in _SPACE), 0)
-        spans = _array_spans(path, mapped[:]) if first == ord("[") else _line_spans(mapped)
+        if mapped[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            raise PlaitError(f"{path} is UTF-16; JSON is UTF-8: iconv -f UTF-16 -t UTF-8 {path.name} > new.jsonl")
+        first = next((byte for byte in mapped[:4096].removeprefix(codecs.BOM_UTF8) if byte not in _SPACE), 0)
+        if first == ord("["):
+            spans = _array_spans(path, mapped[:])
+        else:
+            spans = (_spans_in_object(path, mapped) if first == ord("{") else None) or _line_spans(mapped)
     if not spans:
         raise PlaitError(f"{path} holds no records")
     table = np.array(spans, np.int64)
     return {"samples": len(spans)}, {"start": np.ascontiguousarray(table[:, 0]), "end": np.ascontiguousarray(table[:, 1])}
 
 
+def _spans_in_object(path: Path, mapped: mmap.mmap) -> list[tuple[int, int]] | None:
+    """Return the records of a file that is one object with one array of objects, as {"data": [...]}; None for lines of JSON.
+
+    Raises PlaitError for one object with several such arrays.
+    """
+    first_line = _line_from(mapped, 0)
+    if len(first_line) < len(mapped) and _is_json(first_line):
+        return None
+    try:
+        whole = json.loads(mapped[:].decode("utf-8-sig"))
+    except (ValueError, RecursionError):
+        return None
+    arrays = [name for name, value in whole.items() if isinstance(value, list) and value and all(isinstance(item, dict) for item in value)]
+    if len(arrays) > 1:
+        raise PlaitError(
+            f"{path} holds {len(arrays)} arrays of records: {', '.join(arrays)}; write the one to train on to a file of its own"
+        )
+    if not arrays or _has_text(whole):
+        return None
+    text = mapped[:].decode("latin-1")
+    return _array_spans(path, mapped[:], _start_of_value(text, arrays[0]), whole_file=False)
+
+
+def _start_of_value(text: str, name: str) -> int:
+    """Return where the value of a key of the outermost object begins, in text that is sound JSON."""
+    decoder, position = json.JSONDecoder(), text.index("{") + 1
+    while True:
+        found, end = decoder.raw_decode(text, _past_space(text, position))
+        position = _past_space(text, _past_space(text, end) + 1)
+        if found == name:
+            return position
+        _, end = decoder.raw_decode(text, position)
+        position = _past_space(text, end) + 1
+
+
+def _has_text(record: Mapping[str, Any]) -> bool:
+    """Return whether an object is itself a record: it has a conversation or caption."""
+    return any(name in record for name in ("messages", "conversations", "caption", "text", "image", "images"))
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
 def _line_spans(mapped: mmap.mmap) -> list[tuple[int, int]]:
     spans: list[tuple[int, int]] = []
-    start = 3 if mapped[:3] == b"\xef\xbb\xbf" else 0
+    start = 3 if mapped[:3] == codecs.BOM_UTF8 else 0
     while line := _line_from(mapped, start):
         if line.strip():
             spans.append((start, start + len(line)))
@@ -134,18 +189,24 @@ def _line_from(mapped: mmap.mmap, start: int) -> bytes:
     return mapped.readline()
 
 
-def _array_spans(path: Path, body: bytes) -> list[tuple[int, int]]:
-    """Find the elements of a JSON array. Latin-1 maps every byte to one character, so positions in the text are offsets in the file."""
+def _array_spans(path: Path, body: bytes, start: int | None = None, *, whole_file: bool = True) -> list[tuple[int, int]]:
+    """Find the elements of a JSON array that begins at `start` (None: the first bracket). `whole_file`: nothing may come after it.
+
+    Latin-1 maps every byte to one character, so positions in the text are offsets in the file. Raises PlaitError with the offset.
+    """
     text, decoder = body.decode("latin-1"), json.JSONDecoder()
     spans: list[tuple[int, int]] = []
-    position = text.index("[") + 1
+    position = (text.index("[") if start is None else start) + 1
     while True:
         position = _past_space(text, position)
         if text[position : position + 1] == "]":
+            rest = _past_space(text, position + 1)
+            if whole_file and rest < len(text):
+                raise PlaitError(f"{path} goes on after its array of {len(spans)} records, at offset {rest}; make it one array, or lines")
             return spans
         try:
             _, end = decoder.raw_decode(text, position)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise PlaitError(f"{path} is not a JSON array of records: offset {position}: {error}") from error
         spans.append((position, end))
         position = _past_space(text, end)
@@ -174,7 +235,8 @@ def _open(entry: Entry, opening: Opening) -> Source:
     if len(files) > 1:
         raise PlaitError(f"{entry.path!r} names {len(files)} files; give each its own entry")
     images = paths.local(str(entry.options["images"])) if "images" in entry.options else None
-    return open_conversations(entry, JsonRecords(Path(files[0]), images, opening.cache, entry.columns))
+    outside = bool(entry.options.get("outside", False))
+    return open_conversations(entry, JsonRecords(Path(files[0]), images, opening.cache, entry.columns, outside=outside))
 
 
-KIND = SourceKind("jsonl", options=("images",), open=_open)
+KIND = SourceKind("jsonl", options=("images", "outside"), open=_open)

@@ -10,7 +10,7 @@ import threading
 import time
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -164,6 +164,7 @@ class Shards:
         self.ends = list(accumulate(shard.samples for shard in self.shards))
         self.stems = [Path(shard.path).stem for shard in self.shards]
         self.columns = dict(columns)
+        self.left_out: Mapping[str, int] = _left_out(self.shards)
         content = [[Path(s.path).name, s.head.stamp["size"], s.samples, s.head.xxh3] for s in self.shards]
         self.digest = xxhash.xxh3_64(json.dumps(content).encode()).hexdigest()
         self._start_unmapped()
@@ -204,6 +205,16 @@ class Shards:
             else:
                 self._mapped.move_to_end(number)
             return mapped
+
+
+def _left_out(shards: Sequence[Shard]) -> dict[str, int]:
+    """Count hidden members, and kinds of members that only come of a name with several dots: in a tar, its first dot ends the stem."""
+    hidden = sum(int(shard.head.facts["hidden"]) for shard in shards)
+    extensions = {extension for shard in shards for extension in shard.head.facts["extensions"]}
+    parts = {extension: extension.split(".")[:-1] for extension in extensions}
+    dotted = sorted(e for e, p in parts.items() if any(" " in part for part in p) or (len(p) > 1 and any(part[:1].isdigit() for part in p)))
+    named = f"kinds of members such as {dotted[0]!r}: in a tar a name ends at its first dot, so captions may be lost" if dotted else ""
+    return {**({"members whose names begin with a dot": hidden} if hidden else {}), **({named: len(dotted)} if dotted else {})}
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ import logging
 import os
 import sys
 
+from plait.errors import printable
+
 EVERY_RANK = {"every_rank": True}
 """`log.info(text, extra=EVERY_RANK)`: a line that each rank says for itself."""
 
@@ -20,10 +22,10 @@ class Reporter(logging.Handler):
         return os.environ.get("RANK", "0") == "0" or "every_rank" in record.__dict__
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write the line and flush it, so that a kill loses none."""
+        """Write the line and flush it, so that a kill loses none. Escapes of a terminal are shown, not obeyed."""
         stream = sys.stdout if record.levelno < logging.WARNING else sys.stderr
         prefix = "warning: " if record.levelno == logging.WARNING else ""
-        stream.write(f"{prefix}{record.getMessage()}\n")
+        stream.write(f"{prefix}{printable(record.getMessage())}\n")
         stream.flush()
 
 

@@ -16,6 +16,7 @@ from plait import files
 from plait.config.schema import RunConfig
 from plait.engine.monitoring.wandb_mirror import WandB
 from plait.engine.state import State
+from plait.errors import printable
 
 _LINE_EVERY_S = 10.0
 _NOT_FINITE = ("nan", "inf", "-inf")
@@ -124,7 +125,7 @@ class Screen:
         self._write("\n".join(f"warning: {line}" for line in lines))
 
     def _write(self, line: str) -> None:
-        self.console.print(line, highlight=False, soft_wrap=True, markup=False)
+        self.console.print(printable(line), highlight=False, soft_wrap=True, markup=False)
 
     def close(self) -> None:
         """Stop the progress bar."""

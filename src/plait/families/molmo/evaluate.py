@@ -14,7 +14,7 @@ from typing import Any
 
 from plait.data.synthetic.answers import can_score, score
 from plait.engine.evaluation import Bench, Row
-from plait.errors import BadSample, PlaitError
+from plait.errors import BadSample, PlaitError, sample_errors
 from plait.families.molmo import points, styles
 from plait.families.molmo.generate import answers
 from plait.families.molmo.inputs import Example, Inputs, Sample
@@ -82,7 +82,8 @@ class Scored:
 def _prompt(inputs: Inputs, sample: Sample) -> Example | str:
     """Return the encoded prompt of a sample, or why it cannot be encoded."""
     try:
-        return inputs.prompt(sample)
+        with sample_errors:
+            return inputs.prompt(sample)
     except BadSample as error:
         return str(error)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from plait.data.synthetic.answers import can_score, score
 from plait.engine.evaluation import Bench, Row
-from plait.errors import BadSample, PlaitError
+from plait.errors import BadSample, PlaitError, sample_errors
 from plait.families.theworld.generate import answers
 from plait.families.theworld.inputs import Example, Inputs, Sample
 from plait.families.theworld.model import TheWorld
@@ -103,9 +103,10 @@ def _generate(model: TheWorld, samples: Sequence[Sample], inputs: Inputs, way: s
 
 def _prompt(samples: Sequence[Sample], i: int, inputs: Inputs, way: str) -> Example | str:
     """Return the encoded prompt of sample `i`, or why it cannot be encoded."""
+    other = _sample_of_another_image(samples, i) if way == "shuffled" else None
     try:
-        other = _sample_of_another_image(samples, i) if way == "shuffled" else None
-        return inputs.prompt(samples[i], world=way != "off", world_of=other)
+        with sample_errors:
+            return inputs.prompt(samples[i], world=way != "off", world_of=other)
     except BadSample as error:
         return str(error)
 

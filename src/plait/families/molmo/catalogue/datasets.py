@@ -13,7 +13,8 @@ from typing import Any
 import xxhash
 
 from plait.config.schema import Source as Entry
-from plait.data import image_files
+from plait.data import image_files, text
+from plait.data.paths import read_regular
 from plait.data.sources.contract import Absent, Source
 from plait.errors import BadSample, PlaitError
 from plait.families.molmo.catalogue.academic import ACADEMIC
@@ -151,6 +152,8 @@ class NamedDataset(Source):
         rows = [self.rows[member] for member in members]
         pictures = self._pictures(rows[0])
         conversations = [c for row in rows for c in self.spec.convert(row, random, lambda: image_files.size(pictures[0]))]
+        for conversation in conversations:  # answers of test splits are not published
+            text.check(conversation.messages, len(pictures), allow_blank=not self.train)
         first = conversations[0]
         name = str(rows[0].get("question_id", rows[0].get("questionId", rows[0].get("id", members[0]))))
         sample = {"id": f"{self.name}/{name}", "images": pictures, "messages": first.messages, "weight": first.weight}
@@ -165,7 +168,7 @@ class NamedDataset(Source):
             return pictures
         if self.spec.picture is None:
             raise BadSample(f"{self.name}: a row without a picture")
-        return [self.spec.picture(self.files, row).read_bytes()]
+        return [read_regular(self.spec.picture(self.files, row))]
 
 
 def _grouped(chosen: Sequence[int], values: Sequence[Any]) -> list[list[int]]:

@@ -117,8 +117,9 @@ class DatasetFiles:
         """Return the first of the relative paths `choices` that is a file in the folder or the root. Raises BadSample when none is."""
         for choice in choices:
             for start in (self.folder, self.root):
-                if (start / choice).is_file():
-                    return start / choice
+                path = paths.inside(start, choice, anywhere=False)
+                if path.is_file():
+                    return path
         raise BadSample(f"no image {choices[0]} in {self.folder} or {self.root}")
 
     def image_of_url(self, url: str) -> Path:

@@ -1,0 +1,346 @@
+"""Records as people have them: absent text, odd names, wrong types, paths that lead elsewhere. Each is right, or one bad sample.
+
+The same record gives the same result through every kind of source that can hold it.
+"""
+
+import json
+import os
+from collections import Counter
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from plait.config.schema import Source, Template
+from plait.data import text
+from plait.data.sources.open import open_source
+from plait.errors import BadSample, PlaitError, printable
+from tests.conftest import REAL_DATA
+from tests.data.packing import pack, picture
+
+CASES = REAL_DATA.parent / "cases"
+NO_TEXT = "no text at all"
+CAPTION = Template(assistant="{caption}")
+
+
+def opened(kind, path, cache=None, **more):
+    return open_source(Source(source=kind, path=str(path), **more), seed=0, cache=cache)
+
+
+def outcomes(source):
+    """The answer of each sample, or why it is a bad one."""
+    told = []
+    for i in range(len(source)):
+        try:
+            turns = source[i]["messages"]
+            told.append(turns[-1]["content"] if turns else NO_TEXT)
+        except BadSample as error:
+            told.append(error)
+    return told
+
+
+def reasons(source):
+    return Counter(str(told) for told in outcomes(source) if isinstance(told, BadSample))
+
+
+def lines(path, records):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json rows", "parquet", "shards", "folder"])
+@pytest.mark.parametrize("template", [None, CAPTION], ids=["caption", "template"])
+@pytest.mark.parametrize("nothing", [None, float("nan")], ids=["null", "nan"])
+def test_absent_text_is_absent_through_every_source(tmp_path, kind, template, nothing):
+    captions = ["a frog", nothing, "None", "nan"]
+    records = [{"caption": caption} for caption in captions]
+    if kind in ("jsonl", "json rows"):
+        path = lines(
+            tmp_path / "a.jsonl", records if kind == "jsonl" else [{"caption": caption} for caption in ("a frog", None, "None", "nan")]
+        )
+        kind = kind.replace("json rows", "datasets")
+    elif kind == "parquet":
+        datasets = pytest.importorskip("datasets")
+        path = tmp_path / "a.parquet"
+        datasets.Dataset.from_dict({"caption": [c if isinstance(c, str) else None for c in captions]}).to_parquet(path)
+        kind = "datasets"
+    else:
+        bodies = {f"{i}.json": json.dumps(record).encode() for i, record in enumerate(records)} | {f"{i}.png": picture(i) for i in range(4)}
+        if kind == "shards":
+            path = pack(tmp_path / "a.tar", sorted(bodies.items()))
+        else:
+            path = tmp_path / "pictures"
+            path.mkdir()
+            for name, body in bodies.items():
+                (path / name).write_bytes(body)
+    told = outcomes(opened(kind, path, tmp_path / "cache", template=template))
+    assert [told[0], *told[2:]] == ["a frog", "None", "nan"]
+    assert isinstance(told[1], BadSample) and "null" in str(told[1])
+
+
+def test_a_value_inside_a_list_or_object_may_not_be_null_where_it_is_written():
+    fields = {"tags": ["a", None], "meta": {"size": float("nan")}, "good": ["a", {"b": 1}]}
+    for pattern in ("{tags}", "{tags[1]}", "{meta}", "{meta[size]}"):
+        with pytest.raises(BadSample, match=r"is null|holds a null or NaN"):
+            text.messages(fields, Template(assistant=pattern))
+    assert text.messages(fields, Template(assistant="{tags[0]} {good}"))[-1]["content"] == "a ['a', {'b': 1}]"
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_a_csv_cell_is_the_text_it_holds_and_an_empty_one_is_absent(tmp_path, delimiter):
+    pytest.importorskip("datasets")
+    rows = [("n", "caption"), ("1", "NA"), ("2", "null"), ("3", "none"), ("4", "007"), ("5", "1.50"), ("6", ""), ("7", "NaN")]
+    (tmp_path / "a.csv").write_text("".join(delimiter.join(row) + "\n" for row in rows))
+    told = outcomes(opened("datasets", tmp_path / "a.csv", tmp_path / "cache"))
+    assert [*told[:5], told[6]] == ["NA", "null", "none", "007", "1.50", "NaN"]
+    assert str(told[5]) == "no text: `caption` is null"
+
+
+@pytest.mark.parametrize("answer", ["", "  \n"])
+def test_a_blank_answer_is_a_bad_sample_unless_it_is_allowed(tmp_path, answer):
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}]
+    path = lines(tmp_path / "a.jsonl", [{"caption": answer}, {"messages": turns}, {"caption": "x"}])
+    told = outcomes(opened("jsonl", path))
+    assert [str(one) for one in told[:2]] == ["an empty answer; `allow_blank: true` of the source trains on it"] * 2
+    assert [one.strip() for one in outcomes(opened("jsonl", path, allow_blank=True))] == ["", "", "x"]
+
+
+def folder(root, **files):
+    for name, body in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(body)
+    return root
+
+
+def test_a_stem_ends_at_the_last_dot_and_captions_go_to_their_own_picture(tmp_path):
+    files = {
+        "cat.jpg": picture(1), "cat.txt": b"a cat", "cat.edited.jpg": picture(2), "cat.edited.txt": b"an edited cat",
+        "Screenshot 2024-01-15 at 10.15.33.png": picture(3), "Screenshot 2024-01-15 at 10.15.33.caption": b"first",
+        "Screenshot 2024-01-15 at 10.15.40.png": picture(4), "Screenshot 2024-01-15 at 10.15.40.TXT": b"second",
+        "dog.png": picture(5), "dog.png.txt": b"a dog", "dog.prompt.txt": b"which?",
+    }  # fmt: skip
+    source = opened("folder", folder(tmp_path, **files))
+    told = {source[i]["id"]: (source[i]["messages"][-1]["content"], len(source[i]["images"])) for i in range(len(source))}
+    assert told == {
+        "cat": ("a cat", 1), "cat.edited": ("an edited cat", 1), "dog": ("a dog", 1),
+        "Screenshot 2024-01-15 at 10.15.33": ("first", 1), "Screenshot 2024-01-15 at 10.15.40": ("second", 1),
+    }  # fmt: skip
+    assert source.left_out == {}
+    fields = next(source[i]["fields"] for i in range(len(source)) if source[i]["id"] == "dog")
+    assert fields["prompt"] == "which?"
+
+
+def test_two_pictures_of_one_stem_are_two_samples_and_share_its_text(tmp_path):
+    files = {"a.png": picture(1), "a.jpg": picture(2), "a.txt": b"both", "a.jpg.txt": b"its own"}
+    source = opened("folder", folder(tmp_path, **files))
+    assert {source[i]["id"]: source[i]["messages"][-1]["content"] for i in range(2)} == {"a.jpg": "its own", "a.png": "both"}
+    assert [len(source[i]["images"]) for i in range(2)] == [1, 1]
+
+
+def test_frames_of_a_clip_belong_to_their_sample(tmp_path):
+    source = opened(
+        "folder", folder(tmp_path, **{"a.png": picture(0), "a.frame1.png": picture(1), "a.frame2.png": picture(2), "a.txt": b"x"})
+    )
+    assert (len(source), source[0]["images"], source[0]["frames"]) == (1, [picture(0)], [picture(1), picture(2)])
+
+
+def test_what_a_folder_does_not_read_is_counted(tmp_path):
+    root = folder(tmp_path / "root", **{"a.png": picture(1), "a.txt": b"x", "b.heic": b"", "c.HEIC": b"", "lost.txt": b"y", "README": b""})
+    folder(tmp_path / "elsewhere", **{"far.png": picture(2)})
+    (root / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "round").symlink_to(root)
+    (root / "gone.png").symlink_to(tmp_path / "nothing")
+    os.mkfifo(root / "pipe.png")
+    source = opened("folder", root)
+    assert [source[i]["id"] for i in range(len(source))] == ["a", "linked/far"]
+    assert source.left_out == {
+        "links to nothing": 1, "no regular files": 1, ".heic: not read": 2, ".txt without a picture": 1, "files without an ending": 1,
+    }  # fmt: skip
+    with pytest.raises(PlaitError, match=r"there is no image under .*; 1 of \.heic: not read$"):
+        opened("folder", folder(tmp_path / "heic", **{"a.heic": b""}))
+
+
+@pytest.mark.parametrize("name", ["metadata.jsonl", "metadata.csv"])
+@pytest.mark.parametrize("column", ["text", "caption"])
+def test_the_metadata_of_an_imagefolder_is_read(tmp_path, name, column):
+    pytest.importorskip("datasets")
+    body = json.dumps({"file_name": "x.png", column: "seven"}) if name.endswith("l") else f"file_name,{column}\nx.png,seven\n"
+    source = opened("folder", folder(tmp_path / "f", **{"x.png": picture(7), name: body.encode()}), tmp_path / "cache")
+    assert (outcomes(source), source[0]["images"]) == (["seven"], [picture(7)])
+
+
+@pytest.mark.parametrize("column", ["image", "image_path", "file_name"])
+def test_columns_of_image_paths_are_read_relative_to_the_file_or_to_an_option(tmp_path, column):
+    datasets = pytest.importorskip("datasets")
+    folder(tmp_path, **{"in/x.png": picture(1), "other/in/x.png": picture(2)})
+    made = datasets.Dataset.from_dict({column: ["in/x.png"], "text": ["seven"]})
+    made.to_parquet(tmp_path / "a.parquet")
+    made.to_csv(tmp_path / "a.csv", index=False)
+    for name in ("a.parquet", "a.csv"):
+        assert opened("datasets", tmp_path / name, tmp_path / "cache")[0]["images"] == [picture(1)]
+        elsewhere = opened("datasets", tmp_path / name, tmp_path / "cache", options={"images": str(tmp_path / "other")})
+        assert (elsewhere[0]["images"], outcomes(elsewhere)) == ([picture(2)], ["seven"])
+
+
+def test_the_layout_of_the_cauldron_is_read():
+    pairs = [{"user": "What?", "assistant": "A frog.", "source": "x"}, {"user": "Sure?", "assistant": "Yes."}]
+    assert [turn["content"] for turn in text.messages({"texts": pairs}, None)] == ["What?", "A frog.", "Sure?", "Yes."]
+    with pytest.raises(BadSample, match="an item of `texts` needs 'user' and 'assistant', each a text; this one is an object"):
+        text.messages({"texts": [{"user": "What?"}]}, None)
+
+
+def test_image_parts_of_parquet_hold_nulls_for_what_they_do_not_have():
+    parts = [{"type": "image", "text": None}, {"type": "text", "text": "what?"}]
+    turns = [{"role": "user", "content": parts}, {"role": "assistant", "content": [{"type": "text", "text": "a frog", "image": None}]}]
+    assert [turn["content"] for turn in text.messages({"messages": turns, "caption": None}, None)] == ["<image>what?", "a frog"]
+
+
+@pytest.mark.parametrize("role", ["system", "assistant"])
+def test_an_image_outside_of_the_users_turns_is_a_bad_sample(tmp_path, role):
+    turns = {"system": "be brief", "user": "what?", "assistant": "x"} | {role: "see <image>"}
+    path = lines(
+        tmp_path / "a.jsonl", [{"messages": [{"role": name, "content": content} for name, content in turns.items()]}, {"caption": "x"}]
+    )
+    assert str(outcomes(opened("jsonl", path))[0]) == f"the text of the {role} holds <image>: images stand in the user's turns"
+
+
+@pytest.mark.parametrize(
+    ("body", "answers"),
+    [
+        (b'{"data": [{"caption": "x"}, {"caption": "y"}]}', ["x", "y"]),
+        (b'{\n "info": {"data": [1]}, "n": 2,\n "data": [\n  {"caption": "x"},\n  {"caption": "y"}]\n}', ["x", "y"]),
+        (b'[{"caption": "x"}] \n', ["x"]),
+    ],
+)
+def test_an_array_is_read_wherever_a_file_holds_it(tmp_path, body, answers):
+    (tmp_path / "a.json").write_bytes(body)
+    assert outcomes(opened("jsonl", tmp_path / "a.json")) == answers
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (
+            b'[{"caption": "x"}]\n[{"caption": "y"}]',
+            "goes on after its array of 1 records, at offset 19; make it one array",
+        ),
+        (b'{"a": [{"caption": "x"}],\n "b": [{"caption": "y"}]}', r"a\.json holds 2 arrays of records: a, b; write the one"),
+        ('{"caption": "x"}'.encode("utf-16"), r"a\.json is UTF-16; JSON is UTF-8: iconv -f UTF-16 -t UTF-8"),
+        (b"[" * 100_000, "is not a JSON array of records: offset 1"),
+    ],
+)
+def test_a_file_that_is_not_records_is_refused_with_its_place(tmp_path, body, message):
+    (tmp_path / "a.json").write_bytes(body)
+    with pytest.raises(PlaitError, match=message):
+        opened("jsonl", tmp_path / "a.json")
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ('{"caption": "x", "caption": "y"}', "a.jsonl:2: the key 'caption' is given twice"),
+        ('{"caption": "x \\ud83d"}', "a text with half of a surrogate pair, which is no character"),
+        ('{"caption": ' + "[" * 100_000 + "]" * 100_000 + "}", "a.jsonl:2 is nested too deeply to be read"),
+        ('{"caption": 7}', "`caption` is a number, not text"),
+        (
+            '{"messages": [{"role": ["user"], "content": "x"}]}',
+            "unknown speaker in 'role'; known: human, user, gpt",
+        ),
+        (json.dumps({"caption": "x" * 5_000_000}), "a text of 5,000,000 characters is over the limit of 1,000,000"),
+        ('{"caption": "x", "image": "../secret.png"}', "the path '../secret.png' leaves the folder"),
+        ('{"caption": "x", "image": "/etc/passwd"}', "the path '/etc/passwd' leaves the folder"),
+        ('{"caption": "x", "image": "pipe.png"}', "pipe.png is no regular file"),
+        ('{"caption": "x", "image": "zero"}', "zero is no regular file"),
+        ('{"caption": "x", "image": "a\\u0000b.png"}', "cannot read"),
+        ('{"caption": "x", "image": "none.png"}', "none.png': No such file or directory"),
+        ('{"caption": "x", "image": 5}', "an image is named by a path, not by a number"),
+    ],
+)
+def test_a_hostile_line_is_one_bad_sample(tmp_path, line, reason):
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    (tmp_path / "a.jsonl").write_text('{"caption": "good"}\n' + line + "\n")
+    good, bad = outcomes(opened("jsonl", tmp_path / "a.jsonl"))
+    assert good == "good"
+    assert isinstance(bad, BadSample) and reason in str(bad)
+
+
+def test_a_path_out_of_the_folder_is_read_where_that_is_allowed_and_reasons_hold_no_content(tmp_path):
+    folder(tmp_path, **{"secret.png": b"do not tell", "data/x.png": picture(1), "y.png": picture(2)})
+    path = lines(tmp_path / "data" / "a.jsonl", [{"caption": "x", "image": str(tmp_path / "y.png")}, {"caption": "x", "image": "x.png"}])
+    assert "leaves the folder" in str(outcomes(opened("jsonl", path))[0])
+    assert opened("jsonl", path, options={"outside": True})[0]["images"] == [picture(2)]
+    from plait.data import images
+
+    with pytest.raises(BadSample) as caught:
+        images.decode((tmp_path / "secret.png").read_bytes())
+    assert "tell" not in str(caught.value)
+    with pytest.raises(BadSample, match=r"130 bytes, a Git LFS pointer: fetch the file it stands for with `git lfs pull`"):
+        images.decode(b"version https://git-lfs.github.com/spec/v1".ljust(130))
+
+
+def test_names_with_several_dots_in_a_tar_are_told(tmp_path):
+    names = ["Screenshot 10.15.33.png", "Screenshot 10.15.33.txt", "a.png", "a.txt", "b.left.png", "b.2.png"]
+    source = opened("shards", pack(tmp_path / "a.tar", [(name, picture(1) if name.endswith("png") else b"x") for name in names]))
+    told = "kinds of members such as '15.33.png': in a tar a name ends at its first dot, so captions may be lost"
+    assert source.left_out == {told: 2}
+
+
+def test_what_a_terminal_would_obey_is_shown():
+    assert printable("a\x1b[2J\u202eb\x00\tc\n\ud800") == "a\\x1b[2J\\u202eb\\x00\tc\n\\ud800"
+    assert printable("frog ü 蛙 🐸") == "frog ü 蛙 🐸"
+
+
+KEYS = st.sampled_from(["role", "content", "type", "text", "from", "x"])
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(exclude_categories=()), max_size=20),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["role", "content", "type", "text", "from", "x"]), inner, max_size=4)
+    ),
+    max_leaves=8,
+)
+NAMES = st.sampled_from(["caption", "text", "messages", "conversations", "texts", "image", "images", "frames", "id", "label"])
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.dictionaries(NAMES, VALUES, max_size=4), min_size=1, max_size=6))
+@example([{"messages": [{"role": "user", "content": [{"type": []}]}]}])
+@example([{"texts": [None]}, {"conversations": {"from": 1}}])
+def test_any_record_is_a_sample_or_a_bad_one_through_lines_and_shards(tmp_path, records):
+    written = [json.dumps(record) for record in records]
+    (tmp_path / "a.jsonl").write_text('{"caption": "good"}\n' + "".join(line + "\n" for line in written))
+    (tmp_path / "a.jsonl.idx").unlink(missing_ok=True)
+    bodies = [("good.json", b'{"caption": "good"}'), *((f"s{i}.json", line.encode()) for i, line in enumerate(written))]
+    for path in (tmp_path / "a.tar", tmp_path / "a.tar.idx"):
+        path.unlink(missing_ok=True)
+    for source in (opened("jsonl", tmp_path / "a.jsonl"), opened("shards", pack(tmp_path / "a.tar", bodies))):
+        told = outcomes(source)  # raises nothing but BadSample
+        assert len(told) == 1 + len(records)
+        assert told[0] == "good"
+        for one in told:
+            assert isinstance(one, BadSample) or one.strip()
+
+
+@pytest.mark.skipif(not CASES.is_dir(), reason="the collected cases are not here")
+@pytest.mark.parametrize(
+    ("kind", "name", "more", "good", "bad"),
+    [
+        ("jsonl", "null_captions.jsonl", {}, 15, {"no text: `caption` is null": 5}),
+        ("jsonl", "null_captions.jsonl", {"template": CAPTION}, 15, {"the field 'caption' is null": 5}),
+        ("datasets", "null_caption.parquet", {}, 2, {"no text: `caption` is null": 1}),
+        ("datasets", "na_words.csv", {}, ["NA", "null", "none", "007"], {}),
+        ("jsonl", "empty_answers.jsonl", {}, 0, {"an empty answer; `allow_blank: true` of the source trains on it": 8}),
+        ("folder", "dots_in_names", {}, ["first", "second"], {}),
+        ("folder", "caption_ending", {}, ["cap"], {}),
+        ("folder", "metadata_text", {}, ["cap"], {}),
+        ("jsonl", "image_in_answer.jsonl", {}, 0, {"the text of the assistant holds <image>: images stand in the user's turns": 8}),
+        ("jsonl", "lone_surrogate.jsonl", {}, 18, {"a text with half of a surrogate pair, which is no character": 2}),
+    ],
+)
+def test_the_collected_cases_give_what_is_right(tmp_path, kind, name, more, good, bad):
+    if kind == "datasets":
+        pytest.importorskip("datasets")
+    source = opened(kind, CASES / name, tmp_path / "cache", **more)
+    answers = [one for one in outcomes(source) if not isinstance(one, BadSample)]
+    assert answers == good if isinstance(good, list) else len(answers) == good
+    assert reasons(source) == bad
