@@ -144,7 +144,7 @@ class NamedDataset(Source):
         return self.draw(i, key("as asked", i))
 
     def draw(self, i: int, sample_key: int) -> dict[str, Any]:
-        """Return sample `i`, an image with conversations, drawn by seed `sample_key`. Raises BadSample when the image is missing."""
+        """Return sample `i`, an image with conversations, drawn by seed `sample_key`. Raises BadSample for image or text it cannot use."""
         random = rng(sample_key, "draw")
         members = self.members[i]
         if len(members) > MAX_ANNOTATIONS:
