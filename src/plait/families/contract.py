@@ -1,13 +1,15 @@
-"""The contract of a family: what the engine and the commands take from it, checked when the family is loaded.
+"""The contract of a family (one kind of model with its data preparation): the members that plait calls, checked when the family is loaded.
 
 A family is a package of these modules; all but the first two may be missing:
 
     config.py              Config, its typed `model:` section; imports no torch
     family.py              what trains: the members of `Family` below, by these names
-    evaluate.py            benches: a mapping of name to Bench
-    export.py              exports and imported: other software's layouts (`Publisher`)
-    catalogue/datasets.py  datasets known by name (`Catalogue`)
-    presets/, mixtures/    YAML files
+    evaluate.py            benches (evaluations of generated output): name to plait.engine.evaluation.Bench
+    export.py              exports and imported: weights in the layouts of other software (`Publisher`)
+    catalogue/datasets.py  public datasets that are known by name (`Catalogue`)
+    presets/, mixtures/    YAML files: whole configurations, and lists of datasets with their sampling rates
+
+`assets` is a run's folder for files that belong to its model, such as a tokenizer. An example is what `Inputs.encode` makes of a sample.
 """
 
 import inspect
@@ -25,35 +27,35 @@ from plait.engine.loss import Loss
 from plait.errors import PlaitError
 
 Sample = dict[str, Any]
-"""What a source gives: `id`, `images` (encoded files), `messages` (role, content), `fields`, for clips `frames`."""
+"""One raw item of data: `id`, `images` (encoded files), `messages` ([{"role", "content"}]), `fields` (a dict), for clips `frames`."""
 Texts = Callable[[], Iterable[str]]
 Parameters = dict[str, nn.Parameter]
 Monitor = Callable[[Mapping[str, Any]], list[str]]
-"""Reads every recorded row, in order, and returns warnings."""
+"""Called with each logged row of figures (name to value), in order; returns warnings to print."""
 
 
 class Inputs(Protocol):
-    """Turns samples into batches; runs in data workers, without the model."""
+    """Turns samples into batches of tensors; runs in data workers, without the model."""
 
     def encode(self, sample: Sample, key: int) -> Any:
-        """Return the example of one sample. All randomness comes from `key`. Raises BadSample for one that cannot be used."""
+        """Return the example of a sample; all randomness comes from `key`, a 64-bit seed. Raises BadSample if it cannot be used."""
 
     def collate(self, examples: Sequence[Any]) -> dict[str, Any]:
-        """Return a batch of examples: tensors by name, rows in order."""
+        """Return a batch of examples as tensors by name; row i of each tensor belongs to example i."""
 
 
 class MakeInputs(Protocol):
-    """`Inputs` of a family: a class or function with this signature."""
+    """`Inputs` of a family: a class or function with this signature. `config`: the `model:` section."""
 
     def __call__(self, config: Any, assets: Path, *, max_tokens: int | None, pad: str, train: bool) -> Inputs:
-        """Return inputs for training (augmented) or for held-out data. `assets`: what `prepare` wrote. `pad`: as in `data.pad`."""
+        """Return inputs, with augmentation if `train`. `max_tokens`: per row, None for no limit. `pad`: a value of `data.pad`."""
 
 
 class Build(Protocol):
-    """`build` of a family."""
+    """`build` of a family: a function with this signature. `config`: the `model:` section."""
 
     def __call__(self, config: Any, assets: Path, *, seed: int) -> nn.Module:
-        """Return the model in host memory; works on the meta device. Weights that are drawn come from `seed` alone."""
+        """Return the model on the CPU, or without weights under `torch.device('meta')`. Random weights depend on `seed` alone."""
 
 
 def _nothing_to_prepare(config: Any, assets: Path, texts: Texts) -> None:
@@ -70,66 +72,67 @@ def _no_monitors(config: Any) -> list[Monitor]:
 
 @dataclass(frozen=True)
 class Family:
-    """A family as the rest of plait sees it: the members of its `family.py`, with defaults for the optional ones."""
+    """A loaded family: the members of its `family.py`, with defaults for the optional ones. `config` below is the `model:` section."""
 
     name: str
     Config: type[ModelSection]
     build: Build
     components: Callable[[nn.Module], dict[str, Parameters]]
-    """Parameters by component and full name: disjoint, and together all of the model. Units of freezing, learning rate and reporting."""
+    """(model) to {component: {full name: parameter}}; each parameter once. Freezing, learning rates and reports go by component."""
     blocks: Callable[[nn.Module], Sequence[nn.Module]]
-    """Modules that are sharded, recomputed and compiled one by one, in the order of the forward pass."""
+    """(model) to the modules that are sharded, recomputed and compiled one by one, in the order of the forward pass."""
     Inputs: MakeInputs
     Loss: Callable[[Any], Loss]
     prepare: Callable[[Any, Path, Texts], None] = _nothing_to_prepare
-    """Write what is made on the spot (a tokenizer) into the assets folder, from texts of the training samples; nothing twice."""
+    """(config, assets, texts): write a tokenizer or the like into `assets`, if not there; `texts()` yields texts of training samples."""
     base: Callable[[Any], list[dict[str, str | None]]] = _no_base
-    """Where weights that are not saved with a run come from: rows of part, name and revision."""
+    """(config) to the pretrained parts, not saved with a run: [{'part': 'gemma', 'name': Hub name or path, 'revision': commit or None}]."""
     never_trained: frozenset[str] = frozenset()
     """Components that no setting may train."""
     monitors: Callable[[Any], list[Monitor]] = _no_monitors
     GenerateOptions: type[BaseModel] | None = None
     generate: Callable[[Any, Any, Any, Path | None], Iterable[str]] | None = None
-    """(model, inputs, options, folder for files) to lines for the user."""
+    """Work of `plait generate`: (model, inputs, GenerateOptions, folder for files or None) to lines to print."""
     inspect: Callable[[Any, Sample, Any], dict[str, Any]] | None = None
-    """(inputs, sample, example) to what the model sees: `images` (uint8, H x W x 3), `text` (runs, each with whether it is supervised) and
-    `notes` (values by name)."""
+    """(inputs, sample, example) to what the model sees: `images` (uint8, H x W x 3), `text` ([(text, whether the loss counts it)]) and
+    `notes` (values to show, by name).
+    """
 
 
 class Publisher(Protocol):
-    """`export.py` of a family: the layouts of other software."""
+    """`export.py` of a family: writes and reads weights in the layouts of other software."""
 
     exports: Mapping[str, Callable[..., list[str]]]
-    """By layout: (model, config, assets, new folder) to lines for the user."""
+    """By the name after `plait export --to`: (model, config, assets, folder to create) to lines to print."""
 
     def imported(self, weights: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-        """Return another layout's weights under the names of this model's parameters."""
+        """Return weights of another layout under this model's parameter names, reshaped where the layouts differ."""
 
 
 class Catalogue(Protocol):
-    """`catalogue/datasets.py` of a family: datasets that are known by name."""
+    """`catalogue/datasets.py` of a family: public datasets that a configuration can name. DATASETS by name; ALIASES: other name to name."""
 
     DATASETS: Mapping[str, Any]
     ALIASES: Mapping[str, str]
 
     def open_dataset(self, entry: Any, split: str, *, root: Path | None, cache: Path | None) -> Any:
-        """Open the dataset that `entry.name` (an item of `data.train` or `data.validation`) names, for `split` (train, validation, test).
+        """Open `split` (train, validation or test) of the dataset that `entry.name` names; return a plait.data.sources.contract.Source.
 
-        Returns a `plait.data.sources.contract.Source`. `root`: folder of all datasets, None for the family's default; `cache`: folder of
-        indices, None for beside the data. Raises Absent where its files are not there, saying how to get them.
+        `entry`: an item of `data.train` or `data.validation`. `root`: folder of all datasets, None for the family's default; `cache`:
+        folder of index files, None for beside the data. Raises Absent where its files are missing, with how to get them.
         """
 
     def rule_of(self, name: str) -> str:
-        """Return the bench that scores answers of a dataset. Raises PlaitError where none does."""
+        """Return the name of the bench that scores answers to a dataset. Raises PlaitError where none does."""
 
     def split_of(self, name: str, split: str) -> str:
-        """Return `split`. Raises PlaitError where the dataset has none of this name."""
+        """Return `split` unchanged if the dataset has it. Raises PlaitError, with those it has, if not."""
 
     def evaluation_split(self, name: str) -> str:
-        """Return the split that a dataset is evaluated on where none is named."""
+        """Return the split, such as `validation`, that a dataset is evaluated on when the user names none."""
 
     def scored(self) -> list[str]:
-        """Return the datasets whose answers a rule scores."""
+        """Return the names of the datasets that `rule_of` has a bench for."""
 
 
 REQUIRED: Mapping[str, str] = {
@@ -153,11 +156,11 @@ METHODS: Mapping[str, Sequence[str]] = {
     "Inputs": ("encode(sample, key)", "collate(examples)"),
     "Loss": ("weights(batch)", "sums(model, batch)"),
 }
-"""What the classes among the members are called for."""
+"""Methods, with their arguments, that these members must have if they are classes."""
 
 
 def check(name: str, module: ModuleType) -> Family:
-    """Return the family that a module holds. Raises PlaitError, one line, naming every member that is missing or has another signature."""
+    """Return the members of module family.py as a Family. Raises PlaitError naming every one that is missing or has another signature."""
     members = vars(module)
     faults = [f"it lacks {wanted}" for member, wanted in REQUIRED.items() if member not in members]
     given = {member: members[member] for member in (*REQUIRED, *OPTIONAL) if member in members}

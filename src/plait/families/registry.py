@@ -1,6 +1,6 @@
-"""Find families by name: the packages in this folder, and those that installed packages offer by the entry point `plait.families`.
+"""Find families (kinds of models) by name: the packages in this folder, and those that installed packages offer by an entry point.
 
-Importing this module imports no torch; `load` imports what a family trains with.
+Importing this module imports no torch; only `load` imports a family's model. What a family's modules hold is in contract.py.
 """
 
 import difflib
@@ -26,7 +26,7 @@ GROUP = "plait.families"
 
 @functools.cache
 def packages() -> dict[str, str]:
-    """Return the package of each family by its name; those that ship come first and cannot be replaced."""
+    """Return the import path of each family: {'molmo': 'plait.families.molmo', ...}. Installed ones cannot replace those that ship."""
     shipped = {path.parent.name: f"plait.families.{path.parent.name}" for path in sorted(_HERE.glob("*/family.py"))}
     return {**{entry.name: entry.value for entry in plugins.offered(GROUP)}, **shipped}
 
@@ -37,7 +37,7 @@ def names() -> list[str]:
 
 
 def model_config(family: str) -> type[ModelSection]:
-    """Return the class of a family's `model:` section. Raises PlaitError for an unknown name, listing the known ones, and for none."""
+    """Return the class of a family's `model:` section, without importing torch. Raises PlaitError for an unknown family or none there."""
     section = vars(_module(family, "config")).get("Config")
     if not (isinstance(section, type) and issubclass(section, ModelSection)):
         raise PlaitError(f"family {family!r}: {_package(family)}.config has no Config, a subclass of plait.config.schema.ModelSection")
@@ -45,13 +45,13 @@ def model_config(family: str) -> type[ModelSection]:
 
 
 def load(family: str) -> "Family":
-    """Return a family, checked against the contract. Raises PlaitError where it does not fulfil it."""
+    """Import a family and check it against contract.py. Raises PlaitError for an unknown name, or members missing or wrong."""
     contract = importlib.import_module("plait.families.contract")
     return cast("Family", contract.check(family, _module(family, "family")))
 
 
 def benches(family: str) -> "Benches":
-    """Return the benches of a family by name; none where it has no `evaluate.py`. Raises PlaitError for an `evaluate.py` without any."""
+    """Return a family's benches (evaluations) by name; {} without an `evaluate.py`. Raises PlaitError for one that defines no `benches`."""
     if not _has(family, "evaluate.py"):
         return {}
     module = _module(family, "evaluate")
@@ -61,7 +61,7 @@ def benches(family: str) -> "Benches":
 
 
 def preset(family: str, name: str) -> Path:
-    """Return the file of a family's preset. Raises PlaitError for an unknown name, listing the known ones."""
+    """Return the path of a preset, a configuration that the family ships. Raises PlaitError for an unknown name, listing the known ones."""
     folder = _folder(family) / "presets"
     path = folder / f"{name}.yaml"
     if not path.is_file():
@@ -71,7 +71,7 @@ def preset(family: str, name: str) -> Path:
 
 
 def mixture(family: str, name: str) -> Path:
-    """Return the file of a mixture: a YAML or JSON file, or one that a family ships. Raises PlaitError for an unknown name."""
+    """Return the path of a list of datasets: `name` itself if it ends in .yaml, .yml or .json, else the family's own. Raises PlaitError."""
     path = Path(name).expanduser()
     if path.suffix in (".yaml", ".yml", ".json"):
         return path
@@ -85,12 +85,12 @@ def mixture(family: str, name: str) -> Path:
 
 
 def has_datasets(family: str) -> bool:
-    """Tell whether a family knows datasets by name."""
+    """Tell whether a family has a catalogue of datasets that a configuration can name."""
     return _has(family, "catalogue/datasets.py")
 
 
 def datasets(family: str) -> "Catalogue":
-    """Return the datasets that a family knows by name. Raises PlaitError for a family that knows none."""
+    """Return a family's catalogue of datasets (contract.Catalogue). Raises PlaitError for a family without one."""
     if not has_datasets(family):
         raise PlaitError(
             f"family {family!r} knows no datasets by name: name your own as module:Class or file.py:Class, or a source with a path"
@@ -99,7 +99,7 @@ def datasets(family: str) -> "Catalogue":
 
 
 def publisher(family: str) -> "Publisher | None":
-    """Return how a family is written for other software and read back; None for a family that is not."""
+    """Return the family's module `export` (contract.Publisher), or None where it has none."""
     return cast("Publisher", _module(family, "export")) if _has(family, "export.py") else None
 
 

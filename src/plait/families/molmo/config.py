@@ -18,13 +18,13 @@ Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class Section(BaseModel):
-    """Base of the sections: unknown keys are errors, values do not change."""
+    """Base of the sections inside `model:`: unknown keys are errors, and values cannot be changed after validation."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Tower(Section):
-    """A vision tower: one row of TOWERS."""
+    """A vision tower (image encoder) and how images are prepared for it: one row of the table TOWERS."""
 
     kind: Literal["clip", "siglip", "dino"]
     source: str  # Hub name of its weights
@@ -44,7 +44,7 @@ class Tower(Section):
 
     @property
     def side(self) -> int:
-        """Return the patches of a crop's side."""
+        """Return the number of patches along one side of a crop."""
         return self.image // self.patch
 
 
@@ -88,7 +88,7 @@ SOURCES = {"qwen2_7b": "Qwen/Qwen2-7B", "olmoe": "allenai/OLMoE-1B-7B-0924"}
 
 
 class Config(ModelSection):
-    """`model:` of family molmo."""
+    """`model:` of family molmo: a vision-language model. `variants`: names of settings that evaluation can change, with what they mean."""
 
     variants: ClassVar[Mapping[str, str]] = {"high-res": "36 crops and 4096 tokens"}
 
@@ -115,18 +115,18 @@ class Config(ModelSection):
     z_loss: Annotated[float, Field(ge=0.0)] = Field(default=1e-4, description="coefficient of the squared log-normaliser")
 
     def variant(self, name: str) -> tuple["Config", int]:
-        """Return the section that looks at up to 36 crops (`high-res`), and the tokens that they and a question take."""
+        """Return the section with up to 36 crops, and data.max_tokens for them and a question. `name` is `high-res`, of `variants`."""
         assert name in self.variants
         return self.model_copy(update={"max_crops": 36}), 4096
 
     @property
     def tower(self) -> Tower:
-        """Return the row of the configured vision tower."""
+        """Return the row of TOWERS that `vision_backbone` names."""
         return TOWERS[self.vision_backbone]
 
     @property
     def window(self) -> int:
-        """Return by how many patches neighbouring crops are apart."""
+        """Return the patches from one crop to the next: a crop's side without its margins."""
         return self.tower.side - 2 * self.overlap
 
     @model_validator(mode="before")

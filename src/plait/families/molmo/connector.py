@@ -1,6 +1,6 @@
 """The connector from patch features to the language model's embeddings: padding marks, attention pooling of 2 x 2 patches, SwiGLU.
 
-It also holds the extra embedding rows: the image tokens, which have no rows in the output head.
+It also holds the extra embedding rows: those of the image tokens, which have no rows in the output head.
 Legend: n crops, P patches per crop, F = 2 * hidden features per patch, T image tokens, K = 4 patches of a pool, E the tower's width,
 D the language model's width.
 """
@@ -15,10 +15,7 @@ _SWIGLU_RMS = 0.5964  # of silu(a) b for independent standard normal a and b: sq
 
 
 class MeanQueryPooling(nn.Module):
-    """Multi-head attention of one query over the patches of a pool, where the query is their mean.
-
-    Patches beyond the grid count in neither.
-    """
+    """Attention pooling of 2 x 2 patches to one vector; the query is their mean. Patches outside the image's grid are ignored."""
 
     def __init__(self, features: int, hidden: int, heads: int):
         super().__init__()
@@ -27,7 +24,7 @@ class MeanQueryPooling(nn.Module):
         self.wo = nn.Linear(hidden, hidden)
 
     def forward(self, pools_TKF: Tensor, real_TK: Tensor) -> Tensor:
-        """Pool (T, K, F) to (T, E). A pool without any real patch would give NaN; the tiling makes none."""
+        """Pool (T, K, F) to (T, E); `real_TK`: patches that exist. A pool without any would give NaN; the tiling makes none."""
         count_T1 = real_TK.sum(-1, keepdim=True)
         query_T1F = ((pools_TKF * real_TK[..., None]).sum(1) / count_T1)[:, None]
         q, k, v = (self._split_heads(x) for x in (self.wq(query_T1F), self.wk(pools_TKF), self.wv(pools_TKF)))
@@ -40,7 +37,7 @@ class MeanQueryPooling(nn.Module):
 
 
 class Projector(nn.Module):
-    """The SwiGLU w2(silu(w1 x) * w3 x), without biases (Shazeer 2020)."""
+    """The SwiGLU layer w2(silu(w1 x) * w3 x), without biases (Shazeer 2020), from the tower's width to the language model's."""
 
     def __init__(self, features: int, inner: int, hidden: int):
         super().__init__()
@@ -54,7 +51,7 @@ class Projector(nn.Module):
 
 
 class Connector(nn.Module):
-    """Features to one vector per image token, which the model adds to the embedding of `<im_patch>`."""
+    """Turns patch features into one vector per image token, which the model adds to the embedding of `<im_patch>`."""
 
     def __init__(self, tower: Tower, inner: int, hidden: int, scale: float):
         """Draw the weights so that image features have the root mean square `scale`, that of the embeddings.
@@ -76,8 +73,9 @@ class Connector(nn.Module):
         nn.init.normal_(self.projector.w2.weight, std=scale / _SWIGLU_RMS * inner**-0.5)
 
     def forward(self, features_nPF: Tensor, real_nP: Tensor, pools_TK: Tensor) -> Tensor:
-        """Return (T, D). `real` is the fraction of a patch that is image: at 0 the first pad embedding is added, between
-        0 and 1 the second.
+        """Return embeddings (T, D) of the image tokens. `pools_TK`: the 4 patches of each, as indices into n * P; -1 for none.
+
+        `real_nP` is the fraction of a patch that is image: at 0 the first pad embedding is added, between 0 and 1 the second.
         """
         marks_nP2 = torch.stack([real_nP == 0, (real_nP > 0) & (real_nP < 1)], dim=-1)
         weight = self.pooling.wq.weight

@@ -1,8 +1,9 @@
-"""Benches of family molmo, by free generation. Each is one scoring rule, which reads the truth from the sample's fields.
+"""Benches (evaluations by free generation) of family molmo. Each is one scoring rule, which reads the truth from the sample's `fields`.
 
-accuracy: any sample (its last answer, or `answers`; scenes have their own scorer). vqa, exact_match, anls, relaxed_accuracy: `answers` or
-`answer`. multiple_choice, mmmu: `options` and `answer_idx`. counting: `count`. pointing: `points` in percent and, where there are, their
-`masks`. mathvista: its record's own fields.
+accuracy: any sample (its last answer, or `answers`; drawn scenes have their own scorer). vqa, exact_match, anls, relaxed_accuracy:
+`answers` or `answer`. multiple_choice, mmmu: `options` and `answer_idx`. counting: `count`. pointing: `points` in percent and, where there
+are, their `masks`. mathvista: its record's own fields. A rule maps (answer, sample) to figures, such as {"score": 1.0, "f1": 1.0}, from 0
+to 1. A row is a dict per sample: question, answer, gold, figures, or `bad`, why it cannot be encoded.
 """
 
 import math
@@ -28,16 +29,16 @@ _HIT_RADIUS = 5.0  # percent of width and height within which a point hits a gol
 
 @dataclass(frozen=True)
 class Scored:
-    """A bench that scores free answers by one rule."""
+    """A bench that generates free answers and scores them by one rule."""
 
     score: Score
 
     def bench(self) -> Bench:
-        """Return the rule as a Bench of the engine."""
+        """Return this as the engine's Bench, a pair of `predict` and `summarise`."""
         return Bench(self.predict, self.summarise)
 
     def predict(self, model: Molmo, samples: Sequence[Sample], inputs: Inputs, *, batch: int, moment: str = "") -> list[Row]:
-        """Answer and score every sample, in their order; a sample that cannot be encoded has a row with the reason.
+        """Answer and score every sample, `batch` at a time; return one row per sample, in order. `moment` is not used.
 
         Raises PlaitError for a sample without the fields that the rule compares with.
         """
@@ -65,9 +66,7 @@ class Scored:
         return {**row, "task": task(sample), "correct": figures["score"] == 1.0, **figures}
 
     def summarise(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-        """Return means of the rule's figures (`score` first), score/TASK where samples name tasks, and how many samples
-        were used and not.
-        """
+        """Return means of the rule's figures (`score` first), `score/TASK`, and the numbers `samples` and, if any, `bad_samples`."""
         used = [row for row in rows if "bad" not in row]
         names = list(dict.fromkeys(name for row in used for name in row if isinstance(row[name], float)))
         figures = {name: _mean([row[name] for row in used if name in row]) for name in names}
@@ -94,7 +93,7 @@ def _answer_limit(inputs: Inputs, sample: Sample) -> int:
 
 
 def golds(sample: Sample) -> list[str]:
-    """Return the gold answers: the field `answers`, else the last assistant turn of the first annotation, else the field `answer`."""
+    """Return the gold answers (str): the field `answers`, else the sample's last assistant turn, else the field `answer`."""
     fields = sample["fields"]
     if "answers" in fields:
         return [str(answer) for answer in fields["answers"]]
@@ -103,12 +102,12 @@ def golds(sample: Sample) -> list[str]:
 
 
 def question(sample: Sample) -> str:
-    """Return the text of the last user turn, empty where there is none."""
+    """Return the question that is asked: the text of the last user turn, empty where there is none."""
     return next((message["content"].strip() for message in reversed(_messages(sample)) if message["role"] == "user"), "")
 
 
 def task(sample: Sample) -> str | None:
-    """Return the task that a sample names, else its style, else None."""
+    """Return the sample's field `task`, else its `style` (such as vqa2), else None: the group under which it is also reported."""
     name = sample["fields"].get("task", sample["fields"].get("style"))
     return None if name is None else str(name)
 
@@ -125,7 +124,7 @@ def _field(sample: Sample, name: str) -> Any:
 
 
 def accuracy(answer: str, sample: Sample) -> dict[str, float]:
-    """Score right or wrong: by the scene's or NLVR's own scorer, else equality but for case, outer punctuation and white space."""
+    """Score 1 or 0: by the scorer of drawn scenes or NLVR, else equality but for case, outer punctuation and white space."""
     if can_score(sample["fields"]):
         return {"score": float(score(answer, sample["fields"]))}
     normalised = [" ".join(text.split()).strip(" .,;:!?\"'").casefold() for text in (answer, *golds(sample))]
@@ -133,7 +132,7 @@ def accuracy(answer: str, sample: Sample) -> dict[str, float]:
 
 
 def counting(answer: str, sample: Sample) -> dict[str, float]:
-    """Score a count as exactly right, and as within one; the exact score also under the true count."""
+    """Return `score`, 1 if the count is right, `within_one`, and the score again as `score/count_3` for a true count of 3."""
     count = int(_field(sample, "count"))
     predicted = points.read_count(answer)
     exact, near = float(predicted == count), float(predicted is not None and abs(predicted - count) <= 1)
@@ -141,7 +140,7 @@ def counting(answer: str, sample: Sample) -> dict[str, float]:
 
 
 def pointing(answer: str, sample: Sample) -> dict[str, float]:
-    """Score points by F1 (the score), precision and recall."""
+    """Return `score`, the F1 of the points in the answer, with `precision`, `recall` and `f1`."""
     fields = sample["fields"]
     gold, hits = _scene_targets(fields) if {"truth", "objects", "size"} <= fields.keys() else _annotated_targets(sample)
     figures = points.pointing_score(points.read(answer), gold, hits)
@@ -171,7 +170,7 @@ def _annotated_targets(sample: Sample) -> tuple[list[points.Point], Callable[[in
 
 
 def in_mask(mask: Sequence[Sequence[Any]], point: points.Point) -> bool:
-    """Return whether a point in percent lies on a set pixel of a mask (rows of pixels)."""
+    """Return whether a point (x, y), in percent of the image, lies on a set pixel of a mask (a list of rows of pixels)."""
     high, wide = len(mask), len(mask[0])
     return bool(mask[min(int(point[1] / 100 * high), high - 1)][min(int(point[0] / 100 * wide), wide - 1)])
 

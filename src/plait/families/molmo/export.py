@@ -1,7 +1,7 @@
 """`plait export`: a directory that other software loads. `hf`: transformers, through plait; `molmo`: the published layout.
 
-It holds weights as safetensors with an index, the configuration, the tokenizer with the image tokens at their ids,
-and the preprocessor's settings.
+It holds weights as safetensors with an index, the configuration, the tokenizer with the image tokens at their ids, and the preprocessor's
+settings. `directory` is the run's folder `assets`, with a debug model's tokenizer; `out`, the new directory.
 """
 
 from collections.abc import Callable
@@ -43,7 +43,7 @@ def write_hf(model: Molmo, config: Config, directory: Path, out: Path) -> list[s
 
 
 def write_molmo(model: Molmo, config: Config, directory: Path, out: Path) -> list[str]:
-    """Write a directory in the published Molmo layout; return the lines to print about it. Raises PlaitError for parts without one."""
+    """Write the published Molmo layout; return lines to print. Raises PlaitError for other than qwen2 with CLIP."""
     settings = {"config.json": published.model_settings(model), "preprocessor_config.json": published.image_settings(config)}
     settings["processor_config.json"] = {"processor_class": "MolmoProcessor"}
     _write(out, published.to_published(model), settings, _tokenizer(model, config, directory))
@@ -80,7 +80,7 @@ def _tokenizer(model: Molmo, config: Config, directory: Path) -> PreTrainedToken
 
 @torch.no_grad()
 def load(model: Molmo, weights: dict[str, Tensor]) -> list[str]:
-    """Copy exported weights, in any of the layouts, into the model; return the names of parameters they do not have.
+    """Copy exported weights, of `hf`, `molmo` or plait's own layout, into the model; return the parameters that they lack.
 
     Raises PlaitError when a published tensor is missing or has another shape.
     """

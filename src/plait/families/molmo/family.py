@@ -1,4 +1,4 @@
-"""Family molmo's contract: what the engine and the commands take from it (see families/contract.py)."""
+"""The members of family molmo that plait calls; `families/contract.py` explains each. `directory` is the run's folder `assets`."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -30,14 +30,14 @@ never_trained: frozenset[str] = frozenset()
 
 
 def prepare(config: Config, directory: Path, texts: Callable[[], Iterable[str]]) -> None:
-    """Train a debug model's tokenizer on the run's texts and write it to `directory`, unless it is there; do nothing for other models."""
+    """Train a debug model's tokenizer on `texts()` and write it to `directory`, unless it is there; do nothing for other models."""
     folder = directory / towers.TOKENIZER
     if config.language == DEBUG and not folder.exists():
         write_tokenizer(folder, texts())
 
 
 def base(config: Config) -> list[dict[str, str | None]]:
-    """Return where the weights that are not saved with a run come from."""
+    """Return where pretrained weights come from: [{'part': 'language', 'name': Hub name or path, 'revision': None}, ...'vision']."""
     language = SOURCES.get(config.language, config.language)
     vision = config.vision_source or config.tower.source
     return [

@@ -1,4 +1,4 @@
-"""Answers of family molmo to prompts with images: `plait generate` and the benches' predictions.
+"""Answers of family molmo to prompts with images: `plait generate` and the generation of the benches (evaluations).
 
 The token-by-token loop is in nn/decoding.py; this file gives it the model with its cache. The vision tower runs once, in the prefill.
 """
@@ -22,7 +22,7 @@ from plait.nn.decoding import GREEDY, Sampling, decode
 
 
 class GenerateOptions(BaseModel):
-    """Options of `plait generate` for family molmo."""
+    """Options of `plait generate` for family molmo, checked from the command line."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -43,7 +43,7 @@ class GenerateOptions(BaseModel):
 
 
 def generate(model: Molmo, inputs: Inputs, options: GenerateOptions, out: Path | None) -> list[str]:
-    """Answer one prompt; with `out`, also write answer.json there. Raises PlaitError for an image file that does not exist."""
+    """Answer one prompt; return [answer]. With `out`, write answer.json there. Raises PlaitError for an image file that does not exist."""
     missing = [str(path) for path in options.image if not path.is_file()]
     if missing:
         raise PlaitError(f"generate: --image: no file {missing[0]}")
@@ -64,14 +64,14 @@ def generate(model: Molmo, inputs: Inputs, options: GenerateOptions, out: Path |
 def answers(
     model: Molmo, inputs: Inputs, examples: Sequence[Example], *, max_new_tokens: Sequence[int], sampling: Sampling = GREEDY
 ) -> list[str]:
-    """Generate the answers to a batch of prompts, each of at most its own `max_new_tokens`. The model must be in evaluation mode."""
+    """Generate the text of the answer to each prompt, of at most `max_new_tokens[i]` tokens. The model must be in eval mode."""
     batch = {name: value.to(model.head.device) for name, value in inputs.collate(examples, left=True).items()}
     rows = decode(CachedMolmo(model, batch), max_new_tokens=max_new_tokens, stops=inputs.tokenizer.stops, sampling=sampling)
     return [inputs.tokenizer.decode(row).strip() for row in rows]
 
 
 class CachedMolmo:
-    """The model over a left-padded batch of prompts, with their cache, mask and positions (see nn/decoding.CachedModel)."""
+    """The model with a left-padded batch of prompts, their key-value cache, mask and positions (see nn/decoding.CachedModel)."""
 
     def __init__(self, model: Molmo, batch: Batch):
         self.model, self.batch = model, batch
@@ -80,12 +80,12 @@ class CachedMolmo:
         self.cache = DynamicCache()  # keeps every position: sliding windows are cut by the mask
 
     def prefill(self) -> Tensor:
-        """Process images and prompts; return the logits (B, V) of the first new token."""
+        """Process images and prompts, and fill the cache; return the logits (B, V) of each row's first new token."""
         hidden_BLD = self.model.hidden(self.model.embed(self.batch), self.batch, self.cache)
         return self.model.logits(hidden_BLD[:, -1])
 
     def advance(self, token_B: Tensor) -> Tensor:
-        """Append one token to each row; return the logits (B, V) of the next."""
+        """Append one token to each row of the cache; return the logits (B, V) of the next."""
         self.visible_BK = torch.cat([self.visible_BK, self.visible_BK.new_ones(len(self.visible_BK), 1)], dim=1)
         self.positions_BK = torch.cat([self.positions_BK, self.positions_BK[:, -1:] + 1], dim=1)
         embeds_B1D = self.model.language.get_input_embeddings()(token_B[:, None])

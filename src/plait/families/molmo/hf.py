@@ -46,7 +46,7 @@ def _encode_png(image: Image.Image | bytes) -> bytes:
 
 
 class MolmoConfig(PreTrainedConfig):
-    """The family's `model:` section and the language model's own configuration."""
+    """Configuration of an export: `plait`, the family's `model:` section, and `text_config`, the language model's own."""
 
     model_type = MODEL_TYPE
 
@@ -55,7 +55,7 @@ class MolmoConfig(PreTrainedConfig):
         super().__init__(**kwargs)
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
-        """Return the language model's configuration, or this one while there is none yet."""
+        """Return the language model's configuration, or this one without `text_config`, as transformers may construct it."""
         return AutoConfig.for_model(**self.text_config) if self.text_config else self
 
 
@@ -83,7 +83,7 @@ class MolmoForCausalLM(PreTrainedModel, GenerationMixin):
             position_ids.copy_(torch.arange(position_ids.shape[-1], device=position_ids.device).expand_as(position_ids))
 
     def get_input_embeddings(self) -> nn.Module:
-        """Return the language model's own embedding; the rows of image tokens are the connector's."""
+        """Return the language model's own embedding; rows of image tokens are in the connector, and not in it."""
         embeddings: nn.Module = self.model.language.get_input_embeddings()
         return embeddings
 
@@ -100,7 +100,7 @@ class MolmoForCausalLM(PreTrainedModel, GenerationMixin):
         logits_to_keep: int = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Return logits (B, L, V) of one conversation per row."""
+        """Return logits (B, L, V), of the last `logits_to_keep` positions only if that is not 0, and the cache."""
         images = {"crops": input_ids.new_empty(0) if crops is None else crops, "real": real, "pools": pools}
         output = self.model.language.get_decoder()(
             inputs_embeds=self.model.embed({"ids": input_ids, **images}),
@@ -113,7 +113,7 @@ class MolmoForCausalLM(PreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(logits=self.model.logits(hidden), past_key_values=output.past_key_values)
 
     def prepare_inputs_for_generation(self, input_ids: Any, *args: Any, **kwargs: Any) -> Any:
-        """Pass images in the prefill alone; afterwards they are in the cache."""
+        """Pass images in the prefill alone; for later tokens their features are in the cache."""
         cache = kwargs.get("past_key_values")
         if cache is not None and cache.get_seq_length() > 0:
             kwargs |= {"crops": None, "real": None, "pools": None}
@@ -121,14 +121,14 @@ class MolmoForCausalLM(PreTrainedModel, GenerationMixin):
 
 
 class MolmoProcessor:
-    """Images and prompts to the model's inputs, by the family's own encoding."""
+    """Turns images and prompts into the inputs of MolmoForCausalLM, as training encodes them."""
 
     def __init__(self, inputs: Inputs, tokenizer: Any):
         self.inputs, self.tokenizer = inputs, tokenizer
 
     @classmethod
     def from_pretrained(cls, name: str, **kwargs: Any) -> "MolmoProcessor":
-        """Open the processor of an exported directory or Hub repository."""
+        """Open the processor of an exported directory or Hub repository, from its config.json and tokenizer.json."""
         hub = {key: kwargs[key] for key in ("revision", "cache_dir", "token", "local_files_only") if kwargs.get(key) is not None}
         settings = json.loads(Path(str(cached_file(name, "config.json", **hub))).read_text(encoding="utf-8"))
         tokenizer = Tokenizer.from_file(str(cached_file(name, "tokenizer.json", **hub)))
@@ -137,7 +137,7 @@ class MolmoProcessor:
         return cls(Inputs(config, Path(), tokenizer=text_tokenizer), AutoTokenizer.from_pretrained(name, **hub))
 
     def __call__(self, images: Any = None, text: str | Sequence[str] = "", style: str | None = None, **kwargs: Any) -> BatchFeature:
-        """Encode prompts: `text` is one, or one per row; `images` an image or a list for one prompt, a list of lists for several."""
+        """Encode a prompt with an image or list of them, or a list of prompts with a list of lists. `style`: such as vqa2."""
         prompts = [text] if isinstance(text, str) else list(text)
         images_by_row = [images] if isinstance(text, str) else images or [None] * len(prompts)
         fields = {} if style is None else {"style": style}
@@ -153,11 +153,11 @@ class MolmoProcessor:
         return BatchFeature({**text_inputs, **{name: batch[name] for name in ("crops", "real", "pools")}})
 
     def decode(self, ids: Any, **kwargs: Any) -> str:
-        """Return the text of generated tokens, without image tokens and ends of text."""
+        """Return the text of a sequence of generated token ids, without image tokens and ends of text."""
         return self.inputs.tokenizer.decode([int(i) for i in ids]).strip()
 
     def batch_decode(self, rows: Any, **kwargs: Any) -> list[str]:
-        """Decode every row."""
+        """Return the text of each row of generated tokens, as `decode` does."""
         return [self.decode(row) for row in rows]
 
 

@@ -1,4 +1,8 @@
-"""From samples to the model's inputs: crops of images, and token sequences with labels and weights. Runs in data workers."""
+"""From samples (raw items of data) to crops of images, and token sequences with labels and weights. Runs in data workers.
+
+A row is one sample's sequence of tokens; an annotation, one conversation about its image, of which a row may hold several. A style is a
+task's name, such as vqa2 or long_caption, that may begin a prompt. Weights are loss weights of tokens, 0 where nothing is learned.
+"""
 
 import math
 from collections.abc import Sequence
@@ -26,14 +30,14 @@ Sample = dict[str, Any]
 
 @dataclass(frozen=True)
 class Example:
-    """One encoded sample: its row and its images, in the order in which their tokens stand."""
+    """One encoded sample: its row and its tiled images, in the order in which their tokens stand in it."""
 
     row: Row
     tiles: list[TiledImage]
 
 
 class TextTokenizer:
-    """A tokenizer with the ids of begin and end of text, and the id at which image tokens begin.
+    """A tokenizer with the ids of begin and end of text (`bos`, `eos`, `stops`) and the first id of image tokens (`image_start`).
 
     Raises PlaitError for a language model whose configuration names no eos_token_id.
     """
@@ -50,12 +54,12 @@ class TextTokenizer:
         self.stops = frozenset(ends)
 
     def encode(self, text: str) -> list[int]:
-        """Tokenise plain text; no special token is recognised in it."""
+        """Tokenise plain text; a special token spelled out in it is plain text."""
         self.tokenizer.encode_special_tokens = True  # lost when a tokenizer travels to another process
         return self.tokenizer.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
-        """Return the text of tokens; image tokens are left out, or, with `special`, named."""
+        """Return the text of tokens. Image tokens are left out or, with `special`, written by name, such as `<im_patch>`."""
         if not special:
             return self.tokenizer.decode([i for i in ids if i < self.image_start], skip_special_tokens=True)
         names = {self.image_start + i: name for i, name in enumerate(IMAGE_TOKENS)}
@@ -63,7 +67,7 @@ class TextTokenizer:
 
 
 class Inputs:
-    """Encoding and collation of samples: `encode` for training and held-out loss, `prompt` for generation, `collate` for both."""
+    """`encode` serves training and held-out loss, `prompt` generation, `collate` both. `directory`: the run's folder `assets`."""
 
     def __init__(
         self,
@@ -79,7 +83,7 @@ class Inputs:
         self.tokenizer = tokenizer or TextTokenizer(towers.load_tokenizer(config, directory), towers.language_config(config))
 
     def encode(self, sample: Sample, key: int) -> Example:
-        """Encode all annotations of a sample with their labels. In training, `key` draws styles, lengths and the annotations' order.
+        """Encode all annotations with their labels. In training, `key`, a 64-bit seed, draws styles, lengths and their order.
 
         Raises BadSample for a sample with nothing to learn, wrong image marks, unreadable images, or too many tokens.
         """
@@ -102,7 +106,7 @@ class Inputs:
         return Example(row, tiles)
 
     def prompt(self, sample: Sample) -> Example:
-        """Encode the first annotation up to its last user turn, never truncated. Raises BadSample as `encode` does."""
+        """Encode the first annotation up to its last user turn, for generation; never truncated. Raises BadSample as `encode` does."""
         messages, style, _ = styles.conversations(sample, self.config.default_style)[0]
         last = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=None)
         question = list(messages[: last + 1]) if last is not None else [{"role": "user", "content": ""}]
@@ -113,7 +117,7 @@ class Inputs:
         return Example(unsupervised(row), tiles)
 
     def collate(self, examples: Sequence[Example], *, left: bool = False) -> dict[str, Tensor]:
-        """Collate examples to one batch.
+        """Collate examples to one batch of tensors by name; `left` pads before the tokens, as generation needs.
 
         Crops of all images are concatenated in the rows' order, and the patch numbers in `pools` count over all of them.
         """
@@ -133,7 +137,7 @@ class Inputs:
         return batch
 
     def image_ids(self, tiled: TiledImage) -> list[int]:
-        """Return the token ids of one image."""
+        """Return the ids of one image's tokens: their kinds (tiling.py) counted from `image_start`."""
         ids: list[int] = (tiled.tokens + self.tokenizer.image_start).tolist()
         return ids
 
@@ -177,7 +181,7 @@ def _annotation_weight(weighting: str, tokens: int, annotations: int) -> float:
 
 
 def inspect(inputs: Inputs, sample: Sample, example: Example) -> dict[str, Any]:
-    """Describe what the model sees of one example: crops (uint8, H x W x 3), text in runs, counts."""
+    """Return what the model sees: `images` (crops, uint8, H x W x 3), `text` ([(text, supervised)]), `notes` (counts by name)."""
     row = example.row
     notes = {
         "tokens": len(row),

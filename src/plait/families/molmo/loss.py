@@ -1,4 +1,4 @@
-"""Weighted next-token cross-entropy and z-loss, as sums with their weights. The division happens in the loop, once, globally."""
+"""Weighted next-token cross-entropy and z-loss, as numerators with denominators; the training loop divides, once per global batch."""
 
 import torch
 from torch import Tensor, nn
@@ -10,10 +10,10 @@ from plait.families.molmo.sequence import PADDING
 
 
 class Loss(contract.Loss):
-    """`loss` in nats per unit of token weight; `z_loss`, the mean squared log-normaliser; `cut`, answer tokens lost per sample.
+    """Terms: `loss`, nats per unit of token weight; `z_loss`, mean squared log-normaliser; `cut`, answer tokens lost per sample.
 
-    Also counts tokens, positions of the sequence that are not padding (those of images among them), and those whose
-    next token is supervised.
+    Also counts tokens (positions that are not padding, those of images among them) and supervised_tokens (those whose next token is
+    learned).
     """
 
     counts = ("tokens", "supervised_tokens")
@@ -23,14 +23,14 @@ class Loss(contract.Loss):
         self.coefficients = {"loss": 1.0, "z_loss": config.z_loss, "cut": 0.0}
 
     def weights(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the summed token weights, the number of samples, and the counts."""
+        """Return the denominators (summed token weights, or the number of samples for `cut`) and the counts; float64 scalars."""
         total = batch["weights"].sum(dtype=torch.float64)
         tokens = (batch["segments"][..., 0] != PADDING).sum(dtype=torch.float64)
         counts = {"tokens": tokens, "supervised_tokens": (batch["weights"] > 0).sum(dtype=torch.float64)}
         return {"loss": total, "z_loss": total, "cut": torch.tensor(float(len(batch["cut"])), dtype=torch.float64), **counts}
 
     def by_sample(self, batch: Batch) -> dict[str, Tensor]:
-        """Return tokens, supervised tokens and token weight of each sample, with a row per sample or all packed into one row."""
+        """Return tokens, supervised tokens and token weight of each sample, (B,) each, also where all samples share one row."""
         documents, samples = batch["segments"][..., 0], len(batch["cut"])
         one_per_row = len(documents) == samples
         number = documents + torch.arange(samples)[:, None] if one_per_row else documents
@@ -40,6 +40,6 @@ class Loss(contract.Loss):
         return {name: torch.bincount(sample_of_position, value, minlength=samples + 1)[:samples] for name, value in values.items()}
 
     def sums(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Return the weighted sums, differentiable."""
+        """Return the numerators: weighted sums over positions, differentiable, and the number of cut tokens."""
         sums: dict[str, Tensor] = model(batch)
         return {**sums, "cut": batch["cut"].sum().to(sums["loss"])}

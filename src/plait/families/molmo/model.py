@@ -1,6 +1,7 @@
 """Molmo: a vision tower, a connector and a causal language model, with image features added to the embeddings of `<im_patch>`.
 
 Tower and language model are transformers' own classes. Which position sees which is in the batch (sequence.py), not decided here.
+A batch is what `Inputs.collate` returns: ids, labels, weights, positions (B, L), segments (B, L, 2), and crops, real, pools of its images.
 Legend: B rows, L positions, K positions of the cache and L, D width, V rows of the language model's embedding, T image tokens of the batch.
 """
 
@@ -30,9 +31,7 @@ _META_SCALE = 0.02  # rms assumed of embeddings on the meta device
 
 
 class Molmo(nn.Module):
-    """The whole model. `forward` returns the sums of the loss; `embed`, `hidden` and `logits` are its stages, for
-    generation and tests.
-    """
+    """The whole model. `forward` returns the sums of the loss; it is split into `embed`, `hidden` and `logits` for generation and tests."""
 
     def __init__(self, config: Config, language: PreTrainedModel, vision: VisionTower, connector: Connector):
         super().__init__()
@@ -58,12 +57,12 @@ class Molmo(nn.Module):
 
     @property
     def head(self) -> Tensor:
-        """Return the output head (V, D), which has no rows for image tokens."""
+        """Return the output head's weight (V, D), which has no rows for image tokens."""
         weight: Tensor = self.language.get_output_embeddings().weight
         return weight
 
     def embed(self, batch: Batch) -> Tensor:
-        """Return embeddings (B, L, D): the words', the extra rows', and image features added at `<im_patch>`."""
+        """Return embeddings (B, L, D): of words, of image tokens (the connector's extra rows), with features added at `<im_patch>`."""
         ids_BL = batch["ids"]
         extra_BL = ids_BL >= self.rows
         words_BLD: Tensor = self.language.get_input_embeddings()(ids_BL.masked_fill(extra_BL, 0))
@@ -80,7 +79,7 @@ class Molmo(nn.Module):
         return embeds_BLD
 
     def hidden(self, embeds_BLD: Tensor, batch: Batch, cache: Cache | None = None) -> Tensor:
-        """Return the language model's last hidden states (B, L, D) of whole rows, filling `cache` where it is given."""
+        """Return the language model's last hidden states (B, L, D); fills the key-value `cache` if given, as the prefill does."""
         if self.training and (self.config.residual_dropout or self.config.response_residual_dropout):
             answer_BL1 = (batch["weights"] > 0)[..., None]
             rates = embeds_BLD.new_tensor([1 - self.config.residual_dropout, 1 - self.config.response_residual_dropout])
@@ -93,7 +92,7 @@ class Molmo(nn.Module):
     def run_decoder(
         self, embeds_BLD: Tensor, mask_B1LK: Tensor, positions_BL: Tensor, positions_BK: Tensor, cache: Cache | None = None
     ) -> Tensor:
-        """Return hidden states (B, L, D) of L positions, each attending to those of K (cached ones, then these) that the mask allows."""
+        """Return hidden states (B, L, D) of L new positions, which attend to K (cached, then these) where the mask is True."""
         output = self.language.get_decoder()(
             inputs_embeds=embeds_BLD,
             attention_mask=self._masks_by_layer_type(mask_B1LK, positions_BL, positions_BK),
@@ -105,7 +104,7 @@ class Molmo(nn.Module):
         return hidden_BLD
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Map hidden states (..., D) to logits (..., V)."""
+        """Map hidden states (..., D) to logits (..., V) over the language model's own vocabulary, without image tokens."""
         logits: Tensor = self.language.get_output_embeddings()(hidden)
         return logits
 
@@ -143,15 +142,15 @@ class Molmo(nn.Module):
 
 
 def build(config: Config, directory: Path, *, seed: int) -> Molmo:
-    """Build the model with its weights; the connector, and whatever is debug, is drawn from `seed`. On the meta device: sizes only.
+    """Build the model with its weights; the connector, and whatever is `debug`, is drawn from `seed`. On the meta device: no weights.
 
-    Raises PlaitError for a part that cannot be loaded.
+    `directory` is not used. Raises PlaitError for a part that cannot be loaded.
     """
     return assemble(config, towers.load_language(config, seed), towers.load_vision(config, seed), seed=seed)
 
 
 def assemble(config: Config, language: PreTrainedModel, vision: VisionTower, *, seed: int) -> Molmo:
-    """Join a language model and a tower by a new connector, drawn from `seed`."""
+    """Join a language model and a tower by a connector with new weights, drawn from `seed` at the scale of the embeddings."""
     sizes = language.config.get_text_config()
     inner = config.connector_hidden or sizes.intermediate_size
     words = language.get_input_embeddings().get_parameter("weight").detach()
@@ -161,7 +160,7 @@ def assemble(config: Config, language: PreTrainedModel, vision: VisionTower, *, 
 
 
 def components(model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
-    """Return the parameters by component: connector, vision, language.
+    """Group the parameters: {"connector": {name: parameter}, "vision": ..., "language": ...}.
 
     The connector has pooling, projector, pad embeddings and extra rows; a tied head counts once, in language.
     """
@@ -173,6 +172,6 @@ def components(model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:
-    """Return the transformer layers, vision first: the units of sharding, checkpointing and compiling."""
+    """Return the transformer layers, vision first, which are sharded, recomputed and compiled one by one."""
     assert isinstance(model, Molmo)
     return [*model.vision.layers, *model.language.get_decoder().layers]

@@ -1,4 +1,7 @@
-"""Points in text: written as percentages of the image, parsed from what a model answers, and scored against the truth."""
+"""Points in text, such as `<point x="10.5" y="20.0" alt="cat">cat</point>`: written, parsed from a model's answers, and scored.
+
+A point is (x, y) in percent of the image's width and height. A label is what is pointed at.
+"""
 
 import re
 from collections.abc import Callable, Sequence
@@ -16,14 +19,14 @@ _NUMBER = {word: number for number, word in enumerate(WORDS)} | {"none": 0, "no"
 
 
 def percent(x: float, y: float, width: float, height: float) -> Point:
-    """Convert pixels to percentages of the image."""
+    """Convert a point in pixels to percentages of the image's width and height."""
     return 100 * x / width, 100 * y / height
 
 
 def write(points: Sequence[Point], label: str, alt: str | None = None) -> str:
     """Write one point as `<point ..>`, several from left to right as `<points x1=.. y1=..>`, none as "There are none.".
 
-    Coordinates are percentages with one decimal. Raises BadSample for one outside 0 to 100.
+    Coordinates get one decimal. `alt`: the attribute, None for the label. Raises BadSample for a coordinate outside 0 to 100.
     """
     outside = [point for point in points if not all(0 <= value <= 100 for value in point)]
     if outside:
@@ -39,12 +42,12 @@ def write(points: Sequence[Point], label: str, alt: str | None = None) -> str:
 
 
 def write_count(points: Sequence[Point], label: str) -> str:
-    """Write the points, then how many they are. Raises BadSample as `write` does."""
+    """Write "Counting the <points ..> shows a total of 3.", none as "There are none.". Raises BadSample as `write` does."""
     return f"Counting the {write(points, label)} shows a total of {len(points)}." if points else NONE
 
 
 def read(text: str) -> list[Point]:
-    """Return every point of every tag, in the order written; an x without its y is left out, and so are points outside 0 to 100."""
+    """Return all points in a text's `<point>` and `<points>` tags, in order; an x without y, or one outside 0 to 100, is left out."""
     points: list[Point] = []
     for tag in _TAG.findall(text):
         coordinates: dict[str, dict[str, float]] = {}
@@ -55,7 +58,7 @@ def read(text: str) -> list[Point]:
 
 
 def read_count(text: str) -> int | None:
-    """Return the count that a text states: its "total of N", else its points, else its only number; None where that is unclear."""
+    """Return the count that a text states: its "total of N", else its number of points, else its only number; None if unclear."""
     if (total := _TOTAL.search(text)) is not None:
         return int(total.group(1))
     if points := read(text):
@@ -66,10 +69,7 @@ def read_count(text: str) -> int | None:
 
 
 def assign(cost: Sequence[Sequence[float]]) -> list[tuple[int, int]]:
-    """Return the pairs (row, column) of least total cost, as many as the shorter side has.
-
-    The Hungarian method with potentials, O(n^3) (Kuhn 1955).
-    """
+    """Return pairs (row, column) of least total cost, as many as the shorter side has (Hungarian method, O(n^3), Kuhn 1955)."""
     if not cost or not cost[0]:
         return []
     if len(cost) > len(cost[0]):
@@ -99,11 +99,10 @@ def assign(cost: Sequence[Sequence[float]]) -> list[tuple[int, int]]:
 
 
 def pointing_score(predicted: Sequence[Point], gold: Sequence[Point], inside: Callable[[int, Point], bool]) -> dict[str, float]:
-    """Return precision, recall and f1 of predicted points.
+    """Return precision, recall and f1 of predicted points against the gold ones.
 
-    Points are matched one to one by least total distance; `inside(i, point)` decides whether a match hits gold i. No
-    points where there are none is right (all 1); points where there are none, or none where there are some, is wrong
-    (all 0).
+    Points are matched one to one by least total squared distance; `inside(i, point)` decides whether a match hits gold i. No points where
+    there are none is right (all 1); points where there are none, or none where there are some, is wrong (all 0).
     """
     if not predicted or not gold:
         same = float(len(predicted) == len(gold))

@@ -1,6 +1,6 @@
 """The published Molmo weight layout, which the reference code and vLLM read: names, shapes and orders, to and from plait's.
 
-Each published tensor is made of one or more parameters: one as it is, several stacked by rows, or the patch embedding
+Each published tensor is made of one or more parameters of this model: one as it is, several stacked by rows, or the patch embedding
 flattened. Only Qwen2-like language models and the CLIP tower have a published layout.
 """
 
@@ -48,7 +48,7 @@ _SAME_SETTINGS = (
 
 
 class Entry(NamedTuple):
-    """A published tensor and the parameters it is made of. `patches`: flattened over (row, column, channel)."""
+    """A published tensor and the parameters that it is made of, stacked by rows. `patches`: flattened over (row, column, channel)."""
 
     theirs: str
     ours: tuple[str, ...]
@@ -56,7 +56,7 @@ class Entry(NamedTuple):
 
 
 def entries(model: Molmo) -> list[Entry]:
-    """Return every published tensor of this model. Raises PlaitError for parts that have no published layout."""
+    """List every published tensor of this model, to map names both ways. Raises PlaitError for parts without a published layout."""
     kind, tower = model.language.config.model_type, model.vision.tower.kind
     if kind != "qwen2" or tower != "clip":
         raise PlaitError(f"the published Molmo layout is for qwen2 with the openai tower, not {kind} with {tower}: use --to hf")
@@ -101,7 +101,7 @@ def _connector() -> Iterator[Entry]:
 
 
 def to_published(model: Molmo) -> dict[str, Tensor]:
-    """Return the model's weights under published names. Raises PlaitError for parts that have no published layout."""
+    """Return copies of the model's weights under published names. Raises PlaitError for parts that have no published layout."""
     parameters = dict(model.named_parameters())
     weights = {}
     for entry in entries(model):
@@ -112,7 +112,7 @@ def to_published(model: Molmo) -> dict[str, Tensor]:
 
 
 def imported(weights: Mapping[str, Tensor], model: Molmo) -> dict[str, Tensor]:
-    """Rename weights of an exported directory to plait's names: from the published layout, from plait's export, or as they are.
+    """Rename weights of an exported directory to this model's parameter names: from the published layout, or plait's exports.
 
     Raises PlaitError when a published tensor is missing, or its shape is not this model's.
     """
@@ -138,7 +138,7 @@ def imported(weights: Mapping[str, Tensor], model: Molmo) -> dict[str, Tensor]:
 
 
 def model_settings(model: Molmo) -> dict[str, Any]:
-    """Return config.json of the published layout."""
+    """Return the content of config.json in the published layout, for the reference code and vLLM."""
     sizes = model.language.config
     settings = sizes.to_dict()
     return {
@@ -161,7 +161,7 @@ def model_settings(model: Molmo) -> dict[str, Any]:
 
 
 def image_settings(config: Config) -> dict[str, Any]:
-    """Return preprocessor_config.json of the published layout."""
+    """Return the content of preprocessor_config.json in the published layout: sizes, normalisation and tiling."""
     tower, side = config.tower, -(-config.tower.side // POOL)
     return {
         "image_processor_type": "MolmoImageProcessor",

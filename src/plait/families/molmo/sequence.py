@@ -1,6 +1,7 @@
 """Token sequences: a prefix shared by all annotations of an image, the annotations after it, and the attention mask among them.
 
-Row:  <bos> image tokens | annotation 1 | annotation 2 | ...   Each annotation sees the prefix and itself; positions go on from the prefix.
+Row (one sample):  <bos> image tokens | annotation 1 | annotation 2 | ...   An annotation is one conversation about the image; it sees the
+prefix and itself, and its positions go on from the prefix. A document is a row within a batch, where several may be packed into one.
 Labels are shifted here: the label of a position is the token that follows it in its own annotation, and its weight is that token's.
 Legend: B rows, L positions.
 """
@@ -27,7 +28,7 @@ class Annotation:
 
 @dataclass(frozen=True)
 class Row:
-    """One sample's positions, each field (L,). `cut` counts the supervised tokens lost to the length limit."""
+    """One sample's sequence, each field (L,); `annotations` numbers them from 1, 0 in the prefix. `cut`: supervised tokens cut off."""
 
     ids: Tensor
     labels: Tensor
@@ -43,9 +44,8 @@ class Row:
 def build_row(prefix: Sequence[int], annotations: Sequence[Annotation], *, max_tokens: int | None = None, text_rows: int) -> Row:
     """Build the row of one sample from its prefix and annotations. Ids from `text_rows` on belong to images.
 
-    Over `max_tokens`, the last annotations are left out, and a lone one loses its end. Raises BadSample where that
-    would cut an image or leave nothing supervised, or where one of several annotations has no prompt (one position
-    would need two labels).
+    Over `max_tokens`, the last annotations are left out, and a lone one loses its end. Raises BadSample where that would cut an image or
+    leave nothing supervised, or where one of several annotations has no prompt (one position would need two labels).
     """
     kept, cut = _truncate(prefix, annotations, max_tokens, text_rows)
     if len(kept) > 1 and any(a.weights[0] > 0 for a in kept):
@@ -86,9 +86,9 @@ def _truncate(
 
 
 def attention_mask(segments_BL2: Tensor) -> Tensor:
-    """Return the mask (B, L, L): position i sees j if j is not later, in the same document, and shared or in the same annotation.
+    """Return the mask (B, L, L), True where position i sees j: j <= i, one document, and j in the prefix or i's annotation.
 
-    Padding sees itself, because a row of the mask without any True gives NaN.
+    `segments_BL2`: (document, annotation) of each position. Padding sees itself, because a row of the mask without any True gives NaN.
     """
     document_BL, annotation_BL = segments_BL2.unbind(-1)
     same = document_BL[:, :, None] == document_BL[:, None, :]
@@ -101,7 +101,8 @@ def attention_mask(segments_BL2: Tensor) -> Tensor:
 def batch_rows(rows: Sequence[Row], *, pad_id: int, pad: str, max_tokens: int | None = None, left: bool = False) -> dict[str, Tensor]:
     """Collate rows to one batch: ids, labels, weights, positions (B, L) and segments (B, L, 2) = (document, annotation).
 
-    `pad` none packs all rows into one without padding, where no row sees another. Raises PlaitError for to_max without a maximum.
+    `pad`: longest, to_128 (a multiple), to_max (`max_tokens`), or none, which packs all rows into one, where no row sees another. Raises
+    PlaitError for to_max without a maximum.
     """
     packed = [list(rows)] if pad == "none" and not left else [[row] for row in rows]
     length = _padded_length([sum(map(len, group)) for group in packed], pad, max_tokens)
@@ -131,5 +132,5 @@ def _padded_length(lengths: list[int], pad: str, max_tokens: int | None) -> int:
 
 
 def unsupervised(row: Row) -> Row:
-    """Return the row with all weights zero: a prompt."""
+    """Return the row with all loss weights 0, so that it can serve as a prompt."""
     return replace(row, weights=torch.zeros_like(row.weights))

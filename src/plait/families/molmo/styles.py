@@ -1,7 +1,8 @@
 """How a conversation is framed as text: ` User: {q} Assistant:` and ` {a}`, the style prefix of a prompt, and where images stand.
 
-A style names a task and the manner of its answers (`vqa2`, `long_caption`). Demo styles are mostly left unnamed, so
-that the model answers users who name none. A caption's prompt may carry a length, so that users can request one.
+A style names a task and the manner of its answers (`vqa2`, `long_caption`). Demo styles are mostly left unnamed, so that the model answers
+users who name none. A caption's prompt may carry a length, so that users can request one: `long_caption 65:`. An annotation is one
+conversation about a sample's image; `messages` are its turns, [{"role": "user", "content": "..."}, ...], where `<|image|>` marks an image.
 """
 
 import re
@@ -31,7 +32,7 @@ Conversation = tuple[list[Message], str, float]
 
 @dataclass(frozen=True)
 class TextSpan:
-    """A span of text, or the position of an image; the model is trained to produce an `answer` and then the end of text."""
+    """A piece of text, or the place of an image; the model learns to produce an `answer` and then the end of text."""
 
     text: str
     answer: bool = False
@@ -39,7 +40,7 @@ class TextSpan:
 
 
 def prompt_prefix(config: Config, style: str, answer: str | None, random: np.random.Generator | None) -> str:
-    """Return what the first prompt of a conversation begins with. `random` None: outside training, always the same."""
+    """Return what the first prompt begins with, such as "vqa2:", or "". `answer`: whose length is named. `random` None: no training."""
     style = EVALUATION_STYLES.get(style, style)
     if config.style == "none" or style in UNNAMED_STYLES:
         return ""
@@ -60,7 +61,7 @@ def _requested_length(config: Config, answer: str | None, random: np.random.Gene
 
 
 def conversation_spans(config: Config, messages: Sequence[Message], style: str, random: np.random.Generator | None) -> list[TextSpan]:
-    """Split a conversation into spans of text and images. Raises BadSample for roles that do not alternate, or images in answers."""
+    """Split a conversation into texts and images. Raises BadSample for roles that do not alternate, or images in answers."""
     turns = _turns(messages)
     answer = next((text for role, text in turns if role == "assistant"), None)
     return list(_spans(config, turns, prompt_prefix(config, style, answer, random)))
@@ -96,9 +97,9 @@ def _turns(messages: Sequence[Message]) -> list[tuple[str, str]]:
 
 
 def strip_leading_image_marks(messages: Sequence[Message]) -> tuple[list[Message], int]:
-    """Remove image marks at the start of the first user turn; return the messages and how many marks there were.
+    """Remove image marks at the start of the first user turn, whose images come first in the sequence anyway.
 
-    These images come first in the sequence anyway.
+    Returns the messages and the number of marks removed.
     """
     kept = [dict(message) for message in messages]
     for message in kept:
@@ -112,15 +113,15 @@ def strip_leading_image_marks(messages: Sequence[Message]) -> tuple[list[Message
 
 
 def count_image_marks(messages: Sequence[Message]) -> int:
-    """Count the image marks in the user's turns."""
+    """Return the number of image marks in the user's turns."""
     return sum(len(_MARKS.findall(message["content"])) for message in messages if message["role"] == "user")
 
 
 def conversations(sample: dict[str, Any], default_style: str) -> list[Conversation]:
-    """Return (messages, style, weight) of each annotation of a sample.
+    """Return (messages, style, loss weight) of each annotation of a sample.
 
-    A sample may list `annotations` of its image, each with its own `messages`, `style` and `weight`; otherwise its
-    `messages` are the only one. The style is the annotation's, or the sample's field `style`, or the default.
+    A sample may list `annotations` of its image, each with its own `messages`, `style` and `weight`; otherwise its `messages` are the only
+    one. The style is the annotation's, or the sample's field `style`, or the default.
     """
     style = str(sample["fields"].get("style", default_style))
     annotations = sample.get("annotations") or [{"messages": sample["messages"]}]

@@ -20,7 +20,7 @@ START, END, PATCH, COLUMN, MARK = range(5)  # image tokens, counted from the fir
 
 @dataclass(frozen=True)
 class TiledImage:
-    """One image as the model's inputs."""
+    """One image as the model's inputs: its crops, and its tokens with the patches that each is pooled from."""
 
     crops: Tensor  # (n, 3, S, S) uint8; the low-resolution global crop first
     real: Tensor  # (n, p * p) float32: fraction of each patch that is image rather than letterbox
@@ -29,10 +29,10 @@ class TiledImage:
 
 
 def crop_grid(height: int, width: int, window: int, max_crops: int) -> tuple[int, int]:
-    """Return (rows, columns) of crops for `height` x `width` pixels, the image's less its margins; sides below 1 count as 1.
+    """Choose (rows, columns) of crops for `height` x `width` pixels, the image's less its margins; sides below 1 count as 1.
 
-    Among grids of at most `max_crops`, sorted by (area, rows): the one that enlarges least, or, if all shrink, the
-    one that shrinks least.
+    `window`: pixels from one crop to the next. Among grids of at most `max_crops`, sorted by (area, rows): the one that enlarges least, or,
+    if all shrink, the one that shrinks least.
     """
     height, width = max(height, 1), max(width, 1)
     sides = range(1, max_crops + 1)
@@ -44,13 +44,13 @@ def crop_grid(height: int, width: int, window: int, max_crops: int) -> tuple[int
 
 
 def crop_grid_of_image(config: Config, height: int, width: int) -> tuple[int, int]:
-    """Return (rows, columns) of crops for an image of these pixels."""
+    """Return (rows, columns) of the high-resolution crops of an image of `height` x `width` pixels."""
     margins, window = 2 * config.overlap * config.tower.patch, config.window * config.tower.patch
     return crop_grid(height - margins, width - margins, window, config.max_crops)
 
 
 def tile(image: Tensor, config: Config) -> TiledImage:
-    """Tile a decoded image (3, h, w) into crops and tokens."""
+    """Tile a decoded image (3, h, w) uint8 into crops (one of the whole image, then the grid) and their tokens."""
     tower, side = config.tower, config.tower.side
     rows, columns = crop_grid_of_image(config, *image.shape[-2:])
     high, wide = rows * config.window + 2 * config.overlap, columns * config.window + 2 * config.overlap
@@ -70,7 +70,7 @@ def tile(image: Tensor, config: Config) -> TiledImage:
 
 
 def image_token_kinds(rows: int, columns: int) -> list[int]:
-    """Return `<im_start>`, then each row of `<im_patch>` with its `<im_col>`, then `<im_end>`."""
+    """Return the kinds of a grid's tokens: START, then each row of PATCH with its COLUMN, then END."""
     return [START, *([PATCH] * columns + [COLUMN]) * rows, END]
 
 

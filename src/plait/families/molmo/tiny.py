@@ -53,7 +53,7 @@ _OBJECTS = ("circles in the left box", "square in the middle box", "black items 
 
 
 def framing_texts() -> Iterator[str]:
-    """Yield questions, statements, short answers and points as the second stage writes them."""
+    """Yield questions, statements, short answers and points as a multitask run writes them, to train the tokenizer on."""
     for name in _OBJECTS:
         yield from (text.format(name) for text in _TEMPLATES for _ in range(_REPEATS))
         for tenths in range(7, 1001, 11):
@@ -63,7 +63,7 @@ def framing_texts() -> Iterator[str]:
 
 
 def write_tokenizer(folder: Path, texts: Iterable[str]) -> None:
-    """Train the tokenizer and write it to `folder`, atomically, in the format that transformers loads."""
+    """Train the tokenizer on `texts` and write it to `folder`, atomically, in the format that transformers loads."""
     prompts = [" User: Assistant:", *(f" {style} 65:" for style in sorted(DEMO_STYLES))]
     framed = chain(prompts, (f" {text}" for text in chain(framing_texts(), texts)))  # every text follows a space
     tokenizer = train_tokenizer(framed, rows=LANGUAGES[DEBUG]["vocab_size"], special=[END_OF_TEXT], split_digits=True)

@@ -1,7 +1,7 @@
 """The pretrained parts: a causal language model and a vision tower of transformers, with their configurations, weights and tokenizer.
 
-Of a tower, only what its features depend on is built: no last layer norm, no heads, no text half. Every loader raises
-PlaitError, in one line that names the setting, for a part that cannot be loaded.
+Of a tower, only what its features depend on is built: no last layer norm, no heads, no text half. Every loader raises PlaitError, in one
+line that names the setting, for a part that cannot be loaded.
 """
 
 import contextlib
@@ -42,7 +42,7 @@ _KINDS: dict[str, tuple[Any, Any]] = {
 
 
 class VisionTower(nn.Module):
-    """Patch and position embeddings and transformer layers, of which two give the features."""
+    """An image encoder: patch and position embeddings and transformer layers; the outputs of two layers are the features."""
 
     def __init__(self, model: Any, tower: Tower):
         super().__init__()
@@ -55,7 +55,7 @@ class VisionTower(nn.Module):
         self.feature_layers = [tower.layers + layer for layer in tower.features]
 
     def forward(self, crops: Tensor) -> Tensor:
-        """Encode uint8 crops (n, 3, S, S) to features (n, p * p, 2 * hidden): the outputs of two layers, without CLS."""
+        """Encode uint8 crops (n, 3, S, S) to features (n, p * p, 2 * hidden), p patches a side: two layers' outputs, without CLS."""
         unit = crops.float() / 255
         mean, std = (unit.new_tensor(values).view(3, 1, 1) for values in (self.tower.mean, self.tower.std))
         x = self.embeddings(((unit - mean) / std).to(next(self.embeddings.parameters()).dtype))
@@ -67,13 +67,13 @@ class VisionTower(nn.Module):
         return torch.cat([outputs[i] for i in self.feature_layers], dim=-1)[:, self.prefix :]
 
     def unused(self) -> list[nn.Parameter]:
-        """Return the parameters on which no feature depends: layers above, which published checkpoints hold, and DINO's mask token."""
+        """Return parameters on which no feature depends, and which get no gradient: layers above, and DINO's mask token."""
         unused = [p for layer in self.layers[max(self.feature_layers) + 1 :] for p in layer.parameters()]
         return unused + [p for name, p in self.embeddings.named_parameters() if name == "mask_token"]
 
 
 def language_config(config: Config) -> PreTrainedConfig:
-    """Return the configuration of the language model, without its weights."""
+    """Return the language model's configuration, without loading weights; offline for the named ones in LANGUAGES."""
     if config.language in LANGUAGES:
         known: PreTrainedConfig = AutoConfig.for_model(**LANGUAGES[config.language])
         return known
@@ -83,7 +83,7 @@ def language_config(config: Config) -> PreTrainedConfig:
 
 
 def load_language(config: Config, seed: int) -> PreTrainedModel:
-    """Load the language model in the dtype it was saved in; without weights on the meta device, drawn from `seed` for debug."""
+    """Load the language model in its saved dtype; on the meta device, build it without weights; `debug` is drawn from `seed`."""
     sizes = language_config(config)
     if _on_meta():
         meta: PreTrainedModel = AutoModelForCausalLM.from_config(sizes)
@@ -105,7 +105,7 @@ def _random_language_model(sizes: PreTrainedConfig) -> PreTrainedModel:
 
 
 def vision_config(tower: Tower) -> PreTrainedConfig:
-    """Return the transformers configuration of a tower of the table."""
+    """Return the transformers configuration that builds a tower of the table TOWERS."""
     shared: dict[str, Any] = {
         "hidden_size": tower.hidden,
         "num_hidden_layers": tower.layers,
@@ -120,7 +120,7 @@ def vision_config(tower: Tower) -> PreTrainedConfig:
 
 
 def load_vision(config: Config, seed: int) -> VisionTower:
-    """Load the tower with its weights; without them on the meta device, drawn from `seed` for debug."""
+    """Load the tower's weights; on the meta device, build it without weights; `debug` is drawn from `seed`."""
     tower = config.tower
     model_class = _KINDS[tower.kind][1]
     source = config.vision_source or tower.source
@@ -137,7 +137,7 @@ def load_vision(config: Config, seed: int) -> VisionTower:
 
 
 def new_vision(config: Config) -> VisionTower:
-    """Build the configured tower as transformers initialises it."""
+    """Build the configured tower with transformers' random weights."""
     return VisionTower(_KINDS[config.tower.kind][1](vision_config(config.tower)), config.tower)
 
 
@@ -154,7 +154,7 @@ def _check_tower(sizes: PreTrainedConfig, tower: Tower, source: str) -> None:
 
 
 def load_tokenizer(config: Config, directory: Path) -> Tokenizer:
-    """Load the language model's fast tokenizer, or the one trained for the run in `directory`. Raises PlaitError where there is none."""
+    """Load the language model's fast tokenizer, or a debug model's from `directory` (`assets`). Raises PlaitError if none is there."""
     if config.language == DEBUG:
         path = directory / TOKENIZER / "tokenizer.json"
         if not path.is_file():
@@ -181,5 +181,5 @@ def _loading(setting: str, value: str) -> Iterator[None]:
 
 
 def embedding_rows(model: PreTrainedModel) -> int:
-    """Return V, the rows of the language model's own embedding; the ids of the extra rows begin there."""
+    """Return V, the rows of the language model's embedding, which is also the id of the first image token."""
     return model.get_input_embeddings().get_parameter("weight").shape[0]

@@ -1,4 +1,4 @@
-"""The `model:` section of family nanodit: the transformer's size, its conditions, the flow's times, and sampling. Imports no torch."""
+"""The `model:` section of family nanodit (a text-conditioned diffusion transformer): size, conditions, time, sampling. No torch."""
 
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
@@ -8,7 +8,7 @@ from plait.config.schema import ModelSection
 
 
 class Size(NamedTuple):
-    """One row of the table of sizes. `parameters`: their number with latents of 16 channels, patch 2, text and image features of 1,024."""
+    """One named model size. `parameters`: their number with 16-channel latents, patch 2, and text and image features of width 1,024."""
 
     depth: int
     hidden: int
@@ -30,13 +30,13 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class Section(BaseModel):
-    """Base of the sections inside `model:`: closed to unknown keys and frozen."""
+    """Base of the sections inside `model:`: unknown keys are errors, and values cannot be changed after validation."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Dropout(Section):
-    """Condition dropout: probabilities of the four sets of conditions that a training sample can keep, named by what stays."""
+    """Condition dropout in training: the probability that a sample keeps no condition, its text alone, or its image alone."""
 
     neither: Share = 0.1
     text_only: Share = 0.1
@@ -44,7 +44,7 @@ class Dropout(Section):
 
     @property
     def both(self) -> float:
-        """Return the probability of keeping both conditions: the rest to 1."""
+        """Return the probability that a sample keeps both conditions: 1 minus the other three."""
         return max(0.0, 1.0 - self.neither - self.text_only - self.image_only)
 
     @model_validator(mode="after")
@@ -56,7 +56,7 @@ class Dropout(Section):
 
 
 class Time(Section):
-    """Distribution of the time t in (0, 1) in training; t = 1 is noise."""
+    """How the time t in (0, 1) of a training sample is drawn; t = 1 is noise."""
 
     sampling: Literal["logit_normal", "uniform"] = "logit_normal"
     loc: float = Field(default=0.0, description="mean of logit t")
@@ -67,7 +67,7 @@ class Time(Section):
 
 
 class Flip(Section):
-    """Horizontal mirroring of training samples: latents and caption together, or neither."""
+    """Random horizontal mirroring of training samples: latents and caption together, or neither."""
 
     probability: Share = 0.5
     swap_caption: bool = Field(
@@ -76,7 +76,7 @@ class Flip(Section):
 
 
 class Sampling(Section):
-    """Defaults of sampling, for benches and `plait generate`."""
+    """Defaults of generation, for benches (evaluations) and `plait generate`: solver, steps and guidance."""
 
     steps: Positive = 50
     solver: Literal["euler", "heun"] = "euler"
@@ -101,7 +101,7 @@ class Sampling(Section):
 
 
 class Config(ModelSection):
-    """`model:` of family nanodit."""
+    """`model:` of family nanodit. `refused`: values of other settings that this model cannot train with, and why."""
 
     model_config = ConfigDict(allow_inf_nan=False)
 
@@ -164,7 +164,7 @@ class Config(ModelSection):
 
     @property
     def mlp(self) -> int:
-        """Return the width of the feed-forward layer."""
+        """Return the width of the feed-forward layer, `hidden` times `mlp_ratio` rounded."""
         return round(self.hidden * self.mlp_ratio)
 
 

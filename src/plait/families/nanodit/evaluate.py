@@ -1,10 +1,11 @@
-"""Benches of nanodit, all from fixed noise: held-out loss by time, the effect of each condition, and generated pictures.
+"""Benches (evaluations) of nanodit, all from fixed noise: held-out loss by time, the effect of each condition, and generated pictures.
 
 `validation`: loss at fixed t, and how well one step restores the sample. `edit`, `swap`: another caption, or another image, from the same
 noise. `divergence`: text alone against image alone. `toy`: two-colour pictures with exact labels. `grid`: pictures by size.
 `distance`: generated and held-out pictures as sets.
-Each `predict_*` returns one row per sample, in the order of the samples; each `summarise_*` turns the rows into figures. Samples of one
-size form a batch; partners are taken from the samples of the same rank.
+Each `predict_*` returns one row (a dict of JSON values with the sample's `id`) per sample, in order; each `summarise_*` turns all rows into
+figures by name. `batch`: samples per forward pass, all of one size. `moment`: name of the step, such as step-00000100, in paths of files.
+Where samples are compared, each gets another sample of the list as its partner.
 """
 
 from collections import defaultdict
@@ -72,7 +73,7 @@ def _in_order(rows: Mapping[int, Row]) -> list[Row]:
 
 @torch.no_grad()
 def predict_validation(model: NanoDiT, samples: Sequence[Sample], inputs: Inputs, *, batch: int, moment: str = "latest") -> list[Row]:
-    """Measure the loss at each fixed t, and the error of x0 restored in one step from t = 0.5, relative to x0's mean square."""
+    """Measure each sample's loss at each fixed t, and `restored`: relative squared error of x0 estimated in one step from t = 0.5."""
     device, rows = next(model.parameters()).device, {}
     for part in _batches(samples, inputs, batch):
         x0 = part.x0.to(device)
@@ -93,7 +94,7 @@ def predict_validation(model: NanoDiT, samples: Sequence[Sample], inputs: Inputs
 
 
 def summarise_validation(rows: Rows) -> dict[str, float]:
-    """Return the mean loss, the loss at each t, and `reconstruction`: the restored samples' relative squared error."""
+    """Return `loss` (mean over t), `loss/t_0.1` and so on, and `reconstruction`: the mean of `restored`."""
     by_t = {f"loss/t_{t:g}": _mean([row["losses"][i] for row in rows]) for i, t in enumerate(T_FIXED)}
     return {"loss": _mean(list(by_t.values())), **by_t, "reconstruction": _mean([row["restored"] for row in rows])}
 
@@ -142,14 +143,14 @@ def _partner(conditions: Sequence[Conditions], index: int, condition: Literal["t
 
 
 def summarise_exchange(rows: Rows) -> dict[str, float]:
-    """Return `change`, the RMS change over the samples' RMS, and `toward`, its cosine with the change to the partner's picture."""
+    """Return means of `change`, relative RMS between own and changed picture, and `toward`, its cosine with the partner's direction."""
     return {"change": _mean([row["change"] for row in rows]), "toward": _mean([row["toward"] for row in rows])}
 
 
 def predict_divergence(model: NanoDiT, samples: Sequence[Sample], inputs: Inputs, *, batch: int, moment: str = "latest") -> list[Row]:
-    """Compare samples by text alone (scales 4, 0), by image alone (0, 2) and by both, from one noise.
+    """Compare samples drawn by text alone (scales 4, 0), by image alone (0, 2) and by both, from one noise.
 
-    Raises PlaitError for a model without reference images.
+    A row has `divergence`, RMS between the first two, and `dominance`, 0 where both equals text alone. Raises PlaitError without images.
     """
     if not inputs.config.image_dim:
         raise PlaitError("bench divergence sets text against image, but model.image_dim is 0")
@@ -172,9 +173,10 @@ def summarise_divergence(rows: Rows) -> dict[str, float]:
 
 
 def predict_toy(model: NanoDiT, samples: Sequence[Sample], inputs: Inputs, *, batch: int, moment: str = "latest") -> list[Row]:
-    """Generate two-colour samples by both conditions, by each alone, and by a text and an image with different labels; classify them.
+    """Generate two-colour samples by both conditions, each alone, and text and image with different labels; classify them.
 
-    Raises PlaitError where a sample has no labels, or the samples lack a pair of labels.
+    By the nearest mean of held-out samples; `right` in a row has a bool per variant. Raises PlaitError where labels, or pairs of them,
+    lack.
     """
     missing = [sample["id"] for sample in samples if not set(LABELS) <= sample["fields"].keys()]
     if missing:
@@ -238,12 +240,12 @@ def _crossed(samples: Sequence[Sample], index: int) -> int:
 
 
 def summarise_toy(rows: Rows) -> dict[str, float]:
-    """Return the accuracy by variant: of the position for `text`, of the colour for `image`, of both for `both` and `crossed`."""
+    """Return the share of correct classes by variant: position for `text`, colour for `image`, both for `both` and `crossed`."""
     return {name: _mean([float(row["right"][name]) for row in rows]) for name in ("both", "text", "image", "crossed")}
 
 
 def predict_grid(model: NanoDiT, samples: Sequence[Sample], inputs: Inputs, *, batch: int, moment: str = "latest") -> list[Row]:
-    """Generate a picture per sample from its own conditions and write it into the pictures folder; the row has its path."""
+    """Generate a picture per sample from its own conditions and write it as PNG; a row holds `picture` (path), `caption` and `size`."""
     show, rows = pictures.decoder(inputs, next(model.parameters()).device), {}
     sampling: Sampling = inputs.config.sampling
     for part in _batches(samples, inputs, batch):
@@ -259,7 +261,7 @@ def predict_grid(model: NanoDiT, samples: Sequence[Sample], inputs: Inputs, *, b
 
 
 def predict_distance(model: NanoDiT, samples: Sequence[Sample], inputs: Inputs, *, batch: int, moment: str = "latest") -> list[Row]:
-    """Return features of each held-out picture (its clean latents, decoded) and of the picture generated from its conditions."""
+    """Return feature vectors of each held-out picture (`real`) and of the one generated from its conditions (`drawn`)."""
     device = next(model.parameters()).device
     show, sampling = pictures.decoder(inputs, device), inputs.config.sampling
     extractor, rows = encoders.open_images(sampling.extractor, str(device)), {}
@@ -272,7 +274,7 @@ def predict_distance(model: NanoDiT, samples: Sequence[Sample], inputs: Inputs, 
 
 
 def summarise_distance(rows: Rows) -> dict[str, float]:
-    """Return `frechet` (FID's formula) and `kernel` (CMMD's) between generated and held-out pictures; equal sets have 0.
+    """Return `frechet` (FID's formula) and `kernel` (CMMD's) between generated and held-out pictures; 0 for equal sets.
 
     Raises PlaitError for fewer than four samples.
     """
@@ -283,7 +285,7 @@ def summarise_distance(rows: Rows) -> dict[str, float]:
 
 
 def summarise_grid(rows: Rows) -> dict[str, float]:
-    """Return the number of pictures of each size."""
+    """Return the number of pictures of each size, as `pictures/512x512`."""
     sizes: dict[str, float] = defaultdict(float)
     for row in rows:
         sizes[f"pictures/{row['size']}"] += 1

@@ -1,4 +1,4 @@
-"""The members of family nanodit, by the names that `families/contract.py` requires."""
+"""The members of family nanodit that plait calls; `families/contract.py` explains each. `directory` is the run's folder `assets`."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -34,7 +34,7 @@ never_trained: frozenset[str] = frozenset()
 
 
 def prepare(config: Config, directory: Path, texts: Callable[[], Iterable[str]]) -> None:
-    """Copy the shards' metadata into the run's folder of assets, unless it is there.
+    """Copy metadata.json of the shards (files of precomputed latents) into `directory`, unless it is there. `texts` is not used.
 
     With it prompts can be encoded and latents decoded wherever the run is copied to. Raises PlaitError where there is no such file.
     """
@@ -49,5 +49,5 @@ def prepare(config: Config, directory: Path, texts: Callable[[], Iterable[str]])
 
 
 def base(config: Config) -> list[dict[str, str | None]]:
-    """Return no pretrained parts: every weight of this family is trained. The shards' metadata pins the encoders of the latents."""
+    """Return [], for there are no pretrained parts: every weight of this family is trained."""
     return []

@@ -21,22 +21,22 @@ BINS = {"t_low": (0.0, 0.3), "t_mid": (0.3, 0.6), "t_high": (0.6, 1.0)}
 
 
 class Kept(NamedTuple):
-    """Which conditions a training sample keeps."""
+    """Which conditions a training sample keeps after condition dropout."""
 
     text: bool
     image: bool
 
 
 def interpolate(x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-    """Return z_t = (1 - t) x0 + t noise, with one t per sample."""
+    """Return the noisy sample z_t = (1 - t) x0 + t noise that the network is shown; `t` (B,)."""
     t = _per_sample(t, x0)
     return (1 - t) * x0 + t * noise
 
 
 def target(x0: Tensor, noise: Tensor, t: Tensor, prediction: str) -> Tensor:
-    """Return the regression target of `velocity`.
+    """Return what the velocity is regressed on (B, C, H, W): v = noise - x0.
 
-    v = noise - x0; for x-prediction (z - x0) / max(t, T_FLOOR), which is the same above the floor.
+    With `prediction` "x" it is (z - x0) / max(t, T_FLOOR), which differs only below the floor, as `velocity` then does.
     """
     v = noise - x0
     if prediction == "v":
@@ -46,14 +46,14 @@ def target(x0: Tensor, noise: Tensor, t: Tensor, prediction: str) -> Tensor:
 
 
 def velocity(output: Tensor, z: Tensor, t: Tensor, prediction: str) -> Tensor:
-    """Convert the network's output to a velocity; for x-prediction by z_t - x0 = t v."""
+    """Convert the network's output to a velocity. `prediction`: "v", it is one already; "x", it is x0, and v = (z_t - x0) / t."""
     if prediction == "v":
         return output
     return (z - output) / _per_sample(t, z).clamp(min=T_FLOOR)
 
 
 def shifted(t: float, shift: float) -> float:
-    """Shift a time towards noise: t' = s t / (1 + (s - 1) t).
+    """Shift a time towards noise for large images: t' = s t / (1 + (s - 1) t) with s = `shift`; 1 changes nothing.
 
     It keeps the signal-to-noise ratio when an image has s^2 times as many pixels (Esser et al. 2024, equation 23).
     """
@@ -61,7 +61,7 @@ def shifted(t: float, shift: float) -> float:
 
 
 def draw_time(time: Time, random: np.random.Generator) -> float:
-    """Draw t of one training sample: uniform, or sigmoid(N(loc, scale)); then shifted."""
+    """Draw t in (0, 1) of one training sample as `model.time` says: uniform, or sigmoid(N(loc, scale)); then shifted."""
     if time.sampling == "uniform":
         return shifted(float(random.random()), time.shift)
     return shifted(1 / (1 + math.exp(-(time.loc + time.scale * float(random.standard_normal())))), time.shift)

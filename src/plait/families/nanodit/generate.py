@@ -1,4 +1,4 @@
-"""`plait generate` for nanodit: samples for prompts and a reference image, as PNG files that carry their settings, and a grid of them."""
+"""`plait generate` for nanodit: pictures for prompts and a reference image, as PNG files that hold their settings, and a grid of them."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,7 +18,7 @@ _BATCH = 16  # pictures per forward pass, before guidance multiplies them
 
 
 class GenerateOptions(BaseModel):
-    """Options of `plait generate` for this family. Those that are not set come from the run's model.sampling."""
+    """Options of `plait generate` for this family; those left None come from the run's `model.sampling`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -43,9 +43,9 @@ class GenerateOptions(BaseModel):
 
 
 def generate(model: NanoDiT, inputs: Inputs, options: GenerateOptions, out: Path | None) -> list[str]:
-    """Write one PNG per prompt and seed and grid.png into `out` (by default RUN/generated), and return a line per file.
+    """Draw `count` pictures per prompt; write a PNG each, and grid.png of all, into `out`; return a line to print per file.
 
-    Raises PlaitError for options that do not fit each other or the model.
+    `out` None: RUN/generated. Raises PlaitError for options that do not fit each other or the model.
     """
     sampling, shape = sampling_with(inputs.config, options), sample_shape(inputs, options.size)
     device = next(model.parameters()).device
@@ -68,7 +68,7 @@ def generate(model: NanoDiT, inputs: Inputs, options: GenerateOptions, out: Path
 
 
 def sampling_with(config: Config, options: GenerateOptions) -> Sampling:
-    """Return the run's sampling section with the options that are set. Raises PlaitError for a value that is not allowed."""
+    """Return the run's `model.sampling` with the options that the user set in their place. Raises PlaitError for an invalid value."""
     given: dict[str, Any] = options.model_dump(include=set(Sampling.model_fields), exclude_none=True)
     if options.interval is not None:
         try:
@@ -84,9 +84,9 @@ def sampling_with(config: Config, options: GenerateOptions) -> Sampling:
 
 
 def sample_shape(inputs: Inputs, size: str | None) -> tuple[int, int, int]:
-    """Return the shape (C, H, W) of samples for pictures of `size`, WIDTHxHEIGHT in pixels; by default the pixel model's image size.
+    """Return the shape (C, H, W) of the samples for pictures of `size`, "WIDTHxHEIGHT" in pixels.
 
-    Raises PlaitError for sides that are no whole number of tokens, and for latents without a size.
+    `size` None: the model's own for pixels. Raises PlaitError for sides that are no whole number of tokens, and for latents without a size.
     """
     config, stride = inputs.config, inputs.downsample
     if size is None:

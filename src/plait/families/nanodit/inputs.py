@@ -1,7 +1,8 @@
-"""Preprocessing: samples to clean latents or pixels, noise, times and conditions, and examples to batches. Runs in data workers.
+"""Preprocessing: samples (raw items of data) to clean latents or pixels, noise, times and conditions; examples to batches. In data workers.
 
-Everything random about a sample (noise, t, which conditions it keeps, mirroring) is drawn here from its key, so that it is the same on any
-number of ranks and workers.
+Everything random about a sample (noise, t, which conditions it keeps, mirroring) is drawn here from its key, a 64-bit seed, so that it is
+the same on any number of ranks and workers. A condition is what the model is told: the caption's features, or a reference image's.
+`directory` is the run's folder `assets`, which holds `metadata.json` of the shards (files of precomputed latents and features).
 """
 
 import functools
@@ -33,19 +34,19 @@ _MAX_TOKENS = 512  # text tokens of `data.pad: to_max` when data.max_tokens is n
 
 @dataclass(frozen=True)
 class Conditions:
-    """The conditions of one sample: `text` (T, features), or word ids (T,) where words are learned; `image` (features,). None: absent."""
+    """Conditions of one sample; None: absent. `text`: features (T, F), or ids (T,) with model.text `words`; `image`: features (F,)."""
 
     text: Tensor | None = None
     image: Tensor | None = None
 
     def only(self, *, text: bool, image: bool) -> "Conditions":
-        """Return these conditions without those that are switched off."""
+        """Return these conditions without the text, or the image, whose switch is False."""
         return Conditions(self.text if text else None, self.image if image else None)
 
 
 @dataclass(frozen=True)
 class Example:
-    """One preprocessed sample: `x0` and `noise` (C, H, W) float32, t, the conditions it keeps, and its caption, mirrored like x0."""
+    """One preprocessed sample: `x0` and `noise` (C, H, W) float32, t, the conditions left by dropout, and the caption, mirrored like x0."""
 
     x0: Tensor
     noise: Tensor
@@ -56,7 +57,7 @@ class Example:
 
 
 class Inputs:
-    """Preprocessing of this family: `encode` and `collate` for losses; `clean`, `conditions` and `pack` for benches and generation."""
+    """`encode` and `collate` serve losses; `clean`, `conditions` and `pack` serve benches and generation. `train`: augment."""
 
     def __init__(
         self, config: Config, directory: Path, *, max_tokens: int | None = None, pad: str = "longest", train: bool = False
@@ -65,30 +66,30 @@ class Inputs:
 
     @functools.cached_property
     def metadata(self) -> dict[str, Any] | None:
-        """The shards' metadata (statistics and encoders) as kept with the run, or None. Raises PlaitError where it is damaged."""
+        """The shards' metadata.json: latent statistics and encoders; None without the file. Raises PlaitError where it is damaged."""
         path = self.directory / METADATA
         return read_metadata(path) if path.is_file() else None
 
     def encoder(self, kind: str) -> dict[str, Any] | None:
-        """Return the pin of the encoder (latents, texts, images) that made the shards; None where it is not recorded."""
+        """Return how the shards' encoder of `kind` ("latents", "texts" or "images") was named and pinned; None if not recorded."""
         pins: dict[str, dict[str, Any]] = (self.metadata or {}).get("encoders", {})
         return pins.get(kind)
 
     @property
     def downsample(self) -> int:
-        """Pixels along one side of a latent cell; 1 in pixel space."""
+        """Return the pixels along one side of a latent cell, such as 8; 1 in pixel space."""
         if self.config.space == "pixels":
             return 1
         return int(self.metadata["latents"]["downsample"]) if self.metadata else _DOWNSAMPLE
 
     def pictures_folder(self, moment: str) -> Path:
-        """Return the folder that benches write into: RUN/<sampling.folder>/<moment>."""
+        """Return the folder that benches write into: RUN/<sampling.folder>/<moment>; `moment` such as step-00000100."""
         return self.directory.parent / self.config.sampling.folder / moment
 
     def encode(self, sample: Sample, key: int) -> Example:
-        """Return the example of a sample, with all random draws taken from `key`.
+        """Return the preprocessed sample, with all random draws taken from `key`.
 
-        Held-out samples (`train` False) keep their conditions and are not mirrored. Raises BadSample for one that cannot be used.
+        Without `train`, it keeps all conditions and is not mirrored. Raises BadSample for one that cannot be used.
         """
         config = self.config
         mirrored = self.train and self._mirrors(sample, key)
@@ -134,7 +135,7 @@ class Inputs:
         return Conditions(text, image)
 
     def words(self, text: str) -> Tensor | None:
-        """Return word ids (T,) of a caption, or None for one without words. Ids are hashes, so that no vocabulary is kept."""
+        """Return word ids (T,) of a caption, or None without words. An id is a hash modulo `model.words`: there is no vocabulary."""
         ids = [key_of("word", word) % self.config.words for word in _WORD.findall(text.lower())]
         return torch.tensor(ids[: self.max_tokens], dtype=torch.int64) if ids else None
 
@@ -204,12 +205,12 @@ class Inputs:
 
 
 def noise(shape: Sequence[int], key: int) -> Tensor:
-    """Return standard normal noise (C, H, W) float32 of one sample, from its key."""
+    """Return standard normal noise of `shape` (C, H, W), float32, that depends on `key` alone."""
     return torch.from_numpy(rng(key, "noise").standard_normal(tuple(shape), dtype=np.float32))
 
 
 def caption(sample: Sample) -> str:
-    """Return the sample's text: its last assistant turn, else its last user turn, else ""."""
+    """Return the text that a sample is trained with: its last assistant turn, else its last user turn, else ""."""
     turns: dict[str, str] = {message["role"]: message["content"].strip() for message in sample["messages"]}
     return turns.get("assistant", turns.get("user", ""))
 

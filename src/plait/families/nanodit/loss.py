@@ -1,4 +1,4 @@
-"""The flow-matching loss: squared error of the velocity, as a sum over samples and its weight. The loop divides, once per step."""
+"""The flow-matching loss: squared error of the velocity, as a sum over samples and their number; the loop divides, once per step."""
 
 import torch
 from torch import Tensor, nn
@@ -23,17 +23,17 @@ class Loss(contract.Loss):
         self.coefficients = {"flow": 1.0, **dict.fromkeys((*flow.BINS, "prediction_ms", "target_ms"), 0.0)}
 
     def weights(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the number of samples per term: all, or those in the term's range of t."""
+        """Return the denominator of each term: the number of samples, or of those in the term's range of t."""
         samples = torch.tensor(float(len(batch["t"])), dtype=torch.float64)
         ranges = {name: inside.sum(dtype=torch.float64) for name, inside in _bins(batch["t"]).items()}
         return {"flow": samples, **ranges, "prediction_ms": samples, "target_ms": samples}
 
     def by_sample(self, batch: Batch) -> dict[str, Tensor]:
-        """Return no weights by sample: every sample weighs the same."""
+        """Return {}: every sample weighs the same, so there are no weights to split by sample."""
         return {}
 
     def sums(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Return summed errors, float32 scalars; only `flow` is differentiable. Never waits for the device."""
+        """Return the numerator of each term, float32 scalars on the device; only `flow` is differentiable. Never synchronises."""
         x0, noise, t = batch["x0"], batch["noise"], batch["t"]
         z = flow.interpolate(x0, noise, t)
         conditions = {name: value for name, value in batch.items() if name not in ("x0", "noise")}

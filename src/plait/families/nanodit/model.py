@@ -32,7 +32,7 @@ class WordEmbedding(nn.Module):
         self.table = nn.Embedding(rows, features)
 
     def forward(self, words_T: Tensor, positions_T: Tensor) -> Tensor:
-        """Return features (T, F) of word ids at positions in their captions."""
+        """Return features (T, F) of word ids (T,); `positions_T`: each word's position in its caption, from 0."""
         embedded: Tensor = self.table(words_T)
         return embedded + positions.sinusoid(positions_T.float(), self.table.embedding_dim)
 
@@ -56,7 +56,7 @@ class Conditioning(nn.Module):
             self.null_image = nn.Parameter(torch.empty(config.image_dim))
 
     def vector(self, batch: Batch) -> Tensor:
-        """Return the condition vector (B, D) from `t` (B,), `image` (B, features) and `image_null` (B,)."""
+        """Return the vector (B, D) that modulates all blocks, from `t` (B,), `image` (B, features) and bool `image_null` (B,)."""
         time_BD: Tensor = self.time_out(F.silu(self.time_in(positions.time(batch["t"].float(), _TIME_FEATURES))))
         if not self.sees_image:
             return time_BD
@@ -65,13 +65,13 @@ class Conditioning(nn.Module):
         return time_BD + image_BD
 
     def tokens(self, features_TF: Tensor, null_T: Tensor) -> Tensor:
-        """Return projected text tokens (T, D); where `null_T`, the null token that stands for no caption."""
+        """Project text features (T, F) to (T, D); where bool `null_T` is True, a learned null token for no caption."""
         projected: Tensor = self.text(torch.where(null_T[:, None], self.null_text, features_TF.to(self.null_text.dtype)))
         return projected
 
 
 class Attention(nn.Module):
-    """Multi-head attention of tokens (B, N, D) on given keys and values; no biases."""
+    """Multi-head attention of tokens (B, N, D) on keys and values from `kv`, of the same tokens or of others; no biases."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width, bias=False)
 
     def forward(self, x_BND: Tensor, kv_BL2D: Tensor, mask_BL: Tensor | None = None) -> Tensor:
-        """Return (B, N, D). `kv_BL2D`: keys and values beside each other; `mask_BL`: True at tokens that may be attended to."""
+        """Return (B, N, D). `kv_BL2D`: output of `kv` for the tokens attended to; `mask_BL`: True where allowed, None: all."""
         k, v = kv_BL2D.chunk(2, dim=-1)
         allowed = None if mask_BL is None else mask_BL[:, None, None]
         attended = F.scaled_dot_product_attention(self._split(self.q(x_BND)), self._split(k), self._split(v), attn_mask=allowed)
@@ -105,7 +105,7 @@ class Block(nn.Module):
         self.down = nn.Linear(config.mlp, width, bias=False)
 
     def forward(self, x_BND: Tensor, condition_BD: Tensor, text_TD: Tensor, index_T: Tensor, mask_BL: Tensor) -> Tensor:
-        """Return (B, N, D). A sample whose `mask_BL` is empty gets nothing from cross-attention."""
+        """Return (B, N, D). `index_T`: see `pad_tokens`. A row without valid tokens in `mask_BL` gets nothing from cross-attention."""
         modulation_BK: Tensor = self.modulation(F.silu(condition_BD))
         parts = modulation_BK[:, None].chunk(_CHUNKS, dim=-1)
         inner = modulate(x_BND, parts[0], parts[1])
@@ -130,14 +130,14 @@ class Final(nn.Module):
         self.out = nn.Linear(config.hidden, config.channels * config.patch**2)
 
     def forward(self, x_BND: Tensor, condition_BD: Tensor) -> Tensor:
-        """Return patches (B, N, C * patch * patch)."""
+        """Return predicted patches (B, N, C * patch * patch), which `from_patches` puts together."""
         condition = F.silu(condition_BD)[:, None]
         patches: Tensor = self.out(modulate(x_BND, self.shift * condition, self.scale * condition))
         return patches
 
 
 class NanoDiT(nn.Module):
-    """The network: noisy samples, their times and conditions to a prediction of the samples' shape."""
+    """The network: from noisy samples `z`, times `t` and conditions to a tensor of the shape of `z` (velocity or clean sample)."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -149,7 +149,7 @@ class NanoDiT(nn.Module):
         self.final = Final(config)
 
     def forward(self, batch: Batch) -> Tensor:
-        """Return (B, C, H, W) for noisy samples `z` (B, C, H, W) at times `t` (B,) under the conditions that `Inputs.pack` returns."""
+        """Return (B, C, H, W) for noisy `z` (B, C, H, W) at times `t` (B,); `batch` also holds what `Inputs.pack` returns."""
         z, patch = batch["z"], self.config.patch
         high, wide = z.shape[-2] // patch, z.shape[-1] // patch
         position_ND = positions.grid(high, wide, self.config.hidden, centred=self.config.centre_positions, device=z.device)
@@ -163,12 +163,12 @@ class NanoDiT(nn.Module):
 
 
 def modulate(x_BND: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Apply LayerNorm without parameters, then x (1 + scale) + shift."""
+    """Apply adaLN: LayerNorm without parameters, then x (1 + scale) + shift; both are (B, 1, D)."""
     return F.layer_norm(x_BND, x_BND.shape[-1:], eps=_EPS) * (1 + scale) + shift
 
 
 def pad_tokens(values_TK: Tensor, index_T: Tensor, mask_BL: Tensor) -> Tensor:
-    """Return valid tokens (T, K) padded with zeros to (B, L, K); `index_T`: index of each in the flattened (B, L)."""
+    """Scatter valid tokens (T, K) into zeros (B, L, K); `index_T`: index of each token in the flattened (B, L)."""
     rows, length = mask_BL.shape
     empty = values_TK.new_zeros(rows * length, values_TK.shape[-1])
     return torch.unflatten(empty.index_copy(0, index_T, values_TK), 0, (rows, length))
@@ -189,13 +189,13 @@ def to_patches(x_BCHW: Tensor, patch: int) -> Tensor:
 
 
 def from_patches(x_BNK: Tensor, patch: int, high: int, wide: int) -> Tensor:
-    """Reassemble patches of a grid of high x wide tokens to (B, C, H, W): the inverse of `to_patches`."""
+    """Reassemble patches (B, N, C * patch * patch) of high x wide tokens to (B, C, H, W): the inverse of `to_patches`."""
     cells = torch.unflatten(torch.unflatten(x_BNK, -1, (-1, patch, patch)), 1, (high, wide))  # B h w C p q
     return cells.permute(0, 3, 1, 4, 2, 5).flatten(-2).flatten(2, 3)
 
 
 def build(config: Config, directory: Path, *, seed: int) -> NanoDiT:
-    """Return the model with weights initialised from `seed` alone; works on the meta device. `directory` is not used."""
+    """Return the model with weights drawn from `seed` alone; without weights under `torch.device('meta')`. `directory` is not used."""
 
     def make() -> NanoDiT:
         model = NanoDiT(config)
@@ -228,7 +228,7 @@ def initialise(model: NanoDiT) -> None:
 
 
 def components(model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
-    """Return the parameters by component: embed, conditioning, blocks, final and, where words are learned, text."""
+    """Group the parameters by top-level module: {'embed': {name: parameter}, 'conditioning', 'blocks', 'final', maybe 'text'}."""
     groups: dict[str, dict[str, nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         groups.setdefault(name.partition(".")[0], {})[name] = parameter
@@ -236,6 +236,6 @@ def components(model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:
-    """Return the transformer's blocks: the units of sharding, activation checkpointing and compiling."""
+    """Return the transformer blocks, which are sharded, recomputed and compiled one by one."""
     assert isinstance(model, NanoDiT)
     return list(model.blocks)

@@ -1,6 +1,7 @@
-"""Monitors of a training run: each reads the recorded rows in order and returns advice when a figure crosses its threshold.
+"""Monitors of a training run: each is called with every logged row (figure to value) in order, and returns warnings with advice.
 
-Thresholds are at the top. A monitor warns once per fault, and again only after the fault has gone in between.
+Thresholds are at the top. A monitor warns once per fault, and again only after the fault has gone in between. A check returns a message,
+False where all is well, or None for a row without its figure.
 """
 
 import math
@@ -28,7 +29,7 @@ DOMINANCE_HIGH = 0.9  # share of the way from text-only to image-only at which s
 class Sustained:
     """A monitor that warns when `check` returns a message for `patience` consecutive rows.
 
-    `check(row)` is a message, False where all is well, or None for a row without the figure, which does not count.
+    Rows for which it returns None do not count; False starts the count anew.
     """
 
     check: Callable[[Row], str | bool | None]
@@ -37,7 +38,7 @@ class Sustained:
     _warned: bool = False
 
     def __call__(self, row: Row) -> list[str]:
-        """Return the warnings that this row causes: one or none."""
+        """Return the warnings to print after this row: one or none."""
         message = self.check(row)
         if message is None:
             return []
@@ -52,7 +53,7 @@ class Sustained:
 
 
 def prediction_rms(row: Row) -> str | bool | None:
-    """Compare the prediction's RMS with its target's, which on unit data is 1.414 (data and noise add up)."""
+    """Check whether the prediction's RMS is far above or below its target's, which is sqrt(2) for unit-variance data."""
     if not {"loss/prediction_ms", "loss/target_ms", "step"} <= row.keys():
         return None
     prediction, target = math.sqrt(row["loss/prediction_ms"]), math.sqrt(row["loss/target_ms"])
@@ -65,7 +66,7 @@ def prediction_rms(row: Row) -> str | bool | None:
 
 
 def gradient_norm(row: Row) -> str | bool | None:
-    """Check the gradient norm: large after the first thousand steps, or almost zero."""
+    """Check the gradient norm: above 10 after the first thousand steps, or below 1e-4."""
     if "grad_norm" not in row or row.get("step", 0) <= SETTLED_STEP // 10:
         return None
     norm, figure = row["grad_norm"], f"step {row['step']}: the gradient norm is {row['grad_norm']:.3g}"
@@ -78,7 +79,7 @@ def gradient_norm(row: Row) -> str | bool | None:
 
 @dataclass
 class BinRise:
-    """A check of one range of t for a rising loss, which the average over all t would hide."""
+    """A check of the loss in one range of t (`name`, a key of flow.BINS) for a rise, which the average over all t would hide."""
 
     name: str
     _mean: float | None = None
@@ -86,7 +87,7 @@ class BinRise:
     _rows: int = 0
 
     def __call__(self, row: Row) -> str | bool | None:
-        """Return a message where the smoothed loss exceeds its lowest by BIN_RISE; False where not; None without the figure."""
+        """Return a message where the smoothed loss exceeds BIN_RISE times its lowest; False where not; None without it."""
         value = row.get(f"loss/{self.name}")
         if value is None:
             return None
@@ -104,7 +105,7 @@ class BinRise:
 
 
 def divergence(row: Row) -> str | bool | None:
-    """Check that samples by text alone and by image alone, from the same noise, differ."""
+    """Check that samples drawn by text alone and by image alone, from the same noise, differ (bench `divergence`)."""
     value = row.get("eval/divergence")
     if value is None:
         return None
@@ -117,7 +118,7 @@ def divergence(row: Row) -> str | bool | None:
 
 
 def dominance(row: Row) -> str | bool | None:
-    """Check that samples with both conditions are not the same as samples with one of them alone."""
+    """Check that samples drawn with both conditions do not equal those drawn with one of them alone (bench `divergence`)."""
     value = row.get("eval/divergence/dominance")
     if value is None:
         return None
@@ -131,7 +132,7 @@ def dominance(row: Row) -> str | bool | None:
 
 
 def monitors(section: Config) -> list[Monitor]:
-    """Return new monitors for a run."""
+    """Return new monitors for a run with this `model:` section; dominance only where there are reference images."""
     training = [Sustained(prediction_rms), Sustained(gradient_norm), *(Sustained(BinRise(name)) for name in BINS)]
     benches = [Sustained(divergence, patience=1)]
     return [*training, *benches, *([Sustained(dominance, patience=1)] if section.image_dim else [])]

@@ -1,4 +1,4 @@
-"""Pictures of samples: decoding latents, writing PNG files that carry their settings, tiling grids, and `inspect` for contact sheets."""
+"""Pictures of samples: decode latents, write PNG files with their settings, tile grids; and `inspect`, for `plait data inspect`."""
 
 import functools
 import io
@@ -43,7 +43,7 @@ def decoder(inputs: Inputs, device: torch.device) -> Decoder:
 
 
 def as_pixels(samples: Tensor) -> list[np.ndarray]:
-    """Return pictures of samples (B, 3, H, W) in [-1, 1]."""
+    """Convert samples (B, 3, H, W) in [-1, 1] to pictures (H, W, 3) uint8."""
     return [images.from_unit(sample.cpu()).permute(1, 2, 0).numpy() for sample in samples]
 
 
@@ -54,7 +54,7 @@ def as_colours(samples: Tensor) -> list[np.ndarray]:
 
 
 def png(picture: np.ndarray, settings: Mapping[str, Any]) -> bytes:
-    """Encode a picture (H, W, 3) uint8 as PNG, with `settings` as JSON in its text chunk `plait`."""
+    """Encode a picture (H, W, 3) uint8 as PNG bytes, with `settings` as JSON in its text chunk `plait`."""
     buffer, text = io.BytesIO(), PngImagePlugin.PngInfo()
     text.add_itxt("plait", json.dumps(settings, ensure_ascii=False, sort_keys=True))
     Image.fromarray(picture).save(buffer, "PNG", pnginfo=text)
@@ -62,7 +62,7 @@ def png(picture: np.ndarray, settings: Mapping[str, Any]) -> bytes:
 
 
 def write(path: Path, picture: np.ndarray, settings: Mapping[str, Any]) -> None:
-    """Write a picture as a PNG file with its settings, atomically."""
+    """Write a picture (H, W, 3) uint8 as a PNG file, atomically, with `settings` as JSON in its text chunk `plait`."""
     write_whole(path, png(picture, settings))
 
 
@@ -79,7 +79,10 @@ def tile(pictures: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def grids(rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
-    """Tile the pictures of bench rows into one grid per size, and write each beside them as grid-SIZE.png with its captions."""
+    """Tile bench `grid`'s pictures of each size; write grid-SIZE.png beside them; return {"512x512": (H, W, 3) uint8}.
+
+    `rows`: those of the bench, with `picture` (path), `size` and `caption`.
+    """
     by_size: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for row in rows:
         by_size[row["size"]].append(row)
@@ -98,12 +101,12 @@ def read(path: Path) -> np.ndarray:
 
 
 def file_name(sample_id: str) -> str:
-    """Return a sample's id with all but word characters, dots and dashes replaced."""
+    """Turn a sample's id into a file name: characters other than letters, digits, `_`, dots and dashes become `_`."""
     return re.sub(r"[^\w.-]+", "_", sample_id)
 
 
 def inspect(inputs: Inputs, sample: Sample, example: Example) -> dict[str, Any]:
-    """Return what the model sees of one example: its picture, its caption, and notes on the random draws.
+    """Return what the model sees of one example: `images`, `text` ([(caption, False)]), and `notes` on the random draws.
 
     Where the latents cannot be decoded, the picture has false colours and the note `picture` gives the reason.
     """

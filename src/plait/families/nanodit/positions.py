@@ -36,5 +36,5 @@ def grid(height: int, width: int, dim: int, *, centred: bool, device: torch.devi
 
 
 def time(t: Tensor, width: int) -> Tensor:
-    """Embed times (B,) in [0, 1] as (B, width)."""
+    """Embed times (B,) in [0, 1] as (B, width) sines and cosines of 1000 t."""
     return sinusoid(TIME_SCALE * t, width)

@@ -1,4 +1,4 @@
-"""Conditions from prompts and a reference image: by the model's own word table, or by the encoders that its shards were made with."""
+"""Conditions of a picture from prompts and a reference image: by the model's word table, or by the encoders that its data was made with."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ from plait.nn import encoders
 
 
 def conditions(inputs: Inputs, prompts: Sequence[str], image: Path | None, device: torch.device, shape: Sequence[int]) -> list[Conditions]:
-    """Encode prompts and a reference image as one set of conditions per prompt; an empty prompt gives no text.
+    """Encode each prompt and the one reference image (None: no image); an empty prompt gives no text.
 
     The image is cropped to the aspect of the samples' `shape` (C, H, W). Raises PlaitError for an image that is missing or that the model
     cannot use, and where the run does not know its encoders.

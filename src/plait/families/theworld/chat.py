@@ -1,7 +1,8 @@
-"""Conversations as spans of tokens in Gemma 3's chat format, equal to its own template and processor.
+"""Conversations as spans (runs of tokens of one kind) in Gemma 3's chat format, equal to its own template and processor.
 
-Text between two special tokens is tokenised as one string and an answer by itself, because that is how generation
-continues it. Special tokens spelled out in a user's text are tokenised as plain text.
+Text between two special tokens is tokenised as one string and an answer by itself, because that is how generation continues it. Special
+tokens spelled out in a user's text are tokenised as plain text. `messages` are [{"role": "user", "content": "..."}, ...]; `images` is their
+number, and `<image>` in a user's text marks the place of one; without marks they come first.
 """
 
 import re
@@ -18,7 +19,7 @@ Message = dict[str, str]
 
 
 class Chat:
-    """The chat format over one tokenizer: its special tokens, and the system text of conversations that have none.
+    """The chat format over one tokenizer. `image_tokens`: positions per image; `system`: text for conversations without one, or None.
 
     Raises PlaitError for a tokenizer without Gemma 3's special tokens.
     """
@@ -31,12 +32,12 @@ class Chat:
         self.stops = frozenset(i for name in ("<eos>", "<end_of_turn>") if (i := tokenizer.token_to_id(name)) is not None)
 
     def text_ids(self, text: str) -> list[int]:
-        """Tokenise plain text. Nothing is added, and no special token is recognised in it."""
+        """Tokenise plain text: no BOS is added, and a special token spelled out in it is plain text."""
         self.tokenizer.encode_special_tokens = True  # lost when a tokenizer travels to another process
         return self.tokenizer.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: list[int], *, special: bool = False) -> str:
-        """Return the text of tokens, without special tokens unless `special`."""
+        """Return the text of token ids; special tokens are left out unless `special` is True."""
         return self.tokenizer.decode(ids, skip_special_tokens=not special)
 
     def spans(self, messages: list[Message], images: int) -> list[Span]:
@@ -47,7 +48,7 @@ class Chat:
         return list(self._spans(*_turns(messages, images, self.system)))
 
     def prompt(self, messages: list[Message], images: int) -> list[Span]:
-        """Return the spans up to the last user turn, and those that open the model's answer to it. Raises BadSample as `spans` does."""
+        """Return the spans up to the last user turn, and the opening of the model's answer. Raises BadSample as `spans` does."""
         last = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=None)
         system = [message for message in messages if message["role"] == "system"]
         question = messages[: last + 1] if last is not None else [*system, {"role": "user", "content": ""}]

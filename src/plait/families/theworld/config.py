@@ -1,4 +1,4 @@
-"""The `model:` section of family theworld: the Gemma 3 base, the world encoder and its projector. Does not import torch."""
+"""The `model:` section of family theworld: Gemma 3, the world encoder (a video VAE) and its projector. Does not import torch."""
 
 from typing import Annotated, Literal
 
@@ -15,13 +15,13 @@ Positive = Annotated[int, Field(ge=1)]
 
 
 class Section(BaseModel):
-    """Base of the sections: unknown keys are errors, values do not change."""
+    """Base of the sections inside `model:`: unknown keys are errors, and values cannot be changed after validation."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class WorldEncoderConfig(Section):
-    """`model.world`: the world encoder and its projector into the language model. `false` or `off` leaves plain Gemma 3."""
+    """`model.world`: the world encoder and its projector into the language model; `false` or `off` leaves plain Gemma 3."""
 
     source: str = Field(default=COSMOS, description="Hub name (its `vae` folder), local directory of an AutoencoderKLWan, or `tiny`")
     revision: str | None = Field(default=None, description="commit or tag of a Hub source")
@@ -41,7 +41,7 @@ class WorldEncoderConfig(Section):
 
     @property
     def frames(self) -> int:
-        """Return how many frames of a clip the world encoder is shown for a sample: the first, and four per world step."""
+        """Return how many frames of a clip the world encoder takes: the first, and four per latent frame after it (`steps`)."""
         return 1 + FRAMES_PER_STEP * self.steps
 
     @model_validator(mode="after")
@@ -105,7 +105,7 @@ class Augment(Section):
 
 
 class Config(ModelSection):
-    """`model:` of family theworld."""
+    """`model:` of family theworld: Gemma 3 with a world encoder."""
 
     base: str = Field("google/gemma-3-4b-it", description="Hub name or local directory of a Gemma3ForConditionalGeneration, or `tiny`")
     base_revision: str | None = Field(default=None, description="commit or tag of a Hub base")

@@ -1,6 +1,8 @@
-"""Benches of family theworld, by free generation: `accuracy`, and `world_ablation`, the same questions with three worlds.
+"""Benches (evaluations by free generation) of family theworld: `accuracy`, and `world_ablation`, the same questions with three worlds.
 
-A model with a world encoder that gets no world tokens would be measured as plain Gemma without anyone noticing: that raises.
+A world is what the world encoder is shown: "on" the sample's own frames, "off" nothing, "shuffled" those of another sample. A row is a dict
+per sample (question, answer, gold answer, correct, or `bad`, why it cannot be encoded). A model with a world encoder that gets no world
+tokens would be measured as plain Gemma without anyone noticing: that raises.
 """
 
 import re
@@ -21,25 +23,25 @@ WAYS = ("on", "off", "shuffled")  # the world shown to a sample: its own, none, 
 
 
 def normalise(text: str) -> str:
-    """Return the text without regard to case, outer punctuation and runs of white space."""
+    """Return the text in lower case (casefold), without outer punctuation, and with single spaces."""
     return re.sub(r"\s+", " ", text).strip(" \t\n.,;:!?\"'").casefold()
 
 
 def is_correct(answer: str, gold: str, fields: Mapping[str, Any]) -> bool:
-    """Compare an answer with the gold one: by the scene's own scorer where the fields allow it, else equality after `normalise`."""
+    """Compare an answer with the gold one: by the drawn scene's scorer if `fields` hold a scene, else equality after `normalise`."""
     if can_score(fields):
         return score(answer, dict(fields))
     return normalise(answer) == normalise(gold)
 
 
 def predict(model: TheWorld, samples: Sequence[Sample], inputs: Inputs, *, batch: int, moment: str = "") -> list[Row]:
-    """Answer every sample with the model as configured; one row per sample, in their order."""
+    """Answer every sample with the model as configured, `batch` at a time; return one row per sample, in order. `moment` is not used."""
     way = "on" if inputs.config.world else "none"
     return [_row(sample, {way: answer}) for sample, answer in zip(samples, _generate(model, samples, inputs, way, batch), strict=True)]
 
 
 def predict_three_ways(model: TheWorld, samples: Sequence[Sample], inputs: Inputs, *, batch: int, moment: str = "") -> list[Row]:
-    """Answer every sample three times: with its own world, without a world block, and with the world of another sample's image.
+    """Answer every sample three times: with its own world, none, and that of another image; a row's `ways` holds all answers.
 
     Raises PlaitError for a model without a world encoder, and where no two samples have different images.
     """
@@ -50,7 +52,7 @@ def predict_three_ways(model: TheWorld, samples: Sequence[Sample], inputs: Input
 
 
 def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Return accuracy, accuracy/TASK where samples name tasks, samples, world_tokens per sample, and how many were unusable.
+    """Return means over rows: `accuracy`, `accuracy/TASK`, `world_tokens`; and the numbers `samples` and, if any, `bad_samples`.
 
     Raises PlaitError if the model has a world encoder and no sample had anything for it.
     """
@@ -66,7 +68,7 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def summarise_three_ways(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Return `summarise` of the answers with the sample's own world, and accuracy/world_on, _off and _shuffled."""
+    """Return `summarise` of the answers with the sample's own world, and `accuracy/world_on`, `_off` and `_shuffled`."""
     used = [row for row in rows if "bad" not in row]
     ways = {f"accuracy/world_{way}": _mean([row["ways"][way]["correct"] for row in used]) for way in WAYS}
     return summarise(rows) | ways
@@ -135,12 +137,12 @@ def _row(sample: Sample, ways: Mapping[str, _Answer]) -> Row:
 
 
 def gold(sample: Sample) -> str:
-    """Return the text of the last assistant turn, empty where there is none."""
+    """Return the gold answer: the text of the last assistant turn, empty where there is none."""
     return next((message["content"].strip() for message in reversed(sample["messages"]) if message["role"] == "assistant"), "")
 
 
 def question(sample: Sample) -> str:
-    """Return the text of the last user turn, empty where there is none."""
+    """Return the question that is asked: the text of the last user turn, empty where there is none."""
     return next((message["content"].strip() for message in reversed(sample["messages"]) if message["role"] == "user"), "")
 
 

@@ -1,7 +1,7 @@
 """`plait export --to hf` and its inverse: Gemma 3 alone, as `Gemma3ForConditionalGeneration.from_pretrained` loads it.
 
-The world encoder and the projector are part of no published class. The projector's weights are written beside
-Gemma's, under plait's names, so that `from:` can load them again.
+The world encoder and the projector are part of no published class. The projector's weights are written beside Gemma's, under plait's names,
+so that `from:` can load them again. `directory` is the run's folder `assets`, which holds a tiny model's tokenizer.
 """
 
 import shutil
@@ -42,7 +42,7 @@ _NAMES = (
 
 
 def write_hf(model: TheWorld, config: Config, directory: Path, out: Path) -> list[str]:
-    """Write Gemma with its tokenizer and processor files, and the projector beside; return the lines to print about it."""
+    """Write Gemma, its tokenizer and processor files, and the projector to the new folder `out`; return lines to print about it."""
     with new_folder(out) as folder:
         model.gemma.save_pretrained(folder)
         _write_tokenizer(config, directory, folder)
@@ -54,11 +54,11 @@ def write_hf(model: TheWorld, config: Config, directory: Path, out: Path) -> lis
 
 
 exports: dict[str, Callable[[TheWorld, Config, Path, Path], list[str]]] = {"hf": write_hf}
-"""Writers by the name after `--to`: (model, `model:` section, the run's assets, new directory) -> lines to print."""
+"""Writers by the name after `--to`: (model, `model:` section, the run's folder `assets`, new folder) -> lines to print."""
 
 
 def imported(weights: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Rename weights of a Gemma 3 directory or of an export to plait's names; names that are plait's already stay."""
+    """Rename weights of a Gemma 3 directory or an export to this model's parameter names; other names stay as they are."""
     known = {name for name, _ in model.named_parameters()}
     renamed: dict[str, Tensor] = {}
     for name, value in weights.items():

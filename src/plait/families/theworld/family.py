@@ -1,4 +1,4 @@
-"""Family theworld's contract: what the engine and the commands take from it (see families/contract.py)."""
+"""The members of family theworld that plait calls; `families/contract.py` explains each. `directory` is the run's folder `assets`."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -30,14 +30,14 @@ never_trained = NEVER_TRAINED
 
 
 def prepare(config: Config, directory: Path, texts: Callable[[], Iterable[str]]) -> None:
-    """Train a tiny base's tokenizer on the run's texts and write it to `directory`, unless it is there; do nothing for other models."""
+    """Train a tiny model's tokenizer on `texts()` and write it to `directory`, unless it is there; do nothing for other models."""
     folder = directory / towers.TOKENIZER
     if config.base == TINY and not folder.exists():
         write_tokenizer(folder, texts(), config.tiny.vocabulary)
 
 
 def base(config: Config) -> list[dict[str, str | None]]:
-    """Return where the weights that are not saved with a run come from."""
+    """Return where pretrained weights come from: [{'part': 'gemma', 'name': Hub name or path, 'revision': None}, ...'world']."""
     parts: list[dict[str, str | None]] = [{"part": "gemma", "name": config.base, "revision": config.base_revision}]
     if config.world is not None:
         parts.append({"part": "world", "name": config.world.source, "revision": config.world.revision})

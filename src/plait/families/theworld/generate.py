@@ -1,4 +1,4 @@
-"""Answers of family theworld to prompts with images: `plait generate` and the benches' predictions.
+"""Answers of family theworld to prompts with images: `plait generate` and the generation of the benches (evaluations).
 
 The token-by-token loop is in nn/decoding.py; this file gives it the model with its cache. The world encoder runs once, in the prefill.
 """
@@ -21,7 +21,7 @@ from plait.nn.decoding import GREEDY, Sampling, decode
 
 
 class GenerateOptions(BaseModel):
-    """Options of `plait generate` for family theworld."""
+    """Options of `plait generate` for family theworld, checked from the command line."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -42,7 +42,7 @@ class GenerateOptions(BaseModel):
 
 
 def generate(model: TheWorld, inputs: Inputs, options: GenerateOptions, out: Path | None) -> list[str]:
-    """Answer one prompt; with `out`, also write answer.json there. Raises PlaitError for an image file that does not exist."""
+    """Answer one prompt; return [answer]. With `out`, write answer.json there. Raises PlaitError for an image file that does not exist."""
     missing = [str(path) for path in options.image if not path.is_file()]
     if missing:
         raise PlaitError(f"generate: --image: no file {missing[0]}")
@@ -64,14 +64,14 @@ def generate(model: TheWorld, inputs: Inputs, options: GenerateOptions, out: Pat
 def answers(
     model: TheWorld, inputs: Inputs, examples: Sequence[Example], *, max_new_tokens: Sequence[int], sampling: Sampling = GREEDY
 ) -> list[str]:
-    """Generate the answers to a batch of prompts, each of at most its own `max_new_tokens`."""
+    """Generate the text of the answer to each prompt (made by `Inputs.prompt`), of at most `max_new_tokens[i]` tokens."""
     batch = {name: value.to(model.gemma.device) for name, value in inputs.collate(examples, left=True).items()}
     rows = decode(CachedTheWorld(model, batch), max_new_tokens=max_new_tokens, stops=inputs.chat.stops, sampling=sampling)
     return [inputs.chat.decode(row).strip() for row in rows]
 
 
 class CachedTheWorld:
-    """The model over a left-padded batch of prompts, with their cache, mask and positions (see nn/decoding.CachedModel)."""
+    """The model with a left-padded batch of prompts, their key-value cache, mask and positions (see nn/decoding.CachedModel)."""
 
     def __init__(self, model: TheWorld, batch: Batch):
         assert bool(batch["attention_mask"][:, -1].all()), "prompts are padded on the left: a pad at the end would be continued"
@@ -80,11 +80,11 @@ class CachedTheWorld:
         self.mask_BK, self.position_B1 = batch["attention_mask"], batch["positions"][:, -1:]
 
     def prefill(self) -> Tensor:
-        """Process images, worlds and prompts; return the logits (B, V) of the first new token."""
+        """Process images, worlds and prompts, and fill the cache; return the logits (B, V) of each row's first new token."""
         return self._logits(self.model.hidden(self.model.embed(self.batch), self.batch, self.cache))
 
     def advance(self, token_B: Tensor) -> Tensor:
-        """Append one token to each row; return the logits (B, V) of the next."""
+        """Append one token to each row of the cache; return the logits (B, V) of the next."""
         self.mask_BK = torch.cat([self.mask_BK, self.mask_BK.new_ones(len(self.mask_BK), 1)], dim=1)
         self.position_B1 = self.position_B1 + 1
         gemma = self.model.gemma

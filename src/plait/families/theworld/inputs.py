@@ -1,4 +1,7 @@
-"""From samples to the model's inputs: images of both encoders and the fused sequence. Runs in data workers, without the model."""
+"""From samples (raw items of data) to the model's inputs: images of both encoders and the fused sequence. Runs in data workers.
+
+A row is one sample's sequence of tokens. Its world block holds the world encoder's tokens between two brackets.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +28,7 @@ Sample = dict[str, Any]
 
 @dataclass(frozen=True)
 class Example:
-    """One encoded sample: its row, images (n, 3, S, S) for vision and frames (F, 3, W, W) for the world encoder, all images uint8."""
+    """One encoded sample: its row, and uint8 images: `pixels` (n, 3, S, S) for the vision tower, `frames` (F, 3, W, W) for the world's."""
 
     row: Row
     pixels: Tensor
@@ -33,7 +36,7 @@ class Example:
 
     @property
     def world_tokens(self) -> int:
-        """Return how many world positions the row has, without their brackets."""
+        """Return how many positions of the row hold world tokens, not counting the two brackets."""
         return int((self.row.kinds == Kind.WORLD).sum())
 
 
@@ -47,7 +50,7 @@ class _Augmentation:
 
 
 class Inputs:
-    """Encoding and collation of samples: `encode` for training and held-out loss, `prompt` for generation, `collate` for both."""
+    """`encode` serves training and held-out loss, `prompt` generation, `collate` both. `directory`: the run's folder `assets`."""
 
     def __init__(self, config: Config, directory: Path, *, max_tokens: int | None = None, pad: str = "longest", train: bool = False):
         image_size, image_tokens = towers.image_sizes(config)
@@ -59,7 +62,7 @@ class Inputs:
         self.tokens_per_frame = tokens_per_frame(world, towers.wan_config(config, world)["z_dim"]) if world else 0
 
     def encode(self, sample: Sample, key: int) -> Example:
-        """Encode the whole conversation with its labels. `key` draws the augmentation, in training only.
+        """Encode the whole conversation with its labels. `key`, a 64-bit seed, draws the augmentation, in training only.
 
         Raises BadSample for a sample with nothing to learn, several annotations, unreadable images, or too many tokens.
         """
@@ -72,17 +75,17 @@ class Inputs:
         return self._example(sample, spans, augmentation=augmentation, max_tokens=self.max_tokens)
 
     def prompt(self, sample: Sample, *, world: bool = True, world_of: Sample | None = None) -> Example:
-        """Encode the conversation up to its last answer, never truncated.
+        """Encode the conversation up to its last user turn, for generation; never truncated.
 
-        `world=False` leaves the world block out; `world_of` takes the world of another sample. Raises BadSample as `encode` does.
+        `world` False leaves the world block out; `world_of` shows the frames of another sample. Raises BadSample as `encode` does.
         """
         spans = self.chat.prompt(sample["messages"], len(sample["images"]))
         return self._example(sample, spans, world=world, world_of=world_of)
 
     def collate(self, examples: Sequence[Example], *, left: bool = False) -> dict[str, Tensor]:
-        """Pad examples to one batch.
+        """Pad examples to one batch of tensors by name; `left` pads before the tokens, as generation needs.
 
-        Images and frames of all rows are concatenated in the rows' order; `frame_counts` splits the frames by row.
+        `pixels` and `frames` of all rows are concatenated in the rows' order; `frame_counts` splits the frames by row.
         """
         pad = "longest" if left else self.pad
         batch = pad_rows([example.row for example in examples], pad_id=self.chat.pad, pad=pad, max_tokens=self.max_tokens, left=left)
@@ -152,7 +155,7 @@ def _augment(squares: Tensor, augmentation: _Augmentation) -> Tensor:
 
 
 def inspect(inputs: Inputs, sample: Sample, example: Example) -> dict[str, Any]:
-    """Describe what the model sees of one example: images of both encoders (uint8, H x W x 3), text in runs of one kind, counts."""
+    """Return what the model sees of one example: `images` (uint8, H x W x 3), `text` ([(text, supervised)]), `notes` (counts by name)."""
     images_shown = [image.permute(1, 2, 0).numpy() for image in (*example.pixels, *example.frames)]
     kinds, supervised = example.row.kinds, example.row.labels != IGNORED
     notes = {

@@ -1,4 +1,4 @@
-"""Next-token cross-entropy on supervised positions, as a sum and its weight. The division happens in the loop, once, globally."""
+"""Next-token cross-entropy on supervised positions, as a sum and their number; the training loop divides, once per global batch."""
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from plait.nn.losses import IGNORED
 
 
 class Loss(contract.Loss):
-    """One term, `loss`, in nats per supervised token. Also counts tokens: positions of the sequence that are not padding."""
+    """One term, `loss`, in nats per supervised token (one whose label is learned). Also counts `tokens`: positions without padding."""
 
     counts = ("tokens", "supervised_tokens")
     shares = counts  # a supervised token weighs 1: its share is that of the loss weight
@@ -19,15 +19,15 @@ class Loss(contract.Loss):
         self.coefficients = {"loss": 1.0}
 
     def weights(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the number of supervised positions, by the labels alone, and the counts."""
+        """Return the number of supervised positions as the denominator of `loss`, and the counts; float64 scalars."""
         supervised = (batch["labels"][:, 1:] != IGNORED).sum().to(torch.float64)
         return {"loss": supervised, "tokens": batch["attention_mask"].sum().to(torch.float64), "supervised_tokens": supervised}
 
     def by_sample(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the counts of each sample (B,)."""
+        """Return the counts of each sample, (B,) each, to log how much of them each dataset contributes."""
         return {"tokens": batch["attention_mask"].sum(1), "supervised_tokens": (batch["labels"][:, 1:] != IGNORED).sum(1)}
 
     def sums(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Return the summed cross-entropy in nats, differentiable."""
+        """Return the numerator of `loss`: cross-entropy in nats summed over supervised positions, differentiable."""
         sums: dict[str, Tensor] = model(batch)
         return sums

@@ -1,6 +1,7 @@
 """Gemma 3 with a world encoder: features of the vision tower and world blocks in one sequence of embeddings.
 
 Gemma and the encoder are transformers' and diffusers' own classes. A row without a world block is computed exactly as Gemma computes it.
+A batch is what `Inputs.collate` returns: ids, kinds, labels, attention_mask, token_types, positions (B, L), pixels, frames, frame_counts.
 Legend: B rows, L positions, D width, K image tokens, V vocabulary rows.
 """
 
@@ -26,16 +27,14 @@ Batch = dict[str, Tensor]
 
 
 class TheWorld(nn.Module):
-    """The fused model. `forward` returns the summed loss; `embed`, `hidden` and `logits` are its stages, for generation and tests."""
+    """The fused model. `forward` returns the summed loss; it is split into `embed`, `hidden` and `logits` for generation and tests."""
 
     def __init__(self, gemma: Gemma3ForConditionalGeneration, world: WorldEncoder | None, projector: WorldProjector | None):
         super().__init__()
         self.gemma, self.world, self.projector = gemma, world, projector
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Return {"loss": sum of cross-entropies in nats over supervised positions}; exactly 0 with zero gradients where
-        there are none.
-        """
+        """Return {"loss": cross-entropy in nats summed over supervised positions}; without any, 0 with zero gradients."""
         embeds_BLD = self.embed(batch)
         if is_sharded(self.gemma.model.language_model):  # also going back through it gathers: all ranks do, or none
             embeds_BLD = embeds_BLD + self._zero_of_unused(batch).to(embeds_BLD.dtype)
@@ -45,7 +44,7 @@ class TheWorld(nn.Module):
         return {"loss": total + self._zero_of_unused(batch).to(total)}
 
     def embed(self, batch: Batch) -> Tensor:
-        """Return embeddings (B, L, D): the words', with image features and world blocks at their positions."""
+        """Return embeddings (B, L, D) of the tokens, with image features and world blocks at their positions."""
         embeds_BLD: Tensor = self.gemma.get_input_embeddings()(batch["ids"])
         kinds_BL1 = batch["kinds"][..., None]
         pixels = batch["pixels"]
@@ -61,7 +60,7 @@ class TheWorld(nn.Module):
         return embeds_BLD
 
     def hidden(self, embeds_BLD: Tensor, batch: Batch, cache: Cache | None = None) -> Tensor:
-        """Return the language model's last hidden states (B, L, D) of whole rows, filling `cache` where it is given."""
+        """Return the language model's last hidden states (B, L, D); fills the key-value `cache` if given, as the prefill does."""
         output = self.gemma.model(
             inputs_embeds=embeds_BLD,
             attention_mask=batch["attention_mask"],
@@ -126,9 +125,9 @@ def _gradients_if_trained(*modules: nn.Module) -> torch.autograd.grad_mode.set_g
 
 
 def build(config: Config, directory: Path, *, seed: int) -> TheWorld:
-    """Build the model with its weights; the projector, and whatever is tiny, is drawn from `seed`. On the meta device: sizes only.
+    """Build the model with its weights; the projector, and whatever is `tiny`, is drawn from `seed`. On the meta device: no weights.
 
-    Raises PlaitError for a part that cannot be loaded.
+    `directory` is not used. Raises PlaitError for a part that cannot be loaded.
     """
     gemma = towers.load_gemma(config, seed)
     if config.world is None:
@@ -167,11 +166,10 @@ NEVER_TRAINED = frozenset({"world_decoder", "world_time"})
 
 
 def components(model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
-    """Return the parameters by component: projector, vision, language, world, world_decoder, world_time.
+    """Group the parameters, {component: {name: parameter}}: projector, vision, language, world, world_decoder, world_time.
 
-    vision is SigLIP and Gemma's image projection, language has the tied head once, world is encoder and quant_conv.
-    Without world steps, the encoder's convolutions over time compute nothing, because single frames skip them:
-    component world_time.
+    vision is SigLIP and Gemma's image projection, language has the tied head once, world is encoder and quant_conv. Without world steps
+    (frames after the first), the encoder's convolutions over time are skipped: component world_time.
     """
     assert isinstance(model, TheWorld)
     clips = model.projector is not None and model.projector.world.steps > 0
@@ -185,5 +183,5 @@ def components(model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:
-    """Return the transformer layers, vision first: the units of sharding, checkpointing and compiling."""
+    """Return the transformer layers, vision first, which are sharded, recomputed and compiled one by one."""
     return [module for module in model.modules() if isinstance(module, SiglipEncoderLayer | Gemma3DecoderLayer)]

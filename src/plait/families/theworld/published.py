@@ -1,4 +1,4 @@
-"""Configurations of published checkpoints, so that a run can be planned offline; loaded weights bring their own."""
+"""Configurations of published checkpoints, so that a run can be planned offline; loading the weights reads the checkpoint's own instead."""
 
 from typing import Any
 

@@ -1,7 +1,8 @@
 """The fused sequence of one sample: what stands at each position, for training, prefill and tests alike.
 
 Row:  <bos> [start of world] world ... [end of world] <start_of_turn>user ... <start_of_image> image ... <end_of_image> ... <end_of_turn>
-Image and world positions are placeholders into which the model puts features. Labels are made here, with the text; never from input ids.
+Image and world positions are placeholders into which the model puts features of the vision tower and of the world encoder. Labels are made
+here, with the text; never from input ids.
 """
 
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from plait.nn.losses import IGNORED
 
 
 class Kind(IntEnum):
-    """What a position of the sequence holds."""
+    """What a position of the sequence holds; WORLD_START and WORLD_END are the brackets of the world block."""
 
     TEXT = 0
     IMAGE = 1
@@ -36,7 +37,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Row:
-    """One sample's positions: ids, kinds and labels, each int64 (L,). A label is the position's own token, or -100; the loss shifts."""
+    """The sequence of one sample: ids, kinds and labels, int64 (L,). A label is the position's own token, or -100; the loss shifts."""
 
     ids: Tensor
     kinds: Tensor
@@ -47,7 +48,7 @@ class Row:
 
 
 def fuse(spans: Sequence[Span], world_tokens: int, *, pad_id: int, max_tokens: int | None = None) -> Row:
-    """Concatenate spans into a row, with the world block right after the first token (BOS), outside every turn.
+    """Concatenate spans into a row, with `world_tokens` placeholders (0: no block) and their brackets right after BOS, the first span.
 
     A row over `max_tokens` loses its end. Raises BadSample if that would cut a block or leave nothing to learn.
     """
@@ -81,9 +82,9 @@ def pad_rows(
 ) -> dict[str, Tensor]:
     """Pad rows to one batch (B, L): ids, kinds, labels, attention_mask, token_types, positions.
 
-    token_types is 1 where a position attends both ways within its block; the brackets, and the marks around images,
-    keep blocks apart. positions count each row's own tokens from 0, wherever its padding is. Raises PlaitError for a
-    padding mode that cannot be.
+    `pad`: longest, to_128 (a multiple), to_max (`max_tokens`) or none. token_types is 1 where a position attends both ways within its
+    block; the brackets, and the marks around images, keep blocks apart. positions count each row's own tokens from 0, wherever its padding
+    is. Raises PlaitError for to_max without `max_tokens`, and for none with rows of different lengths.
     """
     length = _padded_length([len(row) for row in rows], pad, max_tokens)
     fill = {"ids": pad_id, "kinds": int(Kind.TEXT), "labels": IGNORED}

@@ -1,4 +1,4 @@
-"""The tiny model: random weights made in a second, and a tokenizer trained on the run's own texts and saved with the run."""
+"""The tiny model, for tests and trials: random weights, and a tokenizer trained on the run's own texts and saved with the run."""
 
 import tempfile
 from collections.abc import Iterable
@@ -39,7 +39,7 @@ CHAT_TEMPLATE = """{{ bos_token }}{% if messages[0]['role'] == 'system' %}{% if 
 
 
 def gemma_sizes(tiny: Tiny) -> dict[str, Any]:
-    """Return the keyword arguments of a Gemma3Config."""
+    """Return the keyword arguments of a transformers Gemma3Config for the sizes of `model.tiny`."""
     text = {
         "vocab_size": tiny.vocabulary,
         "initializer_range": tiny.initializer_range,
@@ -75,7 +75,7 @@ def gemma_sizes(tiny: Tiny) -> dict[str, Any]:
 
 
 def wan_sizes(tiny: Tiny) -> dict[str, Any]:
-    """Return the keyword arguments of an AutoencoderKLWan."""
+    """Return the keyword arguments of a diffusers AutoencoderKLWan for the sizes of `model.tiny`."""
     channels = tiny.world_channels
     sizes = {"base_dim": tiny.world_base, "z_dim": channels, "dim_mult": [1, 2, 2, 2], "num_res_blocks": 1}
     return {**sizes, "latents_mean": [0.0] * channels, "latents_std": [1.0] * channels}
@@ -95,14 +95,14 @@ def init_image_projection(gemma: Gemma3ForConditionalGeneration) -> None:
 
 @torch.no_grad()
 def measure_latent_statistics(vae: AutoencoderKLWan) -> None:
-    """Measure latents_mean and latents_std of the random encoder on noise images, as a publisher would on real ones."""
+    """Set the encoder's latents_mean and latents_std to those of its latents of random images, so that latents have unit scale."""
     picture = torch.rand(16, 3, 4, 4).repeat_interleave(8, -1).repeat_interleave(8, -2) * 2 - 1  # flat tiles, as pictures are smooth
     latents = vae.encode(picture[:, :, None]).latent_dist.mode()
     vae.register_to_config(latents_mean=latents.mean((0, 2, 3, 4)).tolist(), latents_std=latents.std((0, 2, 3, 4)).tolist())
 
 
 def write_tokenizer(folder: Path, texts: Iterable[str], rows: int) -> None:
-    """Train the tokenizer and write it to `folder`, atomically, in the format that transformers loads."""
+    """Train a tokenizer of `rows` tokens on `texts` and write it to `folder`, atomically, in the format that transformers loads."""
     tokenizer = train_tokenizer(texts, rows=rows, special=list(SPECIAL.values()))
     named = {name: token for name, token in SPECIAL.items() if name.endswith("_token")}
     standard = {name: named.pop(name) for name in ("pad_token", "eos_token", "bos_token", "unk_token")}

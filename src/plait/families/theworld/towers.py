@@ -27,7 +27,7 @@ TOKENIZER = "tokenizer"  # folder of a tokenizer trained on the spot, inside the
 
 
 def gemma_config(config: Config) -> Gemma3Config:
-    """Return the configuration of the base, without its weights."""
+    """Return the configuration of Gemma (`model.base`), without loading weights; offline for published and tiny ones."""
     if config.base == TINY:
         return Gemma3Config(**tiny.gemma_sizes(config.tiny))
     if config.base in published.GEMMA:
@@ -43,7 +43,7 @@ def image_sizes(config: Config) -> tuple[int, int]:
 
 
 def wan_config(config: Config, world: WorldEncoderConfig) -> dict[str, Any]:
-    """Return the configuration of the world encoder, without its weights."""
+    """Return the configuration of the world encoder (`world.source`) as a dict, without loading weights."""
     if world.source == TINY:
         return tiny.wan_sizes(config.tiny)
     if world.source in published.WAN:
@@ -53,7 +53,7 @@ def wan_config(config: Config, world: WorldEncoderConfig) -> dict[str, Any]:
 
 
 def load_gemma(config: Config, seed: int) -> Gemma3ForConditionalGeneration:
-    """Load the base in the dtype it was saved in; without weights on the meta device, drawn from `seed` for `tiny`."""
+    """Load Gemma in the dtype it was saved in; on the meta device, build it without weights; `tiny` is drawn from `seed`."""
     if _on_meta():
         return Gemma3ForConditionalGeneration(gemma_config(config))
     if config.base == TINY:
@@ -65,7 +65,7 @@ def load_gemma(config: Config, seed: int) -> Gemma3ForConditionalGeneration:
 
 
 def load_wan(config: Config, world: WorldEncoderConfig, seed: int) -> AutoencoderKLWan:
-    """Load the Wan VAE, whose decoder is never used or trained; without weights on the meta device, drawn from `seed` for `tiny`."""
+    """Load the Wan VAE, whose decoder is never used; on the meta device, build it without weights; `tiny` is drawn from `seed`."""
     if _on_meta():
         meta: AutoencoderKLWan = AutoencoderKLWan(**_public(wan_config(config, world)))
         return meta
@@ -79,7 +79,7 @@ def load_wan(config: Config, world: WorldEncoderConfig, seed: int) -> Autoencode
 
 
 def load_tokenizer(config: Config, directory: Path) -> Tokenizer:
-    """Load the fast tokenizer of the base, or the one trained for the run in `directory`. Raises PlaitError where there is none."""
+    """Load Gemma's fast tokenizer, or that of a tiny model from `directory`, the run's `assets`. Raises PlaitError if none is there."""
     if config.base == TINY:
         path = directory / TOKENIZER / "tokenizer.json"
         if not path.is_file():

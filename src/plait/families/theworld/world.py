@@ -1,7 +1,8 @@
-"""From images to world tokens: the Wan encoder, its normalised latents, their split into tokens, the projector.
+"""From images to world tokens: the Wan VAE's encoder, its normalised latents, their split into tokens, the projector.
 
-Legend: B rows with a world block, F frames, T = 1 + (F - 1) / 4 latent frames, S pixels of a side, h = S / 8 latent cells of a side,
-C latent channels, N tokens per latent frame, E features per token, D the language model's width.
+Legend: B rows with a world block, F frames, T = 1 + (F - 1) / 4 latent frames (those after the first are world steps), S pixels of a side,
+h = S / 8 latent cells of a side, C latent channels, N tokens per latent frame, E features per token, D the language model's width.
+A world block is the tokens of one row between two bracket vectors.
 """
 
 import math
@@ -17,7 +18,7 @@ from plait.nn.connectors import Connector, match_rms
 
 
 def group_side(world: WorldEncoderConfig) -> int:
-    """Return the latent cells of a token's side: the smallest divisor of the grid's side that keeps the tokens within `max_tokens`."""
+    """Return the side of a token's square of latent cells: the smallest that divides h and keeps N within `max_tokens`."""
     side = world.image_size // LATENT_STRIDE
     if world.tokens == "spatial":
         return 1
@@ -25,19 +26,19 @@ def group_side(world: WorldEncoderConfig) -> int:
 
 
 def tokens_per_frame(world: WorldEncoderConfig, channels: int) -> int:
-    """Return N, the number of tokens of one latent frame."""
+    """Return N, the number of tokens of one latent frame with `channels` latent channels."""
     return channels if world.tokens == "channel" else (world.image_size // LATENT_STRIDE // group_side(world)) ** 2
 
 
 def features_per_token(world: WorldEncoderConfig, channels: int) -> int:
-    """Return E, the width of a token before the projector."""
+    """Return E, the width of a token before the projector, for `channels` latent channels."""
     if world.tokens == "channel":
         return (world.image_size // LATENT_STRIDE) ** 2
     return channels * group_side(world) ** 2 if world.tokens == "patches" else channels
 
 
 def latents_to_tokens(latents_BCThw: Tensor, world: WorldEncoderConfig) -> Tensor:
-    """Split latents into tokens (B, T, N, E) as `world.tokens` defines."""
+    """Split latents (B, C, T, h, h) into tokens (B, T, N, E) as `world.tokens` defines: pooled, patches, spatial or channel."""
     latents_BTChw = latents_BCThw.transpose(1, 2)
     if world.tokens == "channel":
         return latents_BTChw.flatten(3)
@@ -57,7 +58,7 @@ class FoldedConv(WanCausalConv3d):
     """
 
     def forward(self, x: Tensor, cache_x: Tensor | None = None) -> Tensor:
-        """Convolve (B, C, F, H, W); `cache_x` holds the last frames of the chunk before."""
+        """Convolve (B, C, F, H, W) causally in time; `cache_x`: last frames of the chunk before, None for the first."""
         left, _, top, _, before, _ = self._padding
         if x.shape[2] != 1 or cache_x is not None or before != self.kernel_size[0] - 1:
             output: Tensor = super().forward(x, cache_x)
@@ -67,7 +68,7 @@ class FoldedConv(WanCausalConv3d):
 
 
 def fold(vae: AutoencoderKLWan) -> None:
-    """Let every convolution of the encoder compute single frames in 2-D. Parameters and their names stay as they are."""
+    """Replace the encoder's convolutions by FoldedConv, in place. Parameters and their names stay as they are."""
     for parent in (vae.encoder, vae.quant_conv):
         for module in parent.modules():
             if type(module) is WanCausalConv3d:
@@ -75,7 +76,7 @@ def fold(vae: AutoencoderKLWan) -> None:
 
 
 class WorldEncoder(nn.Module):
-    """The encoder half of the Wan VAE: images to (mode of the posterior - latents_mean) / latents_std."""
+    """The encoder half of the Wan VAE: images to normalised latents, (mode of the posterior - latents_mean) / latents_std."""
 
     mean: Tensor
     std: Tensor
@@ -102,7 +103,7 @@ class WorldEncoder(nn.Module):
 
 
 def unit_range(pixels: Tensor, dtype: torch.dtype) -> Tensor:
-    """Map uint8 0..255 to -1..+1, in float32 before the last rounding."""
+    """Map uint8 pixels 0..255 to -1..+1 in `dtype`, computed in float32."""
     return ((pixels.float() / 255 - 0.5) / 0.5).to(dtype)
 
 
@@ -122,12 +123,12 @@ class WorldProjector(nn.Module):
 
     @torch.no_grad()
     def match_embedding_scale(self, embedding_rms: float) -> None:
-        """Draw the brackets with the rms of the embeddings that they stand among."""
+        """Initialise the brackets with the rms of the language model's embeddings, so that both have one scale."""
         nn.init.normal_(self.brackets, std=embedding_rms)
         self.brackets.mul_(embedding_rms / self.brackets.square().mean().sqrt())
 
     def forward(self, latents_BCThw: Tensor) -> Tensor:
-        """Return blocks (B, 1 + T N + 1, D), in float32 or wider."""
+        """Return world blocks (B, 1 + T N + 1, D): start bracket, tokens, end bracket; in float32 or wider."""
         tokens_BTND = self.connector(latents_to_tokens(latents_BCThw, self.world))
         magnitude = self.brackets.square().mean().sqrt()
         tokens_BTND = match_rms(tokens_BTND, magnitude)
@@ -138,7 +139,7 @@ class WorldProjector(nn.Module):
 
 
 def group_by_length(frames: Tensor, counts: Sequence[int]) -> list[tuple[list[int], Tensor]]:
-    """Group rows of equal frame count: [(indices of the rows, frames (B, F, 3, S, S))]. Single images and clips may share a batch."""
+    """Group rows of equal frame count, as [(indices of the rows, frames (B, F, 3, S, S))]; `counts` are the frames of each row."""
     rows = torch.split(frames, list(counts))
     return [
         ([i for i, count in enumerate(counts) if count == length], torch.stack([row for row in rows if len(row) == length]))
@@ -147,5 +148,5 @@ def group_by_length(frames: Tensor, counts: Sequence[int]) -> list[tuple[list[in
 
 
 def frames_kept(available: int, steps: int) -> int:
-    """Return how many of `available` frames the encoder takes for at most `steps` world steps: 1 + 4 k."""
+    """Return how many of `available` frames the encoder takes: 1 + 4 k, with k at most `steps`."""
     return 1 + 4 * min(steps, max(0, math.floor((available - 1) / 4)))

@@ -1,7 +1,7 @@
 """The datasets that family molmo knows by name, opened from their authors' files, or from the Hub where `hub: true` is set.
 
-In training, rows about one image are one sample with several annotations, at most MAX_ANNOTATIONS, drawn anew each time; in every other
-split each question is a sample of its own. How a row is read is in academic.py, pixmo.py and gui_grounding.py.
+In training, rows (records) about one image are one sample with several annotations (conversations), at most MAX_ANNOTATIONS, drawn anew
+each time; in every other split each question is a sample of its own. How a row is read is in academic.py, pixmo.py and gui_grounding.py.
 """
 
 import difflib
@@ -45,7 +45,7 @@ ALIASES = {
 
 
 def spec_of(name: str) -> Spec:
-    """Return the dataset of a name. Raises PlaitError, with the nearest name, for an unknown one."""
+    """Return the description of a dataset by its name or alias. Raises PlaitError, with the nearest name, for an unknown one."""
     spec = DATASETS.get(ALIASES.get(name, name))
     if spec is None:
         near = difflib.get_close_matches(name, [*DATASETS, *ALIASES], 1)
@@ -55,7 +55,7 @@ def spec_of(name: str) -> Spec:
 
 
 def rule_of(name: str) -> str:
-    """Return the bench that scores answers of a dataset. Raises PlaitError for a dataset without one."""
+    """Return the name of the bench, such as `vqa`, that scores answers to a dataset. Raises PlaitError for a dataset without one."""
     rule = spec_of(name).rule
     if rule is None:
         raise PlaitError(f"dataset {name!r} has free answers that no rule scores; use bench `loss` on it, or one of {', '.join(scored())}")
@@ -63,18 +63,18 @@ def rule_of(name: str) -> str:
 
 
 def scored() -> list[str]:
-    """Return the names of datasets whose answers a rule scores."""
+    """Return the names of the datasets whose answers a bench can score: those with a `rule`."""
     return [name for name, spec in DATASETS.items() if spec.rule is not None]
 
 
 def evaluation_split(name: str) -> str:
-    """Return the split on which a dataset is evaluated by default: validation, else test."""
+    """Return the split to evaluate a dataset on when none is named: validation if it has one, else test, else train."""
     known = spec_of(name).splits
     return next((split for split in ("validation", "test") if split in known), "train")
 
 
 def split_of(name: str, split: str) -> str:
-    """Return `split` if the dataset has it. Raises PlaitError, with those it has, otherwise."""
+    """Return `split` unchanged if the dataset has it. Raises PlaitError, listing those it has, if not."""
     known = spec_of(name).splits
     if split not in known:
         near = difflib.get_close_matches(split, known, 1)
@@ -85,10 +85,10 @@ def split_of(name: str, split: str) -> str:
 
 
 def open_dataset(entry: Entry, split: str, *, root: Path | None, cache: Path | None) -> "NamedDataset":
-    """Open the entry's dataset below `root`, else below $MOLMO_DATA_DIR or ./data.
+    """Open `split` of the dataset that `entry`, an item of `data.train` or `data.validation`, names.
 
-    Raises PlaitError for an unknown name, split or option, and Absent when its files are missing, with where they
-    were searched and how to get them.
+    Its files are below `root`, else $MOLMO_DATA_DIR or ./data; index files in `cache`, or beside them. Raises PlaitError for an unknown
+    name, split or option, and Absent when files are missing, with where they were searched and how to get them.
     """
     name = str(entry.name)
     spec, root = spec_of(name), root or Path(os.environ.get(DATA_DIR) or "data").expanduser()
@@ -110,7 +110,7 @@ def _hub_hint(spec: Spec) -> str:
 
 
 class NamedDataset(Source):
-    """Samples of one split. `source[i]` is drawn the same every time; `draw` takes its randomness from a key.
+    """Samples of one split, at most `limit` (None: all). `source[i]` is the same every time; `draw` is random by its key.
 
     Raises PlaitError for a split without rows.
     """
@@ -144,7 +144,7 @@ class NamedDataset(Source):
         return self.draw(i, key("as asked", i))
 
     def draw(self, i: int, sample_key: int) -> dict[str, Any]:
-        """Return sample `i`: its image, and the conversations about it. Raises BadSample when the image is missing."""
+        """Return sample `i`, an image with conversations, drawn by seed `sample_key`. Raises BadSample for image or text it cannot use."""
         random = rng(sample_key, "draw")
         members = self.members[i]
         if len(members) > MAX_ANNOTATIONS:

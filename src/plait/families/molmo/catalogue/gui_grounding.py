@@ -1,6 +1,6 @@
 """Two datasets with layouts of their own: AI2D (a JSON file per diagram) and the GUI grounding data of AndroidControl.
 
-AndroidControl's episodes of screenshots and actions are TFRecords.
+AndroidControl's episodes (one task on a phone) of screenshots and actions are TFRecords. Rows are dicts, one per question or step.
 """
 
 import csv
@@ -20,10 +20,9 @@ from plait.families.molmo.points import percent
 
 
 def diagrams(split: str) -> Opener:
-    """Open AI2D: `questions/NAME.json`, `images/NAME`, and the ids of the test set in a CSV file.
+    """Return a function that reads AI2D's questions: `questions/NAME.json`, `images/NAME`, and a CSV file of the test set's ids.
 
-    Images of questions whose options are letters in the image are in `abc_images/NAME`. Raises Absent when opened
-    without its files.
+    Images of questions whose options are letters in the image are in `abc_images/NAME`. When called without its files, it raises Absent.
     """
 
     def opened(files: DatasetFiles) -> Rows:
@@ -49,9 +48,9 @@ def _diagram_questions(files: DatasetFiles, diagram: dict[str, Any]) -> list[Row
 
 
 def android_control(split: str) -> Opener:
-    """Open AndroidControl's steps: TFRecord files `android_control-*`, and `splits.json` with the episode ids of each split.
+    """Return a function that reads AndroidControl's steps: TFRecord files `android_control-*`, and `splits.json` of episode ids.
 
-    Raises Absent when opened without its files.
+    When called without its files, it raises Absent.
     """
 
     def opened(files: DatasetFiles) -> Rows:
@@ -67,9 +66,9 @@ def android_control(split: str) -> Opener:
 
 
 class AndroidControlSteps:
-    """Steps of episodes: the screenshot, the goal, the step's instruction, and the action that people took.
+    """Rows of AndroidControl, one per step: screenshot, goal, the step's instruction, and the action that people took.
 
-    Raises PlaitError if the files hold no episode of the split.
+    Raises PlaitError if the files hold no episode of the split. `cache`: folder of index files; None: beside the data.
     """
 
     def __init__(self, files: Sequence[Path], episodes: set[int], cache: str | None) -> None:
@@ -99,7 +98,7 @@ class AndroidControlSteps:
         }
 
     def column(self, name: str) -> list[Any]:
-        """Return a different value for every step: screenshots are all different, so steps are never grouped."""
+        """Return a different number for every row, whatever `name`: grouping by image finds no two steps with the same screenshot."""
         return list(range(len(self)))
 
 
@@ -115,7 +114,7 @@ def _episode(start: int, end: int, features: dict[str, Any]) -> tuple[int, int, 
 
 
 def action_text(action: dict[str, Any], size: tuple[int, int]) -> str:
-    """Write an action as text: its name, then a point in percent or what is typed, opened or scrolled.
+    """Write an action as text, such as `click 50.0 12.5` (percent of the screen's `size`), `input_text hello` or `scroll down`.
 
     Raises BadSample for an action without a type.
     """

@@ -1,7 +1,7 @@
 """PixMo as it is published (parquet with URLs, images downloaded apart): captions, questions, answers with points, counts.
 
-Points of PixMo-Points and its explanations are percentages, those of PixMo-Count pixels. Sets without a published
-validation split hold out one image in a hundred, by the hash of its URL.
+Points of PixMo-Points and its explanations are percentages, those of PixMo-Count pixels. Sets without a published validation split hold out
+one image in a hundred, by the hash of its URL.
 """
 
 import re
@@ -32,7 +32,7 @@ _BRACKETS = re.compile(r"^\s*\[USER\]|\[ASSISTANT\]\s*$")
 
 
 def one_of(choices: Sequence[str], random: Random) -> str:
-    """Draw one of the choices."""
+    """Draw one of the choices, such as a wording of a question, with equal probability."""
     return choices[int(random.integers(len(choices)))]
 
 

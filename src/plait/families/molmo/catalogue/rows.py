@@ -1,6 +1,7 @@
-"""Rows of a published dataset: JSON or parquet files in their authors' layout, and the image files beside them.
+"""Rows (records as dicts) of a published dataset: JSON or parquet files in their authors' layout, and the image files beside them.
 
-What the rows mean is in academic.py and pixmo.py. Rows of JSON stay in memory; parquet and the Hub go through `datasets`.
+What the rows mean is in academic.py and pixmo.py. Rows of JSON stay in memory; parquet and the Hub go through `datasets`. An opener is a
+function that reads the rows of one split when the dataset is opened; the functions below that "return an opener" build one.
 """
 
 import hashlib
@@ -27,25 +28,25 @@ Keep = tuple[str, Callable[[Any], bool] | None]
 
 
 class Rows(Protocol):
-    """The rows of one split, read one at a time."""
+    """The rows of one split, read one at a time. `digest`: a hash of the content, by which a resumed run recognises it."""
 
     digest: str
 
     def __len__(self) -> int: ...
     def __getitem__(self, i: int) -> Row: ...
     def column(self, name: str) -> Sequence[Any] | None:
-        """Return one field of every row; None where rows have no such field."""
+        """Return one field of every row, in order; None where rows have no such field."""
 
 
 class RowList:
-    """Rows in memory."""
+    """Rows in memory; `digest` is a hash of their content."""
 
     def __init__(self, rows: list[Row], digest: str) -> None:
         self.rows, self.digest = rows, digest
 
     @classmethod
     def of_files(cls, rows: list[Row], files: Sequence[Path]) -> "RowList":
-        """Take rows read from files, whose names and sizes identify them."""
+        """Wrap rows that were read from files; the files' names and sizes, and the number of rows, make the digest."""
         sizes = [[file.name, file.stat().st_size] for file in files]
         return cls(rows, xxhash.xxh3_64(json.dumps([sizes, len(rows)]).encode()).hexdigest())
 
@@ -56,12 +57,12 @@ class RowList:
         return self.rows[i]
 
     def column(self, name: str) -> list[Any]:
-        """Return one field of every row; None where it is missing."""
+        """Return one field of every row, in order; None for a row without it."""
         return [row.get(name) for row in self.rows]
 
 
 class ParquetRows:
-    """Rows of parquet files or of a Hub dataset, without those that `keep` refuses by one column."""
+    """Rows of parquet files or of a Hub dataset, without those whose column `keep[0]` fails the condition `keep[1]`."""
 
     def __init__(self, table: Table, keep: Keep | None = None) -> None:
         self.table, self.digest = table, table.digest
@@ -86,7 +87,7 @@ class ParquetRows:
         return values
 
     def column(self, name: str) -> list[Any] | None:
-        """Return one column of the kept rows; None for one that does not exist, or holds images."""
+        """Return one column of the rows that `keep` left; None for one that does not exist, or holds images."""
         if name not in self.table.rows.column_names or name in self.table.pictures:
             return None
         values = list(self._all(name))
@@ -95,7 +96,7 @@ class ParquetRows:
 
 @dataclass(frozen=True)
 class DatasetFiles:
-    """The files of a dataset: its own folder, and the root with folders that several share (coco, pixmo_images)."""
+    """Where a dataset's files are: its folder, and `root`, whose folders several share. `cache`: of indices. `hub`: may read the Hub."""
 
     folder: Path
     root: Path
@@ -103,7 +104,7 @@ class DatasetFiles:
     hub: bool = False
 
     def find(self, *patterns: str) -> list[Path]:
-        """Return one file per pattern, from the dataset's folder. Raises Absent when a pattern matches none."""
+        """Return, per glob pattern, the first matching file of the dataset's folder. Raises Absent when a pattern matches none."""
         files = []
         for pattern in patterns:
             matches = sorted(self.folder.glob(pattern))
@@ -113,7 +114,7 @@ class DatasetFiles:
         return files
 
     def image(self, *choices: str) -> Path:
-        """Return the first of `choices` that is a file in the dataset's folder or the root. Raises BadSample when none is."""
+        """Return the first of the relative paths `choices` that is a file in the folder or the root. Raises BadSample when none is."""
         for choice in choices:
             for start in (self.folder, self.root):
                 path = paths.inside(start, choice, anywhere=False)
@@ -122,9 +123,9 @@ class DatasetFiles:
         raise BadSample(f"no image {choices[0]} in {self.folder} or {self.root}")
 
     def image_of_url(self, url: str) -> Path:
-        """Return the downloaded image of a PixMo URL. Raises BadSample when there is none.
+        """Return the downloaded image of a PixMo URL: the file named by the URL's sha256, with or without an ending.
 
-        The file's name is the sha256 of the URL, with or without an ending.
+        Raises BadSample when there is none.
         """
         name = hashlib.sha256(url.encode()).hexdigest()
         for folder in (self.folder / "images", self.root / PIXMO_IMAGES):
@@ -141,7 +142,7 @@ Random = np.random.Generator
 
 @dataclass(frozen=True)
 class Conversation:
-    """One conversation about the row's image. `gold`: the fields that a bench compares an answer with."""
+    """One conversation about the row's image. `gold`: the fields that a bench compares an answer with; `weight`: in the loss."""
 
     question: str
     answer: str
@@ -152,7 +153,7 @@ class Conversation:
 
     @property
     def messages(self) -> list[dict[str, str]]:
-        """Return the turns of user and assistant."""
+        """Return all turns as [{"role": "user", "content": ...}, {"role": "assistant", ...}, ...]."""
         pairs = [(self.question, self.answer), *self.more]
         return [{"role": role, "content": text} for pair in pairs for role, text in zip(("user", "assistant"), pair, strict=True)]
 
@@ -165,7 +166,7 @@ Converter = Callable[[Row, Random, Size], list[Conversation]]
 
 @dataclass(frozen=True)
 class Spec:
-    """A dataset: its files, how a row becomes conversations, which rule scores answers, and how to get it."""
+    """A dataset: folder, opener per split, how a row becomes conversations, how to `get` its files, and the bench that scores answers."""
 
     folder: str
     splits: Mapping[str, Opener]
@@ -186,9 +187,9 @@ def read_json(file: Path) -> Any:
 
 
 def in_json(pattern: str, *keys: str, keep: Callable[[Row], bool] = lambda row: True, mark: Row | None = None) -> Opener:
-    """Open the list of rows in a JSON file, under `keys`; rows of an object get their key as `id`, and all the fields of `mark`.
+    """Return an opener of the list of rows in a JSON file, under `keys`; rows of an object get their key as `id`.
 
-    Raises PlaitError when opened, if the file does not hold such a list.
+    `keep`: rows to take; `mark`: fields added to all. When opened, it raises PlaitError if the file does not hold such a list.
     """
 
     def opened(files: DatasetFiles) -> Rows:
@@ -209,9 +210,9 @@ def in_json(pattern: str, *keys: str, keep: Callable[[Row], bool] = lambda row: 
 
 
 def joined(questions: str, annotations: str) -> Opener:
-    """Open VQA's two files: questions, and annotations with the same `question_id`.
+    """Return an opener of VQA's two files: questions, and annotations (answers) with the same `question_id`.
 
-    Raises PlaitError when opened, if a question has no annotation.
+    When opened, it raises PlaitError if a question has no annotation.
     """
 
     def opened(files: DatasetFiles) -> Rows:
@@ -228,7 +229,7 @@ def joined(questions: str, annotations: str) -> Opener:
 
 
 def concatenated(*openers: Opener) -> Opener:
-    """Open rows of several files, one after the other."""
+    """Return an opener of the rows of several openers, one after the other."""
 
     def opened(files: DatasetFiles) -> Rows:
         parts = [opener(files) for opener in openers]
@@ -239,9 +240,9 @@ def concatenated(*openers: Opener) -> Opener:
 
 
 def in_parquet(hub: str, split: str, config: str | None = None, keep: Keep | None = None) -> Opener:
-    """Open parquet files as the Hub repository holds them, or the Hub itself where `hub` is set.
+    """Return an opener of parquet files as the Hub repository `hub` holds them, or of the Hub itself with option `hub: true`.
 
-    Files are named `SPLIT-*.parquet`, in the folder, its `data` or CONFIG. Raises Absent when opened, if there are none.
+    Files are named `SPLIT-*.parquet`, in the folder, its `data` or CONFIG. When opened, it raises Absent if there are none.
     """
 
     def opened(files: DatasetFiles) -> Rows:
@@ -256,7 +257,7 @@ def in_parquet(hub: str, split: str, config: str | None = None, keep: Keep | Non
 
 
 def either(*openers: Opener) -> Opener:
-    """Open the first form that exists. Raises Absent, with the reasons of all, when none does."""
+    """Return an opener that tries several and takes the first whose files exist. Raises Absent, with all reasons, when none do."""
 
     def opened(files: DatasetFiles) -> Rows:
         reasons = []
@@ -271,5 +272,5 @@ def either(*openers: Opener) -> Opener:
 
 
 def root_of(path: str | None, folder: str, root: Path) -> Path:
-    """Return the dataset's folder: the entry's own path, or its folder under the root."""
+    """Return the dataset's folder: `path` of its item in the configuration if set, else `folder` under the root."""
     return paths.local(path) if path else root / folder

@@ -15,7 +15,7 @@ _QUOTED = re.compile(r"[Tt]he answer is\s*:?\s*\"?(.*?)\"?\.?\s*$", re.DOTALL)
 
 
 def mmmu_choice(answer: str, options: Sequence[str]) -> int | None:
-    """Return the option that an answer names last: by "(A)", else by a letter alone, else, in over five words, by its text."""
+    """Return the index of the option that an answer names last, or None: by "(A)", else a lone letter, else (over 5 words) its text."""
     text = f" {answer.strip(',.!?;: ' + chr(39))} "
     letters = LETTERS[: len(options)]
     for pattern in ("({})", " {} "):
@@ -30,7 +30,7 @@ def mmmu_choice(answer: str, options: Sequence[str]) -> int | None:
 
 
 def mmmu_open(answer: str, golds: Sequence[str]) -> float:
-    """Return 1 if a conclusion of the answer contains a gold text or equals a gold number (to two decimals)."""
+    """Return 1 if a conclusion in the answer contains a gold text or equals a gold number (to two decimals), else 0."""
     targets = {value for gold in golds for value in _normal(gold)}
     values = {
         value for part in _conclusions(answer) for value in (*_normal(part), *(n for text in _NUMBERS.findall(part) for n in _normal(text)))
@@ -69,9 +69,9 @@ def _normal(text: str) -> list[str | float]:
 
 
 def mathvista(answer: str, record: Mapping[str, Any]) -> float:
-    """Return 1 if the value extracted from the answer equals the record's.
+    """Return 1 if the value extracted from the answer equals the true one, else 0.
 
-    The record has `question_type`, `answer_type`, `choices`, `precision`, `answer`.
+    `record` is a row of MathVista: `question_type`, `answer_type`, `choices`, `precision`, `answer`.
     """
     value = _value(_extract(answer, record), record)
     return float(value is not None and value == _value(str(record["answer"]), record))

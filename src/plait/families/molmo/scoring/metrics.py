@@ -1,4 +1,4 @@
-"""Scores of one answer, from 0 to 1, as the benchmarks define them: pure functions without model, network or randomness."""
+"""Scores of one answer against gold ones, 0 to 1, as benchmarks define them: pure functions without model, network or randomness."""
 
 import itertools
 import re
@@ -30,10 +30,7 @@ _CONTRACTIONS = {spelling: word for word in _FULL.split() for spelling in _spell
 
 
 def vqa_normalise(text: str) -> str:
-    """Return the VQA evaluation's normal form (Antol et al. 2015).
-
-    Lower case; punctuation, number words, articles and contractions are normalised.
-    """
+    """Return VQA's normal form: lower case; punctuation, number words, articles and contractions normalised (Antol et al. 2015)."""
     text = text.replace("\n", " ").replace("\t", " ").strip().lower()
     out = text
     grouped = re.search(r"\d,\d", text) is not None
@@ -45,18 +42,18 @@ def vqa_normalise(text: str) -> str:
 
 
 def vqa_score(answer: str, golds: Sequence[str]) -> float:
-    """Return min(people who gave this answer / 3, 1) (Antol et al. 2015)."""
+    """Return min(number of `golds`, one per person, that equal the answer / 3, 1), after `vqa_normalise` (Antol et al. 2015)."""
     normalised = vqa_normalise(answer)
     return min(sum(vqa_normalise(gold) == normalised for gold in golds) / 3, 1.0)
 
 
 def exact_match(answer: str, golds: Sequence[str]) -> float:
-    """Return 1 if the answer equals a gold one but for case and outer white space."""
+    """Return 1 if the answer equals one of `golds` but for case and outer white space, else 0."""
     return float(answer.strip().lower() in {gold.strip().lower() for gold in golds})
 
 
 def edit_distance(a: str, b: str) -> int:
-    """Return the insertions, deletions and replacements that turn a into b (Levenshtein 1966)."""
+    """Return the least number of insertions, deletions and replacements that turn a into b (Levenshtein 1966)."""
     row = list(range(len(b) + 1))
     for i, left in enumerate(a, start=1):
         corner, row[0] = row[0], i
@@ -68,7 +65,7 @@ def edit_distance(a: str, b: str) -> int:
 def anls(answer: str, golds: Sequence[str]) -> float:
     """Return the average normalised Levenshtein similarity (Biten et al. 2019).
 
-    The best 1 - d / length over the gold answers, where d / length is below 0.5; else 0.
+    The best over `golds` of 1 - edit distance / length of the longer text, where it is above 0.5; else 0.
     """
     return max((_similarity(_plain(answer), _plain(gold)) for gold in golds), default=0.0)
 
@@ -94,7 +91,7 @@ def number(text: str) -> float | None:
 
 
 def relaxed_accuracy(answer: str, golds: Sequence[str], tolerance: float = 0.05) -> float:
-    """Return 1 for a number within 5 % of a gold one, otherwise for the same text (Masry et al. 2022, ChartQA)."""
+    """Return 1 for a number within `tolerance` (0.05: 5 %) of a gold one, or for the same text, else 0 (ChartQA, Masry et al. 2022)."""
     return max((_relaxed(answer, gold, tolerance) for gold in golds), default=0.0)
 
 
@@ -109,11 +106,10 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 def choose(answer: str, options: Sequence[str]) -> int | None:
-    """Return the index of the option that an answer selects, or None.
+    """Return the index (from 0) of the option that an answer selects, or None.
 
-    The letter it gives, else the one option that it contains, else the one that it begins or is begun by. A letter
-    counts alone, before a mark ("C.", "(C)", "C: a cat"), or after "answer is", "answer:", "option", "choice"; "A
-    cat" is none.
+    The letter it gives, else the one option that it contains, else the one that it begins or is begun by. A letter counts alone, before a
+    mark ("C.", "(C)", "C: a cat"), or after "answer is", "answer:", "option", "choice"; "A cat" is none.
     """
     text = answer.strip()
     known = LETTERS[: len(options)]
