@@ -1,6 +1,8 @@
-"""Evaluation during and after training: the loss on held-out samples, and the family's benches on generated answers.
+"""Evaluation during and after training: the loss on held-out samples, and the benches of a family (kind of model).
 
-Not here: which samples are held out (`assembly/held_out.py`), and what a bench measures (each family's `evaluate.py`).
+A bench is a metric: it predicts one row (a dict of results) per sample and turns all rows into figures (numbers by name). An entry is an
+item of the configuration's `evaluate:` list: a bench, its data and its interval. Not here: which samples are held out
+(`assembly/held_out.py`), and what a bench measures (each family's `evaluate.py`).
 """
 
 import contextlib
@@ -36,21 +38,20 @@ Row = dict[str, Any]
 
 
 class Predict(Protocol):
-    """Predict a row per sample, in order."""
+    """Signature of a bench's prediction: one row per sample, in order."""
 
     def __call__(self, model: Any, samples: Sequence[Any], inputs: Any, *, batch: int, moment: str) -> list[Row]:
-        """Return one row per sample.
+        """Return one row per sample. `inputs`: the family's, which encode and collate samples. `batch`: samples per forward pass.
 
-        `batch`: samples at a time. `moment`: name of the step, such as `step-00000100`, for a bench that writes files as it predicts.
+        `moment`: name of the step, such as `step-00000100`, for a bench that writes files as it predicts.
         """
 
 
 @dataclass(frozen=True)
 class Bench:
-    """One bench of a family.
+    """One bench of a family. `predict` returns a row per sample; `summarise` turns the rows of all samples into figures.
 
-    `summarise` turns the rows of all samples into figures by name. `pictures`, for a bench that draws, returns pictures by name (uint8,
-    H x W x 3) from the same rows.
+    `pictures`, for a bench that draws, returns pictures by name (uint8, H x W x 3) from the same rows.
     """
 
     predict: Predict
@@ -62,7 +63,7 @@ Benches = Mapping[str, Bench]
 
 
 class Samples(Protocol):
-    """Samples that are read when they are indexed."""
+    """A sequence of samples, each read from disk when it is indexed."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, position: int) -> Any: ...
@@ -72,7 +73,7 @@ class Samples(Protocol):
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Access to the held-out data of an `evaluate:` entry: the same samples every time and on any number of ranks."""
+    """Opens an entry's held-out data, always the same: `batches` gives this rank's part, for the loss; `samples` all, for benches."""
 
     batches: Callable[[Evaluate], Iterable[StepBatch]]
     samples: Callable[[Evaluate], Samples]
@@ -80,9 +81,9 @@ class HeldOut:
 
 @torch.no_grad()
 def held_out_loss(net: nn.Module, loss: Loss, batches: Iterable[StepBatch], ranks: Ranks, precision: str) -> dict[str, float]:
-    """Return the loss and each of its terms over all held-out samples: sum of numerators / sum of weights, over batches and ranks.
+    """Return {"loss": total, "loss/TERM": ...} over all held-out samples: sum of numerators / sum of weights, over batches and ranks.
 
-    Raises PlaitError when every weight is 0.
+    `net`: the model, or its DDP wrapper. `precision`: a `train.precision`. Raises PlaitError when every weight is 0.
     """
     numerators = dict.fromkeys(loss.coefficients, 0.0)
     weights = dict.fromkeys(loss.coefficients, 0.0)
@@ -125,8 +126,8 @@ def run_bench(
 
     Rank r takes every `ranks.size`-th sample from r on: none twice, none dropped. `inputs`, `batch`, `moment`: see `Predict`. Samples are
     taken in portions of some batches; `interruptible` wraps the iteration over them and may raise between two. `done`: rows of the first
-    samples from a call that was interrupted. `keep` is called with each portion's rows. A sample that cannot be read has a row with the
-    reason.
+    samples, from a call that was interrupted. `keep` is called with each portion's rows, to save them. A sample that cannot be read has a
+    row with the reason under `bad`.
     """
     rows = list(done[: len(samples)])
     portion = _PORTION_BATCHES * batch * ranks.size
@@ -168,7 +169,7 @@ def _read(samples: Samples, positions: Sequence[int]) -> tuple[list[Any], dict[i
 
 @contextlib.contextmanager
 def evaluation_mode(state: State) -> Iterator[nn.Module]:
-    """Put the model into evaluation mode with its averaged weights, when there are any, while the block lasts.
+    """Put the model into evaluation mode with its averaged (EMA) weights, when there are any, while the block lasts.
 
     Training weights and mode are restored exactly.
     """
@@ -186,7 +187,7 @@ def evaluation_mode(state: State) -> Iterator[nn.Module]:
 
 @dataclass(frozen=True)
 class Evaluations:
-    """The `evaluate:` list of a stage: each entry at its own interval and at the end of the stage."""
+    """Runs the `evaluate:` list of a stage: each entry at its own interval and at the end of the stage."""
 
     entries: Sequence[Evaluate]
     held_out: HeldOut
@@ -210,7 +211,7 @@ class Evaluations:
         return [entry for entry in self.entries if entry.every_steps is not None and state.stage_step % entry.every_steps == 0]
 
     def run(self, state: State, due: Sequence[Evaluate]) -> dict[str, float] | None:
-        """Evaluate the entries with the averaged weights, when there are any, and record their figures.
+        """Evaluate the entries `due` with the averaged weights, if any; records and returns figures, as {"loss": 2.1, "vqa/exact": 0.6}.
 
         Returns None, with nothing recorded, where a stop was requested in between: the step is evaluated after the restart.
         """
@@ -236,7 +237,7 @@ class Evaluations:
             yield part
 
     def measure(self, entry: Evaluate, model: nn.Module, step: int) -> dict[str, float]:
-        """Evaluate one entry and show its pictures; returns its figures by name."""
+        """Evaluate one entry; returns its figures by name. Shows its pictures, if it has any, as those of `step`."""
         if entry.bench == LOSS:
             return held_out_loss(model, self.loss, self._interruptible(self.held_out.batches(entry)), self.ranks, self.precision)
         bench = self.benches[entry.bench]
@@ -258,12 +259,12 @@ class Evaluations:
 
 
 def moment_of(step: int) -> str:
-    """Return the name of a step, as folders of checkpoints and of a bench's pictures have it."""
+    """Return the folder name of a step, for checkpoints and files of a bench: 100 -> "step-00000100"."""
     return f"step-{step:08d}"
 
 
 def label(bench: str, figure: str) -> str:
-    """Return the figure's name in metrics: `<bench>/<figure>`, or the figure alone where it is or begins with the bench's name."""
+    """Return a figure's name in metrics, its bench first: ("vqa", "exact") -> "vqa/exact", but ("loss", "loss/text") -> "loss/text"."""
     return figure if figure.partition("/")[0] == bench else f"{bench}/{figure}"
 
 
