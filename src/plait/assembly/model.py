@@ -1,4 +1,4 @@
-"""Build the model that a configuration stands for, with the family's inputs and the hashes that frozen weights are pinned to."""
+"""Build a configuration's model, with its inputs and weight hashes. A family is a kind of model: its code and configuration."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -38,17 +38,17 @@ class ModelBundle:
     sharding: Sharding
 
     def inputs(self, config: RunConfig, *, train: bool, pad: str | None = None) -> Inputs:
-        """Return the family's inputs for training or for held-out data. `pad`: in place of `data.pad`."""
+        """Return what encodes and collates samples, for training (`train`) or held-out data. `pad`: in place of `data.pad`."""
         return self.family.Inputs(self.section, self.assets, max_tokens=config.data.max_tokens, pad=pad or config.data.pad, train=train)
 
     def frozen_xxh3(self, trained: set[str]) -> str:
-        """Return one xxh3 over the base weights of all parameters but those in `trained`."""
+        """Return one hash of all base weights but those named in `trained`; a resumed run compares it with the checkpoint's."""
         lines = "".join(f"{name}={value}\n" for name, value in sorted(self.base_hashes.items()) if name not in trained)
         return xxhash.xxh3_64_hexdigest(lines.encode())
 
 
 def build_model(config: RunConfig, run: Path, ranks: Ranks) -> ModelBundle:
-    """Build the model in host memory. What a family makes on the spot is saved in RUN/assets by rank 0."""
+    """Build the model in host memory; all ranks call this. What a family makes first (a tokenizer), rank 0 saves in RUN/assets."""
     family = registry.load(config.family)
     section = family.Config.model_validate(config.model)
     assets = run / "assets"

@@ -31,8 +31,8 @@ def open_checkpoint(
 ) -> tuple[ModelBundle, Checkpoint, RunConfig]:
     """Build the trained model of a checkpoint (a step folder, stage folder or run), in evaluation mode.
 
-    `averaged`: with its averaged weights where it has them. `length`: with the average of this relative length instead, made of what
-    `optim.ema.post_hoc` kept. Also returns the checkpoint, and the configuration of the stage it was written in.
+    `averaged`: with its EMA weights where it has them. `length`: instead, with the post-hoc average of this relative length, such as 0.05
+    (`post_hoc_ema.py`). Also returns the checkpoint, and the configuration of the stage it was written in.
     """
     located, config = settings(path)
     run = checkpoint.run_of(located.folder)
