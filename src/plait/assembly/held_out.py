@@ -30,7 +30,7 @@ class FixedOrder:
 
     @classmethod
     def of(cls, chosen: Sequence[SampleId], opened: Sequence[SampleSource], batch: int) -> "FixedOrder":
-        """Cut the chosen samples of `opened` into batches of at most `batch`."""
+        """Cut the chosen samples of the sources `opened` into batches of at most `batch` samples."""
         batches = tuple(tuple(ids) for ids in batches_of(chosen, opened, batch))
         return cls(tuple(len(source) for source in opened), batches)
 

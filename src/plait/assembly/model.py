@@ -60,7 +60,7 @@ def build_model(config: RunConfig, run: Path, ranks: Ranks) -> ModelBundle:
 
 
 def write_assets(config: RunConfig, assets: Path) -> None:
-    """Write what the family makes on the spot, from the texts of the training samples, into `assets`; nothing twice.
+    """Write what a family makes before its model, such as a tokenizer trained on the samples' texts, into `assets`; once per run.
 
     A run that starts `from:` another takes over what that one made: trained embeddings mean nothing with another tokenizer.
     """
@@ -75,7 +75,7 @@ def write_assets(config: RunConfig, assets: Path) -> None:
 
 
 def hashes(model: nn.Module) -> dict[str, str]:
-    """Return the xxh3 of each parameter by name; every rank hashes all, at 0.1 to 0.4 s of a processor per GB."""
+    """Return the xxh3 (a 64-bit hash) of each parameter by name; every rank hashes all, at 0.1 to 0.4 s of a processor per GB."""
     return {name: _hash(value) for name, value in model.named_parameters()}
 
 

@@ -13,7 +13,7 @@ from plait.errors import PlaitError
 
 
 def checkpoint_at(path: Path) -> Checkpoint:
-    """Return the intact checkpoint of a step folder, stage folder or run. Raises PlaitError when there is nothing at `path`."""
+    """Return the intact checkpoint of a step folder, or the newest of a stage folder or run. Raises PlaitError where there is none."""
     if not path.exists():
         raise PlaitError(f"{path} does not exist; give a run directory or one of its step folders")
     return checkpoint.locate(path)

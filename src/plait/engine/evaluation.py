@@ -148,7 +148,7 @@ def run_bench(
 
 
 def summary(bench: Bench, rows: Sequence[Row]) -> dict[str, float]:
-    """Compute the bench's figures from all rows. `bad_samples` also counts those that could not be read, which no bench sees."""
+    """Compute the bench's figures from all rows. The figure `bad_samples` also counts those that could not be read."""
     unread = sum(bool(row.get("unread")) for row in rows)
     figures = bench.summarise([row for row in rows if not row.get("unread")])
     return figures | ({"bad_samples": figures.get("bad_samples", 0.0) + unread} if unread else {})
@@ -269,7 +269,7 @@ def label(bench: str, figure: str) -> str:
 
 
 def check(entries: Sequence[Evaluate], benches: Mapping[str, Bench]) -> None:
-    """Raise PlaitError for a bench that the family does not have, listing those it has."""
+    """Raise PlaitError, before training, for an entry whose bench the family does not have, listing those it has."""
     for entry in entries:
         if entry.bench != LOSS and entry.bench not in benches:
             raise PlaitError(f"evaluate names bench {entry.bench!r}, which is unknown; known: {', '.join([LOSS, *sorted(benches)])}")

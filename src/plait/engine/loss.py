@@ -82,7 +82,7 @@ class StepBatch(Protocol):
 
     @property
     def bad(self) -> Sequence[UnusableSample]:
-        """Return the samples that could not be used."""
+        """Return the samples of this rank that could not be used in this step."""
 
     @property
     def wait_s(self) -> float:

@@ -147,7 +147,7 @@ def _scale(gradients: list[Tensor], limit: float, norm: Tensor) -> None:
 
 
 def named_groups(optimizer: torch.optim.Optimizer) -> dict[str, nn.Parameter]:
-    """Return the optimizer's parameters by name."""
+    """Return the optimizer's parameters, those that train now, as {full name: parameter}."""
     parameters: dict[str, nn.Parameter] = {}
     for group in optimizer.param_groups:
         parameters.update(zip(group["names"], group["params"], strict=True))

@@ -59,7 +59,7 @@ class PowerEma(Ema):
 
 @dataclass(frozen=True)
 class Profile:
-    """The weighting of an average over updates: a power function of exponent `g` on [0, `step`]."""
+    """The weights that an average made at `step` gives to the updates before it: a power function of exponent `g` on [0, step]."""
 
     step: int
     g: float

@@ -76,7 +76,7 @@ class State:
             self.totals = {**source_shares.reset(self.totals), STAGE_TOKENS: 0.0}
 
     def reopen(self, stop_step: int, reason: str) -> None:
-        """Continue a stage that ended for `reason`, its planned steps being done, if its budget has grown to `stop_step` since."""
+        """Continue a stage whose `stage_done` is `reason` (planned steps done), if its budget has since grown to end at `stop_step`."""
         if self.stage_done == reason and self.step < stop_step:
             self.stage_done = None
 

@@ -114,7 +114,7 @@ def begin_from(state: State, bundle: ModelBundle, view: StageView, *, run: Path,
 
 
 def read_from(spec: str) -> tuple[Tensors, dict[str, Any] | None, Path]:
-    """Read the tensors, manifest (None for bare weights) and folder of a `from:` spec.
+    """Read the tensors (by group and name), manifest (None for bare weights) and folder of a `from:` spec.
 
     A checkpoint spec (`checkpoint_specs.py`), a folder of safetensors, or a Hub repository (owner/name). Raises PlaitError for anything
     else, and for a damaged checkpoint.
@@ -179,7 +179,7 @@ def accept(rows: Sequence[migrate.Row], notes: Sequence[str], *, run: Path, orig
 
 
 def freezing_changes(manifest: Mapping[str, Any] | None, bundle: ModelBundle, config: RunConfig) -> list[str]:
-    """Return a line for each component that trains here and not in the checkpoint's stage, or the other way round."""
+    """Return a log line for each component (part of the model) that trains here but not in the checkpoint's stage, or vice versa."""
     if manifest is None:
         return []
     components = bundle.family.components(bundle.model)

@@ -58,7 +58,7 @@ class Checkpoint:
         return {name: full_tensor(value) for name, value in self.stored(group).items()}
 
     def stored(self, group: str) -> dict[str, StoredTensor]:
-        """Return the tensors of a group without reading what many ranks wrote: `full_tensor` and `reshard_like` read the rows they need."""
+        """Return a group's tensors by name, not yet read if many ranks wrote them: `full_tensor` and `reshard_like` read rows as needed."""
         return sharded_files.read(self.folder, group, list(self.manifest["files"]))
 
 
