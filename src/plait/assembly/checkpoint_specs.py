@@ -18,7 +18,7 @@ _STEP = re.compile(rf"step-?(\d+)|{LATEST}")
 
 
 def split(spec: str) -> tuple[Path, str]:
-    """Split `spec` into the folder it names (for RUN/STAGE the stage's folder) and the checkpoint in it: what follows @, or /stepN."""
+    """Split a spec into a folder and the mark after @, or "" without one: "runs/a@500" and "runs/a/step500" -> (runs/a, "500")."""
     name, _, mark = spec.partition("@")
     path = Path(name).expanduser()
     named = _STEP.fullmatch(path.name)
@@ -29,7 +29,7 @@ def split(spec: str) -> tuple[Path, str]:
 
 
 def locate(spec: str, forms: str = FORMS) -> Checkpoint:
-    """Return the intact checkpoint of a spec, one of FORMS. Raises PlaitError for anything else."""
+    """Return the intact checkpoint of a spec. Raises PlaitError, ending with `forms` (what may be given), for anything else."""
     path, mark = split(spec)
     if not path.exists():
         if _STEP.fullmatch(Path(spec).name):
@@ -42,7 +42,7 @@ def locate(spec: str, forms: str = FORMS) -> Checkpoint:
 
 
 def marked(path: Path, mark: str) -> Checkpoint:
-    """Return the checkpoint of a run or stage at a step, its `best` or its `latest`. Raises PlaitError listing the steps there are."""
+    """Return a run's or stage's checkpoint by `mark`: a step, "best" or "latest". Raises PlaitError listing the steps there are."""
     if mark == LATEST:
         return checkpoint.locate(path)
     folders = [folder for folder in checkpoint.published(checkpoint.run_of(path)) if path in folder.parents]

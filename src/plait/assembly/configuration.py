@@ -1,4 +1,4 @@
-"""Open a configuration file with everything that can be named in it: the families, their presets, and the dialects of other trainers."""
+"""Read configuration files, with all that they can name: families (kinds of model), presets, and formats of other trainers."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,9 +13,9 @@ from plait.families import registry
 
 
 def open_config(path: str | Path, overrides: Sequence[str] = (), *, words: Sequence[str] = ()) -> Resolved:
-    """Read the configuration at `path` (.yaml, .json, or a launch script's name with its `words`).
+    """Read the configuration at `path` (.yaml, .json, or another trainer's launch script, whose arguments are `words`).
 
-    Raises PlaitError, one line, for any fault of it.
+    `overrides`: settings over the file's, as "optim.lr=1e-4". Raises PlaitError, one line, for any fault.
     """
     return load_config(
         path,
@@ -29,16 +29,16 @@ def open_config(path: str | Path, overrides: Sequence[str] = (), *, words: Seque
 
 
 def open_run_config(run: Path, overrides: Sequence[str] = ()) -> Resolved:
-    """Read the configuration that a run directory was made with. Raises PlaitError where `run` is no run directory."""
+    """Read RUN/config.yaml, the configuration that a run was made with. Raises PlaitError where `run` is no run directory."""
     if not (run / "config.yaml").is_file():
         raise PlaitError(f"{run} is no run directory: it has no config.yaml")
     return open_config(run / "config.yaml", overrides)
 
 
 def open_checked(path: Path, overrides: Sequence[str] = (), *, words: Sequence[str] = ()) -> Resolved:
-    """Read a file, or the configuration of the run directory `path`, and check the mixtures it names.
+    """Read a file, or the configuration of the run directory `path`, and the mixtures (lists of weighted data sets) it names.
 
-    Raises PlaitError for a wrong name or file of a mixture before anything else is done.
+    `overrides`, `words`: as in `open_config`. Raises PlaitError for a mixture whose name or content is wrong; opens no data.
     """
     if path.is_dir():
         path, overrides = path / "config.yaml", [f"run={path}", *overrides]

@@ -1,4 +1,4 @@
-"""Open the data that a configuration names, and put a stage's samples in order."""
+"""Open the sources (data sets) that a configuration names, and put a stage's samples in order."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,27 +25,27 @@ class TrainingData:
     weights: Sequence[float]
 
     def names(self) -> list[str]:
-        """Return the name of each source; a second one of a name gets a number."""
+        """Return the name of each source; repeated names get a number: ["coco", "coco (2)"]."""
         names = [source.name for source in self.sources]
         earlier = [names[:number].count(name) for number, name in enumerate(names)]
         return [f"{name} ({count + 1})" if count else name for name, count in zip(names, earlier, strict=True)]
 
     def fingerprints(self) -> dict[str, str]:
-        """Return the content of each source by its name."""
+        """Return a hash of each source's content, by its name; checkpoints keep them, so that changed data is noticed."""
         return dict(zip(self.names(), (source.fingerprint for source in self.sources), strict=True))
 
     def order(self, view: StageView) -> Order | BucketOrder:
-        """Return the order of a stage's samples, in buckets where a source has them."""
+        """Return which samples each step takes; where a source has buckets (samples of one shape), a batch is of one bucket."""
         return order_of(self.sources, self.weights, data_seed(view), view.config.train.global_batch)
 
 
 def data_seed(view: StageView) -> int:
-    """Return the seed of a stage's data: stages differ, layouts do not."""
+    """Return the seed of a stage's data: another one for each stage, the same on any number of ranks."""
     return key(view.config.seed, "stage", view.name)
 
 
 def open_data(config: RunConfig, entries: Sequence[Source], split: str) -> list[SampleSource]:
-    """Open the sources of `entries`. Raises PlaitError, beginning with the entry, for what is missing or wrong."""
+    """Open the sources of `entries`, in the `split` ("train" or "validation"). Raises PlaitError for what is missing or wrong."""
     root, cache = folder(config.data.root), folder(config.data.cache)
 
     def named(entry: Source, wanted: str) -> SampleSource:
@@ -56,7 +56,7 @@ def open_data(config: RunConfig, entries: Sequence[Source], split: str) -> list[
 
 
 def open_training(config: RunConfig) -> TrainingData:
-    """Open the sources of `data.train`, or of the mixture that stands for it. Raises PlaitError for what is missing."""
+    """Open the sources of `data.train`, or of `data.mixture` (weighted data sets). Raises PlaitError for what is missing."""
     if config.data.mixture is None:
         return TrainingData(open_data(config, config.data.train, "train"), [entry.weight for entry in config.data.train])
     mixed = mixture.read(registry.mixture(config.family, config.data.mixture), config.data.without, KINDS)

@@ -1,4 +1,7 @@
-"""Open held-out data and choose its samples, the same ones every time and on any number of ranks."""
+"""Open held-out data and choose its samples, the same ones every time and on any number of ranks.
+
+An entry is an item of the `evaluate:` list, a source one data set; a bench is a metric, named alone or as DATASET:SPLIT.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,14 +23,14 @@ from plait.families import registry
 
 @dataclass(frozen=True)
 class FixedOrder:
-    """Chosen samples in fixed batches, each of one bucket; as an order for the loader."""
+    """Chosen samples in fixed batches, as an order for the loader. A batch is of one bucket (samples of one shape)."""
 
     sizes: tuple[int, ...]
     batches: tuple[tuple[SampleId, ...], ...]
 
     @classmethod
     def of(cls, chosen: Sequence[SampleId], opened: Sequence[SampleSource], batch: int) -> "FixedOrder":
-        """Cut the chosen samples of `opened` into batches of at most `batch`."""
+        """Cut the chosen samples of the sources `opened` into batches of at most `batch` samples."""
         batches = tuple(tuple(ids) for ids in batches_of(chosen, opened, batch))
         return cls(tuple(len(source) for source in opened), batches)
 
@@ -54,7 +57,7 @@ def choose(sizes: Sequence[int], count: int | None, seed: int) -> tuple[SampleId
 
 
 def benchmark(config: RunConfig, bench: str) -> tuple[str, Source]:
-    """Return the rule and the source that NAME:SPLIT means. Raises PlaitError for an unknown dataset or split, or one without a rule."""
+    """Return, for NAME:SPLIT, the bench that scores the dataset, and the source. Raises PlaitError where one of them is unknown."""
     name, _, split = bench.partition(":")
     catalogue = registry.datasets(config.family)
     try:
@@ -65,7 +68,7 @@ def benchmark(config: RunConfig, bench: str) -> tuple[str, Source]:
 
 
 def benches(config: RunConfig, entries: Sequence[Evaluate]) -> dict[str, Bench]:
-    """Return the family's benches, and those that entries name as NAME:SPLIT. Raises PlaitError for one that is unknown."""
+    """Return the family's benches by name, and those that entries name as NAME:SPLIT. Raises PlaitError for an unknown one."""
     known = dict(registry.benches(config.family))
     for entry in entries:
         if ":" in entry.bench:
@@ -107,12 +110,12 @@ class ChosenSamples:
         return self.opened[self.ids[position].source][self.ids[position].index]
 
     def name(self, position: int) -> str:
-        """Return what a sample is called that cannot be read."""
+        """Return the name of a sample for messages, as "coco[17]"; does not read it."""
         return f"{self.opened[self.ids[position].source].name}[{self.ids[position].index}]"
 
 
 def open_held_out(bundle: ModelBundle, config: RunConfig, ranks: Ranks, data: HeldOutData | None = None) -> HeldOut:
-    """Return access to the held-out data of `evaluate:` entries, as batches and as samples."""
+    """Return functions that open an entry's held-out data, as batches and as samples. `data`: sources opened before, if any."""
     held_out = data or HeldOutData(config)
 
     def batches(entry: Evaluate) -> Loader:

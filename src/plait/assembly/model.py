@@ -1,4 +1,4 @@
-"""Build the model that a configuration stands for, with the family's inputs and the hashes that frozen weights are pinned to."""
+"""Build a configuration's model, with its inputs and weight hashes. A family is a kind of model: its code and configuration."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -38,17 +38,17 @@ class ModelBundle:
     sharding: Sharding
 
     def inputs(self, config: RunConfig, *, train: bool, pad: str | None = None) -> Inputs:
-        """Return the family's inputs for training or for held-out data. `pad`: in place of `data.pad`."""
+        """Return what encodes and collates samples, for training (`train`) or held-out data. `pad`: in place of `data.pad`."""
         return self.family.Inputs(self.section, self.assets, max_tokens=config.data.max_tokens, pad=pad or config.data.pad, train=train)
 
     def frozen_xxh3(self, trained: set[str]) -> str:
-        """Return one xxh3 over the base weights of all parameters but those in `trained`."""
+        """Return one hash of all base weights but those named in `trained`; a resumed run compares it with the checkpoint's."""
         lines = "".join(f"{name}={value}\n" for name, value in sorted(self.base_hashes.items()) if name not in trained)
         return xxhash.xxh3_64_hexdigest(lines.encode())
 
 
 def build_model(config: RunConfig, run: Path, ranks: Ranks) -> ModelBundle:
-    """Build the model in host memory. What a family makes on the spot is saved in RUN/assets by rank 0."""
+    """Build the model in host memory; all ranks call this. What a family makes first (a tokenizer), rank 0 saves in RUN/assets."""
     family = registry.load(config.family)
     section = family.Config.model_validate(config.model)
     assets = run / "assets"
@@ -60,7 +60,7 @@ def build_model(config: RunConfig, run: Path, ranks: Ranks) -> ModelBundle:
 
 
 def write_assets(config: RunConfig, assets: Path) -> None:
-    """Write what the family makes on the spot, from the texts of the training samples, into `assets`; nothing twice.
+    """Write what a family makes before its model, such as a tokenizer trained on the samples' texts, into `assets`; once per run.
 
     A run that starts `from:` another takes over what that one made: trained embeddings mean nothing with another tokenizer.
     """
@@ -75,7 +75,7 @@ def write_assets(config: RunConfig, assets: Path) -> None:
 
 
 def hashes(model: nn.Module) -> dict[str, str]:
-    """Return the xxh3 of each parameter by name; every rank hashes all, at 0.1 to 0.4 s of a processor per GB."""
+    """Return the xxh3 (a 64-bit hash) of each parameter by name; every rank hashes all, at 0.1 to 0.4 s of a processor per GB."""
     return {name: _hash(value) for name, value in model.named_parameters()}
 
 

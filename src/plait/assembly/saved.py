@@ -13,7 +13,7 @@ from plait.errors import PlaitError
 
 
 def checkpoint_at(path: Path) -> Checkpoint:
-    """Return the intact checkpoint of a step folder, stage folder or run. Raises PlaitError when there is nothing at `path`."""
+    """Return the intact checkpoint of a step folder, or the newest of a stage folder or run. Raises PlaitError where there is none."""
     if not path.exists():
         raise PlaitError(f"{path} does not exist; give a run directory or one of its step folders")
     return checkpoint.locate(path)
@@ -31,8 +31,8 @@ def open_checkpoint(
 ) -> tuple[ModelBundle, Checkpoint, RunConfig]:
     """Build the trained model of a checkpoint (a step folder, stage folder or run), in evaluation mode.
 
-    `averaged`: with its averaged weights where it has them. `length`: with the average of this relative length instead, made of what
-    `optim.ema.post_hoc` kept. Also returns the checkpoint, and the configuration of the stage it was written in.
+    `averaged`: with its EMA weights where it has them. `length`: instead, with the post-hoc average of this relative length, such as 0.05
+    (`post_hoc_ema.py`). Also returns the checkpoint, and the configuration of the stage it was written in.
     """
     located, config = settings(path)
     run = checkpoint.run_of(located.folder)

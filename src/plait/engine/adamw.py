@@ -1,7 +1,7 @@
-"""AdamW chunk by chunk, each in float32 while it is updated: for weights and moments kept in bfloat16, and for moments kept on the host.
+"""An AdamW that updates parameters chunk by chunk in float32, for bfloat16 weights and moments, and for moments kept in host memory.
 
-The arithmetic is torch's own fused AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101). What is written back to bfloat16 is rounded
-stochastically, from a key of (seed, step, parameter, chunk): the same on any ranks, and after a resume.
+A chunk is CHUNK consecutive values of a flattened, unsharded parameter. The arithmetic is torch's fused AdamW (Loshchilov & Hutter 2019,
+arXiv 1711.05101). Results go back to bfloat16 by stochastic rounding, seeded per chunk: the same on any ranks, and after a resume.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,14 +16,14 @@ from plait.engine.parallel.distributed import local, local_row_range
 from plait.engine.precision import round_stochastically
 
 CHUNK = 1 << 22
-"""Values at a time: 4 M need 64 MB in float32 with gradient and moments, and as much for their noise."""
+"""Values per chunk: 4 M need 64 MB in float32 with gradient and moments, and as much for their noise."""
 
 Noise = Callable[[str, int], int]
-"""Maps (parameter, chunk) to the seed of the chunk's rounding noise."""
+"""Maps (parameter name, chunk number from 0) to the integer seed of the chunk's rounding noise in this step."""
 
 
 class ChunkedAdamW(torch.optim.Optimizer):
-    """AdamW whose groups say how moments are kept: `moments_device` (None: beside the weight) and `moments_dtype`."""
+    """AdamW on groups with the extra keys `names` (of `params`), `moments_device` (None: the weight's own) and `moments_dtype`."""
 
     def __init__(self, groups: list[dict[str, Any]], noise: Noise) -> None:
         super().__init__(groups, {})
@@ -73,16 +73,16 @@ class ChunkedAdamW(torch.optim.Optimizer):
 
 
 def initial_moments(group: dict[str, Any], parameter: Tensor) -> dict[str, Tensor]:
-    """Return the moments of a parameter before its first update: zeros, where and as its group keeps them."""
+    """Return AdamW's state before the first update: zeros `exp_avg`, `exp_avg_sq` and `step`, on the device and dtype its group sets."""
     device = group["moments_device"] or parameter.device
     zeros = [torch.zeros_like(parameter, dtype=group["moments_dtype"], device=device) for _ in range(2)]
     return {"exp_avg": zeros[0], "exp_avg_sq": zeros[1], "step": torch.zeros((), device=device)}
 
 
 def chunks(parameter: Tensor) -> Iterator[tuple[int, slice, slice]]:
-    """Yield the chunks of a parameter that this rank holds values of.
+    """Yield the chunks of a parameter that overlap this rank's shard.
 
-    Each is (number of the chunk, its slice of this rank's flat values, the same slice counted from the chunk's start).
+    Each is (chunk number from 0, slice of this rank's flat values, the same values as a slice counted from the chunk's start).
     """
     first = 0
     if isinstance(parameter, DTensor):

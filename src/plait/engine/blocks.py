@@ -1,4 +1,4 @@
-"""Activation checkpointing and torch.compile, applied to a model block by block, and a count of recompilations.
+"""Activation checkpointing and torch.compile, applied to a model block by block (layer by layer), and a count of recompilations.
 
 Checkpointing: Chen et al. 2016 (arXiv 1604.06174); selective: results of matrix products and attention are kept, the rest is computed
 again (Korthikanti et al. 2022, arXiv 2205.05198, section 5). A compiled block contains its checkpointing: the compiler sees what is
@@ -27,10 +27,10 @@ Forward = Callable[..., Any]
 
 @dataclass
 class Compilations:
-    """Count of the graphs that training steps compile. Warm-up lasts until a step compiles none; graphs after it are recompilations."""
+    """Counter of recompilations: graphs compiled by a training step after the first step that compiled none (the end of warm-up)."""
 
     meter: Meter | None = None
-    """The meter of FLOPs, which counts those of the blocks too."""
+    """Counts the FLOPs of training steps (`flops.py`), compiled blocks included; None: they are not counted."""
     warm: bool = False
     again: int = 0
     """Recompilations so far."""
@@ -38,9 +38,9 @@ class Compilations:
     """The graphs that the present step compiled, a line each."""
 
     def watch(self, name: str, plain: Forward, compiled: Forward) -> Forward:
-        """Return `compiled` as a function that records when a call had to compile, and for which shapes.
+        """Wrap `compiled`, a block's forward, so that a call that had to compile is recorded under `name` with its input shapes.
 
-        Where FLOPs are counted, those of `plain`, the block without the compiler, are.
+        While FLOPs are counted, `plain` (the forward without the compiler) runs as well: its FLOPs are the ones counted.
         """
 
         def forward(*args: Any, **kwargs: Any) -> Any:
@@ -70,7 +70,7 @@ class Compilations:
         self.compiled.clear()
 
     def end(self) -> list[str]:
-        """End a training step; returns a line for each graph it compiled after warm-up."""
+        """End a training step; returns a log line per recompilation, as "compiled again: block 3 (Layer) for (2, 1024, 512)"."""
         recompiled = [f"compiled again: {line}" for line in self.compiled] if self.warm else []
         self.warm = self.warm or not self.compiled
         self.again += len(recompiled)
@@ -81,8 +81,8 @@ class Compilations:
 def checkpoint_and_compile(blocks: Sequence[nn.Module], settings: Distributed, meter: Meter | None = None) -> Compilations | None:
     """Apply `activation_checkpointing` and `compile` to each block, in place; parameter names stay as they are.
 
-    Returns the count of compilations, where blocks are compiled. Checkpointing is the non-reentrant kind: the reentrant one fails with
-    frozen embeddings. It restores the random generators for the second forward pass, so dropout drops the same.
+    Returns the counter of recompilations, or None without `compile`; `meter` counts FLOPs. Checkpointing is the non-reentrant kind: the
+    reentrant one fails with frozen embeddings. It restores the random generators for the second forward pass, so dropout drops the same.
     """
     compilations = Compilations(meter) if settings.compile else None
     selective = settings.activation_checkpointing == "selective"
@@ -126,9 +126,9 @@ def _policy(context: object, operator: torch._ops.OpOverload, *args: object, **k
 
 @contextlib.contextmanager
 def compiling(settings: Distributed) -> Iterator[None]:
-    """Configure torch.compile for blocks while the block lasts: variants for many shapes, no graph breaks at DDP's buckets.
+    """Configure torch.compile inside the `with`: up to 64 graphs per block (shapes, modes), no graph breaks at DDP's gradient buckets.
 
-    DDP's buckets are larger than blocks.
+    Each block is compiled by itself and is smaller than a bucket, so breaks gain nothing. Does nothing without `distributed.compile`.
     """
     if not settings.compile:
         yield

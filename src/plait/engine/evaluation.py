@@ -1,6 +1,8 @@
-"""Evaluation during and after training: the loss on held-out samples, and the family's benches on generated answers.
+"""Evaluation during and after training: the loss on held-out samples, and the benches of a family (kind of model).
 
-Not here: which samples are held out (`assembly/held_out.py`), and what a bench measures (each family's `evaluate.py`).
+A bench is a metric: it predicts one row (a dict of results) per sample and turns all rows into figures (numbers by name). An entry is an
+item of the configuration's `evaluate:` list: a bench, its data and its interval. Not here: which samples are held out
+(`assembly/held_out.py`), and what a bench measures (each family's `evaluate.py`).
 """
 
 import contextlib
@@ -41,21 +43,20 @@ Row = dict[str, Any]
 
 
 class Predict(Protocol):
-    """Predict a row per sample, in order."""
+    """Signature of a bench's prediction: one row per sample, in order."""
 
     def __call__(self, model: Any, samples: Sequence[Any], inputs: Any, *, batch: int, moment: str) -> list[Row]:
-        """Return one row per sample.
+        """Return one row per sample. `inputs`: the family's, which encode and collate samples. `batch`: samples per forward pass.
 
-        `batch`: samples at a time. `moment`: name of the step, such as `step-00000100`, for a bench that writes files as it predicts.
+        `moment`: name of the step, such as `step-00000100`, for a bench that writes files as it predicts.
         """
 
 
 @dataclass(frozen=True)
 class Bench:
-    """One bench of a family.
+    """One bench of a family. `predict` returns a row per sample; `summarise` turns the rows of all samples into figures.
 
-    `summarise` turns the rows of all samples into figures by name. `pictures`, for a bench that draws, returns pictures by name (uint8,
-    H x W x 3) from the same rows.
+    `pictures`, for a bench that draws, returns pictures by name (uint8, H x W x 3) from the same rows.
     """
 
     predict: Predict
@@ -67,7 +68,7 @@ Benches = Mapping[str, Bench]
 
 
 class Samples(Protocol):
-    """Samples that are read when they are indexed."""
+    """A sequence of samples, each read from disk when it is indexed."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, position: int) -> Any: ...
@@ -77,7 +78,7 @@ class Samples(Protocol):
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Access to the held-out data of an `evaluate:` entry: the same samples every time and on any number of ranks."""
+    """Opens an entry's held-out data, always the same: `batches` gives this rank's part, for the loss; `samples` all, for benches."""
 
     batches: Callable[[Evaluate], Iterable[StepBatch]]
     samples: Callable[[Evaluate], Samples]
@@ -85,9 +86,9 @@ class HeldOut:
 
 @torch.no_grad()
 def held_out_loss(net: nn.Module, loss: Loss, batches: Iterable[StepBatch], ranks: Ranks, precision: str) -> dict[str, float]:
-    """Return the loss and each of its terms over all held-out samples: sum of numerators / sum of weights, over batches and ranks.
+    """Return {"loss": total, "loss/TERM": ...} over all held-out samples: sum of numerators / sum of weights, over batches and ranks.
 
-    Raises PlaitError when every weight is 0.
+    `net`: the model, or its DDP wrapper. `precision`: a `train.precision`. Raises PlaitError when every weight is 0.
     """
     numerators = dict.fromkeys(loss.coefficients, 0.0)
     weights = dict.fromkeys(loss.coefficients, 0.0)
@@ -187,7 +188,7 @@ def reason_of(error: BaseException) -> str:
 
 
 def summary(bench: Bench, rows: Sequence[Row]) -> dict[str, float]:
-    """Compute the bench's figures from all rows. `bad_samples` also counts those that could not be read, which no bench sees."""
+    """Compute the bench's figures from all rows. The figure `bad_samples` also counts those that could not be read."""
     unread = sum(bool(row.get("unread")) for row in rows)
     figures = bench.summarise([row for row in rows if not row.get("unread")])
     return figures | ({"bad_samples": figures.get("bad_samples", 0.0) + unread} if unread else {})
@@ -208,7 +209,7 @@ def _read(samples: Samples, positions: Sequence[int]) -> tuple[list[Any], dict[i
 
 @contextlib.contextmanager
 def evaluation_mode(state: State) -> Iterator[nn.Module]:
-    """Put the model into evaluation mode with its averaged weights, when there are any, while the block lasts.
+    """Put the model into evaluation mode with its averaged (EMA) weights, when there are any, while the block lasts.
 
     Training weights and mode are restored exactly.
     """
@@ -226,7 +227,7 @@ def evaluation_mode(state: State) -> Iterator[nn.Module]:
 
 @dataclass(frozen=True)
 class Evaluations:
-    """The `evaluate:` list of a stage: each entry at its own interval and at the end of the stage."""
+    """Runs the `evaluate:` list of a stage: each entry at its own interval and at the end of the stage."""
 
     entries: Sequence[Evaluate]
     held_out: HeldOut
@@ -252,7 +253,7 @@ class Evaluations:
         return [entry for entry in self.entries if entry.every_steps is not None and state.stage_step % entry.every_steps == 0]
 
     def run(self, state: State, due: Sequence[Evaluate]) -> dict[str, float] | None:
-        """Evaluate the entries with the averaged weights, when there are any, and record their figures.
+        """Evaluate the entries `due` with the averaged weights, if any; records and returns figures, as {"loss": 2.1, "vqa/exact": 0.6}.
 
         Returns None, with nothing recorded, where a stop was requested in between: the step is evaluated after the restart. A bench that
         fails is reported and has no figures; the others are run all the same.
@@ -337,17 +338,17 @@ class Evaluations:
 
 
 def moment_of(step: int) -> str:
-    """Return the name of a step, as folders of checkpoints and of a bench's pictures have it."""
+    """Return the folder name of a step, for checkpoints and files of a bench: 100 -> "step-00000100"."""
     return f"step-{step:08d}"
 
 
 def label(bench: str, figure: str) -> str:
-    """Return the figure's name in metrics: `<bench>/<figure>`, or the figure alone where it is or begins with the bench's name."""
+    """Return a figure's name in metrics, its bench first: ("vqa", "exact") -> "vqa/exact", but ("loss", "loss/text") -> "loss/text"."""
     return figure if figure.partition("/")[0] == bench else f"{bench}/{figure}"
 
 
 def check(entries: Sequence[Evaluate], benches: Mapping[str, Bench]) -> None:
-    """Raise PlaitError for a bench that the family does not have, listing those it has."""
+    """Raise PlaitError, before training, for an entry whose bench the family does not have, listing those it has."""
     for entry in entries:
         if entry.bench != LOSS and entry.bench not in benches:
             raise PlaitError(f"evaluate names bench {entry.bench!r}, which is unknown; known: {', '.join([LOSS, *sorted(benches)])}")

@@ -36,7 +36,7 @@ PEAKS: Mapping[str, Mapping[torch.dtype, float]] = {
 
 
 def peak(device_name: str, products: torch.dtype) -> float | None:
-    """Return the peak FLOP/s of a device, or None where the table has none. float16 runs as fast as bfloat16 on all of them."""
+    """Return a device's peak FLOP/s for matrix products of this dtype, or None where PEAKS has none; float16 has bfloat16's."""
     return PEAKS.get(device_name, {}).get(torch.bfloat16 if products == torch.float16 else products)
 
 
@@ -75,7 +75,7 @@ _RULES: dict[str, Callable[..., float | Tensor]] = {
 
 
 class Flops(TorchFunctionMode):
-    """Count of the FLOPs of the forward passes inside the block, each with the backward pass that will follow."""
+    """Context manager: counts the FLOPs of the forward passes inside it, each with the backward pass that will follow."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class Flops(TorchFunctionMode):
 
     @contextlib.contextmanager
     def suspended(self) -> Iterator[None]:
-        """Take the mode off while the block lasts: nothing is counted, and code inside does not see that the mode exists."""
+        """Stop counting while the block lasts; code inside does not see that a torch function mode exists (nor is recompiled for it)."""
         self.__exit__(None, None, None)  # type: ignore[no-untyped-call]  # torch's
         try:
             yield
@@ -106,7 +106,7 @@ class Flops(TorchFunctionMode):
 
 
 class Meter:
-    """Meter of a stage's FLOPs on this rank. A micro-batch is counted when its shapes are new.
+    """Counter of a stage's FLOPs on this rank. A micro-batch is measured when its tensor shapes are new.
 
     Later ones of the same shapes are taken to cost the same, though they may have more or fewer supervised tokens, and so logits.
     """
@@ -121,7 +121,7 @@ class Meter:
 
     @contextlib.contextmanager
     def forward(self, batch: Mapping[str, Any]) -> Iterator[None]:
-        """Count the forward pass of one micro-batch inside the block."""
+        """Count the forward pass inside the block, with its backward pass. `batch`: the tensors of its micro-batch by name."""
         shapes = tuple((name, value.shape) for name, value in batch.items() if isinstance(value, Tensor))
         if shapes in self._known:
             yield
@@ -140,6 +140,6 @@ class Meter:
         return total
 
     def rates(self, flops: float, seconds: float, ranks: int) -> dict[str, float]:
-        """Return the mean TFLOP/s of a device from the FLOPs of all, and its fraction of the peak (MFU) where that is known."""
+        """Return {"tflop_per_s": mean of one device, "mfu": fraction of the peak, where known}; `flops`: of all `ranks` in `seconds`."""
         per_device = flops / seconds / ranks
         return {"tflop_per_s": per_device / 1e12, **({"mfu": per_device / self.peak} if self.peak else {})}

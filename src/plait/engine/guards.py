@@ -18,7 +18,7 @@ _FEW_SAMPLES = 100
 
 
 def audit(model: nn.Module) -> list[str]:
-    """Check which parameters got a gradient in a stage's first step; returns a line if trainable ones did not.
+    """Check which parameters got a gradient in a stage's first step; returns a log line if trainable ones did not, else [].
 
     Raises Stopped when a frozen parameter has a gradient.
     """
@@ -34,17 +34,17 @@ def audit(model: nn.Module) -> list[str]:
 
 @dataclass
 class Quarantine:
-    """The list of samples that could not be used (`quarantine.jsonl`), with reason and replacement."""
+    """The file RUN/quarantine.jsonl of samples that could not be used, and the stop when they pass `max_fraction` of all samples."""
 
     path: Path
     max_fraction: float
 
     def resume(self, step: int) -> None:
-        """Remove rows of steps after `step` from the file: those steps are run again."""
+        """Remove the file's lines of steps after `step`: called on resume, because those steps are run again."""
         files.keep_rows(self.path, lambda row: row["step"] <= step)
 
     def add(self, step: int, bad: Sequence[UnusableSample], totals: dict[str, float], ranks: Ranks) -> None:
-        """Add the bad samples of a step, from every rank, to the file and to `totals["bad"]`.
+        """Add the bad samples of a step, from every rank, to the file and to `totals["bad"]` (`totals`: the state's counters).
 
         Bad replacements are listed, and not counted again. Raises Stopped beyond `max_fraction` of the samples (counted as at least 100),
         with the latest reasons.

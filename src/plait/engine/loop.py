@@ -2,7 +2,7 @@
 
 A loss is numerators and weights (denominators) per named term. The weights of the whole global batch are summed over micro-batches and
 ranks first; then backward runs on  ranks * sum(coefficient * numerator / weight),  so that the mean over ranks that DDP takes gives the
-gradient of one global batch, however it is split.
+gradient of one global batch, however it is split. A source is one training data set; a row is the metrics of one step by name.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from plait.keys import key
 
 
 class StopChannel(Protocol):
-    """Requests to stop: this rank's own, and what all ranks have agreed on."""
+    """Requests to stop the run by a signal: this rank's own, and what all ranks have agreed on."""
 
     @property
     def agreed(self) -> bool:
@@ -37,7 +37,7 @@ class StopChannel(Protocol):
         """Return whether this process was asked to stop."""
 
     def agree(self, requested: bool) -> bool:
-        """Record whether any rank was asked to stop; returns whether the run stops."""
+        """Record `requested`, whether any rank was asked to stop (the same on all ranks); returns whether the run stops."""
 
 
 class Meter(Protocol):
@@ -50,7 +50,7 @@ class Meter(Protocol):
         """Return the FLOPs counted since the last call."""
 
     def rates(self, flops: float, seconds: float, ranks: int) -> Mapping[str, float]:
-        """Return the metrics for `flops` that `ranks` ranks together did in `seconds`."""
+        """Return the metrics (`tflop_per_s`, `mfu`) for `flops` that `ranks` ranks together did in `seconds`."""
 
 
 log = logging.getLogger(__name__)
@@ -78,14 +78,14 @@ class Loop:
     mark: Callable[[str], None]
     """Called with the name of each part of a step as it begins: shows which rank hangs and which only wait for it."""
     sources: Sequence[str]
-    """Names of the stage's sources, by their numbers in sample ids; of several, what each gives is counted."""
+    """Names of the stage's sources: sample ids hold positions in this list. With several, what each contributes is counted."""
     skipped: frozenset[int]
     """Steps of the stage, from 0, that end without an update."""
     meter: Meter
 
     @property
     def scaler(self) -> Scaler:
-        """The loss scale, whose values are totals of the state."""
+        """The loss scaling for float16; its numbers live in `state.totals`, and so in checkpoints."""
         return Scaler(self.config.train.precision, self.state.totals)
 
     def run(self, batches: Iterable[StepBatch], stop_step: int) -> None:
@@ -107,7 +107,7 @@ class Loop:
             first = False
 
     def step(self, net: nn.Module, batch: StepBatch, stage_steps: int, *, audit: bool) -> Row:
-        """Do one optimizer step on one global batch; returns its metrics. `audit`: also check which parameters got a gradient."""
+        """Do one optimizer step; returns its row. `stage_steps`: the stage's length. `audit`: check which parameters got gradients."""
         state, config = self.state, self.config
         assert batch.step == state.stage_step and state.optimizer is not None
         if not state.model.training:
@@ -137,8 +137,8 @@ class Loop:
     def gradient(self, net: nn.Module, batch: StepBatch, weights: Mapping[str, float], *, audit: bool) -> tuple[Row, bool]:
         """Compute the clipped gradient of the global batch into the parameters' `grad`.
 
-        Returns the step's metrics, and whether the gradient may be used: not where the step is skipped. Raises Stopped and Rewind as
-        `guard.non_finite` says.
+        Returns the step's metrics, and whether the gradient may be used: not where the step is skipped. `weights`: of the global batch,
+        by loss term. Raises Stopped or Rewind for a loss or gradient that is not finite, as `guard.non_finite` says.
         """
         state, guard = self.state, self.config.guard
         assert state.optimizer is not None
@@ -168,7 +168,7 @@ class Loop:
         return row | {"skipped": 1}, False
 
     def accumulate(self, net: nn.Module, micros: Sequence[MicroBatch], weights: Mapping[str, float]) -> dict[str, Tensor]:
-        """Run forward and backward of every micro-batch; returns this rank's summed numerators, on the device."""
+        """Run forward and backward of every micro-batch; returns this rank's summed numerator of each loss term, on the device."""
         totals: dict[str, Tensor] = {}
         self.meter.take()  # a step that is taken again is counted once
         sharded = distributed.is_sharded(net)
@@ -192,7 +192,7 @@ class Loop:
         return totals
 
     def backward(self, sums: Mapping[str, Tensor], micro: MicroBatch, weights: Mapping[str, float]) -> None:
-        """Run backward of one micro-batch, adding its part of the global batch's gradient; a padding micro-batch adds zeros."""
+        """Run backward from a micro-batch's numerators `sums`; `weights`: of the global batch. A padding micro-batch adds zeros."""
         factor = 0.0 if micro.padding else self.ranks.size * self.scaler.scale
         scale = {name: factor * self.loss.coefficients[name] / weights[name] for name in sums if weights[name] > 0}
         scale = scale or dict.fromkeys(sums, 0.0)
@@ -200,7 +200,7 @@ class Loop:
         torch.autograd.backward([sums[name] for name in terms], [torch.full_like(sums[name], scale[name]) for name in terms])
 
     def figures(self, sums: Mapping[str, Tensor], weights: Mapping[str, float], norms: Mapping[str, Tensor]) -> Row:
-        """Return the step's losses (over all ranks, per unit of weight), weights and gradient norms, in one transfer from the device."""
+        """Return `loss`, `loss/TERM`, `weight/TERM` (over all ranks), gradient norms and `flops`, in one transfer from the device."""
         names = list(weights)
         values = torch.stack([*sums.values(), *(norm.double() for norm in norms.values())]).tolist()
         on_this_rank = dict(zip([*sums, *norms], values, strict=True))
@@ -215,9 +215,9 @@ class Loop:
 
 
 def total_weights(loss: Loss, micros: Sequence[MicroBatch], ranks: Ranks, sources: Sequence[str] = ()) -> dict[str, float]:
-    """Sum the weight of each loss term, and the loss's counts, over all micro-batches of all ranks.
+    """Sum the weight (denominator) of each loss term, and each of the loss's counts, over all micro-batches of all ranks; by name.
 
-    Reads host tensors only: nothing waits for the device. With several `sources`, also sums what each of them gave.
+    Reads host tensors only: nothing waits for the device. With several `sources`, also sums what each gave: `drawn/SOURCE/QUANTITY`.
     """
     weights = [loss.weights(micro.batch) for micro in micros if not micro.padding]
     amounts = source_shares.amounts(loss, micros, sources)

@@ -14,11 +14,11 @@ Batch = Mapping[str, Any]
 
 
 class SampleId(Protocol):
-    """A sample: the number of its source, its index there, and the epoch of that source (all from 0)."""
+    """The identity of a sample: the number of its source (data set), its index there, and the epoch of that source (all from 0)."""
 
     @property
     def source(self) -> int:
-        """Return the number of the source."""
+        """Return the position of the source in the stage's list of sources."""
 
     @property
     def index(self) -> int:
@@ -26,7 +26,7 @@ class SampleId(Protocol):
 
     @property
     def epoch(self) -> int:
-        """Return the source's epoch."""
+        """Return how many times the source had been gone through before."""
 
 
 class UnusableSample(Protocol):
@@ -38,7 +38,7 @@ class UnusableSample(Protocol):
 
     @property
     def name(self) -> str:
-        """Return what it is called in messages."""
+        """Return its name in messages: source and index."""
 
     @property
     def reason(self) -> str:
@@ -54,7 +54,7 @@ class UnusableSample(Protocol):
 
 
 class MicroBatch(Protocol):
-    """What one forward pass takes. A `padding` micro-batch contributes nothing; its rank has less work than others."""
+    """The input of one forward pass. A `padding` one contributes nothing: it keeps a rank that has fewer in step with the others."""
 
     @property
     def batch(self) -> Batch:
@@ -62,11 +62,11 @@ class MicroBatch(Protocol):
 
     @property
     def ids(self) -> Sequence[SampleId]:
-        """Return the samples' ids, in the rows' order."""
+        """Return the samples' ids, in the order in which they were collated."""
 
     @property
     def padding(self) -> bool:
-        """Return whether it contributes nothing."""
+        """Return whether its loss and gradient are dropped."""
 
 
 class StepBatch(Protocol):
@@ -82,7 +82,7 @@ class StepBatch(Protocol):
 
     @property
     def bad(self) -> Sequence[UnusableSample]:
-        """Return the samples that could not be used."""
+        """Return the samples of this rank that could not be used in this step."""
 
     @property
     def wait_s(self) -> float:
@@ -97,7 +97,7 @@ class Loss(abc.ABC):
     """
 
     coefficients: Mapping[str, float]
-    """Factor of each term; a term with factor 0 is only logged."""
+    """Factor of each term by name; a term with factor 0 is only logged."""
     counts: Sequence[str] = ()
     """Names that `weights` returns besides the terms: totals that are logged, saved, and can be the unit of a schedule (`tokens`)."""
     shares: Sequence[str] = ()
@@ -112,5 +112,5 @@ class Loss(abc.ABC):
         """Return the numerator of each term in this micro-batch: scalars on the model's device, differentiable."""
 
     def by_sample(self, batch: Batch) -> Mapping[str, Tensor]:
-        """Return those of `shares` per sample: (B,) host tensors in the order of the ids, whose sums are those of `weights`."""
+        """Return each quantity named in `shares` per sample: (B,) host tensors in the order of the ids, which sum to that of `weights`."""
         return {}

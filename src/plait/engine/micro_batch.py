@@ -1,4 +1,4 @@
-"""How many samples a rank takes at a time, and what happens when they do not fit: half as many, and twice the accumulation.
+"""How many samples a rank takes per forward pass, and what happens when they do not fit: half as many, and twice the accumulation.
 
 A micro-batch is a slice of the global batch, never part of the answer, so the gradient is the same. What was found to fit is noted in the
 run directory for every later start on as many ranks.
@@ -24,7 +24,7 @@ NOTE = "memory.json"
 
 
 class Exceeded(Exception):
-    """Memory ran out on some rank before the ranks met in this step; raised on all of them."""
+    """Memory ran out on some rank while the others could still be told; raised on all ranks."""
 
 
 class ExceededAlone(Exception):
@@ -32,14 +32,14 @@ class ExceededAlone(Exception):
 
 
 class MicroBatchSize:
-    """The one owner of a stage's micro-batch size: the configured one, or the smaller one that was found to fit."""
+    """A stage's micro-batch size (`samples`): as configured, or the smaller one found to fit, which RUN/memory.json keeps."""
 
     def __init__(self, run: Path, stage: str, ranks: Ranks, configured: int) -> None:
         self.path, self.key, self.ranks = run / NOTE, f"{stage} on {ranks.size}", ranks
         self.samples = min(configured, self._noted().get(self.key, configured))
 
     def fit(self, work: Callable[[], None], reset: Callable[[], None]) -> None:
-        """Run `work`; on out-of-memory call `reset`, halve the micro-batch and retry. A failed step has changed nothing.
+        """Run `work`; on out-of-memory call `reset` (drop gradients), halve the micro-batch and retry. A failed step has changed nothing.
 
         Raises Stopped where one sample does not fit, and where this rank cannot reach the others, who wait in a collective: the next start
         has the smaller micro-batch.
@@ -81,9 +81,10 @@ class MicroBatchSize:
 
 @contextlib.contextmanager
 def guarded(ranks: Ranks, *, meet: bool = False, collective: bool = False) -> Iterator[None]:
-    """Turn out-of-memory in a pass of one rank into Exceeded, on every rank, or ExceededAlone.
+    """Turn out-of-memory inside the block into Exceeded, on every rank, or ExceededAlone, on this one.
 
-    `meet`: the last pass of a step that is this rank's alone, after which the ranks tell each other. `collective`: the pass is one.
+    `meet`: at the block's end the ranks tell each other whether one ran out (a step's last pass without communication).
+    `collective`: the block itself communicates (any pass with FSDP, DDP's last backward), so the others cannot be told.
     """
     message = None
     try:
@@ -101,7 +102,7 @@ def guarded(ranks: Ranks, *, meet: bool = False, collective: bool = False) -> It
 
 @contextlib.contextmanager
 def reserved(trained: Iterable[Tensor], optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Hold, inside the block, the memory that an optimizer that has not stepped yet will take for its moments."""
+    """Occupy, inside the block, the memory that AdamW's moments of `trained` will take from its first step on: for memory probes."""
     missing = sum(2 * local(value).nbytes for value in trained if value not in optimizer.state)
     device = next(iter(optimizer.param_groups))["params"][0].device
     held = torch.empty(missing, dtype=torch.uint8, device=device)
@@ -110,5 +111,5 @@ def reserved(trained: Iterable[Tensor], optimizer: torch.optim.Optimizer) -> Ite
 
 
 def size(batch: Mapping[str, Any]) -> int:
-    """Return how many numbers a micro-batch holds."""
+    """Return how many numbers the tensors of a micro-batch hold: by it the largest one is chosen for the memory probe."""
     return sum(value.numel() for value in batch.values() if isinstance(value, Tensor))

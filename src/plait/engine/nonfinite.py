@@ -54,7 +54,8 @@ class Report:
 def make_report(step: int, values: Mapping[str, float], ids: Sequence[SampleId], *, model: nn.Module, ranks: Ranks, run: Path) -> Report:
     """Gather the report of a step from all ranks, which all call this.
 
-    RUN/non-finite/step-N.json has it too, with the statistics of every module as rank 0 sees them.
+    `values`: its losses and gradient norm by name. `ids`: this rank's samples. Written to RUN/non-finite/step-N.json too, with rank 0's
+    statistics of every module. `run`: the run directory.
     """
     bad = {name: value for name, value in values.items() if not math.isfinite(value)}
     samples = [sample for part in ranks.gather([f"{i.source}:{i.index}@{i.epoch}" for i in ids]) for sample in part]
@@ -70,9 +71,9 @@ def make_report(step: int, values: Mapping[str, float], ids: Sequence[SampleId],
 
 
 def statistics(model: nn.Module) -> dict[str, dict[str, Any]]:
-    """Return statistics of each module that has parameters itself.
+    """Return {module: {"weight_max", "gradient_max", "gradients_not_finite"}} for each module that has parameters itself.
 
-    They are the largest weight, the largest finite gradient, and how many gradient values are not finite.
+    The largest absolute weight (as text: it may be nan) and finite gradient (None without gradients), and a count of gradient values.
     """
     by_module = {}
     for name, module in model.named_modules():
@@ -90,13 +91,13 @@ def statistics(model: nn.Module) -> dict[str, dict[str, Any]]:
 
 
 def first_names(names: Sequence[str]) -> str:
-    """Return the first few names as text, and how many more there are."""
+    """Return the first five names as text, and how many more there are, as "a, b, c, d, e and 2 more"; "none" for none."""
     shown = ", ".join(names[:_NAMES_SHOWN]) or "none"
     return shown if len(names) <= _NAMES_SHOWN else f"{shown} and {len(names) - _NAMES_SHOWN} more"
 
 
 def respond(report: Report, settings: Guard, ranks: Ranks, *, skipped: int, run: Path, stage: str, step: int) -> None:
-    """Do what `guard.non_finite` says; returns where the step is to end without an update.
+    """Stop, skip or rewind after a non-finite step, as `guard.non_finite` says; returns only for skip: no update is to be made.
 
     `step`: of the stage, from 0. `skipped`: how many steps of the run ended so before. Raises Stopped for stop, or when
     `guard.non_finite_steps` are used up, and Rewind.
@@ -118,5 +119,5 @@ def respond(report: Report, settings: Guard, ranks: Ranks, *, skipped: int, run:
 
 
 def steps_to_skip(run: Path, stage: str) -> frozenset[int]:
-    """Return the steps of a stage (from 0) that `rewind` has put on the list."""
+    """Return the steps of a stage (from 0) to end without an update: those that `rewind` has put into RUN/skipped.jsonl."""
     return frozenset(row["step"] for row in files.read_rows(run / SKIPPED) if row["stage"] == stage)

@@ -1,7 +1,7 @@
 """AdamW groups by component, clipping, moments by parameter name, and the EMA of the trained weights.
 
-torch keys optimizer state by position, which puts one layer's moments on another when the set of trained parameters changes. Here every
-tensor goes by its parameter's name.
+A component is a named part of the model, such as its vision encoder: {component: {parameter name: parameter}}. torch keys optimizer state
+by position, which puts one layer's moments on another when the set of trained parameters changes; here tensors go by parameter name.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,10 +26,10 @@ _OVERRIDABLE = ("lr", "weight_decay", "betas", "eps")
 def select(
     components: Mapping[str, Mapping[str, nn.Parameter]], trainable: Iterable[str], never: frozenset[str]
 ) -> dict[str, dict[str, nn.Parameter]]:
-    """Return the parameters that train, by component and name.
+    """Return those of `components` that train, in the same form.
 
-    `trainable` holds component names, `component:part` for those of its parameters whose name contains `part`, or `*` for everything.
-    Raises PlaitError for a name that selects nothing, listing the components.
+    `trainable` holds component names, `component:part` for those of its parameters whose name contains `part`, or `*` for everything but
+    `never`, the components that cannot train. Raises PlaitError for a name that selects nothing, listing the components.
     """
     chosen: dict[str, dict[str, nn.Parameter]] = {}
     usable = [name for name in components if name not in never]
@@ -55,7 +55,7 @@ def check_components(optim: Optim, components: Mapping[str, Mapping[str, nn.Para
 
 
 def freeze(model: nn.Module, trained: Mapping[str, Mapping[str, nn.Parameter]]) -> None:
-    """Set `requires_grad` on exactly the parameters in `trained`."""
+    """Set `requires_grad` on exactly the parameters in `trained` (by component and name), and freeze all others."""
     wanted = {id(parameter) for part in trained.values() for parameter in part.values()}
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in wanted)
@@ -89,7 +89,7 @@ def _unseeded(name: str, chunk: int) -> int:
 
 
 def set_lr(optimizer: torch.optim.Optimizer, optim: Optim, progress: Progress) -> dict[str, float]:
-    """Set the learning rate of every group for the update at `progress`; returns the rate per component.
+    """Set every group's learning rate for the update at `progress` (position in the schedule); returns the rate per component.
 
     `min_lr` is for `optim.lr`; a component with another peak falls to the same fraction of its own.
     """
@@ -100,7 +100,7 @@ def set_lr(optimizer: torch.optim.Optimizer, optim: Optim, progress: Progress) -
 
 
 def by_component(optimizer: torch.optim.Optimizer) -> dict[str, list[nn.Parameter]]:
-    """Return the optimizer's parameters by component."""
+    """Return the optimizer's parameters by component, as `clip` takes them."""
     components: dict[str, list[nn.Parameter]] = {}
     for group in optimizer.param_groups:
         components.setdefault(group["component"], []).extend(group["params"])
@@ -147,7 +147,7 @@ def _scale(gradients: list[Tensor], limit: float, norm: Tensor) -> None:
 
 
 def named_groups(optimizer: torch.optim.Optimizer) -> dict[str, nn.Parameter]:
-    """Return the optimizer's parameters by name."""
+    """Return the optimizer's parameters, those that train now, as {full name: parameter}."""
     parameters: dict[str, nn.Parameter] = {}
     for group in optimizer.param_groups:
         parameters.update(zip(group["names"], group["params"], strict=True))
@@ -173,7 +173,7 @@ def moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def load_moments(optimizer: torch.optim.Optimizer, saved: Mapping[str, StoredTensor]) -> list[str]:
-    """Set saved moments on the parameters of the same names; returns the names of parameters that have none.
+    """Set moments, named as by `moments`, on the optimizer's parameters of the same names; returns the names that have none saved.
 
     Raises PlaitError when a moment's shape is not its parameter's.
     """
@@ -195,7 +195,7 @@ def load_moments(optimizer: torch.optim.Optimizer, saved: Mapping[str, StoredTen
 
 
 def average_count(settings: Optim) -> int:
-    """Return how many averages of each trained weight are kept."""
+    """Return how many averages of each trained weight are kept: 0, 1 with `optim.ema`, or 3 with `optim.ema.post_hoc`."""
     return 0 if settings.ema is None else 1 + 2 * settings.ema.post_hoc
 
 
@@ -203,6 +203,7 @@ class Ema:
     """Exponential moving average of the trained weights, in float32, updated once per optimizer step.
 
     decay_k = min(decay, (k + 1) / warmup_steps) for the k-th update of a stage (k from 0), so nothing but the averages is state.
+    `average`: averages to go on from, by parameter name.
     """
 
     def __init__(self, decay: float, warmup_steps: int, average: Mapping[str, Tensor] | None = None) -> None:

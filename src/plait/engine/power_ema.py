@@ -41,12 +41,12 @@ def exponent(length: float) -> float:
 
 
 def decay(g: float, update: int) -> float:
-    """Return the decay of update number t = `update` (from 1): (1 - 1/t)^(g + 1). The first update keeps nothing."""
+    """Return the decay of update number t = `update` (from 1) for exponent `g`: (1 - 1/t)^(g + 1). The first keeps nothing."""
     return math.pow(1 - 1 / update, g + 1)
 
 
 class PowerEma(Ema):
-    """Power-function average of relative `length`, in float32, updated once per optimizer step; updates count over all stages."""
+    """Power-function average in float32. `length`: its standard deviation over the run so far, as 0.05. Updates count over all stages."""
 
     def __init__(self, length: float, average: Mapping[str, Tensor] | None = None) -> None:
         super().__init__(0.0, 0, average)
@@ -59,7 +59,7 @@ class PowerEma(Ema):
 
 @dataclass(frozen=True)
 class Profile:
-    """The weighting of an average over updates: a power function of exponent `g` on [0, `step`]."""
+    """The weights that an average made at `step` gives to the updates before it: a power function of exponent `g` on [0, step]."""
 
     step: int
     g: float
@@ -98,7 +98,7 @@ class SavedAverage:
 
 
 def reconstruct(saved: Sequence[SavedAverage], length: float, step: int) -> dict[str, Tensor]:
-    """Return the average of relative `length` at `step`, in float32, combined from averages saved up to `step`.
+    """Return the average of relative `length` (see `exponent`) at `step`: float32 weights by name, combined from those saved by then.
 
     One saved average is in memory at a time. A weight that began to train later is fitted from the averages that cover it.
     Raises PlaitError when nothing was saved by then.

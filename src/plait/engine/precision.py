@@ -77,7 +77,7 @@ def set_precision(model: nn.Module, full: Collection[str], precision: str) -> No
 
 
 def round_frozen(model: nn.Module, ever_trained: Collection[str], precision: str) -> None:
-    """Round weights that never trained as a past stage of `precision` did: a resumed run begins from the base's unrounded weights."""
+    """Cast never-trained weights as an earlier stage of `precision` did; for a resumed run, which builds its model unrounded."""
     for name, parameter in model.named_parameters():
         if parameter.is_floating_point() and name not in ever_trained:
             parameter.data = parameter.data.to(TYPES[precision].frozen)
@@ -87,7 +87,7 @@ def round_frozen(model: nn.Module, ever_trained: Collection[str], precision: str
 class Scaler:
     """Loss scaling for float16: the scale is halved when gradients overflow, and doubled after 2,000 steps without an overflow.
 
-    It and its count are kept in `totals`, so they are saved and resumed with the run. With any other precision the scale is 1.
+    It and its count are kept in `totals`, the counters that are saved and resumed with the run. With any other precision the scale is 1.
     A step whose gradients overflow is done again with half the scale: no batch is lost, and steps, schedule and averages count updates.
     """
 
@@ -124,7 +124,7 @@ class Scaler:
         return False
 
     def figures(self) -> dict[str, float]:
-        """Return the metrics of the scale; none for other precisions."""
+        """Return {"loss_scale": the scale, "overflows": how often it was halved} for the log; {} for other precisions."""
         return {SCALE: self.scale, OVERFLOWS: self.totals.get(OVERFLOWS, 0)} if self.precision == "fp16" else {}
 
 

@@ -31,7 +31,7 @@ class Progress:
 def progress_at(schedule: Schedule, step: int, steps: int, totals: Mapping[str, float], counts: Mapping[str, float]) -> Progress:
     """Return the progress at update `step` (from 0) of a stage of `steps`.
 
-    `totals`: those of the state before the update. `counts`: what the update's batch holds, by the names of `Loss.counts`.
+    `totals`: the state's counters before the update. `counts`: what the update's batch holds, by the names of `Loss.counts`.
     """
     if schedule.units == "steps":
         return Progress(step, step + 1, schedule.decay_steps or steps)
@@ -46,7 +46,7 @@ def check(schedule: Schedule, counts: Sequence[str], family: str) -> None:
 
 
 def warmup_of(optim: Optim, component: str | None = None) -> int:
-    """Return the warm-up of a component (None: the common one), in the schedule's unit."""
+    """Return the warm-up of a component, a named part of the model (None: the common one), in the schedule's unit (steps or tokens)."""
     schedule, overrides = optim.schedule, optim.components.get(component or "", Component())
     if schedule.units == "steps":
         return schedule.warmup_steps if overrides.warmup_steps is None else overrides.warmup_steps
@@ -54,7 +54,7 @@ def warmup_of(optim: Optim, component: str | None = None) -> int:
 
 
 def lr_factor(name: str, progress: Progress, warmup: float, floor: float = 0.0) -> float:
-    """Return the learning rate of an update over its peak, for the curve `name` (one of `Schedule.name`).
+    """Return an update's learning rate over its peak, for the curve `name` (as `Schedule.name`). `floor`: f, the lowest such ratio.
 
     Warm-up is linear from `floor`: f + (1 - f) a / W with a the count after the update, so that update 0 already moves. Then, with
     p = (b - W) / (end - W) and b the count before it: constant 1; linear 1 - (1 - f) p; cosine f + (1 - f) (1 + cos(pi p)) / 2;
@@ -73,7 +73,7 @@ def lr_factor(name: str, progress: Progress, warmup: float, floor: float = 0.0) 
 
 
 def curve(optim: Optim, steps: int, points: int) -> tuple[list[float], float, str]:
-    """Sample the common learning rate at `points` evenly spaced updates.
+    """Sample the common learning rate at `points` evenly spaced updates, to draw it. `steps`: of the stage.
 
     Returns the rates over the peak, where the curve ends, and the unit of that end.
     """

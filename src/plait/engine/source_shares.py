@@ -1,4 +1,4 @@
-"""What a mixture really gave: the share of each source in the samples, tokens and loss weight of a stage so far.
+"""What each source (training data set) of a mixture gave: its share in the samples, tokens and loss weight of a stage so far.
 
 Amounts are totals of the state, `drawn/SOURCE/QUANTITY`: summed over ranks with the step's weights, saved with each checkpoint, reset at
 the start of each stage. Sources that are sampled equally often can differ tenfold in supervised tokens, and the loss weight is what moves
@@ -14,7 +14,7 @@ SAMPLES = "samples"
 
 
 def amounts(loss: Loss, micros: Sequence[MicroBatch], sources: Sequence[str]) -> dict[str, float]:
-    """Return what each source gave to these micro-batches, as `drawn/SOURCE/QUANTITY`.
+    """Return what each source gave to these micro-batches, as {"drawn/vqa/samples": 3.0, "drawn/vqa/tokens": 950.0}.
 
     Every rank has the same names, those of sources without a sample among them too. Of a single source nothing is counted.
     """
@@ -33,7 +33,7 @@ def amounts(loss: Loss, micros: Sequence[MicroBatch], sources: Sequence[str]) ->
 
 
 def shares(totals: Mapping[str, float]) -> dict[str, float]:
-    """Return each source's share of each quantity, as `share/SOURCE/QUANTITY`; a quantity whose sum is 0 is left out."""
+    """Return each source's share of each quantity, as {"share/vqa/samples": 0.25}; a quantity whose sum is 0 is left out."""
     amount = {name: value for name, value in totals.items() if name.startswith(PREFIX)}
     sums: dict[str, float] = {}
     for name, value in amount.items():
@@ -44,5 +44,5 @@ def shares(totals: Mapping[str, float]) -> dict[str, float]:
 
 
 def reset(totals: Mapping[str, float]) -> dict[str, float]:
-    """Return the totals without the amounts of any source."""
+    """Return the totals without what sources gave; called at the start of a stage."""
     return {name: value for name, value in totals.items() if not name.startswith(PREFIX)}

@@ -69,19 +69,19 @@ class State:
         return self.step - self.stage_start
 
     def enter(self, stage: int) -> None:
-        """Begin a later stage at the present step; entering the present stage changes nothing."""
+        """Begin stage number `stage` (from 1) at the present step; entering the present stage changes nothing."""
         if stage != self.stage:
             self.stage, self.stage_start, self.stage_done = stage, self.step, None
             self.history, self.best = [], None
             self.totals = {**source_shares.reset(self.totals), STAGE_TOKENS: 0.0}
 
     def reopen(self, stop_step: int, reason: str) -> None:
-        """Continue a stage that ended for `reason`, its planned steps being done, if its budget has grown to `stop_step` since."""
+        """Continue a stage whose `stage_done` is `reason` (planned steps done), if its budget has since grown to end at `stop_step`."""
         if self.stage_done == reason and self.step < stop_step:
             self.stage_done = None
 
     def count(self, amounts: Mapping[str, float]) -> None:
-        """Add what a step consumed to the totals; tokens also to the stage's."""
+        """Add what a step consumed, as {"samples": 8, "tokens": 950}, to the totals; tokens also to the stage's."""
         for name, value in amounts.items():
             self.totals[name] = self.totals.get(name, 0) + value
         if TOKENS in amounts:
@@ -101,8 +101,8 @@ class State:
     def begin(self, trained: Mapping[str, Mapping[str, nn.Parameter]], settings: Optim, seed: int = 0) -> None:
         """Begin a stage: freeze the rest, make the optimizer, restore moments of returning parameters, start missing averages.
 
-        `trained`: what trains, by component and name. `seed`: of the run, for the noise that rounds bfloat16 weights. A stage before it has
-        been paused.
+        `trained`: what trains, by component (named part of the model) and parameter name. `seed`: of the run, for the noise that rounds
+        bfloat16 weights. An earlier stage must have been paused.
         """
         assert self.optimizer is None, "pause the stage before"
         optim.freeze(self.model, trained)
@@ -140,14 +140,14 @@ class State:
         return {**({"ema": self.ema} if self.ema is not None else {}), **self.post_hoc}
 
     def average(self) -> None:
-        """Update the averages after the optimizer step number `step` (from 0) of the run."""
+        """Update the averaged weights; called after each optimizer step, before `step` counts it."""
         if self.ema is not None:
             self.ema.update(self.trained(), self.stage_step)
         for average in self.post_hoc.values():
             average.update(self.trained(), self.step)
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Return the state's tensors by group. They are the live ones: copy before the next step."""
+        """Return the state's tensors as {group: {name: tensor}}, for GROUPS. They are the live ones: copy before the next step."""
         parameters = dict(self.model.named_parameters())
         weights = {name: parameters[name].detach() for name in sorted(self.ever_trained)}
         live = optim.moments(self.optimizer) if self.optimizer is not None else {}
@@ -157,12 +157,12 @@ class State:
         return {"weights": weights, **averages, "moments": {**paused, **live}}
 
     def metadata(self) -> dict[str, Any]:
-        """Return the state's numbers and names, for the manifest."""
+        """Return the state's numbers and names, as a checkpoint's manifest.json holds them under `state`."""
         values = {name: getattr(self, attribute) for attribute, name in _MANIFEST_KEYS.items()}
         return {**values, "totals": self.totals, "trained": sorted(self.ever_trained)}
 
     def restore(self, metadata: Mapping[str, Any], tensors: Mapping[str, Mapping[str, StoredTensor]]) -> None:
-        """Become the saved state. Moments stay in `paused` until `begin`.
+        """Take over a saved state: what `metadata` and `tensors` returned. Moments stay in `paused` until `begin`.
 
         Raises PlaitError when a saved weight has no parameter of its name and shape here.
         """

@@ -14,7 +14,7 @@ Made = TypeVar("Made")
 
 
 class Connector(nn.Module):
-    """A projector (..., features) -> (..., hidden): one linear layer ("linear") or two with a GELU between ("mlp").
+    """A projector (..., features) -> (..., hidden). `kind`: "linear", one linear layer, or "mlp", two with a GELU between.
 
     Its output is not at the embeddings' scale: without `match_rms` after it, the first gradients explode.
     """

@@ -26,7 +26,7 @@ class CachedModel(Protocol):
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a token is chosen from logits: the likeliest at temperature 0, else nucleus sampling with one random key per row."""
+    """How tokens are chosen: the likeliest at temperature 0, else nucleus sampling. `keys`: a seed per row of the batch."""
 
     temperature: float = 0.0
     top_p: float = 1.0
@@ -38,7 +38,7 @@ GREEDY = Sampling()
 
 @torch.no_grad()
 def decode(model: CachedModel, *, max_new_tokens: Sequence[int], stops: frozenset[int], sampling: Sampling = GREEDY) -> list[list[int]]:
-    """Generate the new tokens of each row: up to and without its first stop token, at most its own `max_new_tokens`."""
+    """Return each row's new tokens, up to and without its first stop token (one of `stops`), at most its own `max_new_tokens`."""
     assert stops, "without a stop token no row could end before its limit"
     logits_BV = model.prefill()
     stop_S = torch.tensor(sorted(stops), device=logits_BV.device)

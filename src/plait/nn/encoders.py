@@ -1,4 +1,4 @@
-"""The encoders of a latent set, opened by name: images to latents and back, captions to token states, images to one feature vector.
+"""Encoders opened by name, for latent sets (data encoded once, before training): images to latents, captions to states, images to vectors.
 
 A name is `tiny` (offline, no weights: tiny_encoders.py), a folder on disk, or a Hub repository, optionally with a subfolder and a revision
 (`black-forest-labs/FLUX.1-dev/vae@0ef5fff`; pretrained.py). Each encoder has a `pin` (name, revision, xxh3 of the weights) that is recorded
@@ -21,7 +21,7 @@ Kind = Literal["latents", "texts", "images"]
 
 
 class LatentCodec(Protocol):
-    """Images to latents and back. `published`: (mean, std) per channel that come with the weights, or None."""
+    """Images to latents and back. `downsample`: pixels per latent. `published`: (mean, std) per channel from its config, or None."""
 
     pin: dict[str, Any]
     downsample: int
@@ -36,7 +36,7 @@ class LatentCodec(Protocol):
 
 
 class TextEncoder(Protocol):
-    """Captions to token states."""
+    """Captions to token states (the encoder's last layer, a vector of `width` per token)."""
 
     pin: dict[str, Any]
     width: int
@@ -57,7 +57,7 @@ class ImageEncoder(Protocol):
 
 
 def open_latents(name: str, device: str = "cpu") -> LatentCodec:
-    """Open `tiny`, `tiny:DOWNSAMPLExCHANNELS`, or a VAE of diffusers (AutoencoderKL, AutoencoderKLWan).
+    """Open an image codec: `tiny`, `tiny:DOWNSAMPLExCHANNELS`, or a VAE of diffusers (AutoencoderKL, AutoencoderKLWan).
 
     Raises PlaitError for a name that stands for no such encoder.
     """
@@ -86,7 +86,7 @@ def open_texts(name: str, max_tokens: int | None = None, device: str = "cpu") ->
 
 
 def open_images(name: str, device: str = "cpu") -> ImageEncoder:
-    """Open `tiny`, or a DINOv3 or DINOv2 of transformers. Raises PlaitError for a name that stands for no such encoder."""
+    """Open an image encoder: `tiny`, or a DINOv3 or DINOv2 of transformers. Raises PlaitError for any other name."""
     if name == "tiny":
         return TinyImages()
     encoder: ImageEncoder = _pretrained("Dino")(name, device)
@@ -107,7 +107,7 @@ def reopen(kind: Literal["images"], pin: Mapping[str, Any], max_tokens: int | No
 def reopen(
     kind: Kind, pin: Mapping[str, Any], max_tokens: int | None = None, device: str = "cpu"
 ) -> LatentCodec | TextEncoder | ImageEncoder:
-    """Open the encoder that a latent set's metadata pins. Raises PlaitError when its weights are not the pinned ones."""
+    """Open the encoder that `pin` names, to encode or decode as before. Raises PlaitError when its weights have another hash."""
     base = str(pin["name"])
     name = base if base.startswith("tiny") or not pin.get("revision") else f"{base}@{pin['revision']}"
     openers: dict[str, Callable[[], LatentCodec | TextEncoder | ImageEncoder]] = {
@@ -124,7 +124,7 @@ def reopen(
 def decoder(metadata: Mapping[str, Any], device: str = "cpu") -> Callable[[Tensor], Tensor]:
     """Return a function from a set's normalised latents (B, C, h, w) to images (B, 3, H, W) uint8 on the host.
 
-    `metadata`: of the set. Raises PlaitError where it names no encoder, or one whose weights have changed.
+    `metadata`: of the set, with `encoders` (pins) and `latents` (mean, std). Raises PlaitError for an encoder that is missing or changed.
     """
     if "encoders" not in metadata:
         raise PlaitError("the set's metadata names no encoder (it was made elsewhere), so its latents cannot be shown as pictures")

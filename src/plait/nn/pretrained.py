@@ -27,7 +27,7 @@ _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def locate(name: str) -> tuple[Path, dict[str, Any]]:
-    """Return the folder of an encoder, downloaded when `name` is a Hub repository, and its pin.
+    """Return the folder of an encoder, downloaded when `name` is a Hub repository, and its pin: {"name", "revision", "xxh3"}.
 
     Raises PlaitError where there is neither, or no config.json with *.safetensors in it.
     """

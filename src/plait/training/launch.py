@@ -1,4 +1,4 @@
-"""Start `plait` as processes that can be killed: new ones, several under torchrun, or forked from a server that has imported everything.
+"""Start `plait` as processes that can be killed: new ones, several under torchrun, or forks of a server that has done the imports.
 
 A forked process skips the interpreter's start and the imports; in all else it is like a new one.
 """
@@ -59,7 +59,7 @@ def _without_rank_options(arguments: Sequence[str]) -> list[str]:
 
 
 class Process(Protocol):
-    """A started command."""
+    """A started command, with its process id."""
 
     pid: int
 
@@ -71,15 +71,15 @@ class Process(Protocol):
 
 
 class Launcher(Protocol):
-    """A way to start `plait`."""
+    """A way to start `plait`, on `ranks` ranks."""
 
     ranks: int
 
     def start(self, arguments: Sequence[str], log: Path) -> Process:
-        """Start `plait` with these arguments; its output is appended to `log`."""
+        """Start `plait` with these command-line arguments; its output is appended to the file `log`."""
 
     def close(self) -> None:
-        """Release what the launcher holds."""
+        """End what the launcher itself started, such as a server."""
 
 
 class _FreshProcess:
@@ -116,7 +116,7 @@ class Fresh:
 
 
 class Warm:
-    """Launcher that forks `plait ...` from a server that has imported `modules`; one process at a time, whose handle this is too."""
+    """Launcher that forks `plait ...` from a server that has imported `modules`. One process at a time: this is its `Process` too."""
 
     ranks = 1
 
@@ -210,7 +210,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def data_workers(pid: int) -> list[int]:
-    """Return the ids of the data worker processes below `pid`: those that a fork server of multiprocessing has forked."""
+    """Return the process ids of the data workers below `pid`: those that a fork server of multiprocessing has forked."""
     workers: set[int] = set()
     for child in descendants(pid):
         with contextlib.suppress(OSError):

@@ -41,7 +41,7 @@ class ProbeLoss:
 
 
 def probe_loss(plan: StagePlan, bundle: ModelBundle, ranks: Ranks) -> ProbeLoss:
-    """Read the probe samples of a stage: the first ones of its first source."""
+    """Read the probe samples of a stage: the first four of its first source (data set)."""
     sources, config = plan.data.sources, plan.config
     ids = tuple(SampleId(0, i, 0) for i in range(min(_PROBE_SAMPLES, len(sources[0]))))
     order = FixedOrder.of(ids, sources, _PROBE_SAMPLES)
@@ -51,18 +51,18 @@ def probe_loss(plan: StagePlan, bundle: ModelBundle, ranks: Ranks) -> ProbeLoss:
 
 
 def wants_memory_probe(plan: StagePlan, ranks: Ranks) -> bool:
-    """Tell whether `guard.memory_probe` asks for the memory probe on this device."""
+    """Return whether to run `probe_memory` before the first step, as `guard.memory_probe` says for this device."""
     wanted = plan.config.guard.memory_probe
     return wanted == "always" or (wanted == "auto" and ranks.device.type != "cpu")
 
 
 def probed_steps(plan: StagePlan, stage_step: int) -> tuple[int, int]:
-    """Return the first step of the stage whose micro-batches are looked at for the largest, and the one after the last."""
+    """Return (first, end), the steps of the stage among whose micro-batches the memory probe takes the largest."""
     return stage_step, min(stage_step + max(1, _PROBED_SAMPLES // plan.config.train.global_batch), plan.steps)
 
 
 def probe_memory(plan: StagePlan, loop: Loop, loader: Loader) -> None:
-    """Run forward and backward of the largest micro-batch of `loader`. Gradients are left on the parameters: drop them.
+    """Run forward and backward of the largest micro-batch of `loader`. Gradients stay on the parameters: the caller drops them.
 
     Raises micro_batch.Exceeded where it does not fit, before the first step.
     """

@@ -48,7 +48,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line adds to a configuration. `only`: the one stage to run. `fresh`: never continue a run."""
+    """Flags of `plait train`. `restart`: rename an old run and begin anew. `only`: the one stage to run.
+
+    `allow_inexact`: start even where something saved would be lost. `fresh`: fail where there is a run to continue.
+    """
 
     restart: bool = False
     allow_inexact: bool = False
@@ -129,7 +132,7 @@ def _attempt(resolved: Resolved, options: Options, ranks: Ranks, signals: Signal
 
 
 def next_steps(run: Path, step: int, benches: Sequence[str]) -> str:
-    """Return where everything of a run that came to its end is, and what to do with it next."""
+    """Return the lines logged at the end of a run: where its files are, and commands to go on with. `benches`: names."""
     newest = checkpoint.published(run)
     rows = [
         ("run", f"{run}, {step} steps done"),
@@ -157,9 +160,9 @@ def stages_ahead(resolved: Resolved, only: str | None, state: State) -> list[Sta
 
 @contextlib.contextmanager
 def locked_run_directory(run: Path, resolved: Resolved, options: Options, ranks: Ranks) -> Iterator[bool]:
-    """Hold the run directory (rank 0) while the block lasts; yields whether there is a run to continue.
+    """Lock the run directory (rank 0) while the block lasts; yields whether there is a run to continue.
 
-    Raises PlaitError, on all ranks together, where the directory is another's, or a run of another configuration.
+    Raises PlaitError, on all ranks together, where another process holds the directory, or its run has another configuration.
     """
     error, continues = None, False
     with contextlib.ExitStack() as held:
@@ -195,9 +198,9 @@ def _prepare_directory(run: Path, resolved: Resolved, options: Options) -> bool:
 
 
 def accept_configuration(run: Path, resolved: Resolved, allow_inexact: bool) -> None:
-    """Say how the configuration differs from the one the run was begun with; a run that saved nothing begins anew with it.
+    """Log how the configuration differs from the one the run was begun with; a run that saved nothing begins anew with it.
 
-    Raises PlaitError where the difference changes the answer of what was saved.
+    Raises PlaitError where a difference would change the results of a run with checkpoints, unless `allow_inexact`.
     """
     try:
         before = RunConfig.model_validate(yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")))

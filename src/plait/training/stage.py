@@ -1,4 +1,4 @@
-"""The run of one stage: its model laid out over devices, its loop, and what happens between two steps."""
+"""The run of one stage (part of a run with its own settings): model laid out over devices, the loop, and what happens between steps."""
 
 import contextlib
 import logging
@@ -47,7 +47,7 @@ _SHARES_EVERY = 100  # steps between rows with each source's share: there can be
 
 @dataclass(frozen=True)
 class RunContext:
-    """What all stages of a run share: its directory, the ranks, and those who watch it."""
+    """What all stages of a run share: its directory, the ranks, metrics, signals and heartbeat. `allow_inexact`: see `Options` (run.py)."""
 
     run: Path
     ranks: Ranks
@@ -68,7 +68,7 @@ class Counters:
 
 
 def run_stage(plan: StagePlan, bundle: ModelBundle, state: State, context: RunContext) -> None:
-    """Run a stage from where the state is to its end; a stage that is done is left as it is.
+    """Run a stage from where `state` is to its end; does nothing when the stage is done already.
 
     Raises Paused where a signal asked for a stop, with everything saved; Stopped and Rewind as the loop does.
     """
@@ -92,7 +92,7 @@ def run_stage(plan: StagePlan, bundle: ModelBundle, state: State, context: RunCo
 
 
 def lay_out(plan: StagePlan, bundle: ModelBundle, state: State, ranks: Ranks, micro_batch: int) -> Counters:
-    """Prepare the model for what trains in this stage: precision, recomputation, compilation, and its layout over the devices."""
+    """Set the model's precision, checkpointing, compilation and sharding for what trains in a stage. `micro_batch`: samples per forward."""
     config, units, names = plan.config, bundle.family.blocks(bundle.model), plan.trained_names
     state.pause()
     bundle.sharding.unwrap()
@@ -112,7 +112,7 @@ def lay_out(plan: StagePlan, bundle: ModelBundle, state: State, ranks: Ranks, mi
 
 
 class StageRun:
-    """A stage while it runs: steps, and after each of them metrics, held-out figures, the end of the stage, a checkpoint."""
+    """A stage while it runs: steps; after each, metrics, figures (metrics on held-out data), the stage's end, a checkpoint."""
 
     def __init__(
         self, plan: StagePlan, bundle: ModelBundle, state: State, context: RunContext, micro_batch: MicroBatchSize, counters: Counters
@@ -185,7 +185,7 @@ class StageRun:
             raise Paused(f"stopped by {context.signals.received} {where}, all saved; the same command continues")
 
     def after_step(self, state: State, row: Row) -> None:
-        """Between two steps: metrics, held-out figures, the end of the stage, a checkpoint."""
+        """Check replicas, record metrics, evaluate, and save a checkpoint where one is due: the loop's hook after each step."""
         settings, ranks = self.plan.config, self.context.ranks
         every = settings.guard.replica_check_steps
         if every and state.stage_step % every == 0 and ranks.size > 1 and not distributed.is_sharded(state.model):
@@ -219,7 +219,7 @@ class StageRun:
             files.append_rows(self.context.run / "bench_failures.jsonl", [row])
 
     def conclude(self) -> bool:
-        """Take the held-out figures that are due at this step and decide whether the stage ends. Returns whether they are the best so far.
+        """Run the evaluations due at this step and decide whether the stage ends. Returns whether `checkpoint.best` improved.
 
         A restart calls it for what a stop left undone; twice at one step changes nothing.
         """

@@ -32,7 +32,7 @@ Names = Mapping[str, tuple[str, ...]]
 
 @dataclass(frozen=True)
 class StagePlan:
-    """What a stage trains, on which data in which order, for how many steps, and how it is evaluated."""
+    """What a stage trains, on which data, for how many steps, and its benches. A component is a named part of the model."""
 
     view: StageView
     data: TrainingData
@@ -62,11 +62,11 @@ class StagePlan:
         return {component: {name: parameters[name] for name in names} for component, names in self.trained.items()}
 
     def micro_batch(self, ranks: int) -> int:
-        """Return how many samples a rank takes at a time where they fit: as configured, else its whole slice of the global batch."""
+        """Return the samples per forward pass of one rank, if they fit: `train.micro_batch`, else its whole slice of the global batch."""
         return self.config.train.micro_batch or math.ceil(self.config.train.global_batch / ranks)
 
     def manifest(self, model: nn.Module, ever_trained: set[str], ranks: int, torch_version: str) -> dict[str, Any]:
-        """Return what each checkpoint of the stage says besides the state."""
+        """Return what the manifest of each checkpoint of the stage says besides the state and its files: the keys below."""
         sizes = {name: value.numel() for name, value in model.named_parameters()}
         contents = {}
         for component, names in self.components.items():
@@ -94,7 +94,7 @@ def _versions() -> dict[str, str]:
 
 
 def plan_stage(view: StageView, bundle: ModelBundle) -> StagePlan:
-    """Plan a stage. Raises PlaitError for components, benches, schedules and data that do not fit the model or each other."""
+    """Open a stage's data and derive its plan. Raises PlaitError for settings or data that do not fit the model or each other."""
     config, family = view.config, bundle.family
     components = family.components(bundle.model)
     trained = optim.select(components, config.trainable, family.never_trained)

@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 def resume(
     state: State, bundle: ModelBundle, views: Sequence[StageView], *, run: Path, ranks: Ranks, allow_inexact: bool
 ) -> Checkpoint | None:
-    """Restore the run's newest intact checkpoint and log what that means; returns None when the run saved none yet.
+    """Restore the run's newest intact checkpoint and log it; returns None when the run saved none yet. `views`: its stages.
 
     Raises PlaitError when there are checkpoints and none is intact, when a frozen weight is not the one the run was trained against, or
     when something saved would be lost.
@@ -134,7 +134,7 @@ def begin_from(state: State, bundle: ModelBundle, view: StageView, *, run: Path,
 
 
 def read_from(spec: str) -> tuple[Tensors, dict[str, Any] | None, Path]:
-    """Read the tensors, manifest (None for bare weights) and folder of a `from:` spec.
+    """Read the tensors (by group and name), manifest (None for bare weights) and folder of a `from:` spec.
 
     A checkpoint spec (`checkpoint_specs.py`), a folder of safetensors, or a Hub repository (owner/name). Raises PlaitError for anything
     else, and for a damaged checkpoint.
@@ -173,7 +173,7 @@ def _download(repository: str, revision: str | None) -> Path:
 def migration_table(
     tensors: Mapping[str, Mapping[str, StoredTensor]], trained: set[str], config: RunConfig, bundle: ModelBundle
 ) -> list[migrate.Row]:
-    """Compare saved tensors with what the stage of `config` needs; returns the migration table."""
+    """Compare saved tensors (by group, such as "weights", and name) with what a stage needs. `trained`: names that were trained."""
     components = bundle.family.components(bundle.model)
     now = {name for part in optim.select(components, config.trainable, bundle.family.never_trained).values() for name in part}
     wanted = {"weights": now, "moments": now, "ema": now if config.optim.ema is not None else set()}
@@ -183,9 +183,9 @@ def migration_table(
 
 
 def accept(rows: Sequence[migrate.Row], notes: Sequence[str], *, run: Path, origin: str, ranks: Ranks, allow_inexact: bool) -> None:
-    """Log and save the migration table of a start from `origin`. `notes`: what is inexact beside the table.
+    """Log and save `rows`, the table of kept, new and lost tensors of a start from `origin`. `notes`: further losses, a line each.
 
-    Raises PlaitError when something is inexact, unless that was allowed.
+    Raises PlaitError when something would be lost, unless `allow_inexact`.
     """
     lost = [*migrate.inexact(rows), *notes]
     if ranks.first:
@@ -199,7 +199,7 @@ def accept(rows: Sequence[migrate.Row], notes: Sequence[str], *, run: Path, orig
 
 
 def freezing_changes(manifest: Mapping[str, Any] | None, bundle: ModelBundle, config: RunConfig) -> list[str]:
-    """Return a line for each component that trains here and not in the checkpoint's stage, or the other way round."""
+    """Return a log line for each component (part of the model) that trains here but not in the checkpoint's stage, or vice versa."""
     if manifest is None:
         return []
     components = bundle.family.components(bundle.model)
@@ -210,7 +210,7 @@ def freezing_changes(manifest: Mapping[str, Any] | None, bundle: ModelBundle, co
 
 
 def describe_changes(before: RunConfig, after: RunConfig, differences: Sequence[tuple[str, Any, Any]], steps: int) -> str:
-    """Describe a changed configuration: each key, and the learning-rate curves where they may differ. `steps`: where none are set."""
+    """Describe a changed configuration: each key, and both learning-rate curves. `steps`: their length where `train.steps` is unset."""
     lines = [f"  {key}: {json.dumps(old)} -> {json.dumps(new)}" for key, old, new in differences]
     if any(key.startswith(("optim", "train", "stages")) for key, _, _ in differences):
         for name, config in (("then", before), ("now", after)):
@@ -219,14 +219,14 @@ def describe_changes(before: RunConfig, after: RunConfig, differences: Sequence[
 
 
 def curve(config: RunConfig, steps: int) -> str:
-    """Draw the learning-rate curve over `steps` as a line of bars, with its peak and end."""
+    """Draw the learning-rate curve over `steps` as a line of text: bars, peak and end, as "▁▄█▆▃ peak 0.0003, end 0, 1000 steps"."""
     values, end, units = schedule.curve(config.optim, steps, _CURVE_COLUMNS)
     bars = "".join(_BARS[round(value * (len(_BARS) - 1))] for value in values)
     return f"{bars} peak {config.optim.lr:.2g}, end {config.optim.lr * values[-1]:.2g}, {end} {units}"
 
 
 def check_data(saved: Checkpoint, now: Mapping[str, str], run: Path, allow_inexact: bool) -> str:
-    """Compare the training data's fingerprints with the checkpoint's; returns a line about them.
+    """Compare the data's fingerprints `now` ({source: hash}) with the checkpoint's; returns a log line.
 
     Raises PlaitError when they differ, unless the run is a fork that changed its data, or that was allowed.
     """
@@ -249,7 +249,7 @@ def _forked_for_data(run: Path, step: int) -> bool:
 
 
 def check_probe(stored: float | None, now: float, allow_inexact: bool) -> str:
-    """Compare the probe samples' loss with the one in the checkpoint; returns a line about it.
+    """Compare the loss of a few fixed samples `now` with that `stored` in the checkpoint (None: none); returns a log line.
 
     Raises PlaitError when they are too far apart to be of the same model, unless that was allowed.
     """

@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 def announce(plan: StagePlan, model: nn.Module) -> None:
-    """Say what the stage trains, on what, and for how long."""
+    """Log what the stage trains, on which data sets, for how many steps, and warnings about its settings."""
     view, data = plan.view, plan.data
     sizes = {name: value.numel() for name, value in model.named_parameters()}
     total = sum(sizes[name] for names in plan.components.values() for name in names)
@@ -35,7 +35,7 @@ def announce(plan: StagePlan, model: nn.Module) -> None:
 
 
 def shares(names: Sequence[str], weights: Sequence[float], slots: Sequence[int]) -> list[str]:
-    """Return each source's share of the samples, as its weight asks and as the order's block of `slots` gives. One source: none."""
+    """Return a line per source (data set): its share by weight, and that of its `slots` in the order of samples; [] for one source."""
     if len(names) < 2:
         return []
     return [
@@ -45,7 +45,7 @@ def shares(names: Sequence[str], weights: Sequence[float], slots: Sequence[int])
 
 
 def realised(data: TrainingData, totals: Mapping[str, float]) -> list[str]:
-    """Return each source's share as its weight asks, and of all that the stage has drawn so far. One source: none."""
+    """Return a line per source (data set): its share by weight, and what it gave so far, from the state's `totals`; [] for one."""
     drawn = source_shares.shares(totals)
     quantities = {name.rpartition("/")[2]: None for name in drawn}
     words = {quantity: "loss weight" if quantity == "loss" else quantity.replace("_", " ") for quantity in quantities}

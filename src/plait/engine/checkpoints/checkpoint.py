@@ -2,7 +2,8 @@
 
     RUN/stage-1-projection/step-00001000/{weights,ema,moments}.safetensors + manifest.json
 
-Where the state is sharded over ranks, each writes its own files (`sharded_files.py`); any number of ranks can read them.
+Each file holds a group of tensors by parameter name. Where the state is sharded, each rank writes its own (`sharded_files.py`); any number
+of ranks can read them.
 
 A flipped byte loads without an error in every tensor format we know, so each file's xxh3 is in the manifest and checked before use.
 """
@@ -55,12 +56,12 @@ class Checkpoint:
         return {name: full_tensor(value) for name, value in self.stored(group).items()}
 
     def stored(self, group: str) -> dict[str, StoredTensor]:
-        """Return the tensors of a group without reading what many ranks wrote: `full_tensor` and `reshard_like` read the rows they need."""
+        """Return a group's tensors by name, not yet read if many ranks wrote them: `full_tensor` and `reshard_like` read rows as needed."""
         return sharded_files.read(self.folder, group, list(self.manifest["files"]))
 
 
 def folder_of(run: Path, stage: int, stage_name: str, step: int) -> Path:
-    """Return the folder of a run's checkpoint at `step`."""
+    """Return the folder of a checkpoint: (run, 1, "projection", 1000) -> RUN/stage-1-projection/step-00001000."""
     return run / f"stage-{stage}-{stage_name}" / f"step-{step:08d}"
 
 
@@ -69,7 +70,7 @@ def write(folder: Path, groups: Groups, metadata: Mapping[str, Any], rank_files:
 
     `metadata` becomes the manifest's content. An interrupted write leaves only an unfinished folder, which the next start removes.
     A checkpoint of the same step is renamed before, and deleted after, the new one is published: one of the two always exists.
-    With several ranks all call this, each with its own rows; rank 0 publishes what all have flushed.
+    With several ranks all call this, each with its own rows (`rank_files`); rank 0 publishes what all have flushed.
     Raises PlaitError on every rank when writing fails on one; earlier checkpoints are untouched.
     """
     unfinished, replaced = (folder.with_name(f"{prefix}{folder.name}") for prefix in (_UNFINISHED, _REPLACED))
@@ -230,12 +231,12 @@ def _order(folder: Path) -> tuple[int, int] | None:
 
 
 def step_of(folder: Path) -> int:
-    """Return the step in the name of a checkpoint's folder."""
+    """Return the step in the name of a checkpoint's folder: step-00001000 -> 1000."""
     return int(folder.name.removeprefix("step-"))
 
 
 def is_step(path: Path) -> bool:
-    """Return whether the path has the name of a checkpoint's folder."""
+    """Return whether a path is named as a checkpoint's folder: step- and at least eight digits. Reads nothing."""
     return _STEP.match(path.name) is not None
 
 
@@ -247,7 +248,7 @@ def run_of(path: Path) -> Path:
 
 
 def newest_intact(run: Path) -> tuple[Checkpoint | None, list[str]]:
-    """Return the newest checkpoint whose every file is intact, and the faults of the newer ones that are not."""
+    """Return the newest checkpoint whose every file is intact (None: none is), and a line per fault of the newer ones."""
     faults: list[str] = []
     for folder in published(run):
         of_folder = verify(folder)
@@ -300,7 +301,7 @@ def clear_unfinished(run: Path) -> int:
 
 
 def prune(stage_folder: Path, keep: int, spared: int | None = None) -> list[Path]:
-    """Delete the checkpoints of a stage but for the newest `keep` and that of step `spared`; returns the deleted folders.
+    """Delete a stage's checkpoints but for the newest `keep` and that of step `spared` (the best so far); returns the deleted folders.
 
     One that lacks a file, or has one of another size, is neither counted nor deleted.
     """

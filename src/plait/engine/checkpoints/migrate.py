@@ -1,7 +1,7 @@
 """The migration table: a saved state compared with a model, tensor by tensor, by name.
 
-It says what is kept, initialised, dropped or missing. It is logged and saved at every start, and a start that would lose something needs
-`--allow-inexact` (`training/start.py`).
+A group is a kind of tensor (weights, ema, moments), a component a named part of the model. The table is logged and saved at every start; a
+start that would lose something needs `--allow-inexact` (`training/start.py`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ OTHER = "(none)"
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the table: the tensors of a group and component that have the same verdict."""
+    """A row of the table: the tensors of a group and component with the same verdict, their count, values (numbers) and names."""
 
     group: str
     component: str
@@ -40,7 +40,7 @@ def compare(
 ) -> list[Row]:
     """Compare the tensors of a saved state, by group, with a model's components; returns the table.
 
-    `wanted`: parameters that each group needs for what trains now. `expected`: parameters that the saved state says it trained.
+    `wanted`: names of the parameters that each group needs for what trains now. `expected`: names that the saved state says it trained.
     """
     owner = {name: component for component, part in components.items() for name in part}
     shapes = {name: value.shape for part in components.values() for name, value in part.items()}
@@ -74,7 +74,7 @@ def _sort_key(item: tuple[tuple[str, str, str], Any]) -> tuple[int, str, int]:
 
 
 def inexact(rows: Sequence[Row]) -> list[str]:
-    """Return a line for each row that loses something; none when the migration is exact."""
+    """Return a line per row that loses something, as "weights of connector: drop 2 (a, b)"; [] when the migration is exact."""
     return [
         f"{row.group} of {row.component}: {row.verdict} {row.tensors} ({', '.join(row.names[:3])}{', ...' if row.tensors > 3 else ''})"
         for row in rows
@@ -83,7 +83,7 @@ def inexact(rows: Sequence[Row]) -> list[str]:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Format the rows as a text table with aligned columns."""
+    """Format the rows as a text table with aligned columns, for the log."""
     lines = [("", "component", "", "tensors", "values")]
     lines += [(row.group, row.component, row.verdict, f"{row.tensors:,}", f"{row.values:,}") for row in rows]
     widths = [max(len(line[i]) for line in lines) for i in range(5)]

@@ -28,7 +28,7 @@ class Average:
 
 
 def of_length(run: Path, length: float, step: int) -> Average:
-    """Reconstruct the average of relative `length` at `step` of a run.
+    """Reconstruct the average at `step` of a run. `length`: its standard deviation over the run so far, such as 0.05.
 
     Raises PlaitError when no average was saved up to `step`, or one is damaged.
     """
@@ -45,7 +45,7 @@ def of_length(run: Path, length: float, step: int) -> Average:
 
 
 def forget(run: Path, after: int) -> None:
-    """Remove RUN/averages of steps beyond `after`, which the run is about to repeat."""
+    """Remove RUN/averages of steps beyond `after`: called on resume, because the run is about to repeat them."""
     for folder in (run / checkpoint.AVERAGES).glob("step-*"):
         if checkpoint.step_of(folder) > after:
             shutil.rmtree(folder)

@@ -88,7 +88,7 @@ def refuse(run: Path, differences: Sequence[Difference]) -> None:
 
 
 def binding(differences: Sequence[Difference]) -> list[Difference]:
-    """Return the differences that change the run's results: those in no key of `FREE`."""
+    """Return those of the differences that change the run's results: all but those in or below a key of `FREE`."""
     return [item for item in differences if not any(_within(item[0], free) for free in FREE)]
 
 
@@ -110,13 +110,13 @@ def set_aside(run: Path) -> Path:
 
 
 def clear(run: Path) -> None:
-    """Remove the assets and lineage of a run under whose configuration nothing was saved."""
+    """Remove RUN/assets (such as a tokenizer) and lineage.json, where a run that saved no checkpoint begins anew."""
     shutil.rmtree(run / "assets", ignore_errors=True)
     (run / "lineage.json").unlink(missing_ok=True)
 
 
 def identity(run: Path) -> str:
-    """Return the run's short random name (its W&B id, its name in lineages), which is made at the first call and kept."""
+    """Return the run's 12 random hex digits (its W&B id, its name in lineage.json), made at the first call and kept in a file."""
     path = run / "identity"
     if not path.is_file():
         files.write_whole(path, secrets.token_hex(6) + "\n")

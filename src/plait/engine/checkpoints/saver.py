@@ -36,7 +36,7 @@ def copy_out(groups: Groups, into: Groups | None = None) -> dict[str, dict[str, 
 
 
 class Saver:
-    """Writer of checkpoints in a background thread, one at a time. An error on one rank is raised on all, at the next save or `wait`."""
+    """Writes checkpoints in a `background` thread, one at a time. An error on one rank is raised on all, at the next save or `wait`."""
 
     def __init__(self, background: bool, ranks: Ranks) -> None:
         self.background, self.ranks = background, ranks

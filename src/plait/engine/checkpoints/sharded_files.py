@@ -32,7 +32,7 @@ _OFFSETS = "DCP_SHARDING_INFO"  # torch's key in the header: {tensor: {"saved_of
 
 @dataclass(frozen=True)
 class RankFiles:
-    """The files that one rank writes of a checkpoint. A single rank writes everything, in one file per group."""
+    """Which files one rank writes of a checkpoint. A single rank writes everything, in one file per group."""
 
     rank: int = 0
     ranks: int = 1
@@ -46,7 +46,7 @@ class RankFiles:
         return f"{group}.safetensors" if self.ranks == 1 else f"{group}/{self.rank:05d}-of-{self.ranks:05d}.safetensors"
 
     def save(self, path: Path, group: str, tensors: Mapping[str, Tensor]) -> None:
-        """Write the tensors of a group to `path`."""
+        """Write this rank's tensors (or rows) of a group to `path`, a safetensors file."""
         header = {"format": "pt"}
         if self.ranks > 1:
             rows = self.first_rows[group]
@@ -83,9 +83,9 @@ def is_sharded(groups: Groups) -> bool:
 
 
 def divide(groups: Groups, ranks: Ranks, process_group: dist.ProcessGroup | None) -> tuple[Groups, RankFiles]:
-    """Return the rows that this rank writes: of sharded tensors its own, where it holds the first copy; full tensors on rank 0.
+    """Return the tensors this rank writes, and into which files: its rows of sharded tensors (first copy only); full tensors on rank 0.
 
-    Where nothing is sharded, rank 0 writes alone. `process_group`: see `RankFiles`.
+    Where nothing is sharded, rank 0 writes alone and the others get {}. `process_group`: see `RankFiles`.
     """
     if not is_sharded(groups):
         return groups if ranks.first else {}, RankFiles()
@@ -130,7 +130,7 @@ def check_header(path: Path) -> None:
 
 
 def sizes(folder: Path, group: str, listed: Sequence[str]) -> dict[str, int]:
-    """Return how many values each tensor of a group has, reading only the headers of its files."""
+    """Return how many values each tensor of a group has, by name, reading only the headers of the files `listed` in the manifest."""
     counts: dict[str, int] = {}
     for name in sorted(name for name in listed if name.partition("/")[0].removesuffix(".safetensors") == group):
         with safe_open(folder / name, "pt") as file:

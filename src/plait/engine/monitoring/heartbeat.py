@@ -17,7 +17,7 @@ _LENGTH = 160
 
 
 class Heartbeat:
-    """The heartbeat of one rank of a run. All ranks go through the same beats, so the one with the fewest keeps the others waiting."""
+    """The heartbeat of one rank. A beat is one change of it; all ranks make the same ones, so the rank with the fewest is the late one."""
 
     def __init__(self, run: Path, rank: int) -> None:
         self.run, self.rank = run, rank
@@ -39,7 +39,7 @@ class Heartbeat:
         self.part("")
 
     def part(self, name: str) -> None:
-        """Record that the part `name` of the phase begins."""
+        """Record that the part `name` of the phase begins, as "backward"; "" for its start. One more beat."""
         self.beats += 1
         self.alive()
         progress = f'"phase": "{self.name}", "step": {self.step}, "part": "{name}", "beat": {self.beats}'
@@ -56,7 +56,7 @@ class Heartbeat:
 
 
 def path_of(run: Path, rank: int) -> Path:
-    """Return the path of a rank's heartbeat."""
+    """Return the path of a rank's heartbeat file in the run directory `run`."""
     return run / "heartbeat" / f"rank-{rank}.json"
 
 
@@ -76,5 +76,5 @@ def read(run: Path, rank: int = 0) -> dict[str, Any] | None:
 
 
 def position(beat: dict[str, Any]) -> tuple[str, int, int]:
-    """Return (phase, step, pid) of what `read` returned: the same in every part of a phase."""
+    """Return (phase, step, pid) of what `read` returned: two heartbeats with equal ones are of the same phase of one process."""
     return beat["phase"], beat["step"], beat["pid"]

@@ -15,14 +15,14 @@ EVERY_RANK = {"every_rank": True}
 
 
 class Reporter(logging.Handler):
-    """Writes to whatever `sys.stdout` and `sys.stderr` are at the moment of a line."""
+    """Logging handler that looks up `sys.stdout` and `sys.stderr` for every line, so that redirections of them hold."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Return whether this rank shows the record: rank 0, or every rank where the record says so."""
         return os.environ.get("RANK", "0") == "0" or "every_rank" in record.__dict__
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write the line and flush it, so that a kill loses none. Escapes of a terminal are shown, not obeyed."""
+        """Write the line and flush it, so that a kill loses none. Control characters are written as text, not sent as they are."""
         stream = sys.stdout if record.levelno < logging.WARNING else sys.stderr
         prefix = "warning: " if record.levelno == logging.WARNING else ""
         stream.write(f"{prefix}{printable(record.getMessage())}\n")
@@ -30,7 +30,7 @@ class Reporter(logging.Handler):
 
 
 def install(*packages: str) -> None:
-    """Show the log lines of plait, and of the `packages` that add to it, from INFO up; a second call changes nothing."""
+    """Show the log lines of plait, and of other `packages` (names of loggers), from INFO up; a second call changes nothing."""
     for package in ("plait", *packages):
         logger = logging.getLogger(package)
         if not any(isinstance(handler, Reporter) for handler in logger.handlers):

@@ -19,7 +19,7 @@ class Paused(PlaitError):
 
 
 class Signals:
-    """While entered, the named signals are noted instead of ending the process. Only the main thread can enter it."""
+    """Context manager: inside it, the signals in ASKING are noted instead of ending the process. Only the main thread can enter it."""
 
     def __init__(self) -> None:
         self.received: str | None = None
@@ -40,10 +40,10 @@ class Signals:
         self.received = signal.Signals(number).name
 
     def requested(self) -> bool:
-        """Tell whether this process was asked to stop. The ranks do not agree on it yet."""
+        """Return whether this process got a signal to stop; other ranks may not know of it yet (see `agree`)."""
         return self.received is not None
 
     def agree(self, requested: bool) -> bool:
-        """Note what the ranks found together: whether any of them was asked to stop. Returns whether the run stops."""
+        """Record `requested`, whether any rank was asked to stop (the same on all ranks). Returns whether the run stops."""
         self.agreed = self.agreed or requested
         return self.agreed

@@ -1,4 +1,4 @@
-"""Metrics of a run: every row goes to `metrics.jsonl`; TensorBoard, W&B and the screen mirror it and may fail without harm."""
+"""Metrics of a run: every row (metrics by name, with their `step`) goes to `metrics.jsonl`; mirrors repeat it and may fail without harm."""
 
 import math
 import time
@@ -26,16 +26,16 @@ Monitor = Callable[[Mapping[str, Any]], list[str]]
 
 
 class Mirror(Protocol):
-    """A destination of metrics besides `metrics.jsonl`."""
+    """A destination of metrics besides `metrics.jsonl`: TensorBoard or W&B."""
 
     def row(self, row: Mapping[str, Any]) -> None:
-        """Take one row; must return at once."""
+        """Show or send one row; must return at once."""
 
     def pictures(self, step: int, pictures: Mapping[str, np.ndarray]) -> None:
-        """Take pictures (uint8, H x W x 3) by name; must return at once."""
+        """Show or send pictures (uint8, H x W x 3) by name; must return at once."""
 
     def close(self) -> None:
-        """Finish within seconds."""
+        """Write out what is pending, within seconds."""
 
 
 def _plain(value: Any) -> Any:
@@ -49,7 +49,7 @@ def _number(value: Any) -> Any:
 
 
 class TensorBoard:
-    """Mirror into event files under RUN/events, for `tensorboard --logdir RUN`."""
+    """Mirror into event files under RUN/events, for `tensorboard --logdir RUN`. `step`: of a resumed run; later events are dropped."""
 
     def __init__(self, run: Path, step: int) -> None:
         self.writer = SummaryWriter(str(run / "events"), purge_step=step + 1 if step else None, flush_secs=10)
@@ -83,7 +83,7 @@ class Screen:
         """When the stage began, and when the last line was written (monotonic clock)."""
 
     def begin(self, stage: str, start: int, stop: int) -> None:
-        """Show a new stage, from step `start` to `stop`."""
+        """Show a new stage by its name, from step `start` to `stop` (both counted over all stages)."""
         self.close()
         self.stage, self.first, self.stop = stage, start, stop
         self.began_s, self.line_s = time.monotonic(), -math.inf
@@ -121,7 +121,7 @@ class Screen:
             self._write(f"{self.stage} {step}/{self.stop}  {text}  {_clock(left_s)} left")
 
     def warn(self, lines: Sequence[str]) -> None:
-        """Show the warnings of monitors."""
+        """Show the warnings of monitors, a line each."""
         self._write("\n".join(f"warning: {line}" for line in lines))
 
     def _write(self, line: str) -> None:
@@ -134,7 +134,7 @@ class Screen:
 
 
 class Tracker:
-    """Writer of metrics: every row to `metrics.jsonl` first, then to the mirrors. Without a run (ranks above 0) it does nothing.
+    """Writer of metrics: every row to `metrics.jsonl` first, then to the mirrors. `run` None (ranks above 0): nothing.
 
     The warnings of monitors about a row are recorded in it as `warnings`, and shown.
     """
@@ -180,7 +180,7 @@ class Tracker:
 def open_tracker(run: Path, config: RunConfig, identity: str, state: State, monitors: Sequence[Monitor] = ()) -> Tracker:
     """Open the tracker of a run that continues at `state`. Rows of steps that will be repeated are removed from `metrics.jsonl`.
 
-    Monitors read the rows that stay, so that they remember what they knew and repeat no warning.
+    `identity`: the run's id at W&B. Monitors read the rows that stay, so that they remember what they knew and repeat no warning.
     """
 
     def done(row: Mapping[str, Any]) -> bool:

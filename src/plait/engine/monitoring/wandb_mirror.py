@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 class WandB:
-    """The trainer's side: starts the child, which sends the rows that `metrics.jsonl` gains from now on."""
+    """The trainer's side: starts the child, which sends the lines that `metrics.jsonl` gains from now on. `identity`: W&B's run id."""
 
     def __init__(self, run: Path, settings: Wandb, config: Mapping[str, Any], identity: str) -> None:
         metrics = run / "metrics.jsonl"
@@ -70,7 +70,7 @@ class WandB:
 
 
 def rows(file: IO[str], ended: threading.Event) -> Iterator[dict[str, Any]]:
-    """Yield the complete lines of a growing file, parsed, until it has been read to its end after `ended` was set."""
+    """Yield the lines of a growing JSON Lines file, parsed, until it has been read to its end after `ended` was set."""
     part = ""
     while True:
         last = ended.is_set()
@@ -85,7 +85,7 @@ def rows(file: IO[str], ended: threading.Event) -> Iterator[dict[str, Any]]:
 
 
 def numbers(row: Mapping[str, Any]) -> dict[str, float]:
-    """Return the row's numbers by name, without its step: what W&B plots."""
+    """Return the numbers of a line of metrics by name, for W&B to plot: without `step` and texts; "nan" and "inf" as floats."""
     values = {name: float(value) if value in _NOT_FINITE else value for name, value in row.items() if name != "step"}
     return {name: value for name, value in values.items() if isinstance(value, int | float)}
 
@@ -100,7 +100,7 @@ def _wait_for_end(ended: threading.Event) -> None:
 
 
 def main() -> None:
-    """Follow the file and send its rows; on any failure write one line to standard error."""
+    """Run the child: follow the file and send its lines to W&B; on any failure write one line to standard error."""
     for number in _IGNORED:
         signal.signal(number, signal.SIG_IGN)
     settings = json.loads(sys.stdin.readline())

@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 class Watchdog:
-    """A watchdog of this rank, while entered. `timeout_s` None: it only stops the rank, with its state saved, when torchrun is gone."""
+    """Context manager: a watchdog of this rank. `timeout_s` None: it only asks the rank to save and stop when torchrun is gone."""
 
     def __init__(self, heartbeat: Heartbeat, ranks: Ranks, timeout_s: float | None) -> None:
         self.heartbeat, self.ranks, self.timeout_s = heartbeat, ranks, timeout_s
@@ -56,7 +56,7 @@ class Watchdog:
             self.stacks.close()
 
     def allow(self, timeout_s: float | None) -> None:
-        """Set how long this rank may be without a heartbeat from now on."""
+        """Set how many seconds this rank may be without a heartbeat from now on (None: for ever); called at the start of a stage."""
         self.timeout_s = timeout_s
 
     @property
@@ -96,18 +96,18 @@ class Watchdog:
 
 
 def collectives_s(timeouts_s: list[float | None]) -> float | None:
-    """Return a timeout for collectives that is longer than the watchdogs' timeouts of all stages. None: torch's default."""
+    """Return a timeout for collectives, longer than the watchdog's in every stage; None (torch's default) where a stage has none."""
     limits = [limit for limit in timeouts_s if limit is not None]
     return 2 * PATIENCE * max(limits) if len(limits) == len(timeouts_s) else None
 
 
 def stacks_of(run: Path, rank: int) -> Path:
-    """Return the path of the stacks of a rank that hung."""
+    """Return the path of the file for the stack traces of a rank that hangs."""
     return heartbeat.path_of(run, rank).with_suffix(".stacks")
 
 
 def describe_hang(beats: list[dict[str, Any] | None], allowed_s: float, run: Path) -> str:
-    """Describe a hang in one line: which ranks have the fewest beats, in what phase, and where all ranks' stacks are."""
+    """Describe a hang in one line: the late ranks, their phase, where the stacks are. `beats`: `heartbeat.read` of each rank."""
     fewest = min((beat["beat"] for beat in beats if beat), default=0)
     late = [rank for rank, beat in enumerate(beats) if beat is None or beat["beat"] == fewest]
     first = beats[late[0]]

@@ -63,7 +63,7 @@ class Ranks:
         return values
 
     def agree(self, value: Any) -> Any:
-        """Return rank 0's value on every rank."""
+        """Return rank 0's value on every rank (a broadcast; any value that can be pickled)."""
         box = [value]
         if self.size > 1:
             dist.broadcast_object_list(box, src=0)
@@ -228,7 +228,7 @@ def reshard_like(value: StoredTensor, pattern: Tensor) -> Tensor:
 
 
 def norm_of_all(norm: Tensor, sharded: Tensor) -> Tensor:
-    """Return the norms of full tensors from the norms of this rank's rows of them.
+    """Return the norms of full tensors, a 1-D tensor, from the norms of this rank's rows of them.
 
     `sharded`: one of these tensors; where it is not sharded, the norms are returned as they are.
     """
@@ -240,5 +240,5 @@ def norm_of_all(norm: Tensor, sharded: Tensor) -> Tensor:
 
 
 def to_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-    """Return the batch with its tensors on `device`; the copy is asynchronous when the batch is pinned."""
+    """Return the batch with its tensors on `device`, other values as they are; pinned tensors are copied asynchronously."""
     return {name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value for name, value in batch.items()}

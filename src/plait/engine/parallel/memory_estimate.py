@@ -2,7 +2,7 @@
 
 Counted is the state (weights, gradients, moments, averages) and what sharding gathers temporarily, to the byte but for AdamW's counts of
 updates (4 bytes per tensor) and the padding of shards. Not counted: activations, which depend on the batch and not on the strategy.
-docs/scaling.md has tables of them.
+docs/scaling.md has tables of them. A unit of sharding (what FSDP gathers at once) is a block, or everything outside of blocks.
 
 Memory: ZeRO (Rajbhandari et al. 2020, section 5: P_os, P_g, P_p). Messages: a ring of N ranks sends (N - 1) / N of the data per rank to
 reduce-scatter or all-gather it, twice that to all-reduce it (Patarasuk and Yuan 2009); so DDP sends 2 bytes per byte of gradient, and full
@@ -30,7 +30,7 @@ class ParameterCounts:
     paused: int = 0
     frozen: int = 0
     trained_unit: int = 0
-    """Trained values of the largest unit of sharding: a block, or everything outside of blocks."""
+    """Trained values of the largest unit."""
     frozen_unit: int = 0
     """Values of the largest block that does not train at all."""
     unsharded_paused: int = 0
@@ -51,14 +51,14 @@ class Storage:
 
     @classmethod
     def of(cls, precision: str, averages: int = 0) -> "Storage":
-        """Return the storage of a `train.precision`."""
+        """Return the storage for a `train.precision`, such as "bf16". `averages`: how many are kept of each trained weight."""
         half = precision != "fp32"
         return cls(2 if precision == "pure_bf16" else _FLOAT32, 2 if half else _FLOAT32, averages)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How ranks divide the state. `shard_size`: ranks over which one copy is sharded (None: all of them).
+    """How ranks divide the state (weights, gradients, moments). `shard_size`: ranks over which one copy is sharded (None: all).
 
     `shard_frozen`: whether frozen weights are sharded as well, or full on every rank.
     """
@@ -70,12 +70,12 @@ class Layout:
 
     @property
     def shards(self) -> int:
-        """How many ranks hold one copy of what trains together."""
+        """How many ranks one copy of the trained weights is divided over; 1 under ddp."""
         return 1 if self.strategy == "ddp" else self.shard_size or self.ranks
 
 
 class Memory(NamedTuple):
-    """Bytes on one rank. `gathered`: full weights and gradients that exist temporarily, at their peak."""
+    """Bytes on one rank. `gathered`: the most that full weights and gradients, gathered for a moment by FSDP, take at a time."""
 
     weights: int
     gradients: int
@@ -90,7 +90,7 @@ class Memory(NamedTuple):
 
 
 class Traffic(NamedTuple):
-    """Bytes that one rank sends in one optimizer step: within its shard group, and to the same shard of other groups."""
+    """Bytes that one rank sends per optimizer step: `within` the ranks that share a copy, and `between` copies of its shard."""
 
     within: int
     between: int

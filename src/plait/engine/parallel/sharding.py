@@ -23,7 +23,7 @@ from plait.engine.parallel.memory_estimate import Layout
 
 @dataclass
 class Sharding:
-    """The sharding of one model, which `wrap` applies and `unwrap` removes."""
+    """The sharding of one model, which `wrap` applies at the start of a stage and `unwrap` removes."""
 
     model: nn.Module
     reshards: bool = True
@@ -35,7 +35,7 @@ class Sharding:
     def wrap(self, blocks: Sequence[nn.Module], trained: Collection[str], layout: Layout, ranks: Ranks) -> None:
         """Move the model to this rank's device and shard it over ranks as `layout` says; parameters keep names and values.
 
-        `trained` names what trains in this stage. One unit at a time is full, so the model never has to fit on one device.
+        `trained`: names of the parameters that train in this stage. One unit at a time is full, so the model need never fit on one device.
         """
         self.unwrap()
         if layout.shards == 1:
@@ -78,7 +78,7 @@ class Sharding:
 
     @contextlib.contextmanager
     def gathered(self) -> Iterator[None]:
-        """Keep all weights gathered on every rank while the block lasts, whatever is called of the model and however often."""
+        """Keep all weights gathered on every rank while the `with` block lasts, so that ranks may call the model at their own pace."""
         units = [module for module in self.model.modules() if isinstance(module, FSDPModule)]
         for module in units:
             module.set_reshard_after_forward(False, recurse=False)

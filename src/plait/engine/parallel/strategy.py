@@ -16,9 +16,9 @@ _GB = 1e9
 
 
 def choose(settings: Distributed, counts: ParameterCounts, storage: Storage, ranks: Ranks, *, accumulating: bool) -> tuple[Layout, str]:
-    """Choose the layout of a stage; returns it and a line that explains it. Every rank gets the same: the smallest device decides.
+    """Choose how ranks divide a stage's state; returns that layout and a log line. Every rank gets the same: the smallest device decides.
 
-    Raises PlaitError when ranks cannot be grouped as `distributed.shard_size` says.
+    `accumulating`: steps have several micro-batches. Raises PlaitError when ranks cannot be grouped as `distributed.shard_size` says.
     """
     if ranks.size == 1:
         return Layout(), "one rank: nothing to divide"
