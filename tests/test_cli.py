@@ -1,9 +1,11 @@
 """The command line as a user meets it: what goes wrong gives exit code 2 and one line that says what to do, without a traceback."""
 
 import json
+import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -197,3 +199,26 @@ def test_a_defect_keeps_its_traceback(monkeypatch) -> None:
     monkeypatch.setattr(cli, "parse", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         cli.main(["config", "good.yaml"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "closed", "code"),
+    [
+        ("configs/nanodit/tiny.yaml", ">&-", 0),
+        ("none.yaml", ">&-", 2),
+        ("none.yaml", ">&- 2>&-", 2),
+        ("configs/nanodit/tiny.yaml", "| head -1", 0),
+    ],
+)
+def test_a_closed_output_changes_no_exit_code(arguments, closed, code):
+    command = f"set -o pipefail; {sys.executable} -m plait config {arguments} {closed}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1])
+    assert done.returncode == code
+    assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
+
+
+def test_an_output_of_few_letters_takes_every_line():
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", "plait", "config", "configs/nanodit/tiny.yaml", "--run=ü"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1], env=environment)
+    assert done.returncode == 0 and "\\xfc" in done.stdout

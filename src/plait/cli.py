@@ -32,13 +32,13 @@ from plait.commands.prove import command as prove
 from plait.config import plugins
 from plait.config.dialects import table as dialects
 from plait.engine.monitoring import reporter
+from plait.engine.monitoring.signals import INTERRUPTED
 from plait.errors import PlaitError, printable
 
 VERBS = (train, config, prove, eval, export, generate, stages, fork, ckpt, data_index, data_shard, data_inspect, doctor)
 """The files of the verbs, in the order in which help lists them. Other packages add verbs by the entry point `plait.commands`."""
 
 GROUPS = {"ckpt": "look into checkpoints", "data": "look into data"}
-INTERRUPTED = 130
 
 
 class Parser(argparse.ArgumentParser):
@@ -54,20 +54,23 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command (None: sys.argv). Returns 0 when done, a PlaitError's `exit_code` (its text is printed), 130 if interrupted."""
+    """Run one command (None: sys.argv). Returns 0 when done, a PlaitError's `exit_code` (its text is printed), 130 if interrupted.
+
+    A standard output that is closed (`| head`) or knows fewer letters changes no exit code.
+    """
     reporter.install(*plugins.packages())
     try:
         parsed = parse(sys.argv[1:] if arguments is None else arguments)
         parsed.command.run(parsed)
     except PlaitError as error:
         rank = os.environ.get("RANK", "0")
-        print(printable(f"plait: {error}" if rank == "0" else f"plait: rank {rank}: {error}"), file=sys.stderr)
+        reporter.write(sys.stderr, printable(f"plait: {error}" if rank == "0" else f"plait: rank {rank}: {error}"))
         return error.exit_code
     except KeyboardInterrupt:
-        print("plait: interrupted", file=sys.stderr)
+        reporter.write(sys.stderr, "plait: interrupted")
         return INTERRUPTED
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    finally:
+        reporter.settle_output()
     return 0
 
 

@@ -1,6 +1,10 @@
 """Where plait's log lines go: by level, rank, and once."""
 
+import contextlib
+import io
 import logging
+import os
+import sys
 
 import pytest
 
@@ -33,3 +37,23 @@ def test_installing_twice_says_every_line_once(capsys):
     log.info("once")
     assert capsys.readouterr().out == "once\n"
     assert logging.getLogger("plait").propagate is False
+
+
+def test_a_stream_that_is_closed_or_knows_fewer_letters_ends_nothing(monkeypatch):
+    narrow = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", narrow)
+    log.info("ü \u86d9")
+    assert narrow.buffer.getvalue() == b"\\xfc \\u86d9\n"
+    narrow.close()
+    log.info("to nobody")
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as broken, contextlib.suppress(BrokenPipeError):
+        monkeypatch.setattr(sys, "stdout", broken)
+        log.info("to a pipe without a reader")
+        reporter.settle_output()
+
+
+def test_what_a_terminal_would_obey_is_shown(capsys):
+    log.info("a\x1b[2Jb")
+    assert capsys.readouterr().out == "a\\x1b[2Jb\n"

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -33,10 +35,23 @@ def test_handlers_come_back_afterwards_even_after_an_error():
     assert [signal.getsignal(number) for number in ASKING] == before
 
 
-def test_an_interrupt_from_the_keyboard_is_left_alone():
-    before = signal.getsignal(signal.SIGINT)
-    with Signals():
-        assert signal.getsignal(signal.SIGINT) is before
+def test_ctrl_c_asks_to_stop_and_a_second_one_ends_the_process_at_once():
+    code = (
+        "import os, signal, time\n"
+        "from plait.engine.monitoring.signals import Signals\n"
+        "with Signals() as signals:\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    print(signals.received, flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    print('not reached')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (130, "SIGINT\n")
+    assert [line for line in done.stderr.splitlines() if line] == [
+        "plait: saving and stopping; Ctrl-C again ends at once",
+        "plait: ended; the same command continues from the last checkpoint",
+    ]
 
 
 def test_what_the_ranks_agreed_on_stays():

@@ -318,25 +318,26 @@ def test_a_figure_that_is_not_finite_is_never_the_best_and_no_part_of_a_plateau(
     assert "warning: step 6: held out, odd is nan: it counts neither as the best nor for a plateau" in capsys.readouterr().err
 
 
-def asked_to_stop(monkeypatch, moment):
-    """Send this process SIGTERM when a run reaches (phase, step)."""
+def asked_to_stop(monkeypatch, moment, number=signal.SIGTERM):
+    """Send this process a signal when a run reaches (phase, step)."""
     phase = Heartbeat.phase
 
     def noted(self, name, step):
         phase(self, name, step)
         if (name, step) == moment:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
 
     monkeypatch.setattr(Heartbeat, "phase", noted)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize(("moment", "saved"), [(("step", 3), [4]), (("data", 3), [3]), (("evaluate", 4), [4])])
-def test_a_run_that_is_asked_to_stop_saves_where_it_is_and_goes_on_from_there(recipe, tmp_path, monkeypatch, moment, saved):
+def test_a_run_that_is_asked_to_stop_saves_where_it_is_and_goes_on_from_there(recipe, tmp_path, monkeypatch, moment, saved, number):
     settings = ("stages=[]", "checkpoint.every_steps=null", "checkpoint.best=null", "evaluate=[{bench: loss, every_steps: 4}]")
     straight = toy.train(recipe, tmp_path / "straight", *settings)
     with monkeypatch.context() as patch:
-        asked_to_stop(patch, moment)
-        with pytest.raises(Paused, match=rf"^stopped by SIGTERM after step {saved[0]} of 6, all saved; the same command continues$"):
+        asked_to_stop(patch, moment, number)
+        with pytest.raises(Paused, match=rf"^stopped by {number.name} after step {saved[0]} of 6, all saved; the same command continues$"):
             toy.train(recipe, tmp_path / "run", *settings)
     assert [checkpoint.step_of(folder) for folder in checkpoint.published(tmp_path / "run")] == saved
     toy.train(recipe, tmp_path / "run", *settings)

@@ -4,9 +4,11 @@ Modules say `log = logging.getLogger(__name__)` and log there; nothing prints. I
 standard error; both from rank 0 only, unless a record carries `extra=EVERY_RANK`. Installed by the command line, not by importing plait.
 """
 
+import contextlib
 import logging
 import os
 import sys
+from typing import TextIO
 
 from plait.errors import printable
 
@@ -23,10 +25,30 @@ class Reporter(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write the line and flush it, so that a kill loses none. Control characters are written as text, not sent as they are."""
-        stream = sys.stdout if record.levelno < logging.WARNING else sys.stderr
         prefix = "warning: " if record.levelno == logging.WARNING else ""
-        stream.write(f"{prefix}{printable(record.getMessage())}\n")
+        write(sys.stdout if record.levelno < logging.WARNING else sys.stderr, f"{prefix}{printable(record.getMessage())}")
+
+
+def write(stream: TextIO | None, line: str) -> None:
+    """Write a line and flush it. A stream that is closed takes nothing, one of fewer letters gets escapes: no line may end a run."""
+    if stream is None:  # what Python makes of a stream that was closed from the start
+        return
+    with contextlib.suppress(OSError, ValueError):  # ValueError: the stream was closed in this process
+        try:
+            stream.write(f"{line}\n")
+        except UnicodeEncodeError:
+            stream.write(line.encode(stream.encoding, "backslashreplace").decode(stream.encoding) + "\n")
         stream.flush()
+
+
+def settle_output() -> None:
+    """Flush standard output where someone reads it; else send what is left to nowhere, so that the end of Python reports no error."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except (OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def install(*packages: str) -> None:

@@ -1,15 +1,19 @@
-"""The one channel for stopping: SIGTERM and SIGUSR1 set a flag here, and the ranks agree on it here.
+"""The one channel for stopping: SIGTERM, SIGUSR1 and Ctrl-C (SIGINT) set a flag here, and the ranks agree on it here.
 
-The data wait, the loop and the evaluation look at it. SLURM, Kubernetes and spot machines send the signal some time before the kill. A
-second signal of the same kind changes nothing.
+The data wait, the loop and the evaluation look at it. SLURM, Kubernetes and spot machines send the signal some time before the kill: a
+second one changes nothing. A second Ctrl-C ends the process at once; what is saved is whole at any moment.
 """
 
+import contextlib
+import os
 import signal
 from types import FrameType
 
 from plait.errors import PlaitError
 
-ASKING = (signal.SIGTERM, signal.SIGUSR1)
+ASKING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+INTERRUPTED = 130
+"""The exit code of a process that Ctrl-C ended."""
 
 
 class Paused(PlaitError):
@@ -26,6 +30,7 @@ class Signals:
         """Name of the signal that this process got."""
         self.agreed = False
         """Whether all ranks know that one of them is to stop; the same on every rank at the same moment of the run."""
+        self._interrupted = False
         self._before: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> "Signals":
@@ -38,6 +43,13 @@ class Signals:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number).name
+        if number != signal.SIGINT:
+            return
+        if self._interrupted:
+            _say("ended; the same command continues from the last checkpoint")
+            os._exit(INTERRUPTED)
+        self._interrupted = True
+        _say("saving and stopping; Ctrl-C again ends at once")
 
     def requested(self) -> bool:
         """Return whether this process got a signal to stop; other ranks may not know of it yet (see `agree`)."""
@@ -47,3 +59,10 @@ class Signals:
         """Record `requested`, whether any rank was asked to stop (the same on all ranks). Returns whether the run stops."""
         self.agreed = self.agreed or requested
         return self.agreed
+
+
+def _say(text: str) -> None:
+    """Write a line to the error stream as a signal handler may, whatever is being written at the moment. Rank 0 alone."""
+    if os.environ.get("RANK", "0") == "0":
+        with contextlib.suppress(OSError):
+            os.write(2, f"\nplait: {text}\n".encode())

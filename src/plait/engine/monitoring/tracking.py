@@ -1,5 +1,6 @@
 """Metrics of a run: every row (metrics by name, with their `step`) goes to `metrics.jsonl`; mirrors repeat it and may fail without harm."""
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -125,7 +126,8 @@ class Screen:
         self._write("\n".join(f"warning: {line}" for line in lines))
 
     def _write(self, line: str) -> None:
-        self.console.print(printable(line), highlight=False, soft_wrap=True, markup=False)
+        with contextlib.suppress(OSError, ValueError):  # the terminal may have gone
+            self.console.print(printable(line), highlight=False, soft_wrap=True, markup=False)
 
     def close(self) -> None:
         """Stop the progress bar."""
