@@ -228,7 +228,7 @@ def total_weights(loss: Loss, micros: Sequence[MicroBatch], ranks: Ranks, source
 
 def sum_over_ranks(values: list[float], ranks: Ranks) -> list[float]:
     """Sum each number over all ranks, in float64."""
-    return ranks.sum(torch.tensor(values, dtype=torch.float64)).tolist() if ranks.size > 1 else values
+    return ranks.sum(torch.tensor(values, dtype=torch.float64)).tolist()
 
 
 def seed(value: int, device: torch.device) -> None:

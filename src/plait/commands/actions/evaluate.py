@@ -174,6 +174,7 @@ def _answer(measurement: Measurement, bench: Bench, bundle: ModelBundle, config:
     """Answer the samples that `done` has no row for; rows are kept on disk as they come."""
     path = measurement.folder / ROWS
     if ranks.first and not done:
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)
         files.append_rows(path, [measurement.identity])
     if ranks.first and done:
