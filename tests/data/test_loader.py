@@ -207,6 +207,12 @@ def test_a_killed_worker_is_named_and_nothing_hangs():
     assert not multiprocessing.active_children()
 
 
+def test_workers_end_with_their_process_and_may_take_longer_than_a_poll():
+    with loader(inputs=Noisy(pause_s=0.05), workers=1, kind="processes", stop_step=1) as running:
+        assert len(list(running)) == 1  # 0.3 s, and a poll is 0.2 s
+        assert all(process.daemon for process in multiprocessing.active_children())
+
+
 def test_signals_to_the_whole_process_group_stop_no_worker():
     with loader(workers=2, kind="processes", stop_step=None) as running:
         steps = iter(running)

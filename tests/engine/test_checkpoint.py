@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -394,6 +395,14 @@ def test_a_checkpoint_is_not_written_where_its_run_has_gone(tmp_path):
 def test_weights_are_as_readable_as_any_other_file(tmp_path):
     folder = save(tmp_path, 5).folder
     assert (folder / "weights.safetensors").stat().st_mode == (folder / "manifest.json").stat().st_mode
+
+
+def test_a_replaced_checkpoint_goes_once_its_successor_is_there_and_else_comes_back(tmp_path):
+    stage = save(tmp_path, 5).folder.parent
+    shutil.copytree(stage / "step-00000005", stage / ".replaced-step-00000005")
+    shutil.copytree(stage / "step-00000005", stage / ".replaced-step-00000006")
+    checkpoint.clear_unfinished(tmp_path)
+    assert sorted(path.name for path in stage.iterdir()) == ["step-00000005", "step-00000006"]
 
 
 def test_what_interrupted_saves_left_is_removed_and_counted(tmp_path):

@@ -192,6 +192,13 @@ def test_a_rehearsal_takes_the_beginning_of_every_bench_and_records_nothing():
         evaluations([Evaluate(bench="broken")], benches={"broken": broken("x", KeyError)}).rehearse(state, [])
 
 
+def test_a_model_is_evaluated_without_dropout_and_trains_on_with_it():
+    state = make_state(make_config())
+    with evaluation.evaluation_mode(state) as model:
+        assert not any(module.training for module in model.modules())
+    assert all(module.training for module in state.model.modules())
+
+
 def test_an_entry_is_due_where_its_interval_ends_in_the_stage():
     often, once = Evaluate(bench="loss", every_steps=3), Evaluate(bench="loss", every_steps=None)
     state = make_state(make_config())

@@ -78,3 +78,12 @@ def test_the_table_lists_groups_in_order_with_aligned_counts():
     assert lines[0].split() == ["component", "tensors", "values"]
     assert [line.split()[0] for line in lines[1:]] == ["weights", "weights", "ema", "ema", "moments", "moments"]
     assert len({len(line) for line in lines}) == 1
+
+
+def test_the_table_has_words_on_the_left_and_numbers_on_the_right_of_their_columns():
+    _, rows = table(saved(HEAD | TOWER, HEAD, HEAD), HEAD, HEAD | TOWER)
+    head, *lines = migrate.table(rows).splitlines()
+    assert len({len(line) for line in (head, *lines)}) == 1
+    assert head.index("component") == min(line.index("head") for line in lines if "head" in line)
+    assert all(line.endswith(f"{row.values:,}") for line, row in zip(lines, rows, strict=True))
+    assert {line[head.index("tensors") : head.index("tensors") + 7] for line in lines} == {"      2"}

@@ -118,6 +118,12 @@ def test_statistics_tell_the_largest_numbers_of_each_module_and_what_is_not_fini
     }
 
 
+def test_a_parameter_without_values_has_no_statistics():
+    net = torch.nn.Sequential(torch.nn.Linear(2, 1))
+    net.register_parameter("empty", torch.nn.Parameter(torch.zeros(0)))
+    assert list(nonfinite.statistics(net)) == ["0"]
+
+
 def test_a_report_names_figures_samples_and_gradients_and_is_a_file(tmp_path):
     net = Net()
     net.head.bias.grad, net.tower.bias.grad = torch.full((1,), math.nan), torch.ones(8)

@@ -82,6 +82,18 @@ def test_load_moments_names_parameters_that_have_none_and_refuses_a_wrong_shape(
         optim.load_moments(state.optimizer, wrong)
 
 
+def test_loaded_moments_are_copies():
+    net = torch.nn.Linear(2, 1)
+    optimizer = optim.adamw({"net": dict(net.named_parameters())}, Optim(), lambda name, chunk: 0)
+    saved = {f"{name}.{kind}": torch.zeros(value.shape) for name, value in net.named_parameters() for kind in ("exp_avg", "exp_avg_sq")}
+    saved |= {f"{name}.step": torch.tensor(3.0) for name, _ in net.named_parameters()}
+    optim.load_moments(optimizer, saved)
+    for state in optimizer.state.values():
+        for value in state.values():
+            value.add_(1.0)
+    assert all(value.abs().max() == (3.0 if name.endswith("step") else 0.0) for name, value in saved.items())
+
+
 def test_ema_is_the_closed_form_of_its_decay():
     weight = {"w": nn.Parameter(torch.zeros(1))}
     ema = Ema(0.9, 0)

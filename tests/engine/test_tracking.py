@@ -270,6 +270,10 @@ def test_mirrors_get_every_row_with_its_warnings_every_picture_and_the_end(tmp_p
         assert (mirror.shown, mirror.closed) == ([(2, {"a": 1})], 1)
 
 
+def test_a_tracker_without_a_screen_begins_a_stage():
+    Tracker(None, []).begin("train", 0, 9)
+
+
 def test_a_tracker_of_no_run_writes_nothing_and_shows_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     mirror = Mirror()

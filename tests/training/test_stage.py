@@ -318,6 +318,11 @@ def test_a_figure_that_is_not_finite_is_never_the_best_and_no_part_of_a_plateau(
     assert "warning: step 6: held out, odd is nan: it counts neither as the best nor for a plateau" in capsys.readouterr().err
 
 
+def test_settings_of_a_component_that_the_model_lacks_are_refused_before_the_run(recipe, tmp_path):
+    with pytest.raises(PlaitError, match="nose"):
+        planned(recipe, tmp_path / "run", "optim.components={nose: {lr: 0.1}}")
+
+
 def asked_to_stop(monkeypatch, moment, number=signal.SIGTERM):
     """Send this process a signal when a run reaches (phase, step)."""
     phase = Heartbeat.phase

@@ -222,6 +222,25 @@ def test_averages_are_left_behind_where_none_are_kept(made, tmp_path, capsys):
     assert len(set(losses)) == len(losses), "evaluation follows the weights that train"
 
 
+def test_bare_weights_have_no_freezing_that_could_differ():
+    assert start.freezing_changes(None, None, None) == []
+
+
+def test_a_changed_setting_that_binds_is_refused_and_one_that_is_free_is_not(parent):
+    with pytest.raises(PlaitError, match=r"was begun with another configuration \(optim\.lr: 0\.01 -> 0\.5\)"):
+        toy.train(parent, parent, "optim.lr=0.5")
+    toy.train(parent, parent, "checkpoint.keep=7")
+
+
+@pytest.mark.parametrize(("body", "reason"), [("a: [", r"while parsing a flow node|expected the node content"), ("family: 5\n", r"family")])
+def test_a_configuration_that_cannot_be_read_says_why(parent, body, reason):
+    recipe = parent.parent / "recipe.yaml"
+    shutil.copy(parent / "config.yaml", recipe)
+    (parent / "config.yaml").write_text(body)
+    with pytest.raises(PlaitError, match=rf"config\.yaml is not of this version of plait \(.*({reason})"):
+        toy.train(recipe, parent)
+
+
 def damage(folder):
     body = bytearray((folder / "weights.safetensors").read_bytes())
     body[-1] ^= 1

@@ -189,9 +189,7 @@ def load_moments(optimizer: torch.optim.Optimizer, saved: Mapping[str, StoredTen
                 if kind != "step" and value.shape != parameter.shape:
                     raise PlaitError(f"saved moment {name}.{kind} has shape {tuple(value.shape)}, the parameter {tuple(parameter.shape)}")
                 moment = full_tensor(value) if kind == "step" else reshard_like(value, parameter)
-                state[kind] = moment.to(
-                    device, torch.float32 if kind == "step" else group["moments_dtype"], copy=True
-                )  # saved ones may be live ones of another state
+                state[kind] = moment.to(device, torch.float32 if kind == "step" else group["moments_dtype"], copy=True)
             optimizer.state[parameter] = state
     return missing
 

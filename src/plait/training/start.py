@@ -62,7 +62,7 @@ def resume(
     state.restore(saved, tensors)
     if ranks.first:
         post_hoc_ema.forget(run, state.step)
-    before = newest.manifest.get("world", 1)
+    before = newest.manifest["world"]
     layout = "exact" if before == ranks.size else f"remapped: {before} ranks then, {ranks.size} now; same global batches, same noise"
     log.info(f"  step {state.step}, order of data, noise    exact: functions of (seed, step)\n  ranks    {layout}")
     for line in freezing_changes(newest.manifest, bundle, view.config) if saved["stage_done"] is None else ():
