@@ -20,6 +20,7 @@ from transformers import AutoModel, AutoTokenizer, T5EncoderModel
 
 from plait import files
 from plait.errors import PlaitError
+from plait.nn.trust import CONFIG, DIFFUSERS, WEIGHTS
 
 _PATTERNS = ("*.json", "*.safetensors", "*.model", "*.txt")
 _VAES = {"AutoencoderKL": AutoencoderKL, "AutoencoderKLWan": AutoencoderKLWan}
@@ -65,7 +66,9 @@ class Vae:
         kind = _config(folder).get("_class_name")
         if kind not in _VAES:
             raise PlaitError(f"encoder {name!r} is a {kind}; known: {', '.join(_VAES)}")
-        self._model = _VAES[kind].from_pretrained(str(folder), torch_dtype=torch.float32).eval().requires_grad_(False).to(device)
+        self._model = (
+            _VAES[kind].from_pretrained(str(folder), torch_dtype=torch.float32, **DIFFUSERS).eval().requires_grad_(False).to(device)
+        )
         self.published: tuple[list[float], list[float]] | None
         self._device, self._clip = device, kind == "AutoencoderKLWan"
         config = self._model.config
@@ -108,8 +111,8 @@ class T5:
         folder, self.pin = locate(name)
         if "d_model" not in (config := _config(folder)):
             raise PlaitError(f"encoder {name!r} is a {config.get('model_type')}; captions need a T5 encoder")
-        self._tokenizer = AutoTokenizer.from_pretrained(str(folder))
-        model: nn.Module = T5EncoderModel.from_pretrained(str(folder), dtype=torch.float32)
+        self._tokenizer = AutoTokenizer.from_pretrained(str(folder), **CONFIG)
+        model: nn.Module = T5EncoderModel.from_pretrained(str(folder), dtype=torch.float32, **WEIGHTS)
         self._model = model.eval().requires_grad_(False).to(device)
         self.width, self.max_tokens, self._device = int(config["d_model"]), max_tokens, device
 
@@ -135,7 +138,7 @@ class Dino:
         config = _config(folder)
         if "patch_size" not in config or "dino" not in str(config.get("model_type")):
             raise PlaitError(f"encoder {name!r} is a {config.get('model_type')}; image vectors need a DINOv3 or DINOv2")
-        model: nn.Module = AutoModel.from_pretrained(str(folder), dtype=torch.float32)
+        model: nn.Module = AutoModel.from_pretrained(str(folder), dtype=torch.float32, **WEIGHTS)
         self._model = model.eval().requires_grad_(False).to(device)
         self.width, self._patch, self._side, self._device = config["hidden_size"], config["patch_size"], config["image_size"], device
 

@@ -32,6 +32,7 @@ from plait.families.molmo.inputs import Inputs, TextTokenizer
 from plait.families.molmo.model import assemble
 from plait.families.molmo.sequence import PADDING
 from plait.families.molmo.towers import new_vision
+from plait.nn import trust
 
 MODEL_TYPE = "plait_molmo"
 
@@ -134,7 +135,7 @@ class MolmoProcessor:
         tokenizer = Tokenizer.from_file(str(cached_file(name, "tokenizer.json", **hub)))
         config = Config.model_validate(settings["plait"])
         text_tokenizer = TextTokenizer(tokenizer, AutoConfig.for_model(**settings["text_config"]))
-        return cls(Inputs(config, Path(), tokenizer=text_tokenizer), AutoTokenizer.from_pretrained(name, **hub))
+        return cls(Inputs(config, Path(), tokenizer=text_tokenizer), AutoTokenizer.from_pretrained(name, **hub, **trust.CONFIG))
 
     def __call__(self, images: Any = None, text: str | Sequence[str] = "", style: str | None = None, **kwargs: Any) -> BatchFeature:
         """Encode a prompt with an image or list of them, or a list of prompts with a list of lists. `style`: such as vqa2."""

@@ -29,6 +29,7 @@ from transformers.utils.hub import cached_file
 from plait.errors import PlaitError
 from plait.families.molmo.config import DEBUG, LANGUAGES, SOURCES, TOWERS, Config, Tower
 from plait.keys import key
+from plait.nn import trust
 from plait.nn.connectors import seeded
 
 MAIN = "main"  # the Hub's name of an unpinned revision
@@ -78,7 +79,7 @@ def language_config(config: Config) -> PreTrainedConfig:
         known: PreTrainedConfig = AutoConfig.for_model(**LANGUAGES[config.language])
         return known
     with _loading("model.language", config.language):
-        loaded: PreTrainedConfig = AutoConfig.from_pretrained(config.language, revision=config.language_revision or MAIN)
+        loaded: PreTrainedConfig = AutoConfig.from_pretrained(config.language, revision=config.language_revision or MAIN, **trust.CONFIG)
         return loaded
 
 
@@ -92,7 +93,9 @@ def load_language(config: Config, seed: int) -> PreTrainedModel:
         return seeded(key(seed, "molmo", "language") >> 1, lambda: _random_language_model(sizes))
     source = SOURCES.get(config.language, config.language)
     with _loading("model.language", source):
-        loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(source, revision=config.language_revision or MAIN, dtype="auto")
+        loaded: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            source, revision=config.language_revision or MAIN, dtype="auto", **trust.WEIGHTS
+        )
         return loaded
 
 
@@ -129,10 +132,10 @@ def load_vision(config: Config, seed: int) -> VisionTower:
     if source == DEBUG:
         return seeded(key(seed, "molmo", "vision") >> 1, lambda: new_vision(config))
     with _loading("model.vision_source", source):
-        published = AutoConfig.from_pretrained(source, revision=config.vision_revision or MAIN)
+        published = AutoConfig.from_pretrained(source, revision=config.vision_revision or MAIN, **trust.CONFIG)
         sizes: PreTrainedConfig = published.vision_config if "vision_config" in published.sub_configs else published
         _check_tower(sizes, tower, source)
-        model = model_class.from_pretrained(source, config=sizes, revision=config.vision_revision or MAIN, dtype="auto")
+        model = model_class.from_pretrained(source, config=sizes, revision=config.vision_revision or MAIN, dtype="auto", **trust.WEIGHTS)
         return VisionTower(model, tower)
 
 

@@ -20,6 +20,7 @@ from plait.errors import PlaitError
 from plait.families.theworld import published, tiny
 from plait.families.theworld.config import TINY, Config, WorldEncoderConfig
 from plait.keys import key
+from plait.nn import trust
 from plait.nn.connectors import seeded
 
 MAIN = "main"  # the Hub's name of an unpinned revision
@@ -33,7 +34,7 @@ def gemma_config(config: Config) -> Gemma3Config:
     if config.base in published.GEMMA:
         return Gemma3Config(**published.GEMMA[config.base])
     with _loading("model.base", config.base):
-        return Gemma3Config.from_pretrained(config.base, revision=config.base_revision or MAIN)
+        return Gemma3Config.from_pretrained(config.base, revision=config.base_revision or MAIN, **trust.CONFIG)
 
 
 def image_sizes(config: Config) -> tuple[int, int]:
@@ -49,7 +50,7 @@ def wan_config(config: Config, world: WorldEncoderConfig) -> dict[str, Any]:
     if world.source in published.WAN:
         return published.WAN[world.source]
     with _loading("model.world.source", world.source):
-        return dict(AutoencoderKLWan.load_config(world.source, subfolder=_subfolder(world), revision=world.revision))
+        return dict(AutoencoderKLWan.load_config(world.source, subfolder=_subfolder(world), revision=world.revision, **trust.DIFFUSERS))
 
 
 def load_gemma(config: Config, seed: int) -> Gemma3ForConditionalGeneration:
@@ -61,7 +62,9 @@ def load_gemma(config: Config, seed: int) -> Gemma3ForConditionalGeneration:
         seeded(key(seed, "theworld", "image matrix") >> 1, lambda: tiny.init_image_projection(gemma))
         return gemma
     with _loading("model.base", config.base):
-        return Gemma3ForConditionalGeneration.from_pretrained(config.base, revision=config.base_revision or MAIN, dtype="auto")
+        return Gemma3ForConditionalGeneration.from_pretrained(
+            config.base, revision=config.base_revision or MAIN, dtype="auto", **trust.WEIGHTS
+        )
 
 
 def load_wan(config: Config, world: WorldEncoderConfig, seed: int) -> AutoencoderKLWan:
@@ -74,7 +77,8 @@ def load_wan(config: Config, world: WorldEncoderConfig, seed: int) -> Autoencode
         seeded(key(seed, "theworld", "latents") >> 1, lambda: tiny.measure_latent_statistics(vae))
         return vae
     with _loading("model.world.source", world.source):
-        loaded: AutoencoderKLWan = AutoencoderKLWan.from_pretrained(world.source, subfolder=_subfolder(world), revision=world.revision)
+        where = {"subfolder": _subfolder(world), "revision": world.revision}
+        loaded: AutoencoderKLWan = AutoencoderKLWan.from_pretrained(world.source, **where, **trust.DIFFUSERS)
         return loaded
 
 
