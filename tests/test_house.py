@@ -50,6 +50,7 @@ BESIDE_THE_WAY = (
     "plait.engine.blocks",  # recomputation and compilation
     "plait.engine.checkpoints.migrate",  # weights of another run
     "plait.training.probes",
+    "plait.assembly.data_look",  # what is said of the data before a run
     "plait.engine.flops",
     "plait.engine.adamw",  # weights or moments kept in bfloat16, moments kept on the host
     "plait.engine.parallel.sharding",

@@ -16,6 +16,7 @@ from plait.config.schema import RunConfig
 from plait.data.order import permute
 from plait.engine.parallel.distributed import Ranks
 from plait.engine.parallel.sharding import Sharding
+from plait.errors import BadSample, sample_errors
 from plait.families import registry
 from plait.families.contract import Family, Inputs
 from plait.keys import key
@@ -86,5 +87,9 @@ def _hash(value: torch.Tensor) -> str:
 def _texts(config: RunConfig) -> Iterator[str]:
     for source in open_training(config).sources:
         for i in range(min(len(source), _TOKENIZER_SAMPLES)):
-            sample = source[int(permute(i, len(source), config.seed, "texts"))]
+            try:
+                with sample_errors:
+                    sample = source[int(permute(i, len(source), config.seed, "texts"))]
+            except BadSample:  # it is counted when it is to be trained
+                continue
             yield from (message["content"] for message in sample["messages"])

@@ -75,6 +75,8 @@ def run_stage(plan: StagePlan, bundle: ModelBundle, state: State, context: RunCo
     state.reopen(state.stage_start + plan.steps, plateau.PLANNED)
     if state.stage_done is not None:
         return
+    if not state.stage_step:
+        summary.look_at_data(plan, bundle, context.ranks)
     micro_batch = MicroBatchSize(context.run, plan.view.name, context.ranks, plan.micro_batch(context.ranks.size))
     counters = lay_out(plan, bundle, state, context.ranks, micro_batch.samples)
     state.begin(plan.trained_parameters(bundle.model), plan.config.optim, plan.config.seed)

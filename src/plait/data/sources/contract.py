@@ -33,6 +33,9 @@ class Source(abc.ABC):
     has_template: bool = False
     """Whether the text comes from the template in the configuration rather than from the data."""
 
+    allow_blank: bool = False
+    """Whether samples without text are meant to be trained."""
+
     left_out: Mapping[str, int] = MappingProxyType({})
     """What lies beside the samples and is not read: how many of each, such as {".heic: a format that is not read": 3}."""
 
