@@ -3,17 +3,23 @@
 Samples are read and encoded as in training, evenly over each source. Not a check of all data: what turns up later is in quarantine.jsonl.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import xxhash
 
+from plait.assembly.data import open_data
+from plait.config.schema import RunConfig
 from plait.data import image_files
 from plait.data.loading.micro_batch import Inputs
 from plait.data.sources.contract import Sample, Source
+from plait.engine.parallel.distributed import Ranks
 from plait.errors import BadSample, PlaitError, sample_errors
 from plait.keys import key
+
+log = logging.getLogger(__name__)
 
 _SAMPLES, _ALL_SAMPLES = 32, 512
 """How many samples of a source, and of all of them together, are looked at."""
@@ -52,6 +58,20 @@ class SourceLook:
             parts.append(f"warning: {self.held_out} of them are held-out samples too")
         parts += [f"left out: {count} of {reason}" for reason, count in self.source.left_out.items()]
         return f"{self.source.name}: {', '.join(parts)}"
+
+
+def report(config: RunConfig, sources: Sequence[Source], inputs: Inputs, ranks: Ranks, seed: int) -> None:
+    """Log a line per training source with what `look` found. Raises PlaitError, on all ranks, as it does; rank 0 alone reads."""
+    error = None
+    if ranks.first:
+        try:
+            for found in look(sources, inputs, open_data(config, config.data.validation, "validation"), seed):
+                log.info(f"  {found.line()}")
+        except PlaitError as raised:
+            error = str(raised)
+    error = ranks.agree(error)
+    if error is not None:
+        raise PlaitError(error)
 
 
 def look(sources: Sequence[Source], inputs: Inputs, held_out: Sequence[Source], seed: int) -> list[SourceLook]:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from plait import files
+from plait.assembly import data_look
 from plait.assembly.held_out import open_held_out
 from plait.assembly.model import ModelBundle
 from plait.config.schema import RunConfig
@@ -76,7 +77,7 @@ def run_stage(plan: StagePlan, bundle: ModelBundle, state: State, context: RunCo
     if state.stage_done is not None:
         return
     if not state.stage_step:
-        summary.look_at_data(plan, bundle, context.ranks)
+        data_look.report(plan.config, plan.data.sources, bundle.inputs(plan.config, train=True), context.ranks, plan.data_seed)
     micro_batch = MicroBatchSize(context.run, plan.view.name, context.ranks, plan.micro_batch(context.ranks.size))
     counters = lay_out(plan, bundle, state, context.ranks, micro_batch.samples)
     state.begin(plan.trained_parameters(bundle.model), plan.config.optim, plan.config.seed)

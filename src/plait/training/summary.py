@@ -6,13 +6,9 @@ from collections.abc import Mapping, Sequence
 
 from torch import nn
 
-from plait.assembly import data_look
-from plait.assembly.data import TrainingData, open_data
-from plait.assembly.model import ModelBundle
+from plait.assembly.data import TrainingData
 from plait.data.sources.bucketing import contents_of
 from plait.engine import power_ema, source_shares
-from plait.engine.parallel.distributed import Ranks
-from plait.errors import PlaitError
 from plait.training.stage_plan import StagePlan
 
 log = logging.getLogger(__name__)
@@ -36,22 +32,6 @@ def announce(plan: StagePlan, model: nn.Module) -> None:
     average = view.config.optim.ema
     if average is not None and (warning := power_ema.half_life_warning(average.decay, plan.steps)):
         log.info(f"warning: {warning}")
-
-
-def look_at_data(plan: StagePlan, bundle: ModelBundle, ranks: Ranks) -> None:
-    """Log a line per source with what a look at some of its samples shows. Raises PlaitError, on all ranks, where it cannot be trained."""
-    error = None
-    if ranks.first:
-        try:
-            config = plan.config
-            held_out = open_data(config, config.data.validation, "validation")
-            for found in data_look.look(plan.data.sources, bundle.inputs(config, train=True), held_out, plan.data_seed):
-                log.info(f"  {found.line()}")
-        except PlaitError as raised:
-            error = str(raised)
-    error = ranks.agree(error)
-    if error is not None:
-        raise PlaitError(error)
 
 
 def shares(names: Sequence[str], weights: Sequence[float], slots: Sequence[int]) -> list[str]:
