@@ -96,6 +96,7 @@ TESTS: dict[str, str] = {
     "engine/checkpoints/migrate.py": "engine/test_migrate.py",
     "engine/checkpoints/post_hoc_ema.py": "engine/test_post_hoc_ema.py",
     "engine/checkpoints/rundir.py": "engine/test_rundir.py training/test_start.py",
+    "engine/checkpoints/saver.py": "engine/test_checkpoint.py engine/test_stages_and_resumes.py",
     "engine/checkpoints/sharded_files.py": "engine/test_checkpoint.py engine/test_sharding.py training/test_reshard.py",
     "engine/monitoring/heartbeat.py": "engine/test_heartbeat.py",
     "engine/monitoring/reporter.py": "engine/test_reporter.py",
