@@ -3,10 +3,12 @@
 import json
 
 import pytest
+import torch
 
 from plait.assembly import data_look
 from plait.config.schema import Source
 from plait.data.sources.open import open_source
+from plait.engine.parallel.distributed import Ranks
 from plait.errors import PlaitError
 from tests.data.packing import picture
 
@@ -81,3 +83,16 @@ def test_many_sources_share_the_samples_that_are_looked_at(tmp_path):
     source = opened(tmp_path, [{"caption": str(i)} for i in range(40)])
     assert [found.read for found in data_look.look([source] * 64, Inputs(), [], 0)] == [8] * 64
     assert data_look.look([source], Inputs(), [], 0)[0].read == 32
+
+
+class ThreeRanks(Ranks):
+    """Rank 0 of three, of which the last has another file."""
+
+    def gather(self, value):
+        return [value, dict(value), value | {"b": "other"}]
+
+
+def test_ranks_that_have_other_data_are_named_before_the_first_step():
+    with pytest.raises(PlaitError, match=r"^data source b is not the same on every rank: rank 2 has other data than rank 0; every machine"):
+        data_look.compare_ranks({"a": "1", "b": "2"}, ThreeRanks(0, 3, torch.device("cpu")))
+    data_look.compare_ranks({"a": "1", "b": "2"}, Ranks(0, 1, torch.device("cpu")))

@@ -5,7 +5,7 @@ Samples are read and encoded as in training, evenly over each source. Not a chec
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import xxhash
@@ -58,6 +58,18 @@ class SourceLook:
             parts.append(f"warning: {self.held_out} of them are held-out samples too")
         parts += [f"left out: {count} of {reason}" for reason, count in self.source.left_out.items()]
         return f"{self.source.name}: {', '.join(parts)}"
+
+
+def compare_ranks(fingerprints: Mapping[str, str], ranks: Ranks) -> None:
+    """Raise PlaitError, on all ranks, where a source (name: hash of its content) is not the same on every rank, naming the ranks."""
+    by_rank = ranks.gather(dict(fingerprints))
+    for name in fingerprints:
+        differing = [str(rank) for rank, theirs in enumerate(by_rank) if theirs.get(name) != by_rank[0].get(name)]
+        if differing:
+            raise PlaitError(
+                f"data source {name} is not the same on every rank: rank {', '.join(differing)} has other data than rank 0; "
+                "every machine needs the same files"
+            )
 
 
 def report(config: RunConfig, sources: Sequence[Source], inputs: Inputs, ranks: Ranks, seed: int) -> None:

@@ -76,6 +76,7 @@ def run_stage(plan: StagePlan, bundle: ModelBundle, state: State, context: RunCo
     state.reopen(state.stage_start + plan.steps, plateau.PLANNED)
     if state.stage_done is not None:
         return
+    data_look.compare_ranks(plan.data.fingerprints(), context.ranks)
     if not state.stage_step:
         data_look.report(plan.config, plan.data.sources, bundle.inputs(plan.config, train=True), context.ranks, plan.data_seed)
     micro_batch = MicroBatchSize(context.run, plan.view.name, context.ranks, plan.micro_batch(context.ranks.size))
