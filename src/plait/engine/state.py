@@ -99,10 +99,10 @@ class State:
             self.optimizer = None
 
     def begin(self, trained: Mapping[str, Mapping[str, nn.Parameter]], settings: Optim, seed: int = 0) -> None:
-        """Begin a stage: freeze the rest, make the optimizer, restore moments of returning parameters, start missing averages.
+        """Begin a stage: freeze all but `trained`, make the optimizer, restore saved moments, start moving averages (EMA) that are missing.
 
         `trained`: what trains, by component (named part of the model) and parameter name. `seed`: of the run, for the noise that rounds
-        bfloat16 weights. An earlier stage must have been paused.
+        bfloat16 weights. An earlier stage has ended by `pause`.
         """
         assert self.optimizer is None, "pause the stage before"
         optim.freeze(self.model, trained)

@@ -97,7 +97,7 @@ def _may_write(folder: Path) -> bool:
 
 
 def pack(stamp: dict[str, Any], facts: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> bytes:
-    """Return the bytes of an index file with this header (`stamp`, `facts`) and these arrays."""
+    """Return the bytes of an index file: `stamp` (size and time of the data), `facts` (JSON values of its format), and arrays by name."""
     layout, body = {}, bytearray()
     for name, array in arrays.items():
         layout[name] = [array.dtype.str, len(body), len(array)]
@@ -110,7 +110,7 @@ def pack(stamp: dict[str, Any], facts: dict[str, Any], arrays: Mapping[str, np.n
 
 
 def read_head(path: Path) -> IndexHead | None:
-    """Read the header of an index file; None when there is none or it is not one of plait's (it is then built again)."""
+    """Read the header of an index file; None when it is absent, not plait's or not whole. Whether its stamp is fresh is not checked."""
     try:
         with path.open("rb") as file:
             if file.read(len(_MAGIC)) != _MAGIC:
