@@ -31,7 +31,7 @@ class ChunkedAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # no closure: the loop has run backward already
-        """Update every parameter that has a gradient."""
+        """Apply one AdamW update to every parameter that has a gradient; `closure` is not used."""
         for group in self.param_groups:
             for name, parameter in zip(group["names"], group["params"], strict=True):
                 if parameter.grad is not None:
@@ -73,16 +73,16 @@ class ChunkedAdamW(torch.optim.Optimizer):
 
 
 def initial_moments(group: dict[str, Any], parameter: Tensor) -> dict[str, Tensor]:
-    """Return AdamW's state before the first update: zeros `exp_avg`, `exp_avg_sq` and `step`, on the device and dtype its group sets."""
+    """Return AdamW's state of a new parameter: zeros `exp_avg`, `exp_avg_sq`, `step`, of the device and dtype that its group sets."""
     device = group["moments_device"] or parameter.device
     zeros = [torch.zeros_like(parameter, dtype=group["moments_dtype"], device=device) for _ in range(2)]
     return {"exp_avg": zeros[0], "exp_avg_sq": zeros[1], "step": torch.zeros((), device=device)}
 
 
 def chunks(parameter: Tensor) -> Iterator[tuple[int, slice, slice]]:
-    """Yield the chunks of a parameter that overlap this rank's shard.
+    """Yield the chunks that overlap this rank's rows of a parameter, as (chunk number from 0, `here`, `within`).
 
-    Each is (chunk number from 0, slice of this rank's flat values, the same values as a slice counted from the chunk's start).
+    `here` slices this rank's flattened values; `within` is the same range counted from the chunk's start, to take its part of the noise.
     """
     first = 0
     if isinstance(parameter, DTensor):

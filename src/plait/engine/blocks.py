@@ -27,7 +27,7 @@ Forward = Callable[..., Any]
 
 @dataclass
 class Compilations:
-    """Counter of recompilations: graphs compiled by a training step after the first step that compiled none (the end of warm-up)."""
+    """Counter of recompilations: graphs that training steps compile after warm-up, which ends at the first step that compiles none."""
 
     meter: Meter | None = None
     """Counts the FLOPs of training steps (`flops.py`), compiled blocks included; None: they are not counted."""
@@ -66,11 +66,11 @@ class Compilations:
             yield
 
     def begin(self) -> None:
-        """Begin a training step: forget what evaluations and probes compiled before it."""
+        """Forget graphs compiled since the last step, by evaluations or trial passes; called before each training step."""
         self.compiled.clear()
 
     def end(self) -> list[str]:
-        """End a training step; returns a log line per recompilation, as "compiled again: block 3 (Layer) for (2, 1024, 512)"."""
+        """Close a training step; returns a log line per recompilation, as "compiled again: block 3 (Layer) for (2, 1024, 512)"."""
         recompiled = [f"compiled again: {line}" for line in self.compiled] if self.warm else []
         self.warm = self.warm or not self.compiled
         self.again += len(recompiled)
@@ -79,10 +79,11 @@ class Compilations:
 
 
 def checkpoint_and_compile(blocks: Sequence[nn.Module], settings: Distributed, meter: Meter | None = None) -> Compilations | None:
-    """Apply `activation_checkpointing` and `compile` to each block, in place; parameter names stay as they are.
+    """Apply the settings `activation_checkpointing` and `compile` to each block, in place; parameter names stay as they are.
 
-    Returns the counter of recompilations, or None without `compile`; `meter` counts FLOPs. Checkpointing is the non-reentrant kind: the
-    reentrant one fails with frozen embeddings. It restores the random generators for the second forward pass, so dropout drops the same.
+    `meter` counts FLOPs in compiled blocks too. Returns the counter of recompilations, or None without `compile`. Checkpointing is the
+    non-reentrant kind: the reentrant one fails with frozen embeddings. It restores the random generators for the second forward pass, so
+    dropout drops the same.
     """
     compilations = Compilations(meter) if settings.compile else None
     selective = settings.activation_checkpointing == "selective"
@@ -128,7 +129,7 @@ def _policy(context: object, operator: torch._ops.OpOverload, *args: object, **k
 def compiling(settings: Distributed) -> Iterator[None]:
     """Configure torch.compile inside the `with`: up to 64 graphs per block (shapes, modes), no graph breaks at DDP's gradient buckets.
 
-    Each block is compiled by itself and is smaller than a bucket, so breaks gain nothing. Does nothing without `distributed.compile`.
+    Each block is compiled by itself and is smaller than a bucket, so breaks gain nothing. Does nothing where `settings.compile` is off.
     """
     if not settings.compile:
         yield

@@ -31,7 +31,7 @@ LOSS = "loss"
 
 
 class BenchFailed(PlaitError):
-    """A bench failed on one of several ranks: the reason in one line, raised on all of them."""
+    """Raised on all ranks when a bench failed on one of several; the message is the reason in one line."""
 
 
 class _Interrupted(Exception):
@@ -78,7 +78,7 @@ class Samples(Protocol):
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Opens an entry's held-out data, always the same: `batches` gives this rank's part, for the loss; `samples` all, for benches."""
+    """Opens an entry's held-out data: `batches` gives this rank's part of them, for the loss; `samples` all of them, for benches."""
 
     batches: Callable[[Evaluate], Iterable[StepBatch]]
     samples: Callable[[Evaluate], Samples]
@@ -132,9 +132,8 @@ def run_bench(
 
     Rank r takes every `ranks.size`-th sample from r on: none twice, none dropped. `inputs`, `batch`, `moment`: see `Predict`. Samples are
     taken in portions of some batches; `interruptible` wraps the iteration over them and may raise between two. `done`: rows of the first
-    samples from a call that was interrupted. `keep` is called with each portion's rows. `partial`: the samples may be too few for the
-    bench's figures; there are none then. A sample that cannot be read has a row with the reason. Raises what
-    the bench raises; of several ranks BenchFailed.
+    samples from a call that was interrupted. `keep` is called with each portion's rows. `partial`: the samples may be too few for figures,
+    which are then {}. A sample that cannot be read has a row with the reason. Raises what the bench raises; of several ranks BenchFailed.
     """
     rows = list(done[: len(samples)])
     portion = _PORTION_BATCHES * batch * ranks.size
@@ -182,13 +181,13 @@ def _on_every_rank(ranks: Ranks, work: Callable[[], list[Row]]) -> list[list[Row
 
 
 def reason_of(error: BaseException) -> str:
-    """Return an error as one line: a message meant for people as it is, any other with its type."""
+    """Return an error as one line: the message of a PlaitError as it is, of any other after its type ("ValueError: ...")."""
     line = (str(error).splitlines() or [""])[0]
     return line if isinstance(error, PlaitError) else f"{type(error).__name__}: {line}"
 
 
 def summary(bench: Bench, rows: Sequence[Row]) -> dict[str, float]:
-    """Compute the bench's figures from all rows. The figure `bad_samples` also counts those that could not be read."""
+    """Compute a bench's figures from all rows; rows of samples that could not be read only count in the figure `bad_samples`."""
     unread = sum(bool(row.get("unread")) for row in rows)
     figures = bench.summarise([row for row in rows if not row.get("unread")])
     return figures | ({"bad_samples": figures.get("bad_samples", 0.0) + unread} if unread else {})
@@ -209,7 +208,7 @@ def _read(samples: Samples, positions: Sequence[int]) -> tuple[list[Any], dict[i
 
 @contextlib.contextmanager
 def evaluation_mode(state: State) -> Iterator[nn.Module]:
-    """Put the model into evaluation mode with its averaged (EMA) weights, when there are any, while the block lasts.
+    """Put the model into evaluation mode with its averaged (EMA) weights, where there are any, while the block lasts; yields the model.
 
     Training weights and mode are restored exactly.
     """
@@ -249,7 +248,7 @@ class Evaluations:
     """Called with the name of a bench that failed, and its error."""
 
     def due(self, state: State) -> list[Evaluate]:
-        """Return the entries whose interval ends at this step."""
+        """Return the entries to evaluate now: those whose `every_steps` divides the number of updates done in the stage."""
         return [entry for entry in self.entries if entry.every_steps is not None and state.stage_step % entry.every_steps == 0]
 
     def run(self, state: State, due: Sequence[Evaluate]) -> dict[str, float] | None:
@@ -279,10 +278,10 @@ class Evaluations:
         return figures
 
     def rehearse(self, state: State, wanted: Sequence[str]) -> None:
-        """Run the beginning of every entry before the first step, and look for the figures that the run relies on among the results.
+        """Try the beginning of every entry before the first step, so that a bench that cannot run is known then. Nothing is recorded.
 
-        `wanted`: names of figures, as `checkpoint.best`. Raises PlaitError where data cannot be opened, a bench cannot be run, or none has
-        such a figure. Nothing is recorded.
+        `wanted`: names of figures that the run relies on, as `checkpoint.best`. Raises PlaitError where data cannot be opened, a bench
+        cannot be run, or none gives such a figure.
         """
         known: set[str] = set()
         more = False  # figures may come of later samples only
@@ -312,9 +311,10 @@ class Evaluations:
             yield part
 
     def measure(self, entry: Evaluate, model: nn.Module, step: int, *, rehearsal: bool | None = None) -> dict[str, float]:
-        """Evaluate one entry and show its pictures; returns its figures by name.
+        """Evaluate one entry; returns its figures by name.
 
-        `rehearsal`: whether it is tried on too few samples for its figures (True), or tried on all of them (False); neither shows pictures.
+        `rehearsal`: None shows the bench's pictures. For a trial, which shows none: True, on too few samples for all figures; False, on
+        all.
         """
         if entry.bench == LOSS:
             return held_out_loss(model, self.loss, self._interruptible(self.held_out.batches(entry)), self.ranks, self.precision)
@@ -338,7 +338,7 @@ class Evaluations:
 
 
 def moment_of(step: int) -> str:
-    """Return the folder name of a step, for checkpoints and files of a bench: 100 -> "step-00000100"."""
+    """Return the name of a step in paths of checkpoints and of files that benches write: 100 gives step-00000100."""
     return f"step-{step:08d}"
 
 

@@ -36,7 +36,7 @@ PEAKS: Mapping[str, Mapping[torch.dtype, float]] = {
 
 
 def peak(device_name: str, products: torch.dtype) -> float | None:
-    """Return a device's peak FLOP/s for matrix products of this dtype, or None where PEAKS has none; float16 has bfloat16's."""
+    """Return a device's peak FLOP/s for matrix products in dtype `products` (float16 as bfloat16), or None where PEAKS does not list it."""
     return PEAKS.get(device_name, {}).get(torch.bfloat16 if products == torch.float16 else products)
 
 
@@ -140,6 +140,6 @@ class Meter:
         return total
 
     def rates(self, flops: float, seconds: float, ranks: int) -> dict[str, float]:
-        """Return {"tflop_per_s": mean of one device, "mfu": fraction of the peak, where known}; `flops`: of all `ranks` in `seconds`."""
+        """Return {"tflop_per_s": mean of one device, "mfu": fraction of its peak, if known}; `ranks` did `flops` together in `seconds`."""
         per_device = flops / seconds / ranks
         return {"tflop_per_s": per_device / 1e12, **({"mfu": per_device / self.peak} if self.peak else {})}

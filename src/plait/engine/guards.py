@@ -34,7 +34,7 @@ def audit(model: nn.Module) -> list[str]:
 
 @dataclass
 class Quarantine:
-    """The file RUN/quarantine.jsonl of samples that could not be used, and the stop when they pass `max_fraction` of all samples."""
+    """The file RUN/quarantine.jsonl of samples that could not be used; more than `max_fraction` of all samples stop the run."""
 
     path: Path
     max_fraction: float
@@ -44,10 +44,10 @@ class Quarantine:
         files.keep_rows(self.path, lambda row: row["step"] <= step)
 
     def add(self, step: int, bad: Sequence[UnusableSample], totals: dict[str, float], ranks: Ranks) -> None:
-        """Add the bad samples of a step, from every rank, to the file and to `totals["bad"]` (`totals`: the state's counters).
+        """Append the unusable samples `bad` of a step, of every rank, to the file, and count them in the state's counters `totals`.
 
-        Bad replacements are listed, and not counted again. Raises Stopped beyond `max_fraction` of the samples (counted as at least 100),
-        with the latest reasons.
+        A replacement that was bad too is listed, and not counted again. Raises Stopped beyond `max_fraction` of the samples (counted as at
+        least 100), with the latest reasons.
         """
         rows = [row for part in ranks.gather([self._row(step, sample) for sample in bad]) for row in part] if ranks.any(bool(bad)) else []
         if not rows:

@@ -27,7 +27,7 @@ from plait.keys import key
 
 
 class StopChannel(Protocol):
-    """Requests to stop the run by a signal: this rank's own, and what all ranks have agreed on."""
+    """Requests to stop the run by a signal (SIGTERM, Ctrl-C): whether this rank has got one, and whether all ranks have agreed to stop."""
 
     @property
     def agreed(self) -> bool:
@@ -41,7 +41,7 @@ class StopChannel(Protocol):
 
 
 class Meter(Protocol):
-    """Count of floating point operations."""
+    """Counter of floating point operations (FLOPs) on this rank, for `tflop_per_s` and `mfu` among the metrics."""
 
     def forward(self, batch: Batch) -> contextlib.AbstractContextManager[None]:
         """Return a context for the forward pass of one micro-batch, which counts it."""
@@ -62,7 +62,7 @@ Hook = Callable[[State, Row], None]
 
 @dataclass
 class Loop:
-    """The training loop of one stage. `run` advances the state by whole steps and calls the hooks after each."""
+    """The training loop of one stage (part of a run). `run` advances the state by whole steps and calls the hooks after each."""
 
     stage: str
     """Name of the stage, under which `skipped` is listed."""
@@ -107,7 +107,7 @@ class Loop:
             first = False
 
     def step(self, net: nn.Module, batch: StepBatch, stage_steps: int, *, audit: bool) -> Row:
-        """Do one optimizer step; returns its row. `stage_steps`: the stage's length. `audit`: check which parameters got gradients."""
+        """Do one optimizer step; returns its metrics. `stage_steps`: the stage's length. `audit`: check which parameters got gradients."""
         state, config = self.state, self.config
         assert batch.step == state.stage_step and state.optimizer is not None
         if not state.model.training:
@@ -137,8 +137,8 @@ class Loop:
     def gradient(self, net: nn.Module, batch: StepBatch, weights: Mapping[str, float], *, audit: bool) -> tuple[Row, bool]:
         """Compute the clipped gradient of the global batch into the parameters' `grad`.
 
-        Returns the step's metrics, and whether the gradient may be used: not where the step is skipped. `weights`: of the global batch,
-        by loss term. Raises Stopped or Rewind for a loss or gradient that is not finite, as `guard.non_finite` says.
+        Returns the step's metrics, and whether to update with it: False where the step is to be skipped. `weights`: denominators of the
+        global batch, by loss term. Raises Stopped or Rewind for a loss or gradient that is not finite, as `guard.non_finite` says.
         """
         state, guard = self.state, self.config.guard
         assert state.optimizer is not None
@@ -192,7 +192,7 @@ class Loop:
         return totals
 
     def backward(self, sums: Mapping[str, Tensor], micro: MicroBatch, weights: Mapping[str, float]) -> None:
-        """Run backward from a micro-batch's numerators `sums`; `weights`: of the global batch. A padding micro-batch adds zeros."""
+        """Backpropagate a micro-batch's numerators `sums`; `weights`: the global batch's denominators. A padding micro-batch adds zeros."""
         factor = 0.0 if micro.padding else self.ranks.size * self.scaler.scale
         scale = {name: factor * self.loss.coefficients[name] / weights[name] for name in sums if weights[name] > 0}
         scale = scale or dict.fromkeys(sums, 0.0)
@@ -200,7 +200,7 @@ class Loop:
         torch.autograd.backward([sums[name] for name in terms], [torch.full_like(sums[name], scale[name]) for name in terms])
 
     def figures(self, sums: Mapping[str, Tensor], weights: Mapping[str, float], norms: Mapping[str, Tensor]) -> Row:
-        """Return `loss`, `loss/TERM`, `weight/TERM` (over all ranks), gradient norms and `flops`, in one transfer from the device."""
+        """Return the metrics `loss`, `loss/TERM`, `weight/TERM` over all ranks, gradient norms and `flops`; reads the device once."""
         names = list(weights)
         values = torch.stack([*sums.values(), *(norm.double() for norm in norms.values())]).tolist()
         on_this_rank = dict(zip([*sums, *norms], values, strict=True))

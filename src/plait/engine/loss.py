@@ -1,6 +1,6 @@
 """The contract of a loss: numerators and denominators per named term, never divided here. The loop divides once, over the whole batch.
 
-And what the engine reads of a batch, which `plait.data.loading` makes: the samples' ids, and nothing of their content.
+And what the engine reads of a batch, which `plait.data.loading` makes: the ids of the samples (items of a data set), never their content.
 """
 
 import abc
@@ -50,11 +50,11 @@ class UnusableSample(Protocol):
 
     @property
     def attempt(self) -> int:
-        """Return 0 for a sample that was due, n for the n-th replacement tried in its place."""
+        """Return 0 for a sample that the step was to use, n for the n-th replacement that was tried for it and is bad too."""
 
 
 class MicroBatch(Protocol):
-    """The input of one forward pass. A `padding` one contributes nothing: it keeps a rank that has fewer in step with the others."""
+    """The input of one forward pass. A `padding` one contributes nothing: a rank with fewer of them runs it to join in collectives."""
 
     @property
     def batch(self) -> Batch:
@@ -112,5 +112,5 @@ class Loss(abc.ABC):
         """Return the numerator of each term in this micro-batch: scalars on the model's device, differentiable."""
 
     def by_sample(self, batch: Batch) -> Mapping[str, Tensor]:
-        """Return each quantity named in `shares` per sample: (B,) host tensors in the order of the ids, which sum to that of `weights`."""
+        """Split the amounts named in `shares` by sample: (B,) host tensors in the order of the batch's ids, which sum to `weights`'."""
         return {}

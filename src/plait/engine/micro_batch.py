@@ -1,7 +1,7 @@
 """How many samples a rank takes per forward pass, and what happens when they do not fit: half as many, and twice the accumulation.
 
-A micro-batch is a slice of the global batch, never part of the answer, so the gradient is the same. What was found to fit is noted in the
-run directory for every later start on as many ranks.
+The gradient of the global batch is the same whatever the size of its slices, the micro-batches. A size that was found to fit is noted in
+the run directory, for every later start on as many ranks.
 """
 
 import contextlib
@@ -24,25 +24,25 @@ NOTE = "memory.json"
 
 
 class Exceeded(Exception):
-    """Memory ran out on some rank while the others could still be told; raised on all ranks."""
+    """Raised on all ranks where memory ran out on one that could still tell the others: all may retry with a smaller micro-batch."""
 
 
 class ExceededAlone(Exception):
-    """Memory ran out on this rank while the others wait for it in a collective, where it cannot reach them."""
+    """Raised on a rank that ran out of memory while the others wait for it in a collective, so that it cannot tell them."""
 
 
 class MicroBatchSize:
-    """A stage's micro-batch size (`samples`): as configured, or the smaller one found to fit, which RUN/memory.json keeps."""
+    """A stage's micro-batch size, `samples`: as `configured`, or the smaller one that RUN/memory.json notes for it on as many ranks."""
 
     def __init__(self, run: Path, stage: str, ranks: Ranks, configured: int) -> None:
         self.path, self.key, self.ranks = run / NOTE, f"{stage} on {ranks.size}", ranks
         self.samples = min(configured, self._noted().get(self.key, configured))
 
     def fit(self, work: Callable[[], None], reset: Callable[[], None]) -> None:
-        """Run `work`; on out-of-memory call `reset` (drop gradients), halve the micro-batch and retry. A failed step has changed nothing.
+        """Run `work`, such as the stage's training; out of memory, call `reset` (drop gradients), halve the micro-batch and run it again.
 
-        Raises Stopped where one sample does not fit, and where this rank cannot reach the others, who wait in a collective: the next start
-        has the smaller micro-batch.
+        A failed step has changed nothing. Raises Stopped where one sample does not fit, and where this rank cannot reach the others, who
+        wait in a collective: the next start has the smaller micro-batch.
         """
         while True:
             try:
@@ -102,7 +102,7 @@ def guarded(ranks: Ranks, *, meet: bool = False, collective: bool = False) -> It
 
 @contextlib.contextmanager
 def reserved(trained: Iterable[Tensor], optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Occupy, inside the block, the memory that AdamW's moments of `trained` will take from its first step on: for memory probes."""
+    """Occupy, inside the block, the memory that the first step takes for AdamW's moments, so that a trial pass has no more than it."""
     missing = sum(2 * local(value).nbytes for value in trained if value not in optimizer.state)
     device = next(iter(optimizer.param_groups))["params"][0].device
     held = torch.empty(missing, dtype=torch.uint8, device=device)
@@ -111,5 +111,5 @@ def reserved(trained: Iterable[Tensor], optimizer: torch.optim.Optimizer) -> Ite
 
 
 def size(batch: Mapping[str, Any]) -> int:
-    """Return how many numbers the tensors of a micro-batch hold: by it the largest one is chosen for the memory probe."""
+    """Count the values in all tensors of a micro-batch, to find the largest of several for a trial of memory."""
     return sum(value.numel() for value in batch.values() if isinstance(value, Tensor))

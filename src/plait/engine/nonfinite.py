@@ -33,7 +33,7 @@ class Rewind(Exception):
 
 
 def any_not_finite(values: Mapping[str, float], ranks: Ranks) -> bool:
-    """Return whether any of these numbers is not finite on any rank; the same on every rank."""
+    """Return whether any of these numbers is nan or infinite on any rank; the same on every rank, which all call this."""
     return ranks.any(not all(map(math.isfinite, values.values())))
 
 
@@ -71,9 +71,9 @@ def make_report(step: int, values: Mapping[str, float], ids: Sequence[SampleId],
 
 
 def statistics(model: nn.Module) -> dict[str, dict[str, Any]]:
-    """Return {module: {"weight_max", "gradient_max", "gradients_not_finite"}} for each module that has parameters itself.
+    """Return {module name: {"weight_max", "gradient_max", "gradients_not_finite"}} for each module that has parameters of its own.
 
-    The largest absolute weight (as text: it may be nan) and finite gradient (None without gradients), and a count of gradient values.
+    `weight_max`: largest absolute weight, as text, for it may be nan; `gradient_max`: largest finite gradient, None without gradients.
     """
     by_module = {}
     for name, module in model.named_modules():
@@ -97,10 +97,10 @@ def first_names(names: Sequence[str]) -> str:
 
 
 def respond(report: Report, settings: Guard, ranks: Ranks, *, skipped: int, run: Path, stage: str, step: int) -> None:
-    """Stop, skip or rewind after a non-finite step, as `guard.non_finite` says; returns only for skip: no update is to be made.
+    """Stop, skip or rewind after a non-finite step, as `guard.non_finite` says; returns only for skip: the caller makes no update.
 
     `step`: of the stage, from 0. `skipped`: how many steps of the run ended so before. Raises Stopped for stop, or when
-    `guard.non_finite_steps` are used up, and Rewind.
+    `guard.non_finite_steps` are used up, and Rewind for rewind.
     """
     if settings.non_finite == "stop":
         look = "look at these samples with `plait data inspect`, lower optim.lr, or set guard.non_finite"
@@ -119,5 +119,5 @@ def respond(report: Report, settings: Guard, ranks: Ranks, *, skipped: int, run:
 
 
 def steps_to_skip(run: Path, stage: str) -> frozenset[int]:
-    """Return the steps of a stage (from 0) to end without an update: those that `rewind` has put into RUN/skipped.jsonl."""
+    """Return the steps of a stage, from 0, that end without an update: those that `rewind` has listed in RUN/skipped.jsonl."""
     return frozenset(row["step"] for row in files.read_rows(run / SKIPPED) if row["stage"] == stage)

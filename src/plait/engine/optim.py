@@ -89,7 +89,7 @@ def _unseeded(name: str, chunk: int) -> int:
 
 
 def set_lr(optimizer: torch.optim.Optimizer, optim: Optim, progress: Progress) -> dict[str, float]:
-    """Set every group's learning rate for the update at `progress` (position in the schedule); returns the rate per component.
+    """Set every group's learning rate for the update at `progress` (position in the schedule); returns it by component, for the log.
 
     `min_lr` is for `optim.lr`; a component with another peak falls to the same fraction of its own.
     """
@@ -100,7 +100,7 @@ def set_lr(optimizer: torch.optim.Optimizer, optim: Optim, progress: Progress) -
 
 
 def by_component(optimizer: torch.optim.Optimizer) -> dict[str, list[nn.Parameter]]:
-    """Return the optimizer's parameters by component, as `clip` takes them."""
+    """Return the optimizer's parameters as {component: parameters}, for `clip`."""
     components: dict[str, list[nn.Parameter]] = {}
     for group in optimizer.param_groups:
         components.setdefault(group["component"], []).extend(group["params"])
@@ -163,7 +163,7 @@ def assert_covers(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
 
 
 def moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return the optimizer's state as `<parameter>.<exp_avg|exp_avg_sq|step>`; a parameter that never had a gradient has none."""
+    """Return the optimizer's state as {"PARAMETER.exp_avg": tensor, ".exp_avg_sq", ".step"}; none for one that never had a gradient."""
     by_name = {}
     for name, parameter in named_groups(optimizer).items():
         for kind in MOMENTS:
@@ -195,15 +195,15 @@ def load_moments(optimizer: torch.optim.Optimizer, saved: Mapping[str, StoredTen
 
 
 def average_count(settings: Optim) -> int:
-    """Return how many averages of each trained weight are kept: 0, 1 with `optim.ema`, or 3 with `optim.ema.post_hoc`."""
+    """Return how many averages of each trained weight training keeps: 0, 1 with `optim.ema`, or 3 with `optim.ema.post_hoc`."""
     return 0 if settings.ema is None else 1 + 2 * settings.ema.post_hoc
 
 
 class Ema:
     """Exponential moving average of the trained weights, in float32, updated once per optimizer step.
 
-    decay_k = min(decay, (k + 1) / warmup_steps) for the k-th update of a stage (k from 0), so nothing but the averages is state.
-    `average`: averages to go on from, by parameter name.
+    decay_k = min(decay, (k + 1) / warmup_steps) for the k-th update of a stage (k from 0), so nothing but the averages is state. `average`:
+    averages to go on from, by parameter name.
     """
 
     def __init__(self, decay: float, warmup_steps: int, average: Mapping[str, Tensor] | None = None) -> None:
@@ -221,7 +221,7 @@ class Ema:
 
     @torch.no_grad()
     def update(self, parameters: Mapping[str, nn.Parameter], k: int) -> None:
-        """Update the averages: average <- decay_k average + (1 - decay_k) weight."""
+        """Update the averages after update `k` (from 0) of the stage: average <- decay_k average + (1 - decay_k) weight."""
         averages = [local(self.average[name]) for name in parameters]
         new_fraction, values = 1 - self.decay_at(k), [local(value.detach()) for value in parameters.values()]
         if all(value.dtype == torch.float32 for value in values):
@@ -240,7 +240,7 @@ class Ema:
 
     @torch.no_grad()
     def swap(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        """Exchange weights and averages in place; a second call restores both exactly."""
+        """Exchange weights and averages in place, to evaluate the averages; a second call restores both exactly."""
         for name, average in self.average.items():
             parameter = parameters[name]
             if parameter.dtype != average.dtype:  # the average keeps its own memory: rounded to the weight's dtype it would lose bits

@@ -8,10 +8,10 @@ PLANNED = "planned steps done"
 
 
 def flat(history: Sequence[tuple[int, float]], rule: Plateau) -> str | None:
-    """Return why the figure counts as no longer improving, or None while it improves.
+    """Return why a held-out figure counts as no longer improving, as text for the log, or None while it improves.
 
-    `history`: (step of the stage, figure), oldest first. Two rules, neither before `min_steps`: no new best for `patience_steps`; or the
-    best of the last `window_steps` is better than the best before them by less than `min_gain` of it.
+    `history`: (step of the stage, figure), oldest first. Two reasons, neither before `min_steps` of the settings `rule`: no new best for
+    `patience_steps`; or the best of the last `window_steps` is better than that before by less than the fraction `min_gain`.
     """
     if not history or history[-1][0] < rule.min_steps:
         return None

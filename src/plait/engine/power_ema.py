@@ -53,7 +53,7 @@ class PowerEma(Ema):
         self.length, self.g = length, exponent(length)
 
     def decay_at(self, k: int) -> float:
-        """Return the decay of update k (from 0)."""
+        """Return the decay of the run's update k (from 0): the fraction of the average that it keeps."""
         return decay(self.g, k + 1)
 
 
@@ -90,7 +90,7 @@ def mixture(saved: Sequence[Profile], wanted: Profile) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class SavedAverage:
-    """One average as it was saved: its profile, the names of the weights it covers, and a function that reads them."""
+    """One average as it was saved: its profile, the names of the weights it covers, and a function that reads them from disk."""
 
     profile: Profile
     names: frozenset[str]

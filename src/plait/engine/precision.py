@@ -32,7 +32,7 @@ _DROPPED_BITS = 16  # float32 has 23 bits of fraction, bfloat16 7
 
 
 class Types(NamedTuple):
-    """The dtypes of a precision: of matrix products, of weights that train or ever did, of weights that never did."""
+    """The dtypes of a `train.precision`: of matrix products, of weights that train or ever did, of weights that never did."""
 
     products: torch.dtype
     trained: torch.dtype
@@ -48,22 +48,23 @@ TYPES = {
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[None]:
-    """Return a context with matrix products in the dtype of `precision`; norms, softmax and losses stay in float32."""
+    """Return a context that computes matrix products in the dtype of `precision`; norms, softmax and losses stay in float32."""
     products = TYPES[precision].products
     return nullcontext() if products == torch.float32 else torch.autocast(device.type, dtype=products)
 
 
 def caution(precision: str, device: torch.device) -> str | None:
-    """Return a warning where this precision is slow on this device, else None."""
+    """Return a warning to log where `precision` is slow on this device (fp16 on a CPU), else None."""
     if precision == "fp16" and device.type == "cpu":
         return "train.precision fp16: a CPU multiplies float16 some hundred times slower than float32; use bf16 or fp32 here"
     return None
 
 
 def set_precision(model: nn.Module, full: Collection[str], precision: str) -> None:
-    """Cast parameters to the dtypes of `precision`: those named in `full` (trained now or ever), and the frozen others.
+    """Cast a model's parameters in place: those named in `full`, which train or ever did, and the frozen others.
 
-    Buffers keep theirs. Updates at a learning rate of 1e-5 vanish in bfloat16's 8 bits; frozen weights have no updates to lose.
+    Each gets its dtype of `precision`; buffers keep theirs. Updates at a learning rate of 1e-5 vanish in bfloat16's 8 bits; frozen weights
+    have no updates to lose.
     """
     types = TYPES[precision]
     for name, parameter in model.named_parameters():
@@ -77,7 +78,7 @@ def set_precision(model: nn.Module, full: Collection[str], precision: str) -> No
 
 
 def round_frozen(model: nn.Module, ever_trained: Collection[str], precision: str) -> None:
-    """Cast never-trained weights as an earlier stage of `precision` did; for a resumed run, which builds its model unrounded."""
+    """Cast the weights that never trained to the frozen dtype of `precision`, as an earlier stage did before the run was resumed."""
     for name, parameter in model.named_parameters():
         if parameter.is_floating_point() and name not in ever_trained:
             parameter.data = parameter.data.to(TYPES[precision].frozen)

@@ -40,7 +40,7 @@ def progress_at(schedule: Schedule, step: int, steps: int, totals: Mapping[str, 
 
 
 def check(schedule: Schedule, counts: Sequence[str], family: str) -> None:
-    """Raise PlaitError for a schedule in tokens of a family that has none."""
+    """Raise PlaitError for a schedule in tokens where `counts`, the totals that the family's loss counts, holds no `tokens`."""
     if schedule.units == TOKENS and TOKENS not in counts:
         raise PlaitError(f"optim.schedule.units is tokens, but family {family} counts none: use steps")
 
@@ -73,9 +73,9 @@ def lr_factor(name: str, progress: Progress, warmup: float, floor: float = 0.0) 
 
 
 def curve(optim: Optim, steps: int, points: int) -> tuple[list[float], float, str]:
-    """Sample the common learning rate at `points` evenly spaced updates, to draw it. `steps`: of the stage.
+    """Sample the learning rate without overrides of components at `points` evenly spaced updates of a stage of `steps`, to draw it.
 
-    Returns the rates over the peak, where the curve ends, and the unit of that end.
+    Returns (rates over the peak, where the curve ends, the unit of that end: "steps" or "tokens").
     """
     schedule, warmup = optim.schedule, warmup_of(optim)
     end = (schedule.decay_steps or steps) if schedule.units == "steps" else (schedule.decay_tokens or 4 * max(warmup, 1))

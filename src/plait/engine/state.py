@@ -1,6 +1,7 @@
 """The state of a run between two optimizer steps, as a value: everything here is saved, everything else is a function of it and the config.
 
-All tensors are keyed by parameter name. Weights are those that train now or ever did; frozen ones are a pinned reference, never copied.
+All tensors are keyed by parameter name. Weights are those that train now or ever did; those that never trained are read from their source
+again. A stage is a part of a run with its own settings and trained parameters; a group, a kind of tensor (weights, ema, moments).
 """
 
 from collections.abc import Mapping
@@ -69,14 +70,14 @@ class State:
         return self.step - self.stage_start
 
     def enter(self, stage: int) -> None:
-        """Begin stage number `stage` (from 1) at the present step; entering the present stage changes nothing."""
+        """Begin stage number `stage` (from 1) at the present step: its counters start anew. Entering the present stage changes nothing."""
         if stage != self.stage:
             self.stage, self.stage_start, self.stage_done = stage, self.step, None
             self.history, self.best = [], None
             self.totals = {**source_shares.reset(self.totals), STAGE_TOKENS: 0.0}
 
     def reopen(self, stop_step: int, reason: str) -> None:
-        """Continue a stage whose `stage_done` is `reason` (planned steps done), if its budget has since grown to end at `stop_step`."""
+        """Continue a finished stage whose `stage_done` is `reason` (planned steps done) if it has been extended to `stop_step`."""
         if self.stage_done == reason and self.step < stop_step:
             self.stage_done = None
 
@@ -140,7 +141,7 @@ class State:
         return {**({"ema": self.ema} if self.ema is not None else {}), **self.post_hoc}
 
     def average(self) -> None:
-        """Update the averaged weights; called after each optimizer step, before `step` counts it."""
+        """Update all averages of the trained weights; called after each optimizer step, before `step` counts it."""
         if self.ema is not None:
             self.ema.update(self.trained(), self.stage_step)
         for average in self.post_hoc.values():
@@ -157,7 +158,7 @@ class State:
         return {"weights": weights, **averages, "moments": {**paused, **live}}
 
     def metadata(self) -> dict[str, Any]:
-        """Return the state's numbers and names, as a checkpoint's manifest.json holds them under `state`."""
+        """Return the state without tensors as JSON values (step, stage, totals, ...), for `state` in a checkpoint's manifest.json."""
         values = {name: getattr(self, attribute) for attribute, name in _MANIFEST_KEYS.items()}
         return {**values, "totals": self.totals, "trained": sorted(self.ever_trained)}
 

@@ -2,8 +2,8 @@
 
     RUN/stage-1-projection/step-00001000/{weights,ema,moments}.safetensors + manifest.json
 
-Each file holds a group of tensors by parameter name. Where the state is sharded, each rank writes its own (`sharded_files.py`); any number
-of ranks can read them.
+A stage is a part of a run with its own settings. Each file holds a group (kind) of tensors by parameter name. Where the state is sharded,
+each rank writes its own (`sharded_files.py`); any number of ranks can read them.
 
 A flipped byte loads without an error in every tensor format we know, so each file's xxh3 is in the manifest and checked before use.
 """
@@ -41,14 +41,14 @@ AVERAGES = "averages"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A finished checkpoint: its folder and its manifest."""
+    """A finished checkpoint: its folder, and its manifest.json as a dict (`state`, `files` with size and hash, and more)."""
 
     folder: Path
     manifest: dict[str, Any]
 
     @property
     def step(self) -> int:
-        """Updates done when it was written."""
+        """Number of optimizer updates, over all stages of the run, that it holds."""
         return int(self.manifest["state"]["step"])
 
     def tensors(self, group: str) -> dict[str, Tensor]:
@@ -56,7 +56,7 @@ class Checkpoint:
         return {name: full_tensor(value) for name, value in self.stored(group).items()}
 
     def stored(self, group: str) -> dict[str, StoredTensor]:
-        """Return a group's tensors by name, not yet read if many ranks wrote them: `full_tensor` and `reshard_like` read rows as needed."""
+        """Return a group's tensors by name; parts that many ranks wrote are read only as `full_tensor` or `reshard_like` takes rows."""
         return sharded_files.read(self.folder, group, list(self.manifest["files"]))
 
 
@@ -68,10 +68,10 @@ def folder_of(run: Path, stage: int, stage_name: str, step: int) -> Path:
 def write(folder: Path, groups: Groups, metadata: Mapping[str, Any], rank_files: RankFiles = ONE_RANK) -> Checkpoint:
     """Write a checkpoint: tensors into an unfinished folder, flushed and hashed, the manifest last, then rename the folder.
 
-    `metadata` becomes the manifest's content. An interrupted write leaves only an unfinished folder, which the next start removes.
-    A checkpoint of the same step is renamed before, and deleted after, the new one is published: one of the two always exists.
-    With several ranks all call this, each with its own rows (`rank_files`); rank 0 publishes what all have flushed.
-    Raises PlaitError on every rank when writing fails on one; earlier checkpoints are untouched.
+    `groups`: {group: {name: tensor}}; `metadata`: JSON values for the manifest, such as `state`; `rank_files`: what this rank writes of it.
+    An interrupted write leaves only an unfinished folder, which the next start removes. A checkpoint of the same step is deleted only once
+    the new one is in place. With several ranks all call this, each with its own rows; rank 0 publishes what all have flushed. Raises
+    PlaitError on every rank when writing fails on one; earlier checkpoints are untouched.
     """
     unfinished, replaced = (folder.with_name(f"{prefix}{folder.name}") for prefix in (_UNFINISHED, _REPLACED))
     first = rank_files.rank == 0
@@ -219,7 +219,7 @@ def _looks_whole(folder: Path) -> bool:
 
 
 def published(run: Path) -> list[Path]:
-    """Return the folders of finished checkpoints of a run, newest first."""
+    """Return the folders (RUN/stage-*/step-*) of the finished checkpoints of the run directory `run`, newest first."""
     folders = [path.parent for path in run.glob("stage-*/step-*/manifest.json") if _order(path.parent) is not None]
     return sorted(folders, key=lambda folder: _order(folder) or (0, 0), reverse=True)
 
@@ -241,14 +241,14 @@ def is_step(path: Path) -> bool:
 
 
 def run_of(path: Path) -> Path:
-    """Return the run directory that a run, stage or step folder belongs to."""
+    """Return the run directory of a path in it: RUN, RUN/stage-1-projection and RUN/stage-1-projection/step-00001000 all give RUN."""
     if is_step(path):
         return path.parent.parent
     return path.parent if _STAGE.match(path.name) else path
 
 
 def newest_intact(run: Path) -> tuple[Checkpoint | None, list[str]]:
-    """Return the newest checkpoint whose every file is intact (None: none is), and a line per fault of the newer ones."""
+    """Verify a run's checkpoints from the newest on; returns the first that is intact (None: none is), and a line per fault before it."""
     faults: list[str] = []
     for folder in published(run):
         of_folder = verify(folder)
@@ -259,9 +259,9 @@ def newest_intact(run: Path) -> tuple[Checkpoint | None, list[str]]:
 
 
 def set_aside_damaged(run: Path, intact: Checkpoint) -> list[Path]:
-    """Rename the checkpoints that are newer than `intact`, which are damaged, to `damaged-step-N`; returns the new paths.
+    """Rename the checkpoints newer than `intact`, which are damaged, to `damaged-step-N`; returns the new paths.
 
-    So none of them counts as one that is kept, or is in the way of the same step's next save.
+    Called on resume: under their old names they would count among those kept, and block the next save of the same step.
     """
     aside = []
     for folder in published(run):
@@ -291,7 +291,7 @@ def locate(path: Path) -> Checkpoint:
 
 
 def clear_unfinished(run: Path) -> int:
-    """Remove the unfinished folders of interrupted saves in a run, and restore what they were to replace; returns how many were removed."""
+    """Remove the folders of interrupted saves in a run, and restore the checkpoints they were to replace; returns how many were removed."""
     for replaced in run.glob(f"stage-*/{_REPLACED}*"):
         _restore_replaced(replaced)
     unfinished = list(run.glob(f"*/{_UNFINISHED}*"))
@@ -301,9 +301,10 @@ def clear_unfinished(run: Path) -> int:
 
 
 def prune(stage_folder: Path, keep: int, spared: int | None = None) -> list[Path]:
-    """Delete a stage's checkpoints but for the newest `keep` and that of step `spared` (the best so far); returns the deleted folders.
+    """Delete a stage's checkpoints except the newest `keep` and that of step `spared`; returns the deleted folders.
 
-    One that lacks a file, or has one of another size, is neither counted nor deleted.
+    `spared`: the step with the best evaluation so far, None for none. A checkpoint that lacks a file, or has one of another size, is
+    neither counted nor deleted.
     """
     of_stage = [folder for folder in published(stage_folder.parent) if folder.parent == stage_folder and _looks_whole(folder)]
     deleted = [folder for folder in of_stage[keep:] if folder.name != f"step-{spared or 0:08d}"]

@@ -1,4 +1,4 @@
-"""The migration table: a saved state compared with a model, tensor by tensor, by name.
+"""The migration table: which tensors of a saved state a model can use, must initialise or would lose, compared by name and shape.
 
 A group is a kind of tensor (weights, ema, moments), a component a named part of the model. The table is logged and saved at every start; a
 start that would lose something needs `--allow-inexact` (`training/start.py`).
@@ -22,7 +22,7 @@ OTHER = "(none)"
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the table: the tensors of a group and component with the same verdict, their count, values (numbers) and names."""
+    """One row of the table: the tensors of a group and component with one verdict: their count, number of values, and names."""
 
     group: str
     component: str
@@ -38,9 +38,9 @@ def compare(
     wanted: Mapping[str, set[str]],
     expected: set[str],
 ) -> list[Row]:
-    """Compare the tensors of a saved state, by group, with a model's components; returns the table.
+    """Compare saved tensors, {group: {name: tensor}}, with a model's, {component: {name: parameter}}; returns the table's rows.
 
-    `wanted`: names of the parameters that each group needs for what trains now. `expected`: names that the saved state says it trained.
+    `wanted`: {group: names} of the parameters that train now and need such tensors. `expected`: names that the saved state says it trained.
     """
     owner = {name: component for component, part in components.items() for name in part}
     shapes = {name: value.shape for part in components.values() for name, value in part.items()}

@@ -1,7 +1,7 @@
-"""The average of any length after training, reconstructed from those saved in a run's checkpoints and in RUN/averages.
+"""Post-hoc EMA: build the averaged weights of any length after training, from averages saved in a run's checkpoints and RUN/averages.
 
-The averages of deleted checkpoints are kept in RUN/averages/step-N (`checkpoint.py`): the more steps there are, the better the fit.
-The maths is in `power_ema.py`.
+An average's length says how far back it reaches. The averages of deleted checkpoints are kept in RUN/averages/step-N (`checkpoint.py`): the
+more steps there are, the better the fit. The maths is in `power_ema.py`.
 """
 
 import shutil
@@ -18,7 +18,7 @@ from plait.errors import PlaitError
 
 @dataclass(frozen=True)
 class Average:
-    """Averaged weights by name (float32). `misfit`: distance of the fitted profile from the wanted one, over the wanted one's norm."""
+    """Averaged weights by name (float32). `misfit`: error |fitted - wanted| / |wanted| of the weighting over updates."""
 
     tensors: dict[str, Tensor]
     step: int
@@ -28,9 +28,10 @@ class Average:
 
 
 def of_length(run: Path, length: float, step: int) -> Average:
-    """Reconstruct the average at `step` of a run. `length`: its standard deviation over the run so far, such as 0.05.
+    """Reconstruct the average of `length` at `step` of the run directory `run`.
 
-    Raises PlaitError when no average was saved up to `step`, or one is damaged.
+    `length`: standard deviation of the average's weighting over updates, as a fraction of the run so far, such as 0.05. Raises PlaitError
+    when no average was saved up to `step`, or one is damaged.
     """
     wanted = Profile(step, power_ema.exponent(length))
     folders = [folder for folder in _folders(run) if checkpoint.step_of(folder) <= step]

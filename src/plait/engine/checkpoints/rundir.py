@@ -70,7 +70,7 @@ def _is_leftover(name: str) -> bool:
 
 
 def sweep(run: Path) -> None:
-    """Remove what kills left half written. The run's lock must be held: nobody else is writing then."""
+    """Remove temporary files that killed processes left half written. Call it with the run's lock held: nobody else is writing then."""
     for path in [*run.glob(".*.tmp"), *run.glob("*/.*.tmp"), *run.glob("*/*/.*.tmp")]:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
@@ -88,7 +88,7 @@ def refuse(run: Path, differences: Sequence[Difference]) -> None:
 
 
 def binding(differences: Sequence[Difference]) -> list[Difference]:
-    """Return those of the differences that change the run's results: all but those in or below a key of `FREE`."""
+    """Return the differences that would change the run's results: all but those in or below a key of `FREE`."""
     return [item for item in differences if not any(_within(item[0], free) for free in FREE)]
 
 
@@ -116,7 +116,7 @@ def clear(run: Path) -> None:
 
 
 def identity(run: Path) -> str:
-    """Return the run's 12 random hex digits (its W&B id, its name in lineage.json), made at the first call and kept in a file."""
+    """Return the run's 12 random hex digits, made at the first call and kept in RUN/identity; W&B and lineage.json know the run by them."""
     path = run / "identity"
     if not path.is_file():
         files.write_whole(path, secrets.token_hex(6) + "\n")

@@ -17,9 +17,9 @@ from plait.errors import PlaitError
 
 
 def copy_out(groups: Groups, into: Groups | None = None) -> dict[str, dict[str, Tensor]]:
-    """Copy the tensors to host memory, so that training can go on while they are written. Groups without tensors are left out.
+    """Copy the tensors of a checkpoint, {"weights": {name: tensor}, "ema": ..., ...}, to host memory; empty groups are left out.
 
-    `into`: earlier copies that are no longer read. Their memory is used again where shape and dtype fit: allocating costs more.
+    Training can go on while the copies are written. `into`: earlier copies, whose memory is used again where it fits.
     """
     old = into or {}
 
@@ -36,7 +36,7 @@ def copy_out(groups: Groups, into: Groups | None = None) -> dict[str, dict[str, 
 
 
 class Saver:
-    """Writes checkpoints in a `background` thread, one at a time. An error on one rank is raised on all, at the next save or `wait`."""
+    """Writes checkpoints, one at a time; in a thread if `background`. An error on one rank is raised on all, at the next `wait`."""
 
     def __init__(self, background: bool, ranks: Ranks) -> None:
         self.background, self.ranks = background, ranks
@@ -46,9 +46,10 @@ class Saver:
         self._copied: dict[str, dict[str, Tensor]] = {}
 
     def save(self, folder: Path, groups: Groups, metadata: Mapping[str, Any], *, keep: int, spared: int | None = None) -> None:
-        """Copy the tensors to host memory, then write and prune in the background (or at once, without `background`).
+        """Wait for the last write, copy the tensors to host memory, then write and prune in the background. All ranks call this.
 
-        All ranks call this. `keep`, `spared`: see `prune`. Raises what the last write raised.
+        `metadata`: JSON values for the manifest. Of the stage's checkpoints the newest `keep` stay, and that of step `spared`. Raises what
+        the last write raised.
         """
         self.wait()
         if self._group is None and sharded_files.is_sharded(groups):

@@ -42,11 +42,11 @@ class RankFiles:
     """A second process group of all ranks, for the thread that writes: its messages never mix with those of training."""
 
     def name(self, group: str) -> str:
-        """Return the name of this rank's file for a group, inside the checkpoint's folder."""
+        """Return this rank's file for a group: "weights.safetensors", or of many "weights/00002-of-00004.safetensors"."""
         return f"{group}.safetensors" if self.ranks == 1 else f"{group}/{self.rank:05d}-of-{self.ranks:05d}.safetensors"
 
     def save(self, path: Path, group: str, tensors: Mapping[str, Tensor]) -> None:
-        """Write this rank's tensors (or rows) of a group to `path`, a safetensors file."""
+        """Write this rank's tensors (or rows of them) of a group to the safetensors file `path`; the header says where rows belong."""
         header = {"format": "pt"}
         if self.ranks > 1:
             rows = self.first_rows[group]
@@ -56,7 +56,7 @@ class RankFiles:
         follow_umask(path)
 
     def run_on_all(self, action: Callable[[], Result]) -> list[Result]:
-        """Run `action` on every rank, which all call this; returns the result of each.
+        """Run `action` on every rank, which all call this; returns the results of all ranks, in rank order.
 
         When it fails on one rank it raises on all of them: the cause there, OSError elsewhere.
         """
@@ -83,8 +83,9 @@ def is_sharded(groups: Groups) -> bool:
 
 
 def divide(groups: Groups, ranks: Ranks, process_group: dist.ProcessGroup | None) -> tuple[Groups, RankFiles]:
-    """Return the tensors this rank writes, and into which files: its rows of sharded tensors (first copy only); full tensors on rank 0.
+    """Return the tensors that this rank writes, {group: {name: tensor}}, and the files they go into.
 
+    Of a sharded tensor it writes its own rows, where several ranks hold the same rows only the first of them; rank 0 writes full tensors.
     Where nothing is sharded, rank 0 writes alone and the others get {}. `process_group`: see `RankFiles`.
     """
     if not is_sharded(groups):
@@ -124,7 +125,7 @@ def read(folder: Path, group: str, listed: Sequence[str]) -> dict[str, StoredTen
 
 
 def check_header(path: Path) -> None:
-    """Raise SafetensorError where a file's header is none of safetensors, or speaks of other bytes than there are."""
+    """Raise SafetensorError where a file's safetensors header cannot be parsed, or does not fit the file's size."""
     with safe_open(path, "pt") as file:
         file.keys()
 

@@ -17,7 +17,7 @@ _LENGTH = 160
 
 
 class Heartbeat:
-    """The heartbeat of one rank. A beat is one change of it; all ranks make the same ones, so the rank with the fewest is the late one."""
+    """One rank's heartbeat file. All ranks make the same sequence of beats (changes of it), so the rank with the fewest is late."""
 
     def __init__(self, run: Path, rank: int) -> None:
         self.run, self.rank = run, rank
@@ -39,7 +39,7 @@ class Heartbeat:
         self.part("")
 
     def part(self, name: str) -> None:
-        """Record that the part `name` of the phase begins, as "backward"; "" for its start. One more beat."""
+        """Record that a part of the phase begins, such as "backward", or "" at its start; counts as one more beat."""
         self.beats += 1
         self.alive()
         progress = f'"phase": "{self.name}", "step": {self.step}, "part": "{name}", "beat": {self.beats}'
@@ -76,5 +76,5 @@ def read(run: Path, rank: int = 0) -> dict[str, Any] | None:
 
 
 def position(beat: dict[str, Any]) -> tuple[str, int, int]:
-    """Return (phase, step, pid) of what `read` returned: two heartbeats with equal ones are of the same phase of one process."""
+    """Return (phase, step, pid) of a heartbeat from `read`; if equal for two of them, the process is still in the same phase."""
     return beat["phase"], beat["step"], beat["pid"]

@@ -20,17 +20,17 @@ class Reporter(logging.Handler):
     """Logging handler that looks up `sys.stdout` and `sys.stderr` for every line, so that redirections of them hold."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Return whether this rank shows the record: rank 0, or every rank where the record says so."""
+        """Return whether this process shows the log record: on rank 0 always, elsewhere only a record with `extra=EVERY_RANK`."""
         return os.environ.get("RANK", "0") == "0" or "every_rank" in record.__dict__
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write the line and flush it, so that a kill loses none. Control characters are written as text, not sent as they are."""
+        """Write the record's line and flush it, so that a kill loses none. Control characters are escaped."""
         prefix = "warning: " if record.levelno == logging.WARNING else ""
         write(sys.stdout if record.levelno < logging.WARNING else sys.stderr, f"{prefix}{printable(record.getMessage())}")
 
 
 def write(stream: TextIO | None, line: str) -> None:
-    """Write a line and flush it. A stream that is closed takes nothing, one of fewer letters gets escapes: no line may end a run."""
+    """Write a line and flush it; never raises. A closed stream ignores it, characters that its encoding lacks are escaped."""
     if stream is None:  # what Python makes of a stream that was closed from the start
         return
     with contextlib.suppress(OSError, ValueError):  # ValueError: the stream was closed in this process
@@ -42,7 +42,7 @@ def write(stream: TextIO | None, line: str) -> None:
 
 
 def settle_output() -> None:
-    """Flush standard output where someone reads it; else send what is left to nowhere, so that the end of Python reports no error."""
+    """Flush standard output at the end of the process; where its reader has gone, discard the rest, so that Python reports no error."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()

@@ -50,13 +50,13 @@ def _number(value: Any) -> Any:
 
 
 class TensorBoard:
-    """Mirror into event files under RUN/events, for `tensorboard --logdir RUN`. `step`: of a resumed run; later events are dropped."""
+    """Mirror into event files under RUN/events, for `tensorboard --logdir RUN`. `step`: where the run resumes; later events are dropped."""
 
     def __init__(self, run: Path, step: int) -> None:
         self.writer = SummaryWriter(str(run / "events"), purge_step=step + 1 if step else None, flush_secs=10)
 
     def row(self, row: Mapping[str, Any]) -> None:
-        """Add the row's numbers as scalars, in one event: `add_scalar` each would cost ten times as much."""
+        """Write the row's numbers as scalars in one event; `add_scalar` for each would cost ten times as much."""
         numbers = [(name, value) for name, value in row.items() if isinstance(value, int | float) and name != "step"]
         values = [Summary.Value(tag=name, simple_value=value) for name, value in numbers]
         assert self.writer.file_writer is not None
@@ -73,7 +73,7 @@ class TensorBoard:
 
 
 class Screen:
-    """Progress for a person: a bar with the time left on a terminal, a plain line every few seconds elsewhere."""
+    """Progress of a stage (part of a run) for a person: a bar with the time left on a terminal, a plain line every 10 s elsewhere."""
 
     def __init__(self) -> None:
         self.console = Console(stderr=True)
@@ -102,7 +102,7 @@ class Screen:
             self.bar.start()
 
     def row(self, row: Mapping[str, Any]) -> None:
-        """Show the loss and speed of a training row, or every figure of an evaluation."""
+        """Show a training row's loss and speed, or all figures of an evaluation's row, which has no `loss` but `eval/...`."""
         step = row["step"]
         if "loss" not in row:
             numbers = {name.removeprefix("eval/"): value for name, value in row.items() if isinstance(value, float)}
@@ -136,9 +136,9 @@ class Screen:
 
 
 class Tracker:
-    """Writer of metrics: every row to `metrics.jsonl` first, then to the mirrors. `run` None (ranks above 0): nothing.
+    """Writer of metrics: every row to `metrics.jsonl` first, then to the mirrors. `run` None, as on ranks above 0: writes nothing.
 
-    The warnings of monitors about a row are recorded in it as `warnings`, and shown.
+    `monitors` check every row; their warnings are recorded in it as `warnings`, and shown on the screen.
     """
 
     def __init__(self, run: Path | None, mirrors: Sequence[Mirror], screen: Screen | None = None, monitors: Sequence[Monitor] = ()) -> None:
@@ -146,7 +146,7 @@ class Tracker:
         self.mirrors, self.screen, self.monitors = mirrors, screen, monitors
 
     def begin(self, stage: str, step: int, stop: int) -> None:
-        """Begin to show a stage that starts or continues at `step` and ends at `stop`."""
+        """Show on the screen that a stage begins or continues at `step`, to end at step `stop` of the run."""
         if self.screen is not None:
             self.screen.begin(stage, step, stop)
 
@@ -162,7 +162,7 @@ class Tracker:
                 self.screen.warn(warnings)
 
     def watch(self, row: Mapping[str, Any]) -> list[str]:
-        """Pass the row to the monitors, which remember it; returns their warnings."""
+        """Pass a row to every monitor, which may remember it, and return their warnings."""
         return [line for monitor in self.monitors for line in monitor(row)]
 
     def pictures(self, step: int, pictures: Mapping[str, np.ndarray]) -> None:
@@ -180,7 +180,7 @@ class Tracker:
 
 
 def open_tracker(run: Path, config: RunConfig, identity: str, state: State, monitors: Sequence[Monitor] = ()) -> Tracker:
-    """Open the tracker of a run that continues at `state`. Rows of steps that will be repeated are removed from `metrics.jsonl`.
+    """Open the tracker of a run that continues at `state`; removes rows of steps that will be repeated from `metrics.jsonl`.
 
     `identity`: the run's id at W&B. Monitors read the rows that stay, so that they remember what they knew and repeat no warning.
     """

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 class WandB:
-    """The trainer's side: starts the child, which sends the lines that `metrics.jsonl` gains from now on. `identity`: W&B's run id."""
+    """The trainer's side: starts the child, which sends lines that `metrics.jsonl` gains from now on. `identity`: the run's id at W&B."""
 
     def __init__(self, run: Path, settings: Wandb, config: Mapping[str, Any], identity: str) -> None:
         metrics = run / "metrics.jsonl"
@@ -85,7 +85,7 @@ def rows(file: IO[str], ended: threading.Event) -> Iterator[dict[str, Any]]:
 
 
 def numbers(row: Mapping[str, Any]) -> dict[str, float]:
-    """Return the numbers of a line of metrics by name, for W&B to plot: without `step` and texts; "nan" and "inf" as floats."""
+    """Return the numbers that W&B plots of a line of metrics: without `step` and texts, with "nan" and "inf" as floats."""
     values = {name: float(value) if value in _NOT_FINITE else value for name, value in row.items() if name != "step"}
     return {name: value for name, value in values.items() if isinstance(value, int | float)}
 

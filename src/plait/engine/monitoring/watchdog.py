@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 class Watchdog:
-    """Context manager: a watchdog of this rank. `timeout_s` None: it only asks the rank to save and stop when torchrun is gone."""
+    """Context manager: ends this rank after `timeout_s` without a heartbeat (None: never), and stops it when torchrun has gone."""
 
     def __init__(self, heartbeat: Heartbeat, ranks: Ranks, timeout_s: float | None) -> None:
         self.heartbeat, self.ranks, self.timeout_s = heartbeat, ranks, timeout_s
@@ -56,12 +56,12 @@ class Watchdog:
             self.stacks.close()
 
     def allow(self, timeout_s: float | None) -> None:
-        """Set how many seconds this rank may be without a heartbeat from now on (None: for ever); called at the start of a stage."""
+        """Set how many seconds this rank may be without a heartbeat from now on (None: no limit); called at the start of each stage."""
         self.timeout_s = timeout_s
 
     @property
     def poll_s(self) -> float:
-        """Seconds between two polls."""
+        """Seconds between two looks at the heartbeat: a twentieth of the timeout, at most 5."""
         return min(_POLL_MAX_S, self.timeout_s / _POLLS) if self.timeout_s else _POLL_MAX_S
 
     def _watch(self) -> None:
@@ -96,13 +96,13 @@ class Watchdog:
 
 
 def collectives_s(timeouts_s: list[float | None]) -> float | None:
-    """Return a timeout for collectives, longer than the watchdog's in every stage; None (torch's default) where a stage has none."""
+    """Return a timeout of collectives, in s, longer than the watchdog's of each stage; None (torch's default) where a stage has none."""
     limits = [limit for limit in timeouts_s if limit is not None]
     return 2 * PATIENCE * max(limits) if len(limits) == len(timeouts_s) else None
 
 
 def stacks_of(run: Path, rank: int) -> Path:
-    """Return the path of the file for the stack traces of a rank that hangs."""
+    """Return the path, RUN/heartbeat/rank-N.stacks, of the stack traces that a hanging rank writes."""
     return heartbeat.path_of(run, rank).with_suffix(".stacks")
 
 

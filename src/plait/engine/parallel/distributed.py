@@ -63,7 +63,7 @@ class Ranks:
         return values
 
     def agree(self, value: Any) -> Any:
-        """Return rank 0's value on every rank (a broadcast; any value that can be pickled)."""
+        """Return rank 0's value on every rank: a broadcast of any picklable value, which all ranks call."""
         box = [value]
         if self.size > 1:
             dist.broadcast_object_list(box, src=0)
@@ -165,7 +165,7 @@ def reshard(net: nn.Module) -> None:
 
 @dataclass(frozen=True)
 class LazyShardedTensor:
-    """A tensor whose parts along its first dimension are in memory-mapped files: rows that are not needed are not read."""
+    """A saved tensor whose rows several ranks wrote: `parts`, in memory-mapped files. Rows that are not asked for are not read."""
 
     parts: tuple[Tensor, ...]
 
@@ -203,7 +203,7 @@ def full_tensor(value: StoredTensor) -> Tensor:
 
 
 def local_row_range(rows: int, mesh: DeviceMesh) -> tuple[int, int]:
-    """Return the range [first, last) of this rank's rows of a tensor with `rows` rows sharded over `mesh`: split as by torch.chunk."""
+    """Return [first, last), the rows that this rank holds of `rows` rows sharded over the mesh's last dimension, as torch.chunk splits."""
     shards, i = mesh.size(mesh.ndim - 1), mesh.get_local_rank(mesh.ndim - 1)
     size = -(-rows // shards)
     return min(size * i, rows), min(size * (i + 1), rows)
@@ -228,7 +228,7 @@ def reshard_like(value: StoredTensor, pattern: Tensor) -> Tensor:
 
 
 def norm_of_all(norm: Tensor, sharded: Tensor) -> Tensor:
-    """Return the norms of full tensors, a 1-D tensor, from the norms of this rank's rows of them.
+    """Combine norms of this rank's rows of tensors (1-D, one per tensor) over the ranks that share them: sqrt of the sum of squares.
 
     `sharded`: one of these tensors; where it is not sharded, the norms are returned as they are.
     """

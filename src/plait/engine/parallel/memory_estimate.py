@@ -60,7 +60,8 @@ class Storage:
 class Layout:
     """How ranks divide the state (weights, gradients, moments). `shard_size`: ranks over which one copy is sharded (None: all).
 
-    `shard_frozen`: whether frozen weights are sharded as well, or full on every rank.
+    ddp: full on every rank; fsdp: sharded; shard_grad_op: as fsdp, but weights stay gathered from forward to backward; hsdp: several
+    sharded copies. `shard_frozen`: whether frozen weights are sharded as well, or full on every rank.
     """
 
     strategy: Strategy = "ddp"
@@ -85,7 +86,7 @@ class Memory(NamedTuple):
 
     @property
     def total(self) -> int:
-        """Bytes altogether."""
+        """Sum of all five, in bytes."""
         return sum(self)
 
 
@@ -97,7 +98,7 @@ class Traffic(NamedTuple):
 
     @property
     def total(self) -> int:
-        """Bytes altogether."""
+        """Sum of both, in bytes."""
         return self.within + self.between
 
 

@@ -64,7 +64,7 @@ class Sharding:
         return self.meshes[shards]
 
     def unwrap(self) -> None:
-        """Remove FSDP's classes and hooks; the parameters stay sharded until the next `wrap`, which gathers them unit by unit."""
+        """Remove FSDP's classes and hooks at a stage's end; parameters stay sharded until the next `wrap` gathers them unit by unit."""
         distributed.reshard(self.model)
         for module, kind, hooks, added in self.unwrapped:
             module.__class__ = kind
@@ -78,7 +78,7 @@ class Sharding:
 
     @contextlib.contextmanager
     def gathered(self) -> Iterator[None]:
-        """Keep all weights gathered on every rank while the `with` block lasts, so that ranks may call the model at their own pace."""
+        """Keep all weights gathered on every rank while the block lasts, so that ranks may run different numbers of forward passes."""
         units = [module for module in self.model.modules() if isinstance(module, FSDPModule)]
         for module in units:
             module.set_reshard_after_forward(False, recurse=False)
