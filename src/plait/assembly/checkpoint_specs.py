@@ -1,7 +1,7 @@
 """Checkpoint specs, as people write them: RUN, RUN@STEP, RUN/STAGE, RUN/STAGE@best, RUN/step15000, RUN/latest, a step folder.
 
-Resolves them to folders, and reads no weights (`training/start.py` does). `stepN` and `latest` are how the Molmo guide names checkpoints; a
-folder of exactly that name has precedence.
+A stage is a part of a run; a mark, what follows the @. Specs are resolved to folders; weights are read in `training/start.py`. `stepN` and
+`latest` are how the Molmo guide names checkpoints; a folder of exactly that name has precedence.
 """
 
 import difflib
@@ -29,7 +29,7 @@ def split(spec: str) -> tuple[Path, str]:
 
 
 def locate(spec: str, forms: str = FORMS) -> Checkpoint:
-    """Return the intact checkpoint of a spec. Raises PlaitError, ending with `forms` (what may be given), for anything else."""
+    """Find the checkpoint of a spec and verify its files. Raises PlaitError where there is none; the message ends with `forms`."""
     path, mark = split(spec)
     if not path.exists():
         if _STEP.fullmatch(Path(spec).name):
@@ -42,7 +42,7 @@ def locate(spec: str, forms: str = FORMS) -> Checkpoint:
 
 
 def marked(path: Path, mark: str) -> Checkpoint:
-    """Return a run's or stage's checkpoint by `mark`: a step, "best" or "latest". Raises PlaitError listing the steps there are."""
+    """Find a run's or stage's checkpoint by `mark`: a step, "best" or "latest". Raises PlaitError listing the steps there are."""
     if mark == LATEST:
         return checkpoint.locate(path)
     folders = [folder for folder in checkpoint.published(checkpoint.run_of(path)) if path in folder.parents]
@@ -59,18 +59,18 @@ def marked(path: Path, mark: str) -> Checkpoint:
 
 
 def may_be_hub(name: str) -> bool:
-    """Return whether a name that is no folder has the form of a Hub repository: owner/name."""
+    """Return whether a name that is no folder here has the form of a Hub repository, owner/name; asks no network."""
     return not name.startswith((".", "/", "~")) and name.count("/") == 1 and not _STEP.fullmatch(Path(name).name)
 
 
 def assets(spec: str) -> Path | None:
-    """Return the assets folder (with the tokenizer) of the run that `spec` names; None when it is no run, or has none."""
+    """Return RUN/assets (files made for the model, such as its tokenizer) of the run that `spec` names; None where there is none."""
     path, _ = split(spec)
     folder = checkpoint.run_of(path) / "assets"
     return folder if path.exists() and folder.is_dir() else None
 
 
 def tokenizer(spec: str) -> Path | None:
-    """Return the path of tokenizer.json in an exported directory; None for anything else."""
+    """Return the path of tokenizer.json where `spec` is a directory with one, such as an export; None for anything else."""
     path = Path(spec).expanduser() / "tokenizer.json"
     return path if path.is_file() else None

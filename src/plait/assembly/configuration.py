@@ -13,9 +13,10 @@ from plait.families import registry
 
 
 def open_config(path: str | Path, overrides: Sequence[str] = (), *, words: Sequence[str] = ()) -> Resolved:
-    """Read the configuration at `path` (.yaml, .json, or another trainer's launch script, whose arguments are `words`).
+    """Read and check the configuration at `path`: .yaml, .json, or another trainer's launch script, whose arguments are `words`.
 
-    `overrides`: settings over the file's, as "optim.lr=1e-4". Raises PlaitError, one line, for any fault.
+    Returns it with the settings of each stage filled in. `overrides`: settings over the file's, as "optim.lr=1e-4". Raises PlaitError, one
+    line, for any fault.
     """
     return load_config(
         path,
@@ -29,14 +30,14 @@ def open_config(path: str | Path, overrides: Sequence[str] = (), *, words: Seque
 
 
 def open_run_config(run: Path, overrides: Sequence[str] = ()) -> Resolved:
-    """Read RUN/config.yaml, the configuration that a run was made with. Raises PlaitError where `run` is no run directory."""
+    """Read RUN/config.yaml, with which the run was made, and put `overrides` over it. Raises PlaitError where `run` is no run directory."""
     if not (run / "config.yaml").is_file():
         raise PlaitError(f"{run} is no run directory: it has no config.yaml")
     return open_config(run / "config.yaml", overrides)
 
 
 def open_checked(path: Path, overrides: Sequence[str] = (), *, words: Sequence[str] = ()) -> Resolved:
-    """Read a file, or the configuration of the run directory `path`, and the mixtures (lists of weighted data sets) it names.
+    """Read a configuration, or that of the run directory `path`, and also check the mixtures (lists of weighted data sets) it names.
 
     `overrides`, `words`: as in `open_config`. Raises PlaitError for a mixture whose name or content is wrong; opens no data.
     """

@@ -1,4 +1,4 @@
-"""Open the sources (data sets) that a configuration names, and put a stage's samples in order."""
+"""Open the sources (data sets) of a configuration, and put the samples of a stage (part of a run; its configuration is a view) in order."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from plait.keys import key
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The opened training sources of a stage and their weights in the mixture."""
+    """The opened sources of a stage, and for each the weight with which samples are drawn from it."""
 
     sources: Sequence[SampleSource]
     weights: Sequence[float]
@@ -35,17 +35,17 @@ class TrainingData:
         return dict(zip(self.names(), (source.fingerprint for source in self.sources), strict=True))
 
     def order(self, view: StageView) -> Order | BucketOrder:
-        """Return which samples each step takes; where a source has buckets (samples of one shape), a batch is of one bucket."""
+        """Return the order of the stage's samples: which ones each step takes. A batch holds one bucket (samples of one shape) only."""
         return order_of(self.sources, self.weights, data_seed(view), view.config.train.global_batch)
 
 
 def data_seed(view: StageView) -> int:
-    """Return the seed of a stage's data: another one for each stage, the same on any number of ranks."""
+    """Return the 64-bit seed of a stage's order and augmentation: another one for each stage, the same on any number of ranks."""
     return key(view.config.seed, "stage", view.name)
 
 
 def open_data(config: RunConfig, entries: Sequence[Source], split: str) -> list[SampleSource]:
-    """Open the sources of `entries`, in the `split` ("train" or "validation"). Raises PlaitError for what is missing or wrong."""
+    """Open the sources of `entries` in the `split` "train" or "validation". Raises PlaitError for files or settings missing or wrong."""
     root, cache = folder(config.data.root), folder(config.data.cache)
 
     def named(entry: Source, wanted: str) -> SampleSource:
@@ -56,7 +56,7 @@ def open_data(config: RunConfig, entries: Sequence[Source], split: str) -> list[
 
 
 def open_training(config: RunConfig) -> TrainingData:
-    """Open the sources of `data.train`, or of `data.mixture` (weighted data sets). Raises PlaitError for what is missing."""
+    """Open the sources of `data.train`, or those of the list `data.mixture`. Raises PlaitError naming every data set that is missing."""
     if config.data.mixture is None:
         return TrainingData(open_data(config, config.data.train, "train"), [entry.weight for entry in config.data.train])
     mixed = mixture.read(registry.mixture(config.family, config.data.mixture), config.data.without, KINDS)

@@ -1,4 +1,4 @@
-"""A look at some samples of each training source before the first step: what is bad, without text, of which size, or held out as well.
+"""A look at some samples of each training source (data set) before the first step: what is bad, without text, of which size, or held out.
 
 Samples are read and encoded as in training, evenly over each source. Not a check of all data: what turns up later is in quarantine.jsonl.
 """
@@ -28,7 +28,7 @@ _REASONS_SHOWN = 2
 
 @dataclass
 class SourceLook:
-    """What a look at one source found."""
+    """What a look at one source found, as counts that `line` reports."""
 
     source: Source
     read: int = 0
@@ -61,7 +61,7 @@ class SourceLook:
 
 
 def compare_ranks(fingerprints: Mapping[str, str], ranks: Ranks) -> None:
-    """Raise PlaitError, on all ranks, where a source (name: hash of its content) is not the same on every rank, naming the ranks."""
+    """Raise PlaitError, on all ranks, where a source of `fingerprints` ({name: hash of its content}) has another hash on some rank."""
     by_rank = ranks.gather(dict(fingerprints))
     for name in fingerprints:
         differing = [str(rank) for rank, theirs in enumerate(by_rank) if theirs.get(name) != by_rank[0].get(name)]
@@ -73,7 +73,7 @@ def compare_ranks(fingerprints: Mapping[str, str], ranks: Ranks) -> None:
 
 
 def report(config: RunConfig, sources: Sequence[Source], inputs: Inputs, ranks: Ranks, seed: int) -> None:
-    """Log a line per training source with what `look` found. Raises PlaitError, on all ranks, as it does; rank 0 alone reads."""
+    """Look at the training sources on rank 0 and log a line for each. Raises PlaitError, on all ranks, where `look` does."""
     error = None
     if ranks.first:
         try:

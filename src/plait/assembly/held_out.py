@@ -30,12 +30,12 @@ class FixedOrder:
 
     @classmethod
     def of(cls, chosen: Sequence[SampleId], opened: Sequence[SampleSource], batch: int) -> "FixedOrder":
-        """Cut the chosen samples of the sources `opened` into batches of at most `batch` samples."""
+        """Cut the `chosen` samples of the sources `opened` into batches of at most `batch`, in their order."""
         batches = tuple(tuple(ids) for ids in batches_of(chosen, opened, batch))
         return cls(tuple(len(source) for source in opened), batches)
 
     def ids(self, step: int) -> list[SampleId]:
-        """Return the ids of batch `step`."""
+        """Return the ids of the samples of batch number `step` (from 0), as the loader asks for them."""
         return list(self.batches[step])
 
     @property
@@ -45,7 +45,7 @@ class FixedOrder:
 
 
 def choose(sizes: Sequence[int], count: int | None, seed: int) -> tuple[SampleId, ...]:
-    """Draw `count` held-out samples (all when None) evenly from sources of these sizes, by a permutation that `seed` alone decides."""
+    """Draw `count` samples (None: all) evenly from sources of these sizes; `seed` alone decides which, so they never change."""
     total = sum(sizes)
     chosen = []
     for position in range(total if count is None else min(count, total)):
@@ -57,7 +57,7 @@ def choose(sizes: Sequence[int], count: int | None, seed: int) -> tuple[SampleId
 
 
 def benchmark(config: RunConfig, bench: str) -> tuple[str, Source]:
-    """Return, for NAME:SPLIT, the bench that scores the dataset, and the source. Raises PlaitError where one of them is unknown."""
+    """Return the bench that scores NAME:SPLIT's answers, and its source. Raises PlaitError where the dataset, split or bench is unknown."""
     name, _, split = bench.partition(":")
     catalogue = registry.datasets(config.family)
     try:
@@ -78,7 +78,7 @@ def benches(config: RunConfig, entries: Sequence[Evaluate]) -> dict[str, Bench]:
 
 
 class HeldOutData:
-    """The held-out data of `evaluate:` entries, opened once: an entry's own `data`, that of its NAME:SPLIT, else `data.validation`."""
+    """The held-out sources of entries, each opened once: those of an entry's `data`, of its NAME:SPLIT, else of `data.validation`."""
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
@@ -115,7 +115,7 @@ class ChosenSamples:
 
 
 def open_held_out(bundle: ModelBundle, config: RunConfig, ranks: Ranks, data: HeldOutData | None = None) -> HeldOut:
-    """Return functions that open an entry's held-out data, as batches and as samples. `data`: sources opened before, if any."""
+    """Return functions that open an entry's data, as batches of this rank and as samples. `data`: sources opened before, if any."""
     held_out = data or HeldOutData(config)
 
     def batches(entry: Evaluate) -> Loader:

@@ -27,7 +27,7 @@ _TOKENIZER_SAMPLES = 2_000
 
 @dataclass(frozen=True)
 class ModelBundle:
-    """A family, its typed `model:` section and the model built from it."""
+    """A family (kind of model), its `model:` section with checked types, and the model built from it; all ranks have the same."""
 
     family: Family
     section: Any
@@ -39,17 +39,17 @@ class ModelBundle:
     sharding: Sharding
 
     def inputs(self, config: RunConfig, *, train: bool, pad: str | None = None) -> Inputs:
-        """Return what encodes and collates samples, for training (`train`) or held-out data. `pad`: in place of `data.pad`."""
+        """Return what encodes and collates samples, augmented if `train`. `pad`: how batches are padded, in place of `data.pad`."""
         return self.family.Inputs(self.section, self.assets, max_tokens=config.data.max_tokens, pad=pad or config.data.pad, train=train)
 
     def frozen_xxh3(self, trained: set[str]) -> str:
-        """Return one hash of all base weights but those named in `trained`; a resumed run compares it with the checkpoint's."""
+        """Return one hash of all weights as built, but those named in `trained`. A resumed run compares it with its checkpoint's."""
         lines = "".join(f"{name}={value}\n" for name, value in sorted(self.base_hashes.items()) if name not in trained)
         return xxhash.xxh3_64_hexdigest(lines.encode())
 
 
 def build_model(config: RunConfig, run: Path, ranks: Ranks) -> ModelBundle:
-    """Build the model in host memory; all ranks call this. What a family makes first (a tokenizer), rank 0 saves in RUN/assets."""
+    """Build the model in host memory; all ranks call this. What its family makes first (a tokenizer), rank 0 writes to RUN/assets."""
     family = registry.load(config.family)
     section = family.Config.model_validate(config.model)
     assets = run / "assets"

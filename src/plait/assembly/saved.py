@@ -20,7 +20,7 @@ def checkpoint_at(path: Path) -> Checkpoint:
 
 
 def settings(path: Path) -> tuple[Checkpoint, RunConfig]:
-    """Return the checkpoint at `path` and the configuration of the stage it was written in, without building its model."""
+    """Return the checkpoint at `path` (a step or stage folder, or run), and the settings of the stage that wrote it; builds no model."""
     located = checkpoint_at(path)
     resolved = open_run_config(checkpoint.run_of(located.folder))
     return located, resolved.stages[located.manifest["state"]["stage"] - 1].config

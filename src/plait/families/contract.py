@@ -38,7 +38,7 @@ class Inputs(Protocol):
     """Turns samples into batches of tensors; runs in data workers, without the model."""
 
     def encode(self, sample: Sample, key: int) -> Any:
-        """Return the example of a sample; all randomness comes from `key`, a 64-bit seed. Raises BadSample if it cannot be used."""
+        """Return the example of a sample. All randomness comes from `key`, a 64-bit seed. Raises BadSample if it cannot be used."""
 
     def collate(self, examples: Sequence[Any]) -> dict[str, Any]:
         """Return a batch of examples as tensors by name; row i of each tensor belongs to example i."""
@@ -48,7 +48,7 @@ class MakeInputs(Protocol):
     """`Inputs` of a family: a class or function with this signature. `config`: the `model:` section."""
 
     def __call__(self, config: Any, assets: Path, *, max_tokens: int | None, pad: str, train: bool) -> Inputs:
-        """Return inputs, with augmentation if `train`. `max_tokens`: per row, None for no limit. `pad`: a value of `data.pad`."""
+        """Return inputs, with augmentation if `train`. `max_tokens`: per sample, None for no limit. `pad`: a value of `data.pad`."""
 
 
 class Build(Protocol):

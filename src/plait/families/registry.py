@@ -37,7 +37,7 @@ def names() -> list[str]:
 
 
 def model_config(family: str) -> type[ModelSection]:
-    """Return the class of a family's `model:` section, without importing torch. Raises PlaitError for an unknown family or none there."""
+    """Return the class of a family's `model:` section; imports no torch. Raises PlaitError where the family or its Config is missing."""
     section = vars(_module(family, "config")).get("Config")
     if not (isinstance(section, type) and issubclass(section, ModelSection)):
         raise PlaitError(f"family {family!r}: {_package(family)}.config has no Config, a subclass of plait.config.schema.ModelSection")
@@ -45,7 +45,7 @@ def model_config(family: str) -> type[ModelSection]:
 
 
 def load(family: str) -> "Family":
-    """Import a family and check it against contract.py. Raises PlaitError for an unknown name, or members missing or wrong."""
+    """Import a family's code and check it against contract.py. Raises PlaitError for an unknown name, or members missing or wrong."""
     contract = importlib.import_module("plait.families.contract")
     return cast("Family", contract.check(family, _module(family, "family")))
 
@@ -71,7 +71,7 @@ def preset(family: str, name: str) -> Path:
 
 
 def mixture(family: str, name: str) -> Path:
-    """Return the path of a list of datasets: `name` itself if it ends in .yaml, .yml or .json, else the family's own. Raises PlaitError."""
+    """Return the path of a list of datasets: `name` if a .yaml, .yml or .json file, else the family's own. Raises PlaitError if unknown."""
     path = Path(name).expanduser()
     if path.suffix in (".yaml", ".yml", ".json"):
         return path
@@ -85,7 +85,7 @@ def mixture(family: str, name: str) -> Path:
 
 
 def has_datasets(family: str) -> bool:
-    """Tell whether a family has a catalogue of datasets that a configuration can name."""
+    """Return whether a family has a catalogue of public datasets, which a configuration can name."""
     return _has(family, "catalogue/datasets.py")
 
 
@@ -99,7 +99,7 @@ def datasets(family: str) -> "Catalogue":
 
 
 def publisher(family: str) -> "Publisher | None":
-    """Return the family's module `export` (contract.Publisher), or None where it has none."""
+    """Return a family's module `export`, which converts weights to other software's layouts; None where it has none."""
     return cast("Publisher", _module(family, "export")) if _has(family, "export.py") else None
 
 

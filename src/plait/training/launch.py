@@ -59,7 +59,7 @@ def _without_rank_options(arguments: Sequence[str]) -> list[str]:
 
 
 class Process(Protocol):
-    """A started command, with its process id."""
+    """A started `plait` process, possibly torchrun with ranks below it. `pid`: its process id."""
 
     pid: int
 
@@ -67,7 +67,7 @@ class Process(Protocol):
         """Return the exit code once it has ended (0, 75, ..., or minus the number of the signal that killed it), else None."""
 
     def signal(self, number: int) -> None:
-        """Send a signal to it."""
+        """Send the signal `number`, as signal.SIGTERM; nothing happens where the process has ended."""
 
 
 class Launcher(Protocol):
@@ -76,10 +76,10 @@ class Launcher(Protocol):
     ranks: int
 
     def start(self, arguments: Sequence[str], log: Path) -> Process:
-        """Start `plait` with these command-line arguments; its output is appended to the file `log`."""
+        """Start `plait` with these command-line arguments, as ["train", "c.yaml"]; its output is appended to the file `log`."""
 
     def close(self) -> None:
-        """End what the launcher itself started, such as a server."""
+        """Release what the launcher keeps between starts, such as a server process; called once, after the last start."""
 
 
 class _FreshProcess:
@@ -101,14 +101,14 @@ class _FreshProcess:
 
 
 class Fresh:
-    """Launcher that runs `python -m plait ...` as a new process each time, under torchrun when there are several ranks."""
+    """Launcher that runs `python -m plait ...` as a new process each time; under torchrun where `ranks` is above 1."""
 
     def __init__(self, ranks: int = 1) -> None:
         self.ranks = ranks
         self.command = torchrun(ranks) if ranks > 1 else [sys.executable, "-m", "plait"]
 
     def start(self, arguments: Sequence[str], log: Path) -> Process:
-        """Start a new process."""
+        """Start a new process with these arguments, its output appended to `log`; returns its handle."""
         return _FreshProcess([*self.command, *arguments], log, self.ranks)
 
     def close(self) -> None:
@@ -116,7 +116,7 @@ class Fresh:
 
 
 class Warm:
-    """Launcher that forks `plait ...` from a server that has imported `modules`. One process at a time: this is its `Process` too."""
+    """Launcher that forks `plait ...` from a server that has imported `modules`; one process at a time. It is their `Process` as well."""
 
     ranks = 1
 
@@ -156,9 +156,9 @@ class Warm:
 
 
 def serve(modules: Sequence[str]) -> None:
-    """Import `modules`; then, for every line on standard input, fork `plait` and write its process id and its exit code.
+    """Import `modules`; then, for every line on standard input, fork `plait`, and write its process id and later its exit code.
 
-    A line is a JSON list: arguments, path of the log, working directory.
+    This is the server of `Warm`. A line is a JSON list: arguments, path of the log, working directory.
     """
     for name in modules:
         importlib.import_module(name)
@@ -194,7 +194,7 @@ def _run_forked(arguments: list[str], log: str, folder: str) -> int:
 
 
 def descendants(pid: int) -> list[int]:
-    """Return the ids of all processes below `pid`, from /proc (Linux); elsewhere none."""
+    """Return the ids of all processes that `pid` or its children started, from /proc (Linux); [] on other systems."""
     parents: dict[int, int] = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
@@ -210,7 +210,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def data_workers(pid: int) -> list[int]:
-    """Return the process ids of the data workers below `pid`: those that a fork server of multiprocessing has forked."""
+    """Return the ids of the data-loading workers below process `pid`: children of multiprocessing's fork server."""
     workers: set[int] = set()
     for child in descendants(pid):
         with contextlib.suppress(OSError):

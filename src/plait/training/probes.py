@@ -1,4 +1,4 @@
-"""Probes of a stage: the loss of a few fixed samples, and whether the largest micro-batch fits in memory."""
+"""Two trials of a stage (part of a run): the loss of a few fixed samples, and whether the largest micro-batch fits in memory."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,9 +19,9 @@ _PROBED_SAMPLES = 64  # at least a step's; the largest micro-batch of them is tr
 
 @dataclass(frozen=True)
 class ProbeLoss:
-    """The loss of the first few training samples, without augmentation.
+    """The loss of the stage's first few training samples, without augmentation.
 
-    Stored with each checkpoint, it shows at the next start that the same model came back.
+    Stored with each checkpoint and computed again at the next start, it shows that the same model came back.
     """
 
     bundle: ModelBundle
@@ -41,7 +41,7 @@ class ProbeLoss:
 
 
 def probe_loss(plan: StagePlan, bundle: ModelBundle, ranks: Ranks) -> ProbeLoss:
-    """Read the probe samples of a stage: the first four of its first source (data set)."""
+    """Read the probe samples, the first four of the stage's first data set, so that their loss can be measured at any step."""
     sources, config = plan.data.sources, plan.config
     ids = tuple(SampleId(0, i, 0) for i in range(min(_PROBE_SAMPLES, len(sources[0]))))
     order = FixedOrder.of(ids, sources, _PROBE_SAMPLES)
@@ -51,20 +51,20 @@ def probe_loss(plan: StagePlan, bundle: ModelBundle, ranks: Ranks) -> ProbeLoss:
 
 
 def wants_memory_probe(plan: StagePlan, ranks: Ranks) -> bool:
-    """Return whether to run `probe_memory` before the first step, as `guard.memory_probe` says for this device."""
+    """Return whether to run `probe_memory` before the first step: `guard.memory_probe` is always, or auto and the device is no CPU."""
     wanted = plan.config.guard.memory_probe
     return wanted == "always" or (wanted == "auto" and ranks.device.type != "cpu")
 
 
 def probed_steps(plan: StagePlan, stage_step: int) -> tuple[int, int]:
-    """Return (first, end), the steps of the stage among whose micro-batches the memory probe takes the largest."""
+    """Return [first, end), the steps from `stage_step` on with at least 64 samples, whose largest micro-batch is tried for memory."""
     return stage_step, min(stage_step + max(1, _PROBED_SAMPLES // plan.config.train.global_batch), plan.steps)
 
 
 def probe_memory(plan: StagePlan, loop: Loop, loader: Loader) -> None:
-    """Run forward and backward of the largest micro-batch of `loader`. Gradients stay on the parameters: the caller drops them.
+    """Run forward and backward of the largest micro-batch of `loader`, with the optimizer's memory occupied; no update is made.
 
-    Raises micro_batch.Exceeded where it does not fit, before the first step.
+    Gradients stay on the parameters: the caller drops them. Raises micro_batch.Exceeded where it does not fit.
     """
     micros: list[MicroBatch] = [micro for batch in loader for micro in batch.micro]
     state = loop.state

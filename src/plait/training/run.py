@@ -48,7 +48,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Options:
-    """Flags of `plait train`. `restart`: rename an old run and begin anew. `only`: the one stage to run.
+    """Flags of `plait train`. `restart`: rename an old run and begin anew. `only`: name of the one stage to run.
 
     `allow_inexact`: start even where something saved would be lost. `fresh`: fail where there is a run to continue.
     """
@@ -65,9 +65,9 @@ _DISK = frozenset([errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EST
 
 
 def train(resolved: Resolved, options: Options = DEFAULT) -> Path:
-    """Start the run that `resolved` describes, or continue it from its newest intact checkpoint, to its last planned step.
+    """Start the run of a checked configuration, or continue it from its newest intact checkpoint, up to its last planned step.
 
-    Returns the run directory. Raises Paused when a signal asked for a stop, with everything saved.
+    Returns the run directory. Raises Paused when a signal asked for a stop, with everything saved, and Stopped when a guard ends it.
     """
     config = resolved.config
     assert config.run is not None, "load_config names every run"
@@ -132,7 +132,7 @@ def _attempt(resolved: Resolved, options: Options, ranks: Ranks, signals: Signal
 
 
 def next_steps(run: Path, step: int, benches: Sequence[str]) -> str:
-    """Return the lines logged at the end of a run: where its files are, and commands to go on with. `benches`: names."""
+    """Return the lines logged at a run's end: its files, and commands to go on with. `benches`: names of metrics to suggest one of."""
     newest = checkpoint.published(run)
     rows = [
         ("run", f"{run}, {step} steps done"),
@@ -145,7 +145,7 @@ def next_steps(run: Path, step: int, benches: Sequence[str]) -> str:
 
 
 def stages_ahead(resolved: Resolved, only: str | None, state: State) -> list[StageView]:
-    """Return the stages still to run: from the state's on, or just the one named. Raises PlaitError for a name unknown or past."""
+    """Return the stages still to run, or just the one named `only`. Raises PlaitError for one that is unknown, past or not yet due."""
     ahead = list(resolved.stages[state.stage - 1 :])
     if only is None:
         return ahead
@@ -198,9 +198,10 @@ def _prepare_directory(run: Path, resolved: Resolved, options: Options) -> bool:
 
 
 def accept_configuration(run: Path, resolved: Resolved, allow_inexact: bool) -> None:
-    """Log how the configuration differs from the one the run was begun with; a run that saved nothing begins anew with it.
+    """Compare the configuration with RUN/config.yaml, that of the run's beginning, and log what differs.
 
-    Raises PlaitError where a difference would change the results of a run with checkpoints, unless `allow_inexact`.
+    A run that saved nothing begins anew with the new one. Raises PlaitError where a difference would change the results of a run with
+    checkpoints, unless `allow_inexact`.
     """
     try:
         before = RunConfig.model_validate(yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")))

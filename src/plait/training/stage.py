@@ -1,4 +1,7 @@
-"""The run of one stage (part of a run with its own settings): model laid out over devices, the loop, and what happens between steps."""
+"""The run of one stage (part of a run with its own settings): model laid out over devices, the loop, and what happens between steps.
+
+A plan says what a stage trains, on which data, for how many steps; a bundle is the model with its family (kind of model).
+"""
 
 import contextlib
 import logging
@@ -62,7 +65,7 @@ class RunContext:
 
 @dataclass(frozen=True)
 class Counters:
-    """What counts a stage's work: floating point operations, and graphs compiled (None where nothing is compiled)."""
+    """Counters of a stage's work: floating point operations, and recompilations (None where nothing is compiled)."""
 
     meter: Meter
     compilations: Compilations | None
@@ -96,7 +99,7 @@ def run_stage(plan: StagePlan, bundle: ModelBundle, state: State, context: RunCo
 
 
 def lay_out(plan: StagePlan, bundle: ModelBundle, state: State, ranks: Ranks, micro_batch: int) -> Counters:
-    """Set the model's precision, checkpointing, compilation and sharding for what trains in a stage. `micro_batch`: samples per forward."""
+    """Set the model's dtypes, checkpointing, compilation and sharding for what a stage trains. `micro_batch`: samples per forward pass."""
     config, units, names = plan.config, bundle.family.blocks(bundle.model), plan.trained_names
     state.pause()
     bundle.sharding.unwrap()
@@ -116,7 +119,7 @@ def lay_out(plan: StagePlan, bundle: ModelBundle, state: State, ranks: Ranks, mi
 
 
 class StageRun:
-    """A stage while it runs: steps; after each, metrics, figures (metrics on held-out data), the stage's end, a checkpoint."""
+    """A stage while it runs: its steps, and after each: metrics, figures on held-out data, the decision to end, a checkpoint if due."""
 
     def __init__(
         self, plan: StagePlan, bundle: ModelBundle, state: State, context: RunContext, micro_batch: MicroBatchSize, counters: Counters
@@ -189,7 +192,7 @@ class StageRun:
             raise Paused(f"stopped by {context.signals.received} {where}, all saved; the same command continues")
 
     def after_step(self, state: State, row: Row) -> None:
-        """Check replicas, record metrics, evaluate, and save a checkpoint where one is due: the loop's hook after each step."""
+        """Check replicas, record the metrics `row` of a step, evaluate, and save a checkpoint where one is due: the loop's hook."""
         settings, ranks = self.plan.config, self.context.ranks
         every = settings.guard.replica_check_steps
         if every and state.stage_step % every == 0 and ranks.size > 1 and not distributed.is_sharded(state.model):
@@ -223,9 +226,9 @@ class StageRun:
             files.append_rows(self.context.run / "bench_failures.jsonl", [row])
 
     def conclude(self) -> bool:
-        """Run the evaluations due at this step and decide whether the stage ends. Returns whether `checkpoint.best` improved.
+        """Run the evaluations due at this step and decide whether the stage ends; returns whether the figure `checkpoint.best` improved.
 
-        A restart calls it for what a stop left undone; twice at one step changes nothing.
+        A restart calls it for what a stop left undone; a second call at one step changes nothing.
         """
         settings, state, evaluations = self.plan.config, self.state, self.evaluations
         if (state.evaluated_step == state.step < self.stop_step) or state.stage_step == 0:
@@ -248,7 +251,7 @@ class StageRun:
         return improved
 
     def save(self) -> None:
-        """Write a checkpoint of this moment, unless it is the newest one already."""
+        """Save a checkpoint of the present state in the background, unless the newest checkpoint is of this very moment."""
         plan, state, bundle = self.plan, self.state, self.bundle
         moment = (state.step, state.evaluated_step, state.stage_done)
         if moment == self.saved:

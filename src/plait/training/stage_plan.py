@@ -1,4 +1,4 @@
-"""The plan of a stage: all that is known about it before its first step, as a frozen value. Nothing here changes the model or the state."""
+"""The plan of a stage (part of a run): all that is known before its first step, as a frozen value. Planning changes no model or state."""
 
 import contextlib
 import importlib.metadata
@@ -32,7 +32,7 @@ Names = Mapping[str, tuple[str, ...]]
 
 @dataclass(frozen=True)
 class StagePlan:
-    """What a stage trains, on which data, for how many steps, and its benches. A component is a named part of the model."""
+    """What a stage trains, on which data, for how many steps, and its benches (metrics). A component is a named part of the model."""
 
     view: StageView
     data: TrainingData
@@ -48,7 +48,7 @@ class StagePlan:
 
     @property
     def config(self) -> RunConfig:
-        """Return the effective configuration of the stage."""
+        """Return the configuration with the stage's own settings in place."""
         return self.view.config
 
     @property
@@ -57,16 +57,16 @@ class StagePlan:
         return {name for names in self.trained.values() for name in names}
 
     def trained_parameters(self, model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
-        """Return the parameters that train, as they are in `model` now: sharding replaces parameters, and keeps their names."""
+        """Return {component: {name: parameter}} of what trains, as `model` has them now: sharding replaces parameters, not names."""
         parameters = dict(model.named_parameters())
         return {component: {name: parameters[name] for name in names} for component, names in self.trained.items()}
 
     def micro_batch(self, ranks: int) -> int:
-        """Return the samples per forward pass of one rank, if they fit: `train.micro_batch`, else its whole slice of the global batch."""
+        """Return the samples per forward pass on one rank: `train.micro_batch`, else the rank's whole share of the global batch."""
         return self.config.train.micro_batch or math.ceil(self.config.train.global_batch / ranks)
 
     def manifest(self, model: nn.Module, ever_trained: set[str], ranks: int, torch_version: str) -> dict[str, Any]:
-        """Return what the manifest of each checkpoint of the stage says besides the state and its files: the keys below."""
+        """Return what the stage adds to a checkpoint's manifest.json. `ever_trained`: names of what trains or did before."""
         sizes = {name: value.numel() for name, value in model.named_parameters()}
         contents = {}
         for component, names in self.components.items():
@@ -94,7 +94,7 @@ def _versions() -> dict[str, str]:
 
 
 def plan_stage(view: StageView, bundle: ModelBundle) -> StagePlan:
-    """Open a stage's data and derive its plan. Raises PlaitError for settings or data that do not fit the model or each other."""
+    """Open a stage's data and derive its plan. `view`: its settings. Raises PlaitError for settings or data that do not fit the model."""
     config, family = view.config, bundle.family
     components = family.components(bundle.model)
     trained = optim.select(components, config.trainable, family.never_trained)
@@ -119,9 +119,9 @@ def plan_stage(view: StageView, bundle: ModelBundle) -> StagePlan:
 
 
 def planned_steps(config: RunConfig, order: AnyOrder) -> int:
-    """Return the optimizer steps of a stage from its budget in steps, epochs or samples (rounded up to whole steps).
+    """Return a stage's number of optimizer steps, from its budget in steps, epochs or samples (rounded up to whole steps).
 
-    Raises PlaitError when warm-up would not end before the stage does.
+    `order` knows the steps of an epoch. Raises PlaitError when warm-up would not end before the stage.
     """
     budget = config.train
     if budget.steps is not None:

@@ -1,4 +1,7 @@
-"""Where a run starts from: its own newest checkpoint, another run's weights, or step 0; what changes is logged before the first step."""
+"""Where a run starts from: its own newest checkpoint, another run's weights, or step 0; what changes is logged before the first step.
+
+A view is the configuration of one stage (part of a run); a bundle, the model with its family (kind of model); a group, a kind of tensor.
+"""
 
 import json
 import logging
@@ -39,10 +42,10 @@ log = logging.getLogger(__name__)
 def resume(
     state: State, bundle: ModelBundle, views: Sequence[StageView], *, run: Path, ranks: Ranks, allow_inexact: bool
 ) -> Checkpoint | None:
-    """Restore the run's newest intact checkpoint and log it; returns None when the run saved none yet. `views`: its stages.
+    """Restore the run's newest intact checkpoint into `state` and log it; returns it, or None when none was saved yet.
 
-    Raises PlaitError when there are checkpoints and none is intact, when a frozen weight is not the one the run was trained against, or
-    when something saved would be lost.
+    `views`: the run's stages. Raises PlaitError when no checkpoint is intact, when a frozen weight is not the one the run was trained
+    against, or when something saved would be lost, unless `allow_inexact`.
     """
     found: tuple[Checkpoint | None, str | None] = ranks.agree(_find_newest(run) if ranks.first else (None, None))  # one reader hashes
     newest, refusal = found
@@ -94,7 +97,7 @@ def _find_newest(run: Path) -> tuple[Checkpoint | None, str | None]:
 
 
 def check_named(spec: str) -> None:
-    """Raise PlaitError where `from:` is neither a path here nor the name of a Hub repository; reads and downloads nothing."""
+    """Raise PlaitError where `spec`, the setting `from:`, is neither a path here nor named as a Hub repository; downloads nothing."""
     path, _ = checkpoint_specs.split(spec)
     if not path.exists() and not checkpoint_specs.may_be_hub(spec.partition("@")[0]):
         checkpoint_specs.locate(spec, _FORMS)
@@ -103,7 +106,7 @@ def check_named(spec: str) -> None:
 def begin_from(state: State, bundle: ModelBundle, view: StageView, *, run: Path, ranks: Ranks, allow_inexact: bool) -> None:
     """Start at step 0 with the weights, averages and moments that `from:` names; what is frozen is up to this run's configuration.
 
-    Raises PlaitError when `from:` names nothing usable, or something saved would be lost.
+    Raises PlaitError when `from:` names nothing usable, or something saved would be lost, unless `allow_inexact`.
     """
     spec = str(view.config.from_)
     tensors, manifest, folder = read_from(spec)
@@ -134,10 +137,10 @@ def begin_from(state: State, bundle: ModelBundle, view: StageView, *, run: Path,
 
 
 def read_from(spec: str) -> tuple[Tensors, dict[str, Any] | None, Path]:
-    """Read the tensors (by group and name), manifest (None for bare weights) and folder of a `from:` spec.
+    """Read what `from: SPEC` names: tensors {group: {name: tensor}}, the manifest (None for bare weights), and the folder.
 
-    A checkpoint spec (`checkpoint_specs.py`), a folder of safetensors, or a Hub repository (owner/name). Raises PlaitError for anything
-    else, and for a damaged checkpoint.
+    `spec`: a checkpoint (RUN, RUN@STEP, RUN/STAGE@best, ...), a folder of safetensors, or a Hub repository (owner/name). Raises PlaitError
+    for anything else, and for a damaged checkpoint.
     """
     path, mark = checkpoint_specs.split(spec)
     name = spec.partition("@")[0]
@@ -173,7 +176,7 @@ def _download(repository: str, revision: str | None) -> Path:
 def migration_table(
     tensors: Mapping[str, Mapping[str, StoredTensor]], trained: set[str], config: RunConfig, bundle: ModelBundle
 ) -> list[migrate.Row]:
-    """Compare saved tensors (by group, such as "weights", and name) with what a stage needs. `trained`: names that were trained."""
+    """Compare saved tensors, {group: {name: tensor}}, with what a stage needs. `trained`: names that the saved state had trained."""
     components = bundle.family.components(bundle.model)
     now = {name for part in optim.select(components, config.trainable, bundle.family.never_trained).values() for name in part}
     wanted = {"weights": now, "moments": now, "ema": now if config.optim.ema is not None else set()}
@@ -183,9 +186,9 @@ def migration_table(
 
 
 def accept(rows: Sequence[migrate.Row], notes: Sequence[str], *, run: Path, origin: str, ranks: Ranks, allow_inexact: bool) -> None:
-    """Log and save `rows`, the table of kept, new and lost tensors of a start from `origin`. `notes`: further losses, a line each.
+    """Log the table `rows` of kept, new and lost tensors, and append it to RUN/migrations.jsonl. `notes`: further losses, a line each.
 
-    Raises PlaitError when something would be lost, unless `allow_inexact`.
+    `origin`: the checkpoint that the start is from, for the table. Raises PlaitError when something would be lost, unless `allow_inexact`.
     """
     lost = [*migrate.inexact(rows), *notes]
     if ranks.first:
@@ -226,9 +229,9 @@ def curve(config: RunConfig, steps: int) -> str:
 
 
 def check_data(saved: Checkpoint, now: Mapping[str, str], run: Path, allow_inexact: bool) -> str:
-    """Compare the data's fingerprints `now` ({source: hash}) with the checkpoint's; returns a log line.
+    """Compare the data's hashes `now`, {source: hash}, with the checkpoint's; returns a log line. A source is one data set.
 
-    Raises PlaitError when they differ, unless the run is a fork that changed its data, or that was allowed.
+    Raises PlaitError when they differ, unless the run was forked at this step to change its data, or `allow_inexact`.
     """
     before = saved.manifest["data"]
     by_name = {name: (before.get(name, "not there"), now.get(name, "gone")) for name in {**before, **now}}
@@ -249,9 +252,9 @@ def _forked_for_data(run: Path, step: int) -> bool:
 
 
 def check_probe(stored: float | None, now: float, allow_inexact: bool) -> str:
-    """Compare the loss of a few fixed samples `now` with that `stored` in the checkpoint (None: none); returns a log line.
+    """Compare the loss of a few fixed samples `now` with the one `stored` in the checkpoint (None: none); returns a log line.
 
-    Raises PlaitError when they are too far apart to be of the same model, unless that was allowed.
+    Raises PlaitError when they are further apart than 0.1 %, too far to be of the same model, unless `allow_inexact`.
     """
     if stored is None:
         return f"probe loss {now:.6f}: none stored to compare with"

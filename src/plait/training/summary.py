@@ -1,4 +1,4 @@
-"""The stage summary: what a stage says before its first step (what trains, on what, for how long, what looks odd) and after its last."""
+"""Log lines about a stage (part of a run): before its first step what it trains, on what, what looks odd; after its last what it drew."""
 
 import logging
 import math
@@ -35,7 +35,7 @@ def announce(plan: StagePlan, model: nn.Module) -> None:
 
 
 def shares(names: Sequence[str], weights: Sequence[float], slots: Sequence[int]) -> list[str]:
-    """Return a line per source (data set): its share by weight, and that of its `slots` in the order of samples; [] for one source."""
+    """Return, per source (data set), "NAME asked 25.00% of the samples, gets 24.98%", from its `slots` in the order; [] for one source."""
     if len(names) < 2:
         return []
     return [
@@ -45,7 +45,7 @@ def shares(names: Sequence[str], weights: Sequence[float], slots: Sequence[int])
 
 
 def realised(data: TrainingData, totals: Mapping[str, float]) -> list[str]:
-    """Return a line per source (data set): its share by weight, and what it gave so far, from the state's `totals`; [] for one."""
+    """Return a line per source (data set): the share asked, and what it gave so far by the state's `totals`; [] for one source."""
     drawn = source_shares.shares(totals)
     quantities = {name.rpartition("/")[2]: None for name in drawn}
     words = {quantity: "loss weight" if quantity == "loss" else quantity.replace("_", " ") for quantity in quantities}
