@@ -115,13 +115,13 @@ class Config(ModelSection):
     z_loss: Annotated[float, Field(ge=0.0)] = Field(default=1e-4, description="coefficient of the squared log-normaliser")
 
     def variant(self, name: str) -> tuple["Config", int]:
-        """Return the section with up to 36 crops, and data.max_tokens for them and a question. `name` is `high-res`, of `variants`."""
+        """Return (this section with up to 36 crops, the data.max_tokens that these need). `name`: `high-res`, the key of `variants`."""
         assert name in self.variants
         return self.model_copy(update={"max_crops": 36}), 4096
 
     @property
     def tower(self) -> Tower:
-        """Return the row of TOWERS that `vision_backbone` names."""
+        """Return the sizes of the vision tower that `vision_backbone` names: a row of TOWERS."""
         return TOWERS[self.vision_backbone]
 
     @property

@@ -51,7 +51,7 @@ class Projector(nn.Module):
 
 
 class Connector(nn.Module):
-    """Turns patch features into one vector per image token, which the model adds to the embedding of `<im_patch>`."""
+    """Turns patch features into one vector per image token, which the model adds to the embedding of the token `<im_patch>`."""
 
     def __init__(self, tower: Tower, inner: int, hidden: int, scale: float):
         """Draw the weights so that image features have the root mean square `scale`, that of the embeddings.

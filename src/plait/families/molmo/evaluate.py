@@ -29,12 +29,12 @@ _HIT_RADIUS = 5.0  # percent of width and height within which a point hits a gol
 
 @dataclass(frozen=True)
 class Scored:
-    """A bench that generates free answers and scores them by one rule."""
+    """A bench that has the model generate free answers and scores them by one rule, `score`."""
 
     score: Score
 
     def bench(self) -> Bench:
-        """Return this as the engine's Bench, a pair of `predict` and `summarise`."""
+        """Return the Bench that the engine runs: `predict` and `summarise` of this object."""
         return Bench(self.predict, self.summarise)
 
     def predict(self, model: Molmo, samples: Sequence[Sample], inputs: Inputs, *, batch: int, moment: str = "") -> list[Row]:
@@ -124,7 +124,7 @@ def _field(sample: Sample, name: str) -> Any:
 
 
 def accuracy(answer: str, sample: Sample) -> dict[str, float]:
-    """Score 1 or 0: by the scorer of drawn scenes or NLVR, else equality but for case, outer punctuation and white space."""
+    """Score 1 or 0: samples of drawn scenes and NLVR by their own scorer, others by equality but for case, outer punctuation and spaces."""
     if can_score(sample["fields"]):
         return {"score": float(score(answer, sample["fields"]))}
     normalised = [" ".join(text.split()).strip(" .,;:!?\"'").casefold() for text in (answer, *golds(sample))]
@@ -140,7 +140,7 @@ def counting(answer: str, sample: Sample) -> dict[str, float]:
 
 
 def pointing(answer: str, sample: Sample) -> dict[str, float]:
-    """Return `score`, the F1 of the points in the answer, with `precision`, `recall` and `f1`."""
+    """Return `precision`, `recall` and `f1` of the points in the answer, and `score`, the f1; points are `<point x=.. y=..>` tags."""
     fields = sample["fields"]
     gold, hits = _scene_targets(fields) if {"truth", "objects", "size"} <= fields.keys() else _annotated_targets(sample)
     figures = points.pointing_score(points.read(answer), gold, hits)

@@ -27,7 +27,7 @@ MODEL_TYPE = "plait_molmo"  # what hf.py registers
 
 
 def write_hf(model: Molmo, config: Config, directory: Path, out: Path) -> list[str]:
-    """Write a directory for AutoModelForCausalLM and AutoProcessor (see hf.py); return the lines to print about it."""
+    """Write a directory for AutoModelForCausalLM and AutoProcessor (see hf.py) as `out`; return lines to print: how to load it."""
     weights = {f"model.{name}": value.detach() for name, value in model.state_dict().items()}
     if model.language.config.tie_word_embeddings:
         weights["model.language.lm_head.weight"] = weights["model.language.lm_head.weight"].clone()
@@ -43,7 +43,7 @@ def write_hf(model: Molmo, config: Config, directory: Path, out: Path) -> list[s
 
 
 def write_molmo(model: Molmo, config: Config, directory: Path, out: Path) -> list[str]:
-    """Write the published Molmo layout; return lines to print. Raises PlaitError for other than qwen2 with CLIP."""
+    """Write the published Molmo layout as `out`; return lines to print. Raises PlaitError for parts other than qwen2 with CLIP."""
     settings = {"config.json": published.model_settings(model), "preprocessor_config.json": published.image_settings(config)}
     settings["processor_config.json"] = {"processor_class": "MolmoProcessor"}
     _write(out, published.to_published(model), settings, _tokenizer(model, config, directory))

@@ -84,7 +84,7 @@ class MolmoForCausalLM(PreTrainedModel, GenerationMixin):
             position_ids.copy_(torch.arange(position_ids.shape[-1], device=position_ids.device).expand_as(position_ids))
 
     def get_input_embeddings(self) -> nn.Module:
-        """Return the language model's own embedding; rows of image tokens are in the connector, and not in it."""
+        """Return the language model's own embedding, as transformers asks for it; the rows of image tokens are in the connector."""
         embeddings: nn.Module = self.model.language.get_input_embeddings()
         return embeddings
 
@@ -122,7 +122,7 @@ class MolmoForCausalLM(PreTrainedModel, GenerationMixin):
 
 
 class MolmoProcessor:
-    """Turns images and prompts into the inputs of MolmoForCausalLM, as training encodes them."""
+    """Turns images and prompts into the inputs of MolmoForCausalLM, as training encodes them; decodes its tokens to text."""
 
     def __init__(self, inputs: Inputs, tokenizer: Any):
         self.inputs, self.tokenizer = inputs, tokenizer

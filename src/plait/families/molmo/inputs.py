@@ -67,7 +67,7 @@ class TextTokenizer:
 
 
 class Inputs:
-    """`encode` serves training and held-out loss, `prompt` generation, `collate` both. `directory`: the run's folder `assets`."""
+    """`encode` serves training and held-out loss, `prompt` generation, `collate` both. `directory`: the run's folder, with a tokenizer."""
 
     def __init__(
         self,
@@ -137,7 +137,7 @@ class Inputs:
         return batch
 
     def image_ids(self, tiled: TiledImage) -> list[int]:
-        """Return the ids of one image's tokens: their kinds (tiling.py) counted from `image_start`."""
+        """Return the token ids of one tiled image: start, patches, ends of rows and end, counted from `image_start`."""
         ids: list[int] = (tiled.tokens + self.tokenizer.image_start).tolist()
         return ids
 

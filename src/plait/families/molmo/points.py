@@ -69,7 +69,7 @@ def read_count(text: str) -> int | None:
 
 
 def assign(cost: Sequence[Sequence[float]]) -> list[tuple[int, int]]:
-    """Return pairs (row, column) of least total cost, as many as the shorter side has (Hungarian method, O(n^3), Kuhn 1955)."""
+    """Return the pairs (row, column) of least total `cost[row][column]`, as many as the shorter side has (Hungarian method, Kuhn 1955)."""
     if not cost or not cost[0]:
         return []
     if len(cost) > len(cost[0]):

@@ -48,7 +48,7 @@ _SAME_SETTINGS = (
 
 
 class Entry(NamedTuple):
-    """A published tensor and the parameters that it is made of, stacked by rows. `patches`: flattened over (row, column, channel)."""
+    """A published tensor, `theirs`, made of the parameters `ours`, stacked by rows. `patches`: flattened over (row, column, channel)."""
 
     theirs: str
     ours: tuple[str, ...]

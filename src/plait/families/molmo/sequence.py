@@ -101,8 +101,8 @@ def attention_mask(segments_BL2: Tensor) -> Tensor:
 def batch_rows(rows: Sequence[Row], *, pad_id: int, pad: str, max_tokens: int | None = None, left: bool = False) -> dict[str, Tensor]:
     """Collate rows to one batch: ids, labels, weights, positions (B, L) and segments (B, L, 2) = (document, annotation).
 
-    `pad`: longest, to_128 (a multiple), to_max (`max_tokens`), or none, which packs all rows into one, where no row sees another. Raises
-    PlaitError for to_max without a maximum.
+    `pad`: to the longest, to_128 (a multiple), to_max (`max_tokens`), or none, which packs all rows into one, where no row sees another.
+    `left`: padding before the tokens, for generation. Raises PlaitError for to_max without a maximum.
     """
     packed = [list(rows)] if pad == "none" and not left else [[row] for row in rows]
     length = _padded_length([sum(map(len, group)) for group in packed], pad, max_tokens)

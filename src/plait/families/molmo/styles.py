@@ -32,7 +32,7 @@ Conversation = tuple[list[Message], str, float]
 
 @dataclass(frozen=True)
 class TextSpan:
-    """A piece of text, or the place of an image; the model learns to produce an `answer` and then the end of text."""
+    """A piece of text, or the place of an image. An `answer` is supervised: the model learns to produce it and then the end of text."""
 
     text: str
     answer: bool = False
@@ -40,7 +40,7 @@ class TextSpan:
 
 
 def prompt_prefix(config: Config, style: str, answer: str | None, random: np.random.Generator | None) -> str:
-    """Return what the first prompt begins with, such as "vqa2:", or "". `answer`: whose length is named. `random` None: no training."""
+    """Return what the first prompt begins with, as "vqa2:", or "". `answer`: whose length it may tell; `random`: None if not training."""
     style = EVALUATION_STYLES.get(style, style)
     if config.style == "none" or style in UNNAMED_STYLES:
         return ""
@@ -99,7 +99,7 @@ def _turns(messages: Sequence[Message]) -> list[tuple[str, str]]:
 def strip_leading_image_marks(messages: Sequence[Message]) -> tuple[list[Message], int]:
     """Remove image marks at the start of the first user turn, whose images come first in the sequence anyway.
 
-    Returns the messages and the number of marks removed.
+    Returns (messages, number of marks removed).
     """
     kept = [dict(message) for message in messages]
     for message in kept:

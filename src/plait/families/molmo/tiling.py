@@ -70,7 +70,7 @@ def tile(image: Tensor, config: Config) -> TiledImage:
 
 
 def image_token_kinds(rows: int, columns: int) -> list[int]:
-    """Return the kinds of a grid's tokens: START, then each row of PATCH with its COLUMN, then END."""
+    """Return the tokens of one grid of rows x columns: START, then each row's PATCH tokens and a COLUMN, then END."""
     return [START, *([PATCH] * columns + [COLUMN]) * rows, END]
 
 

@@ -1,6 +1,6 @@
 """The debug model's tokenizer, trained on the run's own texts and saved with the run, so that it works offline.
 
-It also learns how questions and points are written, because a multitask run continues with the tokenizer of its captioner.
+It also learns how questions and points are written: a run on many tasks goes on from one on captions, with the tokenizer of that.
 """
 
 import tempfile
@@ -53,7 +53,7 @@ _OBJECTS = ("circles in the left box", "square in the middle box", "black items 
 
 
 def framing_texts() -> Iterator[str]:
-    """Yield questions, statements, short answers and points as a multitask run writes them, to train the tokenizer on."""
+    """Yield questions, short answers and points as data of many tasks writes them, so that the tokenizer has tokens for them."""
     for name in _OBJECTS:
         yield from (text.format(name) for text in _TEMPLATES for _ in range(_REPEATS))
         for tenths in range(7, 1001, 11):

@@ -68,7 +68,7 @@ class VisionTower(nn.Module):
         return torch.cat([outputs[i] for i in self.feature_layers], dim=-1)[:, self.prefix :]
 
     def unused(self) -> list[nn.Parameter]:
-        """Return parameters on which no feature depends, and which get no gradient: layers above, and DINO's mask token."""
+        """Return the parameters that no feature depends on, and that so get no gradient: layers above the last used, DINO's mask token."""
         unused = [p for layer in self.layers[max(self.feature_layers) + 1 :] for p in layer.parameters()]
         return unused + [p for name, p in self.embeddings.named_parameters() if name == "mask_token"]
 
@@ -140,7 +140,7 @@ def load_vision(config: Config, seed: int) -> VisionTower:
 
 
 def new_vision(config: Config) -> VisionTower:
-    """Build the configured tower with transformers' random weights."""
+    """Build the configured tower with random weights, as transformers draws them, for debug models and for loading an export into."""
     return VisionTower(_KINDS[config.tower.kind][1](vision_config(config.tower)), config.tower)
 
 

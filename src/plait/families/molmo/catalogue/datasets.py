@@ -1,7 +1,8 @@
 """The datasets that family molmo knows by name, opened from their authors' files, or from the Hub where `hub: true` is set.
 
 In training, rows (records) about one image are one sample with several annotations (conversations), at most MAX_ANNOTATIONS, drawn anew
-each time; in every other split each question is a sample of its own. How a row is read is in academic.py, pixmo.py and gui_grounding.py.
+each time; in every other split each question is a sample of its own. How a row is read is in academic.py, pixmo.py and gui_grounding.py. A
+bench scores generated answers by a rule of the same name, such as `vqa`.
 """
 
 import difflib
@@ -45,7 +46,7 @@ ALIASES = {
 
 
 def spec_of(name: str) -> Spec:
-    """Return the description of a dataset by its name or alias. Raises PlaitError, with the nearest name, for an unknown one."""
+    """Return what is known of a dataset (files, splits, rule) by name or alias. Raises PlaitError, with the nearest name, if unknown."""
     spec = DATASETS.get(ALIASES.get(name, name))
     if spec is None:
         near = difflib.get_close_matches(name, [*DATASETS, *ALIASES], 1)
@@ -63,7 +64,7 @@ def rule_of(name: str) -> str:
 
 
 def scored() -> list[str]:
-    """Return the names of the datasets whose answers a bench can score: those with a `rule`."""
+    """Return the names of the datasets whose generated answers a bench can score, to list them in an error."""
     return [name for name, spec in DATASETS.items() if spec.rule is not None]
 
 
@@ -110,9 +111,10 @@ def _hub_hint(spec: Spec) -> str:
 
 
 class NamedDataset(Source):
-    """Samples of one split, at most `limit` (None: all). `source[i]` is the same every time; `draw` is random by its key.
+    """Samples of one split of a named dataset, at most `limit` (None: all); raises PlaitError for a split without rows.
 
-    Raises PlaitError for a split without rows.
+    `spec`: the dataset's description; `rows`: its records; `files`: where its images are. `source[i]` is the same every time; `draw` is
+    random.
     """
 
     def __init__(self, name: str, spec: Spec, files: DatasetFiles, rows: Rows, split: str, limit: int | None) -> None:
@@ -144,7 +146,7 @@ class NamedDataset(Source):
         return self.draw(i, key("as asked", i))
 
     def draw(self, i: int, sample_key: int) -> dict[str, Any]:
-        """Return sample `i`, an image with conversations, drawn by seed `sample_key`. Raises BadSample for image or text it cannot use."""
+        """Return sample `i`, an image with conversations, drawn by seed `sample_key`. Raises BadSample where it cannot be used."""
         random = rng(sample_key, "draw")
         members = self.members[i]
         if len(members) > MAX_ANNOTATIONS:

@@ -1,6 +1,7 @@
 """Two datasets with layouts of their own: AI2D (a JSON file per diagram) and the GUI grounding data of AndroidControl.
 
-AndroidControl's episodes (one task on a phone) of screenshots and actions are TFRecords. Rows are dicts, one per question or step.
+AndroidControl's episodes (one task on a phone) of screenshots and actions are TFRecords. Rows are dicts, one per question or step. An
+opener is a function that reads the rows of one split; it raises Absent where the files are missing.
 """
 
 import csv
@@ -20,9 +21,9 @@ from plait.families.molmo.points import percent
 
 
 def diagrams(split: str) -> Opener:
-    """Return a function that reads AI2D's questions: `questions/NAME.json`, `images/NAME`, and a CSV file of the test set's ids.
+    """Return the opener of AI2D's questions, in `questions/NAME.json` and `images/NAME`; a CSV file has the test set's ids.
 
-    Images of questions whose options are letters in the image are in `abc_images/NAME`. When called without its files, it raises Absent.
+    Images of questions whose options are letters in the image are in `abc_images/NAME`.
     """
 
     def opened(files: DatasetFiles) -> Rows:
@@ -48,10 +49,7 @@ def _diagram_questions(files: DatasetFiles, diagram: dict[str, Any]) -> list[Row
 
 
 def android_control(split: str) -> Opener:
-    """Return a function that reads AndroidControl's steps: TFRecord files `android_control-*`, and `splits.json` of episode ids.
-
-    When called without its files, it raises Absent.
-    """
+    """Return the opener of AndroidControl's steps, in TFRecord files `android_control-*`; `splits.json` has each split's episode ids."""
 
     def opened(files: DatasetFiles) -> Rows:
         (splits,) = files.find("splits.json")
@@ -98,7 +96,7 @@ class AndroidControlSteps:
         }
 
     def column(self, name: str) -> list[Any]:
-        """Return a different number for every row, whatever `name`: grouping by image finds no two steps with the same screenshot."""
+        """Return a different number for every row, whatever `name`: grouping rows by image is to find no two with the same screenshot."""
         return list(range(len(self)))
 
 

@@ -32,7 +32,7 @@ _BRACKETS = re.compile(r"^\s*\[USER\]|\[ASSISTANT\]\s*$")
 
 
 def one_of(choices: Sequence[str], random: Random) -> str:
-    """Draw one of the choices, such as a wording of a question, with equal probability."""
+    """Draw one of several texts, such as wordings of a question, with equal probability."""
     return choices[int(random.integers(len(choices)))]
 
 

@@ -46,7 +46,7 @@ class RowList:
 
     @classmethod
     def of_files(cls, rows: list[Row], files: Sequence[Path]) -> "RowList":
-        """Wrap rows that were read from files; the files' names and sizes, and the number of rows, make the digest."""
+        """Wrap rows that were read from `files`; the digest is a hash of the files' names and sizes, and the number of rows."""
         sizes = [[file.name, file.stat().st_size] for file in files]
         return cls(rows, xxhash.xxh3_64(json.dumps([sizes, len(rows)]).encode()).hexdigest())
 
@@ -62,7 +62,7 @@ class RowList:
 
 
 class ParquetRows:
-    """Rows of parquet files or of a Hub dataset, without those whose column `keep[0]` fails the condition `keep[1]`."""
+    """Rows of parquet files or a Hub dataset. `keep`: (column, condition on its values), of rows to take; None: all."""
 
     def __init__(self, table: Table, keep: Keep | None = None) -> None:
         self.table, self.digest = table, table.digest
@@ -96,7 +96,7 @@ class ParquetRows:
 
 @dataclass(frozen=True)
 class DatasetFiles:
-    """Where a dataset's files are: its folder, and `root`, whose folders several share. `cache`: of indices. `hub`: may read the Hub."""
+    """A dataset's `folder`, and `root`, where several share images. `cache`: folder of indices; `hub`: missing files may be the Hub's."""
 
     folder: Path
     root: Path
@@ -104,7 +104,7 @@ class DatasetFiles:
     hub: bool = False
 
     def find(self, *patterns: str) -> list[Path]:
-        """Return, per glob pattern, the first matching file of the dataset's folder. Raises Absent when a pattern matches none."""
+        """Return the first match in the dataset's folder of each glob pattern. Raises Absent when a pattern matches no file."""
         files = []
         for pattern in patterns:
             matches = sorted(self.folder.glob(pattern))
@@ -142,7 +142,7 @@ Random = np.random.Generator
 
 @dataclass(frozen=True)
 class Conversation:
-    """One conversation about the row's image. `gold`: the fields that a bench compares an answer with; `weight`: in the loss."""
+    """A conversation about the row's image. `style`: the task's name; `gold`: what answers are compared with; `weight`: in the loss."""
 
     question: str
     answer: str
@@ -166,7 +166,7 @@ Converter = Callable[[Row, Random, Size], list[Conversation]]
 
 @dataclass(frozen=True)
 class Spec:
-    """A dataset: folder, opener per split, how a row becomes conversations, how to `get` its files, and the bench that scores answers."""
+    """A dataset: folder, opener per split, how a row becomes conversations, where to `get` its files, and `rule`, what scores answers."""
 
     folder: str
     splits: Mapping[str, Opener]
@@ -187,9 +187,10 @@ def read_json(file: Path) -> Any:
 
 
 def in_json(pattern: str, *keys: str, keep: Callable[[Row], bool] = lambda row: True, mark: Row | None = None) -> Opener:
-    """Return an opener of the list of rows in a JSON file, under `keys`; rows of an object get their key as `id`.
+    """Return an opener of the list of rows in the JSON file `pattern` (a glob), below `keys`, one after another.
 
-    `keep`: rows to take; `mark`: fields added to all. When opened, it raises PlaitError if the file does not hold such a list.
+    Where it is an object, its rows get their key as `id`. `keep`: which rows to take; `mark`: fields added to all. The opener raises
+    PlaitError if the file does not hold such a list.
     """
 
     def opened(files: DatasetFiles) -> Rows:
@@ -210,9 +211,9 @@ def in_json(pattern: str, *keys: str, keep: Callable[[Row], bool] = lambda row: 
 
 
 def joined(questions: str, annotations: str) -> Opener:
-    """Return an opener of VQA's two files: questions, and annotations (answers) with the same `question_id`.
+    """Return an opener of VQA's two JSON files, `questions` and `annotations` (globs), joined by `question_id`.
 
-    When opened, it raises PlaitError if a question has no annotation.
+    The opener raises PlaitError if a question has no annotation.
     """
 
     def opened(files: DatasetFiles) -> Rows:
@@ -242,7 +243,8 @@ def concatenated(*openers: Opener) -> Opener:
 def in_parquet(hub: str, split: str, config: str | None = None, keep: Keep | None = None) -> Opener:
     """Return an opener of parquet files as the Hub repository `hub` holds them, or of the Hub itself with option `hub: true`.
 
-    Files are named `SPLIT-*.parquet`, in the folder, its `data` or CONFIG. When opened, it raises Absent if there are none.
+    Files are named SPLIT-*.parquet, in the folder, its `data` or `config`. `keep`: (column, condition) of rows to take. The opener raises
+    Absent without files.
     """
 
     def opened(files: DatasetFiles) -> Rows:
@@ -257,7 +259,7 @@ def in_parquet(hub: str, split: str, config: str | None = None, keep: Keep | Non
 
 
 def either(*openers: Opener) -> Opener:
-    """Return an opener that tries several and takes the first whose files exist. Raises Absent, with all reasons, when none do."""
+    """Return an opener that tries several and uses the first whose files exist; it raises Absent, with all reasons, when none do."""
 
     def opened(files: DatasetFiles) -> Rows:
         reasons = []
@@ -272,5 +274,5 @@ def either(*openers: Opener) -> Opener:
 
 
 def root_of(path: str | None, folder: str, root: Path) -> Path:
-    """Return the dataset's folder: `path` of its item in the configuration if set, else `folder` under the root."""
+    """Return a dataset's folder: the item's `path` in the configuration if set, else `folder` under `root`."""
     return paths.local(path) if path else root / folder
