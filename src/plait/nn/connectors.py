@@ -33,27 +33,18 @@ class Connector(nn.Module):
 
 
 def match_rms(x: Tensor, rms: Tensor) -> Tensor:
-    """Scale every vector of `x` (..., D) to root mean square `rms` (a scalar).
-
-    x * rms / sqrt(mean(x^2) + eps), computed and returned in float32 or wider.
-    """
+    """Scale every vector of `x` (..., D) to root mean square `rms`, a scalar: x * rms / sqrt(mean(x^2) + eps), in float32 or wider."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     return F.rms_norm(wide, (x.shape[-1],), eps=1e-6) * rms
 
 
 def root_mean_square(x: Tensor) -> Tensor:
-    """Return sqrt(mean(x^2)) over all elements as a scalar, in float32 or wider.
-
-    One wide copy of `x` is made, which is squared in place.
-    """
+    """Return sqrt(mean(x^2)) over all elements as a scalar, in float32 or wider. Makes one wide copy of `x`, squared in place."""
     return x.to(torch.promote_types(x.dtype, torch.float32), copy=True).square_().mean().sqrt()
 
 
 def seeded(seed: int, make: Callable[[], Made]) -> Made:
-    """Call `make` with torch's CPU generator at `seed`, then restore the generator.
-
-    Weights made this way depend on nothing but the seed.
-    """
+    """Call `make` with torch's CPU generator at `seed`, then restore it: weights made so depend on nothing but the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return make()

@@ -15,7 +15,7 @@ from plait.keys import rng
 
 
 class CachedModel(Protocol):
-    """A language model that holds the prompts of a batch and the cache of what it has processed."""
+    """A language model with the prompts of one batch and its key-value cache, which `prefill` fills and `advance` extends."""
 
     def prefill(self) -> Tensor:
         """Process the prompts; return the logits (B, V) of the first new token."""

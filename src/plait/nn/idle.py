@@ -14,10 +14,7 @@ from torch.distributed.tensor import DTensor
 
 
 def is_sharded(part: nn.Module) -> bool:
-    """Return whether running `part` gathers weights from other ranks (FSDP2).
-
-    Such a part must be run on a blank input where the batch has none for it.
-    """
+    """Return whether running `part` gathers its weights (FSDP2): it must then run, on a blank input, where a batch has none for it."""
     return any(isinstance(module, FSDPModule) for module in part.modules())
 
 

@@ -26,7 +26,7 @@ _CHROMA_COST = 4.0  # a colour's detail is worth as much as grey detail of twice
 
 
 def pin(name: str, body: bytes = b"") -> dict[str, Any]:
-    """Return {"name", "revision", "xxh3"}, which identifies an encoder in the data made with it; `body` is hashed with the name."""
+    """Return {"name", "revision", "xxh3"}, which identify an encoder in data made with it. `body`: bytes hashed with the name."""
     return {"name": name, "revision": _REVISION, "xxh3": xxhash.xxh3_64_hexdigest(name.encode() + body)}
 
 

@@ -10,8 +10,8 @@ BYTES = 256
 def train_tokenizer(texts: Iterable[str], *, rows: int, special: list[str], split_digits: bool = False) -> Tokenizer:
     """Train a byte-level BPE tokenizer on `texts`, whose order does not matter. `rows`: largest size of the vocabulary.
 
-    Ids from 0 on: the `special` tokens in their order, the 256 bytes, the learned merges. `split_digits` makes each digit a token, as
-    in Qwen2's tokenizer, so that numbers take no place in the vocabulary from words.
+    Ids from 0 on: the `special` tokens in their order, the 256 bytes, the learned merges. `split_digits` makes each digit a token, as in
+    Qwen2's tokenizer, so that numbers take no place in the vocabulary from words.
     """
     assert rows >= len(special) + BYTES, f"{rows} rows cannot hold {len(special)} special tokens and {BYTES} bytes"
     tokenizer = Tokenizer(models.BPE())

@@ -73,7 +73,7 @@ def _in_order(rows: Mapping[int, Row]) -> list[Row]:
 
 @torch.no_grad()
 def predict_validation(model: NanoDiT, samples: Sequence[Sample], inputs: Inputs, *, batch: int, moment: str = "latest") -> list[Row]:
-    """Measure each sample's loss at each fixed t, and `restored`: relative squared error of x0 estimated in one step from t = 0.5."""
+    """Measure the loss at each fixed t, and `restored`: relative squared error of the sample estimated in one step from t = 0.5."""
     device, rows = next(model.parameters()).device, {}
     for part in _batches(samples, inputs, batch):
         x0 = part.x0.to(device)
@@ -94,7 +94,7 @@ def predict_validation(model: NanoDiT, samples: Sequence[Sample], inputs: Inputs
 
 
 def summarise_validation(rows: Rows) -> dict[str, float]:
-    """Return `loss` (mean over t), `loss/t_0.1` and so on, and `reconstruction`: the mean of `restored`."""
+    """Return `loss` (mean over the fixed t), `loss/t_0.1` and so on, and `reconstruction`, the mean of the rows' `restored`."""
     by_t = {f"loss/t_{t:g}": _mean([row["losses"][i] for row in rows]) for i, t in enumerate(T_FIXED)}
     return {"loss": _mean(list(by_t.values())), **by_t, "reconstruction": _mean([row["restored"] for row in rows])}
 
@@ -173,10 +173,10 @@ def summarise_divergence(rows: Rows) -> dict[str, float]:
 
 
 def predict_toy(model: NanoDiT, samples: Sequence[Sample], inputs: Inputs, *, batch: int, moment: str = "latest") -> list[Row]:
-    """Generate two-colour samples by both conditions, each alone, and text and image with different labels; classify them.
+    """Generate two-colour samples by both conditions, each alone, and by text and image with different labels; classify what comes out.
 
-    By the nearest mean of held-out samples; `right` in a row has a bool per variant. Raises PlaitError where labels, or pairs of them,
-    lack.
+    The class is that of the nearest mean of held-out samples; `right` in a row has a bool per variant. Raises PlaitError for samples
+    without labels, or too few of them.
     """
     missing = [sample["id"] for sample in samples if not set(LABELS) <= sample["fields"].keys()]
     if missing:
@@ -240,7 +240,7 @@ def _crossed(samples: Sequence[Sample], index: int) -> int:
 
 
 def summarise_toy(rows: Rows) -> dict[str, float]:
-    """Return the share of correct classes by variant: position for `text`, colour for `image`, both for `both` and `crossed`."""
+    """Return the share of right classes by variant: position for `text`, colour for `image`, both for `both` and `crossed`."""
     return {name: _mean([float(row["right"][name]) for row in rows]) for name in ("both", "text", "image", "crossed")}
 
 
@@ -285,7 +285,7 @@ def summarise_distance(rows: Rows) -> dict[str, float]:
 
 
 def summarise_grid(rows: Rows) -> dict[str, float]:
-    """Return the number of pictures of each size, as `pictures/512x512`."""
+    """Count the pictures of each size, as {"pictures/512x512": 8.0}; the pictures themselves are the bench's result."""
     sizes: dict[str, float] = defaultdict(float)
     for row in rows:
         sizes[f"pictures/{row['size']}"] += 1

@@ -68,7 +68,7 @@ def draw_time(time: Time, random: np.random.Generator) -> float:
 
 
 def draw_kept(dropout: Dropout, random: np.random.Generator) -> Kept:
-    """Draw which conditions a sample keeps, as one categorical outcome.
+    """Draw which conditions a training sample keeps (condition dropout), as one categorical outcome of four.
 
     Two independent masks of .2 would give "neither" .04 and "both" .64 where .10 and .70 are meant.
     """

@@ -18,7 +18,7 @@ _BATCH = 16  # pictures per forward pass, before guidance multiplies them
 
 
 class GenerateOptions(BaseModel):
-    """Options of `plait generate` for this family; those left None come from the run's `model.sampling`."""
+    """Options of `plait generate` for this family; those that are None come from the run's settings `model.sampling`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -84,7 +84,7 @@ def sampling_with(config: Config, options: GenerateOptions) -> Sampling:
 
 
 def sample_shape(inputs: Inputs, size: str | None) -> tuple[int, int, int]:
-    """Return the shape (C, H, W) of the samples for pictures of `size`, "WIDTHxHEIGHT" in pixels.
+    """Return the shape (C, H, W), in latents or pixels, of samples for pictures of `size`, "WIDTHxHEIGHT" in pixels.
 
     `size` None: the model's own for pixels. Raises PlaitError for sides that are no whole number of tokens, and for latents without a size.
     """

@@ -57,7 +57,7 @@ class Example:
 
 
 class Inputs:
-    """`encode` and `collate` serve losses; `clean`, `conditions` and `pack` serve benches and generation. `train`: augment."""
+    """`encode` and `collate` serve training and held-out loss; `clean`, `conditions`, `pack` benches and generation. `train`: augment."""
 
     def __init__(
         self, config: Config, directory: Path, *, max_tokens: int | None = None, pad: str = "longest", train: bool = False
@@ -71,13 +71,13 @@ class Inputs:
         return read_metadata(path) if path.is_file() else None
 
     def encoder(self, kind: str) -> dict[str, Any] | None:
-        """Return how the shards' encoder of `kind` ("latents", "texts" or "images") was named and pinned; None if not recorded."""
+        """Return the pin, {"name", "revision", "xxh3"}, of the encoder that made the shards' "latents", "texts" or "images", or None."""
         pins: dict[str, dict[str, Any]] = (self.metadata or {}).get("encoders", {})
         return pins.get(kind)
 
     @property
     def downsample(self) -> int:
-        """Return the pixels along one side of a latent cell, such as 8; 1 in pixel space."""
+        """Return the pixels along one side of a latent, such as 8, to convert picture sizes; 1 in pixel space."""
         if self.config.space == "pixels":
             return 1
         return int(self.metadata["latents"]["downsample"]) if self.metadata else _DOWNSAMPLE
@@ -121,7 +121,7 @@ class Inputs:
         return x0
 
     def conditions(self, sample: Sample, *, mirrored: bool = False) -> Conditions:
-        """Return all conditions of a sample; an empty caption gives no text. `mirrored`: those of its mirror image.
+        """Return all conditions of a sample, before dropout; an empty caption gives no text. `mirrored`: those of its mirror image.
 
         Raises BadSample where features are missing, not finite or of another shape.
         """
@@ -210,7 +210,7 @@ def noise(shape: Sequence[int], key: int) -> Tensor:
 
 
 def caption(sample: Sample) -> str:
-    """Return the text that a sample is trained with: its last assistant turn, else its last user turn, else ""."""
+    """Return the text that a sample is trained with: its last assistant turn, else its last user turn, else an empty string."""
     turns: dict[str, str] = {message["role"]: message["content"].strip() for message in sample["messages"]}
     return turns.get("assistant", turns.get("user", ""))
 

@@ -33,7 +33,7 @@ class Loss(contract.Loss):
         return {}
 
     def sums(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Return the numerator of each term, float32 scalars on the device; only `flow` is differentiable. Never synchronises."""
+        """Return each term's sum over samples: float32 scalars on the device; only `flow` is differentiable. Never waits for it."""
         x0, noise, t = batch["x0"], batch["noise"], batch["t"]
         z = flow.interpolate(x0, noise, t)
         conditions = {name: value for name, value in batch.items() if name not in ("x0", "noise")}

@@ -71,7 +71,7 @@ class Conditioning(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention of tokens (B, N, D) on keys and values from `kv`, of the same tokens or of others; no biases."""
+    """Multi-head attention of tokens (B, N, D) on keys and values that the layer `kv` makes of the same tokens, or of others; no biases."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ class Block(nn.Module):
         self.down = nn.Linear(config.mlp, width, bias=False)
 
     def forward(self, x_BND: Tensor, condition_BD: Tensor, text_TD: Tensor, index_T: Tensor, mask_BL: Tensor) -> Tensor:
-        """Return (B, N, D). `index_T`: see `pad_tokens`. A row without valid tokens in `mask_BL` gets nothing from cross-attention."""
+        """Update image tokens (B, N, D). `index_T`: see `pad_tokens`. Rows without text tokens in `mask_BL` get no cross-attention."""
         modulation_BK: Tensor = self.modulation(F.silu(condition_BD))
         parts = modulation_BK[:, None].chunk(_CHUNKS, dim=-1)
         inner = modulate(x_BND, parts[0], parts[1])
@@ -168,17 +168,14 @@ def modulate(x_BND: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 def pad_tokens(values_TK: Tensor, index_T: Tensor, mask_BL: Tensor) -> Tensor:
-    """Scatter valid tokens (T, K) into zeros (B, L, K); `index_T`: index of each token in the flattened (B, L)."""
+    """Scatter the batch's valid tokens (T, K) into zeros (B, L, K). `index_T`: each token's index in the flattened (B, L)."""
     rows, length = mask_BL.shape
     empty = values_TK.new_zeros(rows * length, values_TK.shape[-1])
     return torch.unflatten(empty.index_copy(0, index_T, values_TK), 0, (rows, length))
 
 
 def open_empty_rows(mask_BL: Tensor) -> Tensor:
-    """Return the mask with rows that are all False set to True; the caller zeroes their output.
-
-    Softmax over an empty row is NaN in some attention kernels.
-    """
+    """Return the mask with all-False rows set to True (softmax over them is NaN in some kernels); the caller zeroes their output."""
     return mask_BL | ~mask_BL.any(1, keepdim=True)
 
 
@@ -236,6 +233,6 @@ def components(model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:
-    """Return the transformer blocks, which are sharded, recomputed and compiled one by one."""
+    """Return the transformer blocks: the units that are sharded, recomputed in the backward pass and compiled one by one."""
     assert isinstance(model, NanoDiT)
     return list(model.blocks)

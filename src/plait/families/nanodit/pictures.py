@@ -79,7 +79,7 @@ def tile(pictures: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def grids(rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
-    """Tile bench `grid`'s pictures of each size; write grid-SIZE.png beside them; return {"512x512": (H, W, 3) uint8}.
+    """Tile the pictures that bench `grid` wrote, by size; write grid-SIZE.png beside them; return {"512x512": (H, W, 3) uint8}.
 
     `rows`: those of the bench, with `picture` (path), `size` and `caption`.
     """
@@ -95,18 +95,18 @@ def grids(rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
 
 
 def read(path: Path) -> np.ndarray:
-    """Read a picture file as (H, W, 3) uint8."""
+    """Read a picture file as an array (H, W, 3) uint8, in RGB."""
     with Image.open(path) as picture:
         return np.array(picture.convert("RGB"))
 
 
 def file_name(sample_id: str) -> str:
-    """Turn a sample's id into a file name: characters other than letters, digits, `_`, dots and dashes become `_`."""
+    """Make a sample's id a file name, as "coco/17" -> "coco_17": all but letters, digits, `_`, dots and dashes become `_`."""
     return re.sub(r"[^\w.-]+", "_", sample_id)
 
 
 def inspect(inputs: Inputs, sample: Sample, example: Example) -> dict[str, Any]:
-    """Return what the model sees of one example: `images`, `text` ([(caption, False)]), and `notes` on the random draws.
+    """Return what `plait data inspect` shows of an example: `images`, `text` ([(caption, False)]), and `notes` on the random draws.
 
     Where the latents cannot be decoded, the picture has false colours and the note `picture` gives the reason.
     """

@@ -1,4 +1,4 @@
-"""Conditions of a picture from prompts and a reference image: by the model's word table, or by the encoders that its data was made with."""
+"""Encode prompts and a reference image as a model's conditions: by its word table, or by the encoders that its data was made with."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

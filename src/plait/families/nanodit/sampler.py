@@ -26,7 +26,7 @@ Table = dict[Subset, float]
 
 @dataclass(frozen=True)
 class Request:
-    """One sample to generate: its conditions, its shape (C, H, W), and the 64-bit seed of its noise."""
+    """One sample to generate: its conditions, its shape (C, H, W), and `key`, the 64-bit seed of its noise."""
 
     conditions: Conditions
     shape: tuple[int, int, int]
@@ -46,7 +46,7 @@ def combination(sampling: Sampling) -> Table:
 
 
 def times(sampling: Sampling) -> list[float]:
-    """Return the steps + 1 times from 1 to 0: uniform, or quadratic (finer near the data); then shifted towards noise."""
+    """Return the steps + 1 times from 1 (noise) to 0 (data): uniform, or quadratic, finer near the data; then shifted towards noise."""
     uniform = [1 - i / sampling.steps for i in range(sampling.steps + 1)]
     grid = [t * t for t in uniform] if sampling.grid == "quadratic" else uniform
     return [flow.shifted(t, sampling.shift) for t in grid]
@@ -68,7 +68,7 @@ def integrate(velocity: Velocity, z: Tensor, grid: Sequence[float], solver: str)
 
 @torch.no_grad()
 def draw(model: nn.Module, inputs: Inputs, requests: Sequence[Request], sampling: Sampling) -> Tensor:
-    """Generate samples of one shape: (B, C, H, W) float32 on the model's device. Each depends on its own request only."""
+    """Generate a sample per request, all of one shape: (B, C, H, W) float32 on the model's device. Each depends on its own request only."""
     device = next(model.parameters()).device
     z = torch.stack([noise(request.shape, request.key) for request in requests]).to(device)
     conditions = [request.conditions for request in requests]

@@ -48,7 +48,7 @@ class Chat:
         return list(self._spans(*_turns(messages, images, self.system)))
 
     def prompt(self, messages: list[Message], images: int) -> list[Span]:
-        """Return the spans up to the last user turn, and the opening of the model's answer. Raises BadSample as `spans` does."""
+        """Return the spans up to the last user turn, then those that open the model's answer. Raises BadSample as `spans` does."""
         last = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=None)
         system = [message for message in messages if message["role"] == "system"]
         question = messages[: last + 1] if last is not None else [*system, {"role": "user", "content": ""}]

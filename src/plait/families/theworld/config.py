@@ -41,7 +41,7 @@ class WorldEncoderConfig(Section):
 
     @property
     def frames(self) -> int:
-        """Return how many frames of a clip the world encoder takes: the first, and four per latent frame after it (`steps`)."""
+        """Return how many frames of a clip the world encoder takes: the first, and four for each latent frame after it (`steps`)."""
         return 1 + FRAMES_PER_STEP * self.steps
 
     @model_validator(mode="after")
@@ -91,7 +91,7 @@ class Tiny(Section):
 
 
 class Augment(Section):
-    """`model.augment`: random changes to training images, drawn from the sample's key.
+    """`model.augment`: random changes to training images, drawn from the sample's seed.
 
     Both encoders see the same change; held-out images are never changed.
     """

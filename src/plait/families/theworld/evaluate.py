@@ -28,7 +28,7 @@ def normalise(text: str) -> str:
 
 
 def is_correct(answer: str, gold: str, fields: Mapping[str, Any]) -> bool:
-    """Compare an answer with the gold one: by the drawn scene's scorer if `fields` hold a scene, else equality after `normalise`."""
+    """Return whether an answer is the gold one: by the scorer of drawn scenes if `fields` hold a scene, else equal after `normalise`."""
     if can_score(fields):
         return score(answer, dict(fields))
     return normalise(answer) == normalise(gold)

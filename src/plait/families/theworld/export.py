@@ -42,7 +42,7 @@ _NAMES = (
 
 
 def write_hf(model: TheWorld, config: Config, directory: Path, out: Path) -> list[str]:
-    """Write Gemma, its tokenizer and processor files, and the projector to the new folder `out`; return lines to print about it."""
+    """Write Gemma, its tokenizer and processor files, and the projector to the new folder `out`; return lines on how to load it."""
     with new_folder(out) as folder:
         model.gemma.save_pretrained(folder)
         _write_tokenizer(config, directory, folder)

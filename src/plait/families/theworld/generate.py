@@ -42,7 +42,7 @@ class GenerateOptions(BaseModel):
 
 
 def generate(model: TheWorld, inputs: Inputs, options: GenerateOptions, out: Path | None) -> list[str]:
-    """Answer one prompt; return [answer]. With `out`, write answer.json there. Raises PlaitError for an image file that does not exist."""
+    """Answer the prompt of `options`; return [answer], and write it to `out`/answer.json if given. Raises PlaitError without its images."""
     missing = [str(path) for path in options.image if not path.is_file()]
     if missing:
         raise PlaitError(f"generate: --image: no file {missing[0]}")

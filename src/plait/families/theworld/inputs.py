@@ -28,7 +28,7 @@ Sample = dict[str, Any]
 
 @dataclass(frozen=True)
 class Example:
-    """One encoded sample: its row, and uint8 images: `pixels` (n, 3, S, S) for the vision tower, `frames` (F, 3, W, W) for the world's."""
+    """One encoded sample: row; uint8 images: `pixels` (n, 3, S, S) for the vision tower, `frames` (F, 3, W, W) for the world encoder."""
 
     row: Row
     pixels: Tensor
@@ -50,7 +50,7 @@ class _Augmentation:
 
 
 class Inputs:
-    """`encode` serves training and held-out loss, `prompt` generation, `collate` both. `directory`: the run's folder `assets`."""
+    """`encode` serves training and held-out loss, `prompt` generation, `collate` both. `directory`: the run's folder, with a tokenizer."""
 
     def __init__(self, config: Config, directory: Path, *, max_tokens: int | None = None, pad: str = "longest", train: bool = False):
         image_size, image_tokens = towers.image_sizes(config)
@@ -64,7 +64,7 @@ class Inputs:
     def encode(self, sample: Sample, key: int) -> Example:
         """Encode the whole conversation with its labels. `key`, a 64-bit seed, draws the augmentation, in training only.
 
-        Raises BadSample for a sample with nothing to learn, several annotations, unreadable images, or too many tokens.
+        Raises BadSample for a sample with nothing to learn, several annotations (conversations), unreadable images, or too many tokens.
         """
         if len(sample.get("annotations", ())) > 1:
             raise BadSample(f"it has {len(sample['annotations'])} annotations, of which theworld learns one; make each a sample of its own")

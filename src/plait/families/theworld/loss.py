@@ -10,7 +10,7 @@ from plait.nn.losses import IGNORED
 
 
 class Loss(contract.Loss):
-    """One term, `loss`, in nats per supervised token (one whose label is learned). Also counts `tokens`: positions without padding."""
+    """One term, `loss`: nats per supervised token, one that is to be learned. Also counts `tokens`: positions that are not padding."""
 
     counts = ("tokens", "supervised_tokens")
     shares = counts  # a supervised token weighs 1: its share is that of the loss weight
@@ -24,7 +24,7 @@ class Loss(contract.Loss):
         return {"loss": supervised, "tokens": batch["attention_mask"].sum().to(torch.float64), "supervised_tokens": supervised}
 
     def by_sample(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the counts of each sample, (B,) each, to log how much of them each dataset contributes."""
+        """Return tokens and supervised tokens of each sample, (B,) each; the engine logs what each dataset contributes."""
         return {"tokens": batch["attention_mask"].sum(1), "supervised_tokens": (batch["labels"][:, 1:] != IGNORED).sum(1)}
 
     def sums(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:

@@ -183,5 +183,5 @@ def components(model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:
-    """Return the transformer layers, vision first, which are sharded, recomputed and compiled one by one."""
+    """Return the transformer layers, vision first: the units that are sharded, recomputed in backward and compiled one by one."""
     return [module for module in model.modules() if isinstance(module, SiglipEncoderLayer | Gemma3DecoderLayer)]

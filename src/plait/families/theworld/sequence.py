@@ -28,7 +28,7 @@ class Kind(IntEnum):
 
 @dataclass(frozen=True)
 class Span:
-    """A run of tokens of one kind; `supervised` tokens are targets of the loss."""
+    """A run of tokens of one kind; if `supervised`, the loss counts them."""
 
     ids: Sequence[int]
     kind: Kind = Kind.TEXT
@@ -82,9 +82,9 @@ def pad_rows(
 ) -> dict[str, Tensor]:
     """Pad rows to one batch (B, L): ids, kinds, labels, attention_mask, token_types, positions.
 
-    `pad`: longest, to_128 (a multiple), to_max (`max_tokens`) or none. token_types is 1 where a position attends both ways within its
-    block; the brackets, and the marks around images, keep blocks apart. positions count each row's own tokens from 0, wherever its padding
-    is. Raises PlaitError for to_max without `max_tokens`, and for none with rows of different lengths.
+    `pad`: to the longest, to_128 (a multiple), to_max (`max_tokens`) or none; `left`: before the tokens. token_types is 1 where a position
+    attends both ways within its block; the brackets, and the marks around images, keep blocks apart. positions count each row's own tokens
+    from 0. Raises PlaitError for to_max without `max_tokens`, and for none with rows of different lengths.
     """
     length = _padded_length([len(row) for row in rows], pad, max_tokens)
     fill = {"ids": pad_id, "kinds": int(Kind.TEXT), "labels": IGNORED}

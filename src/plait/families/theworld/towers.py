@@ -38,13 +38,13 @@ def gemma_config(config: Config) -> Gemma3Config:
 
 
 def image_sizes(config: Config) -> tuple[int, int]:
-    """Return (pixels of an image's side for the vision tower, image tokens per image)."""
+    """Return (side of an image in pixels as the vision tower sees it, tokens per image), from Gemma's configuration."""
     sizes = gemma_config(config).to_dict()
     return sizes["vision_config"]["image_size"], sizes["mm_tokens_per_image"]
 
 
 def wan_config(config: Config, world: WorldEncoderConfig) -> dict[str, Any]:
-    """Return the configuration of the world encoder (`world.source`) as a dict, without loading weights."""
+    """Return the world encoder's configuration (`world.source`) as a dict, to know sizes such as z_dim without loading weights."""
     if world.source == TINY:
         return tiny.wan_sizes(config.tiny)
     if world.source in published.WAN:

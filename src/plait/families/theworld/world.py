@@ -18,7 +18,7 @@ from plait.nn.connectors import Connector, match_rms
 
 
 def group_side(world: WorldEncoderConfig) -> int:
-    """Return the side of a token's square of latent cells: the smallest that divides h and keeps N within `max_tokens`."""
+    """Return how many latent cells a token spans along one side: the least that divides h and keeps N within `max_tokens`."""
     side = world.image_size // LATENT_STRIDE
     if world.tokens == "spatial":
         return 1
@@ -51,10 +51,9 @@ def latents_to_tokens(latents_BCThw: Tensor, world: WorldEncoderConfig) -> Tenso
 
 
 class FoldedConv(WanCausalConv3d):
-    """The stock causal convolution, which computes a first single frame as a 2-D convolution.
+    """The stock causal convolution in time, but a lone first frame is computed as a 2-D convolution, without the zero frames before it.
 
-    Causal padding puts zeros before the first frame, so of a kernel (k, kh, kw) only its last slice in time meets
-    more than zeros: exact.
+    Causal padding puts zeros before the first frame, so of a kernel (k, kh, kw) only its last slice in time meets more than zeros: exact.
     """
 
     def forward(self, x: Tensor, cache_x: Tensor | None = None) -> Tensor:
@@ -108,10 +107,9 @@ def unit_range(pixels: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class WorldProjector(nn.Module):
-    """World tokens in the embedding space, between a start and an end vector.
+    """Maps latents to world blocks: tokens in the embedding space, between a start and an end vector.
 
-    The block has one learned magnitude, the rms of its two bracket vectors; every token is scaled to it. It starts at
-    the embeddings' rms.
+    The block has one learned magnitude, the rms of these two vectors, to which every token is scaled. It starts at the embeddings' rms.
     """
 
     def __init__(self, world: WorldEncoderConfig, channels: int, hidden: int):
@@ -139,7 +137,7 @@ class WorldProjector(nn.Module):
 
 
 def group_by_length(frames: Tensor, counts: Sequence[int]) -> list[tuple[list[int], Tensor]]:
-    """Group rows of equal frame count, as [(indices of the rows, frames (B, F, 3, S, S))]; `counts` are the frames of each row."""
+    """Group rows by their number of frames: [(indices of the rows, frames (B, F, 3, S, S))]. `counts`: the frames of each row."""
     rows = torch.split(frames, list(counts))
     return [
         ([i for i, count in enumerate(counts) if count == length], torch.stack([row for row in rows if len(row) == length]))
@@ -148,5 +146,5 @@ def group_by_length(frames: Tensor, counts: Sequence[int]) -> list[tuple[list[in
 
 
 def frames_kept(available: int, steps: int) -> int:
-    """Return how many of `available` frames the encoder takes: 1 + 4 k, with k at most `steps`."""
+    """Return how many of a clip's `available` frames the encoder takes: 1 + 4 k, with k at most `steps`."""
     return 1 + 4 * min(steps, max(0, math.floor((available - 1) / 4)))
