@@ -19,7 +19,7 @@ CHUNK = 1 << 22
 """Values per chunk: 4 M need 64 MB in float32 with gradient and moments, and as much for their noise."""
 
 Noise = Callable[[str, int], int]
-"""Maps (parameter name, chunk number from 0) to the integer seed of the chunk's rounding noise in this step."""
+"""Maps (parameter name, chunk number from 0) to the integer seed of the noise that rounds the chunk in this step."""
 
 
 class ChunkedAdamW(torch.optim.Optimizer):

@@ -83,7 +83,7 @@ class Flops(TorchFunctionMode):
 
     @property
     def total(self) -> float:
-        """FLOPs so far. Waits for the device, where some counts are on it."""
+        """FLOPs counted so far. Reading it waits for the device, where some counts are tensors on it."""
         self._counts = [sum((float(count) for count in self._counts), 0.0)]
         return float(self._counts[0])
 

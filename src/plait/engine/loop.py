@@ -1,7 +1,7 @@
-"""The training loop, on one page. It knows steps, parameters and gradients; never tokens, pixels or labels.
+"""The training loop, on one page: steps, parameters and gradients, whatever the model and its data are.
 
 A loss is numerators and weights (denominators) per named term. The weights of the whole global batch are summed over micro-batches and
-ranks first; then backward runs on  ranks * sum(coefficient * numerator / weight),  so that the mean over ranks that DDP takes gives the
+ranks first; then backward runs on ranks * sum(coefficient * numerator / weight), so that the mean over ranks that DDP takes gives the
 gradient of one global batch, however it is split. A source is one training data set; a row is the metrics of one step by name.
 """
 
@@ -31,10 +31,10 @@ class StopChannel(Protocol):
 
     @property
     def agreed(self) -> bool:
-        """Whether all ranks know that one of them is to stop."""
+        """Whether all ranks have agreed to stop; the same on every rank at the same moment of the run."""
 
     def requested(self) -> bool:
-        """Return whether this process was asked to stop."""
+        """Return whether this process has got a signal to stop; other ranks may not know of it yet."""
 
     def agree(self, requested: bool) -> bool:
         """Record `requested`, whether any rank was asked to stop (the same on all ranks); returns whether the run stops."""
@@ -44,7 +44,7 @@ class Meter(Protocol):
     """Counter of floating point operations (FLOPs) on this rank, for `tflop_per_s` and `mfu` among the metrics."""
 
     def forward(self, batch: Batch) -> contextlib.AbstractContextManager[None]:
-        """Return a context for the forward pass of one micro-batch, which counts it."""
+        """Return a context that counts the FLOPs of the forward pass inside it, and of the backward pass that follows."""
 
     def take(self) -> float:
         """Return the FLOPs counted since the last call."""
@@ -85,7 +85,7 @@ class Loop:
 
     @property
     def scaler(self) -> Scaler:
-        """The loss scaling for float16; its numbers live in `state.totals`, and so in checkpoints."""
+        """The loss scaling of float16 training; scale and counters are kept in `state.totals`, and so in checkpoints."""
         return Scaler(self.config.train.precision, self.state.totals)
 
     def run(self, batches: Iterable[StepBatch], stop_step: int) -> None:

@@ -18,15 +18,15 @@ class SampleId(Protocol):
 
     @property
     def source(self) -> int:
-        """Return the position of the source in the stage's list of sources."""
+        """Return the position of the sample's source (data set) in the stage's list of sources, from 0."""
 
     @property
     def index(self) -> int:
-        """Return the index within the source."""
+        """Return the sample's index within its source, from 0."""
 
     @property
     def epoch(self) -> int:
-        """Return how many times the source had been gone through before."""
+        """Return how many times all of the source had been drawn before this sample was."""
 
 
 class UnusableSample(Protocol):
@@ -34,19 +34,19 @@ class UnusableSample(Protocol):
 
     @property
     def id(self) -> SampleId:
-        """Return which sample it is."""
+        """Return the id of the sample that could not be used."""
 
     @property
     def name(self) -> str:
-        """Return its name in messages: source and index."""
+        """Return the sample's name in messages, of source and index, such as coco[17]."""
 
     @property
     def reason(self) -> str:
-        """Return why it could not be used."""
+        """Return why the sample could not be used, in one line."""
 
     @property
     def replaced_by(self) -> SampleId:
-        """Return the sample that took its place."""
+        """Return the id of the sample that was tried in its place."""
 
     @property
     def attempt(self) -> int:
@@ -58,7 +58,7 @@ class MicroBatch(Protocol):
 
     @property
     def batch(self) -> Batch:
-        """Return the tensors by name."""
+        """Return what the model and the loss get: tensors by name, on the host."""
 
     @property
     def ids(self) -> Sequence[SampleId]:
@@ -66,7 +66,7 @@ class MicroBatch(Protocol):
 
     @property
     def padding(self) -> bool:
-        """Return whether its loss and gradient are dropped."""
+        """Return whether this is only padding, whose loss and gradient are dropped."""
 
 
 class StepBatch(Protocol):
@@ -74,19 +74,19 @@ class StepBatch(Protocol):
 
     @property
     def step(self) -> int:
-        """Return the step of the stage, from 0."""
+        """Return the step of the stage, from 0, that this batch is for."""
 
     @property
     def micro(self) -> Sequence[MicroBatch]:
-        """Return the micro-batches of this rank."""
+        """Return the micro-batches of this rank, whose gradients are accumulated."""
 
     @property
     def bad(self) -> Sequence[UnusableSample]:
-        """Return the samples of this rank that could not be used in this step."""
+        """Return the samples of this rank's part that could not be used, with their replacements."""
 
     @property
     def wait_s(self) -> float:
-        """Return the seconds that the loop waited for it."""
+        """Return the seconds that the loop waited for data loading to deliver this batch."""
 
 
 class Loss(abc.ABC):
@@ -105,11 +105,11 @@ class Loss(abc.ABC):
 
     @abc.abstractmethod
     def weights(self, batch: Batch) -> Mapping[str, Tensor]:
-        """Return the denominator of each term in this micro-batch and its `counts`: float64 host scalars."""
+        """Return each term's denominator in this micro-batch, such as its supervised tokens, and `counts`: float64 host scalars."""
 
     @abc.abstractmethod
     def sums(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
-        """Return the numerator of each term in this micro-batch: scalars on the model's device, differentiable."""
+        """Run the model on this micro-batch; return each term's numerator: scalars on the model's device, differentiable."""
 
     def by_sample(self, batch: Batch) -> Mapping[str, Tensor]:
         """Split the amounts named in `shares` by sample: (B,) host tensors in the order of the batch's ids, which sum to `weights`'."""

@@ -123,7 +123,7 @@ class Catalogue(Protocol):
         """
 
     def rule_of(self, name: str) -> str:
-        """Return the name of the bench that scores answers to a dataset. Raises PlaitError where none does."""
+        """Return the name of the bench (evaluation), such as `vqa`, that scores answers to a dataset. Raises PlaitError where none does."""
 
     def split_of(self, name: str, split: str) -> str:
         """Return `split` unchanged if the dataset has it. Raises PlaitError, with those it has, if not."""

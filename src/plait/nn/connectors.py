@@ -1,6 +1,6 @@
 """Connectors: modules that map one model's features into another model's embedding space, and the scale of what they hand over.
 
-Not: the models they connect, which a family builds.
+The models that they connect are built elsewhere, by a family (kind of model).
 """
 
 from collections.abc import Callable

@@ -47,7 +47,7 @@ class TextEncoder(Protocol):
 
 
 class ImageEncoder(Protocol):
-    """Images to one feature vector each."""
+    """Images to one feature vector of `width` values each."""
 
     pin: dict[str, Any]
     width: int

@@ -1,4 +1,4 @@
-"""What every load of published weights says to transformers and diffusers: no code from a repository, and weights from safetensors alone.
+"""Options for every load of published weights by transformers and diffusers: no code from a repository, and safetensors files alone.
 
 A pickled `.bin` file runs whatever is in it when it is read. A repository that has nothing else is refused by the libraries in one line.
 """

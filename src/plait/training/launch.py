@@ -71,7 +71,7 @@ class Process(Protocol):
 
 
 class Launcher(Protocol):
-    """A way to start `plait`, on `ranks` ranks."""
+    """A way to start `plait` on `ranks` ranks, as new processes (`Fresh`) or forked from a server (`Warm`)."""
 
     ranks: int
 
@@ -127,7 +127,7 @@ class Warm:
         self.server = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
 
     def start(self, arguments: Sequence[str], log: Path) -> "Warm":
-        """Have the server fork a process; returns this object as its handle."""
+        """Have the server fork `plait` with these arguments, its output appended to `log`; returns this object, its handle."""
         assert self.server.stdin is not None and self.server.stdout is not None
         self.server.stdin.write(json.dumps([list(arguments), str(log), str(Path.cwd())]).encode() + b"\n")
         self.pid = int(self.server.stdout.readline())
@@ -148,7 +148,7 @@ class Warm:
             os.kill(self.pid, number)
 
     def close(self) -> None:
-        """End the server."""
+        """End the server, once the process it forked has ended."""
         assert self.server.stdin is not None and self.server.stdout is not None
         self.server.stdin.close()
         self.server.wait()

@@ -51,7 +51,7 @@ _SHARES_EVERY = 100  # steps between rows with each source's share: there can be
 
 @dataclass(frozen=True)
 class RunContext:
-    """What all stages of a run share: its directory, the ranks, metrics, signals and heartbeat. `allow_inexact`: see `Options` (run.py)."""
+    """What all stages of a run share: directory, ranks, metrics, signals, heartbeat. `allow_inexact`: go on where saved state is lost."""
 
     run: Path
     ranks: Ranks

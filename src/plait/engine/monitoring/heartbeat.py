@@ -51,7 +51,7 @@ class Heartbeat:
         self.last_s = time.monotonic()
 
     def close(self) -> None:
-        """Close the file, which keeps the last phase."""
+        """Close the file; its last line stays and shows where this rank ended."""
         os.close(self._file)
 
 

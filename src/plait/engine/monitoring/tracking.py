@@ -63,12 +63,12 @@ class TensorBoard:
         self.writer.file_writer.add_summary(Summary(value=values), row["step"])
 
     def pictures(self, step: int, pictures: Mapping[str, np.ndarray]) -> None:
-        """Add the pictures as images."""
+        """Write pictures (uint8, H x W x 3) by name as images of `step`."""
         for name, picture in pictures.items():
             self.writer.add_image(name, picture, step, dataformats="HWC")
 
     def close(self) -> None:
-        """Flush the event file."""
+        """Write out pending events and close the event file."""
         self.writer.close()
 
 
@@ -122,7 +122,7 @@ class Screen:
             self._write(f"{self.stage} {step}/{self.stop}  {text}  {_clock(left_s)} left")
 
     def warn(self, lines: Sequence[str]) -> None:
-        """Show the warnings of monitors, a line each."""
+        """Show warnings about the latest row of metrics, a line each."""
         self._write("\n".join(f"warning: {line}" for line in lines))
 
     def _write(self, line: str) -> None:
@@ -130,7 +130,7 @@ class Screen:
             self.console.print(printable(line), highlight=False, soft_wrap=True, markup=False)
 
     def close(self) -> None:
-        """Stop the progress bar."""
+        """Stop the progress bar, if there is one."""
         if self.bar is not None:
             self.bar.stop()
 
@@ -174,7 +174,7 @@ class Tracker:
         return [*self.mirrors, *([self.screen] if self.screen is not None else [])]
 
     def close(self) -> None:
-        """Close all mirrors."""
+        """Close the mirrors and the screen; mirrors write out what is pending."""
         for mirror in self._all():
             mirror.close()
 

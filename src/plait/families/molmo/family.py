@@ -30,7 +30,7 @@ never_trained: frozenset[str] = frozenset()
 
 
 def prepare(config: Config, directory: Path, texts: Callable[[], Iterable[str]]) -> None:
-    """Train a debug model's tokenizer on `texts()` and write it to `directory`, unless it is there; do nothing for other models."""
+    """Train the tokenizer of a `debug` model (small, random) on `texts()` and write it to `directory`, unless it is there already."""
     folder = directory / towers.TOKENIZER
     if config.language == DEBUG and not folder.exists():
         write_tokenizer(folder, texts())

@@ -54,7 +54,7 @@ class TextTokenizer:
         self.stops = frozenset(ends)
 
     def encode(self, text: str) -> list[int]:
-        """Tokenise plain text; a special token spelled out in it is plain text."""
+        """Return the ids of plain text, without begin or end; a special token spelled out in it is plain text."""
         self.tokenizer.encode_special_tokens = True  # lost when a tokenizer travels to another process
         return self.tokenizer.encode(text, add_special_tokens=False).ids
 
@@ -181,7 +181,7 @@ def _annotation_weight(weighting: str, tokens: int, annotations: int) -> float:
 
 
 def inspect(inputs: Inputs, sample: Sample, example: Example) -> dict[str, Any]:
-    """Return what the model sees: `images` (crops, uint8, H x W x 3), `text` ([(text, supervised)]), `notes` (counts by name)."""
+    """Return what `plait data inspect` shows: `images` (crops, uint8, H x W x 3), `text` ([(text, supervised)]), `notes` (counts)."""
     row = example.row
     notes = {
         "tokens": len(row),

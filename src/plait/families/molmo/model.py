@@ -142,9 +142,9 @@ class Molmo(nn.Module):
 
 
 def build(config: Config, directory: Path, *, seed: int) -> Molmo:
-    """Build the model with its weights; the connector, and whatever is `debug`, is drawn from `seed`. On the meta device: no weights.
+    """Build the model with its weights; the connector, and parts named `debug` (small, for tests), are drawn from `seed`.
 
-    `directory` is not used. Raises PlaitError for a part that cannot be loaded.
+    On the meta device: no weights. `directory` is not used. Raises PlaitError for a part that cannot be loaded.
     """
     return assemble(config, towers.load_language(config, seed), towers.load_vision(config, seed), seed=seed)
 

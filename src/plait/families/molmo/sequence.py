@@ -132,5 +132,5 @@ def _padded_length(lengths: list[int], pad: str, max_tokens: int | None) -> int:
 
 
 def unsupervised(row: Row) -> Row:
-    """Return the row with all loss weights 0, so that it can serve as a prompt."""
+    """Return the row with all loss weights 0, as a prompt for generation has it."""
     return replace(row, weights=torch.zeros_like(row.weights))

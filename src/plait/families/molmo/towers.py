@@ -1,7 +1,7 @@
 """The pretrained parts: a causal language model and a vision tower of transformers, with their configurations, weights and tokenizer.
 
-Of a tower, only what its features depend on is built: no last layer norm, no heads, no text half. Every loader raises PlaitError, in one
-line that names the setting, for a part that cannot be loaded.
+A part named `debug` is small and random, for tests. Of a tower, only what its features depend on is built: no last layer norm, no heads, no
+text half. Every loader raises PlaitError, in one line that names the setting, for a part that cannot be loaded.
 """
 
 import contextlib

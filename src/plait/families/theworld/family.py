@@ -30,7 +30,7 @@ never_trained = NEVER_TRAINED
 
 
 def prepare(config: Config, directory: Path, texts: Callable[[], Iterable[str]]) -> None:
-    """Train a tiny model's tokenizer on `texts()` and write it to `directory`, unless it is there; do nothing for other models."""
+    """Train the tokenizer of a `tiny` model (small, random) on `texts()` and write it to `directory`, unless it is there already."""
     folder = directory / towers.TOKENIZER
     if config.base == TINY and not folder.exists():
         write_tokenizer(folder, texts(), config.tiny.vocabulary)

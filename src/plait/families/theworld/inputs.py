@@ -155,7 +155,7 @@ def _augment(squares: Tensor, augmentation: _Augmentation) -> Tensor:
 
 
 def inspect(inputs: Inputs, sample: Sample, example: Example) -> dict[str, Any]:
-    """Return what the model sees of one example: `images` (uint8, H x W x 3), `text` ([(text, supervised)]), `notes` (counts by name)."""
+    """Return what `plait data inspect` shows: `images` (uint8, H x W x 3), `text` ([(text, supervised)]), `notes` (counts by name)."""
     images_shown = [image.permute(1, 2, 0).numpy() for image in (*example.pixels, *example.frames)]
     kinds, supervised = example.row.kinds, example.row.labels != IGNORED
     notes = {

@@ -1,7 +1,7 @@
-"""Gemma 3 with a world encoder: features of the vision tower and world blocks in one sequence of embeddings.
+"""Gemma 3 with a world encoder (of a video VAE): its tokens, the world block, and those of images in one sequence of embeddings.
 
-Gemma and the encoder are transformers' and diffusers' own classes. A row without a world block is computed exactly as Gemma computes it.
-A batch is what `Inputs.collate` returns: ids, kinds, labels, attention_mask, token_types, positions (B, L), pixels, frames, frame_counts.
+Gemma and the encoder are transformers' and diffusers' own classes. A row without a world block is computed exactly as Gemma computes it. A
+batch is what `Inputs.collate` returns: ids, kinds, labels, attention_mask, token_types, positions (B, L), pixels, frames, frame_counts.
 Legend: B rows, L positions, D width, K image tokens, V vocabulary rows.
 """
 
@@ -125,9 +125,9 @@ def _gradients_if_trained(*modules: nn.Module) -> torch.autograd.grad_mode.set_g
 
 
 def build(config: Config, directory: Path, *, seed: int) -> TheWorld:
-    """Build the model with its weights; the projector, and whatever is `tiny`, is drawn from `seed`. On the meta device: no weights.
+    """Build the model with its weights; the projector, and parts named `tiny` (small, for tests), are drawn from `seed`.
 
-    `directory` is not used. Raises PlaitError for a part that cannot be loaded.
+    On the meta device: no weights. `directory` is not used. Raises PlaitError for a part that cannot be loaded.
     """
     gemma = towers.load_gemma(config, seed)
     if config.world is None:

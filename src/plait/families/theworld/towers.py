@@ -1,7 +1,7 @@
-"""The pretrained parts, Gemma 3 and the Wan VAE: configuration, weights and tokenizer.
+"""The pretrained parts, Gemma 3 and the Wan VAE (the world encoder): configuration, weights and tokenizer.
 
-Each comes from a Hub name, a local `save_pretrained` directory, or is `tiny`. Every loader raises PlaitError, in one
-line that names the setting, for a part that cannot be loaded.
+Each comes from a Hub name, a local `save_pretrained` directory, or is `tiny`: small and random, for tests. Every loader raises PlaitError,
+in one line that names the setting, for a part that cannot be loaded.
 """
 
 import contextlib

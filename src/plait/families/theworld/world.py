@@ -38,7 +38,7 @@ def features_per_token(world: WorldEncoderConfig, channels: int) -> int:
 
 
 def latents_to_tokens(latents_BCThw: Tensor, world: WorldEncoderConfig) -> Tensor:
-    """Split latents (B, C, T, h, h) into tokens (B, T, N, E) as `world.tokens` defines: pooled, patches, spatial or channel."""
+    """Split latents (B, C, T, h, h) into tokens (B, T, N, E). By `world.tokens` one is a group of cells, its mean, a cell or a channel."""
     latents_BTChw = latents_BCThw.transpose(1, 2)
     if world.tokens == "channel":
         return latents_BTChw.flatten(3)
@@ -67,7 +67,7 @@ class FoldedConv(WanCausalConv3d):
 
 
 def fold(vae: AutoencoderKLWan) -> None:
-    """Replace the encoder's convolutions by FoldedConv, in place. Parameters and their names stay as they are."""
+    """Make the encoder's convolutions FoldedConv, in place, so that single images are encoded faster; parameters keep their names."""
     for parent in (vae.encoder, vae.quant_conv):
         for module in parent.modules():
             if type(module) is WanCausalConv3d:
@@ -121,7 +121,7 @@ class WorldProjector(nn.Module):
 
     @torch.no_grad()
     def match_embedding_scale(self, embedding_rms: float) -> None:
-        """Initialise the brackets with the rms of the language model's embeddings, so that both have one scale."""
+        """Initialise the two bracket vectors at the rms of the language model's embeddings, so that both have one scale."""
         nn.init.normal_(self.brackets, std=embedding_rms)
         self.brackets.mul_(embedding_rms / self.brackets.square().mean().sqrt())
 
