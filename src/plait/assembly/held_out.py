@@ -23,7 +23,7 @@ from plait.families import registry
 
 @dataclass(frozen=True)
 class FixedOrder:
-    """Chosen samples in fixed batches, as an order for the loader. A batch is of one bucket (samples of one shape)."""
+    """Chosen samples in fixed batches, in place of the random order of training. A batch is of one bucket (samples of one shape)."""
 
     sizes: tuple[int, ...]
     batches: tuple[tuple[SampleId, ...], ...]
@@ -98,7 +98,7 @@ class HeldOutData:
 
 @dataclass(frozen=True)
 class ChosenSamples:
-    """Chosen samples of opened sources, read when they are indexed: a whole benchmark does not fit into memory."""
+    """The chosen samples of an entry as a sequence that reads one when it is indexed: a whole benchmark does not fit into memory."""
 
     opened: Sequence[SampleSource]
     ids: Sequence[SampleId]

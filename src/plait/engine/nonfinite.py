@@ -39,7 +39,7 @@ def any_not_finite(values: Mapping[str, float], ranks: Ranks) -> bool:
 
 @dataclass(frozen=True)
 class Report:
-    """A description of a step that is not finite.
+    """What is known of a step whose loss or gradient is not finite, as text for logs and errors.
 
     `what`: the step and the numbers. `where`: the samples (source:index@epoch) and the parameters whose gradients are not finite.
     """
@@ -52,7 +52,7 @@ class Report:
 
 
 def make_report(step: int, values: Mapping[str, float], ids: Sequence[SampleId], *, model: nn.Module, ranks: Ranks, run: Path) -> Report:
-    """Gather the report of a step from all ranks, which all call this.
+    """Describe a step that is not finite, from what all ranks, which all call this, know of it.
 
     `values`: its losses and gradient norm by name. `ids`: this rank's samples. Written to RUN/non-finite/step-N.json too, with rank 0's
     statistics of every module. `run`: the run directory.
@@ -91,7 +91,7 @@ def statistics(model: nn.Module) -> dict[str, dict[str, Any]]:
 
 
 def first_names(names: Sequence[str]) -> str:
-    """Return the first five names as text, and how many more there are, as "a, b, c, d, e and 2 more"; "none" for none."""
+    """Join the first five names, as "a, b, c, d, e and 2 more", for messages about many parameters; "none" for no name."""
     shown = ", ".join(names[:_NAMES_SHOWN]) or "none"
     return shown if len(names) <= _NAMES_SHOWN else f"{shown} and {len(names) - _NAMES_SHOWN} more"
 

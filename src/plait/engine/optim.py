@@ -26,7 +26,7 @@ _OVERRIDABLE = ("lr", "weight_decay", "betas", "eps")
 def select(
     components: Mapping[str, Mapping[str, nn.Parameter]], trainable: Iterable[str], never: frozenset[str]
 ) -> dict[str, dict[str, nn.Parameter]]:
-    """Return those of `components` that train, in the same form.
+    """Choose what trains: return those parameters of `components` that `trainable` names, in the same form.
 
     `trainable` holds component names, `component:part` for those of its parameters whose name contains `part`, or `*` for everything but
     `never`, the components that cannot train. Raises PlaitError for a name that selects nothing, listing the components.
@@ -48,7 +48,7 @@ def select(
 
 
 def check_components(optim: Optim, components: Mapping[str, Mapping[str, nn.Parameter]]) -> None:
-    """Raise PlaitError for a name in `optim.components` that is no component of the model."""
+    """Check the names in the settings `optim.components`. Raises PlaitError for one that is no component of the model, listing those."""
     for name in optim.components:
         if name not in components:
             raise PlaitError(f"optim.components names {name!r}, which is no component of this model; components: {', '.join(components)}")
@@ -214,7 +214,7 @@ class Ema:
         """While averages are swapped in for weights of another dtype: this rank's rows of those weights."""
 
     def track(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        """Start the averages of parameters that have none, from their present values."""
+        """Start averages for those of `parameters` that have none yet, from their present values."""
         for name, value in parameters.items():
             if name not in self.average:
                 self.average[name] = value.detach().to(torch.float32, copy=True)
@@ -235,7 +235,7 @@ class Ema:
         return min(self.decay, (k + 1) / self.warmup_steps) if self.warmup_steps else self.decay
 
     def reshard_like(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        """Shard the averages over ranks as the parameters are sharded now."""
+        """Shard the averages over ranks as the parameters are now; called at the start of a stage, when those may have changed."""
         self.average = {name: reshard_like(value, parameters[name]) for name, value in self.average.items()}
 
     @torch.no_grad()

@@ -66,7 +66,7 @@ class Profile:
 
 
 def overlap(a: Profile, b: Profile) -> float:
-    """Return the integral of the product of two profiles over all updates.
+    """Return the integral of the product of two profiles over all updates: what the least-squares fit of one by others is made of.
 
     (g_a + 1)(g_b + 1) m^(g_a + g_b + 1) / ((g_a + g_b + 1) t_a^(g_a + 1) t_b^(g_b + 1)) with m = min(t_a, t_b); computed in ratios of the
     steps, so that no power overflows.
@@ -135,7 +135,7 @@ def half_life(rate: float) -> float:
 
 
 def half_life_warning(rate: float, steps: int) -> str | None:
-    """Return a warning when the half-life of decay `rate` is more than a fifth of a run of `steps`, else None."""
+    """Return a warning to log when the half-life of decay `rate` is more than a fifth of a run of `steps`, else None."""
     reach = half_life(rate)
     if reach <= steps / _HALF_LIVES_IN_A_RUN:
         return None

@@ -97,12 +97,12 @@ class Scaler:
 
     @property
     def scale(self) -> float:
-        """Factor to multiply the loss with."""
+        """Factor that the loss is multiplied with before backward, a power of two; 1 unless the precision is fp16."""
         return self.totals.setdefault(SCALE, _FIRST_SCALE) if self.precision == "fp16" else 1.0
 
     @torch.no_grad()
     def unscale(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Divide gradients by the scale: exactly, as it is a power of two."""
+        """Divide the parameters' gradients by the scale, in place: exactly, as it is a power of two."""
         if self.scale != 1:
             torch._foreach_mul_([local(value.grad) for value in parameters if value.grad is not None], 1 / self.scale)
 

@@ -89,12 +89,12 @@ class State:
             self.totals[STAGE_TOKENS] = self.totals.get(STAGE_TOKENS, 0) + amounts[TOKENS]
 
     def trained(self) -> dict[str, nn.Parameter]:
-        """Return the parameters that train now, by name."""
+        """Return the parameters that train in the running stage, by full name."""
         assert self.optimizer is not None
         return optim.named_groups(self.optimizer)
 
     def pause(self) -> None:
-        """Move the optimizer's moments to `paused` and drop the optimizer, between stages."""
+        """Move the optimizer's moments to `paused` and drop the optimizer; called between stages."""
         if self.optimizer is not None:
             self.paused.update(optim.moments(self.optimizer))
             self.optimizer = None

@@ -38,7 +38,7 @@ GREEDY = Sampling()
 
 @torch.no_grad()
 def decode(model: CachedModel, *, max_new_tokens: Sequence[int], stops: frozenset[int], sampling: Sampling = GREEDY) -> list[list[int]]:
-    """Return each row's new tokens, up to and without its first stop token (one of `stops`), at most its own `max_new_tokens`."""
+    """Generate each row's new tokens: returns them without the first stop token (one of `stops`), at most `max_new_tokens[row]`."""
     assert stops, "without a stop token no row could end before its limit"
     logits_BV = model.prefill()
     stop_S = torch.tensor(sorted(stops), device=logits_BV.device)

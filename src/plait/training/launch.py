@@ -37,8 +37,8 @@ def torchrun(ranks: int, max_restarts: int = 0) -> list[str]:
 def exec_torchrun(ranks: int, max_restarts: int, shutdown_timeout_s: int | None, arguments: Sequence[str]) -> NoReturn:
     """Replace this process by torchrun with `ranks` processes of this command, so that signals reach torchrun directly.
 
-    Newer torchrun's --signals-to-handle and --shutdown-timeout are set through the environment, which older versions ignore.
-    Raises PlaitError when this process is a rank of torchrun already.
+    `arguments`: those of this command, whose options about ranks are removed. Newer torchrun's --signals-to-handle and --shutdown-timeout
+    are set through the environment, which older versions ignore. Raises PlaitError when this process is a rank of torchrun already.
     """
     if "WORLD_SIZE" in os.environ:
         raise PlaitError(f"--nproc={ranks} was given to a rank that torchrun started; leave --nproc away, or start without torchrun")

@@ -79,7 +79,7 @@ class Saver:
             self._error = error
 
     def wait(self) -> None:
-        """Wait for the last write on all ranks, which all call this; raises what it raised on any of them."""
+        """Wait for the last write on all ranks, which all call this; raises on every rank what it raised on any. `save` begins with it."""
         self._join()
         error, self._error = self._error, None
         messages = self.ranks.gather(error and f"{error}")
@@ -95,7 +95,7 @@ class Saver:
             self._thread = None
 
     def close(self) -> None:
-        """Wait for the last write on this rank; raises what it raised. No collective: another rank may have ended."""
+        """Wait for the last write on this rank alone, at the run's end or after an error: other ranks may be gone. Raises its error."""
         self._join()
         if self._error is not None:
             error, self._error = self._error, None

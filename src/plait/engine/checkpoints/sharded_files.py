@@ -32,7 +32,7 @@ _OFFSETS = "DCP_SHARDING_INFO"  # torch's key in the header: {tensor: {"saved_of
 
 @dataclass(frozen=True)
 class RankFiles:
-    """Which files one rank writes of a checkpoint. A single rank writes everything, in one file per group."""
+    """Names and writes the files of a checkpoint that are this rank's. A single rank writes everything, in one file per group."""
 
     rank: int = 0
     ranks: int = 1
@@ -78,7 +78,7 @@ class RankFiles:
 
 
 def is_sharded(groups: Groups) -> bool:
-    """Return whether any tensor is sharded over ranks."""
+    """Return whether any tensor is sharded over ranks, so that every rank writes a part of the checkpoint."""
     return any(isinstance(value, DTensor) for tensors in groups.values() for value in tensors.values())
 
 

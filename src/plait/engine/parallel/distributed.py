@@ -33,7 +33,7 @@ _BROADCASTS_BUFFERS = ("forward_sync_buffers", "broadcast_buffers")
 
 @dataclass(frozen=True)
 class Ranks:
-    """The rank of this process among `size` ranks, and the device it computes on."""
+    """One process among the `size` ranks (processes that train together), and the device that it computes on."""
 
     rank: int
     size: int
@@ -51,11 +51,11 @@ class Ranks:
         return values
 
     def any(self, flag: bool) -> bool:
-        """Return whether the flag is true on any rank; the same on every rank."""
+        """Return whether the flag is true on any rank; all ranks call this and get the same."""
         return bool(self.sum(torch.tensor(float(flag))).item()) if self.size > 1 else flag
 
     def gather(self, value: Any) -> list[Any]:
-        """Return every rank's value, in rank order, on every rank."""
+        """Return the values of all ranks, in rank order, on every rank; any picklable value."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -171,7 +171,7 @@ class LazyShardedTensor:
 
     @property
     def shape(self) -> torch.Size:
-        """Shape of the full tensor."""
+        """Shape of the full tensor, all parts together."""
         return torch.Size((sum(len(part) for part in self.parts), *self.parts[0].shape[1:]))
 
     def rows(self, first: int, last: int) -> Tensor:

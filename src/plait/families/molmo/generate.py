@@ -64,14 +64,14 @@ def generate(model: Molmo, inputs: Inputs, options: GenerateOptions, out: Path |
 def answers(
     model: Molmo, inputs: Inputs, examples: Sequence[Example], *, max_new_tokens: Sequence[int], sampling: Sampling = GREEDY
 ) -> list[str]:
-    """Generate the text of the answer to each prompt, of at most `max_new_tokens[i]` tokens. The model must be in eval mode."""
+    """Generate the text of the answer to each prompt (made by `Inputs.prompt`), of at most `max_new_tokens[i]` tokens, in eval mode."""
     batch = {name: value.to(model.head.device) for name, value in inputs.collate(examples, left=True).items()}
     rows = decode(CachedMolmo(model, batch), max_new_tokens=max_new_tokens, stops=inputs.tokenizer.stops, sampling=sampling)
     return [inputs.tokenizer.decode(row).strip() for row in rows]
 
 
 class CachedMolmo:
-    """The model with a left-padded batch of prompts, their key-value cache, mask and positions (see nn/decoding.CachedModel)."""
+    """The model and a left-padded batch of prompts, with key-value cache, mask and positions, as the loop of nn/decoding.py runs it."""
 
     def __init__(self, model: Molmo, batch: Batch):
         self.model, self.batch = model, batch

@@ -31,7 +31,7 @@ _META_SCALE = 0.02  # rms assumed of embeddings on the meta device
 
 
 class Molmo(nn.Module):
-    """The whole model. `forward` returns the sums of the loss; it is split into `embed`, `hidden` and `logits` for generation and tests."""
+    """Tower, connector and language model. `forward` returns the loss's sums; `embed`, `hidden`, `logits` are parts, for generation."""
 
     def __init__(self, config: Config, language: PreTrainedModel, vision: VisionTower, connector: Connector):
         super().__init__()

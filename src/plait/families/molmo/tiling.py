@@ -20,7 +20,7 @@ START, END, PATCH, COLUMN, MARK = range(5)  # image tokens, counted from the fir
 
 @dataclass(frozen=True)
 class TiledImage:
-    """One image as the model's inputs: its crops, and its tokens with the patches that each is pooled from."""
+    """One image as the model's inputs: its crops, and its tokens, each `<im_patch>` with the 4 patches that it is pooled from."""
 
     crops: Tensor  # (n, 3, S, S) uint8; the low-resolution global crop first
     real: Tensor  # (n, p * p) float32: fraction of each patch that is image rather than letterbox
@@ -44,7 +44,7 @@ def crop_grid(height: int, width: int, window: int, max_crops: int) -> tuple[int
 
 
 def crop_grid_of_image(config: Config, height: int, width: int) -> tuple[int, int]:
-    """Return (rows, columns) of the high-resolution crops of an image of `height` x `width` pixels."""
+    """Return how many high-resolution crops an image of `height` x `width` pixels is cut into, as (rows, columns)."""
     margins, window = 2 * config.overlap * config.tower.patch, config.window * config.tower.patch
     return crop_grid(height - margins, width - margins, window, config.max_crops)
 

@@ -21,7 +21,7 @@ BINS = {"t_low": (0.0, 0.3), "t_mid": (0.3, 0.6), "t_high": (0.6, 1.0)}
 
 
 class Kept(NamedTuple):
-    """Which conditions a training sample keeps after condition dropout."""
+    """Which conditions a training sample keeps after condition dropout: its text, its reference image, both or none."""
 
     text: bool
     image: bool

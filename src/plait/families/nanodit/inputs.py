@@ -40,7 +40,7 @@ class Conditions:
     image: Tensor | None = None
 
     def only(self, *, text: bool, image: bool) -> "Conditions":
-        """Return these conditions without the text, or the image, whose switch is False."""
+        """Return these conditions without the text, or the image, whose switch is False: for dropout and guidance."""
         return Conditions(self.text if text else None, self.image if image else None)
 
 

@@ -71,7 +71,7 @@ def answers(
 
 
 class CachedTheWorld:
-    """The model with a left-padded batch of prompts, their key-value cache, mask and positions (see nn/decoding.CachedModel)."""
+    """The model and a left-padded batch of prompts, with key-value cache, mask and positions, as the loop of nn/decoding.py runs it."""
 
     def __init__(self, model: TheWorld, batch: Batch):
         assert bool(batch["attention_mask"][:, -1].all()), "prompts are padded on the left: a pad at the end would be continued"

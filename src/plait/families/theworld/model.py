@@ -27,7 +27,7 @@ Batch = dict[str, Tensor]
 
 
 class TheWorld(nn.Module):
-    """The fused model. `forward` returns the summed loss; it is split into `embed`, `hidden` and `logits` for generation and tests."""
+    """Gemma with a world encoder, if any. `forward` returns the summed loss; `embed`, `hidden`, `logits` are its parts, for generation."""
 
     def __init__(self, gemma: Gemma3ForConditionalGeneration, world: WorldEncoder | None, projector: WorldProjector | None):
         super().__init__()

@@ -35,11 +35,11 @@ class Rows(Protocol):
     def __len__(self) -> int: ...
     def __getitem__(self, i: int) -> Row: ...
     def column(self, name: str) -> Sequence[Any] | None:
-        """Return one field of every row, in order; None where rows have no such field."""
+        """Return field `name` of every row, in order, for grouping rows by it; None where rows have no such field."""
 
 
 class RowList:
-    """Rows in memory; `digest` is a hash of their content."""
+    """Rows that are held in memory, as those of JSON files are."""
 
     def __init__(self, rows: list[Row], digest: str) -> None:
         self.rows, self.digest = rows, digest
