@@ -18,10 +18,7 @@ _FEW_SAMPLES = 100
 
 
 def audit(model: nn.Module) -> list[str]:
-    """Check which parameters got a gradient in a stage's first step; returns a log line if trainable ones did not, else [].
-
-    Raises Stopped when a frozen parameter has a gradient.
-    """
+    """Check which parameters got gradients in a first step; returns log lines, [] if all did. Raises Stopped if a frozen one got any."""
     idle = [name for name, value in model.named_parameters() if value.requires_grad and value.grad is None]
     leaking = [name for name, value in model.named_parameters() if not value.requires_grad and value.grad is not None]
     if leaking:

@@ -18,10 +18,7 @@ STAGE_TOKENS = "stage_tokens"
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a stage is at one update, in the schedule's unit.
-
-    `before` and `after`: what the stage has done before and after the update. `end`: where the curve ends.
-    """
+    """How far a stage is at one update, in the schedule's unit: `before` it and `after` it; `end`: where the schedule's curve ends."""
 
     before: float
     after: float

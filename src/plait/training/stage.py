@@ -349,10 +349,7 @@ def _never() -> bool:
 
 
 def _note(state: State, figures: dict[str, float], settings: RunConfig) -> bool:
-    """Remember the figures that may end the stage or be the best; returns whether there is a new best.
-
-    A figure that is not finite is neither.
-    """
+    """Remember the finite ones of the figures that may end the stage or be the best; returns whether there is a new best."""
     rule, wanted = settings.train.plateau, settings.checkpoint.best
     unsound = {name: value for name, value in figures.items() if not math.isfinite(value)}
     if unsound:

@@ -193,10 +193,7 @@ def local(value: Tensor) -> Tensor:
 
 
 def full_tensor(value: StoredTensor) -> Tensor:
-    """Return all rows of a tensor that is sharded over ranks or files; any other tensor itself.
-
-    For a DTensor this is a collective: all ranks call it.
-    """
+    """Return all rows of a tensor sharded over ranks or files, any other itself. Of a DTensor it is a collective: all ranks call it."""
     if isinstance(value, LazyShardedTensor):
         return torch.cat(value.parts)
     return value.full_tensor() if isinstance(value, DTensor) else value

@@ -170,10 +170,7 @@ class Inputs:
 
 
 def _annotation_weight(weighting: str, tokens: int, annotations: int) -> float:
-    """Return the weight of each annotation of an image.
-
-    none: 1; root_subsegments: sqrt(1/n); root_subsegments_root_tokens: 2 / sqrt(supervised tokens) / sqrt(n).
-    """
+    """Return each annotation's weight by `weighting`: 1, sqrt(1 / annotations), or that times 2 / sqrt(supervised `tokens`)."""
     if weighting == "none":
         return 1.0
     shared = math.sqrt(1 / annotations)

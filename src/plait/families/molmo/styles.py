@@ -97,10 +97,7 @@ def _turns(messages: Sequence[Message]) -> list[tuple[str, str]]:
 
 
 def strip_leading_image_marks(messages: Sequence[Message]) -> tuple[list[Message], int]:
-    """Remove image marks at the start of the first user turn, whose images come first in the sequence anyway.
-
-    Returns (messages, number of marks removed).
-    """
+    """Remove image marks that open the first user turn, as images come first anyway; returns (messages, number of marks removed)."""
     kept = [dict(message) for message in messages]
     for message in kept:
         if message["role"] == "user":
