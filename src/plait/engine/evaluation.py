@@ -68,7 +68,7 @@ Benches = Mapping[str, Bench]
 
 
 class Samples(Protocol):
-    """A sequence of samples, each read from disk when it is indexed."""
+    """A sequence of held-out samples, raw items of data, each of which is read from disk when it is indexed."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, position: int) -> Any: ...
@@ -226,7 +226,7 @@ def evaluation_mode(state: State) -> Iterator[nn.Module]:
 
 @dataclass(frozen=True)
 class Evaluations:
-    """Runs the `evaluate:` list of a stage: each entry at its own interval and at the end of the stage."""
+    """Runs the `evaluate:` list of a stage (part of a run): each entry at its own interval, and all at the end of the stage."""
 
     entries: Sequence[Evaluate]
     held_out: HeldOut

@@ -168,7 +168,7 @@ class Loop:
         return row | {"skipped": 1}, False
 
     def accumulate(self, net: nn.Module, micros: Sequence[MicroBatch], weights: Mapping[str, float]) -> dict[str, Tensor]:
-        """Run forward and backward of every micro-batch; returns this rank's summed numerator of each loss term, on the device."""
+        """Run forward and backward of all micro-batches; returns this rank's numerators by loss term. `weights`: of the global batch."""
         totals: dict[str, Tensor] = {}
         self.meter.take()  # a step that is taken again is counted once
         sharded = distributed.is_sharded(net)
@@ -227,7 +227,7 @@ def total_weights(loss: Loss, micros: Sequence[MicroBatch], ranks: Ranks, source
 
 
 def sum_over_ranks(values: list[float], ranks: Ranks) -> list[float]:
-    """Sum each number over all ranks, in float64."""
+    """Sum each number over all ranks, in float64; every rank calls this with as many numbers."""
     return ranks.sum(torch.tensor(values, dtype=torch.float64)).tolist()
 
 

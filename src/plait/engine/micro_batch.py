@@ -102,7 +102,7 @@ def guarded(ranks: Ranks, *, meet: bool = False, collective: bool = False) -> It
 
 @contextlib.contextmanager
 def reserved(trained: Iterable[Tensor], optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Occupy, inside the block, the memory that the first step takes for AdamW's moments, so that a trial pass has no more than it."""
+    """Occupy, inside the block, the memory that AdamW's first step takes for moments of `trained`: a trial pass then has no more."""
     missing = sum(2 * local(value).nbytes for value in trained if value not in optimizer.state)
     device = next(iter(optimizer.param_groups))["params"][0].device
     held = torch.empty(missing, dtype=torch.uint8, device=device)

@@ -57,7 +57,7 @@ def wants_memory_probe(plan: StagePlan, ranks: Ranks) -> bool:
 
 
 def probed_steps(plan: StagePlan, stage_step: int) -> tuple[int, int]:
-    """Return [first, end), the steps from `stage_step` on with at least 64 samples, whose largest micro-batch is tried for memory."""
+    """Return [first, end), the next steps of the stage, of about 64 samples, whose largest micro-batch is tried for memory."""
     return stage_step, min(stage_step + max(1, _PROBED_SAMPLES // plan.config.train.global_batch), plan.steps)
 
 

@@ -42,7 +42,7 @@ class RankFiles:
     """A second process group of all ranks, for the thread that writes: its messages never mix with those of training."""
 
     def name(self, group: str) -> str:
-        """Return this rank's file for a group: "weights.safetensors", or of many "weights/00002-of-00004.safetensors"."""
+        """Return this rank's file for a group: "weights.safetensors" of one rank, of four "weights/00002-of-00004.safetensors"."""
         return f"{group}.safetensors" if self.ranks == 1 else f"{group}/{self.rank:05d}-of-{self.ranks:05d}.safetensors"
 
     def save(self, path: Path, group: str, tensors: Mapping[str, Tensor]) -> None:

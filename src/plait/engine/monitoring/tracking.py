@@ -151,7 +151,7 @@ class Tracker:
             self.screen.begin(stage, step, stop)
 
     def row(self, row: Mapping[str, Any]) -> None:
-        """Record one row. Its `step`: the number of updates after which it was measured."""
+        """Record a row of metrics: in the file, in mirrors, on the screen. Its `step`: updates done when it was measured."""
         if self.path is not None:
             warnings = self.watch(row)
             row = {**row, "warnings": warnings} if warnings else row

@@ -81,7 +81,7 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width, bias=False)
 
     def forward(self, x_BND: Tensor, kv_BL2D: Tensor, mask_BL: Tensor | None = None) -> Tensor:
-        """Return (B, N, D). `kv_BL2D`: output of `kv` for the tokens attended to; `mask_BL`: True where allowed, None: all."""
+        """Attend from `x_BND`; returns (B, N, D). `kv_BL2D`: `kv` of the tokens attended to; `mask_BL`: True where allowed, None: all."""
         k, v = kv_BL2D.chunk(2, dim=-1)
         allowed = None if mask_BL is None else mask_BL[:, None, None]
         attended = F.scaled_dot_product_attention(self._split(self.q(x_BND)), self._split(k), self._split(v), attn_mask=allowed)

@@ -62,7 +62,7 @@ class RowList:
 
 
 class ParquetRows:
-    """Rows of parquet files or a Hub dataset. `keep`: (column, condition on its values), of rows to take; None: all."""
+    """Rows of `table` (parquet files or a Hub dataset); with `keep`, (column, condition on its values), only those that fulfil it."""
 
     def __init__(self, table: Table, keep: Keep | None = None) -> None:
         self.table, self.digest = table, table.digest

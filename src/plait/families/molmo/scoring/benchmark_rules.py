@@ -30,7 +30,7 @@ def mmmu_choice(answer: str, options: Sequence[str]) -> int | None:
 
 
 def mmmu_open(answer: str, golds: Sequence[str]) -> float:
-    """Return 1 if a conclusion in the answer contains a gold text or equals a gold number (to two decimals), else 0."""
+    """Return 1 if a conclusion of the answer (after "so", "is", "answer" or the like) has a gold text or equals a gold number, else 0."""
     targets = {value for gold in golds for value in _normal(gold)}
     values = {
         value for part in _conclusions(answer) for value in (*_normal(part), *(n for text in _NUMBERS.findall(part) for n in _normal(text)))
