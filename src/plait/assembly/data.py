@@ -56,7 +56,7 @@ def open_data(config: RunConfig, entries: Sequence[Source], split: str) -> list[
 
 
 def open_training(config: RunConfig) -> TrainingData:
-    """Open the sources of `data.train`, or those of the list `data.mixture`. Raises PlaitError naming every data set that is missing."""
+    """Open the sources of `data.train`, or of the list of weighted data sets `data.mixture`. Raises PlaitError where some are missing."""
     if config.data.mixture is None:
         return TrainingData(open_data(config, config.data.train, "train"), [entry.weight for entry in config.data.train])
     mixed = mixture.read(registry.mixture(config.family, config.data.mixture), config.data.without, KINDS)

@@ -313,7 +313,7 @@ class Evaluations:
     def measure(self, entry: Evaluate, model: nn.Module, step: int, *, rehearsal: bool | None = None) -> dict[str, float]:
         """Evaluate one entry; returns its figures by name.
 
-        `rehearsal`: None shows the bench's pictures. For a trial, which shows none: True, on too few samples for all figures; False, on
+        `rehearsal`: None for a real evaluation, which shows pictures; True for a trial on too few samples for all figures; False for one on
         all.
         """
         if entry.bench == LOSS:

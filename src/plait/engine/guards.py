@@ -18,7 +18,7 @@ _FEW_SAMPLES = 100
 
 
 def audit(model: nn.Module) -> list[str]:
-    """Check which parameters got gradients in a first step; returns log lines, [] if all did. Raises Stopped if a frozen one got any."""
+    """Check which parameters a stage's first step gave gradients; returns log lines, [] if all. Raises Stopped if a frozen one has one."""
     idle = [name for name, value in model.named_parameters() if value.requires_grad and value.grad is None]
     leaking = [name for name, value in model.named_parameters() if not value.requires_grad and value.grad is not None]
     if leaking:

@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 class Watchdog:
-    """Context manager: ends this rank after `timeout_s` without a heartbeat (None: never), and stops it when torchrun has gone."""
+    """Context manager: ends this rank after `timeout_s` without a heartbeat (None: never); has it save and stop if torchrun is gone."""
 
     def __init__(self, heartbeat: Heartbeat, ranks: Ranks, timeout_s: float | None) -> None:
         self.heartbeat, self.ranks, self.timeout_s = heartbeat, ranks, timeout_s

@@ -67,7 +67,7 @@ class TextTokenizer:
 
 
 class Inputs:
-    """`encode` serves training and held-out loss, `prompt` generation, `collate` both. `directory`: the run's folder, with a tokenizer."""
+    """`encode` serves training and held-out loss, `prompt` generation, `collate` both. `directory`: RUN/assets, with a tokenizer."""
 
     def __init__(
         self,

@@ -53,7 +53,7 @@ class Sustained:
 
 
 def prediction_rms(row: Row) -> str | bool | None:
-    """Check whether the prediction's RMS (root mean square) is above 1.5 or below 0.1 times its target's."""
+    """Check whether the prediction's RMS (root mean square) is above 1.5 times, or after 1,000 steps below 0.1 times its target's."""
     if not {"loss/prediction_ms", "loss/target_ms", "step"} <= row.keys():
         return None
     prediction, target = math.sqrt(row["loss/prediction_ms"]), math.sqrt(row["loss/target_ms"])

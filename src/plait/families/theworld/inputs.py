@@ -50,7 +50,7 @@ class _Augmentation:
 
 
 class Inputs:
-    """`encode` serves training and held-out loss, `prompt` generation, `collate` both. `directory`: the run's folder, with a tokenizer."""
+    """`encode` serves training and held-out loss, `prompt` generation, `collate` both. `directory`: RUN/assets, with a tokenizer."""
 
     def __init__(self, config: Config, directory: Path, *, max_tokens: int | None = None, pad: str = "longest", train: bool = False):
         image_size, image_tokens = towers.image_sizes(config)
