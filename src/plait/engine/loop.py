@@ -137,8 +137,8 @@ class Loop:
     def gradient(self, net: nn.Module, batch: StepBatch, weights: Mapping[str, float], *, audit: bool) -> tuple[Row, bool]:
         """Compute the clipped gradient of the global batch into the parameters' `grad`.
 
-        Returns the step's metrics, and whether to update with it: False where the step is to be skipped. `weights`: denominators of the
-        global batch, by loss term. Raises Stopped or Rewind for a loss or gradient that is not finite, as `guard.non_finite` says.
+        Returns the step's metrics, and whether to update with it: not where the step is skipped. `weights`: of the global batch, by loss
+        term. `audit`: check which got one. Raises Stopped or Rewind for a loss or gradient that is not finite, as `guard.non_finite` says.
         """
         state, guard = self.state, self.config.guard
         assert state.optimizer is not None

@@ -78,7 +78,7 @@ def set_precision(model: nn.Module, full: Collection[str], precision: str) -> No
 
 
 def round_frozen(model: nn.Module, ever_trained: Collection[str], precision: str) -> None:
-    """Cast the weights that never trained to the frozen dtype of `precision`, as an earlier stage did before the run was resumed."""
+    """Cast weights not in `ever_trained` to the frozen dtype of `precision`, as an earlier stage did before the run was resumed."""
     for name, parameter in model.named_parameters():
         if parameter.is_floating_point() and name not in ever_trained:
             parameter.data = parameter.data.to(TYPES[precision].frozen)
@@ -109,7 +109,7 @@ class Scaler:
     def overflowed(self, loss: float, norm: float, ranks: Ranks) -> bool:
         """Return whether gradients overflowed on any rank, so that the step is done again; updates the scale. The same on every rank.
 
-        False as well where scaling is not to blame: the loss itself is not finite, or the scale is 1 already.
+        `norm`: of the gradients. False as well where scaling is not to blame: the loss itself is not finite, or the scale is 1 already.
         """
         if self.precision != "fp16":
             return False

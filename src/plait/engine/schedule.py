@@ -53,7 +53,7 @@ def warmup_of(optim: Optim, component: str | None = None) -> int:
 def lr_factor(name: str, progress: Progress, warmup: float, floor: float = 0.0) -> float:
     """Return an update's learning rate over its peak, for the curve `name` (as `Schedule.name`). `floor`: f, the lowest such ratio.
 
-    Warm-up is linear from `floor`: f + (1 - f) a / W with a the count after the update, so that update 0 already moves. Then, with
+    In `warmup` W it is linear from `floor`: f + (1 - f) a / W with a the count after the update, so that update 0 already moves. Then, with
     p = (b - W) / (end - W) and b the count before it: constant 1; linear 1 - (1 - f) p; cosine f + (1 - f) (1 + cos(pi p)) / 2;
     inverse_sqrt max(f, sqrt(W / b)). None is ever below `floor`.
     """

@@ -107,7 +107,7 @@ def reopen(kind: Literal["images"], pin: Mapping[str, Any], max_tokens: int | No
 def reopen(
     kind: Kind, pin: Mapping[str, Any], max_tokens: int | None = None, device: str = "cpu"
 ) -> LatentCodec | TextEncoder | ImageEncoder:
-    """Open the encoder that `pin` names, as before. `max_tokens`: of a caption. Raises PlaitError when its weights have another hash."""
+    """Open the encoder of `kind` that `pin` names; `max_tokens`: per caption. Raises PlaitError when its weights have another hash."""
     base = str(pin["name"])
     name = base if base.startswith("tiny") or not pin.get("revision") else f"{base}@{pin['revision']}"
     openers: dict[str, Callable[[], LatentCodec | TextEncoder | ImageEncoder]] = {

@@ -26,9 +26,10 @@ _RANK_OPTIONS = ("--nproc", "--max-restarts", "--shutdown-timeout")
 
 
 def torchrun(ranks: int, max_restarts: int = 0) -> list[str]:
-    """Return the command that runs plait on `ranks` ranks of this machine under torchrun (`torchrun.py`); append plait's arguments to it.
+    """Return the command that runs plait on `ranks` ranks of this machine under torchrun; append plait's arguments to it.
 
-    It ends in `-- plait`: without the `--`, torchrun takes --run=DIR for a short form of its own --run-path.
+    `max_restarts`: how often ranks are restarted when one dies. It ends in `-- plait`: without the `--`, torchrun takes --run=DIR for a
+    short form of its own --run-path.
     """
     options = ["--standalone", f"--nproc-per-node={ranks}", f"--max-restarts={max_restarts}"]
     return [sys.executable, "-m", "plait.training.torchrun", *options, "-m", "--", "plait"]
@@ -37,8 +38,9 @@ def torchrun(ranks: int, max_restarts: int = 0) -> list[str]:
 def exec_torchrun(ranks: int, max_restarts: int, shutdown_timeout_s: int | None, arguments: Sequence[str]) -> NoReturn:
     """Replace this process by torchrun with `ranks` processes of this command, so that signals reach torchrun directly.
 
-    `arguments`: those of this command, whose options about ranks are removed. Newer torchrun's --signals-to-handle and --shutdown-timeout
-    are set through the environment, which older versions ignore. Raises PlaitError when this process is a rank of torchrun already.
+    `arguments`: those of this command; options about ranks are removed. `shutdown_timeout_s`: for ranks to save after a signal; this and
+    --signals-to-handle go through the environment, which older torchruns ignore. Raises PlaitError where this is a rank of torchrun
+    already.
     """
     if "WORLD_SIZE" in os.environ:
         raise PlaitError(f"--nproc={ranks} was given to a rank that torchrun started; leave --nproc away, or start without torchrun")
@@ -143,7 +145,7 @@ class Warm:
         return self.code
 
     def signal(self, number: int) -> None:
-        """Send a signal to the forked process."""
+        """Send the signal `number` to the forked process; do nothing where it has ended."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, number)
 
@@ -220,6 +222,6 @@ def data_workers(pid: int) -> list[int]:
 
 
 def kill(pid: int) -> None:
-    """Send SIGKILL to a process that may have ended by itself."""
+    """Send SIGKILL to process `pid`; do nothing where it has ended by itself."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)

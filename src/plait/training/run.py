@@ -65,7 +65,7 @@ _DISK = frozenset([errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EST
 
 
 def train(resolved: Resolved, options: Options = DEFAULT) -> Path:
-    """Start the run of a checked configuration, or continue it from its newest intact checkpoint, up to its last planned step.
+    """Start the run of `resolved`, a checked configuration, or continue it from its newest intact checkpoint, to its last planned step.
 
     Returns the run directory. Raises Paused when a signal asked for a stop, with everything saved, and Stopped when a guard ends it.
     """

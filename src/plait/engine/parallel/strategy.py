@@ -18,8 +18,9 @@ _GB = 1e9
 def choose(settings: Distributed, counts: ParameterCounts, storage: Storage, ranks: Ranks, *, accumulating: bool) -> tuple[Layout, str]:
     """Choose how ranks divide a stage's state, by `distributed.strategy`; returns that layout, the same on every rank, and a log line.
 
-    `auto` replicates the state if the smallest device can hold it, else shards it. `accumulating`: steps have several micro-batches. Raises
-    PlaitError when ranks cannot be grouped as `distributed.shard_size` says.
+    `counts`, `storage`: how many values train or are frozen, and the bytes of each. `auto` replicates the state if the smallest device can
+    hold it, else shards it. `accumulating`: steps have several micro-batches. Raises PlaitError when ranks cannot be grouped as
+    `distributed.shard_size` says.
     """
     if ranks.size == 1:
         return Layout(), "one rank: nothing to divide"
