@@ -26,7 +26,7 @@ _GAP = 1  # pixels between a block and the one below it
 
 
 class Item(NamedTuple):
-    """One item: its box, and its centre in pixels of the picture. `radius` is half its side; a point within it is a hit."""
+    """One item: its box, its centre (x, y) in pixels of the picture, and `radius`, half the side of its square."""
 
     shape: str
     colour: str
