@@ -225,6 +225,15 @@ def test_a_block_that_no_size_makes_exact_is_within_a_thousandth_of_every_share(
     assert sum(counts) % 16 == 0
 
 
+def test_the_block_of_a_rare_source_is_looked_for_finely_and_then_in_steps_of_a_sixteenth():
+    tried = list(range(1, 1025))
+    while tried[-1] < 1 << 20:
+        tried.append(tried[-1] + tried[-1] // 16)
+    for rare in (2e-4, 4e-4, 7e-4):
+        fitting = next(size for size in tried if abs(round(size * rare) / size - rare) <= 1e-3 * rare)
+        assert block_counts([1 - rare, rare], 1) == (fitting - round(fitting * rare), round(fitting * rare))
+
+
 @pytest.mark.parametrize(
     ("parts", "total", "counts"),
     [([0.5, 0.5], 3, [2, 1]), ([0.2, 0.5, 0.3], 4, [1, 2, 1]), ([0.1, 0.2, 0.7], 10, [1, 2, 7]), ([0.34, 0.33, 0.33], 2, [1, 1, 0])],

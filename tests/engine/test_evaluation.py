@@ -230,6 +230,14 @@ def test_a_stop_between_two_parts_records_nothing_and_gives_the_weights_back():
     assert rows == [] and state.model.training and stop.agreed
 
 
+def test_each_part_of_an_evaluation_is_marked_before_the_ranks_agree_on_it():
+    marks = []
+    entries = [Evaluate(bench="loss"), Evaluate(bench="letters", batch=1)]
+    judge = evaluations(entries, mark=marks.append, held_out=HeldOut(lambda entry: batches(*[[(range(4), False)]] * 2), lambda _: Letters(9)))
+    judge.run(make_state(make_config()), entries)
+    assert marks == ["next"] * (2 + 3)  # two batches, and nine samples in portions of four
+
+
 def test_the_pictures_of_a_bench_are_shown_with_their_step():
     shown, state = [], make_state(make_config())
     state.step = 12

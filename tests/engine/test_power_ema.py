@@ -162,3 +162,9 @@ def test_the_warning_names_the_decay_the_half_life_and_one_that_fits():
         "optim.ema.decay = 0.999 has a half-life of 693 updates, more than a fifth of the 1,000 steps: evaluations would measure old "
         f"weights; use {fitting:g} or less"
     )
+
+
+def test_profiles_of_saves_a_hundred_million_steps_apart_are_told_apart():
+    saved = [Profile(1, 7.0), Profile(10**8, 7.0)]  # their norms are eight orders of magnitude apart
+    assert power_ema.mixture(saved, saved[1]) == pytest.approx([0.0, 1.0], abs=1e-9)
+    assert power_ema.mixture(saved, saved[0]) == pytest.approx([1.0, 0.0], abs=1e-9)

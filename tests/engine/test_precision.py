@@ -109,6 +109,20 @@ def test_pieces_of_any_size_give_torchs_update(monkeypatch, kept):
     assert torch.allclose(parameter.float(), plain, rtol=2**-7 if kept == torch.bfloat16 else 0, atol=0)
 
 
+def test_moments_that_are_kept_on_the_host_go_on_as_torchs_do():
+    (parameter, optimizer), plain = lone(torch.ones(5), torch.float32, offload=True, lr=0.1), nn.Parameter(torch.ones(5))
+    oracle = torch.optim.AdamW([plain], lr=0.1, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0, fused=True)
+    for scale in (1.0, -3.0, 0.5):
+        parameter.grad, plain.grad = torch.full((5,), scale), torch.full((5,), scale)
+        optimizer.step()
+        oracle.step()
+    assert torch.equal(parameter, plain)  # the same kernel on the same numbers
+    assert optimizer.state[parameter]["step"].item() == 3.0
+    parameter.grad = None
+    optimizer.step()
+    assert torch.equal(parameter, plain) and optimizer.state[parameter]["step"].item() == 3.0
+
+
 def laid_in_rows():
     """The pieces of this rank's rows of a weight of 12 x 10, and of the whole weight."""
     with distributed.join("cpu"):

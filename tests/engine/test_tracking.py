@@ -112,6 +112,14 @@ def test_a_failing_wandb_costs_one_line_and_no_row(tmp_path, stand_in, capfd):
     assert files.read_rows(tmp_path / "metrics.jsonl") == [ROW]
 
 
+def test_a_failing_wandb_ends_at_once_whatever_its_threads_wait_for(tmp_path, stand_in, capfd):
+    stand_in("import threading; threading.Thread(target=time.sleep, args=(1000,)).start(); raise OSError")
+    mirror = WandB(tmp_path, Wandb(project="test"), {}, "abc123")
+    mirror.close()
+    assert mirror.process.returncode == 1
+    assert capfd.readouterr().err == "W&B is off for this run: OSError; metrics.jsonl has every row\n"
+
+
 def test_a_wandb_that_hangs_is_ended_with_the_run(tmp_path, stand_in, monkeypatch, capfd):
     stand_in("time.sleep(1000)")
     monkeypatch.setattr(wandb_mirror, "_CLOSE_TIMEOUT_S", 1.0)

@@ -87,7 +87,7 @@ def checkpoint_and_compile(blocks: Sequence[nn.Module], settings: Distributed, m
     """
     compilations = Compilations(meter) if settings.compile else None
     selective = settings.activation_checkpointing == "selective"
-    if compilations is not None:
+    if settings.compile:
         torch._dynamo.reset()  # torch 2.11 does not see that a weight was unfrozen: it would go on with graphs that give it no gradient
     for i, block in enumerate(blocks):
         block.__dict__.pop("forward", None)  # an earlier stage's wrapping of the class's method

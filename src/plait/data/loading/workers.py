@@ -192,9 +192,9 @@ class ProcessWorkers:
             with _signals_blocked():  # the server and its workers inherit the mask: they are never without it
                 for number in range(workers):
                     ours, theirs = context.Pipe()
-                    process = context.Process(target=_work, args=(theirs, replace(builder, pin=False)), daemon=True)
-                    process.start()
-                    theirs.close()
+                    with theirs:
+                        process = context.Process(target=_work, args=(theirs, replace(builder, pin=False)), daemon=True)
+                        process.start()
                     self._workers.append(_Worker(number, process, ours, BufferPool()))
         except (pickle.PicklingError, AttributeError, TypeError) as error:
             self.close()
