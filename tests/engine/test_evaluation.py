@@ -233,7 +233,9 @@ def test_a_stop_between_two_parts_records_nothing_and_gives_the_weights_back():
 def test_each_part_of_an_evaluation_is_marked_before_the_ranks_agree_on_it():
     marks = []
     entries = [Evaluate(bench="loss"), Evaluate(bench="letters", batch=1)]
-    judge = evaluations(entries, mark=marks.append, held_out=HeldOut(lambda entry: batches(*[[(range(4), False)]] * 2), lambda _: Letters(9)))
+    judge = evaluations(
+        entries, mark=marks.append, held_out=HeldOut(lambda entry: batches(*[[(range(4), False)]] * 2), lambda _: Letters(9))
+    )
     judge.run(make_state(make_config()), entries)
     assert marks == ["next"] * (2 + 3)  # two batches, and nine samples in portions of four
 

@@ -3,6 +3,8 @@
 import logging
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -121,8 +123,15 @@ def test_ranks_share_the_cores_unless_told_otherwise(monkeypatch, cores, ranks, 
     assert not any("PET_SHUTDOWN_TIMEOUT" in environment for environment in became)
 
 
-def test_torchrun_that_succeeds_ends_with_0_and_gets_its_arguments(monkeypatch):
+def test_torchrun_that_succeeds_ends_with_0_gets_its_arguments_and_has_what_plait_says_on_its_output(monkeypatch, capsys):
     given = []
-    monkeypatch.setattr(torchrun.torchrun, "main", given.append)
+    monkeypatch.setattr(torchrun.torchrun, "main", lambda arguments: given.append(arguments) or torchrun.log.info("ranks are started"))
+    monkeypatch.setattr(logging.getLogger("plait"), "handlers", [])
     assert torchrun.main(("-m", "plait")) == 0
     assert given == [["-m", "plait"]]
+    assert capsys.readouterr().out == "ranks are started\n"
+
+
+def test_torchrun_is_a_program_with_torchs_arguments():
+    done = subprocess.run([sys.executable, "-m", "plait.training.torchrun", "--help"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "--nproc-per-node" in done.stdout

@@ -1,5 +1,6 @@
 """Commands started as processes: fresh ones and forked ones end with their code, write to their log and can be killed with all below."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -75,6 +76,21 @@ def test_forked_processes_run_plait_one_after_another_with_their_codes(tmp_path)
     finally:
         warm.close()
     assert warm.server.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("raised", "code"),
+    [(SystemExit(3), 3), (SystemExit(), 0), (SystemExit("no such file"), 1), (ValueError("odd"), 1), (KeyboardInterrupt(), 1)],
+)
+def test_a_forked_process_ends_as_python_would(tmp_path, monkeypatch, raised, code):
+    def ends(*_, **__):
+        raise raised
+
+    monkeypatch.setattr(launch.runpy, "run_module", ends)
+    pid = os.fork()
+    if pid == 0:
+        os._exit(launch._run_forked(["train"], str(tmp_path / "log"), str(tmp_path)))
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == code
 
 
 def test_a_forked_process_is_of_its_own_session_and_can_be_killed(tmp_path):

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +14,7 @@ from plait.assembly.configuration import open_config
 from plait.assembly.model import build_model
 from plait.config.schema import RunConfig
 from plait.data.order import digest
+from plait.engine import plateau
 from plait.engine.checkpoints import checkpoint
 from plait.engine.checkpoints.saver import Saver
 from plait.engine.evaluation import Bench
@@ -164,6 +166,59 @@ def test_every_checkpoint_has_the_loss_of_the_first_four_training_samples(recipe
     inputs, targets = torch.tensor([row["x"] for row in samples]), torch.tensor([row["y"] for row in samples])
     expected = ((net({"x": inputs}) - targets) ** 2).mean().item()
     assert toy.at(run, 3).manifest["state"]["probe"] == pytest.approx(expected, rel=1e-5)  # float32 sum of four
+
+
+def test_the_probe_samples_are_of_the_first_source_and_the_first_epoch_whatever_the_mixture(recipe, tmp_path):
+    two = f"data.train=[{{source: jsonl, path: {tmp_path}/train.jsonl}}, {{source: jsonl, path: {tmp_path}/held.jsonl}}]"
+    plan = planned(recipe, tmp_path / "run", *ONE_STAGE, two)
+    (batch,) = probes.probe_loss(plan, build_model(plan.config, tmp_path / "run", CPU), CPU).batches
+    assert [tuple(identity) for micro in batch.micro for identity in micro.ids] == [(0, place, 0) for place in range(4)]
+
+
+def test_a_source_of_fewer_samples_is_probed_whole(recipe, tmp_path):
+    plan = planned(recipe, tmp_path / "run", *ONE_STAGE, f"data.train=[{{source: jsonl, path: {tmp_path}/train.jsonl, limit: 3}}]")
+    (batch,) = probes.probe_loss(plan, build_model(plan.config, tmp_path / "run", CPU), CPU).batches
+    assert [len(micro.ids) for micro in batch.micro if not micro.padding] == [3]
+
+
+@pytest.mark.parametrize(("wanted", "before"), [("always", 1), ("never", 0)])
+def test_memory_is_probed_before_the_first_step_and_leaves_no_trace(recipe, tmp_path, monkeypatch, wanted, before):
+    settings = (*ONE_STAGE, "train.steps=2", "train.micro_batch=2")
+    straight = toy.train(recipe, tmp_path / "straight", *settings)
+    phase, sums, seen = Heartbeat.phase, toy.Loss.sums, []
+
+    def noted(self, name, step):
+        seen.append(name)
+        phase(self, name, step)
+
+    def watched(self, model, batch):
+        if torch.is_grad_enabled():
+            seen.append(len(batch["y"]))
+        return sums(self, model, batch)
+
+    monkeypatch.setattr(Heartbeat, "phase", noted)
+    monkeypatch.setattr(toy.Loss, "sums", watched)
+    run = toy.train(recipe, tmp_path / "run", *settings, f"guard.memory_probe={wanted}")
+    assert seen[: seen.index("data")] == ["start", "stage", *[2] * before]  # one micro-batch of the two of a step
+    assert toy.same(toy.at(run, 2).tensors("weights"), toy.at(straight, 2).tensors("weights"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "pad"),
+    [(["data.max_tokens=7"], "to_max"), (["data.max_tokens=7", "data.pad=none"], "none"), (["data.pad=to_128"], "to_128")],
+)
+def test_memory_is_probed_at_the_length_that_a_sample_may_have(recipe, tmp_path, monkeypatch, settings, pad):
+    made = {"never": [], "always": []}
+
+    class Spied(toy.Inputs):
+        def __init__(self, section, assets, *, max_tokens, pad, train):
+            made[wanted].append((max_tokens, pad, train))
+
+    monkeypatch.setattr(toy, "FAMILY", SimpleNamespace(**{**vars(toy.FAMILY), "Inputs": Spied}))
+    for wanted in made:
+        toy.train(recipe, tmp_path / wanted, *ONE_STAGE, "train.steps=1", *settings, f"guard.memory_probe={wanted}")
+    (more,) = (Counter(made["always"]) - Counter(made["never"])).elements()
+    assert more[1:] == (pad, True)
 
 
 def test_inputs_train_for_steps_alone(recipe, tmp_path, monkeypatch):
@@ -348,6 +403,33 @@ def test_a_run_that_is_asked_to_stop_saves_where_it_is_and_goes_on_from_there(re
     toy.train(recipe, tmp_path / "run", *settings)
     assert toy.figures(tmp_path / "run") == toy.figures(straight)
     assert toy.same(toy.at(tmp_path / "run", 6).tensors("weights"), toy.at(straight, 6).tensors("weights"))
+
+
+def test_a_stage_that_stopped_within_its_last_evaluation_only_repeats_that(recipe, tmp_path, monkeypatch):
+    calls = failing(monkeypatch, at=99)
+    with monkeypatch.context() as patch:
+        asked_to_stop(patch, ("evaluate", 6))
+        with pytest.raises(Paused, match=r"^stopped by SIGTERM after step 6 of 6, all saved"):
+            toy.train(recipe, tmp_path / "run", *EVALUATED, "evaluate=[{bench: breaks}]")
+    assert calls == ["rehearsal"]
+    toy.train(recipe, tmp_path / "run", *EVALUATED, "evaluate=[{bench: breaks}]")
+    assert calls == ["rehearsal", "step-00000006"]
+    assert toy.at(tmp_path / "run", 6).manifest["state"]["stage_done"] == plateau.PLANNED
+
+
+def test_a_stop_while_the_evaluation_of_a_step_is_made_up_for_rehearses_nothing(recipe, tmp_path, monkeypatch):
+    settings = ("stages=[]", "checkpoint.every_steps=null", "checkpoint.best=null", "evaluate=[{bench: loss, every_steps: 4}]")
+    rehearsed = []
+    rehearse = stage.Evaluations.rehearse
+    monkeypatch.setattr(
+        stage.Evaluations, "rehearse", lambda self, state, wanted: rehearsed.append(state.step) or rehearse(self, state, wanted)
+    )
+    with monkeypatch.context() as patch:
+        asked_to_stop(patch, ("evaluate", 4))
+        for _ in range(2):
+            with pytest.raises(Paused, match=r"^stopped by SIGTERM after step 4 of 6"):
+                toy.train(recipe, tmp_path / "run", *settings)
+    assert rehearsed == [0]
 
 
 def test_only_a_stage_that_goes_on_is_compared_with_its_checkpoint(recipe, tmp_path, capsys):

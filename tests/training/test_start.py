@@ -13,9 +13,11 @@ from safetensors.torch import load_file, save_file
 from plait import files
 from plait.assembly.configuration import open_config
 from plait.config.schema import RunConfig
-from plait.engine.checkpoints import checkpoint
+from plait.engine import power_ema
+from plait.engine.checkpoints import checkpoint, rundir
 from plait.engine.monitoring.heartbeat import Heartbeat
 from plait.errors import PlaitError, Stopped
+from plait.families import registry
 from plait.training import start
 from tests import toy_family as toy
 
@@ -185,6 +187,53 @@ def test_freezing_that_changed_within_a_run_is_told_on_resume(parent, capsys):
 
 def part(run, step, name):
     return {key: value for key, value in toy.at(run, step).tensors("weights").items() if key.startswith(name)}
+
+
+def test_averages_go_on_where_they_are_kept_here_too(made, tmp_path, capsys):
+    toy.train(made[0], tmp_path / "new", f"from={made[1]}", "stages=[]", "train.steps=1", "optim.ema={decay: 0.5, post_hoc: true}")
+    assert "averages are left behind" not in capsys.readouterr().out
+    (told,) = [json.loads(line) for line in (tmp_path / "new" / "migrations.jsonl").read_text().splitlines()]
+    found = {(row["group"], row["component"], row["verdict"]) for row in told["rows"]}
+    assert {verdict for group, _, verdict in found if group == "ema"} == {"keep"}
+    assert {item for item in found if item[0] in power_ema.KEPT} == {
+        (group, part, "initialise") for group in power_ema.KEPT for part in ("projector", "vision", "language")
+    }
+
+
+def test_a_start_without_averages_leaves_none_behind(made, tmp_path, capsys):
+    save_file(toy.at(made[1], 18).tensors("weights"), tmp_path / "model.safetensors")
+    toy.train(made[0], tmp_path / "new", f"from={tmp_path}", "stages=[]", "train.steps=1", "optim.ema=null")
+    assert "averages are left behind" not in capsys.readouterr().out
+
+
+def test_bare_weights_are_named_as_the_family_publishes_them(made, tmp_path, monkeypatch):
+    weights = toy.at(made[1], 18).tensors("weights")
+    save_file({f"module.{name}": value for name, value in weights.items()}, tmp_path / "model.safetensors")
+    publisher = SimpleNamespace(imported=lambda given, model: {name.removeprefix("module."): value for name, value in given.items()})
+    monkeypatch.setattr(registry, "publisher", lambda family: publisher)
+    frozen = ("stages=[]", "trainable=[projector]", "train.steps=1")
+    run = toy.train(made[0], tmp_path / "new", f"from={tmp_path}", *frozen)
+    assert all(torch.equal(value, weights[name]) for name, value in part(run, 1, "language").items()) and part(run, 1, "language")
+    save_file(weights, tmp_path / "model.safetensors")
+    monkeypatch.setattr(registry, "publisher", lambda family: None)
+    assert (
+        part(toy.train(made[0], tmp_path / "other", f"from={tmp_path}", *frozen), 1, "language").keys() == part(run, 1, "language").keys()
+    )
+
+
+def test_a_run_that_saved_nothing_says_that_it_starts_at_step_0(made, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        patch.setattr(toy.run, "build_model", lambda *_: (_ for _ in ()).throw(PlaitError("no room")))
+        with pytest.raises(PlaitError, match="no room"):
+            toy.train(made[0], tmp_path / "new")
+    toy.train(made[0], tmp_path / "new", "stages=[]", "train.steps=1", allow_inexact=True)
+    assert f"{tmp_path / 'new'} has no checkpoint yet: it starts at step 0" in capsys.readouterr().out
+
+
+def test_a_run_in_use_is_not_set_aside(parent):
+    with rundir.lock(parent), pytest.raises(PlaitError, match="is in use by process"):
+        toy.train(parent, parent, restart=True)
+    assert [path.name for path in parent.parent.glob("parent*")] == ["parent"]
 
 
 def test_every_start_of_a_run_appends_its_table(made, tmp_path):

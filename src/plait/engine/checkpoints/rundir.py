@@ -43,8 +43,10 @@ def lock(run: Path) -> IO[str]:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        file.seek(0)
-        raise PlaitError(f"{run} is in use by process {file.read().strip() or 'unknown'}; wait for it, or give another --run") from error
+        with file:
+            file.seek(0)
+            holder = file.read().strip() or "unknown"
+        raise PlaitError(f"{run} is in use by process {holder}; wait for it, or give another --run") from error
     file.truncate(0)
     file.write(str(os.getpid()))
     file.flush()
