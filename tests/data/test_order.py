@@ -229,9 +229,16 @@ def test_the_block_of_a_rare_source_is_looked_for_finely_and_then_in_steps_of_a_
     tried = list(range(1, 1025))
     while tried[-1] < 1 << 20:
         tried.append(tried[-1] + tried[-1] // 16)
-    for rare in (2e-4, 4e-4, 7e-4):
-        fitting = next(size for size in tried if abs(round(size * rare) / size - rare) <= 1e-3 * rare)
-        assert block_counts([1 - rare, rare], 1) == (fitting - round(fitting * rare), round(fitting * rare))
+    for batch, rare in ((1, 2e-4), (1, 4e-4), (2, 7e-4), (3, 5.5e-4)):
+        sizes = [batch * multiple for multiple in tried]
+        fitting = next(size for size in sizes if abs(round(size * rare) / size - rare) <= 1e-3 * rare)
+        assert block_counts([1 - rare, rare], batch) == (fitting - round(fitting * rare), round(fitting * rare))
+
+
+def test_a_block_has_at_most_a_million_samples_or_those_of_one_batch():
+    common, rare = block_counts([1 - 1e-5, 1e-5], 16)
+    assert common + rare <= 1 << 20 and (common + rare) % 16 == 0 and rare / (common + rare) == pytest.approx(1e-5, rel=0.05)
+    assert block_counts([0.75, 0.25], 1 << 21) == (3 << 19, 1 << 19)
 
 
 @pytest.mark.parametrize(

@@ -164,3 +164,21 @@ def test_a_rank_whose_torchrun_is_gone_asks_itself_to_stop_once(tmp_path, monkey
     dog._watch()
     assert killed == [(os.getpid(), signal.SIGTERM)]
     heart.close()
+
+
+def outlives(run, allowed):
+    """Leave a watchdog, or set it no limit, and live on for longer than its first limit."""
+    heart = heartbeat.Heartbeat(run, 0)
+    heart.phase("step", 1)
+    with watchdog.Watchdog(heart, ALONE, 0.4) as dog:
+        dog.allow(allowed)
+        time.sleep(1.0 if allowed is None else 0.0)
+    time.sleep(0.0 if allowed is None else 1.0)
+    os._exit(0)
+
+
+@pytest.mark.parametrize("allowed", [None, 0.4])
+def test_a_watchdog_that_was_left_or_has_no_limit_any_more_ends_nothing(tmp_path, allowed):
+    process = processes.FORK.Process(target=outlives, args=(tmp_path, allowed))
+    process.start()
+    assert processes.codes([process]) == [0]

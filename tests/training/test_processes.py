@@ -84,13 +84,20 @@ def test_forked_processes_run_plait_one_after_another_with_their_codes(tmp_path)
 )
 def test_a_forked_process_ends_as_python_would(tmp_path, monkeypatch, raised, code):
     def ends(*_, **__):
+        sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))  # those of the test are elsewhere
+        print(os.getsid(0) == os.getpid(), os.getcwd(), os.read(0, 1), *sys.argv)
+        print("a warning", file=sys.stderr, end="")
         raise raised
 
     monkeypatch.setattr(launch.runpy, "run_module", ends)
-    pid = os.fork()
+    pid, log = os.fork(), tmp_path / "log"
     if pid == 0:
-        os._exit(launch._run_forked(["train"], str(tmp_path / "log"), str(tmp_path)))
+        os._exit(launch._run_forked(["train", "x"], str(log), str(tmp_path)))
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == code
+    said = log.read_text()
+    assert f"True {tmp_path} b'' plait train x\n" in said and "a warning" in said
+    assert (f"{type(raised).__name__}" in said and "Traceback" in said) is not isinstance(raised, SystemExit)
+    assert log.stat().st_mode & 0o111 == 0
 
 
 def test_a_forked_process_is_of_its_own_session_and_can_be_killed(tmp_path):

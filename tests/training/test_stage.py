@@ -262,6 +262,18 @@ def test_a_stage_says_what_it_trains_on_what_and_what_looks_odd(recipe, tmp_path
     assert "stage 1 train is done after step 6: planned steps done" in said
 
 
+def test_a_stage_is_shown_by_its_name_and_last_step(recipe, tmp_path, capsys):
+    toy.train(recipe, tmp_path / "run", "train.steps=5", only="projection")
+    assert "projection 5/5  loss " in capsys.readouterr().err
+
+
+def test_bad_samples_of_steps_that_are_taken_again_are_listed_once(recipe, tmp_path):
+    run = toy.train(recipe, tmp_path / "run", *ONE_STAGE, "train.steps=4")
+    files.append_rows(run / "quarantine.jsonl", [{"step": step, "id": "x", "reason": "torn"} for step in (2, 4, 5)])
+    toy.train(recipe, run, *ONE_STAGE, "train.steps=6", allow_inexact=True)
+    assert [row["step"] for row in files.read_rows(run / "quarantine.jsonl")] == [2, 4]
+
+
 def test_a_budget_that_has_grown_opens_a_finished_stage_again(recipe, tmp_path):
     run = toy.train(recipe, tmp_path / "run", *ONE_STAGE, "train.steps=4")
     toy.train(recipe, run, *ONE_STAGE, "train.steps=7", allow_inexact=True)

@@ -245,6 +245,7 @@ def test_every_start_of_a_run_appends_its_table(made, tmp_path):
     weights = {row["component"]: (row["verdict"], row["tensors"], row["values"]) for row in rows[0]["rows"] if row["group"] == "weights"}
     assert weights == {"projector": ("keep", 2, 20), "vision": ("keep", 2, 20), "language": ("keep", 2, 5)}
     assert rows[0]["inexact"] == []
+    assert {row["group"] for row in rows[0]["rows"]} == {"weights", "ema", "moments"}
 
 
 def test_frozen_weights_of_another_base_are_refused_at_a_start_from_a_run(made, tmp_path):
@@ -311,6 +312,8 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_run_goes_on_from_the_one_befo
     said = capsys.readouterr().out
     aside = parent / "stage-3-language" / "damaged-step-00000018"
     assert f"set aside as {aside}" in said and aside.is_dir()
+    assert f"passed over: {parent / 'stage-3-language' / 'step-00000018'}/weights.safetensors is damaged" in said
+    assert f"continuing from {parent / 'stage-3-language' / 'step-00000016'}\n" in said
     assert checkpoint.verify(parent / "stage-3-language" / "step-00000018") == []
 
 

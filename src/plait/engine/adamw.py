@@ -48,9 +48,10 @@ class ChunkedAdamW(torch.optim.Optimizer):
             working = [value[here].to(stored[1].device, torch.float32) for value in (*stored, gradient)]
             self._advance(group, working, state["step"].clone())
             stochastic = any(value.dtype == torch.bfloat16 for value in stored)
-            bits = self._random_bits(name, chunk, parameter.numel(), working[0].device)[within] if stochastic else working[0]
+            bits = self._random_bits(name, chunk, parameter.numel(), stored[1].device)[within] if stochastic else None
             for i, (kept, value) in enumerate(zip(stored, working, strict=False)):
                 if kept.dtype == torch.bfloat16:
+                    assert bits is not None
                     kept[here] = round_stochastically(value, (bits >> 16 * i & 0xFFFF).to(torch.int32)).to(kept.device)
                 elif kept.device != value.device:
                     kept[here] = value.to(kept.device)
