@@ -136,7 +136,7 @@ class Scaler:
         if self.scale < first and not sound:
             self.totals[SCALE] = first
         elif self.scale < min(first, _SMALL_SCALE):
-            log.warning(f"the loss scale is down to {self.scale:g}: small gradients become 0 in float16; train.precision bf16 needs no scale")
+            log.warning(f"the loss scale is down to {self.scale:g}: small gradients become 0 in float16; bf16 needs no scale")
 
     def figures(self) -> dict[str, float]:
         """Return {"loss_scale": the scale, "overflows": how often it was halved} for the log; {} for other precisions."""
