@@ -109,6 +109,8 @@ TESTS: dict[str, str] = {
     "engine/parallel/sharding.py": "engine/test_sharding.py training/test_reshard.py",
     "engine/parallel/strategy.py": "engine/test_strategy.py",
     "training/__init__.py": "training/test_start.py",
+    "training/changes.py": "training/test_start.py commands/test_stages.py",
+    "training/from_weights.py": "training/test_start.py commands/test_stages.py",
     "training/launch.py": "training/test_launch.py training/test_processes.py",
     "training/probes.py": "training/test_start.py training/test_stage.py engine/test_micro_batch.py",
     "training/run.py": "training/test_stage.py training/test_start.py engine/test_nonfinite.py commands/test_stages.py "

@@ -49,6 +49,12 @@ BESIDE_THE_WAY = (
     "plait.engine.replicas",
     "plait.engine.blocks",  # recomputation and compilation
     "plait.engine.checkpoints.migrate",  # weights of another run
+    "plait.training.from_weights",
+    "plait.training.changes",  # what is said of a continued run
+    "plait.nn.decoding",  # generation
+    "plait.families.molmo.generate",
+    "plait.families.nanodit.generate",
+    "plait.families.theworld.generate",
     "plait.training.probes",
     "plait.assembly.data_look",  # what is said of the data before a run
     "plait.engine.flops",

@@ -56,8 +56,7 @@ def test_after_any_epoch_only_the_carried_samples_are_missing(epochs):
     order = BucketOrder([FIVE], [1.0], 3, 8)
     batches = sum(epochs * n // 8 for n in FIVE)
     drawn = Counter(bucket_of(i.index) for step in range(batches) for i in order.ids(step))
-    assert order.carried(0, epochs - 1) == [epochs * n - drawn[group] for group, n in enumerate(FIVE)]
-    assert max(order.carried(0, epochs - 1)) < 8
+    assert [epochs * n - drawn[group] for group, n in enumerate(FIVE)] == [epochs * n % 8 for n in FIVE]
 
 
 def test_shares_follow_the_sample_counts_at_every_moment():
@@ -124,8 +123,41 @@ def test_every_rank_draws_the_same_bucket():
 def test_epochs_and_steps_are_those_of_the_plain_order():
     order = BucketOrder([FIVE], [1.0], 0, 13)
     assert order.sizes == (130,)
-    assert [order.steps(e) for e in (0.5, 1, 3)] == [5, 10, 30]
-    assert order.epoch(10) == 1.0
+    assert [order.steps(e * 130) for e in (0.5, 1, 3)] == [5, 10, 30]
+    assert order.samples(10) == 130
+
+
+@pytest.mark.parametrize(("first", "changed_at", "then"), [(4, 7, 8), (8, 3, 5), (3, 20, 7), (8, 0, 4), (1, 130, 2), (50, 1, 4)])
+def test_a_changed_batch_goes_on_in_each_bucket_from_the_sample_it_had_come_to(first, changed_at, then):
+    order, old = (BucketOrder([FIVE, (9, 4)], [3.0, 1.0], 3, first, changes) for changes in ([(changed_at, then)], ()))
+    drawn = [order.ids(step) for step in range(changed_at + 300)]
+    assert drawn[:changed_at] == [old.ids(step) for step in range(changed_at)]
+    walks = {}
+    for step, ids in enumerate(drawn):
+        assert len(ids) == (first if step < changed_at else then)
+        source, group = order.bucket(step)
+        walks.setdefault((source, group), Counter()).update(ids)
+    for (source, group), walk in walks.items():
+        n = (FIVE, (9, 4))[source][group]
+        assert max(walk.values()) == 1, "no sample comes twice in an epoch of its bucket"
+        epochs = Counter(i.epoch for i in walk)
+        sizes = [epochs[epoch] for epoch in range(max(epochs) + 1)]
+        # batches of an epoch come in any order: those of the last two may be under way
+        assert all(size == n for size in sizes[: -2 - max(first, then) // n])
+
+
+def test_a_batch_that_is_changed_twice_goes_on_twice():
+    order = BucketOrder([FIVE], [1.0], 3, 4, [(10, 8), (25, 2)])
+    drawn = Counter(i for step in range(300) for i in order.ids(step))
+    assert max(drawn.values()) == 1
+    assert (order.samples(10), order.samples(25), order.samples(300)) == (40, 160, 160 + 275 * 2)
+    assert sum(drawn.values()) == order.samples(300)
+
+
+def test_a_change_to_the_same_batch_in_the_middle_of_an_epoch_loses_and_repeats_nothing():
+    order = BucketOrder([FIVE], [1.0], 3, 4, [(13, 4)])
+    drawn = Counter(i for step in range(4 * sum(FIVE) // 4 * 4) for i in order.ids(step))
+    assert max(drawn.values()) == 1
 
 
 def test_order_of_chooses_buckets_only_where_they_matter():

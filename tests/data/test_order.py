@@ -115,9 +115,25 @@ def test_order_seeks_a_billion_samples_in_constant_work_and_memory(calls):
 
 def test_epoch_and_steps_agree():
     order = Order([10], [1.0], seed=0, global_batch=4)
-    assert [order.steps(e) for e in (0.5, 1, 2, 0.4, 0.01)] == [2, 3, 5, 1, 1]
-    assert order.epoch(5) == 2.0
-    assert Order([60, 40], [1, 1], 0, 10).steps(1.0) == 10
+    assert [order.steps(e * 10) for e in (0.5, 1, 2, 0.4, 0.01)] == [2, 3, 5, 1, 1]
+    assert order.samples(5) == 20
+    assert Order([60, 40], [1, 1], 0, 10).steps(100) == 10
+
+
+@pytest.mark.parametrize(("sizes", "weights"), [([64], [1.0]), ([1000], [1.0]), ([40, 9], [3.0, 1.0])])
+@pytest.mark.parametrize(("first", "changes"), [(4, [(8, 8)]), (8, [(3, 4), (9, 1)]), (5, [(0, 7)]), (3, [(1000, 2000)])])
+def test_a_changed_batch_slices_the_same_sequence_of_samples_otherwise(sizes, weights, first, changes):
+    order, plain = Order(sizes, weights, 7, first, changes), Order(sizes, weights, 7, first)
+    steps = changes[-1][0] + 20
+    drawn = [i for step in range(steps) for i in order.ids(step)]
+    assert drawn == [i for step in range(math.ceil(len(drawn) / first)) for i in plain.ids(step)][: len(drawn)]
+    assert len(drawn) == order.samples(steps)
+    assert [order.ids(step) for step in reversed(range(steps))][::-1] == [order.ids(step) for step in range(steps)]  # any step first
+
+
+def test_the_steps_of_a_budget_count_those_before_the_batch_was_changed():
+    order = Order([64], [1.0], 7, 4, [(8, 8)])
+    assert [order.steps(samples) for samples in (64, 128, 33, 40, 41)] == [12, 20, 9, 9, 10]
 
 
 @pytest.mark.parametrize(
@@ -260,4 +276,4 @@ def test_turns_are_spread_evenly_over_a_block(counts, sources, turns):
 
 def test_an_epoch_that_ends_with_a_batch_takes_no_step_more():
     order = Order([3], [1.0], seed=0, global_batch=3)
-    assert [order.steps(epochs) for epochs in (1, 0.1 * 3 / 0.3, 1.001, 7 * (1 / 7) * 3)] == [1, 1, 2, 3]
+    assert [order.steps(3 * epochs) for epochs in (1, 0.1 * 3 / 0.3, 1.001, 7 * (1 / 7) * 3)] == [1, 1, 2, 3]

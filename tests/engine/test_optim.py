@@ -32,6 +32,30 @@ def test_vectors_do_not_decay_and_components_have_their_own_rates():
     ]
 
 
+@pytest.mark.parametrize(
+    ("name", "shape", "decays"),
+    [
+        ("out.weight", (1, 8), True),
+        ("conv.weight", (4, 1, 1, 3), True),
+        ("patch.weight", (4, 3, 1, 2, 2), True),
+        ("attention.in_proj_weight", (12, 4), True),
+        ("experts.down_proj", (2, 4, 4), True),
+        ("norm.weight", (8,), False),
+        ("norm.weight", (8, 1, 1), False),
+        ("norm.gamma", (8, 1, 1, 1), False),
+        ("out.bias", (8,), False),
+        ("projector.brackets", (2, 8), False),
+        ("connector.pad_embed", (2, 8), False),
+        ("tower.register_tokens", (1, 4, 8), False),
+        ("tower.weight_tower.cls_token", (1, 4, 8), False),
+        ("block.scale_shift_table", (1, 6, 8), False),
+    ],
+)
+def test_matrices_and_filters_decay_but_not_gains_biases_and_learned_vectors(name, shape, decays):
+    (group,) = optim.adamw({"all": {name: nn.Parameter(torch.ones(shape))}}, Optim(weight_decay=0.5)).param_groups
+    assert group["weight_decay"] == (0.5 if decays else 0.0)
+
+
 def test_a_component_has_its_own_betas_and_eps():
     settings = Optim.model_validate({"components": {"tower": {"betas": [0.5, 0.6], "eps": 1e-3}}})
     groups = optim.adamw(Net().components(), settings).param_groups
@@ -130,7 +154,7 @@ def test_ema_swap_twice_restores_both_to_the_bit():
 def test_fused_adamw_equals_its_equation_in_float64():
     settings = Optim.model_validate({"lr": 0.1, "betas": [0.8, 0.9], "eps": 1e-8, "weight_decay": 0.5})
     weight = nn.Parameter(torch.tensor([[2.0]]))
-    made = optim.adamw({"a": {"w": weight}}, settings)
+    made = optim.adamw({"a": {"weight": weight}}, settings)
     x, m, v = 2.0, 0.0, 0.0
     for k in range(1, 6):
         gradient = math.sin(k)

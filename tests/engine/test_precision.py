@@ -215,6 +215,33 @@ def test_what_no_scale_can_help_stops_the_run(make_loop):
     assert not Scaler("fp16", {SCALE: 1.0}).overflowed(1.0, math.inf, ALONE)
 
 
+@pytest.mark.parametrize("bad_step", [0, 1])
+def test_a_step_that_no_scale_can_help_leaves_the_scale_to_the_next(make_loop, caplog, bad_step):
+    config = make_config(train={"steps": 100, "global_batch": 16, "precision": "fp16"}, guard={"non_finite": "skip"})
+    state, rows = make_state(config), []
+    work = batches(3)
+    work[bad_step].micro[0].batch["y"][3] = 1e8  # a finite loss, whose gradient is beyond float16 at any scale
+    make_loop(state, config, hooks=[lambda _, row: rows.append(row)]).run(work, 3)
+    assert [row.get("skipped", 0) for row in rows] == [int(step == bad_step) for step in range(3)]
+    assert state.totals[SCALE] == rows[2][SCALE] == 2.0**16
+    assert (rows[bad_step][SCALE], rows[bad_step][OVERFLOWS]) == (1.0, 16)
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+def test_a_small_scale_is_told_once(make_loop, caplog):
+    config = make_config(train={"steps": 100, "global_batch": 16, "precision": "fp16"})
+    state = make_state(config)
+    state.totals[SCALE] = 2.0**7
+    loop = make_loop(state, config)
+    loop.scaler.end_step(2.0**8, sound=True)
+    assert not caplog.records  # 128 is not below 128
+    state.totals[SCALE] = 2.0**6
+    loop.scaler.end_step(2.0**7, sound=True)
+    loop.scaler.end_step(2.0**6, sound=True)
+    (record,) = caplog.records
+    assert "the loss scale is down to 64: small gradients become 0 in float16" in record.message
+
+
 def test_averages_of_bfloat16_weights_are_float32_and_survive_evaluation(make_loop):
     state, _ = trained(make_loop, "pure_bf16", optim={"lr": 0.01, "ema": {"decay": 0.9}})
     parameters, average = dict(state.model.named_parameters()), {name: value.clone() for name, value in state.ema.average.items()}

@@ -54,7 +54,7 @@ def tensors(folder: Path) -> dict[str, str]:
 
 def first(order, count: int = FIRST_IDS) -> str:
     """A hash of the first `count` sample ids of an order, and the first five of them to look at."""
-    ids = [tuple(identity) for step in range(-(-count // order.global_batch)) for identity in order.ids(step)][:count]
+    ids = [tuple(identity) for step in range(-(-count // len(order.ids(0)))) for identity in order.ids(step)][:count]
     return " ".join(f"{s}:{i}@{e}" for s, i, e in ids[:5]) + " " + hashlib.sha256(repr(ids).encode()).hexdigest()
 
 

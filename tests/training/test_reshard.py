@@ -15,7 +15,7 @@ from plait.engine.checkpoints import checkpoint, sharded_files
 from plait.engine.parallel import distributed
 from plait.engine.state import State
 from plait.errors import PlaitError, Stopped
-from plait.training import start
+from plait.training import from_weights
 from plait.training.stage import StageRun
 from tests import processes
 from tests import toy_family as toy
@@ -163,7 +163,7 @@ def test_consolidated_weights_are_whole_and_start_another_run(made, tmp_path, op
     assert toy.same(load_file(tmp_path / "out" / "model.safetensors"), found.tensors(group))
     about = json.loads((tmp_path / "out" / "weights.json").read_text())
     assert (about["kind"], about["step"], about["averaged"]) == ("weights", 18, group == "ema")
-    tensors, manifest, _ = start.read_from(str(tmp_path / "out"))
+    tensors, manifest, _ = from_weights.read_from(str(tmp_path / "out"))
     assert manifest is None
     assert toy.same(tensors["weights"], found.tensors(group))
     assert cli.main(["ckpt", "consolidate", f"{made / 'chain'}@18", str(tmp_path / "out")]) == 2

@@ -13,7 +13,7 @@ from plait import files
 from plait.assembly.configuration import open_config
 from plait.assembly.model import build_model
 from plait.config.schema import RunConfig
-from plait.data.order import digest
+from plait.data.order import Order, digest
 from plait.engine import plateau
 from plait.engine.checkpoints import checkpoint
 from plait.engine.checkpoints.saver import Saver
@@ -53,13 +53,12 @@ def config(**train):
     ("budget", "steps"), [({"steps": 7}, 7), ({"samples": 48}, 3), ({"samples": 49}, 4), ({"samples": 47}, 3), ({"epochs": 2.5}, 25)]
 )
 def test_a_budget_in_steps_samples_or_epochs_is_rounded_up_to_whole_steps(budget, steps):
-    order = SimpleNamespace(steps=lambda epochs: round(10 * epochs))
-    assert planned_steps(config(**budget), order) == steps
+    assert planned_steps(config(**budget), Order([160], [1.0], 0, 16)) == steps
 
 
 def test_a_warm_up_that_would_not_end_in_the_stage_is_refused():
     with pytest.raises(PlaitError, match=r"^optim\.schedule\.warmup_steps is 2, but the stage has 2 steps"):
-        planned_steps(config(samples=32), None)
+        planned_steps(config(samples=32), Order([160], [1.0], 0, 16))
 
 
 @pytest.mark.parametrize(("ranks", "configured", "samples"), [(1, "null", 10), (4, "null", 3), (5, "null", 2), (4, "2", 2)])

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,13 +13,16 @@ from safetensors.torch import load_file, save_file
 
 from plait import files
 from plait.assembly.configuration import open_config
+from plait.assembly.data import open_training
+from plait.commands.actions import fork
 from plait.config.schema import RunConfig
+from plait.data.order import digest
 from plait.engine import power_ema
 from plait.engine.checkpoints import checkpoint, rundir
 from plait.engine.monitoring.heartbeat import Heartbeat
 from plait.errors import PlaitError, Stopped
 from plait.families import registry
-from plait.training import start
+from plait.training import changes, from_weights
 from tests import toy_family as toy
 
 
@@ -56,19 +60,19 @@ def parent(made, tmp_path):
     ],
 )
 def test_every_form_of_from_means_one_checkpoint(made, form, step):
-    _, manifest, folder = start.read_from(form.format(run=made[1]))
+    _, manifest, folder = from_weights.read_from(form.format(run=made[1]))
     assert (manifest["state"]["step"], folder.name) == (step, f"step-{step:08d}")
 
 
 def test_a_form_relative_to_the_working_folder_is_no_hub_name(made, monkeypatch):
     monkeypatch.chdir(made[1].parent)
-    assert start.read_from("run/vision")[1]["stage"] == "vision"
-    assert start.read_from("run@8")[1]["state"]["step"] == 8
+    assert from_weights.read_from("run/vision")[1]["stage"] == "vision"
+    assert from_weights.read_from("run@8")[1]["state"]["step"] == 8
 
 
 def test_a_folder_of_safetensors_gives_weights_alone(made, tmp_path):
     save_file(toy.at(made[1], 12).tensors("weights"), tmp_path / "model.safetensors")
-    tensors, manifest, folder = start.read_from(str(tmp_path))
+    tensors, manifest, folder = from_weights.read_from(str(tmp_path))
     assert toy.same(tensors["weights"], toy.at(made[1], 12).tensors("weights"))
     assert (manifest, folder, tensors["ema"], tensors["moments"]) == (None, tmp_path, {}, {})
 
@@ -92,7 +96,7 @@ def test_a_folder_of_safetensors_gives_weights_alone(made, tmp_path):
 )
 def test_a_start_that_is_not_there_is_one_line(made, form, message):
     with pytest.raises(PlaitError, match=message) as caught:
-        start.read_from(form.format(run=made[1]))
+        from_weights.read_from(form.format(run=made[1]))
     assert "\n" not in str(caught.value)
 
 
@@ -273,7 +277,7 @@ def test_averages_are_left_behind_where_none_are_kept(made, tmp_path, capsys):
 
 
 def test_bare_weights_have_no_freezing_that_could_differ():
-    assert start.freezing_changes(None, None, None) == []
+    assert changes.freezing_changes(None, None, None) == []
 
 
 def test_a_changed_setting_that_binds_is_refused_and_one_that_is_free_is_not(parent):
@@ -372,16 +376,16 @@ def test_a_damaged_start_named_by_its_step_is_refused(parent):
     (folder / "weights.safetensors").write_bytes(body)
     for spec in (str(folder), f"{parent}@12"):
         with pytest.raises(PlaitError, match=r"weights\.safetensors is damaged: xxh3"):
-            start.read_from(spec)
-    assert start.read_from(f"{parent}/vision")[1]["state"]["step"] == 10
+            from_weights.read_from(spec)
+    assert from_weights.read_from(f"{parent}/vision")[1]["state"]["step"] == 10
 
 
 def test_a_downloaded_folder_is_verified_too(parent, tmp_path):
     folder = shutil.copytree(parent / "stage-2-vision" / "step-00000012", tmp_path / "snapshot")
-    assert start.read_from(str(folder))[1]["state"]["step"] == 12
+    assert from_weights.read_from(str(folder))[1]["state"]["step"] == 12
     (folder / "ema.safetensors").unlink()
     with pytest.raises(PlaitError, match=r"ema\.safetensors is missing"):
-        start.read_from(str(folder))
+        from_weights.read_from(str(folder))
 
 
 def test_a_resume_on_other_data_is_refused_by_name(parent, tmp_path):
@@ -416,11 +420,99 @@ def test_frozen_weights_of_another_base_are_refused_on_resume(parent):
         toy.train(parent, parent)
 
 
-def test_a_changed_schedule_is_shown_as_two_curves():
-    shown = start.describe_changes(*(config(lr) for lr in (1e-3, 5e-4)), [("optim.lr", 1e-3, 5e-4)], 10)
-    assert shown.splitlines()[0] == "  optim.lr: 0.001 -> 0.0005"
-    assert [words in shown for words in ("learning rate then", "peak 0.001, end", "peak 0.0005")] == [True] * 3
-    assert "learning rate" not in start.describe_changes(config(1e-3), config(1e-3), [("track.every_steps", 1, 2)], 10)
+ONE = ["stages=[]", "trainable=[projector]", "checkpoint.keep=99", "optim.schedule.name=cosine"]
+
+
+@pytest.fixture
+def one_epoch(made, tmp_path):
+    """(settings of a run on 64 samples, without its length; a copy of them as a recipe's settings)."""
+    rows = [{"x": [i / 64, 1.0, -i / 64, 0.5], "y": float(i % 5)} for i in range(64)]
+    path = tmp_path / "data" / "train.jsonl"
+    path.parent.mkdir()
+    files.append_rows(path, rows)
+    return [*ONE, f"data.train.0.path={path}"]
+
+
+def hashed(ids):
+    """The digest of a step's samples as metrics have it."""
+    return f"{digest(ids) & 0xFFFFFFFF:08x}"
+
+
+def digests(run):
+    """The digest of the samples of each step."""
+    return [row["ids"] for row in files.read_rows(run / "metrics.jsonl") if "ids" in row]
+
+
+def back_to(run, step):
+    """Take a run back to a step, as a kill would have left it."""
+    for folder in checkpoint.published(run):
+        if checkpoint.step_of(folder) > step:
+            shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("budget", ["train={epochs: 1, global_batch: 4}", "train={samples: 64, global_batch: 4}"])
+def test_another_global_batch_goes_on_after_the_samples_consumed(made, one_epoch, tmp_path, capsys, budget):
+    run = toy.train(made[0], tmp_path / "run", *one_epoch, budget)
+    order = open_config(run / "config.yaml").stages[0]
+    plain = open_training(order.config).order(order)
+    every = [i for step in range(16) for i in plain.ids(step)]
+    assert len(set(every)) == 64 and digests(run) == [hashed(every[4 * step : 4 * step + 4]) for step in range(16)]
+    rest = [hashed(every[32 + 8 * step : 40 + 8 * step]) for step in range(4)]
+    forked = fork.fork(f"{run}@8", tmp_path / "forked", ["train.global_batch=8"])
+    said = capsys.readouterr().out
+    assert "16 steps" in said.split("learning rate then")[1].splitlines()[0] and "12 steps" in said.split("learning rate now")[1]
+    toy.train(forked, forked)
+    assert digests(forked) == [*digests(run)[:8], *rest]
+    wanted = "order    exact: from step 8 of the stage on 8 samples a step, not 4, after the 32 taken before"
+    assert wanted in capsys.readouterr().out
+    back_to(forked, 10)  # in the middle of the new size
+    toy.train(forked, forked)
+    assert digests(forked)[10:] == rest[2:] and "order    exact: samples and noise are functions of (seed, step)" in capsys.readouterr().out
+    rates = [row["lr/projector"] for row in files.read_rows(forked / "metrics.jsonl") if "lr/projector" in row]
+    assert rates[8:] == pytest.approx([1e-2 * (1 + math.cos(math.pi * step / 12)) / 2 for step in range(8, 12)])
+    back_to(run, 8)
+    with pytest.raises(PlaitError, match=r"train\.global_batch: 4 -> 8"):
+        toy.train(run, run, "train.global_batch=8")
+    toy.train(run, run, "train.global_batch=8", allow_inexact=True)
+    assert digests(run)[8:] == rest and wanted in capsys.readouterr().out
+    assert checkpoint.locate(run).manifest["state"]["batches"] == [[0, 4], [8, 8]]
+
+
+@pytest.mark.parametrize("change", ["data.train.0.limit=60", "data.train=[{entry}, {entry}]", "stages=[{{name: other}}]"])
+def test_another_order_of_the_samples_is_never_called_exact(made, one_epoch, tmp_path, capsys, change):
+    entry = "{source: jsonl, path: " + str(tmp_path / "data" / "train.jsonl") + "}"
+    run = toy.train(made[0], tmp_path / "run", *one_epoch, "train={steps: 8, global_batch: 4}")
+    forked = fork.fork(f"{run}@4", tmp_path / "forked", [change.format(entry=entry)])
+    capsys.readouterr()
+    toy.train(forked, forked, allow_inexact=True)
+    said = capsys.readouterr().out
+    assert "order    changed: other seed, sources, sizes or weights than then" in said and "order    exact" not in said
+
+
+@pytest.mark.parametrize(
+    ("budget", "changed", "then", "now"),
+    [
+        ("{steps: 20, global_batch: 4}", "optim.lr=5e-4", "peak 0.01, end 6.2e-05, 20 steps", "peak 0.0005, end 3.1e-06, 20 steps"),
+        ("{epochs: 2, global_batch: 4}", "optim.lr=5e-4", "32 steps", "32 steps"),
+        ("{epochs: 2, global_batch: 4}", "train.epochs=3", "32 steps", "48 steps"),
+        ("{epochs: 2, global_batch: 4}", "train.global_batch=8", "32 steps", "20 steps"),
+        ("{samples: 80, global_batch: 4}", "train.global_batch=8", "20 steps", "14 steps"),
+    ],
+)
+def test_a_changed_schedule_is_two_curves_of_the_real_numbers_of_steps(made, one_epoch, tmp_path, capsys, budget, changed, then, now):
+    settings = [*one_epoch, f"train={budget}"]
+    run = toy.train(made[0], tmp_path / "run", *settings)
+    back_to(run, 8)
+    capsys.readouterr()
+    toy.run.accept_configuration(run, open_config(made[0], [f"run={run}", *settings, changed]), True)
+    said = capsys.readouterr().out
+    assert then in said.split("learning rate then")[1].splitlines()[0] and now in said.split("learning rate now")[1].splitlines()[0]
+
+
+def test_a_change_of_what_is_reported_shows_no_curve(parent, capsys):
+    toy.run.accept_configuration(parent, open_config(parent / "config.yaml", [f"run={parent}", "track.every_steps=2"]), False)
+    said = capsys.readouterr().out
+    assert "track.every_steps: 1 -> 2" in said and "learning rate" not in said
 
 
 def config(lr):
@@ -428,7 +520,7 @@ def config(lr):
 
 
 def test_the_curve_of_a_linear_schedule_falls_evenly():
-    bars = start.curve(config(1e-3), 48).split(" peak")[0]
+    bars = changes.curve(config(1e-3), 48).split(" peak")[0]
     heights = [" ▁▂▃▄▅▆▇█".index(bar) for bar in bars]
     assert heights == [round(8 * (1 - i / 48)) for i in range(48)]
 
@@ -438,13 +530,13 @@ def test_the_curve_of_a_linear_schedule_falls_evenly():
     [(0.5, 0.5, "exact"), (None, 0.5, "none stored"), (0.5, 0.50001, "2.0e-05 apart")],
 )
 def test_the_probe_says_whether_the_same_model_came_back(stored, now, said):
-    assert said in start.check_probe(stored, now, False)
+    assert said in changes.check_probe(stored, now, False)
 
 
 def test_a_probe_of_another_model_stops():
     with pytest.raises(PlaitError, match=r"probe loss 0\.600000, stored 0\.500000: 2\.0e-01 apart: this is not the model that was saved"):
-        start.check_probe(0.5, 0.6, False)
-    assert "2.0e-01 apart" in start.check_probe(0.5, 0.6, True)
+        changes.check_probe(0.5, 0.6, False)
+    assert "2.0e-01 apart" in changes.check_probe(0.5, 0.6, True)
 
 
 def test_fewer_stages_than_were_run_is_one_line(parent):
@@ -457,7 +549,7 @@ def test_weights_in_several_files_are_read_together(made, tmp_path):
     weights = load_file(checkpoint.published(made[1])[0] / "weights.safetensors")
     for part, name in enumerate(weights):
         save_file({name: weights[name]}, tmp_path / f"model-{part}.safetensors")
-    assert toy.same(start.read_from(str(tmp_path))[0]["weights"], weights)
+    assert toy.same(from_weights.read_from(str(tmp_path))[0]["weights"], weights)
     assert all(isinstance(value, torch.Tensor) for value in weights.values())
 
 
@@ -465,15 +557,15 @@ def test_weights_in_several_files_are_read_together(made, tmp_path):
 def test_a_probe_may_differ_by_a_thousandth(now, stops):
     if stops:
         with pytest.raises(PlaitError, match="this is not the model that was saved"):
-            start.check_probe(0.5, now, False)
+            changes.check_probe(0.5, now, False)
     else:
-        assert start.check_probe(0.5, now, False).endswith(" apart (another device, thread count or number of ranks)")
+        assert changes.check_probe(0.5, now, False).endswith(" apart (another device, thread count or number of ranks)")
 
 
 def test_a_stored_loss_of_zero_divides_nothing():
-    assert start.check_probe(0.0, 0.0, False) == "probe loss 0.000000: exact"
+    assert changes.check_probe(0.0, 0.0, False) == "probe loss 0.000000: exact"
     with pytest.raises(PlaitError, match=r"stored 0\.000000"):
-        start.check_probe(0.0, 1e-9, False)
+        changes.check_probe(0.0, 1e-9, False)
 
 
 def since(step, data):
@@ -484,9 +576,9 @@ def test_data_that_left_came_or_changed_is_named(tmp_path):
     then, now = {"a": "1", "b": "2", "c": "3"}, {"a": "1", "b": "9", "d": "4"}
     wanted = r"RUN/step-00000004 was trained on \(b: 2 -> 9; c: 3 -> gone; d: not there -> 4\); put it back, fork the run"
     with pytest.raises(PlaitError, match=wanted):
-        start.check_data(since(4, then), now, tmp_path, False)
-    assert start.check_data(since(4, then), now, tmp_path, True).startswith("data     changed: the training data is not what")
-    assert start.check_data(since(4, then), then, tmp_path, False) == "data     exact: a, b, c"
+        changes.check_data(since(4, then), now, tmp_path, False)
+    assert changes.check_data(since(4, then), now, tmp_path, True).startswith("data     changed: the training data is not what")
+    assert changes.check_data(since(4, then), then, tmp_path, False) == "data     exact: a, b, c"
 
 
 @pytest.mark.parametrize(
@@ -501,16 +593,16 @@ def test_data_that_left_came_or_changed_is_named(tmp_path):
     ],
 )
 def test_only_a_fork_at_this_step_that_changed_the_data_goes_on_with_other_data(tmp_path, kind, step, key, allowed):
-    (tmp_path / start.LINEAGE).write_text(json.dumps({"kind": kind, "step": step, "differences": [["seed", 0, 1], [key, 1, 2]]}))
+    (tmp_path / changes.LINEAGE).write_text(json.dumps({"kind": kind, "step": step, "differences": [["seed", 0, 1], [key, 1, 2]]}))
     if allowed:
-        assert "changed" in start.check_data(since(4, {"a": "1"}), {"a": "2"}, tmp_path, False)
+        assert "changed" in changes.check_data(since(4, {"a": "1"}), {"a": "2"}, tmp_path, False)
     else:
         with pytest.raises(PlaitError, match="put it back"):
-            start.check_data(since(4, {"a": "1"}), {"a": "2"}, tmp_path, False)
+            changes.check_data(since(4, {"a": "1"}), {"a": "2"}, tmp_path, False)
 
 
 def test_a_curve_is_48_bars_with_its_peak_and_end():
-    line = start.curve(config(1e-3), 20)
+    line = changes.curve(config(1e-3), 20)
     bars, rest = line.split(" peak ")
     assert (len(bars), bars[0], rest) == (48, "█", "0.001, end 5e-05, 20 steps")  # the last update of 20 has 1/20 left
 
@@ -563,9 +655,9 @@ def test_a_configuration_of_another_version_is_told(parent):
 def test_a_hub_repository_is_taken_at_the_revision_after_its_at_sign(made, tmp_path, monkeypatch, spec, revision):
     asked, weights = [], toy.at(made[1], 12).tensors("weights")
     save_file(weights, tmp_path / "model.safetensors")
-    monkeypatch.setattr(start, "snapshot_download", lambda name, **more: asked.append((name, more["revision"])) or tmp_path)
+    monkeypatch.setattr(from_weights, "snapshot_download", lambda name, **more: asked.append((name, more["revision"])) or tmp_path)
     monkeypatch.chdir(tmp_path)
-    assert toy.same(start.read_from(spec)[0]["weights"], weights)
+    assert toy.same(from_weights.read_from(spec)[0]["weights"], weights)
     assert asked == [("someone/model", revision)]
 
 
@@ -573,8 +665,8 @@ def test_a_hub_that_fails_says_why_in_its_first_line(tmp_path, monkeypatch):
     def broken(name, **more):
         raise OSError("no route\nto host") if name == "someone/model" else OSError
 
-    monkeypatch.setattr(start, "snapshot_download", broken)
+    monkeypatch.setattr(from_weights, "snapshot_download", broken)
     monkeypatch.chdir(tmp_path)
     for name, reason in (("someone/model", "no route"), ("someone/other", "OSError")):
         with pytest.raises(PlaitError, match=rf"the Hub did not give it: {reason}$"):
-            start.read_from(name)
+            from_weights.read_from(name)

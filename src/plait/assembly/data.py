@@ -7,7 +7,7 @@ from plait.config import mixture
 from plait.config.resolved import StageView, folder
 from plait.config.schema import RunConfig, Source
 from plait.data.buckets import BucketOrder
-from plait.data.order import Order
+from plait.data.order import BatchChanges, Order
 from plait.data.sources.bucketing import order_of
 from plait.data.sources.contract import Absent
 from plait.data.sources.contract import Source as SampleSource
@@ -34,9 +34,13 @@ class TrainingData:
         """Return a hash of each source's content, by its name; checkpoints keep them, so that changed data is noticed."""
         return dict(zip(self.names(), (source.fingerprint for source in self.sources), strict=True))
 
-    def order(self, view: StageView) -> Order | BucketOrder:
-        """Return the order of the stage's samples: which ones each step takes. A batch holds one bucket (samples of one shape) only."""
-        return order_of(self.sources, self.weights, data_seed(view), view.config.train.global_batch)
+    def order(self, view: StageView, batches: BatchChanges = ()) -> Order | BucketOrder:
+        """Return the order of the stage's samples: which ones each step takes. A batch holds one bucket (samples of one shape) only.
+
+        `batches`: (step of the stage, samples per step from it on), of a stage whose `train.global_batch` was changed.
+        """
+        (_, first), *changes = batches or [(0, view.config.train.global_batch)]
+        return order_of(self.sources, self.weights, data_seed(view), first, changes)
 
 
 def data_seed(view: StageView) -> int:

@@ -171,7 +171,9 @@ class Optim(Section):
     lr: Rate = Field(default=1e-4, description="peak learning rate")
     betas: Annotated[tuple[Share, Share], Strict(False)] = (0.9, 0.95)
     eps: Rate = 1e-8
-    weight_decay: Annotated[Float, Field(ge=0)] = Field(default=0.01, description="matrices only; vectors never decay")
+    weight_decay: Annotated[Float, Field(ge=0)] = Field(
+        default=0.01, description="matrices and filters only, never gains, biases or learned vectors"
+    )
     schedule: Schedule = Schedule()
     ema: Ema | None = None
     offload: bool = Field(default=False, description="moments in the host's memory, where the update is computed; for GPUs too small")

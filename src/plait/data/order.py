@@ -35,6 +35,32 @@ class SampleId(NamedTuple):
     epoch: int
 
 
+class Segment(NamedTuple):
+    """Steps with one size of batch: from `step` on, `batch` samples each. `before`: how many samples the steps before it took."""
+
+    step: int
+    batch: int
+    before: int
+
+
+BatchChanges = Sequence[Sequence[int]]
+"""Where the global batch of a stage was changed: (step of the stage from which it holds, samples per step), in rising order."""
+
+
+def segments(global_batch: int, changes: BatchChanges) -> tuple[Segment, ...]:
+    """Return the segments of a stage that began with `global_batch` samples per step and was changed as `changes` says."""
+    parts = [Segment(0, global_batch, 0)]
+    for step, batch in changes:
+        assert batch >= 1 and step >= parts[-1].step
+        parts.append(Segment(step, batch, parts[-1].before + (step - parts[-1].step) * parts[-1].batch))
+    return tuple(parts)
+
+
+def segment_of(parts: Sequence[Segment], step: int) -> Segment:
+    """Return the segment that `step` is in."""
+    return next(part for part in reversed(parts) if part.step <= step)
+
+
 def permute(position: int | np.ndarray, n: int, *parts: int | str) -> int | np.ndarray:
     """Return where a permutation of [0, n) sends `position` (arrays: each element). `parts` (seed, purpose, epoch) pick the permutation."""
     assert n >= 1, "a permutation needs at least one element"
@@ -82,11 +108,12 @@ class Order:
     """Choose the samples of every step without buckets: `ids(step)` (from 0) is the same on every rank and for every world size.
 
     `sizes`: samples per source. `weights`: shares of the samples drawn, not of the sizes: two sources of weight 1 are drawn equally often,
-    and the smaller one begins its next epoch sooner. An epoch of a mixture is as many samples as its sources hold together. Raises
-    PlaitError for no source, an empty one, and a weight that is not positive.
+    and the smaller one begins its next epoch sooner. An epoch of a mixture is as many samples as its sources hold together. `global_batch`:
+    samples per step at first; `changes` of it slice the same sequence of samples otherwise. Raises PlaitError for no source, an empty one,
+    and a weight that is not positive.
     """
 
-    def __init__(self, sizes: Sequence[int], weights: Sequence[float], seed: int, global_batch: int) -> None:
+    def __init__(self, sizes: Sequence[int], weights: Sequence[float], seed: int, global_batch: int, changes: BatchChanges = ()) -> None:
         assert len(sizes) == len(weights)
         assert global_batch >= 1
         if not sizes:
@@ -96,23 +123,24 @@ class Order:
                 raise PlaitError(f"source {number} of the mixture is empty; remove it or mend its path")
             if not (weight > 0 and math.isfinite(weight)):
                 raise PlaitError(f"source {number} of the mixture has weight {weight}; weights are positive numbers")
-        self.sizes, self.seed, self.global_batch = tuple(int(s) for s in sizes), seed, global_batch
+        self.sizes, self.seed, self.segments = tuple(int(s) for s in sizes), seed, segments(global_batch, changes)
         self.counts = block_counts([w / math.fsum(weights) for w in weights], global_batch)
         self._slot_source, self._slot_turn = interleave(self.counts)
-        self._steps_at_once = max(1, _DRAW_AT_ONCE // global_batch)
-        self._memo: tuple[int, list[SampleId]] = (-1, [])  # replaced as a whole: several threads may call `ids`
+        self._memo: tuple[int, list[SampleId]] = (0, [])  # first position and samples; replaced as a whole: several threads may call `ids`
 
     def ids(self, step: int) -> list[SampleId]:
-        """Return the `global_batch` samples of `step` (from 0). Batches run across epoch borders: none is short, no sample is dropped."""
-        number, start = divmod(step, self._steps_at_once)
-        memo = self._memo
-        if memo[0] != number:
-            memo = self._memo = (number, self._draw(number * self._steps_at_once * self.global_batch))
-        return memo[1][start * self.global_batch : (start + 1) * self.global_batch]
+        """Return the samples of `step` (from 0). Batches run across epoch borders: none is short, no sample is dropped."""
+        part = segment_of(self.segments, step)
+        size = max(1, _DRAW_AT_ONCE // part.batch) * part.batch
+        number, start = divmod((step - part.step) * part.batch, size)
+        first, memo = part.before + number * size, self._memo
+        if memo[0] != first or len(memo[1]) != size:
+            memo = self._memo = (first, self._draw(first, size))
+        return memo[1][start : start + part.batch]
 
-    def _draw(self, first: int) -> list[SampleId]:
-        """Return the samples from position `first` on, for as many steps as are worth one call of the permutation."""
-        position = first + np.arange(self._steps_at_once * self.global_batch, dtype=np.int64)
+    def _draw(self, first: int, count: int) -> list[SampleId]:
+        """Return `count` samples from position `first` on: as many as are worth one call of the permutation."""
+        position = first + np.arange(count, dtype=np.int64)
         block, slot = np.divmod(position, len(self._slot_source))
         source = self._slot_source[slot]
         turn = block * np.asarray(self.counts, np.int64)[source] + self._slot_turn[slot]  # how often this source was drawn before
@@ -123,13 +151,15 @@ class Order:
             index[selected] = permute(offset[selected], self.sizes[s], self.seed, "order", s, e)
         return list(map(SampleId, source.tolist(), index.tolist(), epoch.tolist()))
 
-    def epoch(self, step: int) -> float:
-        """Return how many epochs are complete when `step` begins, as a fraction such as 1.25."""
-        return step * self.global_batch / sum(self.sizes)
+    def samples(self, step: int) -> int:
+        """Return how many samples the steps before `step` take."""
+        part = segment_of(self.segments, step)
+        return part.before + (step - part.step) * part.batch
 
-    def steps(self, epochs: float) -> int:
-        """Return the least number of steps that covers `epochs`, which may be a fraction such as 0.5."""
-        return max(1, math.ceil(epochs * sum(self.sizes) / self.global_batch - 1e-9))
+    def steps(self, samples: float) -> int:
+        """Return the least number of steps that takes as many samples."""
+        last = self.segments[-1]
+        return max(1, last.step + math.ceil((samples - last.before) / last.batch - 1e-9))
 
 
 def digest(ids: Iterable[SampleId]) -> int:

@@ -117,7 +117,9 @@ class Loop:
         counts = {name: weights.pop(name) for name in self.loss.counts}
         progress = schedule.progress_at(config.optim.schedule, state.stage_step, stage_steps, state.totals, counts)
         lrs = optim.set_lr(state.optimizer, config.optim, progress)
+        scale = self.scaler.scale
         row, usable = self.gradient(net, batch, weights, audit=audit)
+        self.scaler.end_step(scale, sound=usable)
         if usable:
             state.optimizer.step()
             state.average()

@@ -19,6 +19,8 @@ from plait.keys import key
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 """AdamW's state per parameter: two moments of the parameter's shape and a count of its own updates."""
+_MULTIPLIED = ("weight", "proj", "kernel", "matrix")
+"""Words in the last part of a name that tell a matrix or filter, which is multiplied, from a learned vector or a table of those."""
 _OVERRIDABLE = ("lr", "weight_decay", "betas", "eps")
 """Settings of AdamW that `optim.components` can override for a component."""
 
@@ -62,7 +64,7 @@ def freeze(model: nn.Module, trained: Mapping[str, Mapping[str, nn.Parameter]]) 
 
 
 def adamw(trained: Mapping[str, Mapping[str, nn.Parameter]], optim: Optim, noise: Noise | None = None) -> torch.optim.Optimizer:
-    """Build fused AdamW with two groups per component: matrices, which decay, and vectors, which do not.
+    """Build fused AdamW with two groups per component: parameters that decay (see `decays`), and those that do not.
 
     What `optim.components` sets for a component (lr, weight_decay, betas, eps, warm-up) takes the place of the common value. Weights in
     bfloat16 and moments on the host get `ChunkedAdamW`; `noise` seeds its rounding.
@@ -72,16 +74,26 @@ def adamw(trained: Mapping[str, Mapping[str, nn.Parameter]], optim: Optim, noise
         overrides = optim.components.get(component, Component()).model_dump()
         chosen = {name: value if overrides[name] is None else overrides[name] for name, value in common.items()}
         chosen["warmup"] = warmup_of(optim, component)
-        for matrices in (True, False):
-            named = {name: value for name, value in parameters.items() if (value.ndim >= 2) == matrices}
+        for decaying in (True, False):
+            named = {name: value for name, value in parameters.items() if decays(name, value) == decaying}
             if named:
-                settings = {**chosen, "peak": chosen["lr"], "weight_decay": chosen["weight_decay"] if matrices else 0.0}
+                settings = {**chosen, "peak": chosen["lr"], "weight_decay": chosen["weight_decay"] if decaying else 0.0}
                 settings |= {"moments_device": torch.device("cpu") if optim.offload else None}
                 settings |= {"moments_dtype": next(iter(named.values())).dtype}
                 groups.append({"params": list(named.values()), "names": list(named), "component": component, **settings})
     if optim.offload or any(group["moments_dtype"] != torch.float32 for group in groups):
         return ChunkedAdamW(groups, noise or _unseeded)
     return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
+
+
+def decays(name: str, parameter: Tensor) -> bool:
+    """Return whether weight decay applies to the parameter: to matrices and filters, never to gains, biases and learned vectors.
+
+    Gains may have the shape (C, 1, 1). Learned vectors (brackets, registers, positions) are parameters whose names do not end in `weight`
+    or the like; decay would pull what the model has learned to read towards zero.
+    """
+    is_gain = parameter.ndim < 2 or (parameter.ndim > 2 and sum(size > 1 for size in parameter.shape) < 2)
+    return not is_gain and any(word in name.rpartition(".")[2] for word in _MULTIPLIED)
 
 
 def _unseeded(name: str, chunk: int) -> int:

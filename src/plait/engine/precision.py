@@ -10,6 +10,7 @@ Micikevicius et al. 2018 (arXiv 1710.03740): float32 weights beside half-precisi
 (arXiv 2010.06192): stochastic rounding, without which most updates of bfloat16 weights are lost.
 """
 
+import logging
 import math
 from collections.abc import Collection, Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -23,10 +24,13 @@ from torch.utils import swap_tensors
 
 from plait.engine.parallel.distributed import Ranks, local
 
+log = logging.getLogger(__name__)
+
 SCALE, GOOD_STEPS, OVERFLOWS = "loss_scale", "loss_scale_steps", "overflows"
 """Keys among the state's totals: the scale, the steps since it last changed, and how often gradients overflowed."""
 
 _FIRST_SCALE = 2.0**16
+_SMALL_SCALE = 128.0
 _GROWS_AFTER_STEPS = 2000
 _DROPPED_BITS = 16  # float32 has 23 bits of fraction, bfloat16 7
 
@@ -123,6 +127,16 @@ class Scaler:
             self.totals[SCALE] = self.scale * 2
             self.totals[GOOD_STEPS] = 0
         return False
+
+    def end_step(self, first: float, *, sound: bool) -> None:
+        """End a step that began with the scale `first`: log a scale that has become small, or put it back after an unsound step.
+
+        One bad batch overflows at every scale, which says nothing of the batches that follow.
+        """
+        if self.scale < first and not sound:
+            self.totals[SCALE] = first
+        elif self.scale < min(first, _SMALL_SCALE):
+            log.warning(f"the loss scale is down to {self.scale:g}: small gradients become 0 in float16; bf16 needs no scale")
 
     def figures(self) -> dict[str, float]:
         """Return {"loss_scale": the scale, "overflows": how often it was halved} for the log; {} for other precisions."""

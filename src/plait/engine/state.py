@@ -4,7 +4,7 @@ All tensors are keyed by parameter name. Weights are those that train now or eve
 again. A stage is a part of a run with its own settings and trained parameters; a group, a kind of tensor (weights, ema, moments).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +30,7 @@ _MANIFEST_KEYS = {
     "history": "history",
     "best": "best",
     "probe": "probe",
+    "batches": "batches",
 }
 """Attribute of a state -> its key in a checkpoint's manifest."""
 
@@ -57,6 +58,8 @@ class State:
     totals: dict[str, float] = field(default_factory=dict)
     probe: float | None = None
     """Loss of the run's probe samples at the last save: recomputed at the next start, it shows that the same model came back."""
+    batches: list[list[int]] = field(default_factory=list)
+    """[step of the stage, samples per step from it on], for each global batch that the stage has had."""
     optimizer: torch.optim.Optimizer | None = None
     ema: Ema | None = None
     post_hoc: dict[str, PowerEma] = field(default_factory=dict)
@@ -69,12 +72,16 @@ class State:
         """Updates done in the running stage."""
         return self.step - self.stage_start
 
-    def enter(self, stage: int) -> None:
-        """Begin stage number `stage` (from 1) at the present step: its counters start anew. Entering the present stage changes nothing."""
+    def enter(self, stage: int, global_batch: int) -> None:
+        """Begin stage number `stage` (from 1) at the present step: its counters start anew. Entering the present stage changes none.
+
+        `global_batch`: samples per step from here on.
+        """
         if stage != self.stage:
             self.stage, self.stage_start, self.stage_done = stage, self.step, None
-            self.history, self.best = [], None
+            self.history, self.best, self.batches = [], None, []
             self.totals = {**source_shares.reset(self.totals), STAGE_TOKENS: 0.0}
+        self.batches = with_batch(self.batches, self.stage_step, global_batch)
 
     def reopen(self, stop_step: int, reason: str) -> None:
         """Continue a finished stage whose `stage_done` is `reason` (planned steps done) if it has been extended to `stop_step`."""
@@ -168,7 +175,7 @@ class State:
         Raises PlaitError when a saved weight has no parameter of its name and shape here.
         """
         for attribute, name in _MANIFEST_KEYS.items():
-            setattr(self, attribute, metadata[name])
+            setattr(self, attribute, metadata.get(name, []) if name == "batches" else metadata[name])  # older checkpoints have none
         self.history = [(step, value) for step, value in metadata["history"]]
         self.totals = dict(metadata["totals"])
         self.ever_trained = set(metadata["trained"])
@@ -182,6 +189,14 @@ class State:
         }
         self.ema = Ema(1.0, 0, averages["ema"]) if "ema" in averages else None
         self.post_hoc = {group: PowerEma(length, averages[group]) for group, length in power_ema.KEPT.items() if group in averages}
+
+
+def with_batch(batches: Sequence[Sequence[int]], step: int, global_batch: int) -> list[list[int]]:
+    """Return `State.batches` after `step` of the stage has begun with `global_batch` samples; unchanged if that is the size already."""
+    if not batches:
+        return [[0, global_batch]]
+    kept = [list(item) for item in batches]
+    return kept if kept[-1][1] == global_batch else [*kept, [step, global_batch]]
 
 
 @torch.no_grad()

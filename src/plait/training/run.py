@@ -18,14 +18,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import yaml
-from pydantic import ValidationError
-
 from plait import files
+from plait.assembly.configuration import open_run_config
 from plait.assembly.data import check_data
 from plait.assembly.model import build_model
 from plait.config.resolved import Resolved, StageView, difference
-from plait.config.schema import RunConfig
 from plait.engine import precision
 from plait.engine.checkpoints import checkpoint, rundir
 from plait.engine.monitoring import watchdog
@@ -39,7 +36,7 @@ from plait.engine.parallel.distributed import Ranks
 from plait.engine.state import State
 from plait.errors import PlaitError, Stopped
 from plait.families import registry
-from plait.training import start
+from plait.training import changes, from_weights, start
 from plait.training.stage import RunContext, run_stage
 from plait.training.stage_plan import plan_stage
 
@@ -117,16 +114,16 @@ def _attempt(resolved: Resolved, options: Options, ranks: Ranks, signals: Signal
             precision.round_frozen(bundle.model, state.ever_trained, view.config.train.precision)
         if resumed_from is None and config.from_:
             first = resolved.stages[0]
-            start.begin_from(state, bundle, first, run=run, ranks=ranks, allow_inexact=options.allow_inexact)
+            from_weights.begin_from(state, bundle, first, run=run, ranks=ranks, allow_inexact=options.allow_inexact)
         monitors = bundle.family.monitors(bundle.section)
         tracker = open_tracker(run, config, rundir.identity(run), state, monitors) if ranks.first else Tracker(None, [])
         context = RunContext(run, ranks, tracker, signals, heartbeat, options.allow_inexact, resumed_from)
         with contextlib.closing(tracker):
             for view in stages_ahead(resolved, options.only, state):
-                state.enter(view.index)
+                state.enter(view.index, view.config.train.global_batch)
                 heartbeat.phase("stage", state.step)
                 dog.allow(view.config.guard.hang_timeout_s)
-                run_stage(plan_stage(view, bundle), bundle, state, context)
+                run_stage(plan_stage(view, bundle, state.batches), bundle, state, context)
             heartbeat.phase("done", state.step)
     log.info(next_steps(run, state.step, sorted(registry.benches(config.family))))
 
@@ -192,7 +189,7 @@ def _prepare_directory(run: Path, resolved: Resolved, options: Options) -> bool:
         raise PlaitError(f"{run} is a run already, and a fresh one was asked for: give another --run, or --restart (keeps it aside)")
     if not checkpoint.published(run):  # also of a run that was begun and saved nothing
         if resolved.config.from_:
-            start.check_named(resolved.config.from_)
+            from_weights.check_named(resolved.config.from_)
         check_data(resolved.stages)
     return continues
 
@@ -204,15 +201,15 @@ def accept_configuration(run: Path, resolved: Resolved, allow_inexact: bool) -> 
     checkpoints, unless `allow_inexact`.
     """
     try:
-        before = RunConfig.model_validate(yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")))
-    except (ValidationError, yaml.YAMLError) as error:
-        reason = str(error).splitlines()[1:2] or [type(error).__name__]
-        raise PlaitError(f"{run}/config.yaml is not of this version of plait ({reason[0]}); use the version that began the run") from error
-    differences = difference(before, resolved.config)
+        before = open_run_config(run)
+    except PlaitError as error:
+        raise PlaitError(f"{run}/config.yaml is not of this version of plait ({error}); use the version that began the run") from error
+    differences = difference(before, resolved)
+    saved = checkpoint.published(run)
     if differences:
-        log.info(f"configuration changed:\n{start.describe_changes(before, resolved.config, differences, before.train.steps or 1000)}")
+        log.info(f"configuration changed:\n{changes.describe_changes(before, resolved, differences, saved[0] if saved else None)}")
     binding = rundir.binding(differences)
-    if binding and not checkpoint.published(run):
+    if binding and not saved:
         log.info("nothing was saved under the old configuration: the run begins with the new one")
         rundir.clear(run)
     elif not allow_inexact:

@@ -40,7 +40,7 @@ from plait.engine.parallel.memory_estimate import Storage
 from plait.engine.precision import caution, set_precision
 from plait.engine.state import State
 from plait.errors import Stopped
-from plait.training import start, summary
+from plait.training import changes, summary
 from plait.training.probes import ProbeLoss, probe_loss, probe_memory, probed_steps, wants_memory_probe
 from plait.training.stage_plan import StagePlan
 
@@ -335,13 +335,14 @@ class StageRun:
         """Compare the data and the probe samples' loss with the checkpoint that the run came back from, and report."""
         context, data = self.context, self.manifest["data"]
         resumed_from = context.resumed_from
-        if resumed_from is not None and resumed_from.manifest["stage"] == self.plan.view.name:
-            log.info(f"  {start.check_data(resumed_from, data, context.run, context.allow_inexact)}")
+        if resumed_from is not None and resumed_from.manifest["state"]["stage"] == self.plan.view.index:
+            log.info(f"  {changes.describe_order(resumed_from.manifest, self.plan.order_digest, self.state.batches)}")
+            log.info(f"  {changes.check_data(resumed_from, data, context.run, context.allow_inexact)}")
             if resumed_from.manifest["data"] != data:
                 return  # other probe samples: their loss says nothing
         loss = self.probe.measure()
         if loss is not None:
-            log.info(f"  {start.check_probe(self.state.probe, loss, context.allow_inexact)}")
+            log.info(f"  {changes.check_probe(self.state.probe, loss, context.allow_inexact)}")
 
 
 def _never() -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import xxhash
 from torch import nn
 
 from plait import __version__
@@ -19,7 +20,8 @@ from plait.config.conflicts import schedule_conflicts
 from plait.config.resolved import StageView
 from plait.config.schema import RunConfig
 from plait.data.buckets import BucketOrder
-from plait.data.order import Order
+from plait.data.order import BatchChanges, Order
+from plait.data.sources.bucketing import bucket_lengths
 from plait.engine import optim, schedule
 from plait.engine.evaluation import Bench
 from plait.engine.loss import Loss
@@ -65,6 +67,13 @@ class StagePlan:
         """Return the samples per forward pass on one rank: `train.micro_batch`, else the rank's whole share of the global batch."""
         return self.config.train.micro_batch or math.ceil(self.config.train.global_batch / ranks)
 
+    @property
+    def order_digest(self) -> str:
+        """Return a hash of all that decides which samples come when, but for the global batch after the stage's beginning."""
+        lengths = [bucket_lengths(source) for source in self.data.sources]
+        parts = (self.data_seed, self.order.sizes, self.order.counts, self.order.segments[0].batch, lengths)
+        return xxhash.xxh3_64_hexdigest(repr(parts).encode())
+
     def manifest(self, model: nn.Module, ever_trained: set[str], ranks: int, torch_version: str) -> dict[str, Any]:
         """Return what the stage adds to a checkpoint's manifest.json. `ever_trained`: names of what trains or did before."""
         sizes = {name: value.numel() for name, value in model.named_parameters()}
@@ -78,6 +87,7 @@ class StagePlan:
             "steps": self.steps,
             "components": contents,
             "data": self.data.fingerprints(),
+            "order": self.order_digest,
             "world": ranks,
             "versions": {"plait": __version__, **_versions(), "torch": torch_version},
         }
@@ -93,15 +103,18 @@ def _versions() -> dict[str, str]:
     return dict(sorted(versions.items()))
 
 
-def plan_stage(view: StageView, bundle: ModelBundle) -> StagePlan:
-    """Open a stage's data and derive its plan. `view`: its settings. Raises PlaitError for settings or data that do not fit the model."""
+def plan_stage(view: StageView, bundle: ModelBundle, batches: BatchChanges = ()) -> StagePlan:
+    """Open a stage's data and derive its plan. `view`: its settings. Raises PlaitError for settings or data that do not fit the model.
+
+    `batches`: the global batches that the stage has had, as (step of the stage, samples per step from it on); () for one without change.
+    """
     config, family = view.config, bundle.family
     components = family.components(bundle.model)
     trained = optim.select(components, config.trainable, family.never_trained)
     optim.check_components(config.optim, components)
     known_benches = benches(config, config.evaluate)
     data = open_training(config)
-    order = data.order(view)
+    order = data.order(view, batches)
     steps = planned_steps(config, order)
     loss = family.Loss(bundle.section)
     schedule.check(config.optim.schedule, loss.counts, config.family)
@@ -118,16 +131,23 @@ def plan_stage(view: StageView, bundle: ModelBundle) -> StagePlan:
     )
 
 
+def steps_of(view: StageView, batches: BatchChanges = ()) -> int:
+    """Return a stage's number of optimizer steps; opens its data only where its length is in epochs or samples."""
+    steps = view.config.train.steps
+    return steps if steps is not None else planned_steps(view.config, open_training(view.config).order(view, batches))
+
+
 def planned_steps(config: RunConfig, order: AnyOrder) -> int:
     """Return a stage's number of optimizer steps, from its budget in steps, epochs or samples (rounded up to whole steps).
 
-    `order` knows the steps of an epoch. Raises PlaitError when warm-up would not end before the stage.
+    `order` knows the samples of an epoch and those taken before the global batch was changed. Raises PlaitError when warm-up would not end
+    before the stage.
     """
     budget = config.train
     if budget.steps is not None:
         steps = budget.steps
     else:
-        steps = order.steps(budget.epochs) if budget.epochs is not None else math.ceil((budget.samples or 0) / budget.global_batch)
+        steps = order.steps(budget.epochs * sum(order.sizes) if budget.epochs is not None else budget.samples or 0)
     for path, message in schedule_conflicts(config.optim, steps):
         raise PlaitError(f"{'.'.join(map(str, path))} {message}")
     return steps

@@ -1,6 +1,6 @@
 """The action of `plait fork`: a new run that continues from a checkpoint of another run, with some settings changed.
 
-The new run records its origin in a file of its own (`start.LINEAGE`).
+The new run records its origin in a file of its own (`changes.LINEAGE`).
 """
 
 import json
@@ -17,7 +17,7 @@ from plait.config.resolved import Resolved, difference
 from plait.engine.checkpoints import checkpoint, rundir
 from plait.engine.checkpoints.checkpoint import Checkpoint
 from plait.errors import PlaitError
-from plait.training import start
+from plait.training import changes
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ def fork(spec: str, new: Path, overrides: Sequence[str]) -> Path:
 
 def _lineage(spec: str, saved: Checkpoint, parent: Path, differences: Sequence[tuple[str, Any, Any]]) -> dict[str, Any]:
     """Return the record of where a fork comes from, with that of its parent in it."""
-    grandparents = parent / start.LINEAGE
+    grandparents = parent / changes.LINEAGE
     return {
         "kind": "fork",
         "from": spec,
@@ -74,7 +74,7 @@ def _fill(folder: Path, saved: Checkpoint, after: Resolved, lineage: dict[str, A
         shutil.copytree(parent / "assets", folder / "assets")
     for name in ("metrics.jsonl", "quarantine.jsonl"):
         files.append_rows(folder / name, [row for row in files.read_rows(parent / name) if row["step"] <= saved.step])
-    files.write_json(folder / start.LINEAGE, lineage)
+    files.write_json(folder / changes.LINEAGE, lineage)
     files.write_whole(folder / "config.yaml", after.yaml)
     rundir.identity(folder)
 
@@ -82,6 +82,5 @@ def _fill(folder: Path, saved: Checkpoint, after: Resolved, lineage: dict[str, A
 def _log_summary(new: Path, saved: Checkpoint, before: Resolved, after: Resolved, differences: Sequence[tuple[str, Any, Any]]) -> None:
     log.info(f"{new} goes on from {saved.folder}: step {saved.step}, stage {saved.manifest['stage']}")
     if differences:
-        view = after.stages[min(saved.manifest["state"]["stage"], len(after.stages)) - 1].config
-        log.info(start.describe_changes(before.config, after.config, differences, view.train.steps or 1000))
+        log.info(changes.describe_changes(before, after, differences, saved.folder))
     log.info(f"continue it: plait train {new}")

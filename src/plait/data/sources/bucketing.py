@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from plait.data.buckets import BucketOrder
-from plait.data.order import Order, SampleId
+from plait.data.order import BatchChanges, Order, SampleId
 from plait.data.sources.contract import Source
 
 
@@ -43,16 +43,19 @@ def contents_of(sources: Sequence[Source], global_batch: int) -> list[tuple[str,
     ]
 
 
-def order_of(sources: Sequence[Source], weights: Sequence[float], seed: int, global_batch: int) -> Order | BucketOrder:
+def order_of(
+    sources: Sequence[Source], weights: Sequence[float], seed: int, global_batch: int, changes: BatchChanges = ()
+) -> Order | BucketOrder:
     """Return the order of samples: in buckets when a source has several, or when sources are mixed of which one has buckets.
 
-    `weights[source]`: its share of the samples. Raises PlaitError for an empty source and for a weight that is not positive.
+    `weights[source]`: its share of the samples. `global_batch`: samples per step at first; `changes`: (step, samples per step from it on).
+    Raises PlaitError for an empty source and for a weight that is not positive.
     """
     lengths = [bucket_lengths(source) for source in sources]
     mixed_shapes = len(sources) > 1 and any(source.groups for source in sources)
     if mixed_shapes or any(len(buckets) > 1 for buckets in lengths):
-        return BucketOrder(lengths, weights, seed, global_batch)
-    return Order([len(source) for source in sources], weights, seed, global_batch)
+        return BucketOrder(lengths, weights, seed, global_batch, changes)
+    return Order([len(source) for source in sources], weights, seed, global_batch, changes)
 
 
 def batches_of(ids: Sequence[SampleId], sources: Sequence[Source], batch: int) -> list[list[SampleId]]:

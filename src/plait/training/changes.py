@@ -1,0 +1,119 @@
+"""What a start says has changed since the checkpoint: settings and learning rate, freezing, order and content of the data, the model.
+
+A bundle is the model with its family (kind of model); a view, the configuration of one stage (part of a run).
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from plait.assembly.model import ModelBundle
+from plait.config.resolved import Resolved
+from plait.config.schema import RunConfig
+from plait.data.order import segments
+from plait.engine import optim, schedule
+from plait.engine.checkpoints import checkpoint
+from plait.engine.checkpoints.checkpoint import Checkpoint
+from plait.engine.checkpoints.rundir import Difference
+from plait.engine.state import with_batch
+from plait.errors import PlaitError
+from plait.training.stage_plan import steps_of
+
+LINEAGE = "lineage.json"
+"""In a run directory: the start that `from:` or a fork gave the run."""
+_PROBE_TOLERANCE = 1e-3
+_BARS = " ▁▂▃▄▅▆▇█"
+_CURVE_COLUMNS = 48
+
+
+def freezing_changes(manifest: Mapping[str, Any] | None, bundle: ModelBundle, config: RunConfig) -> list[str]:
+    """Return a log line for each component (part of the model) that trains here but not in the checkpoint's stage, or vice versa."""
+    if manifest is None:
+        return []
+    components = bundle.family.components(bundle.model)
+    now = set(optim.select(components, config.trainable, bundle.family.never_trained))
+    before = set(manifest["trainable"])
+    lines = [f"{name}: trained there, frozen here (its trained weights stay in every checkpoint)" for name in sorted(before - now)]
+    return lines + [f"{name}: frozen there, trains here" for name in sorted(now - before)]
+
+
+def describe_changes(before: Resolved, after: Resolved, differences: Sequence[Difference], saved: Path | None) -> str:
+    """Describe a changed configuration: each key, and both learning-rate curves of the stage that the run is in, at their real lengths.
+
+    `saved`: the folder of the checkpoint that the run goes on from, None before the first: its stage and consumed samples count.
+    """
+    lines = [f"  {key}: {json.dumps(old)} -> {json.dumps(new)}" for key, old, new in differences]
+    if saved is None or not any(key.startswith(("optim", "train", "stages")) for key, _, _ in differences):
+        return "\n".join(lines)
+    try:
+        manifest = checkpoint.read(saved).manifest
+    except PlaitError:  # the start says so, and goes on from another one
+        return "\n".join(lines)
+    state = manifest["state"]
+    if state["stage"] <= len(after.stages):
+        view, then = (resolved.stages[state["stage"] - 1] for resolved in (after, before))
+        batches = with_batch(state.get("batches", []), state["step"] - state["stage_start"], view.config.train.global_batch)
+        lines.append(f"  learning rate then {curve(then.config, manifest['steps'])}")
+        lines.append(f"  learning rate now  {curve(view.config, steps_of(view, batches))}")
+    return "\n".join(lines)
+
+
+def curve(config: RunConfig, steps: int) -> str:
+    """Draw the learning-rate curve over `steps` as a line of text: bars, peak and end, as "▁▄█▆▃ peak 0.0003, end 0, 1000 steps"."""
+    values, end, units = schedule.curve(config.optim, steps, _CURVE_COLUMNS)
+    bars = "".join(_BARS[round(value * (len(_BARS) - 1))] for value in values)
+    return f"{bars} peak {config.optim.lr:.2g}, end {config.optim.lr * values[-1]:.2g}, {end} {units}"
+
+
+def describe_order(saved: Mapping[str, Any], digest: str, batches: Sequence[Sequence[int]]) -> str:
+    """Compare the order of a stage's samples with that of the checkpoint whose manifest is `saved`; returns a log line.
+
+    `digest`: StagePlan.order_digest. `batches`: the stage's global batches, as in the state.
+    """
+    if saved.get("order") != digest:
+        return "order    changed: other seed, sources, sizes or weights than then; samples may come twice, or later than others"
+    before = saved["state"].get("batches", [])
+    if not before or list(map(list, batches)) == before:
+        return "order    exact: samples and noise are functions of (seed, step)"
+    (step, batch), taken = batches[-1], segments(before[0][1], batches[1:])[-1].before
+    return f"order    exact: from step {step} of the stage on {batch} samples a step, not {before[-1][1]}, after the {taken:,} taken before"
+
+
+def check_data(saved: Checkpoint, now: Mapping[str, str], run: Path, allow_inexact: bool) -> str:
+    """Compare the data's hashes `now`, {source: hash}, with the checkpoint's; returns a log line. A source is one data set.
+
+    Raises PlaitError when they differ, unless the run was forked at this step to change its data, or `allow_inexact`.
+    """
+    before = saved.manifest["data"]
+    by_name = {name: (before.get(name, "not there"), now.get(name, "gone")) for name in {**before, **now}}
+    changes = [f"{name}: {old} -> {new}" for name, (old, new) in by_name.items() if old != new]
+    if not changes:
+        return f"data     exact: {', '.join(now)}"
+    line = f"the training data is not what {saved.folder} was trained on ({'; '.join(changes)})"
+    if not allow_inexact and not _forked_for_data(run, saved.step):
+        raise PlaitError(f"{line}; put it back, fork the run with the new data, or add --allow-inexact")
+    return f"data     changed: {line}"
+
+
+def _forked_for_data(run: Path, step: int) -> bool:
+    """Return whether the run is a fork at this very step that changed the data."""
+    path = run / LINEAGE
+    lineage: dict[str, Any] = json.loads(path.read_bytes()) if path.is_file() else {"kind": None}
+    return lineage["kind"] == "fork" and lineage["step"] == step and any("data." in f"{key}." for key, _, _ in lineage["differences"])
+
+
+def check_probe(stored: float | None, now: float, allow_inexact: bool) -> str:
+    """Compare the loss of a few fixed samples `now` with the one `stored` in the checkpoint (None: none); returns a log line.
+
+    Raises PlaitError when they are further apart than 0.1 %, too far to be of the same model, unless `allow_inexact`.
+    """
+    if stored is None:
+        return f"probe loss {now:.6f}: none stored to compare with"
+    if stored == now:
+        return f"probe loss {now:.6f}: exact"
+    gap = abs(now - stored) / max(abs(stored), 1e-12)
+    line = f"probe loss {now:.6f}, stored {stored:.6f}: {gap:.1e} apart"
+    if gap > _PROBE_TOLERANCE and not allow_inexact:
+        raise PlaitError(f"{line}: this is not the model that was saved (code, base weights or data changed); --allow-inexact goes on")
+    return f"{line} (another device, thread count or number of ranks)"
