@@ -39,9 +39,9 @@ _WORK = ".building"
 
 
 class LatentEncoder(Protocol):
-    """A VAE's encoder. `pin`: its name, revision and hash; `downsample`: pixels per latent cell and side.
+    """A VAE's encoder. `pin`: its name, revision and hash; `channels`: of its latents; `downsample`: pixels per latent cell and side.
 
-    `published`: its own (mean, deviation) per channel, or None if it has none.
+    `published`: the mean and the standard deviation of each latent channel that come with its weights, or None if none do.
     """
 
     pin: dict[str, Any]

@@ -40,15 +40,10 @@ class Heartbeat:
 
     def part(self, name: str) -> None:
         """Record that a part of the phase begins, such as "backward", or "" at its start; counts as one more beat."""
-        self.beats += 1
-        self.alive()
+        self.beats, self.last_s = self.beats + 1, time.monotonic()
         progress = f'"phase": "{self.name}", "step": {self.step}, "part": "{name}", "beat": {self.beats}'
         line = f'{{{progress}, "pid": {os.getpid()}, "time_s": {self.began_s:.6f}}}'
         os.pwrite(self._file, line.ljust(_LENGTH - 1).encode() + b"\n", 0)
-
-    def alive(self) -> None:
-        """Record, for the watchdog alone, that this rank did something; writes nothing."""
-        self.last_s = time.monotonic()
 
     def close(self) -> None:
         """Close the file; its last line stays and shows where this rank ended."""

@@ -157,7 +157,10 @@ def _check_tower(sizes: PreTrainedConfig, tower: Tower, source: str) -> None:
 
 
 def load_tokenizer(config: Config, directory: Path) -> Tokenizer:
-    """Load the language model's fast tokenizer, or a debug model's from `directory` (`assets`). Raises PlaitError if none is there."""
+    """Load the fast tokenizer of the language model that `config` names, or for a debug model the one that its run has trained.
+
+    `directory`: the run's folder `assets`, where that one is. Raises PlaitError where either cannot be read.
+    """
     if config.language == DEBUG:
         path = directory / TOKENIZER / "tokenizer.json"
         if not path.is_file():

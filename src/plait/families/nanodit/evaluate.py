@@ -168,7 +168,11 @@ def predict_divergence(model: NanoDiT, samples: Sequence[Sample], inputs: Inputs
 
 
 def summarise_divergence(rows: Rows) -> dict[str, float]:
-    """Return `divergence` (0: conditions have no effect; 1.41: unrelated samples) and `dominance` (0: text decides alone; 1: the image)."""
+    """Average the rows of `predict_divergence`: how far samples drawn from text alone and from an image alone differ, and which one wins.
+
+    `divergence` is their RMS difference: 0 if conditions have no effect, 1.41 (root 2) for unrelated samples of unit variance. `dominance`
+    says which of the two samples drawn with both resemble: 0 text, 1 the image.
+    """
     return {name: _mean([row[name] for row in rows]) for name in ("divergence", "dominance")}
 
 

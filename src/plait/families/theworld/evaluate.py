@@ -28,7 +28,10 @@ def normalise(text: str) -> str:
 
 
 def is_correct(answer: str, gold: str, fields: Mapping[str, Any]) -> bool:
-    """Return whether an answer is the gold one: by the scorer of drawn scenes if `fields` hold a scene, else equal after `normalise`."""
+    """Return whether an answer is the gold (right) one; `fields`: the sample's other fields, by name.
+
+    A drawn scene (`fields` of source `scenes`) has a scorer of its own; else both must be equal but for case, spaces and outer punctuation.
+    """
     if can_score(fields):
         return score(answer, dict(fields))
     return normalise(answer) == normalise(gold)

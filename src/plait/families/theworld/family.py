@@ -30,7 +30,10 @@ never_trained = NEVER_TRAINED
 
 
 def prepare(config: Config, directory: Path, texts: Callable[[], Iterable[str]]) -> None:
-    """Train the tokenizer of a `tiny` model (small, random) on `texts()` and write it to `directory`, unless it is there already."""
+    """Train a tokenizer for a `tiny` model (small, random) and write it to `directory`; does nothing for others, or where it is written.
+
+    `texts`: called only to train, yields texts of training samples.
+    """
     folder = directory / towers.TOKENIZER
     if config.base == TINY and not folder.exists():
         write_tokenizer(folder, texts(), config.tiny.vocabulary)
