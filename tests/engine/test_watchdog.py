@@ -5,12 +5,13 @@ import os
 import re
 import signal
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
 import pytest
 
-from plait.engine.monitoring import heartbeat, watchdog
+from plait.engine.monitoring import heartbeat, watchdog, watchdog_process
 from tests import processes, toy_family
 
 from .toy import ALONE
@@ -45,22 +46,24 @@ SUMS, COLLATE = (toy_family.Loss, "sums"), (toy_family.Inputs, "collate")
 
 
 @pytest.mark.parametrize(
-    ("rank", "where", "how", "said"),
+    ("rank", "where", "how", "said", "codes"),
     [
-        (1, SUMS, dawdle, "rank 1 is late: in step after step 2"),  # the first call is that of the probe samples
-        (0, COLLATE, dawdle, "rank 0 is late: in data after step "),
-        (1, SUMS, hold_the_lock, "rank 1 is late: in step after step 2"),
+        (1, SUMS, dawdle, "rank 1 is late: in step after step 2", [1, 1]),  # the first call is that of the probe samples
+        (0, COLLATE, dawdle, "rank 0 is late: in data after step ", [1, 1]),
+        (1, SUMS, hold_the_lock, "rank 1 is late: in step after step 2", [1, -signal.SIGKILL]),
     ],
 )
-def test_a_late_rank_is_named_with_its_stacks_before_the_collective_gives_up(tmp_path, monkeypatch, capfd, rank, where, how, said):
+def test_a_late_rank_is_named_with_its_stacks_before_the_collective_gives_up(tmp_path, monkeypatch, capfd, rank, where, how, said, codes):
     recipe, run = toy_family.install(monkeypatch, tmp_path), tmp_path / "run"
     began = time.monotonic()
-    assert processes.codes(processes.start(2, late_rank, recipe, run, rank, where, how)) == [1, 1]
+    assert processes.codes(processes.start(2, late_rank, recipe, run, rank, where, how)) == codes
     assert time.monotonic() - began < 2 * watchdog.PATIENCE * 2 + 30  # the sleeper would sleep on, and the collective wait
     text = capfd.readouterr().err
     assert re.search(rf"plait: rank [01]: {said}\d*, with nothing done for 4 s \(guard.hang_timeout_s\); what each rank does", text)
     assert how.__name__ in watchdog.stacks_of(run, rank).read_text()
     assert how.__name__ not in watchdog.stacks_of(run, 1 - rank).read_text()
+    held = "plait: rank 1 is late: it holds Python's lock, with nothing done for 4 s"
+    assert (held in text) is (how is hold_the_lock)
 
 
 def test_ranks_that_are_late_together_are_all_named(tmp_path):
@@ -123,35 +126,101 @@ def test_setting_up_may_take_three_times_as_long(tmp_path, monkeypatch, phase, a
     timers, heart = [], heartbeat.Heartbeat(tmp_path, 0)
     heart.phase(phase, 1)
     monkeypatch.setattr(watchdog.faulthandler, "dump_traceback_later", lambda limit_s, **more: timers.append((limit_s, more["exit"])))
-    with watchdog.Watchdog(heart, ALONE, 40.0):
+    with watchdog.Watchdog(heart, ALONE, 40.0) as dog:
         pass
     assert timers == [(allowed_s + 2.0, True)]  # one look later than its own thread
+    assert dog.process is None  # which a run that ends before the first look does not start
     heart.close()
 
 
 def test_without_a_limit_nothing_ends_the_rank_and_collectives_wait_as_torch_lets_them(tmp_path, monkeypatch):
     heart = heartbeat.Heartbeat(tmp_path, 0)
     monkeypatch.setattr(watchdog.faulthandler, "dump_traceback_later", lambda *_, **__: pytest.fail("armed"))
+    monkeypatch.setattr(watchdog.subprocess, "Popen", lambda *_, **__: pytest.fail("started"))
+    monkeypatch.setattr(watchdog, "_POLL_MAX_S", 0.05)
     with watchdog.Watchdog(heart, ALONE, None):
-        pass
+        time.sleep(0.3)
     heart.close()
     assert watchdog.collectives_s([10.0, None]) is None
     assert watchdog.collectives_s([10.0, 20.0]) == 120.0
 
 
-@pytest.mark.parametrize(("silent_s", "ended"), [(39.0, []), (41.0, [40.0])])
-def test_a_rank_is_ended_once_it_was_silent_for_longer_than_allowed(tmp_path, monkeypatch, silent_s, ended):
-    heart, calls = heartbeat.Heartbeat(tmp_path, 0), []
+@pytest.mark.parametrize(
+    ("looks_s", "beats_s", "ended"),
+    [
+        ([2.0] * 19, [], []),  # 38 s
+        ([2.0] * 21, [], [40.0]),
+        ([2.0] * 21, [4.0], []),  # a beat in between
+        ([2.0] * 23, [4.0], [40.0]),
+        ([2.0, 9000.0, 2.0], [], []),  # stopped for hours: 4 s of it count
+        ([4.0] * 9 + [9000.0], [], []),
+        ([4.0] * 10 + [9000.0], [], [40.0]),
+    ],
+)
+def test_a_rank_is_ended_once_it_was_silent_for_longer_than_allowed_but_for_the_time_it_was_stopped(
+    tmp_path, monkeypatch, looks_s, beats_s, ended
+):
+    heart, calls, now = heartbeat.Heartbeat(tmp_path, 0), [], [1000.0]
     heart.phase("step", 1)
+    heart.last_s = 1000.0
     dog = watchdog.Watchdog(heart, ALONE, 40.0)
-    looks = iter([False, True])
-    monkeypatch.setattr(dog, "_left", SimpleNamespace(wait=lambda limit_s: next(looks)))
+    looks = iter(looks_s)
+
+    def wait(limit_s):
+        assert limit_s == 2.0
+        now[0] += (seconds := next(looks, 0.0))
+        if now[0] - 1000.0 in beats_s:
+            heart.last_s = now[0]
+        return not seconds or bool(calls)
+
+    monkeypatch.setattr(dog, "_left", SimpleNamespace(wait=wait))
     monkeypatch.setattr(dog, "_end", calls.append)
-    monkeypatch.setattr(dog, "_arm", lambda: 40.0)
-    monkeypatch.setattr(watchdog.time, "monotonic", lambda: heart.last_s + silent_s)
+    monkeypatch.setattr(dog, "_tell", lambda allowed_s: None)
+    monkeypatch.setattr(watchdog.time, "monotonic", lambda: now[0])
     dog._watch()
     assert calls == ended
     heart.close()
+
+
+def beating(run, limit_s, seconds):
+    """A rank that has heartbeats all the time."""
+    heart = heartbeat.Heartbeat(run, 0)
+    with watchdog.Watchdog(heart, ALONE, limit_s):
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            heart.phase("step", 1)
+            time.sleep(0.01)
+    os._exit(0)
+
+
+@pytest.mark.parametrize("all_processes", [False, True])
+def test_a_rank_that_was_stopped_for_longer_than_its_limit_goes_on(tmp_path, all_processes):
+    process = processes.FORK.Process(target=beating, args=(tmp_path, 1.0, 6.0))
+    process.start()
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    while not (beside := [child for task in children.parent.parent.iterdir() for child in (task / "children").read_text().split()]):
+        time.sleep(0.01)
+    time.sleep(0.5)
+    group = [process.pid, *map(int, beside if all_processes else [])]
+    for pid in group:
+        os.kill(pid, signal.SIGSTOP)
+    time.sleep(3.0)
+    for pid in group:
+        os.kill(pid, signal.SIGCONT)
+    assert processes.codes([process]) == [0]
+    assert not [pid for pid in beside if os.path.exists(f"/proc/{pid}")]
+
+
+def test_the_process_beside_a_rank_ends_with_it(tmp_path):
+    process = processes.FORK.Process(target=beating, args=(tmp_path, 1.0, 60.0))
+    process.start()
+    tasks = Path(f"/proc/{process.pid}/task")
+    while not (beside := [child for task in tasks.iterdir() for child in (task / "children").read_text().split()]):
+        time.sleep(0.01)
+    process.kill()
+    process.join()
+    while any(os.path.exists(f"/proc/{pid}") and not watchdog_process.is_stopped(int(pid)) for pid in beside):
+        time.sleep(0.01)
 
 
 def test_a_rank_whose_torchrun_is_gone_asks_itself_to_stop_once(tmp_path, monkeypatch):

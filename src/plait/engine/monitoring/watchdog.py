@@ -2,19 +2,23 @@
 
 Each rank watches itself, from a thread: without a heartbeat for too long, it writes the stacks of all its threads to
 RUN/heartbeat/rank-N.stacks, reads the heartbeats of the other ranks, and ends the process. In a hang no rank has heartbeats, so all stacks
-are written. A rank that holds Python's lock, where none of its threads can run, is ended by faulthandler's timer, which needs no lock.
+are written. A rank that holds Python's lock, where none of its threads can run, is ended by a process beside it (watchdog_process.py), and
+in its first seconds by faulthandler's timer. Time in which the rank is stopped (SIGSTOP, a suspended job) is no hang and does not count.
 """
 
+import contextlib
 import faulthandler
 import logging
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
 from typing import IO, Any
 
-from plait.engine.monitoring import heartbeat
+from plait.engine.monitoring import heartbeat, watchdog_process
 from plait.engine.monitoring.heartbeat import Heartbeat
 from plait.engine.monitoring.reporter import EVERY_RANK
 from plait.engine.parallel.distributed import Ranks
@@ -25,6 +29,7 @@ SETTING_UP = ("start", "stage")
 PATIENCE = 3
 
 _RANKS_SHOWN = 8
+_STACKS_SIGNAL = signal.SIGRTMIN + 7 if sys.platform == "linux" else signal.SIGUSR2  # SLURM and others send SIGUSR1 and SIGUSR2
 _POLLS = 20  # per timeout
 _POLL_MAX_S = 5.0
 _OTHER_RANKS_S = 2 * _POLL_MAX_S  # for the other ranks to time out too and write their stacks, at most
@@ -39,12 +44,15 @@ class Watchdog:
         self.heartbeat, self.ranks, self.timeout_s = heartbeat, ranks, timeout_s
         self.stacks: IO[str] | None = None
         self.parent = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
+        self.process: subprocess.Popen[bytes] | None = None
+        """The program that ends this rank when no thread of it can; started at the first look, so that short runs have none."""
         self._left = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="plait-watchdog", daemon=True)
 
     def __enter__(self) -> "Watchdog":
         self.stacks = stacks_of(self.heartbeat.run, self.heartbeat.rank).open("w", encoding="utf-8")
-        self._arm()  # before the thread's first poll, for which Python's lock may never be free
+        if self.timeout_s is not None:  # before the thread's first look, for which Python's lock may never be free
+            faulthandler.dump_traceback_later(self._allowed_s(self.timeout_s) + self.poll_s, exit=True, file=self.stacks)
         self._thread.start()
         return self
 
@@ -52,6 +60,10 @@ class Watchdog:
         self._left.set()
         self._thread.join()
         faulthandler.cancel_dump_traceback_later()
+        if self.process is not None and self.process.stdin is not None:
+            self.process.stdin.close()
+            self.process.wait()
+            faulthandler.unregister(_STACKS_SIGNAL)
         if self.stacks is not None:
             self.stacks.close()
 
@@ -65,23 +77,40 @@ class Watchdog:
         return min(_POLL_MAX_S, self.timeout_s / _POLLS) if self.timeout_s else _POLL_MAX_S
 
     def _watch(self) -> None:
+        silent_s, seen, looked_s = 0.0, self.heartbeat.last_s, time.monotonic()
         while not self._left.wait(self.poll_s):
             if self.parent is not None and os.getppid() != self.parent:
                 self.parent = None
                 os.kill(os.getpid(), signal.SIGTERM)  # torchrun is gone, which would restart or end this rank: save and stop
-            allowed_s = self._arm()
-            if allowed_s is not None and time.monotonic() - self.heartbeat.last_s > allowed_s:
+            now_s = time.monotonic()
+            silent_s += min(now_s - looked_s, 2 * self.poll_s)  # more went by while the process was stopped
+            if self.heartbeat.last_s != seen:
+                silent_s, seen = min(silent_s, now_s - self.heartbeat.last_s), self.heartbeat.last_s
+            looked_s = now_s
+            allowed_s = self._allowed_s(self.timeout_s) if self.timeout_s is not None else None
+            self._tell(allowed_s)
+            if allowed_s is not None and silent_s > allowed_s:
                 self._end(allowed_s)
 
-    def _arm(self) -> float | None:
-        """Set faulthandler's timer to end this rank if the thread cannot; returns how long the rank may be without a heartbeat now."""
-        if self.timeout_s is None:
+    def _allowed_s(self, timeout_s: float) -> float:
+        """Return how long the rank may be without a heartbeat in its present phase."""
+        return timeout_s * (PATIENCE if self.heartbeat.name in SETTING_UP else 1)
+
+    def _tell(self, allowed_s: float | None) -> None:
+        """Tell the process beside this rank that its threads run, and how long they may be silent; starts it if need be."""
+        if self.process is None:
+            if allowed_s is None:
+                faulthandler.cancel_dump_traceback_later()
+                return
+            assert self.stacks is not None
+            faulthandler.register(_STACKS_SIGNAL, self.stacks, all_threads=True)
+            command = [sys.executable, "-I", "-S", watchdog_process.__file__, str(os.getpid()), str(int(_STACKS_SIGNAL))]
+            self.process = subprocess.Popen([*command, f"rank {self.heartbeat.rank}"], stdin=subprocess.PIPE)
             faulthandler.cancel_dump_traceback_later()
-            return None
-        assert self.stacks is not None
-        allowed_s = self.timeout_s * (PATIENCE if self.heartbeat.name in SETTING_UP else 1)
-        faulthandler.dump_traceback_later(allowed_s + self.poll_s, exit=True, file=self.stacks)
-        return allowed_s
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # somebody killed it
+            self.process.stdin.write(f"{'inf' if allowed_s is None else allowed_s} {self.poll_s}\n".encode())
+            self.process.stdin.flush()
 
     def _end(self, allowed_s: float) -> None:
         """Write the stacks, report which rank is late, and end the process."""
