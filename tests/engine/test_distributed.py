@@ -1,3 +1,4 @@
+import contextlib
 import datetime
 import json
 
@@ -5,7 +6,7 @@ import pytest
 import torch
 
 from plait.engine.parallel import distributed
-from plait.errors import PlaitError
+from plait.errors import PlaitError, Stopped
 
 from .. import processes
 from . import two_ranks
@@ -130,3 +131,31 @@ def test_collectives_of_several_ranks_may_wait_as_long_as_is_said(monkeypatch, t
     with pytest.raises(Joined) as joined, distributed.join("cpu", timeout_s):
         pass
     assert joined.value.args == ("gloo", limit, 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("raised", "told"),
+    [
+        (RuntimeError("Connection closed by peer"), Stopped),
+        (RuntimeError("[gloo] Timed out waiting 1000ms for recv"), Stopped),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), RuntimeError),
+        (KeyError("x"), KeyError),
+        (None, None),
+    ],
+)
+def test_a_lost_rank_stops_the_others_and_any_other_error_stays_what_it_is(monkeypatch, raised, told):
+    calls = []
+    for name, value in (("init_process_group", None), ("barrier", None), ("destroy_process_group", None), ("get_rank", 1)):
+        monkeypatch.setattr(distributed.dist, name, lambda *_, name=name, value=value, **__: calls.append(name) or value)
+    monkeypatch.setattr(distributed, "_store", lambda: None)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    with contextlib.nullcontext() if told is None else pytest.raises(told) as caught, distributed.join("cpu") as ranks:
+        assert (ranks.rank, ranks.size) == (1, 2)
+        if raised is not None:
+            raise raised
+    assert calls == ["init_process_group", "get_rank", *(["barrier"] if raised is None else []), "destroy_process_group"]
+    if told is Stopped:
+        assert str(caught.value).startswith(f"another rank ended or hangs ({raised})")
+    elif told is not None:
+        assert caught.value is raised

@@ -37,6 +37,17 @@ def test_the_gradient_is_that_of_the_sum_over_the_weight(make_loop):
     assert torch.allclose(found, expected, rtol=0, atol=1e-14)
 
 
+def test_the_loss_in_the_log_is_the_sum_over_the_weight(make_loop):
+    config = make_config()
+    state = make_state(config)
+    batch = examples(range(12))
+    with torch.no_grad():
+        expected = (batch["w"] * (state.model(batch) - batch["y"]) ** 2).sum() / batch["w"].sum()
+    row = make_loop(state, config).step(state.model, step_batch(0, [micro(list(range(8))), micro(list(range(8, 12)))]), 100, audit=True)
+    assert row["loss"] == row["loss/error"] == pytest.approx(float(expected), rel=1e-6)
+    assert row["weight/error"] == pytest.approx(float(batch["w"].sum()), rel=1e-6)
+
+
 def test_a_void_or_weightless_micro_batch_changes_nothing(make_loop):
     config = make_config()
     results = []

@@ -65,6 +65,11 @@ def test_what_was_trained_but_not_saved_is_missing():
     assert migrate.inexact(rows) == ["weights of tower: missing 2 (tower.bias, tower.weight)"]
 
 
+def test_what_was_trained_and_is_in_neither_files_nor_model_is_missing_with_no_values():
+    found, _ = table(saved(HEAD, HEAD, HEAD), HEAD, HEAD | {"gone.weight"})
+    assert found[("weights", migrate.OTHER, "missing")] == (1, 0)
+
+
 @pytest.mark.parametrize("count", [3, 5])
 def test_long_lists_of_names_are_cut(count):
     tensors = saved(HEAD, HEAD, HEAD)

@@ -160,6 +160,16 @@ def test_a_later_stage_begins_at_the_present_step_with_nothing_judged(config):
     assert (state.totals["tokens"], state.totals["stage_tokens"]) == (5.0, 0.0)
 
 
+@pytest.mark.parametrize(
+    ("done", "stop_step", "after"), [("planned", 8, None), ("planned", 7, "planned"), ("flat", 8, "flat"), (None, 7, None)]
+)
+def test_a_stage_is_reopened_only_if_it_ended_as_planned_and_was_extended(config, done, stop_step, after):
+    state = make_state(config)
+    state.step, state.stage_done = 7, done
+    state.reopen(stop_step, "planned")
+    assert state.stage_done == after
+
+
 def test_totals_add_up_and_tokens_count_for_the_stage_too(config):
     state = make_state(config)
     for _ in range(2):

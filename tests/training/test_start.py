@@ -100,12 +100,14 @@ def test_a_start_that_is_not_there_is_one_line(made, form, message):
     assert "\n" not in str(caught.value)
 
 
-def test_a_typo_is_never_a_fresh_start_and_can_be_mended(made, tmp_path):
+def test_a_typo_is_never_a_fresh_start_and_can_be_mended(made, tmp_path, capsys):
     recipe, parent = made
     with pytest.raises(PlaitError, match="does not exist"):
         toy.train(recipe, tmp_path / "new", f"from={parent}x")
     assert not (tmp_path / "new" / "metrics.jsonl").exists()
+    capsys.readouterr()
     toy.train(recipe, tmp_path / "new", f"from={parent}")
+    assert f"starting from {parent / 'stage-3-language' / 'step-00000018'}\n" in capsys.readouterr().out
     assert json.loads((tmp_path / "new" / "lineage.json").read_text())["step"] == 18
 
 

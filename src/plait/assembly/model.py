@@ -39,7 +39,10 @@ class ModelBundle:
     sharding: Sharding
 
     def inputs(self, config: RunConfig, *, train: bool, pad: str | None = None) -> Inputs:
-        """Return what encodes and collates samples, augmented if `train`. `pad`: how batches are padded, in place of `data.pad`."""
+        """Return what encodes and collates samples, augmented if `train`.
+
+        `pad`: how sequences of a batch are padded (longest, to_128, to_max or none), None for the configuration's `data.pad`.
+        """
         return self.family.Inputs(self.section, self.assets, max_tokens=config.data.max_tokens, pad=pad or config.data.pad, train=train)
 
     def frozen_xxh3(self, trained: set[str]) -> str:

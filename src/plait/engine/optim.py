@@ -105,7 +105,7 @@ def set_lr(optimizer: torch.optim.Optimizer, optim: Optim, progress: Progress) -
 
     `min_lr` is for `optim.lr`; a component with another peak falls to the same fraction of its own.
     """
-    floor = optim.schedule.min_lr / optim.lr if optim.lr > 0 else 0.0
+    floor = optim.schedule.min_lr / optim.lr
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * lr_factor(optim.schedule.name, progress, group["warmup"], floor)
     return {group["component"]: group["lr"] for group in optimizer.param_groups}

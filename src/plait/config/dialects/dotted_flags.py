@@ -106,7 +106,10 @@ class FlagBuilder(TranslationBuilder):
         self.preset = preset
 
     def value(self, flag: str, default: Any = None) -> Any:
-        """Return the value of a flag in plait's terms, or `default` where it is not given."""
+        """Return the value given for a flag (named without dashes), or `default` where it is not given.
+
+        Numbers are converted, and words of an enumeration replaced by plait's word for the same; other text is returned as written.
+        """
         if flag not in self.written:
             return default
         kind, value = FLAGS[flag].kind, self.get(flag)

@@ -69,8 +69,9 @@ class Moments:
 
 @dataclass
 class Tally:
-    """The counts and statistics of one shard, updated while it is written.
+    """The counts and statistics of one shard of a bucket (a picture size), updated while it is written.
 
+    `skipped`: samples that could not be written, each with its reason; they are in none of the counts.
     `tokens`: text tokens stored; `truncated`: captions that lost some; `sided`: captions that name left or right; `enlarged`: images
     smaller than the bucket; `widths`, `heights`: [least, most] of the originals; `left_out`: fields that JSON cannot hold.
     """

@@ -33,7 +33,7 @@ class GenerateOptions(BaseModel):
         default=1.0, description="draw among the likeliest tokens of this total probability"
     )
     seed: int = 0
-    world: bool = Field(default=True, description="off: leave the world block out, which leaves Gemma")
+    world: bool = Field(default=True, description="off: leave out the world encoder's tokens; the answer is that of Gemma without them")
 
     @field_validator("image", mode="before")
     @classmethod
