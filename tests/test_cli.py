@@ -33,10 +33,22 @@ TYPED = {
     "": "the following arguments are required: VERB (see plait --help)",
     "trian good.yaml": "VERB 'trian' is unknown: did you mean train? (see plait --help)",
     "train": "the following arguments are required: config (see plait train --help)",
-    "train good.yaml extra": "'extra' is not understood: a setting is written --name=value, for example --optim.lr=3e-6 (see plait --help)",
-    "train good.yaml --steps 3": (
-        "'--steps' is not understood: a setting is written --name=value, for example --optim.lr=3e-6 (see plait --help)"
+    "train good.yaml extra": (
+        "'extra' is not understood: a setting is written --name=value or --name value, for example --optim.lr=3e-6 (see plait --help)"
     ),
+    "train good.yaml --train.steps": (
+        "'--train.steps' is not understood: a setting is written --name=value or --name value, for example --optim.lr=3e-6 "
+        "(see plait --help)"
+    ),
+    "train good.yaml --steps 3": "command line: steps is not a key: did you mean stages?",
+    "train good.yaml --optim.lr fast": "command line: optim.lr must be a number, got 'fast'",
+    "train --optim.lr fast good.yaml": "command line: optim.lr must be a number, got 'fast'",
+    "train good.yaml --train.steps -5": "command line: train.steps must be greater than or equal to 1, got -5",
+    "train good.yaml --optim.lr=1 --optim.lr 2": "--optim.lr is given twice: give it once (see plait --help)",
+    "train good.yaml --nproc 2 --nproc=2": "--nproc is given twice: give it once (see plait --help)",
+    "train good.yaml --fresh --fresh": "--fresh is given twice: give it once (see plait --help)",
+    "fork a b --run x --run y": "--run is given twice: give it once (see plait --help)",
+    "eval nowhere --bench loss --foo 3": "'--foo' is not an option of this command (see plait --help)",
     "train godo.yaml": "godo.yaml: no such file; did you mean good.yaml?",
     "train good.yaml --optim.lrr=1": "command line: optim.lrr is not a key: did you mean optim.lr?",
     "train good.yaml --optim.lr=fast": "command line: optim.lr must be a number, got 'fast'",
@@ -60,6 +72,7 @@ TYPED = {
         "argument --samples: must be a whole number of at least 1, got '-3' (see plait eval --help)"
     ),
     "eval nowhere --bench loss --foo=3": "'--foo=3' is not an option of this command (see plait --help)",
+    "eval nowhere --bench loss --bench=accuracy": "--bench is given twice: give it once (see plait --help)",
     "ckpt inspct run": "WHAT 'inspct' is unknown: did you mean inspect? (see plait ckpt --help)",
     "data inspect good.yaml --split=test": "--split 'test' is unknown: known: train, validation (see plait data inspect --help)",
 }
@@ -221,3 +234,30 @@ def test_an_output_of_few_letters_takes_every_line():
     command = [sys.executable, "-m", "plait", "config", "configs/nanodit/tiny.yaml", "--run=ü"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1], env=environment)
     assert done.returncode == 0 and "\\xfc" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("line", "overrides", "words"),
+    [
+        ("train good.yaml --optim.lr 3e-6 --run runs/x", ["optim.lr=3e-6", "run=runs/x"], []),
+        ("train --optim.lr 3e-6 good.yaml --nproc 2", ["optim.lr=3e-6"], []),
+        ("train good.yaml --x.a -3 --x.b .5 --x.c [a,b]", ["x.a=-3", "x.b=.5", "x.c=[a,b]"], []),
+        ("data inspect good.yaml --train.steps 3 --split train", ["train.steps=3"], []),
+        ("fork a@3 b --train.steps 3", ["train.steps=3"], []),
+        ("generate run --prompt hello --image a.png --image=b.png --raw", ["prompt=hello", "image=a.png", "image=b.png"], []),
+        (
+            "train molmo/captioner qwen2_7b --save_overwrite --optimizer.learning_rate 3e-6 --run runs/x",
+            ["save_overwrite=true", "optimizer.learning_rate=3e-6", "run=runs/x"],
+            ["qwen2_7b"],
+        ),
+        ("train molmo/captioner --save_overwrite qwen2_7b", ["save_overwrite=true"], ["qwen2_7b"]),
+    ],
+)
+def test_a_setting_is_written_with_a_space_as_well(line: str, overrides: list[str], words: list[str]) -> None:
+    given = cli.parse(line.split())
+    assert (given.overrides, given.words, given.typed) == (overrides, words, line.split())
+
+
+def test_a_setting_with_a_space_does_what_it_says(say) -> None:
+    code, out, _ = say("config", "--train.steps", "7", "good.yaml", "--optim.lr", "1e-3")
+    assert code == 0 and "train.steps = 7" in re.sub(" +", " ", out) and "optim.lr = 0.001" in re.sub(" +", " ", out)

@@ -75,33 +75,72 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse(arguments: Sequence[str]) -> Arguments:
-    """Parse a command line. Raises PlaitError for what is neither an option of the command nor a setting `--a.b=value`.
+    """Parse a command line. Raises PlaitError for what is neither an option of the command nor a setting, and for one given twice.
 
     Returns the command's options and `command`, `overrides` (settings, such as "optim.lr=3e-6"), `typed` (all arguments) and `words`
     (positional arguments of a training script's own).
     """
-    parser = build_parser()
-    parsed, rest = parser.parse_known_args(arguments)
+    parser, own = build_parsers()
+    chosen = own.get(tuple(arguments[:2])) or own.get(tuple(arguments[:1]))
+    parsed, rest = parser.parse_known_args(_joined(arguments, chosen) if chosen is not None else arguments)
     parsed.typed, parsed.words = list(arguments), []
     command: Command = parsed.command
     if command.scripts and dialects.is_script(str(parsed.config)):  # it has words, and a switch of its own stands for --switch=true
         parsed.words = [item for item in rest if not item.startswith("-")]
         rest = [item if "=" in item else f"{item}=true" for item in rest if item.startswith("--")]
-    for item in rest:
-        if not (item.startswith("--") and "=" in item):
-            parser.error(f"{item!r} is not understood: a setting is written --name=value, for example --optim.lr=3e-6")
     if rest and command.settings is None:
         parser.error(f"{rest[0]!r} is not an option of this command")
+    for item in rest:
+        if not (item.startswith("--") and "=" in item):
+            parser.error(f"{item!r} is not understood: a setting is written --name=value or --name value, for example --optim.lr=3e-6")
     parsed.overrides = [item.removeprefix("--") for item in rest]
+    assert chosen is not None
+    names = [] if command.repeats else [item.partition("=")[0] for item in rest]
+    names += [item.partition("=")[0] for item in _before_dashes(arguments) if item.partition("=")[0] in _options(chosen)]
+    if twice := next((name for number, name in enumerate(names) if name in names[:number]), None):
+        parser.error(f"{twice} is given twice: give it once")
     return parsed
 
 
-def build_parser() -> Parser:
-    """Build the parser of all commands, those of other packages included. Raises PlaitError for one of these that cannot be loaded."""
+def _options(parser: Parser) -> dict[str, argparse.Action]:
+    """Return a command's own options by name, such as `--nproc`."""
+    return parser._option_string_actions  # argparse has no public name for it
+
+
+def _before_dashes(arguments: Sequence[str]) -> Sequence[str]:
+    """Return the arguments before a lone `--`, after which nothing is an option."""
+    return arguments[: [*arguments, "--"].index("--")]
+
+
+def _joined(arguments: Sequence[str], parser: Parser) -> list[str]:
+    """Write settings `--name value` as `--name=value`, or argparse would take the value for an argument of the command.
+
+    Beside a launch script, whose switches have no values, only for `--run` and names with a dot.
+    """
+    command: Command = parser.get_default("command")
+    script = command.scripts and any(map(dialects.is_script, arguments))
+    joined: list[str] = []
+    for item in _before_dashes(arguments):
+        before = joined[-1] if joined else ""
+        is_value = not item.startswith("-") or item[1:2].isdigit() or item[1:2] == "."
+        is_setting = before.startswith("--") and "=" not in before and before not in _options(parser)
+        if command.settings is not None and is_setting and is_value and (not script or before == "--run" or "." in before):
+            joined[-1] = f"{before}={item}"
+        else:
+            joined.append(item)
+    return [*joined, *arguments[len(_before_dashes(arguments)) :]]
+
+
+def build_parsers() -> tuple[Parser, dict[tuple[str, ...], Parser]]:
+    """Build the parser of all commands, those of other packages included, and return it with that of each command by its words.
+
+    Raises PlaitError for a command of another package that cannot be loaded.
+    """
     parser = Parser("plait", description="Train multimodal models in stages; stop anywhere, continue exactly.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"plait {__version__}")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     groups: dict[str, argparse._SubParsersAction[Parser]] = {}
+    parsers: dict[tuple[str, ...], Parser] = {}
     for command in [*(command for file in VERBS for command in file.COMMANDS), *_added()]:
         *group, name = command.words
         if group and group[0] not in groups:
@@ -111,7 +150,8 @@ def build_parser() -> Parser:
         own = place.add_parser(name, help=command.help, description=command.help, epilog=command.settings, allow_abbrev=False)
         command.declare(own)
         own.set_defaults(command=command)
-    return parser
+        parsers[command.words] = own
+    return parser, parsers
 
 
 def _added() -> Iterator[Command]:

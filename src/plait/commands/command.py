@@ -14,7 +14,7 @@ and `typed` (the whole command line as it was typed)."""
 
 Parser = argparse.ArgumentParser
 
-OVERRIDES = "Settings of the configuration are given as --a.b=value, for example --optim.lr=3e-6 --run=runs/second."
+OVERRIDES = "Settings of the configuration are given as --a.b=value or --a.b value, for example --optim.lr=3e-6 --run=runs/second."
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,8 @@ class Command:
     """One verb. `declare` adds its arguments to its argparse parser; `run` does its work with what was parsed.
 
     `words`: `("train",)`, or `("data", "inspect")` for a verb of a group. `settings`: what `--name=value` means to the verb, shown under
-    its help; None where it takes none. `scripts`: whether its `config` may be a launch script, which takes words besides flags.
+    its help; None where it takes none. `scripts`: whether its `config` may be a launch script, which takes words besides flags. `repeats`:
+    whether a setting may be given several times, as a list.
     """
 
     words: tuple[str, ...]
@@ -31,3 +32,4 @@ class Command:
     run: Callable[[Arguments], None]
     settings: str | None = None
     scripts: bool = False
+    repeats: bool = False

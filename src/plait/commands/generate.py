@@ -21,4 +21,4 @@ def run(arguments: Arguments) -> None:
 
 
 _SETTINGS = "The family's own options are given as --name=value; a wrong one lists them."
-COMMANDS = (Command(("generate",), "answer a prompt, or draw one", declare, run, _SETTINGS),)
+COMMANDS = (Command(("generate",), "answer a prompt, or draw one", declare, run, _SETTINGS, repeats=True),)
