@@ -174,11 +174,12 @@ def test_what_no_flag_says_is_the_presets():
         assert resolved.config.train.global_batch == preset_file["train"]["global_batch"]
 
 
-@pytest.mark.parametrize("preset", ["captioner", "multitask", "debug"])
-def test_the_dialect_knows_the_presets_warm_ups(preset):
+@pytest.mark.parametrize(("preset", "steps"), [("captioner", 22300), ("multitask", 30000)])
+def test_the_presets_warm_ups_are_the_guides_at_the_guides_length(preset, steps):
     optim = yaml.safe_load(registry.preset("molmo", preset).read_text())["optim"]
-    own = {name: part["warmup_steps"] for name, part in optim.get("components", {}).items() if "warmup_steps" in part}
-    assert dotted_flags.WARMUP[preset] == (own or {"": optim["schedule"]["warmup_steps"]})
+    shares = {"": optim["schedule"], **optim.get("components", {})}
+    counts = {name: round(part["warmup"] * steps) for name, part in shares.items() if "warmup" in part}
+    assert dotted_flags.WARMUP[preset] == counts
 
 
 def test_a_multitask_run_has_its_captioners_model(tmp_path):

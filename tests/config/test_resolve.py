@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from plait.assembly.configuration import open_config
 from plait.config import schema
 from plait.config.load import load_config
 from plait.config.resolved import ABSENT, difference, dump
@@ -220,3 +221,22 @@ def test_paths_are_shown_as_they_were_given(tmp_path: Path) -> None:
     (tmp_path / "x.yaml").write_text(BASE)
     resolved = load_config(tmp_path / "x.yaml", model_config=model_config, preset=None, sources=KINDS)
     assert resolved.origins["family"] == f"{tmp_path / 'x.yaml'}:1"
+
+
+@pytest.mark.parametrize(
+    ("high", "kept"),
+    [
+        ("optim.schedule.warmup_steps=3", {"warmup": None, "warmup_steps": 3, "warmup_tokens": 0}),
+        ("optim.schedule.warmup=0.2", {"warmup": 0.2, "warmup_steps": 0, "warmup_tokens": 0}),
+        ("optim.schedule.name=linear", {"warmup": 0.1, "warmup_steps": 0, "warmup_tokens": 0}),
+    ],
+)
+@pytest.mark.parametrize("stages", ["", "stages: [{name: a, optim: {schedule: {warmup_steps: 9}}}]\n"])
+def test_a_warm_up_of_a_higher_layer_replaces_that_of_a_lower_one_in_whichever_unit(tmp_path, high, kept, stages):
+    path = tmp_path / "x.yaml"
+    path.write_text("family: theworld\npreset: tiny\ndata: {train: [{source: scenes}]}\ntrain: {steps: 10}\n" + stages)
+    resolved = open_config(path, [high])
+    schedule = resolved.stages[0].config.optim.schedule
+    if stages and "warmup" not in high:
+        kept = {"warmup": None, "warmup_steps": 9, "warmup_tokens": 0}
+    assert {name: getattr(schedule, name) for name in kept} == kept

@@ -29,6 +29,11 @@ YAML = {
     "run: 123": "x.yaml:5: run must be text, got 123: put it in quotes",
     "track: {tensorboard: 1}": "x.yaml:5: track.tensorboard must be true or false, got 1",
     "checkpoint: {every_steps: -5}": "x.yaml:5: checkpoint.every_steps must be greater than or equal to 1, got -5",
+    "optim: {schedule: {warmup: 1.0}}": "x.yaml:5: optim.schedule.warmup must be less than 1, got 1.0",
+    "optim: {schedule: {warmup: 0.1, warmup_steps: 5}}": "x.yaml:5: optim.schedule.warmup is set beside warmup_steps: keep one",
+    "optim: {schedule: {name: constant, units: tokens, warmup: 0.1}}": (
+        "x.yaml:5: optim.schedule.warmup is a share of decay_tokens, which is not set: set it, or warmup_tokens"
+    ),
     "optim: {schedule: {warmup_steps: 100}}": (
         "x.yaml:5: optim.schedule.warmup_steps is 100, but the stage has 100 steps: warm up for fewer, or train longer"
     ),

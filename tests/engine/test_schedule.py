@@ -7,7 +7,7 @@ from plait.config.conflicts import conflicts
 from plait.config.schema import Optim, RunConfig, Schedule
 from plait.data.sources.open import KINDS
 from plait.engine import schedule
-from plait.engine.schedule import Progress, lr_factor, progress_at
+from plait.engine.schedule import Progress, lr_factor, progress_at, warmup_of, with_warmup
 from plait.errors import PlaitError
 
 from .toy import make_config, make_state, micro, step_batch
@@ -196,3 +196,21 @@ def test_a_curve_in_tokens_without_an_end_is_drawn_over_four_warm_ups(warmup, en
 def test_only_a_schedule_in_tokens_needs_a_family_that_counts_them():
     schedule.check(Schedule(), (), "nanodit")
     schedule.check(Schedule(name="constant", units="tokens"), ("tokens",), "molmo")
+
+
+@pytest.mark.parametrize(
+    ("schedule", "component", "steps", "counts"),
+    [
+        ({"warmup": 0.05}, {}, 1000, (50, 50)),
+        ({"warmup": 0.05}, {"warmup": 0.2}, 1000, (50, 200)),
+        ({"warmup": 0.05}, {"warmup_steps": 7}, 1000, (50, 7)),
+        ({"warmup_steps": 9}, {"warmup": 0.5}, 10, (9, 5)),
+        ({"warmup": 0.05}, {}, 10, (0, 0)),
+        ({"warmup": 0.05}, {}, 11, (1, 1)),
+        ({"warmup": 0.25, "units": "tokens", "decay_tokens": 4000}, {}, 10, (1000, 1000)),
+    ],
+)
+def test_a_share_of_warm_up_is_that_of_the_stage_or_of_the_tokens(schedule, component, steps, counts):
+    optim = Optim.model_validate({"schedule": schedule, "components": {"vision": component}})
+    counted = with_warmup(optim, steps)
+    assert (warmup_of(counted), warmup_of(counted, "vision")) == counts

@@ -54,6 +54,11 @@ def schedule_conflicts(optim: Optim, steps: int | None) -> list[Conflict]:
             if section.get(key):
                 message = f"is set, but optim.schedule.units is {units}: set {key.replace(other, units)}, or the units"
                 result.append(((*path, key), message))
+        if section["warmup"] is not None:
+            if named := [key for key in ("warmup_steps", "warmup_tokens") if section[key]]:
+                result.append(((*path, "warmup"), f"is set beside {named[0]}: keep one"))
+            elif units == "tokens" and schedule.decay_tokens is None:
+                result.append(((*path, "warmup"), "is a share of decay_tokens, which is not set: set it, or warmup_tokens"))
         warmup = section[f"warmup_{units}"]
         if end and warmup and warmup >= end:
             until = f"the stage has {end} steps" if end == steps else f"the curve ends at {end} {units}"

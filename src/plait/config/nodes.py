@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from plait.config.schema import LENGTH
+from plait.config.schema import LENGTH, WARMUP
 from plait.errors import PlaitError
 
 COMMAND_LINE = "command line"
@@ -94,18 +94,25 @@ def merge(low: Node, high: Node, path: KeyPath = ()) -> Node:
     """Merge `high` over `low`, which lie at `path`: mappings key by key; everything else is replaced.
 
     From the command line, the keys `0`, `1`, ... set entries of a list. One of train.steps, epochs and samples in `high` removes the
-    others from `low`. Raises PlaitError for an entry that the list does not have.
+    others from `low`, and so for the keys of a warm-up. Raises PlaitError for an entry that the list does not have.
     """
     if isinstance(low.value, list) and isinstance(high.value, dict) and high.file == COMMAND_LINE:
         return _into_list(low, high, path)
     if not (isinstance(low.value, dict) and isinstance(high.value, dict)):
         return high
     merged = dict(low.value)
-    if path == ("train",) and any(name in high.value and high.value[name].value is not None for name in LENGTH):
-        merged = {key: child for key, child in merged.items() if key not in LENGTH}
+    rivals = _rivals(path)
+    if any(name in high.value and high.value[name].value is not None for name in rivals):
+        merged = {key: child for key, child in merged.items() if key not in rivals}
     for key, child in high.value.items():
         merged[key] = merge(merged[key], child, (*path, key)) if key in merged else child
     return replace(low, value=merged) if high.file == COMMAND_LINE else replace(high, value=merged)
+
+
+def _rivals(path: KeyPath) -> tuple[str, ...]:
+    """Return the keys of the section at `path` of which only one counts."""
+    is_schedule = path == ("optim", "schedule") or (len(path) == 3 and path[:2] == ("optim", "components"))
+    return LENGTH if path == ("train",) else WARMUP if is_schedule else ()
 
 
 def _into_list(low: Node, high: Node, path: KeyPath) -> Node:
@@ -126,7 +133,8 @@ def sets(stage: Node, path: Sequence[str]) -> bool:
     for depth, key in enumerate(path):
         if not isinstance(node.value, dict):
             return True
-        if depth == 1 and path[0] == "train" and key in LENGTH and any(name in node.value for name in LENGTH):
+        rivals = _rivals(tuple(path[:depth]))
+        if key in rivals and any(name in node.value for name in rivals):
             return True
         if key not in node.value:
             return False

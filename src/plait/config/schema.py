@@ -11,6 +11,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, mode
 
 LENGTH = ("steps", "epochs", "samples")
 """The keys of `train` that set its length: a higher layer that sets one of them removes the others of lower layers."""
+WARMUP = ("warmup", "warmup_steps", "warmup_tokens")
+"""The keys of a schedule, and of a component, that set its warm-up; as for LENGTH."""
 
 
 def as_number(value: Any) -> Any:
@@ -135,6 +137,9 @@ class Schedule(Section):
 
     name: Literal["constant", "linear", "cosine", "inverse_sqrt"] = "cosine"
     units: Literal["steps", "tokens"] = Field(default="steps", description="what warm-up and decay are counted in")
+    warmup: Share | None = Field(
+        default=None, description="linear rise from min_lr: this share of the stage's steps, or of decay_tokens when units are tokens"
+    )
     warmup_steps: Natural = Field(default=0, description="steps of linear rise from min_lr")
     warmup_tokens: Natural = Field(default=0, description="tokens of linear rise from min_lr, when units are tokens")
     decay_steps: Count | None = Field(default=None, description="steps at which the curve is at min_lr; None: the end of the stage")
@@ -159,6 +164,7 @@ class Component(Section):
     weight_decay: Annotated[Float, Field(ge=0)] | None = None
     betas: Annotated[tuple[Share, Share], Strict(False)] | None = None
     eps: Rate | None = None
+    warmup: Share | None = None
     warmup_steps: Natural | None = None
     warmup_tokens: Natural | None = None
     grad_clip: Rate | None = Field(default=None, description="largest norm of its own gradient; None: train.grad_clip, with the others")

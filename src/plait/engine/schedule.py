@@ -42,6 +42,18 @@ def check(schedule: Schedule, counts: Sequence[str], family: str) -> None:
         raise PlaitError(f"optim.schedule.units is tokens, but family {family} counts none: use steps")
 
 
+def with_warmup(optim: Optim, steps: int) -> Optim:
+    """Return the settings with every warm-up that is a share (`warmup`) as a count. `steps`: those of the stage."""
+    key = f"warmup_{optim.schedule.units}"
+    total = steps if optim.schedule.units == "steps" else optim.schedule.decay_tokens or 0
+
+    def counted(section: Schedule | Component) -> dict[str, int | None]:
+        return {} if section.warmup is None else {"warmup": None, key: round(section.warmup * total)}
+
+    components = {name: component.model_copy(update=counted(component)) for name, component in optim.components.items()}
+    return optim.model_copy(update={"schedule": optim.schedule.model_copy(update=counted(optim.schedule)), "components": components})
+
+
 def warmup_of(optim: Optim, component: str | None = None) -> int:
     """Return the warm-up of a component, a named part of the model (None: the common one), in the schedule's unit (steps or tokens)."""
     schedule, overrides = optim.schedule, optim.components.get(component or "", Component())

@@ -61,7 +61,7 @@ def describe_changes(before: Resolved, after: Resolved, differences: Sequence[Di
 
 def curve(config: RunConfig, steps: int) -> str:
     """Draw the learning-rate curve over `steps` as a line of text: bars, peak and end, as "▁▄█▆▃ peak 0.0003, end 0, 1000 steps"."""
-    values, end, units = schedule.curve(config.optim, steps, _CURVE_COLUMNS)
+    values, end, units = schedule.curve(schedule.with_warmup(config.optim, steps), steps, _CURVE_COLUMNS)
     bars = "".join(_BARS[round(value * (len(_BARS) - 1))] for value in values)
     return f"{bars} peak {config.optim.lr:.2g}, end {config.optim.lr * values[-1]:.2g}, {end} {units}"
 

@@ -6,7 +6,7 @@ import math
 import platform
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import xxhash
@@ -116,10 +116,11 @@ def plan_stage(view: StageView, bundle: ModelBundle, batches: BatchChanges = ())
     data = open_training(config)
     order = data.order(view, batches)
     steps = planned_steps(config, order)
+    config = config.model_copy(update={"optim": schedule.with_warmup(config.optim, steps)})
     loss = family.Loss(bundle.section)
     schedule.check(config.optim.schedule, loss.counts, config.family)
     return StagePlan(
-        view=view,
+        view=replace(view, config=config),
         data=data,
         data_seed=data_seed(view),
         order=order,

@@ -23,8 +23,8 @@ from plait.config.translation import Translation
 from plait.errors import PlaitError
 
 COMPONENTS = {"connector": "connector", "vit": "vision", "llm": "language"}
-WARMUP = {"captioner": {"connector": 200, "vision": 2000, "language": 2000}, "multitask": {"": 200}, "debug": {"": 50}}
-"""Steps of warm-up in the presets, by component; "": the same for all."""
+WARMUP = {"captioner": {"": 2000, "connector": 200, "vision": 2000, "language": 2000}, "multitask": {"": 200}, "debug": {"": 50}}
+"""Steps of warm-up in the guide's scripts, by component; "": of all without their own."""
 PROJECT = "molmo"  # of W&B, where none is named
 
 
@@ -214,14 +214,14 @@ def _curve(builder: FlagBuilder) -> None:
             raise PlaitError(f"{COMMAND_LINE}: scheduler.units is tokens, and the presets count in steps: set --{missing[0]}, in tokens")
         builder.assign("optim.schedule.warmup_steps", 0, "scheduler.units")
         for ours in COMPONENTS.values():
-            builder.assign(f"optim.components.{ours}.warmup_steps", None, "scheduler.units")
+            builder.assign(f"optim.components.{ours}.warmup", None, "scheduler.units")
         builder.add_row("scheduler.units", "optim.schedule.units", "positions of the language model's sequences, without padding")
     for theirs, ours in COMPONENTS.items():
         flag = f"scheduler.{theirs}_t_warmup"
         if flag in builder.written:
             builder.translate(f"optim.components.{ours}.warmup_{units}", builder.value(flag), flag)
         elif common in builder.written:
-            builder.assign(f"optim.components.{ours}.warmup_{units}", None, common)
+            builder.assign(f"optim.components.{ours}.warmup", None, common)
     if common in builder.written:
         builder.translate(f"optim.schedule.warmup_{units}", builder.value(common), common)
     elif builder.value("scheduler.name") == "constant":
@@ -229,6 +229,11 @@ def _curve(builder: FlagBuilder) -> None:
     elif any(warmup > builder.value("max_steps", float("inf")) // 2 for warmup in WARMUP[builder.preset].values()):
         steps = builder.value("max_steps") // 10
         _warm_up(builder, steps, "max_steps", f"warm-up is {steps} steps: the preset's takes over half of them")
+    else:  # theirs are counts, whatever the length; plait's presets have shares
+        for ours, steps in WARMUP[builder.preset].items():
+            flag = next((f"scheduler.{name}_t_warmup" for name, component in COMPONENTS.items() if component == ours), common)
+            if flag not in builder.written:
+                builder.assign(f"optim.components.{ours}.warmup_steps" if ours else "optim.schedule.warmup_steps", steps)
     if "scheduler.t_max" in builder.written:
         builder.translate(f"optim.schedule.decay_{units}", builder.value("scheduler.t_max"), "scheduler.t_max", note="where the curve ends")
 
@@ -237,7 +242,7 @@ def _warm_up(builder: FlagBuilder, steps: int, flag: str, note: str) -> None:
     """Replace the preset's warm-up by `steps`, because of `flag`; a component's own flag stays."""
     for theirs, ours in COMPONENTS.items():
         if f"scheduler.{theirs}_t_warmup" not in builder.written:
-            builder.assign(f"optim.components.{ours}.warmup_steps", None, flag)
+            builder.assign(f"optim.components.{ours}.warmup", None, flag)
     builder.assign("optim.schedule.warmup_steps", steps, flag)
     builder.add_row(flag, FLAGS[flag].path, note)
 
