@@ -13,6 +13,7 @@ class Loss(contract.Loss):
     """One term, `loss`: nats per supervised token, one that is to be learned. Also counts `tokens`: positions that are not padding."""
 
     counts = ("tokens", "supervised_tokens")
+    may_idle = ("vision", "world", "projector")
     shares = counts  # a supervised token weighs 1: its share is that of the loss weight
 
     def __init__(self, config: Config):
