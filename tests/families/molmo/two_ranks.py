@@ -1,4 +1,4 @@
-"""One rank of `test_ranks`: trains three steps in which one rank of two has text only, and writes what rank 0 saw; then one of text on all."""
+"""One rank of `test_ranks`: three steps in which one rank of two has text only, whose figures are written, then one of text on all."""
 
 import json
 from pathlib import Path

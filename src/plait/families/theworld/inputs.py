@@ -93,6 +93,7 @@ class Inputs:
         batch["pixels"] = torch.cat([example.pixels for example in examples])
         batch["frames"] = torch.cat([example.frames for example in examples])
         batch["frame_counts"] = torch.tensor(counts, dtype=torch.int64)
+        batch["cut"] = torch.tensor([example.row.cut for example in examples])
         return batch
 
     def _example(
@@ -164,6 +165,7 @@ def inspect(inputs: Inputs, sample: Sample, example: Example) -> dict[str, Any]:
         "image tokens": int((kinds == Kind.IMAGE).sum()),
         "world tokens": example.world_tokens,
         "world frames": len(example.frames),
+        "cut": example.row.cut,
         "pictures": f"{len(example.pixels)} for vision, then {len(example.frames)} for the world encoder",
     }
     return {"images": images_shown, "text": _text_runs(inputs.chat, example.row), "notes": notes}
