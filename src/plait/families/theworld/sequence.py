@@ -72,7 +72,8 @@ def fuse(spans: Sequence[Span], world_tokens: int, *, pad_id: int, max_tokens: i
     if max_tokens is not None and len(ids) > max_tokens:
         _check_truncation(kinds_L, labels, max_tokens)
     cut = sum(label != IGNORED for label in labels[max_tokens:]) if max_tokens is not None else 0
-    return Row(*(torch.tensor(values[:max_tokens], dtype=torch.int64) for values in (ids, kinds_L, labels)), cut=cut)
+    ids_L, kinds_of_L, labels_L = (torch.tensor(values[:max_tokens], dtype=torch.int64) for values in (ids, kinds_L, labels))
+    return Row(ids_L, kinds_of_L, labels_L, cut)
 
 
 def _check_truncation(kinds: list[int], labels: list[int], max_tokens: int) -> None:
