@@ -57,6 +57,8 @@ BESIDE_THE_WAY = (
     "plait.families.theworld.generate",
     "plait.training.probes",
     "plait.assembly.data_look",  # what is said of the data before a run
+    "plait.families.limits",  # what a model cannot take in
+    "plait.families.theworld.limits",
     "plait.engine.flops",
     "plait.engine.adamw",  # weights or moments kept in bfloat16, moments kept on the host
     "plait.engine.parallel.sharding",

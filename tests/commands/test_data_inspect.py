@@ -27,6 +27,7 @@ from plait.data.order import Order
 from plait.data.sources.open import KINDS
 from plait.errors import BadSample, PlaitError
 from plait.families import registry
+from plait.families.limits import Limits
 
 SCENES = {"source": "scenes", "limit": 40, "options": {"size": [16, 16], "objects": 1, "sizes": ["large"], "tasks": ["colour"]}}
 OTHER = {**SCENES, "name": "other", "limit": 7}
@@ -45,12 +46,13 @@ class Inputs:
         if sample["id"] in self.bad:
             raise BadSample("smeared")
         turn = keys.rng(key, "turn").integers(1, 200, dtype=np.uint8) if self.train else np.uint8(0)
-        said = sample["messages"][1]["content"][: self.max_tokens]
-        return images.decode(sample["images"][0]).permute(1, 2, 0).numpy() + turn, said
+        whole = sample["messages"][1]["content"]
+        said = whole[: self.max_tokens]
+        return images.decode(sample["images"][0]).permute(1, 2, 0).numpy() + turn, said, len(whole) - len(said)
 
     def collate(self, examples):
-        sizes = [len(said) for _, said in examples]
-        return {"pixels": torch.stack([torch.from_numpy(seen) for seen, _ in examples]), "sizes": torch.tensor(sizes), "note": "kept"}
+        sizes, cut = (torch.tensor(values) for values in ([len(said) for _, said, _ in examples], [lost for _, _, lost in examples]))
+        return {"pixels": torch.stack([torch.from_numpy(seen) for seen, _, _ in examples]), "sizes": sizes, "cut": cut, "note": "kept"}
 
 
 class Loss:
@@ -79,6 +81,7 @@ class Settings(ModelSection):
 @pytest.fixture
 def family(monkeypatch):
     made = SimpleNamespace(Config=Settings, Inputs=Inputs, Loss=Loss, inspect=shown, prepared=[])
+    made.limits = lambda section: Limits(100, 20, {"eye": ["images"], "film": ["frames"]})
 
     def prepare(section, directory, texts):
         made.prepared.append(directory)
@@ -148,7 +151,7 @@ def test_the_table_says_what_the_family_notes_and_how_a_batch_looks(family, reso
     said = capsys.readouterr().out
     assert re.search(r"scenes train +6 of 40 samples", said)
     assert re.search(r"letters +3 to 6, median [\d.]+ per sample", said)
-    assert re.search(r"batch of 4 +3\.1 kB: pixels 4x16x16x3 uint8; sizes 4 int64\n", said)
+    assert re.search(r"batch of 4 +3\.1 kB: pixels 4x16x16x3 uint8; sizes, cut 4 int64\n", said)
     assert re.search(r"nothing to learn +\d+ samples: train-5-\d+", said), "the answer `red` weighs nothing in this loss"
     assert f"written to {tmp_path / 'out' / 'sheet.png'} and {tmp_path / 'out' / 'page.html'}" in said
 
@@ -171,6 +174,27 @@ def test_samples_over_max_tokens_are_named(family, resolve, tmp_path, capsys):
     assert 0 < int(count) < 12
     assert set(re.findall(r"train-5-\d+", names)) <= set(titles(tmp_path / "out"))
     assert (tmp_path / "out" / "page.html").read_text().count("<dd>to max_tokens</dd>") == int(count)
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_the_table_of_a_runs_first_lines_stands_at_the_top(family, resolve, tmp_path, capsys, split):
+    resolved = resolve(data={"max_tokens": 4, "train": [SCENES, OTHER]}, trainable=["eye", "film"])
+    data_inspect.draw(resolved, split, 3, tmp_path / "out")
+    said, page = capsys.readouterr().out, (tmp_path / "out" / "page.html").read_text(encoding="utf-8")
+    (row,) = re.findall(rf"^  scenes {split} +(32 looked at, .*)$", said, re.MULTILINE)
+    cut = int(re.search(r", (\d+) cut by data.max_tokens, ", row)[1])
+    assert 0 < cut < 32
+    assert row.endswith("px, 0 over 67 megapixels, 32 with a side under the model's 20 px")
+    assert ", 0 without images, 32 without frames; pictures of 16x16 px, " in row
+    assert said.index(row) < said.index("samples as the model sees them")
+    assert page.index(row.replace("'", "&#39;")) < page.index("letters")
+    refused = "refused  film trains, but none of the 39 samples looked at has frames: leave film out of trainable, or say guard.no_input"
+    assert (refused in said) is (split == "train")
+
+
+def test_more_tokens_than_the_model_has_positions_for_are_refused(family, resolve, tmp_path):
+    with pytest.raises(PlaitError, match=r"^data\.max_tokens is 101, but the model has 100 positions: set it to 100 or less$"):
+        data_inspect.draw(resolve(data={"max_tokens": 101}), "train", 3, tmp_path / "out")
 
 
 def test_a_stage_with_other_data_gets_its_own_sheet(family, resolve, tmp_path, capsys):

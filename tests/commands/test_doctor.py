@@ -12,7 +12,9 @@ import pytest
 from huggingface_hub import constants
 
 from plait import cli
+from plait.assembly.configuration import open_config
 from plait.commands.actions import doctor
+from plait.config import reading
 from plait.engine.parallel import distributed
 from plait.engine.parallel.distributed import Ranks
 from plait.families import registry
@@ -108,6 +110,15 @@ def test_data_that_does_not_open_is_told_with_its_own_words(tmp_path, monkeypatc
     (tmp_path / "train.jsonl").unlink()
     assert cli.main(["doctor", str(recipe), f"--run={tmp_path}"]) == 1
     assert "train.jsonl" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("tokens", "said"), [(2048, "the model has 2048 positions"), (2049, "data.max_tokens is 2049, but the model has")])
+def test_sequences_longer_than_the_models_positions_are_told(tmp_path, tokens, said):
+    tree = {"family": "theworld", "model": {"base": "tiny"}, "train": {"steps": 1}, "data": {"train": [{"source": "scenes"}]}}
+    (tmp_path / "a.yaml").write_text(reading.write_yaml({**tree, "data": {**tree["data"], "max_tokens": tokens}}))
+    finding = doctor.lengths(open_config(tmp_path / "a.yaml"))
+    assert finding.result.startswith(said)
+    assert (finding.cure is None) is (tokens == 2048)
 
 
 def test_a_setting_without_a_configuration_is_refused(capsys):

@@ -5,20 +5,37 @@ import json
 import pytest
 import torch
 
+from plait import cli
 from plait.assembly import data_look
+from plait.assembly.configuration import open_config
+from plait.assembly.model import build_model
 from plait.config.schema import Source
+from plait.data import image_files
 from plait.data.sources.open import open_source
+from plait.engine.checkpoints import checkpoint
 from plait.engine.parallel.distributed import Ranks
 from plait.errors import PlaitError
+from plait.families.limits import Limits
+from tests.conftest import REAL_DATA
 from tests.data.packing import picture
+
+NONE = Limits()
 
 
 class Inputs:
-    """Encodes anything but what is marked."""
+    """Encodes anything but what is marked, and says how much of it was cut."""
 
     def encode(self, sample, key):
         if sample["fields"].get("broken"):
             raise RuntimeError("cannot encode")
+        return sample["fields"].get("lost", 0)
+
+    def collate(self, examples):
+        return {"cut": torch.tensor(examples)}
+
+
+def look(sources, held=(), limits=NONE):
+    return data_look.look(sources, Inputs(), limits, held, 0)
 
 
 def opened(folder, records, name="a", **more):
@@ -31,37 +48,79 @@ def opened(folder, records, name="a", **more):
 
 def test_a_line_says_what_is_bad_without_text_and_of_which_size(tmp_path):
     records = [{"image": "0.png", "caption": "x"}, {"image": "1.png"}, {"caption": None}, {"caption": ""}, {"caption": "y", "broken": 1}]
-    (found,) = data_look.look([opened(tmp_path, records)], Inputs(), [], 0)
+    (found,) = look([opened(tmp_path, records)])
     side = "x".join(map(str, found.sizes[0]))
     assert (found.read, found.bad.total(), found.without_text) == (5, 3, 1)
-    assert found.line().startswith("jsonl:a.jsonl: 5 looked at, 3 bad (1 x no text: `caption` is null; 1 x an empty answer")
-    assert found.line().endswith(f"; ...), 1 without text, pictures of {side} px")
+    said = f"5 looked at, 3 bad, 1 without text, 0 with empty text, 0 cut by data.max_tokens, 0 held-out samples too; pictures of {side} px"
+    assert found.text().startswith(f"{said}, 0 over 67 megapixels; bad: 1 x no text: `caption` is null; 1 x an empty answer")
+    assert found.text().endswith("; ...")
+    assert data_look.table([found]) == [("jsonl:a.jsonl", found.text())]
     assert any(reason.startswith("RuntimeError: cannot encode (test_data_look.py:") for reason in found.bad)
 
 
 def test_held_out_samples_among_the_training_data_are_told(tmp_path):
     train = opened(tmp_path, [{"caption": text, "image": "0.png"} for text in "abcd"])
     held = opened(tmp_path, [{"caption": text, "image": "0.png"} for text in "bx"] + [{"caption": "c", "image": "1.png"}], "b")
-    (found,) = data_look.look([train], Inputs(), [held], 0)
-    assert found.held_out == 1 and "warning: 1 of them are held-out samples too" in found.line()
+    (found,) = look([train], [held])
+    assert found.held_out == 1 and ", 1 held-out samples too; " in found.text()
 
 
 @pytest.mark.parametrize(
     ("record", "message"),
     [
         ({"image": "0.png"}, "jsonl:a.jsonl: none of the 4 samples looked at has a caption or an answer; name its field with `columns`"),
-        ({"caption": "x", "image": "no.png"}, "none of the first 4 samples can be read"),
         ({"caption": "x", "broken": 1}, r"jsonl:a.jsonl: none of the 4 samples looked at can be used: RuntimeError: cannot encode"),
     ],
 )
 def test_a_source_that_cannot_be_trained_is_refused(tmp_path, record, message):
-    with pytest.raises(PlaitError, match=message):
-        data_look.look([opened(tmp_path, [record] * 4)], Inputs(), [], 0)
+    (fault,) = data_look.unusable(look([opened(tmp_path, [record] * 4)]))
+    assert fault.startswith(message)
+
+
+def test_a_source_of_which_nothing_can_be_read_is_refused_when_it_is_opened(tmp_path):
+    with pytest.raises(PlaitError, match="none of the first 4 samples can be read"):
+        opened(tmp_path, [{"caption": "x", "image": "no.png"}] * 4)
 
 
 def test_pictures_alone_are_trained_where_that_is_said(tmp_path):
-    (found,) = data_look.look([opened(tmp_path, [{"image": "0.png"}] * 4, allow_blank=True)], Inputs(), [], 0)
-    assert found.without_text == 4
+    records = [{"image": "0.png"}] * 3 + [{"image": "0.png", "caption": " "}]
+    (found,) = looks = look([opened(tmp_path, records, allow_blank=True)])
+    assert (found.without_text, found.empty, data_look.unusable(looks)) == (3, 1, [])
+
+
+def test_cut_texts_and_pictures_beyond_the_limits_are_counted(tmp_path, monkeypatch):
+    source = opened(tmp_path, [{"image": "0.png", "caption": "x", "lost": lost} for lost in (0, 3, 1)])
+    wide, high = image_files.size(picture(0))
+    monkeypatch.setattr(image_files, "MAX_PIXELS", wide * high - 1)
+    (found,) = look([source], limits=Limits(image_side=min(wide, high) + 1))
+    assert ", 2 cut by data.max_tokens, " in found.text()
+    assert f", 3 over 0 megapixels, 3 with a side under the model's {min(wide, high) + 1} px" in found.text()
+    (found,) = look([source], limits=Limits(image_side=min(wide, high)))
+    assert found.text().endswith(f", 0 with a side under the model's {min(wide, high)} px")
+
+
+TEXT, SEEN = [{"caption": "a"}] * 4, [{"caption": "a"}] * 3 + [{"caption": "b", "image": "0.png"}]
+NEEDS = Limits(needs={"vision": ["images"], "projector": ["images", "frames"], "model.world.steps": ["frames"]})
+
+
+@pytest.mark.parametrize(
+    ("records", "trainable", "faults"),
+    [
+        (TEXT, ["language"], []),
+        (TEXT, ["language", "vision:layers.1"], ["vision trains, but none of the 8 samples looked at has images: leave vision out of"]),
+        (TEXT, ["*"], ["vision trains, but none", "projector trains, but none of the 8 samples looked at has images or frames: leave"]),
+        (SEEN, ["*"], []),
+    ],
+)
+def test_parts_without_any_input_are_named_with_the_cure(tmp_path, records, trainable, faults):
+    looks = look([opened(tmp_path, TEXT), opened(tmp_path, records, "b")], limits=NEEDS)
+    said = data_look.without_input(looks, NEEDS, trainable)
+    assert said.pop() == (
+        "model.world.steps asks for them, but none of the 8 samples looked at has frames: set model.world.steps to 0, "
+        "or say guard.no_input=continue"
+    )
+    assert [fault.startswith(start) for fault, start in zip(said, faults, strict=True)] == [True] * len(faults)
+    assert f", {'3' if records is SEEN else '4'} without images, 4 without frames" in looks[1].text()
 
 
 def test_what_a_folder_does_not_read_is_told(tmp_path):
@@ -69,8 +128,8 @@ def test_what_a_folder_does_not_read_is_told(tmp_path):
     (tmp_path / "a.txt").write_text("x")
     (tmp_path / "b.heic").write_bytes(b"")
     source = open_source(Source(source="folder", path=str(tmp_path)), seed=0)
-    (found,) = data_look.look([source], Inputs(), [], 0)
-    assert found.line().endswith(", left out: 1 of .heic: not read")
+    (found,) = look([source])
+    assert found.text().endswith("; left out: 1 of .heic: not read")
 
 
 def test_the_samples_are_spread_over_the_source():
@@ -81,8 +140,8 @@ def test_the_samples_are_spread_over_the_source():
 
 def test_many_sources_share_the_samples_that_are_looked_at(tmp_path):
     source = opened(tmp_path, [{"caption": str(i)} for i in range(40)])
-    assert [found.read for found in data_look.look([source] * 64, Inputs(), [], 0)] == [8] * 64
-    assert data_look.look([source], Inputs(), [], 0)[0].read == 32
+    assert [found.read for found in look([source] * 64)] == [8] * 64
+    assert look([source])[0].read == 32
 
 
 class ThreeRanks(Ranks):
@@ -96,3 +155,61 @@ def test_ranks_that_have_other_data_are_named_before_the_first_step():
     with pytest.raises(PlaitError, match=r"^data source b is not the same on every rank: rank 2 has other data than rank 0; every machine"):
         data_look.compare_ranks({"a": "1", "b": "2"}, ThreeRanks(0, 3, torch.device("cpu")))
     data_look.compare_ranks({"a": "1", "b": "2"}, Ranks(0, 1, torch.device("cpu")))
+
+
+TEXT_ONLY = """
+family: theworld
+preset: tiny
+model:
+  tiny: {{hidden: 32, layers: 1, heads: 2, kv_heads: 1, head_dim: 16, mlp: 64, image_size: 16, image_tokens: 4,
+         vision_hidden: 32, vision_layers: 1, vision_heads: 2, vision_mlp: 64, world_base: 4}}
+  world: {{image_size: 16}}
+trainable: [projector, vision, language]
+data: {{train: [{{source: jsonl, path: {path}}}], workers: 0}}
+train: {{steps: 2, global_batch: 4}}
+optim: {{lr: 1.0e-2, weight_decay: 0.5, schedule: {{warmup_steps: 0}}}}
+track: {{tensorboard: false}}
+"""
+
+
+@pytest.fixture
+def text_only(tmp_path):
+    """A recipe of texts alone: the collected case, or its like where that is not at hand."""
+    path = REAL_DATA.parent / "cases" / "textonly.jsonl"
+    if not path.is_file():
+        path = tmp_path / "textonly.jsonl"
+        turns = [[{"role": "user", "content": f"q {i}"}, {"role": "assistant", "content": "a " * (i % 9 + 1)}] for i in range(32)]
+        path.write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in turns))
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(TEXT_ONLY.format(path=path))
+    return recipe
+
+
+def test_text_alone_does_not_start_a_run_that_trains_vision(text_only, tmp_path, capsys):
+    assert cli.main(["train", str(text_only), f"--run={tmp_path / 'run'}"]) == 2
+    said, error = capsys.readouterr()
+    assert "  jsonl:textonly.jsonl  32 looked at, 0 bad, 0 without text, " in said
+    assert ", 32 without images, 32 without frames" in said
+    assert error.splitlines()[-1].endswith(
+        "vision trains, but none of the 32 samples looked at has images: leave vision out of trainable, or say guard.no_input=continue"
+    )
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_where_it_is_allowed_it_is_told_and_what_sees_nothing_stays_as_it_is(text_only, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert cli.main(["train", str(text_only), f"--run={run}", "--guard.no_input=continue"]) == 0
+    said = capsys.readouterr().out
+    for part in ("vision", "projector"):
+        assert said.index(f"  warning: {part} trains, but none of the 32 samples looked at has ") < said.index("step 2")
+    bundle = build_model(open_config(run / "config.yaml").config, run, Ranks(0, 1, torch.device("cpu")))
+    fresh, components = dict(bundle.model.named_parameters()), bundle.family.components(bundle.model)
+    weights = checkpoint.locate(run).tensors("weights")
+    still = {name for name, value in weights.items() if torch.equal(value, fresh[name])}
+    assert still == {*components["vision"], *components["projector"]}
+    assert not any(name.rpartition(".")[0] in still for name in checkpoint.locate(run).tensors("moments"))
+
+
+def test_text_alone_trains_the_language_model_without_a_word(text_only, tmp_path, capsys):
+    assert cli.main(["train", str(text_only), f"--run={tmp_path / 'run'}", "--trainable=[language]"]) == 0
+    assert "warning" not in capsys.readouterr().out

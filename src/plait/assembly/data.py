@@ -14,6 +14,7 @@ from plait.data.sources.contract import Source as SampleSource
 from plait.data.sources.open import KINDS, open_all
 from plait.errors import PlaitError
 from plait.families import registry
+from plait.families.limits import check_max_tokens
 from plait.keys import key
 
 
@@ -80,7 +81,7 @@ def open_training(config: RunConfig) -> TrainingData:
 
 
 def check_data(views: Sequence[StageView]) -> None:
-    """Open what each stage will read, and close it again. Raises PlaitError for what is missing, before a model is built.
+    """Open what each stage will read, and close it again. Raises PlaitError for what is missing or too long, before a model is built.
 
     Nothing missing waits for a stage that is days ahead; equal data is opened once.
     """
@@ -91,6 +92,8 @@ def check_data(views: Sequence[StageView]) -> None:
         if (config.data, held_out) not in checked:
             checked.append((config.data, held_out))
             try:
+                family = registry.load(config.family)
+                check_max_tokens(config.data.max_tokens, family.limits(family.Config.model_validate(config.model)))
                 open_training(config)
                 open_data(config, held_out, "validation")
             except PlaitError as error:

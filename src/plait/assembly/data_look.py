@@ -1,6 +1,7 @@
-"""A look at some samples of each training source (data set) before the first step: what is bad, without text, of which size, or held out.
+"""A look at some samples of each source (data set) before the first step: what is bad, without text, cut, of which size, or held out.
 
 Samples are read and encoded as in training, evenly over each source. Not a check of all data: what turns up later is in quarantine.jsonl.
+`plait data inspect` shows the same table.
 """
 
 import logging
@@ -17,6 +18,7 @@ from plait.data.loading.micro_batch import Inputs
 from plait.data.sources.contract import Sample, Source
 from plait.engine.parallel.distributed import Ranks
 from plait.errors import BadSample, PlaitError, sample_errors
+from plait.families.limits import Limits
 from plait.keys import key
 
 log = logging.getLogger(__name__)
@@ -28,36 +30,62 @@ _REASONS_SHOWN = 2
 
 @dataclass
 class SourceLook:
-    """What a look at one source found, as counts that `line` reports."""
+    """What a look at one source found, as counts that `text` reports. `limits`: those of the model that the samples are for."""
 
     source: Source
+    limits: Limits
     read: int = 0
     """Samples looked at, bad ones included."""
     bad: Counter[str] = field(default_factory=Counter)
     """How many samples cannot be used, by reason."""
     without_text: int = 0
     """Usable samples without any answer or caption."""
+    empty: int = 0
+    """Usable samples whose answers or captions are all blank, which the source allows."""
+    cut: int = 0
+    """Usable samples of whose text `data.max_tokens` cuts something off."""
     sizes: list[tuple[int, int]] = field(default_factory=list)
-    """Width and height of each image."""
+    """Width and height of each image that can be opened."""
     held_out: int = 0
     """Samples whose images and text are those of a held-out sample that was looked at too."""
+    holding: Counter[str] = field(default_factory=Counter)
+    """How many usable samples hold something under a key: {"images": 30, "frames": 2}."""
 
-    def line(self) -> str:
-        """Return what was found as one line, such as "scenes train: 32 looked at, pictures of 32x32 px"."""
-        parts = [f"{self.read} looked at"]
+    @property
+    def usable(self) -> int:
+        """Return how many of the samples looked at can be used."""
+        return self.read - self.bad.total()
+
+    def text(self) -> str:
+        """Return what was found in one line, such as "32 looked at, 0 bad, 0 without text, ...; pictures of 32x32 px"."""
+        counts = {
+            "looked at": self.read,
+            "bad": self.bad.total(),
+            "without text": self.without_text,
+            "with empty text": self.empty,
+            "cut by data.max_tokens": self.cut,
+            "held-out samples too": self.held_out,
+        }
+        wanted = dict.fromkeys(key for keys in self.limits.needs.values() for key in keys)
+        counts |= {f"without {key}": self.usable - self.holding[key] for key in wanted}
+        parts = [", ".join(f"{count} {name}" for name, count in counts.items())]
+        if self.sizes:
+            parts.append(self._pictures())
         if self.bad:
             reasons = "; ".join(f"{count} x {reason}" for reason, count in self.bad.most_common(_REASONS_SHOWN))
-            parts.append(f"{self.bad.total()} bad ({reasons}{'; ...' if len(self.bad) > _REASONS_SHOWN else ''})")
-        if self.without_text:
-            parts.append(f"{self.without_text} without text")
-        if self.sizes:
-            least, most = (pick(self.sizes, key=lambda size: size[0] * size[1]) for pick in (min, max))
-            span = "x".join(map(str, least)) + ("" if least == most else f" to {'x'.join(map(str, most))}")
-            parts.append(f"pictures of {span} px")
-        if self.held_out:
-            parts.append(f"warning: {self.held_out} of them are held-out samples too")
+            parts.append(f"bad: {reasons}{'; ...' if len(self.bad) > _REASONS_SHOWN else ''}")
         parts += [f"left out: {count} of {reason}" for reason, count in self.source.left_out.items()]
-        return f"{self.source.name}: {', '.join(parts)}"
+        return "; ".join(parts)
+
+    def _pictures(self) -> str:
+        least, most = (pick(self.sizes, key=lambda size: size[0] * size[1]) for pick in (min, max))
+        span = "x".join(map(str, least)) + ("" if least == most else f" to {'x'.join(map(str, most))}")
+        over = sum(width * height > image_files.MAX_PIXELS for width, height in self.sizes)
+        parts = [f"pictures of {span} px", f"{over} over {image_files.MAX_PIXELS / 1e6:.0f} megapixels"]
+        side = self.limits.image_side
+        if side is not None:
+            parts.append(f"{sum(min(size) < side for size in self.sizes)} with a side under the model's {side} px")
+        return ", ".join(parts)
 
 
 def compare_ranks(fingerprints: Mapping[str, str], ranks: Ranks) -> None:
@@ -72,13 +100,22 @@ def compare_ranks(fingerprints: Mapping[str, str], ranks: Ranks) -> None:
             )
 
 
-def report(config: RunConfig, sources: Sequence[Source], inputs: Inputs, ranks: Ranks, seed: int) -> None:
-    """Look at the training sources on rank 0 and log a line for each. Raises PlaitError, on all ranks, where `look` does."""
+def report(config: RunConfig, sources: Sequence[Source], inputs: Inputs, limits: Limits, ranks: Ranks, *, seed: int) -> None:
+    """Look at the training sources on rank 0 and log a table of them. Raises PlaitError, on all ranks, for the first fault.
+
+    Where `guard.no_input` is `continue`, parts that train without input are only told.
+    """
     error = None
     if ranks.first:
         try:
-            for found in look(sources, inputs, open_data(config, config.data.validation, "validation"), seed):
-                log.info(f"  {found.line()}")
+            found = look(sources, inputs, limits, open_data(config, config.data.validation, "validation"), seed)
+            log.info("\n".join(f"  {name}  {text}" for name, text in table(found)))
+            faults, idle = unusable(found), without_input(found, limits, config.trainable)
+            if config.guard.no_input == "stop":
+                faults += idle
+            elif idle:
+                log.info("\n".join(f"  warning: {fault}" for fault in idle))
+            error = faults[0] if faults else None
         except PlaitError as raised:
             error = str(raised)
     error = ranks.agree(error)
@@ -86,45 +123,70 @@ def report(config: RunConfig, sources: Sequence[Source], inputs: Inputs, ranks: 
         raise PlaitError(error)
 
 
-def look(sources: Sequence[Source], inputs: Inputs, held_out: Sequence[Source], seed: int) -> list[SourceLook]:
-    """Look at samples of each source. `inputs` encodes them as in training; `held_out`: the sources of `data.validation`.
+def table(found: Sequence[SourceLook]) -> list[tuple[str, str]]:
+    """Return a row per source: its name, filled up to the longest, and what was found."""
+    wide = max((len(one.source.name) for one in found), default=0)
+    return [(f"{one.source.name:<{wide}}", one.text()) for one in found]
 
-    Raises PlaitError for a source of which no sample looked at can be used, and for one whose pictures have no text though its entry does
-    not say `allow_blank`.
-    """
+
+def look(sources: Sequence[Source], inputs: Inputs, limits: Limits, held_out: Sequence[Source], seed: int) -> list[SourceLook]:
+    """Look at samples of each source. `inputs` encodes them as in training; `held_out`: the sources of `data.validation`."""
     count = max(1, min(_SAMPLES, _ALL_SAMPLES // max(1, len(sources))))
     known = {_content(sample) for source in held_out for sample in _readable(source, count)}
-    found = [_look_at(source, inputs, count, known, seed) for source in sources]
+    found = [SourceLook(source, limits) for source in sources]
     for one in found:
-        usable = one.read - one.bad.total()
-        if not usable:
+        for index in _spread(len(one.source), count):
+            _look_at(one, index, inputs, known, key(seed, "look", index))
+    return found
+
+
+def unusable(found: Sequence[SourceLook]) -> list[str]:
+    """Return why no run can train on these sources: no sample of one can be used, or its pictures have no text and none was waived."""
+    faults = []
+    for one in found:
+        if one.read and not one.usable:
             reason = one.bad.most_common(1)[0][0]
-            raise PlaitError(f"{one.source.name}: none of the {one.read} samples looked at can be used: {reason}")
-        if one.sizes and one.without_text == usable and not one.source.allow_blank:
-            raise PlaitError(
-                f"{one.source.name}: none of the {usable} samples looked at has a caption or an answer; name its field with `columns` or "
-                "`template`, or say `allow_blank: true` to train on pictures alone"
+            faults.append(f"{one.source.name}: none of the {one.read} samples looked at can be used: {reason}")
+        elif one.sizes and one.without_text == one.usable and not one.source.allow_blank:
+            faults.append(
+                f"{one.source.name}: none of the {one.usable} samples looked at has a caption or an answer; name its field with `columns` "
+                "or `template`, or say `allow_blank: true` to train on pictures alone"
             )
-    return found
+    return faults
 
 
-def _look_at(source: Source, inputs: Inputs, count: int, held_out: set[str], seed: int) -> SourceLook:
-    found = SourceLook(source)
-    for index in _spread(len(source), count):
-        found.read += 1
-        sample_key = key(seed, "look", index)
-        try:
-            with sample_errors:
-                sample = source.draw(index, sample_key)
-                inputs.encode(sample, sample_key)
-                sizes = [image_files.size(image) for image in sample["images"]]
-        except BadSample as error:
-            found.bad[str(error)] += 1
-            continue
-        found.sizes += sizes
-        found.without_text += not _has_text(sample)
-        found.held_out += _content(sample) in held_out
-    return found
+def without_input(found: Sequence[SourceLook], limits: Limits, trainable: Sequence[str]) -> list[str]:
+    """Return which components in `trainable`, or settings, no sample that was looked at has any input for, with what to do."""
+    named = {item.partition(":")[0] for item in trainable}
+    usable = sum(one.usable for one in found)
+    faults = []
+    for name, keys in limits.needs.items():
+        holding = sum(one.holding[key] for one in found for key in keys)
+        setting = name.startswith("model.")
+        if usable and not holding and (setting or name in named or "*" in named):
+            which = f"none of the {usable} samples looked at has {' or '.join(keys)}"
+            verb, cure = ("asks for them", f"set {name} to 0") if setting else ("trains", f"leave {name} out of trainable")
+            faults.append(f"{name} {verb}, but {which}: {cure}, or say guard.no_input=continue")
+    return faults
+
+
+def _look_at(found: SourceLook, index: int, inputs: Inputs, held_out: set[str], sample_key: int) -> None:
+    """Read and encode one sample of a source, and count what it is in `found`."""
+    found.read += 1
+    try:
+        with sample_errors:
+            sample = found.source.draw(index, sample_key)
+            found.sizes += [image_files.size(image) for image in sample["images"]]
+            example = inputs.encode(sample, sample_key)
+    except BadSample as error:
+        found.bad[str(error)] += 1
+        return
+    answers = _answers(sample)
+    found.without_text += not answers
+    found.empty += bool(answers) and not any(answer.strip() for answer in answers)
+    found.cut += bool(sum(inputs.collate([example]).get("cut", ())))
+    found.held_out += _content(sample) in held_out
+    found.holding.update(name for name in ("images", "frames") if sample.get(name))
 
 
 def _readable(source: Source, count: int) -> list[Sample]:
@@ -143,9 +205,10 @@ def _spread(length: int, count: int) -> list[int]:
     return sorted({i * (length - 1) // max(1, count - 1) for i in range(count)}) if length else []
 
 
-def _has_text(sample: Sample) -> bool:
+def _answers(sample: Sample) -> list[str]:
+    """Return the texts of the assistant in all conversations of a sample."""
     conversations = [annotation["messages"] for annotation in sample.get("annotations", ())] or [sample["messages"]]
-    return any(turn["role"] == "assistant" and turn["content"].strip() for conversation in conversations for turn in conversation)
+    return [turn["content"] for conversation in conversations for turn in conversation if turn["role"] == "assistant"]
 
 
 def _content(sample: Sample) -> str:

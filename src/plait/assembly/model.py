@@ -19,6 +19,7 @@ from plait.engine.parallel.sharding import Sharding
 from plait.errors import BadSample, sample_errors
 from plait.families import registry
 from plait.families.contract import Family, Inputs
+from plait.families.limits import check_max_tokens
 from plait.keys import key
 
 _TOKENIZER_SAMPLES = 2_000
@@ -43,6 +44,7 @@ class ModelBundle:
 
         `pad`: how sequences of a batch are padded (longest, to_128, to_max or none), None for the configuration's `data.pad`.
         """
+        check_max_tokens(config.data.max_tokens, self.family.limits(self.section))
         return self.family.Inputs(self.section, self.assets, max_tokens=config.data.max_tokens, pad=pad or config.data.pad, train=train)
 
     def frozen_xxh3(self, trained: set[str]) -> str:

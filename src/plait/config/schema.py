@@ -267,6 +267,9 @@ class Guard(Section):
     bench_failure: Literal["continue", "stop"] = Field(
         default="continue", description="a bench that fails during the run: save, report it and go on, or end the run"
     )
+    no_input: Literal["stop", "continue"] = Field(
+        default="stop", description="a component that trains while no sample looked at before has input for it: vision without images"
+    )
     memory_probe: Literal["auto", "always", "never"] = Field(
         default="auto", description="try the largest of some micro-batches before the first step; auto: on a GPU"
     )

@@ -121,6 +121,7 @@ class Loop:
         row, usable = self.gradient(net, batch, weights, audit=audit)
         self.scaler.end_step(scale, sound=usable)
         if usable:
+            optim.drop_idle(state.optimizer, self.loss.may_idle, row)
             state.optimizer.step()
             state.average()
         for value in state.trained().values():

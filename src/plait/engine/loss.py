@@ -100,6 +100,8 @@ class Loss(abc.ABC):
     """Factor of each term by name; a term with factor 0 is only logged."""
     counts: Sequence[str] = ()
     """Names that `weights` returns besides the terms: totals that are logged, saved, and can be the unit of a schedule (`tokens`)."""
+    may_idle: Sequence[str] = ()
+    """Components that a batch may have no input for, such as vision without pictures; a gradient of zeros does not update them."""
     shares: Sequence[str] = ()
     """Which of the weights and counts `by_sample` splits; of several sources, each one's share of them is logged."""
 

@@ -158,6 +158,17 @@ def _scale(gradients: list[Tensor], limit: float, norm: Tensor) -> None:
         torch._foreach_mul_(gradients, (limit / (norm + 1e-6)).clamp(max=1.0))
 
 
+def drop_idle(optimizer: torch.optim.Optimizer, components: Iterable[str], norms: Mapping[str, float]) -> None:
+    """Drop the gradients of each of `components` whose norm is exactly 0, so that the update leaves its weights and moments as they are.
+
+    Where no sample of a step has input for a component, its gradient is of zeros, which keep ranks together: by them AdamW would decay its
+    weights and move them by its old moments. `norms`: named as by `clip`.
+    """
+    idle = {name for name in components if norms.get(f"grad_norm/{name}", norms["grad_norm"]) == 0}
+    for parameter in (value for group in optimizer.param_groups if group["component"] in idle for value in group["params"]):
+        parameter.grad = None
+
+
 def named_groups(optimizer: torch.optim.Optimizer) -> dict[str, nn.Parameter]:
     """Return the optimizer's parameters, those that train now, as {full name: parameter}."""
     parameters: dict[str, nn.Parameter] = {}

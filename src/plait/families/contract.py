@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from plait.config.schema import ModelSection
 from plait.engine.loss import Loss
 from plait.errors import PlaitError
+from plait.families.limits import Limits, no_limits
 
 Sample = dict[str, Any]
 """One raw item of data: `id`, `images` (encoded files), `messages` ([{"role", "content"}]), `fields` (a dict), for clips `frames`."""
@@ -41,7 +42,10 @@ class Inputs(Protocol):
         """Return the example of a sample. All randomness comes from `key`, a 64-bit seed. Raises BadSample if it cannot be used."""
 
     def collate(self, examples: Sequence[Any]) -> dict[str, Any]:
-        """Return a batch of examples as tensors by name; row i of each tensor belongs to example i."""
+        """Return a batch of examples as tensors by name; row i of each tensor belongs to example i.
+
+        `cut` (B,), where there: how many tokens of each one's text were cut off, which `plait data inspect` and the look at the data count.
+        """
 
 
 class MakeInputs(Protocol):
@@ -89,6 +93,8 @@ class Family:
     """(config) to the pretrained parts, not saved with a run: [{'part': 'gemma', 'name': Hub name or path, 'revision': commit or None}]."""
     never_trained: frozenset[str] = frozenset()
     """Components that no setting may train."""
+    limits: Callable[[Any], Limits] = no_limits
+    """(config) to what the model can take in: the longest sequence, the size of images, and what each component learns from."""
     monitors: Callable[[Any], list[Monitor]] = _no_monitors
     GenerateOptions: type[BaseModel] | None = None
     generate: Callable[[Any, Any, Any, Path | None], Iterable[str]] | None = None
@@ -147,6 +153,7 @@ OPTIONAL: Mapping[str, str] = {
     "prepare": "prepare(config, assets, texts)",
     "base": "base(config)",
     "never_trained": "never_trained, a frozenset of component names",
+    "limits": "limits(config)",
     "monitors": "monitors(config)",
     "GenerateOptions": "GenerateOptions, a pydantic model",
     "generate": "generate(model, inputs, options, out)",

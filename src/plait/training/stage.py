@@ -81,7 +81,8 @@ def run_stage(plan: StagePlan, bundle: ModelBundle, state: State, context: RunCo
         return
     data_look.compare_ranks(plan.data.fingerprints(), context.ranks)
     if not state.stage_step:
-        data_look.report(plan.config, plan.data.sources, bundle.inputs(plan.config, train=True), context.ranks, plan.data_seed)
+        inputs, limits = bundle.inputs(plan.config, train=True), bundle.family.limits(bundle.section)
+        data_look.report(plan.config, plan.data.sources, inputs, limits, context.ranks, seed=plan.data_seed)
     micro_batch = MicroBatchSize(context.run, plan.view.name, context.ranks, plan.micro_batch(context.ranks.size))
     counters = lay_out(plan, bundle, state, context.ranks, micro_batch.samples)
     state.begin(plan.trained_parameters(bundle.model), plan.config.optim, plan.config.seed)

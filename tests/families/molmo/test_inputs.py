@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from plait.errors import BadSample
+from plait.families.molmo import family
+from plait.families.molmo.config import Config
 from plait.families.molmo.inputs import inspect
 from tests.families.molmo.conftest import sample, turns
 
@@ -96,3 +98,23 @@ def test_collate_counts_patches_over_all_images(make):
     assert len(batch["pools"]) == patch_tokens
     assert len(batch["pools"].unique()) == batch["pools"].numel(), "two tokens share a patch"
     assert batch["pools"].max() < batch["real"].numel()
+
+
+def test_a_sequence_longer_than_the_models_positions_is_a_bad_sample(make, monkeypatch):
+    _, _, inputs = make()
+    monkeypatch.setattr(inputs.tokenizer, "positions", 90)
+    long = "a cat on a mat " * 40
+    with pytest.raises(BadSample, match=r"^\d+ tokens, and the model has 90 positions: data\.max_tokens 90 would cut its end$"):
+        inputs.encode(sample(1, say=long), 0)
+    with pytest.raises(BadSample, match="the model has 90 positions"):
+        inputs.prompt(sample(1, ask=long))
+    several = inputs.encode(sample(1, annotations=[("What?", "a frog")] * 12), 0).row
+    assert len(several) > 90 > several.positions.max()  # annotations share the positions after their image
+
+
+def test_limits_are_those_of_the_language_model_and_the_tower(make):
+    config, _, inputs = make()
+    assert inputs.tokenizer.positions == family.limits(config).positions == 4096
+    assert (family.limits(config).image_side, family.limits(config).needs) == (48, {"vision": ["images"], "connector": ["images"]})
+    assert family.limits(Config(language="olmoe")).positions == 4096
+    assert family.limits(Config(language="qwen2_7b")).positions == 131072

@@ -56,6 +56,12 @@ def test_a_tower_of_other_sizes_is_refused(directory, tmp_path):
         family.build(Config(language="debug", vision_source=str(tmp_path / "clip")), directory, seed=1)
 
 
+def test_a_tower_with_fewer_positions_than_a_crop_has_patches_is_refused(directory, tmp_path):
+    CLIPVisionModel(towers.vision_config(TOWERS["debug"].model_copy(update={"positions": 5}))).save_pretrained(tmp_path / "clip")
+    with pytest.raises(PlaitError, match=r"has \{.*'patches of a side': 5\} and 3 layers; .* wants \{.*'patches of a side': 8\}"):
+        family.build(Config(language="debug", vision_source=str(tmp_path / "clip")), directory, seed=1)
+
+
 @torch.no_grad()
 def test_tower_features_are_those_of_transformers(directory):
     sizes = towers.vision_config(TOWERS["debug"])

@@ -1,4 +1,4 @@
-"""Two ranks equal one, and a rank without an image does not keep the other waiting."""
+"""Two ranks equal one, a rank without an image does not keep the other waiting, and a step without any moves nothing that sees them."""
 
 import json
 

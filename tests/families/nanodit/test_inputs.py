@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from plait.errors import BadSample
+from plait.families.nanodit import family
 from plait.families.nanodit.inputs import Conditions, caption, noise
 
 from .conftest import sample
@@ -100,6 +101,18 @@ def test_the_same_word_has_the_same_row_and_case_does_not_count(make):
     assert torch.equal(inputs.words("A Frog, a frog!"), inputs.words("a frog, A FROG!"))
     assert len(inputs.words("one two three four five six")) == 4
     assert inputs.words("  ") is None
+
+
+@pytest.mark.parametrize("kind", ["words", "features"])
+def test_tokens_of_a_caption_that_the_limit_cut_are_counted_where_it_is_shown(make, kind):
+    config, net, inputs = make(inputs={"max_tokens": 4}, **({"text": "words"} if kind == "words" else {}))
+    one = sample(1, text="one two three four five six", tokens=6)
+    examples = [inputs.encode(given, 0) for given in (one, sample(2, text="frog", tokens=2), one | {"messages": []})]
+    batch = inputs.collate(examples)
+    assert batch["cut"].tolist() == [2, 0, 0]
+    loss = family.Loss(config)
+    assert (loss.sums(net, batch)["cut"].item(), loss.weights(batch)["cut"].item()) == (2, 3)
+    assert examples[0].conditions.only(text=False, image=True).cut == 0
 
 
 def test_packing_puts_valid_tokens_in_their_places(make):

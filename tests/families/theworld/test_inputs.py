@@ -118,6 +118,18 @@ def test_max_tokens_holds_for_training_and_never_cuts_a_prompt(make):
     assert len(inputs.prompt(long).row) > 60
 
 
+def test_a_sequence_longer_than_the_models_positions_is_a_bad_sample(make):
+    _, _, inputs = make(tiny={"positions": 80})
+    long = sample(1, say="a cat on a mat " * 40)
+    with pytest.raises(BadSample, match=r"^\d+ tokens, and the model has 80 positions: data\.max_tokens 80 would cut its end$"):
+        inputs.encode(long, 0)
+    with pytest.raises(BadSample, match="the model has 80 positions"):
+        inputs.prompt(sample(1, ask="What is this? " * 40))
+    _, _, inputs = make(tiny={"positions": 80}, inputs={"max_tokens": 80})
+    row = inputs.encode(long, 0).row
+    assert (len(row), row.cut > 0) == (80, True)
+
+
 def test_inspect_shows_pixels_and_marks_the_supervised_text(make):
     _, _, inputs = make()
     given = sample(1, 2)

@@ -35,6 +35,16 @@ def loss_of(config, model, inputs, samples):
     return loss.sums(model, batch)["loss"], loss.weights(batch)["loss"]
 
 
+def test_loss_counts_answer_tokens_that_the_limit_cut(make):
+    config, model, inputs = make(inputs={"max_tokens": 50})
+    batch = inputs.collate([inputs.encode(given, 0) for given in (sample(say="a small green frog and a cat on a mat " * 4), sample())])
+    loss = family.Loss(config)
+    assert batch["ids"].shape[1] == 50
+    assert batch["cut"][1] == 0
+    assert loss.sums(model, batch)["cut"].item() == batch["cut"].sum().item() > 0
+    assert (loss.weights(batch)["cut"].item(), loss.coefficients) == (2, {"loss": 1.0, "cut": 0.0})
+
+
 def test_components_are_disjoint_and_cover_every_parameter(make):
     _, model, _ = make()
     named, parts = dict(model.named_parameters()), family.components(model)

@@ -43,15 +43,21 @@ def test_truncation_keeps_the_start_of_the_answer():
     row = fuse(TURN, 0, pad_id=PAD, max_tokens=4)
     assert row.ids.tolist() == [BOS, 9, 10, 11]
     assert row.labels.tolist() == [-100, -100, -100, 11]
+    assert row.cut == 1
+
+
+def test_only_supervised_tokens_count_as_cut():
+    turns = [*TURN, Span([13, 14]), Span([15, 16], supervised=True)]
+    assert [fuse(turns, 0, pad_id=PAD, max_tokens=most).cut for most in (None, 9, 8, 6, 4)] == [0, 0, 1, 2, 3]
 
 
 @pytest.mark.parametrize(
     ("spans", "world", "most", "reason"),
     [
-        (TURN, 0, 3, "5 tokens: max_tokens 3 would leave no token of the answer"),
-        (TURN, 8, 9, "15 tokens: max_tokens 9 would cut an image or world block"),
-        (PICTURE, 0, 7, "8 tokens: max_tokens 7 would leave no token of the answer"),
-        (PICTURE, 0, 6, "8 tokens: max_tokens 6 would cut an image or world block"),
+        (TURN, 0, 3, "5 tokens: data.max_tokens 3 would leave no token of the answer"),
+        (TURN, 8, 9, "15 tokens: data.max_tokens 9 would cut an image or world block"),
+        (PICTURE, 0, 7, "8 tokens: data.max_tokens 7 would leave no token of the answer"),
+        (PICTURE, 0, 6, "8 tokens: data.max_tokens 6 would cut an image or world block"),
     ],
 )
 def test_truncation_refuses_to_cut_a_block_or_the_whole_answer(spans, world, most, reason):

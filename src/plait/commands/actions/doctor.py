@@ -27,6 +27,7 @@ from plait.engine.parallel import distributed
 from plait.engine.parallel.distributed import Ranks
 from plait.errors import PlaitError
 from plait.families import registry
+from plait.families.limits import check_max_tokens
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +85,7 @@ def check(resolved: Resolved | None, folder: Path, ranks: Ranks) -> Iterator[Fin
     if resolved is not None:
         yield from weights(resolved)
         yield data(resolved)
+        yield lengths(resolved)
 
 
 def versions(requirements: list[str], installed: Callable[[str], str] = importlib.metadata.version) -> Iterator[Finding]:
@@ -246,3 +248,16 @@ def data(resolved: Resolved) -> Finding:
     except PlaitError as error:
         return Finding("data", str(error), "mend data.train: see the line on data")
     return Finding("data", f"{len(counts)} sources of all stages open, with {sum(counts):,} samples")
+
+
+def lengths(resolved: Resolved) -> Finding:
+    """Check that no stage's `data.max_tokens` is beyond the positions of the model."""
+    family = registry.load(resolved.config.family)
+    section = family.Config.model_validate(resolved.config.model)
+    try:
+        limits = family.limits(section)
+        for view in resolved.stages:
+            check_max_tokens(view.config.data.max_tokens, limits)
+    except PlaitError as error:
+        return Finding("lengths", str(error), "mend data.max_tokens, or what the line names")
+    return Finding("lengths", f"the model has {limits.positions} positions" if limits.positions else "the model has no limit that is known")

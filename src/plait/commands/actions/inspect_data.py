@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
+from plait.assembly import data_look
 from plait.assembly.data import TrainingData, data_seed, open_data, open_training
 from plait.assembly.held_out import FixedOrder, choose
 from plait.assembly.model import write_assets
@@ -31,6 +32,7 @@ from plait.data.sources.bucketing import contents_of
 from plait.errors import PlaitError
 from plait.families import registry
 from plait.families.contract import Family, Inputs
+from plait.families.limits import Limits, check_max_tokens
 
 log = logging.getLogger(__name__)
 
@@ -42,24 +44,24 @@ Facts = list[tuple[str, str]]
 
 @dataclass(frozen=True)
 class _Watched:
-    """A family's inputs whose examples are tuples of the sample, its key and the example itself."""
+    """A family's inputs whose examples are pairs of the sample and the example itself."""
 
     inputs: Inputs
 
-    def encode(self, sample: dict[str, Any], sample_key: int) -> tuple[dict[str, Any], int, Any]:
-        """Return (sample, key, example)."""
-        return sample, sample_key, self.inputs.encode(sample, sample_key)
+    def encode(self, sample: dict[str, Any], sample_key: int) -> tuple[dict[str, Any], Any]:
+        """Return (sample, example)."""
+        return sample, self.inputs.encode(sample, sample_key)
 
     def collate(self, examples: list[Any]) -> dict[str, Any]:
         """Return the batch of the examples alone."""
-        return self.inputs.collate([example for _, _, example in examples])
+        return self.inputs.collate([example for _, example in examples])
 
 
 @dataclass(frozen=True)
 class _Seen:
     """One sample as the model sees it.
 
-    `shown`: what the family's `inspect` returns for the example. `cut`: whether its text is longer than max_tokens.
+    `shown`: what the family's `inspect` returns for the example. `cut`: whether data.max_tokens cut some of its text off.
     """
 
     id: SampleId
@@ -117,29 +119,44 @@ def _draw_stage(view: StageView, family: Family, section: Any, assets: Path, *, 
     opened = data.sources
     inspect = family.inspect
     assert inspect is not None
-    inputs = _inputs(family, section, assets, config, split, config.data.max_tokens)
-    whole = _inputs(family, section, assets, config, split, None) if config.data.max_tokens is not None else None
+    limits = family.limits(section)
+    check_max_tokens(config.data.max_tokens, limits)
+    inputs = family.Inputs(section, assets, max_tokens=config.data.max_tokens, pad=config.data.pad, train=split == "train")
+    title = f"{split}, stage {view.index} ({view.name})"
+    looks = _look(view, opened, inputs, limits, split)
+    log.info("\n".join([f"{title}: samples all over each source", *(f"  {name}  {value}" for name, value in looks)]))
     ids, seed, order = _first(view, data, split, samples)
     builder = MicroBatchBuilder(tuple(opened), order, _Watched(inputs), seed, rank=0, world_size=1, micro_batch=None)
     seen, bad = [], []
     for wanted in ids:
         encoded = builder.encode(wanted)
-        sample, sample_key, example = encoded.value
+        sample, example = encoded.value
         shown = inspect(inputs, sample, example)
-        cut = whole is not None and _length(inspect(whole, sample, whole.encode(sample, sample_key))) > _length(shown)
+        cut = bool(sum(inputs.collate([example]).get("cut", ())))
         seen.append(_Seen(encoded.id, sample, example, shown, cut))
         bad += encoded.bad
-    title = f"{split}, stage {view.index} ({view.name}): the first {len(seen)} samples as the model sees them"
+    title += f": the first {len(seen)} samples as the model sees them"
     buckets = contents_of(opened, config.train.global_batch)
     facts = [*_data(seen, opened), *buckets, *_figures(seen), *_batch(seen, family, section, inputs, config), *_trouble(seen, bad, config)]
     several = len(opened) > 1
     cards = [_card(sample, opened[sample.id.source].name if several else None) for sample in seen]
     cards += [_bad_card(lost, opened) for lost in bad]
-    sheet, page = gallery.write(out, title, cards, legend=_LEGEND, facts=facts)
+    sheet, page = gallery.write(out, title, cards, legend=_LEGEND, facts=[*looks, *facts])
     log.info(title)
     wide = max(len(name) for name, _ in facts)
     log.info("\n".join(f"  {name:<{wide}}  {value}" for name, value in facts))
     log.info(f"written to {sheet} and {page}")
+
+
+def _look(view: StageView, opened: Sequence[Any], inputs: Inputs, limits: Limits, split: str) -> Facts:
+    """Return the rows of the table that a run logs before its first step, and what it would refuse or warn of."""
+    config, train = view.config, split == "train"
+    held_out = open_data(config, config.data.validation, "validation") if train else []
+    looks = data_look.look(opened, inputs, limits, held_out, data_seed(view))
+    idle = data_look.without_input(looks, limits, config.trainable) if train else []
+    refused = [*data_look.unusable(looks), *(idle if config.guard.no_input == "stop" else [])] if train else []
+    warned = [fault for fault in idle if fault not in refused]
+    return [*data_look.table(looks), *(("refused", fault) for fault in refused), *(("warning", fault) for fault in warned)]
 
 
 def _held_out(config: RunConfig) -> list[Source]:
@@ -148,10 +165,6 @@ def _held_out(config: RunConfig) -> list[Source]:
     if not entries:
         raise PlaitError("the configuration has no validation data to look at: list some under data.validation")
     return entries
-
-
-def _inputs(family: Family, section: Any, assets: Path, config: RunConfig, split: str, max_tokens: int | None) -> Inputs:
-    return family.Inputs(section, assets, max_tokens=max_tokens, pad=config.data.pad, train=split == "train")
 
 
 def _first(view: StageView, data: TrainingData, split: str, samples: int) -> tuple[Sequence[SampleId], int, Ordering]:
@@ -163,10 +176,6 @@ def _first(view: StageView, data: TrainingData, split: str, samples: int) -> tup
     seed, order = data_seed(view), data.order(view)
     steps = -(-samples // config.train.global_batch)
     return [sample_id for step in range(steps) for sample_id in order.ids(step)][:samples], seed, order
-
-
-def _length(shown: dict[str, Any]) -> int:
-    return sum(len(run) for run, _ in shown["text"])
 
 
 def _data(seen: Sequence[_Seen], opened: Sequence[Any]) -> Facts:
@@ -226,7 +235,8 @@ def _batch(seen: Sequence[_Seen], family: Family, section: Any, inputs: Inputs, 
         )
     loss = family.Loss(section)
     weights = [loss.weights(inputs.collate([sample.example])) for sample in seen]
-    idle = [str(sample.sample["id"]) for sample, of_sample in zip(seen, weights, strict=True) if not any(map(float, of_sample.values()))]
+    terms = [name for name, coefficient in loss.coefficients.items() if coefficient]
+    idle = [str(sample.sample["id"]) for sample, given in zip(seen, weights, strict=True) if not any(float(given[name]) for name in terms)]
     return [*facts, ("nothing to learn", f"{len(idle)} samples: {_some(idle)}")] if idle else facts
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from plait.families.limits import Limits, language_positions
 from plait.families.molmo import towers
 from plait.families.molmo.config import DEBUG, SOURCES, Config
 from plait.families.molmo.generate import GenerateOptions, generate
@@ -22,6 +23,7 @@ __all__ = [
     "components",
     "generate",
     "inspect",
+    "limits",
     "never_trained",
     "prepare",
 ]
@@ -44,3 +46,8 @@ def base(config: Config) -> list[dict[str, str | None]]:
         {"part": "language", "name": language, "revision": config.language_revision},
         {"part": "vision", "name": vision, "revision": config.vision_revision},
     ]
+
+
+def limits(config: Config) -> Limits:
+    """Return the language model's number of positions, the side of a crop, and that tower and connector need images."""
+    return Limits(language_positions(towers.language_config(config)), config.tower.image, {"vision": ["images"], "connector": ["images"]})

@@ -18,6 +18,7 @@ from transformers import PreTrainedConfig
 
 from plait.data import images
 from plait.errors import BadSample, PlaitError
+from plait.families import limits
 from plait.families.molmo import styles, towers
 from plait.families.molmo.config import IMAGE_MARK, IMAGE_TOKENS, Config
 from plait.families.molmo.sequence import Annotation, Row, batch_rows, build_row, unsupervised
@@ -39,7 +40,8 @@ class Example:
 class TextTokenizer:
     """A tokenizer with the ids of begin and end of text (`bos`, `eos`, `stops`) and the first id of image tokens (`image_start`).
 
-    Raises PlaitError for a language model whose configuration names no eos_token_id.
+    `positions`: how many tokens the language model has positions for, or None. Raises PlaitError for one whose configuration names no
+    eos_token_id.
     """
 
     def __init__(self, tokenizer: Tokenizer, language: PreTrainedConfig):
@@ -51,7 +53,7 @@ class TextTokenizer:
             raise PlaitError("model.language: its configuration names no eos_token_id, so answers could never end: name one there")
         self.eos: int = ends[0]
         self.bos: int = self.eos if sizes.bos_token_id is None else sizes.bos_token_id
-        self.stops = frozenset(ends)
+        self.stops, self.positions = frozenset(ends), limits.language_positions(language)
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of plain text, without begin or end; a special token spelled out in it is plain text."""
@@ -102,8 +104,7 @@ class Inputs:
             supervised = sum(w > 0 for w in annotation.weights)
             scale = weight * _annotation_weight(self.config.weighting, supervised, len(conversations))
             annotations.append(Annotation(annotation.ids, [w * scale for w in annotation.weights]))
-        row = build_row(prefix, annotations, max_tokens=self.max_tokens, text_rows=self.tokenizer.image_start)
-        return Example(row, tiles)
+        return self._example(build_row(prefix, annotations, max_tokens=self.max_tokens, text_rows=self.tokenizer.image_start), tiles)
 
     def prompt(self, sample: Sample) -> Example:
         """Encode the first annotation up to its last user turn, for generation; never truncated. Raises BadSample as `encode` does."""
@@ -114,7 +115,11 @@ class Inputs:
         prefix, ((messages, _, _),) = self._prefix(tiles, [(question, style, 1.0)])
         annotation = self._annotation(styles.conversation_spans(self.config, messages, style, None), tiles)
         row = build_row(prefix, [annotation] if annotation.ids else [], text_rows=self.tokenizer.image_start)
-        return Example(unsupervised(row), tiles)
+        return self._example(unsupervised(row), tiles)
+
+    def _example(self, row: Row, tiles: list[TiledImage]) -> Example:
+        limits.check_length(int(row.positions.max()) + 1, self.tokenizer.positions)
+        return Example(row, tiles)
 
     def collate(self, examples: Sequence[Example], *, left: bool = False) -> dict[str, Tensor]:
         """Collate examples to one batch of tensors by name; `left` pads before the tokens, as generation needs.

@@ -17,6 +17,7 @@ class Loss(contract.Loss):
     """
 
     counts = ("tokens", "supervised_tokens")
+    may_idle = ("vision", "connector")
     shares = ("tokens", "supervised_tokens", "loss")
 
     def __init__(self, config: Config):

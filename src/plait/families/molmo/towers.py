@@ -148,6 +148,8 @@ def _check_tower(sizes: PreTrainedConfig, tower: Tower, source: str) -> None:
     """Raise PlaitError unless the published sizes are those of the table."""
     expected = {"hidden_size": tower.hidden, "patch_size": tower.patch, "num_attention_heads": tower.heads}
     given = {"hidden_size": sizes.hidden_size, "patch_size": sizes.patch_size, "num_attention_heads": sizes.num_attention_heads}
+    if tower.kind != "dino":  # DINOv2 interpolates its learned positions
+        expected["patches of a side"], given["patches of a side"] = tower.positions, sizes.image_size // sizes.patch_size
     if given != expected or sizes.num_hidden_layers < tower.layers:
         backbone = next(name for name, row in TOWERS.items() if row == tower)
         raise PlaitError(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from plait.data.sources.metadata import METADATA
 from plait.errors import PlaitError
+from plait.families.limits import Limits
 from plait.families.nanodit.config import Config
 from plait.families.nanodit.generate import GenerateOptions, generate
 from plait.families.nanodit.inputs import Inputs
@@ -25,6 +26,7 @@ __all__ = [
     "components",
     "generate",
     "inspect",
+    "limits",
     "monitors",
     "never_trained",
     "prepare",
@@ -51,3 +53,8 @@ def prepare(config: Config, directory: Path, texts: Callable[[], Iterable[str]])
 def base(config: Config) -> list[dict[str, str | None]]:
     """Return [], for there are no pretrained parts: every weight of this family is trained."""
     return []
+
+
+def limits(config: Config) -> Limits:
+    """Return the side of the pictures that a model of pixels draws; latents have been made of pictures before."""
+    return Limits(image_side=config.image_size if config.space == "pixels" else None)

@@ -34,14 +34,18 @@ _MAX_TOKENS = 512  # text tokens of `data.pad: to_max` when data.max_tokens is n
 
 @dataclass(frozen=True)
 class Conditions:
-    """Conditions of one sample; None: absent. `text`: features (T, F), or ids (T,) with model.text `words`; `image`: features (F,)."""
+    """Conditions of one sample; None: absent. `text`: features (T, F), or ids (T,) with model.text `words`; `image`: features (F,).
+
+    `cut`: text tokens that `data.max_tokens` cut off.
+    """
 
     text: Tensor | None = None
     image: Tensor | None = None
+    cut: int = 0
 
     def only(self, *, text: bool, image: bool) -> "Conditions":
         """Return these conditions without the text, or the image, whose switch is False: for dropout and guidance."""
-        return Conditions(self.text if text else None, self.image if image else None)
+        return Conditions(self.text if text else None, self.image if image else None, self.cut if text else 0)
 
 
 @dataclass(frozen=True)
@@ -125,19 +129,23 @@ class Inputs:
 
         Raises BadSample where features are missing, not finite or of another shape.
         """
-        text, image = self._text(sample, mirrored), None
+        (text, cut), image = self._text(sample, mirrored), None
         if self.config.image_dim:
             image = _array(sample, "dinov3", torch.float32)
             if image.shape != (self.config.image_dim,):
                 raise BadSample(f"image features of shape {tuple(image.shape)}; expected ({self.config.image_dim},)")
             if not bool(image.isfinite().all()):
                 raise BadSample("image features that are not finite")
-        return Conditions(text, image)
+        return Conditions(text, image, cut)
 
     def words(self, text: str) -> Tensor | None:
         """Return word ids (T,) of a caption, or None without words. An id is a hash modulo `model.words`: there is no vocabulary."""
-        ids = [key_of("word", word) % self.config.words for word in _WORD.findall(text.lower())]
-        return torch.tensor(ids[: self.max_tokens], dtype=torch.int64) if ids else None
+        return self._words(text)[0]
+
+    def _words(self, text: str) -> tuple[Tensor | None, int]:
+        words = _WORD.findall(text.lower())
+        ids = [key_of("word", word) % self.config.words for word in words[: self.max_tokens]]
+        return torch.tensor(ids, dtype=torch.int64) if ids else None, len(words) - len(ids)
 
     def collate(self, examples: Sequence[Example]) -> dict[str, Tensor]:
         """Return a batch of examples of one shape: `x0` and `noise` (B, C, H, W), `t` (B,), and the packed conditions."""
@@ -147,6 +155,7 @@ class Inputs:
             "x0": torch.stack([example.x0 for example in examples]),
             "noise": torch.stack([example.noise for example in examples]),
             "t": torch.tensor([example.t for example in examples], dtype=torch.float32),
+            "cut": torch.tensor([example.conditions.cut for example in examples]),
             **self.pack([example.conditions for example in examples]),
         }
 
@@ -180,19 +189,21 @@ class Inputs:
             return max(longest, self.max_tokens or _MAX_TOKENS)
         return -(-longest // _PAD_TO) * _PAD_TO if self.pad == "to_128" else longest
 
-    def _text(self, sample: Sample, mirrored: bool) -> Tensor | None:
+    def _text(self, sample: Sample, mirrored: bool) -> tuple[Tensor | None, int]:
+        """Return a caption's ids or states, None without any, and how many tokens of it were cut off."""
         text = caption(sample)
         if not text:
-            return None
+            return None, 0
         if self.config.text == "words":
-            return self.words(captions.swap(text) if mirrored else text)
+            return self._words(captions.swap(text) if mirrored else text)
         name = "t5h_flip" if mirrored and captions.names_side(text) else "t5h"
-        states = _array(sample, name, torch.float32)[: self.max_tokens]
+        whole = _array(sample, name, torch.float32)
+        states = whole[: self.max_tokens]
         if states.ndim != 2 or states.shape[1] != self.config.text_dim:
             raise BadSample(f"text states {name} of shape {tuple(states.shape)}; expected (tokens, {self.config.text_dim})")
         if not bool(states.isfinite().all()):
             raise BadSample(f"text states {name} that are not finite")
-        return states if len(states) else None
+        return states if len(states) else None, len(whole) - len(states)
 
     def _mirrors(self, sample: Sample, key: int) -> bool:
         """Return whether to mirror a sample: never where its caption names a side but has no mirrored version."""

@@ -12,7 +12,8 @@ from plait.families.nanodit.config import Config
 class Loss(contract.Loss):
     """Mean squared error of the velocity per element, summed over samples (`flow`), and terms that are only logged (coefficient 0).
 
-    Those are the same error by range of t, and the mean squares of prediction and target, which monitors compare.
+    Those are the same error by range of t, the mean squares of prediction and target, which monitors compare, and `cut`: caption tokens
+    lost per sample.
     """
 
     counts = ()
@@ -20,13 +21,13 @@ class Loss(contract.Loss):
 
     def __init__(self, config: Config) -> None:
         self.prediction = config.prediction
-        self.coefficients = {"flow": 1.0, **dict.fromkeys((*flow.BINS, "prediction_ms", "target_ms"), 0.0)}
+        self.coefficients = {"flow": 1.0, **dict.fromkeys((*flow.BINS, "prediction_ms", "target_ms", "cut"), 0.0)}
 
     def weights(self, batch: Batch) -> dict[str, Tensor]:
         """Return the denominator of each term: the number of samples, or of those in the term's range of t."""
         samples = torch.tensor(float(len(batch["t"])), dtype=torch.float64)
         ranges = {name: inside.sum(dtype=torch.float64) for name, inside in _bins(batch["t"]).items()}
-        return {"flow": samples, **ranges, "prediction_ms": samples, "target_ms": samples}
+        return {"flow": samples, **ranges, "prediction_ms": samples, "target_ms": samples, "cut": samples}
 
     def by_sample(self, batch: Batch) -> dict[str, Tensor]:
         """Return {}: every sample weighs the same, so there are no weights to split by sample."""
@@ -36,14 +37,14 @@ class Loss(contract.Loss):
         """Return each term's sum over samples: float32 scalars on the device; only `flow` is differentiable. Never waits for it."""
         x0, noise, t = batch["x0"], batch["noise"], batch["t"]
         z = flow.interpolate(x0, noise, t)
-        conditions = {name: value for name, value in batch.items() if name not in ("x0", "noise")}
+        conditions = {name: value for name, value in batch.items() if name not in ("x0", "noise", "cut")}
         v = flow.velocity(model({**conditions, "z": z}).float(), z, t, self.prediction)
         target = flow.target(x0, noise, t, self.prediction)
         error_B = (v - target).square().flatten(1).mean(1)
         logged_B = error_B.detach()
         ranges = {name: (logged_B * inside).sum() for name, inside in _bins(t).items()}
         squares = {"prediction_ms": _mean_squares(v.detach()), "target_ms": _mean_squares(target)}
-        return {"flow": error_B.sum(), **ranges, **squares}
+        return {"flow": error_B.sum(), **ranges, **squares, "cut": batch["cut"].sum().to(logged_B)}
 
 
 def _bins(t_B: Tensor) -> dict[str, Tensor]:

@@ -116,6 +116,7 @@ def inspect(inputs: Inputs, sample: Sample, example: Example) -> dict[str, Any]:
         "size": "x".join(str(side) for side in reversed(example.x0.shape[-2:])),
         "t": round(example.t, 3),
         "text tokens": 0 if conditions.text is None else len(conditions.text),
+        "cut": conditions.cut,
         "caption": "none" if conditions.text is None else "shown",
         "image": "none" if conditions.image is None else "shown",
         "mirrored": example.mirrored,

@@ -7,6 +7,7 @@ from plait.families.theworld import towers
 from plait.families.theworld.config import TINY, Config
 from plait.families.theworld.generate import GenerateOptions, generate
 from plait.families.theworld.inputs import Inputs, inspect
+from plait.families.theworld.limits import limits
 from plait.families.theworld.loss import Loss
 from plait.families.theworld.model import NEVER_TRAINED, blocks, build, components
 from plait.families.theworld.tiny import write_tokenizer
@@ -22,6 +23,7 @@ __all__ = [
     "components",
     "generate",
     "inspect",
+    "limits",
     "never_trained",
     "prepare",
 ]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from plait.data import images
 from plait.errors import BadSample
+from plait.families import limits
 from plait.families.theworld import towers
 from plait.families.theworld.chat import Chat
 from plait.families.theworld.config import Config
@@ -55,7 +56,7 @@ class Inputs:
     def __init__(self, config: Config, directory: Path, *, max_tokens: int | None = None, pad: str = "longest", train: bool = False):
         image_size, image_tokens = towers.image_sizes(config)
         self.config, self.max_tokens, self.pad, self.train = config, max_tokens, pad, train
-        self.image_size = image_size
+        self.image_size, self.positions = image_size, limits.language_positions(towers.gemma_config(config))
         tokenizer = towers.load_tokenizer(config, directory)
         self.chat = Chat(tokenizer, image_tokens=image_tokens, system=config.system)
         world = config.world
@@ -93,6 +94,7 @@ class Inputs:
         batch["pixels"] = torch.cat([example.pixels for example in examples])
         batch["frames"] = torch.cat([example.frames for example in examples])
         batch["frame_counts"] = torch.tensor(counts, dtype=torch.int64)
+        batch["cut"] = torch.tensor([example.row.cut for example in examples])
         return batch
 
     def _example(
@@ -109,6 +111,7 @@ class Inputs:
         frames = self._frames(sample, pictures, world_of) if self.config.world and world else []
         tokens = (1 + (len(frames) - 1) // 4) * self.tokens_per_frame if frames else 0
         row = fuse(spans, tokens, pad_id=self.chat.pad, max_tokens=max_tokens)
+        limits.check_length(len(row), self.positions)
         side = self.config.world.image_size if self.config.world else 8
         return Example(row, _squares(pictures, self.image_size, augmentation), _squares(frames, side, augmentation))
 
@@ -164,6 +167,7 @@ def inspect(inputs: Inputs, sample: Sample, example: Example) -> dict[str, Any]:
         "image tokens": int((kinds == Kind.IMAGE).sum()),
         "world tokens": example.world_tokens,
         "world frames": len(example.frames),
+        "cut": example.row.cut,
         "pictures": f"{len(example.pixels)} for vision, then {len(example.frames)} for the world encoder",
     }
     return {"images": images_shown, "text": _text_runs(inputs.chat, example.row), "notes": notes}

@@ -10,24 +10,29 @@ from plait.nn.losses import IGNORED
 
 
 class Loss(contract.Loss):
-    """One term, `loss`: nats per supervised token, one that is to be learned. Also counts `tokens`: positions that are not padding."""
+    """Terms: `loss`, nats per supervised token, one that is to be learned; `cut`, answer tokens lost per sample (only logged).
+
+    Also counts `tokens`: positions that are not padding.
+    """
 
     counts = ("tokens", "supervised_tokens")
+    may_idle = ("vision", "world", "projector")
     shares = counts  # a supervised token weighs 1: its share is that of the loss weight
 
     def __init__(self, config: Config):
-        self.coefficients = {"loss": 1.0}
+        self.coefficients = {"loss": 1.0, "cut": 0.0}
 
     def weights(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the number of supervised positions as the denominator of `loss`, and the counts; float64 scalars."""
+        """Return the denominators (supervised positions; samples for `cut`) and the counts; float64 scalars."""
         supervised = (batch["labels"][:, 1:] != IGNORED).sum().to(torch.float64)
-        return {"loss": supervised, "tokens": batch["attention_mask"].sum().to(torch.float64), "supervised_tokens": supervised}
+        counts = {"tokens": batch["attention_mask"].sum().to(torch.float64), "supervised_tokens": supervised}
+        return {"loss": supervised, "cut": torch.tensor(float(len(batch["cut"])), dtype=torch.float64), **counts}
 
     def by_sample(self, batch: Batch) -> dict[str, Tensor]:
         """Return tokens and supervised tokens of each sample, (B,) each; the engine logs what each dataset contributes."""
         return {"tokens": batch["attention_mask"].sum(1), "supervised_tokens": (batch["labels"][:, 1:] != IGNORED).sum(1)}
 
     def sums(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Return the numerator of `loss`: cross-entropy in nats summed over supervised positions, differentiable."""
+        """Return the numerators: cross-entropy in nats summed over supervised positions, differentiable, and the number of cut tokens."""
         sums: dict[str, Tensor] = model(batch)
-        return sums
+        return {**sums, "cut": batch["cut"].sum().to(sums["loss"])}

@@ -37,11 +37,15 @@ class Span:
 
 @dataclass(frozen=True)
 class Row:
-    """The sequence of one sample: ids, kinds and labels, int64 (L,). A label is the position's own token, or -100; the loss shifts."""
+    """The sequence of one sample: ids, kinds and labels, int64 (L,). A label is the position's own token, or -100; the loss shifts.
+
+    `cut`: supervised tokens cut off.
+    """
 
     ids: Tensor
     kinds: Tensor
     labels: Tensor
+    cut: int = 0
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -67,14 +71,16 @@ def fuse(spans: Sequence[Span], world_tokens: int, *, pad_id: int, max_tokens: i
         labels += span.ids if span.supervised else [IGNORED] * len(span.ids)
     if max_tokens is not None and len(ids) > max_tokens:
         _check_truncation(kinds_L, labels, max_tokens)
-    return Row(*(torch.tensor(values[:max_tokens], dtype=torch.int64) for values in (ids, kinds_L, labels)))
+    cut = sum(label != IGNORED for label in labels[max_tokens:]) if max_tokens is not None else 0
+    ids_L, kinds_of_L, labels_L = (torch.tensor(values[:max_tokens], dtype=torch.int64) for values in (ids, kinds_L, labels))
+    return Row(ids_L, kinds_of_L, labels_L, cut)
 
 
 def _check_truncation(kinds: list[int], labels: list[int], max_tokens: int) -> None:
     if any(kind != Kind.TEXT for kind in kinds[max_tokens:]):
-        raise BadSample(f"{len(kinds)} tokens: max_tokens {max_tokens} would cut an image or world block")
+        raise BadSample(f"{len(kinds)} tokens: data.max_tokens {max_tokens} would cut an image or world block")
     if all(label == IGNORED for label in labels[:max_tokens]) and any(label != IGNORED for label in labels):
-        raise BadSample(f"{len(kinds)} tokens: max_tokens {max_tokens} would leave no token of the answer")
+        raise BadSample(f"{len(kinds)} tokens: data.max_tokens {max_tokens} would leave no token of the answer")
 
 
 def pad_rows(
