@@ -36,8 +36,10 @@ def commands(text: str) -> list[str]:
 
 def words(command: str) -> list[str]:
     """The command as typed, then what shortens it; `--samples 100` gives way to `--samples=4`."""
-    typed = [word.replace('"', "") for word in re.findall(r'(?:[^\s"]|"[^"]*")+', command)]
-    return [*typed[1:], *SHORT.get(" ".join(typed[:2]), [])]
+    typed = [word.replace('"', "") for word in re.findall(r'(?:[^\s"]|"[^"]*")+', re.sub(r" (--[\w-]+) (?=\d)", r" \1=", command))]
+    short = SHORT.get(" ".join(typed[:2]), [])
+    replaced = {option.partition("=")[0] for option in short}
+    return [*(word for word in typed[1:] if word.partition("=")[0] not in replaced), *short]
 
 
 @pytest.fixture(scope="module")
