@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 import torch
-from fault_rows import bench, damage, kills
+from fault_rows import bench, damage, disks, kills, ranks, web
 from fault_rows.bench import Bench
 
 from plait.engine.monitoring import reporter
@@ -33,6 +33,9 @@ ROWS = {
     "index": damage.index_bits,
     "images": damage.mutated_images,
     "tars": damage.mutated_tars,
+    "web": web.faults,
+    "disks": disks.faults,
+    "ranks": ranks.inside_steps,
 }
 
 

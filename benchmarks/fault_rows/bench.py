@@ -58,7 +58,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Bench:
-    """Where the rows work (`folder`), how `plait` is started, the seed of all draws, and how many tries are wanted of those of a full run."""
+    """Where the rows work (`folder`), how `plait` is started, the seed of all draws, and the share of a full run's tries to make."""
 
     folder: Path
     launcher: launch.Launcher
@@ -175,12 +175,12 @@ def run_difference(straight: Path, other: Path) -> str | None:
 
 def temporary(path: Path) -> bool:
     """Return whether a path is named as plait names what is being written."""
-    return path.name.startswith(".") and path.name.endswith(".tmp")
+    return path.name.startswith((".saving-", ".replaced-")) or (path.name.startswith(".") and path.name.endswith(".tmp"))
 
 
 def leftovers(folder: Path) -> int:
     """Count what a kill left half written below `folder`."""
-    return sum(temporary(path) or path.name.startswith((".saving-", ".replaced-")) for path in folder.rglob(".*"))
+    return sum(map(temporary, folder.rglob(".*")))
 
 
 def shared_memory() -> set[str]:

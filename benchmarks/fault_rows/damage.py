@@ -3,6 +3,7 @@
 Each try runs in a forked process with a limit on its memory and a time in which it must be done.
 """
 
+import contextlib
 import io
 import json
 import os
@@ -16,15 +17,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from fault_rows import bench, mutations
-from fault_rows.bench import Bench, Row
 from PIL import Image
 
+from fault_rows import bench, mutations
+from fault_rows.bench import Bench, Row
 from plait.config.schema import Source
 from plait.data import image_files, images
 from plait.data.sources import contract, shards
 from plait.data.sources.open import open_source
-from plait.errors import BadSample, PlaitError
+from plait.errors import BadSample, PlaitError, sample_errors
 from plait.keys import rng
 
 MEMORY_BYTES = 2 << 30
@@ -33,35 +34,41 @@ TRY_S = 20.0
 BATCH = 50
 
 
+class Start:
+    """A forked process that makes tries one after the other and says of each what came of it."""
+
+    def __init__(self, tries: Sequence[Callable[[], str]]) -> None:
+        self.count = len(tries)
+        self.answers, write = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            os.close(self.answers)
+            _child(tries, write)
+        os.close(write)
+
+    def words(self, limit_s: float) -> list[str]:
+        """Return the words of the tries, up to and with the first that ended the process or took longer than `limit_s`."""
+        words, part, hangs = [], b"", False
+        while True:
+            if not select.select([self.answers], [], [], limit_s)[0]:
+                hangs = True
+                os.kill(self.pid, signal.SIGKILL)
+            if not (body := os.read(self.answers, 1 << 16)):
+                break
+            *whole, part = (part + body).split(b"\n")
+            words += [json.loads(line) for line in whole]
+        status = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        os.close(self.answers)
+        if len(words) < self.count:
+            words.append(f"lost: {'it hangs' if hangs else f'the process ended by {status}'}")
+        return words
+
+
 def guarded(tries: Sequence[Callable[[], str]]) -> list[str]:
-    """Call each of `tries` in a forked process and return its word; what else came of it, a hang or a death included, begins with "lost: "."""
+    """Call each of `tries` in a forked process and return its word; what else came of it, as a hang or a death, begins with "lost: "."""
     words: list[str] = []
     while len(words) < len(tries):
-        words += _batch(tries[len(words) : len(words) + BATCH])
-    return words
-
-
-def _batch(tries: Sequence[Callable[[], str]]) -> list[str]:
-    """Return the words of `tries`, up to and with the first that ended its process."""
-    answers, write = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        os.close(answers)
-        _child(tries, write)
-    os.close(write)
-    words, part, hangs = [], b"", False
-    while True:
-        if not select.select([answers], [], [], TRY_S)[0]:
-            hangs = True
-            os.kill(pid, signal.SIGKILL)
-        if not (body := os.read(answers, 1 << 16)):
-            break
-        *whole, part = (part + body).split(b"\n")
-        words += [json.loads(line) for line in whole]
-    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    os.close(answers)
-    if len(words) < len(tries):
-        words.append(f"lost: {'it hangs' if hangs else f'the process ended by {status}'}")
+        words += Start(tries[len(words) : len(words) + BATCH]).words(TRY_S)
     return words
 
 
@@ -131,10 +138,8 @@ def encoded() -> dict[str, bytes]:
 
 def decode(body: bytes, at_least: tuple[int, int] | None) -> str:
     """Decode a picture as a sample's is; its size alone must not fail otherwise."""
-    try:
+    with contextlib.suppress(BadSample):
         image_files.size(body)
-    except BadSample:
-        pass
     image = images.decode(body, at_least=at_least)
     assert image.dim() == 3, image.shape
     assert image.shape[0] == 3, image.shape
@@ -159,7 +164,8 @@ def samples_of(source: contract.Source) -> list[object]:
     found: list[object] = []
     for i in range(len(source)):
         try:
-            sample = source[i]
+            with sample_errors:
+                sample = source[i]
         except BadSample:
             found.append("bad sample")
         else:
@@ -167,9 +173,9 @@ def samples_of(source: contract.Source) -> list[object]:
     return found
 
 
-def open_tars(folder: Path, cache: Path) -> contract.Source:
-    """Open the shards of a folder as a run does."""
-    entry = Source(source="shards", path=str(folder / "*.tar"), template={"user": "What?", "assistant": "{label}"})
+def open_tars(path: str | Path, cache: Path | None) -> contract.Source:
+    """Open a shard, or the shards of a folder, as a run does."""
+    entry = Source(source="shards", path=str(path), template={"user": "What?", "assistant": "{label}"})
     return open_source(entry, seed=0, cache=cache)
 
 
@@ -193,7 +199,10 @@ def index_bits(setting: Bench) -> list[Row]:
         return "made anew" if path.read_bytes() == body else "unharmed"
 
     rows = []
-    for name, bits in (("flipped bit of an index's header", range(8 * edge)), ("flipped bit of an index's arrays", range(8 * edge, 8 * len(body)))):
+    for name, bits in (
+        ("flipped bit of an index's header", range(8 * edge)),
+        ("flipped bit of an index's arrays", range(8 * edge, 8 * len(body))),
+    ):
         chosen = [bit for bit in bits if setting.share >= 1 or bit % round(1 / setting.share) == 0]
         rows.append(add_words(Row(name), guarded([lambda bit=bit: flip(bit) for bit in chosen])))
     return rows

@@ -33,7 +33,7 @@ def init(dir, **_): return Session(dir)
 
 @dataclass(frozen=True)
 class Command:
-    """A command to be killed. `made`: what it writes, removed before every try; `watched`: folder that is compared; `skipped`: names in it."""
+    """A command to be killed. `made`: what it writes, removed before a try; `watched`: the folder to compare; `skipped`: names in it."""
 
     name: str
     arguments: Sequence[object]
@@ -51,7 +51,7 @@ def clear(command: Command) -> None:
 
 
 def kill_command(setting: Bench, command: Command, tries: int) -> Row:
-    """Kill a command `tries` times, half of them after its first write; run it again each time and compare all files with those of no kill."""
+    """Kill a command `tries` times, half of them after its first write; run it again and compare all files with those of no kill."""
     row, draw = Row(f"kill of `plait {command.name}`"), rng(setting.seed, command.name)
     log = setting.folder / f"{command.name.replace(' ', '-')}.log"
     clear(command)
@@ -149,7 +149,7 @@ def first_start(setting: Bench) -> list[Row]:
 
 
 def trained_config(place: Path, **settings: object) -> tuple[Path, Path]:
-    """Write data and the recipe of a tiny run; returns the recipe and the path of the run that is to be left alone."""
+    """Write data and the recipe of a tiny run, with these sections; returns the recipe and the path of the run to be left alone."""
     bench.write_tars(place / "data", 3, 16)
     return bench.write_config(place, place / "data", **settings), place / "straight"
 
