@@ -201,7 +201,7 @@ def wandb(setting: Bench) -> list[Row]:
         assert own.run(["train", config, f"--run={straight}"], place / "straight.log") == 0
         total = time.monotonic() - began
         for number in range(setting.count(8)):
-            row.add(*wandb_try(own, config, straight, place / f"run-{number}", float(draw.uniform(0, total)), row))
+            row.add(*wandb_try(own, config, straight, place / f"run-{number}", float(draw.uniform(0, 0.3 * total)), row))
     return [row]
 
 
