@@ -63,10 +63,10 @@ def deliver(process: subprocess.Popen, run: Path, kill: prove.Kill, rank: int, b
     return 0
 
 
-def one_run(config: Path, straight: Path, events: list[prove.Event], kills: int, seed: int) -> dict:
-    """One run under torchrun with `kills` ranks killed on the way."""
+def one_run(config: Path, straight: Path, events: list[prove.Event], kills: int, seed: int, plan: list[prove.Kill] | None = None) -> dict:
+    """One run under torchrun with `kills` ranks killed on the way, at the moments of `plan` (None: of any phase, drawn by `seed`)."""
     run = config.parent / f"killed-{seed}"
-    plan = prove.choose(events, kills, seed)
+    plan = plan or prove.choose(events, kills, seed)
     ranks = [int(rank) for rank in rng(seed, "ranks").integers(0, RANKS, kills)]
     command = [sys.executable, "-m", "plait", "train", str(config), f"--run={run}", "--nproc", str(RANKS), f"--max-restarts={kills}"]
     began, seen, dead = time.monotonic(), set(), dict.fromkeys(range(RANKS))

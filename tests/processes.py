@@ -4,6 +4,7 @@ import faulthandler
 import multiprocessing
 import multiprocessing.forkserver
 import os
+import signal
 import socket
 import traceback
 
@@ -72,3 +73,16 @@ def run(size, function, *args):
     answers = [reader.recv() if reader.poll(LIMIT_S) else None for reader, _ in lines]
     assert codes(processes) == [0] * size
     return answers
+
+
+def kill_inside(target, write):
+    """Call `write(target, wait)` in a process that is killed once it waits there."""
+    started, begun = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        rank_of_test(write, target, lambda: (os.write(begun, b"."), signal.pause()))
+    assert os.read(started, 1) == b"."
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    os.close(started)
+    os.close(begun)

@@ -1,13 +1,18 @@
 """Files that appear whole or not at all, and rows of which a bad one costs that row alone."""
 
+import errno
 import os
 import stat
+from unittest import mock
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from plait import files
+from plait.engine.checkpoints.folders import new_folder
+
+from .processes import kill_inside
 
 BAD = [b"\x00\x00", b'{"n": "\xff"}', b"5", b'{"n": ', b"[" * 100_000]
 
@@ -45,3 +50,47 @@ def test_a_file_of_a_library_gets_the_permissions_of_any_other(tmp_path):
     files.follow_umask(tmp_path / "x.safetensors")
     modes = {stat.S_IMODE(os.stat(tmp_path / name).st_mode) for name in ("x.safetensors", "plain")}
     assert len(modes) == 1
+
+
+def write_file(target, wait):
+    files.os.fsync = lambda descriptor: wait()
+    files.write_whole(target, "half")
+
+
+def test_what_a_kill_left_beside_a_file_is_gone_after_the_next_write(tmp_path):
+    kill_inside(tmp_path / "x.idx", write_file)
+    assert [path.name for path in tmp_path.iterdir()] == [".x.idx.tmp"]
+    files.write_whole(tmp_path / "x.idx", "1")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"x.idx": "1"}
+
+
+def test_two_writers_of_one_file_do_not_touch_each_others_bytes(tmp_path, monkeypatch):
+    target, fsync, inner = tmp_path / "x", os.fsync, []
+
+    def write_between(descriptor):
+        if not inner:
+            inner.append(1)
+            files.write_whole(target, "second, longer")
+            assert sorted(path.name for path in tmp_path.iterdir()) == [".x.tmp", "x"]
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", write_between)
+    files.write_whole(target, "first")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"x": "first"}
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOLCK, "no locks"), OSError(errno.ENOTSUP, "no locks")])
+def test_a_file_system_without_locks_is_written_too(tmp_path, monkeypatch, error):
+    monkeypatch.setattr(files.fcntl, "flock", mock.Mock(side_effect=error))
+    files.write_whole(tmp_path / "x", "1")
+    with new_folder(tmp_path / "out"):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "x"]
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(tmp_path, monkeypatch):
+    files.write_whole(tmp_path / "x", "old")
+    monkeypatch.setattr(os, "fsync", mock.Mock(side_effect=OSError(errno.ENOSPC, "full")))
+    with pytest.raises(OSError, match="full"):
+        files.write_whole(tmp_path / "x", "new")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"x": "old"}

@@ -45,6 +45,7 @@ BESIDE_THE_WAY = (
     "plait.families.nanodit.monitors",  # what trackers show of it
     "plait.engine.monitoring.watchdog",  # optional features from here on
     "plait.engine.checkpoints.post_hoc_ema",
+    "plait.engine.checkpoints.folders",  # of exports and forks
     "plait.engine.power_ema",
     "plait.engine.replicas",
     "plait.engine.blocks",  # recomputation and compilation

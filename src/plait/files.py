@@ -1,11 +1,12 @@
 """Write files so that they appear whole or not at all: written beside the target, flushed to disk, then renamed (STYLE 14)."""
 
-import contextlib
+import fcntl
 import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,22 @@ os.umask(_UMASK)
 
 
 def write_whole(path: Path, body: bytes | str) -> None:
-    """Write `body` to `path` so that a reader sees the old file or the new one, never a part. Creates the parent folders."""
+    """Write `body` to `path` so that a reader sees the old file or the new one, never a part. Creates the parent folders.
+
+    A killed write leaves `.NAME.tmp` beside `path`, which the next write of `path` overwrites.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with beside.open("wb") as file:
+    beside, descriptor = claim(path, _open_file)
+    with os.fdopen(descriptor, "wb") as file:
+        try:
+            file.truncate()
             file.write(body.encode() if isinstance(body, str) else body)
             file.flush()
             os.fsync(file.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+            beside.replace(path)
+        except BaseException:
+            beside.unlink(missing_ok=True)  # while it is locked: afterwards the name may be another writer's
+            raise
     sync_folder(path.parent)
 
 
@@ -52,29 +58,41 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-@contextlib.contextmanager
-def new_folder(target: Path) -> Iterator[Path]:
-    """Yield a temporary folder to fill; it is renamed to `target` when the `with` block ends, and removed when the block raises."""
-    beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    beside.mkdir(parents=True)
-    try:
-        yield beside
-        beside.rename(target)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-    sync_folder(target.parent)
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder with all that is in it; do nothing where there is none."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
-def copy_folder(source: Path, target: Path) -> None:
-    """Copy the folder `source` to `target`, which must not exist yet. A copy that fails leaves no `target`."""
-    beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    target.parent.mkdir(parents=True, exist_ok=True)
+def claim(target: Path, opened: Callable[[Path], int]) -> tuple[Path, int]:
+    """Return (path, descriptor) of the temporary file or folder that becomes `target`, made by `opened` and locked while it is open.
+
+    It is `.NAME.tmp`, so that what a killed process left there is used again. Where another writer has that one locked, or the file system
+    has no locks, its name has this process and thread in it.
+    """
+    beside = target.with_name(f".{target.name}.tmp")
     try:
-        shutil.copytree(source, beside)
-        beside.rename(target)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-    sync_folder(target.parent)
+        descriptor = opened(beside)
+    except OSError:  # another user's, or a link: what keeps any file from being made here is told of the next name
+        descriptor = -1
+    if descriptor >= 0:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(descriptor), beside.stat(follow_symlinks=False)):  # else it was renamed meanwhile
+                return beside, descriptor
+        except (BlockingIOError, FileNotFoundError):
+            pass
+        except OSError:  # no locks here
+            remove(beside)
+        os.close(descriptor)
+    own = target.with_name(f".{target.name}.{os.getpid()}-{threading.get_native_id()}.tmp")
+    return own, opened(own)
+
+
+def _open_file(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
 
 
 def xxh3(path: Path) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoTokenizer, Gemma3ForConditionalGeneration
+from transformers import AutoTokenizer, Gemma3ForConditionalGeneration, PreTrainedTokenizerFast
 
 from plait import cli
 from plait.assembly import saved
@@ -15,6 +15,8 @@ from plait.config.schema import Source
 from plait.data.sources.open import open_source
 from plait.engine.checkpoints import checkpoint
 from plait.engine.parallel.distributed import Ranks
+
+from ..processes import kill_inside
 
 SCENES = "{source: scenes, limit: 8, options: {size: [48, 48], objects: [1, 2], tasks: [count], supersample: 2}}"
 COMMON = f"""
@@ -158,3 +160,18 @@ def test_a_family_without_a_layout_says_so(tmp_path, capsys, monkeypatch, traine
     monkeypatch.setattr("plait.families.registry.publisher", lambda family: None)
     assert cli.main(["export", str(trained("molmo")), str(tmp_path / "new")]) == 2
     assert "family 'molmo' has no layout that other software reads; `plait ckpt consolidate` writes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("family", ["molmo", "world"])
+def test_what_a_killed_export_left_is_gone_after_the_next(trained, tmp_path, monkeypatch, family):
+    run = trained(family)
+
+    def killed(out, wait):
+        monkeypatch.setattr(PreTrainedTokenizerFast, "save_pretrained", lambda *arguments: wait())  # after the weights
+        cli.main(["export", str(run), str(out)])
+
+    kill_inside(tmp_path / "out", killed)
+    assert [path.name for path in tmp_path.iterdir()] == [".out.tmp"]
+    assert list((tmp_path / ".out.tmp").glob("*.safetensors"))
+    assert cli.main(["export", str(run), str(tmp_path / "out")]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

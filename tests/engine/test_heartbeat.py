@@ -1,6 +1,8 @@
 """A rank's heartbeat: one line, always whole."""
 
+import errno
 import os
+from unittest import mock
 
 from plait.engine.monitoring import heartbeat
 from plait.engine.monitoring.heartbeat import Heartbeat
@@ -48,3 +50,17 @@ def test_a_new_phase_is_in_no_part_and_overwrites_a_longer_one(tmp_path):
     heart.close()
     told = heartbeat.read(tmp_path)
     assert (told["phase"], told["step"], told["part"]) == ("save", 3, "")
+
+
+def test_a_disk_that_takes_no_heartbeat_costs_one_line_and_no_training(tmp_path, monkeypatch, caplog):
+    heart = heartbeat.Heartbeat(tmp_path, 0)
+    with monkeypatch.context() as failing:
+        failing.setattr(os, "pwrite", mock.Mock(side_effect=OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))))
+        heart.phase("data", 1)
+        heart.phase("step", 1)
+    assert heartbeat.read(tmp_path)["phase"] == "start"
+    heart.phase("data", 2)
+    assert heartbeat.read(tmp_path)["phase"] == "data"
+    assert [record.message for record in caplog.records] == [
+        f"{tmp_path}/heartbeat/rank-0.json: No space left on device; training goes on, and later failures of it are not told"
+    ]

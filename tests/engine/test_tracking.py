@@ -1,3 +1,4 @@
+import ast
 import io
 import json
 import math
@@ -127,6 +128,37 @@ def test_a_wandb_that_hangs_is_ended_with_the_run(tmp_path, stand_in, monkeypatc
     mirror.close()
     assert mirror.process.returncode == -signal.SIGKILL
     assert capfd.readouterr().err == "warning: W&B has not taken the last rows within 1 s; metrics.jsonl has every row\n"
+
+
+def test_a_killed_wandb_is_started_again_and_gets_every_row(tmp_path, stand_in, capfd):
+    logged = stand_in("pass")
+    mirror = WandB(tmp_path, Wandb(project="test"), {}, "abc123")
+    tracker = Tracker(tmp_path, [mirror])
+    tracker.row({**ROW, "step": 3})
+    os.kill(mirror.process.pid, signal.SIGKILL)
+    mirror.process.wait()
+    for step in (4, 5):
+        tracker.row({**ROW, "step": step})
+    tracker.close()
+    assert {ast.literal_eval(line)[0] for line in logged.read_text().splitlines()} == {3, 4, 5}
+    assert capfd.readouterr().err == (
+        "warning: the process that sends metrics to W&B was killed by signal 9: it is started again; metrics.jsonl has every row\n"
+    )
+
+
+def test_a_wandb_that_is_killed_again_and_again_costs_a_line_each_and_ends(tmp_path, stand_in, capfd):
+    stand_in("import os; os.kill(os.getpid(), 9)")
+    mirror = WandB(tmp_path, Wandb(project="test"), {}, "abc123")
+    for step in range(4, 10):
+        mirror.process.wait()
+        mirror.row({**ROW, "step": step})
+    mirror.close()
+    lines = capfd.readouterr().err.splitlines()
+    assert [line.partition("signal 9: ")[2] for line in lines] == [
+        *["it is started again; metrics.jsonl has every row"] * 2,
+        "it is started a last time; metrics.jsonl has every row",
+        "W&B may lack rows of metrics.jsonl",
+    ]
 
 
 def test_the_screen_degrades_to_plain_lines_with_time_left():

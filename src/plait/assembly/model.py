@@ -14,6 +14,7 @@ from plait.assembly import checkpoint_specs
 from plait.assembly.data import open_training
 from plait.config.schema import RunConfig
 from plait.data.order import permute
+from plait.engine.checkpoints.folders import copy_folder
 from plait.engine.parallel.distributed import Ranks
 from plait.engine.parallel.sharding import Sharding
 from plait.errors import BadSample, sample_errors
@@ -73,7 +74,7 @@ def write_assets(config: RunConfig, assets: Path) -> None:
     if config.from_ and not assets.is_dir():
         inherited, exported = checkpoint_specs.assets(config.from_), checkpoint_specs.tokenizer(config.from_)
         if inherited is not None:
-            files.copy_folder(inherited, assets)
+            copy_folder(inherited, assets)
         elif exported is not None:
             files.write_whole(assets / "tokenizer" / exported.name, exported.read_bytes())
     family = registry.load(config.family)

@@ -6,6 +6,7 @@ import stat
 from glob import glob
 from pathlib import Path
 
+from plait.data.formats.open_file import try_again
 from plait.data.remote import connect
 from plait.errors import BadSample, PlaitError
 
@@ -44,11 +45,15 @@ def braces(pattern: str) -> list[str]:
 
 def read_regular(path: Path) -> bytes:
     """Read a whole file that a record names. Raises BadSample for what is no regular file (a FIFO never ends), or cannot be read."""
-    try:
+
+    def read() -> bytes:
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise BadSample(f"{path} is no regular file")
             return file.read()
+
+    try:
+        return try_again(read, path)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise BadSample(f"cannot read {str(path)!r}: {reason}") from error

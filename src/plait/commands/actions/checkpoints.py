@@ -5,7 +5,6 @@ component is a part of the model, such as the projector, that trains or stays fr
 """
 
 import logging
-import tempfile
 from collections import Counter
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from plait.assembly.model import build_model
 from plait.config.resolved import difference
 from plait.engine.checkpoints import checkpoint, post_hoc_ema, sharded_files
 from plait.engine.checkpoints.checkpoint import Checkpoint
+from plait.engine.checkpoints.folders import new_folder
 from plait.engine.parallel.distributed import Ranks
 from plait.errors import PlaitError
 
@@ -89,15 +89,11 @@ def consolidate(spec: str, out: Path, averaged: bool) -> None:
         raise PlaitError(f"{out} exists already: give a new folder, or remove it")
     weights = saved.tensors("weights")
     averages = saved.tensors("ema") if averaged else {}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent) as temporary:
-        folder = Path(temporary) / out.name
-        folder.mkdir()
+    with new_folder(out) as folder:
         save_torch_state_dict({**weights, **averages}, folder, max_shard_size=_FILE)
         listed = {path.name: {"size": path.stat().st_size, "xxh3": files.xxh3(path)} for path in sorted(folder.iterdir())}
         metadata = {"kind": "weights", "of": str(saved.folder), "step": saved.step, "averaged": bool(averages), "files": listed}
         files.write_json(folder / "weights.json", metadata | {name: saved.manifest[name] for name in ("base", "frozen_xxh3", "versions")})
-        folder.rename(out)
     log.info(f"{saved.folder}: {len(weights)} {'averaged' if averages else 'last'} weights, whole, in {out}")
 
 

@@ -16,6 +16,7 @@ from plait.assembly.configuration import open_run_config
 from plait.config.resolved import Resolved, difference
 from plait.engine.checkpoints import checkpoint, rundir
 from plait.engine.checkpoints.checkpoint import Checkpoint
+from plait.engine.checkpoints.folders import new_folder
 from plait.errors import PlaitError
 from plait.training import changes
 
@@ -38,14 +39,8 @@ def fork(spec: str, new: Path, overrides: Sequence[str]) -> Path:
     before = open_run_config(parent)
     after = open_run_config(parent, [*overrides, f"run={new}"])
     differences = [item for item in difference(before, after) if item[0] != "run"]
-    folder = new.with_name(f".forking-{new.name}")
-    shutil.rmtree(folder, ignore_errors=True)
-    try:
+    with new_folder(new) as folder:
         _fill(folder, saved, after, _lineage(spec, saved, parent, differences))
-        folder.rename(new)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    files.sync_folder(new.parent)
     _log_summary(new, saved, before, after, differences)
     return new
 

@@ -1,17 +1,42 @@
-"""A local data file that is open for reads at any offset, in any thread."""
+"""A local data file that is open for reads at any offset, in any thread; a disk that fails once is asked again."""
 
+import errno
+import logging
 import os
+import time
 import weakref
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from plait.errors import BadSample
+
+T = TypeVar("T")
+
+_PASSING = frozenset([errno.EIO, errno.ESTALE, errno.ETIMEDOUT])  # what a disk, or the network before it, may say once
+_WAITS_S = (0.1, 0.5, 2.0)  # between attempts
+
+log = logging.getLogger(__name__)
+
+
+def try_again(read: Callable[[], T], path: str | Path) -> T:
+    """Return `read()`; where the disk of `path` fails, wait and call it again, some times. Raises OSError after the last attempt."""
+    for wait_s in _WAITS_S:
+        try:
+            return read()
+        except OSError as error:
+            if error.errno not in _PASSING:
+                raise
+            log.warning(f"{path}: {error.strerror}; it is read again in {wait_s:g} s")
+            time.sleep(wait_s)
+    return read()
 
 
 class OpenFile:
     """A file that stays open until nothing refers to it. It is read, not memory-mapped: a map of a file that is cut ends the process."""
 
     def __init__(self, path: str | Path) -> None:
-        self.path, self._descriptor = path, os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self.path, self._descriptor = path, try_again(lambda: os.open(path, os.O_RDONLY | os.O_CLOEXEC), path)
         weakref.finalize(self, os.close, self._descriptor)
 
     @property
@@ -20,10 +45,15 @@ class OpenFile:
         return os.fstat(self._descriptor).st_size
 
     def read(self, offset: int, length: int) -> bytes:
-        """Read `length` bytes from `offset` on. Raises BadSample where the file has become shorter than that."""
-        body = os.pread(self._descriptor, length, offset)
-        while len(body) < length and (more := os.pread(self._descriptor, length - len(body), offset + len(body))):
-            body += more
+        """Read `length` bytes from `offset` on. Raises BadSample where the file is shorter than that, OSError where the disk fails on."""
+
+        def read() -> bytes:
+            body = os.pread(self._descriptor, length, offset)
+            while len(body) < length and (more := os.pread(self._descriptor, length - len(body), offset + len(body))):
+                body += more
+            return body
+
+        body = try_again(read, self.path)
         if len(body) != length:
             raise BadSample(f"{self.path} was cut while it was in use: it ends before byte {offset + length}")
         return body

@@ -74,10 +74,7 @@ def _is_leftover(name: str) -> bool:
 def sweep(run: Path) -> None:
     """Remove temporary files that killed processes left half written. Call it with the run's lock held: nobody else is writing then."""
     for path in [*run.glob(".*.tmp"), *run.glob("*/.*.tmp"), *run.glob("*/*/.*.tmp")]:
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+        files.remove(path)
 
 
 def refuse(run: Path, differences: Sequence[Difference]) -> None:

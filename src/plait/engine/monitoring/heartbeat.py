@@ -5,6 +5,7 @@ Not a log: the line is overwritten in place at every change, by one write of fix
 """
 
 import json
+import logging
 import os
 import time
 from pathlib import Path
@@ -14,6 +15,8 @@ PHASES = ("start", "stage", "data", "step", "evaluate", "save", "done")
 """start: reading model and state. stage: setting one up. data: waiting for a batch. save: copying to the host, before the write."""
 
 _LENGTH = 160
+
+log = logging.getLogger(__name__)
 
 
 class Heartbeat:
@@ -29,7 +32,7 @@ class Heartbeat:
         path = path_of(run, rank)
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        self.beats = 0
+        self.beats, self._failed = 0, False
         self.phase("start", 0)
 
     def phase(self, name: str, step: int) -> None:
@@ -43,7 +46,12 @@ class Heartbeat:
         self.beats, self.last_s = self.beats + 1, time.monotonic()
         progress = f'"phase": "{self.name}", "step": {self.step}, "part": "{name}", "beat": {self.beats}'
         line = f'{{{progress}, "pid": {os.getpid()}, "time_s": {self.began_s:.6f}}}'
-        os.pwrite(self._file, line.ljust(_LENGTH - 1).encode() + b"\n", 0)
+        try:
+            os.pwrite(self._file, line.ljust(_LENGTH - 1).encode() + b"\n", 0)
+        except OSError as error:  # nothing is lost with a beat
+            if not self._failed:
+                log.warning(f"{path_of(self.run, self.rank)}: {error.strerror}; training goes on, and later failures of it are not told")
+            self._failed = True
 
     def close(self) -> None:
         """Close the file; its last line stays and shows where this rank ended."""

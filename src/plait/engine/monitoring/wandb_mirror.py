@@ -23,6 +23,7 @@ from plait.config.schema import Wandb
 _CLOSE_TIMEOUT_S = 15.0  # for the last rows, when the run ends
 _ORPHAN_S = 60.0  # for the same, when the trainer was killed
 _LOOK_EVERY_S = 0.5
+_RESTARTS = 3  # of a child that was killed
 _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # the trainer handles a stop, and closes standard input when it is ready
 _NOT_FINITE = {"nan", "inf", "-inf"}  # as metrics.jsonl writes them
 
@@ -36,8 +37,12 @@ class WandB:
         metrics = run / "metrics.jsonl"
         start = {"project": settings.project, "entity": settings.entity, "name": settings.name or run.name, "config": dict(config)}
         start |= {"mode": os.environ.get("WANDB_MODE", settings.mode), "id": identity, "resume": "allow", "dir": str(run)}
-        child = {"start": start, "metrics": str(metrics), "from": metrics.stat().st_size if metrics.exists() else 0}
-        self.process = subprocess.Popen(
+        self._settings = {"start": start, "metrics": str(metrics), "from": metrics.stat().st_size if metrics.exists() else 0}
+        self._restarts = _RESTARTS
+        self.process = self._start()
+
+    def _start(self) -> "subprocess.Popen[str]":
+        process = subprocess.Popen(
             [sys.executable, "-m", "plait.engine.monitoring.wandb_mirror"],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
@@ -45,28 +50,54 @@ class WandB:
             text=True,
             start_new_session=True,
         )
-        assert self.process.stdin is not None
+        assert process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it has failed already, and said so
-            self.process.stdin.write(json.dumps(child) + "\n")
-            self.process.stdin.flush()
+            process.stdin.write(json.dumps(self._settings) + "\n")
+            process.stdin.flush()
+        return process
 
     def row(self, row: Mapping[str, Any]) -> None:
-        """Do nothing: the child reads the row from the file."""
+        """Start the child again where it was killed; it reads the row from the file."""
+        self._restart_killed()
+
+    def _restart_killed(self) -> None:
+        """Start another child, some times, where a signal ended this one. It sends this start's rows anew; W&B drops steps it has."""
+        code = self.process.poll()
+        if code is None or code >= 0 or not self._restarts:  # with a code of its own it has said what fails
+            return
+        self._end_group()
+        self._restarts -= 1
+        again = "it is started again" if self._restarts else "it is started a last time"
+        log.warning(f"the process that sends metrics to W&B was killed by signal {-code}: {again}; metrics.jsonl has every row")
+        self.process = self._start()
+
+    def _end_group(self) -> None:
+        """Kill what the child started, such as wandb's own service, and close the pipe to it."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
 
     def pictures(self, step: int, pictures: Mapping[str, np.ndarray]) -> None:
         """Do nothing: pictures stay in TensorBoard and in files of the run, only what is in `metrics.jsonl` is sent."""
 
     def close(self) -> None:
         """Give the child some seconds to send what is left, then kill it."""
+        self._restart_killed()
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()
         try:
-            self.process.wait(_CLOSE_TIMEOUT_S)
+            code = self.process.wait(_CLOSE_TIMEOUT_S)
         except subprocess.TimeoutExpired:
-            os.killpg(self.process.pid, signal.SIGKILL)
+            self._end_group()
             self.process.wait()
             log.warning(f"W&B has not taken the last rows within {_CLOSE_TIMEOUT_S:g} s; metrics.jsonl has every row")
+        else:
+            if code < 0:
+                self._end_group()
+                log.warning(f"the process that sends metrics to W&B was killed by signal {-code}: W&B may lack rows of metrics.jsonl")
 
 
 def rows(file: IO[str], ended: threading.Event) -> Iterator[dict[str, Any]]:

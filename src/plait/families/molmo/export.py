@@ -14,11 +14,12 @@ from tokenizers import AddedToken, Tokenizer
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from plait.engine.checkpoints.folders import new_folder
 from plait.families.molmo import published, towers
 from plait.families.molmo.config import IMAGE_TOKENS, Config
 from plait.families.molmo.model import Molmo
 from plait.families.molmo.published import imported
-from plait.files import new_folder, write_json
+from plait.files import write_json
 
 __all__ = ["exports", "imported", "load"]
 

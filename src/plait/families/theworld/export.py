@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 from transformers.utils.hub import cached_file
 
+from plait.engine.checkpoints.folders import new_folder
 from plait.families.theworld import towers
 from plait.families.theworld.config import TINY, Config
 from plait.families.theworld.model import TheWorld
-from plait.files import new_folder
 
 PROJECTOR = "projector.safetensors"
 _TOKENIZER_FILES = (

@@ -1,0 +1,50 @@
+"""Folders that appear whole or not at all: filled beside the target, then renamed. Exports, forks and consolidated weights are such."""
+
+import contextlib
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from plait import files
+from plait.errors import PlaitError
+
+
+@contextlib.contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """Yield a temporary folder to fill; it is renamed to `target` when the `with` block ends, and removed when the block raises.
+
+    Creates the parent folders. A kill leaves `.NAME.tmp` beside `target`, which the next call for `target` empties and fills. Raises
+    PlaitError where `target` exists when the block ends.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside, descriptor = files.claim(target, _open_folder)
+    try:
+        for left in beside.iterdir():
+            files.remove(left)
+        yield beside
+        try:
+            beside.rename(target)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+                raise
+            raise PlaitError(f"{target} was made by another process meanwhile: give a new folder, or remove it") from error
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)  # while it is locked: afterwards the name may be another writer's
+        raise
+    finally:
+        os.close(descriptor)
+    files.sync_folder(target.parent)
+
+
+def copy_folder(source: Path, target: Path) -> None:
+    """Copy the folder `source` to `target`, which must not exist yet. A copy that fails leaves no `target`."""
+    with new_folder(target) as folder:
+        shutil.copytree(source, folder, dirs_exist_ok=True)
+
+
+def _open_folder(path: Path) -> int:
+    with contextlib.suppress(FileExistsError):
+        path.mkdir()
+    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
