@@ -41,6 +41,7 @@ BESIDE_THE_WAY = (
     "plait.data.synthetic",
     "plait.data.latent_shards",
     "plait.engine.monitoring.tracking",  # trackers
+    "plait.engine.monitoring.event_files",
     "plait.engine.monitoring.wandb_mirror",
     "plait.families.nanodit.monitors",  # what trackers show of it
     "plait.engine.monitoring.watchdog",  # optional features from here on
