@@ -57,6 +57,7 @@ BESIDE_THE_WAY = (
     "plait.families.nanodit.generate",
     "plait.families.theworld.generate",
     "plait.training.probes",
+    "plait.training.passes",  # what is said of a mixture before a stage
     "plait.assembly.data_look",  # what is said of the data before a run
     "plait.engine.flops",
     "plait.engine.adamw",  # weights or moments kept in bfloat16, moments kept on the host
