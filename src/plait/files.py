@@ -1,4 +1,7 @@
-"""Write files so that they appear whole or not at all: written beside the target, flushed to disk, then renamed (STYLE 14)."""
+"""Write files so that they appear whole or not at all: written beside the target, flushed to disk, then renamed (STYLE 14).
+
+Text is UTF-8. Half of a surrogate pair, which names of files may hold, has no UTF-8: it is written as JSON escapes it.
+"""
 
 import contextlib
 import json
@@ -24,7 +27,7 @@ def write_whole(path: Path, body: bytes | str) -> None:
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with beside.open("wb") as file:
-            file.write(body.encode() if isinstance(body, str) else body)
+            file.write(body.encode(errors="backslashreplace") if isinstance(body, str) else body)
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
@@ -40,7 +43,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def json_text(value: Any) -> str:
     """Return the text that `write_json` writes for `value`: indented JSON and a newline."""
-    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    return json.dumps(value, indent=2, ensure_ascii=False).encode(errors="backslashreplace").decode() + "\n"
 
 
 def sync_folder(folder: Path) -> None:
@@ -93,7 +96,7 @@ def follow_umask(path: Path) -> None:
 
 def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Append each of `rows` as one JSON line to a `.jsonl` file, all in one write. Creates the file; its folder must be there."""
-    with path.open("a", encoding="utf-8") as file:
+    with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
         file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
