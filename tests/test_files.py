@@ -1,6 +1,7 @@
 """Files that appear whole or not at all, and rows of which a bad one costs that row alone."""
 
 import errno
+import json
 import os
 import stat
 from unittest import mock
@@ -36,6 +37,16 @@ def test_a_line_that_a_kill_cut_short_is_left_out_without_a_word(tmp_path, caplo
     assert path.read_bytes() == b'{"n": 1}\n'
     assert caplog.text == ""
     assert files.read_rows(tmp_path / "none.jsonl") == []
+
+
+def test_half_of_a_surrogate_pair_is_written_as_json_escapes_it(tmp_path):
+    row = {"sample": "a\udcff ü 😀", "step": 1}
+    files.append_rows(tmp_path / "a.jsonl", [row])
+    files.write_json(tmp_path / "a.json", row)
+    files.write_whole(tmp_path / "b.json", files.json_text(row))
+    assert files.read_rows(tmp_path / "a.jsonl") == [row]
+    assert (tmp_path / "a.jsonl").read_text(encoding="utf-8") == '{"sample": "a\\udcff ü 😀", "step": 1}\n'
+    assert json.loads((tmp_path / "a.json").read_bytes()) == json.loads((tmp_path / "b.json").read_bytes()) == row
 
 
 def test_rows_make_no_folder_that_has_gone(tmp_path):

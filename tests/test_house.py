@@ -41,6 +41,7 @@ BESIDE_THE_WAY = (
     "plait.data.synthetic",
     "plait.data.latent_shards",
     "plait.engine.monitoring.tracking",  # trackers
+    "plait.engine.monitoring.event_files",
     "plait.engine.monitoring.wandb_mirror",
     "plait.families.nanodit.monitors",  # what trackers show of it
     "plait.engine.monitoring.watchdog",  # optional features from here on
@@ -57,6 +58,7 @@ BESIDE_THE_WAY = (
     "plait.families.nanodit.generate",
     "plait.families.theworld.generate",
     "plait.training.probes",
+    "plait.training.passes",  # what is said of a mixture before a stage
     "plait.assembly.data_look",  # what is said of the data before a run
     "plait.families.limits",  # what a model cannot take in
     "plait.families.theworld.limits",

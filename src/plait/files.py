@@ -1,4 +1,7 @@
-"""Write files so that they appear whole or not at all: written beside the target, flushed to disk, then renamed (STYLE 14)."""
+"""Write files so that they appear whole or not at all: written beside the target, flushed to disk, then renamed (STYLE 14).
+
+Text is UTF-8. Half of a surrogate pair, which names of files may hold, has no UTF-8: it is written as JSON escapes it.
+"""
 
 import fcntl
 import json
@@ -29,7 +32,7 @@ def write_whole(path: Path, body: bytes | str) -> None:
     with os.fdopen(descriptor, "wb") as file:
         try:
             file.truncate()
-            file.write(body.encode() if isinstance(body, str) else body)
+            file.write(body.encode(errors="backslashreplace") if isinstance(body, str) else body)
             file.flush()
             os.fsync(file.fileno())
             beside.replace(path)
@@ -46,7 +49,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def json_text(value: Any) -> str:
     """Return the text that `write_json` writes for `value`: indented JSON and a newline."""
-    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    return json.dumps(value, indent=2, ensure_ascii=False).encode(errors="backslashreplace").decode() + "\n"
 
 
 def sync_folder(folder: Path) -> None:
@@ -111,7 +114,7 @@ def follow_umask(path: Path) -> None:
 
 def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Append each of `rows` as one JSON line to a `.jsonl` file, all in one write. Creates the file; its folder must be there."""
-    with path.open("a", encoding="utf-8") as file:
+    with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
         file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoTokenizer, Gemma3ForConditionalGeneration, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, Gemma3ForConditionalGeneration, GenerationConfig, PreTrainedTokenizerFast
 
 from plait import cli
 from plait.assembly import saved
@@ -130,6 +130,20 @@ def test_theworld_as_hf_is_plain_gemma_with_the_same_logits(trained, tmp_path):
         ours = built.model.gemma(input_ids=ids, token_type_ids=torch.zeros_like(ids)).logits
     assert torch.equal(theirs, ours)
     assert gemma.lm_head.weight.data_ptr() == gemma.get_input_embeddings().weight.data_ptr()  # tied, as in the base
+
+
+@pytest.mark.parametrize(("name", "to", "count"), [("molmo", "hf", 1), ("molmo", "molmo", 1), ("theworld", "hf", 2), ("world", "hf", 2)])
+def test_an_export_ends_its_answers_where_plait_does(trained, tmp_path, name, to, count):
+    run = trained(name)
+    assert cli.main(["export", str(run), str(tmp_path / "out"), "--to", to]) == 0
+    built = opened(run)
+    inputs = built.family.Inputs(built.section, built.assets)
+    stops = inputs.chat.stops if hasattr(inputs, "chat") else inputs.tokenizer.stops
+    ends = GenerationConfig.from_pretrained(tmp_path / "out").eos_token_id
+    assert len(stops) == count
+    assert sorted(stops) == ends
+    if count == 2:
+        assert AutoTokenizer.from_pretrained(tmp_path / "out").convert_ids_to_tokens(ends) == ["<eos>", "<end_of_turn>"]
 
 
 def test_theworld_comes_back_with_its_projector(trained, tmp_path):

@@ -7,16 +7,14 @@ import signal
 import threading
 from pathlib import Path
 
-import numpy as np
 import pytest
 from rich.console import Console
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from plait import files
 from plait.config.schema import Wandb
 from plait.engine.checkpoints.rundir import identity
 from plait.engine.monitoring import wandb_mirror
-from plait.engine.monitoring.tracking import Screen, TensorBoard, Tracker, open_tracker
+from plait.engine.monitoring.tracking import Screen, Tracker, open_tracker
 from plait.engine.monitoring.wandb_mirror import WandB
 from plait.engine.state import State
 
@@ -46,15 +44,6 @@ def test_numbers_that_are_not_finite_stay_readable_json(tmp_path):
     assert json.loads((tmp_path / "metrics.jsonl").read_text()) == {"step": 1, "loss": "nan"}
 
 
-@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")
-def test_tensorboard_mirrors_the_rows(tmp_path):
-    mirror = TensorBoard(tmp_path, 0)
-    mirror.row(ROW)
-    mirror.close()
-    events = EventAccumulator(str(tmp_path / "events")).Reload()
-    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(3, 1.5)]
-
-
 @pytest.fixture
 def stand_in(tmp_path, monkeypatch):
     """stand_in(body of init): a module `wandb` for the child, whose session writes what is logged to `logged`."""
@@ -63,7 +52,8 @@ def stand_in(tmp_path, monkeypatch):
     def write(body: str) -> Path:
         logged = tmp_path / "logged"
         session = (
-            f"    def log(self, values, step): open({str(logged)!r}, 'a').write(repr((step, values)) + chr(10))\n    def finish(self): pass"
+            f"    def log(self, values): open({str(logged)!r}, 'a').write(repr(values) + chr(10))\n    def finish(self): pass\n"
+            f"    def define_metric(self, *names, **options): open({str(logged)!r}, 'a').write(repr((names, options)) + chr(10))"
         )
         starts = f"def Settings(**_): pass\ndef init(**asked):\n    import time\n    {body}\n    return Session()"
         (tmp_path / "wandb.py").write_text(f"class Session:\n{session}\n{starts}\n")
@@ -99,8 +89,10 @@ def test_wandb_gets_every_row_of_this_start_in_order_and_numbers_alone(tmp_path,
     for step in (3, 4):
         tracker.row({**ROW, "step": step, "loss": math.inf, "ids": "0a"})
     tracker.close()
-    assert [line.strip() for line in logged.read_text().splitlines()] == [
-        f"({step}, {{'loss': inf, 'samples_per_s': 8.0}})" for step in (3, 4)
+    assert logged.read_text().splitlines() == [
+        "(('step',), {})",
+        "(('*',), {'step_metric': 'step'})",
+        *(f"{{'step': {step}, 'loss': inf, 'samples_per_s': 8.0}}" for step in (3, 4)),
     ]
 
 
@@ -218,15 +210,6 @@ def test_warnings_are_shown_on_the_screen(tmp_path):
     assert screen.console.file.getvalue().splitlines()[-1] == "warning: lower optim.lr [now]"
 
 
-@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")
-def test_tensorboard_shows_pictures(tmp_path):
-    mirror = TensorBoard(tmp_path, 0)
-    Tracker(tmp_path, [mirror]).pictures(4, {"grid/8x4": np.full((4, 8, 3), 200, np.uint8)})
-    mirror.close()
-    (event,) = EventAccumulator(str(tmp_path / "events")).Reload().Images("grid/8x4")
-    assert (event.step, event.width, event.height) == (4, 8, 4)
-
-
 def lines_of(screen):
     return screen.console.file.getvalue().splitlines()
 
@@ -331,20 +314,6 @@ def test_held_out_rows_of_a_step_that_is_judged_again_are_dropped(tmp_path):
     open_tracker(tmp_path, make_config(track={"tensorboard": False}), "id", State(Net(), step=2, evaluated_step=1)).close()
     kept = [(row["step"], "eval/loss" in row) for row in files.read_rows(tmp_path / "metrics.jsonl")]
     assert kept == [(1, False), (1, True), (2, False)]
-
-
-@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning")
-@pytest.mark.parametrize(("step", "kept"), [(0, [1, 2, 3]), (2, [1, 2])])
-def test_tensorboard_forgets_the_steps_that_are_taken_again(tmp_path, step, kept):
-    first = TensorBoard(tmp_path, 0)
-    for number in (1, 2, 3):
-        first.row({**ROW, "step": number, "ids": "0a"})
-    first.close()
-    again = TensorBoard(tmp_path, step)
-    again.close()
-    events = EventAccumulator(str(tmp_path / "events")).Reload()
-    assert [event.step for event in events.Scalars("loss")] == kept
-    assert events.Tags()["scalars"] == ["loss", "samples_per_s"]
 
 
 def test_only_what_is_set_is_mirrored(tmp_path):

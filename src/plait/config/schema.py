@@ -121,7 +121,11 @@ class Train(Section):
     """Length of training, batch sizes and precision. After all layers are merged, exactly one of steps, epochs and samples is set."""
 
     steps: Count | None = Field(default=None, description="optimizer steps")
-    epochs: Rate | None = Field(default=None, description="passes over the training data; 0.5 is legal")
+    epochs: Rate | None = Field(
+        default=None,
+        description="passes over the training data; 0.5 is legal. Of a mixture: as many samples as its sources hold together, drawn by "
+        "weight, so that each source gets passes of its own, which are printed before step 1",
+    )
     samples: Count | None = Field(default=None, description="samples")
     plateau: Plateau | None = Field(default=None, description="ends the stage earlier when a held-out figure is flat; None: never")
     global_batch: Count = Field(default=8, description="samples per step, over all ranks and accumulations")

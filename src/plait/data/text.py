@@ -76,7 +76,8 @@ def _nothing(value: object) -> bool:
 
 def kind_of(value: object) -> str:
     """Return what a value is in words, such as "a number": reasons of bad samples say this, and never hold the content of a file."""
-    names = {str: "text", bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object", type(None): "null"}
+    numbers = {int: "a number", float: "a number"}
+    names = {str: "text", bytes: "bytes", bool: "true or false", **numbers, list: "a list", dict: "an object", type(None): "null"}
     return names.get(type(value), f"a {type(value).__name__}")
 
 

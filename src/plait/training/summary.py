@@ -9,6 +9,7 @@ from torch import nn
 from plait.assembly.data import TrainingData
 from plait.data.sources.bucketing import contents_of
 from plait.engine import power_ema, source_shares
+from plait.training import passes
 from plait.training.stage_plan import StagePlan
 
 log = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ def announce(plan: StagePlan, model: nn.Module) -> None:
         log.info(f"  {name:<18} {text}")
     for line in shares(data.names(), data.weights, plan.order.counts):
         log.info(f"  {line}")
+    passes.announce(data.names(), plan.order, plan.steps, view.config.train.epochs)
     average = view.config.optim.ema
     if average is not None and (warning := power_ema.half_life_warning(average.decay, plan.steps)):
         log.info(f"warning: {warning}")

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
+from transformers import GenerationConfig
 
 from plait.errors import PlaitError
 from plait.families.molmo import export, family, published
@@ -50,6 +51,15 @@ def test_export_tokenizer_has_the_image_tokens_at_their_ids(make, directory, tmp
         2,
         3,
     ]
+
+
+@pytest.mark.parametrize("to", ["hf", "molmo"])
+def test_export_holds_every_end_that_the_language_model_names(make, directory, tmp_path, to):
+    config, model, _ = make()
+    model.language.config.eos_token_id = [5, 0]
+    export.exports[to](model, config, directory, tmp_path / "out")
+    written = GenerationConfig.from_pretrained(tmp_path / "out")
+    assert (set(written.eos_token_id), written.pad_token_id, written.bos_token_id) == ({0, 5}, 5, 0)
 
 
 def test_export_settings_name_the_published_sizes(make, directory, tmp_path):

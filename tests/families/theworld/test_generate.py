@@ -4,9 +4,10 @@ import json
 
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from plait.errors import PlaitError
-from plait.families.theworld import family
+from plait.families.theworld import export, family
 from plait.families.theworld.generate import CachedTheWorld, GenerateOptions, answers, generate
 from plait.nn.decoding import Sampling, decode
 
@@ -113,6 +114,16 @@ def test_generate_names_a_missing_image(make):
     _, model, inputs = make()
     with pytest.raises(PlaitError, match="generate: --image: no file nowhere"):
         generate(model, inputs, GenerateOptions(image=["nowhere.png"]), None)
+
+
+@pytest.mark.parametrize(("own", "sampled"), [(7, False), ([7, 1], True), (None, False)])
+def test_an_export_keeps_the_ends_of_its_base_and_adds_plaits(make, directory, tmp_path, own, sampled):
+    config, model, inputs = make()
+    model.gemma.generation_config.update(eos_token_id=own, do_sample=sampled)
+    export.write_hf(model, config, directory, tmp_path / "out")
+    written = GenerationConfig.from_pretrained(tmp_path / "out")
+    assert set(written.eos_token_id) == inputs.chat.stops | ({7} if own else set())
+    assert (written.do_sample, model.gemma.generation_config.eos_token_id) == (sampled, own)
 
 
 def test_family_exports_the_contract():

@@ -109,7 +109,7 @@ class Tally:
                 kept[name] = value
             except (TypeError, ValueError):
                 self.left_out.add(name)
-        return json.dumps(kept | dict(build_fields), ensure_ascii=False, sort_keys=True).encode()
+        return json.dumps(kept | dict(build_fields), ensure_ascii=False, sort_keys=True).encode(errors="backslashreplace")
 
     def report(self, xxh3: str) -> dict[str, Any]:
         """Return these counts as plain data, for `merge_reports`. `xxh3`: the hash of the finished shard file."""

@@ -47,8 +47,10 @@ class Table:
         self.root, self.outside = _root_of_images(path, options), bool(options.get("outside", False))
         try:
             rows = _load_files(datasets, path, split, cache) if path else _load_hub(datasets, str(hub_name), split, options, cache)
-        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-            raise PlaitError(f"datasets cannot load {path or hub_name} ({split}): {str(error).splitlines()[0]}") from error
+        except PlaitError:
+            raise
+        except Exception as error:  # the package and the readers below it raise whatever a damaged file leads them to
+            raise PlaitError(f"datasets cannot load {path or hub_name} ({split}): {_reason(error)}") from error
         self.columns = dict(columns)
         self.labels = {name: f for name, f in rows.features.items() if isinstance(f, datasets.ClassLabel)}
         self.pictures = [name for name, feature in rows.features.items() if _is_image(datasets, feature)]
@@ -122,8 +124,19 @@ def _load_files(datasets: Any, path: str, split: str, cache: str | None) -> Any:
     loader = _LOADERS.get(Path(files[0]).suffix)
     if loader is None:
         raise PlaitError(f"cannot tell the format of {files[0]}; known endings: {', '.join(_LOADERS)}")
+    empty = next((file for file in files if not paths.is_remote(file) and Path(file).stat().st_size == 0), None)
+    if empty is not None:
+        raise PlaitError(f"{empty} is empty (0 bytes)")
     options = _csv_options(datasets, Path(files[0])) if loader == "csv" else {}
     return datasets.load_dataset(loader, data_files=files, split="train", cache_dir=cache, **options)
+
+
+def _reason(error: BaseException) -> str:
+    """Return the first line of the error that began a chain: the package's own says only that something went wrong below it."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    line = next(iter(str(error).splitlines()), "")
+    return line if line and isinstance(error, OSError | ValueError) else f"{type(error).__name__} {line}".strip()
 
 
 def _csv_options(datasets: Any, file: Path) -> dict[str, Any]:
@@ -132,6 +145,9 @@ def _csv_options(datasets: Any, file: Path) -> dict[str, Any]:
         delimiter = max(_DELIMITERS, key=lines.readline().count)
         lines.seek(0)
         names = next(csv.reader(lines, delimiter=delimiter), [])
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise PlaitError(f"the header of {file} names {twice!r} twice: rename one, as only one of them can be read")
     features = datasets.Features({name: datasets.Value("string") for name in names})
     return {"sep": delimiter, "features": features, "keep_default_na": False, "na_values": [""]}
 

@@ -24,10 +24,10 @@ from plait.data.sources.datasets import Table
 from plait.data.sources.jsonl import JsonRecords, local_path_of
 from plait.data.sources.kind import Opening, SourceKind
 from plait.data.text import rename
-from plait.errors import PlaitError
+from plait.errors import BadSample, PlaitError
 
 _BESIDE = frozenset(TEXT_FIELDS) | {"json"}
-_FRAME = re.compile(r"(.+)\.(frame[^.]*)")
+_FRAME = re.compile(r"(.+)\.(frame[^.]*)", re.DOTALL)  # a name may hold line breaks
 _METADATA = ("metadata.jsonl", "metadata.csv")
 
 Members = list[tuple[str, str, int]]
@@ -74,6 +74,23 @@ class Folder:
         own_last = sorted(members, key=lambda member: member[0].partition(".")[0].lower() in IMAGE_KINDS)  # a.png.txt wins over a.txt
         record = from_members(name, [(_field_kind(kind), read_regular(self.root / path)) for kind, path, _ in own_last])
         return record._replace(fields=rename({"folder": Path(name).parent.name} | record.fields, self.columns))
+
+
+class Listed:
+    """The rows of a metadata file, each with its picture: a row whose `file_name` is null is a bad sample, not one without a picture."""
+
+    def __init__(self, rows: Reader) -> None:
+        self.rows, self.digest, self.left_out = rows, rows.digest, rows.left_out
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def read(self, index: int) -> Record:
+        """Read row `index`. Raises BadSample for one that names no picture, or cannot be read."""
+        record = self.rows.read(index)
+        if not record.images:
+            raise BadSample(f"{record.id} names no picture: its file_name is null")
+        return record
 
 
 def _frame_of(path: str) -> str | None:
@@ -161,9 +178,9 @@ def _open(entry: Entry, opening: Opening) -> Source:
     if not tables:
         reader = Folder(root, entry.columns)
     elif tables[0].suffix == ".csv":
-        reader = Table(str(tables[0]), None, "train", {"images": str(root), "outside": outside}, cache, columns)
+        reader = Listed(Table(str(tables[0]), None, "train", {"images": str(root), "outside": outside}, cache, columns))
     else:
-        reader = JsonRecords(tables[0], root, opening.cache, columns, outside=outside)
+        reader = Listed(JsonRecords(tables[0], root, opening.cache, columns, outside=outside))
     return open_conversations(entry, reader)
 
 

@@ -10,11 +10,11 @@ from typing import Any, Protocol
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from tensorboard.compat.proto.summary_pb2 import Summary
-from torch.utils.tensorboard import SummaryWriter
 
 from plait import files
 from plait.config.schema import RunConfig
+from plait.engine.monitoring import event_files
+from plait.engine.monitoring.event_files import TensorBoard
 from plait.engine.monitoring.wandb_mirror import WandB
 from plait.engine.state import State
 from plait.errors import printable
@@ -47,29 +47,6 @@ def _plain(value: Any) -> Any:
 def _number(value: Any) -> Any:
     """Undo `_plain`."""
     return float(value) if value in _NOT_FINITE else value
-
-
-class TensorBoard:
-    """Mirror into event files under RUN/events, for `tensorboard --logdir RUN`. `step`: where the run resumes; later events are dropped."""
-
-    def __init__(self, run: Path, step: int) -> None:
-        self.writer = SummaryWriter(str(run / "events"), purge_step=step + 1 if step else None, flush_secs=10)
-
-    def row(self, row: Mapping[str, Any]) -> None:
-        """Write the row's numbers as scalars in one event; `add_scalar` for each would cost ten times as much."""
-        numbers = [(name, value) for name, value in row.items() if isinstance(value, int | float) and name != "step"]
-        values = [Summary.Value(tag=name, simple_value=value) for name, value in numbers]
-        assert self.writer.file_writer is not None
-        self.writer.file_writer.add_summary(Summary(value=values), row["step"])
-
-    def pictures(self, step: int, pictures: Mapping[str, np.ndarray]) -> None:
-        """Write pictures (uint8, H x W x 3) by name as images of `step`."""
-        for name, picture in pictures.items():
-            self.writer.add_image(name, picture, step, dataformats="HWC")
-
-    def close(self) -> None:
-        """Write out pending events and close the event file."""
-        self.writer.close()
 
 
 class Screen:
@@ -180,22 +157,27 @@ class Tracker:
 
 
 def open_tracker(run: Path, config: RunConfig, identity: str, state: State, monitors: Sequence[Monitor] = ()) -> Tracker:
-    """Open the tracker of a run that continues at `state`; removes rows of steps that will be repeated from `metrics.jsonl`.
+    """Open the tracker of a run that continues at `state`; what `metrics.jsonl` and the event files hold of later steps is removed.
 
     `identity`: the run's id at W&B. Monitors read the rows that stay, so that they remember what they knew and repeat no warning.
     """
 
-    def done(row: Mapping[str, Any]) -> bool:
-        held_out = any(name.startswith("eval/") for name in row)
-        return bool(row["step"] <= (state.evaluated_step if held_out else state.step))
+    def done(step: int, held_out: bool) -> bool:
+        return step <= (state.evaluated_step if held_out else state.step)
 
-    files.keep_rows(run / "metrics.jsonl", done)
-    mirrors: list[Mirror] = [TensorBoard(run, state.step)] if config.track.tensorboard else []
+    files.keep_rows(run / "metrics.jsonl", lambda row: done(row["step"], any(name.startswith("eval/") for name in row)))
+    rows = [{name: _number(value) for name, value in row.items()} for row in files.read_rows(run / "metrics.jsonl")]
+    shown = event_files.cut(run, done)
+    mirrors: list[Mirror] = []
+    if config.track.tensorboard:
+        board = TensorBoard(run, state.step)
+        event_files.fill(board, rows, shown)
+        mirrors.append(board)
     if config.track.wandb is not None:
         mirrors.append(WandB(run, config.track.wandb, config.model_dump(mode="json", by_alias=True), identity))
     tracker = Tracker(run, mirrors, Screen(), monitors)
-    for row in files.read_rows(run / "metrics.jsonl"):
-        tracker.watch({name: _number(value) for name, value in row.items()})
+    for row in rows:
+        tracker.watch(row)
     return tracker
 
 

@@ -2,6 +2,8 @@
 
 The child gets its settings as one JSON line on standard input, which is closed when the run ends. It reads the file, so no row waits in
 the trainer. In the child, `main` is the program: what it writes goes to standard error directly.
+W&B's own count of steps only grows, and drops rows of a step that a run takes again; so rows have their `step` as a value, which charts
+go by, and W&B counts rows.
 """
 
 import contextlib
@@ -141,12 +143,14 @@ def main() -> None:
         import wandb
 
         session = wandb.init(**settings["start"], settings=wandb.Settings(silent=True))
+        session.define_metric("step")
+        session.define_metric("*", step_metric="step")
         metrics = Path(settings["metrics"])
         metrics.touch()
         with metrics.open(encoding="utf-8") as file:
             file.seek(settings["from"])
             for row in rows(file, ended):
-                session.log(numbers(row), step=row["step"])
+                session.log({"step": row["step"], **numbers(row)})
         session.finish()
     except Exception as error:  # noqa: BLE001  a mirror must not stop a run
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -12,11 +12,12 @@ import torch
 from huggingface_hub import save_torch_state_dict
 from tokenizers import AddedToken, Tokenizer
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
+from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from plait.engine.checkpoints.folders import new_folder
 from plait.families.molmo import published, towers
 from plait.families.molmo.config import IMAGE_TOKENS, Config
+from plait.families.molmo.inputs import TextTokenizer
 from plait.families.molmo.model import Molmo
 from plait.families.molmo.published import imported
 from plait.files import write_json
@@ -39,7 +40,7 @@ def write_hf(model: Molmo, config: Config, directory: Path, out: Path) -> list[s
         "text_config": {**model.language.config.to_dict(), "dtype": str(next(model.language.parameters()).dtype).removeprefix("torch.")},
     }
     extra = {"processor_config.json": {"processor_class": "MolmoProcessor"}}
-    _write(out, weights, {"config.json": settings, **extra}, _tokenizer(model, config, directory))
+    _write(out, weights, {"config.json": settings, **extra}, model, config, directory)
     return ["to load it: import plait.families.molmo.hf, then AutoModelForCausalLM.from_pretrained and AutoProcessor.from_pretrained"]
 
 
@@ -47,7 +48,7 @@ def write_molmo(model: Molmo, config: Config, directory: Path, out: Path) -> lis
     """Write the published Molmo layout as `out`; return lines to print. Raises PlaitError for parts other than qwen2 with CLIP."""
     settings = {"config.json": published.model_settings(model), "preprocessor_config.json": published.image_settings(config)}
     settings["processor_config.json"] = {"processor_class": "MolmoProcessor"}
-    _write(out, published.to_published(model), settings, _tokenizer(model, config, directory))
+    _write(out, published.to_published(model), settings, model, config, directory)
     return ["weights, config.json, tokenizer and preprocessor settings in the published layout; the modelling code comes from who reads it"]
 
 
@@ -55,11 +56,14 @@ exports: dict[str, Callable[[Molmo, Config, Path, Path], list[str]]] = {"hf": wr
 """Writers by the name after `--to`: (model, `model:` section, the run's assets, new directory) -> lines to print."""
 
 
-def _write(out: Path, weights: dict[str, Tensor], settings: dict[str, Any], tokenizer: PreTrainedTokenizerFast) -> None:
-    """Write all files to a temporary folder beside `out`, renamed when it is complete."""
+def _write(out: Path, weights: dict[str, Tensor], settings: dict[str, Any], model: Molmo, config: Config, directory: Path) -> None:
+    """Write all files to a temporary folder beside `out`, renamed when it is complete. Answers of the export end at plait's own stops."""
+    text = TextTokenizer(towers.load_tokenizer(config, directory), model.language.config)
+    generation = GenerationConfig(eos_token_id=sorted(text.stops), pad_token_id=text.eos, bos_token_id=text.bos)
     with new_folder(out) as folder:
         save_torch_state_dict(weights, folder, max_shard_size=SHARD, safe_serialization=True)
-        tokenizer.save_pretrained(folder)
+        _tokenizer(model, config, directory).save_pretrained(folder)
+        generation.save_pretrained(folder)
         for name, content in settings.items():
             write_json(folder / name, content)
 

@@ -18,6 +18,11 @@ IMAGE_MARK = "<image>"
 Message = dict[str, str]
 
 
+def stops(tokenizer: Tokenizer) -> frozenset[int]:
+    """Return the ids of the tokens that end an answer: of <eos> and <end_of_turn>, as far as the tokenizer has them."""
+    return frozenset(i for name in ("<eos>", "<end_of_turn>") if (i := tokenizer.token_to_id(name)) is not None)
+
+
 class Chat:
     """The chat format over one tokenizer. `image_tokens`: positions per image; `system`: text for conversations without one, or None.
 
@@ -29,7 +34,7 @@ class Chat:
         special = ("<pad>", "<bos>", "<start_of_turn>", "<end_of_turn>", "<start_of_image>", "<end_of_image>", "<image_soft_token>")
         ids = [_token_id(tokenizer, name) for name in special]
         self.pad, self.bos, self.start_turn, self.end_turn, self.start_image, self.end_image, self.image = ids
-        self.stops = frozenset(i for name in ("<eos>", "<end_of_turn>") if (i := tokenizer.token_to_id(name)) is not None)
+        self.stops = stops(tokenizer)
 
     def text_ids(self, text: str) -> list[int]:
         """Tokenise plain text: no BOS is added, and a special token spelled out in it is plain text."""

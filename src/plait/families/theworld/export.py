@@ -4,17 +4,18 @@ The world encoder and the projector are part of no published class. The projecto
 so that `from:` can load them again. `directory` is the run's folder `assets`, which holds a tiny model's tokenizer.
 """
 
+import copy
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerFast
+from transformers import GenerationConfig, PreTrainedTokenizerFast
 from transformers.utils.hub import cached_file
 
 from plait.engine.checkpoints.folders import new_folder
-from plait.families.theworld import towers
+from plait.families.theworld import chat, towers
 from plait.families.theworld.config import TINY, Config
 from plait.families.theworld.model import TheWorld
 
@@ -46,6 +47,7 @@ def write_hf(model: TheWorld, config: Config, directory: Path, out: Path) -> lis
     with new_folder(out) as folder:
         model.gemma.save_pretrained(folder)
         _write_tokenizer(config, directory, folder)
+        _write_generation(model, chat.stops(towers.load_tokenizer(config, directory)), folder)
         if model.projector is None:
             return []
         weights = {f"projector.{name}": value.detach().contiguous() for name, value in model.projector.state_dict().items()}
@@ -67,6 +69,14 @@ def imported(weights: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tenso
         if target != "gemma.lm_head.weight" or target in known:  # of a tied head
             renamed[target] = value
     return renamed
+
+
+def _write_generation(model: TheWorld, stops: frozenset[int], out: Path) -> None:
+    """Write generation_config.json: Gemma's own with plait's stops added, so that answers end where plait ends them."""
+    own: GenerationConfig = copy.deepcopy(model.gemma.generation_config)
+    ends = own.eos_token_id if isinstance(own.eos_token_id, list) else [own.eos_token_id]
+    own.eos_token_id = sorted(stops.union(end for end in ends if end is not None))
+    own.save_pretrained(out)
 
 
 def _write_tokenizer(config: Config, directory: Path, out: Path) -> None:

@@ -1,0 +1,107 @@
+"""The mirror to TensorBoard: event files under RUN/events, cut where a run goes back so that each step is shown once.
+
+A file is a sequence of records: length (uint64), its checksum (uint32), an Event, the Event's checksum (uint32); little-endian.
+"""
+
+import struct
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from google.protobuf.message import DecodeError
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import masked_crc32c
+from torch.utils.tensorboard import SummaryWriter
+
+_PREFIX = "events.out.tfevents."
+
+Key = tuple[int, frozenset[str]]
+"""What tells rows apart: their step, and the names of their figures."""
+
+
+class TensorBoard:
+    """Mirror into event files under RUN/events, for `tensorboard --logdir RUN`. `step`: where the run begins or resumes.
+
+    Its first event tells a viewer that has read the files already to drop all later steps. A first attempt writes it too: viewers take
+    no notice of the first one they see.
+    """
+
+    def __init__(self, run: Path, step: int) -> None:
+        self.writer = SummaryWriter(str(run / "events"), purge_step=step + 1, flush_secs=10)
+
+    def row(self, row: Mapping[str, Any]) -> None:
+        """Write the row's numbers as scalars in one event; `add_scalar` for each would cost ten times as much."""
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in _scalars(row).items()]
+        assert self.writer.file_writer is not None
+        self.writer.file_writer.add_summary(Summary(value=values), row["step"])
+
+    def pictures(self, step: int, pictures: Mapping[str, np.ndarray]) -> None:
+        """Write pictures (uint8, H x W x 3) by name as images of `step`."""
+        for name, picture in pictures.items():
+            self.writer.add_image(name, picture, step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Write out pending events and close the event file."""
+        self.writer.close()
+
+
+def fill(mirror: TensorBoard, rows: Sequence[Mapping[str, Any]], shown: Collection[Key]) -> None:
+    """Write the rows of which the event files show nothing: a kill lost them before they were written, or cutting took them."""
+    for row in rows:
+        if _key(row["step"], _scalars(row)) not in shown:
+            mirror.row(row)
+
+
+def cut(run: Path, done: Callable[[int, bool], bool]) -> set[Key]:
+    """Cut every event file at its first event for which `done(step, held_out)` is false, or that is damaged; returns what stays.
+
+    Older files are renamed where the clock has not passed them: readers take files in the order of their names.
+    """
+    paths = sorted(path for path in (run / "events").glob(f"{_PREFIX}*") if path.is_file())
+    shown: set[Key] = set()
+    for path in paths:
+        with path.open("r+b") as file:
+            sound = 0
+            for event, end in _events(file):
+                tags = {value.tag for value in event.summary.value}
+                held_out = any(value.HasField("image") or value.tag.startswith("eval/") for value in event.summary.value)
+                if tags and not done(event.step, held_out):
+                    break
+                sound = end
+                if tags:
+                    shown.add(_key(event.step, tags))
+            file.truncate(sound)
+    if paths and paths[-1].name.removeprefix(_PREFIX) >= f"{int(time.time()):010d}":
+        for number, path in enumerate(paths):
+            rest = path.name.removeprefix(_PREFIX).partition(".")[2]
+            path.rename(path.with_name(f"{_PREFIX}{number:010d}.{rest}"))
+    return shown
+
+
+def _scalars(row: Mapping[str, Any]) -> dict[str, float]:
+    """Return the numbers of a row by name; of one of held-out figures without `stage`, which the row of its step has."""
+    apart = {"step", "stage"} if any(name.startswith("eval/") for name in row) else {"step"}
+    return {name: value for name, value in row.items() if isinstance(value, int | float) and name not in apart}
+
+
+def _key(step: int, names: Iterable[str]) -> Key:
+    return step, frozenset(names) - {"stage"}
+
+
+def _events(file: IO[bytes]) -> Iterator[tuple[Event, int]]:
+    """Yield (event, offset of its end) of an event file, up to its end or the first record that is cut short or damaged."""
+    while len(head := file.read(12)) == 12:
+        (length,), (check,) = struct.unpack("<Q", head[:8]), struct.unpack("<I", head[8:])
+        if check != masked_crc32c(head[:8]):
+            return
+        body = file.read(length + 4)
+        if len(body) < length + 4:
+            return
+        try:
+            event = Event.FromString(body[:-4])
+        except DecodeError:
+            return
+        yield event, file.tell()

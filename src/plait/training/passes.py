@@ -1,0 +1,33 @@
+"""How often a stage (part of a run) goes through each source of its mixture: log lines before the first step."""
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+
+from plait.data.buckets import BucketOrder
+from plait.data.order import Order, interleave
+
+log = logging.getLogger(__name__)
+
+
+def samples_drawn(order: Order | BucketOrder, steps: int) -> list[int]:
+    """Return how many samples the first `steps` steps of the order take from each source, exactly."""
+    unit = order.global_batch if isinstance(order, BucketOrder) else 1  # samples in a slot of the order's block
+    blocks, rest = divmod(steps * order.global_batch // unit, sum(order.counts))
+    in_rest = np.bincount(interleave(order.counts)[0][:rest], minlength=len(order.counts))
+    return [unit * (blocks * count + int(more)) for count, more in zip(order.counts, in_rest, strict=True)]
+
+
+def announce(names: Sequence[str], order: Order | BucketOrder, steps: int, epochs: float | None) -> None:
+    """Log the passes over each source of a mixture; warn of sources without a sample, or short of the whole passes that `epochs` asks."""
+    if len(names) < 2:
+        return
+    for name, size, samples in zip(names, order.sizes, samples_drawn(order, steps), strict=True):
+        passes = samples / size
+        log.info(f"  {name:<18} {passes:,.2f} passes: {samples:,} samples drawn of {size:,}")
+        if not samples:
+            log.warning(f"{name} gives no sample in the {steps:,} steps of this stage: raise its weight, or train longer, or remove it")
+        elif epochs is not None and epochs >= 1 > passes:
+            cure = "an epoch of a mixture is as many samples as its sources hold together, drawn by weight"
+            log.warning(f"train.epochs is {epochs:g}, but {name} is not gone through once ({passes:.2f} passes): {cure}")
