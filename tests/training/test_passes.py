@@ -16,11 +16,17 @@ NAMES = ("train", "held")
 SOURCES = st.lists(st.tuples(st.lists(st.integers(1, 40), min_size=1, max_size=3), st.floats(0.05, 9)), min_size=1, max_size=4)
 
 
+CHANGES = st.lists(st.tuples(st.integers(0, 70), st.integers(1, 9)), max_size=2)
+
+
 @settings(max_examples=60, deadline=None)
-@given(SOURCES, st.integers(1, 9), st.integers(1, 60), st.booleans())
-def test_the_samples_of_each_source_are_those_that_the_steps_take(sources, batch, steps, buckets):
+@given(
+    SOURCES, st.integers(1, 9), st.integers(1, 60), st.booleans(), st.lists(st.tuples(st.integers(0, 70), st.integers(1, 9)), max_size=2)
+)
+def test_the_samples_of_each_source_are_those_that_the_steps_take(sources, batch, steps, buckets, changes):
     groups, weights = zip(*sources, strict=True)
-    order = BucketOrder(groups, weights, 3, batch) if buckets else Order([sum(sizes) for sizes in groups], weights, 3, batch)
+    kind, sizes = (BucketOrder, groups) if buckets else (Order, [sum(sizes) for sizes in groups])
+    order = kind(sizes, weights, 3, batch, sorted(changes))
     taken = Counter(identity.source for step in range(steps) for identity in order.ids(step))
     assert samples_drawn(order, steps) == [taken[source] for source in range(len(sources))]
 

@@ -13,10 +13,16 @@ log = logging.getLogger(__name__)
 
 def samples_drawn(order: Order | BucketOrder, steps: int) -> list[int]:
     """Return how many samples the first `steps` steps of the order take from each source, exactly."""
-    unit = order.global_batch if isinstance(order, BucketOrder) else 1  # samples in a slot of the order's block
-    blocks, rest = divmod(steps * order.global_batch // unit, sum(order.counts))
-    in_rest = np.bincount(interleave(order.counts)[0][:rest], minlength=len(order.counts))
-    return [unit * (blocks * count + int(more)) for count, more in zip(order.counts, in_rest, strict=True)]
+    spans = [(order.samples(steps), 1)]  # slots of the order's blocks, and samples in a slot
+    if isinstance(order, BucketOrder):  # a slot is a batch, and blocks begin anew where its size was changed
+        ends = [*(part.step for part in order.segments[1:]), steps]
+        spans = [(max(0, min(end, steps) - part.step), part.batch) for part, end in zip(order.segments, ends, strict=True)]
+    drawn = np.zeros(len(order.counts), np.int64)
+    for slots, unit in spans:
+        blocks, rest = divmod(slots, sum(order.counts))
+        in_rest = np.bincount(interleave(order.counts)[0][:rest], minlength=len(order.counts))
+        drawn += unit * (blocks * np.asarray(order.counts) + in_rest)
+    return [int(count) for count in drawn]
 
 
 def announce(names: Sequence[str], order: Order | BucketOrder, steps: int, epochs: float | None) -> None:
