@@ -25,6 +25,7 @@ train: {steps: 2, global_batch: 4}
 optim: {schedule: {warmup_steps: 0}}
 track: {tensorboard: false}
 """
+FORMS = "give a run, RUN@STEP, RUN/STAGE, RUN/STAGE@best, RUN/stepN, RUN/latest or a step folder"
 BENCHES = "loss, accuracy, world_ablation"
 COMPONENTS = "projector, vision, language, world"
 
@@ -101,7 +102,7 @@ BEGUN = {
         "undo that, give another --run, or --restart (keeps the old run aside)"
     ),
     "train good.yaml --run=done --stage=second": ("stage 'second' is not one to run next: the stages are train, and the run is in train"),
-    "eval nowhere --bench accuracy": "nowhere does not exist; give a run directory or one of its step folders",
+    "eval nowhere --bench accuracy": f"'nowhere' does not exist; {FORMS}",
     "eval mine --bench accuracy": "mine holds no intact checkpoint; give a run, a stage folder or a step folder",
     "eval done --bench acuracy": "--bench 'acuracy' is unknown: did you mean accuracy?",
     "eval done --bench speed": f"--bench 'speed' is unknown: known: {', '.join(sorted(BENCHES.split(', ')))}",
@@ -110,7 +111,9 @@ BEGUN = {
         "generate: --temperature must be a valid number, unable to parse string as a number, got 'hot'"
     ),
     "generate done --prompt=hi --image=missing.png": "generate: --image: no file missing.png",
-    "ckpt verify nowhere": "nowhere does not exist; give a run, a stage folder or a step folder",
+    "ckpt verify nowhere": f"'nowhere' does not exist; {FORMS}",
+    "ckpt inspect done@999": "done has no checkpoint at step '999'; it has 2",
+    "generate don": f"'don' does not exist; did you mean done? {FORMS}",
     "ckpt inspect mine": "mine holds no checkpoint; checkpoints are RUN/stage-N-NAME/step-NNNNNNNN",
     "data index nowhere.tar": "there is no file 'nowhere.tar'",
 }

@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, Gemma3ForConditionalGeneration, Generati
 
 from plait import cli
 from plait.assembly import saved
+from plait.assembly.checkpoint_specs import FORMS
 from plait.config.schema import Source
 from plait.data.sources.open import open_source
 from plait.engine.checkpoints import checkpoint
@@ -159,7 +160,7 @@ def test_theworld_comes_back_with_its_projector(trained, tmp_path):
 WRONG = {
     "export {run} {run}": "exists already: export to a new directory, or remove it",
     "export {run} {new} --to molm": "--to 'molm' is no layout of family 'molmo': did you mean molmo?",
-    "export nowhere {new}": "nowhere does not exist; give a run directory or one of its step folders",
+    "export nowhere {new}": f"'nowhere' does not exist; {FORMS}",
 }
 
 

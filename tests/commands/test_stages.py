@@ -338,3 +338,37 @@ def test_diff_of_a_checkpoint_with_itself_is_nothing(made, capsys):
     said = capsys.readouterr().out
     assert "config and data: the same" in said
     assert all(line.split()[2] == "0" for line in said.splitlines() if line.strip().startswith(("projector", "vision")))
+
+
+NAMES = {
+    "": 18,
+    "@8": 8,
+    "/vision": 12,
+    "/vision@10": 10,
+    "/vision@best": 12,
+    "/stage-2-vision/step-00000010": 10,
+    "/latest": 18,
+    "/step4": 4,
+}
+
+
+@pytest.mark.parametrize("folder", ["plain", "my@run", "a [v2]", "x@8"])
+def test_every_command_understands_every_name_of_a_checkpoint(made, tmp_path, monkeypatch, capsys, folder):
+    run = shutil.copytree(made[1], tmp_path / folder)
+    monkeypatch.chdir(tmp_path)
+    for name, step in NAMES.items():
+        spec, which = f"{folder}{name}", f"step-{step:08d}"
+        for number, command in enumerate(
+            (
+                ["ckpt", "inspect", spec],
+                ["ckpt", "verify", spec],
+                ["ckpt", "diff", spec, spec],
+                ["ckpt", "consolidate", spec, f"whole-{step}-{len(name)}"],
+                ["eval", spec, "--bench=loss", f"--out=eval-{step}-{len(name)}"],
+                ["fork", spec, f"fork-{step}-{len(name)}"],
+            )
+        ):
+            assert cli.main(command) == 0, (command, capsys.readouterr().err)
+            said = capsys.readouterr().out
+            assert number == 2 or which in said, (command, said)
+    assert run.is_dir()

@@ -1,10 +1,11 @@
 """Checkpoint specs, as people write them: RUN, RUN@STEP, RUN/STAGE, RUN/STAGE@best, RUN/step15000, RUN/latest, a step folder.
 
-A stage is a part of a run; a mark, what follows the @. Specs are resolved to folders; weights are read in `training/start.py`. `stepN` and
-`latest` are how the Molmo guide names checkpoints; a folder of exactly that name has precedence.
+A stage is a part of a run; a mark, what follows the @. Specs are resolved to folders; weights are read in training/from_weights.py. `stepN`
+and `latest` are how the Molmo guide names checkpoints; a folder of exactly that name has precedence.
 """
 
 import difflib
+import glob
 import re
 from pathlib import Path
 
@@ -18,14 +19,24 @@ _STEP = re.compile(rf"step-?(\d+)|{LATEST}")
 
 
 def split(spec: str) -> tuple[Path, str]:
-    """Split a spec into a folder and the mark after @, or "" without one: "runs/a@500" and "runs/a/step500" -> (runs/a, "500")."""
-    name, _, mark = spec.partition("@")
-    path = Path(name).expanduser()
+    """Split a spec into a folder and the mark after @, or "" without one: "runs/a@500" and "runs/a/step500" -> (runs/a, "500").
+
+    An @ in a name that is there is part of the name.
+    """
+    whole = _at_stage(Path(spec).expanduser())
+    name, at, mark = spec.rpartition("@")
+    in_name = whole.exists() or ("/" in mark and whole.parent.exists())
+    path, mark = (whole, "") if in_name or not at else (Path(name).expanduser(), mark)
     named = _STEP.fullmatch(path.name)
     if named and not path.exists() and not mark:
         path, mark = path.parent, named[1] or LATEST
-    staged = sorted(path.parent.glob(f"stage-*-{path.name}")) if not path.exists() else []
-    return staged[-1] if staged else path, mark
+    return _at_stage(path), mark
+
+
+def _at_stage(path: Path) -> Path:
+    """Return RUN/stage-2-vision for RUN/vision; any other path as it is."""
+    staged = [] if path.exists() else sorted(path.parent.glob(f"stage-*-{glob.escape(path.name)}"))
+    return staged[-1] if staged else path
 
 
 def locate(spec: str, forms: str = FORMS) -> Checkpoint:
@@ -38,14 +49,17 @@ def locate(spec: str, forms: str = FORMS) -> Checkpoint:
         near = difflib.get_close_matches(path.name, known, 1)
         hint = f"did you mean {path.parent / near[0]}? " if near else ""
         raise PlaitError(f"{spec!r} does not exist; {hint}{forms}")
-    return marked(path, mark) if mark else checkpoint.locate(path)
+    return checkpoint.locate(marked(path, mark) if mark else path)
 
 
-def marked(path: Path, mark: str) -> Checkpoint:
-    """Find a run's or stage's checkpoint by `mark`: a step, "best" or "latest". Raises PlaitError listing the steps there are."""
-    if mark == LATEST:
-        return checkpoint.locate(path)
+def marked(path: Path, mark: str) -> Path:
+    """Return the step folder of a run's or stage's checkpoint by `mark`: a step, "best" or "latest"; its files are not verified.
+
+    Raises PlaitError listing the steps there are.
+    """
     folders = [folder for folder in checkpoint.published(checkpoint.run_of(path)) if path in folder.parents]
+    if mark == LATEST and folders:
+        return folders[0]
     if mark == "best":
         best = checkpoint.locate(path).manifest["state"]["best"]
         if best is None:
@@ -55,7 +69,7 @@ def marked(path: Path, mark: str) -> Checkpoint:
     mark = mark.lstrip("0") or "0" if mark.isdecimal() else mark
     if mark not in steps:
         raise PlaitError(f"{path} has no checkpoint at step {mark!r}; it has {', '.join(steps) or 'none'}")
-    return checkpoint.locate(steps[mark])
+    return steps[mark]
 
 
 def may_be_hub(name: str) -> bool:

@@ -1,7 +1,6 @@
 """Command-line arguments that several verbs (sub-commands such as `train` and `eval`) share."""
 
 import argparse
-from pathlib import Path
 
 from plait.commands.command import Arguments, Parser
 from plait.errors import PlaitError
@@ -10,7 +9,6 @@ from plait.training import launch
 CONFIG = (
     "a .yaml or .json file, a run directory, or a launch script with its words: molmo/captioner MODEL, molmo/multitask MIXTURE CHECKPOINT"
 )
-CHECKPOINT = "a run, stage folder or step folder"
 SPEC = "RUN, RUN@STEP, RUN/STAGE, RUN/STAGE@best or a step folder"
 
 
@@ -23,7 +21,7 @@ def positive(text: str) -> int:
 
 def add_checkpoint(parser: Parser) -> None:
     """Add `checkpoint`, the positional argument of verbs (commands) that look at one checkpoint."""
-    parser.add_argument("checkpoint", type=Path, help=CHECKPOINT)
+    parser.add_argument("checkpoint", help=SPEC)
 
 
 def add_weights(parser: Parser) -> None:

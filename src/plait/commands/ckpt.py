@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from plait.commands.arguments import CHECKPOINT, SPEC
+from plait.commands.arguments import SPEC
 from plait.commands.command import Arguments, Command, Parser
 
 
 def declare_path(parser: Parser) -> None:
     """Add the `path` argument of `inspect` and `verify` to their parser."""
-    parser.add_argument("path", type=Path, help=CHECKPOINT)
+    parser.add_argument("path", metavar="CHECKPOINT", help=SPEC)
 
 
 def run_inspect(arguments: Arguments) -> None:

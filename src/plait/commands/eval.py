@@ -15,6 +15,7 @@ def declare(parser: Parser) -> None:
     )
     parser.add_argument("--data", help="in place of the run's held-out data: a .jsonl, .tar or folder, KIND:PATH, or a dataset's folder")
     parser.add_argument("--split", help="part of the data")
+    parser.set_defaults(variant=None)
     for family in registry.names():
         for name, meaning in registry.model_config(family).variants.items():
             parser.add_argument(f"--{name}", dest="variant", action="store_const", const=name, help=f"{family}: {meaning}")

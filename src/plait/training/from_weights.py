@@ -33,7 +33,7 @@ Tensors = dict[str, dict[str, Tensor]]
 def check_named(spec: str) -> None:
     """Raise PlaitError where `spec`, the setting `from:`, is neither a path here nor named as a Hub repository; downloads nothing."""
     path, _ = checkpoint_specs.split(spec)
-    if not path.exists() and not checkpoint_specs.may_be_hub(spec.partition("@")[0]):
+    if not path.exists() and not checkpoint_specs.may_be_hub(str(path)):
         checkpoint_specs.locate(spec, _FORMS)
 
 
@@ -77,9 +77,8 @@ def read_from(spec: str) -> tuple[Tensors, dict[str, Any] | None, Path]:
     for anything else, and for a damaged checkpoint.
     """
     path, mark = checkpoint_specs.split(spec)
-    name = spec.partition("@")[0]
-    if not path.exists() and not (path.parent / "config.yaml").is_file() and checkpoint_specs.may_be_hub(name):
-        return _read_folder(_download(name, mark or None))
+    if not path.exists() and not (path.parent / "config.yaml").is_file() and checkpoint_specs.may_be_hub(str(path)):
+        return _read_folder(_download(str(path), mark or None))
     if path.exists() and not checkpoint.is_step(path) and not checkpoint.published(checkpoint.run_of(path)):
         return _read_folder(path)
     located = checkpoint_specs.locate(spec, _FORMS)

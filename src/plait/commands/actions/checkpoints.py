@@ -30,10 +30,16 @@ _FILE = "5GB"
 """The largest file of consolidated weights, as the Hub recommends."""
 
 
-def folders(path: Path) -> list[Path]:
-    """Return the step folders at or below `path`, oldest first. Raises PlaitError where there is none."""
+def folders(spec: str | Path) -> list[Path]:
+    """Return the step folders that `spec` names (RUN, RUN/STAGE: all of them; RUN@STEP: one), oldest first; none of them is verified.
+
+    Raises PlaitError where there is none.
+    """
+    path, mark = checkpoint_specs.split(str(spec))
     if not path.exists():
-        raise PlaitError(f"{path} does not exist; give a run, a stage folder or a step folder")
+        checkpoint_specs.locate(str(spec))  # says what is not there, and what is
+    if mark:
+        return [checkpoint_specs.marked(path, mark)]
     if checkpoint.is_step(path):
         return [path]
     steps = [folder for folder in checkpoint.published(checkpoint.run_of(path)) if path in folder.parents]
@@ -42,12 +48,12 @@ def folders(path: Path) -> list[Path]:
     return sorted(steps)
 
 
-def inspect(path: Path) -> None:
-    """Print the content of the newest checkpoint under `path`: step, files, numbers of trained parameters, base weights, data.
+def inspect(spec: str | Path) -> None:
+    """Print the content of the checkpoint that `spec` names: step, files, numbers of trained parameters, base weights, data.
 
     Raises PlaitError where there is none.
     """
-    newest = checkpoint.read(folders(path)[-1])
+    newest = checkpoint.read(folders(spec)[-1])
     manifest = newest.manifest
     state = manifest["state"]
     complete = ", complete" if state["stage_done"] else ""
@@ -67,10 +73,10 @@ def inspect(path: Path) -> None:
         log.info(f"  data {name}: {fingerprint}")
 
 
-def verify(path: Path) -> None:
-    """Hash every file of every checkpoint under `path`, and print a line for each. Raises PlaitError when one is damaged or missing."""
+def verify(spec: str | Path) -> None:
+    """Hash every file of the checkpoints that `spec` names, and print a line for each. Raises PlaitError when one is damaged or missing."""
     faults = []
-    for folder in folders(path):
+    for folder in folders(spec):
         in_folder = checkpoint.verify(folder)
         faults += in_folder
         log.info("\n        ".join([f"{'DAMAGED' if in_folder else 'intact '} {folder}", *in_folder]))
@@ -169,12 +175,12 @@ def _differences(first: Checkpoint, second: Checkpoint) -> list[str]:
     return lines + [f"config {key}: {old} -> {new}" for key, old, new in changed] or ["config and data: the same"]
 
 
-def ema(path: Path, length: float, out: Path | None) -> None:
-    """Write the average of `length` (a share of the run, such as 0.07) at the newest checkpoint under `path`, as safetensors for `from:`.
+def ema(spec: str | Path, length: float, out: Path | None) -> None:
+    """Write the average of `length` (a share of the run, such as 0.07) at the checkpoint of `spec`, as safetensors for `from:`.
 
     `out`: folder; None: in the run. Raises PlaitError where there is no checkpoint, or no averages of which this one can be made.
     """
-    newest = checkpoint.read(folders(path)[-1])
+    newest = checkpoint.read(folders(spec)[-1])
     run = checkpoint.run_of(newest.folder)
     made = post_hoc_ema.of_length(run, length, newest.step)
     folder = out or run / checkpoint.AVERAGES / f"length-{length:g}-step-{newest.step:08d}"

@@ -77,7 +77,7 @@ class Options:
 class Measurement:
     """One bench on one checkpoint: what is measured (`entry`), on which samples, and the folder for the results."""
 
-    path: Path
+    spec: str | Path
     checkpoint: Checkpoint
     config: RunConfig
     entry: Evaluate
@@ -108,14 +108,14 @@ class Result:
     rows: Sequence[Row] = ()
 
 
-def evaluate(path: Path, bench: str, options: Options) -> Mapping[str, float]:
-    """Measure the checkpoint at `path` (a run, stage or step folder) on a bench, and return its figures by name.
+def evaluate(spec: str | Path, bench: str, options: Options) -> Mapping[str, float]:
+    """Measure the checkpoint that `spec` names (RUN, RUN@STEP, ...) on a bench, and return its figures by name.
 
     Writes metrics.json, and for benches with answers predictions.json and a page with pictures, into RUN/eval/BENCH-step-N or `out`.
     Answers of a call that was ended are kept; with nothing left to do no model is built. Raises PlaitError for a bench, split, variant or
     data that is unknown.
     """
-    measurement = _plan(path, bench, options)
+    measurement = _plan(spec, bench, options)
     done = _done(measurement)
     result = _complete(measurement, done)
     if result is not None:
@@ -130,9 +130,9 @@ def evaluate(path: Path, bench: str, options: Options) -> Mapping[str, float]:
     return result.figures
 
 
-def _plan(path: Path, bench: str, options: Options) -> Measurement:
+def _plan(spec: str | Path, bench: str, options: Options) -> Measurement:
     """Open the checkpoint's configuration and the samples, without building a model."""
-    checkpoint, config = saved.settings(path)
+    checkpoint, config = saved.settings(spec)
     known = registry.model_config(config.family).variants
     if options.variant is not None and options.variant not in known:
         raise PlaitError(f"family {config.family!r} has no --{options.variant}: it has {', '.join(known) or 'no such switch'}")
@@ -142,7 +142,7 @@ def _plan(path: Path, bench: str, options: Options) -> Measurement:
     samples = ChosenSamples(*data.of(entry))
     name = f"{entry.bench.replace(':', '-')}-{evaluation.moment_of(checkpoint.step)}{options.suffix}"
     folder = options.out or checkpoint.folder.parent.parent / "eval" / name
-    return Measurement(path, checkpoint, config, entry, rule, data, samples, folder, options)
+    return Measurement(spec, checkpoint, config, entry, rule, data, samples, folder, options)
 
 
 def _complete(measurement: Measurement, done: Sequence[Row]) -> Result | None:
@@ -158,7 +158,7 @@ def _complete(measurement: Measurement, done: Sequence[Row]) -> Result | None:
 def _measure(measurement: Measurement, done: Sequence[Row], ranks: Ranks) -> Result:
     """Build the model and measure what is not done yet."""
     options = measurement.options
-    bundle, _, config = saved.open_checkpoint(measurement.path, ranks, averaged=options.averaged, length=options.length)
+    bundle, _, config = saved.open_checkpoint(measurement.spec, ranks, averaged=options.averaged, length=options.length)
     if options.variant is not None:
         section, max_tokens = bundle.section.variant(options.variant)
         bundle = replace(bundle, section=section)

@@ -8,7 +8,6 @@ import logging
 from pathlib import Path
 
 from plait.assembly import saved
-from plait.assembly.configuration import open_run_config
 from plait.engine.parallel import distributed
 from plait.errors import PlaitError
 from plait.families import registry
@@ -16,14 +15,14 @@ from plait.families import registry
 log = logging.getLogger(__name__)
 
 
-def export(path: Path, out: Path, to: str, *, averaged: bool = True) -> None:
-    """Write the checkpoint at `path` (a run, stage or step folder) into the new directory `out`, in the layout `to`, such as "hf".
+def export(spec: str | Path, out: Path, to: str, *, averaged: bool = True) -> None:
+    """Write the checkpoint that `spec` names (RUN, RUN@STEP, ...) into the new directory `out`, in the layout `to`, such as "hf".
 
     `averaged`: the EMA where the checkpoint has one. Raises PlaitError for a family without that layout, and where `out` exists.
     """
     if out.exists():
         raise PlaitError(f"{out} exists already: export to a new directory, or remove it")
-    family = open_run_config(saved.checkpoint_at(path).folder.parent.parent).config.family
+    family = saved.settings(spec)[1].family
     publisher = registry.publisher(family)
     if publisher is None:
         raise PlaitError(
@@ -34,7 +33,7 @@ def export(path: Path, out: Path, to: str, *, averaged: bool = True) -> None:
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(publisher.exports)}"
         raise PlaitError(f"--to {to!r} is no layout of family {family!r}: {hint}")
     with distributed.join() as ranks:
-        bundle, checkpoint, _ = saved.open_checkpoint(path, ranks, averaged=averaged)
+        bundle, checkpoint, _ = saved.open_checkpoint(spec, ranks, averaged=averaged)
         if ranks.first:
             for line in publisher.exports[to](bundle.model, bundle.section, bundle.assets, out):
                 log.info(line)

@@ -16,16 +16,16 @@ from plait.errors import PlaitError
 log = logging.getLogger(__name__)
 
 
-def generate(path: Path, options: Sequence[str], *, averaged: bool, out: Path | None, length: float | None = None) -> None:
-    """Let the checkpoint at `path` answer or draw, and print its lines as they come. `options`: the family's own, such as "prompt=a cat".
+def generate(spec: str | Path, options: Sequence[str], *, averaged: bool, out: Path | None, length: float | None = None) -> None:
+    """Let the checkpoint that `spec` names (RUN, RUN@STEP, ...) answer or draw, and print its lines as they come.
 
-    `averaged`: the EMA weights; `length`: of a post-hoc average, as a share of the run. `out`: folder for pictures. Raises PlaitError for
-    an option that is unknown or wrong, and for a family that generates nothing.
+    `options`: the family's own, such as "prompt=a cat". `averaged`: the EMA weights; `length`: of a post-hoc average (share of a run).
+    `out`: folder for pictures. Raises PlaitError for an option that is unknown or wrong, and for a family that generates nothing.
     """
     with distributed.join() as ranks:
-        bundle, _, config = saved.open_checkpoint(path, ranks, averaged=averaged, length=length)
+        bundle, _, config = saved.open_checkpoint(spec, ranks, averaged=averaged, length=length)
         if bundle.family.generate is None or bundle.family.GenerateOptions is None:
-            raise PlaitError(f"family {bundle.family.name!r} generates nothing; `plait eval {path}` measures it")
+            raise PlaitError(f"family {bundle.family.name!r} generates nothing; `plait eval {spec}` measures it")
         given = generate_options(bundle.family.GenerateOptions, options)
         if not ranks.first:  # one question has one answer, however many ranks there are
             return

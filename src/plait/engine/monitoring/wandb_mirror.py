@@ -63,7 +63,7 @@ class WandB:
         self._restart_killed()
 
     def _restart_killed(self) -> None:
-        """Start another child, some times, where a signal ended this one. It sends the rows of this start anew: the same points once more."""
+        """Start another child, some times, where a signal ended this one. It sends this start's rows anew: the same points."""
         code = self.process.poll()
         if code is None or code >= 0 or not self._restarts:  # with a code of its own it has said what fails
             return
