@@ -1,5 +1,6 @@
 """What TensorBoard's own reader finds in a run's event files: each row once, whatever was killed, damaged, lost or taken again."""
 
+import errno
 import time
 
 import numpy as np
@@ -10,6 +11,7 @@ from plait.engine.monitoring import event_files
 from plait.engine.monitoring.event_files import TensorBoard
 from plait.engine.monitoring.tracking import Tracker, open_tracker
 from plait.engine.state import State
+from tests.failing_disk import failing
 
 from .toy import Net, make_config
 
@@ -116,6 +118,32 @@ def test_a_clock_that_went_back_leaves_the_files_in_their_order(tmp_path, monkey
         attempt(tmp_path, begin, begin + 4, float(now))
     assert [path.name.split(".")[3] for path in files_of(tmp_path)] == ["0000000000", "0000000001", "0000000002", "0000001000"]
     assert shown(tmp_path) == [*((n, 3000.0) for n in range(1, 5)), (5, 2000.0), (6, 2000.0), *((n, 1000.0) for n in range(7, 11))]
+
+
+def test_a_disk_that_takes_no_events_costs_one_line_and_no_run(tmp_path, caplog):
+    tracker = opened(tmp_path, 0)
+    (board,) = tracker.mirrors
+    board.writer.file_writer.add_summary = full
+    for step in (1, 2):
+        tracker.row({"step": step, "loss": 1.0, "samples_per_s": 8.0})
+        tracker.pictures(step, {"grid": PICTURE})
+    tracker.close()
+    board.writer.close()
+    line = "TensorBoard gets no more rows of this start: [Errno 28] No space left on device; metrics.jsonl has every row"
+    assert [record.getMessage() for record in caplog.records] == [line]
+    attempt(tmp_path, 2, 3, 2.0)
+    assert shown(tmp_path) == [(1, 1.0), (2, 1.0), (3, 2.0)]
+
+
+def full(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_event_files_that_cannot_be_read_turn_the_mirror_off(tmp_path, caplog):
+    attempt(tmp_path, 0, 2, 1.0)
+    with failing(tmp_path / "events", 1.0, 0):
+        assert opened(tmp_path, 2).mirrors == []
+    assert "TensorBoard is off for this run: [Errno 5] Input/output error" in caplog.text
 
 
 def test_a_mirror_turned_off_and_on_again_shows_every_row_once(tmp_path):

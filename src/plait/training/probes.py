@@ -1,5 +1,6 @@
 """Two trials of a stage (part of a run): the loss of a few fixed samples, and whether the largest micro-batch fits in memory."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,8 @@ from plait.engine.loop import Loop, total_weights
 from plait.engine.loss import Loss
 from plait.engine.parallel.distributed import Ranks
 from plait.training.stage_plan import StagePlan
+
+log = logging.getLogger(__name__)
 
 _PROBE_SAMPLES = 4
 _PROBED_SAMPLES = 64  # at least a step's; the largest micro-batch of them is tried for memory
@@ -32,10 +35,13 @@ class ProbeLoss:
     """This rank by itself: every rank computes the whole figure."""
 
     def measure(self) -> float | None:
-        """Return the loss of the probe samples; None where they have nothing to predict. Leaves the model in evaluation mode."""
+        """Return the loss of the probe samples; None where one is bad, or none has anything to predict. Leaves the model in eval mode.
+
+        A bad sample is replaced: the loss of other samples, as of those that a disk would not give at one start, says nothing.
+        """
         model = self.bundle.model.eval()
         weights = total_weights(self.loss, self.batches[0].micro, self.alone)
-        if not any(weights.values()):
+        if self.batches[0].bad or not any(weights.values()):
             return None
         return evaluation.held_out_loss(model, self.loss, self.batches, self.alone, self.precision)["loss"]
 
@@ -47,6 +53,8 @@ def probe_loss(plan: StagePlan, bundle: ModelBundle, ranks: Ranks) -> ProbeLoss:
     order = FixedOrder.of(ids, sources, _PROBE_SAMPLES)
     with Loader(sources, order, bundle.inputs(config, train=False), seed=config.seed, workers=0, stop_step=1) as loader:
         batches = list(loader)
+    for bad in batches[0].bad[:1]:
+        log.warning(f"the probe loss is not compared: its sample {bad.name} cannot be used ({bad.reason})")
     return ProbeLoss(bundle, plan.loss, batches, config.train.precision, Ranks(0, 1, ranks.device))
 
 

@@ -173,6 +173,8 @@ def locked_run_directory(run: Path, resolved: Resolved, options: Options, ranks:
                 files.write_whole(run / "config.yaml", resolved.yaml)
             except PlaitError as raised:
                 error = str(raised)
+            except OSError as raised:
+                error = f"{raised.filename or run}: {raised.strerror}; free space or mend the disk, and the same command goes on"
         error, continues = ranks.agree((error, continues))
         if error is not None:
             raise PlaitError(error)
@@ -203,6 +205,8 @@ def accept_configuration(run: Path, resolved: Resolved, allow_inexact: bool) -> 
     try:
         before = open_run_config(run)
     except PlaitError as error:
+        if isinstance(error.__context__, OSError):
+            raise
         raise PlaitError(f"{run}/config.yaml is not of this version of plait ({error}); use the version that began the run") from error
     differences = difference(before, resolved)
     saved = checkpoint.published(run)

@@ -87,7 +87,8 @@ def obtain(
             ) from error
         write_whole(path := cached, body)
     head = read_head(path)
-    assert head is not None
+    if head is None:
+        raise PlaitError(f"the index {path} cannot be read, though it was written just now: mend the disk, or set data.cache to another")
     return head, True
 
 

@@ -77,6 +77,8 @@ def open_source(
         if kind.names_itself:
             raise
         raise PlaitError(f"{where}: {error}") from error
+    except OSError as error:
+        raise PlaitError(f"{where}: cannot read {error.filename or entry.path}: {error.strerror}") from error
     if not isinstance(source, Source):
         raise PlaitError(f"{where}: its kind opened a {type(source).__name__}, which is no subclass of {Source.__module__}.Source")
     return source

@@ -86,7 +86,8 @@ def _open_remote(path: str, cache: str | Path | None, rebuild: bool) -> Shard:
     facts, arrays = _published_index(path, remote, cached) or _walk_remote(path, remote)
     write_whole(cached, index.pack(remote.stamp, facts, arrays))
     head = index.read_head(cached)
-    assert head is not None
+    if head is None:
+        raise PlaitError(f"the index {cached} cannot be read, though it was written just now: mend the disk, or set data.cache to another")
     return Shard(path, head, remote, True)
 
 

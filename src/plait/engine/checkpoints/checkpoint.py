@@ -177,16 +177,17 @@ def _check_structure(manifest: Mapping[str, Any], folder: Path) -> None:
 
 def verify(folder: Path) -> list[str]:
     """Check every file of the checkpoint in `folder` against its size and xxh3; returns a line per fault, none when it is intact."""
+    return _verified(folder)[1]
+
+
+def _verified(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """Return the checkpoint in `folder`, None where its manifest cannot be read, and a line per fault."""
     try:
-        manifest = read(folder).manifest
+        checkpoint = read(folder)
     except PlaitError as error:
-        return [str(error)]
-    faults = []
-    for name, listed in manifest["files"].items():
-        fault = _size_fault(folder / name, listed) or _content_fault(folder / name, listed)
-        if fault:
-            faults.append(fault)
-    return faults
+        return None, [str(error)]
+    files = {folder / name: listed for name, listed in checkpoint.manifest["files"].items()}
+    return checkpoint, [fault for path, listed in files.items() if (fault := _size_fault(path, listed) or _content_fault(path, listed))]
 
 
 def _size_fault(path: Path, listed: Mapping[str, Any]) -> str | None:
@@ -251,9 +252,9 @@ def newest_intact(run: Path) -> tuple[Checkpoint | None, list[str]]:
     """Verify a run's checkpoints from the newest on; returns the first that is intact (None: none is), and a line per fault before it."""
     faults: list[str] = []
     for folder in published(run):
-        of_folder = verify(folder)
+        checkpoint, of_folder = _verified(folder)
         if not of_folder:
-            return read(folder), faults
+            return checkpoint, faults
         faults.extend(of_folder)
     return None, faults
 
@@ -280,13 +281,14 @@ def locate(path: Path) -> Checkpoint:
     Raises PlaitError when there is none, or when the step folder named is damaged.
     """
     if is_step(path):
-        faults = verify(path)
-        if faults:
+        checkpoint, faults = _verified(path)
+        if checkpoint is None or faults:
             raise PlaitError(f"{faults[0]}; `plait ckpt verify {run_of(path)}` lists the intact ones")
-        return read(path)
+        return checkpoint
     for folder in published(run_of(path)):
-        if path in folder.parents and not verify(folder):
-            return read(folder)
+        checkpoint, faults = _verified(folder) if path in folder.parents else (None, [])
+        if checkpoint is not None and not faults:
+            return checkpoint
     raise PlaitError(f"{path} holds no intact checkpoint; give a run, a stage folder or a step folder")
 
 

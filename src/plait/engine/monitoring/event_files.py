@@ -3,9 +3,11 @@
 A file is a sequence of records: length (uint64), its checksum (uint32), an Event, the Event's checksum (uint32); little-endian.
 """
 
+import logging
 import struct
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,6 +17,8 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import masked_crc32c
 from torch.utils.tensorboard import SummaryWriter
+
+log = logging.getLogger(__name__)
 
 _PREFIX = "events.out.tfevents."
 
@@ -31,21 +35,32 @@ class TensorBoard:
 
     def __init__(self, run: Path, step: int) -> None:
         self.writer = SummaryWriter(str(run / "events"), purge_step=step + 1, flush_secs=10)
+        self.failed = False
 
     def row(self, row: Mapping[str, Any]) -> None:
         """Write the row's numbers as scalars in one event; `add_scalar` for each would cost ten times as much."""
         values = [Summary.Value(tag=name, simple_value=value) for name, value in _scalars(row).items()]
-        assert self.writer.file_writer is not None
-        self.writer.file_writer.add_summary(Summary(value=values), row["step"])
+        writer = self.writer.file_writer
+        assert writer is not None
+        self._attempt(lambda: writer.add_summary(Summary(value=values), row["step"]))
 
     def pictures(self, step: int, pictures: Mapping[str, np.ndarray]) -> None:
         """Write pictures (uint8, H x W x 3) by name as images of `step`."""
         for name, picture in pictures.items():
-            self.writer.add_image(name, picture, step, dataformats="HWC")
+            self._attempt(partial(self.writer.add_image, name, picture, step, dataformats="HWC"))
 
     def close(self) -> None:
         """Write out pending events and close the event file."""
-        self.writer.close()
+        self._attempt(self.writer.close)
+
+    def _attempt(self, write: Callable[[], object]) -> None:
+        """Call `write`; where the disk fails, say so once, and write no more until the next start, which writes what is missing."""
+        if not self.failed:
+            try:
+                write()
+            except OSError as error:
+                self.failed = True
+                log.warning(f"TensorBoard gets no more rows of this start: {error}; metrics.jsonl has every row")
 
 
 def fill(mirror: TensorBoard, rows: Sequence[Mapping[str, Any]], shown: Collection[Key]) -> None:

@@ -1,6 +1,7 @@
 """Metrics of a run: every row (metrics by name, with their `step`) goes to `metrics.jsonl`; mirrors repeat it and may fail without harm."""
 
 import contextlib
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,8 @@ from plait.engine.monitoring.event_files import TensorBoard
 from plait.engine.monitoring.wandb_mirror import WandB
 from plait.engine.state import State
 from plait.errors import printable
+
+log = logging.getLogger(__name__)
 
 _LINE_EVERY_S = 10.0
 _NOT_FINITE = ("nan", "inf", "-inf")
@@ -167,12 +170,15 @@ def open_tracker(run: Path, config: RunConfig, identity: str, state: State, moni
 
     files.keep_rows(run / "metrics.jsonl", lambda row: done(row["step"], any(name.startswith("eval/") for name in row)))
     rows = [{name: _number(value) for name, value in row.items()} for row in files.read_rows(run / "metrics.jsonl")]
-    shown = event_files.cut(run, done)
     mirrors: list[Mirror] = []
-    if config.track.tensorboard:
-        board = TensorBoard(run, state.step)
-        event_files.fill(board, rows, shown)
-        mirrors.append(board)
+    try:
+        shown = event_files.cut(run, done)
+        if config.track.tensorboard:
+            board = TensorBoard(run, state.step)
+            event_files.fill(board, rows, shown)
+            mirrors.append(board)
+    except OSError as error:
+        log.warning(f"TensorBoard is off for this run: {error}; metrics.jsonl has every row")
     if config.track.wandb is not None:
         mirrors.append(WandB(run, config.track.wandb, config.model_dump(mode="json", by_alias=True), identity))
     tracker = Tracker(run, mirrors, Screen(), monitors)
