@@ -29,7 +29,7 @@ from plait.commands import (
 )
 from plait.commands.command import Arguments, Command
 from plait.commands.prove import command as prove
-from plait.config import plugins
+from plait.config import plugins, secrets
 from plait.config.dialects import table as dialects
 from plait.engine.monitoring import reporter
 from plait.engine.monitoring.signals import INTERRUPTED
@@ -80,6 +80,8 @@ def parse(arguments: Sequence[str]) -> Arguments:
     Returns the command's options and `command`, `overrides` (settings, such as "optim.lr=3e-6"), `typed` (all arguments) and `words`
     (positional arguments of a training script's own).
     """
+    for item in arguments:
+        secrets.refuse_argument(item)
     parser = build_parser()
     parsed, rest = parser.parse_known_args(arguments)
     parsed.typed, parsed.words = list(arguments), []

@@ -26,6 +26,12 @@ class BadSample(PlaitError):
     """One sample cannot be used (broken image, missing field). The loader replaces it, counts it and lists the reason."""
 
 
+class Unreachable(PlaitError):
+    """A server of data fails whatever is read from it. No sample is bad for that: the run ends, and can go on when it answers again."""
+
+    exit_code = 1
+
+
 class _SampleErrors:
     """A context that turns whatever goes wrong with one sample into a BadSample: no single sample may end a run.
 
@@ -35,7 +41,7 @@ class _SampleErrors:
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if not isinstance(error, Exception) or isinstance(error, BadSample):
+        if not isinstance(error, Exception) or isinstance(error, BadSample | Unreachable):
             return
         if isinstance(error, PlaitError):
             raise BadSample(str(error)) from error
