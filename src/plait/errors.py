@@ -20,16 +20,12 @@ class PlaitError(Exception):
     """
 
     exit_code = 2
+    of_one_sample = True
+    """Whether the sample is at fault that the error was raised for, where it was raised for one."""
 
 
 class BadSample(PlaitError):
     """One sample cannot be used (broken image, missing field). The loader replaces it, counts it and lists the reason."""
-
-
-class Unreachable(PlaitError):
-    """A server of data fails whatever is read from it. No sample is bad for that: the run ends, and can go on when it answers again."""
-
-    exit_code = 1
 
 
 class _SampleErrors:
@@ -41,7 +37,7 @@ class _SampleErrors:
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if not isinstance(error, Exception) or isinstance(error, BadSample | Unreachable):
+        if not isinstance(error, Exception) or isinstance(error, BadSample) or (isinstance(error, PlaitError) and not error.of_one_sample):
             return
         if isinstance(error, PlaitError):
             raise BadSample(str(error)) from error

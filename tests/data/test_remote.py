@@ -13,10 +13,10 @@ from plait.config.schema import Source as Entry
 from plait.data import addresses, paths, remote, web
 from plait.data.loading.loader import Loader
 from plait.data.order import Order
-from plait.data.remote import RemoteFile
+from plait.data.remote import RemoteFile, Unreachable
 from plait.data.sources import shards
 from plait.data.sources.open import open_source
-from plait.errors import BadSample, PlaitError, Unreachable, sample_errors
+from plait.errors import BadSample, PlaitError, sample_errors
 from tests.data.faulty_server import serving
 from tests.data.packing import labelled
 

@@ -20,7 +20,7 @@ from plait.config import secrets
 from plait.data import addresses, web
 from plait.data.addresses import shown
 from plait.data.web import Fault, Stored
-from plait.errors import PlaitError, Unreachable
+from plait.errors import PlaitError
 from plait.files import write_whole
 from plait.keys import key
 
@@ -38,6 +38,13 @@ _STAYS = (PermissionError, IsADirectoryError, NotADirectoryError)  # what anothe
 
 class Unavailable(PlaitError):
     """A remote file is not there, or its server does not give it out: trying again is of no use."""
+
+
+class Unreachable(PlaitError):
+    """A server fails whatever is read from it. No sample is bad for that: the run ends, and can go on when it answers again."""
+
+    exit_code = 1
+    of_one_sample = False
 
 
 def connect(address: str) -> tuple[Any, str]:
