@@ -33,7 +33,7 @@ LAYERS = [
 ]
 SIBLINGS = {"engine", "data", "nn"}
 """Rooms of one floor that do not know each other."""
-OPTIONAL_PACKAGES = {"wandb", "datasets"}
+OPTIONAL_PACKAGES = {"wandb", "datasets", "httpx"}
 """Imported inside a function because plait runs without them."""
 BESIDE_THE_WAY = (
     "plait.config",  # how settings are read

@@ -29,7 +29,7 @@ from plait.commands import (
 )
 from plait.commands.command import Arguments, Command
 from plait.commands.prove import command as prove
-from plait.config import plugins
+from plait.config import plugins, secrets
 from plait.config.dialects import table as dialects
 from plait.engine.monitoring import reporter
 from plait.engine.monitoring.signals import INTERRUPTED
@@ -82,7 +82,10 @@ def parse(arguments: Sequence[str]) -> Arguments:
     """
     parser, own = build_parsers()
     chosen = own.get(tuple(arguments[:2])) or own.get(tuple(arguments[:1]))
-    parsed, rest = parser.parse_known_args(_joined(arguments, chosen) if chosen is not None else arguments)
+    given = _joined(arguments, chosen) if chosen is not None else arguments
+    for item in given:
+        secrets.refuse_argument(item)
+    parsed, rest = parser.parse_known_args(given)
     parsed.typed, parsed.words = list(arguments), []
     command: Command = parsed.command
     if command.scripts and dialects.is_script(str(parsed.config)):  # it has words, and a switch of its own stands for --switch=true

@@ -20,6 +20,8 @@ class PlaitError(Exception):
     """
 
     exit_code = 2
+    of_one_sample = True
+    """Whether the sample is at fault that the error was raised for, where it was raised for one."""
 
 
 class BadSample(PlaitError):
@@ -35,7 +37,7 @@ class _SampleErrors:
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if not isinstance(error, Exception) or isinstance(error, BadSample):
+        if not isinstance(error, Exception) or isinstance(error, BadSample) or (isinstance(error, PlaitError) and not error.of_one_sample):
             return
         if isinstance(error, PlaitError):
             raise BadSample(str(error)) from error

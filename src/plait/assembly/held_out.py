@@ -3,7 +3,7 @@
 An entry is an item of the `evaluate:` list, a source one data set; a bench is a metric, named alone or as DATASET:SPLIT.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,8 +114,10 @@ class ChosenSamples:
         return f"{self.opened[self.ids[position].source].name}[{self.ids[position].index}]"
 
 
-def open_held_out(bundle: ModelBundle, config: RunConfig, ranks: Ranks, data: HeldOutData | None = None) -> HeldOut:
-    """Return functions that open an entry's data, as batches of this rank and as samples. `data`: sources opened before, if any."""
+def open_held_out(
+    bundle: ModelBundle, config: RunConfig, ranks: Ranks, data: HeldOutData | None = None, stop: Callable[[], bool] = lambda: False
+) -> HeldOut:
+    """Return functions that open an entry's data, as batches of this rank (until `stop()`) and as samples. `data`: opened before."""
     held_out = data or HeldOutData(config)
 
     def batches(entry: Evaluate) -> Loader:
@@ -135,6 +137,7 @@ def open_held_out(bundle: ModelBundle, config: RunConfig, ranks: Ranks, data: He
             prefetch=config.data.prefetch,
             start_step=0,
             stop_step=order.steps,
+            interrupted=stop,
         )
 
     return HeldOut(batches, lambda entry: ChosenSamples(*held_out.of(entry)))

@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from plait.config import reading, secrets
@@ -48,7 +47,6 @@ def load_config(
     path = Path(path)
     typed = [Override.parse(text) for text in overrides]
     file = _read(path, words, dialects)
-    secrets.refuse(file)
     plait_keys = tuple(field.alias or name for name, field in RunConfig.model_fields.items())
     translation = _translate(dialects, file, typed, path, plait_keys)
     family = _chosen(translation.tree, translation.overrides, "family")
@@ -59,6 +57,7 @@ def load_config(
     run = node_at(tree, ("run",))
     if run is None or run.value is None:
         tree = merge(tree, Node({"run": Node(f"runs/{path.stem}", DEFAULT, path="run")}, tree.file, tree.line))
+    secrets.refuse(tree)
     config, views = _validated(tree, section, sources)
     origins = {dotted(leaf): _origin(tree, leaf) for leaf, _ in leaves(dump(config))}
     return Resolved(
@@ -95,7 +94,6 @@ def _with_preset(tree: Node, overrides: Sequence[Override], preset: Preset) -> N
     except PlaitError as error:
         raise PlaitError(f"{name.location}: {error}") from None
     below = reading.read(file)
-    secrets.refuse(below)
     if "preset" in below.value:
         raise PlaitError(f"{below.value['preset'].location}: a preset cannot stand on another preset")
     return merge(_labelled(below, f"preset {name.value}"), tree)
@@ -152,11 +150,7 @@ def _value(override: Override, section: type[ModelSection] | None) -> Any:
     quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
     if wanted and set(wanted) <= {str, type(None)} and not quoted and text not in ("null", "~", ""):
         return text
-    try:
-        return reading.scalar(text)
-    except yaml.YAMLError:
-        name = dotted(override.path)
-        raise PlaitError(f"{COMMAND_LINE}: the value of {name} is not YAML: quote it, as in --{name}=\"'...'\"") from None
+    return override.value()
 
 
 def _validated(

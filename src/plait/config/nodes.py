@@ -33,7 +33,7 @@ class Node:
     @property
     def location(self) -> str:
         """The place that an error message names: file:line, or "command line"."""
-        return f"{self.file}:{self.line}" if self.line else self.file
+        return f"{self.file}:{self.line}" if self.line and self.file != COMMAND_LINE else self.file
 
     @property
     def origin(self) -> str:

@@ -1,7 +1,8 @@
 """Read YAML, and JSON with comments, into nodes (values that know their file and line). What the keys mean is in schema.py.
 
 YAML is read by the rules people expect (close to YAML 1.2): 1e-5 is a number, 007, 12:30 and 2024-01-01 are text, on and off are switches.
-JSON may carry // and /* */ comments and a comma before a closing bracket. `_comment` keys are ignored anywhere, in both.
+JSON may carry // and /* */ comments and a comma before a closing bracket. `_comment` keys are ignored anywhere, in both. How deep and how
+large a file can be is bounded, aliases included.
 """
 
 import difflib
@@ -14,10 +15,11 @@ from typing import Any
 import yaml
 
 from plait.config import secrets
-from plait.config.nodes import COMMAND_LINE, Node
+from plait.config.nodes import COMMAND_LINE, Node, dotted, to_plain
 from plait.errors import PlaitError
 
 COMMENT = "_comment"
+_DEPTH, _VALUES = 64, 100_000  # of mappings and lists in each other; of values in a file, with those that aliases repeat
 _TAG = "tag:yaml.org,2002:"
 _SCALARS = {
     "bool": (r"true|True|TRUE|false|False|FALSE|on|On|ON|off|Off|OFF|yes|Yes|YES|no|No|NO", "tTfFoOyYnN"),
@@ -31,10 +33,35 @@ _SCALARS = {
 }
 
 
+_TOO_DEEP = f"more than {_DEPTH} mappings and lists are inside each other"
+
+
 class _Loader(yaml.SafeLoader):
     """Reads plain scalars by the rules of _SCALARS."""
 
     yaml_implicit_resolvers: dict[Any, Any] = {}  # noqa: RUF012 (PyYAML's own way of keeping them)
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.depth = self.values = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Compose the node that is next. Raises _TooDeep below _DEPTH nodes, before anything under it is read."""
+        if self.depth > _DEPTH:
+            raise _TooDeep(problem=_TOO_DEEP, problem_mark=parent.start_mark if parent else None)
+        self.depth += 1
+        node: yaml.Node | None = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Merge what `<<` names into a mapping, each key once: merged twice, pairs would double from anchor to anchor."""
+        super().flatten_mapping(node)
+        node.value = list({str(key.value): (key, value) for key, value in node.value}.values())
+
+
+class _TooDeep(yaml.MarkedYAMLError):
+    """Mappings and lists stand in each other more than _DEPTH deep."""
 
 
 class _Dumper(yaml.SafeDumper):
@@ -69,9 +96,19 @@ class Override:
         secrets.refuse_argument(argument)
         name, equals, text = argument.removeprefix("--").partition("=")
         path = tuple(name.split("."))
+        if len(path) > _DEPTH:
+            raise PlaitError(f"{COMMAND_LINE}: --{path[0][:20]}.... is a key of {len(path)} parts, and no setting has more than {_DEPTH}")
         if not equals or not all(path):
             raise PlaitError(f"{COMMAND_LINE}: {argument} sets nothing: write --key=value, such as --optim.lr=3e-6")
         return cls(path, text)
+
+    def value(self) -> Any:
+        """Return the value, parsed as YAML. Raises PlaitError for text that is none."""
+        try:
+            return scalar(self.text)
+        except yaml.YAMLError:
+            name = dotted(self.path)
+            raise PlaitError(f"{COMMAND_LINE}: the value of {name} is not YAML: quote it, as in --{name}=\"'...'\"") from None
 
 
 def read(path: Path) -> Node:
@@ -84,19 +121,27 @@ def read(path: Path) -> Node:
 
 
 def read_any(path: Path) -> Node:
-    """Read a .yaml, .yml or .json file that holds a mapping, a list or one value. Raises PlaitError, with the line, for invalid files."""
+    """Read a .yaml, .yml or .json file that holds a mapping, a list or one value. Raises PlaitError, with the line, for invalid files.
+
+    Raises it for a file that holds a secret, too.
+    """
     text = _text(path)
-    return _read_json(text, str(path)) if path.suffix.startswith(".json") else _read_yaml(text, str(path))
+    root = _read_json(text, str(path)) if path.suffix.startswith(".json") else _read_yaml(text, str(path))
+    secrets.refuse(root)
+    return root
 
 
 def scalar(text: str) -> Any:
-    """Parse one value as typed on a command line: "3e-6" -> 3e-6, "[a, 1]" -> ["a", 1]. Raises yaml.YAMLError."""
-    loader = _Loader(text)
+    """Parse one value as typed on a command line: "3e-6" -> 3e-6, "[a, 1]" -> ["a", 1]. Raises yaml.YAMLError.
+
+    Raises PlaitError for YAML that no setting may hold: too deep or too large, with tags, keys given twice.
+    """
     try:
+        loader = _Loader(text)
         node = loader.get_single_node()
-        return None if node is None else loader.construct_document(node)
-    finally:
-        loader.dispose()
+        return None if node is None else to_plain(_from_yaml(loader, node, Node(None, COMMAND_LINE, path="the value"), ()))
+    except _TooDeep as error:
+        raise PlaitError(f"{COMMAND_LINE}: invalid YAML: {error.problem}") from None
 
 
 def write_yaml(value: Any) -> str:
@@ -140,11 +185,10 @@ def _join(path: str, key: Any) -> str:
 def _read_yaml(text: str, file: str) -> Node:
     try:
         loader = _Loader(text)
-        try:
-            root = loader.get_single_node()
-            return Node(None, file, 1) if root is None else _from_yaml(loader, root, Node(None, file, 1), ())
-        finally:
-            loader.dispose()
+        root = loader.get_single_node()
+        return Node(None, file, 1) if root is None else _from_yaml(loader, root, Node(None, file, 1), ())
+    except RecursionError:  # of `<<` to `<<` in what is not read, such as comments
+        raise PlaitError(f"{file}: invalid YAML: {_TOO_DEEP}") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         location = f"{file}:{mark.line + 1}" if mark else file
@@ -156,6 +200,11 @@ def _read_yaml(text: str, file: str) -> Node:
 
 def _from_yaml(loader: _Loader, node: yaml.Node, empty: Node, above: tuple[yaml.Node, ...]) -> Node:
     """Convert a node of PyYAML; `empty` has its file, line and path. `above` are the nodes that contain it."""
+    loader.values += 1
+    if loader.values > _VALUES:
+        raise PlaitError(f"{empty.file}: invalid YAML: it holds more than {_VALUES:,} values, with those that its aliases repeat")
+    if len(above) > _DEPTH:
+        raise PlaitError(f"{empty.location}: invalid YAML: {_TOO_DEEP}")
     if any(node is ancestor for ancestor in above):
         raise PlaitError(f"{empty.location}: invalid YAML: {empty.path} contains itself through an alias")
     if node.tag.startswith("!") or "python/" in node.tag:
@@ -169,7 +218,10 @@ def _from_yaml(loader: _Loader, node: yaml.Node, empty: Node, above: tuple[yaml.
         ]
         return Node(items, empty.file, empty.line, empty.path)
     if not isinstance(node, yaml.MappingNode):
-        return Node(loader.construct_object(node), empty.file, empty.line, empty.path)
+        try:
+            return Node(loader.construct_object(node), empty.file, empty.line, empty.path)
+        except ValueError:  # a number of thousands of digits, or a tag such as !!int on other text
+            raise PlaitError(f"{empty.location}: invalid YAML: {empty.path} is no value that can be read") from None
     own_keys: dict[str, Node] = {}
     for key, _ in node.value:
         if not isinstance(key, yaml.ScalarNode):
@@ -178,6 +230,8 @@ def _from_yaml(loader: _Loader, node: yaml.Node, empty: Node, above: tuple[yaml.
     loader.flatten_mapping(node)  # `<<: *base`: what is merged in comes first, so that the mapping's own keys win
     children: dict[str, Node] = {}
     for key, child in node.value:
+        if not isinstance(key, yaml.ScalarNode):  # of a mapping that stands nowhere but behind `<<`
+            raise PlaitError(f"{empty.file}:{key.start_mark.line + 1}: invalid YAML: a key is one word, not a list or a mapping")
         empty_child = Node(None, empty.file, key.start_mark.line + 1, _join(empty.path, key.value))
         if key.value != COMMENT:
             children[key.value] = _from_yaml(loader, child, empty_child, (*above, node))
@@ -203,7 +257,7 @@ class _Tokens:
     """A recursive-descent parser over the tokens of one JSON text."""
 
     def __init__(self, text: str, file: str):
-        self.file, self.position = file, 0
+        self.file, self.position, self.depth = file, 0, 0
         self.tokens: list[tuple[str | None, str, int]] = []
         line = 1
         for match in _TOKEN.finditer(text):
@@ -232,23 +286,30 @@ class _Tokens:
     def value(self, path: str) -> Node:
         """Read the value that is next, which is at `path`. Raises PlaitError for invalid JSON."""
         line = self.line
-        if self.take("{"):
-            return Node(self._members(path), self.file, line, path)
-        if self.take("["):
-            items: list[Node] = []
-            while not self.take("]"):
-                items.append(self.value(_join(path, len(items))))
-                if not self.take(",") and not (self.kind == "mark" and self.text == "]"):
-                    raise self.error("expected a comma or ]")
-            return Node(items, self.file, line, path)
+        if self.kind == "mark" and self.text in "{[":
+            if self.depth > _DEPTH:
+                raise PlaitError(f"{self.file}:{line}: invalid JSON: {_TOO_DEEP}")
+            self.depth += 1
+            value: Any = self._members(path) if self.take("{") else self._items(path)
+            self.depth -= 1
+            return Node(value, self.file, line, path)
         if self.kind not in ("string", "word"):
             raise self.error("expected a value")
         try:
             value = json.loads(self.text)
-        except json.JSONDecodeError:
+        except ValueError:  # also a number of thousands of digits
             raise self.error("expected a number, true, false, null or text in double quotes") from None
         self._next()
         return Node(value, self.file, line, path)
+
+    def _items(self, path: str) -> list[Node]:
+        items: list[Node] = []
+        self.take("[")
+        while not self.take("]"):
+            items.append(self.value(_join(path, len(items))))
+            if not self.take(",") and not (self.kind == "mark" and self.text == "]"):
+                raise self.error("expected a comma or ]")
+        return items
 
     def _members(self, path: str) -> dict[str, Node]:
         children: dict[str, Node] = {}

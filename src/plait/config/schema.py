@@ -98,7 +98,7 @@ class Data(Section):
     )
     validation: list[Source] = []
     root: str | None = Field(default=None, description="folder of named datasets, a subfolder each; None: $MOLMO_DATA_DIR, else ./data")
-    workers: Natural = Field(default=2, description="threads or processes that prepare samples; 0: the training thread itself")
+    workers: Natural = Field(default=2, description="threads or processes that prepare samples; 0: one thread, when a step is asked for")
     worker_kind: Literal["threads", "processes"] = "threads"
     prefetch: Natural = Field(default=2, description="steps prepared ahead")
     cache: str | None = Field(default=None, description="folder of indices and fetched files; None: beside the data, or the user's cache")

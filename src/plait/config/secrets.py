@@ -1,19 +1,39 @@
 """Detection of secrets in settings. They belong in the environment; no file and no command line may hold one.
 
+A secret is recognised by the name of its setting, by its form, or by its place in an address: the user part, or a signature in the query.
 An error message never repeats the value.
 """
 
 import re
+from urllib.parse import unquote_plus
 
 from plait.config.nodes import Node
 from plait.errors import PlaitError
 
 _NAME = re.compile(
-    r"^(?:token|(?:hf|hub|hugging_?face|wandb|auth|use_auth|access|api|github|git|bearer|secret)_token"
-    r"|(?:\w+_)?(?:api_?key|secret|secret_key|access_key|password|passwd|credentials?))$",
+    r"token|(?:hf|hub|hugging_?face|wandb|auth|use_auth|access|api|github|git|bearer|secret|session|refresh)_token"
+    r"|(?:\w+_)?(?:api_?key|secret|secret_key|access_key|access_key_id|private_key|password|passwd|passphrase|credentials?|authorization)"
+)
+_TOKEN = re.compile(r"(\w+)_token")
+_SPECIAL_TOKENS = re.compile(
+    r"(?:additional_)?special|assistant|bo[ist]|bos|cls|end|eo[ist]|eot|image|mask|max|min|pad|point|sep|start|stop|system|tool|unk|user|video"
+    r"|audio|vision|world"
+)
+"""Words before `_token` that name a token of a text, not one that opens a door."""
+_VALUE = re.compile(
+    r"hf_[A-Za-z0-9]{20,}|wandb_v\d_\w{20,}|gh[opsu]_[A-Za-z0-9]{30,}|github_pat_\w{22,}|glpat-[\w-]{20,}|sk-[\w-]{20,}"
+    r"|xox[abprs]-[\w-]{10,}|(?:AKIA|ASIA)[0-9A-Z]{16}|AIza[\w-]{35}|eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.|-----BEGIN [A-Z ]*PRIVATE KEY"
+    r"|(?i:bearer|basic) [\w.~+/=-]{16,}"
+)
+_USER = re.compile(r"://[^/\s:@?#]+:[^/\s@?#]+@|https?://[^/\s@?#]+@")
+_QUERY = re.compile(r"[?&]([^=&#\s?]+)=([^&#\s]+)")
+_SIGNATURE = re.compile(
+    r"x-(?:amz|goog)-(?:signature|credential|security-token)|sig|signature|key-pair-id|awsaccesskeyid|googleaccessid|auth|authkey|hmac|sas",
     re.IGNORECASE,
 )
-_VALUE = re.compile(r"hf_[A-Za-z0-9]{20,}|wandb_v\d_\w{20,}|://[^/\s:@]+:[^/\s@]+@")
+_ANY_USER = re.compile(r"(?<=://)[^/\s@?#'\"]*@")
+_WEB_QUERY = re.compile(r"(https?://[^\s?#'\"]*)[?#][^\s'\"]*")
+_VARIABLE = re.compile(r"\$(?:\w+|\{\w+\})")
 
 
 def refuse(node: Node) -> None:
@@ -21,27 +41,61 @@ def refuse(node: Node) -> None:
     if isinstance(node.value, dict | list):
         pairs = node.value.items() if isinstance(node.value, dict) else [("", child) for child in node.value]
         for key, child in pairs:
-            if looks_secret(key) and child.value not in (None, ""):
+            if looks_secret(key, child.value) and child.value not in (None, ""):
                 raise refusal(child.location, child.path)
+            if holds_secret(key):
+                raise refusal(child.location, "a key", key)
             refuse(child)
-    elif isinstance(node.value, str) and _VALUE.search(node.value):
+    elif isinstance(node.value, str) and holds_secret(node.value):
         raise refusal(node.location, node.path, node.value)
 
 
 def refuse_argument(text: str) -> None:
-    """Raise PlaitError if one command line argument (`--a.b=value`) is named like a secret, or its value looks like one."""
-    key, _, value = text.removeprefix("--").partition("=")
-    if any(looks_secret(step) for step in key.split(".")) or _VALUE.search(value) or _VALUE.search(key):
-        raise refusal("command line", "this argument" if _VALUE.search(key) else key, key + value)
+    """Raise PlaitError if a command line argument holds a secret, or is a setting (`--a.b=value`) that is named like one."""
+    key, equals, value = text.removeprefix("--").partition("=")
+    named = equals and any(looks_secret(step, value) for step in key.split("."))
+    if named or holds_secret(text):
+        setting = equals and re.fullmatch(r"[\w.-]+", key) and not holds_secret(key)
+        raise refusal("command line", key if setting else "this argument", text)
 
 
-def looks_secret(name: str) -> bool:
-    """Return whether a key is named like a secret, as hf_token or wandb_api_key are."""
-    return bool(_NAME.match(name.replace("-", "_")))
+def holds_secret(text: str) -> bool:
+    """Return whether a text looks like a secret, or holds one: a token, or an address with a user part or a signature."""
+    return bool(_VALUE.search(text)) or in_address(text)
+
+
+def in_address(text: str) -> bool:
+    """Return whether an address in `text` has a user part, or a signature in its query. Environment variables in it are none."""
+    if "://" not in text:
+        return False
+    written = _VARIABLE.sub("", text)
+    return bool(_USER.search(written)) or any(looks_signed(unquote_plus(match[1])) for match in _QUERY.finditer(written))
+
+
+def looks_signed(name: str) -> bool:
+    """Return whether a parameter of an address's query is named like a part of its signature, as X-Amz-Signature and sig are."""
+    return bool(_SIGNATURE.fullmatch(name)) or looks_secret(name, "text")
+
+
+def looks_secret(name: str, value: object = "") -> bool:
+    """Return whether a key is named like a secret, as hf_token, apiKey or authorization are. `value`: what it is set to."""
+    plain = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).replace("-", "_").lower()
+    token = _TOKEN.fullmatch(plain)
+    return bool(_NAME.fullmatch(plain)) or (token is not None and not _SPECIAL_TOKENS.fullmatch(token[1]) and isinstance(value, str))
+
+
+def without_secrets(text: str) -> str:
+    """Return a text whose addresses have no user part, and those of the web (http, https) no query and fragment."""
+    return _WEB_QUERY.sub(r"\1", _ANY_USER.sub("", text))
 
 
 def refusal(location: str, path: str, value: str = "") -> PlaitError:
     """Return the PlaitError for a secret at `path`: it names the environment variable to use, and does not repeat `value`."""
+    if in_address(value) and not _VALUE.search(value):
+        return PlaitError(
+            f"{location}: {path} is an address in which a part looks like a secret, which no file or command line may hold: put the "
+            "address, or the part after its ?, into an environment variable and name that here, as in path: $ADDRESS or https://host/a.tar?$SIGNATURE"
+        )
     last = "hf" if re.search(r"hf_\w{20}", value) else path.lower()
     variable = "WANDB_API_KEY" if "wandb" in last else "HF_TOKEN" if re.search(r"hf|hub|hugging|(^|\.)token$", last) else None
     where = f"the environment variable {variable}" if variable else "the environment (HF_TOKEN, WANDB_API_KEY)"

@@ -6,18 +6,14 @@ import stat
 from glob import glob
 from pathlib import Path
 
+from plait.data.addresses import is_remote, is_web, shown
 from plait.data.formats.open_file import try_again
 from plait.data.remote import connect
 from plait.errors import BadSample, PlaitError
 
-_BRACE = re.compile(r"\{([^{}]*)\}")
+_BRACE = re.compile(r"(?<!\$)\{([^{}]*)\}")  # ${NAME} is an environment variable
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _SPLITS = ("train", "validation", "val", "test")
-
-
-def is_remote(path: str) -> bool:
-    """Return whether `path` is an address (s3://, https://, memory://, ...) and not a path on this machine's disk."""
-    return "://" in path and not path.startswith("file://")
 
 
 def local(path: str) -> Path:
@@ -37,9 +33,9 @@ def braces(pattern: str) -> list[str]:
     elif "," in inside:
         choices = inside.split(",")
     else:
-        raise PlaitError(f"cannot read the braces in {pattern!r}; write {{00000..00003}} or {{a,b}}")
+        raise PlaitError(f"cannot read the braces in {shown(pattern)!r}; write {{00000..00003}} or {{a,b}}")
     if not choices:
-        raise PlaitError(f"the range in {pattern!r} is empty: {first} is after {last}")
+        raise PlaitError(f"the range in {shown(pattern)!r} is empty: {first} is after {last}")
     return [rest for choice in choices for rest in braces(pattern[: brace.start()] + choice + pattern[brace.end() :])]
 
 
@@ -81,17 +77,20 @@ def files(pattern: str, suffix: str, *, split: str | None, default_split: str = 
     choices = [pattern] if literal else braces(pattern)
     matches = [path for choice in choices for path in _expand(choice, suffix, split, default_split, literal=literal)]
     if not matches:
-        raise PlaitError(f"no file matches {pattern!r}" + ("" if is_remote(pattern) else f" (looked from {Path.cwd()})"))
+        raise PlaitError(f"no file matches {shown(pattern)!r}" + ("" if is_remote(pattern) else f" (looked from {Path.cwd()})"))
     if len(set(matches)) != len(matches):
         twice = next(path for path in matches if matches.count(path) > 1)
-        raise PlaitError(f"{pattern!r} names {twice} twice")
+        raise PlaitError(f"{shown(pattern)!r} names {shown(twice)} twice")
     return matches
 
 
 def _expand(path: str, suffix: str, split: str | None, default_split: str, *, literal: bool) -> list[str]:
     """Return the files of one brace choice. `literal`: a path of this very name exists, whatever marks it holds."""
-    of_url = path.startswith(("http://", "https://"))  # where ? begins a query, as in a presigned address
-    wild = not literal and any(mark in path for mark in ("*[" if of_url else "*?["))
+    if is_web(path):  # where ? begins a query, as in a presigned address
+        if any(mark in shown(path) for mark in "*[") or shown(path).endswith("/"):
+            raise PlaitError(f"{shown(path)}: files at an http(s) address cannot be listed: name them, as in a-{{00000..00003}}{suffix}")
+        return [path]
+    wild = not literal and any(mark in path for mark in "*?[")
     if is_remote(path):
         system, inner = connect(path)
         if wild:
@@ -106,7 +105,7 @@ def _expand(path: str, suffix: str, split: str | None, default_split: str, *, li
     if on_disk.is_dir():
         return _of_split(sorted(str(file) for file in on_disk.iterdir() if file.name.endswith(suffix)), split, default_split, path)
     if not on_disk.exists():
-        raise PlaitError(f"there is no file {str(on_disk)!r}" + (f" (from {path!r})" if str(on_disk) != path else ""))
+        raise PlaitError(f"there is no file {path!r}" if "$" in path else f"there is no file {str(on_disk)!r}")
     return [str(on_disk)]
 
 

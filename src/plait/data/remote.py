@@ -1,26 +1,50 @@
-"""Files at fsspec addresses (s3://, https://, ...), read by range.
+"""Files at addresses (s3://, https://, ...), read by range: through fsspec, and http(s) by web.py.
 
 With a cache folder, blocks of 4 MiB are fetched once and kept, each written whole or not at all. Without one, exactly the bytes requested
-are fetched, and nothing is kept.
+are fetched, and nothing is kept. What fails is tried again after growing waits, a bounded number of times, each for a bounded time.
 """
 
+import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import fsspec
 
+from plait.config import secrets
+from plait.data import addresses, web
+from plait.data.addresses import shown
+from plait.data.web import Fault, Stored
 from plait.errors import PlaitError
 from plait.files import write_whole
 from plait.keys import key
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 BLOCK_BYTES = 4 << 20
-_WAITS_S = (0.5, 2.0, 8.0)  # between attempts at one range
+_WAITS_S = (0.5, 2.0, 8.0, 30.0)  # between attempts at one range
+_WAIT_MAX_S = 60.0  # that a server may ask for
+_WITHOUT_WAITS, _DOWN = 2, 8  # reads of one server that failed in a row: until the next is tried once only, until the run stops
 _LOCKS = 16  # two threads never fetch one block at once
+_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
+_STAYS = (PermissionError, IsADirectoryError, NotADirectoryError)  # what another attempt would meet again
+
+
+class Unavailable(PlaitError):
+    """A remote file is not there, or its server does not give it out: trying again is of no use."""
+
+
+class Unreachable(PlaitError):
+    """A server fails whatever is read from it. No sample is bad for that: the run ends, and can go on when it answers again."""
+
+    exit_code = 1
+    of_one_sample = False
 
 
 def connect(address: str) -> tuple[Any, str]:
@@ -29,10 +53,57 @@ def connect(address: str) -> tuple[Any, str]:
     Raises PlaitError for a protocol that fsspec does not know, or whose package is not installed.
     """
     try:
-        system, inner = fsspec.core.url_to_fs(address)
+        system, inner = fsspec.core.url_to_fs(addresses.spelled_out(address))
         return system, str(inner)
     except (ImportError, ValueError) as error:
-        raise PlaitError(f"cannot open {address}: {error}") from error
+        extra = _EXTRAS.get(address.partition("://")[0])
+        cure = f"; pip install 'plait[{extra}]'" if extra and isinstance(error, ImportError) else ""
+        raise PlaitError(f"cannot open {shown(address)}: {secrets.without_secrets(str(error))}{cure}") from None
+
+
+class _Web:
+    """Reads a file at an http(s) address."""
+
+    def __init__(self, address: str) -> None:
+        self._url = addresses.spelled_out(address)
+
+    def stored(self) -> Stored:
+        return web.stored(self._url)
+
+    def fetch(self, start: int, end: int) -> tuple[bytes, Stored | None]:
+        return web.fetch(self._url, start, end)
+
+    def whole(self, size: int) -> bytes:
+        return web.fetch(self._url, 0, size)[0] if size else b""
+
+
+class _Store:
+    """Reads a file through fsspec, whose stores raise errors of their own."""
+
+    def __init__(self, address: str) -> None:
+        self._system, self._inner = connect(address)
+
+    def stored(self) -> Stored:
+        info = _translated(lambda: self._system.info(self._inner))
+        return Stored(None if info.get("size") is None else int(info["size"]), _version(info))
+
+    def fetch(self, start: int, end: int) -> tuple[bytes, Stored | None]:
+        return _translated(lambda: self._system.cat_file(self._inner, start=start, end=end)), None
+
+    def whole(self, size: int) -> bytes:
+        body: bytes = _translated(lambda: self._system.cat_file(self._inner))
+        return body
+
+
+def _translated(action: Callable[[], T]) -> T:
+    """Call `action` of a store; an error becomes FileNotFoundError or Fault."""
+    try:
+        return action()
+    except FileNotFoundError:
+        raise FileNotFoundError from None
+    except Exception as error:  # noqa: BLE001  # each store has errors of its own
+        lines = secrets.without_secrets(str(error)).splitlines() or [""]
+        raise Fault(lines[0] or type(error).__name__, again=not isinstance(error, _STAYS), server=True) from None
 
 
 class RemoteFile:
@@ -44,32 +115,39 @@ class RemoteFile:
 
     def __init__(self, address: str, cache: str | Path | None) -> None:
         self.address = address
-        info = self._try(lambda: self._connect().info(self._inner), "read")
-        if info.get("size") is None:
-            raise PlaitError(f"{address} does not tell its size, so it cannot be read by range; copy it to disk first")
-        self.size = int(info["size"])
-        self.stamp: dict[str, Any] = {"size": self.size, "version": _version(info)}
-        name = f"{Path(address).name}-{key(address, self.size, self.stamp['version']):016x}"
+        self._connect()
+        size, version = self._try(self._reader.stored, "read", 1)
+        if size is None:
+            raise PlaitError(f"{shown(address)} does not tell its size, so it cannot be read by range; copy it to disk first")
+        self.size = size
+        self.stamp: dict[str, Any] = {"size": self.size, "version": version}
+        name = f"{addresses.name_of(address)}-{key(addresses.identity(address), self.size, version):016x}"
         self._blocks = Path(cache).expanduser() / "blocks" / name if cache else None
-        self._locks = [threading.Lock() for _ in range(_LOCKS)]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name not in ("_system", "_locks")}
+        return {name: value for name, value in vars(self).items() if name not in ("_reader", "_locks")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self._connect()
+
+    def _connect(self) -> None:
+        self._reader = (_Web if addresses.is_web(self.address) else _Store)(self.address)
         self._locks = [threading.Lock() for _ in range(_LOCKS)]
 
     def read(self, offset: int, length: int) -> bytes:
-        """Read `length` bytes from `offset`. Raises PlaitError past the end, for a short answer, and after several failed attempts."""
+        """Read `length` bytes from `offset`. Raises PlaitError past the end, and after several failed attempts."""
         if offset + length > self.size:
-            raise PlaitError(f"{self.address}: bytes {offset} to {offset + length} lie past its end at {self.size}")
+            raise PlaitError(f"{shown(self.address)}: bytes {offset} to {offset + length} lie past its end at {self.size}")
         if self._blocks is None:
             return self._fetch(offset, offset + length)
         first, last = offset // BLOCK_BYTES, (offset + max(length, 1) - 1) // BLOCK_BYTES
         body = b"".join(self._block(number) for number in range(first, last + 1))
         return body[offset - first * BLOCK_BYTES :][:length]
+
+    def whole(self) -> bytes:
+        """Read the whole file, past the cache of blocks. Raises PlaitError as `read` does."""
+        return self._try(lambda: _of_length(self._reader.whole(self.size), self.size), "read", self.size)
 
     def _block(self, number: int) -> bytes:
         """Return a block from the cache folder, fetched first if it is not there."""
@@ -84,29 +162,107 @@ class RemoteFile:
             return body
 
     def _fetch(self, start: int, end: int) -> bytes:
-        if start == end:
-            return b""
-        body: bytes = self._try(lambda: self._system.cat_file(self._inner, start=start, end=end), f"read bytes {start} to {end} of")
-        if len(body) != end - start:
-            raise PlaitError(f"{self.address} sent {len(body)} bytes of {end - start} from offset {start}: it changed, or was cut short")
-        return body
+        def attempt() -> bytes:
+            body, said = self._reader.fetch(start, end)
+            if said is not None and not self._is_of(said):
+                raise Fault("it is another file than at the start: it changed")
+            return _of_length(body, end - start)
 
-    def _connect(self) -> Any:
-        self._system, self._inner = connect(self.address)
-        return self._system
+        return b"" if start == end else self._try(attempt, f"read bytes {start} to {end} of", end - start)
 
-    def _try(self, action: Callable[[], T], what: str) -> T:
-        """Call `action`, again after a wait when the network fails. Raises PlaitError after the last attempt."""
-        for wait_s in (*_WAITS_S, None):
+    def _is_of(self, said: Stored) -> bool:
+        """Return whether size and version, as far as an answer tells them, are those of this file."""
+        version = self.stamp["version"]
+        return said.size in (None, self.size) and (said.version == version or "" in (said.version, version))
+
+    def _try(self, action: Callable[[], T], what: str, length: int) -> T:
+        """Call `action`, which reads `length` bytes, again after a wait when it fails. Raises PlaitError after the last attempt."""
+        for attempt in range(1, len(_WAITS_S) + 2):
             try:
-                return action()
-            except FileNotFoundError as error:
-                raise PlaitError(f"there is no file {self.address}") from error
-            except OSError as error:
+                result = _within(web.allowed_s(length) + web.SILENCE_S, action)
+                _servers.answered(self.address)
+                return result
+            except FileNotFoundError:
+                _servers.answered(self.address)
+                raise Unavailable(f"there is no file {shown(self.address)}") from None
+            except Fault as fault:
+                wait_s = _servers.wait_s(self.address, fault, attempt)
                 if wait_s is None:
-                    raise PlaitError(f"cannot {what} {self.address} ({len(_WAITS_S) + 1} attempts): {error}") from error
+                    said = f"cannot {what} {shown(self.address)} ({attempt} attempt{'s' * (attempt > 1)}): {fault}"
+                    said += f"; {fault.cure}" if fault.cure else ""
+                    _servers.failed(self.address, fault, said)
+                    raise (PlaitError if fault.again else Unavailable)(said) from None
                 time.sleep(wait_s)
         raise AssertionError("unreachable")
+
+
+class _Servers:
+    """What this process remembers of the servers it reads from: how many reads of each failed in a row, and which were reported."""
+
+    def __init__(self) -> None:
+        self._lock, self._failed, self._reported = threading.Lock(), Counter[str](), set[str]()
+
+    def wait_s(self, address: str, fault: Fault, attempt: int) -> float | None:
+        """Return the seconds to wait after failed attempt number `attempt` (from 1); None: no more. Logs a server's first wait."""
+        server = _server(address)
+        with self._lock:
+            if not fault.again or attempt > len(_WAITS_S) or fault.wait_s > _WAIT_MAX_S or self._failed[server] >= _WITHOUT_WAITS:
+                return None
+            first = server not in self._reported
+            self._reported.add(server)
+        if first:
+            log.warning(f"{shown(address)}: {fault}; tried again, {len(_WAITS_S)} times at most; of {server} this is said once")
+        wait_s: float = _WAITS_S[attempt - 1]
+        return max(wait_s, fault.wait_s)
+
+    def answered(self, address: str) -> None:
+        """Note that a read succeeded."""
+        with self._lock:
+            self._failed.pop(_server(address), None)
+
+    def failed(self, address: str, fault: Fault, said: str) -> None:
+        """Note that a read failed for good. Raises Unreachable where it was one of many in a row: not a sample is bad then."""
+        if not fault.server:
+            return
+        with self._lock:
+            self._failed[_server(address)] += 1
+            in_a_row = self._failed[_server(address)]
+        if in_a_row >= _DOWN:
+            cure = "when it answers again, the same command continues"
+            raise Unreachable(f"{_server(address)} is down: {in_a_row} reads in a row failed, the last: {said}; {cure}") from None
+
+
+_servers = _Servers()
+
+
+def _server(address: str) -> str:
+    """Return protocol and host (or bucket) of an address, as it may be printed."""
+    parts = urlsplit(shown(address))
+    return f"{parts.scheme}://{parts.netloc}" if parts.scheme else shown(address)
+
+
+def _within(limit_s: float, action: Callable[[], T]) -> T:
+    """Return what `action` returns. Raises Fault after `limit_s`: looking a name up, headers that drip and stores know no limit."""
+    done: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(action())
+        except BaseException as error:  # noqa: BLE001  # given to the caller, which raises it
+            done.set_exception(error)
+
+    threading.Thread(target=run, name="plait-remote", daemon=True).start()
+    try:
+        return done.result(limit_s)
+    except TimeoutError:
+        raise Fault(f"no whole answer in {limit_s:.0f} s", server=True) from None
+
+
+def _of_length(body: bytes, length: int) -> bytes:
+    """Return `body` if it has `length` bytes. Raises Fault otherwise."""
+    if len(body) != length:
+        raise Fault(f"{len(body)} bytes of {length} came: it changed, or was cut short")
+    return body
 
 
 def _version(info: dict[str, Any]) -> str:

@@ -309,6 +309,8 @@ class Evaluations:
             if self.stop.agree(self.ranks.any(self.stop.requested())):
                 raise _Interrupted
             yield part
+        if self.stop.agree(self.ranks.any(self.stop.requested())):  # a rank whose data the stop has ended early is here before others
+            raise _Interrupted
 
     def measure(self, entry: Evaluate, model: nn.Module, step: int, *, rehearsal: bool | None = None) -> dict[str, float]:
         """Evaluate one entry; returns its figures by name.

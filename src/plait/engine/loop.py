@@ -89,13 +89,15 @@ class Loop:
         return Scaler(self.config.train.precision, self.state.totals)
 
     def run(self, batches: Iterable[StepBatch], stop_step: int) -> None:
-        """Train up to step `stop_step` of the run, one batch per step; ends earlier when the stage is done or a stop was agreed on."""
+        """Train up to step `stop_step` of the run, one batch per step; ends earlier when the stage is done, at a stop, and without data."""
         net = distributed.replicate(self.state.model, self.ranks)
         self.state.model.train()  # all of it: parts that transformers or diffusers loaded are in evaluation mode under a root that is not
         first = True
         for batch in batches:
             began = time.perf_counter()
             row = self.step(net, batch, stop_step - self.state.stage_start, audit=first)
+            if row is None:
+                return
             total_s, flops = time.perf_counter() - began + batch.wait_s, row.pop("flops", None)
             row |= {"samples_per_s": self.config.train.global_batch / total_s}
             row |= self.meter.rates(flops, total_s, self.ranks.size) if flops else {}
@@ -106,13 +108,18 @@ class Loop:
                 return
             first = False
 
-    def step(self, net: nn.Module, batch: StepBatch, stage_steps: int, *, audit: bool) -> Row:
-        """Do one optimizer step; returns its metrics. `stage_steps`: the stage's length. `audit`: check which parameters got gradients."""
+    def step(self, net: nn.Module, batch: StepBatch, stage_steps: int, *, audit: bool) -> Row | None:
+        """Do one optimizer step; returns its metrics, None where a rank has no data. `stage_steps`: of all. `audit`: of the gradients."""
         state, config = self.state, self.config
         assert batch.step == state.stage_step and state.optimizer is not None
         if not state.model.training:
             state.model.train()
-        weights = total_weights(self.loss, batch.micro, self.ranks, self.sources)
+        own = own_weights(self.loss, batch.micro) | source_shares.amounts(self.loss, batch.micro, self.sources)
+        *sums, without_data = sum_over_ranks([*own.values(), not batch.micro], self.ranks)
+        if without_data:
+            self.stop.agree(True)
+            return None
+        weights = dict(zip(own, sums, strict=True))
         from_sources = {name: weights.pop(name) for name in [*weights] if name.startswith(source_shares.PREFIX)}
         counts = {name: weights.pop(name) for name in self.loss.counts}
         progress = schedule.progress_at(config.optim.schedule, state.stage_step, stage_steps, state.totals, counts)
@@ -217,16 +224,16 @@ class Loop:
         return {"loss": total, **terms, **denominators, **{name: on_this_rank[name] for name in norms}, "flops": flops}
 
 
-def total_weights(loss: Loss, micros: Sequence[MicroBatch], ranks: Ranks, sources: Sequence[str] = ()) -> dict[str, float]:
-    """Sum the weight (denominator) of each loss term, and each of the loss's counts, over all micro-batches of all ranks; by name.
+def total_weights(loss: Loss, micros: Sequence[MicroBatch], ranks: Ranks) -> dict[str, float]:
+    """Sum the weight (denominator) of each loss term, and each of the loss's counts, over all micro-batches of all ranks; by name."""
+    own = own_weights(loss, micros)
+    return dict(zip(own, sum_over_ranks([*own.values()], ranks), strict=True))
 
-    Reads host tensors only: nothing waits for the device. With several `sources`, also sums what each gave: `drawn/SOURCE/QUANTITY`.
-    """
+
+def own_weights(loss: Loss, micros: Sequence[MicroBatch]) -> dict[str, float]:
+    """Sum as `total_weights` does, over this rank's micro-batches alone. Reads host tensors only: nothing waits for the device."""
     weights = [loss.weights(micro.batch) for micro in micros if not micro.padding]
-    amounts = source_shares.amounts(loss, micros, sources)
-    names = [*sorted(loss.coefficients), *loss.counts]
-    totals = [sum((float(terms[name]) for terms in weights), 0.0) for name in names]
-    return dict(zip([*names, *amounts], sum_over_ranks([*totals, *amounts.values()], ranks), strict=True))
+    return {name: sum((float(terms[name]) for terms in weights), 0.0) for name in (*sorted(loss.coefficients), *loss.counts)}
 
 
 def sum_over_ranks(values: list[float], ranks: Ranks) -> list[float]:

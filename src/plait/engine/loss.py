@@ -78,7 +78,7 @@ class StepBatch(Protocol):
 
     @property
     def micro(self) -> Sequence[MicroBatch]:
-        """Return the micro-batches of this rank, whose gradients are accumulated."""
+        """Return the micro-batches of this rank, whose gradients are accumulated; none where it has no data: all ranks stop then."""
 
     @property
     def bad(self) -> Sequence[UnusableSample]:

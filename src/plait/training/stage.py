@@ -39,7 +39,7 @@ from plait.engine.parallel.distributed import Ranks
 from plait.engine.parallel.memory_estimate import Storage
 from plait.engine.precision import caution, set_precision
 from plait.engine.state import State
-from plait.errors import Stopped
+from plait.errors import PlaitError, Stopped
 from plait.training import changes, summary
 from plait.training.probes import ProbeLoss, probe_loss, probe_memory, probed_steps, wants_memory_probe
 from plait.training.stage_plan import StagePlan
@@ -138,9 +138,11 @@ class StageRun:
         """The benches that failed at this step, each with its reason."""
         self.batch: StepBatch | None = None
         """The step's work, while it is at work."""
+        self.data_error: PlaitError | None = None
+        """Why this rank cannot have its data."""
         self.evaluations = Evaluations(
             entries=config.evaluate,
-            held_out=open_held_out(bundle, config, ranks),
+            held_out=open_held_out(bundle, config, ranks, stop=context.signals.requested),
             loss=plan.loss,
             benches=plan.benches,
             inputs=bundle.inputs(config, train=False),
@@ -169,7 +171,7 @@ class StageRun:
         )
 
     def run(self) -> None:
-        """Train to the end of the stage. Raises Paused where a stop was requested, with everything saved."""
+        """Train to the end of the stage. Raises Paused where a stop was requested, the error of data that failed; both with all saved."""
         plan, state, context = self.plan, self.state, self.context
         if context.ranks.first:
             self.loop.quarantine.resume(state.step)
@@ -185,9 +187,13 @@ class StageRun:
             if wants_memory_probe(plan, context.ranks):
                 self.micro_batch.fit(self._probe_memory, self._drop_gradients)
             self.micro_batch.fit(self._train, self._drop_gradients)
-        if state.stage_done is None:
+        error = next(filter(None, context.ranks.gather(self.data_error)), None)
+        if state.stage_done is None and (error is None or state.stage_step):
             self.save()
         self.saver.wait()
+        if error is not None:
+            log.info(f"the data failed after step {state.step}, which is saved" if state.stage_step else "the data failed before a step")
+            raise error
         if state.stage_done is None:
             where = f"after step {state.step} of {self.stop_step}"
             raise Paused(f"stopped by {context.signals.received} {where}, all saved; the same command continues")
@@ -287,10 +293,8 @@ class StageRun:
 
     def _train(self) -> None:
         """Take step after step to the end of the stage, or to a stop."""
-        # Several ranks stop together, at a step's end: one that left its data wait alone would leave the others hanging.
-        interrupted = self.context.signals.requested if self.context.ranks.size == 1 else _never
         inputs = self.bundle.inputs(self.plan.config, train=True)
-        loader = self._loader(self.state.stage_step, self.plan.steps, inputs=inputs, interrupted=interrupted)
+        loader = self._loader(self.state.stage_step, self.plan.steps, inputs=inputs, interrupted=self.context.signals.requested)
         with contextlib.closing(loader):
             self.loop.run(self._watched(loader), self.stop_step)
 
@@ -309,12 +313,17 @@ class StageRun:
             value.grad = None
 
     def _watched(self, loader: Loader) -> Iterator[StepBatch]:
-        """Yield the loader's batches; the heartbeat shows when one is waited for and when it is at work."""
+        """Yield the loader's batches, marked in the heartbeat. Where they end early, an empty one tells the other ranks."""
         batches = iter(loader)
         while True:
             self.context.heartbeat.phase("data", self.state.step)
-            self.batch = next(batches, None)
+            try:
+                self.batch = next(batches, None)
+            except PlaitError as error:
+                self.batch, self.data_error = None, error
             if self.batch is None:
+                if self.state.step < self.stop_step:
+                    yield StepBatch(self.state.stage_step, [], [], 0.0)
                 return
             self.context.heartbeat.phase("step", self.state.step)
             if self.counters.compilations is not None:
@@ -344,10 +353,6 @@ class StageRun:
         loss = self.probe.measure()
         if loss is not None:
             log.info(f"  {changes.check_probe(self.state.probe, loss, context.allow_inexact)}")
-
-
-def _never() -> bool:
-    return False
 
 
 def _note(state: State, figures: dict[str, float], settings: RunConfig) -> bool:

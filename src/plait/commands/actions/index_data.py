@@ -3,9 +3,9 @@
 import logging
 from pathlib import Path
 
-from plait.data import paths
+from plait.data import addresses, paths
 from plait.data.formats import index as indexes
-from plait.data.sources.shards import Indexed, index_files
+from plait.data.sources.shards import Indexed, cached_index, index_files
 
 log = logging.getLogger(__name__)
 
@@ -34,11 +34,11 @@ def _row(shard: Indexed, existed: bool) -> tuple[str, str, str, str, str]:
     hidden = f", {shard.hidden} hidden passed over" if shard.hidden else ""
     members = f"{shard.members / shard.samples:.3g} each ({', '.join(shard.kinds)}{hidden})"
     size = byte_text(_data_bytes(shard))
-    return Path(shard.path).name, f"{shard.samples:,}", members, size, f"{state} in {shard.time_s:.2f} s: {shard.index}"
+    return addresses.name_of(shard.path), f"{shard.samples:,}", members, size, f"{state} in {shard.time_s:.2f} s: {shard.index}"
 
 
 def _index_candidates(shard: str) -> list[Path]:
-    return [indexes.cached_path(shard, None)] if paths.is_remote(shard) else indexes.candidate_paths(Path(shard), None)
+    return [cached_index(shard, None)] if addresses.is_remote(shard) else indexes.candidate_paths(Path(shard), None)
 
 
 def _data_bytes(shard: Indexed) -> int:

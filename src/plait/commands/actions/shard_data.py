@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from plait.config import reading
 from plait.config.schema import Source
-from plait.data import aspect, paths
+from plait.data import addresses, aspect, paths
 from plait.data.latent_shards import statistics, write
 from plait.data.latent_shards.plan import Plan, Report, Request, count_reasons, plan
 from plait.data.sources.metadata import read_metadata
@@ -134,7 +134,7 @@ def _kind(what: str) -> str:
     if what.endswith(".jsonl"):
         return "jsonl"
     path = paths.local(what)
-    if what.endswith(".tar") or paths.is_remote(what) or (path.is_dir() and any(path.glob("*.tar"))):
+    if what.endswith(".tar") or addresses.is_remote(what) or (path.is_dir() and any(path.glob("*.tar"))):
         return "shards"
     if path.is_dir():
         return "folder"

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from plait.config.dialects.builder import TranslationBuilder
 from plait.config.messages import Problem, format_value, raise_first, unknown_key
 from plait.config.nodes import COMMAND_LINE, Node, from_plain, merge, to_plain
-from plait.config.reading import Override, scalar
+from plait.config.reading import Override
 from plait.config.schema import LENGTH
 from plait.config.translation import TranslatedKey, Translation
 from plait.errors import PlaitError
@@ -120,7 +120,7 @@ def translate(tree: Node, overrides: Sequence[Override], path: Path, plait_keys:
         key, origin = override.path[0], Node(None, COMMAND_LINE, path=override.path[0])
         if key in KEYS:
             text_only = KEYS[key].kind.startswith("text") and override.text != "null"
-            written[key] = from_plain(override.text if text_only else scalar(override.text), origin)
+            written[key] = from_plain(override.text if text_only else override.value(), origin)
         elif key not in plait_keys:
             written[key] = replace(origin, value=override.text)
     staged = written.pop(STAGES, None)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from plait.config.dialects.builder import TranslationBuilder
 from plait.config.messages import Problem, format_value, raise_first, unknown_key
 from plait.config.nodes import COMMAND_LINE, Node, dotted, from_plain, to_plain
-from plait.config.reading import Override, scalar
+from plait.config.reading import Override
 from plait.config.schema import as_number
 from plait.config.translation import Translation
 from plait.errors import PlaitError
@@ -127,7 +127,7 @@ def translate(tree: Node, overrides: Sequence[Override], path: Path, plait_keys:
         key = dotted(override.path)
         if key in KEYS:
             text_only = KEYS[key].kind == "text"
-            written[key] = from_plain(override.text if text_only else scalar(override.text), Node(None, COMMAND_LINE, path=key))
+            written[key] = from_plain(override.text if text_only else override.value(), Node(None, COMMAND_LINE, path=key))
         elif override.path[0] in plait_keys:
             remaining.append(override)
         else:

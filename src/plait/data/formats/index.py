@@ -55,9 +55,9 @@ def candidate_paths(data_path: Path, cache: str | Path | None) -> list[Path]:
     return [absolute.with_name(absolute.name + ".idx"), cached_path(str(absolute), cache)]
 
 
-def cached_path(name: str, cache: str | Path | None) -> Path:
-    """Return where the cache folder keeps the index of `name`, the path or address of a data file."""
-    return cache_folder(cache) / "index" / f"{Path(name).name}-{key(name):016x}.idx"
+def cached_path(name: str, cache: str | Path | None, identity: str = "") -> Path:
+    """Return where the cache folder keeps the index of `name`, the path or address of a data file; `identity` tells it from others."""
+    return cache_folder(cache) / "index" / f"{Path(name).name}-{key(identity or name):016x}.idx"
 
 
 def obtain(

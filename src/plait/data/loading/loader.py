@@ -12,7 +12,7 @@ from typing import Literal, Self
 import torch
 
 from plait.data.loading.micro_batch import Bad, Inputs, MicroBatch, MicroBatchBuilder
-from plait.data.loading.workers import InlineWorker, Interrupted, PendingStep, ProcessWorkers, ThreadWorkers, Workers
+from plait.data.loading.workers import Interrupted, PendingStep, ProcessWorkers, ThreadWorkers, Workers
 from plait.data.order import Ordering
 from plait.data.sources.contract import Source
 
@@ -33,7 +33,7 @@ class Loader:
     """Iterates over the StepBatches of steps `start_step` (from 0) up to, not including, `stop_step` (None: without end).
 
     `order`: which samples a step holds. `inputs`: how they become tensors. `micro_batch`: samples in each; None: one per rank and step.
-    `workers`: 0 builds in the consumer's thread. `prefetch`: steps kept ready (processes keep at least one micro-batch each). `pin`: copy
+    `workers`: 0 builds a step in one thread when it is asked for. `prefetch`: steps kept ready (processes: a micro-batch each). `pin`: copy
     to page-locked memory when there is a GPU. `interrupted` is polled while waiting; True ends the iteration. Each iteration starts again
     from `start_step`. Close it, or use it in a `with`, to stop its workers.
     """
@@ -67,7 +67,7 @@ class Loader:
         """Yield a StepBatch per step, in order. Raises whatever a worker raised, and PlaitError when a worker process dies."""
         self.close()
         workers = self._workers = self._start_workers()
-        ahead = max(self._prefetch, workers.lookahead)
+        ahead = max(self._prefetch, workers.lookahead) if self._worker_count else 0
         pending: deque[tuple[int, PendingStep]] = deque()
         next_step = self._start
         try:
@@ -87,9 +87,8 @@ class Loader:
             workers.close()
 
     def _start_workers(self) -> Workers:
-        if self._worker_count == 0:
-            return InlineWorker(self._builder)
-        return (ThreadWorkers if self._kind == "threads" else ProcessWorkers)(self._builder, self._worker_count)
+        kind = ProcessWorkers if self._kind == "processes" and self._worker_count else ThreadWorkers
+        return kind(self._builder, max(1, self._worker_count))
 
     def close(self) -> None:
         """Stop every worker now. Closing twice is fine."""

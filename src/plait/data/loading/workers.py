@@ -1,10 +1,12 @@
-"""Who builds micro-batches: the consumer itself, threads, or processes. All give the same batches, in the same order.
+"""Who builds micro-batches: threads, or processes. All give the same batches, in the same order.
 
 Threads share one memory and start at once; most of the work (reading, decoding, resizing) releases Python's lock. Processes are for
 encoding that is mostly Python, as that of small pictures is: they start in seconds, compute every sample id themselves (only a step's
-number is sent to them), and put their batches into shared memory (shared_memory.py).
+number is sent to them), and put their batches into shared memory (shared_memory.py). A worker that is kept waiting, by a server or a disk,
+keeps nobody waiting: it is left behind.
 """
 
+import functools
 import multiprocessing.util
 import pickle
 import signal
@@ -13,12 +15,13 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from queue import SimpleQueue
 from typing import Protocol
 
 import torch
@@ -30,7 +33,7 @@ from plait.data.order import SampleId
 from plait.errors import PlaitError
 
 _POLL_S = 0.2  # how often a waiting consumer checks whether it should stop
-_STOP_TIMEOUT_S = 2.0  # for a process to finish its sample when the loader closes
+_STOP_TIMEOUT_S = 2.0  # for the workers to finish their samples when the loader closes
 _EXIT_TIMEOUT_S = 10.0  # for a process whose connection has closed to end, so that its exit code can be reported
 _BLOCKED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # the engine handles them; a worker that died of one would lose the step
 _ADVICE = {  # by exit code
@@ -59,22 +62,6 @@ class Workers(Protocol):
         """Stop every worker; steps that were submitted are lost."""
 
 
-class InlineWorker:
-    """No workers: a step is built in the consumer's thread when it is waited for."""
-
-    lookahead = 0
-
-    def __init__(self, builder: MicroBatchBuilder) -> None:
-        self._builder = builder
-
-    def submit(self, step: int) -> PendingStep:
-        """Return a function that builds the step's micro-batches when it is called."""
-        return lambda stop: [self._builder.build(ids, padding) for ids, padding in self._builder.slices(step)]
-
-    def close(self) -> None:
-        """Do nothing: there is nothing to stop."""
-
-
 class _ThreadedBatch:
     """One micro-batch whose samples are divided among threads; the one that finishes last collates."""
 
@@ -85,15 +72,19 @@ class _ThreadedBatch:
 
 
 class ThreadWorkers:
-    """A pool of threads; the samples of every micro-batch are divided among them."""
+    """Threads among which the samples of every micro-batch are divided. They never keep the process from ending (daemons)."""
 
     lookahead = 0
 
     def __init__(self, builder: MicroBatchBuilder, workers: int) -> None:
         self._builder, self._workers = builder, workers
         self._closing = threading.Event()
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="plait-data")
-        _one_torch_thread_each(self._pool, workers)
+        self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._threads = _threads_of_one_torch_thread(workers, self._run)
+
+    def _run(self) -> None:
+        while (work := self._queue.get()) is not None:
+            work()
 
     def submit(self, step: int) -> PendingStep:
         """Queue the step's samples on the threads; calling the result waits for its micro-batches."""
@@ -102,7 +93,8 @@ class ThreadWorkers:
             parts = min(self._workers, len(ids))
             batch = _ThreadedBatch(parts, padding)
             for part in range(parts):
-                self._pool.submit(self._encode, batch, part, ids[part * len(ids) // parts : (part + 1) * len(ids) // parts])
+                own = ids[part * len(ids) // parts : (part + 1) * len(ids) // parts]
+                self._queue.put(functools.partial(self._encode, batch, part, own))
             batches.append(batch)
         return lambda stop: [_result(batch.done, lambda: stop() or self._closing.is_set()) for batch in batches]
 
@@ -123,9 +115,13 @@ class ThreadWorkers:
                     batch.done.set_exception(error)
 
     def close(self) -> None:
-        """Stop the threads after the sample that each is working on, and wait for them."""
+        """Stop the threads after the sample that each is working on; leave those behind that take longer than a moment."""
         self._closing.set()
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        for _ in self._threads:
+            self._queue.put(None)
+        deadline = time.monotonic() + _STOP_TIMEOUT_S
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
 
 
 def _result(future: "Future[MicroBatch]", stop: Stop) -> MicroBatch:
@@ -135,21 +131,25 @@ def _result(future: "Future[MicroBatch]", stop: Stop) -> MicroBatch:
     return future.result()
 
 
-def _one_torch_thread_each(pool: ThreadPoolExecutor, workers: int) -> None:
-    """Give each worker one torch thread; otherwise its first large tensor operation starts a team, and the teams compete for the cores.
+def _threads_of_one_torch_thread(count: int, run: Callable[[], None]) -> list[threading.Thread]:
+    """Start threads that call `run`, each with one torch thread; otherwise each starts a team, and the teams compete for the cores.
 
     The number is kept per thread once a thread has set it; setting it back here leaves the consumer and later threads as they were.
     """
     before = torch.get_num_threads()
-    together = threading.Barrier(workers)
+    limited = threading.Barrier(count + 1)
 
-    def limit() -> None:
-        together.wait()
+    def limit_and_run() -> None:
         torch.set_num_threads(1)
+        limited.wait()
+        run()
 
-    for started in [pool.submit(limit) for _ in range(workers)]:
-        started.result()
+    threads = [threading.Thread(target=limit_and_run, name=f"plait-data_{number}", daemon=True) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    limited.wait()
     torch.set_num_threads(before)
+    return threads
 
 
 @dataclass(frozen=True)

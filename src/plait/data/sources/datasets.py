@@ -12,7 +12,7 @@ from typing import Any
 import xxhash
 
 from plait.config.schema import Source as Entry
-from plait.data import paths
+from plait.data import addresses, paths
 from plait.data.paths import inside, read_regular
 from plait.data.records import Record, as_list
 from plait.data.sources.contract import Source
@@ -124,7 +124,7 @@ def _load_files(datasets: Any, path: str, split: str, cache: str | None) -> Any:
     loader = _LOADERS.get(Path(files[0]).suffix)
     if loader is None:
         raise PlaitError(f"cannot tell the format of {files[0]}; known endings: {', '.join(_LOADERS)}")
-    empty = next((file for file in files if not paths.is_remote(file) and Path(file).stat().st_size == 0), None)
+    empty = next((file for file in files if not addresses.is_remote(file) and Path(file).stat().st_size == 0), None)
     if empty is not None:
         raise PlaitError(f"{empty} is empty (0 bytes)")
     options = _csv_options(datasets, Path(files[0])) if loader == "csv" else {}

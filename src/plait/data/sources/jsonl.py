@@ -18,7 +18,7 @@ import numpy as np
 import xxhash
 
 from plait.config.schema import Source as Entry
-from plait.data import paths
+from plait.data import addresses, paths
 from plait.data.formats import index
 from plait.data.formats.open_file import OpenFile
 from plait.data.paths import read_regular
@@ -225,8 +225,8 @@ def _past_space(text: str, position: int) -> int:
 def local_path_of(entry: Entry) -> str:
     """Return the path of an entry (an item of the `data:` section) that must be on disk. Raises PlaitError for an address such as s3://."""
     path = path_of(entry)
-    if paths.is_remote(path):
-        raise PlaitError(f"{path} is remote, which only shards can be; copy it to disk, or make shards of it")
+    if addresses.is_remote(path):
+        raise PlaitError(f"{addresses.shown(path)} is remote, which only shards can be; copy it to disk, or make shards of it")
     return path
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from plait.config.schema import Source as Entry
 from plait.config.source_rules import SourceRules
+from plait.data.addresses import shown
 from plait.data.sources.contract import Source
 
 Catalogue = Callable[[Entry, str], Source]
@@ -45,7 +46,7 @@ class SourceKind(SourceRules):
 
 def title(entry: Entry) -> str:
     """Return a short name of an entry for reports: its `name`, or its kind and the end of its path, such as `shards:train-000.tar`."""
-    return entry.name or (f"{entry.source}:{entry.path.rstrip('/').rpartition('/')[2]}" if entry.path else entry.source)
+    return entry.name or (f"{entry.source}:{shown(entry.path).rstrip('/').rpartition('/')[2]}" if entry.path else entry.source)
 
 
 def path_of(entry: Entry) -> str:

@@ -21,11 +21,11 @@ import numpy as np
 import xxhash
 
 from plait.config.schema import Source as Entry
-from plait.data import paths
+from plait.data import addresses, paths
 from plait.data.formats import index, tar
 from plait.data.formats.open_file import OpenFile
 from plait.data.records import Record, from_members
-from plait.data.remote import RemoteFile, connect
+from plait.data.remote import RemoteFile, Unavailable
 from plait.data.sources.contract import Source
 from plait.data.sources.conversations import open_conversations
 from plait.data.sources.kind import Opening, SourceKind, path_of
@@ -59,7 +59,7 @@ def open_shard(path: str, cache: str | Path | None, *, rebuild: bool = False) ->
 
     `cache`: folder for the index if it cannot be beside the shard; None: the user's.
     """
-    if paths.is_remote(path):
+    if addresses.is_remote(path):
         return _open_remote(path, cache, rebuild)
     local = Path(path)
     if not local.is_file():
@@ -76,10 +76,15 @@ def open_shard(path: str, cache: str | Path | None, *, rebuild: bool = False) ->
     return Shard(path, head, None, built)
 
 
+def cached_index(path: str, cache: str | Path | None) -> Path:
+    """Return where the cache folder keeps the index of a remote shard, however its address is signed."""
+    return index.cached_path(addresses.shown(path), cache, addresses.identity(path))
+
+
 def _open_remote(path: str, cache: str | Path | None, rebuild: bool) -> Shard:
     """Take the index from the cache, else from `<address>.idx` beside the shard, else from reading the shard through once."""
     remote = RemoteFile(path, cache)
-    cached = index.cached_path(path, cache)
+    cached = cached_index(path, cache)
     head = None if rebuild else index.read_head(cached)
     if head is not None and head.stamp == remote.stamp:
         return Shard(path, head, remote, False)
@@ -93,11 +98,14 @@ def _open_remote(path: str, cache: str | Path | None, rebuild: bool) -> Shard:
 
 def _published_index(path: str, remote: RemoteFile, cached: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
     """Download the index that was uploaded beside the shard; None when there is none or it is for a file of another size."""
-    system, inner = connect(path + ".idx")
-    if not system.exists(inner):
+    if addresses.shown(address := addresses.spelled_out(path)) != address:
+        return None  # a signature is for one file alone
+    try:
+        body = RemoteFile(path + ".idx", None).whole()
+    except Unavailable:
         return None
     fetched = cached.with_suffix(".fetched")
-    write_whole(fetched, system.cat_file(inner))
+    write_whole(fetched, body)
     head = index.read_head(fetched)
     fits = head is not None and head.stamp["size"] == remote.size
     contents = (head.facts, {name: array.copy() for name, array in index.map_arrays(head).items()}) if head is not None and fits else None
@@ -114,7 +122,10 @@ def _walk_remote(path: str, remote: RemoteFile) -> tuple[dict[str, Any], dict[st
             window = (offset, remote.read(offset, min(max(length, _SCAN_BYTES), remote.size - offset)))
         return window[1][offset - window[0] :][:length]
 
-    return tar.index(tar.walk(read, remote.size, path), path)
+    name = addresses.shown(path)
+    if remote.size == 0:
+        raise PlaitError(f"{name} is empty (0 bytes)")
+    return tar.index(tar.walk(read, remote.size, name), name)
 
 
 class _MappedShard:
@@ -161,10 +172,11 @@ class Shards:
         with ThreadPoolExecutor(_OPENERS) as openers:
             self.shards = list(openers.map(partial(open_shard, cache=cache), shard_paths))
         self.ends = list(accumulate(shard.samples for shard in self.shards))
-        self.stems = [Path(shard.path).stem for shard in self.shards]
+        names = [addresses.name_of(shard.path) if shard.remote else Path(shard.path).name for shard in self.shards]
+        self.stems = [Path(name).stem for name in names]
         self.columns = dict(columns)
         self.left_out: Mapping[str, int] = _left_out(self.shards)
-        content = [[Path(s.path).name, s.head.stamp["size"], s.samples, s.head.xxh3] for s in self.shards]
+        content = [[name, s.head.stamp["size"], s.samples, s.head.xxh3] for name, s in zip(names, self.shards, strict=True)]
         self.digest = xxhash.xxh3_64(json.dumps(content).encode()).hexdigest()
         self._start_unmapped()
 

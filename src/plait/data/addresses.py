@@ -1,0 +1,63 @@
+"""Addresses of data (s3://, https://, ...): variables of the environment in them, and how they are named without what is secret.
+
+An address may hold `$NAME` or `${NAME}`, an environment variable whose value is put in when a file is opened and nowhere else: reports,
+names of samples and records of a run have the address as it was written, without its user part and query.
+"""
+
+import os
+import re
+from pathlib import PurePosixPath
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+from plait.config import secrets
+from plait.errors import PlaitError
+
+_OF_SIGNATURES = re.compile(r"x-(?:amz|goog)-.+|expires|policy|s[eprtv]|spr|sk\w+|st", re.IGNORECASE)  # what stands beside a signature
+_VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
+
+
+def is_remote(path: str) -> bool:
+    """Return whether `path` is an address (s3://, https://, memory://, ...) and not a path on this machine's disk."""
+    spelled_out = os.path.expandvars(path)
+    return "://" in spelled_out and not spelled_out.startswith("file://")
+
+
+def is_web(path: str) -> bool:
+    """Return whether `path` is an http(s) address, where `?` begins a query."""
+    return os.path.expandvars(path).startswith(("http://", "https://"))
+
+
+def spelled_out(address: str) -> str:
+    """Return `address` with the values of its variables. Raises PlaitError, without any value, for one that is not set."""
+
+    def value(match: re.Match[str]) -> str:
+        name = match[1] or match[2]
+        if name not in os.environ:
+            raise PlaitError(f"{shown(address)} needs the environment variable {name}, which is not set")
+        return os.environ[name]
+
+    return _VARIABLE.sub(value, address)
+
+
+def shown(address: str) -> str:
+    """Return `address` as it may be printed and recorded: as it was written, without user part, query and fragment."""
+    return secrets.without_secrets(address)
+
+
+def name_of(address: str) -> str:
+    """Return the file name in an address, as it may be printed: "a.tar" of "https://host/a.tar?signature"."""
+    return PurePosixPath(shown(address)).name
+
+
+def identity(address: str) -> str:
+    """Return what tells an address's file from others, however it is signed: its spelling without user part and signature.
+
+    For hashes only: it may hold the values of environment variables.
+    """
+    if not is_web(address):
+        return secrets.without_secrets(spelled_out(address))
+    parts = urlsplit(spelled_out(address))
+    query = parse_qsl(parts.query, keep_blank_values=True)
+    signed = any(secrets.looks_signed(name) for name, _ in query)
+    kept = [pair for pair in query if not (secrets.looks_signed(pair[0]) or (signed and _OF_SIGNATURES.fullmatch(pair[0])))]
+    return shown(f"{parts.scheme}://{parts.netloc}{parts.path}") + (f"?{urlencode(kept)}" if kept else "")

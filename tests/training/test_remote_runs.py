@@ -1,0 +1,190 @@
+"""Runs on shards behind a web address: a server that stalls does not delay a stop, one that is down ends the run with all saved."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from plait import cli
+from plait.data import remote, web
+from plait.engine.checkpoints import checkpoint
+from tests import processes
+from tests.data.faulty_server import serving, wait_until
+from tests.data.packing import labelled
+from tests.training.test_run import CONFIG, assert_same, metrics
+
+RECIPE = (
+    (
+        CONFIG[: CONFIG.index("data:")]
+        + """
+data:
+  train: [{{source: shards, path: "{url}/{{0..2}}.tar", template: {{user: "What is it?", assistant: "{{label}}"}}}}]
+  validation: [{{source: shards, path: "{url}/held.tar", template: {{user: "What is it?", assistant: "{{label}}"}}}}]
+trainable: [projector]
+train: {{steps: 12, global_batch: 4}}
+optim: {{lr: 1.0e-3, schedule: {{warmup_steps: 1}}}}
+checkpoint: {{every_steps: 100}}
+evaluate: [{{bench: loss, every_steps: 6, samples: 8, batch: 2}}]
+track: {{every_steps: 1, tensorboard: false}}
+"""
+    )
+    .replace("tiny: {h", "tiny: {{h")
+    .replace("world_base: 4}", "world_base: 4}}")
+    .replace("{image_size: 16}", "{{image_size: 16}}")
+    .replace("{flip: true}", "{{flip: true}}")
+)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shards")
+    names = {"0": (0, 16), "1": (16, 16), "2": (32, 16), "held": (100, 16)}
+    return {f"{name}.tar": labelled(folder / f"{name}.tar", *numbers).read_bytes() for name, numbers in names.items()}
+
+
+@pytest.fixture
+def server(shards, tmp_path, monkeypatch):
+    monkeypatch.setenv("PLAIT_CACHE", str(tmp_path / "cache"))
+    with serving(shards) as server:
+        (tmp_path / "recipe.yaml").write_text(RECIPE.format(url=server.url))
+        yield server
+
+
+@pytest.fixture(scope="module")
+def straight(shards, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("straight")
+    with serving(shards) as server:
+        (folder / "recipe.yaml").write_text(RECIPE.format(url=server.url))
+        assert ended(start(folder, "run"), folder / "run.log")[0] == 0
+    return folder / "run"
+
+
+def plait(folder, name, settings):
+    """`plait train` that waits an hour for a server that is silent, and not at all between attempts; its exit code is in NAME.code."""
+    os.chdir(folder)
+    web.SILENCE_S, remote._WAITS_S = 3600.0, (0.0,) * 4
+    log = os.open(f"{name}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream in (1, 2):
+        os.dup2(log, stream)
+    with open(1, "w", closefd=False) as sys.stdout, open(2, "w", closefd=False) as sys.stderr:
+        code = cli.main(["train", "recipe.yaml", f"--run={name}", *(f"--{item}" for item in settings)])
+    (folder / f"{name}.code").write_text(str(code))
+
+
+def start(folder, name, *settings):
+    (folder / f"{name}.code").unlink(missing_ok=True)
+    return processes.forked(plait, folder, name, settings)
+
+
+def ended(process, log):
+    """The exit code and output, waited for."""
+    assert processes.codes([process]) == [0], log.read_text()
+    return int(log.with_suffix(".code").read_text()), log.read_text()
+
+
+def fail_after(server, folder, step, fault, *, of=(".tar",)):
+    """Spoil every answer from the moment on at which the run's metrics reach `step`; returns the list of those spoilt."""
+    path, spoilt = folder / "metrics.jsonl", []
+
+    def spoil(name, asked):
+        if not (path.is_file() and f'"step": {step},' in path.read_text() and name.endswith(of)):
+            return ""
+        spoilt.append(name)
+        return fault
+
+    server.fault = spoil
+    return spoilt
+
+
+@pytest.mark.parametrize(
+    ("settings", "of"),
+    [
+        (("data.workers=0",), (".tar",)),
+        (("data.workers=2",), (".tar",)),
+        (("data.workers=1", "data.worker_kind=processes"), (".tar",)),
+        (("data.workers=1",), ("held.tar",)),
+    ],
+    ids=["asked", "threads", "processes", "evaluation"],
+)
+def test_a_stop_waits_for_no_server_that_stalls_and_the_run_goes_on_as_if_it_had_not(server, straight, tmp_path, settings, of):
+    spoilt = fail_after(server, tmp_path / "run", 2, "stall", of=of)
+    process = start(tmp_path, "run", *settings)
+    wait_until(lambda: spoilt or not process.is_alive())
+    os.kill(process.pid, signal.SIGTERM)
+    code, output = ended(process, tmp_path / "run.log")
+    assert code == 75, output
+    assert "stopped by SIGTERM after step" in output
+    saved = checkpoint.read(checkpoint.published(tmp_path / "run")[0]).manifest["state"]["step"]
+    assert 2 <= saved == metrics(tmp_path / "run")[-1]["step"] < 12
+    server.fault = lambda path, asked: ""
+    assert ended(start(tmp_path, "run", *settings), tmp_path / "run.log")[0] == 0
+    assert_same(tmp_path / "run", straight)
+
+
+STUCK = """
+import pathlib, threading
+class Stuck:
+    def load(self):
+        return list(range(48))
+    def get(self, idx, rng):
+        if idx == 41 and pathlib.Path("run/metrics.jsonl").exists():
+            pathlib.Path("stuck").touch()
+            threading.Event().wait()
+        return {"messages": [{"role": "user", "content": "And?"}, {"role": "assistant", "content": str(idx)}]}
+"""
+
+
+def test_a_dataset_that_waits_for_ever_keeps_no_process_from_ending(server, tmp_path):
+    (tmp_path / "mine.py").write_text(STUCK)
+    settings = ("data.train=[{source: dataset, name: mine.py:Stuck}]", "data.validation=[]", "evaluate=[]", "train.steps=100")
+    command = [sys.executable, "-m", "plait", "train", "recipe.yaml", "--run=run", *(f"--{item}" for item in settings)]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    until = time.monotonic() + 100
+    while not (tmp_path / "stuck").exists() and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    try:
+        output, _ = process.communicate(timeout=100)
+    finally:
+        process.kill()
+    assert process.returncode == 75, output
+    assert output.splitlines()[-1].startswith("plait: stopped by SIGTERM after step")
+
+
+def test_ranks_stop_together_while_they_wait_for_data(server, tmp_path):
+    spoilt = fail_after(server, tmp_path / "run", 2, "stall")
+    ranks = processes.start(2, plait, tmp_path, "run", ())
+    wait_until(lambda: spoilt or not all(rank.is_alive() for rank in ranks))
+    for rank in ranks:
+        os.kill(rank.pid, signal.SIGTERM)
+    assert processes.codes(ranks) == [0, 0]
+    assert (tmp_path / "run.code").read_text() == "75"
+    assert checkpoint.read(checkpoint.published(tmp_path / "run")[0]).manifest["state"]["step"] >= 2
+
+
+def test_a_server_that_is_down_ends_the_run_with_all_saved_and_the_same_command_continues(server, straight, tmp_path):
+    fail_after(server, tmp_path / "run", 3, "status 503")
+    code, output = ended(start(tmp_path, "run"), tmp_path / "run.log")
+    last = output.splitlines()[-1]
+    assert code == 1, output
+    assert last.startswith(f"plait: {server.url} is down: 8 reads in a row failed, the last: cannot read bytes ")
+    assert last.endswith("503 Service Unavailable; when it answers again, the same command continues")
+    saved = checkpoint.read(checkpoint.published(tmp_path / "run")[0]).manifest["state"]["step"]
+    assert f"the data failed after step {saved}, which is saved" in output
+    assert output.count("tried again, 4 times at most") == 1
+    server.fault = lambda path, asked: ""
+    assert ended(start(tmp_path, "run"), tmp_path / "run.log")[0] == 0
+    assert_same(tmp_path / "run", straight)
+
+
+@pytest.mark.parametrize(("allowed", "code"), [("0.01", 1), ("1", 0)])
+def test_a_shard_that_is_gone_costs_its_samples_until_they_are_too_many(server, tmp_path, allowed, code):
+    fail_after(server, tmp_path / "run", 1, "status 404", of=("1.tar",))
+    process = start(tmp_path, "run", "evaluate=[]", f"guard.max_bad_fraction={allowed}")
+    got, output = ended(process, tmp_path / "run.log")
+    assert got == code, output
+    assert ("samples could not be used, more than guard.max_bad_fraction = 0.01 allows" in output) is bool(code)
+    assert f"there is no file {server.url}/1.tar" in (tmp_path / "run" / "quarantine.jsonl").read_text()
