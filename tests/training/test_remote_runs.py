@@ -139,7 +139,13 @@ class Stuck:
 
 def test_a_dataset_that_waits_for_ever_keeps_no_process_from_ending(server, tmp_path):
     (tmp_path / "mine.py").write_text(STUCK)
-    settings = ("data.train=[{source: dataset, name: mine.py:Stuck}]", "data.validation=[]", "evaluate=[]", "train.steps=100")
+    settings = (
+        "data.train=[{source: dataset, name: mine.py:Stuck}]",
+        "data.validation=[]",
+        "evaluate=[]",
+        "train.steps=100",
+        "guard.no_input=continue",
+    )
     command = [sys.executable, "-m", "plait", "train", "recipe.yaml", "--run=run", *(f"--{item}" for item in settings)]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     until = time.monotonic() + 100
