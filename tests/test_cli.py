@@ -268,3 +268,43 @@ def test_a_setting_is_written_with_a_space_as_well(line: str, overrides: list[st
 def test_a_setting_with_a_space_does_what_it_says(say) -> None:
     code, out, _ = say("config", "--train.steps", "7", "good.yaml", "--optim.lr", "1e-3")
     assert code == 0 and "train.steps = 7" in re.sub(" +", " ", out) and "optim.lr = 0.001" in re.sub(" +", " ", out)
+
+
+def test_an_evaluation_names_run_step_data_and_date_and_says_how_sure_it_is(say, place) -> None:
+    code, out, _ = say("eval", "done", "--bench", "accuracy", "--samples", "4", "--show", "4")
+    metrics = json.loads((place / "done" / "eval" / "accuracy-step-00000002" / "metrics.json").read_text())
+    assert code == 0 and (metrics["run"], metrics["step"], metrics["samples"], metrics["count"]) == ("done", 2, 4, 4)
+    assert re.fullmatch(r"scenes validation: 4 of [\d,]+ samples", metrics["data"]) and metrics["date"].startswith("20")
+    assert re.search(r"^  samples +4$", out, re.M) and f"  data                     {metrics['data']}" in out
+    low, high = metrics["intervals"]["accuracy"]
+    assert low <= metrics["accuracy"] <= high and metrics["intervals"].keys() == metrics["figures"].keys() - {"samples"}
+    assert f"({low:.4f} to {high:.4f} with 95 % confidence)" in out
+    answers = [line.rpartition(" ")[2] for line in out.splitlines() if line.endswith((" right", " wrong"))]
+    assert answers == sorted(answers, reverse=True) and len(answers) == 4  # the wrong ones first
+    assert say("eval", "done", "--bench", "accuracy", "--samples", "4")[0] == 0
+    again = json.loads((place / "done" / "eval" / "accuracy-step-00000002" / "metrics.json").read_text())
+    assert again == metrics
+
+
+def test_results_on_other_data_are_kept_apart(say, place) -> None:
+    rows = [{"messages": [{"role": "user", "content": "And?"}, {"role": "assistant", "content": str(i)}]} for i in range(3)]
+    for name in ("a", "b"):
+        (place / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        rows.pop()
+        assert say("eval", "done", "--bench", "loss", "--data", f"{name}.jsonl")[0] == 0
+    assert say("eval", "done", "--bench", "loss", "--samples", "2")[0] == 0
+    folders = sorted(path.name for path in (place / "done" / "eval").glob("loss-*"))
+    assert [re.sub("jsonl-[0-9a-f]{6}$", "jsonl-HASH", name) for name in folders] == [
+        "loss-step-00000002",
+        "loss-step-00000002-jsonl_a.jsonl-HASH",
+        "loss-step-00000002-jsonl_b.jsonl-HASH",
+    ]
+    counts = [json.loads((place / "done" / "eval" / name / "metrics.json").read_text())["count"] for name in folders]
+    assert counts == [2, 3, 2]
+
+
+def test_config_is_one_json_object_for_programs(say) -> None:
+    code, out, _ = say("config", "good.yaml", "--json", "--optim.lr=1e-3")
+    whole = json.loads(out)
+    assert code == 0 and whole["config"]["optim"]["lr"] == 1e-3 and whole["origins"]["optim.lr"] == "command line"
+    assert whole["stages"].keys() == {"train"} and whole["stages"]["train"]["train"]["steps"] == 2 and whole["warnings"] == []

@@ -6,7 +6,7 @@ from pathlib import Path
 from plait.assembly.configuration import open_checked
 from plait.commands.arguments import CONFIG
 from plait.commands.command import OVERRIDES, Arguments, Command, Parser
-from plait.config.show import render
+from plait.config.show import render, render_json
 
 log = logging.getLogger(__name__)
 
@@ -14,11 +14,13 @@ log = logging.getLogger(__name__)
 def declare(parser: Parser) -> None:
     """Add the arguments of `plait config` to its parser."""
     parser.add_argument("config", type=Path, help=CONFIG)
+    parser.add_argument("--json", action="store_true", help="as one JSON object: config, stages, origins, warnings")
 
 
 def run(arguments: Arguments) -> None:
     """Print every setting with its value and where that comes from, such as a file and line."""
-    log.info(render(open_checked(arguments.config, arguments.overrides, words=arguments.words)))
+    resolved = open_checked(arguments.config, arguments.overrides, words=arguments.words)
+    log.info(render_json(resolved) if arguments.json else render(resolved))
 
 
 COMMANDS = (

@@ -7,11 +7,14 @@ with one sample's answer and score; a card shows it with its pictures.
 import difflib
 import json
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import xxhash
 import yaml
 from pydantic import ValidationError
 
@@ -19,6 +22,7 @@ from plait import files
 from plait.assembly import saved
 from plait.assembly.held_out import ChosenSamples, HeldOutData, benches, benchmark, open_held_out
 from plait.assembly.model import ModelBundle
+from plait.commands.actions.intervals import bootstrap, shown
 from plait.commands.pages import gallery
 from plait.commands.pages.card import Card
 from plait.config import reading
@@ -140,9 +144,17 @@ def _plan(spec: str | Path, bench: str, options: Options) -> Measurement:
     rule = benches(config, [entry]).get(entry.bench)
     data = HeldOutData(config)
     samples = ChosenSamples(*data.of(entry))
-    name = f"{entry.bench.replace(':', '-')}-{evaluation.moment_of(checkpoint.step)}{options.suffix}"
+    name = f"{entry.bench.replace(':', '-')}-{evaluation.moment_of(checkpoint.step)}{options.suffix}{_data_suffix(entry, samples)}"
     folder = options.out or checkpoint.folder.parent.parent / "eval" / name
     return Measurement(spec, checkpoint, config, entry, rule, data, samples, folder, options)
+
+
+def _data_suffix(entry: Evaluate, samples: ChosenSamples) -> str:
+    """Return the end of the result folder's name for data other than the run's held-out data or a dataset's own: names and a hash."""
+    if not entry.data or (":" in entry.bench and entry.data[0].path is None):
+        return ""
+    names = "+".join(re.sub(r"[^\w.-]+", "_", source.name) for source in samples.opened)
+    return f"-{names[:40]}-{xxhash.xxh3_64_hexdigest(repr([source.fingerprint for source in samples.opened]).encode())[:6]}"
 
 
 def _complete(measurement: Measurement, done: Sequence[Row]) -> Result | None:
@@ -271,16 +283,39 @@ def _sources(text: str, split: str | None) -> list[Source]:
 def _report(measurement: Measurement, result: Result) -> None:
     """Show the figures and write them down, with the answers and some of their pictures."""
     checkpoint, options, folder = measurement.checkpoint, measurement.options, measurement.folder
-    about = {"checkpoint": str(checkpoint.folder), "bench": measurement.entry.bench, "samples": options.samples}
+    about = _about(measurement)
     figures = dict(result.figures)
-    key = {"count": len(measurement.samples), "figures": figures, "key": measurement.identity}
-    files.write_json(folder / "metrics.json", {**about, **figures, **key})
+    intervals = bootstrap(measurement.bench, result.rows) if measurement.bench is not None else {}
+    key = {"count": len(measurement.samples), "figures": figures, "intervals": intervals, "key": measurement.identity}
+    files.write_json(folder / "metrics.json", {**about, "samples": options.samples, **figures, **key})
     weights = options.weights if options.weights != AVERAGED or checkpoint.stored("ema") else LAST
     log.info(f"{checkpoint.folder}, {weights}")
-    log.info("\n".join(f"  {name:<24} {value:.4f}" for name, value in figures.items()))
+    log.info(f"  {'data':<24} {about['data']}")
+    for name, value in figures.items():
+        low, high = intervals.get(name, (None, None))
+        sure = "" if low is None or high is None else f"  ({shown(name, low)} to {shown(name, high)} with 95 % confidence)"
+        log.info(f"  {name:<24} {shown(name, value)}{sure}")
     if result.rows:
         _report_answers(measurement, result.rows)
     log.info(f"written to {folder}")
+
+
+def _about(measurement: Measurement) -> dict[str, Any]:
+    """Return what the figures are of: run, step, checkpoint, bench, data and date."""
+    every = sum(len(source) for source in measurement.samples.opened)
+    names = ", ".join(source.name for source in measurement.samples.opened)
+    path = measurement.folder / "metrics.json"
+    before = json.loads(path.read_bytes()) if path.is_file() else {}
+    measured = before.get("key") == measurement.identity and before.get("count") == len(measurement.samples)
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return {
+        "run": str(measurement.checkpoint.folder.parent.parent),
+        "step": measurement.checkpoint.step,
+        "checkpoint": str(measurement.checkpoint.folder),
+        "bench": measurement.entry.bench,
+        "data": f"{names}: {len(measurement.samples):,} of {every:,} samples",
+        "date": before.get("date", now) if measured else now,
+    }
 
 
 def _report_answers(measurement: Measurement, rows: Sequence[Row]) -> None:
@@ -290,7 +325,8 @@ def _report_answers(measurement: Measurement, rows: Sequence[Row]) -> None:
     cards = [card(row, measurement.samples, number) for number, row in enumerate(rows[: options.pictures])]
     sheet, page = gallery.write(folder, f"{measurement.entry.bench}: {len(rows)} held-out answers", cards)
     log.info(f"  pictures and answers     {sheet} and {page}")
-    for row in [row for row in rows if "answer" in row or "bad" in row][: options.show]:
+    answered = [row for row in rows if "answer" in row or "bad" in row]
+    for row in sorted(answered, key=lambda row: bool(row.get("correct")))[: options.show]:  # the wrong ones first
         mark = _MARKS.get(row["correct"], "") if "correct" in row else row.get("bad", "")
         log.info(f"  {row['id']}: {row.get('question', '')} -> {row.get('answer', '')!r} (gold {row.get('gold', '')!r}) {mark}")
 

@@ -1,0 +1,40 @@
+"""How sure figures are: the bootstrap's intervals against what is known of them."""
+
+import math
+
+import pytest
+
+from plait.commands.actions.intervals import bootstrap, shown
+from plait.engine.evaluation import Bench
+
+
+def accuracy(rows):
+    return {"accuracy": sum(row["correct"] for row in rows) / len(rows), "samples": float(len(rows))}
+
+
+BENCH = Bench(lambda *_, **__: [], accuracy)
+
+
+@pytest.mark.parametrize(("count", "right"), [(100, 50), (400, 100), (1000, 900)])
+def test_an_interval_is_about_four_standard_errors_wide(count, right):
+    found = bootstrap(BENCH, [{"correct": i < right} for i in range(count)])
+    share = right / count
+    error = math.sqrt(share * (1 - share) / count)
+    low, high = found.pop("accuracy")
+    assert found == {}  # a count has none
+    assert low == pytest.approx(share - 1.96 * error, abs=0.35 * error) and high == pytest.approx(share + 1.96 * error, abs=0.35 * error)
+
+
+def test_the_same_rows_give_the_same_interval():
+    rows = [{"correct": i % 3 == 0} for i in range(50)]
+    assert bootstrap(BENCH, rows) == bootstrap(BENCH, rows)
+
+
+@pytest.mark.parametrize("rows", [[], [{"correct": True}], [{"distance": 1.0}] * 30])
+def test_rows_that_are_not_judged_one_by_one_have_no_interval(rows):
+    assert bootstrap(BENCH, rows) == {}
+
+
+def test_counts_are_whole_numbers():
+    names = {"samples": 1200.0, "accuracy/samples": 8.0, "bad_samples": 1.0, "accuracy": 1.0}
+    assert [shown(name, value) for name, value in names.items()] == ["1,200", "8", "1", "1.0000"]
