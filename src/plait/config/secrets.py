@@ -4,6 +4,7 @@ A secret is recognised by the name of its setting, by its form, or by its place 
 An error message never repeats the value.
 """
 
+import os
 import re
 from urllib.parse import unquote_plus
 
@@ -12,7 +13,7 @@ from plait.errors import PlaitError
 
 _NAME = re.compile(
     r"token|(?:hf|hub|hugging_?face|wandb|auth|use_auth|access|api|github|git|bearer|secret|session|refresh)_token"
-    r"|(?:\w+_)?(?:api_?key|secret|secret_key|access_key|access_key_id|private_key|password|passwd|passphrase|credentials?|authorization)"
+    r"|(?:\w+_)?(?:api_?key|secret|secret_key|access_key|access_key_id|private_key|passphrase|credentials?|authorization)|\w*(?:password|passwd)"
 )
 _TOKEN = re.compile(r"(\w+)_token")
 _SPECIAL_TOKENS = re.compile(
@@ -33,6 +34,7 @@ _SIGNATURE = re.compile(
 )
 _ANY_USER = re.compile(r"(?<=://)[^/\s@?#'\"]*@")
 _WEB_QUERY = re.compile(r"(https?://[^\s?#'\"]*)[?#][^\s'\"]*")
+_SHORTEST = 8  # characters of a value of the environment that is looked for in what is printed
 _VARIABLE = re.compile(r"\$(?:\w+|\{\w+\})")
 
 
@@ -87,6 +89,14 @@ def looks_secret(name: str, value: object = "") -> bool:
 def without_secrets(text: str) -> str:
     """Return a text whose addresses have no user part, and those of the web (http, https) no query and fragment."""
     return _WEB_QUERY.sub(r"\1", _ANY_USER.sub("", text))
+
+
+def masked(text: str) -> str:
+    """Return a text with the names of environment variables that are named like secrets in place of their values, as $HF_TOKEN."""
+    for name, value in os.environ.items():
+        if len(value) >= _SHORTEST and value in text and looks_secret(name, value):
+            text = text.replace(value, f"${name}")
+    return text
 
 
 def refusal(location: str, path: str, value: str = "") -> PlaitError:

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from plait import files
+from plait.config.secrets import masked
 from plait.engine.loss import UnusableSample
 from plait.engine.nonfinite import first_names
 from plait.engine.parallel.distributed import Ranks
@@ -67,7 +68,7 @@ class Quarantine:
             "sample": sample.name,
             "source": sample.id.source,
             "index": sample.id.index,
-            "reason": sample.reason,
+            "reason": masked(sample.reason),
             "replaced_by": sample.replaced_by.index,
             "attempt": sample.attempt,
         }

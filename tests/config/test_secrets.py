@@ -1,0 +1,127 @@
+"""Secrets: refused wherever they can stand, without being repeated; what only looks like one at first sight is not."""
+
+import logging
+
+import pytest
+
+from plait import cli
+from plait.config import mixture, reading, secrets
+from plait.config.nodes import Node, from_plain
+from plait.engine.guards import Quarantine
+from plait.engine.monitoring import reporter
+from plait.errors import PlaitError
+
+BASE = "family: theworld\nmodel: {base: tiny}\ndata: {train: [{source: scenes}]}\ntrain: {steps: 1}\n"
+JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJzZXNhbWUifQ.sesame"
+PLACES = {
+    "data: {train: [{source: shards, path: 'https://h/a.tar?X-Amz-Date=x&X-Amz-Signature=sesame'}]}": "data.train.0.path is an address",
+    "data: {train: [{source: shards, path: 'https://h/a.tar?GoogleAccessId=x&Signature=sesame'}]}": "data.train.0.path is an address",
+    "data: {train: [{source: shards, path: 'https://h/a.tar?sv=2020&sp=r&sig=sesame'}]}": "data.train.0.path is an address",
+    "data: {train: [{source: shards, path: 'https://h/a.tar?access_token=sesame'}]}": "data.train.0.path is an address",
+    "data: {train: [{source: shards, path: 'https://h/a.tar?id=3&api%5Fkey=sesame'}]}": "data.train.0.path is an address",
+    "data: {train: [{source: shards, path: 'https://sesame@h/a.tar'}]}": "data.train.0.path is an address",
+    "data: {train: [{source: shards, path: 's3://key:sesame@bucket/a.tar'}]}": "data.train.0.path is an address",
+    "data: {train: [{source: dataset, name: 'm:C', options: {cdn_token: sesame}}]}": "data.train.0.options.cdn_token looks like a secret",
+    "data: {train: [{source: dataset, name: 'm:C', options: {headers: {Authorization: sesame}}}]}": "Authorization looks like a secret",
+    "data: {train: [{source: dataset, name: 'm:C', options: {headers: ['Bearer sesamesesamesesame']}}]}": "headers.0 looks like a secret",
+    "data: {train: [{source: dataset, name: 'm:C', options: {apiKey: sesame}}]}": "options.apiKey looks like a secret",
+    "data: {train: [{source: dataset, name: 'm:C', options: {hf_sesamesesamesesamesesame: 1}}]}": "a key looks like a secret",
+    "run: runs/hf_sesamesesamesesamesesame": "run looks like a secret",
+    f"track: {{wandb: {{project: p, name: {JWT}}}}}": "track.wandb.name looks like a secret",
+    "stages: [{name: ghp_sesamesesamesesamesesamesesamesesame}]": "stages.0.name looks like a secret",
+    "from: https://user:sesame@h/model": "from is an address",
+}
+HARMLESS = [
+    "pad_token: '<pad>'",
+    "image_token: '<image>'",
+    "end_of_text: x",
+    "max_tokens: 100",
+    "image_token: 151655",
+    "revision: 0123456789abcdef0123456789abcdef01234567",
+    "path: https://h/get?id=3&download=true",
+    "path: s3://bucket/a-?.tar",
+    "path: sftp://user@host/a.tar",
+    "path: $ADDRESS",
+    "path: https://h/a-{0..3}.tar?$SIGNATURE",
+    "path: https://h/a.tar?sv=2020&sig=${SAS}",
+    "template: {user: 'Write to me@example.com, or see https://h/a?b=c'}",
+    "hf_token: null",
+    "base: hf-internal-testing/tiny-random-gemma",
+]
+
+
+@pytest.mark.parametrize("line", PLACES)
+def test_a_secret_is_refused_where_it_stands_and_not_repeated(line, tmp_path, capsys):
+    (tmp_path / "x.yaml").write_text(BASE.replace("data: {train: [{source: scenes}]}\n", "") + line + "\n")
+    assert cli.main(["config", str(tmp_path / "x.yaml")]) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith(f"plait: {tmp_path}/x.yaml:4: ")
+    assert PLACES[line] in said.err
+    assert len(said.err.splitlines()) == 1
+    assert "sesame" not in said.err + said.out
+
+
+def test_the_cure_of_a_signed_address_is_a_variable_and_that_of_a_token_its_own():
+    with pytest.raises(
+        PlaitError, match=r"an environment variable and name that here, as in path: \$ADDRESS or https://host/a\.tar\?\$SIGNATURE"
+    ):
+        secrets.refuse(Node("https://h/a?sig=x", "f", 1, "path"))
+    with pytest.raises(PlaitError, match="remove it and set the environment variable WANDB_API_KEY"):
+        secrets.refuse(from_plain({"wandb_api_key": "x"}, Node(None, "f")))
+
+
+@pytest.mark.parametrize("line", HARMLESS)
+def test_what_is_no_secret_is_not_refused(line, tmp_path):
+    (tmp_path / "x.yaml").write_text(line)
+    reading.read(tmp_path / "x.yaml")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("config", "x.yaml", "--run=runs/hf_sesamesesamesesamesesame"),
+        ("config", "x.yaml", "--data.train.0.options.cdn_token=sesame"),
+        ("config", "x.yaml", "--data.train=[{source: dataset, name: 'm:C', options: {password: sesame}}]"),
+        ("config", "x.yaml", "--data.train.0.path=https://h/a.tar?X-Amz-Signature=sesame"),
+        ("config", "https://user:sesame@h/x.yaml"),
+        ("data", "index", "https://h/a.tar?sig=sesame"),
+        ("eval", "runs/demo", "--data", "https://h/a.tar?sig=sesame"),
+        ("generate", "hf_sesamesesamesesamesesame"),
+        ("sesame", "ghp_sesamesesamesesamesesamesesamesesame"),
+    ],
+)
+def test_no_argument_of_any_command_may_hold_a_secret(arguments, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.yaml").write_text(BASE)
+    assert cli.main(list(arguments)) == 2
+    said = capsys.readouterr()
+    assert "looks like a secret, which no file or command line may hold" in said.err
+    assert "sesame" not in said.err + said.out
+
+
+def test_a_mixture_and_a_preset_are_files_as_well(tmp_path):
+    file = tmp_path / "mix.yaml"
+    file.write_text("- {name: a, path: 'https://h/a?sig=sesame'}\n")
+    with pytest.raises(PlaitError, match=r"mix\.yaml:1: 0\.path is an address in which a part looks like a secret") as caught:
+        mixture.read(file, (), {})
+    assert "sesame" not in str(caught.value)
+
+
+def test_the_value_of_a_secret_variable_is_nowhere_in_what_is_said(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HF_TOKEN", "sesame-sesame")
+    monkeypatch.setenv("SOME_PASSWORD", "short")
+    (tmp_path / "x.yaml").write_text(BASE.replace("scenes", "folder, path: $HF_TOKEN") + f"run: {tmp_path}/run\n")
+    assert cli.main(["train", str(tmp_path / "x.yaml")]) == 2
+    reporter.install()
+    logging.getLogger("plait.test").info("it is sesame-sesame, in short")
+    said = capsys.readouterr()
+    assert "$HF_TOKEN is not a folder" in said.err
+    assert said.out.endswith("it is $HF_TOKEN, in short\n")
+    assert "sesame" not in said.err + said.out
+
+
+def test_the_reason_of_a_bad_sample_holds_no_value_of_a_secret_variable(monkeypatch):
+    monkeypatch.setenv("MY_API_KEY", "sesame-sesame")
+    sample = type("Sample", (), {"id": type("Id", (), {"source": 0, "index": 1}), "replaced_by": type("Id", (), {"index": 2})})
+    sample.name, sample.reason, sample.attempt = "a", "cannot read sesame-sesame", 0
+    assert Quarantine._row(3, sample)["reason"] == "cannot read $MY_API_KEY"
