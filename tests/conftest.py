@@ -45,3 +45,11 @@ def calls():
         return seen
 
     return count
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport():
+    """Write half surrogate pairs, which hostile names put into captured logs, as escapes: workers cannot send them."""
+    report = yield
+    report.sections = [(title, text.encode(errors="backslashreplace").decode()) for title, text in report.sections]
+    return report
