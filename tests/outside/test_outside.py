@@ -1,5 +1,6 @@
 """A package that plait does not know adds a family, a bench, a verb, a dialect and a kind of source, as CONTRIBUTING.md says."""
 
+import dataclasses
 import importlib
 import json
 import os
@@ -12,6 +13,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 from pydantic import BaseModel
+from torch import nn
 
 from plait import cli
 from plait.engine.loss import Loss
@@ -174,7 +176,7 @@ MISTAKES = {
     "eval straight --bench second": "--bench 'second' is unknown: known: first_word, loss",
     "generate straight --promt=hi": "generate has no option --promt: did you mean --prompt?",
     "generate straight": "generate needs --prompt=...",
-    "hello --loud": "'--loud' is not understood",
+    "hello --loud": "'--loud' is not an option of this command",
 }
 
 
@@ -254,6 +256,21 @@ BROKEN = [
         "it lacks components(model); ",
     ),
     (
+        "[plait.families]\nmumble = mumble",
+        {"config": "1 / 0"},
+        "family 'mumble': mumble.config cannot be imported: ZeroDivisionError: division by zero",
+    ),
+    (
+        "[plait.families]\nmumble = mumble",
+        {"config": "import no_such_thing"},
+        "family 'mumble': mumble.config cannot be imported: ModuleNotFoundError: No module named 'no_such_thing'",
+    ),
+    (
+        "[plait.families]\nmumble = mumble",
+        {"config": SECTION, "family": "def build(:"},
+        "family 'mumble': mumble.family cannot be imported: SyntaxError: invalid syntax",
+    ),
+    (
         "[plait.commands]\nmumble = mumble.verb",
         {"verb": "1 / 0"},
         "verb 'mumble' cannot be loaded from mumble.verb: ZeroDivisionError: division by zero (package mumble 2.0)",
@@ -281,7 +298,9 @@ def test_package_that_is_broken_is_named_in_one_line(install, capsys, entry_poin
     install(entry_points, **modules)
     recipe = "mumble.yaml" if "families" in entry_points else "words.yaml"
     assert cli.main(["train", recipe, "--run=never"]) == 2
-    assert capsys.readouterr().err.startswith(f"plait: {error}")
+    said = capsys.readouterr().err
+    assert said.startswith("plait: ") and said.count("\n") == 1
+    assert said.removeprefix("plait: ").removeprefix("mumble.yaml:2: ").startswith(error)
 
 
 def test_family_holds_to_what_every_family_must(here, tmp_path, monkeypatch):
@@ -293,3 +312,77 @@ def test_family_holds_to_what_every_family_must(here, tmp_path, monkeypatch):
     test_conformance.test_every_trainable_parameter_gets_a_gradient_of_finite_numbers(case)
     test_conformance.test_the_same_seed_builds_the_same_model_and_another_another(case)
     test_conformance.test_the_model_builds_on_the_meta_device_without_memory(case)
+
+
+@pytest.mark.parametrize("config", ["1 / 0", "import no_such_thing", "def build(:"])
+def test_a_broken_family_breaks_no_command_that_does_not_name_it(install, here, capsys, config):
+    install("[plait.families]\nmumble = mumble", config=config)
+    assert cli.main(["config", "words.yaml"]) == 0
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["eval", "--help"])
+    assert ended.value.code == 0 and "--bench" in capsys.readouterr().out
+
+
+EVALUATE = [
+    ("", "mumble.evaluate has no benches, a mapping of name to plait.engine.evaluation.Bench"),
+    ("benches = []", "mumble.evaluate.benches is a list, not a mapping of name to plait.engine.evaluation.Bench"),
+    ("benches = {'one': print}", "mumble.evaluate.benches['one'] is no Bench: it is to be a mapping of name to plait."),
+    ("1 / 0", "mumble.evaluate cannot be imported: ZeroDivisionError: division by zero"),
+]
+
+
+@pytest.mark.parametrize(("body", "error"), EVALUATE)
+def test_benches_that_are_none_are_told_in_one_line(install, body, error):
+    install("[plait.families]\nmumble = mumble", config=SECTION, family="", evaluate=body)
+    with pytest.raises(PlaitError) as caught:
+        registry.benches("mumble")
+    assert str(caught.value).startswith(f"family 'mumble': {error}")
+
+
+@pytest.mark.parametrize("body", ["", "exports = 3", "exports = {'hf': 3}"])
+def test_exports_that_are_none_are_told_in_one_line(install, body):
+    install("[plait.families]\nmumble = mumble", config=SECTION, family="", export=body)
+    with pytest.raises(PlaitError, match=r"family 'mumble': mumble\.export has no exports, a mapping of layout"):
+        registry.publisher("mumble")
+
+
+def without(parts, name):
+    return {part: {key: value for key, value in held.items() if key != name} for part, held in parts.items()}
+
+
+BUILT = {
+    "components(model) leaves out 1 of 9 parameters, the first 'layers.0.bias'": without,
+    "components(model) has 'layers.0.bias' in two components": lambda parts, name: {**parts, "more": {name: None}},
+    "components(model) names 'nothing', which is no parameter of the model": lambda parts, name: {**parts, "more": {"nothing": None}},
+}
+
+
+@pytest.mark.parametrize("change", [0, 1, 2])
+def test_components_that_do_not_hold_each_parameter_once_are_told_before_training(here, capsys, monkeypatch, change):
+    family = registry.load("words")
+    sizes = []
+
+    def components(model):
+        parts = family.components(model)
+        names = [name for held in parts.values() for name in held]
+        sizes[:] = [len(names), names[-1]]
+        return list(BUILT.values())[change](parts, names[-1])
+
+    monkeypatch.setattr(registry, "load", lambda name: dataclasses.replace(family, components=components))
+    assert cli.main(["train", "words.yaml", f"--run=never-{change}"]) == 2
+    error = list(BUILT)[change].replace("layers.0.bias", str(sizes[1])).replace("1 of 9", f"1 of {sizes[0]}")
+    assert f"family 'words': {error}" in capsys.readouterr().err
+
+
+def test_blocks_and_losses_that_are_none_are_told_before_training(here, capsys, monkeypatch):
+    family = registry.load("words")
+    for number, (name, value, error) in enumerate(
+        [
+            ("blocks", lambda model: [nn.Linear(1, 1)], "blocks(model) returns a module that is none of the model's"),
+            ("Loss", type("Bare", (family.Loss,), {"__init__": lambda self, config: None}), "its Loss sets no coefficients"),
+        ]
+    ):
+        changed = dataclasses.replace(family, **{name: value})
+        monkeypatch.setattr(registry, "load", lambda _, changed=changed: changed)
+        assert cli.main(["train", "words.yaml", f"--run=never-built-{number}"]) == 2
+        assert f"family 'words': {error}" in capsys.readouterr().err

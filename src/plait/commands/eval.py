@@ -1,9 +1,11 @@
 """The verb `plait eval`: measure a checkpoint on a bench, which is a metric on some data, such as `loss` or `vqa2:validation`."""
 
+import contextlib
 from pathlib import Path
 
 from plait.commands.arguments import add_checkpoint, add_weights, positive, spread
 from plait.commands.command import Arguments, Command, Parser
+from plait.errors import PlaitError
 from plait.families import registry
 
 
@@ -17,8 +19,9 @@ def declare(parser: Parser) -> None:
     parser.add_argument("--split", help="part of the data")
     parser.set_defaults(variant=None)
     for family in registry.names():
-        for name, meaning in registry.model_config(family).variants.items():
-            parser.add_argument(f"--{name}", dest="variant", action="store_const", const=name, help=f"{family}: {meaning}")
+        with contextlib.suppress(PlaitError):  # a family that cannot be imported is told where it is used, not by every command
+            for name, meaning in registry.model_config(family).variants.items():
+                parser.add_argument(f"--{name}", dest="variant", action="store_const", const=name, help=f"{family}: {meaning}")
     parser.add_argument("--pictures", type=positive, default=48, help="answers on the page with pictures; predictions.json has all")
     parser.add_argument("--samples", type=positive, help="held-out samples (default: all)")
     parser.add_argument("--batch", type=positive, default=16, help="samples at a time")

@@ -13,6 +13,7 @@ A family is a package of these modules; all but the first two may be missing:
 """
 
 import inspect
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,6 +178,28 @@ def check(name: str, module: ModuleType) -> Family:
     if faults:
         raise PlaitError(f"family {name!r} ({module.__name__}) does not fulfil the contract: {'; '.join(faults)}")
     return Family(name=name, **given)
+
+
+def check_built(family: Family, model: nn.Module, loss: Loss) -> None:
+    """Check what a family made of a configuration: its components hold each parameter once, its blocks are modules of the model.
+
+    Raises PlaitError naming the first that is wrong.
+    """
+    parameters, held = dict(model.named_parameters()), Counter[str]()
+    for part in family.components(model).values():
+        held.update(part.keys())
+    what = f"family {family.name!r}: components(model)"
+    if unknown := sorted(held.keys() - parameters.keys()):
+        raise PlaitError(f"{what} names {unknown[0]!r}, which is no parameter of the model")
+    if twice := [name for name, count in held.items() if count > 1]:
+        raise PlaitError(f"{what} has {twice[0]!r} in two components: each parameter belongs to one")
+    if missing := [name for name in parameters if name not in held]:
+        raise PlaitError(f"{what} leaves out {len(missing)} of {len(parameters)} parameters, the first {missing[0]!r}: add them to one")
+    modules = set(model.modules())
+    if any(block not in modules for block in family.blocks(model)):
+        raise PlaitError(f"family {family.name!r}: blocks(model) returns a module that is none of the model's")
+    if "coefficients" not in {**vars(type(loss)), **vars(loss)}:
+        raise PlaitError(f"family {family.name!r}: its Loss sets no coefficients, the factor of each term by name")
 
 
 def _fault(member: str, value: Any) -> str | None:

@@ -7,6 +7,7 @@ import difflib
 import functools
 import importlib
 import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, cast
@@ -54,9 +55,14 @@ def benches(family: str) -> "Benches":
     """Return a family's benches (evaluations) by name; {} without an `evaluate.py`. Raises PlaitError for one that defines no `benches`."""
     if not _has(family, "evaluate.py"):
         return {}
-    module = _module(family, "evaluate")
+    module, bench = _module(family, "evaluate"), importlib.import_module("plait.engine.evaluation").Bench
+    wanted = "a mapping of name to plait.engine.evaluation.Bench"
     if "benches" not in vars(module):
-        raise PlaitError(f"family {family!r}: {module.__name__} has no benches, a mapping of name to plait.engine.evaluation.Bench")
+        raise PlaitError(f"family {family!r}: {module.__name__} has no benches, {wanted}")
+    if not isinstance(module.benches, Mapping):
+        raise PlaitError(f"family {family!r}: {module.__name__}.benches is a {type(module.benches).__name__}, not {wanted}")
+    if wrong := [name for name, value in module.benches.items() if not isinstance(value, bench)]:
+        raise PlaitError(f"family {family!r}: {module.__name__}.benches[{wrong[0]!r}] is no Bench: it is to be {wanted}")
     return cast("Benches", module.benches)
 
 
@@ -99,8 +105,17 @@ def datasets(family: str) -> "Catalogue":
 
 
 def publisher(family: str) -> "Publisher | None":
-    """Return a family's module `export`, which converts weights to other software's layouts; None where it has none."""
-    return cast("Publisher", _module(family, "export")) if _has(family, "export.py") else None
+    """Return a family's module `export`, which converts weights to other software's layouts; None where it has none.
+
+    Raises PlaitError where that has no `exports`, a mapping of layout to function.
+    """
+    if not _has(family, "export.py"):
+        return None
+    module = _module(family, "export")
+    exports = vars(module).get("exports")
+    if not (isinstance(exports, Mapping) and all(map(callable, exports.values()))):
+        raise PlaitError(f"family {family!r}: {module.__name__} has no exports, a mapping of layout (hf, ...) to function")
+    return cast("Publisher", module)
 
 
 def _package(family: str) -> str:
@@ -115,11 +130,17 @@ def _module(family: str, name: str) -> ModuleType:
     try:
         return importlib.import_module(f"{package}.{name}")
     except ModuleNotFoundError as error:
-        if error.name not in (package, f"{package}.{name}"):
-            raise
-        raise PlaitError(
-            f"family {family!r}: there is no module {error.name}; a family is a package with config.py and family.py"
-        ) from None
+        if error.name in (package, f"{package}.{name}"):
+            raise PlaitError(
+                f"family {family!r}: there is no module {error.name}; a family is a package with config.py and family.py"
+            ) from None
+        reason: Exception = error
+    except Exception as error:  # noqa: BLE001  whatever it is, it is that package's code that must be mended
+        reason = error
+    if package.startswith("plait."):
+        raise reason
+    text = str(reason).splitlines()[0] if str(reason) else ""
+    raise PlaitError(f"family {family!r}: {package}.{name} cannot be imported: {type(reason).__name__}: {text}") from reason
 
 
 def _folder(family: str) -> Path:

@@ -26,6 +26,7 @@ from plait.engine import optim, schedule
 from plait.engine.evaluation import Bench
 from plait.engine.loss import Loss
 from plait.errors import PlaitError
+from plait.families.contract import check_built
 
 AnyOrder = Order | BucketOrder
 Names = Mapping[str, tuple[str, ...]]
@@ -118,6 +119,7 @@ def plan_stage(view: StageView, bundle: ModelBundle, batches: BatchChanges = ())
     steps = planned_steps(config, order)
     config = config.model_copy(update={"optim": schedule.with_warmup(config.optim, steps)})
     loss = family.Loss(bundle.section)
+    check_built(family, bundle.model, loss)
     schedule.check(config.optim.schedule, loss.counts, config.family)
     return StagePlan(
         view=replace(view, config=config),
