@@ -21,7 +21,7 @@ def train(ranks: distributed.Ranks, quarantine: Path, stale: bool) -> list[float
     state = make_state(config, trainable=("head",))
     kept = distributed.replicate(state.model, ranks)
     for stage, parts in enumerate([("head",), ("tower", "head")]):
-        state.enter(stage + 1, 4)
+        state.enter(stage + 1, 4, 100)
         state.pause()
         state.begin({part: state.model.components()[part] for part in parts}, config.optim)
         loop = make_loop(state, SquaredError(), config, ranks, quarantine)

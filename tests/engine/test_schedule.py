@@ -106,7 +106,7 @@ def test_a_schedule_in_tokens_resumes_to_the_bit(trained):
 def test_a_new_stage_counts_its_own_tokens(trained):
     state = make_state(in_tokens())
     trained(state, in_tokens(), batches())
-    state.enter(2, 4)
+    state.enter(2, 4, 100)
     assert (state.totals["tokens"], state.totals["stage_tokens"]) == (128.0, 0.0)
 
 

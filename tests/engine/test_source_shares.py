@@ -31,9 +31,9 @@ def test_shares_are_parts_of_each_quantity_and_say_what_loss_weight_went_where(m
 def test_a_stage_counts_from_its_own_start():
     state = make_state(make_config())
     state.count({"samples": 8, "drawn/a/samples": 8})
-    state.enter(1, 4)
+    state.enter(1, 4, 100)
     assert source_shares.shares(state.totals) == {"share/a/samples": 1.0}
-    state.enter(2, 4)
+    state.enter(2, 4, 100)
     assert source_shares.shares(state.totals) == {}
     assert state.totals["samples"] == 8
 

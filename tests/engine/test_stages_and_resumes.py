@@ -49,7 +49,7 @@ def equal(one, other):
 def test_1_a_checkpoint_right_after_unfreezing_loads_and_goes_on(make_loop, tmp_path):
     state = make_state(CONFIG, trainable=("head",))
     trained(make_loop, state, 3)
-    state.enter(2, 4)
+    state.enter(2, 4, 100)
     state.pause()
     state.begin(state.model.components(), CONFIG.optim)
     back = saved_and_back(state, tmp_path, ("tower", "head"))
@@ -64,7 +64,7 @@ def test_1_moments_of_a_refrozen_part_are_not_dropped(make_loop, tmp_path):
     state = make_state(CONFIG)
     trained(make_loop, state, 3)
     before = {name: value.clone() for name, value in state.tensors()["moments"].items() if name.startswith("tower")}
-    state.enter(2, 4)
+    state.enter(2, 4, 100)
     state.pause()
     state.begin({"head": state.model.components()["head"]}, CONFIG.optim)
     trained(make_loop, state, 2)

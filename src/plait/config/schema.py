@@ -56,7 +56,10 @@ class ModelSection(BaseModel):
     """Switches of `plait eval` that measure the model with changed settings: {name of the variant: help text}."""
 
     def variant(self, name: str) -> tuple[Self, int]:
-        """Return this section with the settings of the variant `name` (of `variants`), and the longest sequence that it needs (tokens)."""
+        """Return this section with the settings of the variant `name` (of `variants`), and the longest sequence that it needs (tokens).
+
+        Raises NotImplementedError where a family lists variants and does not define this.
+        """
         raise NotImplementedError(f"{type(self).__name__} lists no variant {name!r}")
 
 
@@ -97,7 +100,7 @@ class Data(Section):
         default=[], description="datasets of the mixture to leave out; the others of their group take over their share"
     )
     validation: list[Source] = []
-    root: str | None = Field(default=None, description="folder of named datasets, a subfolder each; None: $MOLMO_DATA_DIR, else ./data")
+    root: str | None = Field(default=None, description="folder of named datasets, a subfolder each; None: the family's own place")
     workers: Natural = Field(default=2, description="threads or processes that prepare samples; 0: one thread, when a step is asked for")
     worker_kind: Literal["threads", "processes"] = "threads"
     prefetch: Natural = Field(default=2, description="steps prepared ahead")
@@ -307,7 +310,7 @@ class RunConfig(Section):
 
     run: str | None = Field(default=None, description="folder of the run; None: runs/<name of the file>")
     seed: Annotated[Int, Field(ge=0)] = 0
-    family: str = Field(description="theworld, molmo, nanodit")
+    family: str = Field(description="the kind of model: one of those installed, such as theworld")
     preset: str | None = Field(default=None, description="a preset of the family, under the file")
     model: dict[str, Any] = Field(default={}, description="the family's own section")
     trainable: list[str] = Field(default=["*"], description="components that train; *: all that ever do")

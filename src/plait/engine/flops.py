@@ -84,8 +84,7 @@ class Flops(TorchFunctionMode):
     @property
     def total(self) -> float:
         """FLOPs counted so far. Reading it waits for the device, where some counts are tensors on it."""
-        self._counts = [sum((float(count) for count in self._counts), 0.0)]
-        return float(self._counts[0])
+        return sum((float(count) for count in self._counts), 0.0)
 
     def __torch_function__(self, func: Any, types: Sequence[Any], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
         """Run the function and count it; the functions that it calls inside are not seen."""

@@ -81,8 +81,9 @@ class MicroBatchSize:
 
 @contextlib.contextmanager
 def guarded(ranks: Ranks, *, meet: bool = False, collective: bool = False) -> Iterator[None]:
-    """Turn out-of-memory inside the block into Exceeded, on every rank, or ExceededAlone, on this one.
+    """Turn out-of-memory inside the block into an error that says who ran out.
 
+    Raises Exceeded on every rank where all can be told, and ExceededAlone on the rank that ran out where they cannot.
     `meet`: at the block's end the ranks tell each other whether one ran out (a step's last pass without communication).
     `collective`: the block itself communicates (any pass with FSDP, DDP's last backward), so the others cannot be told.
     """

@@ -16,6 +16,7 @@ from plait.config.schema import Optim
 from plait.engine import optim, power_ema, source_shares
 from plait.engine.optim import Ema
 from plait.engine.parallel.distributed import LazyShardedTensor, StoredTensor, full_tensor, local, reshard_like
+from plait.engine.plateau import PLANNED
 from plait.engine.power_ema import PowerEma
 from plait.engine.schedule import STAGE_TOKENS, TOKENS
 from plait.errors import PlaitError
@@ -72,16 +73,24 @@ class State:
         """Updates done in the running stage."""
         return self.step - self.stage_start
 
-    def enter(self, stage: int, global_batch: int) -> None:
-        """Begin stage number `stage` (from 1) at the present step: its counters start anew. Entering the present stage changes none.
+    def batches_in(self, stage: int, global_batch: int) -> list[list[int]]:
+        """Return what `batches` will be once stage number `stage` (from 1) has been entered with `global_batch` samples per step."""
+        same = stage == self.stage
+        return with_batch(self.batches if same else [], self.stage_step if same else 0, global_batch)
 
-        `global_batch`: samples per step from here on.
+    def enter(self, stage: int, global_batch: int, steps: int) -> None:
+        """Begin stage number `stage` (from 1) of `steps` updates at the present step: its counters start anew, moments wait by name.
+
+        Entering the present stage changes no counter; if it is finished and was extended since, it goes on. `global_batch`: samples per
+        step from here on.
         """
+        self.pause()
+        self.batches = self.batches_in(stage, global_batch)
         if stage != self.stage:
             self.stage, self.stage_start, self.stage_done = stage, self.step, None
-            self.history, self.best, self.batches = [], None, []
+            self.history, self.best = [], None
             self.totals = {**source_shares.reset(self.totals), STAGE_TOKENS: 0.0}
-        self.batches = with_batch(self.batches, self.stage_step, global_batch)
+        self.reopen(self.stage_start + steps, PLANNED)
 
     def reopen(self, stop_step: int, reason: str) -> None:
         """Continue a finished stage whose `stage_done` is `reason` (planned steps done) if it has been extended to `stop_step`."""

@@ -120,10 +120,12 @@ def _attempt(resolved: Resolved, options: Options, ranks: Ranks, signals: Signal
         context = RunContext(run, ranks, tracker, signals, heartbeat, options.allow_inexact, resumed_from)
         with contextlib.closing(tracker):
             for view in stages_ahead(resolved, options.only, state):
-                state.enter(view.index, view.config.train.global_batch)
                 heartbeat.phase("stage", state.step)
                 dog.allow(view.config.guard.hang_timeout_s)
-                run_stage(plan_stage(view, bundle, state.batches), bundle, state, context)
+                batch = view.config.train.global_batch
+                plan = plan_stage(view, bundle, state.batches_in(view.index, batch))
+                state.enter(view.index, batch, plan.steps)
+                run_stage(plan, bundle, state, context)
             heartbeat.phase("done", state.step)
     log.info(next_steps(run, state.step, sorted(registry.benches(config.family))))
 

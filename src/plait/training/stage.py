@@ -72,11 +72,10 @@ class Counters:
 
 
 def run_stage(plan: StagePlan, bundle: ModelBundle, state: State, context: RunContext) -> None:
-    """Run a stage from where `state` is to its end; does nothing when the stage is done already.
+    """Run a stage, which `state` has entered, from where that is to its end; does nothing when the stage is done already.
 
     Raises Paused where a signal asked for a stop, with everything saved; Stopped and Rewind as the loop does.
     """
-    state.reopen(state.stage_start + plan.steps, plateau.PLANNED)
     if state.stage_done is not None:
         return
     data_look.compare_ranks(plan.data.fingerprints(), context.ranks)
@@ -102,7 +101,6 @@ def run_stage(plan: StagePlan, bundle: ModelBundle, state: State, context: RunCo
 def lay_out(plan: StagePlan, bundle: ModelBundle, state: State, ranks: Ranks, micro_batch: int) -> Counters:
     """Set the model's dtypes, checkpointing, compilation and sharding for what a stage trains. `micro_batch`: samples per forward pass."""
     config, units, names = plan.config, bundle.family.blocks(bundle.model), plan.trained_names
-    state.pause()
     bundle.sharding.unwrap()
     meter = Meter(ranks.device, config.train.precision)
     compilations = blocks.checkpoint_and_compile(units, config.distributed, meter)
