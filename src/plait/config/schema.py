@@ -101,7 +101,7 @@ class Data(Section):
     )
     validation: list[Source] = []
     root: str | None = Field(default=None, description="folder of named datasets, a subfolder each; None: the family's own place")
-    workers: Natural = Field(default=2, description="threads or processes that prepare samples; 0: one thread, when a step is asked for")
+    workers: Natural = Field(default=2, description="threads or processes that prepare samples; 0: none ahead of the step")
     worker_kind: Literal["threads", "processes"] = "threads"
     prefetch: Natural = Field(default=2, description="steps prepared ahead")
     cache: str | None = Field(default=None, description="folder of indices and fetched files; None: beside the data, or the user's cache")

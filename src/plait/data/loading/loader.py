@@ -12,7 +12,7 @@ from typing import Literal, Self
 import torch
 
 from plait.data.loading.micro_batch import Bad, Inputs, MicroBatch, MicroBatchBuilder
-from plait.data.loading.workers import Interrupted, PendingStep, ProcessWorkers, ThreadWorkers, Workers
+from plait.data.loading.workers import InlineWorker, Interrupted, PendingStep, ProcessWorkers, ThreadWorkers, Workers
 from plait.data.order import Ordering
 from plait.data.sources.contract import Source
 
@@ -87,6 +87,8 @@ class Loader:
             workers.close()
 
     def _start_workers(self) -> Workers:
+        if not self._worker_count and not any(source.may_wait for source in self._builder.sources):
+            return InlineWorker(self._builder)
         kind = ProcessWorkers if self._kind == "processes" and self._worker_count else ThreadWorkers
         return kind(self._builder, max(1, self._worker_count))
 

@@ -62,6 +62,22 @@ class Workers(Protocol):
         """Stop every worker; steps that were submitted are lost."""
 
 
+class InlineWorker:
+    """No workers: a step is built in the consumer's thread when it is waited for, which costs no hand-over."""
+
+    lookahead = 0
+
+    def __init__(self, builder: MicroBatchBuilder) -> None:
+        self._builder = builder
+
+    def submit(self, step: int) -> PendingStep:
+        """Return a function that builds the step's micro-batches when it is called."""
+        return lambda stop: [self._builder.build(ids, padding) for ids, padding in self._builder.slices(step)]
+
+    def close(self) -> None:
+        """Do nothing: there is nothing to stop."""
+
+
 class _ThreadedBatch:
     """One micro-batch whose samples are divided among threads; the one that finishes last collates."""
 

@@ -36,6 +36,9 @@ class Source(abc.ABC):
     allow_blank: bool = False
     """Whether samples without text are meant to be trained."""
 
+    may_wait: bool = False
+    """Whether a read may wait for a network or a user's code: it is never done in the training thread, or a stop would wait as well."""
+
     left_out: Mapping[str, int] = MappingProxyType({})
     """What lies beside the samples and is not read: how many of each, such as {".heic: a format that is not read": 3}."""
 

@@ -7,6 +7,7 @@ import xxhash
 
 from plait.config.schema import Source as Entry
 from plait.data import text
+from plait.data.addresses import is_remote
 from plait.data.sources.contract import Reader, Sample, Source
 from plait.data.sources.kind import title
 from plait.errors import BadSample, PlaitError, sample_errors
@@ -20,6 +21,7 @@ class Conversations(Source):
     def __init__(self, entry: Entry, reader: Reader) -> None:
         self.reader, self.name, self.template, self.has_template = reader, title(entry), entry.template, entry.template is not None
         self.allow_blank, self.left_out = entry.allow_blank, reader.left_out
+        self.may_wait = entry.path is not None and is_remote(entry.path)
         self._length = len(reader) if entry.limit is None else min(entry.limit, len(reader))
         patterns = None if entry.template is None else [pattern for _, pattern in text.patterns(entry.template)]
         content = [reader.digest, self._length, patterns, sorted(entry.columns.items())]

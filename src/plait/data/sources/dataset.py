@@ -49,6 +49,8 @@ class UserDataset(Source):
     `limit`: only the first so many. Raises PlaitError for a class that is missing, takes other options, fails to load or is empty.
     """
 
+    may_wait = True
+
     def __init__(self, spec: str, *, split: str, options: Mapping[str, Any], limit: int | None, allow_blank: bool = False) -> None:
         self.spec, self.split, self.options, self.limit, self.allow_blank = spec, split, dict(options), limit, allow_blank
         self.name = spec.rpartition("/")[2]
