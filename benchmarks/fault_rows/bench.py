@@ -222,14 +222,20 @@ def write_tars(folder: Path, tars: int, samples: int, label: str = "json") -> No
                     tar.addfile(member, io.BytesIO(data))
 
 
-def write_config(folder: Path, data: Path, **settings: object) -> Path:
+def write_config(folder: Path, data: Path, prefetch: int = 2, **settings: object) -> Path:
     """Write the recipe of the tiny run (two stages of four steps) and return its path. `settings`: sections to add to or replace."""
     source = {"source": "shards", "path": str(data / "train-*.tar"), "template": {"user": "What is this?", "assistant": "{label}"}}
     recipe: dict[str, object] = {
         "family": "theworld",
         "preset": "tiny",
         "model": {"tiny": TINY, "world": {"image_size": 16}},
-        "data": {"train": [source], "validation": [source | {"limit": 16}], "workers": 1, "cache": str(folder / "cache")},
+        "data": {
+            "train": [source],
+            "validation": [source | {"limit": 16}],
+            "workers": 1,
+            "prefetch": prefetch,
+            "cache": str(folder / "cache"),
+        },
         "stages": [
             {"name": "projector", "trainable": ["projector"]},
             {"name": "language", "trainable": ["projector", "language"]},

@@ -39,7 +39,7 @@ class Faulty:
         self.setting, self.place, self.plan = setting, place, plan
         self.config, self.straight = trained_config(place)
         self.half = place / "half"
-        self.run, self.log = place / "run", place / "run.log"
+        self.run, self.log, self.fired = place / "run", place / "run.log", place / "fired"
 
     def prepare(self) -> None:
         """Run once undisturbed, and once up to the middle."""
@@ -57,9 +57,10 @@ class Faulty:
         """Train with a plan of faults, from the start or from the middle; returns the exit code."""
         shutil.rmtree(self.run, ignore_errors=True)
         self.log.unlink(missing_ok=True)
+        self.fired.unlink(missing_ok=True)
         if resumes:
             shutil.copytree(self.half, self.run)
-        self.plan.write_text(json.dumps({"under": [str(self.run)], **plan}))
+        self.plan.write_text(json.dumps({"under": [str(self.run)], "fired": str(self.fired), **plan}))
         try:
             return self.setting.run(["train", self.config, f"--run={self.run}"], self.log)
         finally:
@@ -98,6 +99,8 @@ def failing(setting: Bench, faulty: Faulty, name: str) -> Row:
         fitting = [i for i, kind in enumerate(kinds[resumes], 1) if name == "EIO" or kind in _WRITING]
         at = int(draw.choice(fitting))
         code = faulty.attempt(resumes=resumes, at=at, errno=_CODES[name])
+        if not faulty.fired.is_file():  # this time there were fewer calls: no try
+            continue
         loss = told(code, faulty.log) or finished(setting, faulty.config, faulty.straight, faulty.run, faulty.log)
         where = f"call {at} ({kinds[resumes][at - 1]}) {'of a continued run' if resumes else 'of a new run'}"
         row.add(f"{where}: {loss}" if loss else None, ended_in_one_line=int(code != 0), went_on=int(code == 0))
@@ -112,6 +115,8 @@ def failing_data(setting: Bench, faulty: Faulty) -> Row:
     for _ in range(setting.count(10)):
         at = int(draw.choice(reads))
         code = faulty.attempt(resumes=False, under=[str(data)], at=at, errno=errno.EIO)
+        if not faulty.fired.is_file():
+            continue
         loss = told(code, faulty.log)
         listed = [entry for entry in read_rows(faulty.run / "quarantine.jsonl") if "Input/output error" in str(entry)]
         if loss is None and not (code == 0 and len(listed) == 1):

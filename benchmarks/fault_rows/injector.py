@@ -1,7 +1,7 @@
 """Makes one call of a process fail as a disk does: imported by the server that `plait` is forked from, at work in what it forks.
 
 The file named by PLAIT_FAULTS is read at the first call in a forked process: {"under": [folders], "at": N, "errno": E, "counted": FILE}.
-Of the calls that open, read, write, flush, rename or remove something below these folders the N-th raises OSError; without "at" each
+FILE "fired" is made when it does. Of the calls that open, read, write, flush, rename or remove something below these folders the N-th raises OSError; without "at" each
 leaves a line with its name in FILE. Calls that libraries make without Python (safetensors) are not seen.
 """
 
@@ -39,6 +39,7 @@ class Plan:
                 return
             self.calls += 1
             if self.calls == self.plan.get("at"):
+                os.close(REAL["open"](self.plan["fired"], os.O_WRONLY | os.O_CREAT))
                 raise OSError(self.plan["errno"], os.strerror(self.plan["errno"]), path)
             if "counted" in self.plan:
                 descriptor = REAL["open"](self.plan["counted"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)

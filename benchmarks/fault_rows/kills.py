@@ -18,6 +18,7 @@ from plait.files import read_rows
 from plait.keys import rng
 from plait.training import launch
 
+_STEPS = 10  # of a stage whose data workers are killed: enough that they are not done at once
 STAND_IN = '''
 """In the place of W&B: appends every step that it is given to the file `sent` of the run."""
 import os
@@ -56,22 +57,22 @@ def kill_command(setting: Bench, command: Command, tries: int) -> Row:
     log = setting.folder / f"{command.name.replace(' ', '-')}.log"
     clear(command)
     before = bench.tree(command.watched).keys()
-    began = time.monotonic()
-    first = [0.0]
+    began, first = time.time(), [0.0]
 
     def note(process: launch.Process) -> None:
         until_written(process, command.watched, before)
-        first[0] = time.monotonic() - began
+        first[0] = time.time() - began
 
     if (code := setting.run(command.arguments, log, note)) != 0:
         raise PlaitError(f"{command.name} fails without a kill (exit code {code}): {bench.last_error(log)}")
-    total = time.monotonic() - began
+    total = time.time() - began
+    written = max(path.stat().st_ctime for path in [command.watched, *command.watched.rglob("*")]) - began
     wanted = bench.tree(command.watched, without=command.skipped)
     for number in range(tries):
         clear(command)
         log.unlink(missing_ok=True)
         late = number % 2 == 1
-        delay = float(draw.uniform(0, 1.1 * (total - first[0] if late else total)))
+        delay = float(draw.uniform(0, 1.1 * max(0.001, written - first[0]) if late else total))
 
         def end(process: launch.Process, late: bool = late, delay: float = delay) -> None:
             if late:
@@ -148,18 +149,20 @@ def first_start(setting: Bench) -> list[Row]:
     return [row]
 
 
-def trained_config(place: Path, **settings: object) -> tuple[Path, Path]:
+def trained_config(place: Path, prefetch: int = 2, **settings: object) -> tuple[Path, Path]:
     """Write data and the recipe of a tiny run, with these sections; returns the recipe and the path of the run to be left alone."""
     bench.write_tars(place / "data", 3, 16)
-    return bench.write_config(place, place / "data", **settings), place / "straight"
+    return bench.write_config(place, place / "data", prefetch, **settings), place / "straight"
 
 
 def data_workers(setting: Bench) -> list[Row]:
     """Kills of data worker processes; each run goes on by the same command to the bits of the run that was left alone."""
     place, row, draw = setting.place("workers"), Row("kill of a data worker process"), rng(setting.seed, "workers")
-    config, straight = trained_config(place)
+    config, straight = trained_config(place, train={"steps": _STEPS, "global_batch": 8, "micro_batch": 4}, prefetch=1)
     trial = Trial(config, setting.launcher)
-    events = [event for event in prove.run_straight(trial, straight) if event.phase in ("data", "step") and event.step > 0]
+    events = [
+        event for event in prove.run_straight(trial, straight) if event.phase in ("data", "step") and event.step % _STEPS < _STEPS - 3
+    ]
     with bench.no_shared_memory_left(row):
         left, number = setting.count(12), 0
         while left:
