@@ -2,8 +2,8 @@
 
     python benchmarks/scaling.py [--write]
 
-Nothing is measured: the models are built on the meta device, which takes no memory, and `plait.engine.parallel.memory_estimate` counts. `--write` puts the
-table into docs/scaling.md, between its two marks.
+Nothing is measured: the models are built on the meta device, which takes no memory, and `plait.engine.parallel.memory_estimate` counts.
+`--write` puts the table into docs/scaling.md, between its two marks.
 """
 
 import argparse

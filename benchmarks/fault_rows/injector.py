@@ -1,8 +1,8 @@
 """Makes one call of a process fail as a disk does: imported by the server that `plait` is forked from, at work in what it forks.
 
 The file named by PLAIT_FAULTS is read at the first call in a forked process: {"under": [folders], "at": N, "errno": E, "counted": FILE}.
-FILE "fired" is made when it does. Of the calls that open, read, write, flush, rename or remove something below these folders the N-th raises OSError; without "at" each
-leaves a line with its name in FILE. Calls that libraries make without Python (safetensors) are not seen.
+Of the calls that open, read, write, flush, rename or remove something below these folders the N-th raises OSError, and FILE "fired" is
+made; without "at" each leaves a line with its name in FILE. Calls that libraries make without Python (safetensors) are not seen.
 """
 
 import builtins

@@ -16,6 +16,7 @@ from plait.engine.checkpoints import checkpoint
 from plait.engine.parallel.distributed import Ranks
 from plait.errors import PlaitError
 from plait.families.limits import Limits
+from tests import toy_family
 from tests.conftest import REAL_DATA
 from tests.data.packing import picture
 
@@ -213,3 +214,10 @@ def test_where_it_is_allowed_it_is_told_and_what_sees_nothing_stays_as_it_is(tex
 def test_text_alone_trains_the_language_model_without_a_word(text_only, tmp_path, capsys):
     assert cli.main(["train", str(text_only), f"--run={tmp_path / 'run'}", "--trainable=[language]"]) == 0
     assert "warning" not in capsys.readouterr().out
+
+
+def test_samples_of_numbers_alone_are_not_taken_for_held_out_ones(tmp_path, monkeypatch, capsys):
+    recipe = toy_family.install(monkeypatch, tmp_path)
+    toy_family.train(recipe, tmp_path / "run", "stages=[]", "train.steps=1")
+    said = capsys.readouterr().out
+    assert "jsonl:train.jsonl" in said and "0 held-out samples too" in said

@@ -132,7 +132,7 @@ def table(found: Sequence[SourceLook]) -> list[tuple[str, str]]:
 def look(sources: Sequence[Source], inputs: Inputs, limits: Limits, held_out: Sequence[Source], seed: int) -> list[SourceLook]:
     """Look at samples of each source. `inputs` encodes them as in training; `held_out`: the sources of `data.validation`."""
     count = max(1, min(_SAMPLES, _ALL_SAMPLES // max(1, len(sources))))
-    known = {_content(sample) for source in held_out for sample in _readable(source, count)}
+    known = {_content(sample) for source in held_out for sample in _readable(source, count)} - {""}
     found = [SourceLook(source, limits) for source in sources]
     for one in found:
         for index in _spread(len(one.source), count):
@@ -212,7 +212,9 @@ def _answers(sample: Sample) -> list[str]:
 
 
 def _content(sample: Sample) -> str:
-    """Return a hash of a sample's images, arrays and text."""
+    """Return a hash of a sample's images, arrays and text; "" for one that has none of them, of which nothing can be said."""
+    if not (sample["messages"] or sample["images"] or sample.get("arrays")):
+        return ""
     digest = xxhash.xxh3_128(repr([(turn["role"], turn["content"]) for turn in sample["messages"]]).encode("utf-8", "surrogatepass"))
     for image in sample["images"]:
         digest.update(image)
