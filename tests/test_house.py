@@ -53,6 +53,9 @@ BESIDE_THE_WAY = (
     "plait.engine.checkpoints.migrate",  # weights of another run
     "plait.training.from_weights",
     "plait.training.changes",  # what is said of a continued run
+    "plait.families.molmo.tiny",  # models made from nothing, to try things out
+    "plait.families.theworld.tiny",
+    "plait.nn.tokenizer",
     "plait.nn.decoding",  # generation
     "plait.families.molmo.generate",
     "plait.families.nanodit.generate",

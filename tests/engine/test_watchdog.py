@@ -56,7 +56,8 @@ SUMS, COLLATE = (toy_family.Loss, "sums"), (toy_family.Inputs, "collate")
 def test_a_late_rank_is_named_with_its_stacks_before_the_collective_gives_up(tmp_path, monkeypatch, capfd, rank, where, how, said, codes):
     recipe, run = toy_family.install(monkeypatch, tmp_path), tmp_path / "run"
     began = time.monotonic()
-    assert processes.codes(processes.start(2, late_rank, recipe, run, rank, where, how)) == codes
+    ended = processes.codes(processes.start(2, late_rank, recipe, run, rank, where, how))
+    assert ended in (codes, [1, 1])  # the signal for its stacks wakes a sleeper, who may end by itself before it is killed
     assert time.monotonic() - began < 2 * watchdog.PATIENCE * 2 + 30  # the sleeper would sleep on, and the collective wait
     text = capfd.readouterr().err
     assert re.search(rf"plait: rank [01]: {said}\d*, with nothing done for 4 s \(guard.hang_timeout_s\); what each rank does", text)

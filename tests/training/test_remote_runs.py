@@ -1,6 +1,7 @@
 """Runs on shards behind a web address: a server that stalls does not delay a stop, one that is down ends the run with all saved."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -170,7 +171,8 @@ def test_a_server_that_is_down_ends_the_run_with_all_saved_and_the_same_command_
     code, output = ended(start(tmp_path, "run"), tmp_path / "run.log")
     last = output.splitlines()[-1]
     assert code == 1, output
-    assert last.startswith(f"plait: {server.url} is down: 8 reads in a row failed, the last: cannot read bytes ")
+    failed = re.match(rf"plait: {server.url} is down: (\d+) reads in a row failed, the last: cannot read bytes ", last)
+    assert failed and int(failed[1]) >= 8, last  # reads of other workers may fail meanwhile
     assert last.endswith("503 Service Unavailable; when it answers again, the same command continues")
     saved = checkpoint.read(checkpoint.published(tmp_path / "run")[0]).manifest["state"]["step"]
     assert f"the data failed after step {saved}, which is saved" in output
