@@ -48,10 +48,10 @@ def main() -> None:
         signal.signal(asked, signal.SIG_IGN)  # a stop asked of the whole group is the rank's to answer
     allowed_s = watch(rank)
     if allowed_s is not None:
-        os.kill(rank, number)
         what = f"{name} is late: it holds Python's lock, with nothing done for {allowed_s:g} s (guard.hang_timeout_s)"
         sys.stderr.write(f"plait: {what}; what it does is in its .stacks beside its heartbeat; the same command continues\n")
         sys.stderr.flush()
+        os.kill(rank, number)
         time.sleep(_STACKS_S)
         os.kill(rank, signal.SIGKILL)
 
