@@ -28,13 +28,13 @@ def hold_the_lock(*_):
 
 
 def late_rank(recipe, run, rank, where, how):
-    """Train; one rank does `how` at its first call of a function of the family after two steps."""
+    """Train; one rank does `how` at its first call of a function of the family after forty steps, when the watchdog has looked."""
     owner, name = where
     usual = getattr(owner, name)
 
     def sometimes(*given):
         beat = heartbeat.read(run, rank)
-        if int(os.environ["RANK"]) == rank and beat["step"] >= 2 and beat["phase"] in ("data", "step"):
+        if int(os.environ["RANK"]) == rank and beat["step"] >= 40 and beat["phase"] in ("data", "step"):
             how()
         return usual(*given)
 
@@ -48,9 +48,9 @@ SUMS, COLLATE = (toy_family.Loss, "sums"), (toy_family.Inputs, "collate")
 @pytest.mark.parametrize(
     ("rank", "where", "how", "said", "codes"),
     [
-        (1, SUMS, dawdle, "rank 1 is late: in step after step 2", [1, 1]),
+        (1, SUMS, dawdle, "rank 1 is late: in step after step ", [1, 1]),
         (0, COLLATE, dawdle, "rank 0 is late: in data after step ", [1, 1]),
-        (1, SUMS, hold_the_lock, "rank 1 is late: in step after step 2", [1, -signal.SIGKILL]),
+        (1, SUMS, hold_the_lock, "rank 1 is late: in step after step ", [1, -signal.SIGKILL]),
     ],
 )
 def test_a_late_rank_is_named_with_its_stacks_before_the_collective_gives_up(tmp_path, monkeypatch, capfd, rank, where, how, said, codes):
