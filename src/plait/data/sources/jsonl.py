@@ -94,7 +94,7 @@ class JsonRecords:
         if address.startswith("data:"):
             return _decode_data_url(address)
         if "://" in address:
-            raise BadSample(f"the image {address} is on the network; download it first (plait data download)")
+            raise BadSample(f"the image {address} is on the network; download it first, and name the file in its place")
         return read_regular(paths.inside(self.root, address, anywhere=self.outside))
 
 
