@@ -1,6 +1,7 @@
 """EIO at random calls that read: a checkpoint is passed over like any other damaged one, a sample is a bad one, all else is one line."""
 
 import collections
+import errno
 import re
 import shutil
 
@@ -9,7 +10,7 @@ import pytest
 from plait import cli, files
 from plait.config.schema import Source
 from plait.data.sources.open import open_source
-from plait.engine.checkpoints import checkpoint
+from plait.engine.checkpoints import checkpoint, sharded_files
 from plait.errors import BadSample, PlaitError, sample_errors
 from tests import toy_family
 from tests.data.packing import labelled
@@ -76,6 +77,28 @@ def test_a_checkpoint_that_cannot_be_read_is_passed_over_and_set_aside(half, tmp
     assert disk.failures == 1
     assert "passed over: " in said.out and "step-00000006/moments.safetensors cannot be read: [Errno 5] Input/output error" in said.out
     assert f"continuing from {run / 'stage-1-train' / 'step-00000004'}" in said.out
+    assert (run / "stage-1-train" / "damaged-step-00000006").is_dir()
+    assert toy_family.figures(run) == figures
+
+
+@pytest.mark.parametrize("function", ["load_file", "safe_open"])
+def test_a_checkpoint_whose_tensors_cannot_be_read_after_its_hashes_matched_is_passed_over(half, tmp_path, capfd, monkeypatch, function):
+    """`safe_open` fails when the header is checked, `load_file` when the tensors are taken over."""
+    recipe, killed, figures = half
+    run, read = shutil.copytree(killed, tmp_path / "run"), getattr(sharded_files, function)
+    newest = run / "stage-1-train" / "step-00000006"
+
+    def fails(path, *arguments):
+        if path == newest / "weights.safetensors":
+            raise OSError(errno.EIO, "Input/output error")
+        return read(path, *arguments)
+
+    monkeypatch.setattr(sharded_files, function, fails)
+    capfd.readouterr()
+    assert train(recipe, run) == 0
+    said = capfd.readouterr().out
+    assert f"passed over: {newest}" in said and "cannot be read" in said and "Input/output error" in said
+    assert f"continuing from {run / 'stage-1-train' / 'step-00000004'}" in said
     assert (run / "stage-1-train" / "damaged-step-00000006").is_dir()
     assert toy_family.figures(run) == figures
 

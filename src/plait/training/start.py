@@ -7,6 +7,8 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from plait import files
 from plait.assembly.model import ModelBundle
 from plait.config.resolved import StageView
@@ -30,10 +32,7 @@ def resume(
     `views`: the run's stages. Raises PlaitError when no checkpoint is intact, when a frozen weight is not the one the run was trained
     against, or when something saved would be lost, unless `allow_inexact`.
     """
-    found: tuple[Checkpoint | None, str | None] = ranks.agree(_find_newest(run) if ranks.first else (None, None))  # one reader hashes
-    newest, refusal = found
-    if refusal is not None:
-        raise PlaitError(refusal)
+    newest, tensors = _read_newest(run, ranks)
     if newest is None:
         return None
     saved = newest.manifest["state"]
@@ -41,7 +40,6 @@ def resume(
         raise PlaitError(f"{newest.folder} is of stage {saved['stage']}, but the configuration has {len(views)} stages; give them back")
     if bundle.frozen_xxh3(set(saved["trained"])) != newest.manifest["frozen_xxh3"]:
         raise PlaitError(f"the frozen weights are not those that {newest.folder} was trained against: {newest.manifest['base']}")
-    tensors = {group: newest.stored(group) for group in GROUPS}
     view = views[saved["stage"] - 1]
     rows = migration_table(tensors, set(saved["trained"]), view.config, bundle)
     accept(rows, [], run=run, origin=f"{newest.folder}", ranks=ranks, allow_inexact=allow_inexact)
@@ -56,13 +54,38 @@ def resume(
     return newest
 
 
-def _find_newest(run: Path) -> tuple[Checkpoint | None, str | None]:
+def _read_newest(run: Path, ranks: Ranks) -> tuple[Checkpoint | None, dict[str, dict[str, StoredTensor]]]:
+    """Return the newest checkpoint that is intact and that every rank can read, with its tensors by group and name; (None, {}) for none.
+
+    Raises PlaitError when the run has checkpoints and none is intact.
+    """
+    unread: dict[Path, str] = {}
+    while True:
+        found: tuple[Checkpoint | None, str | None] = ranks.agree(_find_newest(run, unread) if ranks.first else (None, None))
+        newest, refusal = found  # one rank hashes, all read
+        if refusal is not None:
+            raise PlaitError(refusal)
+        if newest is None:
+            return None, {}
+        tensors, failure = {}, None
+        try:
+            tensors = {group: newest.stored(group) for group in GROUPS}
+        except (OSError, SafetensorError, PlaitError) as error:
+            failure = f"{newest.folder} cannot be read on rank {ranks.rank}: {error}"
+        failures = [line for line in ranks.gather(failure) if line is not None]
+        if not failures:
+            return newest, tensors
+        unread[newest.folder] = failures[0]
+
+
+def _find_newest(run: Path, unread: Mapping[Path, str]) -> tuple[Checkpoint | None, str | None]:
     """Return the newest intact checkpoint, or why the run cannot go on; (None, None) for a run that saved none yet.
 
-    Damaged checkpoints that are newer are set aside.
+    Damaged checkpoints that are newer are set aside. `unread`: those whose files match their hashes and could not be read all the same,
+    with why.
     """
     checkpoint.clear_unfinished(run)
-    newest, faults = checkpoint.newest_intact(run)
+    newest, faults = checkpoint.newest_intact(run, unread)
     for fault in faults:
         log.info(f"passed over: {fault}")
     if newest is None:

@@ -13,6 +13,7 @@ import json
 import os
 import re
 import shutil
+import types
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -248,11 +249,14 @@ def run_of(path: Path) -> Path:
     return path.parent if _STAGE.match(path.name) else path
 
 
-def newest_intact(run: Path) -> tuple[Checkpoint | None, list[str]]:
-    """Verify a run's checkpoints from the newest on; returns the first that is intact (None: none is), and a line per fault before it."""
+def newest_intact(run: Path, unread: Mapping[Path, str] = types.MappingProxyType({})) -> tuple[Checkpoint | None, list[str]]:
+    """Verify a run's checkpoints from the newest on; returns the first that is intact (None: none is), and a line per fault before it.
+
+    `unread`: folders that count as damaged without a look, each with its fault.
+    """
     faults: list[str] = []
     for folder in published(run):
-        checkpoint, of_folder = _verified(folder)
+        checkpoint, of_folder = (None, [unread[folder]]) if folder in unread else _verified(folder)
         if not of_folder:
             return checkpoint, faults
         faults.extend(of_folder)
