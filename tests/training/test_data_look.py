@@ -221,3 +221,19 @@ def test_samples_of_numbers_alone_are_not_taken_for_held_out_ones(tmp_path, monk
     toy_family.train(recipe, tmp_path / "run", "stages=[]", "train.steps=1")
     said = capsys.readouterr().out
     assert "jsonl:train.jsonl" in said and "0 held-out samples too" in said
+
+
+def test_samples_that_a_tokenizer_is_trained_without_are_counted_and_told(tmp_path, capsys):
+    for i in range(3):
+        (tmp_path / f"{i}.png").write_bytes(picture(i))
+    images = ["0.png", "1.png", "gone.png", "2.png", "lost.png"]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"image": name, "caption": f"the {name}"}) + "\n" for name in images))
+    settings = {"family": "theworld", "preset": "tiny", "run": str(tmp_path / "run"), "train": {"steps": 1, "global_batch": 2}}
+    source = {"source": "jsonl", "path": str(tmp_path / "a.jsonl")}
+    settings |= {"data": {"train": [source], "workers": 0}, "guard": {"max_bad_fraction": 0.9}, "track": {"tensorboard": False}}
+    (tmp_path / "a.yaml").write_text(json.dumps(settings))
+    assert cli.main(["train", str(tmp_path / "a.yaml"), "--optim.schedule.warmup_steps=0"]) == 0
+    told = [line for line in capsys.readouterr().err.splitlines() if "the tokenizer learns" in line]
+    assert len(told) == 1
+    assert told[0].startswith("warning: jsonl:a.jsonl: 2 of 5 samples cannot be read and the tokenizer learns without them: ")
+    assert "gone.png" in told[0] or "lost.png" in told[0]

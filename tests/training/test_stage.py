@@ -330,6 +330,24 @@ def test_a_bench_that_fails_is_saved_before_reported_and_the_run_goes_on(recipe,
     assert failure["reason"] == "RuntimeError: out of luck" and "Traceback" in failure["traceback"]
 
 
+def test_no_file_of_a_run_holds_what_a_failing_bench_says_of_a_secret(recipe, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("MY_API_KEY", "sesame-sesame")
+
+    def fails(model, samples, inputs, **options):
+        if options["moment"] != "rehearsal":
+            raise RuntimeError("no answer to sesame-sesame")
+        return nothing(model, samples, inputs, **options)
+
+    monkeypatch.setitem(toy.BENCHES, "breaks", Bench(fails, summarise=lambda rows: {"seen": float(len(rows))}))
+    run = toy.train(recipe, tmp_path / "run", *EVALUATED)
+    rows = files.read_rows(run / "bench_failures.jsonl")
+    assert len(rows) == 3
+    assert all("no answer to $MY_API_KEY" in row["reason"] and "no answer to $MY_API_KEY" in row["traceback"] for row in rows)
+    said = capsys.readouterr()
+    assert "sesame" not in said.out + said.err
+    assert not [path for path in run.rglob("*") if path.is_file() and b"sesame-sesame" in path.read_bytes()]
+
+
 def test_a_bench_that_fails_ends_the_run_where_that_is_set_and_the_step_is_saved(recipe, tmp_path, monkeypatch):
     failing(monkeypatch, at=3)
     with pytest.raises(Stopped, match=r"^bench breaks failed after step 4: RuntimeError: out of luck; everything is saved"):

@@ -1,5 +1,6 @@
 """Build a configuration's model, with its inputs and weight hashes. A family is a kind of model: its code and configuration."""
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ from plait.families import registry
 from plait.families.contract import Family, Inputs
 from plait.families.limits import check_max_tokens
 from plait.keys import key
+
+log = logging.getLogger(__name__)
 
 _TOKENIZER_SAMPLES = 2_000
 """How many samples of each training source a tokenizer trained on the spot reads."""
@@ -91,11 +94,17 @@ def _hash(value: torch.Tensor) -> str:
 
 
 def _texts(config: RunConfig) -> Iterator[str]:
+    """Yield the messages of some samples of each training source; samples that cannot be read are left out, counted and logged."""
     for source in open_training(config).sources:
-        for i in range(min(len(source), _TOKENIZER_SAMPLES)):
+        bad: list[str] = []
+        count = min(len(source), _TOKENIZER_SAMPLES)
+        for i in range(count):
             try:
                 with sample_errors:
                     sample = source[int(permute(i, len(source), config.seed, "texts"))]
-            except BadSample:  # it is counted when it is to be trained
+            except BadSample as error:
+                bad.append(str(error))
                 continue
             yield from (message["content"] for message in sample["messages"])
+        if bad:
+            log.warning(f"{source.name}: {len(bad)} of {count} samples cannot be read and the tokenizer learns without them: {bad[0]}")

@@ -19,6 +19,7 @@ from plait.assembly import data_look
 from plait.assembly.held_out import open_held_out
 from plait.assembly.model import ModelBundle
 from plait.config.schema import RunConfig
+from plait.config.secrets import masked
 from plait.data.loading.loader import Loader, StepBatch
 from plait.data.order import digest
 from plait.engine import blocks, evaluation, nonfinite, optim, plateau, replicas, source_shares
@@ -222,11 +223,11 @@ class StageRun:
 
     def _bench_failed(self, bench: str, error: Exception) -> None:
         """Note and report a bench that failed; its traceback goes to bench_failures.jsonl."""
-        reason = evaluation.reason_of(error)
+        reason = masked(evaluation.reason_of(error))
         self.failures.append(f"bench {bench} failed after step {self.state.step}: {reason}")
         if self.context.ranks.first:
             log.warning(f"{self.failures[-1]}; the run saves and goes on")
-            trace = "".join(traceback.format_exception(error))
+            trace = masked("".join(traceback.format_exception(error)))
             row = {"step": self.state.step, "stage": self.plan.view.name, "bench": bench, "reason": reason, "traceback": trace}
             files.append_rows(self.context.run / "bench_failures.jsonl", [row])
 
