@@ -71,6 +71,8 @@ TESTS: dict[str, str] = {
     "data/loading/loader.py": "data/test_loader.py",
     "data/loading/micro_batch.py": "data/test_loader.py",
     "data/loading/shared_memory.py": "data/test_shared_memory.py data/test_loader.py",
+    "data/loading/processes.py": "data/test_loader.py",
+    "data/loading/threads.py": "data/test_loader.py",
     "data/loading/workers.py": "data/test_loader.py",
     "engine/adamw.py": "engine/test_precision.py",
     "engine/blocks.py": "engine/test_blocks.py",

@@ -70,7 +70,9 @@ BESIDE_THE_WAY = (
     "plait.engine.parallel.sharding",
     "plait.engine.parallel.memory_estimate",
     "plait.engine.parallel.strategy",
-    "plait.data.loading.shared_memory",  # what worker processes write into
+    "plait.data.loading.threads",  # workers beside the training process, and what they write into
+    "plait.data.loading.processes",
+    "plait.data.loading.shared_memory",
 )
 """What a newcomer leaves out when reading from a run's start to a family's update: configuration, trackers, optional features."""
 READ_ANYWAY = ("plait.data.sources.contract", "plait.data.sources.bucketing")

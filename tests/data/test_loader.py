@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from plait.config.schema import Source, Template
-from plait.data.loading import workers
+from plait.data.loading import processes
 from plait.data.loading.loader import Loader
 from plait.data.loading.micro_batch import pinned
 from plait.data.order import Order, SampleId
@@ -331,6 +331,6 @@ class Ended:
     ],
 )
 def test_a_worker_that_ended_is_told_with_its_code_and_what_may_be_wrong(code, said):
-    line = str(workers._death(workers._Worker(3, Ended(code), None, None), 7))
+    line = str(processes._death(processes._Worker(3, Ended(code), None, None), 7))
     assert line.startswith(f"data worker 3 (process 42) {said}")
     assert (";" in line) is (code in (-9, -7))

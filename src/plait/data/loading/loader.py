@@ -12,7 +12,9 @@ from typing import Literal, Self
 import torch
 
 from plait.data.loading.micro_batch import Bad, Inputs, MicroBatch, MicroBatchBuilder
-from plait.data.loading.workers import InlineWorker, Interrupted, PendingStep, ProcessWorkers, ThreadWorkers, Workers
+from plait.data.loading.processes import ProcessWorkers
+from plait.data.loading.threads import ThreadWorkers
+from plait.data.loading.workers import InlineWorker, Interrupted, PendingStep, Workers
 from plait.data.order import Ordering
 from plait.data.sources.contract import Source
 
