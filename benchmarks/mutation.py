@@ -118,6 +118,7 @@ TESTS: dict[str, str] = {
     "training/probes.py": "training/test_start.py training/test_stage.py engine/test_micro_batch.py",
     "training/run.py": "training/test_stage.py training/test_start.py engine/test_nonfinite.py commands/test_stages.py "
     "training/test_precision_runs.py",
+    "training/layout.py": "training/test_stage.py training/test_pretrained_start.py training/test_precision_runs.py",
     "training/stage.py": "training/test_stage.py training/test_start.py engine/test_micro_batch.py "
     "engine/test_nonfinite.py engine/test_replicas.py commands/test_stages.py training/test_precision_runs.py",
     "training/stage_plan.py": "training/test_stage.py training/test_start.py commands/test_stages.py",

@@ -30,10 +30,6 @@ def chosen(size, near=None, monkeypatch=None, **settings):
     return choose(Distributed(**settings), WEIGHTS, Storage.of("fp32"), ranks, accumulating=False)
 
 
-def test_one_rank_divides_nothing_whatever_is_set():
-    assert chosen(1, strategy="fsdp") == (Layout(), "one rank: nothing to divide")
-
-
 def test_auto_replicates_what_fits_in_seven_tenths_of_the_memory():
     layout, why = chosen(8, memory_gb=20 / 0.7 + 0.01)
     assert layout == Layout("ddp", 8)

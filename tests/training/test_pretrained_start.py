@@ -14,7 +14,7 @@ from plait.engine.parallel.distributed import Ranks
 from plait.engine.state import State
 from plait.families import registry
 from plait.training import run
-from plait.training.stage import lay_out
+from plait.training.layout import lay_out
 from plait.training.stage_plan import plan_stage
 from tests import processes
 from tests.families.test_conformance import SCENES, TINY
@@ -70,8 +70,8 @@ def started(path, layout, ranks):
     """The model of a recipe as its first stage lays it out."""
     view = load(path, *(f"distributed.{setting}" for setting in layout)).stages[0]
     built = build_model(view.config, path.parent / "run" / path.stem, ranks)
-    lay_out(plan_stage(view, built), built, State(built.model), ranks, micro_batch=1)
-    return built.model
+    with lay_out(plan_stage(view, built), built, State(built.model), ranks, micro_batch=1):
+        return built.model
 
 
 def differing(expected, layout):

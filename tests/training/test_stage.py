@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from collections import Counter
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -22,9 +23,10 @@ from plait.engine.monitoring.heartbeat import Heartbeat
 from plait.engine.monitoring.signals import Paused
 from plait.engine.parallel.distributed import Ranks
 from plait.engine.parallel.memory_estimate import Layout
+from plait.engine.parallel.sharding import Sharding
 from plait.engine.state import State
 from plait.errors import PlaitError, Stopped
-from plait.training import probes, stage
+from plait.training import layout, probes, stage
 from plait.training.stage_plan import plan_stage, planned_steps
 from tests import processes
 from tests import toy_family as toy
@@ -469,18 +471,33 @@ def test_only_a_stage_that_goes_on_is_compared_with_its_checkpoint(recipe, tmp_p
     assert said.count("probe loss") == 1 and ": exact" in said.split("probe loss")[1].splitlines()[0]
 
 
-@pytest.mark.parametrize(("samples", "size", "accumulating"), [(8, 1, False), (4, 1, True), (4, 2, False), (2, 2, True), (3, 2, True)])
+@pytest.mark.parametrize(("samples", "size", "accumulating"), [(4, 2, False), (2, 2, True), (3, 2, True)])
 def test_a_layout_knows_whether_gradients_wait_for_several_micro_batches(
     recipe, tmp_path, monkeypatch, capsys, samples, size, accumulating
 ):
     asked = []
-    monkeypatch.setattr(stage.strategy, "choose", lambda *_, accumulating: asked.append(accumulating) or (Layout(), "as asked"))
+    monkeypatch.setattr(layout.strategy, "choose", lambda *_, accumulating: asked.append(accumulating) or (Layout(), "as asked"))
     resolved = open_config(recipe, [f"run={tmp_path / 'run'}", "train.global_batch=8"])
     bundle = build_model(resolved.config, tmp_path / "run", CPU)
-    plan = plan_stage(resolved.stages[0], bundle)
-    stage.lay_out(plan, bundle, State(bundle.model), Ranks(0, size, torch.device("cpu")), samples)
-    assert asked == [accumulating]
-    assert ("as asked" in capsys.readouterr().out) is (size > 1)
+    bundle = replace(bundle, sharding=Sharding(bundle.model))
+    with layout.lay_out(plan_stage(resolved.stages[0], bundle), bundle, State(bundle.model), Ranks(0, size, torch.device("cpu")), samples):
+        assert asked == [accumulating]
+    assert "as asked" in capsys.readouterr().out
+
+
+def test_one_rank_divides_nothing_whatever_is_set(recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(layout.strategy, "choose", None)  # it would fail if it was called
+    toy.train(recipe, tmp_path / "run", *ONE_STAGE, "distributed.strategy=fsdp", "train.steps=1")
+    assert toy.at(tmp_path / "run", 1).manifest["world"] == 1
+
+
+def test_blocks_are_as_they_were_once_a_stage_has_ended(recipe, tmp_path):
+    resolved = open_config(recipe, [f"run={tmp_path / 'run'}", "distributed.activation_checkpointing=full"])
+    bundle = build_model(resolved.config, tmp_path / "run", CPU)
+    blocks = bundle.family.blocks(bundle.model)
+    with layout.lay_out(plan_stage(resolved.stages[0], bundle), bundle, State(bundle.model), CPU, 1):
+        assert blocks and all("forward" in block.__dict__ for block in blocks)
+    assert not any("forward" in block.__dict__ for block in blocks)
 
 
 def test_the_digest_of_a_step_counts_no_sample_that_fills_a_rank(recipe, tmp_path):

@@ -41,7 +41,8 @@ class ModelBundle:
     model: nn.Module
     base_hashes: dict[str, str]
     """xxh3 of every parameter as built, by name: the reference that frozen weights are pinned to."""
-    sharding: Sharding
+    sharding: Sharding | None
+    """How the model is divided over ranks; None on one rank."""
 
     def inputs(self, config: RunConfig, *, train: bool, pad: str | None = None) -> Inputs:
         """Return what encodes and collates samples, augmented if `train`.
@@ -66,7 +67,7 @@ def build_model(config: RunConfig, run: Path, ranks: Ranks) -> ModelBundle:
         write_assets(config, assets)
     ranks.barrier()
     model = family.build(section, assets, seed=key(config.seed, "init"))
-    return ModelBundle(family, section, assets, model, hashes(model), Sharding(model))
+    return ModelBundle(family, section, assets, model, hashes(model), Sharding(model) if ranks.size > 1 else None)
 
 
 def write_assets(config: RunConfig, assets: Path) -> None:

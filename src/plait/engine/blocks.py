@@ -78,6 +78,17 @@ class Compilations:
         return recompiled
 
 
+@contextlib.contextmanager
+def changed(blocks: Sequence[nn.Module], settings: Distributed, meter: Meter | None = None) -> Iterator[Compilations | None]:
+    """Checkpoint and compile the blocks while the `with` lasts; yields what `checkpoint_and_compile` returns."""
+    try:
+        with compiling(settings):
+            yield checkpoint_and_compile(blocks, settings, meter)
+    finally:
+        for block in blocks:
+            block.__dict__.pop("forward", None)  # the method of its class is back
+
+
 def checkpoint_and_compile(blocks: Sequence[nn.Module], settings: Distributed, meter: Meter | None = None) -> Compilations | None:
     """Apply the settings `activation_checkpointing` and `compile` to each block, in place; parameter names stay as they are.
 
@@ -90,7 +101,7 @@ def checkpoint_and_compile(blocks: Sequence[nn.Module], settings: Distributed, m
     if settings.compile:
         torch._dynamo.reset()  # torch 2.11 does not see that a weight was unfrozen: it would go on with graphs that give it no gradient
     for i, block in enumerate(blocks):
-        block.__dict__.pop("forward", None)  # an earlier stage's wrapping of the class's method
+        block.__dict__.pop("forward", None)  # an earlier wrapping of the class's method
         if _recomputed(i, settings):
             block.forward = _checkpointed(block.forward, selective)
         if compilations is not None:

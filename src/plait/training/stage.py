@@ -1,4 +1,4 @@
-"""The run of one stage (part of a run with its own settings): model laid out over devices, the loop, and what happens between steps.
+"""The run of one stage (part of a run with its own settings): its parts put together, the loop, and what happens between steps.
 
 A plan says what a stage trains, on which data, for how many steps; a bundle is the model with its family (kind of model).
 """
@@ -22,26 +22,23 @@ from plait.config.schema import RunConfig
 from plait.config.secrets import masked
 from plait.data.loading.loader import Loader, StepBatch
 from plait.data.order import digest
-from plait.engine import blocks, evaluation, nonfinite, optim, plateau, replicas, source_shares
-from plait.engine.blocks import Compilations
+from plait.engine import evaluation, nonfinite, plateau, replicas, source_shares
 from plait.engine.checkpoints import checkpoint
 from plait.engine.checkpoints.checkpoint import Checkpoint
 from plait.engine.checkpoints.saver import Saver
 from plait.engine.evaluation import Evaluations
-from plait.engine.flops import Meter
 from plait.engine.guards import Quarantine
 from plait.engine.loop import Loop, Row
 from plait.engine.micro_batch import MicroBatchSize
 from plait.engine.monitoring.heartbeat import Heartbeat
 from plait.engine.monitoring.signals import Paused, Signals
 from plait.engine.monitoring.tracking import Tracker
-from plait.engine.parallel import distributed, memory_estimate, strategy
+from plait.engine.parallel import distributed
 from plait.engine.parallel.distributed import Ranks
-from plait.engine.parallel.memory_estimate import Storage
-from plait.engine.precision import caution, set_precision
 from plait.engine.state import State
 from plait.errors import PlaitError, Stopped
 from plait.training import changes, summary
+from plait.training.layout import Counters, lay_out
 from plait.training.probes import ProbeLoss, probe_loss, probe_memory, probed_steps, wants_memory_probe
 from plait.training.stage_plan import StagePlan
 
@@ -64,14 +61,6 @@ class RunContext:
     """The checkpoint that the run came back from, when it did."""
 
 
-@dataclass(frozen=True)
-class Counters:
-    """Counters of a stage's work: floating point operations, and recompilations (None where nothing is compiled)."""
-
-    meter: Meter
-    compilations: Compilations | None
-
-
 def run_stage(plan: StagePlan, bundle: ModelBundle, state: State, context: RunContext) -> None:
     """Run a stage, which `state` has entered, from where that is to its end; does nothing when the stage is done already.
 
@@ -84,11 +73,11 @@ def run_stage(plan: StagePlan, bundle: ModelBundle, state: State, context: RunCo
         inputs, limits = bundle.inputs(plan.config, train=True), bundle.family.limits(bundle.section)
         data_look.report(plan.config, plan.data.sources, inputs, limits, context.ranks, seed=plan.data_seed)
     micro_batch = MicroBatchSize(context.run, plan.view.name, context.ranks, plan.micro_batch(context.ranks.size))
-    counters = lay_out(plan, bundle, state, context.ranks, micro_batch.samples)
-    state.begin(plan.trained_parameters(bundle.model), plan.config.optim, plan.config.seed)
-    stage = StageRun(plan, bundle, state, context, micro_batch, counters)
-    with contextlib.closing(stage.saver), blocks.compiling(plan.config.distributed):
-        stage.run()
+    with lay_out(plan, bundle, state, context.ranks, micro_batch.samples) as counters:
+        state.begin(plan.trained_parameters(bundle.model), plan.config.optim, plan.config.seed)
+        stage = StageRun(plan, bundle, state, context, micro_batch, counters)
+        with contextlib.closing(stage.saver):
+            stage.run()
     log.info(
         "\n  ".join(
             [
@@ -97,25 +86,6 @@ def run_stage(plan: StagePlan, bundle: ModelBundle, state: State, context: RunCo
             ]
         )
     )
-
-
-def lay_out(plan: StagePlan, bundle: ModelBundle, state: State, ranks: Ranks, micro_batch: int) -> Counters:
-    """Set the model's dtypes, checkpointing, compilation and sharding for what a stage trains. `micro_batch`: samples per forward pass."""
-    config, units, names = plan.config, bundle.family.blocks(bundle.model), plan.trained_names
-    bundle.sharding.unwrap()
-    meter = Meter(ranks.device, config.train.precision)
-    compilations = blocks.checkpoint_and_compile(units, config.distributed, meter)
-    if warning := caution(config.train.precision, ranks.device):
-        log.info(warning)
-    set_precision(bundle.model, state.ever_trained | names, config.train.precision)
-    counts = memory_estimate.count_parameters(bundle.model, names, state.ever_trained, units)
-    storage = Storage.of(config.train.precision, averages=optim.average_count(config.optim))
-    accumulating = math.ceil(config.train.global_batch / (micro_batch * ranks.size)) > 1
-    layout, reason = strategy.choose(config.distributed, counts, storage, ranks, accumulating=accumulating)
-    if ranks.size > 1:
-        log.info(reason)
-    bundle.sharding.wrap(units, names, layout, ranks)
-    return Counters(meter, compilations)
 
 
 class StageRun:
@@ -151,7 +121,7 @@ class StageRun:
             mark=context.heartbeat.part,
             record=context.tracker.row,
             show=context.tracker.pictures,
-            gathered=bundle.sharding.gathered,
+            gathered=contextlib.nullcontext if bundle.sharding is None else bundle.sharding.gathered,
             failed=self._bench_failed,
         )
         self.loop = Loop(

@@ -1,4 +1,4 @@
-"""The choice between replicating and sharding a stage's state, from its size and the memory of a device."""
+"""The choice between replicating and sharding a stage's state over several ranks, from its size and the memory of a device."""
 
 import dataclasses
 import os
@@ -22,8 +22,6 @@ def choose(settings: Distributed, counts: ParameterCounts, storage: Storage, ran
     hold it, else shards it. `accumulating`: steps have several micro-batches. Raises PlaitError when ranks cannot be grouped as
     `distributed.shard_size` says.
     """
-    if ranks.size == 1:
-        return Layout(), "one rank: nothing to divide"
     group = _shard_group(settings, ranks)
     free = min(ranks.gather(_memory(settings, ranks))) * _STATE_FRACTION
 

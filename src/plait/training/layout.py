@@ -1,0 +1,67 @@
+"""How a stage's model stands in memory: dtypes, blocks recomputed or compiled, device, and its division over ranks.
+
+A stage is a part of a run with its own settings, planned in advance; a bundle, the model with its family (kind of model).
+"""
+
+import contextlib
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from plait.assembly.model import ModelBundle
+from plait.engine import blocks, optim
+from plait.engine.blocks import Compilations
+from plait.engine.flops import Meter
+from plait.engine.parallel import memory_estimate, strategy
+from plait.engine.parallel.distributed import Ranks
+from plait.engine.parallel.memory_estimate import Storage
+from plait.engine.parallel.sharding import Sharding
+from plait.engine.precision import caution, set_precision
+from plait.engine.state import State
+from plait.training.stage_plan import StagePlan
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Counters:
+    """Counters of a stage's work: floating point operations, and recompilations (None where nothing is compiled)."""
+
+    meter: Meter
+    compilations: Compilations | None
+
+
+@contextlib.contextmanager
+def lay_out(plan: StagePlan, bundle: ModelBundle, state: State, ranks: Ranks, micro_batch: int) -> Iterator[Counters]:
+    """Give the model the dtypes, checkpointing, compilation and sharding of what a stage trains, while the block lasts.
+
+    `micro_batch`: samples per forward pass. Sharding and dtypes stay until the next stage is laid out.
+    """
+    config, units, names = plan.config, bundle.family.blocks(bundle.model), plan.trained_names
+    if bundle.sharding is not None:
+        bundle.sharding.unwrap()
+    meter = Meter(ranks.device, config.train.precision)
+    changed = config.distributed.compile or config.distributed.activation_checkpointing != "none"
+    with blocks.changed(units, config.distributed, meter) if changed else contextlib.nullcontext() as compilations:
+        if warning := caution(config.train.precision, ranks.device):
+            log.info(warning)
+        set_precision(bundle.model, state.ever_trained | names, config.train.precision)
+        if bundle.sharding is None:
+            bundle.model.to(ranks.device)
+        else:
+            log.info(_divide(bundle.sharding, plan, state, ranks, units, micro_batch))
+        yield Counters(meter, compilations)
+
+
+def _divide(sharding: Sharding, plan: StagePlan, state: State, ranks: Ranks, units: Sequence[nn.Module], micro_batch: int) -> str:
+    """Replicate or shard the model over several ranks by `distributed.strategy`; returns a log line. `units`: modules gathered at once."""
+    config, names = plan.config, plan.trained_names
+    counts = memory_estimate.count_parameters(sharding.model, names, state.ever_trained, units)
+    storage = Storage.of(config.train.precision, averages=optim.average_count(config.optim))
+    accumulating = math.ceil(config.train.global_batch / (micro_batch * ranks.size)) > 1
+    layout, reason = strategy.choose(config.distributed, counts, storage, ranks, accumulating=accumulating)
+    sharding.wrap(units, names, layout, ranks)
+    return reason
