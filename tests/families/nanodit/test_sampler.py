@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from plait.families.nanodit import sampler
 from plait.families.nanodit.config import Sampling
 from plait.families.nanodit.inputs import Conditions, noise
 from plait.families.nanodit.sampler import BOTH, IMAGE, NEITHER, TEXT, Request, combination, draw, times
@@ -127,3 +128,22 @@ def test_clean_prediction_draws_what_it_predicts(make):
 
     drawn = draw(Constant(), inputs, [Request(Conditions(), (4, 8, 8), 1)], Sampling(steps=20))
     assert torch.allclose(drawn, torch.full_like(drawn, 0.5), atol=1e-5)
+
+
+@pytest.mark.parametrize("solver", ["euler", "heun"])
+@pytest.mark.parametrize(("steps", "grid", "shift"), [(1, "uniform", 1.0), (25, "uniform", 1.0), (100, "quadratic", 0.3)])
+def test_a_perfect_prediction_of_the_clean_sample_leaves_no_noise(make, monkeypatch, solver, steps, grid, shift):
+    """x0 = 1 from z1 = 2 ends at 1, however close to t = 0 the last steps are."""
+    _, _, inputs = make(prediction="x")
+    monkeypatch.setattr(sampler, "noise", lambda shape, key: torch.full(shape, 2.0))
+
+    class Perfect(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.unused = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, batch):
+            return torch.ones_like(batch["z"])
+
+    drawn = draw(Perfect(), inputs, requests(inputs), Sampling(steps=steps, solver=solver, grid=grid, shift=shift))
+    assert torch.allclose(drawn, torch.ones_like(drawn), atol=1e-5)

@@ -14,7 +14,8 @@ from torch import Tensor
 from plait.families.nanodit.config import Dropout, Time
 
 T_FLOOR = 0.05
-"""Smallest t in the division of x-prediction, v = (z - x) / t, which is unbounded near the data (Li & He 2025, arXiv:2511.13720)."""
+"""Smallest t in the division of x-prediction's training loss, v = (z - x) / t, which is unbounded near the data (Li & He 2025,
+arXiv:2511.13720). Sampling divides by t itself: its last step then ends at the predicted x exactly."""
 
 BINS = {"t_low": (0.0, 0.3), "t_mid": (0.3, 0.6), "t_high": (0.6, 1.0)}
 """Ranges of t whose losses are logged separately: about detail, shape and layout."""
@@ -36,7 +37,7 @@ def interpolate(x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
 def target(x0: Tensor, noise: Tensor, t: Tensor, prediction: str) -> Tensor:
     """Return what the velocity is regressed on (B, C, H, W): v = noise - x0.
 
-    With `prediction` "x" it is (z - x0) / max(t, T_FLOOR), which differs only below the floor, as `velocity` then does.
+    With `prediction` "x" it is (z - x0) / max(t, T_FLOOR), which differs only below the floor, as `velocity` with that floor does.
     """
     v = noise - x0
     if prediction == "v":
@@ -45,11 +46,14 @@ def target(x0: Tensor, noise: Tensor, t: Tensor, prediction: str) -> Tensor:
     return v * (t / t.clamp(min=T_FLOOR))
 
 
-def velocity(output: Tensor, z: Tensor, t: Tensor, prediction: str) -> Tensor:
-    """Convert the network's output to a velocity. `prediction`: "v", it is one already; "x", it is x0, and v = (z_t - x0) / t."""
+def velocity(output: Tensor, z: Tensor, t: Tensor, prediction: str, floor: float = 0.0) -> Tensor:
+    """Convert the network's output to a velocity. `prediction`: "v", it is one already; "x", it is x0, and v = (z_t - x0) / max(t, floor).
+
+    `t` (B,) is above 0, or `floor` is.
+    """
     if prediction == "v":
         return output
-    return (z - output) / _per_sample(t, z).clamp(min=T_FLOOR)
+    return (z - output) / _per_sample(t, z).clamp(min=floor)
 
 
 def shifted(t: float, shift: float) -> float:

@@ -38,7 +38,7 @@ class Loss(contract.Loss):
         x0, noise, t = batch["x0"], batch["noise"], batch["t"]
         z = flow.interpolate(x0, noise, t)
         conditions = {name: value for name, value in batch.items() if name not in ("x0", "noise", "cut")}
-        v = flow.velocity(model({**conditions, "z": z}).float(), z, t, self.prediction)
+        v = flow.velocity(model({**conditions, "z": z}).float(), z, t, self.prediction, flow.T_FLOOR)
         target = flow.target(x0, noise, t, self.prediction)
         error_B = (v - target).square().flatten(1).mean(1)
         logged_B = error_B.detach()
