@@ -152,7 +152,7 @@ def test_shipped_recipes_load_without_a_warning(path: Path) -> None:
         ('"question_template": "Is {it}?"', "data.train.0.template.user", "Is {{it}}?"),
         ('"resume_from_checkpoint": true', "from", None),
         ('"log_to_tensorboard": false', "track.tensorboard", False),
-        ('"save_total_limit": null', "checkpoint.keep", 1_000_000),
+        ('"save_total_limit": null', "checkpoint.keep", 0),
         ('"freeze_cosmos_vae": false', "trainable.1", "world"),
         ('"batch_size": 2, "gradient_accumulation_steps": 3', "train.global_batch", 6),
         ('"do_eval": true, "eval_batch_size": 9', "evaluate.0.batch", 9),

@@ -225,6 +225,13 @@ def test_the_manifest_is_plain_json(tmp_path):
     assert manifest["kind"] == "resumable"
 
 
+def test_a_keep_of_0_keeps_all(tmp_path):
+    for step in range(1, 6):
+        save(tmp_path, step)
+    assert checkpoint.prune(tmp_path / "stage-1-only", 0) == []
+    assert [checkpoint.step_of(folder) for folder in checkpoint.published(tmp_path)] == [5, 4, 3, 2, 1]
+
+
 def test_the_step_to_be_spared_is_not_pruned_and_what_was_deleted_is_returned(tmp_path):
     for step in (5, 10, 15, 20):
         save(tmp_path, step)

@@ -205,7 +205,7 @@ class Checkpoint(Section):
     """Intervals and number of checkpoints. The end of a stage is always saved."""
 
     every_steps: Count | None = Field(default=500, description="steps; None: only at the end of a stage")
-    keep: Count = Field(default=3, description="newest checkpoints kept per stage")
+    keep: Natural = Field(default=3, description="newest checkpoints kept per stage; 0: all")
     async_save: bool = Field(default=True, description="write in the background")
     best: str | None = Field(default=None, description="a figure of an `evaluate:` entry whose best checkpoint is kept too, such as loss")
     better: Literal["lower", "higher"] = Field(default="lower", description="which value of `best` is the better one")

@@ -1,12 +1,15 @@
-"""How often a stage (part of a run) goes through each source of its mixture: log lines before the first step."""
+"""How often a stage (part of a run) goes through its data: log lines on a mixture before the first step, and where each step is in it."""
 
+import functools
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from plait.data.buckets import BucketOrder
 from plait.data.order import Order, interleave
+from plait.data.sources.contract import Source
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +26,21 @@ def samples_drawn(order: Order | BucketOrder, steps: int) -> list[int]:
         in_rest = np.bincount(interleave(order.counts)[0][:rest], minlength=len(order.counts))
         drawn += unit * (blocks * np.asarray(order.counts) + in_rest)
     return [int(count) for count in drawn]
+
+
+def place_of(order: Order | BucketOrder, sources: Sequence[Source], step: int) -> dict[str, Any]:
+    """Return the metrics `epoch`, passes over all samples at the end of `step` (from 0), and `bucket`, the name of its bucket, if any.
+
+    A pass over a mixture has as many samples as its sources hold together.
+    """
+    source, group = order.bucket(step) if isinstance(order, BucketOrder) else (0, 0)
+    buckets = _buckets(sources[source]) if sources[source].groups else []
+    return {"epoch": order.samples(step + 1) / sum(order.sizes), **({"bucket": buckets[group]} if buckets else {})}
+
+
+@functools.lru_cache(maxsize=64)
+def _buckets(source: Source) -> list[str]:
+    return [str(row["bucket"]) for row in source.table(1)]
 
 
 def announce(names: Sequence[str], order: Order | BucketOrder, steps: int, epochs: float | None) -> None:

@@ -37,7 +37,7 @@ from plait.engine.parallel import distributed
 from plait.engine.parallel.distributed import Ranks
 from plait.engine.state import State
 from plait.errors import PlaitError, Stopped
-from plait.training import changes, summary
+from plait.training import changes, passes, summary
 from plait.training.layout import Counters, lay_out
 from plait.training.probes import ProbeLoss, probe_loss, probe_memory, probed_steps, wants_memory_probe
 from plait.training.stage_plan import StagePlan
@@ -308,6 +308,8 @@ class StageRun:
         own = sum(digest(micro.ids) for micro in self.batch.micro if not micro.padding)
         ids = int(self.context.ranks.sum(torch.tensor(float(own), dtype=torch.float64))) & 0xFFFFFFFF
         full = state.stage_step % _SHARES_EVERY < every or state.step == self.stop_step
+        row |= passes.place_of(self.plan.order, self.plan.data.sources, state.stage_step - 1)
+        row |= {"ema_decay": state.ema.decay_at(state.stage_step - 1)} if state.ema is not None else {}
         self.context.tracker.row(row | (source_shares.shares(state.totals) if full else {}) | {"ids": f"{ids:08x}"})
 
     def _compare_with_checkpoint(self) -> None:

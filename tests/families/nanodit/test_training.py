@@ -30,7 +30,7 @@ model: {depth: 1, hidden: 32, heads: 2, channels: 12, text_dim: 64, image_dim: 6
 data: {train: [{source: latents, path: SHARDS}], validation: [{source: latents, path: SHARDS}], workers: WORKERS}
 train: {steps: 20, global_batch: 4}
 optim: {lr: 1.0e-2, ema: {decay: 0.9}}
-checkpoint: {every_steps: 11, keep: 9}
+checkpoint: {every_steps: 11, keep: 0}
 track: {every_steps: 1, tensorboard: false}
 evaluate: [{bench: loss, every_steps: 10, samples: 16, batch: 4}]
 """
@@ -65,6 +65,11 @@ def test_a_run_cut_in_the_middle_of_an_epoch_ends_bit_for_bit_the_same(tmp_path,
     rows = [[json.loads(line) for line in (where / "metrics.jsonl").read_text().splitlines()] for where in (first, second)]
     losses = [{row["step"]: row["loss"] for row in some if "loss" in row} for some in rows]
     assert losses[0] == losses[1] and len(losses[0]) == 20
+    steps = [row for row in rows[0] if "loss" in row]
+    assert [row["epoch"] for row in steps] == [4 * step / 60 for step in range(1, 21)]
+    batches = {row["bucket"]: row["batches"] for row in open_source(Source(source="latents", path=str(shards)), seed=0).table(4)}
+    assert Counter(row["bucket"] for row in steps[: sum(batches.values())]) == batches  # those of the first epoch
+    assert len(batches) == 5 and {row["ema_decay"] for row in steps} == {0.9}
 
 
 def micros(shards, *, micro_batch=4, rank=0, world_size=1, steps=15):

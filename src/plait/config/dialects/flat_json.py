@@ -22,7 +22,6 @@ from plait.errors import PlaitError
 DEFAULT = "default of the flat dialect"
 HUB_NAMES = {"datacomp": "mlfoundations/datacomp_small"}
 HELD_OUT = ("train[:99%]", "train[99%:]")  # the original evaluated on rows that it trained on
-_UNBOUNDED = 1_000_000  # checkpoints, where the author keeps all
 _INFO = {"int": (int,), "number": (int, float), "bool": (bool,), "text": (str,)}
 
 
@@ -260,7 +259,7 @@ def _machine(builder: TranslationBuilder) -> None:
 def _checkpoints(builder: TranslationBuilder) -> None:
     """Translate how many checkpoints are kept, and the one to start from."""
     limit = builder.get("save_total_limit")
-    builder.translate("checkpoint.keep", limit or _UNBOUNDED, "save_total_limit", note="" if limit else "null: all are kept")
+    builder.translate("checkpoint.keep", limit or 0, "save_total_limit", note="" if limit else "null: all are kept")
     start = builder.get("resume_from_checkpoint")
     if isinstance(start, str):
         builder.translate("from", start, "resume_from_checkpoint", note="its weights; to go on with a stopped run, repeat its command")

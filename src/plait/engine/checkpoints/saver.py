@@ -48,8 +48,8 @@ class Saver:
     def save(self, folder: Path, groups: Groups, metadata: Mapping[str, Any], *, keep: int, spared: int | None = None) -> None:
         """Wait for the last write, copy the tensors to host memory, then write and prune in the background. All ranks call this.
 
-        `metadata`: JSON values for the manifest. Of the stage's checkpoints the newest `keep` stay, and that of step `spared`. Raises what
-        the last write raised.
+        `metadata`: JSON values for the manifest. Of the stage's checkpoints the newest `keep` stay (0: all), and that of step `spared`.
+        Raises what the last write raised.
         """
         self.wait()
         if self._group is None and sharded_files.is_sharded(groups):
