@@ -79,6 +79,7 @@ TESTS: dict[str, str] = {
     "engine/evaluation.py": "engine/test_evaluation.py engine/test_loop.py engine/test_distributed.py",
     "engine/flops.py": "engine/test_flops.py engine/test_loop.py",
     "engine/guards.py": "engine/test_guards.py engine/test_loop.py",
+    "engine/held_out_loss.py": "engine/test_evaluation.py engine/test_loop.py engine/test_distributed.py",
     "engine/loop.py": "engine/test_loop.py engine/test_source_shares.py engine/test_precision.py "
     "engine/test_distributed.py engine/test_nonfinite.py",
     "engine/loss.py": "engine/test_loop.py",
@@ -86,7 +87,6 @@ TESTS: dict[str, str] = {
     "engine/nonfinite.py": "engine/test_loop.py engine/test_nonfinite.py",
     "engine/optim.py": "engine/test_optim.py engine/test_state.py engine/test_loop.py engine/test_precision.py engine/test_distributed.py",
     "engine/out_of_memory.py": "engine/test_out_of_memory.py",
-    "engine/plateau.py": "engine/test_plateau.py",
     "engine/power_ema.py": "engine/test_power_ema.py engine/test_state.py engine/test_post_hoc_ema.py",
     "engine/precision.py": "engine/test_precision.py",
     "engine/replicas.py": "engine/test_replicas.py",
@@ -121,7 +121,10 @@ TESTS: dict[str, str] = {
     "training/layout.py": "training/test_stage.py training/test_pretrained_start.py training/test_precision_runs.py",
     "training/stage.py": "training/test_stage.py training/test_start.py engine/test_micro_batch.py "
     "engine/test_nonfinite.py engine/test_replicas.py commands/test_stages.py training/test_precision_runs.py",
+    "training/stage_evaluation.py": "training/test_stage.py commands/test_stages.py engine/test_evaluation.py",
     "training/stage_plan.py": "training/test_stage.py training/test_start.py commands/test_stages.py",
+    "training/plateau.py": "training/test_plateau.py",
+    "training/run_context.py": "training/test_stage.py",
     "training/start.py": "training/test_start.py commands/test_stages.py",
     "training/summary.py": "training/test_summary.py training/test_stage.py training/test_start.py",
     "training/torchrun.py": "training/test_launch.py",
@@ -141,7 +144,7 @@ EQUIVALENT: list[tuple[str, str, str, str]] = [
     ("engine/state.py", 'key(seed, "rounding"', "1 -> 2", "another noise, as good: which bits of the key are used is free"),
     ("training/stage.py", "ranks.size > 1 and not", "ranks.size > 1 -> ranks.size >= 1", "one rank agrees with itself"),
     (
-        "training/stage.py",
+        "training/stage_evaluation.py",
         "return improved",
         "return improved -> return None",
         "a stop was asked for: the end of the run saves this moment",
@@ -157,7 +160,7 @@ EQUIVALENT: list[tuple[str, str, str, str]] = [
     ("engine/micro_batch.py", "torch.cuda.empty_cache()", "torch.cuda.empty_cache() -> left out", "no GPU's cache is there to empty"),
     ("engine/parallel/distributed.py", "torch.cuda.set_device(chosen)", "torch.cuda.set_device(chosen) -> left out", "needs a GPU"),
     ("engine/monitoring/watchdog.py", "silent_s > allowed_s", "silent_s > allowed_s -> silent_s >= allowed_s", "clocks are never equal"),
-    ("training/stage.py", "sign = 1.0 if", "1.0 -> 2.0", "only its sign counts"),
+    ("training/stage_evaluation.py", "sign = 1.0 if", "1.0 -> 2.0", "only its sign counts"),
     ("data/order.py", "memo[0] != first", "memo[0] != first -> True", "the same ids, drawn again"),
     (
         "training/stage.py",

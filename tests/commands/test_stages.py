@@ -13,8 +13,7 @@ from plait.commands.actions import fork, stages
 from plait.engine.checkpoints import checkpoint, rundir
 from plait.engine.loop import Loop
 from plait.engine.parallel import distributed
-from plait.engine.plateau import PLANNED
-from plait.engine.state import State
+from plait.engine.state import PLANNED, State
 from plait.errors import PlaitError
 from plait.keys import key
 from tests import toy_family as toy

@@ -10,6 +10,7 @@ import torch
 from plait.config.schema import Evaluate
 from plait.engine import evaluation
 from plait.engine.evaluation import Bench, Evaluations, HeldOut
+from plait.engine.held_out_loss import held_out_loss
 from plait.engine.monitoring.signals import Signals
 from plait.errors import BadSample, PlaitError
 
@@ -23,7 +24,7 @@ def batches(*groups):
 def test_the_held_out_loss_is_one_sum_over_one_weight_whatever_the_batches():
     net = make_state(make_config()).model
     cut = batches([(range(3), False), (range(3, 8), False)], [([8], False), ([2], True)])  # 2 is a repetition that fills a rank
-    found = evaluation.held_out_loss(net, SquaredError(), cut, ALONE, "fp32")
+    found = held_out_loss(net, SquaredError(), cut, ALONE, "fp32")
     batch = examples(range(9))
     expected = ((batch["w"] * (net(batch) - batch["y"]) ** 2).sum() / batch["w"].sum()).item()
     assert found == {"loss": pytest.approx(expected, rel=1e-6), "loss/error": pytest.approx(expected, rel=1e-6)}  # float32 sums of 9
@@ -46,7 +47,7 @@ class TwoTerms(SquaredError):
 @pytest.mark.parametrize(("rare", "loss"), [([0.0, 0.0], {"loss": 12.0, "loss/error": 4.0}), ([0.0, 1.0], None)])
 def test_a_term_counts_by_its_coefficient_and_only_where_it_has_weight(rare, loss):
     held = [SimpleNamespace(micro=[SimpleNamespace(batch={"rare": torch.tensor(value)}, padding=False)]) for value in rare]
-    found = evaluation.held_out_loss(make_state(make_config()).model, TwoTerms(), held, ALONE, "fp32")
+    found = held_out_loss(make_state(make_config()).model, TwoTerms(), held, ALONE, "fp32")
     assert found == (loss or {"loss": 3 * 4.0 + 2 * 5.0, "loss/error": 4.0, "loss/rare": 5.0})
 
 
@@ -54,7 +55,7 @@ def test_held_out_samples_without_any_weight_are_an_error():
     batch = micro([1, 2])
     batch.batch["w"].zero_()
     with pytest.raises(PlaitError, match="the held-out samples have nothing to predict: every loss weight is 0"):
-        evaluation.held_out_loss(make_state(make_config()).model, SquaredError(), [SimpleNamespace(micro=[batch])], ALONE, "fp32")
+        held_out_loss(make_state(make_config()).model, SquaredError(), [SimpleNamespace(micro=[batch])], ALONE, "fp32")
 
 
 class Letters:
@@ -216,7 +217,7 @@ def test_an_evaluation_records_one_row_of_all_figures_with_the_averages_and_give
     state.step, state.stage = 6, 2
     entries = [Evaluate(bench="loss"), Evaluate(bench="letters")]
     figures = evaluations(entries, record=rows.append).run(state, entries)
-    averaged = evaluation.held_out_loss(make_state(make_config()).model, SquaredError(), batches([(range(4), False)]), ALONE, "fp32")
+    averaged = held_out_loss(make_state(make_config()).model, SquaredError(), batches([(range(4), False)]), ALONE, "fp32")
     assert figures == {**averaged, "letters/count": 3.0}
     assert rows == [{"step": 6, "stage": 2, **{f"eval/{name}": value for name, value in figures.items()}}]
     assert all(torch.equal(one, other) for one, other in zip(state.model.parameters(), before, strict=True)) and state.model.training

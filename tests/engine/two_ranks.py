@@ -5,6 +5,7 @@ from pathlib import Path
 
 from plait.data.order import rank_slices
 from plait.engine import evaluation, source_shares
+from plait.engine.held_out_loss import held_out_loss
 from plait.engine.parallel import distributed
 from plait.errors import BadSample
 
@@ -55,7 +56,7 @@ def main(out: Path) -> None:
             return step_batch(step, [mixed([i.index for i in part], padding) for part, padding in slices])
 
         loop.run([cut(step) for step in range(5)], 5)
-        held_out = evaluation.held_out_loss(state.model, SquaredError(), [cut(9)], ranks, "fp32")
+        held_out = held_out_loss(state.model, SquaredError(), [cut(9)], ranks, "fp32")
         _, bench = evaluation.run_bench(Numbers(), state.model, Seven(), inputs=None, batch=4, ranks=ranks, precision="fp32", moment="")
         if ranks.first:
             figures = {"loss": [row["loss"] for row in rows], "grad_norm": [row["grad_norm"] for row in rows], "held_out": held_out["loss"]}

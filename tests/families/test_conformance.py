@@ -8,7 +8,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from plait.assembly.configuration import open_config
 from plait.assembly.data import open_data
-from plait.assembly.held_out import FixedOrder, choose
+from plait.assembly.fixed_order import FixedOrder
+from plait.assembly.held_out import choose
 from plait.assembly.model import build_model
 from plait.config.schema import Distributed
 from plait.data.loading.loader import Loader

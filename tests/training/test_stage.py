@@ -15,7 +15,6 @@ from plait.assembly.configuration import open_config
 from plait.assembly.model import build_model
 from plait.config.schema import RunConfig
 from plait.data.order import Order, digest
-from plait.engine import plateau
 from plait.engine.checkpoints import checkpoint
 from plait.engine.checkpoints.saver import Saver
 from plait.engine.evaluation import Bench
@@ -24,9 +23,9 @@ from plait.engine.monitoring.signals import Paused
 from plait.engine.parallel.distributed import Ranks
 from plait.engine.parallel.memory_estimate import Layout
 from plait.engine.parallel.sharding import Sharding
-from plait.engine.state import State
+from plait.engine.state import PLANNED, State
 from plait.errors import PlaitError, Stopped
-from plait.training import layout, probes, stage
+from plait.training import layout, probes, stage_evaluation
 from plait.training.stage_plan import plan_stage, planned_steps
 from tests import processes
 from tests import toy_family as toy
@@ -445,15 +444,15 @@ def test_a_stage_that_stopped_within_its_last_evaluation_only_repeats_that(recip
     assert calls == ["rehearsal"]
     toy.train(recipe, tmp_path / "run", *EVALUATED, "evaluate=[{bench: breaks}]")
     assert calls == ["rehearsal", "step-00000006"]
-    assert toy.at(tmp_path / "run", 6).manifest["state"]["stage_done"] == plateau.PLANNED
+    assert toy.at(tmp_path / "run", 6).manifest["state"]["stage_done"] == PLANNED
 
 
 def test_a_stop_while_the_evaluation_of_a_step_is_made_up_for_rehearses_nothing(recipe, tmp_path, monkeypatch):
     settings = ("stages=[]", "checkpoint.every_steps=null", "checkpoint.best=null", "evaluate=[{bench: loss, every_steps: 4}]")
     rehearsed = []
-    rehearse = stage.Evaluations.rehearse
+    rehearse = stage_evaluation.Evaluations.rehearse
     monkeypatch.setattr(
-        stage.Evaluations, "rehearse", lambda self, state, wanted: rehearsed.append(state.step) or rehearse(self, state, wanted)
+        stage_evaluation.Evaluations, "rehearse", lambda self, state, wanted: rehearsed.append(state.step) or rehearse(self, state, wanted)
     )
     with monkeypatch.context() as patch:
         asked_to_stop(patch, ("evaluate", 4))

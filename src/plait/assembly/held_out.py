@@ -8,40 +8,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from plait.assembly.data import open_data
+from plait.assembly.fixed_order import FixedOrder
 from plait.assembly.model import ModelBundle
 from plait.config.schema import Evaluate, RunConfig, Source
 from plait.data.loading.loader import Loader
 from plait.data.order import SampleId, permute
-from plait.data.sources.bucketing import batches_of
 from plait.data.sources.contract import Source as SampleSource
 from plait.engine import evaluation
 from plait.engine.evaluation import Bench, HeldOut
 from plait.engine.parallel.distributed import Ranks
 from plait.errors import PlaitError
 from plait.families import registry
-
-
-@dataclass(frozen=True)
-class FixedOrder:
-    """Chosen samples in fixed batches, in place of the random order of training. A batch is of one bucket (samples of one shape)."""
-
-    sizes: tuple[int, ...]
-    batches: tuple[tuple[SampleId, ...], ...]
-
-    @classmethod
-    def of(cls, chosen: Sequence[SampleId], opened: Sequence[SampleSource], batch: int) -> "FixedOrder":
-        """Cut the `chosen` samples of the sources `opened` into batches of at most `batch`, in their order."""
-        batches = tuple(tuple(ids) for ids in batches_of(chosen, opened, batch))
-        return cls(tuple(len(source) for source in opened), batches)
-
-    def ids(self, step: int) -> list[SampleId]:
-        """Return the ids of the samples of batch number `step` (from 0), as the loader asks for them."""
-        return list(self.batches[step])
-
-    @property
-    def steps(self) -> int:
-        """Return how many batches there are; the last of a bucket may be smaller."""
-        return len(self.batches)
 
 
 def choose(sizes: Sequence[int], count: int | None, seed: int) -> tuple[SampleId, ...]:

@@ -16,12 +16,13 @@ from plait.config.schema import Optim
 from plait.engine import optim, power_ema, source_shares
 from plait.engine.optim import Ema
 from plait.engine.parallel.distributed import LazyShardedTensor, StoredTensor, full_tensor, local, reshard_like
-from plait.engine.plateau import PLANNED
 from plait.engine.power_ema import PowerEma
 from plait.engine.schedule import STAGE_TOKENS, TOKENS
 from plait.errors import PlaitError
 from plait.keys import key
 
+PLANNED = "planned steps done"
+"""Why a stage is done that had all its steps; one that ended earlier has the reason of `training/plateau.py`."""
 _MANIFEST_KEYS = {
     "step": "step",
     "stage": "stage",

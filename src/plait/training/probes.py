@@ -4,11 +4,12 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from plait.assembly.held_out import FixedOrder
+from plait.assembly.fixed_order import FixedOrder
 from plait.assembly.model import ModelBundle
 from plait.data.loading.loader import Loader, MicroBatch, StepBatch
 from plait.data.order import SampleId
-from plait.engine import evaluation, micro_batch
+from plait.engine import micro_batch
+from plait.engine.held_out_loss import held_out_loss
 from plait.engine.loop import Loop, total_weights
 from plait.engine.loss import Loss
 from plait.engine.parallel.distributed import Ranks
@@ -43,7 +44,7 @@ class ProbeLoss:
         weights = total_weights(self.loss, self.batches[0].micro, self.alone)
         if self.batches[0].bad or not any(weights.values()):
             return None
-        return evaluation.held_out_loss(model, self.loss, self.batches, self.alone, self.precision)["loss"]
+        return held_out_loss(model, self.loss, self.batches, self.alone, self.precision)["loss"]
 
 
 def probe_loss(plan: StagePlan, bundle: ModelBundle, ranks: Ranks) -> ProbeLoss:

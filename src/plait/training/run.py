@@ -37,7 +37,8 @@ from plait.engine.state import State
 from plait.errors import PlaitError, Stopped
 from plait.families import registry
 from plait.training import changes, from_weights, start
-from plait.training.stage import RunContext, run_stage
+from plait.training.run_context import RunContext
+from plait.training.stage import run_stage
 from plait.training.stage_plan import plan_stage
 
 log = logging.getLogger(__name__)

@@ -5,60 +5,35 @@ A plan says what a stage trains, on which data, for how many steps; a bundle is 
 
 import contextlib
 import logging
-import math
-import traceback
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 
-from plait import files
 from plait.assembly import data_look
-from plait.assembly.held_out import open_held_out
 from plait.assembly.model import ModelBundle
-from plait.config.schema import RunConfig
-from plait.config.secrets import masked
 from plait.data.loading.loader import Loader, StepBatch
 from plait.data.order import digest
-from plait.engine import evaluation, nonfinite, plateau, replicas, source_shares
+from plait.engine import nonfinite, replicas, source_shares
 from plait.engine.checkpoints import checkpoint
-from plait.engine.checkpoints.checkpoint import Checkpoint
 from plait.engine.checkpoints.saver import Saver
-from plait.engine.evaluation import Evaluations
 from plait.engine.guards import Quarantine
 from plait.engine.loop import Loop, Row
 from plait.engine.micro_batch import MicroBatchSize
-from plait.engine.monitoring.heartbeat import Heartbeat
-from plait.engine.monitoring.signals import Paused, Signals
-from plait.engine.monitoring.tracking import Tracker
+from plait.engine.monitoring.signals import Paused
 from plait.engine.parallel import distributed
-from plait.engine.parallel.distributed import Ranks
-from plait.engine.state import State
+from plait.engine.state import PLANNED, State
 from plait.errors import PlaitError, Stopped
 from plait.training import changes, passes, summary
 from plait.training.layout import Counters, lay_out
 from plait.training.probes import ProbeLoss, probe_loss, probe_memory, probed_steps, wants_memory_probe
+from plait.training.run_context import RunContext
+from plait.training.stage_evaluation import StageEvaluation, evaluates
 from plait.training.stage_plan import StagePlan
 
 log = logging.getLogger(__name__)
 
 _SHARES_EVERY = 100  # steps between rows with each source's share: there can be dozens of sources
-
-
-@dataclass(frozen=True)
-class RunContext:
-    """What all stages of a run share: directory, ranks, metrics, signals, heartbeat. `allow_inexact`: go on where saved state is lost."""
-
-    run: Path
-    ranks: Ranks
-    tracker: Tracker
-    signals: Signals
-    heartbeat: Heartbeat
-    allow_inexact: bool
-    resumed_from: Checkpoint | None
-    """The checkpoint that the run came back from, when it did."""
 
 
 def run_stage(plan: StagePlan, bundle: ModelBundle, state: State, context: RunContext) -> None:
@@ -103,27 +78,11 @@ class StageRun:
         self.manifest = plan.manifest(bundle.model, state.ever_trained, ranks.size, torch.__version__)
         self.saver = Saver(config.checkpoint.async_save, ranks)
         self.probe: ProbeLoss = probe_loss(plan, bundle, ranks)
-        self.failures: list[str] = []
-        """The benches that failed at this step, each with its reason."""
         self.batch: StepBatch | None = None
         """The step's work, while it is at work."""
         self.data_error: PlaitError | None = None
         """Why this rank cannot have its data."""
-        self.evaluations = Evaluations(
-            entries=config.evaluate,
-            held_out=open_held_out(bundle, config, ranks, stop=context.signals.requested),
-            loss=plan.loss,
-            benches=plan.benches,
-            inputs=bundle.inputs(config, train=False),
-            ranks=ranks,
-            precision=config.train.precision,
-            stop=context.signals,
-            mark=context.heartbeat.part,
-            record=context.tracker.row,
-            show=context.tracker.pictures,
-            gathered=contextlib.nullcontext if bundle.sharding is None else bundle.sharding.gathered,
-            failed=self._bench_failed,
-        )
+        self.evaluation = StageEvaluation(plan, bundle, state, context) if evaluates(config) else None
         self.loop = Loop(
             stage=plan.view.name,
             state=state,
@@ -150,9 +109,8 @@ class StageRun:
             self._compare_with_checkpoint()
         self._conclude_and_save(due=False)
         if state.stage_done is None and not context.signals.agreed:
-            settings = plan.config
-            rule = settings.train.plateau
-            self.evaluations.rehearse(state, [name for name in (settings.checkpoint.best, rule and rule.metric) if name])
+            if self.evaluation is not None:
+                self.evaluation.rehearse()
             if wants_memory_probe(plan, context.ranks):
                 self.micro_batch.fit(self._probe_memory, self._drop_gradients)
             self.micro_batch.fit(self._train, self._drop_gradients)
@@ -182,49 +140,23 @@ class StageRun:
         self._conclude_and_save(due=every is not None and state.stage_step % every == 0)
 
     def _conclude_and_save(self, *, due: bool) -> None:
-        """Take the figures of this step and save what must not be lost. Raises Stopped where a bench failed and that is to end the run."""
-        improved = self.conclude()
-        failures, self.failures = self.failures, []
-        if self.state.stage_done or improved or failures or due:
+        """Evaluate, decide whether the stage ends, and save what must not be lost. A second call at one step changes nothing.
+
+        A restart calls it for what a stop left undone. Raises Stopped where a bench failed and that is to end the run.
+        """
+        state, improved = self.state, False
+        failures: Sequence[str] = ()
+        planned = state.step >= self.stop_step
+        if state.stage_step and (planned or state.evaluated_step != state.step):
+            if self.evaluation is None:
+                state.evaluated_step, state.stage_done = state.step, PLANNED if planned else None
+            else:
+                improved, failures = self.evaluation.conclude(planned=planned)
+        if state.stage_done or improved or failures or due:
             self.save()
         if failures and self.plan.config.guard.bench_failure == "stop":
             self.saver.wait()
             raise Stopped(f"{'; '.join(failures)}; everything is saved, and the same command continues (guard.bench_failure is stop)")
-
-    def _bench_failed(self, bench: str, error: Exception) -> None:
-        """Note and report a bench that failed; its traceback goes to bench_failures.jsonl."""
-        reason = masked(evaluation.reason_of(error))
-        self.failures.append(f"bench {bench} failed after step {self.state.step}: {reason}")
-        if self.context.ranks.first:
-            log.warning(f"{self.failures[-1]}; the run saves and goes on")
-            trace = masked("".join(traceback.format_exception(error)))
-            row = {"step": self.state.step, "stage": self.plan.view.name, "bench": bench, "reason": reason, "traceback": trace}
-            files.append_rows(self.context.run / "bench_failures.jsonl", [row])
-
-    def conclude(self) -> bool:
-        """Run the evaluations due at this step and decide whether the stage ends; returns whether the figure `checkpoint.best` improved.
-
-        A restart calls it for what a stop left undone; a second call at one step changes nothing.
-        """
-        settings, state, evaluations = self.plan.config, self.state, self.evaluations
-        if (state.evaluated_step == state.step < self.stop_step) or state.stage_step == 0:
-            return False
-        planned = state.step >= self.stop_step
-        due = evaluations.entries if planned else evaluations.due(state)
-        if due:
-            self.context.heartbeat.phase("evaluate", state.step)
-        figures = evaluations.run(state, due)
-        if figures is None:
-            return False
-        improved = _note(state, figures, settings)
-        rule = settings.train.plateau
-        reason = plateau.PLANNED if planned else plateau.flat(state.history, rule) if rule else None
-        if reason and not planned:
-            last = evaluations.run(state, [entry for entry in evaluations.entries if entry not in evaluations.due(state)])
-            if last is None:
-                return improved
-        state.evaluated_step, state.stage_done = state.step, reason
-        return improved
 
     def save(self) -> None:
         """Save a checkpoint of the present state in the background, unless the newest checkpoint is of this very moment."""
@@ -324,22 +256,3 @@ class StageRun:
         loss = self.probe.measure()
         if loss is not None:
             log.info(f"  {changes.check_probe(self.state.probe, loss, context.allow_inexact)}")
-
-
-def _note(state: State, figures: dict[str, float], settings: RunConfig) -> bool:
-    """Remember the finite ones of the figures that may end the stage or be the best; returns whether there is a new best."""
-    rule, wanted = settings.train.plateau, settings.checkpoint.best
-    unsound = {name: value for name, value in figures.items() if not math.isfinite(value)}
-    if unsound:
-        shown = ", ".join(f"{name} is {value}" for name, value in unsound.items())
-        log.warning(f"step {state.step}: held out, {shown}: it counts neither as the best nor for a plateau")
-    figures = {name: value for name, value in figures.items() if name not in unsound}
-    if rule and rule.metric in figures:
-        state.history = [item for item in state.history if item[0] != state.stage_step] + [(state.stage_step, figures[rule.metric])]
-    if wanted is None or wanted not in figures:
-        return False
-    sign = 1.0 if settings.checkpoint.better == "lower" else -1.0
-    if state.best is not None and not sign * figures[wanted] < sign * state.best["value"] and math.isfinite(state.best["value"]):
-        return False
-    state.best = {"metric": wanted, "value": figures[wanted], "step": state.step}
-    return True

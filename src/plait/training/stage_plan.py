@@ -26,6 +26,7 @@ from plait.engine import optim, schedule
 from plait.engine.evaluation import Bench
 from plait.engine.loss import Loss
 from plait.errors import PlaitError
+from plait.families import registry
 from plait.families.contract import check_built
 
 AnyOrder = Order | BucketOrder
@@ -113,7 +114,7 @@ def plan_stage(view: StageView, bundle: ModelBundle, batches: BatchChanges = ())
     components = family.components(bundle.model)
     trained = optim.select(components, config.trainable, family.never_trained)
     optim.check_components(config.optim, components)
-    known_benches = benches(config, config.evaluate)
+    known_benches = benches(config, config.evaluate) if config.evaluate else registry.benches(config.family)
     data = open_training(config)
     order = data.order(view, batches)
     steps = planned_steps(config, order)

@@ -32,6 +32,7 @@ from plait.data.sources.open import KINDS
 from plait.engine import evaluation
 from plait.engine.checkpoints.checkpoint import Checkpoint
 from plait.engine.evaluation import Bench, Row
+from plait.engine.held_out_loss import held_out_loss
 from plait.engine.parallel import distributed
 from plait.engine.parallel.distributed import Ranks
 from plait.errors import PlaitError
@@ -178,7 +179,7 @@ def _measure(measurement: Measurement, done: Sequence[Row], ranks: Ranks) -> Res
     if measurement.bench is None:
         batches = open_held_out(bundle, config, ranks, measurement.data).batches(measurement.entry)
         loss = bundle.family.Loss(bundle.section)
-        return Result(evaluation.held_out_loss(bundle.model, loss, batches, ranks, config.train.precision))
+        return Result(held_out_loss(bundle.model, loss, batches, ranks, config.train.precision))
     return _answer(measurement, measurement.bench, bundle, config, done, ranks)
 
 

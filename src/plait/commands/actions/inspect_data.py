@@ -18,7 +18,8 @@ from torch import Tensor
 
 from plait.assembly import data_look
 from plait.assembly.data import TrainingData, data_seed, open_data, open_training
-from plait.assembly.held_out import FixedOrder, choose
+from plait.assembly.fixed_order import FixedOrder
+from plait.assembly.held_out import choose
 from plait.assembly.model import write_assets
 from plait.commands.actions.index_data import byte_text
 from plait.commands.pages import gallery

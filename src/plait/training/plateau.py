@@ -1,10 +1,8 @@
-"""When a stage ends: after its planned steps, or earlier, once a held-out figure no longer improves."""
+"""The rule by which a stage (part of a run) ends before its planned steps: once a held-out figure no longer improves."""
 
 from collections.abc import Sequence
 
 from plait.config.schema import Plateau
-
-PLANNED = "planned steps done"
 
 
 def flat(history: Sequence[tuple[int, float]], rule: Plateau) -> str | None:

@@ -1,0 +1,24 @@
+"""What the stages (parts) of a run share while it runs."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from plait.engine.checkpoints.checkpoint import Checkpoint
+from plait.engine.monitoring.heartbeat import Heartbeat
+from plait.engine.monitoring.signals import Signals
+from plait.engine.monitoring.tracking import Tracker
+from plait.engine.parallel.distributed import Ranks
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What all stages of a run share: directory, ranks, metrics, signals, heartbeat. `allow_inexact`: go on where saved state is lost."""
+
+    run: Path
+    ranks: Ranks
+    tracker: Tracker
+    signals: Signals
+    heartbeat: Heartbeat
+    allow_inexact: bool
+    resumed_from: Checkpoint | None
+    """The checkpoint that the run came back from, when it did."""

@@ -1,0 +1,118 @@
+"""The evaluations of a stage (part of a run), and what follows from their figures: the best checkpoint, a plateau, benches that failed.
+
+A bench is a metric; a figure, a number that it gives; an entry, an item of the configuration's `evaluate:` list.
+"""
+
+import contextlib
+import logging
+import math
+import traceback
+
+from plait import files
+from plait.assembly.held_out import open_held_out
+from plait.assembly.model import ModelBundle
+from plait.config.schema import RunConfig
+from plait.config.secrets import masked
+from plait.engine import evaluation
+from plait.engine.evaluation import Evaluations
+from plait.engine.state import PLANNED, State
+from plait.training import plateau
+from plait.training.run_context import RunContext
+from plait.training.stage_plan import StagePlan
+
+log = logging.getLogger(__name__)
+
+
+def evaluates(config: RunConfig) -> bool:
+    """Return whether a stage with these settings needs figures at all."""
+    return bool(config.evaluate or wanted_figures(config))
+
+
+def wanted_figures(config: RunConfig) -> list[str]:
+    """Return the names of the figures that a stage relies on: `checkpoint.best`, and that of `train.plateau`."""
+    rule = config.train.plateau
+    return [name for name in (config.checkpoint.best, rule and rule.metric) if name]
+
+
+class StageEvaluation:
+    """The evaluations of one stage while it runs."""
+
+    def __init__(self, plan: StagePlan, bundle: ModelBundle, state: State, context: RunContext) -> None:
+        config, ranks = plan.config, context.ranks
+        self.plan, self.state, self.context = plan, state, context
+        self.failures: list[str] = []
+        """The benches that failed at this step, each with its reason."""
+        self.evaluations = Evaluations(
+            entries=config.evaluate,
+            held_out=open_held_out(bundle, config, ranks, stop=context.signals.requested),
+            loss=plan.loss,
+            benches=plan.benches,
+            inputs=bundle.inputs(config, train=False),
+            ranks=ranks,
+            precision=config.train.precision,
+            stop=context.signals,
+            mark=context.heartbeat.part,
+            record=context.tracker.row,
+            show=context.tracker.pictures,
+            gathered=contextlib.nullcontext if bundle.sharding is None else bundle.sharding.gathered,
+            failed=self._failed,
+        )
+
+    def rehearse(self) -> None:
+        """Try the beginning of every entry before the first step. Raises PlaitError for one that cannot be run, or a figure of none."""
+        self.evaluations.rehearse(self.state, wanted_figures(self.plan.config))
+
+    def conclude(self, *, planned: bool) -> tuple[bool, list[str]]:
+        """Run the evaluations due at this step and decide whether the stage ends; leaves both open where a stop came in between.
+
+        `planned`: whether this is the stage's last step. Returns whether `checkpoint.best` improved, and the benches that failed.
+        """
+        self.failures = []
+        return self._conclude(planned), self.failures
+
+    def _conclude(self, planned: bool) -> bool:
+        settings, state, evaluations = self.plan.config, self.state, self.evaluations
+        due = evaluations.entries if planned else evaluations.due(state)
+        if due:
+            self.context.heartbeat.phase("evaluate", state.step)
+        figures = evaluations.run(state, due)
+        if figures is None:
+            return False
+        improved = _note(state, figures, settings)
+        rule = settings.train.plateau
+        reason = PLANNED if planned else plateau.flat(state.history, rule) if rule else None
+        if reason and not planned:
+            last = evaluations.run(state, [entry for entry in evaluations.entries if entry not in evaluations.due(state)])
+            if last is None:
+                return improved
+        state.evaluated_step, state.stage_done = state.step, reason
+        return improved
+
+    def _failed(self, bench: str, error: Exception) -> None:
+        """Note and report a bench that failed; its traceback goes to bench_failures.jsonl."""
+        reason = masked(evaluation.reason_of(error))
+        self.failures.append(f"bench {bench} failed after step {self.state.step}: {reason}")
+        if self.context.ranks.first:
+            log.warning(f"{self.failures[-1]}; the run saves and goes on")
+            trace = masked("".join(traceback.format_exception(error)))
+            row = {"step": self.state.step, "stage": self.plan.view.name, "bench": bench, "reason": reason, "traceback": trace}
+            files.append_rows(self.context.run / "bench_failures.jsonl", [row])
+
+
+def _note(state: State, figures: dict[str, float], settings: RunConfig) -> bool:
+    """Remember the finite ones of the figures that may end the stage or be the best; returns whether there is a new best."""
+    rule, wanted = settings.train.plateau, settings.checkpoint.best
+    unsound = {name: value for name, value in figures.items() if not math.isfinite(value)}
+    if unsound:
+        shown = ", ".join(f"{name} is {value}" for name, value in unsound.items())
+        log.warning(f"step {state.step}: held out, {shown}: it counts neither as the best nor for a plateau")
+    figures = {name: value for name, value in figures.items() if name not in unsound}
+    if rule and rule.metric in figures:
+        state.history = [item for item in state.history if item[0] != state.stage_step] + [(state.stage_step, figures[rule.metric])]
+    if wanted is None or wanted not in figures:
+        return False
+    sign = 1.0 if settings.checkpoint.better == "lower" else -1.0
+    if state.best is not None and not sign * figures[wanted] < sign * state.best["value"] and math.isfinite(state.best["value"]):
+        return False
+    state.best = {"metric": wanted, "value": figures[wanted], "step": state.step}
+    return True
