@@ -109,7 +109,8 @@ def commands(setting: Bench) -> list[Row]:
     outs = {name: place / name / "out" for name in ("shard", "export", "consolidate", "fork")}
     for out in outs.values():
         out.parent.mkdir()
-    shard = ["data", "shard", captioned, outs["shard"], "--buckets=32x32,64x32", "--batch=8", "--per-shard=16", "--limit=96"]
+    encoders = ["--latents=tiny", "--texts=tiny", "--images=tiny"]
+    shard = ["data", "shard", captioned, outs["shard"], *encoders, "--buckets=32x32,64x32", "--batch=8", "--per-shard=16", "--limit=96"]
 
     def whole(name: str) -> Callable[[], list[Path]]:
         return lambda: list(outs[name].parent.iterdir())

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from plait import cli
 from plait.config.schema import Source
 from plait.data import images
 from plait.data.aspect import STANDARD, Bucket, nearest, parse
@@ -25,6 +26,8 @@ from plait.data.sources.latents import Latents
 from plait.data.sources.metadata import read_metadata
 from plait.data.sources.open import open_source
 from plait.errors import PlaitError
+from plait.families.nanodit.config import Config
+from plait.families.nanodit.inputs import Inputs
 from plait.nn import encoders
 from tests.data import latent_sets as sets
 
@@ -300,3 +303,59 @@ def test_a_set_made_elsewhere_is_read_after_it_was_measured(tmp_path):
         measure(root)
     with pytest.raises(PlaitError, match="names no encoder"):
         encoders.decoder(made)
+
+
+def test_every_caption_of_a_picture_is_stored_and_one_is_drawn_for_training(tmp_path):
+    folder, several = photos(tmp_path / "photos", 3), ["a dot on the left", "two dots", "a dot on the left", " "]
+    (folder / "p00.json").write_text(json.dumps({"captions": several}))
+    (folder / "p00.txt").unlink()
+    texts = build(folder, tmp_path / "set")["texts"]
+    assert (texts["captions"], texts["uncaptioned"], texts["naming_a_side"]) == (4, 0, 3)
+    source, encoder = Latents(str(tmp_path / "set"), {}), encoders.open_texts("tiny")
+    (i,) = (i for i in range(3) if source[i]["fields"]["image_id"] == "p00")
+    assert source[i]["messages"] == [{"role": "assistant", "content": "a dot on the left"}]
+    drawn = [source.draw(i, key) for key in range(40)]
+    assert [sample["messages"] for sample in drawn] == [source.draw(i, key)["messages"] for key in range(40)]
+    assert {sample["messages"][0]["content"] for sample in drawn} == {"a dot on the left", "two dots"}
+    for sample in drawn:
+        text, arrays = sample["messages"][0]["content"], sample["arrays"]
+        np.testing.assert_allclose(arrays["t5h"].astype(np.float32), encoder.encode([text])[0][0], atol=2e-3)
+        assert ("t5h_flip" in arrays) == ("left" in text)
+    (other,) = (j for j in range(3) if source[j]["fields"]["image_id"] == "p01")
+    assert [source.draw(other, key)["messages"] for key in range(9)] == [source[other]["messages"]] * 9
+
+
+def test_pictures_without_a_caption_are_skipped_or_written_and_train_without_text(tmp_path):
+    folder = photos(tmp_path / "photos", 4)
+    (folder / "p01.txt").unlink()
+    (folder / "p02.txt").write_text(" ")
+    skipping = build(folder, tmp_path / "skipping")
+    assert skipping["counts"]["written"] == 2 and sum(skipping["counts"]["skipped"].values()) == 2
+    out = tmp_path / "set"
+    arguments = ["data", "shard", str(folder), str(out), "--buckets=32x32", "--latents=tiny", "--texts=tiny", "--images=tiny"]
+    assert cli.main([*arguments, "--uncaptioned"]) == 0
+    texts = read_metadata(out)["texts"]
+    assert (texts["captions"], texts["uncaptioned"]) == (2, 2)
+    source = Latents(str(out), {})
+    inputs = Inputs(Config(channels=48, text_dim=64, image_dim=64), out)
+    without = [source[i] for i in range(4) if source[i]["fields"]["image_id"] in ("p01", "p02")]
+    assert len(without) == 2
+    for sample in without:
+        assert sample["messages"] == [] and "t5h" not in sample["arrays"]
+        assert inputs.encode(sample, 0).conditions.text is None
+
+
+def test_pictures_with_a_side_under_the_least_are_skipped_with_their_size(tmp_path):
+    made = build(photos(tmp_path / "photos", 6), tmp_path / "set", min_side=40)
+    assert made["counts"] == {"read": 6, "written": 4, "skipped": {"a side is too short": 2}}
+    rows = [json.loads(line) for line in (tmp_path / "set" / "skipped.jsonl").read_text().splitlines()]
+    assert {(row["id"], row["detail"]) for row in rows} == {("p01", "30x52"), ("p04", "30x52")}
+
+
+def test_encoders_are_named_and_never_assumed(tmp_path, capsys):
+    assert cli.main(["data", "shard", str(photos(tmp_path / "photos", 1)), str(tmp_path / "set"), "--texts=tiny"]) == 2
+    assert capsys.readouterr().err == (
+        "plait: name the encoder for --latents, --images: a folder, a Hub repository[/part][@revision], or `tiny`, which is random and "
+        "only for trying things out\n"
+    )
+    assert not (tmp_path / "set").exists()

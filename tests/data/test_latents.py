@@ -6,6 +6,7 @@ import pickle
 import numpy as np
 import pytest
 
+from plait import cli
 from plait.config.schema import Source
 from plait.data.loading.loader import Loader
 from plait.data.sources.bucketing import contents_of, order_of
@@ -114,14 +115,14 @@ def test_a_sample_that_cannot_be_used_says_why_in_one_line(root, changes, words)
         (lambda root: (root / "metadata.json").unlink(), {}, "finish the build .* or measure a set made elsewhere with"),
         (lambda root: (root / "metadata.json").write_text("{}"), {}, r"metadata.json is damaged \(no entry 'latents'\)"),
         (lambda root: sets.metadata(root, std=0.0), {}, "not finite and positive"),
-        (lambda root: (root / "bucket_64x64").mkdir(), {}, "bucket_64x64 is empty"),
         (lambda root: (root / "photos").mkdir(), {}, "'photos' is no bucket: write WIDTHxHEIGHT"),
-        (lambda root: (root / "32x32").mkdir(), {}, "32x32 is empty"),
         (lambda root: sets.shard(root / "32x32", 0, {"a": sets.members((32, 32), 0)}), {}, "has bucket 32x32 twice"),
         (lambda root: None, {"buckets": ["64x64"]}, "has no bucket 64x64; it has 32x32, 40x24, 24x40"),
         (lambda root: None, {"bucket": ["64x64"]}, "did you mean 'buckets'"),
         (lambda root: None, {"held_out": 1.0}, "from 0 to below 1"),
         (lambda root: None, {"buckets": []}, "list the buckets to read"),
+        (lambda root: None, {"buckets": ["wide"]}, "'wide' is no bucket: write WIDTHxHEIGHT"),
+        (lambda root: None, {"buckets": ["32x32", "bucket_32x32"]}, "lists 32x32 twice"),
     ],
 )
 def test_a_set_that_cannot_be_used_says_why_in_one_line(root, spoil, options, words):
@@ -130,6 +131,14 @@ def test_a_set_that_cannot_be_used_says_why_in_one_line(root, spoil, options, wo
         open_source(Source(source="latents", path=str(root), options=options), seed=0)
     assert str(caught.value).startswith("data source latents:set: ")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("spoil", [lambda root: None, lambda root: (root / "bucket_64x64").mkdir()])
+def test_a_listed_bucket_without_pictures_is_told_and_the_others_are_read(root, spoil, caplog):
+    spoil(root)
+    source = Latents(str(root), {"buckets": ["64x64", "32x32"]})
+    assert [bucket.name for bucket in source.buckets] == ["32x32"]
+    assert f"options.buckets lists 64x64, of which {root} has no picture; it has 32x32, 40x24, 24x40" in caplog.text
 
 
 def test_a_truncated_tar_names_its_offset(root):
@@ -227,3 +236,11 @@ def test_a_bad_sample_is_replaced_in_its_place_and_listed(root):
 def test_a_source_can_be_sent_to_another_process(root):
     source = pickle.loads(pickle.dumps(Latents(str(root), {})))
     assert source[3]["fields"]["number"] == 3
+
+
+def test_names_of_buckets_are_checked_when_the_configuration_is_loaded(tmp_path, capsys):
+    path = tmp_path / "x.yaml"
+    path.write_text("family: nanodit\ndata:\n  train:\n    - {source: latents, path: nowhere, options: {buckets: [1024x1024, tall]}}\n")
+    assert cli.main(["config", str(path)]) == 2
+    said = capsys.readouterr().err
+    assert "options.buckets" in said and "'tall' is no bucket: write WIDTHxHEIGHT in pixels, such as 832x1216" in said

@@ -133,4 +133,6 @@ def source_conflicts(source: Source, kinds: Mapping[str, SourceRules]) -> list[C
     if unknown := rules.unknown_option(source.options):
         name, hint = unknown
         result.append((("options", name), f"is no option of source {source.source!r}: {hint}"))
+    elif rules.check is not None and (wrong := rules.check(source.options)):
+        result.append((("options", wrong[0]), wrong[1]))
     return result

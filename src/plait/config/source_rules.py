@@ -4,9 +4,9 @@ A source is one data set; its kind (`shards`, `jsonl`, ...) says how it is read;
 """
 
 import difflib
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,9 @@ class SourceRules:
 
     options: tuple[str, ...] | None = ()
     """The keys that `options:` may have. None: the source itself checks names and values when it is opened."""
+
+    check: Callable[[Mapping[str, Any]], tuple[str, str] | None] | None = None
+    """Looks at the values of `options` without opening a file; returns the first wrong one and why, as ("size", "must be ...")."""
 
     def missing(self, path: str | None, name: str | None) -> str | None:
         """Return what an entry with this `path` and `name` lacks, such as "needs a path", or None if it lacks nothing."""

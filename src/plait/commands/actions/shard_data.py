@@ -36,10 +36,12 @@ class Options:
     split: str = "train"
     buckets: str = ",".join(bucket.name for bucket in aspect.STANDARD)
     bucket: Sequence[str] = ()
-    latents: str = "tiny"
-    texts: str = "tiny"
-    images: str = "tiny"
+    latents: str | None = None
+    texts: str | None = None
+    images: str | None = None
     max_tokens: int | None = None
+    min_side: int | None = None
+    uncaptioned: bool = False
     limit: int | None = None
     seed: int = 0
     batch: int = 16
@@ -71,10 +73,13 @@ def shard(what: str, out: Path | None, options: Options, settings: Sequence[str]
         options.batch,
         options.per_shard,
         options.statistics,
+        options.min_side,
+        options.uncaptioned,
     )
     if unknown := next((bucket for bucket in request.only or () if bucket not in request.buckets), None):
         raise PlaitError(f"--bucket={unknown.name} is none of the buckets {options.buckets}; name them all with --buckets=A,B,...")
-    source = open_source(entry(what, settings), seed=options.seed, split=options.split)
+    wanted = entry(what, [*settings, "allow_blank=true"] if options.uncaptioned else settings)
+    source = open_source(wanted, seed=options.seed, split=options.split)
     if options.dry_run:
         with _progress() as report:
             planned = plan(source, request, workers=options.workers, report=report)
@@ -82,16 +87,27 @@ def shard(what: str, out: Path | None, options: Options, settings: Sequence[str]
         return
     if out is None:
         raise PlaitError("name the folder to write after the source, or give --dry-run")
-    chosen = write.Encoders(
-        encoders.open_latents(options.latents, options.device),
-        encoders.open_texts(options.texts, options.max_tokens, options.device),
-        encoders.open_images(options.images, options.device),
-    )
+    chosen = _encoders(options)
     like = read_metadata(options.like) if options.like else None
     log.info(f"{source.name}: {len(source)} samples; encoders: " + ", ".join(f"{k} {v['name']}" for k, v in chosen.facts().items()))
     with _progress() as report:
         metadata = write.build(source, chosen, out, request, like=like, workers=options.workers, report=report)
     log.info("\n".join([*_made(metadata), str(out)]))
+
+
+def _encoders(options: Options) -> write.Encoders:
+    """Open the three encoders that the options name. Raises PlaitError where one is not named: there is none that suits any data."""
+    named = {"latents": options.latents, "texts": options.texts, "images": options.images}
+    if missing := [name for name, value in named.items() if value is None]:
+        raise PlaitError(
+            f"name the encoder for --{', --'.join(missing)}: a folder, a Hub repository[/part][@revision], or `tiny`, which is random "
+            "and only for trying things out"
+        )
+    return write.Encoders(
+        encoders.open_latents(str(options.latents), options.device),
+        encoders.open_texts(str(options.texts), options.max_tokens, options.device),
+        encoders.open_images(str(options.images), options.device),
+    )
 
 
 def measure(path: Path) -> None:
@@ -156,6 +172,7 @@ def _made(metadata: Mapping[str, Any]) -> list[str]:
         for name, row in metadata["buckets"].items()
     ]
     lines.append(f"read {counts['read']}, written {counts['written']}, skipped: {write.reasons_text(counts['skipped'])}")
+    lines.append(f"captions: {texts['captions']} of {counts['written'] - texts['uncaptioned']} pictures, {texts['uncaptioned']} have none")
     lines.append(f"captions: {texts['truncated_share']:.1%} cut at {texts['max_tokens']} tokens, {texts['naming_a_side']} name a side")
     if pictures["enlarged"]:
         lines.append(f"{pictures['enlarged']} pictures are smaller than their bucket and were enlarged")

@@ -15,13 +15,14 @@ from pathlib import Path
 from plait.data import image_files
 from plait.data.aspect import Bucket, nearest
 from plait.data.order import permute
+from plait.data.records import as_list
 from plait.data.sources.contract import Sample, Source
 from plait.errors import BadSample, sample_errors
 from plait.files import write_whole
 
 CHUNK = 4096  # positions planned at once
 OTHER_BUCKET = "in a bucket that is not asked for"
-NO_IMAGE, NO_CAPTION, UNREADABLE = "no image", "no caption", "unreadable"
+NO_IMAGE, NO_CAPTION, TOO_SMALL, UNREADABLE = "no image", "no caption", "a side is too short", "unreadable"
 
 Report = Callable[[str, int, int], None]
 """Called with (what is being done, how much of it is done, of how much)."""
@@ -29,7 +30,10 @@ Report = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Request:
-    """The parameters of a build of latent shards. `buckets`: crop sizes; `only`: those of them to write (None: all)."""
+    """The parameters of a build of latent shards. `buckets`: crop sizes; `only`: those of them to write (None: all).
+
+    `min_side`: pictures with a shorter side, in pixels, are skipped. `uncaptioned`: pictures without a caption are written, not skipped.
+    """
 
     buckets: tuple[Bucket, ...]
     only: tuple[Bucket, ...] | None = None
@@ -38,6 +42,8 @@ class Request:
     batch: int = 16  # pictures per call of an encoder: part of the result, in the last digit
     per_shard: int = 1000
     statistics: str = "measured"  # or "published": the VAE's own; or "like": those of another set
+    min_side: int | None = None
+    uncaptioned: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,17 +81,16 @@ def sample_at(source: Source, request: Request, position: int) -> Sample:
     return source[int(permute(position, len(source), request.seed, "shard"))]
 
 
-def caption_of(source: Source, sample: Sample) -> str | None:
-    """Return the caption of a sample, or None if it has none.
+def captions_of(source: Source, sample: Sample) -> list[str]:
+    """Return the captions of a sample, [] if it has none; those that are equal or blank are left out.
 
-    It is the assistant text that the source's template makes, where the source has a template; else the record's field `caption`; else the
-    text of the sample's last assistant message.
+    They are the assistant text that the source's template makes, where the source has a template; else the texts of the record's field
+    `captions` (a list) or `caption` (a text or a list); else the text of the sample's last assistant message.
     """
-    answers = [turn["content"] for turn in sample["messages"] if turn["role"] == "assistant"]
-    field_caption = sample["fields"].get("caption")
-    if isinstance(field_caption, str) and not source.has_template:
-        return field_caption.strip() or None
-    return answers[-1].strip() or None if answers and answers[-1] else None
+    answers = [turn["content"] for turn in sample["messages"] if turn["role"] == "assistant"][-1:]
+    given = [text for name in ("captions", "caption") for text in as_list(sample["fields"].get(name)) if isinstance(text, str)]
+    found = answers if source.has_template or not given else given
+    return list(dict.fromkeys(text.strip() for text in found if text.strip()))
 
 
 def plan(source: Source, request: Request, *, workers: int = 2, kept: Path | None = None, report: Report = lambda *_: None) -> Plan:
@@ -122,9 +127,12 @@ def _plan_position(source: Source, request: Request, position: int) -> int | lis
             name = str(sample["id"])
             if not sample["images"]:
                 return [name, NO_IMAGE, ""]
-            if caption_of(source, sample) is None:
+            if not request.uncaptioned and not captions_of(source, sample):
                 return [name, NO_CAPTION, ""]
-            bucket = nearest(*image_files.size(sample["images"][0]), request.buckets)
+            size = image_files.size(sample["images"][0])
+            if min(size) < (request.min_side or 0):
+                return [name, TOO_SMALL, f"{size[0]}x{size[1]}"]
+            bucket = nearest(*size, request.buckets)
     except BadSample as error:
         return [name, UNREADABLE, str(error)]
     if request.only and bucket not in request.only:

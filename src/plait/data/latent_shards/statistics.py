@@ -72,14 +72,16 @@ class Tally:
     """The counts and statistics of one shard of a bucket (a picture size), updated while it is written.
 
     `skipped`: samples that could not be written, each with its reason; they are in none of the counts.
-    `tokens`: text tokens stored; `truncated`: captions that lost some; `sided`: captions that name left or right; `enlarged`: images
-    smaller than the bucket; `widths`, `heights`: [least, most] of the originals; `left_out`: fields that JSON cannot hold.
+    `captions`: how many; `uncaptioned`: samples without any; `tokens`: text tokens stored; `truncated`: captions that lost some; `sided`:
+    captions that name left or right; `enlarged`: images smaller than the bucket; `widths`, `heights`: [least, most] of the originals; `left_out`: fields that JSON cannot hold.
     """
 
     bucket: Bucket
     file: str
     moments: Moments
     samples: int = 0
+    captions: int = 0
+    uncaptioned: int = 0
     tokens: int = 0
     truncated: int = 0
     sided: int = 0
@@ -89,12 +91,14 @@ class Tally:
     left_out: set[str] = field(default_factory=set)
     skipped: list[Skipped] = field(default_factory=list)
 
-    def add(self, latent: np.ndarray, size: tuple[int, int], tokens: tuple[int, int], sided: bool) -> None:
-        """Count one sample by its latent (C, H, W), the image's (width, height), `tokens` (stored, before truncation), `sided`."""
+    def add(self, latent: np.ndarray, size: tuple[int, int], tokens: Sequence[tuple[int, int]], sided: int) -> None:
+        """Count one sample: its latent (C, H, W), the image's (width, height), and per caption `tokens` (stored, before truncation)."""
         self.moments.add(latent)
         self.samples += 1
-        self.tokens += tokens[0]
-        self.truncated += tokens[1] > tokens[0]
+        self.captions += len(tokens)
+        self.uncaptioned += not tokens
+        self.tokens += sum(stored for stored, _ in tokens)
+        self.truncated += sum(whole > stored for stored, whole in tokens)
         self.sided += sided
         self.enlarged += size[0] < self.bucket.width or size[1] < self.bucket.height
         self.widths = [min([*self.widths, size[0]]), max([*self.widths, size[0]])]
@@ -133,11 +137,12 @@ def merge_reports(
     latents = {**shapes, **measured, "from": "measured"}
     if chosen is not None:
         latents = {**shapes, **chosen, "measured": measured}
-    whole = {name: sum(report[name] for report in reports) for name in ("samples", "tokens", "truncated", "sided", "enlarged")}
+    counted = ("captions", "uncaptioned", "tokens", "truncated", "sided", "enlarged")
+    whole = {name: sum(report[name] for report in reports) for name in counted}
     texts = {
         **{name: encoders["texts"][name] for name in ("width", "max_tokens")},
-        **{name: whole[name] for name in ("tokens", "truncated")},
-        "truncated_share": whole["truncated"] / whole["samples"],
+        **{name: whole[name] for name in ("captions", "uncaptioned", "tokens", "truncated")},
+        "truncated_share": whole["truncated"] / max(1, whole["captions"]),
         "naming_a_side": whole["sided"],
     }
     return {
@@ -175,6 +180,7 @@ def measure(root: Path, report: Callable[[str, int, int], None] = lambda *_: Non
     sets = {bucket: Shards(paths.files(str(folder), ".tar", split=None), None, {}) for bucket, folder in bucket_folders(root).items()}
     total, read, bad = sum(map(len, sets.values())), 0, 0
     first: _FirstSample | None = None
+    text_width = None
     for bucket, shards in sets.items():
         for i in range(len(shards)):
             read += 1
@@ -182,21 +188,22 @@ def measure(root: Path, report: Callable[[str, int, int], None] = lambda *_: Non
             if arrays is None:
                 bad += 1
                 continue
-            latent, text_width, image_width = arrays
+            latent, width, image_width = arrays
+            text_width = text_width or width
             if first is None:
-                first = _FirstSample(max(1, bucket.height // latent.shape[1]), text_width, image_width, Moments.of(len(latent)))
+                first = _FirstSample(max(1, bucket.height // latent.shape[1]), image_width, Moments.of(len(latent)))
             if latent.shape == (len(first.moments.sum), bucket.height // first.downsample, bucket.width // first.downsample):
                 first.moments.add(latent)
             else:
                 bad += 1
         report("measured", read, total)
-    if first is None or not first.moments.count:
-        raise PlaitError(f"no sample of {root} has .vae.npy, .t5h.npy and .dinov3.npy that can be used: {bad} tried")
+    if first is None or not first.moments.count or text_width is None:
+        raise PlaitError(f"no sample of {root} has .vae.npy, .t5h.npy and .dinov3.npy that can be used: {read} tried, {bad} bad")
     metadata = {
         "plait": __version__,
         "made": "elsewhere, and measured here",
         "latents": {"channels": len(first.moments.sum), "downsample": first.downsample, **first.moments.statistics(), "from": "measured"},
-        "texts": {"width": first.text_width},
+        "texts": {"width": text_width},
         "images": {"width": first.image_width},
         "buckets": {bucket.name: {"samples": len(shards)} for bucket, shards in sets.items()},
         "counts": {"read": read, "unusable": bad},
@@ -210,18 +217,21 @@ class _FirstSample:
     """The shapes of a set's first good sample, and the sums over those that have the same."""
 
     downsample: int
-    text_width: int
     image_width: int
     moments: Moments
 
 
-def _read_arrays(shards: Shards, i: int) -> tuple[np.ndarray, int, int] | None:
-    """Return finite latents (C, H, W) of one sample and the widths of its text states and image vector; None when it has none."""
+def _read_arrays(shards: Shards, i: int) -> tuple[np.ndarray, int | None, int] | None:
+    """Return finite latents (C, H, W) of one sample and the widths of its text states, None without any, and image vector.
+
+    None for a sample that cannot be used.
+    """
     name, pairs = shards.members(i)
     members = dict(pairs)
     try:
-        latent, text, vector = (npy.parse(members.get(f"{kind}.npy", b""), f"{name}.{kind}.npy") for kind in ("vae", "t5h", "dinov3"))
+        latent, vector = (npy.parse(members.get(f"{kind}.npy", b""), f"{name}.{kind}.npy") for kind in ("vae", "dinov3"))
+        text = npy.parse(members["t5h.npy"], f"{name}.t5h.npy") if "t5h.npy" in members else None
     except BadSample:
         return None
-    usable = latent.ndim == 3 and text.ndim == 2 and vector.ndim == 1 and bool(np.isfinite(latent).all())
-    return (latent, text.shape[1], vector.shape[0]) if usable else None
+    usable = latent.ndim == 3 and (text is None or text.ndim == 2) and vector.ndim == 1 and bool(np.isfinite(latent).all())
+    return (latent, None if text is None else text.shape[1], vector.shape[0]) if usable else None

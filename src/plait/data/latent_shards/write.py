@@ -27,9 +27,10 @@ from plait import __version__, files
 from plait.data import captions, image_files, images
 from plait.data.aspect import Bucket
 from plait.data.formats import npy
-from plait.data.latent_shards.plan import UNREADABLE, Plan, Report, Request, Skipped, caption_of, count_reasons, plan, sample_at
+from plait.data.latent_shards.plan import UNREADABLE, Plan, Report, Request, Skipped, captions_of, count_reasons, plan, sample_at
 from plait.data.latent_shards.statistics import Moments, Tally, merge_reports
 from plait.data.sources.contract import Sample, Source
+from plait.data.sources.latents import suffix_of
 from plait.data.sources.metadata import METADATA
 from plait.errors import BadSample, PlaitError, sample_errors
 
@@ -93,11 +94,11 @@ class Encoders:
 
 @dataclass(frozen=True)
 class _Crop:
-    """One image cropped to its bucket, ready to encode. `size`: width and height of the original."""
+    """One image cropped to its bucket, ready to encode. `captions`: any number of them; `size`: width and height of the original."""
 
     position: int
     sample: Sample
-    caption: str
+    captions: list[str]
     pixels: Tensor
     size: tuple[int, int]
 
@@ -267,11 +268,10 @@ def _crops(
         try:
             with sample_errors:
                 sample = sample_at(source, request, position)
-                name, caption = str(sample["id"]), caption_of(source, sample)
-                assert caption is not None, "the plan holds captioned samples only"
+                name = str(sample["id"])
                 pixels = images.decode(sample["images"][0], at_least=(bucket.height, bucket.width))
                 cropped = images.cover(pixels, bucket.height, bucket.width)
-                return _Crop(position, sample, caption, cropped, image_files.size(sample["images"][0]))
+                return _Crop(position, sample, captions_of(source, sample), cropped, image_files.size(sample["images"][0]))
         except BadSample as error:
             return Skipped(position, name, UNREADABLE, str(error))
 
@@ -293,22 +293,40 @@ def _encode(encoders: Encoders, crops: Sequence[_Crop], tally: Tally) -> list[di
     pixels = torch.stack([crop.pixels for crop in crops])
     latents = encoders.latents.encode(pixels).to(torch.float16).numpy()
     vectors = encoders.images.encode(pixels).to(torch.float32).numpy()
-    texts = encoders.texts.encode([crop.caption for crop in crops])
-    sided = [k for k, crop in enumerate(crops) if captions.names_side(crop.caption)]
-    twins = dict(zip(sided, encoders.texts.encode([captions.swap(crops[k].caption) for k in sided]) if sided else [], strict=True))
+    texts = _text_arrays(encoders.texts, crops)
     encoded: list[dict[str, bytes] | None] = []
-    for k, (crop, latent, vector, (states, tokens)) in enumerate(zip(crops, latents, vectors, texts, strict=True)):
-        arrays = {"vae": latent, "dinov3": vector, "t5h": _half(states)} | ({"t5h_flip": _half(twins[k][0])} if k in twins else {})
+    for crop, latent, vector, (states, lengths) in zip(crops, latents, vectors, texts, strict=True):
+        arrays = {"vae": latent, "dinov3": vector, **states}
         if not all(np.isfinite(array).all() for array in arrays.values()):
             encoded.append(None)
             continue
         masks = {name.replace("t5h", "t5m"): np.ones(len(array), np.uint8) for name, array in arrays.items() if name.startswith("t5h")}
-        tally.add(latent, crop.size, (len(states), tokens), k in twins)
-        build_fields = {"caption": crop.caption, "image_id": str(crop.sample["id"]), "width": crop.size[0], "height": crop.size[1]}
-        build_fields |= {"bucket": tally.bucket.name, "tokens": len(states), "truncated": tokens > len(states)}
+        tally.add(latent, crop.size, lengths, sum(name.startswith("t5h_flip") for name in arrays))
+        caption = crop.captions[0] if crop.captions else ""
+        build_fields = {"caption": caption, "image_id": str(crop.sample["id"]), "width": crop.size[0], "height": crop.size[1]}
+        build_fields |= {"captions": crop.captions} if len(crop.captions) > 1 else {}
+        kept, whole = lengths[0] if lengths else (0, 0)
+        build_fields |= {"bucket": tally.bucket.name, "tokens": kept, "truncated": whole > kept}
         members = {"json": tally.fields(crop.sample["fields"], build_fields)}
         encoded.append(members | {f"{name}.npy": npy.dump(array) for name, array in sorted((arrays | masks).items())})
     return encoded
+
+
+def _text_arrays(encoder: TextEncoder, crops: Sequence[_Crop]) -> list[tuple[dict[str, np.ndarray], list[tuple[int, int]]]]:
+    """Return, per crop, its captions' states by name, and (tokens kept, tokens before truncation) of each caption.
+
+    States are t5h, t5h_2, ... in the order of the captions; a caption that names a side has t5h_flip, t5h_flip_2, ... of its mirror image.
+    """
+    jobs = [(k, suffix_of(n), text) for k, crop in enumerate(crops) for n, text in enumerate(crop.captions)]
+    twins = [(k, f"_flip{suffix}", captions.swap(text)) for k, suffix, text in jobs if captions.names_side(text)]
+    result: list[tuple[dict[str, np.ndarray], list[tuple[int, int]]]] = [({}, []) for _ in crops]
+    for group in (jobs, twins):
+        encoded = encoder.encode([text for *_, text in group]) if group else []
+        for (k, suffix, _), (states, tokens) in zip(group, encoded, strict=True):
+            result[k][0][f"t5h{suffix}"] = _half(states)
+            if group is jobs:
+                result[k][1].append((len(states), tokens))
+    return result
 
 
 def _half(states: np.ndarray) -> np.ndarray:

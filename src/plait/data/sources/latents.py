@@ -2,15 +2,18 @@
 
 A set is a folder with `metadata.json` and one folder per bucket (`bucket_832x1216/` or `832x1216/`) of tar shards. A sample is a `.json`,
 `.vae.npy` (C, H, W), `.t5h.npy` (L, D), `.t5m.npy` (L,), `.dinov3.npy` (D,), and for captions that name a side `.t5h_flip.npy` and
-`.t5m_flip.npy`. latent_shards/ writes such sets; sets made elsewhere are read after `plait data shard SET --measure` has measured them.
+`.t5m_flip.npy`. Further captions of a picture have `.t5h_2.npy` and so on, and one without a caption has no text states; in training one of
+the captions is drawn anew each time. latent_shards/ writes such sets; sets made elsewhere are read after `plait data shard SET --measure` has measured them.
 
 Latents come out normalised by the set's own statistics (C channels: (x - mean) / std, float32), text states cut to their valid tokens.
 Each bucket is one of the source's `groups`. What is wrong with a sample is a BadSample, what is wrong with the set a PlaitError.
 """
 
+import functools
 import json
+import logging
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
@@ -30,6 +33,9 @@ from plait.data.sources.kind import Opening, SourceKind, path_of
 from plait.data.sources.metadata import read_metadata
 from plait.data.sources.shards import Shards
 from plait.errors import BadSample, PlaitError
+from plait.keys import rng
+
+log = logging.getLogger(__name__)
 
 _PROBES = 20  # samples looked at, at most, to check the set before the run
 _NPY_HEADER_BYTES = 128  # of a one-dimensional array, as NumPy writes it
@@ -48,7 +54,7 @@ class _Part:
 def bucket_folders(root: Path) -> dict[Bucket, Path]:
     """Return the folder of each bucket of a set, those of the most pixels first, then the widest.
 
-    Raises PlaitError when there is none, one twice, or one without shards.
+    Raises PlaitError when there is none, or one twice. Warns of those without shards.
     """
     if not root.is_dir():
         raise PlaitError(f"{root} is not a folder of buckets")
@@ -57,9 +63,10 @@ def bucket_folders(root: Path) -> dict[Bucket, Path]:
         bucket = parse(folder.name)
         if bucket in folders:
             raise PlaitError(f"{root} has bucket {bucket.name} twice: {folders[bucket].name} and {folder.name}")
-        if not any(folder.glob("*.tar")):
-            raise PlaitError(f"bucket {folder} is empty: it has no .tar; remove the folder, or finish the build that made it")
-        folders[bucket] = folder
+        if any(folder.glob("*.tar")):
+            folders[bucket] = folder
+        else:
+            _warn(f"bucket {folder} has no .tar, and so no picture")
     if not folders:
         raise PlaitError(f"{root} has no bucket, that is a folder such as bucket_1024x1024; `plait data shard` makes them")
     return dict(sorted(folders.items(), key=lambda item: (-item[0].width * item[0].height, -item[0].width)))
@@ -77,7 +84,10 @@ class Latents(Source):
     ) -> None:
         root = paths.local(path)
         self.name = f"latents:{root.name}"
-        wanted, held_out = _buckets_and_fraction(options)
+        if wrong := check_options(options):
+            raise PlaitError(f"options.{wrong[0]} {wrong[1]}")
+        wanted = [parse(str(name)) for name in options["buckets"]] if options.get("buckets") is not None else None
+        held_out = float(options.get("held_out", 0.0))
         folders = _wanted_folders(bucket_folders(root), wanted, root)
         self.metadata = read_metadata(root)
         statistics = read_metadata(paths.local(str(options["statistics"]))) if "statistics" in options else self.metadata
@@ -125,10 +135,18 @@ class Latents(Source):
         return self._ends[-1]
 
     def __getitem__(self, i: int) -> Sample:
-        """Return sample `i`: its caption as an assistant turn, `fields` from its json, `arrays` vae, t5h, dinov3 and perhaps t5h_flip.
+        """Return sample `i`: its first caption as an assistant turn, `fields` from its json, `arrays` vae, dinov3, t5h, perhaps t5h_flip.
 
         Raises BadSample for missing members, other shapes than the set's and values that are not finite.
         """
+        return self._sample(i, lambda count: 0)
+
+    def draw(self, i: int, sample_key: int) -> Sample:
+        """Return sample `i` for training, with one of its captions, drawn by `sample_key`."""
+        return self._sample(i, lambda count: int(rng(sample_key, "caption").integers(count)) if count > 1 else 0)
+
+    def _sample(self, i: int, choose: Callable[[int], int]) -> Sample:
+        """Return sample `i` with the caption whose number `choose` gives for their count."""
         if not 0 <= i < len(self):
             raise IndexError(f"sample {i} of {len(self)}")
         number = bisect_right(self._ends, i)
@@ -136,16 +154,15 @@ class Latents(Source):
         stem, pairs = part.reader.members(part.span[i - (self._ends[number] - len(part.span))])
         name, members = f"{part.bucket.name}/{stem}", dict(pairs)
         fields = parse_json(_member(members, "json", name), f"{name}.json")
-        if not isinstance(fields, dict) or not isinstance(fields.get("caption"), str):
-            raise BadSample(f"{name}.json has no caption")
-        arrays = {
-            "vae": self._latents(members, part.bucket, name),
-            "t5h": self._text(members, "", name),
-            "dinov3": self._vector(members, name),
-        }
-        if "t5h_flip.npy" in members:
-            arrays["t5h_flip"] = self._text(members, "_flip", name)
-        messages = [{"role": "assistant", "content": fields["caption"]}]
+        arrays = {"vae": self._latents(members, part.bucket, name), "dinov3": self._vector(members, name)}
+        texts, messages = _captions(fields, name, encoded="t5h.npy" in members), []
+        if texts:
+            chosen = choose(len(texts))
+            suffix = suffix_of(chosen)
+            arrays["t5h"] = self._text(members, suffix, name)
+            if f"t5h_flip{suffix}.npy" in members:
+                arrays["t5h_flip"] = self._text(members, f"_flip{suffix}", name)
+            messages = [{"role": "assistant", "content": texts[chosen]}]
         return {"id": name, "images": [], "messages": messages, "fields": fields, "arrays": arrays}
 
     def _latents(self, members: Mapping[str, bytes], bucket: Bucket, name: str) -> np.ndarray:
@@ -162,7 +179,7 @@ class Latents(Source):
         return normal
 
     def _text(self, members: Mapping[str, bytes], twin: str, name: str) -> np.ndarray:
-        """Return the text states (L, D) of the valid tokens. `twin`: the suffix of the mirrored caption's members, or empty."""
+        """Return the text states (L, D) of the valid tokens. `twin`: the suffix of another or a mirrored caption's members, or empty."""
         states = npy.parse(_member(members, f"t5h{twin}.npy", name), f"{name}.t5h{twin}.npy")
         mask = npy.parse(_member(members, f"t5m{twin}.npy", name), f"{name}.t5m{twin}.npy")
         if states.ndim != 2 or states.shape[1] != self.text_width or states.dtype.kind != "f":
@@ -211,23 +228,40 @@ def _stored_tokens(part: _Part) -> int:
     return int(np.concatenate(sizes)[part.span.start : part.span.stop].sum())
 
 
-def _buckets_and_fraction(options: Mapping[str, Any]) -> tuple[list[Bucket] | None, float]:
-    """Return the buckets to read (None: all) and the fraction held out. Raises PlaitError for values that make no sense."""
-    fraction = options.get("held_out", 0.0)
-    if not isinstance(fraction, int | float) or not 0 <= fraction < 1:
-        raise PlaitError(f"options.held_out is {fraction!r}: it is the share of each bucket kept for validation, from 0 to below 1")
-    names = options.get("buckets")
+def check_options(options: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Return the first of `options` whose value makes no sense, with what it must be; None if all are right."""
+    fraction, names = options.get("held_out", 0.0), options.get("buckets")
+    if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 <= fraction < 1:
+        return "held_out", f"is the share of each bucket kept for validation, from 0 to below 1, got {fraction!r}"
     if names is not None and (not isinstance(names, list) or not names):
-        raise PlaitError(f"options.buckets is {names!r}: list the buckets to read, such as [1024x1024, 832x1216]")
-    return None if names is None else [parse(str(name)) for name in names], float(fraction)
+        return "buckets", f"must list the buckets to read, such as [1024x1024, 832x1216], got {names!r}"
+    try:
+        wanted = [parse(str(name)) for name in names or ()]
+    except PlaitError as error:
+        return "buckets", f"must list sizes: {error}"
+    twice = [bucket.name for number, bucket in enumerate(wanted) if bucket in wanted[:number]]
+    return ("buckets", f"lists {twice[0]} twice") if twice else None
 
 
 def _wanted_folders(folders: dict[Bucket, Path], wanted: Sequence[Bucket] | None, root: Path) -> dict[Bucket, Path]:
-    """Return the folders of the buckets to read, in their order in the set. Raises PlaitError for one that it does not have."""
-    missing = next((bucket for bucket in wanted or () if bucket not in folders), None)
-    if missing is not None:
-        raise PlaitError(f"{root} has no bucket {missing.name}; it has {', '.join(bucket.name for bucket in folders)}")
-    return {bucket: folder for bucket, folder in folders.items() if wanted is None or bucket in wanted}
+    """Return the folders of the buckets to read, in their order in the set; warn of those that hold no picture.
+
+    Raises PlaitError where none of them does.
+    """
+    found = {bucket: folder for bucket, folder in folders.items() if wanted is None or bucket in wanted}
+    having = ", ".join(bucket.name for bucket in folders)
+    if not found:
+        raise PlaitError(f"{root} has no bucket {', '.join(bucket.name for bucket in wanted or ())}; it has {having}")
+    missing = ", ".join(bucket.name for bucket in wanted or () if bucket not in folders)
+    if missing:
+        _warn(f"options.buckets lists {missing}, of which {root} has no picture; it has {having}")
+    return found
+
+
+@functools.lru_cache(maxsize=64)
+def _warn(line: str) -> None:
+    """Log a warning once in a process, however often a set is opened."""
+    log.warning(line)
 
 
 def _span_of_split(samples: int, held_out: float, split: str) -> range:
@@ -236,6 +270,22 @@ def _span_of_split(samples: int, held_out: float, split: str) -> range:
         return range(samples)
     kept = min(samples - 1, max(1, round(held_out * samples)))
     return range(samples - kept) if split == "train" else range(samples - kept, samples)
+
+
+def _captions(fields: Any, name: str, *, encoded: bool) -> list[str]:
+    """Return a sample's captions, [] for a picture without any. `encoded`: it has text states. Raises BadSample where that disagrees."""
+    caption = fields.get("caption") if isinstance(fields, dict) else None
+    if not encoded and isinstance(fields, dict) and caption in (None, ""):
+        return []
+    if not isinstance(caption, str):
+        raise BadSample(f"{name}.json has no caption")
+    several = fields.get("captions")
+    return several if isinstance(several, list) and several and all(isinstance(text, str) for text in several) else [caption]
+
+
+def suffix_of(number: int) -> str:
+    """Return how the members of a picture's caption `number` (from 0) are told apart: t5h, t5h_2, t5h_3, ..."""
+    return f"_{number + 1}" if number else ""
 
 
 def _member(members: Mapping[str, bytes], extension: str, name: str) -> bytes:
@@ -259,5 +309,6 @@ KIND = SourceKind(
     "latents",
     own_text="latents carry their own captions; take out `template` and `columns`",
     options=("buckets", "held_out", "statistics"),
+    check=check_options,
     open=_open,
 )
