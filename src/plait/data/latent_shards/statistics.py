@@ -73,7 +73,8 @@ class Tally:
 
     `skipped`: samples that could not be written, each with its reason; they are in none of the counts.
     `captions`: how many; `uncaptioned`: samples without any; `tokens`: text tokens stored; `truncated`: captions that lost some; `sided`:
-    captions that name left or right; `enlarged`: images smaller than the bucket; `widths`, `heights`: [least, most] of the originals; `left_out`: fields that JSON cannot hold.
+    captions that name left or right; `enlarged`: images smaller than the bucket; `widths`, `heights`: [least, most] of the originals;
+    `left_out`: fields that JSON cannot hold.
     """
 
     bucket: Bucket

@@ -3,7 +3,8 @@
 A set is a folder with `metadata.json` and one folder per bucket (`bucket_832x1216/` or `832x1216/`) of tar shards. A sample is a `.json`,
 `.vae.npy` (C, H, W), `.t5h.npy` (L, D), `.t5m.npy` (L,), `.dinov3.npy` (D,), and for captions that name a side `.t5h_flip.npy` and
 `.t5m_flip.npy`. Further captions of a picture have `.t5h_2.npy` and so on, and one without a caption has no text states; in training one of
-the captions is drawn anew each time. latent_shards/ writes such sets; sets made elsewhere are read after `plait data shard SET --measure` has measured them.
+the captions is drawn anew each time. latent_shards/ writes such sets; sets made elsewhere are read after `plait data shard SET --measure`
+has measured them.
 
 Latents come out normalised by the set's own statistics (C channels: (x - mean) / std, float32), text states cut to their valid tokens.
 Each bucket is one of the source's `groups`. What is wrong with a sample is a BadSample, what is wrong with the set a PlaitError.
