@@ -240,9 +240,8 @@ def test_a_source_can_be_sent_to_another_process(root):
 
 def test_names_of_buckets_are_checked_when_the_configuration_is_loaded(tmp_path, capsys):
     path = tmp_path / "x.yaml"
-    path.write_text(
-        "family: nanodit\ntrain: {steps: 1}\ndata:\n  train:\n    - {source: latents, path: nowhere, options: {buckets: [1024x1024, tall]}}\n"
-    )
+    source = "{source: latents, path: nowhere, options: {buckets: [1024x1024, tall]}}"
+    path.write_text(f"family: nanodit\ntrain: {{steps: 1}}\ndata: {{train: [{source}]}}\n")
     assert cli.main(["config", str(path)]) == 2
     said = capsys.readouterr().err
     assert "options.buckets" in said and "'tall' is no bucket: write WIDTHxHEIGHT in pixels, such as 832x1216" in said
