@@ -17,7 +17,6 @@ SOURCE = ROOT / "src" / "plait"
 FILES = sorted(SOURCE.rglob("*.py"))
 
 FILE_LINES, FUNCTION_LINES, FUNCTION_MEDIAN, PACKAGE_FILES = 400, 60, 10, 18
-READING_LINES = 8000
 ROOT_FILES = {"__init__.py", "__main__.py", "cli.py", "errors.py", "files.py", "keys.py"}
 
 LAYERS = [
@@ -35,47 +34,6 @@ SIBLINGS = {"engine", "data", "nn"}
 """Rooms of one floor that do not know each other."""
 OPTIONAL_PACKAGES = {"wandb", "datasets", "httpx"}
 """Imported inside a function because plait runs without them."""
-BESIDE_THE_WAY = (
-    "plait.config",  # how settings are read
-    "plait.data.sources.",  # kinds of sources; their contract is read
-    "plait.data.synthetic",
-    "plait.data.latent_shards",
-    "plait.engine.monitoring.tracking",  # trackers
-    "plait.engine.monitoring.event_files",
-    "plait.engine.monitoring.wandb_mirror",
-    "plait.families.nanodit.monitors",  # what trackers show of it
-    "plait.engine.monitoring.watchdog",  # optional features from here on
-    "plait.engine.checkpoints.post_hoc_ema",
-    "plait.engine.checkpoints.folders",  # of exports and forks
-    "plait.engine.power_ema",
-    "plait.engine.replicas",
-    "plait.engine.blocks",  # recomputation and compilation
-    "plait.engine.checkpoints.migrate",  # weights of another run
-    "plait.training.from_weights",
-    "plait.training.changes",  # what is said of a continued run
-    "plait.families.molmo.tiny",  # models made from nothing, to try things out
-    "plait.families.theworld.tiny",
-    "plait.nn.tokenizer",
-    "plait.nn.decoding",  # generation
-    "plait.families.molmo.generate",
-    "plait.families.nanodit.generate",
-    "plait.families.theworld.generate",
-    "plait.training.probes",
-    "plait.training.passes",  # what is said of a mixture before a stage
-    "plait.assembly.data_look",  # what is said of the data before a run
-    "plait.families.limits",  # what a model cannot take in
-    "plait.families.theworld.limits",
-    "plait.engine.flops",
-    "plait.engine.adamw",  # weights or moments kept in bfloat16, moments kept on the host
-    "plait.engine.parallel.sharding",
-    "plait.engine.parallel.memory_estimate",
-    "plait.engine.parallel.strategy",
-    "plait.data.loading.threads",  # workers beside the training process, and what they write into
-    "plait.data.loading.processes",
-    "plait.data.loading.shared_memory",
-)
-"""What a newcomer leaves out when reading from a run's start to a family's update: configuration, trackers, optional features."""
-READ_ANYWAY = ("plait.data.sources.contract", "plait.data.sources.bucketing")
 
 
 @functools.cache
@@ -207,20 +165,6 @@ def test_only_optional_packages_and_a_commands_work_are_imported_inside_function
                 names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
                 allowed = {name.split(".")[0] for name in names} <= OPTIONAL_PACKAGES
                 assert allowed or (a_command and function.name.startswith("run")), f"{function.name} imports {names}"
-
-
-@pytest.mark.parametrize("family", sorted(path.parent.name for path in SOURCE.glob("families/*/family.py")))
-def test_a_newcomer_can_read_from_a_runs_start_to_a_familys_update(family, record_property):
-    waiting, seen = ["plait.training.run", f"plait.families.{family}.family"], set()
-    while waiting:
-        module = waiting.pop()
-        if module not in seen and (module in READ_ANYWAY or not module.startswith(BESIDE_THE_WAY)):
-            seen.add(module)
-            waiting += imports(MODULES[module])
-    lines = sum(len(MODULES[module].read_text(encoding="utf-8").splitlines()) for module in seen)
-    record_property("lines", lines)
-    print(f"{family}: {lines:,} lines in {len(seen)} files")
-    assert lines <= READING_LINES, f"{lines} lines in {len(seen)} files"
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
