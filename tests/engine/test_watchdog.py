@@ -252,3 +252,20 @@ def test_a_watchdog_that_was_left_or_has_no_limit_any_more_ends_nothing(tmp_path
     process = processes.FORK.Process(target=outlives, args=(tmp_path, allowed))
     process.start()
     assert processes.codes([process]) == [0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "torchrun", "watched"),
+    [
+        ((), False, True),
+        (("guard.hang_timeout_s=null",), False, False),
+        (("guard.hang_timeout_s=null", "stages=[{name: only, guard: {hang_timeout_s: 60}}]"), False, True),
+        (("guard.hang_timeout_s=null",), True, True),
+    ],
+)
+def test_a_run_is_watched_where_a_stage_limits_a_hang_or_torchrun_may_die(tmp_path, monkeypatch, settings, torchrun, watched):
+    if torchrun:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    recipe, run = toy_family.install(monkeypatch, tmp_path), tmp_path / "run"
+    toy_family.train(recipe, run, "stages=[]", "train.steps=1", "evaluate=[]", "checkpoint.best=null", *settings)
+    assert watchdog.stacks_of(run, 0).exists() is watched

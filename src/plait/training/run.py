@@ -14,6 +14,7 @@ import contextlib
 import errno
 import gc
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -70,7 +71,8 @@ def train(resolved: Resolved, options: Options = DEFAULT) -> Path:
     config = resolved.config
     assert config.run is not None, "load_config names every run"
     run = Path(config.run)
-    limit_s = watchdog.collectives_s([view.config.guard.hang_timeout_s for view in resolved.stages])
+    timeouts = [view.config.guard.hang_timeout_s for view in resolved.stages]
+    limit_s = watchdog.collectives_s(timeouts) if any(timeouts) else None
     with Signals() as signals, distributed.join(config.distributed.device, limit_s) as ranks:
         while True:
             try:
@@ -104,7 +106,7 @@ def _attempt(resolved: Resolved, options: Options, ranks: Ranks, signals: Signal
         locked_run_directory(run, resolved, options, ranks) as continues,
         _disk_errors(run),
         contextlib.closing(Heartbeat(run, ranks.rank)) as heartbeat,
-        Watchdog(heartbeat, ranks, config.guard.hang_timeout_s) as dog,
+        _watching(resolved, heartbeat, ranks) as dog,
     ):
         bundle = build_model(config, run, ranks)
         state = State(bundle.model)
@@ -122,13 +124,22 @@ def _attempt(resolved: Resolved, options: Options, ranks: Ranks, signals: Signal
         with contextlib.closing(tracker):
             for view in stages_ahead(resolved, options.only, state):
                 heartbeat.phase("stage", state.step)
-                dog.allow(view.config.guard.hang_timeout_s)
+                if dog is not None:
+                    dog.allow(view.config.guard.hang_timeout_s)
                 batch = view.config.train.global_batch
                 plan = plan_stage(view, bundle, state.batches_in(view.index, batch))
                 state.enter(view.index, batch, plan.steps)
                 run_stage(plan, bundle, state, context)
             heartbeat.phase("done", state.step)
     log.info(next_steps(run, state.step, sorted(registry.benches(config.family))))
+
+
+def _watching(resolved: Resolved, heartbeat: Heartbeat, ranks: Ranks) -> contextlib.AbstractContextManager[Watchdog | None]:
+    """Return a watchdog to enter, or nothing to do where no stage limits how long a hang may last and there is no torchrun to outlive."""
+    config = resolved.config
+    if "TORCHELASTIC_RUN_ID" not in os.environ and not any(view.config.guard.hang_timeout_s for view in (resolved, *resolved.stages)):
+        return contextlib.nullcontext()
+    return Watchdog(heartbeat, ranks, config.guard.hang_timeout_s)
 
 
 def next_steps(run: Path, step: int, benches: Sequence[str]) -> str:
