@@ -136,10 +136,10 @@ def _attempt(resolved: Resolved, options: Options, ranks: Ranks, signals: Signal
 
 def _watching(resolved: Resolved, heartbeat: Heartbeat, ranks: Ranks) -> contextlib.AbstractContextManager[Watchdog | None]:
     """Return a watchdog to enter, or nothing to do where no stage limits how long a hang may last and there is no torchrun to outlive."""
-    config = resolved.config
-    if "TORCHELASTIC_RUN_ID" not in os.environ and not any(view.config.guard.hang_timeout_s for view in (resolved, *resolved.stages)):
+    timeouts = [config.guard.hang_timeout_s for config in (resolved.config, *(view.config for view in resolved.stages))]
+    if not any(timeouts) and "TORCHELASTIC_RUN_ID" not in os.environ:
         return contextlib.nullcontext()
-    return Watchdog(heartbeat, ranks, config.guard.hang_timeout_s)
+    return Watchdog(heartbeat, ranks, timeouts[0])
 
 
 def next_steps(run: Path, step: int, benches: Sequence[str]) -> str:
