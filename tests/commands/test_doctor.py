@@ -38,7 +38,7 @@ def test_a_machine_without_a_fault_is_told_so_and_left_as_it_was(tmp_path, monke
     assert [line[:4] for line in said.splitlines()] == ["ok  "] * len(said.splitlines())
     for what in ("versions", "devices", "ranks", "clocks", "storage", "disk", "memory", "hub", "data"):
         assert f"ok    {what}" in said
-    assert "3 sources of all stages open, with 90 samples" in said
+    assert "1 source of all stages open, with 30 samples" in said
     assert [path for path in sorted(tmp_path.rglob("*")) if "cache" not in path.parts and path.suffix != ".idx"] == before
 
 
@@ -92,7 +92,7 @@ def test_weights_that_can_neither_be_found_nor_fetched_are_named(tmp_path, monke
     with_base(monkeypatch, [part])
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert cli.main(["doctor", str(recipe), f"--run={tmp_path}"]) == 1
-    assert "someone/nothing is not in the cache, and the Hub is offline" in capsys.readouterr().out
+    assert "someone/nothing (model: toy) is not in the cache, and the Hub is offline" in capsys.readouterr().out
 
 
 def test_a_directory_of_weights_that_is_missing_is_named(tmp_path, monkeypatch, capsys):

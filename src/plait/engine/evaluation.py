@@ -56,12 +56,14 @@ class Predict(Protocol):
 class Bench:
     """One bench of a family. `predict` returns a row per sample; `summarise` turns the rows of all samples into figures.
 
-    `pictures`, for a bench that draws, returns pictures by name (uint8, H x W x 3) from the same rows.
+    `pictures`, for a bench that draws, returns pictures by name (uint8, H x W x 3) from the same rows. `needs`: (the `model:` section) to
+    the pretrained encoders that `predict` opens, by Hub name or folder.
     """
 
     predict: Predict
     summarise: Callable[[Sequence[Mapping[str, Any]]], dict[str, float]]
     pictures: Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]] | None = None
+    needs: Callable[[Any], Sequence[str]] = lambda section: ()
 
 
 Benches = Mapping[str, Bench]

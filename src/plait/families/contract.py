@@ -91,7 +91,10 @@ class Family:
     prepare: Callable[[Any, Path, Texts], None] = _nothing_to_prepare
     """(config, assets, texts): write a tokenizer or the like into `assets`, if not there; `texts()` yields texts of training samples."""
     base: Callable[[Any], list[dict[str, str | None]]] = _no_base
-    """(config) to the pretrained parts, not saved with a run: [{'part': 'gemma', 'name': Hub name or path, 'revision': commit or None}]."""
+    """(config) to the pretrained parts, not saved with a run: [{'part': 'gemma', 'name': Hub name or path, 'revision': commit or None}].
+
+    `folder`, where there: the one folder of a repository that is read.
+    """
     never_trained: frozenset[str] = frozenset()
     """Components that no setting may train."""
     limits: Callable[[Any], Limits] = no_limits

@@ -12,16 +12,17 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from huggingface_hub import constants, try_to_load_from_cache
+from huggingface_hub import constants
 from packaging.requirements import Requirement
 
 from plait import files
-from plait.assembly.data import open_training
+from plait.commands.actions import hub_access, run_needs
+from plait.commands.actions.findings import Finding, Unwell, gigabytes
+from plait.config import secrets
 from plait.config.resolved import Resolved
 from plait.engine.parallel import distributed
 from plait.engine.parallel.distributed import Ranks
@@ -36,21 +37,6 @@ FREE_GB = 10.0
 SHARED_MEMORY_GB = 1.0
 OPEN_WITHIN_S = 15.0
 _GB = 1e9
-
-
-class Unwell(PlaitError):
-    """A check failed, and its cause must be mended before a run. Exit code 1."""
-
-    exit_code = 1
-
-
-@dataclass(frozen=True)
-class Finding:
-    """The result of one check: what was checked, what was found, and how to mend it (`cure`; None: it is right)."""
-
-    what: str
-    result: str
-    cure: str | None = None
 
 
 def examine(resolved: Resolved | None, folder: Path) -> None:
@@ -79,13 +65,12 @@ def check(resolved: Resolved | None, folder: Path, ranks: Ranks) -> Iterator[Fin
     yield reach(ranks)
     yield clocks(ranks)
     yield storage(folder, ranks)
-    yield disk(folder)
+    if resolved is None:
+        yield disk(folder)
     yield shared_memory()
     yield hub()
     if resolved is not None:
-        yield from weights(resolved)
-        yield data(resolved)
-        yield lengths(resolved)
+        yield from run_findings(resolved, folder, ask=os.environ.get("LOCAL_RANK", "0") == "0")
 
 
 def versions(requirements: list[str], installed: Callable[[str], str] = importlib.metadata.version) -> Iterator[Finding]:
@@ -214,40 +199,64 @@ def shared_memory(mount: Path = Path("/dev/shm")) -> Finding:
 
 def hub() -> Finding:
     """Check that the Hub's cache can be written; report whether the Hub is used and a token is set."""
-    cache = Path(constants.HF_HUB_CACHE)
-    existing = next(path for path in (cache, *cache.parents) if path.exists())
-    token = "a token is set" if os.environ.get("HF_TOKEN") else "no token is set"
-    if not os.access(existing, os.W_OK):
+    cache, origin = Path(constants.HF_HUB_CACHE), hub_access.token_origin()
+    token = f"a token of {origin}" if origin else "no token (HF_TOKEN, or `hf auth login`)"
+    if not os.access(_existing(cache), os.W_OK):
         return Finding("hub", f"its cache {cache} cannot be written", "set HF_HOME to a folder that can be written")
-    return Finding("hub", f"{'offline' if constants.HF_HUB_OFFLINE else 'online'}, {token}; cache {cache}")
+    where = "offline (HF_HUB_OFFLINE)" if constants.HF_HUB_OFFLINE else secrets.without_secrets(constants.ENDPOINT)
+    return Finding("hub", f"{where}, {token}; cache {cache}")
 
 
-def weights(resolved: Resolved) -> Iterator[Finding]:
-    """Check that the base weights of the model are on disk, in the Hub's cache, or can be downloaded; a finding for each part."""
-    config = resolved.config
-    family = registry.load(config.family)
-    for part in family.base(family.Config.model_validate(config.model)):
-        name = str(part["name"])
-        if name.startswith((".", "~", "/")) or name.count("/") > 1:
-            exists = Path(name).exists()  # as the libraries look: none of them takes ~ for the home directory
-            yield Finding("weights", f"{name} is {'here' if exists else 'not here'}", None if exists else f"save the part as {name}")
-            continue
-        if name.count("/") != 1 or Path(name).exists():
-            continue
-        cached = isinstance(try_to_load_from_cache(name, "config.json", revision=part["revision"]), str)
-        if not cached and constants.HF_HUB_OFFLINE:
-            yield Finding("weights", f"{name} is not in the cache, and the Hub is offline", f"download it first: hf download {name}")
-        else:
-            yield Finding("weights", f"{name} is {'in the cache' if cached else 'to be downloaded when the run starts'}")
+def run_findings(resolved: Resolved, folder: Path, ask: bool) -> Iterator[Finding]:
+    """Check what a configuration reads and writes: weights, data, benches, and room on the disks for downloads and checkpoints.
+
+    `ask`: whether this rank asks the Hub, which one of each machine does.
+    """
+    here, wanted = run_needs.weights(resolved)
+    yield from here
+    datasets = run_needs.datasets(resolved)
+    findings, download = hub_access.examine([*wanted, *datasets]) if ask else ([], 0)
+    yield from findings
+    yield from run_needs.data(resolved)
+    yield from run_needs.bench_data(resolved)
+    yield lengths(resolved)
+    if ask:
+        yield from room(resolved, folder, download)
 
 
-def data(resolved: Resolved) -> Finding:
-    """Check that the training data of all stages opens, and report the number of samples."""
+def room(resolved: Resolved, folder: Path, download: int) -> Iterator[Finding]:
+    """Check that the disks have room for the run's checkpoints that are not there yet, and for `download` bytes in the Hub's cache."""
+    on, cache = _existing(folder), _existing(Path(constants.HF_HUB_CACHE))
     try:
-        counts = [len(source) for view in resolved.stages for source in open_training(view.config).sources]
+        count, size = run_needs.checkpoints(resolved)
     except PlaitError as error:
-        return Finding("data", str(error), "mend data.train: see the line on data")
-    return Finding("data", f"{len(counts)} sources of all stages open, with {sum(counts):,} samples")
+        yield Finding("disk", f"{gigabytes(_free(on))} free in {folder}; the size of checkpoints is not known: {error}")
+        count = size = 0
+    there = sum(path.stat().st_size for path in folder.glob("stage-*/step-*/**/*.safetensors"))
+    together = on.stat().st_dev == cache.stat().st_dev
+    if count:
+        needed = max(0, size - there) + (download if together else 0)
+        what = f"{count} checkpoint{'s' * (count > 1)} and one being written take up to {gigabytes(size)}"
+        what += f", {gigabytes(there)} of them there" if there else ""
+        what += f"; downloads {gigabytes(download)}" if together and download else ""
+        yield _fits(f"{gigabytes(_free(on))} free in {folder}; {what}", needed, _free(on), "checkpoint.keep")
+    if download and not (together and count):
+        yield _fits(f"{gigabytes(_free(cache))} free in {cache}; downloads {gigabytes(download)}", download, _free(cache), "HF_HOME")
+
+
+def _fits(result: str, needed: float, free: float, other: str) -> Finding:
+    """Return the finding of a disk that must hold `needed` bytes. `other`: what can be set instead of freeing space."""
+    cures = {"checkpoint.keep": "lower checkpoint.keep or give another --run", "HF_HOME": "set HF_HOME to a larger disk"}
+    return Finding("disk", result, None if needed <= free else f"free {gigabytes(needed - free)} more, {cures[other]}")
+
+
+def _existing(path: Path) -> Path:
+    """Return the path, or the nearest folder above it that exists."""
+    return next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
+
+
+def _free(folder: Path) -> float:
+    return shutil.disk_usage(folder).free
 
 
 def lengths(resolved: Resolved) -> Finding:

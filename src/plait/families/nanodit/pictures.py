@@ -15,7 +15,9 @@ from PIL import Image, PngImagePlugin
 from torch import Tensor
 
 from plait.data import images
+from plait.data.sources.metadata import read_metadata
 from plait.errors import PlaitError
+from plait.families.nanodit.config import Config
 from plait.families.nanodit.inputs import Example, Inputs, Sample
 from plait.files import write_whole
 from plait.nn import encoders
@@ -40,6 +42,14 @@ def decoder(inputs: Inputs, device: torch.device) -> Decoder:
         return as_colours
     decode = encoders.decoder(inputs.metadata, str(device))
     return lambda samples: list(decode(samples).permute(0, 2, 3, 1).numpy())
+
+
+def decoder_name(config: Config) -> list[str]:
+    """Return the name (and @revision) of the encoder whose decoder turns latents into pictures; [] for pixels and false colours."""
+    if config.space == "pixels" or config.metadata is None:
+        return []
+    pin = read_metadata(Path(config.metadata).expanduser()).get("encoders", {}).get("latents")
+    return [] if pin is None else [str(pin["name"]) + (f"@{pin['revision']}" if pin.get("revision") else "")]
 
 
 def as_pixels(samples: Tensor) -> list[np.ndarray]:

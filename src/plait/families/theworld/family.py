@@ -42,8 +42,12 @@ def prepare(config: Config, directory: Path, texts: Callable[[], Iterable[str]])
 
 
 def base(config: Config) -> list[dict[str, str | None]]:
-    """Return where pretrained weights come from: [{'part': 'gemma', 'name': Hub name or path, 'revision': None}, ...'world']."""
+    """Return where pretrained weights come from: [{'part': 'gemma', 'name': Hub name or path, 'revision': None}, ...'world'].
+
+    `folder` of the world encoder: where a repository of a whole pipeline keeps it.
+    """
     parts: list[dict[str, str | None]] = [{"part": "gemma", "name": config.base, "revision": config.base_revision}]
     if config.world is not None:
-        parts.append({"part": "world", "name": config.world.source, "revision": config.world.revision})
+        world = config.world
+        parts.append({"part": "world", "name": world.source, "revision": world.revision, "folder": towers.subfolder(world)})
     return parts

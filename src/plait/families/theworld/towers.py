@@ -50,7 +50,7 @@ def wan_config(config: Config, world: WorldEncoderConfig) -> dict[str, Any]:
     if world.source in published.WAN:
         return published.WAN[world.source]
     with _loading("model.world.source", world.source):
-        return dict(AutoencoderKLWan.load_config(world.source, subfolder=_subfolder(world), revision=world.revision, **trust.DIFFUSERS))
+        return dict(AutoencoderKLWan.load_config(world.source, subfolder=subfolder(world), revision=world.revision, **trust.DIFFUSERS))
 
 
 def load_gemma(config: Config, seed: int) -> Gemma3ForConditionalGeneration:
@@ -77,7 +77,7 @@ def load_wan(config: Config, world: WorldEncoderConfig, seed: int) -> Autoencode
         seeded(key(seed, "theworld", "latents") >> 1, lambda: tiny.measure_latent_statistics(vae))
         return vae
     with _loading("model.world.source", world.source):
-        where = {"subfolder": _subfolder(world), "revision": world.revision}
+        where = {"subfolder": subfolder(world), "revision": world.revision}
         loaded: AutoencoderKLWan = AutoencoderKLWan.from_pretrained(world.source, **where, **trust.DIFFUSERS)
         return loaded
 
@@ -109,7 +109,7 @@ def _public(sizes: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in sizes.items() if not name.startswith("_")}
 
 
-def _subfolder(world: WorldEncoderConfig) -> str | None:
+def subfolder(world: WorldEncoderConfig) -> str | None:
     """Return None for a directory that is the VAE's own, else the folder in which a pipeline keeps it."""
     return None if (Path(world.source) / "config.json").is_file() else "vae"
 

@@ -1,0 +1,192 @@
+"""What a run reads and writes, for `plait doctor`: weights and data here or on the Hub, what its benches open, and the room it takes."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from plait.assembly import checkpoint_specs
+from plait.assembly.data import open_data, open_training
+from plait.assembly.held_out import HeldOutData, benches
+from plait.commands.actions.findings import Finding
+from plait.commands.actions.hub_access import Wanted
+from plait.config import mixture
+from plait.config.resolved import Resolved, StageView
+from plait.config.schema import Evaluate, ModelSection, RunConfig, Source
+from plait.data.sources.open import KINDS
+from plait.engine import optim
+from plait.engine.precision import TYPES
+from plait.errors import PlaitError
+from plait.families import registry
+from plait.training.stage_plan import steps_of
+
+_FLOAT32 = 4
+_MOMENTS = 2  # of AdamW
+
+
+def names_hub(name: str) -> bool:
+    """Return whether the name of pretrained weights means a repository of the Hub: it is no path, and no folder that is here."""
+    return not name.startswith((".", "~", "/")) and name.count("/") >= 1 and not Path(name).exists()
+
+
+def weights(resolved: Resolved) -> tuple[list[Finding], list[Wanted]]:
+    """Return findings on weights named as folders of this machine, and the Hub repositories of weights that the run reads."""
+    config = resolved.config
+    family = registry.load(config.family)
+    section = family.Config.model_validate(config.model)
+    findings, wanted = [], []
+    for part in family.base(section):
+        name, setting = str(part["name"]), f"model: {part['part']}"
+        if name.count("/") == 1 and names_hub(name):
+            wanted.append(Wanted(setting, name, part["revision"], part.get("folder") or ""))
+        elif "/" in name or name.startswith((".", "~")):
+            findings.append(_here(name))
+    try:
+        entries = [entry for view in resolved.stages for entry in view.config.evaluate]
+        encoders = [name for entry in entries for name in _encoders(config.family, section, entry)]
+    except PlaitError as error:
+        findings.append(Finding("benches", str(error), "mend what the line on benches names"))
+        encoders = []
+    for name in dict.fromkeys(encoders):
+        base, _, revision = name.partition("@")
+        if names_hub(base):
+            owner, repository, *folder = base.split("/")
+            wanted.append(Wanted("evaluate", f"{owner}/{repository}", revision or None, "/".join(folder), library=False))
+        elif "/" in name:
+            findings.append(_here(name))
+    if config.from_:
+        path, mark = checkpoint_specs.split(config.from_)
+        if path.exists() or not checkpoint_specs.may_be_hub(str(path)):
+            findings.append(_checkpoint(config.from_))
+        else:
+            wanted.append(Wanted("from: no folder here", str(path), mark or None, library=False))
+    return findings, list(dict.fromkeys(wanted))
+
+
+def _here(name: str) -> Finding:
+    """Return whether a folder of weights is here, as the libraries look: none of them takes ~ for the home directory."""
+    exists = Path(name).exists()
+    return Finding("weights", f"{name} is {'here' if exists else 'not here'}", None if exists else f"save the part as {name}")
+
+
+def _checkpoint(spec: str) -> Finding:
+    path, _ = checkpoint_specs.split(spec)
+    try:
+        if not path.exists():
+            checkpoint_specs.locate(spec)
+    except PlaitError as error:
+        return Finding("weights", f"from: {error}", "mend from:")
+    return Finding("weights", f"{spec} (from) is here")
+
+
+def _encoders(family: str, section: ModelSection, entry: Evaluate) -> list[str]:
+    """Return the pretrained encoders that an entry's bench opens, by name; none for a bench that the family does not know."""
+    bench = registry.benches(family).get(entry.bench)
+    return [] if bench is None else [name for name in bench.needs(section) if not name.startswith("tiny")]
+
+
+def on_hub(entry: Source) -> bool:
+    """Return whether a source is a dataset of the Hub."""
+    return entry.source == "datasets" and entry.path is None and entry.name is not None
+
+
+def _training(config: RunConfig) -> list[Source]:
+    """Return the sources that a stage trains on, those of its mixture included."""
+    if config.data.mixture is None:
+        return list(config.data.train)
+    return mixture.read(registry.mixture(config.family, config.data.mixture), config.data.without, KINDS).entries
+
+
+def _held_out(config: RunConfig) -> list[Source]:
+    return [*config.data.validation, *(source for entry in config.evaluate for source in entry.data)]
+
+
+def datasets(resolved: Resolved) -> list[Wanted]:
+    """Return the datasets of the Hub that the run trains or is evaluated on, each once."""
+    entries = [entry for view in resolved.stages for entry in (*_training(view.config), *_held_out(view.config)) if on_hub(entry)]
+    revisions = [None if entry.options.get("revision") is None else str(entry.options["revision"]) for entry in entries]
+    named = zip(entries, revisions, strict=True)
+    return list(dict.fromkeys(Wanted("data", str(entry.name), revision, None, "dataset", library=False) for entry, revision in named))
+
+
+def data(resolved: Resolved) -> Iterator[Finding]:
+    """Open what is trained on, each source once however many stages read it; datasets of the Hub, which opening would download, are not."""
+    opened: dict[str, tuple[int, int]] = {}
+    remote: set[str] = set()
+    try:
+        for config in (view.config for view in resolved.stages):
+            entries = _training(config)
+            remote |= {str(entry.name) for entry in entries if on_hub(entry)}
+            if config.data.mixture is not None and not any(map(on_hub, entries)):
+                sources = open_training(config).sources
+                opened[repr((config.data.mixture, config.data.without))] = (len(sources), sum(map(len, sources)))
+                continue
+            for entry in entries:
+                if not on_hub(entry) and (name := repr(entry.model_copy(update={"weight": 1.0}))) not in opened:
+                    opened[name] = (1, sum(map(len, open_data(config, [entry], "train"))))
+    except PlaitError as error:
+        yield Finding("data", str(error), "mend data.train: see the line on data")
+        return
+    count, samples = (sum(values) for values in zip((0, 0), *opened.values(), strict=True))
+    left = f"; {len(remote)} on the Hub not opened, which would download {'them' if len(remote) > 1 else 'it'}" if remote else ""
+    yield Finding("data", f"{count} source{'s' * (count != 1)} of all stages open, with {samples:,} samples{left}")
+
+
+def bench_data(resolved: Resolved) -> Iterator[Finding]:
+    """Open the held-out data of every bench of all stages, and report how many samples each takes."""
+    taken: list[str] = []
+    for config in (view.config for view in resolved.stages):
+        try:
+            benches(config, config.evaluate)
+            held_out = HeldOutData(config)
+            for entry in config.evaluate:
+                remote = any(map(on_hub, entry.data or ([] if ":" in entry.bench else config.data.validation)))
+                taken.append(f"{entry.bench} " + ("on the Hub, not opened" if remote else f"{len(held_out.of(entry)[1]):,} samples"))
+        except PlaitError as error:
+            yield Finding("benches", str(error), "mend evaluate: see the line on benches")
+            return
+    if taken:
+        yield Finding("benches", f"have their data: {'; '.join(dict.fromkeys(taken))}")
+
+
+def checkpoints(resolved: Resolved) -> tuple[int, int]:
+    """Return how many checkpoints a run leaves behind at most, all stages together, and their bytes with one more that is being written.
+
+    Builds the model without weights. Raises PlaitError where its sizes are not known here (a part that the Hub does not give).
+    """
+    config = resolved.config
+    family = registry.load(config.family)
+    with torch.device("meta"):
+        model = family.build(family.Config.model_validate(config.model), Path(config.run or "."), seed=0)
+    parts = family.components(model)
+    sizes = {name: value.numel() for part in parts.values() for name, value in part.items()}
+    ever: set[str] = set()
+    averaged: set[str] = set()
+    with_moments: set[str] = set()
+    total = count = largest = 0
+    for view in resolved.stages:
+        settings = view.config.optim
+        now = {name for part in optim.select(parts, view.config.trainable, family.never_trained).values() for name in part}
+        ever |= now
+        with_moments = now if settings.returning_moments == "reset" else with_moments | now
+        averaged = averaged | now if settings.ema is not None else set()
+        trained = TYPES[view.config.train.precision].trained.itemsize
+        weights, moments, average = (sum(sizes[name] for name in names) for names in (ever, with_moments, averaged))
+        averages = _FLOAT32 * average * optim.average_count(settings)
+        size = trained * weights + _MOMENTS * trained * moments + averages
+        kept, deleted = _kept(view)
+        left = 0 if settings.ema is None or not settings.ema.post_hoc else deleted * (averages - _FLOAT32 * average)
+        total, count, largest = total + kept * size + left, count + kept, max(largest, size)
+    return count, total + largest
+
+
+def _kept(view: StageView) -> tuple[int, int]:
+    """Return how many checkpoints a stage leaves at most, and how many it deletes: the newest `checkpoint.keep` stay, and the best one."""
+    settings = view.config.checkpoint
+    limit = settings.keep + (settings.best is not None)
+    if view.config.train.steps is None and any(map(on_hub, _training(view.config))):
+        return limit, 0
+    steps = steps_of(view)
+    intervals = [settings.every_steps, *(entry.every_steps for entry in view.config.evaluate if settings.best is not None)]
+    saved = {steps}.union(*(range(interval, steps, interval) for interval in intervals if interval is not None))
+    return min(len(saved), limit), max(0, len(saved) - limit)
