@@ -92,12 +92,12 @@ def test_first_stage_means_what_its_author_meant() -> None:
     assert (config.optim.lr, config.optim.betas, config.optim.schedule.name, config.optim.schedule.warmup_steps) == (
         1e-4,
         (0.9, 0.999),
-        "cosine",
+        "linear",
         500,
     )
     assert (config.checkpoint.every_steps, config.checkpoint.keep, config.track.every_steps) == (1000, 5, 100)
     assert [(one.bench, one.every_steps) for one in config.evaluate] == [("loss", 5000)]
-    assert (config.data.train[0].split, config.data.validation[0].split) == ("train[:99%]", "train[99%:]")
+    assert (config.data.train[0].split, config.data.validation, config.data.held_out_share) == ("train", "1%", 0.01)
     assert config.model["world"]["source"] == "nvidia/Cosmos-Predict2-2B-Video2World"
 
 
@@ -115,7 +115,10 @@ def test_production_file_names_what_has_no_meaning() -> None:
     assert [key for key, (ours, _) in rows.items() if ours is None] == [
         "load_full_cosmos_pipeline", "streaming", "push_to_hub", "hub_model_id", "hub_strategy",
     ]  # fmt: skip
-    assert "load_full_cosmos_pipeline, push_to_hub, hub_model_id, hub_strategy;" in resolved.warnings[0]
+    ignored, device, upload = resolved.warnings
+    assert "load_full_cosmos_pipeline, push_to_hub, hub_model_id, hub_strategy;" in ignored
+    assert device.endswith("device is 'cuda:1': the whole model is on one GPU: choose which by CUDA_VISIBLE_DEVICES=1")
+    assert upload.endswith(f"push_to_hub is true, but {flat_json.NO_MEANING['push_to_hub']}")
 
 
 def test_nearly_empty_file_takes_the_original_defaults() -> None:
@@ -156,11 +159,16 @@ def test_shipped_recipes_load_without_a_warning(path: Path) -> None:
         ('"freeze_cosmos_vae": false', "trainable.1", "world"),
         ('"batch_size": 2, "gradient_accumulation_steps": 3', "train.global_batch", 6),
         ('"do_eval": true, "eval_batch_size": 9', "evaluate.0.batch", 9),
+        ('"do_eval": true, "dataset_name": "./x/*.tar"', "data.validation", "1%"),
+        ('"do_eval": true, "dataset_name": "scenes"', "data.validation.0.split", "validation"),
+        ('"lr_scheduler_type": "cosine"', "optim.schedule.name", "cosine"),
+        ('"lr_scheduler_type": "constant_with_warmup"', "optim.schedule.name", "constant"),
         ('"do_eval": true, "eval_dataset_path": "./held/*.tar"', "data.validation.0.path", "./held/*.tar"),
     ],
 )
 def test_keys_translate(load, text: str, path: str, value: object) -> None:
-    dumped = load('{"dataset_name": "some/set", ' + text + "}", name="x.json").config
+    named = "" if "dataset_name" in text else '"dataset_name": "some/set", '
+    dumped = load("{" + named + text + "}", name="x.json").config
     assert dict(leaves(dump(dumped)))[tuple(int(step) if step.isdigit() else step for step in path.split("."))] == value
 
 
@@ -189,6 +197,10 @@ def test_dataset_names_become_sources(load, name: str, source: dict[str, str]) -
         ('{"batch_size": -4}', "x.json:1: batch_size must be 1 or more, got -4"),
         ('{"dataset_name": "x", "warmup_steps": -1}', f"x.json:1: warmup_steps (optim.schedule.warmup_steps) {NEGATIVE}"),
         ('{"mixed_precision": "fp8"}', "x.json:1: mixed_precision must be 'bf16', 'fp16' or 'no', got 'fp8'"),
+        (
+            '{"lr_scheduler_type": "polynomial"}',
+            "x.json:1: lr_scheduler_type must be 'linear', 'cosine', 'constant_with_warmup' or 'inverse_sqrt', got 'polynomial'",
+        ),
         ('{"device": "tpu"}', "x.json:1: device must be 'cuda', 'cpu' or 'auto', got 'tpu'"),
         ('{"log_to_wandb": true}', "x.json:1: log_to_wandb is true, but wandb_project is missing: name the project"),
         ('{"num_epochs": 0.5}', "x.json: data.train names no source: for example data.train=[{source: scenes}]"),

@@ -43,6 +43,13 @@ def test_what_a_stage_switches_off_is_off(staged) -> None:
     assert staged({"name": "one", "log_to_wandb": False}, log_to_wandb=True, wandb_project="p").stages[0].config.track.wandb is None
 
 
+def test_no_stage_trains_on_what_another_holds_out(staged) -> None:
+    without = {"name": "one", "do_eval": False}
+    assert [view.config.data.validation for view in staged(without, {"name": "two"}).stages] == ["1%", "1%"]
+    both = staged({"name": "one"}, {"name": "two", "do_eval": True}, do_eval=False).stages
+    assert [(view.config.data.validation, len(view.config.evaluate)) for view in both] == [("1%", 0), ("1%", 1)]
+
+
 def test_each_key_of_a_stage_has_its_row_and_its_origin(staged) -> None:
     resolved = staged({"name": "one", "learning_rate": 5e-5})
     assert ("stages.0.learning_rate", 5e-5, "stages.0.optim.lr", "") in resolved.translation

@@ -12,6 +12,7 @@ from plait.data.sources.bucketing import order_of
 from plait.data.sources.contract import Absent
 from plait.data.sources.contract import Source as SampleSource
 from plait.data.sources.open import KINDS, open_all
+from plait.data.sources.part import Part
 from plait.errors import PlaitError
 from plait.families import registry
 from plait.families.limits import check_max_tokens
@@ -61,14 +62,35 @@ def open_data(config: RunConfig, entries: Sequence[Source], split: str) -> list[
 
 
 def open_training(config: RunConfig) -> TrainingData:
-    """Open the sources of `data.train`, or of the list of weighted data sets `data.mixture`. Raises PlaitError where some are missing."""
+    """Open the sources of `data.train` or `data.mixture`, without what `data.validation` holds out of them.
+
+    Raises PlaitError where some are missing.
+    """
+    return _open_training(config, held_out=False)
+
+
+def open_validation(config: RunConfig) -> list[SampleSource]:
+    """Open the held-out data: the sources of `data.validation`, or the share of each training source that it holds out."""
+    if config.data.held_out_share is None:
+        return open_data(config, config.data.validation_sources, "validation")
+    return list(_open_training(config, held_out=True).sources)
+
+
+def _open_training(config: RunConfig, *, held_out: bool) -> TrainingData:
+    """Open the training sources; of each, where a share is held out, that share or the rest."""
+
+    def opened_of(entry: Source) -> list[SampleSource]:
+        sources, share = open_data(config, [entry], "train"), config.data.held_out_share
+        return sources if share is None else [Part(source, share, config.seed, held_out=held_out) for source in sources]
+
     if config.data.mixture is None:
-        return TrainingData(open_data(config, config.data.train, "train"), [entry.weight for entry in config.data.train])
+        entries = config.data.train
+        return TrainingData([source for entry in entries for source in opened_of(entry)], [entry.weight for entry in entries])
     mixed = mixture.read(registry.mixture(config.family, config.data.mixture), config.data.without, KINDS)
     opened, absent = [], []
     for entry in mixed.entries:
         try:
-            opened += open_data(config, [entry], "train")
+            opened += opened_of(entry)
         except Absent as error:
             absent.append((str(entry.name), error))
     if absent:
@@ -88,7 +110,7 @@ def check_data(views: Sequence[StageView]) -> None:
     checked: list[tuple[object, object]] = []
     for view in views:
         config = view.config
-        held_out = [*config.data.validation, *(source for bench in config.evaluate for source in bench.data)]
+        held_out = [*config.data.validation_sources, *(source for bench in config.evaluate for source in bench.data)]
         if (config.data, held_out) not in checked:
             checked.append((config.data, held_out))
             try:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import xxhash
 
-from plait.assembly.data import open_data
+from plait.assembly.data import open_validation
 from plait.config.schema import RunConfig
 from plait.data import image_files
 from plait.data.loading.micro_batch import Inputs
@@ -108,7 +108,7 @@ def report(config: RunConfig, sources: Sequence[Source], inputs: Inputs, limits:
     error = None
     if ranks.first:
         try:
-            found = look(sources, inputs, limits, open_data(config, config.data.validation, "validation"), seed)
+            found = look(sources, inputs, limits, open_validation(config), seed)
             log.info("\n".join(f"  {name}  {text}" for name, text in table(found)))
             faults, idle = unusable(found), without_input(found, limits, config.trainable)
             if config.guard.no_input == "stop":

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from plait.assembly.data import open_data
+from plait.assembly.data import open_data, open_validation
 from plait.assembly.fixed_order import FixedOrder
 from plait.assembly.model import ModelBundle
 from plait.config.schema import Evaluate, RunConfig, Source
@@ -64,11 +64,11 @@ class HeldOutData:
     def of(self, entry: Evaluate) -> tuple[list[SampleSource], tuple[SampleId, ...]]:
         """Return the opened sources of an entry, and which of their samples it takes. Raises PlaitError where it has no data."""
         config = self.config
-        listed = entry.data or ([benchmark(config, entry.bench)[1]] if ":" in entry.bench else config.data.validation)
-        if not listed:
+        listed = entry.data or ([benchmark(config, entry.bench)[1]] if ":" in entry.bench else [])
+        if not (listed or config.data.validation):
             raise PlaitError(f"evaluate runs bench {entry.bench!r} but there is no held-out data; list some under data.validation")
         if (name := repr(listed)) not in self.opened:
-            self.opened[name] = open_data(config, listed, "validation")
+            self.opened[name] = open_data(config, listed, "validation") if listed else open_validation(config)
         opened = self.opened[name]
         return opened, choose([len(source) for source in opened], entry.samples, config.seed)
 

@@ -1,10 +1,13 @@
 """The verb `plait train`: start a run, or continue it."""
 
+import logging
 from pathlib import Path
 
 from plait.assembly.configuration import open_checked
 from plait.commands.arguments import CONFIG, positive, spread
 from plait.commands.command import OVERRIDES, Arguments, Command, Parser
+
+log = logging.getLogger(__name__)
 
 
 def declare(parser: Parser) -> None:
@@ -23,6 +26,8 @@ def run(arguments: Arguments) -> None:
     """Train to the last planned step. Raises Paused where a signal (such as SIGTERM) asked for a stop, after saving."""
     resolved = open_checked(arguments.config, arguments.overrides, words=arguments.words)
     spread(arguments, arguments.max_restarts, arguments.shutdown_timeout)
+    for line in resolved.warnings:
+        log.warning(line)
     from plait.training import run as training
 
     options = training.Options(

@@ -40,6 +40,23 @@ def conflicts(config: RunConfig, kinds: Mapping[str, SourceRules]) -> list[Confl
     return result + _device_conflicts(config.distributed) + _data_conflicts(config, kinds)
 
 
+def stage_conflicts(stages: Mapping[str, RunConfig]) -> list[Conflict]:
+    """Return the conflicts between stages, each with its merged configuration: what one holds out, no other may train on."""
+    for name, config in stages.items():
+        for other, theirs in stages.items():
+            ours, data = config.data, theirs.data
+            shared = {_place(source) for source in ours.train} & {_place(source) for source in data.train}
+            same = shared or (ours.mixture is not None and ours.mixture == data.mixture)
+            if ours.held_out_share is not None and ours.held_out_share != data.held_out_share and same:
+                message = f"holds out {ours.validation} in stage {name}, and stage {other} trains on the same data without"
+                return [(("data", "validation"), f"{message}: write one share for all stages, outside of them")]
+    return []
+
+
+def _place(source: Source) -> tuple[str | None, ...]:
+    return source.source, source.path, source.name, source.split
+
+
 def schedule_conflicts(optim: Optim, steps: int | None) -> list[Conflict]:
     """Return the conflicts in warm-up and decay of the learning rate. `steps`: length of the stage, None where it is not known yet."""
     schedule, units = optim.schedule, optim.schedule.units
@@ -106,7 +123,7 @@ def _data_conflicts(config: RunConfig, kinds: Mapping[str, SourceRules]) -> list
     if config.data.without and config.data.mixture is None:
         result.append((("data", "without"), "leaves out datasets of a mixture, but data.mixture names none"))
     lists: list[tuple[KeyPath, list[Source]]]
-    lists = [(("data", "train"), config.data.train), (("data", "validation"), config.data.validation)]
+    lists = [(("data", "train"), config.data.train), (("data", "validation"), config.data.validation_sources)]
     for index, bench in enumerate(config.evaluate):
         lists.append((("evaluate", index, "data"), bench.data))
         if ":" in bench.bench:

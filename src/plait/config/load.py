@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from plait.config import reading, secrets
-from plait.config.conflicts import conflicts
+from plait.config.conflicts import conflicts, stage_conflicts
 from plait.config.messages import Problem, problem_at, problems_in, raise_first, types_at
 from plait.config.nodes import COMMAND_LINE, Node, deepest_node, dotted, from_plain, leaves, merge, nest, node_at, sets, to_plain
 from plait.config.reading import Override
@@ -179,6 +179,7 @@ def _validated(
         if name in names[:index]:
             message = f"is {name!r}, as is that of stage {names.index(name) + 1}: rename one"
             problems.append(problem_at(tree, ("stages", index, "name"), message))
+    problems += [problem_at(tree, path, what) for path, what in stage_conflicts({view.name: view.config for view in views})]
     raise_first(problems)
     assert config is not None
     written = zip(dump(config)["stages"], views, strict=False)  # without stages there is one view

@@ -7,7 +7,7 @@ section is validated by the family's own class.
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, model_serializer
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Strict, Tag, model_serializer
 
 LENGTH = ("steps", "epochs", "samples")
 """The keys of `train` that set its length: a higher layer that sets one of them removes the others of lower layers."""
@@ -89,6 +89,26 @@ class Source(Section):
     options: dict[str, Any] = Field(default={}, description="settings of the source itself (scenes: their size, shapes, questions)")
 
 
+def _as_share(value: Any) -> Any:
+    """Convert "1%" and 0.01 to the text "1%"; for `data.validation`. Raises ValueError for anything that is no share of a whole."""
+    number = as_number(value.removesuffix("%")) if isinstance(value, str) else value
+    if not isinstance(number, int | float):
+        raise ValueError(f"must be a list of sources or a share of the training data, such as 1%, got {value!r}")
+    percent = number if isinstance(value, str) and value.endswith("%") else number * 100
+    if not 0 < percent < 100:
+        raise ValueError(f"holds out {value}: a share is more than 0% and less than 100%, such as 1%")
+    return f"{percent:.12g}%"
+
+
+def _kind_of_validation(value: Any) -> str:
+    return "share" if isinstance(value, str | int | float) and not isinstance(value, bool) else "sources"
+
+
+HeldOutShare = Annotated[str, BeforeValidator(_as_share)]
+Validation = Annotated[Annotated[list[Source], Tag("sources")] | Annotated[HeldOutShare, Tag("share")], Discriminator(_kind_of_validation)]
+"""Held-out data: a list of sources, or the share of each source of the training data, as "1%"."""
+
+
 class Data(Section):
     """Training data, held-out data, and how both are loaded."""
 
@@ -99,7 +119,9 @@ class Data(Section):
     without: list[str] = Field(
         default=[], description="datasets of the mixture to leave out; the others of their group take over their share"
     )
-    validation: list[Source] = []
+    validation: Validation = Field(
+        default=[], description="held-out data: sources, or a share of each training source, such as 1%, which is then not trained on"
+    )
     root: str | None = Field(default=None, description="folder of named datasets, a subfolder each; None: the family's own place")
     workers: Natural = Field(default=2, description="threads or processes that prepare samples; 0: none ahead of the step")
     worker_kind: Literal["threads", "processes"] = "threads"
@@ -107,6 +129,16 @@ class Data(Section):
     cache: str | None = Field(default=None, description="folder of indices and fetched files; None: beside the data, or the user's cache")
     max_tokens: Count | None = Field(default=None, description="longest sequence, tokens; longer ones are cut at the end")
     pad: Literal["longest", "to_128", "to_max", "none"] = Field(default="longest", description="what sequences are padded to")
+
+    @property
+    def held_out_share(self) -> float | None:
+        """The share of each training source that is held out, such as 0.01; None where `validation` lists sources or nothing."""
+        return float(self.validation.removesuffix("%")) / 100 if isinstance(self.validation, str) else None
+
+    @property
+    def validation_sources(self) -> list[Source]:
+        """The sources that `validation` lists; none where it is a share of the training data."""
+        return [] if isinstance(self.validation, str) else self.validation
 
 
 class Plateau(Section):

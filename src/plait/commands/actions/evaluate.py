@@ -236,7 +236,10 @@ def _entry(config: RunConfig, bench: str, options: Options) -> Evaluate:
     if not split and name in known:
         given = _sources(options.data, options.split) if options.data is not None else []
         if not given and options.split is not None:
-            given = [one.model_copy(update={"split": options.split}) for one in config.data.validation]
+            if config.data.held_out_share is not None:
+                share = f"{config.data.validation} of the training data"
+                raise PlaitError(f"--split {options.split}: what is held out is {share}, without splits; give --data as well")
+            given = [one.model_copy(update={"split": options.split}) for one in config.data.validation_sources]
         return Evaluate(bench=name, samples=options.samples, batch=options.batch, data=given)
     if split and options.split not in (None, split):
         raise PlaitError(f"--bench {bench} and --split {options.split} name two splits: keep one")

@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from plait.assembly import data_look
-from plait.assembly.data import TrainingData, data_seed, open_data, open_training
+from plait.assembly.data import TrainingData, data_seed, open_data, open_training, open_validation
 from plait.assembly.fixed_order import FixedOrder
 from plait.assembly.held_out import choose
 from plait.assembly.model import write_assets
@@ -25,11 +25,12 @@ from plait.commands.actions.index_data import byte_text
 from plait.commands.pages import gallery
 from plait.commands.pages.card import Card
 from plait.config.resolved import Resolved, StageView
-from plait.config.schema import RunConfig, Source
+from plait.config.schema import RunConfig
 from plait.data import images
 from plait.data.loading.micro_batch import Bad, MicroBatchBuilder
 from plait.data.order import Ordering, SampleId
 from plait.data.sources.bucketing import contents_of
+from plait.data.sources.contract import Source as SampleSource
 from plait.errors import PlaitError
 from plait.families import registry
 from plait.families.contract import Family, Inputs
@@ -116,7 +117,7 @@ def _assets(config: RunConfig) -> Iterator[Path]:
 def _draw_stage(view: StageView, family: Family, section: Any, assets: Path, *, split: str, samples: int, out: Path) -> None:
     """Encode and draw the samples of one stage, and log what is known of them."""
     config = view.config
-    data = open_training(config) if split == "train" else TrainingData(open_data(config, _held_out(config), split), [])
+    data = open_training(config) if split == "train" else TrainingData(_held_out(config), [])
     opened = data.sources
     inspect = family.inspect
     assert inspect is not None
@@ -152,7 +153,7 @@ def _draw_stage(view: StageView, family: Family, section: Any, assets: Path, *, 
 def _look(view: StageView, opened: Sequence[Any], inputs: Inputs, limits: Limits, split: str) -> Facts:
     """Return the rows of the table that a run logs before its first step, and what it would refuse or warn of."""
     config, train = view.config, split == "train"
-    held_out = open_data(config, config.data.validation, "validation") if train else []
+    held_out = open_validation(config) if train else []
     looks = data_look.look(opened, inputs, limits, held_out, data_seed(view))
     idle = data_look.without_input(looks, limits, config.trainable) if train else []
     refused = [*data_look.unusable(looks), *(idle if config.guard.no_input == "stop" else [])] if train else []
@@ -160,12 +161,14 @@ def _look(view: StageView, opened: Sequence[Any], inputs: Inputs, limits: Limits
     return [*data_look.table(looks), *(("refused", fault) for fault in refused), *(("warning", fault) for fault in warned)]
 
 
-def _held_out(config: RunConfig) -> list[Source]:
-    """Return the sources of held-out figures: `data.validation`, else those of the first `evaluate` entry that has any."""
-    entries = config.data.validation or next((entry.data for entry in config.evaluate if entry.data), [])
+def _held_out(config: RunConfig) -> Sequence[SampleSource]:
+    """Open the sources of held-out figures: `data.validation`, else those of the first `evaluate` entry that has any."""
+    if config.data.validation:
+        return open_validation(config)
+    entries = next((entry.data for entry in config.evaluate if entry.data), [])
     if not entries:
-        raise PlaitError("the configuration has no validation data to look at: list some under data.validation")
-    return entries
+        raise PlaitError("the configuration has no validation data to look at: list some under data.validation, or hold out a share: 1%")
+    return open_data(config, entries, "validation")
 
 
 def _first(view: StageView, data: TrainingData, split: str, samples: int) -> tuple[Sequence[SampleId], int, Ordering]:

@@ -6,12 +6,13 @@ functions; NO_MEANING gives the reason for keys without one here.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from plait.config.dialects.builder import TranslationBuilder
+from plait.config.dialects.flat_json_data import hold_out, holds_out, translate_data
 from plait.config.messages import Problem, format_value, raise_first, unknown_key
 from plait.config.nodes import COMMAND_LINE, Node, from_plain, merge, to_plain
 from plait.config.reading import Override
@@ -20,8 +21,6 @@ from plait.config.translation import TranslatedKey, Translation
 from plait.errors import PlaitError
 
 DEFAULT = "default of the flat dialect"
-HUB_NAMES = {"datacomp": "mlfoundations/datacomp_small"}
-HELD_OUT = ("train[:99%]", "train[99%:]")  # the original evaluated on rows that it trained on
 _INFO = {"int": (int,), "number": (int, float), "bool": (bool,), "text": (str,)}
 
 
@@ -47,6 +46,7 @@ KEYS = {
     "gradient_accumulation_steps": Key("int", 4),
     "num_epochs": Key("number", 3),
     "max_steps": Key("int?"),
+    "lr_scheduler_type": Key("text", "linear"),
     "warmup_steps": Key("int", 100, "optim.schedule.warmup_steps"),
     "weight_decay": Key("number", 0.01, "optim.weight_decay"),
     "max_grad_norm": Key("number", 1.0, "train.grad_clip"),
@@ -83,7 +83,7 @@ KEYS = {
 NO_MEANING = {
     "streaming": "rows are read by index, in an order that is a function of (seed, step): a stream cannot be resumed exactly",
     "load_full_cosmos_pipeline": "only the VAE is ever loaded: the diffusion transformer, T5 and the guardrail take no part in encoding",
-    "push_to_hub": "training does not publish; a finished run is pushed by hand",
+    "push_to_hub": "training uploads nothing; write a finished run with `plait export RUN --to hf`, and upload that folder",
     "hub_model_id": "training does not publish",
     "hub_strategy": "training does not publish",
     "hub_private_repo": "training does not publish",
@@ -92,7 +92,9 @@ FREEZES = {"freeze_gemma_vision": "vision", "freeze_gemma_language": "language",
 STAGES = "stages"
 """Plait's addition to the dialect, like `answer_template`: a list of {"name": ..., and any keys that differ in that stage}."""
 STAGED = ("trainable", "data", "train", "optim", "checkpoint", "evaluate", "track", "distributed")
-ASSUMED = {"family": "theworld", "optim.betas": [0.9, 0.999], "optim.eps": 1e-8, "optim.schedule.name": "cosine"}
+ASSUMED = {"family": "theworld", "optim.betas": [0.9, 0.999], "optim.eps": 1e-8}
+SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant_with_warmup": "constant", "inverse_sqrt": "inverse_sqrt"}
+"""Plait's name of each `lr_scheduler_type` of transformers that it has; the original's curve is linear where none is written."""
 
 
 def recognise(tree: Node, plait_keys: Sequence[str]) -> bool:
@@ -128,13 +130,28 @@ def translate(tree: Node, overrides: Sequence[Override], path: Path, plait_keys:
     tree = builder.tree
     if staged is not None:
         listed = staged.value if isinstance(staged.value, list) else []
+        if any(isinstance(stage.value, dict) and "do_eval" in stage.value and stage.value["do_eval"].value for stage in listed):
+            hold_out(builder)
+            tree = builder.tree
         stages = [_stage(stage, index, builder, path, plait_keys) for index, stage in enumerate(listed)]
         rows += [row for _, stage_rows in stages for row in stage_rows]
         staged = replace(staged, value=[node for node, _ in stages]) if stages else staged
         tree = merge(tree, replace(tree, value={STAGES: staged}))
+    remaining = [override for override in overrides if override.path[0] not in KEYS]
+    return Translation(tree, remaining, rows, _warnings(rows, path))
+
+
+def _warnings(rows: Sequence[TranslatedKey], path: Path) -> list[str]:
+    """Return a line on keys that have no effect here, and one for each whose author will miss something: uploads, a second GPU."""
     ignored = [row.key for row in rows if row.path is None and row.value not in (None, False, 0)]
-    warnings = [f"{path}: without meaning here: {', '.join(ignored)}; `plait config {path}` says why"] if ignored else []
-    return Translation(tree, [override for override in overrides if override.path[0] not in KEYS], rows, warnings)
+    lines = [f"{path}: without meaning here: {', '.join(ignored)}; `plait config {path}` says why"] if ignored else []
+    for row in rows:
+        key = row.key.rpartition(".")[2]
+        if key == "push_to_hub" and row.value:
+            lines.append(f"{path}: {row.key} is true, but {NO_MEANING[key]}")
+        elif key == "device" and row.note and row.value:
+            lines.append(f"{path}: {row.key} is {format_value(row.value)}: {row.note}")
+    return lines
 
 
 def _translated(written: dict[str, Node], path: Path, plait_keys: Sequence[str]) -> TranslationBuilder:
@@ -170,6 +187,8 @@ def _stage(stage: Node, index: int, whole: TranslationBuilder, path: Path, plait
     keys = {key: node for key, node in stage.value.items() if key != "name"}
     typed = {key: node for key, node in whole.written.items() if node.file == COMMAND_LINE}
     builder = _translated({**whole.written, **keys, **typed}, path, plait_keys)
+    if holds_out(whole):
+        hold_out(builder)
     for section in (name for name in {**builder.tree.value, **whole.tree.value} if name not in STAGED):
         blamed = next((key for key in keys if (KEYS[key].path or "from").partition(".")[0] == section), None)
         if blamed and _changes(whole.tree.value.get(section), builder.tree.value.get(section)) is not None:
@@ -237,6 +256,19 @@ def _lengths(builder: TranslationBuilder) -> None:
         builder.translate("train.grad_clip", None, "max_grad_norm", note="0: no clipping")
 
 
+def _schedule(builder: TranslationBuilder) -> None:
+    """Translate the curve of the learning rate. Raises PlaitError for one that plait does not have, listing those it has."""
+    name = builder.get("lr_scheduler_type")
+    if name not in SCHEDULES:
+        raise builder.error("lr_scheduler_type", f"must be {_listed(SCHEDULES)}, got {format_value(name)}")
+    builder.translate("optim.schedule.name", SCHEDULES[name], "lr_scheduler_type")
+
+
+def _listed(known: Iterable[str]) -> str:
+    *first, last = map(repr, known)
+    return f"{', '.join(first)} or {last}"
+
+
 def _machine(builder: TranslationBuilder) -> None:
     """Translate precision, gradient checkpointing and the device."""
     precision = builder.get("mixed_precision")
@@ -284,84 +316,13 @@ def _tracking(builder: TranslationBuilder) -> None:
     builder.add_row("log_to_wandb", "track.wandb", "the key comes from WANDB_API_KEY")
 
 
-def _data(builder: TranslationBuilder) -> None:
-    """Translate the training data, with its question and answer, and then the evaluation that may hold out a part of it."""
-    key = "train_dataset_path" if builder.get("train_dataset_path") else "dataset_name"
-    for other in ("dataset_name", "train_dataset_path"):
-        builder.add_row(other, None, "train_dataset_path wins over it" if key == "train_dataset_path" else f"{key} says what is read")
-    name = builder.get(key)
-    if name in (None, "custom"):
-        for idle in ("dataset_name", "num_samples", "question_template", "answer_template"):
-            builder.add_row(idle, None, "dataset_name names no data: give --data.train=[{source: ..., path: ...}]")
-        _evaluate(builder, {})
-        return
-    source, note = _source(name)
-    if builder.get("do_eval") and source["source"] == "datasets" and not builder.get("eval_dataset_path"):
-        source["split"] = HELD_OUT[0]
-    fields = {ours: (key, value) for ours, value in source.items()}
-    train = {**fields, **_template(builder, source["source"]), "limit": ("num_samples", builder.get("num_samples"))}
-    builder.translate("data.train", [builder.entry(train)], key)
-    builder.add_row(key, f"data.train.0.{next(ours for ours in ('name', 'path', 'source') if ours in source)}", note)
-    builder.add_row("num_samples", "data.train.0.limit", "null: all of them" if builder.get("num_samples") is None else "")
-    scenes = source["source"] == "scenes"
-    why = "generated scenes ask their own questions" if scenes else ""
-    builder.add_row("question_template", None if scenes else "data.train.0.template.user", why)
-    builder.add_row("answer_template", None if scenes else "data.train.0.template.assistant", why or "our addition; its fields in braces")
-    _evaluate(builder, source)
-
-
-def _template(builder: TranslationBuilder, kind: str) -> dict[str, tuple[str, Any]]:
-    """Return the template of one question for every picture, answered by its caption (`text` in `datasets` rows) or `answer_template`."""
-    if kind == "scenes":
-        return {}
-    question = builder.get("question_template").replace("{", "{{").replace("}", "}}")
-    answer = builder.get("answer_template") or ("{text}" if kind == "datasets" else "{caption}")
-    return {"template": ("", builder.entry({"user": ("question_template", question), "assistant": ("answer_template", answer)}))}
-
-
-def _source(name: str) -> tuple[dict[str, Any], str]:
-    """Return the source that a dataset's name stands for (generated scenes, a path on disk, a name on the Hub), and a note."""
-    if name == "scenes":
-        return {"source": "scenes", "split": "train"}, "generated scenes, with their own questions"
-    on_disk = name.startswith(("/", "./", "../", "~")) or "://" in name or Path(name).exists()
-    if on_disk and name.endswith(".jsonl"):
-        return {"source": "jsonl", "path": name}, ""
-    if on_disk and name.endswith((".parquet", ".json", ".arrow")):
-        return {"source": "datasets", "path": name, "split": "train"}, ""
-    if on_disk:
-        tars = name.endswith(".tar") or any(Path(name).glob("*.tar"))
-        return {"source": "shards" if tars else "folder", "path": name}, "tar shards" if tars else "a folder of images"
-    known = HUB_NAMES.get(name, name)
-    note = "its rows hold addresses of images: fetch those into tar shards, then --dataset_name=./FOLDER" if name == "datacomp" else ""
-    return {"source": "datasets", "name": known, "split": "train"}, note
-
-
-def _evaluate(builder: TranslationBuilder, train: dict[str, Any]) -> None:
-    """Translate evaluation into the loss on data that is held out; the original measured it on rows of the training set."""
-    keys, elsewhere = ("do_eval", "eval_steps", "eval_batch_size", "eval_dataset_path"), builder.get("eval_dataset_path")
-    held = {"datasets": HELD_OUT[1], "scenes": "validation"}.get(train.get("source", ""))
-    if not builder.get("do_eval") or not (elsewhere or held):
-        off = "nothing is held out: give eval_dataset_path, or --data.validation=[...]" if builder.get("do_eval") else "do_eval is false"
-        for key in keys:
-            builder.add_row(key, None, off)
-        return
-    source, key = {**train, "split": held}, "do_eval"
-    if elsewhere:
-        source, key = _source(elsewhere)[0], "eval_dataset_path"
-        if "split" in source:
-            source["split"] = "validation"
-    entry = {**{ours: (key, value) for ours, value in source.items()}, **_template(builder, source["source"])}
-    builder.translate("data.validation", [builder.entry(entry)], key)
-    size = builder.get("eval_batch_size") or builder.get("batch_size")
-    bench = {"bench": ("do_eval", "loss"), "every_steps": ("eval_steps", builder.get("eval_steps")), "batch": ("eval_batch_size", size)}
-    builder.translate("evaluate", [builder.entry(bench)], "do_eval")
-    where = "" if elsewhere else f", on {held}; the original measured rows that it trained on"
-    builder.add_row("do_eval", "evaluate.0.bench", f"held-out loss{where}")
-    builder.add_row("eval_steps", "evaluate.0.every_steps")
-    builder.add_row("eval_batch_size", "evaluate.0.batch", "" if builder.get("eval_batch_size") else "null: batch_size")
-    note = "" if elsewhere else "null: a part of the training data is held out"
-    builder.add_row("eval_dataset_path", "data.validation.0" if elsewhere else None, note)
-
-
-TOGETHER: tuple[Callable[[TranslationBuilder], None], ...] = (_trainable, _lengths, _machine, _checkpoints, _tracking, _data)
+TOGETHER: Sequence[Callable[[TranslationBuilder], None]] = (
+    _trainable,
+    _lengths,
+    _schedule,
+    _machine,
+    _checkpoints,
+    _tracking,
+    translate_data,
+)
 """The translations of keys whose meaning depends on each other."""

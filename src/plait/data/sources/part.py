@@ -1,0 +1,96 @@
+"""A part of a source (one data set): the share of its samples that is held out for validation, or all the others, which are trained.
+
+Whether a sample is held out depends on the run's seed and on the sample's index alone: the same samples on every rank and after every
+restart, also when more samples are added at the end, and in every source that reads the same file.
+"""
+
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from plait.data.sources.contract import Sample, Source
+from plait.errors import PlaitError
+from plait.keys import key
+
+_AT_ONCE = 1 << 20  # samples whose numbers are computed together
+
+
+class Part(Source):
+    """The held-out share of a source (`held_out`), or the rest of it, in the order of the source.
+
+    Each bucket of a source gives at least one sample to either part, but for a bucket of one, which is trained. Raises PlaitError for a
+    source too small to hold anything out.
+    """
+
+    def __init__(self, source: Source, share: float, seed: int, *, held_out: bool) -> None:
+        self.whole, self.held_out = source, held_out
+        self.name, self.left_out = source.name, dict(source.left_out)
+        self.has_template, self.allow_blank, self.may_wait = source.has_template, source.allow_blank, source.may_wait
+        self.fingerprint = f"{source.fingerprint}-{'held' if held_out else 'train'}-{key(str(share), seed):016x}"
+        ends = np.cumsum([0, *(source.groups or (len(source),))])
+        chosen = [_held_out(int(begin), int(end), share, seed) for begin, end in pairwise(ends)]
+        self._held = np.concatenate([np.zeros(0, np.int64), *chosen])
+        if not len(self._held):
+            raise PlaitError(f"data.validation is a share of {source.name}, which has {len(source)} samples: list other sources there")
+        self._shift = self._held - np.arange(len(self._held))  # held-out sample k follows as many that are trained
+        sizes = [len(part) if held_out else int(end - begin) - len(part) for part, (begin, end) in zip(chosen, pairwise(ends), strict=True)]
+        self._sizes = sizes
+        self.groups = tuple(size for size in sizes if size) if source.groups else ()
+
+    def __len__(self) -> int:
+        return len(self._held) if self.held_out else len(self.whole) - len(self._held)
+
+    def __getitem__(self, index: int, /) -> Sample:
+        return self.whole[self.index_in_whole(index)]
+
+    def draw(self, index: int, sample_key: int) -> Sample:
+        """Return sample `index` of this part as the whole source draws it."""
+        return self.whole.draw(self.index_in_whole(index), sample_key)
+
+    def index_in_whole(self, index: int) -> int:
+        """Return the index in the whole source of sample `index` of this part. Raises IndexError beyond its end."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        if self.held_out:
+            return int(self._held[index])
+        return index + int(np.searchsorted(self._shift, index, side="right"))
+
+    def table(self, global_batch: int) -> list[Mapping[str, Any]]:
+        """Return the whole source's table with this part's samples; `tokens` in proportion, because samples are not read for it."""
+        rows: list[Mapping[str, Any]] = []
+        for row, size in zip(self.whole.table(global_batch), self._sizes, strict=False):
+            tokens = round(row["tokens"] * size / row["samples"])
+            counts = {"samples": size, "tokens": tokens, "batches": size // global_batch, "left_over": size % global_batch}
+            rows += [{**row, **counts}] if size else []
+        return rows
+
+
+def _held_out(begin: int, end: int, share: float, seed: int) -> np.ndarray:
+    """Return which of the indices from `begin` to `end` are held out, sorted: those whose random number is below `share`.
+
+    At least one, that with the smallest number, and not all of them; none of fewer than two.
+    """
+    if end - begin < 2:
+        return np.zeros(0, np.int64)
+    below, least, most = [], (2.0, -1), (-1.0, -1)
+    for first in range(begin, end, _AT_ONCE):
+        indices = np.arange(first, min(end, first + _AT_ONCE), dtype=np.int64)
+        numbers = _uniform(indices, seed)
+        below.append(indices[numbers < share])
+        least = min(least, (float(numbers.min()), int(indices[numbers.argmin()])))
+        most = max(most, (float(numbers.max()), int(indices[numbers.argmax()])))
+    held = np.concatenate(below)
+    if not len(held):
+        return np.array([least[1]], np.int64)
+    return held if len(held) < end - begin else held[held != most[1]]
+
+
+def _uniform(indices: np.ndarray, seed: int) -> np.ndarray:
+    """Return a number from 0 to 1 for each index, a function of it and `seed`: the finaliser of SplitMix64 (Steele et al. 2014)."""
+    z = (indices.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(key(seed, "held-out share"))
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    numbers: np.ndarray = (z ^ (z >> np.uint64(31))) / np.float64(2**64)
+    return numbers
