@@ -100,7 +100,7 @@ def test_molmo_as_hf_computes_and_answers_the_same_in_a_fresh_process(trained, t
         logits = built.model.logits(built.model.hidden(built.model.embed(batch), batch))
     assert (reloaded["logits"] - logits).abs().max() <= 1e-5  # one arithmetic in two programs: only the order of sums may differ
     said = built.family.generate(
-        built.model, inputs, built.family.GenerateOptions(prompt="How many?", image=[tmp_path / "a.png"], max_new_tokens=8), None
+        built.model, inputs, built.family.GenerateOptions(prompt="How many?", image=[tmp_path / "a.png"], max_new_tokens=8), None, "latest"
     )
     new = reloaded["new"][0].tolist()
     assert said == [inputs.tokenizer.decode(new[: new.index(0)] if 0 in new else new).strip()]

@@ -1,6 +1,8 @@
 """Encoders of diffusers and transformers from folders, small and random, against the libraries' own calls."""
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -105,3 +107,23 @@ def test_other_weights_have_another_pin(vae):
     with pytest.raises(PlaitError, match="but the set was made with"):
         reopen("latents", before)
     assert json.loads(json.dumps(before)) == before
+
+
+def test_an_encoder_that_lies_elsewhere_is_found_by_its_weights(vae, tmp_path, monkeypatch):
+    pin, moved = open_latents(vae[1]).pin, tmp_path / "models" / "some" / "vae"
+    other = AutoencoderKL.from_config(vae[0].config)
+    other.save_pretrained(tmp_path / "models" / "another")
+    Path(vae[1]).rename(tmp_path / "gone")
+    with pytest.raises(PlaitError, match=r"neither a folder nor a repository .* set PLAIT_ENCODERS to a folder above it"):
+        reopen("latents", pin)
+    monkeypatch.setenv("PLAIT_ENCODERS", f"{tmp_path / 'empty'}:{tmp_path / 'models'}")
+    with pytest.raises(PlaitError, match="set PLAIT_ENCODERS"):
+        reopen("latents", pin)
+    moved.parent.mkdir()
+    (tmp_path / "gone").rename(moved)
+    assert reopen("latents", pin).pin == {**pin, "name": str(moved)}
+    shutil.copytree(tmp_path / "models" / "another", vae[1])  # another encoder took its place
+    assert reopen("latents", pin).pin == {**pin, "name": str(moved)}
+    monkeypatch.delenv("PLAIT_ENCODERS")
+    with pytest.raises(PlaitError, match=r"but the set was made with .*PLAIT_ENCODERS"):
+        reopen("latents", pin)

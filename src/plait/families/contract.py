@@ -101,8 +101,11 @@ class Family:
     """(config) to what the model can take in: the longest sequence, the size of images, and what each component learns from."""
     monitors: Callable[[Any], list[Monitor]] = _no_monitors
     GenerateOptions: type[BaseModel] | None = None
-    generate: Callable[[Any, Any, Any, Path | None], Iterable[str]] | None = None
-    """Work of `plait generate`: (model, inputs, GenerateOptions, folder for files or None) to lines to print."""
+    generate: Callable[[Any, Any, Any, Path | None, str], Iterable[str]] | None = None
+    """Work of `plait generate`: (model, inputs, GenerateOptions, folder for files or None, moment) to lines to print.
+
+    The moment is the name of the checkpoint's step, such as step-00000100.
+    """
     inspect: Callable[[Any, Sample, Any], dict[str, Any]] | None = None
     """(inputs, sample, example) to what the model sees: `images` (uint8, H x W x 3), `text` ([(text, whether the loss counts it)]) and
     `notes` (values to show, by name).
@@ -160,7 +163,7 @@ OPTIONAL: Mapping[str, str] = {
     "limits": "limits(config)",
     "monitors": "monitors(config)",
     "GenerateOptions": "GenerateOptions, a pydantic model",
-    "generate": "generate(model, inputs, options, out)",
+    "generate": "generate(model, inputs, options, out, moment)",
     "inspect": "inspect(inputs, sample, example)",
 }
 METHODS: Mapping[str, Sequence[str]] = {

@@ -6,8 +6,10 @@ in the shards made with it. The libraries behind pretrained encoders are importe
 """
 
 import importlib
+import os
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Literal, Protocol, overload
 
 import numpy as np
@@ -18,6 +20,7 @@ from plait.errors import PlaitError
 from plait.nn.tiny_encoders import TinyImages, TinyLatents, TinyTexts
 
 Kind = Literal["latents", "texts", "images"]
+_PLACES = "PLAIT_ENCODERS"
 
 
 class LatentCodec(Protocol):
@@ -107,18 +110,37 @@ def reopen(kind: Literal["images"], pin: Mapping[str, Any], max_tokens: int | No
 def reopen(
     kind: Kind, pin: Mapping[str, Any], max_tokens: int | None = None, device: str = "cpu"
 ) -> LatentCodec | TextEncoder | ImageEncoder:
-    """Open the encoder of `kind` that `pin` names; `max_tokens`: per caption. Raises PlaitError when its weights have another hash."""
+    """Open the encoder of `kind` that `pin` names, or one of the same weights below a folder of $PLAIT_ENCODERS.
+
+    `max_tokens`: per caption. Raises PlaitError when there is none with the hash in the pin.
+    """
     base = str(pin["name"])
     name = base if base.startswith("tiny") or not pin.get("revision") else f"{base}@{pin['revision']}"
-    openers: dict[str, Callable[[], LatentCodec | TextEncoder | ImageEncoder]] = {
-        "latents": lambda: open_latents(name, device),
-        "texts": lambda: open_texts(name, max_tokens, device),
-        "images": lambda: open_images(name, device),
+    openers: dict[str, Callable[[str], LatentCodec | TextEncoder | ImageEncoder]] = {
+        "latents": lambda name: open_latents(name, device),
+        "texts": lambda name: open_texts(name, max_tokens, device),
+        "images": lambda name: open_images(name, device),
     }
-    encoder = openers[kind]()
+    found = None if base.startswith("tiny") else _same_weights(base, str(pin["xxh3"]))  # before the Hub is asked
+    cure = "" if base.startswith("tiny") else f"; if it lies elsewhere, set {_PLACES} to a folder above it: it is known by its weights"
+    try:
+        encoder = openers[kind](str(found or name))
+    except PlaitError as error:
+        raise PlaitError(f"{error}{cure}") from error
     if encoder.pin["xxh3"] != pin["xxh3"]:
-        raise PlaitError(f"{kind} encoder {name} has weights {encoder.pin['xxh3']}, but the set was made with {pin['xxh3']}")
+        raise PlaitError(f"{kind} encoder {name} has weights {encoder.pin['xxh3']}, but the set was made with {pin['xxh3']}{cure}")
     return encoder
+
+
+def _same_weights(name: str, xxh3: str) -> Path | None:
+    """Return the folder `name`, or the first in or below those of $PLAIT_ENCODERS, whose weights have this hash; None without one."""
+    places = [Path(place) for place in os.environ.get(_PLACES, "").split(os.pathsep) if place]
+    if not places:
+        return None
+    folders = [Path(name)] if Path(name).is_dir() else []
+    folders += sorted({path.parent for place in places for path in place.rglob("config.json") if any(path.parent.glob("*.safetensors"))})
+    weights_hash = importlib.import_module("plait.nn.pretrained").weights_hash
+    return next((folder for folder in folders if weights_hash(folder) == xxh3), None)
 
 
 def decoder(metadata: Mapping[str, Any], device: str = "cpu") -> Callable[[Tensor], Tensor]:

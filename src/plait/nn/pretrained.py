@@ -43,11 +43,15 @@ def locate(name: str) -> tuple[Path, dict[str, Any]]:
             reason = str(error).splitlines()[0]
             raise PlaitError(f"encoder {name!r} is neither a folder nor a repository that can be fetched: {reason}") from error
         folder, commit = root / subfolder, root.name
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights or not (folder / "config.json").is_file():
+    if not any(folder.glob("*.safetensors")) or not (folder / "config.json").is_file():
         raise PlaitError(f"encoder {name!r}: {folder} needs config.json and *.safetensors; for a pipeline, name its part (.../vae)")
-    digest = xxhash.xxh3_64_hexdigest("".join(f"{file.name}={files.xxh3(file)}\n" for file in weights).encode())
-    return folder, {"name": base, "revision": commit, "xxh3": digest}
+    return folder, {"name": base, "revision": commit, "xxh3": weights_hash(folder)}
+
+
+def weights_hash(folder: Path) -> str:
+    """Return the xxh3 of the names and contents of a folder's *.safetensors files: two copies of an encoder have the same."""
+    weights = sorted(folder.glob("*.safetensors"))
+    return xxhash.xxh3_64_hexdigest("".join(f"{file.name}={files.xxh3(file)}\n" for file in weights).encode())
 
 
 def _config(folder: Path) -> dict[str, Any]:

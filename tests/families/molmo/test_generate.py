@@ -68,11 +68,11 @@ def test_generate_writes_its_answer(make, tmp_path):
     _, model, inputs = make()
     (tmp_path / "a.png").write_bytes(photo(1))
     options = GenerateOptions(prompt="What is this?", image=str(tmp_path / "a.png"), max_new_tokens=3)
-    lines = generate(model, inputs, options, tmp_path)
+    lines = generate(model, inputs, options, tmp_path, "step-00000007")
     assert json.loads((tmp_path / "answer.json").read_text())["answer"] == lines[0]
 
 
 def test_generate_names_a_missing_file(make, tmp_path):
     _, model, inputs = make()
     with pytest.raises(PlaitError, match=r"generate: --image: no file .*b\.png"):
-        generate(model, inputs, GenerateOptions(image=[tmp_path / "b.png"]), None)
+        generate(model, inputs, GenerateOptions(image=[tmp_path / "b.png"]), None, "latest")

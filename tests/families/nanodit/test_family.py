@@ -14,7 +14,7 @@ from plait.errors import PlaitError
 from plait.families.nanodit import family, pictures
 from plait.families.nanodit.config import Config
 from plait.families.nanodit.evaluate import benches
-from plait.families.nanodit.generate import GenerateOptions
+from plait.families.nanodit.generate import GenerateOptions, sample_shape
 from plait.families.nanodit.inputs import noise
 from plait.families.nanodit.sampler import Request, draw
 from plait.keys import key
@@ -228,16 +228,18 @@ def test_pictures_carry_their_settings_and_make_a_grid_per_size(make):
 
 def generated(make, directory, tmp_path, options, **section):
     _, net, inputs = make(**section)
-    lines = family.generate(net, inputs, GenerateOptions.model_validate(options), tmp_path / "out")
+    lines = family.generate(net, inputs, GenerateOptions.model_validate(options), tmp_path / "out", "step-00000007")
     return lines, sorted(path.name for path in (tmp_path / "out").iterdir())
 
 
 def test_generation_writes_a_picture_per_prompt_and_seed_and_a_grid(make, directory, tmp_path):
     options = {"prompt": ["a frog", "a cat"], "count": "2", "seed": "5", "steps": "2", "text_scale": "1.5"}
     lines, names = generated(make, directory, tmp_path, options, **PIXELS)
-    assert names == ["000-seed-5.png", "000-seed-6.png", "001-seed-5.png", "001-seed-6.png", "grid.png"]
+    at = "step-00000007.png"
+    drawn = [f"a-{what}-8x8-seed-{seed}-{at}" for what in ("cat", "frog") for seed in (5, 6)]
+    assert names == [*drawn, f"grid-{at}"]
     assert len(lines) == 5
-    with Image.open(tmp_path / "out" / "001-seed-6.png") as picture:
+    with Image.open(tmp_path / "out" / drawn[1]) as picture:
         settings = json.loads(picture.text["plait"])
     assert (settings["prompt"], settings["seed"], settings["text_scale"], settings["steps"]) == ("a cat", 6, 1.5, 2)
 
@@ -245,8 +247,53 @@ def test_generation_writes_a_picture_per_prompt_and_seed_and_a_grid(make, direct
 def test_the_same_seed_is_the_same_picture(make, directory, tmp_path):
     for name in ("a", "b"):
         generated(make, directory, tmp_path / name, {"prompt": "a frog", "seed": 5, "steps": 2}, **PIXELS)
-    first, second = ((tmp_path / name / "out" / "000-seed-5.png").read_bytes() for name in ("a", "b"))
+    first, second = ((tmp_path / name / "out" / "a-frog-8x8-seed-5-step-00000007.png").read_bytes() for name in ("a", "b"))
     assert first == second
+
+
+def test_no_picture_is_written_over(make, directory, tmp_path):
+    options = {"prompt": ["a frog", "a, frog!"], "steps": 1}
+    _, first = generated(make, directory, tmp_path, options, **PIXELS)
+    name = "a-frog-8x8-seed-0-step-00000007"
+    assert first == [f"{name}-2.png", f"{name}.png", "grid-step-00000007.png"]
+    before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    _, names = generated(make, directory, tmp_path, options | {"steps": 2}, **PIXELS)
+    assert names == sorted([*first, f"{name}-3.png", f"{name}-4.png", "grid-step-00000007-2.png"])
+    assert all(path.read_bytes() == body for path, body in before.items())
+
+
+def test_without_a_size_pictures_are_those_of_the_bucket_with_most(make, directory, tmp_path):
+    metadata = {
+        "latents": {"channels": 12, "downsample": 4, "mean": [0.0] * 12, "std": [1.0] * 12},
+        "texts": {"width": 8},
+        "images": {"width": 64},
+        "buckets": {"64x64": {"samples": 3}, "48x80": {"samples": 9}, "80x48": {"samples": 8}},
+    }
+    (tmp_path / METADATA).write_text(json.dumps(metadata))
+    config, _, inputs = make(channels=12, metadata=str(tmp_path))
+    family.prepare(config, directory, lambda: [])
+    assert sample_shape(inputs, None) == (12, 20, 12)
+
+
+def test_latents_are_decoded_a_few_at_a_time_to_the_same_pictures(make, directory, tmp_path, monkeypatch):
+    codec = encoders.open_latents("tiny:4x12")
+    metadata = {
+        "latents": {"channels": 12, "downsample": 4, "mean": [0.0] * 12, "std": [1.0] * 12},
+        "texts": {"width": 8},
+        "images": {"width": 64},
+        "encoders": {"latents": codec.pin},
+    }
+    (tmp_path / METADATA).write_text(json.dumps(metadata))
+    config, _, inputs = make(channels=12, metadata=str(tmp_path))
+    family.prepare(config, directory, lambda: [])
+    latents, seen = torch.randn(5, 12, 4, 8), []
+    at_once = pictures.decoder(inputs, torch.device("cpu"))(latents)
+    decode = encoders.TinyLatents.decode
+    monkeypatch.setattr(encoders.TinyLatents, "decode", lambda self, part: (seen.append(len(part)), decode(self, part))[1])
+    monkeypatch.setattr(pictures, "_DECODED_PIXELS", 2 * 32 * 16)
+    in_parts = pictures.decoder(inputs, torch.device("cpu"))(latents)
+    assert seen == [2, 2, 1]
+    assert all(np.array_equal(one, other) for one, other in zip(at_once, in_parts, strict=True))
 
 
 def test_prompts_and_latents_go_through_the_encoders_of_the_shards(make, directory, tmp_path):
@@ -263,8 +310,13 @@ def test_prompts_and_latents_go_through_the_encoders_of_the_shards(make, directo
     family.prepare(config, directory, lambda: [])
     Image.new("RGB", (30, 30), (200, 0, 0)).save(tmp_path / "red.png")
     options = GenerateOptions(prompt=["a dot", ""], image=tmp_path / "red.png", size="32x16", steps=2)
-    family.generate(net, inputs, options, tmp_path / "out")
-    with Image.open(tmp_path / "out" / "000-seed-0.png") as picture:
+    family.generate(net, inputs, options, tmp_path / "out", "step-00000007")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "a-dot-32x16-seed-0-step-00000007.png",
+        "grid-step-00000007.png",
+        "no-prompt-32x16-seed-0-step-00000007.png",
+    ]
+    with Image.open(tmp_path / "out" / "a-dot-32x16-seed-0-step-00000007.png") as picture:
         assert picture.size == (32, 16)
     shown = pictures.decoder(inputs, torch.device("cpu"))(torch.zeros(1, 12, 4, 8))[0]
     example = inputs.encode(sample(1, vae=np.zeros((12, 4, 8)), dinov3=np.zeros(64)), 1)

@@ -101,11 +101,11 @@ def test_generate_answers_and_writes(make, tmp_path):
     _, model, inputs = make()
     (tmp_path / "a.png").write_bytes(photo(1))
     options = GenerateOptions.model_validate({"prompt": "What is this?", "image": str(tmp_path / "a.png"), "max_new_tokens": "4"})
-    lines = generate(model, inputs, options, tmp_path / "out")
+    lines = generate(model, inputs, options, tmp_path / "out", "step-00000007")
     written = json.loads((tmp_path / "out" / "answer.json").read_text())
     assert lines == [written["answer"]]
     assert written["world_tokens"] == 16
-    off = generate(model, inputs, options.model_copy(update={"world": False}), tmp_path / "off")
+    off = generate(model, inputs, options.model_copy(update={"world": False}), tmp_path / "off", "latest")
     assert json.loads((tmp_path / "off" / "answer.json").read_text())["world_tokens"] == 0
     assert len(off) == 1
 
@@ -113,7 +113,7 @@ def test_generate_answers_and_writes(make, tmp_path):
 def test_generate_names_a_missing_image(make):
     _, model, inputs = make()
     with pytest.raises(PlaitError, match="generate: --image: no file nowhere"):
-        generate(model, inputs, GenerateOptions(image=["nowhere.png"]), None)
+        generate(model, inputs, GenerateOptions(image=["nowhere.png"]), None, "latest")
 
 
 @pytest.mark.parametrize(("own", "sampled"), [(7, False), ([7, 1], True), (None, False)])

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from plait.assembly import saved
+from plait.engine import evaluation
 from plait.engine.parallel import distributed
 from plait.engine.precision import autocast
 from plait.errors import PlaitError
@@ -23,14 +24,15 @@ def generate(spec: str | Path, options: Sequence[str], *, averaged: bool, out: P
     `out`: folder for pictures. Raises PlaitError for an option that is unknown or wrong, and for a family that generates nothing.
     """
     with distributed.join() as ranks:
-        bundle, _, config = saved.open_checkpoint(spec, ranks, averaged=averaged, length=length)
+        bundle, checkpoint, config = saved.open_checkpoint(spec, ranks, averaged=averaged, length=length)
         if bundle.family.generate is None or bundle.family.GenerateOptions is None:
             raise PlaitError(f"family {bundle.family.name!r} generates nothing; `plait eval {spec}` measures it")
         given = generate_options(bundle.family.GenerateOptions, options)
         if not ranks.first:  # one question has one answer, however many ranks there are
             return
         with autocast(config.train.precision, ranks.device):
-            for line in bundle.family.generate(bundle.model, bundle.inputs(config, train=False), given, out):
+            moment = evaluation.moment_of(checkpoint.step)
+            for line in bundle.family.generate(bundle.model, bundle.inputs(config, train=False), given, out, moment):
                 log.info(line)
 
 

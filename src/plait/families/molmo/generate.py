@@ -42,7 +42,7 @@ class GenerateOptions(BaseModel):
         return [value] if isinstance(value, str | Path) else value
 
 
-def generate(model: Molmo, inputs: Inputs, options: GenerateOptions, out: Path | None) -> list[str]:
+def generate(model: Molmo, inputs: Inputs, options: GenerateOptions, out: Path | None, moment: str) -> list[str]:
     """Answer the prompt of `options`; return [answer], and write it to `out`/answer.json if given. Raises PlaitError without its images."""
     missing = [str(path) for path in options.image if not path.is_file()]
     if missing:
@@ -57,7 +57,8 @@ def generate(model: Molmo, inputs: Inputs, options: GenerateOptions, out: Path |
     sampling = Sampling(options.temperature, options.top_p, [key(options.seed, "generate")])
     answer = answers(model, inputs, [example], max_new_tokens=[options.max_new_tokens], sampling=sampling)[0]
     if out is not None:
-        write_json(out / "answer.json", {**options.model_dump(mode="json"), "answer": answer, "tokens": len(example.row)})
+        settings = {**options.model_dump(mode="json"), "checkpoint": moment}
+        write_json(out / "answer.json", {**settings, "answer": answer, "tokens": len(example.row)})
     return [answer]
 
 

@@ -1,5 +1,7 @@
 """`plait generate` for nanodit: pictures for prompts and a reference image, as PNG files that hold their settings, and a grid of them."""
 
+import itertools
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +16,7 @@ from plait.families.nanodit.sampler import Request, draw
 from plait.keys import key
 
 _SIZE = r"^[1-9]\d*x[1-9]\d*$"
+_NAME_LENGTH = 60  # characters of a prompt in a file's name
 _BATCH = 16  # pictures per forward pass, before guidance multiplies them
 
 
@@ -24,7 +27,7 @@ class GenerateOptions(BaseModel):
 
     prompt: list[str] = Field(default=[""], description="what to draw; repeat it for several pictures")
     image: Path | None = Field(default=None, description="reference image")
-    size: str | None = Field(default=None, pattern=_SIZE, description="WIDTHxHEIGHT in pixels")
+    size: str | None = Field(default=None, pattern=_SIZE, description="WIDTHxHEIGHT in pixels; by default that of most training pictures")
     count: Annotated[int, Field(ge=1)] = Field(default=1, description="pictures per prompt, of consecutive seeds")
     seed: int = Field(default=0, description="of the first picture's noise")
     steps: Annotated[int, Field(ge=1)] | None = None
@@ -42,10 +45,11 @@ class GenerateOptions(BaseModel):
         return [value] if isinstance(value, str) else value
 
 
-def generate(model: NanoDiT, inputs: Inputs, options: GenerateOptions, out: Path | None) -> list[str]:
-    """Draw `count` pictures per prompt; write a PNG each, and grid.png of all, into `out`; return a line to print per file.
+def generate(model: NanoDiT, inputs: Inputs, options: GenerateOptions, out: Path | None, moment: str) -> list[str]:
+    """Draw `count` pictures per prompt; write a PNG each, and a grid of all, into `out`; return a line to print per file.
 
-    `out` None: RUN/generated. Raises PlaitError for options that do not fit each other or the model.
+    `out` None: RUN/generated. `moment`: the checkpoint's step, in the names of the files, of which none is ever written over. Raises
+    PlaitError for options that do not fit each other or the model.
     """
     sampling, shape = sampling_with(inputs.config, options), sample_shape(inputs, options.size)
     device = next(model.parameters()).device
@@ -58,13 +62,26 @@ def generate(model: NanoDiT, inputs: Inputs, options: GenerateOptions, out: Path
         batch = jobs[start : start + _BATCH]
         requests = [Request(conditions[index], shape, key("generate", seed)) for index, seed in batch]
         for (index, seed), picture in zip(batch, show(draw(model, inputs, requests, sampling)), strict=True):
-            settings = {"prompt": options.prompt[index], "image": str(options.image) if options.image else None, "seed": seed}
-            path = folder / f"{index:03d}-seed-{seed}.png"
+            prompt, size = options.prompt[index], f"{picture.shape[1]}x{picture.shape[0]}"
+            settings = {"prompt": prompt, "image": str(options.image) if options.image else None, "seed": seed, "checkpoint": moment}
+            path = _unused(folder / f"{_words_of(prompt)}-{size}-seed-{seed}-{moment}.png")
             pictures.write(path, picture, {**settings, "size": [picture.shape[1], picture.shape[0]], **sampling.model_dump(mode="json")})
             drawn.append(picture)
-            lines.append(f"{path}: {options.prompt[index]!r}, seed {seed}")
-    pictures.write(folder / "grid.png", pictures.tile(drawn), {"prompts": options.prompt, **options.model_dump(mode="json")})
-    return [*lines, f"{folder / 'grid.png'}: all {len(drawn)}"]
+            lines.append(f"{path}: {prompt!r}, {size}, seed {seed}")
+    grid = _unused(folder / f"grid-{moment}.png")
+    pictures.write(grid, pictures.tile(drawn), {"prompts": options.prompt, "checkpoint": moment, **options.model_dump(mode="json")})
+    return [*lines, f"{grid}: all {len(drawn)}"]
+
+
+def _words_of(prompt: str) -> str:
+    """Return the beginning of a prompt as a part of a file name: "A red dot!" -> "A-red-dot"; "no-prompt" without any word."""
+    return "-".join(re.findall(r"\w+", prompt))[:_NAME_LENGTH].strip("-") or "no-prompt"
+
+
+def _unused(path: Path) -> Path:
+    """Return `path`, or the first of NAME-2, NAME-3, ... that does not exist."""
+    numbered = (path.with_stem(f"{path.stem}-{number}") for number in itertools.count(2))
+    return next(candidate for candidate in itertools.chain([path], numbered) if not candidate.exists())
 
 
 def sampling_with(config: Config, options: GenerateOptions) -> Sampling:
@@ -86,13 +103,17 @@ def sampling_with(config: Config, options: GenerateOptions) -> Sampling:
 def sample_shape(inputs: Inputs, size: str | None) -> tuple[int, int, int]:
     """Return the shape (C, H, W), in latents or pixels, of samples for pictures of `size`, "WIDTHxHEIGHT" in pixels.
 
-    `size` None: the model's own for pixels. Raises PlaitError for sides that are no whole number of tokens, and for latents without a size.
+    `size` None: the model's own for pixels, and for latents the bucket that most pictures of the shards are in. Raises PlaitError for
+    sides that are no whole number of tokens, and for latents without a size where the run has no metadata of its shards.
     """
     config, stride = inputs.config, inputs.downsample
     if size is None:
-        if config.space == "latents":
+        if config.space == "pixels":
+            return (config.channels, config.image_size, config.image_size)
+        buckets = (inputs.metadata or {}).get("buckets", {})
+        if not buckets:
             raise PlaitError("generate: --size is missing: give WIDTHxHEIGHT in pixels, such as --size=1024x1024")
-        return (config.channels, config.image_size, config.image_size)
+        size = str(max(buckets, key=lambda name: buckets[name]["samples"]))
     width, height = (int(side) for side in size.split("x"))
     if width % (stride * config.patch) or height % (stride * config.patch):
         raise PlaitError(f"generate: --size is {size}: both sides must be multiples of {stride * config.patch} pixels")

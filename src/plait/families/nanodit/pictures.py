@@ -25,6 +25,8 @@ from plait.nn import encoders
 Decoder = Callable[[Tensor], list[np.ndarray]]
 """Samples (B, C, H, W) to B pictures (H, W, 3) uint8."""
 
+_DECODED_PIXELS = 2 * 1024 * 1024
+"""Pixels that a VAE decodes at once: its activations take about 2 KB for each."""
 _GAP_PX = 2
 _SHOWN_CHANNELS = 3
 _SPREAD = 3.0  # standard deviations of a latent channel from black to white, each way
@@ -33,15 +35,20 @@ _SPREAD = 3.0  # standard deviations of a latent channel from black to white, ea
 def decoder(inputs: Inputs, device: torch.device) -> Decoder:
     """Return the function that turns samples into pictures.
 
-    Pixels are rescaled; latents go through the decoder that the run's metadata names, or without one become false colours. Raises
-    PlaitError where that decoder cannot be opened or its weights have changed.
+    Pixels are rescaled; latents go through the decoder that the run's metadata names, a few pictures at a time, or without one become
+    false colours. Raises PlaitError where that decoder cannot be opened or its weights have changed.
     """
     if inputs.config.space == "pixels":
         return as_pixels
     if inputs.metadata is None or inputs.encoder("latents") is None:
         return as_colours
-    decode = encoders.decoder(inputs.metadata, str(device))
-    return lambda samples: list(decode(samples).permute(0, 2, 3, 1).numpy())
+    decode, side = encoders.decoder(inputs.metadata, str(device)), inputs.downsample
+
+    def show(samples: Tensor) -> list[np.ndarray]:
+        at_once = max(1, _DECODED_PIXELS // (samples.shape[-1] * samples.shape[-2] * side**2))
+        return [picture for part in samples.split(at_once) for picture in decode(part).permute(0, 2, 3, 1).numpy()]
+
+    return show
 
 
 def decoder_name(config: Config) -> list[str]:

@@ -41,7 +41,7 @@ class GenerateOptions(BaseModel):
         return [value] if isinstance(value, str | Path) else value
 
 
-def generate(model: TheWorld, inputs: Inputs, options: GenerateOptions, out: Path | None) -> list[str]:
+def generate(model: TheWorld, inputs: Inputs, options: GenerateOptions, out: Path | None, moment: str) -> list[str]:
     """Answer the prompt of `options`; return [answer], and write it to `out`/answer.json if given. Raises PlaitError without its images."""
     missing = [str(path) for path in options.image if not path.is_file()]
     if missing:
@@ -56,7 +56,7 @@ def generate(model: TheWorld, inputs: Inputs, options: GenerateOptions, out: Pat
     sampling = Sampling(options.temperature, options.top_p, [key(options.seed, "generate")])
     answer = answers(model, inputs, [example], max_new_tokens=[options.max_new_tokens], sampling=sampling)[0]
     if out is not None:
-        settings = options.model_dump(mode="json")
+        settings = {**options.model_dump(mode="json"), "checkpoint": moment}
         write_json(out / "answer.json", {**settings, "answer": answer, "world_tokens": example.world_tokens, "tokens": len(example.row)})
     return [answer]
 

@@ -93,7 +93,7 @@ def answer(model, inputs, prompt):
     return inputs.tokenizer.decode(tokens[start:])
 
 
-def generate(model, inputs, options, out):
+def generate(model, inputs, options, out, moment):
     yield answer(model, inputs, options.prompt)
 
 
