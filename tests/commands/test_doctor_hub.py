@@ -227,6 +227,12 @@ def test_sources_of_several_stages_are_counted_once(recipe, monkeypatch, capsys)
     assert only(lines, "benches") == "ok    benches    have their data: loss 8 samples"
 
 
+def test_a_share_that_is_held_out_is_counted(recipe, monkeypatch, capsys):
+    _, lines, _ = doctor(recipe, monkeypatch, capsys, "--data.validation=25%")
+    held = int(only(lines, "benches").removeprefix("ok    benches    have their data: loss ").removesuffix(" samples"))
+    assert 0 < held < 30
+
+
 def test_held_out_data_that_is_not_there_is_told(recipe, monkeypatch, capsys):
     (recipe.parent / "held.jsonl").unlink()
     code, lines, error = doctor(recipe, monkeypatch, capsys)

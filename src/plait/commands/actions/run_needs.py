@@ -98,7 +98,7 @@ def _training(config: RunConfig) -> list[Source]:
 
 
 def _held_out(config: RunConfig) -> list[Source]:
-    return [*config.data.validation, *(source for entry in config.evaluate for source in entry.data)]
+    return [*config.data.validation_sources, *(source for entry in config.evaluate for source in entry.data)]
 
 
 def datasets(resolved: Resolved) -> list[Wanted]:
@@ -140,7 +140,8 @@ def bench_data(resolved: Resolved) -> Iterator[Finding]:
             benches(config, config.evaluate)
             held_out = HeldOutData(config)
             for entry in config.evaluate:
-                remote = any(map(on_hub, entry.data or ([] if ":" in entry.bench else config.data.validation)))
+                held = config.data.validation_sources if config.data.held_out_share is None else _training(config)
+                remote = any(map(on_hub, entry.data or ([] if ":" in entry.bench else held)))
                 taken.append(f"{entry.bench} " + ("on the Hub, not opened" if remote else f"{len(held_out.of(entry)[1]):,} samples"))
         except PlaitError as error:
             yield Finding("benches", str(error), "mend evaluate: see the line on benches")
