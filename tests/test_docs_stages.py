@@ -53,6 +53,11 @@ def test_the_start_report_is_the_pages(said):
     assert report.startswith(shown)
 
 
+def test_more_steps_of_the_page_go_on(said):
+    (shown,) = said["plait train small.yaml --run=runs/small --stages.2.train.steps=8"]
+    assert "more steps: stage language was done after 6 and goes on to 8" in shown and "runs/small, 20 steps done" in shown
+
+
 def test_the_plateau_of_the_page_ends_stages_early(said):
     (shown,) = said["plait stages runs/flat"]
     assert "less than 50.00%" in shown

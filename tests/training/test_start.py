@@ -511,6 +511,63 @@ def test_a_changed_schedule_is_two_curves_of_the_real_numbers_of_steps(made, one
     assert then in said.split("learning rate then")[1].splitlines()[0] and now in said.split("learning rate now")[1].splitlines()[0]
 
 
+def test_a_finished_run_takes_more_steps_and_is_that_of_all_of_them_where_the_rate_is_constant(made, tmp_path, capsys):
+    settings = ("stages=[]", "trainable=[projector]")
+    run = toy.train(made[0], tmp_path / "run", *settings, "train.steps=4")
+    assert f"more steps   plait train {run} --train.steps=..." in capsys.readouterr().out
+    toy.train(run, run, "train.steps=8")
+    said = capsys.readouterr().out
+    assert "more steps: stage train was done after 4 and goes on to 8" in said
+    assert "learning rate: that of the 4 steps taken is the same in a stage of 8 steps" in said
+    straight = toy.train(made[0], tmp_path / "straight", *settings, "train.steps=8")
+    assert toy.same(toy.at(run, 8).tensors("weights"), toy.at(straight, 8).tensors("weights"))
+    assert open_config(run / "config.yaml").config.train.steps == 8
+    capsys.readouterr()
+    toy.train(run, run)
+    assert "more steps:" not in capsys.readouterr().out and toy.at(run, 8)
+
+
+@pytest.mark.parametrize(
+    ("budgets", "optim", "told"),
+    [
+        (("steps: 4", "steps: 8"), "{name: linear}", "0.0025 at the last step taken, 0.005 at the next"),
+        (("epochs: 0.2", "epochs: 0.4"), "{name: cosine}", "the 2 steps taken had the curve of 2 steps"),
+        (("steps: 4", "epochs: 1"), "{name: linear}", "this is not what 8 steps in one go"),
+        (("steps: 4", "steps: 9"), "{name: constant, warmup: 0.5}", "not what 9 steps in one go"),
+        (("steps: 4", "steps: 8"), "{name: cosine, decay_steps: 20}", "is the same in a stage of 8"),
+    ],
+)
+def test_more_steps_say_what_becomes_of_the_learning_rate(made, tmp_path, capsys, budgets, optim, told):
+    settings = ("stages=[]", "trainable=[projector]", f"optim.schedule={optim}")
+    run = toy.train(made[0], tmp_path / "run", *settings, f"train={{{budgets[0]}, global_batch: 4}}")
+    capsys.readouterr()
+    toy.train(made[0], run, *settings, f"train={{{budgets[1]}, global_batch: 4}}")
+    assert told in capsys.readouterr().out
+
+
+def test_the_stages_before_the_last_keep_the_steps_they_had(parent, capsys):
+    toy.train(parent, parent, "train.steps=7")
+    said = capsys.readouterr().out
+    assert "stage language was done after 6 and goes on to 7" in said
+    assert "stages that are over keep the steps they had: projection, vision" in said
+    assert toy.at(parent, 19).manifest["stage"] == "language"
+
+
+def test_other_lengths_are_refused_with_the_fork_that_takes_them(parent, capsys):
+    shorter = r"was begun with another configuration \(train\.steps: 6 -> 3\)"
+    with pytest.raises(PlaitError, match=shorter):
+        toy.train(parent, parent, "train.steps=3")
+    fork_of = f"plait fork {parent}@STEP NEW --train.steps="
+    assert f"stage language has done 6 steps, and 3 are not more; a fork can go back: {fork_of}3" in capsys.readouterr().out
+    with pytest.raises(PlaitError, match=r"optim\.lr: 0\.01 -> 0\.5; train\.steps: 6 -> 9|train\.steps: 6 -> 9; optim\.lr"):
+        toy.train(parent, parent, "train.steps=9", "optim.lr=0.5")
+    assert "fork can" not in capsys.readouterr().out
+    shutil.rmtree(parent / "stage-3-language" / "step-00000018")
+    with pytest.raises(PlaitError, match=r"train\.steps: 6 -> 9"):
+        toy.train(parent, parent, "train.steps=9")
+    assert f"once its planned ones are done; until then a fork can: {fork_of}9" in capsys.readouterr().out
+
+
 def test_a_change_of_what_is_reported_shows_no_curve(parent, capsys):
     toy.run.accept_configuration(parent, open_config(parent / "config.yaml", [f"run={parent}", "track.every_steps=2"]), False)
     said = capsys.readouterr().out
@@ -614,7 +671,7 @@ def test_a_run_says_where_its_files_are_and_what_to_do_next(made, tmp_path):
     assert lines[0].split(maxsplit=1) == ["run", f"{made[1]}, 18 steps done"]
     assert lines[2].split(maxsplit=1) == ["checkpoint", str(checkpoint.published(made[1])[0])]
     assert lines[3].split(maxsplit=1) == ["measure", f"plait eval {made[1]} --bench a"]
-    assert [line.split()[0] for line in toy.run.next_steps(tmp_path, 0, []).splitlines()] == ["run", "metrics", "ask"]
+    assert [line.split()[0] for line in toy.run.next_steps(tmp_path, 0, []).splitlines()] == ["run", "metrics", "ask", "more"]
 
 
 def ahead(made, only, stage, done):

@@ -4,21 +4,25 @@ A bundle is the model with its family (kind of model); a view, the configuration
 """
 
 import json
+import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from plait.assembly.model import ModelBundle
-from plait.config.resolved import Resolved
-from plait.config.schema import RunConfig
+from plait.config.resolved import ABSENT, Resolved
+from plait.config.schema import Optim, RunConfig
 from plait.data.order import segments
 from plait.engine import optim, schedule
 from plait.engine.checkpoints import checkpoint
 from plait.engine.checkpoints.checkpoint import Checkpoint
 from plait.engine.checkpoints.rundir import Difference
-from plait.engine.state import with_batch
+from plait.engine.state import PLANNED, with_batch
 from plait.errors import PlaitError
 from plait.training.stage_plan import steps_of
+
+log = logging.getLogger(__name__)
 
 LINEAGE = "lineage.json"
 """In a run directory: the start that `from:` or a fork gave the run."""
@@ -57,6 +61,63 @@ def describe_changes(before: Resolved, after: Resolved, differences: Sequence[Di
         lines.append(f"  learning rate then {curve(then.config, manifest['steps'])}")
         lines.append(f"  learning rate now  {curve(view.config, steps_of(view, batches))}")
     return "\n".join(lines)
+
+
+def without_more_steps(before: Resolved, after: Resolved, binding: Sequence[Difference], saved: Path) -> list[Difference]:
+    """Return the differences `binding`, or [] where they only give a finished stage more steps; then log what that changes.
+
+    `saved`: the folder of the newest checkpoint. A stage counts as finished where its planned steps are done.
+    """
+    if not binding or not all(_is_length(key) for key, _, _ in binding):
+        return list(binding)
+    manifest = checkpoint.read(saved).manifest
+    state, planned = manifest["state"], manifest["steps"]
+    if state["stage_done"] != PLANNED or state["stage"] > len(after.stages):
+        log.info(f"a stage is given more steps once its planned ones are done; until then a fork can: {_fork(saved, binding)}")
+        return list(binding)
+    view, done = after.stages[state["stage"] - 1], state["step"] - state["stage_start"]
+    steps = steps_of(view, with_batch(state.get("batches", []), done, view.config.train.global_batch))
+    if steps <= planned:
+        log.info(f"stage {view.name} has done {done} steps, and {steps} are not more; a fork can go back: {_fork(saved, binding)}")
+        return list(binding)
+    log.info(f"more steps: stage {view.name} was done after {done} and goes on to {steps}")
+    log.info(f"  {_describe_rates(before.stages[view.index - 1].config.optim, planned, view.config.optim, steps, done)}")
+    lengths = [(old.name, old.config.train, new.config.train) for old, new in zip(before.stages, after.stages, strict=True)]
+    if over := [name for name, old, new in lengths[: view.index - 1] if old != new]:
+        log.info(f"  stages that are over keep the steps they had: {', '.join(over)}")
+    return []
+
+
+def _fork(saved: Path, binding: Sequence[Difference]) -> str:
+    """Return the command of a fork with the changed settings."""
+    settings = " ".join(f"--{key}={value}" for key, _, value in binding if value not in (None, ABSENT))
+    return f"plait fork {checkpoint.run_of(saved)}@STEP NEW {settings}"
+
+
+def _is_length(key: str) -> bool:
+    """Return whether a dotted key is the length of the run or of a stage: train.steps, stages.1.train.epochs."""
+    return re.fullmatch(r"(stages\.\d+\.)?train\.(steps|epochs|samples)", key) is not None
+
+
+def _describe_rates(before: Optim, planned: int, after: Optim, steps: int, done: int) -> str:
+    """Say whether the learning rate of the `done` updates is that of a stage of `steps` from its start, and where it goes on."""
+    if all(_rates(before, planned, update) == _rates(after, steps, update) for update in range(done)):
+        return f"learning rate: that of the {done} steps taken is the same in a stage of {steps} steps"
+    last, following = (max(_rates(optim, count, update)) for optim, count, update in ((before, planned, done - 1), (after, steps, done)))
+    return (
+        f"learning rate: {before.lr * last:.2g} at the last step taken, {after.lr * following:.2g} at the next; the {done} steps taken "
+        f"had the curve of {planned} steps, so this is not what {steps} steps in one go would have given"
+    )
+
+
+def _rates(optim: Optim, steps: int, update: int) -> set[float]:
+    """Return the learning rates of all components at an update of a stage of `steps`, over their peaks; none where tokens decide."""
+    settings = schedule.with_warmup(optim, steps)
+    if settings.schedule.units != "steps":
+        return {0.0}
+    progress = schedule.Progress(update, update + 1, settings.schedule.decay_steps or steps)
+    warmups = {schedule.warmup_of(settings, name) for name in (None, *settings.components)}
+    return {schedule.lr_factor(settings.schedule.name, progress, warmup, settings.schedule.min_lr / optim.lr) for warmup in warmups}
 
 
 def curve(config: RunConfig, steps: int) -> str:

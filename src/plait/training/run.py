@@ -151,6 +151,7 @@ def next_steps(run: Path, step: int, benches: Sequence[str]) -> str:
         *([("checkpoint", str(newest[0]))] if newest else []),
         *([("measure", f"plait eval {run} --bench {benches[0]}")] if benches else []),
         ("ask", f"plait generate {run} --prompt=..."),
+        ("more steps", f"plait train {run} --train.steps=..."),
     ]
     return "\n".join(f"{name:<12} {text}" for name, text in rows)
 
@@ -231,4 +232,4 @@ def accept_configuration(run: Path, resolved: Resolved, allow_inexact: bool) -> 
         log.info("nothing was saved under the old configuration: the run begins with the new one")
         rundir.clear(run)
     elif not allow_inexact:
-        rundir.refuse(run, binding)
+        rundir.refuse(run, changes.without_more_steps(before, resolved, binding, saved[0]) if binding else [])
