@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from plait import files
-from plait.engine.guards import Quarantine, audit
+from plait.engine.guards import GradientWatch, Quarantine, audit
 from plait.errors import Stopped
 
 from .toy import ALONE, Id, make_config, make_state, micro, step_batch
@@ -90,3 +90,44 @@ def test_the_audit_is_silent_where_exactly_what_trains_has_gradients():
     for value in state.model.head.parameters():
         value.grad = torch.zeros_like(value)
     assert audit(state.model) == []
+
+
+def watched(norms, *, stop=True, last=None):
+    """The step at which a watch over two components stops, with its message; None where it does not."""
+    watch = GradientWatch(["vision", "projector"], stop=stop)
+    for step, norm in enumerate(norms, 1):
+        try:
+            watch({"loss": 2.5, "grad_norm": norm}, last=step == last)
+        except Stopped as error:
+            return step, str(error)
+    return None
+
+
+def test_ten_first_steps_without_a_gradient_stop_a_run_and_say_so():
+    step, told = watched([0.0] * 20)
+    assert step == 10
+    assert told == (
+        "the gradient of vision, projector was exactly 0 in the first 10 steps, at a loss of 2.5; nothing that trains takes part in the "
+        "loss of these samples: look at them with `plait data inspect`, and at trainable; to go on all the same, say "
+        "guard.no_gradient=continue"
+    )
+
+
+@pytest.mark.parametrize(
+    ("norms", "last", "stops_at"), [([0.0] * 9 + [1e-9] + [0.0] * 20, 30, None), ([0.0] * 3, 3, 3), ([1.0, 0.0], 2, None)]
+)
+def test_one_gradient_is_enough_and_a_short_stage_is_looked_at_as_well(norms, last, stops_at):
+    found = watched(norms, last=last)
+    assert (found and found[0]) == stops_at
+
+
+def test_a_step_that_was_skipped_counts_for_nothing():
+    watch = GradientWatch(["vision"], stop=True)
+    for _ in range(20):
+        watch({"loss": float("nan"), "skipped": 1}, last=False)
+    assert watch.zeros == 0
+
+
+def test_where_it_is_allowed_it_is_told_once(capsys):
+    assert watched([0.0] * 30, stop=False) is None
+    assert capsys.readouterr().err.count("was exactly 0 in the first 10 steps") == 1

@@ -197,6 +197,26 @@ def test_text_alone_does_not_start_a_run_that_trains_vision(text_only, tmp_path,
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
+def test_text_alone_does_not_start_a_run_of_a_model_with_a_world_encoder(text_only, tmp_path, capsys):
+    assert cli.main(["train", str(text_only), f"--run={tmp_path / 'run'}", "--trainable=[language]", "--model.world.steps=0"]) == 2
+    assert (
+        capsys.readouterr()
+        .err.splitlines()[-1]
+        .endswith(
+            "model.world asks for them, but none of the 32 samples looked at has images or frames: set model.world to off, "
+            "or say guard.no_input=continue"
+        )
+    )
+
+
+def test_a_gradient_of_zero_stops_a_run_before_anything_is_saved(text_only, tmp_path, capsys):
+    blind = ["train", str(text_only), f"--run={tmp_path / 'run'}", "--guard.no_input=continue", "--trainable=[vision]"]
+    assert cli.main(blind) == 1
+    assert "the gradient of vision was exactly 0 in the first" in capsys.readouterr().err
+    assert not checkpoint.published(tmp_path / "run")
+    assert cli.main([*blind, "--guard.no_gradient=continue"]) == 0
+
+
 def test_where_it_is_allowed_it_is_told_and_what_sees_nothing_stays_as_it_is(text_only, tmp_path, capsys):
     run = tmp_path / "run"
     assert cli.main(["train", str(text_only), f"--run={run}", "--guard.no_input=continue"]) == 0
@@ -212,7 +232,7 @@ def test_where_it_is_allowed_it_is_told_and_what_sees_nothing_stays_as_it_is(tex
 
 
 def test_text_alone_trains_the_language_model_without_a_word(text_only, tmp_path, capsys):
-    assert cli.main(["train", str(text_only), f"--run={tmp_path / 'run'}", "--trainable=[language]"]) == 0
+    assert cli.main(["train", str(text_only), f"--run={tmp_path / 'run'}", "--trainable=[language]", "--model.world=off"]) == 0
     assert "warning" not in capsys.readouterr().out
 
 

@@ -140,6 +140,7 @@ def test_a_dataset_that_waits_for_ever_keeps_no_process_from_ending(server, tmp_
         "evaluate=[]",
         "train.steps=100",
         "guard.no_input=continue",
+        "guard.no_gradient=continue",
     )
     command = [sys.executable, "-m", "plait", "train", "recipe.yaml", "--run=run", *(f"--{item}" for item in settings)]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

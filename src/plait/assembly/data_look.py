@@ -165,7 +165,8 @@ def without_input(found: Sequence[SourceLook], limits: Limits, trainable: Sequen
         setting = name.startswith("model.")
         if usable and not holding and (setting or name in named or "*" in named):
             which = f"none of the {usable} samples looked at has {' or '.join(keys)}"
-            verb, cure = ("asks for them", f"set {name} to 0") if setting else ("trains", f"leave {name} out of trainable")
+            off = f"set {name} to {limits.idle.get(name, 0)}"
+            verb, cure = ("asks for them", off) if setting else ("trains", f"leave {name} out of trainable")
             faults.append(f"{name} {verb}, but {which}: {cure}, or say guard.no_input=continue")
     return faults
 

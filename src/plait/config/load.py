@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from plait.config import reading, secrets
+from plait.config.absent import without_absent
 from plait.config.conflicts import conflicts, stage_conflicts
 from plait.config.messages import Problem, problem_at, problems_in, raise_first, types_at
 from plait.config.nodes import COMMAND_LINE, Node, deepest_node, dotted, from_plain, leaves, merge, nest, node_at, sets, to_plain
@@ -59,10 +60,13 @@ def load_config(
         tree = merge(tree, Node({"run": Node(f"runs/{path.stem}", DEFAULT, path="run")}, tree.file, tree.line))
     secrets.refuse(tree)
     config, views = _validated(tree, section, sources)
+    absent = section.model_validate(config.model).absent() if section is not None else {}
+    tree, left_out = without_absent(tree, views, absent)
+    if left_out:
+        config, views = _validated(tree, section, sources)
     origins = {dotted(leaf): _origin(tree, leaf) for leaf, _ in leaves(dump(config))}
-    return Resolved(
-        config, views, origins, translation.rows, translation.warnings, reading.write_yaml(dump(config)), translation.train_options
-    )
+    warnings = [*translation.warnings, *left_out]
+    return Resolved(config, views, origins, translation.rows, warnings, reading.write_yaml(dump(config)), translation.train_options)
 
 
 def _read(path: Path, words: Sequence[str], dialects: Sequence[Dialect]) -> Node:

@@ -55,6 +55,10 @@ class ModelSection(BaseModel):
     variants: ClassVar[Mapping[str, str]] = {}
     """Switches of `plait eval` that measure the model with changed settings: {name of the variant: help text}."""
 
+    def absent(self) -> Mapping[str, str]:
+        """Return the components that these settings leave out of the model: {name: why, as "model.world is off"}."""
+        return {}
+
     def variant(self, name: str) -> tuple[Self, int]:
         """Return this section with the settings of the variant `name` (of `variants`), and the longest sequence that it needs (tokens).
 
@@ -308,6 +312,9 @@ class Guard(Section):
     )
     no_input: Literal["stop", "continue"] = Field(
         default="stop", description="a component that trains while no sample looked at before has input for it: vision without images"
+    )
+    no_gradient: Literal["stop", "continue"] = Field(
+        default="stop", description="a gradient of exactly 0 for everything that trains, in each of a start's first steps"
     )
     memory_probe: Literal["auto", "always", "never"] = Field(
         default="auto", description="try the largest of some micro-batches before the first step; auto: on a GPU"

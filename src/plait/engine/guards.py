@@ -1,6 +1,7 @@
 """Guards of a run: an audit of which parameters get gradients, and the list of samples that could not be used."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,10 @@ from plait.engine.nonfinite import first_names
 from plait.engine.parallel.distributed import Ranks
 from plait.errors import Stopped
 
+log = logging.getLogger(__name__)
+
 _NAMES_SHOWN = 5
+_FIRST_STEPS = 10  # without any gradient: a text among pictures may leave one step without, by chance
 _FEW_SAMPLES = 100
 
 
@@ -28,6 +32,32 @@ def audit(model: nn.Module) -> list[str]:
         )
     line = f"audit: {len(idle)} trainable parameters got no gradient in the first step and will not move: {first_names(idle)}"
     return [line] if idle else []
+
+
+class GradientWatch:
+    """Stops a run whose gradient is exactly 0 for everything that trains in each of its first steps, after any start.
+
+    Called with each step's row. `components`: what trains; `stop`: False only warns.
+    """
+
+    def __init__(self, components: Sequence[str], *, stop: bool) -> None:
+        self.components, self.stop = components, stop
+        self.zeros: int | None = 0
+        """Steps so far, all of them with a gradient of 0; None once one was seen, or after the report."""
+
+    def __call__(self, row: Mapping[str, Any], *, last: bool) -> None:
+        """Look at the row of a step. `last`: of the stage. Raises Stopped at the tenth step, or the last, if all gradients were 0."""
+        if self.zeros is None or row.get("skipped"):
+            return
+        self.zeros = self.zeros + 1 if row["grad_norm"] == 0 else None
+        if self.zeros is None or not (self.zeros == _FIRST_STEPS or last):
+            return
+        what = f"the gradient of {', '.join(self.components)} was exactly 0 in the first {self.zeros} steps, at a loss of {row['loss']:g}"
+        self.zeros = None
+        cure = "nothing that trains takes part in the loss of these samples: look at them with `plait data inspect`, and at trainable"
+        if self.stop:
+            raise Stopped(f"{what}; {cure}; to go on all the same, say guard.no_gradient=continue")
+        log.warning(f"{what}; {cure}")
 
 
 @dataclass

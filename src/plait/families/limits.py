@@ -20,6 +20,8 @@ class Limits:
     """Pixels of a side at which the model sees an image: a smaller one is enlarged. None: it has no size of its own."""
     needs: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """{component, or setting as "model.world.steps": keys of a sample, of which one must hold something for it to learn or be used}."""
+    idle: Mapping[str, str] = field(default_factory=dict)
+    """{setting in `needs`: its value where it asks for nothing, as "0"}."""
 
 
 def no_limits(config: Any) -> Limits:

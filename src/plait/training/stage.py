@@ -17,7 +17,7 @@ from plait.data.order import digest
 from plait.engine import nonfinite, replicas, source_shares
 from plait.engine.checkpoints import checkpoint
 from plait.engine.checkpoints.saver import Saver
-from plait.engine.guards import Quarantine
+from plait.engine.guards import GradientWatch, Quarantine
 from plait.engine.loop import Loop, Row
 from plait.engine.micro_batch import MicroBatchSize
 from plait.engine.monitoring.signals import Paused
@@ -83,6 +83,7 @@ class StageRun:
         self.data_error: PlaitError | None = None
         """Why this rank cannot have its data."""
         self.evaluation = StageEvaluation(plan, bundle, state, context) if evaluates(config) else None
+        self.gradients = GradientWatch(list(plan.trained), stop=config.guard.no_gradient == "stop")
         self.loop = Loop(
             stage=plan.view.name,
             state=state,
@@ -136,6 +137,7 @@ class StageRun:
                 log.info(f"step {state.step}: {line}")
             row |= {"recompiles": self.counters.compilations.again}
         self._record(row)
+        self.gradients(row, last=state.step == self.stop_step)
         every = settings.checkpoint.every_steps
         self._conclude_and_save(due=every is not None and state.stage_step % every == 0)
 

@@ -1,5 +1,6 @@
 """The `model:` section of family theworld: Gemma 3, the world encoder (a video VAE) and its projector. Does not import torch."""
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator, model_validator
@@ -113,6 +114,10 @@ class Config(ModelSection):
     system: str | None = Field(default=None, description="system text, put before the first user turn of every conversation that has none")
     augment: Augment = Augment()
     tiny: Tiny = Tiny()
+
+    def absent(self) -> Mapping[str, str]:
+        """Return the world encoder and its projector, where `world` is off."""
+        return dict.fromkeys(("projector", "world"), "model.world is off") if self.world is None else {}
 
     @field_validator("world", mode="before")
     @classmethod
