@@ -1,8 +1,8 @@
 """Train recipes and write which functions of plait were called: `python -m tests.called RECIPE.yaml...`, a process forked for each.
 
 Beside each recipe comes RECIPE.json: `functions`, {file: names of its functions that ran, in any thread}; and `calls`, the calls that
-`CALLERS` made into other files of the package, in order, as [calling file, file, function]. Files are imported before: what runs while one
-is imported is no call.
+`CALLERS` made into other files of the package, and those of their own functions, in order, as [calling file, file, function]. Files are
+imported before: what runs while one is imported is no call.
 """
 
 import json
@@ -31,7 +31,7 @@ def train(recipe):
         if code.co_filename.startswith(SOURCE) and code.co_flags & _A_FUNCTION:
             functions.setdefault(code.co_filename.removeprefix(SOURCE), set()).add(code.co_qualname)
             caller = frame.f_back.f_code.co_filename if frame.f_back is not None else ""
-            if caller in CALLERS and caller != code.co_filename:
+            if caller in CALLERS or code.co_filename in CALLERS:
                 calls.append([name.removeprefix(SOURCE) for name in (caller, code.co_filename)] + [code.co_qualname])
 
     threading.settrace(look)

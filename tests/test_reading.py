@@ -1,14 +1,16 @@
-"""What a newcomer reads: the files between a run's start and a family's update, counted by what a plain run calls."""
+"""What a newcomer reads, by what a plain run calls: the files up to a family's update, and the way of a stage change."""
 
 import ast
+import itertools
 import json
+import re
 import subprocess
 import sys
 
 import pytest
 import yaml
 
-from tests.test_house import MODULES, SOURCE, imports, tree
+from tests.test_house import MODULES, ROOT, SOURCE, imports, tree
 
 READING_LINES = 8000
 LEFT_OUT = (
@@ -102,3 +104,45 @@ def test_a_newcomer_can_read_from_a_runs_start_to_a_familys_update(family, calle
     record_property("lines", total)
     print(f"{family}: {total:,} lines in {len(lines)} files", *(f"{count:6} {module}" for module, count in lines.items()), sep="\n")
     assert total <= READING_LINES, f"{total} lines in {len(lines)} files"
+
+
+def stage_change(calls):
+    """The calls from the plan of the second stage to its first step."""
+    begins = [i for i, (_, _, function) in enumerate(calls) if function == "plan_stage"][1]
+    ends = next(i for i in range(begins, len(calls)) if calls[i][2] == "Loop.run")
+    return calls[begins : ends + 1]
+
+
+def of_a_frozen_value(file, function):
+    """Whether the function is a method of a frozen dataclass, or reads a property."""
+    name, _, method = function.partition(".")
+    kinds = [node for node in tree(SOURCE / file).body if isinstance(node, ast.ClassDef) and node.name == name and method]
+    methods = [part for kind in kinds for part in kind.body if isinstance(part, ast.FunctionDef) and part.name == method]
+    frozen = any(ast.unparse(decorator) == "dataclass(frozen=True)" for kind in kinds for decorator in kind.decorator_list)
+    return frozen or any(ast.unparse(decorator) == "property" for part in methods for decorator in part.decorator_list)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_stage_change_returns_to_no_file_more_than_once(family, called):
+    visits = [file for caller, file, function in stage_change(called[family]["calls"]) if not of_a_frozen_value(file, function)]
+    visits = [file for file in visits if file not in ("training/run.py", "training/stage.py", "training/layout.py")]
+    turns = [file for file, _ in itertools.groupby(visits)]
+    assert len(turns) > 15
+    assert not {file: turns.count(file) for file in turns if turns.count(file) > 2}, turns
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_stage_change_goes_as_the_table_of_the_architecture_says(family, called):
+    text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    table = re.findall(r"^\| `([\w.]+)[^|]*\| `([\w/]+\.py)` \|", text.partition("## The way of a stage change")[2], re.MULTILINE)
+    assert [name for name, _ in table][::8] == ["plan_stage", "loop.run"]
+    calls = stage_change(called[family]["calls"])
+    waiting = iter(calls)
+    for name, file in table:
+        function = rf"(\w+\.)?{name.rpartition('.')[2]}(\.__init__)?"
+        assert any(callee == file and re.fullmatch(function, callee_name) for _, callee, callee_name in waiting), (
+            f"{name} of {file} is not its turn"
+        )
+    named = re.findall(r"`([\w/]+\.py)`", text.partition("## The way of a stage change")[2].partition("\n## ")[0])
+    visited = {file for _, file, function in calls if not file.startswith("families/") and not of_a_frozen_value(file, function)}
+    assert not {file for file in visited if not file.endswith(tuple(named))}
