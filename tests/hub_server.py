@@ -112,22 +112,27 @@ class Hub(ThreadingHTTPServer):
         )
 
 
-@contextlib.contextmanager
-def serving(monkeypatch, folder):
-    """A Hub that this process asks while the block lasts; its cache is below `folder`, and there is no token."""
-    hub = Hub()
+def point(monkeypatch, url, folder):
+    """Have this process ask the Hub at `url`, with its cache and token below `folder`, and without a token of the environment."""
     for name, value in {
-        "ENDPOINT": hub.url,
-        "HUGGINGFACE_CO_URL_TEMPLATE": hub.url + "/{repo_id}/resolve/{revision}/{filename}",
+        "ENDPOINT": url,
+        "HUGGINGFACE_CO_URL_TEMPLATE": url + "/{repo_id}/resolve/{revision}/{filename}",
         "HF_HUB_OFFLINE": False,
         "HF_HUB_CACHE": str(folder / "hub"),
         "HF_TOKEN_PATH": str(folder / "token"),
         "HF_HUB_DISABLE_IMPLICIT_TOKEN": False,
     }.items():
         monkeypatch.setattr(constants, name, value)
-    monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", hub.url)
+    monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", url)
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_OIDC_RESOURCE"):
         monkeypatch.delenv(name, raising=False)
+
+
+@contextlib.contextmanager
+def serving(monkeypatch, folder):
+    """A Hub that this process asks while the block lasts; its cache is below `folder`, and there is no token."""
+    hub = Hub()
+    point(monkeypatch, hub.url, folder)
     thread = threading.Thread(target=hub.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:

@@ -47,6 +47,11 @@ def write_json(path: Path, value: Any) -> None:
     write_whole(path, json_text(value))
 
 
+def expanded(path: str | Path) -> Path:
+    """Return a path with the home directory in place of a leading ~; of a user that is not known, ~name stays a name."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111  pathlib raises where the user is not known
+
+
 def json_text(value: Any) -> str:
     """Return the text that `write_json` writes for `value`: indented JSON and a newline."""
     return json.dumps(value, indent=2, ensure_ascii=False).encode(errors="backslashreplace").decode() + "\n"

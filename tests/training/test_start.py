@@ -90,8 +90,6 @@ def test_a_folder_of_safetensors_gives_weights_alone(made, tmp_path):
         ("captioner/step15000", r"'captioner/step15000' does not exist: there is no captioner; from: give a run"),
         ("captioner/latest", r"'captioner/latest' does not exist: there is no captioner; from: give a run"),
         ("{run}/assets", r"is neither a run nor a folder with safetensors weights"),
-        ("someone/some-model", r"'someone/some-model' is no run, stage or folder here, and the Hub did not give it: "),
-        ("someone/some-model@main", r"'someone/some-model' is no run, stage or folder here"),
     ],
 )
 def test_a_start_that_is_not_there_is_one_line(made, form, message):
@@ -268,6 +266,28 @@ def test_what_has_no_place_is_refused_unless_allowed_and_then_left_behind(made, 
     toy.train(made[0], tmp_path / "new", *changes, allow_inexact=True)
     assert "inexact: weights of vision: drop 2 (vision.bias, vision.weight)" in capsys.readouterr().out
     assert toy.at(tmp_path / "new", 6).tensors("weights")["projector.weight"].shape == (6, 6)
+
+
+def test_weights_of_which_no_name_matches_are_refused_whatever_is_allowed(made, tmp_path):
+    weights = toy.at(made[1], 12).tensors("weights")
+    save_file({f"encoder.{name}": value for name, value in weights.items()}, tmp_path / "model.safetensors")
+    there = r"there encoder\.projector\.bias, encoder\.projector\.weight, .+, \.\.\.; here language\.bias, language\.weight"
+    for allowed in (False, True):
+        with pytest.raises(PlaitError, match=rf"none of the 4 tensors of {tmp_path} has a name of this model: {there}"):
+            toy.train(made[0], tmp_path / "new", f"from={tmp_path}", allow_inexact=allowed)
+    assert not list((tmp_path / "new").glob("stage-*"))
+
+
+def test_weights_of_which_some_are_left_over_are_refused_by_name_unless_allowed(made, tmp_path, capsys):
+    weights = toy.at(made[1], 12).tensors("weights")
+    save_file({**weights, "decoder.weight": torch.ones(3)}, tmp_path / "model.safetensors")
+    left = r"this start is inexact \(weights of \(none\): drop 1 \(decoder\.weight\)\); if that is meant, add --allow-inexact"
+    with pytest.raises(PlaitError, match=left):
+        toy.train(made[0], tmp_path / "new", f"from={tmp_path}")
+    settings = (f"from={tmp_path}", "stages=[]", "trainable=[language]", "train.steps=1")
+    new = toy.train(made[0], tmp_path / "new", *settings, allow_inexact=True)
+    assert toy.same(part(new, 1, "vision"), part(made[1], 12, "vision"))
+    assert "inexact: weights of (none): drop 1 (decoder.weight)" in capsys.readouterr().out
 
 
 def test_averages_are_left_behind_where_none_are_kept(made, tmp_path, capsys):
@@ -708,24 +728,3 @@ def test_a_configuration_of_another_version_is_told(parent):
     (parent / "config.yaml").write_text("family: [")
     with pytest.raises(PlaitError, match=r"config\.yaml is not of this version of plait \(.+\); use the version that began the run"):
         toy.run.accept_configuration(parent, None, False)
-
-
-@pytest.mark.parametrize(("spec", "revision"), [("someone/model", None), ("someone/model@v2", "v2")])
-def test_a_hub_repository_is_taken_at_the_revision_after_its_at_sign(made, tmp_path, monkeypatch, spec, revision):
-    asked, weights = [], toy.at(made[1], 12).tensors("weights")
-    save_file(weights, tmp_path / "model.safetensors")
-    monkeypatch.setattr(from_weights, "snapshot_download", lambda name, **more: asked.append((name, more["revision"])) or tmp_path)
-    monkeypatch.chdir(tmp_path)
-    assert toy.same(from_weights.read_from(spec)[0]["weights"], weights)
-    assert asked == [("someone/model", revision)]
-
-
-def test_a_hub_that_fails_says_why_in_its_first_line(tmp_path, monkeypatch):
-    def broken(name, **more):
-        raise OSError("no route\nto host") if name == "someone/model" else OSError
-
-    monkeypatch.setattr(from_weights, "snapshot_download", broken)
-    monkeypatch.chdir(tmp_path)
-    for name, reason in (("someone/model", "no route"), ("someone/other", "OSError")):
-        with pytest.raises(PlaitError, match=rf"the Hub did not give it: {reason}$"):
-            from_weights.read_from(name)

@@ -12,6 +12,7 @@ from pathlib import Path
 from plait.engine.checkpoints import checkpoint
 from plait.engine.checkpoints.checkpoint import Checkpoint
 from plait.errors import PlaitError
+from plait.files import expanded
 
 FORMS = "give a run, RUN@STEP, RUN/STAGE, RUN/STAGE@best, RUN/stepN, RUN/latest or a step folder"
 LATEST = "latest"
@@ -23,10 +24,10 @@ def split(spec: str) -> tuple[Path, str]:
 
     An @ in a name that is there is part of the name.
     """
-    whole = _at_stage(Path(spec).expanduser())
+    whole = _at_stage(expanded(spec))
     name, at, mark = spec.rpartition("@")
     in_name = whole.exists() or ("/" in mark and whole.parent.exists())
-    path, mark = (whole, "") if in_name or not at else (Path(name).expanduser(), mark)
+    path, mark = (whole, "") if in_name or not at else (expanded(name), mark)
     named = _STEP.fullmatch(path.name)
     if named and not path.exists() and not mark:
         path, mark = path.parent, named[1] or LATEST
@@ -86,5 +87,5 @@ def assets(spec: str) -> Path | None:
 
 def tokenizer(spec: str) -> Path | None:
     """Return the path of tokenizer.json where `spec` is a directory with one, such as an export; None for anything else."""
-    path = Path(spec).expanduser() / "tokenizer.json"
+    path = expanded(spec) / "tokenizer.json"
     return path if path.is_file() else None

@@ -11,7 +11,7 @@ import xxhash
 from torch import nn
 
 from plait import files
-from plait.assembly import checkpoint_specs
+from plait.assembly import checkpoint_specs, hub_start
 from plait.assembly.data import open_training
 from plait.config.schema import RunConfig
 from plait.data.order import permute
@@ -76,7 +76,8 @@ def write_assets(config: RunConfig, assets: Path) -> None:
     A run that starts `from:` another takes over what that one made: trained embeddings mean nothing with another tokenizer.
     """
     if config.from_ and not assets.is_dir():
-        inherited, exported = checkpoint_specs.assets(config.from_), checkpoint_specs.tokenizer(config.from_)
+        origin = str(hub_start.assets(config.from_) or config.from_)
+        inherited, exported = checkpoint_specs.assets(origin), checkpoint_specs.tokenizer(origin)
         if inherited is not None:
             copy_folder(inherited, assets)
         elif exported is not None:

@@ -10,6 +10,7 @@ from typing import Any
 from plait.config.nodes import dotted, leaves
 from plait.config.schema import RunConfig
 from plait.config.translation import TranslatedKey
+from plait.files import expanded
 
 ABSENT = "(absent)"
 
@@ -42,7 +43,7 @@ class Resolved:
 
 def folder(text: str | None) -> Path | None:
     """Return a setting that names a folder as a path with `~` expanded; None if it is not set."""
-    return None if text is None else Path(text).expanduser()
+    return None if text is None else expanded(text)
 
 
 def dump(config: RunConfig) -> dict[str, Any]:

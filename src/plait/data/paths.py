@@ -10,6 +10,7 @@ from plait.data.addresses import is_remote, is_web, shown
 from plait.data.formats.open_file import try_again
 from plait.data.remote import connect
 from plait.errors import BadSample, PlaitError
+from plait.files import expanded
 
 _BRACE = re.compile(r"(?<!\$)\{([^{}]*)\}")  # ${NAME} is an environment variable
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
@@ -18,7 +19,7 @@ _SPLITS = ("train", "validation", "val", "test")
 
 def local(path: str) -> Path:
     """Return a path on disk with `~` and `$VARIABLE` expanded and file:// removed."""
-    return Path(os.path.expandvars(path.removeprefix("file://"))).expanduser()
+    return expanded(os.path.expandvars(path.removeprefix("file://")))
 
 
 def braces(pattern: str) -> list[str]:

@@ -21,7 +21,7 @@ from plait.data import addresses, web
 from plait.data.addresses import shown
 from plait.data.web import Fault, Stored
 from plait.errors import PlaitError
-from plait.files import write_whole
+from plait.files import expanded, write_whole
 from plait.keys import key
 
 log = logging.getLogger(__name__)
@@ -122,7 +122,7 @@ class RemoteFile:
         self.size = size
         self.stamp: dict[str, Any] = {"size": self.size, "version": version}
         name = f"{addresses.name_of(address)}-{key(addresses.identity(address), self.size, version):016x}"
-        self._blocks = Path(cache).expanduser() / "blocks" / name if cache else None
+        self._blocks = expanded(cache) / "blocks" / name if cache else None
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name not in ("_reader", "_locks")}

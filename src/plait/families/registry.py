@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, cast
 from plait.config import plugins
 from plait.config.schema import ModelSection
 from plait.errors import PlaitError
+from plait.files import expanded
 
 if TYPE_CHECKING:
     from plait.engine.evaluation import Benches
@@ -78,7 +79,7 @@ def preset(family: str, name: str) -> Path:
 
 def mixture(family: str, name: str) -> Path:
     """Return the path of a list of datasets: `name` if a .yaml, .yml or .json file, else the family's own. Raises PlaitError if unknown."""
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.suffix in (".yaml", ".yml", ".json"):
         return path
     folder = _folder(family) / "mixtures"

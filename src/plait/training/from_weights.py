@@ -7,13 +7,11 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from safetensors.torch import load_file
 from torch import Tensor
 
 from plait import files
-from plait.assembly import checkpoint_specs
+from plait.assembly import checkpoint_specs, hub_start
 from plait.assembly.model import ModelBundle
 from plait.config.resolved import StageView
 from plait.engine import power_ema
@@ -43,13 +41,15 @@ def begin_from(state: State, bundle: ModelBundle, view: StageView, *, run: Path,
     Raises PlaitError when `from:` names nothing usable, or something saved would be lost, unless `allow_inexact`.
     """
     spec = str(view.config.from_)
-    tensors, manifest, folder = read_from(spec)
+    downloaded = hub_start.fetch(spec, ranks)
+    tensors, manifest, folder = read_from(spec if downloaded is None else str(downloaded))
     publisher = registry.publisher(bundle.family.name)
     if manifest is None and publisher is not None:
         tensors = {**tensors, "weights": publisher.imported(tensors["weights"], bundle.model)}
     if tensors["ema"] and view.config.optim.ema is None:
         tensors = {**tensors, **{group: {} for group in ("ema", *power_ema.KEPT)}}
         log.info("averages are left behind: optim.ema is off here")
+    _check_names(spec, set(tensors["weights"]), bundle)
     trained = set(manifest["state"]["trained"]) if manifest else set(tensors["weights"])
     rows = start.migration_table(tensors, trained, view.config, bundle)
     notes = []
@@ -70,15 +70,24 @@ def begin_from(state: State, bundle: ModelBundle, view: StageView, *, run: Path,
     state.restore(State(bundle.model).metadata() | {"trained": sorted(kept)}, fitting)
 
 
+def _check_names(spec: str, given: set[str], bundle: ModelBundle) -> None:
+    """Raise PlaitError where none of the tensors' names `given` is one of the model: such a start would be one from nothing."""
+    names = {name for name, _ in bundle.model.named_parameters()}
+    if not given & names:
+        theirs, ours = (", ".join(sorted(some)[:3]) + (", ..." if len(some) > 3 else "") for some in (given, names))
+        raise PlaitError(
+            f"from: none of the {len(given)} tensors of {spec} has a name of this model: there {theirs or 'none'}; here {ours}. "
+            "Is family, or `model:`, another?"
+        )
+
+
 def read_from(spec: str) -> tuple[Tensors, dict[str, Any] | None, Path]:
     """Read what `from: SPEC` names: tensors {group: {name: tensor}}, the manifest (None for bare weights), and the folder.
 
-    `spec`: a checkpoint (RUN, RUN@STEP, RUN/STAGE@best, ...), a folder of safetensors, or a Hub repository (owner/name). Raises PlaitError
-    for anything else, and for a damaged checkpoint.
+    `spec`: a checkpoint (RUN, RUN@STEP, RUN/STAGE@best, ...), or a folder of safetensors; a repository of the Hub once it is downloaded.
+    Raises PlaitError for anything else, and for a damaged checkpoint.
     """
-    path, mark = checkpoint_specs.split(spec)
-    if not path.exists() and not (path.parent / "config.yaml").is_file() and checkpoint_specs.may_be_hub(str(path)):
-        return _read_folder(_download(str(path), mark or None))
+    path, _ = checkpoint_specs.split(spec)
     if path.exists() and not checkpoint.is_step(path) and not checkpoint.published(checkpoint.run_of(path)):
         return _read_folder(path)
     located = checkpoint_specs.locate(spec, _FORMS)
@@ -96,11 +105,3 @@ def _read_folder(folder: Path) -> tuple[Tensors, dict[str, Any] | None, Path]:
     if not parts:
         raise PlaitError(f"from: {folder} is neither a run nor a folder with safetensors weights")
     return {"weights": {name: value for part in parts for name, value in load_file(part).items()}, "ema": {}, "moments": {}}, None, folder
-
-
-def _download(repository: str, revision: str | None) -> Path:
-    try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=["*.safetensors", "manifest.json"]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise PlaitError(f"from: {repository!r} is no run, stage or folder here, and the Hub did not give it: {reason}") from error

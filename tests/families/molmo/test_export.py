@@ -83,3 +83,9 @@ def test_import_names_a_tensor_of_another_shape(make):
     weights["model.transformer.ln_f.weight"] = torch.ones(7)
     with pytest.raises(PlaitError, match=r"model\.transformer\.ln_f\.weight is \(7,\); this model wants \(128,\)"):
         published.imported(weights, model)
+
+
+def test_import_leaves_out_nothing_that_has_no_place_here(make):
+    _, model, _ = make()
+    for weights in (published.to_published(model), dict(model.named_parameters())):
+        assert "other.weight" in published.imported({**weights, "other.weight": torch.ones(1)}, model)

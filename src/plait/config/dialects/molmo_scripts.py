@@ -14,6 +14,7 @@ from plait.config.nodes import COMMAND_LINE, Node, from_plain, merge, nest
 from plait.config.reading import read
 from plait.config.translation import TranslatedKey
 from plait.errors import PlaitError
+from plait.files import expanded
 
 CAPTIONER, MULTITASK = "molmo/captioner", "molmo/multitask"
 SCRIPTS = {CAPTIONER: ("MODEL",), MULTITASK: ("MIXTURE", "CHECKPOINT")}
@@ -86,7 +87,7 @@ def _model_of(spec: str) -> dict[str, Any]:
 
     It may be published weights, or a mistake, for which training has its own error.
     """
-    path = Path(spec.partition("@")[0]).expanduser()
+    path = expanded(spec.partition("@")[0])
     run = next((folder for folder in (path, *list(path.parents)[:2]) if (folder / "config.yaml").is_file()), None)
     model = read(run / "config.yaml").value.get("model") if run else None
     if model is None or not isinstance(model.value, dict):

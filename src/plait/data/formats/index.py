@@ -18,7 +18,7 @@ import numpy as np
 import xxhash
 
 from plait.errors import PlaitError
-from plait.files import write_whole
+from plait.files import expanded, write_whole
 from plait.keys import key
 
 _MAGIC = b"plait index 2\n"
@@ -40,7 +40,7 @@ class IndexHead:
 
 def cache_folder(cache: str | Path | None) -> Path:
     """Return the folder of cached files: `cache` if it is set, else $PLAIT_CACHE, else ~/.cache/plait."""
-    return Path(cache or os.environ.get("PLAIT_CACHE") or "~/.cache/plait").expanduser()
+    return expanded(cache or os.environ.get("PLAIT_CACHE") or "~/.cache/plait")
 
 
 def stamp_of(path: Path) -> dict[str, Any]:

@@ -36,6 +36,8 @@ _STEP = re.compile(r"step-(\d{8,})$")
 _STAGE = re.compile(r"stage-(\d+)-")
 _UNFINISHED = ".saving-"
 _REPLACED = ".replaced-"
+_HUB_BLOBS = "blobs"
+"""The folder of the Hub's cache in which the files of a snapshot are: a snapshot itself holds links to them, and nothing else may."""
 AVERAGES = "averages"
 """In a run directory: the folder with the post-hoc averages of deleted checkpoints."""
 
@@ -193,7 +195,7 @@ def _verified(folder: Path) -> tuple[Checkpoint | None, list[str]]:
 
 def _size_fault(path: Path, listed: Mapping[str, Any]) -> str | None:
     """Return what a look at a file's folder entry shows: that it is missing, no regular file, or of another size."""
-    if not path.is_file() or path.is_symlink():
+    if not path.is_file() or (path.is_symlink() and path.resolve().parent.name != _HUB_BLOBS):
         return f"{path} is {'no regular file' if path.exists() else 'missing'}"
     size = path.stat().st_size
     return None if size == listed["size"] else f"{path} is damaged: {size} bytes, the manifest says {listed['size']}"

@@ -114,12 +114,13 @@ def to_published(model: Molmo) -> dict[str, Tensor]:
 def imported(weights: Mapping[str, Tensor], model: Molmo) -> dict[str, Tensor]:
     """Rename weights of an exported directory to this model's parameter names: from the published layout, or plait's exports.
 
-    Raises PlaitError when a published tensor is missing, or its shape is not this model's.
+    What has no place in this model keeps its name. Raises PlaitError when a published tensor is missing, or its shape is not this model's.
     """
     parameters = dict(model.named_parameters())
     if f"{PREFIX}transformer.wte.embedding" not in weights:
-        return {name.removeprefix(PREFIX): value for name, value in weights.items() if name.removeprefix(PREFIX) in parameters}
-    renamed: dict[str, Tensor] = {}
+        return {name.removeprefix(PREFIX): value for name, value in weights.items()}
+    theirs = {PREFIX + entry.theirs for entry in entries(model)}
+    renamed = {name: value for name, value in weights.items() if name not in theirs}
     for entry in entries(model):
         value = weights.get(PREFIX + entry.theirs)
         shapes = [parameters[name].shape for name in entry.ours]

@@ -13,7 +13,7 @@ from plait.families.nanodit.loss import Loss
 from plait.families.nanodit.model import blocks, build, components
 from plait.families.nanodit.monitors import monitors
 from plait.families.nanodit.pictures import inspect
-from plait.files import write_whole
+from plait.files import expanded, write_whole
 
 __all__ = [
     "Config",
@@ -43,7 +43,7 @@ def prepare(config: Config, directory: Path, texts: Callable[[], Iterable[str]])
     path = directory / METADATA
     if config.metadata is None or path.exists():
         return
-    source = Path(config.metadata).expanduser()
+    source = expanded(config.metadata)
     source = source / METADATA if source.is_dir() else source
     if not source.is_file():
         raise PlaitError(f"model.metadata: no file {source}; `plait data shard` writes metadata.json beside the buckets")

@@ -19,7 +19,7 @@ from plait.data.sources.metadata import read_metadata
 from plait.errors import PlaitError
 from plait.families.nanodit.config import Config
 from plait.families.nanodit.inputs import Example, Inputs, Sample
-from plait.files import write_whole
+from plait.files import expanded, write_whole
 from plait.nn import encoders
 
 Decoder = Callable[[Tensor], list[np.ndarray]]
@@ -55,7 +55,7 @@ def decoder_name(config: Config) -> list[str]:
     """Return the name (and @revision) of the encoder whose decoder turns latents into pictures; [] for pixels and false colours."""
     if config.space == "pixels" or config.metadata is None:
         return []
-    pin = read_metadata(Path(config.metadata).expanduser()).get("encoders", {}).get("latents")
+    pin = read_metadata(expanded(config.metadata)).get("encoders", {}).get("latents")
     return [] if pin is None else [str(pin["name"]) + (f"@{pin['revision']}" if pin.get("revision") else "")]
 
 

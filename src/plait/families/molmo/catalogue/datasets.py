@@ -21,6 +21,7 @@ from plait.errors import BadSample, PlaitError
 from plait.families.molmo.catalogue.academic import ACADEMIC
 from plait.families.molmo.catalogue.pixmo import PIXMO, POINTS_EVAL
 from plait.families.molmo.catalogue.rows import PICTURES, DatasetFiles, Rows, Spec, root_of
+from plait.files import expanded
 from plait.keys import key, rng
 
 DATA_DIR = "MOLMO_DATA_DIR"
@@ -92,7 +93,7 @@ def open_dataset(entry: Entry, split: str, *, root: Path | None, cache: Path | N
     name, split or option, and Absent when files are missing, with where they were searched and how to get them.
     """
     name = str(entry.name)
-    spec, root = spec_of(name), root or Path(os.environ.get(DATA_DIR) or "data").expanduser()
+    spec, root = spec_of(name), root or expanded(os.environ.get(DATA_DIR) or "data")
     split_of(name, split)
     unknown = next((option for option in entry.options if option != "hub"), None)
     if unknown is not None:

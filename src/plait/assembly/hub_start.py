@@ -1,0 +1,161 @@
+"""A start `from:` a repository of the Hub: which of its files are needed, and their download, once on each machine.
+
+A repository may hold a run (`stage-*/step-*`, `assets/`), a checkpoint alone, or bare safetensors. `owner/name@MARK` names a revision, or
+in a run the checkpoint of a step, `best` or `latest`. Other files (metrics, other checkpoints) are left where they are.
+
+The HTTP library of the Hub's client has errors of its own, which change with the client's version: all that it raises are caught.
+"""
+
+import glob
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from huggingface_hub import HfApi, hf_hub_download, snapshot_download
+from huggingface_hub.errors import HFValidationError
+
+from plait.assembly import checkpoint_specs
+from plait.config import secrets
+from plait.engine.parallel.distributed import Ranks
+from plait.errors import PlaitError, printable
+
+_STEP = re.compile(r"(stage-(\d+)-[^/]+/step-(\d{8,}))/manifest\.json")
+_ASSETS = re.compile(r"assets/.+|tokenizer\.json")
+_BARE = re.compile(r"[^/]+\.safetensors|manifest\.json")
+
+
+@dataclass(frozen=True)
+class Contents:
+    """The files of a repository at a commit, which `revision` named, and the folder of the `checkpoint` that is meant; "" without a run."""
+
+    name: str
+    revision: str | None
+    commit: str
+    files: tuple[str, ...]
+    checkpoint: str
+
+    def needed(self, assets: bool) -> list[str]:
+        """Return the files of the weights, or those that a run takes over before its model is built (`assets`), such as a tokenizer."""
+        if assets:
+            return [file for file in self.files if _ASSETS.fullmatch(file)]
+        if self.checkpoint:
+            return [file for file in self.files if file.startswith(f"{self.checkpoint}/")]
+        return [file for file in self.files if _BARE.fullmatch(file)]
+
+
+def repository(spec: str) -> tuple[str, str] | None:
+    """Return (owner/name, mark) of a `from:` that means a repository of the Hub, "" for no mark; None where it is something here."""
+    path, mark = checkpoint_specs.split(spec)
+    if path.exists() or (path.parent / "config.yaml").is_file() or not checkpoint_specs.may_be_hub(str(path)):
+        return None
+    return str(path), mark
+
+
+def look(name: str, mark: str) -> Contents:
+    """Ask the Hub, or its cache where it cannot be asked, what a repository holds.
+
+    `mark`: a revision, or the step of a run; "" for the newest of the main branch. Raises PlaitError where it gives nothing, or lacks the
+    step.
+    """
+    by_step = mark.isdecimal() or mark in ("best", checkpoint_specs.LATEST)
+    contents = _list(name, "" if by_step else mark)
+    steps = {(int(match[3]), int(match[2])): match[1] for file in contents.files if (match := _STEP.fullmatch(file))}
+    if not steps:
+        return _list(name, mark) if by_step else contents
+    chosen = steps[max(steps)]
+    if by_step and mark != checkpoint_specs.LATEST:
+        step = _best(contents, chosen) if mark == "best" else int(mark)
+        at_step = [steps[key] for key in sorted(steps) if key[0] == step]
+        if not at_step:
+            known = ", ".join(str(key[0]) for key in sorted(steps))
+            raise PlaitError(f"from: {name} has no checkpoint at step {mark!r}; it has {known}")
+        chosen = at_step[-1]
+    return replace(contents, checkpoint=chosen)
+
+
+def _list(name: str, revision: str) -> Contents:
+    try:
+        info = HfApi().model_info(name, revision=revision or None)
+        return Contents(name, revision or None, str(info.sha), tuple(file.rfilename for file in info.siblings or []), "")
+    except HFValidationError as error:
+        raise _refusal(name, error) from error
+    except Exception as error:  # noqa: BLE001
+        try:
+            folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=[], local_files_only=True))
+        except Exception:  # noqa: BLE001
+            raise _refusal(name, error) from error
+        files = tuple(str(path.relative_to(folder)) for path in sorted(folder.rglob("*")) if path.is_file())
+        return Contents(name, revision or None, folder.name, files, "")
+
+
+def _best(contents: Contents, newest: str) -> int:
+    """Return the step of the best checkpoint, which the manifest of the newest one names."""
+    try:
+        path = hf_hub_download(contents.name, f"{newest}/manifest.json", revision=contents.commit)
+    except Exception as error:
+        raise _refusal(contents.name, error) from error
+    best = json.loads(Path(path).read_bytes())["state"]["best"]
+    if best is None:
+        raise PlaitError(f"from: {contents.name} has no best checkpoint: its configuration sets no checkpoint.best")
+    return int(best["step"])
+
+
+def _refusal(name: str, error: Exception) -> PlaitError:
+    line = (str(error).splitlines() or [""])[0] or type(error).__name__
+    reason = printable(secrets.masked(secrets.without_secrets(line)))
+    return PlaitError(f"from: {name!r} is no run, stage or folder here, and the Hub did not give it: {reason}; `plait doctor` says more")
+
+
+def _download(contents: Contents, files: Sequence[str], local_only: bool = False) -> Path:
+    """Download files into the Hub's cache, or find them there, and return the folder of the repository's snapshot."""
+    wanted = [glob.escape(file) for file in files]
+    revision = contents.commit if local_only else contents.revision  # by its name the cache knows it later, without a network
+    try:
+        return Path(snapshot_download(contents.name, revision=revision, allow_patterns=wanted, local_files_only=local_only))
+    except Exception as error:
+        raise _refusal(contents.name, error) from error
+
+
+def assets(spec: str) -> Path | None:
+    """Download what a run takes over from a repository before its model is built; None for a `from:` that is here, or has nothing of it.
+
+    Returns the folder of the snapshot, in which there is `assets/` or tokenizer.json.
+    """
+    named = repository(spec)
+    contents = None if named is None else look(*named)
+    files = [] if contents is None else contents.needed(assets=True)
+    return _download(contents, files) if contents is not None and files else None
+
+
+def fetch(spec: str, ranks: Ranks) -> Path | None:
+    """Download the weights that a `from:` on the Hub names; returns their folder, None where it is something here. All ranks call this.
+
+    Rank 0 asks and downloads while the others wait, then one rank of each machine whose cache lacks the files. Raises PlaitError on all
+    ranks, in the words of the first that failed.
+    """
+    named = repository(spec)
+    if not ranks.agree(named is not None):
+        return None
+    contents: Contents | None = None
+    failure = None
+    if ranks.first and named is not None:
+        try:
+            contents = look(*named)
+            contents = replace(contents, commit=_download(contents, contents.needed(assets=False)).name)
+        except PlaitError as error:
+            failure = str(error)
+    contents, failure = ranks.agree((contents, failure))
+    if contents is None:
+        raise PlaitError(failure)
+    files = contents.needed(assets=False)
+    if os.environ.get("LOCAL_RANK", "0") == "0" and not ranks.first:
+        try:
+            _download(contents, files)
+        except PlaitError as error:
+            failure = str(error)
+    if failures := [line for line in ranks.gather(failure) if line is not None]:
+        raise PlaitError(failures[0])
+    return _download(contents, files, local_only=True) / contents.checkpoint
