@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from plait import keys
+from plait import cli, keys
 from plait.assembly.configuration import open_config
 from plait.assembly.data import open_data
 from plait.assembly.held_out import choose
@@ -28,6 +28,7 @@ from plait.data.sources.open import KINDS
 from plait.errors import BadSample, PlaitError
 from plait.families import registry
 from plait.families.limits import Limits
+from tests.data import latent_sets
 
 SCENES = {"source": "scenes", "limit": 40, "options": {"size": [16, 16], "objects": 1, "sizes": ["large"], "tasks": ["colour"]}}
 OTHER = {**SCENES, "name": "other", "limit": 7}
@@ -80,7 +81,7 @@ class Settings(ModelSection):
 
 @pytest.fixture
 def family(monkeypatch):
-    made = SimpleNamespace(Config=Settings, Inputs=Inputs, Loss=Loss, inspect=shown, prepared=[])
+    made = SimpleNamespace(Config=Settings, Inputs=Inputs, Loss=Loss, inspect=shown, legend="Learnt: the words on colour.", prepared=[])
     made.limits = lambda section: Limits(100, 20, {"eye": ["images"], "film": ["frames"]})
 
     def prepare(section, directory, texts):
@@ -272,3 +273,73 @@ def test_index_says_built_then_unchanged_then_stale(tmp_path, capsys):
 def test_index_of_nothing_is_one_clear_line(tmp_path):
     with pytest.raises(PlaitError, match=r"there is no file .*nowhere\.tar"):
         index_data.index(str(tmp_path / "nowhere.tar"))
+
+
+def labels(folder):
+    return re.findall(r"<figcaption>(.*?)</figcaption>", (folder / "page.html").read_text(encoding="utf-8"))
+
+
+def inspected(tmp_path, tree, *more):
+    (tmp_path / "config.yaml").write_text(reading.write_yaml(tree))
+    assert cli.main(["data", "inspect", str(tmp_path / "config.yaml"), f"--out={tmp_path / 'out'}", *more]) == 0
+    return (tmp_path / "out/page.html").read_text(encoding="utf-8")
+
+
+def test_pictures_of_the_fused_model_are_labelled_by_encoder_and_size(tmp_path):
+    model = {"base": "tiny", "tiny": {"image_size": 32, "image_tokens": 4, "vocabulary": 300}, "world": {"image_size": 48}}
+    tree = {"run": str(tmp_path / "run"), "family": "theworld", "model": model, "train": {"steps": 1, "global_batch": 2}}
+    page = inspected(tmp_path, {**tree, "data": {"train": [SCENES]}}, "--samples=2")
+    assert labels(tmp_path / "out") == ["SigLIP, 32 px", "world encoder, 48 px"] * 2
+    assert page.count('<article class="sample">') == 2
+    assert "On colour: the supervised text, which the model learns to say." in page
+
+
+def test_crops_are_labelled_by_tower_size_and_place(tmp_path):
+    tree = {"run": str(tmp_path / "run"), "family": "molmo", "preset": "debug", "train": {"steps": 1, "global_batch": 2}}
+    scenes = {**SCENES, "options": {**SCENES["options"], "size": [60, 80]}}
+    inspected(tmp_path, {**tree, "data": {"train": [scenes]}}, "--samples=1")
+    whole, *crops = labels(tmp_path / "out")
+    assert whole == "CLIP, 48 px, whole picture"
+    assert len(crops) > 1
+    assert crops == [f"CLIP, 48 px, crop {number} of {len(crops)}" for number in range(1, len(crops) + 1)]
+
+
+LATENTS = {"channels": 4, "text_dim": 6, "image_dim": 5}
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_a_family_that_draws_shows_every_bucket_and_speaks_of_drawing(tmp_path, split):
+    root = latent_sets.make(tmp_path / "set", {"64x64": 9, "48x80": 5, "80x48": 4})
+    source = {"source": "latents", "path": str(root)}
+    tree = {
+        "run": str(tmp_path / "run"),
+        "family": "nanodit",
+        "preset": "tiny",
+        "model": {"metadata": str(root), **LATENTS},
+    }
+    tree |= {"train": {"steps": 2, "global_batch": 4}, "data": {"train": [source], "validation": [source]}}
+    page = inspected(tmp_path, tree, "--samples=9", f"--split={split}")
+    buckets = re.findall(r"<dt>bucket</dt><dd>(.*?)</dd>", page)
+    assert len(buckets) == 9
+    assert {*buckets} == {"64x64", "48x80", "80x48"}
+    if split == "train":
+        assert all({*buckets[start : start + 3]} == {"64x64", "48x80", "80x48"} for start in (0, 3, 6)), "by turns"
+        assert "train, stage 1 (train): 9 samples, the first of each bucket by turns, as the model sees them" in page
+    assert "The model learns to draw the picture" in page
+    assert "supervised text" not in page
+    assert re.search(r"<dt>batch of \d</dt>", page), "a batch is of one bucket"
+
+
+def test_buckets_that_too_few_samples_leave_out_are_named(tmp_path):
+    root = latent_sets.make(tmp_path / "set", {"64x64": 9, "48x80": 5, "80x48": 4})
+    tree = {
+        "run": str(tmp_path / "run"),
+        "family": "nanodit",
+        "preset": "tiny",
+        "model": {"metadata": str(root), **LATENTS},
+    }
+    tree |= {"train": {"steps": 2, "global_batch": 4}, "data": {"train": [{"source": "latents", "path": str(root)}]}}
+    page = inspected(tmp_path, tree, "--samples=2")
+    shown = {*re.findall(r"<dt>bucket</dt><dd>(.*?)</dd>", page)}
+    (missing,) = {"64x64", "48x80", "80x48"} - shown
+    assert f"<dt>not shown</dt><dd>buckets {missing}: ask for more --samples</dd>" in page

@@ -114,8 +114,10 @@ def test_texts_are_escaped_and_the_page_is_whole(tmp_path):
     _, html = drawn(tmp_path, card([(wild, True)], title=wild, notes={wild: wild}), legend=wild, facts=[(wild, wild)])
     tree = Page(html)
     assert "script" not in {tag for tag, _, _ in tree.elements}
-    assert all("".join(tree.text(tag)).count(wild) >= 1 for tag in ("mark", "h2", "dt", "dd", "th", "td", "p"))
+    assert all("".join(tree.text(tag)).count(wild) >= 1 for tag in ("mark", "h2", "dt", "dd", "p"))
     assert not re.search(r"""(src|href)=["'](?!data:)""", html)
+    (policy,) = [attributes["content"] for tag, attributes, _ in tree.elements if attributes.get("http-equiv")]
+    assert policy == "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 def test_a_text_is_no_template_and_ends_no_element_of_the_page(tmp_path):
@@ -127,8 +129,8 @@ def test_a_text_is_no_template_and_ends_no_element_of_the_page(tmp_path):
 
 
 def test_a_name_that_the_template_needs_and_nobody_gives_is_an_error():
-    with pytest.raises(jinja2.UndefinedError, match="'title' is undefined"):
-        page.TEMPLATES.get_template("page.html.j2").render()
+    with pytest.raises(jinja2.UndefinedError, match="'policy' is undefined"):
+        page.TEMPLATES.get_template("samples.html.j2").render()
 
 
 def test_a_long_text_is_cut_in_the_picture_and_whole_in_the_page(tmp_path):
@@ -178,11 +180,27 @@ def test_a_sheet_says_when_its_font_lacks_letters(tmp_path):
     assert boxed.shape[0] == other.shape[0] + 20
 
 
-def test_verdicts_are_counted_and_drawn(tmp_path):
-    pixels, html = drawn(tmp_path, card(verdict=True), card(verdict=False), card(verdict=None))
-    assert "3 cards, 1 of 2 right" in Page(html).text("p")
-    assert [text.split()[-1] for text in Page(html).text("span")] == ["right", "wrong"]
-    assert all((pixels == colour).all(-1).sum() > 100 for colour in [(26, 127, 67), (198, 47, 47)])
+def test_a_sheet_marks_right_and_wrong_answers_by_shape_and_colour(tmp_path):
+    pixels, _ = drawn(tmp_path, card(verdict=True), card(verdict=False))
+    assert all((pixels == colour).all(-1).sum() > 100 for colour in [(26, 127, 67), (198, 47, 47), (201, 236, 213), (248, 211, 208)])
+    assert not (pixels == MARK).all(-1).any(), "yellow is what is supervised"
+
+
+def test_every_picture_has_its_label_on_the_page_and_among_the_sheets_notes(tmp_path):
+    labels = ["SigLIP, 8 px", "world encoder, 8 px"]
+    one, html = drawn(tmp_path, card(pictures=[noise(8, 8), noise(8, 8, 1)], labels=labels))
+    tree = Page(html)
+    assert tree.text("figcaption") == labels
+    assert [attributes["alt"] for tag, attributes, _ in tree.elements if tag == "img"] == [f"{label}, 8x8 px" for label in labels]
+    other, _ = drawn(tmp_path, card(pictures=[noise(8, 8), noise(8, 8, 1)]))
+    assert not np.array_equal(one, other)
+
+
+def test_a_name_of_several_facts_stands_once(tmp_path):
+    _, html = drawn(tmp_path, card(pictures=[]), facts=[("coco ", "32 looked at"), ("tokens", "9"), ("coco", "6 of 40 samples")])
+    tree = Page(html)
+    assert tree.text("dt") == ["coco", "tokens"]
+    assert tree.text("dd") == ["32 looked at", "6 of 40 samples", "9"]
 
 
 def test_the_same_cards_give_the_same_bytes(tmp_path):

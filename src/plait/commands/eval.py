@@ -22,7 +22,7 @@ def declare(parser: Parser) -> None:
         with contextlib.suppress(PlaitError):  # a family that cannot be imported is told where it is used, not by every command
             for name, meaning in registry.model_config(family).variants.items():
                 parser.add_argument(f"--{name}", dest="variant", action="store_const", const=name, help=f"{family}: {meaning}")
-    parser.add_argument("--pictures", type=positive, default=48, help="answers on the page with pictures; predictions.json has all")
+    parser.add_argument("--pictures", type=positive, default=200, help="answers whose pictures are on the page; it has all answers")
     parser.add_argument("--samples", type=positive, help="held-out samples (default: all)")
     parser.add_argument("--batch", type=positive, default=16, help="samples at a time")
     parser.add_argument("--show", type=int, default=3, help="answers to print")

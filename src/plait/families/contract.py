@@ -108,8 +108,10 @@ class Family:
     """
     inspect: Callable[[Any, Sample, Any], dict[str, Any]] | None = None
     """(inputs, sample, example) to what the model sees: `images` (uint8, H x W x 3), `text` ([(text, whether the loss counts it)]) and
-    `notes` (values to show, by name).
+    `notes` (values to show, by name). Optional: `labels`, what each image is, such as "SigLIP, 896 px".
     """
+    legend: str = "On colour: the supervised text, which the model learns to say. Everything else is given to it."
+    """What the loss asks for of all that `inspect` shows: a line above the samples of `plait data inspect`."""
 
 
 class Publisher(Protocol):
@@ -165,6 +167,7 @@ OPTIONAL: Mapping[str, str] = {
     "GenerateOptions": "GenerateOptions, a pydantic model",
     "generate": "generate(model, inputs, options, out, moment)",
     "inspect": "inspect(inputs, sample, example)",
+    "legend": "legend, a text",
 }
 METHODS: Mapping[str, Sequence[str]] = {
     "Inputs": ("encode(sample, key)", "collate(examples)"),
@@ -217,6 +220,8 @@ def _fault(member: str, value: Any) -> str | None:
         return None if _is_a(value, BaseModel) else "GenerateOptions is to be a pydantic model"
     if member == "never_trained":
         return None if isinstance(value, frozenset) else "never_trained is to be a frozenset of component names"
+    if member == "legend":
+        return None if isinstance(value, str) else "legend is to be a text"
     if not callable(value):
         return f"{member} is to be callable: {wanted}"
     if member == "Loss" and not _is_a(value, Loss):

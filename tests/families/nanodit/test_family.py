@@ -320,7 +320,9 @@ def test_prompts_and_latents_go_through_the_encoders_of_the_shards(make, directo
         assert picture.size == (32, 16)
     shown = pictures.decoder(inputs, torch.device("cpu"))(torch.zeros(1, 12, 4, 8))[0]
     example = inputs.encode(sample(1, vae=np.zeros((12, 4, 8)), dinov3=np.zeros(64)), 1)
-    assert np.array_equal(family.inspect(inputs, sample(1), example)["images"][0], shown)
+    seen = family.inspect(inputs, sample(1), example)
+    assert np.array_equal(seen["images"][0], shown)
+    assert seen["labels"] == ["decoded latents, 32x16 px"]
     assert np.array_equal(shown, codec.decode(torch.full((1, 12, 4, 8), 0.5))[0].permute(1, 2, 0).numpy())
 
 
@@ -352,7 +354,8 @@ def test_the_contact_sheet_shows_picture_caption_and_draws(make):
     shown = family.inspect(inputs, sample(1), inputs.encode(sample(1), 1))
     assert shown["images"][0].shape == (8, 8, 3) and shown["images"][0].dtype == np.uint8
     assert shown["text"] == [("caption 1", False)]
-    assert (shown["notes"]["caption"], shown["notes"]["text tokens"]) == ("shown", 3)
+    assert shown["labels"] == ["three channels of latents, 8x8 px"]
+    assert (shown["notes"]["caption"], shown["notes"]["text tokens"]) == ("given", 3)
     assert shown["notes"]["picture"] == "three latent channels: model.metadata names no decoder"
 
 

@@ -136,6 +136,7 @@ def test_inspect_shows_pixels_and_marks_the_supervised_text(make):
     example = inputs.encode(given, 0)
     seen = family.inspect(inputs, given, example)
     assert [picture.shape for picture in seen["images"]] == [(32, 32, 3)] * 3
+    assert seen["labels"] == ["SigLIP, 32 px, picture 1 of 2", "SigLIP, 32 px, picture 2 of 2", "world encoder, 32 px"]
     assert np.array_equal(seen["images"][1], example.pixels[1].permute(1, 2, 0).numpy())
     assert [text for text, supervised in seen["text"] if supervised] == ["a small green frog<end_of_turn>"]
     assert ("[world x 16]", False) in seen["text"]

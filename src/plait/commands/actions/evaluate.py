@@ -1,7 +1,7 @@
 """Measure a checkpoint on a bench: what `plait eval` does.
 
 A bench is a metric on some data: `loss`, a metric of the family (`vqa`) or a dataset with its own (`vqa2:validation`). A row is a dict
-with one sample's answer and score; a card shows it with its pictures.
+with one sample's answer and score; answers.py shows them on a page.
 """
 
 import difflib
@@ -22,12 +22,11 @@ from plait import files
 from plait.assembly import saved
 from plait.assembly.held_out import ChosenSamples, HeldOutData, benches, benchmark, open_held_out
 from plait.assembly.model import ModelBundle
+from plait.commands.actions import answers
 from plait.commands.actions.intervals import bootstrap, shown
-from plait.commands.pages import gallery
-from plait.commands.pages.card import Card
 from plait.config import reading
 from plait.config.schema import Evaluate, RunConfig, Source
-from plait.data import images, paths
+from plait.data import paths
 from plait.data.sources.open import KINDS
 from plait.engine import evaluation
 from plait.engine.checkpoints.checkpoint import Checkpoint
@@ -52,13 +51,13 @@ class Options:
 
     `samples`: at most so many (None: all). `averaged`: the EMA weights; `length`: of a post-hoc average instead. `variant`: a switch of
     the family (`Config.variants`). `data`: a folder or file in place of the run's held-out data, or KIND:PATH, or a list of sources.
-    `show`: answers to print; `pictures`: answers on the page. `out`: folder; None: in the run.
+    `show`: answers to print; `pictures`: answers whose pictures the page has. `out`: folder; None: in the run.
     """
 
     samples: int | None = None
     batch: int = 16
     show: int = 3
-    pictures: int = 48
+    pictures: int = 200
     averaged: bool = True
     length: float | None = None
     variant: str | None = None
@@ -300,7 +299,7 @@ def _report(measurement: Measurement, result: Result) -> None:
         sure = "" if low is None or high is None else f"  ({shown(name, low)} to {shown(name, high)} with 95 % confidence)"
         log.info(f"  {name:<24} {shown(name, value)}{sure}")
     if result.rows:
-        _report_answers(measurement, result.rows)
+        _report_answers(measurement, result, about, intervals, weights)
     log.info(f"written to {folder}")
 
 
@@ -322,33 +321,27 @@ def _about(measurement: Measurement) -> dict[str, Any]:
     }
 
 
-def _report_answers(measurement: Measurement, rows: Sequence[Row]) -> None:
-    """Write all answers, draw some of them, and show the first few."""
-    folder, options = measurement.folder, measurement.options
+def _report_answers(
+    measurement: Measurement, result: Result, about: Mapping[str, Any], intervals: Mapping[str, tuple[float, float]], weights: str
+) -> None:
+    """Write all answers, put them on a page, and show the first few."""
+    folder, options, rows = measurement.folder, measurement.options, result.rows
     files.write_json(folder / "predictions.json", list(rows))
-    cards = [card(row, measurement.samples, number) for number, row in enumerate(rows[: options.pictures])]
-    sheet, page = gallery.write(folder, f"{measurement.entry.bench}: {len(rows)} held-out answers", cards)
+    facts = {name: str(about[name]) for name in ("run", "step", "checkpoint", "data")} | {"weights": weights}
+    facts |= {"variant": options.variant} if options.variant else {}
+    facts["date"] = f"{datetime.fromisoformat(about['date']):%Y-%m-%d %H:%M} UTC"
+    sheet, page = answers.write(
+        folder,
+        f"{about['bench']}: {Path(about['run']).name}, step {about['step']:,}",
+        facts=list(facts.items()),
+        figures=result.figures,
+        intervals=intervals,
+        rows=rows,
+        samples=measurement.samples,
+        pictures=options.pictures,
+    )
     log.info(f"  pictures and answers     {sheet} and {page}")
     answered = [row for row in rows if "answer" in row or "bad" in row]
     for row in sorted(answered, key=lambda row: bool(row.get("correct")))[: options.show]:  # the wrong ones first
         mark = _MARKS.get(row["correct"], "") if "correct" in row else row.get("bad", "")
         log.info(f"  {row['id']}: {row.get('question', '')} -> {row.get('answer', '')!r} (gold {row.get('gold', '')!r}) {mark}")
-
-
-def card(row: dict[str, Any], samples: ChosenSamples, position: int) -> Card:
-    """Return the card that shows the answer in `row` to the sample at `position`: pictures (a drawn one last), text, whether it is right.
-
-    For a sample that could not be used, it shows the reason.
-    """
-    if "bad" in row:
-        return Card(pictures=[], text=[(str(row["bad"]), False)], title=str(row["id"]))
-    drawn = [Path(row["picture"]).read_bytes()] if "picture" in row else []
-    pictures = [images.decode(data).permute(1, 2, 0).numpy() for data in [*samples[position]["images"], *drawn]]
-    text = [(row.get("question", row.get("caption", "")), False)]
-    if "answer" in row:
-        text += [("\n", False), (str(row["answer"]), True), (f"\ngold: {row.get('gold', '')}", False)]
-    return Card(pictures=pictures, text=text, title=str(row["id"]), verdict=row.get("correct"), notes=_notes(row))
-
-
-def _notes(row: dict[str, Any]) -> dict[str, str]:
-    return {"score": f"{row['score']:.3f}"} if isinstance(row.get("score"), float) else {}

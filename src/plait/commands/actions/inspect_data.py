@@ -4,7 +4,9 @@ The samples are the first of the run, read, replaced and encoded by the loader's
 from the encoded example, not from the file. No weights are needed, only what a family's inputs need (a tokenizer).
 """
 
+import bisect
 import contextlib
+import itertools
 import logging
 import statistics
 import tempfile
@@ -27,9 +29,10 @@ from plait.commands.pages.card import Card
 from plait.config.resolved import Resolved, StageView
 from plait.config.schema import RunConfig
 from plait.data import images
+from plait.data.buckets import BucketOrder
 from plait.data.loading.micro_batch import Bad, MicroBatchBuilder
 from plait.data.order import Ordering, SampleId
-from plait.data.sources.bucketing import contents_of
+from plait.data.sources.bucketing import bucket_lengths, contents_of
 from plait.data.sources.contract import Source as SampleSource
 from plait.errors import PlaitError
 from plait.families import registry
@@ -38,8 +41,9 @@ from plait.families.limits import Limits, check_max_tokens
 
 log = logging.getLogger(__name__)
 
-_LEGEND = "On colour: the supervised text, which the model learns to say. Everything else is given to it."
 _IDS_SHOWN = 5
+_STEPS_SEARCHED = 2_000
+"""Steps in which samples of every bucket are looked for."""
 
 Facts = list[tuple[str, str]]
 
@@ -71,6 +75,39 @@ class _Seen:
     example: Any
     shown: dict[str, Any]
     cut: bool
+
+
+@dataclass(frozen=True)
+class _Buckets:
+    """The names of each source's buckets, none where it does not name them, and the index at which each of them ends."""
+
+    names: Sequence[Sequence[str]]
+    ends: Sequence[Sequence[int]]
+    grouped: bool
+    """Whether any source has buckets: then no batch holds samples of two sources."""
+
+    @classmethod
+    def of(cls, opened: Sequence[Any], global_batch: int) -> "_Buckets":
+        """Return the buckets of sources. `global_batch`: samples per step."""
+        names = [[str(row["bucket"]) for row in source.table(global_batch)] for source in opened]
+        ends = [list(itertools.accumulate(bucket_lengths(source))) for source in opened]
+        return cls(names, ends, any(source.groups for source in opened))
+
+    def of_sample(self, sample_id: SampleId) -> tuple[int, int]:
+        """Return (source, bucket) of a sample, the same for all samples that may share a batch."""
+        source = sample_id.source
+        return (source, bisect.bisect_right(self.ends[source], sample_id.index)) if self.grouped else (0, 0)
+
+    def name(self, sample_id: SampleId) -> str | None:
+        """Return the name of a sample's bucket."""
+        names = self.names[sample_id.source]
+        return names[self.of_sample(sample_id)[1]] if names else None
+
+    def missing(self, ids: Sequence[SampleId]) -> Facts:
+        """Return a row with the buckets that none of the samples is of."""
+        drawn = {self.name(sample_id) for sample_id in ids}
+        lacking = [name for names in self.names for name in names if name not in drawn]
+        return [("not shown", f"buckets {_some(lacking)}: ask for more --samples")] if lacking else []
 
 
 def draw(resolved: Resolved, split: str, samples: int, out: Path) -> None:
@@ -128,6 +165,7 @@ def _draw_stage(view: StageView, family: Family, section: Any, assets: Path, *, 
     looks = _look(view, opened, inputs, limits, split)
     log.info("\n".join([f"{title}: samples all over each source", *(f"  {name}  {value}" for name, value in looks)]))
     ids, seed, order = _first(view, data, split, samples)
+    buckets = _Buckets.of(opened, config.train.global_batch)
     builder = MicroBatchBuilder(tuple(opened), order, _Watched(inputs), seed, rank=0, world_size=1, micro_batch=None)
     seen, bad = [], []
     for wanted in ids:
@@ -137,13 +175,22 @@ def _draw_stage(view: StageView, family: Family, section: Any, assets: Path, *, 
         cut = bool(sum(inputs.collate([example]).get("cut", ())))
         seen.append(_Seen(encoded.id, sample, example, shown, cut))
         bad += encoded.bad
-    title += f": the first {len(seen)} samples as the model sees them"
-    buckets = contents_of(opened, config.train.global_batch)
-    facts = [*_data(seen, opened), *buckets, *_figures(seen), *_batch(seen, family, section, inputs, config), *_trouble(seen, bad, config)]
+    of_each = isinstance(order, BucketOrder)
+    which = f"{len(seen)} samples, the first of each bucket by turns," if of_each else f"the first {len(seen)} samples"
+    title += f": {which} as the model sees them"
+    contents = contents_of(opened, config.train.global_batch)
+    facts = [
+        *_data(seen, opened),
+        *contents,
+        *buckets.missing(ids),
+        *_figures(seen),
+        *_batch(seen, buckets, family, section, inputs, config),
+        *_trouble(seen, bad, config),
+    ]
     several = len(opened) > 1
-    cards = [_card(sample, opened[sample.id.source].name if several else None) for sample in seen]
+    cards = [_card(sample, opened[sample.id.source].name if several else None, buckets.name(sample.id)) for sample in seen]
     cards += [_bad_card(lost, opened) for lost in bad]
-    sheet, page = gallery.write(out, title, cards, legend=_LEGEND, facts=[*looks, *facts])
+    sheet, page = gallery.write(out, title, cards, legend=family.legend, facts=[*looks, *facts])
     log.info(title)
     wide = max(len(name) for name, _ in facts)
     log.info("\n".join(f"  {name:<{wide}}  {value}" for name, value in facts))
@@ -178,8 +225,23 @@ def _first(view: StageView, data: TrainingData, split: str, samples: int) -> tup
         chosen = choose([len(source) for source in data.sources], samples, config.seed)
         return chosen, config.seed, FixedOrder.of(chosen, data.sources, config.train.global_batch)
     seed, order = data_seed(view), data.order(view)
+    if isinstance(order, BucketOrder):
+        return _of_every_bucket(order, samples), seed, order
     steps = -(-samples // config.train.global_batch)
     return [sample_id for step in range(steps) for sample_id in order.ids(step)][:samples], seed, order
+
+
+def _of_every_bucket(order: BucketOrder, samples: int) -> list[SampleId]:
+    """Return the first samples of each bucket in the order of the run's steps, the buckets by turns: a step has only one of them."""
+    count = sum(len(lengths) for lengths in order.groups)
+    first: dict[tuple[int, int], list[SampleId]] = {}
+    for step in range(_STEPS_SEARCHED):
+        ids = first.setdefault(order.bucket(step), [])
+        if len(ids) * count < samples:
+            ids += order.ids(step)
+        if len(first) == count and all(len(ids) * count >= samples for ids in first.values()):
+            break
+    return [sample_id for turn in itertools.zip_longest(*first.values()) for sample_id in turn if sample_id is not None][:samples]
 
 
 def _data(seen: Sequence[_Seen], opened: Sequence[Any]) -> Facts:
@@ -220,9 +282,10 @@ def _figures(seen: Sequence[_Seen]) -> Facts:
     return facts
 
 
-def _batch(seen: Sequence[_Seen], family: Family, section: Any, inputs: Inputs, config: RunConfig) -> Facts:
+def _batch(seen: Sequence[_Seen], buckets: _Buckets, family: Family, section: Any, inputs: Inputs, config: RunConfig) -> Facts:
     """Return rows with the tensors of the first micro-batch, or why it cannot be made, and with the samples of zero loss weight."""
-    first = [sample.example for sample in seen[: config.train.micro_batch or config.train.global_batch]]
+    alike = [sample.example for sample in seen if buckets.of_sample(sample.id) == buckets.of_sample(seen[0].id)]
+    first = alike[: config.train.micro_batch or config.train.global_batch]
     facts = []
     try:
         batch = inputs.collate(first)
@@ -255,12 +318,13 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:_IDS_SHOWN]) + (f" and {len(names) - _IDS_SHOWN} more" if len(names) > _IDS_SHOWN else "")
 
 
-def _card(seen: _Seen, source: str | None) -> Card:
-    notes = {"source": source} if source else {}
+def _card(seen: _Seen, source: str | None, bucket: str | None) -> Card:
+    notes = {name: text for name, text in (("source", source), ("bucket", bucket)) if text}
     notes |= {name: str(value) for name, value in seen.shown["notes"].items()}
     if seen.cut:
         notes["cut"] = "to max_tokens"
-    return Card(seen.shown["images"], seen.shown["text"], str(seen.sample["id"]), None, notes)
+    shown = seen.shown
+    return Card(shown["images"], shown["text"], str(seen.sample["id"]), None, notes, shown.get("labels", ()))
 
 
 def _bad_card(bad: Bad, opened: Sequence[Any]) -> Card:

@@ -9,8 +9,7 @@ from plait.errors import PlaitError
 from plait.keys import rng
 
 DRAWS = 400
-COUNTS = ("samples", "bad_samples")
-"""Figures that count and have no interval."""
+_COUNTS = {"samples", "bad_samples", "pictures"}
 _MOST_ROWS = 20_000  # beyond, an interval is narrower than the digits shown, and takes long
 
 
@@ -31,11 +30,16 @@ def bootstrap(bench: Bench, rows: Sequence[Row]) -> dict[str, tuple[float, float
         except PlaitError:  # a set without a row that can be used
             continue
         for name, value in figures.items():
-            if name.rpartition("/")[2] not in COUNTS:
+            if not is_count(name):
                 drawn.setdefault(name, []).append(value)
     return {name: (float(np.percentile(values, 2.5)), float(np.percentile(values, 97.5))) for name, values in drawn.items()}
 
 
 def shown(name: str, value: float) -> str:
     """Return a figure as text: counts as whole numbers, others with four digits."""
-    return f"{value:,.0f}" if name.rpartition("/")[2] in COUNTS else f"{value:.4f}"
+    return f"{value:,.0f}" if is_count(name) else f"{value:.4f}"
+
+
+def is_count(name: str) -> bool:
+    """Return whether a figure counts, such as "samples" or "pictures/64x64": it has no interval."""
+    return bool(_COUNTS & {name.partition("/")[0], name.rpartition("/")[2]})

@@ -23,31 +23,33 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u2
 
 @dataclass(frozen=True)
 class Card:
-    """One sample to show. `pictures`: (H, W, 3) uint8; `verdict`: whether its answer is right (None: not scored); `notes` by name."""
+    """One sample to show. `pictures`: (H, W, 3) uint8, and `labels`, what each one is, or none; `notes` by name.
+
+    `verdict`: whether its answer is right (None: there is none, or it is not scored).
+    """
 
     pictures: Sequence[np.ndarray]
     text: Text
     title: str
     verdict: bool | None = None
     notes: dict[str, str] = field(default_factory=dict)
+    labels: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        for picture in self.pictures:
+            assert picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[2] == 3, f"{picture.dtype} {picture.shape} is not HWC"
 
 
 def clean_card(card: Card) -> Card:
     """Return the card with unprintable characters of all its texts replaced."""
     notes = {clean_text(name): clean_text(value) for name, value in card.notes.items()}
     text = [(clean_text(run), bool(marked)) for run, marked in card.text]
-    return Card(card.pictures, text, clean_text(card.title), card.verdict, notes)
+    return Card(card.pictures, text, clean_text(card.title), card.verdict, notes, [clean_text(label) for label in card.labels])
 
 
 def clean_text(text: str) -> str:
     """Replace control and bidi characters, which a page would obey, and lone surrogates, which not every font has, by U+FFFD."""
     return _CONTROL.sub("\ufffd", text.replace("\r\n", "\n"))
-
-
-def count_cards(cards: Sequence[Card]) -> str:
-    """Return the number of cards, and how many of the scored ones are right: "12 cards, 7 of 10 right"."""
-    verdicts = [card.verdict for card in cards if card.verdict is not None]
-    return f"{len(cards)} cards" + (f", {sum(verdicts)} of {len(verdicts)} right" if verdicts else "")
 
 
 def join_runs(text: Text) -> list[tuple[str, bool]]:
@@ -61,9 +63,9 @@ def join_runs(text: Text) -> list[tuple[str, bool]]:
     return joined
 
 
-def picture_sizes(pictures: Sequence[np.ndarray]) -> list[str]:
-    """Return a text for each different size of the pictures: ["640x480 px", "2 of 336x336 px"]."""
-    sizes = [f"{picture.shape[1]}x{picture.shape[0]} px" for picture in pictures]
+def describe_pictures(card: Card) -> list[str]:
+    """Return a text for each different label of a card's pictures, or else for each size: ["640x480 px", "2 of 336x336 px"]."""
+    sizes = list(card.labels) or [f"{picture.shape[1]}x{picture.shape[0]} px" for picture in card.pictures]
     kinds = list(dict.fromkeys(sizes))
     return [f"{sizes.count(kind)} of {kind}" if sizes.count(kind) > 1 else kind for kind in kinds]
 

@@ -1,15 +1,13 @@
 """A gallery: cards (samples to show) written as one PNG to look at (sheet.py) and one HTML page to search and to send on (page.py).
 
-Marked text (what is supervised, or what a model answered) stands on colour in both. The same cards give the same bytes.
+Marked text (what is supervised, or what a model answered) stands on colour. The same cards give the same bytes.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
-from plait.commands.pages.card import Card, clean_card, clean_text, count_cards, encode_png
-from plait.commands.pages.page import render_page
+from plait.commands.pages.card import Card, clean_card, clean_text, encode_png
+from plait.commands.pages.page import render_samples
 from plait.commands.pages.sheet import draw_sheet
 from plait.errors import PlaitError
 from plait.files import write_whole
@@ -18,18 +16,20 @@ from plait.files import write_whole
 def write(folder: Path, title: str, cards: Sequence[Card], *, legend: str = "", facts: Sequence[tuple[str, str]] = ()) -> tuple[Path, Path]:
     """Write the `cards` to `sheet.png` and `page.html` in `folder`, and return both paths.
 
-    `legend` says what marked text means; `facts`: (name, text) about all samples, above the cards. Raises PlaitError without cards.
+    `legend` says what is shown; `facts`: (name, text) about all samples, above the cards. Raises PlaitError without cards.
     """
     if not cards:
         raise PlaitError(f"{title!r} has no sample to show: ask for at least one")
-    for card in cards:
-        for picture in card.pictures:
-            assert picture.dtype == np.uint8 and picture.ndim == 3 and picture.shape[2] == 3, f"{picture.dtype} {picture.shape} is not HWC"
-    cards = [clean_card(card) for card in cards]
-    title = clean_text(title)
-    lines = [clean_text(line) for line in (count_cards(cards), legend) if line]
+    cleaned = [clean_card(card) for card in cards]
+    lines = [clean_text(legend)] if legend else []
     rows = [(clean_text(name), clean_text(value)) for name, value in facts]
+    return write_both(folder, title, lines, cards, render_samples(clean_text(title), lines, rows, cleaned))
+
+
+def write_both(folder: Path, title: str, lines: Sequence[str], cards: Sequence[Card], html: str) -> tuple[Path, Path]:
+    """Write `html` to `page.html`, and `title`, `lines` and `cards` to the contact sheet `sheet.png`; return the sheet's path first."""
     sheet, page = folder / "sheet.png", folder / "page.html"
-    write_whole(sheet, encode_png(draw_sheet(title, lines, cards)))
-    write_whole(page, render_page(title, lines, rows, cards))
+    drawn = draw_sheet(clean_text(title), [clean_text(line) for line in lines], [clean_card(card) for card in cards])
+    write_whole(sheet, encode_png(drawn))
+    write_whole(page, html)
     return sheet, page

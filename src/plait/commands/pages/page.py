@@ -1,19 +1,22 @@
-"""The HTML page of cards: whole pictures and whole texts, to search and to send on. One file that loads nothing else.
+"""HTML pages: what all of them share (the templates, what a page may load, pictures), and the page of samples, whole pictures and texts.
 
-What it looks like is in templates/page.html.j2 and templates/page.css. All text is escaped by the template.
+A page is one file that loads nothing else. What it looks like is in the folder templates; all text is escaped by the templates. The page
+of a bench's answers is in answers.py.
 """
 
 import base64
+import hashlib
+import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jinja2
 import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
-from plait.commands.pages.card import Card, encode_png, fit_pictures, join_runs, picture_sizes
+from plait.commands.pages.card import Card, describe_pictures, encode_png, fit_pictures, join_runs
 
 _FOLDER = Path(__file__).parent / "templates"
 TEMPLATES = jinja2.Environment(
@@ -25,52 +28,82 @@ TEMPLATES = jinja2.Environment(
     keep_trailing_newline=True,
 )
 """The folder's templates. Every value is escaped, and a name that is not given raises jinja2.UndefinedError."""
+TEMPLATES.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":")}
+_JPEG_QUALITY = 88
+_TWICE = 2  # pixels stored per pixel shown, for displays of double density
 
 
-class _PagePicture(NamedTuple):
-    """A picture as the page shows it: its size as stored, its size on the page, and its PNG in base64."""
+class PagePicture(NamedTuple):
+    """A picture on a page: its label, size in words ("640x480 px"), size shown, whether its pixels are enlarged, and its data: address."""
 
+    label: str
+    size: str
     width: int
     height: int
-    shown_width: int
-    shown_height: int
-    shrunk: bool
-    data: str
+    exact: bool
+    whole: bool
+    """Whether it is stored larger than it is shown."""
+    source: str
 
 
 class _PageCard(NamedTuple):
     """What the template shows of a card."""
 
     title: str
-    verdict: bool | None
-    pictures: list[_PagePicture]
+    pictures: list[PagePicture]
     text: list[tuple[str, bool]]
     notes: list[tuple[str, str]]
 
 
-def render_page(title: str, lines: Sequence[str], facts: Sequence[tuple[str, str]], cards: Sequence[Card]) -> str:
-    """Return the HTML page of `cards`: `title`, the `lines` below it, a table of `facts` (name, text), and an article per card.
+def render(template: str, script: str | None = None, **values: Any) -> str:
+    """Return the page of a template of the folder. `script`: the folder's file that it runs, the only one that it may run.
 
     The same arguments give the same text.
     """
-    return TEMPLATES.get_template("page.html.j2").render(
-        title=title,
+    code = Markup((_FOLDER / script).read_text(encoding="utf-8")) if script else Markup()
+    allowed = f"; script-src 'sha256-{base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()}'" if script else ""
+    return TEMPLATES.get_template(template).render(
         style=Markup((_FOLDER / "page.css").read_text(encoding="utf-8")),
-        lines=lines,
-        facts=facts,
-        cards=[_page_card(card) for card in cards],
+        script=code,
+        policy=f"default-src 'none'; img-src data:; style-src 'unsafe-inline'{allowed}",
+        **values,
     )
 
 
+def render_samples(title: str, lines: Sequence[str], facts: Sequence[tuple[str, str]], cards: Sequence[Card]) -> str:
+    """Return the page of `cards`: `title`, the `lines` below it, a list of `facts` (name, text), a name once, and an article per card."""
+    by_name: dict[str, list[str]] = {}
+    for name, value in facts:
+        by_name.setdefault(name.strip(), []).append(value)
+    return render("samples.html.j2", title=title, lines=lines, facts=by_name, cards=[_page_card(card) for card in cards])
+
+
+def page_pictures(pictures: Sequence[np.ndarray], labels: Sequence[str], *, lossless: bool) -> list[PagePicture]:
+    """Return pictures (H, W, 3) as a page shows them, at one scale. Unless `lossless`, large ones are stored smaller, as JPEG."""
+    scale = fit_pictures(pictures)[1] if pictures else 1.0
+    names = [*labels, *[""] * (len(pictures) - len(labels))]
+    return [_page_picture(picture, label, scale, lossless) for picture, label in zip(pictures, names, strict=True)]
+
+
 def _page_card(card: Card) -> _PageCard:
-    sizes = [("pictures" if len(card.pictures) > 1 else "picture", ", ".join(picture_sizes(card.pictures)))] if card.pictures else []
-    scale = fit_pictures(card.pictures)[1] if card.pictures else 1.0
-    pictures = [_page_picture(picture, scale) for picture in card.pictures]
-    return _PageCard(card.title, card.verdict, pictures, join_runs(card.text), [*sizes, *card.notes.items()])
+    sizes = [("pictures" if len(card.pictures) > 1 else "picture", ", ".join(describe_pictures(card)))]
+    notes = [*(sizes if card.pictures and not card.labels else []), *card.notes.items()]
+    return _PageCard(card.title, page_pictures(card.pictures, card.labels, lossless=True), join_runs(card.text), notes)
 
 
-def _page_picture(picture: np.ndarray, scale: float) -> _PagePicture:
+def _page_picture(picture: np.ndarray, label: str, scale: float, lossless: bool) -> PagePicture:
     height, width = picture.shape[:2]
     shown_width, shown_height = max(1, round(width * scale)), max(1, round(height * scale))
-    data = base64.b64encode(encode_png(Image.fromarray(picture))).decode()
-    return _PagePicture(width, height, shown_width, shown_height, scale < 1, data)
+    if lossless or scale >= 1:
+        kind, data = "png", encode_png(Image.fromarray(picture))
+    else:
+        kind, data = "jpeg", _encode_jpeg(Image.fromarray(picture), (_TWICE * shown_width, _TWICE * shown_height))
+    source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+    return PagePicture(label, f"{width}x{height} px", shown_width, shown_height, scale >= 1, scale < 1, source)
+
+
+def _encode_jpeg(picture: Image.Image, size: tuple[int, int]) -> bytes:
+    """Encode a picture as JPEG, shrunk to `size` where that is smaller."""
+    body = io.BytesIO()
+    (picture.resize(size, Image.Resampling.LANCZOS) if size[0] < picture.width else picture).save(body, "JPEG", quality=_JPEG_QUALITY)
+    return body.getvalue()

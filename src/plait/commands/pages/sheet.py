@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from plait.commands.pages.card import BETWEEN_PX, CARD_PX, PADDING_PX, PICTURES_PX, Card, Text, fit_pictures, join_runs, picture_sizes
+from plait.commands.pages.card import BETWEEN_PX, CARD_PX, PADDING_PX, PICTURES_PX, Card, Text, describe_pictures, fit_pictures, join_runs
 
 _GAP_PX = 14  # between cards
 _PICTURES_MAX = 24  # of one card
@@ -24,8 +24,10 @@ _RUN_MAX = 256  # characters measured at once
 _NOTE_CHARACTERS, _NO_BREAK = 48, "\u00a0"  # a note this short stays on one line
 _TEXT_PX, _NOTE_PX, _HEAD_PX = 15, 12, 24
 _VERDICT_PX = 24  # width of the tick or cross with the space after it
-_INK, _FAINT, _PAPER, _CARD, _BORDER, _MARK = "#1c1f24", "#646b75", "#eef0f3", "#ffffff", "#d5d9df", "#ffe08a"
+_INK, _FAINT, _PAPER, _CARD, _BORDER = "#1c1f24", "#646b75", "#eef0f3", "#ffffff", "#d5d9df"
 _RIGHT, _WRONG = "#1a7f43", "#c62f2f"
+_MARKS = {None: "#ffe08a", True: "#c9ecd5", False: "#f8d3d0"}
+"""The colour that marked text stands on, by the card's verdict."""
 _PLAIN_FONT = frozenset(map(chr, range(32, 127))) | set("·…“”‘’±£§")
 
 Line = list[tuple[str, bool]]
@@ -146,7 +148,7 @@ def _lay_out(card: Card) -> _Layout:
     pictures, height = _arrange(card.pictures[:_PICTURES_MAX])
     text = drop_middle_lines(break_lines(abbreviate(card.text, _CHARACTERS_MAX), _font(_TEXT_PX).getlength, width), _LINES_MAX)
     own_notes = (_elide_middle(f"{name} {value}", _CHARACTERS_MAX // 2) for name, value in card.notes.items())
-    facts = [*picture_sizes(card.pictures), *_scale_note(card.pictures[:_PICTURES_MAX]), *own_notes]
+    facts = [*describe_pictures(card), *_scale_note(card.pictures[:_PICTURES_MAX]), *own_notes]
     unbroken = [fact.replace(" ", _NO_BREAK) if len(fact) <= _NOTE_CHARACTERS else fact for fact in facts]
     notes = [line.replace(_NO_BREAK, " ") for line in _plain_lines("  ·  ".join(unbroken), _NOTE_PX, width)]
     text_y = PADDING_PX + _NOTE_PX + 12 + (height + 12 if height else 0)
@@ -204,7 +206,7 @@ def _draw_card(sheet: Image.Image, draw: ImageDraw.ImageDraw, layout: _Layout, x
         for run, marked in line:
             wide = _font(_TEXT_PX).getlength(run)
             if marked:
-                draw.rectangle((run_x, line_y - 1, run_x + wide, line_y + _TEXT_PX + 3), _MARK)
+                draw.rectangle((run_x, line_y - 1, run_x + wide, line_y + _TEXT_PX + 3), _MARKS[layout.card.verdict])
             draw.text((run_x, line_y), run, _INK, _font(_TEXT_PX))
             run_x += wide
         line_y += _TEXT_PX + 6

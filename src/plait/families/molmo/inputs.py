@@ -28,6 +28,8 @@ from plait.keys import rng
 
 Sample = dict[str, Any]
 
+_ENCODERS = {"clip": "CLIP", "siglip": "SigLIP", "dino": "DINOv2"}
+
 
 @dataclass(frozen=True)
 class Example:
@@ -183,7 +185,7 @@ def _annotation_weight(weighting: str, tokens: int, annotations: int) -> float:
 
 
 def inspect(inputs: Inputs, sample: Sample, example: Example) -> dict[str, Any]:
-    """Return what `plait data inspect` shows: `images` (crops, uint8, H x W x 3), `text` ([(text, supervised)]), `notes` (counts)."""
+    """Return what `plait data inspect` shows: `images` (crops, uint8, H x W x 3), `labels`, `text` ([(text, supervised)]), `notes`."""
     row = example.row
     notes = {
         "tokens": len(row),
@@ -194,7 +196,18 @@ def inspect(inputs: Inputs, sample: Sample, example: Example) -> dict[str, Any]:
         "cut": row.cut,
     }
     crops = [crop.permute(1, 2, 0).numpy() for tiled in example.tiles for crop in tiled.crops]
-    return {"images": crops, "text": _text_runs(inputs.tokenizer, row), "notes": notes}
+    labels = _labels(f"{_ENCODERS[inputs.config.tower.kind]}, {inputs.config.tower.image} px", example.tiles)
+    return {"images": crops, "labels": labels, "text": _text_runs(inputs.tokenizer, row), "notes": notes}
+
+
+def _labels(tower: str, tiles: Sequence[TiledImage]) -> list[str]:
+    """Return what each crop of each image is: ["CLIP, 336 px, whole picture", "CLIP, 336 px, crop 1 of 4", ...]."""
+    labels = []
+    for number, tiled in enumerate(tiles, 1):
+        which = f"{tower}, picture {number}" if len(tiles) > 1 else tower
+        count = len(tiled.crops) - 1  # the first shows the whole picture
+        labels += [f"{which}, whole picture", *(f"{which}, crop {crop} of {count}" for crop in range(1, count + 1))]
+    return labels
 
 
 def _text_runs(tokenizer: TextTokenizer, row: Row) -> list[tuple[str, bool]]:

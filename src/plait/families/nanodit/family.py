@@ -26,6 +26,7 @@ __all__ = [
     "components",
     "generate",
     "inspect",
+    "legend",
     "limits",
     "monitors",
     "never_trained",
@@ -33,6 +34,7 @@ __all__ = [
 ]
 
 never_trained: frozenset[str] = frozenset()
+legend = "The model learns to draw the picture out of noise, of which t is the share, given the caption and the image where a note says so."
 
 
 def prepare(config: Config, directory: Path, texts: Callable[[], Iterable[str]]) -> None:

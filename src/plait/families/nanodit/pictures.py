@@ -123,23 +123,25 @@ def file_name(sample_id: str) -> str:
 
 
 def inspect(inputs: Inputs, sample: Sample, example: Example) -> dict[str, Any]:
-    """Return what `plait data inspect` shows of an example: `images`, `text` ([(caption, False)]), and `notes` on the random draws.
+    """Return what `plait data inspect` shows of an example: `images`, `labels`, `text` ([(caption, False)]), `notes` on the random draws.
 
     Where the latents cannot be decoded, the picture has false colours and the note `picture` gives the reason.
     """
     show, reason = _decoder_or_colours(inputs)
-    conditions = example.conditions
+    conditions, (picture,) = example.conditions, show(example.x0[None])
+    kind = "three channels of latents" if show is as_colours else "pixels" if inputs.config.space == "pixels" else "decoded latents"
     notes = {
         "size": "x".join(str(side) for side in reversed(example.x0.shape[-2:])),
         "t": round(example.t, 3),
         "text tokens": 0 if conditions.text is None else len(conditions.text),
         "cut": conditions.cut,
-        "caption": "none" if conditions.text is None else "shown",
-        "image": "none" if conditions.image is None else "shown",
+        "caption": "not given" if conditions.text is None else "given",
+        "image": "not given" if conditions.image is None else "given",
         "mirrored": example.mirrored,
         **({"picture": reason} if reason else {}),
     }
-    return {"images": show(example.x0[None]), "text": [(example.caption, False)], "notes": notes}
+    labels = [f"{kind}, {picture.shape[1]}x{picture.shape[0]} px"]
+    return {"images": [picture], "labels": labels, "text": [(example.caption, False)], "notes": notes}
 
 
 @functools.lru_cache(maxsize=2)

@@ -158,7 +158,7 @@ def _augment(squares: Tensor, augmentation: _Augmentation) -> Tensor:
 
 
 def inspect(inputs: Inputs, sample: Sample, example: Example) -> dict[str, Any]:
-    """Return what `plait data inspect` shows: `images` (uint8, H x W x 3), `text` ([(text, supervised)]), `notes` (counts by name)."""
+    """Return what `plait data inspect` shows: `images` (uint8, H x W x 3) and their `labels`, `text` ([(text, supervised)]), `notes`."""
     images_shown = [image.permute(1, 2, 0).numpy() for image in (*example.pixels, *example.frames)]
     kinds, supervised = example.row.kinds, example.row.labels != IGNORED
     notes = {
@@ -168,9 +168,15 @@ def inspect(inputs: Inputs, sample: Sample, example: Example) -> dict[str, Any]:
         "world tokens": example.world_tokens,
         "world frames": len(example.frames),
         "cut": example.row.cut,
-        "pictures": f"{len(example.pixels)} for vision, then {len(example.frames)} for the world encoder",
     }
-    return {"images": images_shown, "text": _text_runs(inputs.chat, example.row), "notes": notes}
+    labels = [*_labels("SigLIP", example.pixels, "picture"), *_labels("world encoder", example.frames, "frame")]
+    return {"images": images_shown, "labels": labels, "text": _text_runs(inputs.chat, example.row), "notes": notes}
+
+
+def _labels(encoder: str, pictures: Tensor, noun: str) -> list[str]:
+    """Return what each picture (n, 3, S, S) is: ["SigLIP, 896 px"], or where there are several ["SigLIP, 896 px, picture 1 of 2", ...]."""
+    count, label = len(pictures), f"{encoder}, {pictures.shape[-1]} px"
+    return [label] if count == 1 else [f"{label}, {noun} {number} of {count}" for number in range(1, count + 1)]
 
 
 def _text_runs(chat: Chat, row: Row) -> list[tuple[str, bool]]:

@@ -1,0 +1,120 @@
+"""The page of a bench's answers: figures, then all answers with the wrong ones first, to filter by task and by whether they are right.
+
+The summary needs no JavaScript. The answers are a JSON block, of which answers.js makes articles as they are scrolled to. Colour means
+right or wrong, and nothing else.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from plait.commands.pages.card import clean_text
+from plait.commands.pages.page import page_pictures, render
+
+KINDS = ("wrong", "unusable", "", "right")
+"""What an answer can be, in the page's order; "": not scored."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer to show. `kind`: one of KINDS; `pairs`: (name, text, kind of the text) below the question.
+
+    `pictures`: (H, W, 3) uint8, with their `labels`; none where the page has no room for them.
+    """
+
+    id: str
+    kind: str
+    task: str | None
+    question: str
+    pairs: Sequence[tuple[str, str, str]]
+    pictures: Sequence[np.ndarray] = ()
+    labels: Sequence[str] = ()
+
+
+class Figure(NamedTuple):
+    """A figure of the bench as text, with its 95 % interval ("" for none), and the task that it is of, if it is of one."""
+
+    name: str
+    value: str
+    interval: str
+    task: str | None = None
+
+
+@dataclass
+class _Count:
+    """How many answers are right and how many wrong."""
+
+    right: int = 0
+    wrong: int = 0
+
+
+@dataclass
+class _Store:
+    """Pictures as the page's JSON holds them: those that are the same are held once."""
+
+    pictures: list[dict[str, Any]] = field(default_factory=list)
+    positions: dict[tuple[str, int, int], int] = field(default_factory=dict)
+
+    def add(self, answer: Answer) -> list[tuple[int, str]]:
+        """Return (position, label) of each picture of an answer."""
+        placed = []
+        for shown in page_pictures(answer.pictures, answer.labels, lossless=False):
+            key = (shown.source, shown.width, shown.height)
+            if key not in self.positions:
+                self.positions[key] = len(self.pictures)
+                fields = {name: value for name, value in shown._asdict().items() if name not in ("label", "whole")}
+                self.pictures.append(fields)
+            placed.append((self.positions[key], clean_text(shown.label)))
+        return placed
+
+
+def render_answers(
+    title: str,
+    facts: Sequence[tuple[str, str]],
+    figures: Sequence[Figure],
+    answers: Sequence[Answer],
+    *,
+    noun: str = "answers",
+    overall: Figure | None = None,
+) -> str:
+    """Return the HTML page. `facts`: (name, text) on what was measured; `overall`: the figure in large; `answers` in the page's order."""
+    store = _Store()
+    kinds = Counter(answer.kind for answer in answers)
+    tasks: dict[str, _Count] = {}
+    for answer in answers:
+        if answer.task is not None:
+            count = tasks.setdefault(clean_text(answer.task), _Count())
+            count.right += answer.kind == "right"
+            count.wrong += answer.kind == "wrong"
+    cleaned = [Figure(clean_text(one.name), one.value, one.interval, clean_text(one.task) if one.task else None) for one in figures]
+    return render(
+        "answers.html.j2",
+        script="answers.js",
+        title=clean_text(title),
+        facts=[(clean_text(name), clean_text(value)) for name, value in facts],
+        overall=overall,
+        figures=cleaned,
+        intervals=any(figure.interval for figure in cleaned),
+        counts={kind: kinds[kind] for kind in KINDS if kind},
+        kinds=[(kind, kinds[kind]) for kind in KINDS if kind and kinds[kind]],
+        tasks={name: tasks[name] for name in sorted(tasks)},
+        total=len(answers),
+        data={"noun": noun, "answers": [_fields(answer, store) for answer in answers], "pictures": store.pictures},
+    )
+
+
+def _fields(answer: Answer, store: _Store) -> dict[str, Any]:
+    """Return an answer as the page's JSON has it, without what is empty."""
+    pairs = [tuple(clean_text(text) for text in pair) for pair in answer.pairs]
+    given = {
+        "id": clean_text(answer.id),
+        "kind": answer.kind,
+        "task": clean_text(answer.task or ""),
+        "question": clean_text(answer.question),
+        "pairs": pairs,
+        "pictures": store.add(answer),
+    }
+    return {name: value for name, value in given.items() if value or name == "pairs"}
