@@ -14,7 +14,8 @@ from plait import files
 from plait.config.schema import Wandb
 from plait.engine.checkpoints.rundir import identity
 from plait.engine.monitoring import wandb_mirror
-from plait.engine.monitoring.tracking import Screen, Tracker, open_tracker
+from plait.engine.monitoring.screen import Screen
+from plait.engine.monitoring.tracking import Tracker, open_tracker
 from plait.engine.monitoring.wandb_mirror import WandB
 from plait.engine.state import State
 
@@ -154,23 +155,6 @@ def test_a_wandb_that_is_killed_again_and_again_costs_a_line_each_and_ends(tmp_p
     ]
 
 
-def test_the_screen_degrades_to_plain_lines_with_time_left():
-    screen = Screen()
-    screen.console = Console(file=io.StringIO(), force_terminal=False)
-    screen.begin("projection", 0, 10)
-    screen.row({**ROW, "step": 5})
-    screen.row({"step": 5, "eval/accuracy/accuracy": 0.25})
-    screen.row({"step": 5, "eval/loss": 2.0, "eval/loss/loss": 2.0})
-    screen.row({"step": 5, "eval/loss": 2.0, "eval/loss/text": 4.0})
-    lines = screen.console.file.getvalue().splitlines()
-    assert lines[0].startswith("projection 5/10  loss 1.5000  8.0 samples/s  0:00:")
-    assert lines[1:] == [
-        "projection 5/10  held out: accuracy/accuracy 0.25",
-        "projection 5/10  held out: loss 2",
-        "projection 5/10  held out: loss 2  loss/text 4",
-    ]
-
-
 def told(tmp_path, monitors, rows):
     """The rows of the file after a tracker with these monitors took `rows`."""
     tracker = Tracker(tmp_path, [], None, monitors)
@@ -209,63 +193,6 @@ def test_warnings_are_shown_on_the_screen(tmp_path):
     tracker = Tracker(tmp_path, [], screen, [lambda row: ["lower optim.lr [now]"]])
     tracker.row({"step": 5, "eval/loss": 1.0})
     assert screen.console.file.getvalue().splitlines()[-1] == "warning: lower optim.lr [now]"
-
-
-def lines_of(screen):
-    return screen.console.file.getvalue().splitlines()
-
-
-@pytest.fixture
-def plain():
-    """A screen that is no terminal, and its clock."""
-    screen = Screen()
-    screen.console = Console(file=io.StringIO(), force_terminal=False, width=200)
-    return screen
-
-
-def test_a_plain_line_comes_every_ten_seconds_and_at_the_last_step(plain, monkeypatch):
-    now = [1000.0]
-    monkeypatch.setattr("plait.engine.monitoring.tracking.time.monotonic", lambda: now[0])
-    plain.begin("vision", 100, 200)
-    for step, seconds in ((101, 1), (102, 9), (103, 10.9), (104, 11), (200, 12)):
-        now[0] = 1000.0 + seconds
-        plain.row({**ROW, "step": step})
-    assert [line.split("  ")[0] for line in lines_of(plain)] == ["vision 101/200", "vision 104/200", "vision 200/200"]
-
-
-def test_the_time_left_goes_by_the_steps_of_this_start(plain, monkeypatch):
-    now = [1000.0]
-    monkeypatch.setattr("plait.engine.monitoring.tracking.time.monotonic", lambda: now[0])
-    plain.begin("vision", 100, 200)
-    now[0] = 1000.0 + 500
-    plain.row({**ROW, "step": 110})  # 10 steps in 500 s, 90 to go
-    assert lines_of(plain)[0].endswith("  1:15:00 left")
-    plain.begin("vision", 100, 200)
-    plain.row({**ROW, "step": 100})  # no step yet: no division by zero
-    assert lines_of(plain)[1].endswith("  0:00:00 left")
-
-
-def test_the_line_has_the_share_of_the_peak_where_it_is_known(plain):
-    plain.begin("a", 0, 10)
-    plain.row({**ROW, "mfu": 0.4567})
-    assert "loss 1.5000  8.0 samples/s  MFU 45.7 %  " in lines_of(plain)[0]
-
-
-def test_a_terminal_gets_one_bar_per_stage_and_is_left_as_it_was():
-    screen = Screen()
-    screen.console = Console(file=io.StringIO(), force_terminal=True, width=150)
-    screen.begin("a", 2, 10)
-    first = screen.bar
-    screen.row({**ROW, "step": 5})
-    assert (screen.bar.tasks[0].completed, screen.bar.tasks[0].total, screen.bar.tasks[0].fields["text"]) == (
-        5,
-        10,
-        "loss 1.5000  8.0 samples/s",
-    )
-    screen.begin("b", 0, 4)
-    assert screen.bar is not first and not first.live.is_started
-    screen.close()
-    assert not screen.bar.live.is_started
 
 
 class Mirror:

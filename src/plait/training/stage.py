@@ -136,6 +136,7 @@ class StageRun:
             for line in self.counters.compilations.end():
                 log.info(f"step {state.step}: {line}")
             row |= {"recompiles": self.counters.compilations.again}
+        self.context.tracker.advance(row)
         self._record(row)
         self.gradients(row, last=state.step == self.stop_step)
         every = settings.checkpoint.every_steps

@@ -1,28 +1,23 @@
 """Metrics of a run: every row (metrics by name, with their `step`) goes to `metrics.jsonl`; mirrors repeat it and may fail without harm."""
 
-import contextlib
 import logging
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from plait import files
 from plait.config.schema import RunConfig
 from plait.engine.monitoring import event_files
 from plait.engine.monitoring.event_files import TensorBoard
+from plait.engine.monitoring.screen import Screen
 from plait.engine.monitoring.wandb_mirror import WandB
 from plait.engine.state import State
-from plait.errors import printable
 
 log = logging.getLogger(__name__)
 
-_LINE_EVERY_S = 10.0
 _NOT_FINITE = ("nan", "inf", "-inf")
 
 Monitor = Callable[[Mapping[str, Any]], list[str]]
@@ -52,69 +47,6 @@ def _number(value: Any) -> Any:
     return float(value) if value in _NOT_FINITE else value
 
 
-class Screen:
-    """Progress of a stage (part of a run) for a person: a bar with the time left on a terminal, a plain line every 10 s elsewhere."""
-
-    def __init__(self) -> None:
-        self.console = Console(stderr=True)
-        self.bar: Progress | None = None
-        self.task = TaskID(0)
-        self.stage, self.first, self.stop = "", 0, 0
-        self.began_s, self.line_s = time.monotonic(), -math.inf
-        """When the stage began, and when the last line was written (monotonic clock)."""
-
-    def begin(self, stage: str, start: int, stop: int) -> None:
-        """Show a new stage by its name, from step `start` to `stop` (both counted over all stages)."""
-        self.close()
-        self.stage, self.first, self.stop = stage, start, stop
-        self.began_s, self.line_s = time.monotonic(), -math.inf
-        if self.console.is_terminal and stage:
-            columns = [
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[text]}"),
-            ]
-            self.bar = Progress(*columns, console=self.console)
-            self.task = self.bar.add_task(stage, total=stop, completed=start, text="")
-            self.bar.start()
-
-    def row(self, row: Mapping[str, Any]) -> None:
-        """Show a training row's loss and speed, or all figures of an evaluation's row, which has no `loss` but `eval/...`."""
-        step = row["step"]
-        if "loss" not in row:
-            numbers = {name.removeprefix("eval/"): value for name, value in row.items() if isinstance(value, float)}
-            terms = [name for name in numbers if name.startswith("loss/")]
-            if len(terms) == 1 and numbers[terms[0]] == numbers.get("loss"):
-                del numbers[terms[0]]  # the only term is the loss itself
-            figures = "  ".join(f"{name} {value:.4g}" for name, value in numbers.items())
-            self._write(f"{self.stage} {step}/{self.stop}  held out: {figures}")
-            return
-        text = f"loss {row['loss']:.4f}  {row['samples_per_s']:.1f} samples/s"
-        text += f"  MFU {100 * row['mfu']:.1f} %" if "mfu" in row else ""
-        if self.bar is not None:
-            self.bar.update(self.task, completed=step, text=text)
-        elif time.monotonic() - self.line_s >= _LINE_EVERY_S or step == self.stop:
-            self.line_s = time.monotonic()
-            left_s = (self.line_s - self.began_s) / max(1, step - self.first) * (self.stop - step)
-            self._write(f"{self.stage} {step}/{self.stop}  {text}  {_clock(left_s)} left")
-
-    def warn(self, lines: Sequence[str]) -> None:
-        """Show warnings about the latest row of metrics, a line each."""
-        self._write("\n".join(f"warning: {line}" for line in lines))
-
-    def _write(self, line: str) -> None:
-        with contextlib.suppress(OSError, ValueError):  # the terminal may have gone
-            self.console.print(printable(line), highlight=False, soft_wrap=True, markup=False)
-
-    def close(self) -> None:
-        """Stop the progress bar, if there is one."""
-        if self.bar is not None:
-            self.bar.stop()
-
-
 class Tracker:
     """Writer of metrics: every row to `metrics.jsonl` first, then to the mirrors. `run` None, as on ranks above 0: writes nothing.
 
@@ -129,6 +61,11 @@ class Tracker:
         """Show on the screen that a stage begins or continues at `step`, to end at step `stop` of the run."""
         if self.screen is not None:
             self.screen.begin(stage, step, stop)
+
+    def advance(self, row: Mapping[str, Any]) -> None:
+        """Show the row of a step on the screen, whether or not it is recorded too."""
+        if self.screen is not None:
+            self.screen.advance(row)
 
     def row(self, row: Mapping[str, Any]) -> None:
         """Record a row of metrics: in the file, in mirrors, on the screen. Its `step`: updates done when it was measured."""
@@ -185,9 +122,3 @@ def open_tracker(run: Path, config: RunConfig, identity: str, state: State, moni
     for row in rows:
         tracker.watch(row)
     return tracker
-
-
-def _clock(seconds: float) -> str:
-    """Format seconds as h:mm:ss."""
-    hours, rest = divmod(round(seconds), 3600)
-    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}"
