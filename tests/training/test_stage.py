@@ -264,7 +264,7 @@ def test_a_stage_says_what_it_trains_on_what_and_what_looks_odd(recipe, tmp_path
 
 def test_a_stage_is_shown_by_its_name_and_last_step(recipe, tmp_path, capsys):
     toy.train(recipe, tmp_path / "run", "train.steps=5", only="projection")
-    assert "projection 5/5  loss " in capsys.readouterr().err
+    assert "projection step 5/5  loss " in capsys.readouterr().err
 
 
 def test_bad_samples_of_steps_that_are_taken_again_are_listed_once(recipe, tmp_path):
