@@ -270,6 +270,17 @@ def test_a_start_from_the_hub_is_asked_for_and_one_from_here_is_found(recipe, hu
     hub.repositories["models", "someone/run"] = Repository({"weights.safetensors": 4_000_000, "manifest.json": 10, "ema.bin": 99})
     code, lines, _ = doctor(recipe, monkeypatch, capsys, "--from=someone/run@v2")
     assert code == 0 and "someone/run@v2 (from: no folder here): 4.0 MB to download" in only(lines, "someone/run")
+    steps = {
+        f"stage-1-a/step-0000000{step}/{name}": step * 1_000_000 for step in (5, 8) for name in ("weights.safetensors", "manifest.json")
+    }
+    hub.repositories["models", "someone/pushed"] = Repository(
+        {**steps, "assets/tokenizer/tokenizer.json": 500_000, "metrics.jsonl": 9_000_000}
+    )
+    for mark, size in (("", "16.5 MB"), ("@5", "10.5 MB"), ("@best", "16.5 MB")):
+        code, lines, _ = doctor(recipe, monkeypatch, capsys, f"--from=someone/pushed{mark}")
+        assert code == 0 and f"someone/pushed (from: no folder here): {size} to download" in only(lines, "someone/pushed")
+    code, lines, error = doctor(recipe, monkeypatch, capsys, "--from=someone/pushed@7")
+    assert code == 1 and "has no checkpoint at step '7'; it has 5, 8" in only(lines, "someone/pushed") and "mend from" in error
     code, lines, _ = doctor(recipe, monkeypatch, capsys, f"--from={tmp_path}/absent")
     assert code == 1 and "does not exist" in only(lines, "absent")
     code, lines, _ = doctor(recipe, monkeypatch, capsys, f"--from={tmp_path}")

@@ -60,20 +60,33 @@ def look(name: str, mark: str) -> Contents:
     `mark`: a revision, or the step of a run; "" for the newest of the main branch. Raises PlaitError where it gives nothing, or lacks the
     step.
     """
-    by_step = mark.isdecimal() or mark in ("best", checkpoint_specs.LATEST)
-    contents = _list(name, "" if by_step else mark)
-    steps = {(int(match[3]), int(match[2])): match[1] for file in contents.files if (match := _STEP.fullmatch(file))}
+    contents = _list(name, "" if names_step(mark) else mark)
+    if names_step(mark) and not _steps(contents.files):
+        return _list(name, mark)
+    newest = chosen(contents, "")
+    return chosen(contents, str(_best(contents, newest.checkpoint)) if mark == "best" and newest.checkpoint else mark)
+
+
+def names_step(mark: str) -> bool:
+    """Return whether a mark names a checkpoint of a run rather than a revision of the repository."""
+    return mark.isdecimal() or mark in ("best", checkpoint_specs.LATEST)
+
+
+def chosen(contents: Contents, mark: str) -> Contents:
+    """Return a repository's contents with the checkpoint of step `mark`, else its newest. Raises PlaitError for a step that is not there."""
+    steps = _steps(contents.files)
     if not steps:
-        return _list(name, mark) if by_step else contents
-    chosen = steps[max(steps)]
-    if by_step and mark != checkpoint_specs.LATEST:
-        step = _best(contents, chosen) if mark == "best" else int(mark)
-        at_step = [steps[key] for key in sorted(steps) if key[0] == step]
-        if not at_step:
-            known = ", ".join(str(key[0]) for key in sorted(steps))
-            raise PlaitError(f"from: {name} has no checkpoint at step {mark!r}; it has {known}")
-        chosen = at_step[-1]
-    return replace(contents, checkpoint=chosen)
+        return contents
+    at_step = [folder for (step, _), folder in sorted(steps.items()) if not mark.isdecimal() or step == int(mark)]
+    if not at_step:
+        known = ", ".join(str(step) for step, _ in sorted(steps))
+        raise PlaitError(f"from: {contents.name} has no checkpoint at step {mark!r}; it has {known}")
+    return replace(contents, checkpoint=at_step[-1])
+
+
+def _steps(files: Sequence[str]) -> dict[tuple[int, int], str]:
+    """Return the folders of the checkpoints among a repository's files, by step and stage."""
+    return {(int(match[3]), int(match[2])): match[1] for file in files if (match := _STEP.fullmatch(file))}
 
 
 def _list(name: str, revision: str) -> Contents:

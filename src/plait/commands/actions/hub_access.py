@@ -18,9 +18,11 @@ from typing import Any
 from huggingface_hub import HfApi, constants, try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
+from plait.assembly import hub_start
+from plait.assembly.hub_start import Contents
 from plait.commands.actions.findings import Finding, gigabytes
 from plait.config import secrets
-from plait.errors import printable
+from plait.errors import PlaitError, printable
 
 ASK_WITHIN_S = 20.0
 """Seconds for all answers of the Hub together."""
@@ -37,6 +39,7 @@ class Wanted:
     """A repository that a run reads. `setting`: what names it. `folder`: the one of its folders that is read; "" for the top, None for all.
 
     `kind`: model or dataset. `library`: whether transformers or diffusers loads it, which leaves files of weights with other names alone.
+    `start`: for a `from:`, the step of a pushed run that is meant, "" for the newest; None for what is no start.
     """
 
     setting: str
@@ -45,6 +48,7 @@ class Wanted:
     folder: str | None = ""
     kind: str = "model"
     library: bool = True
+    start: str | None = None
 
     @property
     def title(self) -> str:
@@ -98,7 +102,11 @@ def _ask_one(api: HfApi, item: Wanted, answer: Answer, limit_s: float) -> None:
     """Fill in an answer. Raises what the client raises."""
     about = api.model_info if item.kind == "model" else api.dataset_info
     info: Any = about(item.name, revision=item.revision, timeout=limit_s, files_metadata=True)
-    answer.files = {file.rfilename: file.size or 0 for file in info.siblings or [] if _reads(item, file.rfilename)}
+    sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
+    answer.files = {name: size for name, size in sizes.items() if _reads(item, name)}
+    if item.start is not None:
+        contents = hub_start.chosen(Contents(item.name, item.revision, str(info.sha), tuple(sizes), ""), item.start)
+        answer.files = {name: sizes[name] for name in (*contents.needed(assets=False), *contents.needed(assets=True))}
     answer.licence = _licence(info)
     answer.gated = bool(info.gated)
     if answer.gated:
@@ -205,7 +213,9 @@ def _refused(item: Wanted, error: Exception | None, limit_s: float) -> Finding:
     token = f"the token of {origin}" if origin else "no token is set"
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
     login = "set HF_TOKEN (or run `hf auth login`)"
-    if isinstance(error, GatedRepoError):
+    if isinstance(error, PlaitError):
+        result, cure = str(error), f"mend {item.setting}"
+    elif isinstance(error, GatedRepoError):
         result = f"gated, and {token + ' may not read it' if origin else token}"
         allow = "with the account of that token; a fine-grained one must also allow public gated repositories"
         cure = f"accept its licence at {site} {allow if origin else f'and {login}'}"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from plait.assembly import checkpoint_specs
+from plait.assembly import checkpoint_specs, hub_start
 from plait.assembly.data import open_data, open_training
 from plait.assembly.held_out import HeldOutData, benches
 from plait.commands.actions.findings import Finding
@@ -59,7 +59,8 @@ def weights(resolved: Resolved) -> tuple[list[Finding], list[Wanted]]:
         if path.exists() or not checkpoint_specs.may_be_hub(str(path)):
             findings.append(_checkpoint(config.from_))
         else:
-            wanted.append(Wanted("from: no folder here", str(path), mark or None, library=False))
+            commit, step = (None, mark) if hub_start.names_step(mark) else (mark or None, "")
+            wanted.append(Wanted("from: no folder here", str(path), commit, library=False, start=step))
     return findings, list(dict.fromkeys(wanted))
 
 
