@@ -73,7 +73,7 @@ def names_step(mark: str) -> bool:
 
 
 def chosen(contents: Contents, mark: str) -> Contents:
-    """Return a repository's contents with the checkpoint of step `mark`, else its newest. Raises PlaitError for a step that is not there."""
+    """Return a repository's contents with the checkpoint of step `mark`, else its newest. Raises PlaitError for a step that is absent."""
     steps = _steps(contents.files)
     if not steps:
         return contents
