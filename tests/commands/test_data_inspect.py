@@ -327,6 +327,7 @@ def test_a_family_that_draws_shows_every_bucket_and_speaks_of_drawing(tmp_path, 
         assert "train, stage 1 (train): 9 samples, the first of each bucket by turns, as the model sees them" in page
     assert "The model learns to draw the picture" in page
     assert "supervised text" not in page
+    assert {*re.findall(r"<dt>mirrored</dt><dd>(.*?)</dd>", page)} <= {"yes", "no"} and "<dt>mirrored</dt>" in page
     assert re.search(r"<dt>batch of \d</dt>", page), "a batch is of one bucket"
 
 

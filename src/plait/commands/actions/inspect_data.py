@@ -320,7 +320,9 @@ def _some(names: Sequence[str]) -> str:
 
 def _card(seen: _Seen, source: str | None, bucket: str | None) -> Card:
     notes = {name: text for name, text in (("source", source), ("bucket", bucket)) if text}
-    notes |= {name: str(value) for name, value in seen.shown["notes"].items()}
+    notes |= {
+        name: {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value) for name, value in seen.shown["notes"].items()
+    }
     if seen.cut:
         notes["cut"] = "to max_tokens"
     shown = seen.shown

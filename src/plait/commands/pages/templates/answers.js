@@ -15,6 +15,7 @@
     Object.assign(image, { loading: "lazy", decoding: "async", width, height, src: source, alt: `${label}, ${size}`, className: exact ? "exact" : "" });
     Object.assign(button, { type: "button", title: `${label}, ${size}` });
     button.setAttribute("aria-pressed", "false");
+    button.style.setProperty("--large", exact ? `${width}px` : "auto");
     button.append(image);
     return button;
   }
