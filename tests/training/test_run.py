@@ -10,6 +10,7 @@ import time
 import pytest
 import torch
 
+from plait import cli
 from plait.assembly.configuration import open_config
 from plait.commands.prove.compare import CLOCK
 from plait.engine.checkpoints import checkpoint
@@ -162,3 +163,17 @@ def test_a_stage_of_frozen_parts_saves_only_what_was_trained(straight):
     names = set(checkpoint.read(folder).tensors("weights"))
     assert names
     assert all(name.startswith(("projector.", "gemma.model.vision_tower.", "gemma.model.multi_modal_projector.")) for name in names)
+
+
+def test_settings_of_the_model_that_differ_though_shapes_agree_are_told(tmp_path, capsys):
+    settings = {"family": "theworld", "preset": "tiny", "train": {"steps": 1, "global_batch": 2}, "track": {"tensorboard": False}}
+    settings |= {"data": {"train": [{"source": "scenes", "options": {"size": [32, 32]}, "limit": 4}], "workers": 0}}
+    recipe = tmp_path / "a.yaml"
+    recipe.write_text(json.dumps(settings))
+    assert cli.main(["train", str(recipe), f"--run={tmp_path / 'first'}", "--model.world.tokens=pooled"]) == 0
+    capsys.readouterr()
+    start = ["train", str(recipe), f"--from={tmp_path / 'first'}"]
+    assert cli.main([*start, f"--run={tmp_path / 'second'}", "--model.world.tokens=spatial"]) == 0
+    assert '  model.world.tokens: "pooled" there, "spatial" here\n' in capsys.readouterr().out
+    assert cli.main([*start, f"--run={tmp_path / 'third'}", "--model.world.tokens=pooled"]) == 0
+    assert " there, " not in capsys.readouterr().out

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from plait.assembly.configuration import open_run_config
 from plait.assembly.model import ModelBundle
 from plait.config.resolved import ABSENT, Resolved
 from plait.config.schema import Optim, RunConfig
@@ -40,6 +41,38 @@ def freezing_changes(manifest: Mapping[str, Any] | None, bundle: ModelBundle, co
     before = set(manifest["trainable"])
     lines = [f"{name}: trained there, frozen here (its trained weights stay in every checkpoint)" for name in sorted(before - now)]
     return lines + [f"{name}: frozen there, trains here" for name in sorted(now - before)]
+
+
+def model_changes(folder: Path, bundle: ModelBundle) -> list[str]:
+    """Return a log line for each `model:` setting in which the run of the checkpoint in `folder` differs, though names and shapes may fit.
+
+    Another way to make tokens of the same width, say, trains on without an error. [] where the folder is in no run.
+    """
+    run = checkpoint.run_of(folder)
+    if not (run / "config.yaml").is_file():
+        return []
+    try:
+        before = open_run_config(run).config
+    except PlaitError as error:
+        return [f"its `model:` settings are not compared: {error}"]
+    if before.family != bundle.family.name:
+        return []
+    then, now = (
+        _leaves(section.model_dump(mode="json")) for section in (bundle.family.Config.model_validate(before.model), bundle.section)
+    )
+    return [
+        f"model.{name}: {json.dumps(then.get(name))} there, {json.dumps(now.get(name))} here"
+        for name in sorted(then.keys() | now.keys())
+        if then.get(name) != now.get(name)
+    ]
+
+
+def _leaves(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Flatten nested settings: {"world": {"tokens": 4}} -> {"world.tokens": 4}."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _leaves(value, f"{above}{name}.") if isinstance(value, Mapping) else {f"{above}{name}": value}
+    return flat
 
 
 def describe_changes(before: Resolved, after: Resolved, differences: Sequence[Difference], saved: Path | None) -> str:

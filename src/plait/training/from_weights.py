@@ -57,7 +57,7 @@ def begin_from(state: State, bundle: ModelBundle, view: StageView, *, run: Path,
         notes.append(f"base weights: frozen there {manifest['base']}, here {bundle.family.base(bundle.section)}")
     if ranks.first:
         log.info(f"starting from {folder}")
-        for line in changes.freezing_changes(manifest, bundle, view.config):
+        for line in [*changes.freezing_changes(manifest, bundle, view.config), *changes.model_changes(folder, bundle)]:
             log.info(f"  {line}")
         lineage = {"kind": "from", "from": spec, "folder": str(folder), "step": manifest["state"]["step"] if manifest else None}
         files.write_json(run / changes.LINEAGE, lineage)

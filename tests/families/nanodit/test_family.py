@@ -236,7 +236,7 @@ def test_generation_writes_a_picture_per_prompt_and_seed_and_a_grid(make, direct
     options = {"prompt": ["a frog", "a cat"], "count": "2", "seed": "5", "steps": "2", "text_scale": "1.5"}
     lines, names = generated(make, directory, tmp_path, options, **PIXELS)
     at = "step-00000007.png"
-    drawn = [f"a-{what}-8x8-seed-{seed}-{at}" for what in ("cat", "frog") for seed in (5, 6)]
+    drawn = [f"a-{what}-16x16-seed-{seed}-{at}" for what in ("cat", "frog") for seed in (5, 6)]
     assert names == [*drawn, f"grid-{at}"]
     assert len(lines) == 5
     with Image.open(tmp_path / "out" / drawn[1]) as picture:
@@ -247,14 +247,14 @@ def test_generation_writes_a_picture_per_prompt_and_seed_and_a_grid(make, direct
 def test_the_same_seed_is_the_same_picture(make, directory, tmp_path):
     for name in ("a", "b"):
         generated(make, directory, tmp_path / name, {"prompt": "a frog", "seed": 5, "steps": 2}, **PIXELS)
-    first, second = ((tmp_path / name / "out" / "a-frog-8x8-seed-5-step-00000007.png").read_bytes() for name in ("a", "b"))
+    first, second = ((tmp_path / name / "out" / "a-frog-16x16-seed-5-step-00000007.png").read_bytes() for name in ("a", "b"))
     assert first == second
 
 
 def test_no_picture_is_written_over(make, directory, tmp_path):
     options = {"prompt": ["a frog", "a, frog!"], "steps": 1}
     _, first = generated(make, directory, tmp_path, options, **PIXELS)
-    name = "a-frog-8x8-seed-0-step-00000007"
+    name = "a-frog-16x16-seed-0-step-00000007"
     assert first == [f"{name}-2.png", f"{name}.png", "grid-step-00000007.png"]
     before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     _, names = generated(make, directory, tmp_path, options | {"steps": 2}, **PIXELS)
