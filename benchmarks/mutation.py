@@ -93,17 +93,20 @@ TESTS: dict[str, str] = {
     "engine/schedule.py": "engine/test_schedule.py engine/test_optim.py",
     "engine/source_shares.py": "engine/test_source_shares.py engine/test_distributed.py",
     "engine/state.py": "engine/test_state.py engine/test_optim.py engine/test_source_shares.py "
-    "engine/test_post_hoc_ema.py engine/test_sharding.py",
-    "engine/checkpoints/checkpoint.py": "engine/test_checkpoint.py engine/test_post_hoc_ema.py training/test_start.py",
+    "engine/test_post_hoc_ema.py engine/test_stages_and_resumes.py engine/test_sharding.py",
+    "engine/checkpoints/checkpoint.py": "engine/test_checkpoint.py engine/test_post_hoc_ema.py "
+    "engine/test_stages_and_resumes.py training/test_start.py",
+    "engine/checkpoints/folders.py": "engine/test_folders.py engine/test_checkpoint.py",
     "engine/checkpoints/migrate.py": "engine/test_migrate.py",
     "engine/checkpoints/post_hoc_ema.py": "engine/test_post_hoc_ema.py",
     "engine/checkpoints/rundir.py": "engine/test_rundir.py training/test_start.py",
     "engine/checkpoints/saver.py": "engine/test_checkpoint.py engine/test_stages_and_resumes.py",
     "engine/checkpoints/sharded_files.py": "engine/test_checkpoint.py engine/test_sharding.py training/test_reshard.py",
+    "engine/monitoring/event_files.py": "engine/test_event_files.py engine/test_tracking.py",
     "engine/monitoring/heartbeat.py": "engine/test_heartbeat.py",
     "engine/monitoring/reporter.py": "engine/test_reporter.py",
     "engine/monitoring/signals.py": "engine/test_signals.py",
-    "engine/monitoring/tracking.py": "engine/test_tracking.py",
+    "engine/monitoring/tracking.py": "engine/test_tracking.py engine/test_event_files.py",
     "engine/monitoring/wandb_mirror.py": "engine/test_tracking.py",
     "engine/monitoring/watchdog.py": "engine/test_watchdog.py",
     "engine/monitoring/watchdog_process.py": "engine/test_watchdog.py",
@@ -115,6 +118,7 @@ TESTS: dict[str, str] = {
     "training/changes.py": "training/test_start.py commands/test_stages.py",
     "training/from_weights.py": "training/test_start.py commands/test_stages.py",
     "training/launch.py": "training/test_launch.py training/test_processes.py",
+    "training/passes.py": "training/test_passes.py training/test_summary.py",
     "training/probes.py": "training/test_start.py training/test_stage.py engine/test_micro_batch.py",
     "training/run.py": "training/test_stage.py training/test_start.py engine/test_nonfinite.py commands/test_stages.py "
     "training/test_precision_runs.py",
@@ -174,12 +178,6 @@ EQUIVALENT: list[tuple[str, str, str, str]] = [
     ("engine/monitoring/tracking.py", "self.task = TaskID(0)", "0 -> 1", "begin() sets the task before a bar is there"),
     ("data/order.py", "max(1, _DRAW_AT_ONCE // global_batch)", "1 -> 2", "the ids are the same however many steps are drawn at once"),
     ("engine/micro_batch.py", "torch.cuda.is_available()", "torch.cuda.is_available() -> True", "emptying no GPU's cache does nothing"),
-    (
-        "engine/monitoring/wandb_mirror.py",
-        "_LOOK_EVERY_S = 0.5",
-        "0.5 -> 1.5",
-        "how often a file is looked at; every row is read either way",
-    ),
     ("training/launch.py", "os.read(0, 1 << 16)", "16 -> 17", "the most that is read at once; a line is far shorter"),
 ]
 """File, part of the line, change and reason of each mutant that no test can notice."""

@@ -202,7 +202,8 @@ def test_writing_over_a_checkpoint_never_leaves_none(tmp_path, monkeypatch, erro
     with pytest.raises((PlaitError, Killed)):
         save(tmp_path, 5)
     monkeypatch.undo()
-    checkpoint.clear_unfinished(tmp_path)
+    if error is Killed:  # an error is mended at once, a kill at the next start
+        checkpoint.clear_unfinished(tmp_path)
     assert checkpoint.newest_intact(tmp_path)[0].step == 5
     assert [path.name for path in (tmp_path / "stage-1-only").iterdir()] == ["step-00000005"]
 
@@ -323,12 +324,16 @@ def edited(folder, change):
         (lambda m: m.update(state={}), "KeyError: 'step'"),
         (lambda m: m["state"].update(stage=0), "its stage is 0 in a folder of stage 1"),
         (lambda m: m["state"].update(step="5"), "its step is '5'"),
+        (lambda m: m["state"].update(step=-1), "its step is -1"),
+        (lambda m: m["state"].update(step="x" * 200), f"its step is '{'x' * 87})"),  # 100 characters of the reason
         (
             lambda m: m["files"].update({"../../secret": {"size": 1, "xxh3": "0"}}),
             "names '../../secret', which is not inside",
         ),
         (lambda m: m["files"].update({"/etc/passwd": {"size": 1, "xxh3": "0"}}), "it names '/etc/passwd'"),
+        (lambda m: m["files"].update({"./weights.safetensors": {"size": 1, "xxh3": "0"}}), "it names './weights.safetensors'"),
         (lambda m: m["files"].update({"x": {"size": "1", "xxh3": "0"}}), "size and xxh3 of 'x' are not a number and a text"),
+        (lambda m: m["files"].update({"x": {"size": 1, "xxh3": 0}}), "size and xxh3 of 'x' are not a number and a text"),
         (lambda m: m.update(files=[]), "AttributeError"),
     ],
 )
@@ -338,6 +343,13 @@ def test_a_manifest_that_readers_cannot_rely_on_is_passed_over(tmp_path, change,
     newest, faults = checkpoint.newest_intact(tmp_path)
     assert newest.step == 4
     assert fault in faults[0] and "manifest.json is damaged" in faults[0]
+
+
+def test_a_manifest_of_step_0_and_one_of_averages_are_sound(tmp_path):
+    assert checkpoint.read(save(tmp_path, 0).folder).step == 0
+    edited(save(tmp_path, 5).folder, lambda m: m["state"].update(stage=1))
+    edited(save(tmp_path, 6).folder, lambda m: m.update(kind="averages", state={"step": 6, "stage": 2}))
+    assert [checkpoint.read(folder).step for folder in checkpoint.published(tmp_path)] == [6, 5, 0]
 
 
 def test_a_deep_manifest_is_passed_over(tmp_path):
@@ -391,6 +403,8 @@ def test_damaged_checkpoints_are_set_aside_and_count_as_none_that_is_kept(tmp_pa
     assert newest.step == 2
     assert [path.name for path in checkpoint.set_aside_damaged(tmp_path, newest)] == ["damaged-step-00000004", "damaged-step-00000003"]
     assert [path.name for path in checkpoint.published(tmp_path)] == ["step-00000002"]
+    (save(tmp_path, 4).folder / "weights.safetensors").unlink()  # again
+    assert [path.name for path in checkpoint.set_aside_damaged(tmp_path, newest)] == ["damaged-step-00000004"]
 
 
 def test_a_checkpoint_is_not_written_where_its_run_has_gone(tmp_path):
@@ -410,6 +424,94 @@ def test_a_replaced_checkpoint_goes_once_its_successor_is_there_and_else_comes_b
     shutil.copytree(stage / "step-00000005", stage / ".replaced-step-00000006")
     checkpoint.clear_unfinished(tmp_path)
     assert sorted(path.name for path in stage.iterdir()) == ["step-00000005", "step-00000006"]
+
+
+@pytest.mark.parametrize("left", [".replaced-step-00000005", ".saving-step-00000005"])
+def test_a_save_of_the_same_step_replaces_what_is_there_and_what_an_interrupted_one_left(tmp_path, left):
+    stage = save(tmp_path, 5).folder.parent
+    shutil.copytree(stage / "step-00000005", stage / left)
+    (stage / left / "junk").touch()
+    save(tmp_path, 5, base=["other"])
+    assert [path.name for path in stage.iterdir()] == ["step-00000005"]
+    assert checkpoint.verify(stage / "step-00000005") == []
+    assert checkpoint.read(stage / "step-00000005").manifest["base"] == ["other"]
+    assert sorted(path.name for path in (stage / "step-00000005").iterdir()) == [
+        "manifest.json",
+        "moments.safetensors",
+        "weights.safetensors",
+    ]
+
+
+def test_a_save_that_fails_gives_back_a_checkpoint_that_was_to_be_replaced_before(tmp_path, monkeypatch):
+    stage = save(tmp_path, 5).folder.parent
+    (stage / "step-00000005").rename(stage / ".replaced-step-00000005")  # where a kill came between two renames
+    monkeypatch.setattr(files, "xxh3", lambda path: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")))
+    with pytest.raises(PlaitError, match="could not be written"):
+        save(tmp_path, 5)
+    assert [path.name for path in stage.iterdir()] == ["step-00000005"]
+
+
+def test_all_of_a_checkpoint_is_on_the_disk_before_it_has_its_name_and_its_name_before_older_ones_go(tmp_path, monkeypatch):
+    stage = save(tmp_path, 5).folder.parent
+    calls, usual = [], {"fsync": os.fsync, "rename": os.rename, "rmtree": shutil.rmtree}
+
+    def fsync(file):
+        calls.append(os.readlink(f"/proc/self/fd/{file}").removeprefix(f"{stage}"))
+        usual["fsync"](file)
+
+    def rename(source, target):
+        calls.append(("rename", str(target).removeprefix(f"{stage}/")))
+        usual["rename"](source, target)
+
+    def rmtree(path, **options):
+        if path.exists():
+            calls.append(("rmtree", path.name))
+        usual["rmtree"](path, **options)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "rename", rename)
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    save(tmp_path, 5)
+    named = calls.index(("rename", "step-00000005"))
+    unfinished = "/.saving-step-00000005"
+    assert {f"{unfinished}/{name}.safetensors" for name in ("weights", "moments")} <= set(calls[:named])
+    assert any(unfinished in call and "manifest.json" in call for call in calls[:named] if isinstance(call, str))
+    assert calls[named + 1 :] == ["", ("rmtree", ".replaced-step-00000005")]  # "": the stage's folder
+
+
+def test_a_checkpoint_that_is_half_deleted_is_none_any_more(tmp_path, monkeypatch):
+    for step in (5, 10):
+        save(tmp_path, step)
+    monkeypatch.setattr(shutil, "rmtree", lambda *_, **__: (_ for _ in ()).throw(Killed))
+    with pytest.raises(Killed):
+        checkpoint.prune(tmp_path / "stage-1-only", 1)
+    assert [path.name for path in checkpoint.published(tmp_path)] == ["step-00000010"]
+    assert (tmp_path / "stage-1-only" / "step-00000005" / "weights.safetensors").exists()
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_averages_of_a_deleted_checkpoint_are_kept_whole_whatever_is_in_their_place(tmp_path, monkeypatch, links):
+    kept = copy_out({**GROUPS, "ema-0.05": {"a": torch.full((2, 3), 7.0)}})
+    for step in (5, 10):
+        checkpoint.write(checkpoint.folder_of(tmp_path, 1, "only", step), kept, {**FACTS, "state": {"step": step}})
+    for name in ("step-00000005", ".saving-step-00000005"):
+        (tmp_path / "averages" / name).mkdir(parents=True)
+        (tmp_path / "averages" / name / "junk").touch()
+    if not links:
+        refused = OSError(errno.EPERM, "Operation not permitted")
+        monkeypatch.setattr(os, "link", lambda *_, **__: (_ for _ in ()).throw(refused))
+    checkpoint.prune(tmp_path / "stage-1-only", 1)
+    (folder,) = (tmp_path / "averages").iterdir()
+    assert (folder.name, sorted(path.name for path in folder.iterdir())) == ("step-00000005", ["ema-0.05.safetensors", "manifest.json"])
+    assert checkpoint.verify(folder) == []
+    found = checkpoint.read(folder)
+    assert (found.step, found.manifest["kind"], found.tensors("ema-0.05")["a"].unique().tolist()) == (5, "averages", [7.0])
+
+
+def test_what_a_save_of_averages_left_is_removed_too(tmp_path):
+    (tmp_path / "averages" / ".saving-step-00000005").mkdir(parents=True)
+    assert checkpoint.clear_unfinished(tmp_path) == 1
+    assert list((tmp_path / "averages").iterdir()) == []
 
 
 def test_what_interrupted_saves_left_is_removed_and_counted(tmp_path):

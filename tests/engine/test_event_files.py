@@ -154,3 +154,11 @@ def test_a_mirror_turned_off_and_on_again_shows_every_row_once(tmp_path):
     quiet.close()
     attempt(tmp_path, 13, 14, 2.0)
     assert shown(tmp_path) == [*((n, 1.0) for n in range(1, 9)), *((n, 3.0) for n in range(9, 14)), (14, 2.0)]
+
+
+def test_a_file_without_one_sound_event_is_emptied(tmp_path):
+    attempt(tmp_path, 0, 2, 1.0)
+    (path,) = files_of(tmp_path)
+    path.write_bytes(b"\0" * 64)
+    assert event_files.cut(tmp_path, lambda step, held_out: True) == set()
+    assert files_of(tmp_path)[0].stat().st_size == 0

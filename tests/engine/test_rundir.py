@@ -73,6 +73,27 @@ def test_what_a_start_leaves_behind_makes_no_run_and_no_stranger(tmp_path):
     assert rundir.check(tmp_path) is True
 
 
+@pytest.mark.parametrize(("name", "stranger"), [(".config.yaml.tmp", False), (".profile", True), ("notes.tmp", True)])
+def test_only_a_file_that_a_kill_left_half_written_is_no_stranger(tmp_path, name, stranger):
+    (tmp_path / name).touch()
+    if stranger:
+        with pytest.raises(PlaitError, match=f"holds {re.escape(name)} but no config"):
+            rundir.check(tmp_path)
+    else:
+        assert rundir.check(tmp_path) is False
+
+
+def test_half_written_files_are_swept_at_any_depth_of_a_run_and_others_stay(tmp_path):
+    (tmp_path / "stage-1-a" / "step-00000001").mkdir(parents=True)
+    folders = (tmp_path, tmp_path / "stage-1-a", tmp_path / "stage-1-a" / "step-00000001")
+    for folder in folders:
+        for name in (".x.tmp", ".x", "x.tmp"):
+            (folder / name).touch()
+    rundir.sweep(tmp_path)
+    assert all({".x", "x.tmp"} <= {path.name for path in folder.iterdir()} for folder in folders)
+    assert not any((folder / ".x.tmp").exists() for folder in folders)
+
+
 def test_the_same_configuration_is_not_refused(tmp_path):
     rundir.refuse(tmp_path, [])
 

@@ -4,8 +4,11 @@ import json
 import math
 import os
 import signal
+import sys
 import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
@@ -53,10 +56,11 @@ def stand_in(tmp_path, monkeypatch):
     def write(body: str) -> Path:
         logged = tmp_path / "logged"
         session = (
-            f"    def log(self, values): open({str(logged)!r}, 'a').write(repr(values) + chr(10))\n    def finish(self): pass\n"
+            f"    def log(self, values): open({str(logged)!r}, 'a').write(repr(values) + chr(10))\n"
+            f"    def finish(self): open({str(logged)!r}, 'a').write(repr('finished') + chr(10))\n"
             f"    def define_metric(self, *names, **options): open({str(logged)!r}, 'a').write(repr((names, options)) + chr(10))"
         )
-        starts = f"def Settings(**_): pass\ndef init(**asked):\n    import time\n    {body}\n    return Session()"
+        starts = f"def Settings(**asked): return asked\ndef init(**asked):\n    import time\n    {body}\n    return Session()"
         (tmp_path / "wandb.py").write_text(f"class Session:\n{session}\n{starts}\n")
         return logged
 
@@ -75,16 +79,17 @@ def test_wandb_writes_offline_and_never_sees_a_secret(tmp_path, monkeypatch):
     assert not any(b"0123456789" * 4 in body for body in kept.values())
 
 
-def test_a_resumed_run_goes_on_in_its_first_wandb_run(tmp_path, stand_in):
+def test_a_resumed_run_goes_on_in_its_first_wandb_run(tmp_path, stand_in, capfd):
     asked = tmp_path / "asked"
     stand_in(f"open({str(asked)!r}, 'a').write(asked['id'] + ' ' + asked['resume'] + chr(10))")
     for _ in range(2):
         WandB(tmp_path, Wandb(project="test"), {}, identity(tmp_path)).close()
     assert asked.read_text().splitlines() == [f"{identity(tmp_path)} allow"] * 2
+    assert capfd.readouterr().err == ""  # a run without a row yet is nothing to tell of
 
 
 def test_wandb_gets_every_row_of_this_start_in_order_and_numbers_alone(tmp_path, stand_in):
-    logged = stand_in("assert asked['id'] == 'abc123'")
+    logged = stand_in("assert (asked['id'], asked['settings']) == ('abc123', {'silent': True})")
     Tracker(tmp_path, []).row({**ROW, "step": 2})
     tracker = Tracker(tmp_path, [WandB(tmp_path, Wandb(project="test"), {}, "abc123")])
     for step in (3, 4):
@@ -94,7 +99,62 @@ def test_wandb_gets_every_row_of_this_start_in_order_and_numbers_alone(tmp_path,
         "(('step',), {})",
         "(('*',), {'step_metric': 'step'})",
         *(f"{{'step': {step}, 'loss': inf, 'samples_per_s': 8.0}}" for step in (3, 4)),
+        "'finished'",
     ]
+
+
+def test_a_stop_of_the_whole_group_is_left_to_the_trainer(tmp_path, stand_in, capfd):
+    ready = tmp_path / "ready"
+    logged = stand_in(f"open({str(ready)!r}, 'w')")
+    mirror = WandB(tmp_path, Wandb(project="test"), {}, "abc123")
+    while not ready.exists():
+        time.sleep(0.01)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        os.kill(mirror.process.pid, number)
+    tracker = Tracker(tmp_path, [mirror])
+    tracker.row(ROW)
+    tracker.close()
+    assert logged.read_text().splitlines()[2:] == [repr(ROW), "'finished'"]
+    assert capfd.readouterr().err == ""
+
+
+def is_alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_what_a_killed_wandb_had_started_ends_with_it(tmp_path, stand_in, monkeypatch):
+    started = tmp_path / "started"
+    starts = f"open({str(started)!r}, 'a').write(str(subprocess.Popen(['sleep', '1000']).pid) + chr(10))"
+    stand_in(f"import os, subprocess; {starts}; os.kill(os.getpid(), 9)")
+    monkeypatch.setattr(wandb_mirror, "_RESTARTS", 1)
+    mirror = WandB(tmp_path, Wandb(project="test"), {}, "abc123")
+    first = mirror.process
+    first.wait()
+    mirror.row(ROW)
+    assert first.stdin.closed
+    mirror.process.wait()
+    mirror.close()
+    pids = started.read_text().split()
+    deadline = time.monotonic() + 30
+    while any(map(is_alive, pids)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert len(pids) == 2 and not any(map(is_alive, pids))
+
+
+def test_the_sender_of_a_killed_trainer_has_a_minute_for_the_last_rows(monkeypatch):
+    ended, timers = threading.Event(), []
+
+    def start(timer):
+        assert ended.is_set()
+        timers.append((timer.interval, timer.function, timer.args, timer.daemon))
+
+    monkeypatch.setattr(threading.Timer, "start", start)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("more\n"))
+    wandb_mirror._wait_for_end(ended)
+    assert timers == [(60.0, os._exit, (1,), True)]
 
 
 def test_a_failing_wandb_costs_one_line_and_no_row(tmp_path, stand_in, capfd):
@@ -267,3 +327,12 @@ def test_rows_of_a_file_that_grows_come_whole_until_its_end(tmp_path):
             if len(got) == 2:
                 ended.set()
     assert got == [{"step": 1}, {"step": 2}]
+
+
+def test_a_file_that_does_not_grow_is_looked_at_twice_a_second(tmp_path):
+    waits_s, path = [], tmp_path / "metrics.jsonl"
+    path.touch()
+    ended = SimpleNamespace(is_set=lambda: len(waits_s) == 3, wait=waits_s.append)
+    with path.open(encoding="utf-8") as file:
+        assert list(wandb_mirror.rows(file, ended)) == []
+    assert waits_s == [0.5] * 3

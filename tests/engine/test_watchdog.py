@@ -1,9 +1,12 @@
 """A rank that hangs is named, its stacks are written, and every rank ends: whatever it hangs in."""
 
 import ctypes
+import faulthandler
 import os
 import re
 import signal
+import sys
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +15,7 @@ from unittest import mock
 import pytest
 
 from plait.engine.monitoring import heartbeat, watchdog, watchdog_process
+from plait.errors import Stopped
 from tests import processes, toy_family
 
 from .toy import ALONE
@@ -269,3 +273,104 @@ def test_a_run_is_watched_where_a_stage_limits_a_hang_or_torchrun_may_die(tmp_pa
     recipe, run = toy_family.install(monkeypatch, tmp_path), tmp_path / "run"
     toy_family.train(recipe, run, "stages=[]", "train.steps=1", "evaluate=[]", "checkpoint.best=null", *settings)
     assert watchdog.stacks_of(run, 0).exists() is watched
+
+
+def test_a_watchdog_that_was_left_leaves_no_thread_process_handler_or_open_file(tmp_path, monkeypatch):
+    heart = heartbeat.Heartbeat(tmp_path, 0)
+    monkeypatch.setattr(watchdog, "_POLL_MAX_S", 0.02)
+    with watchdog.Watchdog(heart, ALONE, 60.0) as dog:
+        while dog.process is None:
+            time.sleep(0.01)
+    heart.close()
+    assert "plait-watchdog" not in [thread.name for thread in threading.enumerate()]
+    assert dog.process.returncode == 0  # it was waited for
+    assert dog.stacks.closed
+    assert faulthandler.unregister(watchdog._STACKS_SIGNAL) is False
+
+
+class Ended(Exception):
+    pass
+
+
+@pytest.mark.parametrize(("allowed_s", "waits_s"), [(4.0, 4.0), (40.0, 10.0)])
+def test_a_rank_that_hangs_writes_its_stacks_names_who_is_late_and_waits_for_the_others_before_it_ends(
+    tmp_path, monkeypatch, caplog, allowed_s, waits_s
+):
+    def end(code):
+        raise Ended(code)
+
+    heart, slept = heartbeat.Heartbeat(tmp_path, 0), []
+    dog = watchdog.Watchdog(heart, ALONE, allowed_s)
+    monkeypatch.setattr(watchdog.time, "sleep", slept.append)
+    monkeypatch.setattr(watchdog.os, "_exit", end)
+    with watchdog.stacks_of(tmp_path, 0).open("w") as dog.stacks, pytest.raises(Ended) as ended:
+        dog._end(allowed_s)
+    heart.close()
+    assert ended.value.args == (Stopped.exit_code,) == (1,)
+    assert slept == [waits_s]
+    assert "test_a_rank_that_hangs_writes_its_stacks" in watchdog.stacks_of(tmp_path, 0).read_text()
+    (line,) = caplog.messages
+    assert line.startswith(f"plait: rank 0: rank 0 is late: in start after step 0, with nothing done for {allowed_s:g} s")
+
+
+@pytest.mark.parametrize(
+    ("looks", "stopped", "answer", "limits_s"),
+    [
+        ([(5.0, None)] * 3 + [(1.0, b"")], False, None, [5.0] * 4),  # before the first line nothing is known to be too long
+        ([(1.0, b"10 2\n"), *[(2.0, None)] * 6, (0.0, b"")], False, None, [5.0, *[2.0] * 7]),
+        ([(1.0, b"10 2\n"), *[(2.0, None)] * 7], False, 10.0, [5.0, *[2.0] * 7]),  # longer than allowed and one look more
+        ([(1.0, b"10 2\n"), *[(2.0, None)] * 6, (1.0, b"10 2\n"), *[(2.0, None)] * 7], False, 10.0, [5.0, *[2.0] * 14]),
+        ([(1.0, b"10 2\n30 4\n9"), *[(4.0, None)] * 9], False, 30.0, [5.0, *[4.0] * 9]),  # the last whole line holds
+        ([(1.0, b"10 2\n"), *[(2.0, None)] * 20, (0.0, b"")], True, None, [5.0, *[2.0] * 21]),  # a stopped rank is not late
+        ([(1.0, b"10 2\n"), (9000.0, None), *[(2.0, None)] * 5], False, 10.0, [5.0, *[2.0] * 6]),  # of a stop of itself 4 s count
+    ],
+)
+def test_the_process_beside_a_rank_finds_it_late_once_it_was_silent_for_longer_than_its_last_line_allows(
+    monkeypatch, looks, stopped, answer, limits_s
+):
+    now, waiting, limits = [100.0], iter(looks), []
+
+    def select(reading, writing, failing, limit_s):
+        assert (reading, writing, failing) == ([0], [], [])
+        limits.append(limit_s)
+        seconds, select.body = next(waiting)
+        now[0] += seconds
+        return ([] if select.body is None else [0]), [], []
+
+    monkeypatch.setattr(watchdog_process, "select", SimpleNamespace(select=select))
+    monkeypatch.setattr(watchdog_process, "os", SimpleNamespace(read=lambda file, most: select.body[:most]))
+    monkeypatch.setattr(watchdog_process, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(watchdog_process, "is_stopped", lambda process: stopped and process == 7)
+    assert watchdog_process.watch(7) == answer
+    assert limits == limits_s
+
+
+def test_a_process_is_stopped_between_the_signals_that_stop_it_and_let_it_go_on():
+    process = processes.FORK.Process(target=time.sleep, args=(60,))
+    process.start()
+    states = [watchdog_process.is_stopped(process.pid)]
+    for number, state in ((signal.SIGSTOP, True), (signal.SIGCONT, False)):
+        os.kill(process.pid, number)
+        deadline = time.monotonic() + processes.LIMIT_S
+        while watchdog_process.is_stopped(process.pid) is not state and time.monotonic() < deadline:
+            time.sleep(0.01)
+        states.append(watchdog_process.is_stopped(process.pid))
+    process.kill()
+    process.join()
+    assert states == [False, True, False]
+    assert watchdog_process.is_stopped(process.pid) is False  # it is gone
+
+
+@pytest.mark.parametrize("allowed_s", [9.0, None])
+def test_the_process_beside_a_late_rank_asks_for_its_stacks_and_kills_it_a_second_later(monkeypatch, capsys, allowed_s):
+    calls, ignored = [], {}
+    monkeypatch.setattr(sys, "argv", ["watchdog_process.py", "7", "41", "rank 3"])
+    monkeypatch.setattr(watchdog_process, "watch", lambda rank: allowed_s if rank == 7 else -1.0)
+    monkeypatch.setattr(watchdog_process.signal, "signal", ignored.__setitem__)
+    monkeypatch.setattr(watchdog_process.os, "kill", lambda *given: calls.append(given))
+    monkeypatch.setattr(watchdog_process.time, "sleep", calls.append)
+    watchdog_process.main()
+    assert ignored == dict.fromkeys((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), signal.SIG_IGN)
+    assert calls == ([] if allowed_s is None else [(7, 41), 1.0, (7, signal.SIGKILL)])
+    told = "plait: rank 3 is late: it holds Python's lock, with nothing done for 9 s (guard.hang_timeout_s); what it does is in its .stacks"
+    assert capsys.readouterr().err.startswith(told) is (allowed_s is not None)

@@ -28,9 +28,9 @@ SCENES = "{source: scenes, limit: 16, options: {size: [32, 32], objects: [1, 2],
 TINY = {
     "theworld": """
         preset: tiny
-        model: {world: {image_size: 16}, tiny: {hidden: 32, layers: 2, heads: 2, kv_heads: 1, head_dim: 16, mlp: 64, image_size: 16,
+        model: {world: {image_size: 16}, augment: {flip: true, shift: 0.1}, tiny: {hidden: 32, layers: 2, heads: 2, kv_heads: 1, head_dim: 16, mlp: 64, image_size: 16,
                 image_tokens: 4, vision_hidden: 32, vision_layers: 1, vision_heads: 2, vision_mlp: 64, world_base: 4}}""",
-    "molmo": "preset: debug",
+    "molmo": "{preset: debug, model: {style: style_and_length}}",
     "nanodit": """
         model: {space: pixels, depth: 2, hidden: 48, heads: 2, patch: 4, image_size: 32, text: words, text_dim: 16, words: 64, image_dim: 0,
                 dropout: {neither: 0.1, text_only: 0.0, image_only: 0.0}}""",
@@ -212,10 +212,38 @@ def test_the_model_builds_on_the_meta_device_without_memory(case):
 
 
 def test_where_frozen_weights_come_from_is_said(case):
-    assert all({"part", "name", "revision"} == part.keys() for part in case.family.base(case.parts.section))
+    for part in case.family.base(case.parts.section):
+        assert {"part", "name", "revision"} <= part.keys() <= {"part", "name", "revision", "folder"}
+        assert all(isinstance(value, str | None) for value in part.values())
 
 
-def test_held_out_inputs_are_the_same_for_every_key(case):
+LOSS_DRAWS = {"nanodit": {"noise", "t"}}
+"""By family: what its loss draws of a sample's key, held out as well; the loader always gives a held-out sample the same key."""
+
+
+def changed_by_the_key(case, *, train):
+    """The names of the tensors of a batch that differ between keys; that a key always gives the same ones is checked as well."""
+    inputs = case.parts.inputs(case.config, train=train)
+    sample = open_data(case.config, case.config.data.validation, "validation")[0][0]
+    tensors = []
+    for key_of_sample in (1, 1, *range(2, 12)):
+        batch = inputs.collate([inputs.encode(sample, key_of_sample)])
+        tensors.append({name: value for name, value in batch.items() if isinstance(value, torch.Tensor)})
+    differing = [{name for name in one.keys() | tensors[0].keys() if not same(one.get(name), tensors[0].get(name))} for one in tensors[1:]]
+    assert differing[0] == set()
+    return set().union(*differing)
+
+
+def same(one, other):
+    return one is not None and other is not None and torch.equal(one, other)
+
+
+def test_a_key_changes_nothing_of_held_out_inputs_but_what_the_loss_draws(case):
+    drawn = LOSS_DRAWS.get(case.config.family, set())
+    assert changed_by_the_key(case, train=False) == drawn < changed_by_the_key(case, train=True)
+
+
+def test_inputs_are_shown_as_pictures(case):
     inputs = case.parts.inputs(case.config, train=False)
     sample = open_data(case.config, case.config.data.validation, "validation")[0][0]
     shown = case.family.inspect(inputs, sample, inputs.encode(sample, 1))

@@ -92,7 +92,6 @@ class Saver:
     def _join(self) -> None:
         if self._thread is not None:
             self._thread.join()
-            self._thread = None
 
     def close(self) -> None:
         """Wait for the last write on this rank alone, at the run's end or after an error: other ranks may be gone. Raises its error."""

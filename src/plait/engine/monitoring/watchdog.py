@@ -115,8 +115,7 @@ class Watchdog:
     def _end(self, allowed_s: float) -> None:
         """Write the stacks, report which rank is late, and end the process."""
         assert self.stacks is not None
-        faulthandler.dump_traceback(self.stacks)
-        self.stacks.flush()
+        faulthandler.dump_traceback(self.stacks)  # past the file's buffer
         run = self.heartbeat.run
         beats = [heartbeat.read(run, rank) for rank in range(self.ranks.size)]
         log.error(f"plait: rank {self.heartbeat.rank}: {describe_hang(beats, allowed_s, run)}", extra=EVERY_RANK)

@@ -50,7 +50,6 @@ def main() -> None:
     if allowed_s is not None:
         what = f"{name} is late: it holds Python's lock, with nothing done for {allowed_s:g} s (guard.hang_timeout_s)"
         sys.stderr.write(f"plait: {what}; what it does is in its .stacks beside its heartbeat; the same command continues\n")
-        sys.stderr.flush()
         os.kill(rank, number)
         time.sleep(_STACKS_S)
         os.kill(rank, signal.SIGKILL)
