@@ -6,8 +6,8 @@
     drop       a call made for its effect, or an assignment to an attribute or item, left out
     condition  an if, a conditional expression or a filter always true, or always false (of a while: only false)
 
-Not changed: docstrings and other strings, annotations, decorators, Protocols, `assert` lines and the `strict` of `zip`, which asserts too, what
-a `raise`, a log call or a print says.
+Not changed: docstrings and other strings, annotations, decorators, Protocols, `assert` lines and the `strict` of `zip`, which asserts too,
+what a `raise`, a log call or a print says.
 What is seen to join texts, paths or lists is no arithmetic.
 """
 

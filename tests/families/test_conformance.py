@@ -28,7 +28,8 @@ SCENES = "{source: scenes, limit: 16, options: {size: [32, 32], objects: [1, 2],
 TINY = {
     "theworld": """
         preset: tiny
-        model: {world: {image_size: 16}, augment: {flip: true, shift: 0.1}, tiny: {hidden: 32, layers: 2, heads: 2, kv_heads: 1, head_dim: 16, mlp: 64, image_size: 16,
+        model: {world: {image_size: 16}, augment: {flip: true, shift: 0.1},
+                tiny: {hidden: 32, layers: 2, heads: 2, kv_heads: 1, head_dim: 16, mlp: 64, image_size: 16,
                 image_tokens: 4, vision_hidden: 32, vision_layers: 1, vision_heads: 2, vision_mlp: 64, world_base: 4}}""",
     "molmo": "{preset: debug, model: {style: style_and_length}}",
     "nanodit": """
