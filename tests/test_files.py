@@ -105,3 +105,16 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(tmp_path, 
     with pytest.raises(OSError, match="full"):
         files.write_whole(tmp_path / "x", "new")
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"x": "old"}
+
+
+def test_rows_after_a_line_that_was_cut_short_are_kept(tmp_path):
+    path = tmp_path / "a.jsonl"
+    files.append_rows(path, [{"step": 1}])
+    with path.open("a") as file:
+        file.write('{"step": 2, "a"')
+    files.append_rows(path, [{"step": 3}])
+    files.append_rows(path, [{"step": 4}])
+    assert [row["step"] for row in files.read_rows(path)] == [1, 3, 4]
+    path.write_text('{"step": 1}')  # whole, but for its end
+    files.append_rows(path, [{"step": 2}])
+    assert [row["step"] for row in files.read_rows(path)] == [1, 2]

@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parsed.command.run(parsed)
     except PlaitError as error:
         rank = os.environ.get("RANK", "0")
-        reporter.write(sys.stderr, printable(secrets.masked(f"plait: {error}" if rank == "0" else f"plait: rank {rank}: {error}")))
+        reporter.write(sys.stderr, printable(secrets.shown(f"plait: {error}" if rank == "0" else f"plait: rank {rank}: {error}")))
         return error.exit_code
     except KeyboardInterrupt:
         reporter.write(sys.stderr, "plait: interrupted")

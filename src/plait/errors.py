@@ -5,6 +5,7 @@ import traceback
 from pathlib import Path
 from types import TracebackType
 
+_REASON_LENGTH = 1000  # characters
 _OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
 
 
@@ -31,19 +32,33 @@ class BadSample(PlaitError):
 class _SampleErrors:
     """A context that turns whatever goes wrong with one sample into a BadSample: no single sample may end a run.
 
-    The reason of an error that plait does not raise on purpose has its type and the line of code that raised it.
+    The reason of an error that plait does not raise on purpose has its type and the line of code that raised it. Anything but Ctrl-C is
+    such an error: code of others may even call `sys.exit`.
     """
 
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if not isinstance(error, Exception) or isinstance(error, BadSample) or (isinstance(error, PlaitError) and not error.of_one_sample):
+        if error is None or isinstance(error, KeyboardInterrupt) or (isinstance(error, PlaitError) and not error.of_one_sample):
             return
         if isinstance(error, PlaitError):
-            raise BadSample(str(error)) from error
+            reason = _bounded(str(error))
+            if isinstance(error, BadSample) and reason == str(error):
+                return
+            raise BadSample(reason) from error
         frame = traceback.extract_tb(trace)[-1]
-        reason = (str(error).splitlines() or [""])[0][:200]
+        try:
+            text = str(error)
+        except Exception:  # noqa: BLE001  an error whose own text cannot be made
+            text = "its text cannot be made"
+        reason = _bounded((text.splitlines() or [""])[0][:200])
         raise BadSample(f"{type(error).__name__}: {reason} ({Path(frame.filename).name}:{frame.lineno})") from error
+
+
+def _bounded(reason: str) -> str:
+    """Return a reason with its control characters escaped, and without its middle where it is very long."""
+    shown = printable(reason)
+    return shown if len(shown) <= _REASON_LENGTH else f"{shown[: _REASON_LENGTH // 2]} ... {shown[-_REASON_LENGTH // 2 :]}"
 
 
 sample_errors = _SampleErrors()

@@ -118,9 +118,16 @@ def follow_umask(path: Path) -> None:
 
 
 def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Append each of `rows` as one JSON line to a `.jsonl` file, all in one write. Creates the file; its folder must be there."""
-    with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
-        file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    """Append each of `rows` as one JSON line to a `.jsonl` file, all in one write. Creates the file; its folder must be there.
+
+    After a last line that was cut short (a kill) a new line begins, so that only the cut one is lost.
+    """
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    with path.open("ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            text = text if file.read(1) == b"\n" else f"\n{text}"
+        file.write(text.encode("utf-8", "backslashreplace"))
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

@@ -128,3 +128,10 @@ def test_the_reason_of_a_bad_sample_holds_no_value_of_a_secret_variable(monkeypa
     sample = type("Sample", (), {"id": type("Id", (), {"source": 0, "index": 1}), "replaced_by": type("Id", (), {"index": 2})})
     sample.name, sample.reason, sample.attempt = "a", "cannot read sesame-sesame", 0
     assert Quarantine._row(3, sample)["reason"] == "cannot read $MY_API_KEY"
+
+
+def test_the_reason_of_a_bad_sample_holds_no_signature_of_an_address():
+    sample = type("Sample", (), {"id": type("Id", (), {"source": 0, "index": 1}), "replaced_by": type("Id", (), {"index": 2})})
+    sample.name, sample.attempt = "a", 0
+    sample.reason = "cannot read https://me:pw1234@store.example/a.png?X-Amz-Signature=abc"
+    assert Quarantine._row(3, sample)["reason"] == "cannot read https://store.example/a.png"

@@ -3,8 +3,10 @@
 The same record gives the same result through every kind of source that can hold it.
 """
 
+import io
 import json
 import os
+import tarfile
 from collections import Counter
 
 import pytest
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 from plait.config.schema import Source, Template
 from plait.data import text
 from plait.data.sources.open import open_source
-from plait.errors import BadSample, PlaitError, printable
+from plait.errors import BadSample, PlaitError, printable, sample_errors
 from tests.conftest import REAL_DATA
 from tests.data.packing import pack, picture
 
@@ -344,3 +346,50 @@ def test_the_collected_cases_give_what_is_right(tmp_path, kind, name, more, good
     answers = [one for one in outcomes(source) if not isinstance(one, BadSample)]
     assert answers == good if isinstance(good, list) else len(answers) == good
     assert reasons(source) == bad
+
+
+@pytest.mark.parametrize("text", ["caption,label\na cat,1,\na dog,2,\n", "caption,label\na cat, black,1\n"])
+def test_a_csv_whose_rows_have_more_cells_than_its_header_is_refused(tmp_path, text):
+    (tmp_path / "a.csv").write_text(text)
+    with pytest.raises(PlaitError, match=r"a\.csv: its first row has 3 cells, and its header 2: quote cells that hold ','"):
+        open_source(Source(source="datasets", path=str(tmp_path / "a.csv")), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["cat.jpg", "cat.txt", "cat.edited.jpg", "cat.edited.txt"], "kinds of members such as 'edited.txt'"),
+        (["a.png", "a.png.txt"], "kinds of members such as 'png.txt'"),
+        (["a.heic", "a.txt"], "kinds of pictures that are not read, such as 'heic'"),
+        (["a.jpg", "a.txt", "b.left.png", "b.right.png", "b.txt"], None),
+    ],
+)
+def test_what_a_tar_loses_by_names_and_kinds_is_told(tmp_path, names, said):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name in names:
+            body = b"words" if name.endswith("txt") else picture(1)
+            member = tarfile.TarInfo(name)
+            member.size = len(body)
+            tar.addfile(member, io.BytesIO(body))
+    left_out = open_source(Source(source="shards", path=str(tmp_path / "a.tar")), seed=0).left_out
+    assert [reason for reason in left_out if said is None or reason.startswith(said)] == list(left_out)
+    assert bool(left_out) == (said is not None)
+
+
+class Unspeakable(Exception):
+    def __str__(self):
+        raise RuntimeError("no text")
+
+
+@pytest.mark.parametrize("error", [Unspeakable(), GeneratorExit(), SystemExit(3), BaseException("odd")])
+def test_whatever_else_code_of_others_raises_is_a_bad_sample(error):
+    with pytest.raises(BadSample, match=type(error).__name__):
+        with sample_errors:
+            raise error
+
+
+def test_a_reason_is_bounded_and_holds_no_control_character():
+    with pytest.raises(BadSample) as caught:
+        with sample_errors:
+            raise BadSample(f"no file {'x' * 3_000_000} \u202egnp.a")
+    assert len(str(caught.value)) < 1100 and "\u202e" not in str(caught.value) and r"\u202egnp.a" in str(caught.value)

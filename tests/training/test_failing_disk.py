@@ -2,6 +2,7 @@
 
 import collections
 import errno
+import json
 import re
 import shutil
 
@@ -164,3 +165,18 @@ def test_each_read_is_a_sample_or_a_bad_one_and_the_same_sample_once_the_disk_gi
         assert [source[index] for index in range(40)] == expected
     assert set(outcomes) <= {"right", "bad", 0}
     assert outcomes["bad"] > 20 and outcomes["right"] > 20 * outcomes[0]
+
+
+@pytest.mark.parametrize("name", ["frozen_xxh3", "world", "data", "state.trained", "state.totals", "state.stage_start"])
+def test_a_manifest_with_a_right_hash_that_lacks_something_is_passed_over(half, tmp_path, capfd, name):
+    recipe, killed, figures = half
+    run = shutil.copytree(killed, tmp_path / "run")
+    path = run / "stage-1-train" / "step-00000006" / "manifest.json"
+    manifest = json.loads(path.read_bytes())
+    section, key = (manifest["state"], name.removeprefix("state.")) if "." in name else (manifest, name)
+    del section[key]
+    files.write_json(path, {**manifest, "xxh3": checkpoint._manifest_hash(manifest)})
+    capfd.readouterr()
+    assert train(recipe, run) == 0
+    assert f"manifest.json lacks {name}" in capfd.readouterr().out
+    assert toy_family.figures(run) == figures

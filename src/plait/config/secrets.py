@@ -99,6 +99,11 @@ def masked(text: str) -> str:
     return text
 
 
+def shown(text: str) -> str:
+    """Return a text as logs and files may hold it: without secrets of addresses, and variables that are secrets by their names."""
+    return masked(without_secrets(text))
+
+
 def refusal(location: str, path: str, value: str = "") -> PlaitError:
     """Return the PlaitError for a secret at `path`: it names the environment variable to use, and does not repeat `value`."""
     if in_address(value) and not _VALUE.search(value):

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from plait import files
-from plait.config.secrets import masked
+from plait.config.secrets import shown
 from plait.engine.loss import UnusableSample
 from plait.engine.nonfinite import first_names
 from plait.engine.parallel.distributed import Ranks
@@ -98,7 +98,7 @@ class Quarantine:
             "sample": sample.name,
             "source": sample.id.source,
             "index": sample.id.index,
-            "reason": masked(sample.reason),
+            "reason": shown(sample.reason),
             "replaced_by": sample.replaced_by.index,
             "attempt": sample.attempt,
         }

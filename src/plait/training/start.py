@@ -23,6 +23,10 @@ from plait.training import changes
 
 log = logging.getLogger(__name__)
 
+_NEEDED = ("base", "data", "frozen_xxh3", "trainable", "world")
+_NEEDED_STATE = ("best", "history", "judged", "probe", "stage", "stage_done", "stage_start", "step", "totals", "trained")
+"""What a start reads of a manifest besides its files; `order` and `state.batches` may be missing, as in older ones."""
+
 
 def resume(
     state: State, bundle: ModelBundle, views: Sequence[StageView], *, run: Path, ranks: Ranks, allow_inexact: bool
@@ -69,6 +73,7 @@ def _read_newest(run: Path, ranks: Ranks) -> tuple[Checkpoint | None, dict[str, 
             return None, {}
         tensors, failure = {}, None
         try:
+            check_complete(newest)
             tensors = {group: newest.stored(group) for group in GROUPS}
         except (OSError, SafetensorError, PlaitError) as error:
             failure = f"{newest.folder} cannot be read on rank {ranks.rank}: {error}"
@@ -76,6 +81,14 @@ def _read_newest(run: Path, ranks: Ranks) -> tuple[Checkpoint | None, dict[str, 
         if not failures:
             return newest, tensors
         unread[newest.folder] = failures[0]
+
+
+def check_complete(found: Checkpoint) -> None:
+    """Raise PlaitError where a checkpoint's manifest lacks what a start needs of it."""
+    state = found.manifest["state"]
+    missing = [name for name in _NEEDED if name not in found.manifest] + [f"state.{name}" for name in _NEEDED_STATE if name not in state]
+    if missing:
+        raise PlaitError(f"{found.folder / 'manifest.json'} lacks {', '.join(missing)}")
 
 
 def _find_newest(run: Path, unread: Mapping[Path, str]) -> tuple[Checkpoint | None, str | None]:

@@ -127,7 +127,9 @@ def _load_files(datasets: Any, path: str, split: str, cache: str | None) -> Any:
     empty = next((file for file in files if not addresses.is_remote(file) and Path(file).stat().st_size == 0), None)
     if empty is not None:
         raise PlaitError(f"{empty} is empty (0 bytes)")
-    options = _csv_options(datasets, Path(files[0])) if loader == "csv" else {}
+    options: dict[str, Any] = {}
+    for file in reversed(files) if loader == "csv" else ():
+        options = _csv_options(datasets, Path(file))
     return datasets.load_dataset(loader, data_files=files, split="train", cache_dir=cache, **options)
 
 
@@ -144,10 +146,14 @@ def _csv_options(datasets: Any, file: Path) -> dict[str, Any]:
     with file.open(encoding="utf-8-sig", errors="replace", newline="") as lines:
         delimiter = max(_DELIMITERS, key=lines.readline().count)
         lines.seek(0)
-        names = next(csv.reader(lines, delimiter=delimiter), [])
+        rows = csv.reader(lines, delimiter=delimiter)
+        names, first = next(rows, []), next(rows, [])
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise PlaitError(f"the header of {file} names {twice!r} twice: rename one, as only one of them can be read")
+    if len(first) > len(names):  # the reader would take the first cells for row names, and shift all others
+        cure = f"quote cells that hold {delimiter!r}, or name every column"
+        raise PlaitError(f"{file}: its first row has {len(first)} cells, and its header {len(names)}: {cure}")
     features = datasets.Features({name: datasets.Value("string") for name in names})
     return {"sep": delimiter, "features": features, "keep_default_na": False, "na_values": [""]}
 

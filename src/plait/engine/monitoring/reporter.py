@@ -10,7 +10,7 @@ import os
 import sys
 from typing import TextIO
 
-from plait.config.secrets import masked
+from plait.config.secrets import shown
 from plait.errors import printable
 
 EVERY_RANK = {"every_rank": True}
@@ -27,7 +27,7 @@ class Reporter(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Write the record's line and flush it, so that a kill loses none. Control characters are escaped."""
         prefix = "warning: " if record.levelno == logging.WARNING else ""
-        write(sys.stdout if record.levelno < logging.WARNING else sys.stderr, f"{prefix}{printable(masked(record.getMessage()))}")
+        write(sys.stdout if record.levelno < logging.WARNING else sys.stderr, f"{prefix}{printable(shown(record.getMessage()))}")
 
 
 def write(stream: TextIO | None, line: str) -> None:
