@@ -26,7 +26,7 @@ optim: {schedule: {warmup_steps: 0}}
 track: {tensorboard: false}
 """
 FORMS = "give a run, RUN@STEP, RUN/STAGE, RUN/STAGE@best, RUN/stepN, RUN/latest or a step folder"
-BENCHES = "loss, accuracy, world_ablation"
+BENCHES = "loss, accuracy, world_ablation, world_loss"
 COMPONENTS = "projector, vision, language, world"
 
 # Found wrong before torch is imported.
@@ -277,7 +277,7 @@ def test_an_evaluation_names_run_step_data_and_date_and_says_how_sure_it_is(say,
     assert re.fullmatch(r"scenes validation: 4 of [\d,]+ samples", metrics["data"]) and metrics["date"].startswith("20")
     assert re.search(r"^  samples +4$", out, re.M) and f"  data                     {metrics['data']}" in out
     low, high = metrics["intervals"]["accuracy"]
-    assert low <= metrics["accuracy"] <= high and metrics["intervals"].keys() == metrics["figures"].keys() - {"samples"}
+    assert low <= metrics["accuracy"] <= high and metrics["intervals"].keys() == metrics["figures"].keys() - {"samples", "world_tokens"}
     assert f"({low:.4f} to {high:.4f} with 95 % confidence)" in out
     answers = [line.rpartition(" ")[2] for line in out.splitlines() if line.endswith((" right", " wrong"))]
     assert answers == sorted(answers, reverse=True) and len(answers) == 4  # the wrong ones first

@@ -91,7 +91,7 @@ def parse(arguments: Sequence[str]) -> Arguments:
     if command.scripts and dialects.is_script(str(parsed.config)):  # it has words, and a switch of its own stands for --switch=true
         parsed.words = [item for item in rest if not item.startswith("-")]
         rest = [item if "=" in item else f"{item}=true" for item in rest if item.startswith("--")]
-    if rest and command.settings is None:
+    if rest and not _takes_settings(command, arguments):
         parser.error(f"{rest[0]!r} is not an option of this command")
     for item in rest:
         if not (item.startswith("--") and "=" in item):
@@ -103,6 +103,13 @@ def parse(arguments: Sequence[str]) -> Arguments:
     if twice := next((name for number, name in enumerate(names) if name in names[:number]), None):
         parser.error(f"{twice} is given twice: give it once")
     return parsed
+
+
+def _takes_settings(command: Command, arguments: Sequence[str]) -> bool:
+    """Return whether `--name=value` means a setting of the configuration in this command line."""
+    needed = command.settings_need
+    given = needed is None or f"--{needed}" in [item.partition("=")[0] for item in arguments]
+    return command.settings is not None and given
 
 
 def _options(parser: Parser) -> dict[str, argparse.Action]:
@@ -122,12 +129,13 @@ def _joined(arguments: Sequence[str], parser: Parser) -> list[str]:
     """
     command: Command = parser.get_default("command")
     script = command.scripts and any(map(dialects.is_script, arguments))
+    takes_settings = _takes_settings(command, arguments)
     joined: list[str] = []
     for item in _before_dashes(arguments):
         before = joined[-1] if joined else ""
         is_value = not item.startswith("-") or item[1:2].isdigit() or item[1:2] == "."
         is_setting = before.startswith("--") and "=" not in before and before not in _options(parser)
-        if command.settings is not None and is_setting and is_value and (not script or before == "--run" or "." in before):
+        if takes_settings and is_setting and is_value and (not script or before == "--run" or "." in before):
             joined[-1] = f"{before}={item}"
         else:
             joined.append(item)

@@ -95,7 +95,7 @@ def test_a_measurement_that_is_done_says_so_and_builds_no_model(run, tmp_path, m
 def test_answers_to_something_else_are_not_taken_up(run, tmp_path, capsys):
     measured(run, "vqa2", tmp_path)
     rows, _ = measured(run, "okvqa", tmp_path)
-    assert "is of another checkpoint, other data or settings: begun again" in capsys.readouterr().out
+    assert "is of another model, other data or settings: begun again" in capsys.readouterr().out
     assert all(row["id"].startswith("okvqa/") for row in rows)
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from plait.commands.actions import evaluate, generate
+from plait.commands.actions.subject import Saved
 from plait.engine.evaluation import Bench
 from plait.families import registry
 from tests import processes, toy_family
@@ -35,7 +36,7 @@ def run(tmp_path, monkeypatch):
 
 
 def measure(run, bench, samples, batch, out):
-    return evaluate.evaluate(run, bench, evaluate.Options(samples=samples, batch=batch, show=0, out=out))
+    return evaluate.evaluate(Saved(run), bench, evaluate.Options(samples=samples, batch=batch, show=0, out=out))
 
 
 @pytest.mark.parametrize(("samples", "batch"), [(8, 2), (7, 2), (2, 1), (1, 3)])
@@ -53,7 +54,7 @@ def test_every_sample_is_answered_once_and_figures_are_equal(run, tmp_path, samp
 def ask(run, lines):
     """What a rank does of `plait generate`: the first one answers."""
 
-    def answer(model, inputs, options, out):
+    def answer(model, inputs, options, out, moment):
         lines.append(os.environ["RANK"])
         return ["an answer"]
 

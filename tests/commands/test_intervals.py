@@ -38,3 +38,23 @@ def test_rows_that_are_not_judged_one_by_one_have_no_interval(rows):
 def test_counts_are_whole_numbers():
     names = {"samples": 1200.0, "accuracy/samples": 8.0, "bad_samples": 1.0, "accuracy": 1.0}
     assert [shown(name, value) for name, value in names.items()] == ["1,200", "8", "1", "1.0000"]
+
+
+@pytest.mark.parametrize(("correct", "ends"), [(False, (0.0, 0.3085)), (True, (0.6915, 1.0))])
+def test_answers_that_are_all_alike_have_the_exact_interval(correct, ends):
+    rows = [{"correct": correct, "task": "colour"}] * 10
+    assert bootstrap(BENCH, rows)["accuracy"] == pytest.approx(ends, abs=1e-4)  # Clopper and Pearson: 1 - 0.025 ** (1 / 10)
+
+
+def test_an_interval_of_a_task_is_as_wide_as_its_answers_are_few():
+    def by_task(rows):
+        return {"accuracy": 0.0, "accuracy/colour": 0.0}
+
+    found = bootstrap(Bench(lambda *_, **__: [], by_task), [{"correct": False, "task": ("colour", "shape")[i > 2]} for i in range(10)])
+    assert found["accuracy/colour"][1] == pytest.approx(1 - 0.025 ** (1 / 3)) and found["accuracy"][1] == pytest.approx(1 - 0.025**0.1)
+
+
+def test_a_bench_of_means_has_intervals_without_right_answers():
+    bench = Bench(lambda *_, **__: [], lambda rows: {"loss": sum(row["loss"] for row in rows) / len(rows)}, means=True)
+    low, high = bootstrap(bench, [{"loss": float(i % 2)} for i in range(100)])["loss"]
+    assert low == pytest.approx(0.5 - 1.96 * 0.05, abs=0.02) and high == pytest.approx(0.5 + 1.96 * 0.05, abs=0.02)

@@ -22,8 +22,8 @@ class Command:
     """One verb. `declare` adds its arguments to its argparse parser; `run` does its work with what was parsed.
 
     `words`: `("train",)`, or `("data", "inspect")` for a verb of a group. `settings`: what `--name=value` means to the verb, shown under
-    its help; None where it takes none. `scripts`: whether its `config` may be a launch script, which takes words besides flags. `repeats`:
-    whether a setting may be given several times, as a list.
+    its help; None where it takes none. `settings_need`: an option, such as "base", without which it takes none. `scripts`: whether its
+    `config` may be a launch script, which takes words besides flags. `repeats`: whether a setting may be given several times, as a list.
     """
 
     words: tuple[str, ...]
@@ -31,5 +31,6 @@ class Command:
     declare: Callable[[Parser], None]
     run: Callable[[Arguments], None]
     settings: str | None = None
+    settings_need: str | None = None
     scripts: bool = False
     repeats: bool = False

@@ -1,17 +1,22 @@
 """The verb `plait eval`: measure a checkpoint on a bench, which is a metric on some data, such as `loss` or `vqa2:validation`."""
 
 import contextlib
+import logging
 from pathlib import Path
 
-from plait.commands.arguments import add_checkpoint, add_weights, positive, spread
-from plait.commands.command import Arguments, Command, Parser
+from plait.assembly.configuration import open_checked
+from plait.commands.arguments import SPEC, add_weights, positive, spread
+from plait.commands.command import OVERRIDES, Arguments, Command, Parser
 from plait.errors import PlaitError
 from plait.families import registry
+
+log = logging.getLogger(__name__)
 
 
 def declare(parser: Parser) -> None:
     """Add the arguments of `plait eval` to its parser, with a switch for each variant that a model family offers."""
-    add_checkpoint(parser)
+    parser.add_argument("checkpoint", nargs="?", help=SPEC)
+    parser.add_argument("--base", type=Path, metavar="CONFIG", help="in place of a checkpoint: the model of CONFIG before its first step")
     parser.add_argument(
         "--bench", required=True, help="loss, a bench of the family, or a dataset with its own rule: vqa2 or vqa2:validation"
     )
@@ -33,8 +38,16 @@ def declare(parser: Parser) -> None:
 
 def run(arguments: Arguments) -> None:
     """Measure the checkpoint, and write the figures, the answers and a page with pictures."""
+    if (arguments.checkpoint is None) == (arguments.base is None):
+        raise PlaitError(f"give either a checkpoint ({SPEC}) or --base CONFIG (see plait eval --help)")
+    if arguments.base is not None and (arguments.raw or arguments.ema_length is not None):
+        raise PlaitError("--raw and --ema-length choose between weights that were trained; --base has none")
+    resolved = open_checked(arguments.base, arguments.overrides) if arguments.base is not None else None
     spread(arguments)
-    from plait.commands.actions import evaluate
+    from plait.commands.actions import evaluate, subject
+
+    for line in resolved.warnings if resolved is not None else ():
+        log.warning(line)
 
     options = evaluate.Options(
         samples=arguments.samples,
@@ -48,7 +61,9 @@ def run(arguments: Arguments) -> None:
         split=arguments.split,
         out=arguments.out,
     )
-    evaluate.evaluate(arguments.checkpoint, arguments.bench, options)
+    measured = subject.Base(resolved) if resolved is not None else subject.Saved(arguments.checkpoint)
+    evaluate.evaluate(measured, arguments.bench, options)
 
 
-COMMANDS = (Command(("eval",), "measure a checkpoint on a bench; writes predictions and a page with pictures", declare, run),)
+HELP = "measure a checkpoint on a bench; writes predictions and a page with pictures"
+COMMANDS = (Command(("eval",), HELP, declare, run, f"With --base: {OVERRIDES}", settings_need="base"),)

@@ -57,13 +57,16 @@ class Bench:
     """One bench of a family. `predict` returns a row per sample; `summarise` turns the rows of all samples into figures.
 
     `pictures`, for a bench that draws, returns pictures by name (uint8, H x W x 3) from the same rows. `needs`: (the `model:` section) to
-    the pretrained encoders that `predict` opens, by Hub name or folder.
+    the pretrained encoders that `predict` opens, by Hub name or folder. `means`: whether figures are means over rows, which the bootstrap
+    can give intervals; those of benches that judge answers (rows have `correct`) are. `about`: what else a report says, by name.
     """
 
     predict: Predict
     summarise: Callable[[Sequence[Mapping[str, Any]]], dict[str, float]]
     pictures: Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]] | None = None
     needs: Callable[[Any], Sequence[str]] = lambda section: ()
+    means: bool = False
+    about: Callable[[Sequence[Mapping[str, Any]]], Mapping[str, str]] = lambda rows: {}
 
 
 Benches = Mapping[str, Bench]

@@ -133,7 +133,8 @@ def test_a_bench_gives_the_same_rows_every_time_in_the_samples_order(make, bench
     assert first == again
     assert [row["id"] for row in first] == [one["id"] for one in samples]
     json.dumps(first)
-    assert all(np.isfinite(value) for value in benches[bench].summarise(first).values())
+    several = first * (6 if bench == "distance" else 1)  # of which fewer than 50 are no set
+    assert all(np.isfinite(value) for value in benches[bench].summarise(several).values())
 
 
 def test_validation_is_the_loss_at_fixed_times(make):
@@ -212,7 +213,12 @@ def test_the_distance_bench_looks_through_the_extractor_that_is_named(make, monk
     rows = benches["distance"].predict(net, labelled(), inputs, batch=4)
     assert opened == ["my/dino"] and len(rows[0]["real"]) == 64
     same = [{**row, "drawn": row["real"]} for row in rows]
-    assert benches["distance"].summarise(same)["frechet"] == pytest.approx(0, abs=1e-6)
+    figures = benches["distance"].summarise(same * 9)
+    assert figures["frechet"] == pytest.approx(0, abs=1e-6) and benches["distance"].about(same * 9) == {"features": "64 of my/dino"}
+    assert benches["distance"].summarise(same * 8).keys() == {"kernel"}  # 64 samples, and as many features
+    assert benches["distance"].about(same * 8)["features"] == ("64 of my/dino; no frechet: it needs more than 64 samples, and these are 64")
+    with pytest.raises(PlaitError, match=r"8 samples are too few for one: raise evaluate\.samples to 50 or more, .* features of my/dino$"):
+        benches["distance"].summarise(same)
 
 
 def test_pictures_carry_their_settings_and_make_a_grid_per_size(make):

@@ -1,10 +1,12 @@
 """Benches: what counts as right, the three ways, and no silent evaluation without a world."""
 
 import pytest
+import torch
 
 from plait.errors import PlaitError
 from plait.families.theworld import evaluate
 from plait.families.theworld.evaluate import benches, is_correct, normalise
+from plait.families.theworld.loss import Loss
 
 from .conftest import sample
 
@@ -101,6 +103,35 @@ def test_ablation_needs_another_picture(make):
     _, model, inputs = make()
     with pytest.raises(PlaitError, match="needs two samples with different pictures"):
         benches["world_ablation"].predict(model, [sample(1), sample(1)], inputs, batch=2)
+
+
+@torch.no_grad()
+def test_the_loss_with_three_worlds_is_that_of_training(make):
+    config, model, inputs = make()
+    samples = [sample(number, say="red " * number) for number in (1, 2, 3)]
+    rows = benches["world_loss"].predict(model, samples, inputs, batch=2)
+    figures = benches["world_loss"].summarise(rows)
+    for way, others in (("on", None), ("off", None), ("shuffled", (1, 2, 0))):
+        shown = [{"world": way != "off", "world_of": samples[others[i]] if others else None} for i in range(3)]
+        batch = inputs.collate([inputs.encode(one, 0, **world) for one, world in zip(samples, shown, strict=True)])
+        loss = Loss(config)
+        expected = float(loss.sums(model, batch)["loss"]) / float(loss.weights(batch)["loss"])
+        assert figures[f"loss/world_{way}"] == pytest.approx(expected, rel=1e-5)
+    assert figures["loss"] == figures["loss/world_on"] != figures["loss/world_off"] != figures["loss/world_shuffled"]
+    assert figures["samples"] == 3.0
+
+
+def test_the_loss_with_three_worlds_needs_a_world_pictures_and_something_to_read(make):
+    _, model, inputs = make(world="off")
+    with pytest.raises(PlaitError, match=r"bench world_loss needs a world; model\.world is off: use bench loss"):
+        benches["world_loss"].predict(model, [sample(1)], inputs, batch=1)
+    _, model, inputs = make()
+    rows = benches["world_loss"].predict(model, [sample(1), sample(images=[b"no picture"]), sample(2)], inputs, batch=3)
+    assert "not a readable image" in rows[1]["bad"]
+    figures = benches["world_loss"].summarise(rows)
+    assert (figures["samples"], figures["bad_samples"]) == (1, 2)  # nor can the sample be compared that would be shown that picture
+    with pytest.raises(PlaitError, match=r"none of 1 samples can be used: .*not a readable image"):
+        benches["world_loss"].summarise(rows[1:2])
 
 
 def test_unreadable_sample_is_counted_not_hidden(make):

@@ -19,17 +19,16 @@ import yaml
 from pydantic import ValidationError
 
 from plait import files
-from plait.assembly import saved
 from plait.assembly.held_out import ChosenSamples, HeldOutData, benches, benchmark, open_held_out
 from plait.assembly.model import ModelBundle
 from plait.commands.actions import answers
 from plait.commands.actions.intervals import bootstrap, shown
+from plait.commands.actions.subject import Saved, Subject
 from plait.config import reading
 from plait.config.schema import Evaluate, RunConfig, Source
 from plait.data import paths
 from plait.data.sources.open import KINDS
 from plait.engine import evaluation
-from plait.engine.checkpoints.checkpoint import Checkpoint
 from plait.engine.evaluation import Bench, Row
 from plait.engine.held_out_loss import held_out_loss
 from plait.engine.parallel import distributed
@@ -39,9 +38,11 @@ from plait.families import registry
 
 log = logging.getLogger(__name__)
 
-AVERAGED, LAST = "averaged weights", "last weights"
+AVERAGED, LAST = "averaged weights", Saved.without_averages
 ROWS = "predictions.jsonl"
 """The file of answers as they come: a first line that identifies the measurement, then a row each. A second call goes on from it."""
+_IN_FILE = ("run", "step", "checkpoint", "bench", "date")
+"""What metrics.json says of a measurement besides what the screen does."""
 _MARKS = {True: "right", False: "wrong"}
 
 
@@ -79,11 +80,9 @@ class Options:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One bench on one checkpoint: what is measured (`entry`), on which samples, and the folder for the results."""
+    """One bench on one model: what is measured (`entry`), on which samples, and the folder for the results."""
 
-    spec: str | Path
-    checkpoint: Checkpoint
-    config: RunConfig
+    subject: Subject
     entry: Evaluate
     bench: Bench | None
     """None: the loss."""
@@ -96,7 +95,7 @@ class Measurement:
     def identity(self) -> dict[str, Any]:
         """What must be equal for results on disk to be of this measurement: checkpoint, weights, bench, data and variant."""
         return {
-            "checkpoint": files.xxh3(self.checkpoint.folder / "manifest.json"),
+            "checkpoint": self.subject.identity(),
             "weights": self.options.weights,
             "bench": self.entry.bench,
             "data": [source.fingerprint for source in self.samples.opened],
@@ -112,19 +111,19 @@ class Result:
     rows: Sequence[Row] = ()
 
 
-def evaluate(spec: str | Path, bench: str, options: Options) -> Mapping[str, float]:
-    """Measure the checkpoint that `spec` names (RUN, RUN@STEP, ...) on a bench, and return its figures by name.
+def evaluate(subject: Subject, bench: str, options: Options) -> Mapping[str, float]:
+    """Measure a checkpoint, or a configuration's base, on a bench, and return its figures by name.
 
     Writes metrics.json, and for benches with answers predictions.json and a page with pictures, into RUN/eval/BENCH-step-N or `out`.
     Answers of a call that was ended are kept; with nothing left to do no model is built. Raises PlaitError for a bench, split, variant or
     data that is unknown.
     """
-    measurement = _plan(spec, bench, options)
+    measurement = _plan(subject, bench, options)
     done = _done(measurement)
     result = _complete(measurement, done)
     if result is not None:
         folder, count = measurement.folder, len(measurement.samples)
-        log.info(f"nothing left to do: {folder} has {bench} of this checkpoint for all {count} samples")
+        log.info(f"nothing left to do: {folder} has {bench} of this model for all {count} samples")
         _report(measurement, result)
         return result.figures
     with distributed.join() as ranks:
@@ -134,9 +133,9 @@ def evaluate(spec: str | Path, bench: str, options: Options) -> Mapping[str, flo
     return result.figures
 
 
-def _plan(spec: str | Path, bench: str, options: Options) -> Measurement:
-    """Open the checkpoint's configuration and the samples, without building a model."""
-    checkpoint, config = saved.settings(spec)
+def _plan(subject: Subject, bench: str, options: Options) -> Measurement:
+    """Open the samples, without building a model."""
+    config = subject.config
     known = registry.model_config(config.family).variants
     if options.variant is not None and options.variant not in known:
         raise PlaitError(f"family {config.family!r} has no --{options.variant}: it has {', '.join(known) or 'no such switch'}")
@@ -144,9 +143,8 @@ def _plan(spec: str | Path, bench: str, options: Options) -> Measurement:
     rule = benches(config, [entry]).get(entry.bench)
     data = HeldOutData(config)
     samples = ChosenSamples(*data.of(entry))
-    name = f"{entry.bench.replace(':', '-')}-{evaluation.moment_of(checkpoint.step)}{options.suffix}{_data_suffix(entry, samples)}"
-    folder = options.out or checkpoint.folder.parent.parent / "eval" / name
-    return Measurement(spec, checkpoint, config, entry, rule, data, samples, folder, options)
+    name = f"{entry.bench.replace(':', '-')}-{subject.moment}{options.suffix}{_data_suffix(entry, samples)}"
+    return Measurement(subject, entry, rule, data, samples, options.out or subject.run / "eval" / name, options)
 
 
 def _data_suffix(entry: Evaluate, samples: ChosenSamples) -> str:
@@ -170,7 +168,7 @@ def _complete(measurement: Measurement, done: Sequence[Row]) -> Result | None:
 def _measure(measurement: Measurement, done: Sequence[Row], ranks: Ranks) -> Result:
     """Build the model and measure what is not done yet."""
     options = measurement.options
-    bundle, _, config = saved.open_checkpoint(measurement.spec, ranks, averaged=options.averaged, length=options.length)
+    bundle, config = measurement.subject.open(ranks, averaged=options.averaged, length=options.length)
     if options.variant is not None:
         section, max_tokens = bundle.section.variant(options.variant)
         bundle = replace(bundle, section=section)
@@ -205,7 +203,7 @@ def _answer(measurement: Measurement, bench: Bench, bundle: ModelBundle, config:
         batch=measurement.options.batch,
         ranks=ranks,
         precision=config.train.precision,
-        moment=evaluation.moment_of(measurement.checkpoint.step),
+        moment=measurement.subject.moment,
         done=done,
         keep=keep,
     )
@@ -224,7 +222,7 @@ def _done(measurement: Measurement) -> list[Row]:
     path = measurement.folder / ROWS
     written = files.read_rows(path)
     if written and written[0] != measurement.identity:
-        log.info(f"{path} is of another checkpoint, other data or settings: begun again")
+        log.info(f"{path} is of another model, other data or settings: begun again")
     return written[1:] if written and written[0] == measurement.identity else []
 
 
@@ -285,15 +283,17 @@ def _sources(text: str, split: str | None) -> list[Source]:
 
 def _report(measurement: Measurement, result: Result) -> None:
     """Show the figures and write them down, with the answers and some of their pictures."""
-    checkpoint, options, folder = measurement.checkpoint, measurement.options, measurement.folder
+    subject, options, folder = measurement.subject, measurement.options, measurement.folder
     about = _about(measurement)
     figures = dict(result.figures)
     intervals = bootstrap(measurement.bench, result.rows) if measurement.bench is not None else {}
     key = {"count": len(measurement.samples), "figures": figures, "intervals": intervals, "key": measurement.identity}
+    about |= measurement.bench.about(result.rows) if measurement.bench is not None else {}
     files.write_json(folder / "metrics.json", {**about, "samples": options.samples, **figures, **key})
-    weights = options.weights if options.weights != AVERAGED or checkpoint.stored("ema") else LAST
-    log.info(f"{checkpoint.folder}, {weights}")
-    log.info(f"  {'data':<24} {about['data']}")
+    weights = options.weights if options.weights != AVERAGED or subject.has_averages() else subject.without_averages
+    log.info(f"{subject.shown}, {weights}")
+    for name in (name for name in about if name not in _IN_FILE):
+        log.info(f"  {name:<24} {about[name]}")
     for name, value in figures.items():
         low, high = intervals.get(name, (None, None))
         sure = "" if low is None or high is None else f"  ({shown(name, low)} to {shown(name, high)} with 95 % confidence)"
@@ -312,9 +312,9 @@ def _about(measurement: Measurement) -> dict[str, Any]:
     measured = before.get("key") == measurement.identity and before.get("count") == len(measurement.samples)
     now = datetime.now(UTC).isoformat(timespec="seconds")
     return {
-        "run": str(measurement.checkpoint.folder.parent.parent),
-        "step": measurement.checkpoint.step,
-        "checkpoint": str(measurement.checkpoint.folder),
+        "run": str(measurement.subject.run),
+        "step": measurement.subject.step,
+        "checkpoint": measurement.subject.shown,
         "bench": measurement.entry.bench,
         "data": f"{names}: {len(measurement.samples):,} of {every:,} samples",
         "date": before.get("date", now) if measured else now,
@@ -327,7 +327,7 @@ def _report_answers(
     """Write all answers, put them on a page, and show the first few."""
     folder, options, rows = measurement.folder, measurement.options, result.rows
     files.write_json(folder / "predictions.json", list(rows))
-    facts = {name: str(about[name]) for name in ("run", "step", "checkpoint", "data")} | {"weights": weights}
+    facts = {name: str(value) for name, value in about.items() if name not in ("bench", "date")} | {"weights": weights}
     facts |= {"variant": options.variant} if options.variant else {}
     facts["date"] = f"{datetime.fromisoformat(about['date']):%Y-%m-%d %H:%M} UTC"
     sheet, page = answers.write(

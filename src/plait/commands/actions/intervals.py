@@ -10,16 +10,19 @@ from plait.keys import rng
 
 DRAWS = 400
 _COUNTS = {"samples", "bad_samples", "pictures"}
+_NONE, _ALL = (0.0, 0.0), (1.0, 1.0)
 _MOST_ROWS = 20_000  # beyond, an interval is narrower than the digits shown, and takes long
 
 
 def bootstrap(bench: Bench, rows: Sequence[Row]) -> dict[str, tuple[float, float]]:
     """Return {figure: (low, high)}: the 2.5 and 97.5 percentiles of each figure over 400 sets of rows, drawn with replacement by a key.
 
-    Only for benches that judge each answer by itself (rows have `correct`); {} for others, and for fewer than two rows.
+    Only for benches that judge each answer by itself (rows have `correct`), or say that their figures are means over rows; {} for others,
+    and for fewer than two rows. Where all answers are right, or all wrong, the bootstrap would claim to be sure: then Clopper and Pearson's
+    exact interval (1934).
     """
-    judged = sum("correct" in row for row in rows)
-    if not 2 <= judged <= _MOST_ROWS:
+    judged = [row for row in rows if "correct" in row or (bench.means and "bad" not in row)]
+    if not 2 <= len(judged) <= _MOST_ROWS:
         return {}
     drawn: dict[str, list[float]] = {}
     generator = rng("bootstrap", len(rows))
@@ -30,9 +33,18 @@ def bootstrap(bench: Bench, rows: Sequence[Row]) -> dict[str, tuple[float, float
         except PlaitError:  # a set without a row that can be used
             continue
         for name, value in figures.items():
-            if not is_count(name):
+            if not is_count(name) and name != "world_tokens":
                 drawn.setdefault(name, []).append(value)
-    return {name: (float(np.percentile(values, 2.5)), float(np.percentile(values, 97.5))) for name, values in drawn.items()}
+    found = {name: (float(np.percentile(values, 2.5)), float(np.percentile(values, 97.5))) for name, values in drawn.items()}
+    shares = all("correct" in row for row in judged)
+    return {name: _exact(name, ends[0], judged) if shares and ends in (_NONE, _ALL) else ends for name, ends in found.items()}
+
+
+def _exact(name: str, share: float, rows: Sequence[Row]) -> tuple[float, float]:
+    """Return the exact interval of a share that is 0 or 1 among the rows that a figure is of: those of its task, or else all."""
+    of_task = sum(row.get("task") is not None and str(row["task"]) == name.partition("/")[2] for row in rows)
+    reach = 1 - 0.025 ** (1 / (of_task or len(rows)))
+    return (0.0, reach) if share == 0 else (1 - reach, 1.0)
 
 
 def shown(name: str, value: float) -> str:

@@ -33,7 +33,8 @@ Rows = Sequence[Mapping[str, Any]]
 T_FIXED = (0.1, 0.3, 0.5, 0.7, 0.9)
 _RESTORED_FROM = 0.5  # the t at which one step restores the sample
 _ALONE_TEXT, _ALONE_IMAGE = 4.0, 2.0  # guidance scales of the divergence test: text (4, 0), image (0, 2)
-_FEWEST = 4  # samples of a set
+_FEWEST = 50
+"""Samples of a set, by convention: the kernel distance is unbiased at any number, and its spread large at a small one."""
 LABELS = ("position", "colour")
 """Fields of a two-colour sample: the first is determined by its text, the second by its reference image."""
 
@@ -278,19 +279,31 @@ def predict_distance(model: NanoDiT, samples: Sequence[Sample], inputs: Inputs, 
         pair = (part.x0, draw(model, inputs, part.requests(part.conditions), sampling))
         real, drawn = (extractor.encode(torch.tensor(np.stack(show(latents))).permute(0, 3, 1, 2)).tolist() for latents in pair)
         for row, index in enumerate(part.indices):
-            rows[index] = {"id": samples[index]["id"], "real": real[row], "drawn": drawn[row]}
+            rows[index] = {"id": samples[index]["id"], "extractor": sampling.extractor, "real": real[row], "drawn": drawn[row]}
     return _in_order(rows)
 
 
 def summarise_distance(rows: Rows) -> dict[str, float]:
-    """Return `frechet` (FID's formula) and `kernel` (CMMD's) between generated and held-out pictures; 0 for equal sets.
+    """Return `kernel` (CMMD's distance) between generated and held-out pictures, and `frechet` (FID's formula); 0 for equal sets.
 
-    Raises PlaitError for fewer than four samples.
+    `frechet` only of more samples than there are features: the covariance of fewer is singular, and the distance says how many there were.
+    Raises PlaitError for fewer samples than a kernel distance needs.
     """
-    real, drawn = (np.array([row[name] for row in rows]) for name in ("real", "drawn"))
     if len(rows) < _FEWEST:
-        raise PlaitError(f"bench distance compares sets, and {len(rows)} samples are none: raise evaluate.samples")
-    return {"frechet": distances.frechet(real, drawn), "kernel": distances.kernel(real, drawn)}
+        raise PlaitError(
+            f"bench distance compares sets, and {len(rows)} samples are too few for one: raise evaluate.samples to {_FEWEST} or more, and "
+            f"for frechet to more than the features of {rows[0]['extractor'] if rows else 'its extractor'}"
+        )
+    real, drawn = (np.array([row[name] for row in rows]) for name in ("real", "drawn"))
+    enough = len(rows) > real.shape[1]
+    return {"kernel": distances.kernel(real, drawn), **({"frechet": distances.frechet(real, drawn)} if enough else {})}
+
+
+def about_distance(rows: Rows) -> dict[str, str]:
+    """Return which features are compared, and whether there are samples enough for `frechet`."""
+    width = len(rows[0]["real"])
+    few = "" if len(rows) > width else f"; no frechet: it needs more than {width} samples, and these are {len(rows)}"
+    return {"features": f"{width} of {rows[0]['extractor']}{few}"}
 
 
 def summarise_grid(rows: Rows) -> dict[str, float]:
@@ -316,11 +329,11 @@ def _mean(values: Sequence[float]) -> float:
 
 
 benches = {
-    "validation": Bench(predict_validation, summarise_validation),
-    "edit": Bench(_exchange("text"), summarise_exchange),
-    "swap": Bench(_exchange("image"), summarise_exchange),
-    "divergence": Bench(predict_divergence, summarise_divergence),
+    "validation": Bench(predict_validation, summarise_validation, means=True),
+    "edit": Bench(_exchange("text"), summarise_exchange, means=True),
+    "swap": Bench(_exchange("image"), summarise_exchange, means=True),
+    "divergence": Bench(predict_divergence, summarise_divergence, means=True),
     "toy": Bench(predict_toy, summarise_toy),
-    "distance": Bench(predict_distance, summarise_distance, needs=_distance_needs),
+    "distance": Bench(predict_distance, summarise_distance, needs=_distance_needs, about=about_distance),
     "grid": Bench(predict_grid, summarise_grid, pictures.grids, needs=pictures.decoder_name),
 }

@@ -1,4 +1,4 @@
-"""Benches (evaluations by free generation) of family theworld: `accuracy`, and `world_ablation`, the same questions with three worlds.
+"""Benches (evaluations) of family theworld: `accuracy` by free generation, `world_ablation`, the same with three worlds, and `world_loss`.
 
 A world is what the world encoder is shown: "on" the sample's own frames, "off" nothing, "shuffled" those of another sample. A row is a dict
 per sample (question, answer, gold answer, correct, or `bad`, why it cannot be encoded). A model with a world encoder that gets no world
@@ -11,12 +11,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from plait.data.synthetic.answers import can_score, score
 from plait.engine.evaluation import Bench, Row
 from plait.errors import BadSample, PlaitError, sample_errors
 from plait.families.theworld.generate import answers
 from plait.families.theworld.inputs import Example, Inputs, Sample
 from plait.families.theworld.model import TheWorld
+from plait.nn.losses import IGNORED, token_cross_entropy
 
 _SPARE_TOKENS = 8  # an answer may run this much longer than the gold one before it is cut: enough to be seen to differ
 WAYS = ("on", "off", "shuffled")  # the world shown to a sample: its own, none, another sample's
@@ -77,7 +80,69 @@ def summarise_three_ways(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return summarise(rows) | ways
 
 
-benches = {"accuracy": Bench(predict, summarise), "world_ablation": Bench(predict_three_ways, summarise_three_ways)}
+def predict_loss(model: TheWorld, samples: Sequence[Sample], inputs: Inputs, *, batch: int, moment: str = "") -> list[Row]:
+    """Measure the loss of every sample with its own world, none, and that of another image.
+
+    A row's `nats` has the cross-entropy by world, summed over `tokens` supervised positions. Raises PlaitError as `predict_three_ways`.
+    """
+    if inputs.config.world is None:
+        raise PlaitError("bench world_loss needs a world; model.world is off: use bench loss")
+    rows: list[Row] = []
+    for start in range(0, len(samples), batch):
+        encoded = [_three_ways(samples, i, inputs) for i in range(start, min(start + batch, len(samples)))]
+        usable = [ways for ways in encoded if isinstance(ways, dict)]
+        nats = {way: _nats(model, inputs, [ways[way] for ways in usable]) for way in WAYS if usable}
+        done = 0
+        for sample, ways in zip(samples[start : start + batch], encoded, strict=True):
+            if isinstance(ways, str):
+                rows.append({"id": sample["id"], "bad": ways})
+                continue
+            row = {"nats": {way: nats[way][done] for way in WAYS}, "tokens": int((ways["on"].row.labels[1:] != IGNORED).sum())}
+            rows.append({"id": sample["id"], "world": "on", "world_tokens": ways["on"].world_tokens, **row})
+            done += 1
+    return rows
+
+
+def _three_ways(samples: Sequence[Sample], i: int, inputs: Inputs) -> dict[str, Example] | str:
+    """Return sample `i` encoded with each world, or why it cannot be."""
+    others = {"shuffled": _sample_of_another_image(samples, i, "world_loss")}
+    try:
+        with sample_errors:
+            return {way: inputs.encode(samples[i], 0, world=way != "off", world_of=others.get(way)) for way in WAYS}
+    except BadSample as error:
+        return str(error)
+
+
+@torch.no_grad()
+def _nats(model: TheWorld, inputs: Inputs, examples: Sequence[Example]) -> list[float]:
+    """Return the cross-entropy of each example, in nats summed over its supervised positions."""
+    batch = {name: value.to(model.gemma.device) for name, value in inputs.collate(examples).items()}
+    hidden_BLD = model.hidden(model.embed(batch), batch)
+    weight, targets_BL = model.gemma.lm_head.weight, batch["labels"][:, 1:]
+    rows = zip(hidden_BLD[:, :-1], targets_BL, strict=True)
+    return [float(token_cross_entropy(hidden_LD, weight, target_L, softcap=model.softcap)) for hidden_LD, target_L in rows]
+
+
+def summarise_loss(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return `loss` (nats per supervised token, with the sample's own world), `loss/world_on`, `_off`, `_shuffled`, and counts.
+
+    Raises PlaitError if no sample had anything for the world encoder.
+    """
+    _check_world(rows)
+    used = [row for row in rows if "bad" not in row]
+    tokens = sum(row["tokens"] for row in used)
+    if not tokens:
+        raise PlaitError(f"none of {len(rows)} samples can be used: {rows[0].get('bad') if rows else 'there are none'}")
+    losses = {f"loss/world_{way}": sum(row["nats"][way] for row in used) / tokens for way in WAYS}
+    figures = {"loss": losses["loss/world_on"], **losses, "samples": float(len(used))}
+    return figures | ({"bad_samples": float(len(rows) - len(used))} if len(used) < len(rows) else {})
+
+
+benches = {
+    "accuracy": Bench(predict, summarise),
+    "world_ablation": Bench(predict_three_ways, summarise_three_ways),
+    "world_loss": Bench(predict_loss, summarise_loss, means=True),
+}
 
 
 @dataclass(frozen=True)
@@ -106,7 +171,7 @@ def _generate(model: TheWorld, samples: Sequence[Sample], inputs: Inputs, way: s
 
 def _prompt(samples: Sequence[Sample], i: int, inputs: Inputs, way: str) -> Example | str:
     """Return the encoded prompt of sample `i`, or why it cannot be encoded."""
-    other = _sample_of_another_image(samples, i) if way == "shuffled" else None
+    other = _sample_of_another_image(samples, i, "world_ablation") if way == "shuffled" else None
     try:
         with sample_errors:
             return inputs.prompt(samples[i], world=way != "off", world_of=other)
@@ -114,7 +179,7 @@ def _prompt(samples: Sequence[Sample], i: int, inputs: Inputs, way: str) -> Exam
         return str(error)
 
 
-def _sample_of_another_image(samples: Sequence[Sample], i: int) -> Sample | None:
+def _sample_of_another_image(samples: Sequence[Sample], i: int, bench: str) -> Sample | None:
     """Return a sample far from `i` in the list with a different image, always the same one; None for a sample without images."""
     if not samples[i]["images"]:
         return None
@@ -122,7 +187,7 @@ def _sample_of_another_image(samples: Sequence[Sample], i: int) -> Sample | None
     candidates = (samples[(i + distance) % len(samples)] for distance in distances)
     other = next((c for c in candidates if c["images"] and c["images"][0] != samples[i]["images"][0]), None)
     if other is None:
-        raise PlaitError("bench world_ablation needs two samples with different pictures; raise evaluate.samples")
+        raise PlaitError(f"bench {bench} needs two samples with different pictures; raise evaluate.samples")
     return other
 
 

@@ -62,10 +62,11 @@ class Inputs:
         world = config.world
         self.tokens_per_frame = tokens_per_frame(world, towers.wan_config(config, world)["z_dim"]) if world else 0
 
-    def encode(self, sample: Sample, key: int) -> Example:
+    def encode(self, sample: Sample, key: int, *, world: bool = True, world_of: Sample | None = None) -> Example:
         """Encode the whole conversation with its labels. `key`, a 64-bit seed, draws the augmentation, in training only.
 
-        Raises BadSample for a sample with nothing to learn, several annotations (conversations), unreadable images, or too many tokens.
+        `world`, `world_of`: as in `prompt`. Raises BadSample for a sample with nothing to learn, several annotations (conversations),
+        unreadable images, or too many tokens.
         """
         if len(sample.get("annotations", ())) > 1:
             raise BadSample(f"it has {len(sample['annotations'])} annotations, of which theworld learns one; make each a sample of its own")
@@ -73,7 +74,7 @@ class Inputs:
         if not any(span.supervised for span in spans):
             raise BadSample("no assistant turn: there is nothing to learn from this sample")
         augmentation = _draw_augmentation(self.config, key) if self.train else None
-        return self._example(sample, spans, augmentation=augmentation, max_tokens=self.max_tokens)
+        return self._example(sample, spans, world=world, world_of=world_of, augmentation=augmentation, max_tokens=self.max_tokens)
 
     def prompt(self, sample: Sample, *, world: bool = True, world_of: Sample | None = None) -> Example:
         """Encode the conversation up to its last user turn, for generation; never truncated.

@@ -40,7 +40,7 @@ class TheWorld(nn.Module):
             embeds_BLD = embeds_BLD + self._zero_of_unused(batch).to(embeds_BLD.dtype)
         hidden_BLD = self.hidden(embeds_BLD, batch)
         target_BL = batch["labels"][:, 1:]
-        total = token_cross_entropy(hidden_BLD[:, :-1].flatten(0, 1), self.gemma.lm_head.weight, target_BL.flatten(), softcap=self._softcap)
+        total = token_cross_entropy(hidden_BLD[:, :-1].flatten(0, 1), self.gemma.lm_head.weight, target_BL.flatten(), softcap=self.softcap)
         return {"loss": total + self._zero_of_unused(batch).to(total)}
 
     def embed(self, batch: Batch) -> Tensor:
@@ -75,10 +75,11 @@ class TheWorld(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """Map hidden states (..., D) to logits (..., V), soft-capped where Gemma's configuration says so."""
         logits: Tensor = self.gemma.lm_head(hidden)
-        return logits if self._softcap is None else self._softcap * torch.tanh(logits / self._softcap)
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
     @property
-    def _softcap(self) -> float | None:
+    def softcap(self) -> float | None:
+        """The value at which logits are soft-capped; None: they are not."""
         softcap: float | None = self.gemma.config.get_text_config().final_logit_softcapping
         return softcap
 

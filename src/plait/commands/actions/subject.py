@@ -1,0 +1,121 @@
+"""What `plait eval` measures: a checkpoint of a run, or the model of a configuration as it is before its first step (its base)."""
+
+import contextlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+
+import xxhash
+
+from plait import files
+from plait.assembly import saved
+from plait.assembly.model import ModelBundle, build_model
+from plait.config.resolved import Resolved, StageView, dump
+from plait.config.schema import RunConfig
+from plait.engine import evaluation
+from plait.engine.checkpoints.checkpoint import Checkpoint
+from plait.engine.parallel.distributed import Ranks
+from plait.engine.state import State
+from plait.families import registry
+from plait.training import from_weights
+
+
+class Subject(ABC):
+    """A model to measure. `step`: of the run; `run`: its folder; `shown`: how reports name it; `moment`: its part of paths.
+
+    `without_averages`: which weights it has where it has no averaged ones.
+    """
+
+    config: RunConfig
+    step: int
+    run: Path
+    shown: str
+    moment: str
+    without_averages: str
+
+    @abstractmethod
+    def identity(self) -> str:
+        """Return a hash that differs where the weights differ; builds no model."""
+
+    @abstractmethod
+    def has_averages(self) -> bool:
+        """Return whether there are averaged (EMA) weights."""
+
+    @abstractmethod
+    def open(self, ranks: Ranks, *, averaged: bool, length: float | None) -> tuple[ModelBundle, RunConfig]:
+        """Build the model, in evaluation mode on the rank's device. `averaged`, `length`: as in `saved.open_checkpoint`."""
+
+
+class Saved(Subject):
+    """The checkpoint that `spec` names (RUN, RUN@STEP, ...). Raises PlaitError where there is none."""
+
+    without_averages = "last weights"
+
+    def __init__(self, spec: str | Path) -> None:
+        self.spec = spec
+        self.checkpoint: Checkpoint
+        self.checkpoint, self.config = saved.settings(spec)
+        self.step, self.run = self.checkpoint.step, self.checkpoint.folder.parent.parent
+        self.shown, self.moment = str(self.checkpoint.folder), evaluation.moment_of(self.step)
+
+    def identity(self) -> str:
+        """Return the hash of the checkpoint's manifest, which has those of its files."""
+        return files.xxh3(self.checkpoint.folder / "manifest.json")
+
+    def has_averages(self) -> bool:
+        """Return whether the checkpoint has averaged weights."""
+        return bool(self.checkpoint.stored("ema"))
+
+    def open(self, ranks: Ranks, *, averaged: bool, length: float | None) -> tuple[ModelBundle, RunConfig]:
+        """Build the model with the checkpoint's weights."""
+        bundle, _, config = saved.open_checkpoint(self.spec, ranks, averaged=averaged, length=length)
+        return bundle, config
+
+
+class Base(Subject):
+    """The model of a configuration before its first step: its base weights, or those that `from:` names.
+
+    Its files are in the run's folder where the run has begun, else in RUN-base: other files would keep a run from beginning.
+    """
+
+    without_averages = "weights before the first step"
+
+    def __init__(self, resolved: Resolved) -> None:
+        self.view: StageView = resolved.stages[0]
+        self.config, self.step = self.view.config, 0
+        whole = dump(self.config)
+        named = [whole[name] for name in ("family", "model", "seed", "from")] + [whole["data"]["train"], whole["data"]["mixture"]]
+        self._named = json.dumps(named, sort_keys=True)
+        mark = xxhash.xxh3_64_hexdigest(self._named.encode())[:6]
+        run = Path(str(self.config.run))
+        self.run = run if (run / "config.yaml").is_file() and not self.config.from_ else run.with_name(f"{run.name}-base") / mark
+        self.shown, self.moment = f"{self.config.family} of {run}", f"base-{mark}"
+
+    def identity(self) -> str:
+        """Return a hash of what decides the weights: settings, and the files of folders and of a run that they name."""
+        family = registry.load(self.config.family)
+        parts = [str(part["name"]) for part in family.base(family.Config.model_validate(self.config.model))]
+        named = [Path(name.partition("@")[0]) for name in (*parts, self.config.from_ or "") if name]
+        state = [self._named, *(line for path in named if path.exists() for line in _files(path))]
+        return xxhash.xxh3_64_hexdigest("\n".join(state).encode())
+
+    def has_averages(self) -> bool:
+        """Return False: nothing was averaged yet."""
+        return False
+
+    def open(self, ranks: Ranks, *, averaged: bool, length: float | None) -> tuple[ModelBundle, RunConfig]:
+        """Build the model as a run does; `averaged` and `length` mean nothing here."""
+        bundle = build_model(self.config, self.run, ranks)
+        if self.config.from_:
+            from_weights.begin_from(State(bundle.model), bundle, self.view, run=self.run, ranks=ranks, allow_inexact=True)
+        bundle.model.to(ranks.device).eval()
+        return bundle, self.config
+
+
+def _files(path: Path) -> Iterator[str]:
+    """Yield name, size and time of every file below `path`."""
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        with contextlib.suppress(OSError):
+            status = file.stat()
+            yield f"{file} {status.st_size} {status.st_mtime_ns}"
