@@ -18,6 +18,12 @@ ROOT = Path(__file__).resolve().parents[1]
 REAL_DATA = Path(os.environ.get("PLAIT_DATA", ROOT.parent / "shared" / "data"))
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache_of_the_tests(tmp_path_factory):
+    """Keep the indices that tests make out of the user's cache, also those of processes that they start."""
+    os.environ.setdefault("PLAIT_CACHE", str(tmp_path_factory.mktemp("plait-cache")))
+
+
 @pytest.fixture
 def real_data() -> Path:
     """The real shards (CIFAR-10 photos, NLVR), when present; a test that needs them is passed over elsewhere."""

@@ -85,7 +85,7 @@ BEGUN = {
     ),
     "train good.yaml --run=new --evaluate=[{bench:\u00a0acuracy}]": f"evaluate names bench 'acuracy', which is unknown; known: {BENCHES}",
     "train good.yaml --run=new --data.train=[{source:\u00a0folder,\u00a0path:\u00a0nowhere}]": (
-        "data source folder:nowhere: nowhere is not a folder"
+        "data source folder:nowhere: {place}/nowhere is not a folder"
     ),
     "train good.yaml --run=new --data.train.0.options.tasks=[colur]": "scenes: there is no task 'colur'; did you mean 'colour'?",
     "train good.yaml --run=new --data.train.0.options.objets=3": "scenes have no option 'objets'; did you mean 'objects'?",
@@ -175,9 +175,9 @@ def test_a_wrong_command_as_typed_ends_with_code_2(place) -> None:
 
 
 @pytest.mark.parametrize("line", BEGUN)
-def test_a_wrong_wish_gives_one_line(line: str, say) -> None:
+def test_a_wrong_wish_gives_one_line(line: str, say, place) -> None:
     code, _, err = say(*(word.replace("\u00a0", " ") for word in line.split(" ")))
-    assert (code, err) == (2, f"plait: {BEGUN[line]}\n")
+    assert (code, err) == (2, f"plait: {BEGUN[line]}\n".replace("{place}", str(place)))
 
 
 def test_help_names_every_verb_without_torch() -> None:

@@ -256,12 +256,28 @@ def tar(path, stems):
                 file.addfile(member, io.BytesIO(body))
 
 
+def test_index_is_kept_in_the_cache_or_beside_the_shard_where_that_is_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setenv("PLAIT_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "data").mkdir()
+    tar(tmp_path / "data" / "a.tar", "abc")
+    assert cli.main(["data", "index", str(tmp_path / "data")]) == 0
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["a.tar"] and len([*(tmp_path / "cache" / "index").iterdir()]) == 1
+    assert cli.main(["data", "index", "--beside", str(tmp_path / "data")]) == 0
+    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["a.tar", "a.tar.idx"]
+
+
+def test_index_beside_an_address_is_refused_in_one_line(capsys):
+    assert cli.main(["data", "index", "--beside", "https://store.example/a.tar"]) == 2
+    err = capsys.readouterr().err
+    assert err == "plait: https://store.example/a.tar is remote: index a copy on disk with --beside, and upload its index with it\n"
+
+
 def test_index_says_built_then_unchanged_then_stale(tmp_path, capsys):
     tar(tmp_path / "train-0.tar", "abc")
     tar(tmp_path / "train-1.tar", "de")
     index_data.index(str(tmp_path))
     said = capsys.readouterr().out
-    assert re.search(r"train-0\.tar +3  2 each \(json, txt\) +10\.2 kB  built in [\d.]+ s: .*train-0\.tar\.idx\n", said)
+    assert re.search(r"train-0\.tar +3  2 each \(json, txt\) +10\.2 kB  built in [\d.]+ s: .*train-0\.tar-\w{16}\.idx\n", said)
     assert "2 shards, 5 samples, 20.5 kB; 2 indexes built, 0 unchanged" in said
     os.utime(tmp_path / "train-1.tar", (1, 1))
     index_data.index(f"{tmp_path}/train-*.tar")

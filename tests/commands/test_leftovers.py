@@ -63,9 +63,9 @@ def test_a_killed_making_of_an_index_is_finished_by_the_next(tmp_path, monkeypat
 
     def killed(path, wait):
         monkeypatch.setattr(os, "fsync", lambda descriptor: wait())
-        shards.index_files(str(path))
+        shards.index_files(str(path), beside=True)
 
     kill_inside(tar, killed)
     assert sorted(os.listdir(tmp_path)) == [".a.tar.idx.tmp", "a.tar"]
-    assert [row.built for row in shards.index_files(str(tar))] == [True]
+    assert [row.built for row in shards.index_files(str(tar), beside=True)] == [True]
     assert sorted(os.listdir(tmp_path)) == ["a.tar", "a.tar.idx"]

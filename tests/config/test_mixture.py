@@ -23,13 +23,14 @@ def read(tmp_path: Path, text: str, without=()):
 def test_rows_keep_their_own_weights_and_may_be_any_source(tmp_path):
     parsed = read(tmp_path, "[{name: vqa2, weight: 2}, {source: jsonl, path: mine.jsonl}]")
     assert [entry.source for entry in parsed.entries] == ["dataset", "jsonl"]
+    assert parsed.entries[1].path == str(tmp_path / "mine.jsonl")  # relative to the mixture's file
     assert parsed.weights([10, 1000]) == [2.0, 1.0]
 
 
 def test_json_rows_of_name_and_weight_are_a_mixture(tmp_path):
     path = tmp_path / "mix.json"
     path.write_text(json.dumps([{"name": "vqa2", "weight": 0.5}, {"name": "mine.py:Mine", "weight": 0.5}]))
-    assert [entry.name for entry in mixture.read(path, [], KINDS).entries] == ["vqa2", "mine.py:Mine"]
+    assert [entry.name for entry in mixture.read(path, [], KINDS).entries] == ["vqa2", f"{tmp_path}/mine.py:Mine"]
 
 
 def test_groups_share_by_the_root_of_size_or_of_the_size_written(tmp_path):

@@ -70,7 +70,7 @@ def test_the_authors_file_loads_as_written(load):
     )
     assert config.optim.ema is not None and config.optim.ema.decay == 0.9999 and config.optim.lr == 3e-4
     assert config.model["sampling"]["image_scale"] == 2.0 and config.model["dropout"]["image_only"] == 0.1
-    assert config.data.train[0].source == "latents" and config.data.train[0].path == "data/shards"
+    assert config.data.train[0].source == "latents" and config.data.train[0].path == str(Path.cwd() / "data/shards")
 
 
 @pytest.mark.skipif(not AUTHOR.is_file(), reason="the author's file is not beside the repository")

@@ -6,6 +6,7 @@ The same record gives the same result through every kind of source that can hold
 import io
 import json
 import os
+import shutil
 import tarfile
 from collections import Counter
 
@@ -311,10 +312,9 @@ NAMES = st.sampled_from(["caption", "text", "messages", "conversations", "texts"
 def test_any_record_is_a_sample_or_a_bad_one_through_lines_and_shards(tmp_path, records):
     written = [json.dumps(record) for record in records]
     (tmp_path / "a.jsonl").write_text('{"caption": "good"}\n' + "".join(line + "\n" for line in written))
-    (tmp_path / "a.jsonl.idx").unlink(missing_ok=True)
+    shutil.rmtree(tmp_path / "user-cache", ignore_errors=True)
     bodies = [("good.json", b'{"caption": "good"}'), *((f"s{i}.json", line.encode()) for i, line in enumerate(written))]
-    for path in (tmp_path / "a.tar", tmp_path / "a.tar.idx"):
-        path.unlink(missing_ok=True)
+    (tmp_path / "a.tar").unlink(missing_ok=True)
     for source in (opened("jsonl", tmp_path / "a.jsonl"), opened("shards", pack(tmp_path / "a.tar", bodies))):
         told = outcomes(source)  # raises nothing but BadSample
         assert len(told) == 1 + len(records)

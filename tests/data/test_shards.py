@@ -42,17 +42,31 @@ def test_reads_equal_tarfile_on_real_shards(real_data):
             assert stem.startswith(record.fields["label"])
 
 
-def test_the_index_is_made_once_beside_the_shard(tmp_path):
-    path = labelled(tmp_path / "a.tar", 0, 3)
+def test_the_index_is_made_once_and_nothing_is_written_beside_the_shard(tmp_path):
+    path = labelled(tmp_path / "data" / "a.tar", 0, 3)
     first, again = (shards.open_shard(str(path), None) for _ in range(2))
     assert (first.built, again.built) == (True, False)
-    assert again.head.path == tmp_path / "a.tar.idx"
+    assert again.head.path == index.candidate_paths(path, None)[1] and again.head.path.is_relative_to(tmp_path / "user-cache")
+    assert [file.name for file in path.parent.iterdir()] == ["a.tar"]
+
+
+def test_an_index_beside_the_shard_is_made_when_asked_for_and_used_from_then_on(tmp_path):
+    path = labelled(tmp_path / "data" / "a.tar", 0, 3)
+    asked = shards.open_shard(str(path), None, beside=True)
+    again = shards.open_shard(str(path), None)
+    assert (asked.built, again.built) == (True, False)
+    assert asked.head.path == again.head.path == tmp_path / "data" / "a.tar.idx" and not (tmp_path / "user-cache").exists()
+
+
+def test_an_index_beside_the_shard_is_made_though_the_cache_has_one(tmp_path):
+    path = labelled(tmp_path / "data" / "a.tar", 0, 3)
+    shards.open_shard(str(path), None)
+    assert shards.open_shard(str(path), None, beside=True).head.path == tmp_path / "data" / "a.tar.idx"
 
 
 def test_every_flipped_bit_of_an_index_is_found(tmp_path):
     path = labelled(tmp_path / "a.tar", 0, 3)
-    opened(path)
-    beside = tmp_path / "a.tar.idx"
+    beside = shards.open_shard(str(path), None, beside=True).head.path
     sound = beside.read_bytes()
     body_at = index.read_head(beside).body_at
     for bit in range(8 * len(sound)):
@@ -66,7 +80,7 @@ def test_every_flipped_bit_of_an_index_is_found(tmp_path):
                 index.map_arrays(index.read_head(beside))
     beside.write_bytes(sound[: body_at - 3])
     assert opened(path).read(2).fields["label"] == 2
-    assert beside.read_bytes() == sound
+    assert index.candidate_paths(path, None)[1].read_bytes() == sound
 
 
 def test_a_shard_that_is_cut_while_it_is_read_is_an_error_with_its_name(tmp_path):
@@ -97,28 +111,27 @@ def test_a_stale_index_is_made_again(tmp_path):
     assert len(opened(path)) == 4  # another size
     os.utime(path, ns=(1, 1))
     assert shards.open_shard(str(path), None).built  # another time
-    (tmp_path / "a.tar.idx").write_bytes(b"something else")
+    index.candidate_paths(path, None)[1].write_bytes(b"something else")
     assert shards.open_shard(str(path), None).built  # not an index
 
 
-def test_the_index_of_a_read_only_folder_goes_to_the_cache(tmp_path):
-    path = labelled(tmp_path / "data" / "a.tar", 0, 3)
-    path.parent.chmod(0o555)
-    try:
-        shard = shards.open_shard(str(path), tmp_path / "cache")
-        assert shard.head.path.parent == tmp_path / "cache" / "index"
-        assert not shards.open_shard(str(path), tmp_path / "cache").built
-        assert [file.name for file in path.parent.iterdir()] == ["a.tar"]
-    finally:
-        path.parent.chmod(0o755)
+def test_an_index_that_cannot_be_written_is_an_error_with_its_cure(tmp_path, monkeypatch):
+    def refuse(path, body):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(index, "write_whole", refuse)
+    path = labelled(tmp_path / "a.tar", 0, 3)
+    for beside, cure in ((False, "set data.cache to a folder that can be written"), (True, "leave out --beside, and it goes to the cache")):
+        with pytest.raises(PlaitError, match=rf"^cannot write the index .*\.idx: Permission denied; {cure}$"):
+            shards.open_shard(str(path), None, beside=beside)
 
 
 def test_a_damaged_index_is_noticed_when_it_is_mapped(tmp_path):
     path = labelled(tmp_path / "a.tar", 0, 3)
-    opened(path)
-    body = bytearray((tmp_path / "a.tar.idx").read_bytes())
+    made = shards.open_shard(str(path), None, beside=True).head.path
+    body = bytearray(made.read_bytes())
     body[-20] ^= 1
-    (tmp_path / "a.tar.idx").write_bytes(body)
+    made.write_bytes(body)
     with pytest.raises(PlaitError, match=r"the index .*a\.tar\.idx is damaged; delete it"):
         opened(path).read(0)
 
@@ -240,7 +253,7 @@ def test_the_index_of_a_remote_shard_is_kept(tmp_path, store, ranges):
 
 
 def test_an_uploaded_index_saves_reading_the_shard(tmp_path, store, ranges):
-    opened(tmp_path / "a.tar")
+    shards.index_files(str(tmp_path / "a.tar"), beside=True)
     store.pipe("/far/a.tar.idx", (tmp_path / "a.tar.idx").read_bytes())
     far = opened("memory://far/a.tar")
     assert ranges == [(None, None)]  # the index, whole

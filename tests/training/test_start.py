@@ -118,12 +118,15 @@ def test_a_start_that_is_not_there_is_known_before_a_model_is_built(made, tmp_pa
     assert not (tmp_path / "new").exists()
 
 
+def killed_before_a_step(recipe, run):
+    """A run directory as a kill leaves it that came before anything was saved."""
+    run.mkdir()
+    (run / "config.yaml").write_text(toy.open_config(recipe, [f"run={run}"]).yaml)
+
+
 def test_a_run_that_saved_nothing_is_looked_at_like_a_new_one(made, tmp_path, monkeypatch):
     recipe, parent = made
-    monkeypatch.setattr(toy.run, "build_model", lambda *_: (_ for _ in ()).throw(PlaitError("no room")))
-    with pytest.raises(PlaitError, match="no room"):
-        toy.train(recipe, tmp_path / "new")
-    assert (tmp_path / "new" / "config.yaml").is_file()
+    killed_before_a_step(recipe, tmp_path / "new")
     monkeypatch.setattr(toy.run, "build_model", lambda *_: pytest.fail("built a model before it looked"))
     for wrong, said in (("data.train=[{source: jsonl, path: nowhere.jsonl}]", r"nowhere\.jsonl"), (f"from={parent}x", "does not exist")):
         with pytest.raises(PlaitError, match=said):
@@ -225,11 +228,8 @@ def test_bare_weights_are_named_as_the_family_publishes_them(made, tmp_path, mon
     )
 
 
-def test_a_run_that_saved_nothing_says_that_it_starts_at_step_0(made, tmp_path, monkeypatch, capsys):
-    with monkeypatch.context() as patch:
-        patch.setattr(toy.run, "build_model", lambda *_: (_ for _ in ()).throw(PlaitError("no room")))
-        with pytest.raises(PlaitError, match="no room"):
-            toy.train(made[0], tmp_path / "new")
+def test_a_run_that_saved_nothing_says_that_it_starts_at_step_0(made, tmp_path, capsys):
+    killed_before_a_step(made[0], tmp_path / "new")
     toy.train(made[0], tmp_path / "new", "stages=[]", "train.steps=1", allow_inexact=True)
     assert f"{tmp_path / 'new'} has no checkpoint yet: it starts at step 0" in capsys.readouterr().out
 

@@ -12,11 +12,11 @@ from plait.errors import PlaitError
 from plait.families import registry
 
 
-def open_config(path: str | Path, overrides: Sequence[str] = (), *, words: Sequence[str] = ()) -> Resolved:
+def open_config(path: str | Path, overrides: Sequence[str] = (), *, words: Sequence[str] = (), data_base: Path | None = None) -> Resolved:
     """Read and check the configuration at `path`: .yaml, .json, or another trainer's launch script, whose arguments are `words`.
 
-    Returns it with the settings of each stage filled in. `overrides`: settings over the file's, as "optim.lr=1e-4". Raises PlaitError, one
-    line, for any fault.
+    Returns it with the settings of each stage filled in. `overrides`: settings over the file's, as "optim.lr=1e-4". `data_base`: the folder
+    that paths of data are relative to; None: the file's. Raises PlaitError, one line, for any fault.
     """
     return load_config(
         path,
@@ -26,6 +26,7 @@ def open_config(path: str | Path, overrides: Sequence[str] = (), *, words: Seque
         sources=KINDS,
         dialects=table.dialects(),
         words=words,
+        data_base=data_base,
     )
 
 
@@ -33,7 +34,7 @@ def open_run_config(run: Path, overrides: Sequence[str] = ()) -> Resolved:
     """Read RUN/config.yaml, with which the run was made, and put `overrides` over it. Raises PlaitError where `run` is no run directory."""
     if not (run / "config.yaml").is_file():
         raise PlaitError(f"{run} is no run directory: it has no config.yaml")
-    return open_config(run / "config.yaml", overrides)
+    return open_config(run / "config.yaml", overrides, data_base=Path.cwd())  # paths are absolute, but for runs of older versions
 
 
 def open_checked(path: Path, overrides: Sequence[str] = (), *, words: Sequence[str] = ()) -> Resolved:
@@ -41,9 +42,8 @@ def open_checked(path: Path, overrides: Sequence[str] = (), *, words: Sequence[s
 
     `overrides`, `words`: as in `open_config`. Raises PlaitError for a mixture whose name or content is wrong; opens no data.
     """
-    if path.is_dir():
-        path, overrides = path / "config.yaml", [f"run={path}", *overrides]
-    resolved = open_config(path, overrides, words=words)
+    is_run = path.is_dir()
+    resolved = open_run_config(path, [f"run={path}", *overrides]) if is_run else open_config(path, overrides, words=words)
     for data in (view.config.data for view in resolved.stages):
         if data.mixture is not None:
             mixture.read(registry.mixture(resolved.config.family, data.mixture), data.without, KINDS)

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from plait.config import reading, secrets
+from plait.config import data_paths, reading, secrets
 from plait.config.absent import without_absent
 from plait.config.conflicts import conflicts, stage_conflicts
 from plait.config.messages import Problem, problem_at, problems_in, raise_first, types_at
@@ -39,11 +39,13 @@ def load_config(
     sources: Mapping[str, SourceRules],
     dialects: Sequence[Dialect] = (),
     words: Sequence[str] = (),
+    data_base: Path | None = None,
 ) -> Resolved:
     """Read, translate, merge and validate the configuration at `path`. Raises PlaitError, one line, for any error in it.
 
     `overrides`: settings such as "optim.lr=3e-6". `model_config(family)` returns the class of a family's `model:` section, `preset(family,
     name)` the file of a preset; `sources`: the kinds of data source by name. `words`: those of a launch script, which `path` then names.
+    `data_base`: the folder that paths of data are relative to; None: the file's.
     """
     path = Path(path)
     typed = [Override.parse(text) for text in overrides]
@@ -59,6 +61,7 @@ def load_config(
     if run is None or run.value is None:
         tree = merge(tree, Node({"run": Node(f"runs/{path.stem}", DEFAULT, path="run")}, tree.file, tree.line))
     secrets.refuse(tree)
+    tree = data_paths.resolve(tree, sources, Path.cwd() if translation.dialect else data_base)
     config, views = _validated(tree, section, sources)
     absent = section.model_validate(config.model).absent() if section is not None else {}
     tree, left_out = without_absent(tree, views, absent)
@@ -83,7 +86,7 @@ def _translate(
     """Translate `tree` into plait's names by the dialect that recognises it; without one, return it unchanged."""
     for dialect in dialects:
         if dialect.recognise(tree, plait_keys):
-            return dialect.translate(tree, overrides, path, plait_keys)
+            return replace(dialect.translate(tree, overrides, path, plait_keys), dialect=dialect.name)
     return Translation(tree, overrides)
 
 

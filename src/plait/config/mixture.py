@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from plait.config import data_paths
 from plait.config.conflicts import source_conflicts
 from plait.config.messages import problem_at, problems_in, raise_first
 from plait.config.nodes import Node, to_plain
@@ -104,6 +105,7 @@ def read(path: Path, without: Sequence[str], kinds: Mapping[str, SourceRules]) -
         tree = Node({"datasets": _moved(tree)}, tree.file, tree.line)
     elif not isinstance(tree.value, dict) or not tree.value.keys() & {"groups", "datasets"}:
         raise PlaitError(f"{path}: a mixture is a list of {{name, weight}} rows, or has `groups`; this file has neither")
+    tree = data_paths.resolve_rows(tree, kinds)
     kind: type[BaseModel] = _Grouped if "groups" in tree.value else _Listed
     try:
         parsed = kind.model_validate(to_plain(tree))

@@ -130,7 +130,9 @@ class Data(Section):
     workers: Natural = Field(default=2, description="threads or processes that prepare samples; 0: none ahead of the step")
     worker_kind: Literal["threads", "processes"] = "threads"
     prefetch: Natural = Field(default=2, description="steps prepared ahead")
-    cache: str | None = Field(default=None, description="folder of indices and fetched files; None: beside the data, or the user's cache")
+    cache: str | None = Field(
+        default=None, description="folder of indices and fetched files; None: the user's, $PLAIT_CACHE or ~/.cache/plait"
+    )
     max_tokens: Count | None = Field(default=None, description="longest sequence, tokens; longer ones are cut at the end")
     pad: Literal["longest", "to_128", "to_max", "none"] = Field(default="longest", description="what sequences are padded to")
 

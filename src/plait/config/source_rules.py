@@ -28,6 +28,9 @@ class SourceRules:
     options: tuple[str, ...] | None = ()
     """The keys that `options:` may have. None: the source itself checks names and values when it is opened."""
 
+    paths: tuple[str, ...] = ()
+    """Those of `options` whose values are paths, which are relative to the configuration's file as `path` is."""
+
     check: Callable[[Mapping[str, Any]], tuple[str, str] | None] | None = None
     """Looks at the values of `options` without opening a file; returns the first wrong one and why, as ("size", "must be ...")."""
 

@@ -34,6 +34,8 @@ class Translation:
     rows: list[TranslatedKey] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     train_options: frozenset[str] = frozenset()
+    dialect: str | None = None
+    """Name of the dialect, in whose files paths are relative to the working directory; None: plait's own."""
 
 
 @dataclass(frozen=True)

@@ -179,6 +179,7 @@ def locked_run_directory(run: Path, resolved: Resolved, options: Options, ranks:
     error, continues = None, False
     with contextlib.ExitStack() as held:
         if ranks.first:
+            held.enter_context(rundir.cleared_if_failed(run))
             try:
                 continues = _prepare_directory(run, resolved, options)
                 held.enter_context(rundir.lock(run))
@@ -199,6 +200,7 @@ def locked_run_directory(run: Path, resolved: Resolved, options: Options, ranks:
 def _prepare_directory(run: Path, resolved: Resolved, options: Options) -> bool:
     """Set an old run aside where that was asked for, and look at all that a start needs. Returns whether there is a run to continue."""
     if options.restart and rundir.check(run):
+        check_data(resolved.stages)  # an old run makes room only for one that can begin
         rundir.lock(run).close()
         log.info(f"the old run is kept at {rundir.set_aside(run)}")
     continues = rundir.check(run)

@@ -6,18 +6,22 @@ from pathlib import Path
 from plait.data import addresses, paths
 from plait.data.formats import index as indexes
 from plait.data.sources.shards import Indexed, cached_index, index_files
+from plait.errors import PlaitError
 
 log = logging.getLogger(__name__)
 
 
-def index(path: str) -> None:
+def index(path: str, *, beside: bool = False) -> None:
     """Make the offset index of every tar shard that `path` names (a shard, folder, pattern or address), and print what is in each.
 
-    Raises PlaitError where there is no shard, and for one that cannot be read.
+    `beside`: keep the index of a shard on disk beside it, to be uploaded with it or shared; else in the user's cache. Raises PlaitError
+    where there is no shard, for one that cannot be read, and for an index beside an address.
     """
     shards = paths.files(path, ".tar", split=None, default_split="")
+    if beside and (remote := next(filter(addresses.is_remote, shards), None)):
+        raise PlaitError(f"{addresses.shown(remote)} is remote: index a copy on disk with --beside, and upload its index with it")
     existed = {shard: any(candidate.exists() for candidate in _index_candidates(shard)) for shard in shards}
-    indexed = index_files(path)
+    indexed = index_files(path, beside=beside)
     rows = [("shard", "samples", "members", "size", "index"), *(_row(shard, existed[shard.path]) for shard in indexed)]
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     for name, samples, members, size, state in rows:

@@ -1,14 +1,13 @@
-"""An index beside a data file: arrays that say where each sample is, built once and memory-mapped from then on.
+"""An index of a data file: arrays that say where each sample is, built once and memory-mapped from then on.
 
 The file is a magic line, the length and xxh3 of a JSON header, the header and 8-byte aligned arrays. Its stamp (size and time of the data
 file) tells whether it is fresh; an index whose header is not whole is made again, one whose arrays do not match their xxh3 is refused.
-It is at `<data file>.idx`, or in the cache folder when the data's own folder is read-only.
+It is in the cache folder, unless `<data file>.idx` is there already or is asked for.
 """
 
 import json
 import mmap
 import os
-import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,40 +60,36 @@ def cached_path(name: str, cache: str | Path | None, identity: str = "") -> Path
 
 
 def obtain(
-    data_path: Path, cache: str | Path | None, make: Callable[[], tuple[dict[str, Any], Mapping[str, np.ndarray]]], *, rebuild: bool = False
+    data_path: Path,
+    cache: str | Path | None,
+    make: Callable[[], tuple[dict[str, Any], Mapping[str, np.ndarray]]],
+    *,
+    rebuild: bool = False,
+    beside: bool = False,
 ) -> tuple[IndexHead, bool]:
     """Return the index of a local data file, and whether it was built just now: it is reused unless it is stale or `rebuild` is set.
 
-    `make` scans the data file and returns (facts, arrays) to store. Raises PlaitError when neither the data's folder nor the cache can be
-    written.
+    `make` scans the data file and returns (facts, arrays) to store: in the cache folder, or beside the data where `beside` asks for that.
+    Raises PlaitError when that cannot be written.
     """
     stamp = stamp_of(data_path)
-    beside, cached = candidate_paths(data_path, cache)
+    at_data, cached = candidate_paths(data_path, cache)
     if not rebuild:
-        for path in (beside, cached):
+        for path in (at_data,) if beside else (at_data, cached):
             head = read_head(path)
             if head is not None and head.stamp == stamp:
                 return head, False
     facts, arrays = make()
-    body = pack(stamp, facts, arrays)
-    path = beside if _may_write(beside.parent) else cached
+    path = at_data if beside else cached
     try:
-        write_whole(path, body)
+        write_whole(path, pack(stamp, facts, arrays))
     except OSError as error:
-        if path == cached:
-            raise PlaitError(
-                f"cannot write the index {cached}: {error.strerror}; set data.cache to a folder that can be written"
-            ) from error
-        write_whole(path := cached, body)
+        cure = "leave out --beside, and it goes to the cache" if beside else "set data.cache to a folder that can be written"
+        raise PlaitError(f"cannot write the index {path}: {error.strerror}; {cure}") from error
     head = read_head(path)
     if head is None:
         raise PlaitError(f"the index {path} cannot be read, though it was written just now: mend the disk, or set data.cache to another")
     return head, True
-
-
-def _may_write(folder: Path) -> bool:
-    """Return whether a folder is writable by its mode bits too, which count even for root, who could write anywhere."""
-    return bool(folder.stat().st_mode & (stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH)) and os.access(folder, os.W_OK)
 
 
 def pack(stamp: dict[str, Any], facts: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> bytes:

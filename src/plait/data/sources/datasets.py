@@ -184,4 +184,11 @@ def _open(entry: Entry, opening: Opening) -> Source:
     return open_conversations(entry, Table(entry.path, entry.name, entry.split or opening.split, entry.options, cache, entry.columns))
 
 
-KIND = SourceKind("datasets", needs="path or name", name_is=" on the Hub", options=("config", "revision", "images", "outside"), open=_open)
+KIND = SourceKind(
+    "datasets",
+    needs="path or name",
+    name_is=" on the Hub",
+    options=("config", "revision", "images", "outside"),
+    paths=("images",),
+    open=_open,
+)

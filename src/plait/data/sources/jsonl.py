@@ -239,4 +239,4 @@ def _open(entry: Entry, opening: Opening) -> Source:
     return open_conversations(entry, JsonRecords(Path(files[0]), images, opening.cache, entry.columns, outside=outside))
 
 
-KIND = SourceKind("jsonl", options=("images", "outside"), open=_open)
+KIND = SourceKind("jsonl", options=("images", "outside"), paths=("images",), open=_open)

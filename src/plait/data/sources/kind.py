@@ -27,7 +27,7 @@ class Opening:
     """train or validation, by the list that the entry is in; an entry's own `split` counts first."""
 
     cache: str | Path | None
-    """The folder of indices and fetched files; None: beside the data, or the user's cache."""
+    """The folder of indices and fetched files; None: the user's cache."""
 
     catalogue: Catalogue | None
     """The named datasets of the run's family; None where no family is known."""

@@ -310,6 +310,7 @@ KIND = SourceKind(
     "latents",
     own_text="latents carry their own captions; take out `template` and `columns`",
     options=("buckets", "held_out", "statistics"),
+    paths=("statistics",),
     check=check_options,
     open=_open,
 )

@@ -58,7 +58,7 @@ def open_source(
 ) -> Source:
     """Open one entry. `split` is what it is used for (train, validation), unless it names one itself.
 
-    `cache`: folder of indices and fetched files (None: beside the data); `catalogue` opens the datasets that a model family knows by name.
+    `cache`: folder of indices and fetched files (None: the user's); `catalogue` opens the datasets that a model family knows by name.
     Raises PlaitError, one line, for a wrong entry and for missing files, fields and splits; Absent for a named dataset without its files.
     """
     where = f"data source {title(entry)}"

@@ -1,4 +1,4 @@
-"""The kind `shards`: tar shards with an offset index beside each, read at random on disk, or by range when they are remote.
+"""The kind `shards`: tar shards with an offset index of each, read at random on disk, or by range when they are remote.
 
 A sample is the members of one stem (records.py: what each is for). Reading one takes one look-up and one copy, in any shard, from any
 thread or process.
@@ -55,10 +55,10 @@ class Shard:
         return int(self.head.facts["samples"])
 
 
-def open_shard(path: str, cache: str | Path | None, *, rebuild: bool = False) -> Shard:
+def open_shard(path: str, cache: str | Path | None, *, rebuild: bool = False, beside: bool = False) -> Shard:
     """Find the index of one shard, or make it (again, with `rebuild`). Raises PlaitError that names the file and where it is damaged.
 
-    `cache`: folder for the index if it cannot be beside the shard; None: the user's.
+    `cache`: folder for the index; None: the user's. `beside`: keep the index of a shard on disk beside it.
     """
     if addresses.is_remote(path):
         return _open_remote(path, cache, rebuild)
@@ -73,7 +73,7 @@ def open_shard(path: str, cache: str | Path | None, *, rebuild: bool = False) ->
             raise PlaitError(f"{path} is empty (0 bytes)")
         return tar.index(tar.walk(file.read, size, path), path)
 
-    head, built = index.obtain(local, cache, make, rebuild=rebuild)
+    head, built = index.obtain(local, cache, make, rebuild=rebuild, beside=beside)
     return Shard(path, head, None, built)
 
 
@@ -249,15 +249,16 @@ class Indexed:
     time_s: float
 
 
-def index_files(pattern: str, *, cache: str | Path | None = None, rebuild: bool = False) -> list[Indexed]:
+def index_files(pattern: str, *, cache: str | Path | None = None, rebuild: bool = False, beside: bool = False) -> list[Indexed]:
     """Make the missing index of every shard that `pattern` names, of all splits, and return what is in each shard.
 
-    `rebuild`: make all anew. Raises PlaitError for a pattern without files and for a damaged shard.
+    `rebuild`: make all anew. `beside`: keep those of shards on disk beside them. Raises PlaitError for a pattern without files and for a
+    damaged shard.
     """
     rows = []
     for path in paths.files(pattern, ".tar", split=None, default_split=""):
         start = time.perf_counter()
-        shard = open_shard(path, cache, rebuild=rebuild)
+        shard = open_shard(path, cache, rebuild=rebuild, beside=beside)
         index.map_arrays(shard.head)  # also checks that it is whole
         facts, time_s = shard.head.facts, time.perf_counter() - start
         counts = (facts["samples"], facts["members"], facts["hidden"], tuple(facts["extensions"]))

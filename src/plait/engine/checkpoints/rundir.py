@@ -1,14 +1,16 @@
 """The run directory: its lock, its identity, and which changes of the configuration it can be continued with."""
 
+import contextlib
 import fcntl
 import os
 import secrets
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from plait import files
+from plait.config.data_paths import has_moved
 from plait.errors import PlaitError
 
 FREE = (
@@ -25,6 +27,11 @@ FREE = (
     "train.micro_batch",
 )
 """Keys that may differ when a run is continued: they change how it computes or what it reports, never its answer."""
+
+_OF_A_START = frozenset(
+    ["lock", "config.yaml", "identity", "assets", "lineage.json", "migrations.jsonl", "heartbeat", "events", "metrics.jsonl"]
+)
+"""What a run directory holds before anything of its training is recorded."""
 
 Difference = tuple[str, Any, Any]
 """(dotted key, value before, value after)."""
@@ -51,6 +58,33 @@ def lock(run: Path) -> IO[str]:
     file.write(str(os.getpid()))
     file.flush()
     return file
+
+
+@contextlib.contextmanager
+def cleared_if_failed(run: Path) -> Iterator[None]:
+    """Remove a run that the block began and that ends in an error with nothing saved, and the folders above it that were made for it.
+
+    What was in the folder before stays, and so does a run with a checkpoint, a row of metrics or a report.
+    """
+    made = [folder for folder in (run, *run.parents) if not folder.exists()]
+    is_new = bool(made) or (run.is_dir() and not any(run.iterdir()))
+    try:
+        yield
+    except BaseException:
+        if is_new and run.is_dir() and not run.is_symlink() and _has_only_begun(run):
+            for path in run.iterdir():
+                files.remove(path)
+            with contextlib.suppress(OSError):  # a folder above it is not empty: another run has begun there
+                for folder in made:
+                    folder.rmdir()
+        raise
+
+
+def _has_only_begun(run: Path) -> bool:
+    """Return whether a run directory holds nothing but what every start writes."""
+    metrics = run / "metrics.jsonl"
+    names = {path.name for path in run.iterdir() if not _is_leftover(path.name)}
+    return names <= _OF_A_START and not (metrics.exists() and metrics.stat().st_size)
 
 
 def check(run: Path) -> bool:
@@ -87,8 +121,8 @@ def refuse(run: Path, differences: Sequence[Difference]) -> None:
 
 
 def binding(differences: Sequence[Difference]) -> list[Difference]:
-    """Return the differences that would change the run's results: all but those in or below a key of `FREE`."""
-    return [item for item in differences if not any(_within(item[0], free) for free in FREE)]
+    """Return the differences that would change the run's results: all but those in or below a key of `FREE`, and data that has moved."""
+    return [item for item in differences if not (any(_within(item[0], free) for free in FREE) or has_moved(*item[1:]))]
 
 
 def _within(key: str, section: str) -> bool:

@@ -89,7 +89,7 @@ def split_of(name: str, split: str) -> str:
 def open_dataset(entry: Entry, split: str, *, root: Path | None, cache: Path | None) -> "NamedDataset":
     """Open `split` of the dataset that `entry`, an item of `data.train` or `data.validation`, names.
 
-    Its files are below `root`, else $MOLMO_DATA_DIR or ./data; index files in `cache`, or beside them. Raises PlaitError for an unknown
+    Its files are below `root`, else $MOLMO_DATA_DIR or ./data; index files in `cache`, or the user's. Raises PlaitError for an unknown
     name, split or option, and Absent when files are missing, with where they were searched and how to get them.
     """
     name = str(entry.name)

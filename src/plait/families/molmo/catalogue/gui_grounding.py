@@ -66,7 +66,7 @@ def android_control(split: str) -> Opener:
 class AndroidControlSteps:
     """Rows of AndroidControl, one per step: screenshot, goal, the step's instruction, and the action that people took.
 
-    Raises PlaitError if the files hold no episode of the split. `cache`: folder of index files; None: beside the data.
+    Raises PlaitError if the files hold no episode of the split. `cache`: folder of index files; None: the user's.
     """
 
     def __init__(self, files: Sequence[Path], episodes: set[int], cache: str | None) -> None:

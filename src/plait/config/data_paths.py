@@ -1,0 +1,118 @@
+"""Make the paths of data in a configuration absolute: each is relative to the file that it is written in.
+
+On the command line, in a configuration of another trainer and in a run's own saved one they are relative to the working directory.
+"""
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from glob import escape, iglob
+from pathlib import Path
+
+from plait.config.nodes import COMMAND_LINE, Node
+from plait.config.source_rules import SourceRules
+from plait.errors import PlaitError
+
+_FOLDERS: tuple[tuple[str, ...], ...] = (("data", "root"), ("data", "cache"))
+_LISTS: tuple[tuple[str, ...], ...] = (("data", "train"), ("data", "validation"), ("evaluate", "*", "data"))
+_MIXTURES = (".yaml", ".yml", ".json")
+_BRACE = re.compile(r"(?<!\$)\{[^{}]*\}")
+_CLASS_IN_FILE = re.compile(r"(.+\.py)(:\w+)")
+
+
+def resolve(tree: Node, kinds: Mapping[str, SourceRules], base: Path | None = None) -> Node:
+    """Return a configuration's tree with all paths of its data absolute, those of its stages included.
+
+    `base`: the folder that they are relative to; None: for each that of its file. Raises PlaitError for one that names nothing there, while
+    it does in the working directory.
+    """
+
+    def entry(node: Node) -> Node:
+        return resolve_entry(node, kinds, base)
+
+    def path(node: Node) -> Node:
+        return _absolute(node, base)
+
+    def mixture(node: Node) -> Node:
+        return path(node) if str(node.value).endswith(_MIXTURES) else node
+
+    changes = [*((keys, path) for keys in _FOLDERS), *(((*keys, "*"), entry) for keys in _LISTS), (("data", "mixture"), mixture)]
+    for above in ((), ("stages", "*")):
+        for keys, change in changes:
+            tree = _change(tree, (*above, *keys), change)
+    return tree
+
+
+def resolve_entry(node: Node, kinds: Mapping[str, SourceRules], base: Path | None = None) -> Node:
+    """Return one item of `data.train` or of a mixture with its paths absolute: `path`, a file in `name`, and options that are paths."""
+    node = _change(node, ("path",), lambda child: _absolute(child, base))
+    node = _change(node, ("name",), lambda child: _class_in_file(child, base))
+    kind = node.value.get("source") if isinstance(node.value, dict) else None
+    rules = kinds.get(kind.value) if kind is not None and isinstance(kind.value, str) else None
+    for option in rules.paths if rules is not None else ():
+        node = _change(node, ("options", option), lambda child: _absolute(child, base))
+    return node
+
+
+def resolve_rows(tree: Node, kinds: Mapping[str, SourceRules]) -> Node:
+    """Return the tree of a mixture's file with the paths of its rows absolute; they are relative to that file."""
+    groups = tree.value["groups"].value if "groups" in tree.value else {}
+    lists = [("datasets", "*"), *(("groups", name, "datasets", "*") for name in (groups if isinstance(groups, dict) else ()))]
+    for keys in lists:
+        tree = _change(tree, keys, lambda node: resolve_entry(node, kinds))
+    return tree
+
+
+def has_moved(before: object, after: object) -> bool:
+    """Return whether `before` is an absolute path where there is nothing any more, and `after` one of the same name elsewhere.
+
+    Whether what is there has the same content is told by the hashes of the data in the checkpoints.
+    """
+    paths = [value for value in (before, after) if isinstance(value, str) and value.startswith("/")]
+    return len(paths) == 2 and Path(paths[0]).name == Path(paths[1]).name and not _is_there(Path("/"), paths[0].lstrip("/"))
+
+
+def _change(node: Node, keys: tuple[str, ...], change: Callable[[Node], Node]) -> Node:
+    """Return `node` with what is at `keys` changed, where there is such a thing; `*` stands for every item of a list."""
+    if not keys:
+        return change(node)
+    first, *rest = keys
+    if first == "*" and isinstance(node.value, list):
+        return replace(node, value=[_change(child, tuple(rest), change) for child in node.value])
+    if isinstance(node.value, dict) and first in node.value:
+        return replace(node, value={**node.value, first: _change(node.value[first], tuple(rest), change)})
+    return node
+
+
+def _class_in_file(node: Node, base: Path | None) -> Node:
+    """Return a name such as `file.py:Cats` with the path of its file absolute; any other name as it is."""
+    match = _CLASS_IN_FILE.fullmatch(node.value) if isinstance(node.value, str) else None
+    return replace(node, value=f"{_absolute(replace(node, value=match[1]), base).value}{match[2]}") if match else node
+
+
+def _absolute(node: Node, base: Path | None) -> Node:
+    """Return a path, or pattern of paths, as an absolute one; addresses, and paths that begin with ~ or a variable, stay."""
+    text = node.value
+    if not isinstance(text, str) or not text or text.startswith(("/", "~", "$")) or "://" in text:
+        return node
+    here = Path.cwd()
+    folder = here if node.file == COMMAND_LINE else base or Path(node.file).absolute().parent
+    if not _is_there(folder, text) and _is_there(here, text):
+        spelling = os.path.relpath(_join(here, text), os.path.realpath(folder))
+        raise PlaitError(
+            f"{node.location}: {node.path} is {text!r}, which is not in {folder}: a path of data is relative to the file that it is "
+            f"written in; for the one in the working directory write {spelling!r}"
+        )
+    return replace(node, value=_join(folder, text))
+
+
+def _join(folder: Path, text: str) -> str:
+    """Join and normalise; `..` leaves the folder that links lead to, as it does for the system."""
+    return os.path.normpath((folder.resolve() if text.startswith("..") else folder) / text)
+
+
+def _is_there(folder: Path, text: str) -> bool:
+    """Return whether anything in `folder` has the name, or fits the pattern, `text`."""
+    pattern = Path(escape(str(folder)), _BRACE.sub("*", text))
+    return (folder / text).exists() or next(iglob(str(pattern)), None) is not None  # noqa: PTH207  Path.glob finds hidden files

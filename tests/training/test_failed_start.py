@@ -1,0 +1,109 @@
+"""A start that fails leaves nothing behind: no run, no lock, no folder made for it, and nothing beside the user's data."""
+
+import pytest
+
+from plait import cli
+from plait.errors import PlaitError
+
+from .. import toy_family as toy
+
+
+@pytest.fixture
+def recipe(tmp_path, monkeypatch):
+    return toy.install(monkeypatch, tmp_path)
+
+
+@pytest.fixture
+def broken(monkeypatch):
+    """The model cannot be built."""
+
+    def build(*_, **__):
+        raise PlaitError("the Hub did not give it")
+
+    monkeypatch.setattr("plait.training.run.build_model", build)
+
+
+def everything(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if "cache" not in path.parts)
+
+
+@pytest.mark.parametrize("run", ["run", "runs/deep/run"])
+def test_a_start_whose_model_cannot_be_built_leaves_nothing(recipe, tmp_path, broken, run):
+    before = everything(tmp_path)
+    with pytest.raises(PlaitError, match="the Hub did not give it"):
+        toy.train(recipe, tmp_path / run)
+    assert everything(tmp_path) == before
+
+
+def test_a_start_without_its_data_leaves_nothing(recipe, tmp_path, capsys):
+    before = everything(tmp_path)
+    code = cli.main(["train", str(recipe), f"--run={tmp_path}/runs/a", "--data.train.0.path=nowhere.jsonl"])
+    assert (code, everything(tmp_path)) == (2, before)
+    assert "nowhere.jsonl" in capsys.readouterr().err
+
+
+def test_a_start_whose_first_step_fails_leaves_nothing(recipe, tmp_path, monkeypatch):
+    before = everything(tmp_path)
+
+    def fail(*_, **__):
+        raise RuntimeError("the device is gone")
+
+    monkeypatch.setattr("plait.engine.loop.Loop.step", fail)
+    with pytest.raises(RuntimeError, match="the device is gone"):
+        toy.train(recipe, tmp_path / "run")
+    assert everything(tmp_path) == before
+
+
+def test_a_folder_that_was_there_stays(recipe, tmp_path, broken):
+    (tmp_path / "run").mkdir()
+    with pytest.raises(PlaitError):
+        toy.train(recipe, tmp_path / "run")
+    assert everything(tmp_path / "run") == []
+
+
+def test_another_run_that_begins_beside_it_is_left_alone(recipe, tmp_path, monkeypatch):
+    def build(*_, **__):
+        (tmp_path / "runs" / "other").mkdir()
+        raise PlaitError("no")
+
+    monkeypatch.setattr("plait.training.run.build_model", build)
+    with pytest.raises(PlaitError, match="no"):
+        toy.train(recipe, tmp_path / "runs" / "a")
+    assert everything(tmp_path / "runs") == ["other"]
+
+
+def test_a_run_that_saved_something_outlives_a_start_that_fails(recipe, tmp_path, monkeypatch, request):
+    toy.train(recipe, tmp_path / "run", "train.steps=3")
+    kept = [name for name in everything(tmp_path / "run") if "manifest" in name]
+    request.getfixturevalue("broken")
+    with pytest.raises(PlaitError):
+        toy.train(recipe, tmp_path / "run", "train.steps=3")
+    assert kept and [name for name in everything(tmp_path / "run") if "manifest" in name] == kept
+
+
+def test_restart_without_data_leaves_the_old_run_in_its_place(recipe, tmp_path):
+    toy.train(recipe, tmp_path / "run", "train.steps=3")
+    (tmp_path / "train.jsonl").rename(tmp_path / "elsewhere.jsonl")
+    with pytest.raises(PlaitError, match=r"train\.jsonl"):
+        toy.train(recipe, tmp_path / "run", "train.steps=3", restart=True)
+    assert (tmp_path / "run" / "config.yaml").is_file() and not (tmp_path / "run.before-1").exists()
+
+
+def test_training_writes_nothing_beside_the_data(recipe, tmp_path):
+    before = everything(tmp_path)
+    toy.train(recipe, tmp_path / "run", "train.steps=3")
+    assert [name for name in everything(tmp_path) if name.partition("/")[0] != "run"] == before
+    assert [path.name.partition("-")[0] for path in sorted((tmp_path / "cache" / "index").iterdir())] == ["held.jsonl", "train.jsonl"]
+
+
+def test_a_project_that_moves_with_its_data_is_continued_exactly(recipe, tmp_path, monkeypatch, capsys):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    for file in ("train.jsonl", "held.jsonl"):
+        (tmp_path / file).rename(tmp_path / "one" / file)
+    (tmp_path / "one" / "recipe.yaml").write_text(recipe.read_text().replace(f"{tmp_path}/", ""))
+    toy.train(tmp_path / "one" / "recipe.yaml", tmp_path / "one" / "run", "train.steps=3")
+    (tmp_path / "one").rename(tmp_path / "two" / "one")
+    capsys.readouterr()
+    toy.train(tmp_path / "two" / "one" / "recipe.yaml", tmp_path / "two" / "one" / "run", "train.steps=6")
+    assert "data     exact: jsonl:train.jsonl" in capsys.readouterr().out
