@@ -18,9 +18,9 @@ from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import HFValidationError
 
 from plait.assembly import checkpoint_specs
-from plait.config import secrets
+from plait.config import hub_errors
 from plait.engine.parallel.distributed import Ranks
-from plait.errors import PlaitError, printable
+from plait.errors import PlaitError
 
 _STEP = re.compile(r"(stage-(\d+)-[^/]+/step-(\d{8,}))/manifest\.json")
 _ASSETS = re.compile(r"assets/.+|tokenizer\.json")
@@ -117,8 +117,7 @@ def _best(contents: Contents, newest: str) -> int:
 
 
 def _refusal(name: str, error: Exception) -> PlaitError:
-    line = (str(error).splitlines() or [""])[0] or type(error).__name__
-    reason = printable(secrets.masked(secrets.without_secrets(line)))
+    reason = hub_errors.reason(error, name)
     return PlaitError(f"from: {name!r} is no run, stage or folder here, and the Hub did not give it: {reason}; `plait doctor` says more")
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer, T5EncoderModel
 
 from plait import files
+from plait.config import hub_errors
 from plait.errors import PlaitError
 from plait.nn.trust import CONFIG, DIFFUSERS, WEIGHTS
 
@@ -40,7 +41,7 @@ def locate(name: str) -> tuple[Path, dict[str, Any]]:
         try:
             root = Path(snapshot_download(repository, revision=revision or None, allow_patterns=patterns))
         except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
+            reason = hub_errors.reason(error, f"{repository}@{revision}" if revision else repository)
             raise PlaitError(f"encoder {name!r} is neither a folder nor a repository that can be fetched: {reason}") from error
         folder, commit = root / subfolder, root.name
     if not any(folder.glob("*.safetensors")) or not (folder / "config.json").is_file():

@@ -11,6 +11,7 @@ from typing import Any
 
 import xxhash
 
+from plait.config import hub_errors
 from plait.config.schema import Source as Entry
 from plait.data import addresses, paths
 from plait.data.paths import inside, read_regular
@@ -50,7 +51,8 @@ class Table:
         except PlaitError:
             raise
         except Exception as error:  # the package and the readers below it raise whatever a damaged file leads them to
-            raise PlaitError(f"datasets cannot load {path or hub_name} ({split}): {_reason(error)}") from error
+            refused = hub_errors.refusal(error, str(hub_name), dataset=True) if hub_name else None
+            raise PlaitError(f"datasets cannot load {path or hub_name} ({split}): {refused or _reason(error)}") from error
         self.columns = dict(columns)
         self.labels = {name: f for name, f in rows.features.items() if isinstance(f, datasets.ClassLabel)}
         self.pictures = [name for name, feature in rows.features.items() if _is_image(datasets, feature)]

@@ -53,7 +53,13 @@ def settle_output() -> None:
 
 
 def install(*packages: str) -> None:
-    """Show the log lines of plait, and of other `packages` (names of loggers), from INFO up; a second call changes nothing."""
+    """Show the log lines of plait, and of other `packages` (names of loggers), from INFO up; a second call changes nothing.
+
+    The Hub client's warnings of each retry are not shown, unless HF_HUB_VERBOSITY asks for them: the error that follows says why.
+    """
+    if "HF_HUB_VERBOSITY" not in os.environ:
+        os.environ["HF_HUB_VERBOSITY"] = "error"  # read when the client is imported
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # where it has been
     for package in ("plait", *packages):
         logger = logging.getLogger(package)
         if not any(isinstance(handler, Reporter) for handler in logger.handlers):

@@ -26,6 +26,7 @@ from transformers import (
 )
 from transformers.utils.hub import cached_file
 
+from plait.config import hub_errors
 from plait.errors import PlaitError
 from plait.families.molmo.config import DEBUG, LANGUAGES, SOURCES, TOWERS, Config, Tower
 from plait.keys import key
@@ -184,7 +185,7 @@ def _loading(setting: str, value: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:  # absent, gated, no network; ValueError: no configuration of a causal language model
-        reason = str(error).strip().splitlines()[0]
+        reason = hub_errors.reason(error, value)
         raise PlaitError(f"{setting}: cannot load {value!r} as a Hub name or a local directory: {reason}") from error
 
 

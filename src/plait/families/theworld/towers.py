@@ -16,6 +16,7 @@ from huggingface_hub.errors import HFValidationError
 from tokenizers import Tokenizer
 from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
+from plait.config import hub_errors
 from plait.errors import PlaitError
 from plait.families.theworld import published, tiny
 from plait.families.theworld.config import TINY, Config, WorldEncoderConfig
@@ -120,5 +121,5 @@ def _loading(setting: str, value: str) -> Iterator[None]:
     try:
         yield
     except (OSError, HFValidationError) as error:  # absent, gated, no network, no such file; or no name at all
-        reason = str(error).strip().splitlines()[0]
+        reason = hub_errors.reason(error, value)
         raise PlaitError(f"{setting}: cannot load {value!r} as a Hub name or a local directory: {reason}") from error

@@ -1,0 +1,76 @@
+"""Say in one line why the Hugging Face Hub did not give a repository, and what cures it: a licence, a token, a setting, a download.
+
+The libraries above the Hub's client (transformers, diffusers, datasets) wrap its errors in their own, so the whole chain is looked at, by
+the names of the classes: importing them would take longer than most commands do.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from huggingface_hub import constants
+
+from plait.config import secrets
+from plait.errors import printable
+
+_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_LOGIN = "set HF_TOKEN to a token of that account (or `hf auth login`)"
+_UNAUTHORIZED = 401
+_UNREACHED = frozenset(["LocalEntryNotFoundError", "ConnectError", "ConnectionError", "ConnectTimeout", "ReadTimeout", "ProxyError"])
+
+
+def reason(error: BaseException, repository: str) -> str:
+    """Return why loading `repository` (owner/name, with @revision, or a folder) failed: the Hub's refusal, or the error's first line."""
+    return refusal(error, repository) or _first_line(error)
+
+
+def refusal(error: BaseException, repository: str, *, dataset: bool = False) -> str | None:
+    """Return why the Hub did not give `repository` (owner/name, with @revision) and the cure, in one line; None for any other error."""
+    name, _, revision = repository.partition("@")
+    kinds = {kind.__name__ for each in _chain(error) for kind in type(each).__mro__}
+    if not _NAME.fullmatch(name) or "HFValidationError" in kinds:
+        return None
+    endpoint = secrets.without_secrets(constants.ENDPOINT)
+    page = f"{endpoint}/{'datasets/' if dataset else ''}{name}"
+    download = f"hf download {name}{' --repo-type dataset' if dataset else ''}{f' --revision {revision}' if revision else ''}"
+    unreached = bool(kinds & _UNREACHED)
+    if "GatedRepoError" in kinds or ("DatasetNotFoundError" in kinds and "gated dataset" in str(error)):
+        cure = "with the account of the token that is set" if _has_token() else f"and {_LOGIN}"
+        return f"it is gated: accept its licence at {page}, {cure}"
+    if _status(error) == _UNAUTHORIZED and _has_token():
+        return "the Hub refuses the token (401): set HF_TOKEN to one that is valid, or run `hf auth login` again"
+    if "RevisionNotFoundError" in kinds:
+        return f"there is no such revision of it: {page} lists its branches and commits"
+    if kinds & {"RepositoryNotFoundError", "DatasetNotFoundError"}:  # datasets drops what its own error came from
+        return f"there is no {page}, or it is private: mend the name, or set HF_TOKEN to a token that may read it"
+    if "OfflineModeIsEnabled" in kinds or (unreached and constants.HF_HUB_OFFLINE):
+        return f"it is not in the cache, and HF_HUB_OFFLINE is set: unset it, or download it before: {download}"
+    if unreached:
+        return f"it is not in the cache, and {endpoint} cannot be reached (HF_ENDPOINT, proxies): download it elsewhere: {download}"
+    return None
+
+
+def _has_token() -> bool:
+    """Return whether the Hub's client has a token, of the environment or of `hf auth login`."""
+    return bool(os.environ.get("HF_TOKEN", "").strip()) or Path(constants.HF_TOKEN_PATH).is_file()
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error and those that it was raised from."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _status(error: BaseException) -> int | None:
+    """Return the HTTP status in the chain of an error, None where there is none."""
+    for each in _chain(error):
+        if (response := vars(each).get("response")) is not None:
+            return int(response.status_code)
+    return None
+
+
+def _first_line(error: BaseException) -> str:
+    line = (str(error).strip().splitlines() or [""])[0] or type(error).__name__
+    return printable(secrets.masked(secrets.without_secrets(line)))

@@ -1,0 +1,92 @@
+"""What the Hub refuses is one line with its cure, through every way that leads to it; the client's retries are not shown."""
+
+import pytest
+from huggingface_hub import constants
+
+from plait import cli
+from plait.data.sources.datasets import Table
+from plait.errors import PlaitError
+from plait.nn import pretrained
+from tests import hub_server
+from tests.hub_server import TOKEN, Repository
+
+RECIPE = "family: theworld\nmodel: {base: tiny}\ndata: {train: [{source: scenes}]}\ntrain: {steps: 1}\n"
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    with hub_server.serving(monkeypatch, tmp_path) as server:
+        server.repositories["models", "owner/gated"] = Repository({"config.json": b"{}", "vae/config.json": b"{}"}, gated=True)
+        server.repositories["models", "owner/down"] = Repository({"config.json": b"{}"}, fault=503)
+        yield server
+
+
+def train(capsys, base):
+    """The one line of `plait train` with this base model."""
+    assert cli.main(["train", "recipe.yaml", "--run=run", f"--model.base={base}"]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"plait: model.base: cannot load {base!r} as a Hub name or a local directory: ") and err.count("\n") == 1
+    return err.partition("local directory: ")[2].rstrip()
+
+
+def test_a_gated_model_says_which_licence_and_which_variable(hub, capsys, monkeypatch):
+    line = f"it is gated: accept its licence at {hub.url}/owner/gated, and set HF_TOKEN to a token of that account (or `hf auth login`)"
+    assert train(capsys, "owner/gated") == line
+    with pytest.raises(PlaitError) as error:
+        pretrained.locate("owner/gated/vae")
+    assert str(error.value) == f"encoder 'owner/gated/vae' is neither a folder nor a repository that can be fetched: {line}"
+
+
+def test_a_model_that_is_not_there_may_be_private(hub, capsys):
+    assert train(capsys, "owner/absent") == (
+        f"there is no {hub.url}/owner/absent, or it is private: mend the name, or set HF_TOKEN to a token that may read it"
+    )
+
+
+def test_a_token_that_is_refused_is_named_without_its_value(hub, capsys, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_" + "wrong" * 7)
+    line = train(capsys, "owner/gated")
+    assert line == "the Hub refuses the token (401): set HF_TOKEN to one that is valid, or run `hf auth login` again"
+
+
+def test_a_token_without_the_licence_names_its_account(hub, capsys, monkeypatch):
+    monkeypatch.setattr(hub_server.Handler, "about", lambda self, name, *_, **__: self.refuse(403, "GatedRepo", "restricted"))
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    assert f"accept its licence at {hub.url}/owner/gated, with the account of the token that is set" in train(capsys, "owner/gated")
+
+
+def test_offline_names_the_variable_and_the_download(hub, capsys, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    line = train(capsys, "owner/gated")
+    assert line == "it is not in the cache, and HF_HUB_OFFLINE is set: unset it, or download it before: hf download owner/gated"
+
+
+def test_an_unreached_hub_is_one_line_and_no_retry_is_shown(hub, capsys, monkeypatch, caplog):
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:1/{repo_id}/resolve/{revision}/{filename}")
+    with pytest.raises(PlaitError) as error:
+        pretrained.locate("owner/model")
+    assert "cannot be reached (HF_ENDPOINT, proxies): download it elsewhere: hf download owner/model" in str(error.value)
+    assert [record for record in caplog.records if record.name.startswith("huggingface_hub")] == []
+    assert "Retry" not in capsys.readouterr().err
+
+
+def test_a_server_that_fails_is_one_line_and_no_retry_is_shown(hub, capsys, monkeypatch, caplog):
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
+    assert "\n" not in train(capsys, "owner/down")
+    assert [record for record in caplog.records if record.name.startswith("huggingface_hub")] == []
+
+
+def test_a_dataset_that_is_gated_or_absent_says_so(hub, monkeypatch):
+    pytest.importorskip("datasets")
+    hub.repositories["datasets", "owner/set"] = Repository({"train.parquet": b"x"}, gated=True)
+    monkeypatch.setattr("datasets.config.HF_ENDPOINT", hub.url)
+    with pytest.raises(PlaitError) as error:
+        Table(None, "owner/set", "train", {}, None, {})
+    assert f"it is gated: accept its licence at {hub.url}/datasets/owner/set, and set HF_TOKEN" in str(error.value)
+    with pytest.raises(PlaitError) as error:
+        Table(None, "owner/absent", "train", {}, None, {})
+    assert f"there is no {hub.url}/datasets/owner/absent, or it is private: mend the name, or set HF_TOKEN" in str(error.value)
