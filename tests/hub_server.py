@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import json
-import sys
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -55,7 +54,7 @@ class Handler(BaseHTTPRequestHandler):
             return self.refuse(401, "", "Invalid credentials in Authorization header")
         parts = path.strip("/").split("/")
         kind, parts = (parts[1], parts[2:]) if parts[0] == "api" else ("models", parts)
-        kind, parts = ("datasets", parts[1:]) if parts[0] == "datasets" else (kind, parts)
+        kind, parts = ("datasets", parts[1:]) if parts[:1] == ["datasets"] else (kind, parts)
         name, rest = "/".join(parts[:2]), parts[2:]
         repository = self.server.repositories.get((kind, name))
         if repository is None or (repository.private and not token):
@@ -102,10 +101,6 @@ class Hub(ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.repositories, self.asked, self.closing = {}, [], threading.Event()
-
-    def handle_error(self, request, client_address):
-        if not isinstance(sys.exc_info()[1], ConnectionError):  # a client that has gone is none of the server's
-            super().handle_error(request, client_address)
 
     @property
     def url(self):
