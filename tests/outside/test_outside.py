@@ -145,7 +145,7 @@ def test_verb_is_listed_in_help(folder):
 
 def test_file_in_the_dialect_loads_and_both_sides_are_shown(folder):
     printed = fresh(folder, "config", "loud.yaml", "--STEPS=9").splitlines()
-    assert 'SENTENCES = "talk.jsonl"  data.train.0.path = "talk.jsonl"' in printed
+    assert f'SENTENCES = "talk.jsonl"  data.train.0.path = "{folder / "talk.jsonl"}"' in printed
     assert [line.split() for line in printed if line.startswith(("train.steps ", "optim.lr ", "family "))] == [
         ["family", "=", '"words"', "default", "of", "the", "shouting", "dialect"],
         ["train.steps", "=", "9", "command", "line"],

@@ -45,7 +45,7 @@ def test_a_killed_rank_is_replaced_and_the_run_ends_at_the_straight_runs_bits(tm
     said = process.communicate(timeout=processes.LIMIT_S)[1]
     assert process.returncode == 0, said
     assert compare.divergence(compare.runs(straight, killed)) is None
-    assert said.count("language 120/120") == 1
+    assert said.count("language step 120/120") == 1
 
 
 def test_a_rank_that_dies_leaves_no_process_behind(tmp_path, monkeypatch, capfd):
