@@ -73,4 +73,4 @@ def _status(error: BaseException) -> int | None:
 
 def _first_line(error: BaseException) -> str:
     line = (str(error).strip().splitlines() or [""])[0] or type(error).__name__
-    return printable(secrets.masked(secrets.without_secrets(line)))
+    return printable(secrets.shown(line))
