@@ -84,9 +84,19 @@ def test_a_dataset_that_is_gated_or_absent_says_so(hub, monkeypatch):
     pytest.importorskip("datasets")
     hub.repositories["datasets", "owner/set"] = Repository({"train.parquet": b"x"}, gated=True)
     monkeypatch.setattr("datasets.config.HF_ENDPOINT", hub.url)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
     with pytest.raises(PlaitError) as error:
         Table(None, "owner/set", "train", {}, None, {})
     assert f"it is gated: accept its licence at {hub.url}/datasets/owner/set, and set HF_TOKEN" in str(error.value)
     with pytest.raises(PlaitError) as error:
         Table(None, "owner/absent", "train", {}, None, {})
     assert f"there is no {hub.url}/datasets/owner/absent, or it is private: mend the name, or set HF_TOKEN" in str(error.value)
+
+
+@pytest.mark.parametrize("variable", ["HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"])
+def test_a_dataset_offline_names_the_variable_that_is_set(hub, monkeypatch, variable):
+    pytest.importorskip("datasets")
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", variable == "HF_HUB_OFFLINE")
+    with pytest.raises(PlaitError, match=rf"not in the cache, and {variable} is set: unset it, or download it before: hf download owner/set"):
+        Table(None, "owner/set", "train", {}, None, {})

@@ -44,8 +44,9 @@ def refusal(error: BaseException, repository: str, *, dataset: bool = False) -> 
         return f"there is no such revision of it: {page} lists its branches and commits"
     if kinds & {"RepositoryNotFoundError", "DatasetNotFoundError"}:  # datasets drops what its own error came from
         return f"there is no {page}, or it is private: mend the name, or set HF_TOKEN to a token that may read it"
-    if "OfflineModeIsEnabled" in kinds or (unreached and constants.HF_HUB_OFFLINE):
-        return f"it is not in the cache, and HF_HUB_OFFLINE is set: unset it, or download it before: {download}"
+    if "OfflineModeIsEnabled" in kinds or (unreached and (constants.HF_HUB_OFFLINE or "OfflineModeIsEnabled" in str(error))):
+        variable = "HF_HUB_OFFLINE" if constants.HF_HUB_OFFLINE else "HF_DATASETS_OFFLINE"  # one of datasets' own, read when it is imported
+        return f"it is not in the cache, and {variable} is set: unset it, or download it before: {download}"
     if unreached:
         return f"it is not in the cache, and {endpoint} cannot be reached (HF_ENDPOINT, proxies): download it elsewhere: {download}"
     return None
