@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import traceback
+from pathlib import Path
 
 import torch._dynamo  # noqa: F401  what every optimizer imports: two seconds that no rank should spend again
 
@@ -73,6 +74,14 @@ def run(size, function, *args):
     answers = [reader.recv() if reader.poll(LIMIT_S) else None for reader, _ in lines]
     assert codes(processes) == [0] * size
     return answers
+
+
+def is_alive(pid):
+    """Whether a process runs: one that has ended and that nobody has waited for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
+    except OSError:  # ESRCH too, where it ends while its file is read
+        return False
 
 
 def kill_inside(target, write):

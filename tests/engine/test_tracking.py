@@ -22,6 +22,7 @@ from plait.engine.monitoring.tracking import Tracker, open_tracker
 from plait.engine.monitoring.wandb_mirror import WandB
 from plait.engine.state import State
 
+from .. import processes
 from .toy import Net, make_config
 
 ROW = {"step": 3, "loss": 1.5, "samples_per_s": 8.0}
@@ -118,13 +119,6 @@ def test_a_stop_of_the_whole_group_is_left_to_the_trainer(tmp_path, stand_in, ca
     assert capfd.readouterr().err == ""
 
 
-def is_alive(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
 def test_what_a_killed_wandb_had_started_ends_with_it(tmp_path, stand_in, monkeypatch):
     started = tmp_path / "started"
     starts = f"open({str(started)!r}, 'a').write(str(subprocess.Popen(['sleep', '1000']).pid) + chr(10))"
@@ -139,9 +133,9 @@ def test_what_a_killed_wandb_had_started_ends_with_it(tmp_path, stand_in, monkey
     mirror.close()
     pids = started.read_text().split()
     deadline = time.monotonic() + 30
-    while any(map(is_alive, pids)) and time.monotonic() < deadline:
+    while any(map(processes.is_alive, pids)) and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert len(pids) == 2 and not any(map(is_alive, pids))
+    assert len(pids) == 2 and not any(map(processes.is_alive, pids))
 
 
 def test_the_sender_of_a_killed_trainer_has_a_minute_for_the_last_rows(monkeypatch):
