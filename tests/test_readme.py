@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from plait import cli
+from plait.data.synthetic.scenes import Scenes
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -81,6 +82,19 @@ def test_demo_shows_the_product() -> None:
     assert DEMO["model"]["world"], "the world encoder is on"
     assert DEMO["checkpoint"]["every_steps"]
     assert DEMO["data"]["train"][0]["source"] == DEMO["data"]["validation"][0]["source"] == "scenes"
+
+
+def test_demo_is_measured_by_one_question_about_scenes_as_it_has_learned_from_several() -> None:
+    learned, measured = (DEMO["data"][part][0]["options"] for part in ("train", "validation"))
+    assert {key: value for key, value in learned.items() if key not in ("questions", "asked_as", "tasks")} == {
+        key: value for key, value in measured.items() if key != "tasks"
+    }, "the scenes are alike"
+    assert measured["tasks"] == {"colour": 1, "shape": 1, "count": 1}, "every kind of question is asked as often"
+    assert (measured["size"], measured["objects"]) == ([32, 32], [1, 2])
+    assert measured["shapes"] == ["circle", "triangle", "cross"]
+    in_training, held_out = Scenes(learned, seed=0, split="train"), Scenes(measured, seed=0, split="validation")
+    assert {len(in_training[i]["messages"]) for i in range(20)} == {2, 4}, "a question that comes twice is left out"
+    assert {len(held_out[i]["messages"]) for i in range(20)} == {2}
 
 
 def test_readme_top_says_what_two_commands_results_and_map() -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from plait.data.synthetic.answers import score
 from plait.data.synthetic.drawing import encode, render
 from plait.data.synthetic.physics import scene_of
 from plait.data.synthetic.questions import TASKS
@@ -227,3 +228,28 @@ def test_one_question_of_a_scene_is_the_sample_it_was_before_there_could_be_seve
     assert "annotations" not in scenes(tasks="count")[0]
     plain, one, two = (scenes(tasks="count", **several).fingerprint for several in ({}, {"questions": 1}, {"questions": 2}))
     assert plain == one != two
+
+
+def test_questions_asked_as_turns_are_one_conversation_that_ends_with_the_question_of_the_fields() -> None:
+    options: dict[str, Any] = {"tasks": ["colour", "shape", "count"], "objects": [1, 2], "questions": 4}
+    apart, together = scenes(**options), scenes(**options, asked_as="turns")
+    for i in range(20):
+        sample, (first, *more) = together[i], [one["messages"] for one in apart[i]["annotations"]]
+        assert "annotations" not in sample
+        assert sample["messages"] == [message for messages in (*more, first) for message in messages]
+        assert sample["messages"][-2:] == [
+            {"role": "user", "content": sample["fields"]["question"]},
+            {"role": "assistant", "content": sample["fields"]["answer"]},
+        ]
+        assert sample["images"] == apart[i]["images"]
+        assert score(sample["messages"][-1]["content"], sample["fields"])
+
+
+def test_asking_as_turns_changes_the_fingerprint_and_naming_the_default_does_not() -> None:
+    apart, named, turns = (scenes(questions=2, **more).fingerprint for more in ({}, {"asked_as": "annotations"}, {"asked_as": "turns"}))
+    assert apart == named != turns
+
+
+def test_turns_of_a_single_question_are_refused() -> None:
+    with pytest.raises(PlaitError, match="scenes: asked_as: turns needs questions of 2 or more: one question is one turn"):
+        scenes(asked_as="turns")

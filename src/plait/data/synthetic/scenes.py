@@ -45,7 +45,8 @@ class SceneOptions(BaseModel):
     colours: tuple[str, ...] = tuple(COLOURS)
     sizes: tuple[str, ...] = ("small", "large")
     tasks: dict[str, float] = {"caption": 1, "count": 1, "colour": 1, "shape": 1, "relation": 1, "point": 1, "exists": 1}
-    questions: int = Field(1, ge=1, le=24)  # about each picture: over 1, `annotations`; fewer where the scene allows no other question
+    questions: int = Field(1, ge=1, le=24)  # about each picture; fewer where the scene allows no other question
+    asked_as: Literal["annotations", "turns"] = "annotations"  # several questions: separate conversations, or turns of one
     answers: Literal["short", "sentence"] = "short"
     frames: int = Field(0, ge=0, le=1000)  # frames of video beside the picture, its first frame among them; 0: a still picture
     horizon: tuple[int, int] = (4, 12)  # frames that "future" looks ahead, fewest and most
@@ -104,6 +105,8 @@ class SceneOptions(BaseModel):
                 raise ValueError(f"{crowd} leave {smallest:.1f} pixels of radius; take fewer or a larger size")
         if self.tasks.get("future") and self.frames < 2 and self.trails == "never":
             raise ValueError("'future' cannot be asked of a still picture without trails: set frames to 2 or more, or trails to auto")
+        if self.asked_as == "turns" and self.questions == 1:
+            raise ValueError("asked_as: turns needs questions of 2 or more: one question is one turn")
         held_out(self.colours, self.shapes, self.holdout)
         return self
 
@@ -158,7 +161,8 @@ class Scenes:
         self.options = _checked(options)
         self.seed, self.split, self.length = seed, split, SPLITS[split] if length is None else length
         self.name = f"scenes {split}"
-        settings = self.options.model_dump_json(exclude=None if self.options.questions > 1 else {"questions"})
+        later = {"questions": self.options.questions == 1, "asked_as": self.options.asked_as == "annotations"}
+        settings = self.options.model_dump_json(exclude={name for name, default in later.items() if default})  # old fingerprints stay
         self.fingerprint = f"{keys.key(DRAWING, settings, seed, split, self.length):016x}"
         self.held_out = held_out(self.options.colours, self.options.shapes, self.options.holdout)
         for task, weight in self.options.tasks.items():
@@ -169,7 +173,9 @@ class Scenes:
         return self.length
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Return scene `index` with a question. `fields` hold all that is in the picture and the truth, as plain data (docs/scenes.md)."""
+        """Return scene `index` with its questions. `fields` hold all that is in the picture, and the truth of the question (of several
+        turns the last) as plain data (docs/scenes.md).
+        """
         if not 0 <= index < self.length:
             raise IndexError(f"scene {index} of {self.length}")
         options = self.options
@@ -196,7 +202,11 @@ class Scenes:
         if options.frames:
             sample["frames"] = frames
         if options.questions > 1:
-            sample["annotations"] = [{"messages": _messages(q)} for q in (question, *self._more(index, scene, question))]
+            more = self._more(index, scene, question)
+            if options.asked_as == "turns":
+                sample["messages"] = [message for q in (*more, question) for message in _messages(q)]
+            else:
+                sample["annotations"] = [{"messages": _messages(q)} for q in (question, *more)]
         return sample
 
     @property
