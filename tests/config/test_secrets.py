@@ -29,6 +29,12 @@ PLACES = {
     "data: {train: [{source: dataset, name: 'm:C', options: {headers: ['Bearer sesamesesamesesame']}}]}": "headers.0 looks like a secret",
     "data: {train: [{source: dataset, name: 'm:C', options: {apiKey: sesame}}]}": "options.apiKey looks like a secret",
     f"data: {{train: [{{source: dataset, name: 'm:C', options: {{{TOKEN}: 1}}}}]}}": "a key looks like a secret",
+    "data: {train: [{source: shards, path: 'https://h/a.tar#token=sesame'}]}": "data.train.0.path is an address",
+    "data: {train: [{source: shards, path: 's3://b/a.tar#x=1;api_key=sesame'}]}": "data.train.0.path is an address",
+    "data: {train: [{source: shards, path: '//key:sesame@host/a.tar'}]}": "data.train.0.path is an address",
+    "data: {train: [{source: dataset, name: 'm:C', options: {headers: {Cookie: sesame}}}]}": "headers.Cookie looks like a secret",
+    "data: {train: [{source: dataset, name: 'm:C', options: {headers: {Set-Cookie: sesame}}}]}": "Set-Cookie looks like a secret",
+    "data: {train: [{source: dataset, name: 'm:C', options: {connection_string: sesame}}]}": "connection_string looks like a secret",
     f"run: runs/{TOKEN}": "run looks like a secret",
     f"track: {{wandb: {{project: p, name: {JWT}}}}}": "track.wandb.name looks like a secret",
     "stages: [{name: ghp_sesamesesamesesamesesamesesamesesame}]": "stages.0.name looks like a secret",
@@ -44,6 +50,10 @@ HARMLESS = [
     "path: https://h/get?id=3&download=true",
     "path: s3://bucket/a-?.tar",
     "path: sftp://user@host/a.tar",
+    "path: https://h/a.html#part=2",
+    "path: /data//of:me/a@b.tar",
+    "template: {user: 'and/or // either: {a}'}",
+    "cookie: null",
     "path: $ADDRESS",
     "path: https://h/a-{0..3}.tar?$SIGNATURE",
     "path: https://h/a.tar?sv=2020&sig=${SAS}",
@@ -86,6 +96,9 @@ def test_what_is_no_secret_is_not_refused(line, tmp_path):
         ("config", "x.yaml", "--data.train.0.options.cdn_token=sesame"),
         ("config", "x.yaml", "--data.train=[{source: dataset, name: 'm:C', options: {password: sesame}}]"),
         ("config", "x.yaml", "--data.train.0.path=https://h/a.tar?X-Amz-Signature=sesame"),
+        ("config", "x.yaml", "--data.train.0.path=https://h/a.tar#token=sesame"),
+        ("config", "x.yaml", "--data.train.0.path=//u:sesame@h/a.tar"),
+        ("config", "x.yaml", "--data.train.0.options.headers={Cookie: 'session=sesame'}"),
         ("config", "https://user:sesame@h/x.yaml"),
         ("data", "index", "https://h/a.tar?sig=sesame"),
         ("eval", "runs/demo", "--data", "https://h/a.tar?sig=sesame"),
@@ -135,3 +148,8 @@ def test_the_reason_of_a_bad_sample_holds_no_signature_of_an_address():
     sample.name, sample.attempt = "a", 0
     sample.reason = "cannot read https://me:pw1234@store.example/a.png?X-Amz-Signature=abc"
     assert Quarantine._row(3, sample)["reason"] == "cannot read https://store.example/a.png"
+
+
+def test_what_is_said_holds_no_user_part_of_an_address_without_a_scheme():
+    assert secrets.without_secrets("cannot open //me:sesame@host/a.tar") == "cannot open //host/a.tar"
+    assert secrets.without_secrets("/data//of:me/a@b.tar") == "/data//of:me/a@b.tar"

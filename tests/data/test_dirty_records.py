@@ -108,6 +108,32 @@ def test_a_blank_answer_is_a_bad_sample_unless_it_is_allowed(tmp_path, answer):
     assert [one.strip() for one in outcomes(opened("jsonl", path, allow_blank=True))] == ["", "", "x"]
 
 
+BLANK = "the field 'label' is empty; `allow_blank: true` of the source trains on it"
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "datasets", "parquet", "shards", "folder"])
+@pytest.mark.parametrize("template", [Template(assistant="a photo of {label}"), Template(user="which {label}?", assistant="yes")])
+def test_a_blank_field_inside_a_template_is_absent_through_every_source(tmp_path, kind, template):
+    labels = ["frog", "  \t", "cat"] if kind == "csv" else ["frog", "", " \n", "cat"]
+    if kind in ("jsonl", "datasets"):
+        path = lines(tmp_path / "a.jsonl", [{"label": label} for label in labels])
+    elif kind in ("shards", "folder"):
+        members = [(f"{i}{end}", body) for i, label in enumerate(labels) for end, body in ((".cls", label.encode()), (".png", picture(i)))]
+        path = pack(tmp_path / "a.tar", members) if kind == "shards" else folder(tmp_path / "f", **dict(members))
+    else:
+        datasets = pytest.importorskip("datasets")
+        path = tmp_path / f"a.{kind}"
+        made = datasets.Dataset.from_dict({"label": labels})
+        made.to_csv(path, index=False) if kind == "csv" else made.to_parquet(path)
+    kind = "datasets" if kind in ("csv", "parquet") else kind
+    good = [text.messages({"label": label}, template)[-1]["content"] for label in ("frog", "cat")]
+    told = outcomes(opened(kind, path, tmp_path / "cache", template=template))
+    assert [one for one in told if not isinstance(one, BadSample)] == good
+    assert reasons(opened(kind, path, tmp_path / "cache", template=template)) == {BLANK: len(labels) - 2}
+    allowed = outcomes(opened(kind, path, tmp_path / "cache", template=template, allow_blank=True))
+    assert not any(isinstance(one, BadSample) for one in allowed) and len(allowed) == len(labels)
+
+
 def folder(root, **files):
     for name, body in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -213,6 +239,8 @@ def test_an_image_outside_of_the_users_turns_is_a_bad_sample(tmp_path, role):
         (b'{"data": [{"caption": "x"}, {"caption": "y"}]}', ["x", "y"]),
         (b'{\n "info": {"data": [1]}, "n": 2,\n "data": [\n  {"caption": "x"},\n  {"caption": "y"}]\n}', ["x", "y"]),
         (b'[{"caption": "x"}] \n', ["x"]),
+        (b'{"data": [{"caption": "x"}]}\n\n \n', ["x"]),
+        (b'{"info": {"n": 1, "n": 2}, "data": [{"caption": "x"}]}', ["x"]),
     ],
 )
 def test_an_array_is_read_wherever_a_file_holds_it(tmp_path, body, answers):
@@ -228,6 +256,8 @@ def test_an_array_is_read_wherever_a_file_holds_it(tmp_path, body, answers):
             "goes on after its array of 1 records, at offset 19; make it one array",
         ),
         (b'{"a": [{"caption": "x"}],\n "b": [{"caption": "y"}]}', r"a\.json holds 2 arrays of records: a, b; write the one"),
+        (b'{"data": [{"caption": "x"}],\n "data": [{"caption": "y"}]}', r"a\.json gives the key 'data' twice: make one array of the two"),
+        (b'{"data": "x", "data": [{"caption": "y"}]}\n', r"a\.json gives the key 'data' twice"),
         ('{"caption": "x"}'.encode("utf-16"), r"a\.json is UTF-16; JSON is UTF-8: iconv -f UTF-16 -t UTF-8"),
         (b"[" * 100_000, "is not a JSON array of records: offset 1"),
     ],

@@ -89,7 +89,9 @@ class Source(Section):
     limit: Count | None = Field(default=None, description="at most so many samples, the first ones")
     columns: dict[str, str] = Field(default={}, description="our name of a field: the record's name of it")
     template: Template | None = None
-    allow_blank: bool = Field(default=False, description="whether empty captions and answers are trained; else such samples are bad ones")
+    allow_blank: bool = Field(
+        default=False, description="whether empty captions, answers and template fields are trained; else they are bad samples"
+    )
     options: dict[str, Any] = Field(default={}, description="settings of the source itself (scenes: their size, shapes, questions)")
 
 

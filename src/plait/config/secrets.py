@@ -1,6 +1,7 @@
 """Detection of secrets in settings. They belong in the environment; no file and no command line may hold one.
 
-A secret is recognised by the name of its setting, by its form, or by its place in an address: the user part, or a signature in the query.
+A secret is recognised by the name of its setting, by its form, or by its place in an address: the user part, or a signature in the query or
+fragment.
 An error message never repeats the value.
 """
 
@@ -13,7 +14,8 @@ from plait.errors import PlaitError
 
 _NAME = re.compile(
     r"token|(?:hf|hub|hugging_?face|wandb|auth|use_auth|access|api|github|git|bearer|secret|session|refresh)_token"
-    r"|(?:\w+_)?(?:api_?key|secret|secret_key|access_key|access_key_id|private_key|passphrase|credentials?|authorization)|\w*(?:password|passwd)"
+    r"|(?:\w+_)?(?:api_?key|secret|secret_key|access_key|access_key_id|account_key|auth_key|shared_key|private_key|passphrase|credentials?"
+    r"|authorization|cookies?|jwt|connection_string)|\w*(?:password|passwd)"
 )
 _TOKEN = re.compile(r"(\w+)_token")
 _SPECIAL_TOKENS = re.compile(
@@ -26,13 +28,13 @@ _VALUE = re.compile(
     r"|xox[abprs]-[\w-]{10,}|(?:AKIA|ASIA)[0-9A-Z]{16}|AIza[\w-]{35}|eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.|-----BEGIN [A-Z ]*PRIVATE KEY"
     r"|(?i:bearer|basic) [\w.~+/=-]{16,}"
 )
-_USER = re.compile(r"://[^/\s:@?#]+:[^/\s@?#]+@|https?://[^/\s@?#]+@")
-_QUERY = re.compile(r"[?&]([^=&#\s?]+)=([^&#\s]+)")
+_USER = re.compile(r"//[^/\s:@?#]+:[^/\s@?#]+@|https?://[^/\s@?#]+@")
+_QUERY = re.compile(r"[?&#;]([^=&#;\s?]+)=([^&#;\s]+)")
 _SIGNATURE = re.compile(
     r"x-(?:amz|goog)-(?:signature|credential|security-token)|sig|signature|key-pair-id|awsaccesskeyid|googleaccessid|auth|authkey|hmac|sas",
     re.IGNORECASE,
 )
-_ANY_USER = re.compile(r"(?<=://)[^/\s@?#'\"]*@")
+_ANY_USER = re.compile(r"(?<=://)[^/\s@?#'\"]*@|(?<=//)[^/\s:@?#'\"]+:[^/\s@?#'\"]+@")
 _WEB_QUERY = re.compile(r"(https?://[^\s?#'\"]*)[?#][^\s'\"]*")
 _SHORTEST = 8  # characters of a value of the environment that is looked for in what is printed
 _VARIABLE = re.compile(r"\$(?:\w+|\{\w+\})")
@@ -67,8 +69,11 @@ def holds_secret(text: str) -> bool:
 
 
 def in_address(text: str) -> bool:
-    """Return whether an address in `text` has a user part, or a signature in its query. Environment variables in it are none."""
-    if "://" not in text:
+    """Return whether an address in `text` has a user part, or a signature after its ? or #. Environment variables in it are none.
+
+    An address may lack its scheme, as `//user:password@host`.
+    """
+    if "//" not in text:
         return False
     written = _VARIABLE.sub("", text)
     return bool(_USER.search(written)) or any(looks_signed(unquote_plus(match[1])) for match in _QUERY.finditer(written))

@@ -40,14 +40,14 @@ def patterns(template: Template) -> list[tuple[str, str | None]]:
     return [("system", template.system), ("user", template.user), ("assistant", template.assistant)]
 
 
-def messages(fields: Mapping[str, Any], template: Template | None) -> list[dict[str, str]]:
+def messages(fields: Mapping[str, Any], template: Template | None, *, allow_blank: bool = False) -> list[dict[str, str]]:
     """Return the conversation of one record as {"role", "content"} turns; [] if it has no field for text.
 
     `template` None: the record's own fields are used. Raises BadSample for a malformed conversation, for fields for text that are all
-    null, and where a field that the template names is missing or null.
+    null, and where a field that the template names is missing, null or, unless `allow_blank`, a blank text.
     """
     if template is not None:
-        return _from_template(fields, template)
+        return _from_template(fields, template, allow_blank=allow_blank)
     present = [name for name in _TEXT_FIELDS if name in fields]
     name = next((name for name in present if not _nothing(fields[name])), None)
     if name is None:
@@ -123,15 +123,19 @@ def _placeholders(pattern: str, role: str) -> list[str]:
     return names
 
 
-def _from_template(fields: Mapping[str, Any], template: Template) -> list[dict[str, str]]:
-    turns = [{"role": role, "content": _fill(pattern, fields)} for role, pattern in patterns(template) if pattern is not None]
+def _from_template(fields: Mapping[str, Any], template: Template, *, allow_blank: bool) -> list[dict[str, str]]:
+    formatter = _Present(allow_blank=allow_blank)
+    turns = [{"role": role, "content": _fill(formatter, pattern, fields)} for role, pattern in patterns(template) if pattern is not None]
     if all(turn["role"] != "user" for turn in turns):  # images need a user turn to stand in
         turns.insert(len(turns) - (template.assistant is not None), {"role": "user", "content": ""})
     return turns
 
 
 class _Present(Formatter):
-    """Fills format strings, and refuses a value that is absent."""
+    """Fills format strings, and refuses a value that is absent: null, not a number or, unless `allow_blank`, a blank text."""
+
+    def __init__(self, *, allow_blank: bool) -> None:
+        self.allow_blank = allow_blank
 
     def get_field(self, field_name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Return the value that `field_name` (as in `{a.b}`) points to. Raises BadSample where it is absent."""
@@ -139,12 +143,14 @@ class _Present(Formatter):
         if absent(value):
             what = "is null" if value is None else "holds a null or NaN"
             raise BadSample(f"the field {field_name!r} {what}")
+        if isinstance(value, str) and not self.allow_blank and not value.strip():
+            raise BadSample(f"the field {field_name!r} is empty; `allow_blank: true` of the source trains on it")
         return value, first
 
 
-def _fill(pattern: str, fields: Mapping[str, Any]) -> str:
+def _fill(formatter: _Present, pattern: str, fields: Mapping[str, Any]) -> str:
     try:
-        return _Present().vformat(pattern, (), fields)
+        return formatter.vformat(pattern, (), fields)
     except (KeyError, IndexError, AttributeError, TypeError, ValueError) as error:
         raise BadSample(f"cannot fill {pattern!r}: {type(error).__name__} {error}; the record has {_names(fields)}") from error
 

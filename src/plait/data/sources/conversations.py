@@ -34,7 +34,7 @@ class Conversations(Source):
     def __getitem__(self, index: int) -> Sample:
         """Return record `index` with its messages. Raises BadSample for a broken record or one that does not fit the template."""
         record = self.reader.read(index)
-        conversation = text.messages(record.fields, self.template)
+        conversation = text.messages(record.fields, self.template, allow_blank=self.allow_blank)
         text.check(conversation, len(record.images), allow_blank=self.allow_blank)
         sample: Sample = {"id": record.id, "images": record.images, "messages": conversation, "fields": record.fields}
         return sample | {"frames": record.frames} if record.frames else sample

@@ -9,6 +9,7 @@ import binascii
 import codecs
 import json
 import mmap
+import re
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,6 +31,7 @@ from plait.data.text import image_parts, kind_of, rename
 from plait.errors import BadSample, PlaitError
 
 _SPACE = b" \t\r\n"
+_TEXT = re.compile(rb"[^ \t\r\n]")
 
 
 class JsonRecords:
@@ -129,16 +131,25 @@ def _scan(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 def _spans_in_object(path: Path, mapped: mmap.mmap) -> list[tuple[int, int]] | None:
     """Return the records of a file that is one object with one array of objects, as {"data": [...]}; None for lines of JSON.
 
-    Raises PlaitError for one object with several such arrays.
+    Raises PlaitError for one object with several such arrays, and for one that gives the array's key twice.
     """
     first_line = _line_from(mapped, 0)
-    if len(first_line) < len(mapped) and _is_json(first_line):
+    if _TEXT.search(mapped, len(first_line)) and _is_json(first_line):
         return None
+    pairs: list[tuple[str, Any]] = []
+
+    def keep_pairs(of_object: list[tuple[str, Any]]) -> dict[str, Any]:
+        pairs[:] = of_object  # the outermost object comes last
+        return dict(of_object)
+
     try:
-        whole = json.loads(mapped[:].decode("utf-8-sig"))
+        whole = json.loads(mapped[:].decode("utf-8-sig"), object_pairs_hook=keep_pairs)
     except (ValueError, RecursionError):
         return None
-    arrays = [name for name, value in whole.items() if isinstance(value, list) and value and all(isinstance(item, dict) for item in value)]
+    names = [name for name, _ in pairs]
+    arrays = [name for name, value in pairs if isinstance(value, list) and value and all(isinstance(item, dict) for item in value)]
+    if twice := next((name for name in arrays if names.count(name) > 1), None):
+        raise PlaitError(f"{path} gives the key {twice!r} twice: make one array of the two, or name each once")
     if len(arrays) > 1:
         raise PlaitError(
             f"{path} holds {len(arrays)} arrays of records: {', '.join(arrays)}; write the one to train on to a file of its own"
