@@ -15,6 +15,7 @@ from typing import NoReturn
 from plait import __version__
 from plait.commands import (
     ckpt,
+    completion,
     config,
     data_index,
     data_inspect,
@@ -27,7 +28,7 @@ from plait.commands import (
     stages,
     train,
 )
-from plait.commands.command import Arguments, Command
+from plait.commands.command import Arguments, Command, actions
 from plait.commands.prove import command as prove
 from plait.config import plugins, secrets
 from plait.config.dialects import table as dialects
@@ -35,7 +36,7 @@ from plait.engine.monitoring import reporter
 from plait.engine.monitoring.signals import INTERRUPTED
 from plait.errors import PlaitError, printable
 
-VERBS = (train, config, prove, eval, export, generate, stages, fork, ckpt, data_index, data_shard, data_inspect, doctor)
+VERBS = (train, config, prove, eval, export, generate, stages, fork, ckpt, data_index, data_shard, data_inspect, doctor, completion)
 """The files of the verbs, in the order in which help lists them. Other packages add verbs by the entry point `plait.commands`."""
 
 GROUPS = {"ckpt": "look into checkpoints", "data": "look into data"}
@@ -77,8 +78,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parse(arguments: Sequence[str]) -> Arguments:
     """Parse a command line. Raises PlaitError for what is neither an option of the command nor a setting, and for one given twice.
 
-    Returns the command's options and `command`, `overrides` (settings, such as "optim.lr=3e-6"), `typed` (all arguments) and `words`
-    (positional arguments of a training script's own).
+    Returns the command's options and `command`, `overrides` (settings, such as "optim.lr=3e-6"), `typed` (all arguments), `words`
+    (positional arguments of a training script's own) and `parsers` (of every command by its words).
     """
     parser, own = build_parsers()
     chosen = own.get(tuple(arguments[:2])) or own.get(tuple(arguments[:1]))
@@ -86,7 +87,7 @@ def parse(arguments: Sequence[str]) -> Arguments:
     for item in given:
         secrets.refuse_argument(item)
     parsed, rest = parser.parse_known_args(given)
-    parsed.typed, parsed.words = list(arguments), []
+    parsed.typed, parsed.words, parsed.parsers = list(arguments), [], own
     command: Command = parsed.command
     if command.scripts and dialects.is_script(str(parsed.config)):  # it has words, and a switch of its own stands for --switch=true
         parsed.words = [item for item in rest if not item.startswith("-")]
@@ -114,7 +115,7 @@ def _takes_settings(command: Command, arguments: Sequence[str]) -> bool:
 
 def _options(parser: Parser) -> dict[str, argparse.Action]:
     """Return a command's own options by name, such as `--nproc`."""
-    return parser._option_string_actions  # argparse has no public name for it
+    return {name: action for action in actions(parser) for name in action.option_strings}
 
 
 def _before_dashes(arguments: Sequence[str]) -> Sequence[str]:

@@ -49,6 +49,14 @@ def test_a_run_measures_itself_on_a_dataset_with_its_own_rule(run):
     assert row["eval/vqa2:validation/samples"] == 3.0
 
 
+def test_generate_without_a_question_says_so(run, capsys):
+    said = "given neither --prompt nor --image: this is what the model makes of nothing"
+    assert cli.main(["generate", str(run), "--max-new-tokens=1"]) == 0
+    assert said in "".join(capsys.readouterr())
+    assert cli.main(["generate", str(run), "--max-new-tokens=1", "--prompt="]) == 0
+    assert said not in "".join(capsys.readouterr())
+
+
 EXAMS = {
     "vqa2": 3,
     "text_vqa:validation": 3,

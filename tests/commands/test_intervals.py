@@ -36,8 +36,8 @@ def test_rows_that_are_not_judged_one_by_one_have_no_interval(rows):
 
 
 def test_counts_are_whole_numbers():
-    names = {"samples": 1200.0, "accuracy/samples": 8.0, "bad_samples": 1.0, "accuracy": 1.0}
-    assert [shown(name, value) for name, value in names.items()] == ["1,200", "8", "1", "1.0000"]
+    names = {"samples": 1200.0, "accuracy/samples": 8.0, "bad_samples": 1.0, "world_tokens": 16.0, "accuracy": 1.0, "mean": 1.5}
+    assert [shown(name, value) for name, value in names.items()] == ["1,200", "8", "1", "16", "1.0000", "1.5000"]
 
 
 @pytest.mark.parametrize(("correct", "ends"), [(False, (0.0, 0.3085)), (True, (0.6915, 1.0))])

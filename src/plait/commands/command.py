@@ -9,10 +9,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 Arguments = argparse.Namespace
-"""Parsed arguments by name. Besides a verb's own: `overrides` (its `name=value` settings, in order), `words` (those of a launch script)
-and `typed` (the whole command line as it was typed)."""
+"""Parsed arguments by name. Besides a verb's own: `overrides` (its `name=value` settings, in order), `words` (those of a launch script),
+`typed` (the whole command line as it was typed) and `parsers` (of every verb by its words)."""
 
 Parser = argparse.ArgumentParser
+
+
+def actions(parser: Parser) -> list[argparse.Action]:
+    """Return what a verb declares: its options (they have `option_strings`) and positional arguments."""
+    return parser._actions  # argparse has no public name for it
+
 
 OVERRIDES = "Settings of the configuration are given as --a.b=value or --a.b value, for example --optim.lr=3e-6 --run=runs/second."
 

@@ -16,6 +16,9 @@ from plait.errors import PlaitError
 
 log = logging.getLogger(__name__)
 
+_QUESTION = ("prompt", "image")
+"""Options of families that say what is asked."""
+
 
 def generate(spec: str | Path, options: Sequence[str], *, averaged: bool, out: Path | None, length: float | None = None) -> None:
     """Let the checkpoint that `spec` names (RUN, RUN@STEP, ...) answer or draw, and print its lines as they come.
@@ -30,6 +33,9 @@ def generate(spec: str | Path, options: Sequence[str], *, averaged: bool, out: P
         given = generate_options(bundle.family.GenerateOptions, options)
         if not ranks.first:  # one question has one answer, however many ranks there are
             return
+        asked = [name for name in _QUESTION if name in type(given).model_fields]
+        if asked and given.model_fields_set.isdisjoint(asked):
+            log.warning(f"given neither {' nor '.join(map(_flag, asked))}: this is what the model makes of nothing")
         with autocast(config.train.precision, ranks.device):
             moment = evaluation.moment_of(checkpoint.step)
             for line in bundle.family.generate(bundle.model, bundle.inputs(config, train=False), given, out, moment):

@@ -48,8 +48,8 @@ def _exact(name: str, share: float, rows: Sequence[Row]) -> tuple[float, float]:
 
 
 def shown(name: str, value: float) -> str:
-    """Return a figure as text: counts as whole numbers, others with four digits."""
-    return f"{value:,.0f}" if is_count(name) else f"{value:.4f}"
+    """Return a figure as text: counts and whole numbers above 1 (which is a share) without digits, others with four."""
+    return f"{value:,.0f}" if is_count(name) or (abs(value) > 1 and value.is_integer()) else f"{value:.4f}"
 
 
 def is_count(name: str) -> bool:
