@@ -53,7 +53,9 @@ def test_a_line_says_what_is_bad_without_text_and_of_which_size(tmp_path):
     side = "x".join(map(str, found.sizes[0]))
     assert (found.read, found.bad.total(), found.without_text) == (5, 3, 1)
     said = f"5 looked at, 3 bad, 1 without text, 0 with empty text, 0 cut by data.max_tokens, 0 held-out samples too; pictures of {side} px"
-    assert found.text().startswith(f"{said}, 0 over 67 megapixels; bad: 1 x no text: `caption` is null; 1 x an empty answer")
+    assert found.text().startswith(
+        f"{said}, 0 over 67 megapixels or 65535 px a side; bad: 1 x no text: `caption` is null; 1 x an empty answer"
+    )
     assert found.text().endswith("; ...")
     assert data_look.table([found]) == [("jsonl:a.jsonl", found.text())]
     assert any(reason.startswith("RuntimeError: cannot encode (test_data_look.py:") for reason in found.bad)
@@ -95,7 +97,7 @@ def test_cut_texts_and_pictures_beyond_the_limits_are_counted(tmp_path, monkeypa
     monkeypatch.setattr(image_files, "MAX_PIXELS", wide * high - 1)
     (found,) = look([source], limits=Limits(image_side=min(wide, high) + 1))
     assert ", 2 cut by data.max_tokens, " in found.text()
-    assert f", 3 over 0 megapixels, 3 with a side under the model's {min(wide, high) + 1} px" in found.text()
+    assert f", 3 over 0 megapixels or 65535 px a side, 3 with a side under the model's {min(wide, high) + 1} px" in found.text()
     (found,) = look([source], limits=Limits(image_side=min(wide, high)))
     assert found.text().endswith(f", 0 with a side under the model's {min(wide, high)} px")
 

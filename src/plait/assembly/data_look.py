@@ -80,8 +80,8 @@ class SourceLook:
     def _pictures(self) -> str:
         least, most = (pick(self.sizes, key=lambda size: size[0] * size[1]) for pick in (min, max))
         span = "x".join(map(str, least)) + ("" if least == most else f" to {'x'.join(map(str, most))}")
-        over = sum(width * height > image_files.MAX_PIXELS for width, height in self.sizes)
-        parts = [f"pictures of {span} px", f"{over} over {image_files.MAX_PIXELS / 1e6:.0f} megapixels"]
+        over = sum(image_files.over_limit(size, image_files.MAX_PIXELS) is not None for size in self.sizes)
+        parts = [f"pictures of {span} px", f"{over} over {image_files.MAX_PIXELS / 1e6:.0f} megapixels or {image_files.MAX_SIDE} px a side"]
         side = self.limits.image_side
         if side is not None:
             parts.append(f"{sum(min(size) < side for size in self.sizes)} with a side under the model's {side} px")

@@ -2,8 +2,8 @@
 
 Not here: tensors and resizing (images.py). Nothing here imports torch, so that reading a configuration does not either.
 Transparent pixels are put over white, EXIF rotation is applied once, animations give their first frame, 16-bit greys are scaled (white
-stays 255). Colour profiles are not applied, and damaged or overlong metadata costs no picture. Pillow decides which of FORMATS a file has,
-whatever its name ends in; plain JPEGs take a shorter way to the same pixels.
+stays 255). Colour profiles are not applied, and damaged or overlong metadata costs no picture (formats/image_metadata.py). Pillow decides
+which of FORMATS a file has, whatever its name ends in; plain JPEGs take a shorter way to the same pixels.
 """
 
 import contextlib
@@ -11,13 +11,15 @@ import io
 import struct
 import warnings
 import zlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import TypeVar
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
+from plait.data.formats import image_metadata
+from plait.data.formats.image_metadata import JPEG
 from plait.errors import BadSample
 
 warnings.filterwarnings("ignore", module=r"PIL\.")  # what is wrong with a file is told by its sample, not by a line from a worker
@@ -29,6 +31,8 @@ except ImportError:  # a cluster's own image may lack it: Pillow gives the same 
 T = TypeVar("T")
 
 MAX_PIXELS = 1 << 26  # 67 megapixels (200 MB of RGB): beyond any camera photo in a training set, below Pillow's own alarm
+MAX_SIDE = 65_535
+"""Pixels: the longest side that a JPEG can have. A line of 60,000,000 x 1, within MAX_PIXELS, takes 1.7 GB on its way to a batch."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "TGA", "ICO")
 """The formats that are read, by Pillow's names. No other is: an EPS would start Ghostscript; a PDF or PSD is no picture to train on."""
@@ -44,8 +48,6 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _SIDEWAYS = (5, 6, 7, 8)  # the values that swap width and height
-_JPEG = b"\xff\xd8\xff"
-_PNG = b"\x89PNG\r\n\x1a\n"
 _OTHER_KINDS = {
     b"<": "HTML or XML",
     b"version https://git-lfs": "a Git LFS pointer: fetch the file it stands for with `git lfs pull`",
@@ -55,8 +57,8 @@ _OTHER_KINDS = {
     b"%!PS": "PostScript",
     b"8BPS": "PSD",
 }
-_TEXT_CHUNKS = frozenset([b"tEXt", b"zTXt", b"iTXt", b"iCCP"])  # of a PNG: words about the picture, and its colour profile
 _EXIF, _XMP = b"Exif", b"http://ns.adobe.com/xap/"  # the two places of an orientation
+_ADOBE, _JFIF = b"Adobe", b"JFIF"  # what may say how colours are stored
 _WITH_ALPHA = {"RGBA", "LA", "PA", "La", "RGBa"}
 # What Pillow's decoders raise on broken input; anything else is a defect and keeps its traceback.
 _DECODER_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, OverflowError, TypeError, struct.error, zlib.error)
@@ -83,35 +85,50 @@ def decode_rgb(data: bytes, *, max_pixels: int = MAX_PIXELS, at_least: tuple[int
 
 def _decode_opened(image: Image.Image, max_pixels: int, at_least: tuple[int, int] | None) -> np.ndarray:
     """Decode an image of any format that Pillow has opened, with everything done that its header asks for."""
-    width, height = image.size
-    if width * height > max_pixels:
-        raise BadSample(f"image of {width} x {height} pixels is over the limit of {max_pixels}")
+    _check_header(image, max_pixels)
     turn = _orientation(image)
     if at_least is not None and image.format == "JPEG":
         high, wide = at_least[::-1] if turn in _SIDEWAYS else at_least
-        if _may_shrink(height, width, (high, wide)):
+        if _may_shrink(image.height, image.width, (high, wide)):
             image.draft(None, (2 * wide, 2 * high))
     image.load()
     return _rgb(image.transpose(_UPRIGHT[turn]) if turn in _UPRIGHT else image)
 
 
+def over_limit(size: tuple[int, int], max_pixels: int = MAX_PIXELS) -> str | None:
+    """Return which limit an image of `size` (width, height) is over, in words; None where it is within both."""
+    if max(size) > MAX_SIDE:
+        return f"has a side over the limit of {MAX_SIDE}: cut it into several"
+    return f"is over the limit of {max_pixels}" if size[0] * size[1] > max_pixels else None
+
+
+def _check_header(image: Image.Image, max_pixels: int) -> None:
+    """Raise BadSample for an image over a limit, and for a JPEG that does not say how its colours are stored."""
+    limit = over_limit(image.size, max_pixels)
+    if limit is not None:
+        raise BadSample(f"image of {image.width} x {image.height} pixels {limit}")
+    told = image.info
+    known = image_metadata.colours_known
+    if isinstance(image, JpegImageFile) and "adobe" in told and not known(image.layers, told.get("adobe_transform"), jfif="jfif" in told):
+        raise BadSample(image_metadata.COLOURS_UNKNOWN)
+
+
 def _with_pillow(data: bytes, read: Callable[[bytes], T]) -> T:
-    """Return `read(data)`. Where that fails on a PNG, read it without its text and profile, then without all metadata.
+    """Return `read(data)`. Where that fails on a PNG or JPEG, read it with less and less of its metadata.
 
     Raises BadSample with the first error where the picture itself cannot be read.
     """
     try:
-        return read(data)
+        return read(image_metadata.still(data))
     except _BOMBS as error:
         raise BadSample(f"image over the limit of {MAX_PIXELS} pixels: {error}") from error
     except _DECODER_ERRORS as error:
         reason = "no format that is read" if isinstance(error, UnidentifiedImageError) else (str(error).splitlines() or [""])[0]
         fault = BadSample(f"not a readable image ({len(data)} bytes{_other_kind(data)}): {reason or type(error).__name__}")
         fault.__cause__ = error
-    if data.startswith(_PNG):
-        for dropped in (_TEXT_CHUNKS, _TEXT_CHUNKS | {b"eXIf"}):
-            with contextlib.suppress(*_DECODER_ERRORS):
-                return read(_without_chunks(data, dropped))
+    for body in image_metadata.reduced(data):
+        with contextlib.suppress(*_DECODER_ERRORS):
+            return read(body)
     raise fault
 
 
@@ -120,17 +137,6 @@ def _other_kind(data: bytes) -> str:
     start = data[:200].lstrip()
     kind = next((kind for begins, kind in _OTHER_KINDS.items() if start.startswith(begins)), "" if data.strip(b"\0") else "all zero")
     return f", {kind}" if kind else ""
-
-
-def _without_chunks(data: bytes, dropped: Collection[bytes]) -> bytes:
-    """Return a PNG without its chunks of these types: Pillow refuses a picture for the size or damage of what is only said about it."""
-    kept, start = [data[:8]], 8
-    while start + 8 <= len(data):
-        end = start + 12 + int.from_bytes(data[start : start + 4], "big")  # length, type, body, checksum
-        if data[start + 4 : start + 8] not in dropped:
-            kept.append(data[start:end])
-        start = end
-    return b"".join(kept)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -152,7 +158,7 @@ def _decode_plain_jpeg(data: bytes, max_pixels: int, at_least: tuple[int, int] |
 
     Pillow parses a file's headers in Python, under its lock: 100 of the 120 us that a picture of 32 x 32 takes it.
     """
-    if simplejpeg is None or not data.startswith(_JPEG) or _EXIF in data or _XMP in data:
+    if simplejpeg is None or not data.startswith(JPEG) or _EXIF in data or _XMP in data or (_ADOBE in data and _JFIF not in data):
         return None
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
@@ -171,7 +177,7 @@ def _may_shrink(height: int, width: int, at_least: tuple[int, int]) -> bool:
 
 def _open(data: bytes) -> Image.Image:
     """Open an image; a JPEG without trying the other formats, which saves a tenth of the time of a small picture."""
-    return JpegImageFile(io.BytesIO(data)) if data.startswith(_JPEG) else Image.open(io.BytesIO(data), formats=FORMATS)
+    return JpegImageFile(io.BytesIO(data)) if data.startswith(JPEG) else Image.open(io.BytesIO(data), formats=FORMATS)
 
 
 def size(data: bytes) -> tuple[int, int]:

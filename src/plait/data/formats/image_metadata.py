@@ -1,0 +1,93 @@
+"""The metadata of PNG and JPEG files: versions of a file with less of it, for a decoder that refuses a picture for what is said about it.
+
+A PNG is a list of chunks, a JPEG one of segments (PNG, third edition, chapter 5; ITU T.81, annex B). What decides pixels is always kept:
+size, palette, transparency, tables, and how a JPEG stores its colours. Not here: decoding, and what an orientation means (image_files.py).
+"""
+
+import zlib
+from collections.abc import Iterator
+
+from plait.errors import BadSample
+
+JPEG = b"\xff\xd8\xff"
+PNG = b"\x89PNG\r\n\x1a\n"
+COLOURS_UNKNOWN = "the Adobe segment, which alone says how the colours of this JPEG are stored, is damaged: write the picture anew"
+
+_PIXELS = frozenset([b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"])
+_ANIMATION = frozenset([b"acTL", b"fcTL", b"fdAT"])
+_TEXTS = frozenset([b"tEXt", b"zTXt", b"iTXt"])
+_ORIENTING = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0", b"exif\0")
+"""The keywords of the texts in which a PNG may tell an orientation, besides its eXIf chunk."""
+_EXIF, _XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
+_JFIF = b"\xff\xe0\0\x10JFIF\0\1\1\0\0\1\0\1\0\0"
+"""A JFIF segment without resolution and thumbnail: it says that a picture is grey or YCbCr, and nothing else."""
+_JFIF_MARKER, _ADOBE_MARKER, _EXIF_MARKER = 0xE0, 0xEE, 0xE1
+_METADATA = frozenset([*range(0xE0, 0xF0), 0xFE])  # the applications' segments, and the comment
+_FRAMES = frozenset([*range(0xC0, 0xD0)]) - {0xC4, 0xC8, 0xCC}  # sizes and components
+_ENDS = frozenset([0xD8, 0xD9, 0xDA])  # after these come pixels, or nothing
+
+
+def still(data: bytes) -> bytes:
+    """Return a PNG without its animation: its first picture needs none of it, and a damaged frame's window would cut that picture."""
+    if not data.startswith(PNG) or not any(kind in data for kind in _ANIMATION):
+        return data
+    return PNG + b"".join(chunk for kind, _, chunk in _chunks(data) if kind not in _ANIMATION)
+
+
+def reduced(data: bytes) -> Iterator[bytes]:
+    """Yield versions of a file that have less metadata: first with what may tell its orientation, then without that as well.
+
+    Nothing is yielded for other formats. Raises BadSample for a JPEG of which only a damaged segment says how its colours are stored.
+    """
+    for oriented in (True, False):
+        if data.startswith(PNG):
+            yield PNG + b"".join(chunk for kind, body, chunk in _chunks(data) if kind in _PIXELS or (oriented and _orients(kind, body)))
+        elif data.startswith(JPEG):
+            yield b"\xff\xd8" + b"".join(_pixel_segments(data, oriented=oriented))
+
+
+def colours_known(components: int, transform: int | None, *, jfif: bool) -> bool:
+    """Return whether a JPEG with an Adobe segment says how its colours are stored. `transform`: what it says, None for nothing."""
+    return components not in (3, 4) or (components == 3 and jfif) or transform in (0, 1, 2)
+
+
+def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:
+    """Yield type, body and whole of each chunk of a PNG; the body of a chunk that does not match its checksum is empty."""
+    start = len(PNG)
+    while start + 8 <= len(data):
+        end = start + 12 + int.from_bytes(data[start : start + 4], "big")  # length, type, body, checksum
+        kind, chunk = data[start + 4 : start + 8], data[start:end]
+        sound = kind in _PIXELS or zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:], "big")
+        yield kind, chunk[8:-4] if sound else b"", chunk
+        start = end
+
+
+def _orients(kind: bytes, body: bytes) -> bool:
+    return bool(body) and (kind == b"eXIf" or (kind in _TEXTS and body.startswith(_ORIENTING)))
+
+
+def _segments(data: bytes) -> Iterator[tuple[int, bytes, bytes]]:
+    """Yield marker, body and whole of each segment of a JPEG before its pixels, and at last all the rest as marker 0."""
+    start = 2
+    while start + 4 <= len(data) and data[start] == 0xFF and data[start + 1] not in _ENDS:
+        end = start + 1 if data[start + 1] == 0xFF else start + 2 + int.from_bytes(data[start + 2 : start + 4], "big")
+        yield data[start + 1], data[start + 4 : end], data[start:end]
+        start = end
+    yield 0, b"", data[start:]
+
+
+def _pixel_segments(data: bytes, *, oriented: bool) -> list[bytes]:
+    """Return the segments of a JPEG that decide its pixels; where it says that it is JFIF, with a sound segment that says so."""
+    segments = list(_segments(data))
+    components = next((body[5] for marker, body, _ in segments if marker in _FRAMES and len(body) > 5), 0)
+    jfif = any(marker == _JFIF_MARKER and body.startswith(b"JFIF") for marker, body, _ in segments)
+    kept = [_JFIF] if jfif else []
+    for marker, body, segment in segments:
+        adobe = marker == _ADOBE_MARKER and body.startswith(b"Adobe")
+        whole = len(body) > 11
+        if adobe and not colours_known(components, body[11] if whole else None, jfif=jfif):
+            raise BadSample(COLOURS_UNKNOWN)
+        orients = oriented and marker == _EXIF_MARKER and body.startswith((_EXIF, _XMP))
+        if marker not in _METADATA or (adobe and whole) or orients:
+            kept.append(segment)
+    return kept
