@@ -6,6 +6,7 @@ The same record gives the same result through every kind of source that can hold
 import io
 import json
 import os
+import re
 import shutil
 import tarfile
 from collections import Counter
@@ -283,7 +284,9 @@ def test_a_file_that_is_not_records_is_refused_with_its_place(tmp_path, body, me
         ('{"caption": "x", "image": "../secret.png"}', "the path '../secret.png' leaves the folder"),
         ('{"caption": "x", "image": "/etc/passwd"}', "the path '/etc/passwd' leaves the folder"),
         ('{"caption": "x", "image": "pipe.png"}', "pipe.png is no regular file"),
-        ('{"caption": "x", "image": "zero"}', "zero is no regular file"),
+        ('{"caption": "x", "image": "zero"}', "the path 'zero' leaves the folder"),
+        ('{"caption": "x", "image": "etc/passwd"}', "the path 'etc/passwd' leaves the folder"),
+        ('{"caption": "x", "image": "round"}', "the path 'round' leaves the folder"),
         ('{"caption": "x", "image": "a\\u0000b.png"}', "cannot read"),
         ('{"caption": "x", "image": "none.png"}', "none.png': No such file or directory"),
         ('{"caption": "x", "image": 5}', "an image is named by a path, not by a number"),
@@ -292,6 +295,8 @@ def test_a_file_that_is_not_records_is_refused_with_its_place(tmp_path, body, me
 def test_a_hostile_line_is_one_bad_sample(tmp_path, line, reason):
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "zero").symlink_to("/dev/zero")
+    (tmp_path / "etc").symlink_to("/etc")
+    (tmp_path / "round").symlink_to("../round")
     (tmp_path / "a.jsonl").write_text('{"caption": "good"}\n' + line + "\n")
     good, bad = outcomes(opened("jsonl", tmp_path / "a.jsonl"))
     assert good == "good"
@@ -310,6 +315,57 @@ def test_a_path_out_of_the_folder_is_read_where_that_is_allowed_and_reasons_hold
     assert "tell" not in str(caught.value)
     with pytest.raises(BadSample, match=r"130 bytes, a Git LFS pointer: fetch the file it stands for with `git lfs pull`"):
         images.decode(b"version https://git-lfs.github.com/spec/v1".ljust(130))
+
+
+LINK = r"the path '{}' leaves the folder .* by a link; options \{{outside: true\}} allows it"
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "datasets json", "csv", "parquet", "metadata.jsonl", "metadata.csv"])
+def test_a_link_out_of_the_folder_is_not_followed_unless_that_is_allowed(tmp_path, kind):
+    datasets = pytest.importorskip("datasets")
+    root = folder(tmp_path / "data", **{"in/x.png": picture(1)})
+    folder(tmp_path, **{"far/y.png": picture(2)})
+    (root / "linked").symlink_to(tmp_path / "far")
+    (root / "y.png").symlink_to(tmp_path / "far" / "y.png")
+    (root / "again.png").symlink_to("in/x.png")
+    names = ["in/x.png", "again.png", "linked/y.png", "y.png"]
+    column = "file_name" if kind.startswith("metadata") else "image"
+    made = datasets.Dataset.from_dict({column: names, "caption": list("abcd")})
+    path = root / (kind if kind.startswith("metadata") else f"a.{kind.split()[-1]}")
+    if "csv" in kind:
+        made.to_csv(path, index=False)
+    elif kind == "parquet":
+        made.to_parquet(path)
+    else:
+        lines(path, list(made))
+    kind, path = ("folder", root) if kind.startswith("metadata") else ("jsonl" if kind == "jsonl" else "datasets", path)
+    (tmp_path / "alias").symlink_to(path)  # the data itself may be reached by a link
+    for place in (path, tmp_path / "alias") if kind == "folder" else (path,):
+        told = outcomes(opened(kind, place, tmp_path / "cache"))
+        assert told[:2] == ["a", "b"]
+        for error, name in zip(told[2:], names[2:], strict=True):
+            assert isinstance(error, BadSample) and re.search(LINK.format(name), str(error))
+    source = opened(kind, path, tmp_path / "cache", options={"outside": True})
+    assert [source[i]["images"][0] for i in range(4)] == [picture(1), picture(1), picture(2), picture(2)]
+
+
+def test_the_links_of_a_hub_clients_cache_are_its_own_files(tmp_path):
+    repository = tmp_path / "hub" / "datasets--me--frogs"
+    folder(
+        repository, **{"blobs/aa": picture(1), "blobs/bb": b'{"image": "in/x.png", "caption": "x"}\n{"image": "y.png", "caption": "y"}\n'}
+    )
+    snapshot = repository / "snapshots" / "0123"
+    (snapshot / "in").mkdir(parents=True)
+    (snapshot / "in" / "x.png").symlink_to("../../../blobs/aa")
+    (snapshot / "a.jsonl").symlink_to("../../blobs/bb")
+    (snapshot / "y.png").symlink_to("../../../other.png")
+    folder(tmp_path, **{"hub/other.png": picture(2)})
+    good, bad = outcomes(opened("jsonl", snapshot / "a.jsonl", tmp_path / "cache"))
+    assert good == "x" and re.search(LINK.format("y.png"), str(bad))
+    (repository / "blobs").rename(tmp_path / "blobs")
+    (repository / "blobs").symlink_to(tmp_path / "blobs")  # a folder that only looks like the cache
+    with pytest.raises(PlaitError, match=LINK.format("in/x.png")):
+        opened("jsonl", snapshot / "a.jsonl", tmp_path / "cache")
 
 
 def test_names_with_several_dots_in_a_tar_are_told(tmp_path):

@@ -3,6 +3,7 @@
 import os
 import re
 import stat
+from functools import lru_cache
 from glob import glob
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from plait.files import expanded
 
 _BRACE = re.compile(r"(?<!\$)\{([^{}]*)\}")  # ${NAME} is an environment variable
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
+_HUB_FOLDER = re.compile(r"(datasets|models|spaces)--")
 _SPLITS = ("train", "validation", "val", "test")
 
 
@@ -56,15 +58,33 @@ def read_regular(path: Path) -> bytes:
         raise BadSample(f"cannot read {str(path)!r}: {reason}") from error
 
 
-def inside(root: Path, name: str, *, anywhere: bool) -> Path:
+def inside(root: Path, name: str, *, anywhere: bool, links: bool = False) -> Path:
     """Return the path of a file that a record names, relative to `root` or absolute. `anywhere`: also one that is not below `root`.
 
-    Raises BadSample for such a path otherwise: data from elsewhere must not point to the files of the machine that trains on it.
+    `links`: links may lead out of `root`, which is then a folder that its user has put together. The cache of a Hub client, in which
+    every file is a link, is one folder. Raises BadSample for a path that leaves the folder otherwise: data from elsewhere must not point to
+    the files of the machine that trains on it.
     """
     path, base = os.path.normpath(root / name), os.path.normpath(root)
-    if not anywhere and not path.startswith(base.rstrip("/") + "/"):
+    if anywhere:
+        return Path(path)
+    if not _below(path, base):
         raise BadSample(f"the path {name!r} leaves the folder {base}; options {{outside: true}} allows it")
+    if not links and "\0" not in path and not any(_below(os.path.realpath(path), folder) for folder in _real_folders(base)):
+        raise BadSample(f"the path {name!r} leaves the folder {base} by a link; options {{outside: true}} allows it")
     return Path(path)
+
+
+def _below(path: str, folder: str) -> bool:
+    return path.startswith(folder.rstrip("/") + "/")
+
+
+@lru_cache(maxsize=64)
+def _real_folders(folder: str) -> tuple[str, ...]:
+    """Return where a folder really is, and for one in a Hub client's cache (NAME/snapshots/REVISION/...) also NAME/blobs."""
+    real = Path(os.path.realpath(folder))
+    of_hub = [parent.parent / "blobs" for parent in real.parents if parent.name == "snapshots" and _HUB_FOLDER.match(parent.parent.name)]
+    return (str(real), *map(str, of_hub))
 
 
 def files(pattern: str, suffix: str, *, split: str | None, default_split: str = "train") -> list[str]:

@@ -117,7 +117,7 @@ class DatasetFiles:
         """Return the first of the relative paths `choices` that is a file in the folder or the root. Raises BadSample when none is."""
         for choice in choices:
             for start in (self.folder, self.root):
-                path = paths.inside(start, choice, anywhere=False)
+                path = paths.inside(start, choice, anywhere=False, links=True)
                 if path.is_file():
                     return path
         raise BadSample(f"no image {choices[0]} in {self.folder} or {self.root}")
