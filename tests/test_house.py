@@ -1,4 +1,4 @@
-"""STYLE's budgets and the direction of imports, counted. When one pinches, the cure is a better idea, not a split in the middle."""
+"""The budgets of the code and the direction of imports, counted. When one pinches, the cure is a better idea, not a split in the middle."""
 
 import ast
 import functools

@@ -1,4 +1,4 @@
-"""Write files so that they appear whole or not at all: written beside the target, flushed to disk, then renamed (STYLE 14).
+"""Write files so that they appear whole or not at all: written beside the target, flushed to disk, then renamed.
 
 Text is UTF-8. Half of a surrogate pair, which names of files may hold, has no UTF-8: it is written as JSON escapes it.
 """
