@@ -21,7 +21,7 @@ from plait.config.reading import Override
 from plait.config.resolved import Resolved, StageView, dump
 from plait.config.schema import ModelSection, RunConfig, Stage
 from plait.config.source_rules import SourceRules
-from plait.config.translation import Dialect, Translation
+from plait.config.translation import Dialect, Translation, with_short_warmup
 from plait.errors import PlaitError
 
 DEFAULT = "default"
@@ -86,7 +86,7 @@ def _translate(
     """Translate `tree` into plait's names by the dialect that recognises it; without one, return it unchanged."""
     for dialect in dialects:
         if dialect.recognise(tree, plait_keys):
-            return replace(dialect.translate(tree, overrides, path, plait_keys), dialect=dialect.name)
+            return replace(with_short_warmup(dialect.translate(tree, overrides, path, plait_keys)), dialect=dialect.name)
     return Translation(tree, overrides)
 
 

@@ -4,12 +4,13 @@ Both sides are trees of nodes: values that know their file and line.
 """
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from plait.config.nodes import Node
+from plait.config.nodes import COMMAND_LINE, KeyPath, Node, dotted, node_at
 from plait.config.reading import Override
+from plait.config.schema import WARMUP
 
 
 class TranslatedKey(NamedTuple):
@@ -53,3 +54,34 @@ class Dialect:
     translate: Callable[[Node, Sequence[Override], Path, Sequence[str]], Translation]
     scripts: Collection[str] = ()
     open_script: Callable[[str, Sequence[str]], Node] | None = None
+
+
+def with_short_warmup(translation: Translation) -> Translation:
+    """Warm up for a tenth of the command line's steps, with a warning, where the author's count of warm-up steps is not smaller.
+
+    A try of a few steps then just works. What the command line says of the warm-up stays as it is.
+    """
+    steps = node_at(translation.tree, ("train", "steps"))
+    count = steps.value if steps is not None and steps.file == COMMAND_LINE else None
+    for override in translation.overrides:
+        if override.path[0] == "optim" and override.path[-1] in WARMUP and "ema" not in override.path:
+            return translation
+        count = override.value() if override.path == ("train", "steps") else count
+    if not isinstance(count, int) or count < 1:
+        return translation
+    cut: list[str] = []
+
+    def shortened(node: Node, path: KeyPath) -> Node:
+        if isinstance(node.value, dict):
+            return replace(node, value={key: shortened(child, (*path, key)) for key, child in node.value.items()})
+        if isinstance(node.value, list) and path == ("stages",):
+            return replace(node, value=[shortened(child, (*path, number)) for number, child in enumerate(node.value)])
+        is_warmup = path[-1] == "warmup_steps" and "ema" not in path and node.file != COMMAND_LINE
+        if not is_warmup or not isinstance(node.value, int) or node.value < count:
+            return node
+        cut.append(f"{dotted(path)} ({node.value}, {node.location})")
+        return replace(node, value=count // 10)
+
+    tree = shortened(translation.tree, ())
+    line = f"a warm-up does not fit into the {count} steps of the command line and is {count // 10} of them: {', '.join(cut)}"
+    return replace(translation, tree=tree, warnings=[*translation.warnings, *([line] if cut else [])])
