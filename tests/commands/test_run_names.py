@@ -1,6 +1,7 @@
 """Every command understands every name of a checkpoint, whatever characters the run's name has."""
 
 import json
+import shutil
 
 import pytest
 
@@ -67,3 +68,24 @@ def test_a_run_whose_name_reads_like_another_value_keeps_it(recipe, tmp_path, ca
     plait(capsys, "train", str(recipe), f"--run={name}", "--stages=[]", "--train.steps=1", "--evaluate=[]", "--checkpoint.best=null")
     assert [path.name for path in tmp_path.iterdir()] == [name]
     assert plait(capsys, "ckpt", "inspect", f"{name}@1").startswith(f"{name}/stage-1-")
+
+
+def test_a_leading_tilde_is_the_home_directory_everywhere(recipe, tmp_path, capsys, monkeypatch):
+    home, work = tmp_path / "home", tmp_path / "work"
+    for folder in (home, work):
+        folder.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(work)
+    shutil.copy(recipe, home / "toy.yaml")
+    short = ("--stages=[]", "--train.steps=1", "--evaluate=[]", "--checkpoint.best=null")
+    plait(capsys, "train", "~/toy.yaml", "--run=~/a", *short)
+    assert f"starting from {home}/a" in plait(capsys, "train", "~/toy.yaml", "--run", "~/b", "--from=~/a@1", *short)
+    (home / "c.yaml").write_text((home / "toy.yaml").read_text() + "run: ~/c\nfrom: ~/b\n")
+    assert f"starting from {home}/b" in plait(capsys, "train", "~/c.yaml", *short)
+    plait(capsys, "fork", "~/a@1", "~/d")
+    plait(capsys, "ckpt", "diff", "~/a", "~/b")
+    plait(capsys, "ckpt", "consolidate", "~/a", "~/e")
+    for words in (("stages", "~/a"), ("ckpt", "verify", "~/a"), ("config", "~/a"), ("train", "~/d")):
+        plait(capsys, *words)
+    assert {path.name for path in home.iterdir()} == {"toy.yaml", "c.yaml", *"abcde"}
+    assert list(work.iterdir()) == []

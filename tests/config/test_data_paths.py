@@ -159,3 +159,12 @@ def test_data_that_moved_is_no_other_configuration(tmp_path):
 def test_an_unknown_kind_is_told_as_before(project):
     with pytest.raises(PlaitError, match=r"data\.train\.0\.source must be 'shards'.*got 'sharts': did you mean 'shards'"):
         open_config(project("data: {train: [{source: sharts, path: x}]}"))
+
+
+def test_a_leading_tilde_in_the_model_is_the_home_directory(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    text = "family: theworld\nmodel: {base: ~/gemma}\ntrain: {steps: 1}\ndata: {train: [{source: scenes}], root: ~/sets}\n"
+    (tmp_path / "x.yaml").write_text(text)
+    config = open_config(tmp_path / "x.yaml").config
+    assert config.model["base"] == str(tmp_path / "gemma")
+    assert config.data.root == "~/sets"

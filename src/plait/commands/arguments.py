@@ -1,9 +1,11 @@
 """Command-line arguments that several verbs (sub-commands such as `train` and `eval`) share."""
 
 import argparse
+from pathlib import Path
 
 from plait.commands.command import Arguments, Parser
 from plait.errors import PlaitError
+from plait.files import expanded
 from plait.training import launch
 
 CONFIG = (
@@ -17,6 +19,11 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
     return int(text)
+
+
+def path(text: str) -> Path:
+    """Parse an option that is a path; the home directory stands in place of a leading ~, which a shell leaves in --out=~/x."""
+    return expanded(text)
 
 
 def add_checkpoint(parser: Parser) -> None:

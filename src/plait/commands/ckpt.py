@@ -1,8 +1,6 @@
 """The verbs `plait ckpt ...`: list, verify and compare checkpoints, and write their weights in other forms."""
 
-from pathlib import Path
-
-from plait.commands.arguments import SPEC
+from plait.commands.arguments import SPEC, path
 from plait.commands.command import Arguments, Command, Parser
 
 
@@ -28,7 +26,7 @@ def run_verify(arguments: Arguments) -> None:
 def declare_consolidate(parser: Parser) -> None:
     """Add the arguments of `consolidate` to its parser."""
     parser.add_argument("checkpoint", help=SPEC)
-    parser.add_argument("out", type=Path, metavar="DIR", help="a new folder")
+    parser.add_argument("out", type=path, metavar="DIR", help="a new folder")
     parser.add_argument("--last", action="store_true", help="the last weights, not the averaged ones")
 
 
@@ -43,7 +41,7 @@ def declare_ema(parser: Parser) -> None:
     """Add the arguments of `ema` to its parser."""
     declare_path(parser)
     parser.add_argument("--length", type=float, required=True, metavar="SHARE", help="of the run, such as 0.07; at most 0.288")
-    parser.add_argument("--out", type=Path, help="folder (default: RUN/averages/length-SHARE-step-N)")
+    parser.add_argument("--out", type=path, help="folder (default: RUN/averages/length-SHARE-step-N)")
 
 
 def run_ema(arguments: Arguments) -> None:

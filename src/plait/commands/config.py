@@ -1,10 +1,9 @@
 """The verb `plait config`: print the resolved configuration, with the origin of each value."""
 
 import logging
-from pathlib import Path
 
 from plait.assembly.configuration import open_checked
-from plait.commands.arguments import CONFIG
+from plait.commands.arguments import CONFIG, path
 from plait.commands.command import OVERRIDES, Arguments, Command, Parser
 from plait.config.show import render, render_json
 
@@ -13,7 +12,7 @@ log = logging.getLogger(__name__)
 
 def declare(parser: Parser) -> None:
     """Add the arguments of `plait config` to its parser."""
-    parser.add_argument("config", type=Path, help=CONFIG)
+    parser.add_argument("config", type=path, help=CONFIG)
     parser.add_argument("--json", action="store_true", help="as one JSON object: config, stages, origins, warnings")
 
 

@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
-from plait.commands.arguments import positive
+from plait.commands.arguments import path, positive
 from plait.commands.command import Arguments, Command, Parser
 
 
 def declare(parser: Parser) -> None:
     """Add the arguments of `plait data shard` to its parser."""
     parser.add_argument("source", help="a folder of pictures, a .jsonl, tar shards, or `scenes`")
-    parser.add_argument("out", type=Path, nargs="?", help="folder of the set; the same command finishes a build that was stopped")
+    parser.add_argument("out", type=path, nargs="?", help="folder of the set; the same command finishes a build that was stopped")
     parser.add_argument("--split", default="train", help="part of the source")
     parser.add_argument("--buckets", help="sizes to crop to, WIDTHxHEIGHT,... (default: the five of 1024 x 1024 pixels)")
     parser.add_argument("--bucket", action="append", default=[], help="write only this one of them; may be repeated")
@@ -24,7 +24,7 @@ def declare(parser: Parser) -> None:
     parser.add_argument("--batch", type=positive, default=16, help="pictures per call of an encoder")
     parser.add_argument("--per-shard", type=positive, default=1000, help="samples per shard, at most 1000")
     parser.add_argument("--statistics", choices=("measured", "published"), default="measured", help="what normalises the latents")
-    parser.add_argument("--like", type=Path, help="share the statistics of this set (for held-out data)")
+    parser.add_argument("--like", type=path, help="share the statistics of this set (for held-out data)")
     parser.add_argument("--workers", type=int, default=2, help="threads that decode pictures")
     parser.add_argument("--device", default="cpu", help="of the encoders, such as cuda")
     parser.add_argument("--dry-run", action="store_true", help="only count what each bucket would hold")

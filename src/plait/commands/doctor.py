@@ -1,16 +1,14 @@
 """The verb `plait doctor`: check what a run needs before it starts."""
 
-from pathlib import Path
-
 from plait.assembly.configuration import open_checked
-from plait.commands.arguments import positive, spread
+from plait.commands.arguments import path, positive, spread
 from plait.commands.command import Arguments, Command, Parser
 from plait.errors import PlaitError
 
 
 def declare(parser: Parser) -> None:
     """Add the arguments of `plait doctor` to its parser."""
-    parser.add_argument("config", type=Path, nargs="?", help="look at its weights and data too")
+    parser.add_argument("config", type=path, nargs="?", help="look at its weights and data too")
     parser.add_argument("--nproc", type=positive, help="ranks on this machine, to try how they reach each other")
 
 
@@ -24,7 +22,7 @@ def run(arguments: Arguments) -> None:
     spread(arguments)
     from plait.commands.actions import doctor
 
-    doctor.examine(resolved, Path(str(folder)))
+    doctor.examine(resolved, path(str(folder)))
 
 
 _SETTINGS = "--run=DIR names the folder to try; with CONFIG, any setting can be given."

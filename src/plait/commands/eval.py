@@ -2,10 +2,9 @@
 
 import contextlib
 import logging
-from pathlib import Path
 
 from plait.assembly.configuration import open_checked
-from plait.commands.arguments import SPEC, add_weights, positive, spread
+from plait.commands.arguments import SPEC, add_weights, path, positive, spread
 from plait.commands.command import OVERRIDES, Arguments, Command, Parser
 from plait.errors import PlaitError
 from plait.families import registry
@@ -16,7 +15,7 @@ log = logging.getLogger(__name__)
 def declare(parser: Parser) -> None:
     """Add the arguments of `plait eval` to its parser, with a switch for each variant that a model family offers."""
     parser.add_argument("checkpoint", nargs="?", help=SPEC)
-    parser.add_argument("--base", type=Path, metavar="CONFIG", help="in place of a checkpoint: the model of CONFIG before its first step")
+    parser.add_argument("--base", type=path, metavar="CONFIG", help="in place of a checkpoint: the model of CONFIG before its first step")
     parser.add_argument(
         "--bench", required=True, help="loss, a bench of the family, or a dataset with its own rule: vqa2 or vqa2:validation"
     )
@@ -32,7 +31,7 @@ def declare(parser: Parser) -> None:
     parser.add_argument("--batch", type=positive, default=16, help="samples at a time")
     parser.add_argument("--show", type=int, default=3, help="answers to print")
     add_weights(parser)
-    parser.add_argument("--out", type=Path, help="where to write (default: RUN/eval/...)")
+    parser.add_argument("--out", type=path, help="where to write (default: RUN/eval/...)")
     parser.add_argument("--nproc", type=positive, help="share the samples among so many ranks of this machine")
 
 

@@ -1,15 +1,13 @@
 """The verb `plait export`: write a checkpoint as a directory that other software loads."""
 
-from pathlib import Path
-
-from plait.commands.arguments import add_checkpoint
+from plait.commands.arguments import add_checkpoint, path
 from plait.commands.command import Arguments, Command, Parser
 
 
 def declare(parser: Parser) -> None:
     """Add the arguments of `plait export` to its parser."""
     add_checkpoint(parser)
-    parser.add_argument("out", metavar="DIR", type=Path, help="the new directory")
+    parser.add_argument("out", metavar="DIR", type=path, help="the new directory")
     parser.add_argument("--to", default="hf", help="hf: transformers (default); molmo: the published Molmo layout")
     parser.add_argument("--raw", action="store_true", help="the last weights, not their average")
 

@@ -1,14 +1,13 @@
 """The verb `plait fork`: make a new run that continues from a checkpoint of another one."""
 
-from pathlib import Path
-
+from plait.commands.arguments import path
 from plait.commands.command import OVERRIDES, Arguments, Command, Parser
 
 
 def declare(parser: Parser) -> None:
     """Add the arguments of `plait fork` to its parser."""
     parser.add_argument("start", metavar="RUN@STEP", help="or RUN, RUN/STAGE, RUN/STAGE@best, a step folder")
-    parser.add_argument("new", type=Path, metavar="NEW", help="folder of the new run; `plait train NEW` continues it")
+    parser.add_argument("new", type=path, metavar="NEW", help="folder of the new run; `plait train NEW` continues it")
 
 
 def run(arguments: Arguments) -> None:

@@ -1,15 +1,13 @@
 """The verb `plait generate`: generate text or pictures with a checkpoint."""
 
-from pathlib import Path
-
-from plait.commands.arguments import add_checkpoint, add_weights
+from plait.commands.arguments import add_checkpoint, add_weights, path
 from plait.commands.command import Arguments, Command, Parser
 
 
 def declare(parser: Parser) -> None:
     """Add the arguments of `plait generate` to its parser."""
     add_checkpoint(parser)
-    parser.add_argument("--out", type=Path, help="folder for what is written")
+    parser.add_argument("--out", type=path, help="folder for what is written")
     add_weights(parser)
 
 

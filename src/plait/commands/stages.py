@@ -1,13 +1,12 @@
 """The verb `plait stages`: list the stages (parts with settings of their own) of a run and how far each is."""
 
-from pathlib import Path
-
+from plait.commands.arguments import path
 from plait.commands.command import Arguments, Command, Parser
 
 
 def declare(parser: Parser) -> None:
     """Add the arguments of `plait stages` to its parser."""
-    parser.add_argument("run", type=Path, help="a run directory")
+    parser.add_argument("run", type=path, help="a run directory")
 
 
 def run(arguments: Arguments) -> None:

@@ -1,4 +1,4 @@
-"""Make the paths of data in a configuration absolute: each is relative to the file that it is written in.
+"""Make the paths in a configuration absolute: each of data is relative to the file that it is written in; a leading ~ is the home.
 
 On the command line, in a configuration of another trainer and in a run's own saved one they are relative to the working directory.
 """
@@ -13,12 +13,30 @@ from pathlib import Path
 from plait.config.nodes import COMMAND_LINE, Node
 from plait.config.source_rules import SourceRules
 from plait.errors import PlaitError
+from plait.files import expanded
 
 _FOLDERS: tuple[tuple[str, ...], ...] = (("data", "root"), ("data", "cache"))
 _LISTS: tuple[tuple[str, ...], ...] = (("data", "train"), ("data", "validation"), ("evaluate", "*", "data"))
 _MIXTURES = (".yaml", ".yml", ".json")
 _BRACE = re.compile(r"(?<!\$)\{[^{}]*\}")
 _CLASS_IN_FILE = re.compile(r"(.+\.py)(:\w+)")
+
+
+def expand_home(tree: Node) -> Node:
+    """Return a configuration's tree with the home directory in place of a leading ~ in `run`, `from` and texts of `model`.
+
+    Those of data are expanded where they are opened, so that a run's saved configuration fits another machine.
+    """
+
+    def expand(node: Node) -> Node:
+        if isinstance(node.value, dict):
+            return replace(node, value={key: expand(child) for key, child in node.value.items()})
+        return replace(node, value=str(expanded(node.value))) if isinstance(node.value, str) and node.value.startswith("~/") else node
+
+    for above in ((), ("stages", "*")):
+        for keys in (("run",), ("from",), ("model",)):
+            tree = _change(tree, (*above, *keys), expand)
+    return tree
 
 
 def resolve(tree: Node, kinds: Mapping[str, SourceRules], base: Path | None = None) -> Node:

@@ -33,6 +33,7 @@ def locate(name: str) -> tuple[Path, dict[str, Any]]:
 
     Raises PlaitError where there is neither, or no config.json with *.safetensors in it.
     """
+    name = str(files.expanded(name))
     base, _, revision = (name, "", "") if Path(name).is_dir() else name.partition("@")
     folder, commit = Path(base), None
     if not folder.is_dir():

@@ -1,21 +1,19 @@
 """The verb `plait prove`: kill and resume a configuration at random, and compare with a run without kills."""
 
-from pathlib import Path
-
 from plait.assembly.configuration import open_checked
-from plait.commands.arguments import positive
+from plait.commands.arguments import path, positive
 from plait.commands.command import OVERRIDES, Arguments, Command, Parser
 
 
 def declare(parser: Parser) -> None:
     """Add the arguments of `plait prove` to its parser."""
-    parser.add_argument("config", type=Path, help="a .yaml or .json file, or a run directory")
+    parser.add_argument("config", type=path, help="a .yaml or .json file, or a run directory")
     parser.add_argument("--kills", type=int, default=6, help="processes ended on the way; each is one more generation")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--ranks", type=int, default=1, help="processes of each generation, under torchrun")
     parser.add_argument("--steps", type=positive, default=8, help="at most so many per stage")
     parser.add_argument("--warm", action="store_true", help="fork the generations from one process that has imported everything: faster")
-    parser.add_argument("--out", type=Path, help="keep the two runs here (default: a temporary folder)")
+    parser.add_argument("--out", type=path, help="keep the two runs here (default: a temporary folder)")
 
 
 def run(arguments: Arguments) -> None:
