@@ -103,7 +103,7 @@ BEGUN = {
     ),
     "train good.yaml --run=done --stage=second": ("stage 'second' is not one to run next: the stages are train, and the run is in train"),
     "eval nowhere --bench accuracy": f"'nowhere' does not exist; {FORMS}",
-    "eval mine --bench accuracy": "mine holds no intact checkpoint; give a run, a stage folder or a step folder",
+    "eval mine --bench accuracy": "mine holds no checkpoint; give a run, a stage folder or a step folder",
     "eval done --bench acuracy": "--bench 'acuracy' is unknown: did you mean accuracy?",
     "eval done --bench speed": f"--bench 'speed' is unknown: known: {', '.join(sorted(BENCHES.split(', ')))}",
     "generate done --promt=hi": "generate has no option --promt: did you mean --prompt?",

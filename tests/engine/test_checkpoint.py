@@ -106,7 +106,7 @@ def test_a_run_a_stage_and_a_step_locate_the_newest(tmp_path, path):
 def test_a_damaged_step_asked_for_by_name_is_refused(tmp_path):
     folder = save(tmp_path, 5).folder
     (folder / "weights.safetensors").unlink()
-    with pytest.raises(PlaitError, match=r"weights.safetensors is missing; `plait ckpt verify .*` lists the intact ones"):
+    with pytest.raises(PlaitError, match=r"weights.safetensors is missing; `plait ckpt verify .*` says which are intact"):
         checkpoint.locate(folder)
 
 
@@ -305,7 +305,7 @@ def test_a_stage_folder_locates_only_its_own_and_damage_is_passed_over(tmp_path)
     checkpoint.write(checkpoint.folder_of(tmp_path, 2, "next", 20), copy_out(GROUPS), FACTS)
     assert checkpoint.locate(tmp_path / "stage-1-only").folder.name == "step-00000005"
     assert checkpoint.locate(tmp_path).folder.name == "step-00000020"
-    with pytest.raises(PlaitError, match=r"stage-3-last holds no intact checkpoint; give a run, a stage folder or a step folder"):
+    with pytest.raises(PlaitError, match=r"stage-3-last holds no checkpoint; give a run, a stage folder or a step folder"):
         checkpoint.locate(tmp_path / "stage-3-last")
 
 

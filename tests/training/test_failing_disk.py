@@ -24,7 +24,7 @@ LINES = (
     r"\S+config\.yaml: cannot be read: Input/output error",
     r"\S+ cannot be made a run directory: Input/output error .*",
     r"checkpoint \S+ could not be written: .*; earlier checkpoints are intact, free space or mend the disk",
-    r"\S+ has \d checkpoints, up to step \d+, and none is intact: .*",
+    r"\S+ has (\d checkpoints, up to step \d+, and none is|1 checkpoint, of step \d+, and it is not) intact: .*",
     r"(bench loss cannot be run, and would fail during the run: )?data source jsonl:\S+: .*(Input/output error|mend the disk).*",
 )
 """What the last line of a run that a disk ended may say."""

@@ -327,7 +327,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_never_begins_anew_by_itself(par
     for folder in checkpoint.published(parent):
         damage(folder)
     kept = sorted(parent.glob("stage-*/*"))
-    with pytest.raises(PlaitError, match=r"has 9 checkpoints, up to step 18, and none is intact: .* is damaged: .*--restart begins anew"):
+    with pytest.raises(PlaitError, match=r"has 9 checkpoints, up to step 18, and none is intact: .* is damaged: .*--restart` begins anew"):
         toy.train(parent, parent)
     assert sorted(parent.glob("stage-*/*")) == kept
 

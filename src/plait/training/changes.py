@@ -103,7 +103,10 @@ def without_more_steps(before: Resolved, after: Resolved, binding: Sequence[Diff
     """
     if not binding or not all(_is_length(key) for key, _, _ in binding):
         return list(binding)
-    manifest = checkpoint.read(saved).manifest
+    try:
+        manifest = checkpoint.read(saved).manifest
+    except PlaitError as error:
+        raise PlaitError(f"{error}; `plait train {checkpoint.run_of(saved)}`, without new settings, goes on from an intact one") from error
     state, planned = manifest["state"], manifest["steps"]
     if state["stage_done"] != PLANNED or state["stage"] > len(after.stages):
         log.info(f"a stage is given more steps once its planned ones are done; until then a fork can: {_fork(saved, binding)}")

@@ -104,9 +104,7 @@ def _find_newest(run: Path, unread: Mapping[Path, str]) -> tuple[Checkpoint | No
     if newest is None:
         damaged = checkpoint.published(run)
         if damaged:
-            lost = f"{len(damaged)} checkpoints, up to step {checkpoint.step_of(damaged[0])}"
-            cure = "mend the disk, or --restart begins anew and keeps this run aside"
-            return None, f"{run} has {lost}, and none is intact: {faults[0]}; {cure}"
+            return None, checkpoint.none_intact(run, damaged, faults[0])
         log.info(f"{run} has no checkpoint yet: it starts at step 0")
         return None, None
     for folder in checkpoint.set_aside_damaged(run, newest):

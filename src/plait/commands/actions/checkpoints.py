@@ -23,6 +23,7 @@ from plait.engine.checkpoints.checkpoint import Checkpoint
 from plait.engine.checkpoints.folders import new_folder
 from plait.engine.parallel.distributed import Ranks
 from plait.errors import PlaitError
+from plait.training import start
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ def folders(spec: str | Path) -> list[Path]:
     steps = [folder for folder in checkpoint.published(checkpoint.run_of(path)) if path in folder.parents]
     if not steps:
         raise PlaitError(f"{path} holds no checkpoint; checkpoints are RUN/stage-N-NAME/step-NNNNNNNN")
-    return sorted(steps)
+    return steps[::-1]
 
 
 def inspect(spec: str | Path) -> None:
@@ -53,7 +54,7 @@ def inspect(spec: str | Path) -> None:
 
     Raises PlaitError where there is none.
     """
-    newest = checkpoint.read(folders(spec)[-1])
+    newest = _read(folders(spec)[-1])
     manifest = newest.manifest
     state = manifest["state"]
     complete = ", complete" if state["stage_done"] else ""
@@ -73,15 +74,43 @@ def inspect(spec: str | Path) -> None:
         log.info(f"  data {name}: {fingerprint}")
 
 
+def _read(folder: Path) -> Checkpoint:
+    """Read the manifest in `folder`. Raises PlaitError where it is damaged, with where to look on."""
+    try:
+        return checkpoint.read(folder)
+    except PlaitError as error:
+        raise PlaitError(f"{error}; `plait ckpt verify {checkpoint.run_of(folder)}` says which checkpoints are intact") from error
+
+
 def verify(spec: str | Path) -> None:
-    """Hash every file of the checkpoints that `spec` names, and print a line for each. Raises PlaitError when one is damaged or missing."""
-    faults = []
-    for folder in folders(spec):
-        in_folder = checkpoint.verify(folder)
-        faults += in_folder
-        log.info("\n        ".join([f"{'DAMAGED' if in_folder else 'intact '} {folder}", *in_folder]))
-    if faults:
-        raise PlaitError(f"{len(faults)} damaged: {faults[0]}; `plait train` goes on from the newest intact one")
+    """Hash every file of the checkpoints that `spec` names, and print a line for each.
+
+    Raises PlaitError when one is damaged or lacks something: with what a start of the run does then.
+    """
+    named = folders(spec)
+    damaged: dict[Path, str] = {}
+    for folder in named:
+        faults = checkpoint.verify(folder) or _lacks(folder)
+        damaged |= {folder: faults[0]} if faults else {}
+        log.info("\n        ".join([f"{'DAMAGED' if faults else 'intact '} {folder}", *faults]))
+    if not damaged:
+        return
+    run, newest_first = checkpoint.run_of(named[0]), sorted(damaged, key=named.index, reverse=True)
+    if len(damaged) == len(checkpoint.published(run)):
+        raise PlaitError(checkpoint.none_intact(run, newest_first, damaged[newest_first[0]]))
+    intact = [folder for folder in named if folder not in damaged]
+    whole = intact and len(named) == len(checkpoint.published(run))
+    advice = f"`plait train {run}` goes on from {intact[-1]}" if whole else f"`plait ckpt verify {run}` says what is intact"
+    raise PlaitError(f"{len(damaged)} of {len(named)} damaged: {damaged[newest_first[0]]}; {advice}")
+
+
+def _lacks(folder: Path) -> list[str]:
+    """Return a line where the manifest in `folder` lacks what a start needs of it, else nothing."""
+    try:
+        start.check_complete(checkpoint.read(folder))
+    except PlaitError as error:
+        return [str(error)]
+    return []
 
 
 def consolidate(spec: str, out: Path, averaged: bool) -> None:
@@ -180,7 +209,7 @@ def ema(spec: str | Path, length: float, out: Path | None) -> None:
 
     `out`: folder; None: in the run. Raises PlaitError where there is no checkpoint, or no averages of which this one can be made.
     """
-    newest = checkpoint.read(folders(spec)[-1])
+    newest = _read(folders(spec)[-1])
     run = checkpoint.run_of(newest.folder)
     made = post_hoc_ema.of_length(run, length, newest.step)
     folder = out or run / checkpoint.AVERAGES / f"length-{length:g}-step-{newest.step:08d}"

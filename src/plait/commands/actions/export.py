@@ -22,7 +22,8 @@ def export(spec: str | Path, out: Path, to: str, *, averaged: bool = True) -> No
     """
     if out.exists():
         raise PlaitError(f"{out} exists already: export to a new directory, or remove it")
-    family = saved.settings(spec)[1].family
+    located, config = saved.settings(spec)
+    family = config.family
     publisher = registry.publisher(family)
     if publisher is None:
         raise PlaitError(
@@ -33,7 +34,7 @@ def export(spec: str | Path, out: Path, to: str, *, averaged: bool = True) -> No
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(publisher.exports)}"
         raise PlaitError(f"--to {to!r} is no layout of family {family!r}: {hint}")
     with distributed.join() as ranks:
-        bundle, checkpoint, _ = saved.open_checkpoint(spec, ranks, averaged=averaged)
+        bundle, checkpoint, _ = saved.open_checkpoint(located.folder, ranks, averaged=averaged)
         if ranks.first:
             for line in publisher.exports[to](bundle.model, bundle.section, bundle.assets, out):
                 log.info(line)

@@ -15,6 +15,7 @@ from plait.config.resolved import Resolved, StageView
 from plait.config.schema import Evaluate, ModelSection, RunConfig, Source
 from plait.data.sources.open import KINDS
 from plait.engine import optim
+from plait.engine.checkpoints import checkpoint
 from plait.engine.precision import TYPES
 from plait.errors import PlaitError
 from plait.families import registry
@@ -73,8 +74,8 @@ def _here(name: str) -> Finding:
 def _checkpoint(spec: str) -> Finding:
     path, _ = checkpoint_specs.split(spec)
     try:
-        if not path.exists():
-            checkpoint_specs.locate(spec)
+        if not path.exists() or checkpoint.is_step(path) or checkpoint.published(checkpoint.run_of(path)):
+            checkpoint_specs.locate(spec)  # also verifies its files
     except PlaitError as error:
         return Finding("weights", f"from: {error}", "mend from:")
     return Finding("weights", f"{spec} (from) is here")

@@ -1,6 +1,7 @@
 """The action of `plait stages`: how far each stage of a run is, why it ended, what it trains, and its best figures.
 
-Read from the files of the run alone; no model is built.
+Read from the files of the run alone; no model is built. The newest checkpoint is verified, as `plait train` would; where it is damaged, the
+one before.
 """
 
 import fcntl
@@ -14,6 +15,7 @@ from plait.assembly.configuration import open_run_config
 from plait.config.resolved import StageView
 from plait.config.schema import RunConfig
 from plait.engine.checkpoints import checkpoint
+from plait.errors import PlaitError
 
 log = logging.getLogger(__name__)
 
@@ -24,19 +26,29 @@ Row = Mapping[str, Any]
 
 
 def show(run: Path) -> None:
-    """Print what is known of each stage of a run: steps, what trains, best figures. Raises PlaitError when `run` is no run directory."""
+    """Print what is known of each stage of a run: steps, what trains, best figures.
+
+    Raises PlaitError when `run` is no run directory, and, after what is known, where it has checkpoints and none is intact.
+    """
     resolved = open_run_config(run)
     rows = files.read_rows(run / "metrics.jsonl")
-    manifests = _manifests(run)
+    running = _is_locked(run)
+    damaged = {} if running else _damaged(run)
+    intact = [folder for folder in checkpoint.published(run) if folder not in damaged]
+    manifests = _manifests(intact)
     now = max([*manifests, *(row["stage"] for row in rows if "stage" in row), 0])
     newest = manifests.get(max(manifests, default=0))
-    running = _is_locked(run)
+    ending = "running" if running else "stopped; `plait train` goes on" if intact or not damaged else "stopped; no checkpoint is intact"
+    for fault in damaged.values():
+        log.info(f"passed over: {fault}")
     for view in resolved.stages:
         manifest = manifests.get(view.index)
-        log.info(f"stage {view.index} {view.name}: {_state(view.index, now, manifest, running)}")
+        log.info(f"stage {view.index} {view.name}: {_state(view.index, now, manifest, ending)}")
         log.info(f"  trains     {_trains(view.config, manifest, newest)}")
         for name, text in _progress(view, rows, manifest) if view.index <= now else []:
             log.info(f"  {name:<10} {text}")
+    if damaged and not intact:
+        raise PlaitError(checkpoint.none_intact(run, list(damaged), next(iter(damaged.values()))))
 
 
 def _progress(view: StageView, rows: Sequence[Row], manifest: Mapping[str, Any] | None) -> list[tuple[str, str]]:
@@ -54,19 +66,35 @@ def _progress(view: StageView, rows: Sequence[Row], manifest: Mapping[str, Any] 
     return [*lines, ("hours", f"{hours(trained, start):.3g}")]
 
 
-def _state(index: int, now: int, manifest: Mapping[str, Any] | None, running: bool) -> str:
+def _damaged(run: Path) -> dict[Path, str]:
+    """Verify a run's checkpoints from the newest on until one is intact; returns the damaged ones before it, each with its first fault."""
+    damaged: dict[Path, str] = {}
+    for folder in checkpoint.published(run):
+        faults = checkpoint.verify(folder)
+        if not faults:
+            break
+        damaged[folder] = faults[0]
+    return damaged
+
+
+def _state(index: int, now: int, manifest: Mapping[str, Any] | None, ending: str) -> str:
+    """Return what became of a stage. `now`: the stage that the run is in; `ending`: what is said of that one where it is not done."""
     if manifest is not None and manifest["state"]["stage_done"]:
         return f"done: {manifest['state']['stage_done']}"
     if index != now:
         return "not begun" if index > now else "done in the run it was forked from, or its checkpoints were removed"
-    return "running" if running else "stopped; `plait train` goes on"
+    return ending
 
 
-def _manifests(run: Path) -> dict[int, dict[str, Any]]:
-    """Return the newest manifest of each stage, by the number of the stage."""
+def _manifests(folders: Sequence[Path]) -> dict[int, dict[str, Any]]:
+    """Return the newest manifest of each stage that can be read, by the number of the stage. `folders`: checkpoints, newest first."""
     manifests: dict[int, dict[str, Any]] = {}
-    for folder in checkpoint.published(run):
-        manifest = checkpoint.read(folder).manifest
+    for folder in folders:
+        try:
+            manifest = checkpoint.read(folder).manifest
+        except PlaitError as error:
+            log.info(f"passed over: {error}")
+            continue
         manifests.setdefault(int(manifest["state"]["stage"]), manifest)
     return manifests
 

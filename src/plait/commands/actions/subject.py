@@ -53,7 +53,6 @@ class Saved(Subject):
     without_averages = "last weights"
 
     def __init__(self, spec: str | Path) -> None:
-        self.spec = spec
         self.checkpoint: Checkpoint
         self.checkpoint, self.config = saved.settings(spec)
         self.step, self.run = self.checkpoint.step, self.checkpoint.folder.parent.parent
@@ -69,7 +68,7 @@ class Saved(Subject):
 
     def open(self, ranks: Ranks, *, averaged: bool, length: float | None) -> tuple[ModelBundle, RunConfig]:
         """Build the model with the checkpoint's weights."""
-        bundle, _, config = saved.open_checkpoint(self.spec, ranks, averaged=averaged, length=length)
+        bundle, _, config = saved.open_checkpoint(self.checkpoint.folder, ranks, averaged=averaged, length=length)
         return bundle, config
 
 

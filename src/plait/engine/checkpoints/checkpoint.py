@@ -10,11 +10,12 @@ A flipped byte loads without an error in every tensor format we know, so each fi
 
 import contextlib
 import json
+import logging
 import os
 import re
 import shutil
 import types
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ from plait.engine.checkpoints import sharded_files
 from plait.engine.checkpoints.sharded_files import Groups, RankFiles
 from plait.engine.parallel.distributed import StoredTensor, full_tensor
 from plait.errors import PlaitError
+
+log = logging.getLogger(__name__)
 
 FORMAT = "plait-checkpoint-1"
 ONE_RANK = RankFiles()
@@ -282,20 +285,37 @@ def set_aside_damaged(run: Path, intact: Checkpoint) -> list[Path]:
 
 
 def locate(path: Path) -> Checkpoint:
-    """Return the intact checkpoint at `path`: that of a step folder, or the newest of a stage folder or run.
+    """Return the intact checkpoint at `path`: that of a step folder, or the newest of a stage folder or run; warns of newer damage.
 
     Raises PlaitError when there is none, or when the step folder named is damaged.
     """
     if is_step(path):
         checkpoint, faults = _verified(path)
         if checkpoint is None or faults:
-            raise PlaitError(f"{faults[0]}; `plait ckpt verify {run_of(path)}` lists the intact ones")
+            raise PlaitError(f"{faults[0]}; `plait ckpt verify {run_of(path)}` says which are intact")
         return checkpoint
-    for folder in published(run_of(path)):
-        checkpoint, faults = _verified(folder) if path in folder.parents else (None, [])
+    folders = [folder for folder in published(run_of(path)) if path in folder.parents]
+    first_fault = ""
+    for folder in folders:
+        checkpoint, faults = _verified(folder)
         if checkpoint is not None and not faults:
+            if first_fault:
+                log.warning(f"passed over: {first_fault}; this is of {folder}")
             return checkpoint
-    raise PlaitError(f"{path} holds no intact checkpoint; give a run, a stage folder or a step folder")
+        first_fault = first_fault or faults[0]
+    if folders:
+        raise PlaitError(none_intact(path, folders, first_fault))
+    raise PlaitError(f"{path} holds no checkpoint; give a run, a stage folder or a step folder")
+
+
+def none_intact(path: Path, damaged: Sequence[Path], fault: str) -> str:
+    """Return the message that all checkpoints of a run or stage are `damaged` (newest first): how many, why the newest is, what to do."""
+    run, count, last = run_of(path), len(damaged), step_of(damaged[0])
+    lost = f"{count} checkpoints, up to step {last}, and none is" if count > 1 else f"1 checkpoint, of step {last}, and it is not"
+    anew = f"mend the disk or copy them back, or `plait train {run} --restart` begins anew and keeps this run aside"
+    look = f"`plait ckpt verify {run}`"
+    cure = f"{anew}; {look} lists every fault" if path == run else f"{look} says what other stages have"
+    return f"{path} has {lost} intact: {fault}; {cure}"
 
 
 def clear_unfinished(run: Path) -> int:

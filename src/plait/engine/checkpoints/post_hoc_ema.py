@@ -35,12 +35,12 @@ def of_length(run: Path, length: float, step: int) -> Average:
     """
     wanted = Profile(step, power_ema.exponent(length))
     folders = [folder for folder in _folders(run) if checkpoint.step_of(folder) <= step]
-    saved = [average for folder in folders for average in _saved(folder)]
-    if not saved:
-        raise PlaitError(f"{run} kept no averages up to step {step}: train with optim.ema.post_hoc=true")
     for folder in folders:
         if faults := checkpoint.verify(folder):
             raise PlaitError(f"{faults[0]}; remove {folder} to go on without it")
+    saved = [average for folder in folders for average in _saved(folder)]
+    if not saved:
+        raise PlaitError(f"{run} kept no averages up to step {step}: train with optim.ema.post_hoc=true")
     tensors = power_ema.reconstruct(saved, length, step)
     return Average(tensors, step, len(folders), power_ema.misfit([average.profile for average in saved], wanted))
 
