@@ -3,9 +3,11 @@
 The same record gives the same result through every kind of source that can hold it.
 """
 
+import csv
 import io
 import json
 import os
+import pickle
 import re
 import shutil
 import tarfile
@@ -109,10 +111,123 @@ def test_a_blank_answer_is_a_bad_sample_unless_it_is_allowed(tmp_path, answer):
     assert [one.strip() for one in outcomes(opened("jsonl", path, allow_blank=True))] == ["", "", "x"]
 
 
+GUESSED = [
+    "2024-01-15",
+    "2024-01-16T10:00:00",
+    "10:00",
+    "007",
+    "1e5",
+    "true",
+    "NA",
+    "null",
+    "None",
+    "nan",
+    "1.50",
+    "-0",
+    "1_000",
+    "Infinity",
+]
+"""Texts that readers of tables take for dates, numbers, truth and nothing."""
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "datasets json", "csv", "tsv", "parquet", "metadata.jsonl", "metadata.csv", "shards", "folder"])
+@pytest.mark.parametrize("template", [None, CAPTION], ids=["caption", "template"])
+def test_text_that_looks_like_another_type_stays_that_text(tmp_path, kind, template):
+    columns = {"caption": GUESSED, "file_name": [f"{i}.png" for i in range(len(GUESSED))]}
+    root = folder(tmp_path / "data", **{f"{i}.png": picture(i) for i in range(len(GUESSED))})
+    path, source = root / (kind if kind.startswith("metadata") else f"a.{kind.split()[-1]}"), "datasets"
+    if kind in ("shards", "folder"):
+        texts = {f"{i:02d}.json" if i % 2 else f"{i:02d}.txt": json.dumps({"caption": c}) if i % 2 else c for i, c in enumerate(GUESSED)}
+        members = {f"{i:02d}.png": picture(i) for i in range(len(GUESSED))} | {name: body.encode() for name, body in texts.items()}
+        source, path = kind, pack(root / "a.tar", sorted(members.items())) if kind == "shards" else folder(tmp_path / "f", **members)
+    elif kind == "parquet":
+        pytest.importorskip("datasets").Dataset.from_dict(columns).to_parquet(path)
+    elif "csv" in kind or kind == "tsv":
+        with path.open("w", newline="") as file:
+            csv.writer(file, delimiter="\t" if kind == "tsv" else ",").writerows([columns, *zip(*columns.values(), strict=True)])
+    else:
+        lines(path, [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)])
+    if kind == "jsonl" or kind.startswith("metadata"):
+        source, path = ("jsonl", path) if kind == "jsonl" else ("folder", root)
+    assert outcomes(opened(source, path, tmp_path / "cache", template=template)) == GUESSED
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "datasets", "metadata.jsonl"])
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ('{"caption": "half \\ud83d"}', "half of a surrogate pair"),
+        ('{"caption": "cut', ":2 is not JSON: "),
+        ('{"caption": "x", "caption": "y"}', ":2: the key 'caption' is given twice"),
+        ('{"caption": ["a"]}', "`caption` is a list, not text"),
+        ('{"caption": 7, "n": {"a": 1}}', "`caption` is a number, not text"),
+        ('["x"]', ":2 holds a list, not an object of fields"),
+        ('{"caption": "x \x00"}', ":2 is not JSON: Invalid control character"),
+    ],
+)
+def test_a_broken_line_costs_that_line_through_every_reader_of_lines(tmp_path, kind, line, reason):
+    root = folder(tmp_path / "data", **{"x.png": picture(1)})
+    named = [line if line.startswith("[") or not line.startswith("{") else '{"file_name": "x.png", ' + line[1:]]
+    good = [json.dumps({"file_name": "x.png", "caption": text}) for text in "ab"]
+    path = root / ("metadata.jsonl" if kind.startswith("metadata") else "a.jsonl")
+    path.write_text("\n".join([good[0], *named, good[1]]) + "\n")
+    source = opened("folder", root) if kind.startswith("metadata") else opened(kind, path)
+    first, bad, last = outcomes(source)
+    assert (first, last) == ("a", "b")
+    assert isinstance(bad, BadSample) and reason in str(bad)
+
+
+@pytest.mark.parametrize("kind", ["datasets", "folder"])
+@pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (b"x.png,b,c,d", "a.csv:2 has 4 cells, and the header 2: quote cells that hold ','"),
+        (b"x.png", "a.csv:2 has 1 cells, and the header 2: give it the others, empty ones if need be"),
+        (b"x.png,h\xe4llo", "a.csv:2 is not UTF-8 text: invalid"),
+        (b'x.png,"a" b', "a.csv:2 is no row of CSV: ',' expected after '\"'"),
+        (b'x.png,"a NEWLINE c "b', "a.csv:2 (2 lines, by a quote) is no row of CSV: ',' expected after '\"'"),
+        (b"x.png,", "no text: `caption` is null"),
+        (b'x.png,"  "', "an empty answer"),
+        (b"x.png," + b"y" * 1_000_001, "a text of 1,000,001 characters is over the limit"),
+        (b"x.png," + b"y" * (1 << 24) + b"y", "is no row of CSV: field larger than field limit"),
+        (b"../x.png,b", "the path '../x.png' leaves the folder"),
+    ],
+    ids=["long", "short", "latin1", "after a quote", "two lines", "empty", "blank", "1 MB", "16 MB", "outside"],
+)
+def test_a_broken_row_of_csv_costs_that_row(tmp_path, kind, newline, row, reason):
+    root = folder(tmp_path / "data", **{"x.png": picture(1)})
+    end, name = newline.encode(), "a.csv" if kind == "datasets" else "metadata.csv"
+    rows = [b"file_name,caption", b"x.png,a", row.replace(b" NEWLINE ", end), b"", b'x.png,"say ""hi"",' + end + b'then go"', b"x.png,z"]
+    (root / name).write_bytes(b"\xef\xbb\xbf" + end.join(rows))
+    told = outcomes(opened(kind, root / name if kind == "datasets" else root))
+    assert [*told[:1], *told[2:]] == ["a", f'say "hi",{newline}then go', "z"]
+    assert isinstance(told[1], BadSample) and reason.replace("a.csv", name) in str(told[1])
+
+
+def test_several_files_of_lines_and_tables_are_one_source_each_with_its_own_header(tmp_path):
+    (tmp_path / "a.csv").write_text("caption,n\nx,1\n")
+    (tmp_path / "b.csv").write_text("n;caption\n2;y\n3;z\n")
+    source = opened("datasets", tmp_path / "*.csv")
+    assert outcomes(source) == ["x", "y", "z"]
+    assert [source[i]["fields"]["n"] for i in range(3)] == ["1", "2", "3"]
+    assert outcomes(pickle.loads(pickle.dumps(source))) == ["x", "y", "z"]
+    lines(tmp_path / "c.jsonl", [{"caption": "j"}])
+    with pytest.raises(PlaitError, match=r"a\.csv and .*c\.jsonl are of two formats: give each its own entry"):
+        opened("datasets", tmp_path / "[ac].*")
+
+
+def test_a_file_that_was_read_as_lines_before_is_read_anew_as_a_table(tmp_path):
+    (tmp_path / "a.csv").write_text("caption\nx\n")
+    with pytest.raises(PlaitError, match="is not JSON"):
+        opened("jsonl", tmp_path / "a.csv")
+    assert outcomes(opened("datasets", tmp_path / "a.csv")) == ["x"]
+
+
 BLANK = "the field 'label' is empty; `allow_blank: true` of the source trains on it"
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "datasets", "parquet", "shards", "folder"])
+@pytest.mark.parametrize("kind", ["jsonl", "datasets", "csv", "parquet", "shards", "folder"])
 @pytest.mark.parametrize("template", [Template(assistant="a photo of {label}"), Template(user="which {label}?", assistant="yes")])
 def test_a_blank_field_inside_a_template_is_absent_through_every_source(tmp_path, kind, template):
     labels = ["frog", "  \t", "cat"] if kind == "csv" else ["frog", "", " \n", "cat"]
@@ -435,9 +550,9 @@ def test_the_collected_cases_give_what_is_right(tmp_path, kind, name, more, good
 
 
 @pytest.mark.parametrize("text", ["caption,label\na cat,1,\na dog,2,\n", "caption,label\na cat, black,1\n"])
-def test_a_csv_whose_rows_have_more_cells_than_its_header_is_refused(tmp_path, text):
+def test_a_csv_whose_rows_all_have_more_cells_than_its_header_is_refused(tmp_path, text):
     (tmp_path / "a.csv").write_text(text)
-    with pytest.raises(PlaitError, match=r"a\.csv: its first row has 3 cells, and its header 2: quote cells that hold ','"):
+    with pytest.raises(PlaitError, match=r"samples can be read: a\.csv:1 has 3 cells, and the header 2: quote cells that hold ','"):
         open_source(Source(source="datasets", path=str(tmp_path / "a.csv")), seed=0)
 
 

@@ -13,7 +13,7 @@ from plait.data import remote
 from plait.data.formats import index
 from plait.data.remote import RemoteFile
 from plait.data.sources import shards
-from plait.data.sources.jsonl import JsonRecords
+from plait.data.sources.indexed import JSON, IndexedRecords
 from plait.errors import BadSample, PlaitError
 from tests.data.packing import labelled, pack, picture
 
@@ -97,7 +97,7 @@ def test_a_shard_that_is_cut_while_it_is_read_is_an_error_with_its_name(tmp_path
 def test_lines_that_are_cut_while_they_are_read_are_an_error_with_their_file(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text('{"caption": "x"}\n' * 9)
-    records = JsonRecords(path, None, None, {})
+    records = IndexedRecords(path, JSON, None, {}, images=path.parent)
     assert records.read(8).fields == {"caption": "x"}
     os.truncate(path, 20)
     with pytest.raises(BadSample, match=r"a\.jsonl was cut while it was in use"):

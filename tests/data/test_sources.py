@@ -152,16 +152,17 @@ def test_parquet_rows_keep_images_encoded_and_name_their_classes(parquet):
     assert answers(pickle.loads(pickle.dumps(source))) == answers(source)
 
 
-def test_json_rows_come_through_datasets(tmp_path):
-    pytest.importorskip("datasets")
+def test_json_rows_come_through_datasets_without_the_package(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
     write_lines(tmp_path / "rows.jsonl", [{"label": "x"}, {"label": "y"}])
     assert answers(open_source(entry("datasets", tmp_path / "rows.jsonl", template=LABEL), seed=0, cache=tmp_path / "cache")) == ["x", "y"]
 
 
 def test_a_missing_package_says_how_to_install_it(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "datasets", None)
+    (tmp_path / "a.parquet").write_bytes(b"x")
     with pytest.raises(PlaitError, match=r"needs the package `datasets`: pip install 'plait\[hub-data\]'"):
-        opened("datasets", tmp_path)
+        opened("datasets", path=str(tmp_path / "a.parquet"))
 
 
 def test_scenes_are_opened_with_their_options():

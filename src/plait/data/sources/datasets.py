@@ -1,9 +1,9 @@
 """The kind `datasets`: rows of parquet, JSON, CSV or Arrow files, or of a Hub dataset, through the optional package `datasets`.
 
-Images stay encoded (`datasets` does not decode them); a ClassLabel becomes its name, so that a template writes "frog" and not "6".
+JSON and CSV are read without the package, which guesses types (the text "2024-01-15" becomes a date, "007" a number) and reads nothing of a
+file with one broken row. Images stay encoded; a ClassLabel becomes its name, so that a template writes "frog" and not "6".
 """
 
-import csv
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,14 +18,15 @@ from plait.data.paths import inside, read_regular
 from plait.data.records import Record, as_list
 from plait.data.sources.contract import Source
 from plait.data.sources.conversations import open_conversations
+from plait.data.sources.indexed import CSV, JSON, Chain, IndexedRecords
 from plait.data.sources.kind import Opening, SourceKind
 from plait.data.text import kind_of, rename
 from plait.errors import BadSample, PlaitError
 
 _LOADERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv", ".arrow": "arrow"}
-_PATH_COLUMNS = ("image_path", "image_file", "file_name", "filename", "file")
+PATH_COLUMNS = ("image_path", "image_file", "file_name", "filename", "file")
 """Columns of image paths, used where there is no column `image` or `images` and none of the type image."""
-_DELIMITERS = ",;\t|"
+_LAYOUTS = {".json": JSON, ".jsonl": JSON, ".csv": CSV, ".tsv": CSV}
 
 
 class Table:
@@ -78,10 +79,11 @@ class Table:
         fields = rename(row, self.columns)
         named = [value for name in ("image", "images") for value in as_list(fields.get(name))]
         cells = named or [value for name in self.pictures for value in as_list(pictures[name])]
-        cells = cells or next((as_list(fields[name]) for name in _PATH_COLUMNS if isinstance(fields.get(name), str)), [])
+        cells = cells or next((as_list(fields[name]) for name in PATH_COLUMNS if isinstance(fields.get(name), str)), [])
         images, frames = ([self._bytes(value, self._name(i)) for value in values] for values in (cells, as_list(fields.get("frames"))))
         plain = {name: value for name, value in fields.items() if name not in ("image", "images", "frames", *self.pictures)}
-        return Record(str(plain.get("id", self._name(i))), plain, images, frames)
+        name = plain.get("id")
+        return Record(self._name(i) if name is None else str(name), plain, images, frames)
 
     def _bytes(self, value: object, where: str) -> bytes:
         """Return the encoded bytes of an image cell: bytes, a path, or what `datasets` gives for one ({"bytes", "path"}).
@@ -115,24 +117,36 @@ def _root_of_images(path: str | None, options: Mapping[str, Any]) -> Path | None
 
 def _load_files(datasets: Any, path: str, split: str, cache: str | None) -> Any:
     folder = paths.local(path)
-    if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
+    if _is_saved(folder):
         saved = datasets.load_from_disk(str(folder))
         if not isinstance(saved, dict):
             return saved
         if split not in saved:
             raise PlaitError(f"{path} has no split {split!r}; it has {', '.join(saved)}")
         return saved[split]
+    files = _files(path, split)
+    return datasets.load_dataset(_LOADERS[Path(files[0]).suffix], data_files=files, split="train", cache_dir=cache)
+
+
+def _is_saved(folder: Path) -> bool:
+    """Return whether a folder is what `save_to_disk` of the package writes."""
+    return (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()
+
+
+def _files(path: str, split: str) -> list[str]:
+    """Return the data files that a path names, all of one format. Raises PlaitError for files of an unknown format and for empty ones."""
+    folder = paths.local(path)
     files = _in_folder(folder, split) if folder.is_dir() else paths.files(path, "", split=None)
-    loader = _LOADERS.get(Path(files[0]).suffix)
-    if loader is None:
-        raise PlaitError(f"cannot tell the format of {files[0]}; known endings: {', '.join(_LOADERS)}")
+    unknown = next((file for file in files if Path(file).suffix not in _LOADERS), None)
+    if unknown is not None:
+        raise PlaitError(f"cannot tell the format of {unknown}; known endings: {', '.join(_LOADERS)}")
+    other = next((file for file in files if _LOADERS[Path(file).suffix] != _LOADERS[Path(files[0]).suffix]), None)
+    if other is not None:
+        raise PlaitError(f"{files[0]} and {other} are of two formats: give each its own entry")
     empty = next((file for file in files if not addresses.is_remote(file) and Path(file).stat().st_size == 0), None)
     if empty is not None:
         raise PlaitError(f"{empty} is empty (0 bytes)")
-    options: dict[str, Any] = {}
-    for file in reversed(files) if loader == "csv" else ():
-        options = _csv_options(datasets, Path(file))
-    return datasets.load_dataset(loader, data_files=files, split="train", cache_dir=cache, **options)
+    return files
 
 
 def _reason(error: BaseException) -> str:
@@ -141,23 +155,6 @@ def _reason(error: BaseException) -> str:
         error = error.__cause__
     line = next(iter(str(error).splitlines()), "")
     return line if line and isinstance(error, OSError | ValueError) else f"{type(error).__name__} {line}".strip()
-
-
-def _csv_options(datasets: Any, file: Path) -> dict[str, Any]:
-    """Return how a CSV is read: every cell is the text that it holds (NA, null, 007), an empty one is null, by the header's delimiter."""
-    with file.open(encoding="utf-8-sig", errors="replace", newline="") as lines:
-        delimiter = max(_DELIMITERS, key=lines.readline().count)
-        lines.seek(0)
-        rows = csv.reader(lines, delimiter=delimiter)
-        names, first = next(rows, []), next(rows, [])
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise PlaitError(f"the header of {file} names {twice!r} twice: rename one, as only one of them can be read")
-    if len(first) > len(names):  # the reader would take the first cells for row names, and shift all others
-        cure = f"quote cells that hold {delimiter!r}, or name every column"
-        raise PlaitError(f"{file}: its first row has {len(first)} cells, and its header {len(names)}: {cure}")
-    features = datasets.Features({name: datasets.Value("string") for name in names})
-    return {"sep": delimiter, "features": features, "keep_default_na": False, "na_values": [""]}
 
 
 def _in_folder(folder: Path, split: str) -> list[str]:
@@ -181,9 +178,27 @@ def _encoded(datasets: Any, feature: Any) -> Any:
     return undecoded if isinstance(feature, datasets.Image) else datasets.List(undecoded)
 
 
+def _text_files(entry: Entry, split: str) -> list[str]:
+    """Return the JSON or CSV files that an entry names, which need no package; [] for other formats and for a dataset of the Hub."""
+    if entry.path is None or _is_saved(paths.local(entry.path)):
+        return []
+    files = _files(entry.path, split)
+    return files if Path(files[0]).suffix in _LAYOUTS and not any(map(addresses.is_remote, files)) else []
+
+
 def _open(entry: Entry, opening: Opening) -> Source:
-    cache = str(opening.cache) if opening.cache else None
-    return open_conversations(entry, Table(entry.path, entry.name, entry.split or opening.split, entry.options, cache, entry.columns))
+    cache, split = str(opening.cache) if opening.cache else None, entry.split or opening.split
+    files = _text_files(entry, split)
+    if not files:
+        return open_conversations(entry, Table(entry.path, entry.name, split, entry.options, cache, entry.columns))
+    root, outside = _root_of_images(entry.path, entry.options), bool(entry.options.get("outside", False))
+    readers = [
+        IndexedRecords(
+            Path(file), _LAYOUTS[Path(file).suffix], cache, entry.columns, images=root, outside=outside, path_columns=PATH_COLUMNS
+        )
+        for file in files
+    ]
+    return open_conversations(entry, readers[0] if len(readers) == 1 else Chain(readers))
 
 
 KIND = SourceKind(

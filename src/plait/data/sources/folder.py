@@ -1,7 +1,7 @@
 """The kind `folder`: images in a folder, with captions and fields in files of the same name (`dog.jpg`, `dog.txt`, `dog.json`).
 
 Subfolders and links to folders are searched; the field `folder` holds the name of a sample's own. A folder with `metadata.jsonl` or
-`metadata.csv`, whose column `file_name` names the pictures, is read by that file instead (jsonl.py, datasets.py).
+`metadata.csv`, whose column `file_name` names the pictures, is read by that file instead (indexed.py).
 """
 
 import json
@@ -20,8 +20,8 @@ from plait.data.paths import read_regular
 from plait.data.records import IMAGE_KINDS, TEXT_FIELDS, Record, from_members
 from plait.data.sources.contract import Reader, Source
 from plait.data.sources.conversations import open_conversations
-from plait.data.sources.datasets import Table
-from plait.data.sources.jsonl import JsonRecords, local_path_of
+from plait.data.sources.indexed import CSV, JSON, IndexedRecords
+from plait.data.sources.jsonl import local_path_of
 from plait.data.sources.kind import Opening, SourceKind
 from plait.data.text import rename
 from plait.errors import BadSample, PlaitError
@@ -171,16 +171,15 @@ def _open(entry: Entry, opening: Opening) -> Source:
         raise PlaitError(f"{root} is not a folder")
     tables = [root / name for name in _METADATA if (root / name).is_file()]
     columns = {"image": "file_name"} | dict(entry.columns)
-    cache, outside = str(opening.cache) if opening.cache else None, bool(entry.options.get("outside", False))
+    outside = bool(entry.options.get("outside", False))
     reader: Reader
     if len(tables) > 1:
         raise PlaitError(f"{root} has both {' and '.join(_METADATA)}; remove the one that does not describe it")
     if not tables:
         reader = Folder(root, entry.columns)
-    elif tables[0].suffix == ".csv":
-        reader = Listed(Table(str(tables[0]), None, "train", {"images": str(root), "outside": outside}, cache, columns))
     else:
-        reader = Listed(JsonRecords(tables[0], root, opening.cache, columns, outside=outside))
+        layout = CSV if tables[0].suffix == ".csv" else JSON
+        reader = Listed(IndexedRecords(tables[0], layout, opening.cache, columns, images=root, outside=outside))
     return open_conversations(entry, reader)
 
 

@@ -1,0 +1,110 @@
+"""Where the rows of a CSV file are, and what cells one has: every cell is the text that it holds (NA, null, 007), an empty one is null.
+
+A header names the columns, and its delimiter (, ; tab or |) is that of all rows. Cells may be between quotes, and then hold line breaks.
+A row that is broken, is not UTF-8 or has another number of cells than the header is found here like any other, and refused when it is read.
+"""
+
+import csv
+import mmap
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from plait.data.formats.spans import Facts, check_bytes, pack
+from plait.errors import BadSample, PlaitError
+
+_DELIMITERS = ",;\t|"
+_LONGEST_CELL = 1 << 24  # characters
+
+
+def scan(path: Path) -> tuple[Facts, dict[str, np.ndarray]]:
+    """Find the header and where each row begins and ends.
+
+    Raises PlaitError for a file without rows, a header that names a column twice, and a quote that is not closed: which of the lines
+    after it are rows of their own cannot be known.
+    """
+    check_bytes(path, "CSV")
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        lines = _Lines(mapped)
+        header = next(lines, "")
+        delimiter = max(_DELIMITERS, key=header.count)
+        rows = _rows(path, _Lines(mapped), delimiter)
+        _, _, names = next(rows, (0, 0, []))
+        columns = _columns(path, names)
+        spans = [(start, end) for start, end, _ in rows]
+    return pack(path, "csv", spans, columns=columns, delimiter=delimiter)
+
+
+def fields(body: bytes, where: str, facts: Facts) -> dict[str, Any]:
+    """Return the cells of one row by column. Raises BadSample, with its name `where`, for one that is broken, too long or too short."""
+    columns, delimiter = facts["columns"], facts["delimiter"]
+    try:
+        cells = next(_reader([body.decode()], delimiter))
+    except UnicodeDecodeError as error:
+        raise BadSample(f"{where} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+    except csv.Error as error:
+        lines = len(body.splitlines())
+        raise BadSample(f"{where}{f' ({lines} lines, by a quote)' if lines > 1 else ''} is no row of CSV: {error}") from error
+    if len(cells) != len(columns):
+        cure = f"quote cells that hold {delimiter!r}" if len(cells) > len(columns) else "give it the others, empty ones if need be"
+        raise BadSample(f"{where} has {len(cells)} cells, and the header {len(columns)}: {cure}")
+    return {name: cell or None for name, cell in zip(columns, cells, strict=True)}
+
+
+class _Lines(Iterator[str]):
+    """The lines of a mapped file, each byte as one character (Latin-1), so that none is broken; `position` is behind the last one."""
+
+    def __init__(self, mapped: mmap.mmap) -> None:
+        self.mapped, self.number = mapped, 0
+        self.position = 3 if mapped[:3] == b"\xef\xbb\xbf" else 0
+        self.newline = b"\n" if mapped.find(b"\n") >= 0 else b"\r"
+
+    def __next__(self) -> str:
+        if self.position >= len(self.mapped):
+            raise StopIteration
+        end = self.mapped.find(self.newline, self.position) + 1 or len(self.mapped)
+        line, self.position, self.number = self.mapped[self.position : end], end, self.number + 1
+        return line.decode("latin-1")
+
+
+def _rows(path: Path, lines: _Lines, delimiter: str) -> Iterator[tuple[int, int, list[str]]]:
+    """Give (start, end, cells) of each row that is not blank; a broken row has no cells.
+
+    Raises PlaitError for a quote that is not closed.
+    """
+    reader = _reader(lines, delimiter)
+    while True:
+        start, number = lines.position, lines.number + 1
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            if lines.number > number and ("end of data" in str(error) or "limit" in str(error)):
+                raise PlaitError(f"{path}: the quote that opens a cell in line {number} is not closed: close it, or double it") from error
+            yield start, lines.position, []
+            continue
+        if cells:
+            yield start, lines.position, cells
+
+
+def _columns(path: Path, names: list[str]) -> list[str]:
+    """Return the columns that the header names. Raises PlaitError for a broken header, and for a name given twice."""
+    try:
+        columns = [name.encode("latin-1").decode() for name in names]
+    except UnicodeDecodeError as error:
+        raise PlaitError(f"the header of {path} is not UTF-8: iconv -f LATIN1 -t UTF-8 {path.name} > new{path.suffix}") from error
+    if not columns:
+        raise PlaitError(f"the header of {path} is no row of CSV: mend its quotes")
+    twice = next((name for name in columns if columns.count(name) > 1), None)
+    if twice is not None:
+        raise PlaitError(f"the header of {path} names {twice!r} twice: rename one, as only one of them can be read")
+    return columns
+
+
+def _reader(lines: Iterable[str], delimiter: str) -> Iterator[list[str]]:
+    """Return the csv module's reader, which refuses what it would otherwise guess at, for cells of any sensible length."""
+    csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_CELL))  # a setting of the whole process
+    return csv.reader(lines, delimiter=delimiter, strict=True)

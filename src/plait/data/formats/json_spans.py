@@ -1,0 +1,140 @@
+"""Where the records of a JSON file are: one object per line (JSONL), one array of them, or one object with one array of them.
+
+Only offsets are found here; lines are parsed when they are read, so a file may be larger than memory.
+"""
+
+import codecs
+import json
+import mmap
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from plait.data.formats.spans import Facts, check_bytes, pack
+from plait.errors import PlaitError
+
+_SPACE = b" \t\r\n"
+_TEXT = re.compile(rb"[^ \t\r\n]")
+
+
+def scan(path: Path) -> tuple[Facts, dict[str, np.ndarray]]:
+    """Find where each record begins and ends; JSON lines are parsed only when they are read.
+
+    Raises PlaitError for a file without records, and for one that is neither lines, an array, nor an object with one array of records.
+    """
+    check_bytes(path, "JSON")
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        first = next((byte for byte in mapped[:4096].removeprefix(codecs.BOM_UTF8) if byte not in _SPACE), 0)
+        if first == ord("["):
+            spans = _array_spans(path, mapped[:])
+        else:
+            spans = (_spans_in_object(path, mapped) if first == ord("{") else None) or _line_spans(mapped)
+    return pack(path, "json", spans)
+
+
+def _spans_in_object(path: Path, mapped: mmap.mmap) -> list[tuple[int, int]] | None:
+    """Return the records of a file that is one object with one array of objects, as {"data": [...]}; None for lines of JSON.
+
+    Raises PlaitError for one object with several such arrays, and for one that gives the array's key twice.
+    """
+    first_line = _line_from(mapped, 0)
+    if _TEXT.search(mapped, len(first_line)) and _is_json(first_line):
+        return None
+    pairs: list[tuple[str, Any]] = []
+
+    def keep_pairs(of_object: list[tuple[str, Any]]) -> dict[str, Any]:
+        pairs[:] = of_object  # the outermost object comes last
+        return dict(of_object)
+
+    try:
+        whole = json.loads(mapped[:].decode("utf-8-sig"), object_pairs_hook=keep_pairs)
+    except (ValueError, RecursionError):
+        return None
+    names = [name for name, _ in pairs]
+    arrays = [name for name, value in pairs if isinstance(value, list) and value and all(isinstance(item, dict) for item in value)]
+    if twice := next((name for name in arrays if names.count(name) > 1), None):
+        raise PlaitError(f"{path} gives the key {twice!r} twice: make one array of the two, or name each once")
+    if len(arrays) > 1:
+        raise PlaitError(
+            f"{path} holds {len(arrays)} arrays of records: {', '.join(arrays)}; write the one to train on to a file of its own"
+        )
+    if not arrays or _has_text(whole):
+        return None
+    text = mapped[:].decode("latin-1")
+    return _array_spans(path, mapped[:], _start_of_value(text, arrays[0]), whole_file=False)
+
+
+def _start_of_value(text: str, name: str) -> int:
+    """Return where the value of a key of the outermost object begins, in text that is sound JSON."""
+    decoder, position = json.JSONDecoder(), text.index("{") + 1
+    while True:
+        found, end = decoder.raw_decode(text, _past_space(text, position))
+        position = _past_space(text, _past_space(text, end) + 1)
+        if found == name:
+            return position
+        _, end = decoder.raw_decode(text, position)
+        position = _past_space(text, end) + 1
+
+
+def _has_text(record: Mapping[str, Any]) -> bool:
+    """Return whether an object is itself a record: it has a conversation or caption."""
+    return any(name in record for name in ("messages", "conversations", "caption", "text", "image", "images"))
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _line_spans(mapped: mmap.mmap) -> list[tuple[int, int]]:
+    spans: list[tuple[int, int]] = []
+    start = 3 if mapped[:3] == codecs.BOM_UTF8 else 0
+    while line := _line_from(mapped, start):
+        if line.strip():
+            spans.append((start, start + len(line)))
+        start += len(line)
+    return spans
+
+
+def _line_from(mapped: mmap.mmap, start: int) -> bytes:
+    mapped.seek(start)
+    return mapped.readline()
+
+
+def _array_spans(path: Path, body: bytes, start: int | None = None, *, whole_file: bool = True) -> list[tuple[int, int]]:
+    """Find the elements of a JSON array that begins at `start` (None: the first bracket). `whole_file`: nothing may come after it.
+
+    Latin-1 maps every byte to one character, so positions in the text are offsets in the file. Raises PlaitError with the offset.
+    """
+    text, decoder = body.decode("latin-1"), json.JSONDecoder()
+    spans: list[tuple[int, int]] = []
+    position = (text.index("[") if start is None else start) + 1
+    while True:
+        position = _past_space(text, position)
+        if text[position : position + 1] == "]":
+            rest = _past_space(text, position + 1)
+            if whole_file and rest < len(text):
+                raise PlaitError(f"{path} goes on after its array of {len(spans)} records, at offset {rest}; make it one array, or lines")
+            return spans
+        try:
+            _, end = decoder.raw_decode(text, position)
+        except (ValueError, RecursionError) as error:
+            raise PlaitError(f"{path} is not a JSON array of records: offset {position}: {error}") from error
+        spans.append((position, end))
+        position = _past_space(text, end)
+        if text[position : position + 1] == ",":
+            position += 1
+        elif text[position : position + 1] != "]":
+            raise PlaitError(f"{path} is not a JSON array of records: offset {position}: expected , or ]")
+
+
+def _past_space(text: str, position: int) -> int:
+    while text[position : position + 1] in (" ", "\t", "\r", "\n"):
+        position += 1
+    return position

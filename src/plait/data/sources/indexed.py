@@ -1,0 +1,163 @@
+"""Records of a text file (JSON, CSV) by number: only their offsets are kept (formats/index.py), so a file may be larger than memory.
+
+A record that is broken costs itself alone. Its images are named by paths, which stay below one folder unless that is waived.
+"""
+
+import base64
+import binascii
+import json
+import threading
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from plait.data import paths
+from plait.data.formats import csv_spans, index, json_spans
+from plait.data.formats.open_file import OpenFile
+from plait.data.formats.spans import Facts, Layout
+from plait.data.paths import read_regular
+from plait.data.records import Record, as_list, parse_json
+from plait.data.sources.contract import Reader
+from plait.data.text import image_parts, kind_of, rename
+from plait.errors import BadSample, PlaitError
+
+
+def _json_fields(body: bytes, where: str, facts: Facts) -> dict[str, Any]:
+    """Return the fields of one record. Raises BadSample, with its name `where`, for what is no JSON, or no object."""
+    record = parse_json(body, where)
+    if not isinstance(record, dict):
+        raise BadSample(f"{where} holds a {type(record).__name__}, not an object of fields")
+    return record
+
+
+JSON = Layout("json", json_spans.scan, _json_fields)
+CSV = Layout("csv", csv_spans.scan, csv_spans.fields)
+
+
+class IndexedRecords:
+    """Random access to the records of one file; threads may read at once, and it pickles. `columns`: new field name -> the record's.
+
+    `images`: the folder that image paths are relative to; None: there is none. `path_columns`: fields that name an image where a record
+    has no other, the first of them that holds text. Raises PlaitError if `images` is no folder, or the file has no records.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        layout: Layout,
+        cache: str | Path | None,
+        columns: Mapping[str, str],
+        *,
+        images: Path | None,
+        outside: bool = False,
+        path_columns: Sequence[str] = (),
+    ) -> None:
+        self.path, self.layout, self.columns = path, layout, dict(columns)
+        self.root, self.outside, self.path_columns = images, outside, tuple(path_columns)
+        self.left_out: Mapping[str, int] = {}
+        if images is not None and not images.is_dir():
+            raise PlaitError(f"options.images {str(images)!r} is not a folder")
+        self.head, _ = index.obtain(path, cache, lambda: layout.scan(path))
+        if self.head.facts.get("format", "json") != layout.format:  # it was read as another kind before
+            self.head, _ = index.obtain(path, cache, lambda: layout.scan(path), rebuild=True)
+        self.digest = xxhash.xxh3_64(json.dumps([path.name, self.head.stamp["size"], len(self), self.head.xxh3]).encode()).hexdigest()
+        self._start_closed()
+
+    def _start_closed(self) -> None:
+        self._lock = threading.Lock()
+        self._file: OpenFile | None = None
+        self._spans: dict[str, np.ndarray] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in ("_lock", "_file", "_spans")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._start_closed()
+
+    def __len__(self) -> int:
+        return int(self.head.facts["samples"])
+
+    def read(self, i: int) -> Record:
+        """Read record `i` with the bytes of its images. Raises BadSample for a broken record, a missing file, a missing column."""
+        fields = self.fields(i)
+        images, frames = ([self._image(value) for value in values] for values in (self.image_values(fields), as_list(fields.get("frames"))))
+        name = fields.get("id")
+        return Record(self._name(i) if name is None else str(name), fields, images, frames)
+
+    def fields(self, i: int) -> dict[str, Any]:
+        """Return the fields of record `i`, by our names. Raises BadSample for a broken record and a missing column."""
+        return rename(self.layout.fields(self._bytes(i), self._name(i), self.head.facts), self.columns)
+
+    def image_values(self, fields: Mapping[str, Any]) -> list[Any]:
+        """Return what a record's fields name its images by: paths, `data:` addresses, or objects that hold one."""
+        values = [*as_list(fields.get("image")), *as_list(fields.get("images"))] or image_parts(fields.get("messages"))
+        return values or next(([fields[name]] for name in self.path_columns if isinstance(fields.get(name), str)), [])
+
+    def image_paths(self) -> Iterator[str]:
+        """Give the paths by which all records name images, as they are written; broken records name none."""
+        for i in range(len(self)):
+            try:
+                values = self.image_values(self.fields(i))
+            except BadSample:
+                continue
+            yield from (address for address in map(_address, values) if address is not None)
+
+    def _name(self, i: int) -> str:
+        return f"{self.path.name}:{i + 1}"
+
+    def _bytes(self, i: int) -> bytes:
+        with self._lock:
+            if self._file is None:
+                self._spans, self._file = index.map_arrays(self.head), OpenFile(self.path)
+        start, end = int(self._spans["start"][i]), int(self._spans["end"][i])
+        return self._file.read(start, end - start)
+
+    def _image(self, value: object) -> bytes:
+        """Return the encoded image that a record's value names: a path, a `data:` address, or a mapping with `path` or `url`."""
+        address = _address(value)
+        if address is None:
+            raise BadSample(f"an image is named by a path, not by {kind_of(value)}")
+        if address.startswith("data:"):
+            return _decode_data_url(address)
+        if "://" in address:
+            raise BadSample(f"the image {address} is on the network; download it first, and name the file in its place")
+        if self.root is None:
+            raise BadSample(f"an image is a path, {address!r}, and this dataset has no folder: set options {{images: FOLDER}}")
+        return read_regular(paths.inside(self.root, address, anywhere=self.outside))
+
+
+class Chain:
+    """The records of several readers, one after the other."""
+
+    def __init__(self, readers: Sequence[Reader]) -> None:
+        self.readers, self._ends = list(readers), list(accumulate(map(len, readers)))
+        self.digest = xxhash.xxh3_64("".join(reader.digest for reader in readers).encode()).hexdigest()
+        self.left_out: Mapping[str, int] = sum((Counter(reader.left_out) for reader in readers), Counter())
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def read(self, i: int) -> Record:
+        """Read record `i`, counted over all readers. Raises BadSample as its reader does."""
+        which = bisect_right(self._ends, i)
+        return self.readers[which].read(i - (self._ends[which - 1] if which else 0))
+
+
+def _address(value: object) -> str | None:
+    """Return the path or address in what names an image, a text or a mapping with `path` or `url`; None for anything else."""
+    address = value.get("path") or value.get("url") if isinstance(value, Mapping) else value
+    return address if isinstance(address, str) else None
+
+
+def _decode_data_url(address: str) -> bytes:
+    try:
+        return base64.b64decode(address.partition("base64,")[2], validate=True)
+    except binascii.Error as error:
+        raise BadSample(f"broken data: address of an image ({error})") from error
