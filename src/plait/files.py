@@ -133,7 +133,7 @@ def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Return the rows of a `.jsonl` file as dicts, oldest first; [] if there is no file.
 
-    A line that cannot be read costs that line and a warning; a last line that was cut short (a kill) is left out without one.
+    A line that cannot be read is skipped with a warning; a last line that was cut short, as by a kill, is skipped without one.
     """
     return [row for _, row in _lines(path)]
 

@@ -51,7 +51,7 @@ SUMS, COLLATE = (toy_family.Loss, "sums"), (toy_family.Inputs, "collate")
 
 LATE = r"rank [01]: rank {} is late: in {} after step \d+, with nothing done for 4 s \(guard\.hang_timeout_s\); what each rank does is in"
 HELD = r"rank 1 is late: it holds Python's lock, with nothing done for 4 s \(guard\.hang_timeout_s\); what it does is in"
-"""The line of the process beside a rank, which is alone where it ends its rank before another one is late too: that one's collective fails."""
+"""What the process beside a rank says, alone where it ends its rank before another one is late too: that one's collective fails."""
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,10 @@ def _decode_opened(image: Image.Image, max_pixels: int, at_least: tuple[int, int
 
 
 def over_limit(size: tuple[int, int], max_pixels: int = MAX_PIXELS) -> str | None:
-    """Return which limit an image of `size` (width, height) is over, in words; None where it is within both."""
+    """Return why an image of `size` (width, height) is too large, as the end of a sentence ("has a side over ...").
+
+    None where its sides are within MAX_SIDE and its pixels (width x height) within `max_pixels`.
+    """
     if max(size) > MAX_SIDE:
         return f"has a side over the limit of {MAX_SIDE}: cut it into several"
     return f"is over the limit of {max_pixels}" if size[0] * size[1] > max_pixels else None

@@ -47,7 +47,7 @@ class Meter(Protocol):
         """Return a context that counts the FLOPs of the forward pass inside it, and of the backward pass that follows."""
 
     def take(self) -> float:
-        """Return the FLOPs counted since the last call."""
+        """Return the FLOPs counted since the last call, and count from zero again."""
 
     def rates(self, flops: float, seconds: float, ranks: int) -> Mapping[str, float]:
         """Return the metrics (`tflop_per_s`, `mfu`) for `flops` that `ranks` ranks together did in `seconds`."""

@@ -1,7 +1,7 @@
 """The state of a run between two optimizer steps, as a value: everything here is saved, everything else is a function of it and the config.
 
 All tensors are keyed by parameter name. Weights are those that train now or ever did; those that never trained are read from their source
-again. A stage is a part of a run with its own settings and trained parameters; a group, a kind of tensor (weights, ema, moments).
+again. A stage is a part of a run with its own settings and trained parameters; a group is a kind of tensor (weights, ema, moments).
 """
 
 from collections.abc import Mapping, Sequence
@@ -180,8 +180,9 @@ class State:
         return {**values, "totals": self.totals, "trained": sorted(self.ever_trained)}
 
     def restore(self, metadata: Mapping[str, Any], tensors: Mapping[str, Mapping[str, StoredTensor]]) -> None:
-        """Take over a saved state: what `metadata` and `tensors` returned. Moments stay in `paused` until `begin`.
+        """Load a saved state into this one. The arguments are what the methods `metadata` and `tensors` returned when it was saved.
 
+        The optimizer's moments stay in `paused` until `begin` starts a stage.
         Raises PlaitError when a saved weight has no parameter of its name and shape here.
         """
         for attribute, name in _MANIFEST_KEYS.items():

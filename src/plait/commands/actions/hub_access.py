@@ -1,7 +1,7 @@
-"""Questions of `plait doctor` to the Hub: can each model and dataset be had with this token, how large is it, and under which licence.
+"""Questions of `plait doctor` to the Hub: is each model and dataset accessible with this token, how large is it, and under which licence.
 
 Repositories are asked at the same time, each in a thread that is given up after a time limit. Nothing is downloaded, and no message holds
-the token or a text of the server's.
+the token or any text from the server.
 """
 
 import fnmatch
@@ -68,7 +68,7 @@ class Answer:
 
 
 def token_origin() -> str | None:
-    """Return where the Hub's client takes its token from, in words; None without one. The token itself is not read."""
+    """Return where the Hub's client takes its token from: a variable's name or "hf auth login"; None if it has none."""
     if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN:
         return None
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):

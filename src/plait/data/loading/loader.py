@@ -32,12 +32,12 @@ class StepBatch:
 
 
 class Loader:
-    """Iterates over the StepBatches of steps `start_step` (from 0) up to, not including, `stop_step` (None: without end).
+    """Iterates over the StepBatches of steps `start_step` (from 0) up to, not including, `stop_step` (None: endless).
 
     `order`: which samples a step holds. `inputs`: how they become tensors. `micro_batch`: samples in each; None: one per rank and step.
-    `workers`: 0 builds a step in one thread when it is asked for. `prefetch`: steps kept ready (processes: a micro-batch each). `pin`: copy
-    to page-locked memory when there is a GPU. `interrupted` is polled while waiting; True ends the iteration. Each iteration starts again
-    from `start_step`. Close it, or use it in a `with`, to stop its workers.
+    `workers`: 0 builds a step in one thread when it is asked for. `prefetch`: steps kept ready, and more where worker processes would
+    have no micro-batch each. `pin`: copy to page-locked memory when there is a GPU. `interrupted` is polled while waiting; True ends the
+    iteration. Each iteration starts again from `start_step`. Close it, or use it in a `with`, to stop its workers.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class Loader:
         return kind(self._builder, max(1, self._worker_count))
 
     def close(self) -> None:
-        """Stop every worker now. Closing twice is fine."""
+        """Stop every worker without finishing what it builds. Safe to call more than once."""
         if self._workers is not None:
             self._workers.close()
             self._workers = None

@@ -1,4 +1,4 @@
-"""Preprocessing: samples (raw items of data) to clean latents or pixels, noise, times and conditions; examples to batches. In data workers.
+"""Preprocessing in data workers: samples (raw items of data) to clean latents or pixels, noise, times and conditions; examples to batches.
 
 Everything random about a sample (noise, t, which conditions it keeps, mirroring) is drawn here from its key, a 64-bit seed, so that it is
 the same on any number of ranks and workers. A condition is what the model is told: the caption's features, or a reference image's.
@@ -61,7 +61,10 @@ class Example:
 
 
 class Inputs:
-    """`encode` and `collate` serve training and held-out loss; `clean`, `conditions`, `pack` benches and generation. `train`: augment."""
+    """`encode` and `collate` serve training and held-out loss; `clean`, `conditions` and `pack` serve benches and generation.
+
+    `train`: whether samples are augmented.
+    """
 
     def __init__(
         self, config: Config, directory: Path, *, max_tokens: int | None = None, pad: str = "longest", train: bool = False

@@ -33,10 +33,10 @@ _SPREAD = 3.0  # standard deviations of a latent channel from black to white, ea
 
 
 def decoder(inputs: Inputs, device: torch.device) -> Decoder:
-    """Return the function that turns samples into pictures.
+    """Return the function from drawn samples (B, C, H, W), latents or pixels, to B pictures as uint8 arrays (H, W, 3).
 
-    Pixels are rescaled; latents go through the decoder that the run's metadata names, a few pictures at a time, or without one become
-    false colours. Raises PlaitError where that decoder cannot be opened or its weights have changed.
+    Pixels in [-1, 1] are mapped to 0..255. Latents are decoded, a few pictures at a time, by the decoder that the run's metadata names; if
+    it names none, they are shown as false colours. Raises PlaitError where that decoder cannot be opened or its weights have changed.
     """
     if inputs.config.space == "pixels":
         return as_pixels

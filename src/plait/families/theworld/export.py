@@ -1,4 +1,4 @@
-"""`plait export --to hf` and its inverse: Gemma 3 alone, as `Gemma3ForConditionalGeneration.from_pretrained` loads it.
+"""`plait export --to hf` and its inverse: Gemma 3 alone, as transformers' AutoModelForImageTextToText, AutoProcessor and pipeline load it.
 
 The world encoder and the projector are part of no published class. The projector's weights are written beside Gemma's, under plait's names,
 so that `from:` can load them again. `directory` is the run's folder `assets`, which holds a tiny model's tokenizer.
@@ -9,18 +9,21 @@ import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, Gemma3Processor, GenerationConfig
+from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 from transformers.utils.hub import cached_file
 
 from plait.engine.checkpoints.folders import new_folder
 from plait.families.theworld import chat, towers
 from plait.families.theworld.config import TINY, Config
 from plait.families.theworld.model import TheWorld
+from plait.nn import trust
 
 PROJECTOR = "projector.safetensors"
-_TOKENIZER_FILES = (
+_PROCESSOR_FILES = (
     "tokenizer.json",
     "tokenizer.model",
     "tokenizer_config.json",
@@ -43,16 +46,22 @@ _NAMES = (
 
 
 def write_hf(model: TheWorld, config: Config, directory: Path, out: Path) -> list[str]:
-    """Write Gemma, its tokenizer and processor files, and the projector to the new folder `out`; return lines on how to load it."""
+    """Write Gemma, its tokenizer and processor files, and the projector to the new folder `out`; return lines on how to load it.
+
+    Gemma's weights are converted, in place, to the dtype of its base: what trained is float32 in the run.
+    """
+    dtype, lines = _base_dtype(model), []
+    if any(value.dtype != dtype for value in model.gemma.parameters()):
+        lines.append(f"weights that were trained in float32 are rounded to {dtype}, which the base has".replace("torch.", ""))
     with new_folder(out) as folder:
-        model.gemma.save_pretrained(folder)
-        _write_tokenizer(config, directory, folder)
+        model.gemma.to(dtype).save_pretrained(folder)
+        _write_processor(model, config, directory, folder)
         _write_generation(model, chat.stops(towers.load_tokenizer(config, directory)), folder)
         if model.projector is None:
-            return []
+            return lines
         weights = {f"projector.{name}": value.detach().contiguous() for name, value in model.projector.state_dict().items()}
         save_file(weights, folder / PROJECTOR)
-        return [f"transformers loads Gemma 3 without the world; the projector is in {PROJECTOR}, for `from:`"]
+        return [*lines, f"transformers loads Gemma 3 without the world; the projector is in {PROJECTOR}, for `from:`"]
 
 
 exports: dict[str, Callable[[TheWorld, Config, Path, Path], list[str]]] = {"hf": write_hf}
@@ -79,15 +88,22 @@ def _write_generation(model: TheWorld, stops: frozenset[int], out: Path) -> None
     own.save_pretrained(out)
 
 
-def _write_tokenizer(config: Config, directory: Path, out: Path) -> None:
-    """Copy the base's own tokenizer files; for a tiny base, write the tokenizer trained for the run."""
+def _base_dtype(model: TheWorld) -> torch.dtype:
+    """Return the dtype that the base's weights were saved in; float32 of a tiny base."""
+    dtype: torch.dtype | None = model.gemma.config.dtype
+    return dtype or torch.float32
+
+
+def _write_processor(model: TheWorld, config: Config, directory: Path, out: Path) -> None:
+    """Copy the base's own tokenizer, processor and chat template; of a tiny base, write those that fit it."""
     if config.base == TINY:
-        wrapped = PreTrainedTokenizerFast(
-            tokenizer_object=towers.load_tokenizer(config, directory), bos_token="<bos>", eos_token="<eos>", pad_token="<pad>"
-        )
-        wrapped.save_pretrained(out)
+        tokenizer = AutoTokenizer.from_pretrained(directory / towers.TOKENIZER, **trust.CONFIG)
+        side = model.gemma.config.vision_config.image_size
+        pictures = Gemma3ImageProcessorPil(size={"height": side, "width": side})
+        tokens = model.gemma.config.mm_tokens_per_image
+        Gemma3Processor(pictures, tokenizer, chat_template=tokenizer.chat_template, image_seq_length=tokens).save_pretrained(out)
         return
-    for name in _TOKENIZER_FILES:
+    for name in _PROCESSOR_FILES:
         path = Path(config.base) / name
         if not Path(config.base).is_dir():
             fetched = cached_file(config.base, name, revision=config.base_revision, _raise_exceptions_for_missing_entries=False)
