@@ -705,8 +705,9 @@ def test_the_stages_ahead_are_the_present_one_and_all_after_it(made):
     assert ahead(made, "vision", 2, None) == ["vision"]
     assert ahead(made, "vision", 1, "flat") == ["vision"]
     for only, stage, done, said in (
+        ("language", 1, None, "stage 'language' comes after projection, which is not finished"),
         ("vision", 1, None, "stage 'vision' comes after projection, which is not finished; run that first"),
-        ("language", 1, "flat", "stage 'language' comes after projection"),
+        ("language", 1, "flat", "stage 'language' comes after vision, which is not finished; run that first"),
         (
             "projection",
             2,

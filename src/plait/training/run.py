@@ -165,8 +165,9 @@ def stages_ahead(resolved: Resolved, only: str | None, state: State) -> list[Sta
     if not named:
         names = ", ".join(view.name for view in resolved.stages)
         raise PlaitError(f"stage {only!r} is not one to run next: the stages are {names}, and the run is in {ahead[0].name}")
-    if named[0] is not ahead[0] and not (state.stage_done and named[0] is ahead[1]):
-        raise PlaitError(f"stage {only!r} comes after {ahead[0].name}, which is not finished; run that first")
+    due = ahead[1] if state.stage_done and len(ahead) > 1 else ahead[0]
+    if named[0] not in (ahead[0], due):
+        raise PlaitError(f"stage {only!r} comes after {due.name}, which is not finished; run that first")
     return named
 
 
