@@ -305,6 +305,28 @@ def test_what_a_folder_does_not_read_is_counted(tmp_path):
         opened("folder", folder(tmp_path / "heic", **{"a.heic": b""}))
 
 
+def test_hidden_pictures_of_a_folder_are_counted_and_those_behind_a_link_are_read(tmp_path):
+    root = folder(
+        tmp_path, **{"a.png": picture(1), "._a.png": b"x", ".DS_Store": b"", ".cache/b.PNG": picture(2), ".store/c.png": picture(3)}
+    )
+    (root / "in").symlink_to(".store")
+    source = opened("folder", root)
+    assert [source[i]["id"] for i in range(len(source))] == ["a", "in/c"]
+    assert source.left_out == {"hidden pictures (a name begins with a dot)": 2}
+
+
+@pytest.mark.parametrize("name", ["metadata.jsonl", "metadata.csv"])
+def test_pictures_that_the_metadata_does_not_list_are_counted_hidden_ones_too(tmp_path, name):
+    names = ["a.png", "./in/b.png", ".listed.png"]
+    body = "".join(json.dumps({"file_name": n, "text": "x"}) + "\n" for n in names)
+    body = body + '{"file_name"' if name.endswith("l") else "file_name,text\n" + "".join(f"{n},x\n" for n in names) + "z,z,z\n"
+    files = dict.fromkeys(["a.png", "in/b.png", "in/c.PNG", ".listed.png", ".d.png", ".e/f.jpg", "g.jpg"], picture(1))
+    root = folder(tmp_path / "f", **files, **{"h.heic": b"", "a.txt": b"lost", name: body.encode()})
+    source = opened("folder", root)
+    assert [str(one)[:40] for one in outcomes(source)][:3] == ["x", "x", "x"] and len(source) == 4
+    assert source.left_out == {f"pictures that {name} does not list": 4, ".heic: not read": 1, ".txt: not read": 1}
+
+
 @pytest.mark.parametrize("name", ["metadata.jsonl", "metadata.csv"])
 @pytest.mark.parametrize("column", ["text", "caption"])
 def test_the_metadata_of_an_imagefolder_is_read(tmp_path, name, column):

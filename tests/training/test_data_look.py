@@ -135,6 +135,21 @@ def test_what_a_folder_does_not_read_is_told(tmp_path):
     assert found.text().endswith("; left out: 1 of .heic: not read")
 
 
+@pytest.mark.parametrize("verb", [["train"], ["data", "inspect"]], ids=" ".join)
+def test_pictures_that_no_row_of_the_metadata_lists_are_told_by_the_command(tmp_path, monkeypatch, capsys, verb):
+    (tmp_path / "f").mkdir()
+    for name in ("a.png", "b.png", "lost.png", ".hidden.png"):
+        (tmp_path / "f" / name).write_bytes(picture(0))
+    (tmp_path / "f" / "metadata.jsonl").write_text("".join(json.dumps({"file_name": f"{n}.png", "text": "x"}) + "\n" for n in "ab"))
+    train = {"source": "folder", "path": str(tmp_path / "f")}
+    settings = {"family": "theworld", "preset": "tiny", "data": {"train": [train], "workers": 0}, "track": {"tensorboard": False}}
+    (tmp_path / "a.yaml").write_text(json.dumps(settings | {"train": {"steps": 1, "global_batch": 2}}))
+    monkeypatch.chdir(tmp_path)
+    run = [f"--run={tmp_path / 'run'}", "--optim.schedule.warmup_steps=0"] if verb == ["train"] else []
+    assert cli.main([*verb, str(tmp_path / "a.yaml"), *run]) == 0
+    assert "left out: 2 of pictures that metadata.jsonl does not list" in capsys.readouterr().out
+
+
 def test_the_samples_are_spread_over_the_source():
     assert data_look._spread(100, 5) == [0, 24, 49, 74, 99]
     assert data_look._spread(3, 32) == [0, 1, 2]

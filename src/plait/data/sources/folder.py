@@ -10,6 +10,7 @@ import re
 import stat
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import xxhash
@@ -44,7 +45,8 @@ class Folder:
 
     def __init__(self, root: Path, columns: Mapping[str, str]) -> None:
         self.root, self.columns = root, dict(columns)
-        files, unread = _walk(root)
+        walk = _walk(root)
+        files, unread = walk.files, walk.unread
         by_stem: dict[str, list[str]] = {}
         for path in files:
             stem, _, ending = path.rpartition(".")
@@ -57,6 +59,8 @@ class Folder:
                 members.setdefault(owners[picture], []).append((kind, path, size))
             if not _belongs(path, by_stem):
                 unread[_why_unread(path)] += 1
+        if walk.hidden:
+            unread["hidden pictures (a name begins with a dot)"] = len(walk.hidden)
         self.samples = list(members.items())
         self.left_out: Mapping[str, int] = dict(unread)
         if not self.samples:
@@ -77,10 +81,20 @@ class Folder:
 
 
 class Listed:
-    """The rows of a metadata file, each with its picture: a row whose `file_name` is null is a bad sample, not one without a picture."""
+    """The rows of a metadata file, each with its picture: a row whose `file_name` is null is a bad sample, not one without a picture.
 
-    def __init__(self, rows: Reader) -> None:
-        self.rows, self.digest, self.left_out = rows, rows.digest, rows.left_out
+    `left_out` counts the pictures below the folder, hidden ones too, that no row lists, and other files, which are not read.
+    """
+
+    def __init__(self, rows: IndexedRecords, root: Path) -> None:
+        self.rows, self.digest = rows, rows.digest
+        walk, listed = _walk(root), {os.path.normpath(root / name) for name in rows.image_paths()}
+        beside = Counter(walk.unread)
+        for path in [*walk.files, *walk.hidden]:
+            if os.path.normpath(root / path) not in listed and path != rows.path.name:
+                picture = _ending(path) in IMAGE_KINDS
+                beside[f"pictures that {rows.path.name} does not list" if picture else f".{_ending(path)}: not read"] += 1
+        self.left_out: Mapping[str, int] = dict(beside)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -132,16 +146,27 @@ def _why_unread(path: str) -> str:
     return f".{ending}: not read" if ending else "files without an ending"
 
 
-def _walk(root: Path) -> tuple[dict[str, int], Counter[str]]:
-    """Return the bytes of every file by its path below root, sorted, without hidden ones; and how many entries cannot be files of data.
-
-    Links to folders are followed, each folder once.
+@dataclass(frozen=True)
+class _Walk:
+    """What lies below a folder: bytes by path, sorted; paths of hidden pictures (a name of the path begins with a dot), which are not data;
+    and how many entries cannot be files of data.
     """
+
+    files: dict[str, int]
+    hidden: list[str]
+    unread: Counter[str]
+
+
+def _walk(root: Path) -> _Walk:
+    """Look through a folder. Links to folders are followed, each folder once, but for those in hidden folders."""
     files: dict[str, int] = {}
     unread: Counter[str] = Counter()
+    hidden, hidden_folders = [], []
     seen = {os.path.realpath(root)}
     for folder, subfolders, names in os.walk(root, followlinks=True):
+        hidden_folders += [Path(folder, name) for name in subfolders if name.startswith(".")]
         subfolders[:] = [name for name in subfolders if not name.startswith(".") and _first_visit(Path(folder, name), seen)]
+        hidden += [Path(folder, name) for name in names if name.startswith(".") and _ending(name) in IMAGE_KINDS]
         for name in (name for name in names if not name.startswith(".")):
             path = Path(folder, name)
             try:
@@ -153,7 +178,16 @@ def _walk(root: Path) -> tuple[dict[str, int], Counter[str]]:
                 files[path.relative_to(root).as_posix()] = status.st_size
             else:
                 unread["no regular files"] += 1
-    return dict(sorted(files.items())), unread
+    for start in hidden_folders:
+        for folder, _, names in os.walk(start):
+            if os.path.realpath(folder) not in seen:  # else a link that is not hidden leads there
+                hidden += [Path(folder, name) for name in names if _ending(name) in IMAGE_KINDS]
+    return _Walk(dict(sorted(files.items())), [path.relative_to(root).as_posix() for path in hidden], unread)
+
+
+def _ending(name: str) -> str:
+    """Return a file's ending in lower case; "" for a name without one, such as ".png"."""
+    return Path(name).suffix[1:].lower()
 
 
 def _first_visit(folder: Path, seen: set[str]) -> bool:
@@ -179,7 +213,7 @@ def _open(entry: Entry, opening: Opening) -> Source:
         reader = Folder(root, entry.columns)
     else:
         layout = CSV if tables[0].suffix == ".csv" else JSON
-        reader = Listed(IndexedRecords(tables[0], layout, opening.cache, columns, images=root, outside=outside))
+        reader = Listed(IndexedRecords(tables[0], layout, opening.cache, columns, images=root, outside=outside), root)
     return open_conversations(entry, reader)
 
 
