@@ -47,6 +47,8 @@ def measured(run, bench, out, *more):
 def test_a_run_measures_itself_on_a_dataset_with_its_own_rule(run):
     (row,) = [row for row in files.read_rows(run / "metrics.jsonl") if "eval/vqa2:validation/score" in row]
     assert row["eval/vqa2:validation/samples"] == 3.0
+    low, high = row["intervals"]["vqa2:validation/score"]
+    assert 0.0 <= low <= row["eval/vqa2:validation/score"] <= high <= 1.0 and low < high
 
 
 def test_generate_without_a_question_says_so(run, capsys):

@@ -69,6 +69,9 @@ YAML = {
     "stages:\n  - name: a\n    model: {}": "x.yaml:7: stages.0.model is not a key: model is the same in all stages; set it outside them",
     "stages:\n  - name: a\n    train: {stepz: 3}": "x.yaml:7: stages.0.train.stepz is not a key: did you mean stages.0.train.steps?",
     "stages:\n  - name: a\n    train: {steps: -3}": "x.yaml:7: stages.0.train.steps must be greater than or equal to 1, got -3",
+    "stages:\n  - {name: a, train: {steps: 0}}": (
+        "x.yaml:6: stages.0.train.steps must be greater than or equal to 1, got 0: leave a stage that trains nothing out of stages"
+    ),
     "stages:\n  - {name: a, train: null}": "x.yaml:6: stages.0.train must be a mapping, got null",
 }
 YAML |= {
@@ -105,6 +108,14 @@ REPLACED = {
     ("source: scenes", "source: datasets"): "x.yaml:3: data.train.0 of source 'datasets' needs either a name on the Hub or a path",
     ("{source: scenes}", ""): "x.yaml:3: data.train names no source: for example data.train=[{source: scenes}]",
     ("steps: 100", "steps: -5"): "x.yaml:4: train.steps must be greater than or equal to 1, got -5",
+    ("steps: 100", "steps: 0"): (
+        "x.yaml:4: train.steps must be greater than or equal to 1, got 0: `plait eval --base CONFIG --bench NAME` measures a model before "
+        "its first step"
+    ),
+    ("steps: 100", "epochs: 0"): (
+        "x.yaml:4: train.epochs must be greater than 0, got 0: `plait eval --base CONFIG --bench NAME` measures a model before its first "
+        "step"
+    ),
     ("steps: 100", "steps: 100, epochs: 1"): "x.yaml:4: train sets steps and epochs: keep one",
     ("steps: 100", "global_batch: 3"): "x.yaml:4: train does not say how long: set one of steps, epochs, samples",
     ("steps: 100", "steps: 9, micro_batch: 3"): (

@@ -56,6 +56,12 @@ def test_figures_of_one_bench_stand_together_and_counts_are_whole_numbers(plain)
     assert lines_of(plain) == ["a step 20000/20000  held out: accuracy 0.1625 (samples 12,345, colour 0)  fid 31.25"]
 
 
+def test_a_figure_of_few_samples_says_how_sure_it_is_and_those_in_brackets_do_not(plain):
+    figures = {"eval/accuracy": 0.5, "eval/accuracy/colour": 0.25, "eval/loss": 2.5}
+    plain.row({"step": 5, **figures, "intervals": {"accuracy": (0.4, 0.62), "accuracy/colour": (0.0, 0.5)}})
+    assert lines_of(plain) == ["step 5/0  held out: accuracy 0.5 ±0.12 (colour 0.25)  loss 2.5"]
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [(100.0, "100"), (1e6, "1,000,000"), (0.43243, "0.4324"), (-2.0, "-2"), (98765.4, "98,765"), (float("nan"), "nan"), (3e-5, "3e-05")],

@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from plait.config.nodes import COMMAND_LINE, Node, deepest_node, dotted
+from plait.config.schema import LENGTH
 from plait.errors import PlaitError
 
 _WORDS = {
@@ -113,7 +114,16 @@ def _problem(
         got += f": did you mean {near[0]!r}?" if near else ""
     wanted = dict.fromkeys(_WORDS.get(detail["type"]) or _shorter(detail["msg"]) for detail in errors)
     quote = ": put it in quotes" if list(wanted) == ["text"] and isinstance(first["input"], int | float) else ""
-    return problem_at(tree, path, f"must be {' or '.join(wanted)}{got}{quote}")
+    return problem_at(tree, path, f"must be {' or '.join(wanted)}{got}{quote}{_without_training(tree, path, first['input'])}")
+
+
+def _without_training(tree: Node, path: Sequence[str | int], value: Any) -> str:
+    """Return what to do in place of training for 0 steps, as the end of a message; "" for any other value."""
+    if value != 0 or isinstance(value, bool) or len(path) < 2 or path[-2] != "train" or path[-1] not in LENGTH:
+        return ""
+    if deepest_node(tree, path)[0].path.startswith("stages."):
+        return ": leave a stage that trains nothing out of stages"
+    return ": `plait eval --base CONFIG --bench NAME` measures a model before its first step"
 
 
 def unknown_key(tree: Node, path: Sequence[str | int], known: Sequence[str], elsewhere: Sequence[str] = ()) -> Problem:

@@ -223,25 +223,32 @@ class Evaluations:
     """Gathers all weights on this rank while a bench runs: each rank predicts its own samples, at its own pace."""
     failed: Callable[[str, Exception], None]
     """Called with the name of a bench that failed, and its error."""
+    intervals: Callable[[Bench, Sequence[Row]], Mapping[str, tuple[float, float]]]
+    """Returns how sure the figures of these rows are: {figure: (low, high)}, for those of which that can be said."""
 
     def due(self, state: State) -> list[Evaluate]:
         """Return the entries to evaluate now: those whose `every_steps` divides the number of updates done in the stage."""
         return [entry for entry in self.entries if entry.every_steps is not None and state.stage_step % entry.every_steps == 0]
 
     def run(self, state: State, due: Sequence[Evaluate]) -> dict[str, float] | None:
-        """Evaluate the entries `due` with the averaged weights, if any; records and returns figures, as {"loss": 2.1, "vqa/exact": 0.6}.
+        """Evaluate the entries `due` with the averaged weights, if any; returns and records figures, as {"loss": 2.1, "vqa/exact": 0.6}.
 
         Returns None, with nothing recorded, where a stop was requested in between: the step is evaluated after the restart. A bench that
         fails is reported and has no figures; the others are run all the same.
         """
         figures: dict[str, float] = {}
+        intervals: dict[str, tuple[float, float]] = {}
         if not due:
             return figures
         try:
             with evaluation_mode(state) as model:
                 for entry in due:
                     try:
-                        figures |= {label(entry.bench, name): value for name, value in self.measure(entry, model, state.step).items()}
+                        measured, rows = self.measure(entry, model, state.step)
+                        figures |= {label(entry.bench, name): value for name, value in measured.items()}
+                        if rows and self.ranks.first:
+                            ends = self.intervals(self.benches[entry.bench], rows)
+                            intervals |= {label(entry.bench, name): pair for name, pair in ends.items()}
                     except (_Interrupted, Stopped):
                         raise
                     except Exception as error:
@@ -251,7 +258,8 @@ class Evaluations:
         except _Interrupted:
             return None
         if figures:
-            self.record({"step": state.step, "stage": state.stage, **{f"eval/{name}": value for name, value in figures.items()}})
+            row = {"step": state.step, "stage": state.stage, **{f"eval/{name}": value for name, value in figures.items()}}
+            self.record(row | ({"intervals": intervals} if intervals else {}))
         return figures
 
     def rehearse(self, state: State, wanted: Sequence[str]) -> None:
@@ -268,7 +276,7 @@ class Evaluations:
                 short = entry.model_copy(update={"samples": min(portion, entry.samples or portion)})
                 try:
                     whole = entry.bench == LOSS or len(self.held_out.samples(entry)) <= portion
-                    figures = self.measure(short, model, state.step, rehearsal=not whole)
+                    figures, _ = self.measure(short, model, state.step, rehearsal=not whole)
                 except _Interrupted:
                     return
                 except Exception as error:
@@ -289,14 +297,16 @@ class Evaluations:
         if self.stop.agree(self.ranks.any(self.stop.requested())):  # a rank whose data the stop has ended early is here before others
             raise _Interrupted
 
-    def measure(self, entry: Evaluate, model: nn.Module, step: int, *, rehearsal: bool | None = None) -> dict[str, float]:
-        """Evaluate one entry; returns its figures by name.
+    def measure(
+        self, entry: Evaluate, model: nn.Module, step: int, *, rehearsal: bool | None = None
+    ) -> tuple[dict[str, float], Sequence[Row]]:
+        """Evaluate one entry; returns its figures by name, and the rows that they are of (none of the loss).
 
         `rehearsal`: None for a real evaluation, which shows pictures; True for a trial on too few samples for all figures; False for one on
         all.
         """
         if entry.bench == LOSS:
-            return held_out_loss(model, self.loss, self._interruptible(self.held_out.batches(entry)), self.ranks, self.precision)
+            return held_out_loss(model, self.loss, self._interruptible(self.held_out.batches(entry)), self.ranks, self.precision), ()
         bench = self.benches[entry.bench]
         with self.gathered():
             figures, rows = run_bench(
@@ -313,7 +323,7 @@ class Evaluations:
             )
         if bench.pictures is not None and self.ranks.first and rehearsal is None:
             self.show(step, {label(entry.bench, name): picture for name, picture in bench.pictures(rows).items()})
-        return figures
+        return figures, rows
 
 
 def moment_of(step: int) -> str:

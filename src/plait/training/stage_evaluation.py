@@ -16,7 +16,7 @@ from plait.config.secrets import masked
 from plait.engine import evaluation
 from plait.engine.evaluation import Evaluations
 from plait.engine.state import PLANNED, State
-from plait.training import plateau
+from plait.training import intervals, plateau
 from plait.training.run_context import RunContext
 from plait.training.stage_plan import StagePlan
 
@@ -56,6 +56,7 @@ class StageEvaluation:
             show=context.tracker.pictures,
             gathered=contextlib.nullcontext if bundle.sharding is None else bundle.sharding.gathered,
             failed=self._failed,
+            intervals=intervals.of_small_sample,
         )
 
     def rehearse(self) -> None:

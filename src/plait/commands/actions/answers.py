@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from plait.assembly.held_out import ChosenSamples
-from plait.commands.actions.intervals import is_count, shown
 from plait.commands.pages import answers as page
 from plait.commands.pages import gallery
 from plait.commands.pages.answers import KINDS, Answer, Figure
 from plait.commands.pages.card import Card
 from plait.data import images
 from plait.engine.evaluation import Row
+from plait.training.intervals import is_count, shown
 
 _ON_SHEET = 48
 """Cards of a contact sheet; its page has more."""

@@ -22,7 +22,6 @@ from plait import files
 from plait.assembly.held_out import ChosenSamples, HeldOutData, benches, benchmark, open_held_out
 from plait.assembly.model import ModelBundle
 from plait.commands.actions import answers
-from plait.commands.actions.intervals import bootstrap, shown
 from plait.commands.actions.subject import Saved, Subject
 from plait.config import reading
 from plait.config.schema import Evaluate, RunConfig, Source
@@ -35,6 +34,7 @@ from plait.engine.parallel import distributed
 from plait.engine.parallel.distributed import Ranks
 from plait.errors import PlaitError
 from plait.families import registry
+from plait.training.intervals import bootstrap, shown
 
 log = logging.getLogger(__name__)
 

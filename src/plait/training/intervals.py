@@ -12,6 +12,7 @@ DRAWS = 400
 _COUNTS = {"samples", "bad_samples", "pictures"}
 _NONE, _ALL = (0.0, 0.0), (1.0, 1.0)
 _MOST_ROWS = 20_000  # beyond, an interval is narrower than the digits shown, and takes long
+_SMALL_SAMPLE = 2_000  # rows up to which training says how sure its figures are: the bootstrap then takes a second at most
 
 
 def bootstrap(bench: Bench, rows: Sequence[Row]) -> dict[str, tuple[float, float]]:
@@ -33,11 +34,22 @@ def bootstrap(bench: Bench, rows: Sequence[Row]) -> dict[str, tuple[float, float
         except PlaitError:  # a set without a row that can be used
             continue
         for name, value in figures.items():
-            if not is_count(name) and name != "world_tokens":
+            if not is_count(name):
                 drawn.setdefault(name, []).append(value)
-    found = {name: (float(np.percentile(values, 2.5)), float(np.percentile(values, 97.5))) for name, values in drawn.items()}
     shares = all("correct" in row for row in judged)
-    return {name: _exact(name, ends[0], judged) if shares and ends in (_NONE, _ALL) else ends for name, ends in found.items()}
+    intervals: dict[str, tuple[float, float]] = {}
+    for name, values in drawn.items():
+        ends = (float(np.percentile(values, 2.5)), float(np.percentile(values, 97.5)))
+        if shares and ends in (_NONE, _ALL):
+            intervals[name] = _exact(name, ends[0], judged)
+        elif min(values) < max(values):
+            intervals[name] = ends
+    return intervals
+
+
+def of_small_sample(bench: Bench, rows: Sequence[Row]) -> dict[str, tuple[float, float]]:
+    """Return the intervals of a sample that is so small that its figures need them; {} for a larger one."""
+    return bootstrap(bench, rows) if len(rows) <= _SMALL_SAMPLE else {}
 
 
 def _exact(name: str, share: float, rows: Sequence[Row]) -> tuple[float, float]:

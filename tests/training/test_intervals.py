@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from plait.commands.actions.intervals import bootstrap, shown
 from plait.engine.evaluation import Bench
+from plait.training.intervals import bootstrap, of_small_sample, shown
 
 
 def accuracy(rows):
@@ -58,3 +58,13 @@ def test_a_bench_of_means_has_intervals_without_right_answers():
     bench = Bench(lambda *_, **__: [], lambda rows: {"loss": sum(row["loss"] for row in rows) / len(rows)}, means=True)
     low, high = bootstrap(bench, [{"loss": float(i % 2)} for i in range(100)])["loss"]
     assert low == pytest.approx(0.5 - 1.96 * 0.05, abs=0.02) and high == pytest.approx(0.5 + 1.96 * 0.05, abs=0.02)
+
+
+def test_a_figure_that_is_the_same_for_any_rows_has_no_interval():
+    constant = Bench(lambda *_, **__: [], lambda rows: {**accuracy(rows), "world_tokens": 16.0})
+    assert bootstrap(constant, [{"correct": i < 5} for i in range(10)]).keys() == {"accuracy"}
+
+
+def test_training_says_how_sure_figures_of_a_small_sample_are():
+    assert of_small_sample(BENCH, [{"correct": True}, {"correct": False}] * 1000).keys() == {"accuracy"}
+    assert of_small_sample(BENCH, [{"correct": True}, {"correct": False}] * 1001) == {}
