@@ -303,7 +303,9 @@ def test_only_what_is_set_is_mirrored(tmp_path):
 
 
 def test_numbers_for_wandb_leave_out_words_and_the_step():
-    assert wandb_mirror.numbers({"step": 4, "loss": "nan", "a": 1, "ids": "0a", "b": "-inf"}) == {
+    assert wandb_mirror.numbers(
+        {"step": 4, "loss": "nan", "a": 1, "ids": "0a", "b": "-inf", "warnings": ["w"], "intervals": {"c": [0, 1]}}
+    ) == {
         "loss": pytest.approx(math.nan, nan_ok=True),
         "a": 1,
         "b": -math.inf,

@@ -27,7 +27,7 @@ _ORPHAN_S = 60.0  # for the same, when the trainer was killed
 _LOOK_EVERY_S = 0.5
 _RESTARTS = 3  # of a child that was killed
 _IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # the trainer handles a stop, and closes standard input when it is ready
-_NOT_FINITE = {"nan", "inf", "-inf"}  # as metrics.jsonl writes them
+_NOT_FINITE = ("nan", "inf", "-inf")  # as metrics.jsonl writes them
 
 log = logging.getLogger(__name__)
 
