@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from plait import cli
+from plait.commands import verbs
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "plait"
@@ -214,7 +214,8 @@ def test_the_command_line_and_the_configuration_never_import_torch(module):
 
 
 def test_help_of_every_command_is_free_of_torch():
-    commands = [command.words for file in cli.VERBS for command in file.COMMANDS]
+    commands = [command.words for command in verbs.shipped()]
+    assert len(commands) > 15
     code = (
         "import contextlib, io, sys\nfrom plait import cli\n"
         f"for words in {commands!r} + [()]:\n"

@@ -1,6 +1,6 @@
-"""The command line: a table of commands (verbs such as `train`), and how arguments are parsed and errors printed.
+"""The command line: how arguments are parsed and errors printed.
 
-Each command's own file, in commands/, declares its options and says what it runs.
+Each command (verb such as `train`) has a file in commands/, which declares its options and says what it runs; commands/verbs.py finds it.
 """
 
 import argparse
@@ -8,38 +8,17 @@ import difflib
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
-from types import ModuleType
+from collections.abc import Sequence
 from typing import NoReturn
 
 from plait import __version__
-from plait.commands import (
-    ckpt,
-    completion,
-    config,
-    data_index,
-    data_inspect,
-    data_shard,
-    doctor,
-    eval,
-    export,
-    fork,
-    generate,
-    stages,
-    train,
-)
+from plait.commands import verbs
 from plait.commands.command import Arguments, Command, actions
-from plait.commands.prove import command as prove
 from plait.config import plugins, secrets
 from plait.config.dialects import table as dialects
 from plait.engine.monitoring import reporter
 from plait.engine.monitoring.signals import INTERRUPTED
 from plait.errors import PlaitError, printable
-
-VERBS = (train, config, prove, eval, export, generate, stages, fork, ckpt, data_index, data_shard, data_inspect, doctor, completion)
-"""The files of the verbs, in the order in which help lists them. Other packages add verbs by the entry point `plait.commands`."""
-
-GROUPS = {"ckpt": "look into checkpoints", "data": "look into data"}
 
 
 class Parser(argparse.ArgumentParser):
@@ -146,35 +125,21 @@ def _joined(arguments: Sequence[str], parser: Parser) -> list[str]:
 def build_parsers() -> tuple[Parser, dict[tuple[str, ...], Parser]]:
     """Build the parser of all commands, those of other packages included, and return it with that of each command by its words.
 
-    Raises PlaitError for a command of another package that cannot be loaded.
+    Raises PlaitError for a command of another package that cannot be loaded or added.
     """
     parser = Parser("plait", description="Train multimodal models in stages; stop anywhere, continue exactly.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"plait {__version__}")
-    verbs = parser.add_subparsers(metavar="VERB", required=True)
+    verb = parser.add_subparsers(metavar="VERB", required=True)
     groups: dict[str, argparse._SubParsersAction[Parser]] = {}
     parsers: dict[tuple[str, ...], Parser] = {}
-    for command in [*(command for file in VERBS for command in file.COMMANDS), *_added()]:
+    for command in verbs.every():
         *group, name = command.words
         if group and group[0] not in groups:
-            made = verbs.add_parser(group[0], help=GROUPS.get(group[0], ""))
+            made = verb.add_parser(group[0], help=verbs.GROUPS.get(group[0], ""))
             groups[group[0]] = made.add_subparsers(metavar="WHAT", required=True)
-        place = groups[group[0]] if group else verbs
+        place = groups[group[0]] if group else verb
         own = place.add_parser(name, help=command.help, description=command.help, epilog=command.settings, allow_abbrev=False)
         command.declare(own)
         own.set_defaults(command=command)
         parsers[command.words] = own
     return parser, parsers
-
-
-def _added() -> Iterator[Command]:
-    """Yield the verbs of other packages. Raises PlaitError for a module without any, and for words that are taken."""
-    taken = {command.words for file in VERBS for command in file.COMMANDS}
-    for entry in plugins.offered("plait.commands"):
-        commands = vars(plugins.load(entry, ModuleType)).get("COMMANDS")
-        if not (isinstance(commands, tuple) and all(isinstance(command, Command) for command in commands)):
-            raise plugins.fault(entry, f"cannot be added: {entry.value} has no COMMANDS, a tuple of {Command.__module__}.Command")
-        for command in commands:
-            if command.words in taken:
-                raise plugins.fault(entry, f"cannot be added: there is `plait {' '.join(command.words)}` already")
-            taken.add(command.words)
-            yield command

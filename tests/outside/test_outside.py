@@ -1,53 +1,22 @@
 """A package that plait does not know adds a family, a bench, a verb, a dialect and a kind of source, as CONTRIBUTING.md says."""
 
-import dataclasses
-import importlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import pytest
-from pydantic import BaseModel
-from torch import nn
 
 from plait import cli
-from plait.engine.loss import Loss
-from plait.errors import PlaitError
-from plait.families import contract, registry
 from tests import processes
 from tests.families import test_conformance
+from tests.outside.conftest import PACKAGE
 
-PACKAGE = Path(__file__).parent / "package"
 FAMILY_LINES = 140
 PAUSED = 75
-THINGS, COLOURS = ("sky", "grass", "rose", "snow", "sea", "leaf", "wall", "hat"), ("blue", "green", "red", "white")
-RECIPE = """
-family: words
-preset: tiny
-data: {train: [{source: jsonl, path: talk.jsonl}], validation: [{source: jsonl, path: talk.jsonl, limit: 8}]}
-train: {steps: 60}
-optim: {schedule: {warmup_steps: 5}}
-checkpoint: {every_steps: 20}
-track: {every_steps: 1, tensorboard: false}
-"""
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A folder with sentences to learn, a configuration in plait's words, and one that shouts."""
-    folder = tmp_path_factory.mktemp("stranger")
-    pairs = [(f"{number} {thing}?", COLOURS[i % 4]) for number in ("One", "Another", "A", "My") for i, thing in enumerate(THINGS)]
-    talks = [[{"role": "user", "content": question}, {"role": "assistant", "content": answer}] for question, answer in pairs]
-    (folder / "talk.jsonl").write_text("".join(json.dumps({"messages": talk}) + "\n" for talk in talks))
-    (folder / "words.yaml").write_text(RECIPE)
-    (folder / "mumble.yaml").write_text(RECIPE.replace("words", "mumble").replace("preset: tiny", ""))
-    (folder / "loud.yaml").write_text("SENTENCES: talk.jsonl\nSTEPS: 7\nSPEED: 1e-2\n")
-    return folder
 
 
 def fresh(folder, *arguments):
@@ -55,17 +24,6 @@ def fresh(folder, *arguments):
     path = os.pathsep.join([str(PACKAGE), *(entry for entry in sys.path if entry)])
     command = [sys.executable, "-m", "plait", *map(str, arguments)]
     return subprocess.run(command, cwd=folder, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=True).stdout
-
-
-@pytest.fixture
-def here(folder, monkeypatch):
-    """This process in that folder, with the package on its path: what it forks starts without importing everything again."""
-    monkeypatch.chdir(folder)
-    monkeypatch.syspath_prepend(str(PACKAGE))
-    registry.packages.cache_clear()
-    registry.load("words")
-    yield folder
-    registry.packages.cache_clear()
 
 
 def started(*arguments):
@@ -189,120 +147,6 @@ def test_mistake_with_what_the_package_adds_is_one_line(here, trained, capsys, l
     assert error.count("\n") == 1
 
 
-CHANGES = {
-    "it lacks blocks(model)": {"blocks": None},
-    "it lacks components(model); it lacks Loss(config)": {"components": None, "Loss": None},
-    "build cannot be called as build(config, assets, *, seed) (missing a required argument: 'device')": {
-        "build": lambda config, assets, device, *, seed: None
-    },
-    "components cannot be called as components(model) (too many positional arguments)": {"components": lambda: {}},
-    "Config is to be a subclass of plait.config.schema.ModelSection": {"Config": BaseModel},
-    "Loss is to be a subclass of plait.engine.loss.Loss": {"Loss": object},
-    "Loss lacks weights and sums": {"Loss": type("Loss", (Loss,), {})},
-    "Loss.sums cannot be called as sums(model, batch) (too many positional arguments)": {
-        "Loss": type(
-            "Loss", (Loss,), {"__init__": lambda self, config: None, "weights": lambda self, batch: {}, "sums": lambda self, batch: {}}
-        )
-    },
-    "Inputs lacks collate": {"Inputs": type("Inputs", (), {"encode": lambda self, sample, key: None})},
-    "blocks is to be callable: blocks(model)": {"blocks": []},
-    "never_trained is to be a frozenset of component names": {"never_trained": ["table"]},
-    "generate and GenerateOptions belong together, and it has one of them": {"GenerateOptions": None},
-}
-
-
-@pytest.mark.parametrize("fault", CHANGES)
-def test_family_that_breaks_the_contract_is_told_how(here, fault):
-    module = ModuleType("words_family.family")
-    members = vars(importlib.import_module("words_family.family")) | CHANGES[fault]
-    vars(module).update({name: value for name, value in members.items() if value is not None})
-    with pytest.raises(PlaitError) as caught:
-        contract.check("words", module)
-    assert str(caught.value) == f"family 'words' (words_family.family) does not fulfil the contract: {fault}"
-
-
-@pytest.fixture
-def install(here, monkeypatch):
-    """Install a package `mumble` from the texts of its files and its entry points."""
-
-    def install(entry_points, **modules):
-        site = here / f"site-{len(list(here.glob('site-*')))}"
-        (site / "mumble-2.0.dist-info").mkdir(parents=True)
-        (site / "mumble").mkdir()
-        (site / "mumble-2.0.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: mumble\nVersion: 2.0\n")
-        (site / "mumble-2.0.dist-info/entry_points.txt").write_text(entry_points)
-        for name, text in {"__init__": "", **modules}.items():
-            (site / f"mumble/{name}.py").write_text(text)
-        monkeypatch.syspath_prepend(str(site))
-        registry.packages.cache_clear()
-
-    yield install
-    for name in [name for name in sys.modules if name.partition(".")[0] == "mumble"]:
-        del sys.modules[name]
-
-
-SECTION = "from plait.config.schema import ModelSection as Config"
-BROKEN = [
-    ("[plait.families]\nmumble = mumble", {}, "family 'mumble': there is no module mumble.config; a family is a package with "),
-    (
-        "[plait.families]\nmumble = mumble",
-        {"config": ""},
-        "family 'mumble': mumble.config has no Config, a subclass of plait.config.schema.",
-    ),
-    (
-        "[plait.families]\nmumble = mumble",
-        {"config": SECTION, "family": SECTION},
-        "family 'mumble' (mumble.family) does not fulfil the contract: it lacks build(config, assets, *, seed); "
-        "it lacks components(model); ",
-    ),
-    (
-        "[plait.families]\nmumble = mumble",
-        {"config": "1 / 0"},
-        "family 'mumble': mumble.config cannot be imported: ZeroDivisionError: division by zero",
-    ),
-    (
-        "[plait.families]\nmumble = mumble",
-        {"config": "import no_such_thing"},
-        "family 'mumble': mumble.config cannot be imported: ModuleNotFoundError: No module named 'no_such_thing'",
-    ),
-    (
-        "[plait.families]\nmumble = mumble",
-        {"config": SECTION, "family": "def build(:"},
-        "family 'mumble': mumble.family cannot be imported: SyntaxError: invalid syntax",
-    ),
-    (
-        "[plait.commands]\nmumble = mumble.verb",
-        {"verb": "1 / 0"},
-        "verb 'mumble' cannot be loaded from mumble.verb: ZeroDivisionError: division by zero (package mumble 2.0)",
-    ),
-    (
-        "[plait.commands]\nmumble = mumble.verb",
-        {"verb": ""},
-        "verb 'mumble' cannot be added: mumble.verb has no COMMANDS, a tuple of plait.commands.command.Command (package mumble 2.0)",
-    ),
-    (
-        "[plait.commands]\nmumble = mumble.verb",
-        {"verb": "from plait.commands.train import COMMANDS"},
-        "verb 'mumble' cannot be added: there is `plait train` already (package mumble 2.0)",
-    ),
-    (
-        "[plait.dialects]\nmumble = mumble.dialect:DIALECT",
-        {"dialect": "DIALECT = 'mumble'"},
-        "dialect 'mumble' cannot be loaded: mumble.dialect:DIALECT is a str, not a Dialect (package mumble 2.0)",
-    ),
-]
-
-
-@pytest.mark.parametrize(("entry_points", "modules", "error"), BROKEN)
-def test_package_that_is_broken_is_named_in_one_line(install, capsys, entry_points, modules, error):
-    install(entry_points, **modules)
-    recipe = "mumble.yaml" if "families" in entry_points else "words.yaml"
-    assert cli.main(["train", recipe, "--run=never"]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("plait: ") and said.count("\n") == 1
-    assert said.removeprefix("plait: ").removeprefix("mumble.yaml:2: ").startswith(error)
-
-
 def test_family_holds_to_what_every_family_must(here, tmp_path, monkeypatch):
     monkeypatch.setitem(test_conformance.TINY, "words", "preset: tiny")
     case = test_conformance.Case("words", tmp_path)
@@ -312,77 +156,3 @@ def test_family_holds_to_what_every_family_must(here, tmp_path, monkeypatch):
     test_conformance.test_every_trainable_parameter_gets_a_gradient_of_finite_numbers(case)
     test_conformance.test_the_same_seed_builds_the_same_model_and_another_another(case)
     test_conformance.test_the_model_builds_on_the_meta_device_without_memory(case)
-
-
-@pytest.mark.parametrize("config", ["1 / 0", "import no_such_thing", "def build(:"])
-def test_a_broken_family_breaks_no_command_that_does_not_name_it(install, here, capsys, config):
-    install("[plait.families]\nmumble = mumble", config=config)
-    assert cli.main(["config", "words.yaml"]) == 0
-    with pytest.raises(SystemExit) as ended:
-        cli.main(["eval", "--help"])
-    assert ended.value.code == 0 and "--bench" in capsys.readouterr().out
-
-
-EVALUATE = [
-    ("", "mumble.evaluate has no benches, a mapping of name to plait.engine.evaluation.Bench"),
-    ("benches = []", "mumble.evaluate.benches is a list, not a mapping of name to plait.engine.evaluation.Bench"),
-    ("benches = {'one': print}", "mumble.evaluate.benches['one'] is no Bench: it is to be a mapping of name to plait."),
-    ("1 / 0", "mumble.evaluate cannot be imported: ZeroDivisionError: division by zero"),
-]
-
-
-@pytest.mark.parametrize(("body", "error"), EVALUATE)
-def test_benches_that_are_none_are_told_in_one_line(install, body, error):
-    install("[plait.families]\nmumble = mumble", config=SECTION, family="", evaluate=body)
-    with pytest.raises(PlaitError) as caught:
-        registry.benches("mumble")
-    assert str(caught.value).startswith(f"family 'mumble': {error}")
-
-
-@pytest.mark.parametrize("body", ["", "exports = 3", "exports = {'hf': 3}"])
-def test_exports_that_are_none_are_told_in_one_line(install, body):
-    install("[plait.families]\nmumble = mumble", config=SECTION, family="", export=body)
-    with pytest.raises(PlaitError, match=r"family 'mumble': mumble\.export has no exports, a mapping of layout"):
-        registry.publisher("mumble")
-
-
-def without(parts, name):
-    return {part: {key: value for key, value in held.items() if key != name} for part, held in parts.items()}
-
-
-BUILT = {
-    "components(model) leaves out 1 of 9 parameters, the first 'layers.0.bias'": without,
-    "components(model) has 'layers.0.bias' in two components": lambda parts, name: {**parts, "more": {name: None}},
-    "components(model) names 'nothing', which is no parameter of the model": lambda parts, name: {**parts, "more": {"nothing": None}},
-}
-
-
-@pytest.mark.parametrize("change", [0, 1, 2])
-def test_components_that_do_not_hold_each_parameter_once_are_told_before_training(here, capsys, monkeypatch, change):
-    family = registry.load("words")
-    sizes = []
-
-    def components(model):
-        parts = family.components(model)
-        names = [name for held in parts.values() for name in held]
-        sizes[:] = [len(names), names[-1]]
-        return list(BUILT.values())[change](parts, names[-1])
-
-    monkeypatch.setattr(registry, "load", lambda name: dataclasses.replace(family, components=components))
-    assert cli.main(["train", "words.yaml", f"--run=never-{change}"]) == 2
-    error = list(BUILT)[change].replace("layers.0.bias", str(sizes[1])).replace("1 of 9", f"1 of {sizes[0]}")
-    assert f"family 'words': {error}" in capsys.readouterr().err
-
-
-def test_blocks_and_losses_that_are_none_are_told_before_training(here, capsys, monkeypatch):
-    family = registry.load("words")
-    for number, (name, value, error) in enumerate(
-        [
-            ("blocks", lambda model: [nn.Linear(1, 1)], "blocks(model) returns a module that is none of the model's"),
-            ("Loss", type("Bare", (family.Loss,), {"__init__": lambda self, config: None}), "its Loss sets no coefficients"),
-        ]
-    ):
-        changed = dataclasses.replace(family, **{name: value})
-        monkeypatch.setattr(registry, "load", lambda _, changed=changed: changed)
-        assert cli.main(["train", "words.yaml", f"--run=never-built-{number}"]) == 2
-        assert f"family 'words': {error}" in capsys.readouterr().err

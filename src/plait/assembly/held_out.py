@@ -49,7 +49,12 @@ def benches(config: RunConfig, entries: Sequence[Evaluate]) -> dict[str, Bench]:
     known = dict(registry.benches(config.family))
     for entry in entries:
         if ":" in entry.bench:
-            known[entry.bench] = known[benchmark(config, entry.bench)[0]]
+            rule = benchmark(config, entry.bench)[0]
+            if rule not in known:
+                raise PlaitError(
+                    f"bench {entry.bench!r}: its rule {rule!r} is no bench of family {config.family!r}: known: {', '.join(sorted(known))}"
+                )
+            known[entry.bench] = known[rule]
     evaluation.check(entries, known)
     return known
 

@@ -23,6 +23,10 @@ def actions(parser: Parser) -> list[argparse.Action]:
 OVERRIDES = "Settings of the configuration are given as --a.b=value or --a.b value, for example --optim.lr=3e-6 --run=runs/second."
 
 
+CALLS = {"declare": "declare(parser)", "run": "run(arguments)"}
+"""How the functions of a Command are called."""
+
+
 @dataclass(frozen=True)
 class Command:
     """One verb. `declare` adds its arguments to its argparse parser; `run` does its work with what was parsed.

@@ -77,7 +77,10 @@ def _read(path: Path, words: Sequence[str], dialects: Sequence[Dialect]) -> Node
     """Read the mapping in a file, or make that of a launch script from its words."""
     for dialect in dialects:
         if dialect.open_script is not None and path.as_posix() in dialect.scripts:
-            return dialect.open_script(path.as_posix(), words)
+            tree = dialect.open_script(path.as_posix(), words)
+            if not isinstance(tree, Node):
+                raise PlaitError(f"{path}: the {dialect.name} dialect opened a {type(tree).__name__}, not a {Node.__module__}.Node")
+            return tree
     return reading.read(path)
 
 
@@ -87,7 +90,11 @@ def _translate(
     """Translate `tree` into plait's names by the dialect that recognises it; without one, return it unchanged."""
     for dialect in dialects:
         if dialect.recognise(tree, plait_keys):
-            return replace(with_short_warmup(dialect.translate(tree, overrides, path, plait_keys)), dialect=dialect.name)
+            translation = dialect.translate(tree, overrides, path, plait_keys)
+            if not isinstance(translation, Translation):
+                what = f"translated into a {type(translation).__name__}, not a {Translation.__module__}.Translation"
+                raise PlaitError(f"{path}: the {dialect.name} dialect {what}")
+            return replace(with_short_warmup(translation), dialect=dialect.name)
     return Translation(tree, overrides)
 
 

@@ -3,7 +3,7 @@
 Both sides are trees of nodes: values that know their file and line.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,15 +45,23 @@ class Dialect:
 
     `recognise(tree, plait's top-level keys)` is true for a file in this dialect; it raises PlaitError for one that mixes it with plait's
     keys. `translate(tree, overrides, path of the file, plait's top-level keys)` raises PlaitError for an unknown key, which on the command
-    line may also be one of plait's. `scripts`: names given in place of a file, such as `molmo/captioner`; `open_script(name, words)` makes
-    the tree of one.
+    line may also be one of plait's. `scripts`: names given in place of a file, such as `molmo/captioner`, with the words that follow each;
+    `open_script(name, words)` makes the tree of one.
     """
 
     name: str
     recognise: Callable[[Node, Sequence[str]], bool]
     translate: Callable[[Node, Sequence[Override], Path, Sequence[str]], Translation]
-    scripts: Collection[str] = ()
+    scripts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     open_script: Callable[[str, Sequence[str]], Node] | None = None
+
+
+CALLS = {
+    "recognise": "recognise(tree, own)",
+    "translate": "translate(tree, overrides, path, own)",
+    "open_script": "open_script(name, words)",
+}
+"""How the functions of a Dialect are called."""
 
 
 def with_short_warmup(translation: Translation) -> Translation:

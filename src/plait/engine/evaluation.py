@@ -69,6 +69,14 @@ class Bench:
     about: Callable[[Sequence[Mapping[str, Any]]], Mapping[str, str]] = lambda rows: {}
 
 
+CALLS = {
+    "predict": "predict(model, samples, inputs, *, batch, moment)",
+    "summarise": "summarise(rows)",
+    "pictures": "pictures(rows)",
+    "needs": "needs(section)",
+    "about": "about(rows)",
+}
+"""How the functions of a Bench are called."""
 Benches = Mapping[str, Bench]
 
 
@@ -117,7 +125,10 @@ def run_bench(
 
     def predict(positions: Sequence[int]) -> list[Row]:
         readable, unread = _read(samples, positions)
-        answers = iter(bench.predict(model, readable, inputs, batch=batch, moment=moment) if readable else [])
+        rows = list(bench.predict(model, readable, inputs, batch=batch, moment=moment)) if readable else []
+        if len(rows) != len(readable):
+            raise PlaitError(f"its predict returned {len(rows)} rows for {len(readable)} samples: it is to return one for each, in order")
+        answers = iter(rows)
         return [unread[position] if position in unread else next(answers) for position in positions]
 
     for start in interruptible(range(len(rows), len(samples), portion)):

@@ -12,7 +12,6 @@ A family is a package of these modules; all but the first two may be missing:
 `assets` is a run's folder for files that belong to its model, such as a tokenizer. An example is what `Inputs.encode` makes of a sample.
 """
 
-import inspect
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from typing import Any, Protocol
 from pydantic import BaseModel
 from torch import Tensor, nn
 
+from plait.config import plugins
 from plait.config.schema import ModelSection
 from plait.engine.loss import Loss
 from plait.errors import PlaitError
@@ -169,6 +169,14 @@ OPTIONAL: Mapping[str, str] = {
     "inspect": "inspect(inputs, sample, example)",
     "legend": "legend, a text",
 }
+CATALOGUE: Mapping[str, str] = {
+    "open_dataset": "open_dataset(entry, split, *, root, cache)",
+    "rule_of": "rule_of(name)",
+    "split_of": "split_of(name, split)",
+    "evaluation_split": "evaluation_split(name)",
+    "scored": "scored()",
+}
+"""Functions of `Catalogue`."""
 METHODS: Mapping[str, Sequence[str]] = {
     "Inputs": ("encode(sample, key)", "collate(examples)"),
     "Loss": ("weights(batch)", "sums(model, batch)"),
@@ -187,6 +195,14 @@ def check(name: str, module: ModuleType) -> Family:
     if faults:
         raise PlaitError(f"family {name!r} ({module.__name__}) does not fulfil the contract: {'; '.join(faults)}")
     return Family(name=name, **given)
+
+
+def check_catalogue(name: str, module: ModuleType) -> None:
+    """Raise PlaitError where a family's `catalogue/datasets.py` lacks what `Catalogue` has, or has it otherwise."""
+    tables = {table: vars(module).get(table) for table in ("DATASETS", "ALIASES")}
+    faults = [f"it lacks {table}, a mapping by name" for table, value in tables.items() if not isinstance(value, Mapping)]
+    if faults := [*faults, *plugins.function_faults(vars(module), CATALOGUE)]:
+        raise PlaitError(f"family {name!r} ({module.__name__}) does not fulfil the contract: {'; '.join(faults)}")
 
 
 def check_built(family: Family, model: nn.Module, loss: Loss) -> None:
@@ -222,16 +238,14 @@ def _fault(member: str, value: Any) -> str | None:
         return None if isinstance(value, frozenset) else "never_trained is to be a frozenset of component names"
     if member == "legend":
         return None if isinstance(value, str) else "legend is to be a text"
-    if not callable(value):
-        return f"{member} is to be callable: {wanted}"
-    if member == "Loss" and not _is_a(value, Loss):
+    if member == "Loss" and callable(value) and not _is_a(value, Loss):
         return "Loss is to be a subclass of plait.engine.loss.Loss"
     methods = METHODS.get(member, ()) if isinstance(value, type) else ()
     lacking = [name for name in (method.partition("(")[0] for method in methods) if _lacks(value, name)]
     if lacking:
         return f"{member} lacks {' and '.join(lacking)}"
-    faults = [_call_fault(f"{member}.{method}", getattr(value, method.partition("(")[0]), ("self",)) for method in methods]
-    return next(filter(None, [_call_fault(wanted, value), *faults]), None)
+    faults = [plugins.call_fault(f"{member}.{method}", getattr(value, method.partition("(")[0]), ("self",)) for method in methods]
+    return next(filter(None, [plugins.call_fault(wanted, value), *faults]), None)
 
 
 def _is_a(value: Any, kind: type) -> bool:
@@ -241,14 +255,3 @@ def _is_a(value: Any, kind: type) -> bool:
 def _lacks(kind: type, method: str) -> bool:
     """Return whether a class has no such method, or only the abstract one."""
     return method not in dir(kind) or method in getattr(kind, "__abstractmethods__", ())
-
-
-def _call_fault(wanted: str, function: Callable[..., Any], leading: Sequence[str] = ()) -> str | None:
-    """Return why `function` cannot be called as in `wanted`, such as `build(config, assets, *, seed)`, or None."""
-    name, _, arguments = wanted.rstrip(")").partition("(")
-    positional, _, named = arguments.partition(", *, ")
-    try:
-        inspect.signature(function).bind(*leading, *positional.split(", "), **dict.fromkeys(filter(None, named.split(", "))))
-    except TypeError as error:
-        return f"{name} cannot be called as {wanted.rpartition('.')[2]} ({error})"
-    return None

@@ -28,7 +28,7 @@ GROUP = "plait.families"
 
 @functools.cache
 def packages() -> dict[str, str]:
-    """Return the import path of each family: {'molmo': 'plait.families.molmo', ...}. Installed ones cannot replace those that ship."""
+    """Return the import path of each family: {'words': 'words_family', ...}. Installed ones cannot replace those that ship."""
     shipped = {path.parent.name: f"plait.families.{path.parent.name}" for path in sorted(_HERE.glob("*/family.py"))}
     return {**{entry.name: entry.value for entry in plugins.offered(GROUP)}, **shipped}
 
@@ -56,14 +56,20 @@ def benches(family: str) -> "Benches":
     """Return a family's benches (evaluations) by name; {} without an `evaluate.py`. Raises PlaitError for one that defines no `benches`."""
     if not _has(family, "evaluate.py"):
         return {}
-    module, bench = _module(family, "evaluate"), importlib.import_module("plait.engine.evaluation").Bench
+    module, evaluation = _module(family, "evaluate"), importlib.import_module("plait.engine.evaluation")
     wanted = "a mapping of name to plait.engine.evaluation.Bench"
     if "benches" not in vars(module):
         raise PlaitError(f"family {family!r}: {module.__name__} has no benches, {wanted}")
     if not isinstance(module.benches, Mapping):
         raise PlaitError(f"family {family!r}: {module.__name__}.benches is a {type(module.benches).__name__}, not {wanted}")
-    if wrong := [name for name, value in module.benches.items() if not isinstance(value, bench)]:
-        raise PlaitError(f"family {family!r}: {module.__name__}.benches[{wrong[0]!r}] is no Bench: it is to be {wanted}")
+    for name, bench in module.benches.items():
+        where = f"family {family!r}: {module.__name__}.benches[{name!r}]"
+        if not isinstance(bench, evaluation.Bench):
+            raise PlaitError(f"{where} is no Bench: it is to be {wanted}")
+        if not isinstance(name, str) or name == evaluation.LOSS or {":", "/"} & set(name):
+            raise PlaitError(f"{where} has a name that cannot be used: it is to be a text without : and /, and not {evaluation.LOSS!r}")
+        if wrong := plugins.faults(bench, evaluation.CALLS):
+            raise PlaitError(f"{where} does not fulfil the contract of {evaluation.__name__}.Bench: {'; '.join(wrong)}")
     return cast("Benches", module.benches)
 
 
@@ -97,18 +103,20 @@ def has_datasets(family: str) -> bool:
 
 
 def datasets(family: str) -> "Catalogue":
-    """Return a family's catalogue of datasets (contract.Catalogue). Raises PlaitError for a family without one."""
+    """Return a family's catalogue of datasets, checked against contract.Catalogue. Raises PlaitError for a family without one."""
     if not has_datasets(family):
         raise PlaitError(
             f"family {family!r} knows no datasets by name: name your own as module:Class or file.py:Class, or a source with a path"
         )
-    return cast("Catalogue", _module(family, "catalogue.datasets"))
+    module = _module(family, "catalogue.datasets")
+    importlib.import_module("plait.families.contract").check_catalogue(family, module)
+    return cast("Catalogue", module)
 
 
 def publisher(family: str) -> "Publisher | None":
     """Return a family's module `export`, which converts weights to other software's layouts; None where it has none.
 
-    Raises PlaitError where that has no `exports`, a mapping of layout to function.
+    Raises PlaitError where that has no `exports`, a mapping of layout to function, or no `imported`.
     """
     if not _has(family, "export.py"):
         return None
@@ -116,12 +124,18 @@ def publisher(family: str) -> "Publisher | None":
     exports = vars(module).get("exports")
     if not (isinstance(exports, Mapping) and all(map(callable, exports.values()))):
         raise PlaitError(f"family {family!r}: {module.__name__} has no exports, a mapping of layout (hf, ...) to function")
+    calls = {f"exports[{layout!r}]": f"exports[{layout!r}](model, config, assets, out)" for layout in exports}
+    members = {**vars(module), **{f"exports[{layout!r}]": export for layout, export in exports.items()}}
+    if wrong := plugins.function_faults(members, {**calls, "imported": "imported(weights, model)"}):
+        raise PlaitError(f"family {family!r} ({module.__name__}) does not fulfil the contract: {'; '.join(wrong)}")
     return cast("Publisher", module)
 
 
 def _package(family: str) -> str:
     if family not in packages():
         raise PlaitError(f"family {family!r} is unknown: {_listing(family, names())}")
+    if not packages()[family].startswith("plait."):
+        plugins.named(GROUP, family)
     return packages()[family]
 
 
@@ -140,14 +154,17 @@ def _module(family: str, name: str) -> ModuleType:
         reason = error
     if package.startswith("plait."):
         raise reason
-    text = str(reason).splitlines()[0] if str(reason) else ""
-    raise PlaitError(f"family {family!r}: {package}.{name} cannot be imported: {type(reason).__name__}: {text}") from reason
+    raise PlaitError(f"family {family!r}: {package}.{name} cannot be imported: {plugins.one_line(reason)}") from reason
 
 
 def _folder(family: str) -> Path:
-    spec = importlib.util.find_spec(_package(family))
+    package = _package(family)
+    try:
+        spec = importlib.util.find_spec(package)
+    except Exception as error:  # a package around it, which is imported to find it
+        raise PlaitError(f"family {family!r}: {package} cannot be found: {plugins.one_line(error)}") from error
     if spec is None or not spec.submodule_search_locations:
-        raise PlaitError(f"family {family!r}: {_package(family)} is not a package")
+        raise PlaitError(f"family {family!r}: {package} is not a package")
     return Path(spec.submodule_search_locations[0])
 
 

@@ -3,9 +3,11 @@
 A new dialect is a module here and a row below, or an entry point `plait.dialects` of another package that names a `Dialect`.
 """
 
+from importlib.metadata import EntryPoint
+
 from plait.config import plugins
 from plait.config.dialects import dotted_flags, flat_json, molmo_scripts, nested_yaml
-from plait.config.translation import Dialect
+from plait.config.translation import CALLS, Dialect
 
 SHIPPED: tuple[Dialect, ...] = (
     Dialect("flat JSON", flat_json.recognise, flat_json.translate),
@@ -15,10 +17,22 @@ SHIPPED: tuple[Dialect, ...] = (
 
 
 def dialects() -> tuple[Dialect, ...]:
-    """Return the shipped dialects, then those that installed packages offer. Raises PlaitError for one that cannot be loaded."""
-    return (*SHIPPED, *(plugins.load(entry, Dialect) for entry in plugins.offered("plait.dialects")))
+    """Return the shipped dialects, then those that installed packages offer. Raises PlaitError for one that breaks its contract."""
+    return (*SHIPPED, *map(_load, plugins.offered("plait.dialects")))
+
+
+def _load(entry: EntryPoint) -> Dialect:
+    dialect = plugins.load(entry, Dialect, CALLS)
+    if dialect.scripts and dialect.open_script is None:
+        raise plugins.fault(entry, f"({entry.value}) has scripts and no open_script(name, words), which makes the tree of one")
+    return dialect
+
+
+def scripts() -> dict[str, tuple[str, ...]]:
+    """Return the launch scripts of all dialects, which stand in place of a file, with the words that follow each name."""
+    return {name: words for dialect in dialects() for name, words in dialect.scripts.items()}
 
 
 def is_script(name: str) -> bool:
     """Return whether `name` is a launch script of a dialect, such as `molmo/captioner`, which takes words, and not a file."""
-    return any(name in dialect.scripts for dialect in dialects())
+    return name in scripts()

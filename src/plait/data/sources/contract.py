@@ -6,7 +6,7 @@ How an item of the configuration's `data:` section, an entry, becomes a source i
 import abc
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from plait.data.records import Record
 from plait.errors import PlaitError
@@ -41,6 +41,12 @@ class Source(abc.ABC):
 
     left_out: Mapping[str, int] = MappingProxyType({})
     """What lies beside the samples and is not read: how many of each, such as {".heic: a format that is not read": 3}."""
+
+    def __new__(cls, *_: object, **__: object) -> Self:
+        """Make an instance. Raises PlaitError, in place of TypeError, for a class without `__len__` or `__getitem__`."""
+        if missing := sorted(cls.__abstractmethods__):
+            raise PlaitError(f"{cls.__module__}.{cls.__qualname__} lacks {' and '.join(missing)}: a source has len(source) and source[i]")
+        return super().__new__(cls)
 
     @abc.abstractmethod
     def __len__(self) -> int: ...

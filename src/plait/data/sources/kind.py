@@ -44,6 +44,10 @@ class SourceKind(SourceRules):
     """Whether the errors of `open` begin with what they are about. False: the opener puts the entry's title before them."""
 
 
+CALLS = {"open": "open(entry, opening)", "check": "check(options)"}
+"""How the functions of a SourceKind are called."""
+
+
 def title(entry: Entry) -> str:
     """Return a short name of an entry for reports: its `name`, or its kind and the end of its path, such as `shards:train-000.tar`."""
     return entry.name or (f"{entry.source}:{shown(entry.path).rstrip('/').rpartition('/')[2]}" if entry.path else entry.source)

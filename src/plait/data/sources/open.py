@@ -12,7 +12,7 @@ from plait.config import plugins
 from plait.config.schema import Source as Entry
 from plait.config.source_rules import unknown_kind
 from plait.data.sources.contract import Source
-from plait.data.sources.kind import Catalogue, Opening, SourceKind, title
+from plait.data.sources.kind import CALLS, Catalogue, Opening, SourceKind, title
 from plait.errors import PlaitError
 
 SHIPPED = ("shards", "folder", "jsonl", "datasets", "dataset", "latents", "nlvr", "scenes")
@@ -30,7 +30,7 @@ class SourceKinds(Mapping[str, SourceKind]):
         if name in SHIPPED:
             kind: SourceKind = importlib.import_module(f"plait.data.sources.{name}").KIND
             return kind
-        point = next((point for point in plugins.offered(GROUP) if point.name == name), None)
+        point = plugins.named(GROUP, name)
         if point is None:
             raise KeyError(name)
         return _load(point)
@@ -47,9 +47,11 @@ KINDS = SourceKinds()
 
 def _load(point: EntryPoint) -> SourceKind:
     """Import the kind of another package. Raises PlaitError when its code fails, or gives something else than the kind it names."""
-    kind = plugins.load(point, SourceKind)
+    kind = plugins.load(point, SourceKind, CALLS)
     if kind.name != point.name:
         raise plugins.fault(point, f"cannot be loaded: {point.value} is the SourceKind {kind.name!r}")
+    if kind.options is not None and (unknown := [name for name in kind.paths if name not in kind.options]):
+        raise plugins.fault(point, f"cannot be loaded: {point.value} has {unknown[0]!r} in paths, which is none of its options")
     return kind
 
 
@@ -81,6 +83,12 @@ def open_source(
         raise PlaitError(f"{where}: cannot read {error.filename or entry.path}: {error.strerror}") from error
     if not isinstance(source, Source):
         raise PlaitError(f"{where}: its kind opened a {type(source).__name__}, which is no subclass of {Source.__module__}.Source")
+    try:
+        texts = {"name": source.name, "fingerprint": source.fingerprint}
+    except AttributeError as error:
+        raise PlaitError(f"{where}: a source has a name and a fingerprint, which are texts: {error}") from error
+    if wrong := [f"{attribute} is {value!r}" for attribute, value in texts.items() if not isinstance(value, str)]:
+        raise PlaitError(f"{where}: a source has a name and a fingerprint, which are texts: {' and '.join(wrong)}")
     return source
 
 
