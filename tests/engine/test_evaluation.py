@@ -119,7 +119,55 @@ def test_samples_that_a_bench_calls_bad_add_to_those_that_cannot_be_read():
     rows = [{"id": 1}, {"id": 2, "unread": True}, {"id": 3, "unread": True}]
     assert evaluation.summary(bench([], {"bad_samples": 4.0}), rows) == {"count": 1.0, "bad_samples": 6.0}
     assert evaluation.summary(bench([]), rows[:1]) == {"count": 1.0}
-    assert answered(Letters(2, torn=(0, 1)), calls := [])[0] == {"count": 0.0, "bad_samples": 2.0} and calls == []
+
+
+def test_a_bench_without_a_sample_that_can_be_used_has_no_figures():
+    with pytest.raises(evaluation.NoUsableSample, match=r"^none of 2 held-out samples can be used: torn at 0$"):
+        answered(Letters(2, torn=(0, 1)), calls := [])
+    with pytest.raises(evaluation.NoUsableSample, match=r"^there are no held-out samples$"):
+        answered(Letters(0), calls)
+    with pytest.raises(evaluation.NoUsableSample, match=r"^none of 1 held-out samples can be used: x$"):
+        evaluation.summary(bench([]), [{"id": "a", "bad": "x"}])
+    assert calls == []
+
+
+def test_figures_of_no_sample_are_absent_in_a_run_and_told():
+    failures = []
+    judge = evaluations(
+        [Evaluate(bench="letters"), Evaluate(bench="loss")],
+        held_out=HeldOut(lambda entry: batches([(range(4), False)]), lambda entry: Letters(2, torn=(0, 1))),
+        failed=lambda name, error: failures.append((name, evaluation.reason_of(error))),
+    )
+    assert judge.run(make_state(make_config()), judge.entries).keys() == {"loss", "loss/error"}
+    assert failures == [("letters", "none of 2 held-out samples can be used: torn at 0")]
+
+
+@pytest.mark.parametrize("torn", [29, 30])
+def test_a_rehearsal_looks_on_until_a_sample_can_be_used(torn):
+    taken = []
+    judge = evaluations(
+        [Evaluate(bench="letters", batch=1)],
+        benches={"letters": bench(taken)},
+        held_out=HeldOut(lambda entry: (), lambda entry: Letters(min(30, entry.samples or 30), torn=range(torn))),
+    )
+    if torn == 30:
+        message = r"^bench letters cannot be run, .*: none of 30 held-out samples can be used: torn at 0$"
+        with pytest.raises(PlaitError, match=message):
+            judge.rehearse(make_state(make_config()), [])
+    else:
+        judge.rehearse(make_state(make_config()), ["letters/count"])
+        assert [samples for samples, *_ in taken] == [[chr(97 + 29)]]
+
+
+def test_fewer_samples_than_asked_for_are_told_before_the_first_step(caplog):
+    judge = evaluations(
+        [Evaluate(bench="letters", samples=500), Evaluate(bench="loss", samples=3), Evaluate(bench="loss")],
+        held_out=HeldOut(lambda entry: batches([(range(4), False)]), lambda entry: Letters(min(3, entry.samples or 3))),
+    )
+    judge.rehearse(make_state(make_config()), [])
+    assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [
+        "bench letters: 500 held-out samples are asked for (samples), and there are 3: all are taken"
+    ]
 
 
 def evaluations(entries, **changes):

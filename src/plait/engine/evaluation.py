@@ -7,6 +7,7 @@ item of the configuration's `evaluate:` list: a bench, its data and its interval
 
 import contextlib
 import functools
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -23,6 +24,8 @@ from plait.engine.precision import autocast
 from plait.engine.state import State
 from plait.errors import BadSample, PlaitError, Stopped, sample_errors
 
+log = logging.getLogger(__name__)
+
 Part = TypeVar("Part")
 
 _PORTION_BATCHES = 4  # per rank, between two looks at whether to stop
@@ -32,6 +35,10 @@ LOSS = "loss"
 
 class BenchFailed(PlaitError):
     """Raised on all ranks when a bench failed on one of several; the message is the reason in one line."""
+
+
+class NoUsableSample(PlaitError):
+    """Raised where no sample of a bench can be used: any figure would be one of nothing."""
 
 
 class _Interrupted(Exception):
@@ -141,9 +148,9 @@ def run_bench(
     try:
         return summary(bench, rows), rows
     except Exception as error:
-        if partial:
+        if partial and not isinstance(error, NoUsableSample):
             return {}, rows
-        if ranks.size > 1:
+        if ranks.size > 1 and not isinstance(error, NoUsableSample):
             raise BenchFailed(reason_of(error)) from error
         raise
 
@@ -175,10 +182,21 @@ def reason_of(error: BaseException) -> str:
 
 
 def summary(bench: Bench, rows: Sequence[Row]) -> dict[str, float]:
-    """Compute a bench's figures from all rows; rows of samples that could not be read only count in the figure `bad_samples`."""
+    """Compute a bench's figures from all rows; rows of samples that could not be read only count in the figure `bad_samples`.
+
+    Raises NoUsableSample where all rows are `bad`.
+    """
+    if not usable(rows):
+        reason = f"none of {len(rows)} held-out samples can be used: {rows[0]['bad']}" if rows else "there are no held-out samples"
+        raise NoUsableSample(reason)
     unread = sum(bool(row.get("unread")) for row in rows)
     figures = bench.summarise([row for row in rows if not row.get("unread")])
     return figures | ({"bad_samples": figures.get("bad_samples", 0.0) + unread} if unread else {})
+
+
+def usable(rows: Sequence[Row]) -> list[Row]:
+    """Return the rows of the samples that could be used."""
+    return [row for row in rows if "bad" not in row]
 
 
 def _read(samples: Samples, positions: Sequence[int]) -> tuple[list[Any], dict[int, Row]]:
@@ -276,18 +294,18 @@ class Evaluations:
     def rehearse(self, state: State, wanted: Sequence[str]) -> None:
         """Try the beginning of every entry before the first step, so that a bench that cannot run is known then. Nothing is recorded.
 
-        `wanted`: names of figures that the run relies on, as `checkpoint.best`. Raises PlaitError where data cannot be opened, a bench
-        cannot be run, or none gives such a figure.
+        Warns of an entry with fewer samples than it asks for. `wanted`: names of figures that the run relies on, as `checkpoint.best`.
+        Raises PlaitError where data cannot be opened, no sample can be used, a bench cannot be run, or none gives such a figure.
         """
         known: set[str] = set()
         more = False  # figures may come of later samples only
         with evaluation_mode(state) as model:
             for entry in self.entries:
-                portion = _PORTION_BATCHES * entry.batch * self.ranks.size
-                short = entry.model_copy(update={"samples": min(portion, entry.samples or portion)})
                 try:
-                    whole = entry.bench == LOSS or len(self.held_out.samples(entry)) <= portion
-                    figures, _ = self.measure(short, model, state.step, rehearsal=not whole)
+                    fewer = shortfall(entry, len(self.held_out.samples(entry)))
+                    if fewer is not None and self.ranks.first:
+                        log.warning(fewer)
+                    figures, whole = self._beginning(entry, model, state.step)
                 except _Interrupted:
                     return
                 except Exception as error:
@@ -297,6 +315,19 @@ class Evaluations:
         for name in wanted:
             if name not in known and not (more and "/" in name):
                 raise PlaitError(f"no bench of evaluate gives a figure {name!r}; they give {', '.join(sorted(known)) or 'none'}")
+
+    def _beginning(self, entry: Evaluate, model: nn.Module, step: int) -> tuple[dict[str, float], bool]:
+        """Measure the first samples of an entry, until one can be used; returns the figures, and whether they are of all samples."""
+        portion = _PORTION_BATCHES * entry.batch * self.ranks.size
+        while True:
+            short = entry.model_copy(update={"samples": min(portion, entry.samples or portion)})
+            whole = entry.bench == LOSS or len(self.held_out.samples(entry)) <= portion
+            try:
+                return self.measure(short, model, step, rehearsal=not whole)[0], whole
+            except NoUsableSample:
+                if whole:
+                    raise
+            portion *= 2
 
     def _interruptible(self, parts: Iterable[Part]) -> Iterator[Part]:
         """Yield the parts of an evaluation. Raises _Interrupted between two of them, on all ranks, where a stop was requested on any."""
@@ -333,8 +364,15 @@ class Evaluations:
                 partial=bool(rehearsal),
             )
         if bench.pictures is not None and self.ranks.first and rehearsal is None:
-            self.show(step, {label(entry.bench, name): picture for name, picture in bench.pictures(rows).items()})
+            self.show(step, {label(entry.bench, name): picture for name, picture in bench.pictures(usable(rows)).items()})
         return figures, rows
+
+
+def shortfall(entry: Evaluate, count: int) -> str | None:
+    """Return a line where an entry asks for more samples than the `count` that there are, else None."""
+    if entry.samples is None or count >= entry.samples:
+        return None
+    return f"bench {entry.bench}: {entry.samples:,} held-out samples are asked for (samples), and there are {count:,}: all are taken"
 
 
 def moment_of(step: int) -> str:

@@ -143,6 +143,9 @@ def _plan(subject: Subject, bench: str, options: Options) -> Measurement:
     rule = benches(config, [entry]).get(entry.bench)
     data = HeldOutData(config)
     samples = ChosenSamples(*data.of(entry))
+    fewer = evaluation.shortfall(entry, len(samples))
+    if fewer is not None:
+        log.warning(fewer)
     name = f"{entry.bench.replace(':', '-')}-{subject.moment}{options.suffix}{_data_suffix(entry, samples)}"
     return Measurement(subject, entry, rule, data, samples, options.out or subject.run / "eval" / name, options)
 
@@ -208,7 +211,7 @@ def _answer(measurement: Measurement, bench: Bench, bundle: ModelBundle, config:
         keep=keep,
     )
     if bench.pictures is not None and ranks.first:
-        bench.pictures(rows)
+        bench.pictures(evaluation.usable(rows))
     return Result(figures, rows)
 
 
@@ -288,7 +291,7 @@ def _report(measurement: Measurement, result: Result) -> None:
     figures = dict(result.figures)
     intervals = bootstrap(measurement.bench, result.rows) if measurement.bench is not None else {}
     key = {"count": len(measurement.samples), "figures": figures, "intervals": intervals, "key": measurement.identity}
-    about |= measurement.bench.about(result.rows) if measurement.bench is not None else {}
+    about |= measurement.bench.about(evaluation.usable(result.rows)) if measurement.bench is not None else {}
     files.write_json(folder / "metrics.json", {**about, "samples": options.samples, **figures, **key})
     weights = options.weights if options.weights != AVERAGED or subject.has_averages() else subject.without_averages
     log.info(f"{subject.shown}, {weights}")

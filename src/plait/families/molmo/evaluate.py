@@ -62,7 +62,10 @@ class Scored:
         row: Row = {"id": sample["id"], "question": question(sample), "answer": answer or "", "gold": gold}
         if bad is not None:
             return {**row, "bad": bad}
-        figures = self.score(answer or "", sample)
+        try:
+            figures = self.score(answer or "", sample)
+        except BadSample as error:
+            return {**row, "bad": str(error)}
         return {**row, "task": task(sample), "correct": figures["score"] == 1.0, **figures}
 
     def summarise(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -101,6 +104,14 @@ def golds(sample: Sample) -> list[str]:
     return spoken[-1:] or [str(fields.get("answer", ""))]
 
 
+def _truths(sample: Sample) -> list[str]:
+    """Return `golds`. Raises BadSample where there is none, or all are blank: whatever is answered would be wrong."""
+    given = golds(sample)
+    if not any(text.strip() for text in given):
+        raise BadSample("no answer to compare with: neither `answers` nor `answer` nor a text of the assistant")
+    return given
+
+
 def question(sample: Sample) -> str:
     """Return the question that is asked: the text of the last user turn, empty where there is none."""
     return next((message["content"].strip() for message in reversed(_messages(sample)) if message["role"] == "user"), "")
@@ -127,7 +138,7 @@ def accuracy(answer: str, sample: Sample) -> dict[str, float]:
     """Score 1 or 0: samples of drawn scenes and NLVR by their own scorer, others by equality but for case, outer punctuation and spaces."""
     if can_score(sample["fields"]):
         return {"score": float(score(answer, sample["fields"]))}
-    normalised = [" ".join(text.split()).strip(" .,;:!?\"'").casefold() for text in (answer, *golds(sample))]
+    normalised = [" ".join(text.split()).strip(" .,;:!?\"'").casefold() for text in (answer, *_truths(sample))]
     return {"score": float(normalised[0] in normalised[1:])}
 
 
@@ -183,16 +194,16 @@ def _mmmu(answer: str, sample: Sample) -> dict[str, float]:
     return (
         _multiple_choice(answer, sample, benchmark_rules.mmmu_choice)
         if sample["fields"].get("options")
-        else {"score": benchmark_rules.mmmu_open(answer, golds(sample))}
+        else {"score": benchmark_rules.mmmu_open(answer, _truths(sample))}
     )
 
 
 RULES: dict[str, Score] = {
     "accuracy": accuracy,
-    "vqa": lambda answer, sample: {"score": metrics.vqa_score(answer, golds(sample))},
-    "exact_match": lambda answer, sample: {"score": metrics.exact_match(answer, golds(sample))},
-    "anls": lambda answer, sample: {"score": metrics.anls(answer, golds(sample))},
-    "relaxed_accuracy": lambda answer, sample: {"score": metrics.relaxed_accuracy(answer, golds(sample))},
+    "vqa": lambda answer, sample: {"score": metrics.vqa_score(answer, _truths(sample))},
+    "exact_match": lambda answer, sample: {"score": metrics.exact_match(answer, _truths(sample))},
+    "anls": lambda answer, sample: {"score": metrics.anls(answer, _truths(sample))},
+    "relaxed_accuracy": lambda answer, sample: {"score": metrics.relaxed_accuracy(answer, _truths(sample))},
     "multiple_choice": lambda answer, sample: _multiple_choice(answer, sample, metrics.choose),
     "counting": counting,
     "pointing": pointing,
@@ -205,4 +216,4 @@ benches = {name: Scored(rule).bench() for name, rule in RULES.items()}
 
 
 def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else 0.0
+    return sum(values) / len(values) if values else float("nan")

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from plait.engine.evaluation import Bench, Predict, Row
-from plait.errors import PlaitError
+from plait.errors import BadSample, PlaitError, sample_errors
 from plait.families.nanodit import distances, flow, pictures
 from plait.families.nanodit.config import Config, Sampling
 from plait.families.nanodit.inputs import Conditions, Inputs, Sample, caption, noise
@@ -325,15 +325,39 @@ def _cosine(a: Tensor, b: Tensor) -> float:
 
 
 def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else 0.0
+    return sum(values) / len(values) if values else float("nan")
+
+
+def _of_usable(predict: Predict) -> Predict:
+    """Return `predict` for samples of which some cannot be prepared: those get a row with the reason, the others are predicted."""
+
+    def predict_usable(model: Any, samples: Sequence[Any], inputs: Any, *, batch: int, moment: str = "latest") -> list[Row]:
+        unread = {position: reason for position, sample in enumerate(samples) if (reason := _fault(sample, inputs)) is not None}
+        usable = [sample for position, sample in enumerate(samples) if position not in unread]
+        rows = iter(predict(model, usable, inputs, batch=batch, moment=moment) if usable else [])
+        bad = {position: {"id": samples[position]["id"], "bad": reason, "unread": True} for position, reason in unread.items()}
+        return [bad[position] if position in bad else next(rows) for position in range(len(samples))]
+
+    return predict_usable
+
+
+def _fault(sample: Sample, inputs: Inputs) -> str | None:
+    """Return why a sample cannot be prepared, else None."""
+    try:
+        with sample_errors:
+            inputs.clean(sample)
+            inputs.conditions(sample)
+    except BadSample as error:
+        return str(error)
+    return None
 
 
 benches = {
-    "validation": Bench(predict_validation, summarise_validation, means=True),
-    "edit": Bench(_exchange("text"), summarise_exchange, means=True),
-    "swap": Bench(_exchange("image"), summarise_exchange, means=True),
-    "divergence": Bench(predict_divergence, summarise_divergence, means=True),
-    "toy": Bench(predict_toy, summarise_toy),
-    "distance": Bench(predict_distance, summarise_distance, needs=_distance_needs, about=about_distance),
-    "grid": Bench(predict_grid, summarise_grid, pictures.grids, needs=pictures.decoder_name),
+    "validation": Bench(_of_usable(predict_validation), summarise_validation, means=True),
+    "edit": Bench(_of_usable(_exchange("text")), summarise_exchange, means=True),
+    "swap": Bench(_of_usable(_exchange("image")), summarise_exchange, means=True),
+    "divergence": Bench(_of_usable(predict_divergence), summarise_divergence, means=True),
+    "toy": Bench(_of_usable(predict_toy), summarise_toy),
+    "distance": Bench(_of_usable(predict_distance), summarise_distance, needs=_distance_needs, about=about_distance),
+    "grid": Bench(_of_usable(predict_grid), summarise_grid, pictures.grids, needs=pictures.decoder_name),
 }

@@ -22,6 +22,7 @@ from plait.families.theworld.model import TheWorld
 from plait.nn.losses import IGNORED, token_cross_entropy
 
 _SPARE_TOKENS = 8  # an answer may run this much longer than the gold one before it is cut: enough to be seen to differ
+NO_GOLD = "no answer to compare with: it has no text of the assistant"
 WAYS = ("on", "off", "shuffled")  # the world shown to a sample: its own, none, another sample's
 
 
@@ -171,6 +172,8 @@ def _generate(model: TheWorld, samples: Sequence[Sample], inputs: Inputs, way: s
 
 def _prompt(samples: Sequence[Sample], i: int, inputs: Inputs, way: str) -> Example | str:
     """Return the encoded prompt of sample `i`, or why it cannot be encoded."""
+    if not gold(samples[i]) and not can_score(samples[i]["fields"]):
+        return NO_GOLD
     other = _sample_of_another_image(samples, i, "world_ablation") if way == "shuffled" else None
     try:
         with sample_errors:
@@ -227,4 +230,4 @@ def _accuracy(rows: Sequence[Mapping[str, Any]]) -> float:
 
 
 def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else 0.0
+    return sum(values) / len(values) if values else float("nan")
