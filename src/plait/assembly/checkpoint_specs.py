@@ -1,6 +1,6 @@
-"""Checkpoint specs, as people write them: RUN, RUN@STEP, RUN/STAGE, RUN/STAGE@best, RUN/step15000, RUN/latest, a step folder.
+"""Find the checkpoint that a spec names: RUN, RUN@STEP, RUN/STAGE, RUN/STAGE@best, RUN/step15000, RUN/latest, or a step folder.
 
-A stage is a part of a run; a mark, what follows the @. Specs are resolved to folders; weights are read in training/from_weights.py. `stepN`
+A stage is a part of a run; the mark is what follows the @. Specs are resolved to folders; training/from_weights.py reads weights. `stepN`
 and `latest` are how the Molmo guide names checkpoints; a folder of exactly that name has precedence.
 """
 
@@ -22,7 +22,7 @@ _STEP = re.compile(rf"step-?(\d+)|{LATEST}")
 def split(spec: str) -> tuple[Path, str]:
     """Split a spec into a folder and the mark after @, or "" without one: "runs/a@500" and "runs/a/step500" -> (runs/a, "500").
 
-    An @ in a name that is there is part of the name.
+    An @ in the name of an existing file or folder is part of the name. Nothing is checked or raised.
     """
     whole = _at_stage(expanded(spec))
     name, at, mark = spec.rpartition("@")
@@ -41,7 +41,7 @@ def _at_stage(path: Path) -> Path:
 
 
 def locate(spec: str, forms: str = FORMS) -> Checkpoint:
-    """Find the checkpoint of a spec and verify its files. Raises PlaitError where there is none; the message ends with `forms`."""
+    """Return the checkpoint that a spec names, after verifying its files. Raises PlaitError, ending with `forms`, if there is none."""
     path, mark = split(spec)
     if not path.exists():
         if _STEP.fullmatch(Path(spec).name):
@@ -54,9 +54,9 @@ def locate(spec: str, forms: str = FORMS) -> Checkpoint:
 
 
 def marked(path: Path, mark: str) -> Path:
-    """Return the step folder of a run's or stage's checkpoint by `mark`: a step, "best" or "latest"; its files are not verified.
+    """Return the step folder, in a run or stage folder `path`, that `mark` names: a step, "best" or "latest"; its files are not verified.
 
-    Raises PlaitError listing the steps there are.
+    Raises PlaitError, with a list of the steps that exist, if there is none.
     """
     folders = [folder for folder in checkpoint.published(checkpoint.run_of(path)) if path in folder.parents]
     if mark == LATEST and folders:
@@ -74,12 +74,12 @@ def marked(path: Path, mark: str) -> Path:
 
 
 def may_be_hub(name: str) -> bool:
-    """Return whether a name that is no folder here has the form of a Hub repository, owner/name; asks no network."""
+    """Return whether `name`, which is no folder here, has the form of a Hub repository, owner/name; nothing is looked up."""
     return not name.startswith((".", "/", "~")) and name.count("/") == 1 and not _STEP.fullmatch(Path(name).name)
 
 
 def assets(spec: str) -> Path | None:
-    """Return RUN/assets (files made for the model, such as its tokenizer) of the run that `spec` names; None where there is none."""
+    """Return the folder RUN/assets (files made for the model, such as its tokenizer) of the run of `spec`; None if it does not exist."""
     path, _ = split(spec)
     folder = checkpoint.run_of(path) / "assets"
     return folder if path.exists() and folder.is_dir() else None

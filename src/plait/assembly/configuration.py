@@ -1,4 +1,4 @@
-"""Read configuration files, with all that they can name: families (kinds of model), presets, and formats of other trainers."""
+"""Read configuration files, and resolve what they name: families (kinds of model), presets, and formats of other trainers."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,8 +15,8 @@ from plait.families import registry
 def open_config(path: str | Path, overrides: Sequence[str] = (), *, words: Sequence[str] = (), data_base: Path | None = None) -> Resolved:
     """Read and check the configuration at `path`: .yaml, .json, or another trainer's launch script, whose arguments are `words`.
 
-    Returns it with the settings of each stage filled in. `overrides`: settings over the file's, as "optim.lr=1e-4". `data_base`: the folder
-    that paths of data are relative to; None: the file's. Raises PlaitError, one line, for any fault.
+    Returns it with the settings of each stage (part of a run) filled in. `overrides`: settings that replace the file's, as "optim.lr=1e-4".
+    `data_base`: the folder that data paths are relative to; None: that of the file. Raises PlaitError, one line, for any fault.
     """
     return load_config(
         path,
@@ -31,7 +31,7 @@ def open_config(path: str | Path, overrides: Sequence[str] = (), *, words: Seque
 
 
 def open_run_config(run: Path, overrides: Sequence[str] = ()) -> Resolved:
-    """Read RUN/config.yaml, with which the run was made, and put `overrides` over it. Raises PlaitError where `run` is no run directory."""
+    """Read the configuration of run directory `run`, changed by `overrides` ("optim.lr=1e-4"). Raises PlaitError if it is none."""
     if not (run / "config.yaml").is_file():
         raise PlaitError(f"{run} is no run directory: it has no config.yaml")
     return open_config(run / "config.yaml", overrides, data_base=Path.cwd())  # paths are absolute, but for runs of older versions

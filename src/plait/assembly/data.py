@@ -21,7 +21,7 @@ from plait.keys import key
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The opened sources of a stage, and for each the weight with which samples are drawn from it."""
+    """The opened sources of a stage (part of a run), and for each the weight with which samples are drawn from it."""
 
     sources: Sequence[SampleSource]
     weights: Sequence[float]
@@ -33,25 +33,25 @@ class TrainingData:
         return [f"{name} ({count + 1})" if count else name for name, count in zip(names, earlier, strict=True)]
 
     def fingerprints(self) -> dict[str, str]:
-        """Return a hash of each source's content, by its name; checkpoints keep them, so that changed data is noticed."""
+        """Return {name: hash of the source's content}, kept in checkpoints so that changed data is noticed."""
         return dict(zip(self.names(), (source.fingerprint for source in self.sources), strict=True))
 
     def order(self, view: StageView, batches: BatchChanges = ()) -> Order | BucketOrder:
-        """Return the order of the stage's samples: which ones each step takes. A batch holds one bucket (samples of one shape) only.
+        """Return the order of the stage's samples, which says which ones each step takes; a batch is of one bucket (samples of one shape).
 
-        `batches`: (step of the stage, samples per step from it on), of a stage whose `train.global_batch` was changed.
+        `batches`: (step of the stage, samples per step from it on), from step 0; default: `train.global_batch` throughout.
         """
         (_, first), *changes = batches or [(0, view.config.train.global_batch)]
         return order_of(self.sources, self.weights, data_seed(view), first, changes)
 
 
 def data_seed(view: StageView) -> int:
-    """Return the 64-bit seed of a stage's order and augmentation: another one for each stage, the same on any number of ranks."""
+    """Return the 64-bit seed of a stage's sample order and augmentation: different for each stage, the same on all ranks."""
     return key(view.config.seed, "stage", view.name)
 
 
 def open_data(config: RunConfig, entries: Sequence[Source], split: str) -> list[SampleSource]:
-    """Open the sources of `entries` in the `split` "train" or "validation". Raises PlaitError for files or settings missing or wrong."""
+    """Open the sources of `entries` (items of `data:`), `split` "train" or "validation". Raises PlaitError if one cannot be opened."""
     root, cache = folder(config.data.root), folder(config.data.cache)
 
     def named(entry: Source, wanted: str) -> SampleSource:
@@ -62,15 +62,15 @@ def open_data(config: RunConfig, entries: Sequence[Source], split: str) -> list[
 
 
 def open_training(config: RunConfig) -> TrainingData:
-    """Open the sources of `data.train` or `data.mixture`, without what `data.validation` holds out of them.
+    """Open the sources of `data.train` or `data.mixture`, without the samples that `data.validation` holds out of them.
 
-    Raises PlaitError where some are missing.
+    Raises PlaitError if some are missing.
     """
     return _open_training(config, held_out=False)
 
 
 def open_validation(config: RunConfig) -> list[SampleSource]:
-    """Open the held-out data: the sources of `data.validation`, or the share of each training source that it holds out."""
+    """Open the held-out data: the sources of `data.validation`, or, if that is a share, the held-out part of each training source."""
     if config.data.held_out_share is None:
         return open_data(config, config.data.validation_sources, "validation")
     return list(_open_training(config, held_out=True).sources)
@@ -103,9 +103,9 @@ def _open_training(config: RunConfig, *, held_out: bool) -> TrainingData:
 
 
 def check_data(views: Sequence[StageView]) -> None:
-    """Open what each stage will read, and close it again. Raises PlaitError for what is missing or too long, before a model is built.
+    """Check that the data of each stage can be opened, so that a fault shows before training. Equal data is opened once.
 
-    Nothing missing waits for a stage that is days ahead; equal data is opened once.
+    Raises PlaitError for missing or wrong data, and for a `data.max_tokens` that is longer than the model's positions.
     """
     checked: list[tuple[object, object]] = []
     for view in views:

@@ -1,6 +1,6 @@
-"""A look at some samples of each source (data set) before the first step: what is bad, without text, cut, of which size, or held out.
+"""Inspect some samples of each source (data set) before the first step: count those bad, without text, truncated, or held out too.
 
-Samples are read and encoded as in training, evenly over each source. Not a check of all data: what turns up later is in quarantine.jsonl.
+Samples are read and encoded as in training, evenly over each source. Not a check of all data: later faults are in quarantine.jsonl.
 `plait data inspect` shows the same table.
 """
 
@@ -24,13 +24,13 @@ from plait.keys import key
 log = logging.getLogger(__name__)
 
 _SAMPLES, _ALL_SAMPLES = 32, 512
-"""How many samples of a source, and of all of them together, are looked at."""
+"""How many samples of one source, and of all sources together, are looked at (at most)."""
 _REASONS_SHOWN = 2
 
 
 @dataclass
 class SourceLook:
-    """What a look at one source found, as counts that `text` reports. `limits`: those of the model that the samples are for."""
+    """Counts of what was found in some samples of one source. `limits`: the input sizes that the model can take."""
 
     source: Source
     limits: Limits
@@ -43,13 +43,13 @@ class SourceLook:
     empty: int = 0
     """Usable samples whose answers or captions are all blank, which the source allows."""
     cut: int = 0
-    """Usable samples of whose text `data.max_tokens` cuts something off."""
+    """Usable samples whose text is truncated to `data.max_tokens`."""
     sizes: list[tuple[int, int]] = field(default_factory=list)
     """Width and height of each image that can be opened."""
     held_out: int = 0
-    """Samples whose images and text are those of a held-out sample that was looked at too."""
+    """Usable samples with the same images and text as one of the held-out samples that were looked at."""
     holding: Counter[str] = field(default_factory=Counter)
-    """How many usable samples hold something under a key: {"images": 30, "frames": 2}."""
+    """How many usable samples have images, or frames of video: {"images": 30, "frames": 2}."""
 
     @property
     def usable(self) -> int:
@@ -57,7 +57,7 @@ class SourceLook:
         return self.read - self.bad.total()
 
     def text(self) -> str:
-        """Return what was found in one line, such as "32 looked at, 0 bad, 0 without text, ...; pictures of 32x32 px"."""
+        """Return the counts as one line, such as "32 looked at, 0 bad, 0 without text, ...; pictures of 32x32 px"."""
         counts = {
             "looked at": self.read,
             "bad": self.bad.total(),
@@ -89,7 +89,7 @@ class SourceLook:
 
 
 def compare_ranks(fingerprints: Mapping[str, str], ranks: Ranks) -> None:
-    """Raise PlaitError, on all ranks, where a source of `fingerprints` ({name: hash of its content}) has another hash on some rank."""
+    """Check that all ranks have the same data. `fingerprints`: {source: hash of its content}. Raises PlaitError, on all ranks, if not."""
     by_rank = ranks.gather(dict(fingerprints))
     for name in fingerprints:
         differing = [str(rank) for rank, theirs in enumerate(by_rank) if theirs.get(name) != by_rank[0].get(name)]
@@ -101,9 +101,9 @@ def compare_ranks(fingerprints: Mapping[str, str], ranks: Ranks) -> None:
 
 
 def report(config: RunConfig, sources: Sequence[Source], inputs: Inputs, limits: Limits, ranks: Ranks, *, seed: int) -> None:
-    """Look at the training sources on rank 0 and log a table of them. Raises PlaitError, on all ranks, for the first fault.
+    """Inspect samples of the training sources on rank 0 and log a table. All ranks call this, and all raise PlaitError for the first fault.
 
-    Where `guard.no_input` is `continue`, parts that train without input are only told.
+    Faults are those of `unusable` and `without_input`; the latter are only logged if `guard.no_input` is `continue`.
     """
     error = None
     if ranks.first:
@@ -124,13 +124,13 @@ def report(config: RunConfig, sources: Sequence[Source], inputs: Inputs, limits:
 
 
 def table(found: Sequence[SourceLook]) -> list[tuple[str, str]]:
-    """Return a row per source: its name, filled up to the longest, and what was found."""
+    """Return (name, what was found as one line) per source; names are padded to the longest."""
     wide = max((len(one.source.name) for one in found), default=0)
     return [(f"{one.source.name:<{wide}}", one.text()) for one in found]
 
 
 def look(sources: Sequence[Source], inputs: Inputs, limits: Limits, held_out: Sequence[Source], seed: int) -> list[SourceLook]:
-    """Look at samples of each source. `inputs` encodes them as in training; `held_out`: the sources of `data.validation`."""
+    """Read and encode some samples of each source; return the counts per source. `held_out`: the sources of `data.validation`."""
     count = max(1, min(_SAMPLES, _ALL_SAMPLES // max(1, len(sources))))
     known = {_content(sample) for source in held_out for sample in _readable(source, count)} - {""}
     found = [SourceLook(source, limits) for source in sources]
@@ -141,7 +141,7 @@ def look(sources: Sequence[Source], inputs: Inputs, limits: Limits, held_out: Se
 
 
 def unusable(found: Sequence[SourceLook]) -> list[str]:
-    """Return why no run can train on these sources: no sample of one can be used, or its pictures have no text and none was waived."""
+    """Return a sentence per source that cannot be trained on: no sample is usable, or no image has text and `allow_blank` is not set."""
     faults = []
     for one in found:
         if one.read and not one.usable:
@@ -156,7 +156,7 @@ def unusable(found: Sequence[SourceLook]) -> list[str]:
 
 
 def without_input(found: Sequence[SourceLook], limits: Limits, trainable: Sequence[str]) -> list[str]:
-    """Return which components in `trainable`, or settings, no sample that was looked at has any input for, with what to do."""
+    """Return a sentence, with advice, per trainable component or setting of the model for which no sample has any input."""
     named = {item.partition(":")[0] for item in trainable}
     usable = sum(one.usable for one in found)
     faults = []

@@ -1,4 +1,4 @@
-"""Chosen samples in batches of a fixed order, where training has a random one: for evaluations and probes."""
+"""An order of chosen samples in fixed batches, for evaluation, in place of the random order of training."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,22 +10,22 @@ from plait.data.sources.contract import Source
 
 @dataclass(frozen=True)
 class FixedOrder:
-    """Chosen samples in fixed batches, in place of the random order of training. A batch is of one bucket (samples of one shape)."""
+    """Fixed batches of samples, each of one bucket (samples of one shape). `sizes`: of the sources; `batches`: the ids in each batch."""
 
     sizes: tuple[int, ...]
     batches: tuple[tuple[SampleId, ...], ...]
 
     @classmethod
     def of(cls, chosen: Sequence[SampleId], opened: Sequence[Source], batch: int) -> "FixedOrder":
-        """Cut the `chosen` samples of the sources `opened` into batches of at most `batch`, in their order."""
+        """Group the `chosen` samples of the sources `opened` into batches of at most `batch`, in their order."""
         batches = tuple(tuple(ids) for ids in batches_of(chosen, opened, batch))
         return cls(tuple(len(source) for source in opened), batches)
 
     def ids(self, step: int) -> list[SampleId]:
-        """Return the ids of the samples of batch number `step` (from 0), as the loader asks for them."""
+        """Return the sample ids of batch number `step` (from 0), for the loader."""
         return list(self.batches[step])
 
     @property
     def steps(self) -> int:
-        """Return how many batches there are; the last of a bucket may be smaller."""
+        """The number of batches; the last one of a bucket may be smaller."""
         return len(self.batches)

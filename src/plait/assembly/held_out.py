@@ -1,6 +1,6 @@
 """Open held-out data and choose its samples, the same ones every time and on any number of ranks.
 
-An entry is an item of the `evaluate:` list, a source one data set; a bench is a metric, named alone or as DATASET:SPLIT.
+An entry is an item of the `evaluate:` list, a source one data set. A bench is a metric; DATASET:SPLIT means that dataset's own metric.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ from plait.families import registry
 
 
 def choose(sizes: Sequence[int], count: int | None, seed: int) -> tuple[SampleId, ...]:
-    """Draw `count` samples (None: all) evenly from sources of these sizes; `seed` alone decides which, so they never change."""
+    """Choose `count` random samples (None: all) from sources of these sizes, all equally likely; fixed by `seed`."""
     total = sum(sizes)
     chosen = []
     for position in range(total if count is None else min(count, total)):
@@ -34,7 +34,7 @@ def choose(sizes: Sequence[int], count: int | None, seed: int) -> tuple[SampleId
 
 
 def benchmark(config: RunConfig, bench: str) -> tuple[str, Source]:
-    """Return the bench that scores NAME:SPLIT's answers, and its source. Raises PlaitError where the dataset, split or bench is unknown."""
+    """Return, for a `bench` "DATASET:SPLIT", the name of its metric and its `data:` entry. Raises PlaitError if one is unknown."""
     name, _, split = bench.partition(":")
     catalogue = registry.datasets(config.family)
     try:
@@ -45,7 +45,7 @@ def benchmark(config: RunConfig, bench: str) -> tuple[str, Source]:
 
 
 def benches(config: RunConfig, entries: Sequence[Evaluate]) -> dict[str, Bench]:
-    """Return the family's benches by name, and those that entries name as NAME:SPLIT. Raises PlaitError for an unknown one."""
+    """Return the model family's benches by name, plus one per entry's "DATASET:SPLIT". Raises PlaitError if an entry's is unknown."""
     known = dict(registry.benches(config.family))
     for entry in entries:
         if ":" in entry.bench:
@@ -60,14 +60,14 @@ def benches(config: RunConfig, entries: Sequence[Evaluate]) -> dict[str, Bench]:
 
 
 class HeldOutData:
-    """The held-out sources of entries, each opened once: those of an entry's `data`, of its NAME:SPLIT, else of `data.validation`."""
+    """Opens the held-out sources of `evaluate:` entries, each once: an entry's `data`, or its DATASET:SPLIT, else `data.validation`."""
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
         self.opened: dict[str, list[SampleSource]] = {}
 
     def of(self, entry: Evaluate) -> tuple[list[SampleSource], tuple[SampleId, ...]]:
-        """Return the opened sources of an entry, and which of their samples it takes. Raises PlaitError where it has no data."""
+        """Return the opened sources of an entry, and the ids of the samples it is evaluated on. Raises PlaitError if it has no data."""
         config = self.config
         listed = entry.data or ([benchmark(config, entry.bench)[1]] if ":" in entry.bench else [])
         if not (listed or config.data.validation):
@@ -80,7 +80,7 @@ class HeldOutData:
 
 @dataclass(frozen=True)
 class ChosenSamples:
-    """The chosen samples of an entry as a sequence that reads one when it is indexed: a whole benchmark does not fit into memory."""
+    """A sequence of an entry's samples, each read when it is indexed, since a whole benchmark may not fit into memory."""
 
     opened: Sequence[SampleSource]
     ids: Sequence[SampleId]
@@ -92,14 +92,14 @@ class ChosenSamples:
         return self.opened[self.ids[position].source][self.ids[position].index]
 
     def name(self, position: int) -> str:
-        """Return the name of a sample for messages, as "coco[17]"; does not read it."""
+        """Return a name for the sample at `position`, such as "coco[17]", without reading it."""
         return f"{self.opened[self.ids[position].source].name}[{self.ids[position].index}]"
 
 
 def open_held_out(
     bundle: ModelBundle, config: RunConfig, ranks: Ranks, data: HeldOutData | None = None, stop: Callable[[], bool] = lambda: False
 ) -> HeldOut:
-    """Return functions that open an entry's data, as batches of this rank (until `stop()`) and as samples. `data`: opened before."""
+    """Return functions that open an entry's data: as this rank's batches (until `stop()`), and as samples. `data`: sources to reuse."""
     held_out = data or HeldOutData(config)
 
     def batches(entry: Evaluate) -> Loader:

@@ -1,9 +1,9 @@
-"""A start `from:` a repository of the Hub: which of its files are needed, and their download, once on each machine.
+"""Download the files that a run needs to start `from:` a repository of the Hub, once on each machine.
 
 A repository may hold a run (`stage-*/step-*`, `assets/`), a checkpoint alone, or bare safetensors. `owner/name@MARK` names a revision, or
-in a run the checkpoint of a step, `best` or `latest`. Other files (metrics, other checkpoints) are left where they are.
+in a run the checkpoint of a step, `best` or `latest`. Other files (metrics, other checkpoints) are not downloaded.
 
-The HTTP library of the Hub's client has errors of its own, which change with the client's version: all that it raises are caught.
+The errors of the Hub client's HTTP library change with its version, so all exceptions of it are caught.
 """
 
 import glob
@@ -29,7 +29,7 @@ _BARE = re.compile(r"[^/]+\.safetensors|manifest\.json")
 
 @dataclass(frozen=True)
 class Contents:
-    """The files of a repository at a commit, which `revision` named, and the folder of the `checkpoint` that is meant; "" without a run."""
+    """Files of a Hub repository at `commit`. `revision`: as asked for (None: main). `checkpoint`: the chosen step folder, "" if none."""
 
     name: str
     revision: str | None
@@ -38,7 +38,7 @@ class Contents:
     checkpoint: str
 
     def needed(self, assets: bool) -> list[str]:
-        """Return the files of the weights, or those that a run takes over before its model is built (`assets`), such as a tokenizer."""
+        """Return the paths of the weight files; with `assets`, of the files needed to build the model, such as a tokenizer, instead."""
         if assets:
             return [file for file in self.files if _ASSETS.fullmatch(file)]
         if self.checkpoint:
@@ -47,7 +47,7 @@ class Contents:
 
 
 def repository(spec: str) -> tuple[str, str] | None:
-    """Return (owner/name, mark) of a `from:` that means a repository of the Hub, "" for no mark; None where it is something here."""
+    """Split `owner/name[@mark]` into (owner/name, mark or ""); None if `spec` is a local path or cannot be a Hub repository."""
     path, mark = checkpoint_specs.split(spec)
     if path.exists() or (path.parent / "config.yaml").is_file() or not checkpoint_specs.may_be_hub(str(path)):
         return None
@@ -55,10 +55,9 @@ def repository(spec: str) -> tuple[str, str] | None:
 
 
 def look(name: str, mark: str) -> Contents:
-    """Ask the Hub, or its cache where it cannot be asked, what a repository holds.
+    """List the files of a Hub repository, or of its copy in the local cache if the Hub cannot be reached, and choose the checkpoint.
 
-    `mark`: a revision, or the step of a run; "" for the newest of the main branch. Raises PlaitError where it gives nothing, or lacks the
-    step.
+    `mark`: a revision, or a step, "best" or "latest" of a run; "": the newest of the main branch. Raises PlaitError if it does not exist.
     """
     contents = _list(name, "" if names_step(mark) else mark)
     if names_step(mark) and not _steps(contents.files):
@@ -73,7 +72,7 @@ def names_step(mark: str) -> bool:
 
 
 def chosen(contents: Contents, mark: str) -> Contents:
-    """Return a repository's contents with the checkpoint of step `mark`, else its newest. Raises PlaitError for a step that is absent."""
+    """Return `contents` with the checkpoint of step `mark` (else the newest) chosen. Raises PlaitError if there is no such step."""
     steps = _steps(contents.files)
     if not steps:
         return contents
@@ -132,9 +131,9 @@ def _download(contents: Contents, files: Sequence[str], local_only: bool = False
 
 
 def assets(spec: str) -> Path | None:
-    """Download what a run takes over from a repository before its model is built; None for a `from:` that is here, or has nothing of it.
+    """Download the files that are needed to build a model, such as its tokenizer, from the Hub repository that `spec` names.
 
-    Returns the folder of the snapshot, in which there is `assets/` or tokenizer.json.
+    Returns the local folder that holds `assets/` or tokenizer.json; None if `spec` is a local path, or the repository has neither.
     """
     named = repository(spec)
     contents = None if named is None else look(*named)
@@ -143,10 +142,10 @@ def assets(spec: str) -> Path | None:
 
 
 def fetch(spec: str, ranks: Ranks) -> Path | None:
-    """Download the weights that a `from:` on the Hub names; returns their folder, None where it is something here. All ranks call this.
+    """Download the weights that `spec`, a `from:`, names on the Hub; returns their folder, None if it is a local path. All ranks call this.
 
-    Rank 0 asks and downloads while the others wait, then one rank of each machine whose cache lacks the files. Raises PlaitError on all
-    ranks, in the words of the first that failed.
+    Rank 0 downloads while the others wait, then one rank of each other machine. Raises PlaitError on all ranks, with the message of the
+    first that failed.
     """
     named = repository(spec)
     if not ranks.agree(named is not None):

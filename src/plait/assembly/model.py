@@ -32,34 +32,34 @@ _TOKENIZER_SAMPLES = 2_000
 
 @dataclass(frozen=True)
 class ModelBundle:
-    """A family (kind of model), its `model:` section with checked types, and the model built from it; all ranks have the same."""
+    """A family (kind of model), its validated `model:` section, and the model built from it; all ranks have the same."""
 
     family: Family
     section: Any
     assets: Path
-    """Folder of what the family made on the spot for this run, such as a tokenizer."""
+    """Folder of files that the family made for this run, such as a tokenizer."""
     model: nn.Module
     base_hashes: dict[str, str]
-    """xxh3 of every parameter as built, by name: the reference that frozen weights are pinned to."""
+    """Hash (xxh3) of every parameter as built, by name, to check that frozen weights are the same when a run is resumed."""
     sharding: Sharding | None
     """How the model is divided over ranks; None on one rank."""
 
     def inputs(self, config: RunConfig, *, train: bool, pad: str | None = None) -> Inputs:
-        """Return what encodes and collates samples, augmented if `train`.
+        """Return the family's object that encodes and collates samples; with `train` it augments them.
 
-        `pad`: how sequences of a batch are padded (longest, to_128, to_max or none), None for the configuration's `data.pad`.
+        `pad`: how sequences of a batch are padded (longest, to_128, to_max or none); None: as `data.pad` of the configuration says.
         """
         check_max_tokens(config.data.max_tokens, self.family.limits(self.section))
         return self.family.Inputs(self.section, self.assets, max_tokens=config.data.max_tokens, pad=pad or config.data.pad, train=train)
 
     def frozen_xxh3(self, trained: set[str]) -> str:
-        """Return one hash of all weights as built, but those named in `trained`. A resumed run compares it with its checkpoint's."""
+        """Return one hash of all weights as built, except those named in `trained`; a resumed run compares it with its checkpoint's."""
         lines = "".join(f"{name}={value}\n" for name, value in sorted(self.base_hashes.items()) if name not in trained)
         return xxhash.xxh3_64_hexdigest(lines.encode())
 
 
 def build_model(config: RunConfig, run: Path, ranks: Ranks) -> ModelBundle:
-    """Build the model in host memory; all ranks call this. What its family makes first (a tokenizer), rank 0 writes to RUN/assets."""
+    """Build the model in CPU memory; all ranks call this. Rank 0 first writes the files that it needs (a tokenizer) to RUN/assets."""
     family = registry.load(config.family)
     section = family.Config.model_validate(config.model)
     assets = run / "assets"
@@ -71,9 +71,9 @@ def build_model(config: RunConfig, run: Path, ranks: Ranks) -> ModelBundle:
 
 
 def write_assets(config: RunConfig, assets: Path) -> None:
-    """Write what a family makes before its model, such as a tokenizer trained on the samples' texts, into `assets`; once per run.
+    """Write the files that a model needs, such as a tokenizer trained on the samples' texts, into folder `assets`, unless they exist.
 
-    A run that starts `from:` another takes over what that one made: trained embeddings mean nothing with another tokenizer.
+    A run that starts `from:` another copies that run's files: trained embeddings mean nothing with another tokenizer.
     """
     if config.from_ and not assets.is_dir():
         origin = str(hub_start.assets(config.from_) or config.from_)
@@ -87,7 +87,7 @@ def write_assets(config: RunConfig, assets: Path) -> None:
 
 
 def hashes(model: nn.Module) -> dict[str, str]:
-    """Return the xxh3 (a 64-bit hash) of each parameter by name; every rank hashes all, at 0.1 to 0.4 s of a processor per GB."""
+    """Return the xxh3 (a 64-bit hash, as hex) of each parameter by name; the model is on the CPU. Takes 0.1 to 0.4 s per GB."""
     return {name: _hash(value) for name, value in model.named_parameters()}
 
 

@@ -15,7 +15,7 @@ from plait.engine.state import load_weights
 def settings(spec: str | Path) -> tuple[Checkpoint, RunConfig]:
     """Return the checkpoint that `spec` names (RUN, RUN@STEP, RUN/STAGE@best, a step folder), and the settings of the stage that wrote it.
 
-    Builds no model. Raises PlaitError where there is none.
+    No model is built. Raises PlaitError if there is no such checkpoint.
     """
     located = checkpoint_specs.locate(str(spec))
     resolved = open_run_config(checkpoint.run_of(located.folder))
@@ -25,10 +25,10 @@ def settings(spec: str | Path) -> tuple[Checkpoint, RunConfig]:
 def open_checkpoint(
     spec: str | Path, ranks: Ranks, *, averaged: bool = True, length: float | None = None
 ) -> tuple[ModelBundle, Checkpoint, RunConfig]:
-    """Build the trained model of the checkpoint that `spec` names, in evaluation mode.
+    """Return the trained model of the checkpoint that `spec` names (in evaluation mode), the checkpoint, and its stage's configuration.
 
-    `averaged`: with its EMA weights where it has them. `length`: instead, with the post-hoc average of this relative length, such as 0.05
-    (`post_hoc_ema.py`). Also returns the checkpoint, and the configuration of the stage it was written in.
+    `averaged`: load its EMA weights, of parameters that have them. `length`: load instead the post-hoc EMA of this relative length, such
+    as 0.05 (`post_hoc_ema.py`). Raises PlaitError if there is no such checkpoint.
     """
     located, config = settings(spec)
     run = checkpoint.run_of(located.folder)

@@ -1,7 +1,7 @@
-"""Addresses of data (s3://, https://, ...): variables of the environment in them, and how they are named without what is secret.
+"""Addresses of data files (s3://, https://, ...): fill in environment variables, and hide secrets where an address is printed.
 
-An address may hold `$NAME` or `${NAME}`, an environment variable whose value is put in when a file is opened and nowhere else: reports,
-names of samples and records of a run have the address as it was written, without its user part and query.
+An address may hold `$NAME` or `${NAME}`, an environment variable whose value is filled in only when a file is opened: reports, sample
+names and the records of a run hold the address as it was written, without its user part and query.
 """
 
 import os
@@ -28,7 +28,7 @@ def is_web(path: str) -> bool:
 
 
 def spelled_out(address: str) -> str:
-    """Return `address` with the values of its variables. Raises PlaitError, without any value, for one that is not set."""
+    """Return `address` with its environment variables (`$NAME`, `${NAME}`) filled in. Raises PlaitError if one is not set."""
 
     def value(match: re.Match[str]) -> str:
         name = match[1] or match[2]
@@ -40,19 +40,19 @@ def spelled_out(address: str) -> str:
 
 
 def shown(address: str) -> str:
-    """Return `address` as it may be printed and recorded: as it was written, without user part, query and fragment."""
+    """Return `address` in a form fit for logs and files: as it was written, without user part, query and fragment."""
     return secrets.without_secrets(address)
 
 
 def name_of(address: str) -> str:
-    """Return the file name in an address, as it may be printed: "a.tar" of "https://host/a.tar?signature"."""
+    """Return the file name in an address, without anything secret: "a.tar" for "https://host/a.tar?signature"."""
     return PurePosixPath(shown(address)).name
 
 
 def identity(address: str) -> str:
-    """Return what tells an address's file from others, however it is signed: its spelling without user part and signature.
+    """Return a string that is the same however an address is signed: variables filled in, without user part and signature.
 
-    For hashes only: it may hold the values of environment variables.
+    Only for hashing, never for printing: it may hold the values of environment variables.
     """
     if not is_web(address):
         return secrets.without_secrets(spelled_out(address))

@@ -31,7 +31,7 @@ STANDARD = (Bucket(1024, 1024), Bucket(832, 1216), Bucket(1216, 832), Bucket(768
 
 
 def parse(name: str) -> Bucket:
-    """Parse `832x1216`, or the folder name `bucket_832x1216`, as width and height. Raises PlaitError for anything else."""
+    """Parse `832x1216` (width x height), or the folder name `bucket_832x1216`. Raises PlaitError for anything else."""
     match = _NAME.fullmatch(name)
     if match is None:
         raise PlaitError(f"{name!r} is no bucket: write WIDTHxHEIGHT in pixels, such as 832x1216")
@@ -39,7 +39,7 @@ def parse(name: str) -> Bucket:
 
 
 def nearest(width: int, height: int, buckets: Sequence[Bucket]) -> Bucket:
-    """Return the bucket nearest in aspect ratio to a picture; of several, the largest that needs no enlarging, else the smallest."""
+    """Return the bucket nearest in aspect ratio to an image; of ties, the largest that needs no upscaling, else the smallest."""
     ratio = math.log(width / height)
     distances = {bucket: abs(ratio - math.log(bucket.width / bucket.height)) for bucket in buckets}
     nearest_ratio = [bucket for bucket in buckets if distances[bucket] <= min(distances.values()) + _SAME]

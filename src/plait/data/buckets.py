@@ -1,15 +1,15 @@
 """The order of data in buckets: every global batch holds samples of one bucket, and which one is a pure function of (seed, step).
 
-A source is one data set of the training mixture; a bucket is its samples of one picture size. A bucket of n samples is walked for ever,
-each of its epochs in a permutation of its own, and sliced into batches of exactly `global_batch`; nothing is padded and nothing is
+A source is one data set of the training mixture; a bucket is its samples of one picture size. A bucket of n samples is traversed
+forever, each epoch in a permutation of its own, and sliced into batches of exactly `global_batch`; nothing is padded and nothing is
 dropped. The samples left over at the end of a bucket's epoch (fewer than a batch) begin its first batch of the next epoch. So every batch
 has one shape, and every sample comes exactly once in each epoch of its bucket.
 
 By the end of epoch e a bucket of n samples has completed floor((e + 1) n / batch) batches: the batches of epoch e are those in between,
 for all buckets together, in an order permuted for that epoch. Both counts are closed forms, so any step is found without replaying others,
 in memory that does not grow with the data, and the buckets' shares follow their sample counts exactly. In a mixture, whole batches are
-apportioned to the sources by weight. Where the global batch was changed, each bucket goes on with the samples of its epoch that were not
-drawn yet.
+apportioned to the sources by weight. After a change of the global batch size, each bucket continues with the samples of its epoch that
+were not drawn yet.
 """
 
 import math
@@ -55,7 +55,8 @@ class BucketOrder:
     """Choose the samples of every step such that a global batch never mixes buckets.
 
     `groups[source]`: the sizes of its buckets; its samples are numbered bucket after bucket. `weights[source]`: its share of the batches.
-    `global_batch`, `changes`: as of `Order`. Raises PlaitError for an empty bucket or source, and for a weight that is not positive.
+    `global_batch`: samples per step at first; `changes`: (step, samples per step from then on), in rising order.
+    Raises PlaitError for an empty bucket or source, and for a weight that is not positive.
     """
 
     def __init__(
@@ -89,7 +90,7 @@ class BucketOrder:
         return ids
 
     def bucket(self, step: int) -> tuple[int, int]:
-        """Return (source, bucket) that `step` draws from: positions in `groups` and in `groups[source]`."""
+        """Return (source, bucket) that `step` draws from: indices into `groups` and `groups[source]`."""
         source, group, _ = self._batch(step)
         return source, group
 
@@ -98,7 +99,7 @@ class BucketOrder:
         return self.segments.index(segment_of(self.segments, step))
 
     def _batch(self, step: int) -> tuple[int, int, range]:
-        """Return (source, bucket, places in the bucket's walk) of a step."""
+        """Return (source, bucket, range of places in the bucket's walk) of a step."""
         number = self._number(step)
         part = self.segments[number]
         block, slot = divmod(step - part.step, len(self._slot_source))

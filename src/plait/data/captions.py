@@ -27,7 +27,7 @@ def swap(caption: str) -> str:
 
 
 def names_side(caption: str) -> bool:
-    """Return whether the caption names left or right, so that the mirrored picture needs another one."""
+    """Return whether the caption names left or right, so that the mirrored picture needs another caption (`swap`)."""
     return swap(caption) != caption
 
 

@@ -2,8 +2,8 @@
 
 Not here: tensors and resizing (images.py). Nothing here imports torch, so that reading a configuration does not either.
 Transparent pixels are put over white, EXIF rotation is applied once, animations give their first frame, 16-bit greys are scaled (white
-stays 255). Colour profiles are not applied, and damaged or overlong metadata costs no picture (formats/image_metadata.py). Pillow decides
-which of FORMATS a file has, whatever its name ends in; plain JPEGs take a shorter way to the same pixels.
+stays 255). Colour profiles are not applied; damaged or overlong metadata does not cause a picture to be rejected
+(formats/image_metadata.py). Pillow finds out which of FORMATS a file has, whatever its name; simplejpeg decodes plain JPEGs faster.
 """
 
 import contextlib
@@ -84,7 +84,7 @@ def decode_rgb(data: bytes, *, max_pixels: int = MAX_PIXELS, at_least: tuple[int
 
 
 def _decode_opened(image: Image.Image, max_pixels: int, at_least: tuple[int, int] | None) -> np.ndarray:
-    """Decode an image of any format that Pillow has opened, with everything done that its header asks for."""
+    """Decode an image that Pillow has opened to uint8 RGB (H, W, 3), upright. Raises BadSample as `decode_rgb` does."""
     _check_header(image, max_pixels)
     turn = _orientation(image)
     if at_least is not None and image.format == "JPEG":
@@ -98,7 +98,7 @@ def _decode_opened(image: Image.Image, max_pixels: int, at_least: tuple[int, int
 def over_limit(size: tuple[int, int], max_pixels: int = MAX_PIXELS) -> str | None:
     """Return why an image of `size` (width, height) is too large, as the end of a sentence ("has a side over ...").
 
-    None where its sides are within MAX_SIDE and its pixels (width x height) within `max_pixels`.
+    None if its sides are within MAX_SIDE and its pixels (width x height) within `max_pixels`.
     """
     if max(size) > MAX_SIDE:
         return f"has a side over the limit of {MAX_SIDE}: cut it into several"
@@ -136,7 +136,7 @@ def _with_pillow(data: bytes, read: Callable[[bytes], T]) -> T:
 
 
 def _other_kind(data: bytes) -> str:
-    """Return ", " and what bytes that are no picture seem to be, or nothing; never what they hold."""
+    """Return a guess at what bytes that are no picture are, such as ", PDF"; "" without a guess. Their content is never quoted."""
     start = data[:200].lstrip()
     kind = next((kind for begins, kind in _OTHER_KINDS.items() if start.startswith(begins)), "" if data.strip(b"\0") else "all zero")
     return f", {kind}" if kind else ""
@@ -184,7 +184,7 @@ def _open(data: bytes) -> Image.Image:
 
 
 def size(data: bytes) -> tuple[int, int]:
-    """Return (width, height) of an encoded image from its header, after EXIF rotation. Raises BadSample for what is no image."""
+    """Return (width, height) of an encoded image from its header, after EXIF rotation. Raises BadSample if it is no image."""
 
     def read(body: bytes) -> tuple[int, int]:
         with _open(body) as image:

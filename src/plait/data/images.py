@@ -19,7 +19,7 @@ _MOST_AREA = 8
 
 
 def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, at_least: tuple[int, int] | None = None) -> torch.Tensor:
-    """Decode one image file to uint8 (3, H, W), upright. Raises BadSample if it is damaged or has more than `max_pixels` pixels.
+    """Decode one encoded image file to uint8 RGB (3, H, W), upright. Raises BadSample if it is damaged or over `max_pixels` pixels.
 
     `at_least` (height, width): a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size if it stays at least twice that large.
     """
@@ -41,7 +41,7 @@ def resize(image: torch.Tensor, height: int, width: int, *, mode: str = "bicubic
 
 
 def resize_all(pictures: Sequence[torch.Tensor], height: int, width: int, *, mode: str = "bicubic") -> torch.Tensor:
-    """Resize images (3, H, W) of any sizes to one batch (n, 3, height, width), ignoring aspect ratios. `mode`: bicubic or bilinear."""
+    """Resize uint8 images (3, H, W) of any sizes to one batch (n, 3, height, width), ignoring aspect ratios. `mode`: as in `resize`."""
     by_shape: dict[torch.Size, list[int]] = {}
     for position, image in enumerate(pictures):
         by_shape.setdefault(image.shape, []).append(position)
@@ -63,7 +63,7 @@ def crop(image: torch.Tensor, top: int, left: int, height: int, width: int) -> t
 
 
 def cover(image: torch.Tensor, height: int, width: int, *, mode: str = "bicubic", at: tuple[float, float] = (0.5, 0.5)) -> torch.Tensor:
-    """Resize and crop to exactly (height, width), keeping the aspect ratio. `at`: where to crop (0, 0 top left; 1, 1 bottom right)."""
+    """Resize and crop uint8 (3, H, W) to (height, width) without distortion. `at`: which part to keep, from (0, 0), top left, to (1, 1)."""
     h, w = image.shape[-2:]
     scale = max(height / h, width / w)
     high, wide = max(height, round(h * scale)), max(width, round(w * scale))
@@ -84,7 +84,7 @@ def _resized_window(image: torch.Tensor, box: tuple[float, float, float, float],
 
 
 def to_unit(image: torch.Tensor) -> torch.Tensor:
-    """Convert uint8 to float32 in [-1, 1]: black is exactly -1, white exactly 1."""
+    """Convert a uint8 tensor of any shape to float32 in [-1, 1]: 0 becomes exactly -1, 255 exactly 1."""
     return image.to(torch.float32).div_(127.5).sub_(1.0)
 
 

@@ -1,11 +1,11 @@
 """Which samples a step consumes: a pure function of (seed, step), so that no position in the data is ever saved.
 
-A source (one data set) of n samples is walked in epochs. Each epoch is a permutation of [0, n) computed point by point (O(1) memory, O(1)
+A source (one data set) of n samples is read in epochs. Each epoch is a permutation of [0, n) computed point by point (O(1) memory, O(1)
 seek) by a generalised Feistel network (Luby and Rackoff 1988) over a rectangle of about sqrt(n) x sqrt(n) cells; the few cells past n are
 left by walking the cycle (Black and Rogaway 2002, "Ciphers with arbitrary finite domains"). Statistical shuffling, not cryptography.
 
 A mixture (several weighted sources) is one fixed block of slots, apportioned to the sources by weight (largest remainder) and interleaved
-evenly; the blocks repeat for ever, and each source goes through its own epochs whenever its slots come up. Ranks, workers and
+evenly; the blocks repeat forever, and each source goes through its own epochs whenever its slots come up. Ranks, workers and
 micro-batches do not change it: they only decide how a global batch is sliced (`rank_slices`).
 """
 
@@ -36,7 +36,7 @@ class SampleId(NamedTuple):
 
 
 class Segment(NamedTuple):
-    """Steps with one size of batch: from `step` on, `batch` samples each. `before`: how many samples the steps before it took."""
+    """A run of steps with one batch size: from `step` on, `batch` samples each. `before`: samples consumed by all earlier steps."""
 
     step: int
     batch: int
@@ -44,11 +44,11 @@ class Segment(NamedTuple):
 
 
 BatchChanges = Sequence[Sequence[int]]
-"""Where the global batch of a stage was changed: (step of the stage from which it holds, samples per step), in rising order."""
+"""Changes of a stage's global batch size: (step of the stage from which it holds, samples per step), in rising order."""
 
 
 def segments(global_batch: int, changes: BatchChanges) -> tuple[Segment, ...]:
-    """Return the segments of a stage that began with `global_batch` samples per step and was changed as `changes` says."""
+    """Return the segments of a stage that begins with `global_batch` samples per step, one more for each of `changes`."""
     parts = [Segment(0, global_batch, 0)]
     for step, batch in changes:
         assert batch >= 1 and step >= parts[-1].step
@@ -57,12 +57,12 @@ def segments(global_batch: int, changes: BatchChanges) -> tuple[Segment, ...]:
 
 
 def segment_of(parts: Sequence[Segment], step: int) -> Segment:
-    """Return the segment that `step` is in."""
+    """Return the segment of `parts` that contains `step`."""
     return next(part for part in reversed(parts) if part.step <= step)
 
 
 def permute(position: int | np.ndarray, n: int, *parts: int | str) -> int | np.ndarray:
-    """Return where a permutation of [0, n) sends `position` (arrays: each element). `parts` (seed, purpose, epoch) pick the permutation."""
+    """Return where a random permutation of [0, n) sends `position` (arrays: elementwise). `parts` (seed, purpose, epoch, ...) pick it."""
     assert n >= 1, "a permutation needs at least one element"
     array = np.atleast_1d(np.asarray(position, dtype=_U64))
     assert array.size == 0 or int(array.max()) < n, f"position outside [0, {n})"
@@ -109,8 +109,8 @@ class Order:
 
     `sizes`: samples per source. `weights`: shares of the samples drawn, not of the sizes: two sources of weight 1 are drawn equally often,
     and the smaller one begins its next epoch sooner. An epoch of a mixture is as many samples as its sources hold together. `global_batch`:
-    samples per step at first; `changes` of it slice the same sequence of samples otherwise. Raises PlaitError for no source, an empty one,
-    and a weight that is not positive.
+    samples per step at first; `changes`: (step, samples per step from then on); they slice the same sequence of samples differently.
+    Raises PlaitError if there is no source, for an empty one, and for a weight that is not positive.
     """
 
     def __init__(self, sizes: Sequence[int], weights: Sequence[float], seed: int, global_batch: int, changes: BatchChanges = ()) -> None:
@@ -129,7 +129,7 @@ class Order:
         self._memo: tuple[int, list[SampleId]] = (0, [])  # first position and samples; replaced as a whole: several threads may call `ids`
 
     def ids(self, step: int) -> list[SampleId]:
-        """Return the samples of `step` (from 0). Batches run across epoch borders: none is short, no sample is dropped."""
+        """Return the global batch of `step` (from 0). Batches run across epoch borders: none is short, no sample is dropped."""
         part = segment_of(self.segments, step)
         size = max(1, _DRAW_AT_ONCE // part.batch) * part.batch
         number, start = divmod((step - part.step) * part.batch, size)
@@ -152,25 +152,26 @@ class Order:
         return list(map(SampleId, source.tolist(), index.tolist(), epoch.tolist()))
 
     def samples(self, step: int) -> int:
-        """Return how many samples the steps before `step` take."""
+        """Return how many samples all steps before `step` consume together."""
         part = segment_of(self.segments, step)
         return part.before + (step - part.step) * part.batch
 
     def steps(self, samples: float) -> int:
-        """Return the least number of steps that takes as many samples."""
+        """Return the least number of steps, at least 1, that consume `samples` samples from step 0 on."""
         last = self.segments[-1]
         return max(1, last.step + math.ceil((samples - last.before) / last.batch - 1e-9))
 
 
 def digest(ids: Iterable[SampleId]) -> int:
-    """Return a hash of samples in any order: the sum of a 32-bit hash of each, so the digests of all ranks add up to the global batch's."""
+    """Return an order-independent hash of samples: the sum of a 32-bit hash of each, so the ranks' digests add up to the global batch's."""
     return sum(xxhash.xxh32_intdigest(struct.pack("<3q", *identity)) for identity in ids)
 
 
 def block_counts(shares: Sequence[float], global_batch: int) -> tuple[int, ...]:
-    """Return each source's slots in one block: the shortest multiple of the global batch within 0.1 % of `shares` (sum 1), or the best one.
+    """Return how many slots each source gets in one block of a mixture, in proportion to `shares` (sum 1).
 
-    Raises PlaitError for a share too small for the longest block.
+    The block is the shortest multiple of `global_batch` that is within 0.1 % of every share, else the best one up to 2^20 slots. Raises
+    PlaitError for a share too small for that.
     """
     best, best_error, multiple = None, math.inf, 1
     while multiple == 1 or multiple * global_batch <= _BLOCK_MAX:
@@ -197,7 +198,7 @@ def largest_remainder(shares: Sequence[float], total: int) -> list[int]:
 
 
 def interleave(counts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Spread each source's `counts` evenly over a block of slots. Returns per slot the source, and how often that source came before."""
+    """Spread each source's `counts` slots evenly over a block. Returns, per slot, its source and how often that came before it."""
     source = np.repeat(np.arange(len(counts)), counts)
     turn = np.concatenate([np.arange(c) for c in counts])
     when = (turn + 0.5) / np.asarray(counts)[source]
@@ -208,8 +209,8 @@ def interleave(counts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
 def rank_slices(ids: Sequence[SampleId], rank: int, world_size: int, micro_batch: int | None) -> list[tuple[list[SampleId], bool]]:
     """Slice a global batch into this rank's micro-batches: a list of (ids, padding). `micro_batch`: samples in each; None: one per rank.
 
-    Every rank gets the same number of micro-batches, because each one is a collective. A rank with fewer samples gets padding
-    micro-batches: they repeat one sample to have a shape, and must contribute nothing.
+    Every rank gets the same number of micro-batches, because each one takes part in collectives. A rank with fewer samples gets padding
+    micro-batches (`padding` True): they repeat one sample to have a shape, and must contribute nothing to loss and gradient.
     """
     assert 0 <= rank < world_size
     assert len(ids) >= 1

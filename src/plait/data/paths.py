@@ -25,7 +25,7 @@ def local(path: str) -> Path:
 
 
 def braces(pattern: str) -> list[str]:
-    """Return the paths that braces stand for: a{08..10} -> a08, a09, a10; a{b,c} -> ab, ac. Raises PlaitError for other braces."""
+    """Return the paths that braces stand for: a{08..10} -> a08, a09, a10; a{b,c} -> ab, ac. Raises PlaitError for any other content."""
     brace = _BRACE.search(pattern)
     if brace is None:
         return [pattern]
@@ -43,7 +43,7 @@ def braces(pattern: str) -> list[str]:
 
 
 def read_regular(path: Path) -> bytes:
-    """Read a whole file that a record names. Raises BadSample for what is no regular file (a FIFO never ends), or cannot be read."""
+    """Return the bytes of a file that a record names. Raises BadSample if it cannot be read or is no regular file (a FIFO never ends)."""
 
     def read() -> bytes:
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
@@ -59,11 +59,10 @@ def read_regular(path: Path) -> bytes:
 
 
 def inside(root: Path, name: str, *, anywhere: bool, links: bool = False) -> Path:
-    """Return the path of a file that a record names, relative to `root` or absolute. `anywhere`: also one that is not below `root`.
+    """Return the path of the file `name` that a record names, relative to `root` or absolute. Raises BadSample if it is not below `root`.
 
-    `links`: links may lead out of `root`, which is then a folder that its user has put together. The cache of a Hub client, in which
-    every file is a link, is one folder. Raises BadSample for a path that leaves the folder otherwise: data from elsewhere must not point to
-    the files of the machine that trains on it.
+    Downloaded data must not point to other files of the machine. `anywhere`: allow any path. `links`: allow symbolic links that lead out
+    of `root`, for a folder that the user has put together. The blobs of a Hub cache, to which its files link, count as inside.
     """
     path, base = os.path.normpath(root / name), os.path.normpath(root)
     if anywhere:
@@ -88,7 +87,7 @@ def _real_folders(folder: str) -> tuple[str, ...]:
 
 
 def files(pattern: str, suffix: str, *, split: str | None, default_split: str = "train") -> list[str]:
-    """Return the files that `pattern` names, sorted within each brace choice. A folder means its files that end in `suffix`.
+    """Return the paths or addresses that `pattern` names, sorted within each brace choice. A folder means its files that end in `suffix`.
 
     In a folder whose files begin with the names of splits (train-00000.tar, validation-00000.tar), only those of `split` (None: of
     `default_split`) count, so that held-out data is not trained on by naming the folder. Raises PlaitError when nothing matches or a file

@@ -1,4 +1,4 @@
-"""A record: one sample's fields and encoded images as they were read. Every reader (shards, folder, jsonl, datasets) gives these."""
+"""A record: one sample's fields and encoded images as they were read. Every reader (shards, folder, jsonl, datasets) returns these."""
 
 import json
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ IMAGE_KINDS = frozenset(
 )
 
 TEXT_FIELDS = {"txt": "caption", "caption": "caption", "cls": "label"}
-"""The field that the text of a file `NAME.txt` and the like becomes."""
+"""File extension -> the field that the text of such a file (`NAME.txt`) becomes."""
 
 
 class Record(NamedTuple):
@@ -24,11 +24,10 @@ class Record(NamedTuple):
 
 
 def from_members(name: str, members: Iterable[tuple[str, bytes]]) -> Record:
-    """Make a record of the files of one stem (a.jpg, a.json). `members`: (extension, bytes). Raises BadSample for broken JSON or text.
+    """Build record `name` from files of one stem (a.jpg, a.json). `members`: (extension, bytes). Raises BadSample if one is broken.
 
     An image extension (`png`, `left.png`) adds an image; one named `frame...` adds a frame of a clip. `json` adds its keys to the fields,
-    `meta.json` the field `meta`; `txt` and `caption` give `caption`,
-    `cls` gives `label`, `prompt.txt` the field `prompt`. Other members are ignored.
+    `meta.json` the field `meta`; `txt` and `caption` set `caption`, `cls` sets `label`, `prompt.txt` sets `prompt`. Others are ignored.
     """
     fields: dict[str, Any] = {}
     images: list[bytes] = []
@@ -54,7 +53,7 @@ def from_members(name: str, members: Iterable[tuple[str, bytes]]) -> Record:
 
 
 def parse_json(body: bytes, where: str) -> Any:
-    """Return the parsed JSON. Raises BadSample that names the file (`where`) and the place where it is broken, or a key given twice."""
+    """Parse JSON. Raises BadSample, which names the file (`where`) and the place, if it is broken or gives a key twice."""
     try:
         return json.loads(body, object_pairs_hook=_object)
     except BadSample as error:
@@ -75,7 +74,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def decode_text(body: bytes, where: str) -> str:
-    """Decode UTF-8 and strip white space at both ends. Raises BadSample that names the file (`where`) if it is not UTF-8."""
+    """Decode UTF-8 and strip white space at both ends. Raises BadSample, which names the file (`where`), if it is not UTF-8."""
     try:
         return body.decode("utf-8-sig").strip()
     except UnicodeDecodeError as error:

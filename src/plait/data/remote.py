@@ -1,7 +1,7 @@
 """Files at addresses (s3://, https://, ...), read by range: through fsspec, and http(s) by web.py.
 
 With a cache folder, blocks of 4 MiB are fetched once and kept, each written whole or not at all. Without one, exactly the bytes requested
-are fetched, and nothing is kept. What fails is tried again after growing waits, a bounded number of times, each for a bounded time.
+are fetched, and nothing is kept. A failed read is retried after growing waits, a bounded number of times, each for a bounded time.
 """
 
 import logging
@@ -37,11 +37,11 @@ _STAYS = (PermissionError, IsADirectoryError, NotADirectoryError)  # what anothe
 
 
 class Unavailable(PlaitError):
-    """A remote file is not there, or its server does not give it out: trying again is of no use."""
+    """Raised for a remote file that does not exist or that its server refuses to send: a retry would be of no use."""
 
 
 class Unreachable(PlaitError):
-    """A server fails whatever is read from it. No sample is bad for that: the run ends, and can go on when it answers again."""
+    """Raised when a server fails for every read: no sample is at fault, so the run stops; it can be continued when the server is back."""
 
     exit_code = 1
     of_one_sample = False
@@ -107,9 +107,9 @@ def _translated(action: Callable[[], T]) -> T:
 
 
 class RemoteFile:
-    """One remote file, read by byte range. Threads may read at once, and it may be pickled to another process.
+    """A remote file that is read by byte range; thread-safe and picklable.
 
-    `cache`: the folder that keeps fetched blocks, or None. `size` is in bytes; `stamp` is size and version, to recognise a changed file.
+    `cache`: the folder that keeps fetched blocks, or None. `size`: in bytes. `stamp`: {"size", "version"}, by which a change is noticed.
     Raises PlaitError for a file that does not exist, cannot be reached or has no known size.
     """
 
@@ -136,7 +136,7 @@ class RemoteFile:
         self._locks = [threading.Lock() for _ in range(_LOCKS)]
 
     def read(self, offset: int, length: int) -> bytes:
-        """Read `length` bytes from `offset`. Raises PlaitError past the end, and after several failed attempts."""
+        """Return `length` bytes from `offset` on. Raises PlaitError past the end, and after several failed attempts."""
         if offset + length > self.size:
             raise PlaitError(f"{shown(self.address)}: bytes {offset} to {offset + length} lie past its end at {self.size}")
         if self._blocks is None:
@@ -146,7 +146,7 @@ class RemoteFile:
         return body[offset - first * BLOCK_BYTES :][:length]
 
     def whole(self) -> bytes:
-        """Read the whole file, past the cache of blocks. Raises PlaitError as `read` does."""
+        """Return the bytes of the whole file, bypassing the cache of blocks. Raises PlaitError after several failed attempts."""
         return self._try(lambda: _of_length(self._reader.whole(self.size), self.size), "read", self.size)
 
     def _block(self, number: int) -> bytes:
@@ -203,7 +203,7 @@ class _Servers:
         self._lock, self._failed, self._reported = threading.Lock(), Counter[str](), set[str]()
 
     def wait_s(self, address: str, fault: Fault, attempt: int) -> float | None:
-        """Return the seconds to wait after failed attempt number `attempt` (from 1); None: no more. Logs a server's first wait."""
+        """Return the seconds to wait after failed attempt number `attempt` (from 1); None: give up. Logs a server's first wait."""
         server = _server(address)
         with self._lock:
             if not fault.again or attempt > len(_WAITS_S) or fault.wait_s > _WAIT_MAX_S or self._failed[server] >= _WITHOUT_WAITS:
@@ -221,7 +221,7 @@ class _Servers:
             self._failed.pop(_server(address), None)
 
     def failed(self, address: str, fault: Fault, said: str) -> None:
-        """Note that a read failed for good. Raises Unreachable where it was one of many in a row: not a sample is bad then."""
+        """Note that a read failed for good. Raises Unreachable if many reads in a row have failed: then no sample is at fault."""
         if not fault.server:
             return
         with self._lock:
@@ -266,6 +266,6 @@ def _of_length(body: bytes, length: int) -> bytes:
 
 
 def _version(info: dict[str, Any]) -> str:
-    """Return what the store says of a file's content (a hash, else a time), to recognise when it changed."""
+    """Return a store's hash of a file's content, else its time, "" if it reports neither: it differs once the file has changed."""
     marks = (info.get(name) for name in ("ETag", "etag", "md5Hash", "mtime", "LastModified", "last_modified", "created"))
     return str(next((mark for mark in marks if mark is not None), ""))

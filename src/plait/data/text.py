@@ -1,6 +1,6 @@
-"""From a record (one sample's fields, by name) to a conversation: `messages` of {"role", "content"}, roles system, user and assistant.
+"""Make a conversation of a record (one sample's fields, by name): `messages` of {"role", "content"}, roles system, user and assistant.
 
-The messages come from the first of these that there is: the `template` configured for the data (format strings over the record's fields),
+The messages come from the first of these that is present: the `template` configured for the data (format strings over the record's fields),
 a `messages` list as chat models take it, a `conversations` list as LLaVA and ShareGPT write it, a `texts` list of {"user", "assistant"}
 as the_cauldron does, a `caption`, a `text`. A record with none of them has no messages: some families need none. A field that is there
 but null or not a number is absent: it is never written as the word "None" or "nan". `<image>` in a content marks where the next image
@@ -23,11 +23,11 @@ _IMAGE_PARTS = ("image", "image_url")
 _TURN_KEYS = {"messages": ("role", "content"), "conversations": ("from", "value")}
 _TEXT_FIELDS = (*_TURN_KEYS, "texts", "caption", "text")
 MOST_CHARACTERS = 1_000_000
-"""Of one conversation: beyond it, tokenizing takes seconds and nearly all of the text is cut."""
+"""The limit for one conversation: beyond it, tokenizing takes seconds and nearly all of the text is truncated."""
 
 
 def rename(record: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
-    """Rename fields: `columns` maps the new name to the record's own, as {"caption": "TEXT"}. Raises BadSample for a field it lacks."""
+    """Return the record with fields renamed. `columns`: new name -> old, as {"caption": "TEXT"}. Raises BadSample if a field is missing."""
     missing = [theirs for theirs in columns.values() if theirs not in record]
     if missing:
         raise BadSample(f"no field {missing[0]!r} (columns); the record has {_names(record)}")
@@ -36,7 +36,7 @@ def rename(record: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, A
 
 
 def patterns(template: Template) -> list[tuple[str, str | None]]:
-    """Return (role, format string) for system, user and assistant, in this order; None for a turn that the template does not have."""
+    """Return (role, format string) for system, user and assistant, in this order; None in place of a string that the template lacks."""
     return [("system", template.system), ("user", template.user), ("assistant", template.assistant)]
 
 
@@ -64,7 +64,7 @@ def messages(fields: Mapping[str, Any], template: Template | None, *, allow_blan
 
 
 def absent(value: object) -> bool:
-    """Return whether a field's value is none at all: null, not a number, or a list or object that holds such a value."""
+    """Return whether a field's value counts as missing: None, NaN, or a list or mapping that holds such a value at any depth."""
     if isinstance(value, Mapping):
         return any(map(absent, value.values()))
     return any(map(absent, value)) if isinstance(value, list | tuple) else _nothing(value)
@@ -75,17 +75,17 @@ def _nothing(value: object) -> bool:
 
 
 def kind_of(value: object) -> str:
-    """Return what a value is in words, such as "a number": reasons of bad samples say this, and never hold the content of a file."""
+    """Return a name for a value's type, such as "a number", for error messages, which never hold the content of a file."""
     numbers = {int: "a number", float: "a number"}
     names = {str: "text", bytes: "bytes", bool: "true or false", **numbers, list: "a list", dict: "an object", type(None): "null"}
     return names.get(type(value), f"a {type(value).__name__}")
 
 
 def check(conversation: Sequence[Mapping[str, str]], images: int, *, allow_blank: bool) -> None:
-    """Raise BadSample for a conversation that no family may train on.
+    """Raise BadSample if a conversation is unfit for training.
 
-    `<image>` marks stand in user turns alone, and are none or as many as the sample has `images`. No answer is blank unless `allow_blank`.
-    Text is at most MOST_CHARACTERS long, and all of it is Unicode (half of a surrogate pair is not).
+    `<image>` marks may stand only in user turns, and there must be none or `images` of them. Unless `allow_blank`, no assistant turn may be
+    blank. The text has at most MOST_CHARACTERS characters, all of them valid Unicode (no half of a surrogate pair).
     """
     marks = {role: sum(turn["content"].count(IMAGE_MARK) for turn in conversation if turn["role"] == role) for role in ROLES}
     wrong = next((role for role in ("system", "assistant") if marks[role]), None)
@@ -104,7 +104,7 @@ def check(conversation: Sequence[Mapping[str, str]], images: int, *, allow_blank
 
 
 def check_template(template: Template, fields: Mapping[str, Any]) -> None:
-    """Raise PlaitError if the template names a field that is not in `fields`, those of a first record; done once, before the run."""
+    """Raise PlaitError if the template names a field that is not in `fields`, those of a data set's first record."""
     for role, pattern in patterns(template):
         for name in _placeholders(pattern, role) if pattern is not None else ():
             if name not in fields:
@@ -198,9 +198,9 @@ def _content(content: object) -> str:
 
 
 def image_parts(conversation: object) -> list[Any]:
-    """Return what the image parts of a `messages` list point to (paths or URLs), in order.
+    """Return the targets (paths or URLs) of the image parts ({"type": "image", "image": PATH}) of a `messages` list, in order.
 
-    Parts without a target are left out: they stand for the record's own images. [] for anything that is not a list.
+    Parts without a target are left out: they stand for the images in the record itself. [] for anything that is not a list.
     """
     if not isinstance(conversation, list):
         return []

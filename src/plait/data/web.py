@@ -1,6 +1,6 @@
-"""One range of bytes of a file at an http(s) address: one request, whose answer is checked against what was asked for.
+"""Read one byte range of a file at an http(s) address: one request, whose answer is checked against the range asked for.
 
-How often, and when, it is tried again is in remote.py.
+Retries are in remote.py.
 """
 
 import atexit
@@ -26,10 +26,10 @@ _CONTENT_RANGE = re.compile(r"bytes (?:(\d+)-(\d+)|\*)/(\d+|\*)")
 
 
 class Fault(Exception):
-    """An attempt to read failed; the text says why, without any secret.
+    """Raised when an attempt to read a remote file has failed; its text says why, without any secret.
 
-    `again`: another attempt may succeed, not before `wait_s` seconds. `server`: the server failed, not this file alone. `cure`: what to
-    do about one that stays.
+    `again`: another attempt may succeed, not before `wait_s` seconds. `server`: the server failed, not this file alone. `cure`: advice to
+    the user for the case that every attempt fails.
     """
 
     def __init__(self, reason: str, *, again: bool = True, server: bool = False, wait_s: float = 0.0, cure: str = "") -> None:
@@ -38,29 +38,29 @@ class Fault(Exception):
 
 
 class Stored(NamedTuple):
-    """What a server says of a file: its size in bytes (None: nothing) and its version, a hash or a time ("": nothing)."""
+    """What a server reports of a file: its size in bytes (None: unknown) and its version, a hash or a time ("": unknown)."""
 
     size: int | None
     version: str
 
 
 def allowed_s(length: int) -> float:
-    """Return the seconds that an attempt to read `length` bytes may take from its beginning to its end."""
+    """Return the time limit, in seconds, of one attempt to read `length` bytes."""
     return CONNECT_S + SILENCE_S + length / _SLOWEST_BYTES_PER_S
 
 
 def stored(url: str) -> Stored:
-    """Ask for the first byte of a file, which tells its size and version; an empty file has size 0.
+    """Return the size and version of a file, by requesting its first byte; an empty file has size 0.
 
-    Not by HEAD, which a signature for reading does not allow. Raises FileNotFoundError and Fault as `fetch` does.
+    A HEAD request would be refused where an address is signed for reading. Raises FileNotFoundError, Fault and PlaitError as `fetch` does.
     """
     return fetch(url, 0, 1)[1]
 
 
 def fetch(url: str, start: int, end: int) -> tuple[bytes, Stored]:
-    """Return the bytes [start, end) of a file and what is said of it. Raises FileNotFoundError where it is not there, else Fault.
+    """Return the bytes [start, end) of a file, and its size and version.
 
-    Raises PlaitError without httpx (the extra `http`).
+    Raises FileNotFoundError if it does not exist, PlaitError if httpx (the extra `http`) is not installed, Fault for any other failure.
     """
     client = _client()
     import httpx

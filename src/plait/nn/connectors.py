@@ -1,4 +1,4 @@
-"""Connectors: modules that map one model's features into another model's embedding space, and the scale of what they hand over.
+"""Connectors: modules that map one model's features into another model's embedding space, and functions for the scale of their output.
 
 The models that they connect are built elsewhere, by a family (kind of model).
 """
@@ -16,7 +16,7 @@ Made = TypeVar("Made")
 class Connector(nn.Module):
     """A projector (..., features) -> (..., hidden). `kind`: "linear", one linear layer, or "mlp", two with a GELU between.
 
-    Its output is not at the embeddings' scale: without `match_rms` after it, the first gradients explode.
+    Scale its output with `match_rms` to that of the embeddings it joins, else the first gradients explode.
     """
 
     def __init__(self, features: int, hidden: int, kind: str) -> None:
@@ -25,7 +25,7 @@ class Connector(nn.Module):
         self.second = nn.Linear(hidden, hidden) if kind == "mlp" else None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return (..., hidden) in the type of the weights, whatever the type of `x`."""
+        """Map `x` (..., features), of any dtype, to (..., hidden) in the dtype of the weights."""
         projected: Tensor = self.first(x.to(self.first.weight.dtype))
         if self.second is not None:
             projected = self.second(F.gelu(projected))
@@ -33,7 +33,7 @@ class Connector(nn.Module):
 
 
 def match_rms(x: Tensor, rms: Tensor) -> Tensor:
-    """Scale every vector of `x` (..., D) to root mean square `rms`, a scalar: x * rms / sqrt(mean(x^2) + eps), in float32 or wider."""
+    """Return `x` (..., D) with each vector scaled to root mean square `rms` (scalar): x * rms / sqrt(mean(x^2) + eps), float32 or wider."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     return F.rms_norm(wide, (x.shape[-1],), eps=1e-6) * rms
 
@@ -44,7 +44,7 @@ def root_mean_square(x: Tensor) -> Tensor:
 
 
 def seeded(seed: int, make: Callable[[], Made]) -> Made:
-    """Call `make` with torch's CPU generator at `seed`, then restore it: weights made so depend on nothing but the seed."""
+    """Return `make()`, run with torch's CPU generator seeded by `seed` and restored after: its weights depend on `seed` alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return make()

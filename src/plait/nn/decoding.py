@@ -1,7 +1,7 @@
 """Token-by-token decoding of a batch over a key-value cache: greedy, or nucleus sampling with a random key per row.
 
-The model is behind `CachedModel`; this file knows no images, masks or positions. A row's tokens do not depend on
-the other rows of its batch. Legend: B rows, V vocabulary.
+The model implements `CachedModel`; images, masks and positions are its own business. A row's tokens do not depend on the other rows of
+its batch. Legend: B rows, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -15,18 +15,18 @@ from plait.keys import rng
 
 
 class CachedModel(Protocol):
-    """A language model with the prompts of one batch and its key-value cache, which `prefill` fills and `advance` extends."""
+    """A language model together with the prompts of one batch and its key-value cache, which `prefill` fills and `advance` extends."""
 
     def prefill(self) -> Tensor:
         """Process the prompts; return the logits (B, V) of the first new token."""
 
     def advance(self, token_B: Tensor) -> Tensor:
-        """Append one token to each row; return the logits (B, V) of the next."""
+        """Append one token, `token_B` (B,), to each row; return the logits (B, V) of the next."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are chosen: the likeliest at temperature 0, else nucleus sampling. `keys`: a seed per row of the batch."""
+    """How tokens are chosen: the likeliest at temperature 0, else nucleus sampling with `top_p`. `keys`: a seed per row of the batch."""
 
     temperature: float = 0.0
     top_p: float = 1.0
@@ -38,7 +38,7 @@ GREEDY = Sampling()
 
 @torch.no_grad()
 def decode(model: CachedModel, *, max_new_tokens: Sequence[int], stops: frozenset[int], sampling: Sampling = GREEDY) -> list[list[int]]:
-    """Generate each row's new tokens: returns them without the first stop token (one of `stops`), at most `max_new_tokens[row]`."""
+    """Generate up to `max_new_tokens[row]` tokens per row; returns each row's ids, which end before its first token in `stops`."""
     assert stops, "without a stop token no row could end before its limit"
     logits_BV = model.prefill()
     stop_S = torch.tensor(sorted(stops), device=logits_BV.device)
@@ -58,7 +58,7 @@ def decode(model: CachedModel, *, max_new_tokens: Sequence[int], stops: frozense
 
 
 def choose_tokens(logits_BV: Tensor, temperature: float = 0.0, top_p: float = 1.0, draws: Sequence[float] = ()) -> Tensor:
-    """Return the likeliest token of each row (B,), or the one that the row's draw in [0, 1) selects among the likeliest.
+    """Return one token per row (B,): the likeliest at temperature 0, else that which the row's number of `draws` in [0, 1) selects.
 
     Nucleus sampling (Holtzman et al. 2019, arXiv:1904.09751): tokens are kept, likeliest first, until their probability exceeds `top_p`.
     """

@@ -1,4 +1,4 @@
-"""Encoders opened by name, for latent sets (data encoded once, before training): images to latents, captions to states, images to vectors.
+"""Open encoders by name, for latent sets (data encoded once, before training): images to latents, captions to states, images to vectors.
 
 A name is `tiny` (offline, no weights: tiny_encoders.py), a folder on disk, or a Hub repository, optionally with a subfolder and a revision
 (`black-forest-labs/FLUX.1-dev/vae@0ef5fff`; pretrained.py). Each encoder has a `pin` (name, revision, xxh3 of the weights) that is recorded
@@ -24,7 +24,7 @@ _PLACES = "PLAIT_ENCODERS"
 
 
 class LatentCodec(Protocol):
-    """Images to latents and back. `downsample`: pixels per latent. `published`: (mean, std) per channel from its config, or None."""
+    """Encodes images to latents and back. `downsample`: pixels per latent. `published`: (mean, std) by channel from its config, or None."""
 
     pin: dict[str, Any]
     downsample: int
@@ -39,7 +39,7 @@ class LatentCodec(Protocol):
 
 
 class TextEncoder(Protocol):
-    """Captions to token states (the encoder's last layer, a vector of `width` per token)."""
+    """Encodes captions to token states (the last layer, a vector of `width` per token); longer ones are cut to `max_tokens`."""
 
     pin: dict[str, Any]
     width: int
@@ -50,7 +50,7 @@ class TextEncoder(Protocol):
 
 
 class ImageEncoder(Protocol):
-    """Images to one feature vector of `width` values each."""
+    """Encodes each image to one feature vector of `width` values."""
 
     pin: dict[str, Any]
     width: int
@@ -60,9 +60,9 @@ class ImageEncoder(Protocol):
 
 
 def open_latents(name: str, device: str = "cpu") -> LatentCodec:
-    """Open an image codec: `tiny`, `tiny:DOWNSAMPLExCHANNELS`, or a VAE of diffusers (AutoencoderKL, AutoencoderKLWan).
+    """Open a codec of images to latents: `tiny`, `tiny:DOWNSAMPLExCHANNELS`, or a folder or Hub repository with a diffusers VAE.
 
-    Raises PlaitError for a name that stands for no such encoder.
+    That is an AutoencoderKL or AutoencoderKLWan. Raises PlaitError for any other name.
     """
     if name.partition(":")[0] == "tiny":
         match = re.fullmatch(r"tiny(?::(\d+)x(\d+))?", name)
@@ -74,10 +74,10 @@ def open_latents(name: str, device: str = "cpu") -> LatentCodec:
 
 
 def open_texts(name: str, max_tokens: int | None = None, device: str = "cpu") -> TextEncoder:
-    """Open a text encoder: captions to token states.
+    """Open an encoder of captions to token states.
 
-    `name`: a Hub repository or directory of a T5 encoder (at most 512 tokens unless `max_tokens` says otherwise); or `tiny` or
-    `tiny:WIDTH`, a random one without weights, for work without a network (at most 64 tokens). Raises PlaitError for any other name.
+    `name`: a folder or Hub repository with a T5 encoder; or `tiny` or `tiny:WIDTH`, fixed random vectors, for work without a network.
+    `max_tokens`: per caption; None: 512, or 64 for `tiny`. Raises PlaitError for any other name.
     """
     if name.partition(":")[0] == "tiny":
         match = re.fullmatch(r"tiny(?::(\d+))?", name)
@@ -89,7 +89,7 @@ def open_texts(name: str, max_tokens: int | None = None, device: str = "cpu") ->
 
 
 def open_images(name: str, device: str = "cpu") -> ImageEncoder:
-    """Open an image encoder: `tiny`, or a DINOv3 or DINOv2 of transformers. Raises PlaitError for any other name."""
+    """Open an encoder of images to vectors: `tiny`, or a folder or Hub repository with a DINOv2 or DINOv3 model (transformers format)."""
     if name == "tiny":
         return TinyImages()
     encoder: ImageEncoder = _pretrained("Dino")(name, device)
@@ -110,9 +110,9 @@ def reopen(kind: Literal["images"], pin: Mapping[str, Any], max_tokens: int | No
 def reopen(
     kind: Kind, pin: Mapping[str, Any], max_tokens: int | None = None, device: str = "cpu"
 ) -> LatentCodec | TextEncoder | ImageEncoder:
-    """Open the encoder of `kind` that `pin` names, or one of the same weights below a folder of $PLAIT_ENCODERS.
+    """Open the encoder that data was made with: the one `pin` names, or one with the same weights hash below a folder of $PLAIT_ENCODERS.
 
-    `max_tokens`: per caption. Raises PlaitError when there is none with the hash in the pin.
+    `pin`: {"name", "revision", "xxh3"}, from the data's metadata. `max_tokens`: per caption. Raises PlaitError if no hash matches.
     """
     base = str(pin["name"])
     name = base if base.startswith("tiny") or not pin.get("revision") else f"{base}@{pin['revision']}"
@@ -144,9 +144,9 @@ def _same_weights(name: str, xxh3: str) -> Path | None:
 
 
 def decoder(metadata: Mapping[str, Any], device: str = "cpu") -> Callable[[Tensor], Tensor]:
-    """Return a function from a set's normalised latents (B, C, h, w) to images (B, 3, H, W) uint8 on the host.
+    """Return a function from a latent set's normalised latents (B, C, h, w) to images (B, 3, H, W) uint8 on the CPU.
 
-    `metadata`: of the set, with `encoders` (pins) and `latents` (mean, std). Raises PlaitError for an encoder that is missing or changed.
+    `metadata`: the set's, with `encoders` (pins) and `latents` (mean, std). Raises PlaitError if the encoder is missing or has changed.
     """
     if "encoders" not in metadata:
         raise PlaitError("the set's metadata names no encoder (it was made elsewhere), so its latents cannot be shown as pictures")

@@ -1,8 +1,8 @@
 """Token cross-entropy computed without the full logits, which would be 1.07 GB in float32 for 262,208 words x 1,024 positions, three times.
 
 Logits are computed for chunks of the positions that have a target, and again in the backward pass.
-`torch.nn.functional.linear_cross_entropy` (torch 2.13) does it where it can; the function here elsewhere, with soft-capped logits, and for
-products of 16 bits, whose sum torch returns in 16 bits as well: 3 digits of a loss, and no more than 65,504 nats in float16.
+`torch.nn.functional.linear_cross_entropy` (torch 2.13) is used where possible; the code here with older versions, soft-capped logits, and
+16-bit products, whose sum torch returns in 16 bits as well: 3 digits of a loss, and no more than 65,504 nats in float16.
 `weighted.py` has the sum with a weight per position. Legend: N positions, D width, V words.
 """
 
@@ -21,9 +21,9 @@ CHUNK_POSITIONS = 256
 def token_cross_entropy(hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor, *, softcap: float | None = None) -> Tensor:
     """Return the cross-entropy of head @ hidden against the targets, summed over supervised positions, in nats.
 
-    The sum over n with target_n != IGNORED of -log softmax(head @ hidden_n)[target_n], as a float32 scalar (float64 for float64 inputs).
-    `softcap` c bounds the logits to c tanh(z / c). Without a supervised position it is exactly 0, with gradients of zero (a mean would be
-    NaN). Under autocast the products are taken in its type.
+    The sum over n with target_n != IGNORED (-100) of -log softmax(head @ hidden_n)[target_n]: a float32 scalar (float64 for such inputs).
+    `softcap` c replaces logits z by c tanh(z / c). Without a supervised position the result is exactly 0, with gradients of zero. Under
+    autocast the products are computed in its dtype.
     """
     if has_torch_function(factors := (hidden_ND, head_VD, target_N)):  # a FLOP counter sees one product; chunks have no gradients
         counted: Tensor = handle_torch_function(token_cross_entropy, factors, *factors, softcap=softcap)

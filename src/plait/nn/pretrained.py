@@ -29,9 +29,9 @@ _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def locate(name: str) -> tuple[Path, dict[str, Any]]:
-    """Return the folder of an encoder, downloaded when `name` is a Hub repository, and its pin: {"name", "revision", "xxh3"}.
+    """Return the folder of an encoder, downloaded if `name` is a Hub repository, and its pin: {"name", "revision", "xxh3"}.
 
-    Raises PlaitError where there is neither, or no config.json with *.safetensors in it.
+    `name`: a folder, or owner/name[/subfolder][@revision]. Raises PlaitError if it is neither, or lacks config.json or *.safetensors.
     """
     name = str(files.expanded(name))
     base, _, revision = (name, "", "") if Path(name).is_dir() else name.partition("@")
@@ -51,7 +51,7 @@ def locate(name: str) -> tuple[Path, dict[str, Any]]:
 
 
 def weights_hash(folder: Path) -> str:
-    """Return the xxh3 of the names and contents of a folder's *.safetensors files: two copies of an encoder have the same."""
+    """Return a hash (xxh3) of the names and contents of a folder's *.safetensors files: equal for two copies of an encoder."""
     weights = sorted(folder.glob("*.safetensors"))
     return xxhash.xxh3_64_hexdigest("".join(f"{file.name}={files.xxh3(file)}\n" for file in weights).encode())
 
@@ -62,9 +62,9 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 class Vae:
-    """A VAE of diffusers; latents are the mode of its posterior. A video VAE sees an image as a clip of one frame.
+    """A VAE of diffusers; latents are the mode of its posterior. A video VAE gets an image as a clip of one frame.
 
-    Raises PlaitError for a class that is neither AutoencoderKL nor AutoencoderKLWan.
+    `name`: as in `locate`. Raises PlaitError for a model that is neither AutoencoderKL nor AutoencoderKLWan.
     """
 
     def __init__(self, name: str, device: str) -> None:
@@ -87,14 +87,14 @@ class Vae:
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Return latents (B, C, H / downsample, W / downsample) float32 of images (B, 3, H, W) uint8."""
+        """Return latents (B, C, H / downsample, W / downsample) float32, not normalised, of images (B, 3, H, W) uint8."""
         pixels = images.to(self._device).float() / 127.5 - 1
         mode: Tensor = self._model.encode(pixels[:, :, None] if self._clip else pixels).latent_dist.mode()
         return (mode[:, :, 0] if self._clip else mode).float().cpu()
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Return images (B, 3, H, W) uint8 of latents (B, C, h, w)."""
+        """Return images (B, 3, H, W) uint8 of latents (B, C, h, w), not normalised."""
         inputs = latents.to(self._device).float()
         decoded: Tensor = self._model.decode(inputs[:, :, None] if self._clip else inputs).sample
         pixels = decoded[:, :, 0] if self._clip else decoded
@@ -111,7 +111,7 @@ def _shift_and_scale(config: Any) -> tuple[list[float], list[float]] | None:
 
 
 class T5:
-    """A T5 encoder; its states are those of the last layer, at valid tokens only. Raises PlaitError for another kind of model."""
+    """A T5 encoder; its states are those of the last layer, without padding. `name`: as in `locate`. Raises PlaitError for other models."""
 
     def __init__(self, name: str, max_tokens: int, device: str) -> None:
         folder, self.pin = locate(name)
@@ -133,10 +133,9 @@ class T5:
 
 
 class Dino:
-    """A DINO vision transformer; its vector is the class token of the image at about the area the model was trained at.
+    """A DINOv2 or DINOv3 vision transformer; an image's vector is its class token: token 0 of the last states, after the final norm.
 
-    That is token 0 of the last states, after the final norm; registers and patches follow it and are not used.
-    Raises PlaitError for another kind of model.
+    Register and patch tokens are not used. `name`: as in `locate`. Raises PlaitError for another kind of model.
     """
 
     def __init__(self, name: str, device: str) -> None:
@@ -152,7 +151,7 @@ class Dino:
     def encode(self, images: Tensor) -> Tensor:
         """Return features (B, width) float32 of images (B, 3, H, W) uint8.
 
-        Images are resized to the model's own area; their aspect ratio is kept to within a patch.
+        Images are resized to the area that the model was trained at; their aspect ratio is kept to within a patch.
         """
         h, w = images.shape[-2:]
         scale = self._side / math.sqrt(h * w) / self._patch

@@ -1,7 +1,7 @@
 """Encoders without weights, for offline work: images to latents and back, captions to states, images to one feature vector.
 
-Each is a fixed formula that needs no file. They have the interfaces of a VAE, a T5 encoder and DINOv3 (encoders.py). A model trained on
-them learns something real, because nothing of the image or the caption is lost.
+Each is a fixed formula that needs no file. They have the interfaces of a VAE, a T5 encoder and DINOv3 (encoders.py). They keep enough of
+images and captions for a model to learn from them.
 """
 
 import functools
@@ -41,15 +41,15 @@ def dct(size: int) -> Tensor:
 
 
 class TinyLatents:
-    """A latent codec: patches of `downsample` pixels in `channels` functions of an orthonormal basis (DCT times opponent colours).
+    """A codec of images to latents: each patch of `downsample` pixels a side in `channels` functions of a DCT-times-colours basis.
 
-    Low frequencies and grey come first. With channels = 3 downsample^2 decoding is exact (to the uint8); with fewer it gives the nearest
-    image of those frequencies. The right half of the grid reads its patches from right to left, so that mirroring an image mirrors its
-    latents and changes nothing else (on grids of even width), as with the latents of a trained VAE.
+    The basis is orthonormal; low frequencies and grey come first. With channels = 3 downsample^2 decoding is exact (in uint8); with fewer
+    it gives the nearest image of those frequencies. Patches in the right half of an image are mirrored, so that mirroring the image mirrors
+    its latents and changes nothing else (on grids of even width), as with the latents of a trained VAE.
 
     `published` is one scale for all channels, as with many VAEs: a model then sees pixels in another basis. Statistics measured per channel
     would amplify the finest detail, which is all but absent from most images, to the level of everything else.
-    Raises PlaitError for sizes that have no such basis.
+    Raises PlaitError unless 1 <= downsample <= 32 and 1 <= channels <= 3 downsample^2.
     """
 
     def __init__(self, downsample: int = 4, channels: int = 48) -> None:
@@ -85,9 +85,9 @@ class TinyLatents:
 
 
 class TinyTexts:
-    """A text encoder: a fixed random vector per word or punctuation mark, drawn from its letters, plus its position; an end token is last.
+    """A text encoder: a fixed random vector per word or punctuation mark, plus that of its position; the last token marks the end.
 
-    Case is ignored; letters of scripts without spaces are words of their own. The states have mean square about 1.
+    Case is ignored; each letter of a script without spaces is a word. The states have mean square about 1.
     """
 
     def __init__(self, width: int = 64, max_tokens: int = 64) -> None:

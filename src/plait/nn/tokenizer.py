@@ -1,4 +1,4 @@
-"""A byte-level BPE tokenizer trained on the spot, for models that start from nothing. Any text can be encoded and decoded exactly."""
+"""Train a byte-level BPE tokenizer, for models trained from scratch. Any text can be encoded and decoded exactly."""
 
 from collections.abc import Iterable
 
@@ -11,7 +11,7 @@ def train_tokenizer(texts: Iterable[str], *, rows: int, special: list[str], spli
     """Train a byte-level BPE tokenizer on `texts`, whose order does not matter. `rows`: largest size of the vocabulary.
 
     Ids from 0 on: the `special` tokens in their order, the 256 bytes, the learned merges. `split_digits` makes each digit a token, as in
-    Qwen2's tokenizer, so that numbers take no place in the vocabulary from words.
+    Qwen2's tokenizer, so that numbers do not use up the vocabulary.
     """
     assert rows >= len(special) + BYTES, f"{rows} rows cannot hold {len(special)} special tokens and {BYTES} bytes"
     tokenizer = Tokenizer(models.BPE())

@@ -1,7 +1,7 @@
-"""Where the rows of a CSV file are, and what cells one has: every cell is the text that it holds (NA, null, 007), an empty one is null.
+"""Find the rows of a CSV file and parse one: every cell is the text that it holds (NA, null, 007), an empty one is None.
 
 A header names the columns, and its delimiter (, ; tab or |) is that of all rows. Cells may be between quotes, and then hold line breaks.
-A row that is broken, is not UTF-8 or has another number of cells than the header is found here like any other, and refused when it is read.
+A row that is broken, is not UTF-8 or has another number of cells than the header is found like any other, and refused when it is read.
 """
 
 import csv
@@ -20,10 +20,10 @@ _LONGEST_CELL = 1 << 24  # characters
 
 
 def scan(path: Path) -> tuple[Facts, dict[str, np.ndarray]]:
-    """Find the header and where each row begins and ends.
+    """Return (facts, arrays): `format`, `samples`, `columns` and `delimiter`; and `start` and `end`, each row's byte offsets.
 
-    Raises PlaitError for a file without rows, a header that names a column twice, and a quote that is not closed: which of the lines
-    after it are rows of their own cannot be known.
+    Raises PlaitError for a file without rows, a header that names a column twice, and a quote that is not closed (which of the lines after
+    it are rows cannot be known).
     """
     check_bytes(path, "CSV")
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
@@ -38,7 +38,7 @@ def scan(path: Path) -> tuple[Facts, dict[str, np.ndarray]]:
 
 
 def fields(body: bytes, where: str, facts: Facts) -> dict[str, Any]:
-    """Return the cells of one row by column. Raises BadSample, with its name `where`, for one that is broken, too long or too short."""
+    """Return a row's cells by column. `facts`: from `scan`. Raises BadSample, naming the row `where`, if it does not fit the header."""
     columns, delimiter = facts["columns"], facts["delimiter"]
     try:
         cells = next(_reader([body.decode()], delimiter))

@@ -1,4 +1,4 @@
-"""The metadata of PNG and JPEG files: versions of a file with less of it, for a decoder that refuses a picture for what is said about it.
+"""Strip metadata from PNG and JPEG files, so that a picture can be decoded although its metadata is damaged.
 
 A PNG is a list of chunks, a JPEG one of segments (PNG, third edition, chapter 5; ITU T.81, annex B). What decides pixels is always kept:
 size, palette, transparency, tables, and how a JPEG stores its colours. Not here: decoding, and what an orientation means (image_files.py).
@@ -28,16 +28,16 @@ _ENDS = frozenset([0xD8, 0xD9, 0xDA])  # after these come pixels, or nothing
 
 
 def still(data: bytes) -> bytes:
-    """Return a PNG without its animation: its first picture needs none of it, and a damaged frame's window would cut that picture."""
+    """Return a PNG file without its animation, other data unchanged: a damaged frame's window would cut the first picture."""
     if not data.startswith(PNG) or not any(kind in data for kind in _ANIMATION):
         return data
     return PNG + b"".join(chunk for kind, _, chunk in _chunks(data) if kind not in _ANIMATION)
 
 
 def reduced(data: bytes) -> Iterator[bytes]:
-    """Yield versions of a file that have less metadata: first with what may tell its orientation, then without that as well.
+    """Yield two versions of a PNG or JPEG file: with no metadata except its orientation, then with none at all. Other formats: nothing.
 
-    Nothing is yielded for other formats. Raises BadSample for a JPEG of which only a damaged segment says how its colours are stored.
+    Raises BadSample for a JPEG of which only a damaged segment says how its colours are stored.
     """
     for oriented in (True, False):
         if data.startswith(PNG):
@@ -47,7 +47,7 @@ def reduced(data: bytes) -> Iterator[bytes]:
 
 
 def colours_known(components: int, transform: int | None, *, jfif: bool) -> bool:
-    """Return whether a JPEG with an Adobe segment says how its colours are stored. `transform`: what it says, None for nothing."""
+    """Return whether it is known how a JPEG with an Adobe segment stores its colours. `transform`: the segment's value, None if damaged."""
     return components not in (3, 4) or (components == 3 and jfif) or transform in (0, 1, 2)
 
 

@@ -1,8 +1,8 @@
-"""An index of a data file: arrays that say where each sample is, built once and memory-mapped from then on.
+"""The index of a data file: arrays that say where each sample is, built once and memory-mapped from then on.
 
 The file is a magic line, the length and xxh3 of a JSON header, the header and 8-byte aligned arrays. Its stamp (size and time of the data
 file) tells whether it is fresh; an index whose header is not whole is made again, one whose arrays do not match their xxh3 is refused.
-It is in the cache folder, unless `<data file>.idx` is there already or is asked for.
+It is in the cache folder, unless `<data file>.idx` exists or is asked for.
 """
 
 import json
@@ -55,7 +55,7 @@ def candidate_paths(data_path: Path, cache: str | Path | None) -> list[Path]:
 
 
 def cached_path(name: str, cache: str | Path | None, identity: str = "") -> Path:
-    """Return where the cache folder keeps the index of `name`, the path or address of a data file; `identity` tells it from others."""
+    """Return the path, in the cache folder, of the index of the data file `name`; its hash is that of `identity`, or of `name` if empty."""
     return cache_folder(cache) / "index" / f"{Path(name).name}-{key(identity or name):016x}.idx"
 
 
@@ -67,10 +67,10 @@ def obtain(
     rebuild: bool = False,
     beside: bool = False,
 ) -> tuple[IndexHead, bool]:
-    """Return the index of a local data file, and whether it was built just now: it is reused unless it is stale or `rebuild` is set.
+    """Return the index header of a local data file, and whether it was built just now: it is reused unless stale or `rebuild` is set.
 
-    `make` scans the data file and returns (facts, arrays) to store: in the cache folder, or beside the data where `beside` asks for that.
-    Raises PlaitError when that cannot be written.
+    `make` scans the data file and returns (facts, arrays) to store in the cache folder, or next to the data if `beside`.
+    Raises PlaitError if the index cannot be written.
     """
     stamp = stamp_of(data_path)
     at_data, cached = candidate_paths(data_path, cache)
@@ -123,7 +123,7 @@ def read_head(path: Path) -> IndexHead | None:
 
 
 def map_arrays(head: IndexHead) -> dict[str, np.ndarray]:
-    """Return the arrays of an index by name, memory-mapped. Raises PlaitError when the file has gone or does not match its hash."""
+    """Return the arrays of an index by name, memory-mapped. Raises PlaitError if the file is missing or does not match its hash."""
     try:
         with head.path.open("rb") as file:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

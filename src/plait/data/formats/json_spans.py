@@ -21,7 +21,7 @@ _TEXT = re.compile(rb"[^ \t\r\n]")
 
 
 def scan(path: Path) -> tuple[Facts, dict[str, np.ndarray]]:
-    """Find where each record begins and ends; JSON lines are parsed only when they are read.
+    """Return (facts, arrays): `format` and `samples`; and `start` and `end`, each record's byte offsets. Lines are not parsed yet.
 
     Raises PlaitError for a file without records, and for one that is neither lines, an array, nor an object with one array of records.
     """

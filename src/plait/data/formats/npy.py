@@ -1,4 +1,4 @@
-"""Arrays as `.npy` bytes (NEP 1). Reading returns a view of the bytes; parsed headers are cached."""
+"""Convert arrays to and from `.npy` bytes (NEP 1). Parsing returns a view of the bytes; parsed headers are cached."""
 
 import io
 import math
@@ -13,7 +13,7 @@ _HEADERS = {1: (2, np.lib.format.read_array_header_1_0), 2: (4, np.lib.format.re
 
 
 def dump(array: np.ndarray) -> bytes:
-    """Return one array as the bytes of a `.npy` file; equal arrays give equal bytes."""
+    """Return an array as the bytes of a `.npy` file; equal arrays give equal bytes."""
     body = io.BytesIO()
     np.save(body, np.ascontiguousarray(array), allow_pickle=False)
     return body.getvalue()

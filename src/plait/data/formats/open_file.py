@@ -1,4 +1,4 @@
-"""A local data file that is open for reads at any offset, in any thread; a disk that fails once is asked again."""
+"""A local data file that is open for reads at any offset, in any thread; a read that fails by a passing disk error is retried."""
 
 import errno
 import logging
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 def try_again(read: Callable[[], T], path: str | Path) -> T:
-    """Return `read()`; where the disk of `path` fails, wait and call it again, some times. Raises OSError after the last attempt."""
+    """Return `read()`; after a disk error (EIO, ESTALE, ETIMEDOUT) wait and retry, up to 3 times. Raises OSError. `path`: for the log."""
     for wait_s in _WAITS_S:
         try:
             return read()
@@ -33,7 +33,7 @@ def try_again(read: Callable[[], T], path: str | Path) -> T:
 
 
 class OpenFile:
-    """A file that stays open until nothing refers to it. It is read, not memory-mapped: a map of a file that is cut ends the process."""
+    """A file that is closed when it is garbage-collected. It is not memory-mapped: a mapped file that is truncated kills the process."""
 
     def __init__(self, path: str | Path) -> None:
         self.path, self._descriptor = path, try_again(lambda: os.open(path, os.O_RDONLY | os.O_CLOEXEC), path)
@@ -41,11 +41,11 @@ class OpenFile:
 
     @property
     def size(self) -> int:
-        """The file's bytes now."""
+        """The file's current size in bytes."""
         return os.fstat(self._descriptor).st_size
 
     def read(self, offset: int, length: int) -> bytes:
-        """Read `length` bytes from `offset` on. Raises BadSample where the file is shorter than that, OSError where the disk fails on."""
+        """Return `length` bytes from `offset` on. Raises BadSample if the file is shorter than that, OSError if the disk keeps failing."""
 
         def read() -> bytes:
             body = os.pread(self._descriptor, length, offset)

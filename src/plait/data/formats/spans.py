@@ -1,6 +1,6 @@
-"""What the scans of text files with records (json_spans.py, csv_spans.py) share: the index that they give, and what is refused at once.
+"""Shared by the scans of text files with records (json_spans.py, csv_spans.py): the index that they return, and the first checks.
 
-The index has a row per record: `start` and `end`, offsets in the file. `facts` has the number of `samples` and the `format`.
+The index has arrays `start` and `end`, each record's offsets in the file. `facts` has the number of `samples` and the `format`.
 """
 
 import codecs
@@ -14,12 +14,12 @@ import numpy as np
 from plait.errors import PlaitError
 
 Facts = dict[str, Any]
-"""What a scan learns of a file besides offsets, as JSON values."""
+"""What a scan records of a file besides offsets, by name, as JSON values."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a text file holds records. `scan` finds them; `fields` parses one: called with its bytes, its name, and the scan's facts."""
+    """A text format of records. `scan` returns a file's facts and index; `fields` parses a record, given its bytes, name and the facts."""
 
     format: str
     scan: Callable[[Path], tuple[Facts, dict[str, np.ndarray]]]
@@ -28,7 +28,7 @@ class Layout:
 
 
 def check_bytes(path: Path, format_name: str) -> None:
-    """Raise PlaitError for an empty file, and for one in UTF-16."""
+    """Raise PlaitError if a file is empty or in UTF-16. `format_name`, such as "CSV", is for the message."""
     if path.stat().st_size == 0:
         raise PlaitError(f"{path} is empty (0 bytes)")
     with path.open("rb") as file:
@@ -37,7 +37,7 @@ def check_bytes(path: Path, format_name: str) -> None:
 
 
 def pack(path: Path, format_name: str, spans: Sequence[tuple[int, int]], **facts: object) -> tuple[Facts, dict[str, np.ndarray]]:
-    """Return the facts and arrays of an index. Raises PlaitError for a file without records."""
+    """Return the facts and arrays of an index. `spans`: (start, end) per record. Raises PlaitError if there are none."""
     if not spans:
         raise PlaitError(f"{path} holds no records")
     table = np.array(spans, np.int64)

@@ -1,4 +1,4 @@
-"""The members of a tar file and their offsets. A truncated, damaged or foreign file is an error that names the offset.
+"""Find the members of a tar file and their offsets. A truncated, damaged or foreign file is an error that names the offset.
 
 Format: POSIX.1-2001 pax and the GNU extensions for long names; Python's tarfile parses the 512-byte headers, but its iteration stops
 silently at the first bad one, so the headers are walked here.
@@ -109,7 +109,7 @@ def _pax(body: bytes, where: str, offset: int) -> dict[str, str]:
 
 
 def _natural(extension: str) -> list[tuple[int, str]]:
-    """Return a sort key that puts 2.png before 10.png."""
+    """Return a key for sorting by which 2.png comes before 10.png."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", extension)]
 
 
@@ -117,8 +117,8 @@ def index(members: list[Member], where: str) -> tuple[dict[str, object], dict[st
     """Return (facts, arrays) of a tar shard's index: members grouped into samples by stem, samples in the order of their first member.
 
     The stem ends at the first dot of the file name (`a/b.seg.png` is member `seg.png` of sample `a/b`); names that begin with a dot are
-    left out and counted. `arrays`: per member its `kind` (in facts["extensions"]), `offset` and `size`; `first` is each sample's first
-    member. Raises PlaitError for two members of one name, and for a shard without samples.
+    left out and counted. `arrays`: per member its `kind` (index into facts["extensions"]), `offset` and `size`; `first` is each sample's
+    first member. `where` names the shard in errors. Raises PlaitError for two members of one name, and for a shard without samples.
     """
     samples: dict[str, dict[str, Member]] = {}
     hidden = 0

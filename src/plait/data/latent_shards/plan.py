@@ -30,7 +30,7 @@ Report = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Request:
-    """The parameters of a build of latent shards. `buckets`: crop sizes; `only`: those of them to write (None: all).
+    """The parameters of a build of latent shards (encoded images). `buckets`: crop sizes; `only`: those of them to write (None: all).
 
     `min_side`: pictures with a shorter side, in pixels, are skipped. `uncaptioned`: pictures without a caption are written, not skipped.
     """
@@ -58,7 +58,7 @@ class Skipped:
 
 @dataclass
 class Plan:
-    """The positions of the walk that go to each bucket, in order; those skipped; and `read`, how many were looked at."""
+    """Which positions of the walk (shuffled order) go to each bucket, and which are skipped; `read`: how many were looked at."""
 
     read: int
     positions: dict[Bucket, list[int]]
@@ -82,7 +82,7 @@ def sample_at(source: Source, request: Request, position: int) -> Sample:
 
 
 def captions_of(source: Source, sample: Sample) -> list[str]:
-    """Return the captions of a sample, [] if it has none; those that are equal or blank are left out.
+    """Return the captions of a sample, [] if it has none; duplicates and blank ones are left out.
 
     They are the assistant text that the source's template makes, where the source has a template; else the texts of the record's field
     `captions` (a list) or `caption` (a text or a list); else the text of the sample's last assistant message.
@@ -96,7 +96,7 @@ def captions_of(source: Source, sample: Sample) -> list[str]:
 def plan(source: Source, request: Request, *, workers: int = 2, kept: Path | None = None, report: Report = lambda *_: None) -> Plan:
     """Assign every position of the walk to a bucket, or skip it, with `workers` threads.
 
-    `kept`: a folder that stores the plan of each chunk, from which a restarted build takes it; None: nothing is stored.
+    `kept`: a folder in which a restarted build finds the plan of each finished chunk; None: nothing is stored.
     """
     total = min(len(source), request.limit or len(source))
     result = Plan(total, {bucket: [] for bucket in request.only or request.buckets})

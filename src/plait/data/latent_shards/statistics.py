@@ -1,4 +1,4 @@
-"""Counts and per-channel statistics of latent shards, and the metadata (`metadata.json`) of a set of shards made of them.
+"""Counts and per-channel statistics of latent shards, and the `metadata.json` of a set of shards, which sums them up.
 
 Sums are float64 and over the values as they are stored, so that what is read back has mean 0 and deviation 1. Shapes: C channels, H
 height, W width of a latent.
@@ -44,7 +44,7 @@ class Moments:
         self.count += values.shape[1]
 
     def merge(self, sums: Mapping[str, Any]) -> None:
-        """Add the sums of another `Moments`, given as its `as_json` returns them."""
+        """Add the sums of another `Moments` in place; `sums` is what its `as_json` returned."""
         self.sum += sums["sum"]
         self.squares += sums["squares"]
         self.count += sums["count"]
@@ -54,7 +54,7 @@ class Moments:
         return {"sum": self.sum.tolist(), "squares": self.squares.tolist(), "count": self.count}
 
     def statistics(self) -> dict[str, Any]:
-        """Return `mean` and `std` per channel, `values_per_channel`, and `constant_channels`, whose std is given as 1."""
+        """Return {"mean", "std"} (lists, per channel), "values_per_channel", and "constant_channels" (indices; their std is given as 1)."""
         mean = self.sum / self.count
         variance = np.maximum(self.squares / self.count - mean**2, 0)
         constant = variance <= 1e-12 * np.maximum(self.squares / self.count, 1e-12)
@@ -93,7 +93,7 @@ class Tally:
     skipped: list[Skipped] = field(default_factory=list)
 
     def add(self, latent: np.ndarray, size: tuple[int, int], tokens: Sequence[tuple[int, int]], sided: int) -> None:
-        """Count one sample: its latent (C, H, W), the image's (width, height), and per caption `tokens` (stored, before truncation)."""
+        """Count one sample: latent (C, H, W), image size (width, height), tokens of each caption (stored, in all), `sided` captions."""
         self.moments.add(latent)
         self.samples += 1
         self.captions += len(tokens)
@@ -106,7 +106,7 @@ class Tally:
         self.heights = [min([*self.heights, size[1]]), max([*self.heights, size[1]])]
 
     def fields(self, source_fields: Mapping[str, Any], build_fields: Mapping[str, Any]) -> bytes:
-        """Return a sample's `.json`: the source's fields that JSON can hold, with `build_fields` (caption, bucket, ...) over them."""
+        """Return a sample's `.json` file: the source's fields that JSON can hold, overridden by `build_fields` (caption, bucket, ...)."""
         kept: dict[str, Any] = {}
         for name, value in source_fields.items():
             try:
@@ -117,7 +117,7 @@ class Tally:
         return json.dumps(kept | dict(build_fields), ensure_ascii=False, sort_keys=True).encode(errors="backslashreplace")
 
     def report(self, xxh3: str) -> dict[str, Any]:
-        """Return these counts as plain data, for `merge_reports`. `xxh3`: the hash of the finished shard file."""
+        """Return these counts as JSON values by name, for `merge_reports`. `xxh3`: the hash of the finished shard file."""
         plain = {name: value for name, value in vars(self).items() if name not in ("bucket", "moments", "left_out", "skipped")}
         rest = {"bucket": self.bucket.name, "moments": self.moments.as_json(), "xxh3": xxh3, "left_out": sorted(self.left_out)}
         return plain | rest | {"skipped": [asdict(row) for row in self.skipped]}
@@ -128,7 +128,8 @@ def merge_reports(
 ) -> dict[str, Any]:
     """Return the sections of `metadata.json` that sum up the shards: latents, texts, images, pictures, buckets, fields_left_out.
 
-    `reports`: of `Tally.report`, one per shard. `chosen`: mean and std to normalise by instead of the measured ones (None).
+    `reports`: of `Tally.report`, one per shard. `encoders`: each one's shapes, as `Encoders.facts` returns. `chosen`: mean and std to
+    normalise by; None: the measured ones.
     """
     moments = Moments.of(encoders["latents"]["channels"])
     for report in reports:
@@ -171,7 +172,7 @@ def _bucket(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def measure(root: Path, report: Callable[[str, int, int], None] = lambda *_: None) -> dict[str, Any]:
-    """Write and return `metadata.json` for a set made by another tool: latent statistics of all samples, widths of the first good one.
+    """Write and return the `metadata.json` of a set made by another tool: statistics of all latents, widths of text and image vectors.
 
     Samples whose latents are missing, not finite or of another shape are counted as unusable. Raises PlaitError when none is left, and
     when the set has metadata already. `report` is called with ("measured", samples done, of how many).

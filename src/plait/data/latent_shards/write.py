@@ -2,8 +2,7 @@
 
 A bucket is a crop size; a shard is a tar file of up to 1,000 samples of one bucket, each with its VAE latents, text states and image
 vector. Every shard is a pure function of (source, request, encoders, its positions), so a build that was killed continues where it was,
-and ends in the same bytes as one that was not. Work in progress is in `.building/` of the set; `metadata.json`, written last, makes it
-complete.
+and ends in the same bytes as one that was not. Unfinished work is in `.building/` of the set; `metadata.json` is written last.
 """
 
 import fcntl
@@ -113,10 +112,10 @@ def build(
     workers: int = 2,
     report: Report,
 ) -> dict[str, Any]:
-    """Build the set at `out`, or continue an interrupted build; returns its metadata.
+    """Build the set of latent shards in folder `out`, or continue an interrupted build; return its metadata.
 
-    `like`: metadata of another set, whose mean and std this one shall be normalised by. `report` is told the progress. Raises PlaitError
-    when `out` holds another build, when another process builds there, or when nothing can be written.
+    `like`: metadata of another set, whose mean and std normalise this one too. `report`: called with (activity, number done, total).
+    Raises PlaitError if `out` holds another build, another process builds there, or no sample can be written.
     """
     signature = _signature(source, encoders, request, like)
     finished = _finished(out, signature)
@@ -359,5 +358,5 @@ def _metadata(
 
 
 def reasons_text(counts: Mapping[str, int]) -> str:
-    """Return counts by reason as text: {"no caption": 12} -> "12 no caption"; "none" if empty."""
+    """Return counts by reason as one text: {"no caption": 12, "unreadable": 1} -> "12 no caption, 1 unreadable"; "none" if empty."""
     return ", ".join(f"{count} {reason}" for reason, count in counts.items()) or "none"

@@ -1,4 +1,4 @@
-"""Step after step of micro-batches for one rank, built some steps ahead of the consumer.
+"""Iterate over the micro-batches of one rank, step after step, built some steps ahead of the consumer.
 
 What a step holds is decided by `order` alone; workers only decide when it is ready (workers.py has the workers, micro_batch.py their work).
 """
@@ -23,7 +23,7 @@ __all__ = ["Bad", "Loader", "MicroBatch", "StepBatch"]
 
 @dataclass(frozen=True)
 class StepBatch:
-    """One training step's micro-batches for this rank; `bad`: samples replaced in them; `wait_s`: seconds the consumer waited for it."""
+    """One training step's micro-batches for this rank. `bad`: samples replaced in them; `wait_s`: seconds the consumer waited for them."""
 
     step: int
     micro: list[MicroBatch]
@@ -34,9 +34,9 @@ class StepBatch:
 class Loader:
     """Iterates over the StepBatches of steps `start_step` (from 0) up to, not including, `stop_step` (None: endless).
 
-    `order`: which samples a step holds. `inputs`: how they become tensors. `micro_batch`: samples in each; None: one per rank and step.
-    `workers`: 0 builds a step in one thread when it is asked for. `prefetch`: steps kept ready, and more where worker processes would
-    have no micro-batch each. `pin`: copy to page-locked memory when there is a GPU. `interrupted` is polled while waiting; True ends the
+    `order`: which samples a step holds. `inputs`: how they become tensors. `micro_batch`: samples in each; None: one micro-batch a step.
+    `workers`: 0 builds a step only when it is requested. `prefetch`: steps built ahead, more if needed to give every worker process a
+    micro-batch. `pin`: copy to page-locked memory when there is a GPU. `interrupted` is polled while waiting; True ends the
     iteration. Each iteration starts again from `start_step`. Close it, or use it in a `with`, to stop its workers.
     """
 
@@ -66,7 +66,7 @@ class Loader:
         self._workers: Workers | None = None
 
     def __iter__(self) -> Iterator[StepBatch]:
-        """Yield a StepBatch per step, in order. Raises whatever a worker raised, and PlaitError when a worker process dies."""
+        """Yield a StepBatch per step, in order. Raises the error that a worker raised, and PlaitError if a worker process dies."""
         self.close()
         workers = self._workers = self._start_workers()
         ahead = max(self._prefetch, workers.lookahead) if self._worker_count else 0
@@ -95,7 +95,7 @@ class Loader:
         return kind(self._builder, max(1, self._worker_count))
 
     def close(self) -> None:
-        """Stop every worker without finishing what it builds. Safe to call more than once."""
+        """Stop every worker; steps that were not yielded are lost. Safe to call more than once."""
         if self._workers is not None:
             self._workers.close()
             self._workers = None

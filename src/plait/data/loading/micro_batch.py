@@ -1,7 +1,7 @@
-"""From sample ids to a micro-batch: read, encode, replace what is bad, collate. The result is the same in any thread, process and layout.
+"""Build a micro-batch of sample ids: read, encode, replace bad samples, collate. The result is the same in any thread, process and layout.
 
-Who does this work is in workers.py, and when in loader.py. A bad sample is replaced by another of its bucket, chosen by key, and listed,
-whatever is wrong with it: its file, its text, or the code that prepares it.
+workers.py has who does this work, loader.py when. A bad sample is replaced by another of its bucket (samples of one shape), chosen by a
+hash of seed and id, and listed, be the fault in its file, its text, or the code that prepares it.
 """
 
 from collections.abc import Sequence
@@ -20,29 +20,29 @@ _ATTEMPTS = 50  # if half of a source were bad, this many bad replacements in a 
 
 
 class Inputs(Protocol):
-    """What a model family supplies: how a sample becomes an example, and how examples become a batch."""
+    """What a model family (kind of model) supplies: how a sample becomes a training example, and how examples become a batch."""
 
     def encode(self, sample: Sample, key: int, /) -> Any:
         """Return a sample's training example, in any form; randomness comes from the 64-bit `key` alone. Raises BadSample to refuse it."""
 
     def collate(self, examples: list[Any], /) -> dict[str, Any]:
-        """Return the batch of some examples, as `encode` returned them: the tensors of one forward pass by name."""
+        """Return the tensors of one forward pass by name, made of some examples as `encode` returned them."""
 
 
 class Bad(NamedTuple):
-    """A sample that could not be used, the reason, and the sample that took its place. Listed in the run's quarantine.jsonl."""
+    """A sample that could not be used, with its name, the reason, and the id of its replacement. Listed in the run's quarantine.jsonl."""
 
     id: SampleId
     name: str
     reason: str
     replaced_by: SampleId
     attempt: int
-    """0 for a sample that the order asked for; n for the n-th replacement tried in its place, which counts for no share of bad samples."""
+    """0 for a sample of the training order; n for the n-th replacement tried, which was bad too and does not count as a bad sample."""
 
 
 @dataclass
 class MicroBatch:
-    """The input of one forward pass: what `Inputs.collate` made of the samples `ids`. One that is `padding` must contribute nothing."""
+    """The input of one forward pass: the tensors that `Inputs.collate` made of the samples `ids`. `padding`: must not count in the loss."""
 
     batch: dict[str, Any]
     ids: list[SampleId]
@@ -51,7 +51,7 @@ class MicroBatch:
 
 
 class Example(NamedTuple):
-    """What `Inputs.encode` made of one sample (`value`), the sample's id, and the bad samples that it replaces."""
+    """One sample's result of `Inputs.encode` (`value`), its id, and the bad samples that it replaces."""
 
     value: Any
     id: SampleId
@@ -60,7 +60,7 @@ class Example(NamedTuple):
 
 @dataclass(frozen=True)
 class MicroBatchBuilder:
-    """Builds any micro-batch of this rank; it pickles, for worker processes. `pin`: copy batches to page-locked memory."""
+    """Builds any micro-batch of this rank; picklable. `micro_batch`: samples in each (None: all). `pin`: copy to page-locked memory."""
 
     sources: Sequence[Source]
     order: Ordering
@@ -76,7 +76,7 @@ class MicroBatchBuilder:
         return rank_slices(self.order.ids(step), self.rank, self.world_size, self.micro_batch)
 
     def encode(self, wanted: SampleId) -> Example:
-        """Encode `wanted`, or else the first good sample among its replacements. Raises PlaitError when 50 samples in a row are bad."""
+        """Encode sample `wanted`, or the first usable replacement if it is bad. Raises PlaitError if 50 samples in a row are bad."""
         bad: list[tuple[SampleId, str, str]] = []
         for attempt in range(_ATTEMPTS):
             chosen = wanted if attempt == 0 else self._replacement(wanted, attempt)
@@ -88,7 +88,7 @@ class MicroBatchBuilder:
         raise PlaitError(f"{name}: sample {bad[0][1]} and {_ATTEMPTS - 1} replacements in a row are bad; the first: {bad[0][2]}")
 
     def collate(self, examples: Sequence[Example], padding: bool) -> MicroBatch:
-        """Make a micro-batch of encoded examples. `padding`: another rank owns the sample that it repeats, so nothing is listed as bad."""
+        """Return a micro-batch of encoded examples. `padding`: it repeats another rank's sample, so bad samples are not listed again."""
         ids = [example.id for example in examples]
         try:
             batch = self.inputs.collate([example.value for example in examples])
@@ -99,7 +99,7 @@ class MicroBatchBuilder:
         return MicroBatch(pinned(batch) if self.pin else batch, ids, padding, bad)
 
     def build(self, ids: Sequence[SampleId], padding: bool) -> MicroBatch:
-        """Encode and collate the samples `ids` of one micro-batch. `padding`: it repeats another rank's sample only to have a shape."""
+        """Return the micro-batch of the samples `ids`, encoded and collated. `padding`: it repeats a sample only to have a shape."""
         return self.collate([self.encode(identity) for identity in ids], padding)
 
     def _replacement(self, wanted: SampleId, attempt: int) -> SampleId:
@@ -122,7 +122,7 @@ class MicroBatchBuilder:
 
 
 def pinned(value: Any) -> Any:
-    """Copy every tensor in nested dicts, lists and tuples to page-locked memory, from which copies to the GPU overlap with computation."""
+    """Return `value` with every tensor in its nested dicts, lists and tuples copied to page-locked memory, for fast copies to a GPU."""
     if isinstance(value, torch.Tensor):
         return value.pin_memory()
     if isinstance(value, dict):

@@ -1,7 +1,7 @@
-"""Processes that build micro-batches: for encoding that is mostly Python, which threads would take turns at.
+"""Worker processes that build micro-batches: for encoding that is mostly Python, which in threads would run one at a time.
 
 They start in seconds, compute every sample id themselves (only a step's number is sent to them), and put their batches into shared memory
-(shared_memory.py). A worker that is kept waiting, by a server or a disk, keeps nobody waiting: it is killed.
+(shared_memory.py). A worker that hangs on a server or a disk does not delay the end of the run: it is killed.
 """
 
 import multiprocessing.util
@@ -51,11 +51,11 @@ class _Worker:
 
 
 class ProcessWorkers:
-    """Worker processes that take the micro-batches in turn.
+    """Worker processes that build micro-batches in turn; `lookahead`: steps to submit ahead so that all are busy.
 
-    They are forked from a server process that has imported torch and the family, and nothing else: what they work on is sent to them.
-    Against processes that each import torch anew they start in less than half of the time, and share half of their memory. Raises
-    PlaitError when the builder cannot be pickled, and when a process dies.
+    They are forked from a server process that has imported torch and the family's modules; the builder is pickled to them. They start in
+    less than half the time of processes that each import torch, and share half of their memory. Raises PlaitError if the builder cannot
+    be pickled, and if a process dies.
     """
 
     def __init__(self, builder: MicroBatchBuilder, workers: int) -> None:
@@ -81,7 +81,7 @@ class ProcessWorkers:
             raise PlaitError(f"the data pipeline cannot be sent to worker processes ({error}); use worker_kind: threads") from error
 
     def submit(self, step: int) -> PendingStep:
-        """Send the step's micro-batches to the next workers; calling the result waits for them. Raises PlaitError when one has died."""
+        """Start building a step; returns a function of `stop` that waits for its micro-batches. Raises PlaitError if a worker has died."""
         sent = []
         for number in range(self._per_step):
             worker = self._workers[self._submitted % len(self._workers)]
@@ -114,7 +114,7 @@ class ProcessWorkers:
         return replace(micro, batch=pinned(batch) if self._builder.pin else batch)
 
     def close(self) -> None:
-        """Let the workers finish their current sample, then kill those that do not."""
+        """Close the connections to the workers, at which they end, and kill those that still run after 2 s."""
         self._stop_all()
 
 

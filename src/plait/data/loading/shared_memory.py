@@ -23,9 +23,9 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h of glibc
 
 
 def keep_freed_memory() -> None:
-    """Let this process use the memory of one batch for the next: glibc gives blocks over 32 MB back at every free. For workers only.
+    """Make glibc keep freed memory for the next batch; by default it returns blocks over 32 MB to the system. For worker processes only.
 
-    Elsewhere than on glibc nothing is done, which costs only time.
+    Does nothing with another C library, where workers are only slower.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
@@ -49,7 +49,7 @@ class _TensorLayout(NamedTuple):
 
 @dataclass
 class PackedBatch:
-    """A batch to send: a layout in place of each tensor, and the number of the buffer that holds them (None: it has no tensors)."""
+    """A batch to send to another process: a layout in place of each tensor, and the number of the buffer with the data (None: none)."""
 
     batch: Any
     buffer: int | None = None
@@ -57,14 +57,14 @@ class PackedBatch:
 
 
 class BufferWriter:
-    """The worker's side: writes batches into shared buffers, which stay mapped until one too small is replaced."""
+    """The worker's side: writes batches into shared buffers, and replaces a buffer that is too small."""
 
     def __init__(self) -> None:
         self._buffers: dict[int, Tensor] = {}
         self._numbers = itertools.count()
 
     def pack(self, batch: Any, offered: int | None) -> PackedBatch:
-        """Write the tensors of `batch` into buffer number `offered`, or a new one when that is None or too small (it is then dropped)."""
+        """Write the tensors of `batch` (nested) into buffer number `offered`, or into a new one if that is None or too small."""
         end = 0
         tensors: list[tuple[_TensorLayout, Tensor]] = []
 
@@ -100,11 +100,11 @@ class BufferPool:
         self._free: list[int] = []
 
     def take(self) -> int | None:
-        """Return the number of a free buffer for the worker, or None if all are in use; it is free again once its batch is garbage."""
+        """Return the number of a free buffer for the worker, or None if all are in use; garbage collection of its batch frees it."""
         return self._free.pop() if self._free else None
 
     def unpack(self, packed: PackedBatch, offered: int | None) -> Any:
-        """Return the batch with its tensors as views of the buffer. `offered`: what `take` returned when the batch was requested."""
+        """Return the batch with its tensors as views of the buffer. `offered`: the result of `take` when the batch was requested."""
         if packed.buffer is None:
             if offered is not None:
                 self._free.append(offered)

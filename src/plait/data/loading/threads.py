@@ -1,4 +1,4 @@
-"""Threads that build micro-batches. A worker that is kept waiting, by a server or a disk, keeps nobody waiting: it is left behind."""
+"""Threads that build micro-batches. A thread that hangs on a server or a disk does not delay the end of the run: it is abandoned."""
 
 import functools
 import threading
@@ -25,7 +25,7 @@ class _ThreadedBatch:
 
 
 class ThreadWorkers:
-    """Threads among which the samples of every micro-batch are divided. They never keep the process from ending (daemons)."""
+    """Daemon threads among which the samples of every micro-batch are divided. `workers`: how many."""
 
     lookahead = 0
 
@@ -40,7 +40,7 @@ class ThreadWorkers:
             work()
 
     def submit(self, step: int) -> PendingStep:
-        """Queue the step's samples on the threads; calling the result waits for its micro-batches."""
+        """Queue the samples of a step; returns a function of `stop` that waits for the step's micro-batches and returns them."""
         batches = []
         for ids, padding in self._builder.slices(step):
             parts = min(self._workers, len(ids))
@@ -68,7 +68,7 @@ class ThreadWorkers:
                     batch.done.set_exception(error)
 
     def close(self) -> None:
-        """Stop the threads after the sample that each is working on; leave those behind that take longer than a moment."""
+        """Stop each thread after its current sample; threads that still run after 2 s are abandoned."""
         self._closing.set()
         for _ in self._threads:
             self._queue.put(None)

@@ -1,6 +1,6 @@
-"""Who builds micro-batches: the consumer itself (here), threads (`threads.py`) or processes (`processes.py`).
+"""The workers that build micro-batches: none, in the consumer's thread (here), threads (`threads.py`) or processes (`processes.py`).
 
-All give the same batches, in the same order. Threads share one memory and start at once; most of the work (reading, decoding, resizing)
+All build the same batches, in the same order. Threads share memory and start at once; most of the work (reading, decoding, resizing)
 releases Python's lock. Processes are for encoding that is mostly Python, as that of small pictures is.
 """
 
@@ -10,33 +10,33 @@ from typing import Protocol
 from plait.data.loading.micro_batch import MicroBatch, MicroBatchBuilder
 
 POLL_S = 0.2
-"""How often a waiting consumer checks whether it should stop."""
+"""Seconds between a waiting consumer's checks whether it should stop."""
 STOP_TIMEOUT_S = 2.0
-"""For the workers to finish their samples when the loader closes."""
+"""Seconds that workers get to finish their samples when the loader closes."""
 
 Stop = Callable[[], bool]
 PendingStep = Callable[[Stop], list[MicroBatch]]
-"""Waits for a step that was submitted and returns its micro-batches; raises Interrupted when `stop()` becomes true."""
+"""Called with a function `stop`: waits for a submitted step and returns its micro-batches; raises Interrupted once `stop()` is true."""
 
 
 class Interrupted(Exception):
-    """The consumer's `interrupted` became true while it waited, so the wait for a step was given up."""
+    """Raised when a wait for a step is given up because the loader's `interrupted` (or `stop`) has returned True."""
 
 
 class Workers(Protocol):
-    """What builds the micro-batches of steps, mostly in the background."""
+    """An object that builds the micro-batches of steps, mostly in the background."""
 
     lookahead: int  # steps that must be submitted ahead to keep every worker busy
 
     def submit(self, step: int) -> PendingStep:
-        """Start building this rank's micro-batches of `step`; calling the result waits for them and returns them."""
+        """Start building this rank's micro-batches of `step`; returns a function of `stop` that waits for them and returns them."""
 
     def close(self) -> None:
         """Stop every worker; steps that were submitted are lost."""
 
 
 class InlineWorker:
-    """No workers: a step is built in the consumer's thread when it is waited for, which costs no hand-over."""
+    """Builds a step in the consumer's own thread, when it is waited for: used for 0 workers."""
 
     lookahead = 0
 
@@ -44,7 +44,7 @@ class InlineWorker:
         self._builder = builder
 
     def submit(self, step: int) -> PendingStep:
-        """Return a function that builds the step's micro-batches when it is called."""
+        """Return a function that builds and returns the step's micro-batches; its argument is ignored."""
         return lambda stop: [self._builder.build(ids, padding) for ids, padding in self._builder.slices(step)]
 
     def close(self) -> None:

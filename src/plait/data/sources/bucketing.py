@@ -1,6 +1,6 @@
-"""The buckets (samples of one shape, which may share a batch) of opened sources: which order they need, and what each bucket holds.
+"""The buckets (samples of one shape, which may share a batch) of opened sources: count them, describe them, and choose an order for them.
 
-A source is one data set, `contract.Source`. The schedule in buckets itself is in data/buckets.py.
+A source is one data set, `contract.Source`. The order in buckets itself is in data/buckets.py.
 """
 
 from collections.abc import Sequence
@@ -13,12 +13,12 @@ from plait.data.sources.contract import Source
 
 
 def bucket_lengths(source: Source) -> tuple[int, ...]:
-    """Return how many samples each bucket of a source has; a source without buckets counts as one bucket."""
+    """Return the number of samples in each bucket of a source; a source without buckets counts as one bucket."""
     return source.groups or (len(source),)
 
 
 def bucket_of(source: Source, index: int) -> range:
-    """Return the range of the source's indices that share a bucket with `index`. Raises IndexError outside the source."""
+    """Return the range of a source's indices that share a bucket with `index`. Raises IndexError if `index` is beyond the source."""
     begin = 0
     for length in bucket_lengths(source):
         if index < begin + length:
@@ -28,7 +28,7 @@ def bucket_of(source: Source, index: int) -> range:
 
 
 def contents_of(sources: Sequence[Source], global_batch: int) -> list[tuple[str, str]]:
-    """Return (name, text) per bucket for the log, as ("bucket 832x1216", "9,000 samples, ..."), and for all; [] without buckets."""
+    """Return (name, text) for the log, such as ("bucket 832x1216", "9,000 samples, ..."), per bucket and for all; [] without buckets."""
     rows = [row for source in sources for row in source.table(global_batch)]
     if not rows:
         return []
@@ -46,9 +46,9 @@ def contents_of(sources: Sequence[Source], global_batch: int) -> list[tuple[str,
 def order_of(
     sources: Sequence[Source], weights: Sequence[float], seed: int, global_batch: int, changes: BatchChanges = ()
 ) -> Order | BucketOrder:
-    """Return the order of samples: in buckets when a source has several, or when sources are mixed of which one has buckets.
+    """Return the training order of samples: in buckets if a source has several, or if sources are mixed of which one has buckets.
 
-    `weights[source]`: its share of the samples. `global_batch`: samples per step at first; `changes`: (step, samples per step from it on).
+    `weights[source]`: its share of samples. `global_batch`: samples per step at first; `changes`: (step, samples per step from then on).
     Raises PlaitError for an empty source and for a weight that is not positive.
     """
     lengths = [bucket_lengths(source) for source in sources]

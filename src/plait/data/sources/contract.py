@@ -1,4 +1,4 @@
-"""What a source (one data set) is: the one interface that the loader, the orders of data and the readers of files agree on.
+"""The interface of a source (one data set), which the loader, the orders of data and the readers of files agree on.
 
 How an item of the configuration's `data:` section, an entry, becomes a source is in kind.py and open.py; neither is needed to use one.
 """
@@ -12,7 +12,7 @@ from plait.data.records import Record
 from plait.errors import PlaitError
 
 Sample = dict[str, Any]
-"""`id`, `images` (encoded), `messages` ({"role", "content"}), `fields` (the record); of some `frames`, `annotations`, `arrays`."""
+"""Keys: `id`, `images` (encoded), `messages` ({"role", "content"}), `fields` (the record); optional `frames`, `annotations`, `arrays`."""
 
 
 class Source(abc.ABC):
@@ -34,13 +34,13 @@ class Source(abc.ABC):
     """Whether the text comes from the template in the configuration rather than from the data."""
 
     allow_blank: bool = False
-    """Whether samples without text are meant to be trained."""
+    """Whether samples with blank text are trained on, rather than refused."""
 
     may_wait: bool = False
-    """Whether a read may wait for a network or a user's code: it is never done in the training thread, or a stop would wait as well."""
+    """Whether a read may wait for a network or a user's code; such a source is never read in the training thread, so that it can stop."""
 
     left_out: Mapping[str, int] = MappingProxyType({})
-    """What lies beside the samples and is not read: how many of each, such as {".heic: a format that is not read": 3}."""
+    """Counts of what is found among the samples but not read, by description, such as {".heic: a format that is not read": 3}."""
 
     def __new__(cls, *_: object, **__: object) -> Self:
         """Make an instance. Raises PlaitError, in place of TypeError, for a class without `__len__` or `__getitem__`."""
@@ -55,16 +55,16 @@ class Source(abc.ABC):
     def __getitem__(self, index: int, /) -> Sample: ...
 
     def draw(self, index: int, sample_key: int) -> Sample:
-        """Return sample `index` for training; if it varies by epoch, its randomness comes from the 64-bit `sample_key` alone."""
+        """Return sample `index` for training. All randomness (such as which caption) comes from the 64-bit `sample_key`."""
         return self[index]
 
     def table(self, global_batch: int) -> list[Mapping[str, Any]]:
-        """Return per bucket its name `bucket`, `samples`, text `tokens`, `batches` of an epoch and `left_over` samples. Default: []."""
+        """Return a dict per bucket: its name `bucket`, `samples`, text `tokens`, `batches` per epoch, `left_over` samples. Default: []."""
         return []
 
 
 class Absent(PlaitError):
-    """A dataset that is known by name, but whose files are in none of the places searched."""
+    """Raised for a dataset that is known by name, but whose files are in none of the places searched."""
 
 
 class Reader(Protocol):
@@ -76,4 +76,4 @@ class Reader(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, index: int, /) -> Record:
-        """Return record `index` (from 0). Raises BadSample for one that is broken."""
+        """Return record `index` (from 0). Raises BadSample if it is broken."""

@@ -1,6 +1,6 @@
-"""Records (raw samples of a reader: shards, folder, jsonl, datasets) as training samples with `messages`.
+"""Make training samples with `messages` of records (raw samples of a reader: shards, folder, jsonl, datasets).
 
-An entry, one item of the configuration's `data:` section, may have a template that makes the messages; else the record's own text does.
+The messages come from the template of an entry (one item of the configuration's `data:` section) if it has one, else from the record.
 """
 
 import xxhash
@@ -32,7 +32,7 @@ class Conversations(Source):
         return self._length
 
     def __getitem__(self, index: int) -> Sample:
-        """Return record `index` with its messages. Raises BadSample for a broken record or one that does not fit the template."""
+        """Return record `index` as a sample with messages. Raises BadSample if it is broken or does not fit the template."""
         record = self.reader.read(index)
         conversation = text.messages(record.fields, self.template, allow_blank=self.allow_blank)
         text.check(conversation, len(record.images), allow_blank=self.allow_blank)
@@ -41,9 +41,9 @@ class Conversations(Source):
 
 
 def open_conversations(entry: Entry, reader: Reader) -> Conversations:
-    """Return the samples of `entry`, after checking its template against the first readable record.
+    """Return the source of an entry of `data:` from the reader of its files, after checking its template on the first readable record.
 
-    Raises PlaitError for a wrong field, so that it does not wait for step 1, and when none of the first records can be read.
+    Raises PlaitError if the template names a missing field, or if none of the first 20 records can be read.
     """
     source = Conversations(entry, reader)
     probes, first_error = min(_PROBES, len(source)), None

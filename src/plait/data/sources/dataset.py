@@ -44,7 +44,7 @@ class _Gets(Protocol):
 
 
 class UserDataset(Source):
-    """The samples of a user's class. `spec` names it; `split` goes to its constructor if that takes one, as do `options`.
+    """The samples of a user's class, which `spec` names (module:Class); `options`, and `split` if it takes one, go to its constructor.
 
     `limit`: only the first so many. Raises PlaitError for a class that is missing, takes other options, fails to load or is empty.
     """
@@ -80,11 +80,11 @@ class UserDataset(Source):
         return self._length
 
     def __getitem__(self, index: int) -> Sample:
-        """Return sample `index` with fixed randomness, the same at every call. Raises BadSample as `draw` does."""
+        """Return sample `index`, the same at every call: its `rng` is seeded by the index. Raises BadSample as `draw` does."""
         return self.draw(index, key("custom", index))
 
     def draw(self, index: int, sample_key: int) -> Sample:
-        """Return sample `index` from the user's `get`, whose `rng` is seeded by `sample_key`. Raises BadSample if it has no messages."""
+        """Return sample `index` from the user's `get`, whose `rng` is seeded by `sample_key`. Raises BadSample if it is unusable."""
         random = np.random.RandomState(np.random.Philox(key=sample_key))
         row = self._object.get(index, random)
         where = f"{self.name}[{index}]"

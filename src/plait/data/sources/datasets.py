@@ -1,7 +1,7 @@
 """The kind `datasets`: rows of parquet, JSON, CSV or Arrow files, or of a Hub dataset, through the optional package `datasets`.
 
-JSON and CSV are read without the package, which guesses types (the text "2024-01-15" becomes a date, "007" a number) and reads nothing of a
-file with one broken row. Images stay encoded; a ClassLabel becomes its name, so that a template writes "frog" and not "6".
+JSON and CSV are read without the package, which guesses types (the text "2024-01-15" becomes a date, "007" a number) and refuses a whole
+file for one broken row. Images stay encoded; a ClassLabel becomes its name, so that a template writes "frog" and not "6".
 """
 
 import json
@@ -32,9 +32,9 @@ _LAYOUTS = {".json": JSON, ".jsonl": JSON, ".csv": CSV, ".tsv": CSV}
 class Table:
     """Random access to the rows of one split, read from files (`path`) or from the Hub (`hub_name`).
 
-    `options`: `config` and `revision` of a Hub dataset; `images`, the folder that image paths are relative to (None: that of the files);
-    `outside`, whether they may leave it. `columns`: new field name -> the column's. `cache`: the folder of the package.
-    Raises PlaitError when the package is missing, the files are, or `datasets` cannot load them.
+    `options`: `config` and `revision` of a Hub dataset; `images`, the folder that image paths are relative to (default: that of the files);
+    `outside`, whether they may leave it. `columns`: new field name -> column name. `cache`: the cache folder of `datasets`.
+    Raises PlaitError if the package or the files are missing, or `datasets` cannot load them.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Table:
         return f"{self.title}[{i}]"
 
     def read(self, i: int) -> Record:
-        """Return row `i` as a record. Raises BadSample for a missing column or a value that is no image."""
+        """Return row `i` as a record. Raises BadSample if a column is missing or an image cannot be read."""
         row = self.rows[i]
         for name, label in self.labels.items():
             if row[name] is not None:  # -1 stands for a missing label

@@ -1,7 +1,7 @@
 """The kind `folder`: images in a folder, with captions and fields in files of the same name (`dog.jpg`, `dog.txt`, `dog.json`).
 
-Subfolders and links to folders are searched; the field `folder` holds the name of a sample's own. A folder with `metadata.jsonl` or
-`metadata.csv`, whose column `file_name` names the pictures, is read by that file instead (indexed.py).
+Subfolders and links to folders are searched; the field `folder` holds the name of the folder that a sample is in. A folder with
+`metadata.jsonl` or `metadata.csv`, whose column `file_name` names the pictures, is read by that file instead (indexed.py).
 """
 
 import json
@@ -39,8 +39,8 @@ class Folder:
     """All pictures under one folder, in the order of their names, each with the files that share its name.
 
     A picture's stem ends at the last dot. `a.b.txt` belongs to the picture `a.b`, where there is one, else to `a`, as its field `b`;
-    `a.png.txt` to `a.png` alone. Pictures that share a stem are samples of their own, named in full. `a.frame3.png` is a frame of `a`.
-    Raises PlaitError where there is no picture.
+    `a.png.txt` to `a.png` alone. Pictures that share a stem are separate samples, named with their ending. `a.frame3.png` is a frame of
+    `a`. `columns`: new field name -> old. Raises PlaitError if there is no picture.
     """
 
     def __init__(self, root: Path, columns: Mapping[str, str]) -> None:
@@ -73,7 +73,7 @@ class Folder:
         return len(self.samples)
 
     def read(self, index: int) -> Record:
-        """Read sample `index`. Raises BadSample for a file that has gone or cannot be understood."""
+        """Return sample `index` as a record. Raises BadSample if one of its files is missing or cannot be parsed."""
         name, members = self.samples[index]
         own_last = sorted(members, key=lambda member: member[0].partition(".")[0].lower() in IMAGE_KINDS)  # a.png.txt wins over a.txt
         record = from_members(name, [(_field_kind(kind), read_regular(self.root / path)) for kind, path, _ in own_last])
@@ -81,7 +81,7 @@ class Folder:
 
 
 class Listed:
-    """The rows of a metadata file, each with its picture: a row whose `file_name` is null is a bad sample, not one without a picture.
+    """The rows of a metadata file, each with its picture; unlike in `rows`, a row that names no picture is a bad sample.
 
     `left_out` counts the pictures below the folder, hidden ones too, that no row lists, and other files, which are not read.
     """
@@ -100,7 +100,7 @@ class Listed:
         return len(self.rows)
 
     def read(self, index: int) -> Record:
-        """Read row `index`. Raises BadSample for one that names no picture, or cannot be read."""
+        """Return row `index` as a record. Raises BadSample if it names no picture (`file_name` is null), or cannot be read."""
         record = self.rows.read(index)
         if not record.images:
             raise BadSample(f"{record.id} names no picture: its file_name is null")

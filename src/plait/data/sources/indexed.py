@@ -1,6 +1,6 @@
-"""Records of a text file (JSON, CSV) by number: only their offsets are kept (formats/index.py), so a file may be larger than memory.
+"""Read records of a text file (JSON, CSV) by number: only their offsets are kept (formats/index.py), so it may be larger than memory.
 
-A record that is broken costs itself alone. Its images are named by paths, which stay below one folder unless that is waived.
+A broken record does not affect the others. Records name images by paths, which must stay below one folder unless `outside` is set.
 """
 
 import base64
@@ -41,10 +41,10 @@ CSV = Layout("csv", csv_spans.scan, csv_spans.fields)
 
 
 class IndexedRecords:
-    """Random access to the records of one file; threads may read at once, and it pickles. `columns`: new field name -> the record's.
+    """Random access to the records of one file; thread-safe and picklable. `columns`: new field name -> the name in the file.
 
-    `images`: the folder that image paths are relative to; None: there is none. `path_columns`: fields that name an image where a record
-    has no other, the first of them that holds text. Raises PlaitError if `images` is no folder, or the file has no records.
+    `images`: the folder that image paths are relative to; None: paths are refused. `outside`: they may leave it. `path_columns`: fields
+    of which the first with text names the image of a record without others. Raises PlaitError if `images` is no folder, or without records.
     """
 
     def __init__(
@@ -85,23 +85,23 @@ class IndexedRecords:
         return int(self.head.facts["samples"])
 
     def read(self, i: int) -> Record:
-        """Read record `i` with the bytes of its images. Raises BadSample for a broken record, a missing file, a missing column."""
+        """Return record `i` with the bytes of its images. Raises BadSample if it is broken or a column or image file is missing."""
         fields = self.fields(i)
         images, frames = ([self._image(value) for value in values] for values in (self.image_values(fields), as_list(fields.get("frames"))))
         name = fields.get("id")
         return Record(self._name(i) if name is None else str(name), fields, images, frames)
 
     def fields(self, i: int) -> dict[str, Any]:
-        """Return the fields of record `i`, by our names. Raises BadSample for a broken record and a missing column."""
+        """Return the fields of record `i`, renamed by `columns`. Raises BadSample if it is broken or a column is missing."""
         return rename(self.layout.fields(self._bytes(i), self._name(i), self.head.facts), self.columns)
 
     def image_values(self, fields: Mapping[str, Any]) -> list[Any]:
-        """Return what a record's fields name its images by: paths, `data:` addresses, or objects that hold one."""
+        """Return the values in a record's fields that name its images: paths, `data:` URLs, or dicts with `path` or `url`."""
         values = [*as_list(fields.get("image")), *as_list(fields.get("images"))] or image_parts(fields.get("messages"))
         return values or next(([fields[name]] for name in self.path_columns if isinstance(fields.get(name), str)), [])
 
     def image_paths(self) -> Iterator[str]:
-        """Give the paths by which all records name images, as they are written; broken records name none."""
+        """Yield the image paths or URLs in all records, as they are written there; broken records are skipped."""
         for i in range(len(self)):
             try:
                 values = self.image_values(self.fields(i))
@@ -134,7 +134,7 @@ class IndexedRecords:
 
 
 class Chain:
-    """The records of several readers, one after the other."""
+    """A reader of the concatenated records of several readers."""
 
     def __init__(self, readers: Sequence[Reader]) -> None:
         self.readers, self._ends = list(readers), list(accumulate(map(len, readers)))
@@ -145,7 +145,7 @@ class Chain:
         return self._ends[-1]
 
     def read(self, i: int) -> Record:
-        """Read record `i`, counted over all readers. Raises BadSample as its reader does."""
+        """Return record `i`, counted over all readers. Raises BadSample as its reader does."""
         which = bisect_right(self._ends, i)
         return self.readers[which].read(i - (self._ends[which - 1] if which else 0))
 

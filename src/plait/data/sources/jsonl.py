@@ -15,7 +15,7 @@ from plait.errors import PlaitError
 
 
 def local_path_of(entry: Entry) -> str:
-    """Return the path of an entry (an item of the `data:` section) that must be on disk. Raises PlaitError for an address such as s3://."""
+    """Return the `path` of an entry of the `data:` section as written. Raises PlaitError for an address such as s3://."""
     path = path_of(entry)
     if addresses.is_remote(path):
         raise PlaitError(f"{addresses.shown(path)} is remote, which only shards can be; copy it to disk, or make shards of it")

@@ -1,7 +1,7 @@
-"""How a kind of source declares itself: a file ends in `KIND = SourceKind(...)`, and everything else learns of the kind from there.
+"""The declaration of a kind of source: its file ends in `KIND = SourceKind(...)`, from which all other code learns of the kind.
 
-An entry is one item of the configuration's `data:` section; its kind (`shards`, `folder`, ...) says how its data is read. Packages beside
-plait add kinds by the entry point group `plait.sources`, whose entries have the name of the kind and point to its `KIND`. A file that
+An entry is one item of the configuration's `data:` section; its kind (`shards`, `folder`, ...) says how its data is read. Other packages
+add kinds by the entry point group `plait.sources`, whose entry points have the name of the kind and point to its `KIND`. A file that
 declares a kind does not import torch: configurations are checked without it.
 """
 
@@ -15,33 +15,33 @@ from plait.data.addresses import shown
 from plait.data.sources.contract import Source
 
 Catalogue = Callable[[Entry, str], Source]
-"""Opens a dataset that the family knows by name: called with the entry that has the name, and the split."""
+"""Opens a dataset that the model family knows by name: called with the entry that gives the name, and the split."""
 
 
 @dataclass(frozen=True)
 class Opening:
-    """What a source is opened with besides its own settings (the entry): the run's settings, and what it is used for."""
+    """What a source is opened with besides its entry of the `data:` section: settings of the run, and the split."""
 
     seed: int
     split: str
-    """train or validation, by the list that the entry is in; an entry's own `split` counts first."""
+    """train or validation, by the list that the entry is in; the entry's `split`, if set, has precedence."""
 
     cache: str | Path | None
-    """The folder of indices and fetched files; None: the user's cache."""
+    """The folder of indices and fetched files; None: $PLAIT_CACHE or ~/.cache/plait."""
 
     catalogue: Catalogue | None
-    """The named datasets of the run's family; None where no family is known."""
+    """Opens the named datasets of the run's model family; None: there are none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceKind(SourceRules):
-    """A kind of source: which keys its entries take, and how one that keeps to them is opened."""
+    """A kind of source: which settings its entries take (the fields of the base class), and how a valid entry is opened."""
 
     open: Callable[[Entry, Opening], Source]
-    """Returns the source of an entry. Raises PlaitError, one line, for what is wrong with the files."""
+    """Returns the source of an entry. Raises PlaitError, one line, if its files are missing or wrong."""
 
     names_itself: bool = False
-    """Whether the errors of `open` begin with what they are about. False: the opener puts the entry's title before them."""
+    """Whether error messages of `open` name the source themselves. False: `open_source` puts the entry's title before them."""
 
 
 CALLS = {"open": "open(entry, opening)", "check": "check(options)"}

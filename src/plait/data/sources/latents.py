@@ -1,13 +1,13 @@
 """The kind `latents`: precomputed latents, text states and image vectors in aspect-ratio buckets.
 
 A set is a folder with `metadata.json` and one folder per bucket (`bucket_832x1216/` or `832x1216/`) of tar shards. A sample is a `.json`,
-`.vae.npy` (C, H, W), `.t5h.npy` (L, D), `.t5m.npy` (L,), `.dinov3.npy` (D,), and for captions that name a side `.t5h_flip.npy` and
-`.t5m_flip.npy`. Further captions of a picture have `.t5h_2.npy` and so on, and one without a caption has no text states; in training one of
-the captions is drawn anew each time. latent_shards/ writes such sets; sets made elsewhere are read after `plait data shard SET --measure`
-has measured them.
+`.vae.npy` (C, H, W), `.t5h.npy` (L, D), `.t5m.npy` (L,), `.dinov3.npy` (D,), and for captions that name a side (left, right)
+`.t5h_flip.npy` and `.t5m_flip.npy`. Further captions have `.t5h_2.npy` and so on, and a picture without a caption has no text states; in
+training one of the captions is drawn anew each time. latent_shards/ writes such sets; sets made elsewhere must first be measured by
+`plait data shard SET --measure`.
 
 Latents come out normalised by the set's own statistics (C channels: (x - mean) / std, float32), text states cut to their valid tokens.
-Each bucket is one of the source's `groups`. What is wrong with a sample is a BadSample, what is wrong with the set a PlaitError.
+Each bucket is one of the source's `groups`. A faulty sample raises BadSample, a faulty set PlaitError.
 """
 
 import functools
@@ -53,9 +53,9 @@ class _Part:
 
 
 def bucket_folders(root: Path) -> dict[Bucket, Path]:
-    """Return the folder of each bucket of a set, those of the most pixels first, then the widest.
+    """Return the folder of each bucket of a set, sorted by pixels, then width, largest first.
 
-    Raises PlaitError when there is none, or one twice. Warns of those without shards.
+    Buckets without shards are left out with a warning. Raises PlaitError if there is no bucket, or one twice.
     """
     if not root.is_dir():
         raise PlaitError(f"{root} is not a folder of buckets")
@@ -76,8 +76,8 @@ def bucket_folders(root: Path) -> dict[Bucket, Path]:
 class Latents(Source):
     """The samples of one set. `groups[k]` of them are in bucket `buckets[k]`, one bucket after the other.
 
-    `options`: `buckets` (those to read), `held_out` (fraction of each bucket kept for validation), `statistics` (another set's, to
-    normalise by). Raises PlaitError for a set that is unfinished, damaged or of other shapes than it says.
+    `options`: `buckets` (names of those to read), `held_out` (fraction of each bucket kept for validation), `statistics` (path of another
+    set, whose mean and std to normalise by). Raises PlaitError for a set that is unfinished or damaged.
     """
 
     def __init__(
@@ -136,14 +136,14 @@ class Latents(Source):
         return self._ends[-1]
 
     def __getitem__(self, i: int) -> Sample:
-        """Return sample `i`: its first caption as an assistant turn, `fields` from its json, `arrays` vae, dinov3, t5h, perhaps t5h_flip.
+        """Return sample `i`: its first caption as an assistant turn, `fields` from its .json, `arrays` {vae, dinov3, t5h[, t5h_flip]}.
 
         Raises BadSample for missing members, other shapes than the set's and values that are not finite.
         """
         return self._sample(i, lambda count: 0)
 
     def draw(self, i: int, sample_key: int) -> Sample:
-        """Return sample `i` for training, with one of its captions, drawn by `sample_key`."""
+        """Return sample `i` as indexing does, but with one of its captions chosen at random by `sample_key`."""
         return self._sample(i, lambda count: int(rng(sample_key, "caption").integers(count)) if count > 1 else 0)
 
     def _sample(self, i: int, choose: Callable[[int], int]) -> Sample:
@@ -205,7 +205,7 @@ class Latents(Source):
         return vector.astype(np.float32)
 
     def table(self, global_batch: int) -> list[Mapping[str, Any]]:
-        """Return per bucket: `samples`, text `tokens`, whole `batches` of one epoch, and samples `left_over` for the next epoch."""
+        """Return a dict per bucket: name `bucket`, `samples`, text `tokens`, whole `batches` per epoch, `left_over` samples."""
         return [
             {
                 "bucket": part.bucket.name,
@@ -230,7 +230,7 @@ def _stored_tokens(part: _Part) -> int:
 
 
 def check_options(options: Mapping[str, Any]) -> tuple[str, str] | None:
-    """Return the first of `options` whose value makes no sense, with what it must be; None if all are right."""
+    """Return (name, end of an error message: "must be ...") of the first invalid option; None if all are valid."""
     fraction, names = options.get("held_out", 0.0), options.get("buckets")
     if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 <= fraction < 1:
         return "held_out", f"is the share of each bucket kept for validation, from 0 to below 1, got {fraction!r}"
@@ -285,7 +285,7 @@ def _captions(fields: Any, name: str, *, encoded: bool) -> list[str]:
 
 
 def suffix_of(number: int) -> str:
-    """Return how the members of a picture's caption `number` (from 0) are told apart: t5h, t5h_2, t5h_3, ..."""
+    """Return the suffix in names of files for a picture's caption `number` (from 0), as in t5h, t5h_2, t5h_3: "", "_2", "_3"."""
     return f"_{number + 1}" if number else ""
 
 

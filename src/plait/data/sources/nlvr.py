@@ -8,7 +8,7 @@ from plait.data.synthetic.nlvr import Nlvr
 
 
 class NlvrSource(Nlvr, Source):
-    """NLVR's pictures, with questions made for them, as a source of training samples."""
+    """Pictures of Cornell NLVR, with questions generated for them, as a `Source`; see `Nlvr` for arguments and samples."""
 
 
 def _open(entry: Entry, opening: Opening) -> Source:

@@ -1,6 +1,6 @@
 """Open the entries (items) of a configuration's `data:` section as sources: the table of all kinds of source, and the opener.
 
-What a kind is made of is in its own file, which is imported when the kind is first used.
+Each kind is declared in a file of its own, which is imported when the kind is first used.
 """
 
 import importlib
@@ -16,17 +16,17 @@ from plait.data.sources.kind import CALLS, Catalogue, Opening, SourceKind, title
 from plait.errors import PlaitError
 
 SHIPPED = ("shards", "folder", "jsonl", "datasets", "dataset", "latents", "nlvr", "scenes")
-"""The kinds that ship, each declared by the file of its name in this folder."""
+"""The kinds that ship, each declared in the file of the same name in this folder."""
 
 GROUP = "plait.sources"
-"""The entry point group by which other packages add kinds. A name that ships cannot be taken."""
+"""The entry point group by which other packages add kinds. They cannot replace those that ship."""
 
 
 class SourceKinds(Mapping[str, SourceKind]):
-    """Every kind of source by name, such as `shards`. Iterating gives the names without importing the kinds' files."""
+    """A mapping from name, such as `shards`, to kind of source. Iterating yields the names without importing the kinds' files."""
 
     def __getitem__(self, name: str) -> SourceKind:
-        """Import and return a kind. Raises KeyError for an unknown name, PlaitError for another package's kind that cannot be loaded."""
+        """Import and return a kind. Raises KeyError for an unknown name, PlaitError if another package's kind cannot be loaded."""
         if name in SHIPPED:
             kind: SourceKind = importlib.import_module(f"plait.data.sources.{name}").KIND
             return kind
@@ -58,10 +58,10 @@ def _load(point: EntryPoint) -> SourceKind:
 def open_source(
     entry: Entry, *, seed: int, split: str = "train", cache: str | Path | None = None, catalogue: Catalogue | None = None
 ) -> Source:
-    """Open one entry. `split` is what it is used for (train, validation), unless it names one itself.
+    """Open the source of one entry of the `data:` section. `split`: train or validation, unless the entry names one itself.
 
-    `cache`: folder of indices and fetched files (None: the user's); `catalogue` opens the datasets that a model family knows by name.
-    Raises PlaitError, one line, for a wrong entry and for missing files, fields and splits; Absent for a named dataset without its files.
+    `cache`: folder of indices and fetched files (None: the user's); `catalogue`: opens the datasets that a model family knows by name.
+    Raises PlaitError, one line, for a wrong entry and for missing files, fields and splits; Absent if a named dataset has no files here.
     """
     where = f"data source {title(entry)}"
     kind = KINDS.get(entry.source)
@@ -95,5 +95,5 @@ def open_source(
 def open_all(
     entries: Sequence[Entry], *, seed: int, split: str = "train", cache: str | Path | None = None, catalogue: Catalogue | None = None
 ) -> list[Source]:
-    """Open every entry of a list, in order, with the arguments of `open_source`, whose PlaitError it passes on."""
+    """Open every entry of a list, in order. Arguments and errors are those of `open_source`."""
     return [open_source(entry, seed=seed, split=split, cache=cache, catalogue=catalogue) for entry in entries]

@@ -18,10 +18,10 @@ _AT_ONCE = 1 << 20  # samples whose numbers are computed together
 
 
 class Part(Source):
-    """The held-out share of a source (`held_out`), or the rest of it, in the order of the source.
+    """The held-out part of a source (`held_out` True), about `share` of its samples, or all others; in the order of the source.
 
-    Each bucket of a source gives at least one sample to either part, but for a bucket of one, which is trained. Raises PlaitError for a
-    source too small to hold anything out.
+    Either part gets at least one sample of each bucket; the only sample of a bucket of one is trained on. Raises PlaitError if the source
+    is too small to hold anything out.
     """
 
     def __init__(self, source: Source, share: float, seed: int, *, held_out: bool) -> None:
@@ -46,11 +46,11 @@ class Part(Source):
         return self.whole[self.index_in_whole(index)]
 
     def draw(self, index: int, sample_key: int) -> Sample:
-        """Return sample `index` of this part as the whole source draws it."""
+        """Return sample `index` of this part as the whole source's `draw` does."""
         return self.whole.draw(self.index_in_whole(index), sample_key)
 
     def index_in_whole(self, index: int) -> int:
-        """Return the index in the whole source of sample `index` of this part. Raises IndexError beyond its end."""
+        """Return the index, in the whole source, of sample `index` of this part. Raises IndexError if `index` is out of range."""
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         if self.held_out:
@@ -58,7 +58,7 @@ class Part(Source):
         return index + int(np.searchsorted(self._shift, index, side="right"))
 
     def table(self, global_batch: int) -> list[Mapping[str, Any]]:
-        """Return the whole source's table with this part's samples; `tokens` in proportion, because samples are not read for it."""
+        """Return the whole source's table with the counts of this part; `tokens` is estimated in proportion to the samples."""
         rows: list[Mapping[str, Any]] = []
         for row, size in zip(self.whole.table(global_batch), self._sizes, strict=False):
             tokens = round(row["tokens"] * size / row["samples"])

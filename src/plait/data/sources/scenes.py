@@ -1,4 +1,4 @@
-"""The kind `scenes`: pictures with questions, drawn from a key, which need no files (data/synthetic/scenes.py)."""
+"""The kind `scenes`: pictures with questions, generated from a seed, which need no files (data/synthetic/scenes.py)."""
 
 from plait.config.schema import Source as Entry
 from plait.data.sources.contract import Source
@@ -7,7 +7,7 @@ from plait.data.synthetic.scenes import Scenes
 
 
 class SceneSource(Scenes, Source):
-    """Drawn pictures with questions as a source; `length` samples, without files."""
+    """Generated pictures with questions as a `Source`, without files; see `Scenes` for arguments and samples."""
 
 
 def _open(entry: Entry, opening: Opening) -> Source:

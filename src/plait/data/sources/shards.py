@@ -1,7 +1,7 @@
-"""The kind `shards`: tar shards with an offset index of each, read at random on disk, or by range when they are remote.
+"""The kind `shards`: tar shards with an index of offsets, read in any order on disk, or by byte range when they are remote.
 
-A sample is the members of one stem (records.py: what each is for). Reading one takes one look-up and one copy, in any shard, from any
-thread or process.
+A sample is the members that share a stem (records.py has what each is for). Reading one takes one look-up and one copy, in any shard,
+from any thread or process.
 """
 
 import json
@@ -42,7 +42,7 @@ _GAP_BYTES = 4096  # members of one remote sample this close are fetched as one 
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar shard and the header of its index; `remote` reads a shard that is not on disk (None: it is)."""
+    """One tar shard and the header of its index. `remote`: reads a shard that is not on disk; None for one that is."""
 
     path: str
     head: index.IndexHead
@@ -56,9 +56,9 @@ class Shard:
 
 
 def open_shard(path: str, cache: str | Path | None, *, rebuild: bool = False, beside: bool = False) -> Shard:
-    """Find the index of one shard, or make it (again, with `rebuild`). Raises PlaitError that names the file and where it is damaged.
+    """Open one tar shard, and build its index if there is none (or if `rebuild`). Raises PlaitError if it is missing or damaged.
 
-    `cache`: folder for the index; None: the user's. `beside`: keep the index of a shard on disk beside it.
+    `cache`: folder for the index; None: the user's. `beside`: keep the index of a shard on disk next to it instead.
     """
     if addresses.is_remote(path):
         return _open_remote(path, cache, rebuild)
@@ -78,12 +78,12 @@ def open_shard(path: str, cache: str | Path | None, *, rebuild: bool = False, be
 
 
 def cached_index(path: str, cache: str | Path | None) -> Path:
-    """Return where the cache folder keeps the index of a remote shard, however its address is signed."""
+    """Return the path of a remote shard's index in the cache folder; it does not depend on the signature in the address."""
     return index.cached_path(addresses.shown(path), cache, addresses.identity(path))
 
 
 def _open_remote(path: str, cache: str | Path | None, rebuild: bool) -> Shard:
-    """Take the index from the cache, else from `<address>.idx` beside the shard, else from reading the shard through once."""
+    """Open a remote shard, with its index from the cache, else from `<address>.idx`, else from reading the shard through once."""
     remote = RemoteFile(path, cache)
     cached = cached_index(path, cache)
     head = None if rebuild else index.read_head(cached)
@@ -167,7 +167,7 @@ def _read_ranges(file: RemoteFile | OpenFile, offsets: list[int], sizes: list[in
 
 
 class Shards:
-    """All samples of a list of shards, in that order. `columns`: new field name -> the record's. Raises PlaitError for a bad shard."""
+    """A reader of all samples of a list of shards, in order. `columns`: new field name -> old. Raises PlaitError for a bad shard."""
 
     def __init__(self, shard_paths: list[str], cache: str | Path | None, columns: Mapping[str, str]) -> None:
         with ThreadPoolExecutor(_OPENERS) as openers:
@@ -196,12 +196,12 @@ class Shards:
         return self.ends[-1]
 
     def read(self, i: int) -> Record:
-        """Return sample `i` as a record. Raises BadSample when one of its files cannot be understood."""
+        """Return sample `i` as a record. Raises BadSample if one of its files cannot be parsed."""
         record = from_members(*self.members(i))
         return record._replace(fields=rename(record.fields, self.columns)) if self.columns else record
 
     def members(self, i: int) -> tuple[str, list[tuple[str, bytes]]]:
-        """Return (shard/stem, [(extension, bytes)]) of sample `i`: its files as they are."""
+        """Return the raw files of sample `i`: ("shard/stem", [(extension, bytes)])."""
         number = bisect_right(self.ends, i)
         stem, members = self._map(number).members(i - (self.ends[number - 1] if number else 0))
         return f"{self.stems[number]}/{stem}", members
@@ -237,7 +237,7 @@ def _left_out(shards: Sequence[Shard]) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Indexed:
-    """What `plait data index` reports of one shard: its index file, counts, the extensions (`kinds`) and how long it took."""
+    """The report of `plait data index` on one shard: its index file, counts, the extensions (`kinds`) and the seconds it took."""
 
     path: str
     index: Path
@@ -250,10 +250,10 @@ class Indexed:
 
 
 def index_files(pattern: str, *, cache: str | Path | None = None, rebuild: bool = False, beside: bool = False) -> list[Indexed]:
-    """Make the missing index of every shard that `pattern` names, of all splits, and return what is in each shard.
+    """Build the missing index of every shard that `pattern` names, of all splits, and return what is in each shard.
 
-    `rebuild`: make all anew. `beside`: keep those of shards on disk beside them. Raises PlaitError for a pattern without files and for a
-    damaged shard.
+    `rebuild`: build all again. `beside`: keep the index of a shard on disk next to it. Raises PlaitError if no file matches or a shard is
+    damaged.
     """
     rows = []
     for path in paths.files(pattern, ".tar", split=None, default_split=""):
@@ -267,7 +267,7 @@ def index_files(pattern: str, *, cache: str | Path | None = None, rebuild: bool 
 
 
 def open_shards(entry: Entry, opening: Opening) -> Shards:
-    """Return the reader of the shards that an entry (an item of `data:`) names. Raises PlaitError for missing or damaged ones."""
+    """Return a reader of the shards that an entry of `data:` names. Raises PlaitError if some are missing or damaged."""
     files = paths.files(path_of(entry), ".tar", split=entry.split, default_split=opening.split)
     return Shards(files, opening.cache, entry.columns)
 

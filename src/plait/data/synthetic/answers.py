@@ -1,4 +1,4 @@
-"""Scoring of free-form answers to questions about scenes (drawn pictures): right or wrong, by rules, from the truth in a sample's fields.
+"""Score free-form answers to questions about generated pictures: right or wrong, by rules, given the truth in a sample's fields.
 
 Case, punctuation, articles and filler words do not matter; digits and number words are equal. An answer that names two colours, two counts
 or two sides where one is asked for is wrong, whichever of them is right. No model is involved.
@@ -30,18 +30,18 @@ _POINT = re.compile(r"""\b([xy])\d*\s*=\s*["']?\s*(-?\d+(?:\.\d+)?)""")
 
 
 def score(answer: str, fields: Fields) -> bool:
-    """Return whether `answer` is right for a sample of Scenes or Nlvr; `fields` of the sample hold its `task` and `truth`."""
+    """Return whether `answer` is right for a sample of `Scenes` or `Nlvr`, whose `fields` hold `task`, `truth` and, mostly, `objects`."""
     return _SCORERS[fields["task"]](answer, fields)
 
 
 def can_score(fields: Fields) -> bool:
-    """Return whether `fields` hold a known `task` and its `truth`, so that `score` can be called with them."""
+    """Return whether `score` can be called with these `fields`: they have a known `task` and what its scoring needs."""
     task = fields.get("task")
     return "truth" in fields and isinstance(task, str) and task in _SCORERS and ("objects" in fields or _SCORERS[task] is _verdict)
 
 
 def points(answer: str) -> list[tuple[float, float]]:
-    """Return (x, y), in percent of width and height, of every <point> and <points> tag in order; an x without its y is dropped."""
+    """Return the points (x, y), in percent of width and height, of all <point> and <points> tags in order; an x without y is dropped."""
     parsed: list[tuple[float, float]] = []
     for tag in re.findall(r"<points?\b([^>]*)", answer):
         values = _POINT.findall(re.sub(r"\balt\s*=.*", "", tag))

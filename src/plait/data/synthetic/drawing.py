@@ -1,6 +1,6 @@
-"""Drawing of a scene at any frame: soft background, shadows, shaded bodies, thin outlines; anti-aliased by supersampled masks.
+"""Draw a scene at any frame: soft background, shadows, shaded bodies, thin outlines; anti-aliased by supersampled masks.
 
-Only the looks are decided here: what is in a scene is decided in scenes.py, and its texts in questions.py.
+Only the looks are decided here: scenes.py decides what is in a scene, questions.py its texts.
 Outlines are polygons in a unit circle whose centroid is the origin, so an object's (x, y) is also the centre of its pixels.
 """
 
@@ -24,7 +24,7 @@ _LIGHT_MAP_PX = 64
 
 
 def render(scene: Scene, frame: float = 0, *, supersample: int = 3, trails: bool = False) -> Image.Image:
-    """Draw a scene as it is at `frame`. `supersample`: samples per pixel side, against aliasing; `trails` adds faded earlier frames."""
+    """Return an RGB image of a scene at `frame`. `supersample`: samples per pixel side, against aliasing; `trails`: add faded past ones."""
     canvas = _background(scene)
     if trails:
         for obj in scene.objects:

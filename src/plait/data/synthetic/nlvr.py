@@ -1,8 +1,8 @@
 """The source (data set) `nlvr`: Cornell NLVR shards with questions generated from their structured boxes, each with an exact answer.
 
-A picture of NLVR is three boxes of coloured items; a record is the picture and the list of its items. Tasks: `truth`, the human sentence
-of a record and its label; `statement`, a generated sentence that distinguishes this record from another; `caption`, a description of all
-items; `count` and `point`. Sample i is a pure function of (records, task, number of the question), so a held-out set stays the same.
+A picture of NLVR is three boxes of coloured items; a record is the picture and the list of its items. Tasks: `truth`, the human-written
+sentence of a record and its label; `statement`, a generated sentence that distinguishes this record from another; `caption`, a
+description of all items; `count` and `point`. Sample i is a pure function of records and options, so a held-out set stays the same.
 answers.py scores answers by the samples' fields; nlvr_record.py describes the pictures.
 """
 
@@ -33,7 +33,7 @@ _REVISION = 2  # of the questions; part of the fingerprint
 
 
 Asked = tuple[str, str, dict[str, Any]]
-"""Question, answer, and the fields that describe its truth."""
+"""(question, answer, fields to score an answer by, such as `truth`)."""
 
 
 class Reader(Protocol):
@@ -47,7 +47,7 @@ class Reader(Protocol):
 
 
 class NlvrOptions(BaseModel):
-    """Options of the source: what is asked about each picture, and how often."""
+    """Options of the source `nlvr`: what is asked about each picture, and how often."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -61,9 +61,9 @@ class NlvrOptions(BaseModel):
 
 
 class Nlvr:
-    """Questions about NLVR's pictures as training samples. `options`: those of NlvrOptions; `limit`: only the first so many samples.
+    """Questions about NLVR's pictures as training samples. `options`: the fields of NlvrOptions; `limit`: only the first so many samples.
 
-    Raises PlaitError for options that cannot be used.
+    Raises PlaitError for invalid options.
     """
 
     def __init__(self, reader: Reader, name: str, options: dict[str, Any], limit: int | None = None) -> None:
@@ -80,7 +80,7 @@ class Nlvr:
         return self._length
 
     def __getitem__(self, i: int) -> dict[str, Any]:
-        """Return sample `i`: `id`, `images`, `messages`, `fields`. Raises BadSample if its question cannot be asked of its record."""
+        """Return sample `i`: {`id`, `images`, `messages`, `fields`}. Raises BadSample if its question cannot be made for its record."""
         if self.options.together:
             turn, index = divmod(i, len(self.reader))
             record = self._record(index, turn)
@@ -104,7 +104,7 @@ class Nlvr:
         return [self._draw_similar(name, towers, rng) for _ in BOXES], [bool(side) for side in rng.integers(2, size=len(BOXES))]
 
     def _draw_similar(self, name: str, towers: bool, rng: np.random.Generator) -> int:
-        """Draw the index of a record whose picture shows a tower in each box, or of one that does not, as `towers` says."""
+        """Draw the index of a record whose picture shows a tower in each box (`towers` True), or of one that does not."""
         for _ in range(_DRAWS):
             index = int(rng.integers(len(self.reader)))
             if self._scene(index)[1] == towers:

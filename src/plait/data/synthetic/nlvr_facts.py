@@ -1,9 +1,9 @@
-"""NLVR facts: what statements about pictures of NLVR count, drawn at random and worded as people word it.
+"""Facts that statements about pictures of NLVR count, chosen at random and worded as people word them.
 
 A picture is three boxes of items, loose or stacked to towers of blocks. A fact is something countable in a box. With loose items: groups
 of items, items that touch a wall, boxes with certain contents; with towers: blocks by colour and position, towers by height, ends and
-colours. statements.py makes sentences from the number of a fact in a picture. The order of draws is part of the data: a change of it
-changes every statement.
+colours. statements.py makes sentences of how often a fact is in a picture. Random choices must stay in this order: a change would change
+every statement.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,25 +25,25 @@ Items = Sequence[Item]
 
 
 class Draw(NamedTuple):
-    """A source of random choices of facts and wordings. `plain`: fewer kinds of facts, always in the first of their wordings."""
+    """A generator of random facts and wordings. `plain`: fewer kinds of facts, and always the first of their wordings."""
 
     rng: np.random.Generator
     plain: bool = False
 
     def choice(self, options: Sequence[T]) -> T:
-        """Draw one of the options, each with the same probability."""
+        """Return one of the options, each with the same probability."""
         return pick(self.rng, options)
 
     def word(self, *wordings: str) -> str:
-        """Draw one of several wordings of the same meaning; the first if `plain`."""
+        """Return one of several wordings of the same meaning, at random; the first if `plain`."""
         return wordings[0] if self.plain else pick(self.rng, wordings)
 
     def number(self, largest: int) -> int:
-        """Draw a number from 1 to `largest`."""
+        """Return a random number from 1 to `largest`, inclusive."""
         return int(self.rng.integers(1, largest + 1))
 
     def numeral(self, number: int) -> str:
-        """Write a number as a word ("two") or in digits ("2"), at random; always as a word if `plain`."""
+        """Return a number as a word ("two") or in digits ("2"), at random; always as a word if `plain`."""
         return self.word(number_word(number), str(number))
 
 

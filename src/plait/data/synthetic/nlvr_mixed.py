@@ -1,7 +1,7 @@
-"""Augmentation of NLVR: pictures composed of boxes of three others, each mirrored or not, so that few pictures give very many.
+"""Augment NLVR: compose pictures of boxes of three others, each mirrored or not, so that few pictures give very many.
 
-A picture of NLVR is three boxes of items, and its record lists those. A mixed record does so too, so the same questions can be made from
-it. It has no human sentence, because those describe the original pictures.
+A picture of NLVR is three boxes of items, which its record lists. A mixed record lists them too, so the same questions can be made from
+it. It has no human-written sentence, because those describe the original pictures.
 """
 
 import io
@@ -18,9 +18,9 @@ from plait.errors import BadSample
 
 
 def boxes_of(name: str, rows: Sequence[Record], mirrored: Sequence[bool]) -> dict[str, Any]:
-    """Return {"boxes": lists of items} of a mixed record: its left box is that of the first of `rows`, the middle one of the second.
+    """Return {"boxes": three lists of items} of a mixed record: its picture has the left box of `rows[0]`, the middle one of `rows[1]`, ...
 
-    `mirrored`: for each box whether it is flipped left to right. `name`: of the mixed record; it ends in the order of the boxes.
+    `mirrored`: for each box whether it is flipped left to right. `name`: the mixed record's, whose last number is the order of its boxes.
     """
     boxes = [row.fields["boxes"][order_of(row.id)[column]] for column, row in enumerate(rows)]
     flipped = [[_mirrored(entry) for entry in box] if mirror else box for box, mirror in zip(boxes, mirrored, strict=True)]
@@ -29,7 +29,7 @@ def boxes_of(name: str, rows: Sequence[Record], mirrored: Sequence[bool]) -> dic
 
 
 def mixed(name: str, rows: Sequence[Record], mirrored: Sequence[bool]) -> Record:
-    """Return the mixed record of `boxes_of`, with its picture as a PNG. Raises BadSample for an original of another size."""
+    """Return the mixed record that `boxes_of` describes, with its picture as a PNG. Raises BadSample if a picture has another size."""
     sources = [_pixels(row) for row in rows]
     picture = sources[0].copy()
     for column, (pixels, mirror) in enumerate(zip(sources, mirrored, strict=True)):

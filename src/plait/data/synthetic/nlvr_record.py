@@ -1,8 +1,8 @@
-"""Records of Cornell NLVR: the items in their boxes with positions in the picture, and the groups that questions count or point to.
+"""Parse records of Cornell NLVR: the items in their boxes with positions in the picture, and the groups that questions are about.
 
 A picture of NLVR v1 (Suhr et al. 2017) is three boxes of 100 x 100 pixels, 50 apart, and its record lists every item: `type`, `color`,
-`size` and the corner `x_loc`, `y_loc` inside its box. Each sentence has six pictures, which show the boxes in six orders, while the records
-keep the first: the number at the end of a sample's name gives the order. Half of the pictures show towers, blocks stacked on each other.
+`size` and the corner `x_loc`, `y_loc` inside its box. Each sentence has six pictures, which show the boxes in six orders, while records
+list them in the first; a sample's name ends in the number of its order. Half of the pictures show towers, blocks stacked on each other.
 """
 
 import itertools
@@ -55,7 +55,7 @@ class Group(NamedTuple):
 
 
 def items(record: Record) -> list[Item]:
-    """Return all items of a record's picture, box by box. Raises BadSample for what is no NLVR record, or an item outside its box."""
+    """Return all items of a record's picture, box by box. Raises BadSample if it is no NLVR record, or an item is outside its box."""
     boxes = record.fields.get("boxes")
     if not (isinstance(boxes, list) and len(boxes) == len(BOXES) and all(isinstance(box, list) for box in boxes)):
         raise BadSample(f"{record.id} has no `boxes` of {len(BOXES)} lists of items, so it is no NLVR record")

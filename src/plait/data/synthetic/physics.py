@@ -1,6 +1,6 @@
 """Scenes and their motion: objects that move in a box and bounce off its walls, with positions at any frame in closed form.
 
-It is not a simulator: nothing is integrated, objects pass through each other, and any frame, also before frame 0, costs the same.
+It is not a simulator: nothing is integrated, objects pass through each other, and any frame, also before frame 0, is computed directly.
 Walls reflect elastically, so a path is a straight line folded at the walls (method of images): a triangle wave of period 2 * span.
 Lengths are pixels, times are frames, x runs to the right and y runs down.
 """
@@ -12,7 +12,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class SceneObject:
-    """One drawn object at frame 0. It lies wholly within `radius` of its centre (x, y); `tilt` rotates its outline and nothing else."""
+    """One object of a scene at frame 0. It lies wholly within `radius` of its centre (x, y); `tilt` rotates its outline only."""
 
     shape: str
     colour: str
@@ -25,7 +25,7 @@ class SceneObject:
     tilt: float = 0.0  # degrees
 
     def centre(self, frame: float, width: int, height: int) -> tuple[float, float]:
-        """Return the centre (x, y) at `frame`, which may be negative, in a box of width x height pixels."""
+        """Return the centre (x, y) at `frame`, which may be negative, in a picture of width x height pixels."""
         return (
             fold(self.x, self.vx, frame, self.radius, width - self.radius),
             fold(self.y, self.vy, frame, self.radius, height - self.radius),
@@ -34,7 +34,7 @@ class SceneObject:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """All that a picture shows: its size in pixels, background and objects, back to front.
+    """The contents of a picture: its size in pixels, background and objects, back to front.
 
     `background`: two RGB colours and the angle of the gradient between them, in degrees.
     """
@@ -46,7 +46,7 @@ class Scene:
 
 
 def scene_of(fields: Mapping[str, Any]) -> Scene:
-    """Return the scene that a sample's `fields` (`size`, `background`, `objects`) describe, to draw it or to know where objects move."""
+    """Return the scene that the `fields` of a sample of `Scenes` (`size`, `background`, `objects`) describe, as for drawing it."""
     first, second, angle = fields["background"]
     objects = tuple(SceneObject(**values) for values in fields["objects"])
     width, height = fields["size"]

@@ -1,8 +1,8 @@
-"""Captions of scenes (drawn pictures of coloured shapes), and questions about them with exactly one right answer.
+"""Make captions of scenes (generated pictures of coloured shapes), and questions about them with exactly one right answer.
 
 Questions are unambiguous: an object is named by words that fit it alone, and a side is asked for only where the distance exceeds a margin.
 Where no such question of a task exists, `ask` returns None and the caller draws another scene. The answer is drawn before the question, so
-that left and right, yes and no, and the counts are equally frequent. Not: pictures (drawing.py), or the scoring of answers (answers.py).
+that left and right, yes and no, and the counts are equally frequent. Not here: pictures (drawing.py), scoring of answers (answers.py).
 """
 
 from collections import Counter
@@ -60,7 +60,7 @@ T = TypeVar("T")
 
 
 class Question(NamedTuple):
-    """A question, the answer to train on, and the truth that answers.py compares an answer with: a word, a number or object indices."""
+    """A question, the answer to train on, and the truth to score answers by: a word, a number, object indices, or None for a caption."""
 
     text: str
     answer: str
@@ -80,7 +80,7 @@ class Group(NamedTuple):
 
 @dataclass(frozen=True)
 class Speech:
-    """Settings of texts: words in use, (colour, shape) pairs that are never named, and whether answers are sentences or single words."""
+    """Settings of texts: words in use, `excluded` (colour, shape) pairs that are never named, whether answers are sentences or words."""
 
     colours: tuple[str, ...]
     shapes: tuple[str, ...]
@@ -92,20 +92,20 @@ class Speech:
 
 
 def pick(rng: np.random.Generator, options: Sequence[T]) -> T:
-    """Draw one of the options, each with the same probability."""
+    """Return one of the options at random, each with the same probability."""
     return options[int(rng.integers(len(options)))]
 
 
 def ask(task: str, scene: Scene, speech: Speech, rng: np.random.Generator, focus: int | None) -> Question | None:
-    """Return a random question of a task such as "count" about a scene, or None where it allows no unambiguous one.
+    """Return a random question of a task such as "count" about a scene, or None if the scene allows no unambiguous one.
 
-    `focus`: index of the object that the question is about, where that is possible; None: any.
+    `focus`: index of the object that the question should be about, if possible; None: any. Raises KeyError for an unknown task.
     """
     return _ASKERS[task](scene, speech, rng, focus)
 
 
 def caption(scene: Scene, speech: Speech, rng: np.random.Generator) -> str:
-    """Return a caption that names every object once, with at most one spatial relation or position, where that is unambiguous."""
+    """Return a random caption that names every object once, with at most one spatial relation or position, if that is unambiguous."""
     objects = list(scene.objects)
     opener = pick(rng, OPENERS)
     pairs = [(a, b, word) for a in objects for b in objects if (word := facing(a, b)) and _full(a, speech) != _full(b, speech)]
@@ -133,15 +133,15 @@ def down(a: SceneObject, b: SceneObject) -> str | None:
 
 
 def facing(a: SceneObject, b: SceneObject) -> str | None:
-    """Return where a is from b: left, right, above or below; None unless one axis has at least 1.7 times the distance of the other."""
+    """Return where a is from b: "left", "right", "above" or "below"; None unless one axis has over 1.7 times the distance of the other."""
     dx, dy = abs(a.x - b.x), abs(a.y - b.y)
     return across(a, b) if dx > 1.7 * dy else down(a, b) if dy > 1.7 * dx else None
 
 
 def halves(x: float, y: float, radius: float, width: int, height: int) -> tuple[str | None, str | None]:
-    """Return the halves of a picture of width x height that a point (x, y) is in, such as ("left", "top").
+    """Return the halves of a picture of width x height that the centre (x, y) of an object is in, such as ("left", "top").
 
-    Each is None within a margin of the middle line: 8 % of the side, or half the radius if that is more.
+    Each is None within a margin of the middle line: 8 % of the side, or half the object's `radius` if that is more.
     """
     return (
         None if abs(x - width / 2) < max(0.08 * width, radius / 2) else ("left" if x < width / 2 else "right"),
@@ -150,9 +150,9 @@ def halves(x: float, y: float, radius: float, width: int, height: int) -> tuple[
 
 
 def point_tag(points: Sequence[tuple[float, float]], alt: str) -> str:
-    """Write points as the answer `<point x= y= alt=>` or, for several, `<points x1= y1= ...>`; `alt` names what they point to.
+    """Return the answer `<point x="" y="" alt="">` or, for several points, `<points x1="" y1="" ...>`; `alt` names what they point to.
 
-    Coordinates are percent of width and height with one decimal, sorted by x, then y.
+    `points`: (x, y) in percent of width and height; they are written with one decimal, sorted by x, then y.
     """
     points = sorted(points)
     if len(points) == 1:

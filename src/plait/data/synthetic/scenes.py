@@ -35,7 +35,7 @@ _PLACINGS = 24  # random positions tried per object before the whole scene is pu
 
 
 class SceneOptions(BaseModel):
-    """Options of the source: what the scenes contain and what is asked about them."""
+    """Options of the source `scenes`: what the pictures contain and what is asked about them."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -112,9 +112,9 @@ class SceneOptions(BaseModel):
 
 
 def largest_radius(width: int, height: int, count: int) -> float:
-    """Return the largest radius, in pixels, of objects in a scene of `count` objects on width x height pixels.
+    """Return the largest radius, in pixels, that objects may have in a scene of `count` objects on width x height pixels.
 
-    At most a fifth of the shorter side, and small enough that a grid of `count` cells always fits.
+    At most a fifth of the shorter side, and small enough that the objects always fit into a grid of `count` cells.
     """
     best = 0.0
     for columns in range(1, count + 1):
@@ -126,8 +126,8 @@ def largest_radius(width: int, height: int, count: int) -> float:
 def held_out(colours: Sequence[str], shapes: Sequence[str], holdout: float | tuple[str, ...]) -> frozenset[tuple[str, str]]:
     """Return the (colour, shape) pairs that training never shows or names, to test generalisation.
 
-    `holdout`: the pairs ("red circle"), or their share; a share picks them by hash, whatever the seed, and leaves every word in use.
-    Raises ValueError for pairs that are not in use, and for a holdout that leaves nothing to train on.
+    `holdout`: the pairs ("red circle"), or their share; then a hash picks them, the same for any seed, such that every word stays in use.
+    Raises ValueError for pairs that are not among `colours` and `shapes`, and for a holdout that leaves nothing to train on.
     """
     pairs = [(colour, shape) for colour in colours for shape in shapes]
     if isinstance(holdout, tuple):
@@ -148,9 +148,10 @@ def held_out(colours: Sequence[str], shapes: Sequence[str], holdout: float | tup
 
 
 class Scenes:
-    """Drawn scenes as training samples. `options`: those of SceneOptions; `split`: train, validation or test; `length`: number of scenes.
+    """Generated pictures with questions as training samples. `options`: the fields of SceneOptions; `split`: train, validation or test.
 
-    Raises PlaitError for options, a split or a length that cannot be used, and where no scene allows a question of a task.
+    `length`: number of scenes; None: the split's default. Raises PlaitError for invalid arguments, and if no scene allows a question of a
+    task.
     """
 
     def __init__(self, options: dict[str, Any], *, seed: int, split: str, length: int | None = None) -> None:
@@ -173,8 +174,9 @@ class Scenes:
         return self.length
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Return scene `index` with its questions. `fields` hold all that is in the picture, and the truth of the question (of several
-        turns the last) as plain data (docs/scenes.md).
+        """Return sample `index`: {`id`, `images`, `messages`, `fields`[, `frames`][, `annotations`]}; IndexError outside.
+
+        `fields`: the picture's objects and background, and the question (of several turns the last) with its truth (docs/scenes.md).
         """
         if not 0 <= index < self.length:
             raise IndexError(f"scene {index} of {self.length}")
@@ -274,7 +276,7 @@ def _messages(question: Question) -> list[dict[str, str]]:
 
 
 def place_circles(rng: np.random.Generator, radii: list[float], width: int, height: int) -> list[tuple[float, float]]:
-    """Draw a centre (x, y) for each radius, inside the box, such that no circles touch: at random, else in the cells of a grid."""
+    """Return a random centre (x, y) for each circle, such that all lie inside width x height and none touch; on a grid if crowded."""
     centres: list[tuple[float, float]] = []
     for radius in radii:
         for _ in range(_PLACINGS):
@@ -298,9 +300,9 @@ def place_circles(rng: np.random.Generator, radii: list[float], width: int, heig
 
 
 def vocabulary_texts(options: dict[str, Any], samples: int = 2000) -> Iterator[str]:
-    """Yield texts to train a tokenizer on, with every word, number and mark of all tasks, whatever the options ask.
+    """Yield texts to train a tokenizer on, with every word, number and mark of all tasks, also of those that `options` leave out.
 
-    First every template with every word in turn, then the messages of `samples` scenes with these options, for their word frequencies.
+    First every template with every word in turn, then the texts of `samples` scenes with these `options`, for their word frequencies.
     """
     yield from every_text(tuple(COLOURS), SHAPES, tuple(SIZES))
     source = Scenes(options, seed=0, split="train", length=samples)

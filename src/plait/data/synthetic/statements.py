@@ -1,4 +1,4 @@
-"""Descriptions of NLVR's pictures, and true or false statements about them, exact by the record.
+"""Make descriptions of NLVR's pictures, and true or false statements about them, exact by the record.
 
 Statements are worded in the many ways in which people word NLVR's sentences: numbers as words or digits, with or without a capital and a
 full stop, about any fact of nlvr_facts.py. A statement holds for exactly one of two pictures and is asked of either, so no wording is true
@@ -15,11 +15,11 @@ _DRAWS = 100  # facts tried until the pictures have different numbers of one
 _LARGEST = 9  # number of a fact: beyond that people do not count
 
 Sentence = tuple[str, Callable[[int], bool]]
-"""A sentence about how often something is in a picture, and the test of that number which tells whether the sentence is true."""
+"""(a sentence about the number of something in a picture, a function from that number to whether the sentence is true)."""
 
 
 def describe(picture: Items) -> str:
-    """Describe every item, box by box, towers from the top: "left: two blue circles; middle: nothing; right: a tower of black, blue"."""
+    """Return a text of all items by box, towers from the top: "left: two blue circles; middle: nothing; right: a tower of black, blue"."""
     return "; ".join(f"{name}: {_describe_box(box)}" for name, box in zip(BOXES, boxes(picture), strict=True))
 
 
@@ -29,10 +29,10 @@ def all_towers(picture: Items) -> bool:
 
 
 def statement(picture: Items, other: Items, draw: Draw) -> tuple[str, int, bool] | None:
-    """Return (sentence, the number in `picture` that it is about, whether it holds there); it holds for exactly one of the two pictures.
+    """Return (sentence, the number in `picture` that it is about, whether it holds there), for a sentence true of only one of the pictures.
 
-    None where none was found. The two numbers are neighbours, because people were asked for sentences that distinguish similar pictures;
-    with `draw.plain` they may differ more.
+    None if none was found. The numbers in the two pictures differ by one, because people were asked for sentences that distinguish similar
+    pictures; with `draw.plain` they may differ more.
     """
     makers = OF_TOWERS if all_towers(picture) and all_towers(other) else OF_ITEMS
     for _ in range(_DRAWS):

@@ -27,7 +27,7 @@ _ANSWERS = (
 
 
 def every_text(colours: Sequence[str], shapes: Sequence[str], sizes: Sequence[str]) -> Iterator[str]:
-    """Yield texts that contain every template filled with these words in turn, every number, and the coordinates that points can have."""
+    """Yield texts that together contain every template, these words, every number word, and all digits and marks of points."""
     objects = [(size, colour, shape) for shape in shapes for colour in colours for size in sizes]
     prompts = [template for several in PROMPTS.values() for template in several]
     openers = [opener.format(**{"is": verb}) + "{an_one}" for opener in OPENERS for verb in ("is", "are")]
