@@ -41,7 +41,7 @@ def _at_stage(path: Path) -> Path:
 
 
 def locate(spec: str, forms: str = FORMS) -> Checkpoint:
-    """Return the checkpoint that a spec names, after verifying its files. Raises PlaitError, ending with `forms`, if there is none."""
+    """Return the checkpoint that a spec names, after verifying its files. Raises PlaitError (`forms`: its last words) if there is none."""
     path, mark = split(spec)
     if not path.exists():
         if _STEP.fullmatch(Path(spec).name):

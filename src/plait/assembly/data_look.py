@@ -213,7 +213,7 @@ def _answers(sample: Sample) -> list[str]:
 
 
 def _content(sample: Sample) -> str:
-    """Return a hash of a sample's images, arrays and text; "" for one that has none of them, of which nothing can be said."""
+    """Return a hash of a sample's images, arrays and text; "" for a sample that has none of them."""
     if not (sample["messages"] or sample["images"] or sample.get("arrays")):
         return ""
     digest = xxhash.xxh3_128(repr([(turn["role"], turn["content"]) for turn in sample["messages"]]).encode("utf-8", "surrogatepass"))

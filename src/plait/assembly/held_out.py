@@ -45,7 +45,7 @@ def benchmark(config: RunConfig, bench: str) -> tuple[str, Source]:
 
 
 def benches(config: RunConfig, entries: Sequence[Evaluate]) -> dict[str, Bench]:
-    """Return the model family's benches by name, plus one per entry's "DATASET:SPLIT". Raises PlaitError if an entry's is unknown."""
+    """Return the model family's benches (metrics) by name, plus one per "DATASET:SPLIT". Raises PlaitError if an entry's is unknown."""
     known = dict(registry.benches(config.family))
     for entry in entries:
         if ":" in entry.bench:

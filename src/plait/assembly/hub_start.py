@@ -67,7 +67,7 @@ def look(name: str, mark: str) -> Contents:
 
 
 def names_step(mark: str) -> bool:
-    """Return whether a mark names a checkpoint of a run rather than a revision of the repository."""
+    """Return whether a mark names a checkpoint (a step, "best" or "latest") rather than a revision of the repository."""
     return mark.isdecimal() or mark in ("best", checkpoint_specs.LATEST)
 
 

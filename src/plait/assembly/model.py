@@ -27,7 +27,7 @@ from plait.keys import key
 log = logging.getLogger(__name__)
 
 _TOKENIZER_SAMPLES = 2_000
-"""How many samples of each training source a tokenizer trained on the spot reads."""
+"""How many samples of each training source are read, at most, to train a tokenizer."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
 
 
 def is_remote(path: str) -> bool:
-    """Return whether `path` is an address (s3://, https://, memory://, ...) and not a path on this machine's disk."""
+    """Return whether `path` is an address (s3://, https://, memory://, ...) and not a path on disk, as which file:// counts."""
     spelled_out = os.path.expandvars(path)
     return "://" in spelled_out and not spelled_out.startswith("file://")
 

@@ -1,4 +1,4 @@
-"""Encoded image files to NumPy pixels: every file becomes uint8 RGB (H, W, 3), upright, or a BadSample that says why.
+"""Decode image files to NumPy pixels: every file becomes uint8 RGB (H, W, 3), upright, or raises a BadSample that says why.
 
 Not here: tensors and resizing (images.py). Nothing here imports torch, so that reading a configuration does not either.
 Transparent pixels are put over white, EXIF rotation is applied once, animations give their first frame, 16-bit greys are scaled (white
@@ -145,7 +145,7 @@ def _other_kind(data: bytes) -> str:
 def _orientation(image: Image.Image) -> int:
     """Return the EXIF orientation that is still to be undone, 1 for none, also where the EXIF data is damaged.
 
-    Pillow turns a TIFF itself while it loads it, and tells its size turned from the start.
+    Pillow rotates a TIFF itself while it loads it, and reports the rotated size from the start.
     """
     if image.format == "TIFF":
         return 1
@@ -159,7 +159,7 @@ def _orientation(image: Image.Image) -> int:
 def _decode_plain_jpeg(data: bytes, max_pixels: int, at_least: tuple[int, int] | None) -> np.ndarray | None:
     """Decode an undamaged colour or grey JPEG that needs no rotation and no shrinking; None for anything else, which Pillow handles.
 
-    Pillow parses a file's headers in Python, under its lock: 100 of the 120 us that a picture of 32 x 32 takes it.
+    Pillow parses a file's headers in Python, holding the GIL: for 100 of the 120 us that it takes for a picture of 32 x 32.
     """
     if simplejpeg is None or not data.startswith(JPEG) or _EXIF in data or _XMP in data or (_ADOBE in data and _JFIF not in data):
         return None

@@ -89,5 +89,5 @@ def to_unit(image: torch.Tensor) -> torch.Tensor:
 
 
 def from_unit(image: torch.Tensor) -> torch.Tensor:
-    """Convert [-1, 1] back to uint8: the inverse of `to_unit`, rounded and clamped."""
+    """Convert floats in [-1, 1] back to uint8: the inverse of `to_unit`, rounded and clamped."""
     return image.to(torch.float32).add(1.0).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)

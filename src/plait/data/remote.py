@@ -1,4 +1,4 @@
-"""Files at addresses (s3://, https://, ...), read by range: through fsspec, and http(s) by web.py.
+"""Read files at addresses (s3://, https://, ...) by byte range: through fsspec, and http(s) through web.py.
 
 With a cache folder, blocks of 4 MiB are fetched once and kept, each written whole or not at all. Without one, exactly the bytes requested
 are fetched, and nothing is kept. A failed read is retried after growing waits, a bounded number of times, each for a bounded time.
@@ -197,7 +197,7 @@ class RemoteFile:
 
 
 class _Servers:
-    """What this process remembers of the servers it reads from: how many reads of each failed in a row, and which were reported."""
+    """Per server that this process reads from: how many reads failed in a row, and whether a failure was logged."""
 
     def __init__(self) -> None:
         self._lock, self._failed, self._reported = threading.Lock(), Counter[str](), set[str]()
@@ -242,7 +242,7 @@ def _server(address: str) -> str:
 
 
 def _within(limit_s: float, action: Callable[[], T]) -> T:
-    """Return what `action` returns. Raises Fault after `limit_s`: looking a name up, headers that drip and stores know no limit."""
+    """Return what `action` returns. Raises Fault after `limit_s`: name look-ups, slow headers and stores have no limit of their own."""
     done: Future[T] = Future()
 
     def run() -> None:

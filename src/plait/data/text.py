@@ -4,7 +4,7 @@ The messages come from the first of these that is present: the `template` config
 a `messages` list as chat models take it, a `conversations` list as LLaVA and ShareGPT write it, a `texts` list of {"user", "assistant"}
 as the_cauldron does, a `caption`, a `text`. A record with none of them has no messages: some families need none. A field that is there
 but null or not a number is absent: it is never written as the word "None" or "nan". `<image>` in a content marks where the next image
-goes. Nothing here knows tokens.
+goes. Nothing here depends on a tokenizer.
 """
 
 import math

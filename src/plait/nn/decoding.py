@@ -1,7 +1,7 @@
-"""Token-by-token decoding of a batch over a key-value cache: greedy, or nucleus sampling with a random key per row.
+"""Token-by-token decoding of a batch over a key-value cache: greedy, or nucleus sampling with a seed per row.
 
-The model implements `CachedModel`; images, masks and positions are its own business. A row's tokens do not depend on the other rows of
-its batch. Legend: B rows, V vocabulary.
+The model implements `CachedModel`; images, masks and positions are handled there. A row's tokens do not depend on the other rows of its
+batch. Legend: B rows, V vocabulary.
 """
 
 from collections.abc import Sequence

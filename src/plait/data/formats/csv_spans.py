@@ -20,7 +20,7 @@ _LONGEST_CELL = 1 << 24  # characters
 
 
 def scan(path: Path) -> tuple[Facts, dict[str, np.ndarray]]:
-    """Return (facts, arrays): `format`, `samples`, `columns` and `delimiter`; and `start` and `end`, each row's byte offsets.
+    """Find the rows; return (facts, arrays): {`format`, `samples`, `columns`, `delimiter`}, and {`start`, `end`}, each row's byte offsets.
 
     Raises PlaitError for a file without rows, a header that names a column twice, and a quote that is not closed (which of the lines after
     it are rows cannot be known).
@@ -38,7 +38,7 @@ def scan(path: Path) -> tuple[Facts, dict[str, np.ndarray]]:
 
 
 def fields(body: bytes, where: str, facts: Facts) -> dict[str, Any]:
-    """Return a row's cells by column. `facts`: from `scan`. Raises BadSample, naming the row `where`, if it does not fit the header."""
+    """Return a row's cells by column. `facts`: from `scan`. Raises BadSample, naming the row `where`, if it is broken or does not fit."""
     columns, delimiter = facts["columns"], facts["delimiter"]
     try:
         cells = next(_reader([body.decode()], delimiter))
@@ -54,7 +54,7 @@ def fields(body: bytes, where: str, facts: Facts) -> dict[str, Any]:
 
 
 class _Lines(Iterator[str]):
-    """The lines of a mapped file, each byte as one character (Latin-1), so that none is broken; `position` is behind the last one."""
+    """The lines of a mapped file, each byte as one character (Latin-1); `position` is the offset after the line read last."""
 
     def __init__(self, mapped: mmap.mmap) -> None:
         self.mapped, self.number = mapped, 0
@@ -70,7 +70,7 @@ class _Lines(Iterator[str]):
 
 
 def _rows(path: Path, lines: _Lines, delimiter: str) -> Iterator[tuple[int, int, list[str]]]:
-    """Give (start, end, cells) of each row that is not blank; a broken row has no cells.
+    """Yield (start, end, cells) of each row that is not blank; a broken row has no cells.
 
     Raises PlaitError for a quote that is not closed.
     """

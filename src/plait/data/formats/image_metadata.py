@@ -17,7 +17,7 @@ _PIXELS = frozenset([b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"])
 _ANIMATION = frozenset([b"acTL", b"fcTL", b"fdAT"])
 _TEXTS = frozenset([b"tEXt", b"zTXt", b"iTXt"])
 _ORIENTING = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0", b"exif\0")
-"""The keywords of the texts in which a PNG may tell an orientation, besides its eXIf chunk."""
+"""The keywords of the texts in which a PNG may state its orientation, besides its eXIf chunk."""
 _EXIF, _XMP = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
 _JFIF = b"\xff\xe0\0\x10JFIF\0\1\1\0\0\1\0\1\0\0"
 """A JFIF segment without resolution and thumbnail: it says that a picture is grey or YCbCr, and nothing else."""
@@ -47,7 +47,7 @@ def reduced(data: bytes) -> Iterator[bytes]:
 
 
 def colours_known(components: int, transform: int | None, *, jfif: bool) -> bool:
-    """Return whether it is known how a JPEG with an Adobe segment stores its colours. `transform`: the segment's value, None if damaged."""
+    """Return whether a JPEG's colour storage is known from its channels, its Adobe segment's value (None: damaged) and any JFIF segment."""
     return components not in (3, 4) or (components == 3 and jfif) or transform in (0, 1, 2)
 
 

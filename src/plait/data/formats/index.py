@@ -55,7 +55,7 @@ def candidate_paths(data_path: Path, cache: str | Path | None) -> list[Path]:
 
 
 def cached_path(name: str, cache: str | Path | None, identity: str = "") -> Path:
-    """Return the path, in the cache folder, of the index of the data file `name`; its hash is that of `identity`, or of `name` if empty."""
+    """Return the path of a data file's index in the cache folder. `name`: the file's path or address; `identity`: what to hash instead."""
     return cache_folder(cache) / "index" / f"{Path(name).name}-{key(identity or name):016x}.idx"
 
 
@@ -106,7 +106,7 @@ def pack(stamp: dict[str, Any], facts: dict[str, Any], arrays: Mapping[str, np.n
 
 
 def read_head(path: Path) -> IndexHead | None:
-    """Read the header of an index file; None when it is absent, not plait's or not whole. Whether its stamp is fresh is not checked."""
+    """Read the header of an index file; None if it is absent, no index or not whole. Whether its stamp is fresh is not checked."""
     try:
         with path.open("rb") as file:
             if file.read(len(_MAGIC)) != _MAGIC:

@@ -1,4 +1,4 @@
-"""Where the records of a JSON file are: one object per line (JSONL), one array of them, or one object with one array of them.
+"""Find the records of a JSON file: one object per line (JSONL), one array of them, or one object with one array of them.
 
 Only offsets are found here; lines are parsed when they are read, so a file may be larger than memory.
 """
@@ -21,7 +21,7 @@ _TEXT = re.compile(rb"[^ \t\r\n]")
 
 
 def scan(path: Path) -> tuple[Facts, dict[str, np.ndarray]]:
-    """Return (facts, arrays): `format` and `samples`; and `start` and `end`, each record's byte offsets. Lines are not parsed yet.
+    """Find the records; return (facts, arrays): {`format`, `samples`}, and {`start`, `end`}, each record's byte offsets.
 
     Raises PlaitError for a file without records, and for one that is neither lines, an array, nor an object with one array of records.
     """

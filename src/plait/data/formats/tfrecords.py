@@ -1,4 +1,4 @@
-"""TFRecord files of tf.train.Example, without TensorFlow: framed records, and just enough of the protocol buffer wire format.
+"""Read TFRecord files of tf.train.Example without TensorFlow: framed records, and as much of protocol buffers as they need.
 
 A record is a length (8 bytes), its checksum (4), the content and its checksum (4), all little-endian. Checksums are not read: a cut file is
 found by its lengths. Format: tensorflow/core/lib/io/record_writer.h and tensorflow/core/example/example.proto.

@@ -96,7 +96,7 @@ def captions_of(source: Source, sample: Sample) -> list[str]:
 def plan(source: Source, request: Request, *, workers: int = 2, kept: Path | None = None, report: Report = lambda *_: None) -> Plan:
     """Assign every position of the walk to a bucket, or skip it, with `workers` threads.
 
-    `kept`: a folder in which a restarted build finds the plan of each finished chunk; None: nothing is stored.
+    `kept`: folder that keeps the plan of each finished chunk for a restart (None: none). `report`: called with ("planned", done, total).
     """
     total = min(len(source), request.limit or len(source))
     result = Plan(total, {bucket: [] for bucket in request.only or request.buckets})

@@ -39,7 +39,7 @@ _WORK = ".building"
 
 
 class LatentEncoder(Protocol):
-    """A VAE's encoder. `pin`: its name, revision and hash; `channels`: of its latents; `downsample`: pixels per latent cell and side.
+    """A VAE's encoder. `pin`: its name, revision and hash; `channels`: of its latents; `downsample`: pixels per latent, along a side.
 
     `published`: the mean and the standard deviation of each latent channel that come with its weights, or None if none do.
     """
@@ -83,7 +83,7 @@ class Encoders:
     images: ImageEncoder
 
     def facts(self) -> dict[str, Any]:
-        """Return what the metadata records of each encoder: its pin (name, revision, hash) and its shapes."""
+        """Return {"latents", "texts", "images"}: each encoder's pin (name, revision, hash) and shapes, as recorded in the metadata."""
         return {
             "latents": {**self.latents.pin, "channels": self.latents.channels, "downsample": self.latents.downsample},
             "texts": {**self.texts.pin, "width": self.texts.width, "max_tokens": self.texts.max_tokens},

@@ -61,7 +61,7 @@ def order_of(
 def batches_of(ids: Sequence[SampleId], sources: Sequence[Source], batch: int) -> list[list[SampleId]]:
     """Group the ids of held-out samples into batches of at most `batch`, each of one bucket, in the order of their first samples.
 
-    Without buckets the list is sliced as it is.
+    If no source has buckets, `ids` is sliced in its order.
     """
     ends = [np.cumsum(bucket_lengths(source)) for source in sources]
     bucketed = any(source.groups for source in sources)

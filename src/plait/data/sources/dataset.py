@@ -158,7 +158,7 @@ def _constructor_arguments(cls: Any, spec: str, split: str, options: Mapping[str
 
 
 def _call(what: str, run: Callable[[], T]) -> T:
-    """Call the user's code; whatever it raises becomes a PlaitError of one line."""
+    """Return `run()`, a call of the user's code; any exception becomes a PlaitError of one line, which names `what` failed."""
     try:
         return run()
     except PlaitError:

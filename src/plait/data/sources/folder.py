@@ -139,7 +139,7 @@ def _field_kind(kind: str) -> str:
 
 
 def _why_unread(path: str) -> str:
-    """Return what a file without a sample is: for the table of what was left out."""
+    """Return why a file belongs to no sample, for the table of what was left out."""
     ending = path.rpartition(".")[2].lower() if "." in path.rpartition("/")[2] else ""
     if ending in _BESIDE:
         return f".{ending} without a picture"
@@ -191,7 +191,7 @@ def _ending(name: str) -> str:
 
 
 def _first_visit(folder: Path, seen: set[str]) -> bool:
-    """Return whether a folder is new, by whatever link it is reached; notes it."""
+    """Return whether a folder is visited for the first time, by any link, and add its real path to `seen`."""
     real = os.path.realpath(folder)
     new = real not in seen
     seen.add(real)

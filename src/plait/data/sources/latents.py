@@ -77,7 +77,7 @@ class Latents(Source):
     """The samples of one set. `groups[k]` of them are in bucket `buckets[k]`, one bucket after the other.
 
     `options`: `buckets` (names of those to read), `held_out` (fraction of each bucket kept for validation), `statistics` (path of another
-    set, whose mean and std to normalise by). Raises PlaitError for a set that is unfinished or damaged.
+    set, whose mean and std to normalise by). `limit`: samples, shared by the buckets. Raises PlaitError if unfinished or damaged.
     """
 
     def __init__(

@@ -12,7 +12,7 @@ METADATA = "metadata.json"
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """Return the parsed `metadata.json` of a set. `path`: the set's folder, or the file. Raises PlaitError if it is missing or damaged."""
+    """Return a set's metadata.json (`latents`, `texts`, `images`, ...). `path`: its folder, or the file. Raises PlaitError if unusable."""
     file = path / METADATA if path.is_dir() else path
     if not file.is_file():
         raise PlaitError(

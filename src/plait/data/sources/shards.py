@@ -130,7 +130,7 @@ def _walk_remote(path: str, remote: RemoteFile) -> tuple[dict[str, Any], dict[st
 
 
 class _MappedShard:
-    """A shard mapped into memory: its bytes, the arrays of its index and the extensions of its members."""
+    """An open shard: the memory-mapped arrays of its index, the extensions of its members, and a reader of their bytes."""
 
     def __init__(self, shard: Shard) -> None:
         arrays = index.map_arrays(shard.head)
@@ -220,7 +220,7 @@ class Shards:
 
 
 def _left_out(shards: Sequence[Shard]) -> dict[str, int]:
-    """Count hidden members, and kinds of members that only come of a name with several dots: in a tar, its first dot ends the stem."""
+    """Return {description: count} of hidden members, images of unknown formats, and extensions that come of names with several dots."""
     hidden = sum(int(shard.head.facts["hidden"]) for shard in shards)
     extensions = {extension for shard in shards for extension in shard.head.facts["extensions"]}
     parts = {extension: extension.split(".")[:-1] for extension in extensions}

@@ -24,7 +24,7 @@ _LIGHT_MAP_PX = 64
 
 
 def render(scene: Scene, frame: float = 0, *, supersample: int = 3, trails: bool = False) -> Image.Image:
-    """Return an RGB image of a scene at `frame`. `supersample`: samples per pixel side, against aliasing; `trails`: add faded past ones."""
+    """Return an RGB image of a scene at `frame`. `supersample`: samples per pixel side; `trails`: add faded copies of earlier frames."""
     canvas = _background(scene)
     if trails:
         for obj in scene.objects:

@@ -20,7 +20,7 @@ from plait.errors import BadSample
 def boxes_of(name: str, rows: Sequence[Record], mirrored: Sequence[bool]) -> dict[str, Any]:
     """Return {"boxes": three lists of items} of a mixed record: its picture has the left box of `rows[0]`, the middle one of `rows[1]`, ...
 
-    `mirrored`: for each box whether it is flipped left to right. `name`: the mixed record's, whose last number is the order of its boxes.
+    `mirrored`: whether each box is flipped left to right. `name`: of the mixed record; ends in its picture's order of boxes, -0 to -5.
     """
     boxes = [row.fields["boxes"][order_of(row.id)[column]] for column, row in enumerate(rows)]
     flipped = [[_mirrored(entry) for entry in box] if mirror else box for box, mirror in zip(boxes, mirrored, strict=True)]

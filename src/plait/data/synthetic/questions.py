@@ -123,12 +123,12 @@ def caption(scene: Scene, speech: Speech, rng: np.random.Generator) -> str:
 
 
 def across(a: SceneObject, b: SceneObject) -> str | None:
-    """Return whether a is to the "left" or "right" of b; None when they are closer than half the sum of their radii."""
+    """Return whether a is to the "left" or "right" of b; None if their x differ by less than half the sum of their radii."""
     return None if abs(a.x - b.x) < (a.radius + b.radius) / 2 else ("left" if a.x < b.x else "right")
 
 
 def down(a: SceneObject, b: SceneObject) -> str | None:
-    """Return whether a is "above" or "below" b; None when they are closer than half the sum of their radii."""
+    """Return whether a is "above" or "below" b; None if their y differ by less than half the sum of their radii."""
     return None if abs(a.y - b.y) < (a.radius + b.radius) / 2 else ("above" if a.y < b.y else "below")
 
 

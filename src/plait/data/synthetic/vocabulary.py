@@ -1,4 +1,4 @@
-"""Texts with every word that captions, questions and answers about scenes can contain, to train a tokenizer on."""
+"""Generate texts with every word that captions, questions and answers about scenes can contain, to train a tokenizer on."""
 
 from collections.abc import Iterator, Sequence
 
