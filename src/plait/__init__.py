@@ -1,3 +1,3 @@
-"""plait trains multimodal models in stages: planned before, stopped anywhere, continued exactly."""
+"""Train multimodal models in stages. A run can be stopped at any step and continues exactly where it stopped."""
 
 __version__ = "0.1.0"

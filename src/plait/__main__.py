@@ -1,4 +1,4 @@
-"""`python -m plait`: the command line, for torchrun."""
+"""Run plait's command line as `python -m plait`, the form that torchrun needs."""
 
 import sys
 

@@ -25,7 +25,7 @@ class Parser(argparse.ArgumentParser):
     """An argparse parser that raises PlaitError, one line, instead of printing the usage and exiting."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise `message` as PlaitError; for an unknown choice it names the nearest known one, or all of them."""
+        """Raise PlaitError with `message`; of an unknown choice it names the nearest known one, or all of them."""
         if choice := re.fullmatch(r"argument (\S+): invalid choice: '(.*?)' \(choose from (.*)\)", message):
             known = re.findall(r"[\w-]+", choice[3])
             near = difflib.get_close_matches(choice[2], known, 1)
@@ -34,9 +34,9 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command (None: sys.argv). Returns 0 when done, a PlaitError's `exit_code` (its text is printed), 130 if interrupted.
+    """Run the command in `arguments` (None: sys.argv) and return its exit code: 0, a PlaitError's `exit_code`, or 130 after Ctrl-C.
 
-    A standard output that is closed (`| head`) or knows fewer letters changes no exit code.
+    A PlaitError's message goes to standard error. Output that is closed (`| head`) or cannot encode a character changes no exit code.
     """
     reporter.install(*plugins.packages())
     try:
@@ -55,10 +55,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse(arguments: Sequence[str]) -> Arguments:
-    """Parse a command line. Raises PlaitError for what is neither an option of the command nor a setting, and for one given twice.
+    """Parse a command line. Raises PlaitError for an argument that is no option of the command and no setting, or that is given twice.
 
-    Returns the command's options and `command`, `overrides` (settings, such as "optim.lr=3e-6"), `typed` (all arguments), `words`
-    (positional arguments of a training script's own) and `parsers` (of every command by its words).
+    Returns a namespace: the command's options, `command`, `overrides` (settings, such as "optim.lr=3e-6"), `typed` (all arguments as
+    given), `words` (positional arguments of a launch script) and `parsers` ({words of a command: its parser}).
     """
     parser, own = build_parsers()
     chosen = own.get(tuple(arguments[:2])) or own.get(tuple(arguments[:1]))
@@ -123,9 +123,9 @@ def _joined(arguments: Sequence[str], parser: Parser) -> list[str]:
 
 
 def build_parsers() -> tuple[Parser, dict[tuple[str, ...], Parser]]:
-    """Build the parser of all commands, those of other packages included, and return it with that of each command by its words.
+    """Return the parser of the whole command line, and the parser of each command by its words: {("ckpt", "verify"): parser}.
 
-    Raises PlaitError for a command of another package that cannot be loaded or added.
+    Commands of other packages are included. Raises PlaitError for one that cannot be loaded or added.
     """
     parser = Parser("plait", description="Train multimodal models in stages; stop anywhere, continue exactly.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"plait {__version__}")

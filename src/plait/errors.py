@@ -1,4 +1,4 @@
-"""The errors that plait raises on purpose. Everything else that escapes is a defect of plait, and keeps its traceback."""
+"""The errors that plait raises on purpose. Any other exception that reaches the user is a defect of plait, and keeps its traceback."""
 
 import re
 import traceback
@@ -10,23 +10,23 @@ _OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202
 
 
 def printable(text: str) -> str:
-    r"""Return the text with escapes such as \x1b in place of what a terminal or browser would obey: control and bidi characters."""
+    r"""Return the text with control and bidi characters, which a terminal or browser would act on, as escapes such as \x1b."""
     return _OBEYED.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
 
 
 class PlaitError(Exception):
-    """Something the user can mend: one line that says what happened, the values, and what to do next.
+    """An error that the user can fix: one line that says what happened, the values, and what to do next.
 
     The command line prints it and exits with `exit_code`: 2 for bad input, 1 for a run that stopped itself.
     """
 
     exit_code = 2
     of_one_sample = True
-    """Whether the sample is at fault that the error was raised for, where it was raised for one."""
+    """Whether, when it is raised while a sample is read, that sample is at fault and is replaced; False: the error ends the run."""
 
 
 class BadSample(PlaitError):
-    """One sample cannot be used (broken image, missing field). The loader replaces it, counts it and lists the reason."""
+    """A sample that cannot be used (broken image, missing field). The loader replaces it, counts it and lists the reason."""
 
 
 class _SampleErrors:
@@ -62,10 +62,10 @@ def _bounded(reason: str) -> str:
 
 
 sample_errors = _SampleErrors()
-"""`with sample_errors:` around what reads or prepares one sample."""
+"""Context for code that reads or prepares one sample: errors inside, but Ctrl-C and those of the whole data, are raised as BadSample."""
 
 
 class Stopped(PlaitError):
-    """A run stopped itself to protect what it has; the message says why, and what to do before continuing."""
+    """A run stopped itself, as at a loss that is not finite; the message says why, and what to do before continuing."""
 
     exit_code = 1

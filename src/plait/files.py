@@ -1,6 +1,6 @@
 """Write files so that they appear whole or not at all: written beside the target, flushed to disk, then renamed.
 
-Text is UTF-8. Half of a surrogate pair, which names of files may hold, has no UTF-8: it is written as JSON escapes it.
+Text is UTF-8. A lone surrogate, which names of files may hold and UTF-8 cannot encode, is written as a backslash escape.
 """
 
 import fcntl
@@ -48,7 +48,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def expanded(path: str | Path) -> Path:
-    """Return a path with the home directory in place of a leading ~; of a user that is not known, ~name stays a name."""
+    """Return a path with a leading ~ or ~name replaced by that user's home directory; ~name of an unknown user stays as it is."""
     return Path(os.path.expanduser(path))  # noqa: PTH111  pathlib raises where the user is not known
 
 
@@ -67,7 +67,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a link or a folder with all that is in it; do nothing where there is none."""
+    """Delete a file, a link, or a folder with all that is in it; do nothing if `path` does not exist."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -75,10 +75,10 @@ def remove(path: Path) -> None:
 
 
 def claim(target: Path, opened: Callable[[Path], int]) -> tuple[Path, int]:
-    """Return (path, descriptor) of the temporary file or folder that becomes `target`, made by `opened` and locked while it is open.
+    """Open and lock a temporary file or folder beside `target`, to be renamed to it; returns (its path, its open file descriptor).
 
-    It is `.NAME.tmp`, so that what a killed process left there is used again. Where another writer has that one locked, or the file system
-    has no locks, its name has this process and thread in it.
+    `opened(path)` creates or opens it and returns the descriptor; closing that unlocks it. Its name is `.NAME.tmp`, so that one left by a
+    killed process is used again; where another writer has it locked, or there are no locks, process and thread ids are added to the name.
     """
     beside = target.with_name(f".{target.name}.tmp")
     try:
@@ -113,14 +113,14 @@ def xxh3(path: Path) -> str:
 
 
 def follow_umask(path: Path) -> None:
-    """Give a file the permissions that a newly opened one has: libraries that write safely make theirs readable by the owner alone."""
+    """Set a file's permissions to those of a new file (0666 less the umask): some libraries make files that only their owner can read."""
     path.chmod(0o666 & ~_UMASK)
 
 
 def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Append each of `rows` as one JSON line to a `.jsonl` file, all in one write. Creates the file; its folder must be there.
+    """Append each of `rows` as one JSON line to a `.jsonl` file, all in one write. Creates the file; its folder must exist.
 
-    After a last line that was cut short (a kill) a new line begins, so that only the cut one is lost.
+    If a kill has cut the file's last line short, the rows begin on a new line, so that only that line is lost.
     """
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     with path.open("ab+") as file:
@@ -139,7 +139,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def keep_rows(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
-    """Remove the rows of a `.jsonl` file for which `wanted(row)` is false, and lines that cannot be read. No file: do nothing."""
+    """Remove the rows of a `.jsonl` file for which `wanted(row)` is false, and lines that cannot be read. Without a file, do nothing."""
     if path.is_file():
         body = b"".join(line + b"\n" for line, row in _lines(path) if wanted(row))
         if body != path.read_bytes():

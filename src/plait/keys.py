@@ -1,4 +1,4 @@
-"""Randomness from keys: every random number is a function of what it is for, never of who drew numbers before it.
+"""Random numbers from keys: each is a function of its purpose and ids, and not of how many were drawn before it.
 
 A key is 64 bits mixed from (seed, purpose, ids...). Not for cryptography.
 """
@@ -8,7 +8,7 @@ import xxhash
 
 
 def key(*parts: int | str) -> int:
-    """Mix integers and strings, as (seed, "order", epoch), into a 64-bit key. ("a", "bc") and ("ab", "c") differ, and so do 1 and "1"."""
+    """Mix integers and strings, as (seed, "order", epoch), to a 64-bit key. ("a", "bc") and ("ab", "c") differ, as do 1 and "1"."""
     digest = xxhash.xxh3_64()
     for part in parts:
         body = part.encode() if isinstance(part, str) else str(int(part)).encode()

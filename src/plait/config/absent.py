@@ -12,9 +12,10 @@ from plait.errors import PlaitError
 
 
 def without_absent(tree: Node, views: Sequence[StageView], absent: Mapping[str, str]) -> tuple[Node, list[str]]:
-    """Return `tree` without what names a component in `absent` ({name: the setting that switches it off}), and a line for each omission.
+    """Return `tree` without the settings that name a component in `absent`, and a line of text for each that is left out.
 
-    `views`: the stages of the tree, validated. Raises PlaitError where no stage is left that trains anything.
+    `absent`: {component: the setting that switches it off, as "model.world is off"}. `views`: the stages of the tree, validated. Raises
+    PlaitError where no stage is left that trains anything.
     """
     lines: list[str] = []
     empty = [view for view in views if view.config.trainable and not _present(view.config.trainable, absent)]

@@ -41,7 +41,7 @@ def conflicts(config: RunConfig, kinds: Mapping[str, SourceRules]) -> list[Confl
 
 
 def stage_conflicts(stages: Mapping[str, RunConfig]) -> list[Conflict]:
-    """Return the conflicts between stages, each with its merged configuration: what one holds out, no other may train on."""
+    """Return a conflict where a stage trains on data that another holds out, else []. `stages`: {name: merged configuration}."""
     for name, config in stages.items():
         for other, theirs in stages.items():
             ours, data = config.data, theirs.data

@@ -1,6 +1,7 @@
-"""Make the paths in a configuration absolute: each of data is relative to the file that it is written in; a leading ~ is the home.
+"""Make the paths in a configuration absolute: those of data are relative to the file that each is written in; a leading ~ is the home.
 
-On the command line, in a configuration of another trainer and in a run's own saved one they are relative to the working directory.
+On the command line, in a configuration of another trainer and in a run's own saved one they are relative to the working directory. A tree
+consists of nodes, values that know their file and line; `kinds` are the rules of every kind of data source, by name.
 """
 
 import os
@@ -23,9 +24,9 @@ _CLASS_IN_FILE = re.compile(r"(.+\.py)(:\w+)")
 
 
 def expand_home(tree: Node) -> Node:
-    """Return a configuration's tree with the home directory in place of a leading ~ in `run`, `from` and texts of `model`.
+    """Return a configuration's tree with the home directory in place of a leading ~ in `run`, `from` and the strings of `model`.
 
-    Those of data are expanded where they are opened, so that a run's saved configuration fits another machine.
+    Paths of data are expanded where they are opened, so that a run's saved configuration fits another machine.
     """
 
     def expand(node: Node) -> Node:
@@ -42,8 +43,8 @@ def expand_home(tree: Node) -> Node:
 def resolve(tree: Node, kinds: Mapping[str, SourceRules], base: Path | None = None) -> Node:
     """Return a configuration's tree with all paths of its data absolute, those of its stages included.
 
-    `base`: the folder that they are relative to; None: for each that of its file. Raises PlaitError for one that names nothing there, while
-    it does in the working directory.
+    `base`: the folder that they are relative to; None: the folder of the file that each is written in. Raises PlaitError for a path that
+    exists relative to the working directory only.
     """
 
     def entry(node: Node) -> Node:
@@ -63,7 +64,7 @@ def resolve(tree: Node, kinds: Mapping[str, SourceRules], base: Path | None = No
 
 
 def resolve_entry(node: Node, kinds: Mapping[str, SourceRules], base: Path | None = None) -> Node:
-    """Return one item of `data.train` or of a mixture with its paths absolute: `path`, a file in `name`, and options that are paths."""
+    """Return an item of `data.train` or of a mixture with its paths absolute: `path`, file.py:Class in `name`, options that are paths."""
     node = _change(node, ("path",), lambda child: _absolute(child, base))
     node = _change(node, ("name",), lambda child: _class_in_file(child, base))
     kind = node.value.get("source") if isinstance(node.value, dict) else None
@@ -83,9 +84,9 @@ def resolve_rows(tree: Node, kinds: Mapping[str, SourceRules]) -> Node:
 
 
 def has_moved(before: object, after: object) -> bool:
-    """Return whether `before` is an absolute path where there is nothing any more, and `after` one of the same name elsewhere.
+    """Return whether `before` is an absolute path that no longer exists, and `after` one of the same name elsewhere.
 
-    Whether what is there has the same content is told by the hashes of the data in the checkpoints.
+    The content is not compared: checkpoints have hashes of the data for that.
     """
     paths = [value for value in (before, after) if isinstance(value, str) and value.startswith("/")]
     return len(paths) == 2 and Path(paths[0]).name == Path(paths[1]).name and not _is_there(Path("/"), paths[0].lstrip("/"))

@@ -1,4 +1,4 @@
-"""Say in one line why the Hugging Face Hub did not give a repository, and what cures it: a licence, a token, a setting, a download.
+"""Say why the Hugging Face Hub did not deliver a repository, and how to fix it: a licence to accept, a token, a setting, a download.
 
 The libraries above the Hub's client (transformers, diffusers, datasets) wrap its errors in their own, so the whole chain is looked at, by
 the names of the classes: importing them would take longer than most commands do.
@@ -21,12 +21,18 @@ _UNREACHED = frozenset(["LocalEntryNotFoundError", "ConnectError", "ConnectionEr
 
 
 def reason(error: BaseException, repository: str) -> str:
-    """Return why loading `repository` (owner/name, with @revision, or a folder) failed: the Hub's refusal, or the error's first line."""
+    """Return why loading `repository` (owner/name, with @revision, or a folder) failed, as the end of a sentence.
+
+    It is the Hub's refusal with its fix, or the first line of any other error.
+    """
     return refusal(error, repository) or _first_line(error)
 
 
 def refusal(error: BaseException, repository: str, *, dataset: bool = False) -> str | None:
-    """Return why the Hub did not give `repository` (owner/name, with @revision) and the cure, in one line; None for any other error."""
+    """Return why the Hub did not deliver `repository` (owner/name, with @revision), and the fix; None for any other error.
+
+    The text is the end of a sentence, such as "it is gated: accept its licence at ...". `dataset`: it is one, not a model.
+    """
     name, _, revision = repository.partition("@")
     kinds = {kind.__name__ for each in _chain(error) for kind in type(each).__mro__}
     if not _NAME.fullmatch(name) or "HFValidationError" in kinds:

@@ -62,7 +62,7 @@ class _Grouped(Section):
 
 @dataclass(frozen=True)
 class Part:
-    """One dataset of a mixture: its source settings (`entry`), and its group; None in a plain list, where its own weight is used."""
+    """One dataset of a mixture: its source settings (`entry`), group (None in a plain list), and the `size` that replaces its own."""
 
     entry: Source
     group: str | None = None
@@ -85,7 +85,7 @@ class Mixture:
     def weights(self, sizes: Sequence[int]) -> list[float]:
         """Return the weight of each source by which samples are drawn; `sizes` are their numbers of samples.
 
-        In a list a row's own weight; in a group share * sqrt(size) / sum of the group's sqrt(size).
+        In a plain list it is the row's own; in a group it is share * sqrt(size) / sum of the group's sqrt(size).
         """
         roots = [math.sqrt(part.size or size) for part, size in zip(self.parts, sizes, strict=True)]
         totals = {name: math.fsum(root for part, root in zip(self.parts, roots, strict=True) if part.group == name) for name in self.shares}

@@ -32,12 +32,12 @@ class Node:
 
     @property
     def location(self) -> str:
-        """The place that an error message names: file:line, or "command line"."""
+        """The origin that an error message names: file:line, or "command line"."""
         return f"{self.file}:{self.line}" if self.line and self.file != COMMAND_LINE else self.file
 
     @property
     def origin(self) -> str:
-        """The place that the config listing names as the value's origin: its label, else its location."""
+        """The origin that the config listing shows: the label, else the location."""
         return self.label or self.location
 
 

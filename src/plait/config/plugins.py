@@ -1,4 +1,4 @@
-"""What installed packages add to plait by entry points, loaded and checked, with one clear line for whatever is wrong with it.
+"""Load and check what installed packages add to plait by entry points; whatever is wrong with it becomes one clear line.
 
 Not what is added: a model family, a verb (command), a dialect (configuration format) and a kind of data source have contracts elsewhere,
 which say of each function how plait calls it: `build(config, assets, *, seed)`.
@@ -17,13 +17,13 @@ from pydantic import TypeAdapter, ValidationError
 from plait.errors import PlaitError
 
 GROUPS = {"plait.families": "family", "plait.commands": "verb", "plait.dialects": "dialect", "plait.sources": "source"}
-"""What an entry point of each group offers, in one word."""
+"""The word for what each entry point group adds."""
 
 Kind = TypeVar("Kind")
 
 
 def offered(group: str) -> list[EntryPoint]:
-    """Return what installed packages offer in the entry point group `group`, such as "plait.families", in the order found."""
+    """Return the entry points of installed packages in `group`, such as "plait.families", in the order found."""
     return list(_on_path(tuple(sys.path)).select(group=group))
 
 
@@ -34,7 +34,7 @@ def _on_path(path: tuple[str, ...]) -> Any:
 
 
 def named(group: str, name: str) -> EntryPoint | None:
-    """Return the entry point `name` of a group, None where there is none. Raises PlaitError where two packages offer it."""
+    """Return the entry point `name` of a group, such as "plait.families", or None. Raises PlaitError where two packages offer it."""
     found = [entry for entry in offered(group) if entry.name == name]
     if len(found) > 1:
         raise PlaitError(f"{GROUPS[group]} {name!r} is offered by {' and by '.join(map(package_of, found))}: remove all but one")
@@ -42,14 +42,15 @@ def named(group: str, name: str) -> EntryPoint | None:
 
 
 def packages() -> list[str]:
-    """Return the names of the packages that offer anything to plait."""
+    """Return the names of the top-level modules, sorted, in which installed packages have entry points for plait."""
     return sorted({entry.module.partition(".")[0] for group in GROUPS for entry in offered(group)})
 
 
 def load(entry: EntryPoint, kind: type[Kind], calls: Mapping[str, str] | None = None) -> Kind:
-    """Import and return what an entry point names. Raises PlaitError where its code fails, or where it is no instance of `kind`.
+    """Import and return the object that an entry point names. Raises PlaitError where that fails, or where it is no instance of `kind`.
 
-    `calls`: for a `kind` that is a dataclass, how plait calls its functions, as in `faults`, whose result is raised as one line.
+    `calls`: for a `kind` that is a dataclass, {field: how plait calls the function in it}; PlaitError is raised for one that has another
+    signature, and for other values of a wrong type.
     """
     try:
         value = entry.load()
@@ -63,7 +64,7 @@ def load(entry: EntryPoint, kind: type[Kind], calls: Mapping[str, str] | None = 
 
 
 def fault(entry: EntryPoint, text: str) -> PlaitError:
-    """Return the PlaitError of an entry point: what it offers, what is wrong (`text`), and the package to mend or remove."""
+    """Return a PlaitError about an entry point: "family 'NAME' {text} (package NAME VERSION)"."""
     return PlaitError(f"{GROUPS[entry.group]} {entry.name!r} {text} (package {package_of(entry)})")
 
 
@@ -78,10 +79,10 @@ def one_line(error: Exception) -> str:
 
 
 def faults(value: Any, calls: Mapping[str, str]) -> list[str]:
-    """Return what is wrong with the fields of a dataclass instance, one text each: values of another type than the field declares.
+    """Return a text per wrong field of a dataclass instance: a value of another type than declared, or a function with another signature.
 
-    `calls`: by field, how plait calls the function that it holds, such as {"open": "open(entry, opening)"}. One whose default is None may
-    be None. Raises nothing.
+    `calls`: {field: how plait calls the function in it}, such as {"open": "open(entry, opening)"}. Such a field may be None if that is its
+    default. Raises nothing.
     """
     hints, wrong = get_type_hints(type(value)), []
     for field in dataclasses.fields(value):
@@ -102,7 +103,7 @@ def _validator(hint: Any) -> TypeAdapter[Any]:
 
 
 def call_fault(wanted: str, function: Any, leading: Sequence[str] = ()) -> str | None:
-    """Return why `function` cannot be called as in `wanted`, such as `build(config, assets, *, seed)`, or None.
+    """Return why `function` cannot be called as in `wanted`, such as `build(config, assets, *, seed)`, or None if it can.
 
     `leading`: arguments before those, such as `self`. What has no signature in Python, as some classes in C, is taken to be right.
     """
@@ -121,7 +122,10 @@ def call_fault(wanted: str, function: Any, leading: Sequence[str] = ()) -> str |
 
 
 def function_faults(members: Mapping[str, Any], wanted: Mapping[str, str]) -> list[str]:
-    """Return what is wrong with functions by name: those that `wanted` names and that are missing, or have another signature."""
+    """Return a text per function that is missing from `members` ({name: function}), or that cannot be called as `wanted` says.
+
+    `wanted`: {name: how plait calls it, such as "build(config, assets, *, seed)"}.
+    """
     missing = [f"it lacks {call}" for name, call in wanted.items() if name not in members]
     given = [call_fault(call, members[name]) for name, call in wanted.items() if name in members]
     return [*missing, *filter(None, given)]

@@ -103,7 +103,7 @@ class Override:
         return cls(path, text)
 
     def value(self) -> Any:
-        """Return the value, parsed as YAML. Raises PlaitError for text that is none."""
+        """Return the value, parsed as YAML. Raises PlaitError for text that is not YAML."""
         try:
             return scalar(self.text)
         except yaml.YAMLError:
@@ -112,7 +112,7 @@ class Override:
 
 
 def read(path: Path) -> Node:
-    """Read the mapping in a .yaml, .yml or .json file. Raises PlaitError, with the line, for a file that cannot be read as one."""
+    """Read a .yaml, .yml or .json file that holds a mapping. Raises PlaitError, with the line, if it is invalid or holds a secret."""
     root = read_any(path)
     if not isinstance(root.value, dict):
         content = "a list" if isinstance(root.value, list) else "nothing" if root.value is None else "a single value"
@@ -121,9 +121,9 @@ def read(path: Path) -> Node:
 
 
 def read_any(path: Path) -> Node:
-    """Read a .yaml, .yml or .json file that holds a mapping, a list or one value. Raises PlaitError, with the line, for invalid files.
+    """Read a .yaml, .yml or .json file that holds a mapping, a list or one value.
 
-    Raises it for a file that holds a secret, too.
+    Raises PlaitError, with the line, if the file is invalid or holds a secret.
     """
     text = _text(path)
     root = _read_json(text, str(path)) if path.suffix.startswith(".json") else _read_yaml(text, str(path))
@@ -132,9 +132,9 @@ def read_any(path: Path) -> Node:
 
 
 def scalar(text: str) -> Any:
-    """Parse one value as typed on a command line: "3e-6" -> 3e-6, "[a, 1]" -> ["a", 1]. Raises yaml.YAMLError.
+    """Parse one value as typed on a command line: "3e-6" -> 3e-6, "[a, 1]" -> ["a", 1]. Raises yaml.YAMLError for other text.
 
-    Raises PlaitError for YAML that no setting may hold: too deep or too large, with tags, keys given twice.
+    Raises PlaitError for YAML that no setting may hold: too deep or too large, with tags, or with a key given twice.
     """
     try:
         loader = _Loader(text)
@@ -145,7 +145,7 @@ def scalar(text: str) -> Any:
 
 
 def write_yaml(value: Any) -> str:
-    """Return YAML that `read` turns back into the same data."""
+    """Return plain data (dicts, lists, scalars) as YAML text, which `read` turns back into the same data."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 

@@ -29,7 +29,8 @@ class Resolved:
     """A validated run: its configuration, the view of each stage, and the origin of every value: {"optim.lr": "run.yaml:12"}.
 
     `translation` has a row for each key of a file in another trainer's format. `yaml` is the whole configuration, defaults included;
-    `load_config` reads it back to an equal one. `train_options`: options of `plait train` that flags stand for: `restart`, `fresh`.
+    `load_config` reads it back to an equal one. `train_options`: options of `plait train` that another trainer's flags stand for:
+    `restart`, `fresh`.
     """
 
     config: RunConfig
@@ -42,7 +43,7 @@ class Resolved:
 
 
 def folder(text: str | None) -> Path | None:
-    """Return a setting that names a folder as a path with `~` expanded; None if it is not set."""
+    """Return a setting that names a folder as a Path with a leading ~ expanded; None if it is not set."""
     return None if text is None else expanded(text)
 
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Fiel
 LENGTH = ("steps", "epochs", "samples")
 """The keys of `train` that set its length: a higher layer that sets one of them removes the others of lower layers."""
 WARMUP = ("warmup", "warmup_steps", "warmup_tokens")
-"""The keys of a schedule, and of a component, that set its warm-up; as for LENGTH."""
+"""The keys of a schedule, and of a component, that set its warm-up; a higher layer that sets one removes the others too."""
 
 
 def as_number(value: Any) -> Any:
@@ -60,7 +60,7 @@ class ModelSection(BaseModel):
         return {}
 
     def variant(self, name: str) -> tuple[Self, int]:
-        """Return this section with the settings of the variant `name` (of `variants`), and the longest sequence that it needs (tokens).
+        """Return (this section with the settings of the variant `name`, one of `variants`; the longest sequence it needs, in tokens).
 
         Raises NotImplementedError where a family lists variants and does not define this.
         """
@@ -68,7 +68,7 @@ class ModelSection(BaseModel):
 
 
 class Template(Section):
-    """Format strings that make a conversation of a record's fields, such as "What is this? {label}". None: no such turn."""
+    """Format strings that make a conversation from a record's fields, such as "What is this? {label}". None: without that turn."""
 
     system: str | None = Field(default=None, description="system text of every conversation")
     user: str | None = Field(default=None, description="the question")
@@ -262,7 +262,7 @@ class Evaluate(Section):
 
 
 class Wandb(Section):
-    """Weights & Biases. The key comes from WANDB_API_KEY."""
+    """Settings of Weights & Biases. Its API key comes from WANDB_API_KEY."""
 
     project: str
     name: str | None = None
@@ -271,7 +271,7 @@ class Wandb(Section):
 
 
 class Track(Section):
-    """Logging besides metrics.jsonl, which is always written."""
+    """Settings of logging in addition to metrics.jsonl, which is always written."""
 
     every_steps: Count = Field(default=10, description="steps between records")
     tensorboard: bool = True

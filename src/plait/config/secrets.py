@@ -1,6 +1,6 @@
 """Detection of secrets in settings. They belong in the environment; no file and no command line may hold one.
 
-A secret is recognised by the name of its setting, by its form, or by its place in an address: the user part, or a signature in the query or
+A secret is recognised by the name of its setting, by its form, or by its place in a URL: the user part, or a signature in the query or
 fragment.
 An error message never repeats the value.
 """
@@ -64,14 +64,14 @@ def refuse_argument(text: str) -> None:
 
 
 def holds_secret(text: str) -> bool:
-    """Return whether a text looks like a secret, or holds one: a token, or an address with a user part or a signature."""
+    """Return whether a text is or holds something that looks like a secret: a token, or a URL with a user part or a signature."""
     return bool(_VALUE.search(text)) or in_address(text)
 
 
 def in_address(text: str) -> bool:
-    """Return whether an address in `text` has a user part, or a signature after its ? or #. Environment variables in it are none.
+    """Return whether a URL in `text` has a user part (name:password@), or a signature after its ? or #; a variable's $NAME is neither.
 
-    An address may lack its scheme, as `//user:password@host`.
+    A URL may lack its scheme, as `//user:password@host`.
     """
     if "//" not in text:
         return False
@@ -80,24 +80,24 @@ def in_address(text: str) -> bool:
 
 
 def looks_signed(name: str) -> bool:
-    """Return whether a parameter of an address's query is named like a part of its signature, as X-Amz-Signature and sig are."""
+    """Return whether a parameter of a URL's query is named like a part of its signature, as X-Amz-Signature and sig are."""
     return bool(_SIGNATURE.fullmatch(name)) or looks_secret(name, "text")
 
 
 def looks_secret(name: str, value: object = "") -> bool:
-    """Return whether a key is named like a secret, as hf_token, apiKey or authorization are. `value`: what it is set to."""
+    """Return whether a key is named like a secret, as apiKey is. `value`: its value; a name like hf_token counts only if that is text."""
     plain = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).replace("-", "_").lower()
     token = _TOKEN.fullmatch(plain)
     return bool(_NAME.fullmatch(plain)) or (token is not None and not _SPECIAL_TOKENS.fullmatch(token[1]) and isinstance(value, str))
 
 
 def without_secrets(text: str) -> str:
-    """Return a text whose addresses have no user part, and those of the web (http, https) no query and fragment."""
+    """Return a text without the user parts of its URLs, and without the query and fragment of http and https ones."""
     return _WEB_QUERY.sub(r"\1", _ANY_USER.sub("", text))
 
 
 def masked(text: str) -> str:
-    """Return a text with the names of environment variables that are named like secrets in place of their values, as $HF_TOKEN."""
+    """Return a text with $NAME in place of the value of each environment variable that is named like a secret, such as HF_TOKEN."""
     for name, value in os.environ.items():
         if len(value) >= _SHORTEST and value in text and looks_secret(name, value):
             text = text.replace(value, f"${name}")
@@ -105,12 +105,12 @@ def masked(text: str) -> str:
 
 
 def shown(text: str) -> str:
-    """Return a text as logs and files may hold it: without secrets of addresses, and variables that are secrets by their names."""
+    """Return a text fit for logs and files: secrets in URLs removed, values of variables named as secrets (HF_TOKEN) replaced by $NAME."""
     return masked(without_secrets(text))
 
 
 def refusal(location: str, path: str, value: str = "") -> PlaitError:
-    """Return the PlaitError for a secret at `path`: it names the environment variable to use, and does not repeat `value`."""
+    """Return the PlaitError for a secret in the setting `path`: it names the environment variable to use, and does not repeat `value`."""
     if in_address(value) and not _VALUE.search(value):
         return PlaitError(
             f"{location}: {path} is an address in which a part looks like a secret, which no file or command line may hold: put the "

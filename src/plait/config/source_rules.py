@@ -1,4 +1,4 @@
-"""What the configuration must know of a kind of source: which keys it needs and which options it has. Opening one is not done here.
+"""What a configuration must know of a kind of data source: which keys it needs and which options it has. Nothing is opened here.
 
 A source is one data set; its kind (`shards`, `jsonl`, ...) says how it is read; an entry is one item of the `data:` section.
 """
@@ -14,16 +14,16 @@ class SourceRules:
     """What a kind of source accepts in its entry; checked before any file is opened."""
 
     name: str
-    """What `source:` of an entry says."""
+    """The kind's name: the value of `source:` in an entry."""
 
     needs: Literal["path", "name", "path or name", "nothing"] = "path"
     """Which keys of the entry say where the samples are; `path or name`: exactly one of the two."""
 
     name_is: str = ""
-    """What a `name` names, to complete "needs a name": ": one that the family knows", " on the Hub"."""
+    """What `name` stands for, as the end of the message "needs a name": ": one that the family knows", or " on the Hub"."""
 
     own_text: str = ""
-    """For a source that makes its own conversations, and so takes no `template` and no `columns`: what to say to one who sets them."""
+    """The error message when `template` or `columns` is set for a kind that makes its own conversations; empty for kinds that take them."""
 
     options: tuple[str, ...] | None = ()
     """The keys that `options:` may have. None: the source itself checks names and values when it is opened."""
@@ -32,7 +32,7 @@ class SourceRules:
     """Those of `options` whose values are paths, which are relative to the configuration's file as `path` is."""
 
     check: Callable[[Mapping[str, Any]], tuple[str, str] | None] | None = None
-    """Looks at the values of `options` without opening a file; returns the first wrong one and why, as ("size", "must be ...")."""
+    """Looks at the values of `options` without opening a file; returns the first wrong one and why, as ("size", "must be ..."), or None."""
 
     def missing(self, path: str | None, name: str | None) -> str | None:
         """Return what an entry with this `path` and `name` lacks, such as "needs a path", or None if it lacks nothing."""
@@ -56,7 +56,7 @@ class SourceRules:
 
 
 def unknown_kind(kind: str, known: Collection[str]) -> str:
-    """Return the end of an error message about a `source:` that does not exist: the known ones, and the nearest."""
+    """Return the end of an error message about a `source:` that does not exist: the known kinds, and the nearest."""
     *first, last = map(repr, known)
     near = difflib.get_close_matches(kind, known, 1)
     return f"must be {', '.join(first)} or {last}, got {kind!r}" + (f": did you mean {near[0]!r}?" if near else "")

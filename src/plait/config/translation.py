@@ -24,7 +24,7 @@ class TranslatedKey(NamedTuple):
 
 @dataclass(frozen=True)
 class Translation:
-    """A foreign configuration in plait's names: the tree, and for each of the author's keys a row of what became of it.
+    """A foreign configuration in plait's names: the tree, and for each of the author's keys a row that says what it became.
 
     `overrides`: settings of the command line in plait's own names, still to be applied. `train_options`: options of `plait train` that the
     author's flags stand for: `restart`, `fresh`.
@@ -65,9 +65,9 @@ CALLS = {
 
 
 def with_short_warmup(translation: Translation) -> Translation:
-    """Warm up for a tenth of the command line's steps, with a warning, where the author's count of warm-up steps is not smaller.
+    """Return the translation with warm-ups that do not fit into the command line's `train.steps` cut to a tenth of it, with a warning.
 
-    A try of a few steps then just works. What the command line says of the warm-up stays as it is.
+    So a trial of a few steps runs. A warm-up that the command line sets stays as it is.
     """
     steps = node_at(translation.tree, ("train", "steps"))
     count = steps.value if steps is not None and steps.file == COMMAND_LINE else None

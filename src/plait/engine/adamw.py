@@ -23,7 +23,7 @@ Noise = Callable[[str, int], int]
 
 
 class ChunkedAdamW(torch.optim.Optimizer):
-    """AdamW on groups with the extra keys `names` (of `params`), `moments_device` (None: the weight's own) and `moments_dtype`."""
+    """AdamW, chunk by chunk. Groups need the keys `names` (of `params`), `moments_device` (None: the parameter's) and `moments_dtype`."""
 
     def __init__(self, groups: list[dict[str, Any]], noise: Noise) -> None:
         super().__init__(groups, {})
@@ -74,7 +74,7 @@ class ChunkedAdamW(torch.optim.Optimizer):
 
 
 def initial_moments(group: dict[str, Any], parameter: Tensor) -> dict[str, Tensor]:
-    """Return AdamW's state of a new parameter: zeros `exp_avg`, `exp_avg_sq`, `step`, of the device and dtype that its group sets."""
+    """Return AdamW's state of a new parameter: zeros `exp_avg`, `exp_avg_sq` (of its group's `moments_dtype`) and `step`."""
     device = group["moments_device"] or parameter.device
     zeros = [torch.zeros_like(parameter, dtype=group["moments_dtype"], device=device) for _ in range(2)]
     return {"exp_avg": zeros[0], "exp_avg_sq": zeros[1], "step": torch.zeros((), device=device)}

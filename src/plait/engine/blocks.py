@@ -38,7 +38,7 @@ class Compilations:
     """The graphs that the present step compiled, a line each."""
 
     def watch(self, name: str, plain: Forward, compiled: Forward) -> Forward:
-        """Wrap `compiled`, a block's forward, so that a call that had to compile is recorded under `name` with its input shapes.
+        """Return `compiled`, a block's forward, wrapped to record under `name` each call that had to compile, with its input shapes.
 
         While FLOPs are counted, `plain` (the forward without the compiler) runs as well: its FLOPs are the ones counted.
         """
@@ -66,7 +66,7 @@ class Compilations:
             yield
 
     def begin(self) -> None:
-        """Forget graphs compiled since the last step, by evaluations or trial passes; called before each training step."""
+        """Discard the graphs compiled since the last step, by evaluations or trial passes; called before each training step."""
         self.compiled.clear()
 
     def end(self) -> list[str]:
@@ -80,7 +80,7 @@ class Compilations:
 
 @contextlib.contextmanager
 def changed(blocks: Sequence[nn.Module], settings: Distributed, meter: Meter | None = None) -> Iterator[Compilations | None]:
-    """Checkpoint and compile the blocks while the `with` lasts; yields what `checkpoint_and_compile` returns."""
+    """Checkpoint and compile the blocks while the `with` lasts; yields the counter of recompilations, or None without `compile`."""
     try:
         with compiling(settings):
             yield checkpoint_and_compile(blocks, settings, meter)
@@ -94,7 +94,7 @@ def checkpoint_and_compile(blocks: Sequence[nn.Module], settings: Distributed, m
 
     `meter` counts FLOPs in compiled blocks too. Returns the counter of recompilations, or None without `compile`. Checkpointing is the
     non-reentrant kind: the reentrant one fails with frozen embeddings. It restores the random generators for the second forward pass, so
-    dropout drops the same.
+    that dropout has the same mask.
     """
     compilations = Compilations(meter) if settings.compile else None
     selective = settings.activation_checkpointing == "selective"

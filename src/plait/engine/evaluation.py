@@ -38,7 +38,7 @@ class BenchFailed(PlaitError):
 
 
 class NoUsableSample(PlaitError):
-    """Raised where no sample of a bench can be used: any figure would be one of nothing."""
+    """Raised where no sample of a bench can be used, so that there is nothing to compute figures from."""
 
 
 class _Interrupted(Exception):
@@ -50,10 +50,10 @@ Row = dict[str, Any]
 
 
 class Predict(Protocol):
-    """Signature of a bench's prediction: one row per sample, in order."""
+    """Signature of a bench's prediction."""
 
     def __call__(self, model: Any, samples: Sequence[Any], inputs: Any, *, batch: int, moment: str) -> list[Row]:
-        """Return one row per sample. `inputs`: the family's, which encode and collate samples. `batch`: samples per forward pass.
+        """Return one row per sample, in order. `inputs`: the family's, which encode and collate samples. `batch`: samples per forward.
 
         `moment`: name of the step, such as `step-00000100`, for a bench that writes files as it predicts.
         """
@@ -61,11 +61,11 @@ class Predict(Protocol):
 
 @dataclass(frozen=True)
 class Bench:
-    """One bench of a family. `predict` returns a row per sample; `summarise` turns the rows of all samples into figures.
+    """One bench of a family. `predict` returns a row per sample; `summarise` turns the rows of all samples into figures by name.
 
-    `pictures`, for a bench that draws, returns pictures by name (uint8, H x W x 3) from the same rows. `needs`: (the `model:` section) to
-    the pretrained encoders that `predict` opens, by Hub name or folder. `means`: whether figures are means over rows, which the bootstrap
-    can give intervals; those of benches that judge answers (rows have `correct`) are. `about`: what else a report says, by name.
+    `pictures(rows)`: for a bench that draws, pictures by name (uint8, H x W x 3). `needs(model section of the configuration)`: pretrained
+    encoders that `predict` opens, by Hub name or folder. `means`: whether figures are means over rows, so that a bootstrap over rows gives
+    them intervals; with `correct` in the rows they always are. `about(rows)`: further text for a report, by name.
     """
 
     predict: Predict
@@ -93,12 +93,12 @@ class Samples(Protocol):
     def __len__(self) -> int: ...
     def __getitem__(self, position: int) -> Any: ...
     def name(self, position: int) -> str:
-        """Return a name for the sample at `position`, for when it cannot be read."""
+        """Return a name for the sample at `position`, for messages about one that cannot be read."""
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Opens an entry's held-out data: `batches` gives this rank's part of them, for the loss; `samples` all of them, for benches."""
+    """Opens an entry's held-out data: `batches(entry)` is this rank's part of it, for the loss; `samples(entry)` all of it, for benches."""
 
     batches: Callable[[Evaluate], Iterable[StepBatch]]
     samples: Callable[[Evaluate], Samples]
@@ -120,12 +120,13 @@ def run_bench(
     keep: Callable[[Sequence[Row]], None] = lambda rows: None,
     partial: bool = False,
 ) -> tuple[dict[str, float], list[Row]]:
-    """Run a bench on all samples; returns its figures and its rows in the samples' order.
+    """Run a bench on all samples; returns (its figures by name, its rows in the samples' order).
 
-    Rank r takes every `ranks.size`-th sample from r on: none twice, none dropped. `inputs`, `batch`, `moment`: see `Predict`. Samples are
-    taken in portions of some batches; `interruptible` wraps the iteration over them and may raise between two. `done`: rows of the first
-    samples from a call that was interrupted. `keep` is called with each portion's rows. `partial`: the samples may be too few for figures,
-    which are then {}. A sample that cannot be read has a row with the reason. Raises what the bench raises; of several ranks BenchFailed.
+    Rank r takes every `ranks.size`-th sample from r on. `inputs`: the family's, which encode and collate; `batch`: samples per forward
+    pass; `moment`: name of the step, such as step-00000100. Samples are taken in portions of some batches: `interruptible` wraps the
+    iteration over portions and may raise between two; `keep` is called with the rows of each. `done`: rows of the first samples, from a
+    call that was interrupted. `partial`: the samples may be too few for figures, which are then {}. A sample that cannot be read has a row
+    with the reason. Raises what the bench raises; with several ranks BenchFailed.
     """
     rows = list(done[: len(samples)])
     portion = _PORTION_BATCHES * batch * ranks.size
@@ -195,7 +196,7 @@ def summary(bench: Bench, rows: Sequence[Row]) -> dict[str, float]:
 
 
 def usable(rows: Sequence[Row]) -> list[Row]:
-    """Return the rows of the samples that could be used."""
+    """Return the rows of the samples that could be used, which are those without `bad`."""
     return [row for row in rows if "bad" not in row]
 
 
@@ -243,7 +244,7 @@ class Evaluations:
     precision: str
     stop: StopChannel
     mark: Callable[[str], None]
-    """Called before each part of an evaluation: shows which rank hangs and which only wait for it."""
+    """Called with a name before each part of an evaluation, for the watchdog: shows which rank hangs and which only wait for it."""
     record: Callable[[Mapping[str, Any]], None]
     """Called with the metrics of each evaluation."""
     show: Callable[[int, Mapping[str, Any]], None]
@@ -262,8 +263,8 @@ class Evaluations:
     def run(self, state: State, due: Sequence[Evaluate]) -> dict[str, float] | None:
         """Evaluate the entries `due` with the averaged weights, if any; returns and records figures, as {"loss": 2.1, "vqa/exact": 0.6}.
 
-        Returns None, with nothing recorded, where a stop was requested in between: the step is evaluated after the restart. A bench that
-        fails is reported and has no figures; the others are run all the same.
+        Returns None, with nothing recorded, if a stop was requested meanwhile: the step is evaluated after the restart. A bench that fails
+        is reported and has no figures; the others still run.
         """
         figures: dict[str, float] = {}
         intervals: dict[str, tuple[float, float]] = {}
@@ -292,9 +293,9 @@ class Evaluations:
         return figures
 
     def rehearse(self, state: State, wanted: Sequence[str]) -> None:
-        """Try the beginning of every entry before the first step, so that a bench that cannot run is known then. Nothing is recorded.
+        """Try the beginning of every entry before the first step, so that a bench that cannot run fails there. Nothing is recorded.
 
-        Warns of an entry with fewer samples than it asks for. `wanted`: names of figures that the run relies on, as `checkpoint.best`.
+        Warns of an entry with fewer samples than it asks for. `wanted`: names of figures that settings such as `checkpoint.best` rely on.
         Raises PlaitError where data cannot be opened, no sample can be used, a bench cannot be run, or none gives such a figure.
         """
         known: set[str] = set()
@@ -342,10 +343,10 @@ class Evaluations:
     def measure(
         self, entry: Evaluate, model: nn.Module, step: int, *, rehearsal: bool | None = None
     ) -> tuple[dict[str, float], Sequence[Row]]:
-        """Evaluate one entry; returns its figures by name, and the rows that they are of (none of the loss).
+        """Evaluate one entry; returns its figures by name, and the rows that they were computed from (none for the loss).
 
-        `rehearsal`: None for a real evaluation, which shows pictures; True for a trial on too few samples for all figures; False for one on
-        all.
+        `rehearsal`: None for a real evaluation, whose pictures are shown; True for a trial on too few samples for all figures; False for a
+        trial on all of them.
         """
         if entry.bench == LOSS:
             return held_out_loss(model, self.loss, self._interruptible(self.held_out.batches(entry)), self.ranks, self.precision), ()
@@ -369,7 +370,7 @@ class Evaluations:
 
 
 def shortfall(entry: Evaluate, count: int) -> str | None:
-    """Return a line where an entry asks for more samples than the `count` that there are, else None."""
+    """Return a line of warning if an entry asks for more samples than there are (`count`), else None."""
     if entry.samples is None or count >= entry.samples:
         return None
     return f"bench {entry.bench}: {entry.samples:,} held-out samples are asked for (samples), and there are {count:,}: all are taken"

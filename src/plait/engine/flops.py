@@ -75,7 +75,7 @@ _RULES: dict[str, Callable[..., float | Tensor]] = {
 
 
 class Flops(TorchFunctionMode):
-    """Context manager: counts the FLOPs of the forward passes inside it, each with the backward pass that will follow."""
+    """Context manager: counts the FLOPs of the forward passes inside it, and of the backward pass that will follow each."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class Flops(TorchFunctionMode):
 
     @contextlib.contextmanager
     def suspended(self) -> Iterator[None]:
-        """Stop counting while the block lasts; code inside does not see that a torch function mode exists (nor is recompiled for it)."""
+        """Stop counting while the block lasts. Code inside sees no torch function mode, so a compiled block is not recompiled for it."""
         self.__exit__(None, None, None)  # type: ignore[no-untyped-call]  # torch's
         try:
             yield
@@ -107,7 +107,7 @@ class Flops(TorchFunctionMode):
 class Meter:
     """Counter of a stage's FLOPs on this rank. A micro-batch is measured when its tensor shapes are new.
 
-    Later ones of the same shapes are taken to cost the same, though they may have more or fewer supervised tokens, and so logits.
+    Later ones of the same shapes count as much, though they may have more or fewer supervised tokens, and so logits.
     """
 
     def __init__(self, device: torch.device, precision: str) -> None:
@@ -139,6 +139,6 @@ class Meter:
         return total
 
     def rates(self, flops: float, seconds: float, ranks: int) -> dict[str, float]:
-        """Return {"tflop_per_s": mean of one device, "mfu": fraction of its peak, if known}; `ranks` did `flops` together in `seconds`."""
+        """Return {"tflop_per_s": of one device, "mfu": fraction of its peak, if known}, for `flops` of all `ranks` in `seconds`."""
         per_device = flops / seconds / ranks
         return {"tflop_per_s": per_device / 1e12, **({"mfu": per_device / self.peak} if self.peak else {})}

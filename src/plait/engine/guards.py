@@ -23,7 +23,7 @@ _FEW_SAMPLES = 100
 
 
 def audit(model: nn.Module) -> list[str]:
-    """Check which parameters a stage's first step gave gradients; returns log lines, [] if all. Raises Stopped if a frozen one has one."""
+    """Return [a log line on trainable parameters without gradients] after backward, or []. Raises Stopped if a frozen parameter has one."""
     idle = [name for name, value in model.named_parameters() if value.requires_grad and value.grad is None]
     leaking = [name for name, value in model.named_parameters() if not value.requires_grad and value.grad is not None]
     if leaking:
@@ -35,9 +35,9 @@ def audit(model: nn.Module) -> list[str]:
 
 
 class GradientWatch:
-    """Stops a run whose gradient is exactly 0 for everything that trains in each of its first steps, after any start.
+    """Guard that stops a run whose gradient is exactly 0, for all that trains, in each of the first steps after a start.
 
-    Called with each step's row. `components`: what trains; `stop`: False only warns.
+    Call it with each step's row of metrics. `components`: names of what trains, for the message; `stop`: False only warns.
     """
 
     def __init__(self, components: Sequence[str], *, stop: bool) -> None:
@@ -46,7 +46,7 @@ class GradientWatch:
         """Steps so far, all of them with a gradient of 0; None once one was seen, or after the report."""
 
     def __call__(self, row: Mapping[str, Any], *, last: bool) -> None:
-        """Look at the row of a step. `last`: of the stage. Raises Stopped at the tenth step, or the last, if all gradients were 0."""
+        """Check a step's `grad_norm`. `last`: the stage ends here. Raises Stopped at the tenth step, or the last, if all were 0."""
         if self.zeros is None or row.get("skipped"):
             return
         self.zeros = self.zeros + 1 if row["grad_norm"] == 0 else None
@@ -62,7 +62,7 @@ class GradientWatch:
 
 @dataclass
 class Quarantine:
-    """The file RUN/quarantine.jsonl of samples that could not be used; more than `max_fraction` of all samples stop the run."""
+    """The file RUN/quarantine.jsonl of samples that could not be used. More than `max_fraction` of all samples in it stop the run."""
 
     path: Path
     max_fraction: float

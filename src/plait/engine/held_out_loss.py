@@ -1,4 +1,4 @@
-"""The loss of given batches, without gradients: of held-out samples, and of the few that show that a run came back as it was."""
+"""The loss of given batches, without gradients: of held-out data, and of a few fixed samples that show after a restart that it is exact."""
 
 from collections.abc import Iterable
 
@@ -17,7 +17,7 @@ from plait.errors import PlaitError
 def held_out_loss(net: nn.Module, loss: Loss, batches: Iterable[StepBatch], ranks: Ranks, precision: str) -> dict[str, float]:
     """Return {"loss": total, "loss/TERM": ...} over all held-out samples: sum of numerators / sum of weights, over batches and ranks.
 
-    `net`: the model, or its DDP wrapper. `precision`: a `train.precision`. Raises PlaitError when every weight is 0.
+    `net`: the model, or its DDP wrapper. `precision`: a `train.precision`, such as "bf16". Raises PlaitError when every weight is 0.
     """
     numerators = dict.fromkeys(loss.coefficients, 0.0)
     weights = dict.fromkeys(loss.coefficients, 0.0)

@@ -1,4 +1,4 @@
-"""The training loop, on one page: steps, parameters and gradients, whatever the model and its data are.
+"""The training loop, on one page: steps, parameters and gradients, for any model and any data.
 
 A loss is numerators and weights (denominators) per named term. The weights of the whole global batch are summed over micro-batches and
 ranks first; then backward runs on ranks * sum(coefficient * numerator / weight), so that the mean over ranks that DDP takes gives the
@@ -76,7 +76,7 @@ class Loop:
     stop: StopChannel
     """The ranks agree on a request to stop once a step."""
     mark: Callable[[str], None]
-    """Called with the name of each part of a step as it begins: shows which rank hangs and which only wait for it."""
+    """Called with the name of each part of a step as it begins, for the watchdog: shows which rank hangs and which only wait for it."""
     sources: Sequence[str]
     """Names of the stage's sources: sample ids hold positions in this list. With several, what each contributes is counted."""
     skipped: frozenset[int]
@@ -89,7 +89,7 @@ class Loop:
         return Scaler(self.config.train.precision, self.state.totals)
 
     def run(self, batches: Iterable[StepBatch], stop_step: int) -> None:
-        """Train up to step `stop_step` of the run, one batch per step; ends earlier when the stage is done, at a stop, and without data."""
+        """Train up to step `stop_step` of the run, one batch per step; return earlier if the stage is done, at a stop, or without data."""
         net = distributed.replicate(self.state.model, self.ranks)
         self.state.model.train()  # all of it: parts that transformers or diffusers loaded are in evaluation mode under a root that is not
         first = True
@@ -109,7 +109,7 @@ class Loop:
             first = False
 
     def step(self, net: nn.Module, batch: StepBatch, stage_steps: int, *, audit: bool) -> Row | None:
-        """Do one optimizer step; returns its metrics, None where a rank has no data. `stage_steps`: of all. `audit`: of the gradients."""
+        """Do one step; returns its metrics, None if a rank has no data. `stage_steps`: the stage's length; `audit`: check gradients."""
         state, config = self.state, self.config
         assert batch.step == state.stage_step and state.optimizer is not None
         if not state.model.training:
@@ -147,8 +147,9 @@ class Loop:
     def gradient(self, net: nn.Module, batch: StepBatch, weights: Mapping[str, float], *, audit: bool) -> tuple[Row, bool]:
         """Compute the clipped gradient of the global batch into the parameters' `grad`.
 
-        Returns the step's metrics, and whether to update with it: not where the step is skipped. `weights`: of the global batch, by loss
-        term. `audit`: check which got one. Raises Stopped or Rewind for a loss or gradient that is not finite, as `guard.non_finite` says.
+        Returns (the step's metrics, whether to update with it: False for a step to skip). `weights`: the global batch's denominators, by
+        loss term. `audit`: check which parameters got one. A loss or gradient that is not finite raises Stopped or Rewind, as
+        `guard.non_finite` says.
         """
         state, guard = self.state, self.config.guard
         assert state.optimizer is not None
@@ -231,13 +232,13 @@ def total_weights(loss: Loss, micros: Sequence[MicroBatch], ranks: Ranks) -> dic
 
 
 def own_weights(loss: Loss, micros: Sequence[MicroBatch]) -> dict[str, float]:
-    """Sum as `total_weights` does, over this rank's micro-batches alone. Reads host tensors only: nothing waits for the device."""
+    """Return each loss term's weight and each of the loss's counts, by name, over this rank's micro-batches; reads host tensors only."""
     weights = [loss.weights(micro.batch) for micro in micros if not micro.padding]
     return {name: sum((float(terms[name]) for terms in weights), 0.0) for name in (*sorted(loss.coefficients), *loss.counts)}
 
 
 def sum_over_ranks(values: list[float], ranks: Ranks) -> list[float]:
-    """Sum each number over all ranks, in float64; every rank calls this with as many numbers."""
+    """Sum each number over all ranks, in float64; every rank calls this with equally many numbers."""
     return ranks.sum(torch.tensor(values, dtype=torch.float64)).tolist()
 
 

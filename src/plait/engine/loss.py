@@ -1,6 +1,6 @@
 """The contract of a loss: numerators and denominators per named term, never divided here. The loop divides once, over the whole batch.
 
-And what the engine reads of a batch, which `plait.data.loading` makes: the ids of the samples (items of a data set), never their content.
+Also what the engine knows of a batch, which `plait.data.loading` makes: ids of the samples (items of a data set), never their content.
 """
 
 import abc
@@ -26,7 +26,7 @@ class SampleId(Protocol):
 
     @property
     def epoch(self) -> int:
-        """Return how many times all of the source had been drawn before this sample was."""
+        """Return how many complete passes over its source were drawn before this sample."""
 
 
 class UnusableSample(Protocol):
@@ -38,7 +38,7 @@ class UnusableSample(Protocol):
 
     @property
     def name(self) -> str:
-        """Return the sample's name in messages, of source and index, such as coco[17]."""
+        """Return the sample's name in messages: its source and index, such as coco[17]."""
 
     @property
     def reason(self) -> str:
@@ -103,7 +103,7 @@ class Loss(abc.ABC):
     may_idle: Sequence[str] = ()
     """Components that a batch may have no input for, such as vision without pictures; a gradient of zeros does not update them."""
     shares: Sequence[str] = ()
-    """Which of the weights and counts `by_sample` splits; of several sources, each one's share of them is logged."""
+    """Names of the weights and counts that `by_sample` splits; with several sources, each one's share of them is logged."""
 
     @abc.abstractmethod
     def weights(self, batch: Batch) -> Mapping[str, Tensor]:
@@ -114,5 +114,5 @@ class Loss(abc.ABC):
         """Run the model on this micro-batch; return each term's numerator: scalars on the model's device, differentiable."""
 
     def by_sample(self, batch: Batch) -> Mapping[str, Tensor]:
-        """Split the amounts named in `shares` by sample: (B,) host tensors in the order of the batch's ids, which sum to `weights`'."""
+        """Return each amount named in `shares` by sample: (B,) host tensors in the order of the batch's ids. Their sums are `weights`."""
         return {}

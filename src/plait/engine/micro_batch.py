@@ -1,6 +1,6 @@
 """How many samples a rank takes per forward pass, and what happens when they do not fit: half as many, and twice the accumulation.
 
-The gradient of the global batch is the same whatever the size of its slices, the micro-batches. A size that was found to fit is noted in
+The gradient of the global batch does not depend on the size of its slices, the micro-batches. A size that was found to fit is noted in
 the run directory, for every later start on as many ranks.
 """
 
@@ -32,7 +32,7 @@ class ExceededAlone(Exception):
 
 
 class MicroBatchSize:
-    """A stage's micro-batch size, `samples`: as `configured`, or the smaller one that RUN/memory.json notes for it on as many ranks."""
+    """A stage's micro-batch size, `samples`: `configured`, or the smaller one that an earlier start noted in RUN/memory.json as fitting."""
 
     def __init__(self, run: Path, stage: str, ranks: Ranks, configured: int) -> None:
         self.path, self.key, self.ranks = run / NOTE, f"{stage} on {ranks.size}", ranks
@@ -103,7 +103,7 @@ def guarded(ranks: Ranks, *, meet: bool = False, collective: bool = False) -> It
 
 @contextlib.contextmanager
 def reserved(trained: Iterable[Tensor], optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Occupy, inside the block, the memory that AdamW's first step takes for moments of `trained`: a trial pass then has no more."""
+    """Allocate, inside the block, as much memory as AdamW's first step will for the moments of `trained`, for a realistic trial pass."""
     missing = sum(2 * local(value).nbytes for value in trained if value not in optimizer.state)
     device = next(iter(optimizer.param_groups))["params"][0].device
     held = torch.empty(missing, dtype=torch.uint8, device=device)

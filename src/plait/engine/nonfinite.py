@@ -29,7 +29,7 @@ _NAMES_SHOWN = 5
 
 
 class Rewind(Exception):
-    """Raised on all ranks: the run is to go back to its newest intact checkpoint; the step at fault is on the list of skipped ones."""
+    """Raised on all ranks: the run must go back to its newest intact checkpoint; the step at fault is on the list of skipped ones."""
 
 
 def any_not_finite(values: Mapping[str, float], ranks: Ranks) -> bool:
@@ -52,10 +52,10 @@ class Report:
 
 
 def make_report(step: int, values: Mapping[str, float], ids: Sequence[SampleId], *, model: nn.Module, ranks: Ranks, run: Path) -> Report:
-    """Describe a step that is not finite, from what all ranks, which all call this, know of it.
+    """Return a report of step `step` of the run, which is not finite, from the findings of all ranks, which all call this.
 
-    `values`: its losses and gradient norm by name. `ids`: this rank's samples. Written to RUN/non-finite/step-N.json too, with rank 0's
-    statistics of every module. `run`: the run directory.
+    `values`: its losses and gradient norm by name. `ids`: this rank's samples. `run`: the run directory. Also written to
+    RUN/non-finite/step-N.json, with rank 0's statistics of every module.
     """
     bad = {name: value for name, value in values.items() if not math.isfinite(value)}
     samples = [sample for part in ranks.gather([f"{i.source}:{i.index}@{i.epoch}" for i in ids]) for sample in part]
@@ -99,7 +99,7 @@ def first_names(names: Sequence[str]) -> str:
 def respond(report: Report, settings: Guard, ranks: Ranks, *, skipped: int, run: Path, stage: str, step: int) -> None:
     """Stop, skip or rewind after a non-finite step, as `guard.non_finite` says; returns only for skip: the caller makes no update.
 
-    `step`: of the stage, from 0. `skipped`: how many steps of the run ended so before. Raises Stopped for stop, or when
+    `step`: of the stage, from 0. `skipped`: how many steps of the run were skipped before. Raises Stopped for stop, or when
     `guard.non_finite_steps` are used up, and Rewind for rewind.
     """
     if settings.non_finite == "stop":

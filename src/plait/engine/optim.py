@@ -64,10 +64,10 @@ def freeze(model: nn.Module, trained: Mapping[str, Mapping[str, nn.Parameter]]) 
 
 
 def adamw(trained: Mapping[str, Mapping[str, nn.Parameter]], optim: Optim, noise: Noise | None = None) -> torch.optim.Optimizer:
-    """Build fused AdamW with two groups per component: parameters that decay (see `decays`), and those that do not.
+    """Build fused AdamW with two groups per component: parameters that decay (matrices and filters), and those that do not.
 
-    What `optim.components` sets for a component (lr, weight_decay, betas, eps, warm-up) takes the place of the common value. Weights in
-    bfloat16 and moments on the host get `ChunkedAdamW`; `noise` seeds its rounding.
+    What `optim.components` sets for a component (lr, weight_decay, betas, eps, warm-up) replaces the common value. Weights in bfloat16 and
+    moments on the host get `ChunkedAdamW`; `noise` seeds its rounding.
     """
     groups, common = [], optim.model_dump(include=set(_OVERRIDABLE))
     for component, parameters in trained.items():
@@ -121,7 +121,7 @@ def by_component(optimizer: torch.optim.Optimizer) -> dict[str, list[nn.Paramete
 
 @torch.no_grad()
 def clip(components: Mapping[str, Sequence[nn.Parameter]], limit: float | None, own_limits: Mapping[str, float]) -> dict[str, Tensor]:
-    """Scale gradients by min(1, limit / (norm + 1e-6)), and return their norms from before.
+    """Scale gradients in place by min(1, limit / (norm + 1e-6)), and return their norms before scaling.
 
     A component in `own_limits` is clipped by its own norm, the others by the norm of all of them together. A limit of None only measures.
     Returns the norm of everything (`grad_norm`) and, of several components, each one's (`grad_norm/COMPONENT`). For one component
@@ -159,10 +159,10 @@ def _scale(gradients: list[Tensor], limit: float, norm: Tensor) -> None:
 
 
 def drop_idle(optimizer: torch.optim.Optimizer, components: Iterable[str], norms: Mapping[str, float]) -> None:
-    """Drop the gradients of each of `components` whose norm is exactly 0, so that the update leaves its weights and moments as they are.
+    """Set to None the gradients of each of `components` whose norm is exactly 0, so that the update keeps its weights and moments.
 
-    Where no sample of a step has input for a component, its gradient is of zeros, which keep ranks together: by them AdamW would decay its
-    weights and move them by its old moments. `norms`: named as by `clip`.
+    Where no sample of a step has input for a component, its gradient is zeros, with which AdamW would still decay its weights and move them
+    by old moments. `norms`: {"grad_norm": ..., "grad_norm/COMPONENT": ...}, as `clip` returns them.
     """
     idle = {name for name in components if norms.get(f"grad_norm/{name}", norms["grad_norm"]) == 0}
     for parameter in (value for group in optimizer.param_groups if group["component"] in idle for value in group["params"]):
@@ -196,7 +196,7 @@ def moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def load_moments(optimizer: torch.optim.Optimizer, saved: Mapping[str, StoredTensor]) -> list[str]:
-    """Set moments, named as by `moments`, on the optimizer's parameters of the same names; returns the names that have none saved.
+    """Set moments, {"PARAMETER.exp_avg": tensor, ...}, on the optimizer's parameters; returns the names of those that have none saved.
 
     Raises PlaitError when a moment's shape is not its parameter's.
     """
@@ -226,7 +226,7 @@ class Ema:
     """Exponential moving average of the trained weights, in float32, updated once per optimizer step.
 
     decay_k = min(decay, (k + 1) / warmup_steps) for the k-th update of a stage (k from 0), so nothing but the averages is state. `average`:
-    averages to go on from, by parameter name.
+    averages to continue from, by parameter name; parameters without one start with `track`.
     """
 
     def __init__(self, decay: float, warmup_steps: int, average: Mapping[str, Tensor] | None = None) -> None:

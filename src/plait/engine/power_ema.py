@@ -1,7 +1,7 @@
 """Post-hoc EMA: averages of weights whose length is chosen after training, and how far back any average reaches.
 
 A power-function average gives the weights of update tau the profile p(tau) = (g + 1) tau^g / t^(g + 1) on [0, t]: its length is a fraction
-of the run, whatever the run's length. Two of them, saved with each checkpoint, span a space of profiles; any other length is the
+of the run so far. Two of them, saved with each checkpoint, span a space of profiles; any other length is the
 combination of saved averages whose profile is nearest in the least-squares sense (Karras et al. 2024, arXiv:2312.02696, section 3 and
 appendix C).
 Nothing here touches files: tensors by name in, tensors by name out. `post_hoc_ema.py` reads the files.
@@ -41,12 +41,12 @@ def exponent(length: float) -> float:
 
 
 def decay(g: float, update: int) -> float:
-    """Return the decay of update number t = `update` (from 1) for exponent `g`: (1 - 1/t)^(g + 1). The first keeps nothing."""
+    """Return the decay of update number t = `update` (from 1) for exponent `g`: (1 - 1/t)^(g + 1), which is 0 for the first."""
     return math.pow(1 - 1 / update, g + 1)
 
 
 class PowerEma(Ema):
-    """Power-function average in float32. `length`: its standard deviation over the run so far, as 0.05. Updates count over all stages."""
+    """Power-function average, in float32. `length`: its profile's standard deviation over the run so far, as 0.05."""
 
     def __init__(self, length: float, average: Mapping[str, Tensor] | None = None) -> None:
         super().__init__(0.0, 0, average)
@@ -66,7 +66,7 @@ class Profile:
 
 
 def overlap(a: Profile, b: Profile) -> float:
-    """Return the integral of the product of two profiles over all updates: what the least-squares fit of one by others is made of.
+    """Return the integral of the product of two profiles over all updates, of which the equations of a least-squares fit consist.
 
     (g_a + 1)(g_b + 1) m^(g_a + g_b + 1) / ((g_a + g_b + 1) t_a^(g_a + 1) t_b^(g_b + 1)) with m = min(t_a, t_b); computed in ratios of the
     steps, so that no power overflows.
@@ -98,7 +98,7 @@ class SavedAverage:
 
 
 def reconstruct(saved: Sequence[SavedAverage], length: float, step: int) -> dict[str, Tensor]:
-    """Return the average of relative `length` (see `exponent`) at `step`: float32 weights by name, combined from those saved by then.
+    """Return the average of `length`, a fraction of the run, at `step`: float32 weights by name, combined from averages saved by then.
 
     One saved average is in memory at a time. A weight that began to train later is fitted from the averages that cover it.
     Raises PlaitError when nothing was saved by then.
@@ -122,7 +122,7 @@ def reconstruct(saved: Sequence[SavedAverage], length: float, step: int) -> dict
 
 
 def misfit(saved: Sequence[Profile], wanted: Profile) -> float:
-    """Return the distance of the fitted profile from the wanted one, over the wanted one's norm: the error of a reconstruction."""
+    """Return the norm of the fitted profile minus the wanted one, divided by the wanted one's norm: the error of a reconstruction."""
     x = mixture(saved, wanted)
     square = overlap(wanted, wanted) - 2 * sum(c * overlap(profile, wanted) for c, profile in zip(x, saved, strict=True))
     square += sum(c * d * overlap(first, second) for c, first in zip(x, saved, strict=True) for d, second in zip(x, saved, strict=True))

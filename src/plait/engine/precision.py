@@ -65,10 +65,9 @@ def caution(precision: str, device: torch.device) -> str | None:
 
 
 def set_precision(model: nn.Module, full: Collection[str], precision: str) -> None:
-    """Cast a model's parameters in place: those named in `full`, which train or ever did, and the frozen others.
+    """Cast a model's parameters in place to the dtypes of `precision`: those named in `full`, which train or ever did, and the frozen ones.
 
-    Each gets its dtype of `precision`; buffers keep theirs. Updates at a learning rate of 1e-5 vanish in bfloat16's 8 bits; frozen weights
-    have no updates to lose.
+    Buffers keep their dtype. Updates at a learning rate of 1e-5 vanish in bfloat16's 8 bits; frozen weights have no updates to lose.
     """
     types = TYPES[precision]
     for name, parameter in model.named_parameters():
@@ -129,9 +128,9 @@ class Scaler:
         return False
 
     def end_step(self, first: float, *, sound: bool) -> None:
-        """End a step that began with the scale `first`: log a scale that has become small, or put it back after an unsound step.
+        """End a step that began with the scale `first`: warn of a scale that has become small, or restore `first` without an update.
 
-        One bad batch overflows at every scale, which says nothing of the batches that follow.
+        `sound`: whether there was an update. A bad batch overflows at every scale, which says nothing of the batches that follow.
         """
         if self.scale < first and not sound:
             self.totals[SCALE] = first

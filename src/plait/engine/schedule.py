@@ -43,7 +43,7 @@ def check(schedule: Schedule, counts: Sequence[str], family: str) -> None:
 
 
 def with_warmup(optim: Optim, steps: int) -> Optim:
-    """Return the settings with every warm-up that is a share (`warmup`) as a count. `steps`: those of the stage."""
+    """Return the settings with each warm-up given as a share (`warmup`) turned into steps or tokens. `steps`: the stage's length."""
     key = f"warmup_{optim.schedule.units}"
     total = steps if optim.schedule.units == "steps" else optim.schedule.decay_tokens or 0
 

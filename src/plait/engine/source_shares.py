@@ -1,4 +1,4 @@
-"""What each source (training data set) of a mixture gave: its share in the samples, tokens and loss weight of a stage so far.
+"""Count what each source (training data set) of a mixture contributes: its share of the samples, tokens and loss weight of a stage so far.
 
 Amounts are totals of the state, `drawn/SOURCE/QUANTITY`: summed over ranks with the step's weights, saved with each checkpoint, reset at
 the start of each stage. Sources that are sampled equally often can differ tenfold in supervised tokens, and the loss weight is what moves
@@ -14,9 +14,9 @@ SAMPLES = "samples"
 
 
 def amounts(loss: Loss, micros: Sequence[MicroBatch], sources: Sequence[str]) -> dict[str, float]:
-    """Return what each source gave to these micro-batches, as {"drawn/vqa/samples": 3.0, "drawn/vqa/tokens": 950.0}.
+    """Return what each source contributes to these micro-batches, as {"drawn/vqa/samples": 3.0, "drawn/vqa/tokens": 950.0}.
 
-    Every rank has the same names, those of sources without a sample among them too. Of a single source nothing is counted.
+    All ranks have the same names, which include sources without a sample here. Returns {} for a single source.
     """
     if len(sources) <= 1:
         return {}

@@ -22,7 +22,7 @@ from plait.errors import PlaitError
 from plait.keys import key
 
 PLANNED = "planned steps done"
-"""Why a stage is done that had all its steps; one that ended earlier has the reason of `training/plateau.py`."""
+"""Reason of a stage's end when it has had all its steps; for one that ended earlier the reason comes from `training/plateau.py`."""
 _MANIFEST_KEYS = {
     "step": "step",
     "stage": "stage",
@@ -51,7 +51,7 @@ class State:
     stage_done: str | None = None
     """Why the stage has ended; None while it runs."""
     evaluated_step: int = 0
-    """The step whose held-out figures are complete."""
+    """The last step whose held-out figures are complete."""
     history: list[tuple[int, float]] = field(default_factory=list)
     """(step of the stage, figure) of the metric that may end the stage early."""
     best: dict[str, Any] | None = None
@@ -75,15 +75,15 @@ class State:
         return self.step - self.stage_start
 
     def batches_in(self, stage: int, global_batch: int) -> list[list[int]]:
-        """Return what `batches` will be once stage number `stage` (from 1) has been entered with `global_batch` samples per step."""
+        """Return `batches`, [[step of the stage, samples per step], ...], as it will be in stage `stage` (from 1) with `global_batch`."""
         same = stage == self.stage
         return with_batch(self.batches if same else [], self.stage_step if same else 0, global_batch)
 
     def enter(self, stage: int, global_batch: int, steps: int) -> None:
-        """Begin stage number `stage` (from 1) of `steps` updates at the present step: its counters start anew, moments wait by name.
+        """Begin stage number `stage` (from 1) of `steps` updates at the present step: its counters are reset, moments kept by name.
 
-        Entering the present stage changes no counter; if it is finished and was extended since, it goes on. `global_batch`: samples per
-        step from here on.
+        Entering the present stage resets nothing; if it was finished and is longer now, it continues. `global_batch`: samples per step from
+        here on.
         """
         self.pause()
         self.batches = self.batches_in(stage, global_batch)
@@ -120,7 +120,7 @@ class State:
         """Begin a stage: freeze all but `trained`, make the optimizer, restore saved moments, start moving averages (EMA) that are missing.
 
         `trained`: what trains, by component (named part of the model) and parameter name. `seed`: of the run, for the noise that rounds
-        bfloat16 weights. An earlier stage has ended by `pause`.
+        bfloat16 weights. Call `pause` first where an earlier stage has an optimizer.
         """
         assert self.optimizer is None, "pause the stage before"
         optim.freeze(self.model, trained)
@@ -165,7 +165,7 @@ class State:
             average.update(self.trained(), self.step)
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Return the state's tensors as {group: {name: tensor}}, for GROUPS. They are the live ones: copy before the next step."""
+        """Return the state's tensors, {group (weights, ema, moments, ...): {name: tensor}}: live ones: copy them before the next step."""
         parameters = dict(self.model.named_parameters())
         weights = {name: parameters[name].detach() for name in sorted(self.ever_trained)}
         live = optim.moments(self.optimizer) if self.optimizer is not None else {}
@@ -203,7 +203,7 @@ class State:
 
 
 def with_batch(batches: Sequence[Sequence[int]], step: int, global_batch: int) -> list[list[int]]:
-    """Return `State.batches` after `step` of the stage has begun with `global_batch` samples; unchanged if that is the size already."""
+    """Return `batches`, [[first step, samples per step], ...], with `global_batch` from `step` on; a copy if that is the size already."""
     if not batches:
         return [[0, global_batch]]
     kept = [list(item) for item in batches]

@@ -16,8 +16,8 @@ from plait.errors import PlaitError
 class TranslationBuilder:
     """The author's keys as written, plait's tree built so far, and `rows`: for each written key, what became of it.
 
-    `defaults`: what the author's trainer takes for a key that is not written; values made of them are listed with the origin
-    `default_label`. `notes`: by key, the remark of a row that is given none.
+    `defaults`: the value that the author's trainer uses for a key that is not written; values made of them are listed with the origin
+    `default_label`. `notes`: {key: the remark of its row where `add_row` is given none}.
     """
 
     def __init__(
@@ -32,13 +32,13 @@ class TranslationBuilder:
         return to_plain(self.written[key]) if key in self.written else self.defaults.get(key)
 
     def origin(self, key: str) -> Node:
-        """Return the node whose file and line a value made of `key` takes: the key's own, or that of defaults."""
+        """Return the node whose file and line are the origin of a value made from `key`: the key's own, or one that stands for defaults."""
         return self.written.get(key, Node(None, self.tree.file, path=key, label=self.default_label))
 
     def assign(self, path: str, value: Any, *keys: str) -> None:
         """Set `path` of plait's tree, such as "optim.lr", with the file and line of the first of `keys` that is written.
 
-        A list may hold nodes already.
+        `value`: plain data, or a list of nodes.
         """
         origin = next((self.written[key] for key in keys if key in self.written), self.origin(keys[0] if keys else path))
         has_nodes = isinstance(value, list) and any(isinstance(item, Node) for item in value)

@@ -117,12 +117,15 @@ class FlagBuilder(TranslationBuilder):
 
 
 def recognise(tree: Node, plait_keys: Sequence[str]) -> bool:
-    """Return whether `tree` was made from a launch script and its words, rather than read from a file."""
+    """Return whether `tree` was made from a launch script and its words, rather than read from a file. `plait_keys` is not used."""
     return tree.file in SCRIPTS and WORDS in tree.value
 
 
 def translate(tree: Node, overrides: Sequence[Override], path: Path, plait_keys: Sequence[str]) -> Translation:
-    """Translate a launch script's words and its flags, `overrides`. Raises PlaitError for an unknown or ill-typed flag or a wrong word."""
+    """Translate a launch script's words and its flags. Raises PlaitError for an unknown or ill-typed flag or a wrong word.
+
+    `tree`: from `open_script`. `overrides`: the flags, and settings whose first key is one of `plait_keys`, which stay. `path` is not used.
+    """
     given, remaining, problems = _sorted(overrides, plait_keys)
     raise_first(problems + [wrong for flag, node in given.items() if (wrong := _wrong_kind(flag, node))])
     chosen, preset, rows = translate_words(tree.file, [str(node.value) for node in tree.value[WORDS].value])

@@ -25,7 +25,7 @@ _INFO = {"int": (int,), "number": (int, float), "bool": (bool,), "text": (str,)}
 
 
 class Key(NamedTuple):
-    """One key. `kind`: int, number, bool, text or any, with ? where null is legal. `path`: plait's key; None: set by a function, or not."""
+    """One key. `kind`: int, number, bool, text or any, with ? if null is legal. `path`: plait's key; None: set by a function or nothing."""
 
     kind: str
     default: Any = None
@@ -98,7 +98,7 @@ SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant_with_warmup": "co
 
 
 def recognise(tree: Node, plait_keys: Sequence[str]) -> bool:
-    """Return whether the file is in this dialect. Raises PlaitError for one that mixes it with plait's own keys, `plait_keys`."""
+    """Return whether the file is in this dialect. Raises PlaitError for one that mixes it with `plait_keys`, plait's own top-level keys."""
     theirs = [node for key, node in tree.value.items() if key in KEYS]
     ours = [node for key, node in tree.value.items() if key in plait_keys and key != STAGES]
     if theirs and ours:
@@ -114,7 +114,8 @@ def recognise(tree: Node, plait_keys: Sequence[str]) -> bool:
 def translate(tree: Node, overrides: Sequence[Override], path: Path, plait_keys: Sequence[str]) -> Translation:
     """Translate the file, and the overrides (settings of the command line) that use its keys, into plait's names.
 
-    `path`: of the file, for messages. Raises PlaitError for an unknown or ill-typed key.
+    `path`: of the file, for messages. `plait_keys`: plait's top-level keys, which overrides may use too. Raises PlaitError for an unknown
+    or ill-typed key.
     """
     written = dict(tree.value)
     for override in overrides:

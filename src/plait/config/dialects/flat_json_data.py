@@ -14,7 +14,7 @@ HELD_OUT = "1%"  # of the training data; the original evaluated on rows that it 
 
 
 def translate_data(builder: TranslationBuilder) -> None:
-    """Translate the training data, with its question and answer, and then the evaluation that may hold out a part of it."""
+    """Translate the training data, with its question and answer, then evaluation, which may hold out a part of that data."""
     key = "train_dataset_path" if builder.get("train_dataset_path") else "dataset_name"
     for other in ("dataset_name", "train_dataset_path"):
         builder.add_row(other, None, "train_dataset_path wins over it" if key == "train_dataset_path" else f"{key} says what is read")
@@ -91,12 +91,12 @@ def _evaluate(builder: TranslationBuilder, train: dict[str, Any]) -> None:
 
 
 def holds_out(builder: TranslationBuilder) -> bool:
-    """Return whether a share of the training data is held out."""
+    """Return whether the translation holds out a share of the training data (not other data) for validation."""
     held_out = node_at(builder.tree, ("data", "validation"))
     return held_out is not None and held_out.value == HELD_OUT
 
 
 def hold_out(builder: TranslationBuilder) -> None:
-    """Hold out a share of the training data, unless other data is, also where nothing is evaluated: no stage may train on it."""
+    """Hold out a share of the training data for validation, unless other data is; without evaluation too, so that no stage trains on it."""
     if node_at(builder.tree, ("data", "validation")) is None:
         builder.assign("data.validation", HELD_OUT, "do_eval")

@@ -25,13 +25,13 @@ INHERITED = (
     *("language", "language_revision", "vision_backbone", "vision_source", "vision_revision"),
     *("connector_hidden", "overlap", "max_crops", "default_style"),
 )
-"""Keys of the captioner's `model:` section that a multitask run, which starts from its weights, takes over."""
+"""Keys of the captioner's `model:` section that a multitask run, which starts from its weights, inherits."""
 _SCENES = {"size": [48, 48], "objects": [1, 2], "supersample": 2}
 _TASKS = {CAPTIONER: ["caption"], MULTITASK: ["count", "colour", "shape", "exists", "point"]}
 
 
 def open_script(name: str, words: Sequence[str]) -> Node:
-    """Return the tree (of nodes with origins) of a launch script called with `words`. Raises PlaitError for a wrong number of words."""
+    """Return a tree of nodes that holds a launch script's `words`, for `translate`. Raises PlaitError for a wrong number of words."""
     wanted = " ".join(SCRIPTS[name])
     if len(words) != len(SCRIPTS[name]):
         given = f"got {' '.join(words)}" if words else "got none"

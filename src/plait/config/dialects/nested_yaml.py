@@ -19,9 +19,9 @@ from plait.errors import PlaitError
 
 DEFAULT = "default of the nested dialect"
 HELD_OUT = 0.01
-"""Share of each bucket kept for validation: the author's plan validated on rows that it trained on."""
+"""Share of each bucket kept for validation; the author's plan validated on rows that it trained on."""
 PICTURES = 16
-"""Samples that are generated in full, at 50 steps of three passes each; the plan's number is meant for a few passes per sample."""
+"""The most samples that are generated in full, at 50 steps of three passes each; the plan's number is for a few passes per sample."""
 
 _INFO: dict[str, tuple[tuple[type, ...], str]] = {
     "int": ((int,), "a whole number"),
@@ -95,7 +95,7 @@ ASSUMED = {"family": "nanodit", "optim.schedule.name": "cosine", "optim.schedule
 
 
 def recognise(tree: Node, plait_keys: Sequence[str]) -> bool:
-    """Return whether the file is in this dialect. Raises PlaitError for one that mixes it with plait's own keys, `plait_keys`."""
+    """Return whether the file is in this dialect. Raises PlaitError for one that mixes it with `plait_keys`, plait's own top-level keys."""
     theirs = [node for key, node in tree.value.items() if key in SECTIONS and key not in plait_keys]
     shared = [key for key in plait_keys if not (key == "model" and _is_of_another_family(tree))]
     theirs += [node for key, node in _leaves(tree) if key in KEYS and key != KEYS[key].path and key.partition(".")[0] in shared]
@@ -117,7 +117,8 @@ def _is_of_another_family(tree: Node) -> bool:
 def translate(tree: Node, overrides: Sequence[Override], path: Path, plait_keys: Sequence[str]) -> Translation:
     """Translate the file, and the overrides (settings of the command line) that use its keys, into plait's names.
 
-    `path`: of the file, for messages. Raises PlaitError for an unknown or ill-typed key.
+    `path`: of the file, for messages. `plait_keys`: plait's top-level keys, which overrides may use too. Raises PlaitError for an unknown
+    or ill-typed key.
     """
     written = dict(_leaves(tree))
     known = [*KEYS, *plait_keys]

@@ -29,7 +29,7 @@ def _load(entry: EntryPoint) -> Dialect:
 
 
 def scripts() -> dict[str, tuple[str, ...]]:
-    """Return the launch scripts of all dialects, which stand in place of a file, with the words that follow each name."""
+    """Return all launch scripts, names given in place of a file, with the words that follow each: {"molmo/captioner": ("MODEL",)}."""
     return {name: words for dialect in dialects() for name, words in dialect.scripts.items()}
 
 

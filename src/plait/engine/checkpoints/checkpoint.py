@@ -62,7 +62,7 @@ class Checkpoint:
         return {name: full_tensor(value) for name, value in self.stored(group).items()}
 
     def stored(self, group: str) -> dict[str, StoredTensor]:
-        """Return a group's tensors by name; parts that many ranks wrote are read only as `full_tensor` or `reshard_like` takes rows."""
+        """Return a group's tensors by name; sharded ones are lazy: `full_tensor` and `reshard_like` (distributed.py) read their rows."""
         return sharded_files.read(self.folder, group, list(self.manifest["files"]))
 
 
@@ -74,10 +74,10 @@ def folder_of(run: Path, stage: int, stage_name: str, step: int) -> Path:
 def write(folder: Path, groups: Groups, metadata: Mapping[str, Any], rank_files: RankFiles = ONE_RANK) -> Checkpoint:
     """Write a checkpoint: tensors into an unfinished folder, flushed and hashed, the manifest last, then rename the folder.
 
-    `groups`: {group: {name: tensor}}; `metadata`: JSON values for the manifest, such as `state`; `rank_files`: what this rank writes of it.
-    An interrupted write leaves only an unfinished folder, which the next start removes. A checkpoint of the same step is deleted only once
-    the new one is in place. With several ranks all call this, each with its own rows; rank 0 publishes what all have flushed. Raises
-    PlaitError on every rank when writing fails on one; earlier checkpoints are untouched.
+    `groups`: {group: {name: tensor}}; `metadata`: JSON values for the manifest, such as `state`; `rank_files`: names and writes this rank's
+    files. An interrupted write leaves only an unfinished folder, which the next start removes. A checkpoint of the same step is deleted
+    only once the new one is in place. With several ranks all call this, each with its own rows; rank 0 publishes what all have flushed.
+    Raises PlaitError on every rank when writing fails on one; earlier checkpoints are untouched.
     """
     unfinished, replaced = (folder.with_name(f"{prefix}{folder.name}") for prefix in (_UNFINISHED, _REPLACED))
     first = rank_files.rank == 0
@@ -149,7 +149,7 @@ def _manifest_hash(manifest: Mapping[str, Any]) -> str:
 
 
 def read(folder: Path) -> Checkpoint:
-    """Read the manifest of the checkpoint in `folder`, without checking its files. Raises PlaitError when there is no usable one."""
+    """Read the manifest of the checkpoint in `folder`, not its files. Raises PlaitError if it is missing, damaged or of another format."""
     path = folder / "manifest.json"
     if not path.is_file():
         raise PlaitError(f"{folder} is no finished checkpoint: it has no manifest.json")
@@ -255,9 +255,9 @@ def run_of(path: Path) -> Path:
 
 
 def newest_intact(run: Path, unread: Mapping[Path, str] = types.MappingProxyType({})) -> tuple[Checkpoint | None, list[str]]:
-    """Verify a run's checkpoints from the newest on; returns the first that is intact (None: none is), and a line per fault before it.
+    """Verify a run's checkpoints from the newest on; returns (the first that is intact or None, a line per fault of those before it).
 
-    `unread`: folders that count as damaged without a look, each with its fault.
+    `unread`: folders that count as damaged without being read, each with its fault.
     """
     faults: list[str] = []
     for folder in published(run):
@@ -285,7 +285,7 @@ def set_aside_damaged(run: Path, intact: Checkpoint) -> list[Path]:
 
 
 def locate(path: Path) -> Checkpoint:
-    """Return the intact checkpoint at `path`: that of a step folder, or the newest of a stage folder or run; warns of newer damage.
+    """Return the intact checkpoint at `path`: that of a step folder, or the newest of a stage folder or run; warns of newer damaged ones.
 
     Raises PlaitError when there is none, or when the step folder named is damaged.
     """

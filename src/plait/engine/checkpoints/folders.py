@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all: filled beside the target, then renamed. Exports, forks and consolidated weights are such."""
+"""Folders that appear whole or not at all: filled beside the target, then renamed. Used for exports, forks and consolidated weights."""
 
 import contextlib
 import errno

@@ -22,7 +22,7 @@ OTHER = "(none)"
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the table: the tensors of a group and component with one verdict: their count, number of values, and names."""
+    """One row of the table, for a group, component and verdict (keep, initialise, drop, missing): count of tensors, of values, names."""
 
     group: str
     component: str

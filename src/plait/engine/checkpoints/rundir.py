@@ -26,7 +26,7 @@ FREE = (
     "data.cache",
     "train.micro_batch",
 )
-"""Keys that may differ when a run is continued: they change how it computes or what it reports, never its answer."""
+"""Keys that may differ when a run is continued: they change how it computes or what it reports, never its results."""
 
 _OF_A_START = frozenset(
     ["lock", "config.yaml", "identity", "assets", "lineage.json", "migrations.jsonl", "heartbeat", "events", "metrics.jsonl"]
@@ -62,7 +62,7 @@ def lock(run: Path) -> IO[str]:
 
 @contextlib.contextmanager
 def cleared_if_failed(run: Path) -> Iterator[None]:
-    """Remove a run that the block began and that ends in an error with nothing saved, and the folders above it that were made for it.
+    """If the block raises, delete the run directory if it is new and nothing was saved in it, with parent folders made for it.
 
     What was in the folder before stays, and so does a run with a checkpoint, a row of metrics or a report.
     """
@@ -106,7 +106,7 @@ def _is_leftover(name: str) -> bool:
 
 
 def sweep(run: Path) -> None:
-    """Remove temporary files that killed processes left half written. Call it with the run's lock held: nobody else is writing then."""
+    """Delete temporary files that killed processes left half written. Call it with the run's lock held: nobody else is writing then."""
     for path in [*run.glob(".*.tmp"), *run.glob("*/.*.tmp"), *run.glob("*/*/.*.tmp")]:
         files.remove(path)
 
@@ -121,7 +121,7 @@ def refuse(run: Path, differences: Sequence[Difference]) -> None:
 
 
 def binding(differences: Sequence[Difference]) -> list[Difference]:
-    """Return the differences that would change the run's results: all but those in or below a key of `FREE`, and data that has moved."""
+    """Return the differences that would change the run's results: not those in or below a key of `FREE`, nor data that has moved."""
     return [item for item in differences if not (any(_within(item[0], free) for free in FREE) or has_moved(*item[1:]))]
 
 
@@ -143,7 +143,7 @@ def set_aside(run: Path) -> Path:
 
 
 def clear(run: Path) -> None:
-    """Remove RUN/assets (such as a tokenizer) and lineage.json, where a run that saved no checkpoint begins anew."""
+    """Delete RUN/assets (such as a tokenizer) and lineage.json, when a run that saved no checkpoint starts over."""
     shutil.rmtree(run / "assets", ignore_errors=True)
     (run / "lineage.json").unlink(missing_ok=True)
 

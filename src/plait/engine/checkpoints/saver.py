@@ -1,4 +1,4 @@
-"""Saving in the background: tensors are copied to host memory, and written and pruned (checkpoint.py) while training goes on."""
+"""Save in the background: tensors are copied to host memory, then written and pruned (checkpoint.py) while training continues."""
 
 import json
 import threading
@@ -19,7 +19,7 @@ from plait.errors import PlaitError
 def copy_out(groups: Groups, into: Groups | None = None) -> dict[str, dict[str, Tensor]]:
     """Copy the tensors of a checkpoint, {"weights": {name: tensor}, "ema": ..., ...}, to host memory; empty groups are left out.
 
-    Training can go on while the copies are written. `into`: earlier copies, whose memory is used again where it fits.
+    Training can continue while the copies are written. `into`: earlier copies, whose memory is reused where it fits.
     """
     old = into or {}
 

@@ -86,7 +86,7 @@ def divide(groups: Groups, ranks: Ranks, process_group: dist.ProcessGroup | None
     """Return the tensors that this rank writes, {group: {name: tensor}}, and the files they go into.
 
     Of a sharded tensor it writes its own rows, where several ranks hold the same rows only the first of them; rank 0 writes full tensors.
-    Where nothing is sharded, rank 0 writes alone and the others get {}. `process_group`: see `RankFiles`.
+    Where nothing is sharded, rank 0 writes alone and the others get {}. `process_group`: of all ranks, for the thread that writes.
     """
     if not is_sharded(groups):
         return groups if ranks.first else {}, RankFiles()

@@ -29,8 +29,8 @@ Key = tuple[int, frozenset[str]]
 class TensorBoard:
     """Mirror into event files under RUN/events, for `tensorboard --logdir RUN`. `step`: where the run begins or resumes.
 
-    Its first event tells a viewer that has read the files already to drop all later steps. A first attempt writes it too: viewers take
-    no notice of the first one they see.
+    Its first event tells a viewer that has read older files to drop all later steps. The first start of a run writes one too: viewers
+    ignore the first that they see.
     """
 
     def __init__(self, run: Path, step: int) -> None:
@@ -38,7 +38,7 @@ class TensorBoard:
         self.failed = False
 
     def row(self, row: Mapping[str, Any]) -> None:
-        """Write the row's numbers as scalars in one event; `add_scalar` for each would cost ten times as much."""
+        """Write the row's numbers as scalars in one event, ten times faster than an `add_scalar` for each."""
         values = [Summary.Value(tag=name, simple_value=value) for name, value in _scalars(row).items()]
         writer = self.writer.file_writer
         assert writer is not None
@@ -64,16 +64,16 @@ class TensorBoard:
 
 
 def fill(mirror: TensorBoard, rows: Sequence[Mapping[str, Any]], shown: Collection[Key]) -> None:
-    """Write the rows of which the event files show nothing: a kill lost them before they were written, or cutting took them."""
+    """Write those of `rows` that the event files lack, after a kill or a cut. `shown`: keys of the rows that they have."""
     for row in rows:
         if _key(row["step"], _scalars(row)) not in shown:
             mirror.row(row)
 
 
 def cut(run: Path, done: Callable[[int, bool], bool]) -> set[Key]:
-    """Cut every event file at its first event for which `done(step, held_out)` is false, or that is damaged; returns what stays.
+    """Cut every event file at its first event that is damaged, or for which `done(step, held_out)` is false; returns keys of what stays.
 
-    Older files are renamed where the clock has not passed them: readers take files in the order of their names.
+    `held_out`: the event is of an evaluation. If the clock is behind the newest file's name, files are renamed so that new ones sort last.
     """
     paths = sorted(path for path in (run / "events").glob(f"{_PREFIX}*") if path.is_file())
     shown: set[Key] = set()

@@ -1,6 +1,6 @@
 """The heartbeat of a rank: what it is doing now, in one small file that other processes read (RUN/heartbeat/rank-0.json).
 
-Not a log: the line is overwritten in place at every change, by one write of fixed length and without a flush to disk (about 3 us).
+Not a log: the line is overwritten in place at every beat, by one write of fixed length and without a flush to disk (about 3 us).
 `watchdog.py` reads the heartbeats to find a rank that is late.
 """
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 PHASES = ("start", "stage", "data", "step", "evaluate", "save", "done")
-"""start: reading model and state. stage: setting one up. data: waiting for a batch. save: copying to the host, before the write."""
+"""start: loading model and state. stage: setting one up. data: waiting for a batch. save: copying to the host, before the write."""
 
 _LENGTH = 160
 
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 class Heartbeat:
-    """One rank's heartbeat file. All ranks make the same sequence of beats (changes of it), so the rank with the fewest is late."""
+    """One rank's heartbeat file. All ranks write the same sequence of beats, so the rank with the fewest is late."""
 
     def __init__(self, run: Path, rank: int) -> None:
         self.run, self.rank = run, rank
@@ -36,7 +36,7 @@ class Heartbeat:
         self.phase("start", 0)
 
     def phase(self, name: str, step: int) -> None:
-        """Record that the phase `name`, one of PHASES, begins after `step` updates."""
+        """Record that the phase `name` (start, stage, data, step, evaluate, save or done) begins, after `step` updates."""
         assert name in PHASES, f"no phase of a heartbeat: {name}"
         self.name, self.step, self.began_s = name, step, time.time()
         self.part("")

@@ -1,6 +1,6 @@
-"""The one handler through which plait's log lines reach a person: it knows which rank this is, and leaves the progress bar alone.
+"""The logging handler that shows plait's log lines: on rank 0 only, and above the progress bar, which it does not break.
 
-Modules say `log = logging.getLogger(__name__)` and log there; nothing prints. INFO goes to standard output as it is, WARNING and above to
+Modules use `log = logging.getLogger(__name__)`; nothing prints. INFO goes to standard output as it is, WARNING and above to
 standard error; both from rank 0 only, unless a record carries `extra=EVERY_RANK`. Installed by the command line, not by importing plait.
 """
 
@@ -14,7 +14,7 @@ from plait.config.secrets import shown
 from plait.errors import printable
 
 EVERY_RANK = {"every_rank": True}
-"""`log.info(text, extra=EVERY_RANK)`: a line that each rank says for itself."""
+"""`log.info(text, extra=EVERY_RANK)` shows the line of every rank, not of rank 0 only."""
 
 
 class Reporter(logging.Handler):
@@ -43,7 +43,7 @@ def write(stream: TextIO | None, line: str) -> None:
 
 
 def settle_output() -> None:
-    """Flush standard output at the end of the process; where its reader has gone, discard the rest, so that Python reports no error."""
+    """Flush standard output at the end of the process; if its reader has gone, discard the rest, so that Python reports no error."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -55,7 +55,7 @@ def settle_output() -> None:
 def install(*packages: str) -> None:
     """Show the log lines of plait, and of other `packages` (names of loggers), from INFO up; a second call changes nothing.
 
-    The Hub client's warnings of each retry are not shown, unless HF_HUB_VERBOSITY asks for them: the error that follows says why.
+    The Hub client's warnings of each retry are hidden unless HF_HUB_VERBOSITY is set: the error that follows has the reason.
     """
     if "HF_HUB_VERBOSITY" not in os.environ:
         os.environ["HF_HUB_VERBOSITY"] = "error"  # read when the client is imported

@@ -62,7 +62,7 @@ class Screen:
                 self.live.start()
 
     def advance(self, row: Mapping[str, Any]) -> None:
-        """Show a step's row of metrics, recorded or not: `loss`, `samples_per_s`, and where they are known the waiting for data and MFU."""
+        """Show a step's row of metrics, recorded or not: `loss`, `samples_per_s`; MFU and the wait for data where they are known."""
         self.step = row["step"]
         if "data_wait_s" in row and self.step > self.first + 1:  # the first one waits for the workers to start
             self.waits.append((row["data_wait_s"], row["data_wait_s"] + row["step_s"]))
@@ -81,7 +81,7 @@ class Screen:
     def held_out(self, row: Mapping[str, Any]) -> None:
         """Show all figures of an evaluation's row (`eval/...`): `loss`, and in brackets after it those that are named `loss/...`.
 
-        After a figure with an interval in `intervals` is how far its farther end is: `accuracy 0.81 ±0.04`.
+        A figure that has an interval in `intervals` is followed by the distance to its farther end: `accuracy 0.81 ±0.04`.
         """
         intervals = row.get("intervals", {})
         numbers = {name.removeprefix("eval/"): value for name, value in row.items() if isinstance(value, float)}
@@ -97,7 +97,7 @@ class Screen:
         self._write(f"{self._place(row['step'])}  held out: {'  '.join(shown)}")
 
     def row(self, row: Mapping[str, Any]) -> None:
-        """Show a recorded row: all figures of an evaluation's, which has no `loss`. Those of a step are shown by `advance`."""
+        """Show all figures of a recorded row if it is an evaluation's, which has no `loss`; `advance` shows those of a step."""
         if "loss" not in row:
             self.held_out(row)
 
@@ -118,11 +118,11 @@ class Screen:
         return sum(wait for wait, _ in self.waits) / total if total else 0.0
 
     def left_s(self) -> float:
-        """Return the seconds to the end of the stage, at the speed of this start."""
+        """Return the estimated seconds to the end of the stage, from the mean speed since it began or was resumed."""
         return (time.monotonic() - self.began_s) / max(1, self.step - self.first) * (self.stop - self.step)
 
     def line(self, width: int, *, ascii_only: bool = False) -> Text:
-        """Return the line for a terminal of `width` columns: what matters less is left out where it does not fit, never cut in two."""
+        """Return the progress line for a terminal of `width` columns; what does not fit is left out, the least important first."""
         place, kept = self._place(), list[str]()
         for figure in [*self.figures, f"{clock(time.monotonic() - self.began_s)} so far"]:
             bar = _BAR[0] + 1 if len(kept) >= _BEFORE_BAR else 0
@@ -150,7 +150,7 @@ class Screen:
 
 
 def number(value: float) -> str:
-    """Format a figure: whole numbers as such, with thousands apart, others with four digits."""
+    """Format a number: whole ones, and all from 10,000 on, as 12,345; others with four significant digits."""
     if math.isfinite(value) and (value == int(value) or abs(value) >= 1e4):
         return f"{value:,.0f}"
     return f"{value:.4g}"

@@ -1,4 +1,4 @@
-"""The one channel for stopping: SIGTERM, SIGUSR1 and Ctrl-C (SIGINT) set a flag here, and the ranks agree on it here.
+"""Requests to stop: SIGTERM, SIGUSR1 and Ctrl-C (SIGINT) set a flag here, and the ranks agree on it here.
 
 The data wait, the loop and the evaluation look at it. SLURM, Kubernetes and spot machines send the signal some time before the kill: a
 second one changes nothing. A second Ctrl-C ends the process at once; what is saved is whole at any moment.
@@ -23,7 +23,7 @@ class Paused(PlaitError):
 
 
 class Signals:
-    """Context manager: inside it, the signals in ASKING are noted instead of ending the process. Only the main thread can enter it."""
+    """Context manager: inside it, the signals in ASKING set a flag instead of ending the process. Only the main thread can enter it."""
 
     def __init__(self) -> None:
         self.received: str | None = None

@@ -48,9 +48,9 @@ def _number(value: Any) -> Any:
 
 
 class Tracker:
-    """Writer of metrics: every row to `metrics.jsonl` first, then to the mirrors. `run` None, as on ranks above 0: writes nothing.
+    """Writer of metrics: every row to `metrics.jsonl` first, then to the mirrors. `run`: its directory; None, as on ranks above 0: no file.
 
-    `monitors` check every row; their warnings are recorded in it as `warnings`, and shown on the screen.
+    `monitors`: functions of a row that return warnings, which are recorded in the row as `warnings` and shown on the screen.
     """
 
     def __init__(self, run: Path | None, mirrors: Sequence[Mirror], screen: Screen | None = None, monitors: Sequence[Monitor] = ()) -> None:
@@ -97,9 +97,9 @@ class Tracker:
 
 
 def open_tracker(run: Path, config: RunConfig, identity: str, state: State, monitors: Sequence[Monitor] = ()) -> Tracker:
-    """Open the tracker of a run that continues at `state`; what `metrics.jsonl` and the event files hold of later steps is removed.
+    """Open the tracker of a run that continues at `state`, after removing rows of later steps from `metrics.jsonl` and the event files.
 
-    `identity`: the run's id at W&B. Monitors read the rows that stay, so that they remember what they knew and repeat no warning.
+    `identity`: the run's id at W&B. `monitors` read the rows that stay, so that they remember earlier steps and repeat no warning.
     """
 
     def done(step: int, held_out: bool) -> bool:

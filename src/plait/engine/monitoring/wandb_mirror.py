@@ -59,7 +59,7 @@ class WandB:
         return process
 
     def row(self, row: Mapping[str, Any]) -> None:
-        """Start the child again where it was killed; it reads the row from the file."""
+        """Start the child again if it was killed; it reads the row itself from the file."""
         self._restart_killed()
 
     def _restart_killed(self) -> None:
@@ -85,7 +85,7 @@ class WandB:
         """Do nothing: pictures stay in TensorBoard and in files of the run, only what is in `metrics.jsonl` is sent."""
 
     def close(self) -> None:
-        """Give the child some seconds to send what is left, then kill it."""
+        """Give the child some seconds to send the remaining rows, then kill it."""
         self._restart_killed()
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
@@ -118,7 +118,7 @@ def rows(file: IO[str], ended: threading.Event) -> Iterator[dict[str, Any]]:
 
 
 def numbers(row: Mapping[str, Any]) -> dict[str, float]:
-    """Return the numbers that W&B plots of a line of metrics: without `step` and texts, with "nan" and "inf" as floats."""
+    """Return the numbers of a row of metrics that W&B plots: without `step` and strings, but with "nan" and "inf" as floats."""
     values = {name: float(value) if value in _NOT_FINITE else value for name, value in row.items() if name != "step"}
     return {name: value for name, value in values.items() if isinstance(value, int | float)}
 

@@ -38,14 +38,14 @@ log = logging.getLogger(__name__)
 
 
 class Watchdog:
-    """Context manager: ends this rank after `timeout_s` without a heartbeat (None: never); has it save and stop if torchrun is gone."""
+    """Context manager: ends this rank after `timeout_s` without a heartbeat (None: never); sends it SIGTERM if torchrun is gone."""
 
     def __init__(self, heartbeat: Heartbeat, ranks: Ranks, timeout_s: float | None) -> None:
         self.heartbeat, self.ranks, self.timeout_s = heartbeat, ranks, timeout_s
         self.stacks: IO[str] | None = None
         self.parent = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None
         self.process: subprocess.Popen[bytes] | None = None
-        """The program that ends this rank when no thread of it can; started at the first look, so that short runs have none."""
+        """The program that ends this rank when none of its threads can; started at the first look, so that short runs have none."""
         self._left = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="plait-watchdog", daemon=True)
 
@@ -124,7 +124,7 @@ class Watchdog:
 
 
 def collectives_s(timeouts_s: list[float | None]) -> float | None:
-    """Return a timeout of collectives, in s, longer than the watchdog's of each stage; None (torch's default) where a stage has none."""
+    """Return a timeout of collectives (s) longer than the watchdog's `timeouts_s` of each stage; None (torch's default) if one is None."""
     limits = [limit for limit in timeouts_s if limit is not None]
     return 2 * PATIENCE * max(limits) if len(limits) == len(timeouts_s) else None
 
@@ -135,7 +135,7 @@ def stacks_of(run: Path, rank: int) -> Path:
 
 
 def describe_hang(beats: list[dict[str, Any] | None], allowed_s: float, run: Path) -> str:
-    """Describe a hang in one line: the late ranks, their phase, where the stacks are. `beats`: `heartbeat.read` of each rank."""
+    """Return a line on a hang: the late ranks, their phase, where the stacks are. `beats`: each rank's last heartbeat, or None."""
     fewest = min((beat["beat"] for beat in beats if beat), default=0)
     late = [rank for rank, beat in enumerate(beats) if beat is None or beat["beat"] == fewest]
     first = beats[late[0]]

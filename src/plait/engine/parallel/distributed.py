@@ -51,11 +51,11 @@ class Ranks:
         return values
 
     def any(self, flag: bool) -> bool:
-        """Return whether the flag is true on any rank; all ranks call this and get the same."""
+        """Return whether the flag is true on any rank; all ranks call this and get the same answer."""
         return bool(self.sum(torch.tensor(float(flag))).item()) if self.size > 1 else flag
 
     def gather(self, value: Any) -> list[Any]:
-        """Return the values of all ranks, in rank order, on every rank; any picklable value."""
+        """Return the values of all ranks, in rank order, on every rank, which all call this; any picklable value."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -142,7 +142,7 @@ def replicate(model: nn.Module, ranks: Ranks) -> nn.Module:
 
 
 def is_sharded(net: nn.Module) -> bool:
-    """Return whether the model's weights are sharded over ranks (FSDP2), so that every pass through it is a collective."""
+    """Return whether the model's weights are sharded over ranks (FSDP2), so that every pass through it communicates."""
     return isinstance(net, FSDPModule)
 
 
@@ -165,7 +165,7 @@ def reshard(net: nn.Module) -> None:
 
 @dataclass(frozen=True)
 class LazyShardedTensor:
-    """A saved tensor whose rows several ranks wrote: `parts`, in memory-mapped files. Rows that are not asked for are not read."""
+    """A saved tensor whose rows several ranks wrote: `parts`, in memory-mapped files. Only rows that are asked for are read."""
 
     parts: tuple[Tensor, ...]
 
@@ -184,7 +184,7 @@ class LazyShardedTensor:
 
 
 StoredTensor = Tensor | LazyShardedTensor
-"""A tensor as a checkpoint gives it: read from one file, or in the files of several ranks."""
+"""A tensor read from a checkpoint: from one file, or still in the files of several ranks."""
 
 
 def local(value: Tensor) -> Tensor:
@@ -200,7 +200,7 @@ def full_tensor(value: StoredTensor) -> Tensor:
 
 
 def local_row_range(rows: int, mesh: DeviceMesh) -> tuple[int, int]:
-    """Return [first, last), the rows that this rank holds of `rows` rows sharded over the mesh's last dimension, as torch.chunk splits."""
+    """Return (first, end) of this rank's rows of `rows` sharded over the mesh's last dimension as by torch.chunk; `end` is excluded."""
     shards, i = mesh.size(mesh.ndim - 1), mesh.get_local_rank(mesh.ndim - 1)
     size = -(-rows // shards)
     return min(size * i, rows), min(size * (i + 1), rows)

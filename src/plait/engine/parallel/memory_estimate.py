@@ -40,9 +40,9 @@ class ParameterCounts:
 
 @dataclass(frozen=True)
 class Storage:
-    """Bytes per value of trained weights with their gradients, and of frozen ones.
+    """Bytes per value of trained weights with their gradients, and of frozen ones; `averages`: how many each trained weight has.
 
-    `bf16`, `fp16`: trained 4, frozen 2; `pure_bf16`: 2 and 2. Averages have 4; `averages`: how many are kept of each trained weight.
+    `bf16`, `fp16`: trained 4, frozen 2; `pure_bf16`: 2 and 2. An average has 4.
     """
 
     trained: int = _FLOAT32
@@ -76,7 +76,7 @@ class Layout:
 
 
 class Memory(NamedTuple):
-    """Bytes on one rank. `gathered`: the most that full weights and gradients, gathered for a moment by FSDP, take at a time."""
+    """Bytes on one rank. `gathered`: the most that FSDP's gathered weights and gradients take at a time."""
 
     weights: int
     gradients: int
@@ -103,7 +103,7 @@ class Traffic(NamedTuple):
 
 
 def count_parameters(model: nn.Module, trained: Collection[str], ever: Collection[str], blocks: Sequence[nn.Module]) -> ParameterCounts:
-    """Count a model's values: `trained` and `ever` name parameters that train now and did so far; `blocks` are the units of sharding."""
+    """Count a model's values. `trained`, `ever`: names of parameters that train now, and that ever did; `blocks`: the units of sharding."""
     sizes = {id(value): (name, value.numel()) for name, value in model.named_parameters()}  # a tied weight once
     units = [{id(value) for value in block.parameters()} for block in blocks]
     now, before = set(trained), set(ever) - set(trained)

@@ -35,7 +35,7 @@ class Sharding:
     def wrap(self, blocks: Sequence[nn.Module], trained: Collection[str], layout: Layout, ranks: Ranks) -> None:
         """Move the model to this rank's device and shard it over ranks as `layout` says; parameters keep names and values.
 
-        `trained`: names of the parameters that train in this stage. One unit at a time is full, so the model need never fit on one device.
+        `trained`: names of the parameters that train in this stage. One unit at a time is full, so the model need not fit on one device.
         """
         self.unwrap()
         if layout.shards == 1:
@@ -115,7 +115,7 @@ def _units(
 
 
 def gather(module: nn.Module, done: Collection[int]) -> None:
-    """Replace a module's sharded parameters by full ones, except in submodules whose id is in `done`; tied ones stay tied."""
+    """Replace a module's sharded parameters by full ones, in place, except in submodules whose id is in `done`; tied ones stay tied."""
     full: dict[int, nn.Parameter] = {}
     for part in module.modules():
         for name, value in part._parameters.items() if id(part) not in done else ():
