@@ -186,7 +186,8 @@ def test_the_table_of_a_runs_first_lines_stands_at_the_top(family, resolve, tmp_
     cut = int(re.search(r", (\d+) cut by data.max_tokens, ", row)[1])
     assert 0 < cut < 32
     assert row.endswith("px, 0 over 67 megapixels or 65535 px a side, 32 with a side under the model's 20 px")
-    assert ", 0 without images, 32 without frames; pictures of 16x16 px, " in row
+    assert ", 0 without images, 32 without frames; " in row and "; pictures of 16x16 px, " in row
+    assert ("held-out samples too, " in row) is (split == "train")
     assert said.index(row) < said.index("samples as the model sees them")
     assert page.index(row.replace("'", "&#39;")) < page.index("letters")
     refused = "refused  film trains, but none of the 39 samples looked at has frames: leave film out of trainable, or say guard.no_input"

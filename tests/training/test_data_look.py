@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from plait import cli
-from plait.assembly import data_look
+from plait.assembly import data_look, overlap
 from plait.assembly.configuration import open_config
 from plait.assembly.model import build_model
 from plait.config.schema import Source
@@ -52,7 +52,8 @@ def test_a_line_says_what_is_bad_without_text_and_of_which_size(tmp_path):
     (found,) = look([opened(tmp_path, records)])
     side = "x".join(map(str, found.sizes[0]))
     assert (found.read, found.bad.total(), found.without_text) == (5, 3, 1)
-    said = f"5 looked at, 3 bad, 1 without text, 0 with empty text, 0 cut by data.max_tokens, 0 held-out samples too; pictures of {side} px"
+    said = "5 looked at, 3 bad, 1 without text, 0 with empty text, 0 cut by data.max_tokens; no held-out samples to compare with; "
+    said += f"pictures of {side} px"
     assert found.text().startswith(
         f"{said}, 0 over 67 megapixels or 65535 px a side; bad: 1 x no text: `caption` is null; 1 x an empty answer"
     )
@@ -63,9 +64,36 @@ def test_a_line_says_what_is_bad_without_text_and_of_which_size(tmp_path):
 
 def test_held_out_samples_among_the_training_data_are_told(tmp_path):
     train = opened(tmp_path, [{"caption": text, "image": "0.png"} for text in "abcd"])
-    held = opened(tmp_path, [{"caption": text, "image": "0.png"} for text in "bx"] + [{"caption": "c", "image": "1.png"}], "b")
+    held = opened(
+        tmp_path, [{"caption": text, "image": "0.png"} for text in "bx"] + [{"caption": "c", "image": "1.png"}, {"caption": ""}], "b"
+    )
     (found,) = look([train], [held])
-    assert found.held_out == 1 and ", 1 held-out samples too; " in found.text()
+    assert "; 1 held-out samples too, 4 with a held-out picture (4 of 4 compared with 3 of 4 held out); " in found.text()
+    (found,) = look([opened(tmp_path, [{"caption": "z", "image": "2.png"}], "c")], [held])
+    assert "; 0 held-out samples too, 0 with a held-out picture (1 of 1 compared with 3 of 4 held out); " in found.text()
+
+
+def test_all_samples_of_both_sides_are_compared_where_they_can_be_read_quickly(tmp_path):
+    """One sample of 1,500 is also one of 700 that are held out: 32 of each side would not find it."""
+    train = opened(tmp_path, [{"caption": f"train {i}" if i != 777 else "both"} for i in range(1500)])
+    held = opened(tmp_path, [{"caption": f"held {i}" if i != 333 else "both"} for i in range(700)], "b")
+    (found,) = look([train], [held])
+    assert "; 1 held-out samples too, 0 with a held-out picture (1500 of 1500 compared with 700 of 700 held out)" in found.text()
+    assert found.read == 32
+
+
+def test_it_is_told_of_how_many_samples_nothing_is_known(tmp_path, monkeypatch):
+    train = opened(tmp_path, [{"caption": f"{i}"} for i in range(5000)])
+    held = opened(tmp_path, [{"caption": f"{i}"} for i in range(200)], "b")
+    (found,) = look([train], [held])
+    assert (found.overlap.compared, found.overlap.held_out.compared) == (2048, 200)
+    assert found.text().endswith(" (2048 of 5000 compared with 200 of 200 held out)")
+    assert 50 < found.overlap.same < 110  # 200 in 5000: 82 of 2048 are expected
+    train.stored = held.stored = False  # as of a source on the network
+    assert look([train], [held])[0].text().endswith(" (32 of 5000 compared with 32 of 200 held out)")
+    monkeypatch.setattr(overlap, "_BYTES", 10 * len(picture(0)) - 1)
+    pictures = opened(tmp_path, [{"caption": f"{i}", "image": "0.png"} for i in range(50)])
+    assert " (10 of 50 compared with 10 of 50 held out); " in look([pictures], [pictures])[0].text()
 
 
 @pytest.mark.parametrize(
@@ -96,7 +124,7 @@ def test_cut_texts_and_pictures_beyond_the_limits_are_counted(tmp_path, monkeypa
     wide, high = image_files.size(picture(0))
     monkeypatch.setattr(image_files, "MAX_PIXELS", wide * high - 1)
     (found,) = look([source], limits=Limits(image_side=min(wide, high) + 1))
-    assert ", 2 cut by data.max_tokens, " in found.text()
+    assert ", 2 cut by data.max_tokens" in found.text()
     assert f", 3 over 0 megapixels or 65535 px a side, 3 with a side under the model's {min(wide, high) + 1} px" in found.text()
     (found,) = look([source], limits=Limits(image_side=min(wide, high)))
     assert found.text().endswith(f", 0 with a side under the model's {min(wide, high)} px")
@@ -257,7 +285,7 @@ def test_samples_of_numbers_alone_are_not_taken_for_held_out_ones(tmp_path, monk
     recipe = toy_family.install(monkeypatch, tmp_path)
     toy_family.train(recipe, tmp_path / "run", "stages=[]", "train.steps=1")
     said = capsys.readouterr().out
-    assert "jsonl:train.jsonl" in said and "0 held-out samples too" in said
+    assert "not compared with the held-out samples, as no picture or text of them or of these can be read" in said
 
 
 def test_samples_that_a_tokenizer_is_trained_without_are_counted_and_told(tmp_path, capsys):

@@ -9,9 +9,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import xxhash
-
+from plait.assembly import overlap
 from plait.assembly.data import open_validation
+from plait.assembly.overlap import HeldOut, Overlap, content_of, contents
 from plait.config.schema import RunConfig
 from plait.data import image_files
 from plait.data.loading.micro_batch import Inputs
@@ -46,8 +46,8 @@ class SourceLook:
     """Usable samples whose text is truncated to `data.max_tokens`."""
     sizes: list[tuple[int, int]] = field(default_factory=list)
     """Width and height of each image that can be opened."""
-    held_out: int = 0
-    """Usable samples with the same images and text as one of the held-out samples that were looked at."""
+    overlap: Overlap | None = None
+    """How many samples are held out as well; None where no samples are held out."""
     holding: Counter[str] = field(default_factory=Counter)
     """How many usable samples have images, or frames of video: {"images": 30, "frames": 2}."""
 
@@ -64,11 +64,11 @@ class SourceLook:
             "without text": self.without_text,
             "with empty text": self.empty,
             "cut by data.max_tokens": self.cut,
-            "held-out samples too": self.held_out,
         }
         wanted = dict.fromkeys(key for keys in self.limits.needs.values() for key in keys)
         counts |= {f"without {key}": self.usable - self.holding[key] for key in wanted}
         parts = [", ".join(f"{count} {name}" for name, count in counts.items())]
+        parts.append("no held-out samples to compare with" if self.overlap is None else self.overlap.text(len(self.source)))
         if self.sizes:
             parts.append(self._pictures())
         if self.bad:
@@ -132,11 +132,12 @@ def table(found: Sequence[SourceLook]) -> list[tuple[str, str]]:
 def look(sources: Sequence[Source], inputs: Inputs, limits: Limits, held_out: Sequence[Source], seed: int) -> list[SourceLook]:
     """Read and encode some samples of each source; return the counts per source. `held_out`: the sources of `data.validation`."""
     count = max(1, min(_SAMPLES, _ALL_SAMPLES // max(1, len(sources))))
-    known = {_content(sample) for source in held_out for sample in _readable(source, count)} - {""}
     found = [SourceLook(source, limits) for source in sources]
+    if held_out:
+        _compare(found, held_out, count)
     for one in found:
         for index in _spread(len(one.source), count):
-            _look_at(one, index, inputs, known, key(seed, "look", index))
+            _look_at(one, index, inputs, key(seed, "look", index))
     return found
 
 
@@ -171,7 +172,7 @@ def without_input(found: Sequence[SourceLook], limits: Limits, trainable: Sequen
     return faults
 
 
-def _look_at(found: SourceLook, index: int, inputs: Inputs, held_out: set[str], sample_key: int) -> None:
+def _look_at(found: SourceLook, index: int, inputs: Inputs, sample_key: int) -> None:
     """Read and encode one sample of a source, and count what it is in `found`."""
     found.read += 1
     try:
@@ -186,19 +187,21 @@ def _look_at(found: SourceLook, index: int, inputs: Inputs, held_out: set[str], 
     found.without_text += not answers
     found.empty += bool(answers) and not any(answer.strip() for answer in answers)
     found.cut += bool(sum(inputs.collate([example]).get("cut", ())))
-    found.held_out += _content(sample) in held_out
+    if found.overlap is not None and not found.source.stored:
+        found.overlap.add(content_of(sample))
     found.holding.update(name for name in ("images", "frames") if sample.get(name))
 
 
-def _readable(source: Source, count: int) -> list[Sample]:
-    samples = []
-    for index in _spread(len(source), count):
-        try:
-            with sample_errors:
-                samples.append(source[index])
-        except BadSample:
-            continue
-    return samples
+def _compare(found: Sequence[SourceLook], held_out: Sequence[Source], least: int) -> None:
+    """Compare the samples of training sources with held-out ones, at `least` of each source; those that are not stored as they are read."""
+    theirs = HeldOut(sum(map(len, held_out)))
+    for source in held_out:
+        theirs.add(contents(source, _spread(len(source), overlap.count(source, len(held_out), least))))
+    for one in found:
+        one.overlap = Overlap(theirs)
+        if one.source.stored:
+            for content in contents(one.source, _spread(len(one.source), overlap.count(one.source, len(found), least))):
+                one.overlap.add(content)
 
 
 def _spread(length: int, count: int) -> list[int]:
@@ -210,15 +213,3 @@ def _answers(sample: Sample) -> list[str]:
     """Return the texts of the assistant in all conversations of a sample."""
     conversations = [annotation["messages"] for annotation in sample.get("annotations", ())] or [sample["messages"]]
     return [turn["content"] for conversation in conversations for turn in conversation if turn["role"] == "assistant"]
-
-
-def _content(sample: Sample) -> str:
-    """Return a hash of a sample's images, arrays and text; "" for a sample that has none of them."""
-    if not (sample["messages"] or sample["images"] or sample.get("arrays")):
-        return ""
-    digest = xxhash.xxh3_128(repr([(turn["role"], turn["content"]) for turn in sample["messages"]]).encode("utf-8", "surrogatepass"))
-    for image in sample["images"]:
-        digest.update(image)
-    for name, array in sorted(sample.get("arrays", {}).items()):
-        digest.update(name.encode() + array.tobytes())
-    return digest.hexdigest()

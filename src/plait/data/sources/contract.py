@@ -39,6 +39,9 @@ class Source(abc.ABC):
     may_wait: bool = False
     """Whether a read may wait for a network or a user's code; such a source is never read in the training thread, so that it can stop."""
 
+    stored: bool = False
+    """Whether samples are read as they lie on a local disk, so that very many of them can be looked at before a run."""
+
     left_out: Mapping[str, int] = MappingProxyType({})
     """Counts of what is found among the samples but not read, by description, such as {".heic: a format that is not read": 3}."""
 

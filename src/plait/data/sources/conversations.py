@@ -22,6 +22,7 @@ class Conversations(Source):
         self.reader, self.name, self.template, self.has_template = reader, title(entry), entry.template, entry.template is not None
         self.allow_blank, self.left_out = entry.allow_blank, reader.left_out
         self.may_wait = entry.path is not None and is_remote(entry.path)
+        self.stored = not self.may_wait
         self._length = len(reader) if entry.limit is None else min(entry.limit, len(reader))
         patterns = None if entry.template is None else [pattern for _, pattern in text.patterns(entry.template)]
         content = [reader.digest, self._length, patterns, sorted(entry.columns.items())]

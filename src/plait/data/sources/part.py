@@ -28,6 +28,7 @@ class Part(Source):
         self.whole, self.held_out = source, held_out
         self.name, self.left_out = source.name, dict(source.left_out)
         self.has_template, self.allow_blank, self.may_wait = source.has_template, source.allow_blank, source.may_wait
+        self.stored = source.stored
         self.fingerprint = f"{source.fingerprint}-{'held' if held_out else 'train'}-{key(str(share), seed):016x}"
         ends = np.cumsum([0, *(source.groups or (len(source),))])
         chosen = [_held_out(int(begin), int(end), share, seed) for begin, end in pairwise(ends)]

@@ -1,0 +1,104 @@
+"""Whether samples that are trained are held out as well: by hashes of what they hold, of as many samples as can be read quickly.
+
+All samples of small sources are compared, up to thousands evenly over a large one, and some of one whose samples are not read from a
+local disk. How many it were on either side is told beside the result.
+"""
+
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import xxhash
+
+from plait.data.sources.contract import Sample, Source
+from plait.errors import BadSample, sample_errors
+
+_SAMPLES = 2048  # of all sources of one side together
+_BYTES = 1 << 29
+
+
+class Content(NamedTuple):
+    """Hashes of what a sample holds: images, arrays and text as one, and of each image."""
+
+    whole: str
+    pictures: frozenset[str]
+
+
+@dataclass
+class HeldOut:
+    """What the held-out sources hold. `samples`: all of them; `compared`: those that were looked at."""
+
+    samples: int = 0
+    compared: int = 0
+    wholes: set[str] = field(default_factory=set)
+    pictures: set[str] = field(default_factory=set)
+
+    def add(self, contents: Iterable[Content]) -> None:
+        """Add the samples of one held-out source."""
+        for content in contents:
+            self.compared += 1
+            self.wholes.add(content.whole)
+            self.pictures |= content.pictures
+
+
+@dataclass
+class Overlap:
+    """How the samples of a training source compare with held-out ones."""
+
+    held_out: HeldOut
+    compared: int = 0
+    same: int = 0
+    """Samples that hold what a held-out one holds."""
+    pictures: int = 0
+    """Samples with a picture that a held-out one has too, whatever their texts."""
+
+    def add(self, content: Content | None) -> None:
+        """Compare one more sample; None: it holds nothing that could be compared."""
+        if content is not None and self.held_out.compared:
+            self.compared += 1
+            self.same += content.whole in self.held_out.wholes
+            self.pictures += not content.pictures.isdisjoint(self.held_out.pictures)
+
+    def text(self, samples: int) -> str:
+        """Return the result in words. `samples`: those of the training source."""
+        if not self.compared:
+            return "not compared with the held-out samples, as no picture or text of them or of these can be read"
+        sides = f"{self.compared} of {samples} compared with {self.held_out.compared} of {self.held_out.samples} held out"
+        return f"{self.same} held-out samples too, {self.pictures} with a held-out picture ({sides})"
+
+
+def count(source: Source, sources: int, least: int) -> int:
+    """Return how many samples of a source are compared where a side has so many `sources`: `least` of one that is slow to read."""
+    return max(least, _SAMPLES // max(1, sources)) if source.stored else least
+
+
+def contents(source: Source, indices: Sequence[int]) -> Iterator[Content]:
+    """Give the content of the samples `indices`; of fewer, spread over them, where they are many bytes together."""
+    shuffled = list(indices)
+    random.Random(0).shuffle(shuffled)
+    left = _BYTES
+    for index in shuffled:
+        try:
+            with sample_errors:
+                sample = source[index]
+        except BadSample:
+            continue
+        content = content_of(sample)
+        if content is not None:
+            yield content
+        left -= sum(map(len, sample["images"]))
+        if left < 0:
+            return
+
+
+def content_of(sample: Sample) -> Content | None:
+    """Return the hashes of a sample's content; None for one without text, images and arrays, of which nothing can be said."""
+    if not (sample["messages"] or sample["images"] or sample.get("arrays")):
+        return None
+    digest = xxhash.xxh3_128(repr([(turn["role"], turn["content"]) for turn in sample["messages"]]).encode("utf-8", "surrogatepass"))
+    pictures = [xxhash.xxh3_128(image).hexdigest() for image in sample["images"]]
+    digest.update("".join(pictures).encode())
+    for name, array in sorted(sample.get("arrays", {}).items()):
+        digest.update(name.encode() + array.tobytes())
+    return Content(digest.hexdigest(), frozenset(pictures))
