@@ -62,6 +62,17 @@ def test_a_run_of_any_name_is_trained_looked_at_forked_and_started_from(recipe, 
     assert "continuing from" in plait(capsys, "train", str(recipe), "--run", run)
 
 
+def test_a_run_whose_name_begins_with_a_dash_comes_after_two_dashes_or_with_its_folder(recipe, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    plait(capsys, "train", str(recipe), "--run=-a", "--stages=[]", "--train.steps=1", "--evaluate=[]", "--checkpoint.best=null")
+    plait(capsys, "fork", "--", "-a@1", "-b")
+    for run in (["--", "-a"], ["./-a"], ["--", "-b"]):
+        for verb in (["stages"], ["ckpt", "inspect"], ["ckpt", "verify"], ["config"], ["train"]):
+            plait(capsys, *verb, *run)
+    assert "moved" in plait(capsys, "ckpt", "diff", "--", "-a", "-b@1")
+    assert {path.name for path in tmp_path.iterdir()} == {"-a", "-b"}
+
+
 @pytest.mark.parametrize("name", ["007", "1e3", "true", "2026-11-29", "~x", "[a]", "a: b"])
 def test_a_run_whose_name_reads_like_another_value_keeps_it(recipe, tmp_path, capsys, monkeypatch, name):
     monkeypatch.chdir(tmp_path)

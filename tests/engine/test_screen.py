@@ -41,12 +41,14 @@ def test_a_screen_that_is_no_terminal_gets_plain_lines_with_time_left(plain):
     plain.row({"step": 5, "eval/accuracy/accuracy": 0.25})
     plain.row({"step": 5, "eval/loss": 2.0, "eval/loss/loss": 2.0})
     plain.row({"step": 5, "eval/loss": 2.0, "eval/loss/text": 4.0})
+    plain.row({"step": 5, "eval/loss": 2.0, "eval/loss/loss": 2.0, "eval/loss/cut": 0.0})
     lines = lines_of(plain)
     assert lines[0].startswith("projection step 5/10  loss 1.5000  0:00:") and lines[0].endswith(" left  8.0 samples/s")
     assert lines[1:] == [
         "projection step 5/10  held out: accuracy/accuracy 0.25",
         "projection step 5/10  held out: loss 2",
         "projection step 5/10  held out: loss 2 (text 4)",
+        "projection step 5/10  held out: loss 2 (cut 0)",
     ]
 
 

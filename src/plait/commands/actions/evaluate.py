@@ -298,6 +298,8 @@ def _report(measurement: Measurement, result: Result) -> None:
     for name in (name for name in about if name not in _IN_FILE):
         log.info(f"  {name:<24} {about[name]}")
     for name, value in figures.items():
+        if name == "loss/loss" and value == figures.get("loss"):
+            continue  # the loss itself
         low, high = intervals.get(name, (None, None))
         sure = "" if low is None or high is None else f"  ({shown(name, low)} to {shown(name, high)} with 95 % confidence)"
         log.info(f"  {name:<24} {shown(name, value)}{sure}")

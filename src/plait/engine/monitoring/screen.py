@@ -86,8 +86,9 @@ class Screen:
         intervals = row.get("intervals", {})
         numbers = {name.removeprefix("eval/"): value for name, value in row.items() if isinstance(value, float)}
         terms = [name for name in numbers if name.startswith("loss/")]
-        if len(terms) == 1 and numbers[terms[0]] == numbers.get("loss"):
-            del numbers[terms[0]]  # the only term is the loss itself
+        for name in {"loss/loss", *(terms if len(terms) == 1 else ())} & numbers.keys():
+            if numbers[name] == numbers.get("loss"):
+                del numbers[name]  # the loss itself
         shown = []
         for name, value in numbers.items():
             if name.rpartition("/")[0] not in numbers:
