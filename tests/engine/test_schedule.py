@@ -7,7 +7,7 @@ from plait.config.conflicts import conflicts
 from plait.config.schema import Optim, RunConfig, Schedule
 from plait.data.sources.open import KINDS
 from plait.engine import schedule
-from plait.engine.schedule import Progress, lr_factor, progress_at, warmup_of, with_warmup
+from plait.engine.schedule import Progress, factor, lr_factor, progress_at, warmup_of, with_warmup
 from plait.errors import PlaitError
 
 from .toy import make_config, make_state, micro, step_batch
@@ -22,6 +22,15 @@ def test_every_schedule_warms_up_linearly_to_its_peak(name):
     found = [lr_factor(name, at(step), 10) for step in range(11)]
     assert found[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
     assert found[10] == pytest.approx(1.0)
+
+
+def test_a_warm_up_begins_where_it_is_told_and_the_curve_ends_at_the_floor():
+    optim = Optim(lr=1.0, schedule=Schedule(name="cosine", warmup_steps=10, min_lr=0.1))
+    from_floor = [factor(optim, at(step), 10) for step in range(10)]
+    assert from_floor == pytest.approx([0.1 + 0.9 * (step + 1) / 10 for step in range(10)])
+    from_zero = optim.model_copy(update={"schedule": optim.schedule.model_copy(update={"warmup_from": 0.0})})
+    assert [factor(from_zero, at(step), 10) for step in range(10)] == pytest.approx([(step + 1) / 10 for step in range(10)])
+    assert [factor(each, at(100), 10) for each in (optim, from_zero)] == pytest.approx([0.1, 0.1])
 
 
 def test_cosine_is_half_way_down_at_half_time_and_at_its_floor_at_the_end():

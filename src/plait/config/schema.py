@@ -187,6 +187,7 @@ class Schedule(Section):
     warmup: Share | None = Field(
         default=None, description="linear rise from min_lr: this share of the stage's steps, or of decay_tokens when units are tokens"
     )
+    warmup_from: Share | None = Field(default=None, description="where the warm-up begins, as a share of the peak; None: at min_lr")
     warmup_steps: Natural = Field(default=0, description="steps of linear rise from min_lr")
     warmup_tokens: Natural = Field(default=0, description="tokens of linear rise from min_lr, when units are tokens")
     decay_steps: Count | None = Field(default=None, description="steps at which the curve is at min_lr; None: the end of the stage")

@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 from plait.config.schema import Component, Optim
 from plait.engine.adamw import ChunkedAdamW, Noise
 from plait.engine.parallel.distributed import StoredTensor, full_tensor, local, norm_of_all, reshard_like
-from plait.engine.schedule import Progress, lr_factor, warmup_of
+from plait.engine.schedule import Progress, factor, warmup_of
 from plait.errors import PlaitError
 from plait.keys import key
 
@@ -105,9 +105,8 @@ def set_lr(optimizer: torch.optim.Optimizer, optim: Optim, progress: Progress) -
 
     `min_lr` is for `optim.lr`; a component with another peak falls to the same fraction of its own.
     """
-    floor = optim.schedule.min_lr / optim.lr
     for group in optimizer.param_groups:
-        group["lr"] = group["peak"] * lr_factor(optim.schedule.name, progress, group["warmup"], floor)
+        group["lr"] = group["peak"] * factor(optim, progress, group["warmup"])
     return {group["component"]: group["lr"] for group in optimizer.param_groups}
 
 

@@ -62,15 +62,22 @@ def warmup_of(optim: Optim, component: str | None = None) -> int:
     return schedule.warmup_tokens if overrides.warmup_tokens is None else overrides.warmup_tokens
 
 
-def lr_factor(name: str, progress: Progress, warmup: float, floor: float = 0.0) -> float:
-    """Return an update's learning rate over its peak, for the curve `name` (as `Schedule.name`). `floor`: f, the lowest such ratio.
+def factor(optim: Optim, progress: Progress, warmup: float) -> float:
+    """Return an update's learning rate over its peak, by the schedule of `optim`; `warmup`: of the component, in the schedule's unit."""
+    schedule = optim.schedule
+    return lr_factor(schedule.name, progress, warmup, schedule.min_lr / optim.lr, schedule.warmup_from)
 
-    In `warmup` W it is linear from `floor`: f + (1 - f) a / W with a the count after the update, so that update 0 already moves. Then, with
-    p = (b - W) / (end - W) and b the count before it: constant 1; linear 1 - (1 - f) p; cosine f + (1 - f) (1 + cos(pi p)) / 2;
-    inverse_sqrt max(f, sqrt(W / b)). None is ever below `floor`.
+
+def lr_factor(name: str, progress: Progress, warmup: float, floor: float = 0.0, start: float | None = None) -> float:
+    """Return an update's learning rate over its peak, for the curve `name` (as `Schedule.name`). `floor`: f, that ratio at the end.
+
+    In `warmup` W it is linear from `start` s (None: f): s + (1 - s) a / W with a the count after the update, so that update 0 already
+    moves. Then, with p = (b - W) / (end - W) and b the count before it: constant 1; linear 1 - (1 - f) p; cosine
+    f + (1 - f) (1 + cos(pi p)) / 2; inverse_sqrt max(f, sqrt(W / b)). After the warm-up none is ever below `floor`.
     """
     if progress.before < warmup:
-        return floor + (1 - floor) * min(1.0, progress.after / warmup)
+        first = floor if start is None else start
+        return first + (1 - first) * min(1.0, progress.after / warmup)
     if name == "constant":
         return 1.0
     if name == "inverse_sqrt":
@@ -89,5 +96,5 @@ def curve(optim: Optim, steps: int, points: int) -> tuple[list[float], float, st
     schedule, warmup = optim.schedule, warmup_of(optim)
     end = (schedule.decay_steps or steps) if schedule.units == "steps" else (schedule.decay_tokens or 4 * max(warmup, 1))
     updates = [round(i * (end - 1) / (points - 1)) for i in range(points)]
-    values = [lr_factor(schedule.name, Progress(update, update + 1, end), warmup, schedule.min_lr / optim.lr) for update in updates]
+    values = [factor(optim, Progress(update, update + 1, end), warmup) for update in updates]
     return values, end, schedule.units

@@ -153,7 +153,7 @@ def _rates(optim: Optim, steps: int, update: int) -> set[float]:
         return {0.0}
     progress = schedule.Progress(update, update + 1, settings.schedule.decay_steps or steps)
     warmups = {schedule.warmup_of(settings, name) for name in (None, *settings.components)}
-    return {schedule.lr_factor(settings.schedule.name, progress, warmup, settings.schedule.min_lr / optim.lr) for warmup in warmups}
+    return {schedule.factor(settings, progress, warmup) for warmup in warmups}
 
 
 def curve(config: RunConfig, steps: int) -> str:

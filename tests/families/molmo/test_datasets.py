@@ -1,14 +1,18 @@
 """Every named dataset, read from tiny copies of its published files; and what is wrong with one, in one line."""
 
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from plait.config.schema import Source
 from plait.data.sources.contract import Absent
 from plait.errors import BadSample, PlaitError
-from plait.families.molmo.catalogue import datasets
+from plait.families.molmo.catalogue import datasets, wordings
 from plait.families.molmo.catalogue.datasets import DATASETS, open_dataset
+from plait.families.molmo.catalogue.pixmo import PIXMO
+from plait.families.molmo.catalogue.rows import url_hash
 from tests.families.molmo import published_sets
 
 
@@ -45,11 +49,11 @@ FIRST = {  # name, split: the first sample's questions and answers (prompts that
     ("vqa2", "validation"): [("What is 0?", "red")],
     ("text_vqa", "validation"): [("what does it say?", "stop")],
     ("chart_qa", "test"): [("How much in 2000?", "0")],
-    ("a_okvqa_mc", "validation"): [("Why?\nA. a\nB. b\nC. c\nD. d", "C")],
+    ("a_okvqa_mc", "validation"): [("Why?\nA: a\nB: b\nC: c\nD: d\n", "C")],
     ("a_okvqa_da", "train"): [("Why?", "rain")],
-    ("science_qa", "test"): [("Mammals have hair.\nWhich is a mammal?\nA. frog\nB. cat", "B")],
+    ("science_qa", "test"): [("Mammals have hair.\nWhich is a mammal?\nA: frog\nB: cat\n", "B")],
     ("tabwmp", "validation"): [("How many red? (unit: kg)", "1,200")],
-    ("ai2d", "test"): [("What eats flies?\nA. sun\nB. moon\nC. tree\nD. frog", "D")],
+    ("ai2d", "test"): [("What eats flies?\nA: sun\nB: moon\nC: tree\nD: frog\n", "D")],
     ("figure_qa", "train"): [("Is red the minimum?", "no"), ("Is red the minimum?", "yes")],
     ("pixmo_docs_charts", "validation"): [("a?", "1"), ("b?", "2")],
     ("pixmo_ask_model_anything", "train"): [("Who?", "A frog.")],
@@ -83,7 +87,7 @@ def test_actions_have_places_in_percent_and_steps_of_their_own_split(root):
 
 def test_letters_in_the_picture_are_answered_as_they_stand(root):
     sample = opened(root, "ai2d", "train")[1]
-    assert (turns_of(sample), sample["fields"]["style"]) == ([("What eats flies?\nA\nC\nD\nF", "F")], "ai2_diagram_no_letter")
+    assert (turns_of(sample), sample["fields"]["style"]) == ([("What eats flies?\nA\nC\nD\nF\n", "F")], "ai2_diagram_no_letter")
 
 
 def test_human_and_augmented_charts_weigh_the_same_in_all(root):
@@ -161,3 +165,47 @@ def test_compressed_and_cut_records_are_refused(tmp_path):
 def test_the_guides_names_mean_our_datasets(root):
     for theirs, ours in datasets.ALIASES.items():
         assert datasets.spec_of(theirs) is DATASETS[ours]
+
+
+def test_rows_of_pictures_that_are_not_downloaded_are_left_out_and_counted(tmp_path, caplog):
+    published_sets.pixmo(tmp_path)
+    whole = len(opened(tmp_path, "pixmo_points", "train"))
+    assert caplog.text == ""
+    lost, kept = (tmp_path / "pixmo_images" / url_hash(url) for url in published_sets.URLS[:2])
+    lost.unlink()
+    kept.rename(kept.with_name(f"{kept.name}.jpg"))  # with an ending it is found as well
+    left = opened(tmp_path, "pixmo_points", "train")
+    assert len(left) == whole - 1
+    assert re.search(r"pixmo_points: \d+ of \d+ pictures have been downloaded; the rows of the others are left out", caplog.text)
+    assert all(left[i]["images"] for i in range(len(left)))
+    for picture in (tmp_path / "pixmo_images").iterdir():
+        picture.unlink()
+    with pytest.raises(Absent, match=r"none of the \d+ pictures of dataset pixmo_points is in .+pixmo_images: download them"):
+        opened(tmp_path, "pixmo_points", "train")
+
+
+def test_counting_questions_without_points_say_so(root):
+    ask = opened(root, "pixmo_cap_qa", "train")[0]["messages"][0]["content"]
+    assert ask.endswith("How many?") and ask.removesuffix("How many?") in wordings.NO_POINTS
+    convert = PIXMO["pixmo_ask_model_anything"].convert
+    asked = [
+        convert({"question": q, "answer": "2"}, np.random.default_rng(i), None)[0].question for i, q in enumerate(["How many?", "Who?"])
+    ]
+    assert asked[0].removesuffix("How many?") in wordings.NO_POINTS and asked[1] == "Who?"
+
+
+def test_labels_of_points_are_in_lower_case():
+    row = {"label": " Red Frogs", "points": [{"x": 10, "y": 20}]}
+    for name in ("pixmo_points", "pixmo_points_counting"):
+        (conversation,) = PIXMO[name].convert(row, np.random.default_rng(0), None)
+        assert "red frogs" in conversation.question
+        assert '<point x="10.0" y="20.0" alt="red frogs">red frogs</point>' in conversation.answer
+
+
+@pytest.mark.parametrize(("wanted", "number"), [("CAPTION", 23), ("POINT", 43), ("COUNT", 57)])
+def test_there_are_as_many_wordings_as_the_published_model_was_trained_on(wanted, number):
+    texts = getattr(wordings, wanted)
+    assert len(set(texts)) == len(texts) == number
+    assert all(text.count("{}") == (wanted != "CAPTION") for text in texts)
+    drawn = {wordings.one_of(texts, np.random.default_rng(i)) for i in range(1000)}
+    assert drawn == set(texts)

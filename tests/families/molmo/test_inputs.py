@@ -49,7 +49,7 @@ def test_inputs_refuse_marks_that_are_not_the_images(make, pictures, ask):
     [("none", lambda tokens: 1.0), ("root_subsegments", lambda tokens: math.sqrt(1 / 3)), ("root_subsegments_root_tokens", None)],
 )
 def test_inputs_weigh_annotations_by_their_number(make, weighting, weight):
-    weight = weight or (lambda tokens: 2 / math.sqrt(tokens) / math.sqrt(3))
+    weight = weight or (lambda tokens: 2 / math.sqrt(tokens - 1) / math.sqrt(3))  # the end of text does not count among them
     _, _, inputs = make(weighting=weighting)
     row = inputs.encode(sample(1, annotations=[("What?", "a frog"), ("Where?", "on a mat"), ("Who?", "two dogs")]), 0).row
     for number in (1, 2, 3):

@@ -2,6 +2,7 @@
 
 import pytest
 
+from plait.families.molmo.evaluate import RULES
 from plait.families.molmo.scoring import benchmark_rules, metrics
 
 
@@ -106,6 +107,8 @@ def test_mmmu_open_reads_the_conclusion(answer, gold, score):
     [
         ("The answer is 12.", {"question_type": "free_form", "answer_type": "integer", "precision": None, "answer": "12"}, 1.0),
         ("it is 3.14159", {"question_type": "free_form", "answer_type": "float", "precision": 2, "answer": "3.14"}, 1.0),
+        ("it is 3.14", {"question_type": "free_form", "answer_type": "float", "precision": None, "answer": "3.1"}, 1.0),
+        ("it is 3.24", {"question_type": "free_form", "answer_type": "float", "precision": None, "answer": "3.1"}, 0.0),
         ("no idea", {"question_type": "free_form", "answer_type": "integer", "precision": None, "answer": "12"}, 0.0),
         ("(B)", {"question_type": "multi_choice", "choices": ["yes", "no"], "answer_type": "text", "answer": "no"}, 1.0),
         ("Yes.", {"question_type": "multi_choice", "choices": ["Yes", "No"], "answer_type": "text", "answer": "Yes"}, 1.0),
@@ -113,3 +116,31 @@ def test_mmmu_open_reads_the_conclusion(answer, gold, score):
 )
 def test_mathvista_reads_values(answer, record, score):
     assert benchmark_rules.mathvista(answer, record) == score
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (" two  frogs ", "two frogs"),
+        ("The frog sits. Answer: a mat\nand more", "a mat\nand more"),
+        ("cat\nA long explanation", "cat"),
+        ("dog\ncat\n cat ", "cat"),
+        ("", ""),
+    ],
+)
+def test_short_answers_are_read_as_the_published_evaluation_reads_them(text, answer):
+    assert metrics.short_answer(text) == answer
+
+
+@pytest.mark.parametrize(
+    ("rule", "answer", "fields"),
+    [
+        ("vqa", "Answer: frog", {"answers": ["frog"] * 3}),
+        ("exact_match", "frog\nbecause it is green", {"answers": ["frog"]}),
+        ("anls", "frog\nbecause it is green", {"answers": ["frog"]}),
+        ("relaxed_accuracy", "Answer: 10%", {"answers": ["0.1"]}),
+        ("multiple_choice", "B\nA is wrong", {"options": ["cat", "frog"], "answer_idx": 1}),
+    ],
+)
+def test_rules_score_the_short_answer_alone(rule, answer, fields):
+    assert RULES[rule](answer, {"id": "x", "messages": [], "fields": fields}) == {"score": 1.0}

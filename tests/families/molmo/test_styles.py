@@ -5,7 +5,7 @@ import pytest
 
 from plait.errors import BadSample
 from plait.families.molmo.config import Config
-from plait.families.molmo.styles import conversation_spans, prompt_prefix, strip_leading_image_marks
+from plait.families.molmo.styles import conversation_spans, conversations, prompt_prefix, strip_leading_image_marks
 from plait.keys import rng
 from tests.families.molmo.conftest import turns
 
@@ -71,3 +71,23 @@ def test_roles_that_do_not_alternate_are_refused():
 def test_an_image_in_an_answer_is_refused():
     with pytest.raises(BadSample, match="images stand in the user's turns"):
         text(PLAIN, turns("a", "see <|image|>"))
+
+
+def test_a_line_break_ends_a_question_of_multiple_choice_and_no_answer():
+    asked = turns("Which?\nA: cat\nB: dog\n ", "A\n")
+    assert text(PLAIN, asked) == [(" User: Which?\nA: cat\nB: dog\n Assistant:", False), (" A", True)]
+
+
+@pytest.mark.parametrize(
+    ("asked", "given", "style"),
+    [
+        ("What is this?", None, "user_qa"),
+        ("<|image|>\n", None, "long_caption"),
+        ("", None, "long_caption"),
+        ("What?", "vqa2", "vqa2"),
+    ],
+)
+def test_own_questions_are_not_tagged_as_captions(asked, given, style):
+    sample = {"messages": turns(asked, "a frog"), "fields": {}}
+    assert conversations(sample, given)[0][1] == style
+    assert conversations({**sample, "fields": {"style": "okvqa"}}, given)[0][1] == "okvqa"

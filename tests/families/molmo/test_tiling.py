@@ -104,3 +104,20 @@ def test_tiling_partly_padded_patches_have_a_share_between():
     assert set(tiled.real[0].unique().tolist()) == {0.0, 1.0}
     uneven = tile(torch.full((3, 105, 300), 255, dtype=torch.uint8), Config(max_crops=1))
     assert any(0 < share < 1 for share in uneven.real[0].tolist())
+
+
+@pytest.mark.parametrize(
+    ("size", "target", "fitted"),  # (width, height) of pictures, (height, width) of crops; values of the reference's float32
+    [
+        ((640, 480), (336, 336), (251, 336)),
+        ((480, 640), (336, 336), (336, 251)),
+        ((1920, 1080), (784, 1008), (567, 1007)),
+        ((1280, 720), (336, 336), (188, 336)),
+        ((1200, 800), (560, 784), (522, 783)),
+        ((960, 720), (784, 1008), (755, 1007)),
+        ((500, 375), (336, 336), (252, 336)),
+        ((4000, 2), (336, 336), (1, 336)),
+    ],
+)
+def test_letterbox_is_cut_to_pixels_as_where_published_weights_were_trained(size, target, fitted):
+    assert tiling.letterbox(size[1], size[0], *target) == fitted

@@ -105,7 +105,9 @@ class Config(ModelSection):
         default="demo_or_style",
         description="what a prompt begins with: the style's name; not for demo styles in 90 % of draws; the name and a length",
     )
-    default_style: str = Field(default="long_caption", description="style of a sample that names none")
+    default_style: str | None = Field(
+        default=None, description="style of a sample that names none; None: user_qa where it has a question, else long_caption"
+    )
     caption_length: int | None = Field(default=65, description="length asked of captions outside training; None: no number")
     weighting: Literal["none", "root_subsegments", "root_subsegments_root_tokens"] = Field(
         default="none", description="loss weight of each of n annotations of an image: 1, sqrt(1/n), or 2/sqrt(its tokens)/sqrt(n)"

@@ -200,11 +200,11 @@ def _mmmu(answer: str, sample: Sample) -> dict[str, float]:
 
 RULES: dict[str, Score] = {
     "accuracy": accuracy,
-    "vqa": lambda answer, sample: {"score": metrics.vqa_score(answer, _truths(sample))},
-    "exact_match": lambda answer, sample: {"score": metrics.exact_match(answer, _truths(sample))},
-    "anls": lambda answer, sample: {"score": metrics.anls(answer, _truths(sample))},
-    "relaxed_accuracy": lambda answer, sample: {"score": metrics.relaxed_accuracy(answer, _truths(sample))},
-    "multiple_choice": lambda answer, sample: _multiple_choice(answer, sample, metrics.choose),
+    "vqa": lambda answer, sample: {"score": metrics.vqa_score(metrics.short_answer(answer), _truths(sample))},
+    "exact_match": lambda answer, sample: {"score": metrics.exact_match(metrics.short_answer(answer), _truths(sample))},
+    "anls": lambda answer, sample: {"score": metrics.anls(metrics.short_answer(answer), _truths(sample))},
+    "relaxed_accuracy": lambda answer, sample: {"score": metrics.relaxed_accuracy(metrics.short_answer(answer), _truths(sample))},
+    "multiple_choice": lambda answer, sample: _multiple_choice(metrics.short_answer(answer), sample, metrics.choose),
     "counting": counting,
     "pointing": pointing,
     "mmmu": _mmmu,

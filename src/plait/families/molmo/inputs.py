@@ -177,11 +177,14 @@ class Inputs:
 
 
 def _annotation_weight(weighting: str, tokens: int, annotations: int) -> float:
-    """Return each annotation's weight by `weighting`: 1, sqrt(1 / annotations), or that times 2 / sqrt(supervised `tokens`)."""
+    """Return each annotation's weight by `weighting`: 1, sqrt(1 / annotations), or that times 2 / sqrt(supervised `tokens`).
+
+    Of several annotations, the last end of text does not count among the tokens (as in allenai/molmo2).
+    """
     if weighting == "none":
         return 1.0
     shared = math.sqrt(1 / annotations)
-    return shared if weighting == "root_subsegments" else 2 / math.sqrt(max(tokens, 1)) * shared
+    return shared if weighting == "root_subsegments" else 2 / math.sqrt(max(tokens - (annotations > 1), 1)) * shared
 
 
 def inspect(inputs: Inputs, sample: Sample, example: Example) -> dict[str, Any]:

@@ -83,7 +83,7 @@ def _spans(config: Config, turns: Sequence[tuple[str, str]], prefix: str) -> Ite
 
 def _turns(messages: Sequence[Message]) -> list[tuple[str, str]]:
     """Return (role, text) of turns that alternate from a user's; a system text opens the first."""
-    turns = [(message["role"], message["content"].strip()) for message in messages]
+    turns = [(message["role"], _trimmed(message)) for message in messages]
     if turns and turns[0][0] == "system":
         system = turns.pop(0)[1]
         turns[:1] = [("user", f"{system}\n{turns[0][1]}")] if turns and turns[0][0] == "user" else [("user", system), *turns[:1]]
@@ -94,6 +94,13 @@ def _turns(messages: Sequence[Message]) -> list[tuple[str, str]]:
     if any(role == "assistant" and _MARKS.search(text) for role, text in turns):
         raise BadSample(f"an answer holds {IMAGE_MARK}: images stand in the user's turns")
     return turns
+
+
+def _trimmed(message: Message) -> str:
+    """Strip white space; a user's text keeps a line break at its end, with which multiple choice is published."""
+    text = message["content"].strip()
+    ends = message["role"] == "user" and text and message["content"].rstrip(" \t\r").endswith("\n")
+    return f"{text}\n" if ends else text
 
 
 def strip_leading_image_marks(messages: Sequence[Message]) -> tuple[list[Message], int]:
@@ -114,12 +121,18 @@ def count_image_marks(messages: Sequence[Message]) -> int:
     return sum(len(_MARKS.findall(message["content"])) for message in messages if message["role"] == "user")
 
 
-def conversations(sample: dict[str, Any], default_style: str) -> list[Conversation]:
+def conversations(sample: dict[str, Any], default_style: str | None) -> list[Conversation]:
     """Return (messages, style, loss weight) of each annotation of a sample.
 
     A sample may list `annotations` of its image, each with its own `messages`, `style` and `weight`; otherwise its `messages` are the only
-    one. The style is the annotation's, or the sample's field `style`, or the default.
+    one. The style is the annotation's, or the sample's field `style`, or `default_style`. Where that is None: `user_qa` of a conversation
+    with a question, else `long_caption`.
     """
-    style = str(sample["fields"].get("style", default_style))
     annotations = sample.get("annotations") or [{"messages": sample["messages"]}]
-    return [(a["messages"], str(a.get("style", style)), float(a.get("weight", sample.get("weight", 1.0)))) for a in annotations]
+    given = sample["fields"].get("style", default_style)
+    styles = [a.get("style", given) or ("user_qa" if _asks(a["messages"]) else "long_caption") for a in annotations]
+    return [(a["messages"], str(s), float(a.get("weight", sample.get("weight", 1.0)))) for a, s in zip(annotations, styles, strict=True)]
+
+
+def _asks(messages: Sequence[Message]) -> bool:
+    return any(message["role"] == "user" and _MARKS.sub("", message["content"]).strip() for message in messages)

@@ -114,14 +114,21 @@ def _resize_to_patches(image: Tensor, tower: Tower, high: int, wide: int) -> tup
     mode = "bicubic" if tower.kind == "dino" else "bilinear"
     if not tower.letterbox:
         return images.resize(image, height, width, mode=mode), np.ones((high, wide), dtype=np.float32)
-    h, w = image.shape[-2:]
-    limited_by_height = height * w <= width * h
-    inner_h, inner_w = (height, max(1, w * height // h)) if limited_by_height else (max(1, h * width // w), width)
+    inner_h, inner_w = letterbox(image.shape[-2], image.shape[-1], height, width)
     top, left = (height - inner_h) // 2, (width - inner_w) // 2
     canvas = torch.zeros(3, height, width, dtype=torch.uint8)
     canvas[:, top : top + inner_h, left : left + inner_w] = images.resize(image, inner_h, inner_w, mode=mode)
     fraction_h, fraction_w = _image_fraction(high, tower.patch, top, inner_h), _image_fraction(wide, tower.patch, left, inner_w)
     return canvas, (fraction_h[:, None] * fraction_w[None, :]).astype(np.float32)
+
+
+def letterbox(h: int, w: int, height: int, width: int) -> tuple[int, int]:
+    """Return (height, width) of an image of `h` x `w` pixels enlarged or reduced to fit into `height` x `width`, each at least 1.
+
+    In float32 and cut to whole pixels, as where the published models were trained: a side may be a pixel less than in exact arithmetic.
+    """
+    scale = min(np.float32(width) / np.float32(w), np.float32(height) / np.float32(h))
+    return max(1, int(np.float32(h) * scale)), max(1, int(np.float32(w) * scale))
 
 
 def _image_fraction(patches: int, patch: int, start: int, length: int) -> np.ndarray:

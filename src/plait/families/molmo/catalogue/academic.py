@@ -2,7 +2,7 @@
 
 Each entry of ACADEMIC says where the files are, how a row becomes a question and which bench scores the answer. A converter is the function
 that turns a row (a record of the files) into conversations; a style, the task's name. Of several gold answers, training takes one of the
-most frequent. Multiple choice: options follow the question as "A. ...", and the answer is the letter.
+most frequent. Multiple choice: options follow the question as lines "A: ...", and the answer is the letter.
 """
 
 from collections import Counter
@@ -60,8 +60,8 @@ def choice(style: str, options: str, right: Callable[[Row], int], *, before: Cal
 
     def convert(row: Row, random: Random, size: Size) -> list[Conversation]:
         texts, index = [str(option) for option in row[options]], right(row)
-        listed = "\n".join(f"{letter}. {text}" for letter, text in zip(LETTERS, texts, strict=False))
-        question = "\n".join(part for part in (before(row), str(row["question"]), listed) if part)
+        listed = "\n".join(f"{letter}: {text}" for letter, text in zip(LETTERS, texts, strict=False))
+        question = "\n".join(part for part in (before(row), str(row["question"]), f"{listed}\n") if part)
         gold = {"options": texts, "answer_idx": index, "answers": [LETTERS[index]]}
         return [Conversation(question, LETTERS[index], style, gold)]
 
@@ -80,7 +80,7 @@ def _diagram(row: Row, random: Random, size: Size) -> list[Conversation]:
     if not row.get("abcLabel"):
         return choice("ai2_diagram", "options", lambda row: int(row["answer"]))(row, random, size)
     texts, index = [str(option) for option in row["options"]], int(row["answer"])
-    question = "\n".join([str(row["question"]), *texts])
+    question = "\n".join([str(row["question"]), *texts, ""])
     return [
         Conversation(question, texts[index], "ai2_diagram_no_letter", {"options": texts, "answer_idx": index, "answers": [texts[index]]})
     ]

@@ -6,6 +6,7 @@ bench scores generated answers by a rule of the same name, such as `vqa`.
 """
 
 import difflib
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,9 +21,11 @@ from plait.data.sources.contract import Absent, Source
 from plait.errors import BadSample, PlaitError
 from plait.families.molmo.catalogue.academic import ACADEMIC
 from plait.families.molmo.catalogue.pixmo import PIXMO, POINTS_EVAL
-from plait.families.molmo.catalogue.rows import PICTURES, DatasetFiles, Rows, Spec, root_of
+from plait.families.molmo.catalogue.rows import PICTURES, PIXMO_IMAGES, DatasetFiles, Rows, Spec, root_of, url_hash
 from plait.files import expanded
 from plait.keys import key, rng
+
+log = logging.getLogger(__name__)
 
 DATA_DIR = "MOLMO_DATA_DIR"
 """The environment variable that names the folder of datasets where `data.root` does not, as in the Molmo guide."""
@@ -120,10 +123,12 @@ class NamedDataset(Source):
 
     def __init__(self, name: str, spec: Spec, files: DatasetFiles, rows: Rows, split: str, limit: int | None) -> None:
         self.name, self.spec, self.files, self.rows, self.train = name, spec, files, rows, split == "train"
-        column = rows.column(spec.group) if spec.group is not None and (self.train or spec.held_out) else None
+        column = rows.column(spec.group) if spec.group is not None and (self.train or spec.held_out or spec.by_url) else None
         chosen = self._rows_of_split(split, column)
         if not chosen:
             raise PlaitError(f"dataset {name} has no row in split {split}")
+        if spec.by_url and column is not None:
+            chosen = self._downloaded(chosen, column)
         self.members = (_grouped(chosen, column) if self.train and column is not None else [[i] for i in chosen])[:limit]
         self.fingerprint = xxhash.xxh3_64(f"{name} {split} {rows.digest} {len(rows)} {len(self.members)}".encode()).hexdigest()
 
@@ -139,6 +144,21 @@ class NamedDataset(Source):
             chosen = [i for i in chosen if (key("held-out", str(column[i])) % 100 == 0) == (split == "validation")]
         excluded = _pointing_benchmark_urls(self.files) if self.train and self.spec.folder == "pixmo-points" else frozenset()
         return [i for i in chosen if column[i] not in excluded]
+
+    def _downloaded(self, chosen: list[int], urls: Sequence[Any]) -> list[int]:
+        """Return the rows whose picture has been downloaded, and say how many others there are. Raises Absent when none has been."""
+        there = self.files.downloaded()
+        kept = [i for i in chosen if url_hash(str(urls[i])) in there]
+        pictures = [len({urls[i] for i in rows}) for rows in (kept, chosen)]
+        if not kept:
+            raise Absent(
+                f"none of the {pictures[1]:,} pictures of dataset {self.name} is in {self.files.root / PIXMO_IMAGES}: download them"
+            )
+        if pictures[0] < pictures[1]:
+            log.warning(
+                f"{self.name}: {pictures[0]:,} of {pictures[1]:,} pictures have been downloaded; the rows of the others are left out"
+            )
+        return kept
 
     def __len__(self) -> int:
         return len(self.members)

@@ -5,35 +5,20 @@ one image in a hundred, by the hash of its URL.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from plait.errors import BadSample
 from plait.families.molmo import points
 from plait.families.molmo.catalogue.rows import Conversation, Converter, DatasetFiles, Opener, Random, Row, Size, Spec, in_parquet
+from plait.families.molmo.catalogue.wordings import CAPTION, COUNT, NO_POINTS, POINT, one_of
 
 POINTS_EVAL = "pixmo_points_eval"
 MARK = "<|POINT|>"  # where parsed_response has a point
 _MOST_POINTS = 60  # of one answer: more would not fit into 2304 tokens beside an image
 
-_POINT = (
-    "Point to {}.",
-    "Point at every {}.",
-    "Where are the {}? Point to them.",
-    "Show me the {}.",
-    "Mark each {} with a point.",
-    "Locate the {}.",
-)
-_COUNT = ("How many {} are there?", "Count the {}.", "What is the number of {}?", "How many {} can you see in the image?")
-_CAPTION = ("Describe this image.", "Give a detailed caption of the image.", "What does this image show? Describe it in detail.")
-_NO_POINTS = ("No pointing: ", "Do not point. ", "Answer without points: ", "Please don't use points. ")
 _BRACKETS = re.compile(r"^\s*\[USER\]|\[ASSISTANT\]\s*$")
-
-
-def one_of(choices: Sequence[str], random: Random) -> str:
-    """Draw one of several texts, such as wordings of a question, with equal probability."""
-    return choices[int(random.integers(len(choices)))]
 
 
 def _pairs(listed: Any) -> list[points.Point]:
@@ -44,26 +29,26 @@ def _pairs(listed: Any) -> list[points.Point]:
 
 
 def _caption(row: Row, random: Random, size: Size) -> list[Conversation]:
-    return [Conversation(one_of(_CAPTION, random), row["caption"].strip(), "long_caption")]
+    return [Conversation(one_of(CAPTION, random), row["caption"].strip(), "long_caption")]
 
 
 def _answer(row: Row, random: Random, size: Size) -> list[Conversation]:
-    return [Conversation(row["question"].strip(), row["answer"].strip(), "user_qa", {"answers": [row["answer"].strip()]})]
+    answer = row["answer"].strip()
+    return [Conversation(_without_points(row["question"].strip(), random), answer, "user_qa", {"answers": [answer]})]
+
+
+def _without_points(question: str, random: Random) -> str:
+    """Put a wish for no points before a question "how many ...", whose answer has none."""
+    return one_of(NO_POINTS, random) + question if question.lower().startswith("how many") else question
 
 
 def _synthetic(row: Row, random: Random, size: Size) -> list[Conversation]:
-    """Return the conversation of a caption's questions; "how many" gets a prefix that forbids points.
-
-    Without the prefix, counting questions would be trained without points.
-    """
+    """Return the conversation of a caption's questions; those of "how many" get a prefix that forbids points."""
     texts = [_BRACKETS.sub("", text).strip() for text in row.get("messages") or [row["question"], row["answer"]]]
     pairs = list(zip(texts[::2], texts[1::2], strict=False))
     if not pairs:
         raise BadSample("a conversation without an answer")
-    pairs = [
-        (one_of(_NO_POINTS, random) + question if question.lower().startswith("how many") else question, answer)
-        for question, answer in pairs
-    ]
+    pairs = [(_without_points(question, random), answer) for question, answer in pairs]
     return [Conversation(*pairs[0], "synthetic_qa", more=tuple(pairs[1:]))]
 
 
@@ -85,14 +70,14 @@ def _pointing(counting: bool) -> Converter:
 
 
 def _pointing_conversation(row: Row, targets: list[points.Point], counting: bool, random: Random) -> Conversation:
-    label = str(row["label"]).strip()
+    label = str(row["label"]).strip().lower()
     if len(targets) > _MOST_POINTS:
         raise BadSample(f"{len(targets)} points for {label!r}, more than {_MOST_POINTS}")
     gold: dict[str, Any] = {"points": targets, "count": len(targets), "label": label}
     if row.get("masks") is not None:
         gold["masks"] = row["masks"]
     write = points.write_count if counting else points.write
-    question = one_of(_COUNT if counting else _POINT, random).format(label)
+    question = one_of(COUNT if counting else POINT, random).format(label)
     return Conversation(question, write(targets, label), "point_count" if counting else "pointing", gold)
 
 
@@ -104,7 +89,7 @@ def _pixmo_count(counting: bool) -> Converter:
         if pixels:
             width, height = size()
             return [_pointing_conversation(row, [points.percent(x, y, width, height) for x, y in pixels], counting, random)]
-        question = one_of(_COUNT, random).format(str(row["label"]).strip())
+        question = one_of(COUNT, random).format(str(row["label"]).strip().lower())
         return [Conversation(question, str(row["count"]), "point_count", {"count": int(row["count"])})]
 
     return convert
@@ -125,7 +110,7 @@ def _whole(hub: str, **settings: Any) -> dict[str, Opener]:
 
 def _spec(hub: str, splits: dict[str, Opener], convert: Converter, rule: str | None = None, *, held_out: bool = False) -> Spec:
     get = f"the parquet files of allenai/{hub} and its images, downloaded and named by the sha256 of their addresses"
-    return Spec(hub, splits, convert, get, rule, _downloaded, "image_url", held_out)
+    return Spec(hub, splits, convert, get, rule, _downloaded, "image_url", held_out, by_url=True)
 
 
 def _docs(kind: str) -> Spec:

@@ -6,6 +6,7 @@ function that reads the rows of one split when the dataset is opened; the functi
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -122,18 +123,32 @@ class DatasetFiles:
                     return path
         raise BadSample(f"no image {choices[0]} in {self.folder} or {self.root}")
 
+    @property
+    def _downloads(self) -> tuple[Path, Path]:
+        return self.folder / "images", self.root / PIXMO_IMAGES
+
     def image_of_url(self, url: str) -> Path:
         """Return the downloaded image of a PixMo URL: the file named by the URL's sha256, with or without an ending.
 
         Raises BadSample when there is none.
         """
-        name = hashlib.sha256(url.encode()).hexdigest()
-        for folder in (self.folder / "images", self.root / PIXMO_IMAGES):
+        name = url_hash(url)
+        for folder in self._downloads:
             if (folder / name).is_file():
                 return folder / name
             if (with_ending := next(folder.glob(f"{name}.*"), None)) is not None:
                 return with_ending
-        raise BadSample(f"the image of {url} is not there: no file {name} in {self.root / PIXMO_IMAGES} or {self.folder / 'images'}")
+        own, shared = self._downloads
+        raise BadSample(f"the image of {url} is not there: no file {name} in {shared} or {own}")
+
+    def downloaded(self) -> frozenset[str]:
+        """Return the hashes (`url_hash`) of the URLs whose images are there; their contents are not looked at."""
+        return frozenset(entry.name.partition(".")[0] for folder in self._downloads if folder.is_dir() for entry in os.scandir(folder))
+
+
+def url_hash(url: str) -> str:
+    """Return the sha256 of a URL in hexadecimal digits, by which a downloaded image is named."""
+    return hashlib.sha256(url.encode()).hexdigest()
 
 
 Opener = Callable[[DatasetFiles], Rows]
@@ -176,6 +191,7 @@ class Spec:
     picture: Callable[[DatasetFiles, Row], Path] | None = None  # None: rows hold their own image files
     group: str | None = None  # rows with the same value share their picture in training
     held_out: bool = False  # published whole: one picture in a hundred, by the hash of `group`, is the split `validation`
+    by_url: bool = False  # pictures are downloaded apart, from the URLs in the column `group`; rows whose picture is not there are left out
 
 
 def read_json(file: Path) -> Any:

@@ -106,7 +106,14 @@ def _value(text: str, record: Mapping[str, Any]) -> str | None:
         if record["answer_type"] == "integer":
             return str(int(float(text)))
         if record["answer_type"] == "float":
-            return str(round(float(text), int(record["precision"])))
+            return str(round(float(text), _decimals(record)))
     except (ValueError, OverflowError):
         return None
     return text
+
+
+def _decimals(record: Mapping[str, Any]) -> int:
+    """Return the record's precision in decimals; where it has none, as many as its true answer is written with."""
+    if record.get("precision") is not None:
+        return int(record["precision"])
+    return len(str(record["answer"]).partition(".")[2])

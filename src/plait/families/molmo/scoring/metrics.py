@@ -47,6 +47,17 @@ def vqa_score(answer: str, golds: Sequence[str]) -> float:
     return min(sum(vqa_normalise(gold) == normalised for gold in golds) / 3, 1.0)
 
 
+def short_answer(text: str) -> str:
+    """Return the part of a generated text that is scored as its short answer: what follows "Answer:", else its most frequent line.
+
+    Of lines that are equally frequent the first counts; white space is collapsed. So the published model is evaluated.
+    """
+    if "Answer:" in text:
+        return text.split("Answer:")[1].strip()
+    lines = [" ".join(line.split()) for line in text.strip().split("\n")]
+    return max(lines, key=lines.count)
+
+
 def exact_match(answer: str, golds: Sequence[str]) -> float:
     """Return 1 if the answer equals one of `golds` but for case and outer white space, else 0."""
     return float(answer.strip().lower() in {gold.strip().lower() for gold in golds})
