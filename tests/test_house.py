@@ -145,6 +145,15 @@ def test_no_family_imports_another():
             assert all(other.split(".")[2] == parts[2] for other in others), f"{module} imports {others}"
 
 
+def test_only_a_family_and_dialects_name_it():
+    """A dialect translates another trainer's configurations into those of one family."""
+    families = {path.parent.name for path in SOURCE.glob("families/*/family.py")}
+    core = [path for path in FILES if path.parent != SOURCE / "config/dialects" and not families & set(path.relative_to(SOURCE).parts)]
+    assert len(families) > 2 and len(core) > 100
+    named = {name_of(path): re.findall(rf"(?i)\b(?:{'|'.join(families)})\b", path.read_text(encoding="utf-8")) for path in core}
+    assert not {module: found for module, found in named.items() if found}
+
+
 def test_there_are_no_import_cycles_of_files():
     assert cycle({module: imports(path) - {module} for module, path in MODULES.items()}) is None
 

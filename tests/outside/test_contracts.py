@@ -388,13 +388,60 @@ def test_a_rule_that_is_no_bench_of_the_family_is_told(install, capsys):
 
 
 def test_weights_of_other_software_need_a_way_back(install):
-    install(FAMILY, {"config": SECTION, "family": "", "export": "exports = {'hf': lambda model, config: []}"})
+    export = "exports = {'hf': lambda model, config: []}"
+    install(FAMILY, {"config": CONFIG.format("layouts = {'hf': ''}"), "family": "", "export": export})
     with pytest.raises(PlaitError) as caught:
         registry.publisher("mumble")
     assert str(caught.value) == (
         "family 'mumble' (mumble.export) does not fulfil the contract: it lacks imported(weights, model); exports['hf'] cannot be called "
         "as exports['hf'](model, config, assets, out) (too many positional arguments)"
     )
+
+
+CONFIG = "from plait.config.schema import ModelSection\nclass Config(ModelSection):\n    {}"
+
+
+def test_layouts_are_those_that_the_family_writes(install):
+    install(FAMILY, {"config": CONFIG.format("layouts = {'hg': ''}"), "family": "", "export": "exports = {'hf': print, 'onnx': print}"})
+    with pytest.raises(PlaitError) as caught:
+        registry.publisher("mumble")
+    told = "family 'mumble': mumble.export has exports hf, onnx, and Config.layouts of its config.py names hg"
+    assert str(caught.value) == told
+
+
+TABLES = {
+    "layouts = 3": "layouts is 3: it should be a valid dictionary",
+    "variants = {'loud': 2}": "variants is {'loud': 2}: it should be a valid string",
+    "refused = {'data.pad': {}}": "refused is {'data.pad': {}}: it should be a valid tuple",
+}
+
+
+@pytest.mark.parametrize("line", TABLES)
+def test_tables_of_a_familys_config_are_checked(install, capsys, line):
+    install(FAMILY, {"config": CONFIG.format(line)})
+    assert refused(capsys, "config", "mumble.yaml").endswith(f"(mumble.config.Config) does not fulfil the contract: {TABLES[line]}")
+
+
+def test_help_lists_the_layouts_switches_and_scripts_of_other_packages(install, capsys):
+    tables = "layouts = {'onnx': 'in 100 % of cases'}; variants = {'loud': 'it shouts, 50 % louder', 'high-res': 'more words'}"
+    see = "lambda tree, own: False, lambda tree, overrides, path, own: None, {'mumble/go': ('WHERE', 'WHEN')}, lambda name, words: None"
+    dialect = f"from plait.config.translation import Dialect\nDIALECT = Dialect('mumbled', {see})"
+    install(f"{FAMILY}\n{DIALECT}", {"config": CONFIG.format(tables), "dialect": dialect})
+    lines = {}
+    for verb in ("export", "eval", "train"):
+        with pytest.raises(SystemExit):
+            cli.main([verb, "--help"])
+        lines[verb] = " ".join(capsys.readouterr().out.split())
+    assert "of molmo: the published Molmo layout; onnx, of mumble: in 100 % of cases; hf, of theworld: transformers" in lines["export"]
+    assert "--high-res molmo: 36 crops and 4096 tokens; mumble: more words" in lines["eval"]
+    assert "--loud mumble: it shouts, 50 % louder" in lines["eval"]
+    assert "molmo/captioner MODEL, molmo/multitask MIXTURE CHECKPOINT, mumble/go WHERE WHEN" in lines["train"]
+
+
+def test_a_variant_with_the_name_of_an_option_is_told(install, capsys):
+    install(FAMILY, {"config": CONFIG.format("variants = {'bench': 'another'}")})
+    error = refused(capsys, "config", "words.yaml")
+    assert error == "family 'mumble': its variant 'bench' is an option of plait eval: give it another name"
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Find the checkpoint that a spec names: RUN, RUN@STEP, RUN/STAGE, RUN/STAGE@best, RUN/step15000, RUN/latest, or a step folder.
 
 A stage is a part of a run; the mark is what follows the @. Specs are resolved to folders; training/from_weights.py reads weights. `stepN`
-and `latest` are how the Molmo guide names checkpoints; a folder of exactly that name has precedence.
+and `latest` are how launch scripts' guides name checkpoints; a folder of exactly that name has precedence.
 """
 
 import difflib

@@ -4,13 +4,11 @@ import argparse
 from pathlib import Path
 
 from plait.commands.command import Arguments, Parser
+from plait.config.dialects import table
 from plait.errors import PlaitError
 from plait.files import expanded
 from plait.training import launch
 
-CONFIG = (
-    "a .yaml or .json file, a run directory, or a launch script with its words: molmo/captioner MODEL, molmo/multitask MIXTURE CHECKPOINT"
-)
 SPEC = "RUN, RUN@STEP, RUN/STAGE, RUN/STAGE@best or a step folder"
 
 
@@ -24,6 +22,13 @@ def positive(text: str) -> int:
 def path(text: str) -> Path:
     """Parse an option that is a path; the home directory stands in place of a leading ~, which a shell leaves in --out=~/x."""
     return expanded(text)
+
+
+def add_config(parser: Parser) -> None:
+    """Add `config`, the positional argument of verbs that begin with a configuration; its help lists the launch scripts of all dialects."""
+    scripts = ", ".join(" ".join([name, *words]) for name, words in table.scripts().items())
+    text = f"a .yaml or .json file, a run directory, or a launch script with its words: {scripts}"
+    parser.add_argument("config", type=path, help=text.replace("%", "%%"))
 
 
 def add_checkpoint(parser: Parser) -> None:

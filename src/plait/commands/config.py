@@ -3,7 +3,7 @@
 import logging
 
 from plait.assembly.configuration import open_checked
-from plait.commands.arguments import CONFIG, path
+from plait.commands.arguments import add_config
 from plait.commands.command import OVERRIDES, Arguments, Command, Parser
 from plait.config.show import render, render_json
 
@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 
 def declare(parser: Parser) -> None:
     """Add the arguments of `plait config` to its parser."""
-    parser.add_argument("config", type=path, help=CONFIG)
+    add_config(parser)
     parser.add_argument("--json", action="store_true", help="as one JSON object: config, stages, origins, warnings")
 
 

@@ -3,13 +3,13 @@
 from pathlib import Path
 
 from plait.assembly.configuration import open_checked
-from plait.commands.arguments import CONFIG, path, positive
+from plait.commands.arguments import add_config, path, positive
 from plait.commands.command import OVERRIDES, Arguments, Command, Parser
 
 
 def declare(parser: Parser) -> None:
     """Add the arguments of `plait data inspect` to its parser."""
-    parser.add_argument("config", type=path, help=CONFIG)
+    add_config(parser)
     parser.add_argument("--samples", type=positive, default=12)
     parser.add_argument("--out", type=path, default=Path("inspect"), help="folder for the picture and the page")
     parser.add_argument("--split", choices=("train", "validation"), default="train")

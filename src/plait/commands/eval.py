@@ -1,11 +1,10 @@
 """The verb `plait eval`: measure a checkpoint on a bench, which is a metric on some data, such as `loss` or `vqa2:validation`."""
 
-import contextlib
 import logging
 
 from plait.assembly.configuration import open_checked
 from plait.commands.arguments import SPEC, add_weights, path, positive, spread
-from plait.commands.command import OVERRIDES, Arguments, Command, Parser
+from plait.commands.command import OVERRIDES, Arguments, Command, Parser, actions
 from plait.errors import PlaitError
 from plait.families import registry
 
@@ -21,11 +20,6 @@ def declare(parser: Parser) -> None:
     )
     parser.add_argument("--data", help="in place of the run's held-out data: a .jsonl, .tar or folder, KIND:PATH, or a dataset's folder")
     parser.add_argument("--split", help="part of the data")
-    parser.set_defaults(variant=None)
-    for family in registry.names():
-        with contextlib.suppress(PlaitError):  # a family that cannot be imported is told where it is used, not by every command
-            for name, meaning in registry.model_config(family).variants.items():
-                parser.add_argument(f"--{name}", dest="variant", action="store_const", const=name, help=f"{family}: {meaning}")
     parser.add_argument("--pictures", type=positive, default=200, help="answers whose pictures are on the page; it has all answers")
     parser.add_argument("--samples", type=positive, help="held-out samples (default: all)")
     parser.add_argument("--batch", type=positive, default=16, help="samples at a time")
@@ -33,6 +27,20 @@ def declare(parser: Parser) -> None:
     add_weights(parser)
     parser.add_argument("--out", type=path, help="where to write (default: RUN/eval/...)")
     parser.add_argument("--nproc", type=positive, help="share the samples among so many ranks of this machine")
+    _declare_variants(parser)
+
+
+def _declare_variants(parser: Parser) -> None:
+    """Add a switch for each variant that a family offers. Raises PlaitError for one that has the name of another option."""
+    meanings: dict[str, list[str]] = {}
+    for family, section in registry.model_configs():
+        for name, meaning in section.variants.items():
+            if any(f"--{name}" in action.option_strings for action in actions(parser)):
+                raise PlaitError(f"family {family!r}: its variant {name!r} is an option of plait eval: give it another name")
+            meanings.setdefault(name, []).append(f"{family}: {meaning}".replace("%", "%%"))
+    parser.set_defaults(variant=None)
+    for name, lines in meanings.items():
+        parser.add_argument(f"--{name}", dest="variant", action="store_const", const=name, help="; ".join(lines))
 
 
 def run(arguments: Arguments) -> None:

@@ -2,13 +2,16 @@
 
 from plait.commands.arguments import add_checkpoint, path
 from plait.commands.command import Arguments, Command, Parser
+from plait.families import registry
 
 
 def declare(parser: Parser) -> None:
     """Add the arguments of `plait export` to its parser."""
     add_checkpoint(parser)
     parser.add_argument("out", metavar="DIR", type=path, help="the new directory")
-    parser.add_argument("--to", default="hf", help="hf: transformers (default); molmo: the published Molmo layout")
+    layouts = [(family, name, meaning) for family, section in registry.model_configs() for name, meaning in section.layouts.items()]
+    known = "; ".join(f"{name}, of {family}: {meaning}" for family, name, meaning in layouts)
+    parser.add_argument("--to", default="hf", help=f"the layout, of those that the family has (default: hf). {known}".replace("%", "%%"))
     parser.add_argument("--raw", action="store_true", help="the last weights, not their average")
 
 

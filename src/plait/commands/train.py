@@ -3,7 +3,7 @@
 import logging
 
 from plait.assembly.configuration import open_checked
-from plait.commands.arguments import CONFIG, path, positive, spread
+from plait.commands.arguments import add_config, positive, spread
 from plait.commands.command import OVERRIDES, Arguments, Command, Parser
 
 log = logging.getLogger(__name__)
@@ -11,7 +11,7 @@ log = logging.getLogger(__name__)
 
 def declare(parser: Parser) -> None:
     """Add the arguments of `plait train` to its parser."""
-    parser.add_argument("config", type=path, help=CONFIG)
+    add_config(parser)
     parser.add_argument("--fresh", action="store_true", help="begin a new run, and refuse where there is one already")
     parser.add_argument("--restart", action="store_true", help="start over; the old run is kept aside")
     parser.add_argument("--stage", help="run this stage only, then stop")

@@ -89,12 +89,18 @@ def faults(value: Any, calls: Mapping[str, str]) -> list[str]:
         given = vars(value)[field.name]
         if field.name in calls:
             wrong.append(None if given is None and field.default is None else call_fault(calls[field.name], given))
-            continue
-        try:
-            _validator(hints[field.name]).validate_python(given, strict=True)
-        except ValidationError as error:
-            wrong.append(f"{field.name} is {given!r}: {error.errors()[0]['msg'].replace('Input should', 'it should')}")
+        else:
+            wrong.append(type_fault(field.name, hints[field.name], given))
     return [text for text in wrong if text is not None]
+
+
+def type_fault(name: str, hint: Any, value: Any) -> str | None:
+    """Return why `value`, the value of `name`, is not of the type `hint`, or None. Nothing is converted; any mapping is one."""
+    try:
+        _validator(hint).validate_python(dict(value) if isinstance(value, Mapping) else value, strict=True)
+    except ValidationError as error:
+        return f"{name} is {value!r}: {error.errors()[0]['msg'].replace('Input should', 'it should')}"
+    return None
 
 
 @functools.cache

@@ -54,6 +54,8 @@ class ModelSection(BaseModel):
     """Settings that the family cannot train with: {path, as ("train", "precision"): {refused value: reason}}."""
     variants: ClassVar[Mapping[str, str]] = {}
     """Switches of `plait eval` that measure the model with changed settings: {name of the variant: help text}."""
+    layouts: ClassVar[Mapping[str, str]] = {}
+    """Layouts that `plait export --to` writes the model in, one for each of `exports` in the family's export.py: {name: help text}."""
 
     def absent(self) -> Mapping[str, str]:
         """Return the components that these settings leave out of the model: {name: why, as "model.world is off"}."""
@@ -354,7 +356,7 @@ class RunConfig(Section):
 
     run: str | None = Field(default=None, description="folder of the run; None: runs/<name of the file>")
     seed: Annotated[Int, Field(ge=0)] = 0
-    family: str = Field(description="the kind of model: one of those installed, such as theworld")
+    family: str = Field(description="the kind of model: the name of one of the installed families")
     preset: str | None = Field(default=None, description="a preset of the family, under the file")
     model: dict[str, Any] = Field(default={}, description="the family's own section")
     trainable: list[str] = Field(default=["*"], description="components that train; *: all that ever do")

@@ -45,7 +45,7 @@ class Dialect:
 
     `recognise(tree, plait's top-level keys)` is true for a file in this dialect; it raises PlaitError for one that mixes it with plait's
     keys. `translate(tree, overrides, path of the file, plait's top-level keys)` raises PlaitError for an unknown key, which on the command
-    line may also be one of plait's. `scripts`: names given in place of a file, such as `molmo/captioner`, with the words that follow each;
+    line may also be one of plait's. `scripts`: names given in place of a file, such as `captioner`, with the words that follow each;
     `open_script(name, words)` makes the tree of one.
     """
 

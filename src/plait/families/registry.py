@@ -3,11 +3,12 @@
 Importing this module imports no torch; only `load` imports a family's model. What a family's modules hold is in contract.py.
 """
 
+import contextlib
 import difflib
 import functools
 import importlib
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, cast
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from plait.families.contract import Catalogue, Family, Publisher
 
 _HERE = Path(__file__).parent
+_TABLES = {"refused": Mapping[tuple[str, ...], Mapping[str, str]], "variants": Mapping[str, str], "layouts": Mapping[str, str]}
 GROUP = "plait.families"
 """Entry points of this group name a package, such as `words = words_family`."""
 
@@ -43,7 +45,17 @@ def model_config(family: str) -> type[ModelSection]:
     section = vars(_module(family, "config")).get("Config")
     if not (isinstance(section, type) and issubclass(section, ModelSection)):
         raise PlaitError(f"family {family!r}: {_package(family)}.config has no Config, a subclass of plait.config.schema.ModelSection")
+    tables = {"refused": section.refused, "variants": section.variants, "layouts": section.layouts}
+    if wrong := [fault for name, table in tables.items() if (fault := plugins.type_fault(name, _TABLES[name], table)) is not None]:
+        raise PlaitError(f"family {family!r} ({section.__module__}.Config) does not fulfil the contract: {'; '.join(wrong)}")
     return section
+
+
+def model_configs() -> Iterator[tuple[str, type[ModelSection]]]:
+    """Yield each family's name and `model_config`, but of those that cannot be imported: that is told where such a family is used."""
+    for family in names():
+        with contextlib.suppress(PlaitError):
+            yield family, model_config(family)
 
 
 def load(family: str) -> "Family":
@@ -116,7 +128,7 @@ def datasets(family: str) -> "Catalogue":
 def publisher(family: str) -> "Publisher | None":
     """Return a family's module `export`, which converts weights to other software's layouts; None where it has none.
 
-    Raises PlaitError where that has no `exports`, a mapping of layout to function, or no `imported`.
+    Raises PlaitError where that has no `exports`, a mapping of each of `Config.layouts` to a function, or no `imported`.
     """
     if not _has(family, "export.py"):
         return None
@@ -124,6 +136,10 @@ def publisher(family: str) -> "Publisher | None":
     exports = vars(module).get("exports")
     if not (isinstance(exports, Mapping) and all(map(callable, exports.values()))):
         raise PlaitError(f"family {family!r}: {module.__name__} has no exports, a mapping of layout (hf, ...) to function")
+    named = model_config(family).layouts
+    if sorted(named) != sorted(exports):
+        written, said = (", ".join(map(str, layouts)) or "none" for layouts in (exports, named))
+        raise PlaitError(f"family {family!r}: {module.__name__} has exports {written}, and Config.layouts of its config.py names {said}")
     calls = {f"exports[{layout!r}]": f"exports[{layout!r}](model, config, assets, out)" for layout in exports}
     members = {**vars(module), **{f"exports[{layout!r}]": export for layout, export in exports.items()}}
     if wrong := plugins.function_faults(members, {**calls, "imported": "imported(weights, model)"}):

@@ -34,5 +34,5 @@ def scripts() -> dict[str, tuple[str, ...]]:
 
 
 def is_script(name: str) -> bool:
-    """Return whether `name` is a launch script of a dialect, such as `molmo/captioner`, which takes words, and not a file."""
+    """Return whether `name` is a launch script of a dialect, such as `captioner`, which takes words, and not a file."""
     return name in scripts()

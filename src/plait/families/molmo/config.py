@@ -91,6 +91,7 @@ class Config(ModelSection):
     """`model:` of family molmo: a vision-language model. `variants`: names of settings that evaluation can change, with what they mean."""
 
     variants: ClassVar[Mapping[str, str]] = {"high-res": "36 crops and 4096 tokens"}
+    layouts: ClassVar[Mapping[str, str]] = {"hf": "transformers, through plait", "molmo": "the published Molmo layout"}
 
     language: str = Field("qwen2_7b", description="qwen2_7b, olmoe, debug, or Hub name or directory of any causal language model")
     language_revision: str | None = Field(default=None, description="commit or tag of a Hub language model")

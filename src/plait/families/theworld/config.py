@@ -1,7 +1,7 @@
 """The `model:` section of family theworld: Gemma 3, the world encoder (a video VAE) and its projector. Does not import torch."""
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_validator, model_validator
 
@@ -107,6 +107,8 @@ class Augment(Section):
 
 class Config(ModelSection):
     """`model:` of family theworld: Gemma 3 with a world encoder."""
+
+    layouts: ClassVar[Mapping[str, str]] = {"hf": "transformers; Gemma 3 where the model has no world encoder"}
 
     base: str = Field("google/gemma-3-4b-it", description="Hub name or local directory of a Gemma3ForConditionalGeneration, or `tiny`")
     base_revision: str | None = Field(default=None, description="commit or tag of a Hub base")
