@@ -560,6 +560,13 @@ def test_any_record_is_a_sample_or_a_bad_one_through_lines_and_shards(tmp_path, 
         ("folder", "metadata_text", {}, ["cap"], {}),
         ("jsonl", "image_in_answer.jsonl", {}, 0, {"the text of the assistant holds <image>: images stand in the user's turns": 8}),
         ("jsonl", "lone_surrogate.jsonl", {}, 18, {"a text with half of a surrogate pair, which is no character": 2}),
+        ("datasets", "null_captions.jsonl", {}, 15, {"no text: `caption` is null": 5}),
+        ("datasets", "null_captions.jsonl", {"template": CAPTION}, 15, {"the field 'caption' is null": 5}),
+        ("datasets", "null_caption.parquet", {"template": CAPTION}, 2, {"the field 'caption' is null": 1}),
+        ("datasets", "na_words.csv", {"template": CAPTION}, ["NA", "null", "none", "007"], {}),
+        ("datasets", "empty_answers.jsonl", {}, 0, {"an empty answer; `allow_blank: true` of the source trains on it": 8}),
+        ("datasets", "image_in_answer.jsonl", {}, 0, {"the text of the assistant holds <image>: images stand in the user's turns": 8}),
+        ("datasets", "lone_surrogate.jsonl", {}, 18, {"a text with half of a surrogate pair, which is no character": 2}),
     ],
 )
 def test_the_collected_cases_give_what_is_right(tmp_path, kind, name, more, good, bad):
