@@ -38,8 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     A PlaitError's message goes to standard error. Output that is closed (`| head`) or cannot encode a character changes no exit code.
     """
-    reporter.install(*plugins.packages())
     try:
+        reporter.install(*plugins.packages())
         parsed = parse(sys.argv[1:] if arguments is None else arguments)
         parsed.command.run(parsed)
     except PlaitError as error:

@@ -339,7 +339,7 @@ def test_a_column_that_is_no_text_makes_bad_samples(tmp_path, captions, told):
         (["a.png", "none.png"], [("x", [(4, 6)]), "none.png': No such file or directory"]),
         (["a.png", "../a.png"], [("x", [(4, 6)]), "leaves the folder"]),
         (["a.png", "a\0.png"], [("x", [(4, 6)]), "embedded null byte"]),
-        (["a.png", ""], [("x", [(4, 6)]), "leaves the folder"]),
+        (["a.png", ""], [("x", [(4, 6)]), "the path '' names no file"]),
         ([[picture(1)], [None]], [("x", [(4, 6)]), "no image, but null"]),
         ([[picture(1), picture(2)], [b"x"]], [("x", [(4, 6)] * 2), "not a readable image (1 bytes)"]),
         ([{"bytes": picture(1), "path": None}, {"bytes": None, "path": None}], [("x", [(4, 6)]), "no image, but an object"]),

@@ -65,6 +65,8 @@ def inside(root: Path, name: str, *, anywhere: bool, links: bool = False) -> Pat
     of `root`, for a folder that the user has put together. The blobs of a Hub cache, to which its files link, count as inside.
     """
     path, base = os.path.normpath(root / name), os.path.normpath(root)
+    if path == base:
+        raise BadSample(f"the path {name!r} names no file")
     if anywhere:
         return Path(path)
     if not _below(path, base):

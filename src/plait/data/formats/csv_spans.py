@@ -6,6 +6,7 @@ A row that is broken, is not UTF-8 or has another number of cells than the heade
 
 import csv
 import mmap
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from plait.data.formats.spans import Facts, check_bytes, pack
 from plait.errors import BadSample, PlaitError
 
 _DELIMITERS = ",;\t|"
+_QUOTED = re.compile(r'"(?:[^"]|"")*"')
+_LONGEST_HEADER = 1 << 16  # characters
 _LONGEST_CELL = 1 << 24  # characters
 
 
@@ -27,8 +30,7 @@ def scan(path: Path) -> tuple[Facts, dict[str, np.ndarray]]:
     """
     check_bytes(path, "CSV")
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-        lines = _Lines(mapped)
-        header = next(lines, "")
+        header = _QUOTED.sub("", _header(_Lines(mapped)))
         delimiter = max(_DELIMITERS, key=header.count)
         rows = _rows(path, _Lines(mapped), delimiter)
         _, _, names = next(rows, (0, 0, []))
@@ -67,6 +69,14 @@ class _Lines(Iterator[str]):
         end = self.mapped.find(self.newline, self.position) + 1 or len(self.mapped)
         line, self.position, self.number = self.mapped[self.position : end], end, self.number + 1
         return line.decode("latin-1")
+
+
+def _header(lines: _Lines) -> str:
+    """Return the first row as text: its line, and those after it as long as a quote is open."""
+    header = next(lines, "")
+    while header.count('"') % 2 and len(header) < _LONGEST_HEADER and (line := next(lines, "")):
+        header += line
+    return header
 
 
 def _rows(path: Path, lines: _Lines, delimiter: str) -> Iterator[tuple[int, int, list[str]]]:

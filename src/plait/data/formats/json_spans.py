@@ -38,6 +38,7 @@ def scan(path: Path) -> tuple[Facts, dict[str, np.ndarray]]:
 def _spans_in_object(path: Path, mapped: mmap.mmap) -> list[tuple[int, int]] | None:
     """Return the records of a file that is one object with one array of objects, as {"data": [...]}; None for lines of JSON.
 
+    An item of it that is no object is a record that cannot be read.
     Raises PlaitError for one object with several such arrays, and for one that gives the array's key twice.
     """
     first_line = _line_from(mapped, 0)
@@ -54,7 +55,7 @@ def _spans_in_object(path: Path, mapped: mmap.mmap) -> list[tuple[int, int]] | N
     except (ValueError, RecursionError):
         return None
     names = [name for name, _ in pairs]
-    arrays = [name for name, value in pairs if isinstance(value, list) and value and all(isinstance(item, dict) for item in value)]
+    arrays = [name for name, value in pairs if isinstance(value, list) and any(isinstance(item, dict) for item in value)]
     if twice := next((name for name in arrays if names.count(name) > 1), None):
         raise PlaitError(f"{path} gives the key {twice!r} twice: make one array of the two, or name each once")
     if len(arrays) > 1:

@@ -3,7 +3,6 @@
 The index has arrays `start` and `end`, each record's offsets in the file. `facts` has the number of `samples` and the `format`.
 """
 
-import codecs
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from plait.data.records import wide_encoding
 from plait.errors import PlaitError
 
 Facts = dict[str, Any]
@@ -28,12 +28,13 @@ class Layout:
 
 
 def check_bytes(path: Path, format_name: str) -> None:
-    """Raise PlaitError if a file is empty or in UTF-16. `format_name`, such as "CSV", is for the message."""
+    """Raise PlaitError if a file is empty or in UTF-16 or UTF-32. `format_name`, such as "CSV", is for the message."""
     if path.stat().st_size == 0:
         raise PlaitError(f"{path} is empty (0 bytes)")
     with path.open("rb") as file:
-        if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-            raise PlaitError(f"{path} is UTF-16; {format_name} is UTF-8: iconv -f UTF-16 -t UTF-8 {path.name} > new{path.suffix}")
+        encoding = wide_encoding(file.read(4))
+    if encoding is not None:
+        raise PlaitError(f"{path} is {encoding}; {format_name} is UTF-8: iconv -f {encoding} -t UTF-8 {path.name} > new{path.suffix}")
 
 
 def pack(path: Path, format_name: str, spans: Sequence[tuple[int, int]], **facts: object) -> tuple[Facts, dict[str, np.ndarray]]:

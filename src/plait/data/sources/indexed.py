@@ -32,7 +32,7 @@ def _json_fields(body: bytes, where: str, facts: Facts) -> dict[str, Any]:
     """Return the fields of one record. Raises BadSample, with its name `where`, for what is no JSON, or no object."""
     record = parse_json(body, where)
     if not isinstance(record, dict):
-        raise BadSample(f"{where} holds a {type(record).__name__}, not an object of fields")
+        raise BadSample(f"{where} holds {kind_of(record)}, not an object of fields")
     return record
 
 

@@ -1,0 +1,42 @@
+"""Ctrl-C while the program is being imported, or its plug-ins are looked for: one line, exit code 130."""
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+INTERRUPTED = """
+import builtins, os, runpy, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+before = builtins.__import__
+def imported(name, *rest, **more):
+    if name == moment:
+        os.kill(os.getpid(), signal.SIGINT)
+    return before(name, *rest, **more)
+moment = sys.argv[1]
+builtins.__import__ = imported
+if moment == "packages":
+    from plait.config import plugins
+    def interrupted(): raise KeyboardInterrupt
+    plugins.packages = interrupted
+way, sys.argv = sys.argv[2], ["plait", "train", "nothing.yaml"]
+if way == "python -m plait":
+    runpy.run_module("plait", run_name="__main__")
+else:
+    from plait.__main__ import main
+    sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize("moment", ["plait.commands", "difflib", "packages"])
+@pytest.mark.parametrize("way", ["python -m plait", "plait"])
+def test_ctrl_c_in_a_start_is_one_line(moment, way):
+    ended = subprocess.run([sys.executable, "-c", INTERRUPTED, moment, way], check=False, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (130, "plait: interrupted\n")
+
+
+def test_the_command_that_is_installed_begins_where_the_handler_is_set():
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
+    assert project["project"]["scripts"]["plait"] == "plait.__main__:main"
