@@ -54,8 +54,9 @@ def write_hf(model: TheWorld, config: Config, directory: Path, out: Path) -> lis
     if any(value.dtype != dtype for value in model.gemma.parameters()):
         lines.append(f"weights that were trained in float32 are rounded to {dtype}, which the base has".replace("torch.", ""))
     with new_folder(out) as folder:
-        model.gemma.to(dtype).save_pretrained(folder)
-        _write_processor(model, config, directory, folder)
+        nn.Module.to(model.gemma, dtype=dtype)
+        model.gemma.save_pretrained(folder)
+        _write_processor(config, directory, folder)
         _write_generation(model, chat.stops(towers.load_tokenizer(config, directory)), folder)
         if model.projector is None:
             return lines
@@ -90,17 +91,16 @@ def _write_generation(model: TheWorld, stops: frozenset[int], out: Path) -> None
 
 def _base_dtype(model: TheWorld) -> torch.dtype:
     """Return the dtype that the base's weights were saved in; float32 of a tiny base."""
-    dtype: torch.dtype | None = model.gemma.config.dtype
-    return dtype or torch.float32
+    named = model.gemma.config.dtype
+    return named if isinstance(named, torch.dtype) else torch.float32
 
 
-def _write_processor(model: TheWorld, config: Config, directory: Path, out: Path) -> None:
+def _write_processor(config: Config, directory: Path, out: Path) -> None:
     """Copy the base's own tokenizer, processor and chat template; of a tiny base, write those that fit it."""
     if config.base == TINY:
         tokenizer = AutoTokenizer.from_pretrained(directory / towers.TOKENIZER, **trust.CONFIG)
-        side = model.gemma.config.vision_config.image_size
+        side, tokens = config.tiny.image_size, config.tiny.image_tokens
         pictures = Gemma3ImageProcessorPil(size={"height": side, "width": side})
-        tokens = model.gemma.config.mm_tokens_per_image
         Gemma3Processor(pictures, tokenizer, chat_template=tokenizer.chat_template, image_seq_length=tokens).save_pretrained(out)
         return
     for name in _PROCESSOR_FILES:
