@@ -1,7 +1,7 @@
 """Load and check what installed packages add to plait by entry points; whatever is wrong with it becomes one clear line.
 
-Not what is added: a model family, a verb (command), a dialect (configuration format) and a kind of data source have contracts elsewhere,
-which say of each function how plait calls it: `build(config, assets, *, seed)`.
+A model family, a verb (command), a dialect (configuration format) and a kind of data source can be added. Their contracts are elsewhere,
+and say of each function how plait calls it: `build(config, assets, *, seed)`.
 """
 
 import dataclasses

@@ -1,8 +1,7 @@
 """Activation checkpointing and torch.compile, applied to a model block by block (layer by layer), and a count of recompilations.
 
 Checkpointing: Chen et al. 2016 (arXiv 1604.06174); selective: results of matrix products and attention are kept, the rest is computed
-again (Korthikanti et al. 2022, arXiv 2205.05198, section 5). A compiled block contains its checkpointing: the compiler sees what is
-recomputed.
+again (Korthikanti et al. 2022, arXiv 2205.05198, section 5). A compiled block contains its checkpointing.
 """
 
 import contextlib
@@ -92,9 +91,8 @@ def changed(blocks: Sequence[nn.Module], settings: Distributed, meter: Meter | N
 def checkpoint_and_compile(blocks: Sequence[nn.Module], settings: Distributed, meter: Meter | None = None) -> Compilations | None:
     """Apply the settings `activation_checkpointing` and `compile` to each block, in place; parameter names stay as they are.
 
-    `meter` counts FLOPs in compiled blocks too. Returns the counter of recompilations, or None without `compile`. Checkpointing is the
-    non-reentrant kind: the reentrant one fails with frozen embeddings. It restores the random generators for the second forward pass, so
-    that dropout has the same mask.
+    `meter` counts FLOPs in compiled blocks too. Returns the counter of recompilations, or None without `compile`. Checkpointing is of the
+    non-reentrant kind, as the reentrant one fails with frozen embeddings, and restores the random generators, so that dropout is the same.
     """
     compilations = Compilations(meter) if settings.compile else None
     selective = settings.activation_checkpointing == "selective"

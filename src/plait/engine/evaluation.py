@@ -185,7 +185,7 @@ def reason_of(error: BaseException) -> str:
 def summary(bench: Bench, rows: Sequence[Row]) -> dict[str, float]:
     """Compute a bench's figures from all rows; rows of samples that could not be read only count in the figure `bad_samples`.
 
-    Raises NoUsableSample where all rows are `bad`.
+    Raises NoUsableSample where no sample could be used: all rows have `bad`.
     """
     if not usable(rows):
         reason = f"none of {len(rows)} held-out samples can be used: {rows[0]['bad']}" if rows else "there are no held-out samples"
@@ -345,8 +345,7 @@ class Evaluations:
     ) -> tuple[dict[str, float], Sequence[Row]]:
         """Evaluate one entry; returns its figures by name, and the rows that they were computed from (none for the loss).
 
-        `rehearsal`: None for a real evaluation, whose pictures are shown; True for a trial on too few samples for all figures; False for a
-        trial on all of them.
+        `rehearsal`: None for a real evaluation, whose pictures are shown; True for a trial on too few samples for all figures, else False.
         """
         if entry.bench == LOSS:
             return held_out_loss(model, self.loss, self._interruptible(self.held_out.batches(entry)), self.ranks, self.precision), ()

@@ -74,8 +74,8 @@ class Quarantine:
     def add(self, step: int, bad: Sequence[UnusableSample], totals: dict[str, float], ranks: Ranks) -> None:
         """Append the unusable samples `bad` of a step, of every rank, to the file, and count them in the state's counters `totals`.
 
-        A replacement that was bad too is listed, and not counted again. Raises Stopped beyond `max_fraction` of the samples (counted as at
-        least 100), with the latest reasons.
+        A replacement that was bad too is listed, but not counted. Raises Stopped beyond `max_fraction` of the samples (taken as at least
+        100).
         """
         rows = [row for part in ranks.gather([self._row(step, sample) for sample in bad]) for row in part] if ranks.any(bool(bad)) else []
         if not rows:

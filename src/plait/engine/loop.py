@@ -147,9 +147,8 @@ class Loop:
     def gradient(self, net: nn.Module, batch: StepBatch, weights: Mapping[str, float], *, audit: bool) -> tuple[Row, bool]:
         """Compute the clipped gradient of the global batch into the parameters' `grad`.
 
-        Returns (the step's metrics, whether to update with it: False for a step to skip). `weights`: the global batch's denominators, by
-        loss term. `audit`: check which parameters got one. A loss or gradient that is not finite raises Stopped or Rewind, as
-        `guard.non_finite` says.
+        Returns (the step's metrics, whether to update with it). `weights`: the global batch's denominators, by loss term. `audit`: check
+        which parameters got a gradient. Raises Stopped or Rewind for a loss or gradient that is not finite, as `guard.non_finite` says.
         """
         state, guard = self.state, self.config.guard
         assert state.optimizer is not None

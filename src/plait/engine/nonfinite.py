@@ -33,7 +33,7 @@ class Rewind(Exception):
 
 
 def any_not_finite(values: Mapping[str, float], ranks: Ranks) -> bool:
-    """Return whether any of these numbers is nan or infinite on any rank; the same on every rank, which all call this."""
+    """Return whether any of these numbers is nan or infinite on any rank; all ranks call this and get the same answer."""
     return ranks.any(not all(map(math.isfinite, values.values())))
 
 
@@ -52,7 +52,7 @@ class Report:
 
 
 def make_report(step: int, values: Mapping[str, float], ids: Sequence[SampleId], *, model: nn.Module, ranks: Ranks, run: Path) -> Report:
-    """Return a report of step `step` of the run, which is not finite, from the findings of all ranks, which all call this.
+    """Return a report of step `step` of the run, which is not finite, from the findings of all ranks; all of them call this.
 
     `values`: its losses and gradient norm by name. `ids`: this rank's samples. `run`: the run directory. Also written to
     RUN/non-finite/step-N.json, with rank 0's statistics of every module.

@@ -103,7 +103,7 @@ def _unseeded(name: str, chunk: int) -> int:
 def set_lr(optimizer: torch.optim.Optimizer, optim: Optim, progress: Progress) -> dict[str, float]:
     """Set every group's learning rate for the update at `progress` (position in the schedule); returns it by component, for the log.
 
-    `min_lr` is for `optim.lr`; a component with another peak falls to the same fraction of its own.
+    `min_lr` belongs to `optim.lr`; a component with another peak falls to the same fraction of its own.
     """
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * factor(optim, progress, group["warmup"])

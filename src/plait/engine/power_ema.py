@@ -68,8 +68,8 @@ class Profile:
 def overlap(a: Profile, b: Profile) -> float:
     """Return the integral of the product of two profiles over all updates, of which the equations of a least-squares fit consist.
 
-    (g_a + 1)(g_b + 1) m^(g_a + g_b + 1) / ((g_a + g_b + 1) t_a^(g_a + 1) t_b^(g_b + 1)) with m = min(t_a, t_b); computed in ratios of the
-    steps, so that no power overflows.
+    (g_a + 1)(g_b + 1) m^(g_a + g_b + 1) / ((g_a + g_b + 1) t_a^(g_a + 1) t_b^(g_b + 1)), m = min(t_a, t_b); in ratios, lest powers
+    overflow.
     """
     m = min(a.step, b.step)
     ratio = math.pow(m / a.step, a.g) * math.pow(m / b.step, b.g)

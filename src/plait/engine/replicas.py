@@ -19,10 +19,7 @@ _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 @torch.no_grad()
 def checksums(weights: Mapping[str, Tensor]) -> list[int]:
-    """Return a checksum per weight: the sum of its bit patterns as integers, modulo 2^64.
-
-    Any single changed value changes it. Computed on the device and read back in one transfer.
-    """
+    """Return a checksum per weight, which changes with any single value: the sum of its bit patterns as integers, modulo 2^64."""
     sums = [value.detach().contiguous().view(_INTEGERS[value.element_size()]).sum(dtype=torch.int64) for value in weights.values()]
     return torch.stack(sums).tolist() if sums else []
 

@@ -1,8 +1,7 @@
 """Count what each source (training data set) of a mixture contributes: its share of the samples, tokens and loss weight of a stage so far.
 
 Amounts are totals of the state, `drawn/SOURCE/QUANTITY`: summed over ranks with the step's weights, saved with each checkpoint, reset at
-the start of each stage. Sources that are sampled equally often can differ tenfold in supervised tokens, and the loss weight is what moves
-the model.
+the start of each stage. Sources that are sampled equally often can differ tenfold in supervised tokens, which weigh in the loss.
 """
 
 from collections.abc import Mapping, Sequence

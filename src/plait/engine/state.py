@@ -83,7 +83,7 @@ class State:
         """Begin stage number `stage` (from 1) of `steps` updates at the present step: its counters are reset, moments kept by name.
 
         Entering the present stage resets nothing; if it was finished and is longer now, it continues. `global_batch`: samples per step from
-        here on.
+        now.
         """
         self.pause()
         self.batches = self.batches_in(stage, global_batch)

@@ -124,7 +124,8 @@ def recognise(tree: Node, plait_keys: Sequence[str]) -> bool:
 def translate(tree: Node, overrides: Sequence[Override], path: Path, plait_keys: Sequence[str]) -> Translation:
     """Translate a launch script's words and its flags. Raises PlaitError for an unknown or ill-typed flag or a wrong word.
 
-    `tree`: from `open_script`. `overrides`: the flags, and settings whose first key is one of `plait_keys`, which stay. `path` is not used.
+    `tree`: from `open_script` of molmo_scripts.py. `overrides`: the flags, and settings under `plait_keys`, plait's top-level keys, which
+    are passed on. `path` is not used.
     """
     given, remaining, problems = _sorted(overrides, plait_keys)
     raise_first(problems + [wrong for flag, node in given.items() if (wrong := _wrong_kind(flag, node))])

@@ -331,8 +331,7 @@ def clear_unfinished(run: Path) -> int:
 def prune(stage_folder: Path, keep: int, spared: int | None = None) -> list[Path]:
     """Delete a stage's checkpoints except the newest `keep` (0: all of them) and that of step `spared`; returns the deleted folders.
 
-    `spared`: the step with the best evaluation so far, None for none. A checkpoint that lacks a file, or has one of another size, is
-    neither counted nor deleted.
+    `spared`: the step with the best evaluation, or None. A checkpoint with a missing or wrongly sized file is neither counted nor deleted.
     """
     of_stage = [folder for folder in published(stage_folder.parent) if folder.parent == stage_folder and _looks_whole(folder)]
     deleted = [folder for folder in of_stage[keep or len(of_stage) :] if folder.name != f"step-{spared or 0:08d}"]

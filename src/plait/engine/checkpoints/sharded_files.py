@@ -56,9 +56,9 @@ class RankFiles:
         follow_umask(path)
 
     def run_on_all(self, action: Callable[[], Result]) -> list[Result]:
-        """Run `action` on every rank, which all call this; returns the results of all ranks, in rank order.
+        """Run `action` on each rank, all of which call this, and return the results of all ranks, in rank order.
 
-        When it fails on one rank it raises on all of them: the cause there, OSError elsewhere.
+        If it fails on one rank, all of them raise: that rank the cause, the others OSError.
         """
         if self.ranks == 1:
             return [action()]

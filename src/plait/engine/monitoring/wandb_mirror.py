@@ -2,8 +2,8 @@
 
 The child gets its settings as one JSON line on standard input, which is closed when the run ends. It reads the file, so no row waits in
 the trainer. In the child, `main` is the program: what it writes goes to standard error directly.
-W&B's own count of steps only grows, and drops rows of a step that a run takes again; so rows have their `step` as a value, which charts
-go by, and W&B counts rows.
+W&B's own count of steps only grows, and drops rows of a step that a run repeats; so each row has its `step` as a value, against which
+charts are drawn, and W&B counts rows.
 """
 
 import contextlib
@@ -103,7 +103,7 @@ class WandB:
 
 
 def rows(file: IO[str], ended: threading.Event) -> Iterator[dict[str, Any]]:
-    """Yield the lines of a growing JSON Lines file, parsed, until it has been read to its end after `ended` was set."""
+    """Yield the lines of a growing JSON Lines file as dicts; once `ended` is set, stop at the file's end."""
     part = ""
     while True:
         last = ended.is_set()

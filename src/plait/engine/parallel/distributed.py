@@ -1,7 +1,6 @@
 """The process group, the few collectives that the loop needs, DDP, and tensors sharded over ranks.
 
-With one process every collective is the identity. Not here: what is communicated and why (`loop.py`). Host values travel over gloo, so
-that no collective forces a device to wait.
+With one process every collective is the identity. Values on the host travel over gloo, so that no collective waits for a device.
 """
 
 import contextlib
@@ -55,7 +54,7 @@ class Ranks:
         return bool(self.sum(torch.tensor(float(flag))).item()) if self.size > 1 else flag
 
     def gather(self, value: Any) -> list[Any]:
-        """Return the values of all ranks, in rank order, on every rank, which all call this; any picklable value."""
+        """Return the values of all ranks, in rank order, on every rank; all ranks call this, with any picklable value."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -63,7 +62,7 @@ class Ranks:
         return values
 
     def agree(self, value: Any) -> Any:
-        """Return rank 0's value on every rank: a broadcast of any picklable value, which all ranks call."""
+        """Return rank 0's value on every rank (a broadcast); all ranks call this, with any picklable value."""
         box = [value]
         if self.size > 1:
             dist.broadcast_object_list(box, src=0)
@@ -130,8 +129,7 @@ def _store() -> Store | None:
 def replicate(model: nn.Module, ranks: Ranks) -> nn.Module:
     """Wrap the model in DDP, which averages gradients over ranks in backward; one rank's or a sharded model is returned as it is.
 
-    Called at the start of every stage: DDP around a module that was frozen when it was wrapped ignores its later gradients, and replicas
-    diverge.
+    Called at the start of every stage: DDP ignores gradients of parameters that were frozen when it was made, and replicas would diverge.
     """
     if ranks.size == 1 or isinstance(model, FSDPModule):
         return model

@@ -42,7 +42,7 @@ class ParameterCounts:
 class Storage:
     """Bytes per value of trained weights with their gradients, and of frozen ones; `averages`: how many each trained weight has.
 
-    `bf16`, `fp16`: trained 4, frozen 2; `pure_bf16`: 2 and 2. An average has 4.
+    `bf16`, `fp16`: trained 4, frozen 2; `pure_bf16`: 2 and 2. An average has 4 bytes.
     """
 
     trained: int = _FLOAT32

@@ -19,8 +19,7 @@ def choose(settings: Distributed, counts: ParameterCounts, storage: Storage, ran
     """Choose how ranks divide a stage's state, by `distributed.strategy`; returns that layout, the same on every rank, and a log line.
 
     `counts`, `storage`: how many values train or are frozen, and the bytes of each. `auto` replicates the state if the smallest device can
-    hold it, else shards it. `accumulating`: steps have several micro-batches. Raises PlaitError when ranks cannot be grouped as
-    `distributed.shard_size` says.
+    hold it, else shards it. `accumulating`: steps have several micro-batches. Raises PlaitError if `distributed.shard_size` does not fit.
     """
     group = _shard_group(settings, ranks)
     free = min(ranks.gather(_memory(settings, ranks))) * _STATE_FRACTION
