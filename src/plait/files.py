@@ -23,10 +23,7 @@ os.umask(_UMASK)
 
 
 def write_whole(path: Path, body: bytes | str) -> None:
-    """Write `body` to `path` so that a reader sees the old file or the new one, never a part. Creates the parent folders.
-
-    A killed write leaves `.NAME.tmp` beside `path`, which the next write of `path` overwrites.
-    """
+    """Write `body` so that a reader of `path` sees the old file or the new one, never a part; a kill leaves `.NAME.tmp`. Makes folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside, descriptor = claim(path, _open_file)
     with os.fdopen(descriptor, "wb") as file:
@@ -118,10 +115,7 @@ def follow_umask(path: Path) -> None:
 
 
 def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Append each of `rows` as one JSON line to a `.jsonl` file, all in one write. Creates the file; its folder must exist.
-
-    If a kill has cut the file's last line short, the rows begin on a new line, so that only that line is lost.
-    """
+    """Append `rows` to a `.jsonl` file, a JSON line each, in one write; they begin on a new line if a kill cut the last line short."""
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     with path.open("ab+") as file:
         if file.tell():
@@ -131,10 +125,7 @@ def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a `.jsonl` file as dicts, oldest first; [] if there is no file.
-
-    A line that cannot be read is skipped with a warning; a last line that was cut short, as by a kill, is skipped without one.
-    """
+    """Return the rows of a `.jsonl` file, or []. A line that cannot be read is skipped, with a warning unless it is the cut last one."""
     return [row for _, row in _lines(path)]
 
 

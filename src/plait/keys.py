@@ -1,7 +1,4 @@
-"""Random numbers from keys: each is a function of its purpose and ids, and not of how many were drawn before it.
-
-A key is 64 bits mixed from (seed, purpose, ids...). Not for cryptography.
-"""
+"""Random numbers from keys, 64 bits mixed from (seed, purpose, ids): functions of those, not of earlier draws. Not for cryptography."""
 
 import numpy as np
 import xxhash

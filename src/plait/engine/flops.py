@@ -105,10 +105,7 @@ class Flops(TorchFunctionMode):
 
 
 class Meter:
-    """Counter of a stage's FLOPs on this rank. A micro-batch is measured when its tensor shapes are new.
-
-    Later ones of the same shapes count as much, though they may have more or fewer supervised tokens, and so logits.
-    """
+    """Counter of a stage's FLOPs on this rank; micro-batches are measured when their tensor shapes are new, else taken to be equal."""
 
     def __init__(self, device: torch.device, precision: str) -> None:
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

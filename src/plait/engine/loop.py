@@ -242,10 +242,7 @@ def sum_over_ranks(values: list[float], ranks: Ranks) -> list[float]:
 
 
 def seed(value: int, device: torch.device) -> None:
-    """Seed the generators that dropout draws from, on the CPU and on `device`.
-
-    Not by `torch.manual_seed`, which would also queue a call for each kind of device that is absent.
-    """
+    """Seed the generators that dropout draws from, of CPU and `device` alone: `torch.manual_seed` queues calls for absent devices too."""
     torch.default_generator.manual_seed(value)
     if device.type == "cuda":
         torch.cuda.manual_seed(value)

@@ -39,10 +39,7 @@ def any_not_finite(values: Mapping[str, float], ranks: Ranks) -> bool:
 
 @dataclass(frozen=True)
 class Report:
-    """What is known of a step whose loss or gradient is not finite, as text for logs and errors.
-
-    `what`: the step and the numbers. `where`: the samples (source:index@epoch) and the parameters whose gradients are not finite.
-    """
+    """A non-finite step as text: `what` (step, numbers) and `where` (samples as source:index@epoch, parameters with bad gradients)."""
 
     what: str
     where: str

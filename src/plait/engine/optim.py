@@ -101,10 +101,7 @@ def _unseeded(name: str, chunk: int) -> int:
 
 
 def set_lr(optimizer: torch.optim.Optimizer, optim: Optim, progress: Progress) -> dict[str, float]:
-    """Set every group's learning rate for the update at `progress` (position in the schedule); returns it by component, for the log.
-
-    `min_lr` belongs to `optim.lr`; a component with another peak falls to the same fraction of its own.
-    """
+    """Set each group's learning rate for the update at `progress`; returns it by component. All peaks fall to the same fraction."""
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * factor(optim, progress, group["warmup"])
     return {group["component"]: group["lr"] for group in optimizer.param_groups}
@@ -195,10 +192,7 @@ def moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def load_moments(optimizer: torch.optim.Optimizer, saved: Mapping[str, StoredTensor]) -> list[str]:
-    """Set moments, {"PARAMETER.exp_avg": tensor, ...}, on the optimizer's parameters; returns the names of those that have none saved.
-
-    Raises PlaitError when a moment's shape is not its parameter's.
-    """
+    """Set moments, {"PARAMETER.exp_avg": tensor, ...}; returns names of parameters without any. Raises PlaitError if a shape differs."""
     missing = []
     for group in optimizer.param_groups:
         for name, parameter in zip(group["names"], group["params"], strict=True):

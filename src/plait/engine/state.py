@@ -212,10 +212,7 @@ def with_batch(batches: Sequence[Sequence[int]], step: int, global_batch: int) -
 
 @torch.no_grad()
 def load_weights(model: nn.Module, weights: Mapping[str, StoredTensor]) -> None:
-    """Copy saved weights onto the parameters of the same names, in float32: what was ever trained keeps its full precision.
-
-    Raises PlaitError naming the first weight without a parameter of its name and shape.
-    """
+    """Copy saved weights, in float32, onto the parameters of their names. Raises PlaitError if a name or shape differs."""
     parameters = dict(model.named_parameters())
     for name, value in weights.items():
         if name not in parameters:

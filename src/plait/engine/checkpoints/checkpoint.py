@@ -255,10 +255,7 @@ def run_of(path: Path) -> Path:
 
 
 def newest_intact(run: Path, unread: Mapping[Path, str] = types.MappingProxyType({})) -> tuple[Checkpoint | None, list[str]]:
-    """Verify a run's checkpoints from the newest on; returns (the first that is intact or None, a line per fault of those before it).
-
-    `unread`: folders that count as damaged without being read, each with its fault.
-    """
+    """Return (a run's newest intact checkpoint or None, a line per fault of newer ones). `unread`: {folder taken as damaged: fault}."""
     faults: list[str] = []
     for folder in published(run):
         checkpoint, of_folder = (None, [unread[folder]]) if folder in unread else _verified(folder)
@@ -269,10 +266,7 @@ def newest_intact(run: Path, unread: Mapping[Path, str] = types.MappingProxyType
 
 
 def set_aside_damaged(run: Path, intact: Checkpoint) -> list[Path]:
-    """Rename the checkpoints newer than `intact`, which are damaged, to `damaged-step-N`; returns the new paths.
-
-    Called on resume: under their old names they would count among those kept, and block the next save of the same step.
-    """
+    """Rename the checkpoints newer than `intact`, all damaged, to `damaged-step-N`, so that none counts as kept; returns the new paths."""
     aside = []
     for folder in published(run):
         if folder == intact.folder:
@@ -285,10 +279,7 @@ def set_aside_damaged(run: Path, intact: Checkpoint) -> list[Path]:
 
 
 def locate(path: Path) -> Checkpoint:
-    """Return the intact checkpoint at `path`: that of a step folder, or the newest of a stage folder or run; warns of newer damaged ones.
-
-    Raises PlaitError when there is none, or when the step folder named is damaged.
-    """
+    """Return the intact checkpoint at a step folder, or the newest in a stage folder or run. Raises PlaitError if there is none."""
     if is_step(path):
         checkpoint, faults = _verified(path)
         if checkpoint is None or faults:

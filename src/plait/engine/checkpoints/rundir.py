@@ -38,10 +38,7 @@ Difference = tuple[str, Any, Any]
 
 
 def lock(run: Path) -> IO[str]:
-    """Make the directory and lock it for this process, until the returned file is closed or the process ends.
-
-    Raises PlaitError when another process has the lock, or the directory cannot be made.
-    """
+    """Create the directory and lock it until the returned file is closed. Raises PlaitError if it is locked, or cannot be made."""
     try:
         run.mkdir(parents=True, exist_ok=True)
         file = (run / "lock").open("a+", encoding="utf-8")

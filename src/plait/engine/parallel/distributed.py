@@ -205,10 +205,7 @@ def local_row_range(rows: int, mesh: DeviceMesh) -> tuple[int, int]:
 
 
 def reshard_like(value: StoredTensor, pattern: Tensor) -> Tensor:
-    """Return `value` on the device of `pattern`, sharded over ranks as `pattern` is, or full where that is full.
-
-    Rows move between ranks only where the two are sharded differently.
-    """
+    """Return `value` on the device of `pattern`, sharded over ranks as `pattern` is, or full where that is full."""
     if not isinstance(pattern, DTensor):
         return full_tensor(value).to(pattern.device)
     mesh, placements = pattern.device_mesh, pattern.placements
