@@ -23,7 +23,7 @@ os.umask(_UMASK)
 
 
 def write_whole(path: Path, body: bytes | str) -> None:
-    """Write `body` so that a reader of `path` sees the old file or the new one, never a part; a kill leaves `.NAME.tmp`. Makes folders."""
+    """Write `body`, creating parent folders, so that readers see the old file or the new one whole; a kill leaves `.NAME.tmp` beside it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside, descriptor = claim(path, _open_file)
     with os.fdopen(descriptor, "wb") as file:
@@ -125,7 +125,7 @@ def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a `.jsonl` file, or []. A line that cannot be read is skipped, with a warning unless it is the cut last one."""
+    """Return the rows of a `.jsonl` file, or []. An unreadable line is skipped, with a warning unless it is a last one cut short."""
     return [row for _, row in _lines(path)]
 
 

@@ -13,7 +13,7 @@ SAMPLES = "samples"
 
 
 def amounts(loss: Loss, micros: Sequence[MicroBatch], sources: Sequence[str]) -> dict[str, float]:
-    """Return each source's part of these micro-batches, as {"drawn/vqa/samples": 3.0}, with all sources' names; {} for a single source."""
+    """Return what each source contributes to these micro-batches, as {"drawn/vqa/samples": 3.0} of every source; {} for a single source."""
     if len(sources) <= 1:
         return {}
     totals = {f"{PREFIX}{source}/{quantity}": 0.0 for source in sources for quantity in (SAMPLES, *loss.shares)}
