@@ -20,7 +20,7 @@ def positive(text: str) -> int:
 
 
 def path(text: str) -> Path:
-    """Parse an option that is a path; the home directory stands in place of a leading ~, which a shell leaves in --out=~/x."""
+    """Parse an option that is a path; a leading ~ becomes the home directory, because a shell does not replace it in --out=~/x."""
     return expanded(text)
 
 
@@ -32,12 +32,15 @@ def add_config(parser: Parser) -> None:
 
 
 def add_checkpoint(parser: Parser) -> None:
-    """Add `checkpoint`, the positional argument of verbs (commands) that look at one checkpoint."""
+    """Add the positional argument `checkpoint` (RUN, RUN@STEP, ...) to the parser of a verb that reads one checkpoint."""
     parser.add_argument("checkpoint", help=SPEC)
 
 
 def add_weights(parser: Parser) -> None:
-    """Add `--raw` (the last weights) and `--ema-length` (an average of another length); without either the averaged weights are used."""
+    """Add the options `--raw` (use the last weights) and `--ema-length` (use an average of this length) to a verb's parser.
+
+    They exclude each other; without either the verb uses the EMA weights.
+    """
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--raw", action="store_true", help="use the last weights, not their average")
     which.add_argument("--ema-length", type=float, metavar="SHARE", help="an average of this length, made of what optim.ema.post_hoc kept")
@@ -46,8 +49,8 @@ def add_weights(parser: Parser) -> None:
 def spread(arguments: Arguments, max_restarts: int | None = None, shutdown_timeout_s: int | None = None) -> None:
     """Replace this process by torchrun with `--nproc` ranks of the same command; without `--nproc` do nothing.
 
-    `max_restarts`, `shutdown_timeout_s`: passed to torchrun. Raises PlaitError for these without `--nproc`, and for `--nproc` on a rank of
-    torchrun.
+    `max_restarts` and `shutdown_timeout_s` are passed to torchrun. Raises PlaitError if one is given without `--nproc`, and for `--nproc`
+    in a process that torchrun started.
     """
     if arguments.nproc is not None:
         launch.exec_torchrun(arguments.nproc, max_restarts or 0, shutdown_timeout_s, arguments.typed)

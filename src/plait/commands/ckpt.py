@@ -1,4 +1,7 @@
-"""The verbs `plait ckpt ...`: list, verify and compare checkpoints, and write their weights in other forms."""
+"""The commands `plait ckpt ...`: list, verify and compare checkpoints, and write their weights in other forms.
+
+For each, a `declare_...` adds its arguments to a parser, and a `run_...` does its work with what was parsed.
+"""
 
 from plait.commands.arguments import SPEC, path
 from plait.commands.command import Arguments, Command, Parser
@@ -10,14 +13,14 @@ def declare_path(parser: Parser) -> None:
 
 
 def run_inspect(arguments: Arguments) -> None:
-    """Print the content of the newest checkpoint under the given path."""
+    """Print the content of the checkpoint, or the newest of several, that the argument `path` names (RUN, RUN@STEP, ...)."""
     from plait.commands.actions import checkpoints
 
     checkpoints.inspect(arguments.path)
 
 
 def run_verify(arguments: Arguments) -> None:
-    """Check every file of every checkpoint under the given path against its stored hash."""
+    """Check every file of the checkpoints that `path` names against its stored hash. Raises PlaitError if any is damaged."""
     from plait.commands.actions import checkpoints
 
     checkpoints.verify(arguments.path)
@@ -31,7 +34,7 @@ def declare_consolidate(parser: Parser) -> None:
 
 
 def run_consolidate(arguments: Arguments) -> None:
-    """Write the full weights of a checkpoint into a new folder, however many ranks wrote its files."""
+    """Write the full weights of a checkpoint, which may be sharded over files of several ranks, into a new folder."""
     from plait.commands.actions import checkpoints
 
     checkpoints.consolidate(arguments.checkpoint, arguments.out, averaged=not arguments.last)
@@ -45,7 +48,7 @@ def declare_ema(parser: Parser) -> None:
 
 
 def run_ema(arguments: Arguments) -> None:
-    """Write weights averaged over a share of the run, made of the averages that its checkpoints kept."""
+    """Write weights averaged over a share of the run, computed from the averages that it saved (`optim.ema.post_hoc`)."""
     from plait.commands.actions import checkpoints
 
     checkpoints.ema(arguments.path, arguments.length, arguments.out)

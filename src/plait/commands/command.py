@@ -1,7 +1,7 @@
-"""The declaration of a verb (sub-command) of the command line: its words, help, arguments and function.
+"""The declaration of a verb (sub-command) of the command line: its name, help, arguments and function.
 
-Each other file in this folder is one verb and ends in `COMMANDS`. It imports nothing heavy at the top, so that help and errors appear at
-once; its `run` imports what it needs.
+Each other file in this folder is one verb or group of verbs and ends in `COMMANDS`. It imports nothing heavy at the top, so that help and
+errors appear at once; its `run` imports what it needs.
 """
 
 import argparse
@@ -9,14 +9,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 Arguments = argparse.Namespace
-"""Parsed arguments by name. Besides a verb's own: `overrides` (its `name=value` settings, in order), `words` (those of a launch script),
-`typed` (the whole command line as it was typed) and `parsers` (of every verb by its words)."""
+"""Parsed arguments by name. Besides a verb's own: `overrides` (its `name=value` settings, in order), `words` (positional arguments of a
+launch script), `typed` (the command line as it was typed) and `parsers` (of every verb, by the tuple of its words)."""
 
 Parser = argparse.ArgumentParser
 
 
 def actions(parser: Parser) -> list[argparse.Action]:
-    """Return what a verb declares: its options (they have `option_strings`) and positional arguments."""
+    """Return the argparse actions of a parser: options (they have `option_strings`) and positional arguments."""
     return parser._actions  # argparse has no public name for it
 
 
@@ -31,9 +31,9 @@ CALLS = {"declare": "declare(parser)", "run": "run(arguments)"}
 class Command:
     """One verb. `declare` adds its arguments to its argparse parser; `run` does its work with what was parsed.
 
-    `words`: `("train",)`, or `("data", "inspect")` for a verb of a group. `settings`: what `--name=value` means to the verb, shown under
-    its help; None where it takes none. `settings_need`: an option, such as "base", without which it takes none. `scripts`: whether its
-    `config` may be a launch script, which takes words besides flags. `repeats`: whether a setting may be given several times, as a list.
+    `words`: its name, `("train",)`, or `("data", "inspect")` for a verb of a group. `settings`: text for its help that says what
+    `--name=value` sets; None if it takes no such settings. `settings_need`: name of the option that they require. `scripts`: whether its
+    `config` may be a launch script, which takes positional arguments too. `repeats`: whether a repeated setting makes a list.
     """
 
     words: tuple[str, ...]

@@ -1,6 +1,6 @@
-"""The verb `plait completion`: print a script by which a shell completes verbs, their options and settings, and files (runs are folders).
+"""The command `plait completion`: print a script that lets a shell complete verbs (sub-commands), options, settings and files.
 
-The script is plain text of the shell, made from the parsers of all verbs, those of other packages too: completing starts no Python.
+The script is made from the parsers of all verbs, those of other installed packages too; completing starts no Python.
 """
 
 import logging
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 SHELLS = ("bash", "zsh", "fish")
 
 Parsers = Mapping[tuple[str, ...], Parser]
-"""The parser of each verb by its words, such as ("ckpt", "diff")."""
+"""The parser of each verb, by its name as a tuple of words, such as ("ckpt", "diff")."""
 
 _BASH = """\
 # plait: completion of verbs, options and settings; without one of these the shell completes files
@@ -32,7 +32,7 @@ complete -o default -F _plait plait
 """
 
 _ZSH = "(( $+functions[compdef] )) || { autoload -Uz compinit && compinit -i }\nautoload -Uz bashcompinit && bashcompinit\n"
-"""What zsh needs before a script for bash."""
+"""Lines that let zsh run the script made for bash; they come before it."""
 
 _FISH = """\
 # plait: completion of verbs, options and settings; without one of these the shell completes files
@@ -51,12 +51,15 @@ end
 
 
 def script(shell: str, parsers: Parsers) -> str:
-    """Return the completion script of a shell, one of `SHELLS`."""
+    """Return the completion script for a shell, one of `SHELLS`, as text."""
     return _fish(parsers) if shell == "fish" else _ZSH * (shell == "zsh") + _bash(parsers)
 
 
 def setting_names(section: type[BaseModel] = RunConfig, above: str = "") -> Iterator[str]:
-    """Yield the dotted name of every setting that the command line can set and that is in no list: optim.lr, optim.schedule.warmup."""
+    """Yield the dotted name of every setting that the command line can set, such as optim.lr; not of those inside lists.
+
+    `section`: the class of the configuration, or of a section of it; `above`: the section's name and a dot, put before each.
+    """
     for name, field in section.model_fields.items():
         dotted = f"{above}{field.alias or name}"
         kinds = [kind for kind in (field.annotation, *typing.get_args(field.annotation)) if isinstance(kind, type)]
@@ -128,7 +131,7 @@ def declare(parser: Parser) -> None:
 
 
 def run(arguments: Arguments) -> None:
-    """Print the script for the shell."""
+    """Print the completion script for the shell that the argument `shell` names."""
     log.info(script(arguments.shell, arguments.parsers).rstrip("\n"))
 
 

@@ -1,4 +1,4 @@
-"""The verb `plait config`: print the resolved configuration, with the origin of each value."""
+"""The command `plait config`: print the whole configuration, with the origin of each value. `declare` adds the arguments of `run`."""
 
 import logging
 

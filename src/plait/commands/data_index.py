@@ -1,4 +1,4 @@
-"""The verb `plait data index`: make the offset index of tar shards, by which samples are read at random."""
+"""The command `plait data index`: build index files for random access to tar shards. `declare` adds the arguments of `run`."""
 
 from plait.commands.command import Arguments, Command, Parser
 
@@ -10,7 +10,7 @@ def declare(parser: Parser) -> None:
 
 
 def run(arguments: Arguments) -> None:
-    """Make the missing indices of the shards, check all of them, and print what is in each shard."""
+    """Build the index of each shard that has none or an outdated one, and print what is in each shard."""
     from plait.commands.actions import index_data
 
     index_data.index(arguments.path, beside=arguments.beside)

@@ -1,4 +1,4 @@
-"""The verb `plait data inspect`: draw samples as the model sees them, on a contact sheet and a page."""
+"""The command `plait data inspect`: draw samples as the model sees them, as PNG and HTML. `declare` adds the arguments of `run`."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The verb `plait data shard`: encode pictures with captions into bucketed latent shards."""
+"""The command `plait data shard`: encode pictures with captions into tar shards of latents. `declare` adds the arguments of `run`."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def declare(parser: Parser) -> None:
 
 
 def run(arguments: Arguments) -> None:
-    """Build a set of shards, or finish one that was begun; with `--measure`, write metadata for a set made elsewhere."""
+    """Write a folder of shards, or finish one that was begun; with `--measure`, write metadata.json for shards made by another tool."""
     from plait.commands.actions import shard_data
 
     if arguments.measure:

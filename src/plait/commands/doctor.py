@@ -1,4 +1,4 @@
-"""The verb `plait doctor`: check what a run needs before it starts."""
+"""The command `plait doctor`: check what a run needs before it starts. `declare` adds the arguments of `run`."""
 
 from plait.assembly.configuration import open_checked
 from plait.commands.arguments import path, positive, spread
@@ -13,7 +13,7 @@ def declare(parser: Parser) -> None:
 
 
 def run(arguments: Arguments) -> None:
-    """Make every check and print its result. Raises Unwell (exit code 1) where something must be mended."""
+    """Make every check and print its result. Raises Unwell, a PlaitError with exit code 1, if something is wrong."""
     resolved = open_checked(arguments.config, arguments.overrides) if arguments.config is not None else None
     if resolved is None and (other := [item for item in arguments.overrides if not item.startswith("run=")]):
         raise PlaitError(f"--{other[0]} is a setting of a configuration: plait doctor CONFIG --{other[0]}")

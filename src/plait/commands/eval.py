@@ -1,4 +1,4 @@
-"""The verb `plait eval`: measure a checkpoint on a bench, which is a metric on some data, such as `loss` or `vqa2:validation`."""
+"""The command `plait eval`: measure a checkpoint on a bench (a metric on some data, such as `loss` or `vqa2:validation`)."""
 
 import logging
 
@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 
 
 def declare(parser: Parser) -> None:
-    """Add the arguments of `plait eval` to its parser, with a switch for each variant that a model family offers."""
+    """Add the arguments of `plait eval` to its parser, and a flag for each setting that a model family lets evaluation change."""
     parser.add_argument("checkpoint", nargs="?", help=SPEC)
     parser.add_argument("--base", type=path, metavar="CONFIG", help="in place of a checkpoint: the model of CONFIG before its first step")
     parser.add_argument(
@@ -44,7 +44,7 @@ def _declare_variants(parser: Parser) -> None:
 
 
 def run(arguments: Arguments) -> None:
-    """Measure the checkpoint, and write the figures, the answers and a page with pictures."""
+    """Measure the checkpoint by the arguments that `declare` adds; write its results, its answers and an HTML page with pictures."""
     if (arguments.checkpoint is None) == (arguments.base is None):
         raise PlaitError(f"give either a checkpoint ({SPEC}) or --base CONFIG (see plait eval --help)")
     if arguments.base is not None and (arguments.raw or arguments.ema_length is not None):

@@ -1,4 +1,4 @@
-"""The verb `plait export`: write a checkpoint as a directory that other software loads."""
+"""The command `plait export`: write a checkpoint as a directory that other software loads. `declare` adds the arguments of `run`."""
 
 from plait.commands.arguments import add_checkpoint, path
 from plait.commands.command import Arguments, Command, Parser
@@ -16,7 +16,7 @@ def declare(parser: Parser) -> None:
 
 
 def run(arguments: Arguments) -> None:
-    """Write the checkpoint into the new directory, in the layout that `--to` names."""
+    """Write the checkpoint into the new directory, in the layout that `--to` names, such as hf."""
     from plait.commands.actions import export
 
     export.export(arguments.checkpoint, arguments.out, arguments.to, averaged=not arguments.raw)

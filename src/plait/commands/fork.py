@@ -1,4 +1,4 @@
-"""The verb `plait fork`: make a new run that continues from a checkpoint of another one."""
+"""The command `plait fork`: make a new run that continues from a checkpoint of another one. `declare` adds the arguments of `run`."""
 
 from plait.commands.arguments import path
 from plait.commands.command import OVERRIDES, Arguments, Command, Parser
@@ -11,7 +11,7 @@ def declare(parser: Parser) -> None:
 
 
 def run(arguments: Arguments) -> None:
-    """Write the new run's directory: the checkpoint, and the old run's settings with those of the command line."""
+    """Write the new run's directory: the checkpoint, and the old run's settings changed by those of the command line."""
     from plait.commands.actions import fork
 
     fork.fork(arguments.start, arguments.new, arguments.overrides)

@@ -1,4 +1,4 @@
-"""The verb `plait generate`: generate text or pictures with a checkpoint."""
+"""The command `plait generate`: generate text or pictures with a checkpoint. `declare` adds the arguments of `run`."""
 
 from plait.commands.arguments import add_checkpoint, add_weights, path
 from plait.commands.command import Arguments, Command, Parser
@@ -12,7 +12,7 @@ def declare(parser: Parser) -> None:
 
 
 def run(arguments: Arguments) -> None:
-    """Generate text or pictures with the checkpoint, as its family does; print the answers, or the names of the files."""
+    """Generate text or pictures with the checkpoint, depending on its kind of model; print the answers, or the names of the files."""
     from plait.commands.actions import generate
 
     generate.generate(arguments.checkpoint, arguments.overrides, averaged=not arguments.raw, length=arguments.ema_length, out=arguments.out)

@@ -1,4 +1,4 @@
-"""The verb `plait stages`: list the stages (parts with settings of their own) of a run and how far each is."""
+"""The command `plait stages`: list the stages (parts with settings of their own) of a run. `declare` adds the arguments of `run`."""
 
 from plait.commands.arguments import path
 from plait.commands.command import Arguments, Command, Parser
@@ -10,7 +10,7 @@ def declare(parser: Parser) -> None:
 
 
 def run(arguments: Arguments) -> None:
-    """Print for each stage how far it is, why it ended, what it trains and its best figures."""
+    """Print for each stage the steps done, why it ended, what it trains and its best evaluation results."""
     from plait.commands.actions import stages
 
     stages.show(arguments.run)

@@ -1,4 +1,4 @@
-"""The verb `plait train`: start a run, or continue it."""
+"""The command `plait train`: start a run, or continue it. `declare` adds the arguments of `run`."""
 
 import logging
 
@@ -22,7 +22,7 @@ def declare(parser: Parser) -> None:
 
 
 def run(arguments: Arguments) -> None:
-    """Train to the last planned step. Raises Paused where a signal (such as SIGTERM) asked for a stop, after saving."""
+    """Train to the last planned step. Raises Paused, after saving, if a signal such as SIGTERM asked for a stop."""
     resolved = open_checked(arguments.config, arguments.overrides, words=arguments.words)
     spread(arguments, arguments.max_restarts, arguments.shutdown_timeout)
     for line in resolved.warnings:

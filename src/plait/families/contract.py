@@ -9,7 +9,8 @@ A family is a package of these modules; all but the first two may be missing:
     catalogue/datasets.py  public datasets that are known by name (`Catalogue`)
     presets/, mixtures/    YAML files: whole configurations, and lists of datasets with their sampling rates
 
-`assets` is a run's folder for files that belong to its model, such as a tokenizer. An example is what `Inputs.encode` makes of a sample.
+`assets` is a run's folder for files that belong to its model, such as a tokenizer. An example is the encoded form of a sample, as
+`Inputs.encode` returns it. A component is a named part of the model that trains or stays frozen as a whole.
 """
 
 from collections import Counter
@@ -33,7 +34,7 @@ Sample = dict[str, Any]
 Texts = Callable[[], Iterable[str]]
 Parameters = dict[str, nn.Parameter]
 Monitor = Callable[[Mapping[str, Any]], list[str]]
-"""Called with each logged row of figures (name to value), in order; returns warnings to print."""
+"""Called with each logged row of metrics, {name: value}, in order; returns warnings to print, sentences with advice."""
 
 
 class Inputs(Protocol):
@@ -43,21 +44,24 @@ class Inputs(Protocol):
         """Return the example of a sample. All randomness comes from `key`, a 64-bit seed. Raises BadSample if it cannot be used."""
 
     def collate(self, examples: Sequence[Any]) -> dict[str, Any]:
-        """Return a batch of examples as tensors by name; row i of each tensor belongs to example i.
+        """Return a batch of examples as tensors by name.
 
-        `cut` (B,), where there: how many tokens of each one's text were cut off, which `plait data inspect` and the look at the data count.
+        `cut` (B,), if the family returns it: how many tokens of each example's text were cut off; `plait data inspect` reports it.
         """
 
 
 class MakeInputs(Protocol):
-    """`Inputs` of a family: a class or function with this signature. `config`: the `model:` section."""
+    """Type of a family's member `Inputs`: a class, or a function that returns such an object. `config`: the `model:` section.
+
+    `max_tokens`, `pad`: the settings `data.max_tokens` and `data.pad`; `train`: whether samples are augmented.
+    """
 
     def __call__(self, config: Any, assets: Path, *, max_tokens: int | None, pad: str, train: bool) -> Inputs:
         """Return inputs, with augmentation if `train`. `max_tokens`: per sample, None for no limit. `pad`: a value of `data.pad`."""
 
 
 class Build(Protocol):
-    """`build` of a family: a function with this signature. `config`: the `model:` section."""
+    """Type of a family's function `build`. `config`: the `model:` section; `assets`: the run's folder for the model's files."""
 
     def __call__(self, config: Any, assets: Path, *, seed: int) -> nn.Module:
         """Return the model on the CPU, or without weights under `torch.device('meta')`. Random weights depend on `seed` alone."""
@@ -83,49 +87,49 @@ class Family:
     Config: type[ModelSection]
     build: Build
     components: Callable[[nn.Module], dict[str, Parameters]]
-    """(model) to {component: {full name: parameter}}; each parameter once. Freezing, learning rates and reports go by component."""
+    """From model to {component: {full name: parameter}}; each parameter once. Freezing and learning rates are set per component."""
     blocks: Callable[[nn.Module], Sequence[nn.Module]]
-    """(model) to the modules that are sharded, recomputed and compiled one by one, in the order of the forward pass."""
+    """From model to the modules that are sharded, recomputed in backward and compiled one by one, in the order of the forward pass."""
     Inputs: MakeInputs
     Loss: Callable[[Any], Loss]
     prepare: Callable[[Any, Path, Texts], None] = _nothing_to_prepare
-    """(config, assets, texts): write a tokenizer or the like into `assets`, if not there; `texts()` yields texts of training samples."""
+    """(config, assets, texts): write what the model needs, such as a tokenizer, into `assets`; `texts()` yields training texts."""
     base: Callable[[Any], list[dict[str, str | None]]] = _no_base
-    """(config) to the pretrained parts, not saved with a run: [{'part': 'gemma', 'name': Hub name or path, 'revision': commit or None}].
+    """From config to the pretrained parts: [{'part': 'gemma', 'name': Hub name or path, 'revision': commit or None}].
 
-    `folder`, where there: the one folder of a repository that is read.
+    A run does not save their frozen weights. An optional key 'folder' names the only folder of the repository that is read.
     """
     never_trained: frozenset[str] = frozenset()
     """Components that no setting may train."""
     limits: Callable[[Any], Limits] = no_limits
-    """(config) to what the model can take in: the longest sequence, the size of images, and what each component learns from."""
+    """From config to the limits of its input: the longest sequence, the size of images, and what each component learns from."""
     monitors: Callable[[Any], list[Monitor]] = _no_monitors
     GenerateOptions: type[BaseModel] | None = None
     generate: Callable[[Any, Any, Any, Path | None, str], Iterable[str]] | None = None
-    """Work of `plait generate`: (model, inputs, GenerateOptions, folder for files or None, moment) to lines to print.
+    """Work of `plait generate`: from (model, inputs, options, folder for files or None, moment) to lines to print.
 
-    The moment is the name of the checkpoint's step, such as step-00000100.
+    `moment`: name of the checkpoint's step, such as step-00000100.
     """
     inspect: Callable[[Any, Sample, Any], dict[str, Any]] | None = None
-    """(inputs, sample, example) to what the model sees: `images` (uint8, H x W x 3), `text` ([(text, whether the loss counts it)]) and
-    `notes` (values to show, by name). Optional: `labels`, what each image is, such as "SigLIP, 896 px".
+    """From (inputs, sample, example) to a dict of what the model sees: `images` (uint8, H x W x 3), `text` ([(text, whether the loss
+    counts it)]), `notes` ({name: value to show}), and optionally `labels`, a name per image, such as "SigLIP, 896 px".
     """
     legend: str = "On colour: the supervised text, which the model learns to say. Everything else is given to it."
-    """What the loss asks for of all that `inspect` shows: a line above the samples of `plait data inspect`."""
+    """Text above the samples of `plait data inspect` that says which part of them the loss counts."""
 
 
 class Publisher(Protocol):
     """`export.py` of a family: writes and reads weights in the layouts of other software."""
 
     exports: Mapping[str, Callable[..., list[str]]]
-    """By the name after `plait export --to`: (model, config, assets, folder to create) to lines to print."""
+    """By layout, as in `plait export --to LAYOUT`: functions from (model, config, assets, folder to create) to lines to print."""
 
     def imported(self, weights: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-        """Return weights of another layout under this model's parameter names, reshaped where the layouts differ."""
+        """Return weights read from files of another layout, {name: tensor}, with this model's parameter names and shapes."""
 
 
 class Catalogue(Protocol):
-    """`catalogue/datasets.py` of a family: public datasets that a configuration can name. DATASETS by name; ALIASES: other name to name."""
+    """`catalogue/datasets.py` of a family: public datasets that a configuration can name. DATASETS: by name; ALIASES: {alias: name}."""
 
     DATASETS: Mapping[str, Any]
     ALIASES: Mapping[str, str]
@@ -134,20 +138,20 @@ class Catalogue(Protocol):
         """Open `split` (train, validation or test) of the dataset that `entry.name` names; return a plait.data.sources.contract.Source.
 
         `entry`: an item of `data.train` or `data.validation`. `root`: folder of all datasets, None for the family's default; `cache`:
-        folder of index files, None for beside the data. Raises Absent where its files are missing, with how to get them.
+        folder of index files, None for the user's cache. Raises Absent, which says how to get them, if its files are missing.
         """
 
     def rule_of(self, name: str) -> str:
-        """Return the name of the bench (evaluation), such as `vqa`, that scores answers to a dataset. Raises PlaitError where none does."""
+        """Return the name of the bench (evaluation), such as `vqa`, that scores answers to a dataset. Raises PlaitError if none does."""
 
     def split_of(self, name: str, split: str) -> str:
-        """Return `split` unchanged if the dataset has it. Raises PlaitError, with those it has, if not."""
+        """Return `split` unchanged if the dataset has it; else raise PlaitError, which lists those it has."""
 
     def evaluation_split(self, name: str) -> str:
         """Return the split, such as `validation`, that a dataset is evaluated on when the user names none."""
 
     def scored(self) -> list[str]:
-        """Return the names of the datasets that `rule_of` has a bench for."""
+        """Return the names of the datasets for which `rule_of` returns a bench."""
 
 
 REQUIRED: Mapping[str, str] = {
@@ -181,11 +185,14 @@ METHODS: Mapping[str, Sequence[str]] = {
     "Inputs": ("encode(sample, key)", "collate(examples)"),
     "Loss": ("weights(batch)", "sums(model, batch)"),
 }
-"""Methods, with their arguments, that these members must have if they are classes."""
+"""Methods, with their arguments, that these members must have if they are classes; a function may return any object with them."""
 
 
 def check(name: str, module: ModuleType) -> Family:
-    """Return the members of module family.py as a Family. Raises PlaitError naming every one that is missing or has another signature."""
+    """Return the members of `module`, the family.py of family `name`, as a Family.
+
+    Raises PlaitError naming every member that is missing or has another signature.
+    """
     members = vars(module)
     faults = [f"it lacks {wanted}" for member, wanted in REQUIRED.items() if member not in members]
     given = {member: members[member] for member in (*REQUIRED, *OPTIONAL) if member in members}
@@ -206,7 +213,7 @@ def check_catalogue(name: str, module: ModuleType) -> None:
 
 
 def check_built(family: Family, model: nn.Module, loss: Loss) -> None:
-    """Check what a family made of a configuration: its components hold each parameter once, its blocks are modules of the model.
+    """Check a built model and loss: components hold each parameter once, blocks are modules of the model, the loss has coefficients.
 
     Raises PlaitError naming the first that is wrong.
     """

@@ -1,4 +1,4 @@
-"""What a family's model can take in: how long a sequence, how large an image, and which input each of its components learns from."""
+"""Limits of the input of a family's (kind of) model: longest sequence, image size, and which input each component (part) learns from."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,20 +17,20 @@ class Limits:
     positions: int | None = None
     """The longest sequence, in tokens, that the language model has positions for; None: no limit is known."""
     image_side: int | None = None
-    """Pixels of a side at which the model sees an image: a smaller one is enlarged. None: it has no size of its own."""
+    """Side in pixels to which images are resized, a smaller one enlarged; None: there is no fixed size."""
     needs: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """{component, or setting as "model.world.steps": keys of a sample, of which one must hold something for it to learn or be used}."""
+    """{component, or setting such as "model.world.steps": keys of a sample}; without data under one of the keys it has no effect."""
     idle: Mapping[str, str] = field(default_factory=dict)
-    """{setting in `needs`: its value where it asks for nothing, as "0"}."""
+    """{setting in `needs`: the value, such as "0", at which it is off and needs nothing}."""
 
 
 def no_limits(config: Any) -> Limits:
-    """Return no limits, for a family that names none."""
+    """Return Limits without any limit: the default of families that define none."""
     return Limits()
 
 
 def language_positions(language: "PreTrainedConfig") -> int | None:
-    """Return how many positions a language model has: its max_position_embeddings, or what its scaled rotary embedding extends them to.
+    """Return the longest sequence, in tokens, of a language model: max_position_embeddings, or more if its rotary embedding is scaled.
 
     None for a model without a limit (ALiBi, recurrent models).
     """
@@ -43,13 +43,13 @@ def language_positions(language: "PreTrainedConfig") -> int | None:
 
 
 def check_length(positions: int, available: int | None) -> None:
-    """Raise BadSample for a sequence that takes more `positions` than are `available` (None: no limit)."""
+    """Raise BadSample if a sequence takes more `positions` than the model has `available` (None: no limit)."""
     if available is not None and positions > available:
         raise BadSample(f"{positions} tokens, and the model has {available} positions: data.max_tokens {available} would cut its end")
 
 
 def check_max_tokens(max_tokens: int | None, limits: Limits) -> None:
-    """Raise PlaitError where the setting `data.max_tokens` is more than the model has positions for."""
+    """Raise PlaitError if the setting `data.max_tokens` (None: not set) exceeds the model's longest sequence, `limits.positions`."""
     positions = limits.positions
     if max_tokens is not None and positions is not None and max_tokens > positions:
         raise PlaitError(f"data.max_tokens is {max_tokens}, but the model has {positions} positions: set it to {positions} or less")

@@ -1,4 +1,4 @@
-"""Find families (kinds of models) by name: the packages in this folder, and those that installed packages offer by an entry point.
+"""Find families (kinds of models) by name: the packages in this folder, and those of other installed packages (entry points).
 
 Importing this module imports no torch; only `load` imports a family's model. What a family's modules hold is in contract.py.
 """
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 _HERE = Path(__file__).parent
 _TABLES = {"refused": Mapping[tuple[str, ...], Mapping[str, str]], "variants": Mapping[str, str], "layouts": Mapping[str, str]}
 GROUP = "plait.families"
-"""Entry points of this group name a package, such as `words = words_family`."""
+"""Group of the entry points, each `family = package`, such as `words = words_family`."""
 
 
 @functools.cache
 def packages() -> dict[str, str]:
-    """Return the import path of each family: {'words': 'words_family', ...}. Installed ones cannot replace those that ship."""
+    """Return the import path of each family: {'words': 'words_family', ...}. A plugin cannot replace a family of plait."""
     shipped = {path.parent.name: f"plait.families.{path.parent.name}" for path in sorted(_HERE.glob("*/family.py"))}
     return {**{entry.name: entry.value for entry in plugins.offered(GROUP)}, **shipped}
 
@@ -41,7 +41,7 @@ def names() -> list[str]:
 
 
 def model_config(family: str) -> type[ModelSection]:
-    """Return the class of a family's `model:` section; imports no torch. Raises PlaitError where the family or its Config is missing."""
+    """Return the pydantic class of a family's `model:` section; imports no torch. Raises PlaitError if the family or class is missing."""
     section = vars(_module(family, "config")).get("Config")
     if not (isinstance(section, type) and issubclass(section, ModelSection)):
         raise PlaitError(f"family {family!r}: {_package(family)}.config has no Config, a subclass of plait.config.schema.ModelSection")
@@ -59,7 +59,7 @@ def model_configs() -> Iterator[tuple[str, type[ModelSection]]]:
 
 
 def load(family: str) -> "Family":
-    """Import a family's code and check it against contract.py. Raises PlaitError for an unknown name, or members missing or wrong."""
+    """Import a family's family.py and return its checked members. Raises PlaitError for an unknown name, or members missing or wrong."""
     contract = importlib.import_module("plait.families.contract")
     return cast("Family", contract.check(family, _module(family, "family")))
 
@@ -86,7 +86,7 @@ def benches(family: str) -> "Benches":
 
 
 def preset(family: str, name: str) -> Path:
-    """Return the path of a preset, a configuration that the family ships. Raises PlaitError for an unknown name, listing the known ones."""
+    """Return the path of a preset, a configuration in the family's package. Raises PlaitError, listing the known ones, if unknown."""
     folder = _folder(family) / "presets"
     path = folder / f"{name}.yaml"
     if not path.is_file():
@@ -96,7 +96,10 @@ def preset(family: str, name: str) -> Path:
 
 
 def mixture(family: str, name: str) -> Path:
-    """Return the path of a list of datasets: `name` if a .yaml, .yml or .json file, else the family's own. Raises PlaitError if unknown."""
+    """Return the path of a mixture (list of datasets): the family's of this name, or `name` itself if it ends in .yaml, .yml or .json.
+
+    Raises PlaitError, listing the known ones, for another name; whether a named file exists is not checked.
+    """
     path = expanded(name)
     if path.suffix in (".yaml", ".yml", ".json"):
         return path
@@ -115,7 +118,7 @@ def has_datasets(family: str) -> bool:
 
 
 def datasets(family: str) -> "Catalogue":
-    """Return a family's catalogue of datasets, checked against contract.Catalogue. Raises PlaitError for a family without one."""
+    """Return a family's catalogue of public datasets, a checked module (contract.Catalogue). Raises PlaitError for one without."""
     if not has_datasets(family):
         raise PlaitError(
             f"family {family!r} knows no datasets by name: name your own as module:Class or file.py:Class, or a source with a path"
@@ -126,9 +129,9 @@ def datasets(family: str) -> "Catalogue":
 
 
 def publisher(family: str) -> "Publisher | None":
-    """Return a family's module `export`, which converts weights to other software's layouts; None where it has none.
+    """Return a family's module `export`, which converts weights to other software's layouts; None if it has none.
 
-    Raises PlaitError where that has no `exports`, a mapping of each of `Config.layouts` to a function, or no `imported`.
+    Raises PlaitError if that module has no `exports`, a mapping of each of `Config.layouts` to a function, or no `imported`.
     """
     if not _has(family, "export.py"):
         return None

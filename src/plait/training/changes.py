@@ -1,6 +1,7 @@
-"""What a start says has changed since the checkpoint: settings and learning rate, freezing, order and content of the data, the model.
+"""Log what differs between a checkpoint and the run that starts from it: settings, learning rate, freezing, data and its order, model.
 
-A bundle is the model with its family (kind of model); a view, the configuration of one stage (part of a run).
+A bundle is the model with its family (kind of model). A run consists of stages, each with settings of its own. A manifest is a
+checkpoint's manifest.json. `allow_inexact`: do not raise for a difference that makes the start inexact.
 """
 
 import json
@@ -26,14 +27,17 @@ from plait.training.stage_plan import steps_of
 log = logging.getLogger(__name__)
 
 LINEAGE = "lineage.json"
-"""In a run directory: the start that `from:` or a fork gave the run."""
+"""File in a run directory that records which checkpoint or weights the run was started from, by `from:` or a fork."""
 _PROBE_TOLERANCE = 1e-3
 _BARS = " ▁▂▃▄▅▆▇█"
 _CURVE_COLUMNS = 48
 
 
 def freezing_changes(manifest: Mapping[str, Any] | None, bundle: ModelBundle, config: RunConfig) -> list[str]:
-    """Return a log line for each component (part of the model) that trains here but not in the checkpoint's stage, or vice versa."""
+    """Return a log line per component (part of the model) that is trained by `config` and not in the checkpoint's stage, or vice versa.
+
+    `manifest`: that of the checkpoint; None for bare weights, which gives [].
+    """
     if manifest is None:
         return []
     components = bundle.family.components(bundle.model)
@@ -44,9 +48,9 @@ def freezing_changes(manifest: Mapping[str, Any] | None, bundle: ModelBundle, co
 
 
 def model_changes(folder: Path, bundle: ModelBundle) -> list[str]:
-    """Return a log line for each `model:` setting in which the run of the checkpoint in `folder` differs, though names and shapes may fit.
+    """Return a log line for each `model:` setting of the bundle that differs in the run to which the checkpoint `folder` belongs.
 
-    Another way to make tokens of the same width, say, trains on without an error. [] where the folder is in no run.
+    Weights may load without an error although such a setting differs. [] if the folder is in no run, or that of another family.
     """
     run = checkpoint.run_of(folder)
     if not (run / "config.yaml").is_file():
@@ -76,9 +80,9 @@ def _leaves(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
 
 
 def describe_changes(before: Resolved, after: Resolved, differences: Sequence[Difference], saved: Path | None) -> str:
-    """Describe a changed configuration: each key, and both learning-rate curves of the stage that the run is in, at their real lengths.
+    """Describe a changed configuration as indented lines: each changed key, then the old and new learning-rate curve of the current stage.
 
-    `saved`: the folder of the checkpoint that the run goes on from, None before the first: its stage and consumed samples count.
+    `saved`: the folder of the checkpoint that the run continues from, which knows the current stage; None, before the first: no curves.
     """
     lines = [f"  {key}: {json.dumps(old)} -> {json.dumps(new)}" for key, old, new in differences]
     if saved is None or not any(key.startswith(("optim", "train", "stages")) for key, _, _ in differences):
@@ -97,9 +101,10 @@ def describe_changes(before: Resolved, after: Resolved, differences: Sequence[Di
 
 
 def without_more_steps(before: Resolved, after: Resolved, binding: Sequence[Difference], saved: Path) -> list[Difference]:
-    """Return the differences `binding`, or [] where they only give a finished stage more steps; then log what that changes.
+    """Return the differences `binding`, which would stop a start, or [] if all they do is give the finished current stage more steps.
 
-    `saved`: the folder of the newest checkpoint. A stage counts as finished where its planned steps are done.
+    Logs what more steps change. `saved`: folder of the newest checkpoint; finished: all planned steps are done. Raises PlaitError if
+    that checkpoint cannot be read.
     """
     if not binding or not all(_is_length(key) for key, _, _ in binding):
         return list(binding)
@@ -157,16 +162,16 @@ def _rates(optim: Optim, steps: int, update: int) -> set[float]:
 
 
 def curve(config: RunConfig, steps: int) -> str:
-    """Draw the learning-rate curve over `steps` as a line of text: bars, peak and end, as "▁▄█▆▃ peak 0.0003, end 0, 1000 steps"."""
+    """Return the learning-rate curve over `steps` steps as a line of text, such as "▁▄█▆▃ peak 0.0003, end 0, 1000 steps"."""
     values, end, units = schedule.curve(schedule.with_warmup(config.optim, steps), steps, _CURVE_COLUMNS)
     bars = "".join(_BARS[round(value * (len(_BARS) - 1))] for value in values)
     return f"{bars} peak {config.optim.lr:.2g}, end {config.optim.lr * values[-1]:.2g}, {end} {units}"
 
 
 def describe_order(saved: Mapping[str, Any], digest: str, batches: Sequence[Sequence[int]]) -> str:
-    """Compare the order of a stage's samples with that of the checkpoint whose manifest is `saved`; returns a log line.
+    """Compare the order of a stage's samples with that of the checkpoint whose manifest is `saved`; return a log line.
 
-    `digest`: StagePlan.order_digest. `batches`: the stage's global batches, as in the state.
+    `digest`: hash of what decides the order (StagePlan.order_digest). `batches`: [(step of the stage, samples per step from it on)].
     """
     if saved.get("order") != digest:
         return "order    changed: other seed, sources, sizes or weights than then; samples may come twice, or later than others"
@@ -178,9 +183,9 @@ def describe_order(saved: Mapping[str, Any], digest: str, batches: Sequence[Sequ
 
 
 def check_data(saved: Checkpoint, now: Mapping[str, str], run: Path, allow_inexact: bool) -> str:
-    """Compare the data's hashes `now`, {source: hash}, with the checkpoint's; returns a log line. A source is one data set.
+    """Compare the data's hashes `now`, {source: hash}, with the checkpoint's; return a log line. A source is one dataset.
 
-    Raises PlaitError when they differ, unless the run was forked at this step to change its data, or `allow_inexact`.
+    Raises PlaitError when they differ, unless the run directory `run` was forked at this step to change its data, or `allow_inexact`.
     """
     before = saved.manifest["data"]
     by_name = {name: (before.get(name, "not there"), now.get(name, "gone")) for name in {**before, **now}}
@@ -201,9 +206,9 @@ def _forked_for_data(run: Path, step: int) -> bool:
 
 
 def check_probe(stored: float | None, now: float, allow_inexact: bool) -> str:
-    """Compare the loss of a few fixed samples `now` with the one `stored` in the checkpoint (None: none); returns a log line.
+    """Compare the loss `now` of a few fixed samples with the one `stored` in the checkpoint (None: nothing stored); return a log line.
 
-    Raises PlaitError when they are further apart than 0.1 %, too far to be of the same model, unless `allow_inexact`.
+    Raises PlaitError when they differ by more than 0.1 %, which shows that the model is another, unless `allow_inexact`.
     """
     if stored is None:
         return f"probe loss {now:.6f}: none stored to compare with"

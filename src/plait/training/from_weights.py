@@ -1,6 +1,7 @@
-"""The start of a run from the weights that `from:` names: another run, a folder of safetensors, or a Hub repository.
+"""Start a run from the weights that the setting `from:` names: another run, a folder of safetensors, or a Hub repository.
 
-A view is the configuration of one stage (part of a run); a bundle, the model with its family (kind of model); a group, a kind of tensor.
+A view is the configuration of one stage (part of a run); a bundle, the model with its family (kind of model). Tensors are in groups:
+weights, ema (their average), moments (of the optimizer).
 """
 
 import logging
@@ -29,16 +30,17 @@ Tensors = dict[str, dict[str, Tensor]]
 
 
 def check_named(spec: str) -> None:
-    """Raise PlaitError where `spec`, the setting `from:`, is neither a path here nor named as a Hub repository; downloads nothing."""
+    """Raise PlaitError if `spec`, the value of `from:`, is neither an existing path nor has the form of a Hub repository's name."""
     path, _ = checkpoint_specs.split(spec)
     if not path.exists() and not checkpoint_specs.may_be_hub(str(path)):
         checkpoint_specs.locate(spec, _FORMS)
 
 
 def begin_from(state: State, bundle: ModelBundle, view: StageView, *, run: Path, ranks: Ranks, allow_inexact: bool) -> None:
-    """Start at step 0 with the weights, averages and moments that `from:` names; what is frozen is up to this run's configuration.
+    """Fill `state`, at step 0, with the weights, their averages and the optimizer moments that `view.config`'s `from:` names.
 
-    Raises PlaitError when `from:` names nothing usable, or something saved would be lost, unless `allow_inexact`.
+    Logs what is kept and what is new. `run`: the new run's directory. Raises PlaitError when `from:` names nothing usable, or when
+    something saved would be lost, unless `allow_inexact`.
     """
     spec = str(view.config.from_)
     downloaded = hub_start.fetch(spec, ranks)
@@ -82,10 +84,10 @@ def _check_names(spec: str, given: set[str], bundle: ModelBundle) -> None:
 
 
 def read_from(spec: str) -> tuple[Tensors, dict[str, Any] | None, Path]:
-    """Read what `from: SPEC` names: tensors {group: {name: tensor}}, the manifest (None for bare weights), and the folder.
+    """Read a checkpoint or weights; return (tensors {group: {name: tensor}}, the manifest or None for bare weights, their folder).
 
-    `spec`: a checkpoint (RUN, RUN@STEP, RUN/STAGE@best, ...), or a folder of safetensors; a repository of the Hub once it is downloaded.
-    Raises PlaitError for anything else, and for a damaged checkpoint.
+    `spec`: a checkpoint (RUN, RUN@STEP, RUN/STAGE@best, ...) or a folder of safetensors; nothing is downloaded. Raises PlaitError for
+    anything else, and for a damaged checkpoint.
     """
     path, _ = checkpoint_specs.split(spec)
     if path.exists() and not checkpoint.is_step(path) and not checkpoint.published(checkpoint.run_of(path)):

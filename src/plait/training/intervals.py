@@ -1,4 +1,4 @@
-"""How sure a bench's figures are: 95 % intervals by the bootstrap (Efron 1979), over the rows of a sample."""
+"""95 % confidence intervals of a bench's (evaluation's) figures by the bootstrap (Efron 1979) over rows (dicts, one per sample)."""
 
 from collections.abc import Sequence
 
@@ -16,11 +16,10 @@ _SMALL_SAMPLE = 2_000  # rows up to which training says how sure its figures are
 
 
 def bootstrap(bench: Bench, rows: Sequence[Row]) -> dict[str, tuple[float, float]]:
-    """Return {figure: (low, high)}: the 2.5 and 97.5 percentiles of each figure over 400 sets of rows, drawn with replacement by a key.
+    """Return {figure: (low, high)}: the 2.5 and 97.5 percentiles over 400 sets of rows drawn with replacement, by a fixed seed.
 
-    Only for benches that judge each answer by itself (rows have `correct`), or say that their figures are means over rows; {} for others,
-    and for fewer than two rows. Where all answers are right, or all wrong, the bootstrap would claim to be sure: then Clopper and Pearson's
-    exact interval (1934).
+    {} for benches whose figures are no means over rows (rows without `correct`, and `bench.means` not set), and for fewer than two rows.
+    If all answers are right, or all wrong, the bootstrap interval would have width 0: then Clopper and Pearson's exact one (1934).
     """
     judged = [row for row in rows if "correct" in row or (bench.means and "bad" not in row)]
     if not 2 <= len(judged) <= _MOST_ROWS:
@@ -60,10 +59,10 @@ def _exact(name: str, share: float, rows: Sequence[Row]) -> tuple[float, float]:
 
 
 def shown(name: str, value: float) -> str:
-    """Return a figure as text: counts and whole numbers above 1 (which is a share) without digits, others with four."""
+    """Return a figure as text: counts, and whole numbers above 1, without decimals, others with four. `name` tells counts apart."""
     return f"{value:,.0f}" if is_count(name) or (abs(value) > 1 and value.is_integer()) else f"{value:.4f}"
 
 
 def is_count(name: str) -> bool:
-    """Return whether a figure counts, such as "samples" or "pictures/64x64": it has no interval."""
+    """Return whether the figure of this name is a count, such as "samples" or "pictures/64x64", which has no interval."""
     return bool(_COUNTS & {name.partition("/")[0], name.rpartition("/")[2]})

@@ -20,7 +20,7 @@ from typing import NoReturn, Protocol
 from plait.errors import PlaitError
 
 SIGNALS = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
-"""What torchrun passes on to its ranks: its own default, and the signal that SLURM is asked to send before the time limit."""
+"""Signals that torchrun forwards to its ranks: its default ones, and the one that SLURM is asked to send before the time limit."""
 
 _RANK_OPTIONS = ("--nproc", "--max-restarts", "--shutdown-timeout")
 
@@ -28,19 +28,19 @@ _RANK_OPTIONS = ("--nproc", "--max-restarts", "--shutdown-timeout")
 def torchrun(ranks: int, max_restarts: int = 0) -> list[str]:
     """Return the command that runs plait on `ranks` ranks of this machine under torchrun; append plait's arguments to it.
 
-    `max_restarts`: how often ranks are restarted when one dies. It ends in `-- plait`: without the `--`, torchrun takes --run=DIR for a
-    short form of its own --run-path.
+    `max_restarts`: how often all ranks are restarted when one dies. The command ends in `-- plait`: without the `--`, torchrun would read
+    --run=DIR as an abbreviation of its --run-path.
     """
     options = ["--standalone", f"--nproc-per-node={ranks}", f"--max-restarts={max_restarts}"]
     return [sys.executable, "-m", "plait.training.torchrun", *options, "-m", "--", "plait"]
 
 
 def exec_torchrun(ranks: int, max_restarts: int, shutdown_timeout_s: int | None, arguments: Sequence[str]) -> NoReturn:
-    """Replace this process by torchrun with `ranks` processes of this command, so that signals reach torchrun directly.
+    """Replace this process (exec) by torchrun with `ranks` processes of the same plait command, so that signals reach torchrun directly.
 
-    `arguments`: those of this command; options about ranks are removed. `shutdown_timeout_s`: for ranks to save after a signal; this and
-    --signals-to-handle go through the environment, which older torchruns ignore. Raises PlaitError where this is a rank of torchrun
-    already.
+    `arguments`: the command line without "plait"; options about ranks are removed. `max_restarts`: how often all ranks are restarted when
+    one dies. `shutdown_timeout_s`: seconds in which ranks may save after a signal; None: torchrun's default. Raises PlaitError if this
+    process is itself a rank of torchrun.
     """
     if "WORLD_SIZE" in os.environ:
         raise PlaitError(f"--nproc={ranks} was given to a rank that torchrun started; leave --nproc away, or start without torchrun")
@@ -69,16 +69,16 @@ class Process(Protocol):
         """Return the exit code once it has ended (0, 75, ..., or minus the number of the signal that killed it), else None."""
 
     def signal(self, number: int) -> None:
-        """Send the signal `number`, as signal.SIGTERM; nothing happens where the process has ended."""
+        """Send the signal `number`, such as signal.SIGTERM; do nothing if the process has ended."""
 
 
 class Launcher(Protocol):
-    """A way to start `plait` on `ranks` ranks, as new processes (`Fresh`) or forked from a server (`Warm`)."""
+    """Starts `plait` on `ranks` ranks: as new processes (class `Fresh`) or forked from a server process (class `Warm`)."""
 
     ranks: int
 
     def start(self, arguments: Sequence[str], log: Path) -> Process:
-        """Start `plait` with these command-line arguments, as ["train", "c.yaml"]; its output is appended to the file `log`."""
+        """Start `plait` with command-line arguments such as ["train", "c.yaml"]; append its output to the file `log`; do not wait."""
 
     def close(self) -> None:
         """Release what the launcher keeps between starts, such as a server process; called once, after the last start."""
@@ -95,7 +95,7 @@ class _FreshProcess:
         return self.process.poll()
 
     def signal(self, number: int) -> None:
-        """Send a signal to the process; SIGKILL goes to every rank too, as when a machine fails."""
+        """Send a signal to the process; SIGKILL also to every rank below it, as when a machine fails."""
         ranks = descendants(self.pid) if self.ranks > 1 and number == signal.SIGKILL else []
         self.process.send_signal(number)
         for pid in ranks:
@@ -110,7 +110,7 @@ class Fresh:
         self.command = torchrun(ranks) if ranks > 1 else [sys.executable, "-m", "plait"]
 
     def start(self, arguments: Sequence[str], log: Path) -> Process:
-        """Start a new process with these arguments, its output appended to `log`; returns its handle."""
+        """Start `plait` as a new process with these arguments; append its output to the file `log`; return its handle."""
         return _FreshProcess([*self.command, *arguments], log, self.ranks)
 
     def close(self) -> None:
@@ -118,7 +118,7 @@ class Fresh:
 
 
 class Warm:
-    """Launcher that forks `plait ...` from a server that has imported `modules`; one process at a time. It is their `Process` as well."""
+    """Launcher that forks `plait ...` from a server process that has imported `modules`; one at a time, and itself its `Process`."""
 
     ranks = 1
 
@@ -129,7 +129,7 @@ class Warm:
         self.server = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
 
     def start(self, arguments: Sequence[str], log: Path) -> "Warm":
-        """Have the server fork `plait` with these arguments, its output appended to `log`; returns this object, its handle."""
+        """Let the server fork `plait` with these arguments; append its output to the file `log`; return this object as its handle."""
         assert self.server.stdin is not None and self.server.stdout is not None
         self.server.stdin.write(json.dumps([list(arguments), str(log), str(Path.cwd())]).encode() + b"\n")
         self.pid = int(self.server.stdout.readline())
@@ -137,7 +137,7 @@ class Warm:
         return self
 
     def poll(self) -> int | None:
-        """Return the exit code once the server has sent it, else None."""
+        """Return the exit code once the forked process has ended, else None."""
         out = self.server.stdout
         assert out is not None
         if self.code is None and select.select([out], [], [], 0)[0]:
@@ -150,7 +150,7 @@ class Warm:
             os.kill(self.pid, number)
 
     def close(self) -> None:
-        """End the server, once the process it forked has ended."""
+        """Wait for the forked process to end, then end the server."""
         assert self.server.stdin is not None and self.server.stdout is not None
         self.server.stdin.close()
         self.server.wait()
@@ -158,9 +158,9 @@ class Warm:
 
 
 def serve(modules: Sequence[str]) -> None:
-    """Import `modules`; then, for every line on standard input, fork `plait`, and write its process id and later its exit code.
+    """Run the server process of `Warm`: import `modules`, then fork `plait` for each line on standard input, until that is closed.
 
-    This is the server of `Warm`. A line is a JSON list: arguments, path of the log, working directory.
+    A line is a JSON list [arguments, path of the log, working directory]; the answers, a line each: process id, and at its end exit code.
     """
     for name in modules:
         importlib.import_module(name)
@@ -212,7 +212,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def data_workers(pid: int) -> list[int]:
-    """Return the ids of the data-loading workers below process `pid`: children of multiprocessing's fork server."""
+    """Return the process ids of the data-loading workers that `pid` started through multiprocessing's fork server."""
     workers: set[int] = set()
     for child in descendants(pid):
         with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""How a stage's model stands in memory: dtypes, blocks recomputed or compiled, device, and its division over ranks.
+"""Set the model up for a stage: dtypes, activation checkpointing, compilation, device, and replication or sharding over ranks.
 
 A stage is a part of a run with its own settings, planned in advance; a bundle, the model with its family (kind of model).
 """
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Counters:
-    """Counters of a stage's work: floating point operations, and recompilations (None where nothing is compiled)."""
+    """Counters of a stage: floating point operations (`meter`), and recompilations (None if nothing is compiled)."""
 
     meter: Meter
     compilations: Compilations | None
@@ -36,9 +36,10 @@ class Counters:
 
 @contextlib.contextmanager
 def lay_out(plan: StagePlan, bundle: ModelBundle, state: State, ranks: Ranks, micro_batch: int) -> Iterator[Counters]:
-    """Give the model the dtypes, checkpointing, compilation and sharding of what a stage trains, while the block lasts.
+    """Set the model's dtypes, device, sharding, activation checkpointing and compilation for a stage, in place; a context manager.
 
-    `micro_batch`: samples per forward pass. Sharding and dtypes stay until the next stage is laid out.
+    Yields the stage's counters. At the end of the block checkpointing and compilation are undone; the rest stays until the next call.
+    `micro_batch`: samples per forward pass.
     """
     config, units, names = plan.config, bundle.family.blocks(bundle.model), plan.trained_names
     if bundle.sharding is not None:

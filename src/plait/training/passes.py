@@ -1,4 +1,7 @@
-"""How often a stage (part of a run) goes through its data: log lines on a mixture before the first step, and where each step is in it."""
+"""Count how often a stage (part of a run) passes through its data: log lines before the first step, and the epoch of each step.
+
+An order decides which samples each step takes; a source is one dataset, and a mixture several; a bucket holds samples of one size.
+"""
 
 import functools
 import logging
@@ -15,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 def samples_drawn(order: Order | BucketOrder, steps: int) -> list[int]:
-    """Return how many samples the first `steps` steps of the order take from each source, exactly."""
+    """Return the exact number of samples that the first `steps` steps of the order take from each source, in the sources' sequence."""
     spans = [(order.samples(steps), 1)]  # slots of the order's blocks, and samples in a slot
     if isinstance(order, BucketOrder):  # a slot is a batch, and blocks begin anew where its size was changed
         ends = [*(part.step for part in order.segments[1:]), steps]
@@ -29,7 +32,7 @@ def samples_drawn(order: Order | BucketOrder, steps: int) -> list[int]:
 
 
 def place_of(order: Order | BucketOrder, sources: Sequence[Source], step: int) -> dict[str, Any]:
-    """Return the metrics `epoch`, passes over all samples at the end of `step` (from 0), and `bucket`, the name of its bucket, if any.
+    """Return {"epoch": passes over the data after `step` (counted from 0), "bucket": name of the step's bucket, if there are buckets}.
 
     A pass over a mixture has as many samples as its sources hold together.
     """
@@ -44,7 +47,10 @@ def _buckets(source: Source) -> list[str]:
 
 
 def announce(names: Sequence[str], order: Order | BucketOrder, steps: int, epochs: float | None) -> None:
-    """Log the passes over each source of a mixture; warn of sources without a sample, or short of the whole passes that `epochs` asks."""
+    """Log how often `steps` steps pass through each source of a mixture; nothing for a single source.
+
+    Warns of a source that gives no sample, or less than one pass where `epochs` (train.epochs, or None) asks for at least one.
+    """
     if len(names) < 2:
         return
     for name, size, samples in zip(names, order.sizes, samples_drawn(order, steps), strict=True):

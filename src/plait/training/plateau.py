@@ -1,4 +1,4 @@
-"""The rule by which a stage (part of a run) ends before its planned steps: once a held-out figure no longer improves."""
+"""The rule that ends a stage (part of a run) before its planned steps: once a metric on held-out data no longer improves."""
 
 from collections.abc import Sequence
 
@@ -6,10 +6,10 @@ from plait.config.schema import Plateau
 
 
 def flat(history: Sequence[tuple[int, float]], rule: Plateau) -> str | None:
-    """Return why a held-out figure counts as no longer improving, as text for the log, or None while it improves.
+    """Return a sentence for the log that says why the metric counts as no longer improving, or None while it improves.
 
-    `history`: (step of the stage, figure), oldest first. Two reasons, neither before `min_steps` of the settings `rule`: no new best for
-    `patience_steps`; or the best of the last `window_steps` is better than that before by less than the fraction `min_gain`.
+    `history`: (step of the stage, value), oldest first. From step `rule.min_steps` on, it no longer improves if there was no new best for
+    `patience_steps`, or if the best of the last `window_steps` beats the best before by less than the fraction `min_gain`.
     """
     if not history or history[-1][0] < rule.min_steps:
         return None

@@ -1,4 +1,4 @@
-"""Two trials of a stage (part of a run): the loss of a few fixed samples, and whether the largest micro-batch fits in memory."""
+"""Two probes of a stage (part of a run): the loss of a few fixed samples, and whether the largest micro-batch fits in memory."""
 
 import logging
 from collections.abc import Sequence
@@ -23,9 +23,9 @@ _PROBED_SAMPLES = 64  # at least a step's; the largest micro-batch of them is tr
 
 @dataclass(frozen=True)
 class ProbeLoss:
-    """The loss of the stage's first few training samples, without augmentation.
+    """The loss of the stage's first few training samples (`batches`), without augmentation.
 
-    Stored with each checkpoint and computed again at the next start, it shows that the same model came back.
+    It is stored with each checkpoint and computed again at the next start: equal values show that the same model was restored.
     """
 
     bundle: ModelBundle
@@ -33,12 +33,12 @@ class ProbeLoss:
     batches: Sequence[StepBatch]
     precision: str
     alone: Ranks
-    """This rank by itself: every rank computes the whole figure."""
+    """A process group of this rank by itself, because every rank computes the whole loss."""
 
     def measure(self) -> float | None:
-        """Return the loss of the probe samples; None where one is bad, or none has anything to predict. Leaves the model in eval mode.
+        """Return the loss of the probe samples; leaves the model in eval mode.
 
-        A bad sample is replaced: the loss of other samples, as of those that a disk would not give at one start, says nothing.
+        None if a sample could not be read, because another one took its place, or if no sample has anything to predict.
         """
         model = self.bundle.model.eval()
         weights = total_weights(self.loss, self.batches[0].micro, self.alone)
@@ -48,7 +48,7 @@ class ProbeLoss:
 
 
 def probe_loss(plan: StagePlan, bundle: ModelBundle, ranks: Ranks) -> ProbeLoss:
-    """Read the probe samples, the first four of the stage's first data set, so that their loss can be measured at any step."""
+    """Read the probe samples, the first four of the stage's first dataset, and return the ProbeLoss that measures their loss."""
     sources, config = plan.data.sources, plan.config
     ids = tuple(SampleId(0, i, 0) for i in range(min(_PROBE_SAMPLES, len(sources[0]))))
     order = FixedOrder.of(ids, sources, _PROBE_SAMPLES)
@@ -60,20 +60,23 @@ def probe_loss(plan: StagePlan, bundle: ModelBundle, ranks: Ranks) -> ProbeLoss:
 
 
 def wants_memory_probe(plan: StagePlan, ranks: Ranks) -> bool:
-    """Return whether to run `probe_memory` before the first step: `guard.memory_probe` is always, or auto and the device is no CPU."""
+    """Return whether to run `probe_memory` before the first step: if `guard.memory_probe` is "always", or "auto" and there is a GPU."""
     wanted = plan.config.guard.memory_probe
     return wanted == "always" or (wanted == "auto" and ranks.device.type != "cpu")
 
 
 def probed_steps(plan: StagePlan, stage_step: int) -> tuple[int, int]:
-    """Return [first, end), the next steps of the stage, of about 64 samples, whose largest micro-batch is tried for memory."""
+    """Return the steps of the stage, from `stage_step` up to the returned end, among which `probe_memory` looks for the largest batch.
+
+    They hold about 64 samples.
+    """
     return stage_step, min(stage_step + max(1, _PROBED_SAMPLES // plan.config.train.global_batch), plan.steps)
 
 
 def probe_memory(plan: StagePlan, loop: Loop, loader: Loader) -> None:
-    """Run forward and backward of the largest micro-batch of `loader`, with the optimizer's memory occupied; no update is made.
+    """Run forward and backward on the largest micro-batch of `loader`, with the optimizer's memory reserved; no update is made.
 
-    Gradients stay on the parameters: the caller drops them. Raises micro_batch.Exceeded where it does not fit.
+    Gradients stay on the parameters: the caller has to drop them. Raises micro_batch.Exceeded if the memory does not suffice.
     """
     micros: list[MicroBatch] = [micro for batch in loader for micro in batch.micro]
     state = loop.state

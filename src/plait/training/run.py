@@ -1,11 +1,11 @@
-"""A run from its configuration, in the order things start.
+"""Train a run from its configuration: start it or continue it. What is done, in this order:
 
-    ranks      who we are among the ranks, and on which device
-    run        the directory is ours alone, and belongs to this configuration
-    model      the family's parts: from the hub, a folder, or drawn from the seed
-    state      the newest intact checkpoint put back, or other weights to start from, or step 0
-    stage      a plan: what trains now, its data from (seed, step); then the model laid out for it, and its optimizer
-    loop       steps; after each: metrics, held-out figures, the end of the stage, a checkpoint
+    ranks      join the process group, and choose the device
+    run        lock the run directory, and compare its configuration with this one
+    model      build the family's (kind of model's) parts: from the Hub, a folder, or drawn from the seed
+    state      restore the newest intact checkpoint, or load the weights of `from:`, or begin at step 0
+    stage      plan a stage (part of the run): what trains, its data from (seed, step); set the model up for it, and make the optimizer
+    loop       take steps; after each: metrics, evaluation, the decision to end the stage, a checkpoint
 
 The same command continues a run: everything that is not in the checkpoint is derived again from the configuration.
 """
@@ -60,13 +60,14 @@ class Options:
 
 DEFAULT = Options()
 _DISK = frozenset([errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE])
-"""What the system says of a disk that is full or failing."""
+"""The errors of the operating system for a disk that is full or failing."""
 
 
 def train(resolved: Resolved, options: Options = DEFAULT) -> Path:
-    """Start the run of `resolved`, a checked configuration, or continue it from its newest intact checkpoint, to its last planned step.
+    """Train the run of the checked configuration `resolved` to its last planned step; continue it if it has a checkpoint.
 
-    Returns the run directory. Raises Paused when a signal asked for a stop, with everything saved, and Stopped when a guard ends it.
+    Returns the run directory. Raises Paused after a signal such as SIGTERM, with everything saved, Stopped when a safety check (`guard:`)
+    ends the run, and PlaitError for what the user has to mend.
     """
     config = resolved.config
     assert config.run is not None, "load_config names every run"
@@ -143,7 +144,7 @@ def _watching(resolved: Resolved, heartbeat: Heartbeat, ranks: Ranks) -> context
 
 
 def next_steps(run: Path, step: int, benches: Sequence[str]) -> str:
-    """Return the lines logged at a run's end: its files, and commands to go on with. `benches`: names of metrics to suggest one of."""
+    """Return the lines logged at a run's end: its files, and commands to use next. `benches`: metrics, of which the first is suggested."""
     newest = checkpoint.published(run)
     rows = [
         ("run", f"{run}, {step} steps done"),
@@ -157,7 +158,10 @@ def next_steps(run: Path, step: int, benches: Sequence[str]) -> str:
 
 
 def stages_ahead(resolved: Resolved, only: str | None, state: State) -> list[StageView]:
-    """Return the stages still to run, or just the one named `only`. Raises PlaitError for one that is unknown, past or not yet due."""
+    """Return the current stage, which may be done, and those after it; with `only`, just the stage of that name.
+
+    Raises PlaitError if `only` is unknown, past, or comes after a stage that is not finished.
+    """
     ahead = list(resolved.stages[state.stage - 1 :])
     if only is None:
         return ahead
@@ -173,9 +177,9 @@ def stages_ahead(resolved: Resolved, only: str | None, state: State) -> list[Sta
 
 @contextlib.contextmanager
 def locked_run_directory(run: Path, resolved: Resolved, options: Options, ranks: Ranks) -> Iterator[bool]:
-    """Lock the run directory (rank 0) while the block lasts; yields whether there is a run to continue.
+    """Create the run directory and lock it (rank 0) while the block lasts; a context manager that yields whether a run is continued.
 
-    Raises PlaitError, on all ranks together, where another process holds the directory, or its run has another configuration.
+    Raises PlaitError, on all ranks together, if another process has locked the directory, or its run has another configuration.
     """
     error, continues = None, False
     with contextlib.ExitStack() as held:
@@ -215,10 +219,10 @@ def _prepare_directory(run: Path, resolved: Resolved, options: Options) -> bool:
 
 
 def accept_configuration(run: Path, resolved: Resolved, allow_inexact: bool) -> None:
-    """Compare the configuration with RUN/config.yaml, that of the run's beginning, and log what differs.
+    """Compare the configuration with that of the last start, `run`/config.yaml, and log what differs.
 
-    A run that saved nothing begins anew with the new one. Raises PlaitError where a difference would change the results of a run with
-    checkpoints, unless `allow_inexact`.
+    A run without a checkpoint is cleared, to begin with the new one. Raises PlaitError if a difference would change the results of a run
+    with checkpoints, unless `allow_inexact`.
     """
     try:
         before = open_run_config(run)

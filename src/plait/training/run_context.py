@@ -12,7 +12,10 @@ from plait.engine.parallel.distributed import Ranks
 
 @dataclass(frozen=True)
 class RunContext:
-    """What all stages of a run share: directory, ranks, metrics, signals, heartbeat. `allow_inexact`: go on where saved state is lost."""
+    """What all stages of a run share. `run`: its directory; `tracker` records metrics; `heartbeat` writes what the process is doing.
+
+    `signals`: requests to stop, such as SIGTERM; `allow_inexact`: start even if something saved is lost.
+    """
 
     run: Path
     ranks: Ranks
@@ -21,4 +24,4 @@ class RunContext:
     heartbeat: Heartbeat
     allow_inexact: bool
     resumed_from: Checkpoint | None
-    """The checkpoint that the run came back from, when it did."""
+    """The checkpoint that this process continued the run from; None if it began the run."""

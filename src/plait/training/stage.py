@@ -1,4 +1,4 @@
-"""The run of one stage (part of a run with its own settings): its parts put together, the loop, and what happens between steps.
+"""Run one stage (part of a run with its own settings): build what it needs, loop over its steps, evaluate and save between them.
 
 A plan says what a stage trains, on which data, for how many steps; a bundle is the model with its family (kind of model).
 """
@@ -37,9 +37,10 @@ _SHARES_EVERY = 100  # steps between rows with each source's share: there can be
 
 
 def run_stage(plan: StagePlan, bundle: ModelBundle, state: State, context: RunContext) -> None:
-    """Run a stage, which `state` has entered, from where that is to its end; does nothing when the stage is done already.
+    """Train a stage from the step that `state` is at to the stage's end; do nothing if it is done already.
 
-    Raises Paused where a signal asked for a stop, with everything saved; Stopped and Rewind as the loop does.
+    Raises Paused after a signal such as SIGTERM, with everything saved; Stopped when a safety check ends the run; Rewind when the run has
+    to be restored from its newest checkpoint.
     """
     if state.stage_done is not None:
         return
@@ -64,7 +65,7 @@ def run_stage(plan: StagePlan, bundle: ModelBundle, state: State, context: RunCo
 
 
 class StageRun:
-    """A stage while it runs: its steps, and after each: metrics, figures on held-out data, the decision to end, a checkpoint if due."""
+    """A stage while it runs. After each step: metrics, evaluation if due, the decision to end the stage, a checkpoint if due."""
 
     def __init__(
         self, plan: StagePlan, bundle: ModelBundle, state: State, context: RunContext, micro_batch: MicroBatchSize, counters: Counters
@@ -74,12 +75,12 @@ class StageRun:
         self.micro_batch, self.counters = micro_batch, counters
         self.stop_step = state.stage_start + plan.steps
         self.saved = (state.step, state.evaluated_step, state.stage_done) if state.stage_step else None
-        """The moment of the newest checkpoint, so that none is written twice."""
+        """(step, step last evaluated, reason of the stage's end) at the newest checkpoint, so that none is written twice."""
         self.manifest = plan.manifest(bundle.model, state.ever_trained, ranks.size, torch.__version__)
         self.saver = Saver(config.checkpoint.async_save, ranks)
         self.probe: ProbeLoss = probe_loss(plan, bundle, ranks)
         self.batch: StepBatch | None = None
-        """The step's work, while it is at work."""
+        """The data of the step that is being computed."""
         self.data_error: PlaitError | None = None
         """Why this rank cannot have its data."""
         self.evaluation = StageEvaluation(plan, bundle, state, context) if evaluates(config) else None
@@ -100,7 +101,7 @@ class StageRun:
         )
 
     def run(self) -> None:
-        """Train to the end of the stage. Raises Paused where a stop was requested, the error of data that failed; both with all saved."""
+        """Train to the end of the stage. With all saved, raises Paused if a stop was requested, or PlaitError if data cannot be read."""
         plan, state, context = self.plan, self.state, self.context
         if context.ranks.first:
             self.loop.quarantine.resume(state.step)
@@ -127,7 +128,7 @@ class StageRun:
             raise Paused(f"stopped by {context.signals.received} {where}, all saved; the same command continues")
 
     def after_step(self, state: State, row: Row) -> None:
-        """Check replicas, record the metrics `row` of a step, evaluate, and save a checkpoint where one is due: the loop's hook."""
+        """Check that ranks agree, record the metrics `row` of a step, evaluate and save if due: the loop calls it after each step."""
         settings, ranks = self.plan.config, self.context.ranks
         every = settings.guard.replica_check_steps
         if every and state.stage_step % every == 0 and ranks.size > 1 and not distributed.is_sharded(state.model):
@@ -162,7 +163,7 @@ class StageRun:
             raise Stopped(f"{'; '.join(failures)}; everything is saved, and the same command continues (guard.bench_failure is stop)")
 
     def save(self) -> None:
-        """Save a checkpoint of the present state in the background, unless the newest checkpoint is of this very moment."""
+        """Save a checkpoint of the present state, in the background if so configured; do nothing if the newest has this state."""
         plan, state, bundle = self.plan, self.state, self.bundle
         moment = (state.step, state.evaluated_step, state.stage_done)
         if moment == self.saved:

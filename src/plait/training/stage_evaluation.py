@@ -1,6 +1,6 @@
-"""The evaluations of a stage (part of a run), and what follows from their figures: the best checkpoint, a plateau, benches that failed.
+"""Evaluate a stage (part of a run) between steps, and decide by the results: the best checkpoint, and the stage's end on a plateau.
 
-A bench is a metric; a figure, a number that it gives; an entry, an item of the configuration's `evaluate:` list.
+A bench is an evaluation; a figure, a number that it gives; an entry, an item of the configuration's `evaluate:` list.
 """
 
 import contextlib
@@ -24,12 +24,12 @@ log = logging.getLogger(__name__)
 
 
 def evaluates(config: RunConfig) -> bool:
-    """Return whether a stage with these settings needs figures at all."""
+    """Return whether a stage with these settings evaluates anything: it has entries, or relies on figures."""
     return bool(config.evaluate or wanted_figures(config))
 
 
 def wanted_figures(config: RunConfig) -> list[str]:
-    """Return the names of the figures that a stage relies on: `checkpoint.best`, and that of `train.plateau`."""
+    """Return the names of the figures that decide something: `checkpoint.best` and `train.plateau.metric`, as far as set."""
     rule = config.train.plateau
     return [name for name in (config.checkpoint.best, rule and rule.metric) if name]
 
@@ -60,13 +60,16 @@ class StageEvaluation:
         )
 
     def rehearse(self) -> None:
-        """Try the beginning of every entry before the first step. Raises PlaitError for one that cannot be run, or a figure of none."""
+        """Run every entry on a few samples before the first step, to find errors early.
+
+        Raises PlaitError for an entry that fails, and for a figure that the settings rely on and no entry gives.
+        """
         self.evaluations.rehearse(self.state, wanted_figures(self.plan.config))
 
     def conclude(self, *, planned: bool) -> tuple[bool, list[str]]:
-        """Run the evaluations due at this step and decide whether the stage ends; leaves both open where a stop came in between.
+        """Run the evaluations due at this step and set `state.stage_done` if the stage ends; a stop in between leaves both for a restart.
 
-        `planned`: whether this is the stage's last step. Returns whether `checkpoint.best` improved, and the benches that failed.
+        `planned`: whether this is the stage's last step. Returns whether `checkpoint.best` improved, and a line per bench that failed.
         """
         self.failures = []
         return self._conclude(planned), self.failures

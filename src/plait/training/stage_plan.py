@@ -36,7 +36,10 @@ Names = Mapping[str, tuple[str, ...]]
 
 @dataclass(frozen=True)
 class StagePlan:
-    """What a stage trains, on which data, for how many steps, and its benches (metrics). A component is a named part of the model."""
+    """What a stage trains, on which data, for how many steps, and its benches (evaluations) by name.
+
+    `view`: the stage's settings; `order`: which samples each step takes. A component is a named part of the model.
+    """
 
     view: StageView
     data: TrainingData
@@ -61,23 +64,26 @@ class StagePlan:
         return {name for names in self.trained.values() for name in names}
 
     def trained_parameters(self, model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
-        """Return {component: {name: parameter}} of what trains, as `model` has them now: sharding replaces parameters, not names."""
+        """Return {component: {name: parameter}} of what trains, from `model` as it is now (sharding replaces the parameters)."""
         parameters = dict(model.named_parameters())
         return {component: {name: parameters[name] for name in names} for component, names in self.trained.items()}
 
     def micro_batch(self, ranks: int) -> int:
-        """Return the samples per forward pass on one rank: `train.micro_batch`, else the rank's whole share of the global batch."""
+        """Return the number of samples per forward pass on one of `ranks` ranks: `train.micro_batch`, else its share of a step's."""
         return self.config.train.micro_batch or math.ceil(self.config.train.global_batch / ranks)
 
     @property
     def order_digest(self) -> str:
-        """Return a hash of all that decides which samples come when, but for the global batch after the stage's beginning."""
+        """Return a hash of what decides which samples come when: seed, datasets, weights, and the first global batch, not later ones."""
         lengths = [bucket_lengths(source) for source in self.data.sources]
         parts = (self.data_seed, self.order.sizes, self.order.counts, self.order.segments[0].batch, lengths)
         return xxhash.xxh3_64_hexdigest(repr(parts).encode())
 
     def manifest(self, model: nn.Module, ever_trained: set[str], ranks: int, torch_version: str) -> dict[str, Any]:
-        """Return what the stage adds to a checkpoint's manifest.json. `ever_trained`: names of what trains or did before."""
+        """Return the stage's entries in a checkpoint's manifest.json, such as "steps", "data" (hashes) and "versions".
+
+        `ever_trained`: names of the parameters trained in this stage or an earlier one; `ranks`: their number.
+        """
         sizes = {name: value.numel() for name, value in model.named_parameters()}
         contents = {}
         for component, names in self.components.items():
@@ -106,9 +112,9 @@ def _versions() -> dict[str, str]:
 
 
 def plan_stage(view: StageView, bundle: ModelBundle, batches: BatchChanges = ()) -> StagePlan:
-    """Open a stage's data and derive its plan. `view`: its settings. Raises PlaitError for settings or data that do not fit the model.
+    """Open the data of the stage with settings `view`, and return its plan. Raises PlaitError for settings that do not fit the model.
 
-    `batches`: the global batches that the stage has had, as (step of the stage, samples per step from it on); () for one without change.
+    `batches`: the global batches that the stage has had, as (step of the stage, samples per step from it on); () if it never changed.
     """
     config, family = view.config, bundle.family
     components = family.components(bundle.model)
@@ -136,16 +142,18 @@ def plan_stage(view: StageView, bundle: ModelBundle, batches: BatchChanges = ())
 
 
 def steps_of(view: StageView, batches: BatchChanges = ()) -> int:
-    """Return a stage's number of optimizer steps; opens its data only where its length is in epochs or samples."""
+    """Return a stage's number of optimizer steps; opens its data only if its length is set in epochs or samples.
+
+    `batches`: as in `plan_stage`.
+    """
     steps = view.config.train.steps
     return steps if steps is not None else planned_steps(view.config, open_training(view.config).order(view, batches))
 
 
 def planned_steps(config: RunConfig, order: AnyOrder) -> int:
-    """Return a stage's number of optimizer steps, from its budget in steps, epochs or samples (rounded up to whole steps).
+    """Return a stage's number of optimizer steps, from its length in steps, epochs or samples (rounded up to whole steps).
 
-    `order` knows the samples of an epoch and those taken before the global batch was changed. Raises PlaitError when warm-up would not end
-    before the stage.
+    `order` gives the samples of an epoch, and the samples per step. Raises PlaitError if warm-up would not end before the stage.
     """
     budget = config.train
     if budget.steps is not None:

@@ -1,6 +1,7 @@
-"""How a run continues from its own newest checkpoint, and the table of any start: what is kept, new or lost.
+"""Continue a run from its newest checkpoint, and compare saved tensors with what a run needs: which are kept, new or lost.
 
-A view is the configuration of one stage (part of a run); a bundle, the model with its family (kind of model); a group, a kind of tensor.
+A view is the configuration of one stage (part of a run); a bundle, the model with its family (kind of model). Tensors are in groups:
+weights, ema (their average), moments (of the optimizer).
 """
 
 import logging
@@ -25,16 +26,16 @@ log = logging.getLogger(__name__)
 
 _NEEDED = ("base", "data", "frozen_xxh3", "trainable", "world")
 _NEEDED_STATE = ("best", "history", "judged", "probe", "stage", "stage_done", "stage_start", "step", "totals", "trained")
-"""What a start reads of a manifest besides its files; `order` and `state.batches` may be missing, as in older ones."""
+"""Keys of a manifest's `state` that a start needs; `order` and `state.batches` may be missing, as in older manifests."""
 
 
 def resume(
     state: State, bundle: ModelBundle, views: Sequence[StageView], *, run: Path, ranks: Ranks, allow_inexact: bool
 ) -> Checkpoint | None:
-    """Restore the run's newest intact checkpoint into `state` and log it; returns it, or None when none was saved yet.
+    """Restore the newest intact checkpoint of the directory `run` into `state` and log it; return it, or None if none was saved yet.
 
-    `views`: the run's stages. Raises PlaitError when no checkpoint is intact, when a frozen weight is not the one the run was trained
-    against, or when something saved would be lost, unless `allow_inexact`.
+    `views`: the run's stages. Raises PlaitError if there are checkpoints and none is intact, if the frozen weights are not those that the
+    run was trained with, or if something saved would be lost, unless `allow_inexact`.
     """
     newest, tensors = _read_newest(run, ranks)
     if newest is None:
@@ -84,7 +85,7 @@ def _read_newest(run: Path, ranks: Ranks) -> tuple[Checkpoint | None, dict[str, 
 
 
 def check_complete(found: Checkpoint) -> None:
-    """Raise PlaitError where a checkpoint's manifest lacks what a start needs of it."""
+    """Raise PlaitError, naming the missing keys, if a checkpoint's manifest.json lacks some that are needed to start from it."""
     state = found.manifest["state"]
     missing = [name for name in _NEEDED if name not in found.manifest] + [f"state.{name}" for name in _NEEDED_STATE if name not in state]
     if missing:
@@ -116,7 +117,10 @@ def _find_newest(run: Path, unread: Mapping[Path, str]) -> tuple[Checkpoint | No
 def migration_table(
     tensors: Mapping[str, Mapping[str, StoredTensor]], trained: set[str], config: RunConfig, bundle: ModelBundle
 ) -> list[migrate.Row]:
-    """Compare saved tensors, {group: {name: tensor}}, with what a stage needs. `trained`: names that the saved state had trained."""
+    """Compare saved tensors, {group: {name: tensor}}, with what a stage with settings `config` needs; return rows: kept, new or lost.
+
+    `trained`: names of the parameters that were trained before the tensors were saved.
+    """
     components = bundle.family.components(bundle.model)
     now = {name for part in optim.select(components, config.trainable, bundle.family.never_trained).values() for name in part}
     wanted = {"weights": now, "moments": now, "ema": now if config.optim.ema is not None else set()}
@@ -126,9 +130,10 @@ def migration_table(
 
 
 def accept(rows: Sequence[migrate.Row], notes: Sequence[str], *, run: Path, origin: str, ranks: Ranks, allow_inexact: bool) -> None:
-    """Log the table `rows` of kept, new and lost tensors, and append it to RUN/migrations.jsonl. `notes`: further losses, a line each.
+    """Log the rows of `migration_table` and append them to `run`/migrations.jsonl; refuse a start that loses something.
 
-    `origin`: the checkpoint that the start is from, for the table. Raises PlaitError when something would be lost, unless `allow_inexact`.
+    `notes`: further losses, a line each; `origin`: name of the checkpoint that the start is from. Raises PlaitError if anything is lost,
+    unless `allow_inexact`.
     """
     lost = [*migrate.inexact(rows), *notes]
     if ranks.first:

@@ -1,4 +1,4 @@
-"""Log lines about a stage (part of a run): before its first step what it trains, on what, what looks odd; after its last what it drew."""
+"""Log lines about a stage (part of a run): what it trains and on which data, and afterwards what share each dataset contributed."""
 
 import logging
 import math
@@ -37,7 +37,10 @@ def announce(plan: StagePlan, model: nn.Module) -> None:
 
 
 def shares(names: Sequence[str], weights: Sequence[float], slots: Sequence[int]) -> list[str]:
-    """Return, per source (data set), "NAME asked 25.00% of the samples, gets 24.98%", from its `slots` in the order; [] for one source."""
+    """Return a line per source (dataset), "NAME asked 25.00% of the samples, gets 24.98%"; [] for a single source.
+
+    `weights`: the configured sampling weights; `slots`: how often each source occurs in the repeating order of samples.
+    """
     if len(names) < 2:
         return []
     return [
@@ -47,7 +50,10 @@ def shares(names: Sequence[str], weights: Sequence[float], slots: Sequence[int])
 
 
 def realised(data: TrainingData, totals: Mapping[str, float]) -> list[str]:
-    """Return a line per source (data set): the share asked, and what it gave so far by the state's `totals`; [] for one source."""
+    """Return a line per source (dataset): the configured share, and the share it contributed so far; [] for a single source.
+
+    `totals`: running sums of the training state.
+    """
     drawn = source_shares.shares(totals)
     quantities = {name.rpartition("/")[2]: None for name in drawn}
     words = {quantity: "loss weight" if quantity == "loss" else quantity.replace("_", " ") for quantity in quantities}

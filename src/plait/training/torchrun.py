@@ -1,4 +1,4 @@
-"""torchrun with plait's exit codes, and one line in place of a traceback when it ends.
+"""Run torchrun with plait's exit codes, and log one line in place of a traceback when a rank fails.
 
 `python -m plait.training.torchrun` takes torchrun's arguments. It starts the ranks, restarts all of them when one dies, passes signals on
 and waits for the ranks to save.
@@ -20,9 +20,9 @@ log = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run torchrun; returns an exit code: 0 when all ranks succeeded, 75 when a signal stopped them, else that of the first to fail.
+    """Run torchrun with its command-line `arguments`; return an exit code.
 
-    A rank that was killed counts as 1.
+    0 if all ranks succeeded, 75 if a signal stopped them, 1 if a rank was killed, else the exit code of the first rank that failed.
     """
     reporter.install()
     try:

@@ -1,4 +1,7 @@
-"""The answers of a bench on a page and a contact sheet: wrong ones first, all of them in text, some of them with their pictures."""
+"""Write a bench's (evaluation's) answers to an HTML page and a contact sheet (one PNG): wrong ones first, some with their pictures.
+
+A row is a dict with one sample's answer: `id`, `answer`, `gold` (right answer), `correct`, or `bad`, why there is none.
+"""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -15,9 +18,9 @@ from plait.engine.evaluation import Row
 from plait.training.intervals import is_count, shown
 
 _ON_SHEET = 48
-"""Cards of a contact sheet; its page has more."""
+"""Number of answers on a contact sheet; the page shows all."""
 _OWN_PLACE = {"id", "question", "caption", "answer", "gold", "correct", "task", "picture", "bad", "ways"}
-"""Keys of a row that the page shows in places of their own; the others are notes."""
+"""Keys of a row that have a fixed place on the page; the others are shown as notes."""
 
 
 def write(
@@ -33,7 +36,8 @@ def write(
 ) -> tuple[Path, Path]:
     """Write `sheet.png` and `page.html` into `folder` and return their paths. `rows`: all answers, in the order of `samples`.
 
-    `pictures`: how many answers have theirs, shared out evenly among tasks and wrong, unusable and right ones.
+    `facts`: (name, text) on what was measured; `figures`: results by name, with 95 % `intervals`. `pictures`: number of answers that are
+    shown with their pictures, spread evenly over tasks and over wrong, unusable and right ones.
     """
     order = sorted(range(len(rows)), key=lambda i: (KINDS.index(kind_of(rows[i])), _score(rows[i])))
     pictured = _pictured(rows, order, pictures)
@@ -52,7 +56,7 @@ def write(
 
 
 def kind_of(row: Row) -> str:
-    """Return which of KINDS a row's answer is."""
+    """Return what a row's answer is: "wrong", "unusable" (the row has `bad`), "" (not scored as right or wrong) or "right"."""
     if "bad" in row:
         return "unusable"
     return "" if row.get("correct") is None else "right" if row["correct"] else "wrong"

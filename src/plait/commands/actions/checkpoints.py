@@ -1,7 +1,8 @@
-"""The actions of `plait ckpt`: list, verify, consolidate and compare checkpoints, and write post-hoc averages.
+"""What `plait ckpt` does: list, verify, consolidate and compare checkpoints, and write post-hoc averages of weights.
 
 A run is a folder with one folder per stage (a part of the training with settings of its own), and a step folder in it per checkpoint. A
-component is a part of the model, such as the projector, that trains or stays frozen as a whole.
+component is a part of the model, such as the projector, that trains or stays frozen as a whole. `spec` names checkpoints: RUN,
+RUN/STAGE, RUN@STEP or RUN/STAGE@best; where one is needed and several are named, the newest is taken.
 """
 
 import logging
@@ -32,9 +33,9 @@ _FILE = "5GB"
 
 
 def folders(spec: str | Path) -> list[Path]:
-    """Return the step folders that `spec` names (RUN, RUN/STAGE: all of them; RUN@STEP: one), oldest first; none of them is verified.
+    """Return the step folders that `spec` names (RUN, RUN/STAGE: all of them; RUN@STEP: one), oldest first, without verifying them.
 
-    Raises PlaitError where there is none.
+    Raises PlaitError if there is none.
     """
     path, mark = checkpoint_specs.split(str(spec))
     if not path.exists():
@@ -52,7 +53,7 @@ def folders(spec: str | Path) -> list[Path]:
 def inspect(spec: str | Path) -> None:
     """Print the content of the checkpoint that `spec` names: step, files, numbers of trained parameters, base weights, data.
 
-    Raises PlaitError where there is none.
+    Raises PlaitError if there is none.
     """
     newest = _read(folders(spec)[-1])
     manifest = newest.manifest
@@ -83,9 +84,9 @@ def _read(folder: Path) -> Checkpoint:
 
 
 def verify(spec: str | Path) -> None:
-    """Hash every file of the checkpoints that `spec` names, and print a line for each.
+    """Hash every file of the checkpoints that `spec` names, and print "intact" or "DAMAGED", with what is wrong, for each checkpoint.
 
-    Raises PlaitError when one is damaged or lacks something: with what a start of the run does then.
+    Raises PlaitError if any is damaged or incomplete; its message says what to do.
     """
     named = folders(spec)
     damaged: dict[Path, str] = {}
@@ -116,8 +117,8 @@ def _lacks(folder: Path) -> list[str]:
 def consolidate(spec: str, out: Path, averaged: bool) -> None:
     """Write the full weights of a checkpoint into the new folder `out`: model.safetensors (or several and an index), and weights.json.
 
-    `spec` names the checkpoint: RUN, RUN@STEP, RUN/STAGE@best. `averaged`: the EMA where there is one. The folder can be given to `from:`,
-    but no run continues from it. Raises PlaitError where `out` exists or `spec` names no checkpoint.
+    `averaged`: use the EMA weights if there are any. A new run can begin with the folder's weights (`from:`), but none can continue from
+    it. Raises PlaitError if `out` exists or `spec` names no checkpoint.
     """
     saved = checkpoint_specs.locate(spec)
     if out.exists():
@@ -135,8 +136,8 @@ def consolidate(spec: str, out: Path, averaged: bool) -> None:
 def diff(a: str, b: str) -> None:
     """Print how far the weights of each component moved from checkpoint `a` to `b`, and which state, data and settings differ.
 
-    `a`, `b`: RUN, RUN@STEP or RUN/STAGE@best. Moved: |b - a| / |a| over all values of a component, and the largest change of one value. A
-    weight that only one of them has saved has its base value in the other, for which the base model is built.
+    Printed are |b - a| / |a| over all values of a component, and the largest change of one value. For a weight that only one of them has
+    saved, the other's is that of the base model, which is built for it.
     """
     first, second = checkpoint_specs.locate(a), checkpoint_specs.locate(b)
     log.info(f"A {first.folder}\nB {second.folder}")
@@ -205,9 +206,10 @@ def _differences(first: Checkpoint, second: Checkpoint) -> list[str]:
 
 
 def ema(spec: str | Path, length: float, out: Path | None) -> None:
-    """Write the average of `length` (a share of the run, such as 0.07) at the checkpoint of `spec`, as safetensors for `from:`.
+    """Write weights averaged over the last part of a run (post-hoc EMA) as safetensors, which a new run can begin with (`from:`).
 
-    `out`: folder; None: in the run. Raises PlaitError where there is no checkpoint, or no averages of which this one can be made.
+    `length`: width of the average as a share of the run up to `spec`'s newest checkpoint, such as 0.07. `out`: folder; None: a folder in
+    the run. Raises PlaitError if there is no checkpoint, or the run kept no averages to make this one from (`optim.ema.post_hoc`).
     """
     newest = _read(folders(spec)[-1])
     run = checkpoint.run_of(newest.folder)

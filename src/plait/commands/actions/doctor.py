@@ -1,7 +1,7 @@
-"""The action of `plait doctor`: check what a run needs, from package versions to data, with a line and a cure for each.
+"""What `plait doctor` does: check what a run needs, from package versions to data. A Finding is the result of a check.
 
-Under torchrun every rank makes its own checks, and some compare the ranks. Only the run's folder and the indices of data are left behind,
-which a run would make as well.
+A finding has a `cure`, text that says what to do, if something is wrong. Under torchrun every rank makes its own checks, and some compare
+the ranks. Only the run's folder and index files of the data are left behind, which a run would make as well.
 """
 
 import fcntl
@@ -40,9 +40,9 @@ _GB = 1e9
 
 
 def examine(resolved: Resolved | None, folder: Path) -> None:
-    """Make all checks on all ranks and print a line for each. Raises Unwell when something must be mended.
+    """Make all checks on all ranks and print a line for each. Raises Unwell (a PlaitError), with all cures, if something is wrong.
 
-    `resolved`: the configuration whose weights and data are checked too, or None; `folder`: where the run would be written.
+    `resolved`: a configuration whose weights and data are checked too, or None; `folder`: where the run would be written.
     """
     with distributed.join() as ranks:
         findings = ranks.gather(list(check(resolved, folder, ranks)))
@@ -59,7 +59,10 @@ def examine(resolved: Resolved | None, folder: Path) -> None:
 
 
 def check(resolved: Resolved | None, folder: Path, ranks: Ranks) -> Iterator[Finding]:
-    """Yield the findings of all checks on this rank, in the same order on every rank, because some checks are collectives."""
+    """Yield the findings of all checks on this rank, in the same order on every rank, because some are collectives.
+
+    `resolved`, `folder`: as in `examine`.
+    """
     yield from versions(importlib.metadata.requires("plait") or [])
     yield device(ranks)
     yield reach(ranks)
@@ -74,7 +77,10 @@ def check(resolved: Resolved | None, folder: Path, ranks: Ranks) -> Iterator[Fin
 
 
 def versions(requirements: list[str], installed: Callable[[str], str] = importlib.metadata.version) -> Iterator[Finding]:
-    """Check the installed packages against `requirements`, such as "torch>=2.6"; one finding for each that is wrong, and a summary."""
+    """Check installed packages against `requirements` such as "torch>=2.6"; yield a finding for each that is wrong, and a summary.
+
+    `installed`: function that returns a package's version, or raises importlib.metadata.PackageNotFoundError.
+    """
     needed = [item for item in map(Requirement, requirements) if item.marker is None or item.marker.evaluate({"extra": ""})]
     right = []
     for package in needed:
@@ -91,7 +97,7 @@ def versions(requirements: list[str], installed: Callable[[str], str] = importli
 
 
 def device(ranks: Ranks) -> Finding:
-    """Check that this machine has as many GPUs as ranks; without any GPU, report that the CPU is used."""
+    """Check that this machine has a GPU for each of its ranks; without any GPU, report that the CPU is used."""
     if not torch.cuda.is_available():
         built = "" if torch.version.cuda else " (this torch is built without CUDA)"
         return Finding("devices", f"no GPU{built}: everything runs on {os.cpu_count()} processors")
@@ -104,7 +110,7 @@ def device(ranks: Ranks) -> Finding:
 
 
 def reach(ranks: Ranks) -> Finding:
-    """Check that ranks reach each other: through gloo on the host, through NCCL between GPUs."""
+    """Check that ranks can communicate: by an all-reduce through gloo on CPUs, and through NCCL on GPUs."""
     backends = "gloo" if dist.is_gloo_available() else "no gloo"
     if torch.cuda.is_available():
         nccl_version: Callable[[], tuple[int, ...]] = torch.cuda.nccl.version
@@ -140,7 +146,7 @@ def clocks(ranks: Ranks) -> Finding:
 
 
 def storage(folder: Path, ranks: Ranks) -> Finding:
-    """Check that the run's folder can be written, flushed, renamed and locked, as checkpoints need, and that all ranks see its files."""
+    """Check that the run's folder allows writing, fsync, renaming and locking, as checkpoints need, and that all ranks see its files."""
     name, result, cure = ".plait-doctor", "", None
     try:
         if ranks.first:
@@ -179,7 +185,7 @@ def _write(folder: Path, name: str) -> tuple[str, str | None]:
 
 
 def disk(folder: Path) -> Finding:
-    """Check that there are 10 GB free where the run is written."""
+    """Check that 10 GB are free on the disk of `folder`, or if that does not exist, of the current directory."""
     free_gb = shutil.disk_usage(folder if folder.is_dir() else Path.cwd()).free / _GB
     if free_gb < FREE_GB:
         return Finding("disk", f"{free_gb:.1f} GB free in {folder}", f"free space to {FREE_GB:g} GB, or give another --run")
@@ -208,9 +214,9 @@ def hub() -> Finding:
 
 
 def run_findings(resolved: Resolved, folder: Path, ask: bool) -> Iterator[Finding]:
-    """Check what a configuration reads and writes: weights, data, benches, and room on the disks for downloads and checkpoints.
+    """Check what a configuration needs: weights, data, benches (evaluations), sequence lengths, and disk space; yield the findings.
 
-    `ask`: whether this rank asks the Hub, which one of each machine does.
+    `folder`: where the run would be written; `ask`: whether this rank asks the Hub and checks the disks, as one of each machine does.
     """
     here, wanted = run_needs.weights(resolved)
     yield from here
@@ -225,7 +231,7 @@ def run_findings(resolved: Resolved, folder: Path, ask: bool) -> Iterator[Findin
 
 
 def room(resolved: Resolved, folder: Path, download: int) -> Iterator[Finding]:
-    """Check that the disks have room for the run's checkpoints that are not there yet, and for `download` bytes in the Hub's cache."""
+    """Check that disks have room for the checkpoints still to be written into `folder`, and for `download` bytes in the Hub's cache."""
     on, cache = _existing(folder), _existing(Path(constants.HF_HUB_CACHE))
     try:
         count, size = run_needs.checkpoints(resolved)
@@ -260,7 +266,7 @@ def _free(folder: Path) -> float:
 
 
 def lengths(resolved: Resolved) -> Finding:
-    """Check that no stage's `data.max_tokens` is beyond the positions of the model."""
+    """Check that no stage's `data.max_tokens` exceeds the longest sequence that the model has positions for."""
     family = registry.load(resolved.config.family)
     section = family.Config.model_validate(resolved.config.model)
     try:

@@ -1,7 +1,7 @@
 """Measure a checkpoint on a bench: what `plait eval` does.
 
-A bench is a metric on some data: `loss`, a metric of the family (`vqa`) or a dataset with its own (`vqa2:validation`). A row is a dict
-with one sample's answer and score; answers.py shows them on a page.
+A bench is a metric on some data: `loss`, a metric of the model family (`vqa`) or a dataset with its own (`vqa2:validation`). A figure is a
+number that it gives. A row is a dict with one sample's answer and score; answers.py shows them on a page.
 """
 
 import difflib
@@ -40,9 +40,9 @@ log = logging.getLogger(__name__)
 
 AVERAGED, LAST = "averaged weights", Saved.without_averages
 ROWS = "predictions.jsonl"
-"""The file of answers as they come: a first line that identifies the measurement, then a row each. A second call goes on from it."""
+"""The file of rows, written as they are computed, after a line that identifies the measurement. A repeated call continues it."""
 _IN_FILE = ("run", "step", "checkpoint", "bench", "date")
-"""What metrics.json says of a measurement besides what the screen does."""
+"""Keys of metrics.json that are not printed."""
 _MARKS = {True: "right", False: "wrong"}
 
 
@@ -50,9 +50,10 @@ _MARKS = {True: "right", False: "wrong"}
 class Options:
     """How a checkpoint is measured.
 
-    `samples`: at most so many (None: all). `averaged`: the EMA weights; `length`: of a post-hoc average instead. `variant`: a switch of
-    the family (`Config.variants`). `data`: a folder or file in place of the run's held-out data, or KIND:PATH, or a list of sources.
-    `show`: answers to print; `pictures`: answers whose pictures the page has. `out`: folder; None: in the run.
+    `samples`: at most so many (None: all). `batch`: samples per forward pass. `averaged`: use the EMA weights; `length`: use a post-hoc
+    average of this length (a share of the run) instead. `variant`: a setting that the family lets evaluation change, such as "high-res".
+    `data`: a folder or file in place of the run's held-out data, or KIND:PATH, or a list of sources; `split`: of that data. `show`: number
+    of answers to print; `pictures`: number of answers shown with pictures. `out`: folder of the results; None: in the run.
     """
 
     samples: int | None = None
@@ -68,24 +69,24 @@ class Options:
 
     @property
     def weights(self) -> str:
-        """Which weights are measured, in words, such as "averaged weights"."""
+        """Return a name of the weights that are measured, for reports: "averaged weights", "last weights", "averages of length 0.07"."""
         return f"averages of length {self.length:g}" if self.length is not None else AVERAGED if self.averaged else LAST
 
     @property
     def suffix(self) -> str:
-        """The end of the result folder's name, which tells other weights or another variant apart: "", "-raw", "-length-0.07"."""
+        """Return the end of the result folder's name, which depends on weights and variant: "", "-raw", "-high-res-length-0.07"."""
         weights = f"-length-{self.length:g}" if self.length is not None else "" if self.averaged else "-raw"
         return (f"-{self.variant}" if self.variant else "") + weights
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One bench on one model: what is measured (`entry`), on which samples, and the folder for the results."""
+    """One bench on one model: settings (`entry`, as in a configuration's `evaluate:`), samples, and the folder for the results."""
 
     subject: Subject
     entry: Evaluate
     bench: Bench | None
-    """None: the loss."""
+    """The function that answers and scores; None for the bench `loss`."""
     data: HeldOutData
     samples: ChosenSamples
     folder: Path
@@ -93,7 +94,7 @@ class Measurement:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What must be equal for results on disk to be of this measurement: checkpoint, weights, bench, data and variant."""
+        """Return what results on disk must agree with to be continued: {"checkpoint": hash, "weights", "bench", "data", "variant"}."""
         return {
             "checkpoint": self.subject.identity(),
             "weights": self.options.weights,
@@ -112,11 +113,11 @@ class Result:
 
 
 def evaluate(subject: Subject, bench: str, options: Options) -> Mapping[str, float]:
-    """Measure a checkpoint, or a configuration's base, on a bench, and return its figures by name.
+    """Measure `subject`, a checkpoint or a configuration's untrained model, on the bench of this name, and return its figures by name.
 
-    Writes metrics.json, and for benches with answers predictions.json and a page with pictures, into RUN/eval/BENCH-step-N or `out`.
-    Answers of a call that was ended are kept; with nothing left to do no model is built. Raises PlaitError for a bench, split, variant or
-    data that is unknown.
+    Writes metrics.json, and for benches with answers predictions.json and an HTML page, into RUN/eval/BENCH-step-N or `options.out`. A
+    call that was interrupted is continued; if nothing is left to do, no model is built. Raises PlaitError for an unknown bench, split,
+    variant or data.
     """
     measurement = _plan(subject, bench, options)
     done = _done(measurement)

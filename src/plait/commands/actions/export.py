@@ -1,4 +1,4 @@
-"""The action of `plait export`: write a checkpoint as a directory that other software loads.
+"""What `plait export` does: write a checkpoint as a directory that other software loads.
 
 The layouts (formats such as `hf`, for transformers) are those of the model family (`families/<name>/export.py`).
 """
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 def export(spec: str | Path, out: Path, to: str, *, averaged: bool = True) -> None:
     """Write the checkpoint that `spec` names (RUN, RUN@STEP, ...) into the new directory `out`, in the layout `to`, such as "hf".
 
-    `averaged`: the EMA where the checkpoint has one. Raises PlaitError for a family without that layout, and where `out` exists.
+    `averaged`: use the EMA weights if there are any. Raises PlaitError for a family without that layout, and if `out` exists.
     """
     if out.exists():
         raise PlaitError(f"{out} exists already: export to a new directory, or remove it")

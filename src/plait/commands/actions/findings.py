@@ -1,4 +1,4 @@
-"""What the checks of `plait doctor` return: a line each, and the cure where something must be mended."""
+"""The results of the checks of `plait doctor`."""
 
 from dataclasses import dataclass
 
@@ -6,14 +6,14 @@ from plait.errors import PlaitError
 
 
 class Unwell(PlaitError):
-    """A check failed, and its cause must be mended before a run. Exit code 1."""
+    """Raised when a check failed, so that a run would fail too; its message says what to do. Exit code 1."""
 
     exit_code = 1
 
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of one check: what was checked, what was found, and how to mend it (`cure`; None: it is right)."""
+    """The result of one check: what was checked (a word), what was found, and what to do (`cure`; None: nothing is wrong)."""
 
     what: str
     result: str
@@ -21,7 +21,7 @@ class Finding:
 
 
 def gigabytes(count: float) -> str:
-    """Write a number of bytes in the largest unit that leaves at least 1: "8.6 GB", "12 MB", "340 kB"; a GB has 1e9 bytes."""
+    """Return a number of bytes as text in GB, MB or kB, the largest that leaves at least 1: "8.6 GB", "340 kB"; a GB is 1e9 bytes."""
     for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
         if count >= size:
             return f"{count / size:.{1 if count < 100 * size else 0}f} {unit}"

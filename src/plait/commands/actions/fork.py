@@ -1,6 +1,6 @@
-"""The action of `plait fork`: a new run that continues from a checkpoint of another run, with some settings changed.
+"""What `plait fork` does: make a run that continues from a checkpoint of another run, with some settings changed.
 
-The new run records its origin in a file of its own (`changes.LINEAGE`).
+The new run records its origin in lineage.json.
 """
 
 import json
@@ -27,8 +27,8 @@ def fork(spec: str, new: Path, overrides: Sequence[str]) -> Path:
     """Make the run directory `new` from a checkpoint of another run (the parent), with the parent's settings changed by `overrides`.
 
     `spec` names the checkpoint: RUN, RUN@STEP, RUN/STAGE@best. `overrides`: such as "optim.lr=1e-5". The parent's logged rows up to that
-    step are copied; the parent is not changed. `plait train NEW` continues it. Returns `new`. Raises PlaitError when it exists or an
-    override is wrong.
+    step are copied; the parent is not changed. `plait train NEW` continues the new run. Returns `new`. Raises PlaitError if it exists or
+    an override is wrong.
     """
     if new.exists():
         raise PlaitError(f"{new} exists already; a fork makes its own folder")

@@ -1,4 +1,4 @@
-"""Generate text or pictures with a checkpoint: what `plait generate` does. The options and what is made of them are the model family's."""
+"""Generate text or pictures with a checkpoint: what `plait generate` does. The model family (its kind) defines options and output."""
 
 import difflib
 import logging
@@ -17,14 +17,15 @@ from plait.errors import PlaitError
 log = logging.getLogger(__name__)
 
 _QUESTION = ("prompt", "image")
-"""Options of families that say what is asked."""
+"""Options of a family of which the user should give at least one."""
 
 
 def generate(spec: str | Path, options: Sequence[str], *, averaged: bool, out: Path | None, length: float | None = None) -> None:
-    """Let the checkpoint that `spec` names (RUN, RUN@STEP, ...) answer or draw, and print its lines as they come.
+    """Generate with the checkpoint that `spec` names (RUN, RUN@STEP, ...), and print the answers, or the names of the files written.
 
-    `options`: the family's own, such as "prompt=a cat". `averaged`: the EMA weights; `length`: of a post-hoc average (share of a run).
-    `out`: folder for pictures. Raises PlaitError for an option that is unknown or wrong, and for a family that generates nothing.
+    `options`: the family's own, such as "prompt=a cat". `averaged`: use the EMA weights; `length`: use a post-hoc average of this length
+    (a share of the run) instead. `out`: folder for files; None: the family's default. Raises PlaitError for an option that is unknown or
+    wrong, and for a family that generates nothing.
     """
     with distributed.join() as ranks:
         bundle, checkpoint, config = saved.open_checkpoint(spec, ranks, averaged=averaged, length=length)
@@ -43,7 +44,10 @@ def generate(spec: str | Path, options: Sequence[str], *, averaged: bool, out: P
 
 
 def generate_options(kind: Any, options: Sequence[str]) -> Any:
-    """Parse texts such as "prompt=a cat" into the options class `kind`; a repeated name gives a list. Raises PlaitError for a wrong one."""
+    """Return an instance of the pydantic class `kind` made from texts such as "prompt=a cat"; a repeated name gives a list.
+
+    Raises PlaitError for an unknown name or a wrong value.
+    """
     given: dict[str, Any] = {}
     for item in options:
         name, _, value = item.partition("=")

@@ -1,7 +1,7 @@
-"""Questions of `plait doctor` to the Hub: is each model and dataset accessible with this token, how large is it, and under which licence.
+"""Ask the Hub, for `plait doctor`, whether each model and dataset is accessible with the user's token, its size and its licence.
 
-Repositories are asked at the same time, each in a thread that is given up after a time limit. Nothing is downloaded, and no message holds
-the token or any text from the server.
+All repositories are asked at the same time, each in a thread that is abandoned after a time limit. Nothing is downloaded, and no message
+holds the token or any text from the server.
 """
 
 import fnmatch
@@ -28,18 +28,18 @@ ASK_WITHIN_S = 20.0
 """Seconds for all answers of the Hub together."""
 SAFETENSORS = "*.safetensors"
 _SMALL = ("*.json", "*.txt", "*.model", "*.jinja")
-"""Files beside the weights: configurations and tokenizers."""
+"""Files that a run reads besides the weights: configurations and tokenizers."""
 _LIBRARIES = re.compile(r"(model|diffusion_pytorch_model)(-\d+-of-\d+)?\.safetensors")
-"""The files of weights that transformers and diffusers read, of those that a repository may hold."""
+"""Names of the weight files that transformers and diffusers read; a repository may hold others."""
 _UNAUTHORIZED, _FORBIDDEN = 401, 403
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """A repository that a run reads. `setting`: what names it. `folder`: the one of its folders that is read; "" for the top, None for all.
+    """A repository that a run reads, named by `setting`. `folder`: the only one of its folders that is read; "": the top; None: all.
 
-    `kind`: model or dataset. `library`: whether transformers or diffusers loads it, which leaves files of weights with other names alone.
-    `start`: for a `from:`, the step of a pushed run that is meant, "" for the newest; None for what is no start.
+    `kind`: "model" or "dataset". `library`: whether transformers or diffusers loads it, which read weight files of certain names only.
+    `start`: if a run starts from it (`from:`), the step of the pushed run, "" for the newest; None for other repositories.
     """
 
     setting: str
@@ -52,13 +52,13 @@ class Wanted:
 
     @property
     def title(self) -> str:
-        """Return how findings name it, as "nvidia/Cosmos/vae@main"."""
+        """Return the name for messages: repository, folder and revision, as "nvidia/Cosmos/vae@main"."""
         return self.name + (f"/{self.folder}" if self.folder else "") + (f"@{self.revision}" if self.revision else "")
 
 
 @dataclass
 class Answer:
-    """What the Hub said of a repository: `files` with their sizes in bytes, or the error; neither where it was too slow."""
+    """What the Hub answered about a repository: `files` to read with their sizes in bytes, or the error. `came`: it answered in time."""
 
     files: dict[str, int] = field(default_factory=dict)
     licence: str = "none is named"
@@ -68,7 +68,7 @@ class Answer:
 
 
 def token_origin() -> str | None:
-    """Return where the Hub's client takes its token from: a variable's name or "hf auth login"; None if it has none."""
+    """Return where the Hub's client takes its token from: the name of an environment variable, or "hf auth login"; None: no token."""
     if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN:
         return None
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
@@ -79,7 +79,7 @@ def token_origin() -> str | None:
 
 
 def ask(wanted: Sequence[Wanted], limit_s: float) -> list[Answer]:
-    """Ask the Hub about all repositories at once; after `limit_s` seconds the answers that have not come are left empty."""
+    """Ask the Hub about all repositories at once; return an answer for each, empty (`came` False) if none came within `limit_s`."""
     api, answers = HfApi(), [Answer() for _ in wanted]
 
     def fill(item: Wanted, answer: Answer) -> None:
@@ -135,7 +135,7 @@ def _licence(info: Any) -> str:
 
 
 def cached(item: Wanted) -> bool:
-    """Return whether a model is in the Hub's cache, with its configuration and each file of weights that its index names."""
+    """Return whether a model is in the Hub's local cache, with its configuration and each file of weights that its index names."""
     prefix = f"{item.folder}/" if item.folder else ""
     config = try_to_load_from_cache(item.name, f"{prefix}config.json", revision=item.revision)
     if not isinstance(config, str):
@@ -148,9 +148,9 @@ def cached(item: Wanted) -> bool:
 
 
 def examine(wanted: Sequence[Wanted], limit_s: float | None = None) -> tuple[list[Finding], int]:
-    """Return a finding for each repository, and how many bytes are still to be downloaded of those that the Hub answered for.
+    """Return a finding for each repository, and the number of bytes to download, as far as the Hub answered.
 
-    `limit_s`: seconds for all answers together. Offline, or where the Hub cannot be reached, the cache is looked at instead.
+    `limit_s`: seconds for all answers together; None: 20. Offline, or if the Hub does not answer, the local cache is checked instead.
     """
     if constants.HF_HUB_OFFLINE:
         return [_offline(item) for item in wanted], 0

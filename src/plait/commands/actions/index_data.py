@@ -1,4 +1,4 @@
-"""The action of `plait data index`: make the offset indices by which tar shards are read at random, and list what is in each shard."""
+"""What `plait data index` does: build the index files that allow random access to tar shards, and list what is in each shard."""
 
 import logging
 from pathlib import Path
@@ -12,10 +12,10 @@ log = logging.getLogger(__name__)
 
 
 def index(path: str, *, beside: bool = False) -> None:
-    """Make the offset index of every tar shard that `path` names (a shard, folder, pattern or address), and print what is in each.
+    """Build the index of every tar shard that `path` names (a file, folder, glob pattern or URL), and print a line for each shard.
 
-    `beside`: keep the index of a shard on disk beside it, to be uploaded with it or shared; else in the user's cache. Raises PlaitError
-    where there is no shard, for one that cannot be read, and for an index beside an address.
+    `beside`: write an index next to its shard, so that both can be shared; else into the user's cache. Raises PlaitError if there is no
+    shard, for one that cannot be read, and for a URL with `beside`.
     """
     shards = paths.files(path, ".tar", split=None, default_split="")
     if beside and (remote := next(filter(addresses.is_remote, shards), None)):

@@ -1,7 +1,7 @@
-"""The action of `plait data inspect`: draw samples as the model will see them, before any step is run.
+"""What `plait data inspect` does: draw samples as the model will see them, before any step is run.
 
-The samples are the first of the run, read, replaced and encoded by the loader's own code under the run's own keys. What is drawn is decoded
-from the encoded example, not from the file. No weights are needed, only what a family's inputs need (a tokenizer).
+The samples are the first of the run, encoded by the loader's code with the run's random seeds; unusable ones are replaced, as in training.
+Drawn is what the encoded example holds, not the file. No weights are needed, only what a family (kind of model) encodes with.
 """
 
 import bisect
@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 
 _IDS_SHOWN = 5
 _STEPS_SEARCHED = 2_000
-"""Steps in which samples of every bucket are looked for."""
+"""Number of steps that are searched for a sample of every bucket (image size)."""
 
 Facts = list[tuple[str, str]]
 
@@ -111,10 +111,10 @@ class _Buckets:
 
 
 def draw(resolved: Resolved, split: str, samples: int, out: Path) -> None:
-    """Draw the first `samples` samples of a run as the model sees them: of `train` in the order of its steps, of `validation` as evaluated.
+    """Draw the first `samples` samples of a run, as the model sees them, to `out`/sheet.png (a contact sheet) and `out`/page.html.
 
-    A contact sheet and a page in `out`; where stages differ in their data, one of each per different stage, in folders named like the
-    stages. Raises PlaitError for a family without `inspect`, and where there is nothing to draw.
+    `split`: "train", in the order of steps, or "validation". Stages (parts of a run) that differ in their data get a folder each, named
+    like the stage. Raises PlaitError for a family that cannot show its examples, and if there is nothing to draw.
     """
     if samples < 1:
         raise PlaitError(f"--samples={samples}: ask for at least one")

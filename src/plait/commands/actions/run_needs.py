@@ -1,4 +1,7 @@
-"""What a run reads and writes, for `plait doctor`: weights and data here or on the Hub, what its benches open, and the room it takes."""
+"""List what a run reads and writes, for `plait doctor`: weights, data, what its benches (evaluations) open, and disk space.
+
+A Finding is the result of a check, with a `cure` if something is wrong; a Wanted, a repository of the Hub that the run reads.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,12 +29,12 @@ _MOMENTS = 2  # of AdamW
 
 
 def names_hub(name: str) -> bool:
-    """Return whether the name of pretrained weights means a repository of the Hub: it is no path, and no folder that is here."""
+    """Return whether a name of weights means a Hub repository: it holds a /, does not begin with . ~ or /, and no such path exists."""
     return not name.startswith((".", "~", "/")) and name.count("/") >= 1 and not Path(name).exists()
 
 
 def weights(resolved: Resolved) -> tuple[list[Finding], list[Wanted]]:
-    """Return findings on weights named as folders of this machine, and the Hub repositories of weights that the run reads."""
+    """Return (a finding per set of weights that is to be in a local folder, the Hub repositories of weights that the run reads)."""
     config = resolved.config
     family = registry.load(config.family)
     section = family.Config.model_validate(config.model)
@@ -88,7 +91,7 @@ def _encoders(family: str, section: ModelSection, entry: Evaluate) -> list[str]:
 
 
 def on_hub(entry: Source) -> bool:
-    """Return whether a source is a dataset of the Hub."""
+    """Return whether an item of `data.train` or `data.validation` is read from a dataset repository of the Hub."""
     return entry.source == "datasets" and entry.path is None and entry.name is not None
 
 
@@ -104,7 +107,7 @@ def _held_out(config: RunConfig) -> list[Source]:
 
 
 def datasets(resolved: Resolved) -> list[Wanted]:
-    """Return the datasets of the Hub that the run trains or is evaluated on, each once."""
+    """Return the Hub datasets that the run is trained or evaluated on, each once."""
     entries = [entry for view in resolved.stages for entry in (*_training(view.config), *_held_out(view.config)) if on_hub(entry)]
     revisions = [None if entry.options.get("revision") is None else str(entry.options["revision"]) for entry in entries]
     named = zip(entries, revisions, strict=True)
@@ -112,7 +115,10 @@ def datasets(resolved: Resolved) -> list[Wanted]:
 
 
 def data(resolved: Resolved) -> Iterator[Finding]:
-    """Open what is trained on, each source once however many stages read it; datasets of the Hub, which opening would download, are not."""
+    """Open each training dataset of all stages once, and yield one finding: their number and samples, or the first error.
+
+    Datasets of the Hub are not opened, because that would download them.
+    """
     opened: dict[str, tuple[int, int]] = {}
     remote: set[str] = set()
     try:
@@ -135,7 +141,7 @@ def data(resolved: Resolved) -> Iterator[Finding]:
 
 
 def bench_data(resolved: Resolved) -> Iterator[Finding]:
-    """Open the held-out data of every bench of all stages, and report how many samples each takes."""
+    """Open the held-out data of every bench of all stages, and yield one finding: the number of samples of each, or the first error."""
     taken: list[str] = []
     for config in (view.config for view in resolved.stages):
         try:
@@ -153,9 +159,9 @@ def bench_data(resolved: Resolved) -> Iterator[Finding]:
 
 
 def checkpoints(resolved: Resolved) -> tuple[int, int]:
-    """Return how many checkpoints a run leaves behind at most, all stages together, and their bytes with one more that is being written.
+    """Return (the largest number of checkpoints that a run keeps in all stages, their bytes plus those of one more being written).
 
-    Builds the model without weights. Raises PlaitError where its sizes are not known here (a part that the Hub does not give).
+    Builds the model without weights. Raises PlaitError if its sizes are not known, such as those of a Hub model that is not accessible.
     """
     config = resolved.config
     family = registry.load(config.family)

@@ -1,4 +1,4 @@
-"""The action of `plait data shard`: encode pictures with captions, from any source (data set), into bucketed latent shards.
+"""What `plait data shard` does: encode pictures with captions, from any source (dataset), into tar shards of latents and features.
 
 A bucket is a crop size; a set is the folder that is written, with a folder of tar shards per bucket and metadata.json.
 """
@@ -57,9 +57,10 @@ OPTIONS = frozenset(Options.__dataclass_fields__)
 
 
 def shard(what: str, out: Path | None, options: Options, settings: Sequence[str] = ()) -> None:
-    """Encode the source `what` into the set at `out`, or finish a build that was stopped; with `dry_run` only print what it would hold.
+    """Encode the source `what` into the set at `out`, or finish one that was interrupted; with `dry_run` only print what it would hold.
 
-    `settings`: name=value settings of the source. Raises PlaitError for a wrong argument, source or setting.
+    `what`: as in `entry`; `out`: None only with `dry_run`; `settings`: of the source, such as "options.size=[64,64]". Raises PlaitError
+    for a wrong argument, source or setting.
     """
     if not 1 <= options.per_shard <= 1000:
         raise PlaitError(f"--per-shard={options.per_shard}: a shard holds 1 to 1000 samples")
@@ -111,7 +112,7 @@ def _encoders(options: Options) -> write.Encoders:
 
 
 def measure(path: Path) -> None:
-    """Write metadata.json, with latent statistics, for a set that another tool made at `path`. Raises PlaitError without shards."""
+    """Write `path`/metadata.json, with statistics of the latents, for a set made by another tool. Raises PlaitError without shards."""
     with _progress() as report:
         metadata = statistics.measure(path, report)
     counts = metadata["counts"]
@@ -121,7 +122,7 @@ def measure(path: Path) -> None:
 
 
 def entry(what: str, settings: Sequence[str]) -> Source:
-    """Return the source settings for `what`: `scenes`, a .jsonl, tar shards (a pattern, or a folder of them), or a folder of pictures.
+    """Return an item of `data.train` for `what`: "scenes" (drawn), a .jsonl, tar shards (glob or folder), or a folder of pictures.
 
     `settings`: such as "options.size=[64,64]". Raises PlaitError for anything else, and for a setting that a source does not have.
     """

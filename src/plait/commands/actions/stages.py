@@ -1,7 +1,6 @@
-"""The action of `plait stages`: how far each stage of a run is, why it ended, what it trains, and its best figures.
+"""What `plait stages` does: print how far each stage (part) of a run is, why it ended, what it trains, and its best evaluation results.
 
-Read from the files of the run alone; no model is built. The newest checkpoint is verified, as `plait train` would; where it is damaged, the
-one before.
+Reads the run's files only; no model is built. The newest checkpoint is verified, as by `plait train`; if it is damaged, the one before.
 """
 
 import fcntl
@@ -20,15 +19,15 @@ from plait.errors import PlaitError
 log = logging.getLogger(__name__)
 
 _GAP_S = 600.0
-"""Rows further apart than this (and than ten of their steps) have a stop between them, which is not training time."""
+"""A gap between metrics rows longer than this (and than ten steps) counts as a stop of the run, not as training time."""
 
 Row = Mapping[str, Any]
 
 
 def show(run: Path) -> None:
-    """Print what is known of each stage of a run: steps, what trains, best figures.
+    """Print the state of each stage of the run directory `run`: steps done, what trains, hours, best evaluation results.
 
-    Raises PlaitError when `run` is no run directory, and, after what is known, where it has checkpoints and none is intact.
+    Raises PlaitError if `run` is no run directory, and, after printing, if it has checkpoints of which none is intact.
     """
     resolved = open_run_config(run)
     rows = files.read_rows(run / "metrics.jsonl")
@@ -127,7 +126,10 @@ def _held_out(rows: Sequence[Row], config: RunConfig) -> list[str]:
 
 
 def hours(rows: Sequence[Row], start: int) -> float:
-    """Return the hours that a stage trained, from its metrics rows; `start`: its first step. Evaluations and saves count, stops do not."""
+    """Return the hours that a stage has trained, with evaluations and saves, without the time while the run was stopped.
+
+    `rows`: its rows of metrics.jsonl that have a loss; `start`: the run's step at which it began.
+    """
     seconds, before = 0.0, None
     for row in rows:
         in_steps = float(row["step_s"]) * (row["step"] - (before["step"] if before else start))

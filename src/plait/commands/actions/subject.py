@@ -22,9 +22,9 @@ from plait.training import from_weights
 
 
 class Subject(ABC):
-    """A model to measure. `step`: of the run; `run`: its folder; `shown`: how reports name it; `moment`: its part of paths.
+    """A model to measure. `step`: of the run; `run`: its folder; `shown`: its name in reports; `moment`: its name in paths of results.
 
-    `without_averages`: which weights it has where it has no averaged ones.
+    `without_averages`: name, for reports, of the weights that are measured if there are no averaged ones.
     """
 
     config: RunConfig
@@ -44,11 +44,14 @@ class Subject(ABC):
 
     @abstractmethod
     def open(self, ranks: Ranks, *, averaged: bool, length: float | None) -> tuple[ModelBundle, RunConfig]:
-        """Build the model, in evaluation mode on the rank's device. `averaged`, `length`: as in `saved.open_checkpoint`."""
+        """Build the model in eval mode on the rank's device; return it with its configuration. `averaged`: use EMA weights if any.
+
+        `length`: if not None, use a post-hoc average of this length (a share of the run) instead.
+        """
 
 
 class Saved(Subject):
-    """The checkpoint that `spec` names (RUN, RUN@STEP, ...). Raises PlaitError where there is none."""
+    """A model with the weights of the checkpoint that `spec` names (RUN, RUN@STEP, ...). Raises PlaitError if there is none."""
 
     without_averages = "last weights"
 
@@ -59,7 +62,7 @@ class Saved(Subject):
         self.shown, self.moment = str(self.checkpoint.folder), evaluation.moment_of(self.step)
 
     def identity(self) -> str:
-        """Return the hash of the checkpoint's manifest, which has those of its files."""
+        """Return the hash of the checkpoint's manifest.json, which holds the hashes of its files."""
         return files.xxh3(self.checkpoint.folder / "manifest.json")
 
     def has_averages(self) -> bool:
@@ -67,7 +70,7 @@ class Saved(Subject):
         return bool(self.checkpoint.stored("ema"))
 
     def open(self, ranks: Ranks, *, averaged: bool, length: float | None) -> tuple[ModelBundle, RunConfig]:
-        """Build the model with the checkpoint's weights."""
+        """Build the model with the checkpoint's weights; arguments and result as in `Subject.open`."""
         bundle, _, config = saved.open_checkpoint(self.checkpoint.folder, ranks, averaged=averaged, length=length)
         return bundle, config
 
@@ -75,7 +78,7 @@ class Saved(Subject):
 class Base(Subject):
     """The model of a configuration before its first step: its base weights, or those that `from:` names.
 
-    Its files are in the run's folder where the run has begun, else in RUN-base: other files would keep a run from beginning.
+    Results are written to the run's folder if the run has begun, else to RUN-base, because a run begins in an empty folder only.
     """
 
     without_averages = "weights before the first step"
@@ -92,7 +95,7 @@ class Base(Subject):
         self.shown, self.moment = f"{self.config.family} of {run}", f"base-{mark}"
 
     def identity(self) -> str:
-        """Return a hash of what decides the weights: settings, and the files of folders and of a run that they name."""
+        """Return a hash of what decides the weights: settings, and names, sizes and times of the files that these name."""
         family = registry.load(self.config.family)
         parts = [str(part["name"]) for part in family.base(family.Config.model_validate(self.config.model))]
         named = [Path(name.partition("@")[0]) for name in (*parts, self.config.from_ or "") if name]
@@ -104,7 +107,7 @@ class Base(Subject):
         return False
 
     def open(self, ranks: Ranks, *, averaged: bool, length: float | None) -> tuple[ModelBundle, RunConfig]:
-        """Build the model as a run does; `averaged` and `length` mean nothing here."""
+        """Build the model as a run does before its first step; `averaged` and `length` are ignored."""
         bundle = build_model(self.config, self.run, ranks)
         if self.config.from_:
             from_weights.begin_from(State(bundle.model), bundle, self.view, run=self.run, ranks=ranks, allow_inexact=True)

@@ -1,7 +1,7 @@
-"""The page of a bench's answers: figures, then all answers with the wrong ones first, to filter by task and by whether they are right.
+"""Render the HTML page of a bench's (evaluation's) answers: results, then all answers, to filter by task and by right or wrong.
 
-The summary needs no JavaScript. The answers are a JSON block, of which answers.js makes articles as they are scrolled to. Colour means
-right or wrong, and nothing else.
+The summary needs no JavaScript. The answers are a JSON block, which answers.js turns into articles while scrolling. Colour means right or
+wrong, and nothing else.
 """
 
 from collections import Counter
@@ -15,14 +15,14 @@ from plait.commands.pages.card import clean_text
 from plait.commands.pages.page import page_pictures, render
 
 KINDS = ("wrong", "unusable", "", "right")
-"""What an answer can be, in the page's order; "": not scored."""
+"""Kinds of an answer, in the order of the page; "": not scored as right or wrong."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer to show. `kind`: one of KINDS; `pairs`: (name, text, kind of the text) below the question.
+    """One answer to show. `kind`: one of KINDS; `pairs`: lines below the question as (name, text, kind: the text's colour).
 
-    `pictures`: (H, W, 3) uint8, with their `labels`; none where the page has no room for them.
+    `pictures`: (H, W, 3) uint8, with their `labels`; empty if it is shown without.
     """
 
     id: str
@@ -35,7 +35,7 @@ class Answer:
 
 
 class Figure(NamedTuple):
-    """A figure of the bench as text, with its 95 % interval ("" for none), and the task that it is of, if it is of one."""
+    """A result of the bench: its value and 95 % interval as text ("" for none), and the task that it belongs to, or None."""
 
     name: str
     value: str
@@ -80,7 +80,10 @@ def render_answers(
     noun: str = "answers",
     overall: Figure | None = None,
 ) -> str:
-    """Return the HTML page. `facts`: (name, text) on what was measured; `overall`: the figure in large; `answers` in the page's order."""
+    """Return the page as HTML text. `facts`: (name, text) on what was measured; `answers`: in the order to show.
+
+    `overall`: the figure that is shown large, or None; `noun`: what the page calls the answers.
+    """
     store = _Store()
     kinds = Counter(answer.kind for answer in answers)
     tasks: dict[str, _Count] = {}

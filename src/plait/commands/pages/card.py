@@ -1,7 +1,7 @@
-"""A card shows one sample: its pictures, its text and notes about it. Here are its contents and the sizes that sheet and page share.
+"""The content of a card, which shows one sample: its pictures, its text and notes; and the sizes that PNG and HTML share.
 
-A run of text is a string with one mark: whether it stands on colour (the supervised text, or a model's answer). Draws nothing: sheet.py
-makes the PNG of cards (the contact sheet), page.py their HTML.
+Text is a list of runs: a run is (string, whether it is marked), and marked text (supervised, or a model's answer) gets a coloured
+background. Nothing is drawn here: sheet.py makes a PNG of cards (the contact sheet), page.py an HTML page.
 """
 
 import io
@@ -23,9 +23,9 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u2
 
 @dataclass(frozen=True)
 class Card:
-    """One sample to show. `pictures`: (H, W, 3) uint8, and `labels`, what each one is, or none; `notes` by name.
+    """One sample to show. `pictures`: (H, W, 3) uint8; `labels`: a name per picture, or empty; `notes`: {name: text}.
 
-    `verdict`: whether its answer is right (None: there is none, or it is not scored).
+    `verdict`: whether its answer is right; None if there is none, or it is not scored.
     """
 
     pictures: Sequence[np.ndarray]
@@ -41,19 +41,19 @@ class Card:
 
 
 def clean_card(card: Card) -> Card:
-    """Return the card with unprintable characters of all its texts replaced."""
+    """Return a copy of the card with `clean_text` applied to all its texts."""
     notes = {clean_text(name): clean_text(value) for name, value in card.notes.items()}
     text = [(clean_text(run), bool(marked)) for run, marked in card.text]
     return Card(card.pictures, text, clean_text(card.title), card.verdict, notes, [clean_text(label) for label in card.labels])
 
 
 def clean_text(text: str) -> str:
-    """Replace control and bidi characters, which a page would obey, and lone surrogates, which not every font has, by U+FFFD."""
+    """Return the text with control and bidi characters and lone surrogates, which would disturb a page, replaced by U+FFFD."""
     return _CONTROL.sub("\ufffd", text.replace("\r\n", "\n"))
 
 
 def join_runs(text: Text) -> list[tuple[str, bool]]:
-    """Join neighbouring runs of text that are alike in their mark, and drop empty ones."""
+    """Join neighbouring runs of text that are both marked or both not, and drop empty ones."""
     joined: list[tuple[str, bool]] = []
     for run, marked in text:
         if joined and joined[-1][1] == marked:
@@ -64,16 +64,16 @@ def join_runs(text: Text) -> list[tuple[str, bool]]:
 
 
 def describe_pictures(card: Card) -> list[str]:
-    """Return a text for each different label of a card's pictures, or else for each size: ["640x480 px", "2 of 336x336 px"]."""
+    """Return a text per distinct label of a card's pictures, or without labels per distinct size: ["640x480 px", "2 of 336x336 px"]."""
     sizes = list(card.labels) or [f"{picture.shape[1]}x{picture.shape[0]} px" for picture in card.pictures]
     kinds = list(dict.fromkeys(sizes))
     return [f"{sizes.count(kind)} of {kind}" if sizes.count(kind) > 1 else kind for kind in kinds]
 
 
 def fit_pictures(pictures: Sequence[np.ndarray]) -> tuple[int, float]:
-    """Return the number of columns in which a card shows its pictures, and their common scale: a whole number, or less than 1.
+    """Return (number of columns in which a card shows its pictures, their common scale: a whole number, or less than 1).
 
-    As many columns as still show them at three quarters of the best scale, and not shrunk needlessly, so that rows stay together.
+    It is the largest number of columns whose scale is at least three quarters of the best, and at least 1 if the best is.
     """
     tallest, widest = max(p.shape[0] for p in pictures), max(p.shape[1] for p in pictures)
 
@@ -90,7 +90,7 @@ def fit_pictures(pictures: Sequence[np.ndarray]) -> tuple[int, float]:
 
 
 def encode_png(picture: Image.Image) -> bytes:
-    """Encode a picture as PNG. The same pixels give the same bytes."""
+    """Return a picture encoded as PNG. The same pixels give the same bytes."""
     body = io.BytesIO()
     picture.save(body, "PNG")
     return body.getvalue()

@@ -1,6 +1,6 @@
-"""A gallery: cards (samples to show) written as one PNG to look at (sheet.py) and one HTML page to search and to send on (page.py).
+"""Write cards (samples to show) as one PNG, the contact sheet (sheet.py), and as one HTML page that can be searched (page.py).
 
-Marked text (what is supervised, or what a model answered) stands on colour. The same cards give the same bytes.
+Marked text (supervised, or a model's answer) has a coloured background. The same cards give the same bytes.
 """
 
 from collections.abc import Sequence
@@ -14,9 +14,9 @@ from plait.files import write_whole
 
 
 def write(folder: Path, title: str, cards: Sequence[Card], *, legend: str = "", facts: Sequence[tuple[str, str]] = ()) -> tuple[Path, Path]:
-    """Write the `cards` to `sheet.png` and `page.html` in `folder`, and return both paths.
+    """Write the `cards` to `sheet.png` and `page.html` in `folder`; return (path of the sheet, path of the page).
 
-    `legend` says what is shown; `facts`: (name, text) about all samples, above the cards. Raises PlaitError without cards.
+    `legend`: a sentence that says what is shown; `facts`: (name, text) about all samples, above the cards. Raises PlaitError without cards.
     """
     if not cards:
         raise PlaitError(f"{title!r} has no sample to show: ask for at least one")
@@ -27,7 +27,7 @@ def write(folder: Path, title: str, cards: Sequence[Card], *, legend: str = "", 
 
 
 def write_both(folder: Path, title: str, lines: Sequence[str], cards: Sequence[Card], html: str) -> tuple[Path, Path]:
-    """Write `html` to `page.html`, and `title`, `lines` and `cards` to the contact sheet `sheet.png`; return the sheet's path first."""
+    """Write `html` to `page.html`, and draw `title`, `lines` and `cards` to `sheet.png`; return (path of the sheet, path of the page)."""
     sheet, page = folder / "sheet.png", folder / "page.html"
     drawn = draw_sheet(clean_text(title), [clean_text(line) for line in lines], [clean_card(card) for card in cards])
     write_whole(sheet, encode_png(drawn))

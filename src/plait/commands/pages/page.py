@@ -1,7 +1,7 @@
-"""HTML pages: what all of them share (the templates, what a page may load, pictures), and the page of samples, whole pictures and texts.
+"""Render HTML pages: what all of them share (templates, security policy, pictures), and the page of cards (samples to show).
 
-A page is one file that loads nothing else. What it looks like is in the folder templates; all text is escaped by the templates. The page
-of a bench's answers is in answers.py.
+A page is one file that loads nothing else. Its look is defined in the folder templates, which escape all text. The page of an evaluation's
+answers is in answers.py.
 """
 
 import base64
@@ -27,14 +27,17 @@ TEMPLATES = jinja2.Environment(
     lstrip_blocks=True,
     keep_trailing_newline=True,
 )
-"""The folder's templates. Every value is escaped, and a name that is not given raises jinja2.UndefinedError."""
+"""The jinja2 templates of the pages. Every value is escaped, and a missing value raises jinja2.UndefinedError."""
 TEMPLATES.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":")}
 _JPEG_QUALITY = 88
 _TWICE = 2  # pixels stored per pixel shown, for displays of double density
 
 
 class PagePicture(NamedTuple):
-    """A picture on a page: its label, size in words ("640x480 px"), size shown, whether its pixels are enlarged, and its data: address."""
+    """A picture on a page. `size`: its own, as "640x480 px"; `width`, `height`: shown, in pixels; `source`: its data as a data: URL.
+
+    `exact`: whether it is shown at its own size or enlarged by a whole factor.
+    """
 
     label: str
     size: str
@@ -56,9 +59,9 @@ class _PageCard(NamedTuple):
 
 
 def render(template: str, script: str | None = None, **values: Any) -> str:
-    """Return the page of a template of the folder. `script`: the folder's file that it runs, the only one that it may run.
+    """Render a file of the folder templates to HTML text, with `values` by name; the same arguments give the same text.
 
-    The same arguments give the same text.
+    `script`: a JavaScript file of that folder, the only one that the page may run, or None.
     """
     code = Markup((_FOLDER / script).read_text(encoding="utf-8")) if script else Markup()
     allowed = f"; script-src 'sha256-{base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()}'" if script else ""
@@ -71,7 +74,7 @@ def render(template: str, script: str | None = None, **values: Any) -> str:
 
 
 def render_samples(title: str, lines: Sequence[str], facts: Sequence[tuple[str, str]], cards: Sequence[Card]) -> str:
-    """Return the page of `cards`: `title`, the `lines` below it, a list of `facts` (name, text), a name once, and an article per card."""
+    """Return the HTML page of `cards`: `title`, `lines` of text below it, `facts` (name, text) grouped by name, an article per card."""
     by_name: dict[str, list[str]] = {}
     for name, value in facts:
         by_name.setdefault(name.strip(), []).append(value)
@@ -79,7 +82,10 @@ def render_samples(title: str, lines: Sequence[str], facts: Sequence[tuple[str, 
 
 
 def page_pictures(pictures: Sequence[np.ndarray], labels: Sequence[str], *, lossless: bool) -> list[PagePicture]:
-    """Return pictures (H, W, 3) as a page shows them, at one scale. Unless `lossless`, large ones are stored smaller, as JPEG."""
+    """Return pictures (H, W, 3) uint8 as a page shows them, at one scale: PNG, or for shrunk ones, unless `lossless`, small JPEG.
+
+    `labels`: names of the first pictures; others have none.
+    """
     scale = fit_pictures(pictures)[1] if pictures else 1.0
     names = [*labels, *[""] * (len(pictures) - len(labels))]
     return [_page_picture(picture, label, scale, lossless) for picture, label in zip(pictures, names, strict=True)]

@@ -1,8 +1,8 @@
-"""The contact sheet of cards (samples to show): one picture to look at, with every card's pictures, text and notes.
+"""Draw the contact sheet of cards (samples to show): one picture with every card's pictures, text and notes.
 
-Small pictures are enlarged by a whole factor without smoothing, so that every pixel of theirs can be judged; large ones are shrunk to fit.
-Long texts are abbreviated. Marked text (supervised, or a model's answer) stands on colour. Pillow's own font is used, which knows little
-more than ASCII: other letters appear as boxes.
+Small pictures are enlarged by a whole factor without smoothing, so that their pixels can be seen; large ones are shrunk to fit. Long texts
+are abbreviated. Text is a list of (string, whether it is marked), called runs; marked text (supervised, or a model's answer) has a coloured
+background. Pillow's font has little more than ASCII: other letters appear as boxes.
 """
 
 import re
@@ -27,7 +27,7 @@ _VERDICT_PX = 24  # width of the tick or cross with the space after it
 _INK, _FAINT, _PAPER, _CARD, _BORDER = "#1c1f24", "#646b75", "#eef0f3", "#ffffff", "#d5d9df"
 _RIGHT, _WRONG = "#1a7f43", "#c62f2f"
 _MARKS = {None: "#ffe08a", True: "#c9ecd5", False: "#f8d3d0"}
-"""The colour that marked text stands on, by the card's verdict."""
+"""The background colour of marked text, by whether the card's answer is right (None: not scored)."""
 _PLAIN_FONT = frozenset(map(chr, range(32, 127))) | set("·…“”‘’±£§")
 
 Line = list[tuple[str, bool]]
@@ -47,7 +47,7 @@ class _Layout:
 
 
 def draw_sheet(title: str, lines: Sequence[str], cards: Sequence[Card]) -> Image.Image:
-    """Draw the contact sheet: `title`, the `lines` of text below it, then the cards in rows of at most four."""
+    """Return the contact sheet as an image: `title`, the `lines` of text below it, then the cards in rows of at most four."""
     columns = -(-len(cards) // -(-len(cards) // _COLUMNS_MAX))  # rows of equal length, as far as possible
     layouts = [_lay_out(card) for card in cards]
     rows = [layouts[start : start + columns] for start in range(0, len(layouts), columns)]
@@ -73,14 +73,14 @@ def draw_sheet(title: str, lines: Sequence[str], cards: Sequence[Card]) -> Image
 
 
 def resize(picture: np.ndarray, scale: float) -> Image.Image:
-    """Return the picture (H, W, 3) resized by `scale`: whole factors repeat pixels, factors below 1 average them."""
+    """Return the picture (H, W, 3) uint8 resized by `scale`: factors from 1 repeat pixels, factors below 1 average them."""
     height, width = picture.shape[:2]
     kind = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS
     return Image.fromarray(picture).resize((max(1, round(width * scale)), max(1, round(height * scale))), kind)
 
 
 def abbreviate(text: Text, most: int) -> Line:
-    """Cut a card's text to about `most` characters, with "…": unmarked runs lose their middles first. Alike runs are joined."""
+    """Cut a card's text to about `most` characters: "…" replaces the middle of long unmarked runs and the end of long marked ones."""
     joined = join_runs(text)
     if sum(len(run) for run, _ in joined) <= most:
         return joined
@@ -91,9 +91,9 @@ def abbreviate(text: Text, most: int) -> Line:
 
 
 def break_lines(text: Text, length_px: Callable[[str], float], width_px: float) -> list[Line]:
-    """Break text into lines no wider than `width_px`: at spaces and line ends, and inside a word only when it is wider than a line.
+    """Break text into lines no wider than `width_px`: at spaces and line ends, and inside a word only if it is wider than a line.
 
-    `length_px(text)` measures text in the font.
+    `length_px`: function from a text to its width in pixels.
     """
     lines: list[Line] = [[]]
     x = 0.0
@@ -119,7 +119,7 @@ def break_lines(text: Text, length_px: Callable[[str], float], width_px: float) 
 
 
 def drop_middle_lines(lines: list[Line], most: int) -> list[Line]:
-    """Drop lines until at most `most` are left, with "…" for them: first the middle of the longest unmarked stretch, last the end."""
+    """Replace lines by "…" until at most `most` are left: the middle of the longest stretch of unmarked lines, if need be the end."""
     while len(lines) > most:
         unmarked = "".join("-" if any(marked for _, marked in line) else "0" for line in lines)
         longest = max(re.finditer("0*", unmarked), key=lambda stretch: len(stretch[0]))

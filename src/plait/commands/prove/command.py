@@ -1,4 +1,4 @@
-"""The verb `plait prove`: kill and resume a configuration at random, and compare with a run without kills."""
+"""The command `plait prove`: train with random kills and without, and compare. `declare` adds the arguments of `run`."""
 
 from plait.assembly.configuration import open_checked
 from plait.commands.arguments import path, positive
@@ -17,7 +17,7 @@ def declare(parser: Parser) -> None:
 
 
 def run(arguments: Arguments) -> None:
-    """Train a shortened configuration with and without kills, and compare the two runs. Raises Diverged where they differ."""
+    """Train a shortened configuration with and without kills, and compare the two runs. Raises Diverged, a PlaitError, if they differ."""
     resolved = open_checked(arguments.config, arguments.overrides, words=arguments.words)
     from plait.commands.prove import prove
 

@@ -1,7 +1,7 @@
-"""Comparison of two runs: the samples of every step, every logged number, and every tensor of the checkpoints that both have.
+"""Compare two runs bit by bit: the samples of every step, every logged number, and every tensor of the checkpoints that both have.
 
-Equal means equal to the bit; only clock times may differ. Of the differences, the one reported first is the earliest cause: sample ids,
-then a loss term, then other figures, then a tensor. Reads the runs and changes nothing.
+Only clock times may differ. The difference reported first is the one closest to the cause: of the earliest step, and at one step sample
+ids before loss terms, other logged numbers and tensors. The runs are not changed.
 """
 
 import itertools
@@ -19,15 +19,15 @@ from plait.engine.checkpoints import checkpoint
 from plait.engine.state import GROUPS
 
 CLOCK = frozenset({"samples_per_s", "data_wait_s", "step_s", "time_s", "recompiles", "tflop_per_s", "mfu"})
-"""Fields of a metrics row that depend on the process, not on the run: times, and what was compiled since its start."""
+"""Fields of metrics.jsonl that depend on the process, not on the run: times, and what was compiled since its start."""
 
 BEFORE_UPDATE = ("sample ids", "loss terms", "other figures")
-"""Kinds of fields whose values are from before their step's update."""
+"""Kinds of logged fields that are computed before the optimizer's update of their step."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line of the comparison: what was compared ("loss terms"), how many, the first difference (None: all equal), and its step."""
+    """The comparison of one kind of thing, `what` ("loss terms"): number compared, first difference (None: all equal), and its step."""
 
     what: str
     compared: int
@@ -36,7 +36,7 @@ class Line:
 
 
 def runs(a: Path, b: Path) -> list[Line]:
-    """Compare the run directories `a` and `b`, and return a line for each kind of thing compared."""
+    """Compare the run directories `a` and `b`; return a Line per kind of thing, such as sample ids, loss terms and weights."""
     rows_a, rows_b = (files.read_rows(run / "metrics.jsonl") for run in (a, b))
     lines = [_rows(rows_a, rows_b), *_figures(rows_a, rows_b), _quarantined(a, b), _state(a, b)]
     tensors = [_tensors(group, a, b) for group in GROUPS]
@@ -44,9 +44,9 @@ def runs(a: Path, b: Path) -> list[Line]:
 
 
 def divergence(lines: Iterable[Line]) -> str | None:
-    """Describe the first difference of two runs from the lines of `runs`, or return None if there is none.
+    """Return a sentence on the first difference of two runs, from the lines that `runs` returned, or None if they are equal.
 
-    It is the earliest difference in the logged rows, at one step ids before losses, and the first tensors that differ.
+    It names the earliest difference in what was logged, and the first parameters that differ.
     """
     different = [line for line in lines if line.first is not None]
     tensors = [line for line in different if line.what in GROUPS]
@@ -137,9 +137,9 @@ def _tensors(group: str, a: Path, b: Path) -> Line:
 
 
 def tensor_differences(in_a: Mapping[str, Tensor], in_b: Mapping[str, Tensor]) -> Iterator[str]:
-    """Yield a line for each tensor (by name) that only one of two checkpoints has, or that differs in any bit.
+    """Yield a line of text for each tensor (by name) that only one of two checkpoints has, or that differs in any bit.
 
-    The optimizer's step counts come first, because they show whose moments were lost.
+    The optimizer's step counts come first, because they show which parameters lost their moments.
     """
     for name in sorted(in_a.keys() | in_b.keys(), key=lambda name: (not name.endswith(".step"), name)):
         if name not in in_a or name not in in_b:

@@ -1,8 +1,8 @@
-"""The action of `plait prove`: run a configuration straight and with kills at random moments, and compare the two runs bit by bit.
+"""What `plait prove` does: run a configuration undisturbed and with kills at random times, and compare the two runs bit by bit.
 
-Straight means undisturbed. The configuration is the user's, shortened (smoke_config.py). Each generation is a process of `plait train`
-(launch.py), which is watched through its heartbeat and ended in one of three ways: SIGKILL, SIGTERM, or the death of a data worker. The
-comparison is in compare.py.
+The configuration is the user's, shortened (smoke_config.py). A killed run is a sequence of `plait train` processes (launch.py), each
+watched through its heartbeat, a file with its phase (data, step, save, ...), and ended by SIGKILL, SIGTERM, or the kill of a data worker.
+The comparison is in compare.py.
 """
 
 import logging
@@ -41,7 +41,7 @@ MOMENTS = (
     ("SIGTERM", "stage"),
     ("SIGTERM", "data"),
 )
-"""Ways of ending a process, and the phase of the run in which they come. Six kills are the first six."""
+"""Planned kills in turn: what ends the process, and the phase of the run in which it comes."""
 
 _POLL_S = 0.001
 _SLACK_S = 120.0
@@ -50,14 +50,14 @@ _WITH_WORKERS = ("--data.worker_kind=processes", "--data.workers=1")
 
 
 class Diverged(PlaitError):
-    """The killed run differs from the undisturbed one, or did not continue. Exit code 1."""
+    """Raised when the killed run differs from the undisturbed one, or did not continue. Exit code 1."""
 
     exit_code = 1
 
 
 @dataclass(frozen=True)
 class Event:
-    """A phase (data, step, save, ...) that the undisturbed run was in, the step it came in, and for how long."""
+    """A phase (data, step, save, ...) of the undisturbed run, the step in which it occurred, and its duration."""
 
     phase: str
     step: int
@@ -66,10 +66,10 @@ class Event:
 
 @dataclass
 class Kill:
-    """One planned kill, and its outcome: `way` (SIGKILL, SIGTERM, worker) comes `delay_s` after `phase` of `step` begins.
+    """One planned kill, `delay_s` after `phase` of `step` begins, and its outcome. `way`: SIGKILL, SIGTERM, or worker (a data worker dies).
 
     `moment`: the phase and step in which it really came; `took_s`: from the kill to the end of the process. `since`: the step from which
-    the killed process started; `left`: the step from which the next one starts (None: from the beginning).
+    the killed process had started; `left`: the step from which the next process starts (None: from the beginning).
     """
 
     way: str
@@ -85,14 +85,14 @@ class Kill:
 
 @dataclass(frozen=True)
 class Trial:
-    """What all processes of a proof have in common: the configuration, how they are started, and the time limit of each."""
+    """What all processes of both runs have in common: the configuration file, how they are started, and the time limit of each."""
 
     config: Path
     launcher: Launcher
     limit_s: float = field(default=3600.0)
 
     def start(self, run: Path, extra: Sequence[str] = ()) -> Process:
-        """Start a process that trains the run directory `run`, or continues it; `extra`: further arguments. Its output is in RUN.log."""
+        """Start a process that trains the run directory `run`, or continues it, with output to `run`.log; `extra`: further arguments."""
         return self.launcher.start(["train", str(self.config), f"--run={run}", *extra], run.with_suffix(".log"))
 
 
@@ -101,8 +101,9 @@ def prove(
 ) -> None:
     """Run a configuration undisturbed and with kills, compare the two runs bit by bit, and print the result.
 
-    `steps`: of each stage. `warm`: fork the processes from one that has imported everything. `out`: folder in which the runs are kept;
-    without it they are removed if they are equal. Raises Diverged for the first divergence, and PlaitError where `out` is not empty.
+    `steps`: at most, of each stage (part of a run). `seed`: chooses the moments of the kills. `warm`: fork the processes from one that has
+    imported everything. `out`: folder in which the runs are kept; without it they are removed if they are equal. Raises Diverged if they
+    differ, and PlaitError if `out` is not empty.
     """
     if out is not None and out.exists() and any(out.iterdir()):
         raise PlaitError(f"{out} is not empty; give --out a new folder")
@@ -127,9 +128,9 @@ def prove(
 
 
 def rehearse(trial: Trial, folder: Path, kills: int, seed: int) -> tuple[list[compare.Line], list[Kill]]:
-    """Run the trial undisturbed and with `kills` kills, and return the comparison and what became of each kill.
+    """Run the trial undisturbed and with `kills` kills; return (the comparison's lines, the kills with their outcomes).
 
-    `seed` chooses the moments. Raises Diverged when a killed run does not continue.
+    `seed` chooses the moments. Raises Diverged if the killed run does not continue.
     """
     straight, killed = folder / "straight", folder / "killed"
     began = time.monotonic()
@@ -142,7 +143,10 @@ def rehearse(trial: Trial, folder: Path, kills: int, seed: int) -> tuple[list[co
 
 
 def where(lines: Sequence[compare.Line], plan: Sequence[Kill]) -> str:
-    """Return after which resume the runs part, as "after going on from step 6". Before the first, resuming is not the cause."""
+    """Return, as the end of a sentence, after which resume two runs begin to differ, such as "after going on from step 6".
+
+    `lines`: the comparison of the runs; `plan`: the kills that were carried out.
+    """
     first = min(line.step for line in lines if line.first is not None)
     resumed = [kill.left for kill in plan if kill.left is not None and kill.left < first]
     if resumed:
@@ -172,7 +176,7 @@ def run_straight(trial: Trial, run: Path) -> list[Event]:
 
 
 def choose(events: Sequence[Event], kills: int, seed: int) -> list[Kill]:
-    """Plan `kills` kills by `seed`: each takes the next of MOMENTS and comes in a random event of that phase."""
+    """Return `kills` planned kills: each takes the next item of MOMENTS, and comes in an event of that phase that `seed` chooses."""
     draw = rng(seed, "prove")
     last = events[-1].step
     chosen = []
@@ -190,7 +194,10 @@ def choose(events: Sequence[Event], kills: int, seed: int) -> list[Kill]:
 
 
 def run_killed(trial: Trial, run: Path, plan: Sequence[Kill]) -> None:
-    """Train `run` with every planned kill, then to its end, and fill in the outcome of each. Raises Diverged when it does not continue."""
+    """Train the run directory `run` with every planned kill, then to its end; fill in the outcome of each kill in `plan`.
+
+    Raises Diverged if the run does not continue after a kill.
+    """
     for number, kill in enumerate(plan, 1):
         before, _ = checkpoint.newest_intact(run)
         kill.since = before.step if before else None

@@ -1,4 +1,4 @@
-"""The smoke config of a run: its configuration shortened to a few steps per stage, with every phase of a run still in it."""
+"""Shorten a configuration to a few steps per stage (part of a run), so that every phase of the run still occurs."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,9 +18,9 @@ _INTERVALS = 3
 
 
 def make_smoke_config(resolved: Resolved, steps: int, path: Path) -> Resolved:
-    """Write a copy of `resolved`, shortened to at most `steps` steps per stage, to `path`, and return it as read from there.
+    """Write a copy of `resolved`, shortened to at most `steps` steps per stage, to the file `path`, and return it as read from there.
 
-    Batches, evaluations and intervals shrink with it.
+    Batch sizes, held-out samples, warm-up, and intervals between checkpoints and evaluations become smaller too.
     """
     plain = yaml.safe_load(resolved.yaml)
     if plain.get("stages"):
@@ -88,7 +88,7 @@ def _merge(below: dict[str, Any], above: Mapping[str, Any]) -> None:
 
 
 def changes(before: Resolved, after: Resolved) -> list[str]:
-    """Return a line per setting that differs, as "train.steps: 5000 -> 8", with the names of the stages unless it is in all."""
+    """Return a line per setting that differs, as "train.steps: 5000 -> 8", with the names of the stages unless all differ so."""
     stages: dict[tuple[str, str], list[str]] = {}
     for old, new in zip(before.stages, after.stages, strict=True):
         for name, was, now in difference(old.config, new.config):

@@ -88,7 +88,7 @@ SOURCES = {"qwen2_7b": "Qwen/Qwen2-7B", "olmoe": "allenai/OLMoE-1B-7B-0924"}
 
 
 class Config(ModelSection):
-    """`model:` of family molmo: a vision-language model. `variants`: names of settings that evaluation can change, with what they mean."""
+    """The `model:` section of family molmo, a vision-language model. `variants`: {name: meaning} of settings that evaluation can change."""
 
     variants: ClassVar[Mapping[str, str]] = {"high-res": "36 crops and 4096 tokens"}
     layouts: ClassVar[Mapping[str, str]] = {"hf": "transformers, through plait", "molmo": "the published Molmo layout"}
@@ -118,18 +118,18 @@ class Config(ModelSection):
     z_loss: Annotated[float, Field(ge=0.0)] = Field(default=1e-4, description="coefficient of the squared log-normaliser")
 
     def variant(self, name: str) -> tuple["Config", int]:
-        """Return (this section with up to 36 crops, the data.max_tokens that these need). `name`: `high-res`, the key of `variants`."""
+        """Return (this section with up to 36 crops, the data.max_tokens that these need). `name`: "high-res", the only one."""
         assert name in self.variants
         return self.model_copy(update={"max_crops": 36}), 4096
 
     @property
     def tower(self) -> Tower:
-        """Return the sizes of the vision tower that `vision_backbone` names: a row of TOWERS."""
+        """Return the sizes of the vision tower that `vision_backbone` names."""
         return TOWERS[self.vision_backbone]
 
     @property
     def window(self) -> int:
-        """Return the patches from one crop to the next: a crop's side without its margins."""
+        """Return the number of patches from one crop to the next: a crop's side without its margins."""
         return self.tower.side - 2 * self.overlap
 
     @model_validator(mode="before")

@@ -24,7 +24,7 @@ class MeanQueryPooling(nn.Module):
         self.wo = nn.Linear(hidden, hidden)
 
     def forward(self, pools_TKF: Tensor, real_TK: Tensor) -> Tensor:
-        """Pool (T, K, F) to (T, E); `real_TK`: patches that exist. A pool without any would give NaN; the tiling makes none."""
+        """Pool patch features (T, K, F) to (T, E); bool `real_TK`: patches that exist, at least one in each pool, or it gives NaN."""
         count_T1 = real_TK.sum(-1, keepdim=True)
         query_T1F = ((pools_TKF * real_TK[..., None]).sum(1) / count_T1)[:, None]
         q, k, v = (self._split_heads(x) for x in (self.wq(query_T1F), self.wk(pools_TKF), self.wv(pools_TKF)))
@@ -54,9 +54,9 @@ class Connector(nn.Module):
     """Turns patch features into one vector per image token, which the model adds to the embedding of the token `<im_patch>`."""
 
     def __init__(self, tower: Tower, inner: int, hidden: int, scale: float):
-        """Draw the weights so that image features have the root mean square `scale`, that of the embeddings.
+        """Initialise the weights so that image features have the root mean square `scale`, that of the embeddings.
 
-        Features far below it would give the tower almost no gradient at first.
+        Much smaller features would give the tower almost no gradient at first. `inner`: width inside the projector; `hidden`: D.
         """
         super().__init__()
         features = tower.hidden * len(tower.features)
@@ -73,9 +73,9 @@ class Connector(nn.Module):
         nn.init.normal_(self.projector.w2.weight, std=scale / _SWIGLU_RMS * inner**-0.5)
 
     def forward(self, features_nPF: Tensor, real_nP: Tensor, pools_TK: Tensor) -> Tensor:
-        """Return embeddings (T, D) of the image tokens. `pools_TK`: the 4 patches of each, as indices into n * P; -1 for none.
+        """Return vectors (T, D) of the image tokens. `pools_TK`: the 4 patches of each, as indices into n * P; -1 for none.
 
-        `real_nP` is the fraction of a patch that is image: at 0 the first pad embedding is added, between 0 and 1 the second.
+        `real_nP`: fraction of each patch that is image, not padding; at 0 the first pad embedding is added, between 0 and 1 the second.
         """
         marks_nP2 = torch.stack([real_nP == 0, (real_nP > 0) & (real_nP < 1)], dim=-1)
         weight = self.pooling.wq.weight

@@ -1,9 +1,9 @@
 """Benches (evaluations by free generation) of family molmo. Each is one scoring rule, which reads the truth from the sample's `fields`.
 
-accuracy: any sample (its last answer, or `answers`; drawn scenes have their own scorer). vqa, exact_match, anls, relaxed_accuracy:
-`answers` or `answer`. multiple_choice, mmmu: `options` and `answer_idx`. counting: `count`. pointing: `points` in percent and, where there
-are, their `masks`. mathvista: its record's own fields. A rule maps (answer, sample) to figures, such as {"score": 1.0, "f1": 1.0}, from 0
-to 1. A row is a dict per sample: question, answer, gold, figures, or `bad`, why it cannot be encoded.
+accuracy: any sample (its last answer, or `answers`; drawn scenes have a scorer of their own). vqa, exact_match, anls, relaxed_accuracy:
+`answers` or `answer`. multiple_choice, mmmu: `options` and `answer_idx`. counting: `count`. pointing: `points` in percent and, optionally,
+their `masks`. mathvista: the fields of its records. A rule maps (answer, sample) to figures, such as {"score": 1.0, "f1": 1.0}, from 0 to
+1. A row is a dict per sample: id, question, answer, gold (right answer), figures, or `bad`, why it cannot be encoded.
 """
 
 import math
@@ -29,12 +29,12 @@ _HIT_RADIUS = 5.0  # percent of width and height within which a point hits a gol
 
 @dataclass(frozen=True)
 class Scored:
-    """A bench that has the model generate free answers and scores them by one rule, `score`."""
+    """A bench that lets the model generate answers and scores them by one rule, `score`: (answer, sample) -> figures by name."""
 
     score: Score
 
     def bench(self) -> Bench:
-        """Return the Bench that the engine runs: `predict` and `summarise` of this object."""
+        """Return this object's `predict` and `summarise` as a Bench, the form in which the engine runs evaluations."""
         return Bench(self.predict, self.summarise)
 
     def predict(self, model: Molmo, samples: Sequence[Sample], inputs: Inputs, *, batch: int, moment: str = "") -> list[Row]:
@@ -69,7 +69,7 @@ class Scored:
         return {**row, "task": task(sample), "correct": figures["score"] == 1.0, **figures}
 
     def summarise(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-        """Return means of the rule's figures (`score` first), `score/TASK`, and the numbers `samples` and, if any, `bad_samples`."""
+        """Return means over rows: the rule's figures (`score` first), `score/TASK`; and counts: `samples` and, if any, `bad_samples`."""
         used = [row for row in rows if "bad" not in row]
         names = list(dict.fromkeys(name for row in used for name in row if isinstance(row[name], float)))
         figures = {name: _mean([row[name] for row in used if name in row]) for name in names}
@@ -96,7 +96,7 @@ def _answer_limit(inputs: Inputs, sample: Sample) -> int:
 
 
 def golds(sample: Sample) -> list[str]:
-    """Return the gold answers (str): the field `answers`, else the sample's last assistant turn, else the field `answer`."""
+    """Return the gold (right) answers: the field `answers`, else the sample's last assistant turn, else the field `answer`."""
     fields = sample["fields"]
     if "answers" in fields:
         return [str(answer) for answer in fields["answers"]]
@@ -113,12 +113,12 @@ def _truths(sample: Sample) -> list[str]:
 
 
 def question(sample: Sample) -> str:
-    """Return the question that is asked: the text of the last user turn, empty where there is none."""
+    """Return the question: the text of the last user turn, or "" if there is none."""
     return next((message["content"].strip() for message in reversed(_messages(sample)) if message["role"] == "user"), "")
 
 
 def task(sample: Sample) -> str | None:
-    """Return the sample's field `task`, else its `style` (such as vqa2), else None: the group under which it is also reported."""
+    """Return the group under which a sample's score is also reported: its field `task`, else `style` (such as vqa2), else None."""
     name = sample["fields"].get("task", sample["fields"].get("style"))
     return None if name is None else str(name)
 
@@ -135,7 +135,10 @@ def _field(sample: Sample, name: str) -> Any:
 
 
 def accuracy(answer: str, sample: Sample) -> dict[str, float]:
-    """Score 1 or 0: samples of drawn scenes and NLVR by their own scorer, others by equality but for case, outer punctuation and spaces."""
+    """Return {"score": 1.0 or 0.0}: drawn scenes and NLVR by a scorer of their own, others by equality with a gold answer.
+
+    Case, outer punctuation and repeated spaces are ignored.
+    """
     if can_score(sample["fields"]):
         return {"score": float(score(answer, sample["fields"]))}
     normalised = [" ".join(text.split()).strip(" .,;:!?\"'").casefold() for text in (answer, *_truths(sample))]
@@ -143,7 +146,7 @@ def accuracy(answer: str, sample: Sample) -> dict[str, float]:
 
 
 def counting(answer: str, sample: Sample) -> dict[str, float]:
-    """Return `score`, 1 if the count is right, `within_one`, and the score again as `score/count_3` for a true count of 3."""
+    """Return `score` (1 if the count is right, else 0), `within_one`, and the score again as `score/count_3` if the true count is 3."""
     count = int(_field(sample, "count"))
     predicted = points.read_count(answer)
     exact, near = float(predicted == count), float(predicted is not None and abs(predicted - count) <= 1)
@@ -151,7 +154,7 @@ def counting(answer: str, sample: Sample) -> dict[str, float]:
 
 
 def pointing(answer: str, sample: Sample) -> dict[str, float]:
-    """Return `precision`, `recall` and `f1` of the points in the answer, and `score`, the f1; points are `<point x=.. y=..>` tags."""
+    """Return `score` (equal to `f1`), `precision`, `recall` and `f1` of the points in the answer, tags such as `<point x=.. y=..>`."""
     fields = sample["fields"]
     gold, hits = _scene_targets(fields) if {"truth", "objects", "size"} <= fields.keys() else _annotated_targets(sample)
     figures = points.pointing_score(points.read(answer), gold, hits)
@@ -210,7 +213,7 @@ RULES: dict[str, Score] = {
     "mmmu": _mmmu,
     "mathvista": lambda answer, sample: {"score": benchmark_rules.mathvista(answer, sample["fields"])},
 }
-"""The scoring rule of each bench: (answer, sample) to figures by name, `score` first, from 0 to 1."""
+"""The scoring rule of each bench: a function from (answer, sample) to figures by name, `score` first, from 0 to 1."""
 
 benches = {name: Scored(rule).bench() for name, rule in RULES.items()}
 

@@ -1,4 +1,4 @@
-"""`plait export`: a directory that other software loads. `hf`: transformers, through plait; `molmo`: the published layout.
+"""Write a directory that other software loads (`plait export`). `hf`: for transformers with plait; `molmo`: the published layout.
 
 It holds weights as safetensors with an index, the configuration, the tokenizer with the image tokens at their ids, and the preprocessor's
 settings. `directory` is the run's folder `assets`, with a debug model's tokenizer; `out`, the new directory.
@@ -29,7 +29,7 @@ MODEL_TYPE = "plait_molmo"  # what hf.py registers
 
 
 def write_hf(model: Molmo, config: Config, directory: Path, out: Path) -> list[str]:
-    """Write a directory for AutoModelForCausalLM and AutoProcessor (see hf.py) as `out`; return lines to print: how to load it."""
+    """Write a directory that AutoModelForCausalLM and AutoProcessor load once hf.py is imported; return lines to print on loading it."""
     weights = {f"model.{name}": value.detach() for name, value in model.state_dict().items()}
     if model.language.config.tie_word_embeddings:
         weights["model.language.lm_head.weight"] = weights["model.language.lm_head.weight"].clone()
@@ -45,7 +45,7 @@ def write_hf(model: Molmo, config: Config, directory: Path, out: Path) -> list[s
 
 
 def write_molmo(model: Molmo, config: Config, directory: Path, out: Path) -> list[str]:
-    """Write the published Molmo layout as `out`; return lines to print. Raises PlaitError for parts other than qwen2 with CLIP."""
+    """Write the directory `out` in the published Molmo layout; return lines to print. Raises PlaitError if not Qwen2 with CLIP."""
     settings = {"config.json": published.model_settings(model), "preprocessor_config.json": published.image_settings(config)}
     settings["processor_config.json"] = {"processor_class": "MolmoProcessor"}
     _write(out, published.to_published(model), settings, model, config, directory)
@@ -53,7 +53,7 @@ def write_molmo(model: Molmo, config: Config, directory: Path, out: Path) -> lis
 
 
 exports: dict[str, Callable[[Molmo, Config, Path, Path], list[str]]] = {"hf": write_hf, "molmo": write_molmo}
-"""Writers by the name after `--to`: (model, `model:` section, the run's assets, new directory) -> lines to print."""
+"""Writers by layout, as in `--to hf`: functions from (model, `model:` section, run's assets, new directory) to lines to print."""
 
 
 def _write(out: Path, weights: dict[str, Tensor], settings: dict[str, Any], model: Molmo, config: Config, directory: Path) -> None:
@@ -85,7 +85,7 @@ def _tokenizer(model: Molmo, config: Config, directory: Path) -> PreTrainedToken
 
 @torch.no_grad()
 def load(model: Molmo, weights: dict[str, Tensor]) -> list[str]:
-    """Copy exported weights, of `hf`, `molmo` or plait's own layout, into the model; return the parameters that they lack.
+    """Copy exported weights, in the layout `hf`, `molmo` or plait's, into the model; return the names of parameters without weights.
 
     Raises PlaitError when a published tensor is missing or has another shape.
     """

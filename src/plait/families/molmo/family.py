@@ -32,14 +32,14 @@ never_trained: frozenset[str] = frozenset()
 
 
 def prepare(config: Config, directory: Path, texts: Callable[[], Iterable[str]]) -> None:
-    """Train the tokenizer of a `debug` model (small, random) on `texts()` and write it to `directory`, unless it is there already."""
+    """Train a tokenizer on `texts()` and write it to `directory`, if the model is `debug` (small, random) and there is none yet."""
     folder = directory / towers.TOKENIZER
     if config.language == DEBUG and not folder.exists():
         write_tokenizer(folder, texts())
 
 
 def base(config: Config) -> list[dict[str, str | None]]:
-    """Return where pretrained weights come from: [{'part': 'language', 'name': Hub name or path, 'revision': None}, ...'vision']."""
+    """Return the pretrained parts, language and vision: [{'part': 'language', 'name': Hub name or path, 'revision': or None}, ...]."""
     language = SOURCES.get(config.language, config.language)
     vision = config.vision_source or config.tower.source
     return [
@@ -49,5 +49,5 @@ def base(config: Config) -> list[dict[str, str | None]]:
 
 
 def limits(config: Config) -> Limits:
-    """Return the language model's number of positions, the side of a crop, and that tower and connector need images."""
+    """Return the limits of the input: the language model's positions, the side of a crop; tower and connector learn from images only."""
     return Limits(language_positions(towers.language_config(config)), config.tower.image, {"vision": ["images"], "connector": ["images"]})

@@ -1,4 +1,4 @@
-"""Answers of family molmo to prompts with images: `plait generate` and the generation of the benches (evaluations).
+"""Generate answers to prompts with images with a model of family molmo, for `plait generate` and the benches (evaluations).
 
 The token-by-token loop is in nn/decoding.py; this file gives it the model with its cache. The vision tower runs once, in the prefill.
 """
@@ -43,7 +43,10 @@ class GenerateOptions(BaseModel):
 
 
 def generate(model: Molmo, inputs: Inputs, options: GenerateOptions, out: Path | None, moment: str) -> list[str]:
-    """Answer the prompt of `options`; return [answer], and write it to `out`/answer.json if given. Raises PlaitError without its images."""
+    """Answer the prompt of `options`; return [answer], and write it to `out`/answer.json unless `out` is None.
+
+    `moment`: name of the checkpoint's step, such as step-00000100. Raises PlaitError if an image file is missing.
+    """
     missing = [str(path) for path in options.image if not path.is_file()]
     if missing:
         raise PlaitError(f"generate: --image: no file {missing[0]}")
@@ -65,14 +68,14 @@ def generate(model: Molmo, inputs: Inputs, options: GenerateOptions, out: Path |
 def answers(
     model: Molmo, inputs: Inputs, examples: Sequence[Example], *, max_new_tokens: Sequence[int], sampling: Sampling = GREEDY
 ) -> list[str]:
-    """Generate the text of the answer to each prompt (made by `Inputs.prompt`), of at most `max_new_tokens[i]` tokens, in eval mode."""
+    """Generate the answer to each prompt (made by `Inputs.prompt`), of at most `max_new_tokens[i]` tokens, as text; model in eval mode."""
     batch = {name: value.to(model.head.device) for name, value in inputs.collate(examples, left=True).items()}
     rows = decode(CachedMolmo(model, batch), max_new_tokens=max_new_tokens, stops=inputs.tokenizer.stops, sampling=sampling)
     return [inputs.tokenizer.decode(row).strip() for row in rows]
 
 
 class CachedMolmo:
-    """The model and a left-padded batch of prompts, with key-value cache, mask and positions, as the loop of nn/decoding.py runs it."""
+    """A model with a left-padded batch of prompts and its key-value cache, mask and positions; nn/decoding.py calls its methods."""
 
     def __init__(self, model: Molmo, batch: Batch):
         self.model, self.batch = model, batch
@@ -86,7 +89,7 @@ class CachedMolmo:
         return self.model.logits(hidden_BLD[:, -1])
 
     def advance(self, token_B: Tensor) -> Tensor:
-        """Append one token to each row of the cache; return the logits (B, V) of the next."""
+        """Append one token id per row, `token_B`, to the cache; return the logits (B, V) of the next."""
         self.visible_BK = torch.cat([self.visible_BK, self.visible_BK.new_ones(len(self.visible_BK), 1)], dim=1)
         self.positions_BK = torch.cat([self.positions_BK, self.positions_BK[:, -1:] + 1], dim=1)
         embeds_B1D = self.model.language.get_input_embeddings()(token_B[:, None])

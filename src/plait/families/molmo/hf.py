@@ -1,6 +1,6 @@
-"""transformers' classes for family molmo: importing this lets AutoModelForCausalLM and AutoProcessor load `plait export --to hf`.
+"""Classes by which transformers' AutoModelForCausalLM and AutoProcessor load `plait export --to hf`; importing this registers them.
 
-The classes wrap the family's own model and inputs and add nothing to them. Registration on import is the purpose of this module.
+They wrap the family's own model and inputs and add nothing to them.
 """
 
 import io
@@ -47,7 +47,7 @@ def _encode_png(image: Image.Image | bytes) -> bytes:
 
 
 class MolmoConfig(PreTrainedConfig):
-    """Configuration of an export: `plait`, the family's `model:` section, and `text_config`, the language model's own."""
+    """Configuration of an export: `plait`, the family's `model:` section as a dict, and `text_config`, the language model's."""
 
     model_type = MODEL_TYPE
 
@@ -56,14 +56,14 @@ class MolmoConfig(PreTrainedConfig):
         super().__init__(**kwargs)
 
     def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> PreTrainedConfig:
-        """Return the language model's configuration, or this one without `text_config`, as transformers may construct it."""
+        """Return the language model's configuration, or without `text_config` this object, as transformers may construct it."""
         return AutoConfig.for_model(**self.text_config) if self.text_config else self
 
 
 class MolmoForCausalLM(PreTrainedModel, GenerationMixin):
-    """The model as transformers' generation expects it.
+    """The model with the interface of transformers' `generate`.
 
-    `crops`, `real` and `pools` are the images of the whole batch, as the processor makes them; their tokens stand in `input_ids`.
+    `crops`, `real` and `pools` are the images of the whole batch, as MolmoProcessor returns them; their tokens are in `input_ids`.
     """
 
     config_class = MolmoConfig
@@ -84,7 +84,7 @@ class MolmoForCausalLM(PreTrainedModel, GenerationMixin):
             position_ids.copy_(torch.arange(position_ids.shape[-1], device=position_ids.device).expand_as(position_ids))
 
     def get_input_embeddings(self) -> nn.Module:
-        """Return the language model's own embedding, as transformers asks for it; the rows of image tokens are in the connector."""
+        """Return the language model's embedding, as transformers requires; it has no rows for image tokens (the connector has them)."""
         embeddings: nn.Module = self.model.language.get_input_embeddings()
         return embeddings
 
@@ -114,7 +114,7 @@ class MolmoForCausalLM(PreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(logits=self.model.logits(hidden), past_key_values=output.past_key_values)
 
     def prepare_inputs_for_generation(self, input_ids: Any, *args: Any, **kwargs: Any) -> Any:
-        """Pass images in the prefill alone; for later tokens their features are in the cache."""
+        """Return the arguments of `forward` for transformers' `generate`; images only in the prefill, as later they are in the cache."""
         cache = kwargs.get("past_key_values")
         if cache is not None and cache.get_seq_length() > 0:
             kwargs |= {"crops": None, "real": None, "pools": None}

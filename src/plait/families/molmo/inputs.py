@@ -1,4 +1,4 @@
-"""From samples (raw items of data) to crops of images, and token sequences with labels and weights. Runs in data workers.
+"""Encode samples (raw items of data) as crops of images and token sequences with labels and weights. Runs in data workers.
 
 A row is one sample's sequence of tokens; an annotation, one conversation about its image, of which a row may hold several. A style is a
 task's name, such as vqa2 or long_caption, that may begin a prompt. Weights are loss weights of tokens, 0 where nothing is learned.
@@ -33,7 +33,7 @@ _ENCODERS = {"clip": "CLIP", "siglip": "SigLIP", "dino": "DINOv2"}
 
 @dataclass(frozen=True)
 class Example:
-    """One encoded sample: its row and its tiled images, in the order in which their tokens stand in it."""
+    """One encoded sample: its row and its tiled images, in the order of their tokens in the row."""
 
     row: Row
     tiles: list[TiledImage]
@@ -42,7 +42,7 @@ class Example:
 class TextTokenizer:
     """A tokenizer with the ids of begin and end of text (`bos`, `eos`, `stops`) and the first id of image tokens (`image_start`).
 
-    `positions`: how many tokens the language model has positions for, or None. Raises PlaitError for one whose configuration names no
+    `positions`: the longest sequence of the language model, or None. Raises PlaitError if the configuration `language` names no
     eos_token_id.
     """
 
@@ -58,12 +58,12 @@ class TextTokenizer:
         self.stops, self.positions = frozenset(ends), limits.language_positions(language)
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of plain text, without begin or end; a special token spelled out in it is plain text."""
+        """Return the ids of plain text, without begin or end; the text of a special token in it is encoded as plain text."""
         self.tokenizer.encode_special_tokens = True  # lost when a tokenizer travels to another process
         return self.tokenizer.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
-        """Return the text of tokens. Image tokens are left out or, with `special`, written by name, such as `<im_patch>`."""
+        """Return the text of token ids, without special and image tokens, or with `special` with their names, such as `<im_patch>`."""
         if not special:
             return self.tokenizer.decode([i for i in ids if i < self.image_start], skip_special_tokens=True)
         names = {self.image_start + i: name for i, name in enumerate(IMAGE_TOKENS)}
@@ -71,7 +71,10 @@ class TextTokenizer:
 
 
 class Inputs:
-    """`encode` serves training and held-out loss, `prompt` generation, `collate` both. `directory`: RUN/assets, with a tokenizer."""
+    """Encodes samples: `encode` for training and held-out loss, `prompt` for generation; `collate` makes batches of either.
+
+    `directory`: RUN/assets, with a debug model's tokenizer. `max_tokens`, `pad`: see sequence.py; `train`: choose styles at random.
+    """
 
     def __init__(
         self,
@@ -109,7 +112,7 @@ class Inputs:
         return self._example(build_row(prefix, annotations, max_tokens=self.max_tokens, text_rows=self.tokenizer.image_start), tiles)
 
     def prompt(self, sample: Sample) -> Example:
-        """Encode the first annotation up to its last user turn, for generation; never truncated. Raises BadSample as `encode` does."""
+        """Encode the first annotation up to its last user turn, for generation, untruncated. Raises BadSample as `encode` does."""
         messages, style, _ = styles.conversations(sample, self.config.default_style)[0]
         last = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=None)
         question = list(messages[: last + 1]) if last is not None else [{"role": "user", "content": ""}]
@@ -124,9 +127,9 @@ class Inputs:
         return Example(row, tiles)
 
     def collate(self, examples: Sequence[Example], *, left: bool = False) -> dict[str, Tensor]:
-        """Collate examples to one batch of tensors by name; `left` pads before the tokens, as generation needs.
+        """Collate examples to a batch: ids, labels, weights, positions (B, L), segments (B, L, 2), crops, real, pools, cut (B,).
 
-        Crops of all images are concatenated in the rows' order, and the patch numbers in `pools` count over all of them.
+        Crops of all images are concatenated, and the patch numbers in `pools` count over all of them. `left`: pad before the tokens.
         """
         pad = "longest" if left else self.pad
         batch = batch_rows([example.row for example in examples], pad_id=self.tokenizer.eos, pad=pad, max_tokens=self.max_tokens, left=left)
@@ -144,7 +147,7 @@ class Inputs:
         return batch
 
     def image_ids(self, tiled: TiledImage) -> list[int]:
-        """Return the token ids of one tiled image: start, patches, ends of rows and end, counted from `image_start`."""
+        """Return the token ids of one tiled image: start, patches, ends of rows, and end."""
         ids: list[int] = (tiled.tokens + self.tokenizer.image_start).tolist()
         return ids
 
@@ -188,7 +191,10 @@ def _annotation_weight(weighting: str, tokens: int, annotations: int) -> float:
 
 
 def inspect(inputs: Inputs, sample: Sample, example: Example) -> dict[str, Any]:
-    """Return what `plait data inspect` shows: `images` (crops, uint8, H x W x 3), `labels`, `text` ([(text, supervised)]), `notes`."""
+    """Return what `plait data inspect` shows: `images` (crops, uint8, H x W x 3), `labels` (a name per crop), `text`, `notes`.
+
+    `text`: [(text, whether it is supervised)]; `notes`: {name: number}. `sample` is not used.
+    """
     row = example.row
     notes = {
         "tokens": len(row),

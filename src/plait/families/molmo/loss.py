@@ -31,7 +31,7 @@ class Loss(contract.Loss):
         return {"loss": total, "z_loss": total, "cut": torch.tensor(float(len(batch["cut"])), dtype=torch.float64), **counts}
 
     def by_sample(self, batch: Batch) -> dict[str, Tensor]:
-        """Return tokens, supervised tokens and token weight of each sample, (B,) each, also where all samples share one row."""
+        """Return `tokens`, `supervised_tokens` and `loss` (token weight) of each sample, (B,) each, also if samples are packed in a row."""
         documents, samples = batch["segments"][..., 0], len(batch["cut"])
         one_per_row = len(documents) == samples
         number = documents + torch.arange(samples)[:, None] if one_per_row else documents
@@ -41,6 +41,6 @@ class Loss(contract.Loss):
         return {name: torch.bincount(sample_of_position, value, minlength=samples + 1)[:samples] for name, value in values.items()}
 
     def sums(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Return the numerators: weighted sums over positions, differentiable, and the number of cut tokens."""
+        """Return the numerators: `loss` and `z_loss`, weighted sums over positions, differentiable, and `cut`, the number of cut tokens."""
         sums: dict[str, Tensor] = model(batch)
         return {**sums, "cut": batch["cut"].sum().to(sums["loss"])}

@@ -31,7 +31,7 @@ _META_SCALE = 0.02  # rms assumed of embeddings on the meta device
 
 
 class Molmo(nn.Module):
-    """Tower, connector and language model. `forward` returns the loss's sums; `embed`, `hidden`, `logits` are parts, for generation."""
+    """The whole model. `forward` returns the sums of the loss; `embed`, `hidden` and `logits` are its parts, for generation."""
 
     def __init__(self, config: Config, language: PreTrainedModel, vision: VisionTower, connector: Connector):
         super().__init__()
@@ -62,7 +62,7 @@ class Molmo(nn.Module):
         return weight
 
     def embed(self, batch: Batch) -> Tensor:
-        """Return embeddings (B, L, D): of words, of image tokens (the connector's extra rows), with features added at `<im_patch>`."""
+        """Return the embeddings (B, L, D) of all tokens, with image features added at `<im_patch>`."""
         ids_BL = batch["ids"]
         extra_BL = ids_BL >= self.rows
         words_BLD: Tensor = self.language.get_input_embeddings()(ids_BL.masked_fill(extra_BL, 0))
@@ -92,7 +92,7 @@ class Molmo(nn.Module):
     def run_decoder(
         self, embeds_BLD: Tensor, mask_B1LK: Tensor, positions_BL: Tensor, positions_BK: Tensor, cache: Cache | None = None
     ) -> Tensor:
-        """Return hidden states (B, L, D) of L new positions, which attend to K (cached, then these) where the mask is True."""
+        """Return hidden states (B, L, D) of L new positions, which attend to K positions (cached ones, then these) if the mask is True."""
         output = self.language.get_decoder()(
             inputs_embeds=embeds_BLD,
             attention_mask=self._masks_by_layer_type(mask_B1LK, positions_BL, positions_BK),
@@ -104,7 +104,7 @@ class Molmo(nn.Module):
         return hidden_BLD
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Map hidden states (..., D) to logits (..., V) over the language model's own vocabulary, without image tokens."""
+        """Map hidden states (..., D) to logits (..., V) over the language model's vocabulary, without image tokens."""
         logits: Tensor = self.language.get_output_embeddings()(hidden)
         return logits
 
@@ -142,9 +142,9 @@ class Molmo(nn.Module):
 
 
 def build(config: Config, directory: Path, *, seed: int) -> Molmo:
-    """Build the model with its weights; the connector, and parts named `debug` (small, for tests), are drawn from `seed`.
+    """Build the model with pretrained weights; the connector, and parts named `debug` (small, for tests), are drawn from `seed`.
 
-    On the meta device: no weights. `directory` is not used. Raises PlaitError for a part that cannot be loaded.
+    Under `torch.device("meta")` without weights. `directory` is not used. Raises PlaitError for a part that cannot be loaded.
     """
     return assemble(config, towers.load_language(config, seed), towers.load_vision(config, seed), seed=seed)
 

@@ -24,9 +24,9 @@ def percent(x: float, y: float, width: float, height: float) -> Point:
 
 
 def write(points: Sequence[Point], label: str, alt: str | None = None) -> str:
-    """Write one point as `<point ..>`, several from left to right as `<points x1=.. y1=..>`, none as "There are none.".
+    """Return points as text: one as `<point ..>`, several from left to right as `<points x1=.. y1=..>`, none as "There are none.".
 
-    Coordinates get one decimal. `alt`: the attribute, None for the label. Raises BadSample for a coordinate outside 0 to 100.
+    Coordinates get one decimal. `alt`: the tag's attribute; None: the label. Raises BadSample for a coordinate outside 0 to 100.
     """
     outside = [point for point in points if not all(0 <= value <= 100 for value in point)]
     if outside:
@@ -42,7 +42,7 @@ def write(points: Sequence[Point], label: str, alt: str | None = None) -> str:
 
 
 def write_count(points: Sequence[Point], label: str) -> str:
-    """Write "Counting the <points ..> shows a total of 3.", none as "There are none.". Raises BadSample as `write` does."""
+    """Return "Counting the <points ..> shows a total of 3.", or "There are none." for no point. Raises BadSample as `write` does."""
     return f"Counting the {write(points, label)} shows a total of {len(points)}." if points else NONE
 
 
@@ -58,7 +58,7 @@ def read(text: str) -> list[Point]:
 
 
 def read_count(text: str) -> int | None:
-    """Return the count that a text states: its "total of N", else its number of points, else its only number; None if unclear."""
+    """Return the count in a text: N of "total of N", else its number of points, else the only number in it, else None."""
     if (total := _TOTAL.search(text)) is not None:
         return int(total.group(1))
     if points := read(text):
@@ -69,7 +69,7 @@ def read_count(text: str) -> int | None:
 
 
 def assign(cost: Sequence[Sequence[float]]) -> list[tuple[int, int]]:
-    """Return the pairs (row, column) of least total `cost[row][column]`, as many as the shorter side has (Hungarian method, Kuhn 1955)."""
+    """Match rows to columns one to one at the least total `cost[row][column]` (Hungarian method, Kuhn 1955); return pairs (row, column)."""
     if not cost or not cost[0]:
         return []
     if len(cost) > len(cost[0]):
@@ -99,10 +99,10 @@ def assign(cost: Sequence[Sequence[float]]) -> list[tuple[int, int]]:
 
 
 def pointing_score(predicted: Sequence[Point], gold: Sequence[Point], inside: Callable[[int, Point], bool]) -> dict[str, float]:
-    """Return precision, recall and f1 of predicted points against the gold ones.
+    """Return {"precision", "recall", "f1"} of predicted points against the gold (right) ones, from 0 to 1.
 
-    Points are matched one to one by least total squared distance; `inside(i, point)` decides whether a match hits gold i. No points where
-    there are none is right (all 1); points where there are none, or none where there are some, is wrong (all 0).
+    Points are matched one to one by least total squared distance; `inside(i, point)` tells whether the point matched to gold[i] hits it. If
+    both lists are empty all are 1; if only one is, all are 0.
     """
     if not predicted or not gold:
         same = float(len(predicted) == len(gold))

@@ -1,7 +1,7 @@
-"""The published Molmo weight layout, which the reference code and vLLM read: names, shapes and orders, to and from plait's.
+"""Convert weights to and from the published Molmo layout (names and shapes), which the reference code and vLLM read.
 
 Each published tensor is made of one or more parameters of this model: one as it is, several stacked by rows, or the patch embedding
-flattened. Only Qwen2-like language models and the CLIP tower have a published layout.
+flattened. Only Qwen2 language models with the CLIP tower have a published layout.
 """
 
 import math
@@ -48,7 +48,10 @@ _SAME_SETTINGS = (
 
 
 class Entry(NamedTuple):
-    """A published tensor, `theirs`, made of the parameters `ours`, stacked by rows. `patches`: flattened over (row, column, channel)."""
+    """A published tensor, named `theirs`, made of the parameters named `ours`, stacked by rows.
+
+    `patches`: it is the patch embedding, flattened over (row, column, channel).
+    """
 
     theirs: str
     ours: tuple[str, ...]
@@ -56,7 +59,7 @@ class Entry(NamedTuple):
 
 
 def entries(model: Molmo) -> list[Entry]:
-    """List every published tensor of this model, to map names both ways. Raises PlaitError for parts without a published layout."""
+    """Return an Entry for every published tensor of this model. Raises PlaitError for parts without a published layout."""
     kind, tower = model.language.config.model_type, model.vision.tower.kind
     if kind != "qwen2" or tower != "clip":
         raise PlaitError(f"the published Molmo layout is for qwen2 with the openai tower, not {kind} with {tower}: use --to hf")
@@ -112,9 +115,9 @@ def to_published(model: Molmo) -> dict[str, Tensor]:
 
 
 def imported(weights: Mapping[str, Tensor], model: Molmo) -> dict[str, Tensor]:
-    """Rename weights of an exported directory to this model's parameter names: from the published layout, or plait's exports.
+    """Return weights of an exported directory, in the published layout or that of `hf`, under this model's parameter names.
 
-    What has no place in this model keeps its name. Raises PlaitError when a published tensor is missing, or its shape is not this model's.
+    Weights that this model has no parameter for keep their names. Raises PlaitError if a published tensor is missing or has another shape.
     """
     parameters = dict(model.named_parameters())
     if f"{PREFIX}transformer.wte.embedding" not in weights:

@@ -1,8 +1,8 @@
-"""Token sequences: a prefix shared by all annotations of an image, the annotations after it, and the attention mask among them.
+"""Build token sequences: a prefix shared by all annotations of an image, the annotations after it, and the attention mask.
 
-Row (one sample):  <bos> image tokens | annotation 1 | annotation 2 | ...   An annotation is one conversation about the image; it sees the
-prefix and itself, and its positions go on from the prefix. A document is a row within a batch, where several may be packed into one.
-Labels are shifted here: the label of a position is the token that follows it in its own annotation, and its weight is that token's.
+Row (one sample):  <bos> image tokens | annotation 1 | annotation 2 | ...   An annotation is one conversation about the image; it attends to
+the prefix and itself, and its positions continue those of the prefix. A document is one of several rows packed into a row of a batch.
+Labels are shifted here: the label of a position is the token that follows it in its annotation, and its weight is that token's.
 Legend: B rows, L positions.
 """
 
@@ -28,7 +28,10 @@ class Annotation:
 
 @dataclass(frozen=True)
 class Row:
-    """One sample's sequence, each field (L,); `annotations` numbers them from 1, 0 in the prefix. `cut`: supervised tokens cut off."""
+    """One sample's sequence, tensors (L,). `annotations`: number of each position's annotation, from 1; 0: the prefix.
+
+    `weights`: loss weights; `cut`: number of supervised tokens cut off.
+    """
 
     ids: Tensor
     labels: Tensor
@@ -42,10 +45,10 @@ class Row:
 
 
 def build_row(prefix: Sequence[int], annotations: Sequence[Annotation], *, max_tokens: int | None = None, text_rows: int) -> Row:
-    """Build the row of one sample from its prefix and annotations. Ids from `text_rows` on belong to images.
+    """Build the row of one sample from its prefix and annotations. Ids from `text_rows` on are image tokens.
 
-    Over `max_tokens`, the last annotations are left out, and a lone one loses its end. Raises BadSample where that would cut an image or
-    leave nothing supervised, or where one of several annotations has no prompt (one position would need two labels).
+    If it exceeds `max_tokens`, the last annotations are left out, and a single one is truncated. Raises BadSample if that would cut an
+    image or leave nothing supervised, or if one of several annotations has no prompt (one position would need two labels).
     """
     kept, cut = _truncate(prefix, annotations, max_tokens, text_rows)
     if len(kept) > 1 and any(a.weights[0] > 0 for a in kept):
@@ -86,9 +89,9 @@ def _truncate(
 
 
 def attention_mask(segments_BL2: Tensor) -> Tensor:
-    """Return the mask (B, L, L), True where position i sees j: j <= i, one document, and j in the prefix or i's annotation.
+    """Return the mask (B, L, L), True where position i attends to j: j <= i, same document, and j in the prefix or i's annotation.
 
-    `segments_BL2`: (document, annotation) of each position. Padding sees itself, because a row of the mask without any True gives NaN.
+    `segments_BL2`: (document, annotation) of each position. Padding attends to itself: a row of the mask without any True gives NaN.
     """
     document_BL, annotation_BL = segments_BL2.unbind(-1)
     same = document_BL[:, :, None] == document_BL[:, None, :]
@@ -101,8 +104,8 @@ def attention_mask(segments_BL2: Tensor) -> Tensor:
 def batch_rows(rows: Sequence[Row], *, pad_id: int, pad: str, max_tokens: int | None = None, left: bool = False) -> dict[str, Tensor]:
     """Collate rows to one batch: ids, labels, weights, positions (B, L) and segments (B, L, 2) = (document, annotation).
 
-    `pad`: to the longest, to_128 (a multiple), to_max (`max_tokens`), or none, which packs all rows into one, where no row sees another.
-    `left`: padding before the tokens, for generation. Raises PlaitError for to_max without a maximum.
+    `pad`: "longest", "to_128" (a multiple), "to_max" (`max_tokens`), or "none": all rows packed into one, none attending to another.
+    `left`: padding before the tokens, for generation. Raises PlaitError for "to_max" without `max_tokens`.
     """
     packed = [list(rows)] if pad == "none" and not left else [[row] for row in rows]
     length = _padded_length([sum(map(len, group)) for group in packed], pad, max_tokens)
@@ -132,5 +135,5 @@ def _padded_length(lengths: list[int], pad: str, max_tokens: int | None) -> int:
 
 
 def unsupervised(row: Row) -> Row:
-    """Return the row with all loss weights 0, as a prompt for generation has it."""
+    """Return a copy of the row with all loss weights 0, for a prompt."""
     return replace(row, weights=torch.zeros_like(row.weights))

@@ -1,4 +1,4 @@
-"""How a conversation is framed as text: ` User: {q} Assistant:` and ` {a}`, the style prefix of a prompt, and where images stand.
+"""Convert a conversation to text: ` User: {q} Assistant:` and ` {a}`, the style prefix of a prompt, and the places of images.
 
 A style names a task and the manner of its answers (`vqa2`, `long_caption`). Demo styles are mostly left unnamed, so that the model answers
 users who name none. A caption's prompt may carry a length, so that users can request one: `long_caption 65:`. An annotation is one
@@ -40,7 +40,10 @@ class TextSpan:
 
 
 def prompt_prefix(config: Config, style: str, answer: str | None, random: np.random.Generator | None) -> str:
-    """Return what the first prompt begins with, as "vqa2:", or "". `answer`: whose length it may tell; `random`: None if not training."""
+    """Return the beginning of the first prompt, such as "vqa2:", or "". `answer`: text whose length it may request, or None.
+
+    `random`: generator for its random choices in training; None otherwise.
+    """
     style = EVALUATION_STYLES.get(style, style)
     if config.style == "none" or style in UNNAMED_STYLES:
         return ""
@@ -61,7 +64,10 @@ def _requested_length(config: Config, answer: str | None, random: np.random.Gene
 
 
 def conversation_spans(config: Config, messages: Sequence[Message], style: str, random: np.random.Generator | None) -> list[TextSpan]:
-    """Split a conversation into texts and images. Raises BadSample for roles that do not alternate, or images in answers."""
+    """Split a conversation into spans of text and images. Raises BadSample for roles that do not alternate, or images in answers.
+
+    `style`: the annotation's; `random`: generator for random choices in training; None otherwise.
+    """
     turns = _turns(messages)
     answer = next((text for role, text in turns if role == "assistant"), None)
     return list(_spans(config, turns, prompt_prefix(config, style, answer, random)))
@@ -104,7 +110,7 @@ def _trimmed(message: Message) -> str:
 
 
 def strip_leading_image_marks(messages: Sequence[Message]) -> tuple[list[Message], int]:
-    """Remove image marks that open the first user turn, as images come first anyway; returns (messages, number of marks removed)."""
+    """Remove image marks at the start of the first user turn, as images come first anyway; return (messages, number removed)."""
     kept = [dict(message) for message in messages]
     for message in kept:
         if message["role"] == "user":

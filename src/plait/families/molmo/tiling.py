@@ -1,7 +1,7 @@
-"""Tiling of an image into crops ("overlap and resize") and a grid of image tokens, each pooled from 2 x 2 patches.
+"""Tile an image into crops ("overlap and resize") and a grid of image tokens, each pooled from 2 x 2 patches.
 
-The high-resolution image is cut into crops whose windows tile it; each crop sees `overlap` patches beyond its window, which are dropped.
-Tokens run in raster order over the whole image, not crop by crop. Pools are formed on the whole grid of patches, so that towers with an
+The high-resolution image is cut into crops whose windows tile it; each crop has `overlap` patches beyond its window, which are dropped.
+Tokens are in raster order over the whole image, not crop by crop. Pools are formed on the whole grid of patches, so that towers with an
 odd number of patches per side work too; where windows are even they are exactly the pools inside each crop.
 Legend: n crops, p patches of a crop's side, H x W patches of the whole grid, T tokens. Pixels are uint8.
 """
@@ -29,10 +29,10 @@ class TiledImage:
 
 
 def crop_grid(height: int, width: int, window: int, max_crops: int) -> tuple[int, int]:
-    """Choose (rows, columns) of crops for `height` x `width` pixels, the image's less its margins; sides below 1 count as 1.
+    """Return the grid (rows, columns) of crops for `height` x `width` pixels, the image's size without its margins.
 
-    `window`: pixels from one crop to the next. Among grids of at most `max_crops`, sorted by (area, rows): the one that enlarges least, or,
-    if all shrink, the one that shrinks least.
+    `window`: pixels from one crop to the next. Of the grids of at most `max_crops` crops, it is the one that enlarges the image least, or,
+    if all shrink it, the one that shrinks it least.
     """
     height, width = max(height, 1), max(width, 1)
     sides = range(1, max_crops + 1)
@@ -50,7 +50,7 @@ def crop_grid_of_image(config: Config, height: int, width: int) -> tuple[int, in
 
 
 def tile(image: Tensor, config: Config) -> TiledImage:
-    """Tile a decoded image (3, h, w) uint8 into crops (one of the whole image, then the grid) and their tokens."""
+    """Tile an image (3, h, w) uint8: return its crops, first the whole image at low resolution, then the grid, and their image tokens."""
     tower, side = config.tower, config.tower.side
     rows, columns = crop_grid_of_image(config, *image.shape[-2:])
     high, wide = rows * config.window + 2 * config.overlap, columns * config.window + 2 * config.overlap
@@ -70,7 +70,7 @@ def tile(image: Tensor, config: Config) -> TiledImage:
 
 
 def image_token_kinds(rows: int, columns: int) -> list[int]:
-    """Return the tokens of one grid of rows x columns: START, then each row's PATCH tokens and a COLUMN, then END."""
+    """Return the kinds of the image tokens of one grid: START, then per row `columns` times PATCH and a COLUMN, then END."""
     return [START, *([PATCH] * columns + [COLUMN]) * rows, END]
 
 

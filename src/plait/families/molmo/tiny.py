@@ -1,6 +1,6 @@
 """The debug model's tokenizer, trained on the run's own texts and saved with the run, so that it works offline.
 
-It also learns how questions and points are written: a run on many tasks goes on from one on captions, with the tokenizer of that.
+It is trained on questions and points as well, because a run on many tasks continues from a run on captions, with its tokenizer.
 """
 
 import tempfile
@@ -53,7 +53,7 @@ _OBJECTS = ("circles in the left box", "square in the middle box", "black items 
 
 
 def framing_texts() -> Iterator[str]:
-    """Yield questions, short answers and points as data of many tasks writes them, so that the tokenizer has tokens for them."""
+    """Yield questions, short answers and points in the form of the multitask data, so that the tokenizer has tokens for them."""
     for name in _OBJECTS:
         yield from (text.format(name) for text in _TEMPLATES for _ in range(_REPEATS))
         for tenths in range(7, 1001, 11):
@@ -63,7 +63,7 @@ def framing_texts() -> Iterator[str]:
 
 
 def write_tokenizer(folder: Path, texts: Iterable[str]) -> None:
-    """Train the tokenizer on `texts` and write it to `folder`, atomically, in the format that transformers loads."""
+    """Train a tokenizer on `texts` and `framing_texts()` and write it to `folder`, atomically, in the format of transformers."""
     prompts = [" User: Assistant:", *(f" {style} 65:" for style in sorted(DEMO_STYLES))]
     framed = chain(prompts, (f" {text}" for text in chain(framing_texts(), texts)))  # every text follows a space
     tokenizer = train_tokenizer(framed, rows=LANGUAGES[DEBUG]["vocab_size"], special=[END_OF_TEXT], split_digits=True)

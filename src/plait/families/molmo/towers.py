@@ -1,4 +1,4 @@
-"""The pretrained parts: a causal language model and a vision tower of transformers, with their configurations, weights and tokenizer.
+"""Load the pretrained parts: a causal language model and a vision tower of transformers, their configurations and the tokenizer.
 
 A part named `debug` is small and random, for tests. Of a tower, only what its features depend on is built: no last layer norm, no heads, no
 text half. Every loader raises PlaitError, in one line that names the setting, for a part that cannot be loaded.
@@ -44,7 +44,7 @@ _KINDS: dict[str, tuple[Any, Any]] = {
 
 
 class VisionTower(nn.Module):
-    """An image encoder: patch and position embeddings and transformer layers; the outputs of two layers are the features."""
+    """An image encoder: patch and position embeddings and transformer layers of `model`; the outputs of two layers are the features."""
 
     def __init__(self, model: Any, tower: Tower):
         super().__init__()
@@ -57,7 +57,7 @@ class VisionTower(nn.Module):
         self.feature_layers = [tower.layers + layer for layer in tower.features]
 
     def forward(self, crops: Tensor) -> Tensor:
-        """Encode uint8 crops (n, 3, S, S) to features (n, p * p, 2 * hidden), p patches a side: two layers' outputs, without CLS."""
+        """Encode uint8 crops (n, 3, S, S) to features (n, p * p, 2 * hidden), with p patches a side and without CLS."""
         unit = crops.float() / 255
         mean, std = (unit.new_tensor(values).view(3, 1, 1) for values in (self.tower.mean, self.tower.std))
         x = self.embeddings(((unit - mean) / std).to(next(self.embeddings.parameters()).dtype))
@@ -69,13 +69,13 @@ class VisionTower(nn.Module):
         return torch.cat([outputs[i] for i in self.feature_layers], dim=-1)[:, self.prefix :]
 
     def unused(self) -> list[nn.Parameter]:
-        """Return the parameters that no feature depends on, and that so get no gradient: layers above the last used, DINO's mask token."""
+        """Return the parameters that get no gradient, as no feature depends on them: layers above the last used, DINO's mask token."""
         unused = [p for layer in self.layers[max(self.feature_layers) + 1 :] for p in layer.parameters()]
         return unused + [p for name, p in self.embeddings.named_parameters() if name == "mask_token"]
 
 
 def language_config(config: Config) -> PreTrainedConfig:
-    """Return the language model's configuration, without loading weights; offline for the named ones in LANGUAGES."""
+    """Return the language model's configuration, without loading weights; nothing is downloaded for those listed in LANGUAGES."""
     if config.language in LANGUAGES:
         known: PreTrainedConfig = AutoConfig.for_model(**LANGUAGES[config.language])
         return known
@@ -141,7 +141,7 @@ def load_vision(config: Config, seed: int) -> VisionTower:
 
 
 def new_vision(config: Config) -> VisionTower:
-    """Build the configured tower with random weights, as transformers draws them, for debug models and for loading an export into."""
+    """Build the configured tower with random weights, for debug models, or to load the weights of an export into it."""
     return VisionTower(_KINDS[config.tower.kind][1](vision_config(config.tower)), config.tower)
 
 
@@ -160,9 +160,9 @@ def _check_tower(sizes: PreTrainedConfig, tower: Tower, source: str) -> None:
 
 
 def load_tokenizer(config: Config, directory: Path) -> Tokenizer:
-    """Load the fast tokenizer of the language model that `config` names, or for a debug model the one that its run has trained.
+    """Load the fast tokenizer of the language model, or for a debug model the one that its run trained, from `directory`.
 
-    `directory`: the run's folder `assets`, where that one is. Raises PlaitError where either cannot be read.
+    `directory`: the run's folder `assets`. Raises PlaitError if it cannot be read.
     """
     if config.language == DEBUG:
         path = directory / TOKENIZER / "tokenizer.json"

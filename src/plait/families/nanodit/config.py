@@ -8,7 +8,7 @@ from plait.config.schema import ModelSection
 
 
 class Size(NamedTuple):
-    """One named model size. `parameters`: their number with 16-channel latents, patch 2, and text and image features of width 1,024."""
+    """A named model size. `parameters`: their number for 16-channel latents, patch 2, and text and image features of width 1,024."""
 
     depth: int
     hidden: int
@@ -101,7 +101,7 @@ class Sampling(Section):
 
 
 class Config(ModelSection):
-    """`model:` of family nanodit. `refused`: values of other settings that this model cannot train with, and why."""
+    """The `model:` section of family nanodit. `refused`: {setting: {value: reason}} of other settings that it cannot train with."""
 
     model_config = ConfigDict(allow_inf_nan=False)
 

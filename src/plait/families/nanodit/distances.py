@@ -1,4 +1,4 @@
-"""Distances between two sets of image features, in float64: Fréchet's (FID) and the kernel distance of CMMD.
+"""Compute distances between two sets of image features, in float64: the Fréchet distance (FID) and the kernel distance of CMMD.
 
 The features come from an encoder elsewhere. Both are small where generated images resemble real ones as a set. FID needs many more samples
 than there are features to be stable (Heusel et al. 2017, arXiv:1706.08500); the kernel distance is unbiased at any number (Jayasumana et

@@ -40,7 +40,7 @@ legend = "The model learns to draw the picture out of noise, of which t is the s
 def prepare(config: Config, directory: Path, texts: Callable[[], Iterable[str]]) -> None:
     """Copy metadata.json of the shards (files of precomputed latents) into `directory`, unless it is there. `texts` is not used.
 
-    With it prompts can be encoded and latents decoded wherever the run is copied to. Raises PlaitError where there is no such file.
+    With it, prompts can be encoded and latents decoded without the shards. Raises PlaitError if `config` names a file that is missing.
     """
     path = directory / METADATA
     if config.metadata is None or path.exists():
@@ -53,10 +53,10 @@ def prepare(config: Config, directory: Path, texts: Callable[[], Iterable[str]])
 
 
 def base(config: Config) -> list[dict[str, str | None]]:
-    """Return [], for there are no pretrained parts: every weight of this family is trained."""
+    """Return [], because this family has no pretrained parts."""
     return []
 
 
 def limits(config: Config) -> Limits:
-    """Return the side of the pictures that a model of pixels draws; latents have been made of pictures before."""
+    """Return the limits of the input: in pixel space, the side to which pictures are cropped; for latents none."""
     return Limits(image_side=config.image_size if config.space == "pixels" else None)

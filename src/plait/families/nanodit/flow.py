@@ -18,7 +18,7 @@ T_FLOOR = 0.05
 arXiv:2511.13720). Sampling divides by t itself: its last step then ends at the predicted x exactly."""
 
 BINS = {"t_low": (0.0, 0.3), "t_mid": (0.3, 0.6), "t_high": (0.6, 1.0)}
-"""Ranges of t whose losses are logged separately: about detail, shape and layout."""
+"""Ranges of t whose losses are logged separately: t_low is about detail, t_mid about shape, t_high about layout."""
 
 
 class Kept(NamedTuple):
@@ -29,15 +29,15 @@ class Kept(NamedTuple):
 
 
 def interpolate(x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-    """Return the noisy sample z_t = (1 - t) x0 + t noise that the network is shown; `t` (B,)."""
+    """Return the noisy sample z_t = (1 - t) x0 + t noise, the network's input; `t` (B,)."""
     t = _per_sample(t, x0)
     return (1 - t) * x0 + t * noise
 
 
 def target(x0: Tensor, noise: Tensor, t: Tensor, prediction: str) -> Tensor:
-    """Return what the velocity is regressed on (B, C, H, W): v = noise - x0.
+    """Return the regression target (B, C, H, W) of the velocity: v = noise - x0.
 
-    With `prediction` "x" it is (z - x0) / max(t, T_FLOOR), which differs only below the floor, as `velocity` with that floor does.
+    With `prediction` "x" it is (z - x0) / max(t, T_FLOOR), as `velocity` computes it with that floor; it differs for t < T_FLOOR.
     """
     v = noise - x0
     if prediction == "v":
@@ -47,9 +47,9 @@ def target(x0: Tensor, noise: Tensor, t: Tensor, prediction: str) -> Tensor:
 
 
 def velocity(output: Tensor, z: Tensor, t: Tensor, prediction: str, floor: float = 0.0) -> Tensor:
-    """Convert the network's output to a velocity. `prediction`: "v", it is one already; "x", it is x0, and v = (z_t - x0) / max(t, floor).
+    """Convert the network's output to a velocity. `prediction` "v": it is one already; "x": it is x0, and v = (z - x0) / max(t, floor).
 
-    `t` (B,) is above 0, or `floor` is.
+    `t` (B,) or `floor` must be above 0.
     """
     if prediction == "v":
         return output
@@ -65,16 +65,16 @@ def shifted(t: float, shift: float) -> float:
 
 
 def draw_time(time: Time, random: np.random.Generator) -> float:
-    """Draw t in (0, 1) of one training sample as `model.time` says: uniform, or sigmoid(N(loc, scale)); then shifted."""
+    """Draw the t in (0, 1) of one training sample by the settings `time`: uniform, or sigmoid(N(loc, scale)); then `shifted`."""
     if time.sampling == "uniform":
         return shifted(float(random.random()), time.shift)
     return shifted(1 / (1 + math.exp(-(time.loc + time.scale * float(random.standard_normal())))), time.shift)
 
 
 def draw_kept(dropout: Dropout, random: np.random.Generator) -> Kept:
-    """Draw which conditions a training sample keeps (condition dropout), as one categorical outcome of four.
+    """Draw which conditions (text, reference image) a training sample keeps: one of four outcomes, by the probabilities in `dropout`.
 
-    Two independent masks of .2 would give "neither" .04 and "both" .64 where .10 and .70 are meant.
+    Two independent masks of .2 would give "neither" .04 and "both" .64 in place of .10 and .70.
     """
     draw = float(random.random())
     if draw < dropout.neither:

@@ -1,4 +1,4 @@
-"""`plait generate` for nanodit: pictures for prompts and a reference image, as PNG files that hold their settings, and a grid of them."""
+"""Generate pictures for prompts and a reference image (`plait generate`): PNG files that hold their settings, and a grid of them."""
 
 import itertools
 import re
@@ -21,7 +21,7 @@ _BATCH = 16  # pictures per forward pass, before guidance multiplies them
 
 
 class GenerateOptions(BaseModel):
-    """Options of `plait generate` for this family; those that are None come from the run's settings `model.sampling`."""
+    """Options of `plait generate` for this family; in place of None, the run's setting in `model.sampling` is used."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -46,9 +46,9 @@ class GenerateOptions(BaseModel):
 
 
 def generate(model: NanoDiT, inputs: Inputs, options: GenerateOptions, out: Path | None, moment: str) -> list[str]:
-    """Draw `count` pictures per prompt; write a PNG each, and a grid of all, into `out`; return a line to print per file.
+    """Generate `count` pictures per prompt; write a PNG each, and a grid of all, into `out`; return a line to print per file.
 
-    `out` None: RUN/generated. `moment`: the checkpoint's step, in the names of the files, of which none is ever written over. Raises
+    `out` None: RUN/generated. `moment`: the checkpoint's step, part of the file names; existing files are not overwritten. Raises
     PlaitError for options that do not fit each other or the model.
     """
     sampling, shape = sampling_with(inputs.config, options), sample_shape(inputs, options.size)
@@ -85,7 +85,7 @@ def _unused(path: Path) -> Path:
 
 
 def sampling_with(config: Config, options: GenerateOptions) -> Sampling:
-    """Return the run's `model.sampling` with the options that the user set in their place. Raises PlaitError for an invalid value."""
+    """Return the run's settings `model.sampling`, replaced by the options that the user set. Raises PlaitError for an invalid value."""
     given: dict[str, Any] = options.model_dump(include=set(Sampling.model_fields), exclude_none=True)
     if options.interval is not None:
         try:
@@ -103,8 +103,8 @@ def sampling_with(config: Config, options: GenerateOptions) -> Sampling:
 def sample_shape(inputs: Inputs, size: str | None) -> tuple[int, int, int]:
     """Return the shape (C, H, W), in latents or pixels, of samples for pictures of `size`, "WIDTHxHEIGHT" in pixels.
 
-    `size` None: the model's own for pixels, and for latents the bucket that most pictures of the shards are in. Raises PlaitError for
-    sides that are no whole number of tokens, and for latents without a size where the run has no metadata of its shards.
+    `size` None: in pixel space `model.image_size`, for latents the commonest size in the training shards. Raises PlaitError for sides that
+    are no whole number of tokens, and for latents without a size if the run has no metadata of its shards.
     """
     config, stride = inputs.config, inputs.downsample
     if size is None:

@@ -1,7 +1,7 @@
-"""Preprocessing in data workers: samples (raw items of data) to clean latents or pixels, noise, times and conditions; examples to batches.
+"""Encode samples (raw items of data) as clean latents or pixels, noise, times and conditions, and make batches. Runs in data workers.
 
 Everything random about a sample (noise, t, which conditions it keeps, mirroring) is drawn here from its key, a 64-bit seed, so that it is
-the same on any number of ranks and workers. A condition is what the model is told: the caption's features, or a reference image's.
+the same on any number of ranks and workers. Conditions are what the model generates by: features of the caption, and of a reference image.
 `directory` is the run's folder `assets`, which holds `metadata.json` of the shards (files of precomputed latents and features).
 """
 
@@ -36,7 +36,7 @@ _MAX_TOKENS = 512  # text tokens of `data.pad: to_max` when data.max_tokens is n
 class Conditions:
     """Conditions of one sample; None: absent. `text`: features (T, F), or ids (T,) with model.text `words`; `image`: features (F,).
 
-    `cut`: text tokens that `data.max_tokens` cut off.
+    `cut`: number of text tokens that `data.max_tokens` cut off.
     """
 
     text: Tensor | None = None
@@ -44,13 +44,16 @@ class Conditions:
     cut: int = 0
 
     def only(self, *, text: bool, image: bool) -> "Conditions":
-        """Return these conditions without the text, or the image, whose switch is False: for dropout and guidance."""
+        """Return a copy without the text if `text` is False, and without the image if `image` is False."""
         return Conditions(self.text if text else None, self.image if image else None, self.cut if text else 0)
 
 
 @dataclass(frozen=True)
 class Example:
-    """One preprocessed sample: `x0` and `noise` (C, H, W) float32, t, the conditions left by dropout, and the caption, mirrored like x0."""
+    """One encoded sample: `x0` and `noise` (C, H, W) float32, t, the conditions left by dropout, and the caption.
+
+    `mirrored`: whether x0, conditions and caption are those of the mirror image.
+    """
 
     x0: Tensor
     noise: Tensor
@@ -61,9 +64,9 @@ class Example:
 
 
 class Inputs:
-    """`encode` and `collate` serve training and held-out loss; `clean`, `conditions` and `pack` serve benches and generation.
+    """Encodes samples: `encode` and `collate` for training and held-out loss; `clean`, `conditions`, `pack` for benches and generation.
 
-    `train`: whether samples are augmented.
+    `train`: augment, and drop conditions. `max_tokens`, `pad`: as in `data.max_tokens` and `data.pad`.
     """
 
     def __init__(
@@ -73,18 +76,18 @@ class Inputs:
 
     @functools.cached_property
     def metadata(self) -> dict[str, Any] | None:
-        """The shards' metadata.json: latent statistics and encoders; None without the file. Raises PlaitError where it is damaged."""
+        """Return the shards' metadata.json (latent statistics, encoders); None without the file. Raises PlaitError if it is damaged."""
         path = self.directory / METADATA
         return read_metadata(path) if path.is_file() else None
 
     def encoder(self, kind: str) -> dict[str, Any] | None:
-        """Return the pin, {"name", "revision", "xxh3"}, of the encoder that made the shards' "latents", "texts" or "images", or None."""
+        """Return {"name", "revision", "xxh3"} of the encoder of the shards' latents, or None. `kind`: "latents", "texts" or "images"."""
         pins: dict[str, dict[str, Any]] = (self.metadata or {}).get("encoders", {})
         return pins.get(kind)
 
     @property
     def downsample(self) -> int:
-        """Return the pixels along one side of a latent, such as 8, to convert picture sizes; 1 in pixel space."""
+        """Return the number of pixels along one side of a latent cell, such as 8; 1 in pixel space."""
         if self.config.space == "pixels":
             return 1
         return int(self.metadata["latents"]["downsample"]) if self.metadata else _DOWNSAMPLE
@@ -94,9 +97,9 @@ class Inputs:
         return self.directory.parent / self.config.sampling.folder / moment
 
     def encode(self, sample: Sample, key: int) -> Example:
-        """Return the preprocessed sample, with all random draws taken from `key`.
+        """Encode a sample; `key` is the seed of everything random.
 
-        Without `train`, it keeps all conditions and is not mirrored. Raises BadSample for one that cannot be used.
+        Without `train`, it keeps all conditions and is not mirrored. Raises BadSample if it cannot be used.
         """
         config = self.config
         mirrored = self.train and self._mirrors(sample, key)
@@ -110,9 +113,9 @@ class Inputs:
         return Example(x0.flip(-1) if mirrored else x0, noise(x0.shape, key), t, conditions, text, mirrored)
 
     def clean(self, sample: Sample) -> Tensor:
-        """Return x0 (C, H, W) float32: the sample's latents, which the source has normalised, or pixels in [-1, 1].
+        """Return x0 (C, H, W) float32: the sample's latents, normalised when they were read, or pixels in [-1, 1].
 
-        Raises BadSample where they are missing, not finite or of another shape.
+        Raises BadSample if they are missing, not finite or of another shape.
         """
         config = self.config
         if config.space == "pixels":
@@ -130,7 +133,7 @@ class Inputs:
     def conditions(self, sample: Sample, *, mirrored: bool = False) -> Conditions:
         """Return all conditions of a sample, before dropout; an empty caption gives no text. `mirrored`: those of its mirror image.
 
-        Raises BadSample where features are missing, not finite or of another shape.
+        Raises BadSample if features are missing, not finite or of another shape.
         """
         (text, cut), image = self._text(sample, mirrored), None
         if self.config.image_dim:
@@ -142,7 +145,7 @@ class Inputs:
         return Conditions(text, image, cut)
 
     def words(self, text: str) -> Tensor | None:
-        """Return word ids (T,) of a caption, or None without words. An id is a hash modulo `model.words`: there is no vocabulary."""
+        """Return word ids (T,) of a caption, or None without words. An id is a word's hash modulo `model.words`."""
         return self._words(text)[0]
 
     def _words(self, text: str) -> tuple[Tensor | None, int]:
@@ -151,7 +154,7 @@ class Inputs:
         return torch.tensor(ids, dtype=torch.int64) if ids else None, len(words) - len(ids)
 
     def collate(self, examples: Sequence[Example]) -> dict[str, Tensor]:
-        """Return a batch of examples of one shape: `x0` and `noise` (B, C, H, W), `t` (B,), and the packed conditions."""
+        """Return a batch of examples of one shape: `x0` and `noise` (B, C, H, W), `t` and `cut` (B,), and the result of `pack`."""
         shapes = {tuple(example.x0.shape) for example in examples}
         assert len(shapes) == 1, f"samples of different shapes in one batch: {sorted(shapes)}; buckets keep them apart"
         return {
@@ -224,7 +227,7 @@ def noise(shape: Sequence[int], key: int) -> Tensor:
 
 
 def caption(sample: Sample) -> str:
-    """Return the text that a sample is trained with: its last assistant turn, else its last user turn, else an empty string."""
+    """Return the caption of a sample: the text of its last assistant turn, else of its last user turn, else ""."""
     turns: dict[str, str] = {message["role"]: message["content"].strip() for message in sample["messages"]}
     return turns.get("assistant", turns.get("user", ""))
 

@@ -12,8 +12,7 @@ from plait.families.nanodit.config import Config
 class Loss(contract.Loss):
     """Mean squared error of the velocity per element, summed over samples (`flow`), and terms that are only logged (coefficient 0).
 
-    Those are the same error by range of t, the mean squares of prediction and target, which monitors compare, and `cut`: caption tokens
-    lost per sample.
+    Those are the same error by range of t, the mean squares of prediction and target, and `cut`: caption tokens cut off per sample.
     """
 
     counts = ()
@@ -34,7 +33,7 @@ class Loss(contract.Loss):
         return {}
 
     def sums(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Return each term's sum over samples: float32 scalars on the device; only `flow` is differentiable. Never waits for it."""
+        """Return each term's sum over samples: float32 scalars on the device, without synchronising; only `flow` is differentiable."""
         x0, noise, t = batch["x0"], batch["noise"], batch["t"]
         z = flow.interpolate(x0, noise, t)
         conditions = {name: value for name, value in batch.items() if name not in ("x0", "noise", "cut")}

@@ -25,7 +25,7 @@ _EPS = 1e-6
 
 
 class WordEmbedding(nn.Module):
-    """Text features learned with the model (`text: words`): an embedding per word of the caption, plus its position's sinusoid."""
+    """Text features learned with the model (`text: words`): an embedding per word of the caption plus a sinusoid of its position."""
 
     def __init__(self, rows: int, features: int) -> None:
         super().__init__()
@@ -38,10 +38,10 @@ class WordEmbedding(nn.Module):
 
 
 class Conditioning(nn.Module):
-    """Projections of the conditions: time and reference image to one vector (B, D), text features to width D.
+    """Projects the conditions: time and reference image to one vector (B, D), text features to width D.
 
-    A condition that a sample lacks is a learned null vector. The projections of image and text have no bias: the image's would be added to
-    that of `time_out`, and a constant on every text token changes no attention weight.
+    A learned null vector stands for a condition that a sample lacks. The projections of image and text have no bias: the image's would be
+    added to that of `time_out`, and a constant on every text token changes no attention weight.
     """
 
     def __init__(self, config: Config) -> None:
@@ -65,13 +65,13 @@ class Conditioning(nn.Module):
         return time_BD + image_BD
 
     def tokens(self, features_TF: Tensor, null_T: Tensor) -> Tensor:
-        """Project text features (T, F) to (T, D); where bool `null_T` is True, a learned null token for no caption."""
+        """Project text features (T, F) to (T, D); where bool `null_T` is True, the result is a learned token for "no caption"."""
         projected: Tensor = self.text(torch.where(null_T[:, None], self.null_text, features_TF.to(self.null_text.dtype)))
         return projected
 
 
 class Attention(nn.Module):
-    """Multi-head attention of tokens (B, N, D) on keys and values that the layer `kv` makes of the same tokens, or of others; no biases."""
+    """Multi-head attention without biases. The layer `kv` makes keys and values, of the same tokens or of others."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width, bias=False)
 
     def forward(self, x_BND: Tensor, kv_BL2D: Tensor, mask_BL: Tensor | None = None) -> Tensor:
-        """Attend from `x_BND`; returns (B, N, D). `kv_BL2D`: `kv` of the tokens attended to; `mask_BL`: True where allowed, None: all."""
+        """Attend from `x_BND`; return (B, N, D). `kv_BL2D`: output of `kv` for the other tokens; `mask_BL`: True: attend; None: to all."""
         k, v = kv_BL2D.chunk(2, dim=-1)
         allowed = None if mask_BL is None else mask_BL[:, None, None]
         attended = F.scaled_dot_product_attention(self._split(self.q(x_BND)), self._split(k), self._split(v), attn_mask=allowed)
@@ -105,7 +105,10 @@ class Block(nn.Module):
         self.down = nn.Linear(config.mlp, width, bias=False)
 
     def forward(self, x_BND: Tensor, condition_BD: Tensor, text_TD: Tensor, index_T: Tensor, mask_BL: Tensor) -> Tensor:
-        """Update image tokens (B, N, D). `index_T`: see `pad_tokens`. Rows without text tokens in `mask_BL` get no cross-attention."""
+        """Return updated image tokens (B, N, D). `index_T`: index of each text token in the flattened `mask_BL` of valid text tokens.
+
+        `condition_BD`: vector of time and image. Rows without text tokens get no cross-attention.
+        """
         modulation_BK: Tensor = self.modulation(F.silu(condition_BD))
         parts = modulation_BK[:, None].chunk(_CHUNKS, dim=-1)
         inner = modulate(x_BND, parts[0], parts[1])
@@ -130,7 +133,7 @@ class Final(nn.Module):
         self.out = nn.Linear(config.hidden, config.channels * config.patch**2)
 
     def forward(self, x_BND: Tensor, condition_BD: Tensor) -> Tensor:
-        """Return predicted patches (B, N, C * patch * patch), which `from_patches` puts together."""
+        """Return predicted patches (B, N, C * patch * patch), the input of `from_patches`."""
         condition = F.silu(condition_BD)[:, None]
         patches: Tensor = self.out(modulate(x_BND, self.shift * condition, self.scale * condition))
         return patches
@@ -149,7 +152,7 @@ class NanoDiT(nn.Module):
         self.final = Final(config)
 
     def forward(self, batch: Batch) -> Tensor:
-        """Return (B, C, H, W) for noisy `z` (B, C, H, W) at times `t` (B,); `batch` also holds what `Inputs.pack` returns."""
+        """Return (B, C, H, W) for noisy `z` (B, C, H, W) at times `t` (B,); the rest of `batch` is as `Inputs.pack` returns it."""
         z, patch = batch["z"], self.config.patch
         high, wide = z.shape[-2] // patch, z.shape[-1] // patch
         position_ND = positions.grid(high, wide, self.config.hidden, centred=self.config.centre_positions, device=z.device)
@@ -192,7 +195,7 @@ def from_patches(x_BNK: Tensor, patch: int, high: int, wide: int) -> Tensor:
 
 
 def build(config: Config, directory: Path, *, seed: int) -> NanoDiT:
-    """Return the model with weights drawn from `seed` alone; without weights under `torch.device('meta')`. `directory` is not used."""
+    """Return the model with weights drawn from `seed`, or without weights under `torch.device('meta')`. `directory` is not used."""
 
     def make() -> NanoDiT:
         model = NanoDiT(config)
@@ -206,8 +209,7 @@ def build(config: Config, directory: Path, *, seed: int) -> NanoDiT:
 def initialise(model: NanoDiT) -> None:
     """Initialise the weights: Xavier for matrices, small normals for time and null vectors, zeros for gates and output.
 
-    The zeros come last, because they overwrite. The output is exactly 0 and each block the identity, so the first loss is E[target^2]
-    (1 + E[x0^2] for velocity).
+    At first the output is exactly 0 and each block the identity, so the first loss is E[target^2] (1 + E[x0^2] for velocity).
     """
     for module in model.modules():
         if isinstance(module, nn.Linear):

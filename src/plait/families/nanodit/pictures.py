@@ -1,4 +1,4 @@
-"""Pictures of samples: decode latents, write PNG files with their settings, tile grids; and `inspect`, for `plait data inspect`."""
+"""Make pictures of samples: decode latents, write PNG files with their settings, tile grids; and show examples (`plait data inspect`)."""
 
 import functools
 import io
@@ -23,20 +23,20 @@ from plait.files import expanded, write_whole
 from plait.nn import encoders
 
 Decoder = Callable[[Tensor], list[np.ndarray]]
-"""Samples (B, C, H, W) to B pictures (H, W, 3) uint8."""
+"""A function from samples (B, C, H, W) to B pictures (H, W, 3) uint8."""
 
 _DECODED_PIXELS = 2 * 1024 * 1024
-"""Pixels that a VAE decodes at once: its activations take about 2 KB for each."""
+"""Number of pixels that a VAE decodes at once: its activations take about 2 KB for each."""
 _GAP_PX = 2
 _SHOWN_CHANNELS = 3
 _SPREAD = 3.0  # standard deviations of a latent channel from black to white, each way
 
 
 def decoder(inputs: Inputs, device: torch.device) -> Decoder:
-    """Return the function from drawn samples (B, C, H, W), latents or pixels, to B pictures as uint8 arrays (H, W, 3).
+    """Return a function from generated samples (B, C, H, W), latents or pixels, to B pictures as uint8 arrays (H, W, 3).
 
     Pixels in [-1, 1] are mapped to 0..255. Latents are decoded, a few pictures at a time, by the decoder that the run's metadata names; if
-    it names none, they are shown as false colours. Raises PlaitError where that decoder cannot be opened or its weights have changed.
+    it names none, they become false colours. Raises PlaitError if that decoder cannot be opened or its weights have changed.
     """
     if inputs.config.space == "pixels":
         return as_pixels
@@ -52,7 +52,7 @@ def decoder(inputs: Inputs, device: torch.device) -> Decoder:
 
 
 def decoder_name(config: Config) -> list[str]:
-    """Return the name (and @revision) of the encoder whose decoder turns latents into pictures; [] for pixels and false colours."""
+    """Return [NAME or NAME@REVISION] of the encoder whose decoder turns latents into pictures; [] in pixel space or if unknown."""
     if config.space == "pixels" or config.metadata is None:
         return []
     pin = read_metadata(expanded(config.metadata)).get("encoders", {}).get("latents")
@@ -96,9 +96,9 @@ def tile(pictures: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def grids(rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
-    """Tile the pictures that bench `grid` wrote, by size; write grid-SIZE.png beside them; return {"512x512": (H, W, 3) uint8}.
+    """Tile the pictures that the bench (evaluation) `grid` wrote, per size; return {"512x512": array (H, W, 3) uint8}.
 
-    `rows`: those of the bench, with `picture` (path), `size` and `caption`.
+    Each is also written as grid-SIZE.png to the pictures' folder. `rows`: of the bench, with `picture` (path), `size` and `caption`.
     """
     by_size: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for row in rows:
@@ -118,14 +118,17 @@ def read(path: Path) -> np.ndarray:
 
 
 def file_name(sample_id: str) -> str:
-    """Make a sample's id a file name, as "coco/17" -> "coco_17": all but letters, digits, `_`, dots and dashes become `_`."""
+    """Return a sample's id as a file name: "coco/17" -> "coco_17". Each run of characters other than letters, digits and _.- becomes _.
+
+    Two ids may so share a name.
+    """
     return re.sub(r"[^\w.-]+", "_", sample_id)
 
 
 def inspect(inputs: Inputs, sample: Sample, example: Example) -> dict[str, Any]:
-    """Return what `plait data inspect` shows of an example: `images`, `labels`, `text` ([(caption, False)]), `notes` on the random draws.
+    """Return what `plait data inspect` shows of an example: `images` ([(H, W, 3) uint8]), `labels`, `text` ([(caption, False)]), `notes`.
 
-    Where the latents cannot be decoded, the picture has false colours and the note `picture` gives the reason.
+    `notes`: {name: value}, such as t. If the latents cannot be decoded, the picture has false colours, and note `picture` says why.
     """
     show, reason = _decoder_or_colours(inputs)
     conditions, (picture,) = example.conditions, show(example.x0[None])

@@ -1,4 +1,4 @@
-"""Sinusoidal embeddings of token positions and of times. They are computed, not stored, so any size of image is legal.
+"""Compute sinusoidal embeddings of token positions and of times; nothing is stored, so images may have any size.
 
 Legend: N tokens in reading order (rows from the top, each from the left), B batch.
 """
@@ -14,7 +14,7 @@ TIME_SCALE = 1000.0
 
 
 def sinusoid(position: Tensor, width: int) -> Tensor:
-    """Embed positions (...) as sines at width / 2 frequencies, then cosines: (..., width), in the type of `position`."""
+    """Embed positions (...) as sines at width / 2 frequencies, then cosines: (..., width), in the dtype of `position`."""
     half = width // 2
     steps = torch.arange(half, dtype=position.dtype, device=position.device) / half
     angle = position[..., None] * torch.exp(-math.log(_PERIOD) * steps)

@@ -1,4 +1,4 @@
-"""Encode prompts and a reference image as a model's conditions: by its word table, or by the encoders that its data was made with."""
+"""Encode prompts and a reference image as a model's conditions: as word ids, or by the encoders that its data was made with."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,8 +16,8 @@ from plait.nn import encoders
 def conditions(inputs: Inputs, prompts: Sequence[str], image: Path | None, device: torch.device, shape: Sequence[int]) -> list[Conditions]:
     """Encode each prompt and the one reference image (None: no image); an empty prompt gives no text.
 
-    The image is cropped to the aspect of the samples' `shape` (C, H, W). Raises PlaitError for an image that is missing or that the model
-    cannot use, and where the run does not know its encoders.
+    The image is cropped to the aspect ratio of the samples' `shape` (C, H, W). Raises PlaitError for an image that is missing or that the
+    model cannot use, and if the run does not know its encoders.
     """
     vector = _image_features(inputs, image, device, shape)
     if inputs.config.text == "words":

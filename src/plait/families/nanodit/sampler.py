@@ -1,4 +1,4 @@
-"""Sampling: integrate the velocity from noise (t = 1) to data (t = 0), with guidance by text and image in one batched pass.
+"""Generate samples: integrate the velocity from noise (t = 1) to data (t = 0), with guidance by text and image in one batched pass.
 
 Guidance is a linear combination of velocities under subsets of the conditions, so it is written as a table: subset -> coefficient.
 Legend: B batch, z (B, C, H, W).
@@ -16,11 +16,11 @@ from plait.families.nanodit.config import Sampling
 from plait.families.nanodit.inputs import Conditions, Inputs, noise
 
 Velocity = Callable[[Tensor, float], Tensor]
-"""(z, t) -> dz/dt, like z."""
+"""A function from (z, t) to dz/dt, of the shape of z."""
 
 NEITHER, TEXT, IMAGE, BOTH = (False, False), (True, False), (False, True), (True, True)
 Subset = tuple[bool, bool]
-"""Which conditions the model sees: (text, image)."""
+"""Which conditions the model gets: (text, image)."""
 Table = dict[Subset, float]
 
 
@@ -46,16 +46,16 @@ def combination(sampling: Sampling) -> Table:
 
 
 def times(sampling: Sampling) -> list[float]:
-    """Return the steps + 1 times from 1 (noise) to 0 (data): uniform, or quadratic, finer near the data; then shifted towards noise."""
+    """Return `sampling.steps` + 1 times from 1 (noise) to 0 (data): uniform, or quadratic, finer near the data; then `shifted`."""
     uniform = [1 - i / sampling.steps for i in range(sampling.steps + 1)]
     grid = [t * t for t in uniform] if sampling.grid == "quadratic" else uniform
     return [flow.shifted(t, sampling.shift) for t in grid]
 
 
 def integrate(velocity: Velocity, z: Tensor, grid: Sequence[float], solver: str) -> Tensor:
-    """Integrate dz/dt = velocity(z, t) from `z` at grid[0] along falling times, and return z at grid[-1].
+    """Integrate dz/dt = velocity(z, t) from `z` at grid[0] along decreasing times, and return z at grid[-1].
 
-    `solver`: euler, or heun, the trapezoid rule with an Euler step to t = 0 (Karras et al. 2022, algorithm 1).
+    `solver`: "euler", or "heun", the trapezoid rule with an Euler step to t = 0 (Karras et al. 2022, algorithm 1).
     """
     for t, t_next in pairwise(grid):
         slope = velocity(z, t)
@@ -68,7 +68,7 @@ def integrate(velocity: Velocity, z: Tensor, grid: Sequence[float], solver: str)
 
 @torch.no_grad()
 def draw(model: nn.Module, inputs: Inputs, requests: Sequence[Request], sampling: Sampling) -> Tensor:
-    """Generate a sample per request, all of one shape: (B, C, H, W) float32 on the model's device. Each depends on its own request only."""
+    """Generate a sample per request, all of one shape: (B, C, H, W) float32 on the model's device, each independent of the others."""
     device = next(model.parameters()).device
     z = torch.stack([noise(request.shape, request.key) for request in requests]).to(device)
     conditions = [request.conditions for request in requests]

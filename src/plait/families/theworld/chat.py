@@ -1,8 +1,8 @@
-"""Conversations as spans (runs of tokens of one kind) in Gemma 3's chat format, equal to its own template and processor.
+"""Convert conversations to spans (runs of tokens of one kind) in Gemma 3's chat format, with the same tokens as its own processor.
 
-Text between two special tokens is tokenised as one string and an answer by itself, because that is how generation continues it. Special
-tokens spelled out in a user's text are tokenised as plain text. `messages` are [{"role": "user", "content": "..."}, ...]; `images` is their
-number, and `<image>` in a user's text marks the place of one; without marks they come first.
+Text between two special tokens is tokenised as one string, and an answer separately, because generation continues a prompt so. Special
+tokens spelled out in a user's text are tokenised as plain text. `messages` are [{"role": "user", "content": "..."}, ...]; `images` is the
+number of images, and `<image>` in a user's text marks the place of one; without marks they come first.
 """
 
 import re
@@ -19,12 +19,12 @@ Message = dict[str, str]
 
 
 def stops(tokenizer: Tokenizer) -> frozenset[int]:
-    """Return the ids of the tokens that end an answer: of <eos> and <end_of_turn>, as far as the tokenizer has them."""
+    """Return the ids of the tokens that end an answer: <eos> and <end_of_turn>, as far as the tokenizer has them."""
     return frozenset(i for name in ("<eos>", "<end_of_turn>") if (i := tokenizer.token_to_id(name)) is not None)
 
 
 class Chat:
-    """The chat format over one tokenizer. `image_tokens`: positions per image; `system`: text for conversations without one, or None.
+    """The chat format with one tokenizer. `image_tokens`: positions per image; `system`: system text for conversations without, or None.
 
     Raises PlaitError for a tokenizer without Gemma 3's special tokens.
     """
@@ -37,7 +37,7 @@ class Chat:
         self.stops = stops(tokenizer)
 
     def text_ids(self, text: str) -> list[int]:
-        """Tokenise plain text: no BOS is added, and a special token spelled out in it is plain text."""
+        """Return the ids of plain text: no BOS is added, and a special token spelled out in it is encoded as plain text."""
         self.tokenizer.encode_special_tokens = True  # lost when a tokenizer travels to another process
         return self.tokenizer.encode(text, add_special_tokens=False).ids
 
@@ -46,14 +46,14 @@ class Chat:
         return self.tokenizer.decode(ids, skip_special_tokens=not special)
 
     def spans(self, messages: list[Message], images: int) -> list[Span]:
-        """Return the spans of a whole conversation; each assistant text with its end of turn is supervised, nothing else is.
+        """Return the spans of a whole conversation; only assistant texts and the ends of their turns are supervised.
 
-        Raises BadSample where roles do not alternate, or the image marks are not as many as `images`.
+        Raises BadSample if roles do not alternate, or if there are image marks, but not `images` of them.
         """
         return list(self._spans(*_turns(messages, images, self.system)))
 
     def prompt(self, messages: list[Message], images: int) -> list[Span]:
-        """Return the spans up to the last user turn, then those that open the model's answer. Raises BadSample as `spans` does."""
+        """Return the spans up to the last user turn and the start of the model's turn. Raises BadSample as `spans` does."""
         last = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=None)
         system = [message for message in messages if message["role"] == "system"]
         question = messages[: last + 1] if last is not None else [*system, {"role": "user", "content": ""}]

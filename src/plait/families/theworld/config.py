@@ -42,7 +42,7 @@ class WorldEncoderConfig(Section):
 
     @property
     def frames(self) -> int:
-        """Return how many frames of a clip the world encoder takes: the first, and four for each latent frame after it (`steps`)."""
+        """Return the number of frames of a clip that the world encoder takes: the first, and four for each of `steps` latent frames."""
         return 1 + FRAMES_PER_STEP * self.steps
 
     @model_validator(mode="after")
@@ -53,7 +53,7 @@ class WorldEncoderConfig(Section):
 
 
 class Tiny(Section):
-    """`model.tiny`: sizes of the random model that `base: tiny` and `world.source: tiny` build; 1.1 M parameters by default."""
+    """`model.tiny`: sizes of the random model that `base: tiny` and `world.source: tiny` build; by default 1.1 M parameters."""
 
     hidden: Positive = 128
     layers: Positive = 4
@@ -94,7 +94,7 @@ class Tiny(Section):
 class Augment(Section):
     """`model.augment`: random changes to training images, drawn from the sample's seed.
 
-    Both encoders see the same change; held-out images are never changed.
+    They are the same for both encoders; held-out images are never changed.
     """
 
     flip: bool = Field(
@@ -106,7 +106,7 @@ class Augment(Section):
 
 
 class Config(ModelSection):
-    """`model:` of family theworld: Gemma 3 with a world encoder."""
+    """The `model:` section of family theworld: Gemma 3 with a world encoder."""
 
     layouts: ClassVar[Mapping[str, str]] = {"hf": "transformers; Gemma 3 where the model has no world encoder"}
 
@@ -118,7 +118,7 @@ class Config(ModelSection):
     tiny: Tiny = Tiny()
 
     def absent(self) -> Mapping[str, str]:
-        """Return the world encoder and its projector, where `world` is off."""
+        """Return {component: reason} of the components that this model lacks: the world encoder and its projector, if `world` is off."""
         return dict.fromkeys(("projector", "world"), "model.world is off") if self.world is None else {}
 
     @field_validator("world", mode="before")

@@ -1,8 +1,8 @@
 """Benches (evaluations) of family theworld: `accuracy` by free generation, `world_ablation`, the same with three worlds, and `world_loss`.
 
-A world is what the world encoder is shown: "on" the sample's own frames, "off" nothing, "shuffled" those of another sample. A row is a dict
-per sample (question, answer, gold answer, correct, or `bad`, why it cannot be encoded). A model with a world encoder that gets no world
-tokens would be measured as plain Gemma without anyone noticing: that raises.
+A world is the input of the world encoder: "on" the sample's frames, "off" none, "shuffled" those of another sample. A row is a dict per
+sample: id, question, answer, gold (right answer), correct, or `bad`, why it cannot be encoded. If no sample gives the world encoder any
+input, the model would be measured as plain Gemma: that raises PlaitError.
 """
 
 import re
@@ -32,9 +32,9 @@ def normalise(text: str) -> str:
 
 
 def is_correct(answer: str, gold: str, fields: Mapping[str, Any]) -> bool:
-    """Return whether an answer is the gold (right) one; `fields`: the sample's other fields, by name.
+    """Return whether an answer is right. `gold`: the right answer; `fields`: the sample's other fields, {name: value}.
 
-    A drawn scene (`fields` of source `scenes`) has a scorer of its own; else both must be equal but for case, spaces and outer punctuation.
+    Drawn scenes (`fields` of source `scenes`) have a special scorer; otherwise both must be equal after `normalise`.
     """
     if can_score(fields):
         return score(answer, dict(fields))
@@ -42,15 +42,15 @@ def is_correct(answer: str, gold: str, fields: Mapping[str, Any]) -> bool:
 
 
 def predict(model: TheWorld, samples: Sequence[Sample], inputs: Inputs, *, batch: int, moment: str = "") -> list[Row]:
-    """Answer every sample with the model as configured, `batch` at a time; return one row per sample, in order. `moment` is not used."""
+    """Generate an answer to every sample, `batch` at a time; return one row per sample, in order. `moment` is not used."""
     way = "on" if inputs.config.world else "none"
     return [_row(sample, {way: answer}) for sample, answer in zip(samples, _generate(model, samples, inputs, way, batch), strict=True)]
 
 
 def predict_three_ways(model: TheWorld, samples: Sequence[Sample], inputs: Inputs, *, batch: int, moment: str = "") -> list[Row]:
-    """Answer every sample three times: with its own world, none, and that of another image; a row's `ways` holds all answers.
+    """Answer every sample with each world (on, off, shuffled); return rows with `ways`: {world: {"answer": text, "correct": bool}}.
 
-    Raises PlaitError for a model without a world encoder, and where no two samples have different images.
+    Raises PlaitError for a model without a world encoder, and if no two samples have different images.
     """
     if inputs.config.world is None:
         raise PlaitError("bench world_ablation needs a world; model.world is off: use bench accuracy")
@@ -59,9 +59,9 @@ def predict_three_ways(model: TheWorld, samples: Sequence[Sample], inputs: Input
 
 
 def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Return means over rows: `accuracy`, `accuracy/TASK`, `world_tokens`; and the numbers `samples` and, if any, `bad_samples`.
+    """Return means over rows: `accuracy`, `accuracy/TASK`, `world_tokens`; and counts: `samples` and, if any, `bad_samples`.
 
-    Raises PlaitError if the model has a world encoder and no sample had anything for it.
+    Raises PlaitError if the model has a world encoder and no sample has input for it.
     """
     _check_world(rows)
     used = [row for row in rows if "bad" not in row]
@@ -75,16 +75,16 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def summarise_three_ways(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Return `summarise` of the answers with the sample's own world, and `accuracy/world_on`, `_off` and `_shuffled`."""
+    """Return the figures of `summarise`, for answers with world "on", and `accuracy/world_on`, `_off` and `_shuffled`."""
     used = [row for row in rows if "bad" not in row]
     ways = {f"accuracy/world_{way}": _mean([row["ways"][way]["correct"] for row in used]) for way in WAYS}
     return summarise(rows) | ways
 
 
 def predict_loss(model: TheWorld, samples: Sequence[Sample], inputs: Inputs, *, batch: int, moment: str = "") -> list[Row]:
-    """Measure the loss of every sample with its own world, none, and that of another image.
+    """Measure the loss of every sample with each world (on, off, shuffled); return one row per sample, in order.
 
-    A row's `nats` has the cross-entropy by world, summed over `tokens` supervised positions. Raises PlaitError as `predict_three_ways`.
+    `nats` in a row: {world: cross-entropy summed over `tokens` supervised positions}. Raises PlaitError as `predict_three_ways` does.
     """
     if inputs.config.world is None:
         raise PlaitError("bench world_loss needs a world; model.world is off: use bench loss")
@@ -125,9 +125,9 @@ def _nats(model: TheWorld, inputs: Inputs, examples: Sequence[Example]) -> list[
 
 
 def summarise_loss(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Return `loss` (nats per supervised token, with the sample's own world), `loss/world_on`, `_off`, `_shuffled`, and counts.
+    """Return `loss` (nats per supervised token, with world "on"), `loss/world_on`, `_off`, `_shuffled`, `samples`, `bad_samples`.
 
-    Raises PlaitError if no sample had anything for the world encoder.
+    Raises PlaitError if no sample has input for the world encoder.
     """
     _check_world(rows)
     used = [row for row in rows if "bad" not in row]
@@ -208,12 +208,12 @@ def _row(sample: Sample, ways: Mapping[str, _Answer]) -> Row:
 
 
 def gold(sample: Sample) -> str:
-    """Return the gold answer: the text of the last assistant turn, empty where there is none."""
+    """Return the gold (right) answer: the text of the last assistant turn, or "" if there is none."""
     return next((message["content"].strip() for message in reversed(sample["messages"]) if message["role"] == "assistant"), "")
 
 
 def question(sample: Sample) -> str:
-    """Return the question that is asked: the text of the last user turn, empty where there is none."""
+    """Return the question: the text of the last user turn, or "" if there is none."""
     return next((message["content"].strip() for message in reversed(sample["messages"]) if message["role"] == "user"), "")
 
 

@@ -1,7 +1,7 @@
-"""`plait export --to hf` and its inverse: Gemma 3 alone, as transformers' AutoModelForImageTextToText, AutoProcessor and pipeline load it.
+"""Export Gemma 3 for transformers' AutoModelForImageTextToText, AutoProcessor and pipeline (`plait export --to hf`), and import it.
 
-The world encoder and the projector are part of no published class. The projector's weights are written beside Gemma's, under plait's names,
-so that `from:` can load them again. `directory` is the run's folder `assets`, which holds a tiny model's tokenizer.
+The world encoder and the projector are part of no published class. The projector's weights are written to a file next to Gemma's, with
+plait's names, so that `from:` can load them. `directory` is the run's folder `assets`, which holds a tiny model's tokenizer.
 """
 
 import copy
@@ -48,7 +48,7 @@ _NAMES = (
 def write_hf(model: TheWorld, config: Config, directory: Path, out: Path) -> list[str]:
     """Write Gemma, its tokenizer and processor files, and the projector to the new folder `out`; return lines on how to load it.
 
-    Gemma's weights are converted, in place, to the dtype of its base: what trained is float32 in the run.
+    Trained weights are float32 in a run; Gemma's are converted, in place, to the dtype of the base model.
     """
     dtype, lines = _base_dtype(model), []
     if any(value.dtype != dtype for value in model.gemma.parameters()):
@@ -66,11 +66,11 @@ def write_hf(model: TheWorld, config: Config, directory: Path, out: Path) -> lis
 
 
 exports: dict[str, Callable[[TheWorld, Config, Path, Path], list[str]]] = {"hf": write_hf}
-"""Writers by the name after `--to`: (model, `model:` section, the run's folder `assets`, new folder) -> lines to print."""
+"""Writers by layout, as in `--to hf`: functions from (model, `model:` section, run's assets, new folder) to lines to print."""
 
 
 def imported(weights: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Rename weights of a Gemma 3 directory or an export to this model's parameter names; other names stay as they are."""
+    """Return weights of a Gemma 3 directory or an export, {name: tensor}, under this model's parameter names; other names are kept."""
     known = {name for name, _ in model.named_parameters()}
     renamed: dict[str, Tensor] = {}
     for name, value in weights.items():

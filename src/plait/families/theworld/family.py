@@ -32,9 +32,9 @@ never_trained = NEVER_TRAINED
 
 
 def prepare(config: Config, directory: Path, texts: Callable[[], Iterable[str]]) -> None:
-    """Train a tokenizer for a `tiny` model (small, random) and write it to `directory`; does nothing for others, or where it is written.
+    """Train a tokenizer and write it to `directory`, if the model is `tiny` (small, random) and there is none yet.
 
-    `texts`: called only to train, yields texts of training samples.
+    `texts`: a function that yields texts of training samples, called only to train.
     """
     folder = directory / towers.TOKENIZER
     if config.base == TINY and not folder.exists():
@@ -42,9 +42,9 @@ def prepare(config: Config, directory: Path, texts: Callable[[], Iterable[str]])
 
 
 def base(config: Config) -> list[dict[str, str | None]]:
-    """Return where pretrained weights come from: [{'part': 'gemma', 'name': Hub name or path, 'revision': None}, ...'world'].
+    """Return the pretrained parts, gemma and world: [{'part': 'gemma', 'name': Hub name or path, 'revision': commit or None}, ...].
 
-    `folder` of the world encoder: where a repository of a whole pipeline keeps it.
+    The world encoder has a key 'folder' too: its folder in the repository of a whole pipeline, or None.
     """
     parts: list[dict[str, str | None]] = [{"part": "gemma", "name": config.base, "revision": config.base_revision}]
     if config.world is not None:

@@ -1,4 +1,4 @@
-"""Answers of family theworld to prompts with images: `plait generate` and the generation of the benches (evaluations).
+"""Generate answers to prompts with images with a model of family theworld, for `plait generate` and the benches (evaluations).
 
 The token-by-token loop is in nn/decoding.py; this file gives it the model with its cache. The world encoder runs once, in the prefill.
 """
@@ -42,7 +42,10 @@ class GenerateOptions(BaseModel):
 
 
 def generate(model: TheWorld, inputs: Inputs, options: GenerateOptions, out: Path | None, moment: str) -> list[str]:
-    """Answer the prompt of `options`; return [answer], and write it to `out`/answer.json if given. Raises PlaitError without its images."""
+    """Answer the prompt of `options`; return [answer], and write it to `out`/answer.json unless `out` is None.
+
+    `moment`: name of the checkpoint's step, such as step-00000100. Raises PlaitError if an image file is missing.
+    """
     missing = [str(path) for path in options.image if not path.is_file()]
     if missing:
         raise PlaitError(f"generate: --image: no file {missing[0]}")
@@ -64,14 +67,14 @@ def generate(model: TheWorld, inputs: Inputs, options: GenerateOptions, out: Pat
 def answers(
     model: TheWorld, inputs: Inputs, examples: Sequence[Example], *, max_new_tokens: Sequence[int], sampling: Sampling = GREEDY
 ) -> list[str]:
-    """Generate the text of the answer to each prompt (made by `Inputs.prompt`), of at most `max_new_tokens[i]` tokens."""
+    """Generate the answer to each prompt (made by `Inputs.prompt`), of at most `max_new_tokens[i]` tokens, as text."""
     batch = {name: value.to(model.gemma.device) for name, value in inputs.collate(examples, left=True).items()}
     rows = decode(CachedTheWorld(model, batch), max_new_tokens=max_new_tokens, stops=inputs.chat.stops, sampling=sampling)
     return [inputs.chat.decode(row).strip() for row in rows]
 
 
 class CachedTheWorld:
-    """The model and a left-padded batch of prompts, with key-value cache, mask and positions, as the loop of nn/decoding.py runs it."""
+    """A model with a left-padded batch of prompts and its key-value cache, mask and positions; nn/decoding.py calls its methods."""
 
     def __init__(self, model: TheWorld, batch: Batch):
         assert bool(batch["attention_mask"][:, -1].all()), "prompts are padded on the left: a pad at the end would be continued"
@@ -84,7 +87,7 @@ class CachedTheWorld:
         return self._logits(self.model.hidden(self.model.embed(self.batch), self.batch, self.cache))
 
     def advance(self, token_B: Tensor) -> Tensor:
-        """Append one token to each row of the cache; return the logits (B, V) of the next."""
+        """Append one token id per row, `token_B`, to the cache; return the logits (B, V) of the next."""
         self.mask_BK = torch.cat([self.mask_BK, self.mask_BK.new_ones(len(self.mask_BK), 1)], dim=1)
         self.position_B1 = self.position_B1 + 1
         gemma = self.model.gemma

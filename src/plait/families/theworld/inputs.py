@@ -1,4 +1,4 @@
-"""From samples (raw items of data) to the model's inputs: images of both encoders and the fused sequence. Runs in data workers.
+"""Encode samples (raw items of data) as the model's inputs: images for both encoders, and one token sequence. Runs in data workers.
 
 A row is one sample's sequence of tokens. Its world block holds the world encoder's tokens between two brackets.
 """
@@ -51,7 +51,10 @@ class _Augmentation:
 
 
 class Inputs:
-    """`encode` serves training and held-out loss, `prompt` generation, `collate` both. `directory`: RUN/assets, with a tokenizer."""
+    """Encodes samples: `encode` for training and held-out loss, `prompt` for generation; `collate` makes batches of either.
+
+    `directory`: RUN/assets, with a tiny model's tokenizer. `max_tokens`, `pad`: see sequence.py; `train`: augment images.
+    """
 
     def __init__(self, config: Config, directory: Path, *, max_tokens: int | None = None, pad: str = "longest", train: bool = False):
         image_size, image_tokens = towers.image_sizes(config)
@@ -77,17 +80,17 @@ class Inputs:
         return self._example(sample, spans, world=world, world_of=world_of, augmentation=augmentation, max_tokens=self.max_tokens)
 
     def prompt(self, sample: Sample, *, world: bool = True, world_of: Sample | None = None) -> Example:
-        """Encode the conversation up to its last user turn, for generation; never truncated.
+        """Encode the conversation up to its last user turn, for generation, untruncated.
 
-        `world` False leaves the world block out; `world_of` shows the frames of another sample. Raises BadSample as `encode` does.
+        `world` False: without a world block; `world_of`: take the frames from this sample. Raises BadSample as `encode` does.
         """
         spans = self.chat.prompt(sample["messages"], len(sample["images"]))
         return self._example(sample, spans, world=world, world_of=world_of)
 
     def collate(self, examples: Sequence[Example], *, left: bool = False) -> dict[str, Tensor]:
-        """Pad examples to one batch of tensors by name; `left` pads before the tokens, as generation needs.
+        """Pad examples to a batch: ids, kinds, labels, attention_mask, token_types, positions (B, L), pixels, frames, cut (B,).
 
-        `pixels` and `frames` of all rows are concatenated in the rows' order; `frame_counts` splits the frames by row.
+        `pixels` and `frames` of all rows are concatenated; `frame_counts`: the frames of each row that has any. `left`: pad on the left.
         """
         pad = "longest" if left else self.pad
         batch = pad_rows([example.row for example in examples], pad_id=self.chat.pad, pad=pad, max_tokens=self.max_tokens, left=left)
@@ -159,7 +162,10 @@ def _augment(squares: Tensor, augmentation: _Augmentation) -> Tensor:
 
 
 def inspect(inputs: Inputs, sample: Sample, example: Example) -> dict[str, Any]:
-    """Return what `plait data inspect` shows: `images` (uint8, H x W x 3) and their `labels`, `text` ([(text, supervised)]), `notes`."""
+    """Return what `plait data inspect` shows: `images` (uint8, H x W x 3), `labels` (a name per image), `text`, `notes`.
+
+    `text`: [(text, whether it is supervised)]; `notes`: {name: number}. `sample` is not used.
+    """
     images_shown = [image.permute(1, 2, 0).numpy() for image in (*example.pixels, *example.frames)]
     kinds, supervised = example.row.kinds, example.row.labels != IGNORED
     notes = {

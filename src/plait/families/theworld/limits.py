@@ -1,4 +1,4 @@
-"""What the model can take in: the length of a sequence, the size of an image, and which components learn from images alone."""
+"""The limits of the model's input: the length of a sequence, the size of an image, and which components learn from images only."""
 
 from plait.families.limits import Limits, language_positions
 from plait.families.theworld import towers
@@ -6,7 +6,7 @@ from plait.families.theworld.config import Config
 
 
 def limits(config: Config) -> Limits:
-    """Return Gemma's number of positions, the side of the images that its tower sees, and what needs images or frames."""
+    """Return Gemma's number of positions, the image side of its vision tower, and the components and settings that need images."""
     needs = {"vision": ["images"]}
     if config.world is not None:
         needs |= {"world": ["images", "frames"], "projector": ["images", "frames"]}

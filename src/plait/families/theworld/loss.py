@@ -10,9 +10,9 @@ from plait.nn.losses import IGNORED
 
 
 class Loss(contract.Loss):
-    """Terms: `loss`, nats per supervised token, one that is to be learned; `cut`, answer tokens lost per sample (only logged).
+    """Terms: `loss`, nats per supervised token (a token of an answer); `cut`, answer tokens cut off per sample (only logged).
 
-    Also counts `tokens`: positions that are not padding.
+    Also counts `tokens` (positions that are not padding) and `supervised_tokens`.
     """
 
     counts = ("tokens", "supervised_tokens")
@@ -29,10 +29,10 @@ class Loss(contract.Loss):
         return {"loss": supervised, "cut": torch.tensor(float(len(batch["cut"])), dtype=torch.float64), **counts}
 
     def by_sample(self, batch: Batch) -> dict[str, Tensor]:
-        """Return tokens and supervised tokens of each sample, (B,) each; the engine logs what each dataset contributes."""
+        """Return the numbers of `tokens` and supervised tokens of each sample, (B,) each, to log what each dataset contributes."""
         return {"tokens": batch["attention_mask"].sum(1), "supervised_tokens": (batch["labels"][:, 1:] != IGNORED).sum(1)}
 
     def sums(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Return the numerators: cross-entropy in nats summed over supervised positions, differentiable, and the number of cut tokens."""
+        """Return the numerators: `loss`, nats summed over supervised positions, differentiable, and `cut`, the number of cut tokens."""
         sums: dict[str, Tensor] = model(batch)
         return {**sums, "cut": batch["cut"].sum().to(sums["loss"])}

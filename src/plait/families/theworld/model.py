@@ -1,4 +1,4 @@
-"""Gemma 3 with a world encoder (of a video VAE): its tokens, the world block, and those of images in one sequence of embeddings.
+"""The model: Gemma 3 with a world encoder (of a video VAE), whose tokens (the world block) join those of images and text in a sequence.
 
 Gemma and the encoder are transformers' and diffusers' own classes. A row without a world block is computed exactly as Gemma computes it. A
 batch is what `Inputs.collate` returns: ids, kinds, labels, attention_mask, token_types, positions (B, L), pixels, frames, frame_counts.
@@ -27,14 +27,14 @@ Batch = dict[str, Tensor]
 
 
 class TheWorld(nn.Module):
-    """Gemma with a world encoder, if any. `forward` returns the summed loss; `embed`, `hidden`, `logits` are its parts, for generation."""
+    """Gemma with an optional world encoder. `forward` returns the summed loss; `embed`, `hidden`, `logits` are parts, for generation."""
 
     def __init__(self, gemma: Gemma3ForConditionalGeneration, world: WorldEncoder | None, projector: WorldProjector | None):
         super().__init__()
         self.gemma, self.world, self.projector = gemma, world, projector
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Return {"loss": cross-entropy in nats summed over supervised positions}; without any, 0 with zero gradients."""
+        """Return {"loss": cross-entropy in nats summed over supervised positions}, or without any 0 with zero gradients."""
         embeds_BLD = self.embed(batch)
         if is_sharded(self.gemma.model.language_model):  # also going back through it gathers: all ranks do, or none
             embeds_BLD = embeds_BLD + self._zero_of_unused(batch).to(embeds_BLD.dtype)
@@ -73,13 +73,13 @@ class TheWorld(nn.Module):
         return hidden_BLD
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Map hidden states (..., D) to logits (..., V), soft-capped where Gemma's configuration says so."""
+        """Map hidden states (..., D) to logits (..., V), soft-capped if Gemma's configuration has a cap."""
         logits: Tensor = self.gemma.lm_head(hidden)
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
     @property
     def softcap(self) -> float | None:
-        """The value at which logits are soft-capped; None: they are not."""
+        """Return the value at which logits are soft-capped; None: they are not."""
         softcap: float | None = self.gemma.config.get_text_config().final_logit_softcapping
         return softcap
 
@@ -126,9 +126,9 @@ def _gradients_if_trained(*modules: nn.Module) -> torch.autograd.grad_mode.set_g
 
 
 def build(config: Config, directory: Path, *, seed: int) -> TheWorld:
-    """Build the model with its weights; the projector, and parts named `tiny` (small, for tests), are drawn from `seed`.
+    """Build the model with pretrained weights; the projector, and parts named `tiny` (small, for tests), are drawn from `seed`.
 
-    On the meta device: no weights. `directory` is not used. Raises PlaitError for a part that cannot be loaded.
+    Under `torch.device("meta")` without weights. `directory` is not used. Raises PlaitError for a part that cannot be loaded.
     """
     gemma = towers.load_gemma(config, seed)
     if config.world is None:
@@ -161,7 +161,7 @@ _COMPONENTS = {
     "world.vae.quant_conv.": "world",
     "world.": "world_decoder",
 }
-"""Component of a parameter by the first prefix that fits its name."""
+"""{prefix of a parameter's name: its component}; the first that fits counts."""
 
 NEVER_TRAINED = frozenset({"world_decoder", "world_time"})
 
@@ -169,8 +169,8 @@ NEVER_TRAINED = frozenset({"world_decoder", "world_time"})
 def components(model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
     """Group the parameters, {component: {name: parameter}}: projector, vision, language, world, world_decoder, world_time.
 
-    vision is SigLIP and Gemma's image projection, language has the tied head once, world is encoder and quant_conv. Without world steps
-    (frames after the first), the encoder's convolutions over time are skipped: component world_time.
+    vision is SigLIP and Gemma's image projection, language has the tied head once, world is the VAE's encoder and quant_conv. world_time
+    are the encoder's convolutions over time, which are not used without world steps (latent frames after the first).
     """
     assert isinstance(model, TheWorld)
     clips = model.projector is not None and model.projector.world.steps > 0

@@ -1,4 +1,4 @@
-"""The fused sequence of one sample: what stands at each position, for training, prefill and tests alike.
+"""Build the token sequence of one sample, with the places of images and world tokens, for training and generation.
 
 Row:  <bos> [start of world] world ... [end of world] <start_of_turn>user ... <start_of_image> image ... <end_of_image> ... <end_of_turn>
 Image and world positions are placeholders into which the model puts features of the vision tower and of the world encoder. Labels are made
@@ -28,7 +28,7 @@ class Kind(IntEnum):
 
 @dataclass(frozen=True)
 class Span:
-    """A run of tokens of one kind; if `supervised`, the loss counts them."""
+    """A run of tokens of one kind; if `supervised`, the loss counts them. WORLD and IMAGE are placeholders of features."""
 
     ids: Sequence[int]
     kind: Kind = Kind.TEXT
@@ -37,9 +37,9 @@ class Span:
 
 @dataclass(frozen=True)
 class Row:
-    """The sequence of one sample: ids, kinds and labels, int64 (L,). A label is the position's own token, or -100; the loss shifts.
+    """The sequence of one sample: ids, kinds and labels, int64 (L,). A label is the token at its position, or -100; the loss shifts.
 
-    `cut`: supervised tokens cut off.
+    `cut`: number of supervised tokens cut off.
     """
 
     ids: Tensor
@@ -52,9 +52,9 @@ class Row:
 
 
 def fuse(spans: Sequence[Span], world_tokens: int, *, pad_id: int, max_tokens: int | None = None) -> Row:
-    """Concatenate spans into a row, with `world_tokens` placeholders (0: no block) and their brackets right after BOS, the first span.
+    """Concatenate spans into a row, with `world_tokens` placeholders (0: none) and their brackets right after BOS, the first span.
 
-    A row over `max_tokens` loses its end. Raises BadSample if that would cut a block or leave nothing to learn.
+    A row longer than `max_tokens` is truncated. Raises BadSample if that would cut an image or world block, or leave nothing to learn.
     """
     first, *rest = spans
     assert len(first.ids) == 1, "the first span is BOS alone"
@@ -88,9 +88,9 @@ def pad_rows(
 ) -> dict[str, Tensor]:
     """Pad rows to one batch (B, L): ids, kinds, labels, attention_mask, token_types, positions.
 
-    `pad`: to the longest, to_128 (a multiple), to_max (`max_tokens`) or none; `left`: before the tokens. token_types is 1 where a position
-    attends both ways within its block; the brackets, and the marks around images, keep blocks apart. positions count each row's own tokens
-    from 0. Raises PlaitError for to_max without `max_tokens`, and for none with rows of different lengths.
+    `pad`: "longest", "to_128" (a multiple), "to_max" (`max_tokens`) or "none"; `left`: pad before the tokens. token_types is 1 where a
+    position attends both ways within its block; brackets, and the marks around images, keep blocks apart. positions count each row's
+    tokens from 0. Raises PlaitError for "to_max" without `max_tokens`, and for "none" with rows of different lengths.
     """
     length = _padded_length([len(row) for row in rows], pad, max_tokens)
     fill = {"ids": pad_id, "kinds": int(Kind.TEXT), "labels": IGNORED}

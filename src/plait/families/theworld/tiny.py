@@ -39,7 +39,7 @@ CHAT_TEMPLATE = """{{ bos_token }}{% if messages[0]['role'] == 'system' %}{% if 
 
 
 def gemma_sizes(tiny: Tiny) -> dict[str, Any]:
-    """Return the keyword arguments of a transformers Gemma3Config for the sizes of `model.tiny`."""
+    """Return the keyword arguments of transformers' Gemma3Config for the sizes of `model.tiny`."""
     text = {
         "vocab_size": tiny.vocabulary,
         "initializer_range": tiny.initializer_range,
@@ -75,7 +75,7 @@ def gemma_sizes(tiny: Tiny) -> dict[str, Any]:
 
 
 def wan_sizes(tiny: Tiny) -> dict[str, Any]:
-    """Return the keyword arguments of a diffusers AutoencoderKLWan for the sizes of `model.tiny`."""
+    """Return the keyword arguments of diffusers' AutoencoderKLWan for the sizes of `model.tiny`."""
     channels = tiny.world_channels
     sizes = {"base_dim": tiny.world_base, "z_dim": channels, "dim_mult": [1, 2, 2, 2], "num_res_blocks": 1}
     return {**sizes, "latents_mean": [0.0] * channels, "latents_std": [1.0] * channels}
@@ -83,7 +83,7 @@ def wan_sizes(tiny: Tiny) -> dict[str, Any]:
 
 @torch.no_grad()
 def init_image_projection(gemma: Gemma3ForConditionalGeneration) -> None:
-    """Draw Gemma's image projection so that image tokens have the rms of the embeddings.
+    """Initialise Gemma's image projection at random, in place, so that image tokens have the rms of the embeddings.
 
     Its input has rms 1, so std = rms(embeddings) / sqrt(rows) gives outputs of that rms. Transformers leaves the
     matrix zero, which gives the vision tower no gradient.
@@ -95,7 +95,7 @@ def init_image_projection(gemma: Gemma3ForConditionalGeneration) -> None:
 
 @torch.no_grad()
 def measure_latent_statistics(vae: AutoencoderKLWan) -> None:
-    """Set the encoder's latents_mean and latents_std to those of its latents of random images, so that latents have unit scale."""
+    """Set latents_mean and latents_std of the VAE's configuration to those of its latents of random images, to give them unit scale."""
     picture = torch.rand(16, 3, 4, 4).repeat_interleave(8, -1).repeat_interleave(8, -2) * 2 - 1  # flat tiles, as pictures are smooth
     latents = vae.encode(picture[:, :, None]).latent_dist.mode()
     vae.register_to_config(latents_mean=latents.mean((0, 2, 3, 4)).tolist(), latents_std=latents.std((0, 2, 3, 4)).tolist())

@@ -1,4 +1,4 @@
-"""The pretrained parts, Gemma 3 and the Wan VAE (the world encoder): configuration, weights and tokenizer.
+"""Load the pretrained parts, Gemma 3 and the Wan VAE (the world encoder): configuration, weights and tokenizer.
 
 Each comes from a Hub name, a local `save_pretrained` directory, or is `tiny`: small and random, for tests. Every loader raises PlaitError,
 in one line that names the setting, for a part that cannot be loaded.
@@ -29,7 +29,7 @@ TOKENIZER = "tokenizer"  # folder of a tokenizer trained on the spot, inside the
 
 
 def gemma_config(config: Config) -> Gemma3Config:
-    """Return the configuration of Gemma (`model.base`), without loading weights; offline for published and tiny ones."""
+    """Return the configuration of Gemma (`model.base`), without loading weights; nothing is downloaded for published and tiny ones."""
     if config.base == TINY:
         return Gemma3Config(**tiny.gemma_sizes(config.tiny))
     if config.base in published.GEMMA:
@@ -39,7 +39,7 @@ def gemma_config(config: Config) -> Gemma3Config:
 
 
 def image_sizes(config: Config) -> tuple[int, int]:
-    """Return (side of an image in pixels as the vision tower sees it, tokens per image), from Gemma's configuration."""
+    """Return (image side of the vision tower in pixels, tokens per image), from Gemma's configuration."""
     sizes = gemma_config(config).to_dict()
     return sizes["vision_config"]["image_size"], sizes["mm_tokens_per_image"]
 
@@ -84,7 +84,7 @@ def load_wan(config: Config, world: WorldEncoderConfig, seed: int) -> Autoencode
 
 
 def load_tokenizer(config: Config, directory: Path) -> Tokenizer:
-    """Load Gemma's fast tokenizer, or that of a tiny model from `directory`, the run's `assets`. Raises PlaitError if none is there."""
+    """Load Gemma's fast tokenizer, or a tiny model's from `directory`, the run's folder `assets`. Raises PlaitError if there is none."""
     if config.base == TINY:
         path = directory / TOKENIZER / "tokenizer.json"
         if not path.is_file():
@@ -111,7 +111,7 @@ def _public(sizes: dict[str, Any]) -> dict[str, Any]:
 
 
 def subfolder(world: WorldEncoderConfig) -> str | None:
-    """Return None for a directory that is the VAE's own, else the folder in which a pipeline keeps it."""
+    """Return "vae", the folder of a pipeline that holds its VAE, or None if `world.source` is a local directory of a VAE alone."""
     return None if (Path(world.source) / "config.json").is_file() else "vae"
 
 

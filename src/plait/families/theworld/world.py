@@ -1,4 +1,4 @@
-"""From images to world tokens: the Wan VAE's encoder, its normalised latents, their split into tokens, the projector.
+"""Convert images to world tokens: the Wan VAE's encoder, its normalised latents, their split into tokens, the projector.
 
 Legend: B rows with a world block, F frames, T = 1 + (F - 1) / 4 latent frames (those after the first are world steps), S pixels of a side,
 h = S / 8 latent cells of a side, C latent channels, N tokens per latent frame, E features per token, D the language model's width.
@@ -18,7 +18,7 @@ from plait.nn.connectors import Connector, match_rms
 
 
 def group_side(world: WorldEncoderConfig) -> int:
-    """Return how many latent cells a token spans along one side: the least that divides h and keeps N within `max_tokens`."""
+    """Return how many latent cells a token spans along one side: the least that divides h with N <= `max_tokens`; 1 for "spatial"."""
     side = world.image_size // LATENT_STRIDE
     if world.tokens == "spatial":
         return 1
@@ -38,7 +38,7 @@ def features_per_token(world: WorldEncoderConfig, channels: int) -> int:
 
 
 def latents_to_tokens(latents_BCThw: Tensor, world: WorldEncoderConfig) -> Tensor:
-    """Split latents (B, C, T, h, h) into tokens (B, T, N, E). By `world.tokens` one is a group of cells, its mean, a cell or a channel."""
+    """Split latents (B, C, T, h, h) into tokens (B, T, N, E): groups of cells, their means, cells or channels, by `world.tokens`."""
     latents_BTChw = latents_BCThw.transpose(1, 2)
     if world.tokens == "channel":
         return latents_BTChw.flatten(3)
@@ -51,9 +51,9 @@ def latents_to_tokens(latents_BCThw: Tensor, world: WorldEncoderConfig) -> Tenso
 
 
 class FoldedConv(WanCausalConv3d):
-    """The stock causal convolution in time, but a lone first frame is computed as a 2-D convolution, without the zero frames before it.
+    """Diffusers' causal convolution in time, with the same result, but a single first frame is computed as a 2-D convolution.
 
-    Causal padding puts zeros before the first frame, so of a kernel (k, kh, kw) only its last slice in time meets more than zeros: exact.
+    Causal padding puts zero frames before the first frame, so only the last slice in time of a kernel (k, kh, kw) contributes.
     """
 
     def forward(self, x: Tensor, cache_x: Tensor | None = None) -> Tensor:
@@ -89,7 +89,7 @@ class WorldEncoder(nn.Module):
             self.register_buffer(name, value.view(-1, 1, 1, 1), persistent=False)
 
     def forward(self, frames_BFCSS: Tensor) -> Tensor:
-        """Encode uint8 frames (B, F, 3, S, S), F = 1 + 4 k, to latents (B, C, T, h, h). White enters as +1, black as -1."""
+        """Encode uint8 frames (B, F, 3, S, S), F = 1 + 4 k, to latents (B, C, T, h, h). Pixels are mapped to -1..+1 first."""
         assert frames_BFCSS.dtype == torch.uint8
         assert frames_BFCSS.shape[1] % 4 == 1, f"{frames_BFCSS.shape[1]} frames: the encoder silently drops what exceeds 1 + 4 k"
         pictures = unit_range(frames_BFCSS, self.vae.quant_conv.weight.dtype).transpose(1, 2)
@@ -107,9 +107,9 @@ def unit_range(pixels: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class WorldProjector(nn.Module):
-    """Maps latents to world blocks: tokens in the embedding space, between a start and an end vector.
+    """Maps latents to world blocks: tokens of width D between a learned start and end vector (the brackets).
 
-    The block has one learned magnitude, the rms of these two vectors, to which every token is scaled. It starts at the embeddings' rms.
+    Every token is scaled to the rms of these two vectors, which is learned and begins at that of the language model's embeddings.
     """
 
     def __init__(self, world: WorldEncoderConfig, channels: int, hidden: int):
@@ -121,7 +121,7 @@ class WorldProjector(nn.Module):
 
     @torch.no_grad()
     def match_embedding_scale(self, embedding_rms: float) -> None:
-        """Initialise the two bracket vectors at the rms of the language model's embeddings, so that both have one scale."""
+        """Initialise the two bracket vectors at random with the rms of the language model's embeddings."""
         nn.init.normal_(self.brackets, std=embedding_rms)
         self.brackets.mul_(embedding_rms / self.brackets.square().mean().sqrt())
 
@@ -137,7 +137,7 @@ class WorldProjector(nn.Module):
 
 
 def group_by_length(frames: Tensor, counts: Sequence[int]) -> list[tuple[list[int], Tensor]]:
-    """Group rows by their number of frames: [(indices of the rows, frames (B, F, 3, S, S))]. `counts`: the frames of each row."""
+    """Return rows grouped by number of frames: [(indices of the rows, frames (B, F, 3, S, S))]. `counts`: the frames of each row."""
     rows = torch.split(frames, list(counts))
     return [
         ([i for i, count in enumerate(counts) if count == length], torch.stack([row for row in rows if len(row) == length]))
@@ -146,5 +146,5 @@ def group_by_length(frames: Tensor, counts: Sequence[int]) -> list[tuple[list[in
 
 
 def frames_kept(available: int, steps: int) -> int:
-    """Return how many of a clip's `available` frames the encoder takes: 1 + 4 k, with k at most `steps`."""
+    """Return the number of a clip's `available` frames that the encoder takes: 1 + 4 k, with k at most `steps`."""
     return 1 + 4 * min(steps, max(0, math.floor((available - 1) / 4)))

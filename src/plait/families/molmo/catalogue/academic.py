@@ -32,7 +32,7 @@ _HUMAN, _AUGMENTED = 7_398, 20_901  # questions of ChartQA's training set; both 
 
 
 def most_frequent(answers: Sequence[str], random: Random) -> str:
-    """Draw one of the answers that people gave most often, as the one to train on; "" where there are none."""
+    """Return one of the answers given most often, drawn at random, as the one to train on; "" if `answers` is empty."""
     counts = Counter(answers)
     best = [answer for answer, count in counts.items() if count == max(counts.values())]
     return best[int(random.integers(len(best)))] if best else ""
@@ -46,7 +46,7 @@ def _answers(row: Row) -> list[str]:
 
 
 def short(style: str, *, field: str = "question") -> Converter:
-    """Return a converter of questions with a short answer. `style`: the task's name. `field`: where a row holds its question."""
+    """Return a converter (row, random, size) -> conversations for short answers. `style`: task name; `field`: the question's."""
 
     def convert(row: Row, random: Random, size: Size) -> list[Conversation]:
         golds = _answers(row)
@@ -56,7 +56,10 @@ def short(style: str, *, field: str = "question") -> Converter:
 
 
 def choice(style: str, options: str, right: Callable[[Row], int], *, before: Callable[[Row], str] = lambda row: "") -> Converter:
-    """Return a converter of multiple choice. `options`: field of the texts; `right(row)`: right index; `before(row)`: text put first."""
+    """Return a converter (row, random, size) -> conversations for multiple choice. `style`: the task's name.
+
+    `options`: name of the field with the options' texts; `right(row)`: index of the right one; `before(row)`: text before the question.
+    """
 
     def convert(row: Row, random: Random, size: Size) -> list[Conversation]:
         texts, index = [str(option) for option in row[options]], right(row)

@@ -1,7 +1,7 @@
 """The datasets that family molmo knows by name, opened from their authors' files, or from the Hub where `hub: true` is set.
 
 In training, rows (records) about one image are one sample with several annotations (conversations), at most MAX_ANNOTATIONS, drawn anew
-each time; in every other split each question is a sample of its own. How a row is read is in academic.py, pixmo.py and gui_grounding.py. A
+each time; in every other split each question is a separate sample. How rows are read is in academic.py, pixmo.py and gui_grounding.py. A
 bench scores generated answers by a rule of the same name, such as `vqa`.
 """
 
@@ -28,7 +28,7 @@ from plait.keys import key, rng
 log = logging.getLogger(__name__)
 
 DATA_DIR = "MOLMO_DATA_DIR"
-"""The environment variable that names the folder of datasets where `data.root` does not, as in the Molmo guide."""
+"""The environment variable that names the folder of all datasets if `data.root` is not set, as in the Molmo guide."""
 
 MAX_ANNOTATIONS = 24  # annotations of one picture in one sample
 DATASETS: dict[str, Spec] = {**ACADEMIC, **PIXMO}
@@ -46,11 +46,11 @@ ALIASES = {
     "tabwmp_da": "tabwmp",
     "textvqa": "text_vqa",
 }
-"""Names that the published training guide and other tools use."""
+"""Other names, from the published training guide and other tools: {alias: name}."""
 
 
 def spec_of(name: str) -> Spec:
-    """Return what is known of a dataset (files, splits, rule) by name or alias. Raises PlaitError, with the nearest name, if unknown."""
+    """Return the description (Spec) of a dataset by name or alias. Raises PlaitError, with the nearest name, if unknown."""
     spec = DATASETS.get(ALIASES.get(name, name))
     if spec is None:
         near = difflib.get_close_matches(name, [*DATASETS, *ALIASES], 1)
@@ -68,7 +68,7 @@ def rule_of(name: str) -> str:
 
 
 def scored() -> list[str]:
-    """Return the names of the datasets whose generated answers a bench can score, to list them in an error."""
+    """Return the names of the datasets whose generated answers a bench can score."""
     return [name for name, spec in DATASETS.items() if spec.rule is not None]
 
 
@@ -79,7 +79,7 @@ def evaluation_split(name: str) -> str:
 
 
 def split_of(name: str, split: str) -> str:
-    """Return `split` unchanged if the dataset has it. Raises PlaitError, listing those it has, if not."""
+    """Return `split` unchanged if the dataset has it; else raise PlaitError, which lists those it has, or the nearest name."""
     known = spec_of(name).splits
     if split not in known:
         near = difflib.get_close_matches(split, known, 1)
@@ -92,8 +92,8 @@ def split_of(name: str, split: str) -> str:
 def open_dataset(entry: Entry, split: str, *, root: Path | None, cache: Path | None) -> "NamedDataset":
     """Open `split` of the dataset that `entry`, an item of `data.train` or `data.validation`, names.
 
-    Its files are below `root`, else $MOLMO_DATA_DIR or ./data; index files in `cache`, or the user's. Raises PlaitError for an unknown
-    name, split or option, and Absent when files are missing, with where they were searched and how to get them.
+    Its files are below `root`, by default $MOLMO_DATA_DIR or ./data; `cache`: folder of index files, by default the user's. Raises
+    PlaitError for an unknown name, split or option, and Absent, which says how to get them, if files are missing.
     """
     name = str(entry.name)
     spec, root = spec_of(name), root or expanded(os.environ.get(DATA_DIR) or "data")
@@ -117,8 +117,8 @@ def _hub_hint(spec: Spec) -> str:
 class NamedDataset(Source):
     """Samples of one split of a named dataset, at most `limit` (None: all); raises PlaitError for a split without rows.
 
-    `spec`: the dataset's description; `rows`: its records; `files`: where its images are. `source[i]` is the same every time; `draw` is
-    random.
+    `spec`: the dataset's description; `rows`: its records; `files`: where its images are. `source[i]` is the same every time; `draw`
+    chooses by a seed.
     """
 
     def __init__(self, name: str, spec: Spec, files: DatasetFiles, rows: Rows, split: str, limit: int | None) -> None:
@@ -167,7 +167,10 @@ class NamedDataset(Source):
         return self.draw(i, key("as asked", i))
 
     def draw(self, i: int, sample_key: int) -> dict[str, Any]:
-        """Return sample `i`, an image with conversations, drawn by seed `sample_key`. Raises BadSample where it cannot be used."""
+        """Return sample `i`, a dict with `id`, `images` (encoded files), `messages`, `weight`, `fields`, and `annotations` if several.
+
+        `sample_key`: seed that chooses conversations and answers. Raises BadSample if it cannot be used.
+        """
         random = rng(sample_key, "draw")
         members = self.members[i]
         if len(members) > MAX_ANNOTATIONS:

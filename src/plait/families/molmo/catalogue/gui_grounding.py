@@ -21,9 +21,10 @@ from plait.families.molmo.points import percent
 
 
 def diagrams(split: str) -> Opener:
-    """Return the opener of AI2D's questions, in `questions/NAME.json` and `images/NAME`; a CSV file has the test set's ids.
+    """Return the opener of AI2D's questions, which reads `questions/NAME.json` and the ids of the test set in a CSV file.
 
-    Images of questions whose options are letters in the image are in `abc_images/NAME`.
+    Rows name the image file: `images/NAME`, or `abc_images/NAME` if the question's options are letters in the image. `split`: "test" or
+    another name, for all other questions. The opener raises Absent if there are no such files.
     """
 
     def opened(files: DatasetFiles) -> Rows:
@@ -49,7 +50,7 @@ def _diagram_questions(files: DatasetFiles, diagram: dict[str, Any]) -> list[Row
 
 
 def android_control(split: str) -> Opener:
-    """Return the opener of AndroidControl's steps, in TFRecord files `android_control-*`; `splits.json` has each split's episode ids."""
+    """Return the opener of a split of AndroidControl, which reads TFRecord files `android_control-*`, and episode ids in `splits.json`."""
 
     def opened(files: DatasetFiles) -> Rows:
         (splits,) = files.find("splits.json")
@@ -66,7 +67,8 @@ def android_control(split: str) -> Opener:
 class AndroidControlSteps:
     """Rows of AndroidControl, one per step: screenshot, goal, the step's instruction, and the action that people took.
 
-    Raises PlaitError if the files hold no episode of the split. `cache`: folder of index files; None: the user's.
+    `files`: TFRecords; `episodes`: ids of those to read. Raises PlaitError if there is none of them. `cache`: folder of index files; None:
+    the user's.
     """
 
     def __init__(self, files: Sequence[Path], episodes: set[int], cache: str | None) -> None:
@@ -96,7 +98,7 @@ class AndroidControlSteps:
         }
 
     def column(self, name: str) -> list[Any]:
-        """Return a different number for every row, whatever `name`: grouping rows by image is to find no two with the same screenshot."""
+        """Return a different number for every row, for any `name`, because rows are grouped by image and no two share a screenshot."""
         return list(range(len(self)))
 
 
@@ -112,9 +114,9 @@ def _episode(start: int, end: int, features: dict[str, Any]) -> tuple[int, int, 
 
 
 def action_text(action: dict[str, Any], size: tuple[int, int]) -> str:
-    """Write an action as text, such as `click 50.0 12.5` (percent of the screen's `size`), `input_text hello` or `scroll down`.
+    """Return an action as text, such as "click 50.0 12.5" (percent of the screen), "input_text hello" or "scroll down".
 
-    Raises BadSample for an action without a type.
+    `size`: width and height of the screen in pixels. Raises BadSample for an action without a type.
     """
     kind = action.get("action_type")
     if kind in ("click", "long_press"):

@@ -1,7 +1,8 @@
 """Rows (records as dicts) of a published dataset: JSON or parquet files in their authors' layout, and the image files beside them.
 
-What the rows mean is in academic.py and pixmo.py. Rows of JSON stay in memory; parquet and the Hub go through `datasets`. An opener is a
-function that reads the rows of one split when the dataset is opened; the functions below that "return an opener" build one.
+Rows of JSON stay in memory; parquet and the Hub are read by the library `datasets`. An opener is a function from a DatasetFiles to the rows
+of one split, called when the dataset is opened; several functions below return one. A converter is a function from (row, random generator,
+function that returns the image's size) to conversations; those are in academic.py, pixmo.py and gui_grounding.py.
 """
 
 import hashlib
@@ -25,22 +26,22 @@ PICTURES = "_pictures"  # field of a row that holds its own image files
 PIXMO_IMAGES = "pixmo_images"
 COCO = "coco"
 Keep = tuple[str, Callable[[Any], bool] | None]
-"""A column and a condition on its values; None: the value must exist (images are not read for that)."""
+"""A column and a condition on its values by which rows are kept; None: the value must not be null (images are not read for that)."""
 
 
 class Rows(Protocol):
-    """The rows of one split, read one at a time. `digest`: a hash of the content, by which a resumed run recognises it."""
+    """The rows of one split, read one at a time. `digest`: a hash of the content, to notice changes when a run is resumed."""
 
     digest: str
 
     def __len__(self) -> int: ...
     def __getitem__(self, i: int) -> Row: ...
     def column(self, name: str) -> Sequence[Any] | None:
-        """Return field `name` of every row, in order, for grouping rows by it; None where rows have no such field."""
+        """Return field `name` of every row, in order, to group rows by it; None if rows have no such field."""
 
 
 class RowList:
-    """Rows that are held in memory, as those of JSON files are."""
+    """Rows that are held in memory, such as those of JSON files; `digest`: a hash of them."""
 
     def __init__(self, rows: list[Row], digest: str) -> None:
         self.rows, self.digest = rows, digest
@@ -63,7 +64,7 @@ class RowList:
 
 
 class ParquetRows:
-    """Rows of `table` (parquet files or a Hub dataset); with `keep`, (column, condition on its values), only those that fulfil it."""
+    """Rows of `table` (parquet files or a Hub dataset); `keep`: (column, condition) that chosen rows fulfil; None: all rows."""
 
     def __init__(self, table: Table, keep: Keep | None = None) -> None:
         self.table, self.digest = table, table.digest
@@ -88,7 +89,7 @@ class ParquetRows:
         return values
 
     def column(self, name: str) -> list[Any] | None:
-        """Return one column of the rows that `keep` left; None for one that does not exist, or holds images."""
+        """Return one column of the chosen rows; None if it does not exist, or holds images."""
         if name not in self.table.rows.column_names or name in self.table.pictures:
             return None
         values = list(self._all(name))
@@ -97,7 +98,10 @@ class ParquetRows:
 
 @dataclass(frozen=True)
 class DatasetFiles:
-    """A dataset's `folder`, and `root`, where several share images. `cache`: folder of indices; `hub`: missing files may be the Hub's."""
+    """Where a dataset's files are: in its `folder`, and in `root`, the folder of all datasets, which may share images.
+
+    `cache`: folder of index files, None for the user's; `hub`: whether missing files are read from the Hub.
+    """
 
     folder: Path
     root: Path
@@ -105,7 +109,7 @@ class DatasetFiles:
     hub: bool = False
 
     def find(self, *patterns: str) -> list[Path]:
-        """Return the first match in the dataset's folder of each glob pattern. Raises Absent when a pattern matches no file."""
+        """Return a file for each glob pattern: its first match in the dataset's folder. Raises Absent if a pattern has no match."""
         files = []
         for pattern in patterns:
             matches = sorted(self.folder.glob(pattern))
@@ -115,7 +119,7 @@ class DatasetFiles:
         return files
 
     def image(self, *choices: str) -> Path:
-        """Return the first of the relative paths `choices` that is a file in the folder or the root. Raises BadSample when none is."""
+        """Return the first of the relative paths `choices` that is a file in the folder or the root. Raises BadSample if none is."""
         for choice in choices:
             for start in (self.folder, self.root):
                 path = paths.inside(start, choice, anywhere=False, links=True)
@@ -128,9 +132,9 @@ class DatasetFiles:
         return self.folder / "images", self.root / PIXMO_IMAGES
 
     def image_of_url(self, url: str) -> Path:
-        """Return the downloaded image of a PixMo URL: the file named by the URL's sha256, with or without an ending.
+        """Return the path of the downloaded image of a PixMo URL: the file named by the URL's sha256, with or without an ending.
 
-        Raises BadSample when there is none.
+        Raises BadSample if there is none.
         """
         name = url_hash(url)
         for folder in self._downloads:
@@ -157,7 +161,7 @@ Random = np.random.Generator
 
 @dataclass(frozen=True)
 class Conversation:
-    """A conversation about the row's image. `style`: the task's name; `gold`: what answers are compared with; `weight`: in the loss."""
+    """A conversation about the row's image. `style`: task name; `gold`: fields that a scoring rule reads; `weight`: in the loss."""
 
     question: str
     answer: str
@@ -174,14 +178,14 @@ class Conversation:
 
 
 Size = Callable[[], tuple[int, int]]
-"""Returns width and height of the row's image, in pixels."""
+"""A function that returns (width, height) of the row's image, in pixels."""
 
 Converter = Callable[[Row, Random, Size], list[Conversation]]
 
 
 @dataclass(frozen=True)
 class Spec:
-    """A dataset: folder, opener per split, how a row becomes conversations, where to `get` its files, and `rule`, what scores answers."""
+    """The description of a dataset: folder, opener per split, converter of rows, text on where to `get` the files, scoring `rule`."""
 
     folder: str
     splits: Mapping[str, Opener]
@@ -195,7 +199,7 @@ class Spec:
 
 
 def read_json(file: Path) -> Any:
-    """Parse a JSON file. Raises PlaitError for a file that is not JSON."""
+    """Return the content of a JSON file. Raises PlaitError if it is not JSON."""
     try:
         return json.loads(file.read_bytes())
     except ValueError as error:
@@ -203,10 +207,10 @@ def read_json(file: Path) -> Any:
 
 
 def in_json(pattern: str, *keys: str, keep: Callable[[Row], bool] = lambda row: True, mark: Row | None = None) -> Opener:
-    """Return an opener of the list of rows in the JSON file `pattern` (a glob), below `keys`, one after another.
+    """Return an opener of the list of rows at content[keys[0]][keys[1]]... of the JSON file that matches the glob `pattern`.
 
-    Where it is an object, its rows get their key as `id`. `keep`: which rows to take; `mark`: fields added to all. The opener raises
-    PlaitError if the file does not hold such a list.
+    In place of a list there may be an object, {id: row}. `keep`: function that tells which rows to take; `mark`: fields added to all rows.
+    The opener raises PlaitError if the file does not hold such a list.
     """
 
     def opened(files: DatasetFiles) -> Rows:
@@ -227,7 +231,7 @@ def in_json(pattern: str, *keys: str, keep: Callable[[Row], bool] = lambda row: 
 
 
 def joined(questions: str, annotations: str) -> Opener:
-    """Return an opener of VQA's two JSON files, `questions` and `annotations` (globs), joined by `question_id`.
+    """Return an opener that reads VQA's two JSON files, `questions` and `annotations` (globs), and joins rows by `question_id`.
 
     The opener raises PlaitError if a question has no annotation.
     """
@@ -246,7 +250,7 @@ def joined(questions: str, annotations: str) -> Opener:
 
 
 def concatenated(*openers: Opener) -> Opener:
-    """Return an opener of the rows of several openers, one after the other."""
+    """Return an opener that calls several openers and returns all their rows, one opener's after the other's."""
 
     def opened(files: DatasetFiles) -> Rows:
         parts = [opener(files) for opener in openers]
@@ -257,10 +261,10 @@ def concatenated(*openers: Opener) -> Opener:
 
 
 def in_parquet(hub: str, split: str, config: str | None = None, keep: Keep | None = None) -> Opener:
-    """Return an opener of parquet files as the Hub repository `hub` holds them, or of the Hub itself with option `hub: true`.
+    """Return an opener of local parquet files, or without them, with the dataset's option `hub: true`, of the Hub repository `hub`.
 
-    Files are named SPLIT-*.parquet, in the folder, its `data` or `config`. `keep`: (column, condition) of rows to take. The opener raises
-    Absent without files.
+    The files are SPLIT-*.parquet in the dataset's folder, or in its folder `data` or `config`. `keep`: (column, condition) of rows to take.
+    The opener raises Absent without files.
     """
 
     def opened(files: DatasetFiles) -> Rows:
@@ -275,7 +279,7 @@ def in_parquet(hub: str, split: str, config: str | None = None, keep: Keep | Non
 
 
 def either(*openers: Opener) -> Opener:
-    """Return an opener that tries several and uses the first whose files exist; it raises Absent, with all reasons, when none do."""
+    """Return an opener that uses the first of several openers whose files exist, and raises Absent, with all reasons, if none do."""
 
     def opened(files: DatasetFiles) -> Rows:
         reasons = []
@@ -290,5 +294,5 @@ def either(*openers: Opener) -> Opener:
 
 
 def root_of(path: str | None, folder: str, root: Path) -> Path:
-    """Return a dataset's folder: the item's `path` in the configuration if set, else `folder` under `root`."""
+    """Return a dataset's folder: `path`, as set for it in the configuration, or if that is None `folder` under `root`."""
     return paths.local(path) if path else root / folder

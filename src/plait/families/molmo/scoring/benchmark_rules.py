@@ -1,6 +1,6 @@
 """The rules of MMMU (Yue et al. 2023) and MathVista (Lu et al. 2023) for extracting an answer from free text, without a model.
 
-Where the published rules draw a random option for an unreadable answer, the answer is wrong here.
+If no answer can be extracted, the published rules choose an option at random; here the answer counts as wrong.
 """
 
 import re
@@ -15,7 +15,10 @@ _QUOTED = re.compile(r"[Tt]he answer is\s*:?\s*\"?(.*?)\"?\.?\s*$", re.DOTALL)
 
 
 def mmmu_choice(answer: str, options: Sequence[str]) -> int | None:
-    """Return the index of the option that an answer names last, or None: by "(A)", else a lone letter, else (over 5 words) its text."""
+    """Return the index of the option that an answer names last, or None.
+
+    An option is named by "(A)", else by a letter between spaces, else, in answers of more than 5 words, by its text.
+    """
     text = f" {answer.strip(',.!?;: ' + chr(39))} "
     letters = LETTERS[: len(options)]
     for pattern in ("({})", " {} "):
@@ -30,7 +33,7 @@ def mmmu_choice(answer: str, options: Sequence[str]) -> int | None:
 
 
 def mmmu_open(answer: str, golds: Sequence[str]) -> float:
-    """Return 1 if a conclusion of the answer (after "so", "is", "answer" or the like) has a gold text or equals a gold number, else 0."""
+    """Return 1.0 if a conclusion of the answer (text after words such as "so" or "is") contains a text or number of `golds`, else 0.0."""
     targets = {value for gold in golds for value in _normal(gold)}
     values = {
         value for part in _conclusions(answer) for value in (*_normal(part), *(n for text in _NUMBERS.findall(part) for n in _normal(text)))
@@ -69,7 +72,7 @@ def _normal(text: str) -> list[str | float]:
 
 
 def mathvista(answer: str, record: Mapping[str, Any]) -> float:
-    """Return 1 if the value extracted from the answer equals the true one, else 0.
+    """Return 1.0 if the value extracted from the answer equals the true one, else 0.0.
 
     `record` is a row of MathVista: `question_type`, `answer_type`, `choices`, `precision`, `answer`.
     """

@@ -1,4 +1,4 @@
-"""Scores of one answer against gold ones, 0 to 1, as benchmarks define them: pure functions without model, network or randomness."""
+"""Score one answer against gold (right) ones, from 0 to 1, as benchmarks define it: pure functions without model or randomness."""
 
 import itertools
 import re
@@ -30,7 +30,7 @@ _CONTRACTIONS = {spelling: word for word in _FULL.split() for spelling in _spell
 
 
 def vqa_normalise(text: str) -> str:
-    """Return VQA's normal form: lower case; punctuation, number words, articles and contractions normalised (Antol et al. 2015)."""
+    """Return a text in VQA's normal form: lower case; punctuation, number words, articles, contractions normalised (Antol et al. 2015)."""
     text = text.replace("\n", " ").replace("\t", " ").strip().lower()
     out = text
     grouped = re.search(r"\d,\d", text) is not None
@@ -42,7 +42,7 @@ def vqa_normalise(text: str) -> str:
 
 
 def vqa_score(answer: str, golds: Sequence[str]) -> float:
-    """Return min(number of `golds`, one per person, that equal the answer / 3, 1), after `vqa_normalise` (Antol et al. 2015)."""
+    """Return min(n / 3, 1), with n of the `golds`, one per person, equal to the answer after `vqa_normalise` (Antol et al. 2015)."""
     normalised = vqa_normalise(answer)
     return min(sum(vqa_normalise(gold) == normalised for gold in golds) / 3, 1.0)
 
@@ -74,9 +74,9 @@ def edit_distance(a: str, b: str) -> int:
 
 
 def anls(answer: str, golds: Sequence[str]) -> float:
-    """Return the average normalised Levenshtein similarity (Biten et al. 2019).
+    """Return the normalised Levenshtein similarity, whose average over answers is ANLS (Biten et al. 2019).
 
-    The best over `golds` of 1 - edit distance / length of the longer text, where it is above 0.5; else 0.
+    It is the largest over `golds` of 1 - edit distance / length of the longer text, or 0 if that is not above 0.5.
     """
     return max((_similarity(_plain(answer), _plain(gold)) for gold in golds), default=0.0)
 
@@ -102,7 +102,7 @@ def number(text: str) -> float | None:
 
 
 def relaxed_accuracy(answer: str, golds: Sequence[str], tolerance: float = 0.05) -> float:
-    """Return 1 for a number within `tolerance` (0.05: 5 %) of a gold one, or for the same text, else 0 (ChartQA, Masry et al. 2022)."""
+    """Return 1 for a number within `tolerance` (0.05: 5 %) of one of `golds`, or an equal text, else 0 (ChartQA, Masry et al. 2022)."""
     return max((_relaxed(answer, gold, tolerance) for gold in golds), default=0.0)
 
 
@@ -119,8 +119,8 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 def choose(answer: str, options: Sequence[str]) -> int | None:
     """Return the index (from 0) of the option that an answer selects, or None.
 
-    The letter it gives, else the one option that it contains, else the one that it begins or is begun by. A letter counts alone, before a
-    mark ("C.", "(C)", "C: a cat"), or after "answer is", "answer:", "option", "choice"; "A cat" is none.
+    It is selected by its letter, else as the only option that the answer contains, else if one of the two texts begins with the other. A
+    letter counts alone, before punctuation ("C.", "(C)", "C: a cat"), or after "answer is", "answer:", "option", "choice"; not in "A cat".
     """
     text = answer.strip()
     known = LETTERS[: len(options)]
