@@ -44,16 +44,13 @@ class Inputs(Protocol):
         """Return the example of a sample. All randomness comes from `key`, a 64-bit seed. Raises BadSample if it cannot be used."""
 
     def collate(self, examples: Sequence[Any]) -> dict[str, Any]:
-        """Return a batch of examples as tensors by name.
-
-        `cut` (B,), if the family returns it: how many tokens of each example's text were cut off; `plait data inspect` reports it.
-        """
+        """Return a batch of examples as tensors by name; optionally `cut` (B,): how many tokens of each example's text were cut off."""
 
 
 class MakeInputs(Protocol):
     """Type of a family's member `Inputs`: a class, or a function that returns such an object. `config`: the `model:` section.
 
-    `max_tokens`, `pad`: the settings `data.max_tokens` and `data.pad`; `train`: whether samples are augmented.
+    `max_tokens`: longest sequence; `pad`: "longest", "to_128", "to_max" or "none" (`data.pad`); `train`: whether samples are augmented.
     """
 
     def __call__(self, config: Any, assets: Path, *, max_tokens: int | None, pad: str, train: bool) -> Inputs:
@@ -106,10 +103,7 @@ class Family:
     monitors: Callable[[Any], list[Monitor]] = _no_monitors
     GenerateOptions: type[BaseModel] | None = None
     generate: Callable[[Any, Any, Any, Path | None, str], Iterable[str]] | None = None
-    """Work of `plait generate`: from (model, inputs, options, folder for files or None, moment) to lines to print.
-
-    `moment`: name of the checkpoint's step, such as step-00000100.
-    """
+    """Work of `plait generate`: (model, inputs, options, folder or None, name such as step-00000100 of the step) to lines to print."""
     inspect: Callable[[Any, Sample, Any], dict[str, Any]] | None = None
     """From (inputs, sample, example) to a dict of what the model sees: `images` (uint8, H x W x 3), `text` ([(text, whether the loss
     counts it)]), `notes` ({name: value to show}), and optionally `labels`, a name per image, such as "SigLIP, 896 px".
@@ -189,10 +183,7 @@ METHODS: Mapping[str, Sequence[str]] = {
 
 
 def check(name: str, module: ModuleType) -> Family:
-    """Return the members of `module`, the family.py of family `name`, as a Family.
-
-    Raises PlaitError naming every member that is missing or has another signature.
-    """
+    """Return the members of `module`, a family.py, as a Family. Raises PlaitError naming all that are missing or of another signature."""
     members = vars(module)
     faults = [f"it lacks {wanted}" for member, wanted in REQUIRED.items() if member not in members]
     given = {member: members[member] for member in (*REQUIRED, *OPTIONAL) if member in members}

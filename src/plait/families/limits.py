@@ -30,10 +30,7 @@ def no_limits(config: Any) -> Limits:
 
 
 def language_positions(language: "PreTrainedConfig") -> int | None:
-    """Return the longest sequence, in tokens, of a language model: max_position_embeddings, or more if its rotary embedding is scaled.
-
-    None for a model without a limit (ALiBi, recurrent models).
-    """
+    """Return a language model's longest sequence in tokens, with rotary embeddings as scaled; None: no limit (ALiBi, recurrent models)."""
     sizes = language.get_text_config().to_dict()
     rope = sizes.get("rope_parameters") or {}
     scaled = int((rope.get("factor") or 1) * (rope.get("original_max_position_embeddings") or 0))  # YaRN, arXiv 2309.00071

@@ -96,10 +96,7 @@ def preset(family: str, name: str) -> Path:
 
 
 def mixture(family: str, name: str) -> Path:
-    """Return the path of a mixture (list of datasets): the family's of this name, or `name` itself if it ends in .yaml, .yml or .json.
-
-    Raises PlaitError, listing the known ones, for another name; whether a named file exists is not checked.
-    """
+    """Return the path of a mixture (list of datasets): `name` itself if it ends in .yaml, .yml or .json, else the family's; else raise."""
     path = expanded(name)
     if path.suffix in (".yaml", ".yml", ".json"):
         return path

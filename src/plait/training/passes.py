@@ -32,10 +32,7 @@ def samples_drawn(order: Order | BucketOrder, steps: int) -> list[int]:
 
 
 def place_of(order: Order | BucketOrder, sources: Sequence[Source], step: int) -> dict[str, Any]:
-    """Return {"epoch": passes over the data after `step` (counted from 0), "bucket": name of the step's bucket, if there are buckets}.
-
-    A pass over a mixture has as many samples as its sources hold together.
-    """
+    """Return {"epoch": passes over all samples of all sources after `step` (from 0), "bucket": name of its bucket, if there are any}."""
     source, group = order.bucket(step) if isinstance(order, BucketOrder) else (0, 0)
     buckets = _buckets(sources[source]) if sources[source].groups else []
     return {"epoch": order.samples(step + 1) / sum(order.sizes), **({"bucket": buckets[group]} if buckets else {})}
@@ -47,10 +44,7 @@ def _buckets(source: Source) -> list[str]:
 
 
 def announce(names: Sequence[str], order: Order | BucketOrder, steps: int, epochs: float | None) -> None:
-    """Log how often `steps` steps pass through each source of a mixture; nothing for a single source.
-
-    Warns of a source that gives no sample, or less than one pass where `epochs` (train.epochs, or None) asks for at least one.
-    """
+    """Log how often each source of a mixture is passed through; warn if not once, although `epochs` (train.epochs) is at least 1."""
     if len(names) < 2:
         return
     for name, size, samples in zip(names, order.sizes, samples_drawn(order, steps), strict=True):

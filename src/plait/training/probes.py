@@ -36,10 +36,7 @@ class ProbeLoss:
     """A process group of this rank by itself, because every rank computes the whole loss."""
 
     def measure(self) -> float | None:
-        """Return the loss of the probe samples; leaves the model in eval mode.
-
-        None if a sample could not be read, because another one took its place, or if no sample has anything to predict.
-        """
+        """Return the loss, or None if a sample could not be read or none has anything to predict. Leaves the model in eval mode."""
         model = self.bundle.model.eval()
         weights = total_weights(self.loss, self.batches[0].micro, self.alone)
         if self.batches[0].bad or not any(weights.values()):
@@ -66,10 +63,7 @@ def wants_memory_probe(plan: StagePlan, ranks: Ranks) -> bool:
 
 
 def probed_steps(plan: StagePlan, stage_step: int) -> tuple[int, int]:
-    """Return the steps of the stage, from `stage_step` up to the returned end, among which `probe_memory` looks for the largest batch.
-
-    They hold about 64 samples.
-    """
+    """Return (first, end): the next steps of the stage, of about 64 samples, whose largest micro-batch `probe_memory` is to try."""
     return stage_step, min(stage_step + max(1, _PROBED_SAMPLES // plan.config.train.global_batch), plan.steps)
 
 

@@ -158,10 +158,7 @@ def next_steps(run: Path, step: int, benches: Sequence[str]) -> str:
 
 
 def stages_ahead(resolved: Resolved, only: str | None, state: State) -> list[StageView]:
-    """Return the current stage, which may be done, and those after it; with `only`, just the stage of that name.
-
-    Raises PlaitError if `only` is unknown, past, or comes after a stage that is not finished.
-    """
+    """Return the current stage and those after it, or the one named `only`; raise PlaitError if that is unknown, past or not yet due."""
     ahead = list(resolved.stages[state.stage - 1 :])
     if only is None:
         return ahead

@@ -12,10 +12,7 @@ from plait.engine.parallel.distributed import Ranks
 
 @dataclass(frozen=True)
 class RunContext:
-    """What all stages of a run share. `run`: its directory; `tracker` records metrics; `heartbeat` writes what the process is doing.
-
-    `signals`: requests to stop, such as SIGTERM; `allow_inexact`: start even if something saved is lost.
-    """
+    """What all stages of a run share: directory, ranks, recorder of metrics, signals to stop; `allow_inexact`: start even with losses."""
 
     run: Path
     ranks: Ranks

@@ -163,7 +163,7 @@ class StageRun:
             raise Stopped(f"{'; '.join(failures)}; everything is saved, and the same command continues (guard.bench_failure is stop)")
 
     def save(self) -> None:
-        """Save a checkpoint of the present state, in the background if so configured; do nothing if the newest has this state."""
+        """Save the state as a checkpoint in the run directory, in the background if so configured; do nothing if it is saved already."""
         plan, state, bundle = self.plan, self.state, self.bundle
         moment = (state.step, state.evaluated_step, state.stage_done)
         if moment == self.saved:

@@ -60,10 +60,7 @@ class StageEvaluation:
         )
 
     def rehearse(self) -> None:
-        """Run every entry on a few samples before the first step, to find errors early.
-
-        Raises PlaitError for an entry that fails, and for a figure that the settings rely on and no entry gives.
-        """
+        """Run every entry on a few samples before the first step. Raises PlaitError if one fails, or none gives a figure relied on."""
         self.evaluations.rehearse(self.state, wanted_figures(self.plan.config))
 
     def conclude(self, *, planned: bool) -> tuple[bool, list[str]]:

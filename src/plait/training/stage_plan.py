@@ -36,10 +36,7 @@ Names = Mapping[str, tuple[str, ...]]
 
 @dataclass(frozen=True)
 class StagePlan:
-    """What a stage trains, on which data, for how many steps, and its benches (evaluations) by name.
-
-    `view`: the stage's settings; `order`: which samples each step takes. A component is a named part of the model.
-    """
+    """What a stage trains, on which data, in what order, for how many steps, and its benches (evaluations). Component: a model part."""
 
     view: StageView
     data: TrainingData
@@ -80,10 +77,7 @@ class StagePlan:
         return xxhash.xxh3_64_hexdigest(repr(parts).encode())
 
     def manifest(self, model: nn.Module, ever_trained: set[str], ranks: int, torch_version: str) -> dict[str, Any]:
-        """Return the stage's entries in a checkpoint's manifest.json, such as "steps", "data" (hashes) and "versions".
-
-        `ever_trained`: names of the parameters trained in this stage or an earlier one; `ranks`: their number.
-        """
+        """Return the stage's entries in a checkpoint's manifest.json. `ever_trained`: names of parameters trained here or before."""
         sizes = {name: value.numel() for name, value in model.named_parameters()}
         contents = {}
         for component, names in self.components.items():
@@ -142,10 +136,7 @@ def plan_stage(view: StageView, bundle: ModelBundle, batches: BatchChanges = ())
 
 
 def steps_of(view: StageView, batches: BatchChanges = ()) -> int:
-    """Return a stage's number of optimizer steps; opens its data only if its length is set in epochs or samples.
-
-    `batches`: as in `plan_stage`.
-    """
+    """Return a stage's number of optimizer steps. `batches`: changes of the global batch, (step, samples per step from it on) each."""
     steps = view.config.train.steps
     return steps if steps is not None else planned_steps(view.config, open_training(view.config).order(view, batches))
 

@@ -37,10 +37,7 @@ def announce(plan: StagePlan, model: nn.Module) -> None:
 
 
 def shares(names: Sequence[str], weights: Sequence[float], slots: Sequence[int]) -> list[str]:
-    """Return a line per source (dataset), "NAME asked 25.00% of the samples, gets 24.98%"; [] for a single source.
-
-    `weights`: the configured sampling weights; `slots`: how often each source occurs in the repeating order of samples.
-    """
+    """Return a line per source (dataset), "NAME asked 25.00% of the samples, gets 24.98%", by `weights` and `slots`; [] for one source."""
     if len(names) < 2:
         return []
     return [
@@ -50,10 +47,7 @@ def shares(names: Sequence[str], weights: Sequence[float], slots: Sequence[int])
 
 
 def realised(data: TrainingData, totals: Mapping[str, float]) -> list[str]:
-    """Return a line per source (dataset): the configured share, and the share it contributed so far; [] for a single source.
-
-    `totals`: running sums of the training state.
-    """
+    """Return a line per source (dataset): its configured share, and what it gave by the state's running `totals`; [] for one source."""
     drawn = source_shares.shares(totals)
     quantities = {name.rpartition("/")[2]: None for name in drawn}
     words = {quantity: "loss weight" if quantity == "loss" else quantity.replace("_", " ") for quantity in quantities}

@@ -61,7 +61,7 @@ def examine(resolved: Resolved | None, folder: Path) -> None:
 def check(resolved: Resolved | None, folder: Path, ranks: Ranks) -> Iterator[Finding]:
     """Yield the findings of all checks on this rank, in the same order on every rank, because some are collectives.
 
-    `resolved`, `folder`: as in `examine`.
+    `resolved`: a configuration to check too, or None; `folder`: where the run would be written.
     """
     yield from versions(importlib.metadata.requires("plait") or [])
     yield device(ranks)

@@ -31,7 +31,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Options:
-    """The arguments of the command, as its help describes them. `buckets`: crop sizes; `bucket`: those of them to write (empty: all)."""
+    """How a set is made. `buckets`: crop sizes, "WIDTHxHEIGHT,..."; `bucket`: those of them to write (empty: all).
+
+    `latents`, `texts`, `images`: encoders, each a folder, a Hub repository[/part][@revision] or "tiny" (random). `min_side`: skip smaller
+    pictures; `uncaptioned`: write pictures without a caption; `limit`: samples to read; `batch`: pictures per call of an encoder;
+    `statistics`: normalise latents by "measured" or "published" ones; `like`: share those of this set; `workers`: decoding threads.
+    """
 
     split: str = "train"
     buckets: str = ",".join(bucket.name for bucket in aspect.STANDARD)

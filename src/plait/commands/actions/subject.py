@@ -70,7 +70,7 @@ class Saved(Subject):
         return bool(self.checkpoint.stored("ema"))
 
     def open(self, ranks: Ranks, *, averaged: bool, length: float | None) -> tuple[ModelBundle, RunConfig]:
-        """Build the model with the checkpoint's weights; arguments and result as in `Subject.open`."""
+        """Build the model with the checkpoint's weights: averaged ones if `averaged`, or a post-hoc average of `length` if not None."""
         bundle, _, config = saved.open_checkpoint(self.checkpoint.folder, ranks, averaged=averaged, length=length)
         return bundle, config
 

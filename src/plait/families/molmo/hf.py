@@ -63,7 +63,7 @@ class MolmoConfig(PreTrainedConfig):
 class MolmoForCausalLM(PreTrainedModel, GenerationMixin):
     """The model with the interface of transformers' `generate`.
 
-    `crops`, `real` and `pools` are the images of the whole batch, as MolmoProcessor returns them; their tokens are in `input_ids`.
+    MolmoProcessor returns its inputs: `input_ids` with image tokens, and `crops`, `real`, `pools`, the images of the whole batch.
     """
 
     config_class = MolmoConfig
@@ -158,7 +158,7 @@ class MolmoProcessor:
         return self.inputs.tokenizer.decode([int(i) for i in ids]).strip()
 
     def batch_decode(self, rows: Any, **kwargs: Any) -> list[str]:
-        """Return the text of each row of generated tokens, as `decode` does."""
+        """Return the text of each row of generated token ids, without image tokens and ends of text."""
         return [self.decode(row) for row in rows]
 
 

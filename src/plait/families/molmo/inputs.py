@@ -73,7 +73,8 @@ class TextTokenizer:
 class Inputs:
     """Encodes samples: `encode` for training and held-out loss, `prompt` for generation; `collate` makes batches of either.
 
-    `directory`: RUN/assets, with a debug model's tokenizer. `max_tokens`, `pad`: see sequence.py; `train`: choose styles at random.
+    `directory`: RUN/assets, with a debug model's tokenizer. `max_tokens`: truncate longer rows; `pad`: "longest", "to_128" (a multiple),
+    "to_max", or "none" (pack all rows into one); `train`: choose styles at random.
     """
 
     def __init__(
@@ -112,7 +113,7 @@ class Inputs:
         return self._example(build_row(prefix, annotations, max_tokens=self.max_tokens, text_rows=self.tokenizer.image_start), tiles)
 
     def prompt(self, sample: Sample) -> Example:
-        """Encode the first annotation up to its last user turn, for generation, untruncated. Raises BadSample as `encode` does."""
+        """Encode the first annotation up to its last user turn, for generation, untruncated. Raises BadSample if it cannot be used."""
         messages, style, _ = styles.conversations(sample, self.config.default_style)[0]
         last = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=None)
         question = list(messages[: last + 1]) if last is not None else [{"role": "user", "content": ""}]
@@ -191,10 +192,7 @@ def _annotation_weight(weighting: str, tokens: int, annotations: int) -> float:
 
 
 def inspect(inputs: Inputs, sample: Sample, example: Example) -> dict[str, Any]:
-    """Return what `plait data inspect` shows: `images` (crops, uint8, H x W x 3), `labels` (a name per crop), `text`, `notes`.
-
-    `text`: [(text, whether it is supervised)]; `notes`: {name: number}. `sample` is not used.
-    """
+    """Return {"images": [(H, W, 3) uint8], "labels": a name per image, "text": [(text, supervised)], "notes": {name: number}} to show."""
     row = example.row
     notes = {
         "tokens": len(row),

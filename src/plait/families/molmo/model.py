@@ -47,10 +47,7 @@ class Molmo(nn.Module):
                 layer.mlp.register_forward_hook(self._residual_dropout)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Return {"loss": sum of w * cross-entropy, "z_loss": sum of w * (log normaliser)^2}, over positions with a weight w.
-
-        Without any such position both are zero, with zero gradients.
-        """
+        """Return {"loss": sum of w * cross-entropy, "z_loss": sum of w * (log normaliser)^2} over positions of weight w; 0 without any."""
         hidden_BLD = self.hidden(self.embed(batch), batch)
         loss, z_loss = weighted_cross_entropy(hidden_BLD.flatten(0, 1), self.head, batch["labels"].flatten(), batch["weights"].flatten())
         return {"loss": loss + self._zero_of_unused(batch).to(loss), "z_loss": z_loss}

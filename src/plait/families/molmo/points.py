@@ -42,7 +42,7 @@ def write(points: Sequence[Point], label: str, alt: str | None = None) -> str:
 
 
 def write_count(points: Sequence[Point], label: str) -> str:
-    """Return "Counting the <points ..> shows a total of 3.", or "There are none." for no point. Raises BadSample as `write` does."""
+    """Return "Counting the <points ..> shows a total of 3.", or "There are none."; raise BadSample for a coordinate outside 0 to 100."""
     return f"Counting the {write(points, label)} shows a total of {len(points)}." if points else NONE
 
 

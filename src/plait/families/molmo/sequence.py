@@ -28,10 +28,7 @@ class Annotation:
 
 @dataclass(frozen=True)
 class Row:
-    """One sample's sequence, tensors (L,). `annotations`: number of each position's annotation, from 1; 0: the prefix.
-
-    `weights`: loss weights; `cut`: number of supervised tokens cut off.
-    """
+    """One sample's sequence, tensors (L,). `annotations`: from 1; 0: the prefix. `cut`: number of supervised tokens cut off."""
 
     ids: Tensor
     labels: Tensor

@@ -40,10 +40,7 @@ class TextSpan:
 
 
 def prompt_prefix(config: Config, style: str, answer: str | None, random: np.random.Generator | None) -> str:
-    """Return the beginning of the first prompt, such as "vqa2:", or "". `answer`: text whose length it may request, or None.
-
-    `random`: generator for its random choices in training; None otherwise.
-    """
+    """Return the start of the first prompt, such as "vqa2:", or "". `answer`: whose length it may request; `random`: None: not training."""
     style = EVALUATION_STYLES.get(style, style)
     if config.style == "none" or style in UNNAMED_STYLES:
         return ""
@@ -64,10 +61,7 @@ def _requested_length(config: Config, answer: str | None, random: np.random.Gene
 
 
 def conversation_spans(config: Config, messages: Sequence[Message], style: str, random: np.random.Generator | None) -> list[TextSpan]:
-    """Split a conversation into spans of text and images. Raises BadSample for roles that do not alternate, or images in answers.
-
-    `style`: the annotation's; `random`: generator for random choices in training; None otherwise.
-    """
+    """Split a conversation into spans; `random` is None except in training. Raises BadSample for wrong roles, or images in answers."""
     turns = _turns(messages)
     answer = next((text for role, text in turns if role == "assistant"), None)
     return list(_spans(config, turns, prompt_prefix(config, style, answer, random)))

@@ -160,10 +160,7 @@ def _check_tower(sizes: PreTrainedConfig, tower: Tower, source: str) -> None:
 
 
 def load_tokenizer(config: Config, directory: Path) -> Tokenizer:
-    """Load the fast tokenizer of the language model, or for a debug model the one that its run trained, from `directory`.
-
-    `directory`: the run's folder `assets`. Raises PlaitError if it cannot be read.
-    """
+    """Load the language model's fast tokenizer, or a debug model's from `directory`, the run's folder `assets`."""
     if config.language == DEBUG:
         path = directory / TOKENIZER / "tokenizer.json"
         if not path.is_file():

@@ -66,7 +66,7 @@ class Example:
 class Inputs:
     """Encodes samples: `encode` and `collate` for training and held-out loss; `clean`, `conditions`, `pack` for benches and generation.
 
-    `train`: augment, and drop conditions. `max_tokens`, `pad`: as in `data.max_tokens` and `data.pad`.
+    `train`: augment, and drop conditions. `max_tokens`: of a caption; `pad`: text to "longest", "to_128" (a multiple) or "to_max".
     """
 
     def __init__(

@@ -53,7 +53,7 @@ class Chat:
         return list(self._spans(*_turns(messages, images, self.system)))
 
     def prompt(self, messages: list[Message], images: int) -> list[Span]:
-        """Return the spans up to the last user turn and the start of the model's turn. Raises BadSample as `spans` does."""
+        """Return the spans up to the last user turn and the start of the model's turn. Raises BadSample for wrong roles or marks."""
         last = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=None)
         system = [message for message in messages if message["role"] == "system"]
         question = messages[: last + 1] if last is not None else [*system, {"role": "user", "content": ""}]

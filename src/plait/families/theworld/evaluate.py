@@ -1,4 +1,4 @@
-"""Benches (evaluations) of family theworld: `accuracy` by free generation, `world_ablation`, the same with three worlds, and `world_loss`.
+"""Benches (evaluations) of family theworld: `accuracy` by generated answers, `world_ablation` (with three worlds), and `world_loss`.
 
 A world is the input of the world encoder: "on" the sample's frames, "off" none, "shuffled" those of another sample. A row is a dict per
 sample: id, question, answer, gold (right answer), correct, or `bad`, why it cannot be encoded. If no sample gives the world encoder any
@@ -84,7 +84,8 @@ def summarise_three_ways(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 def predict_loss(model: TheWorld, samples: Sequence[Sample], inputs: Inputs, *, batch: int, moment: str = "") -> list[Row]:
     """Measure the loss of every sample with each world (on, off, shuffled); return one row per sample, in order.
 
-    `nats` in a row: {world: cross-entropy summed over `tokens` supervised positions}. Raises PlaitError as `predict_three_ways` does.
+    Rows have `nats`, {world: cross-entropy summed over supervised positions}, and `tokens`, the number of these. Raises PlaitError for a
+    model without a world encoder, and if no two samples have different images.
     """
     if inputs.config.world is None:
         raise PlaitError("bench world_loss needs a world; model.world is off: use bench loss")

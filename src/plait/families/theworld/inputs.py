@@ -53,7 +53,8 @@ class _Augmentation:
 class Inputs:
     """Encodes samples: `encode` for training and held-out loss, `prompt` for generation; `collate` makes batches of either.
 
-    `directory`: RUN/assets, with a tiny model's tokenizer. `max_tokens`, `pad`: see sequence.py; `train`: augment images.
+    `directory`: RUN/assets, with a tiny model's tokenizer. `max_tokens`: truncate longer rows; `pad`: "longest", "to_128" (a multiple),
+    "to_max" or "none"; `train`: augment images.
     """
 
     def __init__(self, config: Config, directory: Path, *, max_tokens: int | None = None, pad: str = "longest", train: bool = False):
@@ -68,8 +69,8 @@ class Inputs:
     def encode(self, sample: Sample, key: int, *, world: bool = True, world_of: Sample | None = None) -> Example:
         """Encode the whole conversation with its labels. `key`, a 64-bit seed, draws the augmentation, in training only.
 
-        `world`, `world_of`: as in `prompt`. Raises BadSample for a sample with nothing to learn, several annotations (conversations),
-        unreadable images, or too many tokens.
+        `world` False: without a world block; `world_of`: take the frames from this sample. Raises BadSample for a sample with nothing to
+        learn, several annotations (conversations), unreadable images, or too many tokens.
         """
         if len(sample.get("annotations", ())) > 1:
             raise BadSample(f"it has {len(sample['annotations'])} annotations, of which theworld learns one; make each a sample of its own")
@@ -82,7 +83,7 @@ class Inputs:
     def prompt(self, sample: Sample, *, world: bool = True, world_of: Sample | None = None) -> Example:
         """Encode the conversation up to its last user turn, for generation, untruncated.
 
-        `world` False: without a world block; `world_of`: take the frames from this sample. Raises BadSample as `encode` does.
+        `world` False: without a world block; `world_of`: take the frames from this sample. Raises BadSample if it cannot be used.
         """
         spans = self.chat.prompt(sample["messages"], len(sample["images"]))
         return self._example(sample, spans, world=world, world_of=world_of)
@@ -162,10 +163,7 @@ def _augment(squares: Tensor, augmentation: _Augmentation) -> Tensor:
 
 
 def inspect(inputs: Inputs, sample: Sample, example: Example) -> dict[str, Any]:
-    """Return what `plait data inspect` shows: `images` (uint8, H x W x 3), `labels` (a name per image), `text`, `notes`.
-
-    `text`: [(text, whether it is supervised)]; `notes`: {name: number}. `sample` is not used.
-    """
+    """Return {"images": [(H, W, 3) uint8], "labels": a name per image, "text": [(text, supervised)], "notes": {name: number}} to show."""
     images_shown = [image.permute(1, 2, 0).numpy() for image in (*example.pixels, *example.frames)]
     kinds, supervised = example.row.kinds, example.row.labels != IGNORED
     notes = {
