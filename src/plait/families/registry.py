@@ -52,7 +52,7 @@ def model_config(family: str) -> type[ModelSection]:
 
 
 def model_configs() -> Iterator[tuple[str, type[ModelSection]]]:
-    """Yield each family's name and `model_config`, but of those that cannot be imported: that is told where such a family is used."""
+    """Yield (name, class of its `model:` section) of each family, without those that cannot be imported, which raise when they are used."""
     for family in names():
         with contextlib.suppress(PlaitError):
             yield family, model_config(family)

@@ -125,8 +125,8 @@ def conversations(sample: dict[str, Any], default_style: str | None) -> list[Con
     """Return (messages, style, loss weight) of each annotation of a sample.
 
     A sample may list `annotations` of its image, each with its own `messages`, `style` and `weight`; otherwise its `messages` are the only
-    one. The style is the annotation's, or the sample's field `style`, or `default_style`. Where that is None: `user_qa` of a conversation
-    with a question, else `long_caption`.
+    one. The style is the annotation's, or the sample's field `style`, or `default_style`, or if that is None "user_qa" for a
+    conversation with a question, else "long_caption".
     """
     annotations = sample.get("annotations") or [{"messages": sample["messages"]}]
     given = sample["fields"].get("style", default_style)

@@ -152,7 +152,7 @@ class NanoDiT(nn.Module):
         self.final = Final(config)
 
     def forward(self, batch: Batch) -> Tensor:
-        """Return (B, C, H, W) for noisy `z` (B, C, H, W) at times `t` (B,); the rest of `batch` are the conditions packed by `Inputs.pack`."""
+        """Return (B, C, H, W) for noisy `z` (B, C, H, W) at times `t` (B,); `batch` also holds the conditions packed by `Inputs.pack`."""
         z, patch = batch["z"], self.config.patch
         high, wide = z.shape[-2] // patch, z.shape[-1] // patch
         position_ND = positions.grid(high, wide, self.config.hidden, centred=self.config.centre_positions, device=z.device)

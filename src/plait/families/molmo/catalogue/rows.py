@@ -146,7 +146,7 @@ class DatasetFiles:
         raise BadSample(f"the image of {url} is not there: no file {name} in {shared} or {own}")
 
     def downloaded(self) -> frozenset[str]:
-        """Return the hashes (`url_hash`) of the URLs whose images are there; their contents are not looked at."""
+        """Return the hashes (`url_hash`) of the URLs whose images have been downloaded, by the names of the files alone."""
         return frozenset(entry.name.partition(".")[0] for folder in self._downloads if folder.is_dir() for entry in os.scandir(folder))
 
 

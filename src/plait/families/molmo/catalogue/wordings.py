@@ -155,5 +155,5 @@ NO_POINTS = (
 
 
 def one_of(choices: Sequence[str], random: Random) -> str:
-    """Draw one of several texts, such as wordings of a question, with equal probability."""
+    """Return one of several texts, such as wordings of a question, drawn with equal probability."""
     return choices[int(random.integers(len(choices)))]

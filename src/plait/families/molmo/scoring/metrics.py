@@ -50,7 +50,7 @@ def vqa_score(answer: str, golds: Sequence[str]) -> float:
 def short_answer(text: str) -> str:
     """Return the part of a generated text that is scored as its short answer: what follows "Answer:", else its most frequent line.
 
-    Of lines that are equally frequent the first counts; white space is collapsed. So the published model is evaluated.
+    Of lines that are equally frequent the first counts; white space is collapsed. The published model is evaluated in this way.
     """
     if "Answer:" in text:
         return text.split("Answer:")[1].strip()
