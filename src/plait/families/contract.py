@@ -92,10 +92,7 @@ class Family:
     prepare: Callable[[Any, Path, Texts], None] = _nothing_to_prepare
     """(config, assets, texts): write what the model needs, such as a tokenizer, into `assets`; `texts()` yields training texts."""
     base: Callable[[Any], list[dict[str, str | None]]] = _no_base
-    """From config to the pretrained parts: [{'part': 'gemma', 'name': Hub name or path, 'revision': commit or None}].
-
-    A run does not save their frozen weights. An optional key 'folder' names the only folder of the repository that is read.
-    """
+    """From config to pretrained parts: [{'part', 'name': Hub name or path, 'revision', optional 'folder': the only one read}]."""
     never_trained: frozenset[str] = frozenset()
     """Components that no setting may train."""
     limits: Callable[[Any], Limits] = no_limits
@@ -204,10 +201,7 @@ def check_catalogue(name: str, module: ModuleType) -> None:
 
 
 def check_built(family: Family, model: nn.Module, loss: Loss) -> None:
-    """Check a built model and loss: components hold each parameter once, blocks are modules of the model, the loss has coefficients.
-
-    Raises PlaitError naming the first that is wrong.
-    """
+    """Raise PlaitError unless components hold each parameter once, blocks are modules of the model, and loss has coefficients."""
     parameters, held = dict(model.named_parameters()), Counter[str]()
     for part in family.components(model).values():
         held.update(part.keys())

@@ -1,7 +1,4 @@
-"""Set the model up for a stage: dtypes, activation checkpointing, compilation, device, and replication or sharding over ranks.
-
-A stage is a part of a run with its own settings, planned in advance; a bundle, the model with its family (kind of model).
-"""
+"""Set the model up for a stage (part of a run): dtypes, checkpointing, compilation, device, replication or sharding over ranks."""
 
 import contextlib
 import logging

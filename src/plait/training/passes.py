@@ -1,7 +1,4 @@
-"""Count how often a stage (part of a run) passes through its data: log lines before the first step, and the epoch of each step.
-
-An order decides which samples each step takes; a source is one dataset, and a mixture several; a bucket holds samples of one size.
-"""
+"""Count passes of a stage (part of a run) over its data. A source is one dataset, a mixture several; a bucket, samples of one size."""
 
 import functools
 import logging

@@ -23,10 +23,7 @@ _PROBED_SAMPLES = 64  # at least a step's; the largest micro-batch of them is tr
 
 @dataclass(frozen=True)
 class ProbeLoss:
-    """The loss of the stage's first few training samples (`batches`), without augmentation.
-
-    It is stored with each checkpoint and computed again at the next start: equal values show that the same model was restored.
-    """
+    """The loss of a stage's first training samples, stored with each checkpoint to check at a start that the model is the same."""
 
     bundle: ModelBundle
     loss: Loss
@@ -68,10 +65,7 @@ def probed_steps(plan: StagePlan, stage_step: int) -> tuple[int, int]:
 
 
 def probe_memory(plan: StagePlan, loop: Loop, loader: Loader) -> None:
-    """Run forward and backward on the largest micro-batch of `loader`, with the optimizer's memory reserved; no update is made.
-
-    Gradients stay on the parameters: the caller has to drop them. Raises micro_batch.Exceeded if the memory does not suffice.
-    """
+    """Run forward and backward on the largest micro-batch, without update; gradients stay. Raises micro_batch.Exceeded if out of memory."""
     micros: list[MicroBatch] = [micro for batch in loader for micro in batch.micro]
     state = loop.state
     assert state.optimizer is not None

@@ -174,10 +174,7 @@ def stages_ahead(resolved: Resolved, only: str | None, state: State) -> list[Sta
 
 @contextlib.contextmanager
 def locked_run_directory(run: Path, resolved: Resolved, options: Options, ranks: Ranks) -> Iterator[bool]:
-    """Create the run directory and lock it (rank 0) while the block lasts; a context manager that yields whether a run is continued.
-
-    Raises PlaitError, on all ranks together, if another process has locked the directory, or its run has another configuration.
-    """
+    """Lock the run directory; yield whether a run is continued. Raises PlaitError if it is locked or has another configuration."""
     error, continues = None, False
     with contextlib.ExitStack() as held:
         if ranks.first:

@@ -142,10 +142,7 @@ def steps_of(view: StageView, batches: BatchChanges = ()) -> int:
 
 
 def planned_steps(config: RunConfig, order: AnyOrder) -> int:
-    """Return a stage's number of optimizer steps, from its length in steps, epochs or samples (rounded up to whole steps).
-
-    `order` gives the samples of an epoch, and the samples per step. Raises PlaitError if warm-up would not end before the stage.
-    """
+    """Return a stage's optimizer steps from its length in steps, epochs or samples. Raises PlaitError if warm-up does not end before."""
     budget = config.train
     if budget.steps is not None:
         steps = budget.steps

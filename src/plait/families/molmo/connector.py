@@ -54,10 +54,7 @@ class Connector(nn.Module):
     """Turns patch features into one vector per image token, which the model adds to the embedding of the token `<im_patch>`."""
 
     def __init__(self, tower: Tower, inner: int, hidden: int, scale: float):
-        """Initialise the weights so that image features have the root mean square `scale`, that of the embeddings.
-
-        Much smaller features would give the tower almost no gradient at first. `inner`: width inside the projector; `hidden`: D.
-        """
+        """Initialise weights so that features have root mean square `scale`. `inner`: width inside the projector; `hidden`: D."""
         super().__init__()
         features = tower.hidden * len(tower.features)
         self.pooling = MeanQueryPooling(features, tower.hidden, tower.heads)

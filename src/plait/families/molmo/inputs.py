@@ -91,10 +91,7 @@ class Inputs:
         self.tokenizer = tokenizer or TextTokenizer(towers.load_tokenizer(config, directory), towers.language_config(config))
 
     def encode(self, sample: Sample, key: int) -> Example:
-        """Encode all annotations with their labels. In training, `key`, a 64-bit seed, draws styles, lengths and their order.
-
-        Raises BadSample for a sample with nothing to learn, wrong image marks, unreadable images, or too many tokens.
-        """
+        """Encode all annotations with labels; in training, `key` seeds styles, lengths and order. Raises BadSample for unusable samples."""
         conversations = styles.conversations(sample, self.config.default_style)
         random = rng(key, "text") if self.train else None
         if random is not None and len(conversations) > 1:

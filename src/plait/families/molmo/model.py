@@ -139,10 +139,7 @@ class Molmo(nn.Module):
 
 
 def build(config: Config, directory: Path, *, seed: int) -> Molmo:
-    """Build the model with pretrained weights; the connector, and parts named `debug` (small, for tests), are drawn from `seed`.
-
-    Under `torch.device("meta")` without weights. `directory` is not used. Raises PlaitError for a part that cannot be loaded.
-    """
+    """Build the model; the connector, and parts named `debug`, are drawn from `seed`; without weights on the meta device."""
     return assemble(config, towers.load_language(config, seed), towers.load_vision(config, seed), seed=seed)
 
 
@@ -157,10 +154,7 @@ def assemble(config: Config, language: PreTrainedModel, vision: VisionTower, *, 
 
 
 def components(model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
-    """Group the parameters: {"connector": {name: parameter}, "vision": ..., "language": ...}.
-
-    The connector has pooling, projector, pad embeddings and extra rows; a tied head counts once, in language.
-    """
+    """Return {"connector": {name: parameter}, "vision": ..., "language": ...}; extra rows are in connector, a tied head counts once."""
     assert isinstance(model, Molmo)
     parameters: dict[str, dict[str, nn.Parameter]] = {name: {} for name in COMPONENTS}
     for name, parameter in model.named_parameters():

@@ -83,10 +83,7 @@ def _patch_numbers(side: int) -> np.ndarray:
 
 
 def _crop_patches(rows: int, columns: int, config: Config) -> np.ndarray:
-    """Return (H, W): for each patch of the whole grid, the number of the crop patch that shows it.
-
-    A crop contributes its window, and at the image's edges its margins too.
-    """
+    """Return (H, W): for each patch of the whole grid, the number of the crop patch that shows it; margins only at the image's edges."""
     side, window, margin = config.tower.side, config.window, config.overlap
 
     def axis(count: int) -> tuple[np.ndarray, np.ndarray]:
