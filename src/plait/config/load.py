@@ -44,8 +44,8 @@ def load_config(
     """Read, translate, merge and validate the configuration at `path`. Raises PlaitError, one line, for any error in it.
 
     `overrides`: settings such as "optim.lr=3e-6". `model_config(family)` returns the class of a family's `model:` section, `preset(family,
-    name)` the file of a preset; `sources`: the kinds of data source by name. `words`: arguments of a launch script, such as
-    `molmo/captioner`, that `path` names. `data_base`: the folder that paths of data are relative to; None: the file's.
+    name)` the file of a preset; `sources`: the kinds of data source by name. `words`: arguments of a launch script, if
+    `path` is one. `data_base`: the folder that paths of data are relative to; None: the file's.
     """
     path = Path(path)
     typed = [Override.parse(text) for text in overrides]
