@@ -96,7 +96,7 @@ def preset(family: str, name: str) -> Path:
 
 
 def mixture(family: str, name: str) -> Path:
-    """Return the path of a mixture (list of datasets): `name` itself if it ends in .yaml, .yml or .json, else the family's; else raise."""
+    """Return the path of a mixture (datasets): `name` itself if it ends in .yaml, .yml or .json, else the family's or raise PlaitError."""
     path = expanded(name)
     if path.suffix in (".yaml", ".yml", ".json"):
         return path

@@ -120,9 +120,9 @@ def _resize_to_patches(image: Tensor, tower: Tower, high: int, wide: int) -> tup
 
 
 def letterbox(h: int, w: int, height: int, width: int) -> tuple[int, int]:
-    """Return (height, width) of an image of `h` x `w` pixels enlarged or reduced to fit into `height` x `width`, each at least 1.
+    """Return (height, width), each at least 1, of an image of `h` x `w` pixels once it is resized to fit into `height` x `width`.
 
-    In float32 and cut to whole pixels, as where the published models were trained: a side may be a pixel less than in exact arithmetic.
+    Computed in float32 and rounded down, as for the published models: a side may be a pixel less than in exact arithmetic.
     """
     scale = min(np.float32(width) / np.float32(w), np.float32(height) / np.float32(h))
     return max(1, int(np.float32(h) * scale)), max(1, int(np.float32(w) * scale))
