@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from plait.data.records import wide_encoding
+from plait.data.formats.encodings import wide_encoding
 from plait.errors import BadSample, PlaitError
 from tests.data.test_dirty_records import opened, outcomes, picture
 

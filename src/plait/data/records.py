@@ -1,10 +1,10 @@
 """A record: one sample's fields and encoded images as they were read. Every reader (shards, folder, jsonl, datasets) returns these."""
 
-import codecs
 import json
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+from plait.data.formats.encodings import wide_encoding
 from plait.errors import BadSample
 
 IMAGE_KINDS = frozenset(
@@ -13,16 +13,6 @@ IMAGE_KINDS = frozenset(
 
 TEXT_FIELDS = {"txt": "caption", "caption": "caption", "cls": "label"}
 """File extension -> the field that the text of such a file (`NAME.txt`) becomes."""
-
-
-_MARKS = {"UTF-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE), "UTF-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)}
-_ZEROS: dict[tuple[bool, ...], str] = {
-    (True, False, False, False): "UTF-32LE",
-    (False, False, False, True): "UTF-32BE",
-    (True, False, True, False): "UTF-16LE",
-    (False, True, False, True): "UTF-16BE",
-}
-"""Encodings without a mark by where the first four bytes of ASCII letters are not zero."""
 
 
 class Record(NamedTuple):
@@ -98,11 +88,3 @@ def decode_text(body: bytes, where: str) -> str:
 def as_list(value: Any) -> list[Any]:
     """Return a field's value as a list: None -> [], a list or tuple -> its items, anything else -> [value]."""
     return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
-
-
-def wide_encoding(body: bytes) -> str | None:
-    """Return the name of the encoding whose mark begins a text, or whose zeros surround its first letter: UTF-16 or UTF-32; else None."""
-    for encoding, marks in _MARKS.items():
-        if body.startswith(marks):
-            return encoding
-    return _ZEROS.get(tuple(byte > 0 for byte in body[:4]))

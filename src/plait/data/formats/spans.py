@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from plait.data.records import wide_encoding
+from plait.data.formats.encodings import wide_encoding
 from plait.errors import PlaitError
 
 Facts = dict[str, Any]
