@@ -27,7 +27,14 @@ def test_braces_count_and_list():
 
 
 @pytest.mark.parametrize(
-    ("pattern", "words"), [("x-{1...3}", "cannot read the braces in 'x-{1...3}'"), ("x-{3..1}", "is empty: 3 is after 1")]
+    ("pattern", "words"),
+    [
+        ("x-{1...3}", "cannot read the braces in 'x-{1...3}'"),
+        ("x-{3..1}", "is empty: 3 is after 1"),
+        ("x-{0..99999999}.tar", "stand for 100,000,000 paths, more than 1,000,000"),
+        ("{0..999}{0..999}{a,b}", "stand for 2,000,000 paths"),
+        ("{0.." + "9" * 5000 + "}", "cannot read the braces"),
+    ],
 )
 def test_braces_that_say_nothing_are_refused(pattern, words):
     with pytest.raises(PlaitError) as caught:

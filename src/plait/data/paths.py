@@ -1,5 +1,7 @@
 """Expand path patterns to files: braces `{00000..00003}` and `{a,b}`, globs, a folder, one file; on disk or at any fsspec address."""
 
+import itertools
+import math
 import os
 import re
 import stat
@@ -14,7 +16,9 @@ from plait.errors import BadSample, PlaitError
 from plait.files import expanded
 
 _BRACE = re.compile(r"(?<!\$)\{([^{}]*)\}")  # ${NAME} is an environment variable
-_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+_RANGE = re.compile(r"(\d{1,18})\.\.(\d{1,18})")
+MAX_PATHS = 1_000_000
+"""Paths that the braces of one pattern may stand for: a million shards of a gigabyte are a petabyte."""
 _HUB_FOLDER = re.compile(r"(datasets|models|spaces)--")
 _SPLITS = ("train", "validation", "val", "test")
 
@@ -25,21 +29,33 @@ def local(path: str) -> Path:
 
 
 def braces(pattern: str) -> list[str]:
-    """Return the paths that braces stand for: a{08..10} -> a08, a09, a10; a{b,c} -> ab, ac. Raises PlaitError for any other content."""
-    brace = _BRACE.search(pattern)
-    if brace is None:
-        return [pattern]
-    inside = brace[1]
-    if span := _RANGE.fullmatch(inside):
-        first, last = int(span[1]), int(span[2])
-        choices = [str(number).zfill(len(span[1])) for number in range(first, last + 1)]
-    elif "," in inside:
-        choices = inside.split(",")
-    else:
-        raise PlaitError(f"cannot read the braces in {shown(pattern)!r}; write {{00000..00003}} or {{a,b}}")
-    if not choices:
+    """Return the paths that braces stand for: a{08..10} -> a08, a09, a10; a{b,c} -> ab, ac.
+
+    Raises PlaitError for any other content, and for more than MAX_PATHS paths.
+    """
+    texts = _BRACE.split(pattern)  # text, inside of a brace, text, ...
+    choices = [_choices(text, pattern) if number % 2 else [text] for number, text in enumerate(texts)]
+    if (count := math.prod(map(len, choices))) > MAX_PATHS:
+        raise PlaitError(_too_many(pattern, count))
+    return ["".join(chosen) for chosen in itertools.product(*choices)]
+
+
+def _choices(inside: str, pattern: str) -> list[str]:
+    span = _RANGE.fullmatch(inside)
+    if span is None:
+        if "," not in inside:
+            raise PlaitError(f"cannot read the braces in {shown(pattern)!r}; write {{00000..00003}} or {{a,b}}")
+        return inside.split(",")
+    first, last = int(span[1]), int(span[2])
+    if first > last:
         raise PlaitError(f"the range in {shown(pattern)!r} is empty: {first} is after {last}")
-    return [rest for choice in choices for rest in braces(pattern[: brace.start()] + choice + pattern[brace.end() :])]
+    if last - first >= MAX_PATHS:
+        raise PlaitError(_too_many(pattern, last - first + 1))
+    return [str(number).zfill(len(span[1])) for number in range(first, last + 1)]
+
+
+def _too_many(pattern: str, count: int) -> str:
+    return f"the braces in {shown(pattern)!r} stand for {count:,} paths, more than {MAX_PATHS:,}: mend them, or write several sources"
 
 
 def read_regular(path: Path) -> bytes:
