@@ -240,7 +240,7 @@ class Optim(Section):
 
     @property
     def own_clips(self) -> dict[str, float]:
-        """The largest gradient norm of each component that is clipped by its own norm: {"vision": 1.0}."""
+        """The clipping threshold (largest gradient norm) of each component that sets its own `grad_clip`, as {"vision": 1.0}."""
         return {name: component.grad_clip for name, component in self.components.items() if component.grad_clip is not None}
 
 

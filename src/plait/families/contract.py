@@ -136,7 +136,7 @@ class Catalogue(Protocol):
         """Return the name of the bench (evaluation), such as `vqa`, that scores answers to a dataset. Raises PlaitError if none does."""
 
     def split_of(self, name: str, split: str) -> str:
-        """Return `split` unchanged if the dataset has it; else raise PlaitError, which lists those it has."""
+        """Check that dataset `name` has `split`, and return it. Raises PlaitError with the splits that it has."""
 
     def evaluation_split(self, name: str) -> str:
         """Return the split, such as `validation`, that a dataset is evaluated on when the user names none."""

@@ -1,4 +1,4 @@
-"""Recognise text in UTF-16 or UTF-32, which is refused by that name: every text file is read as UTF-8."""
+"""Recognise text in UTF-16 or UTF-32, so that an error can name it: text files are read as UTF-8 only."""
 
 import codecs
 
@@ -13,7 +13,7 @@ _ZEROS: dict[tuple[bool, ...], str] = {
 
 
 def wide_encoding(body: bytes) -> str | None:
-    """Return the name of the encoding whose mark begins a text, or whose zeros surround its first letter: UTF-16 or UTF-32; else None."""
+    """Return UTF-16 or UTF-32 if `body`, a file's first bytes, begins with its byte order mark or has its zero bytes; else None."""
     for encoding, marks in _MARKS.items():
         if body.startswith(marks):
             return encoding

@@ -1,6 +1,6 @@
 """Strip metadata from PNG and JPEG files, so that a picture can be decoded although its metadata is damaged.
 
-A PNG is a list of chunks, a JPEG one of segments (PNG, third edition, chapter 5; ITU T.81, annex B). What decides pixels is always kept:
+A PNG is a list of chunks, a JPEG one of segments (PNG, third edition, chapter 5; ITU T.81, annex B). What determines the pixels is always kept:
 size, palette, transparency, tables, and how a JPEG stores its colours. Not here: decoding, and what an orientation means (image_files.py).
 """
 
@@ -28,7 +28,10 @@ _ENDS = frozenset([0xD8, 0xD9, 0xDA])  # after these come pixels, or nothing
 
 
 def still(data: bytes) -> bytes:
-    """Return a PNG file without its animation, other data unchanged: a damaged frame's window would cut the first picture."""
+    """Return a PNG file without its animation chunks, and any other data as it is.
+
+    A decoder would crop the first picture to the window in a damaged animation chunk.
+    """
     if not data.startswith(PNG) or not any(kind in data for kind in _ANIMATION):
         return data
     return PNG + b"".join(chunk for kind, _, chunk in _chunks(data) if kind not in _ANIMATION)

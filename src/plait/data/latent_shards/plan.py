@@ -48,7 +48,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Skipped:
-    """One sample that is not written: its position in the walk, its id, a reason such as "no caption", and the error as `detail`."""
+    """One sample that is not written: its position in the walk, its id, a reason such as "no caption", and an error's text in `detail`."""
 
     position: int
     id: str

@@ -29,8 +29,8 @@ Key = tuple[int, frozenset[str]]
 class TensorBoard:
     """Mirror into event files under RUN/events, for `tensorboard --logdir RUN`. `step`: where the run begins or resumes.
 
-    Its first event tells a viewer that has read older files to drop all later steps. The first start of a run writes one too: viewers
-    ignore the first that they see.
+    Its first event tells a viewer that has read older files to drop all steps after `step`. A run's first start writes one too, because
+    viewers ignore the first such event.
     """
 
     def __init__(self, run: Path, step: int) -> None:

@@ -48,9 +48,9 @@ def _number(value: Any) -> Any:
 
 
 class Tracker:
-    """Writer of metrics: every row to `metrics.jsonl` first, then to the mirrors. `run`: its directory; None, as on ranks above 0: no file.
+    """Writer of metrics: every row to `metrics.jsonl` first, then to the mirrors. `run`: the run's directory; None: rows are dropped.
 
-    `monitors`: functions of a row that return warnings, which are recorded in the row as `warnings` and shown on the screen.
+    `monitors`: functions that take a row and return warnings, which are recorded in the row as `warnings` and shown on the screen.
     """
 
     def __init__(self, run: Path | None, mirrors: Sequence[Mirror], screen: Screen | None = None, monitors: Sequence[Monitor] = ()) -> None:

@@ -26,7 +26,10 @@ Table = dict[Subset, float]
 
 @dataclass(frozen=True)
 class Request:
-    """One sample to generate: its conditions, its shape (C, H, W), and `key`, the 64-bit seed of its noise."""
+    """One sample to generate: what it is drawn under, its shape (C, H, W) as the model sees it, and `key`, the 64-bit seed of its noise.
+
+    The shape is that of the latent, or of the picture where the model works on pixels.
+    """
 
     conditions: Conditions
     shape: tuple[int, int, int]

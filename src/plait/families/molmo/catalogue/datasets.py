@@ -79,7 +79,7 @@ def evaluation_split(name: str) -> str:
 
 
 def split_of(name: str, split: str) -> str:
-    """Return `split` unchanged if the dataset has it; else raise PlaitError, which lists those it has, or the nearest name."""
+    """Check that dataset `name` (or alias) has `split`, and return it. Raises PlaitError with its splits, or the nearest name."""
     known = spec_of(name).splits
     if split not in known:
         near = difflib.get_close_matches(split, known, 1)
