@@ -316,6 +316,12 @@ def test_the_room_of_checkpoints_is_what_a_run_leaves(recipe, tmp_path, settings
     assert expected_count == count and abs(expected - size - last) < steps * count
 
 
+def test_all_checkpoints_count_where_all_are_kept(recipe, tmp_path):
+    settings = ["checkpoint.best=null", "stages=[]", "evaluate=[]", "train.steps=12", "checkpoint.every_steps=3"]
+    one = run_needs.checkpoints(open_config(recipe, [*settings, "checkpoint.keep=1"]))[1] // 2
+    assert run_needs.checkpoints(open_config(recipe, [*settings, "checkpoint.keep=0"])) == (4, 5 * one)
+
+
 def test_post_hoc_averages_that_are_kept_of_deleted_checkpoints_count(recipe, tmp_path):
     settings = ["optim.ema={decay: 0.5, post_hoc: true}", "checkpoint.keep=1", "checkpoint.best=null", "stages=[]"]
     values = 45  # of the toy

@@ -190,12 +190,17 @@ def checkpoints(resolved: Resolved) -> tuple[int, int]:
 
 
 def _kept(view: StageView) -> tuple[int, int]:
-    """Return how many checkpoints a stage leaves at most, and how many it deletes: the newest `checkpoint.keep` stay, and the best one."""
+    """Return how many checkpoints a stage leaves at most, and how many it deletes.
+
+    The newest `checkpoint.keep` stay (0: all), and the best one. Where the steps are those of a dataset on the Hub, none is deleted, and of
+    "all" one is counted.
+    """
     settings = view.config.checkpoint
-    limit = settings.keep + (settings.best is not None)
+    limit = settings.keep + (settings.best is not None) if settings.keep else None
     if view.config.train.steps is None and any(map(on_hub, _training(view.config))):
-        return limit, 0
+        return limit or 1, 0
     steps = steps_of(view)
     intervals = [settings.every_steps, *(entry.every_steps for entry in view.config.evaluate if settings.best is not None)]
     saved = {steps}.union(*(range(interval, steps, interval) for interval in intervals if interval is not None))
-    return min(len(saved), limit), max(0, len(saved) - limit)
+    kept = len(saved) if limit is None else min(len(saved), limit)
+    return kept, len(saved) - kept

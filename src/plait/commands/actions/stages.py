@@ -14,6 +14,7 @@ from plait.assembly.configuration import open_run_config
 from plait.config.resolved import StageView
 from plait.config.schema import RunConfig
 from plait.engine.checkpoints import checkpoint
+from plait.engine.monitoring import screen
 from plait.errors import PlaitError
 
 log = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ def show(run: Path) -> None:
 
 
 def _progress(view: StageView, rows: Sequence[Row], manifest: Mapping[str, Any] | None) -> list[tuple[str, str]]:
-    """Return the lines about steps, held-out figures and hours, as (name, text)."""
+    """Return the lines about steps, held-out figures and time as h:mm:ss, as (name, text)."""
     stage_rows = [row for row in rows if row.get("stage") == view.index]
     trained = [row for row in stage_rows if "loss" in row]
     before = max((row["step"] for row in rows if row.get("stage", view.index) < view.index), default=0)
@@ -62,7 +63,7 @@ def _progress(view: StageView, rows: Sequence[Row], manifest: Mapping[str, Any] 
     of, last = f" of {planned:,}" if planned else "", "none saved here" if saved_step is None else f"last saved at {saved_step:,}"
     lines = [("steps", f"{done:,}{of}, from step {start:,}; {last}")]
     lines += [("held out", text) for text in _held_out(stage_rows, view.config)]
-    return [*lines, ("hours", f"{hours(trained, start):.3g}")]
+    return [*lines, ("time", screen.clock(3600 * hours(trained, start)))]
 
 
 def _damaged(run: Path) -> dict[Path, str]:

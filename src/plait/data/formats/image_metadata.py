@@ -1,6 +1,6 @@
 """Strip metadata from PNG and JPEG files, so that a picture can be decoded although its metadata is damaged.
 
-A PNG is a list of chunks, a JPEG one of segments (PNG, third edition, chapter 5; ITU T.81, annex B). What determines the pixels is always kept:
+A PNG is a list of chunks, a JPEG one of segments (PNG, third edition, chapter 5; ITU T.81, annex B). What decides pixels is always kept:
 size, palette, transparency, tables, and how a JPEG stores its colours. Not here: decoding, and what an orientation means (image_files.py).
 """
 
