@@ -115,6 +115,7 @@ TESTS: dict[str, str] = {
     "engine/parallel/strategy.py": "engine/test_strategy.py",
     "training/changes.py": "training/test_start.py commands/test_stages.py",
     "training/from_weights.py": "training/test_start.py commands/test_stages.py",
+    "training/intervals.py": "training/test_intervals.py",
     "training/launch.py": "training/test_launch.py training/test_processes.py",
     "training/passes.py": "training/test_passes.py training/test_summary.py",
     "training/probes.py": "training/test_start.py training/test_stage.py engine/test_micro_batch.py",

@@ -1,6 +1,7 @@
 """A family small enough that a run of three stages takes a fraction of a second: y from four numbers, through three linear parts."""
 
 import json
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -34,6 +35,7 @@ track: {{every_steps: 1, tensorboard: false}}
 
 
 class Config(ModelSection):
+    layouts: ClassVar[dict[str, str]] = {"hf": "those of theworld, in whose place it is put"}
     width: int = 4
 
 

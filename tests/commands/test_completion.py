@@ -82,7 +82,7 @@ def test_a_shell_completes_options_of_the_verb_alone(offers):
 
 
 def test_a_shell_completes_settings_of_a_configuration(offers):
-    steps = {"--optim.schedule.warmup_steps", "--optim.schedule.warmup_tokens"}
+    steps = {"--optim.schedule.warmup_from", "--optim.schedule.warmup_steps", "--optim.schedule.warmup_tokens"}
     assert offers("plait train mine.yaml --optim.schedule.warmup_") == steps
     assert offers("plait data inspect mine.yaml --optim.schedule.warmup_") == steps
     assert offers("plait eval mine.yaml --optim.schedule.warmup_") == set()

@@ -8,6 +8,7 @@ import pytest
 from plait import cli, files
 from plait.assembly import saved
 from plait.commands.actions import evaluate
+from plait.config.schema import Source
 from plait.engine import evaluation
 from tests.families.molmo import published_sets
 
@@ -137,6 +138,22 @@ def test_other_data_may_be_named_by_kind_or_as_a_list(run, tmp_path):
         assert [row["gold"] for row in rows] == ["a frog"]
 
 
+def test_a_table_of_other_data_is_read_with_the_template_of_the_runs_own(run, tmp_path, monkeypatch, capsys):
+    published_sets.picture(tmp_path / "a.png")
+    table = tmp_path / "mine.csv"
+    table.write_text("image,ask,say\na.png,what?,a frog\n")
+    template = {"user": "{ask}", "assistant": "{say}"}
+    trained = [Source.model_validate({"source": "datasets", "path": "else.csv", "template": template, "columns": {"say": "say"}})]
+    for data in (str(table), f"datasets:{table}"):
+        (source,) = evaluate._sources(data, None, trained)
+        assert (source.source, source.path, source.name, source.columns) == ("datasets", str(table), None, {"say": "say"})
+        assert source.template == trained[0].template
+    assert evaluate._sources("datasets:owner/set", None, trained)[0].name == "owner/set"
+    listed = f"[{{source: datasets, path: {table}, template: {{user: '{{ask}}', assistant: '{{say}}'}}}}]"
+    rows, _ = measured(run, "accuracy", tmp_path / "out", "--data", listed)
+    assert [(row["question"], row["gold"]) for row in rows] == [("what?", "a frog")]
+
+
 WRONG = {
     "--bench vq3": "--bench 'vq3' is unknown: did you mean vqa?",
     "--bench textvqa3": "--bench 'textvqa3' is unknown: did you mean text_vqa?",
@@ -144,7 +161,7 @@ WRONG = {
     "--bench vqa2:tset": "bench 'vqa2:tset': dataset 'vqa2' has no split 'tset': it has train, validation",
     "--bench vqa2:train --split validation": "--bench vqa2:train and --split validation name two splits: keep one",
     "--bench pixmo_cap": "dataset 'pixmo_cap' has free answers that no rule scores; use bench `loss` on it",
-    "--bench vqa --data=nowhere": "--data 'nowhere' is no .jsonl, .tar or folder; give one, a list of sources in YAML, or KIND:PATH",
+    "--bench vqa --data=nowhere": "--data 'nowhere' is no .jsonl, .csv, .parquet, .tar or folder; give one",
     "--bench vqa --data=[{sorce:x}]": "--data '[{sorce:x}]' is no list of sources",
     "--bench vqa2 --data=nowhere": "dataset vqa2 (validation) is not there: no v2_OpenEnded_mscoco_val2014_questions.json in nowhere",
 }

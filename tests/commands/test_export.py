@@ -147,6 +147,14 @@ def test_an_export_ends_its_answers_where_plait_does(trained, tmp_path, name, to
         assert AutoTokenizer.from_pretrained(tmp_path / "out").convert_ids_to_tokens(ends) == ["<eos>", "<end_of_turn>"]
 
 
+@pytest.mark.parametrize(("name", "to"), [("world", "hf"), ("molmo", "hf"), ("molmo", "molmo")])
+def test_every_file_of_an_export_follows_the_umask(trained, tmp_path, name, to):
+    (tmp_path / "plain").touch()
+    assert cli.main(["export", str(trained(name)), str(tmp_path / "out"), "--to", to]) == 0
+    modes = {path.name: path.stat().st_mode for path in (tmp_path / "out").iterdir()}
+    assert "model.safetensors" in modes and set(modes.values()) == {(tmp_path / "plain").stat().st_mode}
+
+
 def test_theworld_comes_back_with_its_projector(trained, tmp_path):
     run = trained("world")
     assert cli.main(["export", str(run), str(tmp_path / "out")]) == 0

@@ -153,7 +153,7 @@ def test_one_stage_runs_alone_and_in_order(made, tmp_path):
     run = tmp_path / "run"
     toy.train(made[0], run, only="projection")
     assert checkpoint.locate(run).manifest["state"]["stage_done"] == PLANNED
-    with pytest.raises(PlaitError, match=r"stage 'language' comes after projection, which is not finished; run that first"):
+    with pytest.raises(PlaitError, match=r"stage 'language' comes after vision, which is not finished; run that first"):
         toy.train(made[0], run, only="language")
     with pytest.raises(PlaitError, match="stage 'visions' is not one to run next: the stages are projection, vision, language"):
         toy.train(made[0], run, only="visions")

@@ -10,6 +10,7 @@ from plait.assembly.configuration import open_checked, open_config, open_run_con
 from plait.assembly.data import open_training
 from plait.config import mixture
 from plait.config.data_paths import has_moved
+from plait.config.source_rules import unknown_kind
 from plait.data.sources.open import KINDS
 from plait.errors import PlaitError
 
@@ -168,3 +169,8 @@ def test_a_leading_tilde_in_the_model_is_the_home_directory(tmp_path, monkeypatc
     config = open_config(tmp_path / "x.yaml").config
     assert config.model["base"] == str(tmp_path / "gemma")
     assert config.data.root == "~/sets"
+
+
+@pytest.mark.parametrize(("kind", "meant"), [("CSV", "datasets"), ("parquet", "datasets"), ("llava", "jsonl"), ("webdataset", "shards")])
+def test_a_kind_by_another_name_is_told_what_is_meant(kind, meant):
+    assert unknown_kind(kind, KINDS).endswith(f"got {kind!r}: did you mean {meant!r}?")

@@ -50,6 +50,8 @@ class SourceLook:
     """How many samples are held out as well; None where no samples are held out."""
     holding: Counter[str] = field(default_factory=Counter)
     """How many usable samples have images, or frames of video: {"images": 30, "frames": 2}."""
+    fields: dict[str, None] = field(default_factory=dict)
+    """Names of the fields that usable samples without images have, in their order."""
 
     @property
     def usable(self) -> int:
@@ -168,6 +170,9 @@ def without_input(found: Sequence[SourceLook], limits: Limits, trainable: Sequen
             which = f"none of the {usable} samples looked at has {' or '.join(keys)}"
             off = f"set {name} to {limits.idle.get(name, 0)}"
             verb, cure = ("asks for them", off) if setting else ("trains", f"leave {name} out of trainable")
+            fields = dict.fromkeys(name for one in found for name in one.fields)
+            if "images" in keys and fields:
+                which += f" (the records have {', '.join(fields)}; where one is the picture, name it: columns: {{image: NAME}})"
             faults.append(f"{name} {verb}, but {which}: {cure}, or say guard.no_input=continue")
     return faults
 
@@ -190,6 +195,8 @@ def _look_at(found: SourceLook, index: int, inputs: Inputs, sample_key: int) -> 
     if found.overlap is not None and not found.source.stored:
         found.overlap.add(content_of(sample))
     found.holding.update(name for name in ("images", "frames") if sample.get(name))
+    if not sample.get("images"):
+        found.fields |= dict.fromkeys(name for name in sample["fields"] if name not in ("messages", "conversations"))
 
 
 def _compare(found: Sequence[SourceLook], held_out: Sequence[Source], least: int) -> None:

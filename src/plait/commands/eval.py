@@ -18,7 +18,7 @@ def declare(parser: Parser) -> None:
     parser.add_argument(
         "--bench", required=True, help="loss, a bench of the family, or a dataset with its own rule: vqa2 or vqa2:validation"
     )
-    parser.add_argument("--data", help="in place of the run's held-out data: a .jsonl, .tar or folder, KIND:PATH, or a dataset's folder")
+    parser.add_argument("--data", help="in place of the run's held-out data: a .jsonl, .csv, .parquet, .tar or folder, or KIND:PATH")
     parser.add_argument("--split", help="part of the data")
     parser.add_argument("--pictures", type=positive, default=200, help="answers whose pictures are on the page; it has all answers")
     parser.add_argument("--samples", type=positive, help="held-out samples (default: all)")

@@ -55,8 +55,17 @@ class SourceRules:
         return unknown, f"it takes {', '.join(self.options)}" if self.options else "it takes none"
 
 
+_MEANT = {
+    **dict.fromkeys(("csv", "tsv", "parquet", "arrow", "hf", "huggingface", "hub"), "datasets"),
+    **dict.fromkeys(("json", "llava", "sharegpt"), "jsonl"),
+    **dict.fromkeys(("imagefolder", "images", "directory"), "folder"),
+    **dict.fromkeys(("webdataset", "wds", "tar"), "shards"),
+}
+"""Kinds of source by other names that users look for."""
+
+
 def unknown_kind(kind: str, known: Collection[str]) -> str:
     """Return the end of an error message about a `source:` that does not exist: the known kinds, and the nearest."""
     *first, last = map(repr, known)
-    near = difflib.get_close_matches(kind, known, 1)
+    near = [_MEANT[kind.lower()]] if _MEANT.get(kind.lower()) in known else difflib.get_close_matches(kind, known, 1)
     return f"must be {', '.join(first)} or {last}, got {kind!r}" + (f": did you mean {near[0]!r}?" if near else "")

@@ -235,7 +235,7 @@ def _entry(config: RunConfig, bench: str, options: Options) -> Evaluate:
     name, _, split = bench.partition(":")
     known = {evaluation.LOSS, *registry.benches(config.family)}
     if not split and name in known:
-        given = _sources(options.data, options.split) if options.data is not None else []
+        given = _sources(options.data, options.split, config.data.train) if options.data is not None else []
         if not given and options.split is not None:
             if config.data.held_out_share is not None:
                 share = f"{config.data.validation} of the training data"
@@ -260,29 +260,48 @@ def _hint(name: str, known: Sequence[str]) -> str:
     return f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
 
 
-def _sources(text: str, split: str | None) -> list[Source]:
-    """Return the sources that `--data` names: a list in YAML, KIND:PATH (dataset:NAME), or a file or folder whose kind can be told."""
+def _sources(text: str, split: str | None, trained: Sequence[Source]) -> list[Source]:
+    """Return the sources that `--data` names: a list in YAML, KIND:PATH (dataset:NAME), or a file or folder whose kind can be told.
+
+    A path is read with the template and columns of the first of the run's sources (`trained`) that is of its kind and has any.
+    """
     try:
         if text.startswith("["):
             return [Source.model_validate({"split": split, **row} if split else row) for row in reading.scalar(text)]
         kind, colon, rest = text.partition(":")
         if colon and (rules := KINDS.get(kind)):
-            where = {"name": rest} if "name" in rules.needs else {"path": rest}
-            return [Source.model_validate({"source": kind, "split": split, **where})]
+            if "name" in rules.needs and not ("path" in rules.needs and paths.local(rest).exists()):
+                return [Source.model_validate({"source": kind, "split": split, "name": rest})]
+            return [_as_trained(Source.model_validate({"source": kind, "split": split, "path": rest}), trained)]
     except (ValidationError, yaml.YAMLError, TypeError) as error:
         reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error).splitlines()[0]
         raise PlaitError(f"--data {text!r} is no list of sources: {reason}") from error
-    path = paths.local(text)
+    told = _kind_of(paths.local(text))
+    if told is None:
+        raise PlaitError(
+            f"--data {text!r} is no .jsonl, .csv, .parquet, .tar or folder; give one, a list of sources in YAML, or KIND:PATH with "
+            f"KIND one of {', '.join(KINDS)}"
+        )
+    return [_as_trained(Source(source=told, path=text, split=None if told == "jsonl" else split), trained)]
+
+
+def _kind_of(path: Path) -> str | None:
+    """Return the kind of source that reads a file or folder, None where it cannot be told."""
     if path.suffix in (".jsonl", ".json"):
-        return [Source(source="jsonl", path=text)]
+        return "jsonl"
+    if path.suffix in (".csv", ".tsv", ".parquet") or (path.is_dir() and any(path.glob("*.parquet"))):
+        return "datasets"
     if path.suffix == ".tar" or (path.is_dir() and any(path.glob("*.tar"))):
-        return [Source(source="shards", path=text, split=split)]
-    if path.is_dir():
-        return [Source(source="folder", path=text, split=split)]
-    kinds = ", ".join(KINDS)
-    raise PlaitError(
-        f"--data {text!r} is no .jsonl, .tar or folder; give one, a list of sources in YAML, or KIND:PATH with KIND one of {kinds}"
-    )
+        return "shards"
+    return "folder" if path.is_dir() else None
+
+
+def _as_trained(source: Source, trained: Sequence[Source]) -> Source:
+    for number, other in enumerate(trained):
+        if other.source == source.source and (other.template or other.columns):
+            log.info(f"--data is read with the template and columns of data.train.{number}")
+            return source.model_copy(update={"template": other.template, "columns": other.columns})
+    return source
 
 
 def _report(measurement: Measurement, result: Result) -> None:

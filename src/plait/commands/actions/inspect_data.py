@@ -114,7 +114,8 @@ def draw(resolved: Resolved, split: str, samples: int, out: Path) -> None:
     """Draw the first `samples` samples of a run, as the model sees them, to `out`/sheet.png (a contact sheet) and `out`/page.html.
 
     `split`: "train", in the order of steps, or "validation". Stages (parts of a run) that differ in their data get a folder each, named
-    like the stage. Raises PlaitError for a family that cannot show its examples, and if there is nothing to draw.
+    like the stage. Raises PlaitError for a family that cannot show its examples, if there is nothing to draw, and in the end, after the
+    pages are written, for data that a run would refuse.
     """
     if samples < 1:
         raise PlaitError(f"--samples={samples}: ask for at least one")
@@ -122,16 +123,18 @@ def draw(resolved: Resolved, split: str, samples: int, out: Path) -> None:
     if family.inspect is None:
         raise PlaitError(f"family {family.name!r} has no `inspect`: it does not say what its model sees")
     section = family.Config.model_validate(resolved.config.model)
-    views = _different(resolved.stages)
+    views, refused = _different(resolved.stages), list[str]()
     with _assets(resolved.config) as assets:
         for view in views:
             folder = out if len(views) == 1 else out / f"stage-{view.index}-{view.name}"
-            _draw_stage(view, family, section, assets, split=split, samples=samples, out=folder)
+            refused += _draw_stage(view, family, section, assets, split=split, samples=samples, out=folder)
     for view in resolved.stages:
         if view not in views:
             same = next(drawn for drawn in views if drawn.config.data == view.config.data)
             order = ", in an order of its own" if split == "train" else ""
             log.info(f"stage {view.index} ({view.name}) has the data of stage {same.index} ({same.name}){order}")
+    if refused:
+        raise PlaitError(f"a run would not start with this data: {refused[0]}")
 
 
 def _different(stages: Sequence[StageView]) -> list[StageView]:
@@ -151,8 +154,8 @@ def _assets(config: RunConfig) -> Iterator[Path]:
         yield Path(temporary)
 
 
-def _draw_stage(view: StageView, family: Family, section: Any, assets: Path, *, split: str, samples: int, out: Path) -> None:
-    """Encode and draw the samples of one stage, and log what is known of them."""
+def _draw_stage(view: StageView, family: Family, section: Any, assets: Path, *, split: str, samples: int, out: Path) -> list[str]:
+    """Encode and draw the samples of one stage, and log what is known of them; returns why a run would refuse the data."""
     config = view.config
     data = open_training(config) if split == "train" else TrainingData(_held_out(config), [])
     opened = data.sources
@@ -195,6 +198,7 @@ def _draw_stage(view: StageView, family: Family, section: Any, assets: Path, *, 
     wide = max(len(name) for name, _ in facts)
     log.info("\n".join(f"  {name:<{wide}}  {value}" for name, value in facts))
     log.info(f"written to {sheet} and {page}")
+    return [text for name, text in looks if name == "refused"]
 
 
 def _look(view: StageView, opened: Sequence[Any], inputs: Inputs, limits: Limits, split: str) -> Facts:

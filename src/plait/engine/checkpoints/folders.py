@@ -15,6 +15,7 @@ from plait.errors import PlaitError
 def new_folder(target: Path) -> Iterator[Path]:
     """Yield a temporary folder to fill; it is renamed to `target` when the `with` block ends, and removed when the block raises.
 
+    Its files get the permissions that the umask gives new files: libraries write weights that only their owner can read.
     Creates the parent folders. A kill leaves `.NAME.tmp` beside `target`, which the next call for `target` empties and fills. Raises
     PlaitError where `target` exists when the block ends.
     """
@@ -24,6 +25,9 @@ def new_folder(target: Path) -> Iterator[Path]:
         for left in beside.iterdir():
             files.remove(left)
         yield beside
+        for path in beside.rglob("*"):
+            if path.is_file() and not path.is_symlink():
+                files.follow_umask(path)
         try:
             beside.rename(target)
         except OSError as error:
