@@ -97,7 +97,8 @@ def family(monkeypatch):
 @pytest.fixture
 def resolve(tmp_path):
     def load(**more):
-        tree = {"run": str(tmp_path / "run"), "seed": 5, "family": "fake", "train": {"steps": 9, "global_batch": 4}, **more}
+        tree = {"run": str(tmp_path / "run"), "seed": 5, "family": "fake", "train": {"steps": 9, "global_batch": 4}}
+        tree |= {"guard": {"no_input": "continue"}, **more}
         tree["data"] = {"train": [SCENES, OTHER], "validation": [SCENES], **more.get("data", {})}
         (tmp_path / "config.yaml").write_text(reading.write_yaml(tree))
         return load_config(tmp_path / "config.yaml", model_config=lambda name: Settings, preset=None, sources=KINDS)
@@ -180,7 +181,7 @@ def test_samples_over_max_tokens_are_named(family, resolve, tmp_path, capsys):
 
 @pytest.mark.parametrize("split", ["train", "validation"])
 def test_the_table_of_a_runs_first_lines_stands_at_the_top(family, resolve, tmp_path, capsys, split):
-    resolved = resolve(data={"max_tokens": 4, "train": [SCENES, OTHER]}, trainable=["eye", "film"])
+    resolved = resolve(data={"max_tokens": 4, "train": [SCENES, OTHER]}, trainable=["eye", "film"], guard={})
     refused_at_the_end = pytest.raises(PlaitError, match="a run would not start with this data: film trains, but none of the 39")
     with refused_at_the_end if split == "train" else contextlib.nullcontext():
         data_inspect.draw(resolved, split, 3, tmp_path / "out")

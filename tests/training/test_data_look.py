@@ -154,6 +154,12 @@ def test_parts_without_any_input_are_named_with_the_cure(tmp_path, records, trai
     assert f", {'3' if records is SEEN else '4'} without images, 4 without frames" in looks[1].text()
 
 
+def test_fields_that_may_be_the_picture_are_named(tmp_path):
+    looks = look([opened(tmp_path, [{"caption": "a", "photo": "0.png", "n": 1}])], limits=NEEDS)
+    said = data_look.without_input(looks, NEEDS, ["vision"])[0]
+    assert "has images (the records have photo, n; where one is the picture, name it: columns: {image: NAME}): leave vision out" in said
+
+
 def test_what_a_folder_does_not_read_is_told(tmp_path):
     (tmp_path / "a.png").write_bytes(picture(0))
     (tmp_path / "a.txt").write_text("x")

@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 _SAMPLES, _ALL_SAMPLES = 32, 512
 """How many samples of one source, and of all sources together, are looked at (at most)."""
+_TEXTS = ("messages", "conversations", "caption", "text", "label")
 _REASONS_SHOWN = 2
 
 
@@ -51,7 +52,7 @@ class SourceLook:
     holding: Counter[str] = field(default_factory=Counter)
     """How many usable samples have images, or frames of video: {"images": 30, "frames": 2}."""
     fields: dict[str, None] = field(default_factory=dict)
-    """Names of the fields that usable samples without images have, in their order."""
+    """Names of the fields, but those of texts, that usable samples without images have, in their order."""
 
     @property
     def usable(self) -> int:
@@ -196,7 +197,7 @@ def _look_at(found: SourceLook, index: int, inputs: Inputs, sample_key: int) -> 
         found.overlap.add(content_of(sample))
     found.holding.update(name for name in ("images", "frames") if sample.get(name))
     if not sample.get("images"):
-        found.fields |= dict.fromkeys(name for name in sample["fields"] if name not in ("messages", "conversations"))
+        found.fields |= dict.fromkeys(name for name in sample["fields"] if name not in _TEXTS)
 
 
 def _compare(found: Sequence[SourceLook], held_out: Sequence[Source], least: int) -> None:
