@@ -1,0 +1,49 @@
+"""The page about own data in docs/data.md: its configurations load and train, in each of the four forms."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from plait import cli
+from tests.families.molmo.published_sets import picture
+
+TEXT = (Path(__file__).resolve().parents[1] / "docs" / "data.md").read_text(encoding="utf-8")
+PAGE = TEXT[TEXT.index("## Your own data") : TEXT.index("## The index")]
+WHOLE, OTHERS = (yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", PAGE, flags=re.DOTALL))
+
+
+def write(folder, number=12):
+    """The same questions in the four forms, where the page has them."""
+    rows = [{"image": f"{i}.png", "question": f"What is {i}?", "answer": f"thing {i}"} for i in range(number)]
+    (folder / "mydata").mkdir()
+    (folder / "imagefolder" / "train").mkdir(parents=True)
+    for i in range(number):
+        picture(folder / "mydata" / f"{i}.png", i % 3)
+        picture(folder / "imagefolder" / "train" / f"{i}.png", i % 3)
+    table = [",".join(rows[0]), *(",".join(row.values()) for row in rows)]
+    (folder / "mydata" / "data.csv").write_text("\n".join(table) + "\n")
+    turns = [
+        {"image": row["image"], "conversations": [{"from": "human", "value": row["question"]}, {"from": "gpt", "value": row["answer"]}]}
+        for row in rows
+    ]
+    (folder / "mydata" / "llava.json").write_text(json.dumps(turns))
+    metadata = ({"file_name": row["image"], "question": row["question"], "answer": row["answer"]} for row in rows)
+    (folder / "imagefolder" / "train" / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metadata))
+    datasets = pytest.importorskip("datasets")
+    held = [{**row, "image": {"bytes": (folder / "mydata" / row["image"]).read_bytes(), "path": None}} for row in rows]
+    datasets.Dataset.from_list(held).to_parquet(folder / "mydata" / "data.parquet")
+
+
+@pytest.mark.parametrize("source", [*WHOLE["data"]["train"], *OTHERS], ids=["csv", "llava", "imagefolder", "parquet"])
+def test_each_form_of_the_page_trains_at_the_first_try(source, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path)
+    recipe = {**WHOLE, "data": {**WHOLE["data"], "train": [source]}, "evaluate": [{"bench": "loss", "every_steps": 1}]}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(recipe))
+    assert cli.main(["train", "mine.yaml", "--run=run", "--train.steps=1", "--train.global_batch=2"]) == 0
+    assert " 0 bad, 0 without text" in capsys.readouterr().out
+    (row, *_) = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines() if "eval/loss" in line]
+    assert row["eval/loss"] > 0
