@@ -94,6 +94,78 @@ def test_a_damaged_transparency_is_not_dropped():
         image_files.decode_rgb(cut)
 
 
+def flipped(data, bits):
+    """Yield versions of a file with one of these bits other than it was."""
+    for bit in bits:
+        changed = bytearray(data)
+        changed[bit // 8] ^= 1 << bit % 8
+        yield bytes(changed)
+
+
+def many_chunks():
+    """Return a PNG with a palette, transparency, several IDAT chunks and metadata on all sides, and (type, start, end) of its chunks."""
+    paletted = encoded("PNG", image=NOISE.quantize(64), transparency=bytes(range(0, 256, 16)))
+    found = dict(split(paletted))
+    pixels = found[b"IDAT"]
+    parts = [
+        (b"IHDR", found[b"IHDR"]), (b"gAMA", CHUNKS[b"gAMA"]), (b"PLTE", found[b"PLTE"]), (b"pHYs", CHUNKS[b"pHYs"]),
+        (b"tRNS", found[b"tRNS"]), (b"tEXt", CHUNKS[b"tEXt"]), (b"IDAT", pixels[:300]), (b"IDAT", pixels[300:600]),
+        (b"IDAT", pixels[600:]), (b"tIME", CHUNKS[b"tIME"]), (b"IEND", b""),
+    ]  # fmt: skip
+    data, places = image_metadata.PNG, []
+    for kind, body in parts:
+        places.append((kind, len(data), len(data) + 12 + len(body)))
+        data += chunk(kind, body)
+    return data, places
+
+
+def split(png):
+    start = 8
+    while start < len(png):
+        length = int.from_bytes(png[start : start + 4], "big")
+        yield png[start + 4 : start + 8], png[start + 8 : start + 8 + length]
+        start += 12 + length
+
+
+@pytest.mark.parametrize("kind", [b"IHDR", b"PLTE", b"tRNS", b"IDAT"])
+def test_any_bit_flipped_in_what_decides_the_pixels_of_a_png_makes_a_bad_sample(kind):
+    data, places = many_chunks()
+    assert image_files.decode_rgb(data).shape == (24, 40, 3)
+    for found, start, end in places:
+        step = 7 if kind == b"IDAT" else 1
+        for damaged in flipped(data, range(start * 8, end * 8, step)) if found == kind else ():
+            with pytest.raises(BadSample, match="not a readable image"):
+                image_files.decode_rgb(damaged)
+
+
+def test_any_bit_flipped_in_the_metadata_of_a_png_leaves_its_pixels_or_is_refused():
+    data, places = many_chunks()
+    clean = image_files.decode_rgb(data)
+    for kind, start, end in places:
+        if kind in (b"gAMA", b"pHYs", b"tEXt", b"tIME"):
+            assert all(same_as(clean, damaged) for damaged in flipped(data, range(start * 8 + 32, end * 8)))
+            for damaged in flipped(data, range(start * 8, start * 8 + 32)):  # a length: the chunks that follow cannot be told apart
+                try:
+                    assert same_as(clean, damaged)
+                except BadSample:
+                    assert kind != b"tIME"  # nothing that matters follows
+
+
+def test_a_png_with_one_byte_of_its_pixels_changed_is_refused_by_its_checksum():
+    body = encoded("PNG")
+    assert [kind for kind, _ in split(body)] == [b"IHDR", b"IDAT", b"IEND"]
+    damaged = body[:60] + bytes([body[60] ^ 4]) + body[61:]
+    with pytest.raises(BadSample, match=r"\(\d+ bytes\): its chunk IDAT at byte 33 does not match its checksum: the file is damaged"):
+        image_files.decode_rgb(damaged)
+
+
+def test_a_png_whose_pixels_are_wrong_under_a_right_checksum_is_refused():
+    parts = dict(split(encoded("PNG")))
+    wrong = parts[b"IDAT"][:-1] + bytes([parts[b"IDAT"][-1] ^ 1])  # zlib's own checksum
+    with pytest.raises(BadSample, match="not a readable image"):
+        image_files.decode_rgb(image_metadata.PNG + b"".join(chunk(k, wrong if k == b"IDAT" else b) for k, b in parts.items()))
+
+
 def segment(marker, body):
     return bytes([0xFF, marker]) + (len(body) + 2).to_bytes(2, "big") + body
 

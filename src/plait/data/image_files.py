@@ -119,8 +119,10 @@ def _check_header(image: Image.Image, max_pixels: int) -> None:
 def _with_pillow(data: bytes, read: Callable[[bytes], T]) -> T:
     """Return `read(data)`. Where that fails on a PNG or JPEG, read it with less and less of its metadata.
 
-    Raises BadSample with the first error where the picture itself cannot be read.
+    Raises BadSample with the first error where the picture itself cannot be read, or does not match its checksums.
     """
+    if damage := image_metadata.damage(data):
+        raise BadSample(f"not a readable image ({len(data)} bytes): {damage}")
     try:
         return read(image_metadata.still(data))
     except _BOMBS as error:
@@ -145,10 +147,13 @@ def _other_kind(data: bytes) -> str:
 def _orientation(image: Image.Image) -> int:
     """Return the EXIF orientation that is still to be undone, 1 for none, also where the EXIF data is damaged.
 
-    Pillow rotates a TIFF itself while it loads it, and reports the rotated size from the start.
+    Pillow rotates a TIFF itself while it loads it, and reports the rotated size from the start. In a PNG the EXIF data may follow the
+    pixels, which are decoded first: their errors are raised, as a second attempt to decode them would return what it has without one.
     """
     if image.format == "TIFF":
         return 1
+    if image.format == "PNG" and "exif" not in image.info:
+        image.load()
     try:
         turn = image.getexif().get(_ORIENTATION, 1)
     except _DECODER_ERRORS:

@@ -14,6 +14,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 COLOURS_UNKNOWN = "the Adobe segment, which alone says how the colours of this JPEG are stored, is damaged: write the picture anew"
 
 _PIXELS = frozenset([b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"])
+_CHECKED = _PIXELS - {b"IEND"}
 _ANIMATION = frozenset([b"acTL", b"fcTL", b"fdAT"])
 _TEXTS = frozenset([b"tEXt", b"zTXt", b"iTXt"])
 _ORIENTING = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0", b"exif\0")
@@ -34,7 +35,24 @@ def still(data: bytes) -> bytes:
     """
     if not data.startswith(PNG) or not any(kind in data for kind in _ANIMATION):
         return data
-    return PNG + b"".join(chunk for kind, _, chunk in _chunks(data) if kind not in _ANIMATION)
+    return PNG + b"".join(chunk for kind, chunk in _chunks(data) if kind not in _ANIMATION)
+
+
+def damage(data: bytes) -> str:
+    """Return what is wrong with the chunks of a PNG that decide its pixels; "" where nothing is, and for other formats.
+
+    Decoders do not compare the checksums of pixels, and metadata whose type or length is damaged may hide chunks that decide pixels.
+    """
+    at = len(PNG)
+    for kind, chunk in _chunks(data) if data.startswith(PNG) else ():
+        if kind == b"IEND":
+            break
+        if not _sound(kind, chunk):
+            hurt = next((each for each in _CHECKED if each in chunk or _sound(each, chunk)), None)
+            if hurt is not None:
+                return f"its chunk {hurt.decode()} at byte {at} does not match its checksum: the file is damaged or truncated"
+        at += len(chunk)
+    return ""
 
 
 def reduced(data: bytes) -> Iterator[bytes]:
@@ -44,7 +62,7 @@ def reduced(data: bytes) -> Iterator[bytes]:
     """
     for oriented in (True, False):
         if data.startswith(PNG):
-            yield PNG + b"".join(chunk for kind, body, chunk in _chunks(data) if kind in _PIXELS or (oriented and _orients(kind, body)))
+            yield PNG + b"".join(chunk for kind, chunk in _chunks(data) if kind in _PIXELS or (oriented and _orients(kind, chunk)))
         elif data.startswith(JPEG):
             yield b"\xff\xd8" + b"".join(_pixel_segments(data, oriented=oriented))
 
@@ -54,19 +72,23 @@ def colours_known(components: int, transform: int | None, *, jfif: bool) -> bool
     return components not in (3, 4) or (components == 3 and jfif) or transform in (0, 1, 2)
 
 
-def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:
-    """Yield type, body and whole of each chunk of a PNG; the body of a chunk that does not match its checksum is empty."""
+def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Yield type and whole of each chunk of a PNG: length, type, body, checksum. The last one may be cut short."""
     start = len(PNG)
     while start + 8 <= len(data):
-        end = start + 12 + int.from_bytes(data[start : start + 4], "big")  # length, type, body, checksum
-        kind, chunk = data[start + 4 : start + 8], data[start:end]
-        sound = kind in _PIXELS or zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:], "big")
-        yield kind, chunk[8:-4] if sound else b"", chunk
+        end = start + 12 + int.from_bytes(data[start : start + 4], "big")
+        yield data[start + 4 : start + 8], data[start:end]
         start = end
 
 
-def _orients(kind: bytes, body: bytes) -> bool:
-    return bool(body) and (kind == b"eXIf" or (kind in _TEXTS and body.startswith(_ORIENTING)))
+def _sound(kind: bytes, chunk: bytes) -> bool:
+    """Return whether a chunk of a PNG, taken for one of type `kind`, matches its checksum."""
+    return zlib.crc32(memoryview(chunk)[8:-4], zlib.crc32(kind)) == int.from_bytes(chunk[-4:], "big")
+
+
+def _orients(kind: bytes, chunk: bytes) -> bool:
+    """Return whether a chunk of a PNG is sound and may state the picture's orientation."""
+    return (kind == b"eXIf" or (kind in _TEXTS and chunk[8:].startswith(_ORIENTING))) and _sound(kind, chunk)
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, bytes, bytes]]:
