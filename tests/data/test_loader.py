@@ -76,7 +76,7 @@ def _die():
 
 
 def _shout():
-    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1):
         os.kill(os.getpid(), name)
 
 
@@ -218,7 +218,7 @@ def test_signals_to_the_whole_process_group_stop_no_worker():
         steps = iter(running)
         next(steps)
         server = multiprocessing.forkserver._forkserver._forkserver_pid
-        for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1):
             for pid in (server, *(process.pid for process in multiprocessing.active_children())):
                 os.kill(pid, name)
         assert [next(steps).step for _ in range(6)] == [1, 2, 3, 4, 5, 6]

@@ -10,6 +10,28 @@ import pytest
 from plait.engine.monitoring.signals import ASKING, Paused, Signals
 
 
+@pytest.fixture(autouse=True)
+def hangs_up():
+    """The tests may be run under nohup, whose processes ignore SIGHUP."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+def test_a_closed_terminal_and_a_quit_ask_to_stop_as_a_cluster_does():
+    assert {signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGINT} == set(ASKING)
+
+
+def test_a_process_under_nohup_goes_on_when_the_terminal_closes():
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with Signals() as signals:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert not signals.requested()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert signals.received == "SIGTERM"
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+
+
 @pytest.mark.parametrize("number", ASKING)
 def test_a_signal_sets_a_flag_and_is_named(number):
     with Signals() as signals:

@@ -110,7 +110,7 @@ def test_a_stop_of_the_whole_group_is_left_to_the_trainer(tmp_path, stand_in, ca
     mirror = WandB(tmp_path, Wandb(project="test"), {}, "abc123")
     while not ready.exists():
         time.sleep(0.01)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1):
         os.kill(mirror.process.pid, number)
     tracker = Tracker(tmp_path, [mirror])
     tracker.row(ROW)

@@ -377,7 +377,7 @@ def test_the_process_beside_a_late_rank_asks_for_its_stacks_and_kills_it_a_secon
     monkeypatch.setattr(watchdog_process.os, "kill", lambda *given: calls.append(given))
     monkeypatch.setattr(watchdog_process.time, "sleep", calls.append)
     watchdog_process.main()
-    assert ignored == dict.fromkeys((signal.SIGINT, signal.SIGTERM, signal.SIGHUP), signal.SIG_IGN)
+    assert ignored == dict.fromkeys((signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT), signal.SIG_IGN)
     assert calls == ([] if allowed_s is None else [(7, 41), 1.0, (7, signal.SIGKILL)])
     told = "plait: rank 3 is late: it holds Python's lock, with nothing done for 9 s (guard.hang_timeout_s); what it does is in its .stacks"
     assert capsys.readouterr().err.startswith(told) is (allowed_s is not None)

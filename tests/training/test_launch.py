@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -46,6 +47,17 @@ def test_nproc_becomes_torchrun_with_the_same_command(spread, tmp_path):
     assert asked.training_script == "plait"
     given = ["train", str(tmp_path / "recipe.yaml"), "--run=x/y", "--optim.lr=0.1", "--stage", "vision"]
     assert [item for item in asked.training_script_args if item != "--"] == given
+
+
+@pytest.mark.parametrize(("handler", "passed_on"), [(signal.SIG_DFL, True), (signal.SIG_IGN, False)], ids=["terminal", "nohup"])
+def test_nproc_passes_on_a_closed_terminal_except_under_nohup(spread, handler, passed_on):
+    before = signal.signal(signal.SIGHUP, handler)
+    try:
+        _, environment = spread("--nproc=2")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    names = environment["PET_SIGNALS_TO_HANDLE"].split(",")
+    assert names == ["SIGTERM", "SIGINT", *(["SIGHUP"] if passed_on else []), "SIGQUIT", "SIGUSR1"]
 
 
 def test_nproc_passes_on_the_signal_before_a_time_limit_and_the_time_to_save(spread):
@@ -135,3 +147,32 @@ def test_torchrun_that_succeeds_ends_with_0_gets_its_arguments_and_has_what_plai
 def test_torchrun_is_a_program_with_torchs_arguments():
     done = subprocess.run([sys.executable, "-m", "plait.training.torchrun", "--help"], capture_output=True, text=True, check=False)
     assert done.returncode == 0 and "--nproc-per-node" in done.stdout
+
+
+RANK = """
+import os, pathlib, sys, time
+from plait.engine.monitoring.signals import Paused, Signals
+with Signals() as signals:
+    here = pathlib.Path(sys.argv[1])
+    (here / ("up" + os.environ["RANK"])).touch()
+    while not signals.requested():
+        time.sleep(0.01)
+    (here / ("got" + os.environ["RANK"])).write_text(signals.received)
+sys.exit(Paused.exit_code)
+"""
+
+
+def test_torchrun_passes_a_closed_terminal_on_and_ends_with_75(tmp_path):
+    (tmp_path / "rank.py").write_text(RANK)
+    command = [*launch.torchrun(2)[:-3], f"--signals-to-handle={launch.SIGNALS}", str(tmp_path / "rank.py"), str(tmp_path)]
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may be run under nohup
+    try:
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    while process.poll() is None and len(list(tmp_path.glob("up?"))) < 2:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGHUP)
+    _, told = process.communicate(timeout=60)
+    assert (process.returncode, "plait: stopped by SIGHUP; the same command continues" in told) == (75, True), told
+    assert [(tmp_path / name).read_text() for name in ("got0", "got1")] == ["SIGHUP"] * 2

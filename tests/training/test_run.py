@@ -2,6 +2,8 @@
 
 import json
 import os
+import pty
+import select
 import signal
 import subprocess
 import sys
@@ -104,6 +106,23 @@ def test_a_run_asked_to_stop_saves_and_says_try_again(recipe, straight, tmp_path
     assert "step-00000005" <= step <= "step-00000012"
     train(recipe, folder)
     assert_same(straight, folder)
+
+
+def test_a_run_whose_terminal_closes_saves_and_stops(recipe, tmp_path):
+    folder = tmp_path / "run"
+    command = [sys.executable, "-m", "plait", "train", str(recipe), f"--run={folder}", "--checkpoint.every_steps=1000"]
+    command.append('--stages=[{"name": "long", "train": {"steps": 900}}]')
+    pid, terminal = pty.fork()
+    if pid == 0:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may be run under nohup
+        os.execve(sys.executable, command, {**os.environ, "OMP_NUM_THREADS": "1"})
+    shown, path, deadline = b"", folder / "metrics.jsonl", time.monotonic() + 120
+    while not (path.is_file() and '"step": 3,' in path.read_text()) and time.monotonic() < deadline:
+        if select.select([terminal], [], [], 0.01)[0]:
+            shown += os.read(terminal, 65536)
+    os.close(terminal)  # the kernel sends SIGHUP, and what is written from now on fails
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == Paused.exit_code, shown
+    assert 3 <= checkpoint.step_of(checkpoint.published(folder)[0]) < 900
 
 
 def test_a_damaged_checkpoint_is_named_and_passed_over(recipe, straight, tmp_path, capsys):

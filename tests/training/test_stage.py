@@ -420,7 +420,7 @@ def asked_to_stop(monkeypatch, moment, number=signal.SIGTERM):
     monkeypatch.setattr(Heartbeat, "phase", noted)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
 @pytest.mark.parametrize(("moment", "saved"), [(("step", 3), [4]), (("data", 3), [3]), (("evaluate", 4), [4])])
 def test_a_run_that_is_asked_to_stop_saves_where_it_is_and_goes_on_from_there(recipe, tmp_path, monkeypatch, moment, saved, number):
     settings = ("stages=[]", "checkpoint.every_steps=null", "checkpoint.best=null", "evaluate=[{bench: loss, every_steps: 4}]")

@@ -45,7 +45,9 @@ def exec_torchrun(ranks: int, max_restarts: int, shutdown_timeout_s: int | None,
     if "WORLD_SIZE" in os.environ:
         raise PlaitError(f"--nproc={ranks} was given to a rank that torchrun started; leave --nproc away, or start without torchrun")
     threads = str(max(1, (os.cpu_count() or 1) // ranks))
-    defaults = {"OMP_NUM_THREADS": threads, "PET_SIGNALS_TO_HANDLE": SIGNALS}
+    ignores_hangup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # by nohup; torchrun would end the ranks all the same
+    passed_on = SIGNALS.replace("SIGHUP,", "") if ignores_hangup else SIGNALS
+    defaults = {"OMP_NUM_THREADS": threads, "PET_SIGNALS_TO_HANDLE": passed_on}
     timeout = {"PET_SHUTDOWN_TIMEOUT": str(shutdown_timeout_s)} if shutdown_timeout_s else {}
     os.execve(sys.executable, [*torchrun(ranks, max_restarts), *_without_rank_options(arguments)], {**defaults, **os.environ, **timeout})
 

@@ -25,7 +25,8 @@ from plait.data.loading.workers import POLL_S, STOP_TIMEOUT_S, Interrupted, Pend
 from plait.errors import PlaitError
 
 _EXIT_TIMEOUT_S = 10.0  # for a process whose connection has closed to end, so that its exit code can be reported
-_BLOCKED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # the engine handles them; a worker that died of one would lose the step
+# The engine handles these signals; a worker that died of one would lose the step.
+_BLOCKED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
 _ADVICE = {  # by exit code
     -signal.SIGKILL: "; memory may have run out: fewer data.workers, or worker_kind: threads",
     -signal.SIGBUS: "; shared memory (/dev/shm) may be full: give it more room, smaller micro-batches, or worker_kind: threads",

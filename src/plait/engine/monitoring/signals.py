@@ -1,7 +1,8 @@
-"""Requests to stop: SIGTERM, SIGUSR1 and Ctrl-C (SIGINT) set a flag here, and the ranks agree on it here.
+"""Requests to stop: SIGTERM, SIGHUP, SIGQUIT, SIGUSR1 and Ctrl-C (SIGINT) set a flag here, and the ranks agree on it here.
 
-The data wait, the loop and the evaluation look at it. SLURM, Kubernetes and spot machines send the signal some time before the kill: a
-second one changes nothing. A second Ctrl-C ends the process at once; what is saved is whole at any moment.
+The data wait, the loop and the evaluation look at it. SLURM, Kubernetes and spot machines send the signal some time before the kill, a
+terminal that closes sends SIGHUP: a second one changes nothing. A second Ctrl-C ends the process at once; what is saved is whole at any
+moment.
 """
 
 import contextlib
@@ -11,7 +12,7 @@ from types import FrameType
 
 from plait.errors import PlaitError
 
-ASKING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+ASKING = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGINT)
 INTERRUPTED = 130
 """The exit code of a process that Ctrl-C ended."""
 
@@ -23,7 +24,10 @@ class Paused(PlaitError):
 
 
 class Signals:
-    """Context manager: inside it, the signals in ASKING set a flag instead of ending the process. Only the main thread can enter it."""
+    """Context manager: inside it, the signals in ASKING set a flag instead of ending the process. Only the main thread can enter it.
+
+    A process that was started to ignore SIGHUP, by `nohup`, goes on ignoring it.
+    """
 
     def __init__(self) -> None:
         self.received: str | None = None
@@ -34,7 +38,8 @@ class Signals:
         self._before: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> "Signals":
-        self._before = {number: signal.signal(number, self._note) for number in ASKING}
+        ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        self._before = {number: signal.signal(number, self._note) for number in ASKING if not (ignored and number == signal.SIGHUP)}
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -26,7 +26,8 @@ _CLOSE_TIMEOUT_S = 15.0  # for the last rows, when the run ends
 _ORPHAN_S = 60.0  # for the same, when the trainer was killed
 _LOOK_EVERY_S = 0.5
 _RESTARTS = 3  # of a child that was killed
-_IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # the trainer handles a stop, and closes standard input when it is ready
+# The trainer handles these signals, and closes the mirror's standard input when it is ready to stop.
+_IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
 _NOT_FINITE = ("nan", "inf", "-inf")  # as metrics.jsonl writes them
 
 log = logging.getLogger(__name__)

@@ -44,7 +44,7 @@ def is_stopped(process: int) -> bool:
 def main() -> None:
     """Watch the process of the command line, and end it if it hangs."""
     rank, number, name = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-    for asked in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for asked in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(asked, signal.SIG_IGN)  # a stop asked of the whole group is the rank's to answer
     allowed_s = watch(rank)
     if allowed_s is not None:
