@@ -21,11 +21,11 @@ from plait.commands.actions import index_data
 from plait.commands.actions import inspect_data as data_inspect
 from plait.config import reading
 from plait.config.load import load_config
-from plait.config.schema import ModelSection
+from plait.config.schema import ModelSection, Source
 from plait.data import images
 from plait.data.loading.loader import Loader
 from plait.data.order import Order
-from plait.data.sources.open import KINDS
+from plait.data.sources.open import KINDS, open_source
 from plait.errors import BadSample, PlaitError
 from plait.families import registry
 from plait.families.limits import Limits
@@ -289,6 +289,28 @@ def test_index_says_built_then_unchanged_then_stale(tmp_path, capsys):
     said = capsys.readouterr().out
     assert re.search(r"train-0.*unchanged in .*\n.*train-1.*stale, rebuilt in ", said)
     assert "1 indexes built, 1 unchanged" in said
+
+
+def test_shards_in_a_folder_that_are_not_read_are_counted(tmp_path, capsys):
+    (tmp_path / "sub").mkdir()
+    for name in ("a.tar", "c.TAR", "b.tar.gz", "d.tar.part", "e.tgz", "sub/f.tar", "a.tar.idx", "notes.txt"):
+        tar(tmp_path / name, "abc")
+    counts = {
+        "files that are packed or unfinished, as they do not end in .tar, such as b.tar.gz": 3,
+        ".tar files in subfolders, such as sub/f.tar": 1,
+    }
+    source = open_source(Source(source="shards", path=str(tmp_path)), seed=0)
+    assert (len(source), source.left_out) == (6, counts)
+    (tmp_path / "a.tar.idx").unlink()
+    index_data.index(str(tmp_path))
+    said = capsys.readouterr().out
+    assert "2 shards, 6 samples" in said and all(f"left out: {count} of {reason}\n" in said for reason, count in counts.items())
+
+
+def test_a_folder_of_nothing_but_packed_shards_is_refused_with_them(tmp_path):
+    tar(tmp_path / "b.tar.gz", "a")
+    with pytest.raises(PlaitError, match=r"no file matches .*; 1 of files that are packed or unfinished, .* such as b\.tar\.gz"):
+        index_data.index(str(tmp_path))
 
 
 def test_index_of_nothing_is_one_clear_line(tmp_path):

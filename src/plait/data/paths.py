@@ -20,6 +20,8 @@ _RANGE = re.compile(r"(\d{1,18})\.\.(\d{1,18})")
 MAX_PATHS = 1_000_000
 """Paths that the braces of one pattern may stand for: a million shards of a gigabyte are a petabyte."""
 _HUB_FOLDER = re.compile(r"(datasets|models|spaces)--")
+_NO_DATA = (".idx",)  # the index of a file, beside it
+_PACKED_TAR = (".tgz", ".tbz2", ".txz")
 _SPLITS = ("train", "validation", "val", "test")
 
 
@@ -105,7 +107,8 @@ def _real_folders(folder: str) -> tuple[str, ...]:
 
 
 def files(pattern: str, suffix: str, *, split: str | None, default_split: str = "train") -> list[str]:
-    """Return the paths or addresses that `pattern` names, sorted within each brace choice. A folder means its files that end in `suffix`.
+    """Return the paths or addresses that `pattern` names, sorted within each brace choice. A folder means its files that end in `suffix`,
+    in capitals or not; `left_out` counts others.
 
     In a folder whose files begin with the names of splits (train-00000.tar, validation-00000.tar), only those of `split` (None: of
     `default_split`) count, so that held-out data is not trained on by naming the folder. Raises PlaitError when nothing matches or a file
@@ -115,11 +118,34 @@ def files(pattern: str, suffix: str, *, split: str | None, default_split: str = 
     choices = [pattern] if literal else braces(pattern)
     matches = [path for choice in choices for path in _expand(choice, suffix, split, default_split, literal=literal)]
     if not matches:
-        raise PlaitError(f"no file matches {shown(pattern)!r}" + ("" if is_remote(pattern) else f" (looked from {Path.cwd()})"))
+        beside = "".join(f"; {count} of {reason}" for reason, count in left_out(pattern, suffix).items())
+        raise PlaitError(f"no file matches {shown(pattern)!r}" + ("" if is_remote(pattern) else f" (looked from {Path.cwd()}){beside}"))
     if len(set(matches)) != len(matches):
         twice = next(path for path in matches if matches.count(path) > 1)
         raise PlaitError(f"{shown(pattern)!r} names {shown(twice)} twice")
     return matches
+
+
+def left_out(pattern: str, suffix: str) -> dict[str, int]:
+    """Count by reason what the folders on disk that `pattern` names hold besides the files that `files` returns, and looks like such files.
+
+    That is what lies in subfolders, and names such as a.tar.gz and a.tar.part. Folders at an address are not looked through.
+    """
+    if is_remote(pattern):
+        return {}
+    found: dict[str, list[str]] = {}
+    for folder in map(local, [pattern] if local(pattern).exists() else braces(pattern)):
+        for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
+            name = path.name.lower()
+            if name.endswith(suffix):
+                reason = f"{suffix} files in subfolders" if path.parent != folder else ""
+            else:
+                packed = suffix == ".tar" and name.endswith(_PACKED_TAR)
+                like = packed or (suffix in name and not name.endswith(_NO_DATA))
+                reason = f"files that are packed or unfinished, as they do not end in {suffix}" if like else ""
+            if reason and path.is_file():
+                found.setdefault(reason, []).append(path.relative_to(folder).as_posix())
+    return {f"{reason}, such as {names[0]}": len(names) for reason, names in found.items()}
 
 
 def _expand(path: str, suffix: str, split: str | None, default_split: str, *, literal: bool) -> list[str]:
@@ -133,15 +159,15 @@ def _expand(path: str, suffix: str, split: str | None, default_split: str, *, li
         system, inner = connect(path)
         if wild:
             return sorted(system.unstrip_protocol(name) for name in system.glob(inner))
-        if path.endswith(suffix) or not system.isdir(inner):
+        if path.lower().endswith(suffix) or not system.isdir(inner):
             return [path]
-        inside = [system.unstrip_protocol(name) for name in system.ls(inner, detail=False) if name.endswith(suffix)]
+        inside = [system.unstrip_protocol(name) for name in system.ls(inner, detail=False) if name.lower().endswith(suffix)]
         return _of_split(sorted(inside), split, default_split, path)
     on_disk = local(path)
     if wild:
         return sorted(glob(str(on_disk), recursive=True))  # noqa: PTH207  # Path.glob has no absolute patterns, and finds hidden files
     if on_disk.is_dir():
-        return _of_split(sorted(str(file) for file in on_disk.iterdir() if file.name.endswith(suffix)), split, default_split, path)
+        return _of_split(sorted(str(file) for file in on_disk.iterdir() if file.name.lower().endswith(suffix)), split, default_split, path)
     if not on_disk.exists():
         raise PlaitError(f"there is no file {path!r}" if "$" in path else f"there is no file {str(on_disk)!r}")
     return [str(on_disk)]

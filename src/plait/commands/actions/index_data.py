@@ -30,6 +30,8 @@ def index(path: str, *, beside: bool = False) -> None:
     built = sum(shard.built for shard in indexed)
     size = byte_text(sum(map(_data_bytes, indexed)))
     log.info(f"{len(indexed)} shards, {total:,} samples, {size}; {built} indexes built, {len(indexed) - built} unchanged")
+    for reason, count in paths.left_out(path, ".tar").items():
+        log.info(f"left out: {count} of {reason}")
 
 
 def _row(shard: Indexed, existed: bool) -> tuple[str, str, str, str, str]:

@@ -269,7 +269,9 @@ def index_files(pattern: str, *, cache: str | Path | None = None, rebuild: bool 
 def open_shards(entry: Entry, opening: Opening) -> Shards:
     """Return a reader of the shards that an entry of `data:` names. Raises PlaitError if some are missing or damaged."""
     files = paths.files(path_of(entry), ".tar", split=entry.split, default_split=opening.split)
-    return Shards(files, opening.cache, entry.columns)
+    shards = Shards(files, opening.cache, entry.columns)
+    shards.left_out = {**shards.left_out, **paths.left_out(path_of(entry), ".tar")}
+    return shards
 
 
 def _open(entry: Entry, opening: Opening) -> Source:
