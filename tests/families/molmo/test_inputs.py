@@ -1,6 +1,7 @@
 """Samples to rows: what is supervised, by how much, where images stand, and what is refused."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -42,6 +43,30 @@ def test_inputs_refuse_marks_that_are_not_the_images(make, pictures, ask):
     _, _, inputs = make()
     with pytest.raises(BadSample, match=rf"the text has \d <\|image\|> marks, the sample {len(pictures)} images"):
         inputs.encode(sample(*pictures, ask=ask), 0)
+
+
+@pytest.mark.parametrize("ask", ["What?", "<image> What?", None])
+@pytest.mark.parametrize("mark", ["<|image|>", "<image>"])
+def test_inputs_refuse_an_image_in_the_system_text(make, ask, mark):
+    _, _, inputs = make()
+    one = sample(1, messages=[{"role": "system", "content": f"see {mark}"}, *turns(ask or "", "a frog")[ask is None :]])
+    for encode in (inputs.prompt, lambda one: inputs.encode(one, 0)):
+        with pytest.raises(BadSample, match=rf"^the system text holds {re.escape(mark)}: images stand in the user's turns$"):
+            encode(one)
+
+
+def test_a_prompt_without_a_user_turn_keeps_the_system_text(make):
+    _, _, inputs = make()
+    one = sample(messages=[{"role": "system", "content": "Be terse."}, {"role": "assistant", "content": "a frog"}])
+    prompt, whole = inputs.prompt(one).row.ids.tolist(), inputs.encode(one, 0).row.ids.tolist()
+    assert "Be terse." in inputs.tokenizer.decode(prompt) and whole[: len(prompt)] == prompt
+
+
+def test_inputs_refuse_an_image_in_the_style(make):
+    _, _, inputs = make(style="style")
+    for encode in (inputs.prompt, lambda one: inputs.encode(one, 0)):
+        with pytest.raises(BadSample, match=r"^the style '<\|image\|>' holds <\|image\|>"):
+            encode(sample(1, fields={"style": "<|image|>"}))
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,8 @@ class Inputs:
         """Encode the first annotation up to its last user turn, for generation, untruncated. Raises BadSample if it cannot be used."""
         messages, style, _ = styles.conversations(sample, self.config.default_style)[0]
         last = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=None)
-        question = list(messages[: last + 1]) if last is not None else [{"role": "user", "content": ""}]
+        system = [message for message in messages[:1] if message["role"] == "system"]
+        question = list(messages[: last + 1]) if last is not None else system or [{"role": "user", "content": ""}]
         tiles = self._tiles(sample)
         prefix, ((messages, _, _),) = self._prefix(tiles, [(question, style, 1.0)])
         annotation = self._annotation(styles.conversation_spans(self.config, messages, style, None), tiles)

@@ -61,7 +61,12 @@ def _requested_length(config: Config, answer: str | None, random: np.random.Gene
 
 
 def conversation_spans(config: Config, messages: Sequence[Message], style: str, random: np.random.Generator | None) -> list[TextSpan]:
-    """Split a conversation into spans; `random` is None except in training. Raises BadSample for wrong roles, or images in answers."""
+    """Split a conversation into spans; `random` is None except in training.
+
+    Raises BadSample for wrong roles, and for marks of images in answers, in the system text or in the style.
+    """
+    if mark := _MARKS.search(style):
+        raise BadSample(f"the style {style!r} holds {mark[0]}: images stand in the user's turns")
     turns = _turns(messages)
     answer = next((text for role, text in turns if role == "assistant"), None)
     return list(_spans(config, turns, prompt_prefix(config, style, answer, random)))
@@ -86,6 +91,8 @@ def _turns(messages: Sequence[Message]) -> list[tuple[str, str]]:
     turns = [(message["role"], _trimmed(message)) for message in messages]
     if turns and turns[0][0] == "system":
         system = turns.pop(0)[1]
+        if mark := _MARKS.search(system):
+            raise BadSample(f"the system text holds {mark[0]}: images stand in the user's turns")
         turns[:1] = [("user", f"{system}\n{turns[0][1]}")] if turns and turns[0][0] == "user" else [("user", system), *turns[:1]]
     if not turns or turns[0][0] != "user":
         turns.insert(0, ("user", ""))
