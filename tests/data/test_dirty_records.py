@@ -515,6 +515,40 @@ def test_names_with_several_dots_in_a_tar_are_told(tmp_path):
     assert source.left_out == {told: 2}
 
 
+@pytest.mark.parametrize("kind", ["folder", "shards"])
+def test_two_texts_for_one_caption_are_a_bad_sample_and_equal_ones_are_not(tmp_path, kind):
+    members = [("a.png", picture(1)), ("a.txt", b"one"), ("a.caption", b"two"), ("b.png", picture(2)), ("b.txt", b"b"), ("b.caption", b"b")]
+    path = tmp_path / "data"
+    path.mkdir()
+    for name, body in members:
+        (path / name).write_bytes(body)
+    source = opened(kind, path if kind == "folder" else pack(tmp_path / "a.tar", members))
+    with pytest.raises(BadSample, match=r"a has two texts for the field 'caption', in \.(txt and \.caption|caption and \.txt): keep one"):
+        source[0]
+    assert source[1]["fields"]["caption"] == "b"
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_rows_that_lone_quotes_join_in_a_table_with_tabs_are_a_bad_sample(tmp_path, newline):
+    rows = [
+        "image\tcaption",
+        'a.png\t"x',
+        'a.png\ty"',
+        'a.png\t"a ""b"" c"',
+        f'a.png\t"two{newline}lines"',
+        'a.png\t"a\ttab"',
+        "a.png\tlast",
+        "",
+    ]
+    (tmp_path / "a.png").write_bytes(picture(1))
+    (tmp_path / "a.tsv").write_bytes(newline.join(rows).encode())
+    source = opened("datasets", tmp_path / "a.tsv")
+    with pytest.raises(BadSample, match="has a cell with a tab and a line break between quotes: lone quotes may join rows"):
+        source[0]
+    captions = ['a "b" c', f"two{newline}lines", "a\ttab", "last"]
+    assert [source[i]["fields"]["caption"] for i in range(1, len(source))] == captions
+
+
 def test_what_a_terminal_would_obey_is_shown():
     assert printable("a\x1b[2J\u202eb\x00\tc\n\ud800") == "a\\x1b[2J\\u202eb\\x00\tc\n\\ud800"
     assert printable("frog ü 蛙 🐸") == "frog ü 蛙 🐸"

@@ -29,10 +29,12 @@ def from_members(name: str, members: Iterable[tuple[str, bytes]]) -> Record:
 
     An image extension (`png`, `left.png`) adds an image; one named `frame...` adds a frame of a clip. `json` adds its keys to the fields,
     `meta.json` the field `meta`; `txt` and `caption` set `caption`, `cls` sets `label`, `prompt.txt` sets `prompt`. Others are ignored.
+    Two texts for one field (a.txt and a.caption) are refused, unless they are equal.
     """
     fields: dict[str, Any] = {}
     images: list[bytes] = []
     frames: list[bytes] = []
+    told: dict[str, tuple[str, str]] = {}  # field -> the member that told it first, and its text
     for kind, body in members:
         first, _, last = kind.rpartition(".")
         last = last.lower()
@@ -47,7 +49,11 @@ def from_members(name: str, members: Iterable[tuple[str, bytes]]) -> Record:
             else:
                 raise BadSample(f"{name}.{kind} holds a {type(value).__name__}, not an object of fields")
         elif last in TEXT_FIELDS:
-            fields[first or TEXT_FIELDS[last]] = decode_text(body, f"{name}.{kind}")
+            field, text = first or TEXT_FIELDS[last], decode_text(body, f"{name}.{kind}")
+            other, before = told.setdefault(field, (kind, text))
+            if other != kind and before != text:
+                raise BadSample(f"{name} has two texts for the field {field!r}, in .{other} and .{kind}: keep one")
+            fields[field] = text
     if frames and not images:
         images, frames = frames[:1], frames[1:]
     return Record(name, fields, images, frames)

@@ -1,6 +1,7 @@
 """Find the rows of a CSV file and parse one: every cell is the text that it holds (NA, null, 007), an empty one is None.
 
 A header names the columns, and its delimiter (, ; tab or |) is that of all rows. Cells may be between quotes, and then hold line breaks.
+Where tabs are the delimiter, a cell that holds both a tab and a line break is refused: lone quotes join rows in that way.
 A row that is broken, is not UTF-8 or has another number of cells than the header is found like any other, and refused when it is read.
 """
 
@@ -18,6 +19,7 @@ from plait.errors import BadSample, PlaitError
 
 _DELIMITERS = ",;\t|"
 _QUOTED = re.compile(r'"(?:[^"]|"")*"')
+_LINE_BREAK = re.compile(r"[\r\n]")
 _LONGEST_HEADER = 1 << 16  # characters
 _LONGEST_CELL = 1 << 24  # characters
 
@@ -52,6 +54,8 @@ def fields(body: bytes, where: str, facts: Facts) -> dict[str, Any]:
     if len(cells) != len(columns):
         cure = f"quote cells that hold {delimiter!r}" if len(cells) > len(columns) else "give it the others, empty ones if need be"
         raise BadSample(f"{where} has {len(cells)} cells, and the header {len(columns)}: {cure}")
+    if delimiter == "\t" and any("\t" in cell and _LINE_BREAK.search(cell) for cell in cells):
+        raise BadSample(f"{where} has a cell with a tab and a line break between quotes: lone quotes may join rows; double them")
     return {name: cell or None for name, cell in zip(columns, cells, strict=True)}
 
 
