@@ -1,10 +1,21 @@
-"""Train a byte-level BPE tokenizer, for models trained from scratch. Any text can be encoded and decoded exactly."""
+"""Train a byte-level BPE tokenizer, for models trained from scratch, and open tokenizer files. Any text is encoded and decoded exactly."""
 
 from collections.abc import Iterable
+from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from plait.errors import PlaitError
+
 BYTES = 256
+
+
+def open_tokenizer(path: Path, remedy: str) -> Tokenizer:
+    """Open a file tokenizer.json. Raises PlaitError, a line that names it and ends in `remedy`, what to do, for one that is damaged."""
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises no narrower class
+        raise PlaitError(f"{path} is no tokenizer that can be read ({error}): {remedy}") from error
 
 
 def train_tokenizer(texts: Iterable[str], *, rows: int, special: list[str], split_digits: bool = False) -> Tokenizer:

@@ -32,6 +32,7 @@ from plait.families.molmo.config import DEBUG, LANGUAGES, SOURCES, TOWERS, Confi
 from plait.keys import key
 from plait.nn import trust
 from plait.nn.connectors import seeded
+from plait.nn.tokenizer import open_tokenizer
 
 MAIN = "main"  # the Hub's name of an unpinned revision
 TOKENIZER = "tokenizer"  # folder of a tokenizer trained on the spot, inside the run's directory
@@ -165,11 +166,11 @@ def load_tokenizer(config: Config, directory: Path) -> Tokenizer:
         path = directory / TOKENIZER / "tokenizer.json"
         if not path.is_file():
             raise PlaitError(f"no tokenizer at {path}: a debug model's tokenizer is trained when its run starts; give that run's directory")
-        return Tokenizer.from_file(str(path))
+        return open_tokenizer(path, "copy it back from a fork or a backup of the run; a new one would number the tokens otherwise")
     source = SOURCES.get(config.language, config.language)
     with _loading("model.language", source):
         cached = cached_file(source, "tokenizer.json", revision=config.language_revision or MAIN)
-        return Tokenizer.from_file(str(cached))
+        return open_tokenizer(Path(str(cached)), "save or download it again")
 
 
 def _on_meta() -> bool:

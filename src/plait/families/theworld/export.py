@@ -53,11 +53,12 @@ def write_hf(model: TheWorld, config: Config, directory: Path, out: Path) -> lis
     dtype, lines = _base_dtype(model), []
     if any(value.dtype != dtype for value in model.gemma.parameters()):
         lines.append(f"weights that were trained in float32 are rounded to {dtype}, which the base has".replace("torch.", ""))
+    stops = chat.stops(towers.load_tokenizer(config, directory))  # first, as it names a damaged file
     with new_folder(out) as folder:
         nn.Module.to(model.gemma, dtype=dtype)
         model.gemma.save_pretrained(folder)
         _write_processor(config, directory, folder)
-        _write_generation(model, chat.stops(towers.load_tokenizer(config, directory)), folder)
+        _write_generation(model, stops, folder)
         if model.projector is None:
             return lines
         weights = {f"projector.{name}": value.detach().contiguous() for name, value in model.projector.state_dict().items()}

@@ -23,6 +23,7 @@ from plait.families.theworld.config import TINY, Config, WorldEncoderConfig
 from plait.keys import key
 from plait.nn import trust
 from plait.nn.connectors import seeded
+from plait.nn.tokenizer import open_tokenizer
 
 MAIN = "main"  # the Hub's name of an unpinned revision
 TOKENIZER = "tokenizer"  # folder of a tokenizer trained on the spot, inside the run's directory
@@ -89,7 +90,7 @@ def load_tokenizer(config: Config, directory: Path) -> Tokenizer:
         path = directory / TOKENIZER / "tokenizer.json"
         if not path.is_file():
             raise PlaitError(f"no tokenizer at {path}: a tiny model's tokenizer is trained when its run starts; give that run's directory")
-        return Tokenizer.from_file(str(path))
+        return open_tokenizer(path, "copy it back from a fork or a backup of the run; a new one would number the tokens otherwise")
     with _loading("model.base", config.base):
         folder = Path(config.base)
         if folder.is_dir():
@@ -98,7 +99,7 @@ def load_tokenizer(config: Config, directory: Path) -> Tokenizer:
             path = Path(hf_hub_download(config.base, "tokenizer.json", revision=config.base_revision or MAIN))
         if not path.is_file():
             raise PlaitError(f"model.base: {config.base} holds no tokenizer.json; save the tokenizer there with save_pretrained")
-        return Tokenizer.from_file(str(path))
+        return open_tokenizer(path, "save or download it again")
 
 
 def _on_meta() -> bool:
