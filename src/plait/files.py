@@ -17,6 +17,10 @@ import xxhash
 
 log = logging.getLogger(__name__)
 
+NO_KINDS: Mapping[str, Any] = {}
+STEP_KINDS: Mapping[str, Any] = {"step": int, "stage": int | None}
+"""The types that rows of metrics.jsonl and quarantine.jsonl must have, for `read_rows`."""
+
 _CHUNK_BYTES = 1 << 22
 _UMASK = os.umask(0)  # it can only be read by setting it
 os.umask(_UMASK)
@@ -124,20 +128,23 @@ def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
         file.write(text.encode("utf-8", "backslashreplace"))
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a `.jsonl` file, or []. An unreadable line is skipped, with a warning unless it is a last one cut short."""
-    return [row for _, row in _lines(path)]
+def read_rows(path: Path, kinds: Mapping[str, Any] = NO_KINDS) -> list[dict[str, Any]]:
+    """Return the rows of a `.jsonl` file, or []. An unreadable line is skipped, with a warning unless it is a last one cut short.
+
+    `kinds`: {key: type, as `isinstance` takes it} that a row must have, `int | None` of a key it may lack; others are unreadable too.
+    """
+    return [row for _, row in _lines(path, kinds)]
 
 
-def keep_rows(path: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
+def keep_rows(path: Path, wanted: Callable[[dict[str, Any]], bool], kinds: Mapping[str, Any] = NO_KINDS) -> None:
     """Remove the rows of a `.jsonl` file for which `wanted(row)` is false, and lines that cannot be read. Without a file, do nothing."""
     if path.is_file():
-        body = b"".join(line + b"\n" for line, row in _lines(path) if wanted(row))
+        body = b"".join(line + b"\n" for line, row in _lines(path, kinds) if wanted(row))
         if body != path.read_bytes():
             write_whole(path, body)
 
 
-def _lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
+def _lines(path: Path, kinds: Mapping[str, Any]) -> list[tuple[bytes, dict[str, Any]]]:
     """Return (line, row) of every line that holds a JSON object. Lines end at newlines alone: JSON may hold other separators."""
     *lines, _ = path.read_bytes().split(b"\n") if path.is_file() else [b""]
     read = []
@@ -146,8 +153,10 @@ def _lines(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
             row = json.loads(line)
         except (ValueError, RecursionError):
             row = None
-        if isinstance(row, dict):
+        wrong = [key for key, kind in kinds.items() if not isinstance(row.get(key), kind)] if isinstance(row, dict) else []
+        if isinstance(row, dict) and not wrong:
             read.append((line, row))
         else:
-            log.warning(f"line {number} of {path} cannot be read and is left out")
+            why = f"has no usable {' and '.join(wrong)}" if wrong else "cannot be read"
+            log.warning(f"line {number} of {path} {why} and is left out")
     return read

@@ -69,7 +69,7 @@ class Quarantine:
 
     def resume(self, step: int) -> None:
         """Remove the file's lines of steps after `step`: called on resume, because those steps are run again."""
-        files.keep_rows(self.path, lambda row: row["step"] <= step)
+        files.keep_rows(self.path, lambda row: row["step"] <= step, files.STEP_KINDS)
 
     def add(self, step: int, bad: Sequence[UnusableSample], totals: dict[str, float], ranks: Ranks) -> None:
         """Append the unusable samples `bad` of a step, of every rank, to the file, and count them in the state's counters `totals`.

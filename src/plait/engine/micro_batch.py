@@ -72,8 +72,16 @@ class MicroBatchSize:
         self.samples = -(-self.samples // 2)
 
     def _noted(self) -> dict[str, int]:
-        noted: dict[str, int] = json.loads(self.path.read_text(encoding="utf-8")) if self.path.is_file() else {}
-        return noted
+        if not self.path.is_file():
+            return {}
+        try:
+            noted = json.loads(self.path.read_bytes())
+        except (ValueError, RecursionError):
+            noted = None
+        if isinstance(noted, dict) and all(isinstance(samples, int) and samples > 0 for samples in noted.values()):
+            return noted
+        log.warning(f"{self.path} does not hold micro-batch sizes and is passed over: what fits in memory is tried again, and noted anew")
+        return {}
 
     def _note(self) -> None:
         files.write_json(self.path, self._noted() | {self.key: self.samples})

@@ -22,6 +22,7 @@ from plait.errors import Stopped
 log = logging.getLogger(__name__)
 
 SKIPPED = "skipped.jsonl"
+_KINDS = {"step": int, "stage": str}
 """In a run directory: the steps that `rewind` skips."""
 REPORTS = "non-finite"
 """In a run directory: the folder of reports."""
@@ -102,7 +103,7 @@ def respond(report: Report, settings: Guard, ranks: Ranks, *, skipped: int, run:
     if settings.non_finite == "stop":
         look = "look at these samples with `plait data inspect`, lower optim.lr, or set guard.non_finite"
         raise Stopped(f"{report.what}, stopped before the update; {report.where}; {look}")
-    used = skipped if settings.non_finite == "skip" else len(files.read_rows(run / SKIPPED))
+    used = skipped if settings.non_finite == "skip" else len(files.read_rows(run / SKIPPED, _KINDS))
     if used >= settings.non_finite_steps:
         raise Stopped(
             f"{report}; {used} steps were passed over before, all that guard.non_finite_steps allows: look at the data or optim.lr"
@@ -117,4 +118,4 @@ def respond(report: Report, settings: Guard, ranks: Ranks, *, skipped: int, run:
 
 def steps_to_skip(run: Path, stage: str) -> frozenset[int]:
     """Return the steps of a stage, from 0, that end without an update: those that `rewind` has listed in RUN/skipped.jsonl."""
-    return frozenset(row["step"] for row in files.read_rows(run / SKIPPED) if row["stage"] == stage)
+    return frozenset(row["step"] for row in files.read_rows(run / SKIPPED, _KINDS) if row["stage"] == stage)

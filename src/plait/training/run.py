@@ -61,6 +61,8 @@ class Options:
 DEFAULT = Options()
 _DISK = frozenset([errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE])
 """The errors of the operating system for a disk that is full or failing."""
+_TAKEN = frozenset([errno.EEXIST, errno.ENOTDIR, errno.EISDIR])
+"""Those for a folder where a file should be, or a file where a folder should be."""
 
 
 def train(resolved: Resolved, options: Options = DEFAULT) -> Path:
@@ -97,6 +99,9 @@ def _disk_errors(run: Path) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno in _DISK:
             cure = "free space or mend the disk, and the same command continues from the last checkpoint"
             raise Stopped(f"{error.filename or run}: {error.strerror}; {cure}") from error
+        if isinstance(error, OSError) and error.errno in _TAKEN and Path(str(error.filename)).is_relative_to(run):
+            taken = error.filename2 or error.filename
+            raise Stopped(f"{taken} is not the kind of file that a run keeps there ({error.strerror}); remove it") from error
         raise
 
 

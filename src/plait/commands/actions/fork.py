@@ -68,7 +68,8 @@ def _fill(folder: Path, saved: Checkpoint, after: Resolved, lineage: dict[str, A
     if (parent / "assets").is_dir():
         shutil.copytree(parent / "assets", folder / "assets")
     for name in ("metrics.jsonl", "quarantine.jsonl"):
-        files.append_rows(folder / name, [row for row in files.read_rows(parent / name) if row["step"] <= saved.step])
+        rows = files.read_rows(parent / name, files.STEP_KINDS)
+        files.append_rows(folder / name, [row for row in rows if row["step"] <= saved.step])
     files.write_json(folder / changes.LINEAGE, lineage)
     files.write_whole(folder / "config.yaml", after.yaml)
     rundir.identity(folder)

@@ -31,7 +31,7 @@ def show(run: Path) -> None:
     Raises PlaitError if `run` is no run directory, and, after printing, if it has checkpoints of which none is intact.
     """
     resolved = open_run_config(run)
-    rows = files.read_rows(run / "metrics.jsonl")
+    rows = files.read_rows(run / "metrics.jsonl", files.STEP_KINDS)
     running = _is_locked(run)
     damaged = {} if running else _damaged(run)
     intact = [folder for folder in checkpoint.published(run) if folder not in damaged]

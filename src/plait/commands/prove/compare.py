@@ -37,7 +37,7 @@ class Line:
 
 def runs(a: Path, b: Path) -> list[Line]:
     """Compare the run directories `a` and `b`; return a Line per kind of thing, such as sample ids, loss terms and weights."""
-    rows_a, rows_b = (files.read_rows(run / "metrics.jsonl") for run in (a, b))
+    rows_a, rows_b = (files.read_rows(run / "metrics.jsonl", files.STEP_KINDS) for run in (a, b))
     lines = [_rows(rows_a, rows_b), *_figures(rows_a, rows_b), _quarantined(a, b), _state(a, b)]
     tensors = [_tensors(group, a, b) for group in GROUPS]
     return lines + [line for line in tensors if line.compared or line.first or line.what not in power_ema.KEPT]
@@ -102,7 +102,7 @@ def _category(name: str, row: Mapping[str, Any]) -> str:
 
 
 def _quarantined(a: Path, b: Path) -> Line:
-    rows_a, rows_b = (files.read_rows(run / "quarantine.jsonl") for run in (a, b))
+    rows_a, rows_b = (files.read_rows(run / "quarantine.jsonl", files.STEP_KINDS) for run in (a, b))
     for row_a, row_b in itertools.zip_longest(rows_a, rows_b):
         if row_a != row_b:
             return Line("replaced samples", len(rows_a), f"{row_a} and {row_b}", (row_a or row_b)["step"])

@@ -2,7 +2,9 @@
 
 import contextlib
 import fcntl
+import logging
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator, Sequence
@@ -12,6 +14,8 @@ from typing import IO, Any
 from plait import files
 from plait.config.data_paths import has_moved
 from plait.errors import PlaitError
+
+log = logging.getLogger(__name__)
 
 FREE = (
     "run",
@@ -148,6 +152,11 @@ def clear(run: Path) -> None:
 def identity(run: Path) -> str:
     """Return the run's 12 random hex digits, made at the first call and kept in RUN/identity; W&B and lineage.json know the run by them."""
     path = run / "identity"
-    if not path.is_file():
-        files.write_whole(path, secrets.token_hex(6) + "\n")
-    return path.read_text(encoding="utf-8").strip()
+    held = path.read_bytes().strip() if path.is_file() else b""
+    if not re.fullmatch(rb"[0-9a-f]{12}", held):
+        new = secrets.token_hex(6)
+        if path.is_file():
+            log.warning(f"{path} does not hold 12 hex digits: the run is {new} from now on, at W&B too")
+        files.write_whole(path, new + "\n")
+        return new
+    return held.decode()

@@ -70,7 +70,7 @@ def read(run: Path, rank: int = 0) -> dict[str, Any] | None:
     """
     try:
         line = path_of(run, rank).read_bytes()[:_LENGTH]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     if not line.endswith(b"\n"):
         return None

@@ -105,8 +105,9 @@ def open_tracker(run: Path, config: RunConfig, identity: str, state: State, moni
     def done(step: int, held_out: bool) -> bool:
         return step <= (state.evaluated_step if held_out else state.step)
 
-    files.keep_rows(run / "metrics.jsonl", lambda row: done(row["step"], any(name.startswith("eval/") for name in row)))
-    rows = [{name: _number(value) for name, value in row.items()} for row in files.read_rows(run / "metrics.jsonl")]
+    path = run / "metrics.jsonl"
+    files.keep_rows(path, lambda row: done(row["step"], any(name.startswith("eval/") for name in row)), files.STEP_KINDS)
+    rows = [{name: _number(value) for name, value in row.items()} for row in files.read_rows(path, files.STEP_KINDS)]
     mirrors: list[Mirror] = []
     try:
         shown = event_files.cut(run, done)
