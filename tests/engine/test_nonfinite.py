@@ -6,8 +6,10 @@ import math
 import pytest
 import torch
 
+from plait.commands.actions import fork
 from plait.config.schema import Guard
 from plait.engine import nonfinite
+from plait.engine.checkpoints import checkpoint
 from plait.errors import Stopped
 from plait.training import run
 from tests import processes, toy_family
@@ -78,6 +80,50 @@ def test_rewind_is_exact_when_the_run_is_continued(recipe, bad_steps, tmp_path):
     for steps in (bad_steps[0], 6):
         toy_family.train(recipe, tmp_path / "run", *SHORT, "guard.non_finite=rewind", f"train.steps={steps}", allow_inexact=True)
     assert toy_family.same(toy_family.at(tmp_path / "run", 6).tensors("weights"), toy_family.at(tmp_path / "skip", 6).tensors("weights"))
+
+
+def steps_saved(folder):
+    return sorted(checkpoint.step_of(path) for path in checkpoint.published(folder))
+
+
+@pytest.mark.parametrize("every", [1, 2, 9])
+@pytest.mark.parametrize("policy", ["stop", "skip", "rewind"])
+def test_weights_that_give_no_finite_loss_are_not_saved_and_the_update_is_named(monkeypatch, tmp_path, policy, every):
+    toy_family.train(toy_family.install(monkeypatch, tmp_path), tmp_path / "run", *SHORT, "train.steps=4")
+    changed = ["optim.lr=1e30", f"guard.non_finite={policy}", f"checkpoint.every_steps={every}", "checkpoint.keep=1", "train.steps=8"]
+    new = fork.fork(f"{tmp_path / 'run'}@4", tmp_path / "new", changed)
+    for _ in range(2):
+        with pytest.raises(Stopped) as stopped:
+            toy_family.train(new, new)
+        if policy != "stop" or every == 1:
+            saved_at = {1: 5, 2: 6, 9: 8}[every]
+            said = f"the update at step 5 made the loss non-finite, and step {saved_at} is not saved; go on from before, with"
+            assert str(stopped.value) == f"{said} a lower optim.lr or train.grad_clip: `plait fork {new}@4 NEW --optim.lr=...`"
+        assert steps_saved(new) == [4]
+    mended = fork.fork(f"{new}@4", tmp_path / "mended", ["optim.lr=1e-2"])
+    toy_family.train(mended, mended)
+    assert all(math.isfinite(row["loss"]) for row in rows(mended))
+
+
+def stops_at_the_first_update(recipe, folder, *settings):
+    with pytest.raises(Stopped, match=r"^the update at step 1 made the loss non-finite, and step 2 is not saved; no earlier checkpoint"):
+        toy_family.train(recipe, folder, *settings)
+
+
+def test_two_ranks_stop_together_at_weights_that_give_no_finite_loss(monkeypatch, tmp_path):
+    recipe = toy_family.install(monkeypatch, tmp_path)
+    settings = (*SHORT, "optim.lr=1e30", "guard.non_finite=skip")
+    processes.fork(2, stops_at_the_first_update, recipe, tmp_path / "run", *settings)
+    assert steps_saved(tmp_path / "run") == []
+
+
+def test_a_checkpoint_that_gives_no_finite_loss_is_not_trained_on(monkeypatch, tmp_path):
+    recipe = toy_family.install(monkeypatch, tmp_path)
+    with monkeypatch.context() as patched:  # as it was saved before this was checked
+        patched.setattr("plait.training.stage.stop_if_diverged", lambda *_, **__: None)
+        toy_family.train(recipe, tmp_path / "run", *SHORT, "optim.lr=1e30", "guard.non_finite=skip")
+    with pytest.raises(Stopped, match=r"^the checkpoint of step 6 gives no finite loss; go on from before, .*run@4 NEW --optim"):
+        toy_family.train(recipe, tmp_path / "run", *SHORT, "optim.lr=1e30", "guard.non_finite=skip", "train.steps=8", allow_inexact=True)
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])

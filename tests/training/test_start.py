@@ -641,6 +641,17 @@ def test_a_probe_may_differ_by_a_thousandth(now, stops):
         assert changes.check_probe(0.5, now, False).endswith(" apart (another device, thread count or number of ranks)")
 
 
+@pytest.mark.parametrize(("stored", "now"), [(math.nan, math.nan), (math.inf, math.inf), (math.inf, math.nan)])
+def test_a_probe_with_a_sample_of_no_finite_loss_is_not_compared(stored, now):
+    assert changes.check_probe(stored, now, False) == f"probe loss {now}, stored {stored}: not compared, one of its samples makes it so"
+
+
+@pytest.mark.parametrize(("stored", "now"), [(0.5, math.nan), (math.nan, 0.5), (math.inf, 0.5), (0.5, math.inf)])
+def test_a_probe_finite_on_one_side_alone_stops(stored, now):
+    with pytest.raises(PlaitError, match="this is not the model that was saved"):
+        changes.check_probe(stored, now, False)
+
+
 def test_a_stored_loss_of_zero_divides_nothing():
     assert changes.check_probe(0.0, 0.0, False) == "probe loss 0.000000: exact"
     with pytest.raises(PlaitError, match=r"stored 0\.000000"):

@@ -6,6 +6,7 @@ checkpoint's manifest.json. `allow_inexact`: do not raise for a difference that 
 
 import json
 import logging
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -212,10 +213,12 @@ def check_probe(stored: float | None, now: float, allow_inexact: bool) -> str:
     """
     if stored is None:
         return f"probe loss {now:.6f}: none stored to compare with"
+    if not (math.isfinite(stored) or math.isfinite(now)):
+        return f"probe loss {now}, stored {stored}: not compared, one of its samples makes it so"
     if stored == now:
         return f"probe loss {now:.6f}: exact"
     gap = abs(now - stored) / max(abs(stored), 1e-12)
     line = f"probe loss {now:.6f}, stored {stored:.6f}: {gap:.1e} apart"
-    if gap > _PROBE_TOLERANCE and not allow_inexact:
+    if not gap <= _PROBE_TOLERANCE and not allow_inexact:
         raise PlaitError(f"{line}: this is not the model that was saved (code, base weights or data changed); --allow-inexact goes on")
     return f"{line} (another device, thread count or number of ranks)"

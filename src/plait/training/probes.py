@@ -1,7 +1,8 @@
 """Two probes of a stage (part of a run): the loss of a few fixed samples, and whether the largest micro-batch fits in memory."""
 
+import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from plait.assembly.fixed_order import FixedOrder
@@ -31,6 +32,8 @@ class ProbeLoss:
     precision: str
     alone: Ranks
     """A process group of this rank by itself, because every rank computes the whole loss."""
+    load: Callable[..., Loader]
+    """Opens the samples again; with `micro_batch`, so many at a time."""
 
     def measure(self) -> float | None:
         """Return the loss, or None if a sample could not be read or none has anything to predict. Leaves the model in eval mode."""
@@ -46,11 +49,12 @@ def probe_loss(plan: StagePlan, bundle: ModelBundle, ranks: Ranks) -> ProbeLoss:
     sources, config = plan.data.sources, plan.config
     ids = tuple(SampleId(0, i, 0) for i in range(min(_PROBE_SAMPLES, len(sources[0]))))
     order = FixedOrder.of(ids, sources, _PROBE_SAMPLES)
-    with Loader(sources, order, bundle.inputs(config, train=False), seed=config.seed, workers=0, stop_step=1) as loader:
+    load = functools.partial(Loader, sources, order, bundle.inputs(config, train=False), seed=config.seed, workers=0, stop_step=1)
+    with load() as loader:
         batches = list(loader)
     for bad in batches[0].bad[:1]:
         log.warning(f"the probe loss is not compared: its sample {bad.name} cannot be used ({bad.reason})")
-    return ProbeLoss(bundle, plan.loss, batches, config.train.precision, Ranks(0, 1, ranks.device))
+    return ProbeLoss(bundle, plan.loss, batches, config.train.precision, Ranks(0, 1, ranks.device), load)
 
 
 def wants_memory_probe(plan: StagePlan, ranks: Ranks) -> bool:

@@ -5,6 +5,7 @@ A plan says what a stage trains, on which data, for how many steps; a bundle is 
 
 import contextlib
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -25,6 +26,7 @@ from plait.engine.parallel import distributed
 from plait.engine.state import PLANNED, State
 from plait.errors import PlaitError, Stopped
 from plait.training import changes, passes, summary
+from plait.training.divergence import stop_if_diverged
 from plait.training.layout import Counters, lay_out
 from plait.training.probes import ProbeLoss, probe_loss, probe_memory, probed_steps, wants_memory_probe
 from plait.training.run_context import RunContext
@@ -54,14 +56,8 @@ def run_stage(plan: StagePlan, bundle: ModelBundle, state: State, context: RunCo
         stage = StageRun(plan, bundle, state, context, micro_batch, counters)
         with contextlib.closing(stage.saver):
             stage.run()
-    log.info(
-        "\n  ".join(
-            [
-                f"stage {plan.view.index} {plan.view.name} is done after step {state.step}: {state.stage_done}",
-                *summary.realised(plan.data, state.totals),
-            ]
-        )
-    )
+    done = f"stage {plan.view.index} {plan.view.name} is done after step {state.step}: {state.stage_done}"
+    log.info("\n  ".join([done, *summary.realised(plan.data, state.totals)]))
 
 
 class StageRun:
@@ -76,6 +72,7 @@ class StageRun:
         self.stop_step = state.stage_start + plan.steps
         self.saved = (state.step, state.evaluated_step, state.stage_done) if state.stage_step else None
         """(step, step last evaluated, reason of the stage's end) at the newest checkpoint, so that none is written twice."""
+        self.updated = state.step  # the last that changed the weights
         self.manifest = plan.manifest(bundle.model, state.ever_trained, ranks.size, torch.__version__)
         self.saver = Saver(config.checkpoint.async_save, ranks)
         self.probe: ProbeLoss = probe_loss(plan, bundle, ranks)
@@ -137,6 +134,7 @@ class StageRun:
             for line in self.counters.compilations.end():
                 log.info(f"step {state.step}: {line}")
             row |= {"recompiles": self.counters.compilations.again}
+        self.updated = self.updated if row.get("skipped") else state.step
         self.context.tracker.advance(row)
         self._record(row)
         self.gradients(row, last=state.step == self.stop_step)
@@ -163,7 +161,7 @@ class StageRun:
             raise Stopped(f"{'; '.join(failures)}; everything is saved, and the same command continues (guard.bench_failure is stop)")
 
     def save(self) -> None:
-        """Save the state as a checkpoint in the run directory, in the background if so configured; do nothing if it is saved already."""
+        """Save the state as a checkpoint, in the background if so configured, unless it is saved already; Stopped if no loss is finite."""
         plan, state, bundle = self.plan, self.state, self.bundle
         moment = (state.step, state.evaluated_step, state.stage_done)
         if moment == self.saved:
@@ -172,10 +170,17 @@ class StageRun:
         self.context.heartbeat.phase("save", state.step)
         folder = checkpoint.folder_of(self.context.run, plan.view.index, plan.view.name, state.step)
         state.probe = self.probe.measure()
+        self._require_finite(state.probe, self.updated)
         frozen = {"base": bundle.family.base(bundle.section), "frozen_xxh3": bundle.frozen_xxh3(state.ever_trained)}
         spared = state.best["step"] if state.best else None
         manifest = {**self.manifest, **frozen, "state": state.metadata()}
         self.saver.save(folder, state.tensors(), manifest, keep=plan.config.checkpoint.keep, spared=spared)
+
+    def _require_finite(self, probe: float | None, updated: int | None) -> None:
+        """Raise Stopped where the weights give no finite loss. `probe`: the probe loss; `updated`: step of the last update, if any."""
+        if self.context.ranks.any(probe is None or not math.isfinite(probe)):
+            self.saver.wait()
+            stop_if_diverged(self.probe, self.context.ranks, run=self.context.run, updated=updated, step=self.state.step)
 
     def _loader(self, start_step: int, stop_step: int, **options: Any) -> Loader:
         """Open a loader of this rank's part of the stage's steps from `start_step` up to `stop_step`, counted in the stage."""
@@ -258,5 +263,6 @@ class StageRun:
             if resumed_from.manifest["data"] != data:
                 return  # other probe samples: their loss says nothing
         loss = self.probe.measure()
+        self._require_finite(loss, None)
         if loss is not None:
             log.info(f"  {changes.check_probe(self.state.probe, loss, context.allow_inexact)}")
