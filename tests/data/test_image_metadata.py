@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from plait.data import image_files
-from plait.data.formats import image_metadata
+from plait.data.formats import image_metadata, png
 from plait.errors import BadSample
 
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 40, 3), np.uint8))
@@ -112,7 +112,7 @@ def many_chunks():
         (b"tRNS", found[b"tRNS"]), (b"tEXt", CHUNKS[b"tEXt"]), (b"IDAT", pixels[:300]), (b"IDAT", pixels[300:600]),
         (b"IDAT", pixels[600:]), (b"tIME", CHUNKS[b"tIME"]), (b"IEND", b""),
     ]  # fmt: skip
-    data, places = image_metadata.PNG, []
+    data, places = png.PNG, []
     for kind, body in parts:
         places.append((kind, len(data), len(data) + 12 + len(body)))
         data += chunk(kind, body)
@@ -163,7 +163,7 @@ def test_a_png_whose_pixels_are_wrong_under_a_right_checksum_is_refused():
     parts = dict(split(encoded("PNG")))
     wrong = parts[b"IDAT"][:-1] + bytes([parts[b"IDAT"][-1] ^ 1])  # zlib's own checksum
     with pytest.raises(BadSample, match="not a readable image"):
-        image_files.decode_rgb(image_metadata.PNG + b"".join(chunk(k, wrong if k == b"IDAT" else b) for k, b in parts.items()))
+        image_files.decode_rgb(png.PNG + b"".join(chunk(k, wrong if k == b"IDAT" else b) for k, b in parts.items()))
 
 
 def segment(marker, body):
@@ -237,7 +237,7 @@ def test_a_webp_with_any_chunk_of_metadata_damaged_has_its_pixels(kind, lossless
 
 
 def test_a_file_whose_blocks_cannot_be_told_apart_is_still_refused():
-    for data in (image_metadata.PNG + b"\xff" * 40, image_metadata.JPEG + b"\xe1\0\0" * 9, image_metadata.JPEG + b"\xff" * 90):
+    for data in (png.PNG + b"\xff" * 40, image_metadata.JPEG + b"\xe1\0\0" * 9, image_metadata.JPEG + b"\xff" * 90):
         with pytest.raises(BadSample, match="not a readable image"):
             image_files.decode_rgb(data)
 

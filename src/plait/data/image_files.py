@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
-from plait.data.formats import image_metadata
+from plait.data.formats import image_metadata, png
 from plait.data.formats.image_metadata import JPEG
 from plait.errors import BadSample
 
@@ -121,10 +121,10 @@ def _with_pillow(data: bytes, read: Callable[[bytes], T]) -> T:
 
     Raises BadSample with the first error where the picture itself cannot be read, or does not match its checksums.
     """
-    if damage := image_metadata.damage(data):
+    if damage := png.damage(data):
         raise BadSample(f"not a readable image ({len(data)} bytes): {damage}")
     try:
-        return read(image_metadata.still(data))
+        return read(png.still(data))
     except _BOMBS as error:
         raise BadSample(f"image over the limit of {MAX_PIXELS} pixels: {error}") from error
     except _DECODER_ERRORS as error:

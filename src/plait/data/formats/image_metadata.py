@@ -1,21 +1,17 @@
 """Strip metadata from PNG and JPEG files, so that a picture can be decoded although its metadata is damaged.
 
-A PNG is a list of chunks, a JPEG one of segments (PNG, third edition, chapter 5; ITU T.81, annex B). What decides pixels is always kept:
+A PNG is a list of chunks (png.py), a JPEG one of segments (ITU T.81, annex B). What decides pixels is always kept:
 size, palette, transparency, tables, and how a JPEG stores its colours. Not here: decoding, and what an orientation means (image_files.py).
 """
 
-import zlib
 from collections.abc import Iterator
 
+from plait.data.formats.png import PIXELS, PNG, chunks, sound
 from plait.errors import BadSample
 
 JPEG = b"\xff\xd8\xff"
-PNG = b"\x89PNG\r\n\x1a\n"
 COLOURS_UNKNOWN = "the Adobe segment, which alone says how the colours of this JPEG are stored, is damaged: write the picture anew"
 
-_PIXELS = frozenset([b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"])
-_CHECKED = _PIXELS - {b"IEND"}
-_ANIMATION = frozenset([b"acTL", b"fcTL", b"fdAT"])
 _TEXTS = frozenset([b"tEXt", b"zTXt", b"iTXt"])
 _ORIENTING = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0", b"exif\0")
 """The keywords of the texts in which a PNG may state its orientation, besides its eXIf chunk."""
@@ -28,33 +24,6 @@ _FRAMES = frozenset([*range(0xC0, 0xD0)]) - {0xC4, 0xC8, 0xCC}  # sizes and comp
 _ENDS = frozenset([0xD8, 0xD9, 0xDA])  # after these come pixels, or nothing
 
 
-def still(data: bytes) -> bytes:
-    """Return a PNG file without its animation chunks, and any other data as it is.
-
-    A decoder would crop the first picture to the window in a damaged animation chunk.
-    """
-    if not data.startswith(PNG) or not any(kind in data for kind in _ANIMATION):
-        return data
-    return PNG + b"".join(chunk for kind, chunk in _chunks(data) if kind not in _ANIMATION)
-
-
-def damage(data: bytes) -> str:
-    """Return what is wrong with the chunks of a PNG that decide its pixels; "" where nothing is, and for other formats.
-
-    Decoders do not compare the checksums of pixels, and metadata whose type or length is damaged may hide chunks that decide pixels.
-    """
-    at = len(PNG)
-    for kind, chunk in _chunks(data) if data.startswith(PNG) else ():
-        if kind == b"IEND":
-            break
-        if not _sound(kind, chunk):
-            hurt = next((each for each in _CHECKED if each in chunk or _sound(each, chunk)), None)
-            if hurt is not None:
-                return f"its chunk {hurt.decode()} at byte {at} does not match its checksum: the file is damaged or truncated"
-        at += len(chunk)
-    return ""
-
-
 def reduced(data: bytes) -> Iterator[bytes]:
     """Yield two versions of a PNG or JPEG file: with no metadata except its orientation, then with none at all. Other formats: nothing.
 
@@ -62,7 +31,7 @@ def reduced(data: bytes) -> Iterator[bytes]:
     """
     for oriented in (True, False):
         if data.startswith(PNG):
-            yield PNG + b"".join(chunk for kind, chunk in _chunks(data) if kind in _PIXELS or (oriented and _orients(kind, chunk)))
+            yield PNG + b"".join(chunk for kind, chunk in chunks(data) if kind in PIXELS or (oriented and _orients(kind, chunk)))
         elif data.startswith(JPEG):
             yield b"\xff\xd8" + b"".join(_pixel_segments(data, oriented=oriented))
 
@@ -72,23 +41,9 @@ def colours_known(components: int, transform: int | None, *, jfif: bool) -> bool
     return components not in (3, 4) or (components == 3 and jfif) or transform in (0, 1, 2)
 
 
-def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Yield type and whole of each chunk of a PNG: length, type, body, checksum. The last one may be cut short."""
-    start = len(PNG)
-    while start + 8 <= len(data):
-        end = start + 12 + int.from_bytes(data[start : start + 4], "big")
-        yield data[start + 4 : start + 8], data[start:end]
-        start = end
-
-
-def _sound(kind: bytes, chunk: bytes) -> bool:
-    """Return whether a chunk of a PNG, taken for one of type `kind`, matches its checksum."""
-    return zlib.crc32(memoryview(chunk)[8:-4], zlib.crc32(kind)) == int.from_bytes(chunk[-4:], "big")
-
-
 def _orients(kind: bytes, chunk: bytes) -> bool:
     """Return whether a chunk of a PNG is sound and may state the picture's orientation."""
-    return (kind == b"eXIf" or (kind in _TEXTS and chunk[8:].startswith(_ORIENTING))) and _sound(kind, chunk)
+    return (kind == b"eXIf" or (kind in _TEXTS and chunk[8:].startswith(_ORIENTING))) and sound(kind, chunk)
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, bytes, bytes]]:
