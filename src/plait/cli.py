@@ -5,6 +5,7 @@ Each command (verb such as `train`) has a file in commands/, which declares its 
 
 import argparse
 import difflib
+import errno
 import os
 import re
 import sys
@@ -46,6 +47,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rank = os.environ.get("RANK", "0")
         reporter.write(sys.stderr, printable(secrets.shown(f"plait: {error}" if rank == "0" else f"plait: rank {rank}: {error}")))
         return error.exit_code
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        name = max(str(error.filename or "").split("/"), key=len)
+        reporter.write(
+            sys.stderr, printable(secrets.shown(f"plait: the name {name[:40]}... is too long for this disk: {len(name)} characters"))
+        )
+        return PlaitError.exit_code
     except KeyboardInterrupt:
         reporter.write(sys.stderr, "plait: interrupted")
         return INTERRUPTED

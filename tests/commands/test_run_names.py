@@ -100,3 +100,15 @@ def test_a_leading_tilde_is_the_home_directory_everywhere(recipe, tmp_path, caps
         plait(capsys, *words)
     assert {path.name for path in home.iterdir()} == {"toy.yaml", "c.yaml", *"abcde"}
     assert list(work.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["train", "recipe.yaml", "--run=LONG"], ["stages", "LONG"], ["eval", "LONG"], ["export", "LONG", "x"], ["fork", "LONG", "x"]],
+)
+def test_a_name_that_no_disk_takes_is_one_line(monkeypatch, tmp_path, capsys, command):
+    toy.install(monkeypatch, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert cli.main([word.replace("LONG", "n" * 300) for word in command]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("plait: ") and len(line) < 400

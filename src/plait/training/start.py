@@ -44,7 +44,8 @@ def resume(
     if saved["stage"] > len(views):
         raise PlaitError(f"{newest.folder} is of stage {saved['stage']}, but the configuration has {len(views)} stages; give them back")
     if bundle.frozen_xxh3(set(saved["trained"])) != newest.manifest["frozen_xxh3"]:
-        raise PlaitError(f"the frozen weights are not those that {newest.folder} was trained against: {newest.manifest['base']}")
+        seeded = f"{newest.manifest['base']}, or another seed than {views[0].config.seed}, from which random ones are drawn"
+        raise PlaitError(f"the frozen weights are not those that {newest.folder} was trained against: {seeded}")
     view = views[saved["stage"] - 1]
     rows = migration_table(tensors, set(saved["trained"]), view.config, bundle)
     accept(rows, [], run=run, origin=f"{newest.folder}", ranks=ranks, allow_inexact=allow_inexact)
