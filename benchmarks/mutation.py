@@ -114,6 +114,7 @@ TESTS: dict[str, str] = {
     "engine/parallel/sharding.py": "engine/test_sharding.py training/test_reshard.py",
     "engine/parallel/strategy.py": "engine/test_strategy.py",
     "training/changes.py": "training/test_start.py commands/test_stages.py",
+    "training/divergence.py": "engine/test_nonfinite.py",
     "training/from_weights.py": "training/test_start.py commands/test_stages.py",
     "training/intervals.py": "training/test_intervals.py",
     "training/launch.py": "training/test_launch.py training/test_processes.py",
