@@ -47,3 +47,25 @@ def test_each_form_of_the_page_trains_at_the_first_try(source, tmp_path, monkeyp
     assert " 0 bad, 0 without text" in capsys.readouterr().out
     (row, *_) = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines() if "eval/loss" in line]
     assert row["eval/loss"] > 0
+
+
+def test_the_commands_of_the_page_compare_measure_and_export(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path)
+    (tmp_path / "mydata" / "more.csv").write_text((tmp_path / "mydata" / "data.csv").read_text())
+    recipe = {**WHOLE, "train": {"steps": 1, "global_batch": 2}, "evaluate": [{"bench": "loss", "every_steps": 1}]}
+    (tmp_path / "csv.yaml").write_text(yaml.safe_dump(recipe))
+    commands = re.search(r"```sh\n(.*?)```", PAGE, flags=re.DOTALL)[1]
+    lines = [line.partition("#")[0].strip() for line in commands.replace("; ", "\n").splitlines()]
+    said = []
+    for line in lines:
+        program, *words = line.split()
+        assert (program, cli.main(words)) == ("plait", 0), line
+        said.append(capsys.readouterr().out)
+    shown = "\n".join(said)
+    assert [line.split()[1] for line in lines].count("train") == 2
+    assert "--data is read with the template and columns of data.train.0" in shown
+    assert "optim.lr: 0.001 -> 0.003" in shown
+    assert {"model.safetensors", "processor_config.json"} <= {path.name for path in (tmp_path / "export").iterdir()}
+    rows = [row for path in tmp_path.glob("runs/high/**/predictions.jsonl") for row in map(json.loads, path.read_text().splitlines())]
+    assert {row["gold"] for row in rows if "gold" in row} == {f"thing {i}" for i in range(12)}

@@ -18,7 +18,7 @@ from plait.data.synthetic.answers import score
 from plait.data.synthetic.drawing import encode, render
 from plait.data.synthetic.physics import scene_of
 from plait.data.synthetic.questions import TASKS
-from plait.data.synthetic.scenes import SceneOptions, Scenes, held_out, largest_radius, place_circles, vocabulary_texts
+from plait.data.synthetic.scenes import SceneOptions, Scenes, held_out, largest_radius, place_circles
 from plait.errors import PlaitError
 
 ALL = {"tasks": list(TASKS), "objects": [2, 4]}
@@ -155,20 +155,6 @@ def test_tasks_come_in_the_proportions_asked_for() -> None:
     source = scenes(tasks={"count": 3, "relation": 1}, length=800)
     counts = Counter(source._compose(i)[3] for i in range(800))
     assert set(counts) == {"count", "relation"} and 540 < counts["count"] < 660  # 600 with a standard deviation of 12
-
-
-def test_vocabulary_covers_every_word_of_every_scene() -> None:
-    words = {word for text in vocabulary_texts({}, samples=5) for word in text.split()}
-    marks = {mark for word in words for mark in word}
-    for answers in ("short", "sentence"):
-        for frames in (0, 2):
-            source = scenes("validation", **ALL, answers=answers, frames=frames, sizes=["small", "medium", "large"], length=300)
-            for i in range(300):
-                _, question, caption, _ = source._compose(i)
-                text = f"{question.text} {question.answer} {caption}"
-                assert set(text) - marks <= {" "}
-                bare = {word.strip(".,?:") for word in words}
-                assert not [w for w in text.split() if w.strip(".,?:") not in bare and "=" not in w and ">" not in w], text
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ looks are in drawing.py, texts in questions.py, the scoring of answers in answer
 import difflib
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, Literal, Self
 
@@ -21,7 +21,6 @@ from plait.data.synthetic.drawing import DRAWING, encode, render
 from plait.data.synthetic.lexicon import COLOURS, SHAPES
 from plait.data.synthetic.physics import Scene, SceneObject
 from plait.data.synthetic.questions import Question, Speech
-from plait.data.synthetic.vocabulary import every_text
 from plait.errors import PlaitError
 
 SPLITS = {"train": 100_000, "validation": 1_000, "test": 1_000}  # default number of scenes
@@ -297,20 +296,6 @@ def place_circles(rng: np.random.Generator, radii: list[float], width: int, heig
         ((cell % columns + 0.5) * cell_w + w * (rng.random() - 0.5), (cell // columns + 0.5) * cell_h + h * (rng.random() - 0.5))
         for cell, (w, h) in zip(cells.tolist(), spare, strict=True)
     ]
-
-
-def vocabulary_texts(options: dict[str, Any], samples: int = 2000) -> Iterator[str]:
-    """Yield texts to train a tokenizer on, with every word, number and mark of all tasks, also of those that `options` leave out.
-
-    First every template with every word in turn, then the texts of `samples` scenes with these `options`, for their word frequencies.
-    """
-    yield from every_text(tuple(COLOURS), SHAPES, tuple(SIZES))
-    source = Scenes(options, seed=0, split="train", length=samples)
-    for index in range(samples):
-        _, question, caption, _ = source._compose(index)
-        yield question.text
-        yield question.answer
-        yield caption
 
 
 def _background(rng: np.random.Generator, style: str) -> tuple[tuple[int, int, int], tuple[int, int, int], float]:
