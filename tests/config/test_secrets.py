@@ -153,3 +153,14 @@ def test_the_reason_of_a_bad_sample_holds_no_signature_of_an_address():
 def test_what_is_said_holds_no_user_part_of_an_address_without_a_scheme():
     assert secrets.without_secrets("cannot open //me:sesame@host/a.tar") == "cannot open //host/a.tar"
     assert secrets.without_secrets("/data//of:me/a@b.tar") == "/data//of:me/a@b.tar"
+
+
+@pytest.mark.parametrize("source", ["jsonl, path: a.jsonl", "datasets, path: a.csv"])
+def test_a_variable_in_an_option_is_named_and_its_value_is_not_shown(tmp_path, monkeypatch, capsys, source):
+    monkeypatch.setenv("MYSEC", "sesame-sesame")
+    (tmp_path / "a.jsonl").write_text('{"image": "a.png", "caption": "x"}\n')
+    (tmp_path / "a.csv").write_text("image,caption\na.png,x\n")
+    (tmp_path / "x.yaml").write_text(BASE.replace("scenes", f"{source}, options: {{images: $MYSEC}}") + f"run: {tmp_path}/run\n")
+    assert cli.main(["train", str(tmp_path / "x.yaml")]) == 2
+    said = capsys.readouterr()
+    assert "options.images '$MYSEC' is not a folder" in said.err and "sesame" not in said.err + said.out

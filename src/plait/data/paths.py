@@ -30,6 +30,16 @@ def local(path: str) -> Path:
     return expanded(os.path.expandvars(path.removeprefix("file://")))
 
 
+def folder_of_images(written: str) -> Path:
+    """Return the folder that `options.images` names. Raises PlaitError where it is none, with the text as it is written: a `$VARIABLE` in
+    it is not shown.
+    """
+    folder = local(written)
+    if not folder.is_dir():
+        raise PlaitError(f"options.images {written!r} is not a folder")
+    return folder
+
+
 def braces(pattern: str) -> list[str]:
     """Return the paths that braces stand for: a{08..10} -> a08, a09, a10; a{b,c} -> ab, ac.
 

@@ -105,10 +105,7 @@ class Table:
 def _root_of_images(path: str | None, options: Mapping[str, Any]) -> Path | None:
     """Return the folder that image paths are relative to. Raises PlaitError where `images` names none."""
     if "images" in options:
-        root = paths.local(str(options["images"]))
-        if not root.is_dir():
-            raise PlaitError(f"options.images {str(root)!r} is not a folder")
-        return root
+        return paths.folder_of_images(str(options["images"]))
     if path is None:
         return None
     named = paths.local(path)

@@ -25,7 +25,7 @@ from plait.data.paths import read_regular
 from plait.data.records import Record, as_list, parse_json
 from plait.data.sources.contract import Reader
 from plait.data.text import image_parts, kind_of, rename
-from plait.errors import BadSample, PlaitError
+from plait.errors import BadSample
 
 
 def _json_fields(body: bytes, where: str, facts: Facts) -> dict[str, Any]:
@@ -61,8 +61,6 @@ class IndexedRecords:
         self.path, self.layout, self.columns = path, layout, dict(columns)
         self.root, self.outside, self.path_columns = images, outside, tuple(path_columns)
         self.left_out: Mapping[str, int] = {}
-        if images is not None and not images.is_dir():
-            raise PlaitError(f"options.images {str(images)!r} is not a folder")
         self.head, _ = index.obtain(path, cache, lambda: layout.scan(path))
         if self.head.facts.get("format", "json") != layout.format:  # it was read as another kind before
             self.head, _ = index.obtain(path, cache, lambda: layout.scan(path), rebuild=True)

@@ -27,7 +27,7 @@ def _open(entry: Entry, opening: Opening) -> Source:
     if len(files) > 1:
         raise PlaitError(f"{entry.path!r} names {len(files)} files; give each its own entry")
     file, outside = Path(files[0]), bool(entry.options.get("outside", False))
-    images = paths.local(str(entry.options["images"])) if "images" in entry.options else file.parent
+    images = paths.folder_of_images(str(entry.options["images"])) if "images" in entry.options else file.parent
     return open_conversations(entry, IndexedRecords(file, JSON, opening.cache, entry.columns, images=images, outside=outside))
 
 
