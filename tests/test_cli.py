@@ -190,12 +190,13 @@ def test_help_names_every_verb_without_torch() -> None:
 def test_train_ends_with_where_everything_is(say, place) -> None:
     code, out, _ = say("train", "good.yaml", "--run=done")
     assert code == 0
-    assert out.splitlines()[-6:] == [
+    assert out.splitlines()[-7:] == [
         "run          done, 2 steps done",
         "metrics      done/metrics.jsonl; curves: tensorboard --logdir done",
         "checkpoint   done/stage-1-train/step-00000002",
         "measure      plait eval done --bench accuracy",
         "ask          plait generate done --prompt=...",
+        "export       plait export done done-export --to hf",
         "more steps   plait train done --train.steps=...",
     ]
     assert (place / "done" / "stage-1-train" / "step-00000002" / "manifest.json").is_file()

@@ -1,6 +1,7 @@
 """The errors that plait raises on purpose. Any other exception that reaches the user is a defect of plait, and keeps its traceback."""
 
 import re
+import shlex
 import traceback
 from pathlib import Path
 from types import TracebackType
@@ -12,6 +13,11 @@ _OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202
 def printable(text: str) -> str:
     r"""Return the text with control and bidi characters, which a terminal or browser would act on, as escapes such as \x1b."""
     return _OBEYED.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def command(*words: object) -> str:
+    """Return `plait WORDS` as it is typed in a shell: a word with blanks or other characters that a shell reads is quoted."""
+    return shlex.join(["plait", *map(str, words)])
 
 
 class PlaitError(Exception):

@@ -3,7 +3,7 @@
 from plait.assembly.configuration import open_checked
 from plait.commands.arguments import path, positive, spread
 from plait.commands.command import Arguments, Command, Parser
-from plait.errors import PlaitError
+from plait.errors import PlaitError, command
 
 
 def declare(parser: Parser) -> None:
@@ -16,7 +16,7 @@ def run(arguments: Arguments) -> None:
     """Make every check and print its result. Raises Unwell, a PlaitError with exit code 1, if something is wrong."""
     resolved = open_checked(arguments.config, arguments.overrides) if arguments.config is not None else None
     if resolved is None and (other := [item for item in arguments.overrides if not item.startswith("run=")]):
-        raise PlaitError(f"--{other[0]} is a setting of a configuration: plait doctor CONFIG --{other[0]}")
+        raise PlaitError(f"--{other[0]} is a setting of a configuration: {command('doctor', 'CONFIG', f'--{other[0]}')}")
     runs = [item.removeprefix("run=") for item in arguments.overrides] or ["."]
     folder = resolved.config.run if resolved is not None else runs[-1]
     spread(arguments)

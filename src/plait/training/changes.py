@@ -22,7 +22,7 @@ from plait.engine.checkpoints import checkpoint
 from plait.engine.checkpoints.checkpoint import Checkpoint
 from plait.engine.checkpoints.rundir import Difference
 from plait.engine.state import PLANNED, with_batch
-from plait.errors import PlaitError
+from plait.errors import PlaitError, command
 from plait.training.stage_plan import steps_of
 
 log = logging.getLogger(__name__)
@@ -112,7 +112,8 @@ def without_more_steps(before: Resolved, after: Resolved, binding: Sequence[Diff
     try:
         manifest = checkpoint.read(saved).manifest
     except PlaitError as error:
-        raise PlaitError(f"{error}; `plait train {checkpoint.run_of(saved)}`, without new settings, goes on from an intact one") from error
+        again = command("train", checkpoint.run_of(saved))
+        raise PlaitError(f"{error}; `{again}`, without new settings, goes on from an intact one") from error
     state, planned = manifest["state"], manifest["steps"]
     if state["stage_done"] != PLANNED or state["stage"] > len(after.stages):
         log.info(f"a stage is given more steps once its planned ones are done; until then a fork can: {_fork(saved, binding)}")
@@ -132,8 +133,8 @@ def without_more_steps(before: Resolved, after: Resolved, binding: Sequence[Diff
 
 def _fork(saved: Path, binding: Sequence[Difference]) -> str:
     """Return the command of a fork with the changed settings."""
-    settings = " ".join(f"--{key}={value}" for key, _, value in binding if value not in (None, ABSENT))
-    return f"plait fork {checkpoint.run_of(saved)}@STEP NEW {settings}"
+    settings = (f"--{key}={value}" for key, _, value in binding if value not in (None, ABSENT))
+    return command("fork", f"{checkpoint.run_of(saved)}@STEP", "NEW", *settings)
 
 
 def _is_length(key: str) -> bool:

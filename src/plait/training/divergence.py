@@ -8,7 +8,7 @@ from plait.engine.checkpoints import checkpoint
 from plait.engine.held_out_loss import held_out_loss
 from plait.engine.loop import total_weights
 from plait.engine.parallel.distributed import Ranks
-from plait.errors import Stopped
+from plait.errors import Stopped, command
 from plait.training.probes import ProbeLoss
 
 
@@ -38,4 +38,5 @@ def describe_divergence(run: Path, updated: int | None, step: int) -> str:
     if not sound:
         return f"{what}; no earlier checkpoint: begin anew with a lower optim.lr or train.grad_clip"
     spec = f"{run}@{checkpoint.step_of(sound[0])}"
-    return f"{what}; go on from before, with a lower optim.lr or train.grad_clip: `plait fork {spec} NEW --optim.lr=...`"
+    again = command("fork", spec, "NEW", "--optim.lr=...")
+    return f"{what}; go on from before, with a lower optim.lr or train.grad_clip: `{again}`"

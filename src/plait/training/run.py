@@ -15,6 +15,7 @@ import errno
 import gc
 import logging
 import os
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,7 +36,7 @@ from plait.engine.nonfinite import Rewind
 from plait.engine.parallel import distributed
 from plait.engine.parallel.distributed import Ranks
 from plait.engine.state import State
-from plait.errors import PlaitError, Stopped
+from plait.errors import PlaitError, Stopped, command
 from plait.families import registry
 from plait.training import changes, from_weights, start
 from plait.training.run_context import RunContext
@@ -137,7 +138,7 @@ def _attempt(resolved: Resolved, options: Options, ranks: Ranks, signals: Signal
                 state.enter(view.index, batch, plan.steps)
                 run_stage(plan, bundle, state, context)
             heartbeat.phase("done", state.step)
-    log.info(next_steps(run, state.step, sorted(registry.benches(config.family))))
+    log.info(next_steps(run, state, sorted(registry.benches(config.family)), list(bundle.section.layouts)))
 
 
 def _watching(resolved: Resolved, heartbeat: Heartbeat, ranks: Ranks) -> contextlib.AbstractContextManager[Watchdog | None]:
@@ -148,16 +149,25 @@ def _watching(resolved: Resolved, heartbeat: Heartbeat, ranks: Ranks) -> context
     return Watchdog(heartbeat, ranks, timeouts[0])
 
 
-def next_steps(run: Path, step: int, benches: Sequence[str]) -> str:
-    """Return the lines logged at a run's end: its files, and commands to use next. `benches`: metrics, of which the first is suggested."""
-    newest = checkpoint.published(run)
+def next_steps(run: Path, state: State, benches: Sequence[str], layouts: Sequence[str]) -> str:
+    """Return the lines logged at a run's end: its files, and commands to use next.
+
+    `benches`, `layouts`: the family's metrics and formats of export, of which the first is suggested. The best checkpoint, where
+    `checkpoint.best` is set, is the one to export.
+    """
+    saved, best = checkpoint.published(run), state.best
+    best_folder = next((str(path) for path in saved if best and checkpoint.step_of(path) == best["step"]), None)
+    spec, folder = f"{run}@best" if best_folder else run, f"{run}-export"
+    export = command("export", spec, folder, "--to", layouts[0]) if layouts else command("ckpt", "consolidate", spec, folder)
     rows = [
-        ("run", f"{run}, {step} steps done"),
-        ("metrics", f"{run / 'metrics.jsonl'}; curves: tensorboard --logdir {run}"),
-        *([("checkpoint", str(newest[0]))] if newest else []),
-        *([("measure", f"plait eval {run} --bench {benches[0]}")] if benches else []),
-        ("ask", f"plait generate {run} --prompt=..."),
-        ("more steps", f"plait train {run} --train.steps=..."),
+        ("run", f"{run}, {state.step} steps done"),
+        ("metrics", f"{run / 'metrics.jsonl'}; curves: {shlex.join(['tensorboard', '--logdir', str(run)])}"),
+        *([("checkpoint", str(saved[0]))] if saved else []),
+        *([("best", f"{best_folder}, {best['metric']} {best['value']:.4g}")] if best and best_folder else []),
+        *([("measure", command("eval", run, "--bench", benches[0]))] if benches else []),
+        ("ask", command("generate", run, "--prompt=...")),
+        *([("export", export)] if saved else []),
+        ("more steps", command("train", run, "--train.steps=...")),
     ]
     return "\n".join(f"{name:<12} {text}" for name, text in rows)
 

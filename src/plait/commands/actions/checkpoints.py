@@ -23,7 +23,7 @@ from plait.engine.checkpoints import checkpoint, post_hoc_ema, sharded_files
 from plait.engine.checkpoints.checkpoint import Checkpoint
 from plait.engine.checkpoints.folders import new_folder
 from plait.engine.parallel.distributed import Ranks
-from plait.errors import PlaitError
+from plait.errors import PlaitError, command
 from plait.training import start
 
 log = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ def _read(folder: Path) -> Checkpoint:
     try:
         return checkpoint.read(folder)
     except PlaitError as error:
-        raise PlaitError(f"{error}; `plait ckpt verify {checkpoint.run_of(folder)}` says which checkpoints are intact") from error
+        raise PlaitError(f"{error}; `{command('ckpt', 'verify', checkpoint.run_of(folder))}` says which checkpoints are intact") from error
 
 
 def verify(spec: str | Path) -> None:
@@ -101,7 +101,8 @@ def verify(spec: str | Path) -> None:
         raise PlaitError(checkpoint.none_intact(run, newest_first, damaged[newest_first[0]]))
     intact = [folder for folder in named if folder not in damaged]
     whole = intact and len(named) == len(checkpoint.published(run))
-    advice = f"`plait train {run}` goes on from {intact[-1]}" if whole else f"`plait ckpt verify {run}` says what is intact"
+    goes_on, look = command("train", run), command("ckpt", "verify", run)
+    advice = f"`{goes_on}` goes on from {intact[-1]}" if whole else f"`{look}` says what is intact"
     raise PlaitError(f"{len(damaged)} of {len(named)} damaged: {damaged[newest_first[0]]}; {advice}")
 
 
@@ -220,4 +221,5 @@ def ema(spec: str | Path, length: float, out: Path | None) -> None:
     )
     summary = f"{folder}: average of length {length:g} (share of the run) at step {made.step}, {len(made.tensors)} weights"
     log.info(f"{summary}\n  from averages at {made.saves} steps; their profile is {made.misfit:.1%} off the wanted one")
-    log.info(f"  plait eval {run} --bench=loss --ema-length={length:g} measures it; from: {folder} begins a run with it")
+    measure = command("eval", run, "--bench=loss", f"--ema-length={length:g}")
+    log.info(f"  {measure} measures it; from: {folder} begins a run with it")

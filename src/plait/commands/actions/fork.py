@@ -17,7 +17,7 @@ from plait.config.resolved import Resolved, difference
 from plait.engine.checkpoints import checkpoint, rundir
 from plait.engine.checkpoints.checkpoint import Checkpoint
 from plait.engine.checkpoints.folders import new_folder
-from plait.errors import PlaitError
+from plait.errors import PlaitError, command
 from plait.training import changes
 
 log = logging.getLogger(__name__)
@@ -79,4 +79,4 @@ def _log_summary(new: Path, saved: Checkpoint, before: Resolved, after: Resolved
     log.info(f"{new} goes on from {saved.folder}: step {saved.step}, stage {saved.manifest['stage']}")
     if differences:
         log.info(changes.describe_changes(before, after, differences, saved.folder))
-    log.info(f"continue it: plait train {new}")
+    log.info(f"continue it: {command('train', new)}")

@@ -12,7 +12,7 @@ from plait.assembly import saved
 from plait.engine import evaluation
 from plait.engine.parallel import distributed
 from plait.engine.precision import autocast
-from plait.errors import PlaitError
+from plait.errors import PlaitError, command
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ def generate(spec: str | Path, options: Sequence[str], *, averaged: bool, out: P
     with distributed.join() as ranks:
         bundle, checkpoint, config = saved.open_checkpoint(spec, ranks, averaged=averaged, length=length)
         if bundle.family.generate is None or bundle.family.GenerateOptions is None:
-            raise PlaitError(f"family {bundle.family.name!r} generates nothing; `plait eval {spec}` measures it")
+            raise PlaitError(f"family {bundle.family.name!r} generates nothing; `{command('eval', spec)}` measures it")
         given = generate_options(bundle.family.GenerateOptions, options)
         if not ranks.first:  # one question has one answer, however many ranks there are
             return

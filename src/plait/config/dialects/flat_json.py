@@ -18,7 +18,7 @@ from plait.config.nodes import COMMAND_LINE, Node, from_plain, merge, to_plain
 from plait.config.reading import Override
 from plait.config.schema import LENGTH
 from plait.config.translation import TranslatedKey, Translation
-from plait.errors import PlaitError
+from plait.errors import PlaitError, command
 
 DEFAULT = "default of the flat dialect"
 _INFO = {"int": (int,), "number": (int, float), "bool": (bool,), "text": (str,)}
@@ -145,7 +145,7 @@ def translate(tree: Node, overrides: Sequence[Override], path: Path, plait_keys:
 def _warnings(rows: Sequence[TranslatedKey], path: Path) -> list[str]:
     """Return a line on keys that have no effect here, and one for each whose author will miss something: uploads, a second GPU."""
     ignored = [row.key for row in rows if row.path is None and row.value not in (None, False, 0)]
-    lines = [f"{path}: without meaning here: {', '.join(ignored)}; `plait config {path}` says why"] if ignored else []
+    lines = [f"{path}: without meaning here: {', '.join(ignored)}; `{command('config', path)}` says why"] if ignored else []
     for row in rows:
         key = row.key.rpartition(".")[2]
         if key == "push_to_hub" and row.value:

@@ -13,7 +13,7 @@ from typing import Any
 from plait.config.nodes import COMMAND_LINE, Node, from_plain, merge, nest
 from plait.config.reading import read
 from plait.config.translation import TranslatedKey
-from plait.errors import PlaitError
+from plait.errors import PlaitError, command
 from plait.files import expanded
 
 CAPTIONER, MULTITASK = "molmo/captioner", "molmo/multitask"
@@ -35,7 +35,7 @@ def open_script(name: str, words: Sequence[str]) -> Node:
     wanted = " ".join(SCRIPTS[name])
     if len(words) != len(SCRIPTS[name]):
         given = f"got {' '.join(words)}" if words else "got none"
-        raise PlaitError(f"{name} takes {wanted}, {given}: plait train {name} {wanted} [--flag=value ...]")
+        raise PlaitError(f"{name} takes {wanted}, {given}: {command('train', name)} {wanted} [--flag=value ...]")
     return Node({WORDS: from_plain(list(words), Node(None, COMMAND_LINE, path=WORDS))}, name)
 
 

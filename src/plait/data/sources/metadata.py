@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from plait.errors import PlaitError
+from plait.errors import PlaitError, command
 
 METADATA = "metadata.json"
 
@@ -17,7 +17,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
     if not file.is_file():
         raise PlaitError(
             f"there is no {file}: finish the build with the same `plait data shard` command, or measure a set made elsewhere with"
-            f" `plait data shard {file.parent} --measure`"
+            f" `{command('data', 'shard', file.parent, '--measure')}`"
         )
     try:
         metadata: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))

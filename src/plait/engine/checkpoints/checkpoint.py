@@ -29,7 +29,7 @@ from plait.engine import power_ema
 from plait.engine.checkpoints import sharded_files
 from plait.engine.checkpoints.sharded_files import Groups, RankFiles
 from plait.engine.parallel.distributed import StoredTensor, full_tensor
-from plait.errors import PlaitError
+from plait.errors import PlaitError, command
 
 log = logging.getLogger(__name__)
 
@@ -283,7 +283,7 @@ def locate(path: Path) -> Checkpoint:
     if is_step(path):
         checkpoint, faults = _verified(path)
         if checkpoint is None or faults:
-            raise PlaitError(f"{faults[0]}; `plait ckpt verify {run_of(path)}` says which are intact")
+            raise PlaitError(f"{faults[0]}; `{command('ckpt', 'verify', run_of(path))}` says which are intact")
         return checkpoint
     folders = [folder for folder in published(run_of(path)) if path in folder.parents]
     first_fault = ""
@@ -303,8 +303,8 @@ def none_intact(path: Path, damaged: Sequence[Path], fault: str) -> str:
     """Return the message that all checkpoints of a run or stage are `damaged` (newest first): how many, why the newest is, what to do."""
     run, count, last = run_of(path), len(damaged), step_of(damaged[0])
     lost = f"{count} checkpoints, up to step {last}, and none is" if count > 1 else f"1 checkpoint, of step {last}, and it is not"
-    anew = f"mend the disk or copy them back, or `plait train {run} --restart` begins anew and keeps this run aside"
-    look = f"`plait ckpt verify {run}`"
+    anew = f"mend the disk or copy them back, or `{command('train', run, '--restart')}` begins anew and keeps this run aside"
+    look = f"`{command('ckpt', 'verify', run)}`"
     cure = f"{anew}; {look} lists every fault" if path == run else f"{look} says what other stages have"
     return f"{path} has {lost} intact: {fault}; {cure}"
 
