@@ -233,7 +233,7 @@ def test_rounds_ask_other_questions_of_the_same_pictures(tmp_path):
 def test_plain_wordings_are_fewer(tmp_path):
     path, asked = pack(tmp_path / "a.tar", LOOSE), {}
     for wordings in ("plain", "many"):
-        source = opened(path, options={"tasks": ["statement"], "questions": 100, "rounds": 5, "wordings": wordings})
+        source = opened(path, options={"tasks": ["statement"], "questions": 25, "rounds": 4, "wordings": wordings})
         asked[wordings] = {source[i]["fields"]["question"].removeprefix("True or false? ") for i in range(len(source))}
     assert all(text.startswith("There ") and text.endswith(".") for text in asked["plain"])
     assert not all(text.startswith("There ") for text in asked["many"]) and len(asked["many"]) > len(asked["plain"])
