@@ -93,11 +93,11 @@ TESTS: dict[str, str] = {
     "engine/state.py": "engine/test_state.py engine/test_optim.py engine/test_source_shares.py "
     "engine/test_post_hoc_ema.py engine/test_stages_and_resumes.py engine/test_sharding.py",
     "engine/checkpoints/checkpoint.py": "engine/test_checkpoint.py engine/test_post_hoc_ema.py "
-    "engine/test_stages_and_resumes.py training/test_start.py",
+    "engine/test_stages_and_resumes.py training/test_start.py training/test_reshard.py",
     "engine/checkpoints/folders.py": "engine/test_folders.py engine/test_checkpoint.py",
     "engine/checkpoints/migrate.py": "engine/test_migrate.py",
     "engine/checkpoints/post_hoc_ema.py": "engine/test_post_hoc_ema.py",
-    "engine/checkpoints/rundir.py": "engine/test_rundir.py training/test_start.py",
+    "engine/checkpoints/rundir.py": "engine/test_rundir.py training/test_start.py training/test_failed_start.py",
     "engine/checkpoints/saver.py": "engine/test_checkpoint.py engine/test_stages_and_resumes.py",
     "engine/checkpoints/sharded_files.py": "engine/test_checkpoint.py engine/test_sharding.py training/test_reshard.py",
     "engine/monitoring/event_files.py": "engine/test_event_files.py engine/test_tracking.py",

@@ -58,7 +58,14 @@ def test_a_folder_that_was_there_stays(recipe, tmp_path, broken):
     (tmp_path / "run").mkdir()
     with pytest.raises(PlaitError):
         toy.train(recipe, tmp_path / "run")
-    assert everything(tmp_path / "run") == []
+    assert (tmp_path / "run").is_dir() and everything(tmp_path / "run") == []
+
+
+def test_an_empty_folder_in_which_the_run_was_to_lie_stays(recipe, tmp_path, broken):
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(PlaitError):
+        toy.train(recipe, tmp_path / "runs" / "deep" / "run")
+    assert (tmp_path / "runs").is_dir() and everything(tmp_path / "runs") == []
 
 
 def test_another_run_that_begins_beside_it_is_left_alone(recipe, tmp_path, monkeypatch):

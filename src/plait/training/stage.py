@@ -161,7 +161,10 @@ class StageRun:
             raise Stopped(f"{'; '.join(failures)}; everything is saved, and the same command continues (guard.bench_failure is stop)")
 
     def save(self) -> None:
-        """Save the state as a checkpoint, in the background if so configured, unless it is saved already; Stopped if no loss is finite."""
+        """Save the state as a checkpoint, in the background if so configured; do nothing if a save of this step has begun before.
+
+        Raises the exception Stopped, before a file is written, if the weights give no finite loss.
+        """
         plan, state, bundle = self.plan, self.state, self.bundle
         moment = (state.step, state.evaluated_step, state.stage_done)
         if moment == self.saved:

@@ -99,7 +99,8 @@ def pick(rng: np.random.Generator, options: Sequence[T]) -> T:
 def ask(task: str, scene: Scene, speech: Speech, rng: np.random.Generator, focus: int | None) -> Question | None:
     """Return a random question of a task such as "count" about a scene, or None if the scene allows no unambiguous one.
 
-    `focus`: index of the object that the question should be about, if possible; None: any. Raises KeyError for an unknown task.
+    `speech`: the words in use and the form of answers. `focus`: index of the object that the question is about where the scene allows one,
+    else of another; None: any. Raises KeyError for an unknown task.
     """
     return _ASKERS[task](scene, speech, rng, focus)
 

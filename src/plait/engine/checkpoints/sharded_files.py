@@ -128,7 +128,10 @@ def check_header(path: Path) -> None:
 
 
 def sizes(folder: Path, group: str, listed: Sequence[str]) -> dict[str, int]:
-    """Return how many values each tensor of a group has, by name, reading only the headers of the files `listed` in the manifest."""
+    """Return the number of elements of each full tensor of a group, by name, summed over the files of all ranks; only headers are read.
+
+    `folder`: the checkpoint's, such as step-00001000. `listed`: all file names in its manifest, relative to it; other groups' are ignored.
+    """
     counts: dict[str, int] = {}
     for name in sorted(name for name in listed if name.partition("/")[0].removesuffix(".safetensors") == group):
         with safe_open(folder / name, "pt") as file:

@@ -207,9 +207,10 @@ def build(config: Config, directory: Path, *, seed: int) -> NanoDiT:
 
 @torch.no_grad()
 def initialise(model: NanoDiT) -> None:
-    """Initialise the weights: Xavier for matrices, small normals for time and null vectors, zeros for gates and output.
+    """Initialise the weights in place: Xavier for linear layers, zeros for biases, for all modulation and for the output layer.
 
-    At first the output is exactly 0 and each block the identity, so the first loss is E[target^2] (1 + E[x0^2] for velocity).
+    The layers of the time and the learned vectors that stand for an absent caption or image are drawn from N(0, 0.02^2). At first the
+    output is exactly 0 and each block the identity, so the first loss is E[target^2]: 1 + E[x0^2] for a velocity (x0: the clean sample).
     """
     for module in model.modules():
         if isinstance(module, nn.Linear):

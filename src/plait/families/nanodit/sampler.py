@@ -49,7 +49,11 @@ def combination(sampling: Sampling) -> Table:
 
 
 def times(sampling: Sampling) -> list[float]:
-    """Return `sampling.steps` + 1 times from 1 (noise) to 0 (data): uniform, or quadratic, finer near the data; then `shifted`."""
+    """Return the `sampling.steps` + 1 times of the integration, falling from 1 (noise) to 0 (data).
+
+    `sampling.grid`: evenly spaced, or "quadratic" (their squares, denser near the data). A `sampling.shift` above 1 then moves all times
+    but the ends towards 1 (function `flow.shifted`).
+    """
     uniform = [1 - i / sampling.steps for i in range(sampling.steps + 1)]
     grid = [t * t for t in uniform] if sampling.grid == "quadratic" else uniform
     return [flow.shifted(t, sampling.shift) for t in grid]

@@ -21,7 +21,10 @@ from plait.nn.decoding import GREEDY, Sampling, decode
 
 
 class GenerateOptions(BaseModel):
-    """Options of `plait generate` for family theworld, checked from the command line."""
+    """Options of `plait generate` for family theworld: Gemma 3, to which a world encoder (a frozen video model) gives more image tokens.
+
+    They come from the command line. Raises pydantic's ValidationError for unknown names and values out of range.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -33,7 +36,7 @@ class GenerateOptions(BaseModel):
         default=1.0, description="draw among the likeliest tokens of this total probability"
     )
     seed: int = 0
-    world: bool = Field(default=True, description="off: leave out the world encoder's tokens; the answer is that of Gemma without them")
+    world: bool = Field(default=True, description="off: leave out the world encoder's tokens; this model's Gemma answers without them")
 
     @field_validator("image", mode="before")
     @classmethod
