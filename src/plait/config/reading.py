@@ -152,6 +152,8 @@ def write_yaml(value: Any) -> str:
 def _text(path: Path) -> str:
     if not path.suffix.startswith(".json") and path.suffix not in (".yaml", ".yml"):
         raise PlaitError(f"{path}: a configuration is a .yaml, .yml or .json file")
+    if path.exists() and not path.is_file() and not path.is_dir():  # a pipe would be waited for
+        raise PlaitError(f"{path}: not a regular file but a pipe or device: write the configuration to a file")
     try:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:

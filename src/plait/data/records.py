@@ -11,6 +11,9 @@ IMAGE_KINDS = frozenset(
     ["jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "pbm", "pnm", "pfm", "avif", "jp2", "tga", "ico"]
 )
 
+PATH_FIELDS = ("image_path", "image_file", "file_name", "filename", "file", "img")
+"""Fields that name the image of a record by a path, in this order, where it has no `image`, no `images` and no column of the type image."""
+
 TEXT_FIELDS = {"txt": "caption", "caption": "caption", "cls": "label"}
 """File extension -> the field that the text of such a file (`NAME.txt`) becomes."""
 

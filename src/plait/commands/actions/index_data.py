@@ -1,4 +1,4 @@
-"""What `plait data index` does: build the index files that allow random access to tar shards, and list what is in each shard."""
+"""What `plait data index` does: build indexes for random access to tar shards and files of records, and list them."""
 
 import logging
 from pathlib import Path
@@ -12,24 +12,25 @@ log = logging.getLogger(__name__)
 
 
 def index(path: str, *, beside: bool = False) -> None:
-    """Build the index of every tar shard that `path` names (a file, folder, glob pattern or URL), and print a line for each shard.
+    """Build the index of every tar shard or file of records that `path` names, and print a line for each.
 
-    `beside`: write an index next to its shard, so that both can be shared; else into the user's cache. Raises PlaitError if there is no
-    shard, for one that cannot be read, and for a URL with `beside`.
+    `path`: a file, a folder of shards, a glob pattern or a URL. `beside`: write an index next to its file, so that both can be shared; else
+    into the user's cache. Raises PlaitError if there is no file, for one that cannot be read, and for a URL with `beside`.
     """
     shards = paths.files(path, ".tar", split=None, default_split="")
     if beside and (remote := next(filter(addresses.is_remote, shards), None)):
         raise PlaitError(f"{addresses.shown(remote)} is remote: index a copy on disk with --beside, and upload its index with it")
     existed = {shard: any(candidate.exists() for candidate in _index_candidates(shard)) for shard in shards}
     indexed = index_files(path, beside=beside)
-    rows = [("shard", "samples", "members", "size", "index"), *(_row(shard, existed[shard.path]) for shard in indexed)]
+    rows = [("file", "samples", "members", "size", "index"), *(_row(shard, existed[shard.path]) for shard in indexed)]
     widths = [max(len(row[column]) for row in rows) for column in range(4)]
     for name, samples, members, size, state in rows:
         log.info(f"{name:<{widths[0]}}  {samples:>{widths[1]}}  {members:<{widths[2]}}  {size:>{widths[3]}}  {state}")
     total = sum(shard.samples for shard in indexed)
     built = sum(shard.built for shard in indexed)
     size = byte_text(sum(map(_data_bytes, indexed)))
-    log.info(f"{len(indexed)} shards, {total:,} samples, {size}; {built} indexes built, {len(indexed) - built} unchanged")
+    name = "files" if any(shard.kinds == ("record",) for shard in indexed) else "shards"
+    log.info(f"{len(indexed)} {name}, {total:,} samples, {size}; {built} indexes built, {len(indexed) - built} unchanged")
     for reason, count in paths.left_out(path, ".tar").items():
         log.info(f"left out: {count} of {reason}")
 

@@ -1,7 +1,8 @@
-"""Recognise text in UTF-16 or UTF-32, so that an error can name it: text files are read as UTF-8 only."""
+"""Recognise compressed files, and text in UTF-16 or UTF-32, so that an error can name them: files are read plain, text as UTF-8."""
 
 import codecs
 
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _MARKS = {"UTF-32": (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE), "UTF-16": (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)}
 _ZEROS: dict[tuple[bool, ...], str] = {
     (True, False, False, False): "UTF-32LE",
@@ -10,6 +11,11 @@ _ZEROS: dict[tuple[bool, ...], str] = {
     (False, True, False, True): "UTF-16BE",
 }
 """Encodings without a mark by where the first four bytes of ASCII letters are not zero."""
+
+
+def compression(body: bytes) -> str | None:
+    """Return the compression, by the name of its command, if `body`, a file's first bytes, begins as compressed data; else None."""
+    return next((name for magic, name in _COMPRESSED.items() if body.startswith(magic)), None)
 
 
 def wide_encoding(body: bytes) -> str | None:

@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from plait.data.formats.encodings import wide_encoding
+from plait.data.formats.encodings import compression, wide_encoding
 from plait.errors import PlaitError
+
+_PACKED = (".gz", ".bz2", ".xz", ".zst")
 
 Facts = dict[str, Any]
 """What a scan records of a file besides offsets, by name, as JSON values."""
@@ -27,12 +29,25 @@ class Layout:
     """Raises BadSample for a record that is broken."""
 
 
-def check_bytes(path: Path, format_name: str) -> None:
-    """Raise PlaitError if a file is empty or in UTF-16 or UTF-32. `format_name`, such as "CSV", is for the message."""
+def check_file(path: Path) -> None:
+    """Raise PlaitError if `path` is no regular file (a FIFO, a device, a folder), or is empty."""
+    if not path.is_file():
+        raise PlaitError(f"{path} is not a regular file" if path.exists() else f"there is no file {path}")
     if path.stat().st_size == 0:
         raise PlaitError(f"{path} is empty (0 bytes)")
+
+
+def check_bytes(path: Path, format_name: str) -> None:
+    """Raise PlaitError if a file is none, empty, compressed, or in UTF-16 or UTF-32. `format_name`, such as "CSV", is for the message."""
+    check_file(path)
     with path.open("rb") as file:
-        encoding = wide_encoding(file.read(4))
+        start = file.read(8)
+    encoding, packed = wide_encoding(start), compression(start)
+    if packed is not None:
+        plain = path.name.removesuffix(path.suffix) if path.suffix in _PACKED else f"plain-{path.name}"
+        raise PlaitError(
+            f"{path} is compressed ({packed}), so its records cannot be read at random; unpack it: {packed} -dc {path.name} > {plain}"
+        )
     if encoding is not None:
         raise PlaitError(f"{path} is {encoding}; {format_name} is UTF-8: iconv -f {encoding} -t UTF-8 {path.name} > new{path.suffix}")
 

@@ -12,11 +12,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from plait.data.formats.encodings import compression
 from plait.errors import PlaitError
 
 _BLOCK = 512
 _REGULAR = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
-_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
 class Member(NamedTuple):
@@ -87,9 +87,8 @@ def _header(read: Read, offset: int, size: int, where: str) -> tarfile.TarInfo |
 
 def _foreign(start: bytes, where: str) -> str:
     """Return the message for a file that does not begin as a tar does, with the compression if it is one."""
-    for magic, name in _COMPRESSED.items():
-        if start.startswith(magic):
-            return f"{where} is compressed ({name}), so it cannot be read at random; unpack it to a plain tar"
+    if name := compression(start):
+        return f"{where} is compressed ({name}), so it cannot be read at random; unpack it to a plain tar"
     return f"{where} is not a tar file: no header at offset 0 (begins {start[:8]!r})"
 
 

@@ -14,19 +14,17 @@ import xxhash
 from plait.config import hub_errors
 from plait.config.schema import Source as Entry
 from plait.data import addresses, paths
+from plait.data.formats.spans import check_bytes, check_file
 from plait.data.paths import inside, read_regular
-from plait.data.records import Record, as_list
+from plait.data.records import PATH_FIELDS, Record, as_list
 from plait.data.sources.contract import Source
 from plait.data.sources.conversations import open_conversations
-from plait.data.sources.indexed import CSV, JSON, Chain, IndexedRecords
+from plait.data.sources.indexed import LAYOUTS, Chain, IndexedRecords
 from plait.data.sources.kind import Opening, SourceKind
 from plait.data.text import kind_of, rename
 from plait.errors import BadSample, PlaitError
 
 _LOADERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv", ".arrow": "arrow"}
-PATH_COLUMNS = ("image_path", "image_file", "file_name", "filename", "file")
-"""Columns of image paths, used where there is no column `image` or `images` and none of the type image."""
-_LAYOUTS = {".json": JSON, ".jsonl": JSON, ".csv": CSV, ".tsv": CSV}
 
 
 class Table:
@@ -79,7 +77,7 @@ class Table:
         fields = rename(row, self.columns)
         named = [value for name in ("image", "images") for value in as_list(fields.get(name))]
         cells = named or [value for name in self.pictures for value in as_list(pictures[name])]
-        cells = cells or next((as_list(fields[name]) for name in PATH_COLUMNS if isinstance(fields.get(name), str)), [])
+        cells = cells or next((as_list(fields[name]) for name in PATH_FIELDS if isinstance(fields.get(name), str)), [])
         images, frames = ([self._bytes(value, self._name(i)) for value in values] for values in (cells, as_list(fields.get("frames"))))
         plain = {name: value for name, value in fields.items() if name not in ("image", "images", "frames", *self.pictures)}
         name = plain.get("id")
@@ -136,13 +134,15 @@ def _files(path: str, split: str) -> list[str]:
     files = _in_folder(folder, split) if folder.is_dir() else paths.files(path, "", split=None)
     unknown = next((file for file in files if Path(file).suffix not in _LOADERS), None)
     if unknown is not None:
+        if Path(unknown).with_suffix("").suffix in LAYOUTS and not addresses.is_remote(unknown):
+            check_bytes(Path(unknown), "text")  # tells compression
         raise PlaitError(f"cannot tell the format of {unknown}; known endings: {', '.join(_LOADERS)}")
     other = next((file for file in files if _LOADERS[Path(file).suffix] != _LOADERS[Path(files[0]).suffix]), None)
     if other is not None:
         raise PlaitError(f"{files[0]} and {other} are of two formats: give each its own entry")
-    empty = next((file for file in files if not addresses.is_remote(file) and Path(file).stat().st_size == 0), None)
-    if empty is not None:
-        raise PlaitError(f"{empty} is empty (0 bytes)")
+    for file in files:
+        if not addresses.is_remote(file):
+            check_file(Path(file))
     return files
 
 
@@ -180,7 +180,7 @@ def _text_files(entry: Entry, split: str) -> list[str]:
     if entry.path is None or _is_saved(paths.local(entry.path)):
         return []
     files = _files(entry.path, split)
-    return files if Path(files[0]).suffix in _LAYOUTS and not any(map(addresses.is_remote, files)) else []
+    return files if Path(files[0]).suffix in LAYOUTS and not any(map(addresses.is_remote, files)) else []
 
 
 def _open(entry: Entry, opening: Opening) -> Source:
@@ -189,12 +189,7 @@ def _open(entry: Entry, opening: Opening) -> Source:
     if not files:
         return open_conversations(entry, Table(entry.path, entry.name, split, entry.options, cache, entry.columns))
     root, outside = _root_of_images(entry.path, entry.options), bool(entry.options.get("outside", False))
-    readers = [
-        IndexedRecords(
-            Path(file), _LAYOUTS[Path(file).suffix], cache, entry.columns, images=root, outside=outside, path_columns=PATH_COLUMNS
-        )
-        for file in files
-    ]
+    readers = [IndexedRecords(Path(file), LAYOUTS[Path(file).suffix], cache, entry.columns, images=root, outside=outside) for file in files]
     return open_conversations(entry, readers[0] if len(readers) == 1 else Chain(readers))
 
 

@@ -213,7 +213,7 @@ def _open(entry: Entry, opening: Opening) -> Source:
         reader = Folder(root, entry.columns)
     else:
         layout = CSV if tables[0].suffix == ".csv" else JSON
-        reader = Listed(IndexedRecords(tables[0], layout, opening.cache, columns, images=root, outside=outside), root)
+        reader = Listed(IndexedRecords(tables[0], layout, opening.cache, columns, images=root, outside=outside, path_columns=()), root)
     return open_conversations(entry, reader)
 
 

@@ -22,7 +22,7 @@ from plait.data.formats import csv_spans, index, json_spans
 from plait.data.formats.open_file import OpenFile
 from plait.data.formats.spans import Facts, Layout
 from plait.data.paths import read_regular
-from plait.data.records import Record, as_list, parse_json
+from plait.data.records import PATH_FIELDS, Record, as_list, parse_json
 from plait.data.sources.contract import Reader
 from plait.data.text import image_parts, kind_of, rename
 from plait.errors import BadSample
@@ -38,13 +38,28 @@ def _json_fields(body: bytes, where: str, facts: Facts) -> dict[str, Any]:
 
 JSON = Layout("json", json_spans.scan, _json_fields)
 CSV = Layout("csv", csv_spans.scan, csv_spans.fields)
+LAYOUTS = {".json": JSON, ".jsonl": JSON, ".csv": CSV, ".tsv": CSV}
+"""The layout of a file of records by the ending of its name."""
+
+
+def index_records(
+    path: Path, layout: Layout, cache: str | Path | None, *, rebuild: bool = False, beside: bool = False
+) -> tuple[index.IndexHead, bool]:
+    """Return the index of a file of records, and whether it was built just now. The options are those of index.obtain.
+
+    Raises PlaitError for a file without records, or that is not text of `layout`.
+    """
+    head, built = index.obtain(path, cache, lambda: layout.scan(path), rebuild=rebuild, beside=beside)
+    if head.facts.get("format") != layout.format:  # it was read as another kind before
+        head, built = index.obtain(path, cache, lambda: layout.scan(path), rebuild=True, beside=beside)
+    return head, built
 
 
 class IndexedRecords:
     """Random access to the records of one file; thread-safe and picklable. `columns`: new field name -> the name in the file.
 
-    `images`: the folder that image paths are relative to; None: paths are refused. `outside`: they may leave it. `path_columns`: fields
-    of which the first with text names the image of a record without others. Raises PlaitError if `images` is no folder, or without records.
+    `images`: the folder that image paths are relative to; None: paths are refused. `outside`: they may leave it. `path_columns`: as
+    PATH_FIELDS, the default. Raises PlaitError for a file without records.
     """
 
     def __init__(
@@ -56,14 +71,12 @@ class IndexedRecords:
         *,
         images: Path | None,
         outside: bool = False,
-        path_columns: Sequence[str] = (),
+        path_columns: Sequence[str] = PATH_FIELDS,
     ) -> None:
         self.path, self.layout, self.columns = path, layout, dict(columns)
         self.root, self.outside, self.path_columns = images, outside, tuple(path_columns)
         self.left_out: Mapping[str, int] = {}
-        self.head, _ = index.obtain(path, cache, lambda: layout.scan(path))
-        if self.head.facts.get("format", "json") != layout.format:  # it was read as another kind before
-            self.head, _ = index.obtain(path, cache, lambda: layout.scan(path), rebuild=True)
+        self.head, _ = index_records(path, layout, cache)
         self.digest = xxhash.xxh3_64(json.dumps([path.name, self.head.stamp["size"], len(self), self.head.xxh3]).encode()).hexdigest()
         self._start_closed()
 

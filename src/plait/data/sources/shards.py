@@ -28,6 +28,7 @@ from plait.data.records import IMAGE_KINDS, TEXT_FIELDS, Record, from_members
 from plait.data.remote import RemoteFile, Unavailable
 from plait.data.sources.contract import Source
 from plait.data.sources.conversations import open_conversations
+from plait.data.sources.indexed import LAYOUTS, index_records
 from plait.data.sources.kind import Opening, SourceKind, path_of
 from plait.data.text import rename
 from plait.errors import PlaitError
@@ -64,7 +65,7 @@ def open_shard(path: str, cache: str | Path | None, *, rebuild: bool = False, be
         return _open_remote(path, cache, rebuild)
     local = Path(path)
     if not local.is_file():
-        raise PlaitError(f"{path} is not a file")
+        raise PlaitError(f"{path} is not a regular file")
 
     def make() -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         file = OpenFile(local)
@@ -74,6 +75,8 @@ def open_shard(path: str, cache: str | Path | None, *, rebuild: bool = False, be
         return tar.index(tar.walk(file.read, size, path), path)
 
     head, built = index.obtain(local, cache, make, rebuild=rebuild, beside=beside)
+    if "members" not in head.facts:  # it was read as records of text before
+        head, built = index.obtain(local, cache, make, rebuild=True, beside=beside)
     return Shard(path, head, None, built)
 
 
@@ -237,7 +240,10 @@ def _left_out(shards: Sequence[Shard]) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Indexed:
-    """The report of `plait data index` on one shard: its index file, counts, the extensions (`kinds`) and the seconds it took."""
+    """The report of `plait data index` on one file: its index, counts, the extensions (`kinds`) and the seconds it took.
+
+    A file of records (JSON, CSV) has one member per sample, and the kind "record".
+    """
 
     path: str
     index: Path
@@ -250,19 +256,24 @@ class Indexed:
 
 
 def index_files(pattern: str, *, cache: str | Path | None = None, rebuild: bool = False, beside: bool = False) -> list[Indexed]:
-    """Build the missing index of every shard that `pattern` names, of all splits, and return what is in each shard.
+    """Build the missing index of every shard or file of records that `pattern` names, of all splits, and return what is in each.
 
-    `rebuild`: build all again. `beside`: keep the index of a shard on disk next to it. Raises PlaitError if no file matches or a shard is
+    `rebuild`: build all again. `beside`: keep the index of a file on disk next to it. Raises PlaitError if no file matches or one is
     damaged.
     """
     rows = []
     for path in paths.files(pattern, ".tar", split=None, default_split=""):
         start = time.perf_counter()
-        shard = open_shard(path, cache, rebuild=rebuild, beside=beside)
-        index.map_arrays(shard.head)  # also checks that it is whole
-        facts, time_s = shard.head.facts, time.perf_counter() - start
-        counts = (facts["samples"], facts["members"], facts["hidden"], tuple(facts["extensions"]))
-        rows.append(Indexed(path, shard.head.path, *counts, shard.built, time_s))
+        layout = None if addresses.is_remote(path) else LAYOUTS.get(Path(path).suffix.lower())
+        if layout is None:
+            shard = open_shard(path, cache, rebuild=rebuild, beside=beside)
+            head, built, facts = shard.head, shard.built, shard.head.facts
+            counts = (facts["samples"], facts["members"], facts["hidden"], tuple(facts["extensions"]))
+        else:
+            head, built = index_records(Path(path), layout, cache, rebuild=rebuild, beside=beside)
+            counts = (head.facts["samples"], head.facts["samples"], 0, ("record",))
+        index.map_arrays(head)  # also checks that it is whole
+        rows.append(Indexed(path, head.path, *counts, built, time.perf_counter() - start))
     return rows
 
 

@@ -1,0 +1,109 @@
+"""Files of records as a user may name them: with each usual name of the picture's column, compressed, a pipe, indexed before."""
+
+import bz2
+import csv
+import gzip
+import json
+import os
+import re
+import subprocess
+
+import pytest
+
+from plait import cli
+from plait.config.schema import Source
+from plait.data.records import PATH_FIELDS
+from plait.data.sources.open import open_source
+from plait.errors import PlaitError
+from tests.data.packing import pack, picture
+
+LINES = b'{"caption": "one"}\n{"caption": "two"}\n'
+PACKED = {"gzip": gzip.compress(LINES), "bzip2": bz2.compress(LINES), "zstd": b"\x28\xb5\x2f\xfd" + LINES}
+
+
+def opened(kind, path, cache, **more):
+    return open_source(Source(source=kind, path=str(path), **more), seed=0, cache=cache)
+
+
+@pytest.mark.parametrize("column", ["image", *PATH_FIELDS])
+def test_every_kind_of_text_file_reads_the_same_names_of_picture_columns(tmp_path, column):
+    (tmp_path / "x.png").write_bytes(picture(1))
+    record = {column: "x.png", "caption": "seven"}
+    (tmp_path / "a.jsonl").write_text(json.dumps(record))
+    (tmp_path / "a.json").write_text(json.dumps([record]))
+    with (tmp_path / "a.csv").open("w") as file:
+        csv.writer(file).writerows([record, record.values()])
+    for kind, name in (("jsonl", "a.jsonl"), ("jsonl", "a.json"), ("datasets", "a.jsonl"), ("datasets", "a.csv")):
+        sample = opened(kind, tmp_path / name, tmp_path / "cache")[0]
+        assert (sample["images"], sample["messages"][-1]["content"]) == ([picture(1)], "seven")
+
+
+def test_the_column_image_goes_before_other_names_of_pictures(tmp_path):
+    (tmp_path / "x.png").write_bytes(picture(1))
+    (tmp_path / "a.jsonl").write_text(json.dumps({"file_name": "gone.png", "image": "x.png", "caption": "c"}))
+    assert opened("jsonl", tmp_path / "a.jsonl", tmp_path / "cache")[0]["images"] == [picture(1)]
+
+
+@pytest.mark.parametrize(("name", "body"), [("a.jsonl", LINES), ("a.csv", b"caption\none\ntwo\n")])
+@pytest.mark.parametrize("before", [False, True], ids=["new", "read by a source before"])
+def test_files_of_records_are_indexed_with_their_count(tmp_path, monkeypatch, capsys, name, body, before):
+    monkeypatch.setenv("PLAIT_CACHE", str(tmp_path / "cache"))
+    (tmp_path / name).write_bytes(body)
+    if before:
+        opened("datasets", tmp_path / name, None)
+    assert cli.main(["data", "index", str(tmp_path / name)]) == 0
+    said = capsys.readouterr().out
+    assert re.search(rf"{name} +2  1 each \(record\) .* {'unchanged' if before else 'built'} in", said)
+    assert f"1 files, 2 samples, {len(body)} B; {1 - before} indexes built, {int(before)} unchanged" in said
+    assert cli.main(["data", "index", "--beside", str(tmp_path / name)]) == 0
+    assert (tmp_path / f"{name}.idx").is_file() and len(opened("datasets", tmp_path / name, None)) == 2
+
+
+def test_a_tar_and_a_file_of_records_of_one_name_do_not_use_the_index_of_each_other(tmp_path):
+    tar = pack(tmp_path / "a.tar", [("x.txt", b"seven")])
+    assert len(opened("shards", tar, tmp_path / "cache")) == 1
+    with pytest.raises(PlaitError, match="is not JSON"):
+        opened("jsonl", tar, tmp_path / "cache")
+    assert opened("shards", tar, tmp_path / "cache")[0]["fields"]["caption"] == "seven"
+
+
+@pytest.mark.parametrize("method", ["gzip", "bzip2", "zstd"])
+@pytest.mark.parametrize(
+    ("kind", "name", "plain"),
+    [
+        ("jsonl", "a.jsonl.gz", "a.jsonl"), ("jsonl", "a.jsonl", "plain-a.jsonl"), ("datasets", "a.csv", "plain-a.csv"),
+        ("datasets", "a.csv.gz", "a.csv"), ("folder", "metadata.jsonl", "plain-metadata.jsonl"),
+    ],
+)  # fmt: skip
+def test_a_compressed_file_of_records_is_refused_with_its_compression_and_the_cure(tmp_path, method, kind, name, plain):
+    (tmp_path / name).write_bytes(PACKED[method])
+    message = rf"{name} is compressed \({method}\), so .* at random; unpack it: {method} -dc {name} > {plain}$"
+    with pytest.raises(PlaitError, match=message):
+        opened(kind, tmp_path if kind == "folder" else tmp_path / name, tmp_path / "cache")
+
+
+def test_the_proposed_command_unpacks_the_file(tmp_path):
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(LINES))
+    with pytest.raises(PlaitError, match="unpack it: ") as raised:
+        opened("jsonl", tmp_path / "a.jsonl.gz", tmp_path / "cache")
+    subprocess.run(str(raised.value).rpartition("unpack it: ")[2], shell=True, check=True, cwd=tmp_path)
+    assert len(opened("jsonl", tmp_path / "a.jsonl", tmp_path / "cache")) == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("jsonl", "a.jsonl"), ("datasets", "a.jsonl"), ("datasets", "a.csv"), ("datasets", "a.parquet"), ("shards", "a.tar")]
+)
+def test_a_pipe_in_place_of_a_data_file_is_told_as_one(tmp_path, kind, name):
+    if name == "a.parquet":
+        pytest.importorskip("datasets")
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(PlaitError, match=rf"{name} is not a regular file"):
+        opened(kind, tmp_path / name, tmp_path / "cache")
+
+
+@pytest.mark.parametrize("name", ["a.yaml", "a.json"])
+def test_a_pipe_in_place_of_a_configuration_is_refused_in_one_line(tmp_path, capsys, name):
+    os.mkfifo(tmp_path / name)
+    assert cli.main(["config", str(tmp_path / name)]) == 2
+    wrong = "not a regular file but a pipe or device: write the configuration to a file"
+    assert capsys.readouterr().err == f"plait: {tmp_path / name}: {wrong}\n"
