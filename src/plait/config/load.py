@@ -61,6 +61,7 @@ def load_config(
     if run is None or run.value is None:
         tree = merge(tree, Node({"run": Node(f"runs/{path.stem}", DEFAULT, path="run")}, tree.file, tree.line))
     secrets.refuse(tree)
+    reading.refuse_unwritable(tree)
     tree = data_paths.expand_home(tree)
     tree = data_paths.resolve(tree, sources, Path.cwd() if translation.dialect else data_base)
     config, views = _validated(tree, section, sources)

@@ -33,6 +33,8 @@ _SCALARS = {
 }
 
 
+_UNWRITABLE = re.compile("[\x00\ud800-\udc7f\udd00-\udfff]")
+"""NUL, and halves of surrogate pairs but for those that stand for the bytes of a name on disk that is not UTF-8."""
 _TOO_DEEP = f"more than {_DEPTH} mappings and lists are inside each other"
 
 
@@ -128,7 +130,24 @@ def read_any(path: Path) -> Node:
     text = _text(path)
     root = _read_json(text, str(path)) if path.suffix.startswith(".json") else _read_yaml(text, str(path))
     secrets.refuse(root)
+    refuse_unwritable(root)
     return root
+
+
+def refuse_unwritable(node: Node) -> None:
+    """Raise PlaitError if a key or text at or below `node` holds a NUL or half a surrogate pair: no path and no UTF-8 file can hold them."""
+    if isinstance(node.value, dict | list):
+        for key, child in node.value.items() if isinstance(node.value, dict) else (("", child) for child in node.value):
+            if _UNWRITABLE.search(key):
+                raise PlaitError(f"{child.location}: a key is {key!r}, and {_no_text(key)}")
+            refuse_unwritable(child)
+    elif isinstance(node.value, str) and _UNWRITABLE.search(node.value):
+        raise PlaitError(f"{node.location}: {node.path} is {node.value[:60]!r}, and {_no_text(node.value)}")
+
+
+def _no_text(text: str) -> str:
+    what = "the NUL character" if "\0" in text else "half of a surrogate pair"
+    return f"{what} can be in no path or text: remove it"
 
 
 def scalar(text: str) -> Any:

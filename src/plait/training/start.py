@@ -41,11 +41,8 @@ def resume(
     if newest is None:
         return None
     saved = newest.manifest["state"]
-    if saved["stage"] > len(views):
-        raise PlaitError(f"{newest.folder} is of stage {saved['stage']}, but the configuration has {len(views)} stages; give them back")
-    if bundle.frozen_xxh3(set(saved["trained"])) != newest.manifest["frozen_xxh3"]:
-        seeded = f"{newest.manifest['base']}, or another seed than {views[0].config.seed}, from which random ones are drawn"
-        raise PlaitError(f"the frozen weights are not those that {newest.folder} was trained against: {seeded}")
+    check_stage(newest, views)
+    check_frozen(newest, bundle, views[0].config.seed)
     view = views[saved["stage"] - 1]
     rows = migration_table(tensors, set(saved["trained"]), view.config, bundle)
     accept(rows, [], run=run, origin=f"{newest.folder}", ranks=ranks, allow_inexact=allow_inexact)
@@ -58,6 +55,20 @@ def resume(
     for line in changes.freezing_changes(newest.manifest, bundle, view.config) if saved["stage_done"] is None else ():
         log.info(f"  {line}")
     return newest
+
+
+def check_stage(saved: Checkpoint, views: Sequence[StageView]) -> None:
+    """Raise PlaitError if the checkpoint is of a stage that the run's stages `views` do not have."""
+    stage = saved.manifest["state"]["stage"]
+    if stage > len(views):
+        raise PlaitError(f"{saved.folder} is of stage {stage}, but the configuration has {len(views)} stages; give them back")
+
+
+def check_frozen(saved: Checkpoint, bundle: ModelBundle, seed: int) -> None:
+    """Raise PlaitError if the model's frozen weights, as built with `seed`, are not those that the checkpoint was trained with."""
+    if bundle.frozen_xxh3(set(saved.manifest["state"]["trained"])) != saved.manifest["frozen_xxh3"]:
+        seeded = f"{saved.manifest['base']}, or another seed than {seed}, from which random ones are drawn"
+        raise PlaitError(f"the frozen weights are not those that {saved.folder} was trained against: {seeded}")
 
 
 def _read_newest(run: Path, ranks: Ranks) -> tuple[Checkpoint | None, dict[str, dict[str, StoredTensor]]]:

@@ -13,6 +13,7 @@ from typing import Any
 from plait import files
 from plait.assembly import checkpoint_specs
 from plait.assembly.configuration import open_run_config
+from plait.commands.actions import fork_check
 from plait.config.resolved import Resolved, difference
 from plait.engine.checkpoints import checkpoint, rundir
 from plait.engine.checkpoints.checkpoint import Checkpoint
@@ -27,8 +28,8 @@ def fork(spec: str, new: Path, overrides: Sequence[str]) -> Path:
     """Make the run directory `new` from a checkpoint of another run (the parent), with the parent's settings changed by `overrides`.
 
     `spec` names the checkpoint: RUN, RUN@STEP, RUN/STAGE@best. `overrides`: such as "optim.lr=1e-5". The parent's logged rows up to that
-    step are copied; the parent is not changed. `plait train NEW` continues the new run. Returns `new`. Raises PlaitError if it exists or
-    an override is wrong.
+    step are copied; the parent is not changed. `plait train NEW` continues the new run. Returns `new`. Raises PlaitError if it exists,
+    or if training could not continue it with these overrides.
     """
     if new.exists():
         raise PlaitError(f"{new} exists already; a fork makes its own folder")
@@ -41,7 +42,12 @@ def fork(spec: str, new: Path, overrides: Sequence[str]) -> Path:
     differences = [item for item in difference(before, after) if item[0] != "run"]
     with new_folder(new) as folder:
         _fill(folder, saved, after, _lineage(spec, saved, parent, differences))
-    _log_summary(new, saved, before, after, differences)
+        lost = fork_check.check(folder, saved, after, differences)
+        described = changes.describe_changes(before, after, differences, saved.folder)
+    log.info(f"{new} goes on from {saved.folder}: step {saved.step}, stage {saved.manifest['stage']}")
+    for line in [*([described] if described else []), *(f"  inexact: {line}" for line in lost)]:
+        log.info(line)
+    log.info(f"continue it: {command('train', new)}{' --allow-inexact' if lost else ''}")
     return new
 
 
@@ -73,10 +79,3 @@ def _fill(folder: Path, saved: Checkpoint, after: Resolved, lineage: dict[str, A
     files.write_json(folder / changes.LINEAGE, lineage)
     files.write_whole(folder / "config.yaml", after.yaml)
     rundir.identity(folder)
-
-
-def _log_summary(new: Path, saved: Checkpoint, before: Resolved, after: Resolved, differences: Sequence[tuple[str, Any, Any]]) -> None:
-    log.info(f"{new} goes on from {saved.folder}: step {saved.step}, stage {saved.manifest['stage']}")
-    if differences:
-        log.info(changes.describe_changes(before, after, differences, saved.folder))
-    log.info(f"continue it: {command('train', new)}")

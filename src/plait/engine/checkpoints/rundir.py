@@ -123,10 +123,10 @@ def refuse(run: Path, differences: Sequence[Difference]) -> None:
 
 def binding(differences: Sequence[Difference]) -> list[Difference]:
     """Return the differences that would change the run's results: not those in or below a key of `FREE`, nor data that has moved."""
-    return [item for item in differences if not (any(_within(item[0], free) for free in FREE) or has_moved(*item[1:]))]
+    return [item for item in differences if not (any(within(item[0], free) for free in FREE) or has_moved(*item[1:]))]
 
 
-def _within(key: str, section: str) -> bool:
+def within(key: str, section: str) -> bool:
     """Return whether a dotted key, of the configuration or of one of its stages, is `section` or below it."""
     parts = key.split(".")
     if parts[0] == "stages":
