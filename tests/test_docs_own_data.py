@@ -44,7 +44,10 @@ def test_each_form_of_the_page_trains_at_the_first_try(source, tmp_path, monkeyp
     recipe = {**WHOLE, "data": {**WHOLE["data"], "train": [source]}, "evaluate": [{"bench": "loss", "every_steps": 1}]}
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(recipe))
     assert cli.main(["train", "mine.yaml", "--run=run", "--train.steps=1", "--train.global_batch=2"]) == 0
-    assert " 0 bad, 0 without text" in capsys.readouterr().out
+    assert (
+        " samples, all looked at: 3 with a held-out picture (11 of 11 compared with 1 of 1 held out); pictures of 64x48 px\n"
+        in capsys.readouterr().out
+    )
     (row, *_) = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines() if "eval/loss" in line]
     assert row["eval/loss"] > 0
 

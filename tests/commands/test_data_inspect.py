@@ -6,6 +6,7 @@ import io
 import os
 import re
 import tarfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -186,15 +187,14 @@ def test_the_table_of_a_runs_first_lines_stands_at_the_top(family, resolve, tmp_
     with refused_at_the_end if split == "train" else contextlib.nullcontext():
         data_inspect.draw(resolved, split, 3, tmp_path / "out")
     said, page = capsys.readouterr().out, (tmp_path / "out" / "page.html").read_text(encoding="utf-8")
-    (row,) = re.findall(rf"^  scenes {split} +(32 looked at, .*)$", said, re.MULTILINE)
-    cut = int(re.search(r", (\d+) cut by data.max_tokens, ", row)[1])
+    (row,) = re.findall(rf"^  scenes {split}: (\d\d+ samples, (?:32|all) looked at: .*)$", said, re.MULTILINE)
+    cut = int(re.search(r": (\d+) cut by data.max_tokens, ", row)[1])
     assert 0 < cut < 32
-    assert row.endswith("px, 0 over 67 megapixels or 65535 px a side, 32 with a side under the model's 20 px")
-    assert ", 0 without images, 32 without frames; " in row and "; pictures of 16x16 px, " in row
-    assert ("held-out samples too, " in row) is (split == "train")
+    assert ", 32 without frames, 32 pictures with a side under the model's 20 px" in row and "without images" not in row
+    assert row.endswith("; pictures of 16x16 px")
     assert said.index(row) < said.index("samples as the model sees them")
     assert page.index(row.replace("'", "&#39;")) < page.index("letters")
-    refused = "refused  film trains, but none of the 39 samples looked at has frames: leave film out of trainable, or say guard.no_input"
+    refused = "refused: film trains, but none of the 39 samples looked at has frames: leave film out of trainable, or say guard.no_input"
     assert (refused in said) is (split == "train")
 
 
@@ -217,8 +217,25 @@ def test_what_a_family_makes_on_the_spot_is_the_runs_own_or_passes(family, resol
     assert not (tmp_path / "run").exists()
     (tmp_path / "run" / "assets").mkdir(parents=True)
     tmp_path_with_vocabulary(tmp_path / "run" / "assets")
-    data_inspect.draw(resolve(), "train", 1, tmp_path / "out")
+    data_inspect.draw(resolve(), "train", 1, tmp_path / "again")
     assert family.prepared == [passing]
+
+
+def test_nothing_is_written_over(family, resolve, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("inspect", "inspect-2", "inspect-3"):
+        data_inspect.draw(resolve(), "train", 1, None)
+        assert f"written to {folder}/sheet.png and {folder}/page.html\n" in capsys.readouterr().out
+    before = (tmp_path / "inspect" / "page.html").read_bytes()
+    with pytest.raises(PlaitError, match=r"^inspect is not empty; give --out a new folder$"):
+        data_inspect.draw(resolve(), "train", 2, Path("inspect"))
+    assert (tmp_path / "inspect" / "page.html").read_bytes() == before
+    (tmp_path / "file").touch()
+    with pytest.raises(PlaitError, match=r"^file is no folder; give --out a new one$"):
+        data_inspect.draw(resolve(), "train", 2, Path("file"))
+    (tmp_path / "empty").mkdir()
+    data_inspect.draw(resolve(), "train", 1, Path("empty"))
+    assert (tmp_path / "empty" / "page.html").is_file()
 
 
 def test_what_cannot_be_drawn_is_one_clear_line(family, resolve, tmp_path):

@@ -52,12 +52,9 @@ def test_a_line_says_what_is_bad_without_text_and_of_which_size(tmp_path):
     (found,) = look([opened(tmp_path, records)])
     side = "x".join(map(str, found.sizes[0]))
     assert (found.read, found.bad.total(), found.without_text) == (5, 3, 1)
-    said = "5 looked at, 3 bad, 1 without text, 0 with empty text, 0 cut by data.max_tokens; no held-out samples to compare with; "
-    said += f"pictures of {side} px"
-    assert found.text().startswith(
-        f"{said}, 0 over 67 megapixels or 65535 px a side; bad: 1 x no text: `caption` is null; 1 x an empty answer"
-    )
-    assert found.text().endswith("; ...")
+    bad = "3 bad (1 x no text: `caption` is null; 1 x an empty answer"
+    assert found.text().startswith(f"5 samples, all looked at: {bad}")
+    assert found.text().endswith(f"; ...), 1 without text; pictures of {side} px")
     assert data_look.table([found]) == [("jsonl:a.jsonl", found.text())]
     assert any(reason.startswith("RuntimeError: cannot encode (test_data_look.py:") for reason in found.bad)
 
@@ -68,9 +65,10 @@ def test_held_out_samples_among_the_training_data_are_told(tmp_path):
         tmp_path, [{"caption": text, "image": "0.png"} for text in "bx"] + [{"caption": "c", "image": "1.png"}, {"caption": ""}], "b"
     )
     (found,) = look([train], [held])
-    assert "; 1 held-out samples too, 4 with a held-out picture (4 of 4 compared with 3 of 4 held out); " in found.text()
+    assert ": 1 held out too, 4 with a held-out picture (4 of 4 compared with 3 of 4 held out); " in found.text()
     (found,) = look([opened(tmp_path, [{"caption": "z", "image": "2.png"}], "c")], [held])
-    assert "; 0 held-out samples too, 0 with a held-out picture (1 of 1 compared with 3 of 4 held out); " in found.text()
+    assert (found.overlap.compared, found.overlap.held_out.compared) == (1, 3)
+    assert found.text().startswith("1 samples, all looked at: all good; pictures of ")
 
 
 def test_all_samples_of_both_sides_are_compared_where_they_can_be_read_quickly(tmp_path):
@@ -78,7 +76,7 @@ def test_all_samples_of_both_sides_are_compared_where_they_can_be_read_quickly(t
     train = opened(tmp_path, [{"caption": f"train {i}" if i != 777 else "both"} for i in range(1500)])
     held = opened(tmp_path, [{"caption": f"held {i}" if i != 333 else "both"} for i in range(700)], "b")
     (found,) = look([train], [held])
-    assert "; 1 held-out samples too, 0 with a held-out picture (1500 of 1500 compared with 700 of 700 held out)" in found.text()
+    assert found.text() == "1,500 samples, 32 looked at: 1 held out too (1500 of 1500 compared with 700 of 700 held out)"
     assert found.read == 32
 
 
@@ -124,10 +122,25 @@ def test_cut_texts_and_pictures_beyond_the_limits_are_counted(tmp_path, monkeypa
     wide, high = image_files.size(picture(0))
     monkeypatch.setattr(image_files, "MAX_PIXELS", wide * high - 1)
     (found,) = look([source], limits=Limits(image_side=min(wide, high) + 1))
-    assert ", 2 cut by data.max_tokens" in found.text()
-    assert f", 3 over 0 megapixels or 65535 px a side, 3 with a side under the model's {min(wide, high) + 1} px" in found.text()
+    assert ": 2 cut by data.max_tokens, 3 pictures over 0 megapixels or 65535 px a side, " in found.text()
+    assert f", 3 pictures with a side under the model's {min(wide, high) + 1} px; " in found.text()
     (found,) = look([source], limits=Limits(image_side=min(wide, high)))
-    assert found.text().endswith(f", 0 with a side under the model's {min(wide, high)} px")
+    assert "with a side under" not in found.text()
+
+
+def test_a_model_that_takes_images_or_frames_misses_neither_where_there_is_one(tmp_path):
+    source = opened(tmp_path, [{"image": "0.png", "caption": "x"}, {"caption": "y"}])
+    (found,) = look([source], limits=Limits(needs={"world": ("images", "frames"), "model.steps": ("frames",)}))
+    assert found.text().startswith("2 samples, all looked at: 1 without images or frames, 2 without frames; ")
+
+
+def test_lines_are_wrapped_on_a_terminal_and_nowhere_else(monkeypatch, capsys):
+    rows = [("captions", "500 samples, 32 looked at: all good; pictures of 64x64 px"), ("other", "3 samples")]
+    assert data_look.listed(rows) == f"  captions: {rows[0][1]}\n  other: 3 samples"
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    lines = data_look.listed(rows).splitlines()
+    assert lines == ["  captions: 500 samples, 32 looked at:", "      all good; pictures of 64x64 px", "  other: 3 samples"]
 
 
 TEXT, SEEN = [{"caption": "a"}] * 4, [{"caption": "a"}] * 3 + [{"caption": "b", "image": "0.png"}]
@@ -151,7 +164,8 @@ def test_parts_without_any_input_are_named_with_the_cure(tmp_path, records, trai
         "or say guard.no_input=continue"
     )
     assert [fault.startswith(start) for fault, start in zip(said, faults, strict=True)] == [True] * len(faults)
-    assert f", {'3' if records is SEEN else '4'} without images, 4 without frames" in looks[1].text()
+    without = 3 if records is SEEN else 4
+    assert f": {without} without images, {without} without images or frames, 4 without frames" in looks[1].text()
 
 
 def test_fields_that_may_be_the_picture_are_named(tmp_path):
@@ -240,8 +254,8 @@ def text_only(tmp_path):
 def test_text_alone_does_not_start_a_run_that_trains_vision(text_only, tmp_path, capsys):
     assert cli.main(["train", str(text_only), f"--run={tmp_path / 'run'}"]) == 2
     said, error = capsys.readouterr()
-    assert "  jsonl:textonly.jsonl  32 looked at, 0 bad, 0 without text, " in said
-    assert ", 32 without images, 32 without frames" in said
+    assert "  jsonl:textonly.jsonl: 32 samples, all looked at: 32 without images" in said
+    assert ", 32 without images or frames" in said
     assert error.splitlines()[-1].endswith(
         "vision trains, but none of the 32 samples looked at has images: leave vision out of trainable, or say guard.no_input=continue"
     )

@@ -16,6 +16,7 @@ from plait.config.schema import RunConfig
 from plait.data import image_files
 from plait.data.loading.micro_batch import Inputs
 from plait.data.sources.contract import Sample, Source
+from plait.engine.monitoring import screen
 from plait.engine.parallel.distributed import Ranks
 from plait.errors import BadSample, PlaitError, sample_errors
 from plait.families.limits import Limits
@@ -50,7 +51,7 @@ class SourceLook:
     overlap: Overlap | None = None
     """How many samples are held out as well; None where no samples are held out."""
     holding: Counter[str] = field(default_factory=Counter)
-    """How many usable samples have images, or frames of video: {"images": 30, "frames": 2}."""
+    """How many usable samples have images, frames of video, or what a component takes of both: {"images": 30, "images or frames": 32}."""
     fields: dict[str, None] = field(default_factory=dict)
     """Names of the fields, but those of texts, that usable samples without images have, in their order."""
 
@@ -60,35 +61,38 @@ class SourceLook:
         return self.read - self.bad.total()
 
     def text(self) -> str:
-        """Return the counts as one line, such as "32 looked at, 0 bad, 0 without text, ...; pictures of 32x32 px"."""
+        """Return in one line what was found, and no zeros: "500 samples, 32 looked at: 3 bad (3 x no text)"."""
         counts = {
-            "looked at": self.read,
-            "bad": self.bad.total(),
+            f"bad ({self._reasons()})": self.bad.total(),
             "without text": self.without_text,
             "with empty text": self.empty,
             "cut by data.max_tokens": self.cut,
+            **{f"without {keys}": self.usable - self.holding[keys] for keys in map(_either, self.limits.needs.values())},
+            **self._unfit(),
         }
-        wanted = dict.fromkeys(key for keys in self.limits.needs.values() for key in keys)
-        counts |= {f"without {key}": self.usable - self.holding[key] for key in wanted}
-        parts = [", ".join(f"{count} {name}" for name, count in counts.items())]
-        parts.append("no held-out samples to compare with" if self.overlap is None else self.overlap.text(len(self.source)))
+        found = [f"{count} {name}" for name, count in counts.items() if count]
+        found += [self.overlap.text(len(self.source))] if self.overlap is not None and self.overlap.notable else []
+        looked = "all" if self.read == len(self.source) else self.read
+        parts = [f"{len(self.source):,} samples, {looked} looked at: {', '.join(found) or 'all good'}"]
         if self.sizes:
-            parts.append(self._pictures())
-        if self.bad:
-            reasons = "; ".join(f"{count} x {reason}" for reason, count in self.bad.most_common(_REASONS_SHOWN))
-            parts.append(f"bad: {reasons}{'; ...' if len(self.bad) > _REASONS_SHOWN else ''}")
+            least, most = (pick(self.sizes, key=lambda size: size[0] * size[1]) for pick in (min, max))
+            parts.append(f"pictures of {'x'.join(map(str, least))}{'' if least == most else ' to ' + 'x'.join(map(str, most))} px")
         parts += [f"left out: {count} of {reason}" for reason, count in self.source.left_out.items()]
         return "; ".join(parts)
 
-    def _pictures(self) -> str:
-        least, most = (pick(self.sizes, key=lambda size: size[0] * size[1]) for pick in (min, max))
-        span = "x".join(map(str, least)) + ("" if least == most else f" to {'x'.join(map(str, most))}")
+    def _reasons(self) -> str:
+        """Return why samples are bad, the most frequent reasons first, each with its count."""
+        reasons = "; ".join(f"{count} x {reason}" for reason, count in self.bad.most_common(_REASONS_SHOWN))
+        return f"{reasons}{'; ...' if len(self.bad) > _REASONS_SHOWN else ''}"
+
+    def _unfit(self) -> dict[str, int]:
+        """Return how many pictures are over a limit, and how many have a side under what the model sees."""
         over = sum(image_files.over_limit(size, image_files.MAX_PIXELS) is not None for size in self.sizes)
-        parts = [f"pictures of {span} px", f"{over} over {image_files.MAX_PIXELS / 1e6:.0f} megapixels or {image_files.MAX_SIDE} px a side"]
-        side = self.limits.image_side
-        if side is not None:
-            parts.append(f"{sum(min(size) < side for size in self.sizes)} with a side under the model's {side} px")
-        return ", ".join(parts)
+        side = self.limits.image_side or 0
+        return {
+            f"pictures over {image_files.MAX_PIXELS / 1e6:.0f} megapixels or {image_files.MAX_SIDE} px a side": over,
+            f"pictures with a side under the model's {side} px": sum(min(size) < side for size in self.sizes),
+        }
 
 
 def compare_ranks(fingerprints: Mapping[str, str], ranks: Ranks) -> None:
@@ -112,12 +116,12 @@ def report(config: RunConfig, sources: Sequence[Source], inputs: Inputs, limits:
     if ranks.first:
         try:
             found = look(sources, inputs, limits, open_validation(config), seed)
-            log.info("\n".join(f"  {name}  {text}" for name, text in table(found)))
+            log.info(listed(table(found)))
             faults, idle = unusable(found), without_input(found, limits, config.trainable)
             if config.guard.no_input == "stop":
                 faults += idle
             elif idle:
-                log.info("\n".join(f"  warning: {fault}" for fault in idle))
+                log.info(listed([("warning", fault) for fault in idle]))
             error = faults[0] if faults else None
         except PlaitError as raised:
             error = str(raised)
@@ -127,9 +131,13 @@ def report(config: RunConfig, sources: Sequence[Source], inputs: Inputs, limits:
 
 
 def table(found: Sequence[SourceLook]) -> list[tuple[str, str]]:
-    """Return (name, what was found as one line) per source; names are padded to the longest."""
-    wide = max((len(one.source.name) for one in found), default=0)
-    return [(f"{one.source.name:<{wide}}", one.text()) for one in found]
+    """Return (name, what was found as one line) per source."""
+    return [(one.source.name, one.text()) for one in found]
+
+
+def listed(rows: Sequence[tuple[str, str]]) -> str:
+    """Return rows as lines "  name: text", wrapped where standard output is a terminal."""
+    return "\n".join(screen.wrapped(f"  {name}: {text}", indent=" " * 6) for name, text in rows)
 
 
 def look(sources: Sequence[Source], inputs: Inputs, limits: Limits, held_out: Sequence[Source], seed: int) -> list[SourceLook]:
@@ -165,10 +173,10 @@ def without_input(found: Sequence[SourceLook], limits: Limits, trainable: Sequen
     usable = sum(one.usable for one in found)
     faults = []
     for name, keys in limits.needs.items():
-        holding = sum(one.holding[key] for one in found for key in keys)
+        holding = sum(one.holding[_either(keys)] for one in found)
         setting = name.startswith("model.")
         if usable and not holding and (setting or name in named or "*" in named):
-            which = f"none of the {usable} samples looked at has {' or '.join(keys)}"
+            which = f"none of the {usable} samples looked at has {_either(keys)}"
             off = f"set {name} to {limits.idle.get(name, 0)}"
             verb, cure = ("asks for them", off) if setting else ("trains", f"leave {name} out of trainable")
             fields = dict.fromkeys(name for one in found for name in one.fields)
@@ -176,6 +184,10 @@ def without_input(found: Sequence[SourceLook], limits: Limits, trainable: Sequen
                 which += f" (the records have {', '.join(fields)}; where one is the picture, name it: columns: {{image: NAME}})"
             faults.append(f"{name} {verb}, but {which}: {cure}, or say guard.no_input=continue")
     return faults
+
+
+def _either(keys: Sequence[str]) -> str:
+    return " or ".join(keys)
 
 
 def _look_at(found: SourceLook, index: int, inputs: Inputs, sample_key: int) -> None:
@@ -195,7 +207,8 @@ def _look_at(found: SourceLook, index: int, inputs: Inputs, sample_key: int) -> 
     found.cut += bool(sum(inputs.collate([example]).get("cut", ())))
     if found.overlap is not None and not found.source.stored:
         found.overlap.add(content_of(sample))
-    found.holding.update(name for name in ("images", "frames") if sample.get(name))
+    needs = dict.fromkeys([("images",), ("frames",), *map(tuple, found.limits.needs.values())])
+    found.holding.update(_either(keys) for keys in needs if any(sample.get(name) for name in keys))
     if not sample.get("images"):
         found.fields |= dict.fromkeys(name for name in sample["fields"] if name not in _TEXTS)
 

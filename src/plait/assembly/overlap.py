@@ -60,12 +60,18 @@ class Overlap:
             self.same += content.whole in self.held_out.wholes
             self.pictures += not content.pictures.isdisjoint(self.held_out.pictures)
 
+    @property
+    def notable(self) -> bool:
+        """Return whether anything is held out too, or nothing could be compared."""
+        return bool(self.same or self.pictures or not self.compared)
+
     def text(self, samples: int) -> str:
         """Return the result in words. `samples`: those of the training source."""
         if not self.compared:
             return "not compared with the held-out samples, as no picture or text of them or of these can be read"
         sides = f"{self.compared} of {samples} compared with {self.held_out.compared} of {self.held_out.samples} held out"
-        return f"{self.same} held-out samples too, {self.pictures} with a held-out picture ({sides})"
+        found = {"held out too": self.same, "with a held-out picture": self.pictures}
+        return f"{', '.join(f'{count} {what}' for what, count in found.items() if count)} ({sides})"
 
 
 def count(source: Source, sources: int, least: int) -> int:

@@ -1,7 +1,5 @@
 """The command `plait data inspect`: draw samples as the model sees them, as PNG and HTML. `declare` adds the arguments of `run`."""
 
-from pathlib import Path
-
 from plait.assembly.configuration import open_checked
 from plait.commands.arguments import add_config, path, positive
 from plait.commands.command import OVERRIDES, Arguments, Command, Parser
@@ -11,7 +9,7 @@ def declare(parser: Parser) -> None:
     """Add the arguments of `plait data inspect` to its parser."""
     add_config(parser)
     parser.add_argument("--samples", type=positive, default=12)
-    parser.add_argument("--out", type=path, default=Path("inspect"), help="folder for the picture and the page")
+    parser.add_argument("--out", type=path, help="new folder for the picture and the page (default: inspect, then inspect-2, ...)")
     parser.add_argument("--split", choices=("train", "validation"), default="train")
 
 

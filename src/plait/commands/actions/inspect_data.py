@@ -34,6 +34,7 @@ from plait.data.loading.micro_batch import Bad, MicroBatchBuilder
 from plait.data.order import Ordering, SampleId
 from plait.data.sources.bucketing import bucket_lengths, contents_of
 from plait.data.sources.contract import Source as SampleSource
+from plait.engine.checkpoints import folders
 from plait.errors import PlaitError
 from plait.families import registry
 from plait.families.contract import Family, Inputs
@@ -110,15 +111,19 @@ class _Buckets:
         return [("not shown", f"buckets {_some(lacking)}: ask for more --samples")] if lacking else []
 
 
-def draw(resolved: Resolved, split: str, samples: int, out: Path) -> None:
+def draw(resolved: Resolved, split: str, samples: int, out: Path | None) -> None:
     """Draw the first `samples` samples of a run, as the model sees them, to `out`/sheet.png (a contact sheet) and `out`/page.html.
 
+    `out`: a new or empty folder; None: `inspect`, or the first of inspect-2, inspect-3, ... that does not exist.
     `split`: "train", in the order of steps, or "validation". Stages (parts of a run) that differ in their data get a folder each, named
     like the stage. Raises PlaitError for a family that cannot show its examples, if there is nothing to draw, and in the end, after the
     pages are written, for data that a run would refuse.
     """
     if samples < 1:
         raise PlaitError(f"--samples={samples}: ask for at least one")
+    if out is not None and out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise PlaitError(f"{out} is not empty; give --out a new folder" if out.is_dir() else f"{out} is no folder; give --out a new one")
+    out = out or folders.unused(Path("inspect"))
     family = registry.load(resolved.config.family)
     if family.inspect is None:
         raise PlaitError(f"family {family.name!r} has no `inspect`: it does not say what its model sees")
@@ -166,7 +171,7 @@ def _draw_stage(view: StageView, family: Family, section: Any, assets: Path, *, 
     inputs = family.Inputs(section, assets, max_tokens=config.data.max_tokens, pad=config.data.pad, train=split == "train")
     title = f"{split}, stage {view.index} ({view.name})"
     looks = _look(view, opened, inputs, limits, split)
-    log.info("\n".join([f"{title}: samples all over each source", *(f"  {name}  {value}" for name, value in looks)]))
+    log.info(f"{title}: samples all over each source\n{data_look.listed(looks)}")
     ids, seed, order = _first(view, data, split, samples)
     buckets = _Buckets.of(opened, config.train.global_batch)
     builder = MicroBatchBuilder(tuple(opened), order, _Watched(inputs), seed, rank=0, world_size=1, micro_batch=None)
@@ -253,10 +258,10 @@ def _data(seen: Sequence[_Seen], opened: Sequence[Any]) -> Facts:
     facts = []
     for number, source in enumerate(opened):
         drawn = [sample for sample in seen if sample.id.source == number]
-        files = [images.decode(data).shape for sample in drawn for data in sample.sample["images"]]
+        shapes = [images.decode(data).shape for sample in drawn for data in sample.sample["images"]]
         text = f"{len(drawn)} of {len(source):,} samples"
-        if files:
-            text += f"; pictures of {_sizes([(width, height) for _, height, width in files])}"
+        if shapes:
+            text += f"; pictures of {_sizes([(width, height) for _, height, width in shapes])}"
         if shown := [(picture.shape[1], picture.shape[0]) for sample in drawn for picture in sample.shown["images"]]:
             text += f", seen as {_sizes(shown)}"
         facts.append((source.name, text))

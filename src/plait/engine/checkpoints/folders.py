@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import itertools
 import os
 import shutil
 from collections.abc import Iterator
@@ -46,6 +47,12 @@ def copy_folder(source: Path, target: Path) -> None:
     """Copy the folder `source` to `target`, which must not exist yet. A copy that fails leaves no `target`."""
     with new_folder(target) as folder:
         shutil.copytree(source, folder, dirs_exist_ok=True)
+
+
+def unused(path: Path) -> Path:
+    """Return `path`, or the first of NAME-2, NAME-3, ... (before its suffix) that does not exist."""
+    numbered = (path.with_stem(f"{path.stem}-{number}") for number in itertools.count(2))
+    return next(candidate for candidate in itertools.chain([path], numbered) if not candidate.exists())
 
 
 def _open_folder(path: Path) -> int:

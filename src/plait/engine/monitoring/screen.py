@@ -1,13 +1,15 @@
 """Progress of a stage (part of a run) for a person: one line that moves with every step on a terminal, plain lines elsewhere.
 
-Nothing is recorded here: tracking.py writes the metrics.
+Other lines are wrapped to the terminal here. Nothing is recorded: tracking.py writes the metrics.
 """
 
 import contextlib
 import math
 import os
+import shutil
 import stat
 import sys
+import textwrap
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -29,6 +31,17 @@ _WINDOW_STEPS = 50
 """Steps over which the share of the time that goes to waiting for data is taken."""
 _WAIT_SHOWN, _WAIT_TOLD, _WAIT_STEPS = 0.1, 0.3, 10
 """Share of the step from which waiting is shown; from which its cure is told, once a stage; and after how many steps."""
+
+
+def wrapped(line: str, *, indent: str) -> str:
+    """Wrap a line to the width of the terminal that standard output is; elsewhere return it as it is.
+
+    `indent` begins all parts but the first.
+    """
+    if sys.stdout is None or sys.stdout.closed or not sys.stdout.isatty():
+        return line
+    width = shutil.get_terminal_size().columns
+    return textwrap.fill(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 class Screen:

@@ -1,12 +1,12 @@
 """Generate pictures for prompts and a reference image (`plait generate`): PNG files that hold their settings, and a grid of them."""
 
-import itertools
 import re
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from plait.engine.checkpoints import folders
 from plait.errors import PlaitError
 from plait.families.nanodit import pictures, prompts
 from plait.families.nanodit.config import Config, Sampling
@@ -64,11 +64,11 @@ def generate(model: NanoDiT, inputs: Inputs, options: GenerateOptions, out: Path
         for (index, seed), picture in zip(batch, show(draw(model, inputs, requests, sampling)), strict=True):
             prompt, size = options.prompt[index], f"{picture.shape[1]}x{picture.shape[0]}"
             settings = {"prompt": prompt, "image": str(options.image) if options.image else None, "seed": seed, "checkpoint": moment}
-            path = _unused(folder / f"{_words_of(prompt)}-{size}-seed-{seed}-{moment}.png")
+            path = folders.unused(folder / f"{_words_of(prompt)}-{size}-seed-{seed}-{moment}.png")
             pictures.write(path, picture, {**settings, "size": [picture.shape[1], picture.shape[0]], **sampling.model_dump(mode="json")})
             drawn.append(picture)
             lines.append(f"{path}: {prompt!r}, {size}, seed {seed}")
-    grid = _unused(folder / f"grid-{moment}.png")
+    grid = folders.unused(folder / f"grid-{moment}.png")
     pictures.write(grid, pictures.tile(drawn), {"prompts": options.prompt, "checkpoint": moment, **options.model_dump(mode="json")})
     return [*lines, f"{grid}: all {len(drawn)}"]
 
@@ -76,12 +76,6 @@ def generate(model: NanoDiT, inputs: Inputs, options: GenerateOptions, out: Path
 def _words_of(prompt: str) -> str:
     """Return the beginning of a prompt as a part of a file name: "A red dot!" -> "A-red-dot"; "no-prompt" without any word."""
     return "-".join(re.findall(r"\w+", prompt))[:_NAME_LENGTH].strip("-") or "no-prompt"
-
-
-def _unused(path: Path) -> Path:
-    """Return `path`, or the first of NAME-2, NAME-3, ... that does not exist."""
-    numbered = (path.with_stem(f"{path.stem}-{number}") for number in itertools.count(2))
-    return next(candidate for candidate in itertools.chain([path], numbered) if not candidate.exists())
 
 
 def sampling_with(config: Config, options: GenerateOptions) -> Sampling:
