@@ -79,6 +79,21 @@ def test_a_folder_with_metadata_is_read_by_it(tmp_path):
     assert answers(source) == ["seven"]
 
 
+def test_metadata_below_the_folder_is_told_with_the_folder_to_give(tmp_path):
+    for part in ("train", "test"):
+        (tmp_path / part / "deep").mkdir(parents=True)
+        (tmp_path / part / "deep" / "x.png").write_bytes(picture(7))
+        write_lines(tmp_path / part / "metadata.jsonl", [{"file_name": "deep/x.png", "caption": "seven"}])
+    cure = rf"metadata in its subfolders \(test/metadata.jsonl, train/metadata.jsonl\): give .*, such as path: {tmp_path}/test$"
+    with pytest.raises(PlaitError, match=cure):
+        opened("folder", tmp_path)
+    assert answers(opened("folder", tmp_path / "test")) == answers(opened("folder", tmp_path / "train")) == ["seven"]
+    assert len(opened("folder", tmp_path, allow_blank=True)) == 2, "pictures alone are wanted"
+    (tmp_path / "test" / "deep" / "x.txt").write_text("a caption beside it")
+    (tmp_path / "train" / "metadata.jsonl").unlink()
+    assert opened("folder", tmp_path)[0]["messages"][-1]["content"] == "a caption beside it"
+
+
 def test_lines_give_messages_and_images_beside_the_file(tmp_path):
     (tmp_path / "p").mkdir()
     (tmp_path / "p" / "1.png").write_bytes(picture(1))
@@ -116,7 +131,10 @@ def test_images_of_lines_may_lie_elsewhere_or_inside(tmp_path):
 @pytest.mark.parametrize(
     ("record", "words"),
     [
-        ('{"image": "none.png"}', r"cannot read .*none\.png.: No such file"),
+        (
+            '{"image": "none.png"}',
+            r"cannot read .*none\.png.: No such file or directory; where images are not relative to .*set options: {images: FOLDER}$",
+        ),
         ('{"image": "https://x/y.png"}', "is on the network; download it first"),
         ('{"image": 5}', "an image is named by a path, not by a number"),
         ('{"image": "data:image/png;base64,???"}', "broken data: address"),

@@ -86,6 +86,19 @@ def read_regular(path: Path) -> bytes:
         raise BadSample(f"cannot read {str(path)!r}: {reason}") from error
 
 
+def read_image(root: Path, name: str, *, anywhere: bool) -> bytes:
+    """Return the bytes of the image that a record names, relative to `root`. Raises BadSample; for a missing one it names the setting.
+
+    `anywhere`: the image may lie outside `root`.
+    """
+    try:
+        return read_regular(inside(root, name, anywhere=anywhere))
+    except BadSample as error:
+        if not isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
+            raise
+        raise BadSample(f"{error}; where images are not relative to {root}, set options: {{images: FOLDER}}") from error
+
+
 def inside(root: Path, name: str, *, anywhere: bool, links: bool = False) -> Path:
     """Return the path of the file `name` that a record names, relative to `root` or absolute. Raises BadSample if it is not below `root`.
 

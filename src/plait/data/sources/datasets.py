@@ -15,7 +15,6 @@ from plait.config import hub_errors
 from plait.config.schema import Source as Entry
 from plait.data import addresses, paths
 from plait.data.formats.spans import check_bytes, check_file
-from plait.data.paths import inside, read_regular
 from plait.data.records import PATH_FIELDS, Record, as_list
 from plait.data.sources.contract import Source
 from plait.data.sources.conversations import open_conversations
@@ -97,7 +96,7 @@ class Table:
             raise BadSample(f"{where}: no image, but {kind_of(value)}")
         if self.root is None:
             raise BadSample(f"{where}: its image is a path, {name!r}, and this dataset has no folder: set options {{images: FOLDER}}")
-        return read_regular(inside(self.root, name, anywhere=self.outside))
+        return paths.read_image(self.root, name, anywhere=self.outside)
 
 
 def _root_of_images(path: str | None, options: Mapping[str, Any]) -> Path | None:

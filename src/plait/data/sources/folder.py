@@ -47,6 +47,7 @@ class Folder:
         self.root, self.columns = root, dict(columns)
         walk = _walk(root)
         files, unread = walk.files, walk.unread
+        self.metadata = [path for path in files if path.rpartition("/")[2] in _METADATA]
         by_stem: dict[str, list[str]] = {}
         for path in files:
             stem, _, ending = path.rpartition(".")
@@ -71,6 +72,15 @@ class Folder:
 
     def __len__(self) -> int:
         return len(self.samples)
+
+    def metadata_below(self) -> list[str]:
+        """Return the paths of the metadata files in subfolders whose pictures have no captions or fields of their own."""
+        described = [any(kind.lower() not in IMAGE_KINDS for kind, _, _ in members) for _, members in self.samples]
+        below = []
+        for path in self.metadata:
+            inside = [own for own, (name, _) in zip(described, self.samples, strict=True) if name.startswith(f"{Path(path).parent}/")]
+            below += [path] if inside and not any(inside) else []
+        return below
 
     def read(self, index: int) -> Record:
         """Return sample `index` as a record. Raises BadSample if one of its files is missing or cannot be parsed."""
@@ -211,9 +221,15 @@ def _open(entry: Entry, opening: Opening) -> Source:
         raise PlaitError(f"{root} has both {' and '.join(_METADATA)}; remove the one that does not describe it")
     if not tables:
         reader = Folder(root, entry.columns)
+        if not entry.allow_blank and (below := reader.metadata_below()):
+            shown = ", ".join(below[:3]) + (", ..." if len(below) > 3 else "")
+            one = root / Path(below[0]).parent
+            raise PlaitError(f"{root} has metadata in its subfolders ({shown}): give the folder of one as a source, such as path: {one}")
     else:
         layout = CSV if tables[0].suffix == ".csv" else JSON
-        reader = Listed(IndexedRecords(tables[0], layout, opening.cache, columns, images=root, outside=outside, path_columns=()), root)
+        reader = Listed(
+            IndexedRecords(tables[0], layout, opening.cache, columns, images=root, outside=outside, path_columns=(), movable=False), root
+        )
     return open_conversations(entry, reader)
 
 

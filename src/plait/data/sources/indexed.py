@@ -59,7 +59,8 @@ class IndexedRecords:
     """Random access to the records of one file; thread-safe and picklable. `columns`: new field name -> the name in the file.
 
     `images`: the folder that image paths are relative to; None: paths are refused. `outside`: they may leave it. `path_columns`: as
-    PATH_FIELDS, the default. Raises PlaitError for a file without records.
+    PATH_FIELDS, the default. `movable`: whether `options.images` may name another folder, as the reason of a missing image then says.
+    Raises PlaitError for a file without records.
     """
 
     def __init__(
@@ -72,9 +73,10 @@ class IndexedRecords:
         images: Path | None,
         outside: bool = False,
         path_columns: Sequence[str] = PATH_FIELDS,
+        movable: bool = True,
     ) -> None:
         self.path, self.layout, self.columns = path, layout, dict(columns)
-        self.root, self.outside, self.path_columns = images, outside, tuple(path_columns)
+        self.root, self.outside, self.path_columns, self.movable = images, outside, tuple(path_columns), movable
         self.left_out: Mapping[str, int] = {}
         self.head, _ = index_records(path, layout, cache)
         self.digest = xxhash.xxh3_64(json.dumps([path.name, self.head.stamp["size"], len(self), self.head.xxh3]).encode()).hexdigest()
@@ -141,7 +143,9 @@ class IndexedRecords:
             raise BadSample(f"the image {address} is on the network; download it first, and name the file in its place")
         if self.root is None:
             raise BadSample(f"an image is a path, {address!r}, and this dataset has no folder: set options {{images: FOLDER}}")
-        return read_regular(paths.inside(self.root, address, anywhere=self.outside))
+        if not self.movable:
+            return read_regular(paths.inside(self.root, address, anywhere=self.outside))
+        return paths.read_image(self.root, address, anywhere=self.outside)
 
 
 class Chain:
