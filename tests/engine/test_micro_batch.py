@@ -140,6 +140,13 @@ def test_what_was_noted_never_raises_what_is_configured(tmp_path, configured, no
     assert micro_batch.MicroBatchSize(tmp_path, "a", ALONE, configured).samples == samples
 
 
+@pytest.mark.parametrize("noted", [{"a on 1": 0}, {"a on 1": -2}, {"a on 1": "4"}, {"a on 1": 4, "b on 1": 0}, [4]])
+def test_a_note_that_holds_no_sizes_is_passed_over_and_said(tmp_path, noted, caplog):
+    (tmp_path / micro_batch.NOTE).write_text(json.dumps(noted))
+    assert micro_batch.MicroBatchSize(tmp_path, "a", ALONE, 8).samples == 8
+    assert "does not hold micro-batch sizes" in caplog.text
+
+
 def test_each_failure_halves_rounded_up_drops_the_gradients_and_is_noted_beside_the_others(tmp_path):
     (tmp_path / micro_batch.NOTE).write_text(json.dumps({"b on 1": 1}))
     size, tried, resets = micro_batch.MicroBatchSize(tmp_path, "a", ALONE, 13), [], []

@@ -1,6 +1,7 @@
 """What a stage says of the passes over each source of its mixture: exactly what its order draws, before the first step."""
 
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from plait.config.schema import Train
 from plait.data.buckets import BucketOrder
 from plait.data.order import Order
-from plait.training.passes import samples_drawn
+from plait.training.passes import place_of, samples_drawn
 from tests import toy_family
 
 NAMES = ("train", "held")
@@ -29,6 +30,15 @@ def test_the_samples_of_each_source_are_those_that_the_steps_take(sources, batch
     order = kind(sizes, weights, 3, batch, sorted(changes))
     taken = Counter(identity.source for step in range(steps) for identity in order.ids(step))
     assert samples_drawn(order, steps) == [taken[source] for source in range(len(sources))]
+
+
+def test_the_place_of_a_step_is_the_passes_once_it_is_done():
+    order = Order([30, 10], [1.0, 1.0], 3, 4)
+    assert [place_of(order, [SimpleNamespace(groups=())] * 2, step) for step in (0, 9, 19)] == [
+        {"epoch": 0.1},
+        {"epoch": 1.0},
+        {"epoch": 2.0},
+    ]
 
 
 def said(tmp_path, monkeypatch, capsys, *overrides, weights=(3, 1)):

@@ -55,7 +55,7 @@ def _convolution(out: Tensor, x: Tensor, weight: Tensor, *_: Any, **__: Any) -> 
 
 def _attention(_: Tensor, query: Tensor, key: Tensor, value: Tensor, *__: Any, **___: Any) -> float:
     """Count the scores Q K^T and their product with V; masked positions count, as in dense products."""
-    pairs = 2.0 * query[..., 0].numel() * key.shape[-2]
+    pairs = 2.0 * query.shape[:-1].numel() * key.shape[-2]
     scores = _gradients(query, key)
     return pairs * (query.shape[-1] * (1 + scores) + value.shape[-1] * (1 + (scores > 0) + _gradients(value)))
 
