@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from plait import cli
+from tests import toy_family as toy
 
 CONFIG = """
 family: theworld
@@ -236,6 +237,38 @@ def test_a_closed_output_changes_no_exit_code(arguments, closed, code):
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1])
     assert done.returncode == code
     assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize("words", [["config", "configs/nanodit/tiny.yaml"], ["completion", "bash"], ["--help"], ["train", "--help"]])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_an_output_that_is_full_is_told_and_is_no_success(words, unbuffered):
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    command = [sys.executable, "-m", "plait", *words]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, cwd=Path(__file__).parents[1], env=environment
+        )
+    assert done.returncode == 1
+    wanted = "plait: standard output cannot be written to (No space left on device): what was printed is not complete"
+    assert done.stderr == wanted + "\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_run_goes_on_to_its_end_whose_output_is_full(monkeypatch, tmp_path, capsys):
+    recipe = toy.install(monkeypatch, tmp_path)
+    short = ("--stages=[]", "--train.steps=2", "--evaluate=[]", "--checkpoint.best=null")
+    codes = []
+    for words in (["train", str(recipe), f"--run={tmp_path}/run", *short], ["stages", f"{tmp_path}/run"]):
+        with Path("/dev/full").open("w") as full:
+            monkeypatch.setattr(sys, "stdout", full)
+            codes.append(cli.main(words))
+    assert (codes, toy.at(tmp_path / "run", 2).step) == ([0, 1], 2)
+    told = [line for line in capsys.readouterr().err.splitlines() if "standard output cannot" in line]
+    assert [line.rpartition(": ")[2] for line in told] == [
+        "lines of this run are missing in what it printed",
+        "what was printed is not complete",
+    ]
 
 
 def test_an_output_of_few_letters_takes_every_line():

@@ -10,7 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from plait import __version__
 from plait.commands import verbs
@@ -33,15 +33,40 @@ class Parser(argparse.ArgumentParser):
             message = f"{choice[1]} {choice[2]!r} is unknown: " + (f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}")
         raise PlaitError(f"{message} (see {self.prog} --help)")
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Write help, usage or version; argparse itself would pass over an output that cannot be written to."""
+        reporter.write(file or sys.stderr, message.removesuffix("\n"))
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command in `arguments` (None: sys.argv) and return its exit code: 0, a PlaitError's `exit_code`, or 130 after Ctrl-C.
 
     A PlaitError's message goes to standard error. Output that is closed (`| head`) or cannot encode a character changes no exit code.
+    Output that cannot be written, as on a full disk, is one line there, and the exit code 1 in place of 0, but for `plait train`.
     """
+    given = sys.argv[1:] if arguments is None else arguments
+    trains = [*given, ""][0] == "train"
+    try:
+        code = _run(given)
+    except BaseException as error:
+        lost = reporter.settle_output()
+        if lost is None or not isinstance(error, SystemExit) or error.code:  # argparse exits after --help
+            raise
+        code, trains = 0, False
+    else:
+        lost = reporter.settle_output()
+    if lost is None:
+        return code
+    note = "warning: lines of this run are missing in what it printed" if trains else "what was printed is not complete"
+    reporter.write(sys.stderr, f"plait: standard output cannot be written to ({lost.strerror}): {note}")
+    return code if code or trains else 1
+
+
+def _run(arguments: Sequence[str]) -> int:
+    """Parse and run a command line; return its exit code. Tells the errors that the user can mend in one line on standard error."""
     try:
         reporter.install(*plugins.packages())
-        parsed = parse(sys.argv[1:] if arguments is None else arguments)
+        parsed = parse(arguments)
         parsed.command.run(parsed)
     except PlaitError as error:
         rank = os.environ.get("RANK", "0")
@@ -58,8 +83,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         reporter.write(sys.stderr, "plait: interrupted")
         return INTERRUPTED
-    finally:
-        reporter.settle_output()
     return 0
 
 

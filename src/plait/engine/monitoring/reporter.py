@@ -16,6 +16,9 @@ from plait.errors import printable
 EVERY_RANK = {"every_rank": True}
 """`log.info(text, extra=EVERY_RANK)` shows the line of every rank, not of rank 0 only."""
 
+_lost: list[OSError] = []
+"""Why lines could not be written to standard output."""
+
 
 class Reporter(logging.Handler):
     """Logging handler that looks up `sys.stdout` and `sys.stderr` for every line, so that redirections of them hold."""
@@ -31,25 +34,41 @@ class Reporter(logging.Handler):
 
 
 def write(stream: TextIO | None, line: str) -> None:
-    """Write a line and flush it; never raises. A closed stream ignores it, characters that its encoding lacks are escaped."""
+    """Write a line and flush it; never raises. A closed stream ignores it, characters that its encoding lacks are escaped.
+
+    What standard output could not take, but for a pipe whose reader has gone, `settle_output` returns.
+    """
     if stream is None:  # what Python makes of a stream that was closed from the start
         return
-    with contextlib.suppress(OSError, ValueError):  # ValueError: the stream was closed in this process
+    try:
         try:
             stream.write(f"{line}\n")
         except UnicodeEncodeError:
             stream.write(line.encode(stream.encoding, "backslashreplace").decode(stream.encoding) + "\n")
         stream.flush()
+    except OSError as error:
+        if stream is sys.stdout and not isinstance(error, BrokenPipeError):
+            _lost.append(error)
+    except ValueError:  # the stream was closed in this process
+        return
 
 
-def settle_output() -> None:
-    """Flush standard output at the end of the process; if its reader has gone, discard the rest, so that Python reports no error."""
+def settle_output() -> OSError | None:
+    """Flush standard output at the end of the process; discard what cannot be written, so that Python reports no error.
+
+    Returns why it could not be written to, at any time in this process: a full disk, for example. A pipe whose reader has gone is none.
+    """
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
+            _lost.append(error)
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    first = _lost[0] if _lost else None
+    _lost.clear()
+    return first
 
 
 def install(*packages: str) -> None:
