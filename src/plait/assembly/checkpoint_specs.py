@@ -53,6 +53,17 @@ def locate(spec: str, forms: str = FORMS) -> Checkpoint:
     return checkpoint.locate(marked(path, mark) if mark else path)
 
 
+def run_named(spec: str) -> Path | None:
+    """Return the run directory of the checkpoint that a spec names; None for a spec that names no run, stage or checkpoint.
+
+    Raises PlaitError for a mark or a folder of a run without such a checkpoint.
+    """
+    path, mark = split(spec)
+    if not mark and not (checkpoint.run_of(path) / "config.yaml").is_file():
+        return None
+    return checkpoint.run_of(locate(spec).folder)
+
+
 def marked(path: Path, mark: str) -> Path:
     """Return the step folder, in a run or stage folder `path`, that `mark` names: a step, "best" or "latest"; its files are not verified.
 

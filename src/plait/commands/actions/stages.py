@@ -7,7 +7,7 @@ import fcntl
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from plait import files
 from plait.assembly.configuration import open_run_config
@@ -35,7 +35,7 @@ def show(run: Path) -> None:
     running = _is_locked(run)
     damaged = {} if running else _damaged(run)
     intact = [folder for folder in checkpoint.published(run) if folder not in damaged]
-    manifests = _manifests(intact)
+    manifests = manifests_by_stage(intact)
     now = max([*manifests, *(row["stage"] for row in rows if "stage" in row), 0])
     newest = manifests.get(max(manifests, default=0))
     ending = "running" if running else "stopped; `plait train` goes on" if intact or not damaged else "stopped; no checkpoint is intact"
@@ -45,25 +45,50 @@ def show(run: Path) -> None:
         manifest = manifests.get(view.index)
         log.info(f"stage {view.index} {view.name}: {_state(view.index, now, manifest, ending)}")
         log.info(f"  trains     {_trains(view.config, manifest, newest)}")
-        for name, text in _progress(view, rows, manifest) if view.index <= now else []:
+        for name, text in _progress_lines(view, rows, manifest) if view.index <= now else []:
             log.info(f"  {name:<10} {text}")
     if damaged and not intact:
         raise PlaitError(checkpoint.none_intact(run, list(damaged), next(iter(damaged.values()))))
 
 
-def _progress(view: StageView, rows: Sequence[Row], manifest: Mapping[str, Any] | None) -> list[tuple[str, str]]:
-    """Return the lines about steps, held-out figures and time as h:mm:ss, as (name, text)."""
+class Figure(NamedTuple):
+    """A held-out figure of a stage: its name, its best value with the run's step of that, and its last value."""
+
+    name: str
+    best: float
+    step: int
+    last: float
+
+
+class Progress(NamedTuple):
+    """How far a stage is. `steps`: done and planned, "6 of 6"; `start`: the run's step at which it began; `time`: as h:mm:ss."""
+
+    steps: str
+    start: int
+    figures: list[Figure]
+    time: str
+
+
+def progress(view: StageView, rows: Sequence[Row], manifest: Mapping[str, Any] | None) -> Progress:
+    """Return how far a stage is, from the rows of metrics.jsonl and its newest manifest, if it has one."""
     stage_rows = [row for row in rows if row.get("stage") == view.index]
     trained = [row for row in stage_rows if "loss" in row]
     before = max((row["step"] for row in rows if row.get("stage", view.index) < view.index), default=0)
     start = manifest["state"]["stage_start"] if manifest else before
-    saved_step = manifest["state"]["step"] if manifest else None
-    done = max([saved_step or start, *(row["step"] for row in trained)]) - start
+    done = max([manifest["state"]["step"] if manifest else start, *(row["step"] for row in trained)]) - start
     planned = manifest["steps"] if manifest else view.config.train.steps
-    of, last = f" of {planned:,}" if planned else "", "none saved here" if saved_step is None else f"last saved at {saved_step:,}"
-    lines = [("steps", f"{done:,}{of}, from step {start:,}; {last}")]
-    lines += [("held out", text) for text in _held_out(stage_rows, view.config)]
-    return [*lines, ("time", screen.clock(3600 * hours(trained, start)))]
+    steps = f"{done:,} of {planned:,}" if planned else f"{done:,}"
+    return Progress(steps, start, _figures(stage_rows, view.config), screen.clock(3600 * hours(trained, start)))
+
+
+def _progress_lines(view: StageView, rows: Sequence[Row], manifest: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """Return the lines about steps, held-out figures and time, as (name, text)."""
+    of_stage = progress(view, rows, manifest)
+    last = f"last saved at {manifest['state']['step']:,}" if manifest else "none saved here"
+    held_out = [f"best {name} {best:.4g} at step {step:,}, last {last:.4g}" for name, best, step, last in of_stage.figures]
+    lines = [("steps", f"{of_stage.steps}, from step {of_stage.start:,}; {last}")]
+    lines += [("held out", text) for text in held_out or ["no held-out figure yet"]]
+    return [*lines, ("time", of_stage.time)]
 
 
 def _damaged(run: Path) -> dict[Path, str]:
@@ -86,7 +111,7 @@ def _state(index: int, now: int, manifest: Mapping[str, Any] | None, ending: str
     return ending
 
 
-def _manifests(folders: Sequence[Path]) -> dict[int, dict[str, Any]]:
+def manifests_by_stage(folders: Sequence[Path]) -> dict[int, dict[str, Any]]:
     """Return the newest manifest of each stage that can be read, by the number of the stage. `folders`: checkpoints, newest first."""
     manifests: dict[int, dict[str, Any]] = {}
     for folder in folders:
@@ -114,16 +139,16 @@ def _trains(config: RunConfig, manifest: Mapping[str, Any] | None, newest: Mappi
     return ", ".join(f"{name} {sizes[name]:,}" if name in sizes else name for name in config.trainable)
 
 
-def _held_out(rows: Sequence[Row], config: RunConfig) -> list[str]:
-    """Return a line for the held-out loss, and one for the figure of `checkpoint.best` where that is another."""
+def _figures(rows: Sequence[Row], config: RunConfig) -> list[Figure]:
+    """Return the held-out loss, and the figure of `checkpoint.best` where that is another; those that were measured."""
     wanted = {"loss": "lower", config.checkpoint.best or "loss": config.checkpoint.better if config.checkpoint.best else "lower"}
-    lines = []
+    figures = []
     for name, better in wanted.items():
         values = [(row[f"eval/{name}"], row["step"]) for row in rows if isinstance(row.get(f"eval/{name}"), float)]
         if values:
             value, step = min(values) if better == "lower" else max(values, key=lambda item: (item[0], -item[1]))
-            lines.append(f"best {name} {value:.4g} at step {step:,}, last {values[-1][0]:.4g}")
-    return lines or ["no held-out figure yet"]
+            figures.append(Figure(name, value, step, values[-1][0]))
+    return figures
 
 
 def hours(rows: Sequence[Row], start: int) -> float:

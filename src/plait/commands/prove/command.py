@@ -1,13 +1,13 @@
 """The command `plait prove`: train with random kills and without, and compare. `declare` adds the arguments of `run`."""
 
 from plait.assembly.configuration import open_checked
-from plait.commands.arguments import path, positive
+from plait.commands.arguments import SPEC, path, positive
 from plait.commands.command import OVERRIDES, Arguments, Command, Parser
 
 
 def declare(parser: Parser) -> None:
     """Add the arguments of `plait prove` to its parser."""
-    parser.add_argument("config", type=path, help="a .yaml or .json file, or a run directory")
+    parser.add_argument("config", type=path, help=f"a .yaml or .json file, or of a run: {SPEC}")
     parser.add_argument("--kills", type=int, default=6, help="processes ended on the way; each is one more generation")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--ranks", type=int, default=1, help="processes of each generation, under torchrun")
@@ -18,7 +18,12 @@ def declare(parser: Parser) -> None:
 
 def run(arguments: Arguments) -> None:
     """Train a shortened configuration with and without kills, and compare the two runs. Raises Diverged, a PlaitError, if they differ."""
-    resolved = open_checked(arguments.config, arguments.overrides, words=arguments.words)
+    config = arguments.config
+    if not arguments.words and not config.is_file() and not (config / "config.yaml").is_file():
+        from plait.assembly import checkpoint_specs
+
+        config = checkpoint_specs.run_named(str(config)) or config
+    resolved = open_checked(config, arguments.overrides, words=arguments.words)
     from plait.commands.prove import prove
 
     prove.prove(

@@ -1,0 +1,20 @@
+"""The command `plait compare`: show two or more runs side by side. `declare` adds the arguments of `run`."""
+
+from plait.commands.arguments import path
+from plait.commands.command import Arguments, Command, Parser
+
+
+def declare(parser: Parser) -> None:
+    """Add the arguments of `plait compare` to its parser."""
+    parser.add_argument("first", type=path, metavar="RUN", help="a run directory")
+    parser.add_argument("others", type=path, nargs="+", metavar="RUN", help="others")
+
+
+def run(arguments: Arguments) -> None:
+    """Print a table of the runs: settings that differ, and for each stage steps, held-out figures and time."""
+    from plait.commands.actions import compare
+
+    compare.show([arguments.first, *arguments.others])
+
+
+COMMANDS = (Command(("compare",), "two or more runs side by side: what was set differently, and how good each became", declare, run),)
