@@ -38,6 +38,8 @@ OTHER = {
     "allow_resume": "False",
     **dict.fromkeys(("optimizer.betas", *(f"optimizer.{part}_betas" for part in dotted_flags.COMPONENTS)), "[0.8,0.99]"),
     "device_batch_size": "8",
+    **dict.fromkeys(("device_train_batch_size", "device_train_microbatch_size"), "8"),
+    "max_duration": "4ep",
     "scheduler.t_max": "9000",
     "activation_checkpointing": "one_in_four",
     "vision_backbone": "siglip",
@@ -227,6 +229,13 @@ WRONG = {
     "--scheduler.t_warmup=300": "scheduler.t_warmup (optim.schedule.warmup_steps) is 300, but the stage has 300 steps",
     "--evaluations.3.eval_interval=5": "there is no evaluation 1: set --evaluations.1.data.dataset=NAME:SPLIT",
     "--evaluations.0.eval_intervl=5": "evaluations.0.eval_intervl is not a key: did you mean evaluations.0.eval_interval?",
+    "--max_duration=4T": "max_duration must be a number of steps, or of passes over the data such as 4ep, got '4T'",
+    "--max_duration=4ep --max_steps=3": "max_duration and max_steps both are the length: leave one of them out",
+    "--global_batch_size=8 --global_train_batch_size=8": "both are train.global_batch: leave one of them out",
+    "--checkpoint.best=val_loss": "checkpoint.best is 'val_loss', which is named loss here: checkpoint.best=loss",
+    "--evaluations.0.data.dataset=val_loss": "is 'val_loss', which is named loss here: evaluate.0.bench=loss",
+    "--metric=loss": "metric is written as --checkpoint.best=loss",
+    "--eval_interval=5": "eval_interval is written as --evaluations.0.eval_interval=5",
     "--save_overwrite --allow_resume=True": "save_overwrite begins anew, allow_resume=True goes on with what is there: leave one",
 }
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from plait.config import mixture
 from plait.config.dialects import table
+from plait.config.dialects.wandb_sweeps import trial_folder
 from plait.config.load import load_config
 from plait.config.resolved import Resolved
 from plait.data.sources.open import KINDS
@@ -12,11 +13,14 @@ from plait.errors import PlaitError
 from plait.families import registry
 
 
-def open_config(path: str | Path, overrides: Sequence[str] = (), *, words: Sequence[str] = (), data_base: Path | None = None) -> Resolved:
+def open_config(
+    path: str | Path, overrides: Sequence[str] = (), *, words: Sequence[str] = (), data_base: Path | None = None, trials: bool = False
+) -> Resolved:
     """Read and check the configuration at `path`: .yaml, .json, or another trainer's launch script, whose arguments are `words`.
 
     Returns it with the settings of each stage (part of a run) filled in. `overrides`: settings that replace the file's, as "optim.lr=1e-4".
-    `data_base`: the folder that data paths are relative to; None: that of the file. Raises PlaitError, one line, for any fault.
+    `data_base`: the folder that data paths are relative to; None: that of the file. `trials`: give each trial of a W&B sweep its
+    own run folder. Raises PlaitError, one line, for any fault.
     """
     return load_config(
         path,
@@ -27,6 +31,7 @@ def open_config(path: str | Path, overrides: Sequence[str] = (), *, words: Seque
         dialects=table.dialects(),
         words=words,
         data_base=data_base,
+        run_folder=trial_folder if trials else None,
     )
 
 
@@ -43,7 +48,7 @@ def open_checked(path: Path, overrides: Sequence[str] = (), *, words: Sequence[s
     `overrides`, `words`: as in `open_config`. Raises PlaitError for a mixture whose name or content is wrong; opens no data.
     """
     is_run = path.is_dir()
-    resolved = open_run_config(path, [f"run={path}", *overrides]) if is_run else open_config(path, overrides, words=words)
+    resolved = open_run_config(path, [f"run={path}", *overrides]) if is_run else open_config(path, overrides, words=words, trials=True)
     for data in (view.config.data for view in resolved.stages):
         if data.mixture is not None:
             mixture.read(registry.mixture(resolved.config.family, data.mixture), data.without, KINDS)

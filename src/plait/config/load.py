@@ -40,12 +40,14 @@ def load_config(
     dialects: Sequence[Dialect] = (),
     words: Sequence[str] = (),
     data_base: Path | None = None,
+    run_folder: Callable[[str], str] | None = None,
 ) -> Resolved:
     """Read, translate, merge and validate the configuration at `path`. Raises PlaitError, one line, for any error in it.
 
     `overrides`: settings such as "optim.lr=3e-6". `model_config(family)` returns the class of a family's `model:` section, `preset(family,
     name)` the file of a preset; `sources`: the kinds of data source by name. `words`: arguments of a launch script, if
-    `path` is one. `data_base`: the folder that paths of data are relative to; None: the file's.
+    `path` is one. `data_base`: the folder that paths of data are relative to; None: the file's. `run_folder`: maps the run
+    folder as written to the one of this process.
     """
     path = Path(path)
     typed = [Override.parse(text) for text in overrides]
@@ -60,6 +62,7 @@ def load_config(
     run = node_at(tree, ("run",))
     if run is None or run.value is None:
         tree = merge(tree, Node({"run": Node(f"runs/{path.stem}", DEFAULT, path="run")}, tree.file, tree.line))
+    tree = _trial(tree, run_folder) if run_folder else tree
     secrets.refuse(tree)
     reading.refuse_unwritable(tree)
     tree = data_paths.expand_home(tree)
@@ -138,6 +141,14 @@ def _section(family: Node, model_config: ModelConfig) -> type[ModelSection]:
         return model_config(str(family.value))
     except PlaitError as error:
         raise PlaitError(f"{family.location}: {error}") from None
+
+
+def _trial(tree: Node, run_folder: Callable[[str], str]) -> Node:
+    """Return `tree` with the run folder that `run_folder` makes of the written one, as for each trial of a sweep."""
+    run = tree.value["run"]
+    if not isinstance(run.value, str) or (folder := run_folder(run.value)) == run.value:
+        return tree
+    return merge(tree, Node({"run": replace(run, value=folder)}, tree.file, tree.line))
 
 
 def _override(tree: Node, override: Override, section: type[ModelSection] | None) -> Node:

@@ -189,5 +189,5 @@ def _has(family: str, file: str) -> bool:
 
 
 def _listing(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, 1)
+    near = difflib.get_close_matches(name, known, 1) or [item for item in known if name and item.startswith(name)]
     return (f"did you mean {near[0]!r}? " if near else "") + f"known: {', '.join(known) or 'none'}"

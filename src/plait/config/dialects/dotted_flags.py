@@ -52,6 +52,11 @@ FLAGS = {
     "max_steps": Flag("int", "train.steps"),
     "global_train_batch_size": Flag("int", "train.global_batch", "samples per step over all ranks"),
     "device_batch_size": Flag("int", "train.micro_batch", "samples per forward on one rank"),
+    "global_batch_size": Flag("int", "train.global_batch", "samples per step over all ranks"),
+    "device_train_batch_size": Flag("int", "train.micro_batch", "samples per forward on one rank"),
+    "device_train_microbatch_size": Flag("int", "train.micro_batch", "samples per forward on one rank"),
+    "seq_len": Flag("int", "data.max_tokens", "positions of a sequence in training"),
+    "max_duration": Flag("duration"),
     "save_folder": Flag("text", "run"),
     "save_overwrite": Flag("bool"),
     "save_interval": Flag("int", "checkpoint.every_steps"),
@@ -87,6 +92,21 @@ FLAGS = {
     "wandb.entity": Flag("text", "track.wandb.entity"),
     "wandb.project": Flag("text", "track.wandb.project"),
 }
+REFUSED = {
+    "n_eval_examples": "evaluations.0.max_examples",
+    "device_eval_batch_size": "evaluations.0.device_batch_size",
+    "eval_interval": "evaluations.0.eval_interval",
+    "max_inf_examples": "evaluations.N.max_examples",
+    "device_inf_batch_size": "evaluations.N.device_batch_size",
+    "inf_eval_interval": "evaluations.N.eval_interval",
+    "inf_seq_len": "seq_len",
+    "save_num_checkpoints_to_keep": "checkpoint.keep",
+    "save_interval_unsharded": "save_interval",
+    "stop_at": "max_duration",
+    "dataset": "data.train.0.name",
+    "metric": "checkpoint.best",
+}
+"""Flags of the reference's own scripts that mean the same as another, which the message names: {flag: what to write in its place}."""
 _EVALUATION = re.compile(r"evaluations\.(\d+)\.(data\.dataset|eval_interval|max_examples|device_batch_size)")
 _EVALUATED = {"data.dataset": "bench", "eval_interval": "every_steps", "max_examples": "samples", "device_batch_size": "batch"}
 _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
@@ -95,7 +115,9 @@ _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     "numbers": ((list,), "a list of numbers, such as [0.9,0.95]"),
     "bool": ((bool,), "True or False"),
     "text": ((str,), "text"),
+    "duration": ((int, str), "a number of steps, or of passes over the data such as 4ep"),
 }
+_EPOCHS = re.compile(r"(\d+(?:\.\d+)?)ep")
 
 
 class FlagBuilder(TranslationBuilder):
@@ -133,6 +155,9 @@ def translate(tree: Node, overrides: Sequence[Override], path: Path, plait_keys:
     builder = FlagBuilder(given, chosen, preset)
     for flag, spec in FLAGS.items():
         if spec.path and flag in given:
+            twice = [other for other in given if other != flag and other in FLAGS and FLAGS[other].path == spec.path]
+            if twice:
+                raise PlaitError(f"{COMMAND_LINE}: {flag} and {twice[0]} both are {spec.path}: leave one of them out")
             builder.translate(spec.path, builder.value(flag), flag, note=spec.note)
     for translate_flags in TOGETHER:
         translate_flags(builder)
@@ -151,6 +176,9 @@ def _sorted(overrides: Sequence[Override], plait_keys: Sequence[str]) -> tuple[d
             given[flag] = from_plain(_value(flag, override.text), Node(None, COMMAND_LINE, path=flag))
         elif override.path[0] in plait_keys:
             remaining.append(override)
+        elif flag in REFUSED:
+            message = f"{COMMAND_LINE}: {flag} is written as --{REFUSED[flag]}={override.text}"
+            problems.append(Problem(Node({}, COMMAND_LINE), message))
         else:
             problems.append(unknown_key(Node({}, COMMAND_LINE), (flag,), known))
     return given, remaining, problems
@@ -197,6 +225,24 @@ def _number(value: Any) -> Any:
 
 
 # Flags whose meaning depends on each other -----------------------------------------------------------------------------------------
+
+
+def _duration(builder: FlagBuilder) -> None:
+    """Translate the length: steps, or passes over the data as "4ep". Raises PlaitError for other text."""
+    if "max_duration" not in builder.written:
+        return
+    if "max_steps" in builder.written:
+        raise PlaitError(f"{COMMAND_LINE}: max_duration and max_steps both are the length: leave one of them out")
+    value = builder.value("max_duration")
+    epochs = _EPOCHS.fullmatch(value) if isinstance(value, str) else None
+    if epochs is None and isinstance(_number(value), str):
+        raise PlaitError(f"{COMMAND_LINE}: max_duration must be {_KINDS['duration'][1]}, got {value!r}")
+    if epochs is None:
+        builder.translate("train.steps", _number(value), "max_duration")
+    else:
+        for other in ("steps", "samples"):
+            builder.assign(f"train.{other}", None, "max_duration")
+        builder.translate("train.epochs", float(epochs[1]), "max_duration", note="passes; of a mixture: the samples of all its datasets")
 
 
 def _rates(builder: FlagBuilder) -> None:
@@ -324,5 +370,5 @@ def _train_options(builder: FlagBuilder) -> frozenset[str]:
     return frozenset(name for name, wanted in options.items() if wanted)
 
 
-TOGETHER: tuple[Callable[[FlagBuilder], None], ...] = (_rates, _curve, _clip, _machine, _evaluations, _wandb)
+TOGETHER: tuple[Callable[[FlagBuilder], None], ...] = (_duration, _rates, _curve, _clip, _machine, _evaluations, _wandb)
 """The translations of flags whose meaning depends on each other."""

@@ -6,10 +6,11 @@ A new dialect is a module here and a row below, or an entry point `plait.dialect
 from importlib.metadata import EntryPoint
 
 from plait.config import plugins
-from plait.config.dialects import dotted_flags, flat_json, molmo_scripts, nested_yaml
+from plait.config.dialects import dotted_flags, flat_json, molmo_scripts, nested_yaml, wandb_sweeps
 from plait.config.translation import CALLS, Dialect
 
 SHIPPED: tuple[Dialect, ...] = (
+    Dialect("W&B sweep", wandb_sweeps.recognise, wandb_sweeps.translate),
     Dialect("flat JSON", flat_json.recognise, flat_json.translate),
     Dialect("nested YAML", nested_yaml.recognise, nested_yaml.translate),
     Dialect("dotted flags", dotted_flags.recognise, dotted_flags.translate, molmo_scripts.SCRIPTS, molmo_scripts.open_script),

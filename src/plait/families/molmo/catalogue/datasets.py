@@ -38,6 +38,7 @@ ALIASES = {
     "coco_2014_vqa": "vqa2",
     "coco_2014_vqa_multi": "vqa2",
     "countbench": "countbench_qa",
+    "count_qa": "countbench_qa",
     "docqa": "doc_qa",
     "infoqa": "info_qa",
     "pixmo_pointing_explanations": "pixmo_point_explanations",

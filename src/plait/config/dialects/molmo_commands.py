@@ -1,0 +1,95 @@
+"""The Molmo guide's command lines as its readers type them, with a script's file name and perhaps torchrun: `launch_scripts/...`.
+
+Training scripts are run under their names here; other lines are refused with the equivalent commands. Flags are in dotted_flags.py.
+"""
+
+import re
+import shlex
+from collections.abc import Sequence
+
+from plait.config.dialects.molmo_scripts import CAPTIONER, MULTITASK
+from plait.errors import PlaitError, command
+
+EVALUATION = ("eval_downstream.py", "eval_captioner.py")
+FILES = {"train_captioner.py": CAPTIONER, "train_multitask_model.py": MULTITASK}
+"""The guide's training scripts by file name, and what each is called here."""
+GROUPS = {
+    "low-res": ("android_control", "countbench_qa", "pixmo_count_counting"),
+    "high-res": (
+        *("vqa2", "text_vqa", "okvqa", "chart_qa", "doc_qa", "info_qa", "science_qa", "ai2d", "a_okvqa_mc", "a_okvqa_da"),
+        *("mmmu", "real_world_qa", "mathvista"),
+    ),
+}
+"""The guide's groups of evaluations: {name: benches of `plait eval`}."""
+OWN_DATA = {"mmmu": "mmmu", "real_world_qa": "multiple_choice", "mathvista": "mathvista"}
+"""Members of the groups that are no named dataset: {name: the rule that scores such samples, which --data names}."""
+_RANKS = re.compile(r"--nproc[-_]per[-_]node(?:=(.*))?")
+_SCRIPT = re.compile(r"(?:.*/)?launch_scripts/([\w.]+)")
+EVAL_FLAGS = {
+    "high_res": "--high-res",
+    "fsdp": "",
+    "pbar": "",
+    "save_to_checkpoint_dir": "",
+    "device_batch_size": "--batch={}",
+    "max_examples": "--samples={}",
+    "save_dir": "--out={}",
+    "task": "",
+    "split": "",
+}
+"""What a flag of the evaluation scripts is for `plait eval`; "": nothing, because plait does that by itself, or the bench has it."""
+
+
+def rewritten(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with a training script's file after `train` or `config` replaced by its name here, such as molmo/captioner.
+
+    Raises PlaitError, with the equivalent command, for a script after other words (torchrun, python), or an evaluation script.
+    """
+    at = next((number for number, item in enumerate(arguments) if _SCRIPT.fullmatch(item)), None)
+    if at is None:
+        return list(arguments)
+    match = _SCRIPT.fullmatch(arguments[at])
+    assert match is not None
+    before, file, after = list(arguments[:at]), match[1], list(arguments[at + 1 :])
+    if file in FILES and before in (["train"], ["config"]):
+        return [*before, FILES[file], *after]
+    ranks, options = _torchrun(before)
+    if file in FILES:
+        words = ["train", FILES[file], *after]
+        line = shlex.join(["torchrun", *options, "-m", "plait", *words]) if options else command(*words, *ranks)
+    elif file in EVALUATION:
+        line = " && ".join(_evaluations(after, ranks))
+    else:
+        known = ", ".join([*FILES, *EVALUATION])
+        raise PlaitError(f"{arguments[at]} is no script of the Molmo guide: known: {known}")
+    raise PlaitError(f"{arguments[at]} is typed in plait as: {line}")
+
+
+def _torchrun(before: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return plait's option for the number of ranks on one machine, and torchrun's own options where it is told of several machines."""
+    if "torchrun" not in before:
+        return [], []
+    given = list(before[before.index("torchrun") + 1 :])
+    ranks: list[str] = []
+    for number, item in enumerate(given):
+        if match := _RANKS.fullmatch(item):
+            ranks = ["--nproc", match[1] or (given[number + 1] if number + 1 < len(given) else "")]
+    several = any(re.match(r"--(nnodes|node[-_]rank|master|rdzv)", item) for item in given)
+    return ranks, given if several else []
+
+
+def _evaluations(after: Sequence[str], ranks: Sequence[str]) -> list[str]:
+    """Return a `plait eval` command for each task of an evaluation script. Raises PlaitError for an unknown flag or without a task."""
+    words = [item for item in after if not item.startswith("-")]
+    parts = [item.removeprefix("--").partition("=") for item in after if item.startswith("-")]
+    flags = {flag: value for flag, _, value in parts}
+    unknown = next((flag for flag in flags if flag not in EVAL_FLAGS), None)
+    if unknown is not None:
+        raise PlaitError(f"{unknown} is no flag that plait eval has an equivalent of: known: {', '.join(EVAL_FLAGS)}")
+    checkpoint, *tasks = words or [""]
+    tasks += [f"{flags['task']}:{flags.get('split') or 'validation'}"] if "task" in flags else []
+    if not tasks:
+        raise PlaitError("the evaluation scripts take CHECKPOINT and TASKS: plait eval CHECKPOINT --bench TASK")
+    benches = [bench for task in tasks for name in task.split(",") for bench in GROUPS.get(name, (name,))]
+    options = [EVAL_FLAGS[flag].format(value) for flag, value in flags.items() if EVAL_FLAGS[flag]]
+    rules = {bench: [OWN_DATA[bench], f"--data={bench}.jsonl"] if bench in OWN_DATA else [bench] for bench in benches}
+    return [command("eval", checkpoint, "--bench", *rule, *options, *ranks) for rule in rules.values()]

@@ -1,0 +1,141 @@
+"""Command lines of the Molmo reference: script files, torchrun, tasks, W&B sweeps; the table of the docs is walked."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from plait import cli
+from plait.assembly.configuration import open_checked, open_config
+from plait.config.dialects import dotted_flags, molmo_commands
+from plait.errors import PlaitError
+from plait.families.molmo.catalogue import datasets
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "molmo.md").read_text().partition("### Command lines as the reference types them")[2]
+ROWS = re.findall(r"^\| `([^`|]+)` \| (.*?) \|$", PAGE.partition("\n## ")[0], re.MULTILINE)
+LINES = [(typed, plait.strip("`")) for typed, plait in ROWS if typed.startswith("plait ")]
+FLAGS = {flag: meaning for flag, meaning in ROWS if not flag.startswith("plait ")}
+
+
+@pytest.mark.parametrize(("typed", "plait"), LINES)
+def test_every_command_line_of_the_table_runs_or_is_answered_with_its_equivalent(typed, plait):
+    try:
+        answer = shlex.join(["plait", *molmo_commands.rewritten(shlex.split(typed)[1:])])
+    except PlaitError as error:
+        answer = str(error).partition(" is typed in plait as: ")[2]
+        with pytest.raises(PlaitError, match=re.escape(answer)):
+            cli.parse(shlex.split(typed)[1:])
+    assert answer == plait
+
+
+def test_the_table_has_every_flag_that_the_guide_lacks():
+    guide = {"max_steps", "global_train_batch_size", "device_batch_size"}
+    same = {flag for flag, spec in dotted_flags.FLAGS.items() if spec.path in {dotted_flags.FLAGS[name].path for name in guide}} - guide
+    assert FLAGS.keys() == same | {"seq_len", "max_duration"} | dotted_flags.REFUSED.keys()
+
+
+@pytest.mark.parametrize("flag", FLAGS)
+def test_every_flag_of_the_table_means_what_it_says(flag):
+    if flag in dotted_flags.REFUSED:
+        assert FLAGS[flag] == f"refused: write `--{dotted_flags.REFUSED[flag]}=`"
+        with pytest.raises(PlaitError, match=re.escape(f"{flag} is written as --{dotted_flags.REFUSED[flag]}=5")):
+            opened(f"molmo/captioner debug --{flag}=5")
+    else:
+        rows = [row for row in opened(f"molmo/captioner debug --{flag}=8").translation if row[0] == flag]
+        assert [row[2] for row in rows] == [re.findall(r"`([^`]+)`", FLAGS[flag])[0]]
+
+
+def opened(line):
+    given = cli.parse(["config", *shlex.split(line)])
+    return open_config(given.config, given.overrides, words=given.words)
+
+
+def checked(line):
+    given = cli.parse(["config", *shlex.split(line)])
+    return open_checked(given.config, given.overrides, words=given.words)
+
+
+def test_a_script_file_is_the_script_of_its_name():
+    by_file, by_name = (opened(f"{name} debug --max_duration=4ep") for name in ("launch_scripts/train_captioner.py", "molmo/captioner"))
+    assert by_file.config == by_name.config
+    assert (by_file.config.train.steps, by_file.config.train.epochs) == (None, 4.0)
+
+
+def test_a_mixture_is_as_long_as_its_epochs():
+    train = opened("launch_scripts/train_multitask_model.py 3.2-synthetic nowhere --max_duration=0.5ep").config.train
+    assert (train.steps, train.epochs, train.global_batch) == (None, 0.5, 256)
+
+
+def test_torchrun_over_several_machines_keeps_its_options():
+    typed = "torchrun --nnodes=2 --nproc-per-node 8 launch_scripts/train_captioner.py debug --fsdp"
+    with pytest.raises(PlaitError, match=r"torchrun --nnodes=2 --nproc-per-node 8 -m plait train molmo/captioner debug --fsdp$"):
+        cli.parse(shlex.split(typed))
+
+
+def test_a_group_of_tasks_becomes_a_command_each():
+    with pytest.raises(PlaitError) as caught:
+        cli.parse(
+            ["torchrun", "--nproc_per_node=8", "launch_scripts/eval_downstream.py", "CKPT", "high-res", "low-res", "--high_res", "--fsdp"]
+        )
+    commands = str(caught.value).partition(": ")[2].split(" && ")
+    assert commands[0] == "plait eval CKPT --bench vqa2 --high-res --nproc 8"
+    assert len(commands) == 16
+    for line in commands:  # each is a command that plait parses, of a dataset that it scores or a rule
+        bench = cli.parse(shlex.split(line)[1:]).bench
+        assert "--data=" in line or datasets.rule_of(bench)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("eval launch_scripts/eval_downstream.py", "take CHECKPOINT and TASKS"),
+        ("eval launch_scripts/eval_downstream.py CKPT vqa2 --seed=3", "seed is no flag that plait eval has an equivalent of"),
+        ("train launch_scripts/train_other.py debug", "is no script of the Molmo guide: known: train_captioner.py"),
+        ("config molmo/multitask 3.2 debug", "mixture of family 'molmo': did you mean '3.2-synthetic'?"),
+    ],
+)
+def test_what_has_no_equivalent_is_one_line(line, message, capsys):
+    assert cli.main(line.split()) == 2
+    written = capsys.readouterr().err
+    assert message in written and written.count("\n") == 1
+
+
+def test_a_dataset_has_its_name_in_the_reference():
+    assert datasets.spec_of("count_qa") is datasets.spec_of("countbench_qa")
+
+
+@pytest.mark.parametrize(
+    ("command", "answer"),
+    [
+        (
+            '["${env}", "${interpreter}", "${program}", qwen2_7b, "${args}"]',
+            "[plait, train, molmo/captioner, qwen2_7b, ${args}]",
+        ),
+        ("null", "write command: [plait, train, molmo/captioner, MODEL, ${args}]"),
+        ('[plait, train, molmo/captioner, debug, "${args}"]', "whose agents run plait: wandb sweep"),
+    ],
+)
+def test_a_sweeps_file_is_answered_with_its_command(command, answer, tmp_path):
+    sweep = tmp_path / "sweep.yaml"
+    sweep.write_text(
+        f"program: launch_scripts/train_captioner.py\nmethod: grid\nparameters: {{max_steps: {{value: 3}}}}\ncommand: {command}\n"
+    )
+    with pytest.raises(PlaitError, match=re.escape(answer)):
+        opened(str(sweep))
+
+
+def test_trials_of_a_sweep_have_their_own_run_folders(monkeypatch, tmp_path):
+    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep")
+    folders = []
+    for trial in ("one", "two", "one"):
+        monkeypatch.setenv("WANDB_RUN_ID", trial)
+        folders.append(checked("molmo/captioner debug --save_folder=runs/x/").config.run)
+    assert folders == ["runs/x/sweep-one", "runs/x/sweep-two", "runs/x/sweep-one"]
+    run = Path("runs/x/sweep-one")
+    (tmp_path / run).mkdir(parents=True)
+    (tmp_path / run / "config.yaml").write_text(checked("molmo/captioner debug --save_folder=runs/x").yaml)
+    monkeypatch.chdir(tmp_path)
+    assert checked(str(run)).config.run == str(run)  # a run that is continued or measured keeps its folder
+    monkeypatch.delenv("WANDB_SWEEP_ID")
+    assert checked("molmo/captioner debug --save_folder=runs/x").config.run == "runs/x"
