@@ -53,6 +53,16 @@ def expanded(path: str | Path) -> Path:
     return Path(os.path.expanduser(path))  # noqa: PTH111  pathlib raises where the user is not known
 
 
+def on_disk(path: str) -> str:
+    """Return `path` unchanged. Raises ValueError for an address such as gs://bucket/run, where nothing is written."""
+    scheme, mark, rest = path.partition("://")
+    if mark and scheme == "file":
+        raise ValueError(f"{path} is an address: write the path alone, {rest or '/'}")
+    if mark:
+        raise ValueError(f"{path} is an address, and files are written on disks only: name a folder, and copy it to {scheme}:// afterwards")
+    return path
+
+
 def json_text(value: Any) -> str:
     """Return the text that `write_json` writes for `value`: indented JSON and a newline."""
     return json.dumps(value, indent=2, ensure_ascii=False).encode(errors="backslashreplace").decode() + "\n"

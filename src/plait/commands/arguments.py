@@ -6,7 +6,7 @@ from pathlib import Path
 from plait.commands.command import Arguments, Parser
 from plait.config.dialects import table
 from plait.errors import PlaitError
-from plait.files import expanded
+from plait.files import expanded, on_disk
 from plait.training import launch
 
 SPEC = "RUN, RUN@STEP, RUN/STAGE, RUN/STAGE@best or a step folder"
@@ -20,8 +20,14 @@ def positive(text: str) -> int:
 
 
 def path(text: str) -> Path:
-    """Parse an option that is a path; a leading ~ becomes the home directory, because a shell does not replace it in --out=~/x."""
-    return expanded(text)
+    """Parse an option that is a path; a leading ~ becomes the home directory, because a shell does not replace it in --out=~/x.
+
+    Raises argparse.ArgumentTypeError for an address such as s3://bucket/folder.
+    """
+    try:
+        return expanded(on_disk(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def add_config(parser: Parser) -> None:

@@ -7,7 +7,9 @@ section is validated by the family's own class.
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Strict, Tag, model_serializer
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Strict, Tag, model_serializer
+
+from plait.files import on_disk
 
 LENGTH = ("steps", "epochs", "samples")
 """The keys of `train` that set its length: a higher layer that sets one of them removes the others of lower layers."""
@@ -36,6 +38,7 @@ Int = Annotated[int, BeforeValidator(_as_whole_number)]
 Count = Annotated[Int, Field(ge=1)]
 Natural = Annotated[Int, Field(ge=0)]
 Rate = Annotated[Float, Field(gt=0)]
+Folder = Annotated[str, AfterValidator(on_disk)]
 Share = Annotated[Float, Field(ge=0, lt=1)]
 
 
@@ -134,7 +137,7 @@ class Data(Section):
     workers: Natural = Field(default=2, description="threads or processes that prepare samples; 0: none ahead of the step")
     worker_kind: Literal["threads", "processes"] = "threads"
     prefetch: Natural = Field(default=2, description="steps prepared ahead")
-    cache: str | None = Field(
+    cache: Folder | None = Field(
         default=None, description="folder of indices and fetched files; None: the user's, $PLAIT_CACHE or ~/.cache/plait"
     )
     max_tokens: Count | None = Field(default=None, description="longest sequence, tokens; longer ones are cut at the end")
@@ -354,7 +357,7 @@ class Stage(Section):
 class RunConfig(Section):
     """The configuration of a run, or the whole configuration of one stage of it, which then has no stages of its own."""
 
-    run: str | None = Field(default=None, description="folder of the run; None: runs/<name of the file>")
+    run: Folder | None = Field(default=None, description="folder of the run; None: runs/<name of the file>")
     seed: Annotated[Int, Field(ge=0)] = 0
     family: str = Field(description="the kind of model: the name of one of the installed families")
     preset: str | None = Field(default=None, description="a preset of the family, under the file")
