@@ -16,6 +16,7 @@ import torch
 from plait.data.synthetic.answers import can_score, score
 from plait.engine.evaluation import Bench, Row
 from plait.errors import BadSample, PlaitError, sample_errors
+from plait.families.theworld.choices import chosen, letter, options
 from plait.families.theworld.generate import answers
 from plait.families.theworld.inputs import Example, Inputs, Sample
 from plait.families.theworld.model import TheWorld
@@ -31,13 +32,17 @@ def normalise(text: str) -> str:
     return re.sub(r"\s+", " ", text).strip(" \t\n.,;:!?\"'").casefold()
 
 
-def is_correct(answer: str, gold: str, fields: Mapping[str, Any]) -> bool:
+def is_correct(answer: str, gold: str, fields: Mapping[str, Any], question: str = "") -> bool:
     """Return whether an answer is right. `gold`: the right answer; `fields`: the sample's other fields, {name: value}.
 
-    Drawn scenes (`fields` of source `scenes`) have a special scorer; otherwise both must be equal after `normalise`.
+    Drawn scenes (`fields` of source `scenes`) have a special scorer. Where the right answer is the letter of an option
+    that `question` lists, the answer must choose it (choices.py); otherwise both must be equal after `normalise`.
     """
     if can_score(fields):
         return score(answer, dict(fields))
+    wanted, listed = letter(gold), options(question)
+    if wanted in listed:
+        return chosen(answer, listed) == wanted
     return normalise(answer) == normalise(gold)
 
 
@@ -203,7 +208,10 @@ def _row(sample: Sample, ways: Mapping[str, _Answer]) -> Row:
     if bad is not None:
         return {**row, "bad": bad}
     fields = sample["fields"]
-    verdicts = {way: {"answer": answer.text, "correct": is_correct(answer.text, row["gold"], fields)} for way, answer in ways.items()}
+    verdicts = {
+        way: {"answer": answer.text, "correct": is_correct(answer.text, row["gold"], fields, row["question"])}
+        for way, answer in ways.items()
+    }
     row |= {"correct": verdicts[first_way]["correct"], "task": fields.get("task"), "world": first_way, "world_tokens": first.world_tokens}
     return row if len(ways) == 1 else {**row, "ways": verdicts}
 

@@ -1,0 +1,35 @@
+"""Answers to multiple choice as BLINK asks it: the letter, however it is written, and nothing else."""
+
+import pytest
+
+from plait.families.theworld.choices import options
+from plait.families.theworld.evaluate import is_correct
+
+QUESTION = "Which is closer?\nSelect from the following choices.\n(A) the cat\n(B) a dog\n(C) an apple"
+
+
+def test_options_are_read_from_the_question():
+    assert options(QUESTION) == {"A": "the cat", "B": "a dog", "C": "an apple"}
+    assert options("Is it red? A. yes B. no") == {"A": "yes", "B": "no"}
+    assert options("What did (B) say?") == {}
+
+
+@pytest.mark.parametrize(
+    "answer", ["(B)", "B", "B.", "B) a dog", "(B) a dog", "The answer is (B)", "The answer is B.", "Answer: B", "A dog."]
+)
+def test_a_choice_is_right_however_it_is_written(answer):
+    assert is_correct(answer, "(B)", {}, QUESTION)
+    assert not is_correct(answer, "(A)", {}, QUESTION)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["", "A dog and the cat", "a dog, not (C)", "(D)", "The answer is a mystery", "The answer is (A), the answer is (B)", "An apple"],
+)
+def test_what_does_not_choose_the_option_is_wrong(answer):
+    assert not is_correct(answer, "(B)", {}, QUESTION)
+
+
+def test_an_article_is_no_letter():
+    assert not is_correct("The answer is a mystery", "(A)", {}, QUESTION)
+    assert not is_correct("Answer: A dog", "(A)", {}, QUESTION)
