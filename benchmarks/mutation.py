@@ -124,7 +124,7 @@ TESTS: dict[str, str] = {
     "training/test_precision_runs.py",
     "training/layout.py": "training/test_stage.py training/test_pretrained_start.py training/test_precision_runs.py",
     "training/stage.py": "training/test_stage.py training/test_start.py engine/test_micro_batch.py "
-    "engine/test_nonfinite.py engine/test_replicas.py commands/test_stages.py training/test_precision_runs.py",
+    "engine/test_nonfinite.py engine/test_replicas.py commands/test_stages.py training/test_precision_runs.py training/test_data_look.py",
     "training/stage_evaluation.py": "training/test_stage.py commands/test_stages.py engine/test_evaluation.py",
     "training/stage_plan.py": "training/test_stage.py training/test_start.py commands/test_stages.py",
     "training/plateau.py": "training/test_plateau.py",

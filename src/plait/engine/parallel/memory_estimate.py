@@ -45,9 +45,9 @@ class Storage:
     `bf16`, `fp16`: trained 4, frozen 2; `pure_bf16`: 2 and 2. An average has 4 bytes.
     """
 
-    trained: int = _FLOAT32
-    frozen: int = _FLOAT32
-    averages: int = 0
+    trained: int
+    frozen: int
+    averages: int
 
     @classmethod
     def of(cls, precision: str, averages: int = 0) -> "Storage":
