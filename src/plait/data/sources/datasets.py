@@ -16,6 +16,7 @@ from plait.config.schema import Source as Entry
 from plait.data import addresses, paths
 from plait.data.formats.spans import check_bytes, check_file
 from plait.data.records import PATH_FIELDS, Record, as_list
+from plait.data.sources import hub_files
 from plait.data.sources.contract import Source
 from plait.data.sources.conversations import open_conversations
 from plait.data.sources.indexed import LAYOUTS, Chain, IndexedRecords
@@ -174,9 +175,11 @@ def _encoded(datasets: Any, feature: Any) -> Any:
     return undecoded if isinstance(feature, datasets.Image) else datasets.List(undecoded)
 
 
-def _text_files(entry: Entry, split: str) -> list[str]:
-    """Return the JSON or CSV files that an entry names, which need no package; [] for other formats and for a dataset of the Hub."""
-    if entry.path is None or _is_saved(paths.local(entry.path)):
+def _text_files(entry: Entry, split: str, cache: str | None) -> list[str]:
+    """Return the JSON or CSV files that an entry names, those of a Hub dataset downloaded; [] for other formats."""
+    if entry.path is None:
+        return hub_files.text_files(str(entry.name), split, entry.options, cache)
+    if _is_saved(paths.local(entry.path)):
         return []
     files = _files(entry.path, split)
     return files if Path(files[0]).suffix in LAYOUTS and not any(map(addresses.is_remote, files)) else []
@@ -184,7 +187,7 @@ def _text_files(entry: Entry, split: str) -> list[str]:
 
 def _open(entry: Entry, opening: Opening) -> Source:
     cache, split = str(opening.cache) if opening.cache else None, entry.split or opening.split
-    files = _text_files(entry, split)
+    files = _text_files(entry, split, cache)
     if not files:
         return open_conversations(entry, Table(entry.path, entry.name, split, entry.options, cache, entry.columns))
     root, outside = _root_of_images(entry.path, entry.options), bool(entry.options.get("outside", False))
