@@ -523,7 +523,7 @@ def test_two_texts_for_one_caption_are_a_bad_sample_and_equal_ones_are_not(tmp_p
     for name, body in members:
         (path / name).write_bytes(body)
     source = opened(kind, path if kind == "folder" else pack(tmp_path / "a.tar", members))
-    with pytest.raises(BadSample, match=r"a has two texts for the field 'caption', in \.(txt and \.caption|caption and \.txt): keep one"):
+    with pytest.raises(BadSample, match=r"a has two values for the field 'caption', in \.(txt and \.caption|caption and \.txt): keep one"):
         source[0]
     assert source[1]["fields"]["caption"] == "b"
 

@@ -8,13 +8,14 @@ import os
 import re
 import subprocess
 
+import fsspec
 import pytest
 
 from plait import cli
 from plait.config.schema import Source
 from plait.data.records import PATH_FIELDS
 from plait.data.sources.open import open_source
-from plait.errors import PlaitError
+from plait.errors import BadSample, PlaitError
 from tests.data.packing import pack, picture
 
 LINES = b'{"caption": "one"}\n{"caption": "two"}\n'
@@ -107,3 +108,79 @@ def test_a_pipe_in_place_of_a_configuration_is_refused_in_one_line(tmp_path, cap
     assert cli.main(["config", str(tmp_path / name)]) == 2
     wrong = "not a regular file but a pipe or device: write the configuration to a file"
     assert capsys.readouterr().err == f"plait: {tmp_path / name}: {wrong}\n"
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+@pytest.mark.parametrize("delimiter", [",", ";", "|"])
+@pytest.mark.parametrize(
+    ("header", "rows", "joined"),
+    [
+        (["file_name", "caption"], [["0.png", '"x'], ["1.png", 'y"']], True),
+        (["file_name", "caption"], [["0.png", '"x'], ["1.png", "mid"], ["2.png", ' y"']], True),
+        (["caption", "file_name"], [['"x', "0.png"], ['y"', "1.png"]], True),
+        (["question", "caption"], [["why", '"x'], ["what", 'y"']], True),
+        (["file_name", "caption"], [["0.png", '"two'], ['lines"']], False),
+        (["file_name", "caption"], [["0.png", '"red'], ["green", 'blue"']], False),
+        (["file_name", "caption"], [["0.png", '"red', " or so"], ["green", ' blue"']], False),
+        (["question", "caption"], [["why", '"red'], ["green", ' blue"']], False),
+    ],
+)
+def test_rows_of_a_table_that_lone_quotes_join_are_a_bad_sample(tmp_path, newline, delimiter, header, rows, joined):
+    for i in range(3):
+        (tmp_path / f"{i}.png").write_bytes(picture(i))
+    last = {"caption": "last", "file_name": "2.png", "question": "q"}
+    table = [header, *rows, [last[name] for name in header]]
+    (tmp_path / "a.csv").write_bytes("".join(delimiter.join(row) + newline for row in table).encode())
+    source = opened("datasets", tmp_path / "a.csv", tmp_path / "cache")
+    assert (len(source), source[1]["messages"][-1]["content"]) == (2, "last")
+    if joined:
+        with pytest.raises(BadSample, match=rf"a\.csv:1 has {len(rows)} lines, each of them a row but for its quotes: lone quotes may"):
+            source[0]
+    else:
+        text = newline.join(delimiter.join(row) for row in rows)
+        assert source[0]["messages"][-1]["content"] == text.partition('"')[2].rstrip('"')
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar", "remote tar"])
+def test_two_values_for_one_field_in_files_of_a_stem_are_a_bad_sample_and_equal_or_null_ones_are_not(tmp_path, kind):
+    members = [
+        ("a.png", picture(1)), ("a.json", b'{"caption": "one"}'), ("a.txt", b"two"),
+        ("b.png", picture(2)), ("b.json", b'{"caption": "same ", "label": 3}'), ("b.txt", b"same\n"), ("b.cls", b"3"),
+        ("c.png", picture(3)), ("c.json", b'{"caption": null}'), ("c.caption", b"third"),
+        ("d.png", picture(3)), ("d.json", b'{"meta": 1, "caption": "d"}'), ("d.meta.json", b"2"),
+    ]  # fmt: skip
+    tar = pack(tmp_path / "a.tar", members)
+    address = f"memory://two-values-{tmp_path.name}/a.tar"
+    with fsspec.open(address, "wb") as file:
+        file.write(tar.read_bytes())
+    (tmp_path / "f").mkdir()
+    for name, body in members:
+        (tmp_path / "f" / name).write_bytes(body)
+    path = {"folder": tmp_path / "f", "tar": tar, "remote tar": address}[kind]
+    source = opened("folder" if kind == "folder" else "shards", path, tmp_path / "cache")
+    with pytest.raises(BadSample, match=r"a has two values for the field 'caption', in \.json and \.txt: keep one"):
+        source[0]
+    with pytest.raises(BadSample, match=r"d has two values for the field 'meta', in \.(meta\.)?json and \.(meta\.)?json: keep one"):
+        source[3]
+    assert [source[i]["messages"][-1]["content"] for i in (1, 2)] == ["same", "third"]
+
+
+def test_what_a_remote_folder_of_shards_does_not_read_is_counted(tmp_path):
+    body = pack(tmp_path / "a.tar", [("x.txt", b"seven")]).read_bytes()
+    root = f"memory://left-out-{tmp_path.name}"
+    for name in ("a.tar", "B.TAR", "a.tar.idx", "c.tar.gz", "d.tgz", "e.tar.part", "notes.txt", "sub/f.tar"):
+        with fsspec.open(f"{root}/{name}", "wb") as file:
+            file.write(body)
+    with fsspec.open(f"{root}-packed/g.tar.gz", "wb") as file:
+        file.write(body)
+    source = opened("shards", root, tmp_path / "cache")
+    assert (len(source), source.left_out) == (
+        2,
+        {
+            "files that are packed or unfinished, as they do not end in .tar, such as c.tar.gz": 3,
+            "subfolders, which are not read, such as sub": 1,
+        },
+    )
+    assert opened("shards", f"{root}/a.tar", tmp_path / "cache").left_out == {}
+    with pytest.raises(PlaitError, match=r"no file matches .*; 1 of files that are packed or unfinished.* such as g\.tar\.gz"):
+        opened("shards", f"{root}-packed", tmp_path / "cache")

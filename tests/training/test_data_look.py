@@ -54,9 +54,28 @@ def test_a_line_says_what_is_bad_without_text_and_of_which_size(tmp_path):
     assert (found.read, found.bad.total(), found.without_text) == (5, 3, 1)
     bad = "3 bad (1 x no text: `caption` is null; 1 x an empty answer"
     assert found.text().startswith(f"5 samples, all looked at: {bad}")
-    assert found.text().endswith(f"; ...), 1 without text; pictures of {side} px")
+    assert found.text().endswith(f"; 1 x RuntimeError: cannot encode (test_data_look.py:31)), 1 without text; pictures of {side} px")
     assert data_look.table([found]) == [("jsonl:a.jsonl", found.text())]
     assert any(reason.startswith("RuntimeError: cannot encode (test_data_look.py:") for reason in found.bad)
+
+
+def test_pictures_that_the_family_refuses_for_want_of_text_are_counted_as_without_text(tmp_path, capsys):
+    for i in range(3):
+        (tmp_path / f"{i}.png").write_bytes(picture(i))
+    (tmp_path / "2.txt").write_text("a cat")
+    tree = f"family: theworld\npreset: tiny\ndata:\n  train: [{{source: folder, path: {tmp_path}}}]\n"
+    (tmp_path / "c.yaml").write_text(f"{tree}train: {{steps: 1, global_batch: 1}}\n")
+    assert cli.main(["data", "inspect", str(tmp_path / "c.yaml"), f"--out={tmp_path / 'out'}"]) == 0
+    said = capsys.readouterr().out
+    assert "3 samples, all looked at: 2 bad (2 x no assistant turn" in said and "), 2 without text" in said
+
+
+def test_all_reasons_are_told_with_their_counts_up_to_eight_and_the_others_are_counted(tmp_path):
+    records = [{"image": f"none{i}.png", "caption": "x"} for i in range(11)]
+    (found,) = look([opened(tmp_path, [{"caption": "y"}, {"caption": None}, {"caption": None}, *records])])
+    reasons = found.text().partition("bad (")[2].partition(")")[0]
+    assert reasons.startswith("2 x no text: `caption` is null; 1 x ") and reasons.endswith("; and 4 more reasons")
+    assert len(reasons.split("; ")) == 9
 
 
 def test_held_out_samples_among_the_training_data_are_told(tmp_path):

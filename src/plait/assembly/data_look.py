@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 _SAMPLES, _ALL_SAMPLES = 32, 512
 """How many samples of one source, and of all sources together, are looked at (at most)."""
 _TEXTS = ("messages", "conversations", "caption", "text", "label")
-_REASONS_SHOWN = 2
+_REASONS_SHOWN = 8
 
 
 @dataclass
@@ -41,7 +41,9 @@ class SourceLook:
     bad: Counter[str] = field(default_factory=Counter)
     """How many samples cannot be used, by reason."""
     without_text: int = 0
-    """Usable samples without any answer or caption."""
+    """Samples without any answer or caption, whether the model can use them or not."""
+    answered: int = 0
+    """Usable samples with an answer or a caption."""
     empty: int = 0
     """Usable samples whose answers or captions are all blank, which the source allows."""
     cut: int = 0
@@ -83,7 +85,8 @@ class SourceLook:
     def _reasons(self) -> str:
         """Return why samples are bad, the most frequent reasons first, each with its count."""
         reasons = "; ".join(f"{count} x {reason}" for reason, count in self.bad.most_common(_REASONS_SHOWN))
-        return f"{reasons}{'; ...' if len(self.bad) > _REASONS_SHOWN else ''}"
+        more = len(self.bad) - _REASONS_SHOWN
+        return f"{reasons}; and {more} more reasons" if more > 0 else reasons
 
     def _unfit(self) -> dict[str, int]:
         """Return how many pictures are over a limit, and how many have a side under what the model sees."""
@@ -159,7 +162,7 @@ def unusable(found: Sequence[SourceLook]) -> list[str]:
         if one.read and not one.usable:
             reason = one.bad.most_common(1)[0][0]
             faults.append(f"{one.source.name}: none of the {one.read} samples looked at can be used: {reason}")
-        elif one.sizes and one.without_text == one.usable and not one.source.allow_blank:
+        elif one.sizes and not one.answered and not one.source.allow_blank:
             faults.append(
                 f"{one.source.name}: none of the {one.usable} samples looked at has a caption or an answer; name its field with `columns` "
                 "or `template`, or say `allow_blank: true` to train on pictures alone"
@@ -196,13 +199,14 @@ def _look_at(found: SourceLook, index: int, inputs: Inputs, sample_key: int) -> 
     try:
         with sample_errors:
             sample = found.source.draw(index, sample_key)
+            answers = _answers(sample)
+            found.without_text += not answers
             found.sizes += [image_files.size(image) for image in sample["images"]]
             example = inputs.encode(sample, sample_key)
     except BadSample as error:
         found.bad[str(error)] += 1
         return
-    answers = _answers(sample)
-    found.without_text += not answers
+    found.answered += bool(answers)
     found.empty += bool(answers) and not any(answer.strip() for answer in answers)
     found.cut += bool(sum(inputs.collate([example]).get("cut", ())))
     if found.overlap is not None and not found.source.stored:

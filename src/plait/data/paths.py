@@ -142,7 +142,7 @@ def files(pattern: str, suffix: str, *, split: str | None, default_split: str = 
     matches = [path for choice in choices for path in _expand(choice, suffix, split, default_split, literal=literal)]
     if not matches:
         beside = "".join(f"; {count} of {reason}" for reason, count in left_out(pattern, suffix).items())
-        raise PlaitError(f"no file matches {shown(pattern)!r}" + ("" if is_remote(pattern) else f" (looked from {Path.cwd()}){beside}"))
+        raise PlaitError(f"no file matches {shown(pattern)!r}" + ("" if is_remote(pattern) else f" (looked from {Path.cwd()})") + beside)
     if len(set(matches)) != len(matches):
         twice = next(path for path in matches if matches.count(path) > 1)
         raise PlaitError(f"{shown(pattern)!r} names {shown(twice)} twice")
@@ -150,25 +150,45 @@ def files(pattern: str, suffix: str, *, split: str | None, default_split: str = 
 
 
 def left_out(pattern: str, suffix: str) -> dict[str, int]:
-    """Count by reason what the folders on disk that `pattern` names hold besides the files that `files` returns, and looks like such files.
+    """Count by reason what the folders that `pattern` names hold besides the files that `files` returns, and looks like such files.
 
-    That is what lies in subfolders, and names such as a.tar.gz and a.tar.part. Folders at an address are not looked through.
+    That is what lies in subfolders, and names such as a.tar.gz and a.tar.part. Subfolders of a folder at an address are counted, and not
+    looked through: a store may hold millions of files.
     """
-    if is_remote(pattern):
-        return {}
     found: dict[str, list[str]] = {}
-    for folder in map(local, [pattern] if local(pattern).exists() else braces(pattern)):
-        for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
-            name = path.name.lower()
-            if name.endswith(suffix):
-                reason = f"{suffix} files in subfolders" if path.parent != folder else ""
-            else:
-                packed = suffix == ".tar" and name.endswith(_PACKED_TAR)
-                like = packed or (suffix in name and not name.endswith(_NO_DATA))
-                reason = f"files that are packed or unfinished, as they do not end in {suffix}" if like else ""
-            if reason and path.is_file():
-                found.setdefault(reason, []).append(path.relative_to(folder).as_posix())
+    if is_remote(pattern):
+        for address in braces(pattern):
+            for name, kind in _entries(address, suffix):
+                reason = "subfolders, which are not read" if kind == "directory" else _like(name, suffix)
+                if reason:
+                    found.setdefault(reason, []).append(name)
+    else:
+        for folder in map(local, [pattern] if local(pattern).exists() else braces(pattern)):
+            for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
+                below = path.name.lower().endswith(suffix) and path.parent != folder
+                reason = f"{suffix} files in subfolders" if below else _like(path.name, suffix)
+                if reason and path.is_file():
+                    found.setdefault(reason, []).append(path.relative_to(folder).as_posix())
     return {f"{reason}, such as {names[0]}": len(names) for reason, names in found.items()}
+
+
+def _like(name: str, suffix: str) -> str:
+    """Return why a file that does not end in `suffix` looks as if it should be read; "" if it does not, or ends so."""
+    lower = name.lower()
+    if lower.endswith((suffix, *_NO_DATA)) or not (suffix in lower or (suffix == ".tar" and lower.endswith(_PACKED_TAR))):
+        return ""
+    return f"files that are packed or unfinished, as they do not end in {suffix}"
+
+
+def _entries(address: str, suffix: str) -> list[tuple[str, str]]:
+    """Return (name, "file" or "directory") of what a folder at an address holds, sorted; [] for any other address."""
+    if is_web(address) or any(mark in address for mark in "*?[") or address.lower().endswith(suffix):
+        return []
+    system, inner = connect(address)
+    if not system.isdir(inner):
+        return []
+    rows = [(row["name"].rstrip("/"), row["type"]) for row in system.ls(inner, detail=True)]
+    return sorted((name.rpartition("/")[2], kind) for name, kind in rows if name != inner.rstrip("/"))
 
 
 def _expand(path: str, suffix: str, split: str | None, default_split: str, *, literal: bool) -> list[str]:

@@ -32,31 +32,31 @@ def from_members(name: str, members: Iterable[tuple[str, bytes]]) -> Record:
 
     An image extension (`png`, `left.png`) adds an image; one named `frame...` adds a frame of a clip. `json` adds its keys to the fields,
     `meta.json` the field `meta`; `txt` and `caption` set `caption`, `cls` sets `label`, `prompt.txt` sets `prompt`. Others are ignored.
-    Two texts for one field (a.txt and a.caption) are refused, unless they are equal.
+    Two values for one field (of a.txt and a.caption, of a.json and a.txt) are refused, unless they are equal or one of them is null.
     """
     fields: dict[str, Any] = {}
     images: list[bytes] = []
     frames: list[bytes] = []
-    told: dict[str, tuple[str, str]] = {}  # field -> the member that told it first, and its text
+    told: dict[str, tuple[str, Any]] = {}  # field -> the member that gave it, and its value
     for kind, body in members:
         first, _, last = kind.rpartition(".")
         last = last.lower()
+        values: dict[str, Any] = {}
         if last in IMAGE_KINDS:
             (frames if first.startswith("frame") else images).append(body)
         elif last == "json":
             value = parse_json(body, f"{name}.{kind}")
-            if first:
-                fields[first] = value
-            elif isinstance(value, dict):
-                fields.update(value)
-            else:
+            if not first and not isinstance(value, dict):
                 raise BadSample(f"{name}.{kind} holds a {type(value).__name__}, not an object of fields")
+            values = {first: value} if first else value
         elif last in TEXT_FIELDS:
-            field, text = first or TEXT_FIELDS[last], decode_text(body, f"{name}.{kind}")
-            other, before = told.setdefault(field, (kind, text))
-            if other != kind and before != text:
-                raise BadSample(f"{name} has two texts for the field {field!r}, in .{other} and .{kind}: keep one")
-            fields[field] = text
+            values = {first or TEXT_FIELDS[last]: decode_text(body, f"{name}.{kind}")}
+        for field, value in values.items():
+            other, before = told.get(field, (kind, None))
+            if other != kind and before is not None and value is not None and str(before).strip() != str(value).strip():
+                raise BadSample(f"{name} has two values for the field {field!r}, in .{other} and .{kind}: keep one")
+            if value is not None or field not in fields:
+                fields[field], told[field] = value, (kind, value)
     if frames and not images:
         images, frames = frames[:1], frames[1:]
     return Record(name, fields, images, frames)

@@ -1,7 +1,8 @@
 """Find the rows of a CSV file and parse one: every cell is the text that it holds (NA, null, 007), an empty one is None.
 
 A header names the columns, and its delimiter (, ; tab or |) is that of all rows. Cells may be between quotes, and then hold line breaks.
-Where tabs are the delimiter, a cell that holds both a tab and a line break is refused: lone quotes join rows in that way.
+Lone quotes join rows. So a row of several lines is refused when each of its lines could be a row by itself (see `_joined`), and where
+tabs are the delimiter, a cell that holds both a tab and a line break.
 A row that is broken, is not UTF-8 or has another number of cells than the header is found like any other, and refused when it is read.
 """
 
@@ -20,6 +21,7 @@ from plait.errors import BadSample, PlaitError
 _DELIMITERS = ",;\t|"
 _QUOTED = re.compile(r'"(?:[^"]|"")*"')
 _LINE_BREAK = re.compile(r"[\r\n]")
+_FILE_NAME = re.compile(r".*\.[A-Za-z]\w{1,4}", re.DOTALL)
 _LONGEST_HEADER = 1 << 16  # characters
 _LONGEST_CELL = 1 << 24  # characters
 
@@ -56,7 +58,25 @@ def fields(body: bytes, where: str, facts: Facts) -> dict[str, Any]:
         raise BadSample(f"{where} has {len(cells)} cells, and the header {len(columns)}: {cure}")
     if delimiter == "\t" and any("\t" in cell and _LINE_BREAK.search(cell) for cell in cells):
         raise BadSample(f"{where} has a cell with a tab and a line break between quotes: lone quotes may join rows; double them")
+    if _joined(body.decode(), cells, columns, delimiter):
+        what = f"{where} has {len(body.splitlines())} lines, each of them a row but for its quotes"
+        raise BadSample(f"{what}: lone quotes may join rows; double them, or write the file as JSON if this is one row")
     return {name: cell or None for name, cell in zip(columns, cells, strict=True)}
+
+
+def _joined(text: str, cells: list[str], columns: list[str], delimiter: str) -> bool:
+    """Return whether a row of several lines looks like several rows that lone quotes join, as `a.png,"x` and `b.png,y"` do.
+
+    Then each line, with its quotes taken as letters, has as many cells as the header, and a file name wherever this row has one. Rows
+    without file names must also be without the space that follows a comma in prose.
+    """
+    lines = [line.split(delimiter) for line in _LINE_BREAK.split(text) if line.strip()]
+    if len(lines) < 2 or len(columns) < 2 or any(len(line) != len(columns) for line in lines):
+        return False
+    named = [i for i, cell in enumerate(cells) if _FILE_NAME.fullmatch(cell)]
+    if named:
+        return all(_FILE_NAME.fullmatch(line[i].strip('" ')) for line in lines for i in named)
+    return not any(cell[:1].isspace() for line in lines for cell in line[1:])
 
 
 class _Lines(Iterator[str]):
