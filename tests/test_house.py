@@ -32,7 +32,7 @@ LAYERS = [
 ]
 SIBLINGS = {"engine", "data", "nn"}
 """Rooms of one floor that do not know each other."""
-OPTIONAL_PACKAGES = {"wandb", "datasets", "httpx"}
+OPTIONAL_PACKAGES = {"wandb", "datasets", "pyarrow", "httpx"}
 """Imported inside a function because plait runs without them."""
 
 

@@ -141,6 +141,57 @@ def test_rows_of_a_table_that_lone_quotes_join_are_a_bad_sample(tmp_path, newlin
         assert source[0]["messages"][-1]["content"] == text.partition('"')[2].rstrip('"')
 
 
+@pytest.mark.parametrize("ending", ["parquet", "arrow"])
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        (
+            {"caption": ["x"], "n": [1]}, {"caption": ["y"], "m": [1]},
+            r"b\.END, unlike .*a\.END, lacks the columns n and has also the columns m: files of one source have the same columns",
+        ),
+        ({"caption": ["x"], "n": [1]}, {"caption": ["y"]}, r"b\.END, unlike .*a\.END, lacks the columns n: files of one"),
+        ({"caption": ["x"]}, {"caption": ["y"], "n": [1]}, r"b\.END, unlike .*a\.END, has also the columns n: files of one"),
+        ({"n": [1]}, {"n": ["x"]}, r"the column n is string in .*b\.END and int64 in .*a\.END: write it as one type"),
+        ({"caption": [], "n": []}, {"caption": [], "n": []}, r"a\.END and 1 more files: no rows; the columns are caption, n$"),
+    ],
+)  # fmt: skip
+def test_tables_of_one_source_with_different_columns_or_no_rows_are_told_by_file_and_column(tmp_path, ending, first, second, message):
+    datasets = pytest.importorskip("datasets")
+    for name, columns in (("a", first), ("b", second)):
+        write(datasets.Dataset.from_dict(columns), tmp_path / f"{name}.{ending}")
+    with pytest.raises(PlaitError, match=message.replace("END", ending)) as raised:
+        opened("datasets", tmp_path, tmp_path / "cache")
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("ending", ["parquet", "arrow"])
+def test_tables_with_the_same_columns_in_another_order_are_one_source(tmp_path, ending):
+    datasets = pytest.importorskip("datasets")
+    rows = [{"caption": ["x"], "n": [1]}, {"n": [2], "caption": ["y"]}]
+    for number, columns in enumerate(rows):
+        write(datasets.Dataset.from_dict(columns), tmp_path / f"{number}.{ending}")
+    source = opened("datasets", tmp_path, tmp_path / "cache")
+    assert [(source[i]["messages"][-1]["content"], source[i]["fields"]["n"]) for i in range(len(source))] == [("x", 1), ("y", 2)]
+
+
+def test_a_saved_dataset_without_rows_is_refused(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_dict({"caption": [], "n": []}).save_to_disk(tmp_path / "saved")
+    with pytest.raises(PlaitError, match=r"saved holds no rows$"):
+        opened("datasets", tmp_path / "saved", tmp_path / "cache")
+
+
+def write(dataset, path):
+    """Write a table as parquet, or in Arrow's format with a footer."""
+    if path.suffix == ".parquet":
+        dataset.to_parquet(path)
+    else:
+        pyarrow = pytest.importorskip("pyarrow")
+        table = dataset.data.table
+        with pyarrow.OSFile(str(path), "wb") as file, pyarrow.ipc.new_file(file, table.schema) as out:
+            out.write_table(table)
+
+
 @pytest.mark.parametrize("kind", ["folder", "tar", "remote tar"])
 def test_two_values_for_one_field_in_files_of_a_stem_are_a_bad_sample_and_equal_or_null_ones_are_not(tmp_path, kind):
     members = [

@@ -1,6 +1,7 @@
 """The look at the data before a stage: what it says of each source, and which source it refuses."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -54,7 +55,9 @@ def test_a_line_says_what_is_bad_without_text_and_of_which_size(tmp_path):
     assert (found.read, found.bad.total(), found.without_text) == (5, 3, 1)
     bad = "3 bad (1 x no text: `caption` is null; 1 x an empty answer"
     assert found.text().startswith(f"5 samples, all looked at: {bad}")
-    assert found.text().endswith(f"; 1 x RuntimeError: cannot encode (test_data_look.py:31)), 1 without text; pictures of {side} px")
+    assert re.search(
+        rf"; 1 x RuntimeError: cannot encode \(test_data_look.py:\d+\)\), 1 without text; pictures of {side} px$", found.text()
+    )
     assert data_look.table([found]) == [("jsonl:a.jsonl", found.text())]
     assert any(reason.startswith("RuntimeError: cannot encode (test_data_look.py:") for reason in found.bad)
 
@@ -75,7 +78,7 @@ def test_all_reasons_are_told_with_their_counts_up_to_eight_and_the_others_are_c
     (found,) = look([opened(tmp_path, [{"caption": "y"}, {"caption": None}, {"caption": None}, *records])])
     reasons = found.text().partition("bad (")[2].partition(")")[0]
     assert reasons.startswith("2 x no text: `caption` is null; 1 x ") and reasons.endswith("; and 4 more reasons")
-    assert len(reasons.split("; ")) == 9
+    assert len(re.findall(r"(?:^|; )\d+ x ", reasons)) == 8
 
 
 def test_held_out_samples_among_the_training_data_are_told(tmp_path):

@@ -42,8 +42,6 @@ class SourceLook:
     """How many samples cannot be used, by reason."""
     without_text: int = 0
     """Samples without any answer or caption, whether the model can use them or not."""
-    answered: int = 0
-    """Usable samples with an answer or a caption."""
     empty: int = 0
     """Usable samples whose answers or captions are all blank, which the source allows."""
     cut: int = 0
@@ -53,7 +51,7 @@ class SourceLook:
     overlap: Overlap | None = None
     """How many samples are held out as well; None where no samples are held out."""
     holding: Counter[str] = field(default_factory=Counter)
-    """How many usable samples have images, frames of video, or what a component takes of both: {"images": 30, "images or frames": 32}."""
+    """How many usable samples have text, images, frames, or what a component takes of both: {"images": 30, "images or frames": 32}."""
     fields: dict[str, None] = field(default_factory=dict)
     """Names of the fields, but those of texts, that usable samples without images have, in their order."""
 
@@ -85,8 +83,7 @@ class SourceLook:
     def _reasons(self) -> str:
         """Return why samples are bad, the most frequent reasons first, each with its count."""
         reasons = "; ".join(f"{count} x {reason}" for reason, count in self.bad.most_common(_REASONS_SHOWN))
-        more = len(self.bad) - _REASONS_SHOWN
-        return f"{reasons}; and {more} more reasons" if more > 0 else reasons
+        return reasons + (f"; and {len(self.bad) - _REASONS_SHOWN} more reasons" if len(self.bad) > _REASONS_SHOWN else "")
 
     def _unfit(self) -> dict[str, int]:
         """Return how many pictures are over a limit, and how many have a side under what the model sees."""
@@ -162,7 +159,7 @@ def unusable(found: Sequence[SourceLook]) -> list[str]:
         if one.read and not one.usable:
             reason = one.bad.most_common(1)[0][0]
             faults.append(f"{one.source.name}: none of the {one.read} samples looked at can be used: {reason}")
-        elif one.sizes and not one.answered and not one.source.allow_blank:
+        elif one.sizes and not one.holding["text"] and not one.source.allow_blank:
             faults.append(
                 f"{one.source.name}: none of the {one.usable} samples looked at has a caption or an answer; name its field with `columns` "
                 "or `template`, or say `allow_blank: true` to train on pictures alone"
@@ -206,7 +203,7 @@ def _look_at(found: SourceLook, index: int, inputs: Inputs, sample_key: int) -> 
     except BadSample as error:
         found.bad[str(error)] += 1
         return
-    found.answered += bool(answers)
+    found.holding["text"] += bool(answers)
     found.empty += bool(answers) and not any(answer.strip() for answer in answers)
     found.cut += bool(sum(inputs.collate([example]).get("cut", ())))
     if found.overlap is not None and not found.source.stored:

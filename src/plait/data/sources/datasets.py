@@ -14,6 +14,7 @@ import xxhash
 from plait.config import hub_errors
 from plait.config.schema import Source as Entry
 from plait.data import addresses, paths
+from plait.data.formats import tables
 from plait.data.formats.spans import check_bytes, check_file
 from plait.data.records import PATH_FIELDS, Record, as_list
 from plait.data.sources import hub_files
@@ -52,6 +53,8 @@ class Table:
         except Exception as error:  # the package and the readers below it raise whatever a damaged file leads them to
             refused = hub_errors.refusal(error, str(hub_name), dataset=True) if hub_name else None
             raise PlaitError(f"datasets cannot load {path or hub_name} ({split}): {refused or _reason(error)}") from error
+        if not len(rows):
+            raise PlaitError(f"{path or hub_name} ({split}) holds no rows; its columns are {', '.join(rows.features) or 'none'}")
         self.columns = dict(columns)
         self.labels = {name: f for name, f in rows.features.items() if isinstance(f, datasets.ClassLabel)}
         self.pictures = [name for name, feature in rows.features.items() if _is_image(datasets, feature)]
@@ -113,14 +116,24 @@ def _root_of_images(path: str | None, options: Mapping[str, Any]) -> Path | None
 def _load_files(datasets: Any, path: str, split: str, cache: str | None) -> Any:
     folder = paths.local(path)
     if _is_saved(folder):
-        saved = datasets.load_from_disk(str(folder))
+        try:
+            saved = datasets.load_from_disk(str(folder))
+        except IndexError as error:  # it has no file of rows
+            raise PlaitError(f"{path} holds no rows") from error
         if not isinstance(saved, dict):
             return saved
         if split not in saved:
             raise PlaitError(f"{path} has no split {split!r}; it has {', '.join(saved)}")
         return saved[split]
     files = _files(path, split)
-    return datasets.load_dataset(_LOADERS[Path(files[0]).suffix], data_files=files, split="train", cache_dir=cache)
+    compared = [] if any(map(addresses.is_remote, files)) or Path(files[0]).suffix in LAYOUTS else files
+    tables.check_columns(compared)
+    try:
+        return datasets.load_dataset(_LOADERS[Path(files[0]).suffix], data_files=files, split="train", cache_dir=cache)
+    except Exception as error:
+        if line := tables.fault(compared):
+            raise PlaitError(line) from error
+        raise
 
 
 def _is_saved(folder: Path) -> bool:

@@ -1,0 +1,77 @@
+"""Compare the columns of the parquet or Arrow files of one source, so that an error can name the file and the columns."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from plait.errors import PlaitError
+
+
+def check_columns(files: Sequence[str]) -> None:
+    """Raise PlaitError if one of several tables lacks a column that the first has, or has one more. Unreadable files are passed over.
+
+    The order of columns does not matter. `files`: paths on disk, of parquet if they end in .parquet, else of Arrow.
+    """
+    schemas = _schemas(files) if len(files) > 1 else {}
+    first = next(iter(schemas), "")
+    for file, schema in schemas.items():
+        lacking = [name for name in schemas[first].names if name not in schema.names]
+        further = [name for name in schema.names if name not in schemas[first].names]
+        if lacking or further:
+            faults = {"lacks": lacking, "has also": further}
+            what = " and ".join(f"{verb} the columns {', '.join(names)}" for verb, names in faults.items() if names)
+            raise PlaitError(f"{file}, unlike {first}, {what}: files of one source have the same columns; else give each its own entry")
+
+
+def fault(files: Sequence[str]) -> str | None:
+    """Return why tables cannot be read together, naming file and columns: none has rows, or a column is of two types; None if neither."""
+    schemas = _schemas(files)
+    if len(schemas) < len(files) or not schemas:
+        return None
+    first = next(iter(schemas))
+    if not any(map(_rows, files)):
+        others = f" and {len(files) - 1} more files" if len(files) > 1 else ""
+        return f"{first}{others}: no rows; the columns are {', '.join(schemas[first].names) or 'none'}"
+    for file, schema in schemas.items():
+        for name in schemas[first].names:
+            types = [str(one.field(name).type) for one in (schemas[first], schema)]
+            if types[0] != types[1]:
+                what = f"the column {name} is {types[1]} in {file} and {types[0]} in {first}"
+                return f"{what}: write it as one type, or give each its own entry"
+    return None
+
+
+def _schemas(files: Sequence[str]) -> dict[str, Any]:
+    """Return {file: pyarrow's schema} of the files that can be read."""
+    import pyarrow
+    import pyarrow.parquet
+
+    schemas = {}
+    for file in files:
+        try:
+            schemas[file] = pyarrow.parquet.read_schema(file) if _is_parquet(file) else _arrow(file).schema
+        except (OSError, pyarrow.ArrowException):
+            continue
+    return schemas
+
+
+def _rows(file: str) -> int:
+    import pyarrow.parquet
+
+    return int(pyarrow.parquet.read_metadata(file).num_rows if _is_parquet(file) else _arrow(file).read_all().num_rows)
+
+
+def _is_parquet(file: str) -> bool:
+    return Path(file).suffix == ".parquet"
+
+
+def _arrow(file: str) -> Any:
+    """Open an Arrow file, of the streaming format or the one with a footer."""
+    import pyarrow
+
+    source = pyarrow.memory_map(file)
+    try:
+        return pyarrow.ipc.open_stream(source)
+    except pyarrow.ArrowInvalid:
+        source.seek(0)
+        return pyarrow.ipc.open_file(source)
