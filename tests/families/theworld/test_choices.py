@@ -12,6 +12,7 @@ def test_options_are_read_from_the_question():
     assert options(QUESTION) == {"A": "the cat", "B": "a dog", "C": "an apple"}
     assert options("Is it red? A. yes B. no") == {"A": "yes", "B": "no"}
     assert options("What did (B) say?") == {}
+    assert options("What is it?") == options("") == {}
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ def letter(gold: str) -> str | None:
 def options(question: str) -> dict[str, str]:
     """Return the options that a question lists as "(A) cat" or "A. cat": {letter: text}; {} unless the letters run on from A."""
     marks = list(_OPTION.finditer(question))
-    ends = [mark.start() for mark in marks[1:]] + [len(question)]
+    ends = [*(mark.start() for mark in marks[1:]), len(question)][: len(marks)]
     listed = {mark[1] or mark[2]: question[mark.end() : end].splitlines() for mark, end in zip(marks, ends, strict=True)}
     texts = {name: lines[0].strip() if lines else "" for name, lines in listed.items()}
     return texts if len(texts) > 1 and list(texts) == [chr(ord("A") + place) for place in range(len(texts))] else {}
