@@ -156,3 +156,14 @@ def held(trained, ever, cut_frozen, strategy):
 @pytest.mark.parametrize("cut_frozen", [True, False])
 def test_a_rank_holds_the_bytes_that_are_counted_for_it(cut_frozen):
     processes.fork(2, held, ("matrix",), ("words", "first"), cut_frozen, "fsdp")
+
+
+def gradients_are_reduced_at_the_last_micro_batch(model, sharding, names):
+    for last in (False, True):
+        with distributed.accumulating(model, last):
+            model(torch.tensor([0, 1])).square().sum().backward()
+        assert [value.grad is not None for name, value in model.named_parameters() if name in names] == [last] * len(names)
+
+
+def test_gradients_of_a_cut_model_are_reduced_at_the_last_micro_batch():
+    processes.fork(2, laid, ("words", "first"), True, gradients_are_reduced_at_the_last_micro_batch)
