@@ -95,6 +95,7 @@ TESTS: dict[str, str] = {
     "engine/checkpoints/checkpoint.py": "engine/test_checkpoint.py engine/test_post_hoc_ema.py "
     "engine/test_stages_and_resumes.py training/test_start.py training/test_reshard.py",
     "engine/checkpoints/folders.py": "engine/test_folders.py engine/test_checkpoint.py",
+    "engine/checkpoints/integrity.py": "engine/test_checkpoint.py engine/test_stages_and_resumes.py",
     "engine/checkpoints/migrate.py": "engine/test_migrate.py",
     "engine/checkpoints/post_hoc_ema.py": "engine/test_post_hoc_ema.py",
     "engine/checkpoints/rundir.py": "engine/test_rundir.py training/test_start.py training/test_failed_start.py",
@@ -153,6 +154,8 @@ EQUIVALENT: list[tuple[str, str, str, str]] = [
         "return improved -> return None",
         "a stop was asked for: the end of the run saves this moment",
     ),
+    ("training/run.py", "        if continues:", "continues -> True", "a run that has not begun has no checkpoint to find"),
+    ("training/run.py", "error, continues = None, False", "False -> True", "a run that has not begun has no checkpoint to find"),
     ("training/probes.py", "workers=0", "0 -> 1", "a worker reads the same samples"),
     ("training/probes.py", "Ranks(0, 1, ranks.device)", "0 -> 1", "nobody asks a rank that is alone for its number"),
     (

@@ -31,7 +31,7 @@ from unittest import mock
 import numpy as np
 import torch
 
-from plait.engine.checkpoints import checkpoint
+from plait.engine.checkpoints import checkpoint, integrity
 from plait.engine.checkpoints.saver import Saver
 from plait.engine.parallel.distributed import Ranks
 from plait.errors import PlaitError
@@ -61,7 +61,7 @@ def write(run: Path, step: int, value: float, megabytes: int = 32, begun: Callab
 def intact(run: Path, allowed: list[tuple[int, float]]) -> str | None:
     """What is wrong with the run's newest checkpoint, after the clearing that every start does; None when it is one of `allowed`."""
     checkpoint.clear_unfinished(run)
-    found, faults = checkpoint.newest_intact(run)
+    found, faults = integrity.newest_intact(run)
     if found is None or faults:
         return f"no intact checkpoint: {faults}"
     step, value = found.manifest["state"]["step"], found.manifest["state"]["value"]
@@ -209,10 +209,10 @@ def flips(folder: Path, count: int) -> dict:
             mask = int(draw.integers(1, 256))
             with open(path, "r+b") as file:
                 os.pwrite(file.fileno(), bytes([body[offset] ^ mask]), offset)
-                if not checkpoint.verify(place):
+                if not integrity.verify(place):
                     missed.append(f"{path.name}:{offset}")
                 os.pwrite(file.fileno(), bytes([body[offset]]), offset)
-    assert checkpoint.verify(place) == []
+    assert integrity.verify(place) == []
     return {"flips": tried, "found": tried - len(missed), "missed": missed}
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from plait.engine.checkpoints import checkpoint
+from plait.engine.checkpoints import checkpoint, integrity
 
 from . import processes
 from . import toy_family as toy
@@ -41,7 +41,7 @@ def test_the_pages_code_needs_nothing_of_ours():
 
 def test_the_pages_code_reads_what_plait_wrote(made, page):
     manifest, groups = page["read"](page["newest"](made))
-    ours = checkpoint.locate(made)
+    ours = integrity.locate(made)
     assert manifest == ours.manifest
     assert set(groups) == {"weights", "ema", "moments"}
     for group, tensors in groups.items():
@@ -55,7 +55,7 @@ def test_the_pages_code_joins_what_two_ranks_wrote(made, page, tmp_path):
     manifest, groups = page["read"](page["newest"](tmp_path / "run"))
     assert {name.count("/") for name in manifest["files"]} == {1}
     for group, tensors in groups.items():
-        ours = checkpoint.locate(tmp_path / "run").tensors(group)
+        ours = integrity.locate(tmp_path / "run").tensors(group)
         assert tensors.keys() == ours.keys()
         assert all(np.array_equal(value, ours[name].numpy()) for name, value in tensors.items())
 
@@ -66,7 +66,7 @@ def test_the_pages_model_is_the_trained_one(made, page):
     assert {part: len(names) for part, names in parts.items()} == {"projector": 2, "vision": 2, "language": 2}
     net = toy.Net(4, 99)
     net.load_state_dict({name: torch.from_numpy(value) for part in parts.values() for name, value in part.items()}, strict=False)
-    assert toy.same(dict(net.named_parameters()), checkpoint.locate(made).tensors("weights"))
+    assert toy.same(dict(net.named_parameters()), integrity.locate(made).tensors("weights"))
 
 
 def test_the_page_notices_a_short_file(made, page, tmp_path):
@@ -78,7 +78,7 @@ def test_the_page_notices_a_short_file(made, page, tmp_path):
 
 def test_every_key_of_a_manifest_is_on_the_page_and_no_other(made):
     table = PAGE[PAGE.index("## The manifest") : PAGE.index("## Reading")]
-    manifest = checkpoint.locate(made).manifest
+    manifest = integrity.locate(made).manifest
     told = set(re.findall(r"`([a-z_0-9.]+)`", "".join(line.split("|")[1] for line in table.splitlines() if line.startswith("| `"))))
     keys = {f"state.{key}" for key in manifest["state"]} | manifest.keys() - {"state"}
     short = {f"state{key}" if key.startswith(".") else key for key in told}

@@ -10,7 +10,7 @@ from plait.assembly.configuration import open_config
 from plait.commands.prove import compare
 from plait.config.schema import ModelSection
 from plait.engine import loss
-from plait.engine.checkpoints import checkpoint
+from plait.engine.checkpoints import checkpoint, integrity
 from plait.families import registry
 from plait.families.contract import Family
 from plait.keys import rng
@@ -114,7 +114,7 @@ def train(recipe, folder, *overrides, **options):
 def at(folder, step):
     """The run's checkpoint at this step."""
     (found,) = [path for path in checkpoint.published(folder) if path.name == f"step-{step:08d}"]
-    return checkpoint.locate(found)
+    return integrity.locate(found)
 
 
 def same(one, other):

@@ -5,7 +5,7 @@ import torch
 
 from plait import files
 from plait.commands.prove import compare
-from plait.engine.checkpoints import checkpoint
+from plait.engine.checkpoints import checkpoint, integrity
 
 STATE = {"step": 2, "stage": 1, "stage_start": 0, "stage_done": None, "probe": 0.5}
 
@@ -28,7 +28,7 @@ def pair(tmp_path):
 
 def again(run, group="weights", change=lambda tensors: None, **facts):
     """Write the run's checkpoint anew with some tensors or facts changed."""
-    saved = checkpoint.locate(run)
+    saved = integrity.locate(run)
     groups = {name: saved.tensors(name) for name in ("weights", "moments")}
     change(groups[group])
     checkpoint.write(saved.folder, groups, {"state": STATE | facts})
@@ -81,7 +81,7 @@ def test_a_doubled_row_and_a_lost_one_are_told(pair):
 def test_a_fact_of_the_state_and_a_missing_checkpoint_are_told(pair):
     again(pair[1], probe=0.75)
     assert "stage-1-only/step-00000002: probe is 0.5 and 0.75" in compare.divergence(compare.runs(*pair))
-    saved = checkpoint.locate(pair[1])
+    saved = integrity.locate(pair[1])
     groups = {name: saved.tensors(name) for name in ("weights", "moments")}
     checkpoint.write(checkpoint.folder_of(pair[1], 2, "more", 2), groups, {"state": STATE | {"stage": 2}})
     assert "the newest checkpoints are stage-1-only/step-00000002 and stage-2-more" in compare.divergence(compare.runs(*pair))

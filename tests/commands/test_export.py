@@ -14,7 +14,7 @@ from plait.assembly import saved
 from plait.assembly.checkpoint_specs import FORMS
 from plait.config.schema import Source
 from plait.data.sources.open import open_source
-from plait.engine.checkpoints import checkpoint
+from plait.engine.checkpoints import integrity
 from plait.engine.parallel.distributed import Ranks
 
 from ..processes import kill_inside
@@ -60,7 +60,7 @@ def opened(run):
 
 
 def weights_after(run):
-    return checkpoint.locate(run).tensors("weights")
+    return integrity.locate(run).tensors("weights")
 
 
 STILL = ["--optim.lr=1e-30", "--optim.schedule.min_lr=0", "--optim.weight_decay=0"]

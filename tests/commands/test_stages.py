@@ -11,7 +11,7 @@ import torch
 from plait import cli
 from plait.commands.actions import checkpoints as ckpt
 from plait.commands.actions import fork, stages
-from plait.engine.checkpoints import checkpoint, rundir
+from plait.engine.checkpoints import checkpoint, integrity, rundir
 from plait.engine.loop import Loop
 from plait.engine.parallel import distributed
 from plait.engine.state import PLANNED, State
@@ -113,10 +113,10 @@ def test_a_flat_figure_ends_the_stage_before_its_budget_and_the_next_begins(made
 def test_a_stage_that_a_plateau_ended_stays_ended_after_a_kill(made, tmp_path):
     straight = toy.train(made[0], tmp_path / "straight", *NEVER_BETTER)
     killed = toy.train(made[0], tmp_path / "killed", *NEVER_BETTER, only="projection")
-    reason = checkpoint.locate(killed).manifest["state"]["stage_done"]
+    reason = integrity.locate(killed).manifest["state"]["stage_done"]
     assert reason and reason != PLANNED
     toy.train(made[0], killed, *NEVER_BETTER)
-    one, other = (checkpoint.locate(run) for run in (straight, killed))
+    one, other = (integrity.locate(run) for run in (straight, killed))
     assert one.manifest["state"] == other.manifest["state"]
     assert all(toy.same(one.tensors(group), other.tensors(group)) for group in ("weights", "ema", "moments"))
     assert toy.figures(straight) == toy.figures(killed)
@@ -136,12 +136,12 @@ def test_the_history_of_a_plateau_survives_a_kill_in_the_middle(made, tmp_path, 
         toy.train(made[0], tmp_path / "killed", *NEVER_BETTER)
     monkeypatch.setattr(Loop, "step", step)
     toy.train(made[0], tmp_path / "killed", *NEVER_BETTER)
-    assert checkpoint.locate(straight).manifest["state"] == checkpoint.locate(tmp_path / "killed").manifest["state"]
+    assert integrity.locate(straight).manifest["state"] == integrity.locate(tmp_path / "killed").manifest["state"]
 
 
 def test_the_best_checkpoint_is_spared_by_keep(made, tmp_path):
     run = toy.train(made[0], tmp_path / "run", "stages=[]", "train.steps=12", "optim.lr=10.0", "checkpoint.keep=2")
-    state = checkpoint.locate(run).manifest["state"]
+    state = integrity.locate(run).manifest["state"]
     kept = sorted(int(folder.name[5:]) for folder in checkpoint.published(run))
     assert state["best"]["step"] < 10
     assert kept == [state["best"]["step"], 10, 12]
@@ -152,13 +152,13 @@ def test_the_best_checkpoint_is_spared_by_keep(made, tmp_path):
 def test_one_stage_runs_alone_and_in_order(made, tmp_path):
     run = tmp_path / "run"
     toy.train(made[0], run, only="projection")
-    assert checkpoint.locate(run).manifest["state"]["stage_done"] == PLANNED
+    assert integrity.locate(run).manifest["state"]["stage_done"] == PLANNED
     with pytest.raises(PlaitError, match=r"stage 'language' comes after vision, which is not finished; run that first"):
         toy.train(made[0], run, only="language")
     with pytest.raises(PlaitError, match="stage 'visions' is not one to run next: the stages are projection, vision, language"):
         toy.train(made[0], run, only="visions")
     toy.train(made[0], run, only="vision")
-    assert checkpoint.locate(run).step == 12
+    assert integrity.locate(run).step == 12
     toy.train(made[0], run)
     assert toy.figures(run) == toy.figures(made[1])
 
@@ -166,22 +166,22 @@ def test_one_stage_runs_alone_and_in_order(made, tmp_path):
 def test_a_stage_whose_budget_grew_goes_on_and_one_whose_budget_shrank_ends(made, tmp_path):
     run = toy.train(made[0], tmp_path / "run", "stages=[]")
     toy.train(made[0], run, "stages=[]", "train.steps=10", allow_inexact=True)
-    assert (checkpoint.locate(run).step, checkpoint.locate(run).manifest["state"]["stage_done"]) == (10, PLANNED)
+    assert (integrity.locate(run).step, integrity.locate(run).manifest["state"]["stage_done"]) == (10, PLANNED)
     half = shutil.copytree(run, tmp_path / "half")
     shutil.rmtree(half / "stage-1-train" / "step-00000010")
     toy.train(made[0], half, "stages=[]", "train.steps=7", allow_inexact=True)
-    assert (checkpoint.locate(half).step, checkpoint.locate(half).manifest["state"]["stage_done"]) == (8, PLANNED)
+    assert (integrity.locate(half).step, integrity.locate(half).manifest["state"]["stage_done"]) == (8, PLANNED)
 
 
 def test_an_end_that_was_judged_only_after_a_restart_is_saved(made, tmp_path):
     run = toy.train(made[0], tmp_path / "run", "stages=[]")
     folder = run / "stage-1-train" / "step-00000006"
-    saved = checkpoint.locate(folder)
+    saved = integrity.locate(folder)
     state = {**saved.manifest["state"], "judged": 4, "stage_done": None}
     groups = {group: saved.tensors(group) for group in ("weights", "ema", "moments")}
     checkpoint.write(folder, groups, {**saved.manifest, "state": state})
     toy.train(made[0], run, "stages=[]")
-    assert checkpoint.locate(run).manifest["state"] == saved.manifest["state"]
+    assert integrity.locate(run).manifest["state"] == saved.manifest["state"]
 
 
 # plait stages ----------------------------------------------------------------------------------------------------------------------
@@ -254,7 +254,7 @@ def test_a_fork_takes_its_new_settings_without_further_asking(made, tmp_path, ca
     assert "stages.2.optim.lr" in said
     assert "learning rate now" in said
     toy.train(new, new)
-    assert checkpoint.locate(new).step == 15
+    assert integrity.locate(new).step == 15
     assert {row["lr/language"] for row in toy.figures(new) if row["stage"] == 3 and "loss" in row} == {5e-3}
 
 
@@ -272,7 +272,7 @@ def test_a_fork_may_go_on_with_other_data_but_only_by_saying_so(made, tmp_path, 
 
 def test_the_best_checkpoint_comes_along(made, tmp_path):
     run = toy.train(made[0], tmp_path / "run", "stages=[]", "train.steps=12", "optim.lr=10.0", "checkpoint.keep=2")
-    best = checkpoint.locate(run).manifest["state"]["best"]["step"]
+    best = integrity.locate(run).manifest["state"]["best"]["step"]
     new = fork.fork(str(run), tmp_path / "new", [])
     assert [int(folder.name[5:]) for folder in checkpoint.published(new)] == [12, best]
 

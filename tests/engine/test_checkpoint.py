@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from plait import files
-from plait.engine.checkpoints import checkpoint
+from plait.engine.checkpoints import checkpoint, integrity
 from plait.engine.checkpoints.saver import Saver, copy_out
 from plait.errors import PlaitError
 
@@ -54,18 +54,18 @@ def test_every_flipped_byte_is_found_and_named(tmp_path):
         whole = path.read_bytes()
         for place in range(0, len(whole), 7):
             path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
-            faults = checkpoint.verify(folder)
+            faults = integrity.verify(folder)
             assert len(faults) == 1
             assert str(path) in faults[0]
         path.write_bytes(whole)
-    assert checkpoint.verify(folder) == []
+    assert integrity.verify(folder) == []
 
 
 def test_a_short_and_a_missing_file_are_named(tmp_path):
     folder = save(tmp_path, 5).folder
     os.truncate(folder / "weights.safetensors", 10)
     (folder / "moments.safetensors").unlink()
-    faults = sorted(checkpoint.verify(folder))
+    faults = sorted(integrity.verify(folder))
     assert faults[0] == f"{folder}/moments.safetensors is missing"
     assert faults[1].startswith(f"{folder}/weights.safetensors is damaged: 10 bytes, the manifest says ")
 
@@ -76,7 +76,7 @@ def test_the_newest_intact_checkpoint_is_found_and_newer_damage_named(tmp_path):
     damaged = tmp_path / "stage-1-only" / "step-00000015" / "weights.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-1] + b"\x07")
     (tmp_path / "stage-1-only" / "step-00000020").mkdir()
-    found, faults = checkpoint.newest_intact(tmp_path)
+    found, faults = integrity.newest_intact(tmp_path)
     assert found.step == 10
     assert len(faults) == 1
     assert "step-00000015/weights.safetensors is damaged: xxh3" in faults[0]
@@ -85,7 +85,7 @@ def test_the_newest_intact_checkpoint_is_found_and_newer_damage_named(tmp_path):
 def test_a_later_stage_comes_before_a_longer_one(tmp_path):
     save(tmp_path, 5)
     checkpoint.write(checkpoint.folder_of(tmp_path, 2, "next", 5), copy_out(GROUPS), FACTS)
-    assert checkpoint.newest_intact(tmp_path)[0].folder.parent.name == "stage-2-next"
+    assert integrity.newest_intact(tmp_path)[0].folder.parent.name == "stage-2-next"
 
 
 def test_only_the_oldest_of_the_same_stage_are_pruned(tmp_path):
@@ -100,14 +100,14 @@ def test_only_the_oldest_of_the_same_stage_are_pruned(tmp_path):
 def test_a_run_a_stage_and_a_step_locate_the_newest(tmp_path, path):
     save(tmp_path, 5)
     save(tmp_path, 10)
-    assert checkpoint.locate(tmp_path / path).step == 10
+    assert integrity.locate(tmp_path / path).step == 10
 
 
 def test_a_damaged_step_asked_for_by_name_is_refused(tmp_path):
     folder = save(tmp_path, 5).folder
     (folder / "weights.safetensors").unlink()
     with pytest.raises(PlaitError, match=r"weights.safetensors is missing; `plait ckpt verify .*` says which are intact"):
-        checkpoint.locate(folder)
+        integrity.locate(folder)
 
 
 def test_another_format_is_refused_by_name(tmp_path):
@@ -122,7 +122,7 @@ def test_a_background_save_copies_before_training_goes_on(tmp_path):
     saver.save(checkpoint.folder_of(tmp_path, 1, "only", 1), {"weights": {"w": weight}}, FACTS, keep=3)
     weight.fill_(1.0)
     saver.wait()
-    assert checkpoint.newest_intact(tmp_path)[0].tensors("weights")["w"].abs().max() == 0
+    assert integrity.newest_intact(tmp_path)[0].tensors("weights")["w"].abs().max() == 0
 
 
 def test_a_second_save_fills_the_first_copies_again(tmp_path):
@@ -148,7 +148,7 @@ def test_a_failed_save_is_raised_in_one_line_and_leaves_the_earlier_one(tmp_path
 
     with pytest.raises(PlaitError, match=r"step-00000010 could not be written: .*; earlier checkpoints are intact, free space or mend"):
         save_and_wait()
-    assert checkpoint.newest_intact(tmp_path)[0].step == 5
+    assert integrity.newest_intact(tmp_path)[0].step == 5
 
 
 SAVE_FOREVER = """
@@ -175,7 +175,7 @@ def test_a_kill_at_any_moment_of_a_save_leaves_an_intact_checkpoint(tmp_path):
         time.sleep(0.003 * (trial + 1))
         os.kill(worker.pid, signal.SIGKILL)
         worker.communicate()
-        found, faults = checkpoint.newest_intact(run)
+        found, faults = integrity.newest_intact(run)
         assert faults == []
         assert found.step >= done
         assert torch.all(found.tensors("weights")["w"] == found.step)
@@ -204,7 +204,7 @@ def test_writing_over_a_checkpoint_never_leaves_none(tmp_path, monkeypatch, erro
     monkeypatch.undo()
     if error is Killed:  # an error is mended at once, a kill at the next start
         checkpoint.clear_unfinished(tmp_path)
-    assert checkpoint.newest_intact(tmp_path)[0].step == 5
+    assert integrity.newest_intact(tmp_path)[0].step == 5
     assert [path.name for path in (tmp_path / "stage-1-only").iterdir()] == ["step-00000005"]
 
 
@@ -217,7 +217,7 @@ def test_a_leftover_that_is_not_a_folder_ends_no_start(tmp_path):
 def test_a_changed_blank_of_a_manifest_is_found(tmp_path):
     path = save(tmp_path, 5).folder / "manifest.json"
     path.write_text(path.read_text().replace("\n  ", "\n\t ", 1))
-    assert "manifest.json is damaged" in checkpoint.verify(path.parent)[0]
+    assert "manifest.json is damaged" in integrity.verify(path.parent)[0]
 
 
 def test_the_manifest_is_plain_json(tmp_path):
@@ -288,7 +288,7 @@ def test_what_is_no_manifest_is_told_in_a_line(tmp_path, body, message):
         (folder / "manifest.json").write_text(body)
     with pytest.raises(PlaitError, match=message):
         checkpoint.read(folder)
-    assert len(checkpoint.verify(folder)) == 1
+    assert len(integrity.verify(folder)) == 1
 
 
 def test_a_manifest_whose_words_were_changed_is_damaged(tmp_path):
@@ -303,10 +303,10 @@ def test_a_stage_folder_locates_only_its_own_and_damage_is_passed_over(tmp_path)
     broken = save(tmp_path, 10).folder
     (broken / "weights.safetensors").unlink()
     checkpoint.write(checkpoint.folder_of(tmp_path, 2, "next", 20), copy_out(GROUPS), FACTS)
-    assert checkpoint.locate(tmp_path / "stage-1-only").folder.name == "step-00000005"
-    assert checkpoint.locate(tmp_path).folder.name == "step-00000020"
+    assert integrity.locate(tmp_path / "stage-1-only").folder.name == "step-00000005"
+    assert integrity.locate(tmp_path).folder.name == "step-00000020"
     with pytest.raises(PlaitError, match=r"stage-3-last holds no checkpoint; give a run, a stage folder or a step folder"):
-        checkpoint.locate(tmp_path / "stage-3-last")
+        integrity.locate(tmp_path / "stage-3-last")
 
 
 def edited(folder, change):
@@ -340,7 +340,7 @@ def edited(folder, change):
 def test_a_manifest_that_readers_cannot_rely_on_is_passed_over(tmp_path, change, fault):
     save(tmp_path, 4)
     edited(save(tmp_path, 5).folder, change)
-    newest, faults = checkpoint.newest_intact(tmp_path)
+    newest, faults = integrity.newest_intact(tmp_path)
     assert newest.step == 4
     assert fault in faults[0] and "manifest.json is damaged" in faults[0]
 
@@ -355,7 +355,7 @@ def test_a_manifest_of_step_0_and_one_of_averages_are_sound(tmp_path):
 def test_a_deep_manifest_is_passed_over(tmp_path):
     save(tmp_path, 4)
     (save(tmp_path, 5).folder / "manifest.json").write_text('{"format": ' + "[" * 100_000 + "]" * 100_000 + "}")
-    assert checkpoint.newest_intact(tmp_path)[0].step == 4
+    assert integrity.newest_intact(tmp_path)[0].step == 4
 
 
 def test_a_header_that_is_none_of_safetensors_is_passed_over_whatever_its_hash(tmp_path):
@@ -366,7 +366,7 @@ def test_a_header_that_is_none_of_safetensors_is_passed_over_whatever_its_hash(t
     body[0:8] = (2**40).to_bytes(8, "little")
     path.write_bytes(body)
     edited(folder, lambda m: m["files"]["weights.safetensors"].update(xxh3=files.xxh3(path)))
-    newest, faults = checkpoint.newest_intact(tmp_path)
+    newest, faults = integrity.newest_intact(tmp_path)
     assert newest.step == 4 and "weights.safetensors cannot be read: " in faults[0]
 
 
@@ -381,7 +381,7 @@ def test_a_disk_error_while_a_checkpoint_is_read_passes_it_over(tmp_path, monkey
         return whole(path)
 
     monkeypatch.setattr(files, "xxh3", xxh3)
-    newest, faults = checkpoint.newest_intact(tmp_path)
+    newest, faults = integrity.newest_intact(tmp_path)
     assert newest.step == 4 and "cannot be read: [Errno 5] Input/output error" in faults[0]
 
 
@@ -389,7 +389,7 @@ def test_a_link_is_no_file_of_a_checkpoint(tmp_path):
     folder = save(tmp_path, 5).folder
     (folder / "weights.safetensors").rename(tmp_path / "elsewhere")
     (folder / "weights.safetensors").symlink_to(tmp_path / "elsewhere")
-    assert "weights.safetensors is no regular file" in checkpoint.verify(folder)[0]
+    assert "weights.safetensors is no regular file" in integrity.verify(folder)[0]
 
 
 def test_damaged_checkpoints_are_set_aside_and_count_as_none_that_is_kept(tmp_path):
@@ -399,12 +399,12 @@ def test_damaged_checkpoints_are_set_aside_and_count_as_none_that_is_kept(tmp_pa
     (stage / "step-00000003" / "weights.safetensors").unlink()
     assert [path.name for path in checkpoint.prune(stage, 2)] == ["step-00000001"]  # 4 and 2 are kept, 3 is neither counted nor deleted
     (stage / "step-00000004" / "weights.safetensors").unlink()
-    newest, _ = checkpoint.newest_intact(tmp_path)
+    newest, _ = integrity.newest_intact(tmp_path)
     assert newest.step == 2
-    assert [path.name for path in checkpoint.set_aside_damaged(tmp_path, newest)] == ["damaged-step-00000004", "damaged-step-00000003"]
+    assert [path.name for path in integrity.set_aside_damaged(tmp_path, newest)] == ["damaged-step-00000004", "damaged-step-00000003"]
     assert [path.name for path in checkpoint.published(tmp_path)] == ["step-00000002"]
     (save(tmp_path, 4).folder / "weights.safetensors").unlink()  # again
-    assert [path.name for path in checkpoint.set_aside_damaged(tmp_path, newest)] == ["damaged-step-00000004"]
+    assert [path.name for path in integrity.set_aside_damaged(tmp_path, newest)] == ["damaged-step-00000004"]
 
 
 def test_a_checkpoint_is_not_written_where_its_run_has_gone(tmp_path):
@@ -433,7 +433,7 @@ def test_a_save_of_the_same_step_replaces_what_is_there_and_what_an_interrupted_
     (stage / left / "junk").touch()
     save(tmp_path, 5, base=["other"])
     assert [path.name for path in stage.iterdir()] == ["step-00000005"]
-    assert checkpoint.verify(stage / "step-00000005") == []
+    assert integrity.verify(stage / "step-00000005") == []
     assert checkpoint.read(stage / "step-00000005").manifest["base"] == ["other"]
     assert sorted(path.name for path in (stage / "step-00000005").iterdir()) == [
         "manifest.json",
@@ -503,7 +503,7 @@ def test_averages_of_a_deleted_checkpoint_are_kept_whole_whatever_is_in_their_pl
     checkpoint.prune(tmp_path / "stage-1-only", 1)
     (folder,) = (tmp_path / "averages").iterdir()
     assert (folder.name, sorted(path.name for path in folder.iterdir())) == ("step-00000005", ["ema-0.05.safetensors", "manifest.json"])
-    assert checkpoint.verify(folder) == []
+    assert integrity.verify(folder) == []
     found = checkpoint.read(folder)
     assert (found.step, found.manifest["kind"], found.tensors("ema-0.05")["a"].unique().tolist()) == (5, "averages", [7.0])
 

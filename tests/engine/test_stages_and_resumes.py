@@ -17,7 +17,7 @@ from plait.data.loading.loader import Loader
 from plait.data.order import Order
 from plait.data.sources.contract import Source
 from plait.engine import optim
-from plait.engine.checkpoints import checkpoint
+from plait.engine.checkpoints import checkpoint, integrity
 from plait.engine.checkpoints.saver import Saver, copy_out
 
 from .toy import ALONE, Net, make_config, make_state, micro, step_batch
@@ -141,8 +141,8 @@ def test_5_a_flipped_byte_loads_without_an_error_but_not_here(make_loop, tmp_pat
     body = path.read_bytes()
     path.write_bytes(body[:-3] + bytes([body[-3] ^ 4]) + body[-2:])
     assert set(load_file(path)) == set(state.tensors()["weights"]), "the format itself does not notice"
-    assert [line.split(": ")[0] for line in checkpoint.verify(path.parent)] == [f"{path} is damaged"]
-    assert checkpoint.newest_intact(tmp_path)[0] is None
+    assert [line.split(": ")[0] for line in integrity.verify(path.parent)] == [f"{path} is damaged"]
+    assert integrity.newest_intact(tmp_path)[0] is None
 
 
 def test_6_an_incomplete_newest_folder_is_never_picked(make_loop, tmp_path):
@@ -154,7 +154,7 @@ def test_6_an_incomplete_newest_folder_is_never_picked(make_loop, tmp_path):
         shutil.copytree(whole, whole.with_name(name))
     (whole.with_name("step-00000002") / "manifest.json").unlink()
     (whole.with_name("step-00000003") / "moments.safetensors").unlink()
-    found, faults = checkpoint.newest_intact(tmp_path)
+    found, faults = integrity.newest_intact(tmp_path)
     assert found.folder == whole
     assert faults == [f"{whole.with_name('step-00000003') / 'moments.safetensors'} is missing"]
 

@@ -13,7 +13,7 @@ from plait.assembly.model import build_model
 from plait.config.schema import Source
 from plait.data import image_files
 from plait.data.sources.open import open_source
-from plait.engine.checkpoints import checkpoint
+from plait.engine.checkpoints import checkpoint, integrity
 from plait.engine.parallel.distributed import Ranks
 from plait.errors import PlaitError
 from plait.families.limits import Limits
@@ -312,10 +312,10 @@ def test_where_it_is_allowed_it_is_told_and_what_sees_nothing_stays_as_it_is(tex
         assert said.index(f"  warning: {part} trains, but none of the 32 samples looked at has ") < said.index("step 2")
     bundle = build_model(open_config(run / "config.yaml").config, run, Ranks(0, 1, torch.device("cpu")))
     fresh, components = dict(bundle.model.named_parameters()), bundle.family.components(bundle.model)
-    weights = checkpoint.locate(run).tensors("weights")
+    weights = integrity.locate(run).tensors("weights")
     still = {name for name, value in weights.items() if torch.equal(value, fresh[name])}
     assert still == {*components["vision"], *components["projector"]}
-    assert not any(name.rpartition(".")[0] in still for name in checkpoint.locate(run).tensors("moments"))
+    assert not any(name.rpartition(".")[0] in still for name in integrity.locate(run).tensors("moments"))
 
 
 def test_text_alone_trains_the_language_model_without_a_word(text_only, tmp_path, capsys):

@@ -11,7 +11,7 @@ import pytest
 from plait import cli, files
 from plait.config.schema import Source
 from plait.data.sources.open import open_source
-from plait.engine.checkpoints import checkpoint, sharded_files
+from plait.engine.checkpoints import checkpoint, integrity, sharded_files
 from plait.errors import BadSample, PlaitError, sample_errors
 from tests import toy_family
 from tests.data.packing import labelled
@@ -111,7 +111,7 @@ def test_whichever_read_of_a_manifest_fails_its_checkpoint_is_passed_over(half, 
     with failing(run, 0.0, 0, lambda path: path.endswith("step-00000006/manifest.json")) as disk:
         disk.random.random = lambda: (calls.append(0), len(calls) - 1 != call)[1]  # 0 is below no share
         disk.share = 0.5
-        newest, faults = checkpoint.newest_intact(run)
+        newest, faults = integrity.newest_intact(run)
     assert (newest.step, len(faults)) == ((4, 1) if disk.failures else (6, 0))
 
 

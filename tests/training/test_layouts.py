@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from plait.assembly.configuration import open_config
-from plait.engine.checkpoints import checkpoint
+from plait.engine.checkpoints import integrity
 from plait.training import run
 from tests import processes
 
@@ -74,7 +74,7 @@ def test_one_loss_curve_through_all_stages_on_any_layout(made, layout):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_what_was_unfrozen_on_the_way_ends_with_the_single_process_weights(made, layout):
-    alone, found = (checkpoint.locate(made / name).tensors("weights") for name in ("alone", layout))
+    alone, found = (integrity.locate(made / name).tensors("weights") for name in ("alone", layout))
     assert alone.keys() == found.keys()
     for name, value in alone.items():
         # 3e-6 seen, 1.3e-5 on torch 2.11: gradients that are rounding alone, which Adam scales up

@@ -8,7 +8,7 @@ import yaml
 
 from plait.assembly.configuration import open_config
 from plait.assembly.model import build_model
-from plait.engine.checkpoints import checkpoint
+from plait.engine.checkpoints import integrity
 from plait.engine.parallel import distributed
 from plait.engine.parallel.distributed import Ranks
 from plait.engine.state import State
@@ -106,7 +106,7 @@ def test_parameters_and_buffers_of_saved_parts_are_the_one_process_s_on_every_ra
 def trained(path, out, *settings):
     """The last weights of a short run, or of the rest of it."""
     run.train(load(path, f"run={out}", "optim.schedule.name=constant", *settings), run.Options(allow_inexact=True))
-    return checkpoint.locate(out).tensors("weights")
+    return integrity.locate(out).tensors("weights")
 
 
 def test_dropout_of_a_saved_part_drops_from_the_first_step(expected):

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint import HuggingFaceStorageReader, load
 
 from plait import cli
-from plait.engine.checkpoints import checkpoint, sharded_files
+from plait.engine.checkpoints import checkpoint, integrity, sharded_files
 from plait.engine.parallel import distributed
 from plait.engine.state import State
 from plait.errors import PlaitError, Stopped
@@ -116,7 +116,7 @@ def test_a_flipped_byte_in_one_ranks_piece_is_named_and_walked_back_from(made):
     path = folder / "moments" / "00001-of-00004.safetensors"
     body = path.read_bytes()
     path.write_bytes(body[:-2] + bytes([body[-2] ^ 1]) + body[-1:])
-    found, faults = checkpoint.newest_intact(made / "chain")
+    found, faults = integrity.newest_intact(made / "chain")
     path.write_bytes(body)
     assert found.step == 16
     assert faults[0].startswith(f"{path} is damaged: xxh3 ")
@@ -152,7 +152,7 @@ def test_a_full_disk_under_one_rank_is_told_to_all_and_leaves_the_earlier_checkp
     assert "on rank 1: [Errno 28] No space left on device; earlier checkpoints are intact" in said[0]
     assert "could not be written: [Errno 28] No space left on device; earlier checkpoints are intact" in said[1]
     assert [path.name for path in checkpoint.published(run)] == ["step-00000002"]
-    assert checkpoint.newest_intact(run)[0].step == 2
+    assert integrity.newest_intact(run)[0].step == 2
     assert [path.name for path in (run / "stage-1-projection").iterdir()] == ["step-00000002"]
 
 

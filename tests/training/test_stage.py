@@ -15,7 +15,7 @@ from plait.assembly.configuration import open_config
 from plait.assembly.model import build_model
 from plait.config.schema import RunConfig
 from plait.data.order import Order, digest
-from plait.engine.checkpoints import checkpoint
+from plait.engine.checkpoints import checkpoint, integrity
 from plait.engine.checkpoints.saver import Saver
 from plait.engine.evaluation import Bench
 from plait.engine.monitoring.heartbeat import Heartbeat
@@ -154,7 +154,7 @@ def test_a_better_figure_is_saved_when_it_is_found(recipe, tmp_path, monkeypatch
 @pytest.mark.parametrize(("better", "best"), [("lower", 6), ("higher", 2)])
 def test_the_best_figure_is_the_lowest_or_the_highest_as_asked(recipe, tmp_path, better, best):
     settings = ("stages=[]", "evaluate=[{bench: loss, every_steps: 2}]", "train.steps=6", "optim.lr=1e-3", f"checkpoint.better={better}")
-    state = checkpoint.locate(toy.train(recipe, tmp_path / "run", *settings)).manifest["state"]
+    state = integrity.locate(toy.train(recipe, tmp_path / "run", *settings)).manifest["state"]
     assert (state["best"]["metric"], state["best"]["step"]) == ("loss", best)
 
 

@@ -18,7 +18,7 @@ from plait.commands.actions import fork
 from plait.config.schema import RunConfig
 from plait.data.order import digest
 from plait.engine import power_ema
-from plait.engine.checkpoints import checkpoint, rundir
+from plait.engine.checkpoints import checkpoint, integrity, rundir
 from plait.engine.monitoring.heartbeat import Heartbeat
 from plait.errors import PlaitError, Stopped
 from plait.families import registry
@@ -340,7 +340,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_run_goes_on_from_the_one_befo
     assert f"set aside as {aside}" in said and aside.is_dir()
     assert f"passed over: {parent / 'stage-3-language' / 'step-00000018'}/weights.safetensors is damaged" in said
     assert f"continuing from {parent / 'stage-3-language' / 'step-00000016'}\n" in said
-    assert checkpoint.verify(parent / "stage-3-language" / "step-00000018") == []
+    assert integrity.verify(parent / "stage-3-language" / "step-00000018") == []
 
 
 @pytest.mark.parametrize("loss", ["moved", "deleted", "full"])
@@ -499,7 +499,7 @@ def test_another_global_batch_goes_on_after_the_samples_consumed(made, one_epoch
         toy.train(run, run, "train.global_batch=8")
     toy.train(run, run, "train.global_batch=8", allow_inexact=True)
     assert digests(run)[8:] == rest and wanted in capsys.readouterr().out
-    assert checkpoint.locate(run).manifest["state"]["batches"] == [[0, 4], [8, 8]]
+    assert integrity.locate(run).manifest["state"]["batches"] == [[0, 4], [8, 8]]
 
 
 @pytest.mark.parametrize("change", ["data.train.0.limit=60", "data.train=[{entry}, {entry}]", "stages=[{{name: other}}]"])

@@ -9,7 +9,7 @@ import glob
 import re
 from pathlib import Path
 
-from plait.engine.checkpoints import checkpoint
+from plait.engine.checkpoints import checkpoint, integrity
 from plait.engine.checkpoints.checkpoint import Checkpoint
 from plait.errors import PlaitError
 from plait.files import expanded
@@ -50,7 +50,7 @@ def locate(spec: str, forms: str = FORMS) -> Checkpoint:
         near = difflib.get_close_matches(path.name, known, 1)
         hint = f"did you mean {path.parent / near[0]}? " if near else ""
         raise PlaitError(f"{spec!r} does not exist; {hint}{forms}")
-    return checkpoint.locate(marked(path, mark) if mark else path)
+    return integrity.locate(marked(path, mark) if mark else path)
 
 
 def run_named(spec: str) -> Path | None:
@@ -73,7 +73,7 @@ def marked(path: Path, mark: str) -> Path:
     if mark == LATEST and folders:
         return folders[0]
     if mark == "best":
-        best = checkpoint.locate(path).manifest["state"]["best"]
+        best = integrity.locate(path).manifest["state"]["best"]
         if best is None:
             raise PlaitError(f"{path} has no best checkpoint: its configuration sets no checkpoint.best")
         mark = str(best["step"])

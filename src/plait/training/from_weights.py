@@ -16,7 +16,7 @@ from plait.assembly import checkpoint_specs, hub_start
 from plait.assembly.model import ModelBundle
 from plait.config.resolved import StageView
 from plait.engine import power_ema
-from plait.engine.checkpoints import checkpoint
+from plait.engine.checkpoints import checkpoint, integrity
 from plait.engine.parallel.distributed import Ranks
 from plait.engine.state import GROUPS, State
 from plait.errors import PlaitError
@@ -99,7 +99,7 @@ def read_from(spec: str) -> tuple[Tensors, dict[str, Any] | None, Path]:
 def _read_folder(folder: Path) -> tuple[Tensors, dict[str, Any] | None, Path]:
     """Read a folder outside of a run: a checkpoint with its manifest, or bare safetensors."""
     if (folder / "manifest.json").is_file():
-        if faults := checkpoint.verify(folder):
+        if faults := integrity.verify(folder):
             raise PlaitError(faults[0])
         located = checkpoint.read(folder)
         return {group: located.tensors(group) for group in GROUPS}, located.manifest, folder

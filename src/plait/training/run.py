@@ -110,14 +110,16 @@ def _attempt(resolved: Resolved, options: Options, ranks: Ranks, signals: Signal
     """Train from the newest checkpoint, or the start, to the end. Raises Rewind where the run is to go back to that checkpoint."""
     config, run = resolved.config, Path(str(resolved.config.run))
     with (
-        locked_run_directory(run, resolved, options, ranks),
+        locked_run_directory(run, resolved, options, ranks) as continues,
         _disk_errors(run),
         contextlib.closing(Heartbeat(run, ranks.rank)) as heartbeat,
         _watching(resolved, heartbeat, ranks) as dog,
     ):
         bundle = build_model(config, run, ranks)
         state = State(bundle.model)
-        resumed_from = start.resume(state, bundle, resolved.stages, run=run, ranks=ranks, allow_inexact=options.allow_inexact)
+        resumed_from = None
+        if continues:
+            resumed_from = start.resume(state, bundle, resolved.stages, run=run, ranks=ranks, allow_inexact=options.allow_inexact)
         for view in resolved.stages[: state.stage - (state.stage_done is None)] if resumed_from else ():
             precision.round_frozen(bundle.model, state.ever_trained, view.config.train.precision)
         if resumed_from is None and config.from_:
@@ -186,9 +188,9 @@ def stages_ahead(resolved: Resolved, only: str | None, state: State) -> list[Sta
 
 
 @contextlib.contextmanager
-def locked_run_directory(run: Path, resolved: Resolved, options: Options, ranks: Ranks) -> Iterator[None]:
-    """Lock the run directory during the block. Raises PlaitError if it is locked or its run has another configuration."""
-    error = None
+def locked_run_directory(run: Path, resolved: Resolved, options: Options, ranks: Ranks) -> Iterator[bool]:
+    """Lock the run directory; yield whether a run is continued. Raises PlaitError if it is locked or has another configuration."""
+    error, continues = None, False
     with contextlib.ExitStack() as held:
         if ranks.first:
             held.enter_context(rundir.cleared_if_failed(run))
@@ -203,10 +205,10 @@ def locked_run_directory(run: Path, resolved: Resolved, options: Options, ranks:
                 error = str(raised)
             except OSError as raised:
                 error = f"{raised.filename or run}: {raised.strerror}; free space or mend the disk, and the same command goes on"
-        error = ranks.agree(error)
+        error, continues = ranks.agree((error, continues))
         if error is not None:
             raise PlaitError(error)
-        yield
+        yield continues
 
 
 def _prepare_directory(run: Path, resolved: Resolved, options: Options) -> bool:

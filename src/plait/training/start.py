@@ -15,7 +15,7 @@ from plait.assembly.model import ModelBundle
 from plait.config.resolved import StageView
 from plait.config.schema import RunConfig
 from plait.engine import optim, power_ema
-from plait.engine.checkpoints import checkpoint, migrate, post_hoc_ema
+from plait.engine.checkpoints import checkpoint, integrity, migrate, post_hoc_ema
 from plait.engine.checkpoints.checkpoint import Checkpoint
 from plait.engine.parallel.distributed import Ranks, StoredTensor
 from plait.engine.state import GROUPS, State
@@ -111,16 +111,16 @@ def _find_newest(run: Path, unread: Mapping[Path, str]) -> tuple[Checkpoint | No
     with why.
     """
     checkpoint.clear_unfinished(run)
-    newest, faults = checkpoint.newest_intact(run, unread)
+    newest, faults = integrity.newest_intact(run, unread)
     for fault in faults:
         log.info(f"passed over: {fault}")
     if newest is None:
         damaged = checkpoint.published(run)
         if damaged:
-            return None, checkpoint.none_intact(run, damaged, faults[0])
+            return None, integrity.none_intact(run, damaged, faults[0])
         log.info(f"{run} has no checkpoint yet: it starts at step 0")
         return None, None
-    for folder in checkpoint.set_aside_damaged(run, newest):
+    for folder in integrity.set_aside_damaged(run, newest):
         log.info(f"set aside as {folder}")
     log.info(f"continuing from {newest.folder}")
     return newest, None

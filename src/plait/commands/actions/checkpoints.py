@@ -19,7 +19,7 @@ from plait.assembly import checkpoint_specs
 from plait.assembly.configuration import open_run_config
 from plait.assembly.model import build_model
 from plait.config.resolved import difference
-from plait.engine.checkpoints import checkpoint, post_hoc_ema, sharded_files
+from plait.engine.checkpoints import checkpoint, integrity, post_hoc_ema, sharded_files
 from plait.engine.checkpoints.checkpoint import Checkpoint
 from plait.engine.checkpoints.folders import new_folder
 from plait.engine.parallel.distributed import Ranks
@@ -91,14 +91,14 @@ def verify(spec: str | Path) -> None:
     named = folders(spec)
     damaged: dict[Path, str] = {}
     for folder in named:
-        faults = checkpoint.verify(folder) or _lacks(folder)
+        faults = integrity.verify(folder) or _lacks(folder)
         damaged |= {folder: faults[0]} if faults else {}
         log.info("\n        ".join([f"{'DAMAGED' if faults else 'intact '} {folder}", *faults]))
     if not damaged:
         return
     run, newest_first = checkpoint.run_of(named[0]), sorted(damaged, key=named.index, reverse=True)
     if len(damaged) == len(checkpoint.published(run)):
-        raise PlaitError(checkpoint.none_intact(run, newest_first, damaged[newest_first[0]]))
+        raise PlaitError(integrity.none_intact(run, newest_first, damaged[newest_first[0]]))
     intact = [folder for folder in named if folder not in damaged]
     whole = intact and len(named) == len(checkpoint.published(run))
     goes_on, look = command("train", run), command("ckpt", "verify", run)

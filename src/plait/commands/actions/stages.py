@@ -13,7 +13,7 @@ from plait import files
 from plait.assembly.configuration import open_run_config
 from plait.config.resolved import StageView
 from plait.config.schema import RunConfig
-from plait.engine.checkpoints import checkpoint
+from plait.engine.checkpoints import checkpoint, integrity
 from plait.engine.monitoring import screen
 from plait.errors import PlaitError
 
@@ -48,7 +48,7 @@ def show(run: Path) -> None:
         for name, text in _progress_lines(view, rows, manifest) if view.index <= now else []:
             log.info(f"  {name:<10} {text}")
     if damaged and not intact:
-        raise PlaitError(checkpoint.none_intact(run, list(damaged), next(iter(damaged.values()))))
+        raise PlaitError(integrity.none_intact(run, list(damaged), next(iter(damaged.values()))))
 
 
 class Figure(NamedTuple):
@@ -95,7 +95,7 @@ def _damaged(run: Path) -> dict[Path, str]:
     """Verify a run's checkpoints from the newest on until one is intact; returns the damaged ones before it, each with its first fault."""
     damaged: dict[Path, str] = {}
     for folder in checkpoint.published(run):
-        faults = checkpoint.verify(folder)
+        faults = integrity.verify(folder)
         if not faults:
             break
         damaged[folder] = faults[0]

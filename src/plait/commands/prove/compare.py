@@ -15,7 +15,7 @@ from torch import Tensor
 
 from plait import files
 from plait.engine import power_ema
-from plait.engine.checkpoints import checkpoint
+from plait.engine.checkpoints import checkpoint, integrity
 from plait.engine.state import GROUPS
 
 CLOCK = frozenset({"samples_per_s", "data_wait_s", "step_s", "time_s", "recompiles", "tflop_per_s", "mfu"})
@@ -111,7 +111,7 @@ def _quarantined(a: Path, b: Path) -> Line:
 
 def _state(a: Path, b: Path) -> Line:
     """Compare the state in the manifests of the newest checkpoints."""
-    last = [checkpoint.locate(run) for run in (a, b)]
+    last = [integrity.locate(run) for run in (a, b)]
     names = [saved.folder.relative_to(run).as_posix() for saved, run in zip(last, (a, b), strict=True)]
     if names[0] != names[1]:
         return Line("state", 0, f"the newest checkpoints are {names[0]} and {names[1]}", min(saved.step for saved in last))
@@ -127,7 +127,7 @@ def _tensors(group: str, a: Path, b: Path) -> Line:
     count = 0
     shared = [folder.relative_to(a) for folder in reversed(checkpoint.published(a)) if (b / folder.relative_to(a)).is_dir()]
     for folder in shared:
-        in_a, in_b = (checkpoint.locate(run / folder).tensors(group) for run in (a, b))
+        in_a, in_b = (integrity.locate(run / folder).tensors(group) for run in (a, b))
         count += len(in_a)
         difference = next(tensor_differences(in_a, in_b), None)
         if difference is not None:

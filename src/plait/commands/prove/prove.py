@@ -17,7 +17,7 @@ from typing import Any
 
 from plait.commands.prove import compare, smoke_config
 from plait.config.resolved import Resolved
-from plait.engine.checkpoints import checkpoint
+from plait.engine.checkpoints import integrity
 from plait.engine.monitoring import heartbeat
 from plait.engine.monitoring.signals import Paused
 from plait.errors import PlaitError
@@ -199,12 +199,12 @@ def run_killed(trial: Trial, run: Path, plan: Sequence[Kill]) -> None:
     Raises Diverged if the run does not continue after a kill.
     """
     for number, kill in enumerate(plan, 1):
-        before, _ = checkpoint.newest_intact(run)
+        before, _ = integrity.newest_intact(run)
         kill.since = before.step if before else None
         _generation(trial, run, kill)
         ended = f"exit {kill.exit_code} after {kill.took_s:.1f} s"
         log.info(f"  {number:3d}  {kill.way:7s}  {kill.moment:24s}  from step {kill.since or 0:<6d} {ended}")
-        after, faults = checkpoint.newest_intact(run)
+        after, faults = integrity.newest_intact(run)
         kill.left = after.step if after else None
         if faults or (after.step if after else -1) < (kill.since if kill.since is not None else -1):
             raise Diverged(f"kill {number} ({kill.way} in {kill.moment}) cost a checkpoint: {faults[:1] or 'the newest is gone'}")

@@ -14,14 +14,12 @@ import logging
 import os
 import re
 import shutil
-import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import xxhash
-from safetensors import SafetensorError
 from torch import Tensor
 
 from plait import files
@@ -29,7 +27,7 @@ from plait.engine import power_ema
 from plait.engine.checkpoints import sharded_files
 from plait.engine.checkpoints.sharded_files import Groups, RankFiles
 from plait.engine.parallel.distributed import StoredTensor, full_tensor
-from plait.errors import PlaitError, command
+from plait.errors import PlaitError
 
 log = logging.getLogger(__name__)
 
@@ -181,39 +179,12 @@ def _check_structure(manifest: Mapping[str, Any], folder: Path) -> None:
         raise ValueError(f"its stage is {state['stage']!r} in a folder of stage {named[1]}")
 
 
-def verify(folder: Path) -> list[str]:
-    """Check every file of the checkpoint in `folder` against its size and xxh3; returns a line per fault, none when it is intact."""
-    return _verified(folder)[1]
-
-
-def _verified(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """Return the checkpoint in `folder`, None where its manifest cannot be read, and a line per fault."""
-    try:
-        checkpoint = read(folder)
-    except PlaitError as error:
-        return None, [str(error)]
-    files = {folder / name: listed for name, listed in checkpoint.manifest["files"].items()}
-    return checkpoint, [fault for path, listed in files.items() if (fault := _size_fault(path, listed) or _content_fault(path, listed))]
-
-
-def _size_fault(path: Path, listed: Mapping[str, Any]) -> str | None:
+def size_fault(path: Path, listed: Mapping[str, Any]) -> str | None:
     """Return what a look at a file's folder entry shows: that it is missing, no regular file, or of another size."""
     if not path.is_file() or (path.is_symlink() and path.resolve().parent.name != _HUB_BLOBS):
         return f"{path} is {'no regular file' if path.exists() else 'missing'}"
     size = path.stat().st_size
     return None if size == listed["size"] else f"{path} is damaged: {size} bytes, the manifest says {listed['size']}"
-
-
-def _content_fault(path: Path, listed: Mapping[str, Any]) -> str | None:
-    """Return what reading a file shows: an error of the disk, another hash, or a header that is none of safetensors."""
-    try:
-        xxh3 = files.xxh3(path)
-        if xxh3 != listed["xxh3"]:
-            return f"{path} is damaged: xxh3 {xxh3}, the manifest says {listed['xxh3']}"
-        sharded_files.check_header(path)
-    except (OSError, SafetensorError) as error:
-        return f"{path} cannot be read: {error}"
-    return None
 
 
 def _looks_whole(folder: Path) -> bool:
@@ -222,7 +193,7 @@ def _looks_whole(folder: Path) -> bool:
         listed = read(folder).manifest["files"]
     except PlaitError:
         return False
-    return not any(_size_fault(folder / name, entry) for name, entry in listed.items())
+    return not any(size_fault(folder / name, entry) for name, entry in listed.items())
 
 
 def published(run: Path) -> list[Path]:
@@ -252,61 +223,6 @@ def run_of(path: Path) -> Path:
     if is_step(path):
         return path.parent.parent
     return path.parent if _STAGE.match(path.name) else path
-
-
-def newest_intact(run: Path, unread: Mapping[Path, str] = types.MappingProxyType({})) -> tuple[Checkpoint | None, list[str]]:
-    """Return (a run's newest intact checkpoint or None, a line per fault of newer ones). `unread`: {folder taken as damaged: fault}."""
-    faults: list[str] = []
-    for folder in published(run):
-        checkpoint, of_folder = (None, [unread[folder]]) if folder in unread else _verified(folder)
-        if not of_folder:
-            return checkpoint, faults
-        faults.extend(of_folder)
-    return None, faults
-
-
-def set_aside_damaged(run: Path, intact: Checkpoint) -> list[Path]:
-    """Rename the checkpoints newer than `intact`, all damaged, to `damaged-step-N`, so that none counts as kept; returns the new paths."""
-    aside = []
-    for folder in published(run):
-        if folder == intact.folder:
-            break
-        target = folder.with_name(f"damaged-{folder.name}")
-        shutil.rmtree(target, ignore_errors=True)
-        folder.rename(target)
-        aside.append(target)
-    return aside
-
-
-def locate(path: Path) -> Checkpoint:
-    """Return the intact checkpoint at a step folder, or the newest in a stage folder or run. Raises PlaitError if there is none."""
-    if is_step(path):
-        checkpoint, faults = _verified(path)
-        if checkpoint is None or faults:
-            raise PlaitError(f"{faults[0]}; `{command('ckpt', 'verify', run_of(path))}` says which are intact")
-        return checkpoint
-    folders = [folder for folder in published(run_of(path)) if path in folder.parents]
-    first_fault = ""
-    for folder in folders:
-        checkpoint, faults = _verified(folder)
-        if checkpoint is not None and not faults:
-            if first_fault:
-                log.warning(f"passed over: {first_fault}; this is of {folder}")
-            return checkpoint
-        first_fault = first_fault or faults[0]
-    if folders:
-        raise PlaitError(none_intact(path, folders, first_fault))
-    raise PlaitError(f"{path} holds no checkpoint; give a run, a stage folder or a step folder")
-
-
-def none_intact(path: Path, damaged: Sequence[Path], fault: str) -> str:
-    """Return the message that all checkpoints of a run or stage are `damaged` (newest first): how many, why the newest is, what to do."""
-    run, count, last = run_of(path), len(damaged), step_of(damaged[0])
-    lost = f"{count} checkpoints, up to step {last}, and none is" if count > 1 else f"1 checkpoint, of step {last}, and it is not"
-    anew = f"mend the disk or copy them back, or `{command('train', run, '--restart')}` begins anew and keeps this run aside"
-    look = f"`{command('ckpt', 'verify', run)}`"
-    cure = f"{anew}; {look} lists every fault" if path == run else f"{look} says what other stages have"
-    return f"{path} has {lost} intact: {fault}; {cure}"
 
 
 def clear_unfinished(run: Path) -> int:

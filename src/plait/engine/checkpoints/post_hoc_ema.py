@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from plait.engine import power_ema
-from plait.engine.checkpoints import checkpoint, sharded_files
+from plait.engine.checkpoints import checkpoint, integrity, sharded_files
 from plait.engine.power_ema import Profile, SavedAverage
 from plait.errors import PlaitError
 
@@ -36,7 +36,7 @@ def of_length(run: Path, length: float, step: int) -> Average:
     wanted = Profile(step, power_ema.exponent(length))
     folders = [folder for folder in _folders(run) if checkpoint.step_of(folder) <= step]
     for folder in folders:
-        if faults := checkpoint.verify(folder):
+        if faults := integrity.verify(folder):
             raise PlaitError(f"{faults[0]}; remove {folder} to go on without it")
     saved = [average for folder in folders for average in _saved(folder)]
     if not saved:
