@@ -282,3 +282,21 @@ def test_a_parameter_in_two_groups_or_in_none_is_found():
 def test_nothing_with_a_gradient_has_a_norm_of_zero():
     parts = {"a": [nn.Parameter(torch.ones(2))]}
     assert optim.clip(parts, 1.0, {}) == {"grad_norm": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("norms", "kept"),
+    [
+        ({"grad_norm": 1.0, "grad_norm/a": 0.0, "grad_norm/b": 1.0}, ["b"]),
+        ({"grad_norm": 1.0, "grad_norm/a": 1.0, "grad_norm/b": 1.0}, ["a", "b"]),
+        ({"grad_norm": 1.0}, ["a", "b"]),
+        ({"grad_norm": 0.0}, []),
+    ],
+)
+def test_gradients_of_components_without_input_are_dropped(norms, kept):
+    weights = {name: torch.nn.Parameter(torch.ones(2)) for name in "ab"}
+    optimizer = torch.optim.SGD([{"params": [weight], "component": name} for name, weight in weights.items()], lr=1.0)
+    for weight in weights.values():
+        weight.grad = torch.ones(2)
+    optim.drop_idle(optimizer, weights, norms)
+    assert [name for name, weight in weights.items() if weight.grad is not None] == kept

@@ -25,6 +25,10 @@ def test_an_interval_is_about_four_standard_errors_wide(count, right):
     assert low == pytest.approx(share - 1.96 * error, abs=0.35 * error) and high == pytest.approx(share + 1.96 * error, abs=0.35 * error)
 
 
+def test_two_rows_have_an_interval():
+    assert bootstrap(BENCH, [{"correct": True}, {"correct": False}]) == {"accuracy": (0.0, 1.0)}
+
+
 def test_the_same_rows_give_the_same_interval():
     rows = [{"correct": i % 3 == 0} for i in range(50)]
     assert bootstrap(BENCH, rows) == bootstrap(BENCH, rows)

@@ -176,3 +176,9 @@ def test_torchrun_passes_a_closed_terminal_on_and_ends_with_75(tmp_path):
     _, told = process.communicate(timeout=60)
     assert (process.returncode, "plait: stopped by SIGHUP; the same command continues" in told) == (75, True), told
     assert [(tmp_path / name).read_text() for name in ("got0", "got1")] == ["SIGHUP"] * 2
+
+
+def test_a_server_that_has_forked_nothing_has_no_exit_code():
+    warm = launch.Warm([])
+    assert warm.poll() is None
+    warm.close()
