@@ -156,6 +156,7 @@ EQUIVALENT: list[tuple[str, str, str, str]] = [
     ),
     ("training/run.py", "        if continues:", "continues -> True", "a run that has not begun has no checkpoint to find"),
     ("training/run.py", "error, continues = None, False", "False -> True", "a run that has not begun has no checkpoint to find"),
+    ("engine/blocks.py", "_RECOMPILE_LIMIT = 64", "64 -> 65", "no model has so many variants of a block"),
     ("training/probes.py", "workers=0", "0 -> 1", "a worker reads the same samples"),
     ("training/probes.py", "Ranks(0, 1, ranks.device)", "0 -> 1", "nobody asks a rank that is alone for its number"),
     (

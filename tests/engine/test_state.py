@@ -5,7 +5,7 @@ import torch
 
 from plait.engine import power_ema
 from plait.engine.precision import set_precision
-from plait.engine.state import load_weights
+from plait.engine.state import load_weights, with_batch
 from plait.errors import PlaitError
 
 from .toy import Net, make_config, make_state, micro, step_batch
@@ -188,3 +188,11 @@ def test_metadata_holds_the_plain_state_and_restore_gives_it_back(config):
     other.restore(metadata, state.tensors())
     assert other.metadata() == state.metadata()
     assert other.ever_trained == {"head.bias", "head.weight"}
+
+
+@pytest.mark.parametrize(
+    ("before", "step", "batch", "after"),
+    [([], 0, 8, [[0, 8]]), ([[0, 4]], 6, 8, [[0, 4], [6, 8]]), ([[0, 4]], 6, 4, [[0, 4]]), ([[0, 4], [6, 8]], 9, 8, [[0, 4], [6, 8]])],
+)
+def test_the_sizes_of_batches_are_noted_where_they_change(before, step, batch, after):
+    assert with_batch(before, step, batch) == after
