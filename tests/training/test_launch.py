@@ -10,10 +10,12 @@ import time
 import pytest
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.elastic.rendezvous.api import RendezvousClosedError, RendezvousConnectionError, RendezvousTimeoutError
 from torch.distributed.run import parse_args
 
 from plait import cli
 from plait.config.schema import RunConfig
+from plait.engine.parallel import network
 from plait.training import launch, torchrun
 from tests import toy_family
 
@@ -90,26 +92,119 @@ def test_torchrun_takes_run_for_its_own_unless_two_dashes_come_before_plait(caps
     assert parse_args(["-m", "--", "plait", "train", "x.yaml", "--run=y"]).training_script_args[-1] == "--run=y"
 
 
-def failed(code):
-    return ChildFailedError("plait", {3: ProcessFailure(3, 99, code, "none")})
+def failed(*codes):
+    return ChildFailedError("plait", {3 + i: ProcessFailure(i, 99, code, "none") for i, code in enumerate(codes)})
+
+
+def ended(cause, *codes):
+    error = torchrun._Ended(codes)
+    error.__cause__ = cause
+    return error
+
+
+UNSAVED = "and nothing was saved by it"
+SILENT = "the head  does not answer: it was not started, was lost, or its port is closed"
+TERM, USR1 = (SignalException("", number) for number in (signal.SIGTERM, signal.SIGUSR1))
 
 
 @pytest.mark.parametrize(
     ("raised", "code", "said"),
     [
-        (SignalException("", signal.SIGUSR1), 75, "stopped by SIGUSR1; the same command continues"),
-        (failed(2), 2, "rank 3 ended with exit code 2, and no restart is left; the same command continues"),
+        (ended(USR1, 75, 75), 75, "stopped by SIGUSR1; the same command continues"),
+        (ended(USR1, 75, -15), 75, "stopped by SIGUSR1; the same command continues"),  # it was leaving, with all saved
+        (ended(USR1, 0, 0), 0, None),
+        (
+            ended(TERM, -9, -15),
+            1,
+            f"stopped by SIGTERM, {UNSAVED}: rank 0 here was killed by SIGKILL; rank 1 here was killed by SIGTERM",
+        ),
+        (ended(TERM), 1, f"stopped by SIGTERM, {UNSAVED}: no rank had begun"),
+        (
+            ended(RendezvousClosedError(), 1),
+            1,
+            f"another machine has ended this run for good; its own last words say why, {UNSAVED}",
+        ),
+        (
+            ended(RendezvousConnectionError("lost"), None, 1),
+            1,
+            f"{SILENT}, {UNSAVED}",
+        ),
+        (
+            ended(RendezvousConnectionError("lost"), 75),
+            75,
+            f"{SILENT}; the same command",
+        ),
+        (ended(RendezvousTimeoutError()), 1, "not all of the 1 machines came to  in time"),
+        (
+            RendezvousConnectionError("code: -98, name: EADDRINUSE"),
+            1,
+            "the port of  is taken on this machine, by another run perhaps",
+        ),
+        (failed(2), 2, "rank 3 ended with exit code 2, which a restart would not change; mend what it names"),
+        (failed(1, 2), 2, "rank 4 ended with exit code 2, which a restart would not change"),
+        (failed(-15, 75), 75, "the ranks saved and stopped; the same command continues"),
+        (failed(1), 1, "rank 3 ended with exit code 1, and no restart is left; the same command continues"),
         (failed(-9), 1, "rank 3 was killed by SIGKILL, and no restart is left; the same command continues"),
     ],
 )
-def test_torchrun_ends_with_one_line_and_the_exit_code_of_plait(monkeypatch, capsys, raised, code, said):
-    def main(arguments):
+def test_torchrun_ends_with_one_line_and_an_exit_code_that_says_what_came_of_the_ranks(monkeypatch, capsys, raised, code, said):
+    def run(parsed):
         raise raised
 
-    monkeypatch.setattr(torchrun.torchrun, "main", main)
+    monkeypatch.setattr(torchrun.torchrun, "run", run)
     monkeypatch.setattr(logging.getLogger("plait"), "handlers", [])  # a process of its own begins without
-    assert torchrun.main([]) == code
-    assert capsys.readouterr().err == f"plait: {said}\n"
+    assert torchrun.main(["x.py"]) == code
+    told = capsys.readouterr().err
+    assert told.count("\n") == (said is not None) and told.startswith(f"plait: {said}" if said else "")
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """This machine is 10.0.0.1 on eth0; torchrun's arguments as plait's agent completes them."""
+    monkeypatch.setattr(network, "source_address", lambda target: "10.0.0.1")
+    monkeypatch.setattr(network, "is_own", lambda address: address == "10.0.0.1")
+    monkeypatch.setattr(network, "interfaces", lambda: {"lo": "127.0.0.1", "eth0": "10.0.0.1"})
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "0")  # and put back after the test
+    monkeypatch.delenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE")
+
+    def complete(*arguments):
+        parsed = parse_args([*arguments, "x.py"])
+        torchrun.meet_by_addresses(parsed)
+        return parsed
+
+    yield complete
+    os.environ.pop("GLOO_SOCKET_IFNAME", None)
+
+
+MEET = ("--nnodes=2", "--rdzv-backend=c10d")
+
+
+@pytest.mark.parametrize(("head", "is_host"), [("10.0.0.1", 1), ("10.0.0.2", 0)])
+def test_machines_meet_by_addresses_and_the_head_knows_that_it_is(machine, head, is_host):
+    asked = machine(*MEET, f"--rdzv-endpoint={head}:29400")
+    assert (asked.local_addr, asked.rdzv_conf) == ("10.0.0.1", f"is_host={is_host}")
+    assert os.environ["GLOO_SOCKET_IFNAME"] == "eth0" and os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] == "1"
+
+
+def test_what_the_user_says_about_addresses_stays(machine, monkeypatch):
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "ib0")
+    asked = machine(*MEET, "--rdzv-endpoint=10.0.0.2", "--local-addr=10.9.9.9", "--rdzv-conf=is_host=1,read_timeout=5")
+    assert (asked.local_addr, asked.rdzv_conf, os.environ["GLOO_SOCKET_IFNAME"]) == ("10.9.9.9", "is_host=1,read_timeout=5", "ib0")
+
+
+def test_one_machine_and_agents_that_share_one_are_left_to_torch(machine, monkeypatch):
+    assert (machine("--standalone").local_addr, machine("--standalone").rdzv_conf) == ("127.0.0.1", "")
+    monkeypatch.setattr(network, "source_address", lambda target: target)
+    assert machine(*MEET, "--rdzv-endpoint=127.0.0.1:1").rdzv_conf == ""
+    assert "GLOO_SOCKET_IFNAME" not in os.environ
+
+
+def test_a_head_that_is_not_known_is_told_in_one_line_before_anything_starts(monkeypatch, capsys):
+    monkeypatch.setattr(network.resolve, "__defaults__", (0.0,))
+    monkeypatch.setattr(logging.getLogger("plait"), "handlers", [])
+    assert torchrun.main([*MEET, "--rdzv-endpoint=nowhere.invalid:1", "x.py"]) == 1
+    assert capsys.readouterr().err.startswith("plait: the name 'nowhere.invalid' is not known on ")
 
 
 def test_options_of_restarts_need_nproc_and_nproc_is_not_for_ranks(monkeypatch, tmp_path, capsys):
@@ -137,10 +232,10 @@ def test_ranks_share_the_cores_unless_told_otherwise(monkeypatch, cores, ranks, 
 
 def test_torchrun_that_succeeds_ends_with_0_gets_its_arguments_and_has_what_plait_says_on_its_output(monkeypatch, capsys):
     given = []
-    monkeypatch.setattr(torchrun.torchrun, "main", lambda arguments: given.append(arguments) or torchrun.log.info("ranks are started"))
+    monkeypatch.setattr(torchrun.torchrun, "run", lambda parsed: given.append(parsed) or torchrun.log.info("ranks are started"))
     monkeypatch.setattr(logging.getLogger("plait"), "handlers", [])
-    assert torchrun.main(("-m", "plait")) == 0
-    assert given == [["-m", "plait"]]
+    assert torchrun.main(("--max-restarts=2", "-m", "plait")) == 0
+    assert [(parsed.max_restarts, parsed.module, parsed.training_script) for parsed in given] == [(2, True, "plait")]
     assert capsys.readouterr().out == "ranks are started\n"
 
 
@@ -152,30 +247,51 @@ def test_torchrun_is_a_program_with_torchs_arguments():
 RANK = """
 import os, pathlib, sys, time
 from plait.engine.monitoring.signals import Paused, Signals
+here, ends = pathlib.Path(sys.argv[1]), sys.argv[2:]
+rank = os.environ["RANK"]
+(here / f"up{rank}-{os.environ['TORCHELASTIC_RESTART_COUNT']}").touch()
+if ends != ["saves"]:
+    while len(list(here.glob("up*"))) % 2:
+        time.sleep(0.01)
+    os._exit(int(ends[int(rank)]))
 with Signals() as signals:
-    here = pathlib.Path(sys.argv[1])
-    (here / ("up" + os.environ["RANK"])).touch()
     while not signals.requested():
         time.sleep(0.01)
-    (here / ("got" + os.environ["RANK"])).write_text(signals.received)
+    (here / ("got" + rank)).write_text(signals.received)
 sys.exit(Paused.exit_code)
 """
 
 
-def test_torchrun_passes_a_closed_terminal_on_and_ends_with_75(tmp_path):
-    (tmp_path / "rank.py").write_text(RANK)
-    command = [*launch.torchrun(2)[:-3], f"--signals-to-handle={launch.SIGNALS}", str(tmp_path / "rank.py"), str(tmp_path)]
+def under_torchrun(folder, *ends, restarts=0):
+    """RANK twice under plait's torchrun, started as from a terminal."""
+    (folder / "rank.py").write_text(RANK)
+    command = [*launch.torchrun(2, restarts)[:-3], f"--signals-to-handle={launch.SIGNALS}", str(folder / "rank.py"), str(folder), *ends]
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may be run under nohup
     try:
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     finally:
         signal.signal(signal.SIGHUP, before)
-    while process.poll() is None and len(list(tmp_path.glob("up?"))) < 2:
+
+
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGINT", "SIGUSR1"])
+def test_torchrun_passes_every_signal_on_and_ends_with_75_and_no_traceback(tmp_path, name):
+    process = under_torchrun(tmp_path, "saves")
+    while process.poll() is None and len(list(tmp_path.glob("up*"))) < 2:
         time.sleep(0.01)
-    process.send_signal(signal.SIGHUP)
+    time.sleep(0.2)  # until the ranks listen
+    process.send_signal(signal.Signals[name])
     _, told = process.communicate(timeout=60)
-    assert (process.returncode, "plait: stopped by SIGHUP; the same command continues" in told) == (75, True), told
-    assert [(tmp_path / name).read_text() for name in ("got0", "got1")] == ["SIGHUP"] * 2
+    assert (process.returncode, f"plait: stopped by {name}; the same command continues" in told) == (75, True), told
+    assert [(tmp_path / got).read_text() for got in ("got0", "got1")] == [name] * 2
+    assert "Traceback" not in told
+
+
+@pytest.mark.parametrize(("ends", "code", "starts"), [((2, 1), 2, 2), ((75, 75), 75, 2), ((1, 1), 1, 4)])
+def test_ranks_are_started_again_only_where_that_may_help(tmp_path, ends, code, starts):
+    process = under_torchrun(tmp_path, *map(str, ends), restarts=1)
+    _, told = process.communicate(timeout=60)
+    assert (process.returncode, len(list(tmp_path.glob("up*")))) == (code, starts), told
+    assert "Traceback" not in told
 
 
 def test_a_server_that_has_forked_nothing_has_no_exit_code():

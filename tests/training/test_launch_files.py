@@ -27,8 +27,13 @@ GIVEN = {
 }
 STAND_INS = {
     "srun": 'while [[ $1 == --* ]]; do echo "$1" >> options; shift; done; exec "$@"',
-    "scontrol": 'if [ "$1" = show ]; then printf "first\\nsecond\\n"; else echo "$*" >> scontrol.log; fi',
-    "torchrun": """
+    "scontrol": """
+        case "$1 $2 $3" in
+            "show hostnames two") printf "first\\nsecond\\n" ;;
+            "show node first") echo "   NodeAddr=10.0.0.1 NodeHostName=first Version=22.05.8" ;;
+            *) echo "$*" >> scontrol.log ;;
+        esac""",
+    "python": """
         echo "$*" > torchrun.log
         [ "$ENDS" = asked ] || exit "$ENDS"
         trap 'kill $!; sleep 0.2; echo USR1 > saved; exit 75' USR1
@@ -36,7 +41,9 @@ STAND_INS = {
         sleep 60 & touch ready; wait""",
     "plait": 'exit "$DOCTOR"',
 }
-"""The commands of a cluster, as far as the files use them. This torchrun ends with ENDS, or trains until it is asked to save."""
+"""The commands of a cluster, as far as the files use them.
+
+This python, started as plait's torchrun, ends with ENDS, or trains until it is asked to save."""
 
 
 def text(path):
@@ -67,7 +74,7 @@ def test_the_command_is_one_that_torchrun_and_plait_understand(path, monkeypatch
     asked = parse_args(words(path))
     assert (asked.module, asked.training_script, asked.max_restarts) == (True, "plait", 3)
     assert "SIGUSR1" in asked.signals_to_handle
-    assert "TORCH_DISABLE_SHARE_RDZV_TCP_STORE" in path.read_text()
+    assert "python -m plait.training.torchrun" in text(path).replace("\\\n", "")
     given = cli.parse([item for item in asked.training_script_args if item != "--"])
     assert given.command in train.COMMANDS
     assert open_config(given.config, given.overrides).config.family == "theworld"
@@ -128,7 +135,7 @@ def test_a_slurm_job_ends_with_the_exit_code_of_its_run_and_gives_it_all_process
     assert start(text(ROOT / "launch" / "slurm.sbatch"), tmp_path, ends=code).wait(30) == int(code)
     assert not (tmp_path / "scontrol.log").exists()
     assert "--cpus-per-task=64" in (tmp_path / "options").read_text().split()
-    assert "--rdzv-endpoint=first:29400" in (tmp_path / "torchrun.log").read_text()
+    assert "--rdzv-endpoint=10.0.0.1:20007" in (tmp_path / "torchrun.log").read_text()
 
 
 @pytest.mark.parametrize("code", [0, 1])
@@ -142,5 +149,5 @@ def test_what_doctor_finds_ends_a_skypilot_job_before_it_trains(tmp_path, monkey
 def test_pod_0_is_told_that_ranks_meet_there_and_the_others_that_they_do_not(tmp_path, index, meets):
     script = text(ROOT / "launch" / "kubernetes.yaml")
     assert start(f"JOB_COMPLETION_INDEX={index}; {script}", tmp_path, ends="0").wait(30) == 0
-    given = parse_args((tmp_path / "torchrun.log").read_text().split()).rdzv_conf
+    given = parse_args((tmp_path / "torchrun.log").read_text().split()[2:]).rdzv_conf
     assert given == f"is_host={meets}"

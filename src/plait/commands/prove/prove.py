@@ -20,7 +20,7 @@ from plait.config.resolved import Resolved
 from plait.engine.checkpoints import integrity
 from plait.engine.monitoring import heartbeat
 from plait.engine.monitoring.signals import Paused
-from plait.errors import PlaitError
+from plait.errors import PlaitError, Stopped
 from plait.keys import rng
 from plait.training import launch
 from plait.training.launch import Launcher, Process
@@ -224,7 +224,7 @@ def _generation(trial: Trial, run: Path, kill: Kill) -> None:
         _deliver(process, kill)
     kill.exit_code = _wait(process, run, trial.limit_s)
     kill.took_s = time.monotonic() - began
-    allowed = {"SIGKILL": {-signal.SIGKILL, 0}, "SIGTERM": {Paused.exit_code, 0, -signal.SIGTERM}, "worker": {PlaitError.exit_code, 0}}[
+    allowed = {"SIGKILL": {-signal.SIGKILL, 0}, "SIGTERM": {Paused.exit_code, 0, -signal.SIGTERM}, "worker": {Stopped.exit_code, 0}}[
         kill.way
     ]
     if trial.launcher.ranks > 1:  # torchrun has exit codes of its own

@@ -22,7 +22,7 @@ import torch.multiprocessing
 from plait.data.loading.micro_batch import MicroBatch, MicroBatchBuilder, pinned
 from plait.data.loading.shared_memory import BufferPool, BufferWriter, PackedBatch, keep_freed_memory
 from plait.data.loading.workers import POLL_S, STOP_TIMEOUT_S, Interrupted, PendingStep, Stop
-from plait.errors import PlaitError
+from plait.errors import PlaitError, Stopped
 
 _EXIT_TIMEOUT_S = 10.0  # for a process whose connection has closed to end, so that its exit code can be reported
 # The engine handles these signals; a worker that died of one would lose the step.
@@ -82,7 +82,7 @@ class ProcessWorkers:
             raise PlaitError(f"the data pipeline cannot be sent to worker processes ({error}); use worker_kind: threads") from error
 
     def submit(self, step: int) -> PendingStep:
-        """Start building a step; returns a function of `stop` that waits for its micro-batches. Raises PlaitError if a worker has died."""
+        """Start building a step; returns a function of `stop` that waits for its micro-batches. Raises Stopped if a worker has died."""
         sent = []
         for number in range(self._per_step):
             worker = self._workers[self._submitted % len(self._workers)]
@@ -96,7 +96,7 @@ class ProcessWorkers:
         return lambda stop: [self._receive(worker, buffer, step, stop) for worker, buffer in sent]
 
     def _receive(self, worker: _Worker, buffer: int | None, step: int, stop: Stop) -> MicroBatch:
-        """Wait for a worker's next micro-batch. Raises the worker's error, PlaitError if it died, Interrupted if `stop()`."""
+        """Wait for a worker's next micro-batch. Raises the worker's error, Stopped if it died, Interrupted if `stop()`."""
         while not wait([worker.connection, worker.process.sentinel], timeout=POLL_S):
             if stop():
                 raise Interrupted
@@ -119,8 +119,8 @@ class ProcessWorkers:
         self._stop_all()
 
 
-def _death(worker: _Worker, step: int) -> PlaitError:
-    """Return the error for a worker process that ended, with its exit code or signal."""
+def _death(worker: _Worker, step: int) -> Stopped:
+    """Return the error for a worker process that ended, with its exit code or signal: another attempt may go well."""
     worker.process.join(_EXIT_TIMEOUT_S)
     code = worker.process.exitcode
     if code is None:
@@ -128,7 +128,7 @@ def _death(worker: _Worker, step: int) -> PlaitError:
     else:
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
     advice = "" if code is None else _ADVICE.get(code, "")
-    return PlaitError(f"data worker {worker.number} (process {worker.process.pid}) {how} before it had prepared step {step}{advice}")
+    return Stopped(f"data worker {worker.number} (process {worker.process.pid}) {how} before it had prepared step {step}{advice}")
 
 
 def _stop_workers(workers: list[_Worker]) -> None:
