@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from plait.engine.monitoring.signals import ASKING, Paused, Signals
+from plait.engine.monitoring.signals import ASKING, Paused, Signals, stopped_by
 
 
 @pytest.fixture(autouse=True)
@@ -85,3 +85,17 @@ def test_what_the_ranks_agreed_on_stays():
 
 def test_a_pause_asks_to_be_tried_again():
     assert Paused("x").exit_code == os.EX_TEMPFAIL == 75
+
+
+@pytest.mark.parametrize(
+    ("received", "said"),
+    [
+        (["SIGTERM"], "SIGTERM"),
+        (["SIGTERM", "SIGTERM"], "SIGTERM"),
+        ([None, "SIGUSR1"], "SIGUSR1 at rank 1"),
+        (["SIGTERM", None], "SIGTERM at rank 0"),
+        ([None, None], "a rank that had no data for the next step"),
+    ],
+)
+def test_what_stopped_the_ranks_is_named_on_all_of_them(received, said):
+    assert stopped_by(received) == said

@@ -48,6 +48,21 @@ def test_a_killed_rank_is_replaced_and_the_run_ends_at_the_straight_runs_bits(tm
     assert said.count("language step 120/120") == 1
 
 
+def test_a_signal_to_one_rank_stops_all_names_it_and_restarts_none(tmp_path, monkeypatch):
+    recipe = toy_family.install(monkeypatch, tmp_path)
+    process = torchrun(recipe, tmp_path / "run", "--train.steps=4000", *(f"--{item}" for item in LONG[1:]))
+    while not (now := heartbeat.read(tmp_path / "run", 1)) or now["step"] < 3:
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.kill(now["pid"], signal.SIGUSR1)
+    said = process.communicate(timeout=processes.LIMIT_S)[1]
+    assert process.returncode == 75, said
+    assert re.search(
+        r"^plait: stopped by SIGUSR1 at rank 1 after step \d+ of 4000, all saved; the same command continues$", said, re.MULTILINE
+    )
+    assert "plait: the ranks saved and stopped; the same command continues" in said and "Traceback" not in said
+
+
 def test_a_rank_that_dies_leaves_no_process_behind(tmp_path, monkeypatch, capfd):
     recipe = toy_family.install(monkeypatch, tmp_path)
     started = processes.start(2, toy_family.train, recipe, tmp_path / "run", *LONG, "train.steps=4000", *WORKERS)

@@ -197,7 +197,7 @@ def test_one_machine_and_agents_that_share_one_are_left_to_torch(machine, monkey
     assert (machine("--standalone").local_addr, machine("--standalone").rdzv_conf) == ("127.0.0.1", "")
     monkeypatch.setattr(network, "source_address", lambda target: target)
     assert machine(*MEET, "--rdzv-endpoint=127.0.0.1:1").rdzv_conf == ""
-    assert "GLOO_SOCKET_IFNAME" not in os.environ
+    assert os.environ["GLOO_SOCKET_IFNAME"] == "lo"
 
 
 def test_a_head_that_is_not_known_is_told_in_one_line_before_anything_starts(monkeypatch, capsys):

@@ -43,7 +43,8 @@ STAND_INS = {
 }
 """The commands of a cluster, as far as the files use them.
 
-This python, started as plait's torchrun, ends with ENDS, or trains until it is asked to save."""
+This python, started as plait's torchrun, ends with ENDS, or trains until it is asked to save.
+"""
 
 
 def text(path):

@@ -21,7 +21,7 @@ from plait.engine.checkpoints.saver import Saver
 from plait.engine.guards import GradientWatch, Quarantine
 from plait.engine.loop import Loop, Row
 from plait.engine.micro_batch import MicroBatchSize
-from plait.engine.monitoring.signals import Paused
+from plait.engine.monitoring.signals import Paused, stopped_by
 from plait.engine.parallel import distributed
 from plait.engine.state import PLANNED, State
 from plait.errors import PlaitError, Stopped
@@ -122,7 +122,8 @@ class StageRun:
             raise error
         if state.stage_done is None:
             where = f"after step {state.step} of {self.stop_step}"
-            raise Paused(f"stopped by {context.signals.received} {where}, all saved; the same command continues")
+            reason = stopped_by(context.ranks.gather(context.signals.received))
+            raise Paused(f"stopped by {reason} {where}, all saved; the same command continues")
 
     def after_step(self, state: State, row: Row) -> None:
         """Check that ranks agree, record the metrics `row` of a step, evaluate and save if due: the loop calls it after each step."""

@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 FINAL = (PlaitError.exit_code, Paused.exit_code)
 """Exit codes of ranks that another attempt would not change: a mistake that the user has to mend, and a stop that was asked for."""
 _LOST = 1
+_LOOPBACK = "127.0.0.1"
 _PORT = 29400  # torch's own default
 
 
@@ -127,18 +128,16 @@ def meet_by_addresses(parsed: argparse.Namespace) -> None:
     where the head's name is not known here, or is an address that other machines cannot reach.
     """
     if parsed.standalone or parsed.nnodes in ("1", "1:1"):
-        parsed.local_addr = parsed.local_addr or "127.0.0.1"
-        return
-    os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")  # a store for each attempt (pytorch#135712)
-    if parsed.rdzv_backend != "c10d":
-        return
-    host, _ = parse_rendezvous_endpoint(parsed.rdzv_endpoint, _PORT)
-    address = network.resolve(host)
-    parsed.local_addr = parsed.local_addr or network.own_address(host, address)
-    if network.is_loopback(parsed.local_addr):
-        return  # several agents of one machine: torch finds out which of them is first
-    if "is_host" not in parsed.rdzv_conf:
-        parsed.rdzv_conf = ",".join(filter(None, [parsed.rdzv_conf, f"is_host={int(network.is_own(address))}"]))
+        parsed.local_addr = parsed.local_addr or _LOOPBACK
+    else:
+        os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")  # a store for each attempt (pytorch#135712)
+        if parsed.rdzv_backend != "c10d":
+            return
+        host, _ = parse_rendezvous_endpoint(parsed.rdzv_endpoint, _PORT)
+        address = network.resolve(host)
+        parsed.local_addr = parsed.local_addr or network.own_address(host, address)
+        if "is_host" not in parsed.rdzv_conf and not network.is_loopback(parsed.local_addr):  # else torch finds out which agent is first
+            parsed.rdzv_conf = ",".join(filter(None, [parsed.rdzv_conf, f"is_host={int(network.is_own(address))}"]))
     names = [name for name, own in network.interfaces().items() if own == parsed.local_addr]
     if names:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", names[0])

@@ -8,6 +8,7 @@ moment.
 import contextlib
 import os
 import signal
+from collections.abc import Sequence
 from types import FrameType
 
 from plait.errors import PlaitError
@@ -64,6 +65,15 @@ class Signals:
         """Record `requested`, whether any rank was asked to stop (the same on all ranks). Returns whether the run stops."""
         self.agreed = self.agreed or requested
         return self.agreed
+
+
+def stopped_by(received: Sequence[str | None]) -> str:
+    """Return what stopped the ranks. `received`: the name of the signal that each rank got, in rank order; None: it got none."""
+    ranks = [rank for rank, name in enumerate(received) if name is not None]
+    if not ranks:
+        return "a rank that had no data for the next step"
+    where = f" at rank {ranks[0]}" if len(ranks) < len(received) else ""
+    return f"{received[ranks[0]]}{where}"
 
 
 def _say(text: str) -> None:
