@@ -196,3 +196,33 @@ def test_settings_of_the_model_that_differ_though_shapes_agree_are_told(tmp_path
     assert '  model.world.tokens: "pooled" there, "spatial" here\n' in capsys.readouterr().out
     assert cli.main([*start, f"--run={tmp_path / 'third'}", "--model.world.tokens=pooled"]) == 0
     assert " there, " not in capsys.readouterr().out
+    for verb in (["export"], ["ckpt", "consolidate"]):  # folders that no configuration lies beside
+        out = tmp_path / verb[-1]
+        assert cli.main([*verb, str(tmp_path / "first"), str(out)]) == 0
+        told = ["train", str(recipe), f"--from={out}", "--model.world.tokens=spatial", "--allow-inexact", f"--run={out}-run"]
+        assert cli.main(told) == 0
+        assert '  model.world.tokens: "pooled" there, "spatial" here\n' in capsys.readouterr().out
+
+
+def test_settings_of_molmos_crops_that_differ_though_shapes_agree_are_told(tmp_path, capsys):
+    settings = {
+        "family": "molmo",
+        "model": {"language": "debug"},
+        "train": {"steps": 1, "global_batch": 2},
+        "track": {"tensorboard": False},
+    }
+    settings |= {"data": {"train": [{"source": "scenes", "options": {"size": [32, 32]}, "limit": 4}], "workers": 0}}
+    recipe = tmp_path / "a.yaml"
+    recipe.write_text(json.dumps(settings))
+    assert cli.main(["train", str(recipe), f"--run={tmp_path / 'first'}"]) == 0
+    assert cli.main(["export", str(tmp_path / "first"), str(tmp_path / "out")]) == 0
+    changed = ["--model.overlap=0", "--model.max_crops=6", "--model.style=none"]
+    for start in ("first", "out"):
+        capsys.readouterr()
+        assert cli.main(["train", str(recipe), f"--from={tmp_path / start}", f"--run={tmp_path / start}-next", *changed]) == 0
+        told = [line.strip() for line in capsys.readouterr().out.splitlines() if " there, " in line]
+        assert told == [
+            "model.max_crops: 4 there, 6 here",
+            "model.overlap: 2 there, 0 here",
+            'model.style: "demo_or_style" there, "none" here',
+        ]

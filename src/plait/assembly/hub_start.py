@@ -24,7 +24,7 @@ from plait.errors import PlaitError
 
 _STEP = re.compile(r"(stage-(\d+)-[^/]+/step-(\d{8,}))/manifest\.json")
 _ASSETS = re.compile(r"assets/.+|tokenizer\.json")
-_BARE = re.compile(r"[^/]+\.safetensors|manifest\.json")
+_BARE = re.compile(r"[^/]+\.safetensors|manifest\.json|plait\.json")
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Contents:
         if assets:
             return [file for file in self.files if _ASSETS.fullmatch(file)]
         if self.checkpoint:
-            return [file for file in self.files if file.startswith(f"{self.checkpoint}/")]
+            return [file for file in self.files if file.startswith(f"{self.checkpoint}/") or file == "config.yaml"]
         return [file for file in self.files if _BARE.fullmatch(file)]
 
 

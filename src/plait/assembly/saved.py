@@ -1,7 +1,11 @@
-"""Open a run's checkpoint: its configuration, and its trained model."""
+"""Open a run's checkpoint: its configuration, and its trained model; keep the model's settings beside weights outside of a run."""
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from plait import files
 from plait.assembly import checkpoint_specs
 from plait.assembly.configuration import open_run_config
 from plait.assembly.model import ModelBundle, build_model
@@ -10,6 +14,10 @@ from plait.engine.checkpoints import checkpoint, post_hoc_ema
 from plait.engine.checkpoints.checkpoint import Checkpoint
 from plait.engine.parallel.distributed import Ranks
 from plait.engine.state import load_weights
+from plait.errors import PlaitError
+
+MODEL_SETTINGS = "plait.json"
+"""File of an exported or consolidated folder: {"family": name, "model": `model:` section}, to compare with a run that starts from it."""
 
 
 def settings(spec: str | Path) -> tuple[Checkpoint, RunConfig]:
@@ -40,3 +48,26 @@ def open_checkpoint(
         load_weights(bundle.model, located.tensors("ema"))
     bundle.model.to(ranks.device).eval()
     return bundle, located, config
+
+
+def write_model_settings(folder: Path, family: str, model: Mapping[str, Any]) -> None:
+    """Write the family and the `model:` section into a folder of weights outside of a run."""
+    files.write_json(folder / MODEL_SETTINGS, {"family": family, "model": model})
+
+
+def model_settings(folder: Path) -> tuple[str, Mapping[str, Any]] | None:
+    """Return (family, `model:` section) of the run of a checkpoint's folder, or of a folder of weights; None where neither is told.
+
+    Raises PlaitError for a configuration that cannot be read.
+    """
+    run, path = checkpoint.run_of(folder), folder / MODEL_SETTINGS
+    if (run / "config.yaml").is_file():
+        config = open_run_config(run).config
+        return config.family, config.model
+    if not path.is_file():
+        return None
+    try:
+        told = json.loads(path.read_bytes())
+        return str(told["family"]), dict(told["model"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise PlaitError(f"{path} is damaged: {error}") from error

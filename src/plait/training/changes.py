@@ -12,7 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from plait.assembly.configuration import open_run_config
+from pydantic import ValidationError
+
+from plait.assembly import saved as saved_models
 from plait.assembly.model import ModelBundle
 from plait.config.resolved import ABSENT, Resolved
 from plait.config.schema import Optim, RunConfig
@@ -51,20 +53,20 @@ def freezing_changes(manifest: Mapping[str, Any] | None, bundle: ModelBundle, co
 def model_changes(folder: Path, bundle: ModelBundle) -> list[str]:
     """Return a log line for each `model:` setting of the bundle that differs in the run to which the checkpoint `folder` belongs.
 
-    Weights may load without an error although such a setting differs. [] if the folder is in no run, or that of another family.
+    Weights may load without an error although such a setting differs. `folder` may also be an exported or consolidated one. [] where
+    its settings are not known, or are those of another family.
     """
-    run = checkpoint.run_of(folder)
-    if not (run / "config.yaml").is_file():
-        return []
     try:
-        before = open_run_config(run).config
+        before = saved_models.model_settings(folder)
     except PlaitError as error:
         return [f"its `model:` settings are not compared: {error}"]
-    if before.family != bundle.family.name:
+    if before is None or before[0] != bundle.family.name:
         return []
-    then, now = (
-        _leaves(section.model_dump(mode="json")) for section in (bundle.family.Config.model_validate(before.model), bundle.section)
-    )
+    try:
+        section = bundle.family.Config.model_validate(before[1])
+    except ValidationError as error:
+        return [f"its `model:` settings are not compared, as they are of another version: {error.errors()[0]['msg']}"]
+    then, now = (_leaves(each.model_dump(mode="json")) for each in (section, bundle.section))
     return [
         f"model.{name}: {json.dumps(then.get(name))} there, {json.dumps(now.get(name))} here"
         for name in sorted(then.keys() | now.keys())

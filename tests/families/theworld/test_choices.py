@@ -34,3 +34,34 @@ def test_what_does_not_choose_the_option_is_wrong(answer):
 def test_an_article_is_no_letter():
     assert not is_correct("The answer is a mystery", "(A)", {}, QUESTION)
     assert not is_correct("Answer: A dog", "(A)", {}, QUESTION)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "Option (A) shows the cat, far away. Option (B) is close to it. The answer is (B).",
+        "(A) is the cat and (C) is an apple. The answer is (B)",
+        "The cat stands behind the tree.\nThe dog is in front of it.\n**(B)**",
+        "Let me look.\n\nAnswer: **B**",
+        "Of the three, it must be B",
+        "I would say that a dog is closer here.",
+    ],
+)
+def test_a_long_answer_chooses_what_it_ends_in(answer):
+    assert is_correct(answer, "(B)", {}, QUESTION)
+    assert is_correct(answer, "a dog", {}, QUESTION)
+    assert not is_correct(answer, "(A)", {}, QUESTION)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "I see the cat, a dog and an apple.",
+        "B is a letter that comes to mind, but there is far more to be said of this picture",
+        "It is not a dog.",
+        "It must be B or C",
+        "a dog " + "is seen in the distance, near a tree, " * 4,
+    ],
+)
+def test_a_long_answer_that_only_mentions_the_option_is_wrong(answer):
+    assert not is_correct(answer, "(B)", {}, QUESTION)

@@ -5,8 +5,9 @@ import torch
 
 from plait.errors import PlaitError
 from plait.families.theworld import evaluate
-from plait.families.theworld.evaluate import benches, is_correct, normalise
+from plait.families.theworld.evaluate import benches, is_correct
 from plait.families.theworld.loss import Loss
+from plait.families.theworld.short_answers import normalise
 
 from .conftest import sample
 
@@ -28,7 +29,8 @@ def test_normalise_ignores_case_punctuation_and_space():
     assert normalise("  The  Frog.\n") == normalise("the frog")
     assert normalise("frogs") != normalise("frog")
     assert is_correct("Frog.", "frog", {})
-    assert not is_correct("a frog", "frog", {})
+    assert is_correct("a frog", "frog", {})
+    assert not is_correct("a frog and a toad", "frog", {})
 
 
 def test_scenes_are_judged_by_their_truth():

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from plait import files
 from plait.assembly import checkpoint_specs
+from plait.assembly import saved as saved_models
 from plait.assembly.configuration import open_run_config
 from plait.assembly.model import build_model
 from plait.config.resolved import difference
@@ -131,6 +132,8 @@ def consolidate(spec: str, out: Path, averaged: bool) -> None:
         listed = {path.name: {"size": path.stat().st_size, "xxh3": files.xxh3(path)} for path in sorted(folder.iterdir())}
         metadata = {"kind": "weights", "of": str(saved.folder), "step": saved.step, "averaged": bool(averages), "files": listed}
         files.write_json(folder / "weights.json", metadata | {name: saved.manifest[name] for name in ("base", "frozen_xxh3", "versions")})
+        if (settings := saved_models.model_settings(saved.folder)) is not None:
+            saved_models.write_model_settings(folder, *settings)
     log.info(f"{saved.folder}: {len(weights)} {'averaged' if averages else 'last'} weights, whole, in {out}")
 
 

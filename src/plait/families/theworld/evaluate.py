@@ -5,7 +5,6 @@ sample: id, question, answer, gold (right answer), correct, or `bad`, why it can
 input, the model would be measured as plain Gemma: that raises PlaitError.
 """
 
-import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,34 +15,30 @@ import torch
 from plait.data.synthetic.answers import can_score, score
 from plait.engine.evaluation import Bench, Row
 from plait.errors import BadSample, PlaitError, sample_errors
-from plait.families.theworld.choices import chosen, letter, options
+from plait.families.theworld.choices import chosen, options, right_letter
 from plait.families.theworld.generate import answers
 from plait.families.theworld.inputs import Example, Inputs, Sample
 from plait.families.theworld.model import TheWorld
+from plait.families.theworld.short_answers import says
 from plait.nn.losses import IGNORED, token_cross_entropy
 
 _SPARE_TOKENS = 8  # an answer may run this much longer than the gold one before it is cut: enough to be seen to differ
+_ROOM_TOKENS = 128  # the same where no special scorer judges the answer: room for a few sentences, of which the last may give it
 NO_GOLD = "no answer to compare with: it has no text of the assistant"
 WAYS = ("on", "off", "shuffled")  # the world shown to a sample: its own, none, another sample's
-
-
-def normalise(text: str) -> str:
-    """Return the text in lower case (casefold), without outer punctuation, and with single spaces."""
-    return re.sub(r"\s+", " ", text).strip(" \t\n.,;:!?\"'").casefold()
 
 
 def is_correct(answer: str, gold: str, fields: Mapping[str, Any], question: str = "") -> bool:
     """Return whether an answer is right. `gold`: the right answer; `fields`: the sample's other fields, {name: value}.
 
-    Drawn scenes (`fields` of source `scenes`) have a special scorer. Where the right answer is the letter of an option
-    that `question` lists, the answer must choose it (choices.py); otherwise both must be equal after `normalise`.
+    Drawn scenes (`fields` of source `scenes`) have a special scorer. Where the right answer is an option that `question` lists, the answer
+    must choose it (choices.py); otherwise it must give the right one (short_answers.py).
     """
     if can_score(fields):
         return score(answer, dict(fields))
-    wanted, listed = letter(gold), options(question)
-    if wanted in listed:
-        return chosen(answer, listed) == wanted
-    return normalise(answer) == normalise(gold)
+    listed = options(question)
+    wanted = right_letter(gold, listed)
+    return says(answer, gold) if wanted is None else chosen(answer, listed) == wanted
 
 
 def predict(model: TheWorld, samples: Sequence[Sample], inputs: Inputs, *, batch: int, moment: str = "") -> list[Row]:
@@ -168,12 +163,18 @@ def _generate(model: TheWorld, samples: Sequence[Sample], inputs: Inputs, way: s
         indices = range(start, min(start + batch, len(samples)))
         prompts = [_prompt(samples, i, inputs, way) for i in indices]
         usable = [(i, prompt) for i, prompt in zip(indices, prompts, strict=True) if isinstance(prompt, Example)]
-        limits = [len(inputs.chat.text_ids(gold(samples[i]))) + _SPARE_TOKENS for i, _ in usable]
+        limits = [_answer_limit(inputs, samples[i]) for i, _ in usable]
         texts = iter(answers(model, inputs, [prompt for _, prompt in usable], max_new_tokens=limits) if usable else [])
         for prompt in prompts:
             answer = _Answer("", 0, prompt) if isinstance(prompt, str) else _Answer(next(texts), prompt.world_tokens)
             collected.append(answer)
     return collected
+
+
+def _answer_limit(inputs: Inputs, sample: Sample) -> int:
+    """Return the number of tokens after which the answer to a sample is cut."""
+    spare = _SPARE_TOKENS if can_score(sample["fields"]) else _ROOM_TOKENS
+    return len(inputs.chat.text_ids(gold(sample))) + spare
 
 
 def _prompt(samples: Sequence[Sample], i: int, inputs: Inputs, way: str) -> Example | str:
