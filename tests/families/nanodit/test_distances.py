@@ -1,5 +1,8 @@
 """Distances between sets of features, against closed forms and the definition."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -42,3 +45,27 @@ def test_the_kernel_distance_of_two_samples_of_one_law_averages_to_nothing():
     random = np.random.default_rng(4)
     values = [distances.kernel(random.standard_normal((20, 3)), random.standard_normal((20, 3))) for _ in range(200)]
     assert abs(np.mean(values)) < 4 * np.std(values) / 200**0.5
+
+
+PUBLISHED = re.compile(r"\b(?:FID|CMMD)\b", re.IGNORECASE)
+
+
+def test_the_names_of_published_scores_stand_only_where_they_are_told_apart():
+    root = Path(__file__).parents[3]
+    files = [
+        *root.glob("src/**/*.py"),
+        *root.glob("src/**/*.yaml"),
+        *root.glob("configs/**/*"),
+        *root.glob("docs/*.md"),
+        root / "README.md",
+    ]
+    texts = {path.relative_to(root).as_posix(): path.read_text(encoding="utf-8") for path in files if path.is_file()}
+    naming = {name: [line for line in text.splitlines() if PUBLISHED.search(line)] for name, text in texts.items()}
+    assert {name: lines for name, lines in naming.items() if lines} == {
+        "docs/nanodit.md": [
+            "`frechet` and `kernel` compare checkpoints through one extractor. They are not FID and CMMD, which are those distances of the"
+        ],
+        "src/plait/families/nanodit/distances.py": [
+            "last pooling and CLIP ViT-L/14's at 336 px, and so do their names, FID and CMMD. None of those is an extractor here."
+        ],
+    }

@@ -217,6 +217,8 @@ def test_the_distance_bench_looks_through_the_extractor_that_is_named(make, monk
     assert figures["frechet"] == pytest.approx(0, abs=1e-6) and benches["distance"].about(same * 9) == {"features": "64 of my/dino"}
     assert benches["distance"].summarise(same * 8).keys() == {"kernel"}  # 64 samples, and as many features
     assert benches["distance"].about(same * 8)["features"] == ("64 of my/dino; no frechet: it needs more than 64 samples, and these are 64")
+    named = str([rows, figures, benches["distance"].about(same * 9), benches["distance"].__doc__])
+    assert "fid" not in named.lower() and "cmmd" not in named.lower()  # names of the published extractors' scores
     with pytest.raises(PlaitError, match=r"8 samples are too few for one: raise evaluate\.samples to 50 or more, .* features of my/dino$"):
         benches["distance"].summarise(same)
 

@@ -1,13 +1,14 @@
-"""Compute distances between two sets of image features, in float64: the Fréchet distance (FID) and the kernel distance of CMMD.
+"""Compute distances between two sets of image features, in float64: the Fréchet distance and a kernel distance.
 
-The features come from an encoder elsewhere. Both are small where generated images resemble real ones as a set. FID needs many more samples
-than there are features to be stable (Heusel et al. 2017, arXiv:1706.08500); the kernel distance is unbiased at any number (Jayasumana et
-al. 2024, arXiv:2401.09603).
+The features come from an encoder elsewhere. Both are small where generated images resemble real ones as a set. The Fréchet distance needs
+many more samples than there are features to be stable (Heusel et al. 2017, arXiv:1706.08500); the kernel distance is unbiased at any number
+(Jayasumana et al. 2024, arXiv:2401.09603). The published scores of these papers hold for their own features alone, Inception-v3's
+last pooling and CLIP ViT-L/14's at 336 px, and so do their names, FID and CMMD. None of those is an extractor here.
 """
 
 import numpy as np
 
-_WIDTH = 10.0  # of the Gaussian kernel on unit vectors, and the factor on the result: as published for CMMD
+_WIDTH = 10.0  # of the Gaussian kernel on unit vectors, and the factor on the result: as published by Jayasumana et al.
 _FACTOR = 1000.0
 
 
@@ -29,7 +30,7 @@ def frechet(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def kernel(a: np.ndarray, b: np.ndarray) -> float:
-    """Return CMMD's kernel distance between two sets of features (n, d).
+    """Return the kernel distance between two sets of features (n, d).
 
     1000 x the unbiased squared maximum mean discrepancy of the normalised features under exp(-|x - y|^2 / (2 10^2)); may be just below 0.
     """

@@ -288,7 +288,7 @@ def predict_distance(model: NanoDiT, samples: Sequence[Sample], inputs: Inputs, 
 
 
 def summarise_distance(rows: Rows) -> dict[str, float]:
-    """Return the distances `kernel` (CMMD) and `frechet` (FID) between generated and held-out pictures; 0 for equal sets.
+    """Return the distances `kernel` and `frechet` between the features of generated and held-out pictures; 0 for equal sets.
 
     `frechet` is left out unless there are more samples than features, because the covariance would be singular. Raises PlaitError for
     fewer than 50 samples.
@@ -304,7 +304,10 @@ def summarise_distance(rows: Rows) -> dict[str, float]:
 
 
 def about_distance(rows: Rows) -> dict[str, str]:
-    """Return {"features": a note for the report on the features compared, and on too few samples for `frechet`}."""
+    """Return {"features": a note for the report on the features compared, and on too few samples for `frechet`}.
+
+    Distances are comparable for the same features only, and with published scores for none of these extractors.
+    """
     width = len(rows[0]["real"])
     few = "" if len(rows) > width else f"; no frechet: it needs more than {width} samples, and these are {len(rows)}"
     return {"features": f"{width} of {rows[0]['extractor']}{few}"}
