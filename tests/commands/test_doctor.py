@@ -1,7 +1,10 @@
 """`plait doctor`: each fault gives a line and a cure; a machine without one gives exit code 0."""
 
 import os
+import re
 import shutil
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +16,7 @@ from huggingface_hub import constants
 
 from plait import cli
 from plait.assembly.configuration import open_config
-from plait.commands.actions import doctor
+from plait.commands.actions import doctor, findings
 from plait.config import reading
 from plait.engine.parallel import distributed
 from plait.engine.parallel.distributed import Ranks
@@ -21,6 +24,7 @@ from plait.families import registry
 from tests import processes, toy_family
 from tests.engine.toy import ALONE
 
+ROOT = Path(__file__).resolve().parents[2]
 ROOMY = SimpleNamespace(free=1e12)
 
 
@@ -49,6 +53,66 @@ def test_versions_are_held_against_the_ranges_of_the_package():
         ("torch is 2.10.0, plait needs <2.16,>=2.11", "pip install 'torch<2.16,>=2.11'"),
         ("1 of 2 packages as needed: numpy 2.1, ...", None),
     ]
+
+
+@pytest.mark.parametrize("package", ["numpy", "diffusers"])
+def test_a_package_that_cannot_be_imported_is_a_finding_and_no_traceback(tmp_path, package):
+    (tmp_path / package).mkdir()
+    (tmp_path / package / "__init__.py").write_text("raise ImportError('cannot import name cached_download')\n")
+    path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    command = [sys.executable, "-m", "plait", "doctor", "configs/theworld/demo.yaml"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": path})
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert re.search(
+        rf"^MEND  imports    {package}\S* cannot be imported: ImportError: cannot import name cached_download", done.stdout, re.M
+    )
+    assert "ok    versions " in done.stdout and "to mend: install the versions that plait needs" in done.stderr
+
+
+def test_findings_are_told_as_they_come_and_a_look_that_fails_is_one(tmp_path, monkeypatch, capsys):
+    def hub():
+        raise ZeroDivisionError("of a broken client")
+
+    told = []
+    monkeypatch.setattr(doctor, "hub", hub)
+    monkeypatch.setattr(doctor, "shared_memory", lambda: told.append(capsys.readouterr().out) or findings.Finding("memory", "much"))
+    assert cli.main(["doctor", f"--run={tmp_path}"]) == 1
+    assert "ok    storage" in told[0]
+    assert "MEND  hub        could not be looked at: ZeroDivisionError: of a broken client" in capsys.readouterr().out
+
+
+RANK = {"GROUP_WORLD_SIZE": "2", "MASTER_ADDR": "10.0.0.1"}
+LOOP = {"MASTER_ADDR": "head"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "addresses", "said", "well"),
+    [
+        ({}, {}, "here: one machine, whose name no other has to know", True),
+        (RANK | {"GLOO_SOCKET_IFNAME": "eth0"}, {}, "here: ranks of 2 machines meet at 10.0.0.1, and it is reached through eth0", True),
+        (RANK, {"here": "10.0.0.2"}, "here: ranks of 2 machines meet at 10.0.0.1, and it is reached through its name, 10.0.0.2", True),
+        (RANK, {"here": "127.0.1.1"}, "here: its own name is 127.0.1.1, and other machines would be told to look there", False),
+        (RANK, {}, "here: its own name is not known within 0.2 s, and other machines would be told to look there", False),
+        (RANK | LOOP, {}, "ranks meet at head, which is not known within 0.2 s on here", False),
+        (
+            {"MASTER_ADDR": "head"},
+            {"head": "127.0.1.1"},
+            "ranks meet at head, which is 127.0.1.1, which no other machine reaches on here",
+            False,
+        ),
+    ],
+)
+def test_names_that_machines_need_are_looked_up_within_a_time(monkeypatch, environment, addresses, said, well):
+    def resolve(name, within_s):
+        if name not in addresses and not name[0].isdigit():
+            time.sleep(5)  # a server of names that does not answer
+        return addresses.get(name, name)
+
+    monkeypatch.setattr(doctor, "RESOLVE_WITHIN_S", 0.2)
+    monkeypatch.setattr(doctor.network, "resolve", resolve)
+    monkeypatch.setattr(doctor.socket, "gethostname", lambda: "here")
+    finding = doctor.names(environment)
+    assert (finding.result, finding.cure is None) == (said, well)
 
 
 def test_a_folder_that_cannot_be_written_gives_its_error_and_another_exit_code(tmp_path, capsys):
@@ -132,18 +196,27 @@ def on_ranks(folder):
     with distributed.join("cpu") as ranks:
         with mock.patch.object(time, "time", return_value=1e9 - 100 * rank):
             late = doctor.clocks(ranks)
-        blind = doctor.storage(folder if rank == 0 else Path("/nowhere"), ranks)
-        return [doctor.reach(ranks), late, blind, doctor.storage(folder, ranks)]
+        blind = doctor.storage(folder if rank == 0 else folder / "other", ranks)
+        with mock.patch.object(findings.importlib.metadata, "version", return_value=f"2.{rank}"):
+            versions = list(findings.compared(ranks.gather(findings.installed_versions(["torch>=2"]))))
+        with mock.patch.object(os, "rename", side_effect=OSError(95, "refused") if rank == 1 else None, wraps=os.rename):
+            refused = doctor.storage(folder, ranks)
+        return [doctor.reach(ranks), late, blind, doctor.storage(folder, ranks), versions, refused]
 
 
 def test_ranks_are_compared(tmp_path, monkeypatch):
     monkeypatch.setattr(doctor, "OPEN_WITHIN_S", 0.3)
-    for reach, late, blind, sees in processes.run(2, on_ranks, tmp_path):
+    for reach, late, blind, sees, versions, refused in processes.run(2, on_ranks, tmp_path):
         assert "2 ranks reach each other" in reach.result
         assert late.result == "they differ by 100.0 s"
         assert blind.result.startswith("rank 1 does not see ")
         assert blind.cure == "put --run on storage that every machine sees"
-        assert sees.cure is None
+        assert sees.cure is None and sees.result.endswith("; so can all 2 ranks, and they see each other's")
+        assert versions[0].result == "torch is not the same on all ranks: 2.0 on rank 0; 2.1 on rank 1"
+        assert versions[0].cure == "install one version of torch on all machines"
+        assert versions[1].result == "1 packages are the same on 2 ranks"
+        assert refused.result.startswith("rank 1: ") and refused.cure.endswith("must allow writing, fsync, rename and flock")
+    assert not list(tmp_path.rglob(".plait-doctor*"))
 
 
 def test_more_ranks_than_devices_are_found(monkeypatch):

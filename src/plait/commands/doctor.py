@@ -14,7 +14,13 @@ def declare(parser: Parser) -> None:
 
 def run(arguments: Arguments) -> None:
     """Make every check and print its result. Raises Unwell, a PlaitError with exit code 1, if something is wrong."""
-    resolved = open_checked(arguments.config, arguments.overrides) if arguments.config is not None else None
+    from plait.commands.actions import findings
+
+    findings.require_imports()
+    try:
+        resolved = open_checked(arguments.config, arguments.overrides) if arguments.config is not None else None
+    except (ImportError, AttributeError) as error:  # of another version of a package, which imports but lacks what plait takes from it
+        raise findings.Unwell(f"{type(error).__name__}: {error}; plait doctor without CONFIG compares the installed versions") from error
     if resolved is None and (other := [item for item in arguments.overrides if not item.startswith("run=")]):
         raise PlaitError(f"--{other[0]} is a setting of a configuration: {command('doctor', 'CONFIG', f'--{other[0]}')}")
     runs = [item.removeprefix("run=") for item in arguments.overrides] or ["."]

@@ -4,27 +4,28 @@ A finding has a `cure`, text that says what to do, if something is wrong. Under 
 the ranks. Only the run's folder and index files of the data are left behind, which a run would make as well.
 """
 
+import contextlib
 import fcntl
 import importlib.metadata
 import logging
 import os
 import shutil
-import tempfile
+import socket
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from huggingface_hub import constants
-from packaging.requirements import Requirement
 
 from plait import files
 from plait.commands.actions import hub_access, run_needs
-from plait.commands.actions.findings import Finding, Unwell, gigabytes
+from plait.commands.actions.findings import Finding, compared, gigabytes, installed_versions, require, versions
 from plait.config import secrets
 from plait.config.resolved import Resolved
-from plait.engine.parallel import distributed
+from plait.engine.parallel import distributed, network
 from plait.engine.parallel.distributed import Ranks
 from plait.errors import PlaitError
 from plait.families import registry
@@ -36,64 +37,104 @@ SKEW_S = 1.0
 FREE_GB = 10.0
 SHARED_MEMORY_GB = 1.0
 OPEN_WITHIN_S = 15.0
+RESOLVE_WITHIN_S = 5.0
+JOIN_WITHIN_S = 120.0
+_COLLECTIVE = {"versions", "ranks", "clocks", "storage"}
+"""Checks in which ranks wait for each other."""
+_TRIED = ".plait-doctor"
 _GB = 1e9
 
 
 def examine(resolved: Resolved | None, folder: Path) -> None:
-    """Make all checks on all ranks and print a line for each. Raises Unwell (a PlaitError), with all cures, if something is wrong.
+    """Make all checks on all ranks and log each finding as it comes. Raises Unwell (a PlaitError), with all cures, if something is wrong.
 
     `resolved`: a configuration whose weights and data are checked too, or None; `folder`: where the run would be written.
     """
-    with distributed.join() as ranks:
-        findings = ranks.gather(list(check(resolved, folder, ranks)))
-        for finding in findings[0]:
-            log.info(f"{'ok  ' if finding.cure is None else 'MEND'}  {finding.what:<10} {finding.result}")
-        for rank, of_rank in enumerate(findings[1:], 1):
-            for finding in of_rank:
-                if finding.cure is not None and finding not in findings[0]:
-                    log.info(f"MEND  {finding.what:<10} rank {rank}: {finding.result}")
-        cures = list(dict.fromkeys(finding.cure for of_rank in findings for finding in of_rank if finding.cure is not None))
+    cures: list[str] = []
+    met = names(dict(os.environ))
+    if met.cure is not None:
+        log.info(met.line())
+        require([met.cure])
+    with distributed.join(timeout_s=JOIN_WITHIN_S) as ranks:
+        for what, make in checks(resolved, folder, ranks, met):
+            by_rank = ranks.gather(list(_survived(what, make)))
+            for rank, found in enumerate(by_rank):
+                for finding in found:
+                    if rank == 0 or (finding.cure is not None and finding not in by_rank[0]):
+                        log.info(finding.line(rank))
+                    cures += [finding.cure] if finding.cure is not None else []
         ranks.barrier()
-    if cures:
-        raise Unwell(f"{len(cures)} thing{'s' * (len(cures) > 1)} to mend: " + "; ".join(cures))
+    require(cures)
 
 
-def check(resolved: Resolved | None, folder: Path, ranks: Ranks) -> Iterator[Finding]:
-    """Yield the findings of all checks on this rank, in the same order on every rank, because some are collectives.
+def _survived(what: str, make: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
+    """Yield the findings of one check; of a check that fails itself, a finding that says how, unless other ranks would wait for it."""
+    try:
+        yield from make()
+    except Exception as error:
+        if what in _COLLECTIVE:
+            raise
+        reason = (str(error).splitlines() or [""])[0]
+        yield Finding(what, f"could not be looked at: {type(error).__name__}: {reason}", f"mend what the line on {what} names")
 
-    `resolved`: a configuration to check too, or None; `folder`: where the run would be written.
+
+def checks(resolved: Resolved | None, folder: Path, ranks: Ranks, met: Finding) -> Iterator[tuple[str, Callable[[], Iterable[Finding]]]]:
+    """Yield (what is checked, function that returns findings), in the same order on every rank, because some are collectives.
+
+    `resolved`: a configuration to check too, or None; `folder`: where the run would be written; `met`: the finding about names.
     """
-    yield from versions(importlib.metadata.requires("plait") or [])
-    yield device(ranks)
-    yield reach(ranks)
-    yield clocks(ranks)
-    yield storage(folder, ranks)
+    needed = importlib.metadata.requires("plait") or []
+    yield "versions", lambda: versions(needed)
+    yield "versions", lambda: compared(ranks.gather(installed_versions(needed))) if ranks.size > 1 else ()
+    yield "devices", lambda: [device(ranks)]
+    yield "names", lambda: [met]
+    yield "ranks", lambda: [reach(ranks)]
+    yield "clocks", lambda: [clocks(ranks)]
+    yield "storage", lambda: [storage(folder, ranks)]
     if resolved is None:
-        yield disk(folder)
-    yield shared_memory()
-    yield hub()
+        yield "disk", lambda: [disk(folder)]
+    yield "memory", lambda: [shared_memory()]
+    yield "hub", lambda: [hub()]
     if resolved is not None:
-        yield from run_findings(resolved, folder, ask=os.environ.get("LOCAL_RANK", "0") == "0")
+        yield "run", lambda: run_findings(resolved, folder, ask=os.environ.get("LOCAL_RANK", "0") == "0")
 
 
-def versions(requirements: list[str], installed: Callable[[str], str] = importlib.metadata.version) -> Iterator[Finding]:
-    """Check installed packages against `requirements` such as "torch>=2.6"; yield a finding for each that is wrong, and a summary.
+def names(environment: Mapping[str, str]) -> Finding:
+    """Check, within a time limit, that what ranks of several machines know each other by leads there. `environment`: torchrun's.
 
-    `installed`: function that returns a package's version, or raises importlib.metadata.PackageNotFoundError.
+    torchrun gives each rank MASTER_ADDR; gloo takes this machine's own name unless GLOO_SOCKET_IFNAME names an interface.
     """
-    needed = [item for item in map(Requirement, requirements) if item.marker is None or item.marker.evaluate({"extra": ""})]
-    right = []
-    for package in needed:
-        try:
-            version = installed(package.name)
-        except importlib.metadata.PackageNotFoundError:
-            yield Finding("versions", f"{package.name} is not installed", f"pip install '{package}'")
-            continue
-        if package.specifier.contains(version, prereleases=True):
-            right.append(f"{package.name} {version}")
-        else:
-            yield Finding("versions", f"{package.name} is {version}, plait needs {package.specifier}", f"pip install '{package}'")
-    yield Finding("versions", f"{len(right)} of {len(needed)} packages as needed: {', '.join(right[:3])}, ...")
+    own, nodes = socket.gethostname(), int(environment.get("GROUP_WORLD_SIZE", "1"))
+    if nodes == 1:
+        return Finding("names", f"{own}: one machine, whose name no other has to know")
+    head, interface = environment["MASTER_ADDR"], environment.get("GLOO_SOCKET_IFNAME")
+    cure = "start with python -m plait.training.torchrun, which finds addresses, and give the head's address and not its name"
+    address = _resolved(head)
+    if address is None or (network.is_loopback(address) and not network.is_loopback(head if head[0].isdigit() else "0.0.0.0")):
+        told = f"not known within {RESOLVE_WITHIN_S:g} s" if address is None else f"{address}, which no other machine reaches"
+        return Finding("names", f"ranks meet at {head}, which is {told} on {own}", cure)
+    if interface is None:
+        address = _resolved(own)
+        if address is None or network.is_loopback(address):
+            told = f"is {address}" if address else f"is not known within {RESOLVE_WITHIN_S:g} s"
+            return Finding("names", f"{own}: its own name {told}, and other machines would be told to look there", cure)
+    return Finding(
+        "names", f"{own}: ranks of {nodes} machines meet at {head}, and it is reached through {interface or f'its name, {address}'}"
+    )
+
+
+def _resolved(name: str) -> str | None:
+    """Return the address of a name; None if that is not known within RESOLVE_WITHIN_S, after which nothing waits for it."""
+    answers: list[str] = []
+
+    def ask() -> None:
+        with contextlib.suppress(PlaitError):
+            answers.append(network.resolve(name, within_s=0.0))
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(RESOLVE_WITHIN_S)
+    return answers[0] if answers else None
 
 
 def device(ranks: Ranks) -> Finding:
@@ -146,42 +187,70 @@ def clocks(ranks: Ranks) -> Finding:
 
 
 def storage(folder: Path, ranks: Ranks) -> Finding:
-    """Check that the run's folder allows writing, fsync, renaming and locking, as checkpoints need, and that all ranks see its files."""
-    name, result, cure = ".plait-doctor", "", None
+    """Check that all ranks can do in the run's folder what checkpoints need, and see what the others wrote.
+
+    Every rank writes a folder with a file, renames it and reads it back; rank 0, the first to, also locks the file and reads its clock.
+    """
+    own = folder / f"{_TRIED}-{ranks.rank}"
     try:
-        if ranks.first:
-            result, cure = _write(folder, name)
-        result, cure = ranks.agree((result, cure))
-        deadline = time.monotonic() + OPEN_WITHIN_S
-        while not (seen := (folder / name).is_file()) and cure is None and time.monotonic() < deadline:
-            time.sleep(0.05)
-        if cure is None and not all(ranks.gather(seen)):
-            blind = [str(rank) for rank, sees in enumerate(ranks.gather(seen)) if not sees]
+        result, cure = ranks.agree(_write(folder, own, ranks.rank) if ranks.first else None)
+        if cure is not None:
+            return Finding("storage", result, cure)
+        blind = [str(rank) for rank, sees in enumerate(ranks.gather(_sees(folder, 0))) if not sees]
+        if blind:
             return Finding("storage", f"rank {', '.join(blind)} does not see {folder}", "put --run on storage that every machine sees")
-        return Finding("storage", result, cure)
+        written = ranks.gather(_write(folder, own, ranks.rank) if not ranks.first else (result, None))
+        for rank, (of_rank, cure) in enumerate(written):
+            if cure is not None:
+                return Finding("storage", f"rank {rank}: {of_rank}", cure)
+        unseen = [next((other for other in range(ranks.size) if not _sees(folder, other)), None)]
+        for rank, (other,) in enumerate(ranks.gather(unseen)):
+            if other is not None:
+                cure = f"mount {folder} so that all machines see what one wrote at once (NFS: noac, lookupcache=none)"
+                return Finding("storage", f"rank {rank} does not see what rank {other} wrote in {folder}", cure)
+        return Finding("storage", result + (f"; so can all {ranks.size} ranks, and they see each other's" if ranks.size > 1 else ""))
     finally:
         ranks.barrier()
-        if ranks.first and (folder / name).is_file():
-            (folder / name).unlink()
+        shutil.rmtree(own, ignore_errors=True)
+        shutil.rmtree(own.with_suffix(".new"), ignore_errors=True)
 
 
-def _write(folder: Path, name: str) -> tuple[str, str | None]:
-    """Try on rank 0 what a checkpoint does, and return the result and its cure."""
+def _sees(folder: Path, rank: int) -> bool:
+    """Return whether this rank reads what `rank` wrote, within OPEN_WITHIN_S."""
+    deadline = time.monotonic() + OPEN_WITHIN_S
+    while True:
+        with contextlib.suppress(OSError):
+            if (folder / f"{_TRIED}-{rank}" / "file").read_bytes() == _content(rank):
+                return True
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+
+
+def _content(rank: int) -> bytes:
+    return f"rank {rank}\n".encode().ljust(1 << 20, b"x")
+
+
+def _write(folder: Path, own: Path, rank: int) -> tuple[str, str | None]:
+    """Do what a checkpoint does: write a file into a new folder, rename the full folder, read it back. Returns (result, cure)."""
+    new = own.with_suffix(".new")
     try:
+        for left in (own, new):
+            shutil.rmtree(left, ignore_errors=True)  # of a look that was killed
         began = time.perf_counter()
-        files.write_whole(folder / name, b"x" * (1 << 20))
+        files.write_whole(new / "file", _content(rank))
+        new.rename(own)
         took_ms = (time.perf_counter() - began) * 1e3
-        behind_s = time.time() - (folder / name).stat().st_mtime
-        with (folder / name).open("rb") as file:
+        behind_s = time.time() - (own / "file").stat().st_mtime
+        if (own / "file").read_bytes() != _content(rank):
+            return f"{folder}: a file reads otherwise than it was written", f"give another --run: {folder} does not keep what is written"
+        with (own / "file").open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        with tempfile.TemporaryDirectory(dir=folder) as old:
-            Path(old).rename(f"{old}-renamed")
-            Path(f"{old}-renamed").rename(old)
     except OSError as error:
         return f"{folder}: {error}", f"give another --run: {folder} must allow writing, fsync, rename and flock"
     if abs(behind_s) > SKEW_S + took_ms / 1e3:
         return f"{folder}: its clock is {behind_s:.1f} s behind", "set the clock of the file server"
-    return f"{folder}: 1 MB written, flushed and renamed in {took_ms:.0f} ms, locked; its clock is right", None
+    return f"{folder}: a folder with 1 MB written, flushed, renamed and read back in {took_ms:.0f} ms, locked; its clock is right", None
 
 
 def disk(folder: Path) -> Finding:

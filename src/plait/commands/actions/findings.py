@@ -1,8 +1,20 @@
-"""The results of the checks of `plait doctor`."""
+"""The results of the checks of `plait doctor`, and the checks of installed packages, which need none of them but `packaging`."""
 
+import importlib
+import importlib.metadata
+import logging
+import platform
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from packaging.requirements import Requirement
+
 from plait.errors import PlaitError
+
+log = logging.getLogger(__name__)
+
+_IMPORTED = ("numpy", "torch", "transformers", "diffusers.models.autoencoders.autoencoder_kl_wan")
+"""Modules that plait cannot do without and that fail to import beside wrong versions of others."""
 
 
 class Unwell(PlaitError):
@@ -19,6 +31,17 @@ class Finding:
     result: str
     cure: str | None = None
 
+    def line(self, rank: int = 0) -> str:
+        """Return the line that is logged for it."""
+        return f"{'ok  ' if self.cure is None else 'MEND'}  {self.what:<10} {f'rank {rank}: ' if rank else ''}{self.result}"
+
+
+def require(cures: Sequence[str]) -> None:
+    """Raise Unwell with these cures, each once; do nothing if there are none."""
+    once = list(dict.fromkeys(cures))
+    if once:
+        raise Unwell(f"{len(once)} thing{'s' * (len(once) > 1)} to mend: " + "; ".join(once))
+
 
 def gigabytes(count: float) -> str:
     """Return a number of bytes as text in GB, MB or kB, the largest that leaves at least 1: "8.6 GB", "340 kB"; a GB is 1e9 bytes."""
@@ -26,3 +49,74 @@ def gigabytes(count: float) -> str:
         if count >= size:
             return f"{count / size:.{1 if count < 100 * size else 0}f} {unit}"
     return f"{count / 1e3:.{1 if count < 1e5 else 0}f} kB"
+
+
+def versions(requirements: list[str], installed: Callable[[str], str] = importlib.metadata.version) -> Iterator[Finding]:
+    """Check installed packages against `requirements` such as "torch>=2.6"; yield a finding for each that is wrong, and a summary.
+
+    `installed`: function that returns a package's version, or raises importlib.metadata.PackageNotFoundError.
+    """
+    needed = _needed(requirements)
+    right = []
+    for package in needed:
+        try:
+            version = installed(package.name)
+        except importlib.metadata.PackageNotFoundError:
+            yield Finding("versions", f"{package.name} is not installed", f"pip install '{package}'")
+            continue
+        if package.specifier.contains(version, prereleases=True):
+            right.append(f"{package.name} {version}")
+        else:
+            yield Finding("versions", f"{package.name} is {version}, plait needs {package.specifier}", f"pip install '{package}'")
+    yield Finding("versions", f"{len(right)} of {len(needed)} packages as needed: {', '.join(right[:3])}, ...")
+
+
+def imports(names: Sequence[str] = _IMPORTED) -> Iterator[Finding]:
+    """Import the modules of these names, and yield a finding for each that raises, whatever it raises."""
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # noqa: BLE001  code of others, of a version that was not meant to be here
+            package = name.partition(".")[0]
+            reason = (str(error).splitlines() or [""])[0]
+            cure = f"install the versions that plait needs: pip install --force-reinstall {package} plait"
+            yield Finding("imports", f"{name} cannot be imported: {type(error).__name__}: {reason}", cure)
+
+
+def require_imports(names: Sequence[str] = _IMPORTED) -> None:
+    """Raise Unwell where a module cannot be imported: nothing else can be looked at. A line for each and for versions is logged."""
+    broken = list(imports(names))
+    if broken:
+        found = [*versions(importlib.metadata.requires("plait") or []), *broken]
+        for finding in found:
+            log.info(finding.line())
+        require([finding.cure for finding in found if finding.cure is not None])
+
+
+def installed_versions(requirements: list[str]) -> dict[str, str]:
+    """Return the version of Python and of each package that `requirements` name, "none" for one that is not installed."""
+    known = {"python": platform.python_version()}
+    for package in _needed(requirements):
+        try:
+            known[package.name] = importlib.metadata.version(package.name)
+        except importlib.metadata.PackageNotFoundError:
+            known[package.name] = "none"
+    return known
+
+
+def compared(by_rank: Sequence[Mapping[str, str]]) -> Iterator[Finding]:
+    """Yield a finding for each package whose version is not the same on all ranks, and one for all others. `by_rank`: {name: version}."""
+    differing = [name for name in by_rank[0] if len({versions[name] for versions in by_rank}) > 1]
+    for name in differing:
+        ranks: dict[str, list[str]] = {}
+        for rank, versions in enumerate(by_rank):
+            ranks.setdefault(versions[name], []).append(str(rank))
+        told = "; ".join(f"{version} on rank {', '.join(having)}" for version, having in ranks.items())
+        yield Finding("versions", f"{name} is not the same on all ranks: {told}", f"install one version of {name} on all machines")
+    if len(by_rank) > 1:
+        yield Finding("versions", f"{len(by_rank[0]) - len(differing)} packages are the same on {len(by_rank)} ranks")
+
+
+def _needed(requirements: list[str]) -> list[Requirement]:
+    """Return the requirements that hold without extras."""
+    return [item for item in map(Requirement, requirements) if item.marker is None or item.marker.evaluate({"extra": ""})]
