@@ -63,9 +63,7 @@ def test_a_package_that_cannot_be_imported_is_a_finding_and_no_traceback(tmp_pat
     command = [sys.executable, "-m", "plait", "doctor", "configs/theworld/demo.yaml"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": path})
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert re.search(
-        rf"^MEND  imports    {package}\S* cannot be imported: ImportError: cannot import name cached_download", done.stdout, re.M
-    )
+    assert re.search(rf"^MEND  imports    {package}\S* cannot be imported: ImportError: cannot import name", done.stdout, re.M)
     assert "ok    versions " in done.stdout and "to mend: install the versions that plait needs" in done.stderr
 
 
@@ -94,12 +92,7 @@ LOOP = {"MASTER_ADDR": "head"}
         (RANK, {"here": "127.0.1.1"}, "here: its own name is 127.0.1.1, and other machines would be told to look there", False),
         (RANK, {}, "here: its own name is not known within 0.2 s, and other machines would be told to look there", False),
         (RANK | LOOP, {}, "ranks meet at head, which is not known within 0.2 s on here", False),
-        (
-            {"MASTER_ADDR": "head"},
-            {"head": "127.0.1.1"},
-            "ranks meet at head, which is 127.0.1.1, which no other machine reaches on here",
-            False,
-        ),
+        (RANK | LOOP, {"head": "127.0.1.1"}, "ranks meet at head, which is 127.0.1.1, which no other machine reaches on here", False),
     ],
 )
 def test_names_that_machines_need_are_looked_up_within_a_time(monkeypatch, environment, addresses, said, well):
