@@ -102,19 +102,19 @@ def cases(folder: Path, given: argparse.Namespace) -> int:
                 row = {"held": False, "what happened": str(error)}
                 wrong += 1
                 cluster.ask("scancel", "--user=root")
-            row["seconds"] = round(time.monotonic() - began)
+            row |= {"steps": given.steps, "seconds": round(time.monotonic() - began)}
             print(f"{name}: {'held' if row['held'] else 'DID NOT HOLD'} {row}", flush=True)
-            record(name, row, given)
+            record(name, row)
     return int(wrong > 0)
 
 
-def record(name: str, row: dict[str, Any], given: argparse.Namespace) -> None:
+def record(name: str, row: dict[str, Any]) -> None:
     """Write the row of one case beside those that are known."""
     known = json.loads(RESULTS.read_text())["cases"] if RESULTS.is_file() else {}
     known[name] = row
     machine = {"python": platform.python_version(), "torch": torch.__version__, "cores": os.cpu_count(), "slurm": slurm.version()}
     rows = {case: known[case] for case in CASES if case in known}
-    write_json(RESULTS, {"steps": given.steps, "machine": machine, "cases": rows})
+    write_json(RESULTS, {"machine": machine, "cases": rows})
 
 
 if __name__ == "__main__":

@@ -91,7 +91,7 @@ def submit(setting: Setting) -> dict[str, Any]:
 def time_limit(setting: Setting) -> dict[str, Any]:
     """The job gets USR1 before its time limit, saves, goes back into the queue by itself and ends at the straight run's bits."""
     number = setting.submit("time-limit", "--time=30", "--signal=B:USR1@100")
-    setting.at("time-limit", 12)
+    setting.at("time-limit", 1)
     ran = setting.cluster.job(number)["RunTime"].split(":")
     minutes = 60 * int(ran[0]) + int(ran[1])
     setting.cluster.ask("scontrol", "update", f"JobId={number}", f"TimeLimit={minutes + 1}")  # less than 100 s are left
