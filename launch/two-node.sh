@@ -11,10 +11,11 @@ HEAD=${HEAD:?the address of one of the machines}
 NODES=${NODES:-2}
 GPUS=${GPUS:-8}
 RESTARTS=${RESTARTS:-3}
+RUN_ID=${RUN_ID:-plait-$(printf '%s\n' "$@" | cksum | cut -d ' ' -f 1)}  # a run with other arguments never joins this one
 
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-8}
 
 exec python -m plait.training.torchrun --nnodes="$NODES" --nproc-per-node="$GPUS" --max-restarts="$RESTARTS" \
-  --rdzv-id="${RUN_ID:-plait}" --rdzv-backend=c10d --rdzv-endpoint="$HEAD:${PORT:-29400}" \
+  --rdzv-id="$RUN_ID" --rdzv-backend=c10d --rdzv-endpoint="$HEAD:${PORT:-29400}" \
   --signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 --shutdown-timeout=120 \
   -m -- plait train "$@"

@@ -360,3 +360,14 @@ def test_every_verb_that_messages_presets_and_pages_name_is_one() -> None:
             assert words in parsers or (len(words) == 1 and first in groups), f"{path.name} names `plait {' '.join(words)}`"
             named.add(words)
     assert {("train",), ("data", "inspect"), ("ckpt", "ema")} <= named
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
+def test_a_signal_after_all_is_done_does_not_hide_the_exit_code(name):
+    program = (
+        "import atexit, os, runpy, signal, plait.cli\n"
+        "plait.cli.main = lambda: 75\n"
+        f"atexit.register(lambda: os.kill(os.getpid(), signal.{name}))\n"
+        "runpy.run_module('plait', run_name='__main__', alter_sys=True)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 75

@@ -14,10 +14,19 @@ _interactive = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # 
 if _interactive:
     signal.signal(signal.SIGINT, _end)
 
-from plait.cli import main  # noqa: E402  the handler is there before what takes long
+from plait import cli  # noqa: E402  the handler is there before what takes long
 
 if _interactive:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def main() -> int:
+    """Run the command line and return its exit code, which no signal changes from then on: all is done."""
+    code = cli.main()
+    for late in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGINT):
+        signal.signal(late, signal.SIG_IGN)
+    return code
+
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -142,6 +142,15 @@ def test_a_slurm_job_ends_with_the_exit_code_of_its_run_and_gives_it_all_process
     assert "--rdzv-endpoint=10.0.0.1:20007" in (tmp_path / "torchrun.log").read_text()
 
 
+def test_runs_by_hand_with_other_arguments_never_join_each_other(tmp_path, monkeypatch):
+    monkeypatch.setenv("HEAD", "10.0.0.1")
+    script, ids = text(ROOT / "launch" / "two-node.sh"), []
+    for given in ("--run=runs/a", "--run=runs/a", "--run=runs/b"):
+        assert start(f"set -- c.yaml {given}\n{script}", tmp_path, ends="0").wait(30) == 0
+        ids.append(parse_args((tmp_path / "torchrun.log").read_text().split()[2:]).rdzv_id)
+    assert ids[0] == ids[1] != ids[2] and ids[0].startswith("plait-")
+
+
 @pytest.mark.parametrize("code", [0, 1])
 def test_what_doctor_finds_ends_a_skypilot_job_before_it_trains(tmp_path, monkeypatch, code):
     monkeypatch.setenv("DOCTOR", str(code))
