@@ -310,6 +310,7 @@ def test_an_evaluation_names_run_step_data_and_date_and_says_how_sure_it_is(say,
     metrics = json.loads((place / "done" / "eval" / "accuracy-step-00000002" / "metrics.json").read_text())
     assert code == 0 and (metrics["run"], metrics["step"], metrics["samples"], metrics["count"]) == ("done", 2, 4, 4)
     assert re.fullmatch(r"scenes validation: 4 of [\d,]+ samples", metrics["data"]) and metrics["date"].startswith("20")
+    assert re.search(r"^  sheet and page +done/eval/accuracy-step-00000002/sheet\.png and done/.*/page\.html$", out, re.M)
     assert re.search(r"^  samples +4$", out, re.M) and f"  data                     {metrics['data']}" in out
     low, high = metrics["intervals"]["accuracy"]
     assert low <= metrics["accuracy"] <= high and metrics["intervals"].keys() == metrics["figures"].keys() - {"samples", "world_tokens"}

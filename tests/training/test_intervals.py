@@ -69,6 +69,14 @@ def test_a_figure_that_is_the_same_for_any_rows_has_no_interval():
     assert bootstrap(constant, [{"correct": i < 5} for i in range(10)]).keys() == {"accuracy"}
 
 
+@pytest.mark.parametrize("tokens", [0, 1])
+def test_a_count_that_is_the_same_in_every_row_has_no_interval_though_it_is_0_or_1(tokens):
+    bench = Bench(lambda *_, **__: [], lambda rows: {**accuracy(rows), "world_tokens": float(rows[0]["world_tokens"])})
+    rows = [{"correct": i < 5, "world_tokens": tokens} for i in range(10)]
+    assert bootstrap(bench, rows).keys() == {"accuracy"}
+    assert bootstrap(bench, [{**row, "correct": True} for row in rows]).keys() == {"accuracy"}
+
+
 def test_training_says_how_sure_figures_of_a_small_sample_are():
     assert of_small_sample(BENCH, [{"correct": True}, {"correct": False}] * 1000).keys() == {"accuracy"}
     assert of_small_sample(BENCH, [{"correct": True}, {"correct": False}] * 1001) == {}

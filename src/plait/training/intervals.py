@@ -39,11 +39,16 @@ def bootstrap(bench: Bench, rows: Sequence[Row]) -> dict[str, tuple[float, float
     intervals: dict[str, tuple[float, float]] = {}
     for name, values in drawn.items():
         ends = (float(np.percentile(values, 2.5)), float(np.percentile(values, 97.5)))
-        if shares and ends in (_NONE, _ALL):
+        if shares and ends in (_NONE, _ALL) and not any(_counted(row.get(name)) for row in judged):
             intervals[name] = _exact(name, ends[0], judged)
         elif min(values) < max(values):
             intervals[name] = ends
     return intervals
+
+
+def _counted(value: object) -> bool:
+    """Return whether a value of a row is a count, such as its number of world tokens, which is no share of right answers if it is 1."""
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def of_small_sample(bench: Bench, rows: Sequence[Row]) -> dict[str, tuple[float, float]]:

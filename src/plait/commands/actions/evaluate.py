@@ -365,7 +365,7 @@ def _report_answers(
         samples=measurement.samples,
         pictures=options.pictures,
     )
-    log.info(f"  pictures and answers     {sheet} and {page}")
+    log.info(f"  sheet and page           {sheet} and {page}")
     answered = [row for row in rows if "answer" in row or "bad" in row]
     for row in sorted(answered, key=lambda row: bool(row.get("correct")))[: options.show]:  # the wrong ones first
         mark = _MARKS.get(row["correct"], "") if "correct" in row else row.get("bad", "")

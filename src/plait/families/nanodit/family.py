@@ -48,7 +48,10 @@ def prepare(config: Config, directory: Path, texts: Callable[[], Iterable[str]])
     source = expanded(config.metadata)
     source = source / METADATA if source.is_dir() else source
     if not source.is_file():
-        raise PlaitError(f"model.metadata: no file {source}; `plait data shard` writes metadata.json beside the buckets")
+        raise PlaitError(
+            f"model.metadata: no file {source.absolute()}; `plait data shard` writes metadata.json beside the buckets; a path of `model` "
+            "is relative to the working directory"
+        )
     write_whole(path, source.read_bytes())
 
 
