@@ -1,5 +1,6 @@
 """Secrets: refused wherever they can stand, without being repeated; what only looks like one at first sight is not."""
 
+import json
 import logging
 
 import pytest
@@ -61,6 +62,11 @@ HARMLESS = [
     "hf_token: null",
     "base: hf-internal-testing/tiny-random-gemma",
 ]
+
+
+@pytest.fixture(autouse=True)
+def no_paths_of_other_tests(monkeypatch):
+    monkeypatch.setattr(secrets, "_filled_in", {})
 
 
 @pytest.mark.parametrize("line", PLACES)
@@ -164,3 +170,28 @@ def test_a_variable_in_an_option_is_named_and_its_value_is_not_shown(tmp_path, m
     assert cli.main(["train", str(tmp_path / "x.yaml")]) == 2
     said = capsys.readouterr()
     assert "options.images '$MYSEC' is not a folder" in said.err and "sesame" not in said.err + said.out
+
+
+@pytest.mark.parametrize(
+    ("path", "shown"), [("$MYSEC/a.jsonl", "$MYSEC"), ("$MYFILE", "$MYFILE/.."), ("${MYSEC}/$PART/a.jsonl", "${MYSEC}/$PART")]
+)
+def test_a_variable_in_the_path_of_data_is_shown_and_its_value_neither_printed_nor_recorded(tmp_path, monkeypatch, capsys, path, shown):
+    folder = tmp_path / "sesame" / "part"
+    folder.mkdir(parents=True)
+    monkeypatch.setenv("PART", "part")
+    monkeypatch.setenv("MYSEC", str(folder if "$PART" not in path else folder.parent))
+    monkeypatch.setenv("MYFILE", str(folder / "sesame.jsonl"))
+    rows = [{"image": "missing.png", "caption": "x"}, {"image": "../x.png", "caption": "x"}, *({"caption": f"{i}"} for i in range(10))]
+    for name in ("a.jsonl", "sesame.jsonl"):
+        (folder / name).write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    text = BASE.replace("source: scenes", f"source: jsonl, path: {path.join([chr(39)] * 2)}").replace(
+        "steps: 1", "steps: 3, global_batch: 4"
+    )
+    (tmp_path / "x.yaml").write_text(f"{text}guard: {{max_bad_fraction: 1, no_input: continue}}\nrun: {tmp_path}/run\n")
+    assert cli.main(["train", str(tmp_path / "x.yaml")]) == 0
+    said = capsys.readouterr()
+    assert f"cannot read '{shown}/missing.png'" in said.out and f"where images are not relative to {shown}, set" in said.out
+    assert f"leaves the folder {shown};" in said.out
+    assert f"cannot read '{shown}/missing.png'" in (tmp_path / "run" / "quarantine.jsonl").read_text()
+    assert "sesame" not in said.out + said.err
+    assert [file for file in (tmp_path / "run").rglob("*") if file.is_file() and b"sesame" in file.read_bytes()] == []

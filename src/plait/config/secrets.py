@@ -7,10 +7,12 @@ An error message never repeats the value.
 
 import os
 import re
+from pathlib import Path
 from urllib.parse import unquote_plus
 
 from plait.config.nodes import Node
 from plait.errors import PlaitError
+from plait.files import expanded
 
 _NAME = re.compile(
     r"token|(?:hf|hub|hugging_?face|wandb|auth|use_auth|access|api|github|git|bearer|secret|session|refresh)_token"
@@ -38,6 +40,9 @@ _ANY_USER = re.compile(r"(?<=://)[^/\s@?#'\"]*@|(?<=//)[^/\s:@?#'\"]+:[^/\s@?#'\
 _WEB_QUERY = re.compile(r"(https?://[^\s?#'\"]*)[?#][^\s'\"]*")
 _SHORTEST = 8  # characters of a value of the environment that is looked for in what is printed
 _VARIABLE = re.compile(r"\$(?:\w+|\{\w+\})")
+_filled_in: dict[str, str] = {}
+"""{path with the values of its variables: as it was written}, for `masked`: of each path in which variables were filled in, the part up
+to the last of them."""
 
 
 def refuse(node: Node) -> None:
@@ -96,8 +101,35 @@ def without_secrets(text: str) -> str:
     return _WEB_QUERY.sub(r"\1", _ANY_USER.sub("", text))
 
 
+def filled_in(written: str) -> Path:
+    """Return a path on disk with `~` and each `$VARIABLE` filled in; from then on `masked` puts the variables back into texts.
+
+    A variable that is not set stays as it is written.
+    """
+    path = expanded(os.path.expandvars(written))
+    steps = written.split("/")
+    held = [number for number, step in enumerate(steps) if _VARIABLE.search(step)]
+    prefix = "/".join(steps[: held[-1] + 1]) if held else ""
+    value = expanded(os.path.expandvars(prefix))
+    if str(value) not in (prefix, "/", "."):
+        _filled_in[str(value)] = prefix
+        if held[-1] == len(steps) - 1 and len(value.parts) > 2 and not value.is_dir():  # a file: images are relative to its folder
+            _filled_in.setdefault(str(value.parent), f"{prefix}/..")
+            if _VARIABLE.fullmatch(steps[-1]) and value.suffix:  # samples are named after their file
+                _filled_in.setdefault(value.name, steps[-1])
+    return path
+
+
 def masked(text: str) -> str:
-    """Return a text with $NAME in place of the value of each environment variable that is named like a secret, such as HF_TOKEN."""
+    """Return a text with $NAME in place of the value of an environment variable that is named like a secret, such as HF_TOKEN, or that
+    `filled_in` has filled in: a path is shown as it was written.
+    """
+    for value in sorted(_filled_in, key=len, reverse=True):
+        if value in text:
+            is_path = "/" in value
+            before = r"(?<![\w.$-])" if is_path else r"(?<![\w.$/-])"
+            after = r"(?![\w-])" if is_path or "." in value or len(value) >= _SHORTEST else "(?=/)"  # a short word may be any word
+            text = re.sub(f"{before}{re.escape(value)}{after}", _filled_in[value].replace("\\", r"\\"), text)
     for name, value in os.environ.items():
         if len(value) >= _SHORTEST and value in text and looks_secret(name, value):
             text = text.replace(value, f"${name}")

@@ -9,11 +9,11 @@ from functools import lru_cache
 from glob import glob
 from pathlib import Path
 
+from plait.config import secrets
 from plait.data.addresses import is_remote, is_web, shown
 from plait.data.formats.open_file import try_again
 from plait.data.remote import connect
 from plait.errors import BadSample, PlaitError
-from plait.files import expanded
 
 _BRACE = re.compile(r"(?<!\$)\{([^{}]*)\}")  # ${NAME} is an environment variable
 _RANGE = re.compile(r"(\d{1,18})\.\.(\d{1,18})")
@@ -26,8 +26,8 @@ _SPLITS = ("train", "validation", "val", "test")
 
 
 def local(path: str) -> Path:
-    """Return a path on disk with `~` and `$VARIABLE` expanded and file:// removed."""
-    return expanded(os.path.expandvars(path.removeprefix("file://")))
+    """Return a path on disk with `~` and `$VARIABLE` filled in and file:// removed; what is printed and recorded shows the variable."""
+    return secrets.filled_in(path.removeprefix("file://"))
 
 
 def folder_of_images(written: str) -> Path:

@@ -95,7 +95,7 @@ class Quarantine:
     def _row(step: int, sample: UnusableSample) -> dict[str, Any]:
         return {
             "step": step,
-            "sample": sample.name,
+            "sample": shown(sample.name),
             "source": sample.id.source,
             "index": sample.id.index,
             "reason": shown(sample.reason),
