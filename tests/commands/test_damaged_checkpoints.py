@@ -40,6 +40,10 @@ DAMAGES = {
         "step-00000006/manifest.json is damaged: it is not",
     ),
     "missing": (lambda folder: (folder / "weights.safetensors").unlink(), "step-00000006/weights.safetensors is missing"),
+    "no manifest": (
+        lambda folder: (folder / "manifest.json").unlink(),
+        "step-00000006 is no finished checkpoint: it has no manifest.json",
+    ),
 }
 VERBS = (
     "train run", "eval run --bench=loss", "export run new --to=hf", "generate run --prompt=hi",

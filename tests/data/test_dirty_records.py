@@ -85,11 +85,44 @@ def test_absent_text_is_absent_through_every_source(tmp_path, kind, template, no
 
 
 def test_a_value_inside_a_list_or_object_may_not_be_null_where_it_is_written():
-    fields = {"tags": ["a", None], "meta": {"size": float("nan")}, "good": ["a", {"b": 1}]}
-    for pattern in ("{tags}", "{tags[1]}", "{meta}", "{meta[size]}"):
-        with pytest.raises(BadSample, match=r"is null|holds a null or NaN"):
+    fields = {"tags": ["a", None], "meta": {"size": float("nan"), "n": 7}}
+    for pattern in ("{tags[1]}", "{meta[size]}"):
+        with pytest.raises(BadSample, match=r"is null"):
             text.messages(fields, Template(assistant=pattern))
-    assert text.messages(fields, Template(assistant="{tags[0]} {good}"))[-1]["content"] == "a ['a', {'b': 1}]"
+    assert text.messages(fields, Template(assistant="{tags[0]} {meta[n]}"))[-1]["content"] == "a 7"
+
+
+UNSPELLED = [["yes"], [], {}, {"a": 1}, [""], [None], True, float("inf"), -float("inf")]
+
+
+@pytest.mark.parametrize("value", [*UNSPELLED, b"abc"], ids=repr)
+def test_a_value_that_has_no_one_spelling_is_a_bad_sample(value):
+    with pytest.raises(BadSample, match=r"the field 'a' is .*, not text or a number"):
+        text.messages({"a": value}, Template(assistant="{a}"))
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_python_never_spells_an_answer(tmp_path, kind):
+    if kind == "jsonl":
+        path = lines(tmp_path / "a.jsonl", [{"answer": value} for value in [*UNSPELLED, "yes", 7, 0.5]])
+        told = outcomes(opened("jsonl", path, template={"assistant": "{answer}"}))
+        assert [isinstance(one, BadSample) for one in told] == [True] * len(UNSPELLED) + [False] * 3 and told[-3:] == ["yes", "7", "0.5"]
+    else:
+        datasets = pytest.importorskip("datasets")
+        path = tmp_path / "a.parquet"
+        datasets.Dataset.from_dict({"words": [["a"], []], "size": [float("inf"), 2.0], "body": [b"abc", b""]}).to_parquet(path)
+        for column, good in (("words", []), ("size", ["2.0"]), ("body", [])):
+            told = outcomes(opened("datasets", path, tmp_path / "cache", template={"assistant": f"{{{column}}}"}))
+            assert [one for one in told if not isinstance(one, BadSample)] == good
+
+
+@pytest.mark.parametrize("answer", ["\u200b", "\ufeff", "\u00ad ", "\u2800", "\u3164\n", "\0"])
+@pytest.mark.parametrize("template", [None, {"assistant": "{caption}"}])
+def test_an_answer_that_shows_nothing_is_blank(tmp_path, answer, template):
+    path = lines(tmp_path / "a.jsonl", [{"caption": answer}, {"caption": f"x{answer}y"}])
+    told = outcomes(opened("jsonl", path, template=template))
+    assert "empty" in str(told[0]) and isinstance(told[0], BadSample)
+    assert "a text with a NUL" in str(told[1]) if "\0" in answer else told[1] == f"x{answer}y"
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])

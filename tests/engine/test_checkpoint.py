@@ -78,8 +78,9 @@ def test_the_newest_intact_checkpoint_is_found_and_newer_damage_named(tmp_path):
     (tmp_path / "stage-1-only" / "step-00000020").mkdir()
     found, faults = integrity.newest_intact(tmp_path)
     assert found.step == 10
-    assert len(faults) == 1
-    assert "step-00000015/weights.safetensors is damaged: xxh3" in faults[0]
+    assert len(faults) == 2
+    assert faults[0].endswith("step-00000020 is no finished checkpoint: it has no manifest.json")
+    assert "step-00000015/weights.safetensors is damaged: xxh3" in faults[1]
 
 
 def test_a_later_stage_comes_before_a_longer_one(tmp_path):
@@ -486,7 +487,10 @@ def test_a_checkpoint_that_is_half_deleted_is_none_any_more(tmp_path, monkeypatc
     with pytest.raises(Killed):
         checkpoint.prune(tmp_path / "stage-1-only", 1)
     assert [path.name for path in checkpoint.published(tmp_path)] == ["step-00000010"]
-    assert (tmp_path / "stage-1-only" / "step-00000005" / "weights.safetensors").exists()
+    assert (tmp_path / "stage-1-only" / ".saving-step-00000005" / "weights.safetensors").exists()
+    monkeypatch.undo()
+    assert checkpoint.clear_unfinished(tmp_path) == 1
+    assert [path.name for path in (tmp_path / "stage-1-only").iterdir()] == ["step-00000010"]
 
 
 @pytest.mark.parametrize("links", [True, False])

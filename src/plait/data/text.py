@@ -8,6 +8,7 @@ goes. Nothing here depends on a tokenizer.
 """
 
 import math
+import unicodedata
 from collections.abc import Mapping, Sequence
 from string import Formatter
 from typing import Any
@@ -22,6 +23,9 @@ _SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "
 _IMAGE_PARTS = ("image", "image_url")
 _TURN_KEYS = {"messages": ("role", "content"), "conversations": ("from", "value")}
 _TEXT_FIELDS = (*_TURN_KEYS, "texts", "caption", "text")
+_UNSPELLED = (bool, bytes, bytearray, list, tuple, set, Mapping)
+"""Types whose values have no one spelling as text: Python's, such as "['yes']" or "True", is not what the data holds."""
+_INVISIBLE = "\u115f\u1160\u2800\u3164\uffa0"  # fillers and the empty braille cell: letters and symbols that show nothing
 MOST_CHARACTERS = 1_000_000
 """The limit for one conversation: beyond it, tokenizing takes seconds and nearly all of the text is truncated."""
 
@@ -63,11 +67,9 @@ def messages(fields: Mapping[str, Any], template: Template | None, *, allow_blan
     return [{"role": "user", "content": ""}, {"role": "assistant", "content": fields[name].strip()}]
 
 
-def absent(value: object) -> bool:
-    """Return whether a field's value counts as missing: None, NaN, or a list or mapping that holds such a value at any depth."""
-    if isinstance(value, Mapping):
-        return any(map(absent, value.values()))
-    return any(map(absent, value)) if isinstance(value, list | tuple) else _nothing(value)
+def blank(content: str) -> bool:
+    """Return whether a text shows nothing: it is empty, or all white space, control and format characters (such as U+200B)."""
+    return all(letter.isspace() or letter in _INVISIBLE or unicodedata.category(letter) in ("Cc", "Cf") for letter in content)
 
 
 def _nothing(value: object) -> bool:
@@ -97,8 +99,10 @@ def check(conversation: Sequence[Mapping[str, str]], images: int, *, allow_blank
     if characters > MOST_CHARACTERS:
         raise BadSample(f"a text of {characters:,} characters is over the limit of {MOST_CHARACTERS:,}")
     for turn in conversation:
-        if turn["role"] == "assistant" and not allow_blank and not turn["content"].strip():
+        if turn["role"] == "assistant" and not allow_blank and blank(turn["content"]):
             raise BadSample("an empty answer; `allow_blank: true` of the source trains on it")
+        if "\0" in turn["content"]:
+            raise BadSample("a text with a NUL, which is no character of a text")
         if not turn["content"].isascii() and any("\ud800" <= letter <= "\udfff" for letter in turn["content"]):
             raise BadSample("a text with half of a surrogate pair, which is no character")
 
@@ -138,12 +142,15 @@ class _Present(Formatter):
         self.allow_blank = allow_blank
 
     def get_field(self, field_name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Return the value that `field_name` (as in `{a.b}`) points to. Raises BadSample where it is absent."""
+        """Return the value that `field_name` (as in `{a.b}`) points to. Raises BadSample where it is absent or has no one spelling."""
         value, first = super().get_field(field_name, args, kwargs)
-        if absent(value):
-            what = "is null" if value is None else "holds a null or NaN"
-            raise BadSample(f"the field {field_name!r} {what}")
-        if isinstance(value, str) and not self.allow_blank and not value.strip():
+        if _nothing(value):
+            raise BadSample(f"the field {field_name!r} is {'null' if value is None else 'null (NaN)'}")
+        if isinstance(value, _UNSPELLED) or (isinstance(value, float) and math.isinf(value)):
+            what = "infinite" if isinstance(value, float) else kind_of(value)
+            part = f"; name a part of it, as {{{field_name}[...]}}" if isinstance(value, list | Mapping) else ""
+            raise BadSample(f"the field {field_name!r} is {what}, not text or a number{part}")
+        if isinstance(value, str) and not self.allow_blank and blank(value):
             raise BadSample(f"the field {field_name!r} is empty; `allow_blank: true` of the source trains on it")
         return value, first
 

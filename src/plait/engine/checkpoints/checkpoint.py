@@ -197,8 +197,11 @@ def _looks_whole(folder: Path) -> bool:
 
 
 def published(run: Path) -> list[Path]:
-    """Return the folders (RUN/stage-*/step-*) of the finished checkpoints of the run directory `run`, newest first."""
-    folders = [path.parent for path in run.glob("stage-*/step-*/manifest.json") if _order(path.parent) is not None]
+    """Return the folders (RUN/stage-*/step-*) of the checkpoints of the run directory `run`, newest first.
+
+    A folder gets this name when it is whole: one without a manifest is a damaged checkpoint, not an unfinished one.
+    """
+    folders = [path for path in run.glob("stage-*/step-*") if path.is_dir() and _order(path) is not None]
     return sorted(folders, key=lambda folder: _order(folder) or (0, 0), reverse=True)
 
 
@@ -244,8 +247,11 @@ def prune(stage_folder: Path, keep: int, spared: int | None = None) -> list[Path
     deleted = [folder for folder in of_stage[keep or len(of_stage) :] if folder.name != f"step-{spared or 0:08d}"]
     for folder in deleted:
         _keep_averages(folder)
-        (folder / "manifest.json").unlink()
-        shutil.rmtree(folder)
+        unwanted = folder.with_name(f"{_UNFINISHED}{folder.name}")  # what a kill leaves of it is swept, and counts as no checkpoint
+        if unwanted.exists():
+            shutil.rmtree(unwanted)
+        folder.rename(unwanted)
+        shutil.rmtree(unwanted)
     return deleted
 
 
