@@ -217,7 +217,7 @@ def head_unplugged(setting: Setting) -> dict[str, Any]:
     finally:
         cable(head, plugged=True)
     line = tail(setting.log(f"unplugged-{other.name}"), 1)
-    require(code == 1 and "does not answer" in line, f"exit code {code}: {tail(setting.log('unplugged-node2'), 12)}")
+    require(code == 1 and "has not answered" in line, f"exit code {code}: {tail(setting.log('unplugged-node2'), 12)}")
     head.fail()
     head.boot()
     setting.cluster.start_node(head)

@@ -3,8 +3,10 @@
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -205,6 +207,34 @@ def test_a_head_that_is_not_known_is_told_in_one_line_before_anything_starts(mon
     monkeypatch.setattr(logging.getLogger("plait"), "handlers", [])
     assert torchrun.main([*MEET, "--rdzv-endpoint=nowhere.invalid:1", "x.py"]) == 1
     assert capsys.readouterr().err.startswith("plait: the name 'nowhere.invalid' is not known on ")
+
+
+class Left(Exception):
+    pass
+
+
+def test_a_head_that_answered_and_then_does_not_ends_the_other_machines(monkeypatch, caplog):
+    def leave(code):
+        raise Left(code)
+
+    monkeypatch.setattr(torchrun.os, "_exit", leave)
+    monkeypatch.setattr(launch, "descendants", lambda pid: [])
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        watched = []
+
+        def watch():
+            with pytest.raises(Left, match="1"):
+                torchrun._watch_head("127.0.0.1", port, poll_s=0.02, lost_s=0.2)
+            watched.append("left")
+
+        thread = threading.Thread(target=watch, daemon=True)
+        thread.start()
+        time.sleep(0.5)
+        assert not watched  # the server still answers: its connections wait to be accepted
+    thread.join(30)
+    assert watched == ["left"]
+    assert f"the head 127.0.0.1:{port} has not answered for 0.2 s" in caplog.text
 
 
 def test_options_of_restarts_need_nproc_and_nproc_is_not_for_ranks(monkeypatch, tmp_path, capsys):

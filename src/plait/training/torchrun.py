@@ -5,11 +5,15 @@
 """
 
 import argparse
+import contextlib
 import importlib
 import logging
 import os
 import signal
+import socket
 import sys
+import threading
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,12 +35,14 @@ from plait.engine.monitoring import reporter
 from plait.engine.monitoring.signals import INTERRUPTED, Paused
 from plait.engine.parallel import network
 from plait.errors import PlaitError
+from plait.training import launch
 
 log = logging.getLogger(__name__)
 
 FINAL = (PlaitError.exit_code, Paused.exit_code)
 """Exit codes of ranks that another attempt would not change: a mistake that the user has to mend, and a stop that was asked for."""
 _LOST = 1
+_POLL_S, _HEAD_LOST_S = 5.0, 60.0  # torch's own limit for an answer of the head
 _LOOPBACK = "127.0.0.1"
 _PORT = 29400  # torch's own default
 
@@ -100,6 +106,9 @@ def main(arguments: Sequence[str]) -> int:
     launcher: Any = importlib.import_module("torch.distributed.launcher.api")
     try:
         meet_by_addresses(parsed)
+        if "is_host=0" in parsed.rdzv_conf:
+            head = parse_rendezvous_endpoint(parsed.rdzv_endpoint, _PORT)
+            threading.Thread(target=_watch_head, args=(*head, _POLL_S, _HEAD_LOST_S), daemon=True).start()
         launcher.LocalElasticAgent = Agent  # torch takes no other agent as an argument
         torchrun.run(parsed)
     except _Ended as ended:
@@ -141,6 +150,22 @@ def meet_by_addresses(parsed: argparse.Namespace) -> None:
     names = [name for name, own in network.interfaces().items() if own == parsed.local_addr]
     if names:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", names[0])
+
+
+def _watch_head(host: str, port: int, poll_s: float, lost_s: float) -> None:
+    """End this machine's ranks and agent with exit code 1 once the head has answered and then not for `lost_s`. Runs in a thread.
+
+    Torch waits for a machine that lost its power or network in a system call that takes a quarter of an hour to fail.
+    """
+    answered: float | None = None
+    while answered is None or time.monotonic() - answered < lost_s:
+        with contextlib.suppress(OSError), socket.create_connection((host, port), timeout=poll_s):
+            answered = time.monotonic()
+        time.sleep(poll_s)
+    log.error(f"plait: the head {host}:{port} has not answered for {lost_s:g} s; start the same command on all machines again")
+    for pid in launch.descendants(os.getpid()):
+        launch.kill(pid)
+    os._exit(_LOST)
 
 
 def _stopped(ended: _Ended, parsed: argparse.Namespace) -> int:
