@@ -22,6 +22,21 @@ from plait.engine.monitoring import reporter
 from plait.engine.monitoring.signals import INTERRUPTED
 from plait.errors import PlaitError, printable
 
+_OF_PATHS = {
+    errno.EEXIST: "is in the way: it is no folder",
+    errno.ENOTDIR: "is, or lies below, what is no folder",
+    errno.EISDIR: "is a folder, where a file was to be",
+    errno.ENOENT: "cannot be made or read: there is no such place",
+    errno.EACCES: "may not be read or written by this user",
+    errno.EPERM: "may not be changed by this user",
+    errno.EROFS: "lies on a disk that is read only",
+    errno.ELOOP: "is a link that leads to itself",
+    errno.ENOSPC: "has no room: the disk is full",
+    errno.EDQUOT: "has no room: the quota is used up",
+    errno.EIO: "cannot be read or written: the disk fails",
+}
+"""What is told of a path by the number of its error: a mistake or a disk, and no defect of plait."""
+
 
 class Parser(argparse.ArgumentParser):
     """An argparse parser that raises PlaitError, one line, instead of printing the usage and exiting."""
@@ -74,17 +89,26 @@ def _run(arguments: Sequence[str]) -> int:
         reporter.write(sys.stderr, printable(secrets.shown(f"plait: {error}" if rank == "0" else f"plait: rank {rank}: {error}")))
         return error.exit_code
     except OSError as error:
-        if error.errno != errno.ENAMETOOLONG:
+        told = _of_a_path(error)
+        if told is None:
             raise
-        name = max(str(error.filename or "").split("/"), key=len)
-        reporter.write(
-            sys.stderr, printable(secrets.shown(f"plait: the name {name[:40]}... is too long for this disk: {len(name)} characters"))
-        )
+        reporter.write(sys.stderr, printable(secrets.shown(f"plait: {told}")))
         return PlaitError.exit_code
     except KeyboardInterrupt:
         reporter.write(sys.stderr, "plait: interrupted")
         return INTERRUPTED
     return 0
+
+
+def _of_a_path(error: OSError) -> str | None:
+    """Return a line about the path of an error that only its user can mend, None for any other error."""
+    path = str(error.filename or "")
+    if error.errno == errno.ENAMETOOLONG:
+        name = max(path.split("/"), key=len)
+        return f"the name {name[:40]}... is too long for this disk: {len(name)} characters"
+    if not path or error.errno not in _OF_PATHS:
+        return None
+    return f"{path} {_OF_PATHS[error.errno]}: give another path, or mend this one"
 
 
 def parse(arguments: Sequence[str]) -> Arguments:

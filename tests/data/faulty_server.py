@@ -47,6 +47,8 @@ class Handler(BaseHTTPRequestHandler):
             "Content-Range": f"bytes {first + shift}-{last + shift}/{len(body)}",
             "ETag": f'"{fault}"' if fault == "changed" else '"1"',
         }
+        if fault == "endless size":
+            headers["Content-Range"] = f"bytes {first}-{last}/{'9' * 5000}"
         if fault == "no content range":
             del headers["Content-Range"]
         if fault == "gzip":

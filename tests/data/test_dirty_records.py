@@ -84,6 +84,22 @@ def test_absent_text_is_absent_through_every_source(tmp_path, kind, template, no
     assert isinstance(told[1], BadSample) and "null" in str(told[1])
 
 
+@pytest.mark.parametrize("own", ["hh", "h"])
+def test_two_texts_for_one_picture_are_one_bad_sample_unless_they_are_equal(tmp_path, own):
+    files = {"a.png": picture(2), "a.txt": b"a", "h.jpeg": picture(1), "h.jpeg.txt": own.encode(), "h.txt": b"h\n"}
+    for name, body in files.items():
+        (tmp_path / name).write_bytes(body)
+    told = outcomes(opened("folder", tmp_path))
+    assert told[0] == "a"
+    assert told[1] == "h" if own == "h" else "two different files of one kind, .txt and .jpeg.txt" in str(told[1])
+
+
+def test_a_picture_with_its_own_text_beside_another_of_its_stem_keeps_it(tmp_path):
+    for name, body in {"h.jpeg": picture(1), "h.png": picture(2), "h.jpeg.txt": b"own", "h.txt": b"shared"}.items():
+        (tmp_path / name).write_bytes(body)
+    assert outcomes(opened("folder", tmp_path)) == ["own", "shared"]
+
+
 def test_a_value_inside_a_list_or_object_may_not_be_null_where_it_is_written():
     fields = {"tags": ["a", None], "meta": {"size": float("nan"), "n": 7}}
     for pattern in ("{tags[1]}", "{meta[size]}"):

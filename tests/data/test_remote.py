@@ -51,6 +51,7 @@ AGAIN = {
     "reset": "the connection failed",
     "wrong range": "Content-Range is 'bytes 5-14/1000', not bytes 4-13",
     "no content range": "Content-Range is 'missing', not bytes 4-13",
+    "endless size": "Content-Range is 'bytes 4-13/99999999",
     "no ranges": "the whole file came in place of a range",
     "long": "more than the 10 bytes asked for came",
     "stall": "nothing came for 0.3 s",

@@ -313,7 +313,7 @@ def test_a_configuration_that_cannot_be_read_says_why(parent, body, reason):
     recipe = parent.parent / "recipe.yaml"
     shutil.copy(parent / "config.yaml", recipe)
     (parent / "config.yaml").write_text(body)
-    with pytest.raises(PlaitError, match=rf"config\.yaml is not of this version of plait \(.*({reason})"):
+    with pytest.raises(PlaitError, match=rf"config\.yaml is damaged, or not of this version of plait \(.*({reason})"):
         toy.train(recipe, parent)
 
 
@@ -743,5 +743,7 @@ def test_a_fresh_start_where_a_run_is_is_refused(made, tmp_path):
 
 def test_a_configuration_of_another_version_is_told(parent):
     (parent / "config.yaml").write_text("family: [")
-    with pytest.raises(PlaitError, match=r"config\.yaml is not of this version of plait \(.+\); use the version that began the run"):
+    with pytest.raises(
+        PlaitError, match=r"config\.yaml is damaged, or not of this version of plait \(.+\); use the version that began the run"
+    ):
         toy.run.accept_configuration(parent, None, False)

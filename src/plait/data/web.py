@@ -22,7 +22,7 @@ CONNECT_S, SILENCE_S = 5.0, 10.0  # for a connection, and between two pieces of 
 _SLOWEST_BYTES_PER_S = 64 << 10  # an answer that takes longer than this, and SILENCE_S, is given up
 _REDIRECTS_MAX = 10
 _BUSY = frozenset([408, 425, 429, 500, 502, 503, 504])
-_CONTENT_RANGE = re.compile(r"bytes (?:(\d+)-(\d+)|\*)/(\d+|\*)")
+_CONTENT_RANGE = re.compile(r"bytes (?:(\d{1,18})-(\d{1,18})|\*)/(\d{1,18}|\*)")
 
 
 class Fault(Exception):

@@ -238,7 +238,8 @@ def accept_configuration(run: Path, resolved: Resolved, allow_inexact: bool) -> 
     except PlaitError as error:
         if isinstance(error.__context__, OSError):
             raise
-        raise PlaitError(f"{run}/config.yaml is not of this version of plait ({error}); use the version that began the run") from error
+        cure = "use the version that began the run, or, if the file is damaged, put a copy of it back"
+        raise PlaitError(f"{run}/config.yaml is damaged, or not of this version of plait ({error}); {cure}") from error
     differences = difference(before, resolved)
     saved = checkpoint.published(run)
     if differences:

@@ -85,8 +85,14 @@ class Folder:
     def read(self, index: int) -> Record:
         """Return sample `index` as a record. Raises BadSample if one of its files is missing or cannot be parsed."""
         name, members = self.samples[index]
-        own_last = sorted(members, key=lambda member: member[0].partition(".")[0].lower() in IMAGE_KINDS)  # a.png.txt wins over a.txt
-        record = from_members(name, [(_field_kind(kind), read_regular(self.root / path)) for kind, path, _ in own_last])
+        read: dict[str, tuple[str, bytes]] = {}  # what records.py calls a file -> its kind and content
+        for kind, path, _ in sorted(members, key=lambda member: member[0].partition(".")[0].lower() in IMAGE_KINDS):  # a.png.txt last
+            body, (other, before) = read_regular(self.root / path), read.get(_field_kind(kind), ("", None))
+            shared = name.rpartition(".")[2].lower() in IMAGE_KINDS  # several pictures have this stem: a.txt is of those without their own
+            if before is not None and before.strip() != body.strip() and not shared:
+                raise BadSample(f"{name} has two different files of one kind, .{other} and .{kind}: keep one")
+            read[_field_kind(kind)] = (kind, body)
+        record = from_members(name, [(field, body) for field, (_, body) in read.items()])
         return record._replace(fields=rename({"folder": Path(name).parent.name} | record.fields, self.columns))
 
 

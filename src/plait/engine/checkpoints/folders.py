@@ -20,6 +20,8 @@ def new_folder(target: Path) -> Iterator[Path]:
     Creates the parent folders. A kill leaves `.NAME.tmp` beside `target`, which the next call for `target` empties and fills. Raises
     PlaitError where `target` exists when the block ends.
     """
+    if target.is_symlink() and not target.exists():
+        raise PlaitError(f"{target} is a link to nothing: give a new folder, or remove it")
     target.parent.mkdir(parents=True, exist_ok=True)
     beside, descriptor = files.claim(target, _open_folder)
     try:
