@@ -8,6 +8,9 @@ import pytest
 from plait import cli
 from plait.config import mixture, reading, secrets
 from plait.config.nodes import Node, from_plain
+from plait.data import paths
+from plait.data.loading.micro_batch import MicroBatchBuilder
+from plait.data.order import SampleId
 from plait.engine.guards import Quarantine
 from plait.engine.monitoring import reporter
 from plait.errors import PlaitError
@@ -195,3 +198,16 @@ def test_a_variable_in_the_path_of_data_is_shown_and_its_value_neither_printed_n
     assert f"cannot read '{shown}/missing.png'" in (tmp_path / "run" / "quarantine.jsonl").read_text()
     assert "sesame" not in said.out + said.err
     assert [file for file in (tmp_path / "run").rglob("*") if file.is_file() and b"sesame" in file.read_bytes()] == []
+
+
+def test_the_reason_of_a_bad_sample_is_masked_where_it_is_read_since_other_processes_do_not_know_the_variable(tmp_path, monkeypatch):
+    monkeypatch.setenv("MYSEC", str(tmp_path / "sesame"))
+
+    class Missing:
+        name = "missing"
+
+        def draw(self, index, key):
+            return paths.read_regular(paths.local(f"$MYSEC/{index}.png"))
+
+    builder = MicroBatchBuilder([Missing()], None, None, seed=0, rank=0, world_size=1, micro_batch=None)
+    assert builder._try_encode(SampleId(0, 3, 0))[2] == "cannot read '$MYSEC/3.png': No such file or directory"

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
+from plait.config.secrets import masked
 from plait.data.order import Ordering, SampleId, rank_slices
 from plait.data.sources.bucketing import bucket_of
 from plait.data.sources.contract import Sample, Source
@@ -118,7 +119,7 @@ class MicroBatchBuilder:
                 name = sample["id"]
                 return self.inputs.encode(sample, sample_key), name, None
         except BadSample as error:
-            return None, name, str(error)
+            return None, name, masked(str(error))  # here: a worker may have filled in variables that no other process knows of
 
 
 def pinned(value: Any) -> Any:
