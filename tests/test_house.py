@@ -30,7 +30,6 @@ LAYERS = [
     {"cli"},
     {"__main__"},
 ]
-SIBLINGS = {"engine", "data", "nn"}
 """Rooms of one floor that do not know each other."""
 OPTIONAL_PACKAGES = {"wandb", "datasets", "pyarrow", "httpx"}
 """Imported inside a function because plait runs without them."""
@@ -150,7 +149,9 @@ def test_only_a_family_and_dialects_name_it():
     families = {path.parent.name for path in SOURCE.glob("families/*/family.py")}
     core = [path for path in FILES if path.parent != SOURCE / "config/dialects" and not families & set(path.relative_to(SOURCE).parts)]
     assert len(families) > 2 and len(core) > 100
-    named = {name_of(path): re.findall(rf"(?i)\b(?:{'|'.join(families)})\b", path.read_text(encoding="utf-8")) for path in core}
+    named = {
+        name_of(path): re.findall(rf"(?i)(?<![a-z])(?:{'|'.join(families)})(?![a-z])", path.read_text(encoding="utf-8")) for path in core
+    }
     assert not {module: found for module, found in named.items() if found}
 
 

@@ -16,7 +16,6 @@ from plait import __version__
 from plait.commands import verbs
 from plait.commands.command import Arguments, Command, actions
 from plait.config import plugins, secrets
-from plait.config.dialects import molmo_commands
 from plait.config.dialects import table as dialects
 from plait.engine.monitoring import reporter
 from plait.engine.monitoring.signals import INTERRUPTED
@@ -117,7 +116,7 @@ def parse(arguments: Sequence[str]) -> Arguments:
     Returns a namespace: the command's options, `command`, `overrides` (settings, such as "optim.lr=3e-6"), `typed` (all arguments as
     given), `words` (positional arguments of a launch script) and `parsers` ({words of a command: its parser}).
     """
-    arguments = molmo_commands.rewritten(arguments)
+    arguments = dialects.rewritten(arguments)
     parser, own = build_parsers()
     chosen = own.get(tuple(arguments[:2])) or own.get(tuple(arguments[:1]))
     given = _joined(arguments, chosen) if chosen is not None else arguments

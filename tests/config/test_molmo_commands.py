@@ -90,7 +90,7 @@ def test_a_group_of_tasks_becomes_a_command_each():
     ("line", "message"),
     [
         ("eval launch_scripts/eval_downstream.py", "take CHECKPOINT and TASKS"),
-        ("eval launch_scripts/eval_downstream.py CKPT vqa2 --seed=3", "seed is no flag that plait eval has an equivalent of"),
+        ("eval launch_scripts/eval_downstream.py CKPT vqa2 --seed=3", "seed is a flag of an evaluation script without an equivalent here"),
         ("train launch_scripts/train_other.py debug", "is no script of the Molmo guide: known: train_captioner.py"),
         ("config molmo/multitask 3.2 debug", "mixture of family 'molmo': did you mean '3.2-synthetic'?"),
     ],

@@ -257,3 +257,8 @@ def test_a_cpu_is_no_place_for_float16():
     assert precision.caution("fp16", torch.device("cpu")).startswith("train.precision fp16: a CPU multiplies float16")
     assert precision.caution("fp16", torch.device("cuda")) is None
     assert precision.caution("bf16", torch.device("cpu")) is None
+
+
+def test_reading_the_scale_changes_no_counter():
+    totals = {}
+    assert Scaler("fp16", totals).scale > 1 and totals == {}

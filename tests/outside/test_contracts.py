@@ -168,11 +168,30 @@ def test_components_that_do_not_hold_each_parameter_once_are_told_before_trainin
     assert f"family 'words': {error}" in capsys.readouterr().err
 
 
+def with_members(**members):
+    """A constructor of a Loss that sets these members."""
+
+    def make(self, config):
+        vars(self).update({"coefficients": {"loss": 1.0}} | members)
+
+    return make
+
+
 def test_blocks_and_losses_that_are_none_are_told_before_training(here, capsys, monkeypatch):
     family = registry.load("words")
     for number, (name, value, error) in enumerate(
         [
-            ("blocks", lambda model: [nn.Linear(1, 1)], "blocks(model) returns a module that is none of the model's"),
+            ("blocks", lambda model: [nn.Linear(1, 1)], "blocks(model) is to return a list of modules of the model"),
+            ("blocks", lambda model: next(iter(model.children())), "blocks(model) is to return a list of modules of the model"),
+            ("blocks", lambda model: None, "blocks(model) is to return a list of modules of the model"),
+            ("components", lambda model: list(model.named_parameters()), "components(model) is to return {component:"),
+            ("components", lambda model: {"all": list(model.parameters())}, "components(model) is to return {component:"),
+            (
+                "Loss",
+                type("Listed", (family.Loss,), {"__init__": with_members(coefficients=["loss"])}),
+                "coefficients of its Loss is to be",
+            ),
+            ("Loss", type("Text", (family.Loss,), {"__init__": with_members(counts="tokens")}), "counts of its Loss is to be a sequence"),
             ("Loss", type("Bare", (family.Loss,), {"__init__": lambda self, config: None}), "its Loss sets no coefficients"),
         ]
     ):

@@ -701,13 +701,13 @@ def test_a_curve_is_48_bars_with_its_peak_and_end():
 
 def test_a_run_says_where_its_files_are_and_what_to_do_next(made, tmp_path):
     state = SimpleNamespace(step=18, best=None)
-    lines = toy.run.next_steps(made[1], state, ["a", "b"], []).splitlines()
+    lines = toy.run.next_steps(made[1], state, ["a", "b"], [], asks=True).splitlines()
     assert lines[0].split(maxsplit=1) == ["run", f"{made[1]}, 18 steps done"]
     assert lines[2].split(maxsplit=1) == ["checkpoint", str(checkpoint.published(made[1])[0])]
     assert lines[3].split(maxsplit=1) == ["measure", f"plait eval {made[1]} --bench a"]
     assert lines[5].split(maxsplit=1) == ["export", f"plait ckpt consolidate {made[1]} {made[1]}-export"]
     state.step = 0
-    assert [line.split()[0] for line in toy.run.next_steps(tmp_path, state, [], []).splitlines()] == ["run", "metrics", "ask", "more"]
+    assert [line.split()[0] for line in toy.run.next_steps(tmp_path, state, [], [], asks=False).splitlines()] == ["run", "metrics", "more"]
 
 
 def ahead(made, only, stage, done):

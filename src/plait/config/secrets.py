@@ -74,9 +74,9 @@ def holds_secret(text: str) -> bool:
 
 
 def in_address(text: str) -> bool:
-    """Return whether a URL in `text` has a user part (name:password@), or a signature after its ? or #; a variable's $NAME is neither.
+    """Return whether a URL in `text` has a password (name:password@), or a signature (as X-Amz-Signature=...) after its ? or #.
 
-    A URL may lack its scheme, as `//user:password@host`.
+    References to variables ($NAME) are taken out first. A URL may lack its scheme, as `//user:password@host`.
     """
     if "//" not in text:
         return False

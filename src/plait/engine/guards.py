@@ -72,10 +72,10 @@ class Quarantine:
         files.keep_rows(self.path, lambda row: row["step"] <= step, files.STEP_KINDS)
 
     def add(self, step: int, bad: Sequence[UnusableSample], totals: dict[str, float], ranks: Ranks) -> None:
-        """Append the unusable samples `bad` of a step, of every rank, to the file, and count them in the state's counters `totals`.
+        """Append the unusable samples of a step to the file, and count them in the state's counters: "bad" of `totals`.
 
-        A replacement that was bad too is listed, but not counted. Raises Stopped beyond `max_fraction` of the samples (taken as at least
-        100).
+        `bad`: this rank's; every rank calls it, also with none. Each bad sample is replaced by another: one that was a replacement itself
+        is listed, but not counted. Raises Stopped beyond `max_fraction` of `totals["samples"]`, taken as at least 100.
         """
         rows = [row for part in ranks.gather([self._row(step, sample) for sample in bad]) for row in part] if ranks.any(bool(bad)) else []
         if not rows:

@@ -101,7 +101,7 @@ class Scaler:
     @property
     def scale(self) -> float:
         """Factor that the loss is multiplied with before backward, a power of two; 1 unless the precision is fp16."""
-        return self.totals.setdefault(SCALE, _FIRST_SCALE) if self.precision == "fp16" else 1.0
+        return self.totals.get(SCALE, _FIRST_SCALE) if self.precision == "fp16" else 1.0
 
     @torch.no_grad()
     def unscale(self, parameters: Iterable[nn.Parameter]) -> None:

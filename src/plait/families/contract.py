@@ -200,23 +200,34 @@ def check_catalogue(name: str, module: ModuleType) -> None:
         raise PlaitError(f"family {name!r} ({module.__name__}) does not fulfil the contract: {'; '.join(faults)}")
 
 
-def check_built(family: Family, model: nn.Module, loss: Loss) -> None:
-    """Raise PlaitError unless components hold each parameter once, blocks are modules of the model, and loss has coefficients."""
+def check_built(family: Family, model: nn.Module, components: Mapping[str, Mapping[str, nn.Parameter]], loss: Loss) -> None:
+    """Raise PlaitError unless components hold each parameter once, blocks are modules of the model, and the loss has its types.
+
+    `components`: what the family returned for this model.
+    """
+    name = f"family {family.name!r}"
+    what = f"{name}: components(model)"
+    if not (isinstance(components, Mapping) and all(isinstance(part, Mapping) for part in components.values())):
+        raise PlaitError(f"{what} is to return {{component: {{parameter's name: parameter}}}}")
     parameters, held = dict(model.named_parameters()), Counter[str]()
-    for part in family.components(model).values():
+    for part in components.values():
         held.update(part.keys())
-    what = f"family {family.name!r}: components(model)"
     if unknown := sorted(held.keys() - parameters.keys()):
         raise PlaitError(f"{what} names {unknown[0]!r}, which is no parameter of the model")
-    if twice := [name for name, count in held.items() if count > 1]:
+    if twice := [parameter for parameter, count in held.items() if count > 1]:
         raise PlaitError(f"{what} has {twice[0]!r} in two components: each parameter belongs to one")
-    if missing := [name for name in parameters if name not in held]:
+    if missing := [parameter for parameter in parameters if parameter not in held]:
         raise PlaitError(f"{what} leaves out {len(missing)} of {len(parameters)} parameters, the first {missing[0]!r}: add them to one")
-    modules = set(model.modules())
-    if any(block not in modules for block in family.blocks(model)):
-        raise PlaitError(f"family {family.name!r}: blocks(model) returns a module that is none of the model's")
+    blocks, modules = family.blocks(model), set(model.modules())
+    if not isinstance(blocks, Sequence | nn.ModuleList) or any(block not in modules for block in blocks):
+        raise PlaitError(f"{name}: blocks(model) is to return a list of modules of the model")
     if "coefficients" not in {**vars(type(loss)), **vars(loss)}:
-        raise PlaitError(f"family {family.name!r}: its Loss sets no coefficients, the factor of each term by name")
+        raise PlaitError(f"{name}: its Loss sets no coefficients, the factor of each term by name")
+    if not isinstance(loss.coefficients, Mapping):
+        raise PlaitError(f"{name}: coefficients of its Loss is to be a mapping, the factor of each term by name")
+    for member, value in (("counts", loss.counts), ("may_idle", loss.may_idle), ("shares", loss.shares)):
+        if isinstance(value, str) or not isinstance(value, Sequence):
+            raise PlaitError(f"{name}: {member} of its Loss is to be a sequence of names, not {value!r}: a tuple of one is written (name,)")
 
 
 def _fault(member: str, value: Any) -> str | None:

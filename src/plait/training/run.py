@@ -138,7 +138,11 @@ def _attempt(resolved: Resolved, options: Options, ranks: Ranks, signals: Signal
                 state.enter(view.index, batch, plan.steps)
                 run_stage(plan, bundle, state, context)
             heartbeat.phase("done", state.step)
-    log.info(next_steps(run, state, sorted(registry.benches(config.family)), list(bundle.section.layouts)))
+    log.info(
+        next_steps(
+            run, state, sorted(registry.benches(config.family)), list(bundle.section.layouts), asks=bundle.family.generate is not None
+        )
+    )
 
 
 def _watching(resolved: Resolved, heartbeat: Heartbeat, ranks: Ranks) -> contextlib.AbstractContextManager[Watchdog | None]:
@@ -149,11 +153,11 @@ def _watching(resolved: Resolved, heartbeat: Heartbeat, ranks: Ranks) -> context
     return Watchdog(heartbeat, ranks, timeouts[0])
 
 
-def next_steps(run: Path, state: State, benches: Sequence[str], layouts: Sequence[str]) -> str:
+def next_steps(run: Path, state: State, benches: Sequence[str], layouts: Sequence[str], *, asks: bool) -> str:
     """Return the lines logged at a run's end: its files, and commands to use next.
 
-    `benches`, `layouts`: the family's metrics and formats of export, of which the first is suggested. The best checkpoint, where
-    `checkpoint.best` is set, is the one to export.
+    `benches`, `layouts`: the family's metrics and formats of export, of which the first is suggested. `asks`: whether it
+    generates. The best checkpoint, where `checkpoint.best` is set, is the one to export.
     """
     saved, best = checkpoint.published(run), state.best
     best_folder = next((str(path) for path in saved if best and checkpoint.step_of(path) == best["step"]), None)
@@ -164,8 +168,8 @@ def next_steps(run: Path, state: State, benches: Sequence[str], layouts: Sequenc
         ("metrics", f"{run / 'metrics.jsonl'}; curves: {shlex.join(['tensorboard', '--logdir', str(run)])}"),
         *([("checkpoint", str(saved[0]))] if saved else []),
         *([("best", f"{best_folder}, {best['metric']} {best['value']:.4g}")] if best and best_folder else []),
-        *([("measure", command("eval", run, "--bench", benches[0]))] if benches else []),
-        ("ask", command("generate", run, "--prompt=...")),
+        *([("measure", command("eval", spec, "--bench", benches[0]))] if benches else []),
+        *([("ask", command("generate", run, "--prompt=..."))] if asks else []),
         *([("export", export)] if saved else []),
         ("more steps", command("train", run, "--train.steps=...")),
     ]

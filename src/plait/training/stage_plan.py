@@ -111,7 +111,8 @@ def plan_stage(view: StageView, bundle: ModelBundle, batches: BatchChanges = ())
     `batches`: the global batches that the stage has had, as (step of the stage, samples per step from it on); () if it never changed.
     """
     config, family = view.config, bundle.family
-    components = family.components(bundle.model)
+    components, loss = family.components(bundle.model), family.Loss(bundle.section)
+    check_built(family, bundle.model, components, loss)
     trained = optim.select(components, config.trainable, family.never_trained)
     optim.check_components(config.optim, components)
     known_benches = benches(config, config.evaluate) if config.evaluate else registry.benches(config.family)
@@ -119,8 +120,6 @@ def plan_stage(view: StageView, bundle: ModelBundle, batches: BatchChanges = ())
     order = data.order(view, batches)
     steps = planned_steps(config, order)
     config = config.model_copy(update={"optim": schedule.with_warmup(config.optim, steps)})
-    loss = family.Loss(bundle.section)
-    check_built(family, bundle.model, loss)
     schedule.check(config.optim.schedule, loss.counts, config.family)
     return StagePlan(
         view=replace(view, config=config),

@@ -84,7 +84,7 @@ def _evaluations(after: Sequence[str], ranks: Sequence[str]) -> list[str]:
     flags = {flag: value for flag, _, value in parts}
     unknown = next((flag for flag in flags if flag not in EVAL_FLAGS), None)
     if unknown is not None:
-        raise PlaitError(f"{unknown} is no flag that plait eval has an equivalent of: known: {', '.join(EVAL_FLAGS)}")
+        raise PlaitError(f"{unknown} is a flag of an evaluation script without an equivalent here; known: {', '.join(EVAL_FLAGS)}")
     checkpoint, *tasks = words or [""]
     tasks += [f"{flags['task']}:{flags.get('split') or 'validation'}"] if "task" in flags else []
     if not tasks:

@@ -3,10 +3,11 @@
 A new dialect is a module here and a row below, or an entry point `plait.dialects` of another package that names a `Dialect`.
 """
 
+from collections.abc import Sequence
 from importlib.metadata import EntryPoint
 
 from plait.config import plugins
-from plait.config.dialects import dotted_flags, flat_json, molmo_scripts, nested_yaml, wandb_sweeps
+from plait.config.dialects import dotted_flags, flat_json, molmo_commands, molmo_scripts, nested_yaml, wandb_sweeps
 from plait.config.translation import CALLS, Dialect
 
 SHIPPED: tuple[Dialect, ...] = (
@@ -37,3 +38,11 @@ def scripts() -> dict[str, tuple[str, ...]]:
 def is_script(name: str) -> bool:
     """Return whether `name` is a launch script of a dialect, such as `captioner`, which takes words, and not a file."""
     return name in scripts()
+
+
+def rewritten(arguments: Sequence[str]) -> list[str]:
+    """Return a command line in plait's words where it is one of another trainer's, such as that of a training script.
+
+    Raises PlaitError, with the command to type, for one that can only be answered.
+    """
+    return molmo_commands.rewritten(arguments)

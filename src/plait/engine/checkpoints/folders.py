@@ -18,7 +18,7 @@ def new_folder(target: Path) -> Iterator[Path]:
 
     Its files get the permissions that the umask gives new files: libraries write weights that only their owner can read.
     Creates the parent folders. A kill leaves `.NAME.tmp` beside `target`, which the next call for `target` empties and fills. Raises
-    PlaitError where `target` exists when the block ends.
+    PlaitError at once if `target` is a link to nothing, and at the end if it exists by then (an empty folder is replaced).
     """
     if target.is_symlink() and not target.exists():
         raise PlaitError(f"{target} is a link to nothing: give a new folder, or remove it")

@@ -68,7 +68,10 @@ class Tracker:
             self.screen.advance(row)
 
     def row(self, row: Mapping[str, Any]) -> None:
-        """Record a row of metrics: in the file, in mirrors, on the screen. Its `step`: updates done when it was measured."""
+        """Record a row of metrics, with the warnings of the monitors, in the file and the mirrors, of which the screen is one.
+
+        Its `step`: updates done when it was measured.
+        """
         if self.path is not None:
             warnings = self.watch(row)
             row = {**row, "warnings": warnings} if warnings else row

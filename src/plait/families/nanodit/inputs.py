@@ -154,7 +154,10 @@ class Inputs:
         return torch.tensor(ids, dtype=torch.int64) if ids else None, len(words) - len(ids)
 
     def collate(self, examples: Sequence[Example]) -> dict[str, Tensor]:
-        """Return a batch of examples of one shape: `x0` and `noise` (B, C, H, W), `t` and `cut` (B,), and the result of `pack`."""
+        """Return a batch of examples of one shape: `x0` and `noise` (B, C, H, W), `t` (B,), and what `pack` returns.
+
+        `cut` (B,): tokens of each caption that were beyond the limit. Raises AssertionError for examples of different shapes.
+        """
         shapes = {tuple(example.x0.shape) for example in examples}
         assert len(shapes) == 1, f"samples of different shapes in one batch: {sorted(shapes)}; buckets keep them apart"
         return {

@@ -41,7 +41,7 @@ class Rows(Protocol):
 
 
 class RowList:
-    """Rows that are held in memory, such as those of JSON files; `digest`: a hash of them."""
+    """Rows that are held in memory, such as those of JSON files; `digest`: a text that changes with them or their files."""
 
     def __init__(self, rows: list[Row], digest: str) -> None:
         self.rows, self.digest = rows, digest
