@@ -156,7 +156,10 @@ def test_6_an_incomplete_newest_folder_is_never_picked(make_loop, tmp_path):
     (whole.with_name("step-00000003") / "moments.safetensors").unlink()
     found, faults = integrity.newest_intact(tmp_path)
     assert found.folder == whole
-    assert faults == [f"{whole.with_name('step-00000003') / 'moments.safetensors'} is missing"]
+    assert faults == [
+        f"{whole.with_name('step-00000003') / 'moments.safetensors'} is missing",
+        f"{whole.with_name('step-00000002')} is no finished checkpoint: it has no manifest.json",
+    ]
 
 
 def test_6_an_old_checkpoint_goes_only_once_the_new_one_is_published(make_loop, tmp_path, monkeypatch):
