@@ -24,6 +24,7 @@ from plait import cli, files
 from plait.config.schema import Source
 from plait.data import images
 from plait.data.sources.open import open_source
+from plait.data.text import blank
 from plait.engine.checkpoints import checkpoint
 from plait.errors import BadSample, PlaitError
 from plait.families import registry
@@ -44,13 +45,13 @@ class Case(NamedTuple):
 
 
 LETTERS = st.characters(exclude_categories=("Cs",))
-TEXTS = st.text(LETTERS, min_size=1, max_size=30).filter(lambda text: text.strip().strip("\ufeff") and "<image>" not in text)
-HARD_TEXTS = ["None", "nan", "null", "0", "\u202eleft", "\x1b[2Jclear", "a\x00b", "e\u0301", "{caption}", "%s", "'; --", "\\u0041", "😀"]
+TEXTS = st.text(LETTERS, min_size=1, max_size=30).filter(lambda text: not blank(text) and "\0" not in text and "<image>" not in text)
+HARD_TEXTS = ["None", "nan", "null", "0", "\u202eleft", "\x1b[2Jclear", "e\u0301", "{caption}", "%s", "'; --", "\\u0041", "😀"]
 GOOD_TEXTS = (TEXTS | st.sampled_from(HARD_TEXTS)).map(lambda text: text.replace("\ufeff", "x"))
 BAD_CAPTIONS = st.one_of(
     st.none(), st.integers(), st.booleans(), st.just(float("nan")), st.floats(allow_nan=False),
     st.lists(st.text(LETTERS, max_size=3), max_size=3), st.dictionaries(st.sampled_from("ab"), st.none() | st.integers(), max_size=2),
-    st.sampled_from(["", " \n\t", "see <image>", "half \ud83d", "x" * 1_000_001]),
+    st.sampled_from(["", " \n\t", "\u200b", "\x1b", "a\0b", "see <image>", "half \ud83d", "x" * 1_000_001]),
 )  # fmt: skip
 HARD_NAMES = [
     "..", ".", " ", "-rf", "a b", "*?[x]", "$HOME", "~", "a\nb", "\x1b[31m", "café", "cafe\u0301", "x" * 150, "\\", '"', "{0..9}", "con",
