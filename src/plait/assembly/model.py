@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ import xxhash
 from torch import nn
 
 from plait import files
-from plait.assembly import checkpoint_specs, hub_start
+from plait.assembly import checkpoint_specs, hub_start, overwritten
 from plait.assembly.data import open_training
 from plait.config.schema import RunConfig
 from plait.data.order import permute
@@ -26,6 +27,7 @@ from plait.keys import key
 
 log = logging.getLogger(__name__)
 
+_NOTHING: overwritten.Shapes = MappingProxyType({})
 _TOKENIZER_SAMPLES = 2_000
 """How many samples of each training source are read, at most, to train a tokenizer."""
 
@@ -58,15 +60,23 @@ class ModelBundle:
         return xxhash.xxh3_64_hexdigest(lines.encode())
 
 
-def build_model(config: RunConfig, run: Path, ranks: Ranks) -> ModelBundle:
-    """Build the model in CPU memory; all ranks call this. Rank 0 first writes the files that it needs (a tokenizer) to RUN/assets."""
+def build_model(config: RunConfig, run: Path, ranks: Ranks, loaded: overwritten.Shapes = _NOTHING) -> ModelBundle:
+    """Build the model in CPU memory; all ranks call this. Rank 0 first writes the files that it needs (a tokenizer) to RUN/assets.
+
+    `loaded`: shapes, by parameter, of the weights that the caller will load into it; pretrained parts that they overwrite are not read.
+    """
     family = registry.load(config.family)
     section = family.Config.model_validate(config.model)
     assets = run / "assets"
     if ranks.first:
         write_assets(config, assets)
     ranks.barrier()
-    model = family.build(section, assets, seed=key(config.seed, "init"))
+    unread, seed = overwritten.parts(family, section, assets, loaded), key(config.seed, "init")
+    if unread and family.build_over is not None:
+        log.info(f"not read, as the start overwrites them: {', '.join(sorted(unread))}")
+        model = family.build_over(section, assets, seed=seed, parts=unread)
+    else:
+        model = family.build(section, assets, seed=seed)
     return ModelBundle(family, section, assets, model, hashes(model), Sharding(model) if ranks.size > 1 else None)
 
 

@@ -64,6 +64,13 @@ class Build(Protocol):
         """Return the model on the CPU, or without weights under `torch.device('meta')`. Random weights depend on `seed` alone."""
 
 
+class BuildOver(Protocol):
+    """Type of a family's optional function `build_over`; its parameters' names begin with that of their part, as in "language."."""
+
+    def __call__(self, config: Any, assets: Path, *, seed: int, parts: frozenset[str]) -> nn.Module:
+        """Return what `build` does, without reading the weights of `parts`, names of `base`: the caller overwrites them all."""
+
+
 def _nothing_to_prepare(config: Any, assets: Path, texts: Texts) -> None:
     """Make nothing."""
 
@@ -93,6 +100,8 @@ class Family:
     """(config, assets, texts): write what the model needs, such as a tokenizer, into `assets`; `texts()` yields training texts."""
     base: Callable[[Any], list[dict[str, str | None]]] = _no_base
     """From config to pretrained parts: [{'part', 'name': Hub name or path, 'revision', optional 'folder': the only one read}]."""
+    build_over: BuildOver | None = None
+    """Build without the weights of pretrained parts that a start overwrites; None: every start reads them."""
     never_trained: frozenset[str] = frozenset()
     """Components that no setting may train."""
     limits: Callable[[Any], Limits] = no_limits
@@ -156,6 +165,7 @@ REQUIRED: Mapping[str, str] = {
 OPTIONAL: Mapping[str, str] = {
     "prepare": "prepare(config, assets, texts)",
     "base": "base(config)",
+    "build_over": "build_over(config, assets, *, seed, parts)",
     "never_trained": "never_trained, a frozenset of component names",
     "limits": "limits(config)",
     "monitors": "monitors(config)",

@@ -8,11 +8,10 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
 from torch import Tensor
 
 from plait import files
-from plait.assembly import checkpoint_specs, hub_start
+from plait.assembly import checkpoint_specs, hub_start, weight_files
 from plait.assembly.model import ModelBundle
 from plait.config.resolved import StageView
 from plait.engine import power_ema
@@ -97,13 +96,10 @@ def read_from(spec: str) -> tuple[Tensors, dict[str, Any] | None, Path]:
 
 
 def _read_folder(folder: Path) -> tuple[Tensors, dict[str, Any] | None, Path]:
-    """Read a folder outside of a run: a checkpoint with its manifest, or bare safetensors."""
+    """Read a folder outside of a run: a checkpoint with its manifest, or bare weights."""
     if (folder / "manifest.json").is_file():
         if faults := integrity.verify(folder):
             raise PlaitError(faults[0])
         located = checkpoint.read(folder)
         return {group: located.tensors(group) for group in GROUPS}, located.manifest, folder
-    parts = sorted(folder.glob("*.safetensors"))
-    if not parts:
-        raise PlaitError(f"from: {folder} is neither a run nor a folder with safetensors weights")
-    return {"weights": {name: value for part in parts for name, value in load_file(part).items()}, "ema": {}, "moments": {}}, None, folder
+    return {"weights": weight_files.read(folder), "ema": {}, "moments": {}}, None, folder

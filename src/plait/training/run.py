@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from plait import files
+from plait.assembly import overwritten
 from plait.assembly.configuration import open_run_config
 from plait.assembly.data import check_data
 from plait.assembly.model import build_model
@@ -115,7 +116,7 @@ def _attempt(resolved: Resolved, options: Options, ranks: Ranks, signals: Signal
         contextlib.closing(Heartbeat(run, ranks.rank)) as heartbeat,
         _watching(resolved, heartbeat, ranks) as dog,
     ):
-        bundle = build_model(config, run, ranks)
+        bundle = build_model(config, run, ranks, overwritten.shapes_of_start(config, run, ranks))
         state = State(bundle.model)
         resumed_from = None
         if continues:

@@ -9,7 +9,7 @@ from plait.families.molmo.config import DEBUG, SOURCES, Config
 from plait.families.molmo.generate import GenerateOptions, generate
 from plait.families.molmo.inputs import Inputs, inspect
 from plait.families.molmo.loss import Loss
-from plait.families.molmo.model import blocks, build, components
+from plait.families.molmo.model import blocks, build, build_over, components
 from plait.families.molmo.tiny import write_tokenizer
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "base",
     "blocks",
     "build",
+    "build_over",
     "components",
     "generate",
     "inspect",

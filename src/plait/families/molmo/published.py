@@ -120,6 +120,8 @@ def imported(weights: Mapping[str, Tensor], model: Molmo) -> dict[str, Tensor]:
     Weights that this model has no parameter for keep their names. Raises PlaitError if a published tensor is missing or has another shape.
     """
     parameters = dict(model.named_parameters())
+    if "transformer.wte.embedding" in weights:  # the reference's own files have no prefix
+        weights = {f"{PREFIX}{name}": value for name, value in weights.items()}
     if f"{PREFIX}transformer.wte.embedding" not in weights:
         return {name.removeprefix(PREFIX): value for name, value in weights.items()}
     theirs = {PREFIX + entry.theirs for entry in entries(model)}

@@ -9,7 +9,7 @@ from plait.families.theworld.generate import GenerateOptions, generate
 from plait.families.theworld.inputs import Inputs, inspect
 from plait.families.theworld.limits import limits
 from plait.families.theworld.loss import Loss
-from plait.families.theworld.model import NEVER_TRAINED, blocks, build, components
+from plait.families.theworld.model import NEVER_TRAINED, blocks, build, build_over, components
 from plait.families.theworld.tiny import write_tokenizer
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "base",
     "blocks",
     "build",
+    "build_over",
     "components",
     "generate",
     "inspect",

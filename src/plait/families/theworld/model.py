@@ -130,7 +130,16 @@ def build(config: Config, directory: Path, *, seed: int) -> TheWorld:
 
     Under `torch.device("meta")` without weights. `directory` is not used. Raises PlaitError for a part that cannot be loaded.
     """
-    gemma = towers.load_gemma(config, seed)
+    return _joined(towers.load_gemma(config, seed), config, seed)
+
+
+def build_over(config: Config, directory: Path, *, seed: int, parts: frozenset[str]) -> TheWorld:
+    """Build the model without reading Gemma's weights where `parts` has "gemma"; they have any values until they are loaded."""
+    return _joined(towers.empty_gemma(config) if "gemma" in parts else towers.load_gemma(config, seed), config, seed)
+
+
+def _joined(gemma: Gemma3ForConditionalGeneration, config: Config, seed: int) -> TheWorld:
+    """Join Gemma with the world encoder and a new projector, or leave it alone where the configuration has no world."""
     if config.world is None:
         return TheWorld(gemma, None, None)
     vae = towers.load_wan(config, config.world, seed)

@@ -15,6 +15,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HFValidationError
 from tokenizers import Tokenizer
 from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+from transformers.initialization import no_init_weights
 
 from plait.config import hub_errors
 from plait.errors import PlaitError
@@ -67,6 +68,15 @@ def load_gemma(config: Config, seed: int) -> Gemma3ForConditionalGeneration:
         return Gemma3ForConditionalGeneration.from_pretrained(
             config.base, revision=config.base_revision or MAIN, dtype="auto", **trust.WEIGHTS
         )
+
+
+def empty_gemma(config: Config) -> Gemma3ForConditionalGeneration:
+    """Build Gemma with weights of any value, for a start that overwrites them; reads its configuration alone."""
+    with no_init_weights():
+        gemma = Gemma3ForConditionalGeneration(gemma_config(config))
+    gemma.tie_weights()
+    gemma.get_input_embeddings().get_parameter("weight").data[: 1 << 16] = 1.0  # a new projector, overwritten too, is drawn at their scale
+    return gemma
 
 
 def load_wan(config: Config, world: WorldEncoderConfig, seed: int) -> AutoencoderKLWan:

@@ -1,0 +1,68 @@
+"""A start whose weights overwrite the pretrained parts does not read these; any other start does."""
+
+import shutil
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from plait.engine.checkpoints import checkpoint
+from plait.errors import PlaitError
+from plait.families.molmo import published
+from plait.training import run
+from tests.training.test_pretrained_start import load, saved
+
+
+@pytest.fixture(scope="module")
+def molmo(tmp_path_factory):
+    """(folder, recipe) of a debug model whose parts' weights are gone: their configuration and tokenizer are all that is left."""
+    folder = tmp_path_factory.mktemp("overwritten")
+    model, path = saved("molmo", folder)
+    weights = {name: value.contiguous() for name, value in published.to_published(model).items()}
+    for name in ("published", "partial", "reference"):
+        (folder / name).mkdir()
+        shutil.copy(folder / "language/tokenizer.json", folder / name)
+    save_file(weights, folder / "published/model.safetensors")
+    own = {name: value.detach().contiguous() for name, value in model.named_parameters() if name.startswith(("vision.", "language."))}
+    save_file(own, folder / "partial/model.safetensors")
+    torch.save({name.removeprefix("model."): value for name, value in weights.items()}, folder / "reference/model.pt")
+    (folder / "language/model.safetensors").unlink()
+    recipe = yaml.safe_load(path.read_text()) | {"trainable": ["connector"]}
+    path.write_text(yaml.dump(recipe | {"train": {"steps": 1, "global_batch": 2}}))
+    return folder, path, {name: value.detach() for name, value in model.named_parameters()}
+
+
+@pytest.mark.parametrize("layout", ["published", "reference"])
+def test_a_published_checkpoint_starts_a_run_whose_base_models_are_not_there(molmo, layout, tmp_path, caplog):
+    folder, path, weights = molmo
+    caplog.set_level("INFO")
+    settings = [f"from={folder / layout}", f"run={tmp_path / 'run'}"]
+    made = run.train(load(path, *settings))
+    assert "not read, as the start overwrites them: language, vision" in caplog.text
+    after = checkpoint.read(checkpoint.published(made)[0]).tensors("weights")
+    assert after.keys() == weights.keys()
+    assert all(torch.equal(after[name], value) for name, value in weights.items() if not name.startswith("connector."))
+    assert any(not torch.equal(after[name], value) for name, value in weights.items() if name.startswith("connector."))
+    run.train(load(path, *settings, "train.steps=2"))  # its checkpoints have all weights, too
+    assert checkpoint.step_of(checkpoint.published(made)[0]) == 2
+
+
+def test_a_start_without_all_other_weights_reads_the_base_models(molmo, tmp_path):
+    folder, path, _ = molmo
+    with pytest.raises(PlaitError, match=r"model\.language: cannot load"):  # the connector is drawn at the scale of its weights
+        run.train(load(path, f"from={folder / 'partial'}", f"run={tmp_path / 'run'}"))
+
+
+def test_a_full_start_of_theworld_reads_no_weights_of_gemma(tmp_path, caplog):
+    model, path = saved("theworld", tmp_path)
+    (tmp_path / "full").mkdir()
+    full = {name: value.detach().contiguous().clone() for name, value in model.named_parameters() if not name.startswith("world.")}
+    save_file(full, tmp_path / "full/model.safetensors")
+    (tmp_path / "gemma/model.safetensors").unlink()
+    caplog.set_level("INFO")
+    settings = [f"from={tmp_path / 'full'}", f"run={tmp_path / 'run'}", "train.steps=1", "trainable=[projector]"]
+    made = run.train(load(path, *settings))
+    assert "not read, as the start overwrites them: gemma" in caplog.text
+    after = checkpoint.read(checkpoint.published(made)[0]).tensors("weights")
+    assert all(torch.equal(after[name], value) for name, value in full.items() if name.startswith("gemma."))
