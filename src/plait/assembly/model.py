@@ -71,7 +71,8 @@ def build_model(config: RunConfig, run: Path, ranks: Ranks, loaded: overwritten.
     if ranks.first:
         write_assets(config, assets)
     ranks.barrier()
-    unread, seed = overwritten.parts(family, section, assets, loaded), key(config.seed, "init")
+    seed = key(config.seed, "init")
+    unread = overwritten.parts(family, section, assets, loaded) if loaded else frozenset()
     if unread and family.build_over is not None:
         log.info(f"not read, as the start overwrites them: {', '.join(sorted(unread))}")
         model = family.build_over(section, assets, seed=seed, parts=unread)

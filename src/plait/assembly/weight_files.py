@@ -1,4 +1,4 @@
-"""Read weights from folders outside of a run: safetensors, or `model.pt` of the Molmo reference's own checkpoints; or only their shapes."""
+"""Read weights from folders outside of a run: safetensors, or the state_dict `model.pt` that torch.save wrote; or only their shapes."""
 
 from collections.abc import Callable
 from pathlib import Path

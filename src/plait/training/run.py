@@ -116,7 +116,7 @@ def _attempt(resolved: Resolved, options: Options, ranks: Ranks, signals: Signal
         contextlib.closing(Heartbeat(run, ranks.rank)) as heartbeat,
         _watching(resolved, heartbeat, ranks) as dog,
     ):
-        bundle = build_model(config, run, ranks, overwritten.shapes_of_start(config, run, ranks))
+        bundle = build_model(config, run, ranks, overwritten.shapes_of_start(config, run, ranks) if config.from_ else {})
         state = State(bundle.model)
         resumed_from = None
         if continues:

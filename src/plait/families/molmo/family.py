@@ -9,7 +9,8 @@ from plait.families.molmo.config import DEBUG, SOURCES, Config
 from plait.families.molmo.generate import GenerateOptions, generate
 from plait.families.molmo.inputs import Inputs, inspect
 from plait.families.molmo.loss import Loss
-from plait.families.molmo.model import blocks, build, build_over, components
+from plait.families.molmo.model import blocks, build, components
+from plait.families.molmo.published import build_over
 from plait.families.molmo.tiny import write_tokenizer
 
 __all__ = [

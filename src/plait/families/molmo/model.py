@@ -143,13 +143,6 @@ def build(config: Config, directory: Path, *, seed: int) -> Molmo:
     return assemble(config, towers.load_language(config, seed), towers.load_vision(config, seed), seed=seed)
 
 
-def build_over(config: Config, directory: Path, *, seed: int, parts: frozenset[str]) -> Molmo:
-    """Build the model without reading the weights of `parts` ("language", "vision"), which have any values until they are loaded."""
-    language = towers.empty_language(config) if "language" in parts else towers.load_language(config, seed)
-    vision = towers.empty_vision(config) if "vision" in parts else towers.load_vision(config, seed)
-    return assemble(config, language, vision, seed=seed)
-
-
 def assemble(config: Config, language: PreTrainedModel, vision: VisionTower, *, seed: int) -> Molmo:
     """Join a language model and a tower by a connector with new weights, drawn from `seed` at the scale of the embeddings."""
     sizes = language.config.get_text_config()

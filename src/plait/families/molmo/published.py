@@ -6,14 +6,18 @@ flattened. Only Qwen2 language models with the CLIP tower have a published layou
 
 import math
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.initialization import no_init_weights
 
 from plait.errors import PlaitError
+from plait.families.molmo import towers
 from plait.families.molmo.config import POOL, Config
-from plait.families.molmo.model import Molmo
+from plait.families.molmo.model import Molmo, assemble
 
 PREFIX = "model."
 _BLOCK = {
@@ -183,3 +187,25 @@ def image_settings(config: Config) -> dict[str, Any]:
         "max_crops": config.max_crops,
         "overlap_margins": [config.overlap, config.overlap],
     }
+
+
+def build_over(config: Config, directory: Path, *, seed: int, parts: frozenset[str]) -> Molmo:
+    """Build the model without reading the weights of `parts` ("language", "vision"), which have any values until they are loaded."""
+    language = _empty_language(config) if "language" in parts else towers.load_language(config, seed)
+    vision = _empty_vision(config) if "vision" in parts else towers.load_vision(config, seed)
+    return assemble(config, language, vision, seed=seed)
+
+
+def _empty_language(config: Config) -> PreTrainedModel:
+    """Build the language model with weights of any value, for a start that overwrites them; reads its configuration alone."""
+    with no_init_weights():
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(towers.language_config(config), dtype=torch.float32)
+    model.tie_weights()
+    model.get_input_embeddings().get_parameter("weight").data[: 1 << 16] = 1.0  # a new connector, overwritten too, is drawn at their scale
+    return model
+
+
+def _empty_vision(config: Config) -> towers.VisionTower:
+    """Build the tower with weights of any value, for a start that overwrites them."""
+    with no_init_weights():
+        return towers.new_vision(config)

@@ -24,7 +24,6 @@ from transformers import (
     SiglipVisionConfig,
     SiglipVisionModel,
 )
-from transformers.initialization import no_init_weights
 from transformers.utils.hub import cached_file
 
 from plait.config import hub_errors
@@ -100,21 +99,6 @@ def load_language(config: Config, seed: int) -> PreTrainedModel:
             source, revision=config.language_revision or MAIN, dtype="auto", **trust.WEIGHTS
         )
         return loaded
-
-
-def empty_language(config: Config) -> PreTrainedModel:
-    """Build the language model with weights of any value, for a start that overwrites them; reads its configuration alone."""
-    with no_init_weights():
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(language_config(config), dtype=torch.float32)
-    model.tie_weights()
-    model.get_input_embeddings().get_parameter("weight").data[: 1 << 16] = 1.0  # a new connector, overwritten too, is drawn at their scale
-    return model
-
-
-def empty_vision(config: Config) -> VisionTower:
-    """Build the tower with weights of any value, for a start that overwrites them."""
-    with no_init_weights():
-        return new_vision(config)
 
 
 def _random_language_model(sizes: PreTrainedConfig) -> PreTrainedModel:
