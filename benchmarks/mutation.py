@@ -84,10 +84,11 @@ TESTS: dict[str, str] = {
     "engine/loss.py": "engine/test_loop.py",
     "engine/micro_batch.py": "engine/test_micro_batch.py",
     "engine/nonfinite.py": "engine/test_loop.py engine/test_nonfinite.py",
+    "engine/nonfinite_report.py": "engine/test_loop.py engine/test_nonfinite.py",
     "engine/optim.py": "engine/test_optim.py engine/test_state.py engine/test_loop.py engine/test_precision.py engine/test_distributed.py",
     "engine/power_ema.py": "engine/test_power_ema.py engine/test_state.py engine/test_post_hoc_ema.py",
     "engine/precision.py": "engine/test_precision.py",
-    "engine/replicas.py": "engine/test_replicas.py",
+    "engine/parallel/replicas.py": "engine/test_replicas.py",
     "engine/schedule.py": "engine/test_schedule.py engine/test_optim.py",
     "engine/source_shares.py": "engine/test_source_shares.py engine/test_distributed.py",
     "engine/state.py": "engine/test_state.py engine/test_optim.py engine/test_source_shares.py "

@@ -3,9 +3,11 @@
 import re
 import shlex
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
+_NAMES_SHOWN = 5
 _REASON_LENGTH = 1000  # characters
 _OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
 
@@ -75,3 +77,9 @@ class Stopped(PlaitError):
     """A run stopped itself, as at a loss that is not finite; the message says why, and what to do before continuing."""
 
     exit_code = 1
+
+
+def first_names(names: Sequence[str]) -> str:
+    """Join the first five names, as "a, b, c, d, e and 2 more", for messages about many parameters; "none" for no name."""
+    shown = ", ".join(names[:_NAMES_SHOWN]) or "none"
+    return shown if len(names) <= _NAMES_SHOWN else f"{shown} and {len(names) - _NAMES_SHOWN} more"

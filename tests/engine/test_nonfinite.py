@@ -8,13 +8,13 @@ import torch
 
 from plait.commands.actions import fork
 from plait.config.schema import Guard
-from plait.engine import nonfinite
+from plait.engine import nonfinite, nonfinite_report
 from plait.engine.checkpoints import checkpoint
-from plait.errors import Stopped
+from plait.errors import Stopped, first_names
 from plait.training import run
 from tests import processes, toy_family
 
-from .toy import ALONE, Id, Net
+from .toy import ALONE, Net
 
 SHORT = ("train.steps=6", "stages=[]", "evaluate=[]", "checkpoint.best=null", "checkpoint.every_steps=2", "seed=3")
 
@@ -147,7 +147,7 @@ def test_more_steps_than_allowed_stop_the_run(recipe, bad_steps, tmp_path, polic
     ("count", "shown"), [(0, "none"), (1, "a"), (5, "a, b, c, d, e"), (6, "a, b, c, d, e and 1 more"), (26, "a, b, c, d, e and 21 more")]
 )
 def test_five_names_are_shown_and_the_others_counted(count, shown):
-    assert nonfinite.first_names([chr(97 + i) for i in range(count)]) == shown
+    assert first_names([chr(97 + i) for i in range(count)]) == shown
 
 
 def test_statistics_tell_the_largest_numbers_of_each_module_and_what_is_not_finite():
@@ -158,7 +158,7 @@ def test_statistics_tell_the_largest_numbers_of_each_module_and_what_is_not_fini
     net.tower.weight.grad = torch.full((8, 4), -0.5)
     net.tower.weight.grad[0, :3] = torch.tensor([math.inf, math.nan, 7.0])
     net.head.bias.grad = torch.full((1,), -math.inf)
-    assert nonfinite.statistics(net) == {
+    assert nonfinite_report.statistics(net) == {
         "tower": {"weight_max": "3.0", "gradient_max": 7.0, "gradients_not_finite": 2},
         "head": {"weight_max": "nan", "gradient_max": None, "gradients_not_finite": 1},
     }
@@ -167,14 +167,14 @@ def test_statistics_tell_the_largest_numbers_of_each_module_and_what_is_not_fini
 def test_a_parameter_without_values_has_no_statistics():
     net = torch.nn.Sequential(torch.nn.Linear(2, 1))
     net.register_parameter("empty", torch.nn.Parameter(torch.zeros(0)))
-    assert list(nonfinite.statistics(net)) == ["0"]
+    assert list(nonfinite_report.statistics(net)) == ["0"]
 
 
 def test_a_report_names_figures_samples_and_gradients_and_is_a_file(tmp_path):
     net = Net()
     net.head.bias.grad, net.tower.bias.grad = torch.full((1,), math.nan), torch.ones(8)
     values = {"loss": math.inf, "grad_norm": 2.0}
-    said = nonfinite.make_report(7, values, [Id(0, 3, 1), Id(2, 5, 0)], model=net, ranks=ALONE, run=tmp_path)
+    said = nonfinite_report.make_report(7, values, ["0:3@1", "2:5@0"], model=net, ranks=ALONE, run=tmp_path)
     path = tmp_path / "non-finite" / "step-00000007.json"
     assert str(said) == (
         f"step 7 is not finite (loss = inf); samples 0:3@1 2:5@0; gradients not finite in head.bias; each module in {path}"
@@ -191,7 +191,7 @@ def test_any_number_that_is_not_finite_is_found(values, answer):
 
 @pytest.mark.parametrize(("skipped", "stops"), [(0, False), (2, False), (3, True), (4, True)])
 def test_so_many_steps_may_be_skipped(tmp_path, capsys, skipped, stops):
-    settings, said = Guard(non_finite="skip", non_finite_steps=3), nonfinite.Report("step 9 is not finite", "samples 0:1@0")
+    settings, said = Guard(non_finite="skip", non_finite_steps=3), nonfinite_report.Report("step 9 is not finite", "samples 0:1@0")
     if stops:
         with pytest.raises(Stopped, match=rf"^step 9 is not finite; samples 0:1@0; {skipped} steps were passed over before, all that"):
             nonfinite.respond(said, settings, ALONE, skipped=skipped, run=tmp_path, stage="a", step=8)
@@ -201,7 +201,7 @@ def test_so_many_steps_may_be_skipped(tmp_path, capsys, skipped, stops):
 
 
 def test_a_rewind_lists_the_step_under_its_stage_and_counts_those_listed(tmp_path):
-    settings, said = Guard(non_finite="rewind", non_finite_steps=2), nonfinite.Report("bad", "here")
+    settings, said = Guard(non_finite="rewind", non_finite_steps=2), nonfinite_report.Report("bad", "here")
     for stage, step in (("a", 8), ("b", 3)):
         with pytest.raises(nonfinite.Rewind, match=r"^bad: back to the newest checkpoint, and past this step from there; here$"):
             nonfinite.respond(said, settings, ALONE, skipped=99, run=tmp_path, stage=stage, step=step)

@@ -6,7 +6,8 @@ from unittest import mock
 import pytest
 import torch
 
-from plait.engine import optim, replicas
+from plait.engine import optim
+from plait.engine.parallel import replicas
 from plait.engine.parallel.distributed import Ranks
 from tests import processes, toy_family
 

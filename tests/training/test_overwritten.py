@@ -1,12 +1,17 @@
 """A start whose weights overwrite the pretrained parts does not read these; any other start does."""
 
+import json
+import shlex
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
 import yaml
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
+from plait import cli
 from plait.engine.checkpoints import checkpoint
 from plait.errors import PlaitError
 from plait.families.molmo import published
@@ -26,7 +31,7 @@ def molmo(tmp_path_factory):
     save_file(weights, folder / "published/model.safetensors")
     own = {name: value.detach().contiguous() for name, value in model.named_parameters() if name.startswith(("vision.", "language."))}
     save_file(own, folder / "partial/model.safetensors")
-    torch.save({name.removeprefix("model."): value for name, value in weights.items()}, folder / "reference/model.pt")
+    save_file({name.removeprefix("model."): value for name, value in weights.items()}, folder / "reference/model.safetensors")
     (folder / "language/model.safetensors").unlink()
     recipe = yaml.safe_load(path.read_text()) | {"trainable": ["connector"]}
     path.write_text(yaml.dump(recipe | {"train": {"steps": 1, "global_batch": 2}}))
@@ -39,7 +44,7 @@ def test_a_published_checkpoint_starts_a_run_whose_base_models_are_not_there(mol
     caplog.set_level("INFO")
     settings = [f"from={folder / layout}", f"run={tmp_path / 'run'}"]
     made = run.train(load(path, *settings))
-    assert "not read, as the start overwrites them: language, vision" in caplog.text
+    assert "base weights that the start overwrites: language, vision" in caplog.text
     after = checkpoint.read(checkpoint.published(made)[0]).tensors("weights")
     assert after.keys() == weights.keys()
     assert all(torch.equal(after[name], value) for name, value in weights.items() if not name.startswith("connector."))
@@ -54,8 +59,11 @@ def test_a_start_without_all_other_weights_reads_the_base_models(molmo, tmp_path
         run.train(load(path, f"from={folder / 'partial'}", f"run={tmp_path / 'run'}"))
 
 
-def test_a_full_start_of_theworld_reads_no_weights_of_gemma(tmp_path, caplog):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_full_start_of_theworld_reads_no_weights_of_gemma_and_exports_in_its_dtype(dtype, tmp_path, caplog):
     model, path = saved("theworld", tmp_path)
+    settings = json.loads((tmp_path / "gemma/config.json").read_text())
+    (tmp_path / "gemma/config.json").write_text(json.dumps(settings | {"dtype": dtype}))
     (tmp_path / "full").mkdir()
     full = {name: value.detach().contiguous().clone() for name, value in model.named_parameters() if not name.startswith("world.")}
     save_file(full, tmp_path / "full/model.safetensors")
@@ -63,6 +71,22 @@ def test_a_full_start_of_theworld_reads_no_weights_of_gemma(tmp_path, caplog):
     caplog.set_level("INFO")
     settings = [f"from={tmp_path / 'full'}", f"run={tmp_path / 'run'}", "train.steps=1", "trainable=[projector]"]
     made = run.train(load(path, *settings))
-    assert "not read, as the start overwrites them: gemma" in caplog.text
+    assert "base weights that the start overwrites: gemma" in caplog.text
     after = checkpoint.read(checkpoint.published(made)[0]).tensors("weights")
     assert all(torch.equal(after[name], value) for name, value in full.items() if name.startswith("gemma."))
+    assert cli.main(["export", str(made), str(tmp_path / "hf")]) == 0
+    exported = load_file(tmp_path / "hf/model.safetensors")
+    assert {value.dtype for value in exported.values()} == {getattr(torch, dtype)}
+
+
+def test_a_pickle_is_answered_with_the_command_that_converts_it(molmo, tmp_path, capsys):
+    _, path, weights = molmo
+    (tmp_path / "pickled").mkdir()
+    torch.save({name: value.contiguous().clone() for name, value in weights.items()}, tmp_path / "pickled/model.pt")
+    assert cli.main(["train", str(path), f"--from={tmp_path / 'pickled'}", f"--run={tmp_path / 'run'}"]) == 2
+    said = capsys.readouterr().err
+    assert "model.pt is a pickle, which can run code and is not read; convert it once: python -c " in said
+    assert not (tmp_path / "run").exists()
+    command = shlex.split(said.partition("convert it once: ")[2])
+    subprocess.run([sys.executable, *command[1:]], check=True)
+    assert load_file(tmp_path / "pickled/model.safetensors").keys() == weights.keys()

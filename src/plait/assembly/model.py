@@ -74,7 +74,7 @@ def build_model(config: RunConfig, run: Path, ranks: Ranks, loaded: overwritten.
     seed = key(config.seed, "init")
     unread = overwritten.parts(family, section, assets, loaded) if loaded else frozenset()
     if unread and family.build_over is not None:
-        log.info(f"not read, as the start overwrites them: {', '.join(sorted(unread))}")
+        log.info(f"base weights that the start overwrites: {', '.join(sorted(unread))}")
         model = family.build_over(section, assets, seed=seed, parts=unread)
     else:
         model = family.build(section, assets, seed=seed)

@@ -1,8 +1,8 @@
-"""Read weights from folders outside of a run: safetensors, or the state_dict `model.pt` that torch.save wrote; or only their shapes."""
+"""Read weights from folders of safetensors outside of a run, or only their shapes."""
 
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -11,42 +11,37 @@ from torch import Tensor
 
 from plait.errors import PlaitError
 
-_PICKLED = "model.pt"
+_CONVERT = (
+    "import torch; from safetensors.torch import save_file; save_file(torch.load({0!r}, weights_only=True, map_location='cpu'), {1!r})"
+)
 
 
 def read(folder: Path) -> dict[str, Tensor]:
-    """Return all tensors in a folder's files of weights by name. Raises PlaitError for a folder without any."""
-    return _collect(folder, load_file, lambda path: _pickled(path, mmap=False))
+    """Return all tensors in a folder's safetensors by name. Raises PlaitError for a folder without any, and for a damaged file."""
+    return _collect(folder, load_file)
 
 
 def empty(folder: Path) -> dict[str, Tensor]:
-    """Return the same tensors without values, on the meta device; reads no weights. Raises PlaitError for a folder without any."""
-    return _collect(folder, _empty, lambda path: {name: value.to("meta") for name, value in _pickled(path, mmap=True).items()})
+    """Return the same tensors without values, on the meta device; reads no weights. Raises as `read` does."""
+    return _collect(folder, _empty)
 
 
-def _collect(folder: Path, of_safetensors: Callable[[Path], Any], of_pickled: Callable[[Path], Any]) -> dict[str, Tensor]:
+def _collect(folder: Path, load: Callable[[Path], Mapping[str, Tensor]]) -> dict[str, Tensor]:
     parts = sorted(folder.glob("*.safetensors"))
-    if not parts and (folder / _PICKLED).is_file():
-        return dict(of_pickled(folder / _PICKLED))
+    pickled = next(iter(sorted([*folder.glob("*.pt"), *folder.glob("*.bin")])), None)
+    if not parts and pickled is not None:
+        convert = _CONVERT.format(str(pickled), str(pickled.with_suffix(".safetensors")))
+        raise PlaitError(
+            f"from: {pickled} is a pickle, which can run code and is not read; convert it once: python -c {shlex.quote(convert)}"
+        )
     if not parts:
-        raise PlaitError(f"from: {folder} is neither a run nor a folder with safetensors weights or a {_PICKLED}")
-    return {name: value for part in parts for name, value in of_safetensors(part).items()}
+        raise PlaitError(f"from: {folder} is neither a run nor a folder with safetensors weights")
+    try:
+        return {name: value for part in parts for name, value in load(part).items()}
+    except SafetensorError as error:
+        raise PlaitError(f"from: a file of {folder} is damaged: {error}") from error
 
 
 def _empty(path: Path) -> dict[str, Tensor]:
-    try:
-        with safe_open(path, "pt") as file:
-            return {name: torch.empty(file.get_slice(name).get_shape(), device="meta") for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise PlaitError(f"from: {path} is damaged: {error}") from error
-
-
-def _pickled(path: Path, *, mmap: bool) -> dict[str, Tensor]:
-    """Return the tensors of a state_dict that torch.save wrote. Raises PlaitError for any other content."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except Exception as error:
-        raise PlaitError(f"from: {path} is no file of weights alone: {str(error).splitlines()[0]}") from error
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise PlaitError(f"from: {path} is no state_dict, which maps names to tensors")
-    return content
+    with safe_open(path, "pt") as file:
+        return {name: torch.empty(file.get_slice(name).get_shape(), device="meta") for name in file.keys()}  # noqa: SIM118

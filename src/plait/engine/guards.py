@@ -11,9 +11,8 @@ from torch import nn
 from plait import files
 from plait.config.secrets import shown
 from plait.engine.loss import UnusableSample
-from plait.engine.nonfinite import first_names
 from plait.engine.parallel.distributed import Ranks
-from plait.errors import Stopped
+from plait.errors import Stopped, first_names
 
 log = logging.getLogger(__name__)
 

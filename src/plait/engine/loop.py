@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from plait.config.schema import RunConfig
-from plait.engine import guards, micro_batch, nonfinite, optim, schedule, source_shares
+from plait.engine import guards, micro_batch, nonfinite, nonfinite_report, optim, schedule, source_shares
 from plait.engine.loss import Batch, Loss, MicroBatch, StepBatch
 from plait.engine.parallel import distributed
 from plait.engine.parallel.distributed import Ranks
@@ -171,8 +171,8 @@ class Loop:
         values = {name: row[name] for name in row if name.startswith("loss") or name == "grad_norm"}
         if not nonfinite.any_not_finite(values, self.ranks):
             return row, True
-        ids, run = [sample for micro in batch.micro for sample in micro.ids], self.quarantine.path.parent
-        report = nonfinite.make_report(state.step + 1, values, ids, model=state.model, ranks=self.ranks, run=run)
+        ids, run = [f"{i.source}:{i.index}@{i.epoch}" for micro in batch.micro for i in micro.ids], self.quarantine.path.parent
+        report = nonfinite_report.make_report(state.step + 1, values, ids, model=state.model, ranks=self.ranks, run=run)
         used = int(state.totals.get("skipped", 0))
         nonfinite.respond(report, guard, self.ranks, skipped=used, run=run, stage=self.stage, step=state.stage_step)
         return row | {"skipped": 1}, False

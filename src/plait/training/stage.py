@@ -15,14 +15,14 @@ from plait.assembly import data_look
 from plait.assembly.model import ModelBundle
 from plait.data.loading.loader import Loader, StepBatch
 from plait.data.order import digest
-from plait.engine import nonfinite, replicas, source_shares
+from plait.engine import nonfinite, source_shares
 from plait.engine.checkpoints import checkpoint
 from plait.engine.checkpoints.saver import Saver
 from plait.engine.guards import GradientWatch, Quarantine
 from plait.engine.loop import Loop, Row
 from plait.engine.micro_batch import MicroBatchSize
 from plait.engine.monitoring.signals import Paused, stopped_by
-from plait.engine.parallel import distributed
+from plait.engine.parallel import distributed, replicas
 from plait.engine.state import PLANNED, State
 from plait.errors import PlaitError, Stopped
 from plait.training import changes, passes, summary

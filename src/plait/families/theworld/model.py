@@ -135,7 +135,7 @@ def build(config: Config, directory: Path, *, seed: int) -> TheWorld:
 
 def build_over(config: Config, directory: Path, *, seed: int, parts: frozenset[str]) -> TheWorld:
     """Build the model without reading Gemma's weights where `parts` has "gemma"; they have any values until they are loaded."""
-    return _joined(towers.empty_gemma(config) if "gemma" in parts else towers.load_gemma(config, seed), config, seed)
+    return _joined(towers.empty_gemma(config, seed) if "gemma" in parts else towers.load_gemma(config, seed), config, seed)
 
 
 def _joined(gemma: Gemma3ForConditionalGeneration, config: Config, seed: int) -> TheWorld:

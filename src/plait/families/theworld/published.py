@@ -6,6 +6,7 @@ from plait.families.theworld.config import COSMOS
 
 # config.json of google/gemma-3-4b-it: 4,300,079,472 parameters.
 _GEMMA_3_4B: dict[str, Any] = {
+    "dtype": "bfloat16",
     "text_config": {
         "hidden_size": 2560,
         "intermediate_size": 10240,

@@ -70,10 +70,16 @@ def load_gemma(config: Config, seed: int) -> Gemma3ForConditionalGeneration:
         )
 
 
-def empty_gemma(config: Config) -> Gemma3ForConditionalGeneration:
-    """Build Gemma with weights of any value, for a start that overwrites them; reads its configuration alone."""
+def empty_gemma(config: Config, seed: int) -> Gemma3ForConditionalGeneration:
+    """Build Gemma with weights of any value, for a start that overwrites them, in the dtype that its configuration names.
+
+    Reads the configuration alone, or the weights too where it names no dtype: only they can tell it then.
+    """
+    settings = gemma_config(config)
+    if not isinstance(settings.dtype, torch.dtype):
+        return load_gemma(config, seed)
     with no_init_weights():
-        gemma = Gemma3ForConditionalGeneration(gemma_config(config))
+        gemma: Gemma3ForConditionalGeneration = Gemma3ForConditionalGeneration._from_config(settings, dtype=settings.dtype)
     gemma.tie_weights()
     gemma.get_input_embeddings().get_parameter("weight").data[: 1 << 16] = 1.0  # a new projector, overwritten too, is drawn at their scale
     return gemma

@@ -10,9 +10,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from plait.engine.nonfinite import first_names
 from plait.engine.parallel.distributed import Ranks
-from plait.errors import Stopped
+from plait.errors import Stopped, first_names
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
