@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from plait import cli
+from plait.commands import command_line
 from tests import toy_family as toy
 
 CONFIG = """
@@ -296,7 +297,7 @@ def test_an_output_of_few_letters_takes_every_line():
     ],
 )
 def test_a_setting_is_written_with_a_space_as_well(line: str, overrides: list[str], words: list[str]) -> None:
-    given = cli.parse(line.split())
+    given = command_line.parse(line.split())
     assert (given.overrides, given.words, given.typed) == (overrides, words, line.split())
 
 
@@ -353,7 +354,7 @@ NAMED = [
 
 
 def test_every_verb_that_messages_presets_and_pages_name_is_one() -> None:
-    _, parsers = cli.build_parsers()
+    _, parsers = command_line.build_parsers()
     groups, named = {words[0] for words in parsers if len(words) == 2}, set()
     for path in [*NAMED, *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md"))]:
         for first, second in re.findall(r"[`(]plait ([a-z]+)(?: ([a-z]+))?", path.read_text(encoding="utf-8")):

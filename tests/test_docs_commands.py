@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from plait import cli
 from plait.assembly.configuration import open_config
+from plait.commands import command_line
 from plait.config.dialects import table as dialects
 from plait.config.schema import RunConfig
 from plait.errors import PlaitError
@@ -61,7 +61,7 @@ def is_setting(name):
 def test_a_command_of_the_documents_is_taken(page, command, monkeypatch):
     """The parser takes it; a shipped configuration is loaded with its settings; of another file the settings are names of the schema."""
     monkeypatch.chdir(ROOT)
-    parsed = cli.parse(shlex.split(command.partition(" > ")[0])[1:])
+    parsed = command_line.parse(shlex.split(command.partition(" > ")[0])[1:])
     config = str(vars(parsed).get("config", ""))
     if config.startswith("configs/") or dialects.is_script(config):
         assert open_config(config, parsed.overrides, words=parsed.words).stages
@@ -85,7 +85,7 @@ def test_configurations_that_commands_name_exist():
 @pytest.mark.parametrize("command", ["stages runs/demo --nothing", "ckpt unknown runs/demo", "export runs/demo"])
 def test_a_wrong_command_would_be_seen(command):
     with pytest.raises(PlaitError):
-        cli.parse(shlex.split(command))
+        command_line.parse(shlex.split(command))
 
 
 def test_a_wrong_setting_would_be_seen():

@@ -108,6 +108,10 @@ def test_a_file_keeps_to_its_lines(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= FILE_LINES
 
 
+def test_the_command_line_fits_on_a_screen_or_two():
+    assert len((SOURCE / "cli.py").read_text(encoding="utf-8").splitlines()) <= 80
+
+
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_a_function_keeps_to_its_lines(path):
     lines = {node.name: node.end_lineno - node.lineno + 1 for node in functions(path)}

@@ -1,63 +1,25 @@
-"""The command line: how arguments are parsed and errors printed.
+"""The command line: run the command that is typed, tell errors in one line, and return an exit code.
 
-Each command (verb such as `train`) has a file in commands/, which declares its options and says what it runs; commands/verbs.py finds it.
+commands/command_line.py parses what is typed; each command (verb such as `train`) has a file in commands/.
 """
 
-import argparse
-import difflib
-import errno
 import os
-import re
 import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
 
-from plait import __version__
-from plait.commands import verbs
-from plait.commands.command import Arguments, Command, actions
+from plait.commands import command_line
 from plait.config import plugins, secrets
-from plait.config.dialects import table as dialects
 from plait.engine.monitoring import reporter
 from plait.engine.monitoring.signals import INTERRUPTED
-from plait.errors import PlaitError, printable
-
-_OF_PATHS = {
-    errno.EEXIST: "is in the way: it is no folder",
-    errno.ENOTDIR: "is, or lies below, what is no folder",
-    errno.EISDIR: "is a folder, where a file was to be",
-    errno.ENOENT: "cannot be made or read: there is no such place",
-    errno.EACCES: "may not be read or written by this user",
-    errno.EPERM: "may not be changed by this user",
-    errno.EROFS: "lies on a disk that is read only",
-    errno.ELOOP: "is a link that leads to itself",
-    errno.ENOSPC: "has no room: the disk is full",
-    errno.EDQUOT: "has no room: the quota is used up",
-    errno.EIO: "cannot be read or written: the disk fails",
-}
-"""What is told of a path by the number of its error: a mistake or a disk, and no defect of plait."""
-
-
-class Parser(argparse.ArgumentParser):
-    """An argparse parser that raises PlaitError, one line, instead of printing the usage and exiting."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise PlaitError with `message`; of an unknown choice it names the nearest known one, or all of them."""
-        if choice := re.fullmatch(r"argument (\S+): invalid choice: '(.*?)' \(choose from (.*)\)", message):
-            known = re.findall(r"[\w-]+", choice[3])
-            near = difflib.get_close_matches(choice[2], known, 1)
-            message = f"{choice[1]} {choice[2]!r} is unknown: " + (f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}")
-        raise PlaitError(f"{message} (see {self.prog} --help)")
-
-    def _print_message(self, message: str, file: Any = None) -> None:
-        """Write help, usage or version; argparse itself would pass over an output that cannot be written to."""
-        reporter.write(file or sys.stderr, message.removesuffix("\n"))
+from plait.errors import PlaitError, path_fault, printable
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command in `arguments` (None: sys.argv) and return its exit code: 0, a PlaitError's `exit_code`, or 130 after Ctrl-C.
+    """Run the command in `arguments` (None: sys.argv) and return its exit code.
 
-    A PlaitError's message goes to standard error. Output that is closed (`| head`) or cannot encode a character changes no exit code.
-    Output that cannot be written, as on a full disk, is one line there, and the exit code 1 in place of 0, but for `plait train`.
+    It is 0, the `exit_code` of a PlaitError, or 130 after Ctrl-C. A PlaitError's message goes to standard error. Output that is closed
+    (`| head`) or cannot encode a character changes no exit code. Output that cannot be written, as on a full disk, is one line there, and
+    the exit code 1 in place of 0, but for `plait train`.
     """
     given = sys.argv[1:] if arguments is None else arguments
     trains = [*given, ""][0] == "train"
@@ -81,122 +43,19 @@ def _run(arguments: Sequence[str]) -> int:
     """Parse and run a command line; return its exit code. Tells the errors that the user can mend in one line on standard error."""
     try:
         reporter.install(*plugins.packages())
-        parsed = parse(arguments)
+        parsed = command_line.parse(arguments)
         parsed.command.run(parsed)
     except PlaitError as error:
         rank = os.environ.get("RANK", "0")
         reporter.write(sys.stderr, printable(secrets.shown(f"plait: {error}" if rank == "0" else f"plait: rank {rank}: {error}")))
         return error.exit_code
     except OSError as error:
-        told = _of_a_path(error)
-        if told is None:
+        fault = path_fault(error)
+        if fault is None:
             raise
-        reporter.write(sys.stderr, printable(secrets.shown(f"plait: {told}")))
+        reporter.write(sys.stderr, printable(secrets.shown(f"plait: {fault}")))
         return PlaitError.exit_code
     except KeyboardInterrupt:
         reporter.write(sys.stderr, "plait: interrupted")
         return INTERRUPTED
     return 0
-
-
-def _of_a_path(error: OSError) -> str | None:
-    """Return a line about the path of an error that only its user can mend, None for any other error."""
-    path = str(error.filename or "")
-    if error.errno == errno.ENAMETOOLONG:
-        name = max(path.split("/"), key=len)
-        return f"the name {name[:40]}... is too long for this disk: {len(name)} characters"
-    if not path or error.errno not in _OF_PATHS:
-        return None
-    return f"{path} {_OF_PATHS[error.errno]}: give another path, or mend this one"
-
-
-def parse(arguments: Sequence[str]) -> Arguments:
-    """Parse a command line. Raises PlaitError for an argument that is no option of the command and no setting, or that is given twice.
-
-    Returns a namespace: the command's options, `command`, `overrides` (settings, such as "optim.lr=3e-6"), `typed` (all arguments as
-    given), `words` (positional arguments of a launch script) and `parsers` ({words of a command: its parser}).
-    """
-    arguments = dialects.rewritten(arguments)
-    parser, own = build_parsers()
-    chosen = own.get(tuple(arguments[:2])) or own.get(tuple(arguments[:1]))
-    given = _joined(arguments, chosen) if chosen is not None else arguments
-    for item in given:
-        secrets.refuse_argument(item)
-    parsed, rest = parser.parse_known_args(given)
-    parsed.typed, parsed.words, parsed.parsers = list(arguments), [], own
-    command: Command = parsed.command
-    if command.scripts and dialects.is_script(str(parsed.config)):  # it has words, and a switch of its own stands for --switch=true
-        parsed.words = [item for item in rest if not item.startswith("-")]
-        rest = [item if "=" in item else f"{item}=true" for item in rest if item.startswith("--")]
-    if rest and not _takes_settings(command, arguments):
-        parser.error(f"{rest[0]!r} is not an option of this command")
-    for item in rest:
-        if not (item.startswith("--") and "=" in item):
-            parser.error(f"{item!r} is not understood: a setting is written --name=value or --name value, for example --optim.lr=3e-6")
-    parsed.overrides = [item.removeprefix("--") for item in rest]
-    assert chosen is not None
-    names = [] if command.repeats else [item.partition("=")[0] for item in rest]
-    names += [item.partition("=")[0] for item in _before_dashes(arguments) if item.partition("=")[0] in _options(chosen)]
-    if twice := next((name for number, name in enumerate(names) if name in names[:number]), None):
-        parser.error(f"{twice} is given twice: give it once")
-    return parsed
-
-
-def _takes_settings(command: Command, arguments: Sequence[str]) -> bool:
-    """Return whether `--name=value` means a setting of the configuration in this command line."""
-    needed = command.settings_need
-    given = needed is None or f"--{needed}" in [item.partition("=")[0] for item in arguments]
-    return command.settings is not None and given
-
-
-def _options(parser: Parser) -> dict[str, argparse.Action]:
-    """Return a command's own options by name, such as `--nproc`."""
-    return {name: action for action in actions(parser) for name in action.option_strings}
-
-
-def _before_dashes(arguments: Sequence[str]) -> Sequence[str]:
-    """Return the arguments before a lone `--`, after which nothing is an option."""
-    return arguments[: [*arguments, "--"].index("--")]
-
-
-def _joined(arguments: Sequence[str], parser: Parser) -> list[str]:
-    """Write settings `--name value` as `--name=value`, or argparse would take the value for an argument of the command.
-
-    Beside a launch script, whose switches have no values, only for `--run` and names with a dot.
-    """
-    command: Command = parser.get_default("command")
-    script = command.scripts and any(map(dialects.is_script, arguments))
-    takes_settings = _takes_settings(command, arguments)
-    joined: list[str] = []
-    for item in _before_dashes(arguments):
-        before = joined[-1] if joined else ""
-        is_value = not item.startswith("-") or item[1:2].isdigit() or item[1:2] == "."
-        is_setting = before.startswith("--") and "=" not in before and before not in _options(parser)
-        if takes_settings and is_setting and is_value and (not script or before == "--run" or "." in before):
-            joined[-1] = f"{before}={item}"
-        else:
-            joined.append(item)
-    return [*joined, *arguments[len(_before_dashes(arguments)) :]]
-
-
-def build_parsers() -> tuple[Parser, dict[tuple[str, ...], Parser]]:
-    """Return the parser of the whole command line, and the parser of each command by its words: {("ckpt", "verify"): parser}.
-
-    Commands of other packages are included. Raises PlaitError for one that cannot be loaded or added.
-    """
-    parser = Parser("plait", description="Train multimodal models in stages; stop anywhere, continue exactly.", allow_abbrev=False)
-    parser.add_argument("--version", action="version", version=f"plait {__version__}")
-    verb = parser.add_subparsers(metavar="VERB", required=True)
-    groups: dict[str, argparse._SubParsersAction[Parser]] = {}
-    parsers: dict[tuple[str, ...], Parser] = {}
-    for command in verbs.every():
-        *group, name = command.words
-        if group and group[0] not in groups:
-            made = verb.add_parser(group[0], help=verbs.GROUPS.get(group[0], ""))
-            groups[group[0]] = made.add_subparsers(metavar="WHAT", required=True)
-        place = groups[group[0]] if group else verb
-        own = place.add_parser(name, help=command.help, description=command.help, epilog=command.settings, allow_abbrev=False)
-        command.declare(own)
-        own.set_defaults(command=command)
-        parsers[command.words] = own
-    return parser, parsers

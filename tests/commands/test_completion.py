@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from plait import cli
-from plait.commands import completion
+from plait.commands import command_line, completion
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def home(tmp_path):
 
 
 def script(shell):
-    return completion.script(shell, cli.build_parsers()[1])
+    return completion.script(shell, command_line.build_parsers()[1])
 
 
 def asked(shell, home, text):
@@ -107,7 +107,7 @@ def test_a_value_after_an_equals_sign_is_a_file_too(shell, home):
 
 
 def test_every_verb_and_option_is_in_the_script():
-    parsers = cli.build_parsers()[1]
+    parsers = command_line.build_parsers()[1]
     for shell in completion.SHELLS:
         text = script(shell)
         assert all(word in text for words in parsers for word in words)

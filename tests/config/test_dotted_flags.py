@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from plait import cli
 from plait.assembly.configuration import open_config
+from plait.commands import command_line
 from plait.config.dialects import dotted_flags
 from plait.config.resolved import difference
 from plait.errors import PlaitError
@@ -56,7 +56,7 @@ OTHER = {
 
 def load(line):
     """What a command line is resolved to, as `plait` itself reads it."""
-    given = cli.parse(shlex.split(line)[1:])
+    given = command_line.parse(shlex.split(line)[1:])
     return open_config(given.config, given.overrides, words=given.words)
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from plait import cli
 from plait.assembly.configuration import open_checked, open_config
+from plait.commands import command_line
 from plait.config.dialects import dotted_flags, molmo_commands
 from plait.errors import PlaitError
 from plait.families.molmo.catalogue import datasets
@@ -25,7 +26,7 @@ def test_every_command_line_of_the_table_runs_or_is_answered_with_its_equivalent
     except PlaitError as error:
         answer = str(error).partition(" is typed in plait as: ")[2]
         with pytest.raises(PlaitError, match=re.escape(answer)):
-            cli.parse(shlex.split(typed)[1:])
+            command_line.parse(shlex.split(typed)[1:])
     assert answer == plait
 
 
@@ -47,12 +48,12 @@ def test_every_flag_of_the_table_means_what_it_says(flag):
 
 
 def opened(line):
-    given = cli.parse(["config", *shlex.split(line)])
+    given = command_line.parse(["config", *shlex.split(line)])
     return open_config(given.config, given.overrides, words=given.words)
 
 
 def checked(line):
-    given = cli.parse(["config", *shlex.split(line)])
+    given = command_line.parse(["config", *shlex.split(line)])
     return open_checked(given.config, given.overrides, words=given.words)
 
 
@@ -70,19 +71,19 @@ def test_a_mixture_is_as_long_as_its_epochs():
 def test_torchrun_over_several_machines_keeps_its_options():
     typed = "torchrun --nnodes=2 --nproc-per-node 8 launch_scripts/train_captioner.py debug --fsdp"
     with pytest.raises(PlaitError, match=r"torchrun --nnodes=2 --nproc-per-node 8 -m plait train molmo/captioner debug --fsdp$"):
-        cli.parse(shlex.split(typed))
+        command_line.parse(shlex.split(typed))
 
 
 def test_a_group_of_tasks_becomes_a_command_each():
     with pytest.raises(PlaitError) as caught:
-        cli.parse(
+        command_line.parse(
             ["torchrun", "--nproc_per_node=8", "launch_scripts/eval_downstream.py", "CKPT", "high-res", "low-res", "--high_res", "--fsdp"]
         )
     commands = str(caught.value).partition(": ")[2].split(" && ")
     assert commands[0] == "plait eval CKPT --bench vqa2 --high-res --nproc 8"
     assert len(commands) == 16
     for line in commands:  # each is a command that plait parses, of a dataset that it scores or a rule
-        bench = cli.parse(shlex.split(line)[1:]).bench
+        bench = command_line.parse(shlex.split(line)[1:]).bench
         assert "--data=" in line or datasets.rule_of(bench)
 
 

@@ -12,9 +12,8 @@ import pytest
 import yaml
 from torch.distributed.run import parse_args
 
-from plait import cli
 from plait.assembly.configuration import open_config
-from plait.commands import train
+from plait.commands import command_line, train
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted(path for path in (ROOT / "launch").iterdir() if path.suffix)
@@ -78,7 +77,7 @@ def test_the_command_is_one_that_torchrun_and_plait_understand(path, monkeypatch
     assert (asked.module, asked.training_script, asked.max_restarts) == (True, "plait", 3)
     assert "SIGUSR1" in asked.signals_to_handle
     assert "python -m plait.training.torchrun" in text(path).replace("\\\n", "")
-    given = cli.parse([item for item in asked.training_script_args if item != "--"])
+    given = command_line.parse([item for item in asked.training_script_args if item != "--"])
     assert given.command in train.COMMANDS
     assert open_config(given.config, given.overrides).config.family == "theworld"
 

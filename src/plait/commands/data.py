@@ -1,12 +1,45 @@
-"""The command `plait data shard`: encode pictures with captions into tar shards of latents. `declare` adds the arguments of `run`."""
+"""The commands `plait data ...`: draw samples as the model sees them, build indexes of data files, encode pictures into latent shards.
+
+For each, a `declare_...` adds its arguments to a parser, and a `run_...` does its work with what was parsed.
+"""
 
 from pathlib import Path
 
-from plait.commands.arguments import path, positive
-from plait.commands.command import Arguments, Command, Parser
+from plait.assembly.configuration import open_checked
+from plait.commands.arguments import add_config, path, positive
+from plait.commands.command import OVERRIDES, Arguments, Command, Parser
 
 
-def declare(parser: Parser) -> None:
+def declare_inspect(parser: Parser) -> None:
+    """Add the arguments of `plait data inspect` to its parser."""
+    add_config(parser)
+    parser.add_argument("--samples", type=positive, default=12)
+    parser.add_argument("--out", type=path, help="new folder for the picture and the page (default: inspect, then inspect-2, ...)")
+    parser.add_argument("--split", choices=("train", "validation"), default="train")
+
+
+def run_inspect(arguments: Arguments) -> None:
+    """Draw the first samples that the run would train on, or evaluate on, into the folder `--out`."""
+    resolved = open_checked(arguments.config, arguments.overrides, words=arguments.words)
+    from plait.commands.actions import inspect_data
+
+    inspect_data.draw(resolved, arguments.split, arguments.samples, arguments.out)
+
+
+def declare_index(parser: Parser) -> None:
+    """Add the arguments of `plait data index` to its parser."""
+    parser.add_argument("path", help="a shard, a file of records (.jsonl, .json, .csv, .tsv), a folder of shards, or a pattern")
+    parser.add_argument("--beside", action="store_true", help="keep each index beside its shard, to upload or share it; else in the cache")
+
+
+def run_index(arguments: Arguments) -> None:
+    """Build the index of each file that has none or an outdated one, and print what is in each."""
+    from plait.commands.actions import index_data
+
+    index_data.index(arguments.path, beside=arguments.beside)
+
+
+def declare_shard(parser: Parser) -> None:
     """Add the arguments of `plait data shard` to its parser."""
     parser.add_argument("source", help="a folder of pictures, a .jsonl, tar shards, or `scenes`")
     parser.add_argument("out", type=path, nargs="?", help="folder of the set; the same command finishes a build that was stopped")
@@ -31,7 +64,7 @@ def declare(parser: Parser) -> None:
     parser.add_argument("--measure", action="store_true", help="SOURCE is a set made elsewhere: write its metadata.json")
 
 
-def run(arguments: Arguments) -> None:
+def run_shard(arguments: Arguments) -> None:
     """Write a folder of shards, or finish one that was begun; with `--measure`, write metadata.json for shards made by another tool."""
     from plait.commands.actions import shard_data
 
@@ -42,5 +75,17 @@ def run(arguments: Arguments) -> None:
     shard_data.shard(arguments.source, arguments.out, shard_data.Options(**given), arguments.overrides)
 
 
-_SETTINGS = "Settings of the source are given as --name=value: --template.assistant='a photo of a {label}', --options.size=[64,64]."
-COMMANDS = (Command(("data", "shard"), "encode pictures with captions into bucketed latent shards", declare, run, _SETTINGS),)
+_SHARD_SETTINGS = "Settings of the source are given as --name=value: --template.assistant='a photo of a {label}', --options.size=[64,64]."
+
+COMMANDS = (
+    Command(
+        ("data", "inspect"),
+        "draw what the model sees: pixels, prompt, supervised text",
+        declare_inspect,
+        run_inspect,
+        OVERRIDES,
+        scripts=True,
+    ),
+    Command(("data", "index"), "make and check the offset index of tar shards and files of records", declare_index, run_index),
+    Command(("data", "shard"), "encode pictures with captions into bucketed latent shards", declare_shard, run_shard, _SHARD_SETTINGS),
+)
