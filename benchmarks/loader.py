@@ -32,7 +32,7 @@ from PIL import Image
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, RandomSampler, default_collate
 
-from plait.config.schema import Source
+from plait.config.schema import SourceEntry
 from plait.data import images
 from plait.data.loading.loader import Loader
 from plait.data.order import Order
@@ -105,7 +105,7 @@ class TarImages(Dataset):
 def ours(shards: list[Path], encoder: Encoder, kind: str) -> Iterator[dict]:
     names = ",".join(shard.name for shard in shards)
     pattern = str(shards[0].parent / (f"{{{names}}}" if len(shards) > 1 else names))
-    source = open_source(Source(source="shards", path=pattern), seed=0)
+    source = open_source(SourceEntry(source="shards", path=pattern), seed=0)
     order = Order([len(source)], [1.0], 0, BATCH)
     with Loader([source], order, encoder, seed=0, workers=WORKERS, kind=kind, prefetch=4) as loader:
         for step in loader:

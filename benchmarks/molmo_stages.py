@@ -17,7 +17,7 @@ import yaml
 
 from plait.assembly import saved
 from plait.assembly.model import ModelBundle
-from plait.config.schema import Source
+from plait.config.schema import SourceEntry
 from plait.data.sources.open import open_source
 from plait.engine.parallel.distributed import Ranks
 from plait.families.molmo.evaluate import accuracy, benches, golds
@@ -39,7 +39,7 @@ def kinds(samples: int, captions: bool) -> Kinds:
     entries = {name: {**entry, "limit": None, "options": {**entry.get("options", {}), "tasks": [task]}} for name, entry, task in asked}
     entries["cifar10 caption"] = photos
     entries = {name: entry for name, entry in entries.items() if name.endswith("caption") is captions}
-    opened = {name: open_source(Source(**entry), seed=0, split="validation") for name, entry in entries.items()}
+    opened = {name: open_source(SourceEntry(**entry), seed=0, split="validation") for name, entry in entries.items()}
     counts = {name: samples * MORE.get(name, 1) for name in opened}
     return {
         name: [source[n * len(source) // count] for n in range(count)]

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from plait.assembly import saved
-from plait.config.schema import Source
+from plait.config.schema import SourceEntry
 from plait.data import images
 from plait.data.sources.open import open_source
 from plait.engine.parallel.distributed import Ranks
@@ -35,7 +35,7 @@ EPOCHS, BATCH = 12, 64
 
 def photos(split: str) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
     """All photos of a split in [-1, 1] with their class numbers."""
-    source = open_source(Source(source="shards", path=DATA), seed=0, split=split)
+    source = open_source(SourceEntry(source="shards", path=DATA), seed=0, split=split)
     pixels, labels = [], []
     for i in range(len(source)):
         sample = source[i]

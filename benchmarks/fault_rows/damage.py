@@ -21,7 +21,7 @@ from PIL import Image
 
 from fault_rows import bench, mutations
 from fault_rows.bench import Bench, Row
-from plait.config.schema import Source
+from plait.config.schema import SourceEntry
 from plait.data import image_files, images
 from plait.data.sources import contract, shards
 from plait.data.sources.open import open_source
@@ -175,7 +175,7 @@ def samples_of(source: contract.Source) -> list[object]:
 
 def open_tars(path: str | Path, cache: Path | None) -> contract.Source:
     """Open a shard, or the shards of a folder, as a run does."""
-    entry = Source(source="shards", path=str(path), template={"user": "What?", "assistant": "{label}"})
+    entry = SourceEntry(source="shards", path=str(path), template={"user": "What?", "assistant": "{label}"})
     return open_source(entry, seed=0, cache=cache)
 
 

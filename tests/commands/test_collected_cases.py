@@ -15,7 +15,7 @@ import yaml
 from PIL import Image, PngImagePlugin
 
 from plait import cli
-from plait.config.schema import Source
+from plait.config.schema import SourceEntry
 from plait.data.sources import kind
 from plait.data.sources.open import open_source
 from plait.errors import BadSample
@@ -182,7 +182,7 @@ def inspect(family, form, root):
         code = cli.main(["data", "inspect", str(root / "recipe.yaml"), "--samples=4", f"--out={root / 'out'}"])
     assert code == 0, told.getvalue()
     rows = dict(re.findall(r"^  (\S+): (\d+ samples, .*)$", told.getvalue(), re.MULTILINE))
-    lines = {name: rows[kind.title(Source(**entry))] for name, entry in entries.items()}
+    lines = {name: rows[kind.title(SourceEntry(**entry))] for name, entry in entries.items()}
     return entries, lines
 
 
@@ -203,7 +203,7 @@ def inspected(tmp_path_factory):
 
 def trained(entry):
     """The texts that come out of a source, those of bad samples left out."""
-    source, texts = open_source(Source(**entry), seed=0), []
+    source, texts = open_source(SourceEntry(**entry), seed=0), []
     for index in range(len(source)):
         with contextlib.suppress(BadSample):
             texts.append(source[index]["messages"][-1]["content"])

@@ -22,7 +22,7 @@ from plait.commands.actions import index_data
 from plait.commands.actions import inspect_data as data_inspect
 from plait.config import reading
 from plait.config.load import load_config
-from plait.config.schema import ModelSection, Source
+from plait.config.schema import ModelSection, SourceEntry
 from plait.data import images
 from plait.data.loading.loader import Loader
 from plait.data.order import Order
@@ -316,7 +316,7 @@ def test_shards_in_a_folder_that_are_not_read_are_counted(tmp_path, capsys):
         "files that are packed or unfinished, as they do not end in .tar, such as b.tar.gz": 3,
         ".tar files in subfolders, such as sub/f.tar": 1,
     }
-    source = open_source(Source(source="shards", path=str(tmp_path)), seed=0)
+    source = open_source(SourceEntry(source="shards", path=str(tmp_path)), seed=0)
     assert (len(source), source.left_out) == (6, counts)
     (tmp_path / "a.tar.idx").unlink()
     index_data.index(str(tmp_path))

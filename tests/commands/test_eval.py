@@ -8,7 +8,7 @@ import pytest
 from plait import cli, files
 from plait.assembly import saved
 from plait.commands.actions import evaluate
-from plait.config.schema import Source
+from plait.config.schema import SourceEntry
 from plait.engine import evaluation
 from tests.families.molmo import published_sets
 
@@ -143,7 +143,7 @@ def test_a_table_of_other_data_is_read_with_the_template_of_the_runs_own(run, tm
     table = tmp_path / "mine.csv"
     table.write_text("image,ask,say\na.png,what?,a frog\n")
     template = {"user": "{ask}", "assistant": "{say}"}
-    trained = [Source.model_validate({"source": "datasets", "path": "else.csv", "template": template, "columns": {"say": "say"}})]
+    trained = [SourceEntry.model_validate({"source": "datasets", "path": "else.csv", "template": template, "columns": {"say": "say"}})]
     for data in (str(table), f"datasets:{table}"):
         (source,) = evaluate._sources(data, None, trained)
         assert (source.source, source.path, source.name, source.columns) == ("datasets", str(table), None, {"say": "say"})

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, Gemma3ForConditionalGeneration, Generati
 from plait import cli
 from plait.assembly import saved
 from plait.assembly.checkpoint_specs import FORMS
-from plait.config.schema import Source
+from plait.config.schema import SourceEntry
 from plait.data.sources.open import open_source
 from plait.engine.checkpoints import integrity
 from plait.engine.parallel.distributed import Ranks
@@ -88,7 +88,7 @@ torch.save({"logits": logits, "new": new}, out + "/found.pt")
 def test_molmo_as_hf_computes_and_answers_the_same_in_a_fresh_process(trained, tmp_path):
     run = trained("molmo")
     assert cli.main(["export", str(run), str(tmp_path / "out")]) == 0
-    picture = open_source(Source(source="scenes", limit=1, options={"size": [48, 48]}), seed=0)[0]["images"][0]
+    picture = open_source(SourceEntry(source="scenes", limit=1, options={"size": [48, 48]}), seed=0)[0]["images"][0]
     (tmp_path / "a.png").write_bytes(picture)
     done = subprocess.run([sys.executable, "-c", FRESH, tmp_path / "out", tmp_path], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -205,11 +205,11 @@ def test_render_shows_each_value_with_its_source(load) -> None:
 def test_every_field_with_a_number_or_a_name_says_what_it_is() -> None:
     bare = [
         f"{kind.__name__}.{name}"
-        for kind in (schema.Data, schema.Train, schema.Checkpoint, schema.Source, schema.Schedule)
+        for kind in (schema.Data, schema.Train, schema.Checkpoint, schema.SourceEntry, schema.Schedule)
         for name, field in kind.model_fields.items()
         if field.description is None and field.annotation not in (bool,) and "Literal" not in str(field.annotation)
     ]
-    assert bare == ["Data.train", "Source.template"]
+    assert bare == ["Data.train", "SourceEntry.template"]
 
 
 def test_configuration_is_frozen(load) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from plait.config.schema import Source
+from plait.config.schema import SourceEntry
 from plait.data.sources.dataset import UserDataset
 from plait.data.sources.open import open_source
 from plait.errors import BadSample, PlaitError
@@ -84,7 +84,7 @@ def test_changed_code_is_another_dataset(code):
 
 
 def test_an_entry_opens_a_class(code):
-    assert len(open_source(Source(source="dataset", name=f"{code}:Frogs", limit=2), seed=0)) == 2
+    assert len(open_source(SourceEntry(source="dataset", name=f"{code}:Frogs", limit=2), seed=0)) == 2
 
 
 WRONG = {

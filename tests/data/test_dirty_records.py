@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from plait.config.schema import Source, Template
+from plait.config.schema import SourceEntry, Template
 from plait.data import text
 from plait.data.sources.open import open_source
 from plait.errors import BadSample, PlaitError, printable, sample_errors
@@ -30,7 +30,7 @@ CAPTION = Template(assistant="{caption}")
 
 
 def opened(kind, path, cache=None, **more):
-    return open_source(Source(source=kind, path=str(path), **more), seed=0, cache=cache)
+    return open_source(SourceEntry(source=kind, path=str(path), **more), seed=0, cache=cache)
 
 
 def outcomes(source):
@@ -668,7 +668,7 @@ def test_the_collected_cases_give_what_is_right(tmp_path, kind, name, more, good
 def test_a_csv_whose_rows_all_have_more_cells_than_its_header_is_refused(tmp_path, text):
     (tmp_path / "a.csv").write_text(text)
     with pytest.raises(PlaitError, match=r"samples can be read: a\.csv:1 has 3 cells, and the header 2: quote cells that hold ','"):
-        open_source(Source(source="datasets", path=str(tmp_path / "a.csv")), seed=0)
+        open_source(SourceEntry(source="datasets", path=str(tmp_path / "a.csv")), seed=0)
 
 
 @pytest.mark.parametrize(
@@ -687,7 +687,7 @@ def test_what_a_tar_loses_by_names_and_kinds_is_told(tmp_path, names, said):
             member = tarfile.TarInfo(name)
             member.size = len(body)
             tar.addfile(member, io.BytesIO(body))
-    left_out = open_source(Source(source="shards", path=str(tmp_path / "a.tar")), seed=0).left_out
+    left_out = open_source(SourceEntry(source="shards", path=str(tmp_path / "a.tar")), seed=0).left_out
     assert [reason for reason in left_out if said is None or reason.startswith(said)] == list(left_out)
     assert bool(left_out) == (said is not None)
 

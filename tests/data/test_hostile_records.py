@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from plait import cli, files
-from plait.config.schema import Source
+from plait.config.schema import SourceEntry
 from plait.data import images
 from plait.data.sources.open import open_source
 from plait.data.text import blank
@@ -220,7 +220,7 @@ def test_each_of_fifty_records_is_the_right_sample_or_a_bad_one(kind, records):
     pytest.importorskip("datasets") if kind in WITH_PACKAGE else None
     with tempfile.TemporaryDirectory() as folder:
         entry, expected = WRITERS[kind](Path(folder) / "data", records)
-        source = open_source(Source(**entry), seed=0, cache=f"{folder}/cache")
+        source = open_source(SourceEntry(**entry), seed=0, cache=f"{folder}/cache")
         assert came_out(source) == expected
         if kind == "folder":
             frames = RECORDS - len(expected)
@@ -293,7 +293,7 @@ def parquet(path, **columns):
 
 
 def table(path):
-    return open_source(Source(source="datasets", path=str(path)), seed=0, cache=str(path.parent / "cache"))
+    return open_source(SourceEntry(source="datasets", path=str(path)), seed=0, cache=str(path.parent / "cache"))
 
 
 def reasons(source):

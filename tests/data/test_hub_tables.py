@@ -4,7 +4,7 @@ import importlib
 
 import pytest
 
-from plait.config.schema import Source
+from plait.config.schema import SourceEntry
 from plait.data.sources.open import open_source
 from plait.errors import BadSample, PlaitError
 from tests import hub_server
@@ -38,15 +38,15 @@ def told(source):
 )
 def test_a_dataset_of_texts_keeps_them_as_they_are(tmp_path, hub, file, body, last):
     hub.repositories["datasets", "someone/data"] = Repository({file: body})
-    source = open_source(Source(source="datasets", name="someone/data"), seed=0, cache=tmp_path / "cache")
+    source = open_source(SourceEntry(source="datasets", name="someone/data"), seed=0, cache=tmp_path / "cache")
     assert told(source) == ["NA", "null", "007", "no text: `caption` is null", last]
     with pytest.raises(PlaitError, match="someone/data has no split 'test'; it has train"):
-        open_source(Source(source="datasets", name="someone/data", split="test"), seed=0, cache=tmp_path / "cache")
+        open_source(SourceEntry(source="datasets", name="someone/data", split="test"), seed=0, cache=tmp_path / "cache")
 
 
 def test_the_last_download_is_read_where_the_hub_cannot_be_asked_and_a_card_of_classes_is_heeded(tmp_path, hub):
     hub.repositories["datasets", "someone/data"] = Repository({"train.csv": CSV})
-    entry = Source(source="datasets", name="someone/data")
+    entry = SourceEntry(source="datasets", name="someone/data")
     first = open_source(entry, seed=0, cache=tmp_path / "cache")
     hub.repositories["datasets", "someone/data"].fault = 403
     again = open_source(entry, seed=0, cache=tmp_path / "cache")
@@ -55,5 +55,5 @@ def test_the_last_download_is_read_where_the_hub_cannot_be_asked_and_a_card_of_c
         open_source(entry, seed=0, cache=tmp_path / "other")
     card = b"---\ndataset_info:\n  features:\n  - {name: kind, dtype: {class_label: {names: {'0': cat, '1': dog}}}}\n---\n"
     hub.repositories["datasets", "someone/classes"] = Repository({"train.csv": b"kind\n1\n0\n", "README.md": card})
-    entry = Source(source="datasets", name="someone/classes", template={"assistant": "{kind}"})
+    entry = SourceEntry(source="datasets", name="someone/classes", template={"assistant": "{kind}"})
     assert told(open_source(entry, seed=0, cache=tmp_path / "cache")) == ["dog", "cat"]

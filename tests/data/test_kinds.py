@@ -7,7 +7,7 @@ import pytest
 
 from plait.assembly.configuration import open_config
 from plait.assembly.data import open_training
-from plait.config.schema import Source
+from plait.config.schema import SourceEntry
 from plait.data.sources.open import GROUP, KINDS, SHIPPED, open_source
 from plait.errors import PlaitError
 
@@ -91,7 +91,7 @@ def test_what_is_wrong_with_a_kind_from_outside_is_one_line(recipe, entry, words
 
 def test_a_kind_that_opens_something_else_than_a_source_is_refused(recipe):
     with pytest.raises(PlaitError, match=r"^data source lists: its kind opened a list, which is no subclass of .*contract\.Source$"):
-        open_source(Source(source="lists"), seed=0)
+        open_source(SourceEntry(source="lists"), seed=0)
 
 
 def test_a_kind_that_ships_cannot_be_replaced(recipe):
@@ -101,11 +101,11 @@ def test_a_kind_that_ships_cannot_be_replaced(recipe):
 
 def test_opening_an_entry_refuses_what_its_kind_does_not_take():
     cases = [
-        (Source(source="poem"), "data source poem: source must be 'shards', "),
-        (Source(source="shards"), "data source shards needs a path"),
-        (Source(source="dataset"), "data source dataset needs a name: one that the family knows, module:Class or file.py:Class"),
-        (Source(source="datasets"), "data source datasets needs either a name on the Hub or a path"),
-        (Source(source="latents", path="x", columns={"a": "b"}), "data source latents:x: latents carry their own captions; take out"),
+        (SourceEntry(source="poem"), "data source poem: source must be 'shards', "),
+        (SourceEntry(source="shards"), "data source shards needs a path"),
+        (SourceEntry(source="dataset"), "data source dataset needs a name: one that the family knows, module:Class or file.py:Class"),
+        (SourceEntry(source="datasets"), "data source datasets needs either a name on the Hub or a path"),
+        (SourceEntry(source="latents", path="x", columns={"a": "b"}), "data source latents:x: latents carry their own captions; take out"),
     ]
     for entry, words in cases:
         with pytest.raises(PlaitError) as caught:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from plait import cli
-from plait.config.schema import Source
+from plait.config.schema import SourceEntry
 from plait.data import images
 from plait.data.aspect import STANDARD, Bucket, nearest, parse
 from plait.data.latent_shards import write
@@ -50,7 +50,7 @@ def photos(folder: Path, count: int = 12) -> Path:
 
 
 def opened(folder):
-    return open_source(Source(source="folder", path=str(folder)), seed=0)
+    return open_source(SourceEntry(source="folder", path=str(folder)), seed=0)
 
 
 def tiny(latents="tiny", texts="tiny"):
@@ -180,7 +180,7 @@ KILLED = """
 import sys, time
 from pathlib import Path
 from plait.data.aspect import parse
-from plait.config.schema import Source
+from plait.config.schema import SourceEntry
 from plait.data.latent_shards import write
 from plait.data.latent_shards.plan import Request
 from plait.data.sources.open import open_source
@@ -191,7 +191,7 @@ class Slow(type(encoders.open_latents("tiny"))):
         return super().encode(pixels)
 chosen = write.Encoders(Slow(), encoders.open_texts("tiny"), encoders.open_images("tiny"))
 request = Request(tuple(map(parse, sys.argv[3:])), batch=4, per_shard=3)
-source = open_source(Source(source="folder", path=sys.argv[1]), seed=0)
+source = open_source(SourceEntry(source="folder", path=sys.argv[1]), seed=0)
 write.build(source, chosen, Path(sys.argv[2]), request, report=lambda *_: None)
 """
 
@@ -272,7 +272,7 @@ def test_nothing_to_write_is_an_error_with_the_reasons(tmp_path):
 
 def test_any_source_can_be_sharded_scenes_with_their_fields(tmp_path):
     options = {"size": [[32, 32], [40, 24]], "objects": 1, "tasks": "caption"}
-    scenes = open_source(Source(source="scenes", options=options), seed=0)
+    scenes = open_source(SourceEntry(source="scenes", options=options), seed=0)
     write.build(scenes, tiny(), tmp_path / "set", Request((Bucket(32, 32), Bucket(40, 24)), limit=8), report=lambda *_: None)
     source = Latents(str(tmp_path / "set"), {})
     for sample in map(source.__getitem__, range(8)):
@@ -281,7 +281,7 @@ def test_any_source_can_be_sharded_scenes_with_their_fields(tmp_path):
 
 
 def test_a_template_writes_the_captions_of_labelled_photos(tmp_path, real_data):
-    entry = Source(
+    entry = SourceEntry(
         source="shards", path=str(real_data / "cifar10" / "validation-00000.tar"), template={"assistant": "a photo of a {label}"}
     )
     source = open_source(entry, seed=0)

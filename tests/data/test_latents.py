@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from plait import cli
-from plait.config.schema import Source
+from plait.config.schema import SourceEntry
 from plait.data.loading.loader import Loader
 from plait.data.sources.bucketing import contents_of, order_of
 from plait.data.sources.latents import Latents
@@ -128,7 +128,7 @@ def test_a_sample_that_cannot_be_used_says_why_in_one_line(root, changes, words)
 def test_a_set_that_cannot_be_used_says_why_in_one_line(root, spoil, options, words):
     spoil(root)
     with pytest.raises(PlaitError, match=words) as caught:
-        open_source(Source(source="latents", path=str(root), options=options), seed=0)
+        open_source(SourceEntry(source="latents", path=str(root), options=options), seed=0)
     assert str(caught.value).startswith("data source latents:set: ")
     assert "\n" not in str(caught.value)
 
@@ -199,7 +199,7 @@ def test_what_each_bucket_holds_is_said_and_all_together(root):
         ("bucket 24x40", "5 samples, 15 text tokens, 1 batches of 4 an epoch, 1 carried over"),
         ("bucket all", "20 samples, 60 text tokens, 4 batches of 4 an epoch, 4 carried over"),
     ]
-    assert contents_of([open_source(Source(source="scenes", limit=9), seed=0)], 4) == []
+    assert contents_of([open_source(SourceEntry(source="scenes", limit=9), seed=0)], 4) == []
 
 
 class Shapes:

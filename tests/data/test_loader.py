@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from plait.config.schema import Source, Template
+from plait.config.schema import SourceEntry, Template
 from plait.data.loading import processes
 from plait.data.loading.loader import Loader
 from plait.data.loading.micro_batch import pinned
 from plait.data.order import Order, SampleId
-from plait.data.sources.contract import Source as SampleSource
+from plait.data.sources.contract import Source
 from plait.data.sources.open import open_source
 from plait.errors import BadSample, PlaitError
 from plait.keys import key
@@ -27,7 +27,7 @@ WORKERS = [(0, "threads"), (1, "threads"), (3, "threads"), (2, "processes")]
 
 
 @dataclass
-class Numbers(SampleSource):
+class Numbers(Source):
     """A source of numbers."""
 
     size: int = 50
@@ -100,7 +100,7 @@ def collect(**options):
 
 @pytest.mark.parametrize("workers", WORKERS[1:])
 def test_every_kind_of_worker_gives_the_same_bits_in_the_same_order(workers, tmp_path):
-    entry = Source(source="shards", path=str(labelled(tmp_path / "a.tar", 0, 20)), template=Template(user="?", assistant="{label}"))
+    entry = SourceEntry(source="shards", path=str(labelled(tmp_path / "a.tar", 0, 20)), template=Template(user="?", assistant="{label}"))
     sources = [Numbers(50), open_source(entry, seed=0)]
     options = {"inputs": Noisy(bad=(3, 17, 40)), "micro_batch": 4, "sources": sources, "weights": [2, 1]}
     alone = collect(**options)

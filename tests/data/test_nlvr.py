@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from plait.config.schema import Source
+from plait.config.schema import SourceEntry
 from plait.data.sources.open import open_source
 from plait.data.synthetic.answers import points, score
 from plait.data.synthetic.lexicon import NUMBERS
@@ -32,7 +32,7 @@ def shard(path, boxes=BOXES, name="1-0-0", **fields):
 
 
 def opened(path, **more):
-    return open_source(Source(source="nlvr", path=str(path), **more), seed=0)
+    return open_source(SourceEntry(source="nlvr", path=str(path), **more), seed=0)
 
 
 def test_items_lie_where_the_pictures_show_them(real_data):

@@ -8,7 +8,7 @@ import pytest
 from plait import cli
 from plait.assembly.configuration import open_config
 from plait.assembly.data import open_training, open_validation
-from plait.config.schema import Source as Entry
+from plait.config.schema import SourceEntry
 from plait.data.buckets import BucketOrder
 from plait.data.sources.bucketing import order_of
 from plait.data.sources.contract import Source
@@ -78,7 +78,7 @@ def test_a_source_of_one_sample_is_refused():
 
 def test_each_bucket_gives_to_both_sides(tmp_path):
     root = latent_sets.make(tmp_path / "set", {"16x16": 30, "24x16": 20, "16x24": 1})
-    whole = open_source(Entry(source="latents", path=str(root)), seed=0)
+    whole = open_source(SourceEntry(source="latents", path=str(root)), seed=0)
     held, rest = parts(whole)
     names = [part[i]["id"] for part in (held, rest) for i in range(len(part))]
     assert sorted(names) == sorted(whole[i]["id"] for i in range(len(whole)))

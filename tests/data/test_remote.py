@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from plait.config.schema import Source as Entry
+from plait.config.schema import SourceEntry
 from plait.data import addresses, paths, remote, web
 from plait.data.loading.loader import Loader
 from plait.data.order import Order
@@ -206,7 +206,7 @@ def test_a_variable_stands_for_an_address_or_its_signature_and_is_never_shown(se
         monkeypatch.setenv("ADDRESS", f"{server.url}/b.tar?{signature}")
         for path in (f"{server.url}/b.tar?${{SIGNATURE}}", "$ADDRESS"):
             opened.append(
-                open_source(Entry(source="shards", path=path, template={"assistant": "{label}"}), seed=0, cache=tmp_path / "cache")
+                open_source(SourceEntry(source="shards", path=path, template={"assistant": "{label}"}), seed=0, cache=tmp_path / "cache")
             )
     names = [(source.name, source[3]["id"], source.fingerprint) for source in opened]
     assert names[0] == ("shards:b.tar", "b/0003", names[2][2])
@@ -244,7 +244,7 @@ class Labels:
 def test_forty_faults_cost_exactly_the_samples_that_cannot_be_had(server, tmp_path):
     """Of an epoch every sample comes once, but for those whose range fails for good: each of these is listed with its replacement."""
     server.files = {f"{n}.tar": labelled(tmp_path / f"{n}.tar", 20 * n, 20).read_bytes() for n in range(3)}
-    source = open_source(Entry(source="shards", path=f"{server.url}/{{0..2}}.tar", template={"assistant": "{label}"}), seed=0)
+    source = open_source(SourceEntry(source="shards", path=f"{server.url}/{{0..2}}.tar", template={"assistant": "{label}"}), seed=0)
     server.asked.clear()
     asked = [source[i] and server.asked[-1] for i in range(60)]
     random_faults = random.Random(7)

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from plait.config.schema import Source, Template
+from plait.config.schema import SourceEntry, Template
 from plait.data.sources.open import open_all, open_source
 from plait.data.sources.shards import index_files
 from plait.errors import BadSample, PlaitError
@@ -18,7 +18,7 @@ LABEL = Template(user="Which number?", assistant="{label}")
 
 
 def entry(source, path=None, **more):
-    return Source(source=source, path=None if path is None else str(path), **more)
+    return SourceEntry(source=source, path=None if path is None else str(path), **more)
 
 
 def opened(source, path=None, *, split="train", **more):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from plait import keys
-from plait.config.schema import Source
+from plait.config.schema import SourceEntry
 from plait.data.sources.open import open_source
 from plait.data.synthetic.lexicon import NUMBERS
 from plait.data.synthetic.nlvr_facts import Draw
@@ -151,7 +151,7 @@ def test_pictures_that_do_not_differ_have_nothing_to_tell_them_apart():
 
 def test_no_wording_gives_its_answer_away(real_data):
     source = open_source(
-        Source(source="nlvr", path=str(real_data / "nlvr" / "train-*.tar"), options={"tasks": ["statement"], "questions": 4}), seed=0
+        SourceEntry(source="nlvr", path=str(real_data / "nlvr" / "train-*.tar"), options={"tasks": ["statement"], "questions": 4}), seed=0
     )
     answers = defaultdict(list)
     for i in np.random.default_rng(0).choice(len(source), 9000, replace=False):

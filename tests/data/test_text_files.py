@@ -12,7 +12,7 @@ import fsspec
 import pytest
 
 from plait import cli
-from plait.config.schema import Source
+from plait.config.schema import SourceEntry
 from plait.data.records import PATH_FIELDS
 from plait.data.sources.open import open_source
 from plait.errors import BadSample, PlaitError
@@ -23,7 +23,7 @@ PACKED = {"gzip": gzip.compress(LINES), "bzip2": bz2.compress(LINES), "zstd": b"
 
 
 def opened(kind, path, cache, **more):
-    return open_source(Source(source=kind, path=str(path), **more), seed=0, cache=cache)
+    return open_source(SourceEntry(source=kind, path=str(path), **more), seed=0, cache=cache)
 
 
 @pytest.mark.parametrize("column", ["image", *PATH_FIELDS])

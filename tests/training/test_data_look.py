@@ -10,7 +10,7 @@ from plait import cli
 from plait.assembly import data_look, overlap
 from plait.assembly.configuration import open_config
 from plait.assembly.model import build_model
-from plait.config.schema import Source
+from plait.config.schema import SourceEntry
 from plait.data import image_files
 from plait.data.sources.open import open_source
 from plait.engine.checkpoints import checkpoint, integrity
@@ -45,7 +45,7 @@ def opened(folder, records, name="a", **more):
         (folder / f"{i}.png").write_bytes(picture(i))
     path = folder / f"{name}.jsonl"
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    return open_source(Source(source="jsonl", path=str(path), **more), seed=0)
+    return open_source(SourceEntry(source="jsonl", path=str(path), **more), seed=0)
 
 
 def test_a_line_says_what_is_bad_without_text_and_of_which_size(tmp_path):
@@ -200,7 +200,7 @@ def test_what_a_folder_does_not_read_is_told(tmp_path):
     (tmp_path / "a.png").write_bytes(picture(0))
     (tmp_path / "a.txt").write_text("x")
     (tmp_path / "b.heic").write_bytes(b"")
-    source = open_source(Source(source="folder", path=str(tmp_path)), seed=0)
+    source = open_source(SourceEntry(source="folder", path=str(tmp_path)), seed=0)
     (found,) = look([source])
     assert found.text().endswith("; left out: 1 of .heic: not read")
 

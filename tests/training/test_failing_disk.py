@@ -9,7 +9,7 @@ import shutil
 import pytest
 
 from plait import cli, files
-from plait.config.schema import Source
+from plait.config.schema import SourceEntry
 from plait.data.sources.open import open_source
 from plait.engine.checkpoints import checkpoint, integrity, sharded_files
 from plait.errors import BadSample, PlaitError, sample_errors
@@ -147,12 +147,12 @@ def test_each_read_is_a_sample_or_a_bad_one_and_the_same_sample_once_the_disk_gi
     else:
         (path := tmp_path / "data" / "a.jsonl").parent.mkdir()
         path.write_text("".join(f'{{"caption": "{number}"}}\n' for number in range(40)))
-    good = open_source(Source(source=kind, path=str(path)), seed=0)
+    good = open_source(SourceEntry(source=kind, path=str(path)), seed=0)
     expected, outcomes = [good[index] for index in range(40)], collections.Counter()
     for seed in SEEDS:
         with failing(tmp_path / "data", 0.1, seed):
             try:
-                source = open_source(Source(source=kind, path=str(path)), seed=0)
+                source = open_source(SourceEntry(source=kind, path=str(path)), seed=0)
             except PlaitError as error:
                 outcomes[str(error).count("\n")] += 1
                 continue

@@ -5,12 +5,11 @@ from dataclasses import dataclass
 
 from plait.config import mixture
 from plait.config.resolved import StageView, folder
-from plait.config.schema import RunConfig, Source
+from plait.config.schema import RunConfig, SourceEntry
 from plait.data.buckets import BucketOrder
 from plait.data.order import BatchChanges, Order
 from plait.data.sources.bucketing import order_of
-from plait.data.sources.contract import Absent
-from plait.data.sources.contract import Source as SampleSource
+from plait.data.sources.contract import Absent, Source
 from plait.data.sources.open import KINDS, open_all
 from plait.data.sources.part import Part
 from plait.errors import PlaitError
@@ -23,7 +22,7 @@ from plait.keys import key
 class TrainingData:
     """The opened sources of a stage (part of a run), and for each the weight with which samples are drawn from it."""
 
-    sources: Sequence[SampleSource]
+    sources: Sequence[Source]
     weights: Sequence[float]
 
     def names(self) -> list[str]:
@@ -50,12 +49,12 @@ def data_seed(view: StageView) -> int:
     return key(view.config.seed, "stage", view.name)
 
 
-def open_data(config: RunConfig, entries: Sequence[Source], split: str) -> list[SampleSource]:
+def open_data(config: RunConfig, entries: Sequence[SourceEntry], split: str) -> list[Source]:
     """Open the sources of `entries` (items of `data:`), `split` "train" or "validation". Raises PlaitError if one cannot be opened."""
     root, cache = folder(config.data.root), folder(config.data.cache)
 
-    def named(entry: Source, wanted: str) -> SampleSource:
-        opened: SampleSource = registry.datasets(config.family).open_dataset(entry, wanted, root=root, cache=cache)
+    def named(entry: SourceEntry, wanted: str) -> Source:
+        opened: Source = registry.datasets(config.family).open_dataset(entry, wanted, root=root, cache=cache)
         return opened
 
     return open_all(entries, seed=config.seed, split=split, cache=cache, catalogue=named)
@@ -69,7 +68,7 @@ def open_training(config: RunConfig) -> TrainingData:
     return _open_training(config, held_out=False)
 
 
-def open_validation(config: RunConfig) -> list[SampleSource]:
+def open_validation(config: RunConfig) -> list[Source]:
     """Open the held-out data: the sources of `data.validation`, or, if that is a share, the held-out part of each training source."""
     if config.data.held_out_share is None:
         return open_data(config, config.data.validation_sources, "validation")
@@ -79,7 +78,7 @@ def open_validation(config: RunConfig) -> list[SampleSource]:
 def _open_training(config: RunConfig, *, held_out: bool) -> TrainingData:
     """Open the training sources; of each, where a share is held out, that share or the rest."""
 
-    def opened_of(entry: Source) -> list[SampleSource]:
+    def opened_of(entry: SourceEntry) -> list[Source]:
         sources, share = open_data(config, [entry], "train"), config.data.held_out_share
         return sources if share is None else [Part(source, share, config.seed, held_out=held_out) for source in sources]
 

@@ -10,10 +10,10 @@ from typing import Any
 from plait.assembly.data import open_data, open_validation
 from plait.assembly.fixed_order import FixedOrder
 from plait.assembly.model import ModelBundle
-from plait.config.schema import Evaluate, RunConfig, Source
+from plait.config.schema import Evaluate, RunConfig, SourceEntry
 from plait.data.loading.loader import Loader
 from plait.data.order import SampleId, permute
-from plait.data.sources.contract import Source as SampleSource
+from plait.data.sources.contract import Source
 from plait.engine import evaluation
 from plait.engine.evaluation import Bench, HeldOut
 from plait.engine.parallel.distributed import Ranks
@@ -33,7 +33,7 @@ def choose(sizes: Sequence[int], count: int | None, seed: int) -> tuple[SampleId
     return tuple(chosen)
 
 
-def benchmark(config: RunConfig, bench: str) -> tuple[str, Source]:
+def benchmark(config: RunConfig, bench: str) -> tuple[str, SourceEntry]:
     """Return, for a `bench` "DATASET:SPLIT", the name of its metric and its `data:` entry. Raises PlaitError if one is unknown."""
     name, _, split = bench.partition(":")
     catalogue = registry.datasets(config.family)
@@ -41,7 +41,7 @@ def benchmark(config: RunConfig, bench: str) -> tuple[str, Source]:
         rule, split = catalogue.rule_of(name), catalogue.split_of(name, split)
     except PlaitError as error:
         raise PlaitError(f"bench {bench!r}: {error}") from error
-    return rule, Source(source="dataset", name=name, split=split)
+    return rule, SourceEntry(source="dataset", name=name, split=split)
 
 
 def benches(config: RunConfig, entries: Sequence[Evaluate]) -> dict[str, Bench]:
@@ -64,9 +64,9 @@ class HeldOutData:
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
-        self.opened: dict[str, list[SampleSource]] = {}
+        self.opened: dict[str, list[Source]] = {}
 
-    def of(self, entry: Evaluate) -> tuple[list[SampleSource], tuple[SampleId, ...]]:
+    def of(self, entry: Evaluate) -> tuple[list[Source], tuple[SampleId, ...]]:
         """Return the opened sources of an entry, and the ids of the samples it is evaluated on. Raises PlaitError if it has no data."""
         config = self.config
         listed = entry.data or ([benchmark(config, entry.bench)[1]] if ":" in entry.bench else [])
@@ -82,7 +82,7 @@ class HeldOutData:
 class ChosenSamples:
     """A sequence of an entry's samples, each read when it is indexed, since a whole benchmark may not fit into memory."""
 
-    opened: Sequence[SampleSource]
+    opened: Sequence[Source]
     ids: Sequence[SampleId]
 
     def __len__(self) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from plait.config.nodes import KeyPath
-from plait.config.schema import LENGTH, Distributed, Optim, RunConfig, Source
+from plait.config.schema import LENGTH, Distributed, Optim, RunConfig, SourceEntry
 from plait.config.source_rules import SourceRules, unknown_kind
 
 Conflict = tuple[KeyPath, str]
@@ -61,7 +61,7 @@ def stage_conflicts(stages: Mapping[str, RunConfig]) -> list[Conflict]:
     return []
 
 
-def _place(source: Source) -> tuple[str | None, ...]:
+def _place(source: SourceEntry) -> tuple[str | None, ...]:
     return source.source, source.path, source.name, source.split
 
 
@@ -130,7 +130,7 @@ def _data_conflicts(config: RunConfig, kinds: Mapping[str, SourceRules]) -> list
         result.append((("data", "mixture"), message))
     if config.data.without and config.data.mixture is None:
         result.append((("data", "without"), "leaves out datasets of a mixture, but data.mixture names none"))
-    lists: list[tuple[KeyPath, list[Source]]]
+    lists: list[tuple[KeyPath, list[SourceEntry]]]
     lists = [(("data", "train"), config.data.train), (("data", "validation"), config.data.validation_sources)]
     for index, bench in enumerate(config.evaluate):
         lists.append((("evaluate", index, "data"), bench.data))
@@ -147,7 +147,7 @@ def _data_conflicts(config: RunConfig, kinds: Mapping[str, SourceRules]) -> list
     return result
 
 
-def source_conflicts(source: Source, kinds: Mapping[str, SourceRules]) -> list[Conflict]:
+def source_conflicts(source: SourceEntry, kinds: Mapping[str, SourceRules]) -> list[Conflict]:
     """Return how one source breaks the rules of its kind; each path begins below the source, such as ("options", "size")."""
     rules = kinds.get(source.source)
     if rules is None:

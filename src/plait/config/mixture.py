@@ -19,12 +19,12 @@ from plait.config.conflicts import source_conflicts
 from plait.config.messages import problem_at, problems_in, raise_first
 from plait.config.nodes import Node, to_plain
 from plait.config.reading import read_any
-from plait.config.schema import Count, Rate, Section, Source
+from plait.config.schema import Count, Rate, Section, SourceEntry
 from plait.config.source_rules import SourceRules
 from plait.errors import PlaitError
 
 
-class _Row(Source):
+class _Row(SourceEntry):
     """A row of a mixture: any source, or the name of a dataset alone."""
 
     source: str = "dataset"
@@ -64,7 +64,7 @@ class _Grouped(Section):
 class Part:
     """One dataset of a mixture: its source settings (`entry`), group (None in a plain list), and the `size` that replaces its own."""
 
-    entry: Source
+    entry: SourceEntry
     group: str | None = None
     size: int | None = None
 
@@ -78,7 +78,7 @@ class Mixture:
     shares: dict[str, float]
 
     @property
-    def entries(self) -> list[Source]:
+    def entries(self) -> list[SourceEntry]:
         """The settings of each source, in the order of the file."""
         return [part.entry for part in self.parts]
 
@@ -123,7 +123,7 @@ def read(path: Path, without: Sequence[str], kinds: Mapping[str, SourceRules]) -
     for list_path, group, rows in lists:
         for index, row in enumerate(rows):
             _check(tree, (*list_path, index), row, kinds, grouped=group is not None, seen=[part.entry for part in parts])
-            entry = Source(**row.model_dump(exclude={"size"}))
+            entry = SourceEntry(**row.model_dump(exclude={"size"}))
             parts.append(Part(entry, group, row.size if isinstance(row, _Member) else None))
     kept = _without(parts, without, path)
     return Mixture(path.stem, tuple(kept), {name: share for name, share in shares.items() if any(part.group == name for part in kept)})
@@ -140,7 +140,7 @@ def _moved(node: Node) -> Node:
 
 
 def _check(
-    tree: Node, path: tuple[str | int, ...], row: _Row, kinds: Mapping[str, SourceRules], *, grouped: bool, seen: Sequence[Source]
+    tree: Node, path: tuple[str | int, ...], row: _Row, kinds: Mapping[str, SourceRules], *, grouped: bool, seen: Sequence[SourceEntry]
 ) -> None:
     """Raise PlaitError for a row that breaks the rules of its kind, has a weight inside a group, or repeats one of the `seen` sources."""
     message = None

@@ -80,7 +80,7 @@ class Template(Section):
     assistant: str | None = Field(default=None, description="the answer, which is what training supervises")
 
 
-class Source(Section):
+class SourceEntry(Section):
     """One source of samples (a data set). Whether its kind needs `path` or `name` is in the rules of the kind (source_rules.py)."""
 
     source: str = Field(description="the kind: shards, folder, jsonl, datasets, dataset, latents, nlvr, scenes, or one of another package")
@@ -116,14 +116,16 @@ def _kind_of_validation(value: Any) -> str:
 
 
 HeldOutShare = Annotated[str, BeforeValidator(_as_share)]
-Validation = Annotated[Annotated[list[Source], Tag("sources")] | Annotated[HeldOutShare, Tag("share")], Discriminator(_kind_of_validation)]
+Validation = Annotated[
+    Annotated[list[SourceEntry], Tag("sources")] | Annotated[HeldOutShare, Tag("share")], Discriminator(_kind_of_validation)
+]
 """Held-out data: a list of sources, or the share of each source of the training data, as "1%"."""
 
 
 class Data(Section):
     """Training data, held-out data, and how both are loaded."""
 
-    train: list[Source] = []
+    train: list[SourceEntry] = []
     mixture: str | None = Field(
         default=None, description="in place of `train`: a mixture of the family by name, or a YAML or JSON file of one"
     )
@@ -149,7 +151,7 @@ class Data(Section):
         return float(self.validation.removesuffix("%")) / 100 if isinstance(self.validation, str) else None
 
     @property
-    def validation_sources(self) -> list[Source]:
+    def validation_sources(self) -> list[SourceEntry]:
         """The sources that `validation` lists; none where it is a share of the training data."""
         return [] if isinstance(self.validation, str) else self.validation
 
@@ -264,7 +266,7 @@ class Evaluate(Section):
     every_steps: Count | None = Field(default=None, description="steps; None: at the end of the stage")
     samples: Count | None = Field(default=None, description="at most so many samples; None: all")
     batch: Count = Field(default=16, description="samples per forward")
-    data: list[Source] = Field(default=[], description="empty: data.validation")
+    data: list[SourceEntry] = Field(default=[], description="empty: data.validation")
 
 
 class Wandb(Section):

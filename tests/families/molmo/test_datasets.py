@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from plait.config.schema import Source
+from plait.config.schema import SourceEntry
 from plait.data.sources.contract import Absent
 from plait.errors import BadSample, PlaitError
 from plait.families.molmo.catalogue import datasets, wordings
@@ -22,7 +22,7 @@ def root(tmp_path_factory):
 
 
 def opened(root, name, split, **more):
-    return open_dataset(Source(source="dataset", name=name, **more), split, root=root, cache=None)
+    return open_dataset(SourceEntry(source="dataset", name=name, **more), split, root=root, cache=None)
 
 
 def turns_of(sample):

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from plait.config import mixture
-from plait.config.schema import Source
+from plait.config.schema import SourceEntry
 from plait.data.sources.open import KINDS, open_source
 
 PAGE = (Path(__file__).parents[3] / "docs" / "molmo.md").read_text()
@@ -37,7 +37,7 @@ def test_both_forms_of_a_mixture_on_the_page_have_the_shares_it_says(folder):
 
 def test_the_line_of_jsonl_on_the_page_is_a_sample(folder):
     (line,) = printed("json")
-    sample = open_source(Source(source="jsonl", path=str(_written(folder / "mine.jsonl", line))), seed=0, split="train")[0]
+    sample = open_source(SourceEntry(source="jsonl", path=str(_written(folder / "mine.jsonl", line))), seed=0, split="train")[0]
     assert [message["content"] for message in sample["messages"]] == ["How many cats are there?", "one"]
     assert (len(sample["images"]), sample["fields"]["style"]) == (1, "vqa2")
 
@@ -45,7 +45,7 @@ def test_the_line_of_jsonl_on_the_page_is_a_sample(folder):
 def test_the_class_on_the_page_is_a_dataset(folder):
     (code,) = printed("python")
     _written(folder / "mine.py", code)
-    made = open_source(Source(source="dataset", name="mine.py:Cats"), seed=0, split="train")
+    made = open_source(SourceEntry(source="dataset", name="mine.py:Cats"), seed=0, split="train")
     assert [made[i]["messages"][1]["content"] for i in range(len(made))] == ["one", "two"]
     assert len(made[0]["images"]) == 1
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from plait.assembly.configuration import open_config
 from plait.cli import main
-from plait.config.schema import Source
+from plait.config.schema import SourceEntry
 from plait.data.loading.loader import Loader
 from plait.data.sources.bucketing import order_of
 from plait.data.sources.open import open_source
@@ -67,14 +67,14 @@ def test_a_run_cut_in_the_middle_of_an_epoch_ends_bit_for_bit_the_same(tmp_path,
     assert losses[0] == losses[1] and len(losses[0]) == 20
     steps = [row for row in rows[0] if "loss" in row]
     assert [row["epoch"] for row in steps] == [4 * step / 60 for step in range(1, 21)]
-    batches = {row["bucket"]: row["batches"] for row in open_source(Source(source="latents", path=str(shards)), seed=0).table(4)}
+    batches = {row["bucket"]: row["batches"] for row in open_source(SourceEntry(source="latents", path=str(shards)), seed=0).table(4)}
     assert Counter(row["bucket"] for row in steps[: sum(batches.values())]) == batches  # those of the first epoch
     assert len(batches) == 5 and {row["ema_decay"] for row in steps} == {0.9}
 
 
 def micros(shards, *, micro_batch=4, rank=0, world_size=1, steps=15):
     """The micro-batches of every step of one epoch, as a rank loads them."""
-    source = open_source(Source(source="latents", path=str(shards)), seed=1)
+    source = open_source(SourceEntry(source="latents", path=str(shards)), seed=1)
     order, inputs = order_of([source], [1.0], 7, 4), family.Inputs(CONFIG, shards, train=True)
     with Loader(
         [source], order, inputs, seed=7, rank=rank, world_size=world_size, micro_batch=micro_batch, workers=0, stop_step=steps

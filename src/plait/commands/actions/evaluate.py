@@ -24,7 +24,7 @@ from plait.assembly.model import ModelBundle
 from plait.commands.actions import answers
 from plait.commands.actions.subject import Saved, Subject
 from plait.config import reading
-from plait.config.schema import Evaluate, RunConfig, Source
+from plait.config.schema import Evaluate, RunConfig, SourceEntry
 from plait.data import paths
 from plait.data.sources.open import KINDS
 from plait.engine import evaluation
@@ -260,19 +260,19 @@ def _hint(name: str, known: Sequence[str]) -> str:
     return f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
 
 
-def _sources(text: str, split: str | None, trained: Sequence[Source]) -> list[Source]:
+def _sources(text: str, split: str | None, trained: Sequence[SourceEntry]) -> list[SourceEntry]:
     """Return the sources that `--data` names: a list in YAML, KIND:PATH (dataset:NAME), or a file or folder whose kind can be told.
 
     A path is read with the template and columns of the first of the run's sources (`trained`) that is of its kind and has any.
     """
     try:
         if text.startswith("["):
-            return [Source.model_validate({"split": split, **row} if split else row) for row in reading.scalar(text)]
+            return [SourceEntry.model_validate({"split": split, **row} if split else row) for row in reading.scalar(text)]
         kind, colon, rest = text.partition(":")
         if colon and (rules := KINDS.get(kind)):
             if "name" in rules.needs and not ("path" in rules.needs and paths.local(rest).exists()):
-                return [Source.model_validate({"source": kind, "split": split, "name": rest})]
-            return [_as_trained(Source.model_validate({"source": kind, "split": split, "path": rest}), trained)]
+                return [SourceEntry.model_validate({"source": kind, "split": split, "name": rest})]
+            return [_as_trained(SourceEntry.model_validate({"source": kind, "split": split, "path": rest}), trained)]
     except (ValidationError, yaml.YAMLError, TypeError) as error:
         reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error).splitlines()[0]
         raise PlaitError(f"--data {text!r} is no list of sources: {reason}") from error
@@ -282,7 +282,7 @@ def _sources(text: str, split: str | None, trained: Sequence[Source]) -> list[So
             f"--data {text!r} is no .jsonl, .csv, .parquet, .tar or folder; give one, a list of sources in YAML, or KIND:PATH with "
             f"KIND one of {', '.join(KINDS)}"
         )
-    return [_as_trained(Source(source=told, path=text, split=None if told == "jsonl" else split), trained)]
+    return [_as_trained(SourceEntry(source=told, path=text, split=None if told == "jsonl" else split), trained)]
 
 
 def _kind_of(path: Path) -> str | None:
@@ -296,7 +296,7 @@ def _kind_of(path: Path) -> str | None:
     return "folder" if path.is_dir() else None
 
 
-def _as_trained(source: Source, trained: Sequence[Source]) -> Source:
+def _as_trained(source: SourceEntry, trained: Sequence[SourceEntry]) -> SourceEntry:
     for number, other in enumerate(trained):
         if other.source == source.source and (other.template or other.columns):
             log.info(f"--data is read with the template and columns of data.train.{number}")

@@ -33,7 +33,7 @@ from plait.data.buckets import BucketOrder
 from plait.data.loading.micro_batch import Bad, MicroBatchBuilder
 from plait.data.order import Ordering, SampleId
 from plait.data.sources.bucketing import bucket_lengths, contents_of
-from plait.data.sources.contract import Source as SampleSource
+from plait.data.sources.contract import Source
 from plait.engine.checkpoints import folders
 from plait.errors import PlaitError
 from plait.families import registry
@@ -217,7 +217,7 @@ def _look(view: StageView, opened: Sequence[Any], inputs: Inputs, limits: Limits
     return [*data_look.table(looks), *(("refused", fault) for fault in refused), *(("warning", fault) for fault in warned)]
 
 
-def _held_out(config: RunConfig) -> Sequence[SampleSource]:
+def _held_out(config: RunConfig) -> Sequence[Source]:
     """Open the sources of held-out figures: `data.validation`, else those of the first `evaluate` entry that has any."""
     if config.data.validation:
         return open_validation(config)

@@ -15,7 +15,7 @@ from plait.commands.actions.findings import Finding
 from plait.commands.actions.hub_access import Wanted
 from plait.config import mixture
 from plait.config.resolved import Resolved, StageView
-from plait.config.schema import Evaluate, ModelSection, RunConfig, Source
+from plait.config.schema import Evaluate, ModelSection, RunConfig, SourceEntry
 from plait.data.sources.open import KINDS
 from plait.engine import optim
 from plait.engine.checkpoints import checkpoint
@@ -90,19 +90,19 @@ def _encoders(family: str, section: ModelSection, entry: Evaluate) -> list[str]:
     return [] if bench is None else [name for name in bench.needs(section) if not name.startswith("tiny")]
 
 
-def on_hub(entry: Source) -> bool:
+def on_hub(entry: SourceEntry) -> bool:
     """Return whether an item of `data.train` or `data.validation` is read from a dataset repository of the Hub."""
     return entry.source == "datasets" and entry.path is None and entry.name is not None
 
 
-def _training(config: RunConfig) -> list[Source]:
+def _training(config: RunConfig) -> list[SourceEntry]:
     """Return the sources that a stage trains on, those of its mixture included."""
     if config.data.mixture is None:
         return list(config.data.train)
     return mixture.read(registry.mixture(config.family, config.data.mixture), config.data.without, KINDS).entries
 
 
-def _held_out(config: RunConfig) -> list[Source]:
+def _held_out(config: RunConfig) -> list[SourceEntry]:
     return [*config.data.validation_sources, *(source for entry in config.evaluate for source in entry.data)]
 
 

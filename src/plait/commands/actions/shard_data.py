@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from plait.config import reading
-from plait.config.schema import Source
+from plait.config.schema import SourceEntry
 from plait.data import addresses, aspect, paths
 from plait.data.latent_shards import statistics, write
 from plait.data.latent_shards.plan import Plan, Report, Request, count_reasons, plan
@@ -126,7 +126,7 @@ def measure(path: Path) -> None:
     )
 
 
-def entry(what: str, settings: Sequence[str]) -> Source:
+def entry(what: str, settings: Sequence[str]) -> SourceEntry:
     """Return an item of `data.train` for `what`: "scenes" (drawn), a .jsonl, tar shards (glob or folder), or a folder of pictures.
 
     `settings`: such as "options.size=[64,64]". Raises PlaitError for anything else, and for a setting that a source does not have.
@@ -145,10 +145,10 @@ def entry(what: str, settings: Sequence[str]) -> Source:
         except yaml.YAMLError as error:
             raise PlaitError(f"--{name}={text} is not a value: {str(error).splitlines()[0]}") from error
     try:
-        return Source.model_validate(values)
+        return SourceEntry.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
-        known = ", ".join(name for name in Source.model_fields if name != "source")
+        known = ", ".join(name for name in SourceEntry.model_fields if name != "source")
         raise PlaitError(f"--{'.'.join(map(str, first['loc']))}: {first['msg']}; a source takes {known}") from error
 
 

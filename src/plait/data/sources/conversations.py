@@ -5,7 +5,7 @@ The messages come from the template of an entry (one item of the configuration's
 
 import xxhash
 
-from plait.config.schema import Source as Entry
+from plait.config.schema import SourceEntry
 from plait.data import text
 from plait.data.addresses import is_remote
 from plait.data.sources.contract import Reader, Sample, Source
@@ -18,7 +18,7 @@ _PROBES = 20  # records tried, at most, to check columns and template before the
 class Conversations(Source):
     """A reader's records as a source, with messages made of them as the `data:` entry says (template, columns, limit, allow_blank)."""
 
-    def __init__(self, entry: Entry, reader: Reader) -> None:
+    def __init__(self, entry: SourceEntry, reader: Reader) -> None:
         self.reader, self.name, self.template, self.has_template = reader, title(entry), entry.template, entry.template is not None
         self.allow_blank, self.left_out = entry.allow_blank, reader.left_out
         self.may_wait = entry.path is not None and is_remote(entry.path)
@@ -41,7 +41,7 @@ class Conversations(Source):
         return sample | {"frames": record.frames} if record.frames else sample
 
 
-def open_conversations(entry: Entry, reader: Reader) -> Conversations:
+def open_conversations(entry: SourceEntry, reader: Reader) -> Conversations:
     """Return the source of an entry of `data:` from the reader of its files, after checking its template on the first readable record.
 
     Raises PlaitError if the template names a missing field, or if none of the first 20 records can be read.

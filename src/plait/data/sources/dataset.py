@@ -22,7 +22,7 @@ import numpy as np
 import xxhash
 from PIL import Image
 
-from plait.config.schema import Source as Entry
+from plait.config.schema import SourceEntry
 from plait.data import paths, text
 from plait.data.records import as_list
 from plait.data.sources.contract import Sample, Source
@@ -182,7 +182,7 @@ def _encode(image: object, where: str) -> bytes:
     return buffer.getvalue()
 
 
-def _open(entry: Entry, opening: Opening) -> Source:
+def _open(entry: SourceEntry, opening: Opening) -> Source:
     split = entry.split or opening.split
     assert entry.name, "the opener has checked what the kind needs"
     if ":" in entry.name:

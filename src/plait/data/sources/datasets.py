@@ -12,7 +12,7 @@ from typing import Any
 import xxhash
 
 from plait.config import hub_errors
-from plait.config.schema import Source as Entry
+from plait.config.schema import SourceEntry
 from plait.data import addresses, paths
 from plait.data.formats import tables
 from plait.data.formats.spans import check_bytes, check_file
@@ -188,7 +188,7 @@ def _encoded(datasets: Any, feature: Any) -> Any:
     return undecoded if isinstance(feature, datasets.Image) else datasets.List(undecoded)
 
 
-def _text_files(entry: Entry, split: str, cache: str | None) -> list[str]:
+def _text_files(entry: SourceEntry, split: str, cache: str | None) -> list[str]:
     """Return the JSON or CSV files that an entry names, those of a Hub dataset downloaded; [] for other formats."""
     if entry.path is None:
         return hub_files.text_files(str(entry.name), split, entry.options, cache)
@@ -198,7 +198,7 @@ def _text_files(entry: Entry, split: str, cache: str | None) -> list[str]:
     return files if Path(files[0]).suffix in LAYOUTS and not any(map(addresses.is_remote, files)) else []
 
 
-def _open(entry: Entry, opening: Opening) -> Source:
+def _open(entry: SourceEntry, opening: Opening) -> Source:
     cache, split = str(opening.cache) if opening.cache else None, entry.split or opening.split
     files = _text_files(entry, split, cache)
     if not files:

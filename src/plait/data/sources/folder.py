@@ -15,7 +15,7 @@ from pathlib import Path
 
 import xxhash
 
-from plait.config.schema import Source as Entry
+from plait.config.schema import SourceEntry
 from plait.data import paths
 from plait.data.paths import read_regular
 from plait.data.records import IMAGE_KINDS, TEXT_FIELDS, Record, from_members
@@ -214,7 +214,7 @@ def _first_visit(folder: Path, seen: set[str]) -> bool:
     return new
 
 
-def _open(entry: Entry, opening: Opening) -> Source:
+def _open(entry: SourceEntry, opening: Opening) -> Source:
     root = paths.local(local_path_of(entry))
     root = root / entry.split if entry.split else root
     if not root.is_dir():

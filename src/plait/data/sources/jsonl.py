@@ -5,7 +5,7 @@ Image paths are relative to the file's folder, or to `options.images`, and stay 
 
 from pathlib import Path
 
-from plait.config.schema import Source as Entry
+from plait.config.schema import SourceEntry
 from plait.data import addresses, paths
 from plait.data.sources.contract import Source
 from plait.data.sources.conversations import open_conversations
@@ -14,7 +14,7 @@ from plait.data.sources.kind import Opening, SourceKind, path_of
 from plait.errors import PlaitError
 
 
-def local_path_of(entry: Entry) -> str:
+def local_path_of(entry: SourceEntry) -> str:
     """Return the `path` of an entry of the `data:` section as written. Raises PlaitError for an address such as s3://."""
     path = path_of(entry)
     if addresses.is_remote(path):
@@ -22,7 +22,7 @@ def local_path_of(entry: Entry) -> str:
     return path
 
 
-def _open(entry: Entry, opening: Opening) -> Source:
+def _open(entry: SourceEntry, opening: Opening) -> Source:
     files = paths.files(local_path_of(entry), ".jsonl", split=entry.split, default_split=opening.split)
     if len(files) > 1:
         raise PlaitError(f"{entry.path!r} names {len(files)} files; give each its own entry")

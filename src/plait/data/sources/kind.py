@@ -9,12 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from plait.config.schema import Source as Entry
+from plait.config.schema import SourceEntry
 from plait.config.source_rules import SourceRules
 from plait.data.addresses import shown
 from plait.data.sources.contract import Source
 
-Catalogue = Callable[[Entry, str], Source]
+Catalogue = Callable[[SourceEntry, str], Source]
 """Opens a dataset that the model family knows by name: called with the entry that gives the name, and the split."""
 
 
@@ -37,7 +37,7 @@ class Opening:
 class SourceKind(SourceRules):
     """A kind of source: which settings its entries take (the fields of the base class), and how a valid entry is opened."""
 
-    open: Callable[[Entry, Opening], Source]
+    open: Callable[[SourceEntry, Opening], Source]
     """Returns the source of an entry. Raises PlaitError, one line, if its files are missing or wrong."""
 
     names_itself: bool = False
@@ -48,12 +48,12 @@ CALLS = {"open": "open(entry, opening)", "check": "check(options)"}
 """How the functions of a SourceKind are called."""
 
 
-def title(entry: Entry) -> str:
+def title(entry: SourceEntry) -> str:
     """Return a short name of an entry for reports: its `name`, or its kind and the end of its path, such as `shards:train-000.tar`."""
     return entry.name or (f"{entry.source}:{shown(entry.path).rstrip('/').rpartition('/')[2]}" if entry.path else entry.source)
 
 
-def path_of(entry: Entry) -> str:
+def path_of(entry: SourceEntry) -> str:
     """Return the `path` of an entry whose kind needs one, as a string."""
     assert entry.path, "the opener has checked what the kind needs"
     return entry.path

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from plait.config.schema import Source as Entry
+from plait.config.schema import SourceEntry
 from plait.data import paths
 from plait.data.aspect import Bucket, parse
 from plait.data.formats import index, npy
@@ -302,7 +302,7 @@ def _finite(array: np.ndarray) -> bool:
     return bool(np.isfinite(array).all())
 
 
-def _open(entry: Entry, opening: Opening) -> Source:
+def _open(entry: SourceEntry, opening: Opening) -> Source:
     return Latents(path_of(entry), entry.options, split=entry.split or opening.split, limit=entry.limit, cache=opening.cache)
 
 

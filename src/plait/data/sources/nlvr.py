@@ -1,6 +1,6 @@
 """The kind `nlvr`: tar shards of Cornell NLVR, with questions made from the boxes of their records (data/synthetic/nlvr.py)."""
 
-from plait.config.schema import Source as Entry
+from plait.config.schema import SourceEntry
 from plait.data.sources.contract import Source
 from plait.data.sources.kind import Opening, SourceKind, title
 from plait.data.sources.shards import open_shards
@@ -11,7 +11,7 @@ class NlvrSource(Nlvr, Source):
     """Pictures of Cornell NLVR, with questions generated for them, as a `Source`; see `Nlvr` for arguments and samples."""
 
 
-def _open(entry: Entry, opening: Opening) -> Source:
+def _open(entry: SourceEntry, opening: Opening) -> Source:
     source = NlvrSource(open_shards(entry, opening), title(entry), entry.options, entry.limit)
     source[0]  # shards of another kind should not wait for step 1
     return source

@@ -9,7 +9,7 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 
 from plait.config import plugins
-from plait.config.schema import Source as Entry
+from plait.config.schema import SourceEntry
 from plait.config.source_rules import unknown_kind
 from plait.data.sources.contract import Source
 from plait.data.sources.kind import CALLS, Catalogue, Opening, SourceKind, title
@@ -56,7 +56,7 @@ def _load(point: EntryPoint) -> SourceKind:
 
 
 def open_source(
-    entry: Entry, *, seed: int, split: str = "train", cache: str | Path | None = None, catalogue: Catalogue | None = None
+    entry: SourceEntry, *, seed: int, split: str = "train", cache: str | Path | None = None, catalogue: Catalogue | None = None
 ) -> Source:
     """Open the source of one entry of the `data:` section. `split`: train or validation, unless the entry names one itself.
 
@@ -93,7 +93,7 @@ def open_source(
 
 
 def open_all(
-    entries: Sequence[Entry], *, seed: int, split: str = "train", cache: str | Path | None = None, catalogue: Catalogue | None = None
+    entries: Sequence[SourceEntry], *, seed: int, split: str = "train", cache: str | Path | None = None, catalogue: Catalogue | None = None
 ) -> list[Source]:
     """Open every entry of a list, in order. Arguments and errors are those of `open_source`."""
     return [open_source(entry, seed=seed, split=split, cache=cache, catalogue=catalogue) for entry in entries]

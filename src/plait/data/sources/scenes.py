@@ -1,6 +1,6 @@
 """The kind `scenes`: pictures with questions, generated from a seed, which need no files (data/synthetic/scenes.py)."""
 
-from plait.config.schema import Source as Entry
+from plait.config.schema import SourceEntry
 from plait.data.sources.contract import Source
 from plait.data.sources.kind import Opening, SourceKind
 from plait.data.synthetic.scenes import Scenes
@@ -10,7 +10,7 @@ class SceneSource(Scenes, Source):
     """Generated pictures with questions as a `Source`, without files; see `Scenes` for arguments and samples."""
 
 
-def _open(entry: Entry, opening: Opening) -> Source:
+def _open(entry: SourceEntry, opening: Opening) -> Source:
     return SceneSource(entry.options, seed=opening.seed, split=entry.split or opening.split, length=entry.limit)
 
 

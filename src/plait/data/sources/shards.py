@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from plait.config.schema import Source as Entry
+from plait.config.schema import SourceEntry
 from plait.data import addresses, paths
 from plait.data.formats import index, tar
 from plait.data.formats.open_file import OpenFile
@@ -277,7 +277,7 @@ def index_files(pattern: str, *, cache: str | Path | None = None, rebuild: bool 
     return rows
 
 
-def open_shards(entry: Entry, opening: Opening) -> Shards:
+def open_shards(entry: SourceEntry, opening: Opening) -> Shards:
     """Return a reader of the shards that an entry of `data:` names. Raises PlaitError if some are missing or damaged."""
     files = paths.files(path_of(entry), ".tar", split=entry.split, default_split=opening.split)
     shards = Shards(files, opening.cache, entry.columns)
@@ -285,7 +285,7 @@ def open_shards(entry: Entry, opening: Opening) -> Shards:
     return shards
 
 
-def _open(entry: Entry, opening: Opening) -> Source:
+def _open(entry: SourceEntry, opening: Opening) -> Source:
     return open_conversations(entry, open_shards(entry, opening))
 
 

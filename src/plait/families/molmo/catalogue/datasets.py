@@ -14,7 +14,7 @@ from typing import Any
 
 import xxhash
 
-from plait.config.schema import Source as Entry
+from plait.config.schema import SourceEntry
 from plait.data import image_files, text
 from plait.data.paths import read_regular
 from plait.data.sources.contract import Absent, Source
@@ -90,7 +90,7 @@ def split_of(name: str, split: str) -> str:
     return split
 
 
-def open_dataset(entry: Entry, split: str, *, root: Path | None, cache: Path | None) -> "NamedDataset":
+def open_dataset(entry: SourceEntry, split: str, *, root: Path | None, cache: Path | None) -> "NamedDataset":
     """Open `split` of the dataset that `entry`, an item of `data.train` or `data.validation`, names.
 
     Its files are below `root`, by default $MOLMO_DATA_DIR or ./data; `cache`: folder of index files, by default the user's. Raises
