@@ -68,7 +68,7 @@ def move(near: Path, far: Path, every: int) -> None:
     shutil.copytree(near, far)
     found = checkpoint.published(far)[-1]
     old = checkpoint.read(found)
-    state = old.manifest["state"] | {"step": FAR, "judged": FAR, "totals": {"samples": 8.0 * FAR}}
+    state = old.manifest["state"] | {"step": FAR, "evaluated_step": FAR, "totals": {"samples": 8.0 * FAR}}
     facts = {name: value for name, value in old.manifest.items() if name not in ("format", "kind", "files", "xxh3", "state")}
     groups = {group: old.tensors(group) for group in GROUPS}
     for folder in checkpoint.published(far):

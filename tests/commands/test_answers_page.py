@@ -55,7 +55,7 @@ class Page(HTMLParser):
         return json.loads(block)
 
     @property
-    def facts(self):
+    def details(self):
         return dict(zip(self.texts("dt"), self.texts("dd"), strict=True))
 
 
@@ -109,10 +109,10 @@ def test_summary_names_figure_run_step_data_and_date_without_javascript(page, ou
     assert page.texts("h1") == ["accuracy: the run, step 12"]
     low, high = metrics["intervals"]["score"]
     assert page.texts("p", **{"class": "overall"}) == [f"{metrics['score']:.4f} score, {low:.4f} to {high:.4f} with 95 % confidence"]
-    assert page.facts["run"] == str(run)
-    assert page.facts["step"] == "12"
-    assert page.facts["data"] == "jsonl:held.jsonl: 12 of 12 samples"
-    assert page.facts["date"] == metrics["date"][:16].replace("T", " ") + " UTC"
+    assert page.details["run"] == str(run)
+    assert page.details["step"] == "12"
+    assert page.details["data"] == "jsonl:held.jsonl: 12 of 12 samples"
+    assert page.details["date"] == metrics["date"][:16].replace("T", " ") + " UTC"
     assert "✓ 7 right · ✗ 4 wrong · 1 unusable" in page.texts("p")
     assert any("predictions.json" in text for text in page.texts("noscript"))
     low, high = metrics["intervals"]["score/odd"]
@@ -217,7 +217,7 @@ class Samples:
 
 def written(folder, rows, *, body=None, figures=None):
     samples = Samples(body or png(folder / "any.png", 8, 8))
-    action.write(folder, "t", facts=[], figures=figures or {}, intervals={}, rows=rows, samples=samples, pictures=4)
+    action.write(folder, "t", details=[], figures=figures or {}, intervals={}, rows=rows, samples=samples, pictures=4)
     return Page(folder / "page.html")
 
 

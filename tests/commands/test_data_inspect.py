@@ -60,7 +60,7 @@ class Inputs:
 
 class Loss:
     counts = ()
-    shares = ()
+    amounts = ()
 
     def __init__(self, section):
         self.coefficients = {"text": 1.0}

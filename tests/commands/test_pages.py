@@ -111,7 +111,7 @@ def test_a_marked_line_end_can_be_seen(tmp_path):
 
 def test_texts_are_escaped_and_the_page_is_whole(tmp_path):
     wild = "<b>&amp;\"'</mark><script>alert(1)</script>"
-    _, html = drawn(tmp_path, card([(wild, True)], title=wild, notes={wild: wild}), legend=wild, facts=[(wild, wild)])
+    _, html = drawn(tmp_path, card([(wild, True)], title=wild, notes={wild: wild}), legend=wild, details=[(wild, wild)])
     tree = Page(html)
     assert "script" not in {tag for tag, _, _ in tree.elements}
     assert all("".join(tree.text(tag)).count(wild) >= 1 for tag in ("mark", "h2", "dt", "dd", "p"))
@@ -122,7 +122,7 @@ def test_texts_are_escaped_and_the_page_is_whole(tmp_path):
 
 def test_a_text_is_no_template_and_ends_no_element_of_the_page(tmp_path):
     hostile = "{{ 7 * 7 }}{% raw %}</style></title></main>\x1b[31m<!--"
-    _, html = drawn(tmp_path, card([(hostile, True), (hostile, False)], [], title=hostile), legend=hostile, facts=[(hostile, hostile)])
+    _, html = drawn(tmp_path, card([(hostile, True), (hostile, False)], [], title=hostile), legend=hostile, details=[(hostile, hostile)])
     assert "49" not in html and "\x1b" not in html
     shown = Page(html).text("mark")
     assert shown == [hostile.replace("\x1b", "\ufffd")]
@@ -197,7 +197,7 @@ def test_every_picture_has_its_label_on_the_page_and_among_the_sheets_notes(tmp_
 
 
 def test_a_name_of_several_facts_stands_once(tmp_path):
-    _, html = drawn(tmp_path, card(pictures=[]), facts=[("coco ", "32 looked at"), ("tokens", "9"), ("coco", "6 of 40 samples")])
+    _, html = drawn(tmp_path, card(pictures=[]), details=[("coco ", "32 looked at"), ("tokens", "9"), ("coco", "6 of 40 samples")])
     tree = Page(html)
     assert tree.text("dt") == ["coco", "tokens"]
     assert tree.text("dd") == ["32 looked at", "6 of 40 samples", "9"]

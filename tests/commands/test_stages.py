@@ -173,11 +173,11 @@ def test_a_stage_whose_budget_grew_goes_on_and_one_whose_budget_shrank_ends(made
     assert (integrity.locate(half).step, integrity.locate(half).manifest["state"]["stage_done"]) == (8, PLANNED)
 
 
-def test_an_end_that_was_judged_only_after_a_restart_is_saved(made, tmp_path):
+def test_an_end_that_was_evaluated_only_after_a_restart_is_saved(made, tmp_path):
     run = toy.train(made[0], tmp_path / "run", "stages=[]")
     folder = run / "stage-1-train" / "step-00000006"
     saved = integrity.locate(folder)
-    state = {**saved.manifest["state"], "judged": 4, "stage_done": None}
+    state = {**saved.manifest["state"], "evaluated_step": 4, "stage_done": None}
     groups = {group: saved.tensors(group) for group in ("weights", "ema", "moments")}
     checkpoint.write(folder, groups, {**saved.manifest, "state": state})
     toy.train(made[0], run, "stages=[]")

@@ -24,7 +24,7 @@ def test_rows_keep_their_own_weights_and_may_be_any_source(tmp_path):
     parsed = read(tmp_path, "[{name: vqa2, weight: 2}, {source: jsonl, path: mine.jsonl}]")
     assert [entry.source for entry in parsed.entries] == ["dataset", "jsonl"]
     assert parsed.entries[1].path == str(tmp_path / "mine.jsonl")  # relative to the mixture's file
-    assert parsed.weights([10, 1000]) == [2.0, 1.0]
+    assert parsed.sampling_weights([10, 1000]) == [2.0, 1.0]
 
 
 def test_json_rows_of_name_and_weight_are_a_mixture(tmp_path):
@@ -35,21 +35,21 @@ def test_json_rows_of_name_and_weight_are_a_mixture(tmp_path):
 
 def test_groups_share_by_the_root_of_size_or_of_the_size_written(tmp_path):
     text = "groups: {a: {weight: 0.15, datasets: [x, {name: y, size: 900}]}, b: {weight: 0.85, datasets: [z]}}"
-    weights = read(tmp_path, text).weights([100, 5, 7])
+    weights = read(tmp_path, text).sampling_weights([100, 5, 7])
     assert weights == pytest.approx([0.15 * 10 / 40, 0.15 * 30 / 40, 0.85])
 
 
 def test_what_is_left_out_leaves_its_share_to_its_group(tmp_path):
     text = "groups: {a: {weight: 0.4, datasets: [x, y]}, b: {weight: 0.6, datasets: [z]}}"
-    assert read(tmp_path, text, ["x"]).weights([9, 4]) == pytest.approx([0.4, 0.6])
+    assert read(tmp_path, text, ["x"]).sampling_weights([9, 4]) == pytest.approx([0.4, 0.6])
 
 
 def test_the_shipped_mixture_has_its_groups_and_overrides():
     parsed = mixture.read(SHIPPED, [], KINDS)
-    assert parsed.shares == {"demo": 0.15, "academic": 0.5, "pointing": 0.35}
+    assert parsed.group_weights == {"demo": 0.15, "academic": 0.5, "pointing": 0.35}
     sizes = {part.entry.name: part.size for part in parsed.parts if part.size}
     assert sizes == {"pixmo_cap": 50_000, "dv_qa": 10_000, "figure_qa": 10_000, "plot_qa": 20_000}
-    assert (len(parsed.parts), math.fsum(parsed.weights([1] * len(parsed.parts)))) == (31, pytest.approx(1.0))
+    assert (len(parsed.parts), math.fsum(parsed.sampling_weights([1] * len(parsed.parts)))) == (31, pytest.approx(1.0))
 
 
 WRONG = {

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from plait.engine import evaluation, guards
-from plait.engine.loop import total_weights
+from plait.engine.loop import total_loss_weights
 from plait.errors import Stopped
 
 from .toy import SquaredError, examples, make_config, make_state, micro, step_batch
@@ -17,7 +17,7 @@ def gradients(make_loop, cut, dtype):
     state.model.to(dtype)
     loop = make_loop(state, config)
     micros = [micro(list(range(i, i + 16 // cut)), dtype=dtype) for i in range(0, 16, 16 // cut)]
-    loop.accumulate(state.model, micros, total_weights(loop.loss, micros, loop.ranks))
+    loop.accumulate(state.model, micros, total_loss_weights(loop.loss, micros, loop.ranks))
     return torch.cat([value.grad.flatten() for value in state.model.parameters()])
 
 

@@ -46,7 +46,7 @@ class SquaredError(Loss):
 
     coefficients = {"error": 1.0}  # noqa: RUF012
     counts = ("tokens",)
-    shares = ("tokens", "error")
+    amounts = ("tokens", "error")
 
     def weights(self, batch):
         return {"error": batch["w"].double().sum(), "tokens": torch.tensor(float(len(batch["w"])), dtype=torch.float64)}

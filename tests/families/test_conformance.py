@@ -15,7 +15,7 @@ from plait.config.schema import Distributed
 from plait.data.loading.loader import Loader
 from plait.engine import blocks, optim
 from plait.engine.flops import Flops
-from plait.engine.loop import total_weights
+from plait.engine.loop import total_loss_weights
 from plait.engine.parallel import distributed
 from plait.engine.parallel.distributed import Ranks
 from plait.engine.state import State
@@ -68,7 +68,7 @@ class Case:
 
     def gradient(self, micros):
         self.model.zero_grad()
-        weights = total_weights(self.loss, micros, ALONE)
+        weights = total_loss_weights(self.loss, micros, ALONE)
         for micro in micros:
             sums = self.loss.sums(self.model, micro.batch)
             sum(self.loss.coefficients[name] * value / weights[name] for name, value in sums.items() if weights[name] > 0).backward()
@@ -106,7 +106,7 @@ def test_weights_are_known_without_the_model_and_name_every_term(case):
 def test_what_samples_weigh_each_is_what_they_weigh_together_and_alone(case):
     whole, alone = case.micros(SAMPLES)[0], case.micros(1)
     found, weights = case.loss.by_sample(whole.batch), case.loss.weights(whole.batch)
-    assert set(found) == set(case.loss.shares) <= set(weights)
+    assert set(found) == set(case.loss.amounts) <= set(weights)
     for name, values in found.items():
         one_by_one = [case.loss.weights(micro.batch)[name].item() for micro in alone]
         assert values.tolist() == one_by_one
@@ -152,7 +152,7 @@ def shared(case, count):
         micros = case.micros(1, count=count, ranks=ranks)
         loop = make_loop(State(case.model), case.loss, case.config, ranks, case.parts.assets / "bad.jsonl")
         case.model.zero_grad()
-        weights = total_weights(case.loss, micros, ranks)
+        weights = total_loss_weights(case.loss, micros, ranks)
         loop.accumulate(distributed.replicate(case.model, ranks), micros, {name: weights[name] for name in case.loss.coefficients})
         return {name: value.grad.numpy() for name, value in case.model.named_parameters() if value.grad is not None}
 

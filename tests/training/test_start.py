@@ -20,6 +20,7 @@ from plait.data.order import digest
 from plait.engine import power_ema
 from plait.engine.checkpoints import checkpoint, integrity, rundir
 from plait.engine.monitoring.heartbeat import Heartbeat
+from plait.engine.state import GROUPS
 from plait.errors import PlaitError, Stopped
 from plait.families import registry
 from plait.training import changes, from_weights
@@ -474,6 +475,16 @@ def back_to(run, step):
             shutil.rmtree(folder)
 
 
+def test_a_checkpoint_with_the_names_of_an_older_plait_goes_on_exactly(made, parent):
+    back_to(parent, 8)
+    saved = integrity.locate(parent)
+    state = {"judged" if name == "evaluated_step" else name: value for name, value in saved.manifest["state"].items()}
+    checkpoint.write(saved.folder, {group: saved.tensors(group) for group in GROUPS}, {**saved.manifest, "state": state})
+    assert "judged" in json.loads((saved.folder / "manifest.json").read_bytes())["state"]
+    toy.train(parent, parent)
+    assert integrity.locate(parent).manifest["state"] == integrity.locate(made[1]).manifest["state"]
+
+
 @pytest.mark.parametrize("budget", ["train={epochs: 1, global_batch: 4}", "train={samples: 64, global_batch: 4}"])
 def test_another_global_batch_goes_on_after_the_samples_consumed(made, one_epoch, tmp_path, capsys, budget):
     run = toy.train(made[0], tmp_path / "run", *one_epoch, budget)
@@ -528,7 +539,7 @@ def test_a_changed_schedule_is_two_curves_of_the_real_numbers_of_steps(made, one
     run = toy.train(made[0], tmp_path / "run", *settings)
     back_to(run, 8)
     capsys.readouterr()
-    toy.run.accept_configuration(run, open_config(made[0], [f"run={run}", *settings, changed]), True)
+    toy.run.reconcile_configuration(run, open_config(made[0], [f"run={run}", *settings, changed]), True)
     said = capsys.readouterr().out
     assert then in said.split("learning rate then")[1].splitlines()[0] and now in said.split("learning rate now")[1].splitlines()[0]
 
@@ -591,7 +602,7 @@ def test_other_lengths_are_refused_with_the_fork_that_takes_them(parent, capsys)
 
 
 def test_a_change_of_what_is_reported_shows_no_curve(parent, capsys):
-    toy.run.accept_configuration(parent, open_config(parent / "config.yaml", [f"run={parent}", "track.every_steps=2"]), False)
+    toy.run.reconcile_configuration(parent, open_config(parent / "config.yaml", [f"run={parent}", "track.every_steps=2"]), False)
     said = capsys.readouterr().out
     assert "track.every_steps: 1 -> 2" in said and "learning rate" not in said
 
@@ -668,9 +679,9 @@ def test_data_that_left_came_or_changed_is_named(tmp_path):
     then, now = {"a": "1", "b": "2", "c": "3"}, {"a": "1", "b": "9", "d": "4"}
     wanted = r"RUN/step-00000004 was trained on \(b: 2 -> 9; c: 3 -> gone; d: not there -> 4\); put it back, fork the run"
     with pytest.raises(PlaitError, match=wanted):
-        changes.check_data(since(4, then), now, tmp_path, False)
-    assert changes.check_data(since(4, then), now, tmp_path, True).startswith("data     changed: the training data is not what")
-    assert changes.check_data(since(4, then), then, tmp_path, False) == "data     exact: a, b, c"
+        changes.check_fingerprints(since(4, then), now, tmp_path, False)
+    assert changes.check_fingerprints(since(4, then), now, tmp_path, True).startswith("data     changed: the training data is not what")
+    assert changes.check_fingerprints(since(4, then), then, tmp_path, False) == "data     exact: a, b, c"
 
 
 @pytest.mark.parametrize(
@@ -687,10 +698,10 @@ def test_data_that_left_came_or_changed_is_named(tmp_path):
 def test_only_a_fork_at_this_step_that_changed_the_data_goes_on_with_other_data(tmp_path, kind, step, key, allowed):
     (tmp_path / changes.LINEAGE).write_text(json.dumps({"kind": kind, "step": step, "differences": [["seed", 0, 1], [key, 1, 2]]}))
     if allowed:
-        assert "changed" in changes.check_data(since(4, {"a": "1"}), {"a": "2"}, tmp_path, False)
+        assert "changed" in changes.check_fingerprints(since(4, {"a": "1"}), {"a": "2"}, tmp_path, False)
     else:
         with pytest.raises(PlaitError, match="put it back"):
-            changes.check_data(since(4, {"a": "1"}), {"a": "2"}, tmp_path, False)
+            changes.check_fingerprints(since(4, {"a": "1"}), {"a": "2"}, tmp_path, False)
 
 
 def test_a_curve_is_48_bars_with_its_peak_and_end():
@@ -746,4 +757,4 @@ def test_a_configuration_of_another_version_is_told(parent):
     with pytest.raises(
         PlaitError, match=r"config\.yaml is damaged, or not of this version of plait \(.+\); use the version that began the run"
     ):
-        toy.run.accept_configuration(parent, None, False)
+        toy.run.reconcile_configuration(parent, None, False)

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 from plait.assembly.data import TrainingData
 from plait.data.order import Order
-from plait.training.summary import realised, shares
+from plait.training.summary import planned_shares, realised
 
 
 def data(names, weights):
@@ -18,14 +18,14 @@ def test_the_shares_said_are_those_that_a_block_of_the_order_draws():
     order = Order([50, 9, 400], weights, seed=0, global_batch=batch)
     steps = sum(order.counts) // batch
     drawn = Counter(identity.source for step in range(steps) for identity in order.ids(step))
-    said = shares(["a", "b", "c"], weights, order.counts)
+    said = planned_shares(["a", "b", "c"], weights, order.counts)
     for source, (line, asked) in enumerate(zip(said, ("60.00%", "20.00%", "20.00%"), strict=True)):
         assert line.split()[:3] == ["abc"[source], "asked", asked]
         assert line.endswith(f"gets {drawn[source] / (steps * batch):.2%}")
 
 
 def test_a_share_that_no_block_can_give_is_said_as_it_is():
-    assert shares(["a", "b"], [1, 2], [1, 3]) == [
+    assert planned_shares(["a", "b"], [1, 2], [1, 3]) == [
         f"{'a':<18} asked 33.33% of the samples, gets 25.00%",
         f"{'b':<18} asked 66.67% of the samples, gets 75.00%",
     ]
@@ -46,4 +46,4 @@ def test_sources_of_one_name_are_told_apart():
 
 
 def test_one_source_alone_has_no_shares_to_tell():
-    assert shares(["a"], [2.0], [16]) == []
+    assert planned_shares(["a"], [2.0], [16]) == []

@@ -23,7 +23,7 @@ class TrainingData:
     """The opened sources of a stage (part of a run), and for each the weight with which samples are drawn from it."""
 
     sources: Sequence[Source]
-    weights: Sequence[float]
+    sampling_weights: Sequence[float]
 
     def names(self) -> list[str]:
         """Return the name of each source; repeated names get a number: ["coco", "coco (2)"]."""
@@ -41,7 +41,7 @@ class TrainingData:
         `batches`: (step of the stage, samples per step from it on), from step 0; default: `train.global_batch` throughout.
         """
         (_, first), *changes = batches or [(0, view.config.train.global_batch)]
-        return order_of(self.sources, self.weights, data_seed(view), first, changes)
+        return order_of(self.sources, self.sampling_weights, data_seed(view), first, changes)
 
 
 def data_seed(view: StageView) -> int:
@@ -57,7 +57,7 @@ def open_data(config: RunConfig, entries: Sequence[SourceEntry], split: str) -> 
         opened: Source = registry.datasets(config.family).open_dataset(entry, wanted, root=root, cache=cache)
         return opened
 
-    return open_all(entries, seed=config.seed, split=split, cache=cache, catalogue=named)
+    return open_all(entries, seed=config.seed, split=split, cache=cache, open_named=named)
 
 
 def open_training(config: RunConfig) -> TrainingData:
@@ -98,7 +98,7 @@ def _open_training(config: RunConfig, *, held_out: bool) -> TrainingData:
             f"mixture {mixed.title}: {len(names)} of its {len(mixed.entries)} datasets are not there ({', '.join(names)}); "
             f"the first: {first}; to train without them, say so: --data.without='[{', '.join(names)}]'"
         )
-    return TrainingData(opened, mixed.weights([len(source) for source in opened]))
+    return TrainingData(opened, mixed.sampling_weights([len(source) for source in opened]))
 
 
 def check_data(views: Sequence[StageView]) -> None:

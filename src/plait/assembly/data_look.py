@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from plait.assembly import overlap
 from plait.assembly.data import open_validation
-from plait.assembly.overlap import HeldOut, Overlap, content_of, contents
+from plait.assembly.overlap import HeldOutContent, Overlap, content_of, contents
 from plait.config.schema import RunConfig
 from plait.data import image_files
 from plait.data.loading.micro_batch import Inputs
@@ -216,7 +216,7 @@ def _look_at(found: SourceLook, index: int, inputs: Inputs, sample_key: int) -> 
 
 def _compare(found: Sequence[SourceLook], held_out: Sequence[Source], least: int) -> None:
     """Compare the samples of training sources with held-out ones, at `least` of each source; those that are not stored as they are read."""
-    theirs = HeldOut(sum(map(len, held_out)))
+    theirs = HeldOutContent(sum(map(len, held_out)))
     for source in held_out:
         theirs.add(contents(source, _spread(len(source), overlap.count(source, len(held_out), least))))
     for one in found:

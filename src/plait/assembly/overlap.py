@@ -26,7 +26,7 @@ class Content(NamedTuple):
 
 
 @dataclass
-class HeldOut:
+class HeldOutContent:
     """What the held-out sources hold. `samples`: all of them; `compared`: those that were looked at."""
 
     samples: int = 0
@@ -46,7 +46,7 @@ class HeldOut:
 class Overlap:
     """How the samples of a training source compare with held-out ones."""
 
-    held_out: HeldOut
+    held_out: HeldOutContent
     compared: int = 0
     same: int = 0
     """Samples that hold what a held-out one holds."""

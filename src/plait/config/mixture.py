@@ -71,26 +71,29 @@ class Part:
 
 @dataclass(frozen=True)
 class Mixture:
-    """A mixture without the datasets named in `data.without`. `title`: the file's stem; `shares`: weight of each group that is left."""
+    """A mixture without the datasets named in `data.without`. `title`: the file's stem."""
 
     title: str
     parts: tuple[Part, ...]
-    shares: dict[str, float]
+    group_weights: dict[str, float]
+    """The weight of each group that is left, by name; {} where there are no groups."""
 
     @property
     def entries(self) -> list[SourceEntry]:
         """The settings of each source, in the order of the file."""
         return [part.entry for part in self.parts]
 
-    def weights(self, sizes: Sequence[int]) -> list[float]:
+    def sampling_weights(self, sizes: Sequence[int]) -> list[float]:
         """Return the weight of each source by which samples are drawn; `sizes` are their numbers of samples.
 
-        In a plain list it is the row's own; in a group it is share * sqrt(size) / sum of the group's sqrt(size).
+        In a plain list it is the row's own; in a group it is the group's weight * sqrt(size) / sum of the group's sqrt(size).
         """
         roots = [math.sqrt(part.size or size) for part, size in zip(self.parts, sizes, strict=True)]
-        totals = {name: math.fsum(root for part, root in zip(self.parts, roots, strict=True) if part.group == name) for name in self.shares}
+        totals = {
+            name: math.fsum(root for part, root in zip(self.parts, roots, strict=True) if part.group == name) for name in self.group_weights
+        }
         return [
-            part.entry.weight if part.group is None else self.shares[part.group] * root / totals[part.group]
+            part.entry.weight if part.group is None else self.group_weights[part.group] * root / totals[part.group]
             for part, root in zip(self.parts, roots, strict=True)
         ]
 
@@ -114,11 +117,11 @@ def read(path: Path, without: Sequence[str], kinds: Mapping[str, SourceRules]) -
         raise
     lists: list[tuple[tuple[str, ...], str | None, Sequence[_Row]]]
     if isinstance(parsed, _Grouped):
-        shares = {name: group.weight for name, group in parsed.groups.items()}
+        group_weights = {name: group.weight for name, group in parsed.groups.items()}
         lists = [(("groups", name, "datasets"), name, group.datasets) for name, group in parsed.groups.items()]
     else:
         assert isinstance(parsed, _Listed)
-        shares, lists = {}, [(("datasets",), None, parsed.datasets)]
+        group_weights, lists = {}, [(("datasets",), None, parsed.datasets)]
     parts: list[Part] = []
     for list_path, group, rows in lists:
         for index, row in enumerate(rows):
@@ -126,7 +129,9 @@ def read(path: Path, without: Sequence[str], kinds: Mapping[str, SourceRules]) -
             entry = SourceEntry(**row.model_dump(exclude={"size"}))
             parts.append(Part(entry, group, row.size if isinstance(row, _Member) else None))
     kept = _without(parts, without, path)
-    return Mixture(path.stem, tuple(kept), {name: share for name, share in shares.items() if any(part.group == name for part in kept)})
+    return Mixture(
+        path.stem, tuple(kept), {name: weight for name, weight in group_weights.items() if any(part.group == name for part in kept)}
+    )
 
 
 def _moved(node: Node) -> Node:

@@ -54,25 +54,28 @@ class _Walk:
 class BucketOrder:
     """Choose the samples of every step such that a global batch never mixes buckets.
 
-    `groups[source]`: the sizes of its buckets; its samples are numbered bucket after bucket. `weights[source]`: its share of the batches.
+    `groups[source]`: the sizes of its buckets; its samples are numbered bucket after bucket. `sampling_weights[source]`: its share of the
+    batches.
     `global_batch`: samples per step at first; `changes`: (step, samples per step from then on), in rising order.
     Raises PlaitError for an empty bucket or source, and for a weight that is not positive.
     """
 
     def __init__(
-        self, groups: Sequence[Sequence[int]], weights: Sequence[float], seed: int, global_batch: int, changes: BatchChanges = ()
+        self, groups: Sequence[Sequence[int]], sampling_weights: Sequence[float], seed: int, global_batch: int, changes: BatchChanges = ()
     ) -> None:
-        assert len(groups) == len(weights)
+        assert len(groups) == len(sampling_weights)
         assert global_batch >= 1
         for source, lengths in enumerate(groups):
             for number, length in enumerate(lengths):
                 if length < 1:
                     raise PlaitError(f"bucket {number} of source {source} is empty; remove it or mend its path")
         self.groups = tuple(tuple(int(n) for n in lengths) for lengths in groups)
-        plain = Order([sum(lengths) for lengths in groups], weights, seed, global_batch, changes)  # the same checks, sizes and lengths
+        plain = Order(
+            [sum(lengths) for lengths in groups], sampling_weights, seed, global_batch, changes
+        )  # the same checks, sizes and lengths
         self.sizes, self.seed, self.segments, self.samples, self.steps = plain.sizes, seed, plain.segments, plain.samples, plain.steps
-        total = math.fsum(weights)
-        self.counts = block_counts([w / total for w in weights], 1)  # batches per source in one block of the mixture
+        total = math.fsum(sampling_weights)
+        self.counts = block_counts([w / total for w in sampling_weights], 1)  # batches per source in one block of the mixture
         self._slot_source, self._slot_turn = interleave(self.counts)
         self._memo: dict[int, list[SampleId]] = {}
         self._walks = [[[_Walk() for _ in lengths] for lengths in groups]]

@@ -107,24 +107,27 @@ class Ordering(Protocol):
 class Order:
     """Choose the samples of every step without buckets: `ids(step)` (from 0) is the same on every rank and for every world size.
 
-    `sizes`: samples per source. `weights`: shares of the samples drawn, not of the sizes: two sources of weight 1 are drawn equally often,
-    and the smaller one begins its next epoch sooner. An epoch of a mixture is as many samples as its sources hold together. `global_batch`:
-    samples per step at first; `changes`: (step, samples per step from then on); they slice the same sequence of samples differently.
+    `sizes`: samples per source. `sampling_weights`: their shares of the samples drawn, not of their sizes: two sources of weight 1 are
+    drawn equally often, and the smaller one begins its next epoch sooner. An epoch of a mixture is as many samples as its sources hold
+    together. `global_batch`: samples per step at first; `changes`: (step, samples per step from then on); they slice the same sequence of
+    samples differently.
     Raises PlaitError if there is no source, for an empty one, and for a weight that is not positive.
     """
 
-    def __init__(self, sizes: Sequence[int], weights: Sequence[float], seed: int, global_batch: int, changes: BatchChanges = ()) -> None:
-        assert len(sizes) == len(weights)
+    def __init__(
+        self, sizes: Sequence[int], sampling_weights: Sequence[float], seed: int, global_batch: int, changes: BatchChanges = ()
+    ) -> None:
+        assert len(sizes) == len(sampling_weights)
         assert global_batch >= 1
         if not sizes:
             raise PlaitError("there is no data to order: name at least one source under data.train")
-        for number, (size, weight) in enumerate(zip(sizes, weights, strict=True)):
+        for number, (size, weight) in enumerate(zip(sizes, sampling_weights, strict=True)):
             if size < 1:
                 raise PlaitError(f"source {number} of the mixture is empty; remove it or mend its path")
             if not (weight > 0 and math.isfinite(weight)):
                 raise PlaitError(f"source {number} of the mixture has weight {weight}; weights are positive numbers")
         self.sizes, self.seed, self.segments = tuple(int(s) for s in sizes), seed, segments(global_batch, changes)
-        self.counts = block_counts([w / math.fsum(weights) for w in weights], global_batch)
+        self.counts = block_counts([w / math.fsum(sampling_weights) for w in sampling_weights], global_batch)
         self._slot_source, self._slot_turn = interleave(self.counts)
         self._memo: tuple[int, list[SampleId]] = (0, [])  # first position and samples; replaced as a whole: several threads may call `ids`
 
@@ -167,29 +170,29 @@ def digest(ids: Iterable[SampleId]) -> int:
     return sum(xxhash.xxh32_intdigest(struct.pack("<3q", *identity)) for identity in ids)
 
 
-def block_counts(shares: Sequence[float], global_batch: int) -> tuple[int, ...]:
-    """Return how many slots each source gets in one block of a mixture, in proportion to `shares` (sum 1).
+def block_counts(fractions: Sequence[float], global_batch: int) -> tuple[int, ...]:
+    """Return how many slots each source gets in one block of a mixture, in proportion to `fractions` (sum 1).
 
-    The block is the shortest multiple of `global_batch` that is within 0.1 % of every share, else the best one up to 2^20 slots. Raises
-    PlaitError for a share too small for that.
+    The block is the shortest multiple of `global_batch` that is within 0.1 % of every fraction, else the best one up to 2^20 slots. Raises
+    PlaitError for a fraction too small for that.
     """
     best, best_error, multiple = None, math.inf, 1
     while multiple == 1 or multiple * global_batch <= _BLOCK_MAX:
-        counts = largest_remainder(shares, multiple * global_batch)
-        error = max(abs(c / (multiple * global_batch) - s) / s for c, s in zip(counts, shares, strict=True))
+        counts = largest_remainder(fractions, multiple * global_batch)
+        error = max(abs(c / (multiple * global_batch) - s) / s for c, s in zip(counts, fractions, strict=True))
         if min(counts) and error < best_error:
             best, best_error = counts, error
         if best_error <= _SHARE_TOLERANCE:
             break
         multiple += 1 if multiple < 1024 else multiple // 16  # finely first, then in steps of 6 %
     if best is None:
-        raise PlaitError(f"the smallest weight of the mixture is {min(shares):.1e} of the whole, less than 1 in {_BLOCK_MAX}; raise it")
+        raise PlaitError(f"the smallest weight of the mixture is {min(fractions):.1e} of the whole, less than 1 in {_BLOCK_MAX}; raise it")
     return tuple(best)
 
 
-def largest_remainder(shares: Sequence[float], total: int) -> list[int]:
-    """Split `total` into integers by `shares` (sum 1), Hamilton's method: whole parts first, the rest to the largest fractions."""
-    exact = [share * total for share in shares]
+def largest_remainder(fractions: Sequence[float], total: int) -> list[int]:
+    """Split `total` into integers by `fractions` (sum 1), Hamilton's method: whole parts first, the rest to the largest fractions."""
+    exact = [fraction * total for fraction in fractions]
     counts = [math.floor(x + 1e-9) for x in exact]
     by_fraction = sorted(range(len(exact)), key=lambda s: (counts[s] - exact[s], s))
     for s in by_fraction[: total - sum(counts)]:

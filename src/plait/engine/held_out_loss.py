@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from plait.engine.loop import total_weights
+from plait.engine.loop import total_loss_weights
 from plait.engine.loss import Loss, StepBatch
 from plait.engine.parallel import distributed
 from plait.engine.parallel.distributed import Ranks
@@ -20,10 +20,10 @@ def held_out_loss(net: nn.Module, loss: Loss, batches: Iterable[StepBatch], rank
     `net`: the model, or its DDP wrapper. `precision`: a `train.precision`, such as "bf16". Raises PlaitError when every weight is 0.
     """
     numerators = dict.fromkeys(loss.coefficients, 0.0)
-    weights = dict.fromkeys(loss.coefficients, 0.0)
+    loss_weights = dict.fromkeys(loss.coefficients, 0.0)
     for batch in batches:
-        of_batch = total_weights(loss, batch.micro, ranks)
-        weights = {name: value + of_batch[name] for name, value in weights.items()}
+        of_batch = total_loss_weights(loss, batch.micro, ranks)
+        loss_weights = {name: value + of_batch[name] for name, value in loss_weights.items()}
         for micro in batch.micro:
             with autocast(precision, ranks.device):
                 sums = loss.sums(net, distributed.to_device(micro.batch, ranks.device))
@@ -32,7 +32,7 @@ def held_out_loss(net: nn.Module, loss: Loss, batches: Iterable[StepBatch], rank
     distributed.reshard(net)
     names = sorted(numerators)
     totals = ranks.sum(torch.tensor([numerators[name] for name in names], dtype=torch.float64)).tolist()
-    terms = {name: value / weights[name] for name, value in zip(names, totals, strict=True) if weights[name] > 0}
+    terms = {name: value / loss_weights[name] for name, value in zip(names, totals, strict=True) if loss_weights[name] > 0}
     if not terms:
         raise PlaitError("the held-out samples have nothing to predict: every loss weight is 0; look at them with `plait data inspect`")
     return {

@@ -114,18 +114,18 @@ class Loop:
         assert batch.step == state.stage_step and state.optimizer is not None
         if not state.model.training:
             state.model.train()
-        own = own_weights(self.loss, batch.micro) | source_shares.amounts(self.loss, batch.micro, self.sources)
+        own = own_loss_weights(self.loss, batch.micro) | source_shares.amounts(self.loss, batch.micro, self.sources)
         *sums, without_data = sum_over_ranks([*own.values(), not batch.micro], self.ranks)
         if without_data:
             self.stop.agree(True)
             return None
-        weights = dict(zip(own, sums, strict=True))
-        from_sources = {name: weights.pop(name) for name in [*weights] if name.startswith(source_shares.PREFIX)}
-        counts = {name: weights.pop(name) for name in self.loss.counts}
+        loss_weights = dict(zip(own, sums, strict=True))
+        from_sources = {name: loss_weights.pop(name) for name in [*loss_weights] if name.startswith(source_shares.PREFIX)}
+        counts = {name: loss_weights.pop(name) for name in self.loss.counts}
         progress = schedule.progress_at(config.optim.schedule, state.stage_step, stage_steps, state.totals, counts)
         lrs = optim.set_lr(state.optimizer, config.optim, progress)
         scale = self.scaler.scale
-        row, usable = self.gradient(net, batch, weights, audit=audit)
+        row, usable = self.gradient(net, batch, loss_weights, audit=audit)
         self.scaler.end_step(scale, sound=usable)
         if usable:
             optim.drop_idle(state.optimizer, self.loss.may_idle, row)
@@ -144,7 +144,7 @@ class Loop:
             **{name: state.totals[name] for name in ("samples", *self.loss.counts)},
         }
 
-    def gradient(self, net: nn.Module, batch: StepBatch, weights: Mapping[str, float], *, audit: bool) -> tuple[Row, bool]:
+    def gradient(self, net: nn.Module, batch: StepBatch, loss_weights: Mapping[str, float], *, audit: bool) -> tuple[Row, bool]:
         """Compute the clipped gradient of the global batch into the parameters' `grad`.
 
         Returns (the step's metrics, whether to update with it). `weights`: the global batch's denominators, by loss term. `audit`: check
@@ -155,19 +155,19 @@ class Loop:
         if state.stage_step in self.skipped:
             self.stop.agree(self.ranks.any(self.stop.requested()))
             return {"loss": math.nan, "skipped": 1}, False
-        sums = self.accumulate(net, batch.micro, weights)
+        sums = self.accumulate(net, batch.micro, loss_weights)
         self.mark("update")
         if audit and guard.audit:
             for line in guards.audit(state.model):
                 log.info(line)
         self.scaler.unscale(state.trained().values())
         norms = optim.clip(optim.by_component(state.optimizer), self.config.train.grad_clip, self.config.optim.own_clips)
-        row = self.figures(sums, weights, norms) | self.scaler.figures()
+        row = self.figures(sums, loss_weights, norms) | self.scaler.figures()
         if self.scaler.overflowed(row["loss"], row["grad_norm"], self.ranks):
             log.info(f"step {state.step + 1}: gradients overflow float16; taken again with the loss scaled by {self.scaler.scale:g}")
             for value in state.trained().values():
                 value.grad = None
-            return self.gradient(net, batch, weights, audit=audit)
+            return self.gradient(net, batch, loss_weights, audit=audit)
         values = {name: row[name] for name in row if name.startswith("loss") or name == "grad_norm"}
         if not nonfinite.any_not_finite(values, self.ranks):
             return row, True
@@ -177,7 +177,7 @@ class Loop:
         nonfinite.respond(report, guard, self.ranks, skipped=used, run=run, stage=self.stage, step=state.stage_step)
         return row | {"skipped": 1}, False
 
-    def accumulate(self, net: nn.Module, micros: Sequence[MicroBatch], weights: Mapping[str, float]) -> dict[str, Tensor]:
+    def accumulate(self, net: nn.Module, micros: Sequence[MicroBatch], loss_weights: Mapping[str, float]) -> dict[str, Tensor]:
         """Run forward and backward of all micro-batches; returns this rank's numerators by loss term. `weights`: of the global batch."""
         totals: dict[str, Tensor] = {}
         self.meter.take()  # a step that is taken again is counted once
@@ -192,48 +192,48 @@ class Loop:
                         sums = self.loss.sums(net, inputs)
                     self.mark("backward")
                     if not last:
-                        self.backward(sums, micro, weights)
+                        self.backward(sums, micro, loss_weights)
                 if last:
                     with micro_batch.guarded(self.ranks, collective=True):
-                        self.backward(sums, micro, weights)
+                        self.backward(sums, micro, loss_weights)
             if not micro.padding:
                 for name, value in sums.items():
                     totals[name] = totals[name] + value.detach().double() if name in totals else value.detach().double()
         return totals
 
-    def backward(self, sums: Mapping[str, Tensor], micro: MicroBatch, weights: Mapping[str, float]) -> None:
+    def backward(self, sums: Mapping[str, Tensor], micro: MicroBatch, loss_weights: Mapping[str, float]) -> None:
         """Backpropagate a micro-batch's numerators `sums`; `weights`: the global batch's denominators. A padding micro-batch adds zeros."""
         factor = 0.0 if micro.padding else self.ranks.size * self.scaler.scale
-        scale = {name: factor * self.loss.coefficients[name] / weights[name] for name in sums if weights[name] > 0}
+        scale = {name: factor * self.loss.coefficients[name] / loss_weights[name] for name in sums if loss_weights[name] > 0}
         scale = scale or dict.fromkeys(sums, 0.0)
         terms = [name for name in scale if sums[name].requires_grad]
         torch.autograd.backward([sums[name] for name in terms], [torch.full_like(sums[name], scale[name]) for name in terms])
 
-    def figures(self, sums: Mapping[str, Tensor], weights: Mapping[str, float], norms: Mapping[str, Tensor]) -> Row:
+    def figures(self, sums: Mapping[str, Tensor], loss_weights: Mapping[str, float], norms: Mapping[str, Tensor]) -> Row:
         """Return the metrics `loss`, `loss/TERM`, `weight/TERM` over all ranks, gradient norms and `flops`; reads the device once."""
-        names = list(weights)
+        names = list(loss_weights)
         values = torch.stack([*sums.values(), *(norm.double() for norm in norms.values())]).tolist()
         on_this_rank = dict(zip([*sums, *norms], values, strict=True))
         numerators = [on_this_rank.get(name, 0.0) for name in names]
         *numerators, flops, requested = sum_over_ranks([*numerators, self.meter.take(), self.stop.requested()], self.ranks)
         self.stop.agree(requested > 0)
-        losses = {name: value / weights[name] for name, value in zip(names, numerators, strict=True) if weights[name] > 0}
+        losses = {name: value / loss_weights[name] for name, value in zip(names, numerators, strict=True) if loss_weights[name] > 0}
         total = sum(self.loss.coefficients[name] * value for name, value in losses.items())
         terms = {f"loss/{name}": value for name, value in losses.items()}
-        denominators = {f"weight/{name}": weights[name] for name in names}
+        denominators = {f"weight/{name}": loss_weights[name] for name in names}
         return {"loss": total, **terms, **denominators, **{name: on_this_rank[name] for name in norms}, "flops": flops}
 
 
-def total_weights(loss: Loss, micros: Sequence[MicroBatch], ranks: Ranks) -> dict[str, float]:
+def total_loss_weights(loss: Loss, micros: Sequence[MicroBatch], ranks: Ranks) -> dict[str, float]:
     """Sum the weight (denominator) of each loss term, and each of the loss's counts, over all micro-batches of all ranks; by name."""
-    own = own_weights(loss, micros)
+    own = own_loss_weights(loss, micros)
     return dict(zip(own, sum_over_ranks([*own.values()], ranks), strict=True))
 
 
-def own_weights(loss: Loss, micros: Sequence[MicroBatch]) -> dict[str, float]:
+def own_loss_weights(loss: Loss, micros: Sequence[MicroBatch]) -> dict[str, float]:
     """Return each loss term's weight and each of the loss's counts, by name, over this rank's micro-batches; reads host tensors only."""
-    weights = [loss.weights(micro.batch) for micro in micros if not micro.padding]
-    return {name: sum((float(terms[name]) for terms in weights), 0.0) for name in (*sorted(loss.coefficients), *loss.counts)}
+    loss_weights = [loss.weights(micro.batch) for micro in micros if not micro.padding]
+    return {name: sum((float(terms[name]) for terms in loss_weights), 0.0) for name in (*sorted(loss.coefficients), *loss.counts)}
 
 
 def sum_over_ranks(values: list[float], ranks: Ranks) -> list[float]:

@@ -102,7 +102,7 @@ class Loss(abc.ABC):
     """Names that `weights` returns besides the terms: totals that are logged, saved, and can be the unit of a schedule (`tokens`)."""
     may_idle: Sequence[str] = ()
     """Components that a batch may have no input for, such as vision without pictures; a gradient of zeros does not update them."""
-    shares: Sequence[str] = ()
+    amounts: Sequence[str] = ()
     """Names of the weights and counts that `by_sample` splits; with several sources, each one's share of them is logged."""
 
     @abc.abstractmethod
@@ -114,5 +114,5 @@ class Loss(abc.ABC):
         """Run the model on this micro-batch; return each term's numerator: scalars on the model's device, differentiable."""
 
     def by_sample(self, batch: Batch) -> Mapping[str, Tensor]:
-        """Return each amount named in `shares` by sample: (B,) host tensors in the order of the batch's ids. Their sums are `weights`."""
+        """Return each amount named in `amounts` by sample: (B,) host tensors in the order of the batch's ids. Their sums are `weights`."""
         return {}

@@ -15,11 +15,11 @@ SAMPLES = "samples"
 def amounts(loss: Loss, micros: Sequence[MicroBatch], sources: Sequence[str]) -> dict[str, float]:
     """Return the amounts of every source in this rank's micro-batches, such as {"drawn/vqa/samples": 3.0}; {} where there is one source.
 
-    Amounts are samples and what `loss.shares` names; 0 for a source that is absent. `sources`: names, by the index `sample.source`.
+    Amounts are samples and what `loss.amounts` names; 0 for a source that is absent. `sources`: names, by the index `sample.source`.
     """
     if len(sources) <= 1:
         return {}
-    totals = {f"{PREFIX}{source}/{quantity}": 0.0 for source in sources for quantity in (SAMPLES, *loss.shares)}
+    totals = {f"{PREFIX}{source}/{quantity}": 0.0 for source in sources for quantity in (SAMPLES, *loss.amounts)}
     for micro in micros:
         if micro.padding:
             continue

@@ -23,18 +23,8 @@ from plait.keys import key
 
 PLANNED = "planned steps done"
 """Reason of a stage's end when it has had all its steps; for one that ended earlier the reason comes from `training/plateau.py`."""
-_MANIFEST_KEYS = {
-    "step": "step",
-    "stage": "stage",
-    "stage_start": "stage_start",
-    "stage_done": "stage_done",
-    "evaluated_step": "judged",
-    "history": "history",
-    "best": "best",
-    "probe": "probe",
-    "batches": "batches",
-}
-"""Attribute of a state -> its key in a checkpoint's manifest."""
+_SAVED = ("step", "stage", "stage_start", "stage_done", "evaluated_step", "history", "best", "probe", "batches")
+"""Attributes of a state that a checkpoint's manifest holds under the same names."""
 
 GROUPS = ("weights", "ema", "moments", *power_ema.KEPT)
 """The tensor groups of a checkpoint: a file each, or a folder with a file per rank."""
@@ -176,8 +166,7 @@ class State:
 
     def metadata(self) -> dict[str, Any]:
         """Return the state without tensors as JSON values (step, stage, totals, ...), for `state` in a checkpoint's manifest.json."""
-        values = {name: getattr(self, attribute) for attribute, name in _MANIFEST_KEYS.items()}
-        return {**values, "totals": self.totals, "trained": sorted(self.ever_trained)}
+        return {**{name: getattr(self, name) for name in _SAVED}, "totals": self.totals, "trained": sorted(self.ever_trained)}
 
     def restore(self, metadata: Mapping[str, Any], tensors: Mapping[str, Mapping[str, StoredTensor]]) -> None:
         """Load a saved state into this one. The arguments are what the methods `metadata` and `tensors` returned when it was saved.
@@ -185,8 +174,8 @@ class State:
         The optimizer's moments stay in `paused` until `begin` starts a stage.
         Raises PlaitError when a saved weight has no parameter of its name and shape here.
         """
-        for attribute, name in _MANIFEST_KEYS.items():
-            setattr(self, attribute, metadata.get(name, []) if name == "batches" else metadata[name])  # older checkpoints have none
+        for name in _SAVED:
+            setattr(self, name, metadata.get(name, []) if name == "batches" else metadata[name])  # older checkpoints have none
         self.history = [(step, value) for step, value in metadata["history"]]
         self.totals = dict(metadata["totals"])
         self.ever_trained = set(metadata["trained"])

@@ -235,7 +235,7 @@ def check_built(family: Family, model: nn.Module, components: Mapping[str, Mappi
         raise PlaitError(f"{name}: its Loss sets no coefficients, the factor of each term by name")
     if not isinstance(loss.coefficients, Mapping):
         raise PlaitError(f"{name}: coefficients of its Loss is to be a mapping, the factor of each term by name")
-    for member, value in (("counts", loss.counts), ("may_idle", loss.may_idle), ("shares", loss.shares)):
+    for member, value in (("counts", loss.counts), ("may_idle", loss.may_idle), ("amounts", loss.amounts)):
         if isinstance(value, str) or not isinstance(value, Sequence):
             raise PlaitError(f"{name}: {member} of its Loss is to be a sequence of names, not {value!r}: a tuple of one is written (name,)")
 

@@ -10,14 +10,16 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, Protocol, overload
+from typing import TYPE_CHECKING, Any, Literal, Protocol, overload
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from plait.errors import PlaitError
 from plait.nn.tiny_encoders import TinyImages, TinyLatents, TinyTexts
+
+if TYPE_CHECKING:  # the libraries behind it take seconds to import
+    from plait.nn.pretrained import T5, Dino
 
 Kind = Literal["latents", "texts", "images"]
 _PLACES = "PLAIT_ENCODERS"
@@ -38,27 +40,6 @@ class LatentCodec(Protocol):
         """Return images (B, 3, H, W) uint8 of latents (B, C, h, w), not normalised."""
 
 
-class TextEncoder(Protocol):
-    """Encodes captions to token states (the last layer, a vector of `width` per token); longer ones are cut to `max_tokens`."""
-
-    pin: dict[str, Any]
-    width: int
-    max_tokens: int
-
-    def encode(self, captions: list[str], /) -> list[tuple[np.ndarray, int]]:
-        """Return for each caption its states (L, width) float32 and its number of tokens before truncation."""
-
-
-class ImageEncoder(Protocol):
-    """Encodes each image to one feature vector of `width` values."""
-
-    pin: dict[str, Any]
-    width: int
-
-    def encode(self, images: Tensor, /) -> Tensor:
-        """Return features (B, width) float32 of images (B, 3, H, W) uint8."""
-
-
 def open_latents(name: str, device: str = "cpu") -> LatentCodec:
     """Open a codec of images to latents: `tiny`, `tiny:DOWNSAMPLExCHANNELS`, or a folder or Hub repository with a diffusers VAE.
 
@@ -73,7 +54,7 @@ def open_latents(name: str, device: str = "cpu") -> LatentCodec:
     return codec
 
 
-def open_texts(name: str, max_tokens: int | None = None, device: str = "cpu") -> TextEncoder:
+def open_texts(name: str, max_tokens: int | None = None, device: str = "cpu") -> "TinyTexts | T5":
     """Open an encoder of captions to token states.
 
     `name`: a folder or Hub repository with a T5 encoder; or `tiny` or `tiny:WIDTH`, fixed random vectors, for work without a network.
@@ -84,15 +65,15 @@ def open_texts(name: str, max_tokens: int | None = None, device: str = "cpu") ->
         if match is None or (match[1] and int(match[1]) < 2):
             raise PlaitError(f"encoder {name!r}: write tiny, or tiny:64 for states of width 64")
         return TinyTexts(int(match[1] or 64), max_tokens or 64)
-    encoder: TextEncoder = _pretrained("T5")(name, max_tokens or 512, device)
+    encoder: T5 = _pretrained("T5")(name, max_tokens or 512, device)
     return encoder
 
 
-def open_images(name: str, device: str = "cpu") -> ImageEncoder:
+def open_images(name: str, device: str = "cpu") -> "TinyImages | Dino":
     """Open an encoder of images to vectors: `tiny`, or a folder or Hub repository with a DINOv2 or DINOv3 model (transformers format)."""
     if name == "tiny":
         return TinyImages()
-    encoder: ImageEncoder = _pretrained("Dino")(name, device)
+    encoder: Dino = _pretrained("Dino")(name, device)
     return encoder
 
 
@@ -104,19 +85,19 @@ def _pretrained(name: str) -> Callable[..., Any]:
 @overload
 def reopen(kind: Literal["latents"], pin: Mapping[str, Any], max_tokens: int | None = None, device: str = "cpu") -> LatentCodec: ...
 @overload
-def reopen(kind: Literal["texts"], pin: Mapping[str, Any], max_tokens: int | None = None, device: str = "cpu") -> TextEncoder: ...
+def reopen(kind: Literal["texts"], pin: Mapping[str, Any], max_tokens: int | None = None, device: str = "cpu") -> "TinyTexts | T5": ...
 @overload
-def reopen(kind: Literal["images"], pin: Mapping[str, Any], max_tokens: int | None = None, device: str = "cpu") -> ImageEncoder: ...
+def reopen(kind: Literal["images"], pin: Mapping[str, Any], max_tokens: int | None = None, device: str = "cpu") -> "TinyImages | Dino": ...
 def reopen(
     kind: Kind, pin: Mapping[str, Any], max_tokens: int | None = None, device: str = "cpu"
-) -> LatentCodec | TextEncoder | ImageEncoder:
+) -> "LatentCodec | TinyTexts | T5 | TinyImages | Dino":
     """Open the encoder that data was made with: the one `pin` names, or one with the same weights hash below a folder of $PLAIT_ENCODERS.
 
     `pin`: {"name", "revision", "xxh3"}, from the data's metadata. `max_tokens`: per caption. Raises PlaitError if no hash matches.
     """
     base = str(pin["name"])
     name = base if base.startswith("tiny") or not pin.get("revision") else f"{base}@{pin['revision']}"
-    openers: dict[str, Callable[[str], LatentCodec | TextEncoder | ImageEncoder]] = {
+    openers: dict[str, Callable[[str], LatentCodec | TinyTexts | T5 | TinyImages | Dino]] = {
         "latents": lambda name: open_latents(name, device),
         "texts": lambda name: open_texts(name, max_tokens, device),
         "images": lambda name: open_images(name, device),

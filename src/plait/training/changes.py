@@ -186,7 +186,7 @@ def describe_order(saved: Mapping[str, Any], digest: str, batches: Sequence[Sequ
     return f"order    exact: from step {step} of the stage on {batch} samples a step, not {before[-1][1]}, after the {taken:,} taken before"
 
 
-def check_data(saved: Checkpoint, now: Mapping[str, str], run: Path, allow_inexact: bool) -> str:
+def check_fingerprints(saved: Checkpoint, now: Mapping[str, str], run: Path, allow_inexact: bool) -> str:
     """Compare the data's hashes `now`, {source: hash}, with the checkpoint's; return a log line. A source is one dataset.
 
     Raises PlaitError when they differ, unless the run directory `run` was forked at this step to change its data, or `allow_inexact`.

@@ -21,8 +21,8 @@ def bootstrap(bench: Bench, rows: Sequence[Row]) -> dict[str, tuple[float, float
     {} for benches whose figures are no means over rows (rows without `correct`, and `bench.means` not set), and for fewer than two rows.
     If all answers are right, or all wrong, the bootstrap interval would have width 0: then Clopper and Pearson's exact one (1934).
     """
-    judged = [row for row in rows if "correct" in row or (bench.means and "bad" not in row)]
-    if not 2 <= len(judged) <= _MOST_ROWS:
+    scored = [row for row in rows if "correct" in row or (bench.means and "bad" not in row)]
+    if not 2 <= len(scored) <= _MOST_ROWS:
         return {}
     drawn: dict[str, list[float]] = {}
     generator = rng("bootstrap", len(rows))
@@ -35,12 +35,12 @@ def bootstrap(bench: Bench, rows: Sequence[Row]) -> dict[str, tuple[float, float
         for name, value in figures.items():
             if not is_count(name):
                 drawn.setdefault(name, []).append(value)
-    shares = all("correct" in row for row in judged)
+    right_or_wrong = all("correct" in row for row in scored)
     intervals: dict[str, tuple[float, float]] = {}
     for name, values in drawn.items():
         ends = (float(np.percentile(values, 2.5)), float(np.percentile(values, 97.5)))
-        if shares and ends in (_NONE, _ALL) and not any(_counted(row.get(name)) for row in judged):
-            intervals[name] = _exact(name, ends[0], judged)
+        if right_or_wrong and ends in (_NONE, _ALL) and not any(_counted(row.get(name)) for row in scored):
+            intervals[name] = _exact(name, ends[0], scored)
         elif min(values) < max(values):
             intervals[name] = ends
     return intervals

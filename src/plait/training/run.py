@@ -204,7 +204,7 @@ def locked_run_directory(run: Path, resolved: Resolved, options: Options, ranks:
                 held.enter_context(rundir.lock(run))
                 rundir.sweep(run)
                 if continues:
-                    accept_configuration(run, resolved, options.allow_inexact)
+                    reconcile_configuration(run, resolved, options.allow_inexact)
                 files.write_whole(run / "config.yaml", resolved.yaml)
             except PlaitError as raised:
                 error = str(raised)
@@ -232,10 +232,10 @@ def _prepare_directory(run: Path, resolved: Resolved, options: Options) -> bool:
     return continues
 
 
-def accept_configuration(run: Path, resolved: Resolved, allow_inexact: bool) -> None:
-    """Compare the configuration with that of the last start, `run`/config.yaml, and log what differs.
+def reconcile_configuration(run: Path, resolved: Resolved, allow_inexact: bool) -> None:
+    """Log how the configuration differs from that of the last start, and clear or refuse a run that it does not fit.
 
-    A run without a checkpoint is cleared, to begin with the new one. Raises PlaitError if a difference would change the results of a run
+    The last one is `run`/config.yaml. A run without a checkpoint is cleared, to begin anew with the new configuration. Raises PlaitError if a difference would change the results of a run
     with checkpoints, unless `allow_inexact`.
     """
     try:

@@ -263,7 +263,7 @@ class StageRun:
         resumed_from = context.resumed_from
         if resumed_from is not None and resumed_from.manifest["state"]["stage"] == self.plan.view.index:
             log.info(f"  {changes.describe_order(resumed_from.manifest, self.plan.order_digest, self.state.batches)}")
-            log.info(f"  {changes.check_data(resumed_from, data, context.run, context.allow_inexact)}")
+            log.info(f"  {changes.check_fingerprints(resumed_from, data, context.run, context.allow_inexact)}")
             if resumed_from.manifest["data"] != data:
                 return  # other probe samples: their loss says nothing
         loss = self.probe.measure()

@@ -25,7 +25,7 @@ from plait.training import changes
 log = logging.getLogger(__name__)
 
 _NEEDED = ("base", "data", "frozen_xxh3", "trainable", "world")
-_NEEDED_STATE = ("best", "history", "judged", "probe", "stage", "stage_done", "stage_start", "step", "totals", "trained")
+_NEEDED_STATE = ("best", "evaluated_step", "history", "probe", "stage", "stage_done", "stage_start", "step", "totals", "trained")
 """Keys of a manifest's `state` that a start needs; `order` and `state.batches` may be missing, as in older manifests."""
 
 

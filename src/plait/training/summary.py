@@ -28,7 +28,7 @@ def announce(plan: StagePlan, model: nn.Module) -> None:
     log.info(f"data: {sources} samples; {plan.steps:,} steps of {batch}")
     for name, text in contents_of(data.sources, batch):
         log.info(f"  {name:<18} {text}")
-    for line in shares(data.names(), data.weights, plan.order.counts):
+    for line in planned_shares(data.names(), data.sampling_weights, plan.order.counts):
         log.info(f"  {line}")
     passes.announce(data.names(), plan.order, plan.steps, view.config.train.epochs)
     average = view.config.optim.ema
@@ -36,13 +36,16 @@ def announce(plan: StagePlan, model: nn.Module) -> None:
         log.info(f"warning: {warning}")
 
 
-def shares(names: Sequence[str], weights: Sequence[float], slots: Sequence[int]) -> list[str]:
-    """Return a line per source (dataset), "NAME asked 25.00% of the samples, gets 24.98%", by `weights` and `slots`; [] for one source."""
+def planned_shares(names: Sequence[str], sampling_weights: Sequence[float], slots: Sequence[int]) -> list[str]:
+    """Return a line per source (dataset), "NAME asked 25.00% of the samples, gets 24.98%"; [] for one source.
+
+    `slots`: how often each source comes in one block of the mixture.
+    """
     if len(names) < 2:
         return []
     return [
-        f"{name:<18} asked {weight / math.fsum(weights):.2%} of the samples, gets {count / sum(slots):.2%}"
-        for name, weight, count in zip(names, weights, slots, strict=True)
+        f"{name:<18} asked {weight / math.fsum(sampling_weights):.2%} of the samples, gets {count / sum(slots):.2%}"
+        for name, weight, count in zip(names, sampling_weights, slots, strict=True)
     ]
 
 
@@ -52,8 +55,8 @@ def realised(data: TrainingData, totals: Mapping[str, float]) -> list[str]:
     quantities = {name.rpartition("/")[2]: None for name in drawn}
     words = {quantity: "loss weight" if quantity == "loss" else quantity.replace("_", " ") for quantity in quantities}
     return [
-        f"{name:<18} asked {weight / math.fsum(data.weights):.2%} of the samples; gave "
+        f"{name:<18} asked {weight / math.fsum(data.sampling_weights):.2%} of the samples; gave "
         + ", ".join(f"{drawn[f'share/{name}/{quantity}']:.2%} of {word}" for quantity, word in words.items())
-        for name, weight in zip(data.names(), data.weights, strict=True)
+        for name, weight in zip(data.names(), data.sampling_weights, strict=True)
         if drawn
     ]

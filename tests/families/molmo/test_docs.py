@@ -30,9 +30,9 @@ def folder(tmp_path, monkeypatch) -> Path:
 
 def test_both_forms_of_a_mixture_on_the_page_have_the_shares_it_says(folder):
     rows, groups = (mixture.read(_written(folder / f"{i}.yaml", text), [], KINDS) for i, text in enumerate(printed("yaml")))
-    assert rows.weights([9, 9, 9]) == [2.0, 1.0, 1.0]
+    assert rows.sampling_weights([9, 9, 9]) == [2.0, 1.0, 1.0]
     # sizes 400 and 100: roots 20 and 10 of 30; pixmo_cap counts as 50,000 and so does pixmo_cap_qa
-    assert groups.weights([400, 100, 50_000, 700_000]) == pytest.approx([0.7 * 2 / 3, 0.7 / 3, 0.15, 0.15])
+    assert groups.sampling_weights([400, 100, 50_000, 700_000]) == pytest.approx([0.7 * 2 / 3, 0.7 / 3, 0.15, 0.15])
 
 
 def test_the_line_of_jsonl_on_the_page_is_a_sample(folder):

@@ -19,7 +19,7 @@ def recomputed(model, inputs, given, count):
         token = model.logits(model.hidden(model.embed(batch), batch))[0, -1].argmax().view(1, 1)
         batch["positions"] = torch.cat([batch["positions"], batch["positions"][:, -1:] + 1], 1)
         batch["segments"] = torch.cat([batch["segments"], batch["segments"][:, -1:]], 1)
-        batch["weights"] = torch.cat([batch["weights"], torch.zeros(1, 1)], 1)
+        batch["loss_weights"] = torch.cat([batch["loss_weights"], torch.zeros(1, 1)], 1)
         batch["ids"] = torch.cat([batch["ids"], token], 1)
     return batch["ids"][0, -count:].tolist()
 

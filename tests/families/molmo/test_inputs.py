@@ -78,7 +78,7 @@ def test_inputs_weigh_annotations_by_their_number(make, weighting, weight):
     _, _, inputs = make(weighting=weighting)
     row = inputs.encode(sample(1, annotations=[("What?", "a frog"), ("Where?", "on a mat"), ("Who?", "two dogs")]), 0).row
     for number in (1, 2, 3):
-        weights = row.weights[(row.annotations == number) & (row.weights > 0)]
+        weights = row.loss_weights[(row.annotations == number) & (row.loss_weights > 0)]
         assert torch.allclose(weights, torch.full_like(weights, weight(len(weights))))
 
 
@@ -107,7 +107,7 @@ def test_prompt_is_the_encoded_row_without_its_answer(make):
     _, _, inputs = make()
     whole, prompt = inputs.encode(sample(1), 0).row, inputs.prompt(sample(1)).row
     assert torch.equal(whole.ids[: len(prompt)], prompt.ids)
-    assert prompt.weights.sum() == 0
+    assert prompt.loss_weights.sum() == 0
 
 
 def test_prompt_of_several_turns_ends_at_the_last_question(make):

@@ -16,9 +16,9 @@ def test_loss_is_the_weighted_mean_over_answer_tokens(make):
         sums = loss.sums(model, batch)
         logits = model.logits(model.hidden(model.embed(batch), batch))[0]
     nats = F.cross_entropy(logits, example.row.labels, reduction="none")
-    assert sums["loss"].item() == pytest.approx((nats * example.row.weights).sum().item(), rel=1e-5)
-    assert loss.weights(batch)["loss"].item() == pytest.approx(example.row.weights.sum().item())
-    assert sums["z_loss"].item() == pytest.approx((logits.logsumexp(-1) ** 2 * example.row.weights).sum().item(), rel=1e-5)
+    assert sums["loss"].item() == pytest.approx((nats * example.row.loss_weights).sum().item(), rel=1e-5)
+    assert loss.weights(batch)["loss"].item() == pytest.approx(example.row.loss_weights.sum().item())
+    assert sums["z_loss"].item() == pytest.approx((logits.logsumexp(-1) ** 2 * example.row.loss_weights).sum().item(), rel=1e-5)
 
 
 def test_loss_terms_have_their_coefficients(make):
@@ -33,9 +33,11 @@ def test_each_sample_has_its_own_tokens_and_weight_in_any_layout(make, pad):
     examples = [inputs.encode(example, 0) for example in samples]
     counts = Loss(config).by_sample(inputs.collate(examples))
     assert counts["tokens"].tolist() == [len(example.row) for example in examples]
-    assert counts["supervised_tokens"].tolist() == [(example.row.weights > 0).sum() for example in examples]
+    assert counts["supervised_tokens"].tolist() == [(example.row.loss_weights > 0).sum() for example in examples]
     for weight, example in zip(counts["loss"].tolist(), examples, strict=True):
-        assert weight == pytest.approx(example.row.weights.double().sum().item(), abs=1e-12)  # the same float32 values summed in float64
+        assert weight == pytest.approx(
+            example.row.loss_weights.double().sum().item(), abs=1e-12
+        )  # the same float32 values summed in float64
 
 
 def test_loss_counts_answer_tokens_that_the_limit_cut(make):

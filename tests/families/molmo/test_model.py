@@ -120,7 +120,7 @@ def test_residual_dropout_has_one_rate_for_prompts_and_one_for_answers(make, pro
     value = torch.ones(*batch["ids"].shape, 500)
     torch.manual_seed(0)
     kept = (model._residual_dropout(model, (), value)[0] == 0).float().mean(-1)
-    supervised = batch["weights"][0] > 0
+    supervised = batch["loss_weights"][0] > 0
     assert abs(kept[supervised].mean() - answer) < 0.05
     assert abs(kept[~supervised].mean() - prompt) < 0.05
 

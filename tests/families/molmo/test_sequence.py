@@ -21,13 +21,13 @@ def test_annotations_restart_their_positions_after_the_image():
 
 def test_labels_are_the_next_token_of_the_same_annotation():
     built = row(ONE, TWO)
-    supervised = [(i, int(built.labels[i])) for i in range(len(built)) if built.weights[i] > 0]
+    supervised = [(i, int(built.labels[i])) for i in range(len(built)) if built.loss_weights[i] > 0]
     assert supervised == [(5, 13), (6, 0), (8, 22), (9, 0)]
 
 
 def test_an_answer_without_a_prompt_is_predicted_from_the_image():
     built = row(Annotation([31, 0], [1, 1]))
-    assert [(i, int(built.labels[i])) for i in range(len(built)) if built.weights[i] > 0] == [(3, 31), (4, 0)]
+    assert [(i, int(built.labels[i])) for i in range(len(built)) if built.loss_weights[i] > 0] == [(3, 31), (4, 0)]
 
 
 def test_shared_images_need_a_prompt_for_each_annotation():
@@ -56,7 +56,7 @@ def test_packing_puts_all_rows_in_one_without_padding():
 def test_pad_modes_decide_the_length(pad, length):
     batch = batch_rows([row(ONE, TWO), row(TWO)], pad_id=0, pad=pad, max_tokens=300)
     assert batch["ids"].shape == (2, length)
-    assert batch["weights"].sum() == 6
+    assert batch["loss_weights"].sum() == 6
 
 
 def test_pad_to_max_needs_a_maximum():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from plait.engine import optim
-from plait.engine.loop import total_weights
+from plait.engine.loop import total_loss_weights
 from plait.engine.parallel import distributed
 from plait.engine.parallel.distributed import full_tensor
 from plait.engine.parallel.memory_estimate import Layout
@@ -31,7 +31,7 @@ def gradients(made, trainable, batches, ranks, folder):
     for micro_batch, samples in zip(micros, batches, strict=True):
         micro_batch.batch = inputs.collate([inputs.encode(given, 0) for given in samples])
     loop = make_loop(State(model), family.Loss(config), make_config(), ranks, folder / "bad.jsonl")
-    weights = total_weights(loop.loss, micros, ranks)
+    weights = total_loss_weights(loop.loss, micros, ranks)
     loop.accumulate(distributed.replicate(model, ranks), micros, weights)
     return {name: value.grad.numpy() for name, value in model.named_parameters() if value.grad is not None}
 

@@ -27,7 +27,7 @@ def write(
     folder: Path,
     title: str,
     *,
-    facts: Sequence[tuple[str, str]],
+    details: Sequence[tuple[str, str]],
     figures: Mapping[str, float],
     intervals: Mapping[str, tuple[float, float]],
     rows: Sequence[Row],
@@ -36,7 +36,7 @@ def write(
 ) -> tuple[Path, Path]:
     """Write `sheet.png` and `page.html` into `folder` and return their paths. `rows`: all answers, in the order of `samples`.
 
-    `facts`: (name, text) on what was measured; `figures`: results by name, with 95 % `intervals`. `pictures`: number of answers that are
+    `details`: (name, text) on what was measured; `figures`: results by name, with 95 % `intervals`. `pictures`: number of answers that are
     shown with their pictures, spread evenly over tasks and over wrong, unusable and right ones.
     """
     order = sorted(range(len(rows)), key=lambda i: (KINDS.index(kind_of(rows[i])), _score(rows[i])))
@@ -48,10 +48,10 @@ def write(
     written = [Figure(name, shown(name, value), _interval(name, intervals), _task_of(name, tasks)) for name, value in figures.items()]
     noun = "answers" if any("answer" in row for row in rows) else "samples"
     has_overall = bool(written) and not is_count(written[0].name)
-    html = page.render_answers(title, facts, written, list(answers.values()), noun=noun, overall=written[0] if has_overall else None)
+    html = page.render_answers(title, details, written, list(answers.values()), noun=noun, overall=written[0] if has_overall else None)
     overall = [f"{written[0].name} {written[0].value}"] if has_overall else []
     which = f"{len(cards)} of {len(rows):,} {noun}{', wrong ones first' if any('correct' in row for row in rows) else ''}"
-    lines = [*overall, *(f"{name} {text}" for name, text in facts), which]
+    lines = [*overall, *(f"{name} {text}" for name, text in details), which]
     return gallery.write_both(folder, title, lines, cards, html)
 
 

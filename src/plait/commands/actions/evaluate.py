@@ -51,7 +51,7 @@ class Options:
     """How a checkpoint is measured.
 
     `samples`: at most so many (None: all). `batch`: samples per forward pass. `averaged`: use the EMA weights; `length`: use a post-hoc
-    average of this length (a share of the run) instead. `variant`: a setting that the family lets evaluation change, such as "high-res".
+    average of this length (a share of the run) instead. `variant`: the name of a setting that the family lets evaluation change (`variants` of its configuration).
     `data`: a folder or file in place of the run's held-out data, or KIND:PATH, or a list of sources; `split`: of that data. `show`: number
     of answers to print; `pictures`: number of answers shown with pictures. `out`: folder of the results; None: in the run.
     """
@@ -74,7 +74,7 @@ class Options:
 
     @property
     def suffix(self) -> str:
-        """Return the end of the result folder's name, which depends on weights and variant: "", "-raw", "-high-res-length-0.07"."""
+        """Return the end of the result folder's name, which depends on variant and weights: "", "-raw", "-VARIANT-length-0.07"."""
         weights = f"-length-{self.length:g}" if self.length is not None else "" if self.averaged else "-raw"
         return (f"-{self.variant}" if self.variant else "") + weights
 
@@ -352,13 +352,13 @@ def _report_answers(
     """Write all answers, put them on a page, and show the first few."""
     folder, options, rows = measurement.folder, measurement.options, result.rows
     files.write_json(folder / "predictions.json", list(rows))
-    facts = {name: str(value) for name, value in about.items() if name not in ("bench", "date")} | {"weights": weights}
-    facts |= {"variant": options.variant} if options.variant else {}
-    facts["date"] = f"{datetime.fromisoformat(about['date']):%Y-%m-%d %H:%M} UTC"
+    details = {name: str(value) for name, value in about.items() if name not in ("bench", "date")} | {"weights": weights}
+    details |= {"variant": options.variant} if options.variant else {}
+    details["date"] = f"{datetime.fromisoformat(about['date']):%Y-%m-%d %H:%M} UTC"
     sheet, page = answers.write(
         folder,
         f"{about['bench']}: {Path(about['run']).name}, step {about['step']:,}",
-        facts=list(facts.items()),
+        details=list(details.items()),
         figures=result.figures,
         intervals=intervals,
         rows=rows,

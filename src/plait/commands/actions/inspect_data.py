@@ -46,7 +46,7 @@ _IDS_SHOWN = 5
 _STEPS_SEARCHED = 2_000
 """Number of steps that are searched for a sample of every bucket (image size)."""
 
-Facts = list[tuple[str, str]]
+Details = list[tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class _Buckets:
         names = self.names[sample_id.source]
         return names[self.of_sample(sample_id)[1]] if names else None
 
-    def missing(self, ids: Sequence[SampleId]) -> Facts:
+    def missing(self, ids: Sequence[SampleId]) -> Details:
         """Return a row with the buckets that none of the samples is of."""
         drawn = {self.name(sample_id) for sample_id in ids}
         lacking = [name for names in self.names for name in names if name not in drawn]
@@ -187,7 +187,7 @@ def _draw_stage(view: StageView, family: Family, section: Any, assets: Path, *, 
     which = f"{len(seen)} samples, the first of each bucket by turns," if of_each else f"the first {len(seen)} samples"
     title += f": {which} as the model sees them"
     contents = contents_of(opened, config.train.global_batch)
-    facts = [
+    details = [
         *_data(seen, opened),
         *contents,
         *buckets.missing(ids),
@@ -198,15 +198,15 @@ def _draw_stage(view: StageView, family: Family, section: Any, assets: Path, *, 
     several = len(opened) > 1
     cards = [_card(sample, opened[sample.id.source].name if several else None, buckets.name(sample.id)) for sample in seen]
     cards += [_bad_card(lost, opened) for lost in bad]
-    sheet, page = gallery.write(out, title, cards, legend=family.legend, facts=[*looks, *facts])
+    sheet, page = gallery.write(out, title, cards, legend=family.legend, details=[*looks, *details])
     log.info(title)
-    wide = max(len(name) for name, _ in facts)
-    log.info("\n".join(f"  {name:<{wide}}  {value}" for name, value in facts))
+    wide = max(len(name) for name, _ in details)
+    log.info("\n".join(f"  {name:<{wide}}  {value}" for name, value in details))
     log.info(f"written to {sheet} and {page}")
     return [text for name, text in looks if name == "refused"]
 
 
-def _look(view: StageView, opened: Sequence[Any], inputs: Inputs, limits: Limits, split: str) -> Facts:
+def _look(view: StageView, opened: Sequence[Any], inputs: Inputs, limits: Limits, split: str) -> Details:
     """Return the rows of the table that a run logs before its first step, and what it would refuse or warn of."""
     config, train = view.config, split == "train"
     held_out = open_validation(config) if train else []
@@ -253,9 +253,9 @@ def _of_every_bucket(order: BucketOrder, samples: int) -> list[SampleId]:
     return [sample_id for turn in itertools.zip_longest(*first.values()) for sample_id in turn if sample_id is not None][:samples]
 
 
-def _data(seen: Sequence[_Seen], opened: Sequence[Any]) -> Facts:
+def _data(seen: Sequence[_Seen], opened: Sequence[Any]) -> Details:
     """Return a row per source: the number of samples drawn, and the picture sizes in their files and as the model sees them."""
-    facts = []
+    details = []
     for number, source in enumerate(opened):
         drawn = [sample for sample in seen if sample.id.source == number]
         shapes = [images.decode(data).shape for sample in drawn for data in sample.sample["images"]]
@@ -264,8 +264,8 @@ def _data(seen: Sequence[_Seen], opened: Sequence[Any]) -> Facts:
             text += f"; pictures of {_sizes([(width, height) for _, height, width in shapes])}"
         if shown := [(picture.shape[1], picture.shape[0]) for sample in drawn for picture in sample.shown["images"]]:
             text += f", seen as {_sizes(shown)}"
-        facts.append((source.name, text))
-    return facts
+        details.append((source.name, text))
+    return details
 
 
 def _sizes(pairs: Sequence[tuple[int, int]]) -> str:
@@ -277,50 +277,50 @@ def _sizes(pairs: Sequence[tuple[int, int]]) -> str:
     return f"{least[0]}x{least[1]} to {most[0]}x{most[1]} px ({len(kinds)} sizes)"
 
 
-def _figures(seen: Sequence[_Seen]) -> Facts:
+def _figures(seen: Sequence[_Seen]) -> Details:
     """Return a row with range and median for every number in the family's notes."""
     names = dict.fromkeys(name for sample in seen for name in sample.shown["notes"])
-    facts = []
+    details = []
     for name in names:
         values = [sample.shown["notes"].get(name) for sample in seen]
         numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
         if len(numbers) == len(values):
             least, most = min(numbers), max(numbers)
             spread = f"{least:g}" if least == most else f"{least:g} to {most:g}, median {statistics.median(numbers):g}"
-            facts.append((name, f"{spread} per sample"))
-    return facts
+            details.append((name, f"{spread} per sample"))
+    return details
 
 
-def _batch(seen: Sequence[_Seen], buckets: _Buckets, family: Family, section: Any, inputs: Inputs, config: RunConfig) -> Facts:
+def _batch(seen: Sequence[_Seen], buckets: _Buckets, family: Family, section: Any, inputs: Inputs, config: RunConfig) -> Details:
     """Return rows with the tensors of the first micro-batch, or why it cannot be made, and with the samples of zero loss weight."""
     alike = [sample.example for sample in seen if buckets.of_sample(sample.id) == buckets.of_sample(seen[0].id)]
     first = alike[: config.train.micro_batch or config.train.global_batch]
-    facts = []
+    details = []
     try:
         batch = inputs.collate(first)
     except PlaitError as error:
-        facts.append(("batch", f"cannot be made of the first {len(first)}: {error}"))
+        details.append(("batch", f"cannot be made of the first {len(first)}: {error}"))
     else:
         kinds: dict[str, list[str]] = {}
         for name, value in batch.items():
             if isinstance(value, Tensor):
                 kinds.setdefault(f"{'x'.join(map(str, value.shape))} {str(value.dtype).removeprefix('torch.')}", []).append(name)
         size = sum(value.nbytes for value in batch.values() if isinstance(value, Tensor))
-        facts.append(
+        details.append(
             (f"batch of {len(first)}", f"{byte_text(size)}: " + "; ".join(f"{', '.join(names)} {kind}" for kind, names in kinds.items()))
         )
     loss = family.Loss(section)
     weights = [loss.weights(inputs.collate([sample.example])) for sample in seen]
     terms = [name for name, coefficient in loss.coefficients.items() if coefficient]
     idle = [str(sample.sample["id"]) for sample, given in zip(seen, weights, strict=True) if not any(float(given[name]) for name in terms)]
-    return [*facts, ("nothing to learn", f"{len(idle)} samples: {_some(idle)}")] if idle else facts
+    return [*details, ("nothing to learn", f"{len(idle)} samples: {_some(idle)}")] if idle else details
 
 
-def _trouble(seen: Sequence[_Seen], bad: Sequence[Bad], config: RunConfig) -> Facts:
+def _trouble(seen: Sequence[_Seen], bad: Sequence[Bad], config: RunConfig) -> Details:
     """Return rows with the samples that were cut, and with those that could not be used."""
     cut = [str(sample.sample["id"]) for sample in seen if sample.cut]
-    facts = [("cut", f"{len(cut)} of {len(seen)} to data.max_tokens = {config.data.max_tokens}: {_some(cut)}")] if cut else []
-    return [*facts, *(("bad", f"{lost.name}: {lost.reason}") for lost in bad)]
+    details = [("cut", f"{len(cut)} of {len(seen)} to data.max_tokens = {config.data.max_tokens}: {_some(cut)}")] if cut else []
+    return [*details, *(("bad", f"{lost.name}: {lost.reason}") for lost in bad)]
 
 
 def _some(names: Sequence[str]) -> str:

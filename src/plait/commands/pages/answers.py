@@ -73,14 +73,14 @@ class _Store:
 
 def render_answers(
     title: str,
-    facts: Sequence[tuple[str, str]],
+    details: Sequence[tuple[str, str]],
     figures: Sequence[Figure],
     answers: Sequence[Answer],
     *,
     noun: str = "answers",
     overall: Figure | None = None,
 ) -> str:
-    """Return the page as HTML text. `facts`: (name, text) on what was measured; `answers`: in the order to show.
+    """Return the page as HTML text. `details`: (name, text) on what was measured; `answers`: in the order to show.
 
     `overall`: the figure that is shown large, or None; `noun`: what the page calls the answers.
     """
@@ -97,7 +97,7 @@ def render_answers(
         "answers.html.j2",
         script="answers.js",
         title=clean_text(title),
-        facts=[(clean_text(name), clean_text(value)) for name, value in facts],
+        details=[(clean_text(name), clean_text(value)) for name, value in details],
         overall=overall,
         figures=cleaned,
         intervals=any(figure.interval for figure in cleaned),

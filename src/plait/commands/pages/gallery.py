@@ -13,16 +13,19 @@ from plait.errors import PlaitError
 from plait.files import write_whole
 
 
-def write(folder: Path, title: str, cards: Sequence[Card], *, legend: str = "", facts: Sequence[tuple[str, str]] = ()) -> tuple[Path, Path]:
+def write(
+    folder: Path, title: str, cards: Sequence[Card], *, legend: str = "", details: Sequence[tuple[str, str]] = ()
+) -> tuple[Path, Path]:
     """Write the `cards` to `sheet.png` and `page.html` in `folder`; return (path of the sheet, path of the page).
 
-    `legend`: a sentence that says what is shown; `facts`: (name, text) about all samples, above the cards. Raises PlaitError without cards.
+    `legend`: a sentence that says what is shown; `details`: (name, text) about all samples, above the cards.
+    Raises PlaitError without cards.
     """
     if not cards:
         raise PlaitError(f"{title!r} has no sample to show: ask for at least one")
     cleaned = [clean_card(card) for card in cards]
     lines = [clean_text(legend)] if legend else []
-    rows = [(clean_text(name), clean_text(value)) for name, value in facts]
+    rows = [(clean_text(name), clean_text(value)) for name, value in details]
     return write_both(folder, title, lines, cards, render_samples(clean_text(title), lines, rows, cleaned))
 
 

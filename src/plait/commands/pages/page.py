@@ -73,12 +73,12 @@ def render(template: str, script: str | None = None, **values: Any) -> str:
     )
 
 
-def render_samples(title: str, lines: Sequence[str], facts: Sequence[tuple[str, str]], cards: Sequence[Card]) -> str:
-    """Return the HTML page of `cards`: `title`, `lines` of text below it, `facts` (name, text) grouped by name, an article per card."""
+def render_samples(title: str, lines: Sequence[str], details: Sequence[tuple[str, str]], cards: Sequence[Card]) -> str:
+    """Return the HTML page of `cards`: `title`, `lines` of text below it, `details` (name, text) grouped by name, an article per card."""
     by_name: dict[str, list[str]] = {}
-    for name, value in facts:
+    for name, value in details:
         by_name.setdefault(name.strip(), []).append(value)
-    return render("samples.html.j2", title=title, lines=lines, facts=by_name, cards=[_page_card(card) for card in cards])
+    return render("samples.html.j2", title=title, lines=lines, details=by_name, cards=[_page_card(card) for card in cards])
 
 
 def page_pictures(pictures: Sequence[np.ndarray], labels: Sequence[str], *, lossless: bool) -> list[PagePicture]:

@@ -148,8 +148,8 @@ def _lay_out(card: Card) -> _Layout:
     pictures, height = _arrange(card.pictures[:_PICTURES_MAX])
     text = drop_middle_lines(break_lines(abbreviate(card.text, _CHARACTERS_MAX), _font(_TEXT_PX).getlength, width), _LINES_MAX)
     own_notes = (_elide_middle(f"{name} {value}", _CHARACTERS_MAX // 2) for name, value in card.notes.items())
-    facts = [*describe_pictures(card), *_scale_note(card.pictures[:_PICTURES_MAX]), *own_notes]
-    unbroken = [fact.replace(" ", _NO_BREAK) if len(fact) <= _NOTE_CHARACTERS else fact for fact in facts]
+    details = [*describe_pictures(card), *_scale_note(card.pictures[:_PICTURES_MAX]), *own_notes]
+    unbroken = [fact.replace(" ", _NO_BREAK) if len(fact) <= _NOTE_CHARACTERS else fact for fact in details]
     notes = [line.replace(_NO_BREAK, " ") for line in _plain_lines("  ·  ".join(unbroken), _NOTE_PX, width)]
     text_y = PADDING_PX + _NOTE_PX + 12 + (height + 12 if height else 0)
     return _Layout(card, pictures, text, notes, text_y, text_y + len(text) * (_TEXT_PX + 6) + 8 + len(notes) * (_NOTE_PX + 5) + PADDING_PX)

@@ -44,18 +44,19 @@ def contents_of(sources: Sequence[Source], global_batch: int) -> list[tuple[str,
 
 
 def order_of(
-    sources: Sequence[Source], weights: Sequence[float], seed: int, global_batch: int, changes: BatchChanges = ()
+    sources: Sequence[Source], sampling_weights: Sequence[float], seed: int, global_batch: int, changes: BatchChanges = ()
 ) -> Order | BucketOrder:
     """Return the training order of samples: in buckets if a source has several, or if sources are mixed of which one has buckets.
 
-    `weights[source]`: its share of samples. `global_batch`: samples per step at first; `changes`: (step, samples per step from then on).
+    `sampling_weights[source]`: its share of the samples. `global_batch`: samples per step at first; `changes`: (step, samples per step from
+    then on).
     Raises PlaitError for an empty source and for a weight that is not positive.
     """
     lengths = [bucket_lengths(source) for source in sources]
     mixed_shapes = len(sources) > 1 and any(source.groups for source in sources)
     if mixed_shapes or any(len(buckets) > 1 for buckets in lengths):
-        return BucketOrder(lengths, weights, seed, global_batch, changes)
-    return Order([len(source) for source in sources], weights, seed, global_batch, changes)
+        return BucketOrder(lengths, sampling_weights, seed, global_batch, changes)
+    return Order([len(source) for source in sources], sampling_weights, seed, global_batch, changes)
 
 
 def batches_of(ids: Sequence[SampleId], sources: Sequence[Source], batch: int) -> list[list[SampleId]]:

@@ -187,9 +187,9 @@ def _open(entry: SourceEntry, opening: Opening) -> Source:
     assert entry.name, "the opener has checked what the kind needs"
     if ":" in entry.name:
         return UserDataset(entry.name, split=split, options=entry.options, limit=entry.limit, allow_blank=entry.allow_blank)
-    if opening.catalogue is None:
+    if opening.open_named is None:
         raise PlaitError(f"data source {title(entry)}: no datasets are known by name here; name your own as module:Class or file.py:Class")
-    return opening.catalogue(entry, split)
+    return opening.open_named(entry, split)
 
 
 KIND = SourceKind(

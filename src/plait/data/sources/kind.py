@@ -14,7 +14,7 @@ from plait.config.source_rules import SourceRules
 from plait.data.addresses import shown
 from plait.data.sources.contract import Source
 
-Catalogue = Callable[[SourceEntry, str], Source]
+OpenNamed = Callable[[SourceEntry, str], Source]
 """Opens a dataset that the model family knows by name: called with the entry that gives the name, and the split."""
 
 
@@ -29,7 +29,7 @@ class Opening:
     cache: str | Path | None
     """The folder of indices and fetched files; None: $PLAIT_CACHE or ~/.cache/plait."""
 
-    catalogue: Catalogue | None
+    open_named: OpenNamed | None
     """Opens the named datasets of the run's model family; None: there are none."""
 
 

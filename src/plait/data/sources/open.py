@@ -12,7 +12,7 @@ from plait.config import plugins
 from plait.config.schema import SourceEntry
 from plait.config.source_rules import unknown_kind
 from plait.data.sources.contract import Source
-from plait.data.sources.kind import CALLS, Catalogue, Opening, SourceKind, title
+from plait.data.sources.kind import CALLS, Opening, OpenNamed, SourceKind, title
 from plait.errors import PlaitError
 
 SHIPPED = ("shards", "folder", "jsonl", "datasets", "dataset", "latents", "nlvr", "scenes")
@@ -56,11 +56,11 @@ def _load(point: EntryPoint) -> SourceKind:
 
 
 def open_source(
-    entry: SourceEntry, *, seed: int, split: str = "train", cache: str | Path | None = None, catalogue: Catalogue | None = None
+    entry: SourceEntry, *, seed: int, split: str = "train", cache: str | Path | None = None, open_named: OpenNamed | None = None
 ) -> Source:
     """Open the source of one entry of the `data:` section. `split`: train or validation, unless the entry names one itself.
 
-    `cache`: folder of indices and fetched files (None: the user's); `catalogue`: opens the datasets that a model family knows by name.
+    `cache`: folder of indices and fetched files (None: the user's); `open_named`: opens the datasets that a model family knows by name.
     Raises PlaitError, one line, for a wrong entry and for missing files, fields and splits; Absent if a named dataset has no files here.
     """
     where = f"data source {title(entry)}"
@@ -74,7 +74,7 @@ def open_source(
     if unknown := kind.unknown_option(entry.options):
         raise PlaitError(f"{where}: no option {unknown[0]!r}; {unknown[1]}")
     try:
-        source = kind.open(entry, Opening(seed, split, cache, catalogue))
+        source = kind.open(entry, Opening(seed, split, cache, open_named))
     except PlaitError as error:
         if kind.names_itself:
             raise
@@ -93,7 +93,7 @@ def open_source(
 
 
 def open_all(
-    entries: Sequence[SourceEntry], *, seed: int, split: str = "train", cache: str | Path | None = None, catalogue: Catalogue | None = None
+    entries: Sequence[SourceEntry], *, seed: int, split: str = "train", cache: str | Path | None = None, open_named: OpenNamed | None = None
 ) -> list[Source]:
     """Open every entry of a list, in order. Arguments and errors are those of `open_source`."""
-    return [open_source(entry, seed=seed, split=split, cache=cache, catalogue=catalogue) for entry in entries]
+    return [open_source(entry, seed=seed, split=split, cache=cache, open_named=open_named) for entry in entries]

@@ -241,8 +241,8 @@ class Scenes:
         )
 
     def _task(self, rng: np.random.Generator) -> str:
-        weights = np.array(list(self.options.tasks.values()))
-        return list(self.options.tasks)[int(np.searchsorted(np.cumsum(weights) / weights.sum(), rng.random(), side="right"))]
+        task_weights = np.array(list(self.options.tasks.values()))
+        return list(self.options.tasks)[int(np.searchsorted(np.cumsum(task_weights) / task_weights.sum(), rng.random(), side="right"))]
 
     def _more(self, index: int, scene: Scene, first: Question) -> list[Question]:
         """Return further questions about a scene, without repeats."""

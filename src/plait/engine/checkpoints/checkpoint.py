@@ -39,6 +39,8 @@ _UNFINISHED = ".saving-"
 _REPLACED = ".replaced-"
 _HUB_BLOBS = "blobs"
 """The folder of the Hub's cache in which the files of a snapshot are: a snapshot itself holds links to them, and nothing else may."""
+_FORMER_STATE = {"judged": "evaluated_step"}
+"""Keys of a manifest's `state` in older checkpoints -> their names now."""
 AVERAGES = "averages"
 """In a run directory: the folder with the post-hoc averages of deleted checkpoints."""
 
@@ -162,6 +164,9 @@ def read(folder: Path) -> Checkpoint:
         raise PlaitError(f"{path} is damaged: its content does not match its own xxh3 {listed}")
     if known != FORMAT:
         raise PlaitError(f"{path} has format {known!r}; this plait reads {FORMAT!r}")
+    for former, name in _FORMER_STATE.items():
+        if former in manifest["state"]:
+            manifest["state"][name] = manifest["state"].pop(former)
     return Checkpoint(folder, manifest)
 
 

@@ -52,7 +52,7 @@ class Saver:
         newest `keep` stay (0: all), and that of step `spared`.
         """
         self.wait()
-        if self._group is None and sharded_files.is_sharded(groups):
+        if self._group is None and sharded_files.any_sharded(groups):
             self._group = dist.new_group(backend="gloo")
         rows, rank_files = sharded_files.divide(groups, self.ranks, self._group)
         writes = rank_files.ranks > 1 or self.ranks.first

@@ -77,7 +77,7 @@ class RankFiles:
         return [value for value, _ in outcomes]
 
 
-def is_sharded(groups: Groups) -> bool:
+def any_sharded(groups: Groups) -> bool:
     """Return whether any tensor is sharded over ranks, so that every rank writes a part of the checkpoint."""
     return any(isinstance(value, DTensor) for tensors in groups.values() for value in tensors.values())
 
@@ -88,7 +88,7 @@ def divide(groups: Groups, ranks: Ranks, process_group: dist.ProcessGroup | None
     Of a sharded tensor it writes its own rows, where several ranks hold the same rows only the first of them; rank 0 writes full tensors.
     Where nothing is sharded, rank 0 writes alone and the others get {}. `process_group`: of all ranks, for the thread that writes.
     """
-    if not is_sharded(groups):
+    if not any_sharded(groups):
         return groups if ranks.first else {}, RankFiles()
     rows: dict[str, dict[str, Tensor]] = {group: {} for group in groups}
     first_rows: dict[str, dict[str, int]] = {group: {} for group in groups}

@@ -10,8 +10,8 @@ from plait.config.schema import ModelSection
 DEBUG = "debug"
 POOL = 2  # patches of a side that become one token
 EXTRA_ROWS = 128  # embedding rows after the language model's own, without a row in the output head
-IMAGE_MARK = "<|image|>"
-IMAGE_TOKENS = ("<im_start>", "<im_end>", "<im_patch>", "<im_col>", IMAGE_MARK)  # the first of the extra rows, in this order
+IMAGE_PROMPT = "<|image|>"
+IMAGE_TOKENS = ("<im_start>", "<im_end>", "<im_patch>", "<im_col>", IMAGE_PROMPT)  # the first of the extra rows, in this order
 
 Positive = Annotated[int, Field(ge=1)]
 Probability = Annotated[float, Field(ge=0.0, lt=1.0)]

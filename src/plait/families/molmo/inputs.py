@@ -20,7 +20,7 @@ from plait.data import images
 from plait.errors import BadSample, PlaitError
 from plait.families import limits
 from plait.families.molmo import styles, towers
-from plait.families.molmo.config import IMAGE_MARK, IMAGE_TOKENS, Config
+from plait.families.molmo.config import IMAGE_PROMPT, IMAGE_TOKENS, Config
 from plait.families.molmo.sequence import Annotation, Row, batch_rows, build_row, unsupervised
 from plait.families.molmo.styles import Conversation, TextSpan
 from plait.families.molmo.tiling import PATCH, TiledImage, tile
@@ -104,9 +104,9 @@ class Inputs:
         annotations = []
         for messages, style, weight in conversations:
             annotation = self._annotation(styles.conversation_spans(self.config, messages, style, random), tiles)
-            supervised = sum(w > 0 for w in annotation.weights)
+            supervised = sum(w > 0 for w in annotation.loss_weights)
             scale = weight * _annotation_weight(self.config.weighting, supervised, len(conversations))
-            annotations.append(Annotation(annotation.ids, [w * scale for w in annotation.weights]))
+            annotations.append(Annotation(annotation.ids, [w * scale for w in annotation.loss_weights]))
         return self._example(build_row(prefix, annotations, max_tokens=self.max_tokens, text_rows=self.tokenizer.image_start), tiles)
 
     def prompt(self, sample: Sample) -> Example:
@@ -126,7 +126,7 @@ class Inputs:
         return Example(row, tiles)
 
     def collate(self, examples: Sequence[Example], *, left: bool = False) -> dict[str, Tensor]:
-        """Collate examples to a batch: ids, labels, weights, positions (B, L), segments (B, L, 2), crops, real, pools, cut (B,).
+        """Collate examples to a batch: ids, labels, loss_weights, positions (B, L), segments (B, L, 2), crops, real, pools, cut (B,).
 
         Crops of all images are concatenated, and the patch numbers in `pools` count over all of them. `left`: pad before the tokens.
         """
@@ -159,23 +159,23 @@ class Inputs:
         inner_marks = [styles.count_image_marks(messages) for messages, _, _, _ in stripped]
         for (_, leading, _, _), inner in zip(stripped, inner_marks, strict=True):
             if leading + inner and leading + inner != len(tiles):
-                raise BadSample(f"the text has {leading + inner} {IMAGE_MARK} marks, the sample {len(tiles)} images")
+                raise BadSample(f"the text has {leading + inner} {IMAGE_PROMPT} marks, the sample {len(tiles)} images")
         if any(inner_marks) and len(conversations) > 1:
-            raise BadSample(f"{len(conversations)} annotations share their images, so {IMAGE_MARK} may only stand at the start")
+            raise BadSample(f"{len(conversations)} annotations share their images, so {IMAGE_PROMPT} may only stand at the start")
         first = tiles[: stripped[0][1]] if any(inner_marks) else tiles
         ids = [self.tokenizer.bos, *(i for tiled in first for i in self.image_ids(tiled))]
         return ids, [(messages, style, weight) for messages, _, style, weight in stripped]
 
     def _annotation(self, spans: list[TextSpan], tiles: list[TiledImage]) -> Annotation:
         ids: list[int] = []
-        weights: list[float] = []
+        loss_weights: list[float] = []
         inner_tiles = iter(tiles[len(tiles) - sum(span.image for span in spans) :])
         for span in spans:
             span_ids = self.image_ids(next(inner_tiles)) if span.image else self.tokenizer.encode(span.text)
             span_ids = [*span_ids, self.tokenizer.eos] if span.answer else span_ids
             ids += span_ids
-            weights += [float(span.answer)] * len(span_ids)
-        return Annotation(ids, weights)
+            loss_weights += [float(span.answer)] * len(span_ids)
+        return Annotation(ids, loss_weights)
 
 
 def _annotation_weight(weighting: str, tokens: int, annotations: int) -> float:
@@ -194,7 +194,7 @@ def inspect(inputs: Inputs, sample: Sample, example: Example) -> dict[str, Any]:
     row = example.row
     notes = {
         "tokens": len(row),
-        "supervised": int((row.weights > 0).sum()),
+        "supervised": int((row.loss_weights > 0).sum()),
         "image tokens": int((row.ids >= inputs.tokenizer.image_start).sum()),
         "crops": sum(len(tiled.crops) for tiled in example.tiles),
         "annotations": int(row.annotations.max()),
@@ -219,7 +219,7 @@ def _text_runs(tokenizer: TextTokenizer, row: Row) -> list[tuple[str, bool]]:
     """Return (text, supervised) of each run of text or image positions; images are shortened to the number of their patches."""
     image = row.ids >= tokenizer.image_start
     supervised = torch.zeros(len(row), dtype=torch.bool)
-    supervised[1:] = row.weights[:-1] > 0  # the weight of a position is that of the token after it
+    supervised[1:] = row.loss_weights[:-1] > 0  # the weight of a position is that of the token after it
     starts_run = torch.ones(len(row), dtype=torch.bool)
     starts_run[1:] = (image[1:] != image[:-1]) | (supervised[1:] != supervised[:-1])
     runs: list[tuple[str, bool]] = []

@@ -18,16 +18,16 @@ class Loss(contract.Loss):
 
     counts = ("tokens", "supervised_tokens")
     may_idle = ("vision", "connector")
-    shares = ("tokens", "supervised_tokens", "loss")
+    amounts = ("tokens", "supervised_tokens", "loss")
 
     def __init__(self, config: Config):
         self.coefficients = {"loss": 1.0, "z_loss": config.z_loss, "cut": 0.0}
 
     def weights(self, batch: Batch) -> dict[str, Tensor]:
         """Return the denominators (summed token weights, or the number of samples for `cut`) and the counts; float64 scalars."""
-        total = batch["weights"].sum(dtype=torch.float64)
+        total = batch["loss_weights"].sum(dtype=torch.float64)
         tokens = (batch["segments"][..., 0] != PADDING).sum(dtype=torch.float64)
-        counts = {"tokens": tokens, "supervised_tokens": (batch["weights"] > 0).sum(dtype=torch.float64)}
+        counts = {"tokens": tokens, "supervised_tokens": (batch["loss_weights"] > 0).sum(dtype=torch.float64)}
         return {"loss": total, "z_loss": total, "cut": torch.tensor(float(len(batch["cut"])), dtype=torch.float64), **counts}
 
     def by_sample(self, batch: Batch) -> dict[str, Tensor]:
@@ -36,8 +36,8 @@ class Loss(contract.Loss):
         one_per_row = len(documents) == samples
         number = documents + torch.arange(samples)[:, None] if one_per_row else documents
         sample_of_position = torch.where(documents == PADDING, samples, number).flatten()
-        weights = batch["weights"].flatten().double()
-        values = {"tokens": None, "supervised_tokens": (weights > 0).double(), "loss": weights}
+        token_weights = batch["loss_weights"].flatten().double()
+        values = {"tokens": None, "supervised_tokens": (token_weights > 0).double(), "loss": token_weights}
         return {name: torch.bincount(sample_of_position, value, minlength=samples + 1)[:samples] for name, value in values.items()}
 
     def sums(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:

@@ -1,7 +1,8 @@
 """Molmo: a vision tower, a connector and a causal language model, with image features added to the embeddings of `<im_patch>`.
 
 Tower and language model are transformers' own classes. Which position sees which is in the batch (sequence.py), not decided here.
-A batch is what `Inputs.collate` returns: ids, labels, weights, positions (B, L), segments (B, L, 2), and crops, real, pools of its images.
+A batch is what `Inputs.collate` returns: ids, labels, loss_weights, positions (B, L), segments (B, L, 2), and crops, real, pools of
+its images.
 Legend: B rows, L positions, K positions of the cache and L, D width, V rows of the language model's embedding, T image tokens of the batch.
 """
 
@@ -22,7 +23,7 @@ from plait.families.molmo.tiling import PATCH
 from plait.families.molmo.towers import VisionTower, embedding_rows
 from plait.keys import key
 from plait.nn.connectors import root_mean_square, seeded
-from plait.nn.idle import is_sharded, zero_from, zero_from_parameters
+from plait.nn.idle import contains_sharded, zero_from, zero_from_parameters
 from plait.nn.weighted import weighted_cross_entropy
 
 Batch = dict[str, Tensor]
@@ -49,7 +50,9 @@ class Molmo(nn.Module):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return {"loss": sum of w * cross-entropy, "z_loss": sum of w * (log normaliser)^2} over positions of weight w; 0 without any."""
         hidden_BLD = self.hidden(self.embed(batch), batch)
-        loss, z_loss = weighted_cross_entropy(hidden_BLD.flatten(0, 1), self.head, batch["labels"].flatten(), batch["weights"].flatten())
+        loss, z_loss = weighted_cross_entropy(
+            hidden_BLD.flatten(0, 1), self.head, batch["labels"].flatten(), batch["loss_weights"].flatten()
+        )
         return {"loss": loss + self._zero_of_unused(batch).to(loss), "z_loss": z_loss}
 
     @property
@@ -66,7 +69,7 @@ class Molmo(nn.Module):
         rows = (ids_BL - self.rows).clamp(min=0)
         embeds_BLD = torch.where(extra_BL[..., None], F.embedding(rows, self.connector.new_embedding).to(words_BLD.dtype), words_BLD)
         crops = batch["crops"]
-        if not len(crops) and is_sharded(self.vision):
+        if not len(crops) and contains_sharded(self.vision):
             embeds_BLD = embeds_BLD + zero_from(self._features(crops.new_zeros(1, *crops.shape[1:]))).to(embeds_BLD.dtype)
         if len(crops):
             features_TD = self.connector(self._features(crops), batch["real"], batch["pools"]).to(embeds_BLD.dtype)
@@ -78,7 +81,7 @@ class Molmo(nn.Module):
     def hidden(self, embeds_BLD: Tensor, batch: Batch, cache: Cache | None = None) -> Tensor:
         """Return the language model's last hidden states (B, L, D); fills the key-value `cache` if given, as the prefill does."""
         if self.training and (self.config.residual_dropout or self.config.response_residual_dropout):
-            answer_BL1 = (batch["weights"] > 0)[..., None]
+            answer_BL1 = (batch["loss_weights"] > 0)[..., None]
             rates = embeds_BLD.new_tensor([1 - self.config.residual_dropout, 1 - self.config.response_residual_dropout])
             self._keep_BL1 = torch.where(answer_BL1, rates[1], rates[0])
         else:

@@ -23,7 +23,7 @@ class Annotation:
     """Tokens of one conversation about the image, with the loss weight of each (0: not supervised)."""
 
     ids: Sequence[int]
-    weights: Sequence[float]
+    loss_weights: Sequence[float]
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Row:
 
     ids: Tensor
     labels: Tensor
-    weights: Tensor
+    loss_weights: Tensor
     annotations: Tensor
     positions: Tensor
     cut: int = 0
@@ -48,20 +48,20 @@ def build_row(prefix: Sequence[int], annotations: Sequence[Annotation], *, max_t
     image or leave nothing supervised, or if one of several annotations has no prompt (one position would need two labels).
     """
     kept, cut = _truncate(prefix, annotations, max_tokens, text_rows)
-    if len(kept) > 1 and any(a.weights[0] > 0 for a in kept):
+    if len(kept) > 1 and any(a.loss_weights[0] > 0 for a in kept):
         raise BadSample(f"{len(kept)} annotations share an image, so each needs a prompt before its answer")
-    ids, labels, weights, numbers = list(prefix), [0] * len(prefix), [0.0] * len(prefix), [SHARED] * len(prefix)
+    ids, labels, loss_weights, numbers = list(prefix), [0] * len(prefix), [0.0] * len(prefix), [SHARED] * len(prefix)
     positions = list(range(len(prefix)))
     for number, annotation in enumerate(kept, start=1):
         if len(kept) == 1 and prefix:
-            labels[-1], weights[-1] = annotation.ids[0], annotation.weights[0]
+            labels[-1], loss_weights[-1] = annotation.ids[0], annotation.loss_weights[0]
         ids += annotation.ids
         labels += [*annotation.ids[1:], 0]
-        weights += [*annotation.weights[1:], 0.0]
+        loss_weights += [*annotation.loss_weights[1:], 0.0]
         numbers += [number] * len(annotation.ids)
         positions += range(len(prefix), len(prefix) + len(annotation.ids))
     ids_L, labels_L, numbers_L, positions_L = (torch.tensor(values, dtype=torch.int64) for values in (ids, labels, numbers, positions))
-    return Row(ids_L, labels_L, torch.tensor(weights, dtype=torch.float32), numbers_L, positions_L, cut)
+    return Row(ids_L, labels_L, torch.tensor(loss_weights, dtype=torch.float32), numbers_L, positions_L, cut)
 
 
 def _truncate(
@@ -78,10 +78,10 @@ def _truncate(
         lost = kept[0].ids[room:]
         if any(token >= text_rows for token in lost):
             raise BadSample(f"{len(prefix) + len(kept[0].ids)} tokens: data.max_tokens {max_tokens} would cut an image")
-        kept[0] = Annotation(kept[0].ids[:room], kept[0].weights[:room])
-        if not any(kept[0].weights) and any(annotations[0].weights):
+        kept[0] = Annotation(kept[0].ids[:room], kept[0].loss_weights[:room])
+        if not any(kept[0].loss_weights) and any(annotations[0].loss_weights):
             raise BadSample(f"{len(prefix) + room + len(lost)} tokens: data.max_tokens {max_tokens} would leave no token of the answer")
-    supervised = [sum(weight > 0 for a in group for weight in a.weights) for group in (annotations, kept)]
+    supervised = [sum(weight > 0 for a in group for weight in a.loss_weights) for group in (annotations, kept)]
     return kept, supervised[0] - supervised[1]
 
 
@@ -99,7 +99,7 @@ def attention_mask(segments_BL2: Tensor) -> Tensor:
 
 
 def batch_rows(rows: Sequence[Row], *, pad_id: int, pad: str, max_tokens: int | None = None, left: bool = False) -> dict[str, Tensor]:
-    """Collate rows to one batch: ids, labels, weights, positions (B, L) and segments (B, L, 2) = (document, annotation).
+    """Collate rows to one batch: ids, labels, loss_weights, positions (B, L) and segments (B, L, 2) = (document, annotation).
 
     `pad`: "longest", "to_128" (a multiple), "to_max" (`max_tokens`), or "none": all rows packed into one, none attending to another.
     `left`: padding before the tokens, for generation. Raises PlaitError for "to_max" without `max_tokens`.
@@ -109,13 +109,18 @@ def batch_rows(rows: Sequence[Row], *, pad_id: int, pad: str, max_tokens: int | 
     shape = (len(packed), length)
     batch = {name: torch.zeros(shape, dtype=torch.int64) for name in ("ids", "labels", "positions")}
     batch["ids"] += pad_id
-    batch["weights"] = torch.zeros(shape)
+    batch["loss_weights"] = torch.zeros(shape)
     batch["segments"] = torch.full((*shape, 2), PADDING)
     for i, group in enumerate(packed):
         start = length - sum(map(len, group)) if left else 0
         for document, row in enumerate(group):
             columns = slice(start, start + len(row))
-            for name, values in (("ids", row.ids), ("labels", row.labels), ("positions", row.positions), ("weights", row.weights)):
+            for name, values in (
+                ("ids", row.ids),
+                ("labels", row.labels),
+                ("positions", row.positions),
+                ("loss_weights", row.loss_weights),
+            ):
                 batch[name][i, columns] = values
             batch["segments"][i, columns, 0] = document
             batch["segments"][i, columns, 1] = row.annotations
@@ -133,4 +138,4 @@ def _padded_length(lengths: list[int], pad: str, max_tokens: int | None) -> int:
 
 def unsupervised(row: Row) -> Row:
     """Return a copy of the row with all loss weights 0, for a prompt."""
-    return replace(row, weights=torch.zeros_like(row.weights))
+    return replace(row, loss_weights=torch.zeros_like(row.loss_weights))

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from plait.data.text import IMAGE_MARK
 from plait.errors import BadSample
-from plait.families.molmo.config import IMAGE_MARK, Config
+from plait.families.molmo.config import IMAGE_PROMPT, Config
 
 DEMO_STYLES = frozenset({"pointing", "point_count", "user_qa", "long_caption"})
 UNNAMED_STYLES = frozenset({"none", "demo", "android_control"})  # never named: their prompts are complete as they are
@@ -24,7 +25,7 @@ LENGTH_NOISE = 25.0  # characters, standard deviation, so that the model follows
 NAMED_PROBABILITY = 0.1  # of a demo prompt to name its style
 LENGTHLESS_PROBABILITY = 0.1  # of a training caption's prompt to have no number
 
-_MARKS = re.compile(rf"{re.escape(IMAGE_MARK)}|<image>")
+_MARKS = re.compile(rf"{re.escape(IMAGE_PROMPT)}|{re.escape(IMAGE_MARK)}")
 Message = dict[str, str]
 Conversation = tuple[list[Message], str, float]
 """(messages, style, weight) of one annotation."""
@@ -99,7 +100,7 @@ def _turns(messages: Sequence[Message]) -> list[tuple[str, str]]:
     if any(role != ("user", "assistant")[number % 2] for number, (role, _) in enumerate(turns)):
         raise BadSample(f"roles must alternate user, assistant, user, ...; they are {', '.join(role for role, _ in turns)}")
     if any(role == "assistant" and _MARKS.search(text) for role, text in turns):
-        raise BadSample(f"an answer holds {IMAGE_MARK}: images stand in the user's turns")
+        raise BadSample(f"an answer holds {IMAGE_PROMPT}: images stand in the user's turns")
     return turns
 
 

@@ -16,7 +16,7 @@ class Loss(contract.Loss):
     """
 
     counts = ()
-    shares = ()  # every sample weighs the same
+    amounts = ()  # every sample weighs the same
 
     def __init__(self, config: Config) -> None:
         self.prediction = config.prediction

@@ -11,10 +11,10 @@ from itertools import pairwise
 
 from tokenizers import Tokenizer
 
+from plait.data.text import IMAGE_MARK
 from plait.errors import BadSample, PlaitError
 from plait.families.theworld.sequence import Kind, Span
 
-IMAGE_MARK = "<image>"
 Message = dict[str, str]
 
 

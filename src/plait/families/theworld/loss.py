@@ -17,7 +17,7 @@ class Loss(contract.Loss):
 
     counts = ("tokens", "supervised_tokens")
     may_idle = ("vision", "world", "projector")
-    shares = counts  # a supervised token weighs 1: its share is that of the loss weight
+    amounts = counts  # a supervised token weighs 1: its share is that of the loss weight
 
     def __init__(self, config: Config):
         self.coefficients = {"loss": 1.0, "cut": 0.0}

@@ -20,7 +20,7 @@ from plait.families.theworld.sequence import Kind
 from plait.families.theworld.world import WorldEncoder, WorldProjector, group_by_length, unit_range
 from plait.keys import key
 from plait.nn.connectors import root_mean_square, seeded
-from plait.nn.idle import is_sharded, zero_from, zero_from_parameters
+from plait.nn.idle import contains_sharded, zero_from, zero_from_parameters
 from plait.nn.losses import token_cross_entropy
 
 Batch = dict[str, Tensor]
@@ -36,7 +36,7 @@ class TheWorld(nn.Module):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return {"loss": cross-entropy in nats summed over supervised positions}, or without any 0 with zero gradients."""
         embeds_BLD = self.embed(batch)
-        if is_sharded(self.gemma.model.language_model):  # also going back through it gathers: all ranks do, or none
+        if contains_sharded(self.gemma.model.language_model):  # also going back through it gathers: all ranks do, or none
             embeds_BLD = embeds_BLD + self._zero_of_unused(batch).to(embeds_BLD.dtype)
         hidden_BLD = self.hidden(embeds_BLD, batch)
         target_BL = batch["labels"][:, 1:]
@@ -51,7 +51,7 @@ class TheWorld(nn.Module):
         if len(pixels):
             features = self._image_features(pixels).to(embeds_BLD.dtype)
             embeds_BLD = embeds_BLD.masked_scatter(kinds_BL1 == Kind.IMAGE, features)
-        elif is_sharded(self.gemma.model.vision_tower):
+        elif contains_sharded(self.gemma.model.vision_tower):
             blank = self._image_features(pixels.new_zeros(1, *pixels.shape[1:]))
             embeds_BLD = embeds_BLD + zero_from(blank).to(embeds_BLD.dtype)
         if len(batch["frames"]):
