@@ -183,7 +183,15 @@ def mutant(file: str, text: str, number: int) -> Mutant:
     line = next(node.lineno for node in ast.walk(change.node) if hasattr(node, "lineno"))
     change.make()
     after = change.after or shown(change.node)
-    return Mutant(file, function, line, change.kind, f"{before} -> {after}", ast.unparse(ast.fix_missing_locations(tree)), lines)
+    return Mutant(
+        file=file,
+        function=function,
+        line=line,
+        kind=change.kind,
+        change=f"{before} -> {after}",
+        source=ast.unparse(ast.fix_missing_locations(tree)),
+        lines=lines,
+    )
 
 
 def shown(node: ast.AST) -> str:

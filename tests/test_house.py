@@ -17,6 +17,7 @@ SOURCE = ROOT / "src" / "plait"
 FILES = sorted(SOURCE.rglob("*.py"))
 
 FILE_LINES, FUNCTION_LINES, FUNCTION_MEDIAN, PACKAGE_FILES = 400, 60, 10, 18
+SENTENCE_WORDS, POSITIONAL = 22, 6
 ROOT_FILES = {"__init__.py", "__main__.py", "cli.py", "errors.py", "files.py", "keys.py"}
 
 LAYERS = [
@@ -186,6 +187,85 @@ def test_only_optional_packages_and_a_commands_work_are_imported_inside_function
 def test_every_file_says_what_it_is(path):
     if path.read_text(encoding="utf-8").strip():
         assert ast.get_docstring(tree(path)), "a file opens with a docstring"
+
+
+def public(path):
+    """Every (name, node) of a file that others may use: the module, its public classes and functions, and their public methods."""
+
+    def inside(node, above):
+        for child in node.body:
+            if isinstance(child, ast.ClassDef | ast.FunctionDef) and (not child.name.startswith("_") or child.name == "__init__"):
+                yield f"{above}{child.name}", child
+                if isinstance(child, ast.ClassDef):
+                    yield from inside(child, f"{above}{child.name}.")
+
+    return [("", tree(path)), *inside(tree(path), "")]
+
+
+def first_sentence(text):
+    """The first sentence of a docstring; "et al. 2023" does not end one."""
+    return re.split(r"(?<!al)[.!?](?=\s+[^a-z\s])", " ".join(text.partition("\n\n")[0].split()))[0]
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_a_docstring_begins_with_a_short_sentence(path):
+    sentences = {name: first_sentence(ast.get_docstring(node) or "") for name, node in public(path)}
+    assert not {name: sentence for name, sentence in sentences.items() if len(sentence.split()) > SENTENCE_WORDS}
+
+
+def test_the_first_sentence_is_told_from_the_rest():
+    assert first_sentence("Read a file. Its rows\nfollow.") == "Read a file"
+    assert first_sentence("Read a\nfile, e.g. one of Lu et al. 2023. More.") == "Read a file, e.g. one of Lu et al. 2023"
+    assert first_sentence("Read a file\n\nmore.") == "Read a file"
+
+
+@functools.cache
+def errors():
+    """The names of PlaitError and all that is derived from it."""
+    classes = [node for path in FILES for node in ast.walk(tree(path)) if isinstance(node, ast.ClassDef)]
+    names, before = {"PlaitError"}, set()
+    while names != before:
+        before = set(names)
+        names |= {node.name for node in classes if names & {ast.unparse(base).rpartition(".")[2] for base in node.bases}}
+    return names
+
+
+def raised(function):
+    """The names of plait's errors that a function itself raises, not one inside it."""
+    waiting, names = [*function.body], set()
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Raise) and node.exc is not None:
+            error = node.exc.func if isinstance(node.exc, ast.Call) else node.exc
+            names.add(ast.unparse(error).rpartition(".")[2])
+        if not isinstance(node, ast.FunctionDef | ast.Lambda | ast.ClassDef):
+            waiting += ast.iter_child_nodes(node)
+    return names & errors()
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_what_raises_says_so(path):
+    nodes = dict(public(path))
+    silent = {}
+    for name, node in nodes.items():
+        if isinstance(node, ast.FunctionDef) and (names := raised(node)):
+            owner = nodes[name.rpartition(".")[0]] if node.name == "__init__" else node
+            text = f"{ast.get_docstring(node) or ''} {ast.get_docstring(owner) or ''}"
+            silent |= {} if re.search("[Rr]aise", text) else {name: names}
+    assert not silent
+
+
+def test_what_raises_is_found():
+    assert {"BadSample", "Stopped", "BenchFailed"} < errors()
+    assert raised(ast.parse("def f():\n  if x: raise errors.BadSample('')\n  def g(): raise Stopped").body[0]) == {"BadSample"}
+    assert sum(bool(raised(node)) for path in FILES for node in functions(path)) > 200
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_a_call_names_its_arguments_beyond_the_sixth(path):
+    """Except shapes of tensors, and what takes any number of arguments, such as the parts of a key."""
+    calls = [node for node in ast.walk(tree(path)) if isinstance(node, ast.Call) and len(node.args) > POSITIONAL]
+    assert not [node.lineno for node in calls if not ast.unparse(node.func).endswith(("permute", "reshape"))]
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)

@@ -34,7 +34,7 @@ def printable(text: str) -> str:
 
 
 def command(*words: object) -> str:
-    """Return `plait WORDS` as it is typed in a shell: a word with blanks or other characters that a shell reads is quoted."""
+    """Return `plait WORDS` as it is typed in a shell. A word with blanks or other characters that a shell reads is quoted."""
     return shlex.join(["plait", *map(str, words)])
 
 

@@ -27,7 +27,7 @@ os.umask(_UMASK)
 
 
 def write_whole(path: Path, body: bytes | str) -> None:
-    """Write `body`, creating parent folders, so that readers see the old file or the new one whole; a kill leaves `.NAME.tmp` beside it."""
+    """Write `body` so that readers see the old file or the new one whole. Parent folders are made; a kill leaves `.NAME.tmp` beside it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside, descriptor = claim(path, _open_file)
     with os.fdopen(descriptor, "wb") as file:
@@ -49,7 +49,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def expanded(path: str | Path) -> Path:
-    """Return a path with a leading ~ or ~name replaced by that user's home directory; ~name of an unknown user stays as it is."""
+    """Return a path with a leading ~ or ~name replaced by that user's home directory. ~name of an unknown user stays as it is."""
     return Path(os.path.expanduser(path))  # noqa: PTH111  pathlib raises where the user is not known
 
 
@@ -124,12 +124,12 @@ def xxh3(path: Path) -> str:
 
 
 def follow_umask(path: Path) -> None:
-    """Set a file's permissions to those of a new file (0666 less the umask): some libraries make files that only their owner can read."""
+    """Set a file's permissions to those of a new file (0666 less the umask). Some libraries make files that only their owner can read."""
     path.chmod(0o666 & ~_UMASK)
 
 
 def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Append `rows` to a `.jsonl` file, a JSON line each, in one write; they begin on a new line if a kill cut the last line short."""
+    """Append `rows` to a `.jsonl` file, a JSON line each, in one write. They begin on a new line if a kill cut the last line short."""
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     with path.open("ab+") as file:
         if file.tell():

@@ -50,7 +50,10 @@ def test_colours_are_far_apart_to_the_eye() -> None:
 
 
 def test_shapes_have_different_silhouettes() -> None:
-    masks = {s: np.asarray(render(Scene(48, 48, WHITE, (SceneObject(s, "blue", "large", 24, 24, 0, 0, 18),))), np.int32) for s in SHAPES}
+    masks = {
+        s: np.asarray(render(Scene(48, 48, WHITE, (SceneObject(s, "blue", "large", x=24, y=24, vx=0, vy=0, radius=18),))), np.int32)
+        for s in SHAPES
+    }
     filled = {shape: picture.max(2) - picture.min(2) > 60 for shape, picture in masks.items()}
     overlap = {(a, b): (filled[a] & filled[b]).sum() / (filled[a] | filled[b]).sum() for a, b in combinations(SHAPES, 2)}
     worst = max(overlap, key=lambda pair: overlap[pair])
@@ -58,7 +61,7 @@ def test_shapes_have_different_silhouettes() -> None:
 
 
 def test_supersampling_smooths_edges_without_moving_them() -> None:
-    scene = Scene(64, 64, WHITE, (SceneObject("star", "green", "large", 30.2, 33.9, 0, 0, 18.0),))
+    scene = Scene(64, 64, WHITE, (SceneObject("star", "green", "large", x=30.2, y=33.9, vx=0, vy=0, radius=18.0),))
     rough, smooth = render(scene, supersample=1), render(scene, supersample=4)
     assert centroid(smooth) == pytest.approx(centroid(rough), abs=0.3)
     tones = [len(np.unique(np.asarray(picture).reshape(-1, 3), axis=0)) for picture in (rough, smooth)]
@@ -66,7 +69,7 @@ def test_supersampling_smooths_edges_without_moving_them() -> None:
 
 
 def test_trails_lie_behind_the_motion() -> None:
-    moving = SceneObject("circle", "red", "small", 40, 24, 3.0, 0.0, 8.0)
+    moving = SceneObject("circle", "red", "small", x=40, y=24, vx=3.0, vy=0.0, radius=8.0)
     scene = Scene(80, 48, WHITE, (moving,))
     with_trail, without = centroid(render(scene, trails=True)), centroid(render(scene))
     assert with_trail[0] < without[0] - 2
@@ -74,7 +77,9 @@ def test_trails_lie_behind_the_motion() -> None:
 
 
 def test_png_is_exact_and_jpeg_is_close() -> None:
-    picture = render(Scene(50, 40, ((200, 210, 250), (240, 220, 200), 30.0), (SceneObject("heart", "pink", "large", 20, 20, 0, 0, 12),)))
+    picture = render(
+        Scene(50, 40, ((200, 210, 250), (240, 220, 200), 30.0), (SceneObject("heart", "pink", "large", x=20, y=20, vx=0, vy=0, radius=12),))
+    )
     png, jpeg = (np.asarray(Image.open(io.BytesIO(encode(picture, form))), np.int32) for form in ("png", "jpeg"))
     assert (png == np.asarray(picture)).all()
     assert 0 < np.abs(jpeg - np.asarray(picture)).mean() < 3

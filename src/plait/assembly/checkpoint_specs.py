@@ -65,7 +65,7 @@ def run_named(spec: str) -> Path | None:
 
 
 def marked(path: Path, mark: str) -> Path:
-    """Return the step folder, in a run or stage folder `path`, that `mark` names: a step, "best" or "latest"; its files are not verified.
+    """Return the step folder that `mark` (a step, "best" or "latest") names in a run or stage folder `path`. Its files are not verified.
 
     Raises PlaitError, with a list of the steps that exist, if there is none.
     """
@@ -90,7 +90,7 @@ def may_be_hub(name: str) -> bool:
 
 
 def assets(spec: str) -> Path | None:
-    """Return the folder RUN/assets (files made for the model, such as its tokenizer) of the run of `spec`; None if it does not exist."""
+    """Return the folder RUN/assets of the run of `spec`; None if it does not exist. It has files made for the model, as its tokenizer."""
     path, _ = split(spec)
     folder = checkpoint.run_of(path) / "assets"
     return folder if path.exists() and folder.is_dir() else None

@@ -1,4 +1,7 @@
-"""Open the sources (data sets) of a configuration, and put the samples of a stage (part of a run; its configuration is a view) in order."""
+"""Open the sources (data sets) of a configuration, and put the samples of a stage in order.
+
+A stage is a part of a run; its configuration is a view.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,7 +39,7 @@ class TrainingData:
         return dict(zip(self.names(), (source.fingerprint for source in self.sources), strict=True))
 
     def order(self, view: StageView, batches: BatchChanges = ()) -> Order | BucketOrder:
-        """Return the order of the stage's samples, which says which ones each step takes; a batch is of one bucket (samples of one shape).
+        """Return the order of the stage's samples, which says which ones each step takes. A batch is of one bucket (samples of one shape).
 
         `batches`: (step of the stage, samples per step from it on), from step 0; default: `train.global_batch` throughout.
         """

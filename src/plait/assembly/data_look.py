@@ -153,7 +153,7 @@ def look(sources: Sequence[Source], inputs: Inputs, limits: Limits, held_out: Se
 
 
 def unusable(found: Sequence[SourceLook]) -> list[str]:
-    """Return a sentence per source that cannot be trained on: no sample is usable, or no image has text and `allow_blank` is not set."""
+    """Return a sentence per source that cannot be trained on. No sample is usable, or no image has text and `allow_blank` is not set."""
     faults = []
     for one in found:
         if one.read and not one.usable:
@@ -215,7 +215,10 @@ def _look_at(found: SourceLook, index: int, inputs: Inputs, sample_key: int) -> 
 
 
 def _compare(found: Sequence[SourceLook], held_out: Sequence[Source], least: int) -> None:
-    """Compare the samples of training sources with held-out ones, at `least` of each source; those that are not stored as they are read."""
+    """Compare samples of training sources with held-out ones, at `least` of each source.
+
+    Sources that are not stored are compared as they are read.
+    """
     theirs = HeldOutContent(sum(map(len, held_out)))
     for source in held_out:
         theirs.add(contents(source, _spread(len(source), overlap.count(source, len(held_out), least))))

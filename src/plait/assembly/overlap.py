@@ -1,4 +1,4 @@
-"""Whether samples that are trained are held out as well: by hashes of what they hold, of as many samples as can be read quickly.
+"""Find out whether training samples are held out as well, by hashes of what they hold. As many are compared as can be read quickly.
 
 All samples of small sources are compared, up to thousands evenly over a large one, and some of one whose samples are not read from a
 local disk. How many it were on either side is told beside the result.
@@ -75,7 +75,7 @@ class Overlap:
 
 
 def count(source: Source, sources: int, least: int) -> int:
-    """Return how many samples of a source are compared where a side has so many `sources`: `least` of one that is slow to read."""
+    """Return how many samples of a source are compared where a side has `sources` of them. It is `least` for one that is slow to read."""
     return max(least, _SAMPLES // max(1, sources)) if source.stored else least
 
 

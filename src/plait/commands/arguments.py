@@ -20,7 +20,7 @@ def positive(text: str) -> int:
 
 
 def path(text: str) -> Path:
-    """Parse an option that is a path; a leading ~ becomes the home directory, because a shell does not replace it in --out=~/x.
+    """Parse an option that is a path. A leading ~ becomes the home directory, because a shell does not replace it in --out=~/x.
 
     Raises argparse.ArgumentTypeError for an address such as s3://bucket/folder.
     """

@@ -87,7 +87,10 @@ def _choices(parser: Parser) -> list[str]:
 
 
 def _first_words(parsers: Parsers) -> dict[str, list[str]]:
-    """Return {words before: words that can follow} of verbs, of groups such as `ckpt`, and of verbs that begin with one of some words."""
+    """Return {words before: words that can follow}.
+
+    It is of verbs, of groups such as `ckpt`, and of verbs that begin with one of some words.
+    """
     words: dict[str, list[str]] = {"": list(dict.fromkeys(words[0] for words in parsers))}
     for (*group, name), parser in parsers.items():
         if group:

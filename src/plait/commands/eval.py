@@ -44,7 +44,10 @@ def _declare_variants(parser: Parser) -> None:
 
 
 def run(arguments: Arguments) -> None:
-    """Measure the checkpoint by the arguments that `declare` adds; write its results, its answers and an HTML page with pictures."""
+    """Measure the checkpoint by the arguments that `declare` adds; write its results, its answers and an HTML page with pictures.
+
+    Raises PlaitError if not one of a checkpoint and `--base` is given, and for options that choose weights beside `--base`.
+    """
     if (arguments.checkpoint is None) == (arguments.base is None):
         raise PlaitError(f"give either a checkpoint ({SPEC}) or --base CONFIG (see plait eval --help)")
     if arguments.base is not None and (arguments.raw or arguments.ema_length is not None):

@@ -1,6 +1,7 @@
-"""Find the verbs (sub-commands such as `train`): each file of this folder that has COMMANDS, and what other packages offer by entry points.
+"""Find the verbs (sub-commands such as `train`) of plait and of other packages.
 
-A file without COMMANDS is no verb. Importing this module imports the files of all verbs, none of which imports torch.
+Each file of this folder with COMMANDS is one, and each entry point. A file without COMMANDS is no verb. Importing this module imports the
+files of all verbs, none of which imports torch.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""Make the paths in a configuration absolute: those of data are relative to the file that each is written in; a leading ~ is the home.
+"""Make the paths in a configuration absolute. Those of data are relative to the file that each is written in; a leading ~ is the home.
 
 On the command line, in a configuration of another trainer and in a run's own saved one they are relative to the working directory. A tree
 consists of nodes, values that know their file and line; `kinds` are the rules of every kind of data source, by name.

@@ -1,4 +1,4 @@
-"""Say why the Hugging Face Hub did not deliver a repository, and how to fix it: a licence to accept, a token, a setting, a download.
+"""Say why the Hugging Face Hub did not deliver a repository, and how to fix it. It may take a licence, a token, a setting or a download.
 
 The libraries above the Hub's client (transformers, diffusers, datasets) wrap its errors in their own, so the whole chain is looked at, by
 the names of the classes: importing them would take longer than most commands do.

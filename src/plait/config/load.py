@@ -74,7 +74,15 @@ def load_config(
         config, views = _validated(tree, section, sources)
     origins = {dotted(leaf): _origin(tree, leaf) for leaf, _ in leaves(dump(config))}
     warnings = [*translation.warnings, *left_out]
-    return Resolved(config, views, origins, translation.rows, warnings, reading.write_yaml(dump(config)), translation.train_options)
+    return Resolved(
+        config=config,
+        stages=views,
+        origins=origins,
+        translation=translation.rows,
+        warnings=warnings,
+        yaml=reading.write_yaml(dump(config)),
+        train_options=translation.train_options,
+    )
 
 
 def _read(path: Path, words: Sequence[str], dialects: Sequence[Dialect]) -> Node:
@@ -128,7 +136,7 @@ def _labelled(node: Node, label: str) -> Node:
 
 
 def _chosen(tree: Node, overrides: Sequence[Override], key: str) -> Node | None:
-    """Return the text at the top-level `key`, from the command line or else the tree; None where it is absent or not text."""
+    """Return the text at the top-level `key`, from the command line or else the tree. None where it is absent or not text."""
     for override in reversed(overrides):
         if override.path == (key,) and override.text not in ("", "null", "~"):
             return Node(override.text, COMMAND_LINE, path=key)

@@ -166,7 +166,7 @@ def types_at(root: Any, path: Sequence[str | int]) -> list[Any]:
 
 
 def keys_at(root: Any, path: Sequence[str | int]) -> list[str]:
-    """Return the keys that the section at `path` below the class `root` may have, as they are written in a file (`from`, not `from_`)."""
+    """Return the keys that the section at `path` below the class `root` may have. They are as in a file (`from`, not `from_`)."""
     names = (
         field.alias or name
         for kind in types_at(root, path)

@@ -147,7 +147,7 @@ def _moved(node: Node) -> Node:
 def _check(
     tree: Node, path: tuple[str | int, ...], row: _Row, kinds: Mapping[str, SourceRules], *, grouped: bool, seen: Sequence[SourceEntry]
 ) -> None:
-    """Raise PlaitError for a row that breaks the rules of its kind, has a weight inside a group, or repeats one of the `seen` sources."""
+    """Raise PlaitError for a row that breaks the rules of its kind. Also for a weight inside a group, and for one of `seen` again."""
     message = None
     if "source" not in row.model_fields_set and row.name is None:
         message = "needs a name"

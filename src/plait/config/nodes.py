@@ -18,7 +18,7 @@ KeyPath = tuple[str | int, ...]
 
 @dataclass(frozen=True)
 class Node:
-    """A value with the file, line and key where it was written: a scalar, a mapping of nodes or a list of nodes.
+    """A value with the file, line and key where it was written. It is a scalar, a mapping of nodes or a list of nodes.
 
     `path` is the dotted key as its author wrote it; below a dialect or a stage it differs from the position in the tree.
     `label` replaces file:line in listings (a preset's name).

@@ -29,7 +29,7 @@ def offered(group: str) -> list[EntryPoint]:
 
 @functools.lru_cache(maxsize=1)
 def _on_path(path: tuple[str, ...]) -> Any:
-    """Return all entry points of the packages on `path`, which is sys.path: reading them takes longer than most of what a command does."""
+    """Return all entry points of the packages on `path`, which is sys.path. Reading them takes longer than most of what a command does."""
     return entry_points()
 
 
@@ -79,7 +79,7 @@ def one_line(error: Exception) -> str:
 
 
 def faults(value: Any, calls: Mapping[str, str]) -> list[str]:
-    """Return a text per wrong field of a dataclass instance: a value of another type than declared, or a function with another signature.
+    """Return a text per wrong field of a dataclass instance: another type than declared, or a function with another signature.
 
     `calls`: {field: how plait calls the function in it}, such as {"open": "open(entry, opening)"}. Such a field may be None if that is its
     default. Raises nothing.

@@ -135,7 +135,7 @@ def read_any(path: Path) -> Node:
 
 
 def refuse_unwritable(node: Node) -> None:
-    """Raise PlaitError if a key or text at or below `node` holds a NUL or half a surrogate pair, which no path or file can hold."""
+    """Raise PlaitError for a NUL or half a surrogate pair in a key or text at or below `node`. No path or file can hold either."""
     if isinstance(node.value, dict | list):
         for key, child in node.value.items() if isinstance(node.value, dict) else (("", child) for child in node.value):
             if _UNWRITABLE.search(key):

@@ -187,7 +187,7 @@ class Train(Section):
 
 
 class Schedule(Section):
-    """The learning rate as a function of the step, or of the tokens consumed; both are counted from the start of the stage."""
+    """The learning rate as a function of the step, or of the tokens consumed. Both are counted from the start of the stage."""
 
     name: Literal["constant", "linear", "cosine", "inverse_sqrt"] = "cosine"
     units: Literal["steps", "tokens"] = Field(default="steps", description="what warm-up and decay are counted in")
@@ -260,7 +260,7 @@ class Checkpoint(Section):
 
 
 class Evaluate(Section):
-    """One bench (a metric on some data) and its interval. `loss`: held-out loss of any family; NAME:SPLIT: a dataset by its own metric."""
+    """One bench (a metric on some data) and its interval. `bench` is `loss`, on held-out data, or NAME:SPLIT, a dataset's own."""
 
     bench: str
     every_steps: Count | None = Field(default=None, description="steps; None: at the end of the stage")

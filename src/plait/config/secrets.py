@@ -46,7 +46,7 @@ to the last of them."""
 
 
 def refuse(node: Node) -> None:
-    """Raise PlaitError if a setting at or below `node` is named like a secret and has a value, or has a value that looks like one."""
+    """Raise PlaitError for a secret at or below `node`. That is a value whose setting is named like one, or that looks like one."""
     if isinstance(node.value, dict | list):
         pairs = node.value.items() if isinstance(node.value, dict) else [("", child) for child in node.value]
         for key, child in pairs:
@@ -69,7 +69,7 @@ def refuse_argument(text: str) -> None:
 
 
 def holds_secret(text: str) -> bool:
-    """Return whether a text is or holds something that looks like a secret: a token, or a URL with a user part or a signature."""
+    """Return whether a text holds something like a secret: a token, or a URL with a user part or a signature."""
     return bool(_VALUE.search(text)) or in_address(text)
 
 
@@ -121,8 +121,9 @@ def filled_in(written: str) -> Path:
 
 
 def masked(text: str) -> str:
-    """Return a text with $NAME in place of the value of an environment variable that is named like a secret, such as HF_TOKEN, or that
-    `filled_in` has filled in: a path is shown as it was written.
+    """Replace values of environment variables in a text by $NAME.
+
+    Those are meant that are named like a secret, such as HF_TOKEN, or that `filled_in` has filled in: a path is shown as it was written.
     """
     for value in sorted(_filled_in, key=len, reverse=True):
         if value in text:

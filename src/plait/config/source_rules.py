@@ -45,7 +45,7 @@ class SourceRules:
         return None
 
     def unknown_option(self, options: Iterable[str]) -> tuple[str, str] | None:
-        """Return the first of `options` that this kind does not have and a hint, as ("sise", "did you mean 'size'?"); None if all exist."""
+        """Return the first of `options` that this kind lacks, with a hint: ("sise", "did you mean 'size'?"). None if all exist."""
         unknown = None if self.options is None else next((name for name in options if name not in self.options), None)
         if unknown is None:
             return None

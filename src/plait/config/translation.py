@@ -65,9 +65,10 @@ CALLS = {
 
 
 def with_short_warmup(translation: Translation) -> Translation:
-    """Return the translation with warm-ups that do not fit into the command line's `train.steps` cut to a tenth of it, with a warning.
+    """Return the translation with warm-ups that fit into the command line's `train.steps`.
 
-    So a trial of a few steps runs. A warm-up that the command line sets stays as it is.
+    Longer ones are cut to a tenth of it, with a warning. So a trial of a few steps runs. A warm-up that the command line sets stays as it
+    is.
     """
     steps = node_at(translation.tree, ("train", "steps"))
     count = steps.value if steps is not None and steps.file == COMMAND_LINE else None

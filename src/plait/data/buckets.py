@@ -1,4 +1,4 @@
-"""The order of data in buckets: every global batch holds samples of one bucket, and which one is a pure function of (seed, step).
+"""Order data in buckets: every global batch has samples of one bucket, which is a pure function of (seed, step).
 
 A source is one data set of the training mixture; a bucket is its samples of one picture size. A bucket of n samples is traversed
 forever, each epoch in a permutation of its own, and sliced into batches of exactly `global_batch`; nothing is padded and nothing is

@@ -214,7 +214,7 @@ def _rgb(image: Image.Image) -> np.ndarray:
 
 
 def _wide_grey(grey: np.ndarray, mode: str) -> np.ndarray:
-    """Scale greys wider than 8 bits to uint8: integers are 16-bit (as in PNG, TIFF and PGM), floats run from 0 to 1 (PFM).
+    """Scale greys wider than 8 bits to uint8. Integers are 16-bit (as in PNG, TIFF and PGM), floats run from 0 to 1 (PFM).
 
     Raises BadSample for values outside that range.
     """

@@ -56,7 +56,7 @@ def resize_all(pictures: Sequence[torch.Tensor], height: int, width: int, *, mod
 
 
 def crop(image: torch.Tensor, top: int, left: int, height: int, width: int) -> torch.Tensor:
-    """Return the window of `image` (..., H, W) whose top left corner is (top, left), as a view; it must lie inside the image."""
+    """Return the window of `image` (..., H, W) with top left corner (top, left), as a view. It must lie inside the image."""
     assert 0 <= top <= image.shape[-2] - height
     assert 0 <= left <= image.shape[-1] - width
     return image[..., top : top + height, left : left + width]

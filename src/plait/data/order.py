@@ -166,7 +166,10 @@ class Order:
 
 
 def digest(ids: Iterable[SampleId]) -> int:
-    """Return an order-independent hash of samples: the sum of a 32-bit hash of each, so the ranks' digests add up to the global batch's."""
+    """Return a hash of samples that does not depend on their order.
+
+    It is a sum of 32-bit hashes: the ranks' digests add up to the global batch's.
+    """
     return sum(xxhash.xxh32_intdigest(struct.pack("<3q", *identity)) for identity in ids)
 
 

@@ -173,7 +173,7 @@ def left_out(pattern: str, suffix: str) -> dict[str, int]:
 
 
 def _like(name: str, suffix: str) -> str:
-    """Return why a file that does not end in `suffix` looks as if it should be read; "" if it does not, or ends so."""
+    """Return why a file that does not end in `suffix` looks as if it should be read. "" if it does not, or ends so."""
     lower = name.lower()
     if lower.endswith((suffix, *_NO_DATA)) or not (suffix in lower or (suffix == ".tar" and lower.endswith(_PACKED_TAR))):
         return ""

@@ -37,11 +37,11 @@ _STAYS = (PermissionError, IsADirectoryError, NotADirectoryError)  # what anothe
 
 
 class Unavailable(PlaitError):
-    """Raised for a remote file that does not exist or that its server refuses to send: a retry would be of no use."""
+    """Raised for a remote file that does not exist or that its server refuses to send. A retry would be of no use."""
 
 
 class Unreachable(PlaitError):
-    """Raised when a server fails for every read: no sample is at fault, so the run stops; it can be continued when the server is back."""
+    """Raised when a server fails for every read. No sample is at fault, so the run stops; it can be continued when the server is back."""
 
     exit_code = 1
     of_one_sample = False
@@ -266,6 +266,6 @@ def _of_length(body: bytes, length: int) -> bytes:
 
 
 def _version(info: dict[str, Any]) -> str:
-    """Return a store's hash of a file's content, else its time, "" if it reports neither: it differs once the file has changed."""
+    """Return a store's hash of a file's content, else its time, "" if it reports neither. It differs once the file has changed."""
     marks = (info.get(name) for name in ("ETag", "etag", "md5Hash", "mtime", "LastModified", "last_modified", "created"))
     return str(next((mark for mark in marks if mark is not None), ""))

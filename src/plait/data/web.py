@@ -38,7 +38,7 @@ class Fault(Exception):
 
 
 class Stored(NamedTuple):
-    """What a server reports of a file: its size in bytes (None: unknown) and its version, a hash or a time ("": unknown)."""
+    """What a server reports of a file. `size` in bytes (None: unknown), and `version`, a hash or a time ("": unknown)."""
 
     size: int | None
     version: str

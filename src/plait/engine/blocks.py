@@ -54,7 +54,7 @@ class Compilations:
 
     @contextlib.contextmanager
     def _counted(self, plain: Forward, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[None]:
-        """Count a pass of the plain block whose result is dropped: a compiled block that saw the count would be recompiled for it."""
+        """Count a pass of the plain block whose result is dropped. A compiled block that saw the count would be recompiled for it."""
         count = self.meter.counting if self.meter is not None else None
         if count is None:
             yield

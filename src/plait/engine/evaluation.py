@@ -233,7 +233,7 @@ def evaluation_mode(state: State) -> Iterator[nn.Module]:
 
 @dataclass(frozen=True)
 class Evaluations:
-    """Runs the `evaluate:` list of a stage (part of a run): each entry at its own interval, and all at the end of the stage."""
+    """Runs the `evaluate:` list of a stage (part of a run). Each entry has its own interval; all run at the end of the stage."""
 
     entries: Sequence[Evaluate]
     held_out: HeldOut

@@ -34,7 +34,7 @@ def audit(model: nn.Module) -> list[str]:
 
 
 class GradientWatch:
-    """Guard that stops a run whose gradient is exactly 0, for all that trains, in each of the first steps after a start.
+    """Stop a run whose gradient is exactly 0, for all that trains, in each of the first steps after a start.
 
     Call it with each step's row of metrics. `components`: names of what trains, for the message; `stop`: False only warns.
     """

@@ -1,4 +1,4 @@
-"""The loss of given batches, without gradients: of held-out data, and of a few fixed samples that show after a restart that it is exact."""
+"""Compute the loss of given batches without gradients. They are held-out data, or a few fixed samples that show that a restart is exact."""
 
 from collections.abc import Iterable
 

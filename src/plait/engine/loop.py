@@ -27,7 +27,7 @@ from plait.keys import key
 
 
 class StopChannel(Protocol):
-    """Requests to stop the run by a signal (SIGTERM, Ctrl-C): whether this rank has got one, and whether all ranks have agreed to stop."""
+    """Requests to stop the run by a signal (SIGTERM, Ctrl-C). This rank may have got one, and all ranks may have agreed to stop."""
 
     @property
     def agreed(self) -> bool:
@@ -89,7 +89,7 @@ class Loop:
         return Scaler(self.config.train.precision, self.state.totals)
 
     def run(self, batches: Iterable[StepBatch], stop_step: int) -> None:
-        """Train up to step `stop_step` of the run, one batch per step; return earlier if the stage is done, at a stop, or without data."""
+        """Train up to step `stop_step` of the run, one batch per step. Returns earlier if the stage is done, at a stop, or without data."""
         net = distributed.replicate(self.state.model, self.ranks)
         self.state.model.train()  # all of it: parts that transformers or diffusers loaded are in evaluation mode under a root that is not
         first = True

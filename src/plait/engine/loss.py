@@ -14,7 +14,7 @@ Batch = Mapping[str, Any]
 
 
 class SampleId(Protocol):
-    """The identity of a sample: the number of its source (data set), its index there, and the epoch of that source (all from 0)."""
+    """The identity of a sample. It has the number of its source (data set), its index there, and the epoch of that source (all from 0)."""
 
     @property
     def source(self) -> int:
@@ -50,7 +50,7 @@ class UnusableSample(Protocol):
 
     @property
     def attempt(self) -> int:
-        """Return 0 for a sample that the step was to use, n for the n-th replacement that was tried for it and is bad too."""
+        """Return 0 for a sample that the step was to use. It is n for the n-th replacement that was tried for it and is bad too."""
 
 
 class MicroBatch(Protocol):

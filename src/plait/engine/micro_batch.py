@@ -1,4 +1,4 @@
-"""How many samples a rank takes per forward pass, and what happens when they do not fit: half as many, and twice the accumulation.
+"""Decide how many samples a rank takes per forward pass. Where they do not fit: half as many, and twice the accumulation.
 
 The gradient of the global batch does not depend on the size of its slices, the micro-batches. A size that was found to fit is noted in
 the run directory, for every later start on as many ranks.
@@ -24,11 +24,11 @@ NOTE = "memory.json"
 
 
 class Exceeded(Exception):
-    """Raised on all ranks where memory ran out on one that could still tell the others: all may retry with a smaller micro-batch."""
+    """Raised on all ranks where memory ran out on one that could still tell the others. All may retry with a smaller micro-batch."""
 
 
 class ExceededAlone(Exception):
-    """Raised on a rank that ran out of memory while the others wait for it in a collective, so that it cannot tell them."""
+    """Raised on a rank that ran out of memory while the others wait for it in a collective. It cannot tell them."""
 
 
 class MicroBatchSize:

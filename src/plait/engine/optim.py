@@ -155,7 +155,7 @@ def _scale(gradients: list[Tensor], limit: float, norm: Tensor) -> None:
 
 
 def drop_idle(optimizer: torch.optim.Optimizer, components: Iterable[str], norms: Mapping[str, float]) -> None:
-    """Set to None the gradients of each of `components` whose norm is exactly 0, so that the update keeps its weights and moments.
+    """Set to None the gradients of each of `components` whose norm is exactly 0. The update then keeps its weights and moments.
 
     Where no sample of a step has input for a component, its gradient is zeros, with which AdamW would still decay its weights and move them
     by old moments. `norms`: {"grad_norm": ..., "grad_norm/COMPONENT": ...}, as `clip` returns them.

@@ -41,7 +41,7 @@ def exponent(length: float) -> float:
 
 
 def decay(g: float, update: int) -> float:
-    """Return the decay of update number t = `update` (from 1) for exponent `g`: (1 - 1/t)^(g + 1), which is 0 for the first."""
+    """Return the decay (1 - 1/t)^(g + 1) of update number t = `update` (from 1) for exponent `g`. It is 0 for the first."""
     return math.pow(1 - 1 / update, g + 1)
 
 
@@ -59,7 +59,7 @@ class PowerEma(Ema):
 
 @dataclass(frozen=True)
 class Profile:
-    """The weights that an average made at `step` gives to the updates before it: a power function of exponent `g` on [0, step]."""
+    """The weights that an average made at `step` gives to the updates before it. They are a power function of exponent `g` on [0, step]."""
 
     step: int
     g: float
@@ -90,7 +90,7 @@ def mixture(saved: Sequence[Profile], wanted: Profile) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class SavedAverage:
-    """One average as it was saved: its profile, the names of the weights it covers, and a function that reads them from disk."""
+    """One average as it was saved. It has its profile, the names of the weights it covers, and a function that reads them from disk."""
 
     profile: Profile
     names: frozenset[str]
@@ -135,7 +135,7 @@ def half_life(rate: float) -> float:
 
 
 def half_life_warning(rate: float, steps: int) -> str | None:
-    """Return a warning to log when the half-life of decay `rate` is more than a fifth of a run of `steps`, else None."""
+    """Return a warning if the half-life of decay `rate` is more than a fifth of a run of `steps`, else None."""
     reach = half_life(rate)
     if reach <= steps / _HALF_LIVES_IN_A_RUN:
         return None

@@ -65,7 +65,7 @@ def caution(precision: str, device: torch.device) -> str | None:
 
 
 def set_precision(model: nn.Module, full: Collection[str], precision: str) -> None:
-    """Cast a model's parameters in place to the dtypes of `precision`: those named in `full`, which train or ever did, and the frozen ones.
+    """Cast a model's parameters in place to the dtypes of `precision`. Those named in `full` train or ever did; the others are frozen.
 
     Buffers keep their dtype. Updates at a learning rate of 1e-5 vanish in bfloat16's 8 bits; frozen weights have no updates to lose.
     """
@@ -128,7 +128,7 @@ class Scaler:
         return False
 
     def end_step(self, first: float, *, sound: bool) -> None:
-        """End a step that began with the scale `first`: warn of a scale that has become small, or restore `first` without an update.
+        """End a step that began with the scale `first`. Warns of a scale that has become small, or restores `first` without an update.
 
         `sound`: whether there was an update. A bad batch overflows at every scale, which says nothing of the batches that follow.
         """

@@ -18,7 +18,7 @@ STAGE_TOKENS = "stage_tokens"
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a stage is at one update, in the schedule's unit: `before` it and `after` it; `end`: where the schedule's curve ends."""
+    """How far a stage is at one update, in the schedule's unit. `before` it and `after` it; `end`: where the schedule's curve ends."""
 
     before: float
     after: float
@@ -55,7 +55,7 @@ def with_warmup(optim: Optim, steps: int) -> Optim:
 
 
 def warmup_of(optim: Optim, component: str | None = None) -> int:
-    """Return the warm-up of a component, a named part of the model (None: the common one), in the schedule's unit (steps or tokens)."""
+    """Return the warm-up of a component in the schedule's unit, steps or tokens. `component`: a part of the model; None: the common one."""
     schedule, overrides = optim.schedule, optim.components.get(component or "", Component())
     if schedule.units == "steps":
         return schedule.warmup_steps if overrides.warmup_steps is None else overrides.warmup_steps

@@ -1,4 +1,4 @@
-"""The state of a run between two optimizer steps, as a value: everything here is saved, everything else is a function of it and the config.
+"""The state of a run between two optimizer steps, as a value. Everything here is saved, everything else is a function of it and the config.
 
 All tensors are keyed by parameter name. Weights are those that train now or ever did; those that never trained are read from their source
 again. A stage is a part of a run with its own settings and trained parameters; a group is a kind of tensor (weights, ema, moments).

@@ -1,6 +1,6 @@
-"""The contract of a family (one kind of model with its data preparation): the members that plait calls, checked when the family is loaded.
+"""The contract of a family: the members that plait calls, checked when it is loaded.
 
-A family is a package of these modules; all but the first two may be missing:
+A family is one kind of model with its data preparation. It is a package of these modules; all but the first two may be missing:
 
     config.py              Config, its typed `model:` section; imports no torch
     family.py              what trains: the members of `Family` below, by these names

@@ -96,7 +96,10 @@ def preset(family: str, name: str) -> Path:
 
 
 def mixture(family: str, name: str) -> Path:
-    """Return the path of a mixture (datasets): `name` itself if it ends in .yaml, .yml or .json, else the family's or raise PlaitError."""
+    """Return the path of a mixture (datasets). It is `name` itself if that ends in .yaml, .yml or .json, else the family's.
+
+    Raises PlaitError if there is none.
+    """
     path = expanded(name)
     if path.suffix in (".yaml", ".yml", ".json"):
         return path

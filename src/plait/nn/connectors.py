@@ -33,7 +33,7 @@ class Connector(nn.Module):
 
 
 def match_rms(x: Tensor, rms: Tensor) -> Tensor:
-    """Return `x` (..., D) with each vector scaled to root mean square `rms` (scalar): x * rms / sqrt(mean(x^2) + eps), float32 or wider."""
+    """Scale each vector of `x` (..., D) to root mean square `rms` (scalar). It is x * rms / sqrt(mean(x^2) + eps), float32 or wider."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     return F.rms_norm(wide, (x.shape[-1],), eps=1e-6) * rms
 

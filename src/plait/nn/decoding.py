@@ -58,7 +58,7 @@ def decode(model: CachedModel, *, max_new_tokens: Sequence[int], stops: frozense
 
 
 def choose_tokens(logits_BV: Tensor, temperature: float = 0.0, top_p: float = 1.0, draws: Sequence[float] = ()) -> Tensor:
-    """Return one token per row (B,): the likeliest at temperature 0, else that which the row's number of `draws` in [0, 1) selects.
+    """Return one token per row (B,). It is the likeliest at temperature 0, else that which the row's number of `draws` in [0, 1) selects.
 
     Nucleus sampling (Holtzman et al. 2019, arXiv:1904.09751): tokens are kept, likeliest first, until their probability exceeds `top_p`.
     """

@@ -91,9 +91,10 @@ def reopen(kind: Literal["images"], pin: Mapping[str, Any], max_tokens: int | No
 def reopen(
     kind: Kind, pin: Mapping[str, Any], max_tokens: int | None = None, device: str = "cpu"
 ) -> "LatentCodec | TinyTexts | T5 | TinyImages | Dino":
-    """Open the encoder that data was made with: the one `pin` names, or one with the same weights hash below a folder of $PLAIT_ENCODERS.
+    """Open the encoder that data was made with.
 
-    `pin`: {"name", "revision", "xxh3"}, from the data's metadata. `max_tokens`: per caption. Raises PlaitError if no hash matches.
+    It is the one `pin` names, or one with the same weights hash below a folder of $PLAIT_ENCODERS. `pin`: {"name", "revision", "xxh3"},
+    from the data's metadata. `max_tokens`: per caption. Raises PlaitError if no hash matches.
     """
     base = str(pin["name"])
     name = base if base.startswith("tiny") or not pin.get("revision") else f"{base}@{pin['revision']}"
@@ -125,7 +126,7 @@ def _same_weights(name: str, xxh3: str) -> Path | None:
 
 
 def decoder(metadata: Mapping[str, Any], device: str = "cpu") -> Callable[[Tensor], Tensor]:
-    """Return a function from a latent set's normalised latents (B, C, h, w) to images (B, 3, H, W) uint8 on the CPU.
+    """Return a function that decodes a latent set's normalised latents to images. It maps (B, C, h, w) to (B, 3, H, W) uint8 on the CPU.
 
     `metadata`: the set's, with `encoders` (pins) and `latents` (mean, std). Raises PlaitError if the encoder is missing or has changed.
     """

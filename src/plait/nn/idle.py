@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 
 
 def contains_sharded(part: nn.Module) -> bool:
-    """Return whether `part` is sharded by FSDP2, and so must also run, on a blank input, for a batch that has no input for it."""
+    """Return whether `part` is sharded by FSDP2. It must then also run, on a blank input, for a batch that has no input for it."""
     return any(isinstance(module, FSDPModule) for module in part.modules())
 
 

@@ -133,7 +133,7 @@ class T5:
 
 
 class Dino:
-    """A DINOv2 or DINOv3 vision transformer; an image's vector is its class token: token 0 of the last states, after the final norm.
+    """A DINOv2 or DINOv3 vision transformer. An image's vector is its class token: token 0 of the last states, after the final norm.
 
     Register and patch tokens are not used. `name`: as in `locate`. Raises PlaitError for another kind of model.
     """

@@ -67,7 +67,10 @@ class TinyLatents:
         self.pin = pin(f"tiny:{downsample}x{channels}", np.round(basis.numpy() * 1e6).astype(np.int64).tobytes())
 
     def encode(self, images: Tensor) -> Tensor:
-        """Return latents (B, C, H / downsample, W / downsample) float32 of images (B, 3, H, W) uint8, H and W multiples of `downsample`."""
+        """Encode images (B, 3, H, W) uint8 to latents (B, C, H / downsample, W / downsample) float32.
+
+        H and W are multiples of `downsample`.
+        """
         d, (b, _, h, w) = self.downsample, images.shape
         patches = (images.float() / 127.5 - 1).reshape(b, 3, h // d, d, w // d, d).permute(0, 2, 4, 1, 3, 5).reshape(b, h // d, w // d, -1)
         return self._mirrored((patches @ self._basis.T).permute(0, 3, 1, 2))
@@ -85,7 +88,7 @@ class TinyLatents:
 
 
 class TinyTexts:
-    """A text encoder: a fixed random vector per word or punctuation mark, plus that of its position; the last token marks the end.
+    """A text encoder: a fixed random vector per word or punctuation mark, plus that of its position. The last token marks the end.
 
     Case is ignored; each letter of a script without spaces is a word. The states have mean square about 1.
     """
@@ -142,7 +145,7 @@ class TinyImages:
 
 
 def _colours(pixels: Tensor, weight: Tensor) -> Tensor:
-    """Return the square roots (B, 27) of 27 times the weighted share of each colour of a 3 x 3 x 3 grid.
+    """Return the square roots (B, 27) of 27 times the weighted share of each colour. The colours are a 3 x 3 x 3 grid.
 
     Pixels (B, 3, H, W) are split linearly between neighbouring colours; `weight` (B, H, W) sums to 1 per image.
     """

@@ -37,9 +37,9 @@ _CURVE_COLUMNS = 48
 
 
 def freezing_changes(manifest: Mapping[str, Any] | None, bundle: ModelBundle, config: RunConfig) -> list[str]:
-    """Return a log line per component (part of the model) that is trained by `config` and not in the checkpoint's stage, or vice versa.
+    """Return a log line per component trained by `config` and not in the checkpoint's stage, or vice versa.
 
-    `manifest`: that of the checkpoint; None for bare weights, which gives [].
+    A component is a part of the model. `manifest`: that of the checkpoint; None for bare weights, which gives [].
     """
     if manifest is None:
         return []
@@ -104,7 +104,7 @@ def describe_changes(before: Resolved, after: Resolved, differences: Sequence[Di
 
 
 def without_more_steps(before: Resolved, after: Resolved, binding: Sequence[Difference], saved: Path) -> list[Difference]:
-    """Return the differences `binding`, which would stop a start, or [] if all they do is give the finished current stage more steps.
+    """Return the differences `binding`, which would stop a start. [] if all they do is give the finished current stage more steps.
 
     Logs what more steps change. `saved`: folder of the newest checkpoint; finished: all planned steps are done. Raises PlaitError if
     that checkpoint cannot be read.
@@ -145,7 +145,7 @@ def _is_length(key: str) -> bool:
 
 
 def _describe_rates(before: Optim, planned: int, after: Optim, steps: int, done: int) -> str:
-    """Say whether the learning rate of the `done` updates is that of a stage of `steps` from its start, and where it goes on."""
+    """Say whether the learning rate of the `done` updates is that of a stage of `steps`, and where it goes on."""
     if all(_rates(before, planned, update) == _rates(after, steps, update) for update in range(done)):
         return f"learning rate: that of the {done} steps taken is the same in a stage of {steps} steps"
     last, following = (max(_rates(optim, count, update)) for optim, count, update in ((before, planned, done - 1), (after, steps, done)))
@@ -210,9 +210,10 @@ def _forked_for_data(run: Path, step: int) -> bool:
 
 
 def check_probe(stored: float | None, now: float, allow_inexact: bool) -> str:
-    """Compare the loss `now` of a few fixed samples with the one `stored` in the checkpoint (None: nothing stored); return a log line.
+    """Compare the loss `now` of a few fixed samples with the checkpoint's, and return a log line.
 
-    Raises PlaitError when they differ by more than 0.1 %, which shows that the model is another, unless `allow_inexact`.
+    `stored`: the latter; None: nothing stored. Raises PlaitError when they differ by more than 0.1 %, which shows that the model is
+    another, unless `allow_inexact`.
     """
     if stored is None:
         return f"probe loss {now:.6f}: none stored to compare with"

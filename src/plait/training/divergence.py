@@ -31,7 +31,7 @@ def stop_if_diverged(probe: ProbeLoss, ranks: Ranks, *, run: Path, updated: int 
 
 
 def describe_divergence(run: Path, updated: int | None, step: int) -> str:
-    """Return the message that the weights at `step` give no finite loss since the update at step `updated` (None: they were saved so)."""
+    """Return the message that the weights at `step` give no finite loss since the update at step `updated`. None: they were saved so."""
     sound = [folder for folder in checkpoint.published(run) if checkpoint.step_of(folder) < step]
     what = f"the update at step {updated} made the loss non-finite, and step {step} is not saved"
     what = f"the checkpoint of step {step} gives no finite loss" if updated is None else what

@@ -47,7 +47,7 @@ def bootstrap(bench: Bench, rows: Sequence[Row]) -> dict[str, tuple[float, float
 
 
 def _counted(value: object) -> bool:
-    """Return whether a value of a row is a count, such as its number of world tokens, which is no share of right answers if it is 1."""
+    """Return whether a value of a row is a count, such as its number of world tokens. A count of 1 is no share of right answers."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -57,7 +57,7 @@ def of_small_sample(bench: Bench, rows: Sequence[Row]) -> dict[str, tuple[float,
 
 
 def _exact(name: str, share: float, rows: Sequence[Row]) -> tuple[float, float]:
-    """Return the exact interval of a share that is 0 or 1 among the rows that a figure is of: those of its task, or else all."""
+    """Return the exact interval of a share that is 0 or 1. It is among the rows of the figure: those of its task, or else all."""
     of_task = sum(row.get("task") is not None and str(row["task"]) == name.partition("/")[2] for row in rows)
     reach = 1 - 0.025 ** (1 / (of_task or len(rows)))
     return (0.0, reach) if share == 0 else (1 - reach, 1.0)

@@ -1,4 +1,4 @@
-"""Start `plait` as processes that can be killed: new ones, several under torchrun, or forks of a server that has done the imports.
+"""Start `plait` as processes that can be killed: new ones, several under torchrun, or forks of a server with all imported.
 
 A forked process skips the interpreter's start and the imports; in all else it is like a new one.
 """
@@ -68,7 +68,7 @@ class Process(Protocol):
     pid: int
 
     def poll(self) -> int | None:
-        """Return the exit code once it has ended (0, 75, ..., or minus the number of the signal that killed it), else None."""
+        """Return the exit code once it has ended, else None. It is 0, 75, ..., or minus the number of the signal that killed it."""
 
     def signal(self, number: int) -> None:
         """Send the signal `number`, such as signal.SIGTERM; do nothing if the process has ended."""

@@ -1,4 +1,4 @@
-"""The rule that ends a stage (part of a run) before its planned steps: once a metric on held-out data no longer improves."""
+"""The rule that ends a stage before its planned steps, once a metric on held-out data no longer improves. A stage is a part of a run."""
 
 from collections.abc import Sequence
 

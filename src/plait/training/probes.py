@@ -1,4 +1,4 @@
-"""Two probes of a stage (part of a run): the loss of a few fixed samples, and whether the largest micro-batch fits in memory."""
+"""Probe a stage (part of a run): the loss of a few fixed samples, and whether the largest micro-batch fits in memory."""
 
 import functools
 import logging
@@ -24,7 +24,7 @@ _PROBED_SAMPLES = 64  # at least a step's; the largest micro-batch of them is tr
 
 @dataclass(frozen=True)
 class ProbeLoss:
-    """The loss of a stage's first training samples, stored with each checkpoint to check at a start that the model is the same."""
+    """The loss of a stage's first training samples. Stored with each checkpoint, it shows at a start that the model is the same."""
 
     bundle: ModelBundle
     loss: Loss

@@ -128,7 +128,7 @@ def _attempt(resolved: Resolved, options: Options, ranks: Ranks, signals: Signal
             from_weights.begin_from(state, bundle, first, run=run, ranks=ranks, allow_inexact=options.allow_inexact)
         monitors = bundle.family.monitors(bundle.section)
         tracker = open_tracker(run, config, rundir.identity(run), state, monitors) if ranks.first else Tracker(None, [])
-        context = RunContext(run, ranks, tracker, signals, heartbeat, options.allow_inexact, resumed_from)
+        context = RunContext(run, ranks, tracker, signals, heartbeat, allow_inexact=options.allow_inexact, resumed_from=resumed_from)
         with contextlib.closing(tracker):
             for view in stages_ahead(resolved, options.only, state):
                 heartbeat.phase("stage", state.step)
@@ -147,7 +147,7 @@ def _attempt(resolved: Resolved, options: Options, ranks: Ranks, signals: Signal
 
 
 def _watching(resolved: Resolved, heartbeat: Heartbeat, ranks: Ranks) -> contextlib.AbstractContextManager[Watchdog | None]:
-    """Return a watchdog to enter, or nothing to do where no stage limits how long a hang may last and there is no torchrun to outlive."""
+    """Return a watchdog to enter. It does nothing where no stage limits how long a hang may last and there is no torchrun to outlive."""
     timeouts = [config.guard.hang_timeout_s for config in (resolved.config, *(view.config for view in resolved.stages))]
     if not any(timeouts) and "TORCHELASTIC_RUN_ID" not in os.environ:
         return contextlib.nullcontext()
@@ -178,7 +178,7 @@ def next_steps(run: Path, state: State, benches: Sequence[str], layouts: Sequenc
 
 
 def stages_ahead(resolved: Resolved, only: str | None, state: State) -> list[StageView]:
-    """Return the current stage and those after it, or the one named `only`; raise PlaitError if that is unknown, past or not yet due."""
+    """Return the current stage and those after it, or the one named `only`. Raises PlaitError if that is unknown, past or not yet due."""
     ahead = list(resolved.stages[state.stage - 1 :])
     if only is None:
         return ahead
@@ -235,8 +235,8 @@ def _prepare_directory(run: Path, resolved: Resolved, options: Options) -> bool:
 def reconcile_configuration(run: Path, resolved: Resolved, allow_inexact: bool) -> None:
     """Log how the configuration differs from that of the last start, and clear or refuse a run that it does not fit.
 
-    The last one is `run`/config.yaml. A run without a checkpoint is cleared, to begin anew with the new configuration. Raises PlaitError if a difference would change the results of a run
-    with checkpoints, unless `allow_inexact`.
+    The last one is `run`/config.yaml. A run without a checkpoint is cleared, to begin anew with the new configuration. Raises
+    PlaitError if a difference would change the results of a run with checkpoints, unless `allow_inexact`.
     """
     try:
         before = open_run_config(run)

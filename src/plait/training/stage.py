@@ -1,6 +1,7 @@
-"""Run one stage (part of a run with its own settings): build what it needs, loop over its steps, evaluate and save between them.
+"""Run one stage: build what it needs, loop over its steps, evaluate and save between them.
 
-A plan says what a stage trains, on which data, for how many steps; a bundle is the model with its family (kind of model).
+A stage is a part of a run with its own settings. A plan says what a stage trains, on which data, for how many steps; a bundle is the model
+with its family (kind of model).
 """
 
 import contextlib
@@ -126,7 +127,7 @@ class StageRun:
             raise Paused(f"stopped by {reason} {where}, all saved; the same command continues")
 
     def after_step(self, state: State, row: Row) -> None:
-        """Check that ranks agree, record the metrics `row` of a step, evaluate and save if due: the loop calls it after each step."""
+        """Check that ranks agree, record the metrics `row` of a step, evaluate and save if due. The loop calls it after each step."""
         settings, ranks = self.plan.config, self.context.ranks
         every = settings.guard.replica_check_steps
         if every and state.stage_step % every == 0 and ranks.size > 1 and not distributed.is_sharded(state.model):
@@ -162,7 +163,7 @@ class StageRun:
             raise Stopped(f"{'; '.join(failures)}; everything is saved, and the same command continues (guard.bench_failure is stop)")
 
     def save(self) -> None:
-        """Save the state as a checkpoint, in the background if so configured; do nothing if a save of this step has begun before.
+        """Save the state as a checkpoint, in the background if so configured. Does nothing if a save of this step has begun before.
 
         Raises the exception Stopped, before a file is written, if the weights give no finite loss.
         """
@@ -245,7 +246,7 @@ class StageRun:
             yield self.batch
 
     def _record(self, row: Row) -> None:
-        """Record the row of a step that is due, with the digest of the step's samples over all ranks: the same on any layout."""
+        """Record the row of a step that is due. It has the digest of the step's samples over all ranks, which is the same on any layout."""
         state, every = self.state, self.plan.config.track.every_steps
         if state.stage_step % every != 0 and state.step != self.stop_step:
             return

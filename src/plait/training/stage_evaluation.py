@@ -1,4 +1,4 @@
-"""Evaluate a stage (part of a run) between steps, and decide by the results: the best checkpoint, and the stage's end on a plateau.
+"""Evaluate a stage (part of a run) between steps. The results decide the best checkpoint, and the stage's end on a plateau.
 
 A bench is an evaluation; a figure, a number that it gives; an entry, an item of the configuration's `evaluate:` list.
 """
@@ -64,7 +64,7 @@ class StageEvaluation:
         self.evaluations.rehearse(self.state, wanted_figures(self.plan.config))
 
     def conclude(self, *, planned: bool) -> tuple[bool, list[str]]:
-        """Run the evaluations due at this step and set `state.stage_done` if the stage ends; a stop in between leaves both for a restart.
+        """Run the evaluations due at this step and set `state.stage_done` if the stage ends. A stop in between leaves both for a restart.
 
         `planned`: whether this is the stage's last step. Returns whether `checkpoint.best` improved, and a line per bench that failed.
         """
@@ -101,7 +101,7 @@ class StageEvaluation:
 
 
 def _note(state: State, figures: dict[str, float], settings: RunConfig) -> bool:
-    """Remember the finite ones of the figures that may end the stage or be the best; returns whether there is a new best."""
+    """Remember the finite ones of the figures that may end the stage or be the best. Returns whether there is a new best."""
     rule, wanted = settings.train.plateau, settings.checkpoint.best
     unsound = {name: value for name, value in figures.items() if not math.isfinite(value)}
     if unsound:

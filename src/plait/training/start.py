@@ -32,7 +32,7 @@ _NEEDED_STATE = ("best", "evaluated_step", "history", "probe", "stage", "stage_d
 def resume(
     state: State, bundle: ModelBundle, views: Sequence[StageView], *, run: Path, ranks: Ranks, allow_inexact: bool
 ) -> Checkpoint | None:
-    """Restore the newest intact checkpoint of the directory `run` into `state` and log it; return it, or None if none was saved yet.
+    """Restore the newest intact checkpoint of the directory `run` into `state` and log it. Returns it, or None if none was saved yet.
 
     `views`: the run's stages. Raises PlaitError if there are checkpoints and none is intact, if the frozen weights are not those that the
     run was trained with, or if something saved would be lost, unless `allow_inexact`.
@@ -72,7 +72,7 @@ def check_frozen(saved: Checkpoint, bundle: ModelBundle, seed: int) -> None:
 
 
 def _read_newest(run: Path, ranks: Ranks) -> tuple[Checkpoint | None, dict[str, dict[str, StoredTensor]]]:
-    """Return the newest checkpoint that is intact and that every rank can read, with its tensors by group and name; (None, {}) for none.
+    """Return the newest checkpoint that is intact and that every rank can read, with its tensors by group and name. (None, {}) for none.
 
     Raises PlaitError when the run has checkpoints and none is intact.
     """

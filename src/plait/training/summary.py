@@ -1,4 +1,4 @@
-"""Log lines about a stage (part of a run): what it trains and on which data, and afterwards what share each dataset contributed."""
+"""Log what a stage (part of a run) trains and on which data, and afterwards what share each dataset contributed."""
 
 import logging
 import math

@@ -1,7 +1,8 @@
-"""Run torchrun as plait's agent: the process of each machine that starts ranks, restarts them, and passes signals on until they have saved.
+"""Run torchrun as plait's agent.
 
-`python -m plait.training.torchrun` takes torchrun's arguments. What differs: exit codes that a restart would not change are not restarted,
-75 is the exit code only of ranks that saved, a line takes the place of tracebacks, and on several machines addresses replace host names.
+It is the process of each machine that starts ranks, restarts them, and passes signals on until they have saved. `python -m
+plait.training.torchrun` takes torchrun's arguments. What differs: exit codes that a restart would not change are not restarted, 75 is the
+exit code only of ranks that saved, a line takes the place of tracebacks, and on several machines addresses replace host names.
 """
 
 import argparse
@@ -191,7 +192,7 @@ def _stopped(ended: _Ended, parsed: argparse.Namespace) -> int:
 
 
 def _failed(error: ChildFailedError) -> int:
-    """Log how the first rank failed, and return the exit code: that of a rank that ended by itself with a code that is FINAL goes first."""
+    """Log how the first rank failed, and return the exit code. That of a rank that ended by itself with a code in FINAL goes first."""
     codes = {failure.exitcode for failure in error.failures.values()}
     if Paused.exit_code in codes:
         log.error("plait: the ranks saved and stopped; the same command continues")

@@ -79,14 +79,14 @@ def _pictured(rows: Sequence[Row], order: Sequence[int], most: int) -> set[int]:
 
 
 def _telling(rows: Sequence[Row]) -> list[str]:
-    """Return the keys of notes worth showing: those in whose values rows differ, and a score only where it is not just right or wrong."""
+    """Return the keys of notes worth showing: rows differ in their values. A score only where it is not just right or wrong."""
     plain = all(row["score"] == float(row.get("correct", -1)) for row in rows if "score" in row)
     names = dict.fromkeys(name for row in rows for name in row if name not in _OWN_PLACE and not (plain and name == "score"))
     return [name for name in names if len(rows) == 1 or any(row.get(name) != rows[0].get(name) for row in rows if "bad" not in row)]
 
 
 def _answer(row: Row, samples: ChosenSamples, position: int, names: Sequence[str], pictured: bool) -> Answer:
-    """Return what the page shows of the answer in `row` to the sample at `position`: the sample's pictures, then one that was drawn."""
+    """Return what the page shows of the answer in `row` to the sample at `position`. Its pictures are the sample's, then the drawn one."""
     kind = kind_of(row)
     pairs = [("reason", str(row["bad"]), "")] if "bad" in row else _answers(row, kind)
     pairs += [(name.replace("_", " "), _text(row[name]), "") for name in names if name in row]
@@ -97,7 +97,9 @@ def _answer(row: Row, samples: ChosenSamples, position: int, names: Sequence[str
         labels = ["picture" if len(given) == 1 else f"picture {i + 1}" for i in range(len(given))] + ["drawn"] * len(drawn)
         pictures = [images.decode(data).permute(1, 2, 0).numpy() for data in (*given, *drawn)]
     question = str(row.get("question", row.get("caption", "")))
-    return Answer(str(row["id"]), kind, _str_or_none(row.get("task")), question, pairs, pictures, labels)
+    return Answer(
+        id=str(row["id"]), kind=kind, task=_str_or_none(row.get("task")), question=question, pairs=pairs, pictures=pictures, labels=labels
+    )
 
 
 def _answers(row: Row, kind: str) -> list[tuple[str, str, str]]:

@@ -179,7 +179,7 @@ def distance(before: list[Tensor], after: list[Tensor]) -> tuple[float, float]:
 
 
 def _completed(first: Checkpoint, second: Checkpoint, group: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return a group's tensors of both checkpoints under the same names; weights that only one has saved are those of the base model."""
+    """Return a group's tensors of both checkpoints under the same names. Weights that only one has saved are those of the base model."""
     in_a, in_b = first.tensors(group), second.tensors(group)
     if group != "weights":
         common = [name for name in in_a if name in in_b]

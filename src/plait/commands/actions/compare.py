@@ -1,4 +1,4 @@
-"""What `plait compare` does: print runs side by side, with the settings that differ, and the steps, held-out figures and time of stages.
+"""Print runs side by side, for `plait compare`: the settings that differ, and the steps, held-out figures and time of stages.
 
 Reads the runs' files only; no model is built, and no checkpoint is verified. Weights are compared by `plait ckpt diff`.
 """
@@ -38,7 +38,7 @@ def show(runs: Sequence[Path]) -> None:
 
 
 def differing(resolved: Sequence[Resolved]) -> list[tuple[str, list[str]]]:
-    """Return (dotted key, its value in each run) for every setting that is not the same in all runs, but for `run` itself."""
+    """Return (dotted key, its value in each run) for every setting, except `run`, that is not the same in all runs."""
     first, *others = resolved
     changes = [{key: (old, new) for key, old, new in difference(first, other) if key != "run"} for other in others]
     keys = dict.fromkeys(key for changed in changes for key in changed)
@@ -55,7 +55,7 @@ def _text(value: Any) -> str:
 
 
 def _progress(run: Path, resolved: Resolved) -> dict[str, str]:
-    """Return the rows of one run, {"projection steps": "6 of 6", "projection best loss": "6.217 at step 6", ...}, for stages that began."""
+    """Return the rows of one run for stages that began, as {"projection best loss": "6.217 at step 6"}."""
     rows = files.read_rows(run / "metrics.jsonl", files.STEP_KINDS)
     manifests = stages.manifests_by_stage(checkpoint.published(run))
     now = max([*manifests, *(row["stage"] for row in rows if "stage" in row), 0])

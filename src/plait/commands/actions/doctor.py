@@ -68,7 +68,7 @@ def examine(resolved: Resolved | None, folder: Path) -> None:
 
 
 def _survived(what: str, make: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
-    """Yield the findings of one check; of a check that fails itself, a finding that says how, unless other ranks would wait for it."""
+    """Yield the findings of one check. If it fails itself, a finding says how, unless other ranks would wait for it."""
     try:
         yield from make()
     except Exception as error:

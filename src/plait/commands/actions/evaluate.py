@@ -51,9 +51,10 @@ class Options:
     """How a checkpoint is measured.
 
     `samples`: at most so many (None: all). `batch`: samples per forward pass. `averaged`: use the EMA weights; `length`: use a post-hoc
-    average of this length (a share of the run) instead. `variant`: the name of a setting that the family lets evaluation change (`variants` of its configuration).
-    `data`: a folder or file in place of the run's held-out data, or KIND:PATH, or a list of sources; `split`: of that data. `show`: number
-    of answers to print; `pictures`: number of answers shown with pictures. `out`: folder of the results; None: in the run.
+    average of this length (a share of the run) instead. `variant`: name of a setting that the family lets evaluation change (`variants` of
+    its configuration). `data`: a folder or file in place of the run's held-out data, or KIND:PATH, or a list of sources; `split`: of that
+    data. `show`: number of answers to print; `pictures`: number of answers shown with pictures. `out`: folder of the results; None: in the
+    run.
     """
 
     samples: int | None = None
@@ -148,11 +149,19 @@ def _plan(subject: Subject, bench: str, options: Options) -> Measurement:
     if fewer is not None:
         log.warning(fewer)
     name = f"{entry.bench.replace(':', '-')}-{subject.moment}{options.suffix}{_data_suffix(entry, samples)}"
-    return Measurement(subject, entry, rule, data, samples, options.out or subject.run / "eval" / name, options)
+    return Measurement(
+        subject=subject,
+        entry=entry,
+        bench=rule,
+        data=data,
+        samples=samples,
+        folder=options.out or subject.run / "eval" / name,
+        options=options,
+    )
 
 
 def _data_suffix(entry: Evaluate, samples: ChosenSamples) -> str:
-    """Return the end of the result folder's name for data other than the run's held-out data or a dataset's own: names and a hash."""
+    """Return the end of the result folder's name. Other data than the run's or a dataset's own has names and a hash in it."""
     if not entry.data or (":" in entry.bench and entry.data[0].path is None):
         return ""
     names = "+".join(re.sub(r"[^\w.-]+", "_", source.name) for source in samples.opened)

@@ -44,7 +44,7 @@ def require(cures: Sequence[str]) -> None:
 
 
 def gigabytes(count: float) -> str:
-    """Return a number of bytes as text in GB, MB or kB, the largest that leaves at least 1: "8.6 GB", "340 kB"; a GB is 1e9 bytes."""
+    """Return a number of bytes as text, such as "8.6 GB" or "340 kB". The unit is the largest that leaves at least 1; a GB is 1e9 bytes."""
     for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
         if count >= size:
             return f"{count / size:.{1 if count < 100 * size else 0}f} {unit}"

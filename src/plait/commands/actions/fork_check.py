@@ -1,4 +1,4 @@
-"""Check that `plait train` would continue a fork: what it refuses before its first step, the fork refuses before it makes a folder."""
+"""Check that `plait train` would continue a fork. What it refuses before its first step, the fork refuses before it makes a folder."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -125,7 +125,7 @@ def _reads(item: Wanted, file: str) -> bool:
 
 
 def _licence(info: Any) -> str:
-    """Return the licence that a repository's card or tags name, with the name and address of one that is none of the Hub's list."""
+    """Return the licence that a repository's card or tags name. One that is none of the Hub's list has its name and address."""
     card = info.card_data.to_dict() if info.card_data is not None else {}
     named = card.get("license") or [tag.removeprefix("license:") for tag in info.tags or [] if tag.startswith("license:")]
     licences = [str(each) for each in (named if isinstance(named, list) else [named])]
@@ -237,7 +237,7 @@ def _refused(item: Wanted, error: Exception | None, limit_s: float) -> Finding:
 
 
 def _reason(error: BaseException | None, status: int | None, limit_s: float) -> str:
-    """Return why there is no answer, in words of the system's: the client's may hold the token, as those on a header that is wrong do."""
+    """Return why there is no answer, in words of the system's. The client's may hold the token, as those on a header that is wrong do."""
     if error is None:
         return f"no answer in {limit_s:g} s"
     if status is not None:

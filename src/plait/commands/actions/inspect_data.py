@@ -160,7 +160,7 @@ def _assets(config: RunConfig) -> Iterator[Path]:
 
 
 def _draw_stage(view: StageView, family: Family, section: Any, assets: Path, *, split: str, samples: int, out: Path) -> list[str]:
-    """Encode and draw the samples of one stage, and log what is known of them; returns why a run would refuse the data."""
+    """Encode and draw the samples of one stage, and log what is known of them. Returns why a run would refuse the data."""
     config = view.config
     data = open_training(config) if split == "train" else TrainingData(_held_out(config), [])
     opened = data.sources
@@ -241,7 +241,7 @@ def _first(view: StageView, data: TrainingData, split: str, samples: int) -> tup
 
 
 def _of_every_bucket(order: BucketOrder, samples: int) -> list[SampleId]:
-    """Return the first samples of each bucket in the order of the run's steps, the buckets by turns: a step has only one of them."""
+    """Return the first samples of each bucket in the order of the run's steps, by turns. A step has only one of them."""
     count = sum(len(lengths) for lengths in order.groups)
     first: dict[tuple[int, int], list[SampleId]] = {}
     for step in range(_STEPS_SEARCHED):
@@ -254,7 +254,7 @@ def _of_every_bucket(order: BucketOrder, samples: int) -> list[SampleId]:
 
 
 def _data(seen: Sequence[_Seen], opened: Sequence[Any]) -> Details:
-    """Return a row per source: the number of samples drawn, and the picture sizes in their files and as the model sees them."""
+    """Return a row per source with the number of samples drawn, and picture sizes in files and as the model sees them."""
     details = []
     for number, source in enumerate(opened):
         drawn = [sample for sample in seen if sample.id.source == number]
@@ -292,7 +292,7 @@ def _figures(seen: Sequence[_Seen]) -> Details:
 
 
 def _batch(seen: Sequence[_Seen], buckets: _Buckets, family: Family, section: Any, inputs: Inputs, config: RunConfig) -> Details:
-    """Return rows with the tensors of the first micro-batch, or why it cannot be made, and with the samples of zero loss weight."""
+    """Return rows with the tensors of the first micro-batch, or why it cannot be made. Also the samples of zero loss weight."""
     alike = [sample.example for sample in seen if buckets.of_sample(sample.id) == buckets.of_sample(seen[0].id)]
     first = alike[: config.train.micro_batch or config.train.global_batch]
     details = []

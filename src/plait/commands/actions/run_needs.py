@@ -29,12 +29,12 @@ _MOMENTS = 2  # of AdamW
 
 
 def names_hub(name: str) -> bool:
-    """Return whether a name of weights means a Hub repository: it holds a /, does not begin with . ~ or /, and no such path exists."""
+    """Return whether a name of weights means a Hub repository. It has a /, does not begin with . ~ or /, and no such path exists."""
     return not name.startswith((".", "~", "/")) and name.count("/") >= 1 and not Path(name).exists()
 
 
 def weights(resolved: Resolved) -> tuple[list[Finding], list[Wanted]]:
-    """Return (a finding per set of weights that is to be in a local folder, the Hub repositories of weights that the run reads)."""
+    """Return (a finding per set of weights that is to be in a local folder, the Hub repositories that the run reads)."""
     config = resolved.config
     family = registry.load(config.family)
     section = family.Config.model_validate(config.model)
@@ -141,7 +141,7 @@ def data(resolved: Resolved) -> Iterator[Finding]:
 
 
 def bench_data(resolved: Resolved) -> Iterator[Finding]:
-    """Open the held-out data of every bench of all stages, and yield one finding: the number of samples of each, or the first error."""
+    """Open the held-out data of every bench of all stages, and yield one finding: the samples of each, or the first error."""
     taken: list[str] = []
     for config in (view.config for view in resolved.stages):
         try:

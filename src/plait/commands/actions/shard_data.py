@@ -62,7 +62,7 @@ OPTIONS = frozenset(Options.__dataclass_fields__)
 
 
 def shard(what: str, out: Path | None, options: Options, settings: Sequence[str] = ()) -> None:
-    """Encode the source `what` into the set at `out`, or finish one that was interrupted; with `dry_run` only print what it would hold.
+    """Encode the source `what` into the set at `out`, or finish one that was interrupted. With `dry_run` only print what it would hold.
 
     `what`: as in `entry`; `out`: None only with `dry_run`; `settings`: of the source, such as "options.size=[64,64]". Raises PlaitError
     for a wrong argument, source or setting.
@@ -72,15 +72,15 @@ def shard(what: str, out: Path | None, options: Options, settings: Sequence[str]
     if options.batch < 1 or (options.limit is not None and options.limit < 1):
         raise PlaitError("--batch and --limit are at least 1")
     request = Request(
-        tuple(aspect.parse(name) for name in options.buckets.split(",")),
-        tuple(aspect.parse(name) for name in options.bucket) or None,
-        options.limit,
-        options.seed,
-        options.batch,
-        options.per_shard,
-        options.statistics,
-        options.min_side,
-        options.uncaptioned,
+        buckets=tuple(aspect.parse(name) for name in options.buckets.split(",")),
+        only=tuple(aspect.parse(name) for name in options.bucket) or None,
+        limit=options.limit,
+        seed=options.seed,
+        batch=options.batch,
+        per_shard=options.per_shard,
+        statistics=options.statistics,
+        min_side=options.min_side,
+        uncaptioned=options.uncaptioned,
     )
     if unknown := next((bucket for bucket in request.only or () if bucket not in request.buckets), None):
         raise PlaitError(f"--bucket={unknown.name} is none of the buckets {options.buckets}; name them all with --buckets=A,B,...")

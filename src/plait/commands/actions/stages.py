@@ -1,4 +1,4 @@
-"""What `plait stages` does: print how far each stage (part) of a run is, why it ended, what it trains, and its best evaluation results.
+"""Print, for `plait stages`, how far each stage is, why it ended, what it trains, and its best evaluation results.
 
 Reads the run's files only; no model is built. The newest checkpoint is verified, as by `plait train`; if it is damaged, the one before.
 """
@@ -92,7 +92,7 @@ def _progress_lines(view: StageView, rows: Sequence[Row], manifest: Mapping[str,
 
 
 def _damaged(run: Path) -> dict[Path, str]:
-    """Verify a run's checkpoints from the newest on until one is intact; returns the damaged ones before it, each with its first fault."""
+    """Verify a run's checkpoints from the newest on until one is intact. Returns the damaged ones before it, each with its first fault."""
     damaged: dict[Path, str] = {}
     for folder in checkpoint.published(run):
         faults = integrity.verify(folder)

@@ -1,4 +1,4 @@
-"""What `plait eval` measures: a checkpoint of a run, or the model of a configuration as it is before its first step (its base)."""
+"""The model that `plait eval` measures: a checkpoint of a run, or a configuration's model before its first step (its base)."""
 
 import contextlib
 import json

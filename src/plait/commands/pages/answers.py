@@ -35,7 +35,7 @@ class Answer:
 
 
 class Figure(NamedTuple):
-    """A result of the bench: its value and 95 % interval as text ("" for none), and the task that it belongs to, or None."""
+    """A result of the bench. `value` and 95 % `interval` are text ("" for none); `task` is the one that it belongs to, or None."""
 
     name: str
     value: str

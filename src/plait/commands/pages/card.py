@@ -1,4 +1,4 @@
-"""The content of a card, which shows one sample: its pictures, its text and notes; and the sizes that PNG and HTML share.
+"""The content of a card, which shows one sample: its pictures, text and notes. Also the sizes that PNG and HTML share.
 
 Text is a list of runs: a run is (string, whether it is marked), and marked text (supervised, or a model's answer) gets a coloured
 background. Nothing is drawn here: sheet.py makes a PNG of cards (the contact sheet), page.py an HTML page.

@@ -82,7 +82,7 @@ def render_samples(title: str, lines: Sequence[str], details: Sequence[tuple[str
 
 
 def page_pictures(pictures: Sequence[np.ndarray], labels: Sequence[str], *, lossless: bool) -> list[PagePicture]:
-    """Return pictures (H, W, 3) uint8 as a page shows them, at one scale: PNG, or for shrunk ones, unless `lossless`, small JPEG.
+    """Return pictures (H, W, 3) uint8 as a page shows them, at one scale. They are PNG; shrunk ones are small JPEG unless `lossless`.
 
     `labels`: names of the first pictures; others have none.
     """
@@ -105,7 +105,9 @@ def _page_picture(picture: np.ndarray, label: str, scale: float, lossless: bool)
     else:
         kind, data = "jpeg", _encode_jpeg(Image.fromarray(picture), (_TWICE * shown_width, _TWICE * shown_height))
     source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-    return PagePicture(label, f"{width}x{height} px", shown_width, shown_height, scale >= 1, scale < 1, source)
+    return PagePicture(
+        label=label, size=f"{width}x{height} px", width=shown_width, height=shown_height, exact=scale >= 1, whole=scale < 1, source=source
+    )
 
 
 def _encode_jpeg(picture: Image.Image, size: tuple[int, int]) -> bytes:

@@ -47,7 +47,7 @@ class _Layout:
 
 
 def draw_sheet(title: str, lines: Sequence[str], cards: Sequence[Card]) -> Image.Image:
-    """Return the contact sheet as an image: `title`, the `lines` of text below it, then the cards in rows of at most four."""
+    """Draw the contact sheet as an image. It has `title`, the `lines` of text below it, then the cards in rows of at most four."""
     columns = -(-len(cards) // -(-len(cards) // _COLUMNS_MAX))  # rows of equal length, as far as possible
     layouts = [_lay_out(card) for card in cards]
     rows = [layouts[start : start + columns] for start in range(0, len(layouts), columns)]
@@ -80,7 +80,7 @@ def resize(picture: np.ndarray, scale: float) -> Image.Image:
 
 
 def abbreviate(text: Text, most: int) -> Line:
-    """Cut a card's text to about `most` characters: "…" replaces the middle of long unmarked runs and the end of long marked ones."""
+    """Cut a card's text to about `most` characters. "…" replaces the middle of long unmarked runs and the end of long marked ones."""
     joined = join_runs(text)
     if sum(len(run) for run, _ in joined) <= most:
         return joined
@@ -91,7 +91,7 @@ def abbreviate(text: Text, most: int) -> Line:
 
 
 def break_lines(text: Text, length_px: Callable[[str], float], width_px: float) -> list[Line]:
-    """Break text into lines no wider than `width_px`: at spaces and line ends, and inside a word only if it is wider than a line.
+    """Break text into lines no wider than `width_px`, at spaces and line ends. A word is broken only if it is wider than a line.
 
     `length_px`: function from a text to its width in pixels.
     """
@@ -119,7 +119,7 @@ def break_lines(text: Text, length_px: Callable[[str], float], width_px: float) 
 
 
 def drop_middle_lines(lines: list[Line], most: int) -> list[Line]:
-    """Replace lines by "…" until at most `most` are left: the middle of the longest stretch of unmarked lines, if need be the end."""
+    """Replace lines by "…" until at most `most` are left. The middle of the longest stretch of unmarked lines goes first, then the end."""
     while len(lines) > most:
         unmarked = "".join("-" if any(marked for _, marked in line) else "0" for line in lines)
         longest = max(re.finditer("0*", unmarked), key=lambda stretch: len(stretch[0]))

@@ -1,4 +1,4 @@
-"""Compare two runs bit by bit: the samples of every step, every logged number, and every tensor of the checkpoints that both have.
+"""Compare two runs bit by bit: the samples of every step, every logged number, and every tensor of their common checkpoints.
 
 Only clock times may differ. The difference reported first is the one closest to the cause: of the earliest step, and at one step sample
 ids before loss terms, other logged numbers and tensors. The runs are not changed.
@@ -137,7 +137,7 @@ def _tensors(group: str, a: Path, b: Path) -> Line:
 
 
 def tensor_differences(in_a: Mapping[str, Tensor], in_b: Mapping[str, Tensor]) -> Iterator[str]:
-    """Yield a line of text for each tensor (by name) that only one of two checkpoints has, or that differs in any bit.
+    """Yield a line of text for each tensor that only one of two checkpoints has, or that differs in any bit.
 
     The optimizer's step counts come first, because they show which parameters lost their moments.
     """

@@ -143,7 +143,7 @@ def rehearse(trial: Trial, folder: Path, kills: int, seed: int) -> tuple[list[co
 
 
 def where(lines: Sequence[compare.Line], plan: Sequence[Kill]) -> str:
-    """Return, as the end of a sentence, after which resume two runs begin to differ, such as "after going on from step 6".
+    """Return after which resume two runs begin to differ, as the end of a sentence. It is such as "after going on from step 6".
 
     `lines`: the comparison of the runs; `plan`: the kills that were carried out.
     """

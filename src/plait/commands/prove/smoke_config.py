@@ -18,7 +18,7 @@ _INTERVALS = 3
 
 
 def make_smoke_config(resolved: Resolved, steps: int, path: Path) -> Resolved:
-    """Write a copy of `resolved`, shortened to at most `steps` steps per stage, to the file `path`, and return it as read from there.
+    """Write `resolved`, with at most `steps` steps per stage, to the file `path`, and return it as read from there.
 
     Batch sizes, held-out samples, warm-up, and intervals between checkpoints and evaluations become smaller too.
     """

@@ -32,7 +32,10 @@ class TranslationBuilder:
         return to_plain(self.written[key]) if key in self.written else self.defaults.get(key)
 
     def origin(self, key: str) -> Node:
-        """Return the node whose file and line are the origin of a value made from `key`: the key's own, or one that stands for defaults."""
+        """Return the node whose file and line are the origin of a value made from `key`.
+
+        It is the key's own, or one that stands for defaults.
+        """
         return self.written.get(key, Node(None, self.tree.file, path=key, label=self.default_label))
 
     def assign(self, path: str, value: Any, *keys: str) -> None:

@@ -298,7 +298,7 @@ def _warm_up(builder: FlagBuilder, steps: int, flag: str, note: str) -> None:
 
 
 def _clip(builder: FlagBuilder) -> None:
-    """Translate clipping: of each component by its own norm as in the full-size presets, of the whole gradient as in the debug preset."""
+    """Translate clipping. The full-size presets clip each component by its own norm, the debug preset the whole gradient."""
     flag = "max_grad_norm"
     if flag in builder.written:
         limit, whole = builder.value(flag) or None, builder.preset == "debug"

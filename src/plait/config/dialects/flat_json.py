@@ -143,7 +143,7 @@ def translate(tree: Node, overrides: Sequence[Override], path: Path, plait_keys:
 
 
 def _warnings(rows: Sequence[TranslatedKey], path: Path) -> list[str]:
-    """Return a line on keys that have no effect here, and one for each whose author will miss something: uploads, a second GPU."""
+    """Return a line on keys that have no effect here, and one for each that will be missed: uploads, a second GPU."""
     ignored = [row.key for row in rows if row.path is None and row.value not in (None, False, 0)]
     lines = [f"{path}: without meaning here: {', '.join(ignored)}; `{command('config', path)}` says why"] if ignored else []
     for row in rows:
@@ -202,7 +202,7 @@ def _stage(stage: Node, index: int, whole: TranslationBuilder, path: Path, plait
 
 
 def _changes(base: Node | None, other: Node | None) -> Node | None:
-    """Return what must be merged over `base` to get `other`, or None for nothing; what `other` lacks becomes an empty list, or null."""
+    """Return what must be merged over `base` to get `other`, or None for nothing. What `other` lacks becomes an empty list, or null."""
     if other is None:
         return base and replace(base, value=[] if isinstance(base.value, list) else None)
     if base is None or not (isinstance(base.value, dict) and isinstance(other.value, dict)):

@@ -47,7 +47,7 @@ def _template(builder: TranslationBuilder, kind: str) -> dict[str, tuple[str, An
 
 
 def _source(name: str) -> tuple[dict[str, Any], str]:
-    """Return the source that a dataset's name stands for (generated scenes, a path on disk, a name on the Hub), and a note."""
+    """Return the source that a dataset's name stands for, and a note. It is generated scenes, a path on disk or a name on the Hub."""
     if name == "scenes":
         return {"source": "scenes", "split": "train"}, "generated scenes, with their own questions"
     on_disk = name.startswith(("/", "./", "../", "~")) or "://" in name or Path(name).exists()
@@ -97,6 +97,6 @@ def holds_out(builder: TranslationBuilder) -> bool:
 
 
 def hold_out(builder: TranslationBuilder) -> None:
-    """Hold out a share of the training data for validation, unless other data is; without evaluation too, so that no stage trains on it."""
+    """Hold out a share of the training data for validation, unless other data is. Without evaluation too: no stage trains on it."""
     if node_at(builder.tree, ("data", "validation")) is None:
         builder.assign("data.validation", HELD_OUT, "do_eval")

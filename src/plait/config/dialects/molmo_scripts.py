@@ -40,7 +40,7 @@ def open_script(name: str, words: Sequence[str]) -> Node:
 
 
 def translate_words(script: str, words: Sequence[str]) -> tuple[Node, str, list[TranslatedKey]]:
-    """Return the settings that a script and its words stand for, the name of the preset that completes them, and a row for each word.
+    """Return the settings that a script's words stand for, the name of their preset, and a row for each word.
 
     A row says which setting a word became. Raises PlaitError for an unknown model.
     """

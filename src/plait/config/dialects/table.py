@@ -1,4 +1,4 @@
-"""List the dialects: configuration files of other trainers that load as their authors wrote them, in the order in which they are tried.
+"""List the dialects in the order in which they are tried. A dialect is a format of another trainer, whose files load as they are written.
 
 A new dialect is a module here and a row below, or an entry point `plait.dialects` of another package that names a `Dialect`.
 """

@@ -1,4 +1,4 @@
-"""Weights & Biases sweeps: the file of one, which is for W&B and no configuration, and the run folder of each of its trials."""
+"""Handle Weights & Biases sweeps. The file of one is for W&B and no configuration; each of its trials has a run folder."""
 
 import os
 import re
@@ -35,6 +35,6 @@ def translate(tree: Node, overrides: Sequence[Override], path: Path, plait_keys:
 
 
 def trial_folder(run: str) -> str:
-    """Return the run folder of this process: `run`, or in a trial of a sweep, which the agent names in the environment, one below it."""
+    """Return the run folder of this process. It is `run`, or, in a trial of a sweep that the agent names in the environment, one below."""
     sweep, trial = os.environ.get("WANDB_SWEEP_ID"), os.environ.get("WANDB_RUN_ID")
     return f"{run.rstrip('/')}/{sweep}-{trial}" if sweep and trial else run

@@ -1,4 +1,4 @@
-"""Find the rows of a CSV file and parse one: every cell is the text that it holds (NA, null, 007), an empty one is None.
+"""Find the rows of a CSV file and parse one. Every cell is the text that it holds (NA, null, 007), an empty one is None.
 
 A header names the columns, and its delimiter (, ; tab or |) is that of all rows. Cells may be between quotes, and then hold line breaks.
 Lone quotes join rows. So a row of several lines is refused when each of its lines could be a row by itself (see `_joined`), and where

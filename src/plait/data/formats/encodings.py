@@ -1,4 +1,4 @@
-"""Recognise compressed files, and text in UTF-16 or UTF-32, so that an error can name them: files are read plain, text as UTF-8."""
+"""Recognise compressed files, and text in UTF-16 or UTF-32, so that an error can name them. Files are read plain, text as UTF-8."""
 
 import codecs
 
@@ -19,7 +19,7 @@ def compression(body: bytes) -> str | None:
 
 
 def wide_encoding(body: bytes) -> str | None:
-    """Return UTF-16 or UTF-32 if `body`, a file's first bytes, begins with its byte order mark or has its zero bytes; else None."""
+    """Return UTF-16 or UTF-32 if `body`, a file's first bytes, has its byte order mark or its zero bytes; else None."""
     for encoding, marks in _MARKS.items():
         if body.startswith(marks):
             return encoding

@@ -47,7 +47,7 @@ def _orients(kind: bytes, chunk: bytes) -> bool:
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, bytes, bytes]]:
-    """Yield marker, body and whole of each segment of a JPEG before its pixels, and at last all the rest as marker 0."""
+    """Yield marker, body and whole of each segment of a JPEG before its pixels. The last is all the rest, as marker 0."""
     start = 2
     while start + 4 <= len(data) and data[start] == 0xFF and data[start + 1] not in _ENDS:
         end = start + 1 if data[start + 1] == 0xFF else start + 2 + int.from_bytes(data[start + 2 : start + 4], "big")
@@ -57,7 +57,7 @@ def _segments(data: bytes) -> Iterator[tuple[int, bytes, bytes]]:
 
 
 def _pixel_segments(data: bytes, *, oriented: bool) -> list[bytes]:
-    """Return the segments of a JPEG that decide its pixels; where it says that it is JFIF, with a sound segment that says so."""
+    """Return the segments of a JPEG that decide its pixels. If it says that it is JFIF, a sound segment that says so is with them."""
     segments = list(_segments(data))
     components = next((body[5] for marker, body, _ in segments if marker in _FRAMES and len(body) > 5), 0)
     jfif = any(marker == _JFIF_MARKER and body.startswith(b"JFIF") for marker, body, _ in segments)

@@ -67,7 +67,7 @@ def obtain(
     rebuild: bool = False,
     beside: bool = False,
 ) -> tuple[IndexHead, bool]:
-    """Return the index header of a local data file, and whether it was built just now: it is reused unless stale or `rebuild` is set.
+    """Return the index header of a local data file, and whether it was built just now. It is reused unless stale or `rebuild` is set.
 
     `make` scans the data file and returns (facts, arrays) to store in the cache folder, or next to the data if `beside`.
     Raises PlaitError if the index cannot be written.
@@ -93,7 +93,7 @@ def obtain(
 
 
 def pack(stamp: dict[str, Any], facts: dict[str, Any], arrays: Mapping[str, np.ndarray]) -> bytes:
-    """Return the bytes of an index file: `stamp` (size and time of the data), `facts` (JSON values of its format), and arrays by name."""
+    """Return the bytes of an index file. `stamp`: size and time of the data; `facts`: JSON values of its format; and arrays by name."""
     layout, body = {}, bytearray()
     for name, array in arrays.items():
         layout[name] = [array.dtype.str, len(body), len(array)]

@@ -1,4 +1,4 @@
-"""Find the records of a JSON file: one object per line (JSONL), one array of them, or one object with one array of them.
+"""Find the records of a JSON file. It has an object per line (JSONL), one array of them, or one object with one array of them.
 
 Only offsets are found here; lines are parsed when they are read, so a file may be larger than memory.
 """
@@ -36,7 +36,7 @@ def scan(path: Path) -> tuple[Facts, dict[str, np.ndarray]]:
 
 
 def _spans_in_object(path: Path, mapped: mmap.mmap) -> list[tuple[int, int]] | None:
-    """Return the records of a file that is one object with one array of objects, as {"data": [...]}; None for lines of JSON.
+    """Return the records of a file that is one object with one array of objects, as {"data": [...]}. None for lines of JSON.
 
     An item of it that is no object is a record that cannot be read.
     Raises PlaitError for one object with several such arrays, and for one that gives the array's key twice.

@@ -1,4 +1,4 @@
-"""A local data file that is open for reads at any offset, in any thread; a read that fails by a passing disk error is retried."""
+"""Read a local data file at any offset, in any thread, while it stays open. A read that fails by a passing disk error is retried."""
 
 import errno
 import logging

@@ -1,4 +1,4 @@
-"""Compare the columns of the parquet or Arrow files of one source, so that an error can name the file and the columns."""
+"""Compare the columns of the parquet or Arrow files of one source, to name file and columns that differ in an error."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +24,7 @@ def check_columns(files: Sequence[str]) -> None:
 
 
 def fault(files: Sequence[str]) -> str | None:
-    """Return why tables cannot be read together, naming file and columns: none has rows, or a column is of two types; None if neither."""
+    """Return why tables cannot be read together, naming file and columns; None if they can. None has rows, or a column is of two types."""
     schemas = _schemas(files)
     if len(schemas) < len(files) or not schemas:
         return None

@@ -48,7 +48,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Skipped:
-    """One sample that is not written: its position in the walk, its id, a reason such as "no caption", and an error's text in `detail`."""
+    """One sample that is not written. `position` is that in the walk, `reason` such as "no caption", `detail` the text of an error."""
 
     position: int
     id: str

@@ -224,7 +224,7 @@ class _FirstSample:
 
 
 def _read_arrays(shards: Shards, i: int) -> tuple[np.ndarray, int | None, int] | None:
-    """Return (latents (C, H, W), width of text states or None, width of image vector) of a sample; None if it cannot be used."""
+    """Return (latents (C, H, W), width of text states or None, width of image vector) of a sample. None if it cannot be used."""
     name, pairs = shards.members(i)
     members = dict(pairs)
     try:

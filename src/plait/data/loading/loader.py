@@ -60,7 +60,9 @@ class Loader:
     ) -> None:
         assert [len(source) for source in sources] == list(order.sizes), "the order is for other sources"
         pin = pin and torch.cuda.is_available()
-        self._builder = MicroBatchBuilder(tuple(sources), order, inputs, seed, rank, world_size, micro_batch, pin)
+        self._builder = MicroBatchBuilder(
+            tuple(sources), order, inputs, seed=seed, rank=rank, world_size=world_size, micro_batch=micro_batch, pin=pin
+        )
         self._worker_count, self._kind, self._prefetch = workers, kind, prefetch
         self._start, self._stop, self._interrupted = start_step, stop_step, interrupted
         self._workers: Workers | None = None

@@ -49,7 +49,10 @@ class _TensorLayout(NamedTuple):
 
 @dataclass
 class PackedBatch:
-    """A batch to send to another process: a layout in place of each tensor, and the number of the buffer with the data (None: none)."""
+    """A batch to send to another process, with a layout in place of each tensor.
+
+    `buffer`: the number of the one with the data (None: there is none).
+    """
 
     batch: Any
     buffer: int | None = None
@@ -100,7 +103,7 @@ class BufferPool:
         self._free: list[int] = []
 
     def take(self) -> int | None:
-        """Return the number of a free buffer for the worker, or None if all are in use; garbage collection of its batch frees it."""
+        """Return the number of a free buffer for the worker, or None if all are in use. Garbage collection of its batch frees it."""
         return self._free.pop() if self._free else None
 
     def unpack(self, packed: PackedBatch, offered: int | None) -> Any:

@@ -1,6 +1,7 @@
-"""The buckets (samples of one shape, which may share a batch) of opened sources: count them, describe them, and choose an order for them.
+"""Count and describe the buckets of opened sources, and choose an order for them.
 
-A source is one data set, `contract.Source`. The order in buckets itself is in data/buckets.py.
+A bucket has samples of one shape, which may share a batch. A source is one data set, `contract.Source`. The order in buckets itself is in
+data/buckets.py.
 """
 
 from collections.abc import Sequence
@@ -46,7 +47,7 @@ def contents_of(sources: Sequence[Source], global_batch: int) -> list[tuple[str,
 def order_of(
     sources: Sequence[Source], sampling_weights: Sequence[float], seed: int, global_batch: int, changes: BatchChanges = ()
 ) -> Order | BucketOrder:
-    """Return the training order of samples: in buckets if a source has several, or if sources are mixed of which one has buckets.
+    """Return the training order of samples. It has buckets if a source has several, or if sources are mixed of which one has buckets.
 
     `sampling_weights[source]`: its share of the samples. `global_batch`: samples per step at first; `changes`: (step, samples per step from
     then on).
@@ -60,7 +61,7 @@ def order_of(
 
 
 def batches_of(ids: Sequence[SampleId], sources: Sequence[Source], batch: int) -> list[list[SampleId]]:
-    """Group the ids of held-out samples into batches of at most `batch`, each of one bucket, in the order of their first samples.
+    """Group the ids of held-out samples into batches of at most `batch`, each of one bucket. They are in the order of their first samples.
 
     If no source has buckets, `ids` is sliced in its order.
     """

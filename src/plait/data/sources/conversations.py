@@ -42,7 +42,7 @@ class Conversations(Source):
 
 
 def open_conversations(entry: SourceEntry, reader: Reader) -> Conversations:
-    """Return the source of an entry of `data:` from the reader of its files, after checking its template on the first readable record.
+    """Return the source of an entry of `data:` from the reader of its files. Its template is checked on the first readable record.
 
     Raises PlaitError if the template names a missing field, or if none of the first 20 records can be read.
     """

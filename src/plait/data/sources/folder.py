@@ -97,7 +97,7 @@ class Folder:
 
 
 class Listed:
-    """The rows of a metadata file, each with its picture; unlike in `rows`, a row that names no picture is a bad sample.
+    """The rows of a metadata file, each with its picture. Unlike in `rows`, a row that names no picture is a bad sample.
 
     `left_out` counts the pictures below the folder, hidden ones too, that no row lists, and other files, which are not read.
     """
@@ -164,8 +164,9 @@ def _why_unread(path: str) -> str:
 
 @dataclass(frozen=True)
 class _Walk:
-    """What lies below a folder: bytes by path, sorted; paths of hidden pictures (a name of the path begins with a dot), which are not data;
-    and how many entries cannot be files of data.
+    """What lies below a folder: bytes by path, sorted, and what is not data.
+
+    Paths of hidden pictures (a name of the path begins with a dot) are not, and entries that cannot be files of data, which are counted.
     """
 
     files: dict[str, int]

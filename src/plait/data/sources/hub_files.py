@@ -25,7 +25,7 @@ _PLAIN = frozenset(["name", "version", "data_dir", "data_files", "description", 
 
 
 def text_files(name: str, split: str, options: Mapping[str, Any], cache: str | None) -> list[str]:
-    """Return the files of a split of a Hub dataset, downloaded first; [] unless they are JSON or CSV as the readers take them.
+    """Download and return the files of a split of a Hub dataset. [] unless they are JSON or CSV as the readers take them.
 
     Where the Hub cannot be asked, those of the last download count. Raises PlaitError if there are none, or no such split.
     """
@@ -79,7 +79,7 @@ def _download(name: str, split: str, options: Mapping[str, Any], cache: str | No
 
 
 def _is_plain(datasets: Any, builder: Any) -> bool:
-    """Return whether a dataset's card names no classes and sets nothing on how its files are parsed, such as the names of columns."""
+    """Return whether a dataset's card names no classes and nothing on how its files are parsed, as the names of columns."""
     default, settings = vars(type(builder.config)()), vars(builder.config)
     same = all(settings[name] == value for name, value in default.items() if name not in _PLAIN)
     return same and not any(isinstance(feature, datasets.ClassLabel) for feature in (builder.info.features or {}).values())

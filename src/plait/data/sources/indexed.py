@@ -1,4 +1,4 @@
-"""Read records of a text file (JSON, CSV) by number: only their offsets are kept (formats/index.py), so it may be larger than memory.
+"""Read records of a text file (JSON, CSV) by number. Only their offsets are kept (formats/index.py), so it may be larger than memory.
 
 A broken record does not affect the others. Records name images by paths, which must stay below one folder unless `outside` is set.
 """
@@ -166,7 +166,7 @@ class Chain:
 
 
 def _address(value: object) -> str | None:
-    """Return the path or address in what names an image, a text or a mapping with `path` or `url`; None for anything else."""
+    """Return the path or address in what names an image, a text or a mapping with `path` or `url`. None for anything else."""
     address = value.get("path") or value.get("url") if isinstance(value, Mapping) else value
     return address if isinstance(address, str) else None
 

@@ -1,4 +1,4 @@
-"""The kind `jsonl`: JSON records that name their image files, one object per line (JSONL) or in one JSON array as LLaVA publishes.
+"""The kind `jsonl`: JSON records that name their image files. A file has one object per line (JSONL), or one JSON array as LLaVA publishes.
 
 Image paths are relative to the file's folder, or to `options.images`, and stay below it unless `options.outside` is true.
 """

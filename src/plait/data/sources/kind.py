@@ -1,4 +1,4 @@
-"""The declaration of a kind of source: its file ends in `KIND = SourceKind(...)`, from which all other code learns of the kind.
+"""The declaration of a kind of source. Its file ends in `KIND = SourceKind(...)`, from which all other code learns of the kind.
 
 An entry is one item of the configuration's `data:` section; its kind (`shards`, `folder`, ...) says how its data is read. Other packages
 add kinds by the entry point group `plait.sources`, whose entry points have the name of the kind and point to its `KIND`. A file that
@@ -49,7 +49,7 @@ CALLS = {"open": "open(entry, opening)", "check": "check(options)"}
 
 
 def title(entry: SourceEntry) -> str:
-    """Return a short name of an entry for reports: its `name`, or its kind and the end of its path, such as `shards:train-000.tar`."""
+    """Return a short name of an entry for reports: its `name`, or its kind and the end of its path, as `shards:train-000.tar`."""
     return entry.name or (f"{entry.source}:{shown(entry.path).rstrip('/').rpartition('/')[2]}" if entry.path else entry.source)
 
 

@@ -219,7 +219,7 @@ class Latents(Source):
 
 
 def _stored_tokens(part: _Part) -> int:
-    """Count the text tokens of a bucket from the sizes of the masks in the index, one byte per token; no sample is read."""
+    """Count the text tokens of a bucket from the sizes of the masks in the index, one byte per token. No sample is read."""
     sizes = []
     for shard in part.reader.shards:
         arrays = index.map_arrays(shard.head)

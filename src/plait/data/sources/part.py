@@ -1,4 +1,4 @@
-"""A part of a source (one data set): the share of its samples that is held out for validation, or all the others, which are trained.
+"""A part of a source (one data set): the share held out for validation, or all other samples, which are trained.
 
 Whether a sample is held out depends on the run's seed and on the sample's index alone: the same samples on every rank and after every
 restart, also when more samples are added at the end, and in every source that reads the same file.
@@ -89,7 +89,7 @@ def _held_out(begin: int, end: int, share: float, seed: int) -> np.ndarray:
 
 
 def _uniform(indices: np.ndarray, seed: int) -> np.ndarray:
-    """Return a number from 0 to 1 for each index, a function of it and `seed`: the finaliser of SplitMix64 (Steele et al. 2014)."""
+    """Return a number from 0 to 1 for each index, a function of it and `seed`. By the finaliser of SplitMix64 (Steele et al. 2014)."""
     z = (indices.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(key(seed, "held-out share"))
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -1,4 +1,4 @@
-"""The kind `shards`: tar shards with an index of offsets, read in any order on disk, or by byte range when they are remote.
+"""The kind `shards`: tar shards with an index of offsets. They are read in any order on disk, or by byte range when they are remote.
 
 A sample is the members that share a stem (records.py has what each is for). Reading one takes one look-up and one copy, in any shard,
 from any thread or process.
@@ -101,7 +101,7 @@ def _open_remote(path: str, cache: str | Path | None, rebuild: bool) -> Shard:
 
 
 def _published_index(path: str, remote: RemoteFile, cached: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
-    """Download the index that was uploaded beside the shard; None when there is none or it is for a file of another size."""
+    """Download the index that was uploaded beside the shard. None when there is none or it is for a file of another size."""
     if addresses.shown(address := addresses.spelled_out(path)) != address:
         return None  # a signature is for one file alone
     try:
@@ -256,7 +256,7 @@ class Indexed:
 
 
 def index_files(pattern: str, *, cache: str | Path | None = None, rebuild: bool = False, beside: bool = False) -> list[Indexed]:
-    """Build the missing index of every shard or file of records that `pattern` names, of all splits, and return what is in each.
+    """Build the missing index of every shard or file of records that `pattern` names. Returns what is in each, of all splits.
 
     `rebuild`: build all again. `beside`: keep the index of a file on disk next to it. Raises PlaitError if no file matches or one is
     damaged.

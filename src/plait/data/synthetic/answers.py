@@ -41,7 +41,7 @@ def can_score(fields: Fields) -> bool:
 
 
 def points(answer: str) -> list[tuple[float, float]]:
-    """Return the points (x, y), in percent of width and height, of all <point> and <points> tags in order; an x without y is dropped."""
+    """Return the points (x, y) of all <point> and <points> tags in order, in percent of width and height. An x without y is dropped."""
     parsed: list[tuple[float, float]] = []
     for tag in re.findall(r"<points?\b([^>]*)", answer):
         values = _POINT.findall(re.sub(r"\balt\s*=.*", "", tag))

@@ -48,7 +48,7 @@ class Draw(NamedTuple):
 
 
 class Fact(NamedTuple):
-    """Something that can be counted in a box: a noun, a qualifier such as "touching an edge" (or ""), and the counting function."""
+    """Something that can be counted in a box. `which` qualifies the `noun`, such as "touching an edge", or is ""; `count` counts it."""
 
     noun: str
     which: str
@@ -191,7 +191,7 @@ def _touching(draw: Draw) -> Property:
 
 
 def _special_item(draw: Draw) -> Property:
-    """Draw the property of having a number of items, with the colour of the topmost one or of one that touches a wall."""
+    """Draw the property of having a number of items, with the colour of the topmost or of one that touches a wall."""
     colour, size, on_top = draw.choice(_COLOURS), _exact_number(draw.word("item", "object"), len, draw, 4), draw.number(2) == 1
     noun = draw.word(f"a {colour} item", f"a {colour} one", f"the {colour} one is")
     words = f"{noun} {draw.word('on top') if on_top else 'touching ' + draw.word(*_WALLS['any'])}"
@@ -205,7 +205,7 @@ def _top_colour(box: Items) -> str | None:
 
 
 def _coloured(noun: str, draw: Draw) -> Property:
-    """Draw a property of the colours of all items of a box: how many, or which; with or without the number of items."""
+    """Draw a property of the colours of all items of a box: how many, or which. The number of items may be part of it."""
     number, amount = draw.number(3), None if draw.plain or draw.number(3) > 1 else _exact_number(noun, len, draw, 5)
     subject = amount.words if amount else plural(noun)
     if not draw.plain and draw.number(2) == 1:
@@ -325,7 +325,7 @@ def _of_colour(draw: Draw) -> Fact:
 
 
 def _as_end(draw: Draw) -> Fact:
-    """Draw a fact about blocks that are the top or the base of a tower, of any height or of a given one."""
+    """Draw a fact about blocks that are the top or the base of a tower. It is of any height or of a given one."""
     colour, (index, end), height = draw.choice(_COLOURS), _end_of_tower(draw), None if draw.plain or draw.number(2) == 1 else _height(draw)
     return Fact(
         f"{colour} block",

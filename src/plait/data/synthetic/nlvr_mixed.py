@@ -18,7 +18,7 @@ from plait.errors import BadSample
 
 
 def boxes_of(name: str, rows: Sequence[Record], mirrored: Sequence[bool]) -> dict[str, Any]:
-    """Return {"boxes": three lists of items} of a mixed record: its picture has the left box of `rows[0]`, the middle one of `rows[1]`, ...
+    """Return {"boxes": three lists of items} of a mixed record. Its picture has the left box of `rows[0]`, the middle one of `rows[1]`, ...
 
     `mirrored`: whether each box is flipped left to right. `name`: of the mixed record; ends in its picture's order of boxes, -0 to -5.
     """

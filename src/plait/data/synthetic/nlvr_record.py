@@ -63,7 +63,7 @@ def items(record: Record) -> list[Item]:
 
 
 def order_of(name: str) -> tuple[int, ...]:
-    """Return which of the record's boxes are shown at left, middle and right: a name that ends in -1 gives (0, 2, 1).
+    """Return which of the record's boxes are at left, middle and right. A name that ends in -1 gives (0, 2, 1).
 
     Raises BadSample for a name that does not end in an order.
     """

@@ -1,4 +1,4 @@
-"""Scenes and their motion: objects that move in a box and bounce off its walls, with positions at any frame in closed form.
+"""Scenes and their motion: objects that move in a box and bounce off its walls. Positions at any frame have a closed form.
 
 It is not a simulator: nothing is integrated, objects pass through each other, and any frame, also before frame 0, is computed directly.
 Walls reflect elastically, so a path is a straight line folded at the walls (method of images): a triangle wave of period 2 * span.

@@ -60,7 +60,10 @@ T = TypeVar("T")
 
 
 class Question(NamedTuple):
-    """A question, the answer to train on, and the truth to score answers by: a word, a number, object indices, or None for a caption."""
+    """A question, the answer to train on, and the truth that answers are scored by.
+
+    That is a word, a number, object indices, or None for a caption.
+    """
 
     text: str
     answer: str
@@ -124,7 +127,7 @@ def caption(scene: Scene, speech: Speech, rng: np.random.Generator) -> str:
 
 
 def across(a: SceneObject, b: SceneObject) -> str | None:
-    """Return whether a is to the "left" or "right" of b; None if their x differ by less than half the sum of their radii."""
+    """Return whether a is to the "left" or "right" of b. None if their x differ by less than half the sum of their radii."""
     return None if abs(a.x - b.x) < (a.radius + b.radius) / 2 else ("left" if a.x < b.x else "right")
 
 
@@ -134,13 +137,13 @@ def down(a: SceneObject, b: SceneObject) -> str | None:
 
 
 def facing(a: SceneObject, b: SceneObject) -> str | None:
-    """Return where a is from b: "left", "right", "above" or "below"; None unless one axis has over 1.7 times the distance of the other."""
+    """Return where a is from b: "left", "right", "above" or "below". None unless one axis has over 1.7 times the distance of the other."""
     dx, dy = abs(a.x - b.x), abs(a.y - b.y)
     return across(a, b) if dx > 1.7 * dy else down(a, b) if dy > 1.7 * dx else None
 
 
 def halves(x: float, y: float, radius: float, width: int, height: int) -> tuple[str | None, str | None]:
-    """Return the halves of a picture of width x height that the centre (x, y) of an object is in, such as ("left", "top").
+    """Return the halves of a picture that the centre (x, y) of an object is in, such as ("left", "top").
 
     Each is None within a margin of the middle line: 8 % of the side, or half the object's `radius` if that is more.
     """

@@ -220,7 +220,15 @@ class Scenes:
         options = self.options
         excluded = self.held_out if self.split == "train" else frozenset()  # in training, "is there a ...?" would always be answered "no"
         sentences = options.answers == "sentence"
-        return Speech(options.colours, options.shapes, len(options.sizes) > 1, excluded, sentences, options.horizon, options.frames)
+        return Speech(
+            colours=options.colours,
+            shapes=options.shapes,
+            say_sizes=len(options.sizes) > 1,
+            excluded=excluded,
+            sentences=sentences,
+            horizon=options.horizon,
+            shown=options.frames,
+        )
 
     def _compose(self, index: int, task: str | None = None) -> tuple[Scene, Question, str, str]:
         """Return scene, question, caption and task of an index.
@@ -266,7 +274,9 @@ class Scenes:
             speed = min(width, height) * (options.speed[0] + (options.speed[1] - options.speed[0]) * rng.random())
             angle = 2 * math.pi * rng.random()
             tilt = 24 * rng.random() - 12
-            objects.append(SceneObject(shape, colour, size, x, y, speed * math.cos(angle), speed * math.sin(angle), radius, tilt))
+            objects.append(
+                SceneObject(shape, colour, size, x=x, y=y, vx=speed * math.cos(angle), vy=speed * math.sin(angle), radius=radius, tilt=tilt)
+            )
         return Scene(width, height, _background(rng, options.background), tuple(objects)), special
 
 
@@ -275,7 +285,7 @@ def _messages(question: Question) -> list[dict[str, str]]:
 
 
 def place_circles(rng: np.random.Generator, radii: list[float], width: int, height: int) -> list[tuple[float, float]]:
-    """Return a random centre (x, y) for each circle, such that all lie inside width x height and none touch; on a grid if crowded."""
+    """Return a random centre (x, y) for each circle; all lie inside width x height and none touch. If crowded they are on a grid."""
     centres: list[tuple[float, float]] = []
     for radius in radii:
         for _ in range(_PLACINGS):
@@ -312,7 +322,7 @@ def _background(rng: np.random.Generator, style: str) -> tuple[tuple[int, int, i
 
 
 def _tone(hue: float, saturation: float, level: float) -> tuple[int, int, int]:
-    """Return the RGB of a hue (1 is a full turn) on a smooth cosine wheel, on which no colour of an object lies."""
+    """Return the RGB of a hue (1 is a full turn) on a smooth cosine wheel. No colour of an object lies on it."""
     red, green, blue = (
         round(255 * level * (1 - saturation * (0.5 - 0.5 * math.cos(2 * math.pi * (hue - third / 3))))) for third in range(3)
     )

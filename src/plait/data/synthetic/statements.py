@@ -19,7 +19,10 @@ Sentence = tuple[str, Callable[[int], bool]]
 
 
 def describe(picture: Items) -> str:
-    """Return a text of all items by box, towers from the top: "left: two blue circles; middle: nothing; right: a tower of black, blue"."""
+    """Return a text of all items by box, such as "left: two blue circles; middle: nothing; right: a tower of black, blue".
+
+    Towers are from the top.
+    """
     return "; ".join(f"{name}: {_describe_box(box)}" for name, box in zip(BOXES, boxes(picture), strict=True))
 
 
@@ -29,10 +32,10 @@ def all_towers(picture: Items) -> bool:
 
 
 def statement(picture: Items, other: Items, draw: Draw) -> tuple[str, int, bool] | None:
-    """Return (sentence, the number in `picture` that it is about, whether it holds there), for a sentence true of only one of the pictures.
+    """Return (sentence, the number in `picture` that it is about, whether it holds there).
 
-    None if none was found. The numbers in the two pictures differ by one, because people were asked for sentences that distinguish similar
-    pictures; with `draw.plain` they may differ more.
+    The sentence is true of only one of the pictures. None if none was found. The numbers in the two pictures differ by one, because people
+    were asked for sentences that distinguish similar pictures; with `draw.plain` they may differ more.
     """
     makers = OF_TOWERS if all_towers(picture) and all_towers(other) else OF_ITEMS
     for _ in range(_DRAWS):
@@ -108,7 +111,7 @@ _HAS, _HAVE = ("has", "contains"), ("have", "contain")
 
 
 def _of_all(fact: Fact, number: int, draw: Draw) -> list[str]:
-    """Return sentences about a number of boxes or towers out of all, such as "two of the three towers have a yellow base"."""
+    """Return sentences about some of all boxes or towers, such as "two of the three towers have a yellow base"."""
     amount, verb = draw.numeral(number), draw.word(*(_HAS if number == 1 else _HAVE))
     if fact.noun == "grey square":  # people leave out the plural
         return [f"{amount} of the grey {draw.word('square', 'squares', 'box')} {verb} {fact.contents}"] * 2

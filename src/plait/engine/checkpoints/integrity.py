@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 def verify(folder: Path) -> list[str]:
-    """Check every file of the checkpoint in `folder` against its size and xxh3; returns a line per fault, none when it is intact."""
+    """Check every file of the checkpoint in `folder` against its size and xxh3. Returns a line per fault, none when it is intact."""
     return _verified(folder)[1]
 
 
@@ -90,7 +90,10 @@ def locate(path: Path) -> Checkpoint:
 
 
 def none_intact(path: Path, damaged: Sequence[Path], fault: str) -> str:
-    """Return the message that all checkpoints of a run or stage are `damaged` (newest first): how many, why the newest is, what to do."""
+    """Return the message that all checkpoints of a run or stage are `damaged`.
+
+    It says how many, why the newest (the first) is, and what to do.
+    """
     run, count, last = run_of(path), len(damaged), step_of(damaged[0])
     lost = f"{count} checkpoints, up to step {last}, and none is" if count > 1 else f"1 checkpoint, of step {last}, and it is not"
     anew = f"mend the disk or copy them back, or `{command('train', run, '--restart')}` begins anew and keeps this run aside"

@@ -1,4 +1,4 @@
-"""The migration table: which tensors of a saved state a model can use, must initialise or would lose, compared by name and shape.
+"""Compare a saved state with a model by name and shape: which tensors it can use, must initialise or would lose.
 
 A group is a kind of tensor (weights, ema, moments), a component a named part of the model. The table is logged and saved at every start; a
 start that would lose something needs `--allow-inexact` (`training/start.py`).

@@ -63,7 +63,7 @@ def lock(run: Path) -> IO[str]:
 
 @contextlib.contextmanager
 def cleared_if_failed(run: Path) -> Iterator[None]:
-    """If the block raises, delete the run directory if it is new and nothing was saved in it, with parent folders made for it.
+    """If the block raises, delete a new run directory in which nothing was saved, with parent folders made for it.
 
     What was in the folder before stays, and so does a run with a checkpoint, a row of metrics or a report.
     """
@@ -122,7 +122,7 @@ def refuse(run: Path, differences: Sequence[Difference]) -> None:
 
 
 def binding(differences: Sequence[Difference]) -> list[Difference]:
-    """Return the differences that would change the run's results: not those in or below a key of `FREE`, nor data that has moved."""
+    """Return the differences that would change the run's results. Those at or below a key of `FREE`, or of data that moved, would not."""
     return [item for item in differences if not (any(within(item[0], free) for free in FREE) or has_moved(*item[1:]))]
 
 
@@ -150,7 +150,7 @@ def clear(run: Path) -> None:
 
 
 def identity(run: Path) -> str:
-    """Return the run's 12 random hex digits, made at the first call and kept in RUN/identity; W&B and lineage.json know the run by them."""
+    """Return the run's 12 random hex digits, made at the first call and kept in RUN/identity. W&B and lineage.json know the run by them."""
     path = run / "identity"
     held = path.read_bytes().strip() if path.is_file() else b""
     if not re.fullmatch(rb"[0-9a-f]{12}", held):

@@ -46,10 +46,10 @@ class Saver:
         self._copied: dict[str, dict[str, Tensor]] = {}
 
     def save(self, folder: Path, groups: Groups, metadata: Mapping[str, Any], *, keep: int, spared: int | None = None) -> None:
-        """Wait for the last write and raise its error; then copy the tensors to host memory, and write and prune in the background.
+        """Wait for the last write and raise its error, then copy the tensors to host memory.
 
-        All ranks call this. `groups`: {group: {name: tensor}}; `metadata`: JSON values for the manifest. Of the stage's checkpoints the
-        newest `keep` stay (0: all), and that of step `spared`.
+        They are written, and old ones pruned, in the background. All ranks call this. `groups`: {group: {name: tensor}}; `metadata`: JSON
+        values for the manifest. Of the stage's checkpoints the newest `keep` stay (0: all), and that of step `spared`.
         """
         self.wait()
         if self._group is None and sharded_files.any_sharded(groups):
@@ -79,7 +79,10 @@ class Saver:
             self._error = error
 
     def wait(self) -> None:
-        """Wait for the last write on all ranks, and raise on each what it raised on any. All ranks call this; `save` begins with it."""
+        """Wait for the last write on all ranks. All ranks call this; `save` begins with it.
+
+        Raises the write's error on its rank, and PlaitError with the same message on the others.
+        """
         self._join()
         error, self._error = self._error, None
         messages = self.ranks.gather(error and f"{error}")

@@ -101,7 +101,7 @@ def divide(groups: Groups, ranks: Ranks, process_group: dist.ProcessGroup | None
 
 
 def _rows(value: DTensor) -> tuple[int, Tensor | None]:
-    """Return the first row and the rows that this rank writes of a tensor; None where it has none, or another copy's rank writes them."""
+    """Return the first row and the rows that this rank writes of a tensor. None where it has none, or another copy's rank writes them."""
     mesh, part = value.device_mesh, value.to_local()
     *copies, _ = mesh.get_coordinate() or ()
     assert value.placements[-1] == Shard(0), f"sharded along another dimension than rows: {value.placements}"
@@ -128,7 +128,7 @@ def check_header(path: Path) -> None:
 
 
 def sizes(folder: Path, group: str, listed: Sequence[str]) -> dict[str, int]:
-    """Return the number of elements of each full tensor of a group, by name, summed over the files of all ranks; only headers are read.
+    """Return the number of elements of each full tensor of a group, by name. Only headers of the files of all ranks are read.
 
     `folder`: the checkpoint's, such as step-00001000. `listed`: all file names in its manifest, relative to it; other groups' are ignored.
     """

@@ -71,7 +71,7 @@ def fill(mirror: TensorBoard, rows: Sequence[Mapping[str, Any]], shown: Collecti
 
 
 def cut(run: Path, done: Callable[[int, bool], bool]) -> set[Key]:
-    """Cut every event file at its first event that is damaged, or for which `done(step, held_out)` is false; returns keys of what stays.
+    """Cut every event file at its first event that is damaged or not `done(step, held_out)`. Returns the keys of what stays.
 
     `held_out`: the event is of an evaluation. If the clock is behind the newest file's name, files are renamed so that new ones sort last.
     """
@@ -107,7 +107,7 @@ def _key(step: int, names: Iterable[str]) -> Key:
 
 
 def _events(file: IO[bytes]) -> Iterator[tuple[Event, int]]:
-    """Yield (event, offset of its end) of an event file, up to its end or the first record that is cut short or damaged."""
+    """Yield (event, offset of its end) of an event file. It ends at the file's end or the first record that is cut short or damaged."""
     while len(head := file.read(12)) == 12:
         (length,), (check,) = struct.unpack("<Q", head[:8]), struct.unpack("<I", head[8:])
         if check != masked_crc32c(head[:8]):

@@ -79,5 +79,5 @@ def read(run: Path, rank: int = 0) -> dict[str, Any] | None:
 
 
 def position(beat: dict[str, Any]) -> tuple[str, int, int]:
-    """Return (phase, step, pid) of a heartbeat from `read`; if equal for two of them, the process is still in the same phase."""
+    """Return (phase, step, pid) of a heartbeat from `read`. If equal for two of them, the process is still in the same phase."""
     return beat["phase"], beat["step"], beat["pid"]

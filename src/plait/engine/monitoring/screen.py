@@ -1,4 +1,4 @@
-"""Progress of a stage (part of a run) for a person: one line that moves with every step on a terminal, plain lines elsewhere.
+"""Show a person the progress of a stage (part of a run). On a terminal one line moves with every step; elsewhere lines are plain.
 
 Other lines are wrapped to the terminal here. Nothing is recorded: tracking.py writes the metrics.
 """
@@ -45,7 +45,7 @@ def wrapped(line: str, *, indent: str) -> str:
 
 
 class Screen:
-    """Progress of a stage: a line with a bar and the time left where standard error is a terminal, a plain line every 10 s elsewhere.
+    """The progress of a stage. On a terminal it is a line with a bar and the time left, elsewhere a plain line every 10 s.
 
     Where standard output is a pipe (`| tee`), what comes through it would break the bar: plain lines there, too.
     """

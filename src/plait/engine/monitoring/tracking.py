@@ -1,4 +1,7 @@
-"""Metrics of a run: every row (metrics by name, with their `step`) goes to `metrics.jsonl`; mirrors repeat it and may fail without harm."""
+"""Record the metrics of a run.
+
+Every row (metrics by name, with their `step`) goes to `metrics.jsonl`; mirrors repeat it and may fail without harm.
+"""
 
 import logging
 import math
@@ -68,7 +71,7 @@ class Tracker:
             self.screen.advance(row)
 
     def row(self, row: Mapping[str, Any]) -> None:
-        """Record a row of metrics, with the warnings of the monitors, in the file and the mirrors, of which the screen is one.
+        """Record a row of metrics, with the warnings of the monitors, in the file and the mirrors. The screen is one of these.
 
         Its `step`: updates done when it was measured.
         """

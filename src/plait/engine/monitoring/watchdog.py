@@ -1,4 +1,4 @@
-"""The watchdog: ends a run that hangs and reports which rank is late, before the collective that the others wait in times out.
+"""End a run that hangs, and report which rank is late, before the collective that the others wait in times out.
 
 Each rank watches itself, from a thread: without a heartbeat for too long, it writes the stacks of all its threads to
 RUN/heartbeat/rank-N.stacks, reads the heartbeats of the other ranks, and ends the process. In a hang no rank has heartbeats, so all stacks
@@ -68,7 +68,7 @@ class Watchdog:
             self.stacks.close()
 
     def allow(self, timeout_s: float | None) -> None:
-        """Set how many seconds this rank may be without a heartbeat from now on (None: no limit); called at the start of each stage."""
+        """Set how many seconds this rank may be without a heartbeat from now on (None: no limit). Called at the start of each stage."""
         self.timeout_s = timeout_s
 
     @property

@@ -1,4 +1,4 @@
-"""A program beside a rank, for the one hang that the rank's own threads cannot end: when Python's lock is held and none of them runs.
+"""End a rank, from a process beside it, when its own threads cannot. That is when Python's lock is held and none of them runs.
 
 `python watchdog_process.py PID SIGNAL NAME`, started by watchdog.py. The rank's thread writes a line to its standard input at every look:
 how long it may be silent, and how long until it looks again (s). Without a line for too long it sends SIGNAL, at which faulthandler writes
@@ -17,7 +17,7 @@ _STACKS_S = 1.0  # in which faulthandler writes
 
 
 def watch(rank: int) -> float | None:
-    """Read the lines of process `rank` until they end (returns None), or until it was silent for too long (returns how long it may be)."""
+    """Read the lines of process `rank` until they end or stop for too long. Returns None at their end, else how long they may be silent."""
     allowed_s, look_s, silent_s = float("inf"), 5.0, 0.0
     while True:
         began = time.monotonic()

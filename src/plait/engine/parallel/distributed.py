@@ -127,7 +127,7 @@ def _store() -> Store | None:
 
 
 def replicate(model: nn.Module, ranks: Ranks) -> nn.Module:
-    """Wrap the model in DDP, which averages gradients over ranks in backward; one rank's or a sharded model is returned as it is.
+    """Wrap the model in DDP, which averages gradients over ranks in backward. One rank's or a sharded model is returned as it is.
 
     Called at the start of every stage: DDP ignores gradients of parameters that were frozen when it was made, and replicas would diverge.
     """
@@ -220,9 +220,9 @@ def reshard_like(value: StoredTensor, pattern: Tensor) -> Tensor:
 
 
 def norm_of_all(norm: Tensor, sharded: Tensor) -> Tensor:
-    """Combine norms of this rank's rows of tensors (1-D, one per tensor) over the ranks that share them: sqrt of the sum of squares.
+    """Combine norms of this rank's rows of tensors over the ranks that share them: sqrt of the sum of squares.
 
-    `sharded`: one of these tensors; where it is not sharded, the norms are returned as they are.
+    They are 1-D, one per tensor. `sharded`: one of these tensors; where it is not sharded, the norms are returned as they are.
     """
     if not isinstance(sharded, DTensor):
         return norm

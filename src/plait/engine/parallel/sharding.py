@@ -57,7 +57,7 @@ class Sharding:
         self.unwrapped = [(module, kind, hooks, set(module.__dict__) - names) for module, kind, hooks, names in before]
 
     def _mesh(self, ranks: Ranks, shards: int) -> DeviceMesh:
-        """Return the mesh of all ranks, in one dimension or in groups of `shards` neighbours with one copy each; made once per size."""
+        """Return the mesh of all ranks, in one dimension or in groups of `shards` neighbours with one copy each. Made once per size."""
         if shards not in self.meshes:
             shape, names = ((shards,), ("shard",)) if shards == ranks.size else ((ranks.size // shards, shards), ("replicate", "shard"))
             self.meshes[shards] = init_device_mesh(ranks.device.type, shape, mesh_dim_names=names)
@@ -92,7 +92,7 @@ class Sharding:
 
 
 def _unshare(module: nn.Module, inputs: object, output: object) -> object:
-    """Copy a model's output if it is a view: FSDP2 puts a hook on it, which an in-place change of a view would silently drop."""
+    """Copy a model's output if it is a view. FSDP2 puts a hook on it, which an in-place change of a view would silently drop."""
     return output.clone() if isinstance(output, Tensor) and output.requires_grad and output._is_view() else output
 
 

@@ -24,7 +24,7 @@ class MeanQueryPooling(nn.Module):
         self.wo = nn.Linear(hidden, hidden)
 
     def forward(self, pools_TKF: Tensor, real_TK: Tensor) -> Tensor:
-        """Pool patch features (T, K, F) to (T, E); bool `real_TK`: patches that exist, at least one in each pool, or it gives NaN."""
+        """Pool patch features (T, K, F) to (T, E). Bool `real_TK`: patches that exist, at least one in each pool, or it gives NaN."""
         count_T1 = real_TK.sum(-1, keepdim=True)
         query_T1F = ((pools_TKF * real_TK[..., None]).sum(1) / count_T1)[:, None]
         q, k, v = (self._split_heads(x) for x in (self.wq(query_T1F), self.wk(pools_TKF), self.wv(pools_TKF)))

@@ -146,7 +146,10 @@ def accuracy(answer: str, sample: Sample) -> dict[str, float]:
 
 
 def counting(answer: str, sample: Sample) -> dict[str, float]:
-    """Return `score` (1 if the count is right, else 0), `within_one`, and the score again as `score/count_3` if the true count is 3."""
+    """Return `score` (1 if the count is right, else 0) and `within_one`.
+
+    The score is there again as `score/count_3` if the true count is 3.
+    """
     count = int(_field(sample, "count"))
     predicted = points.read_count(answer)
     exact, near = float(predicted == count), float(predicted is not None and abs(predicted - count) <= 1)
@@ -184,7 +187,7 @@ def _annotated_targets(sample: Sample) -> tuple[list[points.Point], Callable[[in
 
 
 def in_mask(mask: Sequence[Sequence[Any]], point: points.Point) -> bool:
-    """Return whether a point (x, y), in percent of the image, lies on a set pixel of a mask (a list of rows of pixels)."""
+    """Return whether a point (x, y), in percent of the image, lies on a set pixel of a mask. A mask is a list of rows of pixels."""
     high, wide = len(mask), len(mask[0])
     return bool(mask[min(int(point[1] / 100 * high), high - 1)][min(int(point[0] / 100 * wide), wide - 1)])
 

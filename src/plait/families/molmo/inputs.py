@@ -58,7 +58,7 @@ class TextTokenizer:
         self.stops, self.positions = frozenset(ends), limits.language_positions(language)
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of plain text, without begin or end; the text of a special token in it is encoded as plain text."""
+        """Return the ids of plain text, without begin or end. The text of a special token in it is encoded as plain text."""
         self.tokenizer.encode_special_tokens = True  # lost when a tokenizer travels to another process
         return self.tokenizer.encode(text, add_special_tokens=False).ids
 

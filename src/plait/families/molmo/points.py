@@ -42,12 +42,12 @@ def write(points: Sequence[Point], label: str, alt: str | None = None) -> str:
 
 
 def write_count(points: Sequence[Point], label: str) -> str:
-    """Return "Counting the <points ..> shows a total of 3.", or "There are none."; raise BadSample for a coordinate outside 0 to 100."""
+    """Return "Counting the <points ..> shows a total of 3.", or "There are none.". Raises BadSample for a coordinate outside 0 to 100."""
     return f"Counting the {write(points, label)} shows a total of {len(points)}." if points else NONE
 
 
 def read(text: str) -> list[Point]:
-    """Return all points in a text's `<point>` and `<points>` tags, in order; an x without y, or one outside 0 to 100, is left out."""
+    """Return all points in a text's `<point>` and `<points>` tags, in order. An x without y, or one outside 0 to 100, is left out."""
     points: list[Point] = []
     for tag in _TAG.findall(text):
         coordinates: dict[str, dict[str, float]] = {}
@@ -58,7 +58,7 @@ def read(text: str) -> list[Point]:
 
 
 def read_count(text: str) -> int | None:
-    """Return the count in a text: N of "total of N", else its number of points, else the only number in it, else None."""
+    """Return the count in a text: N of "total of N", else its number of points, else its only number, else None."""
     if (total := _TOTAL.search(text)) is not None:
         return int(total.group(1))
     if points := read(text):

@@ -86,7 +86,7 @@ def _truncate(
 
 
 def attention_mask(segments_BL2: Tensor) -> Tensor:
-    """Return the mask (B, L, L), True where position i attends to j: j <= i, same document, and j in the prefix or i's annotation.
+    """Return the mask (B, L, L), True where position i attends to j. That is j <= i, same document, and j in the prefix or i's annotation.
 
     `segments_BL2`: (document, annotation) of each position. Padding attends to itself: a row of the mask without any True gives NaN.
     """

@@ -1,4 +1,4 @@
-"""Convert a conversation to text: ` User: {q} Assistant:` and ` {a}`, the style prefix of a prompt, and the places of images.
+"""Convert a conversation to text: ` User: {q} Assistant:` and ` {a}`. Also the style prefix of a prompt, and the places of images.
 
 A style names a task and the manner of its answers (`vqa2`, `long_caption`). Demo styles are mostly left unnamed, so that the model answers
 users who name none. A caption's prompt may carry a length, so that users can request one: `long_caption 65:`. An annotation is one

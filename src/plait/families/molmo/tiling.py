@@ -50,7 +50,7 @@ def crop_grid_of_image(config: Config, height: int, width: int) -> tuple[int, in
 
 
 def tile(image: Tensor, config: Config) -> TiledImage:
-    """Tile an image (3, h, w) uint8: return its crops, first the whole image at low resolution, then the grid, and their image tokens."""
+    """Tile an image (3, h, w) uint8 into crops and their image tokens. First is the whole image at low resolution, then the grid."""
     tower, side = config.tower, config.tower.side
     rows, columns = crop_grid_of_image(config, *image.shape[-2:])
     high, wide = rows * config.window + 2 * config.overlap, columns * config.window + 2 * config.overlap
@@ -83,7 +83,7 @@ def _patch_numbers(side: int) -> np.ndarray:
 
 
 def _crop_patches(rows: int, columns: int, config: Config) -> np.ndarray:
-    """Return (H, W): for each patch of the whole grid, the number of the crop patch that shows it; margins only at the image's edges."""
+    """Return (H, W): for each patch of the whole grid, the number of the crop patch that shows it. Margins only at the image's edges."""
     side, window, margin = config.tower.side, config.window, config.overlap
 
     def axis(count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -120,7 +120,7 @@ def _resize_to_patches(image: Tensor, tower: Tower, high: int, wide: int) -> tup
 
 
 def letterbox(h: int, w: int, height: int, width: int) -> tuple[int, int]:
-    """Return (height, width), each at least 1, of an image of `h` x `w` pixels once it is resized to fit into `height` x `width`.
+    """Return (height, width) of an image of `h` x `w` pixels resized to fit into `height` x `width`. Each is at least 1.
 
     Computed in float32 and rounded down, as for the published models: a side may be a pixel less than in exact arithmetic.
     """

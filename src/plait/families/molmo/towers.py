@@ -58,7 +58,7 @@ class VisionTower(nn.Module):
         self.feature_layers = [tower.layers + layer for layer in tower.features]
 
     def forward(self, crops: Tensor) -> Tensor:
-        """Encode uint8 crops (n, 3, S, S) to features (n, p * p, 2 * hidden), with p patches a side and without CLS."""
+        """Encode uint8 crops (n, 3, S, S) to features (n, p * p, 2 * hidden). There are p patches a side, and no CLS."""
         unit = crops.float() / 255
         mean, std = (unit.new_tensor(values).view(3, 1, 1) for values in (self.tower.mean, self.tower.std))
         x = self.embeddings(((unit - mean) / std).to(next(self.embeddings.parameters()).dtype))
@@ -161,7 +161,10 @@ def _check_tower(sizes: PreTrainedConfig, tower: Tower, source: str) -> None:
 
 
 def load_tokenizer(config: Config, directory: Path) -> Tokenizer:
-    """Load the language model's fast tokenizer, or a debug model's from `directory`, the run's folder `assets`."""
+    """Load the language model's fast tokenizer, or a debug model's from `directory`, the run's folder `assets`.
+
+    Raises PlaitError if there is none or it cannot be loaded.
+    """
     if config.language == DEBUG:
         path = directory / TOKENIZER / "tokenizer.json"
         if not path.is_file():

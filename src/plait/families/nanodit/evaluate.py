@@ -74,7 +74,10 @@ def _in_order(rows: Mapping[int, Row]) -> list[Row]:
 
 @torch.no_grad()
 def predict_validation(model: NanoDiT, samples: Sequence[Sample], inputs: Inputs, *, batch: int, moment: str = "latest") -> list[Row]:
-    """Return rows with `losses`, one per fixed t, and `restored`, the relative squared error of x0 estimated in one step from t = 0.5."""
+    """Return rows with `losses`, one per fixed t, and `restored`.
+
+    That is the relative squared error of x0 estimated in one step from t = 0.5.
+    """
     device, rows = next(model.parameters()).device, {}
     for part in _batches(samples, inputs, batch):
         x0 = part.x0.to(device)
@@ -104,7 +107,7 @@ def _exchange(condition: Literal["text", "image"]) -> Predict:
     """Return a bench that exchanges one condition of each sample with that of a partner.
 
     It generates three pictures from one noise: with the sample's own conditions, with the partner's text (or image), and with all of the
-    partner's conditions.
+    partner's conditions. Its `predict` raises PlaitError for images of a model without reference images.
     """
 
     def predict(model: NanoDiT, samples: Sequence[Sample], inputs: Inputs, *, batch: int, moment: str = "latest") -> list[Row]:
@@ -152,10 +155,10 @@ def summarise_exchange(rows: Rows) -> dict[str, float]:
 
 
 def predict_divergence(model: NanoDiT, samples: Sequence[Sample], inputs: Inputs, *, batch: int, moment: str = "latest") -> list[Row]:
-    """Generate from text alone (guidance scales 4, 0), image alone (0, 2) and both, from one noise, and return rows with their distances.
+    """Generate from text alone, from image alone and from both, from one noise, and return rows with their distances.
 
-    `divergence`: relative RMS between the first two; `dominance`: 0 if the third equals the first, 1 if it equals the second. Raises
-    PlaitError for a model without reference images.
+    Guidance scales of text and image are (4, 0), (0, 2) and the configured ones. `divergence`: relative RMS between the first two;
+    `dominance`: 0 if the third equals the first, 1 if it equals the second. Raises PlaitError for a model without reference images.
     """
     if not inputs.config.image_dim:
         raise PlaitError("bench divergence sets text against image, but model.image_dim is 0")

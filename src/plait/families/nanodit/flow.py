@@ -57,7 +57,7 @@ def velocity(output: Tensor, z: Tensor, t: Tensor, prediction: str, floor: float
 
 
 def shifted(t: float, shift: float) -> float:
-    """Shift a time towards noise for large images: t' = s t / (1 + (s - 1) t) with s = `shift`; 1 changes nothing.
+    """Shift a time towards noise for large images. With s = `shift` it is t' = s t / (1 + (s - 1) t); 1 changes nothing.
 
     It keeps the signal-to-noise ratio when an image has s^2 times as many pixels (Esser et al. 2024, equation 23).
     """

@@ -46,7 +46,7 @@ class GenerateOptions(BaseModel):
 
 
 def generate(model: NanoDiT, inputs: Inputs, options: GenerateOptions, out: Path | None, moment: str) -> list[str]:
-    """Generate `count` pictures per prompt; write a PNG each, and a grid of all, into `out`; return a line to print per file.
+    """Generate `count` pictures per prompt into `out`, a PNG each and a grid of all. Returns a line to print per file.
 
     `out` None: RUN/generated. `moment`: the checkpoint's step, part of the file names; existing files are not overwritten. Raises
     PlaitError for options that do not fit each other or the model.

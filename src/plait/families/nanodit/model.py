@@ -152,7 +152,10 @@ class NanoDiT(nn.Module):
         self.final = Final(config)
 
     def forward(self, batch: Batch) -> Tensor:
-        """Return (B, C, H, W) for noisy `z` (B, C, H, W) at times `t` (B,); `batch` also holds the conditions packed by `Inputs.pack`."""
+        """Return the velocity (B, C, H, W) for noisy `z` (B, C, H, W) at times `t` (B,).
+
+        `batch` also has the conditions packed by `Inputs.pack`.
+        """
         z, patch = batch["z"], self.config.patch
         high, wide = z.shape[-2] // patch, z.shape[-1] // patch
         position_ND = positions.grid(high, wide, self.config.hidden, centred=self.config.centre_positions, device=z.device)
@@ -189,7 +192,7 @@ def to_patches(x_BCHW: Tensor, patch: int) -> Tensor:
 
 
 def from_patches(x_BNK: Tensor, patch: int, high: int, wide: int) -> Tensor:
-    """Reassemble patches (B, N, C * patch * patch) of high x wide tokens to (B, C, H, W): the inverse of `to_patches`."""
+    """Reassemble patches (B, N, C * patch * patch) of high x wide tokens to (B, C, H, W). The inverse of `to_patches`."""
     cells = torch.unflatten(torch.unflatten(x_BNK, -1, (-1, patch, patch)), 1, (high, wide))  # B h w C p q
     return cells.permute(0, 3, 1, 4, 2, 5).flatten(-2).flatten(2, 3)
 

@@ -1,4 +1,4 @@
-"""Encode prompts and a reference image as a model's conditions: as word ids, or by the encoders that its data was made with."""
+"""Encode prompts and a reference image as a model's conditions: word ids, or states of the encoders of its data."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Generate samples: integrate the velocity from noise (t = 1) to data (t = 0), with guidance by text and image in one batched pass.
+"""Generate samples by integrating the velocity from noise (t = 1) to data (t = 0). Guidance by text and image takes one batched pass.
 
 Guidance is a linear combination of velocities under subsets of the conditions, so it is written as a table: subset -> coefficient.
 Legend: B batch, z (B, C, H, W).
@@ -26,7 +26,7 @@ Table = dict[Subset, float]
 
 @dataclass(frozen=True)
 class Request:
-    """One sample to generate: what it is drawn under, its shape (C, H, W) as the model sees it, and `key`, the 64-bit seed of its noise.
+    """One sample to generate. It has its conditions, its shape (C, H, W) as the model sees it, and the 64-bit seed `key` of its noise.
 
     The shape is that of the latent, or of the picture where the model works on pixels.
     """
@@ -75,7 +75,7 @@ def integrate(velocity: Velocity, z: Tensor, grid: Sequence[float], solver: str)
 
 @torch.no_grad()
 def draw(model: nn.Module, inputs: Inputs, requests: Sequence[Request], sampling: Sampling) -> Tensor:
-    """Generate a sample per request, all of one shape: (B, C, H, W) float32 on the model's device, each independent of the others."""
+    """Generate a sample per request, all of one shape. Returns (B, C, H, W) float32 on the model's device, each independent of others."""
     device = next(model.parameters()).device
     z = torch.stack([noise(request.shape, request.key) for request in requests]).to(device)
     conditions = [request.conditions for request in requests]

@@ -1,8 +1,9 @@
-"""Convert conversations to spans (runs of tokens of one kind) in Gemma 3's chat format, with the same tokens as its own processor.
+"""Convert conversations to spans in Gemma 3's chat format, with the same tokens as its own processor.
 
-Text between two special tokens is tokenised as one string, and an answer separately, because generation continues a prompt so. Special
-tokens spelled out in a user's text are tokenised as plain text. `messages` are [{"role": "user", "content": "..."}, ...]; `images` is the
-number of images, and `<image>` in a user's text marks the place of one; without marks they come first.
+A span is a run of tokens of one kind. Text between two special tokens is tokenised as one string, and an answer separately, because
+generation continues a prompt so. Special tokens spelled out in a user's text are tokenised as plain text. `messages` are [{"role": "user",
+"content": "..."}, ...]; `images` is the number of images, and `<image>` in a user's text marks the place of one; without marks they come
+first.
 """
 
 import re
@@ -37,7 +38,7 @@ class Chat:
         self.stops = stops(tokenizer)
 
     def text_ids(self, text: str) -> list[int]:
-        """Return the ids of plain text: no BOS is added, and a special token spelled out in it is encoded as plain text."""
+        """Return the ids of plain text. No BOS is added, and a special token spelled out in it is encoded as plain text."""
         self.tokenizer.encode_special_tokens = True  # lost when a tokenizer travels to another process
         return self.tokenizer.encode(text, add_special_tokens=False).ids
 

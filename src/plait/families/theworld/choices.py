@@ -1,4 +1,4 @@
-"""Parse answers to multiple choice, as BLINK asks it: which letter an answer chooses, by its letter or by the text of the option.
+"""Parse answers to multiple choice, as BLINK asks it. An answer chooses a letter by the letter itself or by the text of the option.
 
 Where no answer is stated, a long text chooses by the rules of VLMEvalKit's `can_infer` (Duan et al. 2024, arXiv:2407.11691): the only
 letter of an option in it, near its end; else the only option whose text is in it, if it is not over twice as long as all options.
@@ -24,7 +24,7 @@ def letter(gold: str) -> str | None:
 
 
 def options(question: str) -> dict[str, str]:
-    """Return the options that a question lists as "(A) cat" or "A. cat": {letter: text}; {} unless the letters run on from A."""
+    """Return the options that a question lists as "(A) cat" or "A. cat", {letter: text}. {} unless the letters run on from A."""
     marks = list(_OPTION.finditer(question))
     ends = [*(mark.start() for mark in marks[1:]), len(question)][: len(marks)]
     listed = {mark[1] or mark[2]: question[mark.end() : end].splitlines() for mark, end in zip(marks, ends, strict=True)}
@@ -33,7 +33,7 @@ def options(question: str) -> dict[str, str]:
 
 
 def right_letter(gold: str, listed: Mapping[str, str]) -> str | None:
-    """Return the letter of the option that is right: `gold` is that letter, states it, or is the text of one option; else None."""
+    """Return the letter of the option that is right, else None. `gold` is that letter, states it, or is the text of one option."""
     wanted = letter(gold)
     return wanted if wanted in listed else _stated(_ANSWER, gold, listed) or _of_text(gold, listed)
 

@@ -42,7 +42,10 @@ class WorldEncoderConfig(Section):
 
     @property
     def frames(self) -> int:
-        """Return the number of frames of a clip that the world encoder takes: the first, and four for each of `steps` latent frames."""
+        """Return the number of frames of a clip that the world encoder takes.
+
+        It is 1 + 4 * `steps`: the first, and four for each latent frame.
+        """
         return 1 + FRAMES_PER_STEP * self.steps
 
     @model_validator(mode="after")

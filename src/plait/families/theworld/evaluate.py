@@ -190,7 +190,7 @@ def _prompt(samples: Sequence[Sample], i: int, inputs: Inputs, way: str) -> Exam
 
 
 def _sample_of_another_image(samples: Sequence[Sample], i: int, bench: str) -> Sample | None:
-    """Return a sample far from `i` in the list with a different image, always the same one; None for a sample without images."""
+    """Return a sample far from `i` in the list with a different image, always the same one. None for a sample without images."""
     if not samples[i]["images"]:
         return None
     distances = range(len(samples) // 2, len(samples) // 2 + len(samples))

@@ -29,7 +29,7 @@ Sample = dict[str, Any]
 
 @dataclass(frozen=True)
 class Example:
-    """One encoded sample: row; uint8 images: `pixels` (n, 3, S, S) for the vision tower, `frames` (F, 3, W, W) for the world encoder."""
+    """One encoded sample. `row`; uint8 images: `pixels` (n, 3, S, S) for the vision tower, `frames` (F, 3, W, W) for the world encoder."""
 
     row: Row
     pixels: Tensor
@@ -179,7 +179,7 @@ def inspect(inputs: Inputs, sample: Sample, example: Example) -> dict[str, Any]:
 
 
 def _labels(encoder: str, pictures: Tensor, noun: str) -> list[str]:
-    """Return what each picture (n, 3, S, S) is: ["SigLIP, 896 px"], or where there are several ["SigLIP, 896 px, picture 1 of 2", ...]."""
+    """Return what each picture (n, 3, S, S) is: ["SigLIP, 896 px"]. Where there are several: ["SigLIP, 896 px, picture 1 of 2", ...]."""
     count, label = len(pictures), f"{encoder}, {pictures.shape[-1]} px"
     return [label] if count == 1 else [f"{label}, {noun} {number} of {count}" for number in range(1, count + 1)]
 

@@ -1,4 +1,4 @@
-"""The limits of the model's input: the length of a sequence, the size of an image, and which components learn from images only."""
+"""The limits of the model's input: length of a sequence, size of an image, and components that learn from images only."""
 
 from plait.families.limits import Limits, language_positions
 from plait.families.theworld import towers

@@ -1,4 +1,4 @@
-"""The model: Gemma 3 with a world encoder (of a video VAE), whose tokens (the world block) join those of images and text in a sequence.
+"""Gemma 3 with a world encoder (of a video VAE), whose tokens join those of images and text in a sequence. They are the world block.
 
 Gemma and the encoder are transformers' and diffusers' own classes. A row without a world block is computed exactly as Gemma computes it. A
 batch is what `Inputs.collate` returns: ids, kinds, labels, attention_mask, token_types, positions (B, L), pixels, frames, frame_counts.

@@ -1,4 +1,4 @@
-"""Judge a free text by the short answer that it gives, at the places where published evaluators look for one; not by any substring.
+"""Score a free text by its short answer, where published evaluators look for one, not by any substring.
 
 Those are: what follows "the answer is" or "Answer:" (MathVista, Lu et al. 2023, arXiv:2310.02255), else a yes or no that the text begins
 with (MME, Fu et al. 2023, arXiv:2306.13394), its first sentence (POPE, Li et al. 2023, arXiv:2305.10355), and of its last line what

@@ -1,4 +1,4 @@
-"""The tiny model, for tests and trials: random weights, and a tokenizer trained on the run's own texts and saved with the run."""
+"""The tiny model for tests and trials: random weights, and a tokenizer trained on the run's own texts and saved with it."""
 
 import tempfile
 from collections.abc import Iterable

@@ -128,7 +128,7 @@ def _public(sizes: dict[str, Any]) -> dict[str, Any]:
 
 
 def subfolder(world: WorldEncoderConfig) -> str | None:
-    """Return "vae", the folder of a pipeline that holds its VAE, or None if `world.source` is a local directory of a VAE alone."""
+    """Return "vae", the folder of a pipeline with its VAE. None if `world.source` is a local directory of a VAE alone."""
     return None if (Path(world.source) / "config.json").is_file() else "vae"
 
 

@@ -18,7 +18,7 @@ from plait.nn.connectors import Connector, match_rms
 
 
 def group_side(world: WorldEncoderConfig) -> int:
-    """Return how many latent cells a token spans along one side: the least that divides h with N <= `max_tokens`; 1 for "spatial"."""
+    """Return how many latent cells a token spans along one side. It is the least that divides h with N <= `max_tokens`; 1 for "spatial"."""
     side = world.image_size // LATENT_STRIDE
     if world.tokens == "spatial":
         return 1
@@ -38,7 +38,7 @@ def features_per_token(world: WorldEncoderConfig, channels: int) -> int:
 
 
 def latents_to_tokens(latents_BCThw: Tensor, world: WorldEncoderConfig) -> Tensor:
-    """Split latents (B, C, T, h, h) into tokens (B, T, N, E): groups of cells, their means, cells or channels, by `world.tokens`."""
+    """Split latents (B, C, T, h, h) into tokens (B, T, N, E). By `world.tokens` those are groups of cells, means, cells or channels."""
     latents_BTChw = latents_BCThw.transpose(1, 2)
     if world.tokens == "channel":
         return latents_BTChw.flatten(3)

@@ -50,7 +50,10 @@ def _diagram_questions(files: DatasetFiles, diagram: dict[str, Any]) -> list[Row
 
 
 def android_control(split: str) -> Opener:
-    """Return the opener of a split of AndroidControl, which reads TFRecord files `android_control-*`, and episode ids in `splits.json`."""
+    """Return the opener of a split of AndroidControl, which reads TFRecord files `android_control-*`, and episode ids in `splits.json`.
+
+    The opener raises Absent if there are no such files.
+    """
 
     def opened(files: DatasetFiles) -> Rows:
         (splits,) = files.find("splits.json")

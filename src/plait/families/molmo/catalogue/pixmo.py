@@ -110,7 +110,7 @@ def _whole(hub: str, **settings: Any) -> dict[str, Opener]:
 
 def _spec(hub: str, splits: dict[str, Opener], convert: Converter, rule: str | None = None, *, held_out: bool = False) -> Spec:
     get = f"the parquet files of allenai/{hub} and its images, downloaded and named by the sha256 of their addresses"
-    return Spec(hub, splits, convert, get, rule, _downloaded, "image_url", held_out, by_url=True)
+    return Spec(hub, splits, convert, get, rule=rule, picture=_downloaded, group="image_url", held_out=held_out, by_url=True)
 
 
 def _docs(kind: str) -> Spec:

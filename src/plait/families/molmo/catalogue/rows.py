@@ -48,7 +48,7 @@ class RowList:
 
     @classmethod
     def of_files(cls, rows: list[Row], files: Sequence[Path]) -> "RowList":
-        """Wrap rows that were read from `files`; the digest is a hash of the files' names and sizes, and the number of rows."""
+        """Wrap rows that were read from `files`. The digest is a hash of the files' names and sizes, and the number of rows."""
         sizes = [[file.name, file.stat().st_size] for file in files]
         return cls(rows, xxhash.xxh3_64(json.dumps([sizes, len(rows)]).encode()).hexdigest())
 
@@ -132,7 +132,7 @@ class DatasetFiles:
         return self.folder / "images", self.root / PIXMO_IMAGES
 
     def image_of_url(self, url: str) -> Path:
-        """Return the path of the downloaded image of a PixMo URL: the file named by the URL's sha256, with or without an ending.
+        """Return the path of the downloaded image of a PixMo URL. The file is named by the URL's sha256, with or without an ending.
 
         Raises BadSample if there is none.
         """

@@ -1,4 +1,4 @@
-"""The rules of MMMU (Yue et al. 2023) and MathVista (Lu et al. 2023) for extracting an answer from free text, without a model.
+"""Extract an answer from free text, without a model, by the rules of MMMU and MathVista. Yue et al. (2023) and Lu et al. (2023).
 
 If no answer can be extracted, the published rules choose an option at random; here the answer counts as wrong.
 """
@@ -33,7 +33,10 @@ def mmmu_choice(answer: str, options: Sequence[str]) -> int | None:
 
 
 def mmmu_open(answer: str, golds: Sequence[str]) -> float:
-    """Return 1.0 if a conclusion of the answer (text after words such as "so" or "is") contains a text or number of `golds`, else 0.0."""
+    """Return 1.0 if a conclusion of the answer contains a text or number of `golds`, else 0.0.
+
+    It is the text after words such as "so" or "is".
+    """
     targets = {value for gold in golds for value in _normal(gold)}
     values = {
         value for part in _conclusions(answer) for value in (*_normal(part), *(n for text in _NUMBERS.findall(part) for n in _normal(text)))

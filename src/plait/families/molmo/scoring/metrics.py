@@ -42,7 +42,7 @@ def vqa_normalise(text: str) -> str:
 
 
 def vqa_score(answer: str, golds: Sequence[str]) -> float:
-    """Return min(n / 3, 1), with n of the `golds`, one per person, equal to the answer after `vqa_normalise` (Antol et al. 2015)."""
+    """Return min(n / 3, 1) with n of the `golds` equal to the answer after `vqa_normalise`. `golds`: one per person (Antol et al. 2015)."""
     normalised = vqa_normalise(answer)
     return min(sum(vqa_normalise(gold) == normalised for gold in golds) / 3, 1.0)
 
@@ -102,7 +102,7 @@ def number(text: str) -> float | None:
 
 
 def relaxed_accuracy(answer: str, golds: Sequence[str], tolerance: float = 0.05) -> float:
-    """Return 1 for a number within `tolerance` (0.05: 5 %) of one of `golds`, or an equal text, else 0 (ChartQA, Masry et al. 2022)."""
+    """Return 1 for a number within `tolerance` of one of `golds`, or an equal text, else 0. 0.05 is 5 % (ChartQA, Masry et al. 2022)."""
     return max((_relaxed(answer, gold, tolerance) for gold in golds), default=0.0)
 
 
