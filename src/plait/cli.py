@@ -8,10 +8,11 @@ import sys
 from collections.abc import Sequence
 
 from plait.commands import command_line
+from plait.commands.path_faults import path_fault
 from plait.config import plugins, secrets
 from plait.engine.monitoring import reporter
 from plait.engine.monitoring.signals import INTERRUPTED
-from plait.errors import PlaitError, path_fault, printable
+from plait.errors import PlaitError, printable
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,6 +1,5 @@
 """The errors that plait raises on purpose. Any other exception that reaches the user is a defect of plait, and keeps its traceback."""
 
-import errno
 import re
 import shlex
 import traceback
@@ -12,21 +11,6 @@ _NAMES_SHOWN = 5
 _REASON_LENGTH = 1000  # characters
 _OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
 
-_PATH_FAULTS = {
-    errno.EEXIST: "is in the way: it is no folder",
-    errno.ENOTDIR: "is, or lies below, what is no folder",
-    errno.EISDIR: "is a folder, where a file was to be",
-    errno.ENOENT: "cannot be made or read: there is no such place",
-    errno.EACCES: "may not be read or written by this user",
-    errno.EPERM: "may not be changed by this user",
-    errno.EROFS: "lies on a disk that is read only",
-    errno.ELOOP: "is a link that leads to itself",
-    errno.ENOSPC: "has no room: the disk is full",
-    errno.EDQUOT: "has no room: the quota is used up",
-    errno.EIO: "cannot be read or written: the disk fails",
-}
-"""What is told of a path by the number of its error: a mistake of the user or a failing disk, not a defect of plait."""
-
 
 def printable(text: str) -> str:
     r"""Return the text with control and bidi characters, which a terminal or browser would act on, as escapes such as \x1b."""
@@ -36,17 +20,6 @@ def printable(text: str) -> str:
 def command(*words: object) -> str:
     """Return `plait WORDS` as it is typed in a shell. A word with blanks or other characters that a shell reads is quoted."""
     return shlex.join(["plait", *map(str, words)])
-
-
-def path_fault(error: OSError) -> str | None:
-    """Return one line about the path of an OSError that the user can mend; None for any other error."""
-    path = str(error.filename or "")
-    if error.errno == errno.ENAMETOOLONG:
-        name = max(path.split("/"), key=len)
-        return f"the name {name[:40]}... is too long for this disk: {len(name)} characters"
-    if not path or error.errno not in _PATH_FAULTS:
-        return None
-    return f"{path} {_PATH_FAULTS[error.errno]}: give another path, or mend this one"
 
 
 class PlaitError(Exception):
@@ -107,6 +80,6 @@ class Stopped(PlaitError):
 
 
 def first_names(names: Sequence[str]) -> str:
-    """Join the first five names, as "a, b, c, d, e and 2 more", for messages about many parameters; "none" for no name."""
+    """Join the first five names for messages about many parameters: "a, b, c, d, e and 2 more". "none" for no name."""
     shown = ", ".join(names[:_NAMES_SHOWN]) or "none"
     return shown if len(names) <= _NAMES_SHOWN else f"{shown} and {len(names) - _NAMES_SHOWN} more"

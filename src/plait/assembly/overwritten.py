@@ -1,4 +1,4 @@
-"""Find the pretrained parts of a model whose weights a start overwrites, all of them, so that they need not be downloaded and read."""
+"""Find the pretrained parts of a model whose weights a start overwrites, all of them. They need not be downloaded and read."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -28,7 +28,7 @@ class Report:
 
 
 def make_report(step: int, values: Mapping[str, float], ids: Sequence[str], *, model: nn.Module, ranks: Ranks, run: Path) -> Report:
-    """Return a report of step `step` of the run, which is not finite, from the findings of all ranks; all of them call this.
+    """Return a report of step `step` of the run, which is not finite, from the findings of all ranks. All of them call this.
 
     `values`: its losses and gradient norm by name. `ids`: this rank's samples, as source:index@epoch. `run`: the run directory.
     Also written to RUN/non-finite/step-N.json, with rank 0's statistics of every module.
