@@ -219,7 +219,7 @@ def test_config_refuses_an_unknown_mixture_in_one_line(say) -> None:
 
 
 def test_a_defect_keeps_its_traceback(monkeypatch) -> None:
-    monkeypatch.setattr(cli, "parse", lambda *_: 1 / 0)
+    monkeypatch.setattr(command_line, "parse", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         cli.main(["config", "good.yaml"])
 
