@@ -49,19 +49,43 @@ def name_of(path):
 MODULES = {name_of(path): path for path in FILES}
 
 
-def imported(node):
-    """The plait modules that one import statement names."""
+def imported(node, package):
+    """The plait modules that one import statement, or call of import_module with a name as it stands, names in a file of `package`."""
     if isinstance(node, ast.Import):
         return {alias.name for alias in node.names if alias.name in MODULES}
-    if not isinstance(node, ast.ImportFrom) or not node.module or node.level:
+    if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] == "import_module":
+        return {part.value for part in node.args if isinstance(part, ast.Constant)} & MODULES.keys()
+    if not isinstance(node, ast.ImportFrom):
         return set()
-    inner = {f"{node.module}.{alias.name}" for alias in node.names} & MODULES.keys()
-    return inner or ({node.module} & MODULES.keys())
+    above = ".".join(package.split(".")[: len(package.split(".")) - node.level + 1]) if node.level else ""
+    module = ".".join(filter(None, [above, node.module]))
+    inner = {f"{module}.{alias.name}" for alias in node.names} & MODULES.keys()
+    return inner or ({module} & MODULES.keys())
 
 
 @functools.cache
 def imports(path):
-    return set().union(*(imported(node) for node in ast.walk(tree(path)) if isinstance(node, ast.Import | ast.ImportFrom)))
+    package = name_of(path) if path.name == "__init__.py" else name_of(path).rpartition(".")[0]
+    return set().union(*(imported(node, package) for node in ast.walk(tree(path))))
+
+
+@pytest.mark.parametrize(
+    ("line", "modules"),
+    [
+        ("import plait.files", {"plait.files"}),
+        ("from plait.engine import loop, state", {"plait.engine.loop", "plait.engine.state"}),
+        ("from plait.engine.loop import Loop", {"plait.engine.loop"}),
+        ("from . import loop", {"plait.engine.loop"}),
+        ("from .loop import Loop", {"plait.engine.loop"}),
+        ("from .. import files", {"plait.files"}),
+        ("from ..data.order import Order", {"plait.data.order"}),
+        ("importlib.import_module('plait.data.order')", {"plait.data.order"}),
+        ("import_module('plait.data.order')", {"plait.data.order"}),
+        ("import torch", set()),
+    ],
+)
+def test_every_way_to_import_is_counted(line, modules):
+    assert set().union(*(imported(node, "plait.engine") for node in ast.walk(ast.parse(line)))) == modules
 
 
 def room(module):

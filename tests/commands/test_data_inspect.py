@@ -59,8 +59,7 @@ class Inputs:
 
 
 class Loss:
-    counts = ()
-    amounts = ()
+    counts = amounts = may_idle = ()
 
     def __init__(self, section):
         self.coefficients = {"text": 1.0}
@@ -83,7 +82,8 @@ class Settings(ModelSection):
 
 @pytest.fixture
 def family(monkeypatch):
-    made = SimpleNamespace(Config=Settings, Inputs=Inputs, Loss=Loss, inspect=shown, legend="Learnt: the words on colour.", prepared=[])
+    legend = "Learnt: the words on colour."
+    made = SimpleNamespace(name="fake", Config=Settings, Inputs=Inputs, Loss=Loss, inspect=shown, legend=legend, prepared=[])
     made.limits = lambda section: Limits(100, 20, {"eye": ["images"], "film": ["frames"]})
 
     def prepare(section, directory, texts):

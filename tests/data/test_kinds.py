@@ -95,7 +95,8 @@ def test_a_kind_that_opens_something_else_than_a_source_is_refused(recipe):
 
 
 def test_a_kind_that_ships_cannot_be_replaced(recipe):
-    assert KINDS["scenes"].name == "scenes"
+    with pytest.raises(PlaitError, match=r"^source 'scenes' is offered by plait itself and by poems-for-plait 1\.0: remove that package"):
+        KINDS["scenes"]
     assert list(KINDS)[: len(SHIPPED)] == list(SHIPPED)
 
 

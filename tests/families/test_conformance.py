@@ -1,5 +1,7 @@
 """What every family must hold to, whatever it is: the contract of docs, run on a tiny model of each. A new family adds one entry here."""
 
+import importlib
+
 import pytest
 import torch
 import yaml
@@ -19,7 +21,7 @@ from plait.engine.loop import total_loss_weights
 from plait.engine.parallel import distributed
 from plait.engine.parallel.distributed import Ranks
 from plait.engine.state import State
-from plait.families import registry
+from plait.families import members, registry, returned
 from plait.keys import key
 from tests import processes
 from tests.engine.toy import make_loop
@@ -86,6 +88,28 @@ def test_components_are_disjoint_and_cover_the_model(case):
     assert set(listed) == {id(value) for value in case.model.parameters()}
     names = dict(case.model.named_parameters())
     assert all(names[name] is value for part in case.components.values() for name, value in part.items())
+
+
+def test_the_family_passes_the_checks_of_families_from_elsewhere(case, tmp_path):
+    name = case.family.name
+    members.check(name, importlib.import_module(f"plait.families.{name}.family"))
+    checked, section = returned.checked(case.family), case.parts.section
+    model = checked.build(section, case.parts.assets, seed=1)
+    components = checked.components(model)
+    assert len(checked.blocks(model)) > 1
+    known = {*components, *section.absent()}
+    assert {*checked.never_trained, *checked.Loss(section).may_idle} <= known
+    assert checked.limits(section) == case.family.limits(section)
+    assert len(checked.monitors(section)) == len(case.family.monitors(section))
+    inputs = checked.Inputs(section, case.parts.assets, max_tokens=None, pad="longest", train=True)
+    sample = open_data(case.config, case.config.data.train, "train")[0][0]
+    assert checked.inspect(inputs, sample, inputs.encode(sample, 1))["images"]
+    benches = returned.checked_benches(name, importlib.import_module(f"plait.families.{name}.evaluate"))
+    assert benches.keys() == registry.benches(name).keys()
+    if section.layouts:
+        members.check_publisher(name, registry.publisher(name), section.layouts)
+    if registry.has_datasets(name):
+        members.check_catalogue(name, registry.datasets(name))
 
 
 def test_blocks_are_modules_of_the_model(case):

@@ -61,6 +61,7 @@ def install(here, monkeypatch):
             (site / f"mumble/{name}.py").write_text(text)
         monkeypatch.syspath_prepend(str(site))
         registry.packages.cache_clear()
+        return site
 
     yield install
     for name in [name for name in sys.modules if name.partition(".")[0] == "mumble"]:

@@ -14,8 +14,8 @@ from plait.assembly.data import open_validation
 from plait.assembly.overlap import HeldOutContent, Overlap, content_of, contents
 from plait.config.schema import RunConfig
 from plait.data import image_files
-from plait.data.loading.micro_batch import Inputs
-from plait.data.sources.contract import Sample, Source
+from plait.data.loading.micro_batch import Inputs, collated
+from plait.data.sources.contract import Sample, Source, read
 from plait.engine.monitoring import screen
 from plait.engine.parallel.distributed import Ranks
 from plait.errors import BadSample, PlaitError, sample_errors
@@ -195,7 +195,7 @@ def _look_at(found: SourceLook, index: int, inputs: Inputs, sample_key: int) -> 
     found.read += 1
     try:
         with sample_errors:
-            sample = found.source.draw(index, sample_key)
+            sample = read(found.source, index, sample_key)
             answers = _answers(sample)
             found.without_text += not answers
             found.sizes += [image_files.size(image) for image in sample["images"]]
@@ -205,7 +205,7 @@ def _look_at(found: SourceLook, index: int, inputs: Inputs, sample_key: int) -> 
         return
     found.holding["text"] += bool(answers)
     found.empty += bool(answers) and not any(answer.strip() for answer in answers)
-    found.cut += bool(sum(inputs.collate([example]).get("cut", ())))
+    found.cut += bool(sum(collated(inputs, [example]).get("cut", ())))
     if found.overlap is not None and not found.source.stored:
         found.overlap.add(content_of(sample))
     needs = dict.fromkeys([("images",), ("frames",), *map(tuple, found.limits.needs.values())])

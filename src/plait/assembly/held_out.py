@@ -13,7 +13,7 @@ from plait.assembly.model import ModelBundle
 from plait.config.schema import Evaluate, RunConfig, SourceEntry
 from plait.data.loading.loader import Loader
 from plait.data.order import SampleId, permute
-from plait.data.sources.contract import Source
+from plait.data.sources.contract import Source, read
 from plait.engine import evaluation
 from plait.engine.evaluation import Bench, HeldOut
 from plait.engine.parallel.distributed import Ranks
@@ -89,7 +89,7 @@ class ChosenSamples:
         return len(self.ids)
 
     def __getitem__(self, position: int) -> Any:
-        return self.opened[self.ids[position].source][self.ids[position].index]
+        return read(self.opened[self.ids[position].source], self.ids[position].index)
 
     def name(self, position: int) -> str:
         """Return a name for the sample at `position`, such as "coco[17]", without reading it."""

@@ -1,7 +1,8 @@
 """Build a configuration's model, with its inputs and weight hashes. A family is a kind of model: its code and configuration."""
 
+import functools
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -16,12 +17,14 @@ from plait.assembly import checkpoint_specs, hub_start, overwritten
 from plait.assembly.data import open_training
 from plait.config.schema import RunConfig
 from plait.data.order import permute
+from plait.data.sources.contract import read
 from plait.engine.checkpoints.folders import copy_folder
+from plait.engine.loss import Loss
 from plait.engine.parallel.distributed import Ranks
 from plait.engine.parallel.sharding import Sharding
 from plait.errors import BadSample, sample_errors
 from plait.families import registry
-from plait.families.contract import Family, Inputs
+from plait.families.contract import Family, Inputs, require_known
 from plait.families.limits import check_max_tokens
 from plait.keys import key
 
@@ -45,6 +48,29 @@ class ModelBundle:
     """Hash (xxh3) of every parameter as built, by name, to check that frozen weights are the same when a run is resumed."""
     sharding: Sharding | None
     """How the model is divided over ranks; None on one rank."""
+
+    @functools.cached_property
+    def component_names(self) -> Mapping[str, tuple[str, ...]]:
+        """The names of the model's parameters by component; the family is asked once. Raises PlaitError for a wrong `never_trained`."""
+        names = {component: tuple(part) for component, part in self.family.components(self.model).items()}
+        require_known(self.family.name, "never_trained", self.family.never_trained, [*names, *self.section.absent()])
+        return names
+
+    @functools.cached_property
+    def blocks(self) -> Sequence[nn.Module]:
+        """The modules that are sharded, recomputed and compiled one by one; the family is asked once."""
+        return self.family.blocks(self.model)
+
+    def components(self) -> dict[str, dict[str, nn.Parameter]]:
+        """Return {component: {name: parameter}} of the model as it is now (sharding replaces the parameters)."""
+        parameters = dict(self.model.named_parameters())
+        return {component: {name: parameters[name] for name in names} for component, names in self.component_names.items()}
+
+    def loss(self) -> Loss:
+        """Return a new loss of the family. Raises PlaitError where its `may_idle` names what is no component."""
+        loss = self.family.Loss(self.section)
+        require_known(self.family.name, "may_idle of its Loss", loss.may_idle, [*self.component_names, *self.section.absent()])
+        return loss
 
     def inputs(self, config: RunConfig, *, train: bool, pad: str | None = None) -> Inputs:
         """Return the family's object that encodes and collates samples; with `train` it augments them.
@@ -114,7 +140,7 @@ def _texts(config: RunConfig) -> Iterator[str]:
         for i in range(count):
             try:
                 with sample_errors:
-                    sample = source[int(permute(i, len(source), config.seed, "texts"))]
+                    sample = read(source, int(permute(i, len(source), config.seed, "texts")))
             except BadSample as error:
                 bad.append(str(error))
                 continue

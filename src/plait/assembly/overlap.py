@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import xxhash
 
-from plait.data.sources.contract import Sample, Source
+from plait.data.sources.contract import Sample, Source, read
 from plait.errors import BadSample, sample_errors
 
 _SAMPLES = 2048  # of all sources of one side together
@@ -87,7 +87,7 @@ def contents(source: Source, indices: Sequence[int]) -> Iterator[Content]:
     for index in shuffled:
         try:
             with sample_errors:
-                sample = source[index]
+                sample = read(source, index)
         except BadSample:
             continue
         content = content_of(sample)

@@ -5,14 +5,31 @@ errors appear at once; its `run` imports what it needs.
 """
 
 import argparse
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 Arguments = argparse.Namespace
 """Parsed arguments by name. Besides a verb's own: `overrides` (its `name=value` settings, in order), `words` (positional arguments of a
 launch script), `typed` (the command line as it was typed) and `parsers` (of every verb, by the tuple of its words)."""
 
 Parser = argparse.ArgumentParser
+
+
+class HelpFormatter(argparse.HelpFormatter):
+    """argparse's formatter of help, to which a % that begins no `%(name)s` is only a %."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        """Return an action's help with such a % doubled, as argparse wants it."""
+        return re.sub(r"%([%(]?)", lambda found: found[0] if found[1] else "%%", action.help or "")
+
+    def _expand_help(self, action: argparse.Action) -> str:
+        """Return an action's help with `%(default)s` and the like filled in; as it is written where it has a name that there is not."""
+        try:
+            return super()._expand_help(action)
+        except (KeyError, TypeError, ValueError):
+            return action.help or ""
 
 
 def actions(parser: Parser) -> list[argparse.Action]:
@@ -44,3 +61,8 @@ class Command:
     settings_need: str | None = None
     scripts: bool = False
     repeats: bool = False
+
+    @property
+    def texts(self) -> dict[str, Any]:
+        """Return the texts of its argparse parser, by argument. In `help`, the line in the list of verbs, each % is doubled for argparse."""
+        return {"help": self.help.replace("%", "%%"), "description": self.help, "epilog": self.settings}

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from plait import __version__
 from plait.commands import verbs
-from plait.commands.command import Arguments, Command, actions
+from plait.commands.command import Arguments, Command, HelpFormatter, actions
 from plait.config import secrets
 from plait.config.dialects import table as dialects
 from plait.engine.monitoring import reporter
@@ -21,6 +21,9 @@ from plait.errors import PlaitError
 
 class Parser(argparse.ArgumentParser):
     """An argparse parser that raises PlaitError, one line, instead of printing the usage and exiting."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **{"formatter_class": HelpFormatter, **options})
 
     def error(self, message: str) -> NoReturn:
         """Raise PlaitError with `message`; of an unknown choice it names the nearest known one, or all of them."""
@@ -120,7 +123,7 @@ def build_parsers() -> tuple[Parser, dict[tuple[str, ...], Parser]]:
             made = verb.add_parser(group[0], help=verbs.GROUPS.get(group[0], ""))
             groups[group[0]] = made.add_subparsers(metavar="WHAT", required=True)
         place = groups[group[0]] if group else verb
-        own = place.add_parser(name, help=command.help, description=command.help, epilog=command.settings, allow_abbrev=False)
+        own = place.add_parser(name, **command.texts, allow_abbrev=False)
         command.declare(own)
         own.set_defaults(command=command)
         parsers[command.words] = own

@@ -7,12 +7,12 @@ files of all verbs, none of which imports torch.
 import importlib
 import pkgutil
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from importlib.metadata import EntryPoint
 from types import ModuleType
 
 from plait import commands
-from plait.commands.command import CALLS, Command, Parser
+from plait.commands.command import CALLS, Command, HelpFormatter, Parser
 from plait.config import plugins
 from plait.errors import PlaitError
 
@@ -34,11 +34,14 @@ def shipped() -> list[Command]:
 def every() -> list[Command]:
     """Return all verbs, those of other packages last. Raises PlaitError for one of another package that cannot be loaded or added."""
     verbs = shipped()
+    owners = ["plait itself"] * len(verbs)
     for entry in plugins.offered(GROUP):
         for command in _commands(entry):
-            if taken := _taken(command.words, (verb.words for verb in verbs)):
-                raise plugins.fault(entry, f"cannot be added: {taken}")
+            for verb, owner in zip(verbs, owners, strict=True):
+                if taken := _taken(command.words, verb.words):
+                    raise plugins.fault(entry, f"cannot be added: {taken}, of {owner}")
             verbs.append(command)
+            owners.append(plugins.package_of(entry))
     return verbs
 
 
@@ -61,9 +64,9 @@ def _word_faults(command: Command) -> Iterator[str]:
 
 def _parser_faults(command: Command) -> Iterator[str]:
     """Declare the verb's arguments to a parser that is thrown away, and format all its help."""
-    parser = Parser(prog="plait", add_help=True)
+    parser = Parser(prog="plait", formatter_class=HelpFormatter)
     try:
-        own = parser.add_subparsers().add_parser(command.words[-1], help=command.help, description=command.help, epilog=command.settings)
+        own = parser.add_subparsers().add_parser(command.words[-1], formatter_class=HelpFormatter, **command.texts)
         command.declare(own)
         own.format_help()
         parser.format_help()
@@ -73,13 +76,12 @@ def _parser_faults(command: Command) -> Iterator[str]:
         yield f"its arguments and help cannot be declared: {plugins.one_line(error)}"
 
 
-def _taken(words: tuple[str, ...], others: Iterable[tuple[str, ...]]) -> str | None:
-    """Return why `words` cannot be added to the verbs of the words `others`, or None."""
-    for other in others:
-        if words == other:
-            return f"there is `plait {' '.join(words)}` already"
-        if words == other[:1]:
-            return f"`plait {words[0]}` is a group of verbs, such as `plait {' '.join(other)}`"
-        if words[:1] == other:
-            return f"`plait {other[0]}` is a verb, so there is no `plait {' '.join(words)}`"
+def _taken(words: tuple[str, ...], other: tuple[str, ...]) -> str | None:
+    """Return why `words` cannot be added to the verb of the words `other`, or None."""
+    if words == other:
+        return f"there is `plait {' '.join(words)}` already"
+    if words == other[:1]:
+        return f"`plait {words[0]}` is a group of verbs, such as `plait {' '.join(other)}`"
+    if words[:1] == other:
+        return f"`plait {other[0]}` is a verb, so there is no `plait {' '.join(words)}`"
     return None

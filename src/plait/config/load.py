@@ -225,7 +225,7 @@ def _validated(
 def _refused(view: RunConfig, section: type[ModelSection] | None) -> Iterator[tuple[tuple[str, ...], str]]:
     """Yield a conflict for each setting that the family cannot train with: `Config.refused`, {path of a setting: {value: reason}}."""
     for path, values in section.refused.items() if section is not None else ():
-        value: Any = functools.reduce(getattr, path, view)
+        value: Any = functools.reduce(lambda above, name: None if above is None else getattr(above, name), path, view)
         if value in values:
             yield path, f"is {value!r}, which family {view.family} refuses: {values[value]}"
 

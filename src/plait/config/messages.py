@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from plait.config.nodes import COMMAND_LINE, Node, deepest_node, dotted
-from plait.config.schema import LENGTH
+from plait.config.schema import LENGTH, ModelSection, RunConfig
 from plait.errors import PlaitError
 
 _WORDS = {
@@ -36,6 +36,11 @@ _WORDS = {
     "finite_number": "a finite number",
 }
 _SHOWN_CHARACTERS = 60
+
+
+def one_line(text: str) -> str:
+    """Return a text of several lines as one, such as the message of another package's error."""
+    return "; ".join(line.strip() for line in text.splitlines() if line.strip())
 
 
 @dataclass(frozen=True)
@@ -101,7 +106,7 @@ def _problem(
         known = choices.get(str(path[-1])) or [word for kind in types_at(root, path[len(above) :]) for word in typing.get_args(kind)]
         return problem_at(tree, path, "is missing" + (f": one of {', '.join(map(str, known))}" if known else ""))
     if first["type"] in ("value_error", "assertion_error"):
-        text = str(first["ctx"]["error"])
+        text = one_line(str(first["ctx"]["error"]))
         node, depth = deepest_node(tree, path)
         return Problem(node, f"{node.location}: " + (text if text.startswith(_name(node, path, depth)) else f"{dotted(path)}: {text}"))
     if first["type"] == "list_type" and isinstance(first["input"], dict) and deepest_node(tree, path)[0].file == COMMAND_LINE:
@@ -148,7 +153,7 @@ def unknown_key(tree: Node, path: Sequence[str | int], known: Sequence[str], els
 
 
 def _shorter(message: str) -> str:
-    return message.replace("String should match pattern", "text that matches").replace("Input should be ", "", 1)
+    return one_line(message).replace("String should match pattern", "text that matches").replace("Input should be ", "", 1)
 
 
 def format_value(value: Any) -> str:
@@ -185,6 +190,34 @@ def all_keys(root: type[BaseModel], above: tuple[str, ...] = ()) -> list[str]:
             if isinstance(kind, type) and issubclass(kind, BaseModel):
                 keys += all_keys(kind, (*above, name))
     return keys
+
+
+def section_faults(section: type[ModelSection]) -> list[str]:
+    """Return what is wrong with a family's `model:` section: variants without a function, refusals of settings or values there are not."""
+    if section.variants and section.variant is ModelSection.variant:
+        return [f"variants names {next(iter(section.variants))!r}, and Config has no variant(name)"]
+    faults = []
+    for path, values in section.refused.items():
+        sections = [[kind for kind in types_at(RunConfig, path[:depth]) if _is_section(kind)] for depth in range(len(path))]
+        known = [[name for kind in kinds for name in kind.model_fields] for kinds in sections]
+        absent = next((depth for depth, names in enumerate(known) if path[depth] not in names), None)
+        kinds = types_at(RunConfig, path)
+        words = [str(word) for kind in kinds if typing.get_origin(kind) is typing.Literal for word in typing.get_args(kind)]
+        void = [value for value in values if value not in words and str not in kinds]
+        if absent is not None:
+            faults.append(f"refused names {dotted(path)}, which is no setting: {_nearest(path[absent], known[absent])}")
+        elif void:
+            faults.append(f"refused names {dotted(path)} = {void[0]!r}, which it never is: {_nearest(void[0], words)}")
+    return faults
+
+
+def _is_section(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, 1)
+    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known) or 'none'}"
 
 
 def _members(kind: Any) -> Iterator[Any]:

@@ -8,17 +8,24 @@ import dataclasses
 import functools
 import inspect
 import sys
-from collections.abc import Mapping, Sequence
+import traceback
+from collections.abc import Collection, Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
+from plait.config import messages
 from plait.errors import PlaitError
 
 GROUPS = {"plait.families": "family", "plait.commands": "verb", "plait.dialects": "dialect", "plait.sources": "source"}
 """The word for what each entry point group adds."""
 
+_SHOWN_CHARACTERS = 60
+HEAVY = "torch"
+"""The package that what is loaded for every command must not import: it takes seconds."""
+IMPORT_LATER = "import it inside the functions that use it"
 Kind = TypeVar("Kind")
 
 
@@ -33,11 +40,19 @@ def _on_path(path: tuple[str, ...]) -> Any:
     return entry_points()
 
 
-def named(group: str, name: str) -> EntryPoint | None:
-    """Return the entry point `name` of a group, such as "plait.families", or None. Raises PlaitError where two packages offer it."""
+def named(group: str, name: str, shipped: Collection[str]) -> EntryPoint | None:
+    """Return the entry point `name` of a group, such as "plait.families", or None. Raises PlaitError where two packages offer it.
+
+    `shipped`: the names that plait itself has.
+    """
     found = [entry for entry in offered(group) if entry.name == name]
+    packages = " and by ".join(map(package_of, found))
+    if found and name in shipped:
+        raise PlaitError(
+            f"{GROUPS[group]} {name!r} is offered by plait itself and by {packages}: remove that package, or rename what it adds"
+        )
     if len(found) > 1:
-        raise PlaitError(f"{GROUPS[group]} {name!r} is offered by {' and by '.join(map(package_of, found))}: remove all but one")
+        raise PlaitError(f"{GROUPS[group]} {name!r} is offered by {packages}: remove all but one")
     return found[0] if found else None
 
 
@@ -52,10 +67,13 @@ def load(entry: EntryPoint, kind: type[Kind], calls: Mapping[str, str] | None = 
     `calls`: for a `kind` that is a dataclass, {field: how plait calls the function in it}; PlaitError is raised for one that has another
     signature, and for other values of a wrong type.
     """
+    before = HEAVY in sys.modules
     try:
         value = entry.load()
     except Exception as error:  # whatever it is, it is that package's code that must be mended
         raise fault(entry, f"cannot be loaded from {entry.value}: {one_line(error)}") from error
+    if HEAVY in sys.modules and not before:
+        raise fault(entry, f"cannot be loaded: {entry.value} imports {HEAVY}, for which every command would wait: {IMPORT_LATER}")
     if not isinstance(value, kind):
         raise fault(entry, f"cannot be loaded: {entry.value} is a {type(value).__name__}, not a {kind.__name__}")
     if calls is not None and (wrong := faults(value, calls)):
@@ -76,6 +94,31 @@ def package_of(entry: EntryPoint) -> str:
 def one_line(error: Exception) -> str:
     """Return an error of another package's code as its type and the first line of its message."""
     return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+
+
+def raised(error: Exception) -> str:
+    """Return an error that another package's code raised while it ran: as `one_line`, and the line of code that raised it."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{one_line(error)} ({Path(frame.filename).name}:{frame.lineno})"
+
+
+def shown(value: Any) -> str:
+    """Return what a value is, for a message. None, a number and a short text are shown as written, of anything else the type."""
+    short = value is None or isinstance(value, int | float) or (isinstance(value, str) and len(value) <= _SHOWN_CHARACTERS)
+    return repr(value) if short else f"a {type(value).__name__}"
+
+
+def json_fault(value: Any, where: str = "") -> str | None:
+    """Return what JSON cannot hold in a value, such as "a Tensor as scores.2", or None."""
+    if value is None or isinstance(value, str | int | float):
+        return None
+    if isinstance(value, dict) and all(isinstance(name, str) for name in value):
+        items: list[tuple[str, Any]] = list(value.items())
+    elif isinstance(value, list | tuple):
+        items = [(str(number), item) for number, item in enumerate(value)]
+    else:
+        return f"a {type(value).__name__} as {where}"
+    return next((text for name, item in items if (text := json_fault(item, f"{where}.{name}".lstrip("."))) is not None), None)
 
 
 def faults(value: Any, calls: Mapping[str, str]) -> list[str]:
@@ -99,7 +142,7 @@ def type_fault(name: str, hint: Any, value: Any) -> str | None:
     try:
         _validator(hint).validate_python(dict(value) if isinstance(value, Mapping) else value, strict=True)
     except ValidationError as error:
-        return f"{name} is {value!r}: {error.errors()[0]['msg'].replace('Input should', 'it should')}"
+        return messages.one_line(f"{name} is {value!r}: {error.errors()[0]['msg'].replace('Input should', 'it should')}")
     return None
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from plait.engine.loop import total_loss_weights
-from plait.engine.loss import Loss, StepBatch
+from plait.engine.loss import Loss, StepBatch, sums_of
 from plait.engine.parallel import distributed
 from plait.engine.parallel.distributed import Ranks
 from plait.engine.precision import autocast
@@ -26,7 +26,7 @@ def held_out_loss(net: nn.Module, loss: Loss, batches: Iterable[StepBatch], rank
         loss_weights = {name: value + of_batch[name] for name, value in loss_weights.items()}
         for micro in batch.micro:
             with autocast(precision, ranks.device):
-                sums = loss.sums(net, distributed.to_device(micro.batch, ranks.device))
+                sums = sums_of(loss, net, distributed.to_device(micro.batch, ranks.device))
             for name, numerator in sums.items():
                 numerators[name] += 0.0 if micro.padding else float(numerator)
     distributed.reshard(net)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from plait.config.schema import RunConfig
 from plait.engine import guards, micro_batch, nonfinite, nonfinite_report, optim, schedule, source_shares
-from plait.engine.loss import Batch, Loss, MicroBatch, StepBatch
+from plait.engine.loss import Batch, Loss, MicroBatch, StepBatch, sums_of, weights_of
 from plait.engine.parallel import distributed
 from plait.engine.parallel.distributed import Ranks
 from plait.engine.precision import Scaler, autocast
@@ -189,7 +189,7 @@ class Loop:
                 with micro_batch.guarded(self.ranks, meet=last, collective=sharded):
                     counting = contextlib.nullcontext() if micro.padding else self.meter.forward(inputs)
                     with counting, autocast(self.config.train.precision, self.ranks.device):
-                        sums = self.loss.sums(net, inputs)
+                        sums = sums_of(self.loss, net, inputs)
                     self.mark("backward")
                     if not last:
                         self.backward(sums, micro, loss_weights)
@@ -232,7 +232,7 @@ def total_loss_weights(loss: Loss, micros: Sequence[MicroBatch], ranks: Ranks) -
 
 def own_loss_weights(loss: Loss, micros: Sequence[MicroBatch]) -> dict[str, float]:
     """Return each loss term's weight and each of the loss's counts, by name, over this rank's micro-batches; reads host tensors only."""
-    loss_weights = [loss.weights(micro.batch) for micro in micros if not micro.padding]
+    loss_weights = [weights_of(loss, micro.batch) for micro in micros if not micro.padding]
     return {name: sum((float(terms[name]) for terms in loss_weights), 0.0) for name in (*sorted(loss.coefficients), *loss.counts)}
 
 

@@ -4,10 +4,12 @@ Also what the engine knows of a batch, which `plait.data.loading` makes: ids of 
 """
 
 import abc
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Protocol, cast
 
 from torch import Tensor, nn
+
+from plait.errors import PlaitError
 
 Batch = Mapping[str, Any]
 """What `Inputs.collate` returns: tensors by name, on the host until the loop moves them to the device."""
@@ -116,3 +118,43 @@ class Loss(abc.ABC):
     def by_sample(self, batch: Batch) -> Mapping[str, Tensor]:
         """Return each amount named in `amounts` by sample: (B,) host tensors in the order of the batch's ids. Their sums are `weights`."""
         return {}
+
+
+def weights_of(loss: Loss, batch: Batch) -> Mapping[str, Tensor]:
+    """Return `loss.weights(batch)`. Raises PlaitError unless it is a scalar for each term and count, and nothing else."""
+    return _checked(loss, "weights(batch)", loss.weights(batch), [*loss.coefficients, *loss.counts], ())
+
+
+def sums_of(loss: Loss, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
+    """Return `loss.sums(model, batch)`. Raises PlaitError unless it is a scalar for each term, and nothing else."""
+    return _checked(loss, "sums(model, batch)", loss.sums(model, batch), loss.coefficients, ())
+
+
+def by_sample_of(loss: Loss, batch: Batch, samples: int) -> Mapping[str, Tensor]:
+    """Return `loss.by_sample(batch)`. Raises PlaitError unless it is a tensor of length `samples` for each name in `amounts`."""
+    return _checked(loss, "by_sample(batch)", loss.by_sample(batch), loss.amounts, (samples,))
+
+
+def _checked(loss: Loss, call: str, returned: Any, names: Collection[str], shape: tuple[int, ...]) -> Mapping[str, Tensor]:
+    """Return what a method of a loss returned, if it is tensors of this shape by exactly these names. Raises PlaitError if not."""
+    fault, tensors = None, cast("Mapping[str, Tensor]", returned)
+    if not isinstance(returned, Mapping):
+        fault = f"a {type(returned).__name__}"
+    elif returned.keys() != set(names):
+        fault = f"the names {', '.join(map(str, returned))}" if returned else "no names"
+    else:
+        wrong = (f"{name} as {_form(value)}" for name, value in returned.items() if _form(value) != _form_of(shape))
+        fault = next(wrong, None)
+    if fault is not None:
+        where = f"{type(loss).__module__}.{type(loss).__qualname__}.{call}"
+        raise PlaitError(f"{where} returned {fault}: it is to return {_form_of(shape)} for each of {', '.join(names) or 'no names'}")
+    return tensors
+
+
+def _form(value: Any) -> str:
+    """Return what a value is, as a tensor of its shape or by its type."""
+    return _form_of(tuple(value.shape)) if isinstance(value, Tensor) else f"a {type(value).__name__}"
+
+
+def _form_of(shape: tuple[int, ...]) -> str:
+    return f"a tensor of shape {shape}" if shape else "a scalar tensor"

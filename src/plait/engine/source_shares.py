@@ -7,7 +7,7 @@ which weigh in the loss.
 
 from collections.abc import Mapping, Sequence
 
-from plait.engine.loss import Loss, MicroBatch
+from plait.engine.loss import Loss, MicroBatch, by_sample_of
 
 PREFIX = "drawn/"
 SAMPLES = "samples"
@@ -25,7 +25,7 @@ def amounts(loss: Loss, micros: Sequence[MicroBatch], sources: Sequence[str]) ->
         if micro.padding:
             continue
         names = [sources[sample.source] for sample in micro.ids]
-        by_sample = {name: values.tolist() for name, values in loss.by_sample(micro.batch).items()}
+        by_sample = {name: values.tolist() for name, values in by_sample_of(loss, micro.batch, len(names)).items()}
         for quantity, values in {SAMPLES: [1.0] * len(names), **by_sample}.items():
             for source, value in zip(names, values, strict=True):
                 totals[f"{PREFIX}{source}/{quantity}"] += value

@@ -1,4 +1,6 @@
-"""The contract of a family: the members that plait calls, checked when it is loaded.
+"""The contract of a family: the members that plait calls.
+
+Those of another package's family are checked when it is loaded (members.py), and what they return when they are called (returned.py).
 
 A family is one kind of model with its data preparation. It is a package of these modules; all but the first two may be missing:
 
@@ -13,9 +15,8 @@ A family is one kind of model with its data preparation. It is a package of thes
 `Inputs.encode` returns it. A component is a named part of the model that trains or stays frozen as a whole.
 """
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
@@ -23,7 +24,6 @@ from typing import Any, Protocol
 from pydantic import BaseModel
 from torch import Tensor, nn
 
-from plait.config import plugins
 from plait.config.schema import ModelSection
 from plait.engine.loss import Loss
 from plait.errors import PlaitError
@@ -154,117 +154,13 @@ class Catalogue(Protocol):
         """Return the names of the datasets for which `rule_of` returns a bench."""
 
 
-REQUIRED: Mapping[str, str] = {
-    "Config": "Config, the model: section of config.py",
-    "build": "build(config, assets, *, seed)",
-    "components": "components(model)",
-    "blocks": "blocks(model)",
-    "Inputs": "Inputs(config, assets, *, max_tokens, pad, train)",
-    "Loss": "Loss(config)",
-}
-OPTIONAL: Mapping[str, str] = {
-    "prepare": "prepare(config, assets, texts)",
-    "base": "base(config)",
-    "build_over": "build_over(config, assets, *, seed, parts)",
-    "never_trained": "never_trained, a frozenset of component names",
-    "limits": "limits(config)",
-    "monitors": "monitors(config)",
-    "GenerateOptions": "GenerateOptions, a pydantic model",
-    "generate": "generate(model, inputs, options, out, moment)",
-    "inspect": "inspect(inputs, sample, example)",
-    "legend": "legend, a text",
-}
-CATALOGUE: Mapping[str, str] = {
-    "open_dataset": "open_dataset(entry, split, *, root, cache)",
-    "rule_of": "rule_of(name)",
-    "split_of": "split_of(name, split)",
-    "evaluation_split": "evaluation_split(name)",
-    "scored": "scored()",
-}
-"""Functions of `Catalogue`."""
-METHODS: Mapping[str, Sequence[str]] = {
-    "Inputs": ("encode(sample, key)", "collate(examples)"),
-    "Loss": ("weights(batch)", "sums(model, batch)"),
-}
-"""Methods, with their arguments, that these members must have if they are classes; a function may return any object with them."""
-
-
-def check(name: str, module: ModuleType) -> Family:
-    """Return the members of `module`, a family.py, as a Family. Raises PlaitError naming all that are missing or of another signature."""
+def family_of(name: str, module: ModuleType) -> Family:
+    """Return the members of `module`, a family.py, as a Family."""
     members = vars(module)
-    faults = [f"it lacks {wanted}" for member, wanted in REQUIRED.items() if member not in members]
-    given = {member: members[member] for member in (*REQUIRED, *OPTIONAL) if member in members}
-    faults += [fault for member, value in given.items() if (fault := _fault(member, value)) is not None]
-    if ("generate" in given) != ("GenerateOptions" in given):
-        faults.append("generate and GenerateOptions belong together, and it has one of them")
-    if faults:
-        raise PlaitError(f"family {name!r} ({module.__name__}) does not fulfil the contract: {'; '.join(faults)}")
-    return Family(name=name, **given)
+    return Family(name=name, **{field.name: members[field.name] for field in fields(Family) if field.name in members})
 
 
-def check_catalogue(name: str, module: ModuleType) -> None:
-    """Raise PlaitError where a family's `catalogue/datasets.py` lacks what `Catalogue` has, or has it otherwise."""
-    tables = {table: vars(module).get(table) for table in ("DATASETS", "ALIASES")}
-    faults = [f"it lacks {table}, a mapping by name" for table, value in tables.items() if not isinstance(value, Mapping)]
-    if faults := [*faults, *plugins.function_faults(vars(module), CATALOGUE)]:
-        raise PlaitError(f"family {name!r} ({module.__name__}) does not fulfil the contract: {'; '.join(faults)}")
-
-
-def check_built(family: Family, model: nn.Module, components: Mapping[str, Mapping[str, nn.Parameter]], loss: Loss) -> None:
-    """Raise PlaitError unless components hold each parameter once, blocks are modules of the model, and the loss has its types.
-
-    `components`: what the family returned for this model.
-    """
-    name = f"family {family.name!r}"
-    what = f"{name}: components(model)"
-    if not (isinstance(components, Mapping) and all(isinstance(part, Mapping) for part in components.values())):
-        raise PlaitError(f"{what} is to return {{component: {{parameter's name: parameter}}}}")
-    parameters, held = dict(model.named_parameters()), Counter[str]()
-    for part in components.values():
-        held.update(part.keys())
-    if unknown := sorted(held.keys() - parameters.keys()):
-        raise PlaitError(f"{what} names {unknown[0]!r}, which is no parameter of the model")
-    if twice := [parameter for parameter, count in held.items() if count > 1]:
-        raise PlaitError(f"{what} has {twice[0]!r} in two components: each parameter belongs to one")
-    if missing := [parameter for parameter in parameters if parameter not in held]:
-        raise PlaitError(f"{what} leaves out {len(missing)} of {len(parameters)} parameters, the first {missing[0]!r}: add them to one")
-    blocks, modules = family.blocks(model), set(model.modules())
-    if not isinstance(blocks, Sequence | nn.ModuleList) or any(block not in modules for block in blocks):
-        raise PlaitError(f"{name}: blocks(model) is to return a list of modules of the model")
-    if "coefficients" not in {**vars(type(loss)), **vars(loss)}:
-        raise PlaitError(f"{name}: its Loss sets no coefficients, the factor of each term by name")
-    if not isinstance(loss.coefficients, Mapping):
-        raise PlaitError(f"{name}: coefficients of its Loss is to be a mapping, the factor of each term by name")
-    for member, value in (("counts", loss.counts), ("may_idle", loss.may_idle), ("amounts", loss.amounts)):
-        if isinstance(value, str) or not isinstance(value, Sequence):
-            raise PlaitError(f"{name}: {member} of its Loss is to be a sequence of names, not {value!r}: a tuple of one is written (name,)")
-
-
-def _fault(member: str, value: Any) -> str | None:
-    """Return what is wrong with one member, or None."""
-    wanted = {**REQUIRED, **OPTIONAL}[member]
-    if member == "Config":
-        return None if _is_a(value, ModelSection) else "Config is to be a subclass of plait.config.schema.ModelSection"
-    if member == "GenerateOptions":
-        return None if _is_a(value, BaseModel) else "GenerateOptions is to be a pydantic model"
-    if member == "never_trained":
-        return None if isinstance(value, frozenset) else "never_trained is to be a frozenset of component names"
-    if member == "legend":
-        return None if isinstance(value, str) else "legend is to be a text"
-    if member == "Loss" and callable(value) and not _is_a(value, Loss):
-        return "Loss is to be a subclass of plait.engine.loss.Loss"
-    methods = METHODS.get(member, ()) if isinstance(value, type) else ()
-    lacking = [name for name in (method.partition("(")[0] for method in methods) if _lacks(value, name)]
-    if lacking:
-        return f"{member} lacks {' and '.join(lacking)}"
-    faults = [plugins.call_fault(f"{member}.{method}", getattr(value, method.partition("(")[0]), ("self",)) for method in methods]
-    return next(filter(None, [plugins.call_fault(wanted, value), *faults]), None)
-
-
-def _is_a(value: Any, kind: type) -> bool:
-    return isinstance(value, type) and issubclass(value, kind)
-
-
-def _lacks(kind: type, method: str) -> bool:
-    """Return whether a class has no such method, or only the abstract one."""
-    return method not in dir(kind) or method in getattr(kind, "__abstractmethods__", ())
+def require_known(family: str, member: str, names: Iterable[str], known: Collection[str]) -> None:
+    """Raise PlaitError for the first of the `names` in a family's member that is not among the `known` ones."""
+    if unknown := sorted(str(name) for name in names if name not in known):
+        raise PlaitError(f"family {family!r}: {member} names {unknown[0]!r}, which there is not: known: {', '.join(known) or 'none'}")

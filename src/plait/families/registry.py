@@ -8,12 +8,14 @@ import difflib
 import functools
 import importlib
 import importlib.util
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from plait.config import plugins
+from plait.config.messages import section_faults
 from plait.config.schema import ModelSection
 from plait.errors import PlaitError
 from plait.files import expanded
@@ -42,13 +44,27 @@ def names() -> list[str]:
 
 def model_config(family: str) -> type[ModelSection]:
     """Return the pydantic class of a family's `model:` section; imports no torch. Raises PlaitError if the family or class is missing."""
+    if _imports_torch(family):
+        raise PlaitError(
+            f"family {family!r}: {_package(family)}.config imports {plugins.HEAVY}, for which every command would wait: "
+            "import it in family.py, or inside the functions that use it"
+        )
     section = vars(_module(family, "config")).get("Config")
     if not (isinstance(section, type) and issubclass(section, ModelSection)):
         raise PlaitError(f"family {family!r}: {_package(family)}.config has no Config, a subclass of plait.config.schema.ModelSection")
     tables = {"refused": section.refused, "variants": section.variants, "layouts": section.layouts}
-    if wrong := [fault for name, table in tables.items() if (fault := plugins.type_fault(name, _TABLES[name], table)) is not None]:
+    wrong = [fault for name, table in tables.items() if (fault := plugins.type_fault(name, _TABLES[name], table)) is not None]
+    if wrong := wrong or section_faults(section):
         raise PlaitError(f"family {family!r} ({section.__module__}.Config) does not fulfil the contract: {'; '.join(wrong)}")
     return section
+
+
+@functools.cache
+def _imports_torch(family: str) -> bool:
+    """Import a family's config.py; return whether that, the first time, was what imported torch."""
+    before = plugins.HEAVY in sys.modules
+    _module(family, "config")
+    return plugins.HEAVY in sys.modules and not before
 
 
 def model_configs() -> Iterator[tuple[str, type[ModelSection]]]:
@@ -60,29 +76,19 @@ def model_configs() -> Iterator[tuple[str, type[ModelSection]]]:
 
 def load(family: str) -> "Family":
     """Import a family's family.py and return its checked members. Raises PlaitError for an unknown name, or members missing or wrong."""
-    contract = importlib.import_module("plait.families.contract")
-    return cast("Family", contract.check(family, _module(family, "family")))
+    module = _module(family, "family")
+    if not _is_shipped(family):
+        _checks("members").check(family, module)
+    loaded: Family = importlib.import_module("plait.families.contract").family_of(family, module)
+    return loaded if _is_shipped(family) else cast("Family", _checks("returned").checked(loaded))
 
 
 def benches(family: str) -> "Benches":
     """Return a family's benches (evaluations) by name; {} without an `evaluate.py`. Raises PlaitError for one that defines no `benches`."""
     if not _has(family, "evaluate.py"):
         return {}
-    module, evaluation = _module(family, "evaluate"), importlib.import_module("plait.engine.evaluation")
-    wanted = "a mapping of name to plait.engine.evaluation.Bench"
-    if "benches" not in vars(module):
-        raise PlaitError(f"family {family!r}: {module.__name__} has no benches, {wanted}")
-    if not isinstance(module.benches, Mapping):
-        raise PlaitError(f"family {family!r}: {module.__name__}.benches is a {type(module.benches).__name__}, not {wanted}")
-    for name, bench in module.benches.items():
-        where = f"family {family!r}: {module.__name__}.benches[{name!r}]"
-        if not isinstance(bench, evaluation.Bench):
-            raise PlaitError(f"{where} is no Bench: it is to be {wanted}")
-        if not isinstance(name, str) or name == evaluation.LOSS or {":", "/"} & set(name):
-            raise PlaitError(f"{where} has a name that cannot be used: it is to be a text without : and /, and not {evaluation.LOSS!r}")
-        if wrong := plugins.faults(bench, evaluation.CALLS):
-            raise PlaitError(f"{where} does not fulfil the contract of {evaluation.__name__}.Bench: {'; '.join(wrong)}")
-    return cast("Benches", module.benches)
+    module = _module(family, "evaluate")
+    return cast("Benches", module.benches if _is_shipped(family) else _checks("returned").checked_benches(family, module))
 
 
 def preset(family: str, name: str) -> Path:
@@ -124,7 +130,8 @@ def datasets(family: str) -> "Catalogue":
             f"family {family!r} knows no datasets by name: name your own as module:Class or file.py:Class, or a source with a path"
         )
     module = _module(family, "catalogue.datasets")
-    importlib.import_module("plait.families.contract").check_catalogue(family, module)
+    if not _is_shipped(family):
+        _checks("members").check_catalogue(family, module)
     return cast("Catalogue", module)
 
 
@@ -136,26 +143,26 @@ def publisher(family: str) -> "Publisher | None":
     if not _has(family, "export.py"):
         return None
     module = _module(family, "export")
-    exports = vars(module).get("exports")
-    if not (isinstance(exports, Mapping) and all(map(callable, exports.values()))):
-        raise PlaitError(f"family {family!r}: {module.__name__} has no exports, a mapping of layout (hf, ...) to function")
-    named = model_config(family).layouts
-    if sorted(named) != sorted(exports):
-        written, said = (", ".join(map(str, layouts)) or "none" for layouts in (exports, named))
-        raise PlaitError(f"family {family!r}: {module.__name__} has exports {written}, and Config.layouts of its config.py names {said}")
-    calls = {f"exports[{layout!r}]": f"exports[{layout!r}](model, config, assets, out)" for layout in exports}
-    members = {**vars(module), **{f"exports[{layout!r}]": export for layout, export in exports.items()}}
-    if wrong := plugins.function_faults(members, {**calls, "imported": "imported(weights, model)"}):
-        raise PlaitError(f"family {family!r} ({module.__name__}) does not fulfil the contract: {'; '.join(wrong)}")
+    if not _is_shipped(family):
+        _checks("members").check_publisher(family, module, model_config(family).layouts)
     return cast("Publisher", module)
 
 
 def _package(family: str) -> str:
     if family not in packages():
         raise PlaitError(f"family {family!r} is unknown: {_listing(family, names())}")
-    if not packages()[family].startswith("plait."):
-        plugins.named(GROUP, family)
+    plugins.named(GROUP, family, [name for name in packages() if _is_shipped(name)])
     return packages()[family]
+
+
+def _is_shipped(family: str) -> bool:
+    """Return whether a family is one of plait itself."""
+    return packages()[family].startswith(f"{__package__}.")
+
+
+def _checks(name: str) -> Any:
+    """Import the module `members` or `returned` of this package, which check families of other packages."""
+    return importlib.import_module(f"{__package__}.{name}")
 
 
 def _module(family: str, name: str) -> ModuleType:
@@ -171,7 +178,7 @@ def _module(family: str, name: str) -> ModuleType:
         reason: Exception = error
     except Exception as error:  # noqa: BLE001  whatever it is, it is that package's code that must be mended
         reason = error
-    if package.startswith("plait."):
+    if _is_shipped(family):
         raise reason
     raise PlaitError(f"family {family!r}: {package}.{name} cannot be imported: {plugins.one_line(reason)}") from reason
 

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from plait.assembly import saved as saved_models
 from plait.assembly.model import ModelBundle
+from plait.config.messages import one_line
 from plait.config.resolved import ABSENT, Resolved
 from plait.config.schema import Optim, RunConfig
 from plait.data.order import segments
@@ -43,7 +44,7 @@ def freezing_changes(manifest: Mapping[str, Any] | None, bundle: ModelBundle, co
     """
     if manifest is None:
         return []
-    components = bundle.family.components(bundle.model)
+    components = bundle.components()
     now = set(optim.select(components, config.trainable, bundle.family.never_trained))
     before = set(manifest["trainable"])
     lines = [f"{name}: trained there, frozen here (its trained weights stay in every checkpoint)" for name in sorted(before - now)]
@@ -65,7 +66,7 @@ def model_changes(folder: Path, bundle: ModelBundle) -> list[str]:
     try:
         section = bundle.family.Config.model_validate(before[1])
     except ValidationError as error:
-        return [f"its `model:` settings are not compared, as they are of another version: {error.errors()[0]['msg']}"]
+        return [f"its `model:` settings are not compared, as they are of another version: {one_line(error.errors()[0]['msg'])}"]
     then, now = (_leaves(each.model_dump(mode="json")) for each in (section, bundle.section))
     return [
         f"model.{name}: {json.dumps(then.get(name))} there, {json.dumps(now.get(name))} here"

@@ -38,7 +38,7 @@ def lay_out(plan: StagePlan, bundle: ModelBundle, state: State, ranks: Ranks, mi
     Yields the stage's counters. At the end of the block checkpointing and compilation are undone; the rest stays until the next call.
     `micro_batch`: samples per forward pass.
     """
-    config, units, names = plan.config, bundle.family.blocks(bundle.model), plan.trained_names
+    config, units, names = plan.config, bundle.blocks, plan.trained_names
     if bundle.sharding is not None:
         bundle.sharding.unwrap()
     meter = Meter(ranks.device, config.train.precision)

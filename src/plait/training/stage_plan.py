@@ -27,7 +27,6 @@ from plait.engine.evaluation import Bench
 from plait.engine.loss import Loss
 from plait.errors import PlaitError
 from plait.families import registry
-from plait.families.contract import check_built
 
 AnyOrder = Order | BucketOrder
 Names = Mapping[str, tuple[str, ...]]
@@ -111,8 +110,7 @@ def plan_stage(view: StageView, bundle: ModelBundle, batches: BatchChanges = ())
     `batches`: the global batches that the stage has had, as (step of the stage, samples per step from it on); () if it never changed.
     """
     config, family = view.config, bundle.family
-    components, loss = family.components(bundle.model), family.Loss(bundle.section)
-    check_built(family, bundle.model, components, loss)
+    components, loss = bundle.components(), bundle.loss()
     trained = optim.select(components, config.trainable, family.never_trained)
     optim.check_components(config.optim, components)
     known_benches = benches(config, config.evaluate) if config.evaluate else registry.benches(config.family)
@@ -129,7 +127,7 @@ def plan_stage(view: StageView, bundle: ModelBundle, batches: BatchChanges = ())
         steps=steps,
         loss=loss,
         benches=known_benches,
-        components={component: tuple(part) for component, part in components.items()},
+        components=bundle.component_names,
         trained={component: tuple(part) for component, part in trained.items()},
     )
 

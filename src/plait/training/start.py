@@ -133,7 +133,7 @@ def migration_table(
 
     `trained`: names of the parameters that were trained before the tensors were saved.
     """
-    components = bundle.family.components(bundle.model)
+    components = bundle.components()
     now = {name for part in optim.select(components, config.trainable, bundle.family.never_trained).values() for name in part}
     wanted = {"weights": now, "moments": now, "ema": now if config.optim.ema is not None else set()}
     if config.optim.ema is not None and config.optim.ema.post_hoc:

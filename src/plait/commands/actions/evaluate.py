@@ -24,6 +24,7 @@ from plait.assembly.model import ModelBundle
 from plait.commands.actions import answers
 from plait.commands.actions.subject import Saved, Subject
 from plait.config import reading
+from plait.config.messages import one_line
 from plait.config.schema import Evaluate, RunConfig, SourceEntry
 from plait.data import paths
 from plait.data.sources.open import KINDS
@@ -188,8 +189,7 @@ def _measure(measurement: Measurement, done: Sequence[Row], ranks: Ranks) -> Res
         config = config.model_copy(update={"data": config.data.model_copy(update={"max_tokens": max_tokens})})
     if measurement.bench is None:
         batches = open_held_out(bundle, config, ranks, measurement.data).batches(measurement.entry)
-        loss = bundle.family.Loss(bundle.section)
-        return Result(held_out_loss(bundle.model, loss, batches, ranks, config.train.precision))
+        return Result(held_out_loss(bundle.model, bundle.loss(), batches, ranks, config.train.precision))
     return _answer(measurement, measurement.bench, bundle, config, done, ranks)
 
 
@@ -283,7 +283,7 @@ def _sources(text: str, split: str | None, trained: Sequence[SourceEntry]) -> li
                 return [SourceEntry.model_validate({"source": kind, "split": split, "name": rest})]
             return [_as_trained(SourceEntry.model_validate({"source": kind, "split": split, "path": rest}), trained)]
     except (ValidationError, yaml.YAMLError, TypeError) as error:
-        reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error).splitlines()[0]
+        reason = one_line(error.errors()[0]["msg"]) if isinstance(error, ValidationError) else str(error).splitlines()[0]
         raise PlaitError(f"--data {text!r} is no list of sources: {reason}") from error
     told = _kind_of(paths.local(text))
     if told is None:

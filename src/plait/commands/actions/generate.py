@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from plait.assembly import saved
+from plait.config.messages import one_line
 from plait.engine import evaluation
 from plait.engine.parallel import distributed
 from plait.engine.precision import autocast
@@ -76,7 +77,7 @@ def _wrong_option(first: Any) -> str:
     option = _flag(str(first["loc"][0] if first["loc"] else ""))
     if first["type"] == "missing":
         return f"generate needs {option}=..."
-    wanted = first["msg"].replace("Input should be ", "").replace("Value error, ", "")
+    wanted = one_line(first["msg"]).replace("Input should be ", "").replace("Value error, ", "")
     return f"generate: {option} must be {wanted}, got {first['input']!r}"
 
 

@@ -30,11 +30,12 @@ from plait.config.resolved import Resolved, StageView
 from plait.config.schema import RunConfig
 from plait.data import images
 from plait.data.buckets import BucketOrder
-from plait.data.loading.micro_batch import Bad, MicroBatchBuilder
+from plait.data.loading.micro_batch import Bad, MicroBatchBuilder, collated
 from plait.data.order import Ordering, SampleId
 from plait.data.sources.bucketing import bucket_lengths, contents_of
 from plait.data.sources.contract import Source
 from plait.engine.checkpoints import folders
+from plait.engine.loss import weights_of
 from plait.errors import PlaitError
 from plait.families import registry
 from plait.families.contract import Family, Inputs
@@ -180,7 +181,7 @@ def _draw_stage(view: StageView, family: Family, section: Any, assets: Path, *, 
         encoded = builder.encode(wanted)
         sample, example = encoded.value
         shown = inspect(inputs, sample, example)
-        cut = bool(sum(inputs.collate([example]).get("cut", ())))
+        cut = bool(sum(collated(inputs, [example]).get("cut", ())))
         seen.append(_Seen(encoded.id, sample, example, shown, cut))
         bad += encoded.bad
     of_each = isinstance(order, BucketOrder)
@@ -297,7 +298,7 @@ def _batch(seen: Sequence[_Seen], buckets: _Buckets, family: Family, section: An
     first = alike[: config.train.micro_batch or config.train.global_batch]
     details = []
     try:
-        batch = inputs.collate(first)
+        batch = collated(inputs, first)
     except PlaitError as error:
         details.append(("batch", f"cannot be made of the first {len(first)}: {error}"))
     else:
@@ -310,7 +311,7 @@ def _batch(seen: Sequence[_Seen], buckets: _Buckets, family: Family, section: An
             (f"batch of {len(first)}", f"{byte_text(size)}: " + "; ".join(f"{', '.join(names)} {kind}" for kind, names in kinds.items()))
         )
     loss = family.Loss(section)
-    weights = [loss.weights(inputs.collate([sample.example])) for sample in seen]
+    weights = [weights_of(loss, collated(inputs, [sample.example])) for sample in seen]
     terms = [name for name, coefficient in loss.coefficients.items() if coefficient]
     idle = [str(sample.sample["id"]) for sample, given in zip(seen, weights, strict=True) if not any(float(given[name]) for name in terms)]
     return [*details, ("nothing to learn", f"{len(idle)} samples: {_some(idle)}")] if idle else details

@@ -165,8 +165,9 @@ def checkpoints(resolved: Resolved) -> tuple[int, int]:
     """
     config = resolved.config
     family = registry.load(config.family)
+    section = family.Config.model_validate(config.model)
     with torch.device("meta"):
-        model = family.build(family.Config.model_validate(config.model), Path(config.run or "."), seed=0)
+        model = family.build(section, Path(config.run or "."), seed=0)
     parts = family.components(model)
     sizes = {name: value.numel() for part in parts.values() for name, value in part.items()}
     ever: set[str] = set()

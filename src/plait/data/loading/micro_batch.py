@@ -4,7 +4,7 @@ workers.py has who does this work, loader.py when. A bad sample is replaced by a
 hash of seed and id, and listed, be the fault in its file, its text, or the code that prepares it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -13,7 +13,7 @@ import torch
 from plait.config.secrets import masked
 from plait.data.order import Ordering, SampleId, rank_slices
 from plait.data.sources.bucketing import bucket_of
-from plait.data.sources.contract import Sample, Source
+from plait.data.sources.contract import Sample, Source, read
 from plait.errors import BadSample, PlaitError, sample_errors
 from plait.keys import key
 
@@ -92,7 +92,7 @@ class MicroBatchBuilder:
         """Return a micro-batch of encoded examples. `padding`: it repeats another rank's sample, so bad samples are not listed again."""
         ids = [example.id for example in examples]
         try:
-            batch = self.inputs.collate([example.value for example in examples])
+            batch = collated(self.inputs, [example.value for example in examples])
         except Exception as error:
             error.add_note(f"while collating the samples {[tuple(i) for i in ids]}")
             raise
@@ -115,11 +115,20 @@ class MicroBatchBuilder:
         sample_key = key(self.seed, "sample", *chosen)
         try:
             with sample_errors:
-                sample = source.draw(chosen.index, sample_key)
+                sample = read(source, chosen.index, sample_key)
                 name = sample["id"]
                 return self.inputs.encode(sample, sample_key), name, None
         except BadSample as error:
             return None, name, masked(str(error))  # here: a worker may have filled in variables that no other process knows of
+
+
+def collated(inputs: Inputs, examples: list[Any]) -> dict[str, Any]:
+    """Return `inputs.collate(examples)`. Raises PlaitError unless it has values by name."""
+    batch = inputs.collate(examples)
+    if not (isinstance(batch, Mapping) and all(isinstance(name, str) for name in batch)):
+        where = f"{type(inputs).__module__}.{type(inputs).__qualname__}.collate(examples)"
+        raise PlaitError(f"{where} returned a {type(batch).__name__}: it is to return a dict, tensors by name")
+    return dict(batch)
 
 
 def pinned(value: Any) -> Any:

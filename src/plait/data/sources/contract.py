@@ -14,6 +14,8 @@ from plait.errors import PlaitError
 Sample = dict[str, Any]
 """Keys: `id`, `images` (encoded), `messages` ({"role", "content"}), `fields` (the record); optional `frames`, `annotations`, `arrays`."""
 
+_KEYS = ("id", "images", "messages", "fields")
+
 
 class Source(abc.ABC):
     """A map-style dataset: `source[i]` in any order, from any thread or process, so it must pickle.
@@ -61,9 +63,33 @@ class Source(abc.ABC):
         """Return sample `index` for training. All randomness (such as which caption) comes from the 64-bit `sample_key`."""
         return self[index]
 
+    @property
+    def maker(self) -> str:
+        """Return the import path of the class that makes the samples, for messages about its code."""
+        return f"{type(self).__module__}.{type(self).__qualname__}"
+
     def table(self, global_batch: int) -> list[Mapping[str, Any]]:
         """Return a dict per bucket: its name `bucket`, `samples`, text `tokens`, `batches` per epoch, `left_over` samples. Default: []."""
         return []
+
+
+class BrokenSource(PlaitError):
+    """Raised where a source's code returns something else than a sample: every sample of it is suspect, so the run ends."""
+
+    of_one_sample = False
+
+
+def read(source: Source, index: int, sample_key: int | None = None) -> Sample:
+    """Return `source.draw(index, sample_key)`, or `source[index]` without a key.
+
+    Raises BrokenSource unless it is a dict with `id`, `images`, `messages` and `fields`, and what the source raises.
+    """
+    sample = source[index] if sample_key is None else source.draw(index, sample_key)
+    lacking = [name for name in _KEYS if not isinstance(sample, dict) or name not in sample]
+    if lacking:
+        what = f"made by {source.maker}, is a {type(sample).__name__} without {' and '.join(map(repr, lacking))}"
+        raise BrokenSource(f"{source.name}: sample {index}, {what}: a sample is a dict of {', '.join(_KEYS)}")
+    return sample
 
 
 class Absent(PlaitError):

@@ -26,11 +26,11 @@ class SourceKinds(Mapping[str, SourceKind]):
     """A mapping from name, such as `shards`, to kind of source. Iterating yields the names without importing the kinds' files."""
 
     def __getitem__(self, name: str) -> SourceKind:
-        """Import and return a kind. Raises KeyError for an unknown name, PlaitError if another package's kind cannot be loaded."""
+        """Import and return a kind. Raises KeyError for an unknown name, PlaitError if another package's is broken or has the same name."""
+        point = plugins.named(GROUP, name, SHIPPED)
         if name in SHIPPED:
             kind: SourceKind = importlib.import_module(f"plait.data.sources.{name}").KIND
             return kind
-        point = plugins.named(GROUP, name)
         if point is None:
             raise KeyError(name)
         return _load(point)

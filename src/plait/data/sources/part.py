@@ -50,6 +50,11 @@ class Part(Source):
         """Return sample `index` of this part as the whole source's `draw` does."""
         return self.whole.draw(self.index_in_whole(index), sample_key)
 
+    @property
+    def maker(self) -> str:
+        """Return the import path of the class of the whole source."""
+        return self.whole.maker
+
     def index_in_whole(self, index: int) -> int:
         """Return the index, in the whole source, of sample `index` of this part. Raises IndexError if `index` is out of range."""
         if not 0 <= index < len(self):

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from plait.config.messages import one_line
 from plait.engine.checkpoints import folders
 from plait.errors import PlaitError
 from plait.families.nanodit import pictures, prompts
@@ -91,7 +92,7 @@ def sampling_with(config: Config, options: GenerateOptions) -> Sampling:
     except ValidationError as error:
         first = error.errors()[0]
         name = "-".join(str(part) for part in first["loc"]).replace("_", "-")
-        raise PlaitError(f"generate: --{name or 'interval'}: {first['msg']} (given {first['input']!r})") from error
+        raise PlaitError(f"generate: --{name or 'interval'}: {one_line(first['msg'])} (given {first['input']!r})") from error
 
 
 def sample_shape(inputs: Inputs, size: str | None) -> tuple[int, int, int]:
