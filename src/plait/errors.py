@@ -34,7 +34,7 @@ class PlaitError(Exception):
 
 
 class BadSample(PlaitError):
-    """A sample that cannot be used (broken image, missing field). The loader replaces it, counts it and lists the reason."""
+    """A sample that cannot be used (broken image, missing field). The data loader replaces it and lists it in the run's quarantine file."""
 
 
 class _SampleErrors:
@@ -80,6 +80,6 @@ class Stopped(PlaitError):
 
 
 def first_names(names: Sequence[str]) -> str:
-    """Join the first five names for messages about many parameters: "a, b, c, d, e and 2 more". "none" for no name."""
+    """Join the first five names, for messages about many parameters: "a, b, c, d, e and 2 more". An empty list gives "none"."""
     shown = ", ".join(names[:_NAMES_SHOWN]) or "none"
     return shown if len(names) <= _NAMES_SHOWN else f"{shown} and {len(names) - _NAMES_SHOWN} more"

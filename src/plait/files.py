@@ -44,7 +44,7 @@ def write_whole(path: Path, body: bytes | str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON with a final newline; a reader sees the old file or the new one, never a part."""
+    """Write `value`, anything that `json` encodes, indented and with a final newline. Readers see the old file or the new one whole."""
     write_whole(path, json_text(value))
 
 
@@ -54,7 +54,7 @@ def expanded(path: str | Path) -> Path:
 
 
 def on_disk(path: str) -> str:
-    """Return `path` unchanged. Raises ValueError for an address such as gs://bucket/run, where nothing is written."""
+    """Return `path` unchanged if it is on a disk. Raises ValueError for an address such as gs://bucket/run: plait writes to disks only."""
     scheme, mark, rest = path.partition("://")
     if mark and scheme == "file":
         raise ValueError(f"{path} is an address: write the path alone, {rest or '/'}")
@@ -88,8 +88,8 @@ def remove(path: Path) -> None:
 def claim(target: Path, opened: Callable[[Path], int]) -> tuple[Path, int]:
     """Open and lock a temporary file or folder beside `target`, to be renamed to it; returns (its path, its open file descriptor).
 
-    `opened(path)` creates or opens it and returns the descriptor; closing that unlocks it. Its name is `.NAME.tmp`, so that one left by a
-    killed process is used again; where another writer has it locked, or there are no locks, process and thread ids are added to the name.
+    `opened(path)` creates or opens it and returns the descriptor; closing that unlocks it. The name is `.NAME.tmp`, so that one left by a
+    killed process is used again; if that is locked, or there are no locks, process and thread ids are added to the name.
     """
     beside = target.with_name(f".{target.name}.tmp")
     try:
@@ -139,7 +139,7 @@ def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def read_rows(path: Path, kinds: Mapping[str, Any] = NO_KINDS) -> list[dict[str, Any]]:
-    """Return the rows of a `.jsonl` file, or []. An unreadable line is skipped, with a warning unless it is a last one cut short.
+    """Return the rows of a `.jsonl` file; [] without one. An unreadable line is skipped, with a warning unless it is a last one cut short.
 
     `kinds`: {key: type, as `isinstance` takes it} that a row must have, `int | None` of a key it may lack; others are unreadable too.
     """
@@ -147,7 +147,7 @@ def read_rows(path: Path, kinds: Mapping[str, Any] = NO_KINDS) -> list[dict[str,
 
 
 def keep_rows(path: Path, wanted: Callable[[dict[str, Any]], bool], kinds: Mapping[str, Any] = NO_KINDS) -> None:
-    """Remove the rows of a `.jsonl` file for which `wanted(row)` is false, and lines that cannot be read. Without a file, do nothing."""
+    """Remove the rows of a `.jsonl` file for which `wanted(row)` is false, and those that `read_rows` skips. Without a file, do nothing."""
     if path.is_file():
         body = b"".join(line + b"\n" for line, row in _lines(path, kinds) if wanted(row))
         if body != path.read_bytes():

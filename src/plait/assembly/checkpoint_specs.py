@@ -41,7 +41,10 @@ def _at_stage(path: Path) -> Path:
 
 
 def locate(spec: str, forms: str = FORMS) -> Checkpoint:
-    """Return the checkpoint that a spec names, after verifying its files. Raises PlaitError (`forms`: its last words) if there is none."""
+    """Return the checkpoint that a spec names, after verifying its files. Of a run or a stage, it is the newest intact one.
+
+    Raises PlaitError if there is none; `forms`, a text that says what a spec may look like, ends the message.
+    """
     path, mark = split(spec)
     if not path.exists():
         if _STEP.fullmatch(Path(spec).name):
@@ -56,7 +59,7 @@ def locate(spec: str, forms: str = FORMS) -> Checkpoint:
 def run_named(spec: str) -> Path | None:
     """Return the run directory of the checkpoint that a spec names; None for a spec that names no run, stage or checkpoint.
 
-    Raises PlaitError for a mark or a folder of a run without such a checkpoint.
+    Raises PlaitError for a spec of a run, stage or step that has no intact checkpoint there.
     """
     path, mark = split(spec)
     if not mark and not (checkpoint.run_of(path) / "config.yaml").is_file():
@@ -90,7 +93,7 @@ def may_be_hub(name: str) -> bool:
 
 
 def assets(spec: str) -> Path | None:
-    """Return the folder RUN/assets of the run of `spec`; None if it does not exist. It has files made for the model, as its tokenizer."""
+    """Return the folder RUN/assets of the run that `spec` names; None without one. It has the model's files, such as its tokenizer."""
     path, _ = split(spec)
     folder = checkpoint.run_of(path) / "assets"
     return folder if path.exists() and folder.is_dir() else None

@@ -16,11 +16,11 @@ from plait.families import registry
 def open_config(
     path: str | Path, overrides: Sequence[str] = (), *, words: Sequence[str] = (), data_base: Path | None = None, trials: bool = False
 ) -> Resolved:
-    """Read and check the configuration at `path`: .yaml, .json, or another trainer's launch script, whose arguments are `words`.
+    """Read and check the configuration at `path`: .yaml, .json, or a launch script of another trainer, called with the arguments `words`.
 
     Returns it with the settings of each stage (part of a run) filled in. `overrides`: settings that replace the file's, as "optim.lr=1e-4".
-    `data_base`: the folder that data paths are relative to; None: that of the file. `trials`: give each trial of a W&B sweep its
-    own run folder. Raises PlaitError, one line, for any fault.
+    `data_base`: the folder that data paths are relative to; None: that of the file. `trials`: give each trial of a W&B sweep its own run
+    folder. Raises PlaitError, one line, for any fault.
     """
     return load_config(
         path,
@@ -36,7 +36,7 @@ def open_config(
 
 
 def open_run_config(run: Path, overrides: Sequence[str] = ()) -> Resolved:
-    """Read the configuration of run directory `run`, changed by `overrides` ("optim.lr=1e-4"). Raises PlaitError if it is none."""
+    """Read the configuration in directory `run`, changed by `overrides` ("optim.lr=1e-4"). Raises PlaitError if it is missing or wrong."""
     if not (run / "config.yaml").is_file():
         raise PlaitError(f"{run} is no run directory: it has no config.yaml")
     return open_config(run / "config.yaml", overrides, data_base=Path.cwd())  # paths are absolute, but for runs of older versions

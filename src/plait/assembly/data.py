@@ -1,6 +1,6 @@
-"""Open the sources (data sets) of a configuration, and put the samples of a stage in order.
+"""Open the sources (data sets) of a configuration, and put a stage's samples in order.
 
-A stage is a part of a run; its configuration is a view.
+A stage is a part of a run, a view its configuration. An entry is an item of `data.train` or `data.validation`, which names a source.
 """
 
 from collections.abc import Sequence
@@ -39,9 +39,9 @@ class TrainingData:
         return dict(zip(self.names(), (source.fingerprint for source in self.sources), strict=True))
 
     def order(self, view: StageView, batches: BatchChanges = ()) -> Order | BucketOrder:
-        """Return the order of the stage's samples, which says which ones each step takes. A batch is of one bucket (samples of one shape).
+        """Return the order of the stage's samples: its `ids(step)` lists those of a step. A batch is of one bucket (samples of one shape).
 
-        `batches`: (step of the stage, samples per step from it on), from step 0; default: `train.global_batch` throughout.
+        `batches`: [(step of the stage, samples per step from it on)], from step 0; default: `train.global_batch`. May raise PlaitError.
         """
         (_, first), *changes = batches or [(0, view.config.train.global_batch)]
         return order_of(self.sources, self.sampling_weights, data_seed(view), first, changes)
@@ -53,7 +53,7 @@ def data_seed(view: StageView) -> int:
 
 
 def open_data(config: RunConfig, entries: Sequence[SourceEntry], split: str) -> list[Source]:
-    """Open the sources of `entries` (items of `data:`), `split` "train" or "validation". Raises PlaitError if one cannot be opened."""
+    """Open the sources of `entries`; those without a split read `split`, "train" or "validation". Raises PlaitError if one is missing."""
     root, cache = folder(config.data.root), folder(config.data.cache)
 
     def named(entry: SourceEntry, wanted: str) -> Source:
@@ -66,7 +66,7 @@ def open_data(config: RunConfig, entries: Sequence[SourceEntry], split: str) -> 
 def open_training(config: RunConfig) -> TrainingData:
     """Open the sources of `data.train` or `data.mixture`, without the samples that `data.validation` holds out of them.
 
-    Raises PlaitError if some are missing.
+    Raises PlaitError if one cannot be opened; of a mixture, it names all whose files are missing.
     """
     return _open_training(config, held_out=False)
 

@@ -110,7 +110,7 @@ def compare_ranks(fingerprints: Mapping[str, str], ranks: Ranks) -> None:
 def report(config: RunConfig, sources: Sequence[Source], inputs: Inputs, limits: Limits, ranks: Ranks, *, seed: int) -> None:
     """Inspect samples of the training sources on rank 0 and log a table. All ranks call this, and all raise PlaitError for the first fault.
 
-    Faults are those of `unusable` and `without_input`; the latter are only logged if `guard.no_input` is `continue`.
+    Faults: see `unusable` and `without_input`; the latter are only logged if `guard.no_input` is `continue`. `seed`: of the augmentation.
     """
     error = None
     if ranks.first:
@@ -131,17 +131,17 @@ def report(config: RunConfig, sources: Sequence[Source], inputs: Inputs, limits:
 
 
 def table(found: Sequence[SourceLook]) -> list[tuple[str, str]]:
-    """Return (name, what was found as one line) per source."""
+    """Return (source name, its counts as one line of text) for each source."""
     return [(one.source.name, one.text()) for one in found]
 
 
 def listed(rows: Sequence[tuple[str, str]]) -> str:
-    """Return rows as lines "  name: text", wrapped where standard output is a terminal."""
+    """Return (name, text) pairs as lines " name: text", wrapped to the terminal's width where standard output is a terminal."""
     return "\n".join(screen.wrapped(f"  {name}: {text}", indent=" " * 6) for name, text in rows)
 
 
 def look(sources: Sequence[Source], inputs: Inputs, limits: Limits, held_out: Sequence[Source], seed: int) -> list[SourceLook]:
-    """Read and encode some samples of each source; return the counts per source. `held_out`: the sources of `data.validation`."""
+    """Read and encode some samples of each source; return their counts. `held_out`: sources to compare with; `seed`: of augmentation."""
     count = max(1, min(_SAMPLES, _ALL_SAMPLES // max(1, len(sources))))
     found = [SourceLook(source, limits) for source in sources]
     if held_out:
@@ -153,7 +153,7 @@ def look(sources: Sequence[Source], inputs: Inputs, limits: Limits, held_out: Se
 
 
 def unusable(found: Sequence[SourceLook]) -> list[str]:
-    """Return a sentence per source that cannot be trained on. No sample is usable, or no image has text and `allow_blank` is not set."""
+    """Return a sentence per source without a usable sample, or with images but without any text unless its setting `allow_blank` is on."""
     faults = []
     for one in found:
         if one.read and not one.usable:
@@ -168,7 +168,7 @@ def unusable(found: Sequence[SourceLook]) -> list[str]:
 
 
 def without_input(found: Sequence[SourceLook], limits: Limits, trainable: Sequence[str]) -> list[str]:
-    """Return a sentence, with advice, per trainable component or setting of the model for which no sample has any input."""
+    """Return a sentence, with advice, per trained component or setting of the model that needs an input which no sample has."""
     named = {item.partition(":")[0] for item in trainable}
     usable = sum(one.usable for one in found)
     faults = []

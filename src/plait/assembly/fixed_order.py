@@ -17,7 +17,7 @@ class FixedOrder:
 
     @classmethod
     def of(cls, chosen: Sequence[SampleId], opened: Sequence[Source], batch: int) -> "FixedOrder":
-        """Group the `chosen` samples of the sources `opened` into batches of at most `batch`, in their order."""
+        """Group the samples `chosen`, ids of samples in the sources `opened`, into batches of at most `batch` samples, in their order."""
         batches = tuple(tuple(ids) for ids in batches_of(chosen, opened, batch))
         return cls(tuple(len(source) for source in opened), batches)
 

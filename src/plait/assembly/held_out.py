@@ -22,7 +22,7 @@ from plait.families import registry
 
 
 def choose(sizes: Sequence[int], count: int | None, seed: int) -> tuple[SampleId, ...]:
-    """Choose `count` random samples (None: all) from sources of these sizes, all equally likely; fixed by `seed`."""
+    """Choose `count` random samples (None: all) from sources of these lengths, all equally likely; the same for the same `seed`."""
     total = sum(sizes)
     chosen = []
     for position in range(total if count is None else min(count, total)):
@@ -34,7 +34,7 @@ def choose(sizes: Sequence[int], count: int | None, seed: int) -> tuple[SampleId
 
 
 def benchmark(config: RunConfig, bench: str) -> tuple[str, SourceEntry]:
-    """Return, for a `bench` "DATASET:SPLIT", the name of its metric and its `data:` entry. Raises PlaitError if one is unknown."""
+    """Return (metric's name, `data:` item that reads the samples) for a `bench` "DATASET:SPLIT". Raises PlaitError if it is unknown."""
     name, _, split = bench.partition(":")
     catalogue = registry.datasets(config.family)
     try:
@@ -45,7 +45,7 @@ def benchmark(config: RunConfig, bench: str) -> tuple[str, SourceEntry]:
 
 
 def benches(config: RunConfig, entries: Sequence[Evaluate]) -> dict[str, Bench]:
-    """Return the model family's benches (metrics) by name, plus one per "DATASET:SPLIT". Raises PlaitError if an entry's is unknown."""
+    """Return the family's benches (metrics) by name, and one per "DATASET:SPLIT" of `entries`. Raises PlaitError for an unknown one."""
     known = dict(registry.benches(config.family))
     for entry in entries:
         if ":" in entry.bench:
@@ -99,7 +99,11 @@ class ChosenSamples:
 def open_held_out(
     bundle: ModelBundle, config: RunConfig, ranks: Ranks, data: HeldOutData | None = None, stop: Callable[[], bool] = lambda: False
 ) -> HeldOut:
-    """Return functions that open an entry's data: as this rank's batches (until `stop()`), and as samples. `data`: sources to reuse."""
+    """Return two functions that open an entry's data: as this rank's batches, and as a sequence of all its samples.
+
+    `data`: opened sources to use again; None: open them. `stop`: called while batches are read; once it returns True, they end. The
+    functions raise PlaitError for data that cannot be opened.
+    """
     held_out = data or HeldOutData(config)
 
     def batches(entry: Evaluate) -> Loader:

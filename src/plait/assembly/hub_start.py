@@ -72,7 +72,10 @@ def names_step(mark: str) -> bool:
 
 
 def chosen(contents: Contents, mark: str) -> Contents:
-    """Return `contents` with the checkpoint of step `mark` (else the newest) chosen. Raises PlaitError if there is no such step."""
+    """Return `contents` with a checkpoint chosen: that of step `mark`, or the newest if `mark` is no number.
+
+    Raises PlaitError if the repository holds checkpoints but none of that step. Without checkpoints it is returned as it is.
+    """
     steps = _steps(contents.files)
     if not steps:
         return contents
@@ -133,7 +136,8 @@ def _download(contents: Contents, files: Sequence[str], local_only: bool = False
 def assets(spec: str) -> Path | None:
     """Download the files that are needed to build a model, such as its tokenizer, from the Hub repository that `spec` names.
 
-    Returns the local folder that holds `assets/` or tokenizer.json; None if `spec` is a local path, or the repository has neither.
+    Returns the local folder that holds `assets/` or tokenizer.json; None if `spec` is a local path, or the repository has neither. Raises
+    PlaitError if neither the Hub nor the local cache gives the repository.
     """
     named = repository(spec)
     contents = None if named is None else look(*named)

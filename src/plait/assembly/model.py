@@ -75,7 +75,7 @@ class ModelBundle:
     def inputs(self, config: RunConfig, *, train: bool, pad: str | None = None) -> Inputs:
         """Return the family's object that encodes and collates samples; with `train` it augments them.
 
-        `pad`: how sequences of a batch are padded (longest, to_128, to_max or none); None: as `data.pad` of the configuration says.
+        `pad`: how sequences are padded (longest, to_128, to_max, none); None: `data.pad`. Raises PlaitError if data.max_tokens is too long.
         """
         check_max_tokens(config.data.max_tokens, self.family.limits(self.section))
         return self.family.Inputs(self.section, self.assets, max_tokens=config.data.max_tokens, pad=pad or config.data.pad, train=train)

@@ -75,12 +75,18 @@ class Overlap:
 
 
 def count(source: Source, sources: int, least: int) -> int:
-    """Return how many samples of a source are compared where a side has `sources` of them. It is `least` for one that is slow to read."""
+    """Return how many samples of `source` to compare. `sources`: how many there are on its side, training or held out.
+
+    `least`: the number for a source that is slow to read (not stored on a local disk), and the minimum for others.
+    """
     return max(least, _SAMPLES // max(1, sources)) if source.stored else least
 
 
 def contents(source: Source, indices: Sequence[int]) -> Iterator[Content]:
-    """Give the content of the samples `indices`; of fewer, spread over them, where they are many bytes together."""
+    """Yield the hashes of the samples `indices` of `source`, shuffled; stops early once 512 MB of images are read.
+
+    Samples that cannot be read, or that hold nothing to compare, are left out.
+    """
     shuffled = list(indices)
     random.Random(0).shuffle(shuffled)
     left = _BYTES

@@ -1,4 +1,7 @@
-"""Find the pretrained parts of a model whose weights a start overwrites, all of them. They need not be downloaded and read."""
+"""Find the pretrained parts of a model whose weights a start overwrites, all of them. They need not be downloaded and read.
+
+Shapes are {name of a parameter: shape}. A part, such as "language", is a module with pretrained weights.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,10 +22,10 @@ Shapes = Mapping[str, torch.Size]
 
 
 def shapes_of_start(config: RunConfig, run: Path, ranks: Ranks) -> Shapes:
-    """Return the shapes, by parameter, of the weights that the run's start loads; {} where it begins from the pretrained parts alone.
+    """Return the shapes, by parameter, of the weights that a run's start loads; {} if it begins from the pretrained parts alone.
 
-    Those are of `from:`, or, of a run that goes on, what every one of its checkpoints has. All ranks call this: a Hub repository is
-    downloaded. Raises PlaitError for a `from:` that cannot be read.
+    A new run loads the weights of `from:`; one that continues (`run`, its directory, has checkpoints), what all of its checkpoints hold.
+    All ranks call this: a Hub repository is downloaded. Raises PlaitError for a `from:` that cannot be read.
     """
     family = registry.load(config.family)
     if config.from_ is None or family.build_over is None:
@@ -40,10 +43,10 @@ def shapes_of_start(config: RunConfig, run: Path, ranks: Ranks) -> Shapes:
 
 
 def parts(family: Family, section: Any, assets: Path, loaded: Shapes) -> frozenset[str]:
-    """Return the pretrained parts that weights of these shapes overwrite whole; none where other parameters are not loaded too.
+    """Return the pretrained parts whose weights are all among `loaded`; none if a parameter outside of the parts is not loaded too.
 
-    A part's parameters begin with its name, as in "language.". New parameters may be drawn at the scale of a part's weights, so one that is
-    not loaded, and is of no part, needs them all.
+    `section`: the `model:` section; `assets`: folder of the run's tokenizer and such. A part's parameters begin with its name, as in
+    "language.". New parameters may be drawn at the scale of a part's weights, so one that is not loaded, and is of no part, needs them all.
     """
     if not loaded or family.build_over is None:
         return frozenset()

@@ -37,8 +37,8 @@ def open_checkpoint(
 ) -> tuple[ModelBundle, Checkpoint, RunConfig]:
     """Return the trained model of the checkpoint that `spec` names (in evaluation mode), the checkpoint, and its stage's configuration.
 
-    `averaged`: load its EMA weights, of parameters that have them. `length`: load instead the post-hoc EMA of this relative length, such
-    as 0.05 (`post_hoc_ema.py`). Raises PlaitError if there is no such checkpoint.
+    `averaged`: load its EMA weights, of parameters that have them. `length`: load instead the post-hoc EMA of this relative length, such as
+    0.05 (`post_hoc_ema.py`). Raises PlaitError if there is no such checkpoint, or the run kept nothing to make that average from.
     """
     located, config = settings(spec)
     run = checkpoint.run_of(located.folder)
@@ -54,14 +54,14 @@ def open_checkpoint(
 
 
 def write_model_settings(folder: Path, family: str, model: Mapping[str, Any]) -> None:
-    """Write the family and the `model:` section into a folder of weights outside of a run."""
+    """Write `family` and `model`, the `model:` section, to plait.json in a folder of weights outside of a run."""
     files.write_json(folder / MODEL_SETTINGS, {"family": family, "model": model})
 
 
 def model_settings(folder: Path) -> tuple[str, Mapping[str, Any]] | None:
-    """Return (family, `model:` section) of the run of a checkpoint's folder, or of a folder of weights; None where neither is told.
+    """Return (family, `model:` section) from the config.yaml of a checkpoint's run, or a folder's plait.json; None if there is neither.
 
-    Raises PlaitError for a configuration that cannot be read.
+    Raises PlaitError for a file that cannot be read.
     """
     run, path = checkpoint.run_of(folder), folder / MODEL_SETTINGS
     if (run / "config.yaml").is_file():

@@ -22,7 +22,7 @@ def read(folder: Path) -> dict[str, Tensor]:
 
 
 def empty(folder: Path) -> dict[str, Tensor]:
-    """Return the same tensors without values, on the meta device; reads no weights. Raises as `read` does."""
+    """Return all tensors in a folder's safetensors by name as meta tensors: shapes without values. Raises PlaitError as `read` does."""
     return _collect(folder, _empty)
 
 

@@ -86,7 +86,7 @@ def _leaves(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
 def describe_changes(before: Resolved, after: Resolved, differences: Sequence[Difference], saved: Path | None) -> str:
     """Describe a changed configuration as indented lines: each changed key, then the old and new learning-rate curve of the current stage.
 
-    `saved`: the folder of the checkpoint that the run continues from, which knows the current stage; None, before the first: no curves.
+    `differences`: (key, old value, new value) each. `saved`: folder of the checkpoint that the run continues from; None: no curves.
     """
     lines = [f"  {key}: {json.dumps(old)} -> {json.dumps(new)}" for key, old, new in differences]
     if saved is None or not any(key.startswith(("optim", "train", "stages")) for key, _, _ in differences):
@@ -105,10 +105,10 @@ def describe_changes(before: Resolved, after: Resolved, differences: Sequence[Di
 
 
 def without_more_steps(before: Resolved, after: Resolved, binding: Sequence[Difference], saved: Path) -> list[Difference]:
-    """Return the differences `binding`, which would stop a start. [] if all they do is give the finished current stage more steps.
+    """Return the differences `binding`, which would stop a start; [] if they only give the finished current stage more steps.
 
-    Logs what more steps change. `saved`: folder of the newest checkpoint; finished: all planned steps are done. Raises PlaitError if
-    that checkpoint cannot be read.
+    They are (key, old value, new value). Logs what more steps change. `saved`: folder of the newest checkpoint; a stage is finished when
+    all planned steps are done. Raises PlaitError if that checkpoint cannot be read.
     """
     if not binding or not all(_is_length(key) for key, _, _ in binding):
         return list(binding)

@@ -1,4 +1,7 @@
-"""Stop at weights that give no finite loss, after an update that was too large: they are neither saved nor trained on."""
+"""Stop at weights that give no finite loss, after an update that was too large: they are neither saved nor trained on.
+
+Probe samples are a few fixed training samples of the stage (probes.py).
+"""
 
 import math
 from pathlib import Path
@@ -13,10 +16,10 @@ from plait.training.probes import ProbeLoss
 
 
 def stop_if_diverged(probe: ProbeLoss, ranks: Ranks, *, run: Path, updated: int | None, step: int) -> None:
-    """Raise Stopped if none of the probe samples, each by itself, has a finite loss; all ranks call this.
+    """Raise Stopped, a PlaitError, if none of the probe samples, each by itself, has a finite loss; all ranks call this.
 
-    A single bad sample does not count against the model, nor do samples with nothing to predict. `updated`: the step of the last update
-    before `step`, None where the weights were loaded.
+    A single bad sample does not count against the model, nor do samples with nothing to predict. `run`: the run directory. `updated`: the
+    step of the last update before `step`; None where the weights were loaded from a checkpoint.
     """
     model, losses = probe.bundle.model.eval(), []
     with probe.load(micro_batch=1) as loader:
@@ -31,7 +34,10 @@ def stop_if_diverged(probe: ProbeLoss, ranks: Ranks, *, run: Path, updated: int 
 
 
 def describe_divergence(run: Path, updated: int | None, step: int) -> str:
-    """Return the message that the weights at `step` give no finite loss since the update at step `updated`. None: they were saved so."""
+    """Return the message that the weights at `step` give no finite loss, with the command that continues from an earlier checkpoint.
+
+    `updated`: the step of the update that is to blame; None: the checkpoint of `step` in `run` was saved with such weights.
+    """
     sound = [folder for folder in checkpoint.published(run) if checkpoint.step_of(folder) < step]
     what = f"the update at step {updated} made the loss non-finite, and step {step} is not saved"
     what = f"the checkpoint of step {step} gives no finite loss" if updated is None else what

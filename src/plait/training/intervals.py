@@ -1,4 +1,7 @@
-"""95 % confidence intervals of a bench's (evaluation's) figures by the bootstrap (Efron 1979) over rows (dicts, one per sample)."""
+"""95 % confidence intervals of a bench's (evaluation's) results by the bootstrap (Efron 1979) over rows (dicts, one per sample).
+
+A figure is a number that a bench computes from all rows, such as an accuracy.
+"""
 
 from collections.abc import Sequence
 
@@ -52,7 +55,7 @@ def _counted(value: object) -> bool:
 
 
 def of_small_sample(bench: Bench, rows: Sequence[Row]) -> dict[str, tuple[float, float]]:
-    """Return the intervals of a sample that is so small that its figures need them; {} for a larger one."""
+    """Return `bootstrap(bench, rows)` for at most 2,000 rows; {} for more, whose figures are precise and for which it would take long."""
     return bootstrap(bench, rows) if len(rows) <= _SMALL_SAMPLE else {}
 
 

@@ -69,7 +69,7 @@ def probed_steps(plan: StagePlan, stage_step: int) -> tuple[int, int]:
 
 
 def probe_memory(plan: StagePlan, loop: Loop, loader: Loader) -> None:
-    """Run forward and backward on the largest micro-batch, without update; gradients stay. Raises micro_batch.Exceeded if out of memory."""
+    """Run forward and backward on the loader's largest micro-batch, without update; gradients stay. Raises micro_batch.Exceeded."""
     micros: list[MicroBatch] = [micro for batch in loader for micro in batch.micro]
     state = loop.state
     assert state.optimizer is not None

@@ -70,8 +70,8 @@ _TAKEN = frozenset([errno.EEXIST, errno.ENOTDIR, errno.EISDIR])
 def train(resolved: Resolved, options: Options = DEFAULT) -> Path:
     """Train the run of the checked configuration `resolved` to its last planned step; continue it if it has a checkpoint.
 
-    Returns the run directory. Raises Paused after a signal such as SIGTERM, with everything saved, Stopped when a safety check (`guard:`)
-    ends the run, and PlaitError for what the user has to mend.
+    Returns the run directory. Raises PlaitError for what the user has to mend, and two subclasses of it: Paused after a signal such as
+    SIGTERM, with everything saved, and Stopped when a safety check (`guard:`) ends the run.
     """
     config = resolved.config
     assert config.run is not None, "load_config names every run"
@@ -157,8 +157,8 @@ def _watching(resolved: Resolved, heartbeat: Heartbeat, ranks: Ranks) -> context
 def next_steps(run: Path, state: State, benches: Sequence[str], layouts: Sequence[str], *, asks: bool) -> str:
     """Return the lines logged at a run's end: its files, and commands to use next.
 
-    `benches`, `layouts`: the family's metrics and formats of export, of which the first is suggested. `asks`: whether it
-    generates. The best checkpoint, where `checkpoint.best` is set, is the one to export.
+    `benches`, `layouts`: names of the family's metrics and export formats, of which the first is suggested. `asks`: whether the family can
+    generate. The best checkpoint, where `checkpoint.best` is set, is the one to export.
     """
     saved, best = checkpoint.published(run), state.best
     best_folder = next((str(path) for path in saved if best and checkpoint.step_of(path) == best["step"]), None)
@@ -178,7 +178,7 @@ def next_steps(run: Path, state: State, benches: Sequence[str], layouts: Sequenc
 
 
 def stages_ahead(resolved: Resolved, only: str | None, state: State) -> list[StageView]:
-    """Return the current stage and those after it, or the one named `only`. Raises PlaitError if that is unknown, past or not yet due."""
+    """Return the current stage and those after it, or the one named `only`. Raises PlaitError if `only` is unknown, past or not yet due."""
     ahead = list(resolved.stages[state.stage - 1 :])
     if only is None:
         return ahead
@@ -194,7 +194,7 @@ def stages_ahead(resolved: Resolved, only: str | None, state: State) -> list[Sta
 
 @contextlib.contextmanager
 def locked_run_directory(run: Path, resolved: Resolved, options: Options, ranks: Ranks) -> Iterator[bool]:
-    """Lock the run directory; yield whether a run is continued. Raises PlaitError if it is locked or has another configuration."""
+    """Lock the directory `run`; yield whether it is a run to continue. Raises PlaitError if it is locked or has another configuration."""
     error, continues = None, False
     with contextlib.ExitStack() as held:
         if ranks.first:

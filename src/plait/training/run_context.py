@@ -12,7 +12,7 @@ from plait.engine.parallel.distributed import Ranks
 
 @dataclass(frozen=True)
 class RunContext:
-    """What all stages of a run share: directory, ranks, recorder of metrics, signals to stop; `allow_inexact`: start even with losses."""
+    """What all stages of a run share. `run`: its directory; `tracker`: records metrics; `allow_inexact`: start even if state is lost."""
 
     run: Path
     ranks: Ranks

@@ -42,8 +42,8 @@ _SHARES_EVERY = 100  # steps between rows with each source's share: there can be
 def run_stage(plan: StagePlan, bundle: ModelBundle, state: State, context: RunContext) -> None:
     """Train a stage from the step that `state` is at to the stage's end; do nothing if it is done already.
 
-    Raises Paused after a signal such as SIGTERM, with everything saved; Stopped when a safety check ends the run; Rewind when the run has
-    to be restored from its newest checkpoint.
+    Raises Paused after a signal such as SIGTERM, with everything saved; Stopped when a safety check ends the run (both are PlaitErrors);
+    Rewind when the run has to be restored from its newest checkpoint.
     """
     if state.stage_done is not None:
         return
@@ -99,7 +99,7 @@ class StageRun:
         )
 
     def run(self) -> None:
-        """Train to the end of the stage. With all saved, raises Paused if a stop was requested, or PlaitError if data cannot be read."""
+        """Train to the stage's end. After saving, raises Paused if a stop was requested, and PlaitError if data cannot be read."""
         plan, state, context = self.plan, self.state, self.context
         if context.ranks.first:
             self.loop.quarantine.resume(state.step)
@@ -127,7 +127,7 @@ class StageRun:
             raise Paused(f"stopped by {reason} {where}, all saved; the same command continues")
 
     def after_step(self, state: State, row: Row) -> None:
-        """Check that ranks agree, record the metrics `row` of a step, evaluate and save if due. The loop calls it after each step."""
+        """Check that ranks agree, record the metrics `row` of a step, evaluate and save if due. The loop calls it; may raise Stopped."""
         settings, ranks = self.plan.config, self.context.ranks
         every = settings.guard.replica_check_steps
         if every and state.stage_step % every == 0 and ranks.size > 1 and not distributed.is_sharded(state.model):
@@ -165,7 +165,7 @@ class StageRun:
     def save(self) -> None:
         """Save the state as a checkpoint, in the background if so configured. Does nothing if a save of this step has begun before.
 
-        Raises the exception Stopped, before a file is written, if the weights give no finite loss.
+        Raises Stopped, a PlaitError, before a file is written, if the weights give no finite loss.
         """
         plan, state, bundle = self.plan, self.state, self.bundle
         moment = (state.step, state.evaluated_step, state.stage_done)

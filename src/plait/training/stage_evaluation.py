@@ -24,12 +24,12 @@ log = logging.getLogger(__name__)
 
 
 def evaluates(config: RunConfig) -> bool:
-    """Return whether a stage with these settings evaluates anything: it has entries, or relies on figures."""
+    """Return whether a stage with these settings evaluates anything: `evaluate:` has entries, or a setting relies on a figure."""
     return bool(config.evaluate or wanted_figures(config))
 
 
 def wanted_figures(config: RunConfig) -> list[str]:
-    """Return the names of the figures that decide something: `checkpoint.best` and `train.plateau.metric`, as far as set."""
+    """Return the names of the figures that a decision needs: `checkpoint.best` and `train.plateau.metric`, those of them that are set."""
     rule = config.train.plateau
     return [name for name in (config.checkpoint.best, rule and rule.metric) if name]
 
@@ -64,7 +64,7 @@ class StageEvaluation:
         self.evaluations.rehearse(self.state, wanted_figures(self.plan.config))
 
     def conclude(self, *, planned: bool) -> tuple[bool, list[str]]:
-        """Run the evaluations due at this step and set `state.stage_done` if the stage ends. A stop in between leaves both for a restart.
+        """Run the evaluations due at this step and set `state.stage_done` if the stage ends. After a stop meanwhile, a restart does both.
 
         `planned`: whether this is the stage's last step. Returns whether `checkpoint.best` improved, and a line per bench that failed.
         """

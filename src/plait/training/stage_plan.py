@@ -70,13 +70,13 @@ class StagePlan:
 
     @property
     def order_digest(self) -> str:
-        """Return a hash of what decides which samples come when: seed, datasets, weights, and the first global batch, not later ones."""
+        """Return a hash of what decides which samples come when: seed, sizes of the data, weights, and the first global batch."""
         lengths = [bucket_lengths(source) for source in self.data.sources]
         parts = (self.data_seed, self.order.sizes, self.order.counts, self.order.segments[0].batch, lengths)
         return xxhash.xxh3_64_hexdigest(repr(parts).encode())
 
     def manifest(self, model: nn.Module, ever_trained: set[str], ranks: int, torch_version: str) -> dict[str, Any]:
-        """Return the stage's entries in a checkpoint's manifest.json. `ever_trained`: names of parameters trained here or before."""
+        """Return the stage's part of a checkpoint's manifest.json. `ever_trained`: names of parameters trained here or before."""
         sizes = {name: value.numel() for name, value in model.named_parameters()}
         contents = {}
         for component, names in self.components.items():
@@ -133,13 +133,13 @@ def plan_stage(view: StageView, bundle: ModelBundle, batches: BatchChanges = ())
 
 
 def steps_of(view: StageView, batches: BatchChanges = ()) -> int:
-    """Return a stage's number of optimizer steps. `batches`: changes of the global batch, (step, samples per step from it on) each."""
+    """Return a stage's number of optimizer steps. `batches`: changes of the global batch, as in `plan_stage`. May raise PlaitError."""
     steps = view.config.train.steps
     return steps if steps is not None else planned_steps(view.config, open_training(view.config).order(view, batches))
 
 
 def planned_steps(config: RunConfig, order: AnyOrder) -> int:
-    """Return a stage's optimizer steps from its length in steps, epochs or samples. Raises PlaitError if warm-up does not end before."""
+    """Return a stage's optimizer steps, from `train.steps`, epochs or samples. Raises PlaitError if the warm-up is as long or longer."""
     budget = config.train
     if budget.steps is not None:
         steps = budget.steps

@@ -50,7 +50,7 @@ def planned_shares(names: Sequence[str], sampling_weights: Sequence[float], slot
 
 
 def realised(data: TrainingData, totals: Mapping[str, float]) -> list[str]:
-    """Return a line per source (dataset): its configured share, and what it gave by the state's running `totals`; [] for one source."""
+    """Return a line per source (dataset): its configured share, and its shares by the sums `totals` of the state. [] for one source."""
     drawn = source_shares.shares(totals)
     quantities = {name.rpartition("/")[2]: None for name in drawn}
     words = {quantity: "loss weight" if quantity == "loss" else quantity.replace("_", " ") for quantity in quantities}

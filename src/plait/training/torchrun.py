@@ -1,8 +1,8 @@
-"""Run torchrun as plait's agent.
+"""Start torchrun with some changes to its agent, the process of each machine that starts, watches and restarts the ranks.
 
-It is the process of each machine that starts ranks, restarts them, and passes signals on until they have saved. `python -m
-plait.training.torchrun` takes torchrun's arguments. What differs: exit codes that a restart would not change are not restarted, 75 is the
-exit code only of ranks that saved, a line takes the place of tracebacks, and on several machines addresses replace host names.
+`python -m plait.training.torchrun` takes torchrun's arguments. What differs: exit codes that a restart would not change are not restarted,
+the agent passes signals on and waits until ranks have saved, 75 is the exit code only of ranks that saved, a line takes the place of
+tracebacks, and on several machines addresses replace host names.
 """
 
 import argparse
@@ -70,7 +70,7 @@ class Agent(LocalElasticAgent):
         return [handler.proc.poll() for handler in context.subprocess_handlers.values()]
 
     def run(self, role: str = "default") -> RunResult:
-        """Start the ranks and watch them to their end. Raises _Ended, with the cause, after a signal or where machines lost each other."""
+        """Start the ranks and watch them to their end. Raises _Ended from the cause, after a signal or where machines lost each other."""
         try:
             result: RunResult = super().run(role)
         except (SignalException, RendezvousError, DistError) as error:
@@ -133,9 +133,10 @@ def main(arguments: Sequence[str]) -> int:
 def meet_by_addresses(parsed: argparse.Namespace) -> None:
     """Complete torchrun's arguments so that ranks meet by addresses and not by host names, which other machines may not know.
 
-    On several machines: `--local-addr`, by which the others reach this one (torch would give its host name); `is_host` in `--rdzv-conf`,
-    whether the head is this machine; gloo's network interface; and a store for each attempt. What the user set stays. Raises PlaitError
-    where the head's name is not known here, or is an address that other machines cannot reach.
+    Changes `parsed`, torchrun's parsed arguments, in place. On several machines: `--local-addr`, by which the others reach this one (torch
+    would give its host name); `is_host` in `--rdzv-conf`, whether the head (the machine where all meet) is this one; gloo's network
+    interface; and a store for each attempt. What the user set stays. Raises PlaitError where the head's name is not known here, or is an
+    address that other machines cannot reach.
     """
     if parsed.standalone or parsed.nnodes in ("1", "1:1"):
         parsed.local_addr = parsed.local_addr or _LOOPBACK
