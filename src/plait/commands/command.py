@@ -64,5 +64,5 @@ class Command:
 
     @property
     def texts(self) -> dict[str, Any]:
-        """Return the texts of its argparse parser, by argument. In `help`, the line in the list of verbs, each % is doubled for argparse."""
+        """Return the texts of its argparse parser, by argument. In `help`, the line in the list of verbs, every % doubled for argparse."""
         return {"help": self.help.replace("%", "%%"), "description": self.help, "epilog": self.settings}
