@@ -17,7 +17,7 @@ _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
 
 
 def is_remote(path: str) -> bool:
-    """Return whether `path` is an address (s3://, https://, memory://, ...) and not a path on disk, as which file:// counts."""
+    """Return whether `path`, its environment variables filled in, has a scheme (s3://, https://, memory://, ...) other than file://."""
     spelled_out = os.path.expandvars(path)
     return "://" in spelled_out and not spelled_out.startswith("file://")
 
@@ -40,7 +40,7 @@ def spelled_out(address: str) -> str:
 
 
 def shown(address: str) -> str:
-    """Return `address` in a form fit for logs and files: as it was written, without user part, query and fragment."""
+    """Return `address` without user part, query and fragment, for logs and files. Its environment variables are not filled in."""
     return secrets.without_secrets(address)
 
 
@@ -50,9 +50,9 @@ def name_of(address: str) -> str:
 
 
 def identity(address: str) -> str:
-    """Return a string that is the same however an address is signed: variables filled in, without user part and signature.
+    """Return what to hash of an address, so that signing it anew changes nothing: variables filled in, no user part, no signature.
 
-    Only for hashing, never for printing: it may hold the values of environment variables.
+    It is never printed, as it may hold the values of environment variables. Raises PlaitError if one of them is not set.
     """
     if not is_web(address):
         return secrets.without_secrets(spelled_out(address))

@@ -39,7 +39,7 @@ def parse(name: str) -> Bucket:
 
 
 def nearest(width: int, height: int, buckets: Sequence[Bucket]) -> Bucket:
-    """Return the bucket nearest in aspect ratio to an image; of ties, the largest that needs no upscaling, else the smallest."""
+    """Return the bucket nearest in aspect ratio to an image (pixels); of several, the largest that fits inside it, else the smallest."""
     ratio = math.log(width / height)
     distances = {bucket: abs(ratio - math.log(bucket.width / bucket.height)) for bucket in buckets}
     nearest_ratio = [bucket for bucket in buckets if distances[bucket] <= min(distances.values()) + _SAME]

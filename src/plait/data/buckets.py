@@ -84,7 +84,7 @@ class BucketOrder:
             self._walks.append(self._walks_after(number, part.step))
 
     def ids(self, step: int) -> list[SampleId]:
-        """Return the `global_batch` samples of `step` (from 0), all of one bucket of one source."""
+        """Return the global batch of `step` (from 0): a (source, index in it, epoch) per sample, all of one bucket."""
         ids = self._memo.get(step)
         if ids is None:
             ids = self._draw(step)

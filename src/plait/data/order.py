@@ -48,7 +48,7 @@ BatchChanges = Sequence[Sequence[int]]
 
 
 def segments(global_batch: int, changes: BatchChanges) -> tuple[Segment, ...]:
-    """Return the segments of a stage that begins with `global_batch` samples per step, one more for each of `changes`."""
+    """Return the segments of a training stage that begins with `global_batch` samples per step, and one more for each of `changes`."""
     parts = [Segment(0, global_batch, 0)]
     for step, batch in changes:
         assert batch >= 1 and step >= parts[-1].step
@@ -62,7 +62,7 @@ def segment_of(parts: Sequence[Segment], step: int) -> Segment:
 
 
 def permute(position: int | np.ndarray, n: int, *parts: int | str) -> int | np.ndarray:
-    """Return where a random permutation of [0, n) sends `position` (arrays: elementwise). `parts` (seed, purpose, epoch, ...) pick it."""
+    """Return where a random permutation of [0, n), seeded by the values `parts` (seed, purpose, ...), maps `position` (elementwise)."""
     assert n >= 1, "a permutation needs at least one element"
     array = np.atleast_1d(np.asarray(position, dtype=_U64))
     assert array.size == 0 or int(array.max()) < n, f"position outside [0, {n})"
@@ -160,15 +160,15 @@ class Order:
         return part.before + (step - part.step) * part.batch
 
     def steps(self, samples: float) -> int:
-        """Return the least number of steps, at least 1, that consume `samples` samples from step 0 on."""
+        """Return the least number of steps, at least 1, that together consume `samples` samples or more from step 0 on."""
         last = self.segments[-1]
         return max(1, last.step + math.ceil((samples - last.before) / last.batch - 1e-9))
 
 
 def digest(ids: Iterable[SampleId]) -> int:
-    """Return a hash of samples that does not depend on their order.
+    """Return a hash of a step's samples that does not depend on their order, to compare what two runs have trained on.
 
-    It is a sum of 32-bit hashes: the ranks' digests add up to the global batch's.
+    It is a sum of 32-bit hashes, so the digests of the ranks' slices add up to that of the global batch.
     """
     return sum(xxhash.xxh32_intdigest(struct.pack("<3q", *identity)) for identity in ids)
 

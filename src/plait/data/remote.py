@@ -41,7 +41,7 @@ class Unavailable(PlaitError):
 
 
 class Unreachable(PlaitError):
-    """Raised when a server fails for every read. No sample is at fault, so the run stops; it can be continued when the server is back."""
+    """Raised when 8 reads in a row from one server have failed. No sample is at fault, so the run stops, and can be continued later."""
 
     exit_code = 1
     of_one_sample = False
@@ -136,7 +136,7 @@ class RemoteFile:
         self._locks = [threading.Lock() for _ in range(_LOCKS)]
 
     def read(self, offset: int, length: int) -> bytes:
-        """Return `length` bytes from `offset` on. Raises PlaitError past the end, and after several failed attempts."""
+        """Return `length` bytes from `offset` on. Raises PlaitError past the end, if the file is gone, or after several failed attempts."""
         if offset + length > self.size:
             raise PlaitError(f"{shown(self.address)}: bytes {offset} to {offset + length} lie past its end at {self.size}")
         if self._blocks is None:
@@ -146,7 +146,7 @@ class RemoteFile:
         return body[offset - first * BLOCK_BYTES :][:length]
 
     def whole(self) -> bytes:
-        """Return the bytes of the whole file, bypassing the cache of blocks. Raises PlaitError after several failed attempts."""
+        """Return the bytes of the whole file, without cached blocks. Raises PlaitError if it is gone, or after several failed attempts."""
         return self._try(lambda: _of_length(self._reader.whole(self.size), self.size), "read", self.size)
 
     def _block(self, number: int) -> bytes:

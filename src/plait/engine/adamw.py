@@ -23,7 +23,7 @@ Noise = Callable[[str, int], int]
 
 
 class ChunkedAdamW(torch.optim.Optimizer):
-    """AdamW, chunk by chunk. Groups need the keys `names` (of `params`), `moments_device` (None: the parameter's) and `moments_dtype`."""
+    """AdamW by chunks. Groups have `names` (of `params`), `moments_device` (None: the weight's), `moments_dtype`; `noise`: for rounding."""
 
     def __init__(self, groups: list[dict[str, Any]], noise: Noise) -> None:
         super().__init__(groups, {})
@@ -31,7 +31,7 @@ class ChunkedAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # no closure: the loop has run backward already
-        """Apply one AdamW update to every parameter that has a gradient; `closure` is not used."""
+        """Apply one AdamW update in place to every parameter that has a gradient (`.grad`, not scaled); `closure` is not used."""
         for group in self.param_groups:
             for name, parameter in zip(group["names"], group["params"], strict=True):
                 if parameter.grad is not None:

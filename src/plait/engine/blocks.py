@@ -26,7 +26,7 @@ Forward = Callable[..., Any]
 
 @dataclass
 class Compilations:
-    """Counter of recompilations: graphs that training steps compile after warm-up, which ends at the first step that compiles none."""
+    """Counts recompilations: graphs that training steps compile after warm-up, which ends with the first step that compiles no graph."""
 
     meter: Meter | None = None
     """Counts the FLOPs of training steps (`flops.py`), compiled blocks included; None: they are not counted."""
@@ -79,7 +79,7 @@ class Compilations:
 
 @contextlib.contextmanager
 def changed(blocks: Sequence[nn.Module], settings: Distributed, meter: Meter | None = None) -> Iterator[Compilations | None]:
-    """Checkpoint and compile the blocks while the `with` lasts; yields the counter of recompilations, or None without `compile`."""
+    """Checkpoint and compile the blocks inside the `with`. Yields a counter of recompilations, None if not compiled. `meter`: of FLOPs."""
     try:
         with compiling(settings):
             yield checkpoint_and_compile(blocks, settings, meter)

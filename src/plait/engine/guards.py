@@ -1,4 +1,4 @@
-"""Guards of a run: an audit of which parameters get gradients, and the list of samples that could not be used."""
+"""Guards of a run: an audit of which parameters get gradients, and the list of unusable samples. Stopped, a PlaitError, ends the run."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -45,7 +45,7 @@ class GradientWatch:
         """Steps so far, all of them with a gradient of 0; None once one was seen, or after the report."""
 
     def __call__(self, row: Mapping[str, Any], *, last: bool) -> None:
-        """Check a step's `grad_norm`. `last`: the stage ends here. Raises Stopped at the tenth step, or the last, if all were 0."""
+        """Check a step's `grad_norm`. `last`: the stage ends here. Then, or at the tenth step, raises Stopped (or warns) if all were 0."""
         if self.zeros is None or row.get("skipped"):
             return
         self.zeros = self.zeros + 1 if row["grad_norm"] == 0 else None

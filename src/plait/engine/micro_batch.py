@@ -41,7 +41,7 @@ class MicroBatchSize:
     def fit(self, work: Callable[[], None], reset: Callable[[], None]) -> None:
         """Run `work`, such as the stage's training; out of memory, call `reset` (drop gradients), halve the micro-batch and run it again.
 
-        A failed step has changed nothing. Raises Stopped where one sample does not fit, and where this rank cannot reach the others, who
+        A failed step has changed nothing. Raises Stopped, a PlaitError, if one sample does not fit or this rank cannot tell the others, who
         wait in a collective: the next start has the smaller micro-batch.
         """
         while True:

@@ -18,8 +18,8 @@ from plait.errors import Stopped
 log = logging.getLogger(__name__)
 
 SKIPPED = "skipped.jsonl"
-_KINDS = {"step": int, "stage": str}
 """In a run directory: the steps that `rewind` skips."""
+_KINDS = {"step": int, "stage": str}
 
 
 class Rewind(Exception):
@@ -35,7 +35,7 @@ def respond(report: Report, settings: Guard, ranks: Ranks, *, skipped: int, run:
     """Stop, skip or rewind after a non-finite step, as `guard.non_finite` says; returns only for skip: the caller makes no update.
 
     `step`: of the stage, from 0. `skipped`: how many steps of the run were skipped before. Raises Stopped for stop, or when
-    `guard.non_finite_steps` are used up, and Rewind for rewind.
+    `guard.non_finite_steps` are used up (a PlaitError that ends the run), and Rewind for rewind.
     """
     if settings.non_finite == "stop":
         look = "look at these samples with `plait data inspect`, lower optim.lr, or set guard.non_finite"

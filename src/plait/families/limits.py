@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Limits:
-    """The limits of a model, known from its `model:` section without its weights."""
+    """The input that a model can take, known from its `model:` section without weights: settings and data are checked against it."""
 
     positions: int | None = None
     """The longest sequence, in tokens, that the language model has positions for; None: no limit is known."""
@@ -25,12 +25,12 @@ class Limits:
 
 
 def no_limits(config: Any) -> Limits:
-    """Return Limits without any limit: the default of families that define none."""
+    """Return Limits without any limit, for families that define no `limits`. `config`: the `model:` section, not used."""
     return Limits()
 
 
 def language_positions(language: "PreTrainedConfig") -> int | None:
-    """Return a language model's longest sequence in tokens, with rotary embeddings as scaled; None: no limit (ALiBi, recurrent models)."""
+    """Return a language model's longest sequence in tokens, by its configuration, with RoPE as scaled. None: no limit (ALiBi, ...)."""
     sizes = language.get_text_config().to_dict()
     rope = sizes.get("rope_parameters") or {}
     scaled = int((rope.get("factor") or 1) * (rope.get("original_max_position_embeddings") or 0))  # YaRN, arXiv 2309.00071

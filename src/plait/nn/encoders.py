@@ -70,7 +70,10 @@ def open_texts(name: str, max_tokens: int | None = None, device: str = "cpu") ->
 
 
 def open_images(name: str, device: str = "cpu") -> "TinyImages | Dino":
-    """Open an encoder of images to vectors: `tiny`, or a folder or Hub repository with a DINOv2 or DINOv3 model (transformers format)."""
+    """Open an encoder of images to vectors: `tiny`, or a folder or Hub repository with a DINOv2 or DINOv3 model (transformers format).
+
+    Raises PlaitError for any other name.
+    """
     if name == "tiny":
         return TinyImages()
     encoder: Dino = _pretrained("Dino")(name, device)

@@ -2,7 +2,7 @@
 
 The file is a magic line, the length and xxh3 of a JSON header, the header and 8-byte aligned arrays. Its stamp (size and time of the data
 file) tells whether it is fresh; an index whose header is not whole is made again, one whose arrays do not match their xxh3 is refused.
-It is in the cache folder, unless `<data file>.idx` exists or is asked for.
+It is in the cache folder (`cache`: the setting data.cache, None if it is not set), unless `<data file>.idx` exists or is asked for.
 """
 
 import json
@@ -55,7 +55,7 @@ def candidate_paths(data_path: Path, cache: str | Path | None) -> list[Path]:
 
 
 def cached_path(name: str, cache: str | Path | None, identity: str = "") -> Path:
-    """Return the path of a data file's index in the cache folder. `name`: the file's path or address; `identity`: what to hash instead."""
+    """Return the path of an index in the cache folder. It is the last part of `name`, a data file's, and a hash of `identity` or `name`."""
     return cache_folder(cache) / "index" / f"{Path(name).name}-{key(identity or name):016x}.idx"
 
 
@@ -69,8 +69,8 @@ def obtain(
 ) -> tuple[IndexHead, bool]:
     """Return the index header of a local data file, and whether it was built just now. It is reused unless stale or `rebuild` is set.
 
-    `make` scans the data file and returns (facts, arrays) to store in the cache folder, or next to the data if `beside`.
-    Raises PlaitError if the index cannot be written.
+    `make()` scans the data file and returns (facts, arrays) to store in the cache folder, or next to the data if `beside`.
+    Raises PlaitError if the index cannot be written, and whatever `make` raises.
     """
     stamp = stamp_of(data_path)
     at_data, cached = candidate_paths(data_path, cache)

@@ -116,8 +116,9 @@ def index(members: list[Member], where: str) -> tuple[dict[str, object], dict[st
     """Return (facts, arrays) of a tar shard's index: members grouped into samples by stem, samples in the order of their first member.
 
     The stem ends at the first dot of the file name (`a/b.seg.png` is member `seg.png` of sample `a/b`); names that begin with a dot are
-    left out and counted. `arrays`: per member its `kind` (index into facts["extensions"]), `offset` and `size`; `first` is each sample's
-    first member. `where` names the shard in errors. Raises PlaitError for two members of one name, and for a shard without samples.
+    left out and counted. `arrays`: per member its `kind` (index into facts["extensions"]), `offset` and `size`; per sample its `first`
+    member, and where in `names`, all names joined, its own ends (`name_end`). `facts`: the counts, and the extensions. `where` names the
+    shard in errors. Raises PlaitError for two members of one name, and for a shard without samples.
     """
     samples: dict[str, dict[str, Member]] = {}
     hidden = 0

@@ -35,7 +35,10 @@ def spans(path: Path) -> Iterator[tuple[int, int]]:
 
 
 def read(file: BinaryIO, start: int, end: int) -> dict[str, Value]:
-    """Return the features by name of the tf.train.Example at bytes `start` to `end`: lists of bytes or integers (floats are left out)."""
+    """Return the features by name of the tf.train.Example at bytes `start` to `end`: lists of bytes or integers (floats are left out).
+
+    Raises PlaitError for a field of a kind that no tf.train.Example has.
+    """
     file.seek(start)
     body = file.read(end - start)
     values_by_name: dict[str, Value] = {}

@@ -77,15 +77,15 @@ def count_reasons(skipped: Sequence[Skipped]) -> dict[str, int]:
 
 
 def sample_at(source: Source, request: Request, position: int) -> Sample:
-    """Return the sample at a position of the walk. Raises BadSample if it cannot be read."""
+    """Return the sample at a position of the walk (the shuffled order, by `request.seed`). Raises BadSample if it cannot be read."""
     return source[int(permute(position, len(source), request.seed, "shard"))]
 
 
 def captions_of(source: Source, sample: Sample) -> list[str]:
     """Return the captions of a sample, [] if it has none; duplicates and blank ones are left out.
 
-    They are the assistant text that the source's template makes, where the source has a template; else the texts of the record's field
-    `captions` (a list) or `caption` (a text or a list); else the text of the sample's last assistant message.
+    If the source has a template (a configured pattern that makes messages of a record), or the record has neither field, they are the text
+    of the sample's last assistant message; else the texts of the record's fields `captions` (a list) and `caption` (a text or a list).
     """
     answers = [turn["content"] for turn in sample["messages"] if turn["role"] == "assistant"][-1:]
     given = [text for name in ("captions", "caption") for text in as_list(sample["fields"].get(name)) if isinstance(text, str)]
@@ -94,7 +94,7 @@ def captions_of(source: Source, sample: Sample) -> list[str]:
 
 
 def plan(source: Source, request: Request, *, workers: int = 2, kept: Path | None = None, report: Report = lambda *_: None) -> Plan:
-    """Assign every position of the walk to a bucket, or skip it, with `workers` threads.
+    """Assign every position of the walk (the shuffled order) to a bucket, or skip it: unreadable, too small, ..., with `workers` threads.
 
     `kept`: folder that keeps the plan of each finished chunk for a restart (None: none). `report`: called with ("planned", done, total).
     """

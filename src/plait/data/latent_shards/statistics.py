@@ -54,7 +54,7 @@ class Moments:
         return {"sum": self.sum.tolist(), "squares": self.squares.tolist(), "count": self.count}
 
     def statistics(self) -> dict[str, Any]:
-        """Return {"mean", "std"} (lists, per channel), "values_per_channel", and "constant_channels" (indices; their std is given as 1)."""
+        """Return {"mean", "std": a list each, per channel; "values_per_channel"; "constant_channels": indices, whose std is given as 1}."""
         mean = self.sum / self.count
         variance = np.maximum(self.squares / self.count - mean**2, 0)
         constant = variance <= 1e-12 * np.maximum(self.squares / self.count, 1e-12)
@@ -117,7 +117,7 @@ class Tally:
         return json.dumps(kept | dict(build_fields), ensure_ascii=False, sort_keys=True).encode(errors="backslashreplace")
 
     def report(self, xxh3: str) -> dict[str, Any]:
-        """Return these counts as JSON values by name, for `merge_reports`. `xxh3`: the hash of the finished shard file."""
+        """Return these counts as JSON values by name, for `merge_reports`. `xxh3`: the hash of the finished shard file ("": no file)."""
         plain = {name: value for name, value in vars(self).items() if name not in ("bucket", "moments", "left_out", "skipped")}
         rest = {"bucket": self.bucket.name, "moments": self.moments.as_json(), "xxh3": xxh3, "left_out": sorted(self.left_out)}
         return plain | rest | {"skipped": [asdict(row) for row in self.skipped]}
@@ -128,8 +128,8 @@ def merge_reports(
 ) -> dict[str, Any]:
     """Return the sections of `metadata.json` that sum up the shards: latents, texts, images, pictures, buckets, fields_left_out.
 
-    `reports`: of `Tally.report`, one per shard. `encoders`: each one's shapes, as `Encoders.facts` returns. `chosen`: mean and std to
-    normalise by; None: the measured ones.
+    `reports`: of `Tally.report`, one per shard. `buckets`: names of the crop sizes. `encoders`: the shapes of what each makes, as
+    `Encoders.facts` returns. `chosen`: mean and std by which a reader normalises latents; None: the measured ones.
     """
     moments = Moments.of(encoders["latents"]["channels"])
     for report in reports:
@@ -172,7 +172,7 @@ def _bucket(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def measure(root: Path, report: Callable[[str, int, int], None] = lambda *_: None) -> dict[str, Any]:
-    """Write and return the `metadata.json` of a set made by another tool: statistics of all latents, widths of text and image vectors.
+    """Write and return the `metadata.json` of a set in folder `root` made by another tool: latent statistics, widths of the vectors.
 
     Samples whose latents are missing, not finite or of another shape are counted as unusable. Raises PlaitError when none is left, and
     when the set has metadata already. `report` is called with ("measured", samples done, of how many).

@@ -61,7 +61,7 @@ class TextEncoder(Protocol):
     max_tokens: int
 
     def encode(self, captions: list[str], /) -> list[tuple[np.ndarray, int]]:
-        """Return (states (L, width), tokens before truncation) of each caption."""
+        """Return (states (L, width), tokens before truncation) of each caption; L is its number of tokens, at most `max_tokens`."""
 
 
 class ImageEncoder(Protocol):
@@ -114,8 +114,9 @@ def build(
 ) -> dict[str, Any]:
     """Build the set of latent shards in folder `out`, or continue an interrupted build; return its metadata.
 
-    `like`: metadata of another set, whose mean and std normalise this one too. `report`: called with (activity, number done, total).
-    Raises PlaitError if `out` holds another build, another process builds there, or no sample can be written.
+    `like`: metadata of another set, whose mean and std this set's metadata names for normalising (None: those that `request` asks for).
+    `workers`: threads that read and crop. `report`: called with (activity, number done, total). Raises PlaitError if `out` holds another
+    build, another process builds there, the encoders cannot meet the request, or no sample can be written.
     """
     signature = _signature(source, encoders, request, like)
     finished = _finished(out, signature)

@@ -23,7 +23,7 @@ __all__ = ["Bad", "Loader", "MicroBatch", "StepBatch"]
 
 @dataclass(frozen=True)
 class StepBatch:
-    """One training step's micro-batches for this rank. `bad`: samples replaced in them; `wait_s`: seconds the consumer waited for them."""
+    """One training step's micro-batches (`micro`) on this rank. `bad`: samples replaced in them; `wait_s`: seconds of waiting for them."""
 
     step: int
     micro: list[MicroBatch]
@@ -36,8 +36,8 @@ class Loader:
 
     `order`: which samples a step holds. `inputs`: how they become tensors. `micro_batch`: samples in each; None: one micro-batch a step.
     `workers`: 0 builds a step only when it is requested. `prefetch`: steps built ahead, more if needed to give every worker process a
-    micro-batch. `pin`: copy to page-locked memory when there is a GPU. `interrupted` is polled while waiting; True ends the
-    iteration. Each iteration starts again from `start_step`. Close it, or use it in a `with`, to stop its workers.
+    micro-batch. `pin`: copy to page-locked memory when there is a GPU. `interrupted()` is called before each step and while waiting; True
+    ends the iteration. Each iteration starts again from `start_step`. Close it, or use it in a `with`, to stop its workers.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Loader:
         self._workers: Workers | None = None
 
     def __iter__(self) -> Iterator[StepBatch]:
-        """Yield a StepBatch per step, in order. Raises the error that a worker raised, and PlaitError if a worker process dies."""
+        """Yield a StepBatch per step, in order. Raises the error that a worker raised, and Stopped, a PlaitError, if a process dies."""
         self.close()
         workers = self._workers = self._start_workers()
         ahead = max(self._prefetch, workers.lookahead) if self._worker_count else 0
@@ -97,7 +97,7 @@ class Loader:
         return kind(self._builder, max(1, self._worker_count))
 
     def close(self) -> None:
-        """Stop every worker; steps that were not yielded are lost. Safe to call more than once."""
+        """Stop every worker; steps that were built and not yielded are dropped. Safe to call more than once."""
         if self._workers is not None:
             self._workers.close()
             self._workers = None

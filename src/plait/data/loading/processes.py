@@ -52,11 +52,11 @@ class _Worker:
 
 
 class ProcessWorkers:
-    """Worker processes that build micro-batches in turn; `lookahead`: steps to submit ahead so that all are busy.
+    """`workers` processes that build micro-batches in turn; `lookahead`: steps to submit ahead so that all are busy.
 
     They are forked from a server process that has imported torch and the family's modules; the builder is pickled to them. They start in
     less than half the time of processes that each import torch, and share half of their memory. Raises PlaitError if the builder cannot
-    be pickled, and if a process dies.
+    be pickled. Once a process has died, `submit` or the function that it returned raises Stopped, a PlaitError: another start may go well.
     """
 
     def __init__(self, builder: MicroBatchBuilder, workers: int) -> None:
@@ -82,7 +82,11 @@ class ProcessWorkers:
             raise PlaitError(f"the data pipeline cannot be sent to worker processes ({error}); use worker_kind: threads") from error
 
     def submit(self, step: int) -> PendingStep:
-        """Start building a step; returns a function of `stop` that waits for its micro-batches. Raises Stopped if a worker has died."""
+        """Start building step number `step`. Returns `wait_for(stop: () -> bool)`, which waits for its micro-batches and returns them.
+
+        While it waits it calls `stop()` every 0.2 s, and raises Interrupted if that is true; it raises what building them raised, such as
+        PlaitError for too many bad samples. Both this method and `wait_for` raise Stopped, a PlaitError, if a worker process has died.
+        """
         sent = []
         for number in range(self._per_step):
             worker = self._workers[self._submitted % len(self._workers)]
@@ -115,7 +119,7 @@ class ProcessWorkers:
         return replace(micro, batch=pinned(batch) if self._builder.pin else batch)
 
     def close(self) -> None:
-        """Close the connections to the workers, at which they end, and kill those that still run after 2 s."""
+        """Close the connections to the workers, at which they exit, and kill those that still run after 2 s. What they built is dropped."""
         self._stop_all()
 
 

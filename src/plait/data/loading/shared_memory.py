@@ -49,9 +49,9 @@ class _TensorLayout(NamedTuple):
 
 @dataclass
 class PackedBatch:
-    """A batch to send to another process, with a layout in place of each tensor.
+    """A batch to send to another process, with its place in a shared buffer in place of each tensor.
 
-    `buffer`: the number of the one with the data (None: there is none).
+    `buffer`: the number of that buffer (None: the batch has no tensors).
     """
 
     batch: Any
@@ -67,7 +67,7 @@ class BufferWriter:
         self._numbers = itertools.count()
 
     def pack(self, batch: Any, offered: int | None) -> PackedBatch:
-        """Write the tensors of `batch` (nested) into buffer number `offered`, or into a new one if that is None or too small."""
+        """Write the tensors in nested dicts, lists and tuples into buffer number `offered`; if None or too small, into a new one."""
         end = 0
         tensors: list[tuple[_TensorLayout, Tensor]] = []
 
@@ -103,11 +103,11 @@ class BufferPool:
         self._free: list[int] = []
 
     def take(self) -> int | None:
-        """Return the number of a free buffer for the worker, or None if all are in use. Garbage collection of its batch frees it."""
+        """Return the number of a buffer for the worker to write, None if all are in use. One is free once no tensor in it is left."""
         return self._free.pop() if self._free else None
 
     def unpack(self, packed: PackedBatch, offered: int | None) -> Any:
-        """Return the batch with its tensors as views of the buffer. `offered`: the result of `take` when the batch was requested."""
+        """Return the batch with its tensors as views of the buffer. `offered`: what `take` returned when the batch was requested."""
         if packed.buffer is None:
             if offered is not None:
                 self._free.append(offered)

@@ -25,7 +25,7 @@ class _ThreadedBatch:
 
 
 class ThreadWorkers:
-    """Daemon threads among which the samples of every micro-batch are divided. `workers`: how many."""
+    """`workers` daemon threads, among which the samples of every micro-batch are divided. `lookahead`: 0, as one step keeps all busy."""
 
     lookahead = 0
 
@@ -40,7 +40,11 @@ class ThreadWorkers:
             work()
 
     def submit(self, step: int) -> PendingStep:
-        """Queue the samples of a step; returns a function of `stop` that waits for the step's micro-batches and returns them."""
+        """Queue the samples of step number `step`. Returns `wait_for(stop: () -> bool)`, which waits for the step's micro-batches.
+
+        While it waits it calls `stop()` every 0.2 s, and raises Interrupted if that is true, or after `close`; and it raises what reading,
+        encoding or collating raised in a thread, such as PlaitError for too many bad samples.
+        """
         batches = []
         for ids, padding in self._builder.slices(step):
             parts = min(self._workers, len(ids))
@@ -68,7 +72,7 @@ class ThreadWorkers:
                     batch.done.set_exception(error)
 
     def close(self) -> None:
-        """Stop each thread after its current sample; threads that still run after 2 s are abandoned."""
+        """Stop each thread after its current sample and drop what is queued. Daemon threads that run for 2 s more are not waited for."""
         self._closing.set()
         for _ in self._threads:
             self._queue.put(None)

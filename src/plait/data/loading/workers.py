@@ -20,19 +20,19 @@ PendingStep = Callable[[Stop], list[MicroBatch]]
 
 
 class Interrupted(Exception):
-    """Raised when a wait for a step is given up because the loader's `interrupted` (or `stop`) has returned True."""
+    """Raised where a step is waited for, because the function `stop`, or the loader's `interrupted`, has returned True."""
 
 
 class Workers(Protocol):
-    """An object that builds the micro-batches of steps, mostly in the background."""
+    """Builds micro-batches, mostly in the background: `wait_for = submit(step)`; `wait_for(stop)` raises Interrupted if `stop()` holds."""
 
     lookahead: int  # steps that must be submitted ahead to keep every worker busy
 
     def submit(self, step: int) -> PendingStep:
-        """Start building this rank's micro-batches of `step`; returns a function of `stop` that waits for them and returns them."""
+        """Start building step number `step`. Returns `wait_for`, which returns this rank's micro-batches or raises what building raised."""
 
     def close(self) -> None:
-        """Stop every worker; steps that were submitted are lost."""
+        """Stop every worker; micro-batches of submitted steps that were not waited for are dropped."""
 
 
 class InlineWorker:
@@ -44,7 +44,7 @@ class InlineWorker:
         self._builder = builder
 
     def submit(self, step: int) -> PendingStep:
-        """Return a function that builds and returns the step's micro-batches; its argument is ignored."""
+        """Return a function that builds and returns this rank's micro-batches of step number `step`. Its argument, `stop`, is ignored."""
         return lambda stop: [self._builder.build(ids, padding) for ids, padding in self._builder.slices(step)]
 
     def close(self) -> None:

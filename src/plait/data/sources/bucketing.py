@@ -29,7 +29,7 @@ def bucket_of(source: Source, index: int) -> range:
 
 
 def contents_of(sources: Sequence[Source], global_batch: int) -> list[tuple[str, str]]:
-    """Return (name, text) for the log, such as ("bucket 832x1216", "9,000 samples, ..."), per bucket and for all; [] without buckets."""
+    """Return log lines as (name, text), such as ("bucket 832x1216", "9,000 samples, ..."), per bucket and for all; [] without buckets."""
     rows = [row for source in sources for row in source.table(global_batch)]
     if not rows:
         return []

@@ -80,11 +80,14 @@ class UserDataset(Source):
         return self._length
 
     def __getitem__(self, index: int) -> Sample:
-        """Return sample `index`, the same at every call: its `rng` is seeded by the index. Raises BadSample as `draw` does."""
+        """Return sample `index`, the same at every call: `get`'s `rng` is seeded by the index. Raises BadSample as `draw` does."""
         return self.draw(index, key("custom", index))
 
     def draw(self, index: int, sample_key: int) -> Sample:
-        """Return sample `index` from the user's `get`, whose `rng` is seeded by `sample_key`. Raises BadSample if it is unusable."""
+        """Return sample `index` from the user's `get`, called with an `rng` seeded by the 64-bit `sample_key`.
+
+        Raises BadSample if `get` returns no dict, no messages or an unreadable image; what `get` itself raises is passed on.
+        """
         random = np.random.RandomState(np.random.Philox(key=sample_key))
         row = self._object.get(index, random)
         where = f"{self.name}[{index}]"

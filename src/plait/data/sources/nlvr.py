@@ -8,7 +8,10 @@ from plait.data.synthetic.nlvr import Nlvr
 
 
 class NlvrSource(Nlvr, Source):
-    """Pictures of Cornell NLVR, with questions generated for them, as a `Source`; see `Nlvr` for arguments and samples."""
+    """Samples of Cornell NLVR as a `Source`: a picture of three boxes of items, and a question made from its items.
+
+    Arguments: a reader of its shards, a name for reports, the options (fields of NlvrOptions), and a limit of samples (None: all).
+    """
 
 
 def _open(entry: SourceEntry, opening: Opening) -> Source:

@@ -7,7 +7,10 @@ from plait.data.synthetic.scenes import Scenes
 
 
 class SceneSource(Scenes, Source):
-    """Generated pictures with questions as a `Source`, without files; see `Scenes` for arguments and samples."""
+    """Generated pictures of moving shapes with questions, as a `Source` without files.
+
+    Arguments: the options (fields of SceneOptions); `seed` and `split`, by which pictures are drawn; `length`: samples (None: the default).
+    """
 
 
 def _open(entry: SourceEntry, opening: Opening) -> Source:

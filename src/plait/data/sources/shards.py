@@ -199,12 +199,12 @@ class Shards:
         return self.ends[-1]
 
     def read(self, i: int) -> Record:
-        """Return sample `i` as a record. Raises BadSample if one of its files cannot be parsed."""
+        """Return sample `i` as a record. Raises BadSample if one of its files cannot be parsed, PlaitError if its shard cannot be read."""
         record = from_members(*self.members(i))
         return record._replace(fields=rename(record.fields, self.columns)) if self.columns else record
 
     def members(self, i: int) -> tuple[str, list[tuple[str, bytes]]]:
-        """Return the raw files of sample `i`: ("shard/stem", [(extension, bytes)])."""
+        """Return the raw files of sample `i`: ("shard/stem", [(extension, bytes)]). Raises PlaitError if the shard cannot be read."""
         number = bisect_right(self.ends, i)
         stem, members = self._map(number).members(i - (self.ends[number - 1] if number else 0))
         return f"{self.stems[number]}/{stem}", members

@@ -30,7 +30,10 @@ _POINT = re.compile(r"""\b([xy])\d*\s*=\s*["']?\s*(-?\d+(?:\.\d+)?)""")
 
 
 def score(answer: str, fields: Fields) -> bool:
-    """Return whether `answer` is right for a sample of `Scenes` or `Nlvr`, whose `fields` hold `task`, `truth` and, mostly, `objects`."""
+    """Return whether `answer` is right for a sample of the sources `scenes` or `nlvr`, given its `fields` (`task`, `truth`, `objects`).
+
+    `task` decides by which rule it is scored; KeyError for a task without one (ask `can_score` first).
+    """
     return _SCORERS[fields["task"]](answer, fields)
 
 

@@ -61,7 +61,8 @@ class NlvrOptions(BaseModel):
 
 
 class Nlvr:
-    """Questions about NLVR's pictures as training samples. `options`: the fields of NlvrOptions; `limit`: only the first so many samples.
+    """Questions about NLVR's pictures as training samples. `name`: a title for reports; `options`: the fields of NlvrOptions; `limit`: only
+    the first so many samples (None: all).
 
     Raises PlaitError for invalid options.
     """

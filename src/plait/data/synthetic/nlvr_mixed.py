@@ -29,7 +29,10 @@ def boxes_of(name: str, rows: Sequence[Record], mirrored: Sequence[bool]) -> dic
 
 
 def mixed(name: str, rows: Sequence[Record], mirrored: Sequence[bool]) -> Record:
-    """Return the mixed record that `boxes_of` describes, with its picture as a PNG. Raises BadSample if a picture has another size."""
+    """Return the mixed record of these rows, with its picture as a PNG; arguments as for `boxes_of`.
+
+    Raises BadSample if a row's picture is missing, unreadable or of another size than NLVR's.
+    """
     sources = [_pixels(row) for row in rows]
     picture = sources[0].copy()
     for column, (pixels, mirror) in enumerate(zip(sources, mirrored, strict=True)):

@@ -79,7 +79,7 @@ def join(device: str = "auto", timeout_s: float | None = None) -> Iterator[Ranks
     """Join the process group that torchrun describes in the environment, while the block lasts; without torchrun, one rank alone.
 
     `device` is auto (CUDA when there is one), cpu or cuda; `timeout_s`: how long a collective may wait.
-    Raises PlaitError when cuda is asked for and absent, and Stopped when another rank is lost inside the block.
+    Raises PlaitError when cuda is asked for and absent, and Stopped, a PlaitError too, when another rank is lost inside the block.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise PlaitError("distributed.device is 'cuda' but torch sees no CUDA device; set --distributed.device=cpu or auto")

@@ -17,7 +17,7 @@ RESOLVED_WITHIN_S = 60.0
 
 
 def resolve(host: str, within_s: float = RESOLVED_WITHIN_S) -> str:
-    """Return the first IP address of a host name; an address itself. Raises Stopped if the name is not known within the time."""
+    """Return the first IP address of a host name, or an address itself. Raises Stopped, a PlaitError, if it is unknown for `within_s` s."""
     deadline = time.monotonic() + within_s
     while True:
         try:

@@ -24,7 +24,7 @@ def checksums(weights: Mapping[str, Tensor]) -> list[int]:
 
 
 def check(step: int, weights: Mapping[str, Tensor], ranks: Ranks) -> None:
-    """Compare the weights of all ranks after `step`. Raises Stopped on every rank when they differ.
+    """Compare the weights of all ranks after step number `step`. Raises Stopped, a PlaitError, on every rank when they differ.
 
     The message names the weights, and the ranks that differ from the majority (from rank 0 in a tie).
     """

@@ -137,7 +137,7 @@ def _field(sample: Sample, name: str) -> Any:
 def accuracy(answer: str, sample: Sample) -> dict[str, float]:
     """Return {"score": 1.0 or 0.0}: drawn scenes and NLVR by a scorer of their own, others by equality with a gold answer.
 
-    Case, outer punctuation and repeated spaces are ignored.
+    Case, outer punctuation and repeated spaces are ignored. Raises BadSample if the sample has no answer to compare with.
     """
     if can_score(sample["fields"]):
         return {"score": float(score(answer, sample["fields"]))}
@@ -148,7 +148,7 @@ def accuracy(answer: str, sample: Sample) -> dict[str, float]:
 def counting(answer: str, sample: Sample) -> dict[str, float]:
     """Return `score` (1 if the count is right, else 0) and `within_one`.
 
-    The score is there again as `score/count_3` if the true count is 3.
+    The score is there again as `score/count_3` if the true count is 3. Raises PlaitError for a sample without the field `count`.
     """
     count = int(_field(sample, "count"))
     predicted = points.read_count(answer)
@@ -157,7 +157,10 @@ def counting(answer: str, sample: Sample) -> dict[str, float]:
 
 
 def pointing(answer: str, sample: Sample) -> dict[str, float]:
-    """Return `score` (equal to `f1`), `precision`, `recall` and `f1` of the points in the answer, tags such as `<point x=.. y=..>`."""
+    """Return `score` (equal to `f1`), `precision`, `recall` and `f1` of the points in the answer, tags such as `<point x=.. y=..>`.
+
+    Raises PlaitError for a sample that has neither the fields of a drawn scene nor `points`.
+    """
     fields = sample["fields"]
     gold, hits = _scene_targets(fields) if {"truth", "objects", "size"} <= fields.keys() else _annotated_targets(sample)
     figures = points.pointing_score(points.read(answer), gold, hits)

@@ -51,5 +51,5 @@ def base(config: Config) -> list[dict[str, str | None]]:
 
 
 def limits(config: Config) -> Limits:
-    """Return the limits of the input: the language model's positions, the side of a crop; tower and connector learn from images only."""
+    """Return what settings and data are checked against: longest sequence, side of a crop (px); vision and connector need `images`."""
     return Limits(language_positions(towers.language_config(config)), config.tower.image, {"vision": ["images"], "connector": ["images"]})

@@ -61,5 +61,5 @@ def base(config: Config) -> list[dict[str, str | None]]:
 
 
 def limits(config: Config) -> Limits:
-    """Return the limits of the input: in pixel space, the side to which pictures are cropped; for latents none."""
+    """Return what settings and data are checked against: in pixel space the exact side (px) that pictures get, for latents nothing."""
     return Limits(image_side=config.image_size if config.space == "pixels" else None)

@@ -152,7 +152,7 @@ class NanoDiT(nn.Module):
         self.final = Final(config)
 
     def forward(self, batch: Batch) -> Tensor:
-        """Return the velocity (B, C, H, W) for noisy `z` (B, C, H, W) at times `t` (B,).
+        """Return velocity or clean sample (as `model.prediction` says), for noisy `z` at times `t` (B,); both (B, C, H, W).
 
         `batch` also has the conditions packed by `Inputs.pack`.
         """

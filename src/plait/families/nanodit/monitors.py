@@ -66,7 +66,7 @@ def prediction_rms(row: Row) -> str | bool | None:
 
 
 def gradient_norm(row: Row) -> str | bool | None:
-    """Check that the gradient norm is at least 1e-4, and after 1,000 steps at most 10."""
+    """Check that the gradient norm is at least 1e-4, and after 1,000 steps at most 10. The first 100 steps are not checked."""
     if "grad_norm" not in row or row.get("step", 0) <= SETTLED_STEP // 10:
         return None
     norm, figure = row["grad_norm"], f"step {row['step']}: the gradient norm is {row['grad_norm']:.3g}"

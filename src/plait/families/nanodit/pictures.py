@@ -52,7 +52,12 @@ def decoder(inputs: Inputs, device: torch.device) -> Decoder:
 
 
 def decoder_name(config: Config) -> list[str]:
-    """Return [NAME or NAME@REVISION] of the encoder whose decoder turns latents into pictures; [] in pixel space or if unknown."""
+    """Return [NAME or NAME@REVISION] of the VAE that made the training latents, and that decodes generated ones to pictures.
+
+    It is read from the shards' metadata.json (entry `encoders.latents`), which the setting `model.metadata` names. [] in pixel space,
+    without that setting, and if the file records no encoder of latents (latents are then shown as false colours). Raises PlaitError if the
+    file is missing or damaged.
+    """
     if config.space == "pixels" or config.metadata is None:
         return []
     pin = read_metadata(expanded(config.metadata)).get("encoders", {}).get("latents")

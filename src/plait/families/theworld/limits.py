@@ -6,7 +6,7 @@ from plait.families.theworld.config import Config
 
 
 def limits(config: Config) -> Limits:
-    """Return Gemma's number of positions, the image side of its vision tower, and the components and settings that need images."""
+    """Return what settings and data are checked against: Gemma's longest sequence, its images' side (px), and what needs images."""
     needs = {"vision": ["images"]}
     if config.world is not None:
         needs |= {"world": ["images", "frames"], "projector": ["images", "frames"]}

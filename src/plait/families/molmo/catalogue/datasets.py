@@ -61,7 +61,7 @@ def spec_of(name: str) -> Spec:
 
 
 def rule_of(name: str) -> str:
-    """Return the name of the bench, such as `vqa`, that scores answers to a dataset. Raises PlaitError for a dataset without one."""
+    """Return the name of the bench, such as `vqa`, that scores answers to a dataset. Raises PlaitError for one without, or unknown."""
     rule = spec_of(name).rule
     if rule is None:
         raise PlaitError(f"dataset {name!r} has free answers that no rule scores; use bench `loss` on it, or one of {', '.join(scored())}")
@@ -74,7 +74,10 @@ def scored() -> list[str]:
 
 
 def evaluation_split(name: str) -> str:
-    """Return the split to evaluate a dataset on when none is named: validation if it has one, else test, else train."""
+    """Return the split to evaluate a dataset on when none is named: validation if it has one, else test, else train.
+
+    Raises PlaitError for an unknown dataset.
+    """
     known = spec_of(name).splits
     return next((split for split in ("validation", "test") if split in known), "train")
 
