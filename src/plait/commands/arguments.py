@@ -31,7 +31,10 @@ def path(text: str) -> Path:
 
 
 def add_config(parser: Parser) -> None:
-    """Add `config`, the positional argument of verbs that begin with a configuration; its help lists the launch scripts of all dialects."""
+    """Add `config`, the positional argument of verbs that begin with a configuration, to a verb's parser.
+
+    Its help lists the launch scripts of other trainers that plait reads, those of all installed dialects (formats of other trainers).
+    """
     scripts = ", ".join(" ".join([name, *words]) for name, words in table.scripts().items())
     text = f"a .yaml or .json file, a run directory, or a launch script with its words: {scripts}"
     parser.add_argument("config", type=path, help=text.replace("%", "%%"))
@@ -55,8 +58,9 @@ def add_weights(parser: Parser) -> None:
 def spread(arguments: Arguments, max_restarts: int | None = None, shutdown_timeout_s: int | None = None) -> None:
     """Replace this process by torchrun with `--nproc` ranks of the same command; without `--nproc` do nothing.
 
-    `max_restarts` and `shutdown_timeout_s` are passed to torchrun. Raises PlaitError if one is given without `--nproc`, and for `--nproc`
-    in a process that torchrun started.
+    `arguments`: the parsed command line. `max_restarts` (how often all ranks are restarted when one dies) and `shutdown_timeout_s` (seconds
+    to save after a signal) go to torchrun. Raises PlaitError if one is given without `--nproc`, and for `--nproc` in a process that
+    torchrun started.
     """
     if arguments.nproc is not None:
         launch.exec_torchrun(arguments.nproc, max_restarts or 0, shutdown_timeout_s, arguments.typed)

@@ -34,7 +34,10 @@ def declare_consolidate(parser: Parser) -> None:
 
 
 def run_consolidate(arguments: Arguments) -> None:
-    """Write the full weights of a checkpoint, which may be sharded over files of several ranks, into a new folder."""
+    """Write the full weights of a checkpoint, which may be sharded over files of several ranks, into a new folder.
+
+    Raises PlaitError if the folder exists, or there is no such checkpoint.
+    """
     from plait.commands.actions import checkpoints
 
     checkpoints.consolidate(arguments.checkpoint, arguments.out, averaged=not arguments.last)

@@ -18,7 +18,7 @@ Parser = argparse.ArgumentParser
 
 
 class HelpFormatter(argparse.HelpFormatter):
-    """argparse's formatter of help, to which a % that begins no `%(name)s` is only a %."""
+    """argparse's formatter of help, which prints a lone % as it is: only `%(name)s` is replaced, by argparse's value of that name."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
         """Return an action's help with such a % doubled, as argparse wants it."""

@@ -26,7 +26,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*arguments, **{"formatter_class": HelpFormatter, **options})
 
     def error(self, message: str) -> NoReturn:
-        """Raise PlaitError with `message`; of an unknown choice it names the nearest known one, or all of them."""
+        """Raise PlaitError with `message`, argparse's; of an unknown choice it names the nearest known one, or all of them."""
         if choice := re.fullmatch(r"argument (\S+): invalid choice: '(.*?)' \(choose from (.*)\)", message):
             known = re.findall(r"[\w-]+", choice[3])
             near = difflib.get_close_matches(choice[2], known, 1)

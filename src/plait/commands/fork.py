@@ -11,7 +11,10 @@ def declare(parser: Parser) -> None:
 
 
 def run(arguments: Arguments) -> None:
-    """Write the new run's directory: the checkpoint, and the old run's settings changed by those of the command line."""
+    """Write the new run's directory: the checkpoint, and the old run's settings changed by those of the command line.
+
+    Raises PlaitError if it exists, or if training could not continue it with these settings.
+    """
     from plait.commands.actions import fork
 
     fork.fork(arguments.start, arguments.new, arguments.overrides)

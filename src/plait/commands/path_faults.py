@@ -19,7 +19,7 @@ _PATH_FAULTS = {
 
 
 def path_fault(error: OSError) -> str | None:
-    """Return one line about the path of an OSError that the user can mend; None for any other error."""
+    """Return a line about the path of an OSError that the user can mend, such as a full disk; None for others."""
     path = str(error.filename or "")
     if error.errno == errno.ENAMETOOLONG:
         name = max(path.split("/"), key=len)

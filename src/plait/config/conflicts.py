@@ -66,7 +66,10 @@ def _place(source: SourceEntry) -> tuple[str | None, ...]:
 
 
 def schedule_conflicts(optim: Optim, steps: int | None) -> list[Conflict]:
-    """Return the conflicts in warm-up and decay of the learning rate. `steps`: length of the stage, None where it is not known yet."""
+    """Return the conflicts in warm-up and decay of the learning rate. `steps`: length of the stage in steps; None: not known yet.
+
+    Paths begin at the root, such as ("optim", "schedule", "warmup_steps"). [] without a conflict.
+    """
     schedule, units = optim.schedule, optim.schedule.units
     result: list[Conflict] = []
     other = "tokens" if units == "steps" else "steps"
@@ -148,7 +151,7 @@ def _data_conflicts(config: RunConfig, kinds: Mapping[str, SourceRules]) -> list
 
 
 def source_conflicts(source: SourceEntry, kinds: Mapping[str, SourceRules]) -> list[Conflict]:
-    """Return how one source breaks the rules of its kind; each path begins below the source, such as ("options", "size")."""
+    """Return how one source breaks the rules of its kind, [] if it does not. Paths begin below the source: ("options", "size")."""
     rules = kinds.get(source.source)
     if rules is None:
         return [(("source",), unknown_kind(source.source, list(kinds)))]

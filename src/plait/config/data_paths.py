@@ -64,7 +64,11 @@ def resolve(tree: Node, kinds: Mapping[str, SourceRules], base: Path | None = No
 
 
 def resolve_entry(node: Node, kinds: Mapping[str, SourceRules], base: Path | None = None) -> Node:
-    """Return an item of `data.train` or of a mixture with its paths absolute: `path`, file.py:Class in `name`, options that are paths."""
+    """Return an item of `data.train` or of a mixture with its paths absolute: `path`, file.py:Class in `name`, options that are paths.
+
+    `base`: as in `resolve`: the folder that they are relative to; None: that of the file that each is written in. Raises PlaitError for a
+    path that exists relative to the working directory only.
+    """
     node = _change(node, ("path",), lambda child: _absolute(child, base))
     node = _change(node, ("name",), lambda child: _class_in_file(child, base))
     kind = node.value.get("source") if isinstance(node.value, dict) else None
@@ -75,7 +79,10 @@ def resolve_entry(node: Node, kinds: Mapping[str, SourceRules], base: Path | Non
 
 
 def resolve_rows(tree: Node, kinds: Mapping[str, SourceRules]) -> Node:
-    """Return the tree of a mixture's file with the paths of its rows absolute; they are relative to that file."""
+    """Return the tree of a mixture's file with the paths of its rows (data sets) absolute; they are relative to that file.
+
+    Raises PlaitError for a path that exists relative to the working directory only.
+    """
     groups = tree.value["groups"].value if "groups" in tree.value else {}
     lists = [("datasets", "*"), *(("groups", name, "datasets", "*") for name in (groups if isinstance(groups, dict) else ()))]
     for keys in lists:
@@ -84,7 +91,7 @@ def resolve_rows(tree: Node, kinds: Mapping[str, SourceRules]) -> Node:
 
 
 def has_moved(before: object, after: object) -> bool:
-    """Return whether `before` is an absolute path that no longer exists, and `after` one of the same name elsewhere.
+    """Return whether both are absolute paths, `before` no longer exists, and `after` has the same last part: the data was moved.
 
     The content is not compared: checkpoints have hashes of the data for that.
     """

@@ -31,7 +31,8 @@ def reason(error: BaseException, repository: str) -> str:
 def refusal(error: BaseException, repository: str, *, dataset: bool = False) -> str | None:
     """Return why the Hub did not deliver `repository` (owner/name, with @revision), and the fix; None for any other error.
 
-    The text is the end of a sentence, such as "it is gated: accept its licence at ...". `dataset`: it is one, not a model.
+    `error`: what the loading library raised. The text is the end of a sentence, such as "it is gated: accept its licence at ...".
+    `dataset`: whether the repository is one, not a model.
     """
     name, _, revision = repository.partition("@")
     kinds = {kind.__name__ for each in _chain(error) for kind in type(each).__mro__}

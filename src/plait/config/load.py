@@ -45,9 +45,9 @@ def load_config(
     """Read, translate, merge and validate the configuration at `path`. Raises PlaitError, one line, for any error in it.
 
     `overrides`: settings such as "optim.lr=3e-6". `model_config(family)` returns the class of a family's `model:` section, `preset(family,
-    name)` the file of a preset; `sources`: the kinds of data source by name. `words`: arguments of a launch script, if
-    `path` is one. `data_base`: the folder that paths of data are relative to; None: the file's. `run_folder`: maps the run
-    folder as written to the one of this process.
+    name)` the file of a preset; `sources`: the kinds of data source by name; `dialects`: those to try. `words`: arguments of a launch
+    script, if `path` is the name of one. `data_base`: the folder that paths of data are relative to; None: the file's. `run_folder`:
+    function from the run folder as written to the one of this process; None: as written.
     """
     path = Path(path)
     typed = [Override.parse(text) for text in overrides]

@@ -39,13 +39,16 @@ _SHOWN_CHARACTERS = 60
 
 
 def one_line(text: str) -> str:
-    """Return a text of several lines as one, such as the message of another package's error."""
+    """Return a text of several lines, such as the message of another package's error, as one: its lines joined by "; "."""
     return "; ".join(line.strip() for line in text.splitlines() if line.strip())
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One validation error: the node (value with file and line) that it points at, and its whole line of text."""
+    """One validation error: the node (value with file and line) that it points at, and its whole line of text.
+
+    The line begins with file and line, and names key, value and remedy.
+    """
 
     node: Node
     text: str
@@ -65,7 +68,7 @@ def raise_first(problems: Sequence[Problem]) -> None:
 
 
 def problem_at(tree: Node, path: Sequence[str | int], what: str) -> Problem:
-    """Return the problem '{file:line}: {key as written} {what}' for the value at `path`."""
+    """Return the problem '{file:line}: {key as written} {what}' of the value at `path`. A missing one has the line of its section."""
     node, depth = deepest_node(tree, path)
     return Problem(node, f"{node.location}: {_name(node, path, depth)} {what}")
 
@@ -80,8 +83,8 @@ def problems_in(
 ) -> list[Problem]:
     """Convert pydantic's errors about `tree` to problems, one per path. `root`: the class that validated the section at path `above`.
 
-    Where a union fails at several depths, only the deepest path is kept. `choices`: by key, the legal words to list when a value is
-    missing whose type does not list them.
+    Of errors at a path and below it (a union tries each of its members), only those below are kept. `choices`: {key: the legal words to
+    list when a value is missing whose type does not list them}.
     """
     errors: dict[tuple[str | int, ...], list[Any]] = {}
     for detail in error.errors(include_url=False):
@@ -132,9 +135,10 @@ def _without_training(tree: Node, path: Sequence[str | int], value: Any) -> str:
 
 
 def unknown_key(tree: Node, path: Sequence[str | int], known: Sequence[str], elsewhere: Sequence[str] = ()) -> Problem:
-    """Return the problem of a key that does not exist, whose text ends in a hint.
+    """Return the problem of a key that does not exist, at `path`, whose text ends in a hint.
 
-    The hint is the nearest of the `known` keys of its section, else the same name `elsewhere`, else all known keys.
+    The hint is the nearest of `known`, the keys of its section, else the same name in `elsewhere`, dotted keys of other sections, else all
+    known keys.
     """
     node, depth = deepest_node(tree, path)
     written, key = _name(node, path, depth), str(path[-1])
@@ -193,7 +197,10 @@ def all_keys(root: type[BaseModel], above: tuple[str, ...] = ()) -> list[str]:
 
 
 def section_faults(section: type[ModelSection]) -> list[str]:
-    """Return what is wrong with a family's `model:` section: variants without a function, refusals of settings or values there are not."""
+    """Return what is wrong with a family's class for its `model:` section, a text per fault.
+
+    Faults are `variants` without a function `variant`, and items of `refused` whose setting or value does not exist.
+    """
     if section.variants and section.variant is ModelSection.variant:
         return [f"variants names {next(iter(section.variants))!r}, and Config has no variant(name)"]
     faults = []

@@ -101,7 +101,7 @@ class Mixture:
 def read(path: Path, without: Sequence[str], kinds: Mapping[str, SourceRules]) -> Mixture:
     """Read the mixture in a file, leaving out the datasets named in `without`. Raises PlaitError, with the line, for any error in it.
 
-    `kinds`: the rules of every kind of source (shards, jsonl, ...), by name.
+    `kinds`: the rules of every kind of source (shards, jsonl, ...), by name. A name in `without` that the file lacks is an error too.
     """
     tree = read_any(path)
     if isinstance(tree.value, list):

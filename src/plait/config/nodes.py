@@ -1,6 +1,7 @@
 """Setting values with their origin: the tree of nodes in which files, presets and the command line are merged.
 
-Not the typed configuration (schema.py), and not the file formats (reading.py).
+Not the typed configuration (schema.py), and not the file formats (reading.py). A dialect is the format of another trainer; a stage, a part
+of the run with settings of its own (an item of `stages:`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -65,7 +66,10 @@ def from_plain(value: Any, like: Node) -> Node:
 
 
 def nest(path: Sequence[str], leaf: Node, above: tuple[str, ...] = ()) -> Node:
-    """Return a tree that holds nothing but `leaf` at `path`. `above`: the path of that tree in a larger one."""
+    """Return a tree that holds nothing but `leaf` at `path`: ("optim", "lr") gives mappings {optim: {lr: leaf}}.
+
+    Its mappings have the file and line of `leaf`. `above`: the path of that tree in a larger one.
+    """
     if not path:
         return leaf
     return replace(leaf, value={path[0]: nest(path[1:], leaf, (*above, path[0]))}, path=dotted(above))
@@ -91,10 +95,10 @@ def node_at(node: Node, path: Sequence[str | int]) -> Node | None:
 
 
 def merge(low: Node, high: Node, path: KeyPath = ()) -> Node:
-    """Merge `high` over `low`, which lie at `path`: mappings key by key; everything else is replaced.
+    """Merge `high` over `low`, which lie at `path`: mappings key by key; everything else is replaced. Neither is changed.
 
-    From the command line, the keys `0`, `1`, ... set entries of a list. One of train.steps, epochs and samples in `high` removes the
-    others from `low`, and so for the keys of a warm-up. Raises PlaitError for an entry that the list does not have.
+    From the command line, the keys `0`, `1`, ... set entries of a list. One of train.steps, epochs and samples in `high` removes the others
+    from `low`, and so for the keys of a warm-up. Raises PlaitError for an entry that the list does not have.
     """
     if isinstance(low.value, list) and isinstance(high.value, dict) and high.file == COMMAND_LINE:
         return _into_list(low, high, path)
@@ -128,7 +132,10 @@ def _into_list(low: Node, high: Node, path: KeyPath) -> Node:
 
 
 def sets(stage: Node, path: Sequence[str]) -> bool:
-    """Return whether `stage` (an item of `stages:`) itself sets `path`, so that a setting of the command line must replace it there."""
+    """Return whether `stage`, an item of `stages:`, sets `path` or a rival of it, as train.epochs is of train.steps.
+
+    A setting of the command line must then replace it there, as a stage's own settings win over the run's.
+    """
     node = stage
     for depth, key in enumerate(path):
         if not isinstance(node.value, dict):

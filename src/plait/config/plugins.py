@@ -41,9 +41,9 @@ def _on_path(path: tuple[str, ...]) -> Any:
 
 
 def named(group: str, name: str, shipped: Collection[str]) -> EntryPoint | None:
-    """Return the entry point `name` of a group, such as "plait.families", or None. Raises PlaitError where two packages offer it.
+    """Return the entry point `name` of a group, such as "plait.families"; None without one. Raises PlaitError if two packages offer it.
 
-    `shipped`: the names that plait itself has.
+    `shipped`: the names that plait itself has; a package that offers one of them is refused too.
     """
     found = [entry for entry in offered(group) if entry.name == name]
     packages = " and by ".join(map(package_of, found))
@@ -64,8 +64,8 @@ def packages() -> list[str]:
 def load(entry: EntryPoint, kind: type[Kind], calls: Mapping[str, str] | None = None) -> Kind:
     """Import and return the object that an entry point names. Raises PlaitError where that fails, or where it is no instance of `kind`.
 
-    `calls`: for a `kind` that is a dataclass, {field: how plait calls the function in it}; PlaitError is raised for one that has another
-    signature, and for other values of a wrong type.
+    `calls`: for a `kind` that is a dataclass, {field: how plait calls the function in it, as "open(entry, opening)"}; PlaitError is raised
+    for one that cannot be called so, and for other fields of a wrong type.
     """
     before = HEAVY in sys.modules
     try:
@@ -82,7 +82,7 @@ def load(entry: EntryPoint, kind: type[Kind], calls: Mapping[str, str] | None = 
 
 
 def fault(entry: EntryPoint, text: str) -> PlaitError:
-    """Return a PlaitError about an entry point: "family 'NAME' {text} (package NAME VERSION)"."""
+    """Return, to be raised, a PlaitError about an entry point: "family 'NAME' {text} (package NAME VERSION)"."""
     return PlaitError(f"{GROUPS[entry.group]} {entry.name!r} {text} (package {package_of(entry)})")
 
 
@@ -103,13 +103,16 @@ def raised(error: Exception) -> str:
 
 
 def shown(value: Any) -> str:
-    """Return what a value is, for a message. None, a number and a short text are shown as written, of anything else the type."""
+    """Return a value for a message: None, a number or a short text as written, of anything else its type ("a Tensor")."""
     short = value is None or isinstance(value, int | float) or (isinstance(value, str) and len(value) <= _SHOWN_CHARACTERS)
     return repr(value) if short else f"a {type(value).__name__}"
 
 
 def json_fault(value: Any, where: str = "") -> str | None:
-    """Return what JSON cannot hold in a value, such as "a Tensor as scores.2", or None."""
+    """Return what JSON cannot hold in `value`, with its place, such as "a Tensor as scores.2"; None if there is nothing.
+
+    `where`: the dotted place of `value` in what is checked; "" for all of it.
+    """
     if value is None or isinstance(value, str | int | float):
         return None
     if isinstance(value, dict) and all(isinstance(name, str) for name in value):

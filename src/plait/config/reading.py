@@ -105,7 +105,7 @@ class Override:
         return cls(path, text)
 
     def value(self) -> Any:
-        """Return the value, parsed as YAML. Raises PlaitError for text that is not YAML."""
+        """Return the value, parsed as YAML ("3e-6": a number). Raises PlaitError for text that is not YAML, or that no setting may hold."""
         try:
             return scalar(self.text)
         except yaml.YAMLError:
@@ -164,7 +164,7 @@ def scalar(text: str) -> Any:
 
 
 def write_yaml(value: Any) -> str:
-    """Return plain data (dicts, lists, scalars) as YAML text, which `read` turns back into the same data."""
+    """Return plain data (dicts, lists, scalars) as YAML text, which `read` turns back into nodes of the same data."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 

@@ -28,9 +28,9 @@ class StageView:
 class Resolved:
     """A validated run: its configuration, the view of each stage, and the origin of every value: {"optim.lr": "run.yaml:12"}.
 
-    `translation` has a row for each key of a file in another trainer's format. `yaml` is the whole configuration, defaults included;
-    `load_config` reads it back to an equal one. `train_options`: options of `plait train` that another trainer's flags stand for:
-    `restart`, `fresh`.
+    `translation` has a row for each key of a file in another trainer's format, [] for plait's own. `warnings`: lines to show at the start.
+    `yaml` is the whole configuration, defaults included; `load_config` reads it back to an equal one. `train_options`: options of `plait
+    train` that another trainer's flags stand for: `restart`, `fresh`.
     """
 
     config: RunConfig
@@ -53,7 +53,10 @@ def dump(config: RunConfig) -> dict[str, Any]:
 
 
 def difference(a: RunConfig | Resolved, b: RunConfig | Resolved) -> list[tuple[str, Any, Any]]:
-    """Return the settings in which two configurations differ: (dotted key, value in a, value in b), "(absent)" where one has none."""
+    """Return the settings in which two configurations differ, as (dotted key, value in a, value in b).
+
+    "(absent)" stands for the value where a configuration does not have the key, such as an item of a longer list.
+    """
     in_a, in_b = (dict(leaves(dump(each.config if isinstance(each, Resolved) else each))) for each in (a, b))
     values = ((path, in_a.get(path, ABSENT), in_b.get(path, ABSENT)) for path in dict.fromkeys([*in_a, *in_b]))
     return [(dotted(path), old, new) for path, old, new in values if old != new or type(old) is not type(new)]

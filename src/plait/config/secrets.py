@@ -46,7 +46,7 @@ to the last of them."""
 
 
 def refuse(node: Node) -> None:
-    """Raise PlaitError for a secret at or below `node`. That is a value whose setting is named like one, or that looks like one."""
+    """Raise PlaitError for a secret at or below `node`: text that looks like one, or whose setting is named like one."""
     if isinstance(node.value, dict | list):
         pairs = node.value.items() if isinstance(node.value, dict) else [("", child) for child in node.value]
         for key, child in pairs:
@@ -104,7 +104,7 @@ def without_secrets(text: str) -> str:
 def filled_in(written: str) -> Path:
     """Return a path on disk with `~` and each `$VARIABLE` filled in; from then on `masked` puts the variables back into texts.
 
-    A variable that is not set stays as it is written.
+    A variable that is not set stays as it is written. What was filled in is kept in this module, for the whole process.
     """
     path = expanded(os.path.expandvars(written))
     steps = written.split("/")
@@ -143,7 +143,10 @@ def shown(text: str) -> str:
 
 
 def refusal(location: str, path: str, value: str = "") -> PlaitError:
-    """Return the PlaitError for a secret in the setting `path`: it names the environment variable to use, and does not repeat `value`."""
+    """Return, to be raised, the PlaitError for a secret in the setting `path`: it names the environment variable to use instead.
+
+    `location`: file and line; `value`: what was found, which decides the advice and is not repeated.
+    """
     if in_address(value) and not _VALUE.search(value):
         return PlaitError(
             f"{location}: {path} is an address in which a part looks like a secret, which no file or command line may hold: put the "

@@ -15,7 +15,10 @@ _WIDEST_VALUE = 64  # characters; a longer value pushes only its own line
 
 
 def render(resolved: Resolved) -> str:
-    """Return the listing that `plait config` prints: the keys of another trainer's file with plait's, every value and origin, warnings."""
+    """Return the listing that `plait config` prints: every value and its origin, then warnings.
+
+    For a file in another trainer's format, its keys with what became of them come first.
+    """
     values = {dotted(path): value for path, value in leaves(dump(resolved.config))}
     lines = []
     if resolved.translation:

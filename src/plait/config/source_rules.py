@@ -65,7 +65,7 @@ _MEANT = {
 
 
 def unknown_kind(kind: str, known: Collection[str]) -> str:
-    """Return the end of an error message about a `source:` that does not exist: the known kinds, and the nearest."""
+    """Return the end of an error message about an unknown `source:`, such as "must be 'a' or 'b', got 'c'". It names the nearest kind."""
     *first, last = map(repr, known)
     near = [_MEANT[kind.lower()]] if _MEANT.get(kind.lower()) in known else difflib.get_close_matches(kind, known, 1)
     return f"must be {', '.join(first)} or {last}, got {kind!r}" + (f": did you mean {near[0]!r}?" if near else "")

@@ -1,6 +1,6 @@
 """The contract of a dialect (another trainer's format of configurations): how a file is recognised, and what its translation consists of.
 
-Both sides are trees of nodes: values that know their file and line.
+Both sides are trees of nodes: values that know their file and line. An Override is a setting of the command line, not yet applied.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -46,7 +46,7 @@ class Dialect:
     `recognise(tree, plait's top-level keys)` is true for a file in this dialect; it raises PlaitError for one that mixes it with plait's
     keys. `translate(tree, overrides, path of the file, plait's top-level keys)` raises PlaitError for an unknown key, which on the command
     line may also be one of plait's. `scripts`: names given in place of a file, such as `captioner`, with the words that follow each;
-    `open_script(name, words)` makes the tree of one.
+    `open_script(name, words)` makes the tree that `translate` gets for one.
     """
 
     name: str
@@ -65,10 +65,9 @@ CALLS = {
 
 
 def with_short_warmup(translation: Translation) -> Translation:
-    """Return the translation with warm-ups that fit into the command line's `train.steps`.
+    """Return the translation with warm-ups that fit into the command line's `train.steps`, so that a trial of a few steps runs.
 
-    Longer ones are cut to a tenth of it, with a warning. So a trial of a few steps runs. A warm-up that the command line sets stays as it
-    is.
+    Longer ones are cut to a tenth of it, with a warning. Unchanged if the command line sets no steps, or sets a warm-up itself.
     """
     steps = node_at(translation.tree, ("train", "steps"))
     count = steps.value if steps is not None and steps.file == COMMAND_LINE else None

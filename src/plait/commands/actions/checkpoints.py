@@ -119,8 +119,8 @@ def _lacks(folder: Path) -> list[str]:
 def consolidate(spec: str, out: Path, averaged: bool) -> None:
     """Write the full weights of a checkpoint into the new folder `out`: model.safetensors (or several and an index), and weights.json.
 
-    `averaged`: use the EMA weights if there are any. A new run can begin with the folder's weights (`from:`), but none can continue from
-    it. Raises PlaitError if `out` exists or `spec` names no checkpoint.
+    `averaged`: use the EMA weights if there are any. weights.json holds hashes and origin. A new run can begin with the folder's weights
+    (`from:`), but none can continue from it. Raises PlaitError if `out` exists or `spec` names no checkpoint.
     """
     saved = checkpoint_specs.locate(spec)
     if out.exists():
@@ -141,7 +141,7 @@ def diff(a: str, b: str) -> None:
     """Print how far the weights of each component moved from checkpoint `a` to `b`, and which state, data and settings differ.
 
     Printed are |b - a| / |a| over all values of a component, and the largest change of one value. For a weight that only one of them has
-    saved, the other's is that of the base model, which is built for it.
+    saved, the other's is that of the base model, which is built for it. Raises PlaitError if `a` or `b` names no intact checkpoint.
     """
     first, second = checkpoint_specs.locate(a), checkpoint_specs.locate(b)
     log.info(f"A {first.folder}\nB {second.folder}")

@@ -22,7 +22,7 @@ _WIDEST = 40
 
 
 def show(runs: Sequence[Path]) -> None:
-    """Print the table of the run directories `runs`. Raises PlaitError for one that is none, or is given twice."""
+    """Print the table of the run directories `runs`. Raises PlaitError for a path that is no run directory, or is given twice."""
     if twice := next((run for number, run in enumerate(runs) if run.resolve() in [other.resolve() for other in runs[:number]]), None):
         raise PlaitError(f"{twice} is given twice: a run is compared with others")
     resolved = [open_run_config(run) for run in runs]
@@ -38,7 +38,10 @@ def show(runs: Sequence[Path]) -> None:
 
 
 def differing(resolved: Sequence[Resolved]) -> list[tuple[str, list[str]]]:
-    """Return (dotted key, its value in each run) for every setting, except `run`, that is not the same in all runs."""
+    """Return (dotted key, its value in each run) for every setting, except `run`, that is not the same in all runs.
+
+    `resolved`: the runs' configurations, in order. Values are text, long ones cut to 40 characters; "-" if a run does not have the key.
+    """
     first, *others = resolved
     changes = [{key: (old, new) for key, old, new in difference(first, other) if key != "run"} for other in others]
     keys = dict.fromkeys(key for changed in changes for key in changed)

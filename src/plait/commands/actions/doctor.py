@@ -81,7 +81,7 @@ def _survived(what: str, make: Callable[[], Iterable[Finding]]) -> Iterator[Find
 def checks(resolved: Resolved | None, folder: Path, ranks: Ranks, met: Finding) -> Iterator[tuple[str, Callable[[], Iterable[Finding]]]]:
     """Yield (what is checked, function that returns findings), in the same order on every rank, because some are collectives.
 
-    `resolved`: a configuration to check too, or None; `folder`: where the run would be written; `met`: the finding about names.
+    `resolved`: a configuration to check too, or None; `folder`: where the run would be written; `met`: the result of `names`, made before.
     """
     needed = importlib.metadata.requires("plait") or []
     yield "versions", lambda: versions(needed)
@@ -100,9 +100,10 @@ def checks(resolved: Resolved | None, folder: Path, ranks: Ranks, met: Finding) 
 
 
 def names(environment: Mapping[str, str]) -> Finding:
-    """Check, within a time limit, that what ranks of several machines know each other by leads there. `environment`: torchrun's.
+    """Check, within a time limit, that ranks on several machines are given names or addresses of each other that work. Return the finding.
 
-    torchrun gives each rank MASTER_ADDR; gloo takes this machine's own name unless GLOO_SOCKET_IFNAME names an interface.
+    torchrun tells each rank the head (where all meet) as MASTER_ADDR; gloo tells the others this machine's own name, unless
+    GLOO_SOCKET_IFNAME names an interface. `environment`: the variables that torchrun set. One machine needs no names.
     """
     own, nodes = socket.gethostname(), int(environment.get("GROUP_WORLD_SIZE", "1"))
     if nodes == 1:
@@ -138,7 +139,7 @@ def _resolved(name: str) -> str | None:
 
 
 def device(ranks: Ranks) -> Finding:
-    """Check that this machine has a GPU for each of its ranks; without any GPU, report that the CPU is used."""
+    """Check that this machine has a GPU for each of its ranks, and return the finding. Without any GPU it says that the CPU is used."""
     if not torch.cuda.is_available():
         built = "" if torch.version.cuda else " (this torch is built without CUDA)"
         return Finding("devices", f"no GPU{built}: everything runs on {os.cpu_count()} processors")
@@ -151,7 +152,7 @@ def device(ranks: Ranks) -> Finding:
 
 
 def reach(ranks: Ranks) -> Finding:
-    """Check that ranks can communicate: by an all-reduce through gloo on CPUs, and through NCCL on GPUs."""
+    """Check that ranks can communicate, and return the finding: by an all-reduce through gloo on CPUs, and through NCCL on GPUs."""
     backends = "gloo" if dist.is_gloo_available() else "no gloo"
     if torch.cuda.is_available():
         nccl_version: Callable[[], tuple[int, ...]] = torch.cuda.nccl.version
@@ -175,7 +176,7 @@ def reach(ranks: Ranks) -> Finding:
 
 
 def clocks(ranks: Ranks) -> Finding:
-    """Check that the clocks of all ranks agree within a second."""
+    """Check that the clocks of all ranks agree within a second, and return the finding. All ranks call this."""
     ranks.barrier()
     times = ranks.gather(time.time())
     skew_s = max(times) - min(times)
@@ -187,9 +188,9 @@ def clocks(ranks: Ranks) -> Finding:
 
 
 def storage(folder: Path, ranks: Ranks) -> Finding:
-    """Check that all ranks can do in the run's folder what checkpoints need, and see what the others wrote.
+    """Check that all ranks can do in the run's folder what checkpoints need, and see what the others wrote. All ranks call this.
 
-    Every rank writes a folder with a file, renames it and reads it back; rank 0, the first to, also locks the file and reads its clock.
+    Every rank (rank 0 first) writes a folder with a file, renames it, reads it back, locks it, and compares its time with the clock.
     """
     own = folder / f"{_TRIED}-{ranks.rank}"
     try:
@@ -335,7 +336,7 @@ def _free(folder: Path) -> float:
 
 
 def lengths(resolved: Resolved) -> Finding:
-    """Check that no stage's `data.max_tokens` exceeds the longest sequence that the model has positions for."""
+    """Check that no stage's `data.max_tokens` exceeds the longest sequence that the model has positions for. Return the finding."""
     family = registry.load(resolved.config.family)
     section = family.Config.model_validate(resolved.config.model)
     try:

@@ -83,7 +83,10 @@ class Options:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One bench on one model: settings (`entry`, as in a configuration's `evaluate:`), samples, and the folder for the results."""
+    """One bench on one model: the bench's settings, the samples, and the folder for the results.
+
+    `entry`: the settings, like an item of `evaluate:` in a configuration; `subject`: the model.
+    """
 
     subject: Subject
     entry: Evaluate

@@ -18,7 +18,8 @@ log = logging.getLogger(__name__)
 def export(spec: str | Path, out: Path, to: str, *, averaged: bool = True) -> None:
     """Write the checkpoint that `spec` names (RUN, RUN@STEP, ...) into the new directory `out`, in the layout `to`, such as "hf".
 
-    `averaged`: use the EMA weights if there are any. Raises PlaitError for a family without that layout, and if `out` exists.
+    `averaged`: use the EMA weights if there are any. Raises PlaitError for a family without that layout, if `out` exists, and if there is
+    no such checkpoint.
     """
     if out.exists():
         raise PlaitError(f"{out} exists already: export to a new directory, or remove it")

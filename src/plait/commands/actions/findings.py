@@ -1,4 +1,7 @@
-"""The results of the checks of `plait doctor`, and the checks of installed packages, which need none of them but `packaging`."""
+"""The results of the checks of `plait doctor`, and its checks of installed packages.
+
+This file imports nothing that a wrong version could break, only `packaging`.
+"""
 
 import importlib
 import importlib.metadata
@@ -32,12 +35,12 @@ class Finding:
     cure: str | None = None
 
     def line(self, rank: int = 0) -> str:
-        """Return the line that is logged for it."""
+        """Return the line that is logged for it; it begins with "MEND" if there is a cure. `rank`: which made the check, shown unless 0."""
         return f"{'ok  ' if self.cure is None else 'MEND'}  {self.what:<10} {f'rank {rank}: ' if rank else ''}{self.result}"
 
 
 def require(cures: Sequence[str]) -> None:
-    """Raise Unwell with these cures, each once; do nothing if there are none."""
+    """Raise Unwell, a PlaitError, with these cures, each once; do nothing if there are none."""
     once = list(dict.fromkeys(cures))
     if once:
         raise Unwell(f"{len(once)} thing{'s' * (len(once) > 1)} to mend: " + "; ".join(once))
@@ -72,7 +75,7 @@ def versions(requirements: list[str], installed: Callable[[str], str] = importli
 
 
 def imports(names: Sequence[str] = _IMPORTED) -> Iterator[Finding]:
-    """Import the modules of these names, and yield a finding for each that raises, whatever it raises."""
+    """Import the modules of these names, and yield a finding for each that raises, whatever it raises. Default: those plait needs most."""
     for name in names:
         try:
             importlib.import_module(name)
@@ -84,7 +87,7 @@ def imports(names: Sequence[str] = _IMPORTED) -> Iterator[Finding]:
 
 
 def require_imports(names: Sequence[str] = _IMPORTED) -> None:
-    """Raise Unwell where a module cannot be imported: nothing else can be looked at. A line for each and for versions is logged."""
+    """Raise Unwell, a PlaitError, if one of these modules cannot be imported. Logs a line for each such module and for package versions."""
     broken = list(imports(names))
     if broken:
         found = [*versions(importlib.metadata.requires("plait") or []), *broken]
@@ -105,7 +108,10 @@ def installed_versions(requirements: list[str]) -> dict[str, str]:
 
 
 def compared(by_rank: Sequence[Mapping[str, str]]) -> Iterator[Finding]:
-    """Yield a finding for each package whose version is not the same on all ranks, and one for all others. `by_rank`: {name: version}."""
+    """Yield a finding for each package whose version is not the same on all ranks, and one for all others.
+
+    `by_rank`: what `installed_versions` returned on each rank, {name: version}; all have the same names.
+    """
     differing = [name for name in by_rank[0] if len({versions[name] for versions in by_rank}) > 1]
     for name in differing:
         ranks: dict[str, list[str]] = {}

@@ -24,10 +24,10 @@ _HERE = Ranks(0, 1, torch.device("cpu"))
 
 
 def check(folder: Path, saved: Checkpoint, after: Resolved, differences: Sequence[tuple[str, Any, Any]]) -> list[str]:
-    """Raise PlaitError if the settings `after` cannot continue the checkpoint `saved`; return what they would lose of it, a line each.
+    """Raise PlaitError if the settings `after` cannot continue the checkpoint `saved`; return what of it would be lost, a line each.
 
-    `folder`: the fork, which has the parent's assets. `differences`: (dotted key, value before, value after). The model is built and
-    the data of the stages ahead opened only where a difference could matter to them.
+    `folder`: the fork, which has the parent's assets. `differences`: (dotted key, value before, value after). The model is built and the
+    data of the stages ahead opened only where a difference could matter to them.
     """
     state = saved.manifest["state"]
     start.check_stage(saved, after.stages)

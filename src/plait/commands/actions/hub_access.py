@@ -1,7 +1,7 @@
 """Ask the Hub, for `plait doctor`, whether each model and dataset is accessible with the user's token, its size and its licence.
 
 All repositories are asked at the same time, each in a thread that is abandoned after a time limit. Nothing is downloaded, and no message
-holds the token or any text from the server.
+holds the token or any text from the server. A Finding is the result of a check, with a `cure` if something is wrong.
 """
 
 import fnmatch
@@ -38,8 +38,9 @@ _UNAUTHORIZED, _FORBIDDEN = 401, 403
 class Wanted:
     """A repository that a run reads, named by `setting`. `folder`: the only one of its folders that is read; "": the top; None: all.
 
-    `kind`: "model" or "dataset". `library`: whether transformers or diffusers loads it, which read weight files of certain names only.
-    `start`: if a run starts from it (`from:`), the step of the pushed run, "" for the newest; None for other repositories.
+    `setting`: the key of the configuration, such as "model: vae". `kind`: "model" or "dataset". `library`: whether transformers or
+    diffusers loads it, which read weight files of certain names only. `start`: if a run starts from it (`from:`), the step of the pushed
+    run, "" for the newest; None for other repositories.
     """
 
     setting: str
@@ -79,7 +80,10 @@ def token_origin() -> str | None:
 
 
 def ask(wanted: Sequence[Wanted], limit_s: float) -> list[Answer]:
-    """Ask the Hub about all repositories at once; return an answer for each, empty (`came` False) if none came within `limit_s`."""
+    """Ask the Hub about all repositories at once; return an answer for each, in order. `limit_s`: seconds for all answers together.
+
+    An answer that did not come in time is empty, with `came` False; one that is an error has it in `error`. Nothing is raised.
+    """
     api, answers = HfApi(), [Answer() for _ in wanted]
 
     def fill(item: Wanted, answer: Answer) -> None:

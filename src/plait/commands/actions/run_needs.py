@@ -161,7 +161,7 @@ def bench_data(resolved: Resolved) -> Iterator[Finding]:
 def checkpoints(resolved: Resolved) -> tuple[int, int]:
     """Return (the largest number of checkpoints that a run keeps in all stages, their bytes plus those of one more being written).
 
-    Builds the model without weights. Raises PlaitError if its sizes are not known, such as those of a Hub model that is not accessible.
+    Builds the model on the meta device. Raises PlaitError if its sizes are not known, such as those of a Hub model that is not accessible.
     """
     config = resolved.config
     family = registry.load(config.family)

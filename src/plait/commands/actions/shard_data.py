@@ -33,9 +33,11 @@ log = logging.getLogger(__name__)
 class Options:
     """How a set is made. `buckets`: crop sizes, "WIDTHxHEIGHT,..."; `bucket`: those of them to write (empty: all).
 
-    `latents`, `texts`, `images`: encoders, each a folder, a Hub repository[/part][@revision] or "tiny" (random). `min_side`: skip smaller
-    pictures; `uncaptioned`: write pictures without a caption; `limit`: samples to read; `batch`: pictures per call of an encoder;
-    `statistics`: normalise latents by "measured" or "published" ones; `like`: share those of this set; `workers`: decoding threads.
+    `latents`, `texts`, `images`: encoders, each a folder, a Hub repository[/part][@revision] or "tiny" (random), run on `device`. `split`:
+    of the source. `max_tokens`: captions are cut there (None: the encoder's own limit). `min_side`: skip smaller pictures (pixels);
+    `uncaptioned`: write pictures without a caption; `limit`: samples to read; `seed`: of their order; `batch`: pictures per call of an
+    encoder; `per_shard`: samples in a tar file. `statistics`: normalise latents by "measured" or "published" mean and standard deviation;
+    `like`: by those of this other set. `workers`: decoding threads. `dry_run`: write nothing.
     """
 
     split: str = "train"
@@ -64,8 +66,8 @@ OPTIONS = frozenset(Options.__dataclass_fields__)
 def shard(what: str, out: Path | None, options: Options, settings: Sequence[str] = ()) -> None:
     """Encode the source `what` into the set at `out`, or finish one that was interrupted. With `dry_run` only print what it would hold.
 
-    `what`: as in `entry`; `out`: None only with `dry_run`; `settings`: of the source, such as "options.size=[64,64]". Raises PlaitError
-    for a wrong argument, source or setting.
+    `what`: "scenes" (drawn), a .jsonl, tar shards, or a folder of pictures. `out`: None only with `dry_run`. `settings`: of the source,
+    such as "options.size=[64,64]". Raises PlaitError for a wrong argument, source or setting.
     """
     if not 1 <= options.per_shard <= 1000:
         raise PlaitError(f"--per-shard={options.per_shard}: a shard holds 1 to 1000 samples")
@@ -117,7 +119,10 @@ def _encoders(options: Options) -> write.Encoders:
 
 
 def measure(path: Path) -> None:
-    """Write `path`/metadata.json, with statistics of the latents, for a set made by another tool. Raises PlaitError without shards."""
+    """Write `path`/metadata.json, with statistics of the latents, for a set made by another tool, and print what was read.
+
+    Raises PlaitError for a folder without shards.
+    """
     with _progress() as report:
         metadata = statistics.measure(path, report)
     counts = metadata["counts"]

@@ -70,7 +70,10 @@ class Progress(NamedTuple):
 
 
 def progress(view: StageView, rows: Sequence[Row], manifest: Mapping[str, Any] | None) -> Progress:
-    """Return how far a stage is, from the rows of metrics.jsonl and its newest manifest, if it has one."""
+    """Return how far the stage of `view`, its configuration, is. `rows`: those of metrics.jsonl, of all stages.
+
+    `manifest`: of the stage's newest checkpoint; None if it has none.
+    """
     stage_rows = [row for row in rows if row.get("stage") == view.index]
     trained = [row for row in stage_rows if "loss" in row]
     before = max((row["step"] for row in rows if row.get("stage", view.index) < view.index), default=0)

@@ -22,9 +22,9 @@ from plait.training import from_weights
 
 
 class Subject(ABC):
-    """A model to measure. `step`: of the run; `run`: its folder; `shown`: its name in reports; `moment`: its name in paths of results.
+    """A model to measure. `step`: the run's; `run`: its folder; `shown`: its name in reports; `moment`: its name in paths of results.
 
-    `without_averages`: name, for reports, of the weights that are measured if there are no averaged ones.
+    `moment` is such as "step-00000100". `without_averages`: name, for reports, of the weights that are measured if none are averaged.
     """
 
     config: RunConfig
@@ -107,7 +107,10 @@ class Base(Subject):
         return False
 
     def open(self, ranks: Ranks, *, averaged: bool, length: float | None) -> tuple[ModelBundle, RunConfig]:
-        """Build the model as a run does before its first step; `averaged` and `length` are ignored."""
+        """Build the model as a run does before its first step, in eval mode on the rank's device. `averaged` and `length` are ignored.
+
+        Raises PlaitError for a `from:` that cannot be read.
+        """
         bundle = build_model(self.config, self.run, ranks)
         if self.config.from_:
             from_weights.begin_from(State(bundle.model), bundle, self.view, run=self.run, ranks=ranks, allow_inexact=True)

@@ -48,7 +48,7 @@ def clean_card(card: Card) -> Card:
 
 
 def clean_text(text: str) -> str:
-    """Return the text with control and bidi characters and lone surrogates, which would disturb a page, replaced by U+FFFD."""
+    """Return the text with control and bidi characters and lone surrogates, which would disturb a page, each replaced by U+FFFD."""
     return _CONTROL.sub("\ufffd", text.replace("\r\n", "\n"))
 
 
@@ -73,7 +73,8 @@ def describe_pictures(card: Card) -> list[str]:
 def fit_pictures(pictures: Sequence[np.ndarray]) -> tuple[int, float]:
     """Return (number of columns in which a card shows its pictures, their common scale: a whole number, or less than 1).
 
-    It is the largest number of columns whose scale is at least three quarters of the best, and at least 1 if the best is.
+    The scale fits all of them into PICTURES_PX. It is the largest number of columns whose scale is at least three quarters of the best, and
+    at least 1 if the best is. `pictures` is not empty.
     """
     tallest, widest = max(p.shape[0] for p in pictures), max(p.shape[1] for p in pictures)
 

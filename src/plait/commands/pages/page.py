@@ -84,7 +84,7 @@ def render_samples(title: str, lines: Sequence[str], details: Sequence[tuple[str
 def page_pictures(pictures: Sequence[np.ndarray], labels: Sequence[str], *, lossless: bool) -> list[PagePicture]:
     """Return pictures (H, W, 3) uint8 as a page shows them, at one scale. They are PNG; shrunk ones are small JPEG unless `lossless`.
 
-    `labels`: names of the first pictures; others have none.
+    The scale makes all of them fit a card. `labels`: names of the first pictures; others have none.
     """
     scale = fit_pictures(pictures)[1] if pictures else 1.0
     names = [*labels, *[""] * (len(pictures) - len(labels))]

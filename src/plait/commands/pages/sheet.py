@@ -119,7 +119,10 @@ def break_lines(text: Text, length_px: Callable[[str], float], width_px: float) 
 
 
 def drop_middle_lines(lines: list[Line], most: int) -> list[Line]:
-    """Replace lines by "…" until at most `most` are left. The middle of the longest stretch of unmarked lines goes first, then the end."""
+    """Replace lines by "…" until at most `most` are left. The middle of the longest stretch of lines without marked text goes first.
+
+    If that is not enough, the end is cut. `most` is at least 1.
+    """
     while len(lines) > most:
         unmarked = "".join("-" if any(marked for _, marked in line) else "0" for line in lines)
         longest = max(re.finditer("0*", unmarked), key=lambda stretch: len(stretch[0]))

@@ -27,7 +27,10 @@ BEFORE_UPDATE = ("sample ids", "loss terms", "other figures")
 
 @dataclass(frozen=True)
 class Line:
-    """The comparison of one kind of thing, `what` ("loss terms"): number compared, first difference (None: all equal), and its step."""
+    """The comparison of one kind of thing, `what` ("loss terms"), in two runs.
+
+    `compared`: how many were; `first`: the first difference as text, None if all are equal; `step`: where it is (0 without one).
+    """
 
     what: str
     compared: int
@@ -36,7 +39,10 @@ class Line:
 
 
 def runs(a: Path, b: Path) -> list[Line]:
-    """Compare the run directories `a` and `b`; return a Line per kind of thing, such as sample ids, loss terms and weights."""
+    """Compare the run directories `a` and `b`; return a Line per kind of thing, such as sample ids, loss terms and weights.
+
+    Raises PlaitError if one has no intact checkpoint.
+    """
     rows_a, rows_b = (files.read_rows(run / "metrics.jsonl", files.STEP_KINDS) for run in (a, b))
     lines = [_rows(rows_a, rows_b), *_figures(rows_a, rows_b), _quarantined(a, b), _state(a, b)]
     tensors = [_tensors(group, a, b) for group in GROUPS]

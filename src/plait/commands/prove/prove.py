@@ -68,8 +68,9 @@ class Event:
 class Kill:
     """One planned kill, `delay_s` after `phase` of `step` begins, and its outcome. `way`: SIGKILL, SIGTERM, or worker (a data worker dies).
 
-    `moment`: the phase and step in which it really came; `took_s`: from the kill to the end of the process. `since`: the step from which
-    the killed process had started; `left`: the step from which the next process starts (None: from the beginning).
+    Its outcome: `moment`: the phase and step in which it really came; `exit_code` of the process; `took_s`: from the kill to its end.
+    `since`: the step from which the killed process had started; `left`: the step from which the next process starts (None: from the
+    beginning).
     """
 
     way: str
@@ -130,7 +131,8 @@ def prove(
 def rehearse(trial: Trial, folder: Path, kills: int, seed: int) -> tuple[list[compare.Line], list[Kill]]:
     """Run the trial undisturbed and with `kills` kills; return (the comparison's lines, the kills with their outcomes).
 
-    `seed` chooses the moments. Raises Diverged if the killed run does not continue.
+    `folder`: where both runs are written; `seed` chooses the moments. Raises PlaitError if the undisturbed run fails, and Diverged, a
+    PlaitError, if the killed run does not continue.
     """
     straight, killed = folder / "straight", folder / "killed"
     began = time.monotonic()
@@ -145,7 +147,7 @@ def rehearse(trial: Trial, folder: Path, kills: int, seed: int) -> tuple[list[co
 def where(lines: Sequence[compare.Line], plan: Sequence[Kill]) -> str:
     """Return after which resume two runs begin to differ, as the end of a sentence. It is such as "after going on from step 6".
 
-    `lines`: the comparison of the runs; `plan`: the kills that were carried out.
+    `lines`: the comparison of the runs, with at least one difference; `plan`: the kills that were carried out.
     """
     first = min(line.step for line in lines if line.first is not None)
     resumed = [kill.left for kill in plan if kill.left is not None and kill.left < first]
@@ -176,7 +178,10 @@ def run_straight(trial: Trial, run: Path) -> list[Event]:
 
 
 def choose(events: Sequence[Event], kills: int, seed: int) -> list[Kill]:
-    """Return `kills` planned kills: each takes the next item of MOMENTS, and comes in an event of that phase that `seed` chooses."""
+    """Return `kills` planned kills, in order of time, at events of the undisturbed run that `seed` chooses.
+
+    Each takes the next item of MOMENTS, how to kill and in which phase; where no event has that phase, any event.
+    """
     draw = rng(seed, "prove")
     last = events[-1].step
     chosen = []
@@ -196,7 +201,7 @@ def choose(events: Sequence[Event], kills: int, seed: int) -> list[Kill]:
 def run_killed(trial: Trial, run: Path, plan: Sequence[Kill]) -> None:
     """Train the run directory `run` with every planned kill, then to its end; fill in the outcome of each kill in `plan`.
 
-    Raises Diverged if the run does not continue after a kill.
+    Raises Diverged, a PlaitError, if the run does not continue after a kill.
     """
     for number, kill in enumerate(plan, 1):
         before, _ = integrity.newest_intact(run)

@@ -1,7 +1,7 @@
 """Build plait's configuration from one that was written for another trainer: what the translators of all such formats (dialects) share.
 
-A configuration is a tree of nodes, which are values that know their file and line. A row says what became of one of the author's keys.
-Which key means what is in the dialects' own files.
+The author's configuration is that of the user's file, in the other trainer's keys. A configuration is a tree of nodes, which are values
+that know their file and line. A row says what became of one of the author's keys. Which key means what is in the dialects' own files.
 """
 
 from collections.abc import Mapping
@@ -41,7 +41,7 @@ class TranslationBuilder:
     def assign(self, path: str, value: Any, *keys: str) -> None:
         """Set `path` of plait's tree, such as "optim.lr", with the file and line of the first of `keys` that is written.
 
-        `value`: plain data, or a list of nodes.
+        `value`: plain data, or a list of nodes. Without a written key, the value is listed as a default (`default_label`).
         """
         origin = next((self.written[key] for key in keys if key in self.written), self.origin(keys[0] if keys else path))
         has_nodes = isinstance(value, list) and any(isinstance(item, Node) for item in value)

@@ -130,7 +130,8 @@ class FlagBuilder(TranslationBuilder):
     def value(self, flag: str, default: Any = None) -> Any:
         """Return the value given for a flag (named without dashes), or `default` where it is not given.
 
-        Numbers are converted, and words of an enumeration replaced by plait's word for the same; other text is returned as written.
+        Numbers are converted, and words of an enumeration, such as FULL_SHARD, replaced by plait's word for the same (fsdp); other text is
+        returned as written.
         """
         if flag not in self.written:
             return default
@@ -146,8 +147,8 @@ def recognise(tree: Node, plait_keys: Sequence[str]) -> bool:
 def translate(tree: Node, overrides: Sequence[Override], path: Path, plait_keys: Sequence[str]) -> Translation:
     """Translate a launch script's words and its flags. Raises PlaitError for an unknown or ill-typed flag or a wrong word.
 
-    `tree`: from `open_script` of molmo_scripts.py. `overrides`: the flags, and settings under `plait_keys`, plait's top-level keys, which
-    are passed on. `path` is not used.
+    `tree`: what `open_script` of molmo_scripts.py made of the script's name and words. `overrides`: the flags, and settings under
+    `plait_keys`, plait's top-level keys, which are passed on. `path` is not used.
     """
     given, remaining, problems = _sorted(overrides, plait_keys)
     raise_first(problems + [wrong for flag, node in given.items() if (wrong := _wrong_kind(flag, node))])

@@ -1,6 +1,7 @@
 """The data keys of the flat JSON dialect: what is trained on, with its question and answer, and what is held out.
 
-A dialect is another trainer's format of configurations; all its other keys are in flat_json.py.
+A dialect is another trainer's format of configurations; all its other keys are in flat_json.py. A `builder` holds the keys of the file and
+plait's tree built so far, to which these functions add.
 """
 
 from pathlib import Path
@@ -91,12 +92,15 @@ def _evaluate(builder: TranslationBuilder, train: dict[str, Any]) -> None:
 
 
 def holds_out(builder: TranslationBuilder) -> bool:
-    """Return whether the translation holds out a share of the training data (not other data) for validation."""
+    """Return whether the translation so far holds out a share of the training data (not other data) for validation."""
     held_out = node_at(builder.tree, ("data", "validation"))
     return held_out is not None and held_out.value == HELD_OUT
 
 
 def hold_out(builder: TranslationBuilder) -> None:
-    """Hold out a share of the training data for validation, unless other data is. Without evaluation too: no stage trains on it."""
+    """Hold out a share of the training data for validation, unless other data is held out already.
+
+    Called for a file of which only some stages evaluate, so that no other stage trains on that share.
+    """
     if node_at(builder.tree, ("data", "validation")) is None:
         builder.assign("data.validation", HELD_OUT, "do_eval")

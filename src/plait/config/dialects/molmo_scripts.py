@@ -31,7 +31,10 @@ _TASKS = {CAPTIONER: ["caption"], MULTITASK: ["count", "colour", "shape", "exist
 
 
 def open_script(name: str, words: Sequence[str]) -> Node:
-    """Return a tree of nodes that holds a launch script's `words`, for `translate`. Raises PlaitError for a wrong number of words."""
+    """Return a tree of nodes that holds a launch script's `words`, the arguments after its name, as a dialect's `translate` takes it.
+
+    `name`: molmo/captioner or molmo/multitask. Raises PlaitError for a wrong number of words.
+    """
     wanted = " ".join(SCRIPTS[name])
     if len(words) != len(SCRIPTS[name]):
         given = f"got {' '.join(words)}" if words else "got none"
@@ -40,9 +43,9 @@ def open_script(name: str, words: Sequence[str]) -> Node:
 
 
 def translate_words(script: str, words: Sequence[str]) -> tuple[Node, str, list[TranslatedKey]]:
-    """Return the settings that a script's words stand for, the name of their preset, and a row for each word.
+    """Return (tree of the settings that a script's words stand for, name of their preset, a row for each word).
 
-    A row says which setting a word became. Raises PlaitError for an unknown model.
+    `script`: molmo/captioner or molmo/multitask. A row says which setting a word became. Raises PlaitError for an unknown model.
     """
     stage = script.partition("/")[2]
     tree, shared, rows = _captioner(words[0]) if script == CAPTIONER else _multitask(*words)

@@ -78,13 +78,14 @@ def scripts() -> dict[str, tuple[str, ...]]:
 
 
 def is_script(name: str) -> bool:
-    """Return whether `name` is a launch script of a dialect, such as `captioner`, which takes words, and not a file."""
+    """Return whether `name` is a launch script of a dialect, such as molmo/captioner, which takes words, and not a file."""
     return name in scripts()
 
 
 def rewritten(arguments: Sequence[str]) -> list[str]:
-    """Return a command line in plait's words where it is one of another trainer's, such as that of a training script.
+    """Return a command line with a training script of another trainer replaced by its name here; any other line unchanged.
 
-    Raises PlaitError, with the command to type, for one that can only be answered.
+    `["train", "launch_scripts/train_captioner.py", ...]` gives `["train", "molmo/captioner", ...]`. Raises PlaitError, with the command to
+    type, for a line that plait cannot run so, such as torchrun with a script.
     """
     return molmo_commands.rewritten(arguments)

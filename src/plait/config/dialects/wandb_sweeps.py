@@ -1,4 +1,7 @@
-"""Handle Weights & Biases sweeps. The file of one is for W&B and no configuration; each of its trials has a run folder."""
+"""Handle Weights & Biases sweeps: refuse the file of one, with advice, and give each trial a run folder.
+
+The file of a sweep is for W&B's agents, which start plait; it is no configuration of plait.
+"""
 
 import os
 import re
@@ -20,7 +23,10 @@ def recognise(tree: Node, plait_keys: Sequence[str]) -> bool:
 
 
 def translate(tree: Node, overrides: Sequence[Override], path: Path, plait_keys: Sequence[str]) -> NoReturn:
-    """Raise PlaitError with the lines that make the sweep's agents run plait; the agents, not plait, read the file."""
+    """Raise PlaitError with the lines that make the sweep's agents run plait: the agents, not plait, read the file.
+
+    `tree`: its content; `path`: for the message. The other arguments, which every dialect takes, are not used.
+    """
     sweep = to_plain(tree)
     words = [str(word) for word in sweep.get("command") or ()]
     program = str(sweep.get("program") or "")
@@ -35,6 +41,9 @@ def translate(tree: Node, overrides: Sequence[Override], path: Path, plait_keys:
 
 
 def trial_folder(run: str) -> str:
-    """Return the run folder of this process. It is `run`, or, in a trial of a sweep that the agent names in the environment, one below."""
+    """Return the run folder of this process: `run`, or, in a trial of a sweep, the folder SWEEP-TRIAL below it.
+
+    A trial is recognised by WANDB_SWEEP_ID and WANDB_RUN_ID, which the agent sets in the environment.
+    """
     sweep, trial = os.environ.get("WANDB_SWEEP_ID"), os.environ.get("WANDB_RUN_ID")
     return f"{run.rstrip('/')}/{sweep}-{trial}" if sweep and trial else run
