@@ -72,7 +72,7 @@ def open_training(config: RunConfig) -> TrainingData:
 
 
 def open_validation(config: RunConfig) -> list[Source]:
-    """Open the held-out data: the sources of `data.validation`, or, if that is a share, the held-out part of each training source."""
+    """Open the sources of `data.validation`, or, if it is a share, of the held-out part of each training source. May raise PlaitError."""
     if config.data.held_out_share is None:
         return open_data(config, config.data.validation_sources, "validation")
     return list(_open_training(config, held_out=True).sources)

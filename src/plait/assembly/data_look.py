@@ -1,7 +1,7 @@
 """Inspect some samples of each source (data set) before the first step: count those bad, without text, truncated, or held out too.
 
-Samples are read and encoded as in training, evenly over each source. Not a check of all data: later faults are in quarantine.jsonl.
-`plait data inspect` shows the same table.
+`inputs` is the family's object that encodes samples as in training; `limits`, what sizes and inputs its model takes. Samples are spread
+evenly over each source. Not a check of all data: later faults are in quarantine.jsonl. `plait data inspect` shows the same table.
 """
 
 import logging
@@ -131,7 +131,7 @@ def report(config: RunConfig, sources: Sequence[Source], inputs: Inputs, limits:
 
 
 def table(found: Sequence[SourceLook]) -> list[tuple[str, str]]:
-    """Return (source name, its counts as one line of text) for each source."""
+    """Return (source name, its counts as one line of text) for each of the looks that `look` returned."""
     return [(one.source.name, one.text()) for one in found]
 
 
@@ -168,7 +168,7 @@ def unusable(found: Sequence[SourceLook]) -> list[str]:
 
 
 def without_input(found: Sequence[SourceLook], limits: Limits, trainable: Sequence[str]) -> list[str]:
-    """Return a sentence, with advice, per trained component or setting of the model that needs an input which no sample has."""
+    """Return a sentence, with advice, per component in `trainable` or setting of the model that needs an input which no sample has."""
     named = {item.partition(":")[0] for item in trainable}
     usable = sum(one.usable for one in found)
     faults = []
@@ -215,10 +215,7 @@ def _look_at(found: SourceLook, index: int, inputs: Inputs, sample_key: int) -> 
 
 
 def _compare(found: Sequence[SourceLook], held_out: Sequence[Source], least: int) -> None:
-    """Compare samples of training sources with held-out ones, at `least` of each source.
-
-    Sources that are not stored are compared as they are read.
-    """
+    """Compare training samples with held-out ones, `least` or more of each source; sources not stored are compared as they are read."""
     theirs = HeldOutContent(sum(map(len, held_out)))
     for source in held_out:
         theirs.add(contents(source, _spread(len(source), overlap.count(source, len(held_out), least))))

@@ -55,7 +55,7 @@ def repository(spec: str) -> tuple[str, str] | None:
 
 
 def look(name: str, mark: str) -> Contents:
-    """List the files of a Hub repository and choose the checkpoint. If the Hub cannot be reached, its copy in the local cache is listed.
+    """List the files of the Hub repository `name` and choose a checkpoint. If the Hub cannot be reached, the local cache is listed.
 
     `mark`: a revision, or a step, "best" or "latest" of a run; "": the newest of the main branch. Raises PlaitError if it does not exist.
     """

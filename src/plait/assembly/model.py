@@ -87,9 +87,9 @@ class ModelBundle:
 
 
 def build_model(config: RunConfig, run: Path, ranks: Ranks, loaded: overwritten.Shapes = _NOTHING) -> ModelBundle:
-    """Build the model in CPU memory; all ranks call this. Rank 0 first writes the files that it needs (a tokenizer) to RUN/assets.
+    """Build the model in CPU memory; all ranks call this. Rank 0 first writes the files that it needs (a tokenizer) to `run`/assets.
 
-    `loaded`: shapes, by parameter, of the weights that the caller will load into it; pretrained parts that they overwrite are not read.
+    `loaded`: shapes of weights that the caller will load; pretrained parts that they overwrite are not read. May raise PlaitError.
     """
     family = registry.load(config.family)
     section = family.Config.model_validate(config.model)
@@ -110,7 +110,7 @@ def build_model(config: RunConfig, run: Path, ranks: Ranks, loaded: overwritten.
 def write_assets(config: RunConfig, assets: Path) -> None:
     """Write the files that a model needs, such as a tokenizer trained on the samples' texts, into folder `assets`, unless they exist.
 
-    A run that starts `from:` another copies that run's files: trained embeddings mean nothing with another tokenizer.
+    A run that starts `from:` another copies that run's files, as its embeddings fit no other tokenizer. May raise PlaitError.
     """
     if config.from_ and not assets.is_dir():
         origin = str(hub_start.assets(config.from_) or config.from_)

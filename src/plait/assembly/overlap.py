@@ -35,7 +35,7 @@ class HeldOutContent:
     pictures: set[str] = field(default_factory=set)
 
     def add(self, contents: Iterable[Content]) -> None:
-        """Add the samples of one held-out source."""
+        """Add `contents`, the hashes of samples of one held-out source, as the function `contents` yields them."""
         for content in contents:
             self.compared += 1
             self.wholes.add(content.whole)
@@ -54,7 +54,7 @@ class Overlap:
     """Samples with a picture that a held-out one has too, whatever their texts."""
 
     def add(self, content: Content | None) -> None:
-        """Compare one more sample; None: it holds nothing that could be compared."""
+        """Compare the hashes of one more training sample with all held-out ones; None: it holds nothing that could be compared."""
         if content is not None and self.held_out.compared:
             self.compared += 1
             self.same += content.whole in self.held_out.wholes

@@ -13,7 +13,10 @@ def declare_path(parser: Parser) -> None:
 
 
 def run_inspect(arguments: Arguments) -> None:
-    """Print the content of the checkpoint, or the newest of several, that the argument `path` names (RUN, RUN@STEP, ...)."""
+    """Print the content of the checkpoint, or the newest of several, that the argument `path` names (RUN, RUN@STEP, ...).
+
+    Raises PlaitError if there is none.
+    """
     from plait.commands.actions import checkpoints
 
     checkpoints.inspect(arguments.path)
@@ -51,7 +54,10 @@ def declare_ema(parser: Parser) -> None:
 
 
 def run_ema(arguments: Arguments) -> None:
-    """Write weights averaged over a share of the run, computed from the averages that it saved (`optim.ema.post_hoc`)."""
+    """Write weights averaged over a share of the run, computed from the averages that it saved (`optim.ema.post_hoc`).
+
+    Raises PlaitError if there is no such checkpoint, or the run saved no averages.
+    """
     from plait.commands.actions import checkpoints
 
     checkpoints.ema(arguments.path, arguments.length, arguments.out)
@@ -64,7 +70,7 @@ def declare_diff(parser: Parser) -> None:
 
 
 def run_diff(arguments: Arguments) -> None:
-    """Print how far the weights moved from checkpoint A to checkpoint B, and what else differs."""
+    """Print how far the weights moved from checkpoint A to checkpoint B, and what else differs. Raises PlaitError if one is not there."""
     from plait.commands.actions import checkpoints
 
     checkpoints.diff(arguments.a, arguments.b)

@@ -11,7 +11,10 @@ def declare(parser: Parser) -> None:
 
 
 def run(arguments: Arguments) -> None:
-    """Print a table of the runs: settings that differ, and for each stage steps, held-out figures and time."""
+    """Print a table of the runs: settings that differ, and for each stage steps, held-out figures and time.
+
+    Raises PlaitError for a path that is no run directory, or is given twice.
+    """
     from plait.commands.actions import compare
 
     compare.show([arguments.first, *arguments.others])

@@ -17,7 +17,7 @@ def declare(parser: Parser) -> None:
 
 
 def run(arguments: Arguments) -> None:
-    """Print every setting with its value and where that comes from, such as a file and line."""
+    """Print every setting with its value and where that comes from, such as a file and line. Raises PlaitError for any fault in it."""
     resolved = open_checked(arguments.config, arguments.overrides, words=arguments.words)
     log.info(render_json(resolved) if arguments.json else render(resolved))
 

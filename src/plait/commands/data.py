@@ -19,7 +19,10 @@ def declare_inspect(parser: Parser) -> None:
 
 
 def run_inspect(arguments: Arguments) -> None:
-    """Draw the first samples that the run would train on, or evaluate on, into the folder `--out`."""
+    """Draw the first samples that the run would train on, or evaluate on, into the folder `--out`.
+
+    Raises PlaitError for a faulty configuration or data, and for a folder that is not empty.
+    """
     resolved = open_checked(arguments.config, arguments.overrides, words=arguments.words)
     from plait.commands.actions import inspect_data
 
@@ -33,7 +36,7 @@ def declare_index(parser: Parser) -> None:
 
 
 def run_index(arguments: Arguments) -> None:
-    """Build the index of each file that has none or an outdated one, and print what is in each."""
+    """Build the index of each file that has none or an outdated one, and print what is in each. Raises PlaitError if one cannot be read."""
     from plait.commands.actions import index_data
 
     index_data.index(arguments.path, beside=arguments.beside)
@@ -65,7 +68,10 @@ def declare_shard(parser: Parser) -> None:
 
 
 def run_shard(arguments: Arguments) -> None:
-    """Write a folder of shards, or finish one that was begun; with `--measure`, write metadata.json for shards made by another tool."""
+    """Write a folder of shards, or finish one that was begun; with `--measure`, write metadata.json for shards made by another tool.
+
+    Raises PlaitError for a wrong argument or source.
+    """
     from plait.commands.actions import shard_data
 
     if arguments.measure:

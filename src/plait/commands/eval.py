@@ -12,7 +12,10 @@ log = logging.getLogger(__name__)
 
 
 def declare(parser: Parser) -> None:
-    """Add the arguments of `plait eval` to its parser, and a flag for each setting that a model family lets evaluation change."""
+    """Add the arguments of `plait eval` to its parser, and a flag for each setting that a model family lets evaluation change.
+
+    Raises PlaitError for a family that cannot be loaded, or whose flag has the name of another option.
+    """
     parser.add_argument("checkpoint", nargs="?", help=SPEC)
     parser.add_argument("--base", type=path, metavar="CONFIG", help="in place of a checkpoint: the model of CONFIG before its first step")
     parser.add_argument(

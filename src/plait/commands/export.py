@@ -6,7 +6,10 @@ from plait.families import registry
 
 
 def declare(parser: Parser) -> None:
-    """Add the arguments of `plait export` to its parser."""
+    """Add the arguments of `plait export` to its parser; help lists the layouts of all families.
+
+    Raises PlaitError for a family that cannot be loaded.
+    """
     add_checkpoint(parser)
     parser.add_argument("out", metavar="DIR", type=path, help="the new directory")
     layouts = [(family, name, meaning) for family, section in registry.model_configs() for name, meaning in section.layouts.items()]
@@ -16,7 +19,10 @@ def declare(parser: Parser) -> None:
 
 
 def run(arguments: Arguments) -> None:
-    """Write the checkpoint into the new directory, in the layout that `--to` names, such as hf."""
+    """Write the checkpoint into the new directory, in the layout that `--to` names, such as hf.
+
+    Raises PlaitError if the directory exists, there is no such checkpoint, or its model family has no such layout.
+    """
     from plait.commands.actions import export
 
     export.export(arguments.checkpoint, arguments.out, arguments.to, averaged=not arguments.raw)

@@ -12,7 +12,10 @@ def declare(parser: Parser) -> None:
 
 
 def run(arguments: Arguments) -> None:
-    """Generate text or pictures with the checkpoint, depending on its kind of model; print the answers, or the names of the files."""
+    """Generate text or pictures with the checkpoint, depending on its kind of model; print the answers, or the names of the files.
+
+    Raises PlaitError for an option that the model family does not have, and if there is no such checkpoint.
+    """
     from plait.commands.actions import generate
 
     generate.generate(arguments.checkpoint, arguments.overrides, averaged=not arguments.raw, length=arguments.ema_length, out=arguments.out)

@@ -22,7 +22,7 @@ def declare(parser: Parser) -> None:
 
 
 def run(arguments: Arguments) -> None:
-    """Train to the last planned step. Raises Paused, after saving, if a signal such as SIGTERM asked for a stop."""
+    """Train to the last planned step. Raises Paused after a signal such as SIGTERM, with all saved, and Stopped if a safety check fails."""
     resolved = open_checked(arguments.config, arguments.overrides, words=arguments.words)
     spread(arguments, arguments.max_restarts, arguments.shutdown_timeout)
     for line in resolved.warnings:

@@ -99,7 +99,7 @@ class Mixture:
 
 
 def read(path: Path, without: Sequence[str], kinds: Mapping[str, SourceRules]) -> Mixture:
-    """Read the mixture in a file, leaving out the datasets named in `without`. Raises PlaitError, with the line, for any error in it.
+    """Read the mixture in the file `path`, leaving out the datasets of `without`. Raises PlaitError, with the line, for any error in it.
 
     `kinds`: the rules of every kind of source (shards, jsonl, ...), by name. A name in `without` that the file lacks is an error too.
     """

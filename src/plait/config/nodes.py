@@ -57,7 +57,7 @@ def to_plain(node: Node) -> Any:
 
 
 def from_plain(value: Any, like: Node) -> Node:
-    """Turn plain data into nodes that all have the file, line and label of `like`; their paths begin with its path."""
+    """Turn plain data (dicts, lists, scalars) into nodes with file, line and label of `like`; their paths begin with its path."""
     if isinstance(value, dict):
         return replace(like, value={str(key): from_plain(child, replace(like, path=_under(like, key))) for key, child in value.items()})
     if isinstance(value, list):

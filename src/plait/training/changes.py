@@ -40,7 +40,8 @@ _CURVE_COLUMNS = 48
 def freezing_changes(manifest: Mapping[str, Any] | None, bundle: ModelBundle, config: RunConfig) -> list[str]:
     """Return a log line per component trained by `config` and not in the checkpoint's stage, or vice versa.
 
-    A component is a part of the model. `manifest`: that of the checkpoint; None for bare weights, which gives [].
+    A component is a part of the model. `manifest`: that of the checkpoint; None for bare weights, which gives []. Raises PlaitError if
+    `trainable` names no component.
     """
     if manifest is None:
         return []
@@ -86,7 +87,8 @@ def _leaves(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
 def describe_changes(before: Resolved, after: Resolved, differences: Sequence[Difference], saved: Path | None) -> str:
     """Describe a changed configuration as indented lines: each changed key, then the old and new learning-rate curve of the current stage.
 
-    `differences`: (key, old value, new value) each. `saved`: folder of the checkpoint that the run continues from; None: no curves.
+    `before`, `after`: the configurations; `differences` of them: (key, old value, new value). `saved`: folder of the checkpoint that the
+    run continues from; None: no curves. May raise PlaitError, as data is opened where only epochs tell a stage's length.
     """
     lines = [f"  {key}: {json.dumps(old)} -> {json.dumps(new)}" for key, old, new in differences]
     if saved is None or not any(key.startswith(("optim", "train", "stages")) for key, _, _ in differences):

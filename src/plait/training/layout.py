@@ -1,4 +1,4 @@
-"""Set the model up for a stage (part of a run): dtypes, checkpointing, compilation, device, replication or sharding over ranks."""
+"""Set the model up for a stage (part of a run) by its plan: dtypes, recomputation, compilation, sharding. A bundle: model and family."""
 
 import contextlib
 import logging
@@ -35,8 +35,7 @@ class Counters:
 def lay_out(plan: StagePlan, bundle: ModelBundle, state: State, ranks: Ranks, micro_batch: int) -> Iterator[Counters]:
     """Set the model's dtypes, device, sharding, activation checkpointing and compilation for a stage, in place; a context manager.
 
-    Yields the stage's counters. At the end of the block checkpointing and compilation are undone; the rest stays until the next call.
-    `micro_batch`: samples per forward pass.
+    Yields its counters. At the end of the block checkpointing and compilation are undone. `micro_batch`: samples per forward pass.
     """
     config, units, names = plan.config, bundle.blocks, plan.trained_names
     if bundle.sharding is not None:

@@ -1,4 +1,4 @@
-"""Probe a stage (part of a run): the loss of a few fixed samples, and whether the largest micro-batch fits in memory."""
+"""Probe a stage (part of a run): the loss of a few samples, and whether its largest micro-batch fits in memory. Bundle: family, model."""
 
 import functools
 import logging
@@ -45,7 +45,7 @@ class ProbeLoss:
 
 
 def probe_loss(plan: StagePlan, bundle: ModelBundle, ranks: Ranks) -> ProbeLoss:
-    """Read the probe samples, the first four of the stage's first dataset, and return the ProbeLoss that measures their loss."""
+    """Read the probe samples, the first four of the stage's first dataset; return a ProbeLoss, which measures the model's loss on them."""
     sources, config = plan.data.sources, plan.config
     ids = tuple(SampleId(0, i, 0) for i in range(min(_PROBE_SAMPLES, len(sources[0]))))
     order = FixedOrder.of(ids, sources, _PROBE_SAMPLES)

@@ -194,7 +194,7 @@ def stages_ahead(resolved: Resolved, only: str | None, state: State) -> list[Sta
 
 @contextlib.contextmanager
 def locked_run_directory(run: Path, resolved: Resolved, options: Options, ranks: Ranks) -> Iterator[bool]:
-    """Lock the directory `run`; yield whether it is a run to continue. Raises PlaitError if it is locked or has another configuration."""
+    """Lock the directory `run`; yield whether it is a run to continue. Raises PlaitError if it is locked, or its configuration differs."""
     error, continues = None, False
     with contextlib.ExitStack() as held:
         if ranks.first:

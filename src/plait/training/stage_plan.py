@@ -1,4 +1,4 @@
-"""The plan of a stage (part of a run): all that is known before its first step, as a frozen value. Planning changes no model or state."""
+"""Plan a stage (part of a run), as a frozen value. A view is a stage's configuration; a bundle, the model with its family (its kind)."""
 
 import contextlib
 import importlib.metadata
@@ -65,7 +65,7 @@ class StagePlan:
         return {component: {name: parameters[name] for name in names} for component, names in self.trained.items()}
 
     def micro_batch(self, ranks: int) -> int:
-        """Return the number of samples per forward pass on one of `ranks` ranks: `train.micro_batch`, else its share of a step's."""
+        """Return the number of samples per forward pass on one of `ranks` ranks: `train.micro_batch`, or its part of the global batch."""
         return self.config.train.micro_batch or math.ceil(self.config.train.global_batch / ranks)
 
     @property
@@ -139,7 +139,7 @@ def steps_of(view: StageView, batches: BatchChanges = ()) -> int:
 
 
 def planned_steps(config: RunConfig, order: AnyOrder) -> int:
-    """Return a stage's optimizer steps, from `train.steps`, epochs or samples. Raises PlaitError if the warm-up is as long or longer."""
+    """Return a stage's optimizer steps: `train.steps`, or as many as its epochs or samples take. Raises PlaitError if warm-up is longer."""
     budget = config.train
     if budget.steps is not None:
         steps = budget.steps

@@ -34,8 +34,8 @@ def resume(
 ) -> Checkpoint | None:
     """Restore the newest intact checkpoint of the directory `run` into `state` and log it. Returns it, or None if none was saved yet.
 
-    `views`: the run's stages. Raises PlaitError if there are checkpoints and none is intact, if the frozen weights are not those that the
-    run was trained with, or if something saved would be lost, unless `allow_inexact`.
+    `views`: the run's stages. All ranks call this. Raises PlaitError if there are checkpoints and none is intact, if the frozen weights are
+    not those that the run was trained with, or if something saved would be lost, unless `allow_inexact`.
     """
     newest, tensors = _read_newest(run, ranks)
     if newest is None:
@@ -131,7 +131,7 @@ def migration_table(
 ) -> list[migrate.Row]:
     """Compare saved tensors, {group: {name: tensor}}, with what a stage with settings `config` needs; return rows: kept, new or lost.
 
-    `trained`: names of the parameters that were trained before the tensors were saved.
+    `trained`: names of the parameters that were trained before the tensors were saved. Raises PlaitError if `trainable` names no component.
     """
     components = bundle.components()
     now = {name for part in optim.select(components, config.trainable, bundle.family.never_trained).values() for name in part}

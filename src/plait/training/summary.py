@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 def announce(plan: StagePlan, model: nn.Module) -> None:
-    """Log what the stage trains, on which data sets, for how many steps, and warnings about its settings."""
+    """Log what the stage of `plan` trains, on which data sets, for how many steps, and warnings about its settings."""
     view, data = plan.view, plan.data
     sizes = {name: value.numel() for name, value in model.named_parameters()}
     total = sum(sizes[name] for names in plan.components.values() for name in names)
@@ -37,10 +37,7 @@ def announce(plan: StagePlan, model: nn.Module) -> None:
 
 
 def planned_shares(names: Sequence[str], sampling_weights: Sequence[float], slots: Sequence[int]) -> list[str]:
-    """Return a line per source (dataset), "NAME asked 25.00% of the samples, gets 24.98%"; [] for one source.
-
-    `slots`: how often each source comes in one block of the mixture.
-    """
+    """Return a line per source: "NAME asked 25.00% of the samples, gets 24.98%": its share of a block's `slots`. [] for one source."""
     if len(names) < 2:
         return []
     return [
@@ -50,7 +47,7 @@ def planned_shares(names: Sequence[str], sampling_weights: Sequence[float], slot
 
 
 def realised(data: TrainingData, totals: Mapping[str, float]) -> list[str]:
-    """Return a line per source (dataset): its configured share, and its shares by the sums `totals` of the state. [] for one source."""
+    """Return a line per source (dataset): its configured share, and what it gave by the state's running sums, `totals`. [] for one."""
     drawn = source_shares.shares(totals)
     quantities = {name.rpartition("/")[2]: None for name in drawn}
     words = {quantity: "loss weight" if quantity == "loss" else quantity.replace("_", " ") for quantity in quantities}

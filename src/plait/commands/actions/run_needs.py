@@ -34,7 +34,10 @@ def names_hub(name: str) -> bool:
 
 
 def weights(resolved: Resolved) -> tuple[list[Finding], list[Wanted]]:
-    """Return (a finding per set of weights that is to be in a local folder, the Hub repositories that the run reads)."""
+    """Return (a finding per set of weights that is to be in a local folder, the Hub repositories that the run reads).
+
+    Weights are those of the model, of encoders that benches open, and of `from:`. Raises PlaitError for an unknown family.
+    """
     config = resolved.config
     family = registry.load(config.family)
     section = family.Config.model_validate(config.model)
@@ -107,7 +110,7 @@ def _held_out(config: RunConfig) -> list[SourceEntry]:
 
 
 def datasets(resolved: Resolved) -> list[Wanted]:
-    """Return the Hub datasets that the run is trained or evaluated on, each once."""
+    """Return the Hub datasets that the run is trained or evaluated on, each once. Raises PlaitError for a mixture that cannot be read."""
     entries = [entry for view in resolved.stages for entry in (*_training(view.config), *_held_out(view.config)) if on_hub(entry)]
     revisions = [None if entry.options.get("revision") is None else str(entry.options["revision"]) for entry in entries]
     named = zip(entries, revisions, strict=True)
@@ -117,7 +120,7 @@ def datasets(resolved: Resolved) -> list[Wanted]:
 def data(resolved: Resolved) -> Iterator[Finding]:
     """Open each training dataset of all stages once, and yield one finding: their number and samples, or the first error.
 
-    Datasets of the Hub are not opened, because that would download them.
+    Datasets of the Hub are not opened, because that would download them. Raises nothing for a dataset that cannot be opened.
     """
     opened: dict[str, tuple[int, int]] = {}
     remote: set[str] = set()
@@ -141,7 +144,10 @@ def data(resolved: Resolved) -> Iterator[Finding]:
 
 
 def bench_data(resolved: Resolved) -> Iterator[Finding]:
-    """Open the held-out data of every bench of all stages, and yield one finding: the samples of each, or the first error."""
+    """Open the held-out data of every bench of all stages, and yield one finding: the samples of each, or the first error.
+
+    Nothing is yielded without benches. Datasets of the Hub are not opened, because that would download them.
+    """
     taken: list[str] = []
     for config in (view.config for view in resolved.stages):
         try:

@@ -70,7 +70,11 @@ class Saved(Subject):
         return bool(self.checkpoint.stored("ema"))
 
     def open(self, ranks: Ranks, *, averaged: bool, length: float | None) -> tuple[ModelBundle, RunConfig]:
-        """Build the model with the checkpoint's weights: averaged ones if `averaged`, or a post-hoc average of `length` if not None."""
+        """Build the model with the checkpoint's weights: averaged ones if `averaged`, or a post-hoc average of `length` if not None.
+
+        In eval mode on the rank's device; returned with its configuration. Raises PlaitError if the run kept nothing to make that average
+        from.
+        """
         bundle, _, config = saved.open_checkpoint(self.checkpoint.folder, ranks, averaged=averaged, length=length)
         return bundle, config
 

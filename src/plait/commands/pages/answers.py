@@ -82,7 +82,7 @@ def render_answers(
 ) -> str:
     """Return the page as HTML text. `details`: (name, text) on what was measured; `answers`: in the order to show.
 
-    `overall`: the figure that is shown large, or None; `noun`: what the page calls the answers.
+    `figures`: the results, in a table; `overall`: that of them which is shown large, or None; `noun`: what the page calls the answers.
     """
     store = _Store()
     kinds = Counter(answer.kind for answer in answers)

@@ -30,7 +30,10 @@ def write(
 
 
 def write_both(folder: Path, title: str, lines: Sequence[str], cards: Sequence[Card], html: str) -> tuple[Path, Path]:
-    """Write `html` to `page.html`, and draw `title`, `lines` and `cards` to `sheet.png`; return (path of the sheet, path of the page)."""
+    """Write `html` to `page.html` in `folder`, and draw `title`, `lines` of text and `cards` to `sheet.png`.
+
+    Returns (path of the sheet, path of the page).
+    """
     sheet, page = folder / "sheet.png", folder / "page.html"
     drawn = draw_sheet(clean_text(title), [clean_text(line) for line in lines], [clean_card(card) for card in cards])
     write_whole(sheet, encode_png(drawn))

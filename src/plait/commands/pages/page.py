@@ -59,7 +59,7 @@ class _PageCard(NamedTuple):
 
 
 def render(template: str, script: str | None = None, **values: Any) -> str:
-    """Render a file of the folder templates to HTML text, with `values` by name; the same arguments give the same text.
+    """Render `template`, a file of the folder templates, to HTML text, with `values` by name; the same arguments give the same text.
 
     `script`: a JavaScript file of that folder, the only one that the page may run, or None.
     """

@@ -145,7 +145,7 @@ def _tensors(group: str, a: Path, b: Path) -> Line:
 def tensor_differences(in_a: Mapping[str, Tensor], in_b: Mapping[str, Tensor]) -> Iterator[str]:
     """Yield a line of text for each tensor that only one of two checkpoints has, or that differs in any bit.
 
-    The optimizer's step counts come first, because they show which parameters lost their moments.
+    `in_a`, `in_b`: {name: tensor} of each. The optimizer's step counts come first, because they show which parameters lost their moments.
     """
     for name in sorted(in_a.keys() | in_b.keys(), key=lambda name: (not name.endswith(".step"), name)):
         if name not in in_a or name not in in_b:

@@ -102,9 +102,10 @@ def prove(
 ) -> None:
     """Run a configuration undisturbed and with kills, compare the two runs bit by bit, and print the result.
 
-    `steps`: at most, of each stage (part of a run). `seed`: chooses the moments of the kills. `warm`: fork the processes from one that has
-    imported everything. `out`: folder in which the runs are kept; without it they are removed if they are equal. Raises Diverged if they
-    differ, and PlaitError if `out` is not empty.
+    `ranks`: processes of each run, under torchrun if several. `steps`: at most, of each stage (part of a run). `seed`: chooses the moments
+    of the kills. `warm`: fork the processes from one that has imported everything. `out`: folder in which the runs are kept; without it
+    they are removed if they are equal. Raises Diverged, a PlaitError, if they differ, and PlaitError if `out` is not empty or the
+    undisturbed run fails.
     """
     if out is not None and out.exists() and any(out.iterdir()):
         raise PlaitError(f"{out} is not empty; give --out a new folder")
@@ -201,7 +202,7 @@ def choose(events: Sequence[Event], kills: int, seed: int) -> list[Kill]:
 def run_killed(trial: Trial, run: Path, plan: Sequence[Kill]) -> None:
     """Train the run directory `run` with every planned kill, then to its end; fill in the outcome of each kill in `plan`.
 
-    Raises Diverged, a PlaitError, if the run does not continue after a kill.
+    `trial`: how to start the processes. Raises Diverged, a PlaitError, if the run does not continue after a kill.
     """
     for number, kill in enumerate(plan, 1):
         before, _ = integrity.newest_intact(run)

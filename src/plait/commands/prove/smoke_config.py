@@ -20,7 +20,8 @@ _INTERVALS = 3
 def make_smoke_config(resolved: Resolved, steps: int, path: Path) -> Resolved:
     """Write `resolved`, with at most `steps` steps per stage, to the file `path`, and return it as read from there.
 
-    Batch sizes, held-out samples, warm-up, and intervals between checkpoints and evaluations become smaller too.
+    Batch sizes, held-out samples, warm-up, and intervals between checkpoints and evaluations become smaller too. Raises PlaitError if the
+    result is not valid.
     """
     plain = yaml.safe_load(resolved.yaml)
     if plain.get("stages"):

@@ -28,7 +28,7 @@ class TranslationBuilder:
         self.rows: dict[str, TranslatedKey] = {}
 
     def get(self, key: str) -> Any:
-        """Return the plain value of one of the author's keys, or else its default (None without one)."""
+        """Return the plain value of `key`, one of the author's keys, or else its default (None without one)."""
         return to_plain(self.written[key]) if key in self.written else self.defaults.get(key)
 
     def origin(self, key: str) -> Node:
@@ -49,13 +49,16 @@ class TranslationBuilder:
         self.tree = merge(self.tree, nest(path.split("."), leaf))
 
     def translate(self, path: str, value: Any, *keys: str, note: str = "") -> None:
-        """Set `path` as `assign` does, and record in a row of each of the author's `keys` that it became `path`."""
+        """Set `path` as `assign` does, and record it in the row of each of the author's `keys`, with the remark `note`."""
         self.assign(path, value, *keys)
         for key in keys:
             self.add_row(key, path, note)
 
     def add_row(self, key: str, path: str | None, note: str = "") -> None:
-        """Record that the author's `key` became `path` (None: it has no effect here), if it is written; replaces an earlier row."""
+        """Record that the author's `key` became `path` (None: it has no effect here), if it is written; replaces an earlier row.
+
+        `note`: the row's remark; "": that of the key in `notes`.
+        """
         if key in self.written:
             self.rows[key] = TranslatedKey(key, self.get(key), path, note or self.notes.get(key, ""))
 

@@ -73,7 +73,10 @@ def _guarded(dialect: Dialect, entry: EntryPoint) -> Dialect:
 
 
 def scripts() -> dict[str, tuple[str, ...]]:
-    """Return all launch scripts, names given in place of a file, with the words that follow each: {"molmo/captioner": ("MODEL",)}."""
+    """Return all launch scripts, names given in place of a file, with the words that follow each: {"molmo/captioner": ("MODEL",)}.
+
+    Raises PlaitError for a dialect of another package that breaks its contract.
+    """
     return {name: words for dialect in dialects() for name, words in dialect.scripts.items()}
 
 
