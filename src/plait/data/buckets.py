@@ -55,7 +55,7 @@ class BucketOrder:
     """Choose the samples of every step such that a global batch never mixes buckets.
 
     `groups[source]`: the sizes of its buckets; its samples are numbered bucket after bucket. `sampling_weights[source]`: its share of the
-    batches.
+    batches. `seed`: the run's, which all permutations depend on.
     `global_batch`: samples per step at first; `changes`: (step, samples per step from then on), in rising order.
     Raises PlaitError for an empty bucket or source, and for a weight that is not positive.
     """

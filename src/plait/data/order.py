@@ -213,7 +213,7 @@ def interleave(counts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def rank_slices(ids: Sequence[SampleId], rank: int, world_size: int, micro_batch: int | None) -> list[tuple[list[SampleId], bool]]:
-    """Slice a global batch into this rank's micro-batches: a list of (ids, padding). `micro_batch`: samples in each; None: one per rank.
+    """Slice a global batch into the micro-batches, (ids, padding), of one of `world_size` ranks. `micro_batch`: samples in each; None: all.
 
     Every rank gets the same number of micro-batches, because each one takes part in collectives. A rank with fewer samples gets padding
     micro-batches (`padding` True): they repeat one sample to have a shape, and must contribute nothing to loss and gradient.

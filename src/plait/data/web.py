@@ -52,7 +52,8 @@ def allowed_s(length: int) -> float:
 def stored(url: str) -> Stored:
     """Return the size and version of a file, by requesting its first byte; an empty file has size 0.
 
-    A HEAD request would be refused where an address is signed for reading. Raises FileNotFoundError, Fault and PlaitError as `fetch` does.
+    A HEAD request would be refused where an address is signed for reading. Raises FileNotFoundError if it does not exist, PlaitError if
+    httpx is not installed, Fault for any other failure.
     """
     return fetch(url, 0, 1)[1]
 

@@ -23,7 +23,10 @@ Noise = Callable[[str, int], int]
 
 
 class ChunkedAdamW(torch.optim.Optimizer):
-    """AdamW by chunks. Groups have `names` (of `params`), `moments_device` (None: the weight's), `moments_dtype`; `noise`: for rounding."""
+    """AdamW, chunk by chunk. Groups need the keys `names` (of `params`), `moments_device` (None: the parameter's) and `moments_dtype`.
+
+    `noise(name, chunk)`: the integer seed by which results for a chunk of the parameter `name` are rounded in this step.
+    """
 
     def __init__(self, groups: list[dict[str, Any]], noise: Noise) -> None:
         super().__init__(groups, {})

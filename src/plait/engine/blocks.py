@@ -79,7 +79,10 @@ class Compilations:
 
 @contextlib.contextmanager
 def changed(blocks: Sequence[nn.Module], settings: Distributed, meter: Meter | None = None) -> Iterator[Compilations | None]:
-    """Checkpoint and compile the blocks inside the `with`. Yields a counter of recompilations, None if not compiled. `meter`: of FLOPs."""
+    """Checkpoint and compile the blocks while the `with` lasts; yields the counter of recompilations, or None without `compile`.
+
+    `settings`: the section `distributed`, whose `activation_checkpointing` and `compile` say what is done. `meter` counts FLOPs.
+    """
     try:
         with compiling(settings):
             yield checkpoint_and_compile(blocks, settings, meter)

@@ -346,6 +346,7 @@ class Evaluations:
         """Evaluate one entry; returns its figures by name, and the rows that they were computed from (none for the loss).
 
         `rehearsal`: None for a real evaluation, whose pictures are shown; True for a trial on too few samples for all figures, else False.
+        Raises what the bench raises, BenchFailed for a bench that failed on another rank, and PlaitError if nothing can be measured.
         """
         if entry.bench == LOSS:
             return held_out_loss(model, self.loss, self._interruptible(self.held_out.batches(entry)), self.ranks, self.precision), ()

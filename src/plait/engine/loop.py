@@ -109,7 +109,7 @@ class Loop:
             first = False
 
     def step(self, net: nn.Module, batch: StepBatch, stage_steps: int, *, audit: bool) -> Row | None:
-        """Do one step; returns its metrics, None if a rank has no data. `stage_steps`: the stage's length; `audit`: check gradients."""
+        """Do one step with `net` (the model, or its DDP); return its metrics, None if a rank has no data. `stage_steps`: of the stage."""
         state, config = self.state, self.config
         assert batch.step == state.stage_step and state.optimizer is not None
         if not state.model.training:
@@ -147,8 +147,8 @@ class Loop:
     def gradient(self, net: nn.Module, batch: StepBatch, loss_weights: Mapping[str, float], *, audit: bool) -> tuple[Row, bool]:
         """Compute the clipped gradient of the global batch into the parameters' `grad`.
 
-        Returns (the step's metrics, whether to update with it). `weights`: the global batch's denominators, by loss term. `audit`: check
-        which parameters got a gradient. Raises Stopped or Rewind for a loss or gradient that is not finite, as `guard.non_finite` says.
+        Returns (the step's metrics, whether to update with it). `loss_weights`: the global denominators by term. `audit`: check which
+        parameters got a gradient. Raises Stopped, a PlaitError, or Rewind for values that are not finite, as `guard.non_finite` says.
         """
         state, guard = self.state, self.config.guard
         assert state.optimizer is not None
@@ -178,7 +178,7 @@ class Loop:
         return row | {"skipped": 1}, False
 
     def accumulate(self, net: nn.Module, micros: Sequence[MicroBatch], loss_weights: Mapping[str, float]) -> dict[str, Tensor]:
-        """Run forward and backward of all micro-batches; returns this rank's numerators by loss term. `weights`: of the global batch."""
+        """Run forward and backward of all micro-batches; return this rank's numerators by term. `loss_weights`: the global denominators."""
         totals: dict[str, Tensor] = {}
         self.meter.take()  # a step that is taken again is counted once
         sharded = distributed.is_sharded(net)
@@ -202,7 +202,7 @@ class Loop:
         return totals
 
     def backward(self, sums: Mapping[str, Tensor], micro: MicroBatch, loss_weights: Mapping[str, float]) -> None:
-        """Backpropagate a micro-batch's numerators `sums`; `weights`: the global batch's denominators. A padding micro-batch adds zeros."""
+        """Backpropagate a micro-batch's numerators `sums`; `loss_weights`: global denominators. A padding micro-batch adds zeros."""
         factor = 0.0 if micro.padding else self.ranks.size * self.scaler.scale
         scale = {name: factor * self.loss.coefficients[name] / loss_weights[name] for name in sums if loss_weights[name] > 0}
         scale = scale or dict.fromkeys(sums, 0.0)

@@ -192,7 +192,7 @@ def moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def load_moments(optimizer: torch.optim.Optimizer, saved: Mapping[str, StoredTensor]) -> list[str]:
-    """Set moments, {"PARAMETER.exp_avg": tensor, ...}; returns names of parameters without any. Raises PlaitError if a shape differs."""
+    """Set moments from `saved`, {"PARAMETER.exp_avg": tensor}; return names of parameters without. Raises PlaitError for other shapes."""
     missing = []
     for group in optimizer.param_groups:
         for name, parameter in zip(group["names"], group["params"], strict=True):

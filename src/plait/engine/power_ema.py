@@ -46,7 +46,11 @@ def decay(g: float, update: int) -> float:
 
 
 class PowerEma(Ema):
-    """Power-function average, in float32. `length`: its profile's standard deviation over the run so far, as 0.05."""
+    """Power-function average of the trained weights, in float32, updated after each step.
+
+    `length`: its profile's standard deviation as a fraction of the run so far, such as 0.05. `average`: averages to continue from, by
+    parameter name. Raises PlaitError for a length outside (0, 0.288].
+    """
 
     def __init__(self, length: float, average: Mapping[str, Tensor] | None = None) -> None:
         super().__init__(0.0, 0, average)

@@ -110,7 +110,7 @@ class State:
         """Begin a stage: freeze all but `trained`, make the optimizer, restore saved moments, start moving averages (EMA) that are missing.
 
         `trained`: what trains, by component (named part of the model) and parameter name. `seed`: of the run, for the noise that rounds
-        bfloat16 weights. Call `pause` first where an earlier stage has an optimizer.
+        bfloat16 weights. Call `pause` first where an earlier stage has an optimizer. Raises PlaitError for a saved moment of another shape.
         """
         assert self.optimizer is None, "pause the stage before"
         optim.freeze(self.model, trained)

@@ -50,7 +50,7 @@ METHODS: Mapping[str, Sequence[str]] = {
 
 
 def check(name: str, module: ModuleType) -> None:
-    """Check the members of `module`, a family.py. Raises PlaitError naming all that are missing or of another signature."""
+    """Check the members of `module`, a family.py. Raises PlaitError, which names all that are missing or have another signature."""
     members = vars(module)
     faults = [f"it lacks {wanted}" for member, wanted in REQUIRED.items() if member not in members]
     given = {member: members[member] for member in (*REQUIRED, *OPTIONAL) if member in members}
@@ -62,7 +62,7 @@ def check(name: str, module: ModuleType) -> None:
 
 
 def check_catalogue(name: str, module: ModuleType) -> None:
-    """Raise PlaitError where a family's `catalogue/datasets.py` lacks what `Catalogue` has, or has it otherwise."""
+    """Raise PlaitError if a family's `catalogue/datasets.py` lacks a table or a function of CATALOGUE, or one has another signature."""
     tables = {table: vars(module).get(table) for table in ("DATASETS", "ALIASES")}
     faults = [f"it lacks {table}, a mapping by name" for table, value in tables.items() if not isinstance(value, Mapping)]
     if faults := [*faults, *plugins.function_faults(vars(module), CATALOGUE)]:

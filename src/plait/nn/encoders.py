@@ -2,7 +2,8 @@
 
 A name is `tiny` (offline, no weights: tiny_encoders.py), a folder on disk, or a Hub repository, optionally with a subfolder and a revision
 (`black-forest-labs/FLUX.1-dev/vae@0ef5fff`; pretrained.py). Each encoder has a `pin` (name, revision, xxh3 of the weights) that is recorded
-in the shards made with it. The libraries behind pretrained encoders are imported when one is opened.
+in the shards made with it. `device`: where it computes, such as "cuda:0". The libraries behind pretrained encoders are imported when one is
+opened.
 """
 
 import importlib

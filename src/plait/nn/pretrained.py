@@ -1,7 +1,8 @@
 """Pretrained encoders from a folder or the Hub: VAEs of diffusers, T5 and DINO of transformers.
 
 All run in float32, in evaluation mode and without gradients, and return host tensors. encoders.py has their interfaces and opens them by
-name. Sources: Esser et al. 2024 (a VAE's shift and scale), Raffel et al. 2020 (T5), Siméoni et al. 2025 (DINOv3).
+name: a folder, or a Hub repository, owner/name[/subfolder][@revision]. `device`: where one computes. Sources: Esser et al. 2024 (a VAE's
+shift and scale), Raffel et al. 2020 (T5), Siméoni et al. 2025 (DINOv3).
 """
 
 import json
@@ -64,7 +65,7 @@ def _config(folder: Path) -> dict[str, Any]:
 class Vae:
     """A VAE of diffusers; latents are the mode of its posterior. A video VAE gets an image as a clip of one frame.
 
-    `name`: as in `locate`. Raises PlaitError for a model that is neither AutoencoderKL nor AutoencoderKLWan.
+    `name`: a folder or Hub repository. Raises PlaitError if it is missing, or holds neither AutoencoderKL nor AutoencoderKLWan.
     """
 
     def __init__(self, name: str, device: str) -> None:
@@ -111,7 +112,10 @@ def _shift_and_scale(config: Any) -> tuple[list[float], list[float]] | None:
 
 
 class T5:
-    """A T5 encoder; its states are those of the last layer, without padding. `name`: as in `locate`. Raises PlaitError for other models."""
+    """A T5 encoder; its states are those of the last layer, without padding. `name`: a folder or Hub repository.
+
+    `max_tokens`: of a caption; longer ones are truncated. Raises PlaitError if the model is missing or another one.
+    """
 
     def __init__(self, name: str, max_tokens: int, device: str) -> None:
         folder, self.pin = locate(name)
@@ -135,7 +139,7 @@ class T5:
 class Dino:
     """A DINOv2 or DINOv3 vision transformer. An image's vector is its class token: token 0 of the last states, after the final norm.
 
-    Register and patch tokens are not used. `name`: as in `locate`. Raises PlaitError for another kind of model.
+    Register and patch tokens are not used. `name`: a folder or Hub repository. Raises PlaitError if the model is missing or another one.
     """
 
     def __init__(self, name: str, device: str) -> None:

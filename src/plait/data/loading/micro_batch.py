@@ -89,7 +89,7 @@ class MicroBatchBuilder:
         raise PlaitError(f"{name}: sample {bad[0][1]} and {_ATTEMPTS - 1} replacements in a row are bad; the first: {bad[0][2]}")
 
     def collate(self, examples: Sequence[Example], padding: bool) -> MicroBatch:
-        """Return a micro-batch of encoded examples. `padding`: it repeats another rank's sample, so bad samples are not listed again."""
+        """Collate examples to a micro-batch; raises what `Inputs.collate` raises. `padding`: a repeated sample, with no `bad` listed."""
         ids = [example.id for example in examples]
         try:
             batch = collated(self.inputs, [example.value for example in examples])
@@ -123,7 +123,7 @@ class MicroBatchBuilder:
 
 
 def collated(inputs: Inputs, examples: list[Any]) -> dict[str, Any]:
-    """Return `inputs.collate(examples)`. Raises PlaitError unless it has values by name."""
+    """Return `inputs.collate(examples)`, a batch's tensors by name. Raises PlaitError if it is no mapping, or a key is no text."""
     batch = inputs.collate(examples)
     if not (isinstance(batch, Mapping) and all(isinstance(name, str) for name in batch)):
         where = f"{type(inputs).__module__}.{type(inputs).__qualname__}.collate(examples)"

@@ -49,8 +49,8 @@ def order_of(
 ) -> Order | BucketOrder:
     """Return the training order of samples. It has buckets if a source has several, or if sources are mixed of which one has buckets.
 
-    `sampling_weights[source]`: its share of the samples. `global_batch`: samples per step at first; `changes`: (step, samples per step from
-    then on).
+    `sampling_weights[source]`: its share of the samples. `seed`: the run's. `global_batch`: samples per step at first; `changes`: (step,
+    samples per step from then on).
     Raises PlaitError for an empty source and for a weight that is not positive.
     """
     lengths = [bucket_lengths(source) for source in sources]

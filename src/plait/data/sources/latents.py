@@ -53,7 +53,7 @@ class _Part:
 
 
 def bucket_folders(root: Path) -> dict[Bucket, Path]:
-    """Return the folder of each bucket of a set, sorted by pixels, then width, largest first.
+    """Return the folder of each bucket of the set in folder `root`, sorted by pixels, then width, largest first.
 
     Buckets without shards are left out with a warning. Raises PlaitError if there is no bucket, or one twice.
     """
@@ -205,7 +205,7 @@ class Latents(Source):
         return vector.astype(np.float32)
 
     def table(self, global_batch: int) -> list[Mapping[str, Any]]:
-        """Return a dict per bucket: name `bucket`, `samples`, text `tokens`, whole `batches` per epoch, `left_over` samples."""
+        """Return a dict per bucket: name `bucket`, `samples`, text `tokens`, whole `batches` of `global_batch`, `left_over` samples."""
         return [
             {
                 "bucket": part.bucket.name,

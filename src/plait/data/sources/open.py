@@ -58,7 +58,7 @@ def _load(point: EntryPoint) -> SourceKind:
 def open_source(
     entry: SourceEntry, *, seed: int, split: str = "train", cache: str | Path | None = None, open_named: OpenNamed | None = None
 ) -> Source:
-    """Open the source of one entry of the `data:` section. `split`: train or validation, unless the entry names one itself.
+    """Open the source of one entry of `data:`. `seed`: the run's. `split`: train or validation, unless the entry names one itself.
 
     `cache`: folder of indices and fetched files (None: the user's); `open_named`: opens the datasets that a model family knows by name.
     Raises PlaitError, one line, for a wrong entry and for missing files, fields and splits; Absent if a named dataset has no files here.
@@ -95,5 +95,5 @@ def open_source(
 def open_all(
     entries: Sequence[SourceEntry], *, seed: int, split: str = "train", cache: str | Path | None = None, open_named: OpenNamed | None = None
 ) -> list[Source]:
-    """Open every entry of a list, in order. Arguments and errors are those of `open_source`."""
+    """Open every entry of a list, in order; arguments as for `open_source`. Raises PlaitError for the first that cannot be opened."""
     return [open_source(entry, seed=seed, split=split, cache=cache, open_named=open_named) for entry in entries]

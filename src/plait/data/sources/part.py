@@ -47,7 +47,7 @@ class Part(Source):
         return self.whole[self.index_in_whole(index)]
 
     def draw(self, index: int, sample_key: int) -> Sample:
-        """Return sample `index` of this part as the whole source's `draw` does."""
+        """Return sample `index` of this part, drawn by the whole source with the 64-bit seed `sample_key`; IndexError beyond its end."""
         return self.whole.draw(self.index_in_whole(index), sample_key)
 
     @property
@@ -64,7 +64,7 @@ class Part(Source):
         return index + int(np.searchsorted(self._shift, index, side="right"))
 
     def table(self, global_batch: int) -> list[Mapping[str, Any]]:
-        """Return the whole source's table with the counts of this part; `tokens` is estimated in proportion to the samples."""
+        """Return the whole source's table, a dict per bucket, with the counts of this part; `tokens` is estimated from its samples."""
         rows: list[Mapping[str, Any]] = []
         for row, size in zip(self.whole.table(global_batch), self._sizes, strict=False):
             tokens = round(row["tokens"] * size / row["samples"])

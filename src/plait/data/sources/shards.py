@@ -258,8 +258,8 @@ class Indexed:
 def index_files(pattern: str, *, cache: str | Path | None = None, rebuild: bool = False, beside: bool = False) -> list[Indexed]:
     """Build the missing index of every shard or file of records that `pattern` names. Returns what is in each, of all splits.
 
-    `rebuild`: build all again. `beside`: keep the index of a file on disk next to it. Raises PlaitError if no file matches or one is
-    damaged.
+    `cache`: folder for indices; None: the user's. `rebuild`: build all again. `beside`: keep the index of a file on disk next to it. Raises
+    PlaitError if no file matches or one is damaged.
     """
     rows = []
     for path in paths.files(pattern, ".tar", split=None, default_split=""):
@@ -278,7 +278,7 @@ def index_files(pattern: str, *, cache: str | Path | None = None, rebuild: bool 
 
 
 def open_shards(entry: SourceEntry, opening: Opening) -> Shards:
-    """Return a reader of the shards that an entry of `data:` names. Raises PlaitError if some are missing or damaged."""
+    """Return a reader of the shards that an entry of `data:` names; `opening`: the run's settings. Raises PlaitError for bad shards."""
     files = paths.files(path_of(entry), ".tar", split=entry.split, default_split=opening.split)
     shards = Shards(files, opening.cache, entry.columns)
     shards.left_out = {**shards.left_out, **paths.left_out(path_of(entry), ".tar")}

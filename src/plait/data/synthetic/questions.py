@@ -109,7 +109,7 @@ def ask(task: str, scene: Scene, speech: Speech, rng: np.random.Generator, focus
 
 
 def caption(scene: Scene, speech: Speech, rng: np.random.Generator) -> str:
-    """Return a random caption that names every object once, with at most one spatial relation or position, if that is unambiguous."""
+    """Return a random caption, in the words of `speech`, that names every object once, with at most one relation or position."""
     objects = list(scene.objects)
     opener = pick(rng, OPENERS)
     pairs = [(a, b, word) for a in objects for b in objects if (word := facing(a, b)) and _full(a, speech) != _full(b, speech)]

@@ -46,7 +46,7 @@ def new_folder(target: Path) -> Iterator[Path]:
 
 
 def copy_folder(source: Path, target: Path) -> None:
-    """Copy the folder `source` to `target`, which must not exist yet. A copy that fails leaves no `target`."""
+    """Copy the folder `source` to `target`. A copy that fails leaves no `target`. Raises PlaitError if `target` exists and is not empty."""
     with new_folder(target) as folder:
         shutil.copytree(source, folder, dirs_exist_ok=True)
 

@@ -56,7 +56,7 @@ def write(stream: TextIO | None, line: str) -> None:
 def settle_output() -> OSError | None:
     """Flush standard output at the end of the process; discard what cannot be written, so that Python reports no error.
 
-    Returns why it could not be written to, at any time in this process: a full disk, for example. A pipe whose reader has gone is none.
+    Returns why it could not be written to, at any time in this process, such as a full disk; None if it could, or its reader has gone.
     """
     try:
         if sys.stdout is not None:

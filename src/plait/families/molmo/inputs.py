@@ -91,7 +91,7 @@ class Inputs:
         self.tokenizer = tokenizer or TextTokenizer(towers.load_tokenizer(config, directory), towers.language_config(config))
 
     def encode(self, sample: Sample, key: int) -> Example:
-        """Encode all annotations with labels; in training, `key` seeds styles, lengths and order. Raises BadSample for unusable samples."""
+        """Encode all annotations with labels; in training `key` seeds styles, lengths, order. Raises BadSample: no answer, too long, ..."""
         conversations = styles.conversations(sample, self.config.default_style)
         random = rng(key, "text") if self.train else None
         if random is not None and len(conversations) > 1:
@@ -110,7 +110,7 @@ class Inputs:
         return self._example(build_row(prefix, annotations, max_tokens=self.max_tokens, text_rows=self.tokenizer.image_start), tiles)
 
     def prompt(self, sample: Sample) -> Example:
-        """Encode the first annotation up to its last user turn, for generation, untruncated. Raises BadSample if it cannot be used."""
+        """Encode the first annotation up to its last user turn, for generation, untruncated. Raises BadSample: bad image, too long, ..."""
         messages, style, _ = styles.conversations(sample, self.config.default_style)[0]
         last = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=None)
         system = [message for message in messages[:1] if message["role"] == "system"]

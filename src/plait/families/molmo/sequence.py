@@ -102,7 +102,7 @@ def batch_rows(rows: Sequence[Row], *, pad_id: int, pad: str, max_tokens: int | 
     """Collate rows to one batch: ids, labels, loss_weights, positions (B, L) and segments (B, L, 2) = (document, annotation).
 
     `pad`: "longest", "to_128" (a multiple), "to_max" (`max_tokens`), or "none": all rows packed into one, none attending to another.
-    `left`: padding before the tokens, for generation. Raises PlaitError for "to_max" without `max_tokens`.
+    `pad_id`: the token of padding. `left`: pad before the tokens, for generation. Raises PlaitError for "to_max" without `max_tokens`.
     """
     packed = [list(rows)] if pad == "none" and not left else [[row] for row in rows]
     length = _padded_length([sum(map(len, group)) for group in packed], pad, max_tokens)

@@ -99,7 +99,7 @@ class Inputs:
     def encode(self, sample: Sample, key: int) -> Example:
         """Encode a sample; `key` is the seed of everything random.
 
-        Without `train`, it keeps all conditions and is not mirrored. Raises BadSample if it cannot be used.
+        Without `train`, it keeps all conditions and is not mirrored. Raises BadSample if its image, latents or features are missing or bad.
         """
         config = self.config
         mirrored = self.train and self._mirrors(sample, key)

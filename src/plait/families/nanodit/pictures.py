@@ -35,8 +35,8 @@ _SPREAD = 3.0  # standard deviations of a latent channel from black to white, ea
 def decoder(inputs: Inputs, device: torch.device) -> Decoder:
     """Return a function from generated samples (B, C, H, W), latents or pixels, to B pictures as uint8 arrays (H, W, 3).
 
-    Pixels in [-1, 1] are mapped to 0..255. Latents are decoded, a few pictures at a time, by the decoder that the run's metadata names; if
-    it names none, they become false colours. Raises PlaitError if that decoder cannot be opened or its weights have changed.
+    Pixels in [-1, 1] are mapped to 0..255. Latents are decoded on `device`, a few pictures at a time, by the VAE that the run's metadata
+    names; if it names none, they become false colours. Raises PlaitError if that VAE cannot be opened or its weights have changed.
     """
     if inputs.config.space == "pixels":
         return as_pixels

@@ -121,7 +121,7 @@ class Config(ModelSection):
     tiny: Tiny = Tiny()
 
     def absent(self) -> Mapping[str, str]:
-        """Return {component: reason} of the components that this model lacks: those of the world encoder, if `world` is off."""
+        """Return {component: reason} of the components that this model lacks: the world's if `world` is off, world_time if it has steps."""
         if self.world is None:
             return dict.fromkeys(("projector", "world", "world_decoder", "world_time"), "model.world is off")
         return {"world_time": "model.world.steps is not 0, and it is a part of world"} if self.world.steps else {}

@@ -2,7 +2,7 @@
 
 A world is the input of the world encoder: "on" the sample's frames, "off" none, "shuffled" those of another sample. A row is a dict per
 sample: id, question, answer, gold (right answer), correct, or `bad`, why it cannot be encoded. If no sample gives the world encoder any
-input, the model would be measured as plain Gemma: that raises PlaitError.
+input, the model would be measured as plain Gemma: that raises PlaitError. No bench uses `moment`, the name of the step.
 """
 
 from collections import defaultdict

@@ -83,7 +83,7 @@ class Inputs:
     def prompt(self, sample: Sample, *, world: bool = True, world_of: Sample | None = None) -> Example:
         """Encode the conversation up to its last user turn, for generation, untruncated.
 
-        `world` False: without a world block; `world_of`: take the frames from this sample. Raises BadSample if it cannot be used.
+        `world` False: without a world block; `world_of`: take the frames from this sample. Raises BadSample: roles, bad image, too long.
         """
         spans = self.chat.prompt(sample["messages"], len(sample["images"]))
         return self._example(sample, spans, world=world, world_of=world_of)

@@ -134,7 +134,7 @@ def build(config: Config, directory: Path, *, seed: int) -> TheWorld:
 
 
 def build_over(config: Config, directory: Path, *, seed: int, parts: frozenset[str]) -> TheWorld:
-    """Build the model without reading Gemma's weights where `parts` has "gemma"; they have any values until they are loaded."""
+    """Build the model without reading Gemma's weights if `parts` has "gemma": any values until they are loaded. `seed`: the projector's."""
     return _joined(towers.empty_gemma(config, seed) if "gemma" in parts else towers.load_gemma(config, seed), config, seed)
 
 

@@ -54,7 +54,7 @@ class Row:
 def fuse(spans: Sequence[Span], world_tokens: int, *, pad_id: int, max_tokens: int | None = None) -> Row:
     """Concatenate spans into a row, with `world_tokens` placeholders (0: none) and their brackets right after BOS, the first span.
 
-    A row longer than `max_tokens` is truncated. Raises BadSample if that would cut an image or world block, or leave nothing to learn.
+    A row over `max_tokens` is truncated. `pad_id`: of placeholders. Raises BadSample if that would cut a block, or leave nothing to learn.
     """
     first, *rest = spans
     assert len(first.ids) == 1, "the first span is BOS alone"

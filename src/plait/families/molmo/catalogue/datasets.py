@@ -173,7 +173,7 @@ class NamedDataset(Source):
     def draw(self, i: int, sample_key: int) -> dict[str, Any]:
         """Return sample `i`, a dict with `id`, `images` (encoded files), `messages`, `weight`, `fields`, and `annotations` if several.
 
-        `sample_key`: seed that chooses conversations and answers. Raises BadSample if it cannot be used.
+        `sample_key`: seed that chooses conversations and answers. Raises BadSample if its image is missing or its text is malformed.
         """
         random = rng(sample_key, "draw")
         members = self.members[i]
