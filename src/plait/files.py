@@ -26,9 +26,13 @@ _UMASK = os.umask(0)  # it can only be read by setting it
 os.umask(_UMASK)
 
 
-def write_whole(path: Path, body: bytes | str) -> None:
-    """Write `body` so that readers see the old file or the new one whole. Parent folders are made; a kill leaves `.NAME.tmp` beside it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def write_whole(path: Path, body: bytes | str, *, parents: bool = True) -> None:
+    """Write `body` so that readers see the old file or the new one whole. A kill leaves `.NAME.tmp` beside it.
+
+    `parents`: make the folders above it that are missing.
+    """
+    if parents:
+        path.parent.mkdir(parents=True, exist_ok=True)
     beside, descriptor = claim(path, _open_file)
     with os.fdopen(descriptor, "wb") as file:
         try:

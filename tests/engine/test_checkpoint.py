@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from unittest import mock
 
 import pytest
 import torch
@@ -553,3 +554,19 @@ def test_an_error_that_is_no_fault_of_the_disk_is_raised_as_it_is_and_leaves_not
     with pytest.raises(TypeError):
         checkpoint.write(checkpoint.folder_of(tmp_path, 1, "only", 1), GROUPS, {"state": object()})
     assert list((tmp_path / "stage-1-only").iterdir()) == []
+
+
+def test_a_run_that_is_deleted_while_it_is_saved_is_not_made_anew(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    folder = checkpoint.folder_of(run, 1, "only", 1)
+    written = checkpoint._write_files
+
+    def then_lost(*arguments):
+        listed = written(*arguments)
+        shutil.rmtree(run)
+        return listed
+
+    with mock.patch.object(checkpoint, "_write_files", then_lost), pytest.raises(PlaitError, match="could not be written"):
+        checkpoint.write(folder, GROUPS, {**FACTS, "state": {"step": 1}}, config="a: 1\n")
+    assert not run.exists()

@@ -1,6 +1,7 @@
 """The look at the data before a stage: what it says of each source, and which source it refuses."""
 
 import json
+import os
 import re
 
 import pytest
@@ -17,7 +18,7 @@ from plait.engine.checkpoints import checkpoint, integrity
 from plait.engine.parallel.distributed import Ranks
 from plait.errors import PlaitError
 from plait.families.limits import Limits
-from tests import toy_family
+from tests import processes, toy_family
 from tests.conftest import REAL_DATA
 from tests.data.packing import picture
 
@@ -344,3 +345,35 @@ def test_samples_that_a_tokenizer_is_trained_without_are_counted_and_told(tmp_pa
     assert len(told) == 1
     assert told[0].startswith("warning: jsonl:a.jsonl: 2 of 5 samples cannot be read and the tokenizer learns without them: ")
     assert "gone.png" in told[0] or "lost.png" in told[0]
+
+
+def other_held_out(recipe, folder, out):
+    """Train on two ranks with held-out data of their own; each rank writes what it raised."""
+    rank = os.environ["RANK"]
+    validation = f"data.validation=[{{source: jsonl, path: {folder}/machine-{rank}/held.jsonl}}]"
+    with pytest.raises(PlaitError) as caught:
+        toy_family.train(recipe, folder / "run", validation, "stages=[]")
+    out.with_suffix(f".{rank}").write_text(str(caught.value))
+
+
+def test_ranks_that_have_other_held_out_data_end_before_the_first_step(tmp_path, monkeypatch):
+    recipe = toy_family.install(monkeypatch, tmp_path)
+    lines = (tmp_path / "held.jsonl").read_text().splitlines(keepends=True)
+    for rank in range(2):
+        (tmp_path / f"machine-{rank}").mkdir()
+        (tmp_path / f"machine-{rank}" / "held.jsonl").write_text("".join(lines[: 8 - rank]))
+    processes.fork(2, other_held_out, recipe, tmp_path, tmp_path / "said")
+    for rank in range(2):
+        said = (tmp_path / f"said.{rank}").read_text()
+        assert "held.jsonl (held-out source 1 of bench loss) is not the same on every rank: rank 1 has other data than rank 0" in said
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_source_that_only_another_rank_has_is_named_on_every_rank():
+    class Two(Ranks):
+        def gather(self, value):
+            return [{"a": "1"}, {"a": "1", "b": "2"}]
+
+    for rank in range(2):
+        with pytest.raises(PlaitError, match=r"^data source b is not the same on every rank: rank 1 has other data than rank 0"):
+            data_look.compare_ranks({"a": "1"}, Two(rank, 2, torch.device("cpu")))

@@ -77,3 +77,26 @@ def test_a_rank_that_dies_leaves_no_process_behind(tmp_path, monkeypatch, capfd)
     assert re.search(
         r"Stopped: another rank ended or hangs \(.*peer.*\); its own last words say why, and the same command", capfd.readouterr().err
     )
+
+
+def test_a_rank_that_is_stopped_alone_is_named_by_the_other_and_the_same_command_goes_on(tmp_path, monkeypatch, capfd):
+    recipe, settings = toy_family.install(monkeypatch, tmp_path), (*LONG, "guard.hang_timeout_s=2")
+    straight, run = tmp_path / "straight", tmp_path / "run"
+    assert processes.codes(processes.start(2, toy_family.train, recipe, straight, *settings)) == [0, 0]
+    started = processes.start(2, toy_family.train, recipe, run, *settings)
+    while not (now := heartbeat.read(run, 1)) or now["step"] < 23:
+        assert started[1].exitcode is None, "the run ended before the stop"
+        time.sleep(0.002)
+    capfd.readouterr()
+    os.kill(now["pid"], signal.SIGSTOP)
+    started[0].join(processes.LIMIT_S)
+    os.kill(now["pid"], signal.SIGKILL)
+    assert processes.codes(started) == [1, -signal.SIGKILL]
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("plait: ")]
+    assert len(lines) == 1
+    assert re.match(
+        r"plait: rank 0: rank 1 is stopped by a signal \(SIGSTOP; SIGCONT lets it go on\): in .*, with nothing done for 2 s", lines[0]
+    )
+    assert lines[0].endswith("the same command continues")
+    assert processes.codes(processes.start(2, toy_family.train, recipe, run, *settings)) == [0, 0]
+    assert compare.divergence(compare.runs(straight, run)) is None

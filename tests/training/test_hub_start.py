@@ -44,8 +44,9 @@ def pushed(folder):
 
 
 def within(folder, *names):
-    """The files of the folders `names` below a folder, as a repository has them."""
-    return sorted(str(path.relative_to(folder)) for name in names for path in (folder / name).rglob("*") if path.is_file())
+    """The files of the folders `names` below a folder, as a repository has them, without the copies of the configuration."""
+    paths = [path for name in names for path in (folder / name).rglob("*") if path.is_file() and path.name != "config.yaml"]
+    return sorted(str(path.relative_to(folder)) for path in paths)
 
 
 def test_a_pushed_run_is_a_start_and_only_its_newest_checkpoint_and_assets_are_downloaded(made, hub, tmp_path, capsys):

@@ -23,7 +23,7 @@ from plait.engine.monitoring.heartbeat import Heartbeat
 from plait.engine.state import GROUPS
 from plait.errors import PlaitError, Stopped
 from plait.families import registry
-from plait.training import changes, from_weights
+from plait.training import changes, from_weights, start
 from tests import toy_family as toy
 
 
@@ -311,11 +311,18 @@ def test_a_changed_setting_that_binds_is_refused_and_one_that_is_free_is_not(par
 
 @pytest.mark.parametrize(("body", "reason"), [("a: [", r"while parsing a flow node|expected the node content"), ("family: 5\n", r"family")])
 def test_a_configuration_that_cannot_be_read_says_why(parent, body, reason):
+    without_copies(parent)
     recipe = parent.parent / "recipe.yaml"
     shutil.copy(parent / "config.yaml", recipe)
     (parent / "config.yaml").write_text(body)
     with pytest.raises(PlaitError, match=rf"config\.yaml is damaged, or not of this version of plait \(.*({reason})"):
         toy.train(recipe, parent)
+
+
+def without_copies(run):
+    """Remove what checkpoints have of the configuration, as in those of older versions."""
+    for path in run.glob("stage-*/step-*/config.yaml"):
+        path.unlink()
 
 
 def damage(folder):
@@ -412,6 +419,7 @@ def test_a_downloaded_folder_is_verified_too(parent, tmp_path):
 
 
 def test_a_resume_on_other_data_is_refused_by_name(parent, tmp_path):
+    without_copies(parent)
     shutil.rmtree(parent / "stage-3-language" / "step-00000018")
     recipe = parent / "config.yaml"
     here = tmp_path / "train.jsonl"
@@ -435,6 +443,7 @@ def test_the_same_data_is_said_to_be_exact(parent, capsys):
 
 
 def test_frozen_weights_of_another_base_are_refused_on_resume(parent):
+    without_copies(parent)
     shutil.rmtree(parent / "stage-2-vision")
     shutil.rmtree(parent / "stage-3-language")
     recipe = parent / "config.yaml"
@@ -539,7 +548,7 @@ def test_a_changed_schedule_is_two_curves_of_the_real_numbers_of_steps(made, one
     run = toy.train(made[0], tmp_path / "run", *settings)
     back_to(run, 8)
     capsys.readouterr()
-    toy.run.reconcile_configuration(run, open_config(made[0], [f"run={run}", *settings, changed]), True)
+    start.reconcile_configuration(run, open_config(made[0], [f"run={run}", *settings, changed]), True)
     said = capsys.readouterr().out
     assert then in said.split("learning rate then")[1].splitlines()[0] and now in said.split("learning rate now")[1].splitlines()[0]
 
@@ -602,7 +611,7 @@ def test_other_lengths_are_refused_with_the_fork_that_takes_them(parent, capsys)
 
 
 def test_a_change_of_what_is_reported_shows_no_curve(parent, capsys):
-    toy.run.reconcile_configuration(parent, open_config(parent / "config.yaml", [f"run={parent}", "track.every_steps=2"]), False)
+    start.reconcile_configuration(parent, open_config(parent / "config.yaml", [f"run={parent}", "track.every_steps=2"]), False)
     said = capsys.readouterr().out
     assert "track.every_steps: 1 -> 2" in said and "learning rate" not in said
 
@@ -753,8 +762,10 @@ def test_a_fresh_start_where_a_run_is_is_refused(made, tmp_path):
 
 
 def test_a_configuration_of_another_version_is_told(parent):
+    without_copies(parent)
     (parent / "config.yaml").write_text("family: [")
     with pytest.raises(
-        PlaitError, match=r"config\.yaml is damaged, or not of this version of plait \(.+\); use the version that began the run"
+        PlaitError,
+        match=r"config\.yaml is damaged, or not of this version of plait \(.+\), and no checkpoint has a copy; use the version that",
     ):
-        toy.run.reconcile_configuration(parent, None, False)
+        start.reconcile_configuration(parent, None, False)

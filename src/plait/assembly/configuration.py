@@ -3,13 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from plait.config import mixture
 from plait.config.dialects import table
 from plait.config.dialects.wandb_sweeps import trial_folder
 from plait.config.load import load_config
 from plait.config.resolved import Resolved
 from plait.data.sources.open import KINDS
-from plait.errors import PlaitError
 from plait.families import registry
 
 
@@ -33,23 +31,3 @@ def open_config(
         data_base=data_base,
         run_folder=trial_folder if trials else None,
     )
-
-
-def open_run_config(run: Path, overrides: Sequence[str] = ()) -> Resolved:
-    """Read the configuration in directory `run`, changed by `overrides` ("optim.lr=1e-4"). Raises PlaitError if it is missing or wrong."""
-    if not (run / "config.yaml").is_file():
-        raise PlaitError(f"{run} is no run directory: it has no config.yaml")
-    return open_config(run / "config.yaml", overrides, data_base=Path.cwd())  # paths are absolute, but for runs of older versions
-
-
-def open_checked(path: Path, overrides: Sequence[str] = (), *, words: Sequence[str] = ()) -> Resolved:
-    """Read a configuration, or that of the run directory `path`, and also check the mixtures (lists of weighted data sets) it names.
-
-    `overrides`, `words`: as in `open_config`. Raises PlaitError for a mixture whose name or content is wrong; opens no data.
-    """
-    is_run = path.is_dir()
-    resolved = open_run_config(path, [f"run={path}", *overrides]) if is_run else open_config(path, overrides, words=words, trials=True)
-    for data in (view.config.data for view in resolved.stages):
-        if data.mixture is not None:
-            mixture.read(registry.mixture(resolved.config.family, data.mixture), data.without, KINDS)
-    return resolved

@@ -98,7 +98,7 @@ class SourceLook:
 def compare_ranks(fingerprints: Mapping[str, str], ranks: Ranks) -> None:
     """Check that all ranks have the same data. `fingerprints`: {source: hash of its content}. Raises PlaitError, on all ranks, if not."""
     by_rank = ranks.gather(dict(fingerprints))
-    for name in fingerprints:
+    for name in {name: None for theirs in by_rank for name in theirs}:
         differing = [str(rank) for rank, theirs in enumerate(by_rank) if theirs.get(name) != by_rank[0].get(name)]
         if differing:
             raise PlaitError(

@@ -9,8 +9,8 @@ import torch
 
 from plait import files
 from plait.assembly import checkpoint_specs
-from plait.assembly.configuration import open_run_config
 from plait.assembly.model import ModelBundle, build_model
+from plait.assembly.run_configuration import open_run_config
 from plait.config.schema import RunConfig
 from plait.engine.checkpoints import checkpoint, post_hoc_ema
 from plait.engine.checkpoints.checkpoint import Checkpoint

@@ -11,7 +11,6 @@ The same command continues a run: everything that is not in the checkpoint is de
 """
 
 import contextlib
-import errno
 import gc
 import logging
 import os
@@ -22,12 +21,12 @@ from pathlib import Path
 
 from plait import files
 from plait.assembly import overwritten
-from plait.assembly.configuration import open_run_config
 from plait.assembly.data import check_data
 from plait.assembly.model import build_model
-from plait.config.resolved import Resolved, StageView, difference
+from plait.config import signed
+from plait.config.resolved import Resolved, StageView
 from plait.engine import precision
-from plait.engine.checkpoints import checkpoint, rundir
+from plait.engine.checkpoints import checkpoint, disk_errors, rundir
 from plait.engine.monitoring import watchdog
 from plait.engine.monitoring.heartbeat import Heartbeat
 from plait.engine.monitoring.signals import Signals
@@ -39,7 +38,7 @@ from plait.engine.parallel.distributed import Ranks
 from plait.engine.state import State
 from plait.errors import PlaitError, Stopped, command
 from plait.families import registry
-from plait.training import changes, from_weights, start
+from plait.training import from_weights, start
 from plait.training.run_context import RunContext
 from plait.training.stage import run_stage
 from plait.training.stage_plan import plan_stage
@@ -61,10 +60,6 @@ class Options:
 
 
 DEFAULT = Options()
-_DISK = frozenset([errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE])
-"""The errors of the operating system for a disk that is full or failing."""
-_TAKEN = frozenset([errno.EEXIST, errno.ENOTDIR, errno.EISDIR])
-"""Those for a folder where a file should be, or a file where a folder should be."""
 
 
 def train(resolved: Resolved, options: Options = DEFAULT) -> Path:
@@ -95,16 +90,10 @@ def _disk_errors(run: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, PlaitError) as error:
-        if not run.is_dir():
-            cure = "move it back, and the same command continues"
-            raise Stopped(f"{run} is gone: it was moved or deleted while the run was training; {cure}") from error
-        if isinstance(error, OSError) and error.errno in _DISK:
-            cure = "free space or mend the disk, and the same command continues from the last checkpoint"
-            raise Stopped(f"{error.filename or run}: {error.strerror}; {cure}") from error
-        if isinstance(error, OSError) and error.errno in _TAKEN and Path(str(error.filename)).is_relative_to(run):
-            taken = error.filename2 or error.filename
-            raise Stopped(f"{taken} is not the kind of file that a run keeps there ({error.strerror}); remove it") from error
-        raise
+        line = disk_errors.told(error, run)
+        if line is None:
+            raise
+        raise Stopped(line) from error
 
 
 def _attempt(resolved: Resolved, options: Options, ranks: Ranks, signals: Signals) -> None:
@@ -128,7 +117,8 @@ def _attempt(resolved: Resolved, options: Options, ranks: Ranks, signals: Signal
             from_weights.begin_from(state, bundle, first, run=run, ranks=ranks, allow_inexact=options.allow_inexact)
         monitors = bundle.family.monitors(bundle.section)
         tracker = open_tracker(run, config, rundir.identity(run), state, monitors) if ranks.first else Tracker(None, [])
-        context = RunContext(run, ranks, tracker, signals, heartbeat, allow_inexact=options.allow_inexact, resumed_from=resumed_from)
+        config_text, inexact = resolved.yaml, options.allow_inexact
+        context = RunContext(run, ranks, tracker, signals, heartbeat, config_text, allow_inexact=inexact, resumed_from=resumed_from)
         with contextlib.closing(tracker):
             for view in stages_ahead(resolved, options.only, state):
                 heartbeat.phase("stage", state.step)
@@ -204,12 +194,12 @@ def locked_run_directory(run: Path, resolved: Resolved, options: Options, ranks:
                 held.enter_context(rundir.lock(run))
                 rundir.sweep(run)
                 if continues:
-                    reconcile_configuration(run, resolved, options.allow_inexact)
-                files.write_whole(run / "config.yaml", resolved.yaml)
+                    start.reconcile_configuration(run, resolved, options.allow_inexact)
+                files.write_whole(run / signed.NAME, signed.sign(resolved.yaml))
             except PlaitError as raised:
                 error = str(raised)
             except OSError as raised:
-                error = f"{raised.filename or run}: {raised.strerror}; free space or mend the disk, and the same command goes on"
+                error = disk_errors.told_of_start(raised, run)
         error, continues = ranks.agree((error, continues))
         if error is not None:
             raise PlaitError(error)
@@ -230,28 +220,3 @@ def _prepare_directory(run: Path, resolved: Resolved, options: Options) -> bool:
             from_weights.check_named(resolved.config.from_)
         check_data(resolved.stages)
     return continues
-
-
-def reconcile_configuration(run: Path, resolved: Resolved, allow_inexact: bool) -> None:
-    """Log how the configuration differs from that of the last start, and clear or refuse a run that it does not fit.
-
-    The last one is `run`/config.yaml. A run without a checkpoint is cleared, to begin anew with the new configuration. Raises
-    PlaitError if a difference would change the results of a run with checkpoints, unless `allow_inexact`.
-    """
-    try:
-        before = open_run_config(run)
-    except PlaitError as error:
-        if isinstance(error.__context__, OSError):
-            raise
-        cure = "use the version that began the run, or, if the file is damaged, put a copy of it back"
-        raise PlaitError(f"{run}/config.yaml is damaged, or not of this version of plait ({error}); {cure}") from error
-    differences = difference(before, resolved)
-    saved = checkpoint.published(run)
-    if differences:
-        log.info(f"configuration changed:\n{changes.describe_changes(before, resolved, differences, saved[0] if saved else None)}")
-    binding = rundir.binding(differences)
-    if binding and not saved:
-        log.info("nothing was saved under the old configuration: the run begins with the new one")
-        rundir.clear(run)
-    elif not allow_inexact:
-        rundir.refuse(run, changes.without_more_steps(before, resolved, binding, saved[0]) if binding else [])

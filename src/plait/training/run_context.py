@@ -19,6 +19,8 @@ class RunContext:
     tracker: Tracker
     signals: Signals
     heartbeat: Heartbeat
+    config: str
+    """The whole configuration as YAML, of which every checkpoint gets a copy."""
     allow_inexact: bool
     resumed_from: Checkpoint | None
     """The checkpoint that this process continued the run from; None if it began the run."""

@@ -31,8 +31,8 @@ from plait.training.divergence import stop_if_diverged
 from plait.training.layout import Counters, lay_out
 from plait.training.probes import ProbeLoss, probe_loss, probe_memory, probed_steps, wants_memory_probe
 from plait.training.run_context import RunContext
-from plait.training.stage_evaluation import StageEvaluation, evaluates
-from plait.training.stage_plan import StagePlan
+from plait.training.stage_evaluation import StageEvaluation
+from plait.training.stage_plan import StagePlan, evaluates
 
 log = logging.getLogger(__name__)
 
@@ -105,6 +105,8 @@ class StageRun:
             self.loop.quarantine.resume(state.step)
             context.tracker.begin(plan.view.name, state.step, self.stop_step)
         summary.announce(plan, self.bundle.model)
+        if self.evaluation is not None:
+            self.evaluation.compare_ranks()
         if state.stage_step:
             self._compare_with_checkpoint()
         self._conclude_and_save(due=False)
@@ -179,7 +181,8 @@ class StageRun:
         frozen = {"base": bundle.family.base(bundle.section), "frozen_xxh3": bundle.frozen_xxh3(state.ever_trained)}
         spared = state.best["step"] if state.best else None
         manifest = {**self.manifest, **frozen, "state": state.metadata()}
-        self.saver.save(folder, state.tensors(), manifest, keep=plan.config.checkpoint.keep, spared=spared)
+        keep, config = plan.config.checkpoint.keep, self.context.config
+        self.saver.save(folder, state.tensors(), manifest, keep=keep, spared=spared, config=config)
 
     def _require_finite(self, probe: float | None, updated: int | None) -> None:
         """Raise Stopped where the weights give no finite loss. `probe`: the probe loss; `updated`: step of the last update, if any."""

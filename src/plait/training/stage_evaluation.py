@@ -9,7 +9,8 @@ import math
 import traceback
 
 from plait import files
-from plait.assembly.held_out import open_held_out
+from plait.assembly import data_look
+from plait.assembly.held_out import HeldOutData, open_held_out
 from plait.assembly.model import ModelBundle
 from plait.config.schema import RunConfig
 from plait.config.secrets import masked
@@ -18,20 +19,9 @@ from plait.engine.evaluation import Evaluations
 from plait.engine.state import PLANNED, State
 from plait.training import intervals, plateau
 from plait.training.run_context import RunContext
-from plait.training.stage_plan import StagePlan
+from plait.training.stage_plan import StagePlan, wanted_figures
 
 log = logging.getLogger(__name__)
-
-
-def evaluates(config: RunConfig) -> bool:
-    """Return whether a stage with these settings evaluates anything: `evaluate:` has entries, or a setting relies on a figure."""
-    return bool(config.evaluate or wanted_figures(config))
-
-
-def wanted_figures(config: RunConfig) -> list[str]:
-    """Return the names of the figures that a decision needs: `checkpoint.best` and `train.plateau.metric`, those of them that are set."""
-    rule = config.train.plateau
-    return [name for name in (config.checkpoint.best, rule and rule.metric) if name]
 
 
 class StageEvaluation:
@@ -40,11 +30,12 @@ class StageEvaluation:
     def __init__(self, plan: StagePlan, bundle: ModelBundle, state: State, context: RunContext) -> None:
         config, ranks = plan.config, context.ranks
         self.plan, self.state, self.context = plan, state, context
+        self.held_out = HeldOutData(config)
         self.failures: list[str] = []
         """The benches that failed at this step, each with its reason."""
         self.evaluations = Evaluations(
             entries=config.evaluate,
-            held_out=open_held_out(bundle, config, ranks, stop=context.signals.requested),
+            held_out=open_held_out(bundle, config, ranks, self.held_out, stop=context.signals.requested),
             loss=plan.loss,
             benches=plan.benches,
             inputs=bundle.inputs(config, train=False),
@@ -58,6 +49,11 @@ class StageEvaluation:
             failed=self._failed,
             intervals=intervals.of_small_sample,
         )
+
+    def compare_ranks(self) -> None:
+        """Raise PlaitError, on all ranks, where they do not have the same held-out data."""
+        if self.context.ranks.size > 1:
+            data_look.compare_ranks(self.held_out.fingerprints(self.plan.config.evaluate), self.context.ranks)
 
     def rehearse(self) -> None:
         """Run every entry on a few samples before the first step. Raises PlaitError if one fails, or none gives a figure relied on."""

@@ -148,3 +148,14 @@ def planned_steps(config: RunConfig, order: AnyOrder) -> int:
     for path, message in schedule_conflicts(config.optim, steps):
         raise PlaitError(f"{'.'.join(map(str, path))} {message}")
     return steps
+
+
+def evaluates(config: RunConfig) -> bool:
+    """Return whether a stage with these settings evaluates anything: `evaluate:` has entries, or a setting relies on a figure."""
+    return bool(config.evaluate or wanted_figures(config))
+
+
+def wanted_figures(config: RunConfig) -> list[str]:
+    """Return the names of the figures that a decision needs: `checkpoint.best` and `train.plateau.metric`, those of them that are set."""
+    rule = config.train.plateau
+    return [name for name in (config.checkpoint.best, rule and rule.metric) if name]

@@ -1,4 +1,4 @@
-"""Continue a run from its newest checkpoint, and compare saved tensors with what a run needs: which are kept, new or lost.
+"""Continue a run: accept its configuration, restore its newest checkpoint, and compare the saved tensors with what it needs.
 
 A view is the configuration of one stage (part of a run); a bundle, the model with its family (kind of model). Tensors are in groups:
 weights, ema (their average), moments (of the optimizer).
@@ -12,10 +12,11 @@ from safetensors import SafetensorError
 
 from plait import files
 from plait.assembly.model import ModelBundle
-from plait.config.resolved import StageView
+from plait.assembly.run_configuration import open_accepted
+from plait.config.resolved import Resolved, StageView, difference
 from plait.config.schema import RunConfig
 from plait.engine import optim, power_ema
-from plait.engine.checkpoints import checkpoint, integrity, migrate, post_hoc_ema
+from plait.engine.checkpoints import checkpoint, integrity, migrate, post_hoc_ema, rundir
 from plait.engine.checkpoints.checkpoint import Checkpoint
 from plait.engine.parallel.distributed import Ranks, StoredTensor
 from plait.engine.state import GROUPS, State
@@ -55,6 +56,36 @@ def resume(
     for line in changes.freezing_changes(newest.manifest, bundle, view.config) if saved["stage_done"] is None else ():
         log.info(f"  {line}")
     return newest
+
+
+def reconcile_configuration(run: Path, resolved: Resolved, allow_inexact: bool) -> None:
+    """Compare the configuration with that of the last start, `run`/config.yaml, and log what differs.
+
+    A run without a checkpoint is cleared, to begin with the new one. Raises PlaitError if a difference would change the results of a run
+    with checkpoints, unless `allow_inexact`.
+    """
+    saved = checkpoint.published(run)
+    try:
+        before = open_accepted(run)
+    except PlaitError as error:
+        if isinstance(error.__context__, OSError):
+            raise
+        fault = f"{run}/config.yaml is damaged, or not of this version of plait ({error})"
+        if not saved:
+            log.warning(f"{fault}; nothing was saved: the run begins with the new one")
+            rundir.clear(run)
+            return
+        cure = "use the version that began the run, or, if the file is damaged, put a copy of it back"
+        raise PlaitError(f"{fault}, and no checkpoint has a copy; {cure}") from error
+    differences = difference(before, resolved)
+    if differences:
+        log.info(f"configuration changed:\n{changes.describe_changes(before, resolved, differences, saved[0] if saved else None)}")
+    binding = rundir.binding(differences)
+    if binding and not saved:
+        log.info("nothing was saved under the old configuration: the run begins with the new one")
+        rundir.clear(run)
+    elif not allow_inexact:
+        rundir.refuse(run, changes.without_more_steps(before, resolved, binding, saved[0]) if binding else [])
 
 
 def check_stage(saved: Checkpoint, views: Sequence[StageView]) -> None:

@@ -17,8 +17,8 @@ from torch import Tensor
 from plait import files
 from plait.assembly import checkpoint_specs
 from plait.assembly import saved as saved_models
-from plait.assembly.configuration import open_run_config
 from plait.assembly.model import build_model
+from plait.assembly.run_configuration import open_run_config
 from plait.config.resolved import difference
 from plait.engine.checkpoints import checkpoint, integrity, post_hoc_ema, sharded_files
 from plait.engine.checkpoints.checkpoint import Checkpoint

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from plait import files
-from plait.assembly.configuration import open_run_config
+from plait.assembly.run_configuration import open_run_config
 from plait.commands.actions import stages
 from plait.config.resolved import ABSENT, Resolved, difference
 from plait.engine.checkpoints import checkpoint

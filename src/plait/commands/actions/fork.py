@@ -12,8 +12,9 @@ from typing import Any
 
 from plait import files
 from plait.assembly import checkpoint_specs
-from plait.assembly.configuration import open_run_config
+from plait.assembly.run_configuration import open_run_config
 from plait.commands.actions import fork_check
+from plait.config import signed
 from plait.config.resolved import Resolved, difference
 from plait.engine.checkpoints import checkpoint, rundir
 from plait.engine.checkpoints.checkpoint import Checkpoint
@@ -70,12 +71,13 @@ def _fill(folder: Path, saved: Checkpoint, after: Resolved, lineage: dict[str, A
     parent, best = checkpoint.run_of(saved.folder), saved.manifest["state"]["best"]
     for step in {saved.folder, saved.folder.with_name(f"step-{best['step']:08d}") if best else saved.folder}:
         if step.is_dir():
-            shutil.copytree(step, folder / step.relative_to(parent))
+            without_parents_config = shutil.ignore_patterns(signed.NAME)
+            shutil.copytree(step, folder / step.relative_to(parent), ignore=without_parents_config)
     if (parent / "assets").is_dir():
         shutil.copytree(parent / "assets", folder / "assets")
     for name in ("metrics.jsonl", "quarantine.jsonl"):
         rows = files.read_rows(parent / name, files.STEP_KINDS)
         files.append_rows(folder / name, [row for row in rows if row["step"] <= saved.step])
     files.write_json(folder / changes.LINEAGE, lineage)
-    files.write_whole(folder / "config.yaml", after.yaml)
+    files.write_whole(folder / signed.NAME, signed.sign(after.yaml))
     rundir.identity(folder)

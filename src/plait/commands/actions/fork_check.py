@@ -15,8 +15,7 @@ from plait.engine.parallel.distributed import Ranks
 from plait.engine.state import GROUPS
 from plait.errors import PlaitError
 from plait.training import start
-from plait.training.stage_evaluation import wanted_figures
-from plait.training.stage_plan import plan_stage
+from plait.training.stage_plan import plan_stage, wanted_figures
 
 _PLANNED = ("seed", "family", "preset", "model", "trainable", "data", "evaluate", "optim.components", "optim.schedule", "stages")
 """Settings that have to fit the model, the data or the checkpoint. Rates, lengths and intervals fit any."""

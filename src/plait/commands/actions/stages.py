@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from plait import files
-from plait.assembly.configuration import open_run_config
+from plait.assembly.run_configuration import open_run_config
 from plait.config.resolved import StageView
 from plait.config.schema import RunConfig
 from plait.engine.checkpoints import checkpoint, integrity

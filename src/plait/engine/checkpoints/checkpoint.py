@@ -23,6 +23,7 @@ import xxhash
 from torch import Tensor
 
 from plait import files
+from plait.config import signed
 from plait.engine import power_ema
 from plait.engine.checkpoints import sharded_files
 from plait.engine.checkpoints.sharded_files import Groups, RankFiles
@@ -71,13 +72,14 @@ def folder_of(run: Path, stage: int, stage_name: str, step: int) -> Path:
     return run / f"stage-{stage}-{stage_name}" / f"step-{step:08d}"
 
 
-def write(folder: Path, groups: Groups, metadata: Mapping[str, Any], rank_files: RankFiles = ONE_RANK) -> Checkpoint:
+def write(folder: Path, groups: Groups, metadata: Mapping[str, Any], rank_files: RankFiles = ONE_RANK, config: str = "") -> Checkpoint:
     """Write a checkpoint: tensors into an unfinished folder, flushed and hashed, the manifest last, then rename the folder.
 
     `groups`: {group: {name: tensor}}; `metadata`: JSON values for the manifest, such as `state`; `rank_files`: names and writes this rank's
-    files. An interrupted write leaves only an unfinished folder, which the next start removes. A checkpoint of the same step is deleted
-    only once the new one is in place. With several ranks all call this, each with its own rows; rank 0 publishes what all have flushed.
-    Raises PlaitError on every rank when writing fails on one; earlier checkpoints are untouched.
+    files; `config`: the run's configuration as YAML, to be copied beside the tensors. An interrupted write leaves only an unfinished
+    folder, which the next start removes. A checkpoint of the same step is deleted only once the new one is in place. With several ranks
+    all call this, each with its own rows; rank 0 publishes what all have flushed. Raises PlaitError on every rank when writing fails on
+    one; earlier checkpoints are untouched.
     """
     unfinished, replaced = (folder.with_name(f"{prefix}{folder.name}") for prefix in (_UNFINISHED, _REPLACED))
     first = rank_files.rank == 0
@@ -87,7 +89,7 @@ def write(folder: Path, groups: Groups, metadata: Mapping[str, Any], rank_files:
         listed = {name: entry for entries in by_rank for name, entry in entries.items()}
         manifest = {"format": FORMAT, "kind": "resumable", **metadata, "files": listed}
         manifest["xxh3"] = _manifest_hash(manifest)
-        rank_files.run_on_all(lambda: _publish(folder, unfinished, replaced, manifest) if first else None)
+        rank_files.run_on_all(lambda: _publish(folder, unfinished, replaced, manifest, config) if first else None)
     except Exception as error:
         if first:
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -122,8 +124,10 @@ def _write_files(unfinished: Path, groups: Groups, rank_files: RankFiles) -> dic
     return listed
 
 
-def _publish(folder: Path, unfinished: Path, replaced: Path, manifest: Mapping[str, Any]) -> None:
-    files.write_json(unfinished / "manifest.json", manifest)
+def _publish(folder: Path, unfinished: Path, replaced: Path, manifest: Mapping[str, Any], config: str) -> None:
+    if config:  # without `parents`: where the run has gone meanwhile, half a checkpoint would be stranded in its place
+        files.write_whole(unfinished / signed.NAME, signed.sign(config), parents=False)
+    files.write_whole(unfinished / "manifest.json", files.json_text(manifest), parents=False)
     if folder.exists():
         folder.rename(replaced)
     unfinished.rename(folder)

@@ -1,5 +1,6 @@
 """Save in the background: tensors are copied to host memory, then written and pruned (checkpoint.py) while training continues."""
 
+import functools
 import json
 import threading
 from collections.abc import Callable, Mapping
@@ -10,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from plait.engine.checkpoints import checkpoint, sharded_files
+from plait.engine.checkpoints import checkpoint, failed_writes, sharded_files
 from plait.engine.checkpoints.sharded_files import Groups
 from plait.engine.parallel.distributed import Ranks
 from plait.errors import PlaitError
@@ -36,20 +37,28 @@ def copy_out(groups: Groups, into: Groups | None = None) -> dict[str, dict[str, 
 
 
 class Saver:
-    """Writes checkpoints, one at a time; in a thread if `background`. An error on one rank is raised on all, at the next `wait`."""
+    """Writes checkpoints, one at a time; in a thread if `background`. An error on one rank is raised on all, at the next `wait`.
+
+    A write that fails is told and tried again, as failed_writes.py says.
+    """
 
     def __init__(self, background: bool, ranks: Ranks) -> None:
         self.background, self.ranks = background, ranks
         self._group: dist.ProcessGroup | None = None
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
+        self._awaited = threading.Event()
+        """Set where a write that fails is to be tried a last time, without a pause."""
         self._copied: dict[str, dict[str, Tensor]] = {}
 
-    def save(self, folder: Path, groups: Groups, metadata: Mapping[str, Any], *, keep: int, spared: int | None = None) -> None:
+    def save(
+        self, folder: Path, groups: Groups, metadata: Mapping[str, Any], *, keep: int, spared: int | None = None, config: str = ""
+    ) -> None:
         """Wait for the last write and raise its error, then copy the tensors to host memory.
 
         They are written, and old ones pruned, in the background. All ranks call this. `groups`: {group: {name: tensor}}; `metadata`: JSON
-        values for the manifest. Of the stage's checkpoints the newest `keep` stay (0: all), and that of step `spared`.
+        values for the manifest. Of the stage's checkpoints the newest `keep` stay (0: all), and that of step `spared`. `config`: the run's
+        configuration as YAML, of which the folder gets a copy.
         """
         self.wait()
         if self._group is None and sharded_files.any_sharded(groups):
@@ -61,10 +70,18 @@ class Saver:
 
         def work() -> None:
             if writes:
-                checkpoint.write(folder, copied, metadata, rank_files)
+                write = functools.partial(checkpoint.write, folder, copied, metadata, rank_files, config)
+                try:
+                    write()
+                except Exception as error:  # noqa: BLE001  raised there, unless a later try succeeds
+                    failed_writes.until_written(write, error, rank_files, self._awaited, background=self.background)
             if self.ranks.first:
-                checkpoint.prune(folder.parent, keep, spared)
+                try:
+                    checkpoint.prune(folder.parent, keep, spared)
+                except OSError as error:
+                    failed_writes.tell_unpruned(folder.parent, error)
 
+        self._awaited.clear()
         if not self.background:
             self._guarded(work)
             self.wait()
@@ -93,6 +110,7 @@ class Saver:
                 raise PlaitError(message)
 
     def _join(self) -> None:
+        self._awaited.set()
         if self._thread is not None:
             self._thread.join()
 

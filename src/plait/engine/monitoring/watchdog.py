@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -118,7 +119,9 @@ class Watchdog:
         faulthandler.dump_traceback(self.stacks)  # past the file's buffer
         run = self.heartbeat.run
         beats = [heartbeat.read(run, rank) for rank in range(self.ranks.size)]
-        log.error(f"plait: rank {self.heartbeat.rank}: {describe_hang(beats, allowed_s, run)}", extra=EVERY_RANK)
+        here = os.environ.get("LOCAL_WORLD_SIZE") == str(self.ranks.size)  # process ids of other machines mean nothing
+        stopped = [rank for rank, beat in enumerate(beats) if here and beat and watchdog_process.is_stopped(beat["pid"])]
+        log.error(f"plait: rank {self.heartbeat.rank}: {describe_hang(beats, allowed_s, run, stopped)}", extra=EVERY_RANK)
         time.sleep(min(_OTHER_RANKS_S, allowed_s))  # the first to end would take the others with it before their stacks are written
         os._exit(Stopped.exit_code)
 
@@ -134,10 +137,13 @@ def stacks_of(run: Path, rank: int) -> Path:
     return heartbeat.path_of(run, rank).with_suffix(".stacks")
 
 
-def describe_hang(beats: list[dict[str, Any] | None], allowed_s: float, run: Path) -> str:
-    """Return a line on a hang: the late ranks, their phase, where the stacks are. `beats`: each rank's last heartbeat, or None."""
+def describe_hang(beats: list[dict[str, Any] | None], allowed_s: float, run: Path, stopped: Sequence[int] = ()) -> str:
+    """Return a line on a hang: the late ranks, their phase, where the stacks are. `beats`: each rank's last heartbeat, or None.
+
+    `stopped`: the ranks whose process a signal has stopped; they are those that the others wait for.
+    """
     fewest = min((beat["beat"] for beat in beats if beat), default=0)
-    late = [rank for rank, beat in enumerate(beats) if beat is None or beat["beat"] == fewest]
+    late = [*stopped] or [rank for rank, beat in enumerate(beats) if beat is None or beat["beat"] == fewest]
     first = beats[late[0]]
     part = f" ({first['part']})" if first and first["part"] else ""
     phase = f"{first['phase']}{part} after step {first['step']}" if first else "its start"
@@ -145,6 +151,6 @@ def describe_hang(beats: list[dict[str, Any] | None], allowed_s: float, run: Pat
     shown += f" and {len(late) - _RANKS_SHOWN} more" if len(late) > _RANKS_SHOWN else ""
     who = "every rank is" if len(late) == len(beats) > 1 else f"rank{'s' * (len(late) > 1)} {shown} {'are' if len(late) > 1 else 'is'}"
     return (
-        f"{who} late: in {phase}, with nothing done for {allowed_s:g} s (guard.hang_timeout_s); what each rank does is in "
-        f"{run / 'heartbeat'}/rank-*.stacks; the same command continues"
+        f"{who} {'stopped by a signal (SIGSTOP; SIGCONT lets it go on)' if stopped else 'late'}: in {phase}, with nothing done for "
+        f"{allowed_s:g} s (guard.hang_timeout_s); what each rank does is in {run / 'heartbeat'}/rank-*.stacks; the same command continues"
     )

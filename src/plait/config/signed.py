@@ -1,0 +1,34 @@
+"""Write a run's config.yaml with a hash in its last line, and check that hash.
+
+One that was edited, cut short or damaged is known by it: a damaged file can be valid YAML, and what it lacks would be trained with
+default values. Each checkpoint's folder has a copy.
+"""
+
+import re
+from pathlib import Path
+
+import xxhash
+
+NAME = "config.yaml"
+_LAST = "# xxh3-64 of the lines above: {hash}\n"
+
+
+def sign(text: str) -> str:
+    """Return the text of a configuration (YAML that ends with a newline) with the line that holds its hash, a comment."""
+    return text + _LAST.format(hash=xxhash.xxh3_64_hexdigest(text.encode()))
+
+
+def is_as_written(path: Path) -> bool:
+    """Return whether the file is there and is what `sign` gave."""
+    try:
+        lines = path.read_bytes().decode().splitlines(keepends=True)
+    except (OSError, UnicodeDecodeError):
+        return False
+    return "".join(lines) == sign("".join(lines[:-1]))
+
+
+def newest_copy(run: Path) -> Path | None:
+    """Return the copy of config.yaml, as it was written, in the newest checkpoint of the run directory `run` that has one."""
+    steps = {path: re.fullmatch(r"step-(\d+)", path.parent.name) for path in run.glob(f"stage-*/step-*/{NAME}")}
+    ordered = sorted(((int(step[1]), path) for path, step in steps.items() if step), reverse=True)
+    return next((path for _, path in ordered if is_as_written(path)), None)
