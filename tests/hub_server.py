@@ -3,10 +3,12 @@
 import contextlib
 import hashlib
 import json
+import re
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import unquote, urlsplit
+from pathlib import PurePosixPath
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import huggingface_hub.hf_api
 from huggingface_hub import constants
@@ -78,17 +80,31 @@ class Handler(BaseHTTPRequestHandler):
         if rest[:1] == ["resolve"]:
             return self.file(repository, "/".join(rest[2:]))
         if rest[:1] == ["tree"]:
-            tree = [{"type": "file", "path": name, "size": len(body), "oid": blob(body)} for name, body in repository.files.items()]
-            return self.answer(200, json.dumps(tree).encode())
+            return self.tree(repository, "".join(f"{part}/" for part in rest[2:]))
         sizes = {file: body if isinstance(body, int) else len(body) for file, body in repository.files.items()}
         files = [{"rfilename": file, "size": size, "blobId": "0"} for file, size in sizes.items()]
         about = {"id": name, "sha": COMMIT, "gated": "manual" if repository.gated else False, "private": repository.private}
         return self.answer(200, json.dumps({**about, "siblings": files, "cardData": repository.card, "tags": []}).encode())
 
+    def tree(self, repository, below):
+        """Answer with the files and folders below a folder, all of them or the next ones."""
+        within = {name: body for name, body in repository.files.items() if name.startswith(below)}
+        if below and not within:
+            return self.refuse(404, "EntryNotFound")
+        tree = [{"type": "file", "path": name, "size": len(body), "oid": blob(body)} for name, body in within.items()]
+        folders = {str(parent) for name in within for parent in PurePosixPath(name).parents if f"{parent}/".startswith(below)}
+        tree += [{"type": "directory", "path": folder, "oid": "0"} for folder in sorted(folders - {".", below.rstrip("/")})]
+        if parse_qs(urlsplit(self.path).query).get("recursive", [""])[0].lower() != "true":
+            tree = [entry for entry in tree if "/" not in entry["path"].removeprefix(below)]
+        return self.answer(200, json.dumps(tree).encode())
+
     def file(self, repository, name):
         if name not in repository.files:
             return self.refuse(404, "EntryNotFound")
         body = repository.files[name]
+        if part := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
+            first, last = int(part[1]), min(int(part[2] or len(body)), len(body) - 1)
+            return self.answer(206, body[first : last + 1], Content_Range=f"bytes {first}-{last}/{len(body)}")
         return self.answer(200, body, ETag=f'"{blob(body)}"', X_Repo_Commit=COMMIT)
 
 

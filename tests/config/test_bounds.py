@@ -5,8 +5,10 @@ import pytest
 from plait import cli
 from plait.config import reading
 from plait.config.reading import Override
+from plait.errors import PlaitError
 
 DEEP = "more than 64 mappings and lists are inside each other"
+LIMIT = "and a configuration has at most 1,048,576: keep data in files of their own, and name these"
 LARGE = "it holds more than 100,000 values, with those that its aliases repeat"
 
 
@@ -18,7 +20,7 @@ FILES = {
     "lists.yaml": ("x: " + "[" * 10_000 + "]" * 10_000, f"lists.yaml:1: invalid YAML: {DEEP}"),
     "unclosed.yaml": ("x: " + "[" * 10_000, f"unclosed.yaml:1: invalid YAML: {DEEP}"),
     "mappings.yaml": ("{a: " * 10_000, f"mappings.yaml:1: invalid YAML: {DEEP}"),
-    "blocks.yaml": ("".join(f"{' ' * i}a:\n" for i in range(3_000)), f"blocks.yaml:65: invalid YAML: {DEEP}"),
+    "blocks.yaml": ("".join(f"{' ' * i}a:\n" for i in range(1_000)), f"blocks.yaml:65: invalid YAML: {DEEP}"),
     "laughs.yaml": (laughs(lambda own, other: f"{own}: &{own} [{other}, {other}]\n"), f"laughs.yaml: invalid YAML: {LARGE}"),
     "tower.yaml": (laughs(lambda own, other: f"{own}: &{own} [{other}]\n", 2_000), f"tower.yaml:1: invalid YAML: {DEEP}"),
     "comment.yaml": (
@@ -30,6 +32,12 @@ FILES = {
     "key.yaml": ("optim: {<<: {[a]: 1}}", "key.yaml:1: invalid YAML: a key is one word, not a list or a mapping"),
     "lists.json": ('{"x": ' + "[" * 10_000, f"lists.json:1: invalid JSON: {DEEP}"),
     "mappings.json": ('{"a": ' * 10_000, f"mappings.json:1: invalid JSON: {DEEP}"),
+    "text.yaml": ("run: " + "x" * 20_000_000, f"text.yaml: 20,000,005 bytes, {LIMIT}"),
+    "text.json": ('{"run": "' + "x" * 20_000_000 + '"}', f"text.json: 20,000,011 bytes, {LIMIT}"),
+    "texts.yaml": (
+        f"a: &a {'x' * 100_000}\nb: [" + "*a, " * 20 + "]\n",
+        "texts.yaml: invalid YAML: it holds more than 1,048,576 letters, with those that its aliases repeat",
+    ),
     "digits.json": (
         '{"seed": ' + "1" * 10_000 + "}",
         "digits.json:1: invalid JSON: expected a number, true, false, null or text in double quotes",
@@ -54,6 +62,18 @@ def test_a_file_that_is_too_deep_or_too_large_is_one_line(name, tmp_path, monkey
     (tmp_path / name).write_text(text)
     assert cli.main(["config", name]) == 2
     assert capsys.readouterr().err == f"plait: {message}\n"
+
+
+def test_a_mixture_that_is_too_large_is_one_line(tmp_path, capsys):
+    (tmp_path / "mix.yaml").write_text("".join(f"- {{name: vqa2, weight: 1}} # {'x' * 100}\n" for _ in range(10_000)))
+    (tmp_path / "x.yaml").write_text("family: molmo\npreset: debug\ndata: {mixture: mix.yaml}\ntrain: {steps: 1}\n")
+    assert cli.main(["config", str(tmp_path / "x.yaml")]) == 2
+    assert capsys.readouterr().err == f"plait: {tmp_path / 'mix.yaml'}: 1,290,000 bytes, {LIMIT}\n"
+
+
+def test_a_configuration_that_is_too_large_with_its_defaults_is_one_line():
+    with pytest.raises(PlaitError, match=rf"the configuration with all its defaults has 1,100,006 bytes, {LIMIT}"):
+        reading.write_yaml({"run": "x" * 1_100_000})
 
 
 @pytest.mark.parametrize("setting", SETTINGS, ids=[setting[:24] for setting in SETTINGS])

@@ -200,6 +200,34 @@ def test_a_variable_in_the_path_of_data_is_shown_and_its_value_neither_printed_n
     assert [file for file in (tmp_path / "run").rglob("*") if file.is_file() and b"sesame" in file.read_bytes()] == []
 
 
+def test_inspecting_data_shows_no_value_of_a_variable_on_the_screen_and_on_its_page(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "sesame"
+    folder.mkdir()
+    monkeypatch.setenv("MYSEC", str(folder))
+    monkeypatch.setenv("MYFILE", str(folder / "sesame.jsonl"))
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    rows = [{"image": "missing.png", "caption": "x"}, {"id": f"{folder}/7 {TOKEN}", "caption": "good"}, {"caption": None}]
+    (folder / "sesame.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    sources = ", ".join(f"{{source: jsonl, path: '{path}'}}" for path in ("$MYFILE", "$MYSEC/sesame.jsonl"))
+    (tmp_path / "x.yaml").write_text(BASE.replace("{source: scenes}", sources) + "guard: {no_input: continue}\n")
+    assert cli.main(["data", "inspect", str(tmp_path / "x.yaml"), f"--out={tmp_path / 'out'}"]) == 0
+    said, page = capsys.readouterr(), (tmp_path / "out" / "page.html").read_text()
+    assert "$MYSEC/missing.png" in page and "good" in page and "$HF_TOKEN" in page
+    for text in (said.out, said.err, page):
+        assert str(folder) not in text and TOKEN not in text
+
+
+def test_indexing_data_shows_no_value_of_a_variable(tmp_path, monkeypatch, capsys):
+    (tmp_path / "sesame").mkdir()
+    monkeypatch.setenv("MYSEC", str(tmp_path / "sesame"))
+    (tmp_path / "sesame" / "a.jsonl").write_text('{"caption": "x"}\n')
+    for beside in ([], ["--beside"]):
+        assert cli.main(["data", "index", "$MYSEC/a.jsonl", *beside]) == 0
+    assert cli.main(["data", "index", "$MYSEC/b.jsonl"]) == 2
+    said = capsys.readouterr()
+    assert "sesame" not in said.out + said.err and "$MYSEC" in said.out + said.err
+
+
 def test_the_reason_of_a_bad_sample_is_masked_where_it_is_read_since_other_processes_do_not_know_the_variable(tmp_path, monkeypatch):
     monkeypatch.setenv("MYSEC", str(tmp_path / "sesame"))
 

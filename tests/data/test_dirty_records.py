@@ -262,13 +262,15 @@ def test_several_files_of_lines_and_tables_are_one_source_each_with_its_own_head
     assert [source[i]["fields"]["n"] for i in range(3)] == ["1", "2", "3"]
     assert outcomes(pickle.loads(pickle.dumps(source))) == ["x", "y", "z"]
     lines(tmp_path / "c.jsonl", [{"caption": "j"}])
-    with pytest.raises(PlaitError, match=r"a\.csv and .*c\.jsonl are of two formats: give each its own entry"):
+    with pytest.raises(
+        PlaitError, match=r"2 formats \(1 csv and 1 json\), and a source reads one: name it, as path: .*/\*\.csv or path: .*/\*\.jsonl"
+    ):
         opened("datasets", tmp_path / "[ac].*")
 
 
-def test_a_file_that_was_read_as_lines_before_is_read_anew_as_a_table(tmp_path):
+def test_a_table_is_no_file_of_lines(tmp_path):
     (tmp_path / "a.csv").write_text("caption\nx\n")
-    with pytest.raises(PlaitError, match="is not JSON"):
+    with pytest.raises(PlaitError, match=r"a\.csv ends in \.csv, which is no JSON: `source: datasets` reads it"):
         opened("jsonl", tmp_path / "a.csv")
     assert outcomes(opened("datasets", tmp_path / "a.csv")) == ["x"]
 

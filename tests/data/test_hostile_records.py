@@ -1,7 +1,7 @@
 """Fifty hostile and dirty records at a time through every kind of source of files: each is the right sample, or one bad sample.
 
 What is right is known beforehand: every record is put together of a text and a picture that are good, with the text and the colour that
-must come out, or bad; half of the records are good ones.
+must come out, or bad, with words of the reason; half of the records are good ones. Among the bad ones is one of each of FAULTS.
 """
 
 import base64
@@ -9,10 +9,14 @@ import csv
 import dataclasses
 import datetime
 import decimal
+import io
 import json
+import math
 import os
 import re
+import struct
 import tempfile
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +27,7 @@ from hypothesis import strategies as st
 from plait import cli, files
 from plait.config.schema import SourceEntry
 from plait.data import images
+from plait.data.formats import png
 from plait.data.sources.open import open_source
 from plait.data.text import blank
 from plait.engine.checkpoints import checkpoint
@@ -35,13 +40,21 @@ RECORDS = 50
 
 
 class Case(NamedTuple):
-    """A record: its caption and picture as JSON values or bytes, what must come out of each (None: a bad sample), and part of its name."""
+    """A record: its caption and picture as JSON values or bytes, what must come out of each (None: a bad sample), part of its name,
+    words of the reason of each that is bad, and a fault of how its caption is written.
+    """
 
     caption: object
     text: str | None
     body: bytes
     red: int | None
     name: str
+    why: str = ""
+    fault: str | None = None
+
+
+class Why(str):
+    """Words of the reason of a bad sample."""
 
 
 LETTERS = st.characters(exclude_categories=("Cs",))
@@ -53,6 +66,12 @@ BAD_CAPTIONS = st.one_of(
     st.lists(st.text(LETTERS, max_size=3), max_size=3), st.dictionaries(st.sampled_from("ab"), st.none() | st.integers(), max_size=2),
     st.sampled_from(["", " \n\t", "\u200b", "\x1b", "a\0b", "see <image>", "half \ud83d", "x" * 1_000_001]),
 )  # fmt: skip
+WHY_OF_TEXTS = {
+    "see <image>": "the text of the assistant holds <image>", "half \ud83d": "half of a surrogate pair", "a\0b": "a text with a NUL",
+}  # fmt: skip
+WHY_OF_TYPES = {type(None): "null", int: "a number", float: "a number", bool: "true or false", list: "a list", dict: "an object"}
+LONG = "x" * 1_000_002
+FAULTS = ("two texts", "double key", "nested", "mark in the system's text", "long")
 HARD_NAMES = [
     "..", ".", " ", "-rf", "a b", "*?[x]", "$HOME", "~", "a\nb", "\x1b[31m", "café", "cafe\u0301", "x" * 150, "\\", '"', "{0..9}", "con",
     "😀", "\udcff\udc80", ".frame2", "a\n.frame1",
@@ -65,39 +84,103 @@ BAD_BODIES = [
 ]  # fmt: skip
 
 
+def hurt_png(at, *, right_checksum):
+    """A PNG whose compressed pixels differ in a byte; its checksum is that of the pixels before the damage, or after it."""
+    pixels = zlib.compress(b"\0" + bytes(18) * 4, 0)  # stored, so that its own checksum finds any damage
+    hurt = bytearray(pixels)
+    hurt[at % len(hurt)] ^= 0x55
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", 6, 4, 8, 2, 0, 0, 0)), (b"IDAT", bytes(hurt)), (b"IEND", b"")]
+    body = b"\x89PNG\r\n\x1a\n"
+    for kind, content in chunks:
+        summed = content if right_checksum or kind != b"IDAT" else pixels
+        body += struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + summed))
+    return body
+
+
+HURT = st.builds(lambda at, right: hurt_png(at, right_checksum=right), st.integers(0, 999), st.booleans())
+
+
+def why_no_text(caption):
+    if isinstance(caption, str):
+        return WHY_OF_TEXTS.get(caption, "over the limit" if len(caption) > 1_000_000 else "an empty answer")
+    return "null" if isinstance(caption, float) and math.isnan(caption) else WHY_OF_TYPES[type(caption)]
+
+
+def why_no_picture(body):
+    return "does not match its checksum" if png.damage(body) else "not a readable image"
+
+
 @st.composite
 def cases(draw, good_text, good_picture):
     caption = draw(GOOD_TEXTS if good_text else BAD_CAPTIONS)
     red = draw(st.integers(0, 255)) if good_picture else None
-    body = picture(red, kind=draw(st.sampled_from(["PNG", "BMP", "GIF", "TIFF"]))) if good_picture else draw(st.sampled_from(BAD_BODIES))
-    return Case(caption, caption.strip() if good_text else None, body, red, draw(NAMES))
+    kind = st.sampled_from(["PNG", "BMP", "GIF", "TIFF"])
+    body = picture(red, kind=draw(kind)) if good_picture else draw(st.sampled_from(BAD_BODIES) | HURT)
+    why = why_no_text(caption) if not good_text else "" if good_picture else why_no_picture(body)
+    return Case(caption, caption.strip() if good_text else None, body, red, draw(NAMES), why)
+
+
+def faulty(fault):
+    """A good case but for a fault of how its caption is written."""
+    return st.builds(lambda case: case._replace(text=None, fault=fault), GOOD)
+
+
+def with_bad_pixels(right_checksum):
+    why = "not a readable image" if right_checksum else "does not match its checksum"
+    hurt = st.builds(lambda at: hurt_png(at, right_checksum=right_checksum), st.integers(0, 999))
+    return st.builds(lambda case, body: case._replace(body=body, red=None, why=why), GOOD, hurt)
 
 
 GOOD = cases(True, True)
 DIRTY = st.one_of(cases(False, True), cases(True, False), cases(False, False))
 HALF = RECORDS // 2
+EACH = [*map(faulty, FAULTS), with_bad_pixels(True), with_bad_pixels(False)]
+OTHERS = HALF - len(EACH)
 FIFTY = st.builds(
-    lambda first, good, dirty, shuffle: [first, *shuffle.sample([*good, *dirty], RECORDS - 1)],
-    GOOD, st.lists(GOOD, min_size=HALF - 1, max_size=HALF - 1), st.lists(DIRTY, min_size=HALF, max_size=HALF), st.randoms(),
+    lambda first, good, dirty, each, shuffle: [first, *shuffle.sample([*good, *dirty, *each], RECORDS - 1)],
+    GOOD, st.lists(GOOD, min_size=HALF - 1, max_size=HALF - 1), st.lists(DIRTY, min_size=OTHERS, max_size=OTHERS), st.tuples(*EACH),
+    st.randoms(),
 )  # fmt: skip
 """Half of them good ones, the first among them."""
 
 
 def right(case):
-    """What a sample of the case must hold; None for a bad one."""
-    return None if case.text is None or case.red is None else (case.text, case.red)
+    """What a sample of the case must hold; words of its reason for a bad one."""
+    return Why(case.why) if case.text is None or case.red is None else (case.text, case.red)
+
+
+def as_json(case, field="caption", **others):
+    """The case as JSON, with its fault, and what must come out."""
+    if case.fault == "two texts":  # in one file: as a double key
+        case = case._replace(fault="double key")
+    plain = {**others, field: LONG if case.fault == "long" else case.caption}
+    written = json.dumps(plain)
+    if case.fault == "double key":
+        return f'{written[:-1]}, "{field}": "another"}}', Why(f"the key '{field}' is given twice")
+    if case.fault == "nested":
+        return f'{json.dumps(others)[:-1]}{", " * bool(others)}"{field}": {"[" * 5_000}{"]" * 5_000}}}', Why("nested too deeply to be read")
+    if case.fault == "mark in the system's text":
+        return json.dumps({**others, "messages": marked_turns(case)}), Why("the text of the system holds <image>")
+    return written, Why("a text of 1,000,002 characters is over the limit") if case.fault == "long" else right(case)
+
+
+def marked_turns(case):
+    turns = {"system": "see <image>", "user": "what?", "assistant": case.caption}
+    return [{"role": role, "content": content} for role, content in turns.items()]
 
 
 def write_jsonl(root, records):
     """Lines that name their picture by a path or hold it; the bad ones also name what is no picture of the folder's."""
     (root / "in").mkdir(parents=True)
-    lines = []
+    lines, expected = [], []
     for number, case in enumerate(records):
         (root / "in" / f"{number}.png").write_bytes(case.body)
         address = f"in/{number}.png" if number % 2 else "data:image/png;base64," + base64.b64encode(case.body).decode()
-        lines.append(json.dumps({"id": f"{number} {case.name}", "caption": case.caption, "image": address}))
+        line, out = as_json(case, id=f"{number} {case.name}", image=address)
+        lines.append(line)
+        expected.append(out)
     (root / "a.jsonl").write_text("\n".join(lines) + "\n")
-    return {"source": "jsonl", "path": str(root / "a.jsonl")}, [right(case) for case in records]
+    return {"source": "jsonl", "path": str(root / "a.jsonl")}, expected
 
 
 def write_metadata(root, records):
@@ -107,24 +190,49 @@ def write_metadata(root, records):
     for number, case in enumerate(records):
         (root / "in" / f"{number}.png").write_bytes(case.body)
         named = {"file_name": f"in/{number}.png"} if number % 5 != 4 else {"file_name": None} if number % 2 else {}
-        lines.append(json.dumps({"text": case.caption, **named}))
-        expected.append(right(case) if named.get("file_name") else None)
+        line, out = as_json(case, "text", **named)
+        unread = case.fault in ("two texts", "double key", "nested")
+        lines.append(line)
+        expected.append(out if named.get("file_name") or unread else Why("names no picture" if named else "no field 'file_name'"))
     (root / "metadata.jsonl").write_text("\n".join(lines) + "\n")
     return {"source": "folder", "path": str(root)}, expected
 
 
+QUOTES = {
+    "two texts": ('{0},"a" b', "is no row of CSV"),
+    "double key": ('{0},"a\n{0},b"', "lone quotes may join rows"),
+    "nested": ('{0},"a","b"', "3 cells, and the header 2"),
+    "mark in the system's text": ("{0},see <image>", "the text of the assistant holds <image>"),
+    "long": ("{0}," + LONG, "a text of 1,000,002 characters is over the limit"),
+}
+"""What stands in CSV for the faults that JSON can have: a row, and the reason."""
+TABBED = {"double key": ('{0},"a\tb\nc"', "a cell with a tab and a line break between quotes")}
+"""The same where tabs are the delimiter."""
+
+
 def write_csv(root, records):
-    """A folder with metadata.csv: cells of any text between quotes, in rows that name a picture or leave its cell empty."""
+    """A folder with metadata.csv: cells of any text between quotes, in rows that name a picture or leave its cell empty, or with a fault.
+
+    Commas or, where the first record's name is of odd length, tabs are between the cells.
+    """
     (root / "in").mkdir(parents=True)
-    expected = []
-    with (root / "metadata.csv").open("w", newline="") as file:
-        rows = csv.writer(file, quoting=csv.QUOTE_ALL)
-        rows.writerow(["file_name", "text"])
-        for number, case in enumerate(records):
-            (root / "in" / f"{number}.png").write_bytes(case.body)
-            text = case.caption if case.text is not None and case.caption.isprintable() else None
-            rows.writerow([f"in/{number}.png" if number % 5 != 4 else "", text or ""])
-            expected.append(right(case) if text and number % 5 != 4 else None)
+    expected, tabs = [], len(records[0].name) % 2
+    body = io.StringIO()
+    rows = csv.writer(body, quoting=csv.QUOTE_ALL, delimiter="\t" if tabs else ",", lineterminator="\n")
+    rows.writerow(["file_name", "text"])
+    for number, case in enumerate(records):
+        (root / "in" / f"{number}.png").write_bytes(case.body)
+        if case.fault:
+            row, why = TABBED.get(case.fault, QUOTES[case.fault]) if tabs else QUOTES[case.fault]
+            body.write((row.replace(",", "\t") if tabs else row).format(f"in/{number}.png") + "\n")
+            expected.append(Why(why))
+            continue
+        text = case.caption if case.text is not None and case.caption.isprintable() else None
+        text = f'say "{text}"\n, then' if text and number % 4 == 1 else text
+        rows.writerow([f"in/{number}.png" if number % 5 != 4 else "", text or ""])
+        unread = Why("names no picture" if number % 5 == 4 else "`text` is null" if not text else case.why)
+        expected.append((text.strip(), case.red) if text and number % 5 != 4 and case.red is not None else unread)
+    (root / "metadata.csv").write_text(body.getvalue(), newline="")
     return {"source": "folder", "path": str(root)}, expected
 
 
@@ -133,40 +241,56 @@ def file_name(case):
     return re.sub(r"[/\x00]", "", case.name).encode("utf-8", "surrogateescape")[:180].decode("utf-8", "surrogateescape")
 
 
-def caption_file(number, case):
-    """The file of a case's caption: its ending and bytes, and whether its text comes out."""
-    if case.text is not None and number % 3:
-        return ("txt", "caption", "TXT")[number % 3], case.caption.encode()
-    if isinstance(case.caption, str) and number % 3 and not case.caption.isascii():
-        return "txt", case.caption.encode("utf-16", "surrogatepass")  # no UTF-8
-    return "json", json.dumps({"caption": case.caption}).encode()
+def caption_files(number, case):
+    """The files of a case's caption, each its ending and bytes, and what must come out."""
+    if case.fault == "two texts":
+        both = [("json", json.dumps({"caption": case.caption}).encode()), ("txt", case.caption.encode() + b" and more")]
+        return both[:: 1 if number % 2 else -1], Why("has two values for the field 'caption'")
+    if case.fault == "long" and number % 2:
+        return [("txt", LONG.encode())], Why("a text of 1,000,002 characters is over the limit")
+    if case.fault is None and case.text is not None and number % 3:
+        return [(("txt", "caption", "TXT")[number % 3], case.caption.encode())], right(case)
+    if case.fault is None and isinstance(case.caption, str) and number % 3 and not case.caption.isascii():
+        return [("txt", case.caption.encode("utf-16", "surrogatepass"))], Why("is not UTF-8 text")
+    written, out = as_json(case)
+    return [("json", written.encode())], out
 
 
 def write_folder(root, records):
     """Pictures with a file of their caption beside; names no one would choose; links, pipes and folders that look like pictures."""
     root.mkdir(parents=True)
-    expected = []
+    expected, frames = [], 0
     for number, case in enumerate(records):
         stem = f"{number:02d}{file_name(case)}"
-        ending, body = caption_file(number, case)
-        (root / f"{stem}.{ending}").write_bytes(body)
+        captions, out = caption_files(number, case)
+        for ending, body in captions:
+            (root / f"{stem}.{ending}").write_bytes(body)
         (root / f"{stem}.{('png', 'JPG', 'webp')[number % 3]}").write_bytes(case.body)
-        if not re.fullmatch(r".+\.frame[^.]*", stem, re.DOTALL):
-            expected.append(right(case))
+        if re.fullmatch(r".+\.frame[^.]*", stem, re.DOTALL):
+            frames += 1 + len(captions)
+        else:
+            expected.append(out)
     os.mkfifo(root / "50.png")
     (root / "51.png").symlink_to("nowhere")
     (root / "52.png").mkdir()
+    LEFT_OUT[str(root)] = frames + 2
     return {"source": "folder", "path": str(root)}, expected
+
+
+LEFT_OUT: dict[str, int] = {}
+"""The number of files that belong to no sample, by folder."""
 
 
 def write_shards(root, records):
     """One tar; a sample's name is plain, as its members are told apart by dots, but for letters and spaces of any language."""
-    members = []
+    members, expected = [], []
     for number, case in enumerate(records):
         stem = f"{'./' * (number % 2)}{number:02d}{file_name(case).replace('.', '')}"
-        ending, body = caption_file(number, case)
-        members += [(f"{stem}.{('png', 'JPG', 'webp')[number % 3]}", case.body), (f"{stem}.{ending}", body)]
-    return {"source": "shards", "path": str(pack(root / "a.tar", members))}, [right(case) for case in records]
+        captions, out = caption_files(number, case)
+        members += [(f"{stem}.{('png', 'JPG', 'webp')[number % 3]}", case.body)]
+        members += [(f"{stem}.{ending}", body) for ending, body in captions]
+        expected.append(out)
+    return {"source": "shards", "path": str(pack(root / "a.tar", members))}, expected
 
 
 def write_datasets(root, records):
@@ -175,17 +299,26 @@ def write_datasets(root, records):
     import pyarrow.parquet
 
     root.mkdir(parents=True)
-    cells, captions, expected = [], [], []
+    cells, captions, turns, expected = [], [], [], []
     for number, case in enumerate(records):
         (root / f"{number}.png").write_bytes(case.body)
         by_path = {"bytes": None, "path": f"{number}.png" if number % 4 else "../../etc/passwd"}
         cells.append(by_path if number % 2 == 0 else {"bytes": case.body, "path": "elsewhere.png"})
         written = isinstance(case.caption, str) and case.caption.isprintable() and len(case.caption) < 100
-        captions.append(case.caption if case.text is not None or written else None)
-        expected.append(right(case) if number % 4 else None)
+        marked = case.fault == "mark in the system's text"
+        text = case.caption if case.fault is None and (case.text is not None or written) else LONG if case.fault == "long" else None
+        captions.append(text)
+        turns.append(marked_turns(case) if marked else None)
+        why = Why(
+            "the text of the system holds <image>" if marked else "over the limit" if text == LONG else "null" if text is None else ""
+        )
+        expected.append(Why("leaves the folder") if number % 4 == 0 else why or right(case))
     features = {"image": {"_type": "Image"}, "caption": {"dtype": "string", "_type": "Value"}}
+    of_turn = {name: {"dtype": "string", "_type": "Value"} for name in ("role", "content")}
+    features["messages"] = {"feature": of_turn, "_type": "List"}
     pictures = pyarrow.array(cells, pyarrow.struct({"bytes": pyarrow.binary(), "path": pyarrow.string()}))
-    table = pyarrow.table({"image": pictures, "caption": captions})
+    messages = pyarrow.array(turns, pyarrow.list_(pyarrow.struct({"role": pyarrow.string(), "content": pyarrow.string()})))
+    table = pyarrow.table({"image": pictures, "caption": captions, "messages": messages})
     table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
     pyarrow.parquet.write_table(table, root / "a.parquet")
     return {"source": "datasets", "path": str(root / "a.parquet")}, expected
@@ -199,32 +332,39 @@ WITH_PACKAGE = ("metadata.csv", "datasets")
 
 
 def came_out(source):
-    """(text, red of the picture) of each sample, or None for a bad one that has a reason."""
+    """(text, red of the picture) of each sample, or the reason of a bad one."""
     told = []
     for index in range(len(source)):
         try:
             sample = source[index]
             (pixels,) = [images.decode(body) for body in sample["images"]]
         except BadSample as error:
-            told.append(None if str(error) else "no reason")
+            told.append(str(error))
             continue
         (red,) = pixels[0].unique().tolist()
         told.append((sample["messages"][-1]["content"], red))
     return told
 
 
+def differences(told, expected):
+    """(index, what came out, what should have) of each record that is neither the right sample nor a bad one for the right reason."""
+    pairs = enumerate(zip(told, expected, strict=True))
+    return [
+        (i, str(was)[:200], right) for i, (was, right) in pairs if not (right in was if isinstance(right, Why) and was else was == right)
+    ]
+
+
 @pytest.mark.parametrize("kind", list(WRITERS))
-@settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
 @given(FIFTY)
 def test_each_of_fifty_records_is_the_right_sample_or_a_bad_one(kind, records):
     pytest.importorskip("datasets") if kind in WITH_PACKAGE else None
     with tempfile.TemporaryDirectory() as folder:
         entry, expected = WRITERS[kind](Path(folder) / "data", records)
         source = open_source(SourceEntry(**entry), seed=0, cache=f"{folder}/cache")
-        assert came_out(source) == expected
+        assert not differences(came_out(source), expected)
         if kind == "folder":
-            frames = RECORDS - len(expected)
-            assert sum(source.left_out.values()) == 2 + 2 * frames
+            assert sum(source.left_out.values()) == LEFT_OUT.pop(entry["path"])
 
 
 SEEN: set[tuple[str, int]] = set()
@@ -260,9 +400,11 @@ def test_an_epoch_of_fifty_records_is_accounted_for(kind, records):
         settings += [f"data.train=[{json.dumps(entry)}]", f"data.cache={root}/cache", "guard.max_bad_fraction=0.99"]
         assert cli.main(["train", str(recipe), f"--run={root / 'run'}", *(f"--{item}" for item in settings)]) == 0
         bad = [row for row in files.read_rows(root / "run" / "quarantine.jsonl") if row["attempt"] == 0]
-        assert sorted(row["index"] for row in bad) == [index for index, case in enumerate(expected) if case is None]
-        assert all(row["reason"] for row in bad)
-        assert {case for case in expected if case is not None} == SEEN
+        reasons = {row["index"]: row["reason"] for row in bad}
+        of_bad = {index: right for index, right in enumerate(expected) if isinstance(right, Why)}
+        assert reasons.keys() == of_bad.keys() and len(reasons) == len(bad)
+        assert not differences([reasons[index] for index in of_bad], list(of_bad.values()))
+        assert {right for right in expected if not isinstance(right, Why)} == SEEN
         (newest, *_) = checkpoint.published(root / "run")
         totals = checkpoint.read(newest).manifest["state"]["totals"]
         assert (totals["samples"], totals["bad"]) == (len(expected), len(bad))

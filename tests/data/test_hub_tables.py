@@ -1,6 +1,10 @@
-"""Datasets of the Hub that are JSON or CSV files are read as local ones are: no cell is taken for another type, or for nothing."""
+"""Datasets of the Hub that are JSON, CSV or picture files are read as local ones are, and those that it refuses are not read."""
 
 import importlib
+import io
+import json
+import re
+import zipfile
 
 import pytest
 
@@ -8,6 +12,7 @@ from plait.config.schema import SourceEntry
 from plait.data.sources.open import open_source
 from plait.errors import BadSample, PlaitError
 from tests import hub_server
+from tests.data.packing import picture
 from tests.hub_server import Repository
 
 datasets = pytest.importorskip("datasets")
@@ -44,16 +49,134 @@ def test_a_dataset_of_texts_keeps_them_as_they_are(tmp_path, hub, file, body, la
         open_source(SourceEntry(source="datasets", name="someone/data", split="test"), seed=0, cache=tmp_path / "cache")
 
 
-def test_the_last_download_is_read_where_the_hub_cannot_be_asked_and_a_card_of_classes_is_heeded(tmp_path, hub):
-    hub.repositories["datasets", "someone/data"] = Repository({"train.csv": CSV})
-    entry = SourceEntry(source="datasets", name="someone/data")
-    first = open_source(entry, seed=0, cache=tmp_path / "cache")
-    hub.repositories["datasets", "someone/data"].fault = 403
-    again = open_source(entry, seed=0, cache=tmp_path / "cache")
+ENTRY = SourceEntry(source="datasets", name="someone/data")
+
+
+@pytest.fixture
+def no_waits(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
+
+
+def parquet(**columns):
+    import pyarrow
+    import pyarrow.parquet
+
+    body = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table(columns), body)
+    return body.getvalue()
+
+
+FORMATS = {"train.csv": CSV, "train.parquet": lambda: parquet(caption=["NA", "null"]), "train/a.png": picture(3)}
+
+
+def published(file):
+    body = FORMATS[file]
+    beside = {"train/a.txt": b"beside it"} if file.endswith(".png") else {}
+    return Repository({file: body() if callable(body) else body, **beside})
+
+
+@pytest.mark.parametrize("file", FORMATS)
+def test_the_last_download_is_read_where_the_hub_cannot_be_asked_and_that_is_told(tmp_path, hub, no_waits, caplog, file):
+    repository = hub.repositories["datasets", "someone/data"] = published(file)
+    first = open_source(ENTRY, seed=0, cache=tmp_path / "cache")
+    assert "could not be asked" not in caplog.text
+    repository.fault = 503
+    again = open_source(ENTRY, seed=0, cache=tmp_path / "cache")
     assert told(again) == told(first) and again.fingerprint == first.fingerprint
+    (line,) = [record.getMessage() for record in caplog.records if record.name.startswith("plait")]
+    assert re.fullmatch(r"someone/data: the Hub could not be asked \(\w+\), so what was downloaded of it before is read", line)
     with pytest.raises(PlaitError, match=r"datasets cannot load someone/data \(train\): "):
-        open_source(entry, seed=0, cache=tmp_path / "other")
-    card = b"---\ndataset_info:\n  features:\n  - {name: kind, dtype: {class_label: {names: {'0': cat, '1': dog}}}}\n---\n"
-    hub.repositories["datasets", "someone/classes"] = Repository({"train.csv": b"kind\n1\n0\n", "README.md": card})
-    entry = SourceEntry(source="datasets", name="someone/classes", template={"assistant": "{kind}"})
-    assert told(open_source(entry, seed=0, cache=tmp_path / "cache")) == ["dog", "cat"]
+        open_source(ENTRY, seed=0, cache=tmp_path / "other")
+
+
+@pytest.mark.parametrize("file", FORMATS)
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"fault": 403}, "the Hub refuses access to it (403): ask for access at {url}/datasets/someone/data, and set HF_TOKEN"),
+        ({"fault": 401}, "someone/data"),
+        ({"gated": True}, "it is gated: accept its licence at {url}/datasets/someone/data, and set HF_TOKEN"),
+        ({"private": True}, "there is no {url}/datasets/someone/data, or it is private"),
+    ],
+    ids=["403", "401", "gated", "private"],
+)
+def test_what_the_hub_refuses_is_refused_although_it_was_downloaded_before(tmp_path, hub, caplog, file, change, line):
+    repository = hub.repositories["datasets", "someone/data"] = published(file)
+    open_source(ENTRY, seed=0, cache=tmp_path / "cache")
+    for name, value in change.items():
+        setattr(repository, name, value)
+    with pytest.raises(PlaitError) as error:
+        open_source(ENTRY, seed=0, cache=tmp_path / "cache")
+    assert line.format(url=hub.url) in str(error.value) and "\n" not in str(error.value)
+    assert "could not be asked" not in caplog.text
+
+
+def with_card(card, **files):
+    return Repository({"README.md": f"---\n{card}\n---\n".encode(), **{name.replace("_", "."): body for name, body in files.items()}})
+
+
+CLASSES = "dataset_info:\n  features:\n  - {name: kind, dtype: {class_label: {names: {'0': cat, '1': dog}}}}\n"
+KINDS = {
+    "train_csv": b"kind,note\n1,NA\n0,007\ndog,null\n-1,x\n7,x\nnine,x\n",
+    "train_jsonl": b"".join(
+        json.dumps({"kind": kind, "note": note}).encode() + b"\n"
+        for kind, note in ((1, "NA"), (0, "007"), ("dog", "null"), (-1, "x"), (7, "x"), ("nine", "x"))
+    ),
+}
+
+
+@pytest.mark.parametrize("file", KINDS)
+def test_classes_of_a_card_are_named_and_other_texts_stay(tmp_path, hub, file):
+    hub.repositories["datasets", "someone/data"] = with_card(CLASSES, **{file: KINDS[file]})
+    for columns, name in (({}, "kind"), ({"sort": "kind"}, "sort")):
+        entry = SourceEntry(source="datasets", name="someone/data", columns=columns, template={"assistant": f"{{{name}}} {{note}}"})
+        null, beyond, unknown = told(source := open_source(entry, seed=0, cache=tmp_path / "cache"))[3:]
+        assert told(source)[:3] == ["dog NA", "cat 007", "dog null"]
+        assert "is null" in null and f"`{name}` is class 7 of 2" in beyond and "no name or number of one of its 2 classes" in unknown
+
+
+def test_a_card_that_says_how_files_are_parsed_is_refused(tmp_path, hub):
+    card = "configs:\n- {config_name: default, data_files: train.csv, column_names: [a, b]}"
+    hub.repositories["datasets", "someone/data"] = with_card(card, train_csv=b"1,2\n")
+    with pytest.raises(
+        PlaitError, match=r"its card sets how its files are parsed \(.*column_names.*\), which is not followed: download it"
+    ):
+        open_source(ENTRY, seed=0, cache=tmp_path / "cache")
+
+
+def test_files_of_another_format_are_counted(tmp_path, hub):
+    hub.repositories["datasets", "someone/data"] = Repository({"train.csv": CSV, "train-2.csv": CSV, "train-3.jsonl": JSON})
+    source = open_source(ENTRY, seed=0, cache=tmp_path / "cache")
+    assert len(source) == 10
+    assert source.left_out == {"data files of other formats than csv, such as train-3.jsonl": 1}
+
+
+def test_an_imagefolder_is_read_as_a_local_one(tmp_path, hub):
+    pictures = {f"train/{name}.png": picture(1) for name in "abc"}
+    rows = b"file_name,text\na.png,NA\nb.png,007\nc.png,\n"
+    hub.repositories["datasets", "someone/data"] = Repository({**pictures, "train/metadata.csv": rows, "test/a.png": picture(2)})
+    source = open_source(ENTRY, seed=0, cache=tmp_path / "cache")
+    assert told(source) == ["NA", "007", "no text: `text` is null"] and source[0]["images"] == [picture(1)]
+    hub.repositories["datasets", "someone/sorted"] = Repository({"cat/a.png": picture(1), "dog/b.png": picture(1), "dog/b.txt": b"x"})
+    entry = SourceEntry(source="datasets", name="someone/sorted", template={"assistant": "{folder}"})
+    assert told(open_source(entry, seed=0, cache=tmp_path / "cache")) == ["cat", "dog"]
+
+
+def zipped():
+    body = io.BytesIO()
+    with zipfile.ZipFile(body, "w") as file:
+        file.writestr("b.png", picture(1))
+    return body.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("files", "line"),
+    [
+        (["data/train-1.png", "data/test-1.png"], "pictures of several splits lie in one folder, as data/test-1.png: download it"),
+        (["train/pictures.zip", "train/a.png"], "its pictures are packed, as in train/pictures.zip: download it"),
+    ],
+)
+def test_an_imagefolder_that_no_reader_takes_is_refused(tmp_path, hub, files, line):
+    hub.repositories["datasets", "someone/data"] = Repository({name: zipped() if name.endswith(".zip") else picture(1) for name in files})
+    with pytest.raises(PlaitError, match=re.escape(line)):
+        open_source(ENTRY, seed=0, cache=tmp_path / "cache")

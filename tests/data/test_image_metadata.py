@@ -2,8 +2,10 @@
 
 import io
 import itertools
+import struct
 import subprocess
 import sys
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -164,6 +166,86 @@ def test_a_png_whose_pixels_are_wrong_under_a_right_checksum_is_refused():
     wrong = parts[b"IDAT"][:-1] + bytes([parts[b"IDAT"][-1] ^ 1])  # zlib's own checksum
     with pytest.raises(BadSample, match="not a readable image"):
         image_files.decode_rgb(png.PNG + b"".join(chunk(k, wrong if k == b"IDAT" else b) for k, b in parts.items()))
+
+
+def with_header(body, **changes):
+    """A PNG with other fields in its header, and the right checksum for them."""
+    parts = list(split(body))
+    names = ("width", "height", "depth", "colour", "compression", "filter", "interlaced")
+    fields = dict(zip(names, struct.unpack(">IIBBBBB", parts[0][1]), strict=True)) | changes
+    header = struct.pack(">IIBBBBB", *(fields[name] for name in names))
+    return png.PNG + b"".join(chunk(kind, header if kind == b"IHDR" else part) for kind, part in parts)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"height": n} for n in (1, 12, 23, 25, 200)), *({"width": n} for n in (1, 20, 39, 41, 80)), {"width": 24, "height": 40},
+        {"depth": 16}, *({"colour": n} for n in (0, 2, 3, 4, 6, 7)), {"interlaced": 1}, {"depth": 4}, {"depth": 3}, {"width": 0},
+    ],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "1"])
+def test_a_png_whose_header_does_not_fit_its_pixels_is_refused(mode, changes):
+    body = encoded("PNG", image=NOISE.convert(mode))
+    if with_header(body) == with_header(body, **changes) or (mode == "1" and changes == {"width": 39}):  # 39 bits are the bytes of 40
+        return
+    with pytest.raises(BadSample, match=r"not a readable image|over the limit"):
+        image_files.decode_rgb(with_header(body, **changes))
+
+
+def test_a_png_of_many_rows_with_damage_under_a_right_checksum_is_refused():
+    parts = dict(split(encoded("PNG", image=NOISE.resize((400, 300)))))
+    for at in range(2, len(parts[b"IDAT"]), 9973):
+        hurt = bytearray(parts[b"IDAT"])
+        hurt[at] ^= 1
+        with pytest.raises(BadSample, match="not a readable image"):
+            image_files.decode_rgb(png.PNG + b"".join(chunk(k, bytes(hurt) if k == b"IDAT" else b) for k, b in parts.items()))
+
+
+def interlaced(pixels):
+    """A PNG of RGB pixels in the seven passes of Adam7."""
+    rows = b""
+    for x, y, dx, dy in ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)):
+        rows += b"".join(b"\0" + row.tobytes() for row in pixels[y::dy, x::dx] if row.size)
+    header = struct.pack(">IIBBBBB", pixels.shape[1], pixels.shape[0], 8, 2, 0, 0, 1)
+    return png.PNG + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def test_an_interlaced_png_of_any_size_is_read_and_refused_under_another_header():
+    for high, wide in itertools.product((1, 2, 3, 5, 8, 9, 17), repeat=2):
+        pixels = np.asarray(NOISE)[:high, :wide]
+        body = interlaced(pixels)
+        assert np.array_equal(image_files.decode_rgb(body), pixels)
+        with pytest.raises(BadSample, match="bytes of pixels, and its header declares"):
+            image_files.decode_rgb(with_header(body, height=high + 1))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "1"])
+def test_a_png_whose_last_rows_are_black_is_read_and_refused_where_rows_are_missing(mode):
+    image = NOISE.convert("RGB")
+    image.paste((0, 0, 0), (0, 12, image.width, image.height))
+    body = encoded("PNG", image=image.convert(mode))
+    pixels = image_files.decode_rgb(body)
+    assert pixels.shape == (image.height, image.width, 3) and not pixels[12:].any() and pixels.flags.writeable
+    for height in (image.height - 1, image.height + 1):
+        with pytest.raises(BadSample, match=r"its header declares [0-9,]+: one of the two is damaged"):
+            image_files.decode_rgb(with_header(body, height=height))
+
+
+def test_a_png_that_unpacks_to_far_more_than_its_header_says_takes_no_memory():
+    packer, bomb = zlib.compressobj(), b""
+    for _ in range(300):
+        bomb += packer.compress(bytes(1 << 20))
+    bomb += packer.flush()
+    parts = dict(split(encoded("PNG"))) | {b"IDAT": bomb}
+    tracemalloc.start()
+    with pytest.raises(
+        BadSample, match="it holds more than 2,904 bytes of pixels, and its header declares 2,904: one of the two is damaged"
+    ):
+        image_files.decode_rgb(png.PNG + b"".join(chunk(kind, body) for kind, body in parts.items()))
+    assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    tracemalloc.stop()
 
 
 def segment(marker, body):

@@ -237,7 +237,7 @@ def test_wrong_entries_each_give_one_clear_line(tmp_path):
         (entry("shards", tar, options={"image": "x"}), "no option 'image'; it takes none"),
         (entry("jsonl", tmp_path / "empty.jsonl", options={"image": "x"}), "no option 'image'; did you mean 'images'?"),
         (entry("jsonl", tmp_path / "empty.jsonl"), "empty.jsonl holds no records"),
-        (entry("jsonl", "https://x/a.jsonl"), "is remote, which only shards can be"),
+        (entry("jsonl", "https://x/a.jsonl"), "is remote, which only the sources shards and datasets can be"),
         (entry("folder", tmp_path / "empty"), "there is no image under"),
         (entry("folder", tmp_path / "none"), "is not a folder"),
         (entry("shards", "nowhere://x/*.tar"), "cannot open nowhere://x/*.tar: Protocol not known"),

@@ -16,8 +16,10 @@ from plait.errors import printable
 
 _NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _LOGIN = "set HF_TOKEN to a token of that account (or `hf auth login`)"
-_UNAUTHORIZED = 401
-_UNREACHED = frozenset(["LocalEntryNotFoundError", "ConnectError", "ConnectionError", "ConnectTimeout", "ReadTimeout", "ProxyError"])
+_UNAUTHORIZED, _FORBIDDEN = 401, 403
+_LATER = frozenset([408, 425, 429])  # statuses of requests that may succeed later, as those from 500 on
+_NO_NETWORK = frozenset(["ConnectError", "ConnectionError", "ConnectTimeout", "ReadTimeout", "ProxyError", "TransportError"])
+_UNREACHED = _NO_NETWORK | {"LocalEntryNotFoundError"}
 
 
 def reason(error: BaseException, repository: str) -> str:
@@ -47,6 +49,9 @@ def refusal(error: BaseException, repository: str, *, dataset: bool = False) -> 
         return f"it is gated: accept its licence at {page}, {cure}"
     if _status(error) == _UNAUTHORIZED and _has_token():
         return "the Hub refuses the token (401): set HF_TOKEN to one that is valid, or run `hf auth login` again"
+    if _status(error) == _FORBIDDEN:
+        cure = "with the account of the token that is set" if _has_token() else f"and {_LOGIN}"
+        return f"the Hub refuses access to it (403): ask for access at {page}, {cure}"
     if "RevisionNotFoundError" in kinds:
         return f"there is no such revision of it: {page} lists its branches and commits"
     if kinds & {"RepositoryNotFoundError", "DatasetNotFoundError"}:  # datasets drops what its own error came from
@@ -57,6 +62,21 @@ def refusal(error: BaseException, repository: str, *, dataset: bool = False) -> 
     if unreached:
         return f"it is not in the cache, and {endpoint} cannot be reached (HF_ENDPOINT, proxies): download it elsewhere: {download}"
     return None
+
+
+def unreachable(error: BaseException) -> bool:
+    """Return whether the Hub could not be asked (no network, offline mode, a server that fails), rather than that it refused.
+
+    Only then may a copy of an earlier download stand in for what was asked.
+    """
+    kinds: set[str] = set()
+    for each in _chain(error):
+        if (response := vars(each).get("response")) is not None:
+            return int(response.status_code) >= 500 or int(response.status_code) in _LATER
+        kinds |= {kind.__name__ for kind in type(each).__mro__}
+        if kinds & (_NO_NETWORK | {"OfflineModeIsEnabled"}):
+            return True
+    return "LocalEntryNotFoundError" in kinds
 
 
 def _has_token() -> bool:

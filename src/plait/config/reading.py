@@ -20,6 +20,7 @@ from plait.errors import PlaitError
 
 COMMENT = "_comment"
 _DEPTH, _VALUES = 64, 100_000  # of mappings and lists in each other; of values in a file, with those that aliases repeat
+_BYTES = 1 << 20  # of a file, and of its texts with those that aliases repeat: a second to read
 _TAG = "tag:yaml.org,2002:"
 _SCALARS = {
     "bool": (r"true|True|TRUE|false|False|FALSE|on|On|ON|off|Off|OFF|yes|Yes|YES|no|No|NO", "tTfFoOyYnN"),
@@ -45,7 +46,7 @@ class _Loader(yaml.SafeLoader):
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
-        self.depth = self.values = 0
+        self.depth = self.values = self.characters = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         """Compose the node that is next. Raises _TooDeep below _DEPTH nodes, before anything under it is read."""
@@ -164,8 +165,18 @@ def scalar(text: str) -> Any:
 
 
 def write_yaml(value: Any) -> str:
-    """Return plain data (dicts, lists, scalars) as YAML text, which `read` turns back into nodes of the same data."""
-    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    """Return plain data (dicts, lists, scalars) as YAML text, which `read` turns back into nodes of the same data.
+
+    Raises PlaitError for a text that is longer than `read` takes.
+    """
+    text = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    if (size := len(text.encode(errors="surrogatepass"))) > _BYTES:
+        raise PlaitError(f"the configuration with all its defaults has {size:,} bytes, and {_too_large()}")
+    return text
+
+
+def _too_large() -> str:
+    return f"a configuration has at most {_BYTES:,}: keep data in files of their own, and name these"
 
 
 def _text(path: Path) -> str:
@@ -174,6 +185,8 @@ def _text(path: Path) -> str:
     if path.exists() and not path.is_file() and not path.is_dir():  # a pipe would be waited for
         raise PlaitError(f"{path}: not a regular file but a pipe or device: write the configuration to a file")
     try:
+        if path.is_file() and (size := path.stat().st_size) > _BYTES:
+            raise PlaitError(f"{path}: {size:,} bytes, and {_too_large()}")
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         names = sorted(file.name for pattern in ("*.yaml", "*.yml", "*.json*") for file in path.parent.glob(pattern))
@@ -224,6 +237,9 @@ def _from_yaml(loader: _Loader, node: yaml.Node, empty: Node, above: tuple[yaml.
     loader.values += 1
     if loader.values > _VALUES:
         raise PlaitError(f"{empty.file}: invalid YAML: it holds more than {_VALUES:,} values, with those that its aliases repeat")
+    loader.characters += len(node.value) if isinstance(node, yaml.ScalarNode) else 0
+    if loader.characters > _BYTES:
+        raise PlaitError(f"{empty.file}: invalid YAML: it holds more than {_BYTES:,} letters, with those that its aliases repeat")
     if len(above) > _DEPTH:
         raise PlaitError(f"{empty.location}: invalid YAML: {_TOO_DEEP}")
     if any(node is ancestor for ancestor in above):

@@ -18,8 +18,10 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
-from plait.data.formats import image_metadata, png
+from plait.data.formats import image_metadata, png, png_pixels
+from plait.data.formats.encodings import other_kind
 from plait.data.formats.image_metadata import JPEG
+from plait.data.formats.wide_grey import wide_grey
 from plait.errors import BadSample
 
 warnings.filterwarnings("ignore", module=r"PIL\.")  # what is wrong with a file is told by its sample, not by a line from a worker
@@ -48,15 +50,6 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _SIDEWAYS = (5, 6, 7, 8)  # the values that swap width and height
-_OTHER_KINDS = {
-    b"<": "HTML or XML",
-    b"version https://git-lfs": "a Git LFS pointer: fetch the file it stands for with `git lfs pull`",
-    b"{": "JSON",
-    b"PK": "a ZIP archive",
-    b"%PDF": "PDF",
-    b"%!PS": "PostScript",
-    b"8BPS": "PSD",
-}
 _EXIF, _XMP = b"Exif", b"http://ns.adobe.com/xap/"  # the two places of an orientation
 _ADOBE, _JFIF = b"Adobe", b"JFIF"  # what may say how colours are stored
 _WITH_ALPHA = {"RGBA", "LA", "PA", "La", "RGBa"}
@@ -72,20 +65,38 @@ def decode_rgb(data: bytes, *, max_pixels: int = MAX_PIXELS, at_least: tuple[int
     (so that the antialiased resize that follows still does the filtering). Other formats ignore it.
     Raises BadSample for a file that is no image, is damaged, or has more than `max_pixels` pixels.
     """
-    pixels = _decode_plain_jpeg(data, max_pixels, at_least)
-    if pixels is not None:
+    if (pixels := _decode_plain_jpeg(data, max_pixels, at_least)) is not None:
         return pixels
 
     def decode(body: bytes) -> np.ndarray:
+        if body.startswith(png.PNG) and (pixels := _decode_png(body, max_pixels)) is not None:
+            return pixels
         with _open(body) as image:
-            return _decode_opened(image, max_pixels, at_least)
+            _check_header(image, image.size, max_pixels)
+            return _decode_opened(image, at_least)
 
     return _with_pillow(data, decode)
 
 
-def _decode_opened(image: Image.Image, max_pixels: int, at_least: tuple[int, int] | None) -> np.ndarray:
+def _decode_png(data: bytes, max_pixels: int) -> np.ndarray | None:
+    """Decode a PNG as one of a row more than it declares. None if that fails. Raises BadSample as `decode_rgb` does.
+
+    Pillow tells neither that rows are left nor that some are missing. They are counted where the row more is not empty, or the last is.
+    """
+    with contextlib.suppress(*_DECODER_ERRORS), _open(png.one_row_more(data)) as image:
+        width, height = image.width, image.height - 1
+        _check_header(image, (width, height), max_pixels)
+        turn = _orientation(image)
+        last, more = (image.crop((0, y, width, y + 1)).tobytes().strip(b"\0") for y in (height - 1, height))
+        if (last and not more) or not png_pixels.misfit(data):
+            return _rgb(image.crop((0, 0, width, height)).transpose(_UPRIGHT[turn])) if turn in _UPRIGHT else _rgb(image)[:height]
+    if misfit := png_pixels.misfit(data):
+        raise BadSample(f"not a readable image ({len(data)} bytes): {misfit}")
+    return None
+
+
+def _decode_opened(image: Image.Image, at_least: tuple[int, int] | None) -> np.ndarray:
     """Decode an image that Pillow has opened to uint8 RGB (H, W, 3), upright. Raises BadSample as `decode_rgb` does."""
-    _check_header(image, max_pixels)
     turn = _orientation(image)
     if at_least is not None and image.format == "JPEG":
         high, wide = at_least[::-1] if turn in _SIDEWAYS else at_least
@@ -105,11 +116,10 @@ def over_limit(size: tuple[int, int], max_pixels: int = MAX_PIXELS) -> str | Non
     return f"is over the limit of {max_pixels}" if size[0] * size[1] > max_pixels else None
 
 
-def _check_header(image: Image.Image, max_pixels: int) -> None:
+def _check_header(image: Image.Image, size: tuple[int, int], max_pixels: int) -> None:
     """Raise BadSample for an image over a limit, and for a JPEG that does not say how its colours are stored."""
-    limit = over_limit(image.size, max_pixels)
-    if limit is not None:
-        raise BadSample(f"image of {image.width} x {image.height} pixels {limit}")
+    if limit := over_limit(size, max_pixels):
+        raise BadSample(f"image of {size[0]} x {size[1]} pixels {limit}")
     told = image.info
     known = image_metadata.colours_known
     if isinstance(image, JpegImageFile) and "adobe" in told and not known(image.layers, told.get("adobe_transform"), jfif="jfif" in told):
@@ -129,19 +139,12 @@ def _with_pillow(data: bytes, read: Callable[[bytes], T]) -> T:
         raise BadSample(f"image over the limit of {MAX_PIXELS} pixels: {error}") from error
     except _DECODER_ERRORS as error:
         reason = "no format that is read" if isinstance(error, UnidentifiedImageError) else (str(error).splitlines() or [""])[0]
-        fault = BadSample(f"not a readable image ({len(data)} bytes{_other_kind(data)}): {reason or type(error).__name__}")
+        fault = BadSample(f"not a readable image ({len(data)} bytes{other_kind(data)}): {reason or type(error).__name__}")
         fault.__cause__ = error
     for body in image_metadata.reduced(data):
         with contextlib.suppress(*_DECODER_ERRORS):
             return read(body)
     raise fault
-
-
-def _other_kind(data: bytes) -> str:
-    """Return a guess at what bytes that are no picture are, such as ", PDF"; "" without a guess. Their content is never quoted."""
-    start = data[:200].lstrip()
-    kind = next((kind for begins, kind in _OTHER_KINDS.items() if start.startswith(begins)), "" if data.strip(b"\0") else "all zero")
-    return f", {kind}" if kind else ""
 
 
 def _orientation(image: Image.Image) -> int:
@@ -204,22 +207,10 @@ def _rgb(image: Image.Image) -> np.ndarray:
     if mode == "RGB" and "transparency" not in image.info:
         return np.array(image)
     if mode == "I" or mode.startswith("I;16") or mode == "F":
-        return np.repeat(_wide_grey(np.array(image), mode)[:, :, None], 3, axis=2)
+        return np.repeat(wide_grey(np.array(image), mode)[:, :, None], 3, axis=2)
     if mode in _WITH_ALPHA or "transparency" in image.info:
         straight = image.convert("LA") if mode == "La" else image
         pixels = straight.convert("RGBA")
         white = Image.new("RGBA", pixels.size, (255, 255, 255, 255))
         return np.array(Image.alpha_composite(white, pixels).convert("RGB"))
     return np.array(image.convert("RGB"))
-
-
-def _wide_grey(grey: np.ndarray, mode: str) -> np.ndarray:
-    """Scale greys wider than 8 bits to uint8. Integers are 16-bit (as in PNG, TIFF and PGM), floats run from 0 to 1 (PFM).
-
-    Raises BadSample for values outside that range.
-    """
-    white = 1.0 if mode == "F" else 65535
-    low, high = grey.min(), grey.max()
-    if not (low >= 0 and high <= white):  # also false for NaN
-        raise BadSample(f"grey values from {low} to {high} in an image of mode {mode}; expected 0 to {white}")
-    return np.rint(grey.astype(np.float64) * (255.0 / white)).astype(np.uint8)

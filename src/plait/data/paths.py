@@ -11,7 +11,7 @@ from pathlib import Path
 
 from plait.config import secrets
 from plait.data.addresses import is_remote, is_web, shown
-from plait.data.formats.open_file import try_again
+from plait.data.formats.open_file import check_size, try_again
 from plait.data.remote import connect
 from plait.errors import BadSample, PlaitError
 
@@ -71,12 +71,16 @@ def _too_many(pattern: str, count: int) -> str:
 
 
 def read_regular(path: Path) -> bytes:
-    """Return the bytes of a file that a record names. Raises BadSample if it cannot be read or is no regular file (a FIFO never ends)."""
+    """Return the bytes of a file that a record names.
+
+    Raises BadSample if it cannot be read, is over the limit of one sample, or is no regular file (a FIFO never ends).
+    """
 
     def read() -> bytes:
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise BadSample(f"{path} is no regular file")
+            check_size(path, os.fstat(file.fileno()).st_size)
             return file.read()
 
     try:
@@ -129,9 +133,13 @@ def _real_folders(folder: str) -> tuple[str, ...]:
     return (str(real), *map(str, of_hub))
 
 
-def files(pattern: str, suffix: str, *, split: str | None, default_split: str = "train") -> list[str]:
+Endings = str | tuple[str, ...]
+"""The ending of the names of files, or several of them, in small letters."""
+
+
+def files(pattern: str, suffix: Endings, *, split: str | None, default_split: str = "train") -> list[str]:
     """Return the paths or addresses that `pattern` names, sorted within each brace choice. A folder means its files that end in `suffix`,
-    in capitals or not; `left_out` counts others.
+    in capitals or not, but for hidden ones; `left_out` counts others.
 
     In a folder whose files begin with the names of splits (train-00000.tar, validation-00000.tar), only those of `split` (None: of
     `default_split`) count, so that held-out data is not trained on by naming the folder. Raises PlaitError when nothing matches or a file
@@ -149,11 +157,11 @@ def files(pattern: str, suffix: str, *, split: str | None, default_split: str = 
     return matches
 
 
-def left_out(pattern: str, suffix: str) -> dict[str, int]:
+def left_out(pattern: str, suffix: Endings) -> dict[str, int]:
     """Count by reason what the folders that `pattern` names hold besides the files that `files` returns, and looks like such files.
 
-    That is what lies in subfolders, and names such as a.tar.gz and a.tar.part. Subfolders of a folder at an address are counted, and not
-    looked through: a store may hold millions of files.
+    That is what lies in subfolders or is hidden, and names such as a.tar.gz and a.tar.part. Subfolders of a folder at an address are
+    counted, and not looked through: a store may hold millions of files.
     """
     found: dict[str, list[str]] = {}
     if is_remote(pattern):
@@ -166,21 +174,24 @@ def left_out(pattern: str, suffix: str) -> dict[str, int]:
         for folder in map(local, [pattern] if local(pattern).exists() else braces(pattern)):
             for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
                 below = path.name.lower().endswith(suffix) and path.parent != folder
-                reason = f"{suffix} files in subfolders" if below else _like(path.name, suffix)
+                reason = f"{path.suffix.lower()} files in subfolders" if below else _like(path.name, suffix)
                 if reason and path.is_file():
                     found.setdefault(reason, []).append(path.relative_to(folder).as_posix())
     return {f"{reason}, such as {names[0]}": len(names) for reason, names in found.items()}
 
 
-def _like(name: str, suffix: str) -> str:
-    """Return why a file that does not end in `suffix` looks as if it should be read. "" if it does not, or ends so."""
-    lower = name.lower()
-    if lower.endswith((suffix, *_NO_DATA)) or not (suffix in lower or (suffix == ".tar" and lower.endswith(_PACKED_TAR))):
+def _like(name: str, suffix: Endings) -> str:
+    """Return why a file that is not read looks as if it should be; "" if it does not, or is read."""
+    lower, endings = name.lower(), (suffix,) if isinstance(suffix, str) else suffix
+    if lower.endswith(endings):
+        return "hidden files (a name begins with a dot)" if name.startswith(".") else ""
+    packed = any(ending in lower for ending in endings) or (".tar" in endings and lower.endswith(_PACKED_TAR))
+    if lower.endswith(_NO_DATA) or not packed:
         return ""
-    return f"files that are packed or unfinished, as they do not end in {suffix}"
+    return f"files that are packed or unfinished, as they do not end in {' or '.join(endings)}"
 
 
-def _entries(address: str, suffix: str) -> list[tuple[str, str]]:
+def _entries(address: str, suffix: Endings) -> list[tuple[str, str]]:
     """Return (name, "file" or "directory") of what a folder at an address holds, sorted; [] for any other address."""
     if is_web(address) or any(mark in address for mark in "*?[") or address.lower().endswith(suffix):
         return []
@@ -191,11 +202,12 @@ def _entries(address: str, suffix: str) -> list[tuple[str, str]]:
     return sorted((name.rpartition("/")[2], kind) for name, kind in rows if name != inner.rstrip("/"))
 
 
-def _expand(path: str, suffix: str, split: str | None, default_split: str, *, literal: bool) -> list[str]:
+def _expand(path: str, suffix: Endings, split: str | None, default_split: str, *, literal: bool) -> list[str]:
     """Return the files of one brace choice. `literal`: a path of this very name exists, whatever marks it holds."""
     if is_web(path):  # where ? begins a query, as in a presigned address
         if any(mark in shown(path) for mark in "*[") or shown(path).endswith("/"):
-            raise PlaitError(f"{shown(path)}: files at an http(s) address cannot be listed: name them, as in a-{{00000..00003}}{suffix}")
+            ending = suffix if isinstance(suffix, str) else suffix[0]
+            raise PlaitError(f"{shown(path)}: files at an http(s) address cannot be listed: name them, as in a-{{00000..00003}}{ending}")
         return [path]
     wild = not literal and any(mark in path for mark in "*?[")
     if is_remote(path):
@@ -204,16 +216,20 @@ def _expand(path: str, suffix: str, split: str | None, default_split: str, *, li
             return sorted(system.unstrip_protocol(name) for name in system.glob(inner))
         if path.lower().endswith(suffix) or not system.isdir(inner):
             return [path]
-        inside = [system.unstrip_protocol(name) for name in system.ls(inner, detail=False) if name.lower().endswith(suffix)]
+        inside = [system.unstrip_protocol(name) for name in system.ls(inner, detail=False) if _is_named(name.rpartition("/")[2], suffix)]
         return _of_split(sorted(inside), split, default_split, path)
     on_disk = local(path)
     if wild:
         return sorted(glob(str(on_disk), recursive=True))  # noqa: PTH207  # Path.glob has no absolute patterns, and finds hidden files
     if on_disk.is_dir():
-        return _of_split(sorted(str(file) for file in on_disk.iterdir() if file.name.lower().endswith(suffix)), split, default_split, path)
+        return _of_split(sorted(str(file) for file in on_disk.iterdir() if _is_named(file.name, suffix)), split, default_split, path)
     if not on_disk.exists():
         raise PlaitError(f"there is no file {path!r}" if "$" in path else f"there is no file {str(on_disk)!r}")
     return [str(on_disk)]
+
+
+def _is_named(name: str, suffix: Endings) -> bool:
+    return name.lower().endswith(suffix) and not name.startswith(".")
 
 
 def _of_split(candidates: list[str], split: str | None, default_split: str, folder: str) -> list[str]:

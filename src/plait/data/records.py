@@ -64,14 +64,28 @@ def from_members(name: str, members: Iterable[tuple[str, bytes]]) -> Record:
 
 def parse_json(body: bytes, where: str) -> Any:
     """Parse JSON. Raises BadSample, which names the file (`where`) and the place, if it is broken or gives a key twice."""
+    if body and not body.strip(b"\0\r\n"):
+        raise BadSample(f"{where} is {body.count(0):,} zero bytes: it was not written whole")
     try:
         return json.loads(body, object_pairs_hook=_object)
     except BadSample as error:
         raise BadSample(f"{where}: {error}") from error
+    except json.JSONDecodeError as error:
+        raise BadSample(f"{where} is not JSON: {error}{_cause(error)}") from error
     except ValueError as error:
         raise BadSample(f"{where} is not JSON: {error}") from error
     except RecursionError as error:
         raise BadSample(f"{where} is nested too deeply to be read") from error
+
+
+def _cause(error: json.JSONDecodeError) -> str:
+    """Return what comes after a value that is whole, as the end of a sentence; "" for any other error."""
+    if error.msg != "Extra data":
+        return ""
+    if error.doc[error.pos] == ",":
+        return ": a comma follows a whole record"
+    between = error.doc[len(error.doc[: error.pos].rstrip()) : error.pos]
+    return ": a carriage return alone, which ends no line, stands between records" if "\r" in between else ": several records in one line"
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from plait.commands.pages.card import clean_text
+from plait.commands.pages.card import clean_name, clean_text
 from plait.commands.pages.page import page_pictures, render
 
 KINDS = ("wrong", "unusable", "", "right")
@@ -96,8 +96,8 @@ def render_answers(
     return render(
         "answers.html.j2",
         script="answers.js",
-        title=clean_text(title),
-        details=[(clean_text(name), clean_text(value)) for name, value in details],
+        title=clean_name(title),
+        details=[(clean_name(name), clean_name(value)) for name, value in details],
         overall=overall,
         figures=cleaned,
         intervals=any(figure.interval for figure in cleaned),
@@ -113,7 +113,7 @@ def _fields(answer: Answer, store: _Store) -> dict[str, Any]:
     """Return an answer as the page's JSON has it, without what is empty."""
     pairs = [tuple(clean_text(text) for text in pair) for pair in answer.pairs]
     given = {
-        "id": clean_text(answer.id),
+        "id": clean_name(answer.id),
         "kind": answer.kind,
         "task": clean_text(answer.task or ""),
         "question": clean_text(answer.question),

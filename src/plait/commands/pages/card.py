@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
+from plait.config import secrets
+
 Text = Sequence[tuple[str, bool]]
 """A text as (string, whether it is marked) pieces, called runs."""
 
@@ -41,15 +43,20 @@ class Card:
 
 
 def clean_card(card: Card) -> Card:
-    """Return a copy of the card with `clean_text` applied to all its texts."""
-    notes = {clean_text(name): clean_text(value) for name, value in card.notes.items()}
+    """Return a copy of the card with `clean_text` applied to the sample's text, and `clean_name` to what is said of the sample."""
+    notes = {clean_name(name): clean_name(value) for name, value in card.notes.items()}
     text = [(clean_text(run), bool(marked)) for run, marked in card.text]
-    return Card(card.pictures, text, clean_text(card.title), card.verdict, notes, [clean_text(label) for label in card.labels])
+    return Card(card.pictures, text, clean_name(card.title), card.verdict, notes, [clean_text(label) for label in card.labels])
 
 
 def clean_text(text: str) -> str:
     """Return the text with control and bidi characters and lone surrogates, which would disturb a page, each replaced by U+FFFD."""
     return _CONTROL.sub("\ufffd", text.replace("\r\n", "\n"))
+
+
+def clean_name(text: str) -> str:
+    """Return what is said of samples (names, paths, reasons) as `clean_text` does, without secrets and values of variables in paths."""
+    return clean_text(secrets.shown(text))
 
 
 def join_runs(text: Text) -> list[tuple[str, bool]]:

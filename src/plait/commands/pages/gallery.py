@@ -6,7 +6,7 @@ Marked text (supervised, or a model's answer) has a coloured background. The sam
 from collections.abc import Sequence
 from pathlib import Path
 
-from plait.commands.pages.card import Card, clean_card, clean_text, encode_png
+from plait.commands.pages.card import Card, clean_card, clean_name, clean_text, encode_png
 from plait.commands.pages.page import render_samples
 from plait.commands.pages.sheet import draw_sheet
 from plait.errors import PlaitError
@@ -25,8 +25,8 @@ def write(
         raise PlaitError(f"{title!r} has no sample to show: ask for at least one")
     cleaned = [clean_card(card) for card in cards]
     lines = [clean_text(legend)] if legend else []
-    rows = [(clean_text(name), clean_text(value)) for name, value in details]
-    return write_both(folder, title, lines, cards, render_samples(clean_text(title), lines, rows, cleaned))
+    rows = [(clean_name(name), clean_name(value)) for name, value in details]
+    return write_both(folder, title, lines, cards, render_samples(clean_name(title), lines, rows, cleaned))
 
 
 def write_both(folder: Path, title: str, lines: Sequence[str], cards: Sequence[Card], html: str) -> tuple[Path, Path]:
@@ -35,7 +35,7 @@ def write_both(folder: Path, title: str, lines: Sequence[str], cards: Sequence[C
     Returns (path of the sheet, path of the page).
     """
     sheet, page = folder / "sheet.png", folder / "page.html"
-    drawn = draw_sheet(clean_text(title), [clean_text(line) for line in lines], [clean_card(card) for card in cards])
+    drawn = draw_sheet(clean_name(title), [clean_text(line) for line in lines], [clean_card(card) for card in cards])
     write_whole(sheet, encode_png(drawn))
     write_whole(page, html)
     return sheet, page

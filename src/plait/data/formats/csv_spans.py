@@ -18,7 +18,8 @@ import numpy as np
 from plait.data.formats.spans import Facts, check_bytes, pack
 from plait.errors import BadSample, PlaitError
 
-_DELIMITERS = ",;\t|"
+DELIMITERS = ",;\t|"
+"""Of these the one that a header has most often is the file's delimiter."""
 _QUOTED = re.compile(r'"(?:[^"]|"")*"')
 _LINE_BREAK = re.compile(r"[\r\n]")
 _FILE_NAME = re.compile(r".*\.[A-Za-z]\w{1,4}", re.DOTALL)
@@ -35,7 +36,7 @@ def scan(path: Path) -> tuple[Facts, dict[str, np.ndarray]]:
     check_bytes(path, "CSV")
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
         header = _QUOTED.sub("", _header(_Lines(mapped)))
-        delimiter = max(_DELIMITERS, key=header.count)
+        delimiter = max(DELIMITERS, key=header.count)
         rows = _rows(path, _Lines(mapped), delimiter)
         _, _, names = next(rows, (0, 0, []))
         columns = _columns(path, names)
@@ -132,6 +133,8 @@ def _columns(path: Path, names: list[str]) -> list[str]:
         raise PlaitError(f"the header of {path} is not UTF-8: iconv -f LATIN1 -t UTF-8 {path.name} > new{path.suffix}") from error
     if not columns:
         raise PlaitError(f"the header of {path} is no row of CSV: mend its quotes")
+    if re.fullmatch(r"(?i)sep=.?", columns[0]) and not any(columns[1:]):
+        raise PlaitError(f"the first line of {path} is a spreadsheet's `sep=`, and no header: sed 1d {path.name} > new{path.suffix}")
     twice = next((name for name in columns if columns.count(name) > 1), None)
     if twice is not None:
         raise PlaitError(f"the header of {path} names {twice!r} twice: rename one, as only one of them can be read")

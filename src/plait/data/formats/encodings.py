@@ -11,6 +11,16 @@ _ZEROS: dict[tuple[bool, ...], str] = {
     (False, True, False, True): "UTF-16BE",
 }
 """Encodings without a mark by where the first four bytes of ASCII letters are not zero."""
+_OTHER_KINDS = {
+    b"<": "HTML or XML",
+    b"version https://git-lfs": "a Git LFS pointer: fetch the file it stands for with `git lfs pull`",
+    b"{": "JSON",
+    b"PK": "a ZIP archive",
+    b"%PDF": "PDF",
+    b"%!PS": "PostScript",
+    b"8BPS": "PSD",
+}
+"""Files that are given as pictures by mistake, by their first letters."""
 
 
 def compression(body: bytes) -> str | None:
@@ -24,3 +34,10 @@ def wide_encoding(body: bytes) -> str | None:
         if body.startswith(marks):
             return encoding
     return _ZEROS.get(tuple(byte > 0 for byte in body[:4]))
+
+
+def other_kind(data: bytes) -> str:
+    """Return a guess at what bytes that are no picture are, such as ", PDF"; "" without a guess. Their content is never quoted."""
+    start = data[:200].lstrip()
+    kind = next((kind for begins, kind in _OTHER_KINDS.items() if start.startswith(begins)), "" if data.strip(b"\0") else "all zero")
+    return f", {kind}" if kind else ""

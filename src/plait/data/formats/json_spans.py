@@ -7,15 +7,19 @@ import codecs
 import json
 import mmap
 import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from plait.data.formats.open_file import MOST_BYTES
 from plait.data.formats.spans import Facts, check_bytes, pack
 from plait.errors import PlaitError
 
+_LONGEST_RECORD = 1 << 24  # bytes looked at to tell how the records of a file are divided
+_LARGEST_OBJECT = 1 << 32  # bytes of a file that may be one object with an array of records
 _SPACE = b" \t\r\n"
 _TEXT = re.compile(rb"[^ \t\r\n]")
 
@@ -23,7 +27,8 @@ _TEXT = re.compile(rb"[^ \t\r\n]")
 def scan(path: Path) -> tuple[Facts, dict[str, np.ndarray]]:
     """Find the records; return (facts, arrays): {`format`, `samples`}, and {`start`, `end`}, each record's byte offsets.
 
-    Raises PlaitError for a file without records, and for one that is neither lines, an array, nor an object with one array of records.
+    Raises PlaitError for a file without records, and for one that is neither lines, an array, nor an object with one array of records,
+    with the command that makes lines of it where the records are divided in another way.
     """
     check_bytes(path, "JSON")
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
@@ -32,6 +37,7 @@ def scan(path: Path) -> tuple[Facts, dict[str, np.ndarray]]:
             spans = _array_spans(path, mapped[:])
         else:
             spans = (_spans_in_object(path, mapped) if first == ord("{") else None) or _line_spans(mapped)
+            _check_layout(path, mapped, spans)
     return pack(path, "json", spans)
 
 
@@ -41,8 +47,10 @@ def _spans_in_object(path: Path, mapped: mmap.mmap) -> list[tuple[int, int]] | N
     An item of it that is no object is a record that cannot be read.
     Raises PlaitError for one object with several such arrays, and for one that gives the array's key twice.
     """
-    first_line = _line_from(mapped, 0)
-    if _TEXT.search(mapped, len(first_line)) and _is_json(first_line):
+    first = mapped.find(b"\n") + 1 or len(mapped)
+    if _TEXT.search(mapped, first) and _is_json(mapped, 0, first):
+        return None
+    if len(mapped) > _LARGEST_OBJECT:  # it would be parsed in memory
         return None
     pairs: list[tuple[str, Any]] = []
 
@@ -85,9 +93,12 @@ def _has_text(record: Mapping[str, Any]) -> bool:
     return any(name in record for name in ("messages", "conversations", "caption", "text", "image", "images"))
 
 
-def _is_json(line: bytes) -> bool:
+def _is_json(mapped: mmap.mmap, start: int, end: int) -> bool:
+    """Return whether a line is JSON, and of a length that a record can have."""
+    if end - start > MOST_BYTES:
+        return False
     try:
-        json.loads(line)
+        json.loads(mapped[start:end])
     except (ValueError, RecursionError):
         return False
     return True
@@ -96,16 +107,46 @@ def _is_json(line: bytes) -> bool:
 def _line_spans(mapped: mmap.mmap) -> list[tuple[int, int]]:
     spans: list[tuple[int, int]] = []
     start = 3 if mapped[:3] == codecs.BOM_UTF8 else 0
-    while line := _line_from(mapped, start):
-        if line.strip():
-            spans.append((start, start + len(line)))
-        start += len(line)
+    while start < len(mapped):
+        end = mapped.find(b"\n", start) + 1 or len(mapped)
+        if _TEXT.search(mapped, start, end):
+            spans.append((start, end))
+        start = end
     return spans
 
 
-def _line_from(mapped: mmap.mmap, start: int) -> bytes:
-    mapped.seek(start)
-    return mapped.readline()
+def _check_layout(path: Path, mapped: mmap.mmap, spans: list[tuple[int, int]]) -> None:
+    """Raise PlaitError, with the command that mends it, for objects that are not one per line: divided by commas, of several lines, or
+    by carriage returns alone.
+
+    A line that is broken among others is a bad sample, so the first two lines must both be no JSON.
+    """
+    if not spans or any(_is_json(mapped, start, end) for start, end in spans[:2]):
+        return
+    text = mapped[spans[0][0] : spans[0][0] + _LONGEST_RECORD].decode("latin-1")
+    try:
+        record, end = json.JSONDecoder().raw_decode(text, _past_space(text, 0))
+    except (ValueError, RecursionError):
+        return
+    position = _past_space(text, end)
+    of_one_line = end <= spans[0][1] - spans[0][0]
+    if not isinstance(record, dict) or (position == len(text) and of_one_line):
+        return
+    after = text[position : _past_space(text, position + 1)]  # a comma, if there is one, and the space after it
+    name, plain = shlex.quote(path.name), f"new{path.suffix}"
+    if after.startswith(",") and of_one_line and "\n" in after:
+        fault, cure = "has a comma at the end of its lines", f"sed 's/,[[:space:]]*$//' {name} > {plain}"
+    elif after.startswith(","):
+        fault, cure = (
+            "has commas between its records, and no brackets",
+            f"(echo '['; sed '$ s/,[[:space:]]*$//' {name}; echo ']') > {plain}",
+        )
+    elif "\r" in text[end:position] and "\n" not in text[end:position]:
+        fault, cure = "has carriage returns alone between its records", f"tr '\\r' '\\n' < {name} > {plain}"
+    else:
+        fault = "has several records in one line" if of_one_line else "has records of several lines"
+        cure = f"jq -c . {name} > {plain}"
+    raise PlaitError(f"{path} {fault}; JSON lines are one record a line: {cure}")
 
 
 def _array_spans(path: Path, body: bytes, start: int | None = None, *, whole_file: bool = True) -> list[tuple[int, int]]:

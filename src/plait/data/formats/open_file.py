@@ -13,6 +13,8 @@ from plait.errors import BadSample
 
 T = TypeVar("T")
 
+MOST_BYTES = 1 << 30
+"""The limit for one file, member or record of a sample: a larger one is no picture or text, and its memory is that of the whole run."""
 _PASSING = frozenset([errno.EIO, errno.ESTALE, errno.ETIMEDOUT])  # what a disk, or the network before it, may say once
 _WAITS_S = (0.1, 0.5, 2.0)  # between attempts
 
@@ -32,6 +34,12 @@ def try_again(read: Callable[[], T], path: str | Path) -> T:
     return read()
 
 
+def check_size(path: str | Path, length: int) -> None:
+    """Raise BadSample if what is to be read of a file for one sample is over MOST_BYTES."""
+    if length > MOST_BYTES:
+        raise BadSample(f"{path}: {length:,} bytes for one sample, over the limit of {MOST_BYTES:,}")
+
+
 class OpenFile:
     """A file that is closed when it is garbage-collected. It is not memory-mapped: a mapped file that is truncated kills the process."""
 
@@ -45,7 +53,10 @@ class OpenFile:
         return os.fstat(self._descriptor).st_size
 
     def read(self, offset: int, length: int) -> bytes:
-        """Return `length` bytes from `offset` on. Raises BadSample if the file is shorter than that, OSError if the disk keeps failing."""
+        """Return `length` bytes from `offset` on. Raises BadSample if the file is shorter, or that is over MOST_BYTES; OSError if the
+        disk keeps failing.
+        """
+        check_size(self.path, length)
 
         def read() -> bytes:
             body = os.pread(self._descriptor, length, offset)

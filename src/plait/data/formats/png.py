@@ -9,6 +9,7 @@ from collections.abc import Iterator
 PNG = b"\x89PNG\r\n\x1a\n"
 PIXELS = frozenset([b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"])
 _CHECKED = PIXELS - {b"IEND"}
+PALETTED, MAY_HAVE_PALETTE = 3, (2, 6)  # colour types; the others must have none
 _ANIMATION = frozenset([b"acTL", b"fcTL", b"fdAT"])
 
 
@@ -37,6 +38,19 @@ def damage(data: bytes) -> str:
                 return f"its chunk {hurt.decode()} at byte {at} does not match its checksum: the file is damaged or truncated"
         at += len(chunk)
     return ""
+
+
+def one_row_more(data: bytes) -> bytes:
+    """Return a PNG whose header declares one row more than it did.
+
+    b"" for a PNG with interlaced rows, a header that is not first, or a palette that does not fit its colour type (PNG 11.2.2).
+    """
+    at = data.find(b"IDAT")
+    colour, interlaced = (data[25], data[28]) if data.startswith(PNG + b"\0\0\0\x0dIHDR") and at > 28 else (0, 1)
+    if interlaced or (colour not in MAY_HAVE_PALETTE and (b"PLTE" in data[:at]) != (colour == PALETTED)):
+        return b""
+    header = data[12:20] + (int.from_bytes(data[20:24], "big") + 1).to_bytes(5, "big")[1:] + data[24:29]
+    return data[:12] + header + zlib.crc32(header).to_bytes(4, "big") + data[33:]
 
 
 def chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:

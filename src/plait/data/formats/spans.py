@@ -13,6 +13,7 @@ import numpy as np
 from plait.data.formats.encodings import compression, wide_encoding
 from plait.errors import PlaitError
 
+_LOOKED_AT = 4096  # bytes at a file's start
 _PACKED = (".gz", ".bz2", ".xz", ".zst")
 
 Facts = dict[str, Any]
@@ -38,10 +39,13 @@ def check_file(path: Path) -> None:
 
 
 def check_bytes(path: Path, format_name: str) -> None:
-    """Raise PlaitError if a file is none, empty, compressed, or in UTF-16 or UTF-32. `format_name`, such as "CSV", is for the message."""
+    """Raise PlaitError if a file is none, empty, zeros, compressed, or in UTF-16 or UTF-32. `format_name`, as "CSV": for the message."""
     check_file(path)
     with path.open("rb") as file:
-        start = file.read(8)
+        start = file.read(_LOOKED_AT)
+    if not start.strip(b"\0"):
+        zeros = f"its first {len(start):,} bytes are" if path.stat().st_size > len(start) else "all of it is"
+        raise PlaitError(f"{path} was not written whole: {zeros} zero, as after a full disk or a power cut; copy or download it again")
     encoding, packed = wide_encoding(start), compression(start)
     if packed is not None:
         plain = path.name.removesuffix(path.suffix) if path.suffix in _PACKED else f"plain-{path.name}"

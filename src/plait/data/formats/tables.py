@@ -62,7 +62,7 @@ def _rows(file: str) -> int:
 
 
 def _is_parquet(file: str) -> bool:
-    return Path(file).suffix == ".parquet"
+    return Path(file).suffix.lower() == ".parquet"
 
 
 def _arrow(file: str) -> Any:

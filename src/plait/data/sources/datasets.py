@@ -1,11 +1,15 @@
 """The kind `datasets`: rows of parquet, JSON, CSV or Arrow files, or of a Hub dataset, through the optional package `datasets`.
 
+Files at an address are downloaded first.
+
 JSON and CSV are read without the package, which guesses types (the text "2024-01-15" becomes a date, "007" a number) and refuses a whole
 file for one broken row. Images stay encoded; a ClassLabel becomes its name, so that a template writes "frog" and not "6".
 """
 
 import json
-from collections.abc import Mapping
+import posixpath
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +21,18 @@ from plait.data import addresses, paths
 from plait.data.formats import tables
 from plait.data.formats.spans import check_bytes, check_file
 from plait.data.records import PATH_FIELDS, Record, as_list
+from plait.data.remote_files import fetched
 from plait.data.sources import hub_files
-from plait.data.sources.contract import Source
+from plait.data.sources.contract import Reader, Source
 from plait.data.sources.conversations import open_conversations
+from plait.data.sources.folder import reader_of
 from plait.data.sources.indexed import LAYOUTS, Chain, IndexedRecords
 from plait.data.sources.kind import Opening, SourceKind
 from plait.data.text import kind_of, rename
 from plait.errors import BadSample, PlaitError
 
-_LOADERS = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv", ".arrow": "arrow"}
+_FORMATS = {**{ending: layout.format for ending, layout in LAYOUTS.items()}, ".parquet": "parquet", ".arrow": "arrow"}
+"""The format of a file by the ending of its name, in small letters or capitals; also the package's name of its loader."""
 
 
 class Table:
@@ -43,18 +50,21 @@ class Table:
             import datasets
         except ImportError as error:
             raise PlaitError("source datasets needs the package `datasets`: pip install 'plait[hub-data]'") from error
-        self.title = Path(path).name if path else str(hub_name)
+        self.title = addresses.name_of(path) if path else str(hub_name)
         self.left_out: Mapping[str, int] = {}
         self.root, self.outside = _root_of_images(path, options), bool(options.get("outside", False))
         try:
-            rows = _load_files(datasets, path, split, cache) if path else _load_hub(datasets, str(hub_name), split, options, cache)
+            rows = _load_path(datasets, path, split, cache) if path else _load_hub(datasets, str(hub_name), split, options, cache)
         except PlaitError:
             raise
         except Exception as error:  # the package and the readers below it raise whatever a damaged file leads them to
             refused = hub_errors.refusal(error, str(hub_name), dataset=True) if hub_name else None
-            raise PlaitError(f"datasets cannot load {path or hub_name} ({split}): {refused or _reason(error)}") from error
+            where = addresses.shown(path or str(hub_name))
+            raise PlaitError(f"datasets cannot load {where} ({split}): {refused or _reason(error)}") from error
         if not len(rows):
-            raise PlaitError(f"{path or hub_name} ({split}) holds no rows; its columns are {', '.join(rows.features) or 'none'}")
+            raise PlaitError(
+                f"{addresses.shown(path or str(hub_name))} ({split}) holds no rows; its columns are {', '.join(rows.features) or 'none'}"
+            )
         self.columns = dict(columns)
         self.labels = {name: f for name, f in rows.features.items() if isinstance(f, datasets.ClassLabel)}
         self.pictures = [name for name, feature in rows.features.items() if _is_image(datasets, feature)]
@@ -107,56 +117,83 @@ def _root_of_images(path: str | None, options: Mapping[str, Any]) -> Path | None
     """Return the folder that image paths are relative to. Raises PlaitError where `images` names none."""
     if "images" in options:
         return paths.folder_of_images(str(options["images"]))
-    if path is None:
+    if path is None or addresses.is_remote(path):
         return None
     named = paths.local(path)
     return named if named.is_dir() else named.parent
 
 
-def _load_files(datasets: Any, path: str, split: str, cache: str | None) -> Any:
-    folder = paths.local(path)
-    if _is_saved(folder):
-        try:
-            saved = datasets.load_from_disk(str(folder))
-        except IndexError as error:  # it has no file of rows
-            raise PlaitError(f"{path} holds no rows") from error
-        if not isinstance(saved, dict):
-            return saved
-        if split not in saved:
-            raise PlaitError(f"{path} has no split {split!r}; it has {', '.join(saved)}")
-        return saved[split]
-    files = _files(path, split)
-    compared = [] if any(map(addresses.is_remote, files)) or Path(files[0]).suffix in LAYOUTS else files
-    tables.check_columns(compared)
+def _load_path(datasets: Any, path: str, split: str, cache: str | None) -> Any:
+    return _load_saved(datasets, path, split) if _is_saved(path) else _load_files(datasets, _copies(path, split, cache), cache)
+
+
+def _load_saved(datasets: Any, path: str, split: str) -> Any:
     try:
-        return datasets.load_dataset(_LOADERS[Path(files[0]).suffix], data_files=files, split="train", cache_dir=cache)
+        saved = datasets.load_from_disk(str(paths.local(path)))
+    except IndexError as error:  # it has no file of rows
+        raise PlaitError(f"{path} holds no rows") from error
+    if not isinstance(saved, dict):
+        return saved
+    if split not in saved:
+        raise PlaitError(f"{path} has no split {split!r}; it has {', '.join(saved)}")
+    return saved[split]
+
+
+def _load_files(datasets: Any, files: Sequence[Path], cache: str | None) -> Any:
+    names = [str(file) for file in files]
+    tables.check_columns(names)
+    try:
+        return datasets.load_dataset(_format(names[0]), data_files=names, split="train", cache_dir=cache)
     except Exception as error:
-        if line := tables.fault(compared):
+        if line := tables.fault(names):
             raise PlaitError(line) from error
         raise
 
 
-def _is_saved(folder: Path) -> bool:
-    """Return whether a folder is what `save_to_disk` of the package writes."""
+def _is_saved(path: str) -> bool:
+    """Return whether a path is a folder that `save_to_disk` of the package writes."""
+    folder = paths.local(path)
     return (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()
 
 
+def _format(file: str) -> str | None:
+    name = addresses.name_of(addresses.spelled_out(file) if addresses.is_remote(file) else file)
+    return _FORMATS.get(Path(name).suffix.lower())
+
+
 def _files(path: str, split: str) -> list[str]:
-    """Return the data files that a path names, all of one format. Raises PlaitError for files of an unknown format and for empty ones."""
+    """Return the paths or addresses of the data files that a path names, all of one format.
+
+    Raises PlaitError for files of several formats or an unknown one, and for empty ones.
+    """
     folder = paths.local(path)
-    files = _in_folder(folder, split) if folder.is_dir() else paths.files(path, "", split=None)
-    unknown = next((file for file in files if Path(file).suffix not in _LOADERS), None)
+    in_folder = not addresses.is_remote(path) and folder.is_dir()
+    files = _in_folder(folder, split) if in_folder else paths.files(path, "", split=None)
+    unknown = next((file for file in files if _format(file) is None), None)
     if unknown is not None:
-        if Path(unknown).with_suffix("").suffix in LAYOUTS and not addresses.is_remote(unknown):
+        remote = addresses.is_remote(unknown)
+        if not remote and Path(unknown).with_suffix("").suffix.lower() in LAYOUTS:
             check_bytes(Path(unknown), "text")  # tells compression
-        raise PlaitError(f"cannot tell the format of {unknown}; known endings: {', '.join(_LOADERS)}")
-    other = next((file for file in files if _LOADERS[Path(file).suffix] != _LOADERS[Path(files[0]).suffix]), None)
-    if other is not None:
-        raise PlaitError(f"{files[0]} and {other} are of two formats: give each its own entry")
+        shown = addresses.shown(unknown) if remote else unknown
+        raise PlaitError(f"cannot tell the format of {shown}; known endings: {', '.join(_FORMATS)}")
+    counts = Counter(map(_format, files))
+    if len(counts) > 1:
+        told = " and ".join(f"{count} {kind}" for kind, count in counts.items())
+        place = path.rstrip("/") if in_folder else posixpath.dirname(path) or "."
+        firsts = [next(file for file in files if _format(file) == kind) for kind in counts]
+        cure = " or ".join(f"path: {place}/*{Path(addresses.name_of(file)).suffix}" for file in firsts)
+        raise PlaitError(
+            f"{addresses.shown(path)} names files of {len(counts)} formats ({told}), and a source reads one: name it, as {cure}"
+        )
     for file in files:
         if not addresses.is_remote(file):
             check_file(Path(file))
     return files
+
+
+def _copies(path: str, split: str, cache: str | None) -> list[Path]:
+    """Return the data files that a path names; those at addresses are downloaded. Raises PlaitError as `_files` does."""
+    return [fetched(file, cache) if addresses.is_remote(file) else Path(file) for file in _files(path, split)]
 
 
 def _reason(error: BaseException) -> str:
@@ -168,13 +205,13 @@ def _reason(error: BaseException) -> str:
 
 
 def _in_folder(folder: Path, split: str) -> list[str]:
-    for suffix in _LOADERS:
-        if any(folder.glob(f"*{suffix}")):
-            return paths.files(str(folder), suffix, split=None, default_split=split)
-    raise PlaitError(f"no file in {folder} ends in {', '.join(_LOADERS)}")
+    if not any(_format(file.name) for file in folder.iterdir()):
+        raise PlaitError(f"no file in {folder} ends in {', '.join(_FORMATS)}")
+    return paths.files(str(folder), tuple(_FORMATS), split=None, default_split=split)
 
 
 def _load_hub(datasets: Any, name: str, split: str, options: Mapping[str, Any], cache: str | None) -> Any:
+    hub_files.check_access(name, options.get("revision"))
     return datasets.load_dataset(name, options.get("config"), split=split, revision=options.get("revision"), cache_dir=cache)
 
 
@@ -188,24 +225,46 @@ def _encoded(datasets: Any, feature: Any) -> Any:
     return undecoded if isinstance(feature, datasets.Image) else datasets.List(undecoded)
 
 
-def _text_files(entry: SourceEntry, split: str, cache: str | None) -> list[str]:
-    """Return the JSON or CSV files that an entry names, those of a Hub dataset downloaded; [] for other formats."""
-    if entry.path is None:
-        return hub_files.text_files(str(entry.name), split, entry.options, cache)
-    if _is_saved(paths.local(entry.path)):
-        return []
-    files = _files(entry.path, split)
-    return files if Path(files[0]).suffix in LAYOUTS and not any(map(addresses.is_remote, files)) else []
+def _hub_reader(entry: SourceEntry, split: str, cache: str | None) -> Reader:
+    """Return a reader of a Hub dataset: plait's own for text files and imagefolders, the package's table for other formats."""
+    downloaded = hub_files.download(str(entry.name), split, entry.options, cache)
+    reader: Reader
+    if downloaded.folder is not None:
+        reader = reader_of(Path(downloaded.folder), entry, cache)
+    elif downloaded.files:
+        reader = _records([Path(file) for file in downloaded.files], entry, cache)
+    else:
+        reader = Table(None, entry.name, split, entry.options, cache, entry.columns)
+    classes = {ours: downloaded.classes[theirs] for ours, theirs in entry.columns.items() if theirs in downloaded.classes}
+    classes |= {name: names for name, names in downloaded.classes.items() if name not in entry.columns.values()}
+    reader = hub_files.NamedClasses(reader, classes) if classes else reader
+    reader.left_out = {**reader.left_out, **downloaded.left_out}
+    return reader
+
+
+def _reader(path: str, entry: SourceEntry, split: str, cache: str | None) -> Reader:
+    """Return a reader of the files that a path names."""
+    if _is_saved(path):
+        return Table(path, None, split, entry.options, cache, entry.columns)
+    copies = _copies(path, split, cache)
+    text = copies[0].suffix.lower() in LAYOUTS
+    reader: Reader = _records(copies, entry, cache) if text else Table(path, None, split, entry.options, cache, entry.columns)
+    if not addresses.is_remote(path) and paths.local(path).is_dir():
+        reader.left_out = {**reader.left_out, **paths.left_out(path, tuple(_FORMATS))}
+    return reader
+
+
+def _records(files: Sequence[Path], entry: SourceEntry, cache: str | None) -> Reader:
+    """Return a reader of files of JSON or CSV."""
+    root, outside = _root_of_images(entry.path, entry.options), bool(entry.options.get("outside", False))
+    readers = [IndexedRecords(file, LAYOUTS[file.suffix.lower()], cache, entry.columns, images=root, outside=outside) for file in files]
+    return readers[0] if len(readers) == 1 else Chain(readers)
 
 
 def _open(entry: SourceEntry, opening: Opening) -> Source:
     cache, split = str(opening.cache) if opening.cache else None, entry.split or opening.split
-    files = _text_files(entry, split, cache)
-    if not files:
-        return open_conversations(entry, Table(entry.path, entry.name, split, entry.options, cache, entry.columns))
-    root, outside = _root_of_images(entry.path, entry.options), bool(entry.options.get("outside", False))
-    readers = [IndexedRecords(Path(file), LAYOUTS[Path(file).suffix], cache, entry.columns, images=root, outside=outside) for file in files]
-    return open_conversations(entry, readers[0] if len(readers) == 1 else Chain(readers))
+    reader = _reader(entry.path, entry, split, cache) if entry.path else _hub_reader(entry, split, cache)
+    return open_conversations(entry, reader)
 
 
 KIND = SourceKind(

@@ -30,6 +30,7 @@ from plait.errors import BadSample, PlaitError
 _BESIDE = frozenset(TEXT_FIELDS) | {"json"}
 _FRAME = re.compile(r"(.+)\.(frame[^.]*)", re.DOTALL)  # a name may hold line breaks
 _METADATA = ("metadata.jsonl", "metadata.csv")
+_UNREAD_METADATA = "metadata.parquet"
 
 Members = list[tuple[str, str, int]]
 """The files of a sample: (kind as in records.py, such as png or prompt.txt; path below the folder; bytes)."""
@@ -215,29 +216,37 @@ def _first_visit(folder: Path, seen: set[str]) -> bool:
     return new
 
 
+def reader_of(root: Path, entry: SourceEntry, cache: str | Path | None) -> Reader:
+    """Return a reader of the pictures below `root`, as an entry of `data:` asks for them.
+
+    Where `root` has a metadata file, its rows are the records.
+
+    Raises PlaitError for a folder without pictures, and for metadata that cannot be read.
+    """
+    tables = [root / name for name in _METADATA if (root / name).is_file()]
+    if len(tables) > 1:
+        raise PlaitError(f"{root} has both {' and '.join(_METADATA)}; remove the one that does not describe it")
+    if not tables and (root / _UNREAD_METADATA).is_file():
+        raise PlaitError(f"{root / _UNREAD_METADATA} is not read: write its rows as metadata.jsonl, or give its path with source: datasets")
+    if not tables:
+        pictures = Folder(root, entry.columns)
+        if not entry.allow_blank and (below := pictures.metadata_below()):
+            shown = ", ".join(below[:3]) + (", ..." if len(below) > 3 else "")
+            one = root / Path(below[0]).parent
+            raise PlaitError(f"{root} has metadata in its subfolders ({shown}): give the folder of one as a source, such as path: {one}")
+        return pictures
+    layout = CSV if tables[0].suffix == ".csv" else JSON
+    columns, outside = {"image": "file_name"} | dict(entry.columns), bool(entry.options.get("outside", False))
+    rows = IndexedRecords(tables[0], layout, cache, columns, images=root, outside=outside, path_columns=(), movable=False)
+    return Listed(rows, root)
+
+
 def _open(entry: SourceEntry, opening: Opening) -> Source:
     root = paths.local(local_path_of(entry))
     root = root / entry.split if entry.split else root
     if not root.is_dir():
         raise PlaitError(f"{root} is not a folder")
-    tables = [root / name for name in _METADATA if (root / name).is_file()]
-    columns = {"image": "file_name"} | dict(entry.columns)
-    outside = bool(entry.options.get("outside", False))
-    reader: Reader
-    if len(tables) > 1:
-        raise PlaitError(f"{root} has both {' and '.join(_METADATA)}; remove the one that does not describe it")
-    if not tables:
-        reader = Folder(root, entry.columns)
-        if not entry.allow_blank and (below := reader.metadata_below()):
-            shown = ", ".join(below[:3]) + (", ..." if len(below) > 3 else "")
-            one = root / Path(below[0]).parent
-            raise PlaitError(f"{root} has metadata in its subfolders ({shown}): give the folder of one as a source, such as path: {one}")
-    else:
-        layout = CSV if tables[0].suffix == ".csv" else JSON
-        reader = Listed(
-            IndexedRecords(tables[0], layout, opening.cache, columns, images=root, outside=outside, path_columns=(), movable=False), root
-        )
-    return open_conversations(entry, reader)
+    return open_conversations(entry, reader_of(root, entry, opening.cache))
 
 
 KIND = SourceKind("folder", options=("outside",), open=_open)

@@ -1,85 +1,232 @@
-"""The files of a Hub dataset that is made of JSON or CSV files, downloaded to be read by plait's own readers.
+"""Download the JSON, CSV or picture files of a Hub dataset, for plait's own readers.
 
 The package `datasets` says which files a split has, by their names and the dataset's card; it does not read them.
 """
 
+import glob
 import json
 import logging
-from collections.abc import Mapping
-from pathlib import Path
+import posixpath
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import huggingface_hub
+import xxhash
+from huggingface_hub.errors import OfflineModeIsEnabled
 
 from plait.config import hub_errors
 from plait.data.formats import index
+from plait.data.formats.csv_spans import DELIMITERS
+from plait.data.records import Record
+from plait.data.sources.contract import Reader
 from plait.data.sources.indexed import LAYOUTS
-from plait.errors import PlaitError
+from plait.data.text import kind_of
+from plait.errors import BadSample, PlaitError
 from plait.files import write_whole
 from plait.keys import key
 
 log = logging.getLogger(__name__)
 
-_PLAIN = frozenset(["name", "version", "data_dir", "data_files", "description", "sep", "delimiter", "features"])
+_PLAIN = frozenset(["name", "version", "data_dir", "data_files", "description", "sep", "delimiter", "features", "field"])
 """Settings of a dataset's card that change nothing, or that the readers find by themselves."""
+_ARCHIVES = frozenset([".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar"])
+_NO_RECORDS = frozenset(["dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json"])
+_ASKED_WITHIN_S = 30.0
+_NUMBER = re.compile(r"-?\d{1,9}")
 
 
-def text_files(name: str, split: str, options: Mapping[str, Any], cache: str | None) -> list[str]:
-    """Download and return the files of a split of a Hub dataset. [] unless they are JSON or CSV as the readers take them.
+@dataclass(frozen=True)
+class HubFiles:
+    """What was downloaded of a split: `files` of records, or `folder`, an imagefolder. Neither: the package reads its format.
 
-    Where the Hub cannot be asked, those of the last download count. Raises PlaitError if there are none, or no such split.
+    `classes`: {column: names of its classes} by the dataset's card. `left_out`: {reason: number of files that are not read}.
+    """
+
+    files: list[str] = field(default_factory=list)
+    folder: str | None = None
+    classes: dict[str, list[str]] = field(default_factory=dict)
+    left_out: dict[str, int] = field(default_factory=dict)
+
+
+def download(name: str, split: str, options: Mapping[str, Any], cache: str | None) -> HubFiles:
+    """Download and return the files of a split of a Hub dataset. Of formats that only the package reads: an empty HubFiles.
+
+    If the Hub cannot be reached, those of the last download count, which is logged. Raises PlaitError if the Hub refuses the dataset, if
+    there is no such split, and for what the readers cannot read as it is meant.
     """
     asked = [name, split, options.get("config"), options.get("revision")]
-    known = index.cache_folder(cache) / "hub" / f"{key(*map(str, asked)):016x}.json"
+    note = index.cache_folder(cache) / "hub" / f"{key(*map(str, asked)):016x}.json"
     try:
-        files = _download(name, split, options, cache)
-    except ImportError:
-        return []  # the reader of tables names the package
+        listed = _list(name, options.get("revision"))
+        found = _download(name, split, options, cache, listed)
     except PlaitError:
         raise
+    except ImportError:
+        return HubFiles()  # the reader of tables names the package
     except Exception as error:  # the package and the Hub's client raise errors of their own
-        if downloaded := _downloaded(known):
-            log.warning(f"{name}: the Hub could not be asked, so its files of the last download are read")
-            return downloaded
-        why = hub_errors.refusal(error, name, dataset=True) or next(iter(str(error).splitlines()), type(error).__name__)
-        raise PlaitError(f"datasets cannot load {name} ({split}): {why}") from error
-    if files is None:
-        return _downloaded(known)
-    if files:
-        write_whole(known, json.dumps(files))
-    return files
+        refused = hub_errors.refusal(error, name, dataset=True)
+        if not hub_errors.unreachable(error):
+            raise PlaitError(f"datasets cannot load {name} ({split}): {refused or _first_line(error)}") from error
+        downloaded = _downloaded(note)
+        if downloaded != HubFiles():  # else the table asks once more, and tells it
+            _tell_unreached(name, error)
+        return downloaded
+    if found != HubFiles():
+        write_whole(note, json.dumps(asdict(found)))
+    return found
 
 
-def _downloaded(known: Path) -> list[str]:
-    """Return the files of the last download if all of them are still there, else []."""
+def check_access(name: str, revision: str | None) -> None:
+    """Raise PlaitError if the Hub refuses a dataset, or has none of this name.
+
+    Where it cannot be reached, a log line says that an earlier copy counts. The package itself would read one in either case, untold.
+    """
     try:
-        files: list[str] = json.loads(known.read_bytes())
-    except (OSError, ValueError):  # there was none, or its note is damaged
-        return []
-    return files if all(Path(file).is_file() for file in files) else []
+        _list(name, revision)
+    except Exception as error:
+        if not hub_errors.unreachable(error):
+            raise PlaitError(
+                f"datasets cannot load {name}: {hub_errors.refusal(error, name, dataset=True) or _first_line(error)}"
+            ) from error
+        _tell_unreached(name, error)
 
 
-def _download(name: str, split: str, options: Mapping[str, Any], cache: str | None) -> list[str] | None:
-    """Return the files of the split, [] if the readers cannot take them, None where the package knows its own cache only."""
+def _tell_unreached(name: str, error: Exception) -> None:
+    log.warning(f"{name}: the Hub could not be asked ({type(error).__name__}), so what was downloaded of it before is read")
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+class NamedClasses:
+    """A reader of another reader's records, with names for numbers. `classes`: {field: names of its classes, by number}.
+
+    A number may be an integer or its digits, and -1 stands for none, as in the package `datasets`; a name stays.
+    """
+
+    def __init__(self, reader: Reader, classes: Mapping[str, list[str]]) -> None:
+        self.reader, self.classes = reader, dict(classes)
+        self.left_out: Mapping[str, int] = reader.left_out
+        self.digest = xxhash.xxh3_64(repr([reader.digest, sorted(self.classes.items())]).encode()).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.reader)
+
+    def read(self, index: int, /) -> Record:
+        """Return record `index` with the names of its classes. Raises BadSample for a class that does not exist, and as the reader does."""
+        record = self.reader.read(index)
+        named = {field: _class_name(record.fields[field], field, names) for field, names in self.classes.items() if field in record.fields}
+        return record._replace(fields={**record.fields, **named})
+
+
+def _list(name: str, revision: str | None) -> list[str]:
+    """Return the names of a dataset's files, after asking whether its user may read them. Raises what the Hub's client raises."""
     import datasets
 
-    builder = datasets.load_dataset_builder(name, options.get("config"), revision=options.get("revision"), cache_dir=cache)
-    listed = builder.config.data_files
-    if not listed:
-        return None
-    if any(Path(file).suffix not in LAYOUTS for files in listed.values() for file in files) or not _is_plain(datasets, builder):
-        return []
-    if split not in listed:
-        raise PlaitError(f"{name} has no split {split!r}; it has {', '.join(map(str, listed))}")
+    if datasets.config.HF_HUB_OFFLINE:  # by HF_DATASETS_OFFLINE, which the Hub's client does not know
+        raise OfflineModeIsEnabled("HF_DATASETS_OFFLINE is set")
+    api = huggingface_hub.HfApi()
+    told = api.dataset_info(name, revision=revision, timeout=_ASKED_WITHIN_S)
+    if told.gated:
+        api.auth_check(name, repo_type="dataset")
+    return [file.rfilename for file in told.siblings or []]
+
+
+def _downloaded(note: Path) -> HubFiles:
+    """Return the files of the last download if all of them are still there, else an empty HubFiles."""
+    try:
+        last = json.loads(note.read_bytes())
+        found = HubFiles(**last) if isinstance(last, dict) else HubFiles(last)  # a list: by an earlier version
+    except (OSError, ValueError, TypeError):  # there was none, or its note is damaged
+        return HubFiles()
+    return found if all(Path(path).exists() for path in [*found.files, *filter(None, [found.folder])]) else HubFiles()
+
+
+def _download(name: str, split: str, options: Mapping[str, Any], cache: str | None, listed: Sequence[str]) -> HubFiles:
+    """Return the files of the split, downloaded. `listed`: the names of all the dataset's files."""
+    import datasets
+    from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
+
+    with tempfile.TemporaryDirectory() as empty:  # from its own cache the package would read an earlier copy unsaid
+        builder = datasets.load_dataset_builder(name, options.get("config"), revision=options.get("revision"), cache_dir=empty)
     start = f"hf://datasets/{name}@"
-    if not all(file.startswith(start) for file in listed[split]):  # a card may name files elsewhere
-        return []
-    places = [file.removeprefix(start).partition("/") for file in listed[split]]
-    return [huggingface_hub.hf_hub_download(name, path, repo_type="dataset", revision=commit) for commit, _, path in places]
+    by_split = builder.config.data_files
+    if not by_split:  # as where a card names another kind of dataset
+        return HubFiles()
+    text = all(_ending(file) in LAYOUTS for files in by_split.values() for file in files)
+    if not all(file.startswith(start) for files in by_split.values() for file in files):
+        if text:
+            raise PlaitError(f"{name}: its card names files that are not in it: download them, and give their path")
+        return HubFiles()
+    commits = {file.removeprefix(start).partition("/")[0] for files in by_split.values() for file in files}
+    inside = {str(each): [file.removeprefix(start).partition("/")[2] for file in files] for each, files in by_split.items()}
+    if split not in inside:
+        raise PlaitError(f"{name} has no split {split!r}; it has {', '.join(inside)}")
+    if isinstance(builder, ImageFolder):
+        return HubFiles(folder=str(_folder(name, split, inside, commits)))
+    if not text:
+        return HubFiles()
+    _check_card(name, builder)
+    files = [huggingface_hub.hf_hub_download(name, file, repo_type="dataset", revision=min(commits)) for file in inside[split]]
+    classes = {column: kind.names for column, kind in (builder.info.features or {}).items() if isinstance(kind, datasets.ClassLabel)}
+    return HubFiles(files, classes=classes, left_out=_unread(listed, inside))
 
 
-def _is_plain(datasets: Any, builder: Any) -> bool:
-    """Return whether a dataset's card names no classes and nothing on how its files are parsed, as the names of columns."""
+def _folder(name: str, split: str, inside: Mapping[str, Sequence[str]], commits: set[str]) -> Path:
+    """Download the pictures of a split with all that lies beside them, and return their folder.
+
+    Raises PlaitError for archives, and for splits whose pictures lie in one folder: a folder is read whole.
+    """
+    fetch = f"download it (hf download {name} --repo-type dataset --local-dir FOLDER)"
+    packed = next((file for file in inside[split] if _ending(file) in _ARCHIVES), None)
+    if packed is not None:
+        raise PlaitError(f"{name}: its pictures are packed, as in {packed}: {fetch}, unpack it, and read it as `source: folder`")
+    root = posixpath.commonpath([posixpath.dirname(file) for file in inside[split]])
+    below = f"{root}/" if root else ""
+    other = next((file for each, files in inside.items() if each != split for file in files if file.startswith(below)), None)
+    if other is not None:
+        raise PlaitError(f"{name}: pictures of several splits lie in one folder, as {other}: {fetch}, and give each split its own folder")
+    patterns = f"{glob.escape(root)}/*" if root else None
+    return Path(huggingface_hub.snapshot_download(name, repo_type="dataset", revision=min(commits), allow_patterns=patterns)) / root
+
+
+def _ending(file: str) -> str:
+    return PurePosixPath(file).suffix.lower()
+
+
+def _unread(listed: Sequence[str], inside: Mapping[str, Sequence[str]]) -> dict[str, int]:
+    """Count the data files of other formats, which the package leaves out of all splits."""
+    formats = {LAYOUTS[_ending(file)].format for files in inside.values() for file in files}
+    known = {ending: layout.format for ending, layout in LAYOUTS.items()} | {".parquet": "parquet", ".arrow": "arrow"}
+    others = [file for file in listed if known.get(_ending(file)) not in {None, *formats} and posixpath.basename(file) not in _NO_RECORDS]
+    return {f"data files of other formats than {', '.join(sorted(formats))}, such as {others[0]}": len(others)} if others else {}
+
+
+def _check_card(name: str, builder: Any) -> None:
+    """Raise PlaitError if a dataset's card says how its files are parsed, in a way that the readers do not know."""
     default, settings = vars(type(builder.config)()), vars(builder.config)
-    same = all(settings[name] == value for name, value in default.items() if name not in _PLAIN)
-    return same and not any(isinstance(feature, datasets.ClassLabel) for feature in (builder.info.features or {}).values())
+    changed = [setting for setting, value in default.items() if setting not in _PLAIN and settings[setting] != value]
+    changed += ["sep"] if len(settings.get("sep") or ",") > 1 or (settings.get("sep") or ",") not in DELIMITERS else []
+    if changed:
+        raise PlaitError(
+            f"{name}: its card sets how its files are parsed ({', '.join(changed)}), which is not followed: download it "
+            f"(hf download {name} --repo-type dataset --local-dir FOLDER), write it as JSON lines, and give their path"
+        )
+
+
+def _class_name(value: Any, field: str, names: list[str]) -> str | None:
+    """Return the name of a class by its number, or by its name. Raises BadSample if there is none."""
+    if value is None or value in names:
+        return None if value is None else str(value)
+    if isinstance(value, bool) or not _NUMBER.fullmatch(str(value)):
+        raise BadSample(f"`{field}` is {kind_of(value)}, and no name or number of one of its {len(names)} classes")
+    if int(value) == -1:
+        return None
+    if not 0 <= int(value) < len(names):
+        raise BadSample(f"`{field}` is class {value} of {len(names)}, which are counted from 0")
+    return names[int(value)]

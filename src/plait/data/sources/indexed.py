@@ -38,8 +38,8 @@ def _json_fields(body: bytes, where: str, facts: Facts) -> dict[str, Any]:
 
 JSON = Layout("json", json_spans.scan, _json_fields)
 CSV = Layout("csv", csv_spans.scan, csv_spans.fields)
-LAYOUTS = {".json": JSON, ".jsonl": JSON, ".csv": CSV, ".tsv": CSV}
-"""The layout of a file of records by the ending of its name."""
+LAYOUTS = {".json": JSON, ".jsonl": JSON, ".ndjson": JSON, ".csv": CSV, ".tsv": CSV}
+"""The layout of a file of records by the ending of its name, in small letters."""
 
 
 def index_records(
