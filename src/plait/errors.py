@@ -40,8 +40,7 @@ class BadSample(PlaitError):
 class _SampleErrors:
     """A context that turns whatever goes wrong with one sample into a BadSample: no single sample may end a run.
 
-    The reason of an error that plait does not raise on purpose has its type and the line of code that raised it. Anything but Ctrl-C is
-    such an error: code of others may even call `sys.exit`.
+    The reason of an unforeseen error has its type and line of code; even `sys.exit` is one. Ctrl-C and errors of the whole data pass.
     """
 
     def __enter__(self) -> None: ...

@@ -16,9 +16,9 @@ def open_config(
 ) -> Resolved:
     """Read and check the configuration at `path`: .yaml, .json, or a launch script of another trainer, called with the arguments `words`.
 
-    Returns it with the settings of each stage (part of a run) filled in. `overrides`: settings that replace the file's, as "optim.lr=1e-4".
-    `data_base`: the folder that data paths are relative to; None: that of the file. `trials`: give each trial of a W&B sweep its own run
-    folder. Raises PlaitError, one line, for any fault.
+    Returns it with each stage's (part of a run's) settings filled in. `overrides`: settings that replace the file's, as "optim.lr=1e-4".
+    `data_base`: the folder that data paths are relative to; None: the file's. `trials`: give each trial of a W&B sweep its own run folder.
+    Raises PlaitError, one line, for any fault.
     """
     return load_config(
         path,

@@ -41,7 +41,7 @@ class TrainingData:
     def order(self, view: StageView, batches: BatchChanges = ()) -> Order | BucketOrder:
         """Return the order of the stage's samples: its `ids(step)` lists those of a step. A batch is of one bucket (samples of one shape).
 
-        `batches`: [(step of the stage, samples per step from it on)], from step 0; default: `train.global_batch`. May raise PlaitError.
+        `batches`: (step of the stage, samples per step from it on); default: `train.global_batch`. Raises PlaitError if a source is empty.
         """
         (_, first), *changes = batches or [(0, view.config.train.global_batch)]
         return order_of(self.sources, self.sampling_weights, data_seed(view), first, changes)
@@ -72,7 +72,7 @@ def open_training(config: RunConfig) -> TrainingData:
 
 
 def open_validation(config: RunConfig) -> list[Source]:
-    """Open the sources of `data.validation`, or, if it is a share, of the held-out part of each training source. May raise PlaitError."""
+    """Open the sources of `data.validation`, or, if it is a share, that part of each training source. Raises PlaitError if one fails."""
     if config.data.held_out_share is None:
         return open_data(config, config.data.validation_sources, "validation")
     return list(_open_training(config, held_out=True).sources)

@@ -136,7 +136,7 @@ def table(found: Sequence[SourceLook]) -> list[tuple[str, str]]:
 
 
 def listed(rows: Sequence[tuple[str, str]]) -> str:
-    """Return (name, text) pairs as lines " name: text", wrapped to the terminal's width where standard output is a terminal."""
+    """Return (name, text) pairs as indented lines "name: text", wrapped to the terminal's width where standard output is a terminal."""
     return "\n".join(screen.wrapped(f"  {name}: {text}", indent=" " * 6) for name, text in rows)
 
 

@@ -51,7 +51,7 @@ class ModelBundle:
 
     @functools.cached_property
     def component_names(self) -> Mapping[str, tuple[str, ...]]:
-        """The names of the model's parameters by component; the family is asked once. Raises PlaitError for a wrong `never_trained`."""
+        """The parameters' names by component (part that trains or is frozen as a whole). Raises PlaitError for a wrong `never_trained`."""
         names = {component: tuple(part) for component, part in self.family.components(self.model).items()}
         require_known(self.family.name, "never_trained", self.family.never_trained, [*names, *self.section.absent()])
         return names
@@ -67,7 +67,7 @@ class ModelBundle:
         return {component: {name: parameters[name] for name in names} for component, names in self.component_names.items()}
 
     def loss(self) -> Loss:
-        """Return a new loss of the family. Raises PlaitError where its `may_idle` names what is no component."""
+        """Return a new loss of the family. Raises PlaitError if its `may_idle` (what may get no gradient) names what is no component."""
         loss = self.family.Loss(self.section)
         require_known(self.family.name, "may_idle of its Loss", loss.may_idle, [*self.component_names, *self.section.absent()])
         return loss
@@ -89,7 +89,7 @@ class ModelBundle:
 def build_model(config: RunConfig, run: Path, ranks: Ranks, loaded: overwritten.Shapes = _NOTHING) -> ModelBundle:
     """Build the model in CPU memory; all ranks call this. Rank 0 first writes the files that it needs (a tokenizer) to `run`/assets.
 
-    `loaded`: shapes of weights that the caller will load; pretrained parts that they overwrite are not read. May raise PlaitError.
+    `loaded`: shapes of weights that the caller loads, so that parts they overwrite are not read. Raises PlaitError for unreadable weights.
     """
     family = registry.load(config.family)
     section = family.Config.model_validate(config.model)
@@ -110,7 +110,7 @@ def build_model(config: RunConfig, run: Path, ranks: Ranks, loaded: overwritten.
 def write_assets(config: RunConfig, assets: Path) -> None:
     """Write the files that a model needs, such as a tokenizer trained on the samples' texts, into folder `assets`, unless they exist.
 
-    A run that starts `from:` another copies that run's files, as its embeddings fit no other tokenizer. May raise PlaitError.
+    A run that starts `from:` another copies that run's, as embeddings fit one tokenizer. Raises PlaitError if data or `from:` is missing.
     """
     if config.from_ and not assets.is_dir():
         origin = str(hub_start.assets(config.from_) or config.from_)

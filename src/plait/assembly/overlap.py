@@ -1,7 +1,7 @@
 """Find out whether training samples are held out as well, by hashes of what they hold. As many are compared as can be read quickly.
 
-All samples of small sources are compared, up to thousands evenly over a large one, and some of one whose samples are not read from a
-local disk. How many it were on either side is told beside the result.
+All samples of small sources are compared, up to thousands evenly over a large one, and some of one whose samples are not read from a local
+disk. How many were compared on either side is told beside the result. A source is one dataset.
 """
 
 import random
@@ -62,11 +62,11 @@ class Overlap:
 
     @property
     def notable(self) -> bool:
-        """Return whether anything is held out too, or nothing could be compared."""
+        """Return whether any compared sample, or a picture of it, is held out too, or nothing could be compared."""
         return bool(self.same or self.pictures or not self.compared)
 
     def text(self, samples: int) -> str:
-        """Return the result in words. `samples`: those of the training source."""
+        """Return the result in words, with how many samples were compared. `samples`: number of samples of the training source."""
         if not self.compared:
             return "not compared with the held-out samples, as no picture or text of them or of these can be read"
         sides = f"{self.compared} of {samples} compared with {self.held_out.compared} of {self.held_out.samples} held out"

@@ -64,5 +64,5 @@ class Command:
 
     @property
     def texts(self) -> dict[str, Any]:
-        """Return the texts of its argparse parser, by argument. In `help`, the line in the list of verbs, every % doubled for argparse."""
+        """Return arguments by name for argparse's `add_parser`: help (one line of a list, every % doubled), description and epilog."""
         return {"help": self.help.replace("%", "%%"), "description": self.help, "epilog": self.settings}

@@ -62,7 +62,10 @@ class _Grouped(Section):
 
 @dataclass(frozen=True)
 class Part:
-    """One dataset of a mixture: its source settings (`entry`), group (None in a plain list), and the `size` that replaces its own."""
+    """One dataset of a mixture: its source settings (`entry`), and its group's name (None in a plain list).
+
+    `size`: in a group, the number of samples to reckon shares with in place of the dataset's own; None: its own.
+    """
 
     entry: SourceEntry
     group: str | None = None

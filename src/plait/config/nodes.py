@@ -48,7 +48,7 @@ def dotted(path: Sequence[str | int]) -> str:
 
 
 def to_plain(node: Node) -> Any:
-    """Return the value without its origins: dicts, lists and scalars."""
+    """Return a node's value as plain data, dicts, lists and scalars, without its origins."""
     if isinstance(node.value, dict):
         return {key: to_plain(child) for key, child in node.value.items()}
     if isinstance(node.value, list):

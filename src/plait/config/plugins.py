@@ -87,7 +87,7 @@ def fault(entry: EntryPoint, text: str) -> PlaitError:
 
 
 def package_of(entry: EntryPoint) -> str:
-    """Return the name and version of the package that offers an entry point."""
+    """Return "NAME VERSION" of the package that offers an entry point; the entry point's module where the package is not known."""
     return f"{entry.dist.name} {entry.dist.version}" if entry.dist is not None else entry.module
 
 

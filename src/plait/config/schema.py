@@ -43,7 +43,7 @@ Share = Annotated[Float, Field(ge=0, lt=1)]
 
 
 class Section(BaseModel):
-    """Base of all sections of settings: strict in types, frozen, and without unknown keys."""
+    """Base of all sections of settings (pydantic classes): strict in types, frozen, and without unknown keys, infinities and NaN."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False, validate_by_alias=True, validate_by_name=True)
 
@@ -81,7 +81,11 @@ class Template(Section):
 
 
 class SourceEntry(Section):
-    """One source of samples (a data set). Whether its kind needs `path` or `name` is in the rules of the kind (source_rules.py)."""
+    """One source of samples (a data set), as `data.train` and other lists name it.
+
+    Which of `path` and `name` is needed depends on the kind of source, the value of `source`; other combinations are refused when the
+    configuration is read.
+    """
 
     source: str = Field(description="the kind: shards, folder, jsonl, datasets, dataset, latents, nlvr, scenes, or one of another package")
     path: str | None = Field(default=None, description="file, folder or pattern on disk")

@@ -1,8 +1,7 @@
 """Detection of secrets in settings. They belong in the environment; no file and no command line may hold one.
 
-A secret is recognised by the name of its setting, by its form, or by its place in a URL: the user part, or a signature in the query or
-fragment.
-An error message never repeats the value.
+A secret is recognised by the name of its setting, by its form (as that of a Hub token), or by its place in a URL: the user part,
+user:password@host, or a signature in the query (after ?) or fragment (after #). An error message never repeats the value.
 """
 
 import os

@@ -56,7 +56,7 @@ def _value(values: Mapping[str, Any], path: str) -> Any:
 
 
 def as_json(value: Any) -> str:
-    """Return a value as JSON on one line."""
+    """Return a value (dicts, lists, scalars) as JSON on one line, for the listing."""
     return json.dumps(value, ensure_ascii=False)
 
 

@@ -1,4 +1,4 @@
-"""Probe a stage (part of a run): the loss of a few samples, and whether its largest micro-batch fits in memory. Bundle: family, model."""
+"""Probe a stage (part of a run): the loss of a few samples, and whether its largest micro-batch fits. A bundle: model and its family."""
 
 import functools
 import logging

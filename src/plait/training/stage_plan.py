@@ -133,7 +133,7 @@ def plan_stage(view: StageView, bundle: ModelBundle, batches: BatchChanges = ())
 
 
 def steps_of(view: StageView, batches: BatchChanges = ()) -> int:
-    """Return a stage's number of optimizer steps. `batches`: changes of the global batch, as in `plan_stage`. May raise PlaitError."""
+    """Return a stage's number of optimizer steps. `batches`: as in `plan_stage`. Raises PlaitError if data that decides it is missing."""
     steps = view.config.train.steps
     return steps if steps is not None else planned_steps(view.config, open_training(view.config).order(view, batches))
 

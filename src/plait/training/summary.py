@@ -37,7 +37,10 @@ def announce(plan: StagePlan, model: nn.Module) -> None:
 
 
 def planned_shares(names: Sequence[str], sampling_weights: Sequence[float], slots: Sequence[int]) -> list[str]:
-    """Return a line per source: "NAME asked 25.00% of the samples, gets 24.98%": its share of a block's `slots`. [] for one source."""
+    """Return a line per source (dataset), "NAME asked 25.00% of the samples, gets 24.98%"; [] for one source.
+
+    `sampling_weights`: as configured. `slots`: how many samples each source gives to one block of the order, which repeats.
+    """
     if len(names) < 2:
         return []
     return [

@@ -60,7 +60,10 @@ class _Ended(SignalException):
 
 
 class Agent(LocalElasticAgent):
-    """Torch's agent with two differences: an exit code in FINAL uses up the restarts, and `run` raises _Ended from what torch raises."""
+    """Torch's agent, with two differences: after an exit code in FINAL nothing is restarted, and what ends it is raised as _Ended.
+
+    FINAL has the exit codes that another attempt would not change. _Ended is raised from torch's exception, and has the ranks' exit codes.
+    """
 
     def codes(self) -> list[int | None]:
         """Return the exit codes of this machine's ranks in the present attempt; None for one that runs. [] before the first."""

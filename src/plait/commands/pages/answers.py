@@ -1,7 +1,7 @@
 """Render the HTML page of a bench's (evaluation's) answers: results, then all answers, to filter by task and by right or wrong.
 
 The summary needs no JavaScript. The answers are a JSON block, which answers.js turns into articles while scrolling. Colour means right or
-wrong, and nothing else.
+wrong, and nothing else. A task is a group of questions, such as "colour", that has a figure (result) of its own.
 """
 
 from collections import Counter
