@@ -151,7 +151,10 @@ def read_rows(path: Path, kinds: Mapping[str, Any] = NO_KINDS) -> list[dict[str,
 
 
 def keep_rows(path: Path, wanted: Callable[[dict[str, Any]], bool], kinds: Mapping[str, Any] = NO_KINDS) -> None:
-    """Remove the rows of a `.jsonl` file for which `wanted(row)` is false, and those that `read_rows` skips. Without a file, do nothing."""
+    """Remove the rows of a `.jsonl` file for which `wanted(row)` is false, and lines that cannot be read. Without a file, do nothing.
+
+    `kinds`: as in `read_rows`: {key: type} that a row must have; rows without them are removed too.
+    """
     if path.is_file():
         body = b"".join(line + b"\n" for line, row in _lines(path, kinds) if wanted(row))
         if body != path.read_bytes():

@@ -110,7 +110,8 @@ def compare_ranks(fingerprints: Mapping[str, str], ranks: Ranks) -> None:
 def report(config: RunConfig, sources: Sequence[Source], inputs: Inputs, limits: Limits, ranks: Ranks, *, seed: int) -> None:
     """Inspect samples of the training sources on rank 0 and log a table. All ranks call this, and all raise PlaitError for the first fault.
 
-    Faults: see `unusable` and `without_input`; the latter are only logged if `guard.no_input` is `continue`. `seed`: of the augmentation.
+    Faults: a source of which no sample, or no text, is usable, and a trained component or a setting for whose input there is no sample; the
+    latter is only logged if `guard.no_input` is `continue`. `seed`: of the augmentation.
     """
     error = None
     if ranks.first:

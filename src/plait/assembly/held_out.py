@@ -78,7 +78,7 @@ class HeldOutData:
         return opened, choose([len(source) for source in opened], entry.samples, config.seed)
 
     def fingerprints(self, entries: Sequence[Evaluate]) -> dict[str, str]:
-        """Return {source of an entry: hash of its content}, to compare between ranks, each of which evaluates samples of its own copy."""
+        """Return {name: content hash} of the held-out sources of `entries`, each with its bench in the name, to compare between ranks."""
         opened = [(entry, number, source) for entry in entries for number, source in enumerate(self.of(entry)[0], 1)]
         return {f"{source.name} (held-out source {number} of bench {entry.bench})": source.fingerprint for entry, number, source in opened}
 

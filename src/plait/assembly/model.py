@@ -1,4 +1,7 @@
-"""Build a configuration's model, with its inputs and weight hashes. A family is a kind of model: its code and configuration."""
+"""Build a configuration's model, with its inputs and weight hashes. A family is a kind of model: its code and configuration.
+
+A component is a part of the model that trains or stays frozen as a whole; a stage, a part of a run.
+"""
 
 import functools
 import logging

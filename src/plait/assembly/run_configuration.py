@@ -15,9 +15,9 @@ log = logging.getLogger(__name__)
 
 
 def open_run_config(run: Path, overrides: Sequence[str] = ()) -> Resolved:
-    """Read the configuration of run directory `run`, changed by `overrides` ("optim.lr=1e-4"). Raises PlaitError if it is none.
+    """Read the configuration in run directory `run`, changed by `overrides` ("optim.lr=1e-4"). Raises PlaitError if there is none.
 
-    A config.yaml that cannot be read is a warning where a checkpoint has a copy of it, which is then read.
+    Where config.yaml cannot be read, the newest checkpoint's copy is, with a warning. Raises PlaitError without a copy too.
     """
     path = run / signed.NAME
     copy = None if signed.is_as_written(path) else signed.newest_copy(run)
@@ -30,7 +30,7 @@ def open_run_config(run: Path, overrides: Sequence[str] = ()) -> Resolved:
 
 
 def open_accepted(run: Path) -> Resolved:
-    """Read the configuration with which `run` was last started: config.yaml, or a checkpoint's copy where that was changed since.
+    """Read the configuration with which `run` was last started: config.yaml, or a checkpoint's copy if that was edited or damaged since.
 
     Raises PlaitError if neither can be read.
     """
@@ -58,7 +58,7 @@ def _fault(path: Path) -> str | None:
 def open_checked(path: Path, overrides: Sequence[str] = (), *, words: Sequence[str] = ()) -> Resolved:
     """Read a configuration, or that of the run directory `path`, and also check the mixtures (lists of weighted data sets) it names.
 
-    `overrides`, `words`: as in `open_config`. Raises PlaitError for a mixture whose name or content is wrong; opens no data.
+    `overrides`, `words`: as in `open_config`. Raises PlaitError for any fault of the configuration or a mixture; opens no data.
     """
     is_run = path.is_dir()
     resolved = open_run_config(path, [f"run={path}", *overrides]) if is_run else open_config(path, overrides, words=words, trials=True)

@@ -67,7 +67,7 @@ def refusal(error: BaseException, repository: str, *, dataset: bool = False) -> 
 def unreachable(error: BaseException) -> bool:
     """Return whether the Hub could not be asked (no network, offline mode, a server that fails), rather than that it refused.
 
-    Only then may a copy of an earlier download stand in for what was asked.
+    `error`: what the loading library raised. Only then may a copy of an earlier download stand in for what was asked.
     """
     kinds: set[str] = set()
     for each in _chain(error):

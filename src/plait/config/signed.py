@@ -1,6 +1,6 @@
-"""Write a run's config.yaml with a hash in its last line, and check that hash.
+"""Write a run's config.yaml with a hash of its text in its last line, and check that hash.
 
-One that was edited, cut short or damaged is known by it: a damaged file can be valid YAML, and what it lacks would be trained with
+A file that was edited, cut short or damaged is known by it: a damaged file can be valid YAML, and what it lacks would be trained with
 default values. Each checkpoint's folder has a copy.
 """
 
@@ -14,12 +14,12 @@ _LAST = "# xxh3-64 of the lines above: {hash}\n"
 
 
 def sign(text: str) -> str:
-    """Return the text of a configuration (YAML that ends with a newline) with the line that holds its hash, a comment."""
+    """Return `text` (YAML that ends with a newline) with one more line, a comment that holds its hash (xxh3-64)."""
     return text + _LAST.format(hash=xxhash.xxh3_64_hexdigest(text.encode()))
 
 
 def is_as_written(path: Path) -> bool:
-    """Return whether the file is there and is what `sign` gave."""
+    """Return whether the file at `path` ends in the right hash, as `sign` made it. False if it is missing, edited or damaged."""
     try:
         lines = path.read_bytes().decode().splitlines(keepends=True)
     except (OSError, UnicodeDecodeError):
@@ -28,7 +28,7 @@ def is_as_written(path: Path) -> bool:
 
 
 def newest_copy(run: Path) -> Path | None:
-    """Return the copy of config.yaml, as it was written, in the newest checkpoint of the run directory `run` that has one."""
+    """Return the path of config.yaml in the newest checkpoint of run `run` where it is as `sign` made it; else None."""
     steps = {path: re.fullmatch(r"step-(\d+)", path.parent.name) for path in run.glob(f"stage-*/step-*/{NAME}")}
     ordered = sorted(((int(step[1]), path) for path, step in steps.items() if step), reverse=True)
     return next((path for _, path in ordered if is_as_written(path)), None)

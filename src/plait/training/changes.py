@@ -55,8 +55,8 @@ def freezing_changes(manifest: Mapping[str, Any] | None, bundle: ModelBundle, co
 def model_changes(folder: Path, bundle: ModelBundle) -> list[str]:
     """Return a log line for each `model:` setting of the bundle that differs in the run to which the checkpoint `folder` belongs.
 
-    Weights may load without an error although such a setting differs. `folder` may also be an exported or consolidated one. [] where
-    its settings are not known, or are those of another family.
+    Weights may load without an error although such a setting differs. `folder` may also be an exported or consolidated one. [] where its
+    settings are not known, or are those of another family. Settings that cannot be read give a line that says so.
     """
     try:
         before = saved_models.model_settings(folder)

@@ -68,7 +68,7 @@ class Process(Protocol):
     pid: int
 
     def poll(self) -> int | None:
-        """Return the exit code once it has ended, else None. It is 0, 75, ..., or minus the number of the signal that killed it."""
+        """Return the exit code once it has ended, else None. 75: it saved and stopped; negative: minus the signal that killed it."""
 
     def signal(self, number: int) -> None:
         """Send the signal `number`, such as signal.SIGTERM; do nothing if the process has ended."""

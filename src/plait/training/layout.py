@@ -1,4 +1,8 @@
-"""Set the model up for a stage (part of a run) by its plan: dtypes, recomputation, compilation, sharding. A bundle: model and family."""
+"""Set the model up for a stage (part of a run): dtypes, recomputation, compilation, device, replication or sharding over ranks.
+
+A plan says what the stage trains, on which data, for how many steps; a bundle is the model with its family (kind of model). To recompute
+activations in the backward pass is activation checkpointing.
+"""
 
 import contextlib
 import logging
@@ -35,7 +39,8 @@ class Counters:
 def lay_out(plan: StagePlan, bundle: ModelBundle, state: State, ranks: Ranks, micro_batch: int) -> Iterator[Counters]:
     """Set the model's dtypes, device, sharding, activation checkpointing and compilation for a stage, in place; a context manager.
 
-    Yields its counters. At the end of the block checkpointing and compilation are undone. `micro_batch`: samples per forward pass.
+    Yields the stage's counters. At the end of the block checkpointing and compilation are undone; the rest stays until the next call.
+    `micro_batch`: samples per forward pass. Raises PlaitError if `distributed.shard_size` does not fit the number of ranks.
     """
     config, units, names = plan.config, bundle.blocks, plan.trained_names
     if bundle.sharding is not None:

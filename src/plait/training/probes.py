@@ -1,4 +1,7 @@
-"""Probe a stage (part of a run): the loss of a few samples, and whether its largest micro-batch fits. A bundle: model and its family."""
+"""Probe a stage (part of a run): the loss of a few fixed samples, and whether its largest micro-batch fits in memory.
+
+A plan says what the stage trains, on which data, for how many steps; a bundle is the model with its family (kind of model).
+"""
 
 import functools
 import logging

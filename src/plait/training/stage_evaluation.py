@@ -51,7 +51,7 @@ class StageEvaluation:
         )
 
     def compare_ranks(self) -> None:
-        """Raise PlaitError, on all ranks, where they do not have the same held-out data."""
+        """Check that all ranks have the same held-out data; all call this. Raises PlaitError on all of them if one has other data."""
         if self.context.ranks.size > 1:
             data_look.compare_ranks(self.held_out.fingerprints(self.plan.config.evaluate), self.context.ranks)
 

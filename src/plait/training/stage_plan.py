@@ -1,4 +1,7 @@
-"""Plan a stage (part of a run), as a frozen value. A view is a stage's configuration; a bundle, the model with its family (its kind)."""
+"""The plan of a stage (part of a run): all that is known before its first step, as a frozen value. Planning changes no model or state.
+
+A view is the configuration of one stage; a bundle, the model with its family (kind of model).
+"""
 
 import contextlib
 import importlib.metadata

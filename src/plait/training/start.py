@@ -59,7 +59,7 @@ def resume(
 
 
 def reconcile_configuration(run: Path, resolved: Resolved, allow_inexact: bool) -> None:
-    """Compare the configuration with that of the last start, `run`/config.yaml, and log what differs.
+    """Compare the configuration `resolved` with that of the last start, `run`/config.yaml or a checkpoint's copy, and log what differs.
 
     A run without a checkpoint is cleared, to begin with the new one. Raises PlaitError if a difference would change the results of a run
     with checkpoints, unless `allow_inexact`.

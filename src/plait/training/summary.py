@@ -50,7 +50,10 @@ def planned_shares(names: Sequence[str], sampling_weights: Sequence[float], slot
 
 
 def realised(data: TrainingData, totals: Mapping[str, float]) -> list[str]:
-    """Return a line per source (dataset): its configured share, and what it gave by the state's running sums, `totals`. [] for one."""
+    """Return a line per source (dataset): its configured share of the samples, and its share of what was consumed. [] for one source.
+
+    `totals`: running sums in the state, {"drawn/SOURCE/QUANTITY": amount}; a quantity is samples, tokens or the loss weight.
+    """
     drawn = source_shares.shares(totals)
     quantities = {name.rpartition("/")[2]: None for name in drawn}
     words = {quantity: "loss weight" if quantity == "loss" else quantity.replace("_", " ") for quantity in quantities}

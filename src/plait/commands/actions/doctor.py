@@ -255,7 +255,7 @@ def _write(folder: Path, own: Path, rank: int) -> tuple[str, str | None]:
 
 
 def disk(folder: Path) -> Finding:
-    """Check that 10 GB are free on the disk of `folder`, or if that does not exist, of the current directory."""
+    """Check that 10 GB are free on the disk of `folder`, or if that does not exist, of the current directory. Return the finding."""
     free_gb = shutil.disk_usage(folder if folder.is_dir() else Path.cwd()).free / _GB
     if free_gb < FREE_GB:
         return Finding("disk", f"{free_gb:.1f} GB free in {folder}", f"free space to {FREE_GB:g} GB, or give another --run")
@@ -263,7 +263,7 @@ def disk(folder: Path) -> Finding:
 
 
 def shared_memory(mount: Path = Path("/dev/shm")) -> Finding:
-    """Check that there is 1 GB of free shared memory at `mount`, through which data worker processes send batches."""
+    """Check that there is 1 GB of free shared memory at `mount`, through which data worker processes send batches. Return the finding."""
     free_gb = shutil.disk_usage(mount).free / _GB if mount.is_dir() else 0.0
     if free_gb < SHARED_MEMORY_GB:
         cure = (
@@ -274,7 +274,7 @@ def shared_memory(mount: Path = Path("/dev/shm")) -> Finding:
 
 
 def hub() -> Finding:
-    """Check that the Hub's cache can be written; report whether the Hub is used and a token is set."""
+    """Check that the Hub's cache can be written. Return the finding, which also says whether the Hub is used and a token is set."""
     cache, origin = Path(constants.HF_HUB_CACHE), hub_access.token_origin()
     token = f"a token of {origin}" if origin else "no token (HF_TOKEN, or `hf auth login`)"
     if not os.access(_existing(cache), os.W_OK):
@@ -301,7 +301,11 @@ def run_findings(resolved: Resolved, folder: Path, ask: bool) -> Iterator[Findin
 
 
 def room(resolved: Resolved, folder: Path, download: int) -> Iterator[Finding]:
-    """Check that disks have room for the checkpoints still to be written into `folder`, and for `download` bytes in the Hub's cache."""
+    """Check that disks have room for the checkpoints still to be written into `folder`, and for `download` bytes in the Hub's cache.
+
+    Yields a finding for the run's disk, one for the cache's if that is another and something is to be downloaded, and one if the size of
+    checkpoints is not known.
+    """
     on, cache = _existing(folder), _existing(Path(constants.HF_HUB_CACHE))
     try:
         count, size = run_needs.checkpoints(resolved)

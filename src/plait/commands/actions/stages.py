@@ -115,7 +115,10 @@ def _state(index: int, now: int, manifest: Mapping[str, Any] | None, ending: str
 
 
 def manifests_by_stage(folders: Sequence[Path]) -> dict[int, dict[str, Any]]:
-    """Return the newest manifest of each stage that can be read, by the number of the stage. `folders`: checkpoints, newest first."""
+    """Return {number of a stage: its newest manifest}. `folders`: those of checkpoints, newest first.
+
+    A checkpoint whose manifest cannot be read is passed over, with a line in the log.
+    """
     manifests: dict[int, dict[str, Any]] = {}
     for folder in folders:
         try:

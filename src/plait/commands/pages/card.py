@@ -55,7 +55,10 @@ def clean_text(text: str) -> str:
 
 
 def clean_name(text: str) -> str:
-    """Return what is said of samples (names, paths, reasons) as `clean_text` does, without secrets and values of variables in paths."""
+    """Return `clean_text(text)` without secrets, and with variables in paths as they were written ($DATA/a.jpg).
+
+    For what is said of a sample (names, paths, reasons), not for its own text.
+    """
     return clean_text(secrets.shown(text))
 
 

@@ -121,7 +121,10 @@ _EPOCHS = re.compile(r"(\d+(?:\.\d+)?)ep")
 
 
 class FlagBuilder(TranslationBuilder):
-    """A translation of flags into plait's tree; a flag that is not given has the value of the preset named `preset`."""
+    """A translation of flags into plait's tree, with a method that reads a flag's value; `preset`: the preset's name.
+
+    A flag that is not given changes nothing: its value is that of the preset.
+    """
 
     def __init__(self, given: dict[str, Node], tree: Node, preset: str):
         super().__init__(given, tree, defaults={}, default_label=None, notes={})
