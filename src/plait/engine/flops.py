@@ -105,7 +105,7 @@ class Flops(TorchFunctionMode):
 
 
 class Meter:
-    """Counter of a stage's FLOPs on this rank. Micro-batches whose tensor shapes were seen before count as much as the first such one."""
+    """Counter of the FLOPs of a stage (part of a run) on this rank. Micro-batches of shapes seen before count as much as the first such."""
 
     def __init__(self, device: torch.device, precision: str) -> None:
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -1,6 +1,6 @@
 """The contract of a loss: numerators and denominators per named term, never divided here. The loop divides once, over the whole batch.
 
-Also what the engine knows of a batch, which `plait.data.loading` makes: ids of the samples (items of a data set), never their content.
+Also what the engine knows of a batch, which `plait.data.loading` makes: ids of samples, never their content. A stage is a part of a run.
 """
 
 import abc

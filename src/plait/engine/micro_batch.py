@@ -1,7 +1,7 @@
 """Decide how many samples a rank takes per forward pass. Where they do not fit: half as many, and twice the accumulation.
 
 The gradient of the global batch does not depend on the size of its slices, the micro-batches. A size that was found to fit is noted in
-the run directory, for every later start on as many ranks.
+the run directory, for every later start on as many ranks. A stage is a part of a run.
 """
 
 import contextlib

@@ -1,7 +1,7 @@
 """Steps whose loss or gradient is not finite: detected before the update on all ranks, reported, then handled as `guard.non_finite` says.
 
 stop: the run ends before the update. skip: the step ends without an update. rewind: the step goes on a list in the run directory, the run
-goes back to its newest intact checkpoint and skips the step when it gets there; so does every later start, which keeps the run exact.
+goes back to its newest intact checkpoint and skips the step when it gets there; so does every later start. A stage is a part of a run.
 """
 
 import logging

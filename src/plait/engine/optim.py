@@ -1,7 +1,7 @@
 """AdamW groups by component, clipping, moments by parameter name, and the EMA of the trained weights.
 
 A component is a named part of the model, such as its vision encoder: {component: {parameter name: parameter}}. torch keys optimizer state
-by position, which puts one layer's moments on another when the set of trained parameters changes; here tensors go by parameter name.
+by position, which mixes up moments when the set of trained parameters changes; here they go by name. A stage is a part of a run.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

@@ -81,7 +81,7 @@ def set_precision(model: nn.Module, full: Collection[str], precision: str) -> No
 
 
 def round_frozen(model: nn.Module, ever_trained: Collection[str], precision: str) -> None:
-    """Cast weights not in `ever_trained` to the frozen dtype of `precision`, as an earlier stage did before the run was resumed."""
+    """Cast weights not in `ever_trained` (names) to the frozen dtype of `precision`, as was done before the run was stopped and resumed."""
     for name, parameter in model.named_parameters():
         if parameter.is_floating_point() and name not in ever_trained:
             parameter.data = parameter.data.to(TYPES[precision].frozen)

@@ -1,7 +1,7 @@
 """A part of a source (one data set): the share held out for validation, or all other samples, which are trained.
 
 Whether a sample is held out depends on the run's seed and on the sample's index alone: the same samples on every rank and after every
-restart, also when more samples are added at the end, and in every source that reads the same file.
+restart, also when more samples are added at the end, and in every source that reads the same file. A bucket is samples of one shape.
 """
 
 from collections.abc import Mapping

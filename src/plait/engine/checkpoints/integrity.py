@@ -1,4 +1,4 @@
-"""Find checkpoints that are intact: every file listed in the manifest is there, with its size and hash."""
+"""Find checkpoints that are intact: every file in the manifest is there, with its size and hash. A stage is a part of a run."""
 
 import logging
 import shutil
@@ -45,7 +45,7 @@ def _content_fault(path: Path, listed: Mapping[str, Any]) -> str | None:
 
 
 def newest_intact(run: Path, unread: Mapping[Path, str] = types.MappingProxyType({})) -> tuple[Checkpoint | None, list[str]]:
-    """Return (a run's newest intact checkpoint or None, a line per fault of newer ones). `unread`: {folder taken as damaged: fault}."""
+    """Return (newest intact checkpoint of the run directory, or None; a line per fault of newer ones). `unread`: {damaged folder: fault}."""
     faults: list[str] = []
     for folder in published(run):
         found, of_folder = (None, [unread[folder]]) if folder in unread else _verified(folder)

@@ -61,7 +61,7 @@ class Tracker:
         self.mirrors, self.screen, self.monitors = mirrors, screen, monitors
 
     def begin(self, stage: str, step: int, stop: int) -> None:
-        """Show on the screen that a stage begins or continues at `step`, to end at step `stop` of the run."""
+        """Show on the screen that a stage (part of a run) begins or continues at `step`, to end at step `stop`."""
         if self.screen is not None:
             self.screen.begin(stage, step, stop)
 

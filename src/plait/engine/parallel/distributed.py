@@ -129,7 +129,7 @@ def _store() -> Store | None:
 def replicate(model: nn.Module, ranks: Ranks) -> nn.Module:
     """Wrap the model in DDP, which averages gradients over ranks in backward. One rank's or a sharded model is returned as it is.
 
-    Called at the start of every stage: DDP ignores gradients of parameters that were frozen when it was made, and replicas would diverge.
+    Called for each stage (part of a run): DDP ignores gradients of parameters that were frozen when it was made: replicas would diverge.
     """
     if ranks.size == 1 or isinstance(model, FSDPModule):
         return model
