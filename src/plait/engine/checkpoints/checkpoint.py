@@ -63,7 +63,7 @@ class Checkpoint:
         return {name: full_tensor(value) for name, value in self.stored(group).items()}
 
     def stored(self, group: str) -> dict[str, StoredTensor]:
-        """Return a group's tensors by name; sharded ones are lazy: `full_tensor` and `reshard_like` (distributed.py) read their rows."""
+        """Return a group's tensors by name, memory-mapped; those in several ranks' files are LazyShardedTensors, read by rows on demand."""
         return sharded_files.read(self.folder, group, list(self.manifest["files"]))
 
 
@@ -189,7 +189,7 @@ def _check_structure(manifest: Mapping[str, Any], folder: Path) -> None:
 
 
 def size_fault(path: Path, listed: Mapping[str, Any]) -> str | None:
-    """Return what a look at a file's folder entry shows: that it is missing, no regular file, or of another size."""
+    """Return a line if a file is missing, no regular one, or of another size than the manifest's entry `listed`; else None."""
     if not path.is_file() or (path.is_symlink() and path.resolve().parent.name != _HUB_BLOBS):
         return f"{path} is {'no regular file' if path.exists() else 'missing'}"
     size = path.stat().st_size

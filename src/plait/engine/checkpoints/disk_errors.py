@@ -10,7 +10,10 @@ _TAKEN = frozenset([errno.EEXIST, errno.ENOTDIR, errno.EISDIR])
 
 
 def told(error: Exception, run: Path) -> str | None:
-    """Return the line about an error during training, or None for one that is no fault of the directory `run`."""
+    """Return the line about an error during training, or None unless the directory `run` or its disk is at fault.
+
+    That is if the directory is gone, the disk is full or failing, or a file or folder in it is of another kind than the run keeps there.
+    """
     if not run.is_dir():
         return f"{run} is gone: it was moved or deleted while the run was training; move it back, and the same command continues"
     if not isinstance(error, OSError):
@@ -24,7 +27,7 @@ def told(error: Exception, run: Path) -> str | None:
 
 
 def told_of_start(error: OSError, run: Path) -> str:
-    """Return the line about an error before the directory `run` was taken."""
+    """Return the line for the user about an error that came before the directory `run` was created and locked."""
     cure = "free space or mend the disk, and the same command goes on"
     return _taken(error) if error.errno in _TAKEN else f"{error.filename or run}: {error.strerror}; {cure}"
 

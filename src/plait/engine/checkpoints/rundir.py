@@ -122,7 +122,7 @@ def refuse(run: Path, differences: Sequence[Difference]) -> None:
 
 
 def binding(differences: Sequence[Difference]) -> list[Difference]:
-    """Return the differences that would change the run's results. Those at or below a key of `FREE`, or of data that moved, would not."""
+    """Return the differences that would change the run's results. Those below a key of `FREE`, and paths of data that moved, would not."""
     return [item for item in differences if not (any(within(item[0], free) for free in FREE) or has_moved(*item[1:]))]
 
 

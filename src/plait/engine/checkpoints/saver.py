@@ -39,7 +39,7 @@ def copy_out(groups: Groups, into: Groups | None = None) -> dict[str, dict[str, 
 class Saver:
     """Writes checkpoints, one at a time; in a thread if `background`. An error on one rank is raised on all, at the next `wait`.
 
-    A write that fails is told and tried again, as failed_writes.py says.
+    A write that fails (a full disk) is logged and tried again after pauses, for the last time when the next save or the end waits for it.
     """
 
     def __init__(self, background: bool, ranks: Ranks) -> None:
@@ -54,7 +54,7 @@ class Saver:
     def save(
         self, folder: Path, groups: Groups, metadata: Mapping[str, Any], *, keep: int, spared: int | None = None, config: str = ""
     ) -> None:
-        """Wait for the last write and raise its error, then copy the tensors to host memory.
+        """Wait for the last write and raise its error, then copy the tensors to host memory, to write them to `folder`.
 
         They are written, and old ones pruned, in the background. All ranks call this. `groups`: {group: {name: tensor}}; `metadata`: JSON
         values for the manifest. Of the stage's checkpoints the newest `keep` stay (0: all), and that of step `spared`. `config`: the run's

@@ -127,7 +127,7 @@ class Watchdog:
 
 
 def collectives_s(timeouts_s: list[float | None]) -> float | None:
-    """Return a timeout of collectives (s) longer than the watchdog's `timeouts_s` of each stage; None (torch's default) if one is None."""
+    """Return a timeout of collectives (s), longer than the watchdog of any stage (`timeouts_s`). None (torch's default) if one is None."""
     limits = [limit for limit in timeouts_s if limit is not None]
     return 2 * PATIENCE * max(limits) if len(limits) == len(timeouts_s) else None
 
@@ -140,7 +140,7 @@ def stacks_of(run: Path, rank: int) -> Path:
 def describe_hang(beats: list[dict[str, Any] | None], allowed_s: float, run: Path, stopped: Sequence[int] = ()) -> str:
     """Return a line on a hang: the late ranks, their phase, where the stacks are. `beats`: each rank's last heartbeat, or None.
 
-    `stopped`: the ranks whose process a signal has stopped; they are those that the others wait for.
+    `allowed_s`: how long nothing was done. `stopped`: ranks whose process a signal (SIGSTOP) has stopped; the others wait for those.
     """
     fewest = min((beat["beat"] for beat in beats if beat), default=0)
     late = [*stopped] or [rank for rank, beat in enumerate(beats) if beat is None or beat["beat"] == fewest]
