@@ -91,9 +91,10 @@ def read_regular(path: Path) -> bytes:
 
 
 def read_image(root: Path, name: str, *, anywhere: bool) -> bytes:
-    """Return the bytes of the image that a record names, relative to `root`. Raises BadSample; for a missing one it names the setting.
+    """Return the bytes of the image that a record (one sample as read) names, relative to `root`.
 
-    `anywhere`: the image may lie outside `root`.
+    `anywhere`: the image may lie outside `root`. Raises BadSample if it may not and does, is missing (the message then names the setting
+    `options.images`) or cannot be read.
     """
     try:
         return read_regular(inside(root, name, anywhere=anywhere))
@@ -139,7 +140,7 @@ Endings = str | tuple[str, ...]
 
 def files(pattern: str, suffix: Endings, *, split: str | None, default_split: str = "train") -> list[str]:
     """Return the paths or addresses that `pattern` names, sorted within each brace choice. A folder means its files that end in `suffix`,
-    in capitals or not, but for hidden ones; `left_out` counts others.
+    or one of several, in capitals or not, but for hidden ones; `left_out` counts others.
 
     In a folder whose files begin with the names of splits (train-00000.tar, validation-00000.tar), only those of `split` (None: of
     `default_split`) count, so that held-out data is not trained on by naming the folder. Raises PlaitError when nothing matches or a file
@@ -161,7 +162,7 @@ def left_out(pattern: str, suffix: Endings) -> dict[str, int]:
     """Count by reason what the folders that `pattern` names hold besides the files that `files` returns, and looks like such files.
 
     That is what lies in subfolders or is hidden, and names such as a.tar.gz and a.tar.part. Subfolders of a folder at an address are
-    counted, and not looked through: a store may hold millions of files.
+    counted, and not looked through: a store may hold millions of files. Returns {reason, with an example: count}.
     """
     found: dict[str, list[str]] = {}
     if is_remote(pattern):

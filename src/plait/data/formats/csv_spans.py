@@ -45,7 +45,10 @@ def scan(path: Path) -> tuple[Facts, dict[str, np.ndarray]]:
 
 
 def fields(body: bytes, where: str, facts: Facts) -> dict[str, Any]:
-    """Return a row's cells by column. `facts`: from `scan`. Raises BadSample, naming the row `where`, if it is broken or does not fit."""
+    """Return the cells of a row, whose bytes are `body`, by column; None for an empty one. `facts`: what `scan` returned of the file.
+
+    Raises BadSample, naming the row `where`, if it is broken, is not UTF-8 or has another number of cells than the header.
+    """
     columns, delimiter = facts["columns"], facts["delimiter"]
     try:
         cells = next(_reader([body.decode()], delimiter))

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 def try_again(read: Callable[[], T], path: str | Path) -> T:
-    """Return `read()`; after a disk error (EIO, ESTALE, ETIMEDOUT) wait and retry, up to 3 times. Raises OSError. `path`: for the log."""
+    """Return `read()`; after a disk error (EIO, ESTALE, ETIMEDOUT) wait and retry, up to 3 times. Raises the last. `path`: for the log."""
     for wait_s in _WAITS_S:
         try:
             return read()
@@ -35,7 +35,7 @@ def try_again(read: Callable[[], T], path: str | Path) -> T:
 
 
 def check_size(path: str | Path, length: int) -> None:
-    """Raise BadSample if what is to be read of a file for one sample is over MOST_BYTES."""
+    """Raise BadSample if `length`, the bytes to read of file `path` for one sample, is over MOST_BYTES (1 GiB)."""
     if length > MOST_BYTES:
         raise BadSample(f"{path}: {length:,} bytes for one sample, over the limit of {MOST_BYTES:,}")
 

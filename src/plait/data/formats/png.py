@@ -41,7 +41,7 @@ def damage(data: bytes) -> str:
 
 
 def one_row_more(data: bytes) -> bytes:
-    """Return a PNG whose header declares one row more than it did.
+    """Return a PNG whose header declares one row more: decoding it shows whether there are pixels beyond those declared.
 
     b"" for a PNG with interlaced rows, a header that is not first, or a palette that does not fit its colour type (PNG 11.2.2).
     """

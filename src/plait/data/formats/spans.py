@@ -57,7 +57,10 @@ def check_bytes(path: Path, format_name: str) -> None:
 
 
 def pack(path: Path, format_name: str, spans: Sequence[tuple[int, int]], **facts: object) -> tuple[Facts, dict[str, np.ndarray]]:
-    """Return the facts and arrays of an index. `spans`: (start, end) per record. Raises PlaitError if there are none."""
+    """Return the facts and arrays of the index of file `path`. `spans`: (start, end) per record, in bytes of the file.
+
+    `format_name`, such as "json", and any further `facts` are recorded with it. Raises PlaitError if there are no records.
+    """
     if not spans:
         raise PlaitError(f"{path} holds no records")
     table = np.array(spans, np.int64)

@@ -24,7 +24,10 @@ def check_columns(files: Sequence[str]) -> None:
 
 
 def fault(files: Sequence[str]) -> str | None:
-    """Return why tables cannot be read together, naming file and columns; None if they can. None has rows, or a column is of two types."""
+    """Return why tables cannot be read together: none has rows, or a column is of two types. None if neither, or if one is unreadable.
+
+    `files`: paths on disk, of parquet if they end in .parquet, else of Arrow.
+    """
     schemas = _schemas(files)
     if len(schemas) < len(files) or not schemas:
         return None

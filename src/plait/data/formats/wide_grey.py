@@ -6,7 +6,7 @@ from plait.errors import BadSample
 
 
 def wide_grey(grey: np.ndarray, mode: str) -> np.ndarray:
-    """Scale greys wider than 8 bits to uint8. Integers are 16-bit (as in PNG, TIFF and PGM), floats run from 0 to 1 (PFM).
+    """Scale greys wider than 8 bits to uint8. `mode`: Pillow's, "F" for floats from 0 to 1 (PFM), else 16-bit integers (PNG, TIFF, PGM).
 
     Raises BadSample for values outside that range.
     """

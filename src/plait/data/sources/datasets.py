@@ -81,7 +81,7 @@ class Table:
         return f"{self.title}[{i}]"
 
     def read(self, i: int) -> Record:
-        """Return row `i` as a record. Raises BadSample if a column is missing or an image cannot be read."""
+        """Return row `i` as a record (fields and encoded images). Raises BadSample if a column is missing or an image cannot be read."""
         row = self.rows[i]
         for name, label in self.labels.items():
             if row[name] is not None:  # -1 stands for a missing label

@@ -98,7 +98,7 @@ class Folder:
 
 
 class Listed:
-    """The rows of a metadata file, each with its picture. Unlike in `rows`, a row that names no picture is a bad sample.
+    """The records `rows` of a metadata file in folder `root`, each with its picture. A row that names no picture is a bad sample.
 
     `left_out` counts the pictures below the folder, hidden ones too, that no row lists, and other files, which are not read.
     """

@@ -41,7 +41,7 @@ _NUMBER = re.compile(r"-?\d{1,9}")
 
 @dataclass(frozen=True)
 class HubFiles:
-    """What was downloaded of a split: `files` of records, or `folder`, an imagefolder. Neither: the package reads its format.
+    """What was downloaded of a split: `files` of records, or `folder`, a folder of images. Neither: only `datasets` reads its format.
 
     `classes`: {column: names of its classes} by the dataset's card. `left_out`: {reason: number of files that are not read}.
     """

@@ -45,8 +45,9 @@ LAYOUTS = {".json": JSON, ".jsonl": JSON, ".ndjson": JSON, ".csv": CSV, ".tsv": 
 def index_records(
     path: Path, layout: Layout, cache: str | Path | None, *, rebuild: bool = False, beside: bool = False
 ) -> tuple[index.IndexHead, bool]:
-    """Return the index of a file of records, and whether it was built just now. The options are those of index.obtain.
+    """Return the index of a file of records, and whether it was built just now.
 
+    `cache`: folder for it; None: the user's. `rebuild`: build it although there is one; `beside`: keep it next to the file instead.
     Raises PlaitError for a file without records, or that is not text of `layout`.
     """
     head, built = index.obtain(path, cache, lambda: layout.scan(path), rebuild=rebuild, beside=beside)
@@ -58,9 +59,9 @@ def index_records(
 class IndexedRecords:
     """Random access to the records of one file; thread-safe and picklable. `columns`: new field name -> the name in the file.
 
-    `images`: the folder that image paths are relative to; None: paths are refused. `outside`: they may leave it. `path_columns`: as
-    PATH_FIELDS, the default. `movable`: whether `options.images` may name another folder, as the reason of a missing image then says.
-    Raises PlaitError for a file without records.
+    `images`: the folder that image paths are relative to; None: paths are refused. `outside`: they may leave it. `path_columns`: fields
+    that may hold an image's path, tried in order where a record has no `image` or `images`. `movable`: whether `options.images` may name
+    another folder, as the reason of a missing image then says. Raises PlaitError for a file without records.
     """
 
     def __init__(
@@ -109,7 +110,7 @@ class IndexedRecords:
         return rename(self.layout.fields(self._bytes(i), self._name(i), self.head.facts), self.columns)
 
     def image_values(self, fields: Mapping[str, Any]) -> list[Any]:
-        """Return the values in a record's fields that name its images: paths, `data:` URLs, or dicts with `path` or `url`."""
+        """Return the values in a record's fields that name its images: paths, `data:` URLs, dicts with `path` or `url`; or []."""
         values = [*as_list(fields.get("image")), *as_list(fields.get("images"))] or image_parts(fields.get("messages"))
         return values or next(([fields[name]] for name in self.path_columns if isinstance(fields.get(name), str)), [])
 
