@@ -201,7 +201,7 @@ def with_batch(batches: Sequence[Sequence[int]], step: int, global_batch: int) -
 
 @torch.no_grad()
 def load_weights(model: nn.Module, weights: Mapping[str, StoredTensor]) -> None:
-    """Copy saved weights, in float32, onto the parameters of their names. Raises PlaitError if a name or shape differs."""
+    """Copy saved weights, in float32, onto the parameters of their names. Raises PlaitError for an unknown name or another shape."""
     parameters = dict(model.named_parameters())
     for name, value in weights.items():
         if name not in parameters:

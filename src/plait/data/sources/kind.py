@@ -20,7 +20,7 @@ OpenNamed = Callable[[SourceEntry, str], Source]
 
 @dataclass(frozen=True)
 class Opening:
-    """What a source is opened with besides its entry of the `data:` section: settings of the run, and the split."""
+    """What a source is opened with besides its entry of the `data:` section: the run's seed and settings, and the split."""
 
     seed: int
     split: str

@@ -34,7 +34,11 @@ log = logging.getLogger(__name__)
 
 
 class WandB:
-    """The trainer's side: starts the child, which sends lines that `metrics.jsonl` gains from now on. `identity`: the run's id at W&B."""
+    """The trainer's side: starts the child, which sends lines that `metrics.jsonl` gains from now on.
+
+    `run`: the run directory. `settings`: project, entity, name and mode (`track.wandb`). `config`: the run's configuration, shown at W&B.
+    `identity`: the run's id at W&B.
+    """
 
     def __init__(self, run: Path, settings: Wandb, config: Mapping[str, Any], identity: str) -> None:
         metrics = run / "metrics.jsonl"
