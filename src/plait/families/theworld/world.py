@@ -38,7 +38,7 @@ def features_per_token(world: WorldEncoderConfig, channels: int) -> int:
 
 
 def latents_to_tokens(latents_BCThw: Tensor, world: WorldEncoderConfig) -> Tensor:
-    """Split latents (B, C, T, h, h) into tokens (B, T, N, E): by `world.tokens`, groups of cells, their means, cells, or channels."""
+    """Split latents (B, C, T, h, h) into tokens (B, T, N, E). Those are groups of cells, means, cells or channels (`world.tokens`)."""
     latents_BTChw = latents_BCThw.transpose(1, 2)
     if world.tokens == "channel":
         return latents_BTChw.flatten(3)
