@@ -3,6 +3,8 @@
 `PLAIT_GOLDEN=exact` holds a machine of the recorded kind (x86-64, torch 2.13.0 for CPUs, one thread) to every bit, weights included; other
 machines round sums otherwise: SSE4.2 in place of AVX-512 moved the digits by 2e-6 at most; RELATIVE is a hundred times that.
 What is counted (ids, samples, tokens) and all functions of keys are exact everywhere.
+Recorded before the tree was redrawn. Since then theworld's and molmo's digits were recorded anew once, as their weight decay was mended to
+go by what a parameter is (their values moved by 4e-6 at most), and theworld's and nanodit's rows gained the count of cut samples.
 """
 
 import json

@@ -21,6 +21,7 @@ from plait.engine.loop import total_loss_weights
 from plait.engine.parallel import distributed
 from plait.engine.parallel.distributed import Ranks
 from plait.engine.state import State
+from plait.errors import PlaitError
 from plait.families import members, registry, returned
 from plait.keys import key
 from tests import processes
@@ -274,3 +275,11 @@ def test_inputs_are_shown_as_pictures(case):
     shown = case.family.inspect(inputs, sample, inputs.encode(sample, 1))
     assert shown["images"]
     assert all(picture.dtype == "uint8" and picture.shape[-1] == 3 for picture in shown["images"])
+
+
+def test_a_family_that_ships_without_a_member_is_told_in_one_line(monkeypatch):
+    monkeypatch.delattr(importlib.import_module("plait.families.nanodit.family"), "blocks")
+    with pytest.raises(
+        PlaitError, match=r"^family 'nanodit' \(plait\.families\.nanodit\.family\) does not fulfil the contract: it lacks blocks\(model\)$"
+    ):
+        registry.load("nanodit")

@@ -93,7 +93,7 @@ def test_the_manifest_says_what_the_stage_trains_and_holds(recipe, tmp_path):
             ("language", 5, 0, []),
         )
     }
-    assert (told["stage"], told["trainable"], told["steps"], told["world"]) == ("projection", ["projector"], 6, 3)
+    assert (told["stage"], told["trainable"], told["steps"], told["ranks"]) == ("projection", ["projector"], 6, 3)
     assert told["versions"]["torch"] == "2.99" and len(told["data"]) == 1
     assert {"plait", "python", "numpy", "safetensors", "transformers"} <= told["versions"].keys()
 
@@ -487,7 +487,7 @@ def test_a_layout_knows_whether_gradients_wait_for_several_micro_batches(
 def test_one_rank_divides_nothing_whatever_is_set(recipe, tmp_path, monkeypatch):
     monkeypatch.setattr(layout.strategy, "choose", None)  # it would fail if it was called
     toy.train(recipe, tmp_path / "run", *ONE_STAGE, "distributed.strategy=fsdp", "train.steps=1")
-    assert toy.at(tmp_path / "run", 1).manifest["world"] == 1
+    assert toy.at(tmp_path / "run", 1).manifest["ranks"] == 1
 
 
 def test_blocks_are_as_they_were_once_a_stage_has_ended(recipe, tmp_path):

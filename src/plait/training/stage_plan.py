@@ -92,7 +92,7 @@ class StagePlan:
             "components": contents,
             "data": self.data.fingerprints(),
             "order": self.order_digest,
-            "world": ranks,
+            "ranks": ranks,
             "versions": {"plait": __version__, **_versions(), "torch": torch_version},
         }
 

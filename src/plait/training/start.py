@@ -25,7 +25,7 @@ from plait.training import changes
 
 log = logging.getLogger(__name__)
 
-_NEEDED = ("base", "data", "frozen_xxh3", "trainable", "world")
+_NEEDED = ("base", "data", "frozen_xxh3", "ranks", "trainable")
 _NEEDED_STATE = ("best", "evaluated_step", "history", "probe", "stage", "stage_done", "stage_start", "step", "totals", "trained")
 """Keys of a manifest's `state` that a start needs; `order` and `state.batches` may be missing, as in older manifests."""
 
@@ -50,7 +50,7 @@ def resume(
     state.restore(saved, tensors)
     if ranks.first:
         post_hoc_ema.forget(run, state.step)
-    before = newest.manifest["world"]
+    before = newest.manifest["ranks"]
     layout = "exact" if before == ranks.size else f"remapped: {before} ranks then, {ranks.size} now; same global batches, same noise"
     log.info(f"  step     {state.step}\n  ranks    {layout}")
     for line in changes.freezing_changes(newest.manifest, bundle, view.config) if saved["stage_done"] is None else ():

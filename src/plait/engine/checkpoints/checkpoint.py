@@ -40,8 +40,9 @@ _UNFINISHED = ".saving-"
 _REPLACED = ".replaced-"
 _HUB_BLOBS = "blobs"
 """The folder of the Hub's cache in which the files of a snapshot are: a snapshot itself holds links to them, and nothing else may."""
+_FORMER = {"world": "ranks"}
 _FORMER_STATE = {"judged": "evaluated_step"}
-"""Keys of a manifest's `state` in older checkpoints -> their names now."""
+"""Keys of a manifest, and of its `state`, in older checkpoints -> their names now."""
 AVERAGES = "averages"
 """In a run directory: the folder with the post-hoc averages of deleted checkpoints."""
 
@@ -168,9 +169,8 @@ def read(folder: Path) -> Checkpoint:
         raise PlaitError(f"{path} is damaged: its content does not match its own xxh3 {listed}")
     if known != FORMAT:
         raise PlaitError(f"{path} has format {known!r}; this plait reads {FORMAT!r}")
-    for former, name in _FORMER_STATE.items():
-        if former in manifest["state"]:
-            manifest["state"][name] = manifest["state"].pop(former)
+    for part, names in ((manifest, _FORMER), (manifest["state"], _FORMER_STATE)):
+        part.update({name: part.pop(former) for former, name in names.items() if former in part})
     return Checkpoint(folder, manifest)
 
 

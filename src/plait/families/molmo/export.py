@@ -1,7 +1,7 @@
 """Write a directory that other software loads (`plait export`). `hf`: for transformers with plait; `molmo`: the published layout.
 
 It holds weights as safetensors with an index, the configuration, the tokenizer with the image tokens at their ids, and the preprocessor's
-settings. `directory` is the run's folder `assets`, with a debug model's tokenizer; `out`, the new directory.
+settings. `assets` is the folder of the model's files, with a debug model's tokenizer; `out`, the new directory.
 """
 
 from collections.abc import Callable
@@ -28,7 +28,7 @@ SHARD = "5GB"
 MODEL_TYPE = "plait_molmo"  # what hf.py registers
 
 
-def write_hf(model: Molmo, config: Config, directory: Path, out: Path) -> list[str]:
+def write_hf(model: Molmo, config: Config, assets: Path, out: Path) -> list[str]:
     """Write a directory that AutoModelForCausalLM and AutoProcessor load once hf.py is imported; return lines to print on loading it."""
     weights = {f"model.{name}": value.detach() for name, value in model.state_dict().items()}
     if model.language.config.tie_word_embeddings:
@@ -40,15 +40,15 @@ def write_hf(model: Molmo, config: Config, directory: Path, out: Path) -> list[s
         "text_config": {**model.language.config.to_dict(), "dtype": str(next(model.language.parameters()).dtype).removeprefix("torch.")},
     }
     extra = {"processor_config.json": {"processor_class": "MolmoProcessor"}}
-    _write(out, weights, {"config.json": settings, **extra}, model, config, directory)
+    _write(out, weights, {"config.json": settings, **extra}, model, config, assets)
     return ["to load it: import plait.families.molmo.hf, then AutoModelForCausalLM.from_pretrained and AutoProcessor.from_pretrained"]
 
 
-def write_molmo(model: Molmo, config: Config, directory: Path, out: Path) -> list[str]:
+def write_molmo(model: Molmo, config: Config, assets: Path, out: Path) -> list[str]:
     """Write the directory `out` in the published Molmo layout; return lines to print. Raises PlaitError if not Qwen2 with CLIP."""
     settings = {"config.json": published.model_settings(model), "preprocessor_config.json": published.image_settings(config)}
     settings["processor_config.json"] = {"processor_class": "MolmoProcessor"}
-    _write(out, published.to_published(model), settings, model, config, directory)
+    _write(out, published.to_published(model), settings, model, config, assets)
     return ["weights, config.json, tokenizer and preprocessor settings in the published layout; the modelling code comes from who reads it"]
 
 
@@ -56,21 +56,21 @@ exports: dict[str, Callable[[Molmo, Config, Path, Path], list[str]]] = {"hf": wr
 """Writers by layout, as in `--to hf`: functions from (model, `model:` section, run's assets, new directory) to lines to print."""
 
 
-def _write(out: Path, weights: dict[str, Tensor], settings: dict[str, Any], model: Molmo, config: Config, directory: Path) -> None:
+def _write(out: Path, weights: dict[str, Tensor], settings: dict[str, Any], model: Molmo, config: Config, assets: Path) -> None:
     """Write all files to a temporary folder beside `out`, renamed when it is complete. Answers of the export end at plait's own stops."""
-    text = TextTokenizer(towers.load_tokenizer(config, directory), model.language.config)
+    text = TextTokenizer(towers.load_tokenizer(config, assets), model.language.config)
     generation = GenerationConfig(eos_token_id=sorted(text.stops), pad_token_id=text.eos, bos_token_id=text.bos)
     with new_folder(out) as folder:
         save_torch_state_dict(weights, folder, max_shard_size=SHARD, safe_serialization=True)
-        _tokenizer(model, config, directory).save_pretrained(folder)
+        _tokenizer(model, config, assets).save_pretrained(folder)
         generation.save_pretrained(folder)
         for name, content in settings.items():
             write_json(folder / name, content)
 
 
-def _tokenizer(model: Molmo, config: Config, directory: Path) -> PreTrainedTokenizerFast:
+def _tokenizer(model: Molmo, config: Config, assets: Path) -> PreTrainedTokenizerFast:
     """Return the run's tokenizer, extended to the embedding's rows, with the image tokens after them."""
-    tokenizer = towers.load_tokenizer(config, directory)
+    tokenizer = towers.load_tokenizer(config, assets)
     extended = Tokenizer.from_str(tokenizer.to_str())
     unnamed = range(model.rows - extended.get_vocab_size(with_added_tokens=True))
     names = [*(f"|<EXTRA_TOKENS_{n}>|" for n in unnamed), *IMAGE_TOKENS]

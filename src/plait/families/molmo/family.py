@@ -1,4 +1,4 @@
-"""The members of family molmo that plait calls; `families/contract.py` explains each. `directory` is the run's folder `assets`."""
+"""The members of family molmo that plait calls; `families/contract.py` explains each. `assets` is the folder of the model's files."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -33,9 +33,9 @@ __all__ = [
 never_trained: frozenset[str] = frozenset()
 
 
-def prepare(config: Config, directory: Path, texts: Callable[[], Iterable[str]]) -> None:
-    """Train a tokenizer on `texts()` and write it to `directory`, if the model is `debug` (small, random) and there is none yet."""
-    folder = directory / towers.TOKENIZER
+def prepare(config: Config, assets: Path, texts: Callable[[], Iterable[str]]) -> None:
+    """Train a tokenizer on `texts()` and write it to `assets`, if the model is `debug` (small, random) and there is none yet."""
+    folder = assets / towers.TOKENIZER
     if config.language == DEBUG and not folder.exists():
         write_tokenizer(folder, texts())
 

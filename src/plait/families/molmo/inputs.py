@@ -73,14 +73,14 @@ class TextTokenizer:
 class Inputs:
     """Encodes samples: `encode` for training and held-out loss, `prompt` for generation; `collate` makes batches of either.
 
-    `directory`: RUN/assets, with a debug model's tokenizer. `max_tokens`: truncate longer rows; `pad`: "longest", "to_128" (a multiple),
+    `assets`: RUN/assets, with a debug model's tokenizer. `max_tokens`: truncate longer rows; `pad`: "longest", "to_128" (a multiple),
     "to_max", or "none" (pack all rows into one); `train`: choose styles at random.
     """
 
     def __init__(
         self,
         config: Config,
-        directory: Path,
+        assets: Path,
         *,
         max_tokens: int | None = None,
         pad: str = "longest",
@@ -88,7 +88,7 @@ class Inputs:
         tokenizer: TextTokenizer | None = None,
     ):
         self.config, self.max_tokens, self.pad, self.train = config, max_tokens, pad, train
-        self.tokenizer = tokenizer or TextTokenizer(towers.load_tokenizer(config, directory), towers.language_config(config))
+        self.tokenizer = tokenizer or TextTokenizer(towers.load_tokenizer(config, assets), towers.language_config(config))
 
     def encode(self, sample: Sample, key: int) -> Example:
         """Encode all annotations with labels; in training `key` seeds styles, lengths, order. Raises BadSample: no answer, too long, ..."""

@@ -141,7 +141,7 @@ class Molmo(nn.Module):
         return {"full_attention": mask_B1LK, **dict.fromkeys(self.layer_types - {"full_attention"}, near_B1LK)}
 
 
-def build(config: Config, directory: Path, *, seed: int) -> Molmo:
+def build(config: Config, assets: Path, *, seed: int) -> Molmo:
     """Build the model; the connector, and parts named `debug`, are drawn from `seed`; without weights on the meta device."""
     return assemble(config, towers.load_language(config, seed), towers.load_vision(config, seed), seed=seed)
 

@@ -189,10 +189,10 @@ def image_settings(config: Config) -> dict[str, Any]:
     }
 
 
-def build_over(config: Config, directory: Path, *, seed: int, parts: frozenset[str]) -> Molmo:
+def build_over(config: Config, assets: Path, *, seed: int, parts: frozenset[str]) -> Molmo:
     """Build the model without reading the weights of `parts` ("language", "vision"), which have any values until they are loaded.
 
-    `seed`: of the connector. `directory` is not used. Raises PlaitError for a part that cannot be loaded.
+    `seed`: of the connector. `assets` is not used. Raises PlaitError for a part that cannot be loaded.
     """
     language = _empty_language(config) if "language" in parts else towers.load_language(config, seed)
     vision = _empty_vision(config) if "vision" in parts else towers.load_vision(config, seed)

@@ -160,13 +160,13 @@ def _check_tower(sizes: PreTrainedConfig, tower: Tower, source: str) -> None:
         )
 
 
-def load_tokenizer(config: Config, directory: Path) -> Tokenizer:
-    """Load the language model's fast tokenizer, or a debug model's from `directory`, the run's folder `assets`.
+def load_tokenizer(config: Config, assets: Path) -> Tokenizer:
+    """Load the language model's fast tokenizer, or a debug model's from `assets`, the folder of the model's files.
 
     Raises PlaitError if there is none or it cannot be loaded.
     """
     if config.language == DEBUG:
-        path = directory / TOKENIZER / "tokenizer.json"
+        path = assets / TOKENIZER / "tokenizer.json"
         if not path.is_file():
             raise PlaitError(f"no tokenizer at {path}: a debug model's tokenizer is trained when its run starts; give that run's directory")
         return open_tokenizer(path, "copy it back from a fork or a backup of the run; a new one would number the tokens otherwise")

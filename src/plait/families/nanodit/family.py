@@ -1,4 +1,4 @@
-"""The members of family nanodit that plait calls; `families/contract.py` explains each. `directory` is the run's folder `assets`."""
+"""The members of family nanodit that plait calls; `families/contract.py` explains each. `assets` is the folder of the model's files."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -37,12 +37,12 @@ never_trained: frozenset[str] = frozenset()
 legend = "The model learns to draw the picture out of noise, of which t is the share, given the caption and the image where a note says so."
 
 
-def prepare(config: Config, directory: Path, texts: Callable[[], Iterable[str]]) -> None:
-    """Copy metadata.json of the shards (files of precomputed latents) into `directory`, unless it is there. `texts` is not used.
+def prepare(config: Config, assets: Path, texts: Callable[[], Iterable[str]]) -> None:
+    """Copy metadata.json of the shards (files of precomputed latents) into `assets`, unless it is there. `texts` is not used.
 
     With it, prompts can be encoded and latents decoded without the shards. Raises PlaitError if `config` names a file that is missing.
     """
-    path = directory / METADATA
+    path = assets / METADATA
     if config.metadata is None or path.exists():
         return
     source = expanded(config.metadata)

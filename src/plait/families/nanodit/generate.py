@@ -54,7 +54,7 @@ def generate(model: NanoDiT, inputs: Inputs, options: GenerateOptions, out: Path
     """
     sampling, shape = sampling_with(inputs.config, options), sample_shape(inputs, options.size)
     device = next(model.parameters()).device
-    folder = out or inputs.directory.parent / "generated"
+    folder = out or inputs.assets.parent / "generated"
     show = pictures.decoder(inputs, device)
     conditions = prompts.conditions(inputs, options.prompt, options.image, device, shape)
     jobs = [(index, seed) for index in range(len(options.prompt)) for seed in range(options.seed, options.seed + options.count)]

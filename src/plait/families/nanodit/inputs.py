@@ -2,7 +2,7 @@
 
 Everything random about a sample (noise, t, which conditions it keeps, mirroring) is drawn here from its key, a 64-bit seed, so that it is
 the same on any number of ranks and workers. Conditions are what the model generates by: features of the caption, and of a reference image.
-`directory` is the run's folder `assets`, which holds `metadata.json` of the shards (files of precomputed latents and features).
+`assets` is the folder of the model's files, which holds `metadata.json` of the shards (files of precomputed latents and features).
 """
 
 import functools
@@ -69,15 +69,13 @@ class Inputs:
     `train`: augment, and drop conditions. `max_tokens`: of a caption; `pad`: text to "longest", "to_128" (a multiple) or "to_max".
     """
 
-    def __init__(
-        self, config: Config, directory: Path, *, max_tokens: int | None = None, pad: str = "longest", train: bool = False
-    ) -> None:
-        self.config, self.directory, self.max_tokens, self.pad, self.train = config, directory, max_tokens, pad, train
+    def __init__(self, config: Config, assets: Path, *, max_tokens: int | None = None, pad: str = "longest", train: bool = False) -> None:
+        self.config, self.assets, self.max_tokens, self.pad, self.train = config, assets, max_tokens, pad, train
 
     @functools.cached_property
     def metadata(self) -> dict[str, Any] | None:
         """Return the shards' metadata.json (latent statistics, encoders); None without the file. Raises PlaitError if it is damaged."""
-        path = self.directory / METADATA
+        path = self.assets / METADATA
         return read_metadata(path) if path.is_file() else None
 
     def encoder(self, kind: str) -> dict[str, Any] | None:
@@ -94,7 +92,7 @@ class Inputs:
 
     def pictures_folder(self, moment: str) -> Path:
         """Return the folder that benches write into: RUN/<sampling.folder>/<moment>; `moment` such as step-00000100."""
-        return self.directory.parent / self.config.sampling.folder / moment
+        return self.assets.parent / self.config.sampling.folder / moment
 
     def encode(self, sample: Sample, key: int) -> Example:
         """Encode a sample; `key` is the seed of everything random.

@@ -197,8 +197,8 @@ def from_patches(x_BNK: Tensor, patch: int, high: int, wide: int) -> Tensor:
     return cells.permute(0, 3, 1, 4, 2, 5).flatten(-2).flatten(2, 3)
 
 
-def build(config: Config, directory: Path, *, seed: int) -> NanoDiT:
-    """Return the model with weights drawn from `seed`, or without weights under `torch.device('meta')`. `directory` is not used."""
+def build(config: Config, assets: Path, *, seed: int) -> NanoDiT:
+    """Return the model with weights drawn from `seed`, or without weights under `torch.device('meta')`. `assets` is not used."""
 
     def make() -> NanoDiT:
         model = NanoDiT(config)

@@ -1,7 +1,7 @@
 """Export Gemma 3 for transformers' AutoModelForImageTextToText, AutoProcessor and pipeline (`plait export --to hf`), and import it.
 
 The world encoder and the projector are part of no published class. The projector's weights are written to a file next to Gemma's, with
-plait's names, so that `from:` can load them. `directory` is the run's folder `assets`, which holds a tiny model's tokenizer.
+plait's names, so that `from:` can load them. `assets` is the folder of the model's files, which holds a tiny model's tokenizer.
 """
 
 import copy
@@ -45,7 +45,7 @@ _NAMES = (
 )
 
 
-def write_hf(model: TheWorld, config: Config, directory: Path, out: Path) -> list[str]:
+def write_hf(model: TheWorld, config: Config, assets: Path, out: Path) -> list[str]:
     """Write Gemma, its tokenizer and processor files, and the projector to the new folder `out`; return lines on how to load it.
 
     Trained weights are float32 in a run; Gemma's are converted, in place, to the dtype of the base model.
@@ -53,11 +53,11 @@ def write_hf(model: TheWorld, config: Config, directory: Path, out: Path) -> lis
     dtype, lines = _base_dtype(model), []
     if any(value.dtype != dtype for value in model.gemma.parameters()):
         lines.append(f"weights that were trained in float32 are rounded to {dtype}, which the base has".replace("torch.", ""))
-    stops = chat.stops(towers.load_tokenizer(config, directory))  # first, as it names a damaged file
+    stops = chat.stops(towers.load_tokenizer(config, assets))  # first, as it names a damaged file
     with new_folder(out) as folder:
         nn.Module.to(model.gemma, dtype=dtype)
         model.gemma.save_pretrained(folder)
-        _write_processor(config, directory, folder)
+        _write_processor(config, assets, folder)
         _write_generation(model, stops, folder)
         if model.projector is None:
             return lines
@@ -96,10 +96,10 @@ def _base_dtype(model: TheWorld) -> torch.dtype:
     return named if isinstance(named, torch.dtype) else torch.float32
 
 
-def _write_processor(config: Config, directory: Path, out: Path) -> None:
+def _write_processor(config: Config, assets: Path, out: Path) -> None:
     """Copy the base's own tokenizer, processor and chat template; of a tiny base, write those that fit it."""
     if config.base == TINY:
-        tokenizer = AutoTokenizer.from_pretrained(directory / towers.TOKENIZER, **trust.CONFIG)
+        tokenizer = AutoTokenizer.from_pretrained(assets / towers.TOKENIZER, **trust.CONFIG)
         side, tokens = config.tiny.image_size, config.tiny.image_tokens
         pictures = Gemma3ImageProcessorPil(size={"height": side, "width": side})
         Gemma3Processor(pictures, tokenizer, chat_template=tokenizer.chat_template, image_seq_length=tokens).save_pretrained(out)

@@ -1,4 +1,4 @@
-"""The members of family theworld that plait calls; `families/contract.py` explains each. `directory` is the run's folder `assets`."""
+"""The members of family theworld that plait calls; `families/contract.py` explains each. `assets` is the folder of the model's files."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -32,12 +32,12 @@ __all__ = [
 never_trained = NEVER_TRAINED
 
 
-def prepare(config: Config, directory: Path, texts: Callable[[], Iterable[str]]) -> None:
-    """Train a tokenizer and write it to `directory`, if the model is `tiny` (small, random) and there is none yet.
+def prepare(config: Config, assets: Path, texts: Callable[[], Iterable[str]]) -> None:
+    """Train a tokenizer and write it to `assets`, if the model is `tiny` (small, random) and there is none yet.
 
     `texts`: a function that yields texts of training samples, called only to train.
     """
-    folder = directory / towers.TOKENIZER
+    folder = assets / towers.TOKENIZER
     if config.base == TINY and not folder.exists():
         write_tokenizer(folder, texts(), config.tiny.vocabulary)
 

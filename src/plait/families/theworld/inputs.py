@@ -53,15 +53,15 @@ class _Augmentation:
 class Inputs:
     """Encodes samples: `encode` for training and held-out loss, `prompt` for generation; `collate` makes batches of either.
 
-    `directory`: RUN/assets, with a tiny model's tokenizer. `max_tokens`: truncate longer rows; `pad`: "longest", "to_128" (a multiple),
+    `assets`: RUN/assets, with a tiny model's tokenizer. `max_tokens`: truncate longer rows; `pad`: "longest", "to_128" (a multiple),
     "to_max" or "none"; `train`: augment images.
     """
 
-    def __init__(self, config: Config, directory: Path, *, max_tokens: int | None = None, pad: str = "longest", train: bool = False):
+    def __init__(self, config: Config, assets: Path, *, max_tokens: int | None = None, pad: str = "longest", train: bool = False):
         image_size, image_tokens = towers.image_sizes(config)
         self.config, self.max_tokens, self.pad, self.train = config, max_tokens, pad, train
         self.image_size, self.positions = image_size, limits.language_positions(towers.gemma_config(config))
-        tokenizer = towers.load_tokenizer(config, directory)
+        tokenizer = towers.load_tokenizer(config, assets)
         self.chat = Chat(tokenizer, image_tokens=image_tokens, system=config.system)
         world = config.world
         self.tokens_per_frame = tokens_per_frame(world, towers.wan_config(config, world)["z_dim"]) if world else 0

@@ -125,15 +125,15 @@ def _gradients_if_trained(*modules: nn.Module) -> torch.autograd.grad_mode.set_g
     return torch.set_grad_enabled(trains and torch.is_grad_enabled())
 
 
-def build(config: Config, directory: Path, *, seed: int) -> TheWorld:
+def build(config: Config, assets: Path, *, seed: int) -> TheWorld:
     """Build the model with pretrained weights; the projector, and parts named `tiny` (small, for tests), are drawn from `seed`.
 
-    Under `torch.device("meta")` without weights. `directory` is not used. Raises PlaitError for a part that cannot be loaded.
+    Under `torch.device("meta")` without weights. `assets` is not used. Raises PlaitError for a part that cannot be loaded.
     """
     return _joined(towers.load_gemma(config, seed), config, seed)
 
 
-def build_over(config: Config, directory: Path, *, seed: int, parts: frozenset[str]) -> TheWorld:
+def build_over(config: Config, assets: Path, *, seed: int, parts: frozenset[str]) -> TheWorld:
     """Build the model without reading Gemma's weights if `parts` has "gemma": any values until they are loaded. `seed`: the projector's."""
     return _joined(towers.empty_gemma(config, seed) if "gemma" in parts else towers.load_gemma(config, seed), config, seed)
 

@@ -100,10 +100,10 @@ def load_wan(config: Config, world: WorldEncoderConfig, seed: int) -> Autoencode
         return loaded
 
 
-def load_tokenizer(config: Config, directory: Path) -> Tokenizer:
-    """Load Gemma's fast tokenizer, or a tiny model's from `directory`, the run's folder `assets`. Raises PlaitError if there is none."""
+def load_tokenizer(config: Config, assets: Path) -> Tokenizer:
+    """Load Gemma's fast tokenizer, or a tiny model's from `assets`, the folder of the model's files. Raises PlaitError if there is none."""
     if config.base == TINY:
-        path = directory / TOKENIZER / "tokenizer.json"
+        path = assets / TOKENIZER / "tokenizer.json"
         if not path.is_file():
             raise PlaitError(f"no tokenizer at {path}: a tiny model's tokenizer is trained when its run starts; give that run's directory")
         return open_tokenizer(path, "copy it back from a fork or a backup of the run; a new one would number the tokens otherwise")
