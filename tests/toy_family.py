@@ -108,7 +108,7 @@ def train(recipe, folder, *overrides, **options):
     """`plait train`, in this process."""
     path = recipe / "config.yaml" if recipe.is_dir() else recipe
     resolved = open_config(path, [f"run={folder}", *overrides])
-    return run.train(resolved, run.Options(**options))
+    return run.train(resolved, run.TrainOptions(**options))
 
 
 def at(folder, step):

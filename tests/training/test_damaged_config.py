@@ -38,7 +38,7 @@ def again(run):
 
 
 def test_every_checkpoint_has_the_configuration_that_it_was_saved_with(run):
-    copies = sorted(run.glob("stage-1-train/step-*/config.yaml"))
+    copies = sorted(run.glob("stage-1-train/step-*/run-config.yaml"))
     assert len(copies) == 3
     assert {copy.read_bytes() for copy in copies} == {(run / "config.yaml").read_bytes()}
     assert all(map(signed.is_as_written, copies))
@@ -62,7 +62,7 @@ def test_a_run_without_a_readable_configuration_goes_on_exactly_by_the_copy_of_i
     capfd.readouterr()
     assert (again(run) if by == "the run" else train(recipe, run)) == 0
     said = capfd.readouterr()
-    copy = run / "stage-1-train" / "step-00000006" / "config.yaml"
+    copy = run / "stage-1-train" / "step-00000006" / "run-config.yaml"
     assert f"warning: {run / 'config.yaml'} is " in said.err and str(copy) in said.err
     assert f"continuing from {copy.parent}" in said.out
     assert toy_family.figures(run) == figures
@@ -87,7 +87,7 @@ def test_a_configuration_that_was_cut_between_two_keys_is_not_trained_with_defau
     (run / "config.yaml").write_text(whole[: whole.index("optim:")])
     assert again(run) == 2
     said = capfd.readouterr().err
-    copy = run / "stage-1-train" / "step-00000006" / "config.yaml"
+    copy = run / "stage-1-train" / "step-00000006" / "run-config.yaml"
     assert f"is not as plait wrote it: it was edited or damaged; {copy}, saved with that checkpoint, is what this start must fit" in said
     assert "was begun with another configuration (" in said and "optim.lr: 0.01 -> " in said
     shutil.copy(copy, run / "config.yaml")
@@ -117,7 +117,7 @@ def test_a_flipped_bit_in_a_setting_is_found(run, capfd):
 
 
 def test_a_damaged_copy_is_not_used(run, capfd):
-    copies = sorted(run.glob("stage-1-train/step-*/config.yaml"))
+    copies = sorted(run.glob("stage-1-train/step-*/run-config.yaml"))
     copies[-1].write_text(copies[-1].read_text().replace("lr: 0.01", "lr: 0.5"))
     (run / "config.yaml").unlink()
     assert again(run) == 0
@@ -125,7 +125,7 @@ def test_a_damaged_copy_is_not_used(run, capfd):
 
 
 def test_without_any_copy_the_line_says_what_to_put_back(made, run, capfd):
-    for copy in run.glob("stage-1-train/step-*/config.yaml"):
+    for copy in run.glob("stage-1-train/step-*/run-config.yaml"):
         copy.unlink()
     (run / "config.yaml").write_text("a: [")
     assert train(made[0], run) == 2

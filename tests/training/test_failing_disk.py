@@ -167,7 +167,7 @@ def test_each_read_is_a_sample_or_a_bad_one_and_the_same_sample_once_the_disk_gi
     assert outcomes["bad"] > 20 and outcomes["right"] > 20 * outcomes[0]
 
 
-@pytest.mark.parametrize("name", ["frozen_xxh3", "world", "data", "state.trained", "state.totals", "state.stage_start"])
+@pytest.mark.parametrize("name", ["frozen_xxh3", "ranks", "data", "state.trained", "state.totals", "state.stage_start"])
 def test_a_manifest_with_a_right_hash_that_lacks_something_is_passed_over(half, tmp_path, capfd, name):
     recipe, killed, figures = half
     run = shutil.copytree(killed, tmp_path / "run")

@@ -105,7 +105,7 @@ def test_parameters_and_buffers_of_saved_parts_are_the_one_process_s_on_every_ra
 
 def trained(path, out, *settings):
     """The last weights of a short run, or of the rest of it."""
-    run.train(load(path, f"run={out}", "optim.schedule.name=constant", *settings), run.Options(allow_inexact=True))
+    run.train(load(path, f"run={out}", "optim.schedule.name=constant", *settings), run.TrainOptions(allow_inexact=True))
     return integrity.locate(out).tensors("weights")
 
 

@@ -56,7 +56,7 @@ def resolve(recipe, folder, *overrides):
 
 
 def train(recipe, folder, *overrides, **options):
-    return run.train(resolve(recipe, folder, *overrides), run.Options(**options))
+    return run.train(resolve(recipe, folder, *overrides), run.TrainOptions(**options))
 
 
 def metrics(folder):

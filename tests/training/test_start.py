@@ -321,7 +321,7 @@ def test_a_configuration_that_cannot_be_read_says_why(parent, body, reason):
 
 def without_copies(run):
     """Remove what checkpoints have of the configuration, as in those of older versions."""
-    for path in run.glob("stage-*/step-*/config.yaml"):
+    for path in run.glob("stage-*/step-*/run-config.yaml"):
         path.unlink()
 
 

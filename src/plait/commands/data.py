@@ -78,7 +78,7 @@ def run_shard(arguments: Arguments) -> None:
         shard_data.measure(Path(arguments.source))
         return
     given = {name: value for name, value in vars(arguments).items() if name in shard_data.OPTIONS and value is not None}
-    shard_data.shard(arguments.source, arguments.out, shard_data.Options(**given), arguments.overrides)
+    shard_data.shard(arguments.source, arguments.out, shard_data.ShardOptions(**given), arguments.overrides)
 
 
 _SHARD_SETTINGS = "Settings of the source are given as --name=value: --template.assistant='a photo of a {label}', --options.size=[64,64]."

@@ -62,7 +62,7 @@ def run(arguments: Arguments) -> None:
     for line in resolved.warnings if resolved is not None else ():
         log.warning(line)
 
-    options = evaluate.Options(
+    options = evaluate.EvaluateOptions(
         samples=arguments.samples,
         batch=arguments.batch,
         show=arguments.show,

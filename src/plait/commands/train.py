@@ -29,7 +29,7 @@ def run(arguments: Arguments) -> None:
         log.warning(line)
     from plait.training import run as training
 
-    options = training.Options(
+    options = training.TrainOptions(
         restart=arguments.restart or "restart" in resolved.train_options,
         allow_inexact=arguments.allow_inexact,
         only=arguments.stage,

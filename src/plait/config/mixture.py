@@ -61,7 +61,7 @@ class _Grouped(Section):
 
 
 @dataclass(frozen=True)
-class Part:
+class MixturePart:
     """One dataset of a mixture: its source settings (`entry`), and its group's name (None in a plain list).
 
     `size`: in a group, the number of samples to reckon shares with in place of the dataset's own; None: its own.
@@ -77,7 +77,7 @@ class Mixture:
     """A mixture without the datasets named in `data.without`. `title`: the file's stem."""
 
     title: str
-    parts: tuple[Part, ...]
+    parts: tuple[MixturePart, ...]
     group_weights: dict[str, float]
     """The weight of each group that is left, by name; {} where there are no groups."""
 
@@ -125,12 +125,12 @@ def read(path: Path, without: Sequence[str], kinds: Mapping[str, SourceRules]) -
     else:
         assert isinstance(parsed, _Listed)
         group_weights, lists = {}, [(("datasets",), None, parsed.datasets)]
-    parts: list[Part] = []
+    parts: list[MixturePart] = []
     for list_path, group, rows in lists:
         for index, row in enumerate(rows):
             _check(tree, (*list_path, index), row, kinds, grouped=group is not None, seen=[part.entry for part in parts])
             entry = SourceEntry(**row.model_dump(exclude={"size"}))
-            parts.append(Part(entry, group, row.size if isinstance(row, _Member) else None))
+            parts.append(MixturePart(entry, group, row.size if isinstance(row, _Member) else None))
     kept = _without(parts, without, path)
     return Mixture(
         path.stem, tuple(kept), {name: weight for name, weight in group_weights.items() if any(part.group == name for part in kept)}
@@ -165,7 +165,7 @@ def _check(
         raise_first([problem_at(tree, path, message)])
 
 
-def _without(parts: Sequence[Part], without: Sequence[str], path: Path) -> list[Part]:
+def _without(parts: Sequence[MixturePart], without: Sequence[str], path: Path) -> list[MixturePart]:
     """Return the parts that `without` does not name. Raises PlaitError for a name that is not there, and where nothing is left."""
     names = [part.entry.name or part.entry.path or part.entry.source for part in parts]
     unknown = next((name for name in without if name not in names), None)

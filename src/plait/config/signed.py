@@ -10,6 +10,8 @@ from pathlib import Path
 import xxhash
 
 NAME = "config.yaml"
+COPY = "run-config.yaml"
+"""Name of the copy in a checkpoint's folder: another one, so that the folder is not taken for a run's."""
 _LAST = "# xxh3-64 of the lines above: {hash}\n"
 
 
@@ -28,7 +30,7 @@ def is_as_written(path: Path) -> bool:
 
 
 def newest_copy(run: Path) -> Path | None:
-    """Return the path of config.yaml in the newest checkpoint of run `run` where it is as `sign` made it; else None."""
-    steps = {path: re.fullmatch(r"step-(\d+)", path.parent.name) for path in run.glob(f"stage-*/step-*/{NAME}")}
+    """Return the path of the copy in the newest checkpoint of run `run` where it is as `sign` made it; else None."""
+    steps = {path: re.fullmatch(r"step-(\d+)", path.parent.name) for path in run.glob(f"stage-*/step-*/{COPY}")}
     ordered = sorted(((int(step[1]), path) for path, step in steps.items() if step), reverse=True)
     return next((path for _, path in ordered if is_as_written(path)), None)

@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Options:
+class TrainOptions:
     """Flags of `plait train`. `restart`: rename an old run and begin anew. `only`: name of the one stage to run.
 
     `allow_inexact`: start even where something saved would be lost. `fresh`: fail where there is a run to continue.
@@ -59,10 +59,10 @@ class Options:
     fresh: bool = False
 
 
-DEFAULT = Options()
+DEFAULT = TrainOptions()
 
 
-def train(resolved: Resolved, options: Options = DEFAULT) -> Path:
+def train(resolved: Resolved, options: TrainOptions = DEFAULT) -> Path:
     """Train the run of the checked configuration `resolved` to its last planned step; continue it if it has a checkpoint.
 
     Returns the run directory. Raises PlaitError for what the user has to mend, and two subclasses of it: Paused after a signal such as
@@ -96,7 +96,7 @@ def _disk_errors(run: Path) -> Iterator[None]:
         raise Stopped(line) from error
 
 
-def _attempt(resolved: Resolved, options: Options, ranks: Ranks, signals: Signals) -> None:
+def _attempt(resolved: Resolved, options: TrainOptions, ranks: Ranks, signals: Signals) -> None:
     """Train from the newest checkpoint, or the start, to the end. Raises Rewind where the run is to go back to that checkpoint."""
     config, run = resolved.config, Path(str(resolved.config.run))
     with (
@@ -183,7 +183,7 @@ def stages_ahead(resolved: Resolved, only: str | None, state: State) -> list[Sta
 
 
 @contextlib.contextmanager
-def locked_run_directory(run: Path, resolved: Resolved, options: Options, ranks: Ranks) -> Iterator[bool]:
+def locked_run_directory(run: Path, resolved: Resolved, options: TrainOptions, ranks: Ranks) -> Iterator[bool]:
     """Lock the directory `run`; yield whether it is a run to continue. Raises PlaitError if it is locked, or its configuration differs."""
     error, continues = None, False
     with contextlib.ExitStack() as held:
@@ -206,7 +206,7 @@ def locked_run_directory(run: Path, resolved: Resolved, options: Options, ranks:
         yield continues
 
 
-def _prepare_directory(run: Path, resolved: Resolved, options: Options) -> bool:
+def _prepare_directory(run: Path, resolved: Resolved, options: TrainOptions) -> bool:
     """Set an old run aside where that was asked for, and look at all that a start needs. Returns whether there is a run to continue."""
     if options.restart and rundir.check(run):
         check_data(resolved.stages)  # an old run makes room only for one that can begin

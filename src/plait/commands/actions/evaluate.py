@@ -48,7 +48,7 @@ _MARKS = {True: "right", False: "wrong"}
 
 
 @dataclass(frozen=True)
-class Options:
+class EvaluateOptions:
     """How a checkpoint is measured.
 
     `samples`: at most so many (None: all). `batch`: samples per forward pass. `averaged`: use the EMA weights; `length`: use a post-hoc
@@ -95,7 +95,7 @@ class Measurement:
     data: HeldOutData
     samples: ChosenSamples
     folder: Path
-    options: Options
+    options: EvaluateOptions
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -117,7 +117,7 @@ class Result:
     rows: Sequence[Row] = ()
 
 
-def evaluate(subject: Subject, bench: str, options: Options) -> Mapping[str, float]:
+def evaluate(subject: Subject, bench: str, options: EvaluateOptions) -> Mapping[str, float]:
     """Measure `subject`, a checkpoint or a configuration's untrained model, on the bench of this name, and return its figures by name.
 
     Writes metrics.json, and for benches with answers predictions.json and an HTML page, into RUN/eval/BENCH-step-N or `options.out`. A
@@ -139,7 +139,7 @@ def evaluate(subject: Subject, bench: str, options: Options) -> Mapping[str, flo
     return result.figures
 
 
-def _plan(subject: Subject, bench: str, options: Options) -> Measurement:
+def _plan(subject: Subject, bench: str, options: EvaluateOptions) -> Measurement:
     """Open the samples, without building a model."""
     config = subject.config
     known = registry.model_config(config.family).variants
@@ -242,7 +242,7 @@ def _done(measurement: Measurement) -> list[Row]:
     return written[1:] if written and written[0] == measurement.identity else []
 
 
-def _entry(config: RunConfig, bench: str, options: Options) -> Evaluate:
+def _entry(config: RunConfig, bench: str, options: EvaluateOptions) -> Evaluate:
     """Return the `evaluate:` entry that a bench's name, `--split` and `--data` mean. Raises PlaitError for an unknown one."""
     name, _, split = bench.partition(":")
     known = {evaluation.LOSS, *registry.benches(config.family)}

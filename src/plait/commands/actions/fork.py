@@ -71,7 +71,7 @@ def _fill(folder: Path, saved: Checkpoint, after: Resolved, lineage: dict[str, A
     parent, best = checkpoint.run_of(saved.folder), saved.manifest["state"]["best"]
     for step in {saved.folder, saved.folder.with_name(f"step-{best['step']:08d}") if best else saved.folder}:
         if step.is_dir():
-            without_parents_config = shutil.ignore_patterns(signed.NAME)
+            without_parents_config = shutil.ignore_patterns(signed.COPY)
             shutil.copytree(step, folder / step.relative_to(parent), ignore=without_parents_config)
     if (parent / "assets").is_dir():
         shutil.copytree(parent / "assets", folder / "assets")

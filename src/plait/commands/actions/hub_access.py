@@ -58,7 +58,7 @@ class Wanted:
 
 
 @dataclass
-class Answer:
+class HubAnswer:
     """What the Hub answered about a repository: `files` to read with their sizes in bytes, or the error. `came`: it answered in time."""
 
     files: dict[str, int] = field(default_factory=dict)
@@ -79,14 +79,14 @@ def token_origin() -> str | None:
     return "hf auth login" if path.is_file() and path.stat().st_size else None
 
 
-def ask(wanted: Sequence[Wanted], limit_s: float) -> list[Answer]:
+def ask(wanted: Sequence[Wanted], limit_s: float) -> list[HubAnswer]:
     """Ask the Hub about all repositories at once; return an answer for each, in order. `limit_s`: seconds for all answers together.
 
     An answer that did not come in time is empty, with `came` False; one that is an error has it in `error`. Nothing is raised.
     """
-    api, answers = HfApi(), [Answer() for _ in wanted]
+    api, answers = HfApi(), [HubAnswer() for _ in wanted]
 
-    def fill(item: Wanted, answer: Answer) -> None:
+    def fill(item: Wanted, answer: HubAnswer) -> None:
         try:
             _ask_one(api, item, answer, limit_s)
         except Exception as error:  # noqa: BLE001  the client raises those of its HTTP library, which changes with its version
@@ -99,10 +99,10 @@ def ask(wanted: Sequence[Wanted], limit_s: float) -> list[Answer]:
         thread.start()
     for thread in threads:
         thread.join(max(0.0, until - time.monotonic()))
-    return [answer if answer.came else Answer() for answer in answers]
+    return [answer if answer.came else HubAnswer() for answer in answers]
 
 
-def _ask_one(api: HfApi, item: Wanted, answer: Answer, limit_s: float) -> None:
+def _ask_one(api: HfApi, item: Wanted, answer: HubAnswer, limit_s: float) -> None:
     """Fill in an answer. Raises what the client raises."""
     about = api.model_info if item.kind == "model" else api.dataset_info
     info: Any = about(item.name, revision=item.revision, timeout=limit_s, files_metadata=True)
@@ -178,7 +178,7 @@ def _what(item: Wanted) -> str:
     return "weights" if item.kind == "model" else "data"
 
 
-def _had(item: Wanted, answer: Answer, missing: dict[str, int]) -> Finding:
+def _had(item: Wanted, answer: HubAnswer, missing: dict[str, int]) -> Finding:
     """Return the finding of a repository that can be had."""
     size = gigabytes(sum(answer.files.values()))
     if not missing:

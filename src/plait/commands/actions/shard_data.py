@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Options:
+class ShardOptions:
     """How a set is made. `buckets`: crop sizes, "WIDTHxHEIGHT,..."; `bucket`: those of them to write (empty: all).
 
     `latents`, `texts`, `images`: encoders, each a folder, a Hub repository[/part][@revision] or "tiny" (random), run on `device`. `split`:
@@ -60,10 +60,10 @@ class Options:
     dry_run: bool = False
 
 
-OPTIONS = frozenset(Options.__dataclass_fields__)
+OPTIONS = frozenset(ShardOptions.__dataclass_fields__)
 
 
-def shard(what: str, out: Path | None, options: Options, settings: Sequence[str] = ()) -> None:
+def shard(what: str, out: Path | None, options: ShardOptions, settings: Sequence[str] = ()) -> None:
     """Encode the source `what` into the set at `out`, or finish one that was interrupted. With `dry_run` only print what it would hold.
 
     `what`: "scenes" (drawn), a .jsonl, tar shards, or a folder of pictures. `out`: None only with `dry_run`. `settings`: of the source,
@@ -103,7 +103,7 @@ def shard(what: str, out: Path | None, options: Options, settings: Sequence[str]
     log.info("\n".join([*_made(metadata), str(out)]))
 
 
-def _encoders(options: Options) -> write.Encoders:
+def _encoders(options: ShardOptions) -> write.Encoders:
     """Open the three encoders that the options name. Raises PlaitError where one is not named: there is none that suits any data."""
     named = {"latents": options.latents, "texts": options.texts, "images": options.images}
     if missing := [name for name, value in named.items() if value is None]:

@@ -60,7 +60,7 @@ class Figure(NamedTuple):
     last: float
 
 
-class Progress(NamedTuple):
+class StageProgress(NamedTuple):
     """How far a stage is. `steps`: done and planned, "6 of 6"; `start`: the run's step at which it began; `time`: as h:mm:ss."""
 
     steps: str
@@ -69,7 +69,7 @@ class Progress(NamedTuple):
     time: str
 
 
-def progress(view: StageView, rows: Sequence[Row], manifest: Mapping[str, Any] | None) -> Progress:
+def progress(view: StageView, rows: Sequence[Row], manifest: Mapping[str, Any] | None) -> StageProgress:
     """Return how far the stage of `view`, its configuration, is. `rows`: those of metrics.jsonl, of all stages.
 
     `manifest`: of the stage's newest checkpoint; None if it has none.
@@ -81,7 +81,7 @@ def progress(view: StageView, rows: Sequence[Row], manifest: Mapping[str, Any] |
     done = max([manifest["state"]["step"] if manifest else start, *(row["step"] for row in trained)]) - start
     planned = manifest["steps"] if manifest else view.config.train.steps
     steps = f"{done:,} of {planned:,}" if planned else f"{done:,}"
-    return Progress(steps, start, _figures(stage_rows, view.config), screen.clock(3600 * hours(trained, start)))
+    return StageProgress(steps, start, _figures(stage_rows, view.config), screen.clock(3600 * hours(trained, start)))
 
 
 def _progress_lines(view: StageView, rows: Sequence[Row], manifest: Mapping[str, Any] | None) -> list[tuple[str, str]]:

@@ -21,7 +21,7 @@ Facts = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Layout:
+class RecordLayout:
     """A text format of records. `scan` returns a file's facts and index; `fields` parses a record, given its bytes, name and the facts."""
 
     format: str

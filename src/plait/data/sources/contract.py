@@ -80,7 +80,7 @@ class BrokenSource(PlaitError):
 
 
 def read(source: Source, index: int, sample_key: int | None = None) -> Sample:
-    """Return `source.draw(index, sample_key)`, or `source[index]` without a key.
+    """Return sample `index`, with its random choices (such as which caption) drawn from `sample_key`; None: without any, as held-out ones.
 
     Raises BrokenSource unless it is a dict with `id`, `images`, `messages` and `fields`, and what the source raises.
     """

@@ -20,7 +20,7 @@ import xxhash
 from plait.data import paths
 from plait.data.formats import csv_spans, index, json_spans
 from plait.data.formats.open_file import OpenFile
-from plait.data.formats.spans import Facts, Layout
+from plait.data.formats.spans import Facts, RecordLayout
 from plait.data.paths import read_regular
 from plait.data.records import PATH_FIELDS, Record, as_list, parse_json
 from plait.data.sources.contract import Reader
@@ -36,14 +36,14 @@ def _json_fields(body: bytes, where: str, facts: Facts) -> dict[str, Any]:
     return record
 
 
-JSON = Layout("json", json_spans.scan, _json_fields)
-CSV = Layout("csv", csv_spans.scan, csv_spans.fields)
+JSON = RecordLayout("json", json_spans.scan, _json_fields)
+CSV = RecordLayout("csv", csv_spans.scan, csv_spans.fields)
 LAYOUTS = {".json": JSON, ".jsonl": JSON, ".ndjson": JSON, ".csv": CSV, ".tsv": CSV}
 """The layout of a file of records by the ending of its name, in small letters."""
 
 
 def index_records(
-    path: Path, layout: Layout, cache: str | Path | None, *, rebuild: bool = False, beside: bool = False
+    path: Path, layout: RecordLayout, cache: str | Path | None, *, rebuild: bool = False, beside: bool = False
 ) -> tuple[index.IndexHead, bool]:
     """Return the index of a file of records, and whether it was built just now.
 
@@ -67,7 +67,7 @@ class IndexedRecords:
     def __init__(
         self,
         path: Path,
-        layout: Layout,
+        layout: RecordLayout,
         cache: str | Path | None,
         columns: Mapping[str, str],
         *,

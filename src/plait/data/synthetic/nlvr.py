@@ -36,7 +36,7 @@ Asked = tuple[str, str, dict[str, Any]]
 """(question, answer, fields to score an answer by, such as `truth`)."""
 
 
-class Reader(Protocol):
+class NlvrReader(Protocol):
     """Random access to the records of NLVR shards; `digest` is a hash of their content."""
 
     digest: str
@@ -67,7 +67,7 @@ class Nlvr:
     Raises PlaitError for invalid options.
     """
 
-    def __init__(self, reader: Reader, name: str, options: dict[str, Any], limit: int | None = None) -> None:
+    def __init__(self, reader: NlvrReader, name: str, options: dict[str, Any], limit: int | None = None) -> None:
         self.options = _checked(options)
         self.reader, self.name = reader, name
         self.questions = [(task, n) for task in self.options.tasks for n in range(1 if task in _ONCE else self.options.questions)]

@@ -14,7 +14,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from plait.data.synthetic.lexicon import article, number_word, plural
-from plait.data.synthetic.nlvr_record import BOX, BOXES, COLOURS, GROUPS, PITCH, SHAPES, Group, Item
+from plait.data.synthetic.nlvr_record import BOX, BOXES, COLOURS, GROUPS, PITCH, SHAPES, Item, ObjectGroup
 from plait.data.synthetic.questions import pick
 
 _COLOURS = tuple(COLOURS.values())
@@ -68,7 +68,7 @@ class Property(NamedTuple):
     holds: Callable[[Items], bool]
 
 
-def number_of(group: Group, items: Items) -> int:
+def number_of(group: ObjectGroup, items: Items) -> int:
     """Return how many of the items belong to the group."""
     return sum(map(group.holds, items))
 
@@ -106,12 +106,12 @@ def _group(draw: Draw) -> Fact:
     return Fact(_noun(group, draw), f"in the {group.box} box" if group.box else "", partial(number_of, group))
 
 
-def _noun(group: Group, draw: Draw) -> str:
+def _noun(group: ObjectGroup, draw: Draw) -> str:
     noun = group.shape or draw.word("item", "item", "object")
     return f"{group.colour} {noun}" if group.colour else noun
 
 
-def _unplaced_group(draw: Draw) -> Group:
+def _unplaced_group(draw: Draw) -> ObjectGroup:
     return draw.choice([group for group in draw.choice(GROUPS) if group.box is None])
 
 
@@ -159,7 +159,7 @@ def _size(draw: Draw) -> Property:
 
 def _some_items(draw: Draw) -> Property:
     """Draw the property of having items of one group, of two or of three; or of one and none of another."""
-    groups = [Group(colour, draw.choice((None, *SHAPES)), None) for colour in _shuffled(draw)]
+    groups = [ObjectGroup(colour, draw.choice((None, *SHAPES)), None) for colour in _shuffled(draw)]
     first, second, third = (_some(_noun(group, draw), partial(number_of, group), draw) for group in groups)
     if draw.plain or draw.number(2) == 1:
         return first
@@ -179,7 +179,7 @@ def _one_each(draw: Draw) -> Property:
     numbers = {first: first_number, second: second_number}
     return Property(
         f"{draw.numeral(first_number)} {first} and {draw.numeral(second_number)} {second} {noun}",
-        lambda box: all(number_of(Group(colour, None, None), box) == number for colour, number in numbers.items()),
+        lambda box: all(number_of(ObjectGroup(colour, None, None), box) == number for colour, number in numbers.items()),
     )
 
 
@@ -238,7 +238,7 @@ _IN_A_BOX = (_size, *[_some_items] * 3, _one_each, _touching, _special_item, *[_
 
 def _block(draw: Draw) -> Fact:
     colour = draw.choice(_COLOURS)
-    return Fact(f"{colour} block", "", partial(number_of, Group(colour, None, None)))
+    return Fact(f"{colour} block", "", partial(number_of, ObjectGroup(colour, None, None)))
 
 
 def _height(draw: Draw) -> Property:
@@ -262,7 +262,9 @@ def _end_of_tower(draw: Draw) -> tuple[int, str]:
 
 def _some_blocks(draw: Draw) -> Property:
     """Draw the property of having blocks of one colour, of two or of three."""
-    first, second, third = (_some(f"{colour} block", partial(number_of, Group(colour, None, None)), draw) for colour in _shuffled(draw))
+    first, second, third = (
+        _some(f"{colour} block", partial(number_of, ObjectGroup(colour, None, None)), draw) for colour in _shuffled(draw)
+    )
     if draw.plain:
         return first
     two = _both(first, second)

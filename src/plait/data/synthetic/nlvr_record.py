@@ -36,7 +36,7 @@ class Item(NamedTuple):
     radius: float
 
 
-class Group(NamedTuple):
+class ObjectGroup(NamedTuple):
     """The items that a question is about: those of this colour, this shape and this box; None means any."""
 
     colour: str | None
@@ -96,13 +96,13 @@ def is_tower(box: Sequence[Item]) -> bool:
     return bool(box) and len({item.x for item in box}) == 1 and bottoms == supports[:-1] and {item.shape for item in box} == {"square"}
 
 
-def _groups() -> list[list[Group]]:
+def _groups() -> list[list[ObjectGroup]]:
     """Return every group that can be asked for, by kind: the kind is drawn first, so that kinds are equally frequent."""
     boxes = (None, *BOXES)
-    plain = [Group(None, None, box) for box in boxes]
-    coloured = [Group(colour, None, box) for colour in COLOURS.values() for box in boxes]
-    shaped = [Group(None, shape, box) for shape in SHAPES for box in boxes]
-    return [plain, coloured, shaped, [Group(colour, shape, None) for colour in COLOURS.values() for shape in SHAPES]]
+    plain = [ObjectGroup(None, None, box) for box in boxes]
+    coloured = [ObjectGroup(colour, None, box) for colour in COLOURS.values() for box in boxes]
+    shaped = [ObjectGroup(None, shape, box) for shape in SHAPES for box in boxes]
+    return [plain, coloured, shaped, [ObjectGroup(colour, shape, None) for colour in COLOURS.values() for shape in SHAPES]]
 
 
 GROUPS = _groups()

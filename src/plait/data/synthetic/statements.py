@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from plait.data.synthetic.lexicon import article, number_word, plural
 from plait.data.synthetic.nlvr_facts import OF_ITEMS, OF_TOWERS, Draw, Fact, Items, number_of
-from plait.data.synthetic.nlvr_record import BOXES, COLOURS, SHAPES, Group, boxes, is_tower
+from plait.data.synthetic.nlvr_record import BOXES, COLOURS, SHAPES, ObjectGroup, boxes, is_tower
 
 _DRAWS = 100  # facts tried until the pictures have different numbers of one
 _LARGEST = 9  # number of a fact: beyond that people do not count
@@ -59,7 +59,7 @@ def _describe_box(box: Items) -> str:
         return "nothing"
     if len(box) > 1 and is_tower(box):
         return "a tower of " + ", ".join(item.colour for item in reversed(box))
-    groups = [Group(colour, shape, None) for colour in COLOURS.values() for shape in SHAPES]
+    groups = [ObjectGroup(colour, shape, None) for colour in COLOURS.values() for shape in SHAPES]
     return ", ".join(
         article(group.words(False)) if count == 1 else f"{number_word(count)} {group.words(True)}"
         for group in groups

@@ -127,7 +127,7 @@ def _write_files(unfinished: Path, groups: Groups, rank_files: RankFiles) -> dic
 
 def _publish(folder: Path, unfinished: Path, replaced: Path, manifest: Mapping[str, Any], config: str) -> None:
     if config:  # without `parents`: where the run has gone meanwhile, half a checkpoint would be stranded in its place
-        files.write_whole(unfinished / signed.NAME, signed.sign(config), parents=False)
+        files.write_whole(unfinished / signed.COPY, signed.sign(config), parents=False)
     files.write_whole(unfinished / "manifest.json", files.json_text(manifest), parents=False)
     if folder.exists():
         folder.rename(replaced)

@@ -187,8 +187,9 @@ def summarise_divergence(rows: Rows) -> dict[str, float]:
 def predict_toy(model: NanoDiT, samples: Sequence[Sample], inputs: Inputs, *, batch: int, moment: str = "latest") -> list[Row]:
     """Generate two-colour samples by four variants of their conditions, classify them, and return rows with `right`, a bool by variant.
 
-    Variants: `both`, `text` or `image` alone, and `crossed`, text with the image of a sample of other labels. The class is the nearest
-    mean of held-out samples. Raises PlaitError for samples without labels, or too few of them.
+    Labels: `position` and `colour`, fields of a sample. Variants: `both`, `text` or `image` alone, and `crossed`, text with the image of a
+    sample in which both labels differ. The class is the pair of labels whose mean over `samples` is nearest. Raises PlaitError for a sample
+    without labels, and where a pair of labels has no sample.
     """
     missing = [sample["id"] for sample in samples if not set(LABELS) <= sample["fields"].keys()]
     if missing:
