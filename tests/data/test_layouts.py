@@ -12,7 +12,7 @@ import yaml
 from plait import cli
 from plait.config.schema import SourceEntry
 from plait.data.sources.open import open_source
-from plait.errors import PlaitError
+from plait.errors import BadSample, PlaitError
 from tests.data import faulty_server
 from tests.data.packing import picture
 from tests.data.test_dirty_records import opened, outcomes
@@ -217,3 +217,43 @@ def test_rows_without_a_picture_are_counted_before_training(tmp_path, capsys, fo
     (tmp_path / "recipe.yaml").write_text(yaml.dump(recipe))
     assert cli.main(["data", "inspect", str(tmp_path / "recipe.yaml"), f"--out={tmp_path / 'out'}"]) == 0
     assert re.search(r"datasets:a\.\w+: 12 samples, all looked at: 3 without images", " ".join(capsys.readouterr().out.split()))
+
+
+@pytest.mark.parametrize("header", ['"text": "about this file"', '"caption": "c", "version": 1', '"image": "a.png"'])
+def test_a_record_that_holds_an_array_of_records_is_refused(tmp_path, header):
+    path = tmp_path / "d.json"
+    (tmp_path / "a.png").write_bytes(picture())
+    path.write_text("{" + header + ', "data": [{"text": "b"}, {"text": "c"}]}')
+    with pytest.raises(
+        PlaitError, match=r"d\.json may be one record or those in its array 'data': write the array to a file of its own, or put"
+    ):
+        opened("jsonl", path)
+    path.write_text("[" + path.read_text() + "]")
+    assert len(opened("jsonl", path)) == 1
+
+
+@pytest.mark.parametrize("own", ['"messages": [{"role": "user", "content": "a"}]', '"objects": [{"box": [1, 2]}], "text": "a"'])
+def test_an_array_that_belongs_to_a_record_makes_no_records(tmp_path, own):
+    path = tmp_path / "d.json"
+    path.write_text("{" + own + "}")
+    assert len(opened("jsonl", path)) == 1
+
+
+def test_fields_and_turns_that_name_other_images_make_a_bad_sample(tmp_path):
+    (tmp_path / "a.png").write_bytes(picture())
+    (tmp_path / "b.png").write_bytes(picture())
+
+    def record(turn, **fields):
+        parts = [{"type": "image", "image": turn}, {"type": "text", "text": "q"}]
+        return json.dumps({**fields, "messages": [{"role": "user", "content": parts}, {"role": "assistant", "content": "a"}]})
+
+    rows = [record("b.png", image="a.png"), record("a.png", image="a.png"), record("b.png"), record(None, image="a.png")]
+    path = tmp_path / "d.jsonl"
+    path.write_text("\n".join(rows) + "\n")
+    found = outcomes(opened("jsonl", path))
+    assert [isinstance(one, BadSample) and "name other images than its messages do" in str(one) for one in found] == [
+        True,
+        False,
+        False,
+        False,
+    ]

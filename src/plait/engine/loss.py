@@ -116,7 +116,7 @@ class Loss(abc.ABC):
         """Run the model on this micro-batch; return each term's numerator: scalars on the model's device, differentiable."""
 
     def by_sample(self, batch: Batch) -> Mapping[str, Tensor]:
-        """Return each amount named in `amounts` by sample: (B,) host tensors in the order of the batch's ids. Their sums are `weights`."""
+        """Return what each sample adds to the `weights` named in `amounts`: (B,) host tensors, in the batch's order of ids."""
         return {}
 
 

@@ -19,6 +19,8 @@ from plait.data.formats.spans import Facts, check_bytes, pack
 from plait.errors import PlaitError
 
 _LONGEST_RECORD = 1 << 24  # bytes looked at to tell how the records of a file are divided
+_OWN = ("messages", "conversations", "images")
+"""Arrays of objects that belong to one record."""
 _LARGEST_OBJECT = 1 << 32  # bytes of a file that may be one object with an array of records
 _SPACE = b" \t\r\n"
 _TEXT = re.compile(rb"[^ \t\r\n]")
@@ -45,7 +47,7 @@ def _spans_in_object(path: Path, mapped: mmap.mmap) -> list[tuple[int, int]] | N
     """Return the records of a file that is one object with one array of objects, as {"data": [...]}. None for lines of JSON.
 
     An item of it that is no object is a record that cannot be read.
-    Raises PlaitError for one object with several such arrays, and for one that gives the array's key twice.
+    Raises PlaitError for one object with several such arrays, for one that gives the array's key twice, and for a record among records.
     """
     first = mapped.find(b"\n") + 1 or len(mapped)
     if _TEXT.search(mapped, first) and _is_json(mapped, 0, first):
@@ -70,7 +72,14 @@ def _spans_in_object(path: Path, mapped: mmap.mmap) -> list[tuple[int, int]] | N
         raise PlaitError(
             f"{path} holds {len(arrays)} arrays of records: {', '.join(arrays)}; write the one to train on to a file of its own"
         )
-    if not arrays or _has_text(whole):
+    if not arrays:
+        return None
+    if _has_text(whole):
+        if arrays[0] not in _OWN and all(isinstance(item, dict) and _has_text(item) for item in whole[arrays[0]]):
+            raise PlaitError(
+                f"{path} may be one record or those in its array {arrays[0]!r}: write the array to a file of its own, or put [ ] around "
+                "the one record"
+            )
         return None
     text = mapped[:].decode("latin-1")
     return _array_spans(path, mapped[:], _start_of_value(text, arrays[0]), whole_file=False)
@@ -89,8 +98,8 @@ def _start_of_value(text: str, name: str) -> int:
 
 
 def _has_text(record: Mapping[str, Any]) -> bool:
-    """Return whether an object is itself a record: it has a conversation or caption."""
-    return any(name in record for name in ("messages", "conversations", "caption", "text", "image", "images"))
+    """Return whether an object is itself a record: it has a conversation, a caption or an image."""
+    return any(name in record for name in (*_OWN, "caption", "text", "image"))
 
 
 def _is_json(mapped: mmap.mmap, start: int, end: int) -> bool:

@@ -100,7 +100,7 @@ class MicroBatchBuilder:
         return MicroBatch(pinned(batch) if self.pin else batch, ids, padding, bad)
 
     def build(self, ids: Sequence[SampleId], padding: bool) -> MicroBatch:
-        """Return the micro-batch of the samples `ids`, encoded and collated. `padding`: it repeats a sample only to have a shape."""
+        """Return the micro-batch of the samples `ids`, bad ones replaced. `padding`: only fills up a rank; adds no loss."""
         return self.collate([self.encode(identity) for identity in ids], padding)
 
     def _replacement(self, wanted: SampleId, attempt: int) -> SampleId:

@@ -110,8 +110,14 @@ class IndexedRecords:
         return rename(self.layout.fields(self._bytes(i), self._name(i), self.head.facts), self.columns)
 
     def image_values(self, fields: Mapping[str, Any]) -> list[Any]:
-        """Return the values in a record's fields that name its images: paths, `data:` URLs, dicts with `path` or `url`; or []."""
-        values = [*as_list(fields.get("image")), *as_list(fields.get("images"))] or image_parts(fields.get("messages"))
+        """Return the values in a record's fields that name its images: paths, `data:` URLs, dicts with `path` or `url`; or [].
+
+        Raises BadSample where the fields name some images and the turns of the conversation others.
+        """
+        of_fields, of_turns = [*as_list(fields.get("image")), *as_list(fields.get("images"))], image_parts(fields.get("messages"))
+        if of_fields and of_turns and list(map(_address, of_fields)) != list(map(_address, of_turns)):
+            raise BadSample("its fields name other images than its messages do: leave one of the two out")
+        values = of_fields or of_turns
         return values or next(([fields[name]] for name in self.path_columns if isinstance(fields.get(name), str)), [])
 
     def image_paths(self) -> Iterator[str]:
