@@ -45,7 +45,12 @@ def pushed(folder):
 
 def within(folder, *names):
     """The files of the folders `names` below a folder, as a repository has them, without the copies of the configuration."""
-    paths = [path for name in names for path in (folder / name).rglob("*") if path.is_file() and path.name != "config.yaml"]
+    paths = [
+        path
+        for name in names
+        for path in (folder / name).rglob("*")
+        if path.is_file() and path.name not in ("config.yaml", "run-config.yaml")
+    ]
     return sorted(str(path.relative_to(folder)) for path in paths)
 
 

@@ -63,7 +63,7 @@ def test_the_names_of_published_scores_stand_only_where_they_are_told_apart():
     naming = {name: [line for line in text.splitlines() if PUBLISHED.search(line)] for name, text in texts.items()}
     assert {name: lines for name, lines in naming.items() if lines} == {
         "docs/nanodit.md": [
-            "`frechet` and `kernel` compare checkpoints through one extractor. They are not FID and CMMD, which are those distances of the"
+            "`frechet` and `kernel` compare checkpoints through one extractor. They are not FID and CMMD, which are those distances"
         ],
         "src/plait/families/nanodit/distances.py": [
             "last pooling and CLIP ViT-L/14's at 336 px, and so do their names, FID and CMMD. None of those is an extractor here."
