@@ -76,6 +76,19 @@ def test_a_late_rank_is_named_with_its_stacks_before_the_collective_gives_up(tmp
     assert bool(re.search(HELD, text)) is (how is hold_the_lock)
 
 
+def slow_to_end(recipe, run, rank, where, how):
+    """`late_rank` on a machine so busy that each of the watchdog's pauses takes five times as long."""
+    with mock.patch.object(watchdog, "time", SimpleNamespace(monotonic=time.monotonic, sleep=lambda pause_s: time.sleep(5 * pause_s))):
+        late_rank(recipe, run, rank, where, how)
+
+
+def test_a_rank_that_waits_for_the_others_stacks_is_not_taken_for_one_that_holds_the_lock(tmp_path, monkeypatch, capfd):
+    recipe, run = toy_family.install(monkeypatch, tmp_path), tmp_path / "run"
+    assert processes.codes(processes.start(1, slow_to_end, recipe, run, 0, SUMS, dawdle)) == [Stopped.exit_code]
+    text = capfd.readouterr().err
+    assert text.count("rank 0 is late: in step") == 1 and "holds Python's lock" not in text
+
+
 def test_ranks_that_are_late_together_are_all_named(tmp_path):
     beat = {"phase": "step", "step": 7, "part": "backward", "beat": 30}
     line = watchdog.describe_hang([beat, beat | {"beat": 31}, beat, None], 9.0, tmp_path)
@@ -314,15 +327,22 @@ def test_a_rank_that_hangs_writes_its_stacks_names_who_is_late_and_waits_for_the
     def end(code):
         raise Ended(code)
 
-    heart, slept = heartbeat.Heartbeat(tmp_path, 0), []
+    def sleep(pause_s):
+        now[0] += pause_s
+
+    heart, now, told = heartbeat.Heartbeat(tmp_path, 0), [100.0], []
     dog = watchdog.Watchdog(heart, ALONE, allowed_s)
-    monkeypatch.setattr(watchdog.time, "sleep", slept.append)
+    monkeypatch.setattr(dog, "_tell", lambda limit_s: told.append((now[0], limit_s)))
+    monkeypatch.setattr(watchdog, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=sleep))
     monkeypatch.setattr(watchdog.os, "_exit", end)
     with watchdog.stacks_of(tmp_path, 0).open("w") as dog.stacks, pytest.raises(Ended) as ended:
         dog._end(allowed_s)
     heart.close()
     assert ended.value.args == (Stopped.exit_code,) == (1,)
-    assert slept == [waits_s]
+    assert now[0] - 100.0 == pytest.approx(waits_s, abs=dog.poll_s)
+    assert (
+        told == [(pytest.approx(100.0 + look * dog.poll_s), allowed_s) for look in range(len(told))] and len(told) >= waits_s / dog.poll_s
+    )
     assert "test_a_rank_that_hangs_writes_its_stacks" in watchdog.stacks_of(tmp_path, 0).read_text()
     (line,) = caplog.messages
     assert line.startswith(f"plait: rank 0: rank 0 is late: in start after step 0, with nothing done for {allowed_s:g} s")

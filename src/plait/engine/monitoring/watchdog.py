@@ -122,7 +122,10 @@ class Watchdog:
         here = os.environ.get("LOCAL_WORLD_SIZE") == str(self.ranks.size)  # process ids of other machines mean nothing
         stopped = [rank for rank, beat in enumerate(beats) if here and beat and watchdog_process.is_stopped(beat["pid"])]
         log.error(f"plait: rank {self.heartbeat.rank}: {describe_hang(beats, allowed_s, run, stopped)}", extra=EVERY_RANK)
-        time.sleep(min(_OTHER_RANKS_S, allowed_s))  # the first to end would take the others with it before their stacks are written
+        ends_s = time.monotonic() + min(_OTHER_RANKS_S, allowed_s)
+        while time.monotonic() < ends_s:  # the first to end would take the others with it before their stacks are written
+            self._tell(allowed_s)  # or the process beside this rank takes the wait for a held lock
+            time.sleep(self.poll_s)
         os._exit(Stopped.exit_code)
 
 
