@@ -5,12 +5,14 @@ import math
 import os
 import re
 import stat
+from collections.abc import Collection
 from functools import lru_cache
 from glob import glob
 from pathlib import Path
 
 from plait.config import secrets
-from plait.data.addresses import is_remote, is_web, shown
+from plait.data import splits
+from plait.data.addresses import is_remote, is_web, name_of, shown
 from plait.data.formats.open_file import check_size, try_again
 from plait.data.remote import connect
 from plait.errors import BadSample, PlaitError
@@ -22,7 +24,6 @@ MAX_PATHS = 1_000_000
 _HUB_FOLDER = re.compile(r"(datasets|models|spaces)--")
 _NO_DATA = (".idx",)  # the index of a file, beside it
 _PACKED_TAR = (".tgz", ".tbz2", ".txz")
-_SPLITS = ("train", "validation", "val", "test")
 
 
 def local(path: str) -> Path:
@@ -142,15 +143,15 @@ def files(pattern: str, suffix: Endings, *, split: str | None, default_split: st
     """Return the paths or addresses that `pattern` names, sorted within each brace choice. A folder means its files that end in `suffix`,
     or one of several, in capitals or not, but for hidden ones; `left_out` counts others.
 
-    In a folder whose files begin with the names of splits (train-00000.tar, validation-00000.tar), only those of `split` (None: of
-    `default_split`) count, so that held-out data is not trained on by naming the folder. Raises PlaitError when nothing matches or a file
-    that is spelled out is missing.
+    In a folder whose files tell splits by their names (train-00000.tar, val2017.tar, cats-test.tar), only those of `split` (None: of
+    `default_split`; "": all) count, so that held-out data is not trained on by naming the folder. Raises PlaitError when nothing matches
+    or a file that is spelled out is missing.
     """
     literal = not is_remote(pattern) and local(pattern).exists()
     choices = [pattern] if literal else braces(pattern)
     matches = [path for choice in choices for path in _expand(choice, suffix, split, default_split, literal=literal)]
     if not matches:
-        beside = "".join(f"; {count} of {reason}" for reason, count in left_out(pattern, suffix).items())
+        beside = "".join(f"; {count} of {reason}" for reason, count in left_out(pattern, suffix, matches).items())
         raise PlaitError(f"no file matches {shown(pattern)!r}" + ("" if is_remote(pattern) else f" (looked from {Path.cwd()})") + beside)
     if len(set(matches)) != len(matches):
         twice = next(path for path in matches if matches.count(path) > 1)
@@ -158,34 +159,36 @@ def files(pattern: str, suffix: Endings, *, split: str | None, default_split: st
     return matches
 
 
-def left_out(pattern: str, suffix: Endings) -> dict[str, int]:
-    """Count by reason what the folders that `pattern` names hold besides the files that `files` returns, and looks like such files.
+def left_out(pattern: str, suffix: Endings, read: Collection[str]) -> dict[str, int]:
+    """Count by reason what the folders that `pattern` names hold besides the files `read` (by `files`), and looks like such files.
 
-    That is what lies in subfolders or is hidden, and names such as a.tar.gz and a.tar.part. Subfolders of a folder at an address are
-    counted, and not looked through: a store may hold millions of files. Returns {reason, with an example: count}.
+    That is what is of another split, lies in subfolders or is hidden, and names such as a.tar.gz and a.tar.part. Subfolders of a folder at
+    an address are counted, and not looked through: a store may hold millions of files. Returns {reason, with an example: count}.
     """
     found: dict[str, list[str]] = {}
+    names = {name_of(path) for path in read}
     if is_remote(pattern):
         for address in braces(pattern):
             for name, kind in _entries(address, suffix):
-                reason = "subfolders, which are not read" if kind == "directory" else _like(name, suffix)
+                reason = "subfolders, which are not read" if kind == "directory" else _why_left(name, suffix, names)
                 if reason:
                     found.setdefault(reason, []).append(name)
     else:
         for folder in map(local, [pattern] if local(pattern).exists() else braces(pattern)):
             for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
                 below = path.name.lower().endswith(suffix) and path.parent != folder
-                reason = f"{path.suffix.lower()} files in subfolders" if below else _like(path.name, suffix)
+                reason = f"{path.suffix.lower()} files in subfolders" if below else _why_left(path.name, suffix, names)
                 if reason and path.is_file():
                     found.setdefault(reason, []).append(path.relative_to(folder).as_posix())
     return {f"{reason}, such as {names[0]}": len(names) for reason, names in found.items()}
 
 
-def _like(name: str, suffix: Endings) -> str:
-    """Return why a file that is not read looks as if it should be; "" if it does not, or is read."""
+def _why_left(name: str, suffix: Endings, read: Collection[str]) -> str:
+    """Return why a file that looks as if it should be read is not; "" if it does not look so, or is one of `read`."""
     lower, endings = name.lower(), (suffix,) if isinstance(suffix, str) else suffix
     if lower.endswith(endings):
-        return "hidden files (a name begins with a dot)" if name.startswith(".") else ""
+        hidden = "hidden files (a name begins with a dot)"
+        return hidden if name.startswith(".") else "" if name in read else "files of other splits or formats"
     packed = any(ending in lower for ending in endings) or (".tar" in endings and lower.endswith(_PACKED_TAR))
     if lower.endswith(_NO_DATA) or not packed:
         return ""
@@ -234,12 +237,9 @@ def _is_named(name: str, suffix: Endings) -> bool:
 
 
 def _of_split(candidates: list[str], split: str | None, default_split: str, folder: str) -> list[str]:
-    """Keep the files of one split where file names begin with those of splits; all of them elsewhere."""
+    """Keep the files of one split where file names tell splits; all of them elsewhere, or where no split is asked for."""
     names = {path: Path(path).name for path in candidates}
-    if split is None and not any(name.startswith(_SPLITS) for name in names.values()):
-        return candidates
     wanted = split or default_split
-    of_split = [path for path, name in names.items() if name.startswith(wanted)]
-    if candidates and not of_split:
-        raise PlaitError(f"no file of split {wanted!r} in {folder}; it has {', '.join(list(names.values())[:8])}")
-    return of_split
+    if not wanted or (split is None and not splits.are_splits(list(names.values()))):
+        return candidates
+    return splits.members(names, wanted, folder)

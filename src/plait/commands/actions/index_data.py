@@ -31,7 +31,7 @@ def index(path: str, *, beside: bool = False) -> None:
     size = byte_text(sum(map(_data_bytes, indexed)))
     name = "files" if any(shard.kinds == ("record",) for shard in indexed) else "shards"
     log.info(f"{len(indexed)} {name}, {total:,} samples, {size}; {built} indexes built, {len(indexed) - built} unchanged")
-    for reason, count in paths.left_out(path, ".tar").items():
+    for reason, count in paths.left_out(path, ".tar", shards).items():
         log.info(f"left out: {count} of {reason}")
 
 

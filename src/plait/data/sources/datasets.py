@@ -250,7 +250,7 @@ def _reader(path: str, entry: SourceEntry, split: str, cache: str | None) -> Rea
     text = copies[0].suffix.lower() in LAYOUTS
     reader: Reader = _records(copies, entry, cache) if text else Table(path, None, split, entry.options, cache, entry.columns)
     if not addresses.is_remote(path) and paths.local(path).is_dir():
-        reader.left_out = {**reader.left_out, **paths.left_out(path, tuple(_FORMATS))}
+        reader.left_out = {**reader.left_out, **paths.left_out(path, tuple(_FORMATS), [str(copy) for copy in copies])}
     return reader
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import xxhash
 
 from plait.config.schema import SourceEntry
-from plait.data import paths
+from plait.data import paths, splits
 from plait.data.paths import read_regular
 from plait.data.records import IMAGE_KINDS, TEXT_FIELDS, Record, from_members
 from plait.data.sources.contract import Reader, Source
@@ -25,7 +25,7 @@ from plait.data.sources.indexed import CSV, JSON, IndexedRecords
 from plait.data.sources.jsonl import local_path_of
 from plait.data.sources.kind import Opening, SourceKind
 from plait.data.text import rename
-from plait.errors import BadSample, PlaitError
+from plait.errors import BadSample, PlaitError, first_names
 
 _BESIDE = frozenset(TEXT_FIELDS) | {"json"}
 _FRAME = re.compile(r"(.+)\.(frame[^.]*)", re.DOTALL)  # a name may hold line breaks
@@ -242,11 +242,24 @@ def reader_of(root: Path, entry: SourceEntry, cache: str | Path | None) -> Reade
 
 
 def _open(entry: SourceEntry, opening: Opening) -> Source:
-    root = paths.local(local_path_of(entry))
-    root = root / entry.split if entry.split else root
-    if not root.is_dir():
-        raise PlaitError(f"{root} is not a folder")
-    return open_conversations(entry, reader_of(root, entry, opening.cache))
+    folder = paths.local(local_path_of(entry))
+    if not folder.is_dir():
+        raise PlaitError(f"{folder} is not a folder")
+    beside = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
+    subfolders = [path.name for path in beside if path.is_dir()]
+    split = entry.split or splits.folder_of(subfolders, opening.split, str(folder))
+    if split and not entry.split and (metadata := [path.name for path in beside if path.name in _METADATA]):
+        of_splits = " and ".join(f"{name}/" for name in sorted(splits.of_folders(subfolders), reverse=True))
+        raise PlaitError(f"{folder / metadata[0]} lies beside {of_splits}: write the rows of each into its own folder")
+    if split is None:
+        return open_conversations(entry, reader_of(folder, entry, opening.cache))
+    if not (folder / split).is_dir():
+        raise PlaitError(f"{folder / split} is not a folder; {folder} has {first_names(subfolders)}")
+    reader = reader_of(folder / split, entry, opening.cache)
+    others = [path.name for path in beside if path.name != split and (path.is_dir() or _ending(path.name) in IMAGE_KINDS)]
+    if others and not entry.split:
+        reader.left_out = {**reader.left_out, f"folders and pictures beside {split}/, such as {others[0]}": len(others)}
+    return open_conversations(entry, reader)
 
 
 KIND = SourceKind("folder", options=("outside",), open=_open)

@@ -36,7 +36,7 @@ def _open(entry: SourceEntry, opening: Opening) -> Source:
     file, outside = Path(files[0]), bool(entry.options.get("outside", False))
     images = paths.folder_of_images(str(entry.options["images"])) if "images" in entry.options else file.parent
     records = IndexedRecords(file, JSON, opening.cache, entry.columns, images=images, outside=outside)
-    records.left_out = {**records.left_out, **paths.left_out(local_path_of(entry), (*_ENDINGS, *_TABLES))}
+    records.left_out = {**records.left_out, **paths.left_out(local_path_of(entry), (*_ENDINGS, *_TABLES), files)}
     return open_conversations(entry, records)
 
 

@@ -281,7 +281,7 @@ def open_shards(entry: SourceEntry, opening: Opening) -> Shards:
     """Return a reader of the shards that an entry of `data:` names; `opening`: the run's settings. Raises PlaitError for bad shards."""
     files = paths.files(path_of(entry), ".tar", split=entry.split, default_split=opening.split)
     shards = Shards(files, opening.cache, entry.columns)
-    shards.left_out = {**shards.left_out, **paths.left_out(path_of(entry), ".tar")}
+    shards.left_out = {**shards.left_out, **paths.left_out(path_of(entry), ".tar", files)}
     return shards
 
 
