@@ -37,7 +37,10 @@ def members(names: Mapping[str, str], split: str, place: str) -> list[str]:
 
 
 def of_folders(folders: Sequence[str]) -> dict[str, str]:
-    """Return {folder: its split} for the names that are a split's word and nothing but digits and marks: `train2017`, not `crash-test`."""
+    """Return {folder: its split} for the folders that hold one split.
+
+    Their names are a split's word and nothing but digits and marks: `train2017`, not `crash-test`.
+    """
     told = {name: _WORD.match(name.lower()) for name in folders}
     return {name: _SPLITS[word[0]] for name, word in told.items() if word and not re.search("[a-z]", name.lower()[word.end() :])}
 
