@@ -13,20 +13,20 @@ _WORD = re.compile(rf"(?<![a-z])(?:{'|'.join(sorted(_SPLITS, key=len, reverse=Tr
 
 
 def of(name: str) -> str | None:
-    """Return the split (train, validation or test) that the name of a file or folder tells, by its first such word; None without one."""
+    """Return the split (train, validation or test) that a file's or folder's name tells by its first such word; None without one."""
     found = _WORD.search(name.lower())
     return _SPLITS[found[0]] if found else None
 
 
 def are_splits(names: Sequence[str]) -> bool:
-    """Return whether the files of a folder are divided into splits: one of `names` begins with a split's, or they tell two of them."""
+    """Return whether a folder's files are divided into splits: one of `names` begins with a split's word, or they tell two splits."""
     return any(_WORD.match(name.lower()) for name in names) or len({of(name) for name in names} - {None}) > 1
 
 
 def members(names: Mapping[str, str], split: str, place: str) -> list[str]:
-    """Return the keys of `names` ({path: name of the file}) that belong to `split`, a split's word or the beginning of the names.
+    """Return the keys of `names`, {path: name of the file}, that belong to `split`.
 
-    Raises PlaitError, naming `place`, if there are names and none belongs to it.
+    `split`: a word of NAMES, or what the names begin with. Raises PlaitError, naming `place`, if there are names and none belongs to it.
     """
     wanted = _SPLITS.get(split, split)
     found = [path for path, name in names.items() if of(name) == wanted] if wanted in NAMES else []
