@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import time
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from plait.config.schema import SourceEntry
 from plait.data import image_files
 from plait.data.sources.open import open_source
 from plait.engine.checkpoints import checkpoint, integrity
+from plait.engine.monitoring.heartbeat import Heartbeat
 from plait.engine.parallel.distributed import Ranks
 from plait.errors import PlaitError
 from plait.families.limits import Limits
@@ -348,8 +350,15 @@ def test_samples_that_a_tokenizer_is_trained_without_are_counted_and_told(tmp_pa
 
 
 def other_held_out(recipe, folder, out):
-    """Train on two ranks with held-out data of their own; each rank writes what it raised."""
-    rank = os.environ["RANK"]
+    """Train on two ranks with held-out data of their own; each rank writes what it raised, the second when the run's directory is gone."""
+    rank, usual = os.environ["RANK"], Heartbeat.close
+
+    def close(heart):
+        usual(heart)
+        while rank == "1" and (folder / "run").exists():
+            time.sleep(0.01)
+
+    Heartbeat.close = close
     validation = f"data.validation=[{{source: jsonl, path: {folder}/machine-{rank}/held.jsonl}}]"
     with pytest.raises(PlaitError) as caught:
         toy_family.train(recipe, folder / "run", validation, "stages=[]")

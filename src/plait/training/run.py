@@ -85,12 +85,15 @@ def train(resolved: Resolved, options: TrainOptions = DEFAULT) -> Path:
 
 
 @contextlib.contextmanager
-def _disk_errors(run: Path) -> Iterator[None]:
-    """End the block in one line where the run's directory has gone, is full or cannot be read or written. Raises Stopped."""
+def _disk_errors(run: Path, ranks: Ranks) -> Iterator[None]:
+    """End the block in one line where the run's directory has gone, is full or cannot be read or written. Raises Stopped.
+
+    Where a start fails on all ranks, the first one removes the directory that it made: that is no reason to the others.
+    """
     try:
         yield
     except (OSError, PlaitError) as error:
-        line = disk_errors.told(error, run)
+        line = disk_errors.told(error, run) if ranks.first or isinstance(error, OSError) else None
         if line is None:
             raise
         raise Stopped(line) from error
@@ -101,7 +104,7 @@ def _attempt(resolved: Resolved, options: TrainOptions, ranks: Ranks, signals: S
     config, run = resolved.config, Path(str(resolved.config.run))
     with (
         locked_run_directory(run, resolved, options, ranks) as continues,
-        _disk_errors(run),
+        _disk_errors(run, ranks),
         contextlib.closing(Heartbeat(run, ranks.rank)) as heartbeat,
         _watching(resolved, heartbeat, ranks) as dog,
     ):
