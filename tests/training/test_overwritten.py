@@ -60,10 +60,12 @@ def test_a_start_without_all_other_weights_reads_the_base_models(molmo, tmp_path
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_full_start_of_theworld_reads_no_weights_of_gemma_and_exports_in_its_dtype(dtype, tmp_path, caplog):
+def test_a_full_start_of_theworld_reads_no_weights_of_gemma_and_exports_in_its_dtype_with_its_way_of_generating(dtype, tmp_path, caplog):
     model, path = saved("theworld", tmp_path)
     settings = json.loads((tmp_path / "gemma/config.json").read_text())
     (tmp_path / "gemma/config.json").write_text(json.dumps(settings | {"dtype": dtype}))
+    own = {"do_sample": True, "top_k": 64, "top_p": 0.95, "eos_token_id": [1, 106]}
+    (tmp_path / "gemma/generation_config.json").write_text(json.dumps(own))
     (tmp_path / "full").mkdir()
     full = {name: value.detach().contiguous().clone() for name, value in model.named_parameters() if not name.startswith("world.")}
     save_file(full, tmp_path / "full/model.safetensors")
@@ -77,6 +79,9 @@ def test_a_full_start_of_theworld_reads_no_weights_of_gemma_and_exports_in_its_d
     assert cli.main(["export", str(made), str(tmp_path / "hf")]) == 0
     exported = load_file(tmp_path / "hf/model.safetensors")
     assert {value.dtype for value in exported.values()} == {getattr(torch, dtype)}
+    generates = json.loads((tmp_path / "hf/generation_config.json").read_text())
+    assert [generates.get(name) for name in ("do_sample", "top_k", "top_p")] == [True, 64, 0.95]
+    assert set(own["eos_token_id"]) <= set(generates["eos_token_id"])
 
 
 def test_a_pickle_is_answered_with_the_command_that_converts_it(molmo, tmp_path, capsys):

@@ -60,7 +60,10 @@ def benches(config: RunConfig, entries: Sequence[Evaluate]) -> dict[str, Bench]:
 
 
 class HeldOutData:
-    """Opens the held-out sources of `evaluate:` entries, each once: an entry's `data`, or its DATASET:SPLIT, else `data.validation`."""
+    """The held-out sources of a run's `evaluate:` entries, opened when first asked for, each once.
+
+    An entry's sources are its `data`, or the dataset that its `bench` names as DATASET:SPLIT, else `data.validation` of `config`.
+    """
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config

@@ -131,7 +131,7 @@ def sums_of(loss: Loss, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
 
 
 def by_sample_of(loss: Loss, batch: Batch, samples: int) -> Mapping[str, Tensor]:
-    """Return `loss.by_sample(batch)`. Raises PlaitError unless it is a tensor of length `samples` for each name in `amounts`."""
+    """Return `loss.by_sample(batch)`. Raises PlaitError unless it holds a tensor of length `samples` for each name in `loss.amounts`."""
     return _checked(loss, "by_sample(batch)", loss.by_sample(batch), loss.amounts, (samples,))
 
 

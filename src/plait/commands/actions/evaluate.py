@@ -83,9 +83,9 @@ class EvaluateOptions:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One bench on one model: the bench's settings, the samples, and the folder for the results.
+    """One bench, a metric with its way of answering, on one loaded model: its settings, samples and folder for results.
 
-    `entry`: the settings, like an item of `evaluate:` in a configuration; `subject`: the model.
+    `entry`: the bench's settings, an item of `evaluate:` in a configuration; `subject`: the model, with its run and configuration.
     """
 
     subject: Subject

@@ -40,7 +40,8 @@ class Scored:
     def predict(self, model: Molmo, samples: Sequence[Sample], inputs: Inputs, *, batch: int, moment: str = "") -> list[Row]:
         """Answer and score every sample, `batch` at a time; return one row per sample, in order. `moment` is not used.
 
-        Raises PlaitError for a sample without the fields that the rule compares with.
+        `inputs`: the family's Inputs, which make the model's batches of samples. Raises PlaitError for a sample without the fields that
+        `score` compares with.
         """
         rows: list[Row] = []
         for start in range(0, len(samples), batch):

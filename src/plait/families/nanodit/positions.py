@@ -22,10 +22,10 @@ def sinusoid(position: Tensor, width: int) -> Tensor:
 
 
 def grid(height: int, width: int, dim: int, *, centred: bool, device: torch.device | None = None) -> Tensor:
-    """Return position embeddings (N, dim) float32 of an image of height x width tokens.
+    """Return sine and cosine position embeddings, float32 (height * width, dim) row by row, of an image of height x width tokens.
 
     The first half of the features encodes y, the second x. `centred` measures from the middle, so that images of different sizes share a
-    frame; else from the top left. `dim` is a multiple of 4.
+    frame; else from the top left. `dim`, asserted: a multiple of 4.
     """
     assert dim % 4 == 0
     y = torch.arange(height, dtype=torch.float32, device=device) - (height - 1) / 2 * centred

@@ -5,6 +5,7 @@ in one line that names the setting, for a part that cannot be loaded.
 """
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HFValidationError
 from tokenizers import Tokenizer
-from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+from transformers import Gemma3Config, Gemma3ForConditionalGeneration, GenerationConfig
 from transformers.initialization import no_init_weights
 
 from plait.config import hub_errors
@@ -25,6 +26,8 @@ from plait.keys import key
 from plait.nn import trust
 from plait.nn.connectors import seeded
 from plait.nn.tokenizer import open_tokenizer
+
+log = logging.getLogger(__name__)
 
 MAIN = "main"  # the Hub's name of an unpinned revision
 TOKENIZER = "tokenizer"  # folder of a tokenizer trained on the spot, inside the run's directory
@@ -73,13 +76,19 @@ def load_gemma(config: Config, seed: int) -> Gemma3ForConditionalGeneration:
 def empty_gemma(config: Config, seed: int) -> Gemma3ForConditionalGeneration:
     """Build Gemma with weights of any value, for a start that overwrites them, in the dtype that its configuration names.
 
-    Reads the configuration alone, or the weights too where it names no dtype: only they can tell it then.
+    Reads the configurations of model and generation alone, or the weights too where no dtype is named: only they can tell it then.
     """
     settings = gemma_config(config)
     if not isinstance(settings.dtype, torch.dtype):
         return load_gemma(config, seed)
     with no_init_weights():
         gemma: Gemma3ForConditionalGeneration = Gemma3ForConditionalGeneration._from_config(settings, dtype=settings.dtype)
+    try:
+        gemma.generation_config = GenerationConfig.from_pretrained(config.base, revision=config.base_revision or MAIN)
+    except OSError as error:
+        if not Path(config.base).is_dir():  # a folder need not have one
+            reason = next(iter(str(error).splitlines()), "")
+            log.warning(f"{config.base}: its generation_config.json cannot be read ({reason}): an export has transformers' settings")
     gemma.tie_weights()
     gemma.get_input_embeddings().get_parameter("weight").data[: 1 << 16] = 1.0  # a new projector, overwritten too, is drawn at their scale
     return gemma
