@@ -172,7 +172,7 @@ def zipped():
 @pytest.mark.parametrize(
     ("files", "line"),
     [
-        (["data/train-1.png", "data/test-1.png"], "pictures of several splits lie in one folder, as data/test-1.png: download it"),
+        (["train/a.psd"], "none of its files is a picture of a format that is read, as train/a.psd: download it"),
         (["train/pictures.zip", "train/a.png"], "its pictures are packed, as in train/pictures.zip: download it"),
     ],
 )

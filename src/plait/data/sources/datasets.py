@@ -25,7 +25,7 @@ from plait.data.remote_files import fetched
 from plait.data.sources import hub_files
 from plait.data.sources.contract import Reader, Source
 from plait.data.sources.conversations import open_conversations
-from plait.data.sources.folder import reader_of
+from plait.data.sources.folder import Chosen, reader_of
 from plait.data.sources.indexed import LAYOUTS, Chain, IndexedRecords
 from plait.data.sources.kind import Opening, SourceKind
 from plait.data.text import kind_of, rename
@@ -230,7 +230,8 @@ def _hub_reader(entry: SourceEntry, split: str, cache: str | None) -> Reader:
     downloaded = hub_files.download(str(entry.name), split, entry.options, cache)
     reader: Reader
     if downloaded.folder is not None:
-        reader = reader_of(Path(downloaded.folder), entry, cache)
+        chosen = Chosen(frozenset(downloaded.pictures), downloaded.metadata, downloaded.labels)
+        reader = reader_of(Path(downloaded.folder), entry, cache, chosen)
     elif downloaded.files:
         reader = _records([Path(file) for file in downloaded.files], entry, cache)
     else:

@@ -9,7 +9,7 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,13 +27,28 @@ from plait.data.sources.kind import Opening, SourceKind
 from plait.data.text import rename
 from plait.errors import BadSample, PlaitError, first_names
 
-_BESIDE = frozenset(TEXT_FIELDS) | {"json"}
+BESIDE = frozenset(TEXT_FIELDS) | {"json"}
+"""Endings of files that belong to the picture of their name."""
 _FRAME = re.compile(r"(.+)\.(frame[^.]*)", re.DOTALL)  # a name may hold line breaks
 _METADATA = ("metadata.jsonl", "metadata.csv")
 _UNREAD_METADATA = "metadata.parquet"
+METADATA = (*_METADATA, _UNREAD_METADATA)
+"""Names of files that describe the pictures beside and below them; that of parquet is refused."""
 
 Members = list[tuple[str, str, int]]
 """The files of a sample: (kind as in records.py, such as png or prompt.txt; path below the folder; bytes)."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What is read of a folder that holds more than one dataset: `pictures`, paths below it. The others are passed over, uncounted.
+
+    `metadata`: whether its metadata file is read. `labels`: whether the field `label` holds the name of a picture's folder.
+    """
+
+    pictures: frozenset[str]
+    metadata: bool
+    labels: bool
 
 
 class Folder:
@@ -41,13 +56,14 @@ class Folder:
 
     A picture's stem ends at the last dot. `a.b.txt` belongs to the picture `a.b`, where there is one, else to `a`, as its field `b`;
     `a.png.txt` to `a.png` alone. Pictures that share a stem are separate samples, named with their ending. `a.frame3.png` is a frame of
-    `a`. `columns`: new field name -> old. Raises PlaitError if there is no picture.
+    `a`. `columns`: new field name -> old. `chosen`: only these pictures. Raises PlaitError if there is no picture.
     """
 
-    def __init__(self, root: Path, columns: Mapping[str, str]) -> None:
-        self.root, self.columns = root, dict(columns)
+    def __init__(self, root: Path, columns: Mapping[str, str], chosen: Chosen | None = None) -> None:
+        self.root, self.columns, self.labels = root, dict(columns), chosen is not None and chosen.labels
         walk = _walk(root)
-        files, unread = walk.files, walk.unread
+        unread = walk.unread
+        files = {path: size for path, size in walk.files.items() if _is_chosen(path, chosen)}
         self.metadata = [path for path in files if path.rpartition("/")[2] in _METADATA]
         by_stem: dict[str, list[str]] = {}
         for path in files:
@@ -60,8 +76,8 @@ class Folder:
             for picture, kind in _belongs(path, by_stem):
                 members.setdefault(owners[picture], []).append((kind, path, size))
             if not _belongs(path, by_stem):
-                unread[_why_unread(path)] += 1
-        if walk.hidden:
+                unread[_why_unread(path) + " of the split" * (chosen is not None and _ending(path) in BESIDE)] += 1
+        if walk.hidden and chosen is None:
             unread["hidden pictures (a name begins with a dot)"] = len(walk.hidden)
         self.samples = list(members.items())
         self.left_out: Mapping[str, int] = dict(unread)
@@ -94,34 +110,55 @@ class Folder:
                 raise BadSample(f"{name} has two different files of one kind, .{other} and .{kind}: keep one")
             read[_field_kind(kind)] = (kind, body)
         record = from_members(name, [(field, body) for field, (_, body) in read.items()])
-        return record._replace(fields=rename({"folder": Path(name).parent.name} | record.fields, self.columns))
+        of_folder = {"folder": Path(name).parent.name} | ({"label": (self.root / name).parent.name} if self.labels else {})
+        return record._replace(fields=rename(of_folder | record.fields, self.columns))
 
 
 class Listed:
     """The records `rows` of a metadata file in folder `root`, each with its picture. A row that names no picture is a bad sample.
 
-    `left_out` counts the pictures below the folder, hidden ones too, that no row lists, and other files, which are not read.
+    `chosen`: without the rows of other pictures that are there. `left_out` counts those rows, the pictures below the folder, hidden ones
+    too, that no row lists, and other files, which are not read. Raises PlaitError if no row is left.
     """
 
-    def __init__(self, rows: IndexedRecords, root: Path) -> None:
+    def __init__(self, rows: IndexedRecords, root: Path, chosen: Chosen | None = None) -> None:
         self.rows, self.digest = rows, rows.digest
         walk, listed = _walk(root), {os.path.normpath(root / name) for name in rows.image_paths()}
         beside = Counter(walk.unread)
+        others = {os.path.normpath(root / path) for path in walk.files if not _is_chosen(path, chosen)}
+        self.kept: Sequence[int] = [i for i in range(len(rows)) if others.isdisjoint(self._pictures(i))] if others else range(len(rows))
+        if len(self.kept) < len(rows):
+            beside[f"rows of {rows.path.name} with pictures of another split"] = len(rows) - len(self.kept)
+            self.digest = xxhash.xxh3_64(json.dumps([rows.digest, *self.kept]).encode()).hexdigest()
+        if not self.kept:
+            raise PlaitError(f"no row of {rows.path} has a picture of the split")
         for path in [*walk.files, *walk.hidden]:
-            if os.path.normpath(root / path) not in listed and path != rows.path.name:
+            if _is_chosen(path, chosen) and os.path.normpath(root / path) not in listed and path != rows.path.name:
                 picture = _ending(path) in IMAGE_KINDS
                 beside[f"pictures that {rows.path.name} does not list" if picture else f".{_ending(path)}: not read"] += 1
         self.left_out: Mapping[str, int] = dict(beside)
 
+    def _pictures(self, row: int) -> list[str]:
+        """Return the paths of the pictures that a row names; [] for a broken one."""
+        try:
+            return [os.path.normpath(self.rows.path.parent / name) for name in self.rows.paths_of(row)]
+        except BadSample:
+            return []
+
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.kept)
 
     def read(self, index: int) -> Record:
         """Return row `index` as a record. Raises BadSample if it names no picture (`file_name` is null), or cannot be read."""
-        record = self.rows.read(index)
+        record = self.rows.read(self.kept[index])
         if not record.images:
             raise BadSample(f"{record.id} names no picture: its file_name is null")
         return record
+
+
+def _is_chosen(path: str, chosen: Chosen | None) -> bool:
+    """Return whether a file is no picture, or one of those to be read."""
+    return chosen is None or path in chosen.pictures or _ending(path) not in IMAGE_KINDS
 
 
 def _frame_of(path: str) -> str | None:
@@ -138,7 +175,7 @@ def _belongs(path: str, by_stem: Mapping[str, list[str]]) -> list[tuple[str, str
         if owner is None:
             return [(path, ending)] if path in by_stem.get(stem, ()) else []
         return [(picture, path[len(owner) + 1 :]) for picture in by_stem.get(owner, ())]
-    if ending.lower() not in _BESIDE:
+    if ending.lower() not in BESIDE:
         return []
     of_picture, _, picture_ending = stem.rpartition(".")
     if stem in by_stem.get(of_picture, ()):
@@ -158,7 +195,7 @@ def _field_kind(kind: str) -> str:
 def _why_unread(path: str) -> str:
     """Return why a file belongs to no sample, for the table of what was left out."""
     ending = path.rpartition(".")[2].lower() if "." in path.rpartition("/")[2] else ""
-    if ending in _BESIDE:
+    if ending in BESIDE:
         return f".{ending} without a picture"
     return f".{ending}: not read" if ending else "files without an ending"
 
@@ -216,21 +253,22 @@ def _first_visit(folder: Path, seen: set[str]) -> bool:
     return new
 
 
-def reader_of(root: Path, entry: SourceEntry, cache: str | Path | None) -> Reader:
-    """Return a reader of the pictures below `root`, as an entry of `data:` asks for them.
+def reader_of(root: Path, entry: SourceEntry, cache: str | Path | None, chosen: Chosen | None = None) -> Reader:
+    """Return a reader of the pictures below `root`, as an entry of `data:` asks for them. `chosen`: of these alone.
 
     Where `root` has a metadata file, its rows are the records.
 
     Raises PlaitError for a folder without pictures, and for metadata that cannot be read.
     """
-    tables = [root / name for name in _METADATA if (root / name).is_file()]
+    described = chosen is None or chosen.metadata
+    tables = [root / name for name in _METADATA if described and (root / name).is_file()]
     if len(tables) > 1:
         raise PlaitError(f"{root} has both {' and '.join(_METADATA)}; remove the one that does not describe it")
-    if not tables and (root / _UNREAD_METADATA).is_file():
+    if described and not tables and (root / _UNREAD_METADATA).is_file():
         raise PlaitError(f"{root / _UNREAD_METADATA} is not read: write its rows as metadata.jsonl, or give its path with source: datasets")
     if not tables:
-        pictures = Folder(root, entry.columns)
-        if not entry.allow_blank and (below := pictures.metadata_below()):
+        pictures = Folder(root, entry.columns, chosen)
+        if described and not entry.allow_blank and (below := pictures.metadata_below()):
             shown = ", ".join(below[:3]) + (", ..." if len(below) > 3 else "")
             one = root / Path(below[0]).parent
             raise PlaitError(f"{root} has metadata in its subfolders ({shown}): give the folder of one as a source, such as path: {one}")
@@ -238,7 +276,7 @@ def reader_of(root: Path, entry: SourceEntry, cache: str | Path | None) -> Reade
     layout = CSV if tables[0].suffix == ".csv" else JSON
     columns, outside = {"image": "file_name"} | dict(entry.columns), bool(entry.options.get("outside", False))
     rows = IndexedRecords(tables[0], layout, cache, columns, images=root, outside=outside, path_columns=(), movable=False)
-    return Listed(rows, root)
+    return Listed(rows, root, chosen)
 
 
 def _open(entry: SourceEntry, opening: Opening) -> Source:

@@ -10,7 +10,7 @@ import posixpath
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -21,8 +21,9 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 from plait.config import hub_errors
 from plait.data.formats import index
 from plait.data.formats.csv_spans import DELIMITERS
-from plait.data.records import Record
+from plait.data.records import IMAGE_KINDS, Record
 from plait.data.sources.contract import Reader
+from plait.data.sources.folder import BESIDE, METADATA
 from plait.data.sources.indexed import LAYOUTS
 from plait.data.text import kind_of
 from plait.errors import BadSample, PlaitError
@@ -31,9 +32,13 @@ from plait.keys import key
 
 log = logging.getLogger(__name__)
 
-_PLAIN = frozenset(["name", "version", "data_dir", "data_files", "description", "sep", "delimiter", "features", "field"])
+_PLAIN = frozenset(
+    ["name", "version", "data_dir", "data_files", "description", "sep", "delimiter", "features", "field", *("drop_labels", "drop_metadata")]
+)
 """Settings of a dataset's card that change nothing, or that the readers find by themselves."""
 _ARCHIVES = frozenset([".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar"])
+_PICTURES = frozenset(f".{kind}" for kind in IMAGE_KINDS)
+_NAMED_MOST = 1000
 _NO_RECORDS = frozenset(["dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json"])
 _ASKED_WITHIN_S = 30.0
 _NUMBER = re.compile(r"-?\d{1,9}")
@@ -43,11 +48,15 @@ _NUMBER = re.compile(r"-?\d{1,9}")
 class HubFiles:
     """What was downloaded of a split: `files` of records, or `folder`, a folder of images. Neither: only `datasets` reads its format.
 
+    `pictures`: paths of the split's pictures below the folder; `metadata`, `labels`: as in `folder.Chosen`.
     `classes`: {column: names of its classes} by the dataset's card. `left_out`: {reason: number of files that are not read}.
     """
 
     files: list[str] = field(default_factory=list)
     folder: str | None = None
+    pictures: list[str] = field(default_factory=list)
+    metadata: bool = False
+    labels: bool = False
     classes: dict[str, list[str]] = field(default_factory=dict)
     left_out: dict[str, int] = field(default_factory=dict)
 
@@ -144,6 +153,8 @@ def _downloaded(note: Path) -> HubFiles:
         found = HubFiles(**last) if isinstance(last, dict) else HubFiles(last)  # a list: by an earlier version
     except (OSError, ValueError, TypeError):  # there was none, or its note is damaged
         return HubFiles()
+    if found.folder and not found.pictures:  # by an earlier version, which read the whole folder
+        return HubFiles()
     return found if all(Path(path).exists() for path in [*found.files, *filter(None, [found.folder])]) else HubFiles()
 
 
@@ -167,32 +178,56 @@ def _download(name: str, split: str, options: Mapping[str, Any], cache: str | No
     inside = {str(each): [file.removeprefix(start).partition("/")[2] for file in files] for each, files in by_split.items()}
     if split not in inside:
         raise PlaitError(f"{name} has no split {split!r}; it has {', '.join(inside)}")
+    classes = {column: kind.names for column, kind in (builder.info.features or {}).items() if isinstance(kind, datasets.ClassLabel)}
     if isinstance(builder, ImageFolder):
-        return HubFiles(folder=str(_folder(name, split, inside, commits)))
+        _check_card(name, builder)
+        return replace(_folder(name, inside[split], builder.config, listed, min(commits)), classes=classes)
     if not text:
         return HubFiles()
     _check_card(name, builder)
     files = [huggingface_hub.hf_hub_download(name, file, repo_type="dataset", revision=min(commits)) for file in inside[split]]
-    classes = {column: kind.names for column, kind in (builder.info.features or {}).items() if isinstance(kind, datasets.ClassLabel)}
     return HubFiles(files, classes=classes, left_out=_unread(listed, inside))
 
 
-def _folder(name: str, split: str, inside: Mapping[str, Sequence[str]], commits: set[str]) -> Path:
-    """Download the pictures of a split with all that lies beside them, and return their folder.
+def _folder(name: str, files: Sequence[str], settings: Any, listed: Sequence[str], commit: str) -> HubFiles:
+    """Download the pictures of a split with what lies beside them, and return their folder.
 
-    Raises PlaitError for archives, and for splits whose pictures lie in one folder: a folder is read whole.
+    `files`: names of the split's files; `settings`: of the package, by the dataset's card; `listed`: names of all the dataset's files.
+    Raises PlaitError for archives, and for a split without pictures of a format that is read.
     """
+    packed = next((file for file in files if _ending(file) in _ARCHIVES), None)
     fetch = f"download it (hf download {name} --repo-type dataset --local-dir FOLDER)"
-    packed = next((file for file in inside[split] if _ending(file) in _ARCHIVES), None)
     if packed is not None:
         raise PlaitError(f"{name}: its pictures are packed, as in {packed}: {fetch}, unpack it, and read it as `source: folder`")
-    root = posixpath.commonpath([posixpath.dirname(file) for file in inside[split]])
-    below = f"{root}/" if root else ""
-    other = next((file for each, files in inside.items() if each != split for file in files if file.startswith(below)), None)
-    if other is not None:
-        raise PlaitError(f"{name}: pictures of several splits lie in one folder, as {other}: {fetch}, and give each split its own folder")
-    patterns = f"{glob.escape(root)}/*" if root else None
-    return Path(huggingface_hub.snapshot_download(name, repo_type="dataset", revision=min(commits), allow_patterns=patterns)) / root
+    described = [file for file in files if posixpath.basename(file) in METADATA]
+    pictures = [file for file in files if _ending(file) in _PICTURES]
+    if not pictures:
+        raise PlaitError(f"{name}: none of its files is a picture of a format that is read, as {files[0]}: {fetch}, and convert them")
+    metadata = bool(described) and not settings.drop_metadata
+    root = posixpath.commonpath([posixpath.dirname(file) for file in [*pictures, *(described if metadata else [])]])
+    patterns = _patterns(files, listed, whole=metadata)
+    at = Path(huggingface_hub.snapshot_download(name, repo_type="dataset", revision=commit, allow_patterns=patterns)) / root
+    folders = {posixpath.dirname(file) for file in pictures}
+    sorted_by_folder = len({posixpath.basename(folder) for folder in folders}) > 1 and len({file.count("/") for file in pictures}) == 1
+    labels = not described and (sorted_by_folder if settings.drop_labels is None else not settings.drop_labels)
+    others = sorted({file for file in listed if _ending(file) in _PICTURES}.difference(pictures))
+    left_out = {f"pictures of other splits or configurations of the dataset, such as {others[0]}": len(others)} if others else {}
+    return HubFiles(
+        folder=str(at), pictures=[posixpath.relpath(file, root) for file in pictures], metadata=metadata, labels=labels, left_out=left_out
+    )
+
+
+def _patterns(files: Sequence[str], listed: Sequence[str], *, whole: bool) -> list[str] | None:
+    """Return patterns of what to download: few files with the texts in their folders, of many all below their first folders; None: all.
+
+    `whole`: the latter, also for few files.
+    """
+    folders = {posixpath.dirname(file) for file in files}
+    beside = {file for file in listed if posixpath.dirname(file) in folders and _ending(file).removeprefix(".") in BESIDE}
+    if not whole and len(beside.union(files)) <= _NAMED_MOST:  # the Hub's client compares each file with each pattern
+        return [glob.escape(file) for file in sorted(beside.union(files))]
+    tops = {file.partition("/")[0] for file in files}
+    return None if not tops.isdisjoint(files) else [f"{glob.escape(top)}/*" for top in sorted(tops)]
 
 
 def _ending(file: str) -> str:

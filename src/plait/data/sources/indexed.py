@@ -124,10 +124,13 @@ class IndexedRecords:
         """Yield the image paths or URLs in all records, as they are written there; broken records are skipped."""
         for i in range(len(self)):
             try:
-                values = self.image_values(self.fields(i))
+                yield from self.paths_of(i)
             except BadSample:
                 continue
-            yield from (address for address in map(_address, values) if address is not None)
+
+    def paths_of(self, i: int) -> list[str]:
+        """Return the image paths or URLs in record `i`, as they are written there. Raises BadSample if it is broken."""
+        return [address for address in map(_address, self.image_values(self.fields(i))) if address is not None]
 
     def _name(self, i: int) -> str:
         return f"{self.path.name}:{i + 1}"
