@@ -6,6 +6,7 @@ import json
 import re
 import zipfile
 
+import huggingface_hub
 import pytest
 
 from plait.config.schema import SourceEntry
@@ -83,10 +84,52 @@ def test_the_last_download_is_read_where_the_hub_cannot_be_asked_and_that_is_tol
     repository.fault = 503
     again = open_source(ENTRY, seed=0, cache=tmp_path / "cache")
     assert told(again) == told(first) and again.fingerprint == first.fingerprint
-    (line,) = [record.getMessage() for record in caplog.records if record.name.startswith("plait")]
-    assert re.fullmatch(r"someone/data: the Hub could not be asked \(\w+\), so what was downloaded of it before is read", line)
-    with pytest.raises(PlaitError, match=r"datasets cannot load someone/data \(train\): "):
-        open_source(ENTRY, seed=0, cache=tmp_path / "other")
+    unasked = r"someone/data: the Hub could not be asked \(\w+\)"
+    *asked, line = [record.getMessage() for record in caplog.records if record.name.startswith("plait")]
+    assert re.fullmatch(unasked + "; it is asked again in 1 s", asked[0]) and len(asked) == 3
+    assert re.fullmatch(unasked + ", so what was downloaded of it before is read", line)
+
+
+@pytest.mark.parametrize("file", FORMATS)
+@pytest.mark.parametrize("fault", [429, 503])
+def test_a_passing_failure_of_the_hub_changes_nothing(tmp_path, hub, monkeypatch, caplog, file, fault):
+    repository = hub.repositories["datasets", "someone/data"] = published(file)
+    first = open_source(ENTRY, seed=0, cache=tmp_path / "cache")
+    repository.fault = fault
+    waits = []
+    monkeypatch.setattr("time.sleep", lambda wait_s: waits.append(wait_s) or setattr(repository, "fault", None))
+    again = open_source(ENTRY, seed=0, cache=tmp_path / "other")
+    assert waits[0] == 1 and told(again) == told(first) and again.fingerprint == first.fingerprint
+    assert "is read" not in caplog.text
+
+
+@pytest.mark.parametrize("file", FORMATS)
+def test_a_hub_that_does_not_answer_and_of_which_nothing_was_downloaded_is_refused(tmp_path, hub, no_waits, file):
+    repository = hub.repositories["datasets", "someone/data"] = published(file)
+    repository.fault = 503
+    line = r"datasets cannot load someone/data \(train\): the Hub could not be asked \(\w+\), and nothing was downloaded of it before: "
+    with pytest.raises(PlaitError, match=line + r"try again when it answers$"):
+        open_source(ENTRY, seed=0, cache=tmp_path / "cache")
+
+
+def test_a_copy_with_the_guesses_of_the_package_is_not_read(tmp_path, hub, no_waits):
+    repository = hub.repositories["datasets", "someone/data"] = published("train.csv")
+    cache = tmp_path / "cache"
+    datasets.load_dataset("someone/data", cache_dir=str(cache))
+    repository.fault = 503
+    line = "someone/data: the Hub could not be asked, and the package's own copy of its csv files holds guesses (`007` as 7): try again"
+    with pytest.raises(PlaitError, match=re.escape(line)):
+        open_source(ENTRY, seed=0, cache=cache)
+
+
+def test_the_last_download_is_that_of_the_last_format(tmp_path, hub, no_waits):
+    repository = hub.repositories["datasets", "someone/data"] = published("train.csv")
+    open_source(ENTRY, seed=0, cache=tmp_path / "cache")
+    repository.files = {"train.parquet": parquet(caption=["new"])}
+    huggingface_hub.HfFileSystem.clear_instance_cache()  # it keeps what it listed of a commit
+    assert told(open_source(ENTRY, seed=0, cache=tmp_path / "cache")) == ["new"]
+    repository.fault = 503
+    assert told(open_source(ENTRY, seed=0, cache=tmp_path / "cache")) == ["new"]
 
 
 @pytest.mark.parametrize("file", FORMATS)
@@ -133,6 +176,13 @@ def test_classes_of_a_card_are_named_and_other_texts_stay(tmp_path, hub, file):
         null, beyond, unknown = told(source := open_source(entry, seed=0, cache=tmp_path / "cache"))[3:]
         assert told(source)[:3] == ["dog NA", "cat 007", "dog null"]
         assert "is null" in null and f"`{name}` is class 7 of 2" in beyond and "no name or number of one of its 2 classes" in unknown
+
+
+@pytest.mark.parametrize("file", KINDS)
+def test_a_column_under_the_name_of_a_class_keeps_its_values(tmp_path, hub, file):
+    hub.repositories["datasets", "someone/data"] = with_card(CLASSES, **{file: KINDS[file]})
+    entry = SourceEntry(source="datasets", name="someone/data", columns={"kind": "note"}, template={"assistant": "{kind}"})
+    assert told(open_source(entry, seed=0, cache=tmp_path / "cache"))[:2] == ["NA", "007"]
 
 
 def test_a_card_that_says_how_files_are_parsed_is_refused(tmp_path, hub):

@@ -79,6 +79,12 @@ def unreachable(error: BaseException) -> bool:
     return "LocalEntryNotFoundError" in kinds
 
 
+def may_pass(error: BaseException) -> bool:
+    """Return whether the Hub may answer when it is asked again: it could not be asked, and that was not forbidden by offline mode."""
+    offline = any("OfflineModeIsEnabled" in {kind.__name__ for kind in type(each).__mro__} for each in _chain(error))
+    return unreachable(error) and not offline and not constants.HF_HUB_OFFLINE
+
+
 def _has_token() -> bool:
     """Return whether the Hub's client has a token, of the environment or of `hf auth login`."""
     return bool(os.environ.get("HF_TOKEN", "").strip()) or Path(constants.HF_TOKEN_PATH).is_file()

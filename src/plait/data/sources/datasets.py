@@ -65,7 +65,7 @@ class Table:
             raise PlaitError(
                 f"{addresses.shown(path or str(hub_name))} ({split}) holds no rows; its columns are {', '.join(rows.features) or 'none'}"
             )
-        self.columns = dict(columns)
+        self.columns, self.builder = dict(columns), rows.info.builder_name
         self.labels = {name: f for name, f in rows.features.items() if isinstance(f, datasets.ClassLabel)}
         self.pictures = [name for name, feature in rows.features.items() if _is_image(datasets, feature)]
         for name in self.pictures:
@@ -211,8 +211,16 @@ def _in_folder(folder: Path, split: str) -> list[str]:
 
 
 def _load_hub(datasets: Any, name: str, split: str, options: Mapping[str, Any], cache: str | None) -> Any:
-    hub_files.check_access(name, options.get("revision"))
-    return datasets.load_dataset(name, options.get("config"), split=split, revision=options.get("revision"), cache_dir=cache)
+    unasked = hub_files.check_access(name, options.get("revision"))
+    try:
+        rows = datasets.load_dataset(name, options.get("config"), split=split, revision=options.get("revision"), cache_dir=cache)
+    except Exception as error:
+        if unasked is None or not hub_errors.unreachable(error):
+            raise
+        raise PlaitError(hub_files.unreached(name, split, unasked)) from error
+    if unasked is not None:
+        hub_files.tell_unreached(name, unasked)
+    return rows
 
 
 def _is_image(datasets: Any, feature: Any) -> bool:
@@ -236,8 +244,13 @@ def _hub_reader(entry: SourceEntry, split: str, cache: str | None) -> Reader:
         reader = _records([Path(file) for file in downloaded.files], entry, cache)
     else:
         reader = Table(None, entry.name, split, entry.options, cache, entry.columns)
+        if reader.builder in hub_files.BUILDERS and not downloaded.packaged:
+            guessed = f"the package's own copy of its {reader.builder} files holds guesses (`007` as 7)"
+            raise PlaitError(f"{entry.name}: the Hub could not be asked, and {guessed}: try again when it answers")
     classes = {ours: downloaded.classes[theirs] for ours, theirs in entry.columns.items() if theirs in downloaded.classes}
-    classes |= {name: names for name, names in downloaded.classes.items() if name not in entry.columns.values()}
+    classes |= {
+        name: names for name, names in downloaded.classes.items() if name not in {**entry.columns, **dict.fromkeys(entry.columns.values())}
+    }
     reader = hub_files.NamedClasses(reader, classes) if classes else reader
     reader.left_out = {**reader.left_out, **downloaded.left_out}
     return reader

@@ -9,13 +9,15 @@ import logging
 import posixpath
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 import huggingface_hub
 import xxhash
+from huggingface_hub import constants
 from huggingface_hub.errors import OfflineModeIsEnabled
 
 from plait.config import hub_errors
@@ -31,6 +33,10 @@ from plait.files import write_whole
 from plait.keys import key
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+BUILDERS = frozenset(["json", "csv", "imagefolder"])
+"""The package's names of its readers of formats that plait reads itself."""
 
 _PLAIN = frozenset(
     ["name", "version", "data_dir", "data_files", "description", "sep", "delimiter", "features", "field", *("drop_labels", "drop_metadata")]
@@ -41,13 +47,16 @@ _PICTURES = frozenset(f".{kind}" for kind in IMAGE_KINDS)
 _NAMED_MOST = 1000
 _NO_RECORDS = frozenset(["dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json"])
 _ASKED_WITHIN_S = 30.0
+_WAITS_S = (1.0, 4.0, 15.0)  # between attempts
+_silent: set[str] = set()  # Hubs, by address, that did not answer the last question of this process
 _NUMBER = re.compile(r"-?\d{1,9}")
 
 
 @dataclass(frozen=True)
 class HubFiles:
-    """What was downloaded of a split: `files` of records, or `folder`, a folder of images. Neither: only `datasets` reads its format.
+    """What was downloaded of a split: `files` of records, or `folder`, a folder of images. Neither: the package `datasets` is to read it.
 
+    `packaged`: only the package reads its format; if it is neither, the Hub could not be asked what it is.
     `pictures`: paths of the split's pictures below the folder; `metadata`, `labels`: as in `folder.Chosen`.
     `classes`: {column: names of its classes} by the dataset's card. `left_out`: {reason: number of files that are not read}.
     """
@@ -59,19 +68,19 @@ class HubFiles:
     labels: bool = False
     classes: dict[str, list[str]] = field(default_factory=dict)
     left_out: dict[str, int] = field(default_factory=dict)
+    packaged: bool = False
 
 
 def download(name: str, split: str, options: Mapping[str, Any], cache: str | None) -> HubFiles:
-    """Download and return the files of a split of a Hub dataset. Of formats that only the package reads: an empty HubFiles.
+    """Download and return the files of a split of a Hub dataset, unless only the package `datasets` reads its format.
 
-    If the Hub cannot be reached, those of the last download count, which is logged. Raises PlaitError if the Hub refuses the dataset, if
-    there is no such split, and for what the readers cannot read as it is meant.
+    If the Hub cannot be reached, those of the last download count, which is logged; without one, an empty HubFiles is returned.
+    Raises PlaitError if the Hub refuses the dataset, if there is no such split, and for what the readers cannot read as it is meant.
     """
     asked = [name, split, options.get("config"), options.get("revision")]
     note = index.cache_folder(cache) / "hub" / f"{key(*map(str, asked)):016x}.json"
     try:
-        listed = _list(name, options.get("revision"))
-        found = _download(name, split, options, cache, listed)
+        found = _ask(name, lambda: _download(name, split, options, cache, _list(name, options.get("revision"))))
     except PlaitError:
         raise
     except ImportError:
@@ -81,31 +90,63 @@ def download(name: str, split: str, options: Mapping[str, Any], cache: str | Non
         if not hub_errors.unreachable(error):
             raise PlaitError(f"datasets cannot load {name} ({split}): {refused or _first_line(error)}") from error
         downloaded = _downloaded(note)
-        if downloaded != HubFiles():  # else the table asks once more, and tells it
-            _tell_unreached(name, error)
+        if downloaded.files or downloaded.folder:  # else the table asks once more, and tells it
+            tell_unreached(name, error)
         return downloaded
-    if found != HubFiles():
-        write_whole(note, json.dumps(asdict(found)))
+    write_whole(note, json.dumps(asdict(found)))
     return found
 
 
-def check_access(name: str, revision: str | None) -> None:
-    """Raise PlaitError if the Hub refuses a dataset, or has none of this name.
+def check_access(name: str, revision: str | None) -> Exception | None:
+    """Return None if the Hub lets its user read a dataset, and the error if it could not be asked.
 
-    Where it cannot be reached, a log line says that an earlier copy counts. The package itself would read one in either case, untold.
+    Raises PlaitError if it refuses the dataset, or has none of this name: the package itself would read an earlier copy then, untold.
     """
     try:
-        _list(name, revision)
+        _ask(name, lambda: _list(name, revision))
     except Exception as error:
         if not hub_errors.unreachable(error):
             raise PlaitError(
                 f"datasets cannot load {name}: {hub_errors.refusal(error, name, dataset=True) or _first_line(error)}"
             ) from error
-        _tell_unreached(name, error)
+        return error
+    return None
 
 
-def _tell_unreached(name: str, error: Exception) -> None:
+def tell_unreached(name: str, error: Exception) -> None:
+    """Log that an earlier download is read, because the Hub could not be asked."""
     log.warning(f"{name}: the Hub could not be asked ({type(error).__name__}), so what was downloaded of it before is read")
+
+
+def unreached(name: str, split: str, error: Exception) -> str:
+    """Return the message for a dataset of which nothing was downloaded before the Hub could not be asked."""
+    cure = hub_errors.refusal(error, name, dataset=True) or "try again when it answers"
+    reason = f"the Hub could not be asked ({type(error).__name__}), and nothing was downloaded of it before"
+    return f"datasets cannot load {name} ({split}): {reason}: {cure}"
+
+
+def _ask(name: str, question: Callable[[], T]) -> T:
+    """Return what `question` to the Hub returns. It is asked again after growing waits where the Hub may answer later.
+
+    If it never answers, later questions of this process are asked once. Raises what the last attempt raises.
+    """
+    endpoint = constants.ENDPOINT
+    for wait_s in () if endpoint in _silent else _WAITS_S:
+        try:
+            return question()
+        except Exception as error:
+            if not hub_errors.may_pass(error):
+                raise
+            log.warning(f"{name}: the Hub could not be asked ({type(error).__name__}); it is asked again in {wait_s:g} s")
+        time.sleep(wait_s)
+    try:
+        answer = question()
+    except Exception as error:
+        if hub_errors.may_pass(error):
+            _silent.add(endpoint)
+        raise
+    _silent.discard(endpoint)
+    return answer
 
 
 def _first_line(error: Exception) -> str:
@@ -168,12 +209,12 @@ def _download(name: str, split: str, options: Mapping[str, Any], cache: str | No
     start = f"hf://datasets/{name}@"
     by_split = builder.config.data_files
     if not by_split:  # as where a card names another kind of dataset
-        return HubFiles()
+        return HubFiles(packaged=True)
     text = all(_ending(file) in LAYOUTS for files in by_split.values() for file in files)
     if not all(file.startswith(start) for files in by_split.values() for file in files):
         if text:
             raise PlaitError(f"{name}: its card names files that are not in it: download them, and give their path")
-        return HubFiles()
+        return HubFiles(packaged=True)
     commits = {file.removeprefix(start).partition("/")[0] for files in by_split.values() for file in files}
     inside = {str(each): [file.removeprefix(start).partition("/")[2] for file in files] for each, files in by_split.items()}
     if split not in inside:
@@ -183,7 +224,7 @@ def _download(name: str, split: str, options: Mapping[str, Any], cache: str | No
         _check_card(name, builder)
         return replace(_folder(name, inside[split], builder.config, listed, min(commits)), classes=classes)
     if not text:
-        return HubFiles()
+        return HubFiles(packaged=True)
     _check_card(name, builder)
     files = [huggingface_hub.hf_hub_download(name, file, repo_type="dataset", revision=min(commits)) for file in inside[split]]
     return HubFiles(files, classes=classes, left_out=_unread(listed, inside))
