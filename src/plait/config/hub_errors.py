@@ -80,7 +80,7 @@ def unreachable(error: BaseException) -> bool:
 
 
 def may_pass(error: BaseException) -> bool:
-    """Return whether the Hub may answer when it is asked again: it could not be asked, and that was not forbidden by offline mode."""
+    """Return whether the Hub may answer when it is asked again: it could not be reached, and offline mode is not set."""
     offline = any("OfflineModeIsEnabled" in {kind.__name__ for kind in type(each).__mro__} for each in _chain(error))
     return unreachable(error) and not offline and not constants.HF_HUB_OFFLINE
 
