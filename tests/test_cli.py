@@ -301,6 +301,13 @@ def test_a_setting_is_written_with_a_space_as_well(line: str, overrides: list[st
     assert (given.overrides, given.words, given.typed) == (overrides, words, line.split())
 
 
+def test_a_setting_whose_value_has_spaces_is_no_argument_of_the_command():
+    given = command_line.parse(["eval", "--base", "good.yaml", "--bench=loss", "--trainable=[a, b]", "--x.a=1", "--x.b={c: d}"])
+    assert (given.checkpoint, given.overrides) == (None, ["trainable=[a, b]", "x.a=1", "x.b={c: d}"])
+    given = command_line.parse(["generate", "--image=a b.png", "--prompt=hi", "--image=c.png", "run"])
+    assert (given.checkpoint, given.overrides) == ("run", ["image=a b.png", "prompt=hi", "image=c.png"])
+
+
 def test_a_setting_with_a_space_does_what_it_says(say) -> None:
     code, out, _ = say("config", "--train.steps", "7", "good.yaml", "--optim.lr", "1e-3")
     assert code == 0 and "train.steps = 7" in re.sub(" +", " ", out) and "optim.lr = 0.001" in re.sub(" +", " ", out)

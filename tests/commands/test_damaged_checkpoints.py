@@ -129,6 +129,14 @@ def test_a_command_that_reads_the_newest_manifest_says_where_to_look_on(run, ver
     assert "`plait ckpt verify run` says which checkpoints are intact" in said or "`plait train run`, without new settings, goes on" in said
 
 
+def test_a_command_that_reads_headers_alone_says_that_weights_are_torn(run, capsys):
+    (run[0] / "weights.safetensors").write_bytes((run[0] / "weights.safetensors").read_bytes()[:100])
+    assert cli.main(["ckpt", "inspect", "run"]) == 2
+    said = capsys.readouterr().err
+    assert "plait: the weights of run/stage-1-train/step-00000006 cannot be read: " in said
+    assert said.endswith("; `plait ckpt verify run` says which checkpoints are intact\n")
+
+
 def test_doctor_does_not_call_a_damaged_run_to_begin_from_there(run, capsys):
     for folder in run:
         flip(folder)

@@ -99,6 +99,16 @@ def test_an_encoder_that_is_nowhere_or_another_is_named(tmp_path, t5, vae):
             opener(name)
 
 
+@pytest.mark.parametrize("file", ["weights", "config"])
+def test_an_encoder_with_a_torn_file_is_one_line(tmp_path, t5, vae, file):
+    for name, opened in ((t5[1], open_texts), (vae[1], open_latents)):
+        torn = Path(shutil.copytree(name, tmp_path / "torn" / Path(name).name))
+        path = next(torn.glob("*.safetensors")) if file == "weights" else torn / "config.json"
+        path.write_bytes(path.read_bytes()[:100])
+        with pytest.raises(PlaitError, match=rf"^encoder '{torn}' cannot be read: "):
+            opened(str(torn))
+
+
 def test_other_weights_have_another_pin(vae):
     before = open_latents(vae[1]).pin
     changed = vae[0]

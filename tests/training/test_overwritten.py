@@ -1,5 +1,6 @@
 """A start whose weights overwrite the pretrained parts does not read these; any other start does."""
 
+import dataclasses
 import json
 import shlex
 import shutil
@@ -12,10 +13,14 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from plait import cli
+from plait.assembly import overwritten
 from plait.engine.checkpoints import checkpoint
+from plait.engine.parallel import distributed
 from plait.errors import PlaitError
+from plait.families import registry
 from plait.families.molmo import published
 from plait.training import run
+from tests import processes
 from tests.training.test_pretrained_start import load, saved
 
 
@@ -44,7 +49,7 @@ def test_a_published_checkpoint_starts_a_run_whose_base_models_are_not_there(mol
     caplog.set_level("INFO")
     settings = [f"from={folder / layout}", f"run={tmp_path / 'run'}"]
     made = run.train(load(path, *settings))
-    assert "base weights that the start overwrites: language, vision" in caplog.text
+    assert "base weights that the start overwrites, and that are not read: language, vision" in caplog.text
     after = checkpoint.read(checkpoint.published(made)[0]).tensors("weights")
     assert after.keys() == weights.keys()
     assert all(torch.equal(after[name], value) for name, value in weights.items() if not name.startswith("connector."))
@@ -53,10 +58,87 @@ def test_a_published_checkpoint_starts_a_run_whose_base_models_are_not_there(mol
     assert checkpoint.step_of(checkpoint.published(made)[0]) == 2
 
 
+@pytest.fixture
+def started(molmo, tmp_path):
+    """A run that began from published weights, without base models, with checkpoints of steps 1 to 3."""
+    settings = (f"from={molmo[0] / 'published'}", f"run={tmp_path / 'run'}", "train.steps=3", "checkpoint={every_steps: 1, keep: 9}")
+    return run.train(load(molmo[1], *settings))
+
+
+@pytest.mark.parametrize("torn", [0, 2], ids=["the newest", "the oldest"])
+def test_a_run_that_began_from_weights_goes_on_past_a_torn_checkpoint(started, torn, capsys):
+    folder = checkpoint.published(started)[torn]
+    weights = folder / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    assert cli.main(["train", str(started), "--train.steps=4"]) == 0
+    said = capsys.readouterr()
+    assert f"continuing from {started}/stage-1-train/step-0000000{2 if torn == 0 else 3}\n" in said.out
+    assert "that are not read: language, vision" in said.out and "Traceback" not in said.err
+    assert checkpoint.step_of(checkpoint.published(started)[0]) == 4
+
+
+def test_a_start_from_a_run_whose_newest_checkpoint_is_torn_takes_the_one_before(molmo, started, tmp_path, capsys):
+    newest = checkpoint.published(started)[0] / "weights.safetensors"
+    newest.write_bytes(newest.read_bytes()[:100])
+    assert cli.main(["train", str(molmo[1]), f"--from={started}", f"--run={tmp_path / 'other'}"]) == 0
+    said = capsys.readouterr()
+    assert "that are not read: language, vision" in said.out
+    assert f"starting from {started}/stage-1-train/step-00000002" in said.out
+
+
+def test_verbs_that_load_other_weights_need_no_base_models_either(molmo, started, tmp_path, capsys):
+    folder, path, _ = molmo
+    start = [
+        "--bench=loss",
+        f"--from={folder / 'published'}",
+        f"--run={tmp_path / 'new'}",
+        "--data.validation=[{source: scenes, limit: 4}]",
+    ]
+    assert cli.main(["eval", "--base", str(path), *start]) == 0
+    assert cli.main(["fork", str(started), str(tmp_path / "fork"), "--trainable=[connector, vision]"]) == 0
+    assert "that are not read" not in capsys.readouterr().out, "a line of training"
+
+
+def test_assets_are_written_before_the_shapes_of_a_start_ask_the_family_for_a_model(molmo, tmp_path, monkeypatch):
+    family = registry.load("molmo")
+
+    def build(config, assets, *, seed):
+        assert (assets / "tokenizer/tokenizer.json").is_file()
+        return family.build(config, assets, seed=seed)
+
+    changed = dataclasses.replace(family, build=build)
+    monkeypatch.setattr(registry, "load", lambda name: changed)
+    made = run.train(load(molmo[1], f"from={molmo[0] / 'published'}", f"run={tmp_path / 'run'}"))
+    assert checkpoint.published(made)
+
+
+def shapes_on_each_rank(config, folder):
+    with distributed.join("cpu") as ranks:
+        if not ranks.first:
+            checkpoint.published = lambda run: []  # as where a network's disk shows another machine's files late
+        return overwritten.shapes_of_start(config, folder, ranks)
+
+
+def test_ranks_that_see_other_checkpoints_go_by_the_first(molmo, started):
+    config = load(molmo[1], f"from={molmo[0] / 'published'}").config
+    here, there = processes.run(2, shapes_on_each_rank, config, started)
+    assert here == there == {name: value.shape for name, value in molmo[2].items()}
+
+
 def test_a_start_without_all_other_weights_reads_the_base_models(molmo, tmp_path):
     folder, path, _ = molmo
     with pytest.raises(PlaitError, match=r"model\.language: cannot load"):  # the connector is drawn at the scale of its weights
         run.train(load(path, f"from={folder / 'partial'}", f"run={tmp_path / 'run'}"))
+
+
+def test_a_torn_base_model_is_one_line(molmo, tmp_path, capsys):
+    folder, path, _ = molmo
+    shutil.copytree(folder / "language", tmp_path / "language")
+    (tmp_path / "language/model.safetensors").write_bytes(b"0" * 100)
+    assert cli.main(["train", str(path), f"--model.language={tmp_path / 'language'}", f"--run={tmp_path / 'run'}"]) == 2
+    said = capsys.readouterr().err
+    assert f"model.language: cannot load '{tmp_path / 'language'}' as a Hub name or a local directory: " in said
+    assert "Traceback" not in said
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -73,7 +155,7 @@ def test_a_full_start_of_theworld_reads_no_weights_of_gemma_and_exports_in_its_d
     caplog.set_level("INFO")
     settings = [f"from={tmp_path / 'full'}", f"run={tmp_path / 'run'}", "train.steps=1", "trainable=[projector]"]
     made = run.train(load(path, *settings))
-    assert "base weights that the start overwrites: gemma" in caplog.text
+    assert "base weights that the start overwrites, and that are not read: gemma" in caplog.text
     after = checkpoint.read(checkpoint.published(made)[0]).tensors("weights")
     assert all(torch.equal(after[name], value) for name, value in full.items() if name.startswith("gemma."))
     assert cli.main(["export", str(made), str(tmp_path / "hf")]) == 0

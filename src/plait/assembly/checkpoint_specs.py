@@ -15,6 +15,7 @@ from plait.errors import PlaitError
 from plait.files import expanded
 
 FORMS = "give a run, RUN@STEP, RUN/STAGE, RUN/STAGE@best, RUN/stepN, RUN/latest or a step folder"
+START = f"from: {FORMS}, a folder of safetensors, or a Hub repository as owner/name"
 LATEST = "latest"
 _STEP = re.compile(rf"step-?(\d+)|{LATEST}")
 

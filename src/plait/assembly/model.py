@@ -5,10 +5,9 @@ A component is a part of the model that trains or stays frozen as a whole; a sta
 
 import functools
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -33,7 +32,6 @@ from plait.keys import key
 
 log = logging.getLogger(__name__)
 
-_NOTHING: overwritten.Shapes = MappingProxyType({})
 _TOKENIZER_SAMPLES = 2_000
 """How many samples of each training source are read, at most, to train a tokenizer."""
 
@@ -51,6 +49,8 @@ class ModelBundle:
     """Hash (xxh3) of every parameter as built, by name, to check that frozen weights are the same when a run is resumed."""
     sharding: Sharding | None
     """How the model is divided over ranks; None on one rank."""
+    unread: frozenset[str] = frozenset()
+    """Pretrained parts whose weights were not read, as the caller loads others over them."""
 
     @functools.cached_property
     def component_names(self) -> Mapping[str, tuple[str, ...]]:
@@ -89,10 +89,11 @@ class ModelBundle:
         return xxhash.xxh3_64_hexdigest(lines.encode())
 
 
-def build_model(config: RunConfig, run: Path, ranks: Ranks, loaded: overwritten.Shapes = _NOTHING) -> ModelBundle:
+def build_model(config: RunConfig, run: Path, ranks: Ranks, loaded: Callable[[], overwritten.Shapes] = dict) -> ModelBundle:
     """Build the model in CPU memory; all ranks call this. Rank 0 first writes the files that it needs (a tokenizer) to `run`/assets.
 
-    `loaded`: shapes of weights that the caller loads, so that parts they overwrite are not read. Raises PlaitError for unreadable weights.
+    `loaded`: called after that; returns the shapes of weights that the caller loads, so that parts they overwrite are not read. Raises
+    PlaitError for unreadable weights.
     """
     family = registry.load(config.family)
     section = family.Config.model_validate(config.model)
@@ -101,13 +102,13 @@ def build_model(config: RunConfig, run: Path, ranks: Ranks, loaded: overwritten.
         write_assets(config, assets)
     ranks.barrier()
     seed = key(config.seed, "init")
-    unread = overwritten.parts(family, section, assets, loaded) if loaded else frozenset()
+    shapes = loaded()
+    unread = overwritten.parts(family, section, assets, shapes) if shapes else frozenset()
     if unread and family.build_over is not None:
-        log.info(f"base weights that the start overwrites: {', '.join(sorted(unread))}")
         model = family.build_over(section, assets, seed=seed, parts=unread)
     else:
         model = family.build(section, assets, seed=seed)
-    return ModelBundle(family, section, assets, model, hashes(model), Sharding(model) if ranks.size > 1 else None)
+    return ModelBundle(family, section, assets, model, hashes(model), Sharding(model) if ranks.size > 1 else None, unread=unread)
 
 
 def write_assets(config: RunConfig, assets: Path) -> None:

@@ -3,16 +3,18 @@
 Shapes are {name of a parameter: shape}. A part, such as "language", is a module with pretrained weights.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from plait.assembly import checkpoint_specs, hub_start, weight_files
 from plait.config.schema import RunConfig
 from plait.engine.checkpoints import checkpoint
+from plait.engine.checkpoints.checkpoint import Checkpoint
 from plait.engine.parallel.distributed import Ranks
 from plait.errors import PlaitError
 from plait.families import registry
@@ -25,21 +27,29 @@ def shapes_of_start(config: RunConfig, run: Path, ranks: Ranks) -> Shapes:
     """Return the shapes, by parameter, of the weights that a run's start loads; {} if it begins from the pretrained parts alone.
 
     A new run loads the weights of `from:`; one that continues (`run`, its directory, has checkpoints), what all of its checkpoints hold.
-    All ranks call this: a Hub repository is downloaded. Raises PlaitError for a `from:` that cannot be read.
+    Only headers of files are read. All ranks call this, once `run`/assets is written: a Hub repository is downloaded. Raises PlaitError on
+    all of them for a `from:` that cannot be read.
     """
     family = registry.load(config.family)
     if config.from_ is None or family.build_over is None:
         return {}
-    if folders := checkpoint.published(run):
-        return _common([_of_checkpoint(folder) for folder in folders])
-    spec = str(config.from_)
-    downloaded = hub_start.fetch(spec, ranks)
-    path, _ = checkpoint_specs.split(spec if downloaded is None else str(downloaded))
-    if path.exists() and not checkpoint.is_step(path) and not checkpoint.published(checkpoint.run_of(path)):
-        if not (path / "manifest.json").is_file():
-            return _of_folder(path, config, family)
-        return _of_checkpoint(path)
-    return _of_checkpoint(checkpoint_specs.locate(str(path) if downloaded is not None else spec).folder)
+    continues = ranks.agree(bool(checkpoint.published(run)))
+    downloaded = None if continues else hub_start.fetch(str(config.from_), ranks)
+    shapes, fault = {}, None
+    if ranks.first:
+        try:
+            shapes = _common(checkpoint.published(run)) if continues else _of_from(str(downloaded or config.from_), config, run / "assets")
+        except PlaitError as error:
+            fault = str(error)
+    shapes, fault = ranks.agree((shapes, fault))
+    if fault is not None:
+        raise PlaitError(fault)
+    return shapes
+
+
+def shapes_of(saved: Checkpoint) -> Shapes:
+    """Return the shapes, by parameter, of a checkpoint's weights."""
+    return {name: torch.Size(value.shape) for name, value in saved.stored("weights").items()}
 
 
 def parts(family: Family, section: Any, assets: Path, loaded: Shapes) -> frozenset[str]:
@@ -61,24 +71,44 @@ def _on_meta(family: Family, section: Any, assets: Path) -> nn.Module:
         return family.build(section, assets, seed=0)
 
 
-def _of_folder(folder: Path, config: RunConfig, family: Family) -> Shapes:
+def _of_from(spec: str, config: RunConfig, assets: Path) -> Shapes:
+    """Return the shapes of the weights that `spec`, a `from:`, names here: a run, one of its checkpoints, or a folder."""
+    path, mark = checkpoint_specs.split(spec)
+    if not path.exists():
+        checkpoint_specs.locate(spec, checkpoint_specs.START)  # says what is not there, and what is
+    of_run = [folder for folder in checkpoint.published(checkpoint.run_of(path)) if path in folder.parents]
+    if mark:
+        return _common([checkpoint_specs.marked(path, mark)])
+    if of_run:
+        return _common(of_run)
+    if checkpoint.is_step(path) or (path / "manifest.json").is_file():
+        return _common([path])
+    return _of_folder(path, config, assets)
+
+
+def _of_folder(folder: Path, config: RunConfig, assets: Path) -> Shapes:
     """Return the shapes of weights in another layout, under this model's names."""
     publisher = registry.publisher(config.family)
     weights = weight_files.empty(folder)
     if publisher is not None:
-        section = family.Config.model_validate(config.model)
-        weights = publisher.imported(weights, _on_meta(family, section, Path(str(config.run)) / "assets"))
+        family = registry.load(config.family)
+        weights = publisher.imported(weights, _on_meta(family, family.Config.model_validate(config.model), assets))
     return {name: value.shape for name, value in weights.items()}
 
 
-def _of_checkpoint(folder: Path) -> Shapes:
-    """Return the shapes of a checkpoint's weights; {} for one that cannot be read, of which the start says more."""
-    try:
-        return {name: torch.Size(value.shape) for name, value in checkpoint.read(folder).stored("weights").items()}
-    except (PlaitError, OSError):
-        return {}
+def _common(folders: Sequence[Path]) -> Shapes:
+    """Return what the weights of these checkpoints have in common, as a start may pass over the newest; damaged ones do not count.
 
-
-def _common(several: list[Shapes]) -> Shapes:
-    """Return what is the same in all."""
-    return {name: shape for name, shape in several[0].items() if all(other.get(name) == shape for other in several[1:])}
+    {} where none is intact, of which the start says more, or where the disk fails, as a later look may find the file.
+    """
+    several = []
+    for folder in folders:
+        try:
+            several.append(shapes_of(checkpoint.read(folder)))
+        except OSError:
+            return {}
+        except (PlaitError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            if isinstance(error.__cause__, OSError):
+                return {}
+    first, *others = several or [{}]
+    return {name: shape for name, shape in first.items() if all(other.get(name) == shape for other in others)}

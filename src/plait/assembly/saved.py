@@ -5,10 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from plait import files
-from plait.assembly import checkpoint_specs
+from plait.assembly import checkpoint_specs, overwritten
 from plait.assembly.model import ModelBundle, build_model
 from plait.assembly.run_configuration import open_run_config
 from plait.config.schema import RunConfig
@@ -42,8 +40,7 @@ def open_checkpoint(
     """
     located, config = settings(spec)
     run = checkpoint.run_of(located.folder)
-    loaded = {name: torch.Size(value.shape) for name, value in located.stored("weights").items()}
-    bundle = build_model(open_run_config(run).config, run, ranks, loaded)
+    bundle = build_model(open_run_config(run).config, run, ranks, lambda: overwritten.shapes_of(located))
     load_weights(bundle.model, located.tensors("weights"))
     if length is not None:
         load_weights(bundle.model, post_hoc_ema.of_length(run, length, located.step).tensors)

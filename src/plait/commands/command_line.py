@@ -50,7 +50,11 @@ def parse(arguments: Sequence[str]) -> Arguments:
     given = _joined(arguments, chosen) if chosen is not None else arguments
     for item in given:
         secrets.refuse_argument(item)
-    parsed, rest = parser.parse_known_args(given)
+    spaced = (
+        _settings_with_spaces(given, chosen) if chosen is not None and _takes_settings(chosen.get_default("command"), arguments) else []
+    )
+    parsed, rest = parser.parse_known_args([item for item in given if item not in spaced])
+    rest = sorted([*spaced, *rest], key=given.index) if spaced else rest
     parsed.typed, parsed.words, parsed.parsers = list(arguments), [], own
     command: Command = parsed.command
     if command.scripts and dialects.is_script(str(parsed.config)):  # it has words, and a switch of its own stands for --switch=true
@@ -80,6 +84,12 @@ def _takes_settings(command: Command, arguments: Sequence[str]) -> bool:
 def _options(parser: Parser) -> dict[str, argparse.Action]:
     """Return a command's own options by name, such as `--nproc`."""
     return {name: action for action in actions(parser) for name in action.option_strings}
+
+
+def _settings_with_spaces(given: Sequence[str], parser: Parser) -> list[str]:
+    """Return the settings, `--name=value`, with a space in them, each of which argparse would take for an argument of the command."""
+    settings = [item for item in _before_dashes(given) if item.startswith("--") and "=" in item]
+    return [item for item in settings if " " in item and item.partition("=")[0] not in _options(parser)]
 
 
 def _before_dashes(arguments: Sequence[str]) -> Sequence[str]:

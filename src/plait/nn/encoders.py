@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, overload
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
+from plait.config import hub_errors
 from plait.errors import PlaitError
 from plait.nn.tiny_encoders import TinyImages, TinyLatents, TinyTexts
 
@@ -51,7 +53,7 @@ def open_latents(name: str, device: str = "cpu") -> LatentCodec:
         if match is None:
             raise PlaitError(f"encoder {name!r}: write tiny, or tiny:4x48 for patches of 4 pixels in 48 channels")
         return TinyLatents(int(match[1]), int(match[2])) if match[1] else TinyLatents()
-    codec: LatentCodec = _pretrained("Vae")(name, device)
+    codec: LatentCodec = _pretrained("Vae", name, device)
     return codec
 
 
@@ -66,7 +68,7 @@ def open_texts(name: str, max_tokens: int | None = None, device: str = "cpu") ->
         if match is None or (match[1] and int(match[1]) < 2):
             raise PlaitError(f"encoder {name!r}: write tiny, or tiny:64 for states of width 64")
         return TinyTexts(int(match[1] or 64), max_tokens or 64)
-    encoder: T5 = _pretrained("T5")(name, max_tokens or 512, device)
+    encoder: T5 = _pretrained("T5", name, max_tokens or 512, device)
     return encoder
 
 
@@ -77,13 +79,17 @@ def open_images(name: str, device: str = "cpu") -> "TinyImages | Dino":
     """
     if name == "tiny":
         return TinyImages()
-    encoder: Dino = _pretrained("Dino")(name, device)
+    encoder: Dino = _pretrained("Dino", name, device)
     return encoder
 
 
-def _pretrained(name: str) -> Callable[..., Any]:
-    encoder: Callable[..., Any] = getattr(importlib.import_module("plait.nn.pretrained"), name)
-    return encoder
+def _pretrained(kind: str, name: str, *arguments: Any) -> Any:
+    """Open an encoder of pretrained.py. Raises PlaitError for one whose files are damaged, or not what its config.json says."""
+    opened: Callable[..., Any] = getattr(importlib.import_module("plait.nn.pretrained"), kind)
+    try:
+        return opened(name, *arguments)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise PlaitError(f"encoder {name!r} cannot be read: {hub_errors.reason(error, name)}") from error
 
 
 @overload

@@ -24,7 +24,6 @@ from plait.training import changes, start
 
 log = logging.getLogger(__name__)
 
-_FORMS = f"from: {checkpoint_specs.FORMS}, a folder of safetensors, or a Hub repository as owner/name"
 Tensors = dict[str, dict[str, Tensor]]
 
 
@@ -32,7 +31,7 @@ def check_named(spec: str) -> None:
     """Raise PlaitError if `spec`, the value of `from:`, is neither an existing path nor has the form of a Hub repository's name."""
     path, _ = checkpoint_specs.split(spec)
     if not path.exists() and not checkpoint_specs.may_be_hub(str(path)):
-        checkpoint_specs.locate(spec, _FORMS)
+        checkpoint_specs.locate(spec, checkpoint_specs.START)
 
 
 def begin_from(state: State, bundle: ModelBundle, view: StageView, *, run: Path, ranks: Ranks, allow_inexact: bool) -> None:
@@ -91,7 +90,7 @@ def read_from(spec: str) -> tuple[Tensors, dict[str, Any] | None, Path]:
     path, _ = checkpoint_specs.split(spec)
     if path.exists() and not checkpoint.is_step(path) and not checkpoint.published(checkpoint.run_of(path)):
         return _read_folder(path)
-    located = checkpoint_specs.locate(spec, _FORMS)
+    located = checkpoint_specs.locate(spec, checkpoint_specs.START)
     return {group: located.tensors(group) for group in GROUPS}, located.manifest, located.folder
 
 

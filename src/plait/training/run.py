@@ -108,7 +108,9 @@ def _attempt(resolved: Resolved, options: TrainOptions, ranks: Ranks, signals: S
         contextlib.closing(Heartbeat(run, ranks.rank)) as heartbeat,
         _watching(resolved, heartbeat, ranks) as dog,
     ):
-        bundle = build_model(config, run, ranks, overwritten.shapes_of_start(config, run, ranks) if config.from_ else {})
+        bundle = build_model(config, run, ranks, lambda: overwritten.shapes_of_start(config, run, ranks) if config.from_ else {})
+        if bundle.unread:
+            log.info(f"base weights that the start overwrites, and that are not read: {', '.join(sorted(bundle.unread))}")
         state = State(bundle.model)
         resumed_from = None
         if continues:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import save_torch_state_dict
+from safetensors import SafetensorError
 from safetensors.torch import save
 from torch import Tensor
 
@@ -64,7 +65,7 @@ def inspect(spec: str | Path) -> None:
     for name, file in manifest["files"].items():
         log.info(f"  {name:<24} {file['size']:>14,} bytes  xxh3 {file['xxh3']}")
     counts: Counter[str] = Counter()
-    for name, size in sharded_files.sizes(newest.folder, "weights", list(manifest["files"])).items():
+    for name, size in _sizes(newest).items():
         counts[".".join(name.split(".")[:2])] += size
     log.info(f"  trained now or ever: {sum(counts.values()):,} parameters")
     for name, count in counts.items():
@@ -81,7 +82,19 @@ def _read(folder: Path) -> Checkpoint:
     try:
         return checkpoint.read(folder)
     except PlaitError as error:
-        raise PlaitError(f"{error}; `{command('ckpt', 'verify', checkpoint.run_of(folder))}` says which checkpoints are intact") from error
+        raise PlaitError(f"{error}; {_look(folder)}") from error
+
+
+def _sizes(saved: Checkpoint) -> dict[str, int]:
+    """Return the number of elements of each weight by name. Raises PlaitError where a file's header cannot be read."""
+    try:
+        return sharded_files.sizes(saved.folder, "weights", list(saved.manifest["files"]))
+    except (OSError, SafetensorError) as error:
+        raise PlaitError(f"the weights of {saved.folder} cannot be read: {error}; {_look(saved.folder)}") from error
+
+
+def _look(folder: Path) -> str:
+    return f"`{command('ckpt', 'verify', checkpoint.run_of(folder))}` says which checkpoints are intact"
 
 
 def verify(spec: str | Path) -> None:

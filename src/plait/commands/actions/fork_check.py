@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from plait.assembly import overwritten
 from plait.assembly.model import build_model
 from plait.config.resolved import Resolved
 from plait.engine.checkpoints import migrate
@@ -36,7 +37,7 @@ def check(folder: Path, saved: Checkpoint, after: Resolved, differences: Sequenc
             raise PlaitError(f"no bench of evaluate gives a figure {wanted[0]!r}; they give none")
     if not any(within(key, section) for key, _, _ in differences for section in _PLANNED):
         return []
-    bundle = build_model(after.config, folder, _HERE)
+    bundle = build_model(after.config, folder, _HERE, lambda: overwritten.shapes_of(saved))
     start.check_frozen(saved, bundle, after.config.seed)
     for view in ahead:
         plan_stage(view, bundle)

@@ -9,7 +9,7 @@ from pathlib import Path
 import xxhash
 
 from plait import files
-from plait.assembly import saved
+from plait.assembly import overwritten, saved
 from plait.assembly.model import ModelBundle, build_model
 from plait.config.resolved import Resolved, StageView, dump
 from plait.config.schema import RunConfig
@@ -115,7 +115,7 @@ class Base(Subject):
 
         Raises PlaitError for a `from:` that cannot be read.
         """
-        bundle = build_model(self.config, self.run, ranks)
+        bundle = build_model(self.config, self.run, ranks, lambda: overwritten.shapes_of_start(self.config, self.run, ranks))
         if self.config.from_:
             from_weights.begin_from(State(bundle.model), bundle, self.view, run=self.run, ranks=ranks, allow_inexact=True)
         bundle.model.to(ranks.device).eval()

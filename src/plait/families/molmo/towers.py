@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import (
@@ -185,7 +186,7 @@ def _loading(setting: str, value: str) -> Iterator[None]:
     """Turn the long errors of the Hub libraries into one line that names the setting."""
     try:
         yield
-    except (OSError, ValueError) as error:  # absent, gated, no network; ValueError: no configuration of a causal language model
+    except (OSError, ValueError, SafetensorError) as error:  # absent, gated, torn; ValueError: no causal language model
         reason = hub_errors.reason(error, value)
         raise PlaitError(f"{setting}: cannot load {value!r} as a Hub name or a local directory: {reason}") from error
 

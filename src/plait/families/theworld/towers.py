@@ -14,6 +14,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HFValidationError
+from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from transformers import Gemma3Config, Gemma3ForConditionalGeneration, GenerationConfig
 from transformers.initialization import no_init_weights
@@ -146,6 +147,6 @@ def _loading(setting: str, value: str) -> Iterator[None]:
     """Turn the long errors of the Hub libraries into one line that names the setting."""
     try:
         yield
-    except (OSError, HFValidationError) as error:  # absent, gated, no network, no such file; or no name at all
+    except (OSError, HFValidationError, SafetensorError) as error:  # absent, gated, torn; or no name at all
         reason = hub_errors.reason(error, value)
         raise PlaitError(f"{setting}: cannot load {value!r} as a Hub name or a local directory: {reason}") from error
