@@ -106,6 +106,59 @@ def test_records_that_are_not_one_a_line_are_told_with_the_command_that_mends_th
     assert outcomes(source) == ["a, b", "c}", "d"] and [source[i]["fields"] for i in range(3)] == RECORDS
 
 
+LATIN = [json.dumps({"caption": text}, ensure_ascii=False).encode("latin-1") + b"\n" for text in ("caf\xe9", "na\xefve", "plain")]
+LATIN_REASON = "is not UTF-8 text: invalid continuation byte at byte 16; where its file is in Latin-1: iconv -f LATIN1 -t UTF-8 OLD > NEW"
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "datasets"])
+def test_lines_in_latin_1_are_bad_samples_that_name_the_encoding(tmp_path, kind):
+    (tmp_path / "lat.jsonl").write_bytes(b"".join(LATIN))
+    first, second, third = outcomes(source := opened(kind, tmp_path / "lat.jsonl"))
+    assert str(first) == f"lat.jsonl:1 {LATIN_REASON}" and "lat.jsonl:2 is not UTF-8 text" in str(second)
+    assert third == "plain" and len(source) == 3
+    (tmp_path / "lat.jsonl").write_bytes(b"".join(LATIN[:2]))
+    with pytest.raises(PlaitError, match=re.escape(f"none of the first 2 samples can be read: lat.jsonl:1 {LATIN_REASON}")):
+        opened(kind, tmp_path / "lat.jsonl")
+
+
+@pytest.mark.parametrize("rows", [{"data": [{"caption": "caf\xe9"}]}, {"caption": "caf\xe9"}], ids=["array", "record"])
+def test_json_in_latin_1_that_is_no_lines_either_is_told_its_encoding_first(tmp_path, rows):
+    (tmp_path / "a.json").write_bytes(json.dumps(rows, indent=1, ensure_ascii=False).encode("latin-1"))
+    with pytest.raises(PlaitError, match=r"a\.json is not UTF-8, as JSON is: iconv -f LATIN1 -t UTF-8 a\.json > new\.json$"):
+        opened("jsonl", tmp_path / "a.json")
+    subprocess.run("iconv -f LATIN1 -t UTF-8 a.json > new.json", shell=True, check=True, cwd=tmp_path)
+    if "data" in rows:
+        assert outcomes(opened("jsonl", tmp_path / "new.json")) == ["caf\xe9"]
+
+
+@pytest.mark.parametrize("line", [b'{"caption": "x"}}', b'{"caption": "x"} trailing', b'{"caption": "x"}]'])
+def test_lines_with_something_after_their_record_are_bad_samples_each(tmp_path, line):
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join([line, line, b'{"caption": "y"}']))
+    first, second, third = outcomes(opened("jsonl", tmp_path / "a.jsonl"))
+    assert re.fullmatch(r"a\.jsonl:1 is not JSON: Extra data: line 1 column \d+ \(char \d+\)", str(first)) and isinstance(second, BadSample)
+    assert third == "y"
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (b'{"caption": "x"}\n{"caption": "y"}\n', "Extra data: line 2 column 1 (char 17): several records, where one is expected"),
+        (b'{"caption": "x"}\r\n{"caption": "y"}', "Extra data: line 2 column 1 (char 18): several records, where one is expected"),
+        (b'{"caption": "x"}\r{"caption": "y"}', "(char 17): a carriage return alone, which ends no line, stands between records"),
+        (b'{"caption": "x"}}', "Extra data: line 1 column 17 (char 16)"),
+        (b"\n", "a.json is empty: there is no JSON in it"),
+        (b"", "a.json is empty: there is no JSON in it"),
+        (b"\0\0\n", "a.json is 2 zero bytes: it was not written whole"),
+    ],
+)
+def test_the_json_beside_a_picture_is_told_as_what_it_is(tmp_path, body, reason):
+    for name, text in (("a", body), ("b", b'{"caption": "z"}')):
+        (tmp_path / f"{name}.png").write_bytes(picture(1))
+        (tmp_path / f"{name}.json").write_bytes(text)
+    bad, good = outcomes(opened("folder", tmp_path))
+    assert str(bad).endswith(reason) and good == "z"
+
+
 @pytest.mark.parametrize(
     ("line", "reason"),
     [

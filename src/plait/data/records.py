@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from plait.data.formats.encodings import wide_encoding
+from plait.data.formats.encodings import not_utf8, wide_encoding
 from plait.errors import BadSample
 
 IMAGE_KINDS = frozenset(
@@ -64,14 +64,19 @@ def from_members(name: str, members: Iterable[tuple[str, bytes]]) -> Record:
 
 def parse_json(body: bytes, where: str) -> Any:
     """Parse JSON. Raises BadSample, which names the file (`where`) and the place, if it is broken or gives a key twice."""
-    if body and not body.strip(b"\0\r\n"):
-        raise BadSample(f"{where} is {body.count(0):,} zero bytes: it was not written whole")
+    if not body.strip(b"\0 \t\r\n"):
+        zeros = body.count(0)
+        raise BadSample(
+            f"{where} is {zeros:,} zero bytes: it was not written whole" if zeros else f"{where} is empty: there is no JSON in it"
+        )
     try:
         return json.loads(body, object_pairs_hook=_object)
     except BadSample as error:
         raise BadSample(f"{where}: {error}") from error
     except json.JSONDecodeError as error:
         raise BadSample(f"{where} is not JSON: {error}{_cause(error)}") from error
+    except UnicodeDecodeError as error:
+        raise BadSample(f"{where} {not_utf8(error)}") from error
     except ValueError as error:
         raise BadSample(f"{where} is not JSON: {error}") from error
     except RecursionError as error:
@@ -79,12 +84,14 @@ def parse_json(body: bytes, where: str) -> Any:
 
 
 def _cause(error: json.JSONDecodeError) -> str:
-    """Return what comes after a value that is whole, as the end of a sentence; "" for any other error."""
-    if error.msg != "Extra data":
+    """Return which record or comma comes after a value that is whole, as the end of a sentence; "" for anything else."""
+    if error.msg != "Extra data" or error.doc[error.pos] not in ",{[":
         return ""
     if error.doc[error.pos] == ",":
         return ": a comma follows a whole record"
     between = error.doc[len(error.doc[: error.pos].rstrip()) : error.pos]
+    if "\n" in between:
+        return ": several records, where one is expected"
     return ": a carriage return alone, which ends no line, stands between records" if "\r" in between else ": several records in one line"
 
 
@@ -105,7 +112,7 @@ def decode_text(body: bytes, where: str) -> str:
     try:
         return body.decode("utf-8-sig").strip()
     except UnicodeDecodeError as error:
-        raise BadSample(f"{where} is not UTF-8 text: {error}") from error
+        raise BadSample(f"{where} {not_utf8(error)}") from error
 
 
 def as_list(value: Any) -> list[Any]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from plait.data.formats.encodings import not_utf8
 from plait.data.formats.spans import Facts, check_bytes, pack
 from plait.errors import BadSample, PlaitError
 
@@ -53,7 +54,7 @@ def fields(body: bytes, where: str, facts: Facts) -> dict[str, Any]:
     try:
         cells = next(_reader([body.decode()], delimiter))
     except UnicodeDecodeError as error:
-        raise BadSample(f"{where} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+        raise BadSample(f"{where} {not_utf8(error)}") from error
     except csv.Error as error:
         lines = len(body.splitlines())
         raise BadSample(f"{where}{f' ({lines} lines, by a quote)' if lines > 1 else ''} is no row of CSV: {error}") from error

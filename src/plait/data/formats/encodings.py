@@ -36,6 +36,11 @@ def wide_encoding(body: bytes) -> str | None:
     return _ZEROS.get(tuple(byte > 0 for byte in body[:4]))
 
 
+def not_utf8(error: UnicodeDecodeError) -> str:
+    """Return why text could not be decoded, and how to mend its file, as the end of a sentence."""
+    return f"is not UTF-8 text: {error.reason} at byte {error.start}; where its file is in Latin-1: iconv -f LATIN1 -t UTF-8 OLD > NEW"
+
+
 def other_kind(data: bytes) -> str:
     """Return a guess at what bytes that are no picture are, such as ", PDF"; "" without a guess. Their content is never quoted."""
     start = data[:200].lstrip()

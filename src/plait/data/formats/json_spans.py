@@ -103,11 +103,11 @@ def _has_text(record: Mapping[str, Any]) -> bool:
 
 
 def _is_json(mapped: mmap.mmap, start: int, end: int) -> bool:
-    """Return whether a line is JSON, and of a length that a record can have."""
+    """Return whether a line is JSON in any encoding of single bytes, or UTF-8, and of a length that a record can have."""
     if end - start > MOST_BYTES:
         return False
     try:
-        json.loads(mapped[start:end])
+        json.loads(mapped[start:end].removeprefix(codecs.BOM_UTF8).decode("latin-1"))
     except (ValueError, RecursionError):
         return False
     return True
@@ -128,7 +128,8 @@ def _check_layout(path: Path, mapped: mmap.mmap, spans: list[tuple[int, int]]) -
     """Raise PlaitError, with the command that mends it, for objects that are not one per line: divided by commas, of several lines, or
     by carriage returns alone.
 
-    A line that is broken among others is a bad sample, so the first two lines must both be no JSON.
+    A line that is broken among others is a bad sample, so the first two lines must both be no JSON, and a record or a comma must follow
+    the first record. Before all else the file must be UTF-8: the commands would mangle other text.
     """
     if not spans or any(_is_json(mapped, start, end) for start, end in spans[:2]):
         return
@@ -140,6 +141,8 @@ def _check_layout(path: Path, mapped: mmap.mmap, spans: list[tuple[int, int]]) -
     position = _past_space(text, end)
     of_one_line = end <= spans[0][1] - spans[0][0]
     if not isinstance(record, dict) or (position == len(text) and of_one_line):
+        return
+    if text[position : position + 1] not in ("", "{", ",") or (of_one_line and position >= spans[0][1] - spans[0][0]):
         return
     after = text[position : _past_space(text, position + 1)]  # a comma, if there is one, and the space after it
     name, plain = shlex.quote(path.name), f"new{path.suffix}"
@@ -155,7 +158,20 @@ def _check_layout(path: Path, mapped: mmap.mmap, spans: list[tuple[int, int]]) -
     else:
         fault = "has several records in one line" if of_one_line else "has records of several lines"
         cure = f"jq -c . {name} > {plain}"
+    if not _is_utf8(mapped):
+        raise PlaitError(f"{path} is not UTF-8, as JSON is: iconv -f LATIN1 -t UTF-8 {name} > {plain}")
     raise PlaitError(f"{path} {fault}; JSON lines are one record a line: {cure}")
+
+
+def _is_utf8(mapped: mmap.mmap) -> bool:
+    """Return whether a whole file is UTF-8."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        for start in range(0, len(mapped), _LONGEST_RECORD):
+            decoder.decode(mapped[start : start + _LONGEST_RECORD], final=start + _LONGEST_RECORD >= len(mapped))
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _array_spans(path: Path, body: bytes, start: int | None = None, *, whole_file: bool = True) -> list[tuple[int, int]]:
