@@ -56,7 +56,7 @@ def trained(tmp_path_factory):
 
 
 def opened(run):
-    return saved.open_checkpoint(run, Ranks(0, 1, torch.device("cpu")))[0]
+    return saved.open_checkpoint(saved.locate(run), Ranks(0, 1, torch.device("cpu")))
 
 
 def weights_after(run):

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from plait import cli
+from plait.assembly.checked_configuration import open_checked, open_run_config
 from plait.assembly.configuration import open_config
 from plait.assembly.data import open_training
-from plait.assembly.run_configuration import open_checked, open_run_config
 from plait.config import mixture
 from plait.config.data_paths import has_moved
 from plait.config.source_rules import unknown_kind

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from plait import cli
+from plait.assembly.checked_configuration import open_checked
 from plait.assembly.configuration import open_config
-from plait.assembly.run_configuration import open_checked
 from plait.commands import command_line
 from plait.config.dialects import dotted_flags, molmo_commands
 from plait.errors import PlaitError

@@ -154,3 +154,78 @@ def test_other_verbs_read_the_copy_too(run, capfd):
     (run / "config.yaml").write_text("a: [")
     assert cli.main(["stages", str(run)]) == 0
     assert "is damaged, or not of this version of plait" in capfd.readouterr().err
+
+
+def cut(run):
+    """Remove what follows the data from config.yaml: it is valid YAML, and defaults would stand for the rest."""
+    whole = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(whole[: whole.index("optim:")])
+
+
+def copy_of(run):
+    return run / "stage-1-train" / "step-00000006" / "run-config.yaml"
+
+
+NAMING = ("fork {run} {new}", "eval {run} --bench=loss", "ckpt diff {run}@4 {run}@6", "ckpt consolidate {run} {new}")
+
+
+@pytest.mark.parametrize("verb", NAMING)
+def test_verbs_that_name_a_checkpoint_read_its_copy_in_place_of_a_configuration_that_was_cut(run, tmp_path, capfd, verb):
+    cut(run)
+    assert cli.main(verb.format(run=run, new=tmp_path / "new").split()) == 0
+    said = capfd.readouterr()
+    changed = f"warning: {run / 'config.yaml'} is not as plait wrote it: it was edited or damaged; "
+    assert said.err.count(f"{changed}{copy_of(run)}, saved with that checkpoint, is read in its place\n") == 1
+    assert "config optim" not in said.out
+    if verb.startswith("fork"):
+        assert "lr: 0.01" in (tmp_path / "new" / "config.yaml").read_text()
+
+
+def test_a_fork_of_an_older_checkpoint_reads_the_copy_of_that_one(run, tmp_path):
+    older = run / "stage-1-train" / "step-00000004" / "run-config.yaml"
+    body = older.read_text().replace("lr: 0.01", "lr: 0.02")
+    older.write_text(signed.sign("".join(body.splitlines(keepends=True)[:-1])))
+    cut(run)
+    assert cli.main(["fork", f"{run}@4", str(tmp_path / "new")]) == 0
+    assert "lr: 0.02" in (tmp_path / "new" / "config.yaml").read_text()
+
+
+@pytest.mark.parametrize("verb", ["stages {run}", "config {run}"])
+def test_verbs_that_show_a_run_read_an_edited_configuration_and_say_so(run, capfd, verb):
+    cut(run)
+    assert cli.main(verb.format(run=run).split()) == 0
+    assert f"it was edited or damaged; it is read as it is, and {copy_of(run)} is as it was" in capfd.readouterr().err
+
+
+def test_the_model_settings_of_a_run_without_configuration_are_those_of_the_copy(run, tmp_path):
+    (run / "config.yaml").unlink()
+    assert cli.main(["ckpt", "consolidate", str(run), str(tmp_path / "new")]) == 0
+    assert '"width": 4' in (tmp_path / "new" / "plait.json").read_text()
+
+
+def unreadable(path):
+    """Give a copy a key of another version, and sign it."""
+    body = path.read_text().replace("optim:", "optimizers:")
+    path.write_text(signed.sign("".join(body.splitlines(keepends=True)[:-1])))
+
+
+def test_a_configuration_that_was_repaired_by_hand_counts_where_its_copy_cannot_be_read(made, run, capfd):
+    for copy in run.glob("stage-1-train/step-*/run-config.yaml"):
+        unreadable(copy)
+    (run / "config.yaml").write_text((run / "config.yaml").read_text() + "# mended\n")
+    assert again(run) == 0
+    said = capfd.readouterr().err
+    assert f"it was edited or damaged; it is taken as it is, as {copy_of(run)} is damaged, or not of this version of plait (" in said
+    assert toy_family.figures(run) == made[2]
+
+
+def test_a_configuration_and_a_copy_that_cannot_be_read_are_both_named(made, run, capfd):
+    for copy in run.glob("stage-1-train/step-*/run-config.yaml"):
+        unreadable(copy)
+    (run / "config.yaml").write_text("a: [")
+    assert train(made[0], run) == 2
+    said = capfd.readouterr().err
+    assert f"plait: {run / 'config.yaml'} is damaged, or not of this version of plait (" in said
+    assert f", and {copy_of(run)} is damaged, or not of this version of plait (" in said
+    assert "); use the version that began the run, or, if the file is damaged, put a copy of it back" in said
+    assert "no checkpoint has a copy" not in said

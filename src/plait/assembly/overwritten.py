@@ -35,7 +35,8 @@ def shapes_of_start(config: RunConfig, run: Path, ranks: Ranks) -> Shapes:
         return {}
     continues = ranks.agree(bool(checkpoint.published(run)))
     downloaded = None if continues else hub_start.fetch(str(config.from_), ranks)
-    shapes, fault = {}, None
+    shapes: Shapes = {}
+    fault: str | None = None
     if ranks.first:
         try:
             shapes = _common(checkpoint.published(run)) if continues else _of_from(str(downloaded or config.from_), config, run / "assets")

@@ -1,32 +1,35 @@
-"""Read the configuration of a run directory, or a checkpoint's copy of it, and check the mixtures that a configuration names."""
+"""Read the configuration of a run directory, or a checkpoint's copy of it where it was edited, damaged or lost."""
 
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 from plait.assembly.configuration import open_config
-from plait.config import mixture, signed
+from plait.config import signed
 from plait.config.resolved import Resolved
-from plait.data.sources.open import KINDS
 from plait.errors import PlaitError
-from plait.families import registry
 
 log = logging.getLogger(__name__)
 
+_CHANGED = "not as plait wrote it: it was edited or damaged"
 
-def open_run_config(run: Path, overrides: Sequence[str] = ()) -> Resolved:
+
+def open_run_config(run: Path, overrides: Sequence[str] = (), *, compared: bool = False) -> Resolved:
     """Read the configuration in run directory `run`, changed by `overrides` ("optim.lr=1e-4"). Raises PlaitError if there is none.
 
-    Where config.yaml cannot be read, the newest checkpoint's copy is, with a warning. Raises PlaitError without a copy too.
+    Where config.yaml cannot be read, the newest checkpoint's copy is, with a warning. One that was edited or cut is read with a warning
+    too, unless it is `compared` with the copy later, by a start.
     """
     path = run / signed.NAME
     copy = None if signed.is_as_written(path) else signed.newest_copy(run)
     if copy is not None and (fault := _fault(path)):
         log.warning(f"{fault}; {copy}, saved with that checkpoint, is read in its place")
         path = copy
+    elif copy is not None and not compared:
+        log.warning(f"{path} is {_CHANGED}; it is read as it is, and {copy} is as it was")
     if not path.is_file():
         raise PlaitError(f"{run} is no run directory: it has no config.yaml")
-    return open_config(path, overrides, data_base=Path.cwd())  # paths are absolute, but for runs of older versions
+    return open_file(path, overrides)
 
 
 def open_accepted(run: Path) -> Resolved:
@@ -34,14 +37,48 @@ def open_accepted(run: Path) -> Resolved:
 
     Raises PlaitError if neither can be read.
     """
+    return open_file(_accepted(run, signed.newest_copy(run), "is what this start must fit"))
+
+
+def open_of_checkpoint(run: Path, folder: Path) -> Resolved:
+    """Read the configuration in `file_of_checkpoint`. Raises PlaitError if it cannot be read."""
+    return open_file(file_of_checkpoint(run, folder))
+
+
+def file_of_checkpoint(run: Path, folder: Path) -> Path:
+    """Return the file with the settings of a checkpoint's run: config.yaml, or a copy if that was edited or damaged.
+
+    `folder`: the checkpoint's, whose copy goes before the newest; one that is read is told in a warning. Raises PlaitError if neither
+    config.yaml nor the copy can be read.
+    """
+    own = folder / signed.COPY
+    path = _accepted(run, own if signed.is_as_written(own) else signed.newest_copy(run), "is read in its place")
+    if not path.is_file():
+        raise PlaitError(f"{run} is no run directory: it has no config.yaml")
+    return path
+
+
+def open_file(path: Path, overrides: Sequence[str] = ()) -> Resolved:
+    """Read a configuration that plait wrote for a run, changed by `overrides`. Raises PlaitError if it cannot be read."""
+    return open_config(path, overrides, data_base=Path.cwd())  # paths are absolute, but for runs of older versions
+
+
+def _accepted(run: Path, copy: Path | None, purpose: str) -> Path:
+    """Return the file to read the configuration of `run` from, and warn if it is not config.yaml as plait wrote it.
+
+    That is the `copy`, with `purpose` at the end of the warning, unless config.yaml is as written or the copy cannot be read. Raises
+    PlaitError if there is a copy and neither can be read.
+    """
     path = run / signed.NAME
-    copy = None if signed.is_as_written(path) else signed.newest_copy(run)
-    if copy is None:
-        return open_run_config(run)
-    log.warning(
-        f"{path} is not as plait wrote it: it was edited or damaged; {copy}, saved with that checkpoint, is what this start must fit"
-    )
-    return open_config(copy, data_base=Path.cwd())
+    if copy is None or signed.is_as_written(path):
+        return path
+    if (copys_fault := _fault(copy)) is None:
+        log.warning(f"{path} is {_CHANGED if path.exists() else 'missing'}; {copy}, saved with that checkpoint, {purpose}")
+        return copy
+    if fault := _fault(path):
+        raise PlaitError(f"{fault}, and {copys_fault}")
+    log.warning(f"{path} is {_CHANGED}; it is taken as it is, as {copys_fault}")
+    return path
 
 
 def _fault(path: Path) -> str | None:
@@ -49,20 +86,7 @@ def _fault(path: Path) -> str | None:
     if not path.is_file():
         return f"{path} is {'no file' if path.exists() else 'missing'}"
     try:
-        open_config(path, data_base=Path.cwd())
+        open_file(path)
     except PlaitError as error:
         return f"{path} is damaged, or not of this version of plait ({error})"
     return None
-
-
-def open_checked(path: Path, overrides: Sequence[str] = (), *, words: Sequence[str] = ()) -> Resolved:
-    """Read a configuration, or that of the run directory `path`, and also check the mixtures (lists of weighted data sets) it names.
-
-    `overrides`, `words`: as in `open_config`. Raises PlaitError for any fault of the configuration or a mixture; opens no data.
-    """
-    is_run = path.is_dir()
-    resolved = open_run_config(path, [f"run={path}", *overrides]) if is_run else open_config(path, overrides, words=words, trials=True)
-    for data in (view.config.data for view in resolved.stages):
-        if data.mixture is not None:
-            mixture.read(registry.mixture(resolved.config.family, data.mixture), data.without, KINDS)
-    return resolved

@@ -2,13 +2,16 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from plait import files
 from plait.assembly import checkpoint_specs, overwritten
 from plait.assembly.model import ModelBundle, build_model
-from plait.assembly.run_configuration import open_run_config
+from plait.assembly.run_configuration import open_of_checkpoint
+from plait.config import signed
+from plait.config.resolved import Resolved
 from plait.config.schema import RunConfig
 from plait.engine.checkpoints import checkpoint, post_hoc_ema
 from plait.engine.checkpoints.checkpoint import Checkpoint
@@ -20,34 +23,44 @@ MODEL_SETTINGS = "plait.json"
 """File of an exported or consolidated folder: {"family": name, "model": `model:` section}, to compare with a run that starts from it."""
 
 
-def settings(spec: str | Path) -> tuple[Checkpoint, RunConfig]:
-    """Return the checkpoint that `spec` names (RUN, RUN@STEP, RUN/STAGE@best, a step folder), and the settings of the stage that wrote it.
+@dataclass(frozen=True)
+class SavedModel:
+    """A checkpoint, not opened yet, and the configuration of its run."""
 
-    No model is built. Raises PlaitError if there is no such checkpoint.
+    checkpoint: Checkpoint
+    resolved: Resolved
+
+    @property
+    def config(self) -> RunConfig:
+        """The settings of the stage that wrote the checkpoint."""
+        stage: int = self.checkpoint.manifest["state"]["stage"]
+        return self.resolved.stages[stage - 1].config
+
+
+def locate(spec: str | Path) -> SavedModel:
+    """Return the checkpoint that `spec` names (RUN, RUN@STEP, RUN/STAGE@best, a step folder), with its settings. No model is built.
+
+    Raises PlaitError if there is no such checkpoint.
     """
     located = checkpoint_specs.locate(str(spec))
-    resolved = open_run_config(checkpoint.run_of(located.folder))
-    return located, resolved.stages[located.manifest["state"]["stage"] - 1].config
+    return SavedModel(located, open_of_checkpoint(checkpoint.run_of(located.folder), located.folder))
 
 
-def open_checkpoint(
-    spec: str | Path, ranks: Ranks, *, averaged: bool = True, length: float | None = None
-) -> tuple[ModelBundle, Checkpoint, RunConfig]:
-    """Return the trained model of the checkpoint that `spec` names (in evaluation mode), the checkpoint, and its stage's configuration.
+def open_checkpoint(saved: SavedModel, ranks: Ranks, *, averaged: bool = True, length: float | None = None) -> ModelBundle:
+    """Return the trained model of a checkpoint, in evaluation mode on the rank's device.
 
     `averaged`: load its EMA weights, of parameters that have them. `length`: load instead the post-hoc EMA of this relative length, such as
-    0.05 (`post_hoc_ema.py`). Raises PlaitError if there is no such checkpoint, or the run kept nothing to make that average from.
+    0.05 (`post_hoc_ema.py`). Raises PlaitError if the run kept nothing to make that average from.
     """
-    located, config = settings(spec)
-    run = checkpoint.run_of(located.folder)
-    bundle = build_model(open_run_config(run).config, run, ranks, lambda: overwritten.shapes_of(located))
+    located, run = saved.checkpoint, checkpoint.run_of(saved.checkpoint.folder)
+    bundle = build_model(saved.resolved.config, run, ranks, lambda: overwritten.shapes_of(located))
     load_weights(bundle.model, located.tensors("weights"))
     if length is not None:
         load_weights(bundle.model, post_hoc_ema.of_length(run, length, located.step).tensors)
     elif averaged:
         load_weights(bundle.model, located.tensors("ema"))
     bundle.model.to(ranks.device).eval()
-    return bundle, located, config
+    return bundle
 
 
 def write_model_settings(folder: Path, family: str, model: Mapping[str, Any]) -> None:
@@ -56,13 +69,13 @@ def write_model_settings(folder: Path, family: str, model: Mapping[str, Any]) ->
 
 
 def model_settings(folder: Path) -> tuple[str, Mapping[str, Any]] | None:
-    """Return (family, `model:` section) from the config.yaml of a checkpoint's run, or a folder's plait.json; None if there is neither.
+    """Return (family, `model:` section) of a checkpoint's run, or from a folder's plait.json; None if there is neither.
 
     Raises PlaitError for a file that cannot be read.
     """
     run, path = checkpoint.run_of(folder), folder / MODEL_SETTINGS
-    if (run / "config.yaml").is_file():
-        config = open_run_config(run).config
+    if (run / signed.NAME).is_file() or (folder / signed.COPY).is_file():
+        config = open_of_checkpoint(run, folder).config
         return config.family, config.model
     if not path.is_file():
         return None

@@ -2,7 +2,7 @@
 
 import logging
 
-from plait.assembly.run_configuration import open_checked
+from plait.assembly.checked_configuration import open_checked
 from plait.commands.arguments import add_config
 from plait.commands.command import OVERRIDES, Arguments, Command, Parser
 from plait.config.show import render, render_json

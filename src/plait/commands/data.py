@@ -5,7 +5,7 @@ For each, a `declare_...` adds its arguments to a parser, and a `run_...` does i
 
 from pathlib import Path
 
-from plait.assembly.run_configuration import open_checked
+from plait.assembly.checked_configuration import open_checked
 from plait.commands.arguments import add_config, path, positive
 from plait.commands.command import OVERRIDES, Arguments, Command, Parser
 

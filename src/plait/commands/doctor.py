@@ -1,6 +1,6 @@
 """The command `plait doctor`: check what a run needs before it starts. `declare` adds the arguments of `run`."""
 
-from plait.assembly.run_configuration import open_checked
+from plait.assembly.checked_configuration import open_checked
 from plait.commands.arguments import path, positive, spread
 from plait.commands.command import Arguments, Command, Parser
 from plait.errors import PlaitError, command

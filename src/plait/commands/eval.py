@@ -2,7 +2,7 @@
 
 import logging
 
-from plait.assembly.run_configuration import open_checked
+from plait.assembly.checked_configuration import open_checked
 from plait.commands.arguments import SPEC, add_weights, path, positive, spread
 from plait.commands.command import OVERRIDES, Arguments, Command, Parser, actions
 from plait.errors import PlaitError

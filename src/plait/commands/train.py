@@ -2,7 +2,7 @@
 
 import logging
 
-from plait.assembly.run_configuration import open_checked
+from plait.assembly.checked_configuration import open_checked
 from plait.commands.arguments import add_config, positive, spread
 from plait.commands.command import OVERRIDES, Arguments, Command, Parser
 
@@ -23,7 +23,7 @@ def declare(parser: Parser) -> None:
 
 def run(arguments: Arguments) -> None:
     """Train to the last planned step. Raises Paused after a signal such as SIGTERM, with all saved, and Stopped if a safety check fails."""
-    resolved = open_checked(arguments.config, arguments.overrides, words=arguments.words)
+    resolved = open_checked(arguments.config, arguments.overrides, words=arguments.words, compared=True)
     spread(arguments, arguments.max_restarts, arguments.shutdown_timeout)
     for line in resolved.warnings:
         log.warning(line)

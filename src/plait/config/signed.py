@@ -34,3 +34,13 @@ def newest_copy(run: Path) -> Path | None:
     steps = {path: re.fullmatch(r"step-(\d+)", path.parent.name) for path in run.glob(f"stage-*/step-*/{COPY}")}
     ordered = sorted(((int(step[1]), path) for path, step in steps.items() if step), reverse=True)
     return next((path for _, path in ordered if is_as_written(path)), None)
+
+
+def settings_of(run: Path) -> Path | None:
+    """Return the file of the settings that `run` was trained with; None if it has none.
+
+    That is config.yaml as written, else the newest copy, else config.yaml as it is.
+    """
+    path = run / NAME
+    copy = None if is_as_written(path) else newest_copy(run)
+    return copy or (path if path.is_file() else None)

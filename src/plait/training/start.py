@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from plait import files
 from plait.assembly.model import ModelBundle
 from plait.assembly.run_configuration import open_accepted
+from plait.config import signed
 from plait.config.resolved import Resolved, StageView, difference
 from plait.config.schema import RunConfig
 from plait.engine import optim, power_ema
@@ -70,13 +71,14 @@ def reconcile_configuration(run: Path, resolved: Resolved, allow_inexact: bool) 
     except PlaitError as error:
         if isinstance(error.__context__, OSError):
             raise
-        fault = f"{run}/config.yaml is damaged, or not of this version of plait ({error})"
+        has_copy = signed.newest_copy(run) is not None
+        fault = f"{error}" if has_copy else f"{run / signed.NAME} is damaged, or not of this version of plait ({error})"
         if not saved:
             log.warning(f"{fault}; nothing was saved: the run begins with the new one")
             rundir.clear(run)
             return
         cure = "use the version that began the run, or, if the file is damaged, put a copy of it back"
-        raise PlaitError(f"{fault}, and no checkpoint has a copy; {cure}") from error
+        raise PlaitError(f"{fault}{'' if has_copy else ', and no checkpoint has a copy'}; {cure}") from error
     differences = difference(before, resolved)
     if differences:
         log.info(f"configuration changed:\n{changes.describe_changes(before, resolved, differences, saved[0] if saved else None)}")

@@ -19,7 +19,7 @@ from plait import files
 from plait.assembly import checkpoint_specs
 from plait.assembly import saved as saved_models
 from plait.assembly.model import build_model
-from plait.assembly.run_configuration import open_run_config
+from plait.assembly.run_configuration import open_of_checkpoint
 from plait.config.resolved import difference
 from plait.engine.checkpoints import checkpoint, integrity, post_hoc_ema, sharded_files
 from plait.engine.checkpoints.checkpoint import Checkpoint
@@ -207,7 +207,7 @@ def _completed(first: Checkpoint, second: Checkpoint, group: str) -> tuple[dict[
 def _base(saved: Checkpoint, names: set[str]) -> dict[str, Tensor]:
     """Return the named weights of the base model, before any training, in the run of a checkpoint."""
     run = checkpoint.run_of(saved.folder)
-    bundle = build_model(open_run_config(run).config, run, Ranks(0, 1, torch.device("cpu")))
+    bundle = build_model(open_of_checkpoint(run, saved.folder).config, run, Ranks(0, 1, torch.device("cpu")))
     return {name: value.detach() for name, value in bundle.model.named_parameters() if name in names}
 
 
@@ -216,7 +216,7 @@ def _differences(first: Checkpoint, second: Checkpoint) -> list[str]:
     old_data, new_data = first.manifest["data"], second.manifest["data"]
     changed_data = [name for name in {**old_data, **new_data} if old_data.get(name) != new_data.get(name)]
     lines = [f"data {name}: {old_data.get(name)} -> {new_data.get(name)}" for name in changed_data]
-    resolved = [(open_run_config(checkpoint.run_of(saved.folder)), saved) for saved in (first, second)]
+    resolved = [(open_of_checkpoint(checkpoint.run_of(saved.folder), saved.folder), saved) for saved in (first, second)]
     stages = [config.stages[saved.manifest["state"]["stage"] - 1].config for config, saved in resolved]
     changed = [item for item in difference(*stages) if not item[0].startswith("stages") and item[0] != "run"]
     return lines + [f"config {key}: {old} -> {new}" for key, old, new in changed] or ["config and data: the same"]

@@ -23,7 +23,8 @@ def export(spec: str | Path, out: Path, to: str, *, averaged: bool = True) -> No
     """
     if out.exists():
         raise PlaitError(f"{out} exists already: export to a new directory, or remove it")
-    located, config = saved.settings(spec)
+    located = saved.locate(spec)
+    config, checkpoint = located.config, located.checkpoint
     family = config.family
     publisher = registry.publisher(family)
     if publisher is None:
@@ -35,7 +36,7 @@ def export(spec: str | Path, out: Path, to: str, *, averaged: bool = True) -> No
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(publisher.exports)}"
         raise PlaitError(f"--to {to!r} is no layout of family {family!r}: {hint}")
     with distributed.join() as ranks:
-        bundle, checkpoint, _ = saved.open_checkpoint(located.folder, ranks, averaged=averaged)
+        bundle = saved.open_checkpoint(located, ranks, averaged=averaged)
         if ranks.first:
             for line in publisher.exports[to](bundle.model, bundle.section, bundle.assets, out):
                 log.info(line)

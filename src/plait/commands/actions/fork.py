@@ -12,7 +12,7 @@ from typing import Any
 
 from plait import files
 from plait.assembly import checkpoint_specs
-from plait.assembly.run_configuration import open_run_config
+from plait.assembly.run_configuration import file_of_checkpoint, open_file
 from plait.commands.actions import fork_check
 from plait.config import signed
 from plait.config.resolved import Resolved, difference
@@ -38,8 +38,9 @@ def fork(spec: str, new: Path, overrides: Sequence[str]) -> Path:
         raise PlaitError(f"a fork is the run {new}: leave out --run")
     saved = checkpoint_specs.locate(spec)
     parent = checkpoint.run_of(saved.folder)
-    before = open_run_config(parent)
-    after = open_run_config(parent, [*overrides, f"run={new}"])
+    settings = file_of_checkpoint(parent, saved.folder)
+    before = open_file(settings)
+    after = open_file(settings, [*overrides, f"run={new}"])
     differences = [item for item in difference(before, after) if item[0] != "run"]
     with new_folder(new) as folder:
         _fill(folder, saved, after, _lineage(spec, saved, parent, differences))

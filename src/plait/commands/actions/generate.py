@@ -29,7 +29,8 @@ def generate(spec: str | Path, options: Sequence[str], *, averaged: bool, out: P
     wrong, and for a family that generates nothing.
     """
     with distributed.join() as ranks:
-        bundle, checkpoint, config = saved.open_checkpoint(spec, ranks, averaged=averaged, length=length)
+        located = saved.locate(spec)
+        bundle = saved.open_checkpoint(located, ranks, averaged=averaged, length=length)
         if bundle.family.generate is None or bundle.family.GenerateOptions is None:
             raise PlaitError(f"family {bundle.family.name!r} generates nothing; `{command('eval', spec)}` measures it")
         given = generate_options(bundle.family.GenerateOptions, options)
@@ -38,9 +39,9 @@ def generate(spec: str | Path, options: Sequence[str], *, averaged: bool, out: P
         asked = [name for name in _QUESTION if name in type(given).model_fields]
         if asked and given.model_fields_set.isdisjoint(asked):
             log.warning(f"given neither {' nor '.join(map(_flag, asked))}: this is what the model makes of nothing")
-        with autocast(config.train.precision, ranks.device):
-            moment = evaluation.moment_of(checkpoint.step)
-            for line in bundle.family.generate(bundle.model, bundle.inputs(config, train=False), given, out, moment):
+        with autocast(located.config.train.precision, ranks.device):
+            moment = evaluation.moment_of(located.checkpoint.step)
+            for line in bundle.family.generate(bundle.model, bundle.inputs(located.config, train=False), given, out, moment):
                 log.info(line)
 
 

@@ -14,7 +14,6 @@ from plait.assembly.model import ModelBundle, build_model
 from plait.config.resolved import Resolved, StageView, dump
 from plait.config.schema import RunConfig
 from plait.engine import evaluation
-from plait.engine.checkpoints.checkpoint import Checkpoint
 from plait.engine.parallel.distributed import Ranks
 from plait.engine.state import State
 from plait.families import registry
@@ -56,8 +55,8 @@ class Saved(Subject):
     without_averages = "last weights"
 
     def __init__(self, spec: str | Path) -> None:
-        self.checkpoint: Checkpoint
-        self.checkpoint, self.config = saved.settings(spec)
+        self.saved = saved.locate(spec)
+        self.checkpoint, self.config = self.saved.checkpoint, self.saved.config
         self.step, self.run = self.checkpoint.step, self.checkpoint.folder.parent.parent
         self.shown, self.moment = str(self.checkpoint.folder), evaluation.moment_of(self.step)
 
@@ -75,8 +74,7 @@ class Saved(Subject):
         In eval mode on the rank's device; returned with its configuration. Raises PlaitError if the run kept nothing to make that average
         from.
         """
-        bundle, _, config = saved.open_checkpoint(self.checkpoint.folder, ranks, averaged=averaged, length=length)
-        return bundle, config
+        return saved.open_checkpoint(self.saved, ranks, averaged=averaged, length=length), self.config
 
 
 class Base(Subject):

@@ -1,6 +1,6 @@
 """The command `plait prove`: train with random kills and without, and compare. `declare` adds the arguments of `run`."""
 
-from plait.assembly.run_configuration import open_checked
+from plait.assembly.checked_configuration import open_checked
 from plait.commands.arguments import SPEC, path, positive
 from plait.commands.command import OVERRIDES, Arguments, Command, Parser
 

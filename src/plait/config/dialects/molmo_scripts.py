@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from plait.config import signed
 from plait.config.nodes import COMMAND_LINE, Node, from_plain, merge, nest
 from plait.config.reading import read
 from plait.config.translation import TranslatedKey
@@ -91,8 +92,8 @@ def _model_of(spec: str) -> dict[str, Any]:
     It may be published weights, or a mistake, for which training has its own error.
     """
     path = expanded(spec.partition("@")[0])
-    run = next((folder for folder in (path, *list(path.parents)[:2]) if (folder / "config.yaml").is_file()), None)
-    model = read(run / "config.yaml").value.get("model") if run else None
+    written = next((file for folder in (path, *list(path.parents)[:2]) if (file := signed.settings_of(folder)) is not None), None)
+    model = read(written).value.get("model") if written else None
     if model is None or not isinstance(model.value, dict):
         return {}
     return {key: model.value[key].value for key in INHERITED if key in model.value}

@@ -1,0 +1,27 @@
+"""Read a configuration, or that of a run directory, for a command: with the mixtures that it names."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from plait.assembly.configuration import open_config
+from plait.assembly.run_configuration import open_run_config
+from plait.config import mixture
+from plait.config.resolved import Resolved
+from plait.data.sources.open import KINDS
+from plait.families import registry
+
+
+def open_checked(path: Path, overrides: Sequence[str] = (), *, words: Sequence[str] = (), compared: bool = False) -> Resolved:
+    """Read a configuration, or that of the run directory `path`, and also check the mixtures (lists of weighted data sets) it names.
+
+    `overrides`, `words`: as in `open_config`; `compared`: as in `open_run_config`. Opens no data. Raises PlaitError for any fault of the
+    configuration or a mixture.
+    """
+    if path.is_dir():
+        resolved = open_run_config(path, [f"run={path}", *overrides], compared=compared)
+    else:
+        resolved = open_config(path, overrides, words=words, trials=True)
+    for data in (view.config.data for view in resolved.stages):
+        if data.mixture is not None:
+            mixture.read(registry.mixture(resolved.config.family, data.mixture), data.without, KINDS)
+    return resolved
