@@ -22,6 +22,7 @@ _ATTENTION = "_scaled_dot_product_"
 _RECOMPILE_LIMIT = 64  # variants of one block's code, for shapes and modes; torch gives up silently after 8
 
 Forward = Callable[..., Any]
+"""The `forward` of a block, plain or compiled."""
 
 
 @dataclass
@@ -31,6 +32,7 @@ class Compilations:
     meter: Meter | None = None
     """Counts the FLOPs of training steps (`flops.py`), compiled blocks included; None: they are not counted."""
     warm: bool = False
+    """Whether a training step has compiled no graph, which ends warm-up."""
     again: int = 0
     """Recompilations so far."""
     compiled: list[str] = field(default_factory=list)

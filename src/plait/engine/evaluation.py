@@ -50,12 +50,12 @@ Row = dict[str, Any]
 
 
 class Predict(Protocol):
-    """Signature of a bench's prediction."""
+    """The type of `Bench.predict`, which makes a model predict samples, in evaluation mode and without gradients."""
 
     def __call__(self, model: Any, samples: Sequence[Any], inputs: Any, *, batch: int, moment: str) -> list[Row]:
-        """Return one row per sample, in order. `inputs`: the family's, which encode and collate samples. `batch`: samples per forward.
+        """Return one row per sample, in order. `inputs`: the family's object that encodes samples and collates the results to batches.
 
-        `moment`: name of the step, such as `step-00000100`, for a bench that writes files as it predicts.
+        `batch`: samples per forward. `moment`: name of the step, such as `step-00000100`, for a bench that writes files as it predicts.
         """
 
 
@@ -63,9 +63,9 @@ class Predict(Protocol):
 class Bench:
     """One bench of a family. `predict` returns a row per sample; `summarise` turns the rows of all samples into figures by name.
 
-    `pictures(rows)`: for a bench that draws, pictures by name (uint8, H x W x 3). `needs(model section of the configuration)`: pretrained
-    encoders that `predict` opens, by Hub name or folder. `means`: whether figures are means over rows, so that a bootstrap over rows gives
-    them intervals; with `correct` in the rows they always are. `about(rows)`: further text for a report, by name.
+    `pictures(rows)`: for a bench that draws, pictures by name (uint8, H x W x 3). `needs(section)`: pretrained encoders that `predict`
+    opens, by Hub name or folder; `section` is the configuration's `model:`. `means`: whether figures are means over rows, so that a
+    bootstrap over rows gives them intervals; with `correct` in the rows they always are. `about(rows)`: further text for a report, by name.
     """
 
     predict: Predict
@@ -85,6 +85,7 @@ CALLS = {
 }
 """How the functions of a Bench are called."""
 Benches = Mapping[str, Bench]
+"""A family's benches by name, as `plait eval --bench NAME` takes it."""
 
 
 class Samples(Protocol):
@@ -122,11 +123,11 @@ def run_bench(
 ) -> tuple[dict[str, float], list[Row]]:
     """Run a bench on all samples; returns (its figures by name, its rows in the samples' order).
 
-    Rank r takes every `ranks.size`-th sample from r on. `inputs`: the family's, which encode and collate; `batch`: samples per forward
-    pass; `moment`: name of the step, such as step-00000100. Samples are taken in portions of some batches: `interruptible` wraps the
-    iteration over portions and may raise between two; `keep` is called with the rows of each. `done`: rows of the first samples, from a
-    call that was interrupted. `partial`: the samples may be too few for figures, which are then {}. A sample that cannot be read has a row
-    with the reason. Raises what the bench raises; with several ranks BenchFailed.
+    Rank r takes every `ranks.size`-th sample from r on. `inputs`, `batch`, `moment`: as `Predict` has them. `precision`: a
+    `train.precision`, such as "bf16". Samples are taken in portions of some batches: `interruptible` wraps the iteration over portions and
+    may raise between two; `keep` is called with the rows of each. `done`: rows of the first samples, from a call that was interrupted.
+    `partial`: the samples may be too few for figures, which are then {}. A sample that cannot be read has a row with the reason. Raises
+    what the bench raises; with several ranks BenchFailed.
     """
     rows = list(done[: len(samples)])
     portion = _PORTION_BATCHES * batch * ranks.size
@@ -233,7 +234,10 @@ def evaluation_mode(state: State) -> Iterator[nn.Module]:
 
 @dataclass(frozen=True)
 class Evaluations:
-    """Runs the `evaluate:` list of a stage (part of a run). Each entry has its own interval; all run at the end of the stage."""
+    """Runs the `evaluate:` list of a stage (part of a run). Each entry has its own interval; all run at the end of the stage.
+
+    `inputs`: the family's object that encodes and collates samples. `precision`: a `train.precision`, such as "bf16".
+    """
 
     entries: Sequence[Evaluate]
     held_out: HeldOut

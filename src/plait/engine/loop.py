@@ -58,6 +58,7 @@ log = logging.getLogger(__name__)
 Row = dict[str, Any]
 """The metrics of one step by name."""
 Hook = Callable[[State, Row], None]
+"""What is called after each step, with the state and the metrics of the step."""
 
 
 @dataclass
@@ -109,7 +110,7 @@ class Loop:
             first = False
 
     def step(self, net: nn.Module, batch: StepBatch, stage_steps: int, *, audit: bool) -> Row | None:
-        """Do one step with `net` (the model, or its DDP); return its metrics, None if a rank has no data. `stage_steps`: of the stage."""
+        """Do one of `stage_steps` steps with `net` (the model or its DDP). Returns metrics, None without data. `audit`: as `gradient`."""
         state, config = self.state, self.config
         assert batch.step == state.stage_step and state.optimizer is not None
         if not state.model.training:
@@ -210,7 +211,7 @@ class Loop:
         torch.autograd.backward([sums[name] for name in terms], [torch.full_like(sums[name], scale[name]) for name in terms])
 
     def figures(self, sums: Mapping[str, Tensor], loss_weights: Mapping[str, float], norms: Mapping[str, Tensor]) -> Row:
-        """Return the metrics `loss`, `loss/TERM`, `weight/TERM` over all ranks, gradient norms and `flops`; reads the device once."""
+        """Return `loss`, `loss/TERM`, `weight/TERM`, `flops` over all ranks, and the gradient `norms`. `sums`: this rank's numerators."""
         names = list(loss_weights)
         values = torch.stack([*sums.values(), *(norm.double() for norm in norms.values())]).tolist()
         on_this_rank = dict(zip([*sums, *norms], values, strict=True))

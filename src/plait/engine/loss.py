@@ -109,14 +109,14 @@ class Loss(abc.ABC):
 
     @abc.abstractmethod
     def weights(self, batch: Batch) -> Mapping[str, Tensor]:
-        """Return each term's denominator in this micro-batch, such as its supervised tokens, and `counts`: float64 host scalars."""
+        """Return {name: float64 host scalar}: each term's denominator in this micro-batch, such as its supervised tokens, and `counts`."""
 
     @abc.abstractmethod
     def sums(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
-        """Run the model on this micro-batch; return each term's numerator: scalars on the model's device, differentiable."""
+        """Run the model on this micro-batch; return {term: numerator}, differentiable scalars on the model's device."""
 
     def by_sample(self, batch: Batch) -> Mapping[str, Tensor]:
-        """Return what each sample adds to the `weights` named in `amounts`: (B,) host tensors, in the batch's order of ids."""
+        """Return what each sample adds to `weights`, for each name in `amounts`: {name: (B,) host tensor in the batch's order of ids}."""
         return {}
 
 

@@ -20,7 +20,7 @@ from plait.errors import Stopped
 
 log = logging.getLogger(__name__)
 
-NOTE = "memory.json"
+NOTE = "memory.json"  # in a run directory: the sizes that were found to fit
 
 
 class Exceeded(Exception):

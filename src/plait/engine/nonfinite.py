@@ -34,8 +34,8 @@ def any_not_finite(values: Mapping[str, float], ranks: Ranks) -> bool:
 def respond(report: Report, settings: Guard, ranks: Ranks, *, skipped: int, run: Path, stage: str, step: int) -> None:
     """Stop, skip or rewind after a non-finite step, as `guard.non_finite` says; returns only for skip: the caller makes no update.
 
-    `step`: of the stage, from 0. `skipped`: how many steps of the run were skipped before. Raises Stopped for stop, or when
-    `guard.non_finite_steps` are used up (a PlaitError that ends the run), and Rewind for rewind.
+    `settings`: the section `guard`. `run`: the run directory. `step`: of the stage, from 0. `skipped`: steps of the run skipped before.
+    Raises Stopped for stop, or when `guard.non_finite_steps` are used up (a PlaitError that ends the run), and Rewind for rewind.
     """
     if settings.non_finite == "stop":
         look = "look at these samples with `plait data inspect`, lower optim.lr, or set guard.non_finite"

@@ -36,7 +36,7 @@ _DROPPED_BITS = 16  # float32 has 23 bits of fraction, bfloat16 7
 
 
 class Types(NamedTuple):
-    """The dtypes of a `train.precision`: of matrix products, of weights that train or ever did, of weights that never did."""
+    """The dtypes of a `train.precision`: of matrix `products`, of weights that were ever `trained`, of those `frozen` so far."""
 
     products: torch.dtype
     trained: torch.dtype

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from plait.config.schema import Component, Optim, Schedule
 from plait.errors import PlaitError
 
-TOKENS = "tokens"
+TOKENS = "tokens"  # the count, among `Loss.counts`, that a schedule in tokens goes by
 STAGE_TOKENS = "stage_tokens"
 """Key among a state's totals: the tokens of the running stage, which a schedule in tokens goes by."""
 

@@ -9,14 +9,14 @@ from collections.abc import Mapping, Sequence
 
 from plait.engine.loss import Loss, MicroBatch, by_sample_of
 
-PREFIX = "drawn/"
-SAMPLES = "samples"
+PREFIX, SAMPLES = "drawn/", "samples"
+"""The beginning of the names of amounts among the state's totals, and the quantity that is counted with every loss."""
 
 
 def amounts(loss: Loss, micros: Sequence[MicroBatch], sources: Sequence[str]) -> dict[str, float]:
     """Return the amounts of every source in this rank's micro-batches, such as {"drawn/vqa/samples": 3.0}; {} where there is one source.
 
-    Amounts are samples and what `loss.amounts` names; 0 for a source that is absent. `sources`: names, by the index `sample.source`.
+    Amounts are samples and what `loss.amounts` names; 0 for a source that is absent. `sources`: names, indexed by `SampleId.source`.
     """
     if len(sources) <= 1:
         return {}

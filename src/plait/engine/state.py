@@ -32,7 +32,7 @@ GROUPS = ("weights", "ema", "moments", *power_ema.KEPT)
 
 @dataclass
 class State:
-    """A run between two optimizer steps. `step` counts updates over all stages; the running stage began at `stage_start`."""
+    """A run between two optimizer steps. `step` counts the updates of all stages; number `stage`, from 1, began at `stage_start`."""
 
     model: nn.Module
     step: int = 0
@@ -45,9 +45,11 @@ class State:
     history: list[tuple[int, float]] = field(default_factory=list)
     """(step of the stage, figure) of the metric that may end the stage early."""
     best: dict[str, Any] | None = None
-    """The step, metric and value of the best `checkpoint.best` figure of the stage."""
+    """The stage's best figure of the name `checkpoint.best`, as {"metric": that name, "value", "step": of the run}."""
     ever_trained: set[str] = field(default_factory=set)
+    """Names of the parameters that train now or did in an earlier stage."""
     totals: dict[str, float] = field(default_factory=dict)
+    """Running counters by name: samples, tokens, steps skipped, bad samples, the loss scale, what each source contributed."""
     probe: float | None = None
     """Loss of the run's probe samples at the last save: recomputed at the next start, it shows that the same model came back."""
     batches: list[list[int]] = field(default_factory=list)

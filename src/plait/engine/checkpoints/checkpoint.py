@@ -32,7 +32,7 @@ from plait.errors import PlaitError
 
 log = logging.getLogger(__name__)
 
-FORMAT = "plait-checkpoint-1"
+FORMAT = "plait-checkpoint-1"  # `format` in manifest.json
 ONE_RANK = RankFiles()
 _STEP = re.compile(r"step-(\d{8,})$")
 _STAGE = re.compile(r"stage-(\d+)-")

@@ -22,7 +22,7 @@ def until_written(
 ) -> None:
     """Log the error of a write, and call `write` again until it succeeds.
 
-    It is called after each of PAUSES_S, and a last time once `awaited` is set: when the next save, the stage's end or a stop waits for
+    `write` is called after each of PAUSES_S, and a last time once `awaited` is set: when the next save, the stage's end or a stop waits for
     the write. Without `background`, where nobody could set it, `write` is called once more, at once. Ranks that write together
     (`rank_files`) all call this, and try equally often. Raises the error of the last try, and at once one that is not of the disk.
     """

@@ -90,9 +90,9 @@ def locate(path: Path) -> Checkpoint:
 
 
 def none_intact(path: Path, damaged: Sequence[Path], fault: str) -> str:
-    """Return the message that all checkpoints of a run or stage are `damaged`.
+    """Return the message that all checkpoints of a run or stage, the folder `path`, are damaged, and what to do.
 
-    It says how many, why the newest (the first) is, and what to do.
+    `damaged`: the checkpoints' folders, newest first. `fault`: a line that says what is wrong with the newest.
     """
     run, count, last = run_of(path), len(damaged), step_of(damaged[0])
     lost = f"{count} checkpoints, up to step {last}, and none is" if count > 1 else f"1 checkpoint, of step {last}, and it is not"

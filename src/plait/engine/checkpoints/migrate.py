@@ -22,7 +22,7 @@ OTHER = "(none)"
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the table, for a group, component and verdict (keep, initialise, drop, missing): count of tensors, of values, names."""
+    """One row of the table: how many tensors, and values in them, of a group and component have a verdict of VERDICTS."""
 
     group: str
     component: str

@@ -18,7 +18,7 @@ from plait.errors import PlaitError
 
 @dataclass(frozen=True)
 class Average:
-    """Averaged weights by name (float32). `misfit`: error |fitted - wanted| / |wanted| of the weighting over updates."""
+    """Averaged weights by name (float32) at `step` of the run. `misfit`: |fitted - wanted| / |wanted| of the weighting over updates."""
 
     tensors: dict[str, Tensor]
     step: int

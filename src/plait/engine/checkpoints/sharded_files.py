@@ -109,7 +109,7 @@ def _rows(value: DTensor) -> tuple[int, Tensor | None]:
 
 
 def read(folder: Path, group: str, listed: Sequence[str]) -> dict[str, StoredTensor]:
-    """Return a group's tensors, memory-mapped, from the manifest's files (`listed`); lazy if in several. Raises PlaitError if rows miss."""
+    """Return a group's tensors by name, memory-mapped, from the manifest's file names `listed`. Raises PlaitError if rows are missing."""
     if f"{group}.safetensors" in listed:
         return dict(load_file(folder / f"{group}.safetensors"))
     parts: dict[str, list[tuple[int, Tensor]]] = {}

@@ -66,7 +66,7 @@ def path_of(run: Path, rank: int) -> Path:
 def read(run: Path, rank: int = 0) -> dict[str, Any] | None:
     """Return a rank's last heartbeat, or None before the first.
 
-    Keys: phase, step, part, beat (their count so far), pid, time_s (Unix time at which the phase began).
+    Keys: `phase`, `step`, `part`, `beat` (how many beats so far), `pid`, `time_s` (Unix time at which the phase began).
     """
     try:
         line = path_of(run, rank).read_bytes()[:_LENGTH]

@@ -47,7 +47,8 @@ def wrapped(line: str, *, indent: str) -> str:
 class Screen:
     """The progress of a stage. On a terminal it is a line with a bar and the time left, elsewhere a plain line every 10 s.
 
-    Where standard output is a pipe (`| tee`), what comes through it would break the bar: plain lines there, too.
+    Where standard output is a pipe (`| tee`), what comes through it would break the bar: plain lines there, too. `console`: where it
+    is shown; None: standard error.
     """
 
     def __init__(self, console: Console | None = None) -> None:
@@ -111,7 +112,7 @@ class Screen:
         self._write(f"{self._place(row['step'])}  held out: {'  '.join(shown)}")
 
     def row(self, row: Mapping[str, Any]) -> None:
-        """Show all figures of a recorded row if it is an evaluation's, which has no `loss`; `advance` shows those of a step."""
+        """Show a recorded row of an evaluation, which has no `loss`, as `held_out` does; ignore that of a step, which `advance` shows."""
         if "loss" not in row:
             self.held_out(row)
 
@@ -136,7 +137,10 @@ class Screen:
         return (time.monotonic() - self.began_s) / max(1, self.step - self.first) * (self.stop - self.step)
 
     def line(self, width: int, *, ascii_only: bool = False) -> Text:
-        """Return the progress line for a terminal of `width` columns; what does not fit is left out, the least important first."""
+        """Return the progress line for a terminal of `width` columns; what does not fit is left out, the least important first.
+
+        `ascii_only`: draw the bar with # and - for a terminal that shows ASCII only.
+        """
         place, kept = self._place(), list[str]()
         for figure in [*self.figures, f"{clock(time.monotonic() - self.began_s)} so far"]:
             bar = _BAR[0] + 1 if len(kept) >= _BEFORE_BAR else 0

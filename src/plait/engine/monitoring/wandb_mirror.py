@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 
 class WandB:
-    """The trainer's side: starts the child, which sends lines that `metrics.jsonl` gains from now on.
+    """The trainer's side of the mirror. It starts the child process, which sends W&B the rows that `metrics.jsonl` gains from now on.
 
     `run`: the run directory. `settings`: project, entity, name and mode (`track.wandb`). `config`: the run's configuration, shown at W&B.
     `identity`: the run's id at W&B.
@@ -64,7 +64,7 @@ class WandB:
         return process
 
     def row(self, row: Mapping[str, Any]) -> None:
-        """Start the child again if it was killed; it reads the row itself from the file."""
+        """Start the child process again if it was killed. `row` is not used: the child reads rows from `metrics.jsonl`."""
         self._restart_killed()
 
     def _restart_killed(self) -> None:
@@ -90,7 +90,7 @@ class WandB:
         """Do nothing: pictures stay in TensorBoard and in files of the run, only what is in `metrics.jsonl` is sent."""
 
     def close(self) -> None:
-        """Give the child some seconds to send the remaining rows, then kill it."""
+        """Give the child process some seconds to send the remaining rows, then kill it."""
         self._restart_killed()
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):
@@ -138,7 +138,11 @@ def _wait_for_end(ended: threading.Event) -> None:
 
 
 def main() -> None:
-    """Run the child: follow the file and send its lines to W&B; on any failure write one line to standard error."""
+    """Send rows that `metrics.jsonl` gains to W&B until standard input closes: the program of the process that `WandB` starts.
+
+    Standard input begins with a line of JSON, {"start": the arguments of wandb.init, "metrics": path of metrics.jsonl, "from": the byte to
+    begin at}. Any failure becomes one line on standard error.
+    """
     for number in _IGNORED:
         signal.signal(number, signal.SIG_IGN)
     settings = json.loads(sys.stdin.readline())

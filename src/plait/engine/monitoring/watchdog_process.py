@@ -17,7 +17,10 @@ _STACKS_S = 1.0  # in which faulthandler writes
 
 
 def watch(rank: int) -> float | None:
-    """Read the lines of process `rank` until they end or stop for too long. Returns None at their end, else how long they may be silent."""
+    """Read the lines on standard input until they end, or until none came for too long while process `rank` was not stopped.
+
+    Returns None at their end, else how long the rank may be silent, in seconds.
+    """
     allowed_s, look_s, silent_s = float("inf"), 5.0, 0.0
     while True:
         began = time.monotonic()

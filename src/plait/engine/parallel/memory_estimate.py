@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple
 from torch import nn
 
 Strategy = Literal["ddp", "fsdp", "shard_grad_op", "hsdp"]
+"""A way to divide the state over ranks, as `distributed.strategy` names it; see Layout."""
 
 _MOMENTS = 2  # AdamW's
 _FLOAT32 = 4
@@ -40,9 +41,9 @@ class ParameterCounts:
 
 @dataclass(frozen=True)
 class Storage:
-    """Bytes per value of trained weights with their gradients, and of frozen ones; `averages`: how many each trained weight has.
+    """Bytes per value: `trained` for a weight that trains, and again for its gradient, `frozen` for one that does not.
 
-    `bf16`, `fp16`: trained 4, frozen 2; `pure_bf16`: 2 and 2. An average has 4 bytes.
+    fp32: trained 4, frozen 4; bf16, fp16: 4 and 2; pure_bf16: 2 and 2. `averages`: how many each trained weight has, 4 bytes a value.
     """
 
     trained: int

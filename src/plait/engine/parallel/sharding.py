@@ -29,6 +29,7 @@ class Sharding:
     reshards: bool = True
     """Whether a block's gathered weights are freed after its forward pass, and gathered again for its backward pass."""
     meshes: dict[int, DeviceMesh] = field(default_factory=dict, repr=False)
+    """The meshes of ranks made so far, by the number of ranks that share one copy of the weights."""
     unwrapped: list[tuple[nn.Module, type[nn.Module], dict[str, Any], set[str]]] = field(default_factory=list, repr=False)
     """What `unwrap` restores: each module, its class, its hooks, and the attributes that sharding added to it."""
 
