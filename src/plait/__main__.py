@@ -21,7 +21,7 @@ if _interactive:
 
 
 def main() -> int:
-    """Run the command line and return its exit code. Signals that arrive after that are ignored, so that they do not change the code."""
+    """Run the command line and return its exit code. Signals that arrive once the command has ended do not change the code."""
     code = cli.main()
     for late in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGINT):
         signal.signal(late, signal.SIG_IGN)

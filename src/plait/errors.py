@@ -18,7 +18,7 @@ def printable(text: str) -> str:
 
 
 def command(*words: object) -> str:
-    """Return `plait WORDS` as it is typed in a shell. A word with blanks or other characters that a shell reads is quoted."""
+    """Return a command line, `plait` and then `words`, as typed in a shell: words with blanks or other special characters are quoted."""
     return shlex.join(["plait", *map(str, words)])
 
 

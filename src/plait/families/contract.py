@@ -32,7 +32,9 @@ from plait.families.limits import Limits, no_limits
 Sample = dict[str, Any]
 """One raw item of data: `id`, `images` (encoded files), `messages` ([{"role", "content"}]), `fields` (a dict), for clips `frames`."""
 Texts = Callable[[], Iterable[str]]
+"""A function that yields the texts of training samples."""
 Parameters = dict[str, nn.Parameter]
+"""{full name: parameter} of one component."""
 Monitor = Callable[[Mapping[str, Any]], list[str]]
 """Called with each logged row of metrics, {name: value}, in order; returns warnings to print, sentences with advice."""
 
@@ -85,7 +87,11 @@ def _no_monitors(config: Any) -> list[Monitor]:
 
 @dataclass(frozen=True)
 class Family:
-    """A loaded family: the members of its `family.py`, with defaults for the optional ones. `config` below is the `model:` section."""
+    """A loaded family: the members of its `family.py`, with defaults for the optional ones. `config` below is the `model:` section.
+
+    `name`: as a configuration calls it. `Config`: the class of that section. `build`: makes the model. `Inputs`: makes batches of samples.
+    `Loss`: from config to the loss. `monitors`: from config to functions that watch logged metrics. `GenerateOptions`: of `plait generate`.
+    """
 
     name: str
     Config: type[ModelSection]
@@ -125,7 +131,7 @@ class Publisher(Protocol):
     """By layout, as in `plait export --to LAYOUT`: functions from (model, config, assets, folder to create) to lines to print."""
 
     def imported(self, weights: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-        """Return weights read from files of another layout, {name: tensor}, with this model's parameter names and shapes."""
+        """Return `weights`, {name: tensor} as files of another layout hold them, with the parameter names and shapes of `model`."""
 
 
 class Catalogue(Protocol):
@@ -155,7 +161,7 @@ class Catalogue(Protocol):
 
 
 def family_of(name: str, module: ModuleType) -> Family:
-    """Return the members of `module`, a family.py, as a Family."""
+    """Return the members of `module`, a family.py, as a Family of this name."""
     members = vars(module)
     return Family(name=name, **{field.name: members[field.name] for field in fields(Family) if field.name in members})
 

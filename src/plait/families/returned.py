@@ -26,7 +26,7 @@ _INSPECT = "a dict of images (a list of uint8 arrays, H x W x 3), text (a list o
 
 
 def checked(family: Family) -> Family:
-    """Return the family with functions that raise PlaitError where they return something else than their contract says."""
+    """Return the family with functions that raise PlaitError where they return something else than contract.py says."""
     of = f"family {family.name!r}: "
 
     def build(config: Any, assets: Path, *, seed: int) -> nn.Module:

@@ -26,7 +26,10 @@ class CachedModel(Protocol):
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are chosen: the likeliest at temperature 0, else nucleus sampling with `top_p`. `keys`: a seed per row of the batch."""
+    """How tokens are chosen: the likeliest at temperature 0, else nucleus sampling with `top_p`.
+
+    `keys`: a seed per row of the batch, needed unless the temperature is 0.
+    """
 
     temperature: float = 0.0
     top_p: float = 1.0
@@ -38,7 +41,10 @@ GREEDY = Sampling()
 
 @torch.no_grad()
 def decode(model: CachedModel, *, max_new_tokens: Sequence[int], stops: frozenset[int], sampling: Sampling = GREEDY) -> list[list[int]]:
-    """Generate up to `max_new_tokens[row]` tokens per row; returns each row's ids, which end before its first token in `stops`."""
+    """Generate up to `max_new_tokens[row]` tokens for each row of prompts in `model`; return the new token ids of each row.
+
+    They end before the row's first token in `stops`. `sampling`: how each token is chosen; by default the likeliest.
+    """
     assert stops, "without a stop token no row could end before its limit"
     logits_BV = model.prefill()
     stop_S = torch.tensor(sorted(stops), device=logits_BV.device)
@@ -58,8 +64,9 @@ def decode(model: CachedModel, *, max_new_tokens: Sequence[int], stops: frozense
 
 
 def choose_tokens(logits_BV: Tensor, temperature: float = 0.0, top_p: float = 1.0, draws: Sequence[float] = ()) -> Tensor:
-    """Return one token per row (B,). It is the likeliest at temperature 0, else that which the row's number of `draws` in [0, 1) selects.
+    """Choose a token id per row (B,) by logits (B, V): the likeliest, or for a temperature above 0 one drawn.
 
+    `draws`: a random number in [0, 1) per row, which selects the token.
     Nucleus sampling (Holtzman et al. 2019, arXiv:1904.09751): tokens are kept, likeliest first, until their probability exceeds `top_p`.
     """
     if temperature == 0.0:

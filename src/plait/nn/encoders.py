@@ -25,11 +25,17 @@ if TYPE_CHECKING:  # the libraries behind it take seconds to import
     from plait.nn.pretrained import T5, Dino
 
 Kind = Literal["latents", "texts", "images"]
+"""What an encoder makes: latents of images, states of captions, or vectors of images."""
+
 _PLACES = "PLAIT_ENCODERS"
 
 
 class LatentCodec(Protocol):
-    """Encodes images to latents and back. `downsample`: pixels per latent. `published`: (mean, std) by channel from its config, or None."""
+    """Encodes images to latents and back. `pin`: {"name", "revision", "xxh3"}, which identify its weights.
+
+    `channels`: C of the latents; `downsample`: pixels per latent, along a side. `published`: (mean, std) of each channel of the latents, by
+    which they are normalised, from the configuration that comes with the weights; None: it names none.
+    """
 
     pin: dict[str, Any]
     downsample: int
@@ -103,8 +109,9 @@ def reopen(
 ) -> "LatentCodec | TinyTexts | T5 | TinyImages | Dino":
     """Open the encoder that data was made with.
 
-    It is the one `pin` names, or one with the same weights hash below a folder of $PLAIT_ENCODERS. `pin`: {"name", "revision", "xxh3"},
-    from the data's metadata. `max_tokens`: per caption. Raises PlaitError if no hash matches.
+    It is the one `pin` names, or one with the same weights hash below a folder of $PLAIT_ENCODERS. `kind`: whether it makes "latents" of
+    images, states of captions ("texts") or vectors of images ("images"). `pin`: {"name", "revision", "xxh3"}, from the data's
+    metadata.json. `max_tokens`: per caption. Raises PlaitError if no hash matches.
     """
     base = str(pin["name"])
     name = base if base.startswith("tiny") or not pin.get("revision") else f"{base}@{pin['revision']}"
@@ -138,7 +145,8 @@ def _same_weights(name: str, xxh3: str) -> Path | None:
 def decoder(metadata: Mapping[str, Any], device: str = "cpu") -> Callable[[Tensor], Tensor]:
     """Return a function that decodes a latent set's normalised latents to images. It maps (B, C, h, w) to (B, 3, H, W) uint8 on the CPU.
 
-    `metadata`: the set's, with `encoders` (pins) and `latents` (mean, std). Raises PlaitError if the encoder is missing or has changed.
+    `metadata`: the set's metadata.json, with `encoders` (their pins) and `latents` (mean, std).
+    Raises PlaitError if the encoder of the latents is missing or has changed.
     """
     if "encoders" not in metadata:
         raise PlaitError("the set's metadata names no encoder (it was made elsewhere), so its latents cannot be shown as pictures")

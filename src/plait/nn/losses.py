@@ -19,8 +19,9 @@ CHUNK_POSITIONS = 256
 
 
 def token_cross_entropy(hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor, *, softcap: float | None = None) -> Tensor:
-    """Return the cross-entropy of head @ hidden against the targets, summed over supervised positions, in nats.
+    """Return the cross-entropy of N positions, summed over those that are supervised, in nats.
 
+    Logits (N, V) are those of hidden states (N, D) and an output head (V, D); `target_N`: token ids (N,), or IGNORED where unsupervised.
     The sum over n with target_n != IGNORED (-100) of -log softmax(head @ hidden_n)[target_n]: a float32 scalar (float64 for such inputs).
     `softcap` c replaces logits z by c tanh(z / c). Without a supervised position the result is exactly 0, with gradients of zero. Under
     autocast the products are computed in its dtype.

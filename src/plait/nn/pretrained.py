@@ -114,7 +114,7 @@ def _shift_and_scale(config: Any) -> tuple[list[float], list[float]] | None:
 class T5:
     """A T5 encoder; its states are those of the last layer, without padding. `name`: a folder or Hub repository.
 
-    `max_tokens`: of a caption; longer ones are truncated. Raises PlaitError if the model is missing or another one.
+    `max_tokens`: of a caption; longer ones are truncated. Raises PlaitError if the model is missing or no T5.
     """
 
     def __init__(self, name: str, max_tokens: int, device: str) -> None:

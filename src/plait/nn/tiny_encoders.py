@@ -47,8 +47,9 @@ class TinyLatents:
     it gives the nearest image of those frequencies. Patches in the right half of an image are mirrored, so that mirroring the image mirrors
     its latents and changes nothing else (on grids of even width), as with the latents of a trained VAE.
 
-    `published` is one scale for all channels, as with many VAEs: a model then sees pixels in another basis. Statistics measured per channel
-    would amplify the finest detail, which is all but absent from most images, to the level of everything else.
+    `published`: (mean, std) of each channel, as a VAE's configuration gives them to normalise its latents: here one scale for all channels,
+    so that a model sees pixels in another basis. Statistics measured per channel would amplify the finest detail, which is all but absent
+    from most images, to the level of everything else.
     Raises PlaitError unless 1 <= downsample <= 32 and 1 <= channels <= 3 downsample^2.
     """
 
@@ -90,7 +91,8 @@ class TinyLatents:
 class TinyTexts:
     """A text encoder: a fixed random vector per word or punctuation mark, plus that of its position. The last token marks the end.
 
-    Case is ignored; each letter of a script without spaces is a word. The states have mean square about 1.
+    `width`: features of a state; captions are truncated to `max_tokens`. Case is ignored; each letter of a script without spaces is a word.
+    The states have mean square about 1.
     """
 
     def __init__(self, width: int = 64, max_tokens: int = 64) -> None:

@@ -8,6 +8,6 @@ from typing import Any
 CONFIG: dict[str, Any] = {"trust_remote_code": False}
 """Keyword arguments of `from_pretrained` for configurations and tokenizers of transformers."""
 WEIGHTS: dict[str, Any] = {**CONFIG, "use_safetensors": True}
-"""The same for models of transformers."""
+"""Keyword arguments of `from_pretrained` for models of transformers."""
 DIFFUSERS: dict[str, Any] = {"use_safetensors": True}
-"""The same for models of diffusers, which runs no code of a repository."""
+"""Keyword arguments of `from_pretrained` for models of diffusers, which runs no code of a repository."""

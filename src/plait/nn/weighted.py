@@ -16,9 +16,10 @@ CHUNK_POSITIONS = 256
 
 
 def weighted_cross_entropy(hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor, weight_N: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (cross-entropy in nats, z-loss), each a weighted sum over positions, as scalars.
+    """Return (cross-entropy in nats, z-loss), each a sum over N positions weighted by `weight_N`, as scalars.
 
-    (sum of w_n (Z_n - z_n), sum of w_n Z_n^2) over positions with w_n > 0, with z_n the target's logit and Z_n = logsumexp of all logits;
+    Logits (N, V) are those of hidden states (N, D) and an output head (V, D); `target_N`: token ids (N,).
+    Sums over positions with w_n > 0 of w_n (Z_n - z_n) and of w_n Z_n^2, with z_n the target's logit and Z_n = logsumexp of all logits;
     the second is the z-loss of PaLM (Chowdhery et al. 2022, section 5). Float32 scalars (float64 for float64 inputs). Without a weighted
     position both are exactly 0, with gradients of zero. Under autocast the products are computed in its dtype.
     """

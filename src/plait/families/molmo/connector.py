@@ -37,7 +37,7 @@ class MeanQueryPooling(nn.Module):
 
 
 class Projector(nn.Module):
-    """The SwiGLU layer w2(silu(w1 x) * w3 x), without biases (Shazeer 2020), from the tower's width to the language model's."""
+    """The SwiGLU layer w2(silu(w1 x) * w3 x), without biases (Shazeer 2020), from width `features` through `inner` to `hidden`."""
 
     def __init__(self, features: int, inner: int, hidden: int):
         super().__init__()

@@ -40,8 +40,9 @@ class Scored:
     def predict(self, model: Molmo, samples: Sequence[Sample], inputs: Inputs, *, batch: int, moment: str = "") -> list[Row]:
         """Answer and score every sample, `batch` at a time; return one row per sample, in order. `moment` is not used.
 
-        `inputs`: the family's Inputs, which make the model's batches of samples. Raises PlaitError for a sample without the fields that
-        `score` compares with.
+        A row has `id`, `question`, `answer`, `gold` (the right answers), `task`, `correct` and the figures of `score`; or `bad`, why the
+        sample cannot be scored, in place of the last three. `inputs`: the family's Inputs, which make its batches. Raises PlaitError
+        for a sample without the fields that `score` compares with.
         """
         rows: list[Row] = []
         for start in range(0, len(samples), batch):

@@ -68,7 +68,10 @@ def generate(model: Molmo, inputs: Inputs, options: GenerateOptions, out: Path |
 def answers(
     model: Molmo, inputs: Inputs, examples: Sequence[Example], *, max_new_tokens: Sequence[int], sampling: Sampling = GREEDY
 ) -> list[str]:
-    """Generate the answer to each prompt (made by `Inputs.prompt`), of at most `max_new_tokens[i]` tokens, as text; model in eval mode."""
+    """Generate the answer to each of `examples`, prompts made by `Inputs.prompt`, of at most `max_new_tokens[i]` tokens, as text.
+
+    `model`: in eval mode. `inputs`: collates the prompts, decodes the answers. `sampling`: how tokens are chosen, by default the likeliest.
+    """
     batch = {name: value.to(model.head.device) for name, value in inputs.collate(examples, left=True).items()}
     rows = decode(CachedMolmo(model, batch), max_new_tokens=max_new_tokens, stops=inputs.tokenizer.stops, sampling=sampling)
     return [inputs.tokenizer.decode(row).strip() for row in rows]

@@ -63,7 +63,8 @@ class MolmoConfig(PreTrainedConfig):
 class MolmoForCausalLM(PreTrainedModel, GenerationMixin):
     """The model with the interface of transformers' `generate`.
 
-    MolmoProcessor returns its inputs: `input_ids` with image tokens, and `crops`, `real`, `pools`, the images of the whole batch.
+    MolmoProcessor returns its inputs: `input_ids` (B, L) with image tokens, and for the images of the whole batch `crops` (n, 3, S, S)
+    uint8, `real` (n, P), the share of each of P patches that is image, and `pools` (T, 4), the patches of each image token.
     """
 
     config_class = MolmoConfig

@@ -126,9 +126,9 @@ class Inputs:
         return Example(row, tiles)
 
     def collate(self, examples: Sequence[Example], *, left: bool = False) -> dict[str, Tensor]:
-        """Collate examples to a batch: ids, labels, loss_weights, positions (B, L), segments (B, L, 2), crops, real, pools, cut (B,).
+        """Collate examples to a batch: `ids`, `labels`, `loss_weights`, `positions` (B, L), `segments` (B, L, 2), and of all n crops:
 
-        Crops of all images are concatenated, and the patch numbers in `pools` count over all of them. `left`: pad before the tokens.
+        `crops` (n, 3, S, S), `real` (n, P), `pools` (T, 4), which counts patches over all crops; `cut` (B,). `left`: pad before the tokens.
         """
         pad = "longest" if left else self.pad
         batch = batch_rows([example.row for example in examples], pad_id=self.tokenizer.eos, pad=pad, max_tokens=self.max_tokens, left=left)

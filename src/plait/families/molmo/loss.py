@@ -24,14 +24,14 @@ class Loss(contract.Loss):
         self.coefficients = {"loss": 1.0, "z_loss": config.z_loss, "cut": 0.0}
 
     def weights(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the denominators (summed token weights, or the number of samples for `cut`) and the counts; float64 scalars."""
+        """Return the denominators {"loss", "z_loss": summed token weights, "cut": samples}, and the counts by name; float64 scalars."""
         total = batch["loss_weights"].sum(dtype=torch.float64)
         tokens = (batch["segments"][..., 0] != PADDING).sum(dtype=torch.float64)
         counts = {"tokens": tokens, "supervised_tokens": (batch["loss_weights"] > 0).sum(dtype=torch.float64)}
         return {"loss": total, "z_loss": total, "cut": torch.tensor(float(len(batch["cut"])), dtype=torch.float64), **counts}
 
     def by_sample(self, batch: Batch) -> dict[str, Tensor]:
-        """Return `tokens`, `supervised_tokens` and `loss` (token weight) of each sample, (B,) each, also if samples are packed in a row."""
+        """Return {"tokens", "supervised_tokens", "loss" (summed token weights)}, (B,) each, by sample, also where a row packs several."""
         documents, samples = batch["segments"][..., 0], len(batch["cut"])
         one_per_row = len(documents) == samples
         number = documents + torch.arange(samples)[:, None] if one_per_row else documents
@@ -41,6 +41,6 @@ class Loss(contract.Loss):
         return {name: torch.bincount(sample_of_position, value, minlength=samples + 1)[:samples] for name, value in values.items()}
 
     def sums(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Return the numerators: `loss` and `z_loss`, weighted sums over positions, differentiable, and `cut`, the number of cut tokens."""
+        """Return the numerators {"loss", "z_loss": weighted sums over positions, differentiable, "cut": the number of tokens cut off}."""
         sums: dict[str, Tensor] = model(batch)
         return {**sums, "cut": batch["cut"].sum().to(sums["loss"])}

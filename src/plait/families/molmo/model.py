@@ -32,7 +32,7 @@ _META_SCALE = 0.02  # rms assumed of embeddings on the meta device
 
 
 class Molmo(nn.Module):
-    """The whole model. `forward` returns the sums of the loss; `embed`, `hidden` and `logits` are its parts, for generation."""
+    """Tower, connector and language model: `forward` maps a batch to sums of the loss; `embed`, `hidden`, `logits` are its steps."""
 
     def __init__(self, config: Config, language: PreTrainedModel, vision: VisionTower, connector: Connector):
         super().__init__()

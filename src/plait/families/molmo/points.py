@@ -26,7 +26,7 @@ def percent(x: float, y: float, width: float, height: float) -> Point:
 def write(points: Sequence[Point], label: str, alt: str | None = None) -> str:
     """Return points as text: one as `<point ..>`, several from left to right as `<points x1=.. y1=..>`, none as "There are none.".
 
-    Coordinates get one decimal. `alt`: the tag's attribute; None: the label. Raises BadSample for a coordinate outside 0 to 100.
+    Coordinates get one decimal. `label`: the tag's text; `alt`: its attribute; None: the label. Raises BadSample for one outside 0 to 100.
     """
     outside = [point for point in points if not all(0 <= value <= 100 for value in point)]
     if outside:

@@ -20,7 +20,7 @@ PADDING = -1  # document number of padding
 
 @dataclass(frozen=True)
 class Annotation:
-    """Tokens of one conversation about the image, with the loss weight of each (0: not supervised)."""
+    """Tokens (`ids`) of one conversation about the image, with the loss weight of each in `loss_weights` (0: not supervised)."""
 
     ids: Sequence[int]
     loss_weights: Sequence[float]
@@ -28,7 +28,7 @@ class Annotation:
 
 @dataclass(frozen=True)
 class Row:
-    """One sample's sequence, tensors (L,). `annotations`: from 1; 0: the prefix. `cut`: number of supervised tokens cut off."""
+    """One sample's sequence, tensors (L,). `annotations`: that of each token, from 1; 0: the prefix. `cut`: supervised tokens cut off."""
 
     ids: Tensor
     labels: Tensor
@@ -99,7 +99,7 @@ def attention_mask(segments_BL2: Tensor) -> Tensor:
 
 
 def batch_rows(rows: Sequence[Row], *, pad_id: int, pad: str, max_tokens: int | None = None, left: bool = False) -> dict[str, Tensor]:
-    """Collate rows to one batch: ids, labels, loss_weights, positions (B, L) and segments (B, L, 2) = (document, annotation).
+    """Collate rows to one batch: `ids`, `labels`, `loss_weights`, `positions` (B, L) and `segments` (B, L, 2) = (document, annotation).
 
     `pad`: "longest", "to_128" (a multiple), "to_max" (`max_tokens`), or "none": all rows packed into one, none attending to another.
     `pad_id`: the token of padding. `left`: pad before the tokens, for generation. Raises PlaitError for "to_max" without `max_tokens`.

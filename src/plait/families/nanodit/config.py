@@ -8,7 +8,10 @@ from plait.config.schema import ModelSection
 
 
 class Size(NamedTuple):
-    """A named model size. `parameters`: their number for 16-channel latents, patch 2, and text and image features of width 1,024."""
+    """A named model size: `depth` blocks of width `hidden`, with `heads` attention heads each.
+
+    `parameters`: their number for 16-channel latents, patch 2, and text and image features of width 1,024.
+    """
 
     depth: int
     hidden: int
@@ -76,7 +79,10 @@ class Flip(Section):
 
 
 class Sampling(Section):
-    """Defaults of generation, for benches (evaluations) and `plait generate`: solver, steps and guidance."""
+    """Defaults of generation, for benches (evaluations) and `plait generate`: solver, steps and guidance.
+
+    `steps`: of the solver, from noise to data. `text_scale`, `image_scale`: guidance scales of text and reference image.
+    """
 
     steps: Positive = 50
     solver: Literal["euler", "heun"] = "euler"

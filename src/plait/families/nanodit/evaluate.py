@@ -76,7 +76,8 @@ def _in_order(rows: Mapping[int, Row]) -> list[Row]:
 def predict_validation(model: NanoDiT, samples: Sequence[Sample], inputs: Inputs, *, batch: int, moment: str = "latest") -> list[Row]:
     """Return rows with `losses`, one for each t of T_FIXED (0.1, 0.3, 0.5, 0.7, 0.9), and `restored`.
 
-    `restored` is the relative squared error of the clean sample x0, estimated in one step from t = 0.5.
+    `restored` is the relative squared error of the clean sample x0, estimated in one step from t = 0.5. Rows also have `id`.
+    `batch`: samples per forward pass. `moment` is not used.
     """
     device, rows = next(model.parameters()).device, {}
     for part in _batches(samples, inputs, batch):
@@ -155,7 +156,7 @@ def summarise_exchange(rows: Rows) -> dict[str, float]:
 
 
 def predict_divergence(model: NanoDiT, samples: Sequence[Sample], inputs: Inputs, *, batch: int, moment: str = "latest") -> list[Row]:
-    """Generate from text alone, from image alone and from both, from one noise, and return rows with their distances.
+    """Generate from text alone, from image alone and from both, from one noise; return rows {"id", "divergence", "dominance"}.
 
     Guidance scales of text and image are (4, 0), (0, 2) and the configured ones. `divergence`: relative RMS between the first two;
     `dominance`: 0 if the third equals the first, 1 if it equals the second. Raises PlaitError for a model without reference images.
@@ -188,8 +189,9 @@ def predict_toy(model: NanoDiT, samples: Sequence[Sample], inputs: Inputs, *, ba
     """Generate two-colour samples by four variants of their conditions, classify them, and return rows with `right`, a bool by variant.
 
     Labels: `position` and `colour`, fields of a sample. Variants: `both`, `text` or `image` alone, and `crossed`, text with the image of a
-    sample in which both labels differ. The class is the pair of labels whose mean over `samples` is nearest. Raises PlaitError for a sample
-    without labels, and where a pair of labels has no sample.
+    sample in which both labels differ. The class is the pair of labels whose mean over `samples` is nearest. Rows have `question` too
+    (the caption), `answer` and `gold` (predicted and right labels) and `correct`. Raises PlaitError for a sample without labels, and where
+    a pair of labels has no sample.
     """
     missing = [sample["id"] for sample in samples if not set(LABELS) <= sample["fields"].keys()]
     if missing:
@@ -261,7 +263,10 @@ def summarise_toy(rows: Rows) -> dict[str, float]:
 
 
 def predict_grid(model: NanoDiT, samples: Sequence[Sample], inputs: Inputs, *, batch: int, moment: str = "latest") -> list[Row]:
-    """Generate a picture from each sample's conditions and write it as PNG; rows hold `picture` (its path), `caption` and `size`."""
+    """Generate a picture from each sample's conditions and write it as PNG; return rows {"id", "picture", "caption", "size"}.
+
+    `picture`: the path, in a folder named `moment`, the checkpoint's step; `size`: such as 512x512. `batch`: samples per forward pass.
+    """
     show, rows = pictures.decoder(inputs, next(model.parameters()).device), {}
     sampling: Sampling = inputs.config.sampling
     for part in _batches(samples, inputs, batch):
@@ -282,7 +287,10 @@ def _distance_needs(config: Config) -> list[str]:
 
 
 def predict_distance(model: NanoDiT, samples: Sequence[Sample], inputs: Inputs, *, batch: int, moment: str = "latest") -> list[Row]:
-    """Return rows with the feature vector of each held-out picture (`real`) and of the one generated from its conditions (`drawn`)."""
+    """Return rows with the feature vector of each held-out picture (`real`) and of the one generated from its conditions (`drawn`).
+
+    Rows also have `id` and `extractor`, the encoder's name. `batch`: samples per forward pass. `moment` is not used.
+    """
     device = next(model.parameters()).device
     show, sampling = pictures.decoder(inputs, device), inputs.config.sampling
     extractor, rows = encoders.open_images(sampling.extractor, str(device)), {}

@@ -167,10 +167,10 @@ class Inputs:
         }
 
     def pack(self, rows: Sequence[Conditions]) -> dict[str, Tensor]:
-        """Pack the conditions of a batch: valid text tokens of all rows one after another, and image features with null flags.
+        """Pack the conditions of B samples: the T valid text tokens of all, one after another, and image features with null flags.
 
-        `text` (T, features) or (T,), `text_index` (T,): their indices in the flattened `text_mask` (B, L), `text_null` (T,); `image`
-        (B, features), `image_null` (B,). A row without text has one null token: the caption's own mask would leak its length.
+        Returns `text` (T, features) or (T,), `text_index` (T,): their indices in the flattened `text_mask` (B, L), `text_null` (T,);
+        `image` (B, features), `image_null` (B,). A row without text has one null token: the caption's own mask would leak its length.
         """
         lengths = [1 if row.text is None else len(row.text) for row in rows]
         longest = self._padded(max(lengths))

@@ -12,7 +12,8 @@ from plait.families.nanodit.config import Config
 class Loss(contract.Loss):
     """Mean squared error of the velocity per element, summed over samples (`flow`), and terms that are only logged (coefficient 0).
 
-    Those are the same error by range of t, the mean squares of prediction and target, and `cut`: caption tokens cut off per sample.
+    Those are the same error by range of t (`t_low`, `t_mid`, `t_high`), the mean squares of the predicted velocity and its target
+    (`prediction_ms`, `target_ms`), and `cut`: caption tokens cut off per sample.
     """
 
     counts = ()
@@ -23,7 +24,7 @@ class Loss(contract.Loss):
         self.coefficients = {"flow": 1.0, **dict.fromkeys((*flow.BINS, "prediction_ms", "target_ms", "cut"), 0.0)}
 
     def weights(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the denominator of each term: the number of samples, or of those in the term's range of t."""
+        """Return {term: its denominator}: the number of samples, or for `t_low`, `t_mid` and `t_high` of those with such a t."""
         samples = torch.tensor(float(len(batch["t"])), dtype=torch.float64)
         ranges = {name: inside.sum(dtype=torch.float64) for name, inside in _bins(batch["t"]).items()}
         return {"flow": samples, **ranges, "prediction_ms": samples, "target_ms": samples, "cut": samples}
@@ -33,7 +34,7 @@ class Loss(contract.Loss):
         return {}
 
     def sums(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Return each term's sum over samples: float32 scalars on the device, without synchronising; only `flow` is differentiable."""
+        """Return {term: its sum over samples}: float32 scalars on the device, without synchronising; only `flow` is differentiable."""
         x0, noise, t = batch["x0"], batch["noise"], batch["t"]
         z = flow.interpolate(x0, noise, t)
         conditions = {name: value for name, value in batch.items() if name not in ("x0", "noise", "cut")}

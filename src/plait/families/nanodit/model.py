@@ -107,7 +107,7 @@ class Block(nn.Module):
     def forward(self, x_BND: Tensor, condition_BD: Tensor, text_TD: Tensor, index_T: Tensor, mask_BL: Tensor) -> Tensor:
         """Return updated image tokens (B, N, D). `index_T`: index of each text token in the flattened `mask_BL` of valid text tokens.
 
-        `condition_BD`: vector of time and image. Rows without text tokens get no cross-attention.
+        `text_TD`: projected text tokens of all rows. `condition_BD`: vector of time and image. Rows without text get no cross-attention.
         """
         modulation_BK: Tensor = self.modulation(F.silu(condition_BD))
         parts = modulation_BK[:, None].chunk(_CHUNKS, dim=-1)
@@ -169,7 +169,7 @@ class NanoDiT(nn.Module):
 
 
 def modulate(x_BND: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Apply adaLN: LayerNorm without parameters, then x (1 + scale) + shift; both are (B, 1, D)."""
+    """Apply adaLN: LayerNorm without parameters, then x (1 + scale) + shift; `shift` and `scale` are (B, 1, D)."""
     return F.layer_norm(x_BND, x_BND.shape[-1:], eps=_EPS) * (1 + scale) + shift
 
 

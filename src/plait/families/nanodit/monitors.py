@@ -13,7 +13,9 @@ from plait.families.nanodit.config import Config
 from plait.families.nanodit.flow import BINS
 
 Row = Mapping[str, Any]
+"""One logged row of metrics, {name: value}."""
 Monitor = Callable[[Row], list[str]]
+"""A function from a logged row to warnings."""
 
 PATIENCE = 10  # consecutive recorded rows with a fault before a monitor of training steps warns
 SETTLED_STEP = 1000  # before it, large gradients are normal
@@ -29,7 +31,7 @@ DOMINANCE_HIGH = 0.9  # share of the way from text-only to image-only at which s
 class Sustained:
     """A monitor that warns when `check` returns a message for `patience` consecutive rows.
 
-    Rows for which it returns None are ignored; False resets the count.
+    Rows for which `check` returns None are ignored; False resets the count.
     """
 
     check: Callable[[Row], str | bool | None]

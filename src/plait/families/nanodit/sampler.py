@@ -22,6 +22,7 @@ NEITHER, TEXT, IMAGE, BOTH = (False, False), (True, False), (False, True), (True
 Subset = tuple[bool, bool]
 """Which conditions the model gets: (text, image)."""
 Table = dict[Subset, float]
+"""{subset of the conditions: coefficient of the velocity under it}."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,10 @@ def integrate(velocity: Velocity, z: Tensor, grid: Sequence[float], solver: str)
 
 @torch.no_grad()
 def draw(model: nn.Module, inputs: Inputs, requests: Sequence[Request], sampling: Sampling) -> Tensor:
-    """Generate a sample per request, all of one shape. Returns (B, C, H, W) float32 on the model's device, each independent of others."""
+    """Generate a sample per request, all of one shape. Returns (B, C, H, W) float32 on the model's device, each independent of others.
+
+    `inputs`: packs the conditions for the model; `sampling`: solver, steps and guidance.
+    """
     device = next(model.parameters()).device
     z = torch.stack([noise(request.shape, request.key) for request in requests]).to(device)
     conditions = [request.conditions for request in requests]

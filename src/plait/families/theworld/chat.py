@@ -49,12 +49,13 @@ class Chat:
     def spans(self, messages: list[Message], images: int) -> list[Span]:
         """Return the spans of a whole conversation; only assistant texts and the ends of their turns are supervised.
 
-        Raises BadSample if roles do not alternate, or if there are image marks, but not `images` of them.
+        `messages`: [{"role", "content"}, ...]; `images`: how many images the sample has. Raises BadSample if roles do not alternate, or if
+        there are `<image>` marks, but not as many.
         """
         return list(self._spans(*_turns(messages, images, self.system)))
 
     def prompt(self, messages: list[Message], images: int) -> list[Span]:
-        """Return the spans up to the last user turn and the start of the model's turn. Raises BadSample for wrong roles or marks."""
+        """Return the spans of a prompt: up to the last user turn and the start of the model's turn. Arguments and errors: as of `spans`."""
         last = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=None)
         system = [message for message in messages if message["role"] == "system"]
         question = messages[: last + 1] if last is not None else [*system, {"role": "user", "content": ""}]

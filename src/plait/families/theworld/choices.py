@@ -33,7 +33,10 @@ def options(question: str) -> dict[str, str]:
 
 
 def right_letter(gold: str, listed: Mapping[str, str]) -> str | None:
-    """Return the letter of the option that is right, else None. `gold` is that letter, states it, or is the text of one option."""
+    """Return the letter of the right option among those `listed`, {letter: text}; None if `gold` names none.
+
+    `gold`: the right answer, which is that letter, states it, or is the text of one option.
+    """
     wanted = letter(gold)
     return wanted if wanted in listed else _stated(_ANSWER, gold, listed) or _of_text(gold, listed)
 
@@ -42,7 +45,7 @@ def chosen(answer: str, listed: Mapping[str, str]) -> str | None:
     """Return the letter that `answer` chooses among the options `listed`, {letter: text}; None where it chooses none, or several.
 
     In this order: a letter that is stated ("The answer is (B)"); one that is all of the answer or begins it ("A.", "A) cat"), or all of its
-    last line; a choice that is stated ("option B"); the text of an option; the rules of `can_infer`, above.
+    last line; a choice that is stated ("option B"); the text of an option; the rules of `can_infer` of VLMEvalKit.
     """
     text = answer.strip()
     if _ANSWER.search(text):

@@ -109,7 +109,7 @@ class Augment(Section):
 
 
 class Config(ModelSection):
-    """The `model:` section of family theworld: Gemma 3 with a world encoder."""
+    """The `model:` section of family theworld: Gemma 3 with a world encoder. `layouts`: {what `plait export --to` takes: what loads it}."""
 
     layouts: ClassVar[Mapping[str, str]] = {"hf": "transformers; Gemma 3 where the model has no world encoder"}
 
@@ -121,7 +121,7 @@ class Config(ModelSection):
     tiny: Tiny = Tiny()
 
     def absent(self) -> Mapping[str, str]:
-        """Return {component: reason} of the components that this model lacks: the world's if `world` is off, world_time if it has steps."""
+        """Return {component: reason} of what this model lacks: all of the world without `world`, `world_time` unless `world.steps` is 0."""
         if self.world is None:
             return dict.fromkeys(("projector", "world", "world_decoder", "world_time"), "model.world is off")
         return {"world_time": "model.world.steps is not 0, and it is a part of world"} if self.world.steps else {}

@@ -42,13 +42,19 @@ def is_correct(answer: str, gold: str, fields: Mapping[str, Any], question: str 
 
 
 def predict(model: TheWorld, samples: Sequence[Sample], inputs: Inputs, *, batch: int, moment: str = "") -> list[Row]:
-    """Generate an answer to every sample, `batch` at a time; return one row per sample, in order. `moment` is not used."""
+    """Generate an answer to every sample, `batch` at a time; return one row per sample, in order. `moment` is not used.
+
+    A row has `id`, `question`, `answer`, `gold` (the right answer) and `correct`, `task`, `world` ("on", or "none" without an encoder),
+    `world_tokens` (their number); or `bad`, why the sample cannot be encoded, in place of the last four.
+    """
     way = "on" if inputs.config.world else "none"
     return [_row(sample, {way: answer}) for sample, answer in zip(samples, _generate(model, samples, inputs, way, batch), strict=True)]
 
 
 def predict_three_ways(model: TheWorld, samples: Sequence[Sample], inputs: Inputs, *, batch: int, moment: str = "") -> list[Row]:
-    """Answer every sample with each world (on, off, shuffled); return rows with `ways`: {world: {"answer": text, "correct": bool}}.
+    """Answer every sample with each world (on, off, shuffled); return rows as of `predict`, with a further key `ways`.
+
+    `ways`: {world: {"answer": text, "correct": bool}}; the other keys are those of world "on". `moment` is not used.
 
     Raises PlaitError for a model without a world encoder, and if no two samples have different images.
     """
@@ -84,8 +90,9 @@ def summarise_three_ways(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 def predict_loss(model: TheWorld, samples: Sequence[Sample], inputs: Inputs, *, batch: int, moment: str = "") -> list[Row]:
     """Measure the loss of every sample with each world (on, off, shuffled); return one row per sample, in order.
 
-    Rows have `nats`, {world: cross-entropy summed over supervised positions}, and `tokens`, the number of these. Raises PlaitError for a
-    model without a world encoder, and if no two samples have different images.
+    Rows have `id`, `nats`, {world: cross-entropy summed over supervised positions}, `tokens`, the number of these, and `world_tokens`; or
+    `id` and `bad`, why the sample cannot be encoded. `moment` is not used. Raises PlaitError for a model without a world encoder, and if no
+    two samples have different images.
     """
     if inputs.config.world is None:
         raise PlaitError("bench world_loss needs a world; model.world is off: use bench loss")

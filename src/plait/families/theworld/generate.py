@@ -70,7 +70,10 @@ def generate(model: TheWorld, inputs: Inputs, options: GenerateOptions, out: Pat
 def answers(
     model: TheWorld, inputs: Inputs, examples: Sequence[Example], *, max_new_tokens: Sequence[int], sampling: Sampling = GREEDY
 ) -> list[str]:
-    """Generate the answer to each prompt (made by `Inputs.prompt`), of at most `max_new_tokens[i]` tokens, as text."""
+    """Generate the answer to each of `examples`, prompts made by `Inputs.prompt`, of at most `max_new_tokens[i]` tokens, as text.
+
+    `inputs`: collates the prompts and decodes the answers; `sampling`: how tokens are chosen, by default the likeliest.
+    """
     batch = {name: value.to(model.gemma.device) for name, value in inputs.collate(examples, left=True).items()}
     rows = decode(CachedTheWorld(model, batch), max_new_tokens=max_new_tokens, stops=inputs.chat.stops, sampling=sampling)
     return [inputs.chat.decode(row).strip() for row in rows]

@@ -29,7 +29,10 @@ Sample = dict[str, Any]
 
 @dataclass(frozen=True)
 class Example:
-    """One encoded sample. `row`; uint8 images: `pixels` (n, 3, S, S) for the vision tower, `frames` (F, 3, W, W) for the world encoder."""
+    """One encoded sample: `row`, its tokens with labels, and its images, uint8.
+
+    `pixels` (n, 3, S, S): n images for the vision tower; `frames` (F, 3, W, W): F frames for the world encoder. S, W: sides in pixels.
+    """
 
     row: Row
     pixels: Tensor
@@ -89,9 +92,11 @@ class Inputs:
         return self._example(sample, spans, world=world, world_of=world_of)
 
     def collate(self, examples: Sequence[Example], *, left: bool = False) -> dict[str, Tensor]:
-        """Pad examples to a batch: ids, kinds, labels, attention_mask, token_types, positions (B, L), pixels, frames, cut (B,).
+        """Pad examples to a batch of B rows and L positions; return tensors by name.
 
-        `pixels` and `frames` of all rows are concatenated; `frame_counts`: the frames of each row that has any. `left`: pad on the left.
+        `ids`, `kinds`, `labels`, `attention_mask`, `token_types`, `positions` (B, L): as of `pad_rows`. `pixels` (n, 3, S, S) and `frames`
+        (F, 3, W, W): those of all rows, concatenated; `frame_counts`: the frames of each row that has any. `cut` (B,): supervised tokens
+        cut off. `left`: pad on the left.
         """
         pad = "longest" if left else self.pad
         batch = pad_rows([example.row for example in examples], pad_id=self.chat.pad, pad=pad, max_tokens=self.max_tokens, left=left)

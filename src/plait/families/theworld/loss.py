@@ -23,16 +23,16 @@ class Loss(contract.Loss):
         self.coefficients = {"loss": 1.0, "cut": 0.0}
 
     def weights(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the denominators (supervised positions; samples for `cut`) and the counts; float64 scalars."""
+        """Return {"loss": supervised positions, "cut": samples}, the denominators, and the counts by name: float64 scalars."""
         supervised = (batch["labels"][:, 1:] != IGNORED).sum().to(torch.float64)
         counts = {"tokens": batch["attention_mask"].sum().to(torch.float64), "supervised_tokens": supervised}
         return {"loss": supervised, "cut": torch.tensor(float(len(batch["cut"])), dtype=torch.float64), **counts}
 
     def by_sample(self, batch: Batch) -> dict[str, Tensor]:
-        """Return the numbers of `tokens` and supervised tokens of each sample, (B,) each, to log what each dataset contributes."""
+        """Return {"tokens": (B,), "supervised_tokens": (B,)}, counts for each of the B samples, to log what each dataset contributes."""
         return {"tokens": batch["attention_mask"].sum(1), "supervised_tokens": (batch["labels"][:, 1:] != IGNORED).sum(1)}
 
     def sums(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Return the numerators: `loss`, nats summed over supervised positions, differentiable, and `cut`, the number of cut tokens."""
+        """Return {"loss", "cut"}, the numerators: nats summed over supervised positions, differentiable, and the number of cut tokens."""
         sums: dict[str, Tensor] = model(batch)
         return {**sums, "cut": batch["cut"].sum().to(sums["loss"])}

@@ -27,7 +27,10 @@ Batch = dict[str, Tensor]
 
 
 class TheWorld(nn.Module):
-    """Gemma with an optional world encoder. `forward` returns the summed loss; `embed`, `hidden`, `logits` are parts, for generation."""
+    """Gemma with an optional world encoder: `forward` maps a batch of `Inputs.collate` to the summed loss.
+
+    `embed`, `hidden` and `logits` are its steps, which generation calls one by one.
+    """
 
     def __init__(self, gemma: Gemma3ForConditionalGeneration, world: WorldEncoder | None, projector: WorldProjector | None):
         super().__init__()

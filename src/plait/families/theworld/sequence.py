@@ -28,7 +28,7 @@ class Kind(IntEnum):
 
 @dataclass(frozen=True)
 class Span:
-    """A run of tokens of one kind; if `supervised`, the loss counts them. WORLD and IMAGE are placeholders of features."""
+    """A run of tokens (`ids`) of one kind; if `supervised`, the loss counts them. WORLD and IMAGE are placeholders of features."""
 
     ids: Sequence[int]
     kind: Kind = Kind.TEXT
@@ -54,7 +54,8 @@ class Row:
 def fuse(spans: Sequence[Span], world_tokens: int, *, pad_id: int, max_tokens: int | None = None) -> Row:
     """Concatenate spans into a row, with `world_tokens` placeholders (0: none) and their brackets right after BOS, the first span.
 
-    A row over `max_tokens` is truncated. `pad_id`: of placeholders. Raises BadSample if that would cut a block, or leave nothing to learn.
+    A row over `max_tokens` is truncated. `pad_id`: the placeholders' token id. Raises BadSample if that would cut a block, or leave
+    nothing to learn.
     """
     first, *rest = spans
     assert len(first.ids) == 1, "the first span is BOS alone"
@@ -86,11 +87,12 @@ def _check_truncation(kinds: list[int], labels: list[int], max_tokens: int) -> N
 def pad_rows(
     rows: Sequence[Row], *, pad_id: int, pad: str = "longest", max_tokens: int | None = None, left: bool = False
 ) -> dict[str, Tensor]:
-    """Pad rows to one batch (B, L): ids, kinds, labels, attention_mask, token_types, positions.
+    """Pad rows to one batch of int64 tensors (B, L): `ids`, `kinds`, `labels`, `attention_mask`, `token_types`, `positions`.
 
-    `pad`: "longest", "to_128" (a multiple), "to_max" (`max_tokens`) or "none"; `left`: pad before the tokens. token_types is 1 where a
-    position attends both ways within its block; brackets, and the marks around images, keep blocks apart. positions count each row's
-    tokens from 0. Raises PlaitError for "to_max" without `max_tokens`, and for "none" with rows of different lengths.
+    `pad`: "longest", "to_128" (a multiple), "to_max" (`max_tokens`) or "none"; `left`: pad before the tokens; `pad_id`: padding's token id.
+    `token_types` is 1 where a position attends both ways within its block; brackets, and the marks around images, keep blocks apart.
+    `positions` count each row's tokens from 0. Raises PlaitError for "to_max" without `max_tokens`, and for "none" with rows of different
+    lengths.
     """
     length = _padded_length([len(row) for row in rows], pad, max_tokens)
     fill = {"ids": pad_id, "kinds": int(Kind.TEXT), "labels": IGNORED}

@@ -18,7 +18,10 @@ from plait.nn.connectors import Connector, match_rms
 
 
 def group_side(world: WorldEncoderConfig) -> int:
-    """Return how many latent cells a token spans along one side. It is the least that divides h with N <= `max_tokens`; 1 for "spatial"."""
+    """Return how many latent cells a token spans along one side: 1 if `world.tokens` is "spatial".
+
+    Else the least divisor of the cells along an image's side (`image_size` / 8) that leaves at most `world.max_tokens` groups.
+    """
     side = world.image_size // LATENT_STRIDE
     if world.tokens == "spatial":
         return 1

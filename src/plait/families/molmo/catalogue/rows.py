@@ -161,14 +161,17 @@ Random = np.random.Generator
 
 @dataclass(frozen=True)
 class Conversation:
-    """A conversation about the row's image. `style`: task name; `gold`: fields that a scoring rule reads; `weight`: in the loss."""
+    """A conversation about a row's image: a question with its answer, and in `more` the (question, answer) pairs of later turns.
+
+    `style`: the task's name. `gold`: {field of the sample: value} for the rule that scores answers. `weight`: factor on its loss weights.
+    """
 
     question: str
     answer: str
     style: str
     gold: dict[str, Any] = field(default_factory=dict)
     weight: float = 1.0
-    more: tuple[tuple[str, str], ...] = ()  # (question, answer) of later turns
+    more: tuple[tuple[str, str], ...] = ()
 
     @property
     def messages(self) -> list[dict[str, str]]:
@@ -185,7 +188,11 @@ Converter = Callable[[Row, Random, Size], list[Conversation]]
 
 @dataclass(frozen=True)
 class Spec:
-    """The description of a dataset: folder, opener per split, converter of rows, text on where to `get` the files, scoring `rule`."""
+    """The description of a dataset: `folder` below the data root, `splits`, {split: opener of its rows}, and `convert`, their converter.
+
+    `get`: text on where to get the files. `rule`: the bench that scores answers, None without one. `picture(files, row)`: path of the image
+    of a row. `group`: the column that is equal in rows about one picture.
+    """
 
     folder: str
     splits: Mapping[str, Opener]
