@@ -16,7 +16,9 @@ from plait.files import expanded
 
 FORMS = "give a run, RUN@STEP, RUN/STAGE, RUN/STAGE@best, RUN/stepN, RUN/latest or a step folder"
 START = f"from: {FORMS}, a folder of safetensors, or a Hub repository as owner/name"
+"""What `from:` may be, and above it what a spec may be, as the end of an error message."""
 LATEST = "latest"
+"""The mark of the newest checkpoint."""
 _STEP = re.compile(rf"step-?(\d+)|{LATEST}")
 
 

@@ -10,7 +10,7 @@ from plait.data.sources.contract import Source
 
 @dataclass(frozen=True)
 class FixedOrder:
-    """Fixed batches of samples, each of one bucket (samples of one shape). `sizes`: of the sources; `batches`: the ids in each batch."""
+    """Fixed batches of samples, each of one bucket (samples of one shape). `sizes`: samples per source; `batches`: the ids in each."""
 
     sizes: tuple[int, ...]
     batches: tuple[tuple[SampleId, ...], ...]

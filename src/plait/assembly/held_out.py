@@ -88,7 +88,10 @@ class HeldOutData:
 
 @dataclass(frozen=True)
 class ChosenSamples:
-    """A sequence of an entry's samples, each read when it is indexed, since a whole benchmark may not fit into memory."""
+    """A sequence of an entry's samples, each read when it is indexed, since a whole benchmark may not fit into memory.
+
+    `opened`: the entry's sources. `ids`: the samples chosen from them, in the order of this sequence.
+    """
 
     opened: Sequence[Source]
     ids: Sequence[SampleId]
@@ -107,10 +110,12 @@ class ChosenSamples:
 def open_held_out(
     bundle: ModelBundle, config: RunConfig, ranks: Ranks, data: HeldOutData | None = None, stop: Callable[[], bool] = lambda: False
 ) -> HeldOut:
-    """Return two functions that open an entry's data: as this rank's batches, and as a sequence of all its samples.
+    """Return the functions that open the held-out data of an entry: `batches` for the loss, `samples` for other benches.
 
-    `data`: opened sources to use again; None: open them. `stop`: called while batches are read; once it returns True, they end. The
-    functions raise PlaitError for data that cannot be opened.
+    `batches(entry)` iterates over this rank's part of the chosen samples, encoded for the model of `bundle`, `entry.batch` at a time;
+    `samples(entry)` is a sequence of all of them as their sources give them. `config`: says where data is. `data`: opened sources to use
+    again; None: open them. `stop`: called while batches are read; once it returns True, they end. The functions raise PlaitError for data
+    that cannot be opened.
     """
     held_out = data or HeldOutData(config)
 

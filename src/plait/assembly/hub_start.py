@@ -29,7 +29,10 @@ _BARE = re.compile(r"[^/]+\.safetensors|manifest\.json|plait\.json")
 
 @dataclass(frozen=True)
 class Contents:
-    """Files of a Hub repository at `commit`. `revision`: as asked for (None: main). `checkpoint`: the chosen step folder, "" if none."""
+    """The paths of the files of the Hub repository `name` (owner/name) at `commit`.
+
+    `revision`: as asked for (None: main). `checkpoint`: the step folder chosen among them, "" if there is none.
+    """
 
     name: str
     revision: str | None

@@ -19,7 +19,7 @@ _BYTES = 1 << 29
 
 
 class Content(NamedTuple):
-    """Hashes of what a sample holds: images, arrays and text as one, and of each image."""
+    """Hashes of what a sample holds: `whole`, of images, arrays and text as one; `pictures`, of each image."""
 
     whole: str
     pictures: frozenset[str]
@@ -27,7 +27,10 @@ class Content(NamedTuple):
 
 @dataclass
 class HeldOutContent:
-    """What the held-out sources hold. `samples`: all of them; `compared`: those that were looked at."""
+    """What the held-out sources hold: the hashes `wholes` and `pictures` of their samples, as Content has them.
+
+    `samples`: how many samples they have; `compared`: how many were hashed.
+    """
 
     samples: int = 0
     compared: int = 0
@@ -48,6 +51,7 @@ class Overlap:
 
     held_out: HeldOutContent
     compared: int = 0
+    """Samples of the training source that were compared."""
     same: int = 0
     """Samples that hold what a held-out one holds."""
     pictures: int = 0

@@ -21,6 +21,7 @@ from plait.families import registry
 from plait.families.contract import Family
 
 Shapes = Mapping[str, torch.Size]
+"""{name of a parameter: its shape}."""
 
 
 def shapes_of_start(config: RunConfig, run: Path, ranks: Ranks) -> Shapes:

@@ -25,6 +25,7 @@ from plait.training import changes, start
 log = logging.getLogger(__name__)
 
 Tensors = dict[str, dict[str, Tensor]]
+"""{group: {parameter name: tensor}}."""
 
 
 def check_named(spec: str) -> None:

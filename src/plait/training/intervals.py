@@ -12,6 +12,7 @@ from plait.errors import PlaitError
 from plait.keys import rng
 
 DRAWS = 400
+"""How many sets of rows a bootstrap draws."""
 _COUNTS = {"samples", "bad_samples", "pictures"}
 _NONE, _ALL = (0.0, 0.0), (1.0, 1.0)
 _MOST_ROWS = 20_000  # beyond, an interval is narrower than the digits shown, and takes long

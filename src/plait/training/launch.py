@@ -68,7 +68,7 @@ class Process(Protocol):
     pid: int
 
     def poll(self) -> int | None:
-        """Return the exit code once it has ended, else None. 75: it saved and stopped; negative: minus the signal that killed it."""
+        """Return the exit code once the process has ended, else None. 75: it saved and stopped; negative: minus its signal."""
 
     def signal(self, number: int) -> None:
         """Send the signal `number`, such as signal.SIGTERM; do nothing if the process has ended."""

@@ -41,7 +41,7 @@ def _buckets(source: Source) -> list[str]:
 
 
 def announce(names: Sequence[str], order: Order | BucketOrder, steps: int, epochs: float | None) -> None:
-    """Log how often each source of a mixture is gone through. Warns of one never drawn, and of less than once although `epochs` >= 1."""
+    """Log how often `steps` steps go through each source of a mixture. Warns of one never drawn, or less than once though `epochs` >= 1."""
     if len(names) < 2:
         return
     for name, size, samples in zip(names, order.sizes, samples_drawn(order, steps), strict=True):

@@ -36,7 +36,7 @@ class ProbeLoss:
     alone: Ranks
     """A process group of this rank by itself, because every rank computes the whole loss."""
     load: Callable[..., Loader]
-    """Opens the samples again; with `micro_batch`, so many at a time."""
+    """Opens a loader of these samples again; `micro_batch=n` makes it give n at a time."""
 
     def measure(self) -> float | None:
         """Return the loss, or None if a sample could not be read or none has anything to predict. Leaves the model in eval mode."""
@@ -72,7 +72,7 @@ def probed_steps(plan: StagePlan, stage_step: int) -> tuple[int, int]:
 
 
 def probe_memory(plan: StagePlan, loop: Loop, loader: Loader) -> None:
-    """Run forward and backward on the loader's largest micro-batch, without update; gradients stay. Raises micro_batch.Exceeded."""
+    """Run forward and backward on the loader's largest micro-batch; gradients stay. Raises Exceeded or ExceededAlone out of memory."""
     micros: list[MicroBatch] = [micro for batch in loader for micro in batch.micro]
     state = loop.state
     assert state.optimizer is not None

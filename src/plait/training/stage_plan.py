@@ -31,14 +31,14 @@ from plait.engine.loss import Loss
 from plait.errors import PlaitError
 from plait.families import registry
 
-AnyOrder = Order | BucketOrder
+AnyOrder = Order | BucketOrder  # of samples; a BucketOrder where sources have buckets (samples of one shape)
 Names = Mapping[str, tuple[str, ...]]
 """Parameter names by component."""
 
 
 @dataclass(frozen=True)
 class StagePlan:
-    """What a stage trains, on which data, in what order, for how many steps, and its benches (evaluations). Component: a model part."""
+    """What a stage trains, on which data, in what order (from `data_seed`), how long, and its benches (evaluations)."""
 
     view: StageView
     data: TrainingData
@@ -50,7 +50,7 @@ class StagePlan:
     benches: Mapping[str, Bench]
     components: Names
     trained: Names
-    """The parameters that train in this stage, by component; a part of `components`."""
+    """The parameters that train in this stage, by component (model part); `components` has all parameters of the model."""
 
     @property
     def config(self) -> RunConfig:
@@ -79,7 +79,10 @@ class StagePlan:
         return xxhash.xxh3_64_hexdigest(repr(parts).encode())
 
     def manifest(self, model: nn.Module, ever_trained: set[str], ranks: int, torch_version: str) -> dict[str, Any]:
-        """Return the stage's part of a checkpoint's manifest.json. `ever_trained`: names of parameters trained here or before."""
+        """Return the stage's part of a checkpoint's manifest.json. `ever_trained`: names of parameters trained here or before.
+
+        It has `stage` (name), `trainable`, `steps`, `components`, `data` ({source: hash}), `order` (hash), `ranks` and `versions`.
+        """
         sizes = {name: value.numel() for name, value in model.named_parameters()}
         contents = {}
         for component, names in self.components.items():
