@@ -1,5 +1,6 @@
 """Shards at web addresses whose server fails: what is tried again, what is refused, and what is said without a secret."""
 
+import errno
 import logging
 import random
 import re
@@ -7,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from types import SimpleNamespace
 
+import fsspec
 import pytest
 
 from plait.config.schema import SourceEntry
@@ -18,7 +20,7 @@ from plait.data.sources import shards
 from plait.data.sources.open import open_source
 from plait.errors import BadSample, PlaitError, sample_errors
 from tests.data.faulty_server import serving
-from tests.data.packing import labelled
+from tests.data.packing import labelled, pack, picture
 
 BODY = random.Random(0).randbytes(1000)
 
@@ -97,6 +99,50 @@ def test_what_another_attempt_would_meet_again_is_refused_at_once(server, quick,
     with pytest.raises(PlaitError, match=re.escape(reason)):
         file.read(4, 10)
     assert quick == []
+
+
+@pytest.mark.parametrize("fault", ["no ranges", "no content range", "endless size", "wrong range", "status 400"])
+def test_a_server_that_gives_no_ranges_is_asked_once(server, quick, fault):
+    server.fault = lambda path, asked: fault
+    with pytest.raises(PlaitError, match=r"cannot read .*/a\.tar \(1 attempt\): "):
+        RemoteFile(f"{server.url}/a.tar", None)
+    assert quick == [] and len(server.asked) == 1
+
+
+class Status(Exception):
+    def __init__(self, status):
+        super().__init__(f"status {status}")
+        self.code = status
+
+
+@pytest.mark.parametrize(
+    ("error", "attempts"),
+    [
+        (Status(400), 1), (Status(416), 1), (Status(429), 5), (Status(503), 5), (OSError(errno.EINVAL, "bad request"), 1),
+        (OSError(errno.EBUSY, "slow down"), 5), (TimeoutError("late"), 5), (PermissionError("no"), 1), (NotImplementedError("info"), 1),
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_a_store_is_asked_again_only_for_what_may_pass(monkeypatch, quick, error, attempts):
+    def refuse(self, path, **_):
+        raise error
+
+    monkeypatch.setattr(fsspec.get_filesystem_class("memory"), "info", refuse)
+    with pytest.raises(PlaitError, match=rf"cannot read memory://refused/a\.tar \({attempts} attempts?\): "):
+        RemoteFile("memory://refused/a.tar", None)
+    assert len(quick) == attempts - 1
+
+
+def test_a_sample_of_gigabytes_at_an_address_is_a_bad_one_and_is_not_read(server, tmp_path, monkeypatch):
+    monkeypatch.setattr("plait.data.formats.open_file.MOST_BYTES", 50_000)
+    monkeypatch.setattr(shards, "_SCAN_BYTES", 4096)
+    members = [(f"{name}.{ending}", body) for name in "abc" for ending, body in (("png", picture(1)), ("txt", name.encode()))]
+    members[2] = ("b.png", bytes(80_000))
+    server.files["b.tar"] = pack(tmp_path / "b.tar", members).read_bytes()
+    source = open_source(SourceEntry(source="shards", path=f"{server.url}/b.tar"), seed=0, cache=tmp_path / "cache")
+    assert [source[i]["messages"][-1]["content"] for i in (0, 2)] == ["a", "c"]
+    with pytest.raises(BadSample, match=r"/b\.tar: 8\d,\d{3} bytes for one sample, over the limit of 50,000$"):
+        source[1]
 
 
 def test_a_slow_drip_is_given_up_after_a_time_that_grows_with_the_length(server, monkeypatch):

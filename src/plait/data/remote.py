@@ -4,12 +4,14 @@ With a cache folder, blocks of 4 MiB are fetched once and kept, each written who
 are fetched, and nothing is kept. A failed read is retried after growing waits, a bounded number of times, each for a bounded time.
 """
 
+import errno
 import logging
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -19,6 +21,7 @@ import fsspec
 from plait.config import secrets
 from plait.data import addresses, web
 from plait.data.addresses import shown
+from plait.data.formats.open_file import check_size
 from plait.data.web import Fault, Stored
 from plait.errors import PlaitError
 from plait.files import expanded, write_whole
@@ -33,7 +36,8 @@ _WAIT_MAX_S = 60.0  # that a server may ask for
 _WITHOUT_WAITS, _DOWN = 2, 8  # reads of one server that failed in a row: until the next is tried once only, until the run stops
 _LOCKS = 16  # two threads never fetch one block at once
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
-_STAYS = (PermissionError, IsADirectoryError, NotADirectoryError)  # what another attempt would meet again
+_STAYS = (PermissionError, IsADirectoryError, NotADirectoryError, NotImplementedError, TypeError)  # another attempt would meet these again
+_WRONG = frozenset([errno.EINVAL, errno.ENAMETOOLONG, errno.EOPNOTSUPP, errno.ENOSYS])  # so s3fs calls a request that is refused, as by 400
 
 
 class Unavailable(PlaitError):
@@ -103,7 +107,14 @@ def _translated(action: Callable[[], T]) -> T:
         raise FileNotFoundError from None
     except Exception as error:  # noqa: BLE001  # each store has errors of its own
         lines = secrets.without_secrets(str(error)).splitlines() or [""]
-        raise Fault(lines[0] or type(error).__name__, again=not isinstance(error, _STAYS), server=True) from None
+        raise Fault(lines[0] or type(error).__name__, again=_may_pass(error), server=True) from None
+
+
+def _may_pass(error: Exception) -> bool:
+    """Return whether another attempt may succeed after an error of a store: its kind, errno or HTTP status says nothing else."""
+    status = next((value for name in ("status", "code") if isinstance(value := getattr(error, name, None), int)), 0)
+    refused = HTTPStatus.BAD_REQUEST <= status < HTTPStatus.INTERNAL_SERVER_ERROR and status not in web.BUSY
+    return not isinstance(error, _STAYS) and getattr(error, "errno", None) not in _WRONG and not refused
 
 
 class RemoteFile:
@@ -136,7 +147,11 @@ class RemoteFile:
         self._locks = [threading.Lock() for _ in range(_LOCKS)]
 
     def read(self, offset: int, length: int) -> bytes:
-        """Return `length` bytes from `offset` on. Raises PlaitError past the end, if the file is gone, or after several failed attempts."""
+        """Return `length` bytes from `offset` on.
+
+        Raises PlaitError past the end, if the file is gone, or after several failed attempts; BadSample for over MOST_BYTES.
+        """
+        check_size(shown(self.address), length)
         if offset + length > self.size:
             raise PlaitError(f"{shown(self.address)}: bytes {offset} to {offset + length} lie past its end at {self.size}")
         if self._blocks is None:

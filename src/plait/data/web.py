@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 CONNECT_S, SILENCE_S = 5.0, 10.0  # for a connection, and between two pieces of an answer
 _SLOWEST_BYTES_PER_S = 64 << 10  # an answer that takes longer than this, and SILENCE_S, is given up
 _REDIRECTS_MAX = 10
-_BUSY = frozenset([408, 425, 429, 500, 502, 503, 504])
+BUSY = frozenset([408, 425, 429, 500, 502, 503, 504])
+"""Statuses of requests that may succeed later."""
+_RANGES = "use a server that answers Range requests, or copy the file to disk"
 _CONTENT_RANGE = re.compile(r"bytes (?:(\d{1,18})-(\d{1,18})|\*)/(\d{1,18}|\*)")
 
 
@@ -115,14 +117,14 @@ def _check(answer: "httpx.Response", start: int, end: int) -> Stored:
     if status in (404, 410):
         raise FileNotFoundError
     if status == HTTPStatus.OK:
-        cure = "use a server that answers Range requests, or copy the file to disk"
-        raise Fault("the whole file came in place of a range", again=start > 0, cure=cure)
+        raise Fault("the whole file came in place of a range", again=start > 0, cure=_RANGES)
     if status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and start == 0 and match and match[3] == "0":
         return Stored(0, version)
     if status != HTTPStatus.PARTIAL_CONTENT:
         raise _refused(status, headers)
     if match is None or (match[1], match[2]) != (str(start), str(end - 1)):
-        raise Fault(f"Content-Range is {headers.get('Content-Range', 'missing')[:60]!r}, not bytes {start}-{end - 1}")
+        what = f"Content-Range is {headers.get('Content-Range', 'missing')[:60]!r}, not bytes {start}-{end - 1}"
+        raise Fault(what, again=start > 0, cure=_RANGES)  # at the start of a file it is how this server answers
     if headers.get("Content-Encoding", "identity") != "identity":
         raise Fault(f"Content-Encoding is {headers['Content-Encoding'][:60]!r}, so offsets mean nothing", again=False)
     return Stored(None if match[3] == "*" else int(match[3]), version)
@@ -134,7 +136,7 @@ def _refused(status: int, headers: Mapping[str, str]) -> Fault:
     name = f"status {status} {phrase}".rstrip()
     if status in (401, 403):
         return Fault(name, again=False, cure="its signature may have expired: renew it")
-    return Fault(name, again=status in _BUSY, server=status in _BUSY, wait_s=_retry_after_s(headers.get("Retry-After", "")))
+    return Fault(name, again=status in BUSY, server=status in BUSY, wait_s=_retry_after_s(headers.get("Retry-After", "")))
 
 
 def _retry_after_s(text: str) -> float:
