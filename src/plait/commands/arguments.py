@@ -10,6 +10,7 @@ from plait.files import expanded, on_disk
 from plait.training import launch
 
 SPEC = "RUN, RUN@STEP, RUN/STAGE, RUN/STAGE@best or a step folder"
+"""The ways to name a checkpoint, for help and messages."""
 
 
 def positive(text: str) -> int:

@@ -23,7 +23,7 @@ def run_inspect(arguments: Arguments) -> None:
 
 
 def run_verify(arguments: Arguments) -> None:
-    """Check every file of the checkpoints that `path` names against its stored hash. Raises PlaitError if any is damaged."""
+    """Check every file of the checkpoints that the argument `path` names against its stored hash. Raises PlaitError if any is damaged."""
     from plait.commands.actions import checkpoints
 
     checkpoints.verify(arguments.path)
@@ -39,7 +39,8 @@ def declare_consolidate(parser: Parser) -> None:
 def run_consolidate(arguments: Arguments) -> None:
     """Write the full weights of a checkpoint, which may be sharded over files of several ranks, into a new folder.
 
-    Raises PlaitError if the folder exists, or there is no such checkpoint.
+    The arguments are `checkpoint` (RUN, RUN@STEP, ...), `out` (the folder) and `last` (use the last weights, not the averaged ones). Raises
+    PlaitError if the folder exists, or there is no such checkpoint.
     """
     from plait.commands.actions import checkpoints
 
@@ -56,7 +57,8 @@ def declare_ema(parser: Parser) -> None:
 def run_ema(arguments: Arguments) -> None:
     """Write weights averaged over a share of the run, computed from the averages that it saved (`optim.ema.post_hoc`).
 
-    Raises PlaitError if there is no such checkpoint, or the run saved no averages.
+    The arguments are `path` (RUN, RUN@STEP, ...), `length` (the share, such as 0.07) and `out` (folder; None: one in the run). Raises
+    PlaitError if there is no such checkpoint, or the run saved no averages.
     """
     from plait.commands.actions import checkpoints
 
@@ -70,7 +72,7 @@ def declare_diff(parser: Parser) -> None:
 
 
 def run_diff(arguments: Arguments) -> None:
-    """Print how far the weights moved from checkpoint A to checkpoint B, and what else differs. Raises PlaitError if one is not there."""
+    """Print how far the weights moved from checkpoint `a` to `b` (arguments), and what else differs. Raises PlaitError without one."""
     from plait.commands.actions import checkpoints
 
     checkpoints.diff(arguments.a, arguments.b)

@@ -38,6 +38,7 @@ def actions(parser: Parser) -> list[argparse.Action]:
 
 
 OVERRIDES = "Settings of the configuration are given as --a.b=value or --a.b value, for example --optim.lr=3e-6 --run=runs/second."
+"""The `settings` of a Command that takes a configuration."""
 
 
 CALLS = {"declare": "declare(parser)", "run": "run(arguments)"}
@@ -48,9 +49,10 @@ CALLS = {"declare": "declare(parser)", "run": "run(arguments)"}
 class Command:
     """One verb. `declare` adds its arguments to its argparse parser; `run` does its work with what was parsed.
 
-    `words`: its name, `("train",)`, or `("data", "inspect")` for a verb of a group. `settings`: text for its help that says what
-    `--name=value` sets; None if it takes no such settings. `settings_need`: name of the option that they require. `scripts`: whether its
-    `config` may be a launch script, which takes positional arguments too. `repeats`: whether a repeated setting makes a list.
+    `words`: its name, `("train",)`, or `("data", "inspect")` for a verb of a group. `help`: its line in the list of verbs. `settings`:
+    text for its own help that says what `--name=value` sets; None if it takes no such settings. `settings_need`: name of the option that
+    they require. `scripts`: whether `config` may be a launch script, which takes positional arguments too. `repeats`: whether a repeated
+    setting makes a list.
     """
 
     words: tuple[str, ...]

@@ -11,7 +11,7 @@ def declare(parser: Parser) -> None:
 
 
 def run(arguments: Arguments) -> None:
-    """Print a table of the runs: settings that differ, and for each stage steps, held-out figures and time.
+    """Print a table of the runs `first` and `others` (arguments): settings that differ, and the steps, held-out figures and time of stages.
 
     Raises PlaitError for a path that is no run directory, or is given twice.
     """

@@ -15,6 +15,7 @@ from plait.config.schema import RunConfig
 log = logging.getLogger(__name__)
 
 SHELLS = ("bash", "zsh", "fish")
+"""Shells that there is a completion script for."""
 
 Parsers = Mapping[tuple[str, ...], Parser]
 """The parser of each verb, by its name as a tuple of words, such as ("ckpt", "diff")."""

@@ -17,7 +17,10 @@ def declare(parser: Parser) -> None:
 
 
 def run(arguments: Arguments) -> None:
-    """Print every setting with its value and where that comes from, such as a file and line. Raises PlaitError for any fault in it."""
+    """Print every setting of the configuration `config` (an argument) with its value and its origin, such as file and line.
+
+    With `json`, print all of it as one JSON object. Raises PlaitError for any fault in the configuration.
+    """
     resolved = open_checked(arguments.config, arguments.overrides, words=arguments.words)
     log.info(render_json(resolved) if arguments.json else render(resolved))
 

@@ -19,7 +19,7 @@ def declare_inspect(parser: Parser) -> None:
 
 
 def run_inspect(arguments: Arguments) -> None:
-    """Draw the first samples that the run would train on, or evaluate on, into the folder `--out`.
+    """Draw the first samples that a run of the argument `config` would train on, or evaluate on, into the folder `out`.
 
     Raises PlaitError for a faulty configuration or data, and for a folder that is not empty.
     """
@@ -36,7 +36,10 @@ def declare_index(parser: Parser) -> None:
 
 
 def run_index(arguments: Arguments) -> None:
-    """Build the index of each file that has none or an outdated one, and print what is in each. Raises PlaitError if one cannot be read."""
+    """Build missing and outdated indexes of the files that the argument `path` names, and print what is in each file.
+
+    `path` is a file, a folder of shards or a pattern. Raises PlaitError for a file that cannot be read.
+    """
     from plait.commands.actions import index_data
 
     index_data.index(arguments.path, beside=arguments.beside)
@@ -68,7 +71,9 @@ def declare_shard(parser: Parser) -> None:
 
 
 def run_shard(arguments: Arguments) -> None:
-    """Write a folder of shards, or finish one that was begun; with `--measure`, write metadata.json for shards made by another tool.
+    """Encode pictures of the argument `source` into latent shards in the folder `out`, or finish a folder that was begun.
+
+    With `--measure`, write metadata.json for the shards `source`, made by another tool.
 
     Raises PlaitError for a wrong argument or source.
     """

@@ -13,7 +13,10 @@ def declare(parser: Parser) -> None:
 
 
 def run(arguments: Arguments) -> None:
-    """Make every check and print its result. Raises Unwell, a PlaitError with exit code 1, if something is wrong."""
+    """Check versions, devices, ranks and disks, and what the configuration `config` (an argument, or None) needs; print each result.
+
+    Raises Unwell, a PlaitError with exit code 1, if something is wrong.
+    """
     from plait.commands.actions import findings
 
     findings.require_imports()

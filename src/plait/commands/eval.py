@@ -47,9 +47,10 @@ def _declare_variants(parser: Parser) -> None:
 
 
 def run(arguments: Arguments) -> None:
-    """Measure the checkpoint by the arguments that `declare` adds; write its results, its answers and an HTML page with pictures.
+    """Measure the model of a checkpoint (argument `checkpoint`), or of a configuration before its first step (`base`), on a `bench`.
 
-    Raises PlaitError if not one of a checkpoint and `--base` is given, and for options that choose weights beside `--base`.
+    Writes the results, the answers and an HTML page with pictures. Raises PlaitError if not one of a checkpoint and `--base` is given, and
+    for options that choose weights beside `--base`.
     """
     if (arguments.checkpoint is None) == (arguments.base is None):
         raise PlaitError(f"give either a checkpoint ({SPEC}) or --base CONFIG (see plait eval --help)")
@@ -79,4 +80,5 @@ def run(arguments: Arguments) -> None:
 
 
 HELP = "measure a checkpoint on a bench; writes predictions and a page with pictures"
+"""The line on `plait eval` in the help."""
 COMMANDS = (Command(("eval",), HELP, declare, run, f"With --base: {OVERRIDES}", settings_need="base"),)

@@ -19,9 +19,10 @@ def declare(parser: Parser) -> None:
 
 
 def run(arguments: Arguments) -> None:
-    """Write the checkpoint into the new directory, in the layout that `--to` names, such as hf.
+    """Write the weights of `checkpoint` (RUN, RUN@STEP, ...) into the new directory `out`, in the layout `to`, such as hf.
 
-    Raises PlaitError if the directory exists, there is no such checkpoint, or its model family has no such layout.
+    All three are arguments; `raw`: the last weights, not their average. Raises PlaitError if the directory exists, there is no such
+    checkpoint, or its model family has no such layout.
     """
     from plait.commands.actions import export
 

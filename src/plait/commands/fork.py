@@ -11,9 +11,9 @@ def declare(parser: Parser) -> None:
 
 
 def run(arguments: Arguments) -> None:
-    """Write the new run's directory: the checkpoint, and the old run's settings changed by those of the command line.
+    """Write the directory `new` of a run: the checkpoint `start`, and its run's settings changed by `overrides`; all are arguments.
 
-    Raises PlaitError if it exists, or if training could not continue it with these settings.
+    Raises PlaitError if the directory exists, or if training could not continue it with these settings.
     """
     from plait.commands.actions import fork
 

@@ -12,7 +12,9 @@ def declare(parser: Parser) -> None:
 
 
 def run(arguments: Arguments) -> None:
-    """Generate text or pictures with the checkpoint, depending on its kind of model; print the answers, or the names of the files.
+    """Generate text or pictures with the model of the argument `checkpoint`; print the answers, or the names of the files written.
+
+    Which it is, and the options `overrides` (such as "prompt=a cat"), depend on the model's family (kind).
 
     Raises PlaitError for an option that the model family does not have, and if there is no such checkpoint.
     """

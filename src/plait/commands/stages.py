@@ -10,9 +10,10 @@ def declare(parser: Parser) -> None:
 
 
 def run(arguments: Arguments) -> None:
-    """Print for each stage the steps done, why it ended, what it trains and its best evaluation results.
+    """Print for each stage of a run the steps done, why it ended, what it trains and its best evaluation results.
 
-    Raises PlaitError for a path that is no run directory, and, after printing, if no checkpoint of several is intact.
+    The run's directory is the argument `run`. Raises PlaitError for a path that is no run directory, and, after printing, if no
+    checkpoint of several is intact.
     """
     from plait.commands.actions import stages
 

@@ -22,7 +22,11 @@ def declare(parser: Parser) -> None:
 
 
 def run(arguments: Arguments) -> None:
-    """Train to the last planned step. Raises Paused after a signal such as SIGTERM, with all saved, and Stopped if a safety check fails."""
+    """Train the run of the configuration `config` (an argument) to its last planned step; continue it if it has a checkpoint.
+
+    Raises PlaitError for what the user has to mend, and two subclasses of it: Paused after a signal such as SIGTERM, with everything saved,
+    and Stopped if a safety check fails.
+    """
     resolved = open_checked(arguments.config, arguments.overrides, words=arguments.words, compared=True)
     spread(arguments, arguments.max_restarts, arguments.shutdown_timeout)
     for line in resolved.warnings:

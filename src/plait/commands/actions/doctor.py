@@ -33,12 +33,12 @@ from plait.families.limits import check_max_tokens
 
 log = logging.getLogger(__name__)
 
-SKEW_S = 1.0
-FREE_GB = 10.0
-SHARED_MEMORY_GB = 1.0
-OPEN_WITHIN_S = 15.0
-RESOLVE_WITHIN_S = 5.0
-JOIN_WITHIN_S = 120.0
+SKEW_S = 1.0  # by which clocks of ranks may differ
+FREE_GB = 10.0  # that a disk has to have
+SHARED_MEMORY_GB = 1.0  # that has to be free for data workers
+OPEN_WITHIN_S = 15.0  # a file that another rank wrote
+RESOLVE_WITHIN_S = 5.0  # the name of a machine
+JOIN_WITHIN_S = 120.0  # all ranks
 _COLLECTIVE = {"versions", "ranks", "clocks", "storage"}
 """Checks in which ranks wait for each other."""
 _TRIED = ".plait-doctor"

@@ -39,7 +39,7 @@ from plait.training.intervals import bootstrap, shown
 
 log = logging.getLogger(__name__)
 
-AVERAGED, LAST = "averaged weights", Saved.without_averages
+AVERAGED, LAST = "averaged weights", Saved.without_averages  # names of weights in reports
 ROWS = "predictions.jsonl"
 """The file of rows, written as they are computed, after a line that identifies the measurement. A repeated call continues it."""
 _IN_FILE = ("run", "step", "checkpoint", "bench", "date")
@@ -93,6 +93,7 @@ class Measurement:
     bench: Bench | None
     """The function that answers and scores; None for the bench `loss`."""
     data: HeldOutData
+    """Opens the data of `entry`."""
     samples: ChosenSamples
     folder: Path
     options: EvaluateOptions

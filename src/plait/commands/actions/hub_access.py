@@ -27,6 +27,7 @@ from plait.errors import PlaitError, printable
 ASK_WITHIN_S = 20.0
 """Seconds for all answers of the Hub together."""
 SAFETENSORS = "*.safetensors"
+"""Pattern of files of weights."""
 _SMALL = ("*.json", "*.txt", "*.model", "*.jinja")
 """Files that a run reads besides the weights: configurations and tokenizers."""
 _LIBRARIES = re.compile(r"(model|diffusion_pytorch_model)(-\d+-of-\d+)?\.safetensors")
@@ -59,7 +60,10 @@ class Wanted:
 
 @dataclass
 class HubAnswer:
-    """What the Hub answered about a repository: `files` to read with their sizes in bytes, or the error. `came`: it answered in time."""
+    """What the Hub answered about a repository: its files to read, {path: size in bytes}, or the error.
+
+    `gated`: its owner grants access on request. `came`: the Hub answered in time.
+    """
 
     files: dict[str, int] = field(default_factory=dict)
     licence: str = "none is named"

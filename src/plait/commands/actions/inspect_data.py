@@ -48,6 +48,7 @@ _STEPS_SEARCHED = 2_000
 """Number of steps that are searched for a sample of every bucket (image size)."""
 
 Details = list[tuple[str, str]]
+"""What is said of all samples above them on a page, as (name, text)."""
 
 
 @dataclass(frozen=True)

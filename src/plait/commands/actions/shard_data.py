@@ -61,6 +61,7 @@ class ShardOptions:
 
 
 OPTIONS = frozenset(ShardOptions.__dataclass_fields__)
+"""The names of its fields."""
 
 
 def shard(what: str, out: Path | None, options: ShardOptions, settings: Sequence[str] = ()) -> None:

@@ -23,6 +23,7 @@ _GAP_S = 600.0
 """A gap between metrics rows longer than this (and than ten steps) counts as a stop of the run, not as training time."""
 
 Row = Mapping[str, Any]
+"""A row of metrics.jsonl: metrics by name."""
 
 
 def show(run: Path) -> None:
@@ -61,7 +62,7 @@ class Figure(NamedTuple):
 
 
 class StageProgress(NamedTuple):
-    """How far a stage is. `steps`: done and planned, "6 of 6"; `start`: the run's step at which it began; `time`: as h:mm:ss."""
+    """How far a stage is. `steps`: done and planned, "6 of 6"; `start`: the run's step at which it began; `time`: trained, as h:mm:ss."""
 
     steps: str
     start: int

@@ -20,9 +20,10 @@ KINDS = ("wrong", "unusable", "", "right")
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer to show. `kind`: one of KINDS; `pairs`: lines below the question as (name, text, kind: the text's colour).
+    """One answer to show, to the sample `id`. `kind`: one of KINDS; `task`: the group of questions that it is of, or None.
 
-    `pictures`: (H, W, 3) uint8, with their `labels`; empty if it is shown without.
+    `pairs`: lines below the question as (name, text, one of KINDS, which gives the text's colour). `pictures`: (H, W, 3) uint8, with their
+    `labels`; empty if the answer is shown without.
     """
 
     id: str

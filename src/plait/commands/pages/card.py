@@ -25,7 +25,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u2
 
 @dataclass(frozen=True)
 class Card:
-    """One sample to show. `pictures`: (H, W, 3) uint8; `labels`: a name per picture, or empty; `notes`: {name: text}.
+    """One sample to show, under a `title`. `pictures`: (H, W, 3) uint8; `labels`: a name per picture, or empty; `notes`: {name: text}.
 
     `verdict`: whether its answer is right; None if there is none, or it is not scored.
     """

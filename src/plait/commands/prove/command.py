@@ -17,7 +17,10 @@ def declare(parser: Parser) -> None:
 
 
 def run(arguments: Arguments) -> None:
-    """Train a shortened configuration with and without kills, and compare the two runs. Raises Diverged, a PlaitError, if they differ."""
+    """Train the configuration `config` (an argument), shortened, with and without kills, and compare the two runs bit by bit.
+
+    `config` may also name a run. Raises Diverged, a PlaitError, if the runs differ.
+    """
     config = arguments.config
     if not arguments.words and not config.is_file() and not (config / "config.yaml").is_file():
         from plait.assembly import checkpoint_specs

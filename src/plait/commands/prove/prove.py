@@ -57,7 +57,7 @@ class Diverged(PlaitError):
 
 @dataclass(frozen=True)
 class Event:
-    """A phase (data, step, save, ...) of the undisturbed run, the step in which it occurred, and its duration."""
+    """A `phase` (data, step, save, ...) of the undisturbed run, the `step` in which it occurred, and how many `seconds` it took."""
 
     phase: str
     step: int

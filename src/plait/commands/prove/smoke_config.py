@@ -12,6 +12,7 @@ from plait.config.schema import RunConfig
 
 GLOBAL_BATCH = 16
 HELD_OUT_SAMPLES = 8
+"""The largest global batch, and the most samples of an evaluation, of a shortened configuration."""
 _EVALUATE_BATCH = 4
 _INTERVALS = 3
 """Checkpoints and evaluations per stage, besides those at its end."""
