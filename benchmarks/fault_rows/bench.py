@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import signal
 import tarfile
 import time
@@ -28,6 +29,8 @@ TINY = {
 }
 COLOURS = {"red": (220, 40, 40), "green": (40, 200, 60), "blue": (40, 60, 220), "grey": (128, 128, 128)}
 LIMIT_S = 300.0
+_DATE = re.compile(rb"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d\+00:00| UTC)")
+"""The dates in the results of `plait eval`, which no two runs have in common."""
 UNTIMED = ("lock", "identity", "heartbeat")
 """Files and folders of a run that hold process ids and random numbers, which no two runs have in common."""
 
@@ -141,12 +144,12 @@ def traceback_in(log: Path) -> bool:
 
 
 def tree(folder: Path, *, without: Sequence[str] = ()) -> dict[str, str]:
-    """Return {path below `folder`: hash of its bytes} of every file; folders are listed as well, with a mark."""
+    """Return {path below `folder`: hash of its bytes, dates left out} of every file; folders are listed as well, with a mark."""
     found = {}
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
         if not any(part in without for part in Path(name).parts):
-            found[name] = "folder" if path.is_dir() else hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
+            found[name] = "folder" if path.is_dir() else hashlib.blake2b(_DATE.sub(b"", path.read_bytes()), digest_size=8).hexdigest()
     return found
 
 

@@ -184,10 +184,10 @@ def index_bits(setting: Bench) -> list[Row]:
     place = setting.place("index")
     bench.write_tars(place / "data", 1, 4)
     wanted = samples_of(open_tars(place / "data", place / "cache"))
-    (path,) = (place / "data").glob("*.idx")
+    (tar,) = (place / "data").glob("*.tar")
+    head = shards.open_shard(str(tar), place / "cache").head
+    path, edge = head.path, head.body_at
     body = path.read_bytes()
-    shard = shards.open_shard(str(path.with_suffix("")), place / "cache")
-    edge = shard.head.body_at
 
     def flip(bit: int) -> str:
         mutant = bytearray(body)

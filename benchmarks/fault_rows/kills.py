@@ -116,9 +116,9 @@ def commands(setting: Bench) -> list[Row]:
         return lambda: list(outs[name].parent.iterdir())
 
     listed = [
-        Command("data index", ["data", "index", captioned / "*.tar"], lambda: list(captioned.glob("*.idx")), captioned),
+        Command("data index", ["data", "index", captioned / "*.tar", "--beside"], lambda: list(captioned.glob("*.idx")), captioned),
         Command("data shard", shard, whole("shard"), outs["shard"].parent),
-        Command("eval", ["eval", run, "--bench=accuracy"], lambda: [run / "eval"], run, bench.UNTIMED),
+        Command("eval", ["eval", run, "--bench=accuracy"], lambda: [run / "eval"], run, (*bench.UNTIMED, "sheet.png")),  # a date drawn
         Command("export", ["export", run, outs["export"]], whole("export"), outs["export"].parent),
         Command("ckpt consolidate", ["ckpt", "consolidate", run, outs["consolidate"]], whole("consolidate"), outs["consolidate"].parent),
         Command("fork", ["fork", run, outs["fork"], "--optim.lr=1e-4"], whole("fork"), outs["fork"].parent, bench.UNTIMED),
