@@ -89,6 +89,7 @@ TESTS: dict[str, str] = {
     "engine/power_ema.py": "engine/test_power_ema.py engine/test_state.py engine/test_post_hoc_ema.py",
     "engine/precision.py": "engine/test_precision.py",
     "engine/parallel/replicas.py": "engine/test_replicas.py",
+    "engine/parallel/rank_failures.py": "engine/test_evaluation.py",
     "engine/schedule.py": "engine/test_schedule.py engine/test_optim.py",
     "engine/source_shares.py": "engine/test_source_shares.py engine/test_distributed.py",
     "engine/state.py": "engine/test_state.py engine/test_optim.py engine/test_source_shares.py "

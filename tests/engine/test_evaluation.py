@@ -12,7 +12,10 @@ from plait.engine import evaluation
 from plait.engine.evaluation import Bench, Evaluations, HeldOut
 from plait.engine.held_out_loss import held_out_loss
 from plait.engine.monitoring.signals import Signals
+from plait.engine.parallel import distributed
+from plait.engine.parallel.rank_failures import BenchFailed, reason_of
 from plait.errors import BadSample, PlaitError
+from tests import processes
 
 from .toy import ALONE, SquaredError, examples, make_config, make_state, micro
 
@@ -136,7 +139,7 @@ def test_figures_of_no_sample_are_absent_in_a_run_and_told():
     judge = evaluations(
         [Evaluate(bench="letters"), Evaluate(bench="loss")],
         held_out=HeldOut(lambda entry: batches([(range(4), False)]), lambda entry: Letters(2, torn=(0, 1))),
-        failed=lambda name, error: failures.append((name, evaluation.reason_of(error))),
+        failed=lambda name, error: failures.append((name, reason_of(error))),
     )
     assert judge.run(make_state(make_config()), judge.entries).keys() == {"loss", "loss/error"}
     assert failures == [("letters", "none of 2 held-out samples can be used: torn at 0")]
@@ -202,7 +205,7 @@ def test_a_bench_that_fails_costs_its_own_figures_alone():
     judge = evaluations(
         [Evaluate(bench="broken"), Evaluate(bench="loss"), Evaluate(bench="late")],
         benches={"broken": broken("no such\nfile"), "late": Bench(bench([]).predict, lambda rows: 1 / 0)},
-        failed=lambda name, error: failures.append((name, evaluation.reason_of(error))),
+        failed=lambda name, error: failures.append((name, reason_of(error))),
         record=rows.append,
     )
     figures = judge.run(make_state(make_config()), judge.entries)
@@ -219,8 +222,65 @@ class TwoRanks(type(ALONE)):
 
 def test_a_bench_that_fails_on_one_rank_fails_on_all():
     ranks = TwoRanks(0, 2, torch.device("cpu"))
-    with pytest.raises(evaluation.BenchFailed, match=r"^TypeError: there$"):
+    with pytest.raises(BenchFailed, match=r"^TypeError: there$"):
         evaluation.run_bench(bench([]), None, Letters(3), inputs=None, batch=1, ranks=ranks, precision="fp32", moment="x")
+
+
+class BreaksInBatch2(SquaredError):
+    """Its second call of a method breaks the contract, on rank 1."""
+
+    def __init__(self, method, rank):
+        self.method, self.rank, self.calls = method, rank, 0
+
+    def answered(self, method, value):
+        self.calls += method == self.method
+        return {} if method == self.method and self.rank == 1 and self.calls == 2 else value
+
+    def weights(self, batch):
+        return self.answered("weights", super().weights(batch))
+
+    def sums(self, model, batch):
+        return self.answered("sums", super().sums(model, batch))
+
+
+def failing(fault):
+    """What two ranks say of an evaluation in which one fails and the other does not: their figures, and failures by bench."""
+    failures = {}
+
+    def held_out(entry):
+        yield from batches([(range(4), False)])
+        if fault == "data" and ranks.rank == 1:
+            raise PlaitError("a: sample 3 and 49 replacements in a row are bad")
+        yield from batches([(range(4), False)], [(range(4), False)])
+
+    def pictures(rows):
+        assert ranks.first
+        raise PlaitError("no pictures")
+
+    with distributed.join("cpu") as ranks:
+        judge = evaluations(
+            [Evaluate(bench="loss"), Evaluate(bench="letters"), Evaluate(bench="drawn")],
+            benches={"letters": bench([]), "drawn": bench([], pictures=pictures)},
+            held_out=HeldOut(held_out, lambda entry: Letters(3)),
+            loss=BreaksInBatch2(fault, ranks.rank),
+            ranks=ranks,
+            failed=lambda name, error: failures.update({name: reason_of(error)}),
+        )
+        return judge.run(make_state(make_config()), judge.entries), failures
+
+
+LOSS = "tests.engine.test_evaluation.BreaksInBatch2"
+FAULTS = {
+    "data": "a: sample 3 and 49 replacements in a row are bad",
+    "weights": f"{LOSS}.weights(batch) returned no names: it is to return a scalar tensor for each of error, tokens",
+    "sums": f"{LOSS}.sums(model, batch) returned no names: it is to return a scalar tensor for each of error",
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_fails_on_one_of_two_ranks_is_told_by_both_and_the_other_benches_go_on(fault):
+    outcome = ({"letters/count": 3.0}, {"loss": FAULTS[fault], "drawn": "no pictures"})
+    assert processes.run(2, failing, fault) == [outcome, outcome]
 
 
 def test_a_rehearsal_takes_the_beginning_of_every_bench_and_records_nothing():

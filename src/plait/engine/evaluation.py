@@ -20,6 +20,7 @@ from plait.engine.held_out_loss import held_out_loss
 from plait.engine.loop import StopChannel
 from plait.engine.loss import Loss, StepBatch
 from plait.engine.parallel.distributed import Ranks
+from plait.engine.parallel.rank_failures import BenchFailed, attempt, on_every_rank, raise_on_all, reason_of
 from plait.engine.precision import autocast
 from plait.engine.state import State
 from plait.errors import BadSample, PlaitError, Stopped, sample_errors
@@ -31,10 +32,6 @@ Part = TypeVar("Part")
 _PORTION_BATCHES = 4  # per rank, between two looks at whether to stop
 LOSS = "loss"
 """The bench that every family has: its loss on held-out samples."""
-
-
-class BenchFailed(PlaitError):
-    """Raised on all ranks when a bench failed on one of several; the message is the reason in one line."""
 
 
 class NoUsableSample(PlaitError):
@@ -143,7 +140,7 @@ def run_bench(
     for start in interruptible(range(len(rows), len(samples), portion)):
         positions = range(start, min(start + portion, len(samples)))
         with autocast(precision, ranks.device):
-            by_rank = _on_every_rank(ranks, functools.partial(predict, positions[ranks.rank :: ranks.size]))
+            by_rank = on_every_rank(ranks, functools.partial(predict, positions[ranks.rank :: ranks.size]))
         new = [by_rank[i % ranks.size][i // ranks.size] for i in range(len(positions))]
         keep(new)
         rows += new
@@ -155,32 +152,6 @@ def run_bench(
         if ranks.size > 1 and not isinstance(error, NoUsableSample):
             raise BenchFailed(reason_of(error)) from error
         raise
-
-
-def _on_every_rank(ranks: Ranks, work: Callable[[], list[Row]]) -> list[list[Row]]:
-    """Return what `work` returns on each rank.
-
-    Raises BenchFailed on all of several ranks where it fails on any, so that none waits for one that has ended; alone, what it raised.
-    """
-    if ranks.size == 1:
-        return [work()]
-    result: list[Row] = []
-    failure: Exception | None = None
-    try:
-        result = work()
-    except Exception as error:  # noqa: BLE001  raised on every rank, below
-        failure = error
-    outcomes = ranks.gather((result, failure and reason_of(failure)))
-    reason = next((reason for _, reason in outcomes if reason is not None), None)
-    if reason is not None:
-        raise BenchFailed(reason) from failure
-    return [rows for rows, _ in outcomes]
-
-
-def reason_of(error: BaseException) -> str:
-    """Return an error as one line: the message of a PlaitError as it is, of any other after its type ("ValueError: ...")."""
-    line = (str(error).splitlines() or [""])[0]
-    return line if isinstance(error, PlaitError) else f"{type(error).__name__}: {line}"
 
 
 def summary(bench: Bench, rows: Sequence[Row]) -> dict[str, float]:
@@ -335,14 +306,23 @@ class Evaluations:
             portion *= 2
 
     def _interruptible(self, parts: Iterable[Part]) -> Iterator[Part]:
-        """Yield the parts of an evaluation. Raises _Interrupted between two of them, on all ranks, where a stop was requested on any."""
-        for part in parts:
-            self.mark("next")
-            if self.stop.agree(self.ranks.any(self.stop.requested())):
+        """Yield the parts of an evaluation. Raises on all ranks, between two of them, what happened on any.
+
+        That is _Interrupted where a stop was requested, and the error of data that cannot be read.
+        """
+        iterator = iter(parts)
+        while True:
+            part, failure = attempt(lambda: next(iterator, None), None)  # a rank whose data the stop has ended early is at its end first
+            if part is not None or failure is not None:
+                self.mark("next")
+            flags = torch.tensor([float(self.stop.requested()), float(failure is not None)])
+            requested, failed = self.ranks.sum(flags).tolist()
+            if self.stop.agree(requested > 0):
                 raise _Interrupted
+            raise_on_all(self.ranks, failure, on_any=failed > 0)
+            if part is None:
+                return
             yield part
-        if self.stop.agree(self.ranks.any(self.stop.requested())):  # a rank whose data the stop has ended early is here before others
-            raise _Interrupted
 
     def measure(
         self, entry: Evaluate, model: nn.Module, step: int, *, rehearsal: bool | None = None
@@ -368,8 +348,11 @@ class Evaluations:
                 interruptible=self._interruptible,
                 partial=bool(rehearsal),
             )
-        if bench.pictures is not None and self.ranks.first and rehearsal is None:
-            self.show(step, {label(entry.bench, name): picture for name, picture in bench.pictures(usable(rows)).items()})
+        if bench.pictures is not None and rehearsal is None:
+            draw = bench.pictures
+            pictures, *_ = on_every_rank(self.ranks, lambda: draw(usable(rows)) if self.ranks.first else {})
+            if self.ranks.first:
+                self.show(step, {label(entry.bench, name): picture for name, picture in pictures.items()})
         return figures, rows
 
 

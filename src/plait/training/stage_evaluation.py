@@ -14,8 +14,8 @@ from plait.assembly.held_out import HeldOutData, open_held_out
 from plait.assembly.model import ModelBundle
 from plait.config.schema import RunConfig
 from plait.config.secrets import masked
-from plait.engine import evaluation
 from plait.engine.evaluation import Evaluations
+from plait.engine.parallel.rank_failures import reason_of
 from plait.engine.state import PLANNED, State
 from plait.training import intervals, plateau
 from plait.training.run_context import RunContext
@@ -87,7 +87,7 @@ class StageEvaluation:
 
     def _failed(self, bench: str, error: Exception) -> None:
         """Note and report a bench that failed; its traceback goes to bench_failures.jsonl."""
-        reason = masked(evaluation.reason_of(error))
+        reason = masked(reason_of(error))
         self.failures.append(f"bench {bench} failed after step {self.state.step}: {reason}")
         if self.context.ranks.first:
             log.warning(f"{self.failures[-1]}; the run saves and goes on")
