@@ -25,9 +25,12 @@ from plait.config.translation import Dialect, Translation, with_short_warmup
 from plait.errors import PlaitError
 
 DEFAULT = "default"
+"""The origin of a value that nothing sets, in place of a file."""
 _STAGED = frozenset(Stage.model_fields) - {"name"}
 ModelConfig = Callable[[str], type[ModelSection]]
+"""Returns the class of a family's `model:` section, by the family's name."""
 Preset = Callable[[str, str], Path]
+"""Returns the file of a preset, by the names of family and preset."""
 
 
 def load_config(

@@ -74,7 +74,7 @@ class MixturePart:
 
 @dataclass(frozen=True)
 class Mixture:
-    """A mixture without the datasets named in `data.without`. `title`: the file's stem."""
+    """A mixture without the datasets named in `data.without`. `title`: the stem of its file; `parts`: its datasets, in the file's order."""
 
     title: str
     parts: tuple[MixturePart, ...]

@@ -12,6 +12,7 @@ from plait.config.schema import LENGTH, WARMUP
 from plait.errors import PlaitError
 
 COMMAND_LINE = "command line"
+"""In place of a file, in nodes of the command line."""
 
 KeyPath = tuple[str | int, ...]
 """Mapping keys and list indices from the root of the tree down to a value."""

@@ -26,6 +26,7 @@ _SHOWN_CHARACTERS = 60
 HEAVY = "torch"
 """The package that what is loaded for every command must not import: it takes seconds."""
 IMPORT_LATER = "import it inside the functions that use it"
+"""What a package that imports it is told to do."""
 Kind = TypeVar("Kind")
 
 

@@ -19,6 +19,7 @@ from plait.config.nodes import COMMAND_LINE, Node, dotted, to_plain
 from plait.errors import PlaitError
 
 COMMENT = "_comment"
+"""A key that is ignored, in any mapping."""
 _DEPTH, _VALUES = 64, 100_000  # of mappings and lists in each other; of values in a file, with those that aliases repeat
 _BYTES = 1 << 20  # of a file, and of its texts with those that aliases repeat: a second to read
 _TAG = "tag:yaml.org,2002:"

@@ -13,13 +13,14 @@ from plait.config.translation import TranslatedKey
 from plait.files import expanded
 
 ABSENT = "(absent)"
+"""Stands for the value of a key that a configuration does not have."""
 
 
 @dataclass(frozen=True)
 class StageView:
-    """The whole configuration of one stage: the run's settings with the stage's own merged over them."""
+    """The whole configuration of one stage, number `index` (from 1): the run's settings with the stage's own merged over them."""
 
-    index: int  # from 1
+    index: int
     name: str
     config: RunConfig
 

@@ -34,11 +34,14 @@ def _as_whole_number(value: Any) -> Any:
 
 
 Float = Annotated[float, BeforeValidator(as_number)]
+"""A number, which may be written as text ("3e-4"); Int, Count (from 1) and Natural (from 0) are whole numbers, also as 1e4."""
 Int = Annotated[int, BeforeValidator(_as_whole_number)]
 Count = Annotated[Int, Field(ge=1)]
 Natural = Annotated[Int, Field(ge=0)]
 Rate = Annotated[Float, Field(gt=0)]
+"""A number above 0; a Share is one from 0 to below 1."""
 Folder = Annotated[str, AfterValidator(on_disk)]
+"""A path on a disk, not an address such as s3://bucket/folder."""
 Share = Annotated[Float, Field(ge=0, lt=1)]
 
 

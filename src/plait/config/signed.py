@@ -10,6 +10,7 @@ from pathlib import Path
 import xxhash
 
 NAME = "config.yaml"
+"""Name of the configuration in a run directory."""
 COPY = "run-config.yaml"
 """Name of the copy in a checkpoint's folder: another one, so that the folder is not taken for a run's."""
 _LAST = "# xxh3-64 of the lines above: {hash}\n"

@@ -14,7 +14,7 @@ from plait.config.schema import WARMUP
 
 
 class TranslatedKey(NamedTuple):
-    """One key of a foreign configuration: its value there, plait's path for it (None: it has no meaning here), and a note."""
+    """A `key` of another trainer's configuration: its value there, plait's dotted path for it (None: no meaning here), and a remark."""
 
     key: str
     value: Any
@@ -24,10 +24,10 @@ class TranslatedKey(NamedTuple):
 
 @dataclass(frozen=True)
 class Translation:
-    """A foreign configuration in plait's names: the tree, and for each of the author's keys a row that says what it became.
+    """Another trainer's configuration in plait's names: the `tree`, and for each of the author's keys a row that says what it became.
 
-    `overrides`: settings of the command line in plait's own names, still to be applied. `train_options`: options of `plait train` that the
-    author's flags stand for: `restart`, `fresh`.
+    `overrides`: settings of the command line in plait's own names, still to be applied. `warnings`: lines to show at the start of a run.
+    `train_options`: options of `plait train` that the author's flags stand for: `restart`, `fresh`.
     """
 
     tree: Node
@@ -43,10 +43,10 @@ class Translation:
 class Dialect:
     """Another trainer's configuration format, translated into plait's names.
 
-    `recognise(tree, plait's top-level keys)` is true for a file in this dialect; it raises PlaitError for one that mixes it with plait's
-    keys. `translate(tree, overrides, path of the file, plait's top-level keys)` raises PlaitError for an unknown key, which on the command
-    line may also be one of plait's. `scripts`: names given in place of a file, such as `captioner`, with the words that follow each;
-    `open_script(name, words)` makes the tree that `translate` gets for one.
+    `recognise(tree, own)` is true for a file in this format, read as `tree`; it raises PlaitError for one that mixes the format with `own`,
+    plait's top-level keys. `translate(tree, overrides, path, own)` raises PlaitError for an unknown key in the file at `path`, or among the
+    settings `overrides` of the command line, which may also be in plait's names. `scripts`: names that may stand in place of a file, such
+    as `molmo/captioner`, with the words that follow each; `open_script(name, words)` makes the tree that `translate` gets for one.
     """
 
     name: str

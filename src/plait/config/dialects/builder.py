@@ -14,7 +14,7 @@ from plait.errors import PlaitError
 
 
 class TranslationBuilder:
-    """The author's keys as written, plait's tree built so far, and `rows`: for each written key, what became of it.
+    """The author's keys as `written`, plait's `tree` built from them so far, and `rows`: for each written key, what became of it.
 
     `defaults`: the value that the author's trainer uses for a key that is not written; values made of them are listed with the origin
     `default_label`. `notes`: {key: the remark of its row where `add_row` is given none}.

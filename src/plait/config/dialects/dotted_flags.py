@@ -23,13 +23,17 @@ from plait.config.translation import Translation
 from plait.errors import PlaitError
 
 COMPONENTS = {"connector": "connector", "vit": "vision", "llm": "language"}
+"""Plait's name of each part of the model that flags name."""
 WARMUP = {"captioner": {"": 2000, "connector": 200, "vision": 2000, "language": 2000}, "multitask": {"": 200}, "debug": {"": 50}}
 """Steps of warm-up in the guide's scripts, by component; "": of all without their own."""
 PROJECT = "molmo"  # of W&B, where none is named
 
 
 class Flag(NamedTuple):
-    """One flag. `kind`: int, number, numbers, bool, text, or {legal word: plait's value}. `path`: plait's key; None: set by a function."""
+    """One flag. `kind`: int, number, numbers, bool, text, or {legal word: plait's value}. `path`: plait's key; None: set by a function.
+
+    `note`: the remark on it in the listing of `plait config`.
+    """
 
     kind: str | dict[str, Any]
     path: str | None = None

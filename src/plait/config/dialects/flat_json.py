@@ -21,11 +21,15 @@ from plait.config.translation import TranslatedKey, Translation
 from plait.errors import PlaitError, command
 
 DEFAULT = "default of the flat dialect"
+"""The origin of values made from a key that is absent."""
 _INFO = {"int": (int,), "number": (int, float), "bool": (bool,), "text": (str,)}
 
 
 class FlatKey(NamedTuple):
-    """One key. `kind`: int, number, bool, text or any, with ? if null is legal. `path`: plait's key; None: set by a function or nothing."""
+    """One key. `kind`: int, number, bool, text or any, with ? if null is legal. `path`: plait's key; None: set by a function or nothing.
+
+    `default`: the value that the key's own trainer takes when it is absent.
+    """
 
     kind: str
     default: Any = None
@@ -89,10 +93,13 @@ NO_MEANING = {
     "hub_private_repo": "training does not publish",
 }
 FREEZES = {"freeze_gemma_vision": "vision", "freeze_gemma_language": "language", "freeze_cosmos_vae": "world"}
+"""The component (part of the model) that each flag freezes."""
 STAGES = "stages"
 """Plait's addition to the dialect, like `answer_template`: a list of {"name": ..., and any keys that differ in that stage}."""
 STAGED = ("trainable", "data", "train", "optim", "checkpoint", "evaluate", "track", "distributed")
+"""The sections of plait that a stage may have of its own."""
 ASSUMED = {"family": "theworld", "optim.betas": [0.9, 0.999], "optim.eps": 1e-8}
+"""Settings of the trainer that no key of the file can change: {plait's path: value}."""
 SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant_with_warmup": "constant", "inverse_sqrt": "inverse_sqrt"}
 """Plait's name of each `lr_scheduler_type` of transformers that it has; the original's curve is linear where none is written."""
 

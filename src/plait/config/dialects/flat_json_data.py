@@ -11,6 +11,7 @@ from plait.config.dialects.builder import TranslationBuilder
 from plait.config.nodes import node_at
 
 HUB_NAMES = {"datacomp": "mlfoundations/datacomp_small"}
+"""The repository of the Hub that a `dataset_name` stands for."""
 HELD_OUT = "1%"  # of the training data; the original evaluated on rows that it trained on
 
 

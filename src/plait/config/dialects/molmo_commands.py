@@ -11,6 +11,7 @@ from plait.config.dialects.molmo_scripts import CAPTIONER, MULTITASK
 from plait.errors import PlaitError, command
 
 EVALUATION = ("eval_downstream.py", "eval_captioner.py")
+"""The guide's evaluation scripts by file name."""
 FILES = {"train_captioner.py": CAPTIONER, "train_multitask_model.py": MULTITASK}
 """The guide's training scripts by file name, and what each is called here."""
 GROUPS = {

@@ -19,9 +19,11 @@ from plait.files import expanded
 
 CAPTIONER, MULTITASK = "molmo/captioner", "molmo/multitask"
 SCRIPTS = {CAPTIONER: ("MODEL",), MULTITASK: ("MIXTURE", "CHECKPOINT")}
+"""The names of the words that follow each script."""
 WORDS = "words"  # of the tree that `open_script` makes
 DEBUG = "debug"
 MODELS = (DEBUG, "qwen2_7b", "olmoe")
+"""What the guide calls the language models; debug is a tiny random one."""
 INHERITED = (
     *("language", "language_revision", "vision_backbone", "vision_source", "vision_revision"),
     *("connector_hidden", "overlap", "max_crops", "default_style"),

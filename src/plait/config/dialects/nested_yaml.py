@@ -18,6 +18,7 @@ from plait.config.translation import Translation
 from plait.errors import PlaitError
 
 DEFAULT = "default of the nested dialect"
+"""The origin of values made from a key that is absent."""
 HELD_OUT = 0.01
 """Share of each bucket kept for validation; the author's plan validated on rows that it trained on."""
 PICTURES = 16
@@ -32,7 +33,10 @@ _INFO |= {"text": ((str,), "text"), "texts": ((list,), "a list of names"), "numb
 
 
 class NestedKey(NamedTuple):
-    """One key. `kind`: int, number, bool, text, texts or numbers; `path`: plait's key, None where a function sets it."""
+    """One key. `kind`: int, number, bool, text, texts or numbers; `path`: plait's key, None where a function sets it.
+
+    `default`: the value of the author's plan, for a file that does not have the key.
+    """
 
     kind: str
     default: Any
@@ -81,6 +85,7 @@ KEYS = {
     "checkpoint.output_dir": NestedKey("text", "checkpoints", "run"),
 }
 SECTIONS = tuple(dict.fromkeys(key.partition(".")[0] for key in KEYS))
+"""The top-level keys of a file."""
 NOTES = {
     "training.cfg_dropout.p_uncond": "named by what stays: neither; one draw with four outcomes",
     "training.cfg_dropout.p_text_only": "the text stays",
@@ -91,7 +96,9 @@ NOTES = {
     "validation.output_dir": "pictures, inside the run unless absolute",
     "checkpoint.output_dir": "the run's folder: checkpoints, metrics and pictures",
 }
+"""Remarks on keys in the listing of `plait config`."""
 ASSUMED = {"family": "nanodit", "optim.schedule.name": "cosine", "optim.schedule.min_lr": 1e-6, "train.precision": "bf16"}
+"""Settings of the plan that no key of the file can change: {plait's path: value}."""
 
 
 def recognise(tree: Node, plait_keys: Sequence[str]) -> bool:

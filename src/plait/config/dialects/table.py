@@ -15,6 +15,7 @@ from plait.config.translation import CALLS, Dialect, Translation
 from plait.errors import PlaitError
 
 GROUP = "plait.dialects"
+"""The entry point group of other packages' dialects."""
 SHIPPED: tuple[Dialect, ...] = (
     Dialect("W&B sweep", wandb_sweeps.recognise, wandb_sweeps.translate),
     Dialect("flat JSON", flat_json.recognise, flat_json.translate),
