@@ -27,13 +27,14 @@ _PACKED_TAR = (".tgz", ".tbz2", ".txz")
 
 
 def local(path: str) -> Path:
-    """Return a path on disk with `~` and `$VARIABLE` filled in and file:// removed; what is printed and recorded shows the variable."""
+    """Return a path on disk with `~` and `$VARIABLE` filled in and file:// removed. Messages and records show `path` as it is."""
     return secrets.filled_in(path.removeprefix("file://"))
 
 
 def folder_of_images(written: str) -> Path:
-    """Return the folder that `options.images` names. Raises PlaitError where it is none, with the text as it is written: a `$VARIABLE` in
-    it is not shown.
+    """Return the folder that a source's setting `options.images`, given as it is `written`, names.
+
+    Raises PlaitError where there is none, with that text, so that the value of a `$VARIABLE` in it is not shown.
     """
     folder = local(written)
     if not folder.is_dir():

@@ -29,9 +29,8 @@ _LARGE_BYTES = 100 << 20  # a download that is told when it begins
 def fetched(address: str, cache: str | Path | None) -> Path:
     """Return the path of a local copy of the file at `address`.
 
-    It is downloaded unless the cache has it in the server's present version, by one process at a time.
-
-    Raises PlaitError if there is no such file, or it cannot be read or written.
+    It is downloaded unless the cache has it in the server's present version, by one process at a time. `cache`: the folder for it; None:
+    the user's. Raises PlaitError if there is no such file, or it cannot be read or written.
     """
     remote = RemoteFile(address, None)
     ending = PurePosixPath(addresses.name_of(addresses.spelled_out(address))).suffix  # an address may be the name of a variable alone

@@ -13,7 +13,7 @@ _WORD = re.compile(rf"(?<![a-z])(?:{'|'.join(sorted(_SPLITS, key=len, reverse=Tr
 
 
 def of(name: str) -> str | None:
-    """Return the split (train, validation or test) that a file's or folder's name tells by its first such word; None without one."""
+    """Return the split that a file's or folder's name tells by the first word of NAMES in it; None without one."""
     found = _WORD.search(name.lower())
     return _SPLITS[found[0]] if found else None
 
@@ -26,7 +26,8 @@ def are_splits(names: Sequence[str]) -> bool:
 def members(names: Mapping[str, str], split: str, place: str) -> list[str]:
     """Return the keys of `names`, {path: name of the file}, that belong to `split`.
 
-    `split`: a word of NAMES, or what the names begin with. Raises PlaitError, naming `place`, if there are names and none belongs to it.
+    `split`: a word of NAMES, or what the names begin with. `place`: the folder or address that has the files, for messages.
+    Raises PlaitError if there are names and none belongs to the split.
     """
     wanted = _SPLITS.get(split, split)
     found = [path for path, name in names.items() if of(name) == wanted] if wanted in NAMES else []
@@ -48,7 +49,7 @@ def of_folders(folders: Sequence[str]) -> dict[str, str]:
 def folder_of(folders: Sequence[str], split: str, place: str) -> str | None:
     """Return which of a folder's subfolders holds `split`; None where `folders` are not those of two splits or more, as of classes.
 
-    Raises PlaitError, naming `place`, where no subfolder or several are of this split.
+    `place`: the folder itself, for messages. Raises PlaitError where no subfolder or several are of this split.
     """
     told = of_folders(folders)
     if len(set(told.values())) < 2:

@@ -27,7 +27,7 @@ _UNSPELLED = (bool, bytes, bytearray, list, tuple, set, Mapping)
 """Types whose values have no one spelling as text: Python's, such as "['yes']" or "True", is not what the data holds."""
 _INVISIBLE = "\u115f\u1160\u2800\u3164\uffa0"  # fillers and the empty braille cell: letters and symbols that show nothing
 MOST_CHARACTERS = 1_000_000
-"""The limit for one conversation: beyond it, tokenizing takes seconds and nearly all of the text is truncated."""
+"""The limit for the text of one conversation: a longer one takes seconds to tokenize, and nearly all of it is truncated."""
 
 
 def rename(record: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:

@@ -27,14 +27,18 @@ _PREFIX = 16  # bytes of the header's length and hash
 
 @dataclass(frozen=True)
 class IndexHead:
-    """The header of an index file, read without its arrays. `facts`: what the data format records (counts, names of extensions)."""
+    """The header of an index file, read without its arrays. `facts`: what the data format records (counts, names of extensions).
+
+    `path`: of the index. `stamp`: size and time of the data file when it was indexed. `layout`: {array: [dtype, offset in the body, length
+    in elements]}. `body_at`: byte at which the arrays begin; `xxh3`: their hash.
+    """
 
     path: Path
     stamp: dict[str, Any]
     facts: dict[str, Any]
-    layout: dict[str, list[Any]]  # array name -> [dtype, offset in the body, length in elements]
+    layout: dict[str, list[Any]]
     body_at: int
-    xxh3: str  # of the arrays
+    xxh3: str
 
 
 def cache_folder(cache: str | Path | None) -> Path:

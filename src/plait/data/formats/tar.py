@@ -20,14 +20,15 @@ _REGULAR = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
 
 
 class Member(NamedTuple):
-    """One regular file inside a tar: its name, and where its bytes are."""
+    """One regular file inside a tar: its name, and the `offset` and `size` of its content in bytes."""
 
     name: str
-    offset: int  # of its bytes, not of its header
+    offset: int
     size: int
 
 
-Read = Callable[[int, int], bytes]  # (offset, length) -> bytes; never called past the end
+Read = Callable[[int, int], bytes]
+"""Reads a tar file: (offset, length) to bytes; never called past the end."""
 
 
 def walk(read: Read, size: int, where: str) -> list[Member]:

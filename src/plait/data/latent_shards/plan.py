@@ -25,23 +25,26 @@ OTHER_BUCKET = "in a bucket that is not asked for"
 NO_IMAGE, NO_CAPTION, TOO_SMALL, UNREADABLE = "no image", "no caption", "a side is too short", "unreadable"
 
 Report = Callable[[str, int, int], None]
-"""Called with (what is being done, how much of it is done, of how much)."""
+"""Called with (activity, such as "planned"; how many samples are done; of how many)."""
 
 
 @dataclass(frozen=True)
 class Request:
     """The parameters of a build of latent shards (encoded images). `buckets`: crop sizes; `only`: those of them to write (None: all).
 
+    `limit`: at most so many samples are looked at, in an order shuffled by `seed`. `batch`: pictures per call of an encoder, which may
+    change the last digit of its result. `per_shard`: samples in a file. `statistics`: those that latents are normalised by: "measured",
+    "published" (the VAE's own) or "like" (those of another set).
     `min_side`: pictures with a shorter side, in pixels, are skipped. `uncaptioned`: pictures without a caption are written, not skipped.
     """
 
     buckets: tuple[Bucket, ...]
     only: tuple[Bucket, ...] | None = None
-    limit: int | None = None  # positions of the walk
+    limit: int | None = None
     seed: int = 0
-    batch: int = 16  # pictures per call of an encoder: part of the result, in the last digit
+    batch: int = 16
     per_shard: int = 1000
-    statistics: str = "measured"  # or "published": the VAE's own; or "like": those of another set
+    statistics: str = "measured"
     min_side: int | None = None
     uncaptioned: bool = False
 

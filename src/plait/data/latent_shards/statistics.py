@@ -25,7 +25,7 @@ from plait.errors import BadSample, PlaitError
 
 @dataclass
 class Moments:
-    """Running sums of values and of their squares, per channel (C,), and how many values per channel were added."""
+    """Running sums of values (`sum`) and of their squares per channel, (C,) each, and the `count` of values per channel added."""
 
     sum: np.ndarray
     squares: np.ndarray
@@ -71,6 +71,7 @@ class Moments:
 class Tally:
     """The counts and statistics of one shard of a bucket (a picture size), updated while it is written.
 
+    `file`: the shard's name; `samples`: how many it has; `moments`: sums over their latents.
     `skipped`: samples that could not be written, each with its reason; they are in none of the counts.
     `captions`: how many; `uncaptioned`: samples without any; `tokens`: text tokens stored; `truncated`: captions that lost some; `sided`:
     captions that name left or right; `enlarged`: images smaller than the bucket; `widths`, `heights`: [least, most] of the originals;
@@ -126,10 +127,11 @@ class Tally:
 def merge_reports(
     reports: Sequence[Mapping[str, Any]], buckets: Sequence[str], encoders: Mapping[str, Any], chosen: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """Return the sections of `metadata.json` that sum up the shards: latents, texts, images, pictures, buckets, fields_left_out.
+    """Return the sections of `metadata.json` that sum up the shards, by name.
 
-    `reports`: of `Tally.report`, one per shard. `buckets`: names of the crop sizes. `encoders`: the shapes of what each makes, as
-    `Encoders.facts` returns. `chosen`: mean and std by which a reader normalises latents; None: the measured ones.
+    They are `latents`, `texts`, `images`, `pictures`, `buckets` and `fields_left_out`. `reports`: of `Tally.report`, one per shard.
+    `buckets`: names of the crop sizes. `encoders`: the shapes of what each makes, as `Encoders.facts` returns.
+    `chosen`: mean and std by which a reader normalises latents; None: the measured ones.
     """
     moments = Moments.of(encoders["latents"]["channels"])
     for report in reports:

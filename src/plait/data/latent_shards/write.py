@@ -39,9 +39,10 @@ _WORK = ".building"
 
 
 class LatentEncoder(Protocol):
-    """A VAE's encoder. `pin`: its name, revision and hash; `channels`: of its latents; `downsample`: pixels per latent, along a side.
+    """An encoder of images to latents, such as a VAE's. `channels`: of its latents; `downsample`: pixels per latent, along a side.
 
-    `published`: the mean and the standard deviation of each latent channel that come with its weights, or None if none do.
+    `pin`: {"name", "revision", "xxh3"}, which identify its weights. `published`: the mean and the standard deviation of each latent channel
+    that come with the weights, or None if none do.
     """
 
     pin: dict[str, Any]
@@ -54,7 +55,10 @@ class LatentEncoder(Protocol):
 
 
 class TextEncoder(Protocol):
-    """A text encoder. `pin`: its name, revision and hash; `width`: of its states; captions are truncated to `max_tokens`."""
+    """An encoder of captions to one state per token, such as T5. Captions are truncated to `max_tokens`.
+
+    `pin`: {"name", "revision", "xxh3"}, which identify its weights; `width`: features of a state.
+    """
 
     pin: dict[str, Any]
     width: int
@@ -65,18 +69,21 @@ class TextEncoder(Protocol):
 
 
 class ImageEncoder(Protocol):
-    """An image encoder. `pin`: its name, revision and hash; `width`: of its vectors."""
+    """An encoder of each image to one feature vector, such as DINO: the condition that a model is trained to follow.
+
+    `pin`: {"name", "revision", "xxh3"}, which identify its weights; `width`: features of a vector.
+    """
 
     pin: dict[str, Any]
     width: int
 
     def encode(self, images: Tensor, /) -> Tensor:
-        """Return one vector per image (B, width) of uint8 images (B, 3, H, W)."""
+        """Return vectors (B, width), one per image, of uint8 images (B, 3, H, W)."""
 
 
 @dataclass(frozen=True)
 class Encoders:
-    """The three encoders that a set of latent shards is made with."""
+    """The encoders that a set of latent shards is made with: of pictures to latents, captions to token states, pictures to vectors."""
 
     latents: LatentEncoder
     texts: TextEncoder

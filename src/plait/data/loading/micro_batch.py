@@ -43,7 +43,10 @@ class Bad(NamedTuple):
 
 @dataclass
 class MicroBatch:
-    """The input of one forward pass: the tensors that `Inputs.collate` made of the samples `ids`. `padding`: must not count in the loss."""
+    """The input of one forward pass: `batch`, the tensors that `Inputs.collate` made of the samples `ids`, by name.
+
+    `padding`: must not count in the loss. `bad`: the unusable samples that others of `ids` replace.
+    """
 
     batch: dict[str, Any]
     ids: list[SampleId]
@@ -61,7 +64,10 @@ class Example(NamedTuple):
 
 @dataclass(frozen=True)
 class MicroBatchBuilder:
-    """Builds any micro-batch of this rank; picklable. `micro_batch`: samples in each (None: all). `pin`: copy to page-locked memory."""
+    """Builds any micro-batch of this rank; picklable. `micro_batch`: samples in each (None: all). `pin`: copy to page-locked memory.
+
+    `sources`: what samples are read from; `order`: which ones each step takes. `inputs`: make tensors of them. `seed`: of all randomness.
+    """
 
     sources: Sequence[Source]
     order: Ordering

@@ -51,12 +51,12 @@ class _TensorLayout(NamedTuple):
 class PackedBatch:
     """A batch to send to another process, with its place in a shared buffer in place of each tensor.
 
-    `buffer`: the number of that buffer (None: the batch has no tensors).
+    `buffer`: the number of that buffer (None: the batch has no tensors). `new_memory`: the buffer itself, when it is first used.
     """
 
     batch: Any
     buffer: int | None = None
-    new_memory: Tensor | None = None  # the buffer itself, the first time
+    new_memory: Tensor | None = None
 
 
 class BufferWriter:

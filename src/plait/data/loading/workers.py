@@ -26,7 +26,8 @@ class Interrupted(Exception):
 class Workers(Protocol):
     """Builds micro-batches, mostly in the background: `wait_for = submit(step)`; `wait_for(stop)` raises Interrupted if `stop()` holds."""
 
-    lookahead: int  # steps that must be submitted ahead to keep every worker busy
+    lookahead: int
+    """Steps that must be submitted ahead to keep every worker busy."""
 
     def submit(self, step: int) -> PendingStep:
         """Start building step number `step`. Returns `wait_for`, which returns this rank's micro-batches or raises what building raised."""
@@ -36,7 +37,7 @@ class Workers(Protocol):
 
 
 class InlineWorker:
-    """Builds a step in the consumer's own thread, when it is waited for: used for 0 workers."""
+    """Builds a step in the consumer's own thread, when it is waited for: used for 0 workers. `lookahead`: 0, as none is built ahead."""
 
     lookahead = 0
 

@@ -97,7 +97,7 @@ class Absent(PlaitError):
 
 
 class Reader(Protocol):
-    """Random access to the records (raw samples) of a file format; `digest` is a hash of the content that it reads."""
+    """Random access to the records (raw samples) of a file format. `digest`: a hash of their content; `left_out`: as of `Source`."""
 
     digest: str
     left_out: Mapping[str, int]

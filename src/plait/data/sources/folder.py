@@ -256,8 +256,7 @@ def _first_visit(folder: Path, seen: set[str]) -> bool:
 def reader_of(root: Path, entry: SourceEntry, cache: str | Path | None, chosen: Chosen | None = None) -> Reader:
     """Return a reader of the pictures below `root`, as an entry of `data:` asks for them. `chosen`: of these alone.
 
-    Where `root` has a metadata file, its rows are the records.
-
+    Where `root` has a metadata file, its rows are the records. `cache`: folder for the index of that file; None: the user's.
     Raises PlaitError for a folder without pictures, and for metadata that cannot be read.
     """
     described = chosen is None or chosen.metadata

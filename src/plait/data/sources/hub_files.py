@@ -57,7 +57,8 @@ class HubFiles:
     """What was downloaded of a split: `files` of records, or `folder`, a folder of images. Neither: the package `datasets` is to read it.
 
     `packaged`: only the package reads its format; if it is neither, the Hub could not be asked what it is.
-    `pictures`: paths of the split's pictures below the folder; `metadata`, `labels`: as in `folder.Chosen`.
+    `pictures`: paths of the split's pictures below the folder. `metadata`: whether the folder's metadata file is read; `labels`: whether
+    the name of a picture's folder is its label.
     `classes`: {column: names of its classes} by the dataset's card. `left_out`: {reason: number of files that are not read}.
     """
 
@@ -74,6 +75,7 @@ class HubFiles:
 def download(name: str, split: str, options: Mapping[str, Any], cache: str | None) -> HubFiles:
     """Download and return the files of a split of a Hub dataset, unless only the package `datasets` reads its format.
 
+    `name`: its repository; `options`: of the source, `config` and `revision` among them; `cache`: the cache folder; None: the user's.
     If the Hub cannot be reached, those of the last download count, which is logged; without one, an empty HubFiles is returned.
     Raises PlaitError if the Hub refuses the dataset, if there is no such split, and for what the readers cannot read as it is meant.
     """

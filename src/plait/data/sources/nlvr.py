@@ -10,7 +10,7 @@ from plait.data.synthetic.nlvr import Nlvr
 class NlvrSource(Nlvr, Source):
     """Samples of Cornell NLVR as a `Source`: a picture of three boxes of items, and a question made from its items.
 
-    Arguments: a reader of its shards, a name for reports, the options (fields of NlvrOptions), and a limit of samples (None: all).
+    `reader`: reads the shards; `name`: a title for reports; `options`: the fields of NlvrOptions; `limit`: samples (None: all).
     """
 
 

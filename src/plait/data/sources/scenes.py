@@ -9,7 +9,7 @@ from plait.data.synthetic.scenes import Scenes
 class SceneSource(Scenes, Source):
     """Generated pictures of moving shapes with questions, as a `Source` without files.
 
-    Arguments: the options (fields of SceneOptions); `seed` and `split`, by which pictures are drawn; `length`: samples (None: the default).
+    `options`: the fields of SceneOptions. `seed`, `split`: which pictures are drawn. `length`: samples; None: the split's default.
     """
 
 

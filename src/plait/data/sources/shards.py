@@ -43,12 +43,15 @@ _GAP_BYTES = 4096  # members of one remote sample this close are fetched as one 
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar shard and the header of its index. `remote`: reads a shard that is not on disk; None for one that is."""
+    """One tar shard and the header of its index (`head`). `built`: whether the index was made just now, rather than found.
+
+    `path`: a path on disk or an address; `remote`: reads a shard at an address; None for one on disk.
+    """
 
     path: str
     head: index.IndexHead
     remote: RemoteFile | None
-    built: bool  # just now, rather than found
+    built: bool
 
     @property
     def samples(self) -> int:
@@ -242,6 +245,7 @@ def _left_out(shards: Sequence[Shard]) -> dict[str, int]:
 class Indexed:
     """The report of `plait data index` on one file: its index, counts, the extensions (`kinds`) and the seconds it took.
 
+    `members`: files in a tar; `hidden`: those left out because their names begin with a dot. `built`: False where a fresh index was found.
     A file of records (JSON, CSV) has one member per sample, and the kind "record".
     """
 
@@ -249,9 +253,9 @@ class Indexed:
     index: Path
     samples: int
     members: int
-    hidden: int  # files left out because their names begin with a dot
+    hidden: int
     kinds: tuple[str, ...]
-    built: bool  # False: a fresh index was there
+    built: bool
     time_s: float
 
 

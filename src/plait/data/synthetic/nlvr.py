@@ -25,6 +25,7 @@ from plait.errors import BadSample, PlaitError
 
 STYLES = {"truth": "vqa2", "statement": "vqa2", "caption": "long_caption", "count": "vqa2", "point": "pointing"}
 TASKS = tuple(STYLES)
+"""What may be asked about a picture."""
 _ONCE = ("truth", "caption")  # tasks with one question per picture
 _MOST_POINTS = 5  # in one answer; more only where every group is larger
 _DRAWS = 50  # other pictures tried; half of them are of the other sort, so all are with probability 10^-15
@@ -61,10 +62,10 @@ class NlvrOptions(BaseModel):
 
 
 class Nlvr:
-    """Questions about NLVR's pictures as training samples. `name`: a title for reports; `options`: the fields of NlvrOptions; `limit`: only
-    the first so many samples (None: all).
+    """Questions about NLVR's pictures as training samples.
 
-    Raises PlaitError for invalid options.
+    `reader`: reads the shards; `name`: a title for reports; `options`: the fields of NlvrOptions; `limit`: only the first so many samples
+    (None: all). Raises PlaitError for invalid options.
     """
 
     def __init__(self, reader: NlvrReader, name: str, options: dict[str, Any], limit: int | None = None) -> None:

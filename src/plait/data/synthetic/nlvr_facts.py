@@ -48,12 +48,15 @@ class Draw(NamedTuple):
 
 
 class Fact(NamedTuple):
-    """Something that can be counted in a box. `which` qualifies the `noun`, such as "touching an edge", or is ""; `count` counts it."""
+    """Something that can be counted in a box. `which` qualifies the `noun`, such as "touching an edge", or is ""; `count` counts it.
+
+    `contents`: of a fact about whole boxes or towers, the words of the property that they are counted by, such as "two black blocks".
+    """
 
     noun: str
     which: str
-    count: Callable[[Items], int]  # the number in one box
-    contents: str = ""  # of boxes or towers: the words of the property that is counted
+    count: Callable[[Items], int]
+    contents: str = ""
 
     def words(self, several: bool) -> str:
         """Return the noun phrase: "tower that has a blue block", or for `several` "towers that have a blue block"."""
@@ -62,7 +65,7 @@ class Fact(NamedTuple):
 
 
 class Property(NamedTuple):
-    """A condition on one box or tower: its words, such as "two black blocks", and the test of the box's items."""
+    """A condition on one box or tower: its `words`, such as "two black blocks", and `holds`, the test of the box's items."""
 
     words: str
     holds: Callable[[Items], bool]

@@ -12,17 +12,20 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class SceneObject:
-    """One object of a scene at frame 0. It lies wholly within `radius` of its centre (x, y); `tilt` rotates its outline only."""
+    """One object of a scene at frame 0. It lies wholly within `radius` of its centre (x, y), in pixels, and moves by (vx, vy) per frame.
+
+    `shape`, `colour`: words of lexicon.py; `size`: "small", "medium" or "large"; `tilt`: rotation of its outline only, in degrees.
+    """
 
     shape: str
     colour: str
     size: str
     x: float
     y: float
-    vx: float  # pixels per frame
+    vx: float
     vy: float
     radius: float
-    tilt: float = 0.0  # degrees
+    tilt: float = 0.0
 
     def centre(self, frame: float, width: int, height: int) -> tuple[float, float]:
         """Return the centre (x, y) at `frame`, which may be negative, in a picture of width x height pixels."""

@@ -60,9 +60,9 @@ T = TypeVar("T")
 
 
 class Question(NamedTuple):
-    """A question, the answer to train on, and the truth that answers are scored by.
+    """A question (`text`), the answer to train on, and the truth that answers are scored by.
 
-    That is a word, a number, object indices, or None for a caption.
+    The truth is a word, a number, object indices, or None for a caption.
     """
 
     text: str
@@ -83,15 +83,19 @@ class Group(NamedTuple):
 
 @dataclass(frozen=True)
 class Speech:
-    """Settings of texts: words in use, `excluded` (colour, shape) pairs that are never named, whether answers are sentences or words."""
+    """Settings of texts: words in use, `excluded` (colour, shape) pairs that are never named, whether answers are sentences or words.
+
+    `say_sizes`: name sizes too. `horizon`: fewest and most frames that a question about the future looks ahead. `shown`: frames that the
+    model sees, 0 for a still picture.
+    """
 
     colours: tuple[str, ...]
     shapes: tuple[str, ...]
     say_sizes: bool
     excluded: frozenset[tuple[str, str]]
     sentences: bool
-    horizon: tuple[int, int]  # frames, fewest and most, that a future question looks ahead
-    shown: int  # frames the model sees: 0 for a still picture
+    horizon: tuple[int, int]
+    shown: int
 
 
 def pick(rng: np.random.Generator, options: Sequence[T]) -> T:
