@@ -46,7 +46,7 @@ class Dialect:
     `recognise(tree, own)` is true for a file in this format, read as `tree`; it raises PlaitError for one that mixes the format with `own`,
     plait's top-level keys. `translate(tree, overrides, path, own)` raises PlaitError for an unknown key in the file at `path`, or among the
     settings `overrides` of the command line, which may also be in plait's names. `scripts`: names that may stand in place of a file, such
-    as `molmo/captioner`, with the words that follow each; `open_script(name, words)` makes the tree that `translate` gets for one.
+    as `captioner`, with the words that follow each; `open_script(name, words)` makes the tree that `translate` gets for one.
     """
 
     name: str
