@@ -63,6 +63,76 @@ def test_a_folder_of_one_format_is_read_whole_and_what_is_not_is_counted(tmp_pat
     }
 
 
+@pytest.mark.parametrize(
+    ("pattern", "cures"),
+    [
+        ("https://store.example/{a.csv,b.jsonl}", ("https://store.example/a.csv", "https://store.example/b.jsonl")),
+        ("https://store.example/a{0..8}.{csv,jsonl}", ("https://store.example/{a0.csv,a1.csv,a2.csv,a3.csv,...}", None)),
+        ("https://store.example/{a.csv,b.csv,c.json}", ("https://store.example/{a.csv,b.csv}", "https://store.example/c.json")),
+        ("memory://formats/{a.csv,b.jsonl}", ("memory://formats/a.csv", "memory://formats/b.jsonl")),
+        ("memory://formats", ("memory://formats/*.csv", "memory://formats/*.jsonl")),
+        ("memory://formats/*", ("memory://formats/*.csv", "memory://formats/*.jsonl")),
+        ("{root}/one/{a.csv,b.jsonl}", ("{root}/one/a.csv", "{root}/one/b.jsonl")),
+        ("{root}/{one,two}", ("{root}/{one,two}/*.{csv,tsv}", "{root}/{one,two}/*.jsonl")),
+        ("{root}/{one,two}/*", ("{root}/{one,two}/*.{csv,tsv}", "{root}/{one,two}/*.jsonl")),
+        ("{root}/o*/{a.csv,b.jsonl}", ("{root}/one/a.csv", "{root}/one/b.jsonl")),
+    ],
+)
+def test_the_path_to_name_one_of_several_formats_is_one_that_names_it(tmp_path, pattern, cures):
+    import fsspec
+
+    for name in ("one/a.csv", "one/b.jsonl", "two/a.tsv"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(LINES if name.endswith("jsonl") else TABLE)
+        fsspec.filesystem("memory").pipe(f"/formats/{name[4:]}", LINES if name.endswith("jsonl") else TABLE)
+    fsspec.filesystem("memory").rm("/formats/a.tsv")
+    pattern, cures = pattern.replace("{root}", str(tmp_path)), [cure and cure.replace("{root}", str(tmp_path)) for cure in cures]
+    with pytest.raises(PlaitError) as error:
+        opened("datasets", pattern)
+    told = str(error.value).partition("and a source reads one: name it, as path: ")[2].split(" or path: ")
+    assert len(told) == 2 and all(given in (cure, None) for cure, given in zip(told, cures, strict=True))
+    for cure in told if "https" not in pattern else ():
+        assert set(outcomes(opened("datasets", cure))) == {"x"}
+
+
+def test_a_folder_at_an_address_is_read_as_one_on_disk(tmp_path):
+    import fsspec
+
+    store = fsspec.filesystem("memory")
+    for name, body in {"train.csv": TABLE, "test.csv": TABLE, "deep/c.csv": TABLE, "README.md": b"x", "d.csv.gz": b"x"}.items():
+        store.pipe(f"/tables/{name}", body)
+    source = opened("datasets", "memory://tables", tmp_path / "cache")
+    assert outcomes(source) == ["x"]
+    assert {reason.partition(", ")[0]: count for reason, count in source.left_out.items()} == {
+        "files of other splits or formats": 1,
+        "files that are packed or unfinished": 1,
+        "subfolders": 1,
+    }
+    with pytest.raises(PlaitError, match=r"cannot tell the format of memory://none; .*; name files, as memory://none/\*\.parquet$"):
+        opened("datasets", "memory://none")
+
+
+def test_a_table_beside_json_lines_is_counted(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(LINES)
+    (tmp_path / "b.csv").write_bytes(TABLE)
+    source = opened("jsonl", tmp_path)
+    assert outcomes(source) == ["x"] and source.left_out == {"files of other splits or formats, such as b.csv": 1}
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "datasets"])
+def test_what_describes_a_copy_of_a_hub_dataset_is_no_data(tmp_path, kind):
+    (tmp_path / "a.jsonl").write_bytes(LINES)
+    (tmp_path / "dataset_infos.json").write_text('{"default": {"description": "x"}}')
+    source = opened(kind, tmp_path)
+    assert outcomes(source) == ["x"]
+    assert source.left_out == {"files that describe the dataset, and hold no records, such as dataset_infos.json": 1}
+    (tmp_path / "a.jsonl").unlink()
+    with pytest.raises(
+        PlaitError, match=r"no file matches .*; 1 of files that describe the dataset, and hold no records, such as dataset_inf"
+    ):
+        opened(kind, tmp_path)
+
+
 def test_a_split_of_a_folder_is_of_one_format_whatever_the_others_are(tmp_path):
     (tmp_path / "train.csv").write_bytes(TABLE)
     (tmp_path / "test.jsonl").write_bytes(LINES)

@@ -80,17 +80,17 @@ def test_a_folder_with_metadata_is_read_by_it(tmp_path):
 
 
 def test_metadata_below_the_folder_is_told_with_the_folder_to_give(tmp_path):
-    for part in ("train", "test"):
+    for part in ("one", "two"):
         (tmp_path / part / "deep").mkdir(parents=True)
         (tmp_path / part / "deep" / "x.png").write_bytes(picture(7))
         write_lines(tmp_path / part / "metadata.jsonl", [{"file_name": "deep/x.png", "caption": "seven"}])
-    cure = rf"metadata in its subfolders \(test/metadata.jsonl, train/metadata.jsonl\): give .*, such as path: {tmp_path}/test$"
+    cure = rf"metadata in its subfolders \(one/metadata.jsonl, two/metadata.jsonl\): give .*, such as path: {tmp_path}/one$"
     with pytest.raises(PlaitError, match=cure):
         opened("folder", tmp_path)
-    assert answers(opened("folder", tmp_path / "test")) == answers(opened("folder", tmp_path / "train")) == ["seven"]
+    assert answers(opened("folder", tmp_path / "one")) == answers(opened("folder", tmp_path / "two")) == ["seven"]
     assert len(opened("folder", tmp_path, allow_blank=True)) == 2, "pictures alone are wanted"
-    (tmp_path / "test" / "deep" / "x.txt").write_text("a caption beside it")
-    (tmp_path / "train" / "metadata.jsonl").unlink()
+    (tmp_path / "one" / "deep" / "x.txt").write_text("a caption beside it")
+    (tmp_path / "two" / "metadata.jsonl").unlink()
     assert opened("folder", tmp_path)[0]["messages"][-1]["content"] == "a caption beside it"
 
 

@@ -23,6 +23,8 @@ MAX_PATHS = 1_000_000
 """Paths that the braces of one pattern may stand for: a million shards of a gigabyte are a petabyte."""
 _HUB_FOLDER = re.compile(r"(datasets|models|spaces)--")
 _NO_DATA = (".idx",)  # the index of a file, beside it
+NO_RECORDS = frozenset(["dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json"])
+"""Names of the files in which the package `datasets` describes data: they hold no records."""
 _PACKED_TAR = (".tgz", ".tbz2", ".txz")
 
 
@@ -142,7 +144,7 @@ Endings = str | tuple[str, ...]
 
 def files(pattern: str, suffix: Endings, *, split: str | None, default_split: str = "train") -> list[str]:
     """Return the paths or addresses that `pattern` names, sorted within each brace choice. A folder means its files that end in `suffix`,
-    or one of several, in capitals or not, but for hidden ones; `left_out` counts others.
+    or one of several, in capitals or not, but for hidden ones and those of NO_RECORDS; `left_out` counts others.
 
     In a folder whose files tell splits by their names (train-00000.tar, val2017.tar, cats-test.tar), only those of `split` (None: of
     `default_split`; "": all) count, so that held-out data is not trained on by naming the folder. Raises PlaitError when nothing matches
@@ -188,6 +190,8 @@ def _why_left(name: str, suffix: Endings, read: Collection[str]) -> str:
     """Return why a file that looks as if it should be read is not; "" if it does not look so, or is one of `read`."""
     lower, endings = name.lower(), (suffix,) if isinstance(suffix, str) else suffix
     if lower.endswith(endings):
+        if name in NO_RECORDS:
+            return "" if name in read else "files that describe the dataset, and hold no records"
         hidden = "hidden files (a name begins with a dot)"
         return hidden if name.startswith(".") else "" if name in read else "files of other splits or formats"
     packed = any(ending in lower for ending in endings) or (".tar" in endings and lower.endswith(_PACKED_TAR))
@@ -234,7 +238,7 @@ def _expand(path: str, suffix: Endings, split: str | None, default_split: str, *
 
 
 def _is_named(name: str, suffix: Endings) -> bool:
-    return name.lower().endswith(suffix) and not name.startswith(".")
+    return name.lower().endswith(suffix) and not name.startswith(".") and name not in NO_RECORDS
 
 
 def _of_split(candidates: list[str], split: str | None, default_split: str, folder: str) -> list[str]:

@@ -33,6 +33,7 @@ from plait.errors import BadSample, PlaitError
 
 _FORMATS = {**{ending: layout.format for ending, layout in LAYOUTS.items()}, ".parquet": "parquet", ".arrow": "arrow"}
 """The format of a file by the ending of its name, in small letters or capitals; also the package's name of its loader."""
+_NAMED = 4  # files that a message names
 
 
 class Table:
@@ -167,21 +168,23 @@ def _files(path: str, split: str) -> list[str]:
     Raises PlaitError for files of several formats or an unknown one, and for empty ones.
     """
     folder = paths.local(path)
-    in_folder = not addresses.is_remote(path) and folder.is_dir()
-    files = _in_folder(folder, split) if in_folder else paths.files(path, "", split=None)
+    if not addresses.is_remote(path) and folder.is_dir() and not any(_format(file.name) for file in folder.iterdir()):
+        raise PlaitError(f"no file in {folder} ends in {', '.join(_FORMATS)}")
+    files = paths.files(path, tuple(_FORMATS), split=None, default_split=split)
     unknown = next((file for file in files if _format(file) is None), None)
     if unknown is not None:
         remote = addresses.is_remote(unknown)
         if not remote and Path(unknown).with_suffix("").suffix.lower() in LAYOUTS:
             check_bytes(Path(unknown), "text")  # tells compression
         shown = addresses.shown(unknown) if remote else unknown
-        raise PlaitError(f"cannot tell the format of {shown}; known endings: {', '.join(_FORMATS)}")
+        cure = (
+            f"; name files, as {shown.rstrip('/')}/*.parquet" if remote and not addresses.is_web(unknown) and not Path(shown).suffix else ""
+        )
+        raise PlaitError(f"cannot tell the format of {shown}; known endings: {', '.join(_FORMATS)}{cure}")
     counts = Counter(map(_format, files))
     if len(counts) > 1:
         told = " and ".join(f"{count} {kind}" for kind, count in counts.items())
-        place = path.rstrip("/") if in_folder else posixpath.dirname(path) or "."
-        firsts = [next(file for file in files if _format(file) == kind) for kind in counts]
-        cure = " or ".join(f"path: {place}/*{Path(addresses.name_of(file)).suffix}" for file in firsts)
+        cure = " or ".join(f"path: {_pattern(path, files, kind)}" for kind in counts)
         raise PlaitError(
             f"{addresses.shown(path)} names files of {len(counts)} formats ({told}), and a source reads one: name it, as {cure}"
         )
@@ -189,6 +192,26 @@ def _files(path: str, split: str) -> list[str]:
         if not addresses.is_remote(file):
             check_file(Path(file))
     return files
+
+
+def _pattern(path: str, files: Sequence[str], kind: str | None) -> str:
+    """Return a path that names the files of one format. `files`: all that `path` names."""
+    named = [file for file in files if _format(file) == kind]
+    endings = sorted({Path(addresses.name_of(file)).suffix for file in named})
+    ending = endings[0] if len(endings) == 1 else f".{{{','.join(each[1:] for each in endings)}}}"
+    remote, (folder, _, last) = addresses.is_remote(path), addresses.shown(path).rstrip("/").rpartition("/")
+    literal = not remote and paths.local(path).exists()
+    choices = [path] if literal else paths.braces(path)
+    wild = not literal and not addresses.is_web(path) and any(mark in path for mark in "*?[")
+    if wild and any(mark in last for mark in "*?["):
+        return f"{folder or '.'}/*{ending}"
+    if not wild and set(files).isdisjoint(choices if remote else [str(paths.local(choice)) for choice in choices]):  # they are folders
+        return f"{addresses.shown(path).rstrip('/')}/*{ending}"
+    shown = [addresses.shown(file) for file in named]
+    if len(shown) == 1 or len({posixpath.dirname(file) for file in shown}) > 1:
+        return shown[0]
+    names = [posixpath.basename(file) for file in shown]
+    return f"{posixpath.dirname(shown[0])}/{{{','.join(names[:_NAMED])}{',...' * (len(names) > _NAMED)}}}"
 
 
 def _copies(path: str, split: str, cache: str | None) -> list[Path]:
@@ -202,12 +225,6 @@ def _reason(error: BaseException) -> str:
         error = error.__cause__
     line = next(iter(str(error).splitlines()), "")
     return line if line and isinstance(error, OSError | ValueError) else f"{type(error).__name__} {line}".strip()
-
-
-def _in_folder(folder: Path, split: str) -> list[str]:
-    if not any(_format(file.name) for file in folder.iterdir()):
-        raise PlaitError(f"no file in {folder} ends in {', '.join(_FORMATS)}")
-    return paths.files(str(folder), tuple(_FORMATS), split=None, default_split=split)
 
 
 def _load_hub(datasets: Any, name: str, split: str, options: Mapping[str, Any], cache: str | None) -> Any:
@@ -263,8 +280,7 @@ def _reader(path: str, entry: SourceEntry, split: str, cache: str | None) -> Rea
     copies = _copies(path, split, cache)
     text = copies[0].suffix.lower() in LAYOUTS
     reader: Reader = _records(copies, entry, cache) if text else Table(path, None, split, entry.options, cache, entry.columns)
-    if not addresses.is_remote(path) and paths.local(path).is_dir():
-        reader.left_out = {**reader.left_out, **paths.left_out(path, tuple(_FORMATS), [str(copy) for copy in copies])}
+    reader.left_out = {**reader.left_out, **paths.left_out(path, tuple(_FORMATS), [str(copy) for copy in copies])}
     return reader
 
 

@@ -23,6 +23,7 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 from plait.config import hub_errors
 from plait.data.formats import index
 from plait.data.formats.csv_spans import DELIMITERS
+from plait.data.paths import NO_RECORDS
 from plait.data.records import IMAGE_KINDS, Record
 from plait.data.sources.contract import Reader
 from plait.data.sources.folder import BESIDE, METADATA
@@ -45,7 +46,6 @@ _PLAIN = frozenset(
 _ARCHIVES = frozenset([".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar"])
 _PICTURES = frozenset(f".{kind}" for kind in IMAGE_KINDS)
 _NAMED_MOST = 1000
-_NO_RECORDS = frozenset(["dataset_infos.json", "dataset_info.json", "dataset_dict.json", "state.json"])
 _ASKED_WITHIN_S = 30.0
 _WAITS_S = (1.0, 4.0, 15.0)  # between attempts
 _silent: set[str] = set()  # Hubs, by address, that did not answer the last question of this process
@@ -281,7 +281,7 @@ def _unread(listed: Sequence[str], inside: Mapping[str, Sequence[str]]) -> dict[
     """Count the data files of other formats, which the package leaves out of all splits."""
     formats = {LAYOUTS[_ending(file)].format for files in inside.values() for file in files}
     known = {ending: layout.format for ending, layout in LAYOUTS.items()} | {".parquet": "parquet", ".arrow": "arrow"}
-    others = [file for file in listed if known.get(_ending(file)) not in {None, *formats} and posixpath.basename(file) not in _NO_RECORDS]
+    others = [file for file in listed if known.get(_ending(file)) not in {None, *formats} and posixpath.basename(file) not in NO_RECORDS]
     return {f"data files of other formats than {', '.join(sorted(formats))}, such as {others[0]}": len(others)} if others else {}
 
 
