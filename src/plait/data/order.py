@@ -174,10 +174,10 @@ def digest(ids: Iterable[SampleId]) -> int:
 
 
 def block_counts(fractions: Sequence[float], global_batch: int) -> tuple[int, ...]:
-    """Return how many slots each source gets in one block of a mixture, in proportion to `fractions` (sum 1).
+    """Return how many slots (samples) each source gets in one block of a mixture, in proportion to `fractions` (sum 1).
 
-    The block is the shortest multiple of `global_batch` that is within 0.1 % of every fraction, else the best one up to 2^20 slots. Raises
-    PlaitError for a fraction too small for that.
+    The block, which repeats, is the shortest multiple of `global_batch` that is within 0.1 % of every fraction, else the best one up to
+    2^20 slots. Raises PlaitError for a fraction too small for that.
     """
     best, best_error, multiple = None, math.inf, 1
     while multiple == 1 or multiple * global_batch <= _BLOCK_MAX:
@@ -204,7 +204,7 @@ def largest_remainder(fractions: Sequence[float], total: int) -> list[int]:
 
 
 def interleave(counts: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Spread each source's `counts` slots evenly over a block. Returns, per slot, its source and how often that came before it."""
+    """Spread each source's `counts` slots evenly over a block. Returns (source of each slot, how often that source came before it)."""
     source = np.repeat(np.arange(len(counts)), counts)
     turn = np.concatenate([np.arange(c) for c in counts])
     when = (turn + 0.5) / np.asarray(counts)[source]

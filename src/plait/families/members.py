@@ -22,6 +22,7 @@ REQUIRED: Mapping[str, str] = {
     "Inputs": "Inputs(config, assets, *, max_tokens, pad, train)",
     "Loss": "Loss(config)",
 }
+"""How messages name each member that family.py must have: its call, or what it is."""
 OPTIONAL: Mapping[str, str] = {
     "prepare": "prepare(config, assets, texts)",
     "base": "base(config)",
@@ -34,6 +35,7 @@ OPTIONAL: Mapping[str, str] = {
     "inspect": "inspect(inputs, sample, example)",
     "legend": "legend, a text",
 }
+"""The same for members that it may have."""
 CATALOGUE: Mapping[str, str] = {
     "open_dataset": "open_dataset(entry, split, *, root, cache)",
     "rule_of": "rule_of(name)",

@@ -37,6 +37,7 @@ class Sampling:
 
 
 GREEDY = Sampling()
+"""Always the likeliest token."""
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
 IGNORED = -100
+"""The label of positions that the loss does not count."""
 CHUNK_POSITIONS = 256
 
 

@@ -8,6 +8,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from plait.errors import PlaitError
 
 BYTES = 256
+"""Tokens of a byte-level vocabulary before special tokens and merges: one per byte."""
 
 
 def open_tokenizer(path: Path, remedy: str) -> Tokenizer:

@@ -13,6 +13,7 @@ from plait.errors import PlaitError
 
 _GZIP = b"\x1f\x8b"
 Value = list[bytes] | list[int]
+"""The values of one feature of a tf.train.Example."""
 
 
 def spans(path: Path) -> Iterator[tuple[int, int]]:

@@ -20,8 +20,10 @@ from plait.data.sources.contract import Sample, Source
 from plait.errors import BadSample, sample_errors
 from plait.files import write_whole
 
-CHUNK = 4096  # positions planned at once
+CHUNK = 4096
+"""Positions planned at once."""
 OTHER_BUCKET = "in a bucket that is not asked for"
+"""Reason of samples that are not written because their bucket is not among `Request.only`."""
 NO_IMAGE, NO_CAPTION, TOO_SMALL, UNREADABLE = "no image", "no caption", "a side is too short", "unreadable"
 
 Report = Callable[[str, int, int], None]

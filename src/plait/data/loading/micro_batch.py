@@ -43,10 +43,7 @@ class Bad(NamedTuple):
 
 @dataclass
 class MicroBatch:
-    """The input of one forward pass: `batch`, the tensors that `Inputs.collate` made of the samples `ids`, by name.
-
-    `padding`: must not count in the loss. `bad`: the unusable samples that others of `ids` replace.
-    """
+    """The input of one forward pass: `batch`, the tensors of the samples `ids`, which replace those in `bad`. `padding`: has no loss."""
 
     batch: dict[str, Any]
     ids: list[SampleId]

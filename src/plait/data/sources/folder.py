@@ -117,8 +117,8 @@ class Folder:
 class Listed:
     """The records `rows` of a metadata file in folder `root`, each with its picture. A row that names no picture is a bad sample.
 
-    `chosen`: without the rows of other pictures that are there. `left_out` counts those rows, the pictures below the folder, hidden ones
-    too, that no row lists, and other files, which are not read. Raises PlaitError if no row is left.
+    `chosen`: leave out the rows of pictures that are there and not among these. `left_out` counts those rows, the pictures below the
+    folder, hidden ones too, that no row lists, and other files, which are not read. Raises PlaitError if no row is left.
     """
 
     def __init__(self, rows: IndexedRecords, root: Path, chosen: Chosen | None = None) -> None:

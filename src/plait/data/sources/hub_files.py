@@ -100,7 +100,7 @@ def download(name: str, split: str, options: Mapping[str, Any], cache: str | Non
 
 
 def check_access(name: str, revision: str | None) -> Exception | None:
-    """Return None if the Hub lets its user read a dataset, and the error if it could not be asked.
+    """Return None if the Hub lets its user read the dataset `name`, and the error if it could not be asked. `revision`: commit or tag.
 
     Raises PlaitError if it refuses the dataset, or has none of this name: the package itself would read an earlier copy then, untold.
     """

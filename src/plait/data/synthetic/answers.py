@@ -13,6 +13,7 @@ from typing import Any
 from plait.data.synthetic.lexicon import COLOURS, NUMBERS, SHAPES, plural
 
 Fields = Mapping[str, Any]
+"""The `fields` of a sample of `scenes` or `nlvr`: `task`, `truth` and others, by name."""
 Object = Mapping[str, Any]
 """An entry of `fields["objects"]`: `shape`, `colour`, `size`, centre `x`, `y` and `radius` in pixels."""
 

@@ -15,7 +15,8 @@ from PIL import Image, ImageDraw, ImageFilter
 from plait.data.synthetic.lexicon import COLOURS, Rgb
 from plait.data.synthetic.physics import Scene, SceneObject
 
-DRAWING = 1  # raised whenever the pixels of a scene change: part of the source's fingerprint, so that old caches are not used
+DRAWING = 1
+"""Raised whenever the pixels of a scene change: part of the source's fingerprint, so that old caches are not used."""
 
 _RIM = 0.075  # width of the outline, as a share of the radius
 _SHADOW = (0.10, 0.20, 0.13, 0.36)  # right, down, blur (all as shares of the radius), opacity

@@ -53,12 +53,18 @@ class NlvrOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     tasks: tuple[str, ...] = ("truth", "count", "point")
-    questions: int = Field(1, ge=1, le=100)  # per picture and task; one for `truth` and `caption`
-    reasons: bool = False  # a statement's answer begins with the number that it is about
-    wordings: Literal["plain", "many"] = "many"  # of statements: always the same wording, or varied as people's
-    rounds: int = Field(1, ge=1, le=10_000)  # repetitions of each picture, each with other questions
-    mixed: bool = False  # compose each picture of boxes of others of its sort, mirrored or not
-    together: bool = False  # all questions about a picture in one sample, as `annotations`, without repeats
+    questions: int = Field(1, ge=1, le=100)
+    """Questions per picture and task; one for `truth` and `caption`."""
+    reasons: bool = False
+    """Whether a statement's answer begins with the number that it is about."""
+    wordings: Literal["plain", "many"] = "many"
+    """Of statements: always the same wording, or varied as people's."""
+    rounds: int = Field(1, ge=1, le=10_000)
+    """Repetitions of each picture, each with other questions."""
+    mixed: bool = False
+    """Whether each picture is composed of boxes of others of its sort, mirrored or not."""
+    together: bool = False
+    """Whether all questions about a picture are one sample, as `annotations`, without repeats."""
 
 
 class Nlvr:

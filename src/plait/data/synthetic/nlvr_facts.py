@@ -348,5 +348,6 @@ def _on(draw: Draw) -> Fact:
 
 _IN_A_TOWER = (_height, _end, _end, _end, _some_blocks, _over, _over, _coloured_blocks)
 
-OF_ITEMS = (_group, *[_wall] * 4, *[_box] * 5)  # repeated by their frequency in human sentences
+OF_ITEMS = (_group, *[_wall] * 4, *[_box] * 5)
+"""What draws a fact about loose items, repeated by their frequency in human sentences."""
 OF_TOWERS = (_block, *[_tower] * 6, *[_as_end] * 2, _on, _of_colour)

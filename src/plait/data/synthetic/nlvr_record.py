@@ -14,13 +14,18 @@ from plait.data.records import Record
 from plait.data.synthetic.lexicon import plural
 from plait.errors import BadSample
 
-BOX = 100  # pixels along a box's side
-PITCH = 150  # pixels from one box's left edge to the next one's
+BOX = 100
+"""Pixels along a box's side."""
+PITCH = 150
+"""Pixels from one box's left edge to the next one's."""
 BOXES = ("left", "middle", "right")
-SIZE = (2 * PITCH + BOX, BOX)  # pixels of a picture
-COLOURS = {"yellow": "yellow", "black": "black", "#0099ff": "blue"}  # as records write them
+SIZE = (2 * PITCH + BOX, BOX)
+"""Width and height of a picture in pixels."""
+COLOURS = {"yellow": "yellow", "black": "black", "#0099ff": "blue"}
+"""Names of colours by how records write them."""
 SHAPES = ("circle", "square", "triangle")
-ORDERS = tuple(itertools.permutations(range(3)))  # by the last number of a sample's name: indices of the boxes at left, middle, right
+ORDERS = tuple(itertools.permutations(range(3)))
+"""By the last number of a sample's name: indices of the boxes at left, middle, right."""
 
 _GAP = 1  # pixels between a block and the one below it
 

@@ -52,9 +52,11 @@ PROMPTS: dict[str, tuple[str, ...]] = {
     ),
     "future quarter": ("Where will the {a} be {when}?", "In which quarter of the picture will the {a} be {when}?"),
 }
-WHEN = ("in {k} frames", "{k} frames after the last one")  # after a still picture, after a clip
+WHEN = ("in {k} frames", "{k} frames after the last one")
+"""When a question about the future asks: after a still picture, after a clip."""
 OPENERS = ("", "a picture of ", "an image of ", "the picture shows ", "we see ", "there {is} ")
 TASKS = tuple(dict.fromkeys(kind.split()[0] for kind in PROMPTS))
+"""Kinds of question, such as "count"; PROMPTS has the wordings of each and of its variants."""
 
 T = TypeVar("T")
 

@@ -23,8 +23,10 @@ from plait.data.synthetic.physics import Scene, SceneObject
 from plait.data.synthetic.questions import Question, Speech
 from plait.errors import PlaitError
 
-SPLITS = {"train": 100_000, "validation": 1_000, "test": 1_000}  # default number of scenes
-SIZES = {"small": (0.55, 0.65), "medium": (0.73, 0.81), "large": (0.90, 1.0)}  # radius, as a share of the largest one
+SPLITS = {"train": 100_000, "validation": 1_000, "test": 1_000}
+"""Default number of scenes by split."""
+SIZES = {"small": (0.55, 0.65), "medium": (0.73, 0.81), "large": (0.90, 1.0)}
+"""Least and greatest radius of an object by word, as shares of the largest that fits."""
 
 _LARGEST = 0.2  # largest radius, as a share of the shorter side
 _GAP = 1.12  # space around an object, in its radii: objects never touch at frame 0
@@ -42,22 +44,32 @@ class SceneOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    size: tuple[tuple[int, int], ...] = ((64, 64),)  # (width, height) in pixels; several are drawn equally often
-    objects: tuple[int, int] = (1, 4)  # fewest and most objects
+    size: tuple[tuple[int, int], ...] = ((64, 64),)
+    """(width, height) in pixels; several are drawn equally often."""
+    objects: tuple[int, int] = (1, 4)
+    """Fewest and most objects."""
     shapes: tuple[str, ...] = SHAPES
     colours: tuple[str, ...] = tuple(COLOURS)
     sizes: tuple[str, ...] = ("small", "large")
     tasks: dict[str, float] = {"caption": 1, "count": 1, "colour": 1, "shape": 1, "relation": 1, "point": 1, "exists": 1}
-    questions: int = Field(1, ge=1, le=24)  # about each picture; fewer where the scene allows no other question
-    asked_as: Literal["annotations", "turns"] = "annotations"  # several questions: separate conversations, or turns of one
+    questions: int = Field(1, ge=1, le=24)
+    """Questions about each picture; fewer where the scene allows no other."""
+    asked_as: Literal["annotations", "turns"] = "annotations"
+    """How several questions are asked: as separate conversations, or as turns of one."""
     answers: Literal["short", "sentence"] = "short"
-    frames: int = Field(0, ge=0, le=1000)  # frames of video beside the picture, its first frame among them; 0: a still picture
-    horizon: tuple[int, int] = (4, 12)  # frames that "future" looks ahead, fewest and most
-    speed: tuple[float, float] = (0.015, 0.05)  # of the shorter side, per frame
-    trails: Literal["auto", "always", "never"] = "auto"  # auto: where "future" is asked of stills, which show no motion otherwise
+    frames: int = Field(0, ge=0, le=1000)
+    """Frames of video beside the picture, its first frame among them; 0: a still picture."""
+    horizon: tuple[int, int] = (4, 12)
+    """Fewest and most frames that a question of task "future" looks ahead."""
+    speed: tuple[float, float] = (0.015, 0.05)
+    """Slowest and fastest motion, as shares of the shorter side per frame."""
+    trails: Literal["auto", "always", "never"] = "auto"
+    """Whether faded copies show the motion; auto: where "future" is asked of stills, which show none otherwise."""
     background: Literal["light", "dark", "mixed", "white"] = "mixed"
-    holdout: float | tuple[str, ...] = 0.1  # share of colour and shape pairs, or the pairs ("red circle"), kept out of training
-    held_out_share: float = Field(0.5, ge=0, le=1)  # share of validation scenes with a held-out pair
+    holdout: float | tuple[str, ...] = 0.1
+    """Share of colour and shape pairs, or the pairs ("red circle"), kept out of training."""
+    held_out_share: float = Field(0.5, ge=0, le=1)
+    """Share of validation scenes with a held-out pair."""
     supersample: int = Field(3, ge=1, le=8)
     format: Literal["png", "jpeg"] = "png"
 

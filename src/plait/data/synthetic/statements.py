@@ -34,8 +34,8 @@ def all_towers(picture: Items) -> bool:
 def statement(picture: Items, other: Items, draw: Draw) -> tuple[str, int, bool] | None:
     """Return (sentence, the number in `picture` that it is about, whether it holds there).
 
-    The sentence is true of only one of the pictures. None if none was found. The numbers in the two pictures differ by one, because people
-    were asked for sentences that distinguish similar pictures; with `draw.plain` they may differ more.
+    The sentence is true of only one of `picture` and `other`. None if none was found. The numbers in the two pictures differ by one,
+    because people were asked for sentences that distinguish similar pictures; with `draw.plain` they may differ more.
     """
     makers = OF_TOWERS if all_towers(picture) and all_towers(other) else OF_ITEMS
     for _ in range(_DRAWS):

@@ -22,6 +22,7 @@ from plait.families.molmo.model import Molmo
 from plait.families.molmo.scoring import benchmark_rules, metrics
 
 Score = Callable[[str, Sample], dict[str, float]]
+"""A scoring rule: from (answer, sample) to figures from 0 to 1 by name, `score` first."""
 
 _SPARE_TOKENS = 8  # an answer may run this much longer than the longest gold one: enough to be seen to differ
 _HIT_RADIUS = 5.0  # percent of width and height within which a point hits a gold point that has no mask

@@ -25,7 +25,8 @@ from plait.files import write_json
 __all__ = ["exports", "imported", "load"]
 
 SHARD = "5GB"
-MODEL_TYPE = "plait_molmo"  # what hf.py registers
+MODEL_TYPE = "plait_molmo"
+"""The `model_type` of an export's config.json, which hf.py registers."""
 
 
 def write_hf(model: Molmo, config: Config, assets: Path, out: Path) -> list[str]:

@@ -41,7 +41,7 @@ class TextSpan:
 
 
 def prompt_prefix(config: Config, style: str, answer: str | None, random: np.random.Generator | None) -> str:
-    """Return how the first prompt begins: "vqa2:" (a style), with a length too (by `answer`), or "". `random`: None except in training."""
+    """Return how the first prompt begins: a style ("vqa2:"), or with a length too ("vqa2 4:"), or "". `random`: None except in training."""
     style = EVALUATION_STYLES.get(style, style)
     if config.style == "none" or style in UNNAMED_STYLES:
         return ""

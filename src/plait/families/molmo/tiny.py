@@ -14,7 +14,8 @@ from plait.families.molmo.config import DEBUG, LANGUAGES
 from plait.families.molmo.styles import DEMO_STYLES
 from plait.nn.tokenizer import train_tokenizer
 
-END_OF_TEXT = "<|endoftext|>"  # id 0: padding, begin and end, as Qwen2 has one token for all three
+END_OF_TEXT = "<|endoftext|>"
+"""Id 0: padding, begin and end, as Qwen2 has one token for all three."""
 
 _TEMPLATES = """
 yes no true false zero one two three four five six seven eight nine ten below above under Three

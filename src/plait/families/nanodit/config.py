@@ -26,6 +26,7 @@ SIZES = {
     "24/1024": Size(24, 1024, 16, 632_912_960),
     "28/1024": Size(28, 1024, 16, 737_807_424),
 }
+"""Sizes by name, as the setting `model.size` takes them."""
 _SHAPE = ("depth", "hidden", "heads")
 
 Positive = Annotated[int, Field(ge=1)]

@@ -31,6 +31,7 @@ from plait.nn import encoders
 Rows = Sequence[Mapping[str, Any]]
 
 T_FIXED = (0.1, 0.3, 0.5, 0.7, 0.9)
+"""Times t at which bench `validation` measures the loss."""
 _RESTORED_FROM = 0.5  # the t at which one step restores the sample
 _ALONE_TEXT, _ALONE_IMAGE = 4.0, 2.0  # guidance scales of the divergence test: text (4, 0), image (0, 2)
 _FEWEST = 50

@@ -17,14 +17,19 @@ Row = Mapping[str, Any]
 Monitor = Callable[[Row], list[str]]
 """A function from a logged row to warnings."""
 
-PATIENCE = 10  # consecutive recorded rows with a fault before a monitor of training steps warns
-SETTLED_STEP = 1000  # before it, large gradients are normal
+PATIENCE = 10
+"""Consecutive recorded rows with a fault before a monitor of training steps warns."""
+SETTLED_STEP = 1000
+"""Step before which large gradients are normal."""
 RATIO_HIGH, RATIO_LOW = 1.5, 0.1  # RMS of the prediction over that of its target; the best prediction lies below 1
 NORM_HIGH, NORM_LOW = 10.0, 1e-4
-BIN_RISE = 1.5  # a range's smoothed loss over the lowest it has been
+BIN_RISE = 1.5
+"""A range's smoothed loss over the lowest it has been, above which a monitor warns."""
 _SMOOTHING = 0.9
-DIVERGENCE_LOW = 0.1  # relative distance of text-only and image-only samples: below, the conditions have no effect
-DOMINANCE_HIGH = 0.9  # share of the way from text-only to image-only at which samples with both lie
+DIVERGENCE_LOW = 0.1
+"""Relative distance of text-only and image-only samples: below, the conditions have no effect."""
+DOMINANCE_HIGH = 0.9
+"""Share of the way from text-only to image-only at which samples with both lie."""
 
 
 @dataclass

@@ -8,9 +8,12 @@ from pydantic import BaseModel, ConfigDict, Field, field_serializer, field_valid
 from plait.config.schema import ModelSection
 
 TINY = "tiny"
-COSMOS = "nvidia/Cosmos-Predict2-2B-Video2World"  # only its `vae` folder is ever fetched (507 MB in float32)
-FRAMES_PER_STEP = 4  # the world encoder folds four frames after the first into one latent frame
-LATENT_STRIDE = 8  # pixels of one side of a latent cell
+COSMOS = "nvidia/Cosmos-Predict2-2B-Video2World"
+"""Hub name of the default world encoder, of which only the `vae` folder is fetched (507 MB in float32)."""
+FRAMES_PER_STEP = 4
+"""The world encoder folds four frames after the first into one latent frame."""
+LATENT_STRIDE = 8
+"""Pixels of one side of a latent cell."""
 
 Positive = Annotated[int, Field(ge=1)]
 

@@ -25,7 +25,8 @@ from plait.nn.losses import IGNORED, token_cross_entropy
 _SPARE_TOKENS = 8  # an answer may run this much longer than the gold one before it is cut: enough to be seen to differ
 _ROOM_TOKENS = 128  # the same where no special scorer judges the answer: room for a few sentences, of which the last may give it
 NO_GOLD = "no answer to compare with: it has no text of the assistant"
-WAYS = ("on", "off", "shuffled")  # the world shown to a sample: its own, none, another sample's
+WAYS = ("on", "off", "shuffled")
+"""The world shown to a sample: its own, none, another sample's."""
 
 
 def is_correct(answer: str, gold: str, fields: Mapping[str, Any], question: str = "") -> bool:

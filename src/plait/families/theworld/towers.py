@@ -30,8 +30,10 @@ from plait.nn.tokenizer import open_tokenizer
 
 log = logging.getLogger(__name__)
 
-MAIN = "main"  # the Hub's name of an unpinned revision
-TOKENIZER = "tokenizer"  # folder of a tokenizer trained on the spot, inside the run's directory
+MAIN = "main"
+"""The Hub's name of an unpinned revision."""
+TOKENIZER = "tokenizer"
+"""Folder of a tokenizer trained on the spot, inside the run's directory."""
 
 
 def gemma_config(config: Config) -> Gemma3Config:

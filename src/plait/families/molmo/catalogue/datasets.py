@@ -30,7 +30,8 @@ log = logging.getLogger(__name__)
 DATA_DIR = "MOLMO_DATA_DIR"
 """The environment variable that names the folder of all datasets if `data.root` is not set, as in the Molmo guide."""
 
-MAX_ANNOTATIONS = 24  # annotations of one picture in one sample
+MAX_ANNOTATIONS = 24
+"""Most annotations (conversations) of one picture in one sample."""
 DATASETS: dict[str, Spec] = {**ACADEMIC, **PIXMO}
 ALIASES = {
     "ai2_diagram_v2_mix_transparent": "ai2d",

@@ -15,7 +15,9 @@ from plait.families.molmo.catalogue.rows import Conversation, Converter, Dataset
 from plait.families.molmo.catalogue.wordings import CAPTION, COUNT, NO_POINTS, POINT, one_of
 
 POINTS_EVAL = "pixmo_points_eval"
-MARK = "<|POINT|>"  # where parsed_response has a point
+"""Name of the dataset by which pointing is evaluated."""
+MARK = "<|POINT|>"
+"""What stands in `parsed_response` where a point is."""
 _MOST_POINTS = 60  # of one answer: more would not fit into 2304 tokens beside an image
 
 _BRACKETS = re.compile(r"^\s*\[USER\]|\[ASSISTANT\]\s*$")

@@ -22,7 +22,9 @@ from plait.data.sources.datasets import Table
 from plait.errors import BadSample, PlaitError
 
 Row = dict[str, Any]
-PICTURES = "_pictures"  # field of a row that holds its own image files
+"""A record of a dataset, {field: value}."""
+PICTURES = "_pictures"
+"""Field of a row that holds its own image files."""
 PIXMO_IMAGES = "pixmo_images"
 COCO = "coco"
 Keep = tuple[str, Callable[[Any], bool] | None]
@@ -156,6 +158,7 @@ def url_hash(url: str) -> str:
 
 
 Opener = Callable[[DatasetFiles], Rows]
+"""Reads the rows of one split of a dataset, given where its files are."""
 Random = np.random.Generator
 
 
@@ -184,14 +187,14 @@ Size = Callable[[], tuple[int, int]]
 """A function that returns (width, height) of the row's image, in pixels."""
 
 Converter = Callable[[Row, Random, Size], list[Conversation]]
+"""Makes the conversations of a row; the generator draws wordings and the order of options."""
 
 
 @dataclass(frozen=True)
 class Spec:
     """The description of a dataset: `folder` below the data root, `splits`, {split: opener of its rows}, and `convert`, their converter.
 
-    `get`: text on where to get the files. `rule`: the bench that scores answers, None without one. `picture(files, row)`: path of the image
-    of a row. `group`: the column that is equal in rows about one picture.
+    `get`: text on where to get the files. `rule`: the bench that scores answers, None without one.
     """
 
     folder: str
@@ -199,10 +202,14 @@ class Spec:
     convert: Converter
     get: str
     rule: str | None = None
-    picture: Callable[[DatasetFiles, Row], Path] | None = None  # None: rows hold their own image files
-    group: str | None = None  # rows with the same value share their picture in training
-    held_out: bool = False  # published whole: one picture in a hundred, by the hash of `group`, is the split `validation`
-    by_url: bool = False  # pictures are downloaded apart, from the URLs in the column `group`; rows whose picture is not there are left out
+    picture: Callable[[DatasetFiles, Row], Path] | None = None
+    """Path of a row's image file; None: rows hold their own image files."""
+    group: str | None = None
+    """The column by which rows share their picture in training, where its value is the same."""
+    held_out: bool = False
+    """Whether it is published whole: one picture in a hundred, by the hash of `group`, is the split `validation`."""
+    by_url: bool = False
+    """Whether pictures are downloaded apart, from the URLs in the column `group`; rows whose picture is not there are left out."""
 
 
 def read_json(file: Path) -> Any:
