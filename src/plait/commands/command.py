@@ -42,7 +42,7 @@ OVERRIDES = "Settings of the configuration are given as --a.b=value or --a.b val
 
 
 CALLS = {"declare": "declare(parser)", "run": "run(arguments)"}
-"""How the functions of a Command are called."""
+"""How plait calls the function in each field of a Command."""
 
 
 @dataclass(frozen=True)

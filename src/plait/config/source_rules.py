@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class SourceRules:
-    """What a kind of source accepts in its entry; checked before any file is opened."""
+    """What a kind of source accepts in its entry, an item of `data.train`; checked before any file is opened."""
 
     name: str
     """The kind's name: the value of `source:` in an entry."""

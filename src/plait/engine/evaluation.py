@@ -80,7 +80,7 @@ CALLS = {
     "needs": "needs(section)",
     "about": "about(rows)",
 }
-"""How the functions of a Bench are called."""
+"""How plait calls the function in each field of a Bench."""
 Benches = Mapping[str, Bench]
 """A family's benches by name, as `plait eval --bench NAME` takes it."""
 
@@ -96,7 +96,7 @@ class Samples(Protocol):
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Opens an entry's held-out data: `batches(entry)` is this rank's part of it, for the loss; `samples(entry)` all of it, for benches."""
+    """Opens data of an `evaluate:` entry: `batches(entry)` is this rank's part, for the loss; `samples(entry)` all, for benches."""
 
     batches: Callable[[Evaluate], Iterable[StepBatch]]
     samples: Callable[[Evaluate], Samples]
@@ -357,7 +357,7 @@ class Evaluations:
 
 
 def shortfall(entry: Evaluate, count: int) -> str | None:
-    """Return a line of warning if an entry asks for more samples than there are (`count`), else None."""
+    """Return a line of warning if an `evaluate:` entry asks for more samples than there are (`count`), else None."""
     if entry.samples is None or count >= entry.samples:
         return None
     return f"bench {entry.bench}: {entry.samples:,} held-out samples are asked for (samples), and there are {count:,}: all are taken"
@@ -374,7 +374,7 @@ def label(bench: str, figure: str) -> str:
 
 
 def check(entries: Sequence[Evaluate], benches: Mapping[str, Bench]) -> None:
-    """Raise PlaitError, before training, for an entry whose bench the family does not have, listing those it has."""
+    """Raise PlaitError, before training, for an `evaluate:` entry whose bench is not among `benches`, listing those."""
     for entry in entries:
         if entry.bench != LOSS and entry.bench not in benches:
             raise PlaitError(f"evaluate names bench {entry.bench!r}, which is unknown; known: {', '.join([LOSS, *sorted(benches)])}")

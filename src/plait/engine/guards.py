@@ -71,7 +71,7 @@ class Quarantine:
         files.keep_rows(self.path, lambda row: row["step"] <= step, files.STEP_KINDS)
 
     def add(self, step: int, bad: Sequence[UnusableSample], totals: dict[str, float], ranks: Ranks) -> None:
-        """Append the unusable samples of a step to the file, and count them in the state's counters: "bad" of `totals`.
+        """Append the unusable samples of a step to quarantine.jsonl, and count them in the state's counters: "bad" of `totals`.
 
         `bad`: this rank's; every rank calls it, also with none. Each bad sample is replaced by another: one that was a replacement itself
         is listed, but not counted. Raises Stopped beyond `max_fraction` of `totals["samples"]`, taken as at least 100.

@@ -18,7 +18,7 @@ from plait.errors import Stopped
 log = logging.getLogger(__name__)
 
 SKIPPED = "skipped.jsonl"
-"""In a run directory: the steps that `rewind` skips."""
+"""The file, in a run directory, that lists the steps that `rewind` skips."""
 _KINDS = {"step": int, "stage": str}
 
 

@@ -13,7 +13,7 @@ from plait.engine.parallel.distributed import Ranks, local
 from plait.errors import first_names
 
 REPORTS = "non-finite"
-"""In a run directory: the folder of reports."""
+"""The folder of reports in a run directory."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Report:
 
 
 def make_report(step: int, values: Mapping[str, float], ids: Sequence[str], *, model: nn.Module, ranks: Ranks, run: Path) -> Report:
-    """Return a report of step `step` of the run, which is not finite, from the findings of all ranks. All of them call this.
+    """Return a report of step `step` of the run, whose loss or gradient is not finite, from what all ranks found. All call this.
 
     `values`: its losses and gradient norm by name. `ids`: this rank's samples, as source:index@epoch. `run`: the run directory.
     Also written to RUN/non-finite/step-N.json, with rank 0's statistics of every module.

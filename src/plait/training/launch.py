@@ -120,7 +120,7 @@ class Fresh:
 
 
 class Warm:
-    """Launcher that forks `plait ...` from a server process that has imported `modules`; one at a time, and itself its `Process`."""
+    """Launcher that forks `plait ...` from a server process that has imported `modules`. It is also the `Process`: one runs at a time."""
 
     ranks = 1
 

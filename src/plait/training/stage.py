@@ -62,7 +62,7 @@ def run_stage(plan: StagePlan, bundle: ModelBundle, state: State, context: RunCo
 
 
 class StageRun:
-    """A stage while it runs. After each step: metrics, evaluation if due, the decision to end the stage, a checkpoint if due."""
+    """Runs the stage of `plan` from `state` on. After each step: metrics, an evaluation and a checkpoint if due, perhaps the end."""
 
     def __init__(
         self, plan: StagePlan, bundle: ModelBundle, state: State, context: RunContext, micro_batch: MicroBatchSize, counters: Counters

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 class StageEvaluation:
-    """The evaluations of one stage while it runs."""
+    """Runs the evaluations of the stage of `plan`; their figures decide the best checkpoint, and may end the stage."""
 
     def __init__(self, plan: StagePlan, bundle: ModelBundle, state: State, context: RunContext) -> None:
         config, ranks = plan.config, context.ranks

@@ -112,7 +112,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Result:
-    """The figures of a bench by name, and its rows (one per answer; none for the loss)."""
+    """What a bench (metric on some data) gave: its figures by name, and its rows (one per answer; none for the loss)."""
 
     figures: Mapping[str, float]
     rows: Sequence[Row] = ()

@@ -35,7 +35,7 @@ class Finding:
     cure: str | None = None
 
     def line(self, rank: int = 0) -> str:
-        """Return the line that is logged for it; it begins with "MEND" if there is a cure. `rank`: which made the check, shown unless 0."""
+        """Return the finding as a line for the log, which begins with "MEND" if it has a cure. `rank`: that made the check, if not 0."""
         return f"{'ok  ' if self.cure is None else 'MEND'}  {self.what:<10} {f'rank {rank}: ' if rank else ''}{self.result}"
 
 

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ShardOptions:
-    """How a set is made. `buckets`: crop sizes, "WIDTHxHEIGHT,..."; `bucket`: those of them to write (empty: all).
+    """How a set of latent shards is made. `buckets`: crop sizes, "WIDTHxHEIGHT,..."; `bucket`: those of them to write (empty: all).
 
     `latents`, `texts`, `images`: encoders, each a folder, a Hub repository[/part][@revision] or "tiny" (random), run on `device`. `split`:
     of the source. `max_tokens`: captions are cut there (None: the encoder's own limit). `min_side`: skip smaller pictures (pixels);

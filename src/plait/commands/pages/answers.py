@@ -36,7 +36,7 @@ class Answer:
 
 
 class Figure(NamedTuple):
-    """A result of the bench. `value` and 95 % `interval` are text ("" for none); `task` is the one that it belongs to, or None."""
+    """A result of the bench. `value` and 95 % `interval` are text ("" for none); `task`: the group of questions that it is of, or None."""
 
     name: str
     value: str

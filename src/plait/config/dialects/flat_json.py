@@ -105,7 +105,7 @@ SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant_with_warmup": "co
 
 
 def recognise(tree: Node, plait_keys: Sequence[str]) -> bool:
-    """Return whether the file is in this dialect. Raises PlaitError for one that mixes it with `plait_keys`, plait's own top-level keys."""
+    """Return whether `tree`, a file, is in the flat JSON format. Raises PlaitError if it has `plait_keys` (plait's top-level) too."""
     theirs = [node for key, node in tree.value.items() if key in KEYS]
     ours = [node for key, node in tree.value.items() if key in plait_keys and key != STAGES]
     if theirs and ours:
@@ -119,7 +119,7 @@ def recognise(tree: Node, plait_keys: Sequence[str]) -> bool:
 
 
 def translate(tree: Node, overrides: Sequence[Override], path: Path, plait_keys: Sequence[str]) -> Translation:
-    """Translate the file, and the overrides (settings of the command line) that use its keys, into plait's names.
+    """Translate `tree`, a file in the flat JSON format, and overrides (settings of the command line) in its keys, into plait's names.
 
     `path`: of the file, for messages. `plait_keys`: plait's top-level keys, which overrides may use too. Raises PlaitError for an unknown
     or ill-typed key.

@@ -102,7 +102,7 @@ ASSUMED = {"family": "nanodit", "optim.schedule.name": "cosine", "optim.schedule
 
 
 def recognise(tree: Node, plait_keys: Sequence[str]) -> bool:
-    """Return whether the file is in this dialect. Raises PlaitError for one that mixes it with `plait_keys`, plait's own top-level keys."""
+    """Return whether `tree`, a file, is in the nested YAML format. Raises PlaitError if it has `plait_keys` (plait's top-level) too."""
     theirs = [node for key, node in tree.value.items() if key in SECTIONS and key not in plait_keys]
     shared = [key for key in plait_keys if not (key == "model" and _is_of_another_family(tree))]
     theirs += [node for key, node in _leaves(tree) if key in KEYS and key != KEYS[key].path and key.partition(".")[0] in shared]
@@ -122,7 +122,7 @@ def _is_of_another_family(tree: Node) -> bool:
 
 
 def translate(tree: Node, overrides: Sequence[Override], path: Path, plait_keys: Sequence[str]) -> Translation:
-    """Translate the file, and the overrides (settings of the command line) that use its keys, into plait's names.
+    """Translate `tree`, a file in the nested YAML format, and overrides (settings of the command line) in its keys, into plait's names.
 
     `path`: of the file, for messages. `plait_keys`: plait's top-level keys, which overrides may use too. Raises PlaitError for an unknown
     or ill-typed key.

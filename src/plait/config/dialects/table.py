@@ -25,7 +25,7 @@ SHIPPED: tuple[Dialect, ...] = (
 
 
 def dialects() -> tuple[Dialect, ...]:
-    """Return the shipped dialects, then those that installed packages offer.
+    """Return the dialects (formats of other trainers) that plait ships, then those that installed packages offer.
 
     Raises PlaitError for one that breaks its contract, or has a name or script of another.
     """

@@ -45,7 +45,10 @@ def _content_fault(path: Path, listed: Mapping[str, Any]) -> str | None:
 
 
 def newest_intact(run: Path, unread: Mapping[Path, str] = types.MappingProxyType({})) -> tuple[Checkpoint | None, list[str]]:
-    """Return (newest intact checkpoint of the run directory, or None; a line per fault of newer ones). `unread`: {damaged folder: why}."""
+    """Return (the newest intact checkpoint of the run directory, or None; a line per fault of the newer, damaged ones).
+
+    `unread`: {folder of a checkpoint: why it counts as damaged without being read}.
+    """
     faults: list[str] = []
     for folder in published(run):
         found, of_folder = (None, [unread[folder]]) if folder in unread else _verified(folder)

@@ -27,7 +27,7 @@ Key = tuple[int, frozenset[str]]
 
 
 class TensorBoard:
-    """Mirror into event files under RUN/events, for `tensorboard --logdir RUN`. `step`: where the run begins or resumes.
+    """Mirrors metrics into event files under RUN/events, for `tensorboard --logdir RUN`. `step`: where the run begins or resumes.
 
     Its first event tells a viewer that has read older files to drop all steps after `step`. A run's first start writes one too, because
     viewers ignore the first such event.
@@ -71,9 +71,10 @@ def fill(mirror: TensorBoard, rows: Sequence[Mapping[str, Any]], shown: Collecti
 
 
 def cut(run: Path, done: Callable[[int, bool], bool]) -> set[Key]:
-    """Cut every event file at its first event that is damaged or not `done(step, held_out)`. Returns the keys of what stays.
+    """Cut every event file at its first event that is damaged or of a step to be run again. Returns the keys of what stays.
 
-    `held_out`: the event is of an evaluation. If the clock is behind the newest file's name, files are renamed so that new ones sort last.
+    `done(step, held_out)`: whether what an event shows will not be computed again; `held_out`: it shows an evaluation. If the clock is
+    behind the newest file's name, files are renamed so that new ones sort last.
     """
     paths = sorted(path for path in (run / "events").glob(f"{_PREFIX}*") if path.is_file())
     shown: set[Key] = set()

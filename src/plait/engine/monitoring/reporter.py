@@ -34,7 +34,7 @@ class Reporter(logging.Handler):
 
 
 def write(stream: TextIO | None, line: str) -> None:
-    """Write a line and flush it; never raises. A closed stream ignores it, characters that its encoding lacks are escaped.
+    """Write a line and flush it; never raises. A closed stream, or None, ignores it; characters that its encoding lacks are escaped.
 
     What standard output could not take, but for a pipe whose reader has gone, `settle_output` returns.
     """

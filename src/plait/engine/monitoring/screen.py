@@ -121,7 +121,7 @@ class Screen:
         self._write("\n".join(f"warning: {line}" for line in lines))
 
     def close(self) -> None:
-        """Leave the terminal as it was, with the last state of the line on it."""
+        """Stop moving the progress line, whose last state stays on the terminal, and leave the terminal as it was."""
         if self.live is not None:
             with contextlib.suppress(OSError, ValueError):
                 self.live.stop()

@@ -68,7 +68,7 @@ class Signals:
 
 
 def stopped_by(received: Sequence[str | None]) -> str:
-    """Return what stopped the ranks. `received`: the name of the signal that each rank got, in rank order; None: it got none."""
+    """Return what stopped the ranks, as text. `received`: the name of the signal that each rank got, in rank order; None: it got none."""
     ranks = [rank for rank, name in enumerate(received) if name is not None]
     if not ranks:
         return "a rank that had no data for the next step"

@@ -26,7 +26,7 @@ from plait.engine.parallel.distributed import Ranks
 from plait.errors import Stopped
 
 SETTING_UP = ("start", "stage")
-"""Phases in which models are read and compiled: they may take PATIENCE times as long."""
+"""Phases in which models are read and compiled: they may take PATIENCE times the timeout."""
 PATIENCE = 3
 
 _RANKS_SHOWN = 8

@@ -77,7 +77,7 @@ class Layout:
 
 
 class Memory(NamedTuple):
-    """Bytes on one rank. `gathered`: the most that FSDP's gathered weights and gradients take at a time."""
+    """Bytes of a stage's state on one rank. `gathered`: the most that FSDP's gathered weights and gradients take at a time."""
 
     weights: int
     gradients: int
