@@ -23,7 +23,7 @@ _STEP = re.compile(rf"step-?(\d+)|{LATEST}")
 
 
 def split(spec: str) -> tuple[Path, str]:
-    """Split a spec into a folder and the mark after @, or "" without one: "runs/a@500" and "runs/a/step500" -> (runs/a, "500").
+    """Split a checkpoint's name into a folder and the mark after @, "" without one: "runs/a@500" and "runs/a/step500" -> (runs/a, "500").
 
     An @ in the name of an existing file or folder is part of the name. Nothing is checked or raised.
     """

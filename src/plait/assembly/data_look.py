@@ -132,7 +132,7 @@ def report(config: RunConfig, sources: Sequence[Source], inputs: Inputs, limits:
 
 
 def table(found: Sequence[SourceLook]) -> list[tuple[str, str]]:
-    """Return (source name, its counts as one line of text) for each of the looks that `look` returned."""
+    """Return (source name, its counts as one line of text) for each SourceLook in `found`, which `look` returned."""
     return [(one.source.name, one.text()) for one in found]
 
 

@@ -70,7 +70,7 @@ class HeldOutData:
         self.opened: dict[str, list[Source]] = {}
 
     def of(self, entry: Evaluate) -> tuple[list[Source], tuple[SampleId, ...]]:
-        """Return the opened sources of an entry, and the ids of the samples it is evaluated on. Raises PlaitError if it has no data."""
+        """Return the opened sources of an `evaluate:` entry, and the ids of the samples to evaluate on. Raises PlaitError without data."""
         config = self.config
         listed = entry.data or ([benchmark(config, entry.bench)[1]] if ":" in entry.bench else [])
         if not (listed or config.data.validation):
@@ -88,7 +88,7 @@ class HeldOutData:
 
 @dataclass(frozen=True)
 class ChosenSamples:
-    """A sequence of an entry's samples, each read when it is indexed, since a whole benchmark may not fit into memory.
+    """The samples of an `evaluate:` entry, each read when it is indexed, since a whole benchmark may not fit into memory.
 
     `opened`: the entry's sources. `ids`: the samples chosen from them, in the order of this sequence.
     """
@@ -110,7 +110,7 @@ class ChosenSamples:
 def open_held_out(
     bundle: ModelBundle, config: RunConfig, ranks: Ranks, data: HeldOutData | None = None, stop: Callable[[], bool] = lambda: False
 ) -> HeldOut:
-    """Return the functions that open the held-out data of an entry: `batches` for the loss, `samples` for other benches.
+    """Return the functions that open held-out data of an `evaluate:` entry: `batches` for the loss, `samples` for other benches.
 
     `batches(entry)` iterates over this rank's part of the chosen samples, encoded for the model of `bundle`, `entry.batch` at a time;
     `samples(entry)` is a sequence of all of them as their sources give them. `config`: says where data is. `data`: opened sources to use

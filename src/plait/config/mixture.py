@@ -83,7 +83,7 @@ class Mixture:
 
     @property
     def entries(self) -> list[SourceEntry]:
-        """The settings of each source, in the order of the file."""
+        """The settings of each source of the mixture, in the order of its file."""
         return [part.entry for part in self.parts]
 
     def sampling_weights(self, sizes: Sequence[int]) -> list[float]:

@@ -24,7 +24,7 @@ class TranslatedKey(NamedTuple):
 
 @dataclass(frozen=True)
 class Translation:
-    """Another trainer's configuration in plait's names: the `tree`, and for each of the author's keys a row that says what it became.
+    """Another trainer's configuration in plait's names: the `tree`, and in `rows` for each key of the original what it became.
 
     `overrides`: settings of the command line in plait's own names, still to be applied. `warnings`: lines to show at the start of a run.
     `train_options`: options of `plait train` that the author's flags stand for: `restart`, `fresh`.

@@ -105,7 +105,10 @@ class Flops(TorchFunctionMode):
 
 
 class Meter:
-    """Counter of the FLOPs of a stage (part of a run) on this rank. Micro-batches of shapes seen before count as much as the first such."""
+    """Counts the FLOPs of a stage (part of a run) on this rank. Micro-batches of shapes seen before count as the first such did.
+
+    `precision`: a `train.precision`, such as "bf16", by which the device's peak rate is known.
+    """
 
     def __init__(self, device: torch.device, precision: str) -> None:
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -67,7 +67,7 @@ class Quarantine:
     max_fraction: float
 
     def resume(self, step: int) -> None:
-        """Remove the file's lines of steps after `step`: called on resume, because those steps are run again."""
+        """Remove the lines of steps after `step` from quarantine.jsonl: called on resume, because those steps are run again."""
         files.keep_rows(self.path, lambda row: row["step"] <= step, files.STEP_KINDS)
 
     def add(self, step: int, bad: Sequence[UnusableSample], totals: dict[str, float], ranks: Ranks) -> None:

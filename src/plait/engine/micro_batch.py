@@ -28,7 +28,7 @@ class Exceeded(Exception):
 
 
 class ExceededAlone(Exception):
-    """Raised on a rank that ran out of memory while the others wait for it in a collective. It cannot tell them."""
+    """Raised on a rank that ran out of memory while the others wait for it in a collective: it cannot tell them."""
 
 
 class MicroBatchSize:

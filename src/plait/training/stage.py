@@ -129,7 +129,7 @@ class StageRun:
             raise Paused(f"stopped by {reason} {where}, all saved; the same command continues")
 
     def after_step(self, state: State, row: Row) -> None:
-        """Check that ranks agree, record the metrics `row` of a step, evaluate and save if due. Raises Stopped where a check fails."""
+        """Compare replicas if due, record the metrics `row` of a step, evaluate and save if due. Raises Stopped where a check fails."""
         settings, ranks = self.plan.config, self.context.ranks
         every = settings.guard.replica_check_steps
         if every and state.stage_step % every == 0 and ranks.size > 1 and not distributed.is_sharded(state.model):

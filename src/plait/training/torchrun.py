@@ -60,7 +60,7 @@ class _Ended(SignalException):
 
 
 class Agent(LocalElasticAgent):
-    """Torch's agent, with two differences: after an exit code in FINAL nothing is restarted, and what ends it is raised as _Ended.
+    """Torch's agent, with two differences: exit codes in FINAL restart no rank, and what ends the agent is raised as _Ended.
 
     FINAL has the exit codes that another attempt would not change. _Ended is raised from torch's exception, and has the ranks' exit codes.
     """

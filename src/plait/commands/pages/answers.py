@@ -81,7 +81,7 @@ def render_answers(
     noun: str = "answers",
     overall: Figure | None = None,
 ) -> str:
-    """Return the page as HTML text. `details`: (name, text) on what was measured; `answers`: in the order to show.
+    """Return the page of a bench's answers as HTML text. `details`: (name, text) on what was measured; `answers`: in the order to show.
 
     `figures`: the results, in a table; `overall`: that of them which is shown large, or None; `noun`: what the page calls the answers.
     """

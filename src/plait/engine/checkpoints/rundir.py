@@ -42,7 +42,7 @@ Difference = tuple[str, Any, Any]
 
 
 def lock(run: Path) -> IO[str]:
-    """Create the directory and lock it until the returned file is closed. Raises PlaitError if it is locked, or cannot be made."""
+    """Create the directory `run` and lock it until the returned file is closed. Raises PlaitError if it is locked, or cannot be made."""
     try:
         run.mkdir(parents=True, exist_ok=True)
         file = (run / "lock").open("a+", encoding="utf-8")

@@ -58,7 +58,7 @@ class RankFiles:
     def run_on_all(self, action: Callable[[], Result]) -> list[Result]:
         """Run `action` on each rank, all of which call this, and return the results of all ranks, in rank order.
 
-        If it fails on one rank, all of them raise: that rank the cause, the others OSError.
+        If `action` fails on one rank, all of them raise: that rank the cause, the others OSError.
         """
         if self.ranks == 1:
             return [action()]

@@ -54,7 +54,7 @@ class Heartbeat:
             self._failed = True
 
     def close(self) -> None:
-        """Close the file; its last line stays and shows where this rank ended."""
+        """Close the heartbeat file; its last line stays and shows where this rank ended."""
         os.close(self._file)
 
 

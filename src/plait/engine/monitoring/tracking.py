@@ -53,7 +53,8 @@ def _number(value: Any) -> Any:
 class Tracker:
     """Writer of metrics: every row to `metrics.jsonl` first, then to the mirrors. `run`: the run's directory; None: rows are dropped.
 
-    `monitors`: functions that take a row and return warnings, which are recorded in the row as `warnings` and shown on the screen.
+    `screen`: shows progress to a person; None: nobody is shown any. `monitors`: functions that take a row and return warnings, which are
+    recorded in the row as `warnings` and shown on the screen.
     """
 
     def __init__(self, run: Path | None, mirrors: Sequence[Mirror], screen: Screen | None = None, monitors: Sequence[Monitor] = ()) -> None:
@@ -71,9 +72,9 @@ class Tracker:
             self.screen.advance(row)
 
     def row(self, row: Mapping[str, Any]) -> None:
-        """Record a row of metrics, with the warnings of the monitors, in the file and the mirrors. The screen is one of these.
+        """Record a row of metrics, with the warnings of the monitors, in `metrics.jsonl`; pass it to the mirrors and the screen.
 
-        Its `step`: updates done when it was measured.
+        Its key `step`: how many updates were done when it was measured.
         """
         if self.path is not None:
             warnings = self.watch(row)
