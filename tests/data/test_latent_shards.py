@@ -22,6 +22,7 @@ from plait.data.aspect import STANDARD, Bucket, nearest, parse
 from plait.data.latent_shards import write
 from plait.data.latent_shards.plan import OTHER_BUCKET, Request, plan
 from plait.data.latent_shards.statistics import measure
+from plait.data.sources.contract import BrokenSource, Source
 from plait.data.sources.latents import Latents
 from plait.data.sources.metadata import read_metadata
 from plait.data.sources.open import open_source
@@ -142,6 +143,21 @@ def test_what_cannot_be_used_is_counted_and_listed_by_reason(tmp_path):
         "p03": "unreadable",
     }
     assert len(Latents(str(tmp_path / "set"), {})) == 6
+
+
+class NoSamples(Source):
+    name = fingerprint = "no samples"
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        return {"id": "a", "images": []}
+
+
+def test_a_source_that_gives_no_samples_is_at_fault(tmp_path):
+    with pytest.raises(BrokenSource, match=r"no samples: sample \d, made by .*NoSamples, is a dict without 'messages' and 'fields'"):
+        plan(NoSamples(), Request(BUCKETS))
 
 
 def test_latents_that_are_not_finite_are_skipped(tmp_path):

@@ -16,7 +16,7 @@ from plait.data import image_files
 from plait.data.aspect import Bucket, nearest
 from plait.data.order import permute
 from plait.data.records import as_list
-from plait.data.sources.contract import Sample, Source
+from plait.data.sources.contract import Sample, Source, read
 from plait.errors import BadSample, sample_errors
 from plait.files import write_whole
 
@@ -82,8 +82,11 @@ def count_reasons(skipped: Sequence[Skipped]) -> dict[str, int]:
 
 
 def sample_at(source: Source, request: Request, position: int) -> Sample:
-    """Return the sample at a position of the walk (the shuffled order, by `request.seed`). Raises BadSample if it cannot be read."""
-    return source[int(permute(position, len(source), request.seed, "shard"))]
+    """Return the sample at a position of the walk (the shuffled order, by `request.seed`).
+
+    Raises BadSample if it cannot be read, BrokenSource if it is no sample.
+    """
+    return read(source, int(permute(position, len(source), request.seed, "shard")))
 
 
 def captions_of(source: Source, sample: Sample) -> list[str]:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import xxhash
 
 from plait.config import hub_errors
@@ -33,6 +34,8 @@ from plait.errors import BadSample, PlaitError
 
 _FORMATS = {**{ending: layout.format for ending, layout in LAYOUTS.items()}, ".parquet": "parquet", ".arrow": "arrow"}
 """The format of a file by the ending of its name, in small letters or capitals; also the package's name of its loader."""
+_SHORT = {"float32": np.float32, "float16": np.float16}
+_WHOLE = 2.0**53  # to this, Python writes a whole number with all its digits
 _NAMED = 4  # files that a message names
 
 
@@ -69,6 +72,7 @@ class Table:
         self.columns, self.builder = dict(columns), rows.info.builder_name
         self.labels = {name: f for name, f in rows.features.items() if isinstance(f, datasets.ClassLabel)}
         self.pictures = [name for name, feature in rows.features.items() if _is_image(datasets, feature)]
+        self.short = {name: feature for name, feature in rows.features.items() if _is_short(feature)}
         for name in self.pictures:
             rows = rows.cast_column(name, _encoded(datasets, rows.features[name]))
         self.rows = rows
@@ -87,6 +91,8 @@ class Table:
         for name, label in self.labels.items():
             if row[name] is not None:  # -1 stands for a missing label
                 row[name] = label.int2str(row[name]) if row[name] >= 0 else None
+        for name, feature in self.short.items():
+            row[name] = _in_short(row[name], feature)
         pictures = {name: row[name] for name in self.pictures}
         fields = rename(row, self.columns)
         named = [value for name in ("image", "images") for value in as_list(fields.get(name))]
@@ -242,6 +248,29 @@ def _load_hub(datasets: Any, name: str, split: str, options: Mapping[str, Any], 
 
 def _is_image(datasets: Any, feature: Any) -> bool:
     return isinstance(feature, datasets.Image) or (isinstance(feature, datasets.List) and isinstance(feature.feature, datasets.Image))
+
+
+def _is_short(feature: Any) -> bool:
+    """Return whether a column holds numbers of 16 or 32 bits, also in lists and structs."""
+    if isinstance(feature, Mapping):
+        return any(map(_is_short, feature.values()))
+    if hasattr(feature, "feature"):
+        return _is_short(feature.feature)
+    return getattr(feature, "dtype", "") in _SHORT and not hasattr(feature, "shape")  # arrays of several dimensions are no text
+
+
+def _in_short(value: Any, feature: Any) -> Any:
+    """Return a cell whose numbers of 16 or 32 bits are the shortest decimals that they stand for: 0.1 for 0.10000000149011612.
+
+    Whole numbers stay as they are.
+    """
+    if value is None or not _is_short(feature):
+        return value
+    if isinstance(feature, Mapping):
+        return {name: _in_short(value[name], inner) for name, inner in feature.items()}
+    if hasattr(feature, "feature"):
+        return [_in_short(item, feature.feature) for item in value]
+    return value if value.is_integer() and abs(value) < _WHOLE else float(str(_SHORT[feature.dtype](value)))
 
 
 def _encoded(datasets: Any, feature: Any) -> Any:
