@@ -5,7 +5,7 @@ import xxhash
 
 
 def key(*parts: int | str) -> int:
-    """Mix integers and strings, such as (seed, "order", epoch), to a 64-bit key. ("a", "bc") and ("ab", "c") differ, as do 1 and "1"."""
+    """Mix `parts`, such as (seed, "order", epoch), to a 64-bit key. ("a", "bc") and ("ab", "c") differ, as do 1 and "1"."""
     digest = xxhash.xxh3_64()
     for part in parts:
         body = part.encode() if isinstance(part, str) else str(int(part)).encode()

@@ -77,7 +77,7 @@ def _too_many(pattern: str, count: int) -> str:
 def read_regular(path: Path) -> bytes:
     """Return the bytes of a file that a record names.
 
-    Raises BadSample if it cannot be read, is over the limit of one sample, or is no regular file (a FIFO never ends).
+    Raises BadSample if it cannot be read, is over MOST_BYTES (1 GiB), or is no regular file (a FIFO never ends).
     """
 
     def read() -> bytes:

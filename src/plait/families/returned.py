@@ -199,7 +199,7 @@ _SHOWN: Mapping[str, Callable[[Any], bool]] = {
 
 
 def checked_benches(family: str, module: ModuleType) -> Benches:
-    """Return the benches of a family's evaluate.py, with functions that raise PlaitError where they return something else than they are to.
+    """Return the benches of a family's evaluate.py, with functions that raise PlaitError for what no Bench may return.
 
     Raises PlaitError where the module defines no `benches`, or one that does not fulfil the contract.
     """

@@ -53,7 +53,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Skipped:
-    """One sample that is not written. `position` is that in the walk, `reason` such as "no caption", `detail` the text of an error."""
+    """One sample that is not written. `position`: in the shuffled order, `reason`: such as "no caption", `detail`: the text of an error."""
 
     position: int
     id: str

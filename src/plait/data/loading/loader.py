@@ -34,10 +34,10 @@ class StepBatch:
 class Loader:
     """Iterates over the StepBatches of steps `start_step` (from 0) up to, not including, `stop_step` (None: endless).
 
-    `order`: which samples a step holds. `inputs`: how they become tensors. `micro_batch`: samples in each; None: one micro-batch a step.
-    `workers`: 0 builds a step only when it is requested. `prefetch`: steps built ahead, more if needed to give every worker process a
-    micro-batch. `pin`: copy to page-locked memory when there is a GPU. `interrupted()` is called before each step and while waiting; True
-    ends the iteration. Each iteration starts again from `start_step`. Close it, or use it in a `with`, to stop its workers.
+    `order`: which samples of `sources` a step holds. `inputs`: how they become tensors. `micro_batch`: samples in each; None: a step's.
+    `workers`: threads or processes (`kind`); 0 builds a step only when it is requested. `prefetch`: steps built ahead, more if needed for
+    every process to have work. `pin`: copy to page-locked memory when there is a GPU. `interrupted()` is called before each step and while
+    waiting; True ends the iteration. Each iteration starts again from `start_step`. Close it, or use it in a `with`, to stop its workers.
     """
 
     def __init__(

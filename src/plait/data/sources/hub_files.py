@@ -116,12 +116,12 @@ def check_access(name: str, revision: str | None) -> Exception | None:
 
 
 def tell_unreached(name: str, error: Exception) -> None:
-    """Log that an earlier download is read, because the Hub could not be asked."""
+    """Log that an earlier download of dataset `name` is read, because the Hub could not be asked (`error`)."""
     log.warning(f"{name}: the Hub could not be asked ({type(error).__name__}), so what was downloaded of it before is read")
 
 
 def unreached(name: str, split: str, error: Exception) -> str:
-    """Return the message for a dataset of which nothing was downloaded before the Hub could not be asked."""
+    """Return the message for a split of dataset `name`: the Hub could not be asked (`error`), and nothing was downloaded before."""
     cure = hub_errors.refusal(error, name, dataset=True) or "try again when it answers"
     reason = f"the Hub could not be asked ({type(error).__name__}), and nothing was downloaded of it before"
     return f"datasets cannot load {name} ({split}): {reason}: {cure}"

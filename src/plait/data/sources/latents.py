@@ -230,7 +230,7 @@ def _stored_tokens(part: _Part) -> int:
 
 
 def check_options(options: Mapping[str, Any]) -> tuple[str, str] | None:
-    """Return (name, what is wrong, as "must list ...") of an entry's first invalid option; None if all are valid."""
+    """Return (name, what is wrong, as "must list ...") of the first invalid option of a source; None if all are valid."""
     fraction, names = options.get("held_out", 0.0), options.get("buckets")
     if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 <= fraction < 1:
         return "held_out", f"is the share of each bucket kept for validation, from 0 to below 1, got {fraction!r}"

@@ -57,7 +57,7 @@ def scene_of(fields: Mapping[str, Any]) -> Scene:
 
 
 def fold(start: float, velocity: float, frame: float, low: float, high: float) -> float:
-    """Return the position at `frame` of a point that starts at `start` in [low, high] and reflects at both ends."""
+    """Return the position at `frame` of a point that starts at `start` and reflects at `low` and `high`. `velocity`: per frame."""
     span = high - low
     assert span > 0 and low <= start <= high, (start, low, high)
     phase = (start - low + velocity * frame) % (2 * span)

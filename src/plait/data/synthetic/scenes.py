@@ -301,7 +301,7 @@ def _messages(question: Question) -> list[dict[str, str]]:
 
 
 def place_circles(rng: np.random.Generator, radii: list[float], width: int, height: int) -> list[tuple[float, float]]:
-    """Return a random centre (x, y) for each circle; all lie inside width x height and none touch. If crowded they are on a grid."""
+    """Return a random centre (x, y) for a circle of each of `radii`; all lie inside width x height and none touch. If crowded: a grid."""
     centres: list[tuple[float, float]] = []
     for radius in radii:
         for _ in range(_PLACINGS):

@@ -24,18 +24,22 @@ class Section(BaseModel):
 
 
 class Tower(Section):
-    """A vision tower (image encoder) and how images are prepared for it: one row of the table TOWERS."""
+    """A vision tower (image encoder) and how images are prepared for it: one row of the table TOWERS.
+
+    `source`: Hub name of its weights. `image`: pixels of a crop's side. `features`: the two layers, from the end of the `layers` built,
+    whose outputs are concatenated. `positions`: patches of a side that position embeddings are for. `letterbox`: pad, do not squeeze.
+    """
 
     kind: Literal["clip", "siglip", "dino"]
-    source: str  # Hub name of its weights
+    source: str
     hidden: int
     layers: int  # built; the last of CLIP's 24 is never used
     heads: int
     mlp: int
     image: int  # pixels of a crop's side
     patch: int  # pixels of a side
-    features: tuple[int, int]  # layers whose outputs are concatenated, from the end of the built ones
-    positions: int  # patches of a side that its position embeddings are for
+    features: tuple[int, int]
+    positions: int
     letterbox: bool  # keep the aspect ratio and pad with black; otherwise squeeze
     mean: tuple[float, float, float]
     std: tuple[float, float, float]

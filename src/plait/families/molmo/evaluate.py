@@ -72,7 +72,7 @@ class Scored:
         return {**row, "task": task(sample), "correct": figures["score"] == 1.0, **figures}
 
     def summarise(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-        """Return means over rows: the rule's figures (`score` first), `score/TASK`; and counts: `samples` and, if any, `bad_samples`."""
+        """Return means over rows: the rule's figures (`score` first), `score/TASK` by task; and counts: `samples`, if any `bad_samples`."""
         used = [row for row in rows if "bad" not in row]
         names = list(dict.fromkeys(name for row in used for name in row if isinstance(row[name], float)))
         figures = {name: _mean([row[name] for row in used if name in row]) for name in names}
@@ -149,7 +149,7 @@ def accuracy(answer: str, sample: Sample) -> dict[str, float]:
 
 
 def counting(answer: str, sample: Sample) -> dict[str, float]:
-    """Return `score` (1 if the count is right, else 0) and `within_one`.
+    """Return `score`, 1 if the count in `answer` is right, else 0, and `within_one`, 1 if it is at most one off.
 
     The score is there again as `score/count_3` if the true count is 3. Raises PlaitError for a sample without the field `count`.
     """

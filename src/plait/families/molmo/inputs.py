@@ -42,8 +42,7 @@ class Example:
 class TextTokenizer:
     """A tokenizer with the ids of begin and end of text (`bos`, `eos`, `stops`) and the first id of image tokens (`image_start`).
 
-    `positions`: the longest sequence of the language model, or None. Raises PlaitError if the configuration `language` names no
-    eos_token_id.
+    `positions`: longest sequence of the language model, or None. Raises PlaitError if its configuration, `language`, has no eos_token_id.
     """
 
     def __init__(self, tokenizer: Tokenizer, language: PreTrainedConfig):

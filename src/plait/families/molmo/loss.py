@@ -12,8 +12,7 @@ from plait.families.molmo.sequence import PADDING
 class Loss(contract.Loss):
     """Terms: `loss`, nats per unit of token weight; `z_loss`, mean squared log-normaliser; `cut`, answer tokens lost per sample.
 
-    Also counts tokens (positions that are not padding, those of images among them) and supervised_tokens (those whose next token is
-    learned).
+    Also counts `tokens`, positions that are not padding (those of images too), and `supervised_tokens`, whose next token is learned.
     """
 
     counts = ("tokens", "supervised_tokens")

@@ -1,8 +1,7 @@
 """Molmo: a vision tower, a connector and a causal language model, with image features added to the embeddings of `<im_patch>`.
 
 Tower and language model are transformers' own classes. Which position sees which is in the batch (sequence.py), not decided here.
-A batch is what `Inputs.collate` returns: ids, labels, loss_weights, positions (B, L), segments (B, L, 2), and crops, real, pools of
-its images.
+A batch is what `Inputs.collate` returns: ids, labels, loss_weights, positions (B, L), segments (B, L, 2), crops, real, pools.
 Legend: B rows, L positions, K positions of the cache and L, D width, V rows of the language model's embedding, T image tokens of the batch.
 """
 
@@ -157,7 +156,7 @@ def assemble(config: Config, language: PreTrainedModel, vision: VisionTower, *, 
 
 
 def components(model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
-    """Return {"connector": {name: parameter}, "vision": ..., "language": ...}; extra rows are in connector, a tied head counts once."""
+    """Return {"connector": {name: parameter}, "vision": ..., "language": ...}; image tokens' rows are in connector, a tied head once."""
     assert isinstance(model, Molmo)
     parameters: dict[str, dict[str, nn.Parameter]] = {name: {} for name in COMPONENTS}
     for name, parameter in model.named_parameters():

@@ -42,7 +42,10 @@ def write(points: Sequence[Point], label: str, alt: str | None = None) -> str:
 
 
 def write_count(points: Sequence[Point], label: str) -> str:
-    """Return "Counting the <points ..> shows a total of 3.", or "There are none.". Raises BadSample for a coordinate outside 0 to 100."""
+    """Return "Counting the <points ..> shows a total of 3.", or "There are none.". `label`: what is counted, the tag's text.
+
+    Raises BadSample for a coordinate outside 0 to 100.
+    """
     return f"Counting the {write(points, label)} shows a total of {len(points)}." if points else NONE
 
 

@@ -62,7 +62,7 @@ def _requested_length(config: Config, answer: str | None, random: np.random.Gene
 
 
 def conversation_spans(config: Config, messages: Sequence[Message], style: str, random: np.random.Generator | None) -> list[TextSpan]:
-    """Split a conversation into spans; `random` is None except in training.
+    """Split a conversation, with the prefix that its `style` has, into spans of text; `random` is None except in training.
 
     Raises BadSample for wrong roles, and for marks of images in answers, in the system text or in the style.
     """

@@ -66,7 +66,8 @@ class Example:
 class Inputs:
     """Encodes samples: `encode` and `collate` for training and held-out loss; `clean`, `conditions`, `pack` for benches and generation.
 
-    `train`: augment, and drop conditions. `max_tokens`: of a caption; `pad`: text to "longest", "to_128" (a multiple) or "to_max".
+    `assets`: RUN/assets. `train`: augment, and drop conditions. `max_tokens`: of a caption; `pad`: text to "longest", "to_128" (a multiple)
+    or "to_max".
     """
 
     def __init__(self, config: Config, assets: Path, *, max_tokens: int | None = None, pad: str = "longest", train: bool = False) -> None:
@@ -79,7 +80,7 @@ class Inputs:
         return read_metadata(path) if path.is_file() else None
 
     def encoder(self, kind: str) -> dict[str, Any] | None:
-        """Return {"name", "revision", "xxh3"} of the encoder of the shards' latents, or None. `kind`: "latents", "texts" or "images"."""
+        """Return {"name", "revision", "xxh3"} of the encoder of the shards' "latents", "texts" or "images" (`kind`); or None."""
         pins: dict[str, dict[str, Any]] = (self.metadata or {}).get("encoders", {})
         return pins.get(kind)
 

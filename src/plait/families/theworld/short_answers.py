@@ -32,7 +32,7 @@ def stated(text: str) -> str | None:
 
 
 def says(text: str, gold: str) -> bool:
-    """Return whether a text gives the right answer `gold`, of which the stated part counts where it states one."""
+    """Return whether a text gives the right answer: `gold`, or what `gold` itself states after "the answer is"."""
     wanted = stated(gold) or normalise(gold)
     if normalise(text) in (wanted, normalise(gold)):
         return True

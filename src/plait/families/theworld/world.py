@@ -41,7 +41,10 @@ def features_per_token(world: WorldEncoderConfig, channels: int) -> int:
 
 
 def latents_to_tokens(latents_BCThw: Tensor, world: WorldEncoderConfig) -> Tensor:
-    """Split latents (B, C, T, h, h) into tokens (B, T, N, E). Those are groups of cells, means, cells or channels (`world.tokens`)."""
+    """Split latents (B, C, T, h, h) into tokens (B, T, N, E): N of E features in each of T frames.
+
+    By `world.tokens` a token is a square group of cells ("patches"), its mean ("pooled"), one cell ("spatial") or one channel ("channel").
+    """
     latents_BTChw = latents_BCThw.transpose(1, 2)
     if world.tokens == "channel":
         return latents_BTChw.flatten(3)
@@ -140,7 +143,7 @@ class WorldProjector(nn.Module):
 
 
 def group_by_length(frames: Tensor, counts: Sequence[int]) -> list[tuple[list[int], Tensor]]:
-    """Return rows grouped by number of frames: [(indices of the rows, frames (B, F, 3, S, S))]. `counts`: the frames of each row."""
+    """Return rows grouped by number of frames: [(indices of the rows, frames (B, F, 3, S, S))]. `counts`: how many of `frames` each has."""
     rows = torch.split(frames, list(counts))
     return [
         ([i for i, count in enumerate(counts) if count == length], torch.stack([row for row in rows if len(row) == length]))
