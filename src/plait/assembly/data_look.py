@@ -142,7 +142,7 @@ def listed(rows: Sequence[tuple[str, str]]) -> str:
 
 
 def look(sources: Sequence[Source], inputs: Inputs, limits: Limits, held_out: Sequence[Source], seed: int) -> list[SourceLook]:
-    """Read and encode some samples of each source; return their counts. `held_out`: sources to compare with; `seed`: of augmentation."""
+    """Read some samples of each source, encode them with `inputs`; return counts. `held_out`: to compare with; `seed`: of augmentation."""
     count = max(1, min(_SAMPLES, _ALL_SAMPLES // max(1, len(sources))))
     found = [SourceLook(source, limits) for source in sources]
     if held_out:
@@ -154,7 +154,7 @@ def look(sources: Sequence[Source], inputs: Inputs, limits: Limits, held_out: Se
 
 
 def unusable(found: Sequence[SourceLook]) -> list[str]:
-    """Return a sentence per source without a usable sample, or with images but without any text unless its setting `allow_blank` is on."""
+    """Return a sentence per source in `found` without a usable sample, or with images but no text unless its `allow_blank` is on."""
     faults = []
     for one in found:
         if one.read and not one.usable:
@@ -169,7 +169,7 @@ def unusable(found: Sequence[SourceLook]) -> list[str]:
 
 
 def without_input(found: Sequence[SourceLook], limits: Limits, trainable: Sequence[str]) -> list[str]:
-    """Return a sentence, with advice, per component in `trainable` or setting of the model that needs an input which no sample has."""
+    """Return a sentence, with advice, per component in `trainable` or setting that by `limits` needs an input which no sample has."""
     named = {item.partition(":")[0] for item in trainable}
     usable = sum(one.usable for one in found)
     faults = []

@@ -22,7 +22,7 @@ from plait.families import registry
 
 
 def choose(sizes: Sequence[int], count: int | None, seed: int) -> tuple[SampleId, ...]:
-    """Choose `count` random samples (None: all) from sources of these lengths, all equally likely; the same for the same `seed`."""
+    """Choose `count` random samples (None: all) from sources of lengths `sizes`, all equally likely; the same for the same `seed`."""
     total = sum(sizes)
     chosen = []
     for position in range(total if count is None else min(count, total)):

@@ -47,7 +47,7 @@ class HeldOutContent:
 
 @dataclass
 class Overlap:
-    """How the samples of a training source compare with held-out ones."""
+    """How the samples of a training source compare with those of all held-out sources, whose hashes are in `held_out`."""
 
     held_out: HeldOutContent
     compared: int = 0
@@ -58,7 +58,7 @@ class Overlap:
     """Samples with a picture that a held-out one has too, whatever their texts."""
 
     def add(self, content: Content | None) -> None:
-        """Compare the hashes of one more training sample with all held-out ones; None: it holds nothing that could be compared."""
+        """Compare `content`, the hashes of one more training sample, with all held-out ones; None: it holds nothing to compare."""
         if content is not None and self.held_out.compared:
             self.compared += 1
             self.same += content.whole in self.held_out.wholes

@@ -43,8 +43,8 @@ def expand_home(tree: Node) -> Node:
 def resolve(tree: Node, kinds: Mapping[str, SourceRules], base: Path | None = None) -> Node:
     """Return a configuration's tree with all paths of its data absolute, those of its stages included.
 
-    `base`: the folder that they are relative to; None: the folder of the file that each is written in. Raises PlaitError for a path that
-    exists relative to the working directory only.
+    `kinds`: the rules of every kind of data source, by name. `base`: the folder that paths are relative to; None: the folder of the file
+    that each is written in. Raises PlaitError for a path that exists relative to the working directory only.
     """
 
     def entry(node: Node) -> Node:
@@ -66,8 +66,8 @@ def resolve(tree: Node, kinds: Mapping[str, SourceRules], base: Path | None = No
 def resolve_entry(node: Node, kinds: Mapping[str, SourceRules], base: Path | None = None) -> Node:
     """Return an item of `data.train` or of a mixture with its paths absolute: `path`, file.py:Class in `name`, options that are paths.
 
-    `base`: as in `resolve`: the folder that they are relative to; None: that of the file that each is written in. Raises PlaitError for a
-    path that exists relative to the working directory only.
+    `kinds`, `base`: as in `resolve`: the rules of every kind of source, and the folder that paths are relative to; None: that of the file
+    that each is written in. Raises PlaitError for a path that exists relative to the working directory only.
     """
     node = _change(node, ("path",), lambda child: _absolute(child, base))
     node = _change(node, ("name",), lambda child: _class_in_file(child, base))

@@ -27,7 +27,7 @@ class StageView:
 
 @dataclass(frozen=True)
 class Resolved:
-    """A validated run: its configuration, the view of each stage, and the origin of every value: {"optim.lr": "run.yaml:12"}.
+    """A validated run: its configuration, a StageView for each stage, and the `origins` of all values: {"optim.lr": "run.yaml:12"}.
 
     `translation` has a row for each key of a file in another trainer's format, [] for plait's own. `warnings`: lines to show at the start.
     `yaml` is the whole configuration, defaults included; `load_config` reads it back to an equal one. `train_options`: options of `plait

@@ -43,7 +43,7 @@ class Types(NamedTuple):
     frozen: torch.dtype
 
 
-TYPES = {
+TYPES = {  # by `train.precision`
     "fp32": Types(torch.float32, torch.float32, torch.float32),
     "bf16": Types(torch.bfloat16, torch.float32, torch.bfloat16),
     "fp16": Types(torch.float16, torch.float32, torch.float16),

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Counters:
-    """Counters of a stage: floating point operations (`meter`), and recompilations by torch.compile (None if nothing is compiled)."""
+    """Counters of a stage: `meter` of floating point operations, `compilations` of recompilations (None if nothing is compiled)."""
 
     meter: Meter
     compilations: Compilations | None

@@ -87,7 +87,7 @@ def imports(names: Sequence[str] = _IMPORTED) -> Iterator[Finding]:
 
 
 def require_imports(names: Sequence[str] = _IMPORTED) -> None:
-    """Raise Unwell, a PlaitError, if one of these modules cannot be imported. Logs a line for each such module and for package versions."""
+    """Raise Unwell, a PlaitError, if one of the modules `names` cannot be imported. Logs a line for each such and for package versions."""
     broken = list(imports(names))
     if broken:
         found = [*versions(importlib.metadata.requires("plait") or []), *broken]

@@ -52,6 +52,7 @@ RECOMPUTED: dict[str, Any] = {
 }
 RECOMPUTED |= {"one_in_three": 3, "one_in_four": 4, "one_in_eight": 8}
 COMPILED = {name: name for name in ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")}
+"""Plait's words for the flags' schedules, ways to shard, to recompute activations (3: every third block), and to compile."""
 FLAGS = {
     "max_steps": Flag("int", "train.steps"),
     "global_train_batch_size": Flag("int", "train.global_batch", "samples per step over all ranks"),

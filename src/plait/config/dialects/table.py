@@ -22,6 +22,7 @@ SHIPPED: tuple[Dialect, ...] = (
     Dialect("nested YAML", nested_yaml.recognise, nested_yaml.translate),
     Dialect("dotted flags", dotted_flags.recognise, dotted_flags.translate, molmo_scripts.SCRIPTS, molmo_scripts.open_script),
 )
+"""The dialects of this package, in the order in which they are tried."""
 
 
 def dialects() -> tuple[Dialect, ...]:

@@ -33,7 +33,7 @@ from plait.errors import PlaitError
 log = logging.getLogger(__name__)
 
 FORMAT = "plait-checkpoint-1"  # `format` in manifest.json
-ONE_RANK = RankFiles()
+ONE_RANK = RankFiles()  # for a run of one process, which writes all files
 _STEP = re.compile(r"step-(\d{8,})$")
 _STAGE = re.compile(r"stage-(\d+)-")
 _UNFINISHED = ".saving-"

@@ -22,7 +22,7 @@ OTHER = "(none)"
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the table: how many tensors, and values in them, of a group and component have a verdict of VERDICTS."""
+    """The tensors of a group and component that have one verdict (VERDICTS): how many, of how many values, their `names`."""
 
     group: str
     component: str

@@ -13,7 +13,7 @@ from types import FrameType
 
 from plait.errors import PlaitError
 
-ASKING = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGINT)
+ASKING = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGINT)  # for the run to stop
 INTERRUPTED = 130
 """The exit code of a process that Ctrl-C ended."""
 
