@@ -114,7 +114,7 @@ class Samples(Dataset, Source):
         draw = torch.Generator().manual_seed(1)
         self.x = torch.randn(SAMPLES, FEATURES, generator=draw)
         self.rows = [{"x": x, "labels": x[:CLASSES].argmax()} for x in self.x]
-        self.named = [row | {"id": str(i)} for i, row in enumerate(self.rows)]
+        self.named = [row | {"id": str(i), "images": [], "messages": [], "fields": {}} for i, row in enumerate(self.rows)]
         self.for_plait = False
 
     def __len__(self) -> int:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from plait.config.schema import Evaluate
+from plait.engine.loss import has_targets
 from plait.engine import evaluation
 from plait.engine.evaluation import Bench, Evaluations, HeldOut
 from plait.engine.held_out_loss import held_out_loss
@@ -59,6 +60,16 @@ def test_held_out_samples_without_any_weight_are_an_error():
     batch.batch["w"].zero_()
     with pytest.raises(PlaitError, match="the held-out samples have nothing to predict: every loss weight is 0"):
         held_out_loss(make_state(make_config()).model, SquaredError(), [SimpleNamespace(micro=[batch])], ALONE, "fp32")
+
+
+def test_a_term_that_is_only_logged_is_nothing_to_predict():
+    """Families log such a term, how many samples were cut: its weight is the number of samples, and never 0."""
+    held = [SimpleNamespace(micro=[SimpleNamespace(batch={"rare": torch.tensor(0.0)}, padding=False)])]
+    loss = TwoTerms()
+    loss.coefficients = {"error": 0.0, "rare": 2.0}
+    assert not has_targets(loss, {"error": 2.0, "rare": 0.0}) and has_targets(loss, {"error": 0.0, "rare": 1.0})
+    with pytest.raises(PlaitError, match="the held-out samples have nothing to predict: every loss weight is 0"):
+        held_out_loss(make_state(make_config()).model, loss, held, ALONE, "fp32")
 
 
 class Letters:

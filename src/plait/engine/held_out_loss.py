@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from plait.engine.loop import own_loss_weights, sum_over_ranks
-from plait.engine.loss import Batch, Loss, StepBatch, sums_of
+from plait.engine.loss import Batch, Loss, StepBatch, has_targets, sums_of
 from plait.engine.parallel import distributed
 from plait.engine.parallel.distributed import Ranks
 from plait.engine.parallel.rank_failures import attempt, raise_on_all
@@ -46,7 +46,7 @@ def held_out_loss(net: nn.Module, loss: Loss, batches: Iterable[StepBatch], rank
     names = sorted(numerators)
     totals = ranks.sum(torch.tensor([numerators[name] for name in names], dtype=torch.float64)).tolist()
     terms = {name: value / loss_weights[name] for name, value in zip(names, totals, strict=True) if loss_weights[name] > 0}
-    if not terms:
+    if not has_targets(loss, loss_weights):
         raise PlaitError("the held-out samples have nothing to predict: every loss weight is 0; look at them with `plait data inspect`")
     return {
         "loss": sum(loss.coefficients[name] * value for name, value in terms.items()),

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from plait.config.schema import RunConfig
 from plait.engine import guards, micro_batch, nonfinite, nonfinite_report, optim, schedule, source_shares
-from plait.engine.loss import Batch, Loss, MicroBatch, StepBatch, sums_of, weights_of
+from plait.engine.loss import Batch, Loss, MicroBatch, StepBatch, has_targets, sums_of, weights_of
 from plait.engine.parallel import distributed
 from plait.engine.parallel.distributed import Ranks
 from plait.engine.precision import Scaler, autocast
@@ -206,7 +206,7 @@ class Loop:
         """Backpropagate a micro-batch's numerators `sums`; `loss_weights`: global denominators. A padding micro-batch adds zeros."""
         factor = 0.0 if micro.padding else self.ranks.size * self.scaler.scale
         scale = {name: factor * self.loss.coefficients[name] / loss_weights[name] for name in sums if loss_weights[name] > 0}
-        scale = scale or dict.fromkeys(sums, 0.0)
+        scale = scale if has_targets(self.loss, loss_weights) else dict.fromkeys(sums, 0.0)
         terms = [name for name in scale if sums[name].requires_grad]
         torch.autograd.backward([sums[name] for name in terms], [torch.full_like(sums[name], scale[name]) for name in terms])
 

@@ -120,6 +120,14 @@ class Loss(abc.ABC):
         return {}
 
 
+def has_targets(loss: Loss, loss_weights: Mapping[str, float]) -> bool:
+    """Return whether there is anything to predict: a term that counts in the loss, whose coefficient is not 0, has weight.
+
+    `loss_weights`: the denominator of each term, by name; other names in it do not matter.
+    """
+    return any(loss_weights[name] for name, coefficient in loss.coefficients.items() if coefficient)
+
+
 def weights_of(loss: Loss, batch: Batch) -> Mapping[str, Tensor]:
     """Return `loss.weights(batch)`. Raises PlaitError unless it is a scalar for each term and count, and nothing else."""
     return _checked(loss, "weights(batch)", loss.weights(batch), [*loss.coefficients, *loss.counts], ())

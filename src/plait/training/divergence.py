@@ -10,6 +10,7 @@ from plait.data.loading.loader import StepBatch
 from plait.engine.checkpoints import checkpoint
 from plait.engine.held_out_loss import held_out_loss
 from plait.engine.loop import total_loss_weights
+from plait.engine.loss import has_targets
 from plait.engine.parallel.distributed import Ranks
 from plait.errors import Stopped, command
 from plait.training.probes import ProbeLoss
@@ -26,7 +27,7 @@ def stop_if_diverged(probe: ProbeLoss, ranks: Ranks, *, run: Path, updated: int 
         micros = [micro for batch in loader for micro in batch.micro]
     for micro in micros:
         loss_weights = total_loss_weights(probe.loss, [micro], probe.alone)
-        if any(loss_weights[name] for name in probe.loss.coefficients):
+        if has_targets(probe.loss, loss_weights):
             batch = StepBatch(0, [micro], [], 0.0)
             losses.append(held_out_loss(model, probe.loss, [batch], probe.alone, probe.precision)["loss"])
     if ranks.any(bool(losses) and not any(map(math.isfinite, losses))):

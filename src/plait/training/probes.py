@@ -15,7 +15,7 @@ from plait.data.order import SampleId
 from plait.engine import micro_batch
 from plait.engine.held_out_loss import held_out_loss
 from plait.engine.loop import Loop, total_loss_weights
-from plait.engine.loss import Loss
+from plait.engine.loss import Loss, has_targets
 from plait.engine.parallel.distributed import Ranks
 from plait.training.stage_plan import StagePlan
 
@@ -42,7 +42,7 @@ class ProbeLoss:
         """Return the loss, or None if a sample could not be read or none has anything to predict. Leaves the model in eval mode."""
         model = self.bundle.model.eval()
         loss_weights = total_loss_weights(self.loss, self.batches[0].micro, self.alone)
-        if self.batches[0].bad or not any(loss_weights.values()):
+        if self.batches[0].bad or not has_targets(self.loss, loss_weights):
             return None
         return held_out_loss(model, self.loss, self.batches, self.alone, self.precision)["loss"]
 

@@ -35,7 +35,7 @@ from plait.data.order import Ordering, SampleId
 from plait.data.sources.bucketing import bucket_lengths, contents_of
 from plait.data.sources.contract import Source
 from plait.engine.checkpoints import folders
-from plait.engine.loss import weights_of
+from plait.engine.loss import has_targets, weights_of
 from plait.errors import PlaitError
 from plait.families import registry
 from plait.families.contract import Family, Inputs
@@ -312,9 +312,8 @@ def _batch(seen: Sequence[_Seen], buckets: _Buckets, family: Family, section: An
             (f"batch of {len(first)}", f"{byte_text(size)}: " + "; ".join(f"{', '.join(names)} {kind}" for kind, names in kinds.items()))
         )
     loss = family.Loss(section)
-    weights = [weights_of(loss, collated(inputs, [sample.example])) for sample in seen]
-    terms = [name for name, coefficient in loss.coefficients.items() if coefficient]
-    idle = [str(sample.sample["id"]) for sample, given in zip(seen, weights, strict=True) if not any(float(given[name]) for name in terms)]
+    weights = [{name: float(value) for name, value in weights_of(loss, collated(inputs, [one.example])).items()} for one in seen]
+    idle = [str(sample.sample["id"]) for sample, given in zip(seen, weights, strict=True) if not has_targets(loss, given)]
     return [*details, ("nothing to learn", f"{len(idle)} samples: {_some(idle)}")] if idle else details
 
 
