@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from plait.config.schema import Evaluate
-from plait.engine.loss import has_targets
 from plait.engine import evaluation
 from plait.engine.evaluation import Bench, Evaluations, HeldOut
 from plait.engine.held_out_loss import held_out_loss
+from plait.engine.loss import has_targets
 from plait.engine.monitoring.signals import Signals
 from plait.engine.parallel import distributed
 from plait.engine.parallel.rank_failures import BenchFailed, reason_of

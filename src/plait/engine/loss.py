@@ -151,7 +151,7 @@ def _checked(loss: Loss, call: str, returned: Any, names: Collection[str], shape
     elif returned.keys() != set(names):
         fault = f"the names {', '.join(map(str, returned))}" if returned else "no names"
     else:
-        wrong = (f"{name} as {_form(value)}" for name, value in returned.items() if _form(value) != _form_of(shape))
+        wrong = (f"{name} as {_form(value)}" for name, value in returned.items() if not isinstance(value, Tensor) or value.shape != shape)
         fault = next(wrong, None)
     if fault is not None:
         where = f"{type(loss).__module__}.{type(loss).__qualname__}.{call}"
