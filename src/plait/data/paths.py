@@ -165,8 +165,9 @@ def files(pattern: str, suffix: Endings, *, split: str | None, default_split: st
 def left_out(pattern: str, suffix: Endings, read: Collection[str]) -> dict[str, int]:
     """Count by reason what the folders that `pattern` names hold besides the files `read` (by `files`), and looks like such files.
 
-    That is what is of another split, lies in subfolders or is hidden, and names such as a.tar.gz and a.tar.part. Subfolders of a folder at
-    an address are counted, and not looked through: a store may hold millions of files. Returns {reason, with an example: count}.
+    `suffix`: as of `files`. That is what is of another split, lies in subfolders or is hidden, and names such as a.tar.gz and a.tar.part.
+    Subfolders of a folder at an address are counted, and not looked through: a store may hold millions of files.
+    Returns {reason, with an example: count}.
     """
     found: dict[str, list[str]] = {}
     names = {name_of(path) for path in read}

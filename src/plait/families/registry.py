@@ -96,7 +96,7 @@ def benches(family: str) -> "Benches":
 
 
 def preset(family: str, name: str) -> Path:
-    """Return the path of a preset, a configuration in the family's package. Raises PlaitError, listing the known ones, if unknown."""
+    """Return the path of preset `name`, a configuration in the family's package. Raises PlaitError, listing the known ones, if unknown."""
     folder = _folder(family) / "presets"
     path = folder / f"{name}.yaml"
     if not path.is_file():
@@ -106,7 +106,7 @@ def preset(family: str, name: str) -> Path:
 
 
 def mixture(family: str, name: str) -> Path:
-    """Return the path of a mixture (datasets). It is `name` itself if that ends in .yaml, .yml or .json, else the family's.
+    """Return the path of a mixture (datasets). It is `name` itself if that ends in .yaml, .yml or .json, else the family's of that name.
 
     Raises PlaitError if there is none.
     """

@@ -54,7 +54,7 @@ def one_row_more(data: bytes) -> bytes:
 
 
 def chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Yield type and whole of each chunk of a PNG: length, type, body, checksum. The last one may be cut short."""
+    """Yield (type, bytes) of each chunk of a PNG; the bytes are its length, type, body and checksum. The last one may be cut short."""
     start = len(PNG)
     while start + 8 <= len(data):
         end = start + 12 + int.from_bytes(data[start : start + 4], "big")

@@ -94,7 +94,10 @@ class Tally:
     skipped: list[Skipped] = field(default_factory=list)
 
     def add(self, latent: np.ndarray, size: tuple[int, int], tokens: Sequence[tuple[int, int]], sided: int) -> None:
-        """Count one sample: latent (C, H, W), image size (width, height), tokens of each caption (stored, in all), `sided` captions."""
+        """Count one sample: latent (C, H, W), image size (width, height), `tokens`, (stored, in all) of each caption.
+
+        `sided`: how many of its captions name left or right.
+        """
         self.moments.add(latent)
         self.samples += 1
         self.captions += len(tokens)

@@ -90,7 +90,10 @@ class Encoders:
     images: ImageEncoder
 
     def facts(self) -> dict[str, Any]:
-        """Return {"latents", "texts", "images"}: each encoder's pin (name, revision, hash) and shapes, as recorded in the metadata."""
+        """Return {"latents", "texts", "images"}: a dict of each encoder's pin and shapes, as recorded in metadata.json.
+
+        All have `name`, `revision`, `xxh3`; latents `channels` and `downsample`, texts `width` and `max_tokens`, images `width`.
+        """
         return {
             "latents": {**self.latents.pin, "channels": self.latents.channels, "downsample": self.latents.downsample},
             "texts": {**self.texts.pin, "width": self.texts.width, "max_tokens": self.texts.max_tokens},

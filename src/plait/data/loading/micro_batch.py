@@ -43,7 +43,7 @@ class Bad(NamedTuple):
 
 @dataclass
 class MicroBatch:
-    """The input of one forward pass: `batch`, the tensors of the samples `ids`, which replace those in `bad`. `padding`: has no loss."""
+    """The input of one forward pass: `batch`, tensors of the samples `ids` by name. `bad`: samples replaced; `padding`: adds no loss."""
 
     batch: dict[str, Any]
     ids: list[SampleId]

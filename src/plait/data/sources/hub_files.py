@@ -170,7 +170,7 @@ class NamedClasses:
         return len(self.reader)
 
     def read(self, index: int, /) -> Record:
-        """Return record `index` with the names of its classes. Raises BadSample for a class that does not exist, and as the reader does."""
+        """Return record `index` with the names of its classes. Raises BadSample for an unknown class, and what the other reader raises."""
         record = self.reader.read(index)
         named = {field: _class_name(record.fields[field], field, names) for field, names in self.classes.items() if field in record.fields}
         return record._replace(fields={**record.fields, **named})

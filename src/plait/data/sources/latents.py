@@ -53,7 +53,7 @@ class _Part:
 
 
 def bucket_folders(root: Path) -> dict[Bucket, Path]:
-    """Return the folder of each bucket of the set in folder `root`, sorted by pixels, then width, largest first.
+    """Return the folder of each bucket of the latent shards in folder `root`, sorted by pixels, then width, largest first.
 
     Buckets without shards are left out with a warning. Raises PlaitError if there is no bucket, or one twice.
     """
@@ -74,10 +74,11 @@ def bucket_folders(root: Path) -> dict[Bucket, Path]:
 
 
 class Latents(Source):
-    """The samples of one set. `groups[k]` of them are in bucket `buckets[k]`, one bucket after the other.
+    """The samples of one set of latent shards. `groups[k]` of them are in bucket `buckets[k]`, one bucket after the other.
 
     `options`: `buckets` (names of those to read), `held_out` (fraction of each bucket kept for validation), `statistics` (path of another
-    set, whose mean and std to normalise by). `limit`: samples, shared by the buckets. Raises PlaitError if unfinished or damaged.
+    set, whose mean and std to normalise by). `limit`: samples, shared by the buckets. Raises PlaitError for wrong options, and for a set
+    that is unfinished or damaged.
     """
 
     def __init__(

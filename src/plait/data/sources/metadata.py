@@ -12,8 +12,9 @@ METADATA = "metadata.json"
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
-    """Return a set's metadata.json (`latents`, `texts`, `images`, ...). `path`: its folder, or the file. Raises PlaitError if it is missing
-    or damaged.
+    """Return the metadata.json of a set of latent shards: {`latents`, `texts`, `images`, ...}. `path`: its folder, or the file.
+
+    Raises PlaitError if it is missing or damaged.
     """
     file = path / METADATA if path.is_dir() else path
     if not file.is_file():

@@ -15,7 +15,7 @@ _SWIGLU_RMS = 0.5964  # of silu(a) b for independent standard normal a and b: sq
 
 
 class MeanQueryPooling(nn.Module):
-    """Attention pooling of 2 x 2 patches to one vector; the query is their mean. Patches outside the image's grid are ignored."""
+    """Attention pooling of 2 x 2 patches, `features` wide, to one vector, `hidden` wide. The query is the mean of those in the image."""
 
     def __init__(self, features: int, hidden: int, heads: int):
         super().__init__()

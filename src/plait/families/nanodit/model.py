@@ -25,7 +25,10 @@ _EPS = 1e-6
 
 
 class WordEmbedding(nn.Module):
-    """Text features learned with the model (`text: words`): an embedding per word of the caption plus a sinusoid of its position."""
+    """Text features learned with the model (`text: words`): an embedding per word of the caption plus a sinusoid of its position.
+
+    `rows`: embeddings in the table; `features`: their width F.
+    """
 
     def __init__(self, rows: int, features: int) -> None:
         super().__init__()

@@ -66,7 +66,7 @@ def predict_three_ways(model: TheWorld, samples: Sequence[Sample], inputs: Input
 
 
 def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Return means over rows: `accuracy`, `accuracy/TASK`, `world_tokens`; and counts: `samples` and, if any, `bad_samples`.
+    """Return means over rows: `accuracy`, `accuracy/TASK` by task, `world_tokens`; and counts: `samples` and, if any, `bad_samples`.
 
     Raises PlaitError if the model has a world encoder and no sample has input for it.
     """

@@ -113,7 +113,7 @@ def unit_range(pixels: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class WorldProjector(nn.Module):
-    """Maps latents to world blocks: tokens of width D between a learned start and end vector (the brackets).
+    """Maps latents to world blocks: tokens of width D (`hidden`) between a learned start and end vector (the brackets).
 
     Every token is scaled to the rms of these two vectors, which is learned and begins at that of the language model's embeddings.
     """

@@ -46,7 +46,7 @@ def _answers(row: Row) -> list[str]:
 
 
 def short(style: str, *, field: str = "question") -> Converter:
-    """Return a converter (row, random, size) -> conversations for short answers. `style`: task name; `field`: the question's."""
+    """Return a converter (row, random, size) -> conversations for short answers. `style`: task name; `field`: that of the question."""
 
     def convert(row: Row, random: Random, size: Size) -> list[Conversation]:
         golds = _answers(row)

@@ -277,8 +277,8 @@ def concatenated(*openers: Opener) -> Opener:
 def in_parquet(hub: str, split: str, config: str | None = None, keep: Keep | None = None) -> Opener:
     """Return an opener of local parquet files, or without them, with the dataset's option `hub: true`, of the Hub repository `hub`.
 
-    The files are SPLIT-*.parquet in the dataset's folder, or in its folder `data` or `config`. `keep`: (column, condition) of rows to take.
-    The opener raises Absent without files.
+    The files are SPLIT-*.parquet in the dataset's folder, or in its subfolder data or that named `config`. `keep`: (column, condition) of
+    rows to take. The opener raises Absent without files.
     """
 
     def opened(files: DatasetFiles) -> Rows:

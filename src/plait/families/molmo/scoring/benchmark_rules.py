@@ -35,7 +35,7 @@ def mmmu_choice(answer: str, options: Sequence[str]) -> int | None:
 def mmmu_open(answer: str, golds: Sequence[str]) -> float:
     """Return 1.0 if a conclusion of the answer contains a text or number of `golds`, else 0.0.
 
-    It is the text after words such as "so" or "is".
+    A conclusion is the text after words such as "so" or "is".
     """
     targets = {value for gold in golds for value in _normal(gold)}
     values = {
