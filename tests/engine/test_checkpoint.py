@@ -120,7 +120,7 @@ def test_another_format_is_refused_by_name(tmp_path):
 
 def test_a_background_save_copies_before_training_goes_on(tmp_path):
     weight = torch.zeros(1000)
-    saver = Saver(True, ALONE)
+    saver = Saver(True, ALONE, lambda part: None)
     saver.save(checkpoint.folder_of(tmp_path, 1, "only", 1), {"weights": {"w": weight}}, FACTS, keep=3)
     weight.fill_(1.0)
     saver.wait()
@@ -128,7 +128,7 @@ def test_a_background_save_copies_before_training_goes_on(tmp_path):
 
 
 def test_a_second_save_fills_the_first_copies_again(tmp_path):
-    saver, places = Saver(True, ALONE), []
+    saver, places = Saver(True, ALONE, lambda part: None), []
     for step, shape in ((1, (1000,)), (2, (1000,)), (3, (10, 10))):
         saver.save(checkpoint.folder_of(tmp_path, 1, "only", step), {"weights": {"w": torch.full(shape, float(step))}}, FACTS, keep=3)
         places.append(saver._copied["weights"]["w"].data_ptr())
@@ -142,7 +142,7 @@ def test_a_second_save_fills_the_first_copies_again(tmp_path):
 def test_a_failed_save_is_raised_in_one_line_and_leaves_the_earlier_one(tmp_path, background):
     save(tmp_path, 5)
     (tmp_path / "stage-1-only" / ".saving-step-00000010").write_text("in the way")
-    saver = Saver(background, ALONE)
+    saver = Saver(background, ALONE, lambda part: None)
 
     def save_and_wait():
         saver.save(checkpoint.folder_of(tmp_path, 1, "only", 10), GROUPS, FACTS, keep=3)
@@ -245,7 +245,7 @@ def test_the_step_to_be_spared_is_not_pruned_and_what_was_deleted_is_returned(tm
 
 
 def test_a_saver_keeps_the_newest_and_the_spared(tmp_path):
-    saver = Saver(background=True, ranks=ALONE)
+    saver = Saver(background=True, ranks=ALONE, mark=lambda part: None)
     for step in range(1, 6):
         saver.save(checkpoint.folder_of(tmp_path, 1, "only", step), GROUPS, FACTS, keep=2, spared=2)
     saver.close()
@@ -541,7 +541,7 @@ def test_copies_are_apart_from_the_live_tensors_and_are_filled_again_where_they_
 
 
 def test_an_error_of_a_background_save_is_raised_once_at_the_next_save(tmp_path, monkeypatch):
-    saver = Saver(background=True, ranks=ALONE)
+    saver = Saver(background=True, ranks=ALONE, mark=lambda part: None)
     monkeypatch.setattr(checkpoint, "write", lambda *_: (_ for _ in ()).throw(PlaitError("no room")))
     saver.save(checkpoint.folder_of(tmp_path, 1, "only", 1), GROUPS, FACTS, keep=3)
     with pytest.raises(PlaitError, match="no room"):

@@ -75,7 +75,7 @@ class StageRun:
         """(step, step last evaluated, reason of the stage's end) at the newest checkpoint, so that none is written twice."""
         self.updated = state.step  # the last that changed the weights
         self.manifest = plan.manifest(bundle.model, state.ever_trained, ranks.size, torch.__version__)
-        self.saver = Saver(config.checkpoint.async_save, ranks)
+        self.saver = Saver(config.checkpoint.async_save, ranks, context.heartbeat.part)
         self.probe: ProbeLoss = probe_loss(plan, bundle, ranks)
         self.batch: StepBatch | None = None
         """The data of the step that is being computed."""

@@ -3,8 +3,10 @@
 import functools
 import itertools
 import logging
+import math
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from plait.engine.checkpoints.checkpoint import Checkpoint
@@ -15,16 +17,26 @@ log = logging.getLogger(__name__)
 
 PAUSES_S = (10.0, 60.0, 300.0)
 """Seconds between tries of a write in the background; the last again and again."""
+_TOLD_WITHIN_S = 1.0
+"""How long other ranks may not know that one waits for the write."""
 
 
-def until_written(
-    write: Callable[[], Checkpoint], error: Exception, rank_files: RankFiles, awaited: threading.Event, *, background: bool
-) -> None:
+@dataclass(frozen=True)
+class Waiting:
+    """What the training thread and the one that writes tell each other."""
+
+    awaited: threading.Event = field(default_factory=threading.Event)
+    """Training waits for the write: if it fails, it is tried a last time without a pause."""
+    settled: threading.Event = field(default_factory=threading.Event)
+    """The write has ended, or its last try begins."""
+
+
+def until_written(write: Callable[[], Checkpoint], error: Exception, rank_files: RankFiles, waiting: Waiting, *, background: bool) -> None:
     """Log the error of a write, and call `write` again until it succeeds.
 
-    `write` is called after each of PAUSES_S, and a last time once `awaited` is set: when the next save, the stage's end or a stop waits for
-    the write. Without `background`, where nobody could set it, `write` is called once more, at once. Ranks that write together
-    (`rank_files`) all call this, and try equally often. Raises the error of the last try, and at once one that is not of the disk.
+    `write` is called after each of PAUSES_S, and a last time once any rank waits for it: the next save, the stage's end or a stop. Without
+    `background` it is called once more, at once. Ranks that write together (`rank_files`) all call this, and try equally often. Raises the
+    error of the last try, and at once one that is not of the disk.
     """
     last = False
     for number in itertools.count(1):
@@ -34,13 +46,26 @@ def until_written(
         pause_s = PAUSES_S[min(number, len(PAUSES_S)) - 1] if background else 0.0
         when = f"in {pause_s:g} s, or when the run needs it" if background else "once more"
         log.warning(f"{error}; it is tried again {when}")
-        last = awaited.wait(pause_s) or not background
+        last = _pause(waiting.awaited, pause_s, rank_files) or not background
+        if last:
+            waiting.settled.set()
         try:
             log.info(f"checkpoint {write().folder} is written, at try {number + 1}")
         except Exception as raised:  # noqa: BLE001  raised above
             error = raised
         else:
             return
+
+
+def _pause(awaited: threading.Event, pause_s: float, rank_files: RankFiles) -> bool:
+    """Wait until `awaited` is set on any of the ranks that write together, or for `pause_s`; returns which, the same on all of them."""
+    if rank_files.ranks == 1:
+        return awaited.wait(pause_s)
+    for _ in range(max(1, math.ceil(pause_s / _TOLD_WITHIN_S))):
+        awaited.wait(min(pause_s, _TOLD_WITHIN_S))
+        if any(rank_files.run_on_all(awaited.is_set)):
+            return True
+    return False
 
 
 def tell_unpruned(stage_folder: Path, error: OSError) -> None:

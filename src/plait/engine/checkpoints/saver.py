@@ -37,18 +37,18 @@ def copy_out(groups: Groups, into: Groups | None = None) -> dict[str, dict[str, 
 
 
 class Saver:
-    """Writes checkpoints, one at a time; in a thread if `background`. An error on one rank is raised on all, at the next `wait`.
+    """Writes checkpoints in a thread, one at a time; `background`: while training goes on. An error on one rank is raised on all by `wait`.
 
     A write that fails (a full disk) is logged and tried again after pauses, for the last time when the next save or the end waits for it.
+    `mark`: called with a name before that last try, on all ranks, for the watchdog: a slow disk is no hang.
     """
 
-    def __init__(self, background: bool, ranks: Ranks) -> None:
-        self.background, self.ranks = background, ranks
+    def __init__(self, background: bool, ranks: Ranks, mark: Callable[[str], None]) -> None:
+        self.background, self.ranks, self.mark = background, ranks, mark
         self._group: dist.ProcessGroup | None = None
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
-        self._awaited = threading.Event()
-        """Set where a write that fails is to be tried a last time, without a pause."""
+        self._waiting = failed_writes.Waiting()
         self._copied: dict[str, dict[str, Tensor]] = {}
 
     def save(
@@ -65,7 +65,8 @@ class Saver:
             self._group = dist.new_group(backend="gloo")
         rows, rank_files = sharded_files.divide(groups, self.ranks, self._group)
         writes = rank_files.ranks > 1 or self.ranks.first
-        copied = self._copied = copy_out(rows, self._copied)
+        copied, waiting = copy_out(rows, self._copied), failed_writes.Waiting()
+        self._copied, self._waiting = copied, waiting
         metadata = json.loads(json.dumps(metadata))
 
         def work() -> None:
@@ -74,32 +75,33 @@ class Saver:
                 try:
                     write()
                 except Exception as error:  # noqa: BLE001  raised there, unless a later try succeeds
-                    failed_writes.until_written(write, error, rank_files, self._awaited, background=self.background)
+                    failed_writes.until_written(write, error, rank_files, waiting, background=self.background)
             if self.ranks.first:
                 try:
                     checkpoint.prune(folder.parent, keep, spared)
                 except OSError as error:
                     failed_writes.tell_unpruned(folder.parent, error)
 
-        self._awaited.clear()
-        if not self.background:
-            self._guarded(work)
-            self.wait()
-            return
         self._thread = threading.Thread(target=self._guarded, args=(work,), name="plait-save")
         self._thread.start()
+        if not self.background:
+            self.wait()
 
     def _guarded(self, work: Callable[[], None]) -> None:
         try:
             work()
         except BaseException as error:  # noqa: BLE001  raised in the training thread by wait()
             self._error = error
+        finally:
+            self._waiting.settled.set()
 
     def wait(self) -> None:
         """Wait for the last write on all ranks. All ranks call this; `save` begins with it.
 
         Raises the write's error on its rank, and PlaitError with the same message on the others.
         """
+        self._settle()
+        self.ranks.barrier()
         self._join()
         error, self._error = self._error, None
         messages = self.ranks.gather(error and f"{error}")
@@ -109,13 +111,20 @@ class Saver:
             if message is not None:
                 raise PlaitError(message)
 
+    def _settle(self) -> None:
+        """Wait for the write, but not for its last try."""
+        self._waiting.awaited.set()
+        if self._thread is not None:
+            self._waiting.settled.wait()
+
     def _join(self) -> None:
-        self._awaited.set()
+        self.mark("write")
         if self._thread is not None:
             self._thread.join()
 
     def close(self) -> None:
         """Wait for the last write on this rank alone, at the run's end or after an error: other ranks may be gone. Raises its error."""
+        self._settle()
         self._join()
         if self._error is not None:
             error, self._error = self._error, None
