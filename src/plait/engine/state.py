@@ -74,8 +74,7 @@ class State:
     def enter(self, stage: int, global_batch: int, steps: int) -> None:
         """Begin stage number `stage` (from 1) of `steps` updates at the present step: its counters are reset, moments kept by name.
 
-        Entering the present stage resets nothing; if it was finished and is longer now, it continues. `global_batch`: samples per step from
-        now.
+        Entering the present stage resets nothing; if it was finished and is longer now, it continues. `global_batch`: samples per step.
         """
         self.pause()
         self.batches = self.batches_in(stage, global_batch)

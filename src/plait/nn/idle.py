@@ -1,8 +1,7 @@
 """Zeros that keep unused parameters in the autograd graph, and the test for submodules that must run on every rank.
 
-When a batch has no input for a part of the model, ranks must still run the same collectives in the same order: a sharded part (FSDP2)
-gathers its weights whenever it runs, so it must run on every rank or on none, and every trainable parameter needs a gradient on all ranks.
-Otherwise training hangs.
+When a batch has no input for a part of the model, ranks must still run the same collectives in the same order, or training hangs: a sharded
+part (FSDP2) gathers its weights when it runs, so it runs on all ranks or on none, and trainable parameters need gradients on all.
 """
 
 from collections.abc import Iterable

@@ -1,8 +1,7 @@
 """Token cross-entropy with a weight per position, and its z-loss, computed without the full logits.
 
 Logits are computed for chunks of the positions that have a weight, and again in the backward pass: 152,064 words times 2,304 positions
-would be 1.4 GB in float32, several times over. `losses.py` has the unweighted sum, with soft-capped logits.
-Legend: N positions, D width, V words.
+would be 1.4 GB in float32, several times over. `losses.py` has the unweighted sum. N positions, D width, V words.
 """
 
 from collections.abc import Callable

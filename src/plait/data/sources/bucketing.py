@@ -1,7 +1,6 @@
 """Count and describe the buckets of opened sources, and choose an order for them.
 
-A bucket has samples of one shape, which may share a batch. A source is one data set, `contract.Source`. The order in buckets itself is in
-data/buckets.py.
+A bucket has samples of one shape, which may share a batch; a source is one data set. The order in buckets itself is in data/buckets.py.
 """
 
 from collections.abc import Sequence

@@ -1,8 +1,7 @@
 """The connector from patch features to the language model's embeddings: padding marks, attention pooling of 2 x 2 patches, SwiGLU.
 
 It also holds the extra embedding rows: those of the image tokens, which have no rows in the output head.
-Legend: n crops, P patches per crop, F = 2 * hidden features per patch, T image tokens, K = 4 patches of a pool, E the tower's width,
-D the language model's width.
+Legend: n crops, P patches per crop, F = 2 hidden features per patch, T image tokens, K = 4 patches of a pool, widths E (tower), D (LM).
 """
 
 import torch

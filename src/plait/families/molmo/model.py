@@ -124,8 +124,7 @@ class Molmo(nn.Module):
     def _zero_of_unused(self, batch: Batch) -> Tensor:
         """Return a zero that gives a zero gradient to each trainable parameter for which this batch has no input.
 
-        Every rank then has every gradient, whatever its rows: without it, a text-only micro-batch would hang or skew
-        the other ranks.
+        Every rank then has every gradient, whatever its rows: without it, a text-only micro-batch would hang or skew the other ranks.
         """
         unused = self.vision.unused() if len(batch["crops"]) else [*self.vision.parameters(), *self.connector.parameters()]
         return zero_from_parameters(unused, batch["ids"].device)

@@ -2,8 +2,7 @@
 
 Row (one sample):  <bos> image tokens | annotation 1 | annotation 2 | ...   An annotation is one conversation about the image; it attends to
 the prefix and itself, and its positions continue those of the prefix. A document is one of several rows packed into a row of a batch.
-Labels are shifted here: the label of a position is the token that follows it in its annotation, and its weight is that token's.
-Legend: B rows, L positions.
+Labels are shifted here: a position's label is the token after it in its annotation, with that token's weight. B rows, L positions.
 """
 
 from collections.abc import Sequence
