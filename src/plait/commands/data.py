@@ -73,9 +73,7 @@ def declare_shard(parser: Parser) -> None:
 def run_shard(arguments: Arguments) -> None:
     """Encode pictures of the argument `source` into latent shards in the folder `out`, or finish a folder that was begun.
 
-    With `--measure`, write metadata.json for the shards `source`, made by another tool.
-
-    Raises PlaitError for a wrong argument or source.
+    With `--measure`, write metadata.json for the shards `source`, made by another tool. Raises PlaitError for a wrong argument or source.
     """
     from plait.commands.actions import shard_data
 

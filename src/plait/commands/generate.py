@@ -14,9 +14,8 @@ def declare(parser: Parser) -> None:
 def run(arguments: Arguments) -> None:
     """Generate text or pictures with the model of the argument `checkpoint`; print the answers, or the names of the files written.
 
-    Which it is, and the options `overrides` (such as "prompt=a cat"), depend on the model's family (kind).
-
-    Raises PlaitError for an option that the model family does not have, and if there is no such checkpoint.
+    Which it is, and the options `overrides` (such as "prompt=a cat"), depend on the model's family (kind). Raises PlaitError
+    for an option that the family does not have, and if there is no such checkpoint.
     """
     from plait.commands.actions import generate
 

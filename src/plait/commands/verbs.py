@@ -25,7 +25,7 @@ GROUPS = {"ckpt": "look into checkpoints", "data": "look into data"}
 
 
 def shipped() -> list[Command]:
-    """Import the files of this folder and return their verbs, in the order of help."""
+    """Import the files of the folder `commands` and return the verbs that they declare, in the order of help."""
     files = [importlib.import_module(f"{commands.__name__}.{file.name}") for file in pkgutil.iter_modules(commands.__path__)]
     found: list[Command] = [command for file in files for command in vars(file).get("COMMANDS", ())]
     return sorted(found, key=lambda command: ORDER.index(command.words[0]) if command.words[0] in ORDER else len(ORDER))

@@ -47,7 +47,7 @@ Row = dict[str, Any]
 
 
 class Predict(Protocol):
-    """The type of `Bench.predict`, which makes a model predict samples, in evaluation mode and without gradients."""
+    """The type of `Bench.predict`: the predictions of a model for samples, in evaluation mode and without gradients."""
 
     def __call__(self, model: Any, samples: Sequence[Any], inputs: Any, *, batch: int, moment: str) -> list[Row]:
         """Return one row per sample, in order. `inputs`: the family's object that encodes samples and collates the results to batches.

@@ -110,7 +110,7 @@ class Loop:
             first = False
 
     def step(self, net: nn.Module, batch: StepBatch, stage_steps: int, *, audit: bool) -> Row | None:
-        """Do one of `stage_steps` steps with `net` (the model or its DDP). Returns metrics, None without data. `audit`: as `gradient`."""
+        """Do one of `stage_steps` steps with `net` (the model or its DDP). Returns metrics, None without data. `audit`: see `gradient`."""
         state, config = self.state, self.config
         assert batch.step == state.stage_step and state.optimizer is not None
         if not state.model.training:

@@ -105,7 +105,7 @@ SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant_with_warmup": "co
 
 
 def recognise(tree: Node, plait_keys: Sequence[str]) -> bool:
-    """Return whether `tree`, a file, is in the flat JSON format. Raises PlaitError if it has `plait_keys` (plait's top-level) too."""
+    """Return whether `tree`, a file, is in the flat JSON format. Raises PlaitError if it also has `plait_keys`, plait's top-level ones."""
     theirs = [node for key, node in tree.value.items() if key in KEYS]
     ours = [node for key, node in tree.value.items() if key in plait_keys and key != STAGES]
     if theirs and ours:

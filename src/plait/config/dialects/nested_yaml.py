@@ -102,7 +102,7 @@ ASSUMED = {"family": "nanodit", "optim.schedule.name": "cosine", "optim.schedule
 
 
 def recognise(tree: Node, plait_keys: Sequence[str]) -> bool:
-    """Return whether `tree`, a file, is in the nested YAML format. Raises PlaitError if it has `plait_keys` (plait's top-level) too."""
+    """Return whether `tree`, a file, is in the nested YAML format. Raises PlaitError if it also has `plait_keys`, plait's own."""
     theirs = [node for key, node in tree.value.items() if key in SECTIONS and key not in plait_keys]
     shared = [key for key in plait_keys if not (key == "model" and _is_of_another_family(tree))]
     theirs += [node for key, node in _leaves(tree) if key in KEYS and key != KEYS[key].path and key.partition(".")[0] in shared]

@@ -79,8 +79,8 @@ def write(folder: Path, groups: Groups, metadata: Mapping[str, Any], rank_files:
     `groups`: {group: {name: tensor}}; `metadata`: JSON values for the manifest, such as `state`; `rank_files`: names and writes this rank's
     files; `config`: the run's configuration as YAML, to be copied beside the tensors. An interrupted write leaves only an unfinished
     folder, which the next start removes. A checkpoint of the same step is deleted only once the new one is in place. With several ranks
-    all call this, each with its own rows; rank 0 publishes what all have flushed. Raises PlaitError on every rank when writing fails on
-    one; earlier checkpoints are untouched.
+    all call this, each with its own rows; rank 0 renames the folder once all have flushed. Raises PlaitError on every rank when
+    writing fails on one; earlier checkpoints are untouched.
     """
     unfinished, replaced = (folder.with_name(f"{prefix}{folder.name}") for prefix in (_UNFINISHED, _REPLACED))
     first = rank_files.rank == 0
