@@ -28,6 +28,7 @@ class Bucket(NamedTuple):
 
 
 STANDARD = (Bucket(1024, 1024), Bucket(832, 1216), Bucket(1216, 832), Bucket(768, 1280), Bucket(1280, 768))
+"""The buckets, of about a megapixel, that `plait data shard` fills by default."""
 
 
 def parse(name: str) -> Bucket:

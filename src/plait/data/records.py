@@ -10,6 +10,7 @@ from plait.errors import BadSample
 IMAGE_KINDS = frozenset(
     ["jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "ppm", "pgm", "pbm", "pnm", "pfm", "avif", "jp2", "tga", "ico"]
 )
+"""Endings, in small letters, of files that are read as images."""
 
 PATH_FIELDS = ("image_path", "image_file", "file_name", "filename", "file", "img")
 """Fields that name the image of a record by a path, in this order, where it has no `image`, no `images` and no column of the type image."""

@@ -17,6 +17,7 @@ from plait.config.schema import Template
 from plait.errors import BadSample, PlaitError
 
 IMAGE_MARK = "<image>"
+"""Where the next image goes in a user's text."""
 ROLES = ("system", "user", "assistant")
 
 _SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "model": "assistant", "system": "system"}

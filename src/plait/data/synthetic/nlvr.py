@@ -24,6 +24,7 @@ from plait.data.synthetic.statements import all_towers, describe, statement
 from plait.errors import BadSample, PlaitError
 
 STYLES = {"truth": "vqa2", "statement": "vqa2", "caption": "long_caption", "count": "vqa2", "point": "pointing"}
+"""{task: the style (name of the manner of answers) that its samples have}."""
 TASKS = tuple(STYLES)
 """What may be asked about a picture."""
 _ONCE = ("truth", "caption")  # tasks with one question per picture

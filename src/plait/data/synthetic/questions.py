@@ -55,6 +55,7 @@ PROMPTS: dict[str, tuple[str, ...]] = {
 WHEN = ("in {k} frames", "{k} frames after the last one")
 """When a question about the future asks: after a still picture, after a clip."""
 OPENERS = ("", "a picture of ", "an image of ", "the picture shows ", "we see ", "there {is} ")
+"""What captions begin with."""
 TASKS = tuple(dict.fromkeys(kind.split()[0] for kind in PROMPTS))
 """Kinds of question, such as "count"; PROMPTS has the wordings of each and of its variants."""
 
@@ -175,6 +176,7 @@ def point_tag(points: Sequence[tuple[float, float]], alt: str) -> str:
 
 
 DIRECTIONS = {"left": "to the left of", "right": "to the right of", "above": "above", "below": "below"}
+"""The words that relate one object to another, by direction."""
 _TRAITS = (("shape",), ("colour",), ("colour", "shape"), ("size", "shape"), ("size", "colour"), ("size", "colour", "shape"))
 
 

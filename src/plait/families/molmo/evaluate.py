@@ -225,6 +225,7 @@ RULES: dict[str, Score] = {
 """The scoring rule of each bench: a function from (answer, sample) to figures by name, `score` first, from 0 to 1."""
 
 benches = {name: Scored(rule).bench() for name, rule in RULES.items()}
+"""Benches by name, as in `plait eval --bench NAME`."""
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -29,6 +29,7 @@ from plait.keys import key
 from plait.nn import encoders
 
 Rows = Sequence[Mapping[str, Any]]
+"""Rows of a bench, a dict per sample."""
 
 T_FIXED = (0.1, 0.3, 0.5, 0.7, 0.9)
 """Times t at which bench `validation` measures the loss."""
@@ -384,3 +385,4 @@ benches = {
     "distance": Bench(_of_usable(predict_distance), summarise_distance, needs=_distance_needs, about=about_distance),
     "grid": Bench(_of_usable(predict_grid), summarise_grid, pictures.grids, needs=pictures.decoder_name),
 }
+"""Benches by name, as in `plait eval --bench NAME`."""

@@ -25,6 +25,7 @@ from plait.keys import key as key_of
 from plait.keys import rng
 
 Sample = dict[str, Any]
+"""A raw item of data, as in contract.py: `id`, `images`, `messages`, `fields`, and for latents `arrays`."""
 
 _WORD = re.compile(r"\w+|[^\w\s]")
 _PAD_TO = 128  # text tokens; `data.pad: to_128`

@@ -18,6 +18,7 @@ from plait.keys import key
 from plait.nn.connectors import seeded
 
 Batch = dict[str, Tensor]
+"""Tensors by name: `z`, `t` and what `Inputs.pack` returns."""
 
 _TIME_FEATURES = 256
 _CHUNKS = 9  # shift, scale, gate for self-attention, cross-attention and the feed-forward layer

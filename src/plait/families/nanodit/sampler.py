@@ -19,6 +19,7 @@ Velocity = Callable[[Tensor, float], Tensor]
 """A function from (z, t) to dz/dt, of the shape of z."""
 
 NEITHER, TEXT, IMAGE, BOTH = (False, False), (True, False), (False, True), (True, True)
+"""The subsets of the conditions that a model may get, as (text, image)."""
 Subset = tuple[bool, bool]
 """Which conditions the model gets: (text, image)."""
 Table = dict[Subset, float]

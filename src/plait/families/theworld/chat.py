@@ -17,6 +17,7 @@ from plait.errors import BadSample, PlaitError
 from plait.families.theworld.sequence import Kind, Span
 
 Message = dict[str, str]
+"""A turn, {"role", "content"}."""
 
 
 def stops(tokenizer: Tokenizer) -> frozenset[int]:

@@ -153,6 +153,7 @@ benches = {
     "world_ablation": Bench(predict_three_ways, summarise_three_ways),
     "world_loss": Bench(predict_loss, summarise_loss, means=True),
 }
+"""Benches by name, as in `plait eval --bench NAME`."""
 
 
 @dataclass(frozen=True)

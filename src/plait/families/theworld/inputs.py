@@ -25,6 +25,7 @@ from plait.keys import rng
 from plait.nn.losses import IGNORED
 
 Sample = dict[str, Any]
+"""A raw item of data, as in contract.py: `id`, `images`, `messages`, `fields`, for clips `frames`."""
 
 
 @dataclass(frozen=True)

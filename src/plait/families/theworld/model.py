@@ -24,6 +24,7 @@ from plait.nn.idle import contains_sharded, zero_from, zero_from_parameters
 from plait.nn.losses import token_cross_entropy
 
 Batch = dict[str, Tensor]
+"""Tensors by name, as `Inputs.collate` returns them."""
 
 
 class TheWorld(nn.Module):
@@ -176,6 +177,7 @@ _COMPONENTS = {
 """{prefix of a parameter's name: its component}; the first that fits counts."""
 
 NEVER_TRAINED = frozenset({"world_decoder", "world_time"})
+"""Components that no setting may train."""
 
 
 def components(model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:

@@ -39,6 +39,7 @@ _GEMMA_3_4B: dict[str, Any] = {
 }
 
 GEMMA: dict[str, dict[str, Any]] = {"google/gemma-3-4b-it": _GEMMA_3_4B, "google/gemma-3-4b-pt": _GEMMA_3_4B}
+"""Configurations of published Gemma 3 models by Hub name."""
 
 # vae/config.json of the Cosmos 2 models: 126,892,531 parameters; diffusers' defaults hold the published latents_mean and latents_std.
 WAN: dict[str, dict[str, Any]] = {

@@ -232,4 +232,5 @@ ACADEMIC: dict[str, Spec] = {
     "countbench_qa": Spec("countbench", _parquet("vikhyatk/CountBenchQA", "test"), _countbench,
         "the parquet files of vikhyatk/CountBenchQA", "counting"),
 }
+"""Academic datasets by name."""
 # fmt: on

@@ -33,6 +33,7 @@ DATA_DIR = "MOLMO_DATA_DIR"
 MAX_ANNOTATIONS = 24
 """Most annotations (conversations) of one picture in one sample."""
 DATASETS: dict[str, Spec] = {**ACADEMIC, **PIXMO}
+"""All datasets by name."""
 ALIASES = {
     "ai2_diagram_v2_mix_transparent": "ai2d",
     "chart_qa_weighted": "chart_qa",

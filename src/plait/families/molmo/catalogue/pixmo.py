@@ -150,3 +150,4 @@ PIXMO: dict[str, Spec] = {
     **{f"pixmo_docs_{kind}": _docs(kind) for kind in ("charts", "tables", "diagrams", "other")},
     POINTS_EVAL: _spec("pixmo-points-eval", _published("pixmo-points-eval", "test"), _pointing(False), "pointing"),
 }
+"""PixMo's datasets by name."""

@@ -26,7 +26,9 @@ Row = dict[str, Any]
 PICTURES = "_pictures"
 """Field of a row that holds its own image files."""
 PIXMO_IMAGES = "pixmo_images"
+"""Folder below the data root with the downloaded images of PixMo."""
 COCO = "coco"
+"""Folder with the images of COCO."""
 Keep = tuple[str, Callable[[Any], bool] | None]
 """A column and a condition on its values by which rows are kept; None: the value must not be null (images are not read for that)."""
 
