@@ -70,6 +70,11 @@ EXAMS = {
     "pixmo_count_counting:test": 1,
     "pointing_eval": 1,
     "science_qa:test": 1,
+    "mmmu": 32,
+    "mmmu_multi_image:dev": 32,
+    "math_vista_v2:validation": 2,
+    "real_world_qa_no_instruction": 2,
+    "clock_bench:movies": 1,
 }
 
 
@@ -80,6 +85,16 @@ def test_every_exam_answers_all_its_questions(run, tmp_path, bench, count):
     assert all(0.0 <= row["score"] <= 1.0 and row["gold"] != "" for row in rows)
     page = (tmp_path / "out/page.html").read_text()
     assert all(text in page for text in ("score", "gold", rows[0]["id"]))
+
+
+@pytest.mark.parametrize(("bench", "count"), [("mmmu:test", 32), ("math_vista:test", 2)])
+def test_answers_without_published_gold_are_written_and_not_scored(run, tmp_path, capsys, bench, count):
+    assert cli.main(["eval", str(run), "--bench", bench, "--out", str(tmp_path)]) == 2
+    said = "its answer is not published; the model's is in predictions.jsonl, to be handed in where they are scored"
+    assert f"none of {count} held-out samples can be used: {said}" in capsys.readouterr().err
+    rows = files.read_rows(tmp_path / evaluate.ROWS)[1:]
+    assert [row["bad"] for row in rows] == [said] * count
+    assert all(row["answer"] and row["gold"] == "" for row in rows)
 
 
 def test_what_was_answered_is_kept_and_the_rest_answered(run, tmp_path, capsys):

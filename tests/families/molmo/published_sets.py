@@ -4,11 +4,14 @@ import csv
 import hashlib
 import json
 import struct
+import unicodedata
 from pathlib import Path
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from plait.families.molmo.catalogue.benchmarks import MMMU_SUBJECTS
 from tests.families.molmo.conftest import photo
 
 URLS = [f"https://pictures.example/{n}.jpg" for n in range(300)]
@@ -221,10 +224,91 @@ def pixmo(root: Path) -> None:
             parquet(root / "pixmo-docs" / kind / f"{split}-00000-of-00001.parquet", [row])
 
 
+def typed_parquet(path: Path, rows: list[dict], **types) -> None:
+    """Write parquet with the types that the Hub's files declare, so that a column of nulls has one; texts where none is given."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kinds = {"image": datasets.Image(), "texts": datasets.List(datasets.Value("string"))}
+    features = {name: kinds.get(types.get(name)) or datasets.Value(types.get(name, "string")) for name in rows[0]}
+    pq.write_table(datasets.Dataset.from_list(rows, features=datasets.Features(features)).data.table, path)
+
+
+def mmmu_row(split: str, number: int, pictures: int = 1, **fields) -> dict:
+    """A row of MMMU about Accounting; its answers in the test split are "?"."""
+    row = {"id": f"{split}_Accounting_{number}", "question": "Which is it? <image 1>", "options": "['$6', 'it\\'s 7', 'none', '<image 2>']"}
+    row |= {"explanation": ""} | {f"image_{n}": cell(n) if n <= pictures else None for n in range(1, 8)}
+    row |= {"img_type": "['Tables']", "answer": "B", "topic_difficulty": "Easy", "question_type": "multiple-choice", "subfield": "Costs"}
+    return {**row, **fields, **({"answer": "?"} if split == "test" else {})}
+
+
+def exams(root: Path) -> None:
+    """MMMU, MathVista, RealWorldQA and the clocks: what models are evaluated on and not trained on."""
+    for split in ("dev", "validation", "test"):
+        first = [
+            mmmu_row(split, 1),
+            mmmu_row(split, 2, 2, question="Are <image 1> and <image 2> the same?"),
+            mmmu_row(split, 3, options="[]", answer="['0.26', '26%']", question_type="open"),
+        ]
+        pictures = dict.fromkeys([f"image_{n}" for n in range(1, 8)], "image")
+        for subject in MMMU_SUBJECTS:
+            rows = first if subject == "Accounting" else [mmmu_row(split, 1, id=f"{split}_{subject}_1", options="['yes', 'no']")]
+            typed_parquet(root / "mmmu" / subject / f"{split}-00000-of-00001.parquet", rows, **pictures)
+    maths = [
+        {"question_type": "multi_choice", "answer_type": "text", "choices": ["145°", "35°"], "answer": "35°", "precision": None},
+        {"question_type": "free_form", "answer_type": "float", "choices": None, "answer": "1.2", "precision": 1.0},
+    ]
+    for split in ("testmini", "test"):
+        rows = [
+            {
+                "pid": str(n),
+                "question": "How large?",
+                "image": f"images/{n}.jpg",
+                "decoded_image": cell(n),
+                "unit": None,
+                "query": "Hint: ...",
+            }
+            | row
+            | ({"answer": ""} if split == "test" else {})
+            for n, row in enumerate(maths, 1)
+        ]
+        file = root / "math_vista" / "data" / f"{split}-00000-of-00001-725687bf7a18d64b.parquet"
+        typed_parquet(file, rows, decoded_image="image", choices="texts", precision="float64")
+    asked = [
+        ("Which way?\n\nA. Left\nB. Right\nPlease answer directly with only the letter of the correct option and nothing else.", "B"),
+        ("How many lanes?\nPlease answer directly with a single word or number.", "2"),
+    ]
+    rows = [{"image": cell(n), "question": question, "answer": answer} for n, (question, answer) in enumerate(asked)]
+    typed_parquet(root / "real_world_qa" / "data" / "test-00000-of-00002.parquet", rows, image="image")
+    clocks = {
+        "coco": ("trainval_images", "000000000064.jpg"),
+        "openimg": ("data", "0a0d.jpg"),
+        "movies": ("ClockMovies/images", "Amélie 12.09.png"),
+    }
+    for split, (folder, name) in clocks.items():
+        home = root / "clock_bench"
+        picture(home / folder / unicodedata.normalize("NFD", name))
+        with open(home / f"{split}_final.csv", "w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows(
+                [["img_id", "file_name", "hour", "minute", "bbox_det"], ["64", name, "12", "9", "[1.5, 2.0, 3.0, 4.0]"]]
+            )
+
+
 def write_all(root: Path) -> Path:
     """Every dataset that the family knows."""
     vqa(root, "vqa2", "v2_")
     vqa(root, "okvqa")
-    for write in (text_vqa, chart_qa, documents, diagrams, okvqa_choices, science, tables, counting_sets, plots, android_control, pixmo):
+    for write in (
+        text_vqa,
+        chart_qa,
+        documents,
+        diagrams,
+        okvqa_choices,
+        science,
+        tables,
+        counting_sets,
+        plots,
+        android_control,
+        pixmo,
+        exams,
+    ):
         write(root)
     return root

@@ -37,10 +37,11 @@ SPLITS = [(name, split) for name, spec in DATASETS.items() for split in spec.spl
 @pytest.mark.parametrize(("name", "split"), SPLITS, ids=[f"{name}-{split}" for name, split in SPLITS])
 def test_every_dataset_and_split_gives_pictures_and_answers(root, name, split):
     source = opened(root, name, split)
+    hidden = (name.startswith("mmmu") or name == "math_vista") and split == "test"  # their answers are not published
     for i in {0, len(source) - 1}:
         sample = source[i]
         assert sample["images"][0][:4] == b"\x89PNG"
-        assert all(turns[0] and turns[1] for turns in turns_of(sample))
+        assert all(all(turns) and (len(turns) == 1) == hidden for turns in turns_of(sample))
         assert sample["fields"]["dataset"] == name
 
 

@@ -247,7 +247,8 @@ def _entry(config: RunConfig, bench: str, options: EvaluateOptions) -> Evaluate:
     """Return the `evaluate:` entry that a bench's name, `--split` and `--data` mean. Raises PlaitError for an unknown one."""
     name, _, split = bench.partition(":")
     known = {evaluation.LOSS, *registry.benches(config.family)}
-    if not split and name in known:
+    dataset = registry.has_datasets(config.family) and name in registry.datasets(config.family).DATASETS
+    if not split and name in known and (options.data is not None or not dataset):
         given = _sources(options.data, options.split, config.data.train) if options.data is not None else []
         if not given and options.split is not None:
             if config.data.held_out_share is not None:

@@ -18,12 +18,10 @@ GROUPS = {
     "low-res": ("android_control", "countbench_qa", "pixmo_count_counting"),
     "high-res": (
         *("vqa2", "text_vqa", "okvqa", "chart_qa", "doc_qa", "info_qa", "science_qa", "ai2d", "a_okvqa_mc", "a_okvqa_da"),
-        *("mmmu", "real_world_qa", "mathvista"),
+        *("mmmu", "real_world_qa", "math_vista"),
     ),
 }
 """The guide's groups of evaluations: {name: benches of `plait eval`}."""
-OWN_DATA = {"mmmu": "mmmu", "real_world_qa": "multiple_choice", "mathvista": "mathvista"}
-"""Members of the groups that are no named dataset: {name: the rule that scores such samples, which --data names}."""
 _RANKS = re.compile(r"--nproc[-_]per[-_]node(?:=(.*))?")
 _SCRIPT = re.compile(r"(?:.*/)?launch_scripts/([\w.]+)")
 EVAL_FLAGS = {
@@ -92,5 +90,4 @@ def _evaluations(after: Sequence[str], ranks: Sequence[str]) -> list[str]:
         raise PlaitError("the evaluation scripts take CHECKPOINT and TASKS: plait eval CHECKPOINT --bench TASK")
     benches = [bench for task in tasks for name in task.split(",") for bench in GROUPS.get(name, (name,))]
     options = [EVAL_FLAGS[flag].format(value) for flag, value in flags.items() if EVAL_FLAGS[flag]]
-    rules = {bench: [OWN_DATA[bench], f"--data={bench}.jsonl"] if bench in OWN_DATA else [bench] for bench in benches}
-    return [command("eval", checkpoint, "--bench", *rule, *options, *ranks) for rule in rules.values()]
+    return [command("eval", checkpoint, "--bench", bench, *options, *ranks) for bench in dict.fromkeys(benches)]

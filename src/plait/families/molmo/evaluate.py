@@ -2,8 +2,9 @@
 
 accuracy: any sample (its last answer, or `answers`; drawn scenes have a scorer of their own). vqa, exact_match, anls, relaxed_accuracy:
 `answers` or `answer`. multiple_choice, mmmu: `options` and `answer_idx`. counting: `count`. pointing: `points` in percent and, optionally,
-their `masks`. mathvista: the fields of its records. A rule maps (answer, sample) to figures, such as {"score": 1.0, "f1": 1.0}, from 0 to
-1. A row is a dict per sample: id, question, answer, gold (right answer), figures, or `bad`, why it cannot be encoded.
+their `masks`. mathvista: the fields of its records. real_world_qa: `options` and `answer_idx`, or `answers`. clock: `hour` and `minute`. A
+rule maps (answer, sample) to figures, such as {"score": 1.0, "f1": 1.0}, from 0 to 1. A row is a dict per sample: id, question, answer,
+gold (right answer), figures, or `bad`, why it cannot be encoded or scored.
 """
 
 import math
@@ -25,6 +26,7 @@ Score = Callable[[str, Sample], dict[str, float]]
 """A scoring rule: from (answer, sample) to figures from 0 to 1 by name, `score` first."""
 
 _SPARE_TOKENS = 8  # an answer may run this much longer than the longest gold one: enough to be seen to differ
+_HIDDEN_TOKENS = 12  # of an answer whose gold is not published: as many as the published model is given
 _HIT_RADIUS = 5.0  # percent of width and height within which a point hits a gold point that has no mask
 
 
@@ -95,7 +97,9 @@ def _prompt(inputs: Inputs, sample: Sample) -> Example | str:
 
 
 def _answer_limit(inputs: Inputs, sample: Sample) -> int:
-    return max(len(inputs.tokenizer.encode(f" {gold}")) for gold in (*golds(sample), "")) + _SPARE_TOKENS
+    if not golds(sample):
+        return _HIDDEN_TOKENS
+    return max(len(inputs.tokenizer.encode(f" {gold}")) for gold in golds(sample)) + _SPARE_TOKENS
 
 
 def golds(sample: Sample) -> list[str]:
@@ -202,12 +206,31 @@ def _multiple_choice(answer: str, sample: Sample, rule: Callable[[str, Sequence[
     return {"score": float(rule(answer, _field(sample, "options")) == int(_field(sample, "answer_idx")))}
 
 
+def _published(sample: Sample) -> None:
+    """Raise BadSample where the right answer is not published, as `answers` that are empty say."""
+    if sample["fields"].get("answers") == []:
+        raise BadSample("its answer is not published; the model's is in predictions.jsonl, to be handed in where they are scored")
+
+
 def _mmmu(answer: str, sample: Sample) -> dict[str, float]:
+    _published(sample)
     return (
         _multiple_choice(answer, sample, benchmark_rules.mmmu_choice)
         if sample["fields"].get("options")
         else {"score": benchmark_rules.mmmu_open(answer, _truths(sample))}
     )
+
+
+def _mathvista(answer: str, sample: Sample) -> dict[str, float]:
+    _published(sample)
+    return {"score": benchmark_rules.mathvista(answer, sample["fields"])}
+
+
+def _real_world_qa(answer: str, sample: Sample) -> dict[str, float]:
+    answer = metrics.short_answer(answer)
+    if sample["fields"].get("options"):
+        return _multiple_choice(answer, sample, metrics.choose)
+    return {"score": float(metrics.vqa_normalise(answer) in map(metrics.vqa_normalise, _truths(sample)))}
 
 
 RULES: dict[str, Score] = {
@@ -220,7 +243,9 @@ RULES: dict[str, Score] = {
     "counting": counting,
     "pointing": pointing,
     "mmmu": _mmmu,
-    "mathvista": lambda answer, sample: {"score": benchmark_rules.mathvista(answer, sample["fields"])},
+    "mathvista": _mathvista,
+    "real_world_qa": _real_world_qa,
+    "clock": lambda answer, sample: benchmark_rules.clock(answer, int(_field(sample, "hour")), int(_field(sample, "minute"))),
 }
 """The scoring rule of each bench: a function from (answer, sample) to figures by name, `score` first, from 0 to 1."""
 

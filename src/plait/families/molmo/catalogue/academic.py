@@ -55,6 +55,12 @@ def short(style: str, *, field: str = "question") -> Converter:
     return convert
 
 
+def with_options(question: str, options: Sequence[str]) -> str:
+    """Return a question of multiple choice: its options follow as lines "A: ...", the last with a line break."""
+    listed = [f"{letter}: {text}" for letter, text in zip(LETTERS, options, strict=False)]
+    return "\n".join([*([question] if question else []), *listed, ""])
+
+
 def choice(style: str, options: str, right: Callable[[Row], int], *, before: Callable[[Row], str] = lambda row: "") -> Converter:
     """Return a converter (row, random, size) -> conversations for multiple choice. `style`: the task's name.
 
@@ -63,8 +69,7 @@ def choice(style: str, options: str, right: Callable[[Row], int], *, before: Cal
 
     def convert(row: Row, random: Random, size: Size) -> list[Conversation]:
         texts, index = [str(option) for option in row[options]], right(row)
-        listed = "\n".join(f"{letter}: {text}" for letter, text in zip(LETTERS, texts, strict=False))
-        question = "\n".join(part for part in (before(row), str(row["question"]), f"{listed}\n") if part)
+        question = "\n".join(part for part in (before(row), with_options(str(row["question"]), texts)) if part)
         gold = {"options": texts, "answer_idx": index, "answers": [LETTERS[index]]}
         return [Conversation(question, LETTERS[index], style, gold)]
 

@@ -1,8 +1,8 @@
 """The datasets that family molmo knows by name, opened from their authors' files, or from the Hub where `hub: true` is set.
 
 In training, rows (records) about one image are one sample with several annotations (conversations), at most MAX_ANNOTATIONS, drawn anew
-each time; in every other split each question is a separate sample. How rows are read is in academic.py, pixmo.py and gui_grounding.py. A
-bench scores generated answers by a rule of the same name, such as `vqa`.
+each time; in every other split each question is a separate sample. How rows are read is in academic.py, pixmo.py, benchmarks.py and
+gui_grounding.py. A bench scores generated answers by a rule of the same name, such as `vqa`.
 """
 
 import difflib
@@ -20,6 +20,7 @@ from plait.data.paths import read_regular
 from plait.data.sources.contract import Absent, Source
 from plait.errors import BadSample, PlaitError
 from plait.families.molmo.catalogue.academic import ACADEMIC
+from plait.families.molmo.catalogue.benchmarks import BENCHMARKS
 from plait.families.molmo.catalogue.pixmo import PIXMO, POINTS_EVAL
 from plait.families.molmo.catalogue.rows import PICTURES, PIXMO_IMAGES, DatasetFiles, Rows, Spec, root_of, url_hash
 from plait.files import expanded
@@ -30,9 +31,11 @@ log = logging.getLogger(__name__)
 DATA_DIR = "MOLMO_DATA_DIR"
 """The environment variable that names the folder of all datasets if `data.root` is not set, as in the Molmo guide."""
 
+_NAMES = ("question_id", "questionId", "id", "pid", "img_id")
+"""Fields that name a row, the first that it has."""
 MAX_ANNOTATIONS = 24
 """Most annotations (conversations) of one picture in one sample."""
-DATASETS: dict[str, Spec] = {**ACADEMIC, **PIXMO}
+DATASETS: dict[str, Spec] = {**ACADEMIC, **PIXMO, **BENCHMARKS}
 """All datasets by name."""
 ALIASES = {
     "ai2_diagram_v2_mix_transparent": "ai2d",
@@ -43,8 +46,12 @@ ALIASES = {
     "count_qa": "countbench_qa",
     "docqa": "doc_qa",
     "infoqa": "info_qa",
+    "math_vista_v2": "math_vista",
+    "mathvista": "math_vista",
+    "mmmu_test": "mmmu",
     "pixmo_pointing_explanations": "pixmo_point_explanations",
     "pointing_eval": POINTS_EVAL,
+    "real_world_qa_no_instruction": "real_world_qa",
     "science_qa_img": "science_qa",
     "tabwmp_da": "tabwmp",
     "textvqa": "text_vqa",
@@ -76,12 +83,12 @@ def scored() -> list[str]:
 
 
 def evaluation_split(name: str) -> str:
-    """Return the split to evaluate a dataset on when none is named: validation if it has one, else test, else train.
+    """Return the split to evaluate a dataset on when none is named: validation if it has one, else test, else its first.
 
     Raises PlaitError for an unknown dataset.
     """
     known = spec_of(name).splits
-    return next((split for split in ("validation", "test") if split in known), "train")
+    return next((split for split in ("validation", "test") if split in known), next(iter(known)))
 
 
 def split_of(name: str, split: str) -> str:
@@ -187,7 +194,7 @@ class NamedDataset(Source):
         for conversation in conversations:  # answers of test splits are not published
             text.check(conversation.messages, len(pictures), allow_blank=not self.train)
         first = conversations[0]
-        name = str(rows[0].get("question_id", rows[0].get("questionId", rows[0].get("id", members[0]))))
+        name = str(next((rows[0][field] for field in _NAMES if field in rows[0]), members[0]))
         sample = {"id": f"{self.name}/{name}", "images": pictures, "messages": first.messages, "weight": first.weight}
         if len(conversations) > 1:
             annotations = [{"messages": c.messages, "style": c.style, "weight": c.weight} for c in conversations]

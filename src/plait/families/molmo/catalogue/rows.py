@@ -5,11 +5,14 @@ of one split, called when the dataset is opened; several functions below return 
 function that returns the image's size) to conversations; those are in academic.py, pixmo.py and gui_grounding.py.
 """
 
+import csv
 import hashlib
 import json
 import os
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -92,12 +95,37 @@ class ParquetRows:
         values: Sequence[Any] = self.table.rows[name]
         return values
 
+    def filled(self, name: str) -> int:
+        """Return how many rows of the table have a value in a column; images are not read for that."""
+        return sum(self.table.rows.data.column(name).is_valid().to_pylist())
+
     def column(self, name: str) -> list[Any] | None:
         """Return one column of the chosen rows; None if it does not exist, or holds images."""
         if name not in self.table.rows.column_names or name in self.table.pictures:
             return None
         values = list(self._all(name))
         return [values[i] for i in self.chosen]
+
+
+class ChainedRows:
+    """The rows of several tables, one table's after the other's, each read when it is asked for."""
+
+    def __init__(self, parts: Sequence[Rows]) -> None:
+        self.parts = parts
+        self.digest = xxhash.xxh3_64("".join(part.digest for part in parts).encode()).hexdigest()
+        self.ends = list(accumulate(len(part) for part in parts))
+
+    def __len__(self) -> int:
+        return self.ends[-1]
+
+    def __getitem__(self, i: int) -> Row:
+        number = bisect_right(self.ends, i)
+        return self.parts[number][i - (self.ends[number - 1] if number else 0)]
+
+    def column(self, name: str) -> list[Any] | None:
+        """Return one field of every row, in order; None if a table has no such field."""
+        columns = [part.column(name) for part in self.parts]
+        return None if any(column is None for column in columns) else [value for column in columns for value in column or ()]
 
 
 @dataclass(frozen=True)
@@ -169,10 +197,11 @@ class Conversation:
     """A conversation about a row's image: a question with its answer, and in `more` the (question, answer) pairs of later turns.
 
     `style`: the task's name. `gold`: {field of the sample: value} for the rule that scores answers. `weight`: factor on its loss weights.
+    `answer`: None where it is not published.
     """
 
     question: str
-    answer: str
+    answer: str | None
     style: str
     gold: dict[str, Any] = field(default_factory=dict)
     weight: float = 1.0
@@ -182,7 +211,8 @@ class Conversation:
     def messages(self) -> list[dict[str, str]]:
         """Return all turns as [{"role": "user", "content": ...}, {"role": "assistant", ...}, ...]."""
         pairs = [(self.question, self.answer), *self.more]
-        return [{"role": role, "content": text} for pair in pairs for role, text in zip(("user", "assistant"), pair, strict=True)]
+        turns = [(role, text) for pair in pairs for role, text in zip(("user", "assistant"), pair, strict=True)]
+        return [{"role": role, "content": text} for role, text in turns if text is not None]
 
 
 Size = Callable[[], tuple[int, int]]
@@ -276,19 +306,43 @@ def concatenated(*openers: Opener) -> Opener:
     return opened
 
 
-def in_parquet(hub: str, split: str, config: str | None = None, keep: Keep | None = None) -> Opener:
+def in_csv(pattern: str, *columns: str, mark: Row) -> Opener:
+    """Return an opener of the CSV file that matches the glob `pattern`; its values are texts. `mark`: fields added to all rows.
+
+    The opener raises PlaitError if the file lacks one of `columns`, in its header or in a row.
+    """
+
+    def opened(files: DatasetFiles) -> Rows:
+        (file,) = files.find(pattern)
+        with file.open(newline="", encoding="utf-8-sig") as lines:
+            reader = csv.DictReader(lines)
+            rows = [{**row, **mark} for row in reader]
+        if missing := [name for name in columns if name not in (reader.fieldnames or ())]:
+            raise PlaitError(f"{file} has no column {missing[0]!r}; it has {', '.join(reader.fieldnames or ())}: is it the published file?")
+        for number, row in enumerate(rows, 1):
+            if any(row[name] is None for name in columns):
+                raise PlaitError(f"{file}: row {number} is cut short: download it again")
+        return RowList.of_files(rows, [file])
+
+    return opened
+
+
+def in_parquet(
+    hub: str, split: str, config: str | None = None, keep: Keep | None = None, columns: Mapping[str, str] | None = None
+) -> Opener:
     """Return an opener of local parquet files, or without them, with the dataset's option `hub: true`, of the Hub repository `hub`.
 
     The files are SPLIT-*.parquet in the dataset's folder, or in its subfolder data or that named `config`. `keep`: (column, condition) of
-    rows to take. The opener raises Absent without files.
+    rows to take; `columns`: {field: the column that it is read from}. The opener raises Absent without files.
     """
 
     def opened(files: DatasetFiles) -> Rows:
         for folder in [files.folder / name for name in (config or "data", "data", ".")]:
-            if sorted(folder.glob(f"{split}-*.parquet")) or sorted(folder.glob(f"{split}.parquet")):
-                return ParquetRows(Table(str(folder / f"{split}*.parquet"), None, split, {}, files.cache, {}), keep)
+            for name in (f"{split}-*.parquet", f"{split}.parquet"):
+                if any(folder.glob(name)):
+                    return ParquetRows(Table(str(folder / name), None, split, {}, files.cache, columns or {}), keep)
         if files.hub:
-            return ParquetRows(Table(None, hub, split, {"config": config} if config else {}, files.cache, {}), keep)
+            return ParquetRows(Table(None, hub, split, {"config": config} if config else {}, files.cache, columns or {}), keep)
         raise Absent(f"no {split}-*.parquet in {files.folder}")
 
     return opened

@@ -1,4 +1,6 @@
-"""Extract an answer from free text, without a model, by the rules of MMMU and MathVista. Yue et al. (2023) and Lu et al. (2023).
+"""Extract an answer from free text, without a model, by the rules of MMMU, MathVista and the clock benchmark.
+
+Yue et al. (2023), Lu et al. (2023), Yang et al. (2022, "It's About Time"). Clocks are scored as the published Molmo was (allenai/molmo).
 
 If no answer can be extracted, the published rules choose an option at random; here the answer counts as wrong.
 """
@@ -123,3 +125,31 @@ def _decimals(record: Mapping[str, Any]) -> int:
     if record.get("precision") is not None:
         return int(record["precision"])
     return len(str(record["answer"]).partition(".")[2])
+
+
+def clock(answer: str, hour: int, minute: int) -> dict[str, float]:
+    """Return `score` (1 if hour and minute are right), `close`, `hour`, `minute` and `minute_close` of an answer such as "10:42".
+
+    Both may be given as on a dial: hours count modulo 12, and minute 60 is 0. A minute is close within 1, around the hour too; a time is
+    close if its hour is right and its minute close, or if it lies one minute off over twelve o'clock.
+    """
+    hours, _, rest = answer.strip().partition(":")
+    told_hour, told_minute = _whole(hours.split()[-1:]), _whole(rest.partition(":")[0].split()[:1])
+    told_hour = told_hour - 12 if told_hour is not None and told_hour >= 12 else told_hour
+    told_minute = 0 if told_minute == 60 else told_minute
+    hour_right, minute_right = told_hour == hour % 12, told_minute == minute % 60
+    minute_close = told_minute is not None and abs(told_minute - minute % 60) in (0, 1, 59)
+    if told_hour is None or told_minute is None:
+        close = False
+    else:
+        close = (hour_right and minute_close) or abs((hour % 12 * 60 + minute % 60) - (told_hour * 60 + told_minute)) == 719
+    figures = {"score": hour_right and minute_right, "close": close, "hour": hour_right, "minute": minute_right}
+    return {name: float(value) for name, value in {**figures, "minute_close": minute_close}.items()}
+
+
+def _whole(words: Sequence[str]) -> int | None:
+    """Return the number that the only word spells, or None."""
+    try:
+        return int(words[0]) if words else None
+    except ValueError:
+        return None
