@@ -1,8 +1,7 @@
 """Count what each source of a mixture contributes: its share of samples, tokens and loss weight of a stage so far.
 
 A source is a training data set. Amounts are totals of the state, `drawn/SOURCE/QUANTITY`: summed over ranks with the step's weights, saved
-with each checkpoint, reset at the start of each stage. Sources that are sampled equally often can differ tenfold in supervised tokens,
-which weigh in the loss.
+with each checkpoint, reset at the start of each stage. Sources that are sampled equally often can differ tenfold in supervised tokens.
 """
 
 from collections.abc import Mapping, Sequence

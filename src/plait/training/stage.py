@@ -1,7 +1,6 @@
 """Run one stage: build what it needs, loop over its steps, evaluate and save between them.
 
-A stage is a part of a run with its own settings. A plan says what a stage trains, on which data, for how many steps; a bundle is the model
-with its family (kind of model).
+A stage is a part of a run with own settings. A plan says what it trains, on which data and how long; a bundle is a model with its family.
 """
 
 import contextlib

@@ -1,8 +1,7 @@
 """Requests to stop: SIGTERM, SIGHUP, SIGQUIT, SIGUSR1 and Ctrl-C (SIGINT) set a flag here, and the ranks agree on it here.
 
 The data wait, the loop and the evaluation look at it. SLURM, Kubernetes and spot machines send the signal some time before the kill, a
-terminal that closes sends SIGHUP: a second one changes nothing. A second Ctrl-C ends the process at once; what is saved is whole at any
-moment.
+terminal that closes sends SIGHUP: a second one changes nothing. A second Ctrl-C ends the process at once; what is saved is always whole.
 """
 
 import contextlib

@@ -132,9 +132,8 @@ def count_image_marks(messages: Sequence[Message]) -> int:
 def conversations(sample: dict[str, Any], default_style: str | None) -> list[Conversation]:
     """Return (messages, style, loss weight) of each annotation of a sample.
 
-    A sample may list `annotations` of its image, each with its own `messages`, `style` and `weight`; otherwise its `messages` are the only
-    one. The style is the annotation's, or the sample's field `style`, or `default_style`, or if that is None "user_qa" for a
-    conversation with a question, else "long_caption".
+    A sample may list `annotations` of its image, each with `messages`, `style` and `weight`; otherwise its `messages` are the only one. The
+    style is the annotation's, else the sample's field `style`, else `default_style`, else "user_qa", or "long_caption" without question.
     """
     annotations = sample.get("annotations") or [{"messages": sample["messages"]}]
     given = sample["fields"].get("style", default_style)

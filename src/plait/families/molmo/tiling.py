@@ -31,8 +31,7 @@ class TiledImage:
 def crop_grid(height: int, width: int, window: int, max_crops: int) -> tuple[int, int]:
     """Return the grid (rows, columns) of crops for `height` x `width` pixels, the image's size without its margins.
 
-    `window`: pixels from one crop to the next. Of the grids of at most `max_crops` crops, it is the one that enlarges the image least, or,
-    if all shrink it, the one that shrinks it least.
+    `window`: pixels from one crop to the next. Of grids of at most `max_crops` crops it enlarges the image least, or else shrinks it least.
     """
     height, width = max(height, 1), max(width, 1)
     sides = range(1, max_crops + 1)
