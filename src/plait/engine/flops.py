@@ -105,10 +105,7 @@ class Flops(TorchFunctionMode):
 
 
 class Meter:
-    """Counts the FLOPs of a stage (part of a run) on this rank. Micro-batches of shapes seen before count as the first such did.
-
-    `precision`: a `train.precision`, such as "bf16", by which the device's peak rate is known.
-    """
+    """Counts the FLOPs of a stage (part of a run) on this rank; shapes seen before count as at first. `precision`: gives the peak rate."""
 
     def __init__(self, device: torch.device, precision: str) -> None:
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -56,7 +56,7 @@ class StageEvaluation:
             data_look.compare_ranks(self.held_out.fingerprints(self.plan.config.evaluate), self.context.ranks)
 
     def rehearse(self) -> None:
-        """Try every `evaluate:` entry on a few samples before step 1. Raises PlaitError if one fails or a wanted figure is missing."""
+        """Try every `evaluate:` entry on a few samples before any step. Raises PlaitError if one fails or a wanted figure is missing."""
         self.evaluations.rehearse(self.state, wanted_figures(self.plan.config))
 
     def conclude(self, *, planned: bool) -> tuple[bool, list[str]]:

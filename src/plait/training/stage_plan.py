@@ -79,10 +79,7 @@ class StagePlan:
         return xxhash.xxh3_64_hexdigest(repr(parts).encode())
 
     def manifest(self, model: nn.Module, ever_trained: set[str], ranks: int, torch_version: str) -> dict[str, Any]:
-        """Return the stage's part of a checkpoint's manifest.json. `ever_trained`: names of parameters trained here or before.
-
-        It has `stage` (name), `trainable`, `steps`, `components`, `data` ({source: hash}), `order` (hash), `ranks` and `versions`.
-        """
+        """Return the stage's part of a manifest.json: `stage`, `trainable`, `steps`, `components`, `data`, `order`, `ranks`, `versions`."""
         sizes = {name: value.numel() for name, value in model.named_parameters()}
         contents = {}
         for component, names in self.components.items():
