@@ -101,9 +101,7 @@ def test_ranks_that_are_late_together_are_all_named(tmp_path):
 def test_a_rank_that_a_signal_has_stopped_is_the_one_that_is_named(tmp_path):
     beat = {"phase": "step", "step": 7, "part": "backward", "beat": 30}
     line = watchdog.describe_hang([beat, beat], 9.0, tmp_path, [1])
-    assert line.startswith(
-        "rank 1 is stopped by a signal (SIGSTOP; SIGCONT lets it go on): in step (backward) after step 7, with nothing done for 9 s"
-    )
+    assert line.startswith("rank 1 was stopped by a signal (SIGSTOP): in step (backward) after step 7, with nothing done for 9 s")
 
 
 def test_collectives_wait_longer_than_any_rank_is_given():

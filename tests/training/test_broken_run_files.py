@@ -81,3 +81,17 @@ def test_a_file_in_place_of_a_folder_and_a_folder_in_place_of_a_file_are_one_lin
     path.mkdir() if is_folder else path.write_text("x")
     assert train(recipe, folder, 5) == 1
     assert f"plait: {path} is not the kind of file that a run keeps there" in capfd.readouterr().err
+
+
+def test_a_path_outside_of_the_run_is_not_called_one_of_its_files(run, monkeypatch, tmp_path, capfd):
+    def opened(views):
+        (tmp_path / "cache" / "files").mkdir(parents=True)
+
+    (tmp_path / "cache").write_text("x")
+    monkeypatch.setattr("plait.training.run.check_data", opened)
+    assert train(run[0], tmp_path / "new") == 2
+    said = capfd.readouterr().err
+    path = tmp_path / "cache" / "files"
+    assert f"plait: {path}: Not a directory; it is not of the run: give another path where a setting names it, such as data.cache\n" in said
+    assert "remove it" not in said
+    assert not (tmp_path / "new").exists()

@@ -349,7 +349,7 @@ def test_samples_that_a_tokenizer_is_trained_without_are_counted_and_told(tmp_pa
     assert "gone.png" in told[0] or "lost.png" in told[0]
 
 
-def other_held_out(recipe, folder, out):
+def other_held_out(recipe, folder, out, setting):
     """Train on two ranks with held-out data of their own; each rank writes what it raised, the second when the run's directory is gone."""
     rank, usual = os.environ["RANK"], Heartbeat.close
 
@@ -359,22 +359,30 @@ def other_held_out(recipe, folder, out):
             time.sleep(0.01)
 
     Heartbeat.close = close
-    validation = f"data.validation=[{{source: jsonl, path: {folder}/machine-{rank}/held.jsonl}}]"
     with pytest.raises(PlaitError) as caught:
-        toy_family.train(recipe, folder / "run", validation, "stages=[]")
+        toy_family.train(recipe, folder / "run", setting.format(folder=folder, rank=rank), "stages=[]")
     out.with_suffix(f".{rank}").write_text(str(caught.value))
 
 
-def test_ranks_that_have_other_held_out_data_end_before_the_first_step(tmp_path, monkeypatch):
+HELD_OUT = "{{source: jsonl, path: {folder}/machine-%s/held.jsonl}}"
+OTHER = {
+    "source 1 of bench loss": f"data.validation=[{HELD_OUT % '{rank}'}]",
+    "source 1 of bench loss, entry 1": f"evaluate=[{{{{bench: loss, data: [{HELD_OUT % '{rank}'}]}}}}, "
+    f"{{{{bench: loss, data: [{HELD_OUT % '0'}]}}}}]",
+}
+
+
+@pytest.mark.parametrize("named", OTHER)
+def test_ranks_that_have_other_held_out_data_end_before_the_first_step(tmp_path, monkeypatch, named):
     recipe = toy_family.install(monkeypatch, tmp_path)
     lines = (tmp_path / "held.jsonl").read_text().splitlines(keepends=True)
     for rank in range(2):
         (tmp_path / f"machine-{rank}").mkdir()
         (tmp_path / f"machine-{rank}" / "held.jsonl").write_text("".join(lines[: 8 - rank]))
-    processes.fork(2, other_held_out, recipe, tmp_path, tmp_path / "said")
+    processes.fork(2, other_held_out, recipe, tmp_path, tmp_path / "said", OTHER[named])
     for rank in range(2):
         said = (tmp_path / f"said.{rank}").read_text()
-        assert "held.jsonl (held-out source 1 of bench loss) is not the same on every rank: rank 1 has other data than rank 0" in said
+        assert f"held.jsonl (held-out {named}) is not the same on every rank: rank 1 has other data than rank 0" in said
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 

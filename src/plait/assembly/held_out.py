@@ -82,8 +82,17 @@ class HeldOutData:
 
     def fingerprints(self, entries: Sequence[Evaluate]) -> dict[str, str]:
         """Return {name: content hash} of the held-out sources of `entries`, each with its bench in the name, to compare between ranks."""
-        opened = [(entry, number, source) for entry in entries for number, source in enumerate(self.of(entry)[0], 1)]
-        return {f"{source.name} (held-out source {number} of bench {entry.bench})": source.fingerprint for entry, number, source in opened}
+        benches = [entry.bench for entry in entries]
+        opened = [(place, number, source) for place, entry in enumerate(entries) for number, source in enumerate(self.of(entry)[0], 1)]
+        return {
+            f"{source.name} (held-out source {number} of bench {benches[place]}{_nth(benches, place)})": source.fingerprint
+            for place, number, source in opened
+        }
+
+
+def _nth(benches: Sequence[str], place: int) -> str:
+    """Return which of several entries with one bench is at `place`, for names: ", entry 2" of evaluate; "" where it is the only one."""
+    return f", entry {place + 1}" if benches.count(benches[place]) > 1 else ""
 
 
 @dataclass(frozen=True)

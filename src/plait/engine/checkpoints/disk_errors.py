@@ -1,6 +1,7 @@
 """Messages for errors of the operating system in a run's directory: it has gone, is full, fails, or holds something else."""
 
 import errno
+import os
 from pathlib import Path
 
 _DISK = frozenset([errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ESTALE])
@@ -21,15 +22,22 @@ def told(error: Exception, run: Path) -> str | None:
     if error.errno in _DISK:
         cure = "free space or mend the disk, and the same command continues from the last checkpoint"
         return f"{error.filename or run}: {error.strerror}; {cure}"
-    if error.errno in _TAKEN and Path(str(error.filename)).is_relative_to(run):
-        return _taken(error)
-    return None
+    return _taken(error) if error.errno in _TAKEN and _is_of(error, run) else None
 
 
 def told_of_start(error: OSError, run: Path) -> str:
     """Return the line for the user about an error that came before the directory `run` was created and locked."""
+    if error.errno in _TAKEN and _is_of(error, run):
+        return _taken(error)
     cure = "free space or mend the disk, and the same command goes on"
-    return _taken(error) if error.errno in _TAKEN else f"{error.filename or run}: {error.strerror}; {cure}"
+    if error.errno in _TAKEN and error.filename is not None:
+        cure = "it is not of the run: give another path where a setting names it, such as data.cache"
+    return f"{error.filename or run}: {error.strerror}; {cure}"
+
+
+def _is_of(error: OSError, run: Path) -> bool:
+    """Return whether the path that an error names is one of the run directory."""
+    return error.filename is not None and Path(os.fsdecode(error.filename)).absolute().is_relative_to(run.absolute())
 
 
 def _taken(error: OSError) -> str:

@@ -152,8 +152,10 @@ def describe_hang(beats: list[dict[str, Any] | None], allowed_s: float, run: Pat
     phase = f"{first['phase']}{part} after step {first['step']}" if first else "its start"
     shown = ", ".join(map(str, late[:_RANKS_SHOWN]))
     shown += f" and {len(late) - _RANKS_SHOWN} more" if len(late) > _RANKS_SHOWN else ""
-    who = "every rank is" if len(late) == len(beats) > 1 else f"rank{'s' * (len(late) > 1)} {shown} {'are' if len(late) > 1 else 'is'}"
+    who = "every rank" if len(late) == len(beats) > 1 else f"rank{'s' * (len(late) > 1)} {shown}"
+    many = len(late) > 1 and who != "every rank"
+    what = f"{'were' if many else 'was'} stopped by a signal (SIGSTOP)" if stopped else f"{'are' if many else 'is'} late"
     return (
-        f"{who} {'stopped by a signal (SIGSTOP; SIGCONT lets it go on)' if stopped else 'late'}: in {phase}, with nothing done for "
+        f"{who} {what}: in {phase}, with nothing done for "
         f"{allowed_s:g} s (guard.hang_timeout_s); what each rank does is in {run / 'heartbeat'}/rank-*.stacks; the same command continues"
     )
