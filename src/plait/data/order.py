@@ -110,8 +110,7 @@ class Order:
     `sizes`: samples per source. `sampling_weights`: their shares of the samples drawn, not of their sizes: two sources of weight 1 are
     drawn equally often, and the smaller one begins its next epoch sooner. An epoch of a mixture is as many samples as its sources hold
     together. `global_batch`: samples per step at first; `changes`: (step, samples per step from then on); they slice the same sequence of
-    samples differently.
-    Raises PlaitError if there is no source, for an empty one, and for a weight that is not positive.
+    samples differently. Raises PlaitError if there is no source, for an empty one, and for a weight that is not positive.
     """
 
     def __init__(

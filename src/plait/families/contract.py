@@ -50,13 +50,10 @@ class Inputs(Protocol):
 
 
 class MakeInputs(Protocol):
-    """Type of a family's member `Inputs`: a class, or a function that returns such an object. `config`: the `model:` section.
-
-    `max_tokens`: longest sequence; `pad`: "longest", "to_128", "to_max" or "none" (`data.pad`); `train`: whether samples are augmented.
-    """
+    """Type of a family's member `Inputs`: a class, or a function that returns such an object. `config`: the `model:` section."""
 
     def __call__(self, config: Any, assets: Path, *, max_tokens: int | None, pad: str, train: bool) -> Inputs:
-        """Return inputs, with augmentation if `train`. `max_tokens`: per sample, None for no limit. `pad`: a value of `data.pad`."""
+        """Return inputs; `train`: augment. `max_tokens`: of a sample, None: any. `pad`: "longest", "to_128", "to_max" or "none"."""
 
 
 class Build(Protocol):
