@@ -168,7 +168,7 @@ def test_without_a_network_the_doctor_says_what_it_could_not_ask(recipe, hub, mo
     code, lines, error = doctor(recipe, monkeypatch, capsys, data, base={"someone/model": {}})
     refused = "the Hub at http://127.0.0.1:1 could not be asked (ConnectError: Connection refused)"
     assert code == 1 and only(lines, "someone/model").endswith(refused) and only(lines, "someone/data").endswith(refused)
-    assert "hf download someone/model" in error and "hf download someone/data --repo-type dataset" in error
+    assert "hf download someone/model" in error and "download on one that does: plait data inspect CONFIG, with the same HF_HOME" in error
 
 
 def small(**more):

@@ -1,5 +1,6 @@
 """Imagefolders of the Hub: a split has the pictures, metadata and labels that the package `datasets` gives it, and no others."""
 
+import errno
 import importlib
 import json
 import re
@@ -133,3 +134,25 @@ def test_a_card_that_says_how_pictures_are_described_is_refused(tmp_path, hub, s
     line = f"its card sets how its files are parsed ({next(iter(setting))}), which is not followed: download it"
     with pytest.raises(PlaitError, match=re.escape(line)):
         opened(tmp_path)
+
+
+def test_a_download_of_which_pictures_are_gone_is_not_read_for_the_whole(tmp_path, hub, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    repository = hub.repositories["datasets", "someone/data"] = Repository({f"train/{name}.png": picture(1) for name in "ab"})
+    assert len(opened(tmp_path)) == 2
+    repository.fault = 503
+    assert len(opened(tmp_path)) == 2
+    (gone,) = tmp_path.rglob("train/b.png")
+    gone.unlink()
+    with pytest.raises(PlaitError, match=r"could not be asked \(\w+\), and nothing was downloaded of it before: try again"):
+        opened(tmp_path)
+
+
+def test_a_cache_that_cannot_be_written_is_told_and_the_dataset_read(tmp_path, hub, monkeypatch, caplog):
+    def refuse(path, body):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("plait.data.sources.hub_files.write_whole", refuse)
+    hub.repositories["datasets", "someone/data"] = Repository({"train/a.png": picture(1)})
+    assert len(opened(tmp_path)) == 1
+    assert re.search(r"someone/data: what was downloaded of it cannot be noted in .*someone--data.*: Read-only file system", caplog.text)

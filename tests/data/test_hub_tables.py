@@ -9,6 +9,7 @@ import zipfile
 import huggingface_hub
 import pytest
 
+from plait import cli
 from plait.config.schema import SourceEntry
 from plait.data.sources.open import open_source
 from plait.errors import BadSample, PlaitError
@@ -101,6 +102,29 @@ def test_a_passing_failure_of_the_hub_changes_nothing(tmp_path, hub, monkeypatch
     again = open_source(ENTRY, seed=0, cache=tmp_path / "other")
     assert waits[0] == 1 and told(again) == told(first) and again.fingerprint == first.fingerprint
     assert "is read" not in caplog.text
+
+
+@pytest.mark.parametrize("file", FORMATS)
+def test_a_job_without_a_network_reads_what_inspect_downloaded_on_a_login_node(tmp_path, hub, monkeypatch, caplog, file):
+    monkeypatch.setattr(importlib.import_module("datasets.config"), "HF_DATASETS_CACHE", tmp_path / "home")
+    hub.repositories["datasets", "someone/data"] = published(file)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("family: theworld\nmodel: {base: tiny}\ndata: {train: [{source: datasets, name: someone/data}]}\ntrain: {steps: 1}\n")
+    with monkeypatch.context() as offline:
+        for name in ("huggingface_hub.constants", "datasets.config"):
+            offline.setattr(importlib.import_module(name), "HF_HUB_OFFLINE", True)
+        with pytest.raises(PlaitError) as error:
+            open_source(ENTRY, seed=0, cache=tmp_path / "node")
+    assert str(error.value) == (
+        "data source someone/data: datasets cannot load someone/data (train): it is not in the cache, and HF_HUB_OFFLINE is set: "
+        "unset it, or download it before: plait data inspect CONFIG, with the same HF_HOME"
+    )
+    assert cli.main(["data", "inspect", str(recipe), f"--out={tmp_path / 'look'}"]) in (0, 2)
+    online = told(open_source(ENTRY, seed=0, cache=None))
+    for name in ("huggingface_hub.constants", "datasets.config"):
+        monkeypatch.setattr(importlib.import_module(name), "HF_HUB_OFFLINE", True)
+    assert told(open_source(ENTRY, seed=0, cache=tmp_path / "node")) == online
+    assert "so what was downloaded of it before is read" in caplog.text
 
 
 @pytest.mark.parametrize("file", FORMATS)

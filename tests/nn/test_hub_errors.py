@@ -99,6 +99,7 @@ def test_a_dataset_offline_names_the_variable_that_is_set(hub, monkeypatch, vari
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", variable == "HF_HUB_OFFLINE")
     with pytest.raises(
-        PlaitError, match=rf"not in the cache, and {variable} is set: unset it, or download it before: hf download owner/set"
+        PlaitError,
+        match=rf"not in the cache, and {variable} is set: unset it, or download it before: plait data inspect CONFIG, with",
     ):
         Table(None, "owner/set", "train", {}, None, {})

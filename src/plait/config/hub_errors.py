@@ -42,7 +42,9 @@ def refusal(error: BaseException, repository: str, *, dataset: bool = False) -> 
         return None
     endpoint = secrets.without_secrets(constants.ENDPOINT)
     page = f"{endpoint}/{'datasets/' if dataset else ''}{name}"
-    download = f"hf download {name}{' --repo-type dataset' if dataset else ''}{f' --revision {revision}' if revision else ''}"
+    download = f"hf download {name}{f' --revision {revision}' if revision else ''}"
+    if dataset:  # which files are those of a split is not known from a download of all
+        download = "plait data inspect CONFIG, with the same HF_HOME"
     unreached = bool(kinds & _UNREACHED)
     if "GatedRepoError" in kinds or ("DatasetNotFoundError" in kinds and "gated dataset" in str(error)):
         cure = "with the account of the token that is set" if _has_token() else f"and {_LOGIN}"

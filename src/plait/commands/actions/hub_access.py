@@ -209,9 +209,10 @@ def _offline(item: Wanted) -> Finding:
 
 def _download(item: Wanted) -> str:
     """Return the command that downloads a repository's part."""
-    kind = " --repo-type dataset" if item.kind == "dataset" else ""
+    if item.kind == "dataset":
+        return "plait data inspect CONFIG, with the same HF_HOME"
     part = f" --include '{item.folder}/*'" if item.folder else ""
-    return f"hf download {item.name}{kind}{part}" + (f" --revision {item.revision}" if item.revision else "")
+    return f"hf download {item.name}{part}" + (f" --revision {item.revision}" if item.revision else "")
 
 
 def _refused(item: Wanted, error: Exception | None, limit_s: float) -> Finding:

@@ -234,16 +234,21 @@ def _reason(error: BaseException) -> str:
 
 
 def _load_hub(datasets: Any, name: str, split: str, options: Mapping[str, Any], cache: str | None) -> Any:
+    """Return the rows of a Hub dataset. If it cannot be asked, those that the package keeps in `cache`, else in its own cache folder."""
     unasked = hub_files.check_access(name, options.get("revision"))
-    try:
-        rows = datasets.load_dataset(name, options.get("config"), split=split, revision=options.get("revision"), cache_dir=cache)
-    except Exception as error:
-        if unasked is None or not hub_errors.unreachable(error):
-            raise
-        raise PlaitError(hub_files.unreached(name, split, unasked)) from error
-    if unasked is not None:
-        hub_files.tell_unreached(name, unasked)
-    return rows
+    folders = [cache] if unasked is None else [cache, None]
+    for folder in dict.fromkeys(folders):
+        try:
+            rows = datasets.load_dataset(name, options.get("config"), split=split, revision=options.get("revision"), cache_dir=folder)
+        except Exception as error:
+            if unasked is None or not hub_errors.unreachable(error):
+                raise
+            continue
+        if unasked is not None:
+            hub_files.tell_unreached(name, unasked)
+        return rows
+    assert unasked is not None
+    raise PlaitError(hub_files.unreached(name, split, unasked)) from unasked
 
 
 def _is_image(datasets: Any, feature: Any) -> bool:
@@ -281,7 +286,7 @@ def _encoded(datasets: Any, feature: Any) -> Any:
 
 def _hub_reader(entry: SourceEntry, split: str, cache: str | None) -> Reader:
     """Return a reader of a Hub dataset: plait's own for text files and imagefolders, the package's table for other formats."""
-    downloaded = hub_files.download(str(entry.name), split, entry.options, cache)
+    downloaded = hub_files.download(str(entry.name), split, entry.options)
     reader: Reader
     if downloaded.folder is not None:
         chosen = Chosen(frozenset(downloaded.pictures), downloaded.metadata, downloaded.labels)

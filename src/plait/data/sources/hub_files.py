@@ -19,9 +19,9 @@ import huggingface_hub
 import xxhash
 from huggingface_hub import constants
 from huggingface_hub.errors import OfflineModeIsEnabled
+from huggingface_hub.file_download import repo_folder_name
 
 from plait.config import hub_errors
-from plait.data.formats import index
 from plait.data.formats.csv_spans import DELIMITERS
 from plait.data.paths import NO_RECORDS
 from plait.data.records import IMAGE_KINDS, Record
@@ -72,17 +72,18 @@ class HubFiles:
     packaged: bool = False
 
 
-def download(name: str, split: str, options: Mapping[str, Any], cache: str | None) -> HubFiles:
+def download(name: str, split: str, options: Mapping[str, Any]) -> HubFiles:
     """Download and return the files of a split of a Hub dataset, unless only the package `datasets` reads its format.
 
-    `name`: its repository; `options`: of the source, `config` and `revision` among them; `cache`: the cache folder; None: the user's.
+    `name`: its repository; `options`: of the source, `config` and `revision` among them.
     If the Hub cannot be reached, those of the last download count, which is logged; without one, an empty HubFiles is returned.
     Raises PlaitError if the Hub refuses the dataset, if there is no such split, and for what the readers cannot read as it is meant.
     """
     asked = [name, split, options.get("config"), options.get("revision")]
-    note = index.cache_folder(cache) / "hub" / f"{key(*map(str, asked)):016x}.json"
+    folder = repo_folder_name(repo_id=name, repo_type="dataset")
+    note = Path(constants.HF_HUB_CACHE) / folder / f"plait-{key(*map(str, asked)):016x}.json"  # beside the files that it lists
     try:
-        found = _ask(name, lambda: _download(name, split, options, cache, _list(name, options.get("revision"))))
+        found = _ask(name, lambda: _download(name, split, options, _list(name, options.get("revision"))))
     except PlaitError:
         raise
     except ImportError:
@@ -95,7 +96,12 @@ def download(name: str, split: str, options: Mapping[str, Any], cache: str | Non
         if downloaded.files or downloaded.folder:  # else the table asks once more, and tells it
             tell_unreached(name, error)
         return downloaded
-    write_whole(note, json.dumps(asdict(found)))
+    try:
+        write_whole(note, json.dumps(asdict(found)))
+    except OSError as error:
+        log.warning(
+            f"{name}: what was downloaded of it cannot be noted in {note.parent}, for when the Hub is not reached: {error.strerror}"
+        )
     return found
 
 
@@ -122,9 +128,8 @@ def tell_unreached(name: str, error: Exception) -> None:
 
 def unreached(name: str, split: str, error: Exception) -> str:
     """Return the message for a split of dataset `name`: the Hub could not be asked (`error`), and nothing was downloaded before."""
-    cure = hub_errors.refusal(error, name, dataset=True) or "try again when it answers"
-    reason = f"the Hub could not be asked ({type(error).__name__}), and nothing was downloaded of it before"
-    return f"datasets cannot load {name} ({split}): {reason}: {cure}"
+    reason = f"the Hub could not be asked ({type(error).__name__}), and nothing was downloaded of it before: try again when it answers"
+    return f"datasets cannot load {name} ({split}): {hub_errors.refusal(error, name, dataset=True) or reason}"
 
 
 def _ask(name: str, question: Callable[[], T]) -> T:
@@ -198,10 +203,12 @@ def _downloaded(note: Path) -> HubFiles:
         return HubFiles()
     if found.folder and not found.pictures:  # by an earlier version, which read the whole folder
         return HubFiles()
+    if found.folder and not all((Path(found.folder) / name).exists() for name in found.pictures):
+        return HubFiles()
     return found if all(Path(path).exists() for path in [*found.files, *filter(None, [found.folder])]) else HubFiles()
 
 
-def _download(name: str, split: str, options: Mapping[str, Any], cache: str | None, listed: Sequence[str]) -> HubFiles:
+def _download(name: str, split: str, options: Mapping[str, Any], listed: Sequence[str]) -> HubFiles:
     """Return the files of the split, downloaded. `listed`: the names of all the dataset's files."""
     import datasets
     from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
