@@ -1,6 +1,7 @@
 """Files of a run that hold something else than plait wrote: a line or a note is passed over with a word, all else is one line."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -95,3 +96,25 @@ def test_a_path_outside_of_the_run_is_not_called_one_of_its_files(run, monkeypat
     assert f"plait: {path}: Not a directory; it is not of the run: give another path where a setting names it, such as data.cache\n" in said
     assert "remove it" not in said
     assert not (tmp_path / "new").exists()
+
+
+READERS = ("train {run}", "stages {run}", "eval {run} --bench=loss", "fork {run} {new}", "export {run} {new} --to=hf", "config {run}")
+
+
+@pytest.mark.parametrize("verb", READERS)
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl", "identity", "heartbeat/rank-0.json", "assets/tokenizer/tokenizer.json"])
+def test_a_pipe_in_place_of_a_file_is_one_line_and_is_not_waited_for(run, tmp_path, capfd, verb, name):
+    path = run[1] / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+    assert cli.main(verb.format(run=run[1], new=tmp_path / "new").split()) == 2
+    assert f"plait: {path} is not the kind of file that a run keeps there (a pipe, socket or device); remove it\n" in capfd.readouterr().err
+
+
+def test_a_pipe_in_place_of_a_copy_of_the_configuration_is_no_copy(run):
+    (copy,) = run[1].glob("stage-*/step-00000004/run-config.yaml")
+    copy.unlink()
+    os.mkfifo(copy)
+    (run[1] / "config.yaml").unlink()
+    assert cli.main(["stages", str(run[1])]) == 0

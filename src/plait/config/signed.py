@@ -24,10 +24,10 @@ def sign(text: str) -> str:
 def is_as_written(path: Path) -> bool:
     """Return whether the file at `path` ends in the right hash, as `sign` made it. False if it is missing, edited or damaged."""
     try:
-        lines = path.read_bytes().decode().splitlines(keepends=True)
+        lines = path.read_bytes().decode().splitlines(keepends=True) if path.is_file() else []  # a pipe would be waited for
     except (OSError, UnicodeDecodeError):
         return False
-    return "".join(lines) == sign("".join(lines[:-1]))
+    return bool(lines) and "".join(lines) == sign("".join(lines[:-1]))
 
 
 def newest_copy(run: Path) -> Path | None:

@@ -90,6 +90,7 @@ def _has_only_begun(run: Path) -> bool:
 
 def check(run: Path) -> bool:
     """Return whether `run` is a run to continue (True) or free to begin in (False). Raises PlaitError when it is some other folder."""
+    files.check_regular(run)
     if (run / "config.yaml").exists() or any(run.glob("stage-*/step-*/manifest.json")):
         return True
     if (run.exists() and not run.is_dir()) or (run.is_symlink() and not run.exists()):
