@@ -82,7 +82,7 @@ def value_of(flag):
     return OTHER.get(flag) or {"int": "7", "number": "0.25", "bool": "True", "text": "other"}[kind]
 
 
-@pytest.mark.parametrize("flag", [flag for flag in dotted_flags.FLAGS if flag not in ("fsdp.use_orig_params",)])
+@pytest.mark.parametrize("flag", [flag for flag in dotted_flags.FLAGS if flag not in ("fsdp.use_orig_params", "wandb")])
 def test_every_flag_has_its_effect(flag):
     base = "--train.precision=fp32"
     before, after = captioner(base), captioner(f"{base if flag != 'fsdp.precision' else ''} --{flag}={value_of(flag)}")
@@ -95,6 +95,11 @@ def test_every_flag_has_its_effect(flag):
 def test_use_orig_params_is_accepted_with_a_note():
     row = captioner("--fsdp.use_orig_params=False").translation[-1]
     assert row == ("fsdp.use_orig_params", False, None, "FSDP2 always keeps the original parameters")
+
+
+def test_wandb_null_is_off():
+    off = captioner("--wandb=null")
+    assert (off.translation[-1], off.config.track.wandb) == (("wandb", "null", "track.wandb", "off"), None)
 
 
 def leaf(value, path):

@@ -64,6 +64,29 @@ def test_a_script_file_is_the_script_of_its_name():
     assert (by_file.config.train.steps, by_file.config.train.epochs) == (None, 4.0)
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "launch_scripts/train_captioner.py debug --save_folder X --wandb null --seq_len 300 --save_overwrite --fsdp False",
+        "molmo/captioner --save_overwrite debug --seq_len 300 --fsdp False --save_folder X --wandb null",
+        "molmo/captioner --wandb None --seq_len 300 --save_folder X --fsdp=False debug --save_overwrite",
+    ],
+)
+def test_flags_take_the_next_word_as_their_value_and_switches_do_not(line):
+    by_space, by_sign = (
+        opened(line),
+        opened("molmo/captioner debug --save_folder=X --wandb=null --seq_len=300 --save_overwrite --fsdp=False"),
+    )
+    assert by_space.config == by_sign.config
+    assert (by_space.config.run, by_space.config.data.max_tokens, by_space.config.track.wandb) == ("X", 300, None)
+    assert {row[0] for row in by_space.translation} == {row[0] for row in by_sign.translation}
+
+
+def test_two_words_stand_around_flags():
+    given = command_line.parse(shlex.split("train molmo/multitask 3.2-synthetic --save_folder X CKPT --max_steps -1"))
+    assert (given.words, given.overrides) == (["3.2-synthetic", "CKPT"], ["save_folder=X", "max_steps=-1"])
+
+
 def test_a_mixture_is_as_long_as_its_epochs():
     train = opened("launch_scripts/train_multitask_model.py 3.2-synthetic nowhere --max_duration=0.5ep").config.train
     assert (train.steps, train.epochs, train.global_batch) == (None, 0.5, 256)
@@ -92,6 +115,17 @@ def test_a_group_of_tasks_becomes_a_command_each():
     [
         ("eval launch_scripts/eval_downstream.py", "take CHECKPOINT and TASKS"),
         ("eval launch_scripts/eval_downstream.py CKPT vqa2 --seed=3", "seed is a flag of an evaluation script without an equivalent here"),
+        (
+            "eval launch_scripts/eval_captioner.py CKPT --task pixmo_count --split test --max_examples 9 --pbar",
+            "is typed in plait as: plait eval CKPT --bench pixmo_count:test --samples=9\n",
+        ),
+        (
+            "eval launch_scripts/eval_downstream.py CKPT --high_res countbench_qa:huggingface --device_batch_size 2",
+            "is typed in plait as: plait eval CKPT --bench countbench_qa --high-res --batch=2\n",
+        ),
+        ("config molmo/captioner debug --wandb=null --wandb.name=x", "wandb null switches W&B off, and wandb.name is given: leave one"),
+        ("config molmo/captioner debug --wandb offline", "wandb must be null or None, got 'offline'"),
+        ("config molmo/captioner debug --save_overwrite extra", "molmo/captioner takes MODEL, got debug extra"),
         ("train launch_scripts/train_other.py debug", "is no script of the Molmo guide: known: train_captioner.py"),
         ("config molmo/multitask 3.2 debug", "mixture of family 'molmo': did you mean '3.2-synthetic'?"),
     ],

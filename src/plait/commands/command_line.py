@@ -100,17 +100,18 @@ def _before_dashes(arguments: Sequence[str]) -> Sequence[str]:
 def _joined(arguments: Sequence[str], parser: Parser) -> list[str]:
     """Write settings `--name value` as `--name=value`, or argparse would take the value for an argument of the command.
 
-    Beside a launch script, whose switches have no values, only for `--run` and names with a dot.
+    Beside a launch script its switches, which may have no value, are left as they are.
     """
     command: Command = parser.get_default("command")
-    script = command.scripts and any(map(dialects.is_script, arguments))
+    script = next((item for item in arguments if command.scripts and dialects.is_script(item)), None)
     takes_settings = _takes_settings(command, arguments)
     joined: list[str] = []
     for item in _before_dashes(arguments):
         before = joined[-1] if joined else ""
         is_value = not item.startswith("-") or item[1:2].isdigit() or item[1:2] == "."
         is_setting = before.startswith("--") and "=" not in before and before not in _options(parser)
-        if takes_settings and is_setting and is_value and (not script or before == "--run" or "." in before):
+        own = script is None or dialects.takes_value(script, before.removeprefix("--"), item)
+        if takes_settings and is_setting and is_value and own:
             joined[-1] = f"{before}={item}"
         else:
             joined.append(item)

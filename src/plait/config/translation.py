@@ -47,6 +47,7 @@ class Dialect:
     plait's top-level keys. `translate(tree, overrides, path, own)` raises PlaitError for an unknown key in the file at `path`, or among the
     settings `overrides` of the command line, which may also be in plait's names. `scripts`: names that may stand in place of a file, such
     as `captioner`, with the words that follow each; `open_script(name, words)` makes the tree that `translate` gets for one.
+    `switches`: settings without a dot that may stand alone beside a script, all others taking the next word as their value; None: all.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Dialect:
     translate: Callable[[Node, Sequence[Override], Path, Sequence[str]], Translation]
     scripts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     open_script: Callable[[str, Sequence[str]], Node] | None = None
+    switches: frozenset[str] | None = None
 
 
 CALLS = {

@@ -93,10 +93,13 @@ FLAGS = {
     "fsdp.sharding_strategy": Flag(STRATEGIES, "distributed.strategy"),
     "fsdp.use_orig_params": Flag("bool"),
     "fsdp.precision": Flag({"bf16": "bf16", "fp16": "fp16", "pure_bf16": "pure_bf16"}, "train.precision"),
+    "wandb": Flag({"null": None, "None": None}),
     "wandb.name": Flag("text", "track.wandb.name"),
     "wandb.entity": Flag("text", "track.wandb.entity"),
     "wandb.project": Flag("text", "track.wandb.project"),
 }
+SWITCHES = frozenset(name for name, flag in FLAGS.items() if flag.kind == "bool")
+"""The flags that may stand alone, for True."""
 REFUSED = {
     "n_eval_examples": "evaluations.0.max_examples",
     "device_eval_batch_size": "evaluations.0.device_batch_size",
@@ -361,7 +364,11 @@ def _evaluations(builder: FlagBuilder) -> None:
 
 
 def _wandb(builder: FlagBuilder) -> None:
-    """Name a project of W&B where the flags name a run or an entity without one."""
+    """Name a project of W&B where the flags name a run or an entity without one. Raises PlaitError where they also switch it off."""
+    if "wandb" in builder.written:
+        if others := [flag for flag in builder.written if flag.startswith("wandb.")]:
+            raise builder.error("wandb", f"null switches W&B off, and {others[0]} is given: leave one of them out")
+        builder.translate("track.wandb", None, "wandb", note="off")
     named = [flag for flag in ("wandb.name", "wandb.entity") if flag in builder.written]
     if named and "wandb.project" not in builder.written:
         builder.assign("track.wandb.project", PROJECT, named[0])

@@ -36,6 +36,9 @@ EVAL_FLAGS = {
     "split": "",
 }
 """What a flag of the evaluation scripts is for `plait eval`; "": nothing, because plait does that by itself, or the bench has it."""
+_EVAL_SWITCHES = ("high_res", "fsdp", "pbar", "save_to_checkpoint_dir", "overwrite")
+_OTHER_SPLIT = ":huggingface"
+"""What the reference writes after a dataset that has one split, on the Hub."""
 
 
 def rewritten(arguments: Sequence[str]) -> list[str]:
@@ -78,9 +81,7 @@ def _torchrun(before: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _evaluations(after: Sequence[str], ranks: Sequence[str]) -> list[str]:
     """Return a `plait eval` command for each task of an evaluation script. Raises PlaitError for an unknown flag or without a task."""
-    words = [item for item in after if not item.startswith("-")]
-    parts = [item.removeprefix("--").partition("=") for item in after if item.startswith("-")]
-    flags = {flag: value for flag, _, value in parts}
+    words, flags = _words_and_flags(after)
     unknown = next((flag for flag in flags if flag not in EVAL_FLAGS), None)
     if unknown is not None:
         raise PlaitError(f"{unknown} is a flag of an evaluation script without an equivalent here; known: {', '.join(EVAL_FLAGS)}")
@@ -88,6 +89,22 @@ def _evaluations(after: Sequence[str], ranks: Sequence[str]) -> list[str]:
     tasks += [f"{flags['task']}:{flags.get('split') or 'validation'}"] if "task" in flags else []
     if not tasks:
         raise PlaitError("the evaluation scripts take CHECKPOINT and TASKS: plait eval CHECKPOINT --bench TASK")
-    benches = [bench for task in tasks for name in task.split(",") for bench in GROUPS.get(name, (name,))]
+    benches = [bench.removesuffix(_OTHER_SPLIT) for task in tasks for name in task.split(",") for bench in GROUPS.get(name, (name,))]
     options = [EVAL_FLAGS[flag].format(value) for flag, value in flags.items() if EVAL_FLAGS[flag]]
     return [command("eval", checkpoint, "--bench", bench, *options, *ranks) for bench in dict.fromkeys(benches)]
+
+
+def _words_and_flags(after: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Return what follows an evaluation script: its words, and its flags with their values, given as `--flag=value` or `--flag value`."""
+    words: list[str] = []
+    flags: dict[str, str] = {}
+    waiting = None  # a flag whose value comes next
+    for item in after:
+        if item.startswith("-"):
+            flag, given, value = item.removeprefix("--").partition("=")
+            flags[flag], waiting = value, None if given or flag in _EVAL_SWITCHES else flag
+        elif waiting is not None:
+            flags[waiting], waiting = item, None
+        else:
+            words.append(item)
+    return words, flags

@@ -20,7 +20,12 @@ SHIPPED: tuple[Dialect, ...] = (
     Dialect("W&B sweep", wandb_sweeps.recognise, wandb_sweeps.translate),
     Dialect("flat JSON", flat_json.recognise, flat_json.translate),
     Dialect("nested YAML", nested_yaml.recognise, nested_yaml.translate),
-    Dialect("dotted flags", dotted_flags.recognise, dotted_flags.translate, molmo_scripts.SCRIPTS, molmo_scripts.open_script),
+    Dialect(
+        *("dotted flags", dotted_flags.recognise, dotted_flags.translate),
+        scripts=molmo_scripts.SCRIPTS,
+        open_script=molmo_scripts.open_script,
+        switches=dotted_flags.SWITCHES,
+    ),
 )
 """The dialects of this package, in the order in which they are tried."""
 
@@ -85,6 +90,16 @@ def scripts() -> dict[str, tuple[str, ...]]:
 def is_script(name: str) -> bool:
     """Return whether `name` is a launch script of a dialect, such as molmo/captioner, which takes words, and not a file."""
     return name in scripts()
+
+
+def takes_value(script: str, setting: str, word: str) -> bool:
+    """Return whether, beside a launch script, `word` is the value of the setting (named without dashes) that stands before it alone.
+
+    It is, but for a switch, whose only values are true and false.
+    """
+    switches = next(dialect.switches for dialect in dialects() if script in dialect.scripts)
+    alone = "." not in setting and setting != "run" and (switches is None or setting in switches)
+    return not alone or (switches is not None and word.lower() in ("true", "false"))
 
 
 def rewritten(arguments: Sequence[str]) -> list[str]:
