@@ -15,8 +15,6 @@ from typing import Any
 
 import xxhash
 
-from plait.errors import PlaitError
-
 log = logging.getLogger(__name__)
 
 NO_KINDS: Mapping[str, Any] = {}
@@ -118,16 +116,6 @@ def claim(target: Path, opened: Callable[[Path], int]) -> tuple[Path, int]:
 
 def _open_file(path: Path) -> int:
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-
-
-def check_regular(run: Path) -> None:
-    """Raise PlaitError for a pipe, socket or device among the files of a run directory: to read a pipe is to wait for it.
-
-    Looked at are its own files, and those of assets/ and heartbeat/; checkpoints name their files in a manifest.
-    """
-    for path in [*run.glob("*"), *run.glob("heartbeat/*"), *run.glob("assets/**/*")]:
-        if path.exists() and not path.is_file() and not path.is_dir():
-            raise PlaitError(f"{path} is not the kind of file that a run keeps there (a pipe, socket or device); remove it")
 
 
 def xxh3(path: Path) -> str:

@@ -90,7 +90,7 @@ def _has_only_begun(run: Path) -> bool:
 
 def check(run: Path) -> bool:
     """Return whether `run` is a run to continue (True) or free to begin in (False). Raises PlaitError when it is some other folder."""
-    files.check_regular(run)
+    check_regular(run)
     if (run / "config.yaml").exists() or any(run.glob("stage-*/step-*/manifest.json")):
         return True
     if (run.exists() and not run.is_dir()) or (run.is_symlink() and not run.exists()):
@@ -100,6 +100,16 @@ def check(run: Path) -> bool:
     if foreign:
         raise PlaitError(f"{run} holds {', '.join(sorted(foreign)[:3])} but no config.yaml: it is no run directory; give another --run")
     return False
+
+
+def check_regular(run: Path) -> None:
+    """Raise PlaitError for a pipe, socket or device in a run directory, which a reader would wait for.
+
+    Looked at are its own files, and those of assets/ and heartbeat/; checkpoints name their files in a manifest.
+    """
+    for path in [*run.glob("*"), *run.glob("heartbeat/*"), *run.glob("assets/**/*")]:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise PlaitError(f"{path} is not the kind of file that a run keeps there (a pipe, socket or device); remove it")
 
 
 def _is_leftover(name: str) -> bool:
