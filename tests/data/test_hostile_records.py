@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from plait import cli, files
@@ -393,6 +393,7 @@ def test_an_epoch_of_fifty_records_is_accounted_for(kind, records):
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         root = Path(folder)
         entry, expected = WRITERS[kind](root / "data", records)
+        assume(sum(not isinstance(right, Why) for right in expected) >= 12)  # else 50 replacements in a row may all be bad
         recipe = toy_family.install(patch, root)
         patch.setattr(registry, "load", lambda name: dataclasses.replace(toy_family.FAMILY, Inputs=Inputs))
         SEEN.clear()
