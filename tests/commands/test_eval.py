@@ -69,6 +69,7 @@ EXAMS = {
     "countbench_qa": 1,
     "pixmo_count_counting:test": 1,
     "pointing_eval": 1,
+    "pixmo_cap:validation": 4,
     "science_qa:test": 1,
     "mmmu": 32,
     "mmmu_multi_image:dev": 32,
@@ -85,6 +86,12 @@ def test_every_exam_answers_all_its_questions(run, tmp_path, bench, count):
     assert all(0.0 <= row["score"] <= 1.0 and row["gold"] != "" for row in rows)
     page = (tmp_path / "out/page.html").read_text()
     assert all(text in page for text in ("score", "gold", rows[0]["id"]))
+
+
+def test_the_loss_of_a_dataset_that_no_rule_scores_is_measured_as_its_refusal_says(run, tmp_path):
+    more = ["--data=dataset:pixmo_cap_qa", "--split=validation", "--out", str(tmp_path)]
+    assert cli.main(["eval", str(run), "--bench", "loss", *more]) == 0
+    assert json.loads((tmp_path / "metrics.json").read_text())["loss"] > 0
 
 
 @pytest.mark.parametrize(("bench", "count"), [("mmmu:test", 32), ("math_vista:test", 2)])
@@ -175,7 +182,8 @@ WRONG = {
     "--bench acuracy": "--bench 'acuracy' is unknown: did you mean accuracy?",
     "--bench vqa2:tset": "bench 'vqa2:tset': dataset 'vqa2' has no split 'tset': it has train, validation",
     "--bench vqa2:train --split validation": "--bench vqa2:train and --split validation name two splits: keep one",
-    "--bench pixmo_cap": "dataset 'pixmo_cap' has free answers that no rule scores; use bench `loss` on it",
+    "--bench pixmo_cap_qa": "'pixmo_cap_qa' has free answers that no rule scores; "
+    "measure its loss, --bench loss --data=dataset:pixmo_cap_qa --split=validation, or one of vqa2,",
     "--bench vqa --data=nowhere": "--data 'nowhere' is no .jsonl, .csv, .parquet, .tar or folder; give one",
     "--bench vqa --data=[{sorce:x}]": "--data '[{sorce:x}]' is no list of sources",
     "--bench vqa2 --data=nowhere": "dataset vqa2 (validation) is not there: no v2_OpenEnded_mscoco_val2014_questions.json in nowhere",

@@ -29,6 +29,8 @@ def test_every_command_line_of_the_table_runs_or_is_answered_with_its_equivalent
         with pytest.raises(PlaitError, match=re.escape(answer)):
             command_line.parse(shlex.split(typed)[1:])
     assert answer == plait
+    if plait.startswith("plait eval"):
+        assert datasets.rule_of(command_line.parse(shlex.split(plait)[1:]).bench.partition(":")[0])
 
 
 def test_the_table_has_every_flag_that_the_guide_lacks():

@@ -144,3 +144,20 @@ def test_short_answers_are_read_as_the_published_evaluation_reads_them(text, ans
 )
 def test_rules_score_the_short_answer_alone(rule, answer, fields):
     assert RULES[rule](answer, {"id": "x", "messages": [], "fields": fields}) == {"score": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "precision", "recall"),
+    [
+        ("police kill the gunman", "Police killed the gunman.", 3 / 4, 3 / 4),  # Lin (2004), section 3.1: police, the, gunman
+        ("the gunman kill police", "police killed the gunman", 2 / 4, 2 / 4),
+        ("the gunman police killed", "police killed the gunman", 2 / 4, 2 / 4),
+        ("a b", "a x b y", 1.0, 1 / 2),
+        ("a a a", "a b", 1 / 3, 1 / 2),
+        ("", "a", 0.0, 0.0),
+    ],
+)
+def test_rouge_l_is_lins(answer, gold, precision, recall):
+    figures = metrics.rouge_l(answer, gold)
+    expected = 2 * precision * recall / (precision + recall) if precision else 0.0
+    assert figures == pytest.approx({"score": expected, "precision": precision, "recall": recall})

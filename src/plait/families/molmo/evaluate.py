@@ -1,10 +1,10 @@
 """Benches (evaluations by free generation) of family molmo. Each is one scoring rule, which reads the truth from the sample's `fields`.
 
-accuracy: any sample (its last answer, or `answers`; drawn scenes have a scorer of their own). vqa, exact_match, anls, relaxed_accuracy:
-`answers` or `answer`. multiple_choice, mmmu: `options` and `answer_idx`. counting: `count`. pointing: `points` in percent and, optionally,
-their `masks`. mathvista: the fields of its records. real_world_qa: `options` and `answer_idx`, or `answers`. clock: `hour` and `minute`. A
-rule maps (answer, sample) to figures, such as {"score": 1.0, "f1": 1.0}, from 0 to 1. A row is a dict per sample: id, question, answer,
-gold (right answer), figures, or `bad`, why it cannot be encoded or scored.
+accuracy: any sample (its last answer, or `answers`; drawn scenes have a scorer of their own). caption, vqa, exact_match, anls,
+relaxed_accuracy: `answers` or `answer`. multiple_choice, mmmu: `options` and `answer_idx`. counting: `count`. pointing: `points` in percent
+and, optionally, their `masks`. mathvista: the fields of its records. real_world_qa: `options` and `answer_idx`, or `answers`. clock: `hour`
+and `minute`. A rule maps (answer, sample) to figures, such as {"score": 1.0, "f1": 1.0}, from 0 to 1. A row is a dict per sample: id,
+question, answer, gold (right answer), figures, or `bad`, why it cannot be encoded or scored.
 """
 
 import math
@@ -32,9 +32,13 @@ _HIT_RADIUS = 5.0  # percent of width and height within which a point hits a gol
 
 @dataclass(frozen=True)
 class Scored:
-    """A bench that lets the model generate answers and scores them by one rule, `score`: (answer, sample) -> figures by name."""
+    """A bench that lets the model generate answers and scores them by one rule, `score`: (answer, sample) -> figures by name.
+
+    `tokens`: how long an answer may become; None: a little longer than the longest gold one.
+    """
 
     score: Score
+    tokens: int | None = None
 
     def bench(self) -> Bench:
         """Return this object's `predict` and `summarise` as a Bench, the form in which the engine runs evaluations."""
@@ -55,7 +59,7 @@ class Scored:
     def _predict_batch(self, model: Molmo, samples: Sequence[Sample], inputs: Inputs) -> list[Row]:
         prompts = [_prompt(inputs, sample) for sample in samples]
         usable = [(sample, prompt) for sample, prompt in zip(samples, prompts, strict=True) if isinstance(prompt, Example)]
-        limits = [_answer_limit(inputs, sample) for sample, _ in usable]
+        limits = [self.tokens or _answer_limit(inputs, sample) for sample, _ in usable]
         texts = iter(answers(model, inputs, [prompt for _, prompt in usable], max_new_tokens=limits) if usable else [])
         return [
             self._row(sample, None, prompt) if isinstance(prompt, str) else self._row(sample, next(texts), None)
@@ -196,6 +200,14 @@ def _annotated_targets(sample: Sample) -> tuple[list[points.Point], Callable[[in
     return gold, hits
 
 
+def caption(answer: str, sample: Sample) -> dict[str, float]:
+    """Return ROUGE-L's `score`, `precision` and `recall` against the gold caption, of several that with the best score.
+
+    Raises BadSample if the sample has no caption to compare with.
+    """
+    return max((metrics.rouge_l(answer, truth) for truth in _truths(sample)), key=lambda figures: figures["score"])
+
+
 def in_mask(mask: Sequence[Sequence[Any]], point: points.Point) -> bool:
     """Return whether a point (x, y), in percent of the image, lies on a set pixel of a mask. A mask is a list of rows of pixels."""
     high, wide = len(mask), len(mask[0])
@@ -235,6 +247,7 @@ def _real_world_qa(answer: str, sample: Sample) -> dict[str, float]:
 
 RULES: dict[str, Score] = {
     "accuracy": accuracy,
+    "caption": caption,
     "vqa": lambda answer, sample: {"score": metrics.vqa_score(metrics.short_answer(answer), _truths(sample))},
     "exact_match": lambda answer, sample: {"score": metrics.exact_match(metrics.short_answer(answer), _truths(sample))},
     "anls": lambda answer, sample: {"score": metrics.anls(metrics.short_answer(answer), _truths(sample))},
@@ -249,7 +262,8 @@ RULES: dict[str, Score] = {
 }
 """The scoring rule of each bench: a function from (answer, sample) to figures by name, `score` first, from 0 to 1."""
 
-benches = {name: Scored(rule).bench() for name, rule in RULES.items()}
+_TOKENS = {"caption": 448}  # as many as the published captioner is given
+benches = {name: Scored(rule, _TOKENS.get(name)).bench() for name, rule in RULES.items()}
 """Benches by name, as in `plait eval --bench NAME`."""
 
 

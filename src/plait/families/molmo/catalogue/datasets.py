@@ -73,7 +73,10 @@ def rule_of(name: str) -> str:
     """Return the name of the bench, such as `vqa`, that scores answers to a dataset. Raises PlaitError for one without, or unknown."""
     rule = spec_of(name).rule
     if rule is None:
-        raise PlaitError(f"dataset {name!r} has free answers that no rule scores; use bench `loss` on it, or one of {', '.join(scored())}")
+        loss = f"--bench loss --data=dataset:{name} --split={evaluation_split(name)}"
+        raise PlaitError(
+            f"dataset {name!r} has free answers that no rule scores; measure its loss, {loss}, or one of {', '.join(scored())}"
+        )
     return rule
 
 

@@ -135,7 +135,7 @@ def _method(method: str) -> tuple[str, Callable[[Any], bool]]:
 
 _POINTS = {False: _whole("pixmo-points", keep=_method("pointing")), True: _whole("pixmo-points", keep=_method("counting"))}
 PIXMO: dict[str, Spec] = {
-    "pixmo_cap": _spec("pixmo-cap", _whole("pixmo-cap"), _caption, held_out=True),
+    "pixmo_cap": _spec("pixmo-cap", _whole("pixmo-cap"), _caption, "caption", held_out=True),
     "pixmo_cap_qa": _spec("pixmo-cap-qa", _whole("pixmo-cap-qa"), _synthetic, held_out=True),
     "pixmo_ask_model_anything": _spec("pixmo-ask-model-anything", _whole("pixmo-ask-model-anything"), _answer, "anls", held_out=True),
     "pixmo_point_explanations": _spec(

@@ -90,6 +90,22 @@ def _similarity(a: str, b: str) -> float:
     return 1 - distance if distance < 0.5 else 0.0
 
 
+def rouge_l(answer: str, gold: str) -> dict[str, float]:
+    """Return `score`, `precision` and `recall`, from 0 to 1, of the words that two texts share in one order: ROUGE-L (Lin 2004).
+
+    With the length c of the longest common subsequence of words, in small letters, precision is c / words of the answer, recall is
+    c / words of `gold`, and the score their harmonic mean.
+    """
+    words, targets = (re.findall(r"\w+", text.lower()) for text in (answer, gold))
+    row = [0] * (len(targets) + 1)  # longest common subsequences with the first words of `targets`
+    for word in words:
+        corner = 0
+        for j, target in enumerate(targets, start=1):
+            corner, row[j] = row[j], corner + 1 if word == target else max(row[j], row[j - 1])
+    precision, recall = row[-1] / max(len(words), 1), row[-1] / max(len(targets), 1)
+    return {"score": 2 * precision * recall / max(precision + recall, 1e-12), "precision": precision, "recall": recall}
+
+
 def number(text: str) -> float | None:
     """Parse a text as a number: "1,000" is 1000, "10%" is 0.1, "$5" is 5; None for any other text."""
     plain = text.strip().rstrip(".").replace(",", "").removeprefix("$").strip()
