@@ -120,13 +120,37 @@ def test_verify_counts_a_manifest_that_lacks_what_a_start_needs_as_damaged(run, 
     assert "manifest.json lacks ranks; `plait train run` goes on from run/stage-1-train/step-00000004" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("verb", ["ckpt inspect run", "ckpt ema run --length=0.1", "train run --train.steps=9"])
+@pytest.mark.parametrize("verb", ["ckpt inspect run", "ckpt ema run --length=0.1"])
 def test_a_command_that_reads_the_newest_manifest_says_where_to_look_on(run, verb, capsys):
     (run[0] / "manifest.json").write_text("{}")
     assert cli.main(verb.split()) == 2
     said = capsys.readouterr().err
     assert "step-00000006/manifest.json is damaged: " in said
-    assert "`plait ckpt verify run` says which checkpoints are intact" in said or "`plait train run`, without new settings, goes on" in said
+    assert "`plait ckpt verify run` says which checkpoints are intact" in said
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_more_steps_go_by_the_checkpoint_that_the_start_is_from(run, damage, capsys):
+    spoil, fault = DAMAGES[damage]
+    assert cli.main(["train", "run", "--train.steps=8"]) == 0
+    newest = checkpoint.published(run[0].parent.parent)[0]
+    spoil(newest)
+    capsys.readouterr()
+    assert cli.main(["train", "run", "--train.steps=10"]) == 0  # the checkpoint of step 6 is one of a finished stage
+    said = capsys.readouterr().out
+    assert fault.replace("00000006", "00000008") in said
+    assert "more steps: stage train was done after 6 and goes on to 10" in said
+    assert "continuing from run/stage-1-train/step-00000006" in said
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_more_steps_are_refused_where_the_checkpoint_of_the_start_is_of_a_stage_that_is_not_over(run, damage, capsys):
+    spoil, fault = DAMAGES[damage]
+    spoil(run[0])
+    assert cli.main(["train", "run", "--train.steps=9"]) == 2
+    said = capsys.readouterr()
+    assert fault in said.out and "a stage is given more steps once its planned ones are done" in said.out
+    assert "plait: run was begun with another configuration (train.steps: 6 -> 9)" in said.err
 
 
 def test_a_command_that_reads_headers_alone_says_that_weights_are_torn(run, capsys):

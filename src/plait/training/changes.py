@@ -106,27 +106,22 @@ def describe_changes(before: Resolved, after: Resolved, differences: Sequence[Di
     return "\n".join(lines)
 
 
-def without_more_steps(before: Resolved, after: Resolved, binding: Sequence[Difference], saved: Path) -> list[Difference]:
+def without_more_steps(before: Resolved, after: Resolved, binding: Sequence[Difference], saved: Checkpoint) -> list[Difference]:
     """Return the differences `binding`, which would stop a start; [] if they only give the finished current stage more steps.
 
-    They are (key, old value, new value). Logs what more steps change. `saved`: folder of the newest checkpoint; a stage is finished when
-    all planned steps are done. Raises PlaitError if that checkpoint cannot be read.
+    They are (key, old value, new value). Logs what more steps change. `saved`: the checkpoint that the start is from; a stage is finished
+    when all planned steps are done.
     """
     if not binding or not all(_is_length(key) for key, _, _ in binding):
         return list(binding)
-    try:
-        manifest = checkpoint.read(saved).manifest
-    except PlaitError as error:
-        again = command("train", checkpoint.run_of(saved))
-        raise PlaitError(f"{error}; `{again}`, without new settings, goes on from an intact one") from error
-    state, planned = manifest["state"], manifest["steps"]
+    state, planned = saved.manifest["state"], saved.manifest["steps"]
     if state["stage_done"] != PLANNED or state["stage"] > len(after.stages):
-        log.info(f"a stage is given more steps once its planned ones are done; until then a fork can: {_fork(saved, binding)}")
+        log.info(f"a stage is given more steps once its planned ones are done; until then a fork can: {_fork(saved.folder, binding)}")
         return list(binding)
     view, done = after.stages[state["stage"] - 1], state["step"] - state["stage_start"]
     steps = steps_of(view, with_batch(state.get("batches", []), done, view.config.train.global_batch))
     if steps <= planned:
-        log.info(f"stage {view.name} has done {done} steps, and {steps} are not more; a fork can go back: {_fork(saved, binding)}")
+        log.info(f"stage {view.name} has done {done} steps, and {steps} are not more; a fork can go back: {_fork(saved.folder, binding)}")
         return list(binding)
     log.info(f"more steps: stage {view.name} was done after {done} and goes on to {steps}")
     log.info(f"  {_describe_rates(before.stages[view.index - 1].config.optim, planned, view.config.optim, steps, done)}")

@@ -86,8 +86,18 @@ def reconcile_configuration(run: Path, resolved: Resolved, allow_inexact: bool) 
     if binding and not saved:
         log.info("nothing was saved under the old configuration: the run begins with the new one")
         rundir.clear(run)
-    elif not allow_inexact:
-        rundir.refuse(run, changes.without_more_steps(before, resolved, binding, saved[0]) if binding else [])
+    elif binding and not allow_inexact:
+        rundir.refuse(run, changes.without_more_steps(before, resolved, binding, _newest_intact(run, saved)))
+
+
+def _newest_intact(run: Path, saved: Sequence[Path]) -> Checkpoint:
+    """Return the checkpoint that a start is from, and log why newer ones of `saved` are not. Raises PlaitError if none is intact."""
+    newest, faults = integrity.newest_intact(run)
+    if newest is None:
+        raise PlaitError(integrity.none_intact(run, saved, faults[0]))
+    for fault in faults:
+        log.info(f"passed over: {fault}")
+    return newest
 
 
 def check_stage(saved: Checkpoint, views: Sequence[StageView]) -> None:
