@@ -114,13 +114,15 @@ def test_a_card_may_drop_metadata(tmp_path, hub, settings, fields):
         (["cats/0.png", "dogs/0.png"], {}, ["cats", "dogs"]),
         (["cats/0.png", "dogs/0.png"], {"drop_labels": True}, None),
         (["all/0.png", "all/1.png"], {}, None),
+        (["train/cats/0.png", "test/cats/0.png", "test/dogs/0.png"], None, ["cats"]),
         (["all/0.png", "all/1.png"], {"drop_labels": False}, ["all", "all"]),
         (["cats/0.png", "dogs/far/0.png"], {}, None),
     ],
     ids=str,
 )
 def test_folders_are_labels_where_the_package_has_them_so(tmp_path, hub, names, settings, labels):
-    hub.repositories["datasets", "someone/data"] = with_configs([{"config_name": "a", "data_files": "*/**", **settings}], names)
+    configs = [] if settings is None else [{"config_name": "a", "data_files": "*/**", **settings}]
+    hub.repositories["datasets", "someone/data"] = with_configs(configs, names)
     if labels is None:
         with pytest.raises(PlaitError, match=r"template.assistant wants the field 'label'; the records have folder"):
             opened(tmp_path, template={"assistant": "{label}"})

@@ -231,7 +231,8 @@ def _download(name: str, split: str, options: Mapping[str, Any], listed: Sequenc
     classes = {column: kind.names for column, kind in (builder.info.features or {}).items() if isinstance(kind, datasets.ClassLabel)}
     if isinstance(builder, ImageFolder):
         _check_card(name, builder)
-        return replace(_folder(name, inside[split], builder.config, listed, min(commits)), classes=classes)
+        folder = _folder(name, inside[split], builder.config, listed, min(commits))
+        return replace(folder, classes=classes, labels=_are_labels(inside, builder.config.drop_labels))
     if not text:
         return HubFiles(packaged=True)
     _check_card(name, builder)
@@ -257,14 +258,19 @@ def _folder(name: str, files: Sequence[str], settings: Any, listed: Sequence[str
     root = posixpath.commonpath([posixpath.dirname(file) for file in [*pictures, *(described if metadata else [])]])
     patterns = _patterns(files, listed, whole=metadata)
     at = Path(huggingface_hub.snapshot_download(name, repo_type="dataset", revision=commit, allow_patterns=patterns)) / root
-    folders = {posixpath.dirname(file) for file in pictures}
-    sorted_by_folder = len({posixpath.basename(folder) for folder in folders}) > 1 and len({file.count("/") for file in pictures}) == 1
-    labels = not described and (sorted_by_folder if settings.drop_labels is None else not settings.drop_labels)
     others = sorted({file for file in listed if _ending(file) in _PICTURES}.difference(pictures))
     left_out = {f"pictures of other splits or configurations of the dataset, such as {others[0]}": len(others)} if others else {}
-    return HubFiles(
-        folder=str(at), pictures=[posixpath.relpath(file, root) for file in pictures], metadata=metadata, labels=labels, left_out=left_out
-    )
+    return HubFiles(folder=str(at), pictures=[posixpath.relpath(file, root) for file in pictures], metadata=metadata, left_out=left_out)
+
+
+def _are_labels(inside: Mapping[str, Sequence[str]], drop_labels: bool | None) -> bool:
+    """Return whether the package has the names of folders as labels. `inside`: {split: its files}; `drop_labels`: what the card says."""
+    files = [file for of_split in inside.values() for file in of_split]
+    if any(posixpath.basename(file) in METADATA for file in files):
+        return False
+    pictures = [file for file in files if _ending(file) in _PICTURES]
+    folders = {posixpath.basename(posixpath.dirname(file)) for file in pictures}
+    return not drop_labels if drop_labels is not None else len(folders) > 1 and len({file.count("/") for file in pictures}) == 1
 
 
 def _patterns(files: Sequence[str], listed: Sequence[str], *, whole: bool) -> list[str] | None:
