@@ -227,17 +227,19 @@ def test_a_defect_keeps_its_traceback(monkeypatch) -> None:
 @pytest.mark.parametrize(
     ("arguments", "closed", "code"),
     [
-        ("configs/nanodit/tiny.yaml", ">&-", 0),
+        ("configs/nanodit/tiny.yaml", ">&-", 1),
         ("none.yaml", ">&-", 2),
         ("none.yaml", ">&- 2>&-", 2),
         ("configs/nanodit/tiny.yaml", "| head -1", 0),
     ],
 )
-def test_a_closed_output_changes_no_exit_code(arguments, closed, code):
+def test_a_closed_output_is_told_and_one_without_a_reader_changes_no_exit_code(arguments, closed, code):
     command = f"set -o pipefail; {sys.executable} -m plait config {arguments} {closed}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1])
     assert done.returncode == code
     assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
+    told = "plait: standard output cannot be written to (it is closed): what was printed is not complete\n"
+    assert (done.stderr == told) == (code == 1)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")

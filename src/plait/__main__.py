@@ -1,4 +1,4 @@
-"""Run the command line, as `plait` and `python -m plait`; Ctrl-C ends it in one line also while it is being imported."""
+"""Run the command line, as `plait` and `python -m plait`. Ctrl-C and SIGTERM end it in one line also while it is imported."""
 
 import os
 import signal
@@ -10,18 +10,33 @@ def _end(*_: object) -> None:
     os._exit(130)
 
 
+def _stop(number: int, _: object) -> None:
+    """Say that a signal has ended the process, and let it do so."""
+    if os.environ.get("RANK", "0") == "0":
+        os.write(2, b"plait: stopped by SIGTERM\n")
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+
+
 _interactive = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # not in a job that was begun without it, by nohup
 if _interactive:
     signal.signal(signal.SIGINT, _end)
+_ends = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+if _ends:
+    signal.signal(signal.SIGTERM, _stop)
 
 from plait import cli  # noqa: E402  the handler is there before what takes long
 
 if _interactive:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if _ends:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # for processes that import this and run no command
 
 
 def main() -> int:
     """Run the command line and return its exit code. Signals that arrive once the command has ended do not change the code."""
+    if _ends and [*sys.argv[1:], ""][0] == "train":  # until training itself takes note of signals
+        signal.signal(signal.SIGTERM, _stop)
     code = cli.main()
     for late in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGINT):
         signal.signal(late, signal.SIG_IGN)

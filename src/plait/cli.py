@@ -18,9 +18,9 @@ from plait.errors import PlaitError, printable
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command in `arguments` (None: sys.argv) and return its exit code.
 
-    The code is 0, the `exit_code` of a PlaitError, or 130 after Ctrl-C. A PlaitError's message goes to standard error. Output that is
-    closed (`| head`) or cannot encode a character changes no exit code. Output that cannot be written, as on a full disk, is told in one
-    line on standard error, and makes the exit code 1 in place of 0, but for `plait train`.
+    The code is 0, the `exit_code` of a PlaitError, or 130 after Ctrl-C. A PlaitError's message goes to standard error. Output whose
+    reader has gone (`| head`) or cannot encode a character changes no exit code. Output that cannot be written, as on a full disk or where
+    it is closed (`>&-`), is told in one line on standard error, and makes the exit code 1 in place of 0, but for `plait train`.
     """
     given = sys.argv[1:] if arguments is None else arguments
     trains = [*given, ""][0] == "train"

@@ -5,6 +5,7 @@ standard error; both from rank 0 only, unless a record carries `extra=EVERY_RANK
 """
 
 import contextlib
+import errno
 import logging
 import os
 import sys
@@ -30,7 +31,10 @@ class Reporter(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Write the record's line and flush it, so that a kill loses none. Control characters are escaped."""
         prefix = "warning: " if record.levelno == logging.WARNING else ""
-        write(sys.stdout if record.levelno < logging.WARNING else sys.stderr, f"{prefix}{printable(shown(record.getMessage()))}")
+        stream = sys.stdout if record.levelno < logging.WARNING else sys.stderr
+        if stream is None and record.levelno < logging.WARNING:  # what Python makes of a stream that was closed from the start
+            _lost.append(OSError(errno.EBADF, "it is closed"))
+        write(stream, f"{prefix}{printable(shown(record.getMessage()))}")
 
 
 def write(stream: TextIO | None, line: str) -> None:
@@ -38,7 +42,7 @@ def write(stream: TextIO | None, line: str) -> None:
 
     What standard output could not take, but for a pipe whose reader has gone, `settle_output` returns.
     """
-    if stream is None:  # what Python makes of a stream that was closed from the start
+    if stream is None:
         return
     try:
         try:
