@@ -209,7 +209,8 @@ WRONG = {
     "molmo/captioner debug more": "molmo/captioner takes MODEL, got debug more: ",
     "molmo/multitask 3.2-synthetic": "molmo/multitask takes MIXTURE CHECKPOINT, got 3.2-synthetic: ",
     "molmo/captioner qwen2": "molmo/captioner has no model 'qwen2': did you mean qwen2_7b?",
-    "molmo/captioner llama": "molmo/captioner has no model 'llama': known: debug, qwen2_7b, olmoe; another language model is named",
+    "molmo/captioner llama": "molmo/captioner has no model 'llama': known: debug, qwen2_7b, qwen2_72b, olmo_1024_preview, olmoe; "
+    "another language model is named",
     "--optimizer.learning_rte=1": "optimizer.learning_rte is not a key: did you mean optimizer.learning_rate?",
     "--max_step=1": "max_step is not a key: did you mean max_steps?",
     "--max_steps=many": "max_steps must be a whole number, got 'many'",

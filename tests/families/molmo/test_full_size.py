@@ -43,6 +43,17 @@ def test_full_size_olmoe_has_its_published_count():
     assert counts(built(language="olmoe"))["language"] == 6_919_161_856
 
 
+def decoder(layers, width, keys, mlp, words, per_layer):
+    """Weights of an untied decoder: embedding and head, attention with `keys` wide keys and values, a gated MLP, a last norm."""
+    return 2 * words * width + layers * (2 * width * width + 2 * width * keys + 3 * width * mlp + per_layer) + width
+
+
+def test_full_size_72b_and_7b_o_are_their_publishers_sizes():
+    bias_and_norms = 8192 + 2 * 1024 + 2 * 8192
+    assert counts(built(language="qwen2_72b"))["language"] == decoder(80, 8192, 1024, 29568, 152_064, bias_and_norms)
+    assert counts(built(language="olmo_1024_preview"))["language"] == decoder(32, 4096, 4096, 11008, 100_352, 4 * 4096)
+
+
 def transformer(layers, width, mlp):
     """Weights of pre-norm layers: four square matrices, two of the MLP, two norms, with biases."""
     return layers * (4 * (width**2 + width) + 2 * width * mlp + mlp + width + 4 * width)
@@ -94,6 +105,19 @@ def test_full_size_export_has_every_published_tensor_and_none_extra(seven_b):
     assert {name: tuple(value.shape) for name, value in published.to_published(seven_b).items()} == layout()
 
 
+def test_full_size_export_of_olmo_norms_after_and_has_no_bias():
+    model = built(language="olmo_1024_preview")
+    weights = {name.removeprefix("model."): tuple(value.shape) for name, value in published.to_published(model).items()}
+    block = {name.removeprefix("transformer.blocks.31."): shape for name, shape in weights.items() if ".blocks.31." in name}
+    norms = dict.fromkeys(("attn_norm.weight", "ff_norm.weight", "q_norm.weight", "k_norm.weight"), (4096,))
+    shapes = {"att_proj.weight": (12288, 4096), "attn_out.weight": (4096, 4096)}
+    assert block == norms | shapes | {"ff_proj.weight": (22016, 4096), "ff_out.weight": (4096, 11008)}
+    assert weights["transformer.wte.embedding"] == weights["transformer.ff_out.weight"] == (100_352, 4096)
+    assert weights["vision_backbone.image_projector.w1.weight"] == (11008, 1024)
+    settings = published.model_settings(model)
+    assert [settings[name] for name in ("norm_after", "attention_layer_norm", "qkv_bias", "rope_theta")] == [True, True, False, 5e5]
+
+
 STAGES = {
     "all parts (both presets)": ("connector", "vision", "language"),
     "connector and tower": ("connector", "vision"),
@@ -101,17 +125,27 @@ STAGES = {
 }
 
 
-def held(model, parts, ranks):
-    """GB of state per rank in bf16: one copy on one rank, or all of it cut over several."""
+LAYOUTS = (
+    memory_estimate.Layout("ddp"),
+    memory_estimate.Layout("fsdp", 8),
+    memory_estimate.Layout("shard_grad_op", 8),
+    memory_estimate.Layout("fsdp", 64),
+)
+PAGE = (Path(__file__).resolve().parents[3] / "docs" / "molmo.md").read_text(encoding="utf-8")
+
+
+def held(model, parts, layout):
+    """GB of state per rank in bf16."""
     trained = [name for part in parts for name in family.components(model)[part]]
     weights = memory_estimate.count_parameters(model, trained, trained, family.blocks(model))
-    layout = memory_estimate.Layout("ddp") if ranks == 1 else memory_estimate.Layout("fsdp", ranks)
     return memory_estimate.memory(weights, layout, memory_estimate.Storage.of("bf16")).total / 1e9
 
 
-def test_full_size_memory_table_of_the_docs_is_computed(seven_b):
-    page = (Path(__file__).resolve().parents[3] / "docs" / "molmo.md").read_text(encoding="utf-8")
-    olmoe = built(language="olmoe")
+@pytest.mark.parametrize("language", ["qwen2_7b", "qwen2_72b", "olmo_1024_preview", "olmoe"])
+def test_full_size_tables_of_the_docs_are_computed(language):
+    model = built(language=language)
+    sizes = [*counts(model).values(), sum(p.numel() for p in model.parameters())]
+    assert f"| `{language}` + `openai` | {' | '.join(f'{size:,}' for size in sizes)} |" in PAGE
     for name, parts in STAGES.items():
-        columns = [f"{held(model, parts, ranks):.1f} GB" for model in (seven_b, olmoe) for ranks in (1, 8)]
-        assert f"| {name} | {' | '.join(columns)} |" in page
+        columns = [f"{held(model, parts, layout):,.1f} GB" for layout in LAYOUTS]
+        assert f"| `{language}` | {name} | {' | '.join(columns)} |" in PAGE

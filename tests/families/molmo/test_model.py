@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from plait.families.molmo import family
 from plait.families.molmo.connector import MeanQueryPooling
 from plait.families.molmo.loss import Loss
+from plait.families.molmo.model import Molmo
 from plait.families.molmo.tiny import framing_texts
 from tests.families.molmo.conftest import sample
 
@@ -123,6 +125,17 @@ def test_residual_dropout_has_one_rate_for_prompts_and_one_for_answers(make, pro
     supervised = batch["loss_weights"][0] > 0
     assert abs(kept[supervised].mean() - answer) < 0.05
     assert abs(kept[~supervised].mean() - prompt) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("kind", "after"), [("qwen2", ("self_attn", "mlp")), ("olmo2", ("post_attention_layernorm", "post_feedforward_layernorm"))]
+)
+def test_residual_dropout_is_of_what_is_added_to_the_stream(make, kind, after):
+    _, model, _ = make(residual_dropout=0.5)
+    sizes = {"hidden_size": 128, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 256, "vocab_size": 768}
+    language = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes, pad_token_id=1))
+    layer = Molmo(model.config, language, model.vision, model.connector).language.model.layers[0]
+    assert tuple(name for name, module in layer.named_children() if module._forward_hooks) == after
 
 
 def test_evaluation_has_no_dropout(make):

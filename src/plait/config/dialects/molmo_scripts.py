@@ -1,6 +1,6 @@
 """The Molmo guide's two launch scripts: what their names and words stand for. Their flags are in dotted_flags.py.
 
-molmo/captioner MODEL: debug, qwen2_7b, olmoe, or any causal language model by Hub name or directory.
+molmo/captioner MODEL: debug, qwen2_7b, qwen2_72b, olmo_1024_preview, olmoe, or any causal language model by Hub name or directory.
 molmo/multitask MIXTURE CHECKPOINT: a mixture by name or file, or debug; a captioner's RUN, RUN/step15000, RUN/latest, or other weights.
 """
 
@@ -22,7 +22,7 @@ SCRIPTS = {CAPTIONER: ("MODEL",), MULTITASK: ("MIXTURE", "CHECKPOINT")}
 """The names of the words that follow each script."""
 WORDS = "words"  # of the tree that `open_script` makes
 DEBUG = "debug"
-MODELS = (DEBUG, "qwen2_7b", "olmoe")
+MODELS = (DEBUG, "qwen2_7b", "qwen2_72b", "olmo_1024_preview", "olmoe")
 """What the guide calls the language models; debug is a tiny random one."""
 INHERITED = (
     *("language", "language_revision", "vision_backbone", "vision_source", "vision_revision"),

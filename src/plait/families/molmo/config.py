@@ -72,22 +72,23 @@ TOWERS: dict[str, Tower] = {
 }
 
 # The language models: keyword arguments of transformers' own configuration classes.
+_SIZES = "hidden_size num_hidden_layers num_attention_heads num_key_value_heads intermediate_size vocab_size rms_norm_eps"
+_SHORT = {"max_position_embeddings": 4096, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}, "tie_word_embeddings": False}
+_QWEN2 = {**_SHORT, "model_type": "qwen2", "max_position_embeddings": 131072, "bos_token_id": 151643, "eos_token_id": 151643,
+          "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}
 LANGUAGES: dict[str, dict[str, Any]] = {
-    "qwen2_7b": {"model_type": "qwen2", "hidden_size": 3584, "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4,
-                 "intermediate_size": 18944, "vocab_size": 152064, "rms_norm_eps": 1e-6, "max_position_embeddings": 131072,
-                 "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}, "tie_word_embeddings": False,
-                 "bos_token_id": 151643, "eos_token_id": 151643},
-    "olmoe":    {"model_type": "olmoe", "hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 16, "num_key_value_heads": 16,
-                 "intermediate_size": 1024, "vocab_size": 50304, "rms_norm_eps": 1e-5, "max_position_embeddings": 4096,
-                 "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}, "tie_word_embeddings": False,
-                 "num_experts": 64, "num_experts_per_tok": 8, "norm_topk_prob": False, "eos_token_id": 50279, "pad_token_id": 1},
-    DEBUG:      {"model_type": "qwen2", "hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2,
-                 "intermediate_size": 256, "vocab_size": 768, "rms_norm_eps": 1e-6, "max_position_embeddings": 4096,
-                 "initializer_range": 0.088,  # hidden ** -0.5: a layer's output then has the scale of its input
-                 "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}, "tie_word_embeddings": False,
-                 "bos_token_id": 0, "eos_token_id": 0},
+    "qwen2_7b":  {**_QWEN2, **dict(zip(_SIZES.split(), (3584, 28, 28, 4, 18944, 152064, 1e-6), strict=True))},
+    "qwen2_72b": {**_QWEN2, **dict(zip(_SIZES.split(), (8192, 80, 64, 8, 29568, 152064, 1e-5), strict=True))},
+    "olmo_1024_preview": {**_SHORT, **dict(zip(_SIZES.split(), (4096, 32, 32, 32, 11008, 100352, 1e-6), strict=True)),
+      "model_type": "olmo2", "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}, "eos_token_id": 100257,
+      "pad_token_id": 100277},
+    "olmoe": {**_SHORT, **dict(zip(_SIZES.split(), (2048, 16, 16, 16, 1024, 50304, 1e-5), strict=True)), "model_type": "olmoe",
+              "num_experts": 64, "num_experts_per_tok": 8, "norm_topk_prob": False, "eos_token_id": 50279, "pad_token_id": 1},
+    DEBUG: {**_SHORT, **dict(zip(_SIZES.split(), (128, 4, 4, 2, 256, 768, 1e-6), strict=True)), "model_type": "qwen2", "bos_token_id": 0,
+            "eos_token_id": 0, "initializer_range": 0.088},  # hidden ** -0.5: a layer's output then has the scale of its input
 }
-SOURCES = {"qwen2_7b": "Qwen/Qwen2-7B", "olmoe": "allenai/OLMoE-1B-7B-0924"}
+SOURCES = {"qwen2_7b": "Qwen/Qwen2-7B", "qwen2_72b": "Qwen/Qwen2-72B", "olmo_1024_preview": "allenai/OLMo-7B-1024-preview",
+           "olmoe": "allenai/OLMoE-1B-7B-0924"}
 # fmt: on
 
 
@@ -97,7 +98,7 @@ class Config(ModelSection):
     variants: ClassVar[Mapping[str, str]] = {"high-res": "36 crops and 4096 tokens"}
     layouts: ClassVar[Mapping[str, str]] = {"hf": "transformers, through plait", "molmo": "the published Molmo layout"}
 
-    language: str = Field("qwen2_7b", description="qwen2_7b, olmoe, debug, or Hub name or directory of any causal language model")
+    language: str = Field("qwen2_7b", description=f"{', '.join(LANGUAGES)}, or Hub name or directory of any causal language model")
     language_revision: str | None = Field(default=None, description="commit or tag of a Hub language model")
     vision_backbone: Literal["openai", "siglip", "dino", "debug"] = "openai"
     vision_source: str | None = Field(default=None, description="Hub name or directory of the tower's weights; None: its publisher's")

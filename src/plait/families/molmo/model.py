@@ -28,6 +28,8 @@ from plait.nn.weighted import weighted_cross_entropy
 Batch = dict[str, Tensor]
 COMPONENTS = ("connector", "vision", "language")
 _META_SCALE = 0.02  # rms assumed of embeddings on the meta device
+_NORMED_AFTER = ("post_attention_layernorm", "post_feedforward_layernorm")
+"""What adds to the residual stream in layers that norm the outputs of attention and MLP, such as OLMo 2's."""
 
 
 class Molmo(nn.Module):
@@ -43,8 +45,8 @@ class Molmo(nn.Module):
         self._keep_BL1: Tensor | None = None
         if config.residual_dropout or config.response_residual_dropout:
             for layer in language.get_decoder().layers:
-                layer.self_attn.register_forward_hook(self._residual_dropout)
-                layer.mlp.register_forward_hook(self._residual_dropout)
+                for name in _NORMED_AFTER if _NORMED_AFTER[1] in dict(layer.named_children()) else ("self_attn", "mlp"):
+                    layer.get_submodule(name).register_forward_hook(self._residual_dropout)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return {"loss": sum of w * cross-entropy, "z_loss": sum of w * (log normaliser)^2} over positions of weight w; 0 without any."""

@@ -1,7 +1,7 @@
 """Convert weights to and from the published Molmo layout (names and shapes), which the reference code and vLLM read.
 
 Each published tensor is made of one or more parameters of this model: one as it is, several stacked by rows, or the patch embedding
-flattened. Only Qwen2 language models with the CLIP tower have a published layout.
+flattened. Only Qwen2 and OLMo 2 language models with the CLIP tower have a published layout.
 """
 
 import math
@@ -20,12 +20,17 @@ from plait.families.molmo.config import POOL, Config
 from plait.families.molmo.model import Molmo, assemble
 
 PREFIX = "model."
-_BLOCK = {
-    "attn_out.weight": "self_attn.o_proj.weight",
-    "attn_norm.weight": "input_layernorm.weight",
-    "ff_norm.weight": "post_attention_layernorm.weight",
-    "ff_out.weight": "mlp.down_proj.weight",
+_NORMS = {
+    "qwen2": {"attn_norm.weight": "input_layernorm.weight", "ff_norm.weight": "post_attention_layernorm.weight"},
+    "olmo2": {
+        "attn_norm.weight": "post_attention_layernorm.weight",
+        "ff_norm.weight": "post_feedforward_layernorm.weight",
+        "q_norm.weight": "self_attn.q_norm.weight",
+        "k_norm.weight": "self_attn.k_norm.weight",
+    },
 }
+"""The norms of a layer by type of the language model, {published name: parameter}; OLMo 2's follow attention and MLP."""
+_BLOCK = {"attn_out.weight": "self_attn.o_proj.weight", "ff_out.weight": "mlp.down_proj.weight"}
 _RESBLOCK = {
     "attention.wq": "self_attn.q_proj",
     "attention.wk": "self_attn.k_proj",
@@ -65,13 +70,15 @@ class Entry(NamedTuple):
 def entries(model: Molmo) -> list[Entry]:
     """Return an Entry for every published tensor of this model. Raises PlaitError for parts without a published layout."""
     kind, tower = model.language.config.model_type, model.vision.tower.kind
-    if kind != "qwen2" or tower != "clip":
-        raise PlaitError(f"the published Molmo layout is for qwen2 with the openai tower, not {kind} with {tower}: use --to hf")
+    if kind not in _NORMS or tower != "clip":
+        raise PlaitError(
+            f"the published Molmo layout is for {' and '.join(_NORMS)} with the openai tower, not {kind} with {tower}: use --to hf"
+        )
     return [*_language(model), *_vision(model), *_connector()]
 
 
 def _language(model: Molmo) -> Iterator[Entry]:
-    ours = "language.model."
+    ours, kind = "language.model.", model.language.config.model_type
     yield Entry("transformer.wte.embedding", (f"{ours}embed_tokens.weight",))
     yield Entry("transformer.wte.new_embedding", ("connector.new_embedding",))
     yield Entry("transformer.ln_f.weight", (f"{ours}norm.weight",))
@@ -79,11 +86,11 @@ def _language(model: Molmo) -> Iterator[Entry]:
         yield Entry("transformer.ff_out.weight", ("language.lm_head.weight",))
     for n in range(model.language.config.num_hidden_layers):
         theirs, layer = f"transformer.blocks.{n}.", f"{ours}layers.{n}."
-        for part in ("weight", "bias"):
+        for part in ("weight", "bias") if kind == "qwen2" else ("weight",):
             yield Entry(f"{theirs}att_proj.{part}", tuple(f"{layer}self_attn.{x}_proj.{part}" for x in "qkv"))
         # the reference halves ff_proj and computes silu(second) * first
         yield Entry(f"{theirs}ff_proj.weight", (f"{layer}mlp.up_proj.weight", f"{layer}mlp.gate_proj.weight"))
-        yield from (Entry(theirs + name, (layer + parameter,)) for name, parameter in _BLOCK.items())
+        yield from (Entry(theirs + name, (layer + parameter,)) for name, parameter in (_BLOCK | _NORMS[kind]).items())
 
 
 def _vision(model: Molmo) -> Iterator[Entry]:
@@ -150,7 +157,7 @@ def imported(weights: Mapping[str, Tensor], model: Molmo) -> dict[str, Tensor]:
 def model_settings(model: Molmo) -> dict[str, Any]:
     """Return the content of config.json in the published layout, for the reference code and vLLM."""
     sizes = model.language.config
-    settings = sizes.to_dict()
+    settings, after = sizes.to_dict(), sizes.model_type == "olmo2"
     return {
         **{name: settings[name] for name in _SAME_SETTINGS},
         "architectures": ["MolmoForCausalLM"],
@@ -159,10 +166,10 @@ def model_settings(model: Molmo) -> dict[str, Any]:
         "intermediate_size": 2 * sizes.intermediate_size,
         "layer_norm_eps": sizes.rms_norm_eps,
         "layer_norm_type": "rms",
-        "attention_layer_norm": False,
-        "norm_after": False,
+        "attention_layer_norm": after,
+        "norm_after": after,
         "clip_qkv": None,
-        "qkv_bias": True,
+        "qkv_bias": not after,
         "rope_theta": sizes.rope_parameters["rope_theta"],
         "tie_word_embeddings": sizes.tie_word_embeddings,
         "weight_tying": sizes.tie_word_embeddings,
