@@ -18,6 +18,7 @@ from plait.data.order import Order, digest
 from plait.engine.checkpoints import checkpoint, integrity
 from plait.engine.checkpoints.saver import Saver
 from plait.engine.evaluation import Bench
+from plait.engine.guards import Quarantine
 from plait.engine.monitoring.heartbeat import Heartbeat
 from plait.engine.monitoring.signals import Paused
 from plait.engine.parallel.distributed import Ranks
@@ -504,3 +505,18 @@ def test_the_digest_of_a_step_counts_no_sample_that_fills_a_rank(recipe, tmp_pat
     alone = toy.train(recipe, tmp_path / "alone", *settings)
     processes.fork(2, toy.train, recipe, tmp_path / "two", *settings)  # 1 sample and a repetition there, 2 here
     assert [row["ids"] for row in rows(tmp_path / "two")] == [row["ids"] for row in rows(alone)]
+
+
+def test_what_ends_a_run_is_told_although_its_last_checkpoint_cannot_be_written_either(recipe, tmp_path, monkeypatch, capsys):
+    def full(folder, *others):
+        raise PlaitError("no space left")
+
+    def stop(self, step, *others):
+        if step == 3:
+            raise Stopped("too many bad samples")
+
+    monkeypatch.setattr(checkpoint, "write", full)
+    monkeypatch.setattr(Quarantine, "add", stop)
+    with pytest.raises(Stopped, match="too many bad samples"):
+        toy.train(recipe, tmp_path / "run", *ONE_STAGE, "checkpoint.async_save=true", "checkpoint.every_steps=2")
+    assert "warning: the last checkpoint: no space left\n" in capsys.readouterr().err

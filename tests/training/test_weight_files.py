@@ -1,6 +1,7 @@
 """Folders of weights from elsewhere, in several files or as pickles: all of them are read, or the line says what is missing."""
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -88,6 +89,14 @@ def test_missing_files_of_weights_are_named(tmp_path):
     assert f"from: {index} is damaged: it is no index of weights (JSONDecodeError: " in refused(tmp_path)
     index.write_text(json.dumps({"weight_map": {"a": "consolidated.safetensors"}}))
     assert len(weight_files.read(tmp_path)) == 3, "of another layout"
+
+
+def test_a_pipe_in_place_of_weights_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "model.safetensors")
+    assert refused(tmp_path) == f"from: {tmp_path}/model.safetensors is no regular file: remove it, or copy the file there"
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "model.safetensors").symlink_to(tmp_path / "nothing")
+    assert refused(tmp_path) == f"from: {tmp_path}/model.safetensors is a link to nothing: remove it, or copy the file there"
 
 
 def test_a_start_from_half_of_the_weights_is_one_line(tmp_path, monkeypatch, capsys):

@@ -7,7 +7,7 @@ from pathlib import Path
 from plait.assembly.configuration import open_config
 from plait.config import signed
 from plait.config.resolved import Resolved
-from plait.engine.checkpoints import rundir
+from plait.engine.checkpoints import regular_files
 from plait.errors import PlaitError
 
 log = logging.getLogger(__name__)
@@ -21,7 +21,7 @@ def open_run_config(run: Path, overrides: Sequence[str] = (), *, compared: bool 
     Where config.yaml cannot be read, the newest checkpoint's copy is, with a warning. One that was edited or cut is read with a warning
     too, unless it is `compared` with the copy later, by a start.
     """
-    rundir.check_regular(run)
+    regular_files.check(run)
     path = run / signed.NAME
     copy = None if signed.is_as_written(path) else signed.newest_copy(run)
     if copy is not None and (fault := _fault(path)):
@@ -71,7 +71,7 @@ def _accepted(run: Path, copy: Path | None, purpose: str) -> Path:
     That is the `copy`, with `purpose` at the end of the warning, unless config.yaml is as written or the copy cannot be read. Raises
     PlaitError if there is a copy and neither can be read.
     """
-    rundir.check_regular(run)
+    regular_files.check(run)
     path = run / signed.NAME
     if copy is None or signed.is_as_written(path):
         return path

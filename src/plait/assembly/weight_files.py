@@ -44,6 +44,10 @@ def _collect(folder: Path, load: Callable[[Path], Mapping[str, Tensor]]) -> dict
     paths = sorted(folder.iterdir()) if folder.is_dir() else []
     parts = [path for path in paths if path.suffix == ".safetensors"]
     _check_pickles(folder, [path for path in paths if path.suffix in _PICKLES and not _NO_WEIGHTS.match(path.name)], parts)
+    if (other := next((part for part in parts if not part.is_file()), None)) is not None:  # a pipe would be waited for
+        raise PlaitError(
+            f"from: {other} is {'no regular file' if other.exists() else 'a link to nothing'}: remove it, or copy the file there"
+        )
     if not parts:
         raise PlaitError(f"from: {folder} is neither a run nor a folder with safetensors weights")
     _check_complete(folder, parts)

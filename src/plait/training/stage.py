@@ -16,7 +16,7 @@ from plait.assembly.model import ModelBundle
 from plait.data.loading.loader import Loader, StepBatch
 from plait.data.order import digest
 from plait.engine import nonfinite, source_shares
-from plait.engine.checkpoints import checkpoint
+from plait.engine.checkpoints import checkpoint, failed_writes
 from plait.engine.checkpoints.saver import Saver
 from plait.engine.guards import GradientWatch, Quarantine
 from plait.engine.loop import Loop, Row
@@ -54,8 +54,12 @@ def run_stage(plan: StagePlan, bundle: ModelBundle, state: State, context: RunCo
     with lay_out(plan, bundle, state, context.ranks, micro_batch.samples) as counters:
         state.begin(plan.trained_parameters(bundle.model), plan.config.optim, plan.config.seed)
         stage = StageRun(plan, bundle, state, context, micro_batch, counters)
-        with contextlib.closing(stage.saver):
+        try:
             stage.run()
+        except BaseException:
+            failed_writes.close_after_error(stage.saver.close)
+            raise
+        stage.saver.close()
     done = f"stage {plan.view.index} {plan.view.name} is done after step {state.step}: {state.stage_done}"
     log.info("\n  ".join([done, *summary.realised(plan.data, state.totals)]))
 

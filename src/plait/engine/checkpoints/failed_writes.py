@@ -11,6 +11,7 @@ from pathlib import Path
 
 from plait.engine.checkpoints.checkpoint import Checkpoint
 from plait.engine.checkpoints.sharded_files import RankFiles
+from plait.engine.parallel.rank_failures import reason_of
 from plait.errors import PlaitError
 
 log = logging.getLogger(__name__)
@@ -66,6 +67,14 @@ def _pause(awaited: threading.Event, pause_s: float, rank_files: RankFiles) -> b
         if any(rank_files.run_on_all(awaited.is_set)):
             return True
     return False
+
+
+def close_after_error(close: Callable[[], None]) -> None:
+    """Call `close`, a saver's, while another error ends the run. What it raises is logged, so that the other error is not lost."""
+    try:
+        close()
+    except Exception as error:  # noqa: BLE001  the other one is raised
+        log.warning(f"the last checkpoint: {reason_of(error)}")
 
 
 def tell_unpruned(stage_folder: Path, error: OSError) -> None:

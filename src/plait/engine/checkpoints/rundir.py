@@ -13,6 +13,7 @@ from typing import IO, Any
 
 from plait import files
 from plait.config.data_paths import has_moved
+from plait.engine.checkpoints import regular_files
 from plait.errors import PlaitError
 
 log = logging.getLogger(__name__)
@@ -90,8 +91,8 @@ def _has_only_begun(run: Path) -> bool:
 
 def check(run: Path) -> bool:
     """Return whether `run` is a run to continue (True) or free to begin in (False). Raises PlaitError when it is some other folder."""
-    check_regular(run)
     if (run / "config.yaml").exists() or any(run.glob("stage-*/step-*/manifest.json")):
+        regular_files.check(run)
         return True
     if (run.exists() and not run.is_dir()) or (run.is_symlink() and not run.exists()):
         raise PlaitError(f"{run} is {'a link to nothing' if run.is_symlink() else 'a file'}, not a folder; give another --run")
@@ -100,16 +101,6 @@ def check(run: Path) -> bool:
     if foreign:
         raise PlaitError(f"{run} holds {', '.join(sorted(foreign)[:3])} but no config.yaml: it is no run directory; give another --run")
     return False
-
-
-def check_regular(run: Path) -> None:
-    """Raise PlaitError for a pipe, socket or device in a run directory, which a reader would wait for.
-
-    Looked at are its own files, and those of assets/ and heartbeat/; checkpoints name their files in a manifest.
-    """
-    for path in [*run.glob("*"), *run.glob("heartbeat/*"), *run.glob("assets/**/*")]:
-        if path.exists() and not path.is_file() and not path.is_dir():
-            raise PlaitError(f"{path} is not the kind of file that a run keeps there (a pipe, socket or device); remove it")
 
 
 def _is_leftover(name: str) -> bool:

@@ -1,0 +1,15 @@
+"""Look for pipes, sockets and devices among the files of a run directory: to read a pipe is to wait for it."""
+
+from pathlib import Path
+
+from plait.errors import PlaitError
+
+
+def check(run: Path) -> None:
+    """Raise PlaitError for a pipe, socket or device in the run directory `run`.
+
+    Looked at are its own files, and those of assets/ and heartbeat/; checkpoints name their files in a manifest.
+    """
+    for path in [*run.glob("*"), *run.glob("heartbeat/*"), *run.glob("assets/**/*")]:
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise PlaitError(f"{path} is not the kind of file that a run keeps there (a pipe, socket or device); remove it")
