@@ -72,19 +72,18 @@ TOWERS: dict[str, Tower] = {
 }
 
 # The language models: keyword arguments of transformers' own configuration classes.
-_SIZES = "hidden_size num_hidden_layers num_attention_heads num_key_value_heads intermediate_size vocab_size rms_norm_eps"
+_SIZES = "model_type hidden_size num_hidden_layers num_attention_heads num_key_value_heads intermediate_size vocab_size rms_norm_eps"
 _SHORT = {"max_position_embeddings": 4096, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}, "tie_word_embeddings": False}
-_QWEN2 = {**_SHORT, "model_type": "qwen2", "max_position_embeddings": 131072, "bos_token_id": 151643, "eos_token_id": 151643,
-          "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}
+_QWEN2 = {**_SHORT, "max_position_embeddings": 131072, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+          "bos_token_id": 151643, "eos_token_id": 151643}
 LANGUAGES: dict[str, dict[str, Any]] = {
-    "qwen2_7b":  {**_QWEN2, **dict(zip(_SIZES.split(), (3584, 28, 28, 4, 18944, 152064, 1e-6), strict=True))},
-    "qwen2_72b": {**_QWEN2, **dict(zip(_SIZES.split(), (8192, 80, 64, 8, 29568, 152064, 1e-5), strict=True))},
-    "olmo_1024_preview": {**_SHORT, **dict(zip(_SIZES.split(), (4096, 32, 32, 32, 11008, 100352, 1e-6), strict=True)),
-      "model_type": "olmo2", "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}, "eos_token_id": 100257,
-      "pad_token_id": 100277},
-    "olmoe": {**_SHORT, **dict(zip(_SIZES.split(), (2048, 16, 16, 16, 1024, 50304, 1e-5), strict=True)), "model_type": "olmoe",
+    "qwen2_7b":  {**_QWEN2, **dict(zip(_SIZES.split(), ("qwen2", 3584, 28, 28, 4, 18944, 152064, 1e-6), strict=True))},
+    "qwen2_72b": {**_QWEN2, **dict(zip(_SIZES.split(), ("qwen2", 8192, 80, 64, 8, 29568, 152064, 1e-5), strict=True))},
+    "olmo_1024_preview": {**_SHORT, **dict(zip(_SIZES.split(), ("olmo2", 4096, 32, 32, 32, 11008, 100352, 1e-6), strict=True)),
+                          "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}, "eos_token_id": 100257, "pad_token_id": 100277},
+    "olmoe": {**_SHORT, **dict(zip(_SIZES.split(), ("olmoe", 2048, 16, 16, 16, 1024, 50304, 1e-5), strict=True)),
               "num_experts": 64, "num_experts_per_tok": 8, "norm_topk_prob": False, "eos_token_id": 50279, "pad_token_id": 1},
-    DEBUG: {**_SHORT, **dict(zip(_SIZES.split(), (128, 4, 4, 2, 256, 768, 1e-6), strict=True)), "model_type": "qwen2", "bos_token_id": 0,
+    DEBUG: {**_SHORT, **dict(zip(_SIZES.split(), ("qwen2", 128, 4, 4, 2, 256, 768, 1e-6), strict=True)), "bos_token_id": 0,
             "eos_token_id": 0, "initializer_range": 0.088},  # hidden ** -0.5: a layer's output then has the scale of its input
 }
 SOURCES = {"qwen2_7b": "Qwen/Qwen2-7B", "qwen2_72b": "Qwen/Qwen2-72B", "olmo_1024_preview": "allenai/OLMo-7B-1024-preview",

@@ -112,13 +112,8 @@ def _random_language_model(sizes: PreTrainedConfig) -> PreTrainedModel:
 
 def vision_config(tower: Tower) -> PreTrainedConfig:
     """Return the transformers configuration that builds a tower of the table TOWERS."""
-    shared: dict[str, Any] = {
-        "hidden_size": tower.hidden,
-        "num_hidden_layers": tower.layers,
-        "num_attention_heads": tower.heads,
-        "patch_size": tower.patch,
-    }
-    shared |= {"hidden_act": tower.act, "layer_norm_eps": tower.eps, "image_size": tower.positions * tower.patch}
+    shared: dict[str, Any] = {"hidden_size": tower.hidden, "num_hidden_layers": tower.layers, "num_attention_heads": tower.heads}
+    shared |= {"patch_size": tower.patch, "hidden_act": tower.act, "layer_norm_eps": tower.eps, "image_size": tower.positions * tower.patch}
     if tower.kind == "dino":
         return Dinov2Config(**shared, mlp_ratio=tower.mlp // tower.hidden)
     config_class: Callable[..., PreTrainedConfig] = _KINDS[tower.kind][0]
