@@ -78,14 +78,18 @@ def right(built: ModelBundle, inputs: Any, samples: list[dict[str, Any]]) -> flo
 
 def measure(run: Path, asked: Kinds) -> dict[str, tuple[float, float]]:
     """(share of right answers, loss) per kind, of a run's newest checkpoint or a step folder."""
-    built, _, config = saved.open_checkpoint(run, Ranks(0, 1, torch.device("cpu")))
+    located = saved.locate(run)
+    built = saved.open_checkpoint(located, Ranks(0, 1, torch.device("cpu")))
+    config = located.config
     inputs = built.inputs(config, train=False)
     return {name: (right(built, inputs, samples), nats(built, inputs, samples)) for name, samples in asked.items()}
 
 
 def unseen(run: Path, asked: Kinds) -> dict[str, float]:
     """The share of right answers per kind to questions shown with another one's picture."""
-    built, _, config = saved.open_checkpoint(run, Ranks(0, 1, torch.device("cpu")))
+    located = saved.locate(run)
+    built = saved.open_checkpoint(located, Ranks(0, 1, torch.device("cpu")))
+    config = located.config
     inputs = built.inputs(config, train=False)
     return {name: right(built, inputs, elsewhere(samples)) for name, samples in asked.items()}
 

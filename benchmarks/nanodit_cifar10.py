@@ -87,7 +87,9 @@ def spread(x: torch.Tensor, y: torch.Tensor) -> float:
 
 def samples(run: Path, averaged: bool, scale: float, each: int, steps: int, names: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
     """`each` samples of every class, from noise that does not depend on weights or scale."""
-    built, _, config = saved.open_checkpoint(run, Ranks(0, 1, torch.device("cpu")), averaged=averaged)
+    located = saved.locate(run)
+    built = saved.open_checkpoint(located, Ranks(0, 1, torch.device("cpu")), averaged=averaged)
+    config = located.config
     inputs = built.inputs(config, train=False)
     sampling = inputs.config.sampling.model_copy(update={"text_scale": scale, "image_scale": 0.0, "steps": steps, "solver": "heun"})
     side = inputs.config.image_size

@@ -120,7 +120,7 @@ def score(seen: Tensor, asked: Tensor) -> dict[str, Any]:
 
 def held_out(run: Path, count: int) -> tuple[list[str], float]:
     """Captions of the run's held-out samples, `count` at equal distances, and the share of them that training has word for word."""
-    _, _, config = saved.open_checkpoint(run, Ranks(0, 1, torch.device("cpu")))
+    config = saved.locate(run).config
     held, trained = (
         [caption(source[i]) for entry in entries for source in [open_source(entry, seed=0, split=split)] for i in range(len(source))]
         for entries, split in ((config.data.validation, "validation"), (config.data.train, "train"))
@@ -131,7 +131,9 @@ def held_out(run: Path, count: int) -> tuple[list[str], float]:
 
 def draw(run: Path, captions: Sequence[str], out: Path) -> Tensor:
     """The run's pictures of the captions, (n, 3, h, w) uint8, by what `plait generate` calls, with the run's own sampling."""
-    bundle, checkpoint, config = saved.open_checkpoint(run, Ranks(0, 1, torch.device("cpu")))
+    located = saved.locate(run)
+    bundle = saved.open_checkpoint(located, Ranks(0, 1, torch.device("cpu")))
+    checkpoint, config = located.checkpoint, located.config
     inputs, drawn = bundle.inputs(config, train=False), []
     for start in range(0, len(captions), PER_SEED):
         part, folder = captions[start : start + PER_SEED], out / f"seed-{start // PER_SEED}"

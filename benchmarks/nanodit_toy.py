@@ -95,7 +95,9 @@ def by_pixels(run: Path, scales: dict[str, Any], each: int = 50) -> dict[str, fl
 
     "left dot" and "right dot" with a red or a blue reference, and each alone; `each` pictures of every combination.
     """
-    built, _, config = saved.open_checkpoint(run, Ranks(0, 1, torch.device("cpu")))
+    located = saved.locate(run)
+    built = saved.open_checkpoint(located, Ranks(0, 1, torch.device("cpu")))
+    config = located.config
     inputs = built.inputs(config, train=False)
     sampling = inputs.config.sampling.model_copy(update=scales)
     show, texts, looks = pictures.decoder(inputs, torch.device("cpu")), encoders.open_texts("tiny"), encoders.open_images("tiny")

@@ -221,7 +221,7 @@ def stall(folder: Path, rounds: int) -> dict:
     state = groups(1.0, 200)
     seconds: dict[str, list[float]] = {"behind": [], "on_the_spot": []}
     alone = Ranks(0, 1, torch.device("cpu"))
-    savers = {"behind": Saver(True, alone), "on_the_spot": Saver(False, alone)}
+    savers = {name: Saver(background, alone, lambda part: None) for name, background in (("behind", True), ("on_the_spot", False))}
     for step in range(1, rounds + 1):
         for name, saver in savers.items():
             began = time.perf_counter()

@@ -165,7 +165,7 @@ def test_6_an_incomplete_newest_folder_is_never_picked(make_loop, tmp_path):
 def test_6_an_old_checkpoint_goes_only_once_the_new_one_is_published(make_loop, tmp_path, monkeypatch):
     state = make_state(CONFIG)
     trained(make_loop, state, 1)
-    saver, seen, write = Saver(False, ALONE), [], checkpoint.write
+    saver, seen, write = Saver(False, ALONE, lambda part: None), [], checkpoint.write
     facts = {"state": {"step": 1}, "base": [], "data": {}, "frozen_xxh3": "0"}
     watched = lambda *a: (seen.append([path.name for path in checkpoint.published(tmp_path)]), write(*a))[1]  # noqa: E731
     monkeypatch.setattr(checkpoint, "write", watched)
