@@ -28,7 +28,7 @@ optim: {schedule: {warmup_steps: 0}}
 track: {tensorboard: false}
 """
 FORMS = "give a run, RUN@STEP, RUN/STAGE, RUN/STAGE@best, RUN/stepN, RUN/latest or a step folder"
-BENCHES = "loss, accuracy, world_ablation, world_loss"
+BENCHES = "loss, accuracy"
 COMPONENTS = "projector, vision, language, world"
 
 # Found wrong before torch is imported.

@@ -45,8 +45,7 @@ def config(tmp_path, monkeypatch):
 
 CASES = [
     ("theworld", "accuracy", lambda i: BLANK, "no answer to compare with"),
-    ("theworld", "world_ablation", torn, "not a readable image"),
-    ("theworld", "world_loss", torn, "not a readable image"),
+    ("theworld", "accuracy", torn, "not a readable image"),
     ("theworld", "loss", torn, ""),
     ("molmo", "accuracy", lambda i: BLANK, "no answer to compare with"),
     ("molmo", "vqa", torn, "not a readable image"),

@@ -3,10 +3,11 @@
 An entry is an item of the `evaluate:` list, a source one data set. A bench is a metric; DATASET:SPLIT means that dataset's own metric.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from plait.assembly import sample_losses
 from plait.assembly.data import open_data, open_validation
 from plait.assembly.fixed_order import FixedOrder
 from plait.assembly.model import ModelBundle
@@ -19,6 +20,7 @@ from plait.engine.evaluation import Bench, HeldOut
 from plait.engine.parallel.distributed import Ranks
 from plait.errors import PlaitError
 from plait.families import registry
+from plait.families.ablation import ablated
 
 
 def choose(sizes: Sequence[int], count: int | None, seed: int) -> tuple[SampleId, ...]:
@@ -55,8 +57,26 @@ def benches(config: RunConfig, entries: Sequence[Evaluate]) -> dict[str, Bench]:
                     f"bench {entry.bench!r}: its rule {rule!r} is no bench of family {config.family!r}: known: {', '.join(sorted(known))}"
                 )
             known[entry.bench] = known[rule]
+        if entry.ablate is not None:
+            known[entry.title] = _ablated(config, entry, known)
     evaluation.check(entries, known)
     return known
+
+
+def _ablated(config: RunConfig, entry: Evaluate, known: Mapping[str, Bench]) -> Bench:
+    """Return the bench of an entry that leaves an input out. Raises PlaitError for an input that the family or this model has not."""
+    family = registry.load(config.family)
+    section, listed = family.Config.model_validate(config.model), registry.ablations(config.family)
+    if (ablation := listed.get(str(entry.ablate))) is None:
+        raise PlaitError(
+            f"family {config.family!r} has no input {entry.ablate!r} that can be left out (ablate): known: {', '.join(listed) or 'none'}"
+        )
+    if (reason := ablation.lacks(section)) is not None:
+        raise PlaitError(f"there is no {entry.ablate} to leave out (ablate): {reason}")
+    if entry.bench not in known and entry.bench != evaluation.LOSS:
+        evaluation.check([entry], known)
+    bench = sample_losses.bench(family.Loss(section)) if entry.bench == evaluation.LOSS else known[entry.bench]
+    return ablated(bench, str(entry.ablate), ablation)
 
 
 class HeldOutData:

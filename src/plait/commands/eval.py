@@ -1,6 +1,7 @@
 """The command `plait eval`: measure a checkpoint on a bench (a metric on some data, such as `loss` or `vqa2:validation`)."""
 
 import logging
+from dataclasses import replace
 
 from plait.assembly.checked_configuration import open_checked
 from plait.commands.arguments import SPEC, add_weights, path, positive, spread
@@ -19,7 +20,12 @@ def declare(parser: Parser) -> None:
     parser.add_argument("checkpoint", nargs="?", help=SPEC)
     parser.add_argument("--base", type=path, metavar="CONFIG", help="in place of a checkpoint: the model of CONFIG before its first step")
     parser.add_argument(
-        "--bench", required=True, help="loss, a bench of the family, or a dataset with its own rule: vqa2 or vqa2:validation"
+        "--bench",
+        required=True,
+        help="loss, a bench of the family, or a dataset with its own rule, as vqa2:validation; several: loss,accuracy",
+    )
+    parser.add_argument(
+        "--ablate", metavar="INPUT", help="an input, as image or world: the same samples also without it, and with another's"
     )
     parser.add_argument("--data", help="in place of the run's held-out data: a .jsonl, .csv, .parquet, .tar or folder, or KIND:PATH")
     parser.add_argument("--split", help="part of the data")
@@ -71,12 +77,16 @@ def run(arguments: Arguments) -> None:
         averaged=not arguments.raw,
         length=arguments.ema_length,
         variant=arguments.variant,
+        ablate=arguments.ablate,
         data=arguments.data,
         split=arguments.split,
         out=arguments.out,
     )
     measured = subject.Base(resolved) if resolved is not None else subject.Saved(arguments.checkpoint)
-    evaluate.evaluate(measured, arguments.bench, options)
+    names = arguments.bench.split(",")
+    for name in names:
+        folder = options.out / name.replace(":", "-") if options.out is not None and len(names) > 1 else options.out
+        evaluate.evaluate(measured, name, replace(options, out=folder))
 
 
 HELP = "measure a checkpoint on a bench; writes predictions and a page with pictures"

@@ -274,6 +274,12 @@ class Evaluate(Section):
     samples: Count | None = Field(default=None, description="at most so many samples; None: all")
     batch: Count = Field(default=16, description="samples per forward")
     data: list[SourceEntry] = Field(default=[], description="empty: data.validation")
+    ablate: str | None = Field(default=None, description="an input, such as image: measured also without it, and with another sample's")
+
+    @property
+    def title(self) -> str:
+        """Return the name of what is measured: the bench, and the input that is left out if any, as "accuracy without world"."""
+        return f"{self.bench} without {self.ablate}" if self.ablate else self.bench
 
 
 class Wandb(Section):

@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 Part = TypeVar("Part")
 
 _PORTION_BATCHES = 4  # per rank, between two looks at whether to stop
+_COUNTS = {"samples", "bad_samples", "pictures"}
 LOSS = "loss"
 """The bench that every family has: its loss on held-out samples."""
 
@@ -62,7 +63,8 @@ class Bench:
 
     `pictures(rows)`: for a bench that draws, pictures by name (uint8, H x W x 3). `needs(section)`: pretrained encoders that `predict`
     opens, by Hub name or folder; `section` is the configuration's `model:`. `means`: whether figures are means over rows, so that a
-    bootstrap over rows gives them intervals; with `correct` in the rows they always are. `about(rows)`: further text for a report, by name.
+    bootstrap over rows gives them intervals; with `correct` in the rows they always are. `lower`: whether lower
+    figures are the better ones. `about(rows)`: further text for a report, by name.
     """
 
     predict: Predict
@@ -70,6 +72,7 @@ class Bench:
     pictures: Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]] | None = None
     needs: Callable[[Any], Sequence[str]] = lambda section: ()
     means: bool = False
+    lower: bool = False
     about: Callable[[Sequence[Mapping[str, Any]]], Mapping[str, str]] = lambda rows: {}
 
 
@@ -252,14 +255,14 @@ class Evaluations:
                         measured, rows = self.measure(entry, model, state.step)
                         figures |= {label(entry.bench, name): value for name, value in measured.items()}
                         if rows and self.ranks.first:
-                            ends = self.intervals(self.benches[entry.bench], rows)
+                            ends = self.intervals(self.benches[entry.title], rows)
                             intervals |= {label(entry.bench, name): pair for name, pair in ends.items()}
                     except (_Interrupted, Stopped):
                         raise
                     except Exception as error:
                         if self.ranks.size > 1 and not isinstance(error, PlaitError):
                             raise  # of one rank alone, while the others wait for it
-                        self.failed(entry.bench, error)
+                        self.failed(entry.title, error)
         except _Interrupted:
             return None
         if figures:
@@ -285,7 +288,7 @@ class Evaluations:
                 except _Interrupted:
                     return
                 except Exception as error:
-                    raise PlaitError(f"bench {entry.bench} cannot be run, and would fail during the run: {reason_of(error)}") from error
+                    raise PlaitError(f"bench {entry.title} cannot be run, and would fail during the run: {reason_of(error)}") from error
                 known |= {label(entry.bench, name) for name in figures}
                 more |= not whole
         for name in wanted:
@@ -297,7 +300,7 @@ class Evaluations:
         portion = _PORTION_BATCHES * entry.batch * self.ranks.size
         while True:
             short = entry.model_copy(update={"samples": min(portion, entry.samples or portion)})
-            whole = entry.bench == LOSS or len(self.held_out.samples(entry)) <= portion
+            whole = entry.title == LOSS or len(self.held_out.samples(entry)) <= portion
             try:
                 return self.measure(short, model, step, rehearsal=not whole)[0], whole
             except NoUsableSample:
@@ -332,9 +335,9 @@ class Evaluations:
         `rehearsal`: None for a real evaluation, whose pictures are shown; True for a trial on too few samples for all figures, else False.
         Raises what the bench raises, BenchFailed for a bench that failed on another rank, and PlaitError if nothing can be measured.
         """
-        if entry.bench == LOSS:
+        if entry.title == LOSS:
             return held_out_loss(model, self.loss, self._interruptible(self.held_out.batches(entry)), self.ranks, self.precision), ()
-        bench = self.benches[entry.bench]
+        bench = self.benches[entry.title]
         with self.gathered():
             figures, rows = run_bench(
                 bench,
@@ -366,6 +369,11 @@ def shortfall(entry: Evaluate, count: int) -> str | None:
 def moment_of(step: int) -> str:
     """Return the name of a step in paths of checkpoints and of files that benches write: 100 gives step-00000100."""
     return f"step-{step:08d}"
+
+
+def is_count(figure: str) -> bool:
+    """Return whether the figure of this name is a count, such as "samples" or "pictures/64x64", and no result."""
+    return bool(_COUNTS & {figure.partition("/")[0], figure.rpartition("/")[2]})
 
 
 def label(bench: str, figure: str) -> str:

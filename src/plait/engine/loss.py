@@ -121,10 +121,7 @@ class Loss(abc.ABC):
 
 
 def has_targets(loss: Loss, loss_weights: Mapping[str, float]) -> bool:
-    """Return whether there is anything to predict: a term that counts in the loss, whose coefficient is not 0, has weight.
-
-    `loss_weights`: the denominator of each term, by name; other names in it do not matter.
-    """
+    """Return whether a term that counts in the loss has weight. `loss_weights`: the denominators by name; other names do not matter."""
     return any(loss_weights[name] for name, coefficient in loss.coefficients.items() if coefficient)
 
 

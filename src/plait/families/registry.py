@@ -22,6 +22,7 @@ from plait.files import expanded
 
 if TYPE_CHECKING:
     from plait.engine.evaluation import Benches
+    from plait.families.ablation import Ablations
     from plait.families.contract import Catalogue, Family, Publisher
 
 _HERE = Path(__file__).parent
@@ -93,6 +94,12 @@ def benches(family: str) -> "Benches":
         return {}
     module = _module(family, "evaluate")
     return cast("Benches", module.benches if _is_shipped(family) else _checks("returned").checked_benches(family, module))
+
+
+def ablations(family: str) -> "Ablations":
+    """Return the inputs that benches can leave out of a family's samples, by name; {} for none. Raises PlaitError for wrong ones."""
+    listed = vars(_module(family, "evaluate")).get("ablations", {}) if _has(family, "evaluate.py") else {}
+    return cast("Ablations", listed if _is_shipped(family) else _checks("returned").checked_ablations(family, listed))
 
 
 def preset(family: str, name: str) -> Path:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import numpy as np
 from torch import nn
@@ -17,6 +17,8 @@ from plait.config import plugins
 from plait.engine.evaluation import CALLS, LOSS, Bench, Benches
 from plait.engine.loss import Loss
 from plait.errors import PlaitError
+from plait.families.ablation import CALLS as ABLATION_CALLS
+from plait.families.ablation import Ablation, Ablations
 from plait.families.contract import Family, Monitor, Parameters, require_known
 from plait.families.limits import Limits
 from plait.families.members import METHODS
@@ -217,6 +219,20 @@ def checked_benches(family: str, module: ModuleType) -> Benches:
         if wrong := plugins.faults(bench, CALLS):
             raise PlaitError(f"{where} does not fulfil the contract of {Bench.__module__}.Bench: {'; '.join(wrong)}")
     return {name: _checked_bench(f"{of}bench {name!r}: its ", bench) for name, bench in module.benches.items()}
+
+
+def checked_ablations(family: str, listed: Any) -> Ablations:
+    """Return the `ablations` of another package's evaluate.py. Raises PlaitError for one that does not fulfil the contract."""
+    wanted = f"a mapping of name to {Ablation.__module__}.Ablation"
+    if not isinstance(listed, Mapping):
+        raise PlaitError(f"family {family!r}: evaluate.ablations is a {type(listed).__name__}, not {wanted}")
+    for name, ablation in listed.items():
+        where = f"family {family!r}: evaluate.ablations[{name!r}]"
+        if not isinstance(ablation, Ablation):
+            raise PlaitError(f"{where} is no Ablation: it is to be {wanted}")
+        if wrong := plugins.faults(ablation, ABLATION_CALLS):
+            raise PlaitError(f"{where} does not fulfil the contract of {Ablation.__module__}.Ablation: {'; '.join(wrong)}")
+    return cast("Ablations", listed)
 
 
 def _checked_bench(of: str, bench: Bench) -> Bench:

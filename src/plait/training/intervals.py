@@ -3,17 +3,16 @@
 A figure is a number that a bench computes from all rows, such as an accuracy.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from plait.engine.evaluation import Bench, Row, summary
+from plait.engine.evaluation import Bench, Row, is_count, summary
 from plait.errors import PlaitError
 from plait.keys import rng
 
 DRAWS = 400
 """How many sets of rows a bootstrap draws."""
-_COUNTS = {"samples", "bad_samples", "pictures"}
 _NONE, _ALL = (0.0, 0.0), (1.0, 1.0)
 _MOST_ROWS = 20_000  # beyond, an interval is narrower than the digits shown, and takes long
 _SMALL_SAMPLE = 2_000  # rows up to which training says how sure its figures are: the bootstrap then takes a second at most
@@ -28,26 +27,40 @@ def bootstrap(bench: Bench, rows: Sequence[Row]) -> dict[str, tuple[float, float
     scored = [row for row in rows if "correct" in row or (bench.means and "bad" not in row)]
     if not 2 <= len(scored) <= _MOST_ROWS:
         return {}
-    drawn: dict[str, list[float]] = {}
-    generator = rng("bootstrap", len(rows))
-    for _ in range(DRAWS):
-        chosen = [rows[i] for i in generator.integers(0, len(rows), len(rows))]
-        try:
-            figures = summary(bench, chosen)
-        except PlaitError:  # a set without a row that can be used
-            continue
-        for name, value in figures.items():
-            if not is_count(name):
-                drawn.setdefault(name, []).append(value)
+    drawn = resampled(rows, lambda chosen: summary(bench, chosen))
     right_or_wrong = all("correct" in row for row in scored)
     intervals: dict[str, tuple[float, float]] = {}
     for name, values in drawn.items():
-        ends = (float(np.percentile(values, 2.5)), float(np.percentile(values, 97.5)))
+        ends = percentiles(values)
         if right_or_wrong and ends in (_NONE, _ALL) and not any(_counted(row.get(name)) for row in scored):
             intervals[name] = _exact(name, ends[0], scored)
         elif min(values) < max(values):
             intervals[name] = ends
     return intervals
+
+
+def resampled(rows: Sequence[Row], figures_of: Callable[[list[Row]], Mapping[str, float]]) -> dict[str, list[float]]:
+    """Return {figure: its values} over 400 sets of rows drawn with replacement, by a fixed seed; counts are left out.
+
+    `figures_of`: from rows to figures by name. A set for which it raises PlaitError, as it has no row that can be used, does not count.
+    """
+    drawn: dict[str, list[float]] = {}
+    generator = rng("bootstrap", len(rows))
+    for _ in range(DRAWS):
+        chosen = [rows[i] for i in generator.integers(0, len(rows), len(rows))]
+        try:
+            figures = figures_of(chosen)
+        except PlaitError:
+            continue
+        for name, value in figures.items():
+            if not is_count(name):
+                drawn.setdefault(name, []).append(value)
+    return drawn
+
+
+def percentiles(values: Sequence[float]) -> tuple[float, float]:
+    """Return the 2.5 and 97.5 percentiles of values, between which 95 % of them are."""
+    return float(np.percentile(values, 2.5)), float(np.percentile(values, 97.5))
 
 
 def _counted(value: object) -> bool:
@@ -70,8 +83,3 @@ def _exact(name: str, share: float, rows: Sequence[Row]) -> tuple[float, float]:
 def shown(name: str, value: float) -> str:
     """Return a figure as text: counts, and whole numbers above 1, without decimals, others with four. `name` tells counts apart."""
     return f"{value:,.0f}" if is_count(name) or (abs(value) > 1 and value.is_integer()) else f"{value:.4f}"
-
-
-def is_count(name: str) -> bool:
-    """Return whether the figure of this name is a count, such as "samples" or "pictures/64x64", which has no interval."""
-    return bool(_COUNTS & {name.partition("/")[0], name.rpartition("/")[2]})

@@ -3,9 +3,11 @@
 import pytest
 import torch
 
+from plait.assembly import sample_losses
 from plait.errors import PlaitError
+from plait.families.ablation import ablated
 from plait.families.theworld import evaluate
-from plait.families.theworld.evaluate import benches, is_correct
+from plait.families.theworld.evaluate import ablations, benches, is_correct
 from plait.families.theworld.loss import Loss
 from plait.families.theworld.short_answers import normalise
 
@@ -75,65 +77,65 @@ def test_world_off_is_measured_without_world_tokens(make):
     _, model, inputs = make(world=False)
     figures = benches["accuracy"].summarise(benches["accuracy"].predict(model, [sample(1)], inputs, batch=1))
     assert figures["world_tokens"] == 0
-    with pytest.raises(PlaitError, match="needs a world"):
-        benches["world_ablation"].predict(model, [sample(1)], inputs, batch=1)
+    assert ablations["world"].lacks(inputs.config) == "model.world is off" and ablations["image"].lacks(inputs.config) is None
 
 
 def test_ablation_shows_own_no_and_anothers_world(make, spoken):
     _, model, inputs = make()
     samples = [sample(number, say=f"16 {int(inputs.prompt(sample(number)).frames.sum())}") for number in range(4)]
-    rows = benches["world_ablation"].predict(model, samples, inputs, batch=3)
+    bench = ablated(benches["accuracy"], "world", ablations["world"])
+    rows = bench.predict(model, samples, inputs, batch=3, moment="")
     golds = [row["gold"] for row in rows]
-    assert [row["ways"]["on"]["answer"] for row in rows] == golds
+    assert [row["answer"] for row in rows] == golds
     assert [row["ways"]["off"]["answer"] for row in rows] == ["0 0"] * 4
     assert [row["ways"]["shuffled"]["answer"] for row in rows] == [golds[2], golds[3], golds[0], golds[1]]
-    figures = benches["world_ablation"].summarise(rows)
-    assert [figures[f"accuracy/world_{way}"] for way in ("on", "off", "shuffled")] == [1.0, 0.0, 0.0]
-    assert figures["accuracy"] == 1.0
+    figures = bench.summarise(rows)
+    assert [figures[f"accuracy{way}"] for way in ("", "/world_off", "/world_shuffled")] == [1.0, 0.0, 0.0]
 
 
-def test_ablation_changes_the_world_alone(make, spoken):
+def test_the_world_is_left_out_and_exchanged_alone(make, spoken):
     _, model, inputs = make()
-    benches["world_ablation"].predict(model, [sample(1), sample(2)], inputs, batch=2)
-    own, _, shuffled = (batch[0] for batch in spoken)
-    assert (own.pixels == shuffled.pixels).all()
-    assert (own.row.ids == shuffled.row.ids).all()
+    bench = ablated(benches["accuracy"], "world", ablations["world"])
+    bench.predict(model, [sample(1), sample(2)], inputs, batch=2, moment="")
+    own, off, shuffled = (batch[0] for batch in spoken)
+    assert (own.pixels == off.pixels).all() and (own.pixels == shuffled.pixels).all()
+    assert (own.row.ids == shuffled.row.ids).all() and off.world_tokens == 0
     assert (own.frames != shuffled.frames).any()
 
 
-def test_ablation_needs_another_picture(make):
+def test_without_pictures_neither_encoder_is_shown_anything_and_no_mark_is_left(make, spoken):
     _, model, inputs = make()
-    with pytest.raises(PlaitError, match="needs two samples with different pictures"):
-        benches["world_ablation"].predict(model, [sample(1), sample(1)], inputs, batch=2)
+    bench = ablated(benches["accuracy"], "image", ablations["image"])
+    bench.predict(model, [sample(1), sample(2)], inputs, batch=2, moment="")
+    own, off, shuffled = (batch[0] for batch in spoken)
+    assert (len(off.pixels), len(off.frames), off.world_tokens) == (0, 0, 0) and len(own.pixels) == 1
+    assert (own.pixels != shuffled.pixels).any() and (own.frames != shuffled.frames).any()
+    assert "<image>" not in inputs.chat.decode(off.row.ids.tolist(), special=True)
 
 
 @torch.no_grad()
-def test_the_loss_with_three_worlds_is_that_of_training(make):
+def test_the_loss_in_three_ways_is_that_of_training(make):
     config, model, inputs = make()
     samples = [sample(number, say="red " * number) for number in (1, 2, 3)]
-    rows = benches["world_loss"].predict(model, samples, inputs, batch=2)
-    figures = benches["world_loss"].summarise(rows)
-    for way, others in (("on", None), ("off", None), ("shuffled", (1, 2, 0))):
-        shown = [{"world": way != "off", "world_of": samples[others[i]] if others else None} for i in range(3)]
-        batch = inputs.collate([inputs.encode(one, 0, **world) for one, world in zip(samples, shown, strict=True)])
-        loss = Loss(config)
-        expected = float(loss.sums(model, batch)["loss"]) / float(loss.weights(batch)["loss"])
-        assert figures[f"loss/world_{way}"] == pytest.approx(expected, rel=1e-5)
-    assert figures["loss"] == figures["loss/world_on"] != figures["loss/world_off"] != figures["loss/world_shuffled"]
+    loss = Loss(config)
+    bench = ablated(sample_losses.bench(loss), "world", ablations["world"])
+    rows = bench.predict(model, samples, inputs, batch=2, moment="")
+    figures = bench.summarise(rows)
+    worlds = {"loss": lambda i: samples[i], "loss/world_off": lambda i: None, "loss/world_shuffled": lambda i: samples[(i + 1) % 3]}
+    for name, world_of in worlds.items():
+        batch = inputs.collate([inputs.encode({**one, "world_of": world_of(i)}, 0) for i, one in enumerate(samples)])
+        assert figures[name] == pytest.approx(float(loss.sums(model, batch)["loss"]) / float(loss.weights(batch)["loss"]), rel=1e-5)
+    assert len({figures[name] for name in worlds}) == 3
     assert figures["samples"] == 3.0
 
 
-def test_the_loss_with_three_worlds_needs_a_world_pictures_and_something_to_read(make):
-    _, model, inputs = make(world="off")
-    with pytest.raises(PlaitError, match=r"bench world_loss needs a world; model\.world is off: use bench loss"):
-        benches["world_loss"].predict(model, [sample(1)], inputs, batch=1)
+def test_a_sample_that_cannot_be_read_is_compared_in_no_way(make):
     _, model, inputs = make()
-    rows = benches["world_loss"].predict(model, [sample(1), sample(images=[b"no picture"]), sample(2)], inputs, batch=3)
+    bench = ablated(benches["accuracy"], "world", ablations["world"])
+    rows = bench.predict(model, [sample(1, say="red"), sample(images=[b"no picture"]), sample(2, say="red")], inputs, batch=3, moment="")
     assert "not a readable image" in rows[1]["bad"]
-    figures = benches["world_loss"].summarise(rows)
-    assert (figures["samples"], figures["bad_samples"]) == (1, 2)  # nor can the sample be compared that would be shown that picture
-    with pytest.raises(PlaitError, match=r"none of 1 samples can be used: .*not a readable image"):
-        benches["world_loss"].summarise(rows[1:2])
+    assert rows[0]["bad"].startswith("world shuffled: ")  # it would be shown that picture
+    assert (bench.summarise(rows)["samples"], bench.summarise(rows)["bad_samples"]) == (1, 2)
 
 
 def test_unreadable_sample_is_counted_not_hidden(make):

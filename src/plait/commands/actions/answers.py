@@ -14,8 +14,8 @@ from plait.commands.pages import gallery
 from plait.commands.pages.answers import KINDS, Answer, Figure
 from plait.commands.pages.card import Card
 from plait.data import images
-from plait.engine.evaluation import Row
-from plait.training.intervals import is_count, shown
+from plait.engine.evaluation import Row, is_count
+from plait.training.intervals import shown
 
 _ON_SHEET = 48
 """Number of answers on a contact sheet; the page shows all."""
@@ -104,9 +104,9 @@ def _answer(row: Row, samples: ChosenSamples, position: int, names: Sequence[str
 
 def _answers(row: Row, kind: str) -> list[tuple[str, str, str]]:
     """Return the answer, or an answer for each of a row's `ways`, and the gold one."""
-    ways: Mapping[str, Any] = row.get("ways", {})
+    ways: Mapping[str, Any] = {"on": row, **row["ways"]} if "ways" in row else {}
     if ways:
-        pairs = [(f"answer, {way}", str(given["answer"]), "right" if given["correct"] else "wrong") for way, given in ways.items()]
+        pairs = [(f"answer, {way}", str(given["answer"]), kind_of(given)) for way, given in ways.items() if "answer" in given]
     else:
         pairs = [("answer", str(row["answer"]), kind)] if "answer" in row else []
     return [*pairs, *([("gold", str(row["gold"]), "")] if pairs and row.get("gold", "") != "" else [])]

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from plait import files
 from plait.assembly.held_out import ChosenSamples, HeldOutData, benches, benchmark, open_held_out
 from plait.assembly.model import ModelBundle
-from plait.commands.actions import answers
+from plait.commands.actions import ablations, answers
 from plait.commands.actions.subject import Saved, Subject
 from plait.config import reading
 from plait.config.messages import one_line
@@ -35,6 +35,7 @@ from plait.engine.parallel import distributed
 from plait.engine.parallel.distributed import Ranks
 from plait.errors import PlaitError
 from plait.families import registry
+from plait.families.ablation import Ablated
 from plait.training.intervals import bootstrap, shown
 
 log = logging.getLogger(__name__)
@@ -53,9 +54,9 @@ class EvaluateOptions:
 
     `samples`: at most so many (None: all). `batch`: samples per forward pass. `averaged`: use the EMA weights; `length`: use a post-hoc
     average of this length (a share of the run) instead. `variant`: name of a setting that the family lets evaluation change (`variants` of
-    its configuration). `data`: a folder or file in place of the run's held-out data, or KIND:PATH, or a list of sources; `split`: of that
-    data. `show`: number of answers to print; `pictures`: number of answers shown with pictures. `out`: folder of the results; None: in the
-    run.
+    its configuration). `ablate`: name of an input, without which, and with another sample's, the same samples are measured too. `data`: a
+    folder or file in place of the run's held-out data, or KIND:PATH, or a list of sources; `split`: of that data. `show`: number of answers
+    to print; `pictures`: number of answers shown with pictures. `out`: folder of the results; None: in the run.
     """
 
     samples: int | None = None
@@ -65,6 +66,7 @@ class EvaluateOptions:
     averaged: bool = True
     length: float | None = None
     variant: str | None = None
+    ablate: str | None = None
     data: str | None = None
     split: str | None = None
     out: Path | None = None
@@ -78,7 +80,7 @@ class EvaluateOptions:
     def suffix(self) -> str:
         """Return the end of the result folder's name, which depends on variant and weights: "", "-raw", "-VARIANT-length-0.07"."""
         weights = f"-length-{self.length:g}" if self.length is not None else "" if self.averaged else "-raw"
-        return (f"-{self.variant}" if self.variant else "") + weights
+        return (f"-without-{self.ablate}" if self.ablate else "") + (f"-{self.variant}" if self.variant else "") + weights
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ class Measurement:
         return {
             "checkpoint": self.subject.identity(),
             "weights": self.options.weights,
-            "bench": self.entry.bench,
+            "bench": self.entry.title,
             "data": [source.fingerprint for source in self.samples.opened],
             "variant": self.options.variant,
         }
@@ -146,8 +148,8 @@ def _plan(subject: Subject, bench: str, options: EvaluateOptions) -> Measurement
     known = registry.model_config(config.family).variants
     if options.variant is not None and options.variant not in known:
         raise PlaitError(f"family {config.family!r} has no --{options.variant}: it has {', '.join(known) or 'no such switch'}")
-    entry = _entry(config, bench, options)
-    rule = benches(config, [entry]).get(entry.bench)
+    entry = _entry(config, bench, options).model_copy(update={"ablate": options.ablate})
+    rule = benches(config, [entry]).get(entry.title)
     data = HeldOutData(config)
     samples = ChosenSamples(*data.of(entry))
     fewer = evaluation.shortfall(entry, len(samples))
@@ -326,17 +328,25 @@ def _report(measurement: Measurement, result: Result) -> None:
     intervals = bootstrap(measurement.bench, result.rows) if measurement.bench is not None else {}
     key = {"count": len(measurement.samples), "figures": figures, "intervals": intervals, "key": measurement.identity}
     about |= measurement.bench.about(evaluation.usable(result.rows)) if measurement.bench is not None else {}
+    compared = ablations.compare(measurement.bench, result.rows) if isinstance(measurement.bench, Ablated) else []
+    key |= {"ablation": ablations.as_json(compared)} if compared else {}
     files.write_json(folder / "metrics.json", {**about, "samples": options.samples, **figures, **key})
     weights = options.weights if options.weights != AVERAGED or subject.has_averages() else subject.without_averages
     log.info(f"{subject.shown}, {weights}")
     for name in (name for name in about if name not in _IN_FILE):
         log.info(f"  {name:<24} {about[name]}")
     for name, value in figures.items():
-        if name == "loss/loss" and value == figures.get("loss"):
-            continue  # the loss itself
+        if (name == "loss/loss" and value == figures.get("loss")) or (
+            compared and name.rpartition("/")[2] in ablations.names(options.ablate)
+        ):
+            continue  # the loss itself; what the table below has
         low, high = intervals.get(name, (None, None))
         sure = "" if low is None or high is None else f"  ({shown(name, low)} to {shown(name, high)} with 95 % confidence)"
         log.info(f"  {name:<24} {shown(name, value)}{sure}")
+    said = ablations.lines(str(options.ablate), compared, len(evaluation.usable(result.rows)))
+    for line in said:
+        log.info(f"  {line}")
+    about |= {"verdict": said[-1]} if said else {}
     if result.rows:
         _report_answers(measurement, result, about, intervals, weights)
     log.info(f"written to {folder}")
@@ -354,7 +364,7 @@ def _about(measurement: Measurement) -> dict[str, Any]:
         "run": str(measurement.subject.run),
         "step": measurement.subject.step,
         "checkpoint": measurement.subject.shown,
-        "bench": measurement.entry.bench,
+        "bench": measurement.entry.title,
         "data": f"{names}: {len(measurement.samples):,} of {every:,} samples",
         "date": before.get("date", now) if measured else now,
     }

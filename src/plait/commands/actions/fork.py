@@ -10,19 +10,29 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from plait import files
-from plait.assembly import checkpoint_specs
+from plait.assembly import checkpoint_specs, overwritten
+from plait.assembly.model import build_model
 from plait.assembly.run_configuration import file_of_checkpoint, open_file
-from plait.commands.actions import fork_check
 from plait.config import signed
 from plait.config.resolved import Resolved, difference
-from plait.engine.checkpoints import checkpoint, rundir
+from plait.engine.checkpoints import checkpoint, migrate, rundir
 from plait.engine.checkpoints.checkpoint import Checkpoint
 from plait.engine.checkpoints.folders import new_folder
+from plait.engine.checkpoints.rundir import within
+from plait.engine.parallel.distributed import Ranks
+from plait.engine.state import GROUPS
 from plait.errors import PlaitError, command
-from plait.training import changes
+from plait.training import changes, start
+from plait.training.stage_plan import plan_stage, wanted_figures
 
 log = logging.getLogger(__name__)
+
+_PLANNED = ("seed", "family", "preset", "model", "trainable", "data", "evaluate", "optim.components", "optim.schedule", "stages")
+"""Settings that have to fit the model, the data or the checkpoint. Rates, lengths and intervals fit any."""
+_HERE = Ranks(0, 1, torch.device("cpu"))
 
 
 def fork(spec: str, new: Path, overrides: Sequence[str]) -> Path:
@@ -44,7 +54,7 @@ def fork(spec: str, new: Path, overrides: Sequence[str]) -> Path:
     differences = [item for item in difference(before, after) if item[0] != "run"]
     with new_folder(new) as folder:
         _fill(folder, saved, after, _lineage(spec, saved, parent, differences))
-        lost = fork_check.check(folder, saved, after, differences)
+        lost = _losses(folder, saved, after, differences)
         described = changes.describe_changes(before, after, differences, saved.folder)
     log.info(f"{new} goes on from {saved.folder}: step {saved.step}, stage {saved.manifest['stage']}")
     for line in [*([described] if described else []), *(f"  inexact: {line}" for line in lost)]:
@@ -82,3 +92,25 @@ def _fill(folder: Path, saved: Checkpoint, after: Resolved, lineage: dict[str, A
     files.write_json(folder / changes.LINEAGE, lineage)
     files.write_whole(folder / signed.NAME, signed.sign(after.yaml))
     rundir.identity(folder)
+
+
+def _losses(folder: Path, saved: Checkpoint, after: Resolved, differences: Sequence[tuple[str, Any, Any]]) -> list[str]:
+    """Raise PlaitError if the settings `after` cannot continue the checkpoint `saved`; return what of it would be lost, a line each.
+
+    `folder`: the fork, which has the parent's assets. `differences`: (dotted key, value before, value after). The model is built and the
+    data of the stages ahead opened only where a difference could matter to them.
+    """
+    state = saved.manifest["state"]
+    start.check_stage(saved, after.stages)
+    ahead = after.stages[state["stage"] - 1 :]
+    for view in ahead:
+        if not view.config.evaluate and (wanted := wanted_figures(view.config)):
+            raise PlaitError(f"no bench of evaluate gives a figure {wanted[0]!r}; they give none")
+    if not any(within(key, section) for key, _, _ in differences for section in _PLANNED):
+        return []
+    bundle = build_model(after.config, folder, _HERE, lambda: overwritten.shapes_of(saved))
+    start.check_frozen(saved, bundle, after.config.seed)
+    for view in ahead:
+        plan_stage(view, bundle)
+    tensors = {group: saved.stored(group) for group in GROUPS}
+    return migrate.inexact(start.migration_table(tensors, set(state["trained"]), ahead[0].config, bundle))

@@ -32,6 +32,7 @@ class Subject(ABC):
     shown: str
     moment: str
     without_averages: str
+    _built: tuple[tuple[bool, float | None], tuple[ModelBundle, RunConfig]] | None = None
 
     @abstractmethod
     def identity(self) -> str:
@@ -41,8 +42,15 @@ class Subject(ABC):
     def has_averages(self) -> bool:
         """Return whether there are averaged (EMA) weights."""
 
-    @abstractmethod
     def open(self, ranks: Ranks, *, averaged: bool, length: float | None) -> tuple[ModelBundle, RunConfig]:
+        """Return what `build` returns for the same arguments, which is built once."""
+        asked = (averaged, length)
+        if self._built is None or self._built[0] != asked:
+            self._built = (asked, self.build(ranks, averaged=averaged, length=length))
+        return self._built[1]
+
+    @abstractmethod
+    def build(self, ranks: Ranks, *, averaged: bool, length: float | None) -> tuple[ModelBundle, RunConfig]:
         """Build the model in eval mode on the rank's device; return it with its configuration. `averaged`: use EMA weights if any.
 
         `length`: if not None, use a post-hoc average of this length (a share of the run) instead.
@@ -68,7 +76,7 @@ class Saved(Subject):
         """Return whether the checkpoint has averaged weights."""
         return bool(self.checkpoint.stored("ema"))
 
-    def open(self, ranks: Ranks, *, averaged: bool, length: float | None) -> tuple[ModelBundle, RunConfig]:
+    def build(self, ranks: Ranks, *, averaged: bool, length: float | None) -> tuple[ModelBundle, RunConfig]:
         """Build the model with the checkpoint's weights: averaged ones if `averaged`, or a post-hoc average of `length` if not None.
 
         In eval mode on the rank's device; returned with its configuration. Raises PlaitError if the run kept nothing to make that average
@@ -108,7 +116,7 @@ class Base(Subject):
         """Return False: nothing was averaged yet."""
         return False
 
-    def open(self, ranks: Ranks, *, averaged: bool, length: float | None) -> tuple[ModelBundle, RunConfig]:
+    def build(self, ranks: Ranks, *, averaged: bool, length: float | None) -> tuple[ModelBundle, RunConfig]:
         """Build the model as a run does before its first step, in eval mode on the rank's device. `averaged` and `length` are ignored.
 
         Raises PlaitError for a `from:` that cannot be read.

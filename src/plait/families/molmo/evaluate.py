@@ -16,6 +16,7 @@ from typing import Any
 from plait.data.synthetic.answers import can_score, score
 from plait.engine.evaluation import Bench, Row
 from plait.errors import BadSample, PlaitError, sample_errors
+from plait.families.ablation import PICTURES
 from plait.families.molmo import points, styles
 from plait.families.molmo.generate import answers
 from plait.families.molmo.inputs import Example, Inputs, Sample
@@ -265,6 +266,8 @@ RULES: dict[str, Score] = {
 _TOKENS = {"caption": 448}  # as many as the published captioner is given
 benches = {name: Scored(rule, _TOKENS.get(name)).bench() for name, rule in RULES.items()}
 """Benches by name, as in `plait eval --bench NAME`."""
+ablations = {"image": PICTURES}
+"""Inputs that benches can leave out, by name."""
 
 
 def _mean(values: Sequence[float]) -> float:

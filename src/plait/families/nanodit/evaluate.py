@@ -21,6 +21,7 @@ from torch import Tensor
 from plait.engine.evaluation import Bench, Predict, Row
 from plait.errors import BadSample, PlaitError, sample_errors
 from plait.families.nanodit import distances, flow, pictures
+from plait.families.nanodit.ablations import ABLATIONS
 from plait.families.nanodit.config import Config, Sampling
 from plait.families.nanodit.inputs import Conditions, Inputs, Sample, caption, noise
 from plait.families.nanodit.model import NanoDiT
@@ -377,12 +378,13 @@ def _fault(sample: Sample, inputs: Inputs) -> str | None:
 
 
 benches = {
-    "validation": Bench(_of_usable(predict_validation), summarise_validation, means=True),
+    "validation": Bench(_of_usable(predict_validation), summarise_validation, means=True, lower=True),
     "edit": Bench(_of_usable(_exchange("text")), summarise_exchange, means=True),
     "swap": Bench(_of_usable(_exchange("image")), summarise_exchange, means=True),
     "divergence": Bench(_of_usable(predict_divergence), summarise_divergence, means=True),
     "toy": Bench(_of_usable(predict_toy), summarise_toy),
-    "distance": Bench(_of_usable(predict_distance), summarise_distance, needs=_distance_needs, about=about_distance),
+    "distance": Bench(_of_usable(predict_distance), summarise_distance, needs=_distance_needs, about=about_distance, lower=True),
     "grid": Bench(_of_usable(predict_grid), summarise_grid, pictures.grids, needs=pictures.decoder_name),
 }
 """Benches by name, as in `plait eval --bench NAME`."""
+ablations = ABLATIONS

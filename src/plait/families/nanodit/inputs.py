@@ -27,6 +27,8 @@ from plait.keys import rng
 Sample = dict[str, Any]
 """A raw item of data, as in contract.py: `id`, `images`, `messages`, `fields`, and for latents `arrays`."""
 
+WITHOUT = "without"
+"""Key of a sample: conditions that it is encoded without, a set of "text" and "image"."""
 _WORD = re.compile(r"\w+|[^\w\s]")
 _PAD_TO = 128  # text tokens; `data.pad: to_128`
 _DOWNSAMPLE = 8  # of latents without metadata
@@ -142,7 +144,8 @@ class Inputs:
                 raise BadSample(f"image features of shape {tuple(image.shape)}; expected ({self.config.image_dim},)")
             if not bool(image.isfinite().all()):
                 raise BadSample("image features that are not finite")
-        return Conditions(text, image, cut)
+        without = sample.get(WITHOUT, ())
+        return Conditions(text, image, cut).only(text="text" not in without, image="image" not in without)
 
     def words(self, text: str) -> Tensor | None:
         """Return word ids (T,) of a caption, or None without words. An id is a word's hash modulo `model.words`."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from plait.errors import PlaitError
-from plait.families.theworld.inputs import Example, Inputs
+from plait.families.theworld.inputs import WORLD_OF, Example, Inputs
 from plait.families.theworld.model import Batch, TheWorld
 from plait.files import write_json
 from plait.keys import key
@@ -58,7 +58,7 @@ def generate(model: TheWorld, inputs: Inputs, options: GenerateOptions, out: Pat
         "messages": [{"role": "user", "content": options.prompt}],
         "fields": {},
     }
-    example = inputs.prompt(sample, world=options.world)
+    example = inputs.prompt(sample if options.world else {**sample, WORLD_OF: None})
     sampling = Sampling(options.temperature, options.top_p, [key(options.seed, "generate")])
     answer = answers(model, inputs, [example], max_new_tokens=[options.max_new_tokens], sampling=sampling)[0]
     if out is not None:

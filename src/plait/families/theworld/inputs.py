@@ -27,6 +27,9 @@ from plait.nn.losses import IGNORED
 Sample = dict[str, Any]
 """A raw item of data, as in contract.py: `id`, `images`, `messages`, `fields`, for clips `frames`."""
 
+WORLD_OF = "world_of"
+"""Key of a sample: another sample, whose frames the world encoder is given, or None for no world. Without it, it is given its own."""
+
 
 @dataclass(frozen=True)
 class Example:
@@ -70,11 +73,10 @@ class Inputs:
         world = config.world
         self.tokens_per_frame = tokens_per_frame(world, towers.wan_config(config, world)["z_dim"]) if world else 0
 
-    def encode(self, sample: Sample, key: int, *, world: bool = True, world_of: Sample | None = None) -> Example:
+    def encode(self, sample: Sample, key: int) -> Example:
         """Encode the whole conversation with its labels. `key`, a 64-bit seed, draws the augmentation, in training only.
 
-        `world` False: without a world block; `world_of`: take the frames from this sample. Raises BadSample for a sample with nothing to
-        learn, several annotations (conversations), unreadable images, or too many tokens.
+        Raises BadSample for a sample with nothing to learn, several annotations (conversations), unreadable images, or too many tokens.
         """
         if len(sample.get("annotations", ())) > 1:
             raise BadSample(f"it has {len(sample['annotations'])} annotations, of which theworld learns one; make each a sample of its own")
@@ -82,15 +84,11 @@ class Inputs:
         if not any(span.supervised for span in spans):
             raise BadSample("no assistant turn: there is nothing to learn from this sample")
         augmentation = _draw_augmentation(self.config, key) if self.train else None
-        return self._example(sample, spans, world=world, world_of=world_of, augmentation=augmentation, max_tokens=self.max_tokens)
+        return self._example(sample, spans, augmentation=augmentation, max_tokens=self.max_tokens)
 
-    def prompt(self, sample: Sample, *, world: bool = True, world_of: Sample | None = None) -> Example:
-        """Encode the conversation up to its last user turn, for generation, untruncated.
-
-        `world` False: without a world block; `world_of`: take the frames from this sample. Raises BadSample: roles, bad image, too long.
-        """
-        spans = self.chat.prompt(sample["messages"], len(sample["images"]))
-        return self._example(sample, spans, world=world, world_of=world_of)
+    def prompt(self, sample: Sample) -> Example:
+        """Encode the conversation up to its last user turn, for generation, untruncated. Raises BadSample: roles, bad image, too long."""
+        return self._example(sample, self.chat.prompt(sample["messages"], len(sample["images"])))
 
     def collate(self, examples: Sequence[Example], *, left: bool = False) -> dict[str, Tensor]:
         """Pad examples to a batch of B rows and L positions; return tensors by name.
@@ -113,28 +111,29 @@ class Inputs:
         sample: Sample,
         spans: list[Span],
         *,
-        world: bool = True,
-        world_of: Sample | None = None,
         augmentation: _Augmentation | None = None,
         max_tokens: int | None = None,
     ) -> Example:
         pictures = [self._decode(data) for data in sample["images"]]
-        frames = self._frames(sample, pictures, world_of) if self.config.world and world else []
+        source = sample.get(WORLD_OF, sample)
+        frames = self._frames(source, pictures if source is sample else None) if self.config.world and source is not None else []
         tokens = (1 + (len(frames) - 1) // 4) * self.tokens_per_frame if frames else 0
         row = fuse(spans, tokens, pad_id=self.chat.pad, max_tokens=max_tokens)
         limits.check_length(len(row), self.positions)
         side = self.config.world.image_size if self.config.world else 8
         return Example(row, _squares(pictures, self.image_size, augmentation), _squares(frames, side, augmentation))
 
-    def _frames(self, sample: Sample, pictures: list[Tensor], world_of: Sample | None) -> list[Tensor]:
-        """Return the frames for the world encoder: the first of the clip where world steps are configured, else the first image."""
+    def _frames(self, source: Sample, pictures: list[Tensor] | None) -> list[Tensor]:
+        """Return a sample's frames for the world encoder: the first of its clip where world steps are configured, else the first image.
+
+        `pictures`: the images of `source`, where they are decoded already.
+        """
         assert self.config.world is not None
-        source = world_of or sample
         clip = source.get("frames") or []
         kept = frames_kept(len(clip), self.config.world.steps)
         if kept > 1 or not source["images"]:
             return [self._decode(data) for data in clip[:kept]]
-        return pictures[:1] if source is sample else [self._decode(source["images"][0])]
+        return pictures[:1] if pictures is not None else [self._decode(source["images"][0])]
 
     def _decode(self, data: bytes) -> Tensor:
         largest = max(self.image_size, self.config.world.image_size if self.config.world else 0)

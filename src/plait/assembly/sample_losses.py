@@ -1,0 +1,52 @@
+"""The held-out loss as a bench, a metric with a row per sample, to compare the same samples shown in different ways."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from plait.data.loading.micro_batch import collated
+from plait.engine.evaluation import Bench, NoUsableSample, Row, usable
+from plait.engine.loss import Loss, has_targets, sums_of, weights_of
+from plait.engine.parallel import distributed
+from plait.errors import BadSample, sample_errors
+from plait.keys import key
+
+
+def bench(loss: Loss) -> Bench:
+    """Return a bench of a family's loss. Each sample goes through the model by itself, with random numbers that depend on its id alone.
+
+    Rows have {"sums": {term: numerator}, "weights": {term: denominator}}; figures are `loss`, a sum over a sum of weights as
+    `held_out_loss` has it, `loss/TERM` where several terms count in it, and `samples`.
+    """
+
+    def predict(model: Any, samples: Sequence[Any], inputs: Any, *, batch: int, moment: str) -> list[Row]:
+        return [_row(loss, model, sample, inputs) for sample in samples]
+
+    def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+        used = usable([dict(row) for row in rows])
+        weights = {term: sum(row["weights"][term] for row in used) for term in loss.coefficients}
+        if not has_targets(loss, weights):
+            raise NoUsableSample("the held-out samples have nothing to predict: every loss weight is 0")
+        terms = {term: sum(row["sums"][term] for row in used) / weight for term, weight in weights.items() if weight > 0}
+        total = sum(loss.coefficients[term] * value for term, value in terms.items())
+        counts = {"samples": float(len(used))} | ({"bad_samples": float(len(rows) - len(used))} if len(used) < len(rows) else {})
+        parts = {f"loss/{term}": value for term, value in terms.items() if loss.coefficients[term]}
+        return {"loss": total, **(parts if len(parts) > 1 else {}), **counts}
+
+    return Bench(predict, summarise, means=True, lower=True)
+
+
+def _row(loss: Loss, model: Any, sample: Any, inputs: Any) -> Row:
+    """Return the numerators and denominators of a sample's loss, or why it cannot be encoded."""
+    try:
+        with sample_errors:
+            example = inputs.encode(sample, key("sample loss", sample["id"]))
+    except BadSample as error:
+        return {"id": sample["id"], "bad": str(error)}
+    batch = collated(inputs, [example])
+    weights = {name: float(value) for name, value in weights_of(loss, batch).items()}
+    with torch.no_grad():
+        sums = sums_of(loss, model, distributed.to_device(batch, next(model.parameters()).device))
+    of_terms = {term: weights[term] for term in loss.coefficients}
+    return {"id": sample["id"], "sums": {term: float(value) for term, value in sums.items()}, "weights": of_terms}

@@ -1,0 +1,146 @@
+"""Measure what an input is worth to a model: samples as they are (on), without it (off) and with another's (shuffled).
+
+An input is one that a model can do without: pictures, the world encoder's frames, a caption. Families list theirs as `ablations` in their
+evaluate.py. A bench is a metric with its way of answering; `ablated` makes one of it that answers each sample in all three ways.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from plait.data.text import IMAGE_MARK
+from plait.engine.evaluation import Bench, Row, is_count, usable
+from plait.errors import PlaitError
+
+Sample = dict[str, Any]
+
+WAYS = ("off", "shuffled")
+"""The ways besides "on", with which they are compared."""
+
+
+def _has_it(section: Any) -> str | None:
+    return None
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """An input that can be taken from a family's samples. The functions return copies and leave their arguments as they are."""
+
+    content: Callable[[Sample], Any]
+    """From a sample to this input of it, or None where it has none; two samples differ in it where these are not equal."""
+    off: Callable[[Sample], Sample]
+    """From a sample to the sample without this input."""
+    exchange: Callable[[Sample, Sample], Sample]
+    """From a sample and another one to the first with this input of the second."""
+    lacks: Callable[[Any], str | None] = _has_it
+    """From the configuration's `model:` section to the reason why such a model has no such input, None where it has it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ablated(Bench):
+    """A bench that answers each sample with, without and with another's input. `single`: the bench that it asks in each way."""
+
+    single: Bench
+
+
+CALLS = {"content": "content(sample)", "off": "off(sample)", "exchange": "exchange(sample, other)", "lacks": "lacks(section)"}
+"""How the functions of an Ablation are called."""
+Ablations = Mapping[str, Ablation]
+"""A family's ablations by the name of the input, as `plait eval --ablate NAME` takes it."""
+
+
+def _without_pictures(sample: Sample) -> Sample:
+    """Return a sample without images and frames, and without the marks in its text that say where they stand."""
+    without = {name: value for name, value in sample.items() if name != "frames"} | {
+        "images": [],
+        "messages": _unmarked(sample["messages"]),
+    }
+    annotations = [{**one, "messages": _unmarked(one["messages"])} for one in sample.get("annotations", ())]
+    return without | ({"annotations": annotations} if annotations else {})
+
+
+def _unmarked(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [{**message, "content": message["content"].replace(IMAGE_MARK, "").strip()} for message in messages]
+
+
+def _with_pictures_of(sample: Sample, other: Sample) -> Sample:
+    """Return a sample with as many images as it has, taken from the other (from the first again if it has fewer), and its frames."""
+    images = [other["images"][number % len(other["images"])] for number in range(len(sample["images"]))]
+    return {**sample, "images": images} | ({"frames": other["frames"]} if sample.get("frames") and other.get("frames") else {})
+
+
+PICTURES = Ablation(lambda sample: tuple(sample["images"]) or None, _without_pictures, _with_pictures_of)
+"""All pictures of a sample."""
+
+
+def ablated(bench: Bench, name: str, ablation: Ablation) -> Ablated:
+    """Return a bench that answers each sample with, without and with another's input `name`.
+
+    Its rows are those of `bench`, of the samples as they are; where a sample has the input, `ways` holds {"off": row, "shuffled": row}.
+    Figures are those of `bench`, and each again as FIGURE/NAME_off and FIGURE/NAME_shuffled. Its `summarise` raises PlaitError where no
+    sample has the input.
+    """
+
+    def predict(model: Any, samples: Sequence[Sample], inputs: Any, *, batch: int, moment: str) -> list[Row]:
+        contents = [ablation.content(sample) for sample in samples]
+        others = [partner(contents, position) for position in range(len(samples))]
+        alone = [position for position, content in enumerate(contents) if content is not None and others[position] is None]
+        taken = [position for position in range(len(samples)) if position not in alone]
+        having = [(position, other) for position in taken if (other := others[position]) is not None]
+        rows = _at(taken, bench.predict(model, [samples[position] for position in taken], inputs, batch=batch, moment=moment))
+        shown = {
+            "off": [ablation.off(samples[position]) for position, _ in having],
+            "shuffled": [ablation.exchange(samples[position], samples[other]) for position, other in having],
+        }
+        of_ways = {way: bench.predict(model, shown[way], inputs, batch=batch, moment=moment) for way in WAYS if having}
+        for number, (position, _) in enumerate(having):
+            rows[position] = _joined(rows[position], {way: of_ways[way][number] for way in WAYS}, name)
+        rows |= {position: {"id": samples[position]["id"], "bad": f"no other {name} among those beside it"} for position in alone}
+        return [rows[position] for position in sorted(rows)]
+
+    def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+        figures = bench.summarise(rows)
+        used = usable([dict(row) for row in rows])
+        having = sum("ways" in row for row in used)
+        if used and not having:
+            raise PlaitError(f"none of {len(used)} samples has the input {name!r}: there is nothing to leave out")
+        for way in WAYS if used else ():
+            figures |= {f"{figure}/{name}_{way}": value for figure, value in of_way(bench, used, way).items()}
+        return figures | ({f"samples/with_{name}": float(having)} if having < len(used) else {})
+
+    others = {field.name: vars(bench)[field.name] for field in fields(Bench) if field.name not in ("predict", "summarise")}
+    return Ablated(predict=predict, summarise=summarise, single=bench, **others)
+
+
+def of_way(bench: Bench, rows: Sequence[Mapping[str, Any]], way: str) -> dict[str, float]:
+    """Return the results of `bench` for rows of an ablated bench in one way: "on", "off" or "shuffled".
+
+    Left out are counts, and means of numbers that rows count, such as their world tokens.
+    """
+    chosen = [row["ways"][way] if way != "on" and "ways" in row else row for row in rows]
+    counted = {name for row in rows for name, value in row.items() if type(value) is int}
+    return {figure: value for figure, value in bench.summarise(chosen).items() if not is_count(figure) and figure not in counted}
+
+
+def partner(contents: Sequence[Any], position: int) -> int | None:
+    """Return the position of another sample's content that is not equal to that at `position`: the first from half the list onwards.
+
+    None where there is none, or the sample itself has no content.
+    """
+    own, count = contents[position], len(contents)
+    if own is None:
+        return None
+    places = ((position + count // 2 + step) % count for step in range(count))
+    return next((place for place in places if contents[place] is not None and contents[place] != own), None)
+
+
+def _at(positions: Sequence[int], rows: Sequence[Row]) -> dict[int, Row]:
+    return dict(zip(positions, rows, strict=True))
+
+
+def _joined(row: Row, ways: Mapping[str, Row], name: str) -> Row:
+    """Return the row of a sample with those of its other ways. One way that cannot be used makes the sample unusable: all are compared."""
+    if "bad" in row:
+        return row
+    bad = next((f"{name} {way}: {other['bad']}" for way, other in ways.items() if "bad" in other), None)
+    return {"id": row["id"], "bad": bad} if bad else row | {"ways": dict(ways)}

@@ -1,0 +1,161 @@
+"""`plait eval --ablate`: the same samples in three ways, the differences with their certainty, and the sentence on what they say."""
+
+import json
+
+import pytest
+
+from plait import cli
+from plait.commands.actions import ablations
+from plait.commands.actions.ablations import Comparison, Difference
+from plait.engine.evaluation import Bench
+from plait.families.ablation import ablated
+from plait.keys import rng
+from tests.families.test_ablation import WORD, predict, summarise
+
+RUN = """
+family: FAMILY
+run: run
+data:
+  train: [{source: scenes, limit: 16, options: &scenes {size: [32, 32], objects: 1, tasks: [colour]}}]
+  validation: [{source: scenes, limit: 12, options: *scenes}]
+  workers: 0
+train: {steps: 1, global_batch: 4}
+optim: {schedule: {warmup_steps: 0}}
+track: {tensorboard: false}
+"""
+TINY = {
+    "theworld": """
+preset: tiny
+model:
+  tiny: {hidden: 32, layers: 2, heads: 2, kv_heads: 1, head_dim: 16, mlp: 64, image_size: 16, image_tokens: 4,
+         vision_hidden: 32, vision_layers: 1, vision_heads: 2, vision_mlp: 64, world_base: 4}
+  world: {image_size: 16}
+""",
+    "molmo": "preset: debug\n",
+    "nanodit": """
+model: {space: pixels, depth: 1, hidden: 48, heads: 2, patch: 4, image_size: 32, text: words, text_dim: 16, words: 64, image_dim: 0,
+        dropout: {neither: 0.1, text_only: 0.0, image_only: 0.0}}
+""",
+}
+
+
+@pytest.fixture
+def trained(tmp_path, monkeypatch):
+    def train(family):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "c.yaml").write_text(RUN.replace("FAMILY", family) + TINY[family])
+        assert cli.main(["train", "c.yaml"]) == 0
+
+    return train
+
+
+@pytest.mark.parametrize(
+    ("family", "bench", "name"),
+    [
+        ("theworld", "accuracy", "world"), ("theworld", "loss", "image"), ("molmo", "loss", "image"), ("molmo", "accuracy", "image"),
+        ("nanodit", "loss", "text"), ("nanodit", "validation", "text"),
+    ],
+)  # fmt: skip
+def test_every_family_is_measured_with_without_and_with_anothers_input(trained, capsys, tmp_path, family, bench, name):
+    trained(family)
+    capsys.readouterr()
+    command = ["eval", "run", "--bench", bench, "--ablate", name, "--batch=4"]
+    assert cli.main(command) == 0
+    said = capsys.readouterr().out
+    (path,) = (tmp_path / "run" / "eval").glob(f"{bench}-step-*-without-{name}/metrics.json")
+    metrics = json.loads(path.read_text())
+    figure, first = next(iter(metrics["ablation"].items()))
+    assert metrics["bench"] == f"{bench} without {name}" and metrics["count"] == 12
+    assert first["on"] == metrics[figure] and first["off"] == metrics[f"{figure}/{name}_off"]
+    better = -1 if bench in ("loss", "validation") else 1
+    for pair in ("on-off", "on-shuffled", "shuffled-off"):
+        a, b = pair.split("-")
+        assert first[pair]["value"] == pytest.approx(better * (first[a] - first[b]))
+        assert first[pair]["low"] <= first[pair]["value"] <= first[pair]["high"]
+    assert f"  {figure}: on " in said and f"{figure}/{name}_off" not in said
+    assert cli.main(command) == 0
+    assert "nothing left to do" in capsys.readouterr().out
+
+
+def test_several_benches_are_measured_on_one_model(trained, capsys, tmp_path):
+    trained("theworld")
+    assert cli.main(["eval", "run", "--bench=loss,accuracy", "--ablate=image", "--samples=8"]) == 0
+    assert sorted(path.name for path in (tmp_path / "run/eval").iterdir()) == [
+        "accuracy-step-00000001-without-image", "loss-step-00000001-without-image",
+    ]  # fmt: skip
+    assert cli.main(["eval", "run", "--bench=loss,accuracy", "--samples=8", "--out=out"]) == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["accuracy", "loss"]
+
+
+def test_an_evaluation_of_training_has_the_three_ways(trained, tmp_path, monkeypatch):
+    monkeypatch.setitem(TINY, "theworld", TINY["theworld"] + "evaluate: [{bench: accuracy, ablate: world}, {bench: loss, ablate: image}]\n")
+    trained("theworld")
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    (row,) = [row for row in rows if "eval/accuracy" in row]
+    assert {"eval/accuracy/world_off", "eval/accuracy/world_shuffled", "eval/loss", "eval/loss/image_off"} <= row.keys()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (
+            ["--bench=accuracy", "--ablate=worlds"],
+            "family 'theworld' has no input 'worlds' that can be left out (ablate): known: world, image",
+        ),
+        (["--bench=nothing", "--ablate=world"], "--bench 'nothing' is unknown"),
+    ],
+)
+def test_an_unknown_input_is_refused_with_those_that_are_known(trained, capsys, options, words):
+    trained("theworld")
+    assert cli.main(["eval", "run", *options]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_an_input_that_the_model_lacks_is_refused(trained, capsys, monkeypatch):
+    monkeypatch.setitem(TINY, "theworld", "preset: tiny\nmodel: {world: off}\ntrainable: [language]\n")
+    trained("theworld")
+    assert cli.main(["eval", "run", "--bench=accuracy", "--ablate=world"]) == 2
+    assert "there is no world to leave out (ablate): model.world is off" in capsys.readouterr().err
+
+
+def compared(values, lower=False):
+    """The comparison of a bench whose rows have these figures (on, off, shuffled)."""
+    bench = Bench(predict, lambda rows: {"score": sum(row["value"] for row in rows) / len(rows)}, means=True, lower=lower)
+    rows = [{"id": "x", "value": on, "ways": {"off": {"value": off}, "shuffled": {"value": other}}} for on, off, other in values]
+    return ablations.compare(ablated(bench, "word", WORD), rows)[0]
+
+
+NOISE = [float(value) for value in rng("noise").normal(0, 0.1, 200)]
+
+
+@pytest.mark.parametrize(
+    ("gains", "lower", "words"),
+    [
+        ((1.0, 0.5, 0.5), False, "the content of word is used"),
+        ((0.5, 1.0, 1.0), True, "the content of word is used"),
+        ((1.0, 0.5, 1.0), False, "word helps, but another sample's does as well: not its content"),
+        ((0.5, 1.0, 0.5), False, "word hurts"),
+        ((1.0, 1.0, 0.5), False, "the content of word is read (another's misleads), but nothing is gained over having none"),
+        ((1.0, 1.0, 1.0), False, "no use of word shows in 200 samples"),
+    ],
+)
+def test_the_verdict_says_what_the_differences_mean(gains, lower, words):
+    on, off, shuffled = gains
+    values = [(on + NOISE[i], off + NOISE[i - 7], shuffled + NOISE[i - 50]) for i in range(200)]
+    one = compared(values, lower)
+    assert ablations.verdict("word", one, 200).endswith(f": {words}")
+    assert one.differences["on-off"].value == pytest.approx((off - on if lower else on - off), abs=0.05)
+
+
+def test_ways_that_never_differ_are_level():
+    bench = ablated(Bench(predict, summarise), "word", WORD)
+    row = {"id": "1", "correct": True, "ways": {"off": {"correct": True}, "shuffled": {"correct": True}}}
+    (one,) = ablations.compare(bench, [row] * 5)
+    assert one.differences == dict.fromkeys(("on-off", "on-shuffled", "shuffled-off"), Difference(0.0, 0.0, 0.0))
+    assert "on is level with off (+0.0 points [+0.0, +0.0])" in ablations.verdict("word", one, 5)
+
+
+def test_differences_of_shares_are_told_in_points_and_others_as_they_are():
+    one = Comparison("accuracy", {"on": 0.5, "off": 0.4, "shuffled": 0.4}, {"on-off": Difference(0.031, 0.012, 0.05)}, points=True)
+    assert one.differences["on-off"].text(points=True) == "+3.1 points [+1.2, +5.0]"
+    assert one.differences["on-off"].text(points=False) == "+0.0310 [+0.0120, +0.0500]"
