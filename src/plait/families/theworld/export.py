@@ -10,9 +10,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
+from huggingface_hub import save_torch_state_dict
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import AutoTokenizer, Gemma3Processor, GenerationConfig
+from transformers import AutoTokenizer, Gemma3Processor, GenerationConfig, PreTrainedModel
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 from transformers.utils.hub import cached_file
 
@@ -23,6 +24,8 @@ from plait.families.theworld.model import TheWorld
 from plait.nn import trust
 
 PROJECTOR = "projector.safetensors"
+SHARD = "5GB"
+"""The size of a file of weights at most, as the base is published."""
 _PROCESSOR_FILES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -38,11 +41,21 @@ _PROCESSOR_FILES = (
 _NAMES = (
     ("language_model.lm_head.", "gemma.lm_head."),
     ("language_model.model.", "gemma.model.language_model."),
+    ("vision_tower.vision_model.", "gemma.model.vision_tower."),
     ("vision_tower.", "gemma.model.vision_tower."),
     ("multi_modal_projector.", "gemma.model.multi_modal_projector."),
+    ("model.vision_tower.vision_model.", "gemma.model.vision_tower."),
     ("model.", "gemma.model."),
     ("lm_head.", "gemma.lm_head."),
 )
+
+_PUBLISHED = {
+    "lm_head.": "language_model.lm_head.",
+    "model.language_model.": "language_model.model.",
+    "model.vision_tower.": "vision_tower.vision_model.",
+    "model.multi_modal_projector.": "multi_modal_projector.",
+}
+"""Prefixes of Gemma's parameters in transformers, and of the same in the published files."""
 
 
 def write_hf(model: TheWorld, config: Config, assets: Path, out: Path) -> list[str]:
@@ -56,7 +69,10 @@ def write_hf(model: TheWorld, config: Config, assets: Path, out: Path) -> list[s
     stops = chat.stops(towers.load_tokenizer(config, assets))  # first, as it names a damaged file
     with new_folder(out) as folder:
         nn.Module.to(model.gemma, dtype=dtype)
-        model.gemma.save_pretrained(folder)
+        settings = copy.deepcopy(model.gemma.config)
+        settings.architectures, settings.dtype = [type(model.gemma).__name__], dtype
+        settings.save_pretrained(folder)
+        save_torch_state_dict(_published(model.gemma), folder, max_shard_size=SHARD, metadata={"format": "pt"})
         _write_processor(config, assets, folder)
         _write_generation(model, stops, folder)
         if model.projector is None:
@@ -80,6 +96,19 @@ def imported(weights: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tenso
         if target != "gemma.lm_head.weight" or target in known:  # of a tied head
             renamed[target] = value
     return renamed
+
+
+def _published(gemma: PreTrainedModel) -> dict[str, Tensor]:
+    """Return Gemma's weights under their published names, which other software reads; a tied head is its embedding, and left out.
+
+    transformers' own writer restores the names of the files that a model was loaded from; one that was built would have others.
+    """
+    weights = {}
+    for name, value in gemma.state_dict().items():
+        ours = next((prefix for prefix in _PUBLISHED if name.startswith(prefix)), "")
+        if ours != "lm_head." or not gemma.config.tie_word_embeddings:
+            weights[_PUBLISHED.get(ours, "") + name.removeprefix(ours)] = value
+    return weights
 
 
 def _write_generation(model: TheWorld, stops: frozenset[int], out: Path) -> None:
