@@ -110,7 +110,10 @@ class Tally:
         self.heights = [min([*self.heights, size[1]]), max([*self.heights, size[1]])]
 
     def fields(self, source_fields: Mapping[str, Any], build_fields: Mapping[str, Any]) -> bytes:
-        """Return a sample's `.json` file: the source's fields that JSON can hold, overridden by `build_fields` (caption, bucket, ...)."""
+        """Return a sample's `.json` file: the source's fields that JSON can hold, overridden by `build_fields` (caption, bucket, ...).
+
+        The names of those that it cannot hold are added to `left_out`.
+        """
         kept: dict[str, Any] = {}
         for name, value in source_fields.items():
             try:

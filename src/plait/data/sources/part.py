@@ -64,7 +64,10 @@ class Part(Source):
         return index + int(np.searchsorted(self._shift, index, side="right"))
 
     def table(self, global_batch: int) -> list[Mapping[str, Any]]:
-        """Return the whole source's table, a dict per bucket, with the counts of this part; `tokens` is estimated from its samples."""
+        """Return the whole source's table, a dict per bucket, with this part's counts: samples, `tokens` in proportion, and batches.
+
+        `global_batch`: samples per step, by which `batches` and `left_over` are counted.
+        """
         rows: list[Mapping[str, Any]] = []
         for row, size in zip(self.whole.table(global_batch), self._sizes, strict=False):
             tokens = round(row["tokens"] * size / row["samples"])

@@ -41,7 +41,10 @@ class TextSpan:
 
 
 def prompt_prefix(config: Config, style: str, answer: str | None, random: np.random.Generator | None) -> str:
-    """Return how the first prompt begins: a style ("vqa2:"), or with a length too ("vqa2 4:"), or "". `random`: None except in training."""
+    """Return how the first prompt begins by `config.style`: "", a style ("vqa2:"), or with the length of `answer` too ("vqa2 4:").
+
+    `random`: None except in training, where lengths are the answer's in units of 15 letters, with noise; else it is `caption_length`.
+    """
     style = EVALUATION_STYLES.get(style, style)
     if config.style == "none" or style in UNNAMED_STYLES:
         return ""
