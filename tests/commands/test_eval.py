@@ -71,6 +71,8 @@ EXAMS = {
     "pointing_eval": 1,
     "pixmo_cap:validation": 4,
     "science_qa:test": 1,
+    "android_control_ll": 3,
+    "android_control": 3,
     "mmmu": 32,
     "mmmu_multi_image:dev": 32,
     "math_vista_v2:validation": 2,

@@ -86,6 +86,19 @@ def test_actions_have_places_in_percent_and_steps_of_their_own_split(root):
     assert source[0]["id"].startswith("android_control/5-")
 
 
+def test_actions_are_asked_for_in_four_forms_of_which_benches_ask_one(root):
+    goal, step = "Find frogs", "Tap search"
+    asked = {
+        "_ll": (f"low_level: {step}", "click 50.0 25.0"),
+        "_hl_ll": (f"high_level: {goal} low_level: {step}", "click 50.0 25.0"),
+        "_hl": (f"high_level: {goal}", "click 50.0 25.0"),
+    }
+    for name, turns in asked.items():
+        assert turns_of(opened(root, f"android_control{name}", "test")[0]) == [turns]
+    planned = (f"high_level_cot: {goal}", f"Plan: {step} Action: click 50.0 25.0")
+    assert turns_of(opened(root, "android_control", "train")[0]) == [*asked.values(), planned]
+
+
 def test_letters_in_the_picture_are_answered_as_they_stand(root):
     sample = opened(root, "ai2d", "train")[1]
     assert (turns_of(sample), sample["fields"]["style"]) == ([("What eats flies?\nA\nC\nD\nF\n", "F")], "ai2_diagram_no_letter")

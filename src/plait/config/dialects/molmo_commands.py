@@ -15,7 +15,7 @@ EVALUATION = ("eval_downstream.py", "eval_captioner.py")
 FILES = {"train_captioner.py": CAPTIONER, "train_multitask_model.py": MULTITASK}
 """The guide's training scripts by file name, and what each is called here."""
 GROUPS = {
-    "low-res": ("android_control", "countbench_qa", "pixmo_count_counting"),
+    "low-res": ("android_control_ll", "countbench_qa", "pixmo_count_counting"),
     "high-res": (
         *("vqa2", "text_vqa", "okvqa", "chart_qa", "doc_qa", "info_qa", "science_qa", "ai2d", "a_okvqa_mc", "a_okvqa_da"),
         *("mmmu", "real_world_qa", "math_vista"),

@@ -115,12 +115,19 @@ def _yes_or_no(row: Row, random: Random, size: Size) -> list[Conversation]:
     return [Conversation(str(row["question_string"]), answer, "figure_qa", {"answers": [answer]})]
 
 
-def _next_action(row: Row, random: Random, size: Size) -> list[Conversation]:
-    """Return AndroidControl's question for the next action: by goal, instruction, or both (drawn)."""
-    goal, step = f"high_level: {row['goal']}", f"low_level: {row['instruction']}"
-    question = (step, f"{goal} {step}", goal)[int(random.integers(3))]
-    answer = action_text(row["action"], size())
-    return [Conversation(question, answer, "android_control", {"answers": [answer]})]
+def _next_action(*forms: str) -> Converter:
+    """Return a converter of AndroidControl that asks for the next action by `forms`: ll, hl_ll, hl or hl_cot.
+
+    They give the instruction of the step, the goal and the instruction, the goal, or ask for the instruction before the action.
+    """
+
+    def convert(row: Row, random: Random, size: Size) -> list[Conversation]:
+        goal, step, action = f"high_level: {row['goal']}", f"low_level: {row['instruction']}", action_text(row["action"], size())
+        planned = (f"high_level_cot: {row['goal']}", f"Plan: {row['instruction']} Action: {action}")
+        asked = {"ll": (step, action), "hl_ll": (f"{goal} {step}", action), "hl": (goal, action), "hl_cot": planned}
+        return [Conversation(*asked[form], "android_control", {"answers": [action]}) for form in forms]
+
+    return convert
 
 
 def _coco(split: str, row: Row) -> tuple[str, ...]:
@@ -232,8 +239,10 @@ ACADEMIC: dict[str, Spec] = {
         _versions(*(_files(f"{{}}/{name}.json", "qa_pairs", **_TRAIN_VAL_TEST) for name in ("qa_pairs_V2", "qa_pairs_V1", "qa_pairs"))),
         short("plot_qa", field="question_string"), "https://github.com/NiteshMethani/PlotQA", rule="relaxed_accuracy",
         picture=_named("{part}/png/{image_index}.png"), group="image_index"),
-    "android_control": Spec("android_control", {split: android_control(split) for split in ("train", "validation", "test")}, _next_action,
-        "the TFRecord files and splits.json of gs://gresearch/android_control, unpacked", "exact_match"),
+    **{name: Spec("android_control", {split: android_control(split) for split in ("train", "validation", "test")}, _next_action(*forms),
+        "the TFRecord files and splits.json of gs://gresearch/android_control, unpacked", "exact_match")
+       for name, forms in {"android_control": ("ll", "hl_ll", "hl", "hl_cot"), "android_control_ll": ("ll",), "android_control_hl": ("hl",),
+                           "android_control_hl_ll": ("hl_ll",)}.items()},
     "countbench_qa": Spec("countbench", _parquet("vikhyatk/CountBenchQA", "test"), _countbench,
         "the parquet files of vikhyatk/CountBenchQA", "counting"),
 }
