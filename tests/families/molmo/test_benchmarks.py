@@ -6,9 +6,11 @@ import pytest
 
 from plait.config.schema import SourceEntry
 from plait.data.sources.contract import Absent
+from plait.data.sources.datasets import Table
 from plait.errors import BadSample, PlaitError
-from plait.families.molmo.catalogue import datasets
+from plait.families.molmo.catalogue import benchmarks, datasets
 from plait.families.molmo.catalogue.benchmarks import BENCHMARKS, MMMU_SUBJECTS
+from plait.families.molmo.catalogue.rows import ChainedRows, RowList
 from plait.families.molmo.evaluate import RULES
 from plait.families.molmo.scoring.benchmark_rules import clock
 from tests.families.molmo import published_sets
@@ -152,3 +154,21 @@ def test_a_row_that_cannot_be_true_is_a_bad_sample(name, row):
     whole = {**(published_sets.mmmu_row("validation", 1) if name == "mmmu" else {}), **row}
     with pytest.raises(BadSample, match=r"is no letter of 4 options|options 'none' is no list|no time of a clock: hour '13'"):
         BENCHMARKS[name].convert(whole, None, None)
+
+
+def test_rows_of_several_tables_stand_one_after_the_other():
+    parts = [RowList([{"n": 1}, {"n": 2}], "a"), RowList([{"n": 3}], "b"), RowList([{"n": 4}, {"n": 5}], "c")]
+    rows = ChainedRows(parts)
+    assert [rows[i]["n"] for i in range(len(rows))] == rows.column("n") == [1, 2, 3, 4, 5]
+    assert rows.digest != ChainedRows(parts[::-1]).digest
+
+
+def test_mmmu_is_read_from_the_hub_subject_by_subject(root, monkeypatch):
+    def table(path, hub, split, options, cache, columns):
+        assert (path, hub) == (None, "MMMU/MMMU")
+        return Table(str(root / "mmmu" / options["config"] / f"{split}-*.parquet"), None, split, {}, cache, columns)
+
+    monkeypatch.setattr(benchmarks, "Table", table)
+    entry = SourceEntry(source="dataset", name="mmmu", options={"hub": True}, path="/nowhere")
+    source = datasets.open_dataset(entry, "validation", root=root, cache=None)
+    assert [source[i]["fields"]["task"] for i in range(2, len(source))] == list(MMMU_SUBJECTS)
