@@ -26,9 +26,9 @@ class Progress:
 
 
 def progress_at(schedule: Schedule, step: int, steps: int, totals: Mapping[str, float], counts: Mapping[str, float]) -> Progress:
-    """Return the progress at update `step` (from 0) of a stage of `steps`.
+    """Return the progress before and after update `step` (from 0) of a stage of `steps`, in the schedule's unit.
 
-    `totals`: the state's counters before the update. `counts`: what the update's batch holds, by the names of `Loss.counts`.
+    `totals`: the run's counters before the update. `counts`: what its batch adds, by the names of `Loss.counts`.
     """
     if schedule.units == "steps":
         return Progress(step, step + 1, schedule.decay_steps or steps)

@@ -18,7 +18,7 @@ PAIR = [sample(1), sample(2, ask="Where is it? a cat on a mat")]
 
 
 def prompts(inputs, samples, **how):
-    return inputs.collate([inputs.prompt(given, **how) for given in samples], left=True)
+    return inputs.collate([inputs.prompt({**given, **how}) for given in samples], left=True)
 
 
 @torch.no_grad()

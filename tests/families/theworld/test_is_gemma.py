@@ -59,6 +59,6 @@ def test_greedy_tokens_and_their_logits_are_stock_gemmas(gemma_like, name):
 @torch.no_grad()
 def test_world_switched_off_in_the_prompt_leaves_gemma(make):
     _, model, inputs = make()
-    batch = inputs.collate([inputs.prompt(sample(1), world=False)], left=True)
+    batch = inputs.collate([inputs.prompt({**sample(1), "world_of": None})], left=True)
     assert not len(batch["frames"])
     assert torch.equal(model.logits(model.hidden(model.embed(batch), batch)), model.gemma(**stock_inputs(batch)).logits)

@@ -166,7 +166,7 @@ class Scenes:
     """Generated pictures with questions as training samples. `options`: the fields of SceneOptions; `split`: train, validation or test.
 
     `length`: number of scenes; None: the split's default. Raises PlaitError for invalid arguments, and for a task that no scene of
-    these options allows a question of.
+    these options can be asked about.
     """
 
     def __init__(self, options: dict[str, Any], *, seed: int, split: str, length: int | None = None) -> None:
@@ -301,7 +301,10 @@ def _messages(question: Question) -> list[dict[str, str]]:
 
 
 def place_circles(rng: np.random.Generator, radii: list[float], width: int, height: int) -> list[tuple[float, float]]:
-    """Return a random centre (x, y) for a circle of each of `radii`; all lie inside width x height and none touch. If crowded: a grid."""
+    """Return a random centre (x, y) for a circle of each of `radii`; all lie inside width x height and none touch.
+
+    Where no such places are found, the centres are those of a grid, on which large circles may touch.
+    """
     centres: list[tuple[float, float]] = []
     for radius in radii:
         for _ in range(_PLACINGS):
