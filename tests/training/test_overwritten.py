@@ -65,16 +65,16 @@ def started(molmo, tmp_path):
     return run.train(load(molmo[1], *settings))
 
 
-@pytest.mark.parametrize("torn", [0, 2], ids=["the newest", "the oldest"])
-def test_a_run_that_began_from_weights_goes_on_past_a_torn_checkpoint(started, torn, capsys):
+@pytest.mark.parametrize(("torn", "more", "last"), [(0, [], 3), (2, ["--train.steps=4"], 4)], ids=["the newest", "the oldest"])
+def test_a_run_that_began_from_weights_goes_on_past_a_torn_checkpoint(started, torn, more, last, capsys):
     folder = checkpoint.published(started)[torn]
     weights = folder / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
-    assert cli.main(["train", str(started), "--train.steps=4"]) == 0
+    assert cli.main(["train", str(started), *more]) == 0
     said = capsys.readouterr()
     assert f"continuing from {started}/stage-1-train/step-0000000{2 if torn == 0 else 3}\n" in said.out
     assert "that are not read: language, vision" in said.out and "Traceback" not in said.err
-    assert checkpoint.step_of(checkpoint.published(started)[0]) == 4
+    assert checkpoint.step_of(checkpoint.published(started)[0]) == last
 
 
 def test_a_start_from_a_run_whose_newest_checkpoint_is_torn_takes_the_one_before(molmo, started, tmp_path, capsys):
