@@ -98,7 +98,7 @@ class Tracker:
         return [*self.mirrors, *([self.screen] if self.screen is not None else [])]
 
     def close(self) -> None:
-        """Close the mirrors and the screen; mirrors write out what is pending."""
+        """Close the mirrors (TensorBoard, W&B), which write out what is pending, and the display of progress."""
         for mirror in self._all():
             mirror.close()
 

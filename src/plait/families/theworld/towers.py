@@ -53,7 +53,7 @@ def image_sizes(config: Config) -> tuple[int, int]:
 
 
 def wan_config(config: Config, world: WorldEncoderConfig) -> dict[str, Any]:
-    """Return the world encoder's configuration (`world.source`) as a dict, to know sizes such as z_dim without loading weights."""
+    """Return the configuration of the VAE at `world.source`, for its sizes without its weights; of a tiny one by `config.tiny`."""
     if world.source == TINY:
         return tiny.wan_sizes(config.tiny)
     if world.source in published.WAN:
