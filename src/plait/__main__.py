@@ -26,6 +26,7 @@ if _ends:
     signal.signal(signal.SIGTERM, _stop)
 
 from plait import cli  # noqa: E402  the handler is there before what takes long
+from plait.engine.monitoring.signals import INTERRUPTED  # noqa: E402
 
 if _interactive:
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -38,6 +39,8 @@ def main() -> int:
     if _ends and [*sys.argv[1:], ""][0] == "train":  # until training itself takes note of signals
         signal.signal(signal.SIGTERM, _stop)
     code = cli.main()
+    if code == INTERRUPTED:
+        os._exit(code)  # threads that read from a silent server are not waited for; all output is written
     for late in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGINT):
         signal.signal(late, signal.SIG_IGN)
     return code

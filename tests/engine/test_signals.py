@@ -43,6 +43,7 @@ def test_a_signal_sets_a_flag_and_is_named(number):
 
 def test_a_second_signal_changes_nothing_and_the_last_is_named():
     with Signals() as signals:
+        assert not signals.requested()
         os.kill(os.getpid(), signal.SIGUSR1)
         os.kill(os.getpid(), signal.SIGTERM)
         assert (signals.requested(), signals.received) == (True, "SIGTERM")
@@ -62,6 +63,7 @@ def test_ctrl_c_asks_to_stop_and_a_second_one_ends_the_process_at_once():
         "import os, signal, time\n"
         "from plait.engine.monitoring.signals import Signals\n"
         "with Signals() as signals:\n"
+        "    signals.requested()\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"
         "    print(signals.received, flush=True)\n"
         "    os.kill(os.getpid(), signal.SIGTERM)\n"
@@ -74,6 +76,20 @@ def test_ctrl_c_asks_to_stop_and_a_second_one_ends_the_process_at_once():
         "plait: saving and stopping; Ctrl-C again ends at once",
         "plait: ended; the same command continues from the last checkpoint",
     ]
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 75), ("SIGUSR1", 75), ("SIGINT", 130)])
+def test_the_first_signal_ends_a_start_at_once(name, code):
+    script = (
+        "import os, signal\n"
+        "from plait.engine.monitoring.signals import Signals\n"
+        "with Signals():\n"
+        f"    os.kill(os.getpid(), signal.{name})\n"
+        "    print('not reached')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert done.stderr == f"\nplait: stopped by {name} before training began; the same command starts again\n"
 
 
 def test_what_the_ranks_agreed_on_stays():

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from plait.commands.prove import compare
+from plait.engine.evaluation import Bench
 from plait.engine.monitoring import heartbeat
 from plait.training import launch
 from tests import processes, toy_family
@@ -98,3 +99,20 @@ def test_a_rank_that_is_stopped_alone_is_named_by_the_other_and_the_same_command
     assert lines[0].endswith("the same command continues")
     assert processes.codes(processes.start(2, toy_family.train, recipe, run, *settings)) == [0, 0]
     assert compare.divergence(compare.runs(straight, run)) is None
+
+
+def dying(model, samples, inputs, *, batch, moment):
+    """A bench of which the second rank dies when it is tried before the first step."""
+    if os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return [{"id": str(number), "correct": True} for number, _ in enumerate(samples)]
+
+
+def test_a_rank_that_dies_while_benches_are_tried_is_not_told_as_a_bench_that_cannot_be_run(tmp_path, monkeypatch, capfd):
+    recipe = toy_family.install(monkeypatch, tmp_path)
+    monkeypatch.setitem(toy_family.BENCHES, "dying", Bench(dying, lambda rows: {"right": float(len(rows))}))
+    settings = ("train.steps=4", "evaluate=[{bench: dying, every_steps: 2, samples: 4, batch: 1}]", "checkpoint.best=null")
+    codes = processes.codes(processes.start(2, toy_family.train, recipe, tmp_path / "run", *settings))
+    assert codes == [1, -signal.SIGKILL]  # 2 would be a mistake that no restart mends
+    said = capfd.readouterr().err
+    assert "another rank ended or hangs" in said and "cannot be run" not in said

@@ -17,6 +17,12 @@ from tests.data.faulty_server import serving, wait_until
 from tests.data.packing import labelled
 from tests.training.test_run import CONFIG, assert_same, metrics
 
+HEEDING = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+from plait.__main__ import main
+sys.exit(main())
+"""
 RECIPE = (
     CONFIG[: CONFIG.index("data:")]
     + """
@@ -117,6 +123,43 @@ def test_a_stop_waits_for_no_server_that_stalls_and_the_run_goes_on_as_if_it_had
     server.fault = lambda path, asked: ""
     assert ended(start(tmp_path, "run", *settings), tmp_path / "run.log")[0] == 0
     assert_same(tmp_path / "run", straight)
+
+
+@pytest.mark.parametrize(
+    ("verb", "number", "code", "said"),
+    [
+        (
+            ["train", "recipe.yaml", "--run=run"],
+            signal.SIGTERM,
+            75,
+            "plait: stopped by SIGTERM before training began; the same command starts again",
+        ),
+        (
+            ["train", "recipe.yaml", "--run=run"],
+            signal.SIGINT,
+            130,
+            "plait: stopped by SIGINT before training began; the same command starts again",
+        ),
+        (["data", "inspect", "recipe.yaml", "--out=out"], signal.SIGINT, 130, "plait: interrupted"),
+    ],
+)
+def test_a_start_that_waits_for_a_silent_server_ends_at_the_first_signal(server, straight, tmp_path, verb, number, code, said):
+    asked = []
+    server.fault = lambda path, _: asked.append(path) or ("stall" if len(asked) > 3 else "")
+    process = subprocess.Popen(
+        [sys.executable, "-c", HEEDING, *verb], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    wait_until(lambda: len(asked) > 3 or process.poll() is not None)
+    time.sleep(1)  # into the wait for the answer
+    process.send_signal(number)
+    began = time.monotonic()
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode == code and errors.splitlines()[-1] == said
+    assert time.monotonic() - began < web.SILENCE_S / 2
+    server.fault = lambda path, asked: ""
+    if verb[0] == "train":
+        assert ended(start(tmp_path, "run"), tmp_path / "run.log")[0] == 0
+        assert_same(tmp_path / "run", straight)
 
 
 STUCK = """

@@ -288,6 +288,8 @@ class Evaluations:
                 except _Interrupted:
                     return
                 except Exception as error:
+                    if self.ranks.size > 1 and not isinstance(error, PlaitError):
+                        raise  # another rank is gone: all hear of what fails here
                     raise PlaitError(f"bench {entry.title} cannot be run, and would fail during the run: {reason_of(error)}") from error
                 known |= {label(entry.bench, name) for name in figures}
                 more |= not whole

@@ -239,9 +239,7 @@ def own_loss_weights(loss: Loss, micros: Sequence[MicroBatch]) -> dict[str, floa
 
 def sum_over_ranks(values: list[float], ranks: Ranks) -> list[float]:
     """Sum each number over all ranks, in float64; every rank calls this with equally many numbers."""
-    if ranks.size == 1:
-        return [float(value) for value in values]
-    return ranks.sum(torch.tensor(values, dtype=torch.float64)).tolist()
+    return ranks.sum(torch.tensor(values, dtype=torch.float64)).tolist() if ranks.size > 1 else [float(value) for value in values]
 
 
 def seed(value: int, device: torch.device) -> None:

@@ -33,5 +33,5 @@ def train_tokenizer(texts: Iterable[str], *, rows: int, special: list[str], spli
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=rows, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator(list(texts), trainer)  # an iterator would be read in another thread, while this one answers no signal
     return tokenizer

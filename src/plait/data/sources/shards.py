@@ -176,8 +176,11 @@ class Shards:
     """A reader of all samples of a list of shards, in order. `columns`: new field name -> old. Raises PlaitError for a bad shard."""
 
     def __init__(self, shard_paths: list[str], cache: str | Path | None, columns: Mapping[str, str]) -> None:
-        with ThreadPoolExecutor(_OPENERS) as openers:
+        openers = ThreadPoolExecutor(_OPENERS)
+        try:
             self.shards = list(openers.map(partial(open_shard, cache=cache), shard_paths))
+        finally:
+            openers.shutdown(wait=False, cancel_futures=True)  # after Ctrl-C nobody waits for a server that is silent
         self.ends = list(accumulate(shard.samples for shard in self.shards))
         names = [addresses.name_of(shard.path) if shard.remote else Path(shard.path).name for shard in self.shards]
         self.stems = [Path(name).stem for name in names]

@@ -1,7 +1,8 @@
 """Requests to stop: SIGTERM, SIGHUP, SIGQUIT, SIGUSR1 and Ctrl-C (SIGINT) set a flag here, and the ranks agree on it here.
 
 The data wait, the loop and the evaluation look at it. SLURM, Kubernetes and spot machines send the signal some time before the kill, a
-terminal that closes sends SIGHUP: a second one changes nothing. A second Ctrl-C ends the process at once; what is saved is always whole.
+terminal that closes sends SIGHUP: a second one changes nothing. A second Ctrl-C ends the process at once, as does any signal in a start,
+before anything has looked, when nothing is trained yet and what is waited for may never come; what is saved is always whole.
 """
 
 import contextlib
@@ -34,7 +35,7 @@ class Signals:
         """Name of the signal that this process got."""
         self.agreed = False
         """Whether all ranks know that one of them is to stop; the same on every rank at the same moment of the run."""
-        self._interrupted = False
+        self._interrupted, self._looked_at = False, False
         self._before: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> "Signals":
@@ -48,16 +49,17 @@ class Signals:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number).name
-        if number != signal.SIGINT:
-            return
-        if self._interrupted:
-            _say("ended; the same command continues from the last checkpoint")
-            os._exit(INTERRUPTED)
-        self._interrupted = True
-        _say("saving and stopping; Ctrl-C again ends at once")
+        again, early = "ended; the same command continues from the last checkpoint", "before training began; the same command starts again"
+        if not self._looked_at or (number == signal.SIGINT and self._interrupted):
+            _say(again if self._looked_at else f"stopped by {self.received} {early}")
+            os._exit(INTERRUPTED if number == signal.SIGINT else Paused.exit_code)
+        if number == signal.SIGINT:
+            self._interrupted = True
+            _say("saving and stopping; Ctrl-C again ends at once")
 
     def requested(self) -> bool:
         """Return whether this process got a signal to stop; other ranks may not know of it yet (see `agree`)."""
+        self._looked_at = True
         return self.received is not None
 
     def agree(self, requested: bool) -> bool:
