@@ -340,6 +340,15 @@ def test_frames_of_a_clip_belong_to_their_sample(tmp_path):
     assert (len(source), source[0]["images"], source[0]["frames"]) == (1, [picture(0)], [picture(1), picture(2)])
 
 
+@pytest.mark.parametrize("ending", ["heic", "EPS", "pdf"])
+def test_a_caption_whose_picture_is_not_read_is_not_trained_on_alone(tmp_path, ending):
+    alone = [(f"a.{ending}", b"x"), ("a.txt", b"a cat"), ("b.txt", b"text alone")]
+    pack(tmp_path / "a.tar", [*alone, ("c.png", picture(1)), ("c.eps", b"x"), ("c.txt", b"c")])
+    told = outcomes(opened("shards", tmp_path / "a.tar"))
+    assert told[1:] == ["text alone", "c"]
+    assert str(told[0]) == f"a/a.{ending} is a picture of a format that is not read: convert it, to JPEG or PNG"
+
+
 def test_what_a_folder_does_not_read_is_counted(tmp_path):
     root = folder(tmp_path / "root", **{"a.png": picture(1), "a.txt": b"x", "b.heic": b"", "c.HEIC": b"", "lost.txt": b"y", "README": b""})
     folder(tmp_path / "elsewhere", **{"far.png": picture(2)})
@@ -678,7 +687,7 @@ def test_a_csv_whose_rows_all_have_more_cells_than_its_header_is_refused(tmp_pat
     [
         (["cat.jpg", "cat.txt", "cat.edited.jpg", "cat.edited.txt"], "kinds of members such as 'edited.txt'"),
         (["a.png", "a.png.txt"], "kinds of members such as 'png.txt'"),
-        (["a.heic", "a.txt"], "kinds of pictures that are not read, such as 'heic'"),
+        (["a.heic", "a.txt", "b.txt"], "kinds of pictures that are not read, such as 'heic'"),
         (["a.jpg", "a.txt", "b.left.png", "b.right.png", "b.txt"], None),
     ],
 )

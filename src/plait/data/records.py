@@ -12,6 +12,9 @@ IMAGE_KINDS = frozenset(
 )
 """Endings, in small letters, of files that are read as images."""
 
+UNREAD_KINDS = frozenset(["heic", "heif", "svg", "psd", "eps", "pdf", "jxl", "dng", "cr2", "nef", "arw"])
+"""Endings of files that hold pictures and are not read: there is no decoder for them."""
+
 PATH_FIELDS = ("image_path", "image_file", "file_name", "filename", "file", "img")
 """Fields that name the image of a record by a path, in this order, where it has no `image`, no `images` and no column of the type image."""
 
@@ -33,15 +36,18 @@ def from_members(name: str, members: Iterable[tuple[str, bytes]]) -> Record:
 
     An image extension (`png`, `left.png`) adds an image; one named `frame...` adds a frame of a clip. `json` adds its keys to the fields,
     `meta.json` the field `meta`; `txt` and `caption` set `caption`, `cls` sets `label`, `prompt.txt` sets `prompt`. Others are ignored.
-    Two values for one field (of a.txt and a.caption, of a.json and a.txt) are refused, unless they are equal or one of them is null.
+    Two values for one field (of a.txt and a.caption, of a.json and a.txt) are refused, unless they are equal or one of them is null; so is
+    a record whose only picture has a format that is not read.
     """
     fields: dict[str, Any] = {}
     images: list[bytes] = []
     frames: list[bytes] = []
     told: dict[str, tuple[str, Any]] = {}  # field -> the member that gave it, and its value
+    unread: list[str] = []
     for kind, body in members:
         first, _, last = kind.rpartition(".")
         last = last.lower()
+        unread += [kind] if last in UNREAD_KINDS else []
         values: dict[str, Any] = {}
         if last in IMAGE_KINDS:
             (frames if first.startswith("frame") else images).append(body)
@@ -58,6 +64,8 @@ def from_members(name: str, members: Iterable[tuple[str, bytes]]) -> Record:
                 raise BadSample(f"{name} has two values for the field {field!r}, in .{other} and .{kind}: keep one")
             if value is not None or field not in fields:
                 fields[field], told[field] = value, (kind, value)
+    if unread and not images and not frames:
+        raise BadSample(f"{name}.{unread[0]} is a picture of a format that is not read: convert it, to JPEG or PNG")
     if frames and not images:
         images, frames = frames[:1], frames[1:]
     return Record(name, fields, images, frames)

@@ -24,7 +24,7 @@ from plait.config.schema import SourceEntry
 from plait.data import addresses, paths
 from plait.data.formats import index, tar
 from plait.data.formats.open_file import OpenFile
-from plait.data.records import IMAGE_KINDS, TEXT_FIELDS, Record, from_members
+from plait.data.records import IMAGE_KINDS, TEXT_FIELDS, UNREAD_KINDS, Record, from_members
 from plait.data.remote import RemoteFile, Unavailable
 from plait.data.sources.contract import Source
 from plait.data.sources.conversations import open_conversations
@@ -37,7 +37,6 @@ from plait.files import write_whole
 _OPEN_MAX = 128  # shards open at once, with their indices mapped
 _OPENERS = 8  # threads that look at shards at the start; what they wait for is the store
 _SCAN_BYTES = 4 << 20  # read at once when a remote shard is indexed
-_UNREAD = frozenset(["heic", "heif", "svg", "psd", "eps", "pdf", "jxl", "dng", "cr2", "nef", "arw"])  # pictures without a decoder
 _GAP_BYTES = 4096  # members of one remote sample this close are fetched as one range
 
 
@@ -237,7 +236,7 @@ def _left_out(shards: Sequence[Shard]) -> dict[str, int]:
     texts = {e for e, p in parts.items() if p and e.rpartition(".")[2].lower() in TEXT_FIELDS}
     pictured = {".".join(p) for e, p in parts.items() if e.rpartition(".")[2].lower() in IMAGE_KINDS} | IMAGE_KINDS
     dotted = sorted({*dotted, *(e for e in texts if ".".join(parts[e]) in pictured)})  # a caption of cat.edited.jpg, or of a.png
-    unread = sorted(e for e in extensions if e.rpartition(".")[2].lower() in _UNREAD)
+    unread = sorted(e for e in extensions if e.rpartition(".")[2].lower() in UNREAD_KINDS)
     named = f"kinds of members such as {dotted[0]!r}: in a tar a name ends at its first dot, so captions may be lost" if dotted else ""
     pictures = f"kinds of pictures that are not read, such as {unread[0]!r}" if unread else ""
     counts = {"members whose names begin with a dot": hidden, named: len(dotted), pictures: len(unread)}
