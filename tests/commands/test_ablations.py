@@ -62,10 +62,10 @@ def test_every_family_is_measured_with_without_and_with_anothers_input(trained, 
     command = ["eval", "run", "--bench", bench, "--ablate", name, "--batch=4"]
     assert cli.main(command) == 0
     said = capsys.readouterr().out
-    (path,) = (tmp_path / "run" / "eval").glob(f"{bench}-step-*-without-{name}/metrics.json")
+    (path,) = (tmp_path / "run" / "eval").glob(f"{bench}-step-*-ablate-{name}/metrics.json")
     metrics = json.loads(path.read_text())
     figure, first = next(iter(metrics["ablation"].items()))
-    assert metrics["bench"] == f"{bench} without {name}" and metrics["count"] == 12
+    assert metrics["bench"] == f"{bench} with and without {name}" and metrics["count"] == 12
     assert first["on"] == metrics[figure] and first["off"] == metrics[f"{figure}/{name}_off"]
     better = -1 if bench in ("loss", "validation") else 1
     for pair in ("on-off", "on-shuffled", "shuffled-off"):
@@ -81,7 +81,7 @@ def test_several_benches_are_measured_on_one_model(trained, capsys, tmp_path):
     trained("theworld")
     assert cli.main(["eval", "run", "--bench=loss,accuracy", "--ablate=image", "--samples=8"]) == 0
     assert sorted(path.name for path in (tmp_path / "run/eval").iterdir()) == [
-        "accuracy-step-00000001-without-image", "loss-step-00000001-without-image",
+        "accuracy-step-00000001-ablate-image", "loss-step-00000001-ablate-image",
     ]  # fmt: skip
     assert cli.main(["eval", "run", "--bench=loss,accuracy", "--samples=8", "--out=out"]) == 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["accuracy", "loss"]

@@ -80,7 +80,7 @@ class EvaluateOptions:
     def suffix(self) -> str:
         """Return the end of the result folder's name, which depends on variant and weights: "", "-raw", "-VARIANT-length-0.07"."""
         weights = f"-length-{self.length:g}" if self.length is not None else "" if self.averaged else "-raw"
-        return (f"-without-{self.ablate}" if self.ablate else "") + (f"-{self.variant}" if self.variant else "") + weights
+        return (f"-ablate-{self.ablate}" if self.ablate else "") + (f"-{self.variant}" if self.variant else "") + weights
 
 
 @dataclass(frozen=True)
