@@ -278,7 +278,7 @@ class Evaluate(Section):
 
     @property
     def title(self) -> str:
-        """Return the name of what is measured: the bench, and the input that is left out if any, as "accuracy with and without world"."""
+        """Return the name of what is measured: the bench, with the input that is left out: "accuracy with and without world"."""
         return f"{self.bench} with and without {self.ablate}" if self.ablate else self.bench
 
 
