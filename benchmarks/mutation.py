@@ -102,6 +102,7 @@ TESTS: dict[str, str] = {
     "engine/checkpoints/integrity.py": "engine/test_checkpoint.py engine/test_stages_and_resumes.py",
     "engine/checkpoints/migrate.py": "engine/test_migrate.py",
     "engine/checkpoints/post_hoc_ema.py": "engine/test_post_hoc_ema.py",
+    "engine/checkpoints/failed_start.py": "engine/test_rundir.py training/test_start.py training/test_failed_start.py",
     "engine/checkpoints/rundir.py": "engine/test_rundir.py training/test_start.py training/test_failed_start.py",
     "engine/checkpoints/regular_files.py": "training/test_broken_run_files.py",
     "engine/checkpoints/saver.py": "engine/test_checkpoint.py engine/test_stages_and_resumes.py",

@@ -114,3 +114,14 @@ def test_a_project_that_moves_with_its_data_is_continued_exactly(recipe, tmp_pat
     capsys.readouterr()
     toy.train(tmp_path / "two" / "one" / "recipe.yaml", tmp_path / "two" / "one" / "run", "train.steps=6")
     assert "data     exact: jsonl:train.jsonl" in capsys.readouterr().out
+
+
+def test_a_restart_that_fails_leaves_the_old_run_under_its_name(recipe, tmp_path, capsys):
+    toy.train(recipe, tmp_path / "run")
+    before, body = everything(tmp_path), (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    again = ["train", str(recipe), f"--run={tmp_path / 'run'}", "--restart"]
+    assert cli.main([*again, "--checkpoint.best=nothing"]) == 2
+    assert everything(tmp_path) == before and (tmp_path / "run" / "metrics.jsonl").read_bytes() == body
+    assert f"the start failed, and the old run is {tmp_path / 'run'} again" in capsys.readouterr().out
+    assert cli.main(again) == 0
+    assert (tmp_path / "run.before-1" / "metrics.jsonl").read_bytes() == body

@@ -13,7 +13,7 @@ from typing import IO, Any
 
 from plait import files
 from plait.config.data_paths import has_moved
-from plait.engine.checkpoints import regular_files
+from plait.engine.checkpoints import failed_start, regular_files
 from plait.errors import PlaitError
 
 log = logging.getLogger(__name__)
@@ -66,19 +66,16 @@ def lock(run: Path) -> IO[str]:
 def cleared_if_failed(run: Path) -> Iterator[None]:
     """If the block raises, delete a new run directory in which nothing was saved, with parent folders made for it.
 
-    What was in the folder before stays, and so does a run with a checkpoint, a row of metrics or a report.
+    What was in the folder before stays, or comes back where it was set aside, and so does a run with a checkpoint, a row or a report.
     """
+    inode = run.stat().st_ino if run.is_dir() else None
     made = [folder for folder in (run, *run.parents) if not folder.exists()]
     is_new = bool(made) or (run.is_dir() and not any(run.iterdir()))
     try:
         yield
     except BaseException:
-        if is_new and run.is_dir() and not run.is_symlink() and _has_only_begun(run):
-            for path in run.iterdir():
-                files.remove(path)
-            with contextlib.suppress(OSError):  # a folder above it is not empty: another run has begun there
-                for folder in made:
-                    folder.rmdir()
+        if run.is_dir() and not run.is_symlink() and (is_new or run.stat().st_ino != inode) and _has_only_begun(run):
+            failed_start.undo(run, made, inode)
         raise
 
 

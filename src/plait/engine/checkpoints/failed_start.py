@@ -1,0 +1,29 @@
+"""Undo a start that failed before anything of its training was recorded."""
+
+import contextlib
+import glob
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from plait import files
+
+log = logging.getLogger(__name__)
+
+
+def undo(run: Path, made: Sequence[Path], inode: int | None) -> None:
+    """Delete what a failed start wrote into `run`, and the folders `made` for it, the innermost first.
+
+    An old run that was set aside for it (RUN.before-N) gets its name back. `inode`: that of `run` before the start, None where it was not
+    there.
+    """
+    named = run.parent.glob(f"{glob.escape(run.name)}.before-*")
+    aside = next((path for path in named if path.stat().st_ino == inode), None)
+    for path in run.iterdir():
+        files.remove(path)
+    with contextlib.suppress(OSError):  # a folder above it is not empty: another run has begun there
+        for folder in [run] if aside is not None else made:
+            folder.rmdir()
+    if aside is not None:
+        aside.rename(run)
+        log.info(f"the start failed, and the old run is {run} again")
