@@ -241,6 +241,7 @@ WRONG = {
     "--checkpoint.best=val_loss": "checkpoint.best is 'val_loss', which is named loss here: checkpoint.best=loss",
     "--evaluations.0.data.dataset=val_loss": "is 'val_loss', which is named loss here: evaluate.0.bench=loss",
     "--metric=loss": "metric is written as --checkpoint.best=loss",
+    "--metric=val_loss": "metric is written as --checkpoint.best=loss",
     "--eval_interval=5": "eval_interval is written as --evaluations.0.eval_interval=5",
     "--save_overwrite --allow_resume=True": "save_overwrite begins anew, allow_resume=True goes on with what is there: leave one",
 }

@@ -14,7 +14,8 @@ from plait.config.source_rules import SourceRules, unknown_kind
 Conflict = tuple[KeyPath, str]
 """The path of the setting to change, and what is wrong with it and what to do, as the end of a sentence that begins with its key."""
 
-_HELD_OUT_LOSS = ("val_loss", "valid_loss", "validation_loss", "eval_loss")  # other trainers' names of the figure `loss`
+HELD_OUT_LOSS = ("val_loss", "valid_loss", "validation_loss", "eval_loss")
+"""Other trainers' names of the figure `loss`."""
 
 
 def conflicts(config: RunConfig, kinds: Mapping[str, SourceRules]) -> list[Conflict]:
@@ -37,11 +38,11 @@ def conflicts(config: RunConfig, kinds: Mapping[str, SourceRules]) -> list[Confl
     if optim.schedule.min_lr > optim.lr:
         message = f"is {optim.schedule.min_lr}, above the peak optim.lr {optim.lr}: lower it"
         result.append((("optim", "schedule", "min_lr"), message))
-    if config.checkpoint.best in _HELD_OUT_LOSS:
+    if config.checkpoint.best in HELD_OUT_LOSS:
         message = f"is {config.checkpoint.best!r}, which is named loss here: checkpoint.best=loss"
         result.append((("checkpoint", "best"), message))
     for number, entry in enumerate(config.evaluate):
-        if entry.bench in _HELD_OUT_LOSS:
+        if entry.bench in HELD_OUT_LOSS:
             result.append((("evaluate", number, "bench"), f"is {entry.bench!r}, which is named loss here: evaluate.{number}.bench=loss"))
     if not config.trainable:
         result.append((("trainable",), "is empty, so nothing would train: name components, or '*'"))

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from plait.config.conflicts import HELD_OUT_LOSS
 from plait.config.dialects.builder import TranslationBuilder
 from plait.config.dialects.molmo_scripts import SCRIPTS, WORDS, translate_words
 from plait.config.messages import Problem, format_value, raise_first, unknown_key
@@ -189,7 +190,8 @@ def _sorted(overrides: Sequence[Override], plait_keys: Sequence[str]) -> tuple[d
         elif override.path[0] in plait_keys:
             remaining.append(override)
         elif flag in REFUSED:
-            message = f"{COMMAND_LINE}: {flag} is written as --{REFUSED[flag]}={override.text}"
+            text = "loss" if flag == "metric" and override.text in HELD_OUT_LOSS else override.text
+            message = f"{COMMAND_LINE}: {flag} is written as --{REFUSED[flag]}={text}"
             problems.append(Problem(Node({}, COMMAND_LINE), message))
         else:
             problems.append(unknown_key(Node({}, COMMAND_LINE), (flag,), known))
