@@ -450,17 +450,21 @@ def test_a_stage_that_stopped_within_its_last_evaluation_only_repeats_that(recip
 
 def test_a_stop_while_the_evaluation_of_a_step_is_made_up_for_rehearses_nothing(recipe, tmp_path, monkeypatch):
     settings = ("stages=[]", "checkpoint.every_steps=null", "checkpoint.best=null", "evaluate=[{bench: loss, every_steps: 4}]")
-    rehearsed = []
     rehearse = stage_evaluation.Evaluations.rehearse
-    monkeypatch.setattr(
-        stage_evaluation.Evaluations, "rehearse", lambda self, state, wanted: rehearsed.append(state.step) or rehearse(self, state, wanted)
-    )
-    with monkeypatch.context() as patch:
-        asked_to_stop(patch, ("evaluate", 4))
-        for _ in range(2):
-            with pytest.raises(Paused, match=r"^stopped by SIGTERM after step 4 of 6"):
-                toy.train(recipe, tmp_path / "run", *settings)
-    assert rehearsed == [0]
+
+    def noted(self, state, wanted):
+        with (tmp_path / "rehearsed").open("a") as file:
+            file.write(f"{state.step} ")
+        rehearse(self, state, wanted)
+
+    monkeypatch.setattr(stage_evaluation.Evaluations, "rehearse", noted)
+    asked_to_stop(monkeypatch, ("evaluate", 4))
+    with pytest.raises(Paused, match=r"^stopped by SIGTERM after step 4 of 6"):
+        toy.train(recipe, tmp_path / "run", *settings)
+    codes = processes.codes(processes.start(1, toy.train, recipe, tmp_path / "run", *settings))
+    assert codes == [Paused.exit_code]  # it ends at once: nothing is trained since the checkpoint
+    assert checkpoint.step_of(checkpoint.published(tmp_path / "run")[0]) == 4
+    assert (tmp_path / "rehearsed").read_text() == "0 "
 
 
 def test_only_a_stage_that_goes_on_is_compared_with_its_checkpoint(recipe, tmp_path, capsys):
