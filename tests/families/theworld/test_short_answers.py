@@ -43,3 +43,49 @@ def test_a_right_short_answer_counts_inside_a_sentence(answer, gold):
 )
 def test_a_text_that_only_mentions_the_right_answer_is_wrong(answer, gold):
     assert not is_correct(answer, gold, {}, "What is it?")
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold"),
+    [
+        ("It's red.", "red"),
+        ("It’s red.", "red"),
+        ("The car is red in color.", "red"),
+        ("The car is red in the image.", "red"),
+        ("It is red because the sun is low.", "red"),
+        ("It is not blue, it is red.", "red"),
+        ("It is a dog, not a cat.", "dog"),
+        ("The car that is not blue is red.", "red"),
+        ("There is no doubt that it is red.", "red"),
+        ("There is no cat in the image.", "no"),
+        ("There are no cats.", "no"),
+        ("There isn't a cat in the image. It shows a dog.", "no"),
+        ("There is a cat in the image.", "yes"),
+        ("I see nothing of it, so no", "no"),
+    ],
+)
+def test_a_right_answer_counts_in_short_forms_and_before_a_phrase(answer, gold):
+    assert is_correct(answer, gold, {}, "Is there a cat?")
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold"),
+    [
+        ("I don't think it is red.", "red"),
+        ("It is not clear that the ball is red.", "red"),
+        ("It is unclear whether it is red.", "red"),
+        ("I doubt that it is red.", "red"),
+        ("It is unlikely that the answer is red.", "red"),
+        ("I don't think the answer is red.", "red"),
+        ("The answer is not red.", "red"),
+        ("I don't believe there are 3.", "3"),
+        ("It is a dog, not a cat.", "cat"),
+        ("Yes or no", "yes"),
+        ("yes no", "yes"),
+        ("There is no doubt that there is a cat.", "no"),
+        ("There is no dog, but there is a cat.", "no"),
+        ("There is a dog.", "yes"),
+    ],
+)
+def test_an_answer_that_is_denied_or_doubted_is_wrong(answer, gold):
+    assert not is_correct(answer, gold, {}, "Is there a cat?")

@@ -33,7 +33,7 @@ def is_correct(answer: str, gold: str, fields: Mapping[str, Any], question: str 
         return score(answer, dict(fields))
     listed = options(question)
     wanted = right_letter(gold, listed)
-    return says(answer, gold) if wanted is None else chosen(answer, listed) == wanted
+    return says(answer, gold, question) if wanted is None else chosen(answer, listed) == wanted
 
 
 def predict(model: TheWorld, samples: Sequence[Sample], inputs: Inputs, *, batch: int, moment: str = "") -> list[Row]:
