@@ -45,6 +45,17 @@ def test_each_sample_is_answered_as_it_is_without_the_input_and_with_anothers():
     assert BENCH.summarise(rows) == {"accuracy": 1.0, "samples": 3.0, "accuracy/word_off": 0.0, "accuracy/word_shuffled": 0.0}
 
 
+def test_what_is_drawn_in_one_way_does_not_take_the_place_of_another():
+    moments = []
+
+    def draw(model, shown, inputs, *, batch, moment):
+        moments.append(moment)
+        return predict(model, shown, inputs, batch=batch, moment=moment)
+
+    ablated(Bench(draw, summarise), "word", WORD).predict(None, samples("a", "b"), None, batch=2, moment="step-00000001")
+    assert moments == ["step-00000001", "step-00000001-word-off", "step-00000001-word-shuffled"]
+
+
 def test_a_sample_without_the_input_counts_as_it_is_in_all_ways_and_is_counted():
     rows = rows_of("a", None, "b")
     assert ["ways" in row for row in rows] == [True, False, True]

@@ -92,7 +92,9 @@ def ablated(bench: Bench, name: str, ablation: Ablation) -> Ablated:
             "off": [ablation.off(samples[position]) for position, _ in having],
             "shuffled": [ablation.exchange(samples[position], samples[other]) for position, other in having],
         }
-        of_ways = {way: bench.predict(model, shown[way], inputs, batch=batch, moment=moment) for way in WAYS if having}
+        of_ways = {  # what a bench draws is kept by the name of the moment: each way has its own
+            way: bench.predict(model, shown[way], inputs, batch=batch, moment=f"{moment}-{name}-{way}") for way in WAYS if having
+        }
         for number, (position, _) in enumerate(having):
             rows[position] = _joined(rows[position], {way: of_ways[way][number] for way in WAYS}, name)
         rows |= {position: {"id": samples[position]["id"], "bad": f"no other {name} among those beside it"} for position in alone}

@@ -44,11 +44,13 @@ class Comparison:
 
 
 def compare(ablated: Ablated, rows: Sequence[Row]) -> list[Comparison]:
-    """Return the comparison of each figure of an ablated bench, the main one first. [] where no row can be used."""
+    """Return the comparison of each figure of an ablated bench, the main one first. [] where no row can be used, or nothing is measured."""
     used, bench = usable(rows), ablated.single
     if not used:
         return []
     ways = {way: of_way(bench, used, way) for way in ("on", "off", "shuffled")}
+    if not ways["on"]:
+        return []  # a bench that draws, and measures nothing
     now, drawn = _gains(bench, used), resampled(used, lambda chosen: _gains(bench, chosen))
     compared = []
     for figure in ways["on"]:
