@@ -22,7 +22,11 @@ _STYLES = (str.lower, str.capitalize, str.upper)
 
 
 def swap(caption: str) -> str:
-    """Return the caption of the mirrored picture: "a cat left of a tree" -> "a cat right of a tree"."""
+    """Return the caption of the mirrored picture: "a cat left of a tree" -> "a cat right of a tree".
+
+    "left" and "right" change places as whole words (leftmost, left-hand and the like too), as do the words for sides in Chinese, Japanese
+    and Korean; all other text stays, as do <left> and {left}. Swapping twice gives the caption back.
+    """
     return _PIECE.sub(_swapped, caption)
 
 

@@ -29,7 +29,10 @@ _PACKED_TAR = (".tgz", ".tbz2", ".txz")
 
 
 def local(path: str) -> Path:
-    """Return a path on disk with `~` and `$VARIABLE` filled in and file:// removed. Messages and records show `path` as it is."""
+    """Return a path on disk with `~` and `$VARIABLE` filled in and file:// removed.
+
+    A variable that is not set stays. Later messages and records show the variables' names in place of their values.
+    """
     return secrets.filled_in(path.removeprefix("file://"))
 
 
@@ -47,7 +50,8 @@ def folder_of_images(written: str) -> Path:
 def braces(pattern: str) -> list[str]:
     """Return the paths that braces stand for: a{08..10} -> a08, a09, a10; a{b,c} -> ab, ac.
 
-    Raises PlaitError for any other content, and for more than MAX_PATHS paths.
+    A pattern without braces is returned alone. Raises PlaitError for braces that hold anything else, and for more than MAX_PATHS
+    (1,000,000) paths.
     """
     texts = _BRACE.split(pattern)  # text, inside of a brace, text, ...
     choices = [_choices(text, pattern) if number % 2 else [text] for number, text in enumerate(texts)]
@@ -143,12 +147,12 @@ Endings = str | tuple[str, ...]
 
 
 def files(pattern: str, suffix: Endings, *, split: str | None, default_split: str = "train") -> list[str]:
-    """Return the paths or addresses that `pattern` names, sorted within each brace choice. A folder means its files that end in `suffix`,
-    or one of several, in capitals or not, but for hidden ones and those of NO_RECORDS; `left_out` counts others.
+    """Return the paths or addresses that `pattern` (file, folder, glob, braces) names, sorted within each choice of braces.
 
-    In a folder whose files tell splits by their names (train-00000.tar, val2017.tar, cats-test.tar), only those of `split` (None: of
-    `default_split`; "": all) count, so that held-out data is not trained on by naming the folder. Raises PlaitError when nothing matches
-    or a file that is spelled out is missing.
+    A folder means its files that end in `suffix`, or one of several, in capitals or not, but for hidden ones and JSON files that only
+    describe a dataset; `left_out` counts others. In a folder whose files tell splits by their names (train-00000.tar, val2017.tar,
+    cats-test.tar), only those of `split` (None: of `default_split`; "": all) count, so that held-out data is not trained on by naming the
+    folder. Raises PlaitError when nothing matches or a file that is spelled out is missing.
     """
     literal = not is_remote(pattern) and local(pattern).exists()
     choices = [pattern] if literal else braces(pattern)
@@ -163,11 +167,11 @@ def files(pattern: str, suffix: Endings, *, split: str | None, default_split: st
 
 
 def left_out(pattern: str, suffix: Endings, read: Collection[str]) -> dict[str, int]:
-    """Count by reason what the folders that `pattern` names hold besides the files `read` (by `files`), and looks like such files.
+    """Count by reason what looks like data in the folders that `pattern` names, but is not among the files `read`.
 
-    `suffix`: as of `files`. That is what is of another split, lies in subfolders or is hidden, and names such as a.tar.gz and a.tar.part.
-    Subfolders of a folder at an address are counted, and not looked through: a store may hold millions of files.
-    Returns {reason, with an example: count}.
+    `read`: the paths that `files` returned; `suffix`: the ending of such files, or several. Counted are files of another split, in
+    subfolders or hidden, and names such as a.tar.gz and a.tar.part. Subfolders of a folder at an address are counted, and not looked
+    through: a store may hold millions of files. Returns {reason, with an example: count}.
     """
     found: dict[str, list[str]] = {}
     names = {name_of(path) for path in read}

@@ -120,7 +120,8 @@ def _may_pass(error: Exception) -> bool:
 class RemoteFile:
     """A remote file that is read by byte range; thread-safe and picklable.
 
-    `cache`: the folder that keeps fetched blocks, or None. `size`: in bytes. `stamp`: {"size", "version"}, by which a change is noticed.
+    `cache`: the folder that keeps fetched blocks; None: none are kept. `size`: in bytes. `stamp`: {"size", "version"}, by which a change
+    is noticed.
     Raises PlaitError for a file that does not exist, cannot be reached or has no known size.
     """
 

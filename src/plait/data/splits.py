@@ -13,7 +13,7 @@ _WORD = re.compile(rf"(?<![a-z])(?:{'|'.join(sorted(_SPLITS, key=len, reverse=Tr
 
 
 def of(name: str) -> str | None:
-    """Return the split that a file's or folder's name tells by the first word of NAMES in it; None without one."""
+    """Return "train", "validation" or "test" by the first word for one in a file's or folder's name, as in val2017.tar; else None."""
     found = _WORD.search(name.lower())
     return _SPLITS[found[0]] if found else None
 
@@ -26,7 +26,8 @@ def are_splits(names: Sequence[str]) -> bool:
 def members(names: Mapping[str, str], split: str, place: str) -> list[str]:
     """Return the keys of `names`, {path: name of the file}, that belong to `split`.
 
-    `split`: a word of NAMES, or what the names begin with. `place`: the folder or address that has the files, for messages.
+    `split`: train, validation, test or another word for one of them, such as val; or what the names begin with. `place`: the folder or
+    address that has the files, for messages.
     Raises PlaitError if there are names and none belongs to the split.
     """
     wanted = _SPLITS.get(split, split)
@@ -47,9 +48,10 @@ def of_folders(folders: Sequence[str]) -> dict[str, str]:
 
 
 def folder_of(folders: Sequence[str], split: str, place: str) -> str | None:
-    """Return which of a folder's subfolders holds `split`; None where `folders` are not those of two splits or more, as of classes.
+    """Return which of a folder's subfolders holds `split` (train, validation, test); None if they are no splits, but classes, say.
 
-    `place`: the folder itself, for messages. Raises PlaitError where no subfolder or several are of this split.
+    `folders`: the names of all subfolders; they are splits if those of two splits are among them. `place`: the folder itself, for messages.
+    Raises PlaitError where no subfolder or several are of this split.
     """
     told = of_folders(folders)
     if len(set(told.values())) < 2:

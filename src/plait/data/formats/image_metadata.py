@@ -27,6 +27,7 @@ _ENDS = frozenset([0xD8, 0xD9, 0xDA])  # after these come pixels, or nothing
 def reduced(data: bytes) -> Iterator[bytes]:
     """Yield two versions of a PNG or JPEG file: with no metadata except its orientation, then with none at all. Other formats: nothing.
 
+    Both show the same pixels: a decoder that fails at damaged metadata may read one of them.
     Raises BadSample for a JPEG of which only a damaged segment says how its colours are stored.
     """
     for oriented in (True, False):

@@ -53,13 +53,17 @@ def stamp_of(path: Path) -> dict[str, Any]:
 
 
 def candidate_paths(data_path: Path, cache: str | Path | None) -> list[Path]:
-    """Return the two paths where the index of a local file may be: beside the file, and in the cache folder."""
+    """Return the two paths where the index of a local file may be: beside the file, and in the folder `cache` (None: the user's)."""
     absolute = data_path.absolute()
     return [absolute.with_name(absolute.name + ".idx"), cached_path(str(absolute), cache)]
 
 
 def cached_path(name: str, cache: str | Path | None, identity: str = "") -> Path:
-    """Return the path of an index in the cache folder. It is the last part of `name`, a data file's, and a hash of `identity` or `name`."""
+    """Return the path of an index in the folder `cache` (None: the user's), named after its data file and a hash.
+
+    `name`: path or address of the data file, whose last part is used. `identity`: what is hashed, such as an address without its
+    signature; "": `name`.
+    """
     return cache_folder(cache) / "index" / f"{Path(name).name}-{key(identity or name):016x}.idx"
 
 
@@ -73,7 +77,8 @@ def obtain(
 ) -> tuple[IndexHead, bool]:
     """Return the index header of a local data file, and whether it was built just now. It is reused unless stale or `rebuild` is set.
 
-    `make()` scans the data file and returns (facts, arrays) to store in the cache folder, or next to the data if `beside`.
+    `make()` scans the data file and returns (facts, arrays) to store: in the folder `cache` (None: the user's), or next to the data if
+    `beside`.
     Raises PlaitError if the index cannot be written, and whatever `make` raises.
     """
     stamp = stamp_of(data_path)

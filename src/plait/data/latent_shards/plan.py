@@ -92,8 +92,8 @@ def sample_at(source: Source, request: Request, position: int) -> Sample:
 def captions_of(source: Source, sample: Sample) -> list[str]:
     """Return the captions of a sample, [] if it has none; duplicates and blank ones are left out.
 
-    If the source has a template (a configured pattern that makes messages of a record), or the record has neither field, they are the text
-    of the sample's last assistant message; else the texts of the record's fields `captions` (a list) and `caption` (a text or a list).
+    They are the texts in the fields `captions` (a list) and `caption` (a text or a list) of the record; where both are without text, or
+    the source has a template (a configured pattern that makes messages of a record), the sample's last assistant message.
     """
     answers = [turn["content"] for turn in sample["messages"] if turn["role"] == "assistant"][-1:]
     given = [text for name in ("captions", "caption") for text in as_list(sample["fields"].get(name)) if isinstance(text, str)]

@@ -91,7 +91,10 @@ class Folder:
         return len(self.samples)
 
     def metadata_below(self) -> list[str]:
-        """Return the paths of the metadata files in subfolders whose pictures have no captions or fields of their own."""
+        """Return the paths of the metadata files in subfolders whose pictures have no captions or fields of their own.
+
+        Such a file is not read, so its pictures would have no text: the subfolder is to be a source of its own.
+        """
         described = [any(kind.lower() not in IMAGE_KINDS for kind, _, _ in members) for _, members in self.samples]
         below = []
         for path in self.metadata:

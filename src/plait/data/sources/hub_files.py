@@ -56,7 +56,7 @@ _NUMBER = re.compile(r"-?\d{1,9}")
 class HubFiles:
     """What was downloaded of a split: `files` of records, or `folder`, a folder of images. Neither: the package `datasets` is to read it.
 
-    `packaged`: only the package reads its format; if it is neither, the Hub could not be asked what it is.
+    `packaged`: neither, because only the package reads its format. All three empty or False: the Hub could not be asked.
     `pictures`: paths of the split's pictures below the folder. `metadata`: whether the folder's metadata file is read; `labels`: whether
     the name of a picture's folder is its label.
     `classes`: {column: names of its classes} by the dataset's card. `left_out`: {reason: number of files that are not read}.
@@ -108,7 +108,8 @@ def download(name: str, split: str, options: Mapping[str, Any]) -> HubFiles:
 def check_access(name: str, revision: str | None) -> Exception | None:
     """Return None if the Hub lets its user read the dataset `name`, and the error if it could not be asked. `revision`: commit or tag.
 
-    Raises PlaitError if it refuses the dataset, or has none of this name: the package itself would read an earlier copy then, untold.
+    Raises PlaitError if it refuses the dataset, or has none of this name. Ask before the package `datasets` loads it, which would then
+    read an earlier copy without saying so.
     """
     try:
         _ask(name, lambda: _list(name, revision))

@@ -49,7 +49,10 @@ class NlvrReader(Protocol):
 
 
 class NlvrOptions(BaseModel):
-    """Options of the source `nlvr`: what is asked about each picture, and how often."""
+    """Options of the source `nlvr`: what is asked about each picture, and how often.
+
+    `tasks`: `truth` (is the record's own sentence true?), `statement` (is a generated one?), `caption`, `count`, `point`.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -63,9 +66,9 @@ class NlvrOptions(BaseModel):
     rounds: int = Field(1, ge=1, le=10_000)
     """Repetitions of each picture, each with other questions."""
     mixed: bool = False
-    """Whether each picture is composed of boxes of others of its sort, mirrored or not."""
+    """Whether each picture is composed of boxes of others of its sort (with towers or without), mirrored or not."""
     together: bool = False
-    """Whether all questions about a picture are one sample, as `annotations`, without repeats."""
+    """Whether all questions about a picture are one sample, a list `annotations` without repeats, not a sample each."""
 
 
 class Nlvr:

@@ -20,7 +20,8 @@ from plait.errors import BadSample
 def boxes_of(name: str, rows: Sequence[Record], mirrored: Sequence[bool]) -> dict[str, Any]:
     """Return {"boxes": three lists of items} of a mixed record. Its picture has the left box of `rows[0]`, the middle one of `rows[1]`, ...
 
-    `mirrored`: whether each box is flipped left to right. `name`: of the mixed record; ends in its picture's order of boxes, -0 to -5.
+    `mirrored`: whether each box is flipped left to right. `name`: of the mixed record; its ending, -0 to -5, says which of the lists is
+    the left, the middle and the right box.
     """
     boxes = [row.fields["boxes"][order_of(row.id)[column]] for column, row in enumerate(rows)]
     flipped = [[_mirrored(entry) for entry in box] if mirror else box for box, mirror in zip(boxes, mirrored, strict=True)]
@@ -29,8 +30,9 @@ def boxes_of(name: str, rows: Sequence[Record], mirrored: Sequence[bool]) -> dic
 
 
 def mixed(name: str, rows: Sequence[Record], mirrored: Sequence[bool]) -> Record:
-    """Return the mixed record of these rows, with its picture as a PNG; arguments as for `boxes_of`.
+    """Return a record whose picture (a PNG) has the left box of `rows[0]`, the middle one of `rows[1]` and the right one of `rows[2]`.
 
+    `name`: its name; the ending, -0 to -5, says in which order its `boxes` are listed. `mirrored`: which boxes are flipped left to right.
     Raises BadSample if a row's picture is missing, unreadable or of another size than NLVR's.
     """
     sources = [_pixels(row) for row in rows]

@@ -38,8 +38,9 @@ _PLACINGS = 24  # random positions tried per object before the whole scene is pu
 class SceneOptions(BaseModel):
     """Options of the source `scenes`: what the pictures contain and what is asked about them.
 
-    `shapes`, `colours`, `sizes`: words of the objects drawn. `tasks`: {kind of question: how often, relative to the others}. `answers`: a
-    word or a sentence. `supersample`: samples per pixel side, for smooth edges. `format`: the encoding of pictures.
+    `shapes`, `colours`, `sizes`: words of the objects drawn. `tasks`: {kind of question: how often, relative to the others}; beside the
+    default ones there are `points` and `future`. `answers`: a word or a sentence. `supersample`: samples per pixel side, for smooth edges.
+    `format`: the encoding of pictures.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
