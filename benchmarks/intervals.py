@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from plait.commands.actions.ablations import compare
+from plait.commands.actions.evaluation.ablations import compare
 from plait.engine.evaluation import Bench
 from plait.families.ablation import Ablation, ablated
 from plait.files import write_json
 from plait.keys import rng
-from plait.training.intervals import bootstrap
+from plait.training.figures.intervals import bootstrap
 
 RESULTS = Path(__file__).resolve().parent / "results" / "intervals.json"
 ACCURACY = {"on": 0.80, "off": 0.70, "shuffled": 0.65}

@@ -61,7 +61,7 @@ IMPORTED = (PIL, pydantic, pytest_timeout, rich, safetensors, tensorboard, torch
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "mutation.json"
-FILES = ("src/plait/engine/**/*.py", "src/plait/data/order.py", "src/plait/data/loading/*.py", "src/plait/training/*.py")
+FILES = ("src/plait/engine/**/*.py", "src/plait/data/order.py", "src/plait/data/loading/*.py", "src/plait/training/**/*.py")
 LEAST_TIMEOUT_S, TIMES_UNMUTATED = 60.0, 3.0
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of prctl(2): orphans of a test become children of this process, which ends them
 
@@ -124,7 +124,7 @@ TESTS: dict[str, str] = {
     "training/changes.py": "training/test_start.py commands/test_stages.py",
     "training/divergence.py": "engine/test_nonfinite.py",
     "training/from_weights.py": "training/test_start.py commands/test_stages.py",
-    "training/intervals.py": "training/test_intervals.py",
+    "training/figures/intervals.py": "training/test_intervals.py",
     "training/launch.py": "training/test_launch.py training/test_processes.py",
     "training/passes.py": "training/test_passes.py training/test_summary.py",
     "training/probes.py": "training/test_start.py training/test_stage.py engine/test_micro_batch.py",
@@ -135,7 +135,7 @@ TESTS: dict[str, str] = {
     "engine/test_nonfinite.py engine/test_replicas.py commands/test_stages.py training/test_precision_runs.py training/test_data_look.py",
     "training/stage_evaluation.py": "training/test_stage.py commands/test_stages.py engine/test_evaluation.py",
     "training/stage_plan.py": "training/test_stage.py training/test_start.py commands/test_stages.py",
-    "training/plateau.py": "training/test_plateau.py",
+    "training/figures/plateau.py": "training/test_plateau.py",
     "training/run_context.py": "training/test_stage.py",
     "training/start.py": "training/test_start.py commands/test_stages.py",
     "training/summary.py": "training/test_summary.py training/test_stage.py training/test_start.py",

@@ -22,7 +22,12 @@ from plait.keys import rng
 from plait.training import launch
 
 ROOT = Path(__file__).resolve().parents[2]
-MODULES = ("plait.training.run", "plait.families.theworld.family", "plait.families.theworld.export", "plait.commands.actions.evaluate")
+MODULES = (
+    "plait.training.run",
+    "plait.families.theworld.family",
+    "plait.families.theworld.export",
+    "plait.commands.actions.evaluation.evaluate",
+)
 TINY = {
     **{"hidden": 32, "layers": 2, "heads": 2, "kv_heads": 1, "head_dim": 16, "mlp": 64, "image_size": 16, "image_tokens": 4},
     **{"vision_hidden": 32, "vision_layers": 1, "vision_heads": 2, "vision_mlp": 64, "world_base": 4},

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from plait import cli
-from plait.commands.actions import ablations
-from plait.commands.actions.ablations import Comparison, Difference
+from plait.commands.actions.evaluation import ablations
+from plait.commands.actions.evaluation.ablations import Comparison, Difference
 from plait.engine.evaluation import Bench
 from plait.families.ablation import ablated
 from plait.keys import rng

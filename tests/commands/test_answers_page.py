@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from plait import cli
-from plait.commands.actions import answers as action
+from plait.commands.actions.evaluation import answers as action
 from plait.commands.pages import answers as page_of_answers
 from plait.commands.pages.answers import Answer
 from plait.config import reading

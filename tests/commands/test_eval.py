@@ -7,7 +7,7 @@ import pytest
 
 from plait import cli, files
 from plait.assembly import saved
-from plait.commands.actions import evaluate
+from plait.commands.actions.evaluation import evaluate
 from plait.config.schema import SourceEntry
 from plait.engine import evaluation
 from tests.families.molmo import published_sets

@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from plait.commands.actions import evaluate, generate
-from plait.commands.actions.subject import Saved
+from plait.commands.actions import generate
+from plait.commands.actions.evaluation import evaluate
+from plait.commands.actions.evaluation.subject import Saved
 from plait.engine.evaluation import Bench
 from plait.families import registry
 from tests import processes, toy_family

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from plait.engine.evaluation import Bench
-from plait.training.intervals import bootstrap, of_small_sample, shown
+from plait.training.figures.intervals import bootstrap, of_small_sample, shown
 
 
 def accuracy(rows):

@@ -3,7 +3,7 @@
 import pytest
 
 from plait.config.schema import Plateau
-from plait.training.plateau import flat
+from plait.training.figures.plateau import flat
 
 PATIENT = Plateau(min_steps=0, patience_steps=30, window_steps=1000, min_gain=0.01)
 WINDOWED = Plateau(min_steps=0, patience_steps=1000, window_steps=30, min_gain=0.01)

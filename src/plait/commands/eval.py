@@ -64,7 +64,7 @@ def run(arguments: Arguments) -> None:
         raise PlaitError("--raw and --ema-length choose between weights that were trained; --base has none")
     resolved = open_checked(arguments.base, arguments.overrides) if arguments.base is not None else None
     spread(arguments)
-    from plait.commands.actions import evaluate, subject
+    from plait.commands.actions.evaluation import evaluate, subject
 
     for line in resolved.warnings if resolved is not None else ():
         log.warning(line)

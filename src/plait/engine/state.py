@@ -22,7 +22,7 @@ from plait.errors import PlaitError
 from plait.keys import key
 
 PLANNED = "planned steps done"
-"""Reason of a stage's end when it has had all its steps; for one that ended earlier the reason comes from `training/plateau.py`."""
+"""Reason of a stage's end when it has had all its steps; for one that ended earlier the reason comes from `training/figures/plateau.py`."""
 _SAVED = ("step", "stage", "stage_start", "stage_done", "evaluated_step", "history", "best", "probe", "batches")
 """Attributes of a state that a checkpoint's manifest holds under the same names."""
 

@@ -17,7 +17,7 @@ from plait.config.secrets import masked
 from plait.engine.evaluation import Evaluations
 from plait.engine.parallel.rank_failures import reason_of
 from plait.engine.state import PLANNED, State
-from plait.training import intervals, plateau
+from plait.training.figures import intervals, plateau
 from plait.training.run_context import RunContext
 from plait.training.stage_plan import StagePlan, wanted_figures
 

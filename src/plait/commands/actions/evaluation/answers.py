@@ -15,7 +15,7 @@ from plait.commands.pages.answers import KINDS, Answer, Figure
 from plait.commands.pages.card import Card
 from plait.data import images
 from plait.engine.evaluation import Row, is_count
-from plait.training.intervals import shown
+from plait.training.figures.intervals import shown
 
 _ON_SHEET = 48
 """Number of answers on a contact sheet; the page shows all."""

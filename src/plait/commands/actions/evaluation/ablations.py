@@ -10,7 +10,7 @@ from typing import Any
 
 from plait.engine.evaluation import Bench, Row, usable
 from plait.families.ablation import WAYS, Ablated, of_way
-from plait.training.intervals import percentiles, resampled, shown
+from plait.training.figures.intervals import percentiles, resampled, shown
 
 
 @dataclass(frozen=True)

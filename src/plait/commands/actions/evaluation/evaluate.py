@@ -21,8 +21,8 @@ from pydantic import ValidationError
 from plait import files
 from plait.assembly.held_out import ChosenSamples, HeldOutData, benches, benchmark, open_held_out
 from plait.assembly.model import ModelBundle
-from plait.commands.actions import ablations, answers
-from plait.commands.actions.subject import Saved, Subject
+from plait.commands.actions.evaluation import ablations, answers
+from plait.commands.actions.evaluation.subject import Saved, Subject
 from plait.config import reading
 from plait.config.messages import one_line
 from plait.config.schema import Evaluate, RunConfig, SourceEntry
@@ -36,7 +36,7 @@ from plait.engine.parallel.distributed import Ranks
 from plait.errors import PlaitError
 from plait.families import registry
 from plait.families.ablation import Ablated
-from plait.training.intervals import bootstrap, shown
+from plait.training.figures.intervals import bootstrap, shown
 
 log = logging.getLogger(__name__)
 
