@@ -53,7 +53,7 @@ def stamp_of(path: Path) -> dict[str, Any]:
 
 
 def candidate_paths(data_path: Path, cache: str | Path | None) -> list[Path]:
-    """Return the two paths where the index of a local file may be: beside the file, and in the folder `cache` (None: the user's)."""
+    """Return the two paths where a local file's index may be: beside it, and in folder `cache` (None: the user's)."""
     absolute = data_path.absolute()
     return [absolute.with_name(absolute.name + ".idx"), cached_path(str(absolute), cache)]
 

@@ -144,7 +144,7 @@ class Latents(Source):
         return self._sample(i, lambda count: 0)
 
     def draw(self, i: int, sample_key: int) -> Sample:
-        """Return sample `i` with one of its captions, as an assistant message, chosen at random by `sample_key`; indexing takes the first.
+        """Return sample `i` with one of its captions as an assistant message, chosen by `sample_key`; indexing takes the first.
 
         `arrays`: `vae` (C, H, W), normalised latents; `dinov3` (D,), the image's vector; and of the caption, if there is one, `t5h` (L, D),
         its text states, and `t5h_flip`, those of the caption of the mirrored picture, if it names a side. Raises BadSample for members
@@ -236,7 +236,7 @@ def _stored_tokens(part: _Part) -> int:
 
 
 def check_options(options: Mapping[str, Any]) -> tuple[str, str] | None:
-    """Return (name, what is wrong, as "must list ...") of the first invalid option of a source `latents`; None if all are valid."""
+    """Return (name, what is wrong, as "must list ...") of a `latents` source's first invalid option; None if all are valid."""
     fraction, names = options.get("held_out", 0.0), options.get("buckets")
     if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 <= fraction < 1:
         return "held_out", f"is the share of each bucket kept for validation, from 0 to below 1, got {fraction!r}"

@@ -30,10 +30,11 @@ def boxes_of(name: str, rows: Sequence[Record], mirrored: Sequence[bool]) -> dic
 
 
 def mixed(name: str, rows: Sequence[Record], mirrored: Sequence[bool]) -> Record:
-    """Return a record whose picture (a PNG) has the left box of `rows[0]`, the middle one of `rows[1]` and the right one of `rows[2]`.
+    """Return a record whose picture, a PNG, is composed of the left, the middle and the right box of three others.
 
-    `name`: its name; the ending, -0 to -5, says in which order its `boxes` are listed. `mirrored`: which boxes are flipped left to right.
-    Raises BadSample if a row's picture is missing, unreadable or of another size than NLVR's.
+    `rows`: the other records, whose pictures give the left, the middle and the right box in this order. `name`: of the new record; the
+    ending, -0 to -5, says in which order its `boxes` are listed. `mirrored`: which boxes are flipped left to right. Raises BadSample if a
+    row's picture is missing, unreadable or of another size than NLVR's.
     """
     sources = [_pixels(row) for row in rows]
     picture = sources[0].copy()

@@ -31,7 +31,7 @@ _GAP = 1  # pixels between a block and the one below it
 
 
 class Item(NamedTuple):
-    """One item: its `box` (left, middle, right), its centre (x, y) in pixels of the picture, and `radius`, half the side of its square."""
+    """One item: its box ("left", ...), its centre (x, y) in pixels of the picture, and `radius`, half its square's side."""
 
     shape: str
     colour: str
