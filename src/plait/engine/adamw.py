@@ -23,9 +23,11 @@ Noise = Callable[[str, int], int]
 
 
 class ChunkedAdamW(torch.optim.Optimizer):
-    """AdamW, chunk by chunk. Groups need the keys `names` (of `params`), `moments_device` (None: the parameter's) and `moments_dtype`.
+    """AdamW for bfloat16 weights, or moments in bfloat16 or on the host: computes in float32, some values (a chunk) at a time.
 
-    `noise(name, chunk)`: the integer seed by which results for a chunk of the parameter `name` are rounded in this step.
+    Groups need the keys `names` (of `params`), `moments_device` (None: the parameter's) and `moments_dtype`. Results in bfloat16 are
+    rounded up or down at random, so that small updates count; `noise(name, chunk)`: the integer seed of that, for chunk number `chunk` of
+    the parameter `name` in this step.
     """
 
     def __init__(self, groups: list[dict[str, Any]], noise: Noise) -> None:
@@ -77,7 +79,7 @@ class ChunkedAdamW(torch.optim.Optimizer):
 
 
 def initial_moments(group: dict[str, Any], parameter: Tensor) -> dict[str, Tensor]:
-    """Return AdamW's state of a new parameter: zeros `exp_avg`, `exp_avg_sq` (of its group's `moments_dtype`) and `step`."""
+    """Return AdamW's state of a new parameter: zeros `exp_avg`, `exp_avg_sq` (in the `moments_dtype` of its `group`) and `step`."""
     device = group["moments_device"] or parameter.device
     zeros = [torch.zeros_like(parameter, dtype=group["moments_dtype"], device=device) for _ in range(2)]
     return {"exp_avg": zeros[0], "exp_avg_sq": zeros[1], "step": torch.zeros((), device=device)}
@@ -86,7 +88,8 @@ def initial_moments(group: dict[str, Any], parameter: Tensor) -> dict[str, Tenso
 def chunks(parameter: Tensor) -> Iterator[tuple[int, slice, slice]]:
     """Yield the chunks that overlap this rank's rows of a parameter, as (chunk number from 0, `here`, `within`).
 
-    `here` slices this rank's flattened values; `within` is the same range counted from the chunk's start, to take its part of the noise.
+    A chunk is CHUNK (4 M) consecutive values of the flattened, unsharded parameter; random numbers for rounding are drawn for all of it.
+    `here` slices this rank's flattened values; `within` is the same range counted from the chunk's start, to take its part of them.
     """
     first = 0
     if isinstance(parameter, DTensor):

@@ -48,18 +48,20 @@ Row = dict[str, Any]
 
 
 class Predict(Protocol):
-    """The type of `Bench.predict`: the predictions of a model for samples, in evaluation mode and without gradients."""
+    """The type of `Bench.predict`: `predict(model, samples, inputs, *, batch, moment)` returns a row per sample, in order.
+
+    It is called in evaluation mode without gradients. `inputs`: the family's object that encodes samples and collates the results to
+    batches; `batch`: samples per forward; `moment`: name of the step, such as "step-00000100", for a bench that writes files. A row is a
+    dict of JSON values with the sample's `id`; with `bad`, a reason, where the sample cannot be used.
+    """
 
     def __call__(self, model: Any, samples: Sequence[Any], inputs: Any, *, batch: int, moment: str) -> list[Row]:
-        """Return one row per sample, in order. `inputs`: the family's object that encodes samples and collates the results to batches.
-
-        `batch`: samples per forward. `moment`: name of the step, such as `step-00000100`, for a bench that writes files as it predicts.
-        """
+        """Return one row per sample, in order."""
 
 
 @dataclass(frozen=True)
 class Bench:
-    """One bench of a family. `predict` returns a row per sample; `summarise` turns the rows of all samples into figures by name.
+    """One bench (metric) of a family. `predict` returns a row, a dict with `id`, per sample; `summarise` figures by name of all rows.
 
     `pictures(rows)`: for a bench that draws, pictures by name (uint8, H x W x 3). `needs(section)`: pretrained encoders that `predict`
     opens, by Hub name or folder; `section` is the configuration's `model:`. `means`: whether figures are means over rows, so that a
@@ -123,11 +125,11 @@ def run_bench(
 ) -> tuple[dict[str, float], list[Row]]:
     """Run a bench on all samples; returns (its figures by name, its rows in the samples' order).
 
-    Rank r takes every `ranks.size`-th sample from r on. `inputs`, `batch`, `moment`: as `Predict` has them. `precision`: a
-    `train.precision`, such as "bf16". Samples are taken in portions of some batches: `interruptible` wraps the iteration over portions and
-    may raise between two; `keep` is called with the rows of each. `done`: rows of the first samples, from a call that was interrupted.
-    `partial`: the samples may be too few for figures, which are then {}. A sample that cannot be read has a row with the reason. Raises
-    what the bench raises; with several ranks BenchFailed.
+    Rank r takes every `ranks.size`-th sample from r on. `inputs`: the family's object that encodes and collates samples; `batch`: samples
+    per forward; `precision`: a `train.precision`, such as "bf16"; `moment`: the step's name for files, such as "step-00000100".
+    `interruptible` wraps the iteration over portions of some batches, and may raise between two; `keep` is called with the rows of each.
+    `done`: rows of the first samples, from an interrupted call. `partial`: the samples may be too few for figures, which are then {}. A
+    sample that cannot be read has a row with the reason. Raises what the bench raises; with several ranks BenchFailed.
     """
     rows = list(done[: len(samples)])
     portion = _PORTION_BATCHES * batch * ranks.size
@@ -334,7 +336,7 @@ class Evaluations:
     ) -> tuple[dict[str, float], Sequence[Row]]:
         """Evaluate one entry; returns its figures by name, and the rows that they were computed from (none for the loss).
 
-        `rehearsal`: None for a real evaluation, whose pictures are shown; True for a trial on too few samples for all figures, else False.
+        `rehearsal`: None for a real evaluation, whose pictures are shown; of a trial, whether samples may be too few for figures (then {}).
         Raises what the bench raises, BenchFailed for a bench that failed on another rank, and PlaitError if nothing can be measured.
         """
         if entry.title == LOSS:

@@ -105,7 +105,7 @@ class Flops(TorchFunctionMode):
 
 
 class Meter:
-    """Counts the FLOPs of a stage (part of a run) on this rank; shapes seen before count as at first. `precision`: gives the peak rate."""
+    """Counts a stage's FLOPs on this rank, anew only for new shapes of a batch. `precision`: the `train.precision`, for the peak rate."""
 
     def __init__(self, device: torch.device, precision: str) -> None:
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

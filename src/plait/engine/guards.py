@@ -34,9 +34,9 @@ def audit(model: nn.Module) -> list[str]:
 
 
 class GradientWatch:
-    """Stop a run whose gradient is exactly 0, for all that trains, in each of the first steps after a start.
+    """Stop a run whose gradient is exactly 0, for all that trains, in each of the first ten steps after a start.
 
-    Call it with each step's row of metrics. `components`: names of what trains, for the message; `stop`: False only warns.
+    Call it with each step's row of metrics, of which it reads `grad_norm`. `components`: what trains, for the message; `stop`: False warns.
     """
 
     def __init__(self, components: Sequence[str], *, stop: bool) -> None:

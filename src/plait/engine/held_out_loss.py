@@ -19,8 +19,8 @@ from plait.errors import PlaitError
 def held_out_loss(net: nn.Module, loss: Loss, batches: Iterable[StepBatch], ranks: Ranks, precision: str) -> dict[str, float]:
     """Return {"loss": total, "loss/TERM": ...} over all held-out samples: sum of numerators / sum of weights, over batches and ranks.
 
-    `net`: the model, or its DDP wrapper. `precision`: a `train.precision`, such as "bf16". Raises PlaitError when every weight is 0, and,
-    on all ranks, when the loss breaks its contract on any.
+    `net`: the model or its DDP; `batches`: this rank's; `precision`: a `train.precision`, such as "bf16". Raises PlaitError when every
+    weight is 0, and, on all ranks, when the loss breaks its contract on any.
     """
     numerators = dict.fromkeys(loss.coefficients, 0.0)
     loss_weights = dict.fromkeys(loss.coefficients, 0.0)

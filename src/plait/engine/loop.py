@@ -110,7 +110,7 @@ class Loop:
             first = False
 
     def step(self, net: nn.Module, batch: StepBatch, stage_steps: int, *, audit: bool) -> Row | None:
-        """Do one of `stage_steps` steps with `net` (the model or its DDP). Returns metrics, None without data. `audit`: see `gradient`."""
+        """Do one of `stage_steps` steps with `net` (the model or its DDP); returns metrics, None without data. `audit`: check gradients."""
         state, config = self.state, self.config
         assert batch.step == state.stage_step and state.optimizer is not None
         if not state.model.training:
@@ -211,7 +211,7 @@ class Loop:
         torch.autograd.backward([sums[name] for name in terms], [torch.full_like(sums[name], scale[name]) for name in terms])
 
     def figures(self, sums: Mapping[str, Tensor], loss_weights: Mapping[str, float], norms: Mapping[str, Tensor]) -> Row:
-        """Return `loss`, `loss/TERM`, `weight/TERM`, `flops` over all ranks, and the gradient `norms`. `sums`: this rank's numerators."""
+        """Return `loss`, `loss/TERM`, `weight/TERM`, `flops` over all ranks, with `norms`. `sums`: own; `loss_weights`: of all ranks."""
         names = list(loss_weights)
         values = torch.stack([*sums.values(), *(norm.double() for norm in norms.values())]).tolist()
         on_this_rank = dict(zip([*sums, *norms], values, strict=True))

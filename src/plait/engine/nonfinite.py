@@ -23,7 +23,7 @@ _KINDS = {"step": int, "stage": str}
 
 
 class Rewind(Exception):
-    """Raised on all ranks: the run must go back to its newest intact checkpoint. The step at fault is on the list of skipped ones."""
+    """Raised on all ranks: the run must go back to its newest intact checkpoint. The step at fault is in RUN/skipped.jsonl by then."""
 
 
 def any_not_finite(values: Mapping[str, float], ranks: Ranks) -> bool:

@@ -101,7 +101,7 @@ def _unseeded(name: str, chunk: int) -> int:
 
 
 def set_lr(optimizer: torch.optim.Optimizer, optim: Optim, progress: Progress) -> dict[str, float]:
-    """Set each group's learning rate for the update at `progress`; returns it by component. All peaks fall to the same fraction."""
+    """Set each group's learning rate for the update at `progress`, its peak times the schedule's factor; returns it by component."""
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * factor(optim, progress, group["warmup"])
     return {group["component"]: group["lr"] for group in optimizer.param_groups}

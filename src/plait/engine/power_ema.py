@@ -25,10 +25,10 @@ _HALF_LIVES_IN_A_RUN = 5  # at least: an average that reaches further back is wa
 
 
 def exponent(length: float) -> float:
-    """Return the exponent g of the profile whose standard deviation is `length` times the run so far.
+    """Return the exponent g of an average over updates tau, weighted by tau^g, whose spread is `length` times the run so far.
 
-    length^2 = (g + 1) / ((g + 2)^2 (g + 3)): the root of length^2 (g + 2)^2 (g + 3) = g + 1 at g >= 0, by bisection.
-    Raises PlaitError for a length outside (0, 0.288].
+    The spread is the standard deviation of tau under these weights: length^2 = (g + 1) / ((g + 2)^2 (g + 3)), solved by bisection for
+    g >= 0. Raises PlaitError for a length outside (0, 0.288].
     """
     if not 0 < length <= _LONGEST:
         raise PlaitError(f"an average's length is {length:g}; it must be above 0 and at most {_LONGEST:.3f} of the run (the plain mean)")
@@ -41,15 +41,15 @@ def exponent(length: float) -> float:
 
 
 def decay(g: float, update: int) -> float:
-    """Return the decay (1 - 1/t)^(g + 1) of update number t = `update` (from 1) for exponent `g`. It is 0 for the first."""
+    """Return (1 - 1/t)^(g + 1): the fraction of an average of exponent `g` that update t = `update` (from 1) keeps."""
     return math.pow(1 - 1 / update, g + 1)
 
 
 class PowerEma(Ema):
-    """Power-function average of the trained weights, in float32, updated after each step.
+    """Power-function average of the trained weights, in float32, updated after each step: update tau has a weight like tau^g.
 
-    `length`: its profile's standard deviation as a fraction of the run so far, such as 0.05. `average`: averages to continue from, by
-    parameter name. Raises PlaitError for a length outside (0, 0.288].
+    `length`: standard deviation of tau under these weights, as a fraction of the run so far, such as 0.05: how far back the average
+    reaches. `average`: averages to continue from, by parameter name. Raises PlaitError for a length outside (0, 0.288].
     """
 
     def __init__(self, length: float, average: Mapping[str, Tensor] | None = None) -> None:

@@ -18,7 +18,7 @@ STAGE_TOKENS = "stage_tokens"
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a stage is at one update, in the schedule's unit. `before` it and `after` it; `end`: where the schedule's curve ends."""
+    """How far a stage is, in steps or tokens (the schedule's unit): `before` and `after` an update; `end`: where the curve ends."""
 
     before: float
     after: float

@@ -11,9 +11,9 @@ _TAKEN = frozenset([errno.EEXIST, errno.ENOTDIR, errno.EISDIR])
 
 
 def told(error: Exception, run: Path) -> str | None:
-    """Return the line about an error during training, or None unless the directory `run` or its disk is at fault.
+    """Return the line for the user about an error in training; None unless the directory `run` or its disk is at fault.
 
-    That is if the directory is gone, the disk is full or failing, or a file or folder in it is of another kind than the run keeps there.
+    They are if the directory is gone, the disk is full or failing, or a file or folder in it is of another kind than the run keeps there.
     """
     if not run.is_dir():
         return f"{run} is gone: it was moved or deleted while the run was training; move it back, and the same command continues"

@@ -12,10 +12,10 @@ log = logging.getLogger(__name__)
 
 
 def undo(run: Path, made: Sequence[Path], inode: int | None) -> None:
-    """Delete what a failed start wrote into `run`, and the folders `made` for it, the innermost first.
+    """Delete what a failed start wrote into `run`, then the folders `made` for it, innermost first, if empty.
 
-    An old run that was set aside for it (RUN.before-N) gets its name back. `inode`: that of `run` before the start, None where it was not
-    there.
+    `inode`: that of the folder `run` before the start, None where there was none. By it an old run is known that the start had set aside
+    (RUN.before-N), and gets its name back.
     """
     named = run.parent.glob(f"{glob.escape(run.name)}.before-*")
     aside = next((path for path in named if path.stat().st_ino == inode), None)

@@ -33,11 +33,11 @@ class Waiting:
 
 
 def until_written(write: Callable[[], Checkpoint], error: Exception, rank_files: RankFiles, waiting: Waiting, *, background: bool) -> None:
-    """Log the error of a write, and call `write` again until it succeeds.
+    """Log `error`, with which a checkpoint's write failed, and call `write` again until it succeeds.
 
-    `write` is called after each of PAUSES_S, and a last time once any rank waits for it: the next save, the stage's end or a stop. Without
-    `background` it is called once more, at once. Ranks that write together (`rank_files`) all call this, and try equally often. Raises the
-    error of the last try, and at once one that is not of the disk.
+    `write` is called after pauses of 10, 60 and then 300 s, and a last time once any rank waits for it (`waiting`, set by the training
+    thread): the next save, the stage's end or a stop. Without `background` it is called once more, at once. Ranks that write together
+    (`rank_files`) all call this, and try equally often. Raises the error of the last try, and at once one that is not of the disk.
     """
     last = False
     for number in itertools.count(1):

@@ -22,7 +22,11 @@ OTHER = "(none)"
 
 @dataclass(frozen=True)
 class Row:
-    """The tensors of a group and component that have one verdict (VERDICTS): how many, of how many values, their `names`."""
+    """The tensors of a group (weights, ema, moments, ...) and component (part of the model) that have one verdict.
+
+    `verdict`: keep (saved and used), initialise (needed, never trained before), drop (saved, without a place in the model) or missing
+    (trained, not saved). `tensors`: how many they are, of `values` elements together; `names`: of their parameters.
+    """
 
     group: str
     component: str
@@ -38,9 +42,10 @@ def compare(
     wanted: Mapping[str, set[str]],
     expected: set[str],
 ) -> list[Row]:
-    """Compare saved tensors, {group: {name: tensor}}, with a model's, {component: {name: parameter}}; returns the table's rows.
+    """Compare saved tensors, {group: {name: tensor}}, with a model's, {component: {name: parameter}}; returns Rows.
 
-    `wanted`: {group: names} of the parameters that train now and need such tensors. `expected`: names that the saved state says it trained.
+    `wanted`: {group: names} of the parameters that train now and need such tensors: those not saved count as `initialise`. `expected`:
+    names that the saved state says it trained: those without saved weights count as `missing`. Rows are sorted by group and component.
     """
     owner = {name: component for component, part in components.items() for name in part}
     shapes = {name: value.shape for part in components.values() for name, value in part.items()}

@@ -8,7 +8,7 @@ from plait.errors import PlaitError
 def check(run: Path) -> None:
     """Raise PlaitError for a pipe, socket or device in the run directory `run`.
 
-    Looked at are its own files, and those of assets/ and heartbeat/; checkpoints name their files in a manifest.
+    It looks at the directory's own files, and those of assets/ and heartbeat/; not into checkpoints, whose manifests list their files.
     """
     for path in [*run.glob("*"), *run.glob("heartbeat/*"), *run.glob("assets/**/*")]:
         if path.exists() and not path.is_file() and not path.is_dir():

@@ -66,7 +66,7 @@ def lock(run: Path) -> IO[str]:
 def cleared_if_failed(run: Path) -> Iterator[None]:
     """If the block raises, delete a new run directory in which nothing was saved, with parent folders made for it.
 
-    What was in the folder before stays, or comes back where it was set aside, and so does a run with a checkpoint, a row or a report.
+    What was there before stays, or gets its name back if it was set aside; so does a run with a checkpoint, a row of metrics or a report.
     """
     inode = run.stat().st_ino if run.is_dir() else None
     made = [folder for folder in (run, *run.parents) if not folder.exists()]
@@ -121,7 +121,7 @@ def refuse(run: Path, differences: Sequence[Difference]) -> None:
 
 
 def binding(differences: Sequence[Difference]) -> list[Difference]:
-    """Return the differences that would change the run's results. Those below a key of `FREE`, and paths of data that moved, would not."""
+    """Return the differences that would change results: not those of `FREE` (how a run computes and reports), or of data that moved."""
     return [item for item in differences if not (any(within(item[0], free) for free in FREE) or has_moved(*item[1:]))]
 
 

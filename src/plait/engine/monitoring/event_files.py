@@ -64,17 +64,17 @@ class TensorBoard:
 
 
 def fill(mirror: TensorBoard, rows: Sequence[Mapping[str, Any]], shown: Collection[Key]) -> None:
-    """Write those of `rows` that the event files lack, after a kill or a cut. `shown`: keys of the rows that they have."""
+    """Write those of `rows` that the event files lack, after a kill or a cut. `shown`: (step, names of figures) of each row they have."""
     for row in rows:
         if _key(row["step"], _scalars(row)) not in shown:
             mirror.row(row)
 
 
 def cut(run: Path, done: Callable[[int, bool], bool]) -> set[Key]:
-    """Cut every event file at its first event that is damaged or of a step to be run again. Returns the keys of what stays.
+    """Cut every event file at its first event that is damaged or of a step to be run again.
 
-    `done(step, held_out)`: whether what an event shows will not be computed again; `held_out`: it shows an evaluation. If the clock is
-    behind the newest file's name, files are renamed so that new ones sort last.
+    Returns (step, names of its figures) of each row that stays. `done(step, held_out)`: whether what an event shows will not be computed
+    again; `held_out`: it shows an evaluation. If the clock is behind the newest file's name, files are renamed so that new ones sort last.
     """
     paths = sorted(path for path in (run / "events").glob(f"{_PREFIX}*") if path.is_file())
     shown: set[Key] = set()

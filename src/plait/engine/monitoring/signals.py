@@ -25,7 +25,7 @@ class Paused(PlaitError):
 
 
 class Signals:
-    """Context manager: inside it, the signals in ASKING set a flag instead of ending the process. Only the main thread can enter it.
+    """Context manager: inside it, SIGTERM, SIGINT and others (ASKING) set a flag in place of ending the process. For the main thread.
 
     A process that was started to ignore SIGHUP, by `nohup`, goes on ignoring it.
     """
@@ -69,7 +69,7 @@ class Signals:
 
 
 def stopped_by(received: Sequence[str | None]) -> str:
-    """Return what stopped the ranks, as text. `received`: the name of the signal that each rank got, in rank order; None: it got none."""
+    """Return what stopped the ranks, such as "SIGTERM at rank 1". `received`: the signal's name that each rank got, in order, or None."""
     ranks = [rank for rank, name in enumerate(received) if name is not None]
     if not ranks:
         return "a rank that had no data for the next step"

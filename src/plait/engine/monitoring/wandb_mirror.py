@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 
 class WandB:
-    """The trainer's side of the mirror. It starts the child process, which sends W&B the rows that `metrics.jsonl` gains from now on.
+    """Mirrors metrics to Weights & Biases: starts a child process, which sends the rows that `metrics.jsonl` gains from now on.
 
     `run`: the run directory. `settings`: project, entity, name and mode (`track.wandb`). `config`: the run's configuration, shown at W&B.
     `identity`: the run's id at W&B.

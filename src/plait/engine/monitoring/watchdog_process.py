@@ -17,9 +17,10 @@ _STACKS_S = 1.0  # in which faulthandler writes
 
 
 def watch(rank: int) -> float | None:
-    """Read the lines on standard input until they end, or until none came for too long while process `rank` was not stopped.
+    """Read a rank's signs of life on standard input until they end, or none came for too long. Time in which it is stopped does not count.
 
-    Returns None at their end, else how long the rank may be silent, in seconds.
+    Each is a line, "ALLOWED LOOK": how many seconds the rank may be silent, and until its next line. `rank`: its process id. Returns None
+    at their end, else ALLOWED of the last line.
     """
     allowed_s, look_s, silent_s = float("inf"), 5.0, 0.0
     while True:
@@ -45,7 +46,11 @@ def is_stopped(process: int) -> bool:
 
 
 def main() -> None:
-    """Watch the process of the command line, and end it if it hangs."""
+    """Watch the process of the command line, and end it if it hangs.
+
+    The arguments are PID SIGNAL NAME. It sends SIGNAL, at which the process writes its stacks, then SIGKILL. NAME: the rank's, for the
+    message on standard error.
+    """
     rank, number, name = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
     for asked in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(asked, signal.SIG_IGN)  # a stop asked of the whole group is the rank's to answer

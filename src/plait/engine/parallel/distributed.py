@@ -220,9 +220,9 @@ def reshard_like(value: StoredTensor, pattern: Tensor) -> Tensor:
 
 
 def norm_of_all(norm: Tensor, sharded: Tensor) -> Tensor:
-    """Combine norms of this rank's rows of tensors over the ranks that share them: sqrt of the sum of squares.
+    """Combine norms of this rank's rows of tensors over the ranks that share the tensors: sqrt of the sum of squares.
 
-    They are 1-D, one per tensor. `sharded`: one of these tensors; where it is not sharded, the norms are returned as they are.
+    `norm`: 1-D, a norm per tensor, as is what it returns. `sharded`: one of the tensors; where it is not sharded, `norm` is returned.
     """
     if not isinstance(sharded, DTensor):
         return norm

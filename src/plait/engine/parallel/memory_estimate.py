@@ -25,7 +25,10 @@ _UNITS_AT_ONCE = 2  # FSDP2 gathers the next unit while one computes
 
 @dataclass(frozen=True)
 class ParameterCounts:
-    """How many values of a model train in a stage (`trained`), trained only before it (`paused`), and never did so far (`frozen`)."""
+    """How many values of a model train in a stage (`trained`), trained only before it (`paused`), and never did so far (`frozen`).
+
+    A unit is what FSDP gathers at once: a block (layer), or everything outside of blocks.
+    """
 
     trained: int
     paused: int = 0
@@ -35,8 +38,9 @@ class ParameterCounts:
     frozen_unit: int = 0
     """Values of the largest block that does not train at all."""
     unsharded_paused: int = 0
-    """Of `paused` and `frozen`, what is in no unit: outside of blocks, or in a block that trains in part. It is never sharded."""
+    """Those of `paused` outside of blocks, or in a block that trains in part: never sharded, full on every rank."""
     unsharded_frozen: int = 0
+    """Those of `frozen` that are never sharded either."""
 
 
 @dataclass(frozen=True)

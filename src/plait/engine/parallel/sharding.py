@@ -36,7 +36,8 @@ class Sharding:
     def wrap(self, blocks: Sequence[nn.Module], trained: Collection[str], layout: Layout, ranks: Ranks) -> None:
         """Move the model to this rank's device and shard it over ranks as `layout` says; parameters keep names and values.
 
-        `trained`: names of the parameters that train in this stage. One unit at a time is full, so the model need not fit on one device.
+        `blocks`: the modules (layers) that are sharded one by one; what trains outside of them is one more unit. `trained`: names of the
+        parameters that train in this stage. One unit at a time is full, so the model need not fit on one device.
         """
         self.unwrap()
         if layout.shards == 1:
