@@ -25,12 +25,12 @@ def command(*words: object) -> str:
 class PlaitError(Exception):
     """An error that the user can fix: one line that says what happened, the values, and what to do next.
 
-    The command line prints it and exits with `exit_code`: 2 for bad input, 1 for a run that stopped itself.
+    The command line prints it and exits with `exit_code`: 2 for bad input, 1 for a run that stopped itself. `of_one_sample`: whether one
+    that is raised while a sample is read is that sample's fault, which is then replaced; False: it ends the run.
     """
 
     exit_code = 2
     of_one_sample = True
-    """Whether, when it is raised while a sample is read, that sample is at fault and is replaced; False: the error ends the run."""
 
 
 class BadSample(PlaitError):

@@ -14,8 +14,9 @@ from plait.families import registry
 def open_checked(path: Path, overrides: Sequence[str] = (), *, words: Sequence[str] = (), compared: bool = False) -> Resolved:
     """Read a configuration, or that of the run directory `path`, and also check the mixtures (lists of weighted data sets) it names.
 
-    `overrides`, `words`: as in `open_config`; `compared`: as in `open_run_config`. Opens no data. Raises PlaitError for any fault of the
-    configuration or a mixture.
+    `overrides`: settings that replace the file's, as "optim.lr=1e-4". `words`: arguments of another trainer's launch script, where `path`
+    is one. `compared`: give no warning of a run's configuration that was edited, as a start compares it later. Opens no data. Raises
+    PlaitError for any fault of the configuration or a mixture.
     """
     if path.is_dir():
         resolved = open_run_config(path, [f"run={path}", *overrides], compared=compared)

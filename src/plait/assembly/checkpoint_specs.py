@@ -44,9 +44,10 @@ def _at_stage(path: Path) -> Path:
 
 
 def locate(spec: str, forms: str = FORMS) -> Checkpoint:
-    """Return the checkpoint that a spec names, after verifying its files. Of a run or a stage, it is the newest intact one.
+    """Return the checkpoint that `spec` names (RUN, RUN@STEP, RUN/STAGE, RUN/STAGE@best, a step folder), after verifying its files.
 
-    Raises PlaitError if there is none; `forms`, a text that says what a spec may look like, ends the message.
+    Of a run or a stage, it is the newest intact one. Raises PlaitError if there is none; `forms`, a text that says what a spec may look
+    like, ends the message.
     """
     path, mark = split(spec)
     if not path.exists():
@@ -60,9 +61,9 @@ def locate(spec: str, forms: str = FORMS) -> Checkpoint:
 
 
 def run_named(spec: str) -> Path | None:
-    """Return the run directory of the checkpoint that a spec names; None for a spec that names no run, stage or checkpoint.
+    """Return the run directory of the checkpoint that `spec` names (RUN, RUN@STEP, RUN/STAGE@best, ...); None if it names none.
 
-    Raises PlaitError for a spec of a run, stage or step that has no intact checkpoint there.
+    Raises PlaitError for a run, stage or step that has no intact checkpoint there.
     """
     path, mark = split(spec)
     if not mark and not (checkpoint.run_of(path) / "config.yaml").is_file():

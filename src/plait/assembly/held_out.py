@@ -24,7 +24,10 @@ from plait.families.ablation import ablated
 
 
 def choose(sizes: Sequence[int], count: int | None, seed: int) -> tuple[SampleId, ...]:
-    """Choose `count` random samples (None: all) from sources of lengths `sizes`, all equally likely; the same for the same `seed`."""
+    """Choose `count` samples (None: all) at random from sources of lengths `sizes`, all samples equally likely.
+
+    They are in the order of the draw, which `seed` alone decides: a larger count begins with the same samples.
+    """
     total = sum(sizes)
     chosen = []
     for position in range(total if count is None else min(count, total)):

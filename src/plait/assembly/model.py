@@ -92,7 +92,7 @@ class ModelBundle:
 def build_model(config: RunConfig, run: Path, ranks: Ranks, loaded: Callable[[], overwritten.Shapes] = dict) -> ModelBundle:
     """Build the model in CPU memory; all ranks call this. Rank 0 first writes the files that it needs (a tokenizer) to `run`/assets.
 
-    `loaded`: called then; returns shapes of weights that replace parts, which are not read. Raises PlaitError for unreadable weights.
+    `loaded`: called then; returns {name: shape} of weights that replace parts, which are not read. Raises PlaitError for unreadable ones.
     """
     family = registry.load(config.family)
     section = family.Config.model_validate(config.model)

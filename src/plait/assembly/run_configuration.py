@@ -18,7 +18,7 @@ _CHANGED = "not as plait wrote it: it was edited or damaged"
 def open_run_config(run: Path, overrides: Sequence[str] = (), *, compared: bool = False) -> Resolved:
     """Read the configuration in run directory `run`, changed by `overrides` ("optim.lr=1e-4"). Raises PlaitError if there is none.
 
-    Where config.yaml cannot be read, the newest checkpoint's copy is, with a warning. One that was edited or cut is read with a warning
+    Where config.yaml cannot be read, the newest checkpoint's copy is, with a warning. If it was edited, it is read as it is, with a warning
     too, unless it is `compared` with the copy later, by a start.
     """
     regular_files.check(run)
@@ -43,15 +43,18 @@ def open_accepted(run: Path) -> Resolved:
 
 
 def open_of_checkpoint(run: Path, folder: Path) -> Resolved:
-    """Read the configuration in `file_of_checkpoint`. Raises PlaitError if it cannot be read."""
+    """Read the configuration of `run` for its checkpoint `folder`: config.yaml, or a checkpoint's copy if that was edited or damaged.
+
+    Raises PlaitError if neither can be read.
+    """
     return open_file(file_of_checkpoint(run, folder))
 
 
 def file_of_checkpoint(run: Path, folder: Path) -> Path:
-    """Return the file with the settings of a checkpoint's run: config.yaml, or a copy if that was edited or damaged.
+    """Return the file with the settings of a checkpoint's run: config.yaml, or a checkpoint's copy if that was edited or damaged.
 
-    `folder`: the checkpoint's, whose copy goes before the newest; one that is read is told in a warning. Raises PlaitError if neither
-    config.yaml nor the copy can be read.
+    `folder`: the checkpoint's; its own copy is preferred to that of the newest one. A warning says which copy is taken. Raises PlaitError
+    if neither config.yaml nor the copy can be read.
     """
     own = folder / signed.COPY
     path = _accepted(run, own if signed.is_as_written(own) else signed.newest_copy(run), "is read in its place")

@@ -52,7 +52,8 @@ class LatentCodec(Protocol):
 def open_latents(name: str, device: str = "cpu") -> LatentCodec:
     """Open a codec of images to latents: `tiny`, `tiny:DOWNSAMPLExCHANNELS`, or a folder or Hub repository with a diffusers VAE.
 
-    That is an AutoencoderKL or AutoencoderKLWan. Raises PlaitError for any other name.
+    That is an AutoencoderKL or AutoencoderKLWan. `tiny` has no weights: patches of 4 pixels a side in 48 functions of a fixed cosine basis,
+    or of DOWNSAMPLE pixels in CHANNELS. Raises PlaitError for any other name.
     """
     if name.partition(":")[0] == "tiny":
         match = re.fullmatch(r"tiny(?::(\d+)x(\d+))?", name)
@@ -81,7 +82,7 @@ def open_texts(name: str, max_tokens: int | None = None, device: str = "cpu") ->
 def open_images(name: str, device: str = "cpu") -> "TinyImages | Dino":
     """Open an encoder of images to vectors: `tiny`, or a folder or Hub repository with a DINOv2 or DINOv3 model (transformers format).
 
-    Raises PlaitError for any other name.
+    `tiny` has no weights: it gives 64 numbers on an image's colours and shape. Raises PlaitError for any other name.
     """
     if name == "tiny":
         return TinyImages()

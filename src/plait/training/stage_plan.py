@@ -79,7 +79,10 @@ class StagePlan:
         return xxhash.xxh3_64_hexdigest(repr(parts).encode())
 
     def manifest(self, model: nn.Module, ever_trained: set[str], ranks: int, torch_version: str) -> dict[str, Any]:
-        """Return the stage's part of a manifest.json: `stage`, `trainable`, `steps`, `components`, `data`, `order`, `ranks`, `versions`."""
+        """Return the stage's part of a manifest.json: `stage`, `trainable`, `steps`, `components`, `data`, `order`, `ranks`, `versions`.
+
+        `ever_trained`: names of parameters that train now or did in an earlier stage, whose weights the checkpoint holds.
+        """
         sizes = {name: value.numel() for name, value in model.named_parameters()}
         contents = {}
         for component, names in self.components.items():
@@ -136,7 +139,7 @@ def plan_stage(view: StageView, bundle: ModelBundle, batches: BatchChanges = ())
 
 
 def steps_of(view: StageView, batches: BatchChanges = ()) -> int:
-    """Return a stage's number of optimizer steps. `batches`: as in `plan_stage`. Raises PlaitError if data that decides it is missing."""
+    """Return a stage's optimizer steps. `batches`: its (step, samples per step from it on). Raises PlaitError if data for it is missing."""
     steps = view.config.train.steps
     return steps if steps is not None else planned_steps(view.config, open_training(view.config).order(view, batches))
 

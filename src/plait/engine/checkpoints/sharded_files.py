@@ -128,10 +128,7 @@ def check_header(path: Path) -> None:
 
 
 def sizes(folder: Path, group: str, listed: Sequence[str]) -> dict[str, int]:
-    """Return the number of elements of each full tensor of a group, by name. Only headers of the files of all ranks are read.
-
-    `folder`: the checkpoint's, such as step-00001000. `listed`: all file names in its manifest, relative to it; other groups' are ignored.
-    """
+    """Return {name: number of elements} of a group's full tensors in the checkpoint `folder`. `listed`: all files of its manifest."""
     counts: dict[str, int] = {}
     for name in sorted(name for name in listed if name.partition("/")[0].removesuffix(".safetensors") == group):
         with safe_open(folder / name, "pt") as file:
