@@ -70,6 +70,7 @@ EXAMS = {
     "pixmo_count_counting:test": 1,
     "pointing_eval": 1,
     "pixmo_cap:validation": 4,
+    "pixmo_cap_with_transcripts:validation": 4,
     "science_qa:test": 1,
     "android_control_ll": 3,
     "android_control": 3,

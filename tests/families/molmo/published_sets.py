@@ -188,7 +188,7 @@ def android_control(root: Path) -> None:
 def pixmo(root: Path) -> None:
     points = [{"x": 10.0, "y": 20.0}, {"x": 50.04, "y": 60.0}]
     whole = {
-        "pixmo-cap": {"caption": " A long caption. ", "transcripts": ["a"]},
+        "pixmo-cap": {"caption": " A long caption. ", "transcripts": ["So here we", " a frog sits. "]},
         "pixmo-cap-qa": {"question": "[USER] How many? [ASSISTANT]", "answer": "Two.", "messages": ["How many?", "Two.", "Why?", "So."]},
         "pixmo-ask-model-anything": {"question": "Who?", "answer": "A frog."},
         "pixmo-point-explanations": {

@@ -1,6 +1,7 @@
 """The `model:` section: defaults that follow each other, and one line for what cannot be."""
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from plait.errors import PlaitError
@@ -42,3 +43,16 @@ def test_a_debug_run_without_its_tokenizer_says_where_it_is(tmp_path):
 @pytest.mark.parametrize("preset", ["debug", "captioner", "multitask"])
 def test_presets_exist_and_open_with_their_command(preset):
     assert registry.preset("molmo", preset).read_text().startswith("# Run:")
+
+
+PUBLISHED = {  # of the reference's two training scripts
+    "captioner": "style: style_and_length, format: none, wordings: false, residual_dropout: 0.0, response_residual_dropout: 0.1",
+    "multitask": "style: demo_or_style, format: role, wordings: true, residual_dropout: 0.1, response_residual_dropout: 0.0",
+}
+
+
+@pytest.mark.parametrize(("preset", "settings"), PUBLISHED.items())
+def test_presets_have_the_published_settings(preset, settings):
+    config = Config(**yaml.safe_load(registry.preset("molmo", preset).read_text())["model"])
+    wanted = yaml.safe_load(f"{{{settings}}}")
+    assert {name: getattr(config, name) for name in wanted} == wanted

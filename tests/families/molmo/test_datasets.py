@@ -41,7 +41,7 @@ def test_every_dataset_and_split_gives_pictures_and_answers(root, name, split):
     for i in {0, len(source) - 1}:
         sample = source[i]
         assert sample["images"][0][:4] == b"\x89PNG"
-        assert all(all(turns) and (len(turns) == 1) == hidden for turns in turns_of(sample))
+        assert all((turns[0] or "transcripts" in name) and turns[-1] and (len(turns) == 1) == hidden for turns in turns_of(sample))
         assert sample["fields"]["dataset"] == name
 
 
@@ -72,6 +72,18 @@ def test_pointing_and_counting_forms_say_the_same_points(root):
     assert turns_of(opened(root, "pixmo_points", "train")[0])[0][1] == points.format("pointing")
     counted = f"Counting the {points.format('counting')} shows a total of 2."
     assert turns_of(opened(root, "pixmo_points_high_freq_counting", "train")[0])[0][1] == counted
+
+
+def test_captions_come_with_one_of_their_transcripts_by_style_alone(root):
+    source = opened(root, "pixmo_cap_with_transcripts", "train")
+    samples = [source.draw(0, key) for key in range(40)]
+    spoken = {turns_of(sample)[1] for sample in samples}
+    assert spoken == {("", "So here we"), ("", "a frog sits.")}  # which one is drawn anew each epoch
+    assert [annotation["style"] for annotation in samples[0]["annotations"]] == ["long_caption", "transcript"]
+    assert {turns_of(sample)[0][1] for sample in samples} == {"A long caption."}
+    assert opened(root, "cockatoo_and_transcript_712k_sept6", "validation")[0]["annotations"][1]["style"] == "transcript"
+    with pytest.raises(BadSample, match="a caption without a transcript"):
+        source.spec.convert({"caption": "A frog.", "transcripts": []}, np.random.default_rng(0), None)
 
 
 def test_pixmo_count_turns_pixels_into_percent_and_keeps_counts_without_points(root):

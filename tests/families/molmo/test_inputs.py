@@ -9,7 +9,7 @@ import torch
 from plait.errors import BadSample
 from plait.families.molmo import family
 from plait.families.molmo.config import Config
-from plait.families.molmo.inputs import inspect
+from plait.families.molmo.inspection import inspect
 from tests.families.molmo.conftest import sample, turns
 
 
@@ -88,6 +88,35 @@ def test_inputs_shuffle_annotations_by_key_in_training_only(make):
     orders = {tuple(inputs.encode(many, key).row.ids.tolist()) for key in range(5)}
     assert len(orders) > 1
     assert torch.equal(inputs.encode(many, 3).row.ids, inputs.encode(many, 3).row.ids)
+
+
+def bare(**messages):
+    return {
+        "messages": [
+            {"role": "user", "content": "Describe this.", "bare": messages.pop("bare")},
+            {"role": "assistant", "content": "a frog"},
+        ]
+    }
+
+
+@pytest.mark.parametrize(
+    ("settings", "prompts"),
+    [
+        ({"style": "style_and_length", "format": "none", "wordings": False}, [" long_caption 65: a frog", " transcript 65: a frog"]),
+        ({"style": "style_and_length", "format": "none"}, [" long_caption 65: Describe this. a frog", " transcript 65: a frog"]),
+        (
+            {"style": "demo_or_style"},
+            [" User: Describe this. Assistant: a frog", " User: transcript: Assistant: a frog"],
+        ),
+    ],
+)
+def test_captions_are_asked_for_by_their_style_alone_where_wordings_are_off(make, settings, prompts):
+    _, _, inputs = make(**settings)
+    spoken = [{"role": "user", "content": ""}, {"role": "assistant", "content": "a frog"}]
+    both = [{**bare(bare=""), "style": "long_caption"}, {"messages": spoken, "style": "transcript"}]
+    row = inputs.encode({**sample(1), "annotations": both}, 0).row
+    texts = [inputs.tokenizer.decode(row.ids[row.annotations == number].tolist()) for number in (1, 2)]
+    assert texts == prompts
 
 
 def test_inputs_refuse_a_sample_without_an_answer(make):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from plait.errors import BadSample, PlaitError
-from plait.families.molmo.sequence import PADDING, SHARED, Annotation, attention_mask, batch_rows, build_row
+from plait.families.molmo.packing.sequence import PADDING, SHARED, Annotation, attention_mask, batch_rows, build_row
 
 PREFIX = [0, 900, 902, 901]
 ONE = Annotation([11, 12, 13, 0], [0, 0, 1, 1])

@@ -107,8 +107,8 @@ def _data(script: str, word: str, small: bool) -> dict[str, Any]:
         scenes = [{"source": "scenes", "options": {**_SCENES, "tasks": _TASKS[script]}}]
         sections: dict[str, Any] = {"data": {"train": scenes, "validation": scenes}}
     elif script == CAPTIONER:
-        captions = [{"source": "dataset", "name": "pixmo_cap"}]
-        sections = {"data": {"train": captions, "validation": captions}}
+        train, held_out = ([{"source": "dataset", "name": name}] for name in ("pixmo_cap_with_transcripts", "pixmo_cap"))
+        sections = {"data": {"train": train, "validation": held_out}}
     else:
         sections = {"data": {"mixture": word}}
     every = 100 if small else 1000

@@ -110,6 +110,9 @@ class Config(ModelSection):
         default="demo_or_style",
         description="what a prompt begins with: the style's name; not for demo styles in 90 % of draws; the name and a length",
     )
+    wordings: bool = Field(
+        default=True, description="named datasets ask for captions, points and counts in drawn wordings; false: by their label alone"
+    )
     default_style: str | None = Field(
         default=None, description="style of a sample that names none; None: user_qa where it has a question, else long_caption"
     )

@@ -61,15 +61,16 @@ class Scored:
         prompts = [_prompt(inputs, sample) for sample in samples]
         usable = [(sample, prompt) for sample, prompt in zip(samples, prompts, strict=True) if isinstance(prompt, Example)]
         limits = [self.tokens or _answer_limit(inputs, sample) for sample, _ in usable]
+        wordings = inputs.config.wordings
         texts = iter(answers(model, inputs, [prompt for _, prompt in usable], max_new_tokens=limits) if usable else [])
         return [
-            self._row(sample, None, prompt) if isinstance(prompt, str) else self._row(sample, next(texts), None)
+            self._row(sample, question(sample, wordings), *((None, prompt) if isinstance(prompt, str) else (next(texts), None)))
             for sample, prompt in zip(samples, prompts, strict=True)
         ]
 
-    def _row(self, sample: Sample, answer: str | None, bad: str | None) -> Row:
+    def _row(self, sample: Sample, asked: str, answer: str | None, bad: str | None) -> Row:
         gold = " | ".join(dict.fromkeys(golds(sample)))
-        row: Row = {"id": sample["id"], "question": question(sample), "answer": answer or "", "gold": gold}
+        row: Row = {"id": sample["id"], "question": asked, "answer": answer or "", "gold": gold}
         if bad is not None:
             return {**row, "bad": bad}
         try:
@@ -124,9 +125,9 @@ def _truths(sample: Sample) -> list[str]:
     return given
 
 
-def question(sample: Sample) -> str:
-    """Return the question: the text of the last user turn, or "" if there is none."""
-    return next((message["content"].strip() for message in reversed(_messages(sample)) if message["role"] == "user"), "")
+def question(sample: Sample, wordings: bool = True) -> str:
+    """Return the question: the text of the last user turn, or "" if there is none. `wordings`: false where labels alone are asked."""
+    return next((message["content"].strip() for message in reversed(_messages(sample, wordings)) if message["role"] == "user"), "")
 
 
 def task(sample: Sample) -> str | None:
@@ -135,8 +136,8 @@ def task(sample: Sample) -> str | None:
     return None if name is None else str(name)
 
 
-def _messages(sample: Sample) -> list[dict[str, str]]:
-    return styles.conversations(sample, "")[0][0]
+def _messages(sample: Sample, wordings: bool = True) -> list[dict[str, str]]:
+    return styles.conversations(sample, "", wordings=wordings)[0][0]
 
 
 def _field(sample: Sample, name: str) -> Any:

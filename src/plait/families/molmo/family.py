@@ -7,7 +7,8 @@ from plait.families.limits import Limits, language_positions
 from plait.families.molmo import towers
 from plait.families.molmo.config import DEBUG, SOURCES, Config
 from plait.families.molmo.generate import GenerateOptions, generate
-from plait.families.molmo.inputs import Inputs, inspect
+from plait.families.molmo.inputs import Inputs
+from plait.families.molmo.inspection import inspect
 from plait.families.molmo.loss import Loss
 from plait.families.molmo.model import blocks, build, components
 from plait.families.molmo.published import build_over

@@ -15,7 +15,7 @@ from transformers import DynamicCache
 from plait.errors import PlaitError
 from plait.families.molmo.inputs import Example, Inputs
 from plait.families.molmo.model import Batch, Molmo
-from plait.families.molmo.sequence import PADDING
+from plait.families.molmo.packing.sequence import PADDING
 from plait.files import write_json
 from plait.keys import key
 from plait.nn.decoding import GREEDY, Sampling, decode

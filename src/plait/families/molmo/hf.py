@@ -30,7 +30,7 @@ from transformers.utils.hub import cached_file
 from plait.families.molmo.config import Config
 from plait.families.molmo.inputs import Inputs, TextTokenizer
 from plait.families.molmo.model import assemble
-from plait.families.molmo.sequence import PADDING
+from plait.families.molmo.packing.sequence import PADDING
 from plait.families.molmo.towers import new_vision
 from plait.nn import trust
 

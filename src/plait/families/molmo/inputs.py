@@ -7,7 +7,6 @@ task's name, such as vqa2 or long_caption, that may begin a prompt. Weights are 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +20,12 @@ from plait.errors import BadSample, PlaitError
 from plait.families import limits
 from plait.families.molmo import styles, towers
 from plait.families.molmo.config import IMAGE_PROMPT, IMAGE_TOKENS, Config
-from plait.families.molmo.sequence import Annotation, Row, batch_rows, build_row, unsupervised
+from plait.families.molmo.packing.sequence import Annotation, Row, batch_rows, build_row, unsupervised
 from plait.families.molmo.styles import Conversation, TextSpan
-from plait.families.molmo.tiling import PATCH, TiledImage, tile
+from plait.families.molmo.tiling import TiledImage, tile
 from plait.keys import rng
 
 Sample = dict[str, Any]
-
-_ENCODERS = {"clip": "CLIP", "siglip": "SigLIP", "dino": "DINOv2"}
 
 
 @dataclass(frozen=True)
@@ -91,7 +88,7 @@ class Inputs:
 
     def encode(self, sample: Sample, key: int) -> Example:
         """Encode all annotations with labels; in training `key` seeds styles, lengths, order. Raises BadSample: no answer, too long, ..."""
-        conversations = styles.conversations(sample, self.config.default_style)
+        conversations = styles.conversations(sample, self.config.default_style, wordings=self.config.wordings)
         random = rng(key, "text") if self.train else None
         if random is not None and len(conversations) > 1:
             conversations = [conversations[i] for i in random.permutation(len(conversations))]
@@ -110,7 +107,7 @@ class Inputs:
 
     def prompt(self, sample: Sample) -> Example:
         """Encode the first annotation up to its last user turn, for generation, untruncated. Raises BadSample: bad image, too long, ..."""
-        messages, style, _ = styles.conversations(sample, self.config.default_style)[0]
+        messages, style, _ = styles.conversations(sample, self.config.default_style, wordings=self.config.wordings)[0]
         last = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=None)
         system = [message for message in messages[:1] if message["role"] == "system"]
         question = list(messages[: last + 1]) if last is not None else system or [{"role": "user", "content": ""}]
@@ -186,44 +183,3 @@ def _annotation_weight(weighting: str, tokens: int, annotations: int) -> float:
         return 1.0
     shared = math.sqrt(1 / annotations)
     return shared if weighting == "root_subsegments" else 2 / math.sqrt(max(tokens - (annotations > 1), 1)) * shared
-
-
-def inspect(inputs: Inputs, sample: Sample, example: Example) -> dict[str, Any]:
-    """Return {"images": [(H, W, 3) uint8], "labels": a name per image, "text": [(text, supervised)], "notes": {name: number}} to show."""
-    row = example.row
-    notes = {
-        "tokens": len(row),
-        "supervised": int((row.loss_weights > 0).sum()),
-        "image tokens": int((row.ids >= inputs.tokenizer.image_start).sum()),
-        "crops": sum(len(tiled.crops) for tiled in example.tiles),
-        "annotations": int(row.annotations.max()),
-        "cut": row.cut,
-    }
-    crops = [crop.permute(1, 2, 0).numpy() for tiled in example.tiles for crop in tiled.crops]
-    labels = _labels(f"{_ENCODERS[inputs.config.tower.kind]}, {inputs.config.tower.image} px", example.tiles)
-    return {"images": crops, "labels": labels, "text": _text_runs(inputs.tokenizer, row), "notes": notes}
-
-
-def _labels(tower: str, tiles: Sequence[TiledImage]) -> list[str]:
-    """Return what each crop of each image is: ["CLIP, 336 px, whole picture", "CLIP, 336 px, crop 1 of 4", ...]."""
-    labels = []
-    for number, tiled in enumerate(tiles, 1):
-        which = f"{tower}, picture {number}" if len(tiles) > 1 else tower
-        count = len(tiled.crops) - 1  # the first shows the whole picture
-        labels += [f"{which}, whole picture", *(f"{which}, crop {crop} of {count}" for crop in range(1, count + 1))]
-    return labels
-
-
-def _text_runs(tokenizer: TextTokenizer, row: Row) -> list[tuple[str, bool]]:
-    """Return (text, supervised) of each run of text or image positions; images are shortened to the number of their patches."""
-    image = row.ids >= tokenizer.image_start
-    supervised = torch.zeros(len(row), dtype=torch.bool)
-    supervised[1:] = row.loss_weights[:-1] > 0  # the weight of a position is that of the token after it
-    starts_run = torch.ones(len(row), dtype=torch.bool)
-    starts_run[1:] = (image[1:] != image[:-1]) | (supervised[1:] != supervised[:-1])
-    runs: list[tuple[str, bool]] = []
-    for start, stop in pairwise([*starts_run.nonzero()[:, 0].tolist(), len(row)]):
-        ids = row.ids[start:stop].tolist()
-        patches = sum(i == tokenizer.image_start + PATCH for i in ids)
-        runs.append((f"[image x {patches}]" if image[start] else tokenizer.decode(ids, special=True), bool(supervised[start])))
-    return runs

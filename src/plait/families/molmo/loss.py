@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from plait.engine import loss as contract
 from plait.engine.loss import Batch
 from plait.families.molmo.config import Config
-from plait.families.molmo.sequence import PADDING
+from plait.families.molmo.packing.sequence import PADDING
 
 
 class Loss(contract.Loss):

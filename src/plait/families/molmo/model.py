@@ -17,7 +17,7 @@ from transformers.cache_utils import Cache
 from plait.families.molmo import towers
 from plait.families.molmo.config import Config
 from plait.families.molmo.connector import Connector
-from plait.families.molmo.sequence import attention_mask
+from plait.families.molmo.packing.sequence import attention_mask
 from plait.families.molmo.tiling import PATCH
 from plait.families.molmo.towers import VisionTower, embedding_rows
 from plait.keys import key

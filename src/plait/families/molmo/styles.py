@@ -132,8 +132,8 @@ def count_image_marks(messages: Sequence[Message]) -> int:
     return sum(len(_MARKS.findall(message["content"])) for message in messages if message["role"] == "user")
 
 
-def conversations(sample: dict[str, Any], default_style: str | None) -> list[Conversation]:
-    """Return (messages, style, loss weight) of each annotation of a sample.
+def conversations(sample: dict[str, Any], default_style: str | None, *, wordings: bool = True) -> list[Conversation]:
+    """Return (messages, style, loss weight) of each annotation of a sample. `wordings`: false takes the `bare` form of what has one.
 
     A sample may list `annotations` of its image, each with `messages`, `style` and `weight`; otherwise its `messages` are the only one. The
     style is the annotation's, else the sample's field `style`, else `default_style`, else "user_qa", or "long_caption" without question.
@@ -141,7 +141,10 @@ def conversations(sample: dict[str, Any], default_style: str | None) -> list[Con
     annotations = sample.get("annotations") or [{"messages": sample["messages"]}]
     given = sample["fields"].get("style", default_style)
     styles = [a.get("style", given) or ("user_qa" if _asks(a["messages"]) else "long_caption") for a in annotations]
-    return [(a["messages"], str(s), float(a.get("weight", sample.get("weight", 1.0)))) for a, s in zip(annotations, styles, strict=True)]
+    text = "content" if wordings else "bare"
+    asked = [[{**turn, "content": turn.get(text, turn["content"])} for turn in a["messages"]] for a in annotations]
+    weights = [float(a.get("weight", sample.get("weight", 1.0))) for a in annotations]
+    return list(zip(asked, map(str, styles), weights, strict=True))
 
 
 def _asks(messages: Sequence[Message]) -> bool:

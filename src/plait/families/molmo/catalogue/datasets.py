@@ -41,6 +41,7 @@ ALIASES = {
     "ai2_diagram_v2_mix_transparent": "ai2d",
     "chart_qa_weighted": "chart_qa",
     "cockatoo_712k_sept6": "pixmo_cap",
+    "cockatoo_and_transcript_712k_sept6": "pixmo_cap_with_transcripts",
     "coco_2014_vqa": "vqa2",
     "coco_2014_vqa_multi": "vqa2",
     "count_qa": "countbench_qa",

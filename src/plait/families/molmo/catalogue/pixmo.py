@@ -31,7 +31,14 @@ def _pairs(listed: Any) -> list[points.Point]:
 
 
 def _caption(row: Row, random: Random, size: Size) -> list[Conversation]:
-    return [Conversation(one_of(CAPTION, random), row["caption"].strip(), "long_caption")]
+    return [Conversation(one_of(CAPTION, random), row["caption"].strip(), "long_caption", bare="")]
+
+
+def _caption_and_transcript(row: Row, random: Random, size: Size) -> list[Conversation]:
+    """Return two conversations: the caption, and what one of the people who described the picture aloud said, drawn each time."""
+    if not row["transcripts"]:
+        raise BadSample("a caption without a transcript")
+    return [*_caption(row, random, size), Conversation("", one_of(row["transcripts"], random).strip(), "transcript")]
 
 
 def _answer(row: Row, random: Random, size: Size) -> list[Conversation]:
@@ -80,7 +87,7 @@ def _pointing_conversation(row: Row, targets: list[points.Point], counting: bool
         gold["masks"] = row["masks"]
     write = points.write_count if counting else points.write
     question = one_of(COUNT if counting else POINT, random).format(label)
-    return Conversation(question, write(targets, label), "point_count" if counting else "pointing", gold)
+    return Conversation(question, write(targets, label), "point_count" if counting else "pointing", gold, bare=label)
 
 
 def _pixmo_count(counting: bool) -> Converter:
@@ -91,8 +98,10 @@ def _pixmo_count(counting: bool) -> Converter:
         if pixels:
             width, height = size()
             return [_pointing_conversation(row, [points.percent(x, y, width, height) for x, y in pixels], counting, random)]
-        question = one_of(COUNT, random).format(str(row["label"]).strip().lower())
-        return [Conversation(question, str(row["count"]), "point_count", {"count": int(row["count"])})]
+        label = str(row["label"]).strip().lower()
+        return [
+            Conversation(one_of(COUNT, random).format(label), str(row["count"]), "point_count", {"count": int(row["count"])}, bare=label)
+        ]
 
     return convert
 
@@ -136,6 +145,7 @@ def _method(method: str) -> tuple[str, Callable[[Any], bool]]:
 _POINTS = {False: _whole("pixmo-points", keep=_method("pointing")), True: _whole("pixmo-points", keep=_method("counting"))}
 PIXMO: dict[str, Spec] = {
     "pixmo_cap": _spec("pixmo-cap", _whole("pixmo-cap"), _caption, "caption", held_out=True),
+    "pixmo_cap_with_transcripts": _spec("pixmo-cap", _whole("pixmo-cap"), _caption_and_transcript, "caption", held_out=True),
     "pixmo_cap_qa": _spec("pixmo-cap-qa", _whole("pixmo-cap-qa"), _synthetic, held_out=True),
     "pixmo_ask_model_anything": _spec("pixmo-ask-model-anything", _whole("pixmo-ask-model-anything"), _answer, "anls", held_out=True),
     "pixmo_point_explanations": _spec(

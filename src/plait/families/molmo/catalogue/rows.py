@@ -197,7 +197,7 @@ class Conversation:
     """A conversation about a row's image: a question with its answer, and in `more` the (question, answer) pairs of later turns.
 
     `style`: the task's name. `gold`: {field of the sample: value} for the rule that scores answers. `weight`: factor on its loss weights.
-    `answer`: None where it is not published.
+    `answer`: None where it is not published. `bare`: the question where prompts have no drawn wording: a label, or ""; None: the same.
     """
 
     question: str
@@ -206,13 +206,15 @@ class Conversation:
     gold: dict[str, Any] = field(default_factory=dict)
     weight: float = 1.0
     more: tuple[tuple[str, str], ...] = ()
+    bare: str | None = None
 
     @property
     def messages(self) -> list[dict[str, str]]:
-        """Return all turns as [{"role": "user", "content": ...}, {"role": "assistant", ...}, ...]."""
+        """Return all turns as [{"role": "user", "content": ...}, {"role": "assistant", ...}, ...]; the first may have `bare` too."""
         pairs = [(self.question, self.answer), *self.more]
         turns = [(role, text) for pair in pairs for role, text in zip(("user", "assistant"), pair, strict=True)]
-        return [{"role": role, "content": text} for role, text in turns if text is not None]
+        told = [{"role": role, "content": text} for role, text in turns if text is not None]
+        return told if self.bare is None else [{**told[0], "bare": self.bare}, *told[1:]]
 
 
 Size = Callable[[], tuple[int, int]]
