@@ -231,11 +231,11 @@ def test_a_broken_line_costs_that_line_through_every_reader_of_lines(tmp_path, k
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        (b"x.png,b,c,d", "a.csv:2 has 4 cells, and the header 2: quote cells that hold ','"),
-        (b"x.png", "a.csv:2 has 1 cells, and the header 2: give it the others, empty ones if need be"),
-        (b"x.png,h\xe4llo", "a.csv:2 is not UTF-8 text: invalid"),
-        (b'x.png,"a" b', "a.csv:2 is no row of CSV: ',' expected after '\"'"),
-        (b'x.png,"a NEWLINE c "b', "a.csv:2 (2 lines, by a quote) is no row of CSV: ',' expected after '\"'"),
+        (b"x.png,b,c,d", "a.csv:3 has 4 cells, and the header 2: quote cells that hold ','"),
+        (b"x.png", "a.csv:3 has 1 cells, and the header 2: give it the others, empty ones if need be"),
+        (b"x.png,h\xe4llo", "a.csv:3 is not UTF-8 text: invalid"),
+        (b'x.png,"a" b', "a.csv:3 is no row of CSV: ',' expected after '\"'"),
+        (b'x.png,"a NEWLINE c "b', "a.csv:3 (2 lines, by a quote) is no row of CSV: ',' expected after '\"'"),
         (b"x.png,", "no text: `caption` is null"),
         (b'x.png,"  "', "an empty answer"),
         (b"x.png," + b"y" * 1_000_001, "a text of 1,000,001 characters is over the limit"),
@@ -678,7 +678,7 @@ def test_the_collected_cases_give_what_is_right(tmp_path, kind, name, more, good
 @pytest.mark.parametrize("text", ["caption,label\na cat,1,\na dog,2,\n", "caption,label\na cat, black,1\n"])
 def test_a_csv_whose_rows_all_have_more_cells_than_its_header_is_refused(tmp_path, text):
     (tmp_path / "a.csv").write_text(text)
-    with pytest.raises(PlaitError, match=r"samples can be read: a\.csv:1 has 3 cells, and the header 2: quote cells that hold ','"):
+    with pytest.raises(PlaitError, match=r"samples can be read: a\.csv:2 has 3 cells, and the header 2: quote cells that hold ','"):
         open_source(SourceEntry(source="datasets", path=str(tmp_path / "a.csv")), seed=0)
 
 

@@ -103,7 +103,7 @@ def test_lines_give_messages_and_images_beside_the_file(tmp_path):
     path = write_lines(tmp_path / "a.jsonl", records)
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n\n"))  # byte order mark, Windows line ends, blank lines
     source = opened("jsonl", path)
-    assert [source[i]["id"] for i in range(3)] == ["x1", "a.jsonl:2", "a.jsonl:3"]
+    assert [source[i]["id"] for i in range(3)] == ["x1", "a.jsonl:3", "a.jsonl:5"]  # blank lines count
     assert [len(source[i]["images"]) for i in range(3)] == [1, 2, 1]
     assert source[0]["messages"] == turns
     assert source[2]["messages"][0]["content"] == "<image>what?"

@@ -134,7 +134,7 @@ def test_rows_of_a_table_that_lone_quotes_join_are_a_bad_sample(tmp_path, newlin
     source = opened("datasets", tmp_path / "a.csv", tmp_path / "cache")
     assert (len(source), source[1]["messages"][-1]["content"]) == (2, "last")
     if joined:
-        with pytest.raises(BadSample, match=rf"a\.csv:1 has {len(rows)} lines, each of them a row but for its quotes: lone quotes may"):
+        with pytest.raises(BadSample, match=rf"a\.csv:2 has {len(rows)} lines, each of them a row but for its quotes: lone quotes may"):
             source[0]
     else:
         text = newline.join(delimiter.join(row) for row in rows)

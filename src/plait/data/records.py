@@ -83,7 +83,8 @@ def parse_json(body: bytes, where: str) -> Any:
     except BadSample as error:
         raise BadSample(f"{where}: {error}") from error
     except json.JSONDecodeError as error:
-        raise BadSample(f"{where} is not JSON: {error}{_cause(error)}") from error
+        line = f"line {error.lineno}, " if error.lineno > 1 else ""
+        raise BadSample(f"{where} is not JSON: {error.msg}: {line}column {error.colno}{_cause(error)}") from error
     except UnicodeDecodeError as error:
         raise BadSample(f"{where} {not_utf8(error)}") from error
     except ValueError as error:

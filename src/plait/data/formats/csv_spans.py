@@ -29,7 +29,7 @@ _LONGEST_CELL = 1 << 24  # characters
 
 
 def scan(path: Path) -> tuple[Facts, dict[str, np.ndarray]]:
-    """Find the rows; return (facts, arrays): {`format`, `samples`, `columns`, `delimiter`}, and {`start`, `end`}, each row's byte offsets.
+    """Find the rows; return (facts, arrays): {`format`, `samples`, `lines`, `columns`, `delimiter`}, and the arrays of spans.py.
 
     Raises PlaitError for a file without rows, a header that names a column twice, and a quote that is not closed (which of the lines after
     it are rows cannot be known).
@@ -39,9 +39,9 @@ def scan(path: Path) -> tuple[Facts, dict[str, np.ndarray]]:
         header = _QUOTED.sub("", _header(_Lines(mapped)))
         delimiter = max(DELIMITERS, key=header.count)
         rows = _rows(path, _Lines(mapped), delimiter)
-        _, _, names = next(rows, (0, 0, []))
+        _, _, _, names = next(rows, (0, 0, 0, []))
         columns = _columns(path, names)
-        spans = [(start, end) for start, end, _ in rows]
+        spans = [(start, end, line) for start, end, line, _ in rows]
     return pack(path, "csv", spans, columns=columns, delimiter=delimiter)
 
 
@@ -108,8 +108,8 @@ def _header(lines: _Lines) -> str:
     return header
 
 
-def _rows(path: Path, lines: _Lines, delimiter: str) -> Iterator[tuple[int, int, list[str]]]:
-    """Yield (start, end, cells) of each row that is not blank; a broken row has no cells.
+def _rows(path: Path, lines: _Lines, delimiter: str) -> Iterator[tuple[int, int, int, list[str]]]:
+    """Yield (start, end, first line, cells) of each row that is not blank; a broken row has no cells.
 
     Raises PlaitError for a quote that is not closed.
     """
@@ -123,10 +123,10 @@ def _rows(path: Path, lines: _Lines, delimiter: str) -> Iterator[tuple[int, int,
         except csv.Error as error:
             if lines.number > number and ("end of data" in str(error) or "limit" in str(error)):
                 raise PlaitError(f"{path}: the quote that opens a cell in line {number} is not closed: close it, or double it") from error
-            yield start, lines.position, []
+            yield start, lines.position, number, []
             continue
         if cells:
-            yield start, lines.position, cells
+            yield start, lines.position, number, cells
 
 
 def _columns(path: Path, names: list[str]) -> list[str]:

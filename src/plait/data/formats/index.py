@@ -74,11 +74,12 @@ def obtain(
     *,
     rebuild: bool = False,
     beside: bool = False,
+    fits: Callable[[dict[str, Any]], bool] = lambda facts: True,
 ) -> tuple[IndexHead, bool]:
     """Return the index header of a local data file, and whether it was built just now. It is reused unless stale or `rebuild` is set.
 
-    `make()` scans the data file and returns (facts, arrays) to store: in the folder `cache` (None: the user's), or next to the data if
-    `beside`.
+    `fits`: whether a fresh one, given its facts, is of the kind that is asked for. `make()` scans the data file and returns (facts, arrays)
+    to store: in the folder `cache` (None: the user's), or next to the data if `beside`.
     Raises PlaitError if the index cannot be written, and whatever `make` raises.
     """
     stamp = stamp_of(data_path)
@@ -86,7 +87,7 @@ def obtain(
     if not rebuild:
         for path in (at_data,) if beside else (at_data, cached):
             head = read_head(path)
-            if head is not None and head.stamp == stamp:
+            if head is not None and head.stamp == stamp and fits(head.facts):
                 return head, False
     facts, arrays = make()
     path = at_data if beside else cached

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from plait.data.formats.open_file import MOST_BYTES
-from plait.data.formats.spans import Facts, check_bytes, pack
+from plait.data.formats.spans import Facts, Span, check_bytes, pack
 from plait.errors import PlaitError
 
 _LONGEST_RECORD = 1 << 24  # bytes looked at to tell how the records of a file are divided
@@ -27,7 +27,7 @@ _TEXT = re.compile(rb"[^ \t\r\n]")
 
 
 def scan(path: Path) -> tuple[Facts, dict[str, np.ndarray]]:
-    """Find the records; return (facts, arrays): {`format`, `samples`}, and {`start`, `end`}, each record's byte offsets.
+    """Find the records; return (facts, arrays): {`format`, `samples`}, and the arrays of spans.py.
 
     Raises PlaitError for a file without records, and for one that is neither lines, an array, nor an object with one array of records,
     with the command that makes lines of it where the records are divided in another way.
@@ -43,7 +43,7 @@ def scan(path: Path) -> tuple[Facts, dict[str, np.ndarray]]:
     return pack(path, "json", spans)
 
 
-def _spans_in_object(path: Path, mapped: mmap.mmap) -> list[tuple[int, int]] | None:
+def _spans_in_object(path: Path, mapped: mmap.mmap) -> list[Span] | None:
     """Return the records of a file that is one object with one array of objects, as {"data": [...]}. None for lines of JSON.
 
     An item of it that is no object is a record that cannot be read.
@@ -113,25 +113,25 @@ def _is_json(mapped: mmap.mmap, start: int, end: int) -> bool:
     return True
 
 
-def _line_spans(mapped: mmap.mmap) -> list[tuple[int, int]]:
-    spans: list[tuple[int, int]] = []
-    start = 3 if mapped[:3] == codecs.BOM_UTF8 else 0
+def _line_spans(mapped: mmap.mmap) -> list[Span]:
+    spans: list[Span] = []
+    start, line = 3 if mapped[:3] == codecs.BOM_UTF8 else 0, 0
     while start < len(mapped):
-        end = mapped.find(b"\n", start) + 1 or len(mapped)
+        end, line = mapped.find(b"\n", start) + 1 or len(mapped), line + 1
         if _TEXT.search(mapped, start, end):
-            spans.append((start, end))
+            spans.append((start, end, line))
         start = end
     return spans
 
 
-def _check_layout(path: Path, mapped: mmap.mmap, spans: list[tuple[int, int]]) -> None:
+def _check_layout(path: Path, mapped: mmap.mmap, spans: list[Span]) -> None:
     """Raise PlaitError, with the command that mends it, for objects that are not one per line: divided by commas, of several lines, or
     by carriage returns alone.
 
     A line that is broken among others is a bad sample, so the first two lines must both be no JSON, and a record or a comma must follow
     the first record. Before all else the file must be UTF-8: the commands would mangle other text.
     """
-    if not spans or any(_is_json(mapped, start, end) for start, end in spans[:2]):
+    if not spans or any(_is_json(mapped, start, end) for start, end, _ in spans[:2]):
         return
     text = mapped[spans[0][0] : spans[0][0] + _LONGEST_RECORD].decode("latin-1")
     try:
@@ -174,14 +174,14 @@ def _is_utf8(mapped: mmap.mmap) -> bool:
     return True
 
 
-def _array_spans(path: Path, body: bytes, start: int | None = None, *, whole_file: bool = True) -> list[tuple[int, int]]:
+def _array_spans(path: Path, body: bytes, start: int | None = None, *, whole_file: bool = True) -> list[Span]:
     """Find the elements of a JSON array that begins at `start` (None: the first bracket). `whole_file`: nothing may come after it.
 
     Latin-1 maps every byte to one character, so positions in the text are offsets in the file. Raises PlaitError with the offset.
     """
     text, decoder = body.decode("latin-1"), json.JSONDecoder()
-    spans: list[tuple[int, int]] = []
-    position = (text.index("[") if start is None else start) + 1
+    spans: list[Span] = []
+    position, line, counted = (text.index("[") if start is None else start) + 1, 1, 0
     while True:
         position = _past_space(text, position)
         if text[position : position + 1] == "]":
@@ -193,7 +193,8 @@ def _array_spans(path: Path, body: bytes, start: int | None = None, *, whole_fil
             _, end = decoder.raw_decode(text, position)
         except (ValueError, RecursionError) as error:
             raise PlaitError(f"{path} is not a JSON array of records: offset {position}: {error}") from error
-        spans.append((position, end))
+        line, counted = line + body.count(b"\n", counted, position), position
+        spans.append((position, end, line))
         position = _past_space(text, end)
         if text[position : position + 1] == ",":
             position += 1

@@ -1,6 +1,7 @@
 """Shared by the scans of text files with records (json_spans.py, csv_spans.py): the index that they return, and the first checks.
 
-The index has arrays `start` and `end`, each record's offsets in the file. `facts` has the number of `samples` and the `format`.
+The index has arrays `start` and `end`, each record's offsets in the file, and `line`, the number of the line on which it begins, from 1;
+no `line` where records share lines. `facts` has the number of `samples`, the `format` and whether there are `lines`.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,6 +19,9 @@ _PACKED = (".gz", ".bz2", ".xz", ".zst")
 
 Facts = dict[str, Any]
 """What a scan records of a file besides offsets, by name, as JSON values."""
+
+Span = tuple[int, int, int]
+"""Where a record lies: the offsets of its start and end in the file, and the line on which it begins, from 1."""
 
 
 @dataclass(frozen=True)
@@ -56,13 +60,16 @@ def check_bytes(path: Path, format_name: str) -> None:
         raise PlaitError(f"{path} is {encoding}; {format_name} is UTF-8: iconv -f {encoding} -t UTF-8 {path.name} > new{path.suffix}")
 
 
-def pack(path: Path, format_name: str, spans: Sequence[tuple[int, int]], **facts: object) -> tuple[Facts, dict[str, np.ndarray]]:
-    """Return the facts and arrays of the index of file `path`. `spans`: (start, end) per record, in bytes of the file.
+def pack(path: Path, format_name: str, spans: Sequence[Span], **facts: object) -> tuple[Facts, dict[str, np.ndarray]]:
+    """Return the facts and arrays of the index of file `path`. `spans`: (start, end, line) per record, in their order.
 
     `format_name`, such as "json", and any further `facts` are recorded with it. Raises PlaitError if there are no records.
     """
     if not spans:
         raise PlaitError(f"{path} holds no records")
     table = np.array(spans, np.int64)
-    arrays = {"start": np.ascontiguousarray(table[:, 0]), "end": np.ascontiguousarray(table[:, 1])}
-    return {"format": format_name, "samples": len(spans), **facts}, arrays
+    arrays = {name: np.ascontiguousarray(table[:, column]) for column, name in enumerate(("start", "end", "line"))}
+    lines = bool((np.diff(arrays["line"]) > 0).all())
+    if not lines:
+        del arrays["line"]
+    return {"format": format_name, "samples": len(spans), "lines": lines, **facts}, arrays

@@ -50,10 +50,11 @@ def index_records(
     `cache`: folder for it; None: the user's. `rebuild`: build it although there is one; `beside`: keep it next to the file instead.
     Raises PlaitError for a file without records, or that is not text of `layout`.
     """
-    head, built = index.obtain(path, cache, lambda: layout.scan(path), rebuild=rebuild, beside=beside)
-    if head.facts.get("format") != layout.format:  # it was read as another kind before
-        head, built = index.obtain(path, cache, lambda: layout.scan(path), rebuild=True, beside=beside)
-    return head, built
+
+    def fits(facts: Facts) -> bool:  # else it was read as another kind before, or by an earlier version, which knew no lines
+        return facts.get("format") == layout.format and "lines" in facts
+
+    return index.obtain(path, cache, lambda: layout.scan(path), rebuild=rebuild, beside=beside, fits=fits)
 
 
 class IndexedRecords:
@@ -133,14 +134,21 @@ class IndexedRecords:
         return [address for address in map(_address, self.image_values(self.fields(i))) if address is not None]
 
     def _name(self, i: int) -> str:
-        return f"{self.path.name}:{i + 1}"
+        """Return the file's name with the line on which record `i` begins, or with its number, from 0, where records share lines."""
+        spans, _ = self._opened()
+        return f"{self.path.name}:{spans['line'][i]}" if "line" in spans else f"{self.path.name}[{i}]"
 
     def _bytes(self, i: int) -> bytes:
+        spans, file = self._opened()
+        start, end = int(spans["start"][i]), int(spans["end"][i])
+        return file.read(start, end - start)
+
+    def _opened(self) -> tuple[dict[str, np.ndarray], OpenFile]:
+        """Return the arrays of the index and the file, opened at the first call."""
         with self._lock:
             if self._file is None:
                 self._spans, self._file = index.map_arrays(self.head), OpenFile(self.path)
-        start, end = int(self._spans["start"][i]), int(self._spans["end"][i])
-        return self._file.read(start, end - start)
+            return self._spans, self._file
 
     def _image(self, value: object) -> bytes:
         """Return the encoded image that a record's value names: a path, a `data:` address, or a mapping with `path` or `url`."""

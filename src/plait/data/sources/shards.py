@@ -76,9 +76,7 @@ def open_shard(path: str, cache: str | Path | None, *, rebuild: bool = False, be
             raise PlaitError(f"{path} is empty (0 bytes)")
         return tar.index(tar.walk(file.read, size, path), path)
 
-    head, built = index.obtain(local, cache, make, rebuild=rebuild, beside=beside)
-    if "members" not in head.facts:  # it was read as records of text before
-        head, built = index.obtain(local, cache, make, rebuild=True, beside=beside)
+    head, built = index.obtain(local, cache, make, rebuild=rebuild, beside=beside, fits=lambda facts: "members" in facts)
     return Shard(path, head, None, built)
 
 
