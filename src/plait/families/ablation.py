@@ -38,7 +38,7 @@ class Ablation:
 
 @dataclass(frozen=True, kw_only=True)
 class Ablated(Bench):
-    """A bench that answers each sample with, without and with another's input. `single`: the bench that it asks in each way."""
+    """A bench that answers each sample with its input, without it, and with another sample's. `single`: the bench that it asks in each."""
 
     single: Bench
 
@@ -74,11 +74,11 @@ PICTURES = Ablation(lambda sample: tuple(sample["images"]) or None, _without_pic
 
 
 def ablated(bench: Bench, name: str, ablation: Ablation) -> Ablated:
-    """Return a bench that answers each sample with, without and with another's input `name`.
+    """Return a bench that answers each sample as it is (on), without its input `name` (off), and with another sample's (shuffled).
 
-    Its rows are those of `bench`, of the samples as they are; where a sample has the input, `ways` holds {"off": row, "shuffled": row}.
-    Figures are those of `bench`, and each again as FIGURE/NAME_off and FIGURE/NAME_shuffled. Its `summarise` raises PlaitError where no
-    sample has the input.
+    Its rows are those of `bench`, of the samples as they are; where a sample has the input, `ways` holds {"off": row, "shuffled": row}. A
+    sample is `bad` if no other has a different such input. Figures are those of `bench`, each again as FIGURE/NAME_off and
+    FIGURE/NAME_shuffled, and `samples/with_NAME` if some samples lack the input. Its `summarise` raises PlaitError where all lack it.
     """
 
     def predict(model: Any, samples: Sequence[Sample], inputs: Any, *, batch: int, moment: str) -> list[Row]:
@@ -117,7 +117,7 @@ def ablated(bench: Bench, name: str, ablation: Ablation) -> Ablated:
 def of_way(bench: Bench, rows: Sequence[Mapping[str, Any]], way: str) -> dict[str, float]:
     """Return the results of `bench` for rows of an ablated bench in one way: "on", "off" or "shuffled".
 
-    Left out are counts, and means of numbers that rows count, such as their world tokens.
+    Left out are counts, such as `samples`, and means of whole numbers in the rows, such as `world_tokens`: they do not judge answers.
     """
     chosen = [row["ways"][way] if way != "on" and "ways" in row else row for row in rows]
     counted = {name for row in rows for name, value in row.items() if type(value) is int}

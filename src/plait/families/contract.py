@@ -50,21 +50,21 @@ class Inputs(Protocol):
 
 
 class MakeInputs(Protocol):
-    """Type of a family's member `Inputs`: a class, or a function that returns such an object. `config`: the `model:` section."""
+    """Type of a family's member `Inputs`: from (`model:` section, assets folder, `max_tokens` and `pad` of `data:`, train) to Inputs."""
 
     def __call__(self, config: Any, assets: Path, *, max_tokens: int | None, pad: str, train: bool) -> Inputs:
         """Return inputs; `train`: augment. `max_tokens`: of a sample, None: any. `pad`: "longest", "to_128", "to_max" or "none"."""
 
 
 class Build(Protocol):
-    """Type of a family's function `build`. `config`: the `model:` section; `assets`: the run's folder for the model's files."""
+    """Type of a family's function `build`: from (`model:` section, the run's folder for the model's files, seed) to the new model."""
 
     def __call__(self, config: Any, assets: Path, *, seed: int) -> nn.Module:
         """Return the model on the CPU, or without weights under `torch.device('meta')`. Random weights depend on `seed` alone."""
 
 
 class BuildOver(Protocol):
-    """Type of a family's optional function `build_over`; its parameters' names begin with that of their part, as in "language."."""
+    """Type of a family's `build_over`: `build` without the weights of some `parts`, such as "language", with which their names begin."""
 
     def __call__(self, config: Any, assets: Path, *, seed: int, parts: frozenset[str]) -> nn.Module:
         """Return what `build` does, without reading the weights of `parts`, names of `base`: the caller overwrites them all."""
@@ -86,8 +86,8 @@ def _no_monitors(config: Any) -> list[Monitor]:
 class Family:
     """A loaded family: the members of its `family.py`, with defaults for the optional ones. `config` below is the `model:` section.
 
-    `name`: as a configuration calls it. `Config`: the class of that section. `build`: makes the model. `Inputs`: makes batches of samples.
-    `Loss`: from config to the loss. `monitors`: from config to functions that watch logged metrics. `GenerateOptions`: of `plait generate`.
+    `name`: in a configuration. `Config`: class of that section. `build`: makes the model. `Inputs`: makes batches. `Loss`: config to loss.
+    `monitors`: from config to functions from a logged row to warnings. `GenerateOptions`: options of `plait generate`; None: it has none.
     """
 
     name: str
@@ -132,7 +132,7 @@ class Publisher(Protocol):
 
 
 class Catalogue(Protocol):
-    """`catalogue/datasets.py` of a family: public datasets that a configuration can name. DATASETS: by name; ALIASES: {alias: name}."""
+    """`catalogue/datasets.py` of a family: public datasets that a configuration can name. DATASETS: {name: any}; ALIASES: {alias: name}."""
 
     DATASETS: Mapping[str, Any]
     ALIASES: Mapping[str, str]
@@ -158,7 +158,7 @@ class Catalogue(Protocol):
 
 
 def family_of(name: str, module: ModuleType) -> Family:
-    """Return the members of `module`, a family.py, as a Family of this name."""
+    """Return the members of `module`, a family.py, as a Family of this name. Raises TypeError if a required one is missing."""
     members = vars(module)
     return Family(name=name, **{field.name: members[field.name] for field in fields(Family) if field.name in members})
 

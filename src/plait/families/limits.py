@@ -30,7 +30,7 @@ def no_limits(config: Any) -> Limits:
 
 
 def language_positions(language: "PreTrainedConfig") -> int | None:
-    """Return a language model's longest sequence in tokens, by its configuration, with RoPE as scaled. None: no limit (ALiBi, ...)."""
+    """Return a language model's longest sequence in tokens, from its configuration, RoPE scaling included. None: no limit (ALiBi, ...)."""
     sizes = language.get_text_config().to_dict()
     rope = sizes.get("rope_parameters") or {}
     scaled = int((rope.get("factor") or 1) * (rope.get("original_max_position_embeddings") or 0))  # YaRN, arXiv 2309.00071

@@ -64,7 +64,7 @@ def check(name: str, module: ModuleType) -> None:
 
 
 def check_catalogue(name: str, module: ModuleType) -> None:
-    """Raise PlaitError if a family's `catalogue/datasets.py` lacks a table or a function of CATALOGUE, or one has another signature."""
+    """Raise PlaitError if a family's `catalogue/datasets.py` lacks DATASETS, ALIASES or one of its functions, or a signature differs."""
     tables = {table: vars(module).get(table) for table in ("DATASETS", "ALIASES")}
     faults = [f"it lacks {table}, a mapping by name" for table, value in tables.items() if not isinstance(value, Mapping)]
     if faults := [*faults, *plugins.function_faults(vars(module), CATALOGUE)]:
@@ -72,7 +72,10 @@ def check_catalogue(name: str, module: ModuleType) -> None:
 
 
 def check_publisher(name: str, module: ModuleType, layouts: Mapping[str, str]) -> None:
-    """Raise PlaitError where a family's `export.py` has no `imported`, or no function in `exports` for each of `Config.layouts`."""
+    """Raise PlaitError where a family's `export.py` has no `imported`, or its `exports` are not functions by the names in `layouts`.
+
+    `module`: that file; `layouts`: `Config.layouts` of the family, {layout: what loads it}.
+    """
     exports = vars(module).get("exports")
     if not (isinstance(exports, Mapping) and all(map(callable, exports.values()))):
         raise PlaitError(f"family {name!r}: {module.__name__} has no exports, a mapping of layout (hf, ...) to function")

@@ -26,7 +26,7 @@ class Section(BaseModel):
 class Tower(Section):
     """A vision tower (image encoder) and how images are prepared for it: one row of the table TOWERS.
 
-    `source`: Hub name of its weights. `image`: pixels of a crop's side. `features`: the two layers, from the end of the `layers` built,
+    `source`: Hub name of its weights. `image`, `patch`: pixels of a side. `features`: the two layers, from the end of the `layers` built,
     whose outputs are concatenated. `positions`: patches of a side that position embeddings are for. `letterbox`: pad, do not squeeze.
     """
 
@@ -92,7 +92,7 @@ SOURCES = {"qwen2_7b": "Qwen/Qwen2-7B", "qwen2_72b": "Qwen/Qwen2-72B", "olmo_102
 
 
 class Config(ModelSection):
-    """The `model:` section of family molmo, a vision-language model. `variants`: {name: meaning} of settings that evaluation can change."""
+    """The `model:` section of family molmo. `variants`: {flag of `plait eval`: meaning}; `layouts`: {of `plait export`: what loads it}."""
 
     variants: ClassVar[Mapping[str, str]] = {"high-res": "36 crops and 4096 tokens"}
     layouts: ClassVar[Mapping[str, str]] = {"hf": "transformers, through plait", "molmo": "the published Molmo layout"}
@@ -108,7 +108,7 @@ class Config(ModelSection):
     format: Literal["role", "none"] = Field(default="role", description="role: ` User: {q} Assistant:`; none: the prompt alone")
     style: Literal["none", "style", "demo_or_style", "style_and_length"] = Field(
         default="demo_or_style",
-        description="what a prompt begins with: the style's name; not for demo styles in 90 % of draws; the name and a length",
+        description="a prompt's start; style: its name; demo_or_style: 90 % of demo styles without; style_and_length: name and length",
     )
     wordings: bool = Field(
         default=True, description="named datasets ask for captions, points and counts in drawn wordings; false: by their label alone"

@@ -50,10 +50,12 @@ class Projector(nn.Module):
 
 
 class Connector(nn.Module):
-    """Turns patch features into one vector per image token, which the model adds to the embedding of the token `<im_patch>`."""
+    """Turns patch features into one vector per image token, which the model adds to the embedding of the token `<im_patch>`.
+
+    `tower`: whose features; `inner`: width inside the projector; `hidden`: D, of the vectors; `scale`: their root mean square at first.
+    """
 
     def __init__(self, tower: Tower, inner: int, hidden: int, scale: float):
-        """Initialise weights so that features have root mean square `scale`. `inner`: width inside the projector; `hidden`: D."""
         super().__init__()
         features = tower.hidden * len(tower.features)
         self.pooling = MeanQueryPooling(features, tower.hidden, tower.heads)
@@ -69,7 +71,7 @@ class Connector(nn.Module):
         nn.init.normal_(self.projector.w2.weight, std=scale / _SWIGLU_RMS * inner**-0.5)
 
     def forward(self, features_nPF: Tensor, real_nP: Tensor, pools_TK: Tensor) -> Tensor:
-        """Return vectors (T, D) of the image tokens. `pools_TK`: the 4 patches of each, as indices into n * P; -1 for none.
+        """Return vectors (T, D) of the image tokens of n crops. `pools_TK`: the 4 patches of each, as indices into n * P; -1: none.
 
         `real_nP`: fraction of each patch that is image, not padding; at 0 the first pad embedding is added, between 0 and 1 the second.
         """

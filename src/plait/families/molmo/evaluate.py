@@ -49,7 +49,7 @@ class Scored:
         """Answer and score every sample, `batch` at a time; return one row per sample, in order. `moment` is not used.
 
         A row has `id`, `question`, `answer`, `gold` (the right answers), `task`, `correct` and the figures of `score`; or `bad`, why the
-        sample cannot be scored, in place of the last three. `inputs`: the family's Inputs, which make its batches. Raises PlaitError
+        sample cannot be used, in place of the last three. `inputs`: the family's Inputs, which make its batches. Raises PlaitError
         for a sample without the fields that `score` compares with.
         """
         rows: list[Row] = []

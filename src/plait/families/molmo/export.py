@@ -30,7 +30,10 @@ MODEL_TYPE = "plait_molmo"
 
 
 def write_hf(model: Molmo, config: Config, assets: Path, out: Path) -> list[str]:
-    """Write a directory that AutoModelForCausalLM and AutoProcessor load once hf.py is imported; return lines to print on loading it."""
+    """Write a directory that AutoModelForCausalLM and AutoProcessor load once hf.py is imported; return lines to print on loading it.
+
+    `config`: the `model:` section; `assets`: the run's folder with its tokenizer; `out`: the new directory.
+    """
     weights = {f"model.{name}": value.detach() for name, value in model.state_dict().items()}
     if model.language.config.tie_word_embeddings:
         weights["model.language.lm_head.weight"] = weights["model.language.lm_head.weight"].clone()
@@ -46,7 +49,10 @@ def write_hf(model: Molmo, config: Config, assets: Path, out: Path) -> list[str]
 
 
 def write_molmo(model: Molmo, config: Config, assets: Path, out: Path) -> list[str]:
-    """Write the directory `out` in the published Molmo layout; return lines to print. Raises PlaitError if not Qwen2 with CLIP."""
+    """Write the directory `out` in the published Molmo layout; return lines to print. Arguments as of `write_hf`.
+
+    Raises PlaitError unless the language model is Qwen2 or OLMo 2 and the tower is OpenAI's CLIP.
+    """
     settings = {"config.json": published.model_settings(model), "preprocessor_config.json": published.image_settings(config)}
     settings["processor_config.json"] = {"processor_class": "MolmoProcessor"}
     _write(out, published.to_published(model), settings, model, config, assets)

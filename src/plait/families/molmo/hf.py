@@ -102,7 +102,10 @@ class MolmoForCausalLM(PreTrainedModel, GenerationMixin):
         logits_to_keep: int = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Return logits (B, L, V), of the last `logits_to_keep` positions only if that is not 0, and the cache."""
+        """Return logits (B, L, V), of the last `logits_to_keep` positions only if that is not 0, and the cache.
+
+        `crops`, `real` and `pools`: the images of the batch, as MolmoProcessor returns them; None in steps after the prefill.
+        """
         images = {"crops": input_ids.new_empty(0) if crops is None else crops, "real": real, "pools": pools}
         output = self.model.language.get_decoder()(
             inputs_embeds=self.model.embed({"ids": input_ids, **images}),
@@ -123,14 +126,20 @@ class MolmoForCausalLM(PreTrainedModel, GenerationMixin):
 
 
 class MolmoProcessor:
-    """Turns images and prompts into the inputs of MolmoForCausalLM, as training encodes them; decodes its tokens to text."""
+    """Turns images and prompts into the inputs of MolmoForCausalLM, as training encodes them; decodes its tokens to text.
+
+    Called with (images, text, style), or lists for several rows. `inputs` does the work; `tokenizer`, of transformers, is for callers.
+    """
 
     def __init__(self, inputs: Inputs, tokenizer: Any):
         self.inputs, self.tokenizer = inputs, tokenizer
 
     @classmethod
     def from_pretrained(cls, name: str, **kwargs: Any) -> "MolmoProcessor":
-        """Open the processor of an exported directory or Hub repository, from its config.json and tokenizer.json."""
+        """Open the processor of an exported directory or Hub repository, from its config.json and tokenizer.json.
+
+        `kwargs`: `revision`, `cache_dir`, `token` and `local_files_only` are used, as transformers does; others are ignored.
+        """
         hub = {key: kwargs[key] for key in ("revision", "cache_dir", "token", "local_files_only") if kwargs.get(key) is not None}
         settings = json.loads(Path(str(cached_file(name, "config.json", **hub))).read_text(encoding="utf-8"))
         tokenizer = Tokenizer.from_file(str(cached_file(name, "tokenizer.json", **hub)))

@@ -70,7 +70,7 @@ class Inputs:
     """Encodes samples: `encode` for training and held-out loss, `prompt` for generation; `collate` makes batches of either.
 
     `assets`: RUN/assets, with a debug model's tokenizer. `max_tokens`: truncate longer rows; `pad`: "longest", "to_128" (a multiple),
-    "to_max", or "none" (pack all rows into one); `train`: choose styles at random.
+    "to_max", or "none" (pack all rows into one); `train`: choose styles at random. `tokenizer`: None: the language model's is loaded.
     """
 
     def __init__(
@@ -122,9 +122,10 @@ class Inputs:
         return Example(row, tiles)
 
     def collate(self, examples: Sequence[Example], *, left: bool = False) -> dict[str, Tensor]:
-        """Collate examples to a batch: `ids`, `labels`, `loss_weights`, `positions` (B, L), `segments` (B, L, 2), and of all n crops:
+        """Collate examples to a batch: `ids`, `labels`, `loss_weights`, `positions` (B, L) and `segments` (B, L, 2), as of `batch_rows`.
 
-        `crops` (n, 3, S, S), `real` (n, P), `pools` (T, 4), which counts patches over all crops; `cut` (B,). `left`: pad before the tokens.
+        Of n crops: `crops` (n, 3, S, S), `real` (n, P), image share of each patch, and `pools` (T, 4), the patches of each image token:
+        indices into `real`, -1: none. `cut` (B,): answer tokens cut off. `left`: pad before the tokens.
         """
         pad = "longest" if left else self.pad
         batch = batch_rows([example.row for example in examples], pad_id=self.tokenizer.eos, pad=pad, max_tokens=self.max_tokens, left=left)

@@ -68,7 +68,7 @@ class Entry(NamedTuple):
 
 
 def entries(model: Molmo) -> list[Entry]:
-    """Return an Entry for every published tensor of this model. Raises PlaitError for parts without a published layout."""
+    """Return an Entry for every published tensor of this model. Raises PlaitError unless it is Qwen2 or OLMo 2 with OpenAI's CLIP."""
     kind, tower = model.language.config.model_type, model.vision.tower.kind
     if kind not in _NORMS or tower != "clip":
         raise PlaitError(

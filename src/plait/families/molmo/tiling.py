@@ -20,12 +20,15 @@ START, END, PATCH, COLUMN, MARK = range(5)  # image tokens, counted from the fir
 
 @dataclass(frozen=True)
 class TiledImage:
-    """One image as the model's inputs: its crops, and its tokens, each `<im_patch>` with the 4 patches that it is pooled from."""
+    """One image as the model's inputs. `crops` (n, 3, S, S) uint8, the whole image first; `tokens` (L,): START, END, PATCH, COLUMN.
 
-    crops: Tensor  # (n, 3, S, S) uint8; the low-resolution global crop first
-    real: Tensor  # (n, p * p) float32: fraction of each patch that is image rather than letterbox
-    pools: Tensor  # (T, 4) int64: patches of each `<im_patch>`, as crop * p * p + row * p + column; -1 for none
-    tokens: Tensor  # (L,) int64 of START, END, PATCH, COLUMN
+    `real` (n, p * p): share of each patch that is image, not letterbox. `pools` (T, 4): patches of each PATCH, indices into `real` or -1.
+    """
+
+    crops: Tensor
+    real: Tensor  # float32
+    pools: Tensor  # int64: crop * p * p + row * p + column
+    tokens: Tensor  # int64
 
 
 def crop_grid(height: int, width: int, window: int, max_crops: int) -> tuple[int, int]:
@@ -59,7 +62,8 @@ def tile(image: Tensor, config: Config) -> TiledImage:
     patch = tower.patch
     crops = [images.crop(high_resolution, y * patch, x * patch, tower.image, tower.image) for y, x in corners]
     real = [high_resolution_real[y : y + side, x : x + side] for y, x in corners]
-    pools = np.concatenate([_pools(_patch_numbers(side)), _pools(_crop_patches(rows, columns, config), first=side * side)])
+    low_patches = np.arange(side * side).reshape(side, side)
+    pools = np.concatenate([_pools(low_patches), _pools(_crop_patches(rows, columns, config), first=side * side)])
     return TiledImage(
         torch.stack([low, *crops]).contiguous(),
         torch.from_numpy(np.stack([low_real, *real]).reshape(len(crops) + 1, -1)),
@@ -75,10 +79,6 @@ def image_token_kinds(rows: int, columns: int) -> list[int]:
 
 def _pools_along(patches: int) -> int:
     return -(-patches // POOL)
-
-
-def _patch_numbers(side: int) -> np.ndarray:
-    return np.arange(side * side).reshape(side, side)
 
 
 def _crop_patches(rows: int, columns: int, config: Config) -> np.ndarray:

@@ -46,7 +46,7 @@ _KINDS: dict[str, tuple[Any, Any]] = {
 
 
 class VisionTower(nn.Module):
-    """An image encoder: patch and position embeddings and transformer layers of `model`; the outputs of two layers are the features."""
+    """An image encoder: embeddings and layers of `model` (transformers' CLIP, SigLIP, DINOv2). Outputs of two layers are the features."""
 
     def __init__(self, model: Any, tower: Tower):
         super().__init__()

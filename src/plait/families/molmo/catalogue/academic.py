@@ -46,7 +46,7 @@ def _answers(row: Row) -> list[str]:
 
 
 def short(style: str, *, field: str = "question") -> Converter:
-    """Return a converter (row, random, size) -> conversations for short answers. `style`: task name; `field`: that of the question."""
+    """Return a converter (row, random, size) -> conversations for short answers. `style`: task name; `field`: that with the question."""
 
     def convert(row: Row, random: Random, size: Size) -> list[Conversation]:
         golds = _answers(row)
@@ -56,7 +56,7 @@ def short(style: str, *, field: str = "question") -> Converter:
 
 
 def with_options(question: str, options: Sequence[str]) -> str:
-    """Return a question of multiple choice: its options follow as lines "A: ...", the last with a line break."""
+    """Return the text of a multiple-choice question: `question`, then the `options` as lines "A: ...", each with a line break."""
     listed = [f"{letter}: {text}" for letter, text in zip(LETTERS, options, strict=False)]
     return "\n".join([*([question] if question else []), *listed, ""])
 

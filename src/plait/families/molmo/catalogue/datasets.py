@@ -198,7 +198,9 @@ class NamedDataset(Source):
         return self.draw(i, key("as asked", i))
 
     def draw(self, i: int, sample_key: int) -> dict[str, Any]:
-        """Return sample `i`, a dict with `id`, `images` (encoded files), `messages`, `weight`, `fields`, and `annotations` if several.
+        """Return sample `i`: a dict with `id`, `images` (encoded files), `messages`, `weight`, `fields`.
+
+        If several conversations are about its image, they are `annotations`, and `messages` the first of them.
 
         `sample_key`: seed that chooses conversations and answers. Raises BadSample if its image is missing or its text is malformed.
         """

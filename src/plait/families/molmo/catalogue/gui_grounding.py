@@ -21,10 +21,10 @@ from plait.families.molmo.points import percent
 
 
 def diagrams(split: str) -> Opener:
-    """Return the opener of AI2D's questions, which reads `questions/NAME.json` and the ids of the test set in a CSV file.
+    """Return an opener (DatasetFiles -> Rows) of AI2D's questions, in `questions/*.json`, with the test set's ids in `ai2d_test_ids.csv`.
 
-    Rows name the image file: `images/NAME`, or `abc_images/NAME` if the question's options are letters in the image. `split`: "test" or
-    another name, for all other questions. The opener raises Absent if there are no such files.
+    Rows have `picture`, the image file: `images/NAME`, or `abc_images/NAME` if the question's options are letters in the image. `split`:
+    "test" or another name, for all other questions. The opener raises Absent if there are no such files.
     """
 
     def opened(files: DatasetFiles) -> Rows:
@@ -50,9 +50,10 @@ def _diagram_questions(files: DatasetFiles, diagram: dict[str, Any]) -> list[Row
 
 
 def android_control(split: str) -> Opener:
-    """Return the opener of a split of AndroidControl, which reads TFRecord files `android_control-*`, and episode ids in `splits.json`.
+    """Return an opener (DatasetFiles -> Rows) of a split of AndroidControl: TFRecord files `android_control-*`, ids in `splits.json`.
 
-    The opener raises Absent if there are no such files.
+    `split`: a key of that file, whose episodes are read; for any other name those of "val". The opener raises Absent if there are no such
+    files.
     """
 
     def opened(files: DatasetFiles) -> Rows:
@@ -68,10 +69,10 @@ def android_control(split: str) -> Opener:
 
 
 class AndroidControlSteps:
-    """Rows of AndroidControl, one per step: screenshot, goal, the step's instruction, and the action that people took.
+    """Rows of AndroidControl, one per step: `id`, `goal`, the step's `instruction`, the `action` that people took, and the screenshot.
 
-    `files`: TFRecords; `episodes`: ids of those to read. Raises PlaitError if there is none of them. `cache`: folder of index files; None:
-    the user's.
+    An action is a dict with `action_type`. `files`: TFRecords; `episodes`: ids of those to read. Raises PlaitError if there is none of
+    them. `cache`: folder of index files; None: the user's.
     """
 
     def __init__(self, files: Sequence[Path], episodes: set[int], cache: str | None) -> None:
@@ -119,7 +120,8 @@ def _episode(start: int, end: int, features: dict[str, Any]) -> tuple[int, int, 
 def action_text(action: dict[str, Any], size: tuple[int, int]) -> str:
     """Return an action as text, such as "click 50.0 12.5" (percent of the screen), "input_text hello" or "scroll down".
 
-    `size`: width and height of the screen in pixels. Raises BadSample for an action without a type.
+    `action`: a dict as the dataset has it, {"action_type": "click", "x": 10, "y": 20}. `size`: width and height of the screen in
+    pixels. Raises BadSample for an action without a type.
     """
     kind = action.get("action_type")
     if kind in ("click", "long_press"):

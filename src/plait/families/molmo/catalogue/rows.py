@@ -71,7 +71,10 @@ class RowList:
 
 
 class ParquetRows:
-    """Rows of `table` (parquet files or a Hub dataset); `keep`: (column, condition) that chosen rows fulfil; None: all rows."""
+    """Rows of `table` (parquet files or a Hub dataset): all, or those that `keep` chooses.
+
+    `keep`: (column, condition that its value fulfils). The condition None: the value is not null. Raises PlaitError for an unknown column.
+    """
 
     def __init__(self, table: Table, keep: Keep | None = None) -> None:
         self.table, self.digest = table, table.digest
@@ -228,7 +231,8 @@ Converter = Callable[[Row, Random, Size], list[Conversation]]
 class Spec:
     """The description of a dataset: `folder` below the data root, `splits`, {split: opener of its rows}, and `convert`, their converter.
 
-    `get`: text on where to get the files. `rule`: the bench that scores answers, None without one.
+    An opener maps DatasetFiles to Rows; the converter (row, random, image size) to conversations. `get`: text on where to get the files.
+    `rule`: the bench that scores answers, None without one.
     """
 
     folder: str
@@ -239,7 +243,7 @@ class Spec:
     picture: Callable[[DatasetFiles, Row], Path] | None = None
     """Path of a row's image file; None: rows hold their own image files."""
     group: str | None = None
-    """The column by which rows share their picture in training, where its value is the same."""
+    """The column whose value is the same in rows with the same picture: in training they are one sample. None: each row is one."""
     held_out: bool = False
     """Whether it is published whole: one picture in a hundred, by the hash of `group`, is the split `validation`."""
     by_url: bool = False
@@ -255,7 +259,7 @@ def read_json(file: Path) -> Any:
 
 
 def in_json(pattern: str, *keys: str, keep: Callable[[Row], bool] = lambda row: True, mark: Row | None = None) -> Opener:
-    """Return an opener of the list of rows at content[keys[0]][keys[1]]... of the JSON file that matches the glob `pattern`.
+    """Return an opener (DatasetFiles -> Rows) of the list at content[keys[0]][keys[1]]... of the JSON file that matches the glob `pattern`.
 
     In place of a list there may be an object, {id: row}. `keep`: function that tells which rows to take; `mark`: fields added to all rows.
     The opener raises PlaitError if the file does not hold such a list.
@@ -279,7 +283,7 @@ def in_json(pattern: str, *keys: str, keep: Callable[[Row], bool] = lambda row: 
 
 
 def joined(questions: str, annotations: str) -> Opener:
-    """Return an opener that reads VQA's two JSON files, `questions` and `annotations` (globs), and joins rows by `question_id`.
+    """Return an opener (DatasetFiles -> Rows) that joins VQA's JSON files `questions` and `annotations` (globs) by `question_id`.
 
     The opener raises PlaitError if a question has no annotation.
     """
@@ -298,7 +302,7 @@ def joined(questions: str, annotations: str) -> Opener:
 
 
 def concatenated(*openers: Opener) -> Opener:
-    """Return an opener that calls several openers and returns all their rows, one opener's after the other's."""
+    """Return an opener (DatasetFiles -> Rows) that returns all rows of several openers, one opener's after the other's."""
 
     def opened(files: DatasetFiles) -> Rows:
         parts = [opener(files) for opener in openers]
@@ -309,9 +313,9 @@ def concatenated(*openers: Opener) -> Opener:
 
 
 def in_csv(pattern: str, *columns: str, mark: Row) -> Opener:
-    """Return an opener of the CSV file that matches the glob `pattern`; its values are texts. `mark`: fields added to all rows.
+    """Return an opener (DatasetFiles -> Rows) of the CSV file that matches the glob `pattern`; its values are texts.
 
-    The opener raises PlaitError if the file lacks one of `columns`, in its header or in a row.
+    `mark`: fields added to all rows. The opener raises PlaitError if the file lacks one of `columns`, in its header or in a row.
     """
 
     def opened(files: DatasetFiles) -> Rows:
@@ -332,10 +336,11 @@ def in_csv(pattern: str, *columns: str, mark: Row) -> Opener:
 def in_parquet(
     hub: str, split: str, config: str | None = None, keep: Keep | None = None, columns: Mapping[str, str] | None = None
 ) -> Opener:
-    """Return an opener of local parquet files, or without them, with the dataset's option `hub: true`, of the Hub repository `hub`.
+    """Return an opener (DatasetFiles -> Rows) of local parquet files, or without any, where `hub: true` is set, of Hub repository `hub`.
 
-    The files are SPLIT-*.parquet in the dataset's folder, or in its subfolder data or that named `config`. `keep`: (column, condition) of
-    rows to take; `columns`: {field: the column that it is read from}. The opener raises Absent without files.
+    The files are SPLIT-*.parquet or SPLIT.parquet in the dataset's folder, or in its subfolder data or that named `config`. `keep`:
+    (column, condition on its value; None: not null) of rows to take; `columns`: {field: the column that it is read from}. The opener
+    raises Absent without files.
     """
 
     def opened(files: DatasetFiles) -> Rows:
@@ -351,7 +356,7 @@ def in_parquet(
 
 
 def either(*openers: Opener) -> Opener:
-    """Return an opener that uses the first of several openers whose files exist, and raises Absent, with all reasons, if none do."""
+    """Return an opener (DatasetFiles -> Rows) that calls the first of several whose files exist. It raises Absent if none do."""
 
     def opened(files: DatasetFiles) -> Rows:
         reasons = []

@@ -27,7 +27,10 @@ class Annotation:
 
 @dataclass(frozen=True)
 class Row:
-    """One sample's sequence, tensors (L,). `annotations`: that of each token, from 1; 0: the prefix. `cut`: supervised tokens cut off."""
+    """One sample's sequence, tensors (L,). A label is the token after its position; `loss_weights`: that label's (0: not supervised).
+
+    `annotations`: each token's conversation, from 1; 0: the prefix, which the `positions` of each continue. `cut`: supervised tokens cut.
+    """
 
     ids: Tensor
     labels: Tensor
@@ -114,13 +117,8 @@ def batch_rows(rows: Sequence[Row], *, pad_id: int, pad: str, max_tokens: int | 
         start = length - sum(map(len, group)) if left else 0
         for document, row in enumerate(group):
             columns = slice(start, start + len(row))
-            for name, values in (
-                ("ids", row.ids),
-                ("labels", row.labels),
-                ("positions", row.positions),
-                ("loss_weights", row.loss_weights),
-            ):
-                batch[name][i, columns] = values
+            for name in ("ids", "labels", "positions", "loss_weights"):
+                batch[name][i, columns] = vars(row)[name]
             batch["segments"][i, columns, 0] = document
             batch["segments"][i, columns, 1] = row.annotations
             start += len(row)
