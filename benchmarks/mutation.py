@@ -136,6 +136,7 @@ TESTS: dict[str, str] = {
     "training/stage_evaluation.py": "training/test_stage.py commands/test_stages.py engine/test_evaluation.py",
     "training/stage_plan.py": "training/test_stage.py training/test_start.py commands/test_stages.py",
     "training/figures/plateau.py": "training/test_plateau.py",
+    "training/figures/paired.py": "training/test_paired.py",
     "training/run_context.py": "training/test_stage.py",
     "training/start.py": "training/test_start.py commands/test_stages.py",
     "training/summary.py": "training/test_summary.py training/test_stage.py training/test_start.py",

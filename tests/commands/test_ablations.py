@@ -157,6 +157,35 @@ def test_the_verdict_says_what_the_differences_mean(gains, lower, words):
     assert one.differences["on-off"].value == pytest.approx((off - on if lower else on - off), abs=0.05)
 
 
+@pytest.mark.parametrize(
+    ("signs", "words"),
+    [
+        ((1, 1, 0), "the content of world is used"),
+        ((1, 0, 1), "world helps, but another sample's does as well: not its content"),
+        ((1, 0, 0), "world helps; whether by its content does not show in 50 samples"),
+        ((1, -1, 1), "world helps, but another sample's helps more: not its content"),
+        ((0, 1, -1), "the content of world is read (another's misleads), but nothing is gained over having none"),
+        ((0, 1, 0), "the content of world is read (another's does worse), but nothing is gained over having none"),
+        ((0, 0, 0), "no use of world shows in 50 samples"),
+        ((0, 0, 1), "no use of the content of world shows in 50 samples"),
+        ((0, -1, 1), "the content of world misleads: another sample's does better, and nothing is gained over having none"),
+        ((-1, 1, -1), "world hurts, and another sample's hurts more: its content is read"),
+        ((-1, 0, -1), "world hurts"),
+        ((-1, -1, 0), "world hurts by its content: another sample's does better"),
+    ],
+)
+def test_each_outcome_has_its_own_meaning(signs, words):
+    """The signs of on against off, of on against shuffled, and of shuffled against off."""
+    pairs = {pair: Difference(sign * 0.1, sign * 0.1 - 0.05, sign * 0.1 + 0.05) for pair, sign in zip(PAIRS, signs, strict=True)}
+    said = ablations.verdict("world", Comparison("accuracy", {}, pairs, points=True), 50)
+    assert said.endswith(f": {words}")
+    verbs = {1: "beats", 0: "is level with", -1: "loses to"}
+    assert all(f"{pair.split('-')[0]} {verbs[sign]} {pair.split('-')[1]}" in said for pair, sign in zip(PAIRS, signs, strict=True))
+
+
+PAIRS = ("on-off", "on-shuffled", "shuffled-off")
+
+
 def test_ways_that_never_differ_are_level():
     bench = ablated(Bench(predict, summarise), "word", WORD)
     row = {"id": "1", "correct": True, "ways": {"off": {"correct": True}, "shuffled": {"correct": True}}}
