@@ -10,9 +10,9 @@ from plait.data.sources.datasets import Table
 from plait.errors import BadSample, PlaitError
 from plait.families.molmo.catalogue import benchmarks, datasets
 from plait.families.molmo.catalogue.benchmarks import BENCHMARKS, MMMU_SUBJECTS
-from plait.families.molmo.catalogue.rows import ChainedRows, RowList
 from plait.families.molmo.evaluate import RULES
 from plait.families.molmo.scoring.benchmark_rules import clock
+from plait.families.published_rows import ChainedRows, RowList
 from tests.families.molmo import published_sets
 
 

@@ -12,7 +12,7 @@ from plait.errors import BadSample, PlaitError
 from plait.families.molmo.catalogue import datasets, wordings
 from plait.families.molmo.catalogue.datasets import DATASETS, open_dataset
 from plait.families.molmo.catalogue.pixmo import PIXMO
-from plait.families.molmo.catalogue.rows import url_hash
+from plait.families.published_rows import url_hash
 from tests.families.molmo import published_sets
 
 

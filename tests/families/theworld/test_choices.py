@@ -2,7 +2,7 @@
 
 import pytest
 
-from plait.families.theworld.choices import options
+from plait.families.theworld.benchmarks.choices import options
 from plait.families.theworld.evaluate import is_correct
 
 QUESTION = "Which is closer?\nSelect from the following choices.\n(A) the cat\n(B) a dog\n(C) an apple"

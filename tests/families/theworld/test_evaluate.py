@@ -7,9 +7,9 @@ from plait.assembly import sample_losses
 from plait.errors import PlaitError
 from plait.families.ablation import ablated
 from plait.families.theworld import evaluate
+from plait.families.theworld.benchmarks.short_answers import normalise
 from plait.families.theworld.evaluate import ablations, benches, is_correct
 from plait.families.theworld.loss import Loss
-from plait.families.theworld.short_answers import normalise
 
 from .conftest import sample
 

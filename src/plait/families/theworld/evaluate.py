@@ -12,11 +12,11 @@ from plait.data.synthetic.answers import can_score, score
 from plait.engine.evaluation import Bench, Row
 from plait.errors import BadSample, PlaitError, sample_errors
 from plait.families.ablation import PICTURES, Ablation
-from plait.families.theworld.choices import chosen, options, right_letter
+from plait.families.theworld.benchmarks.choices import chosen, options, right_letter
+from plait.families.theworld.benchmarks.short_answers import says
 from plait.families.theworld.generate import answers
 from plait.families.theworld.inputs import WORLD_OF, Example, Inputs, Sample
 from plait.families.theworld.model import TheWorld
-from plait.families.theworld.short_answers import says
 
 _SPARE_TOKENS = 8  # an answer may run this much longer than the gold one before it is cut: enough to be seen to differ
 _ROOM_TOKENS = 128  # the same where no special scorer judges the answer: room for a few sentences, of which the last may give it

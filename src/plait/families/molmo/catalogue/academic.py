@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from plait.families.molmo.catalogue.gui_grounding import action_text, android_control, diagrams
-from plait.families.molmo.catalogue.rows import (
+from plait.families.molmo.scoring.metrics import LETTERS
+from plait.families.published_rows import (
     COCO,
     Conversation,
     Converter,
@@ -26,7 +27,6 @@ from plait.families.molmo.catalogue.rows import (
     in_parquet,
     joined,
 )
-from plait.families.molmo.scoring.metrics import LETTERS
 
 _HUMAN, _AUGMENTED = 7_398, 20_901  # questions of ChartQA's training set; both kinds get the same total weight
 

@@ -8,7 +8,7 @@ import ast
 import logging
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,12 @@ from plait.data.sources.contract import Absent
 from plait.data.sources.datasets import Table
 from plait.errors import BadSample, PlaitError
 from plait.families.molmo.catalogue.academic import with_options
-from plait.families.molmo.catalogue.rows import (
+from plait.families.molmo.scoring.metrics import LETTERS
+from plait.families.published_rows import (
     COCO,
     PICTURES,
     ChainedRows,
+    ChangedRows,
     Conversation,
     DatasetFiles,
     Opener,
@@ -32,7 +34,6 @@ from plait.families.molmo.catalogue.rows import (
     in_csv,
     in_parquet,
 )
-from plait.families.molmo.scoring.metrics import LETTERS
 
 log = logging.getLogger(__name__)
 
@@ -106,22 +107,6 @@ def _numbered_pictures(row: Row) -> Row:
     return {**row, **texts, PICTURES: row.get(PICTURES, [])}
 
 
-class _Changed:
-    """Rows of which each is changed by a function as it is read."""
-
-    def __init__(self, rows: Rows, change: Callable[[Row], Row]) -> None:
-        self.rows, self.change, self.digest = rows, change, rows.digest
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, i: int) -> Row:
-        return self.change(self.rows[i])
-
-    def column(self, name: str) -> Sequence[Any] | None:
-        return self.rows.column(name)
-
-
 def _mmmu_rows(split: str, *, several: bool) -> Opener:
     """Return an opener of a split of MMMU: a folder of parquet files per subject, all 30 of them. `several`: all pictures of a question.
 
@@ -146,13 +131,13 @@ def _mmmu_rows(split: str, *, several: bool) -> Opener:
             raise Absent(f"no */{split}-*.parquet in {files.folder}")
         rows = ChainedRows(parts)
         if several:
-            return _Changed(rows, _numbered_pictures)
+            return ChangedRows(rows, _numbered_pictures)
         if count := sum(part.filled("image_2") for part in parts):
             log.info(
                 f"mmmu ({split}): {count:,} of {len(rows):,} questions have several pictures; the first is shown, as the published "
                 "model was evaluated; mmmu_multi_image shows all"
             )
-        return _Changed(rows, _first_picture)
+        return ChangedRows(rows, _first_picture)
 
     return opened
 

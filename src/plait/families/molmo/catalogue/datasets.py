@@ -5,7 +5,6 @@ each time; in every other split each question is a separate sample. How rows are
 gui_grounding.py. A bench scores generated answers by a rule of the same name, such as `vqa`.
 """
 
-import difflib
 import logging
 import os
 from collections.abc import Sequence
@@ -22,7 +21,8 @@ from plait.errors import BadSample, PlaitError
 from plait.families.molmo.catalogue.academic import ACADEMIC
 from plait.families.molmo.catalogue.benchmarks import BENCHMARKS
 from plait.families.molmo.catalogue.pixmo import PIXMO, POINTS_EVAL
-from plait.families.molmo.catalogue.rows import PICTURES, PIXMO_IMAGES, DatasetFiles, Rows, Spec, root_of, url_hash
+from plait.families.named_datasets import NamedDatasets
+from plait.families.published_rows import PICTURES, PIXMO_IMAGES, DatasetFiles, Rows, Spec, root_of, url_hash
 from plait.files import expanded
 from plait.keys import key, rng
 
@@ -72,52 +72,9 @@ ALIASES = {
     "user_qa": "pixmo_ask_model_anything",
 }
 """Other names, from the published training guide and other tools: {alias: name}."""
-
-
-def spec_of(name: str) -> Spec:
-    """Return the description (Spec) of a dataset by name or alias. Raises PlaitError, with the nearest name, if unknown."""
-    spec = DATASETS.get(ALIASES.get(name, name))
-    if spec is None:
-        near = difflib.get_close_matches(name, [*DATASETS, *ALIASES], 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(DATASETS)}"
-        raise PlaitError(f"dataset {name!r} is unknown: {hint} (your own is named as module:Class or file.py:Class)")
-    return spec
-
-
-def rule_of(name: str) -> str:
-    """Return the name of the bench, such as `vqa`, that scores answers to a dataset. Raises PlaitError for one without, or unknown."""
-    rule = spec_of(name).rule
-    if rule is None:
-        loss = f"--bench loss --data=dataset:{name} --split={evaluation_split(name)}"
-        raise PlaitError(
-            f"dataset {name!r} has free answers that no rule scores; measure its loss, {loss}, or one of {', '.join(scored())}"
-        )
-    return rule
-
-
-def scored() -> list[str]:
-    """Return the names of the datasets whose generated answers a bench can score."""
-    return [name for name, spec in DATASETS.items() if spec.rule is not None]
-
-
-def evaluation_split(name: str) -> str:
-    """Return the split to evaluate a dataset on when none is named: validation if it has one, else test, else its first.
-
-    Raises PlaitError for an unknown dataset.
-    """
-    known = spec_of(name).splits
-    return next((split for split in ("validation", "test") if split in known), next(iter(known)))
-
-
-def split_of(name: str, split: str) -> str:
-    """Check that dataset `name` (or alias) has `split`, and return it. Raises PlaitError with its splits, or the nearest name."""
-    known = spec_of(name).splits
-    if split not in known:
-        near = difflib.get_close_matches(split, known, 1)
-        raise PlaitError(
-            f"dataset {name!r} has no split {split!r}: " + (f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known)}")
-        )
-    return split
+_KNOWN = NamedDatasets(DATASETS, ALIASES)
+spec_of, rule_of, scored = _KNOWN.spec_of, _KNOWN.rule_of, _KNOWN.scored
+evaluation_split, split_of = _KNOWN.evaluation_split, _KNOWN.split_of
 
 
 def open_dataset(entry: SourceEntry, split: str, *, root: Path | None, cache: Path | None) -> "NamedDataset":

@@ -16,8 +16,8 @@ import xxhash
 from plait.data.formats import index, tfrecords
 from plait.data.sources.contract import Absent
 from plait.errors import BadSample, PlaitError
-from plait.families.molmo.catalogue.rows import PICTURES, DatasetFiles, Opener, Row, RowList, Rows, read_json
 from plait.families.molmo.points import percent
+from plait.families.published_rows import PICTURES, DatasetFiles, Opener, Row, RowList, Rows, read_json
 
 
 def diagrams(split: str) -> Opener:

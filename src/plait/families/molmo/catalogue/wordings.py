@@ -6,7 +6,7 @@ write carelessly, so some begin in lower case or end without punctuation.
 
 from collections.abc import Sequence
 
-from plait.families.molmo.catalogue.rows import Random
+from plait.families.published_rows import Random
 
 CAPTION = (
     "Describe this image.",

@@ -1,8 +1,8 @@
 """Rows (records as dicts) of a published dataset: JSON or parquet files in their authors' layout, and the image files beside them.
 
-Rows of JSON stay in memory; parquet and the Hub are read by the library `datasets`. An opener is a function from a DatasetFiles to the rows
-of one split, called when the dataset is opened; several functions below return one. A converter is a function from (row, random generator,
-function that returns the image's size) to conversations; those are in academic.py, pixmo.py and gui_grounding.py.
+Shared by the catalogues of families, which describe each dataset by a Spec. Rows of JSON stay in memory; parquet and the Hub are read by
+the library `datasets`. An opener is a function from a DatasetFiles to the rows of one split, called when the dataset is opened; several
+functions below return one. A converter is a function from (row, random generator, function that returns the image's size) to conversations.
 """
 
 import csv
@@ -108,6 +108,23 @@ class ParquetRows:
             return None
         values = list(self._all(name))
         return [values[i] for i in self.chosen]
+
+
+class ChangedRows:
+    """Rows of which each is changed by a function as it is read."""
+
+    def __init__(self, rows: Rows, change: Callable[[Row], Row]) -> None:
+        self.rows, self.change, self.digest = rows, change, rows.digest
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, i: int) -> Row:
+        return self.change(self.rows[i])
+
+    def column(self, name: str) -> Sequence[Any] | None:
+        """Return one field of every row as it was before it is changed; None if rows have no such field."""
+        return self.rows.column(name)
 
 
 class ChainedRows:

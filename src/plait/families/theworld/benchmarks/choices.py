@@ -8,7 +8,7 @@ option that is denied ("(A) is wrong"), compared with ("than A") or part of a re
 import re
 from collections.abc import Iterator, Mapping
 
-from plait.families.theworld.short_answers import NEGATION
+from plait.families.theworld.benchmarks.short_answers import NEGATION
 
 _GOLD = re.compile(r"\(?([A-Z])\)?[.:]?")
 _OPTION = re.compile(r"(?:^|(?<=\s))(?:\(([A-Z])\)|([A-Z])[.):](?=\s))\s*")
