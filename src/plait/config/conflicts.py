@@ -21,6 +21,7 @@ HELD_OUT_LOSS = ("val_loss", "valid_loss", "validation_loss", "eval_loss")
 def conflicts(config: RunConfig, kinds: Mapping[str, SourceRules]) -> list[Conflict]:
     """Return the conflicts between the settings of one stage, whose merged configuration is `config`; [] if it can be run.
 
+    Each is (path of the setting to change, such as ("train",), what is wrong with it, as the end of a sentence that begins with its key).
     `kinds`: the rules of every kind of source, by name.
     """
     train, optim = config.train, config.optim
@@ -50,7 +51,7 @@ def conflicts(config: RunConfig, kinds: Mapping[str, SourceRules]) -> list[Confl
 
 
 def stage_conflicts(stages: Mapping[str, RunConfig]) -> list[Conflict]:
-    """Return a conflict where a stage trains on data that another holds out, else []. `stages`: {name: merged configuration}."""
+    """Return [(path, message)] where a stage trains on data that another holds out, else []. `stages`: {name: merged configuration}."""
     for name, config in stages.items():
         for other, theirs in stages.items():
             ours, data = config.data, theirs.data
@@ -69,7 +70,7 @@ def _place(source: SourceEntry) -> tuple[str | None, ...]:
 def schedule_conflicts(optim: Optim, steps: int | None) -> list[Conflict]:
     """Return the conflicts in warm-up and decay of the learning rate. `steps`: length of the stage in steps; None: not known yet.
 
-    Paths begin at the root, such as ("optim", "schedule", "warmup_steps"). [] without a conflict.
+    Each is (path from the root, such as ("optim", "schedule", "warmup_steps"), what is wrong and what to do). [] without a conflict.
     """
     schedule, units = optim.schedule, optim.schedule.units
     result: list[Conflict] = []
@@ -152,7 +153,10 @@ def _data_conflicts(config: RunConfig, kinds: Mapping[str, SourceRules]) -> list
 
 
 def source_conflicts(source: SourceEntry, kinds: Mapping[str, SourceRules]) -> list[Conflict]:
-    """Return how one source breaks the rules of its kind, [] if it does not. Paths begin below the source: ("options", "size")."""
+    """Return how one source breaks the rules of its kind, [] if it does not.
+
+    Each is (path below the source, such as ("options", "size"), what is wrong). `kinds`: the rules of every kind of source, by name.
+    """
     rules = kinds.get(source.source)
     if rules is None:
         return [(("source",), unknown_kind(source.source, list(kinds)))]

@@ -130,7 +130,10 @@ Validation = Annotated[
 
 
 class Data(Section):
-    """Training data, held-out data, and how both are loaded."""
+    """Training data, held-out data, and how both are loaded.
+
+    `pad`: to the longest of a micro-batch, to a multiple of 128, to `max_tokens`, or not at all (a family may refuse some of them).
+    """
 
     train: list[SourceEntry] = []
     mixture: str | None = Field(
@@ -267,7 +270,7 @@ class Checkpoint(Section):
 
 
 class Evaluate(Section):
-    """One bench (a metric on some data) and its interval. `bench` is `loss`, on held-out data, or NAME:SPLIT, a dataset's own."""
+    """One bench and its interval. `bench`: `loss` or another of the family's, on `data`; or NAME:SPLIT, a dataset with its own metric."""
 
     bench: str
     every_steps: Count | None = Field(default=None, description="steps; None: at the end of the stage")
@@ -283,7 +286,7 @@ class Evaluate(Section):
 
 
 class Wandb(Section):
-    """Settings of Weights & Biases. Its API key comes from WANDB_API_KEY."""
+    """Settings of Weights & Biases, whose API key comes from WANDB_API_KEY. `name`: the run's there; None: its directory's."""
 
     project: str
     name: str | None = None

@@ -31,16 +31,19 @@ def is_as_written(path: Path) -> bool:
 
 
 def newest_copy(run: Path) -> Path | None:
-    """Return the path of the copy in the newest checkpoint of run `run` where it is as `sign` made it; else None."""
+    """Return the newest intact copy of a run's configuration among those in its checkpoints; None without one.
+
+    `run`: the run directory. A copy is intact if the hash in its last line, which `sign` wrote, is right.
+    """
     steps = {path: re.fullmatch(r"step-(\d+)", path.parent.name) for path in run.glob(f"stage-*/step-*/{COPY}")}
     ordered = sorted(((int(step[1]), path) for path, step in steps.items() if step), reverse=True)
     return next((path for _, path in ordered if is_as_written(path)), None)
 
 
 def settings_of(run: Path) -> Path | None:
-    """Return the file of the settings that `run` was trained with; None if it has none.
+    """Return the file of the configuration that a run was trained with; None if it has none. `run`: the run directory.
 
-    That is config.yaml as written, else the newest copy, else config.yaml as it is.
+    That is its config.yaml if the hash in it is right, else the newest intact copy in a checkpoint, else config.yaml as it is.
     """
     path = run / NAME
     copy = None if is_as_written(path) else newest_copy(run)

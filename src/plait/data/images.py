@@ -63,7 +63,7 @@ def crop(image: torch.Tensor, top: int, left: int, height: int, width: int) -> t
 
 
 def cover(image: torch.Tensor, height: int, width: int, *, mode: str = "bicubic", at: tuple[float, float] = (0.5, 0.5)) -> torch.Tensor:
-    """Resize and crop uint8 (3, H, W) to (height, width) without distortion. `at`: which part to keep, from (0, 0), top left, to (1, 1)."""
+    """Resize and crop uint8 (3, H, W) to (height, width) without distortion. `at`: part to keep, (down, across), (0, 0): top left."""
     h, w = image.shape[-2:]
     scale = max(height / h, width / w)
     high, wide = max(height, round(h * scale)), max(width, round(w * scale))

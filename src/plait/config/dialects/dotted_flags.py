@@ -31,9 +31,9 @@ PROJECT = "molmo"  # of W&B, where none is named
 
 
 class Flag(NamedTuple):
-    """One flag. `kind`: int, number, numbers, bool, text, or {legal word: plait's value}. `path`: plait's key; None: set by a function.
+    """One flag. `kind`: int, number, numbers, bool, text, duration ("4ep" or steps), or {legal word: plait's value}.
 
-    `note`: the remark on it in the listing of `plait config`.
+    `path`: plait's key, such as "train.steps"; None: a function translates it. `note`: the remark on it in the listing of `plait config`.
     """
 
     kind: str | dict[str, Any]
@@ -132,7 +132,8 @@ _EPOCHS = re.compile(r"(\d+(?:\.\d+)?)ep")
 class FlagBuilder(TranslationBuilder):
     """A translation of flags into plait's tree, with a method that reads a flag's value; `preset`: the preset's name.
 
-    A flag that is not given changes nothing: its value is that of the preset.
+    `given`: {flag without dashes: its node}; `tree`: what the script's name and words stand for, to which the flags are added. A flag that
+    is not given changes nothing: its value is that of the preset.
     """
 
     def __init__(self, given: dict[str, Node], tree: Node, preset: str):

@@ -16,7 +16,10 @@ HELD_OUT = "1%"  # of the training data; the original evaluated on rows that it 
 
 
 def translate_data(builder: TranslationBuilder) -> None:
-    """Translate the training data, with its question and answer, then evaluation, which may hold out a part of that data."""
+    """Add to `builder.tree` the training data, with question and answer, and evaluation, which may hold out a part of that data.
+
+    What became of each key of data is added to `builder.rows`.
+    """
     key = "train_dataset_path" if builder.get("train_dataset_path") else "dataset_name"
     for other in ("dataset_name", "train_dataset_path"):
         builder.add_row(other, None, "train_dataset_path wins over it" if key == "train_dataset_path" else f"{key} says what is read")

@@ -44,7 +44,8 @@ _OTHER_SPLIT = ":huggingface"
 def rewritten(arguments: Sequence[str]) -> list[str]:
     """Return the arguments with a training script's file after `train` or `config` replaced by its name here, such as molmo/captioner.
 
-    Raises PlaitError, with the equivalent command, for a script after other words (torchrun, python), or an evaluation script.
+    `arguments`: those of plait's command line; they are unchanged if no script of the guide is among them. Raises PlaitError, with the
+    equivalent command, for a script after other words (torchrun, python), or an evaluation script.
     """
     at = next((number for number, item in enumerate(arguments) if _SCRIPT.fullmatch(item)), None)
     if at is None:

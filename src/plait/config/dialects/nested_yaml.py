@@ -35,7 +35,7 @@ _INFO |= {"text": ((str,), "text"), "texts": ((list,), "a list of names"), "numb
 class NestedKey(NamedTuple):
     """One key. `kind`: int, number, bool, text, texts or numbers; `path`: plait's key, None where a function sets it.
 
-    `default`: the value of the author's plan, for a file that does not have the key.
+    `default`: the value for a file that does not have the key, that of the original trainer.
     """
 
     kind: str

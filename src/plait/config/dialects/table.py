@@ -93,9 +93,9 @@ def is_script(name: str) -> bool:
 
 
 def takes_value(script: str, setting: str, word: str) -> bool:
-    """Return whether, beside a launch script, `word` is the value of the setting (named without dashes) that stands before it alone.
+    """Return whether `word` is the value of `setting` (without dashes) in `SCRIPT --setting word`, rather than a word of the script.
 
-    It is, but for a switch, whose only values are true and false.
+    `script`: its name, such as molmo/captioner. After a switch, a setting that may stand without a value, only true and false are values.
     """
     switches = next(dialect.switches for dialect in dialects() if script in dialect.scripts)
     alone = "." not in setting and setting != "run" and (switches is None or setting in switches)

@@ -92,7 +92,7 @@ class MicroBatchBuilder:
         raise PlaitError(f"{name}: sample {bad[0][1]} and {_ATTEMPTS - 1} replacements in a row are bad; the first: {bad[0][2]}")
 
     def collate(self, examples: Sequence[Example], padding: bool) -> MicroBatch:
-        """Collate examples to a micro-batch; raises what `Inputs.collate` raises. `padding`: a repeated sample, with no `bad` listed."""
+        """Collate examples to a micro-batch; raises what `Inputs.collate` raises. `padding`: they repeat a sample; no `bad` is listed."""
         ids = [example.id for example in examples]
         try:
             batch = collated(self.inputs, [example.value for example in examples])

@@ -21,7 +21,7 @@ _REQUIRED = frozenset(_KEYS)
 class Source(abc.ABC):
     """A map-style dataset: `source[i]` in any order, from any thread or process, so it must pickle.
 
-    `source[i]` raises BadSample for a sample that cannot be used; the loader replaces it by another one.
+    `source[i]` returns a Sample, a dict, or raises BadSample for one that cannot be used, which the loader replaces by another.
     """
 
     name: str
@@ -70,7 +70,7 @@ class Source(abc.ABC):
         return f"{type(self).__module__}.{type(self).__qualname__}"
 
     def table(self, global_batch: int) -> list[Mapping[str, Any]]:
-        """Return a dict per bucket: name `bucket`, `samples`, text `tokens`, `batches` of `global_batch` per epoch, `left_over` samples."""
+        """Return a dict per bucket: its name `bucket`, `samples`, text `tokens`, `batches` per epoch, `left_over`; [] without buckets."""
         return []
 
 
@@ -98,7 +98,7 @@ class Absent(PlaitError):
 
 
 class Reader(Protocol):
-    """Random access to the records (raw samples) of a file format. `digest`: a hash of their content; `left_out`: as of `Source`."""
+    """Random access to the records (raw samples) of files. `digest`: hash of their content; `left_out`: {what is not read: count}."""
 
     digest: str
     left_out: Mapping[str, int]

@@ -1,7 +1,4 @@
-"""Open the entries (items) of a configuration's `data:` section as sources: the table of all kinds of source, and the opener.
-
-Each kind is declared in a file of its own, which is imported when the kind is first used.
-"""
+"""Open the entries of a configuration's `data:` section as sources. Each kind is declared in a file, imported when it is first used."""
 
 import importlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -95,5 +92,8 @@ def open_source(
 def open_all(
     entries: Sequence[SourceEntry], *, seed: int, split: str = "train", cache: str | Path | None = None, open_named: OpenNamed | None = None
 ) -> list[Source]:
-    """Open every entry of a list, in order; arguments as for `open_source`. Raises PlaitError for the first that cannot be opened."""
+    """Open each entry, in order. `seed`: the run's; `split`: of entries that name none; `cache`, `open_named`: as for `open_source`.
+
+    Raises PlaitError for the first that cannot be opened.
+    """
     return [open_source(entry, seed=seed, split=split, cache=cache, open_named=open_named) for entry in entries]
