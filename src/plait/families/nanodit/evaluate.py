@@ -77,9 +77,9 @@ def _in_order(rows: Mapping[int, Row]) -> list[Row]:
 
 @torch.no_grad()
 def predict_validation(model: NanoDiT, samples: Sequence[Sample], inputs: Inputs, *, batch: int, moment: str = "latest") -> list[Row]:
-    """Return rows with `losses`, one for each t of T_FIXED (0.1, 0.3, 0.5, 0.7, 0.9), and `restored`.
+    """Return a row {"id", "losses", "restored"} per sample, from fixed noise. `losses`: at t = 0.1, 0.3, 0.5, 0.7 and 0.9 (T_FIXED).
 
-    `restored` is the relative squared error of the clean sample x0, estimated in one step from t = 0.5. Rows also have `id`.
+    A loss is the mean squared error of the velocity; `restored` the relative squared error of x0, estimated in one step from t = 0.5.
     `batch`: samples per forward pass. `moment` is not used.
     """
     device, rows = next(model.parameters()).device, {}
@@ -306,7 +306,7 @@ def predict_distance(model: NanoDiT, samples: Sequence[Sample], inputs: Inputs, 
 
 
 def summarise_distance(rows: Rows) -> dict[str, float]:
-    """Return the distances `kernel` and `frechet` between the features of generated and held-out pictures; 0 for equal sets.
+    """Return the distances `kernel` and `frechet` between the features of generated and held-out pictures: about 0 if both are alike.
 
     `frechet` is left out unless there are more samples than features, because the covariance would be singular. Raises PlaitError for
     fewer than 50 samples.

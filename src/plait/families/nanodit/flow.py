@@ -29,7 +29,7 @@ class Kept(NamedTuple):
 
 
 def interpolate(x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-    """Return the noisy sample z_t = (1 - t) x0 + t noise, the network's input; `t` (B,)."""
+    """Return the noisy sample z_t = (1 - t) x0 + t noise, the network's input; `x0` and `noise` (B, C, H, W), `t` (B,)."""
     t = _per_sample(t, x0)
     return (1 - t) * x0 + t * noise
 
@@ -37,7 +37,8 @@ def interpolate(x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
 def target(x0: Tensor, noise: Tensor, t: Tensor, prediction: str) -> Tensor:
     """Return the regression target (B, C, H, W) of the velocity: v = noise - x0.
 
-    With `prediction` "x" it is (z - x0) / max(t, T_FLOOR), as `velocity` computes it with that floor; it differs for t < T_FLOOR.
+    With `prediction` "x" it is (z - x0) / max(t, T_FLOOR), z the noisy sample, as `velocity` computes it with that floor: less than v for
+    t < T_FLOOR = 0.05. `x0`: clean sample.
     """
     v = noise - x0
     if prediction == "v":
@@ -49,7 +50,7 @@ def target(x0: Tensor, noise: Tensor, t: Tensor, prediction: str) -> Tensor:
 def velocity(output: Tensor, z: Tensor, t: Tensor, prediction: str, floor: float = 0.0) -> Tensor:
     """Convert the network's output to a velocity. `prediction` "v": it is one already; "x": it is x0, and v = (z - x0) / max(t, floor).
 
-    `t` (B,) or `floor` must be above 0.
+    `output` and `z`, the noisy sample at time t, are (B, C, H, W). `t` (B,) or `floor` must be above 0.
     """
     if prediction == "v":
         return output

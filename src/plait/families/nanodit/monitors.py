@@ -36,7 +36,8 @@ DOMINANCE_HIGH = 0.9
 class Sustained:
     """A monitor that warns when `check` returns a message for `patience` consecutive rows.
 
-    Rows for which `check` returns None are ignored; False resets the count.
+    Called with each logged row, it returns the warnings to print, one or none. Rows for which `check` returns None are ignored; False
+    resets the count.
     """
 
     check: Callable[[Row], str | bool | None]
@@ -92,7 +93,11 @@ def gradient_norm(row: Row) -> str | bool | None:
 
 @dataclass
 class BinRise:
-    """A check that the loss in a range of t does not rise, which the average over all t would hide. `name`: t_low, t_mid or t_high."""
+    """A check that the loss in a range of t does not rise, which the average over all t would hide. `name`: t_low, t_mid or t_high.
+
+    Called with each logged row, it returns a message if the smoothed loss is above 1.5 times its lowest, False if not, None for a row
+    without that loss.
+    """
 
     name: str
     _mean: float | None = None

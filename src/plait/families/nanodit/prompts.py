@@ -14,10 +14,10 @@ from plait.nn import encoders
 
 
 def conditions(inputs: Inputs, prompts: Sequence[str], image: Path | None, device: torch.device, shape: Sequence[int]) -> list[Conditions]:
-    """Encode each prompt and the one reference image (None: no image); an empty prompt gives no text.
+    """Encode each prompt, and the one reference image for all (None: no image); return Conditions per prompt. "" gives no text.
 
-    The image is cropped to the aspect ratio of the samples' `shape` (C, H, W). Raises PlaitError for an image that is missing or that the
-    model cannot use, and if the run does not know its encoders.
+    `device`: where encoders run. The image is cropped to the aspect ratio of the samples' `shape` (C, H, W). Raises PlaitError for an image
+    that is missing or that the model cannot use, and if the run does not know its encoders.
     """
     vector = _image_features(inputs, image, device, shape)
     if inputs.config.text == "words":

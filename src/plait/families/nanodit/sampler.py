@@ -39,7 +39,7 @@ class Request:
 
 
 def combination(sampling: Sampling) -> Table:
-    """Return the coefficient of the velocity under each subset of the conditions; they sum to 1.
+    """Return {(text, image): coefficient of the velocity}, with bools for which conditions the model gets; coefficients sum to 1.
 
     two_scale: v = v_u + s_t (v_t - v_u) + s_d (v_d - v_u). joint: v = v_u + s_d (v_d - v_u) + s_t (v_b - v_d), with v_u, v_t, v_d, v_b
     under neither, text, image and both (InstructPix2Pix, arXiv:2211.09800, equation 3).

@@ -124,7 +124,10 @@ class Config(ModelSection):
     tiny: Tiny = Tiny()
 
     def absent(self) -> Mapping[str, str]:
-        """Return {component: reason} of what this model lacks: all of the world without `world`, `world_time` unless `world.steps` is 0."""
+        """Return {component: reason} of components that this model lacks.
+
+        Without `world`: projector, world, world_decoder, world_time. With `world.steps` above 0: world_time, which is part of world then.
+        """
         if self.world is None:
             return dict.fromkeys(("projector", "world", "world_decoder", "world_time"), "model.world is off")
         return {"world_time": "model.world.steps is not 0, and it is a part of world"} if self.world.steps else {}

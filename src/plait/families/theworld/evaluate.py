@@ -37,7 +37,11 @@ def is_correct(answer: str, gold: str, fields: Mapping[str, Any], question: str 
 
 
 def predict(model: TheWorld, samples: Sequence[Sample], inputs: Inputs, *, batch: int, moment: str = "") -> list[Row]:
-    """Generate an answer to every sample, `batch` at a time; return one row per sample, in order. `moment` is not used."""
+    """Generate an answer to every sample, `batch` at a time; return one row per sample, in order. `moment` is not used.
+
+    A row has `id`, `question`, `answer`, `gold` (the right answer), `correct`, `task`, `world` ("on" or "off": the encoder was used) and
+    `world_tokens`; or `bad`, why the sample cannot be used, in place of the last four. `inputs`: the family's Inputs.
+    """
     rows: list[Row] = []
     for start in range(0, len(samples), batch):
         chosen = samples[start : start + batch]

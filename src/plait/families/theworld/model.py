@@ -181,7 +181,7 @@ NEVER_TRAINED = frozenset({"world_decoder", "world_time"})
 
 
 def components(model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
-    """Group the parameters, {component: {name: parameter}}: projector, vision, language, world, world_decoder, world_time.
+    """Group the parameters, {component: {name: parameter}}: of projector, vision, language, world, world_decoder, world_time what there is.
 
     vision is SigLIP and Gemma's image projection, language has the tied head once, world is the VAE's encoder and quant_conv. world_time
     are the encoder's convolutions over time, which are not used without world steps (latent frames after the first).

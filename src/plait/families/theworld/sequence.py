@@ -17,7 +17,7 @@ from plait.nn.losses import IGNORED
 
 
 class Kind(IntEnum):
-    """What a position of the sequence holds; WORLD_START and WORLD_END are the brackets of the world block."""
+    """What a position of the sequence holds: TEXT, IMAGE or WORLD; WORLD_START and WORLD_END are the brackets of the world block."""
 
     TEXT = 0
     IMAGE = 1

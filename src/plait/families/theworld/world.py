@@ -144,7 +144,10 @@ class WorldProjector(nn.Module):
 
 
 def group_by_length(frames: Tensor, counts: Sequence[int]) -> list[tuple[list[int], Tensor]]:
-    """Return rows grouped by number of frames: [(indices of the rows, frames (B, F, 3, S, S))]. `counts`: how many of `frames` each has."""
+    """Return rows grouped by number of frames, fewest first: [(indices of the rows, their frames (B, F, 3, S, S)), ...].
+
+    `frames` (sum of `counts`, 3, S, S): those of all rows, one row's after the other's; `counts`: how many of them each row has.
+    """
     rows = torch.split(frames, list(counts))
     return [
         ([i for i, count in enumerate(counts) if count == length], torch.stack([row for row in rows if len(row) == length]))
