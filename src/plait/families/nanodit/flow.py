@@ -29,7 +29,7 @@ class Kept(NamedTuple):
 
 
 def interpolate(x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-    """Return the noisy sample z_t = (1 - t) x0 + t noise, the network's input; `x0` and `noise` (B, C, H, W), `t` (B,)."""
+    """Return the noisy sample z_t = (1 - t) x0 + t noise, the network's input. `x0` and `noise` are (B, C, H, W), `t` (B,)."""
     t = _per_sample(t, x0)
     return (1 - t) * x0 + t * noise
 

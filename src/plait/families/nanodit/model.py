@@ -178,7 +178,7 @@ def modulate(x_BND: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 def pad_tokens(values_TK: Tensor, index_T: Tensor, mask_BL: Tensor) -> Tensor:
-    """Scatter the batch's valid tokens (T, K) into zeros (B, L, K), at `index_T` in the flattened `mask_BL`, which gives B and L."""
+    """Scatter the batch's valid tokens (T, K) into zeros (B, L, K). `index_T`: the index of each in the flattened `mask_BL` (B, L)."""
     rows, length = mask_BL.shape
     empty = values_TK.new_zeros(rows * length, values_TK.shape[-1])
     return torch.unflatten(empty.index_copy(0, index_T, values_TK), 0, (rows, length))
