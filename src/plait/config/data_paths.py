@@ -81,7 +81,8 @@ def resolve_entry(node: Node, kinds: Mapping[str, SourceRules], base: Path | Non
 def resolve_rows(tree: Node, kinds: Mapping[str, SourceRules]) -> Node:
     """Return the tree of a mixture's file with the paths of its rows (data sets) absolute; they are relative to that file.
 
-    Raises PlaitError for a path that exists relative to the working directory only.
+    `kinds`: the rules of every kind of source, by name, which say which options are paths. Raises PlaitError for a path that exists
+    relative to the working directory only.
     """
     groups = tree.value["groups"].value if "groups" in tree.value else {}
     lists = [("datasets", "*"), *(("groups", name, "datasets", "*") for name in (groups if isinstance(groups, dict) else ()))]

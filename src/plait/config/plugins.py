@@ -98,7 +98,7 @@ def one_line(error: Exception) -> str:
 
 
 def raised(error: Exception) -> str:
-    """Return an error that another package's code raised while it ran: as `one_line`, and the line of code that raised it."""
+    """Return an error of another package's code as its type, its message's first line, and the file and line that raised it."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
     return f"{one_line(error)} ({Path(frame.filename).name}:{frame.lineno})"
 

@@ -109,7 +109,7 @@ def _decode_opened(image: Image.Image, at_least: tuple[int, int] | None) -> np.n
 def over_limit(size: tuple[int, int], max_pixels: int = MAX_PIXELS) -> str | None:
     """Return why an image of `size` (width, height) is too large, as the end of a sentence ("has a side over ...").
 
-    None if its sides are within MAX_SIDE and its pixels (width x height) within `max_pixels`.
+    None if its sides are within MAX_SIDE (65,535) and its pixels (width x height) within `max_pixels`.
     """
     if max(size) > MAX_SIDE:
         return f"has a side over the limit of {MAX_SIDE}: cut it into several"

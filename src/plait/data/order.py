@@ -48,7 +48,7 @@ BatchChanges = Sequence[Sequence[int]]
 
 
 def segments(global_batch: int, changes: BatchChanges) -> tuple[Segment, ...]:
-    """Return the segments of a training stage that begins with `global_batch` samples per step, and one more for each of `changes`."""
+    """Return the segments of a training stage that begins with `global_batch` samples per step; one more per (step, batch) of `changes`."""
     parts = [Segment(0, global_batch, 0)]
     for step, batch in changes:
         assert batch >= 1 and step >= parts[-1].step

@@ -150,7 +150,7 @@ class RemoteFile:
     def read(self, offset: int, length: int) -> bytes:
         """Return `length` bytes from `offset` on.
 
-        Raises PlaitError past the end, if the file is gone, or after several failed attempts; BadSample for over MOST_BYTES.
+        Raises PlaitError past the end, if the file is gone, or after several failed attempts; BadSample for over MOST_BYTES (1 GiB).
         """
         check_size(shown(self.address), length)
         if offset + length > self.size:

@@ -19,7 +19,7 @@ def of(name: str) -> str | None:
 
 
 def are_splits(names: Sequence[str]) -> bool:
-    """Return whether a folder's files are divided into splits: one of `names` begins with a split's word, or they tell two splits."""
+    """Return whether a folder's files are of splits: a name begins with train, val or the like, or they tell two splits."""
     return any(_WORD.match(name.lower()) for name in names) or len({of(name) for name in names} - {None}) > 1
 
 

@@ -88,7 +88,7 @@ def check(conversation: Sequence[Mapping[str, str]], images: int, *, allow_blank
     """Raise BadSample if a conversation is unfit for training.
 
     `<image>` marks may stand only in user turns, and there must be none or `images` of them. Unless `allow_blank`, no assistant turn may be
-    blank. The text has at most MOST_CHARACTERS characters, all of them valid Unicode (no half of a surrogate pair).
+    blank. The text has at most MOST_CHARACTERS (1,000,000) characters, all of them valid Unicode (no half of a surrogate pair).
     """
     marks = {role: sum(turn["content"].count(IMAGE_MARK) for turn in conversation if turn["role"] == role) for role in ROLES}
     wrong = next((role for role in ("system", "assistant") if marks[role]), None)

@@ -49,7 +49,11 @@ class TranslationBuilder:
         self.tree = merge(self.tree, nest(path.split("."), leaf))
 
     def translate(self, path: str, value: Any, *keys: str, note: str = "") -> None:
-        """Set `path` as `assign` does, and record it in the row of each of the author's `keys`, with the remark `note`."""
+        """Set `path` of plait's tree, such as "optim.lr", and record it in the row of each of the author's `keys`.
+
+        The value has the file and line of the first of `keys` that is written; without one it is listed as a default. `note`: the remark
+        of the rows; "": that of each key in `notes`.
+        """
         self.assign(path, value, *keys)
         for key in keys:
             self.add_row(key, path, note)

@@ -24,7 +24,7 @@ _OTHER_KINDS = {
 
 
 def compression(body: bytes) -> str | None:
-    """Return the compression, by the name of its command, if `body`, a file's first bytes, begins as compressed data; else None."""
+    """Return "gzip", "bzip2", "xz" or "zstd" if `body`, a file's first bytes, begins as data so compressed; else None."""
     return next((name for magic, name in _COMPRESSED.items() if body.startswith(magic)), None)
 
 

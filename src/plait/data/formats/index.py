@@ -76,11 +76,11 @@ def obtain(
     beside: bool = False,
     fits: Callable[[dict[str, Any]], bool] = lambda facts: True,
 ) -> tuple[IndexHead, bool]:
-    """Return the index header of a local data file, and whether it was built just now. It is reused unless stale or `rebuild` is set.
+    """Return the index header of a local data file, and whether it was built just now.
 
-    `fits`: whether a fresh one, given its facts, is of the kind that is asked for. `make()` scans the data file and returns (facts, arrays)
-    to store: in the folder `cache` (None: the user's), or next to the data if `beside`.
-    Raises PlaitError if the index cannot be written, and whatever `make` raises.
+    An index that is found is used unless it is stale, `rebuild` is set, or `fits(its facts)` is False, being made of the file as another
+    kind. `make()` scans the data file and returns (facts, arrays) to store: in the folder `cache` (None: the user's), or next to the data
+    if `beside`. Raises PlaitError if the index cannot be written, and whatever `make` raises.
     """
     stamp = stamp_of(data_path)
     at_data, cached = candidate_paths(data_path, cache)

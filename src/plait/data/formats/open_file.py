@@ -53,8 +53,9 @@ class OpenFile:
         return os.fstat(self._descriptor).st_size
 
     def read(self, offset: int, length: int) -> bytes:
-        """Return `length` bytes from `offset` on. Raises BadSample if the file is shorter, or that is over MOST_BYTES; OSError if the
-        disk keeps failing.
+        """Return `length` bytes from `offset` on.
+
+        Raises BadSample if the file is shorter, or that is over MOST_BYTES (1 GiB); OSError if the disk keeps failing.
         """
         check_size(self.path, length)
 

@@ -70,7 +70,7 @@ class Plan:
     skipped: list[Skipped] = field(default_factory=list)
 
     def shards(self, per_shard: int) -> Iterator[tuple[Bucket, int, list[int]]]:
-        """Yield (bucket, number of the shard in it, its positions) for every shard to write; each has up to `per_shard` positions."""
+        """Yield (bucket, number of the shard in it, from 0, its positions) for every shard to write; each has up to `per_shard`."""
         for bucket, positions in self.positions.items():
             for number, start in enumerate(range(0, len(positions), per_shard)):
                 yield bucket, number, positions[start : start + per_shard]

@@ -92,8 +92,8 @@ def open_source(
 def open_all(
     entries: Sequence[SourceEntry], *, seed: int, split: str = "train", cache: str | Path | None = None, open_named: OpenNamed | None = None
 ) -> list[Source]:
-    """Open each entry, in order. `seed`: the run's; `split`: of entries that name none; `cache`, `open_named`: as for `open_source`.
+    """Open each entry, in order. Raises PlaitError for the first that cannot be opened.
 
-    Raises PlaitError for the first that cannot be opened.
+    `seed`: the run's; `split`: of entries without; `cache`: folder of fetched files (None: the user's); `open_named`: opens named datasets.
     """
     return [open_source(entry, seed=seed, split=split, cache=cache, open_named=open_named) for entry in entries]
