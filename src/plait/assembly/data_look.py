@@ -169,7 +169,7 @@ def unusable(found: Sequence[SourceLook]) -> list[str]:
 
 
 def without_input(found: Sequence[SourceLook], limits: Limits, trainable: Sequence[str]) -> list[str]:
-    """Return a sentence, with advice, per component in `trainable` or setting that by `limits` needs an input which no sample has."""
+    """Return advice for each component in `trainable`, or setting, whose input (by `limits`: images, ...) no sample in `found` has."""
     named = {item.partition(":")[0] for item in trainable}
     usable = sum(one.usable for one in found)
     faults = []

@@ -60,7 +60,8 @@ def repository(spec: str) -> tuple[str, str] | None:
 def look(name: str, mark: str) -> Contents:
     """List the files of the Hub repository `name` and choose a checkpoint. If the Hub cannot be reached, the local cache is listed.
 
-    `mark`: a revision, or a step, "best" or "latest" of a run; "": the newest of the main branch. Raises PlaitError if it does not exist.
+    `mark`: a revision, or a step, "best" or "latest" of a run; "": the newest of the main branch. Raises PlaitError if there is no such
+    repository, revision or step.
     """
     contents = _list(name, "" if names_step(mark) else mark)
     if names_step(mark) and not _steps(contents.files):

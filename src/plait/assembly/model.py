@@ -92,7 +92,8 @@ class ModelBundle:
 def build_model(config: RunConfig, run: Path, ranks: Ranks, loaded: Callable[[], overwritten.Shapes] = dict) -> ModelBundle:
     """Build the model in CPU memory; all ranks call this. Rank 0 first writes the files that it needs (a tokenizer) to `run`/assets.
 
-    `loaded`: called then; returns {name: shape} of weights that replace parts, which are not read. Raises PlaitError for unreadable ones.
+    `loaded`: called after that; returns {parameter: shape} of the weights that the caller loads over the built ones: pretrained parts that
+    they replace are not read. Raises PlaitError for unreadable weights.
     """
     family = registry.load(config.family)
     section = family.Config.model_validate(config.model)

@@ -27,7 +27,7 @@ class Content(NamedTuple):
 
 @dataclass
 class HeldOutContent:
-    """What the held-out sources hold: the hashes `wholes` and `pictures` of their samples, as Content has them.
+    """What the held-out sources hold: hashes of each sample's images, arrays and text as one (`wholes`), and of each image (`pictures`).
 
     `samples`: how many samples they have; `compared`: how many were hashed.
     """
@@ -81,7 +81,8 @@ class Overlap:
 def count(source: Source, sources: int, least: int) -> int:
     """Return how many samples of `source` to compare. `sources`: how many there are on its side, training or held out.
 
-    `least`: the number for a source that is slow to read (not stored on a local disk), and the minimum for others.
+    `least`: the number for a source that is slow to read (not stored on a local disk), and the minimum for others, which share a fixed
+    number (_SAMPLES) evenly.
     """
     return max(least, _SAMPLES // max(1, sources)) if source.stored else least
 

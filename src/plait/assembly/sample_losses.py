@@ -16,8 +16,8 @@ from plait.keys import key
 def bench(loss: Loss) -> Bench:
     """Return a bench of a family's loss. Each sample goes through the model by itself, with random numbers that depend on its id alone.
 
-    Rows have {"sums": {term: numerator}, "weights": {term: denominator}}; figures are `loss`, a sum over a sum of weights as
-    `held_out_loss` has it, `loss/TERM` where several terms count in it, and `samples`.
+    Rows have {"sums": {term: numerator}, "weights": {term: denominator}}; figures are `loss/TERM` (sum of numerators / sum of weights; only
+    where several terms count), `loss` (coefficient x that, summed over terms), `samples`, and `bad_samples` if there are any.
     """
 
     def predict(model: Any, samples: Sequence[Any], inputs: Any, *, batch: int, moment: str) -> list[Row]:

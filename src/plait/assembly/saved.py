@@ -49,8 +49,8 @@ def locate(spec: str | Path) -> SavedModel:
 def open_checkpoint(saved: SavedModel, ranks: Ranks, *, averaged: bool = True, length: float | None = None) -> ModelBundle:
     """Return the trained model of a checkpoint, in evaluation mode on the rank's device.
 
-    `averaged`: load its EMA weights, of parameters that have them. `length`: load instead the post-hoc EMA of this relative length, such as
-    0.05 (`post_hoc_ema.py`). Raises PlaitError if the run kept nothing to make that average from.
+    `averaged`: load its EMA weights, of parameters that have them. `length`: load instead the post-hoc EMA (`post_hoc_ema.py`) that reaches
+    back this fraction of the run, such as 0.05. Raises PlaitError if the run kept nothing to make that average from.
     """
     located, run = saved.checkpoint, checkpoint.run_of(saved.checkpoint.folder)
     bundle = build_model(saved.resolved.config, run, ranks, lambda: overwritten.shapes_of(located))

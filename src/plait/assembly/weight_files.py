@@ -36,7 +36,10 @@ def read(folder: Path) -> dict[str, Tensor]:
 
 
 def empty(folder: Path) -> dict[str, Tensor]:
-    """Return all tensors in a folder's safetensors by name as meta tensors: shapes without values. Raises PlaitError as `read` does."""
+    """Return all tensors in a folder's safetensors by name as meta tensors: shapes without values.
+
+    Raises PlaitError without any, and for damaged or missing files.
+    """
     return _collect(folder, _empty)
 
 

@@ -61,7 +61,7 @@ class Predict(Protocol):
 
 @dataclass(frozen=True)
 class Bench:
-    """One bench (metric) of a family. `predict` returns a row, a dict with `id`, per sample; `summarise` figures by name of all rows.
+    """One bench (metric) of a family. `predict` returns a row (dict with `id`) per sample; `summarise` turns all rows into figures by name.
 
     `pictures(rows)`: for a bench that draws, pictures by name (uint8, H x W x 3). `needs(section)`: pretrained encoders that `predict`
     opens, by Hub name or folder; `section` is the configuration's `model:`. `means`: whether figures are means over rows, so that a

@@ -105,7 +105,10 @@ class Flops(TorchFunctionMode):
 
 
 class Meter:
-    """Counts a stage's FLOPs on this rank, anew only for new shapes of a batch. `precision`: the `train.precision`, for the peak rate."""
+    """Counts the FLOPs of a stage (part of a run) on this rank: of each batch's shapes once, when they first occur.
+
+    `precision`: a `train.precision`, such as "bf16", at whose dtype the peak rate of `device` is known.
+    """
 
     def __init__(self, device: torch.device, precision: str) -> None:
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

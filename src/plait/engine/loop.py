@@ -110,7 +110,10 @@ class Loop:
             first = False
 
     def step(self, net: nn.Module, batch: StepBatch, stage_steps: int, *, audit: bool) -> Row | None:
-        """Do one of `stage_steps` steps with `net` (the model or its DDP); returns metrics, None without data. `audit`: check gradients."""
+        """Do one step of the stage: gradient, update and averages. Returns its metrics, or None if a rank has no data for it.
+
+        `net`: the model or its DDP. `stage_steps`: the stage's length, for the schedule. `audit`: check which parameters got a gradient.
+        """
         state, config = self.state, self.config
         assert batch.step == state.stage_step and state.optimizer is not None
         if not state.model.training:
@@ -211,7 +214,10 @@ class Loop:
         torch.autograd.backward([sums[name] for name in terms], [torch.full_like(sums[name], scale[name]) for name in terms])
 
     def figures(self, sums: Mapping[str, Tensor], loss_weights: Mapping[str, float], norms: Mapping[str, Tensor]) -> Row:
-        """Return `loss`, `loss/TERM`, `weight/TERM`, `flops` over all ranks, with `norms`. `sums`: own; `loss_weights`: of all ranks."""
+        """Return a step's metrics over all ranks: `loss`, `loss/TERM`, `weight/TERM`, `flops` if counted, and the gradient `norms`.
+
+        `sums`: this rank's numerators by term; `loss_weights`: the global denominators.
+        """
         names = list(loss_weights)
         values = torch.stack([*sums.values(), *(norm.double() for norm in norms.values())]).tolist()
         on_this_rank = dict(zip([*sums, *norms], values, strict=True))

@@ -109,7 +109,7 @@ class Loss(abc.ABC):
 
     @abc.abstractmethod
     def weights(self, batch: Batch) -> Mapping[str, Tensor]:
-        """Return {name: float64 host scalar}: each term's denominator in this micro-batch, such as its supervised tokens, and `counts`."""
+        """Return {name: float64 host scalar} of a micro-batch: each term's denominator, such as its supervised tokens, and each count."""
 
     @abc.abstractmethod
     def sums(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:

@@ -66,8 +66,9 @@ def freeze(model: nn.Module, trained: Mapping[str, Mapping[str, nn.Parameter]]) 
 def adamw(trained: Mapping[str, Mapping[str, nn.Parameter]], optim: Optim, noise: Noise | None = None) -> torch.optim.Optimizer:
     """Build fused AdamW with two groups per component: parameters that decay (matrices and filters), and those that do not.
 
-    What `optim.components` sets for a component (lr, weight_decay, betas, eps, warm-up) replaces the common value. Weights in bfloat16,
-    whose random rounding `noise` seeds, or moments on the host get `ChunkedAdamW`, others torch's AdamW.
+    `trained`: {component: {name: parameter}}. What `optim.components` sets for a component (lr, weight_decay, betas, eps, warm-up) replaces
+    the common value. Weights in bfloat16, whose random rounding `noise` seeds, or moments on the host get `ChunkedAdamW`, others torch's
+    AdamW.
     """
     groups, common = [], optim.model_dump(include=set(_OVERRIDABLE))
     for component, parameters in trained.items():

@@ -41,7 +41,7 @@ def exponent(length: float) -> float:
 
 
 def decay(g: float, update: int) -> float:
-    """Return (1 - 1/t)^(g + 1): the fraction of an average of exponent `g` that update t = `update` (from 1) keeps."""
+    """Return (1 - 1/t)^(g + 1): the fraction of a power-function average (exponent `g`) that update t = `update` (from 1) keeps."""
     return math.pow(1 - 1 / update, g + 1)
 
 
@@ -102,10 +102,11 @@ class SavedAverage:
 
 
 def reconstruct(saved: Sequence[SavedAverage], length: float, step: int) -> dict[str, Tensor]:
-    """Return the average of `length`, a fraction of the run, at `step`: float32 weights by name, combined from averages saved by then.
+    """Return the average of `length` at `step`: float32 weights by name, combined from averages saved by then.
 
-    One saved average is in memory at a time. A weight that began to train later is fitted from the averages that cover it.
-    Raises PlaitError when nothing was saved by then.
+    `length`: how far back it reaches (standard deviation of its weighting over updates), as a fraction of the run so far. One saved
+    average is in memory at a time. A weight that began to train later is fitted from the averages that cover it. Raises PlaitError when
+    nothing was saved by then.
     """
     usable = [average for average in saved if average.profile.step <= step]
     if not usable:

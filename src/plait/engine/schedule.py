@@ -89,7 +89,7 @@ def lr_factor(name: str, progress: Progress, warmup: float, floor: float = 0.0, 
 
 
 def curve(optim: Optim, steps: int, points: int) -> tuple[list[float], float, str]:
-    """Sample the learning rate without overrides of components at `points` evenly spaced updates of a stage of `steps`, to draw it.
+    """Sample the common learning rate, no component's own, at `points` evenly spaced updates of a stage of `steps`, to draw it.
 
     Returns (rates over the peak, where the curve ends, the unit of that end: "steps" or "tokens").
     """

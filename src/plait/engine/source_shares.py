@@ -43,5 +43,5 @@ def shares(totals: Mapping[str, float]) -> dict[str, float]:
 
 
 def reset(totals: Mapping[str, float]) -> dict[str, float]:
-    """Return a copy of the totals without the amounts of sources, which a new stage counts from zero."""
+    """Return a copy of the totals without the sources' amounts (`drawn/SOURCE/...`), which a new stage counts from zero."""
     return {name: value for name, value in totals.items() if not name.startswith(PREFIX)}

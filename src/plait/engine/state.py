@@ -156,7 +156,7 @@ class State:
             average.update(self.trained(), self.step)
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """Return the state's tensors, {group (weights, ema, moments, ...): {name: tensor}}: live ones: copy them before the next step."""
+        """Return the state's tensors, {group (weights, ema, moments, ...): {name: tensor}}. Copy these live ones before the next step."""
         parameters = dict(self.model.named_parameters())
         weights = {name: parameters[name].detach() for name in sorted(self.ever_trained)}
         live = optim.moments(self.optimizer) if self.optimizer is not None else {}

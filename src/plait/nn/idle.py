@@ -18,7 +18,7 @@ def contains_sharded(part: nn.Module) -> bool:
 
 
 def zero_from_parameters(parameters: Iterable[nn.Parameter], device: torch.device) -> Tensor:
-    """Return a float32 zero to add to a loss: each trainable parameter gets a gradient of zeros. `device`: of a zero without parameters."""
+    """Return a float32 zero to add to a loss: each trainable parameter gets a gradient of zeros. `device`: its place if none trains."""
     trainable = [p.to_local() if isinstance(p, DTensor) else p for p in parameters if p.requires_grad]
     return torch.stack([p.flatten()[:0].sum().float() for p in trainable]).sum() if trainable else torch.zeros((), device=device)
 

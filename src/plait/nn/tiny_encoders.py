@@ -26,7 +26,10 @@ _CHROMA_COST = 4.0  # a colour's detail is worth as much as grey detail of twice
 
 
 def pin(name: str, body: bytes = b"") -> dict[str, Any]:
-    """Return {"name", "revision", "xxh3"}, which identify an encoder in data made with it. `body`: bytes hashed with the name."""
+    """Return {"name", "revision", "xxh3"}, which identify an encoder in data made with it.
+
+    `xxh3`: hash of the name and `body`, the encoder's numbers as bytes where it has any. `revision`: that of the formulas in this file.
+    """
     return {"name": name, "revision": _REVISION, "xxh3": xxhash.xxh3_64_hexdigest(name.encode() + body)}
 
 

@@ -189,7 +189,10 @@ def stages_ahead(resolved: Resolved, only: str | None, state: State) -> list[Sta
 
 @contextlib.contextmanager
 def locked_run_directory(run: Path, resolved: Resolved, options: TrainOptions, ranks: Ranks) -> Iterator[bool]:
-    """Lock the directory `run`; yield whether it is a run to continue. Raises PlaitError if it is locked, or its configuration differs."""
+    """Lock the directory `run`; yield whether it is a run to continue. Raises PlaitError if it is locked, or its configuration differs.
+
+    `options`: `restart` first renames a run that is there, `fresh` refuses one. If the block fails, a new directory without results goes.
+    """
     error, continues = None, False
     with contextlib.ExitStack() as held:
         if ranks.first:

@@ -73,7 +73,7 @@ class Agent(LocalElasticAgent):
         return [handler.proc.poll() for handler in context.subprocess_handlers.values()]
 
     def run(self, role: str = "default") -> RunResult:
-        """Start the ranks and watch them to their end. Raises _Ended from the cause, after a signal or where machines lost each other."""
+        """Start the ranks (torch's `role`) and watch them to their end. Raises _Ended from the cause: a signal, or machines lost."""
         try:
             result: RunResult = super().run(role)
         except (SignalException, RendezvousError, DistError) as error:

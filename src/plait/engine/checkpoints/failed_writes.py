@@ -24,7 +24,7 @@ _TOLD_WITHIN_S = 1.0
 
 @dataclass(frozen=True)
 class Waiting:
-    """What the training thread and the one that writes tell each other."""
+    """What the training thread and the thread that writes a checkpoint tell each other."""
 
     awaited: threading.Event = field(default_factory=threading.Event)
     """Training waits for the write: if it fails, it is tried a last time without a pause."""

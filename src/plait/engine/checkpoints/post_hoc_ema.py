@@ -28,7 +28,7 @@ class Average:
 
 
 def of_length(run: Path, length: float, step: int) -> Average:
-    """Reconstruct the average of `length` at `step` of the run directory `run`.
+    """Reconstruct the average of a run's weights of a `length` chosen after training, at `step` of the run directory `run`.
 
     `length`: standard deviation of the average's weighting over updates, as a fraction of the run so far, such as 0.05. Raises PlaitError
     when no average was saved up to `step`, or one is damaged.

@@ -128,7 +128,10 @@ def check_header(path: Path) -> None:
 
 
 def sizes(folder: Path, group: str, listed: Sequence[str]) -> dict[str, int]:
-    """Return {name: number of elements} of a group's full tensors in the checkpoint `folder`. `listed`: all files of its manifest."""
+    """Return {name: number of elements} of a group's full tensors in the checkpoint `folder`, from headers of its files.
+
+    `listed`: the names of all files in its manifest, of which those of other groups are ignored.
+    """
     counts: dict[str, int] = {}
     for name in sorted(name for name in listed if name.partition("/")[0].removesuffix(".safetensors") == group):
         with safe_open(folder / name, "pt") as file:

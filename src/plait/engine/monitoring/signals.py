@@ -25,7 +25,7 @@ class Paused(PlaitError):
 
 
 class Signals:
-    """Context manager: inside it, SIGTERM, SIGINT and others (ASKING) set a flag in place of ending the process. For the main thread.
+    """Context manager: inside it, SIGTERM, SIGINT and others (ASKING) set a flag and end nothing. Only the main thread can enter it.
 
     A process that was started to ignore SIGHUP, by `nohup`, goes on ignoring it.
     """

@@ -69,7 +69,7 @@ def _counted(value: object) -> bool:
 
 
 def of_small_sample(bench: Bench, rows: Sequence[Row]) -> dict[str, tuple[float, float]]:
-    """Return `bootstrap(bench, rows)` for at most 2,000 rows; {} for more, whose figures are precise and for which it would take long."""
+    """Return {figure: (low, high)}, the 95 % intervals of `bootstrap`, for at most 2,000 rows; {} for more, which take long."""
     return bootstrap(bench, rows) if len(rows) <= _SMALL_SAMPLE else {}
 
 
