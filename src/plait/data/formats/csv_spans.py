@@ -29,8 +29,9 @@ _LONGEST_CELL = 1 << 24  # characters
 
 
 def scan(path: Path) -> tuple[Facts, dict[str, np.ndarray]]:
-    """Find the rows; return (facts, arrays): {`format`, `samples`, `lines`, `columns`, `delimiter`}, and the arrays of spans.py.
+    """Find the rows; return (facts, arrays): {`format`, `samples`, `lines`, `columns`, `delimiter`} and {`start`, `end`, `line`}.
 
+    `start`, `end`: each row's byte offsets; `line`: that on which it begins, from 1, left out (`lines` False) where rows share lines.
     Raises PlaitError for a file without rows, a header that names a column twice, and a quote that is not closed (which of the lines after
     it are rows cannot be known).
     """

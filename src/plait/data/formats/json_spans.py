@@ -27,10 +27,11 @@ _TEXT = re.compile(rb"[^ \t\r\n]")
 
 
 def scan(path: Path) -> tuple[Facts, dict[str, np.ndarray]]:
-    """Find the records; return (facts, arrays): {`format`, `samples`}, and the arrays of spans.py.
+    """Find the records; return (facts, arrays): {`format`, `samples`, `lines`} and {`start`, `end`, `line`}.
 
-    Raises PlaitError for a file without records, and for one that is neither lines, an array, nor an object with one array of records,
-    with the command that makes lines of it where the records are divided in another way.
+    `start`, `end`: each record's byte offsets; `line`: that on which it begins, from 1, left out (`lines` False) where records share
+    lines. Raises PlaitError for a file without records, and for one that is neither lines, an array, nor an object with one array of
+    records, with the command that makes lines of it where the records are divided in another way.
     """
     check_bytes(path, "JSON")
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:

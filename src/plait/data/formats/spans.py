@@ -26,7 +26,10 @@ Span = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class RecordLayout:
-    """A text format of records. `scan` returns a file's facts and index; `fields` parses a record, given its bytes, name and the facts."""
+    """A text format of records. `scan` returns a file's facts (samples, ...) and arrays by name: where each record starts and ends.
+
+    `fields` returns the fields of a record by name, given its bytes, its name for errors, and the file's facts.
+    """
 
     format: str
     scan: Callable[[Path], tuple[Facts, dict[str, np.ndarray]]]
@@ -63,7 +66,8 @@ def check_bytes(path: Path, format_name: str) -> None:
 def pack(path: Path, format_name: str, spans: Sequence[Span], **facts: object) -> tuple[Facts, dict[str, np.ndarray]]:
     """Return the facts and arrays of the index of file `path`. `spans`: (start, end, line) per record, in their order.
 
-    `format_name`, such as "json", and any further `facts` are recorded with it. Raises PlaitError if there are no records.
+    The arrays are `start`, `end` and `line`, without `line` where records share lines. `format_name`, such as "json", and any further
+    `facts` are recorded. Raises PlaitError if there are no records.
     """
     if not spans:
         raise PlaitError(f"{path} holds no records")

@@ -46,7 +46,8 @@ class _Gets(Protocol):
 class UserDataset(Source):
     """The samples of a user's class, which `spec` names (module:Class); `options`, and `split` if it takes one, go to its constructor.
 
-    `limit`: only the first so many. Raises PlaitError for a class that is missing, takes other options, fails to load or is empty.
+    `limit`: only the first so many. `allow_blank`: samples with blank text are no bad samples. Raises PlaitError for a class that is
+    missing, takes other options, fails to load or is empty.
     """
 
     may_wait = True

@@ -60,9 +60,10 @@ def index_records(
 class IndexedRecords:
     """Random access to the records of one file; thread-safe and picklable. `columns`: new field name -> the name in the file.
 
-    `images`: the folder that image paths are relative to; None: paths are refused. `outside`: they may leave it. `path_columns`: fields
-    that may hold an image's path, tried in order where a record has no `image` or `images`. `movable`: whether `options.images` may name
-    another folder, as the reason of a missing image then says. Raises PlaitError for a file without records.
+    `layout`: the file's format; `cache`: folder for its index. `images`: the folder that image paths are relative to; None: paths are
+    refused. `outside`: they may leave it. `path_columns`: fields that may hold an image's path, tried in order where a record has no
+    `image` or `images`. `movable`: whether `options.images` may name another folder, as the reason of a missing image then says. Raises
+    PlaitError for a file without records.
     """
 
     def __init__(

@@ -20,8 +20,8 @@ _AT_ONCE = 1 << 20  # samples whose numbers are computed together
 class Part(Source):
     """The held-out part of a source (`held_out` True), about `share` of its samples, or all others; in the order of the source.
 
-    Either part gets at least one sample of each bucket; the only sample of a bucket of one is trained on. Raises PlaitError if the source
-    is too small to hold anything out.
+    Which samples are held out is a function of `seed` and index. Either part gets at least one sample of each bucket; the only sample of a
+    bucket of one is trained on. Raises PlaitError if the source is too small to hold anything out.
     """
 
     def __init__(self, source: Source, share: float, seed: int, *, held_out: bool) -> None:

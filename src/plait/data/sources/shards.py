@@ -170,7 +170,10 @@ def _read_ranges(file: RemoteFile | OpenFile, offsets: list[int], sizes: list[in
 
 
 class Shards:
-    """A reader of all samples of a list of shards, in order. `columns`: new field name -> old. Raises PlaitError for a bad shard."""
+    """A reader of all samples of a list of shards, in order. `columns`: new field name -> old. `cache`: folder of indices.
+
+    `shard_paths`: paths on disk or addresses. Raises PlaitError for a shard that is missing or damaged.
+    """
 
     def __init__(self, shard_paths: list[str], cache: str | Path | None, columns: Mapping[str, str]) -> None:
         openers = ThreadPoolExecutor(_OPENERS)

@@ -166,8 +166,8 @@ def held_out(colours: Sequence[str], shapes: Sequence[str], holdout: float | tup
 class Scenes:
     """Generated pictures with questions as training samples. `options`: the fields of SceneOptions; `split`: train, validation or test.
 
-    `length`: number of scenes; None: the split's default. Raises PlaitError for invalid arguments, and for a task that no scene of
-    these options can be asked about.
+    `seed`: with the split it decides which scenes are drawn. `length`: their number; None: the split's default. Raises PlaitError for
+    invalid arguments, and for a task that no scene of these options can be asked about.
     """
 
     def __init__(self, options: dict[str, Any], *, seed: int, split: str, length: int | None = None) -> None:
