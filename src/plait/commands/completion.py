@@ -52,7 +52,7 @@ end
 
 
 def script(shell: str, parsers: Parsers) -> str:
-    """Return the completion script for a shell, one of `SHELLS`, as text. `parsers`: those of all verbs, which know options and words."""
+    """Return the completion script for a shell, one of `SHELLS`, as text. `parsers`: {words of a verb: its parser} of all verbs."""
     return _fish(parsers) if shell == "fish" else _ZSH * (shell == "zsh") + _bash(parsers)
 
 

@@ -22,7 +22,10 @@ _WIDEST = 40
 
 
 def show(runs: Sequence[Path]) -> None:
-    """Print the table of the run directories `runs`. Raises PlaitError for a path that is no run directory, or is given twice."""
+    """Print a table of the run directories `runs`, a column each: settings that differ; and steps, held-out figures and time by stage.
+
+    Raises PlaitError for a path that is no run directory, or is given twice.
+    """
     if twice := next((run for number, run in enumerate(runs) if run.resolve() in [other.resolve() for other in runs[:number]]), None):
         raise PlaitError(f"{twice} is given twice: a run is compared with others")
     resolved = [open_run_config(run) for run in runs]

@@ -20,9 +20,9 @@ KINDS = ("wrong", "unusable", "", "right")
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer to show, to the sample `id`. `kind`: one of KINDS; `task`: the group of questions that it is of, or None.
+    """One answer to show, to the sample `id`. `kind`: "right", "wrong", "unusable" or "" (not scored); `task`: its group, or None.
 
-    `pairs`: lines below the question as (name, text, one of KINDS, which gives the text's colour). `pictures`: (H, W, 3) uint8, with their
+    `pairs`: lines below the question as (name, text, a kind, which gives the text's colour). `pictures`: (H, W, 3) uint8, with their
     `labels`; empty if the answer is shown without.
     """
 

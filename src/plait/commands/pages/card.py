@@ -27,7 +27,8 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u2
 class Card:
     """One sample to show, under a `title`. `pictures`: (H, W, 3) uint8; `labels`: a name per picture, or empty; `notes`: {name: text}.
 
-    `verdict`: whether its answer is right; None if there is none, or it is not scored.
+    `text`: as [(string, whether it is marked by colour), ...]. `verdict`: whether its answer is right; None if there is none, or it is not
+    scored.
     """
 
     pictures: Sequence[np.ndarray]
@@ -63,7 +64,7 @@ def clean_name(text: str) -> str:
 
 
 def join_runs(text: Text) -> list[tuple[str, bool]]:
-    """Join neighbouring runs of text that are both marked or both not, and drop empty ones."""
+    """Join neighbouring runs of text, (string, whether it is marked), that are both marked or both not, and drop empty ones."""
     joined: list[tuple[str, bool]] = []
     for run, marked in text:
         if joined and joined[-1][1] == marked:
@@ -83,8 +84,8 @@ def describe_pictures(card: Card) -> list[str]:
 def fit_pictures(pictures: Sequence[np.ndarray]) -> tuple[int, float]:
     """Return (number of columns in which a card shows its pictures, their common scale: a whole number, or less than 1).
 
-    The scale fits all of them into PICTURES_PX. It is the largest number of columns whose scale is at least three quarters of the best, and
-    at least 1 if the best is. `pictures` is not empty.
+    The scale fits all of them into PICTURES_PX, the 352 x 420 pixels of a card. Columns are as many as leave a scale of at least three
+    quarters of the best, and at least 1 if the best is. `pictures` is not empty.
     """
     tallest, widest = max(p.shape[0] for p in pictures), max(p.shape[1] for p in pictures)
 

@@ -45,7 +45,7 @@ class PagePicture(NamedTuple):
     height: int
     exact: bool
     whole: bool
-    """Whether it is stored larger than it is shown."""
+    """Whether it is shown smaller than its own size; a click on it then shows it whole."""
     source: str
 
 

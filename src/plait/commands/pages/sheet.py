@@ -80,7 +80,10 @@ def resize(picture: np.ndarray, scale: float) -> Image.Image:
 
 
 def abbreviate(text: Text, most: int) -> Line:
-    """Cut a card's text to about `most` characters. "…" replaces the middle of long unmarked runs and the end of long marked ones."""
+    """Cut a card's text to about `most` characters. "…" replaces the middle of long unmarked runs and the end of long marked ones.
+
+    Text and result are lists of runs, (string, whether it is marked).
+    """
     joined = join_runs(text)
     if sum(len(run) for run, _ in joined) <= most:
         return joined
@@ -93,7 +96,7 @@ def abbreviate(text: Text, most: int) -> Line:
 def break_lines(text: Text, length_px: Callable[[str], float], width_px: float) -> list[Line]:
     """Break text into lines no wider than `width_px`, at spaces and line ends. A word is broken only if it is wider than a line.
 
-    `length_px`: function from a text to its width in pixels.
+    Text and lines are lists of runs, (string, whether it is marked). `length_px`: function from a string to its width in pixels.
     """
     lines: list[Line] = [[]]
     x = 0.0

@@ -146,7 +146,7 @@ def rehearse(trial: Trial, folder: Path, kills: int, seed: int) -> tuple[list[co
 
 
 def where(lines: Sequence[compare.Line], plan: Sequence[Kill]) -> str:
-    """Return from which resume on two runs differ, as the end of a sentence ("after going on from step 6").
+    """Return after which restart two runs begin to differ, as the end of a sentence ("after going on from step 6").
 
     `lines`: the comparison of the runs, with at least one difference; `plan`: the kills that were carried out.
     """

@@ -90,7 +90,7 @@ def _merge(below: dict[str, Any], above: Mapping[str, Any]) -> None:
 
 
 def changes(before: Resolved, after: Resolved) -> list[str]:
-    """Return a line per setting that differs, as "train.steps: 5000 -> 8". It ends in the stages' names where not all stages changed so."""
+    """Return a line per setting that differs, as "train.steps: 5000 -> 8". A line ends in the stages' names if not all changed so."""
     stages: dict[tuple[str, str], list[str]] = {}
     for old, new in zip(before.stages, after.stages, strict=True):
         for name, was, now in difference(old.config, new.config):

@@ -13,7 +13,7 @@ from plait.training.figures.intervals import percentiles, resampled
 
 @dataclass(frozen=True)
 class Difference:
-    """How much better one way does than another in a figure, with its 95 % confidence interval."""
+    """How much better one way of answering does than another in a figure, with its 95 % confidence interval, `low` to `high`."""
 
     value: float
     low: float
@@ -21,7 +21,7 @@ class Difference:
 
     @property
     def sign(self) -> int:
-        """Return 1 for a sure gain, -1 for a sure loss, and 0 where these samples do not tell."""
+        """Return 1 for a sure gain, -1 for a sure loss, and 0 where these samples do not tell. Then the interval holds 0."""
         return (self.low > 0) - (self.high < 0)
 
     def text(self, *, points: bool) -> str:

@@ -17,7 +17,7 @@ from plait.training.figures.paired import Difference, differences
 
 @dataclass(frozen=True)
 class Comparison:
-    """A figure in the three ways, by way, and its differences: "on-off", "on-shuffled" and "shuffled-off"."""
+    """A figure in the three ways: `values` by "on", "off", "shuffled", and `differences` by "on-off", "on-shuffled", "shuffled-off"."""
 
     figure: str
     values: Mapping[str, float]
@@ -100,7 +100,7 @@ def lines(name: str, compared: Sequence[Comparison], samples: int) -> list[str]:
 
 
 def names(name: str | None) -> tuple[str, ...]:
-    """Return the ends of the names of an ablated bench's figures that are not of samples as they are: ("world_off", "world_shuffled")."""
+    """Return how the names of figures without input `name`, or with another sample's, end: ("world_off", "world_shuffled")."""
     return tuple(f"{name}_{way}" for way in WAYS)
 
 

@@ -23,7 +23,8 @@ from plait.training import from_weights
 class Subject(ABC):
     """A model to measure. `step`: the run's; `run`: its folder; `shown`: its name in reports; `moment`: its name in paths of results.
 
-    `moment` is such as "step-00000100". `without_averages`: name, for reports, of the weights that are measured if none are averaged.
+    `config`: the run's configuration. `moment` is such as "step-00000100". `without_averages`: name, for reports, of the weights that are
+    measured if none are averaged.
     """
 
     config: RunConfig

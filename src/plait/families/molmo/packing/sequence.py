@@ -29,7 +29,8 @@ class Annotation:
 class Row:
     """One sample's sequence, tensors (L,). A label is the token after its position; `loss_weights`: that label's (0: not supervised).
 
-    `annotations`: each token's conversation, from 1; 0: the prefix, which the `positions` of each continue. `cut`: supervised tokens cut.
+    `annotations`: the number of each token's conversation, from 1; 0: the prefix. `positions`: from 0; those of each conversation continue
+    the prefix. `cut`: supervised tokens cut off.
     """
 
     ids: Tensor
