@@ -56,10 +56,10 @@ _NUMBER = re.compile(r"-?\d{1,9}")
 class HubFiles:
     """What was downloaded of a split: `files` of records, or `folder`, a folder of images. Neither: the package `datasets` is to read it.
 
-    `packaged`: neither, because only the package reads its format. All three empty or False: the Hub could not be asked.
-    `pictures`: paths of the split's pictures below the folder. `metadata`: whether the folder's metadata file is read; `labels`: whether
-    the name of a picture's folder is its label.
-    `classes`: {column: names of its classes} by the dataset's card. `left_out`: {reason: number of files that are not read}.
+    `packaged`: neither, because only the package reads its format. All three empty or False: the Hub could not be asked, or `datasets` is
+    missing. `pictures`: paths of the split's pictures below the folder. `metadata`: whether the folder's metadata file is read; `labels`:
+    whether the name of a picture's folder is its label. `classes`: {column: names of its classes} by the dataset's card. `left_out`:
+    {reason: number of files that are not read}.
     """
 
     files: list[str] = field(default_factory=list)
