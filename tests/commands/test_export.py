@@ -110,6 +110,7 @@ def test_molmo_as_hf_computes_and_answers_the_same_in_a_fresh_process(trained, t
 def test_a_run_starts_from_an_exported_directory_bit_for_bit(trained, tmp_path, to, capsys):
     run = trained("molmo")
     assert cli.main(["export", str(run), str(tmp_path / "out"), "--to", to]) == 0
+    assert ("trained with model.preprocessing corrected: readers of this layout" in capsys.readouterr().out) == (to == "molmo")
     (tmp_path / "next.yaml").write_text(FAMILIES["molmo"] + COMMON.replace("steps: 2", "steps: 1") + "checkpoint: {every_steps: 1}\n")
     overrides = [f"--run={tmp_path / 'next'}", f"--from={tmp_path / 'out'}", *STILL]
     assert cli.main(["train", str(tmp_path / "next.yaml"), *overrides]) == 0, capsys.readouterr().err

@@ -58,6 +58,13 @@ def test_a_published_checkpoint_starts_a_run_whose_base_models_are_not_there(mol
     assert checkpoint.step_of(checkpoint.published(made)[0]) == 2
 
 
+@pytest.mark.parametrize(("preprocessing", "warnings"), [("corrected", 1), ("published", 0)])
+def test_a_start_from_the_published_layout_says_where_it_marks_padding_otherwise(molmo, preprocessing, warnings, tmp_path, caplog):
+    run.train(load(molmo[1], f"from={molmo[0] / 'published'}", f"run={tmp_path / 'run'}", f"model.preprocessing={preprocessing}"))
+    line = "weights in the published layout, and model.preprocessing is corrected: published weights were trained with `published`"
+    assert caplog.text.count(line) == warnings
+
+
 @pytest.fixture
 def started(molmo, tmp_path):
     """A run that began from published weights, without base models, with checkpoints of steps 1 to 3."""

@@ -46,13 +46,13 @@ def test_presets_exist_and_open_with_their_command(preset):
 
 
 PUBLISHED = {  # of the reference's two training scripts
-    "captioner": "style: style_and_length, format: none, wordings: false, residual_dropout: 0.0, response_residual_dropout: 0.1",
-    "multitask": "style: demo_or_style, format: role, wordings: true, residual_dropout: 0.1, response_residual_dropout: 0.0",
+    "captioner": "{style: style_and_length, format: none, wordings: false, residual_dropout: 0.0, response_residual_dropout: 0.1}",
+    "multitask": "{style: demo_or_style, format: role, wordings: true, residual_dropout: 0.1, response_residual_dropout: 0.0}",
 }
 
 
 @pytest.mark.parametrize(("preset", "settings"), PUBLISHED.items())
 def test_presets_have_the_published_settings(preset, settings):
     config = Config(**yaml.safe_load(registry.preset("molmo", preset).read_text())["model"])
-    wanted = yaml.safe_load(f"{{{settings}}}")
+    wanted = yaml.safe_load(settings) | {"preprocessing": "published", "weighting": "root_subsegments"}
     assert {name: getattr(config, name) for name in wanted} == wanted

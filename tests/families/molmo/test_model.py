@@ -108,6 +108,8 @@ def test_pad_embeddings_mark_padded_and_partly_padded_patches(make):
     with torch.no_grad():
         connector.pad_embed.copy_(torch.stack([torch.full((192,), 1.0), torch.full((192,), 2.0)]))
         marked = connector(features, torch.tensor([[0.0, 0.5, 1.0, 1.0]]), pools)
+        last = connector(features, torch.full((1, 4), -1.0), pools)  # the published mark of a last crop
+        assert torch.equal(last, marked[[1, 1, 1]])
         plain = connector(torch.tensor([1.0, 2.0, 0.0])[:, None].expand(3, 192)[None], torch.ones(1, 3), pools)
         connector.pad_embed.zero_()
     assert torch.allclose(marked, plain, atol=1e-6)

@@ -9,6 +9,7 @@ from plait.families.molmo.config import Config
 from plait.families.molmo.tiling import COLUMN, END, PATCH, START, crop_grid, crop_grid_of_image, tile
 
 OPENAI = Config()
+PUBLISHED = Config(preprocessing="published")
 
 
 @pytest.mark.parametrize(
@@ -23,6 +24,40 @@ def test_tiling_of_the_worked_examples(width, height, rows, columns, tokens):
 @pytest.mark.parametrize(("width", "height", "expected"), [(300, 1200, (5, 1)), (2000, 400, (1, 7)), (1, 1, (1, 1)), (8, 3000, (12, 1))])
 def test_tiling_of_thin_and_small_images(width, height, expected):
     assert crop_grid_of_image(OPENAI, height, width) == expected
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "expected"),
+    [
+        (1000, 100, (1, 1)),
+        (100, 1000, (1, 1)),
+        (112, 3000, (12, 1)),
+        (111, 3000, (1, 1)),
+        (300, 1200, (5, 1)),
+        (2000, 400, (1, 7)),
+        (1, 1, (1, 1)),
+    ],
+)
+def test_published_tiling_gives_a_thin_picture_one_crop(width, height, expected):
+    assert crop_grid_of_image(PUBLISHED, height, width) == expected
+    assert published_grid(height - 112, width - 112) == expected
+
+
+def published_grid(height, width):
+    """The reference's arithmetic in float32, where sides may be 0 or less."""
+    known = sorted([(i, j) for i in range(1, 13) for j in range(1, 13) if i * j <= 12], key=lambda x: (x[0] * x[1], x[0]))
+    with np.errstate(divide="ignore"):
+        scale = (np.array(known, np.float32) * 224 / np.array([[height, width]], np.float32)).min(1)
+    return known[scale.argmax()] if (scale < 1).all() else known[np.where(scale < 1, 1e10, scale).argmin()]
+
+
+def test_published_marks_are_those_of_the_next_crop():
+    picture = torch.zeros(3, 400, 900, dtype=torch.uint8)
+    ours, published = tile(picture, OPENAI), tile(picture, PUBLISHED)
+    assert torch.equal(ours.crops, published.crops) and torch.equal(ours.pools, published.pools)
+    assert len({tuple(crop.tolist()) for crop in ours.real}) > 2  # crops differ in what is padded
+    assert torch.equal(published.real[:-1], ours.real[1:])
+    assert (published.real[-1] == -1).all()
 
 
 def test_tiling_of_640x480_makes_seven_crops_with_the_global_one_first():

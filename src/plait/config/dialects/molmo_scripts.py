@@ -26,7 +26,7 @@ MODELS = (DEBUG, "qwen2_7b", "qwen2_72b", "olmo_1024_preview", "olmoe")
 """What the guide calls the language models; debug is a tiny random one."""
 INHERITED = (
     *("language", "language_revision", "vision_backbone", "vision_source", "vision_revision"),
-    *("connector_hidden", "overlap", "max_crops", "default_style"),
+    *("connector_hidden", "overlap", "max_crops", "preprocessing", "default_style"),
 )
 """Keys of the captioner's `model:` section that a multitask run, which starts from its weights, inherits."""
 _SCENES = {"size": [48, 48], "objects": [1, 2], "supersample": 2}

@@ -105,6 +105,10 @@ class Config(ModelSection):
     connector_hidden: Positive | None = Field(default=None, description="width inside the projector; None: the language model's own MLP")
     max_crops: Positive = Field(default=12, description="high-resolution crops at most; 36 for high resolution")
     overlap: Annotated[int, Field(ge=0)] = Field(default=4, description="patches of margin that a crop shares with each neighbour")
+    preprocessing: Literal["corrected", "published"] = Field(
+        default="corrected",
+        description="published: padding is marked one crop on, and a picture under 112 px on a side is one crop, as for published weights",
+    )
     format: Literal["role", "none"] = Field(default="role", description="role: ` User: {q} Assistant:`; none: the prompt alone")
     style: Literal["none", "style", "demo_or_style", "style_and_length"] = Field(
         default="demo_or_style",

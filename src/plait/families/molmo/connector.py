@@ -73,9 +73,9 @@ class Connector(nn.Module):
     def forward(self, features_nPF: Tensor, real_nP: Tensor, pools_TK: Tensor) -> Tensor:
         """Return vectors (T, D) of the image tokens of n crops. `pools_TK`: the 4 patches of each, as indices into n * P; -1: none.
 
-        `real_nP`: fraction of each patch that is image, not padding; at 0 the first pad embedding is added, between 0 and 1 the second.
+        `real_nP`: fraction of each patch that is image, not padding; at 0 the first pad embedding is added, else below 1 the second.
         """
-        marks_nP2 = torch.stack([real_nP == 0, (real_nP > 0) & (real_nP < 1)], dim=-1)
+        marks_nP2 = torch.stack([real_nP == 0, (real_nP != 0) & (real_nP < 1)], dim=-1)
         weight = self.pooling.wq.weight
         features_nPF = features_nPF.to(weight.dtype)
         features_nPF = features_nPF + marks_nP2.to(features_nPF.dtype) @ self.pad_embed.to(features_nPF.dtype)

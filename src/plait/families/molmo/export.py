@@ -56,7 +56,12 @@ def write_molmo(model: Molmo, config: Config, assets: Path, out: Path) -> list[s
     settings = {"config.json": published.model_settings(model), "preprocessor_config.json": published.image_settings(config)}
     settings["processor_config.json"] = {"processor_class": "MolmoProcessor"}
     _write(out, published.to_published(model), settings, model, config, assets)
-    return ["weights, config.json, tokenizer and preprocessor settings in the published layout; the modelling code comes from who reads it"]
+    lines = [
+        "weights, config.json, tokenizer and preprocessor settings in the published layout; the modelling code comes from who reads it"
+    ]
+    if config.preprocessing != "published":
+        lines.append("trained with model.preprocessing corrected: readers of this layout mark padding one crop on, and answers may differ")
+    return lines
 
 
 exports: dict[str, Callable[[Molmo, Config, Path, Path], list[str]]] = {"hf": write_hf, "molmo": write_molmo}

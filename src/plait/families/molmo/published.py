@@ -4,6 +4,7 @@ Each published tensor is made of one or more parameters of this model: one as it
 flattened. Only Qwen2 and OLMo 2 language models with the CLIP tower have a published layout.
 """
 
+import logging
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,7 +20,10 @@ from plait.families.molmo import towers
 from plait.families.molmo.config import POOL, Config
 from plait.families.molmo.model import Molmo, assemble
 
+log = logging.getLogger(__name__)
+
 PREFIX = "model."
+_READ_AS = "published weights were trained with `published` (padding marked one crop on); set it, unless these were not"
 _NORMS = {
     "qwen2": {"attn_norm.weight": "input_layernorm.weight", "ff_norm.weight": "post_attention_layernorm.weight"},
     "olmo2": {
@@ -135,6 +139,8 @@ def imported(weights: Mapping[str, Tensor], model: Molmo) -> dict[str, Tensor]:
         weights = {f"{PREFIX}{name}": value for name, value in weights.items()}
     if f"{PREFIX}transformer.wte.embedding" not in weights:
         return {name.removeprefix(PREFIX): value for name, value in weights.items()}
+    if model.config.preprocessing != "published" and not parameters["connector.pad_embed"].is_meta:
+        log.warning(f"from: weights in the published layout, and model.preprocessing is {model.config.preprocessing}: {_READ_AS}")
     theirs = {PREFIX + entry.theirs for entry in entries(model)}
     renamed = {name: value for name, value in weights.items() if name not in theirs}
     for entry in entries(model):

@@ -22,7 +22,7 @@ START, END, PATCH, COLUMN, MARK = range(5)  # image tokens, counted from the fir
 class TiledImage:
     """One image as the model's inputs. `crops` (n, 3, S, S) uint8, the whole image first; `tokens` (L,): START, END, PATCH, COLUMN.
 
-    `real` (n, p * p): share of each patch that is image, not letterbox. `pools` (T, 4): patches of each PATCH, indices into `real` or -1.
+    `real` (n, p * p): share of each patch that is image, or -1: partly padded. `pools` (T, 4): per PATCH, indices into `real` or -1.
     """
 
     crops: Tensor
@@ -48,6 +48,8 @@ def crop_grid(height: int, width: int, window: int, max_crops: int) -> tuple[int
 def crop_grid_of_image(config: Config, height: int, width: int) -> tuple[int, int]:
     """Return how many high-resolution crops an image of `height` x `width` pixels is cut into, as (rows, columns)."""
     margins, window = 2 * config.overlap * config.tower.patch, config.window * config.tower.patch
+    if config.preprocessing == "published" and min(height, width) < margins:
+        return 1, 1  # a side of less than nothing: the reference's scales are negative, and the smallest grid has the largest
     return crop_grid(height - margins, width - margins, window, config.max_crops)
 
 
@@ -62,11 +64,12 @@ def tile(image: Tensor, config: Config) -> TiledImage:
     patch = tower.patch
     crops = [images.crop(high_resolution, y * patch, x * patch, tower.image, tower.image) for y, x in corners]
     real = [high_resolution_real[y : y + side, x : x + side] for y, x in corners]
+    marks = [low_real, *real] if config.preprocessing == "corrected" else [*real, np.full_like(low_real, -1)]
     low_patches = np.arange(side * side).reshape(side, side)
     pools = np.concatenate([_pools(low_patches), _pools(_crop_patches(rows, columns, config), first=side * side)])
     return TiledImage(
         torch.stack([low, *crops]).contiguous(),
-        torch.from_numpy(np.stack([low_real, *real]).reshape(len(crops) + 1, -1)),
+        torch.from_numpy(np.stack(marks).reshape(len(marks), -1)),
         torch.from_numpy(pools),
         torch.tensor(image_token_kinds(_pools_along(side), _pools_along(side)) + image_token_kinds(_pools_along(high), _pools_along(wide))),
     )
