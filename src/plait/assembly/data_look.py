@@ -14,6 +14,7 @@ from plait.assembly.data import open_validation
 from plait.assembly.overlap import HeldOutContent, Overlap, content_of, contents
 from plait.config.schema import RunConfig
 from plait.data import image_files
+from plait.data.field_names import TEXTS, field_list
 from plait.data.loading.micro_batch import Inputs, collated
 from plait.data.sources.contract import Sample, Source, read
 from plait.engine.monitoring import screen
@@ -26,7 +27,6 @@ log = logging.getLogger(__name__)
 
 _SAMPLES, _ALL_SAMPLES = 32, 512
 """How many samples of one source, and of all sources together, are looked at (at most)."""
-_TEXTS = ("messages", "conversations", "caption", "text", "label")
 _REASONS_SHOWN = 8
 
 
@@ -54,6 +54,8 @@ class SourceLook:
     """How many usable samples have text, images, frames, or what a component takes of both: {"images": 30, "images or frames": 32}."""
     fields: dict[str, None] = field(default_factory=dict)
     """Names of the fields, but those of texts, that usable samples without images have, in their order."""
+    of_textless: dict[str, None] = field(default_factory=dict)
+    """Names of the fields that usable samples without an answer or caption have, in their order."""
 
     @property
     def usable(self) -> int:
@@ -163,7 +165,7 @@ def unusable(found: Sequence[SourceLook]) -> list[str]:
         elif one.sizes and not one.holding["text"] and not one.source.allow_blank:
             faults.append(
                 f"{one.source.name}: none of the {one.usable} samples looked at has a caption or an answer; name its field with `columns` "
-                "or `template`, or say `allow_blank: true` to train on pictures alone"
+                f"or `template` (the records have {field_list(one.of_textless)}), or say `allow_blank: true` to train on pictures alone"
             )
     return faults
 
@@ -182,7 +184,7 @@ def without_input(found: Sequence[SourceLook], limits: Limits, trainable: Sequen
             verb, cure = ("asks for them", off) if setting else ("trains", f"leave {name} out of trainable")
             fields = dict.fromkeys(name for one in found for name in one.fields)
             if "images" in keys and fields:
-                which += f" (the records have {', '.join(fields)}; where one is the picture, name it: columns: {{image: NAME}})"
+                which += f" (the records have {field_list(fields)}; where one is the picture, name it: columns: {{image: NAME}})"
             faults.append(f"{name} {verb}, but {which}: {cure}, or say guard.no_input=continue")
     return faults
 
@@ -205,6 +207,7 @@ def _look_at(found: SourceLook, index: int, inputs: Inputs, sample_key: int) -> 
         found.bad[str(error)] += 1
         return
     found.holding["text"] += bool(answers)
+    found.of_textless |= {} if answers else dict.fromkeys(sample["fields"])
     found.empty += bool(answers) and not any(answer.strip() for answer in answers)
     found.cut += bool(sum(collated(inputs, [example]).get("cut", ())))
     if found.overlap is not None and not found.source.stored:
@@ -212,7 +215,7 @@ def _look_at(found: SourceLook, index: int, inputs: Inputs, sample_key: int) -> 
     needs = dict.fromkeys([("images",), ("frames",), *map(tuple, found.limits.needs.values())])
     found.holding.update(_either(keys) for keys in needs if any(sample.get(name) for name in keys))
     if not sample.get("images"):
-        found.fields |= dict.fromkeys(name for name in sample["fields"] if name not in _TEXTS)
+        found.fields |= dict.fromkeys(name for name in sample["fields"] if name not in (*TEXTS, "label"))
 
 
 def _compare(found: Sequence[SourceLook], held_out: Sequence[Source], least: int) -> None:

@@ -14,6 +14,7 @@ from string import Formatter
 from typing import Any
 
 from plait.config.schema import Template
+from plait.data.field_names import TEXTS, field_list
 from plait.errors import BadSample, PlaitError
 
 IMAGE_MARK = "<image>"
@@ -23,7 +24,6 @@ ROLES = ("system", "user", "assistant")
 _SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "model": "assistant", "system": "system"}
 _IMAGE_PARTS = ("image", "image_url")
 _TURN_KEYS = {"messages": ("role", "content"), "conversations": ("from", "value")}
-_TEXT_FIELDS = (*_TURN_KEYS, "texts", "caption", "text")
 _UNSPELLED = (bool, bytes, bytearray, list, tuple, set, Mapping)
 """Types whose values have no one spelling as text: Python's, such as "['yes']" or "True", is not what the data holds."""
 _INVISIBLE = "\u115f\u1160\u2800\u3164\uffa0"  # fillers and the empty braille cell: letters and symbols that show nothing
@@ -35,7 +35,7 @@ def rename(record: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, A
     """Return the record with fields renamed. `columns`: new name -> old, as {"caption": "TEXT"}. Raises BadSample if a field is missing."""
     missing = [theirs for theirs in columns.values() if theirs not in record]
     if missing:
-        raise BadSample(f"no field {missing[0]!r} (columns); the record has {_names(record)}")
+        raise BadSample(f"no field {missing[0]!r} (columns); the record has {field_list(record)}")
     renamed = set(columns.values())
     return {k: v for k, v in record.items() if k not in renamed} | {ours: record[theirs] for ours, theirs in columns.items()}
 
@@ -53,7 +53,7 @@ def messages(fields: Mapping[str, Any], template: Template | None, *, allow_blan
     """
     if template is not None:
         return _from_template(fields, template, allow_blank=allow_blank)
-    present = [name for name in _TEXT_FIELDS if name in fields]
+    present = [name for name in TEXTS if name in fields]
     name = next((name for name in present if not _nothing(fields[name])), None)
     if name is None:
         if present:
@@ -113,7 +113,7 @@ def check_template(template: Template, fields: Mapping[str, Any]) -> None:
     for role, pattern in patterns(template):
         for name in _placeholders(pattern, role) if pattern is not None else ():
             if name not in fields:
-                raise PlaitError(f"template.{role} wants the field {name!r}; the records have {_names(fields)}")
+                raise PlaitError(f"template.{role} wants the field {name!r}; the records have {field_list(fields)}")
 
 
 def _placeholders(pattern: str, role: str) -> list[str]:
@@ -160,7 +160,7 @@ def _fill(formatter: _Present, pattern: str, fields: Mapping[str, Any]) -> str:
     try:
         return formatter.vformat(pattern, (), fields)
     except (KeyError, IndexError, AttributeError, TypeError, ValueError) as error:
-        raise BadSample(f"cannot fill {pattern!r}: {type(error).__name__} {error}; the record has {_names(fields)}") from error
+        raise BadSample(f"cannot fill {pattern!r}: {type(error).__name__} {error}; the record has {field_list(fields)}") from error
 
 
 def _list(fields: Mapping[str, Any], name: str) -> list[object]:
@@ -217,7 +217,3 @@ def image_parts(conversation: object) -> list[Any]:
     ]
     targets = [part.get(part["type"]) for part in parts if isinstance(part, Mapping) and part.get("type") in _IMAGE_PARTS]
     return [target["url"] if isinstance(target, Mapping) and "url" in target else target for target in targets if target is not None]
-
-
-def _names(fields: Mapping[str, Any]) -> str:
-    return ", ".join(map(str, fields)) or "no fields"

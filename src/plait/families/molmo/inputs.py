@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from plait.data import images
+from plait.data.field_names import no_answer
 from plait.errors import BadSample, PlaitError
 from plait.families import limits
 from plait.families.molmo import styles, towers
@@ -94,7 +95,7 @@ class Inputs:
             conversations = [conversations[i] for i in random.permutation(len(conversations))]
         answered = sum(any(message["role"] == "assistant" for message in messages) for messages, _, _ in conversations)
         if answered < len(conversations):
-            raise BadSample("no assistant turn: there is nothing to learn from this sample")
+            raise BadSample(no_answer(sample))
         tiles = self._tiles(sample)
         prefix, conversations = self._prefix(tiles, conversations)
         annotations = []

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from plait.data import captions, images
+from plait.data.field_names import no_image
 from plait.data.sources.metadata import METADATA, read_metadata
 from plait.errors import BadSample
 from plait.families.nanodit import flow
@@ -122,7 +123,7 @@ class Inputs:
         config = self.config
         if config.space == "pixels":
             if not sample["images"]:
-                raise BadSample("no image in the sample, and the model draws pixels")
+                raise BadSample(no_image(sample))
             side = config.image_size
             return images.to_unit(images.cover(images.decode(sample["images"][0], at_least=(side, side)), side, side))
         x0 = _array(sample, "vae", torch.float32)
@@ -241,5 +242,6 @@ def caption(sample: Sample) -> str:
 def _array(sample: Sample, name: str, dtype: torch.dtype) -> Tensor:
     arrays = sample.get("arrays", {})
     if name not in arrays:
-        raise BadSample(f"no array {name!r} in the sample; it has {', '.join(sorted(arrays)) or 'none'}")
+        cure = "" if arrays else ": `plait data shard` writes latents of pictures, and model.space=pixels draws these themselves"
+        raise BadSample(f"no array {name!r} in the sample; it has {', '.join(sorted(arrays)) or 'none'}{cure}")
     return torch.tensor(arrays[name], dtype=dtype)  # a copy: the arrays may be views of a shard

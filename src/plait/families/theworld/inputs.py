@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from plait.data import images
+from plait.data.field_names import no_answer
 from plait.errors import BadSample
 from plait.families import limits
 from plait.families.theworld import towers
@@ -82,7 +83,7 @@ class Inputs:
             raise BadSample(f"it has {len(sample['annotations'])} annotations, of which theworld learns one; make each a sample of its own")
         spans = self.chat.spans(sample["messages"], len(sample["images"]))
         if not any(span.supervised for span in spans):
-            raise BadSample("no assistant turn: there is nothing to learn from this sample")
+            raise BadSample(no_answer(sample))
         augmentation = _draw_augmentation(self.config, key) if self.train else None
         return self._example(sample, spans, augmentation=augmentation, max_tokens=self.max_tokens)
 
