@@ -97,7 +97,7 @@ def may_be_hub(name: str) -> bool:
 
 
 def assets(spec: str) -> Path | None:
-    """Return the folder RUN/assets of the run that `spec` names; None without one. It has the model's files, such as its tokenizer."""
+    """Return the folder RUN/assets, with the model's tokenizer and such, of the run that `spec` (RUN, RUN@STEP, ...) names, or None."""
     path, _ = split(spec)
     folder = checkpoint.run_of(path) / "assets"
     return folder if path.exists() and folder.is_dir() else None

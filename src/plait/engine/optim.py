@@ -90,8 +90,8 @@ def adamw(trained: Mapping[str, Mapping[str, nn.Parameter]], optim: Optim, noise
 def decays(name: str, parameter: Tensor) -> bool:
     """Return whether weight decay applies to the parameter: to matrices and filters, never to gains, biases and learned vectors.
 
-    Gains may have the shape (C, 1, 1). Learned vectors (brackets, registers, positions) are parameters whose names do not end in `weight`
-    or the like; decay would pull what the model has learned to read towards zero.
+    Gains may have the shape (C, 1, 1). Learned vectors (brackets, registers, positions) are known by the last part of `name`: it has none
+    of `weight`, `proj`, `kernel` and `matrix`. Decay would pull what the model has learned to read towards zero.
     """
     is_gain = parameter.ndim < 2 or (parameter.ndim > 2 and sum(size > 1 for size in parameter.shape) < 2)
     return not is_gain and any(word in name.rpartition(".")[2] for word in _MULTIPLIED)

@@ -48,8 +48,8 @@ def decay(g: float, update: int) -> float:
 class PowerEma(Ema):
     """Power-function average of the trained weights, in float32, updated after each step: update tau has a weight like tau^g.
 
-    `length`: standard deviation of tau under these weights, as a fraction of the run so far, such as 0.05: how far back the average
-    reaches. `average`: averages to continue from, by parameter name. Raises PlaitError for a length outside (0, 0.288].
+    `length`, from which g follows: standard deviation of tau under these weights, as a fraction of the run so far, such as 0.05: how far
+    back the average reaches. `average`: averages to continue from, by parameter name. Raises PlaitError for a length outside (0, 0.288].
     """
 
     def __init__(self, length: float, average: Mapping[str, Tensor] | None = None) -> None:

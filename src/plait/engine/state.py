@@ -85,7 +85,7 @@ class State:
         self.reopen(self.stage_start + steps, PLANNED)
 
     def reopen(self, stop_step: int, reason: str) -> None:
-        """Continue a finished stage whose `stage_done` is `reason` (planned steps done) if it has been extended to `stop_step`."""
+        """Continue a finished stage whose `stage_done` is `reason` (planned steps done) if it now ends later, at `stop_step` of the run."""
         if self.stage_done == reason and self.step < stop_step:
             self.stage_done = None
 

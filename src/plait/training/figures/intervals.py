@@ -42,7 +42,8 @@ def bootstrap(bench: Bench, rows: Sequence[Row]) -> dict[str, tuple[float, float
 def resampled(rows: Sequence[Row], figures_of: Callable[[list[Row]], Mapping[str, float]]) -> dict[str, list[float]]:
     """Return {figure: its values} over 400 sets of rows drawn with replacement, by a fixed seed; counts are left out.
 
-    `figures_of`: from rows to figures by name. A set for which it raises PlaitError, as it has no row that can be used, does not count.
+    `rows`: one per sample. `figures_of`: from rows to figures by name. A set for which it raises PlaitError, as it has no row that can be
+    used, does not count.
     """
     drawn: dict[str, list[float]] = {}
     generator = rng("bootstrap", len(rows))

@@ -13,7 +13,10 @@ from plait.training.figures.intervals import percentiles, resampled
 
 @dataclass(frozen=True)
 class Difference:
-    """How much better one way of answering does than another in a figure, with its 95 % confidence interval, `low` to `high`."""
+    """How much better one way of answering the same samples does than another in a figure (accuracy, loss, ...).
+
+    `value`: positive for a gain, also where lower figures are better; from `low` to `high` is its 95 % confidence interval.
+    """
 
     value: float
     low: float
@@ -25,7 +28,10 @@ class Difference:
         return (self.low > 0) - (self.high < 0)
 
     def text(self, *, points: bool) -> str:
-        """Return the difference with its interval, such as "+3.1 points [+1.2, +5.0]"; without `points` as "+0.0310 [+0.0120, +0.0500]"."""
+        """Return the difference with its interval, such as "+0.0310 [+0.0120, +0.0500]".
+
+        `points`: the figure is a share, whose difference is shown in percentage points: "+3.1 points [+1.2, +5.0]".
+        """
         low, value, high = (f"{100 * number:+.1f}" if points else f"{number:+.4f}" for number in (self.low, self.value, self.high))
         return f"{value}{' points' * points} [{low}, {high}]"
 
@@ -37,9 +43,10 @@ NONE = Difference(0.0, 0.0, 0.0)
 def differences(
     samples: Sequence[Any], pairs: Sequence[str], figures_of: Callable[[Sequence[Any], str], Mapping[str, float]], *, lower: bool
 ) -> dict[str, dict[str, Difference]]:
-    """Return {figure: {pair: difference}}, for figures that all ways have and that differ in some pair.
+    """Compare ways of answering the same samples; return {figure: {pair: difference}} by a paired bootstrap.
 
-    `samples`: one item per sample with its results in all ways, in any form. `pairs`: names of two ways such as "on-off": a gain of "on".
+    Left out are figures that a way does not have, or that differ in no pair. `samples`: one item per sample with its results in all ways,
+    in any form. `pairs`: names of two ways such as "on-off", whose difference is positive where "on" does better.
     `figures_of(samples, way)`: figures by name of some of the samples in one way. `lower`: whether lower figures are the better ones.
     """
 
