@@ -72,7 +72,10 @@ def read_count(text: str) -> int | None:
 
 
 def assign(cost: Sequence[Sequence[float]]) -> list[tuple[int, int]]:
-    """Match rows to columns one to one at the least total `cost[row][column]` (Hungarian method, Kuhn 1955); return pairs (row, column)."""
+    """Match rows to columns one to one at the least total `cost[row][column]` (Hungarian method, Kuhn 1955).
+
+    Returns pairs (row, column) in order of rows, as many as the fewer of both; [] if there are none.
+    """
     if not cost or not cost[0]:
         return []
     if len(cost) > len(cost[0]):

@@ -77,7 +77,7 @@ class VisionTower(nn.Module):
 
 
 def language_config(config: Config) -> PreTrainedConfig:
-    """Return the language model's configuration, without loading weights; nothing is downloaded for those listed in LANGUAGES."""
+    """Return the language model's configuration; for those in LANGUAGES nothing is downloaded. Raises PlaitError if it cannot be loaded."""
     if config.language in LANGUAGES:
         known: PreTrainedConfig = AutoConfig.for_model(**LANGUAGES[config.language])
         return known
@@ -87,7 +87,7 @@ def language_config(config: Config) -> PreTrainedConfig:
 
 
 def load_language(config: Config, seed: int) -> PreTrainedModel:
-    """Load the language model in its saved dtype; on the meta device, build it without weights; `debug` is drawn from `seed`."""
+    """Load the language model (on the meta device without weights; `debug`: drawn from `seed`). Raises PlaitError if that fails."""
     sizes = language_config(config)
     if _on_meta():
         meta: PreTrainedModel = AutoModelForCausalLM.from_config(sizes)
@@ -121,7 +121,7 @@ def vision_config(tower: Tower) -> PreTrainedConfig:
 
 
 def load_vision(config: Config, seed: int) -> VisionTower:
-    """Load the tower's weights; on the meta device, build it without weights; `debug` is drawn from `seed`."""
+    """Load the vision tower (on the meta device without weights; `debug`: drawn from `seed`). Raises PlaitError if it cannot be loaded."""
     tower = config.tower
     model_class = _KINDS[tower.kind][1]
     source = config.vision_source or tower.source

@@ -24,7 +24,7 @@ class Loss(contract.Loss):
         self.coefficients = {"flow": 1.0, **dict.fromkeys((*flow.BINS, "prediction_ms", "target_ms", "cut"), 0.0)}
 
     def weights(self, batch: Batch) -> dict[str, Tensor]:
-        """Return {term: its denominator}: the number of samples, or for `t_low`, `t_mid` and `t_high` of those with such a t."""
+        """Return {term: its denominator}, float64 scalars: the samples, or for `t_low`, `t_mid` and `t_high` those with such a t."""
         samples = torch.tensor(float(len(batch["t"])), dtype=torch.float64)
         ranges = {name: inside.sum(dtype=torch.float64) for name, inside in _bins(batch["t"]).items()}
         return {"flow": samples, **ranges, "prediction_ms": samples, "target_ms": samples, "cut": samples}

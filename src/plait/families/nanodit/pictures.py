@@ -70,7 +70,7 @@ def as_pixels(samples: Tensor) -> list[np.ndarray]:
 
 
 def as_colours(samples: Tensor) -> list[np.ndarray]:
-    """Return false-colour pictures of normalised latents (B, C, H, W): the first three channels as red, green and blue."""
+    """Return false-colour pictures (H, W, 3) uint8 of normalised latents (B, C, H, W). The first three channels are red, green, blue."""
     shown = samples[:, :_SHOWN_CHANNELS] / _SPREAD
     return as_pixels(shown.expand(-1, 3, -1, -1) if shown.shape[1] == 1 else torch.cat([shown, shown[:, -1:]], 1)[:, :3])
 

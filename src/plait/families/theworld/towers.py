@@ -37,7 +37,10 @@ TOKENIZER = "tokenizer"
 
 
 def gemma_config(config: Config) -> Gemma3Config:
-    """Return the configuration of Gemma (`model.base`), without loading weights; nothing is downloaded for published and tiny ones."""
+    """Return the configuration of Gemma (`model.base`), without loading weights; nothing is downloaded for published and tiny ones.
+
+    Raises PlaitError, which names the setting and the reason, if it cannot be loaded.
+    """
     if config.base == TINY:
         return Gemma3Config(**tiny.gemma_sizes(config.tiny))
     if config.base in published.GEMMA:
@@ -53,7 +56,10 @@ def image_sizes(config: Config) -> tuple[int, int]:
 
 
 def wan_config(config: Config, world: WorldEncoderConfig) -> dict[str, Any]:
-    """Return the configuration of the VAE at `world.source`, for its sizes without its weights; of a tiny one by `config.tiny`."""
+    """Return {name: value}, the configuration of the VAE at `world.source`, without loading weights; of a tiny one by `config.tiny`.
+
+    Raises PlaitError, which names the setting and the reason, if it cannot be loaded.
+    """
     if world.source == TINY:
         return tiny.wan_sizes(config.tiny)
     if world.source in published.WAN:
@@ -63,7 +69,10 @@ def wan_config(config: Config, world: WorldEncoderConfig) -> dict[str, Any]:
 
 
 def load_gemma(config: Config, seed: int) -> Gemma3ForConditionalGeneration:
-    """Load Gemma in the dtype it was saved in; on the meta device, build it without weights; `tiny` is drawn from `seed`."""
+    """Load Gemma in the dtype it was saved in; on the meta device, build it without weights. One named `tiny` is drawn from `seed`.
+
+    Raises PlaitError, which names the setting and the reason, if it cannot be loaded.
+    """
     if _on_meta():
         return Gemma3ForConditionalGeneration(gemma_config(config))
     if config.base == TINY:
@@ -98,7 +107,10 @@ def empty_gemma(config: Config, seed: int) -> Gemma3ForConditionalGeneration:
 
 
 def load_wan(config: Config, world: WorldEncoderConfig, seed: int) -> AutoencoderKLWan:
-    """Load the Wan VAE, whose decoder is never used; on the meta device, build it without weights; `tiny` is drawn from `seed`."""
+    """Load the Wan VAE, whose decoder is never used; on the meta device, build it without weights. A `tiny` one is drawn from `seed`.
+
+    Raises PlaitError, which names the setting and the reason, if it cannot be loaded.
+    """
     if _on_meta():
         meta: AutoencoderKLWan = AutoencoderKLWan(**_public(wan_config(config, world)))
         return meta
