@@ -139,10 +139,7 @@ def plan_stage(view: StageView, bundle: ModelBundle, batches: BatchChanges = ())
 
 
 def steps_of(view: StageView, batches: BatchChanges = ()) -> int:
-    """Return a stage's number of optimizer steps; opens its data if it is given in epochs or samples.
-
-    `batches`: the global batches that it has had, as (step of the stage, samples per step from it on). Raises PlaitError without the data.
-    """
+    """Return a stage's optimizer steps. `batches`: its (step, samples per step from it on). Raises PlaitError if data for it is missing."""
     steps = view.config.train.steps
     return steps if steps is not None else planned_steps(view.config, open_training(view.config).order(view, batches))
 

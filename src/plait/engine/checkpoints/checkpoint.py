@@ -189,10 +189,7 @@ def _check_structure(manifest: Mapping[str, Any], folder: Path) -> None:
 
 
 def size_fault(path: Path, listed: Mapping[str, Any]) -> str | None:
-    """Return a line if a file is missing, no regular one, or of another size than its manifest says; else None.
-
-    `listed`: the file's entry in the manifest, with the key `size` in bytes.
-    """
+    """Return a line if a file is missing, no regular one, or not of `listed["size"]` bytes, as its manifest says; else None."""
     if not path.is_file() or (path.is_symlink() and path.resolve().parent.name != _HUB_BLOBS):
         return f"{path} is {'no regular file' if path.exists() else 'missing'}"
     size = path.stat().st_size

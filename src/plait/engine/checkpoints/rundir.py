@@ -121,10 +121,7 @@ def refuse(run: Path, differences: Sequence[Difference]) -> None:
 
 
 def binding(differences: Sequence[Difference]) -> list[Difference]:
-    """Return the differences that would change the run's results.
-
-    Left out are those of the keys in `FREE`, which say how a run computes or reports, and paths of data that only moved.
-    """
+    """Return the differences that would change results: not those of keys in `FREE` (how to compute or report), nor data that moved."""
     return [item for item in differences if not (any(within(item[0], free) for free in FREE) or has_moved(*item[1:]))]
 
 
