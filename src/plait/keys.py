@@ -1,18 +1,30 @@
 """Random numbers from keys, 64 bits mixed from (seed, purpose, ids): functions of those, not of earlier draws. Not for cryptography."""
 
+import functools
+
 import numpy as np
 import xxhash
+
+_BEFORE_DIGITS = [b"i" + length.to_bytes(8, "little") for length in range(64)]
+"""What stands before an integer's digits, by how many they are: many keys are made per step."""
 
 
 def key(*parts: int | str) -> int:
     """Mix `parts`, such as (seed, "order", epoch), to a 64-bit key. ("a", "bc") and ("ab", "c") differ, as do 1 and "1"."""
-    digest = xxhash.xxh3_64()
+    data = b""
     for part in parts:
-        body = part.encode() if isinstance(part, str) else str(int(part)).encode()
-        digest.update(b"s" if isinstance(part, str) else b"i")
-        digest.update(len(body).to_bytes(8, "little"))
-        digest.update(body)
-    return digest.intdigest()
+        if isinstance(part, str):
+            data += _text(part)
+        else:
+            digits = b"%d" % int(part)
+            data += _BEFORE_DIGITS[len(digits)] + digits
+    return xxhash.xxh3_64_intdigest(data)
+
+
+@functools.lru_cache
+def _text(part: str) -> bytes:
+    body = part.encode()
+    return b"s" + len(body).to_bytes(8, "little") + body
 
 
 def rng(*parts: int | str) -> np.random.Generator:

@@ -113,7 +113,7 @@ def test_a_tensor_that_is_not_cut_is_whole_wherever_it_is_asked_for():
     value, pattern = torch.ones(3, 2), torch.empty(1, device="meta")
     assert distributed.local(value) is value and distributed.full_tensor(value) is value
     assert distributed.reshard_like(value, pattern).device.type == "meta"
-    assert distributed.norm_of_all(value, value) is value
+    assert distributed.norms_of_all([value], value) == [value]
     assert not distributed.is_sharded(torch.nn.Linear(1, 1))
 
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from plait.config.schema import Optim
 from plait.engine import optim
-from plait.engine.optim import Ema
+from plait.engine.averages import Ema
 from plait.engine.schedule import Progress
 from plait.errors import PlaitError
 

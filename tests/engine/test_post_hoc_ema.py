@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load_file
 
 from plait.commands.actions import checkpoints as ckpt
-from plait.engine import power_ema
+from plait.engine import averages
 from plait.engine.checkpoints import checkpoint, post_hoc_ema
 from plait.errors import PlaitError
 from tests import toy_family
@@ -19,14 +19,14 @@ ON = "optim.ema={decay: 0.5, post_hoc: true}"
 def trained(monkeypatch, tmp_path):
     """A run of 64 steps with averages, of whose 16 checkpoints two stay; and the weights after each of its steps."""
     recipe, walk = toy_family.install(monkeypatch, tmp_path), []
-    update = power_ema.PowerEma.update
+    update = averages.PowerEma.update
 
     def noted(self, parameters, k):
         if self.length == 0.05:
             walk.append({name: value.detach().double().clone() for name, value in parameters.items()})
         update(self, parameters, k)
 
-    monkeypatch.setattr(power_ema.PowerEma, "update", noted)
+    monkeypatch.setattr(averages.PowerEma, "update", noted)
     kept = ["checkpoint.every_steps=4", "checkpoint.keep=2"]
     run = toy_family.train(recipe, tmp_path / "run", *(item.removeprefix("--") for item in [*ONE_STAGE, *kept, ON]))
     return recipe, run, walk
@@ -34,7 +34,7 @@ def trained(monkeypatch, tmp_path):
 
 def directly(walk, length):
     """The power-function average over all steps, by its recursion in float64."""
-    g, found = power_ema.exponent(length), dict(walk[0])
+    g, found = averages.exponent(length), dict(walk[0])
     for k, weights in enumerate(walk):
         keep = (1 - 1 / (k + 1)) ** (g + 1)
         found = {name: keep * found[name] + (1 - keep) * value for name, value in weights.items()}
@@ -77,7 +77,7 @@ def test_a_resumed_run_keeps_the_same_averages(trained, monkeypatch, tmp_path):
         checkpoint.shutil.rmtree(again / "stage-1-all" / f"step-{step:08d}")
     (again / "averages" / "step-00000048").mkdir(parents=True)  # of steps that will be taken again
     toy_family.train(recipe, again, *settings)
-    for group in power_ema.KEPT:
+    for group in averages.KEPT:
         assert toy_family.same(*(toy_family.at(one, 64).tensors(group) for one in (run, again))), group
     assert not (again / "averages" / "step-00000048").exists()
 

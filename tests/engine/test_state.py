@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from plait.engine import power_ema
+from plait.engine import averages
 from plait.engine.precision import set_precision
 from plait.engine.state import load_weights, with_batch
 from plait.errors import PlaitError
@@ -106,7 +106,7 @@ def test_post_hoc_averages_count_the_updates_of_all_stages(make_loop):
     ema = {"decay": 0.9, "warmup_steps": 10, "post_hoc": True}
     config = make_config(optim={"lr": 0.01, "schedule": {"name": "constant"}, "ema": ema})
     state, _, weights = over_two_stages(make_loop, config)
-    assert set(state.post_hoc) == set(power_ema.KEPT)
+    assert set(state.post_hoc) == set(averages.KEPT)
     for one in state.post_hoc.values():
         expected = torch.zeros_like(weights[0])
         for t, weight in enumerate(weights, 1):  # Karras et al. 2024, equation 127: beta_t = (1 - 1 / t)^(g + 1), t from 1

@@ -17,7 +17,7 @@ from plait.assembly.data import open_training
 from plait.commands.actions import fork
 from plait.config.schema import RunConfig
 from plait.data.order import digest
-from plait.engine import power_ema
+from plait.engine import averages
 from plait.engine.checkpoints import checkpoint, integrity, rundir
 from plait.engine.monitoring.heartbeat import Heartbeat
 from plait.engine.state import GROUPS
@@ -203,8 +203,8 @@ def test_averages_go_on_where_they_are_kept_here_too(made, tmp_path, capsys):
     (told,) = [json.loads(line) for line in (tmp_path / "new" / "migrations.jsonl").read_text().splitlines()]
     found = {(row["group"], row["component"], row["verdict"]) for row in told["rows"]}
     assert {verdict for group, _, verdict in found if group == "ema"} == {"keep"}
-    assert {item for item in found if item[0] in power_ema.KEPT} == {
-        (group, part, "initialise") for group in power_ema.KEPT for part in ("projector", "vision", "language")
+    assert {item for item in found if item[0] in averages.KEPT} == {
+        (group, part, "initialise") for group in averages.KEPT for part in ("projector", "vision", "language")
     }
 
 

@@ -128,15 +128,15 @@ class Loop:
         counts = {name: loss_weights.pop(name) for name in self.loss.counts}
         progress = schedule.progress_at(config.optim.schedule, state.stage_step, stage_steps, state.totals, counts)
         lrs = optim.set_lr(state.optimizer, config.optim, progress)
-        scale = self.scaler.scale
+        scaler = self.scaler
+        scale = scaler.scale
         row, usable = self.gradient(net, batch, loss_weights, audit=audit)
-        self.scaler.end_step(scale, sound=usable)
+        scaler.end_step(scale, sound=usable)
         if usable:
             optim.drop_idle(state.optimizer, self.loss.may_idle, row)
             state.optimizer.step()
             state.average()
-        for value in state.trained().values():
-            value.grad = None
+        optim.drop_gradients(state.optimizer)
         state.step += 1
         state.count({"samples": config.train.global_batch, **counts, **from_sources, **({} if usable else {"skipped": 1})})
         self.quarantine.add(state.step, batch.bad, state.totals, self.ranks)
@@ -164,13 +164,13 @@ class Loop:
         if audit and guard.audit:
             for line in guards.audit(state.model):
                 log.info(line)
-        self.scaler.unscale(state.trained().values())
-        norms = optim.clip(optim.by_component(state.optimizer), self.config.train.grad_clip, self.config.optim.own_clips)
-        row = self.figures(sums, loss_weights, norms) | self.scaler.figures()
-        if self.scaler.overflowed(row["loss"], row["grad_norm"], self.ranks):
-            log.info(f"step {state.step + 1}: gradients overflow float16; taken again with the loss scaled by {self.scaler.scale:g}")
-            for value in state.trained().values():
-                value.grad = None
+        components, scaler = optim.by_component(state.optimizer), self.scaler
+        scaler.unscale(value for part in components.values() for value in part)
+        norms = optim.clip(components, self.config.train.grad_clip, self.config.optim.own_clips)
+        row = self.figures(sums, loss_weights, norms) | scaler.figures()
+        if scaler.overflowed(row["loss"], row["grad_norm"], self.ranks):
+            log.info(f"step {state.step + 1}: gradients overflow float16; taken again with the loss scaled by {scaler.scale:g}")
+            optim.drop_gradients(state.optimizer)
             return self.gradient(net, batch, loss_weights, audit=audit)
         values = {name: row[name] for name in row if name.startswith("loss") or name == "grad_norm"}
         if not nonfinite.any_not_finite(values, self.ranks):

@@ -142,18 +142,17 @@ def by_sample_of(loss: Loss, batch: Batch, samples: int) -> Mapping[str, Tensor]
 
 def _checked(loss: Loss, call: str, returned: Any, names: Collection[str], shape: tuple[int, ...]) -> Mapping[str, Tensor]:
     """Return what a method of a loss returned, if it is tensors of this shape by exactly these names. Raises PlaitError if not."""
-    fault, tensors = None, cast("Mapping[str, Tensor]", returned)
-    if not isinstance(returned, Mapping):
-        fault = f"a {type(returned).__name__}"
-    elif returned.keys() != set(names):
+    if isinstance(returned, Mapping) and returned.keys() == set(names):
+        wrong = [name for name, value in returned.items() if not isinstance(value, Tensor) or value.shape != shape]
+        if not wrong:
+            return cast("Mapping[str, Tensor]", returned)
+        fault = f"{wrong[0]} as {_form(returned[wrong[0]])}"
+    elif isinstance(returned, Mapping):
         fault = f"the names {', '.join(map(str, returned))}" if returned else "no names"
     else:
-        wrong = (f"{name} as {_form(value)}" for name, value in returned.items() if not isinstance(value, Tensor) or value.shape != shape)
-        fault = next(wrong, None)
-    if fault is not None:
-        where = f"{type(loss).__module__}.{type(loss).__qualname__}.{call}"
-        raise PlaitError(f"{where} returned {fault}: it is to return {_form_of(shape)} for each of {', '.join(names) or 'no names'}")
-    return tensors
+        fault = f"a {type(returned).__name__}"
+    where = f"{type(loss).__module__}.{type(loss).__qualname__}.{call}"
+    raise PlaitError(f"{where} returned {fault}: it is to return {_form_of(shape)} for each of {', '.join(names) or 'no names'}")
 
 
 def _form(value: Any) -> str:

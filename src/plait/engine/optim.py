@@ -1,4 +1,4 @@
-"""AdamW groups by component, clipping, moments by parameter name, and the EMA of the trained weights.
+"""AdamW groups by component, clipping, and moments by parameter name.
 
 A component is a named part of the model, such as its vision encoder: {component: {parameter name: parameter}}. torch keys optimizer state
 by position, which mixes up moments when the set of trained parameters changes; here they go by name. A stage is a part of a run.
@@ -8,11 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from plait.config.schema import Component, Optim
 from plait.engine.adamw import ChunkedAdamW, Noise
-from plait.engine.parallel.distributed import StoredTensor, full_tensor, local, norm_of_all, reshard_like
+from plait.engine.parallel.distributed import StoredTensor, full_tensor, local, norms_of_all, reshard_like
 from plait.engine.schedule import Progress, factor, warmup_of
 from plait.errors import PlaitError
 from plait.keys import key
@@ -116,7 +115,6 @@ def by_component(optimizer: torch.optim.Optimizer) -> dict[str, list[nn.Paramete
     return components
 
 
-@torch.no_grad()
 def clip(components: Mapping[str, Sequence[nn.Parameter]], limit: float | None, own_limits: Mapping[str, float]) -> dict[str, Tensor]:
     """Scale gradients in place by min(1, limit / (norm + 1e-6)), and return their norms before scaling.
 
@@ -140,7 +138,7 @@ def clip(components: Mapping[str, Sequence[nn.Parameter]], limit: float | None, 
         norms_to_join.append(torch.cat([by_component[name] for name in common]))
     if several:
         norms_to_join.extend(by_component.values())
-    total_norm, *others = norm_of_all(torch.stack([torch.linalg.vector_norm(norms) for norms in norms_to_join]), every[0])
+    total_norm, *others = norms_of_all([torch.linalg.vector_norm(norms) for norms in norms_to_join], every[0])
     common_norm = others[0] if some_apart else total_norm
     norms = dict(zip(by_component, others[some_apart:] or [total_norm], strict=True))
     for name in own_limits.keys() & gradients.keys():
@@ -151,8 +149,16 @@ def clip(components: Mapping[str, Sequence[nn.Parameter]], limit: float | None, 
 
 
 def _scale(gradients: list[Tensor], limit: float, norm: Tensor) -> None:
-    if gradients:
+    surely_below = norm.device.type == "cpu" and float(norm) < 0.999 * limit  # on a GPU this would wait for it
+    if gradients and not surely_below:
         torch._foreach_mul_(gradients, (limit / (norm + 1e-6)).clamp(max=1.0))
+
+
+def drop_gradients(optimizer: torch.optim.Optimizer) -> None:
+    """Set all gradients to None, as `optimizer.zero_grad` does, but without its profiler's record."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = None
 
 
 def drop_idle(optimizer: torch.optim.Optimizer, components: Iterable[str], norms: Mapping[str, float]) -> None:
@@ -214,61 +220,3 @@ def load_moments(optimizer: torch.optim.Optimizer, saved: Mapping[str, StoredTen
 def average_count(settings: Optim) -> int:
     """Return how many averages of each trained weight training keeps: 0, 1 with `optim.ema`, or 3 with `optim.ema.post_hoc`."""
     return 0 if settings.ema is None else 1 + 2 * settings.ema.post_hoc
-
-
-class Ema:
-    """Exponential moving average of the trained weights, in float32, updated once per optimizer step.
-
-    decay_k = min(decay, (k + 1) / warmup_steps) for the k-th update of a stage (k from 0), so nothing but the averages is state. `average`:
-    averages to continue from, by parameter name; parameters without one start with `track`.
-    """
-
-    def __init__(self, decay: float, warmup_steps: int, average: Mapping[str, Tensor] | None = None) -> None:
-        self.decay, self.warmup_steps = decay, warmup_steps
-        self.average: dict[str, Tensor] = dict(average or {})
-        """The averages by parameter name; an entry's tensor is updated in place."""
-        self._weights: dict[str, Tensor] = {}
-        """While averages are swapped in for weights of another dtype: this rank's rows of those weights."""
-
-    def track(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        """Start averages for those of `parameters` that have none yet, from their present values."""
-        for name, value in parameters.items():
-            if name not in self.average:
-                self.average[name] = value.detach().to(torch.float32, copy=True)
-
-    @torch.no_grad()
-    def update(self, parameters: Mapping[str, nn.Parameter], k: int) -> None:
-        """Update the averages after update `k` (from 0) of the stage: average <- decay_k average + (1 - decay_k) weight."""
-        averages = [local(self.average[name]) for name in parameters]
-        new_fraction, values = 1 - self.decay_at(k), [local(value.detach()) for value in parameters.values()]
-        if all(value.dtype == torch.float32 for value in values):
-            torch._foreach_lerp_(averages, values, new_fraction)
-            return
-        for average, value in zip(averages, values, strict=True):  # one by one: no float32 copy of the whole model
-            average.lerp_(value.float(), new_fraction)
-
-    def decay_at(self, k: int) -> float:
-        """Return the decay of the k-th update (from 0): the fraction of the average that it keeps."""
-        return min(self.decay, (k + 1) / self.warmup_steps) if self.warmup_steps else self.decay
-
-    def reshard_like(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        """Shard the averages over ranks as the parameters are now; called at the start of a stage, when those may have changed."""
-        self.average = {name: reshard_like(value, parameters[name]) for name, value in self.average.items()}
-
-    @torch.no_grad()
-    def swap(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        """Exchange weights and averages in place, to evaluate the averages; a second call restores both exactly."""
-        for name, average in self.average.items():
-            parameter = parameters[name]
-            if parameter.dtype != average.dtype:  # the average keeps its own memory: rounded to the weight's dtype it would lose bits
-                rows, weights = local(parameter.detach()), self._weights.pop(name, None)
-                if weights is None:
-                    self._weights[name], weights = rows.clone(), local(average)
-                rows.copy_(weights)
-            elif isinstance(parameter, DTensor):  # FSDP gathers from this very memory: exchange contents, not tensors
-                rows, averaged = parameter.to_local(), local(average)
-                weights = rows.clone()
-                rows.copy_(averaged)
-                averaged.copy_(weights)
-            else:
-                self.average[name], parameter.data = parameter.data, average

@@ -103,7 +103,6 @@ class Scaler:
         """Factor that the loss is multiplied with before backward, a power of two; 1 unless the precision is fp16."""
         return self.totals.get(SCALE, _FIRST_SCALE) if self.precision == "fp16" else 1.0
 
-    @torch.no_grad()
     def unscale(self, parameters: Iterable[nn.Parameter]) -> None:
         """Divide the parameters' gradients by the scale, in place: exactly, as it is a power of two."""
         if self.scale != 1:

@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from plait.config.schema import Optim
-from plait.engine import optim, power_ema, source_shares
-from plait.engine.optim import Ema
+from plait.engine import averages, optim, source_shares
+from plait.engine.averages import Ema, PowerEma
 from plait.engine.parallel.distributed import LazyShardedTensor, StoredTensor, full_tensor, local, reshard_like
-from plait.engine.power_ema import PowerEma
 from plait.engine.schedule import STAGE_TOKENS, TOKENS
 from plait.errors import PlaitError
 from plait.keys import key
@@ -26,7 +25,7 @@ PLANNED = "planned steps done"
 _SAVED = ("step", "stage", "stage_start", "stage_done", "evaluated_step", "history", "best", "probe", "batches")
 """Attributes of a state that a checkpoint's manifest holds under the same names."""
 
-GROUPS = ("weights", "ema", "moments", *power_ema.KEPT)
+GROUPS = ("weights", "ema", "moments", *averages.KEPT)
 """The tensor groups of a checkpoint: a file each, or a folder with a file per rank."""
 
 
@@ -138,7 +137,7 @@ class State:
         """Make the averages that the stage asks for, from those there are; without `optim.ema` they are dropped, not left to go stale."""
         kept = self.ema.average if self.ema is not None else {}
         self.ema = Ema(settings.ema.decay, settings.ema.warmup_steps, kept) if settings.ema is not None else None
-        lengths = power_ema.KEPT if settings.ema is not None and settings.ema.post_hoc else {}
+        lengths = averages.KEPT if settings.ema is not None and settings.ema.post_hoc else {}
         self.post_hoc = {group: self.post_hoc.get(group, PowerEma(length)) for group, length in lengths.items()}
         for average in self._averages().values():
             average.track(self.trained())
@@ -183,13 +182,13 @@ class State:
         load_weights(self.model, tensors["weights"])
         self.paused = dict(tensors["moments"])
         device = next(self.model.parameters()).device
-        averages = {
+        saved = {
             group: {name: full_tensor(value).to(device, torch.float32, copy=True) for name, value in tensors[group].items()}
-            for group in ("ema", *power_ema.KEPT)
+            for group in ("ema", *averages.KEPT)
             if tensors.get(group)
         }
-        self.ema = Ema(1.0, 0, averages["ema"]) if "ema" in averages else None
-        self.post_hoc = {group: PowerEma(length, averages[group]) for group, length in power_ema.KEPT.items() if group in averages}
+        self.ema = Ema(1.0, 0, saved["ema"]) if "ema" in saved else None
+        self.post_hoc = {group: PowerEma(length, saved[group]) for group, length in averages.KEPT.items() if group in saved}
 
 
 def with_batch(batches: Sequence[Sequence[int]], step: int, global_batch: int) -> list[list[int]]:

@@ -14,7 +14,7 @@ from plait import files
 from plait.assembly import checkpoint_specs, hub_start, weight_files
 from plait.assembly.model import ModelBundle
 from plait.config.resolved import StageView
-from plait.engine import power_ema
+from plait.engine import averages
 from plait.engine.checkpoints import checkpoint, integrity
 from plait.engine.parallel.distributed import Ranks
 from plait.engine.state import GROUPS, State
@@ -48,7 +48,7 @@ def begin_from(state: State, bundle: ModelBundle, view: StageView, *, run: Path,
     if manifest is None and publisher is not None:
         tensors = {**tensors, "weights": publisher.imported(tensors["weights"], bundle.model)}
     if tensors["ema"] and view.config.optim.ema is None:
-        tensors = {**tensors, **{group: {} for group in ("ema", *power_ema.KEPT)}}
+        tensors = {**tensors, **{group: {} for group in ("ema", *averages.KEPT)}}
         log.info("averages are left behind: optim.ema is off here")
     _check_names(spec, set(tensors["weights"]), bundle)
     trained = set(manifest["state"]["trained"]) if manifest else set(tensors["weights"])

@@ -15,7 +15,7 @@ from plait.assembly import data_look
 from plait.assembly.model import ModelBundle
 from plait.data.loading.loader import Loader, StepBatch
 from plait.data.order import digest
-from plait.engine import nonfinite, source_shares
+from plait.engine import nonfinite, optim, source_shares
 from plait.engine.checkpoints import checkpoint, failed_writes
 from plait.engine.checkpoints.saver import Saver
 from plait.engine.guards import GradientWatch, Quarantine
@@ -230,8 +230,8 @@ class StageRun:
 
     def _drop_gradients(self) -> None:
         """Drop gradients of a pass that does not count."""
-        for value in self.state.trained().values():
-            value.grad = None
+        assert self.state.optimizer is not None
+        optim.drop_gradients(self.state.optimizer)
 
     def _watched(self, loader: Loader) -> Iterator[StepBatch]:
         """Yield the loader's batches, marked in the heartbeat. Where they end early, an empty one tells the other ranks."""

@@ -16,7 +16,7 @@ from plait.assembly.run_configuration import open_accepted
 from plait.config import signed
 from plait.config.resolved import Resolved, StageView, difference
 from plait.config.schema import RunConfig
-from plait.engine import optim, power_ema
+from plait.engine import averages, optim
 from plait.engine.checkpoints import checkpoint, integrity, migrate, post_hoc_ema, rundir
 from plait.engine.checkpoints.checkpoint import Checkpoint
 from plait.engine.parallel.distributed import Ranks, StoredTensor
@@ -180,7 +180,7 @@ def migration_table(
     now = {name for part in optim.select(components, config.trainable, bundle.family.never_trained).values() for name in part}
     wanted = {"weights": now, "moments": now, "ema": now if config.optim.ema is not None else set()}
     if config.optim.ema is not None and config.optim.ema.post_hoc:
-        wanted |= dict.fromkeys(power_ema.KEPT, now)
+        wanted |= dict.fromkeys(averages.KEPT, now)
     return migrate.compare(tensors, components, wanted, trained)
 
 

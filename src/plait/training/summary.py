@@ -8,7 +8,7 @@ from torch import nn
 
 from plait.assembly.data import TrainingData
 from plait.data.sources.bucketing import contents_of
-from plait.engine import power_ema, source_shares
+from plait.engine import averages, source_shares
 from plait.training import passes
 from plait.training.stage_plan import StagePlan
 
@@ -32,7 +32,7 @@ def announce(plan: StagePlan, model: nn.Module) -> None:
         log.info(f"  {line}")
     passes.announce(data.names(), plan.order, plan.steps, view.config.train.epochs)
     average = view.config.optim.ema
-    if average is not None and (warning := power_ema.half_life_warning(average.decay, plan.steps)):
+    if average is not None and (warning := averages.half_life_warning(average.decay, plan.steps)):
         log.info(f"warning: {warning}")
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from plait import files
-from plait.engine import power_ema
+from plait.engine import averages
 from plait.engine.checkpoints import checkpoint, integrity
 from plait.engine.state import GROUPS
 
@@ -46,7 +46,7 @@ def runs(a: Path, b: Path) -> list[Line]:
     rows_a, rows_b = (files.read_rows(run / "metrics.jsonl", files.STEP_KINDS) for run in (a, b))
     lines = [_rows(rows_a, rows_b), *_figures(rows_a, rows_b), _quarantined(a, b), _state(a, b)]
     tensors = [_tensors(group, a, b) for group in GROUPS]
-    return lines + [line for line in tensors if line.compared or line.first or line.what not in power_ema.KEPT]
+    return lines + [line for line in tensors if line.compared or line.first or line.what not in averages.KEPT]
 
 
 def divergence(lines: Iterable[Line]) -> str | None:

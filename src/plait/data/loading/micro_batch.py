@@ -81,9 +81,12 @@ class MicroBatchBuilder:
 
     def encode(self, wanted: SampleId) -> Example:
         """Encode sample `wanted`, or the first usable replacement if it is bad. Raises PlaitError if 50 samples in a row are bad."""
-        bad: list[tuple[SampleId, str, str]] = []
-        for attempt in range(_ATTEMPTS):
-            chosen = wanted if attempt == 0 else self._replacement(wanted, attempt)
+        value, name, reason = self._try_encode(wanted)
+        if reason is None:
+            return Example(value, wanted, [])
+        bad = [(wanted, name, reason)]
+        for attempt in range(1, _ATTEMPTS):
+            chosen = self._replacement(wanted, attempt)
             value, name, reason = self._try_encode(chosen)
             if reason is None:
                 return Example(value, chosen, [Bad(*lost, chosen, number) for number, lost in enumerate(bad)])
@@ -113,16 +116,15 @@ class MicroBatchBuilder:
 
     def _try_encode(self, chosen: SampleId) -> tuple[Any, str, str | None]:
         """Return (example, name, why it is bad or None)."""
-        source = self.sources[chosen.source]
-        name = f"{source.name}[{chosen.index}]"
+        source, name = self.sources[chosen.source], None
         sample_key = key(self.seed, "sample", *chosen)
         try:
             with sample_errors:
                 sample = read(source, chosen.index, sample_key)
                 name = sample["id"]
                 return self.inputs.encode(sample, sample_key), name, None
-        except BadSample as error:
-            return None, name, masked(str(error))  # here: a worker may have filled in variables that no other process knows of
+        except BadSample as error:  # masked here: a worker may have filled in variables that no other process knows of
+            return None, name or f"{source.name}[{chosen.index}]", masked(str(error))
 
 
 def collated(inputs: Inputs, examples: list[Any]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from plait import files
 from plait.config import signed
-from plait.engine import power_ema
+from plait.engine import averages
 from plait.engine.checkpoints import sharded_files
 from plait.engine.checkpoints.sharded_files import Groups, RankFiles
 from plait.engine.parallel.distributed import StoredTensor, full_tensor
@@ -268,7 +268,7 @@ def _keep_averages(folder: Path) -> None:
     """Keep the post-hoc averages of a checkpoint that is about to be deleted, as RUN/averages/step-N with a manifest of their own."""
     checkpoint = read(folder)
     listed = checkpoint.manifest["files"].items()
-    kept = {name: entry for name, entry in listed if name.split("/")[0].removesuffix(".safetensors") in power_ema.KEPT}
+    kept = {name: entry for name, entry in listed if name.split("/")[0].removesuffix(".safetensors") in averages.KEPT}
     if not kept:
         return
     target = folder.parent.parent / AVERAGES / folder.name

@@ -1,7 +1,7 @@
 """Post-hoc EMA: build the averaged weights of any length after training, from averages saved in a run's checkpoints and RUN/averages.
 
 An average's length says how far back it reaches. The averages of deleted checkpoints are kept in RUN/averages/step-N (`checkpoint.py`): the
-more steps there are, the better the fit. The maths is in `power_ema.py`.
+more steps there are, the better the fit. The maths is in `averages.py`.
 """
 
 import shutil
@@ -10,9 +10,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from plait.engine import power_ema
+from plait.engine import averages
+from plait.engine.averages import Profile, SavedAverage
 from plait.engine.checkpoints import checkpoint, integrity, sharded_files
-from plait.engine.power_ema import Profile, SavedAverage
 from plait.errors import PlaitError
 
 
@@ -33,7 +33,7 @@ def of_length(run: Path, length: float, step: int) -> Average:
     `length`: standard deviation of the average's weighting over updates, as a fraction of the run so far, such as 0.05. Raises PlaitError
     when no average was saved up to `step`, or one is damaged.
     """
-    wanted = Profile(step, power_ema.exponent(length))
+    wanted = Profile(step, averages.exponent(length))
     folders = [folder for folder in _folders(run) if checkpoint.step_of(folder) <= step]
     for folder in folders:
         if faults := integrity.verify(folder):
@@ -41,8 +41,8 @@ def of_length(run: Path, length: float, step: int) -> Average:
     saved = [average for folder in folders for average in _saved(folder)]
     if not saved:
         raise PlaitError(f"{run} kept no averages up to step {step}: train with optim.ema.post_hoc=true")
-    tensors = power_ema.reconstruct(saved, length, step)
-    return Average(tensors, step, len(folders), power_ema.misfit([average.profile for average in saved], wanted))
+    tensors = averages.reconstruct(saved, length, step)
+    return Average(tensors, step, len(folders), averages.misfit([average.profile for average in saved], wanted))
 
 
 def forget(run: Path, after: int) -> None:
@@ -65,7 +65,7 @@ def _saved(folder: Path) -> list[SavedAverage]:
 
     def average(group: str, length: float) -> SavedAverage:
         names = frozenset(sharded_files.sizes(folder, group, listed))
-        return SavedAverage(Profile(located.step, power_ema.exponent(length)), names, lambda: located.tensors(group))
+        return SavedAverage(Profile(located.step, averages.exponent(length)), names, lambda: located.tensors(group))
 
-    averages = [average(group, length) for group, length in power_ema.KEPT.items()]
-    return [average for average in averages if average.names]
+    found = [average(group, length) for group, length in averages.KEPT.items()]
+    return [average for average in found if average.names]

@@ -8,7 +8,7 @@ import datetime
 import gc
 import inspect
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -219,16 +219,16 @@ def reshard_like(value: StoredTensor, pattern: Tensor) -> Tensor:
     return DTensor.from_local(part, mesh, placements, run_check=False, shape=value.shape, stride=stride)
 
 
-def norm_of_all(norm: Tensor, sharded: Tensor) -> Tensor:
+def norms_of_all(norms: Sequence[Tensor], sharded: Tensor) -> Sequence[Tensor]:
     """Combine norms of this rank's rows of tensors over the ranks that share the tensors: sqrt of the sum of squares.
 
-    `norm`: 1-D, a norm per tensor, as is what it returns. `sharded`: one of the tensors; where it is not sharded, `norm` is returned.
+    `norms`: scalars, as are those it returns. `sharded`: one of the tensors; where it is not sharded, `norms` is returned.
     """
     if not isinstance(sharded, DTensor):
-        return norm
-    squares = norm.square()
+        return norms
+    squares = torch.stack([*norms]).square()
     dist.all_reduce(squares, group=sharded.device_mesh.get_group(sharded.device_mesh.ndim - 1))
-    return squares.sqrt()
+    return squares.sqrt().unbind()
 
 
 def to_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:

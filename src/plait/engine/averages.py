@@ -1,4 +1,4 @@
-"""Post-hoc EMA: averages of weights whose length is chosen after training, and how far back any average reaches.
+"""Averages of the trained weights: the EMA, and averages whose length is chosen after training (post-hoc EMA).
 
 A power-function average gives the weights of update tau the profile p(tau) = (g + 1) tau^g / t^(g + 1) on [0, t]: its length is a fraction
 of the run so far. Two of them, saved with each checkpoint, span a space of profiles; any other length is the
@@ -12,16 +12,76 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
-from plait.engine.optim import Ema
+from plait.engine.parallel.distributed import local, reshard_like
 from plait.errors import PlaitError
 
 KEPT = {"ema-0.05": 0.05, "ema-0.10": 0.10}
 """The averages that training keeps: tensor group in a checkpoint -> relative length. All other lengths are reconstructed from them."""
 _LONGEST = 1 / math.sqrt(12)  # the uniform average (g = 0): no rising profile is longer
 _HALF_LIVES_IN_A_RUN = 5  # at least: an average that reaches further back is warned about
+
+
+class Ema:
+    """Exponential moving average of the trained weights, in float32, updated once per optimizer step.
+
+    decay_k = min(decay, (k + 1) / warmup_steps) for the k-th update of a stage (k from 0), so nothing but the averages is state. `average`:
+    averages to continue from, by parameter name; parameters without one start with `track`.
+    """
+
+    def __init__(self, decay: float, warmup_steps: int, average: Mapping[str, Tensor] | None = None) -> None:
+        self.decay, self.warmup_steps = decay, warmup_steps
+        self.average: dict[str, Tensor] = dict(average or {})
+        """The averages by parameter name; an entry's tensor is updated in place."""
+        self._weights: dict[str, Tensor] = {}
+        """While averages are swapped in for weights of another dtype: this rank's rows of those weights."""
+
+    def track(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Start averages for those of `parameters` that have none yet, from their present values."""
+        for name, value in parameters.items():
+            if name not in self.average:
+                self.average[name] = value.detach().to(torch.float32, copy=True)
+
+    @torch.no_grad()
+    def update(self, parameters: Mapping[str, nn.Parameter], k: int) -> None:
+        """Update the averages after update `k` (from 0) of the stage: average <- decay_k average + (1 - decay_k) weight."""
+        averages = [local(self.average[name]) for name in parameters]
+        new_fraction, values = 1 - self.decay_at(k), [local(value.detach()) for value in parameters.values()]
+        if all(value.dtype == torch.float32 for value in values):
+            torch._foreach_lerp_(averages, values, new_fraction)
+            return
+        for average, value in zip(averages, values, strict=True):  # one by one: no float32 copy of the whole model
+            average.lerp_(value.float(), new_fraction)
+
+    def decay_at(self, k: int) -> float:
+        """Return the decay of the k-th update (from 0): the fraction of the average that it keeps."""
+        return min(self.decay, (k + 1) / self.warmup_steps) if self.warmup_steps else self.decay
+
+    def reshard_like(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Shard the averages over ranks as the parameters are now; called at the start of a stage, when those may have changed."""
+        self.average = {name: reshard_like(value, parameters[name]) for name, value in self.average.items()}
+
+    @torch.no_grad()
+    def swap(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Exchange weights and averages in place, to evaluate the averages; a second call restores both exactly."""
+        for name, average in self.average.items():
+            parameter = parameters[name]
+            if parameter.dtype != average.dtype:  # the average keeps its own memory: rounded to the weight's dtype it would lose bits
+                rows, weights = local(parameter.detach()), self._weights.pop(name, None)
+                if weights is None:
+                    self._weights[name], weights = rows.clone(), local(average)
+                rows.copy_(weights)
+            elif isinstance(parameter, DTensor):  # FSDP gathers from this very memory: exchange contents, not tensors
+                rows, averaged = parameter.to_local(), local(average)
+                weights = rows.clone()
+                rows.copy_(averaged)
+                averaged.copy_(weights)
+            else:
+                self.average[name], parameter.data = parameter.data, average
 
 
 def exponent(length: float) -> float:
