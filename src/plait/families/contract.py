@@ -64,7 +64,7 @@ class Build(Protocol):
 
 
 class BuildOver(Protocol):
-    """Type of a family's `build_over`: `build` without the weights of some `parts`, such as "language", with which their names begin."""
+    """Type of a family's `build_over`: `build`, not reading the weights of `parts`. A part's parameters have names such as "language.x"."""
 
     def __call__(self, config: Any, assets: Path, *, seed: int, parts: frozenset[str]) -> nn.Module:
         """Return what `build` does, without reading the weights of `parts`, names of `base`: the caller overwrites them all."""

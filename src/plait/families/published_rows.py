@@ -217,7 +217,7 @@ class Conversation:
     """A conversation about a row's image: a question with its answer, and in `more` the (question, answer) pairs of later turns.
 
     `style`: the task's name. `gold`: {field of the sample: value} for the rule that scores answers. `weight`: factor on its loss weights.
-    `answer`: None where it is not published. `bare`: the question where prompts have no drawn wording: a label, or ""; None: the same.
+    `answer`: None where it is not published. `bare`: the question without a drawn wording, a label or ""; None: there is none.
     """
 
     question: str

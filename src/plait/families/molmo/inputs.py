@@ -125,8 +125,8 @@ class Inputs:
     def collate(self, examples: Sequence[Example], *, left: bool = False) -> dict[str, Tensor]:
         """Collate examples to a batch: `ids`, `labels`, `loss_weights`, `positions` (B, L) and `segments` (B, L, 2), as of `batch_rows`.
 
-        Of n crops: `crops` (n, 3, S, S), `real` (n, P), image share of each patch, and `pools` (T, 4), the patches of each image token:
-        indices into `real`, -1: none. `cut` (B,): answer tokens cut off. `left`: pad before the tokens.
+        Of n crops: `crops` (n, 3, S, S), `real` (n, P), image share of each patch (-1: partly padded), and `pools` (T, 4), the patches of
+        each image token, as indices into `real`; -1: none. `cut` (B,): answer tokens cut off. `left`: pad before the tokens.
         """
         pad = "longest" if left else self.pad
         batch = batch_rows([example.row for example in examples], pad_id=self.tokenizer.eos, pad=pad, max_tokens=self.max_tokens, left=left)

@@ -133,7 +133,7 @@ def count_image_marks(messages: Sequence[Message]) -> int:
 
 
 def conversations(sample: dict[str, Any], default_style: str | None, *, wordings: bool = True) -> list[Conversation]:
-    """Return (messages, style, loss weight) of each annotation of a sample. `wordings`: false takes the `bare` form of what has one.
+    """Return (messages, style, loss weight) of each annotation of a sample. `wordings`: false: a text's `bare` form replaces it.
 
     A sample may list `annotations` of its image, each with `messages`, `style` and `weight`; otherwise its `messages` are the only one. The
     style is the annotation's, else the sample's field `style`, else `default_style`, else "user_qa", or "long_caption" without question.

@@ -157,9 +157,8 @@ class NamedDataset(Source):
     def draw(self, i: int, sample_key: int) -> dict[str, Any]:
         """Return sample `i`: a dict with `id`, `images` (encoded files), `messages`, `weight`, `fields`.
 
-        If several conversations are about its image, they are `annotations`, and `messages` the first of them.
-
-        `sample_key`: seed that chooses conversations and answers. Raises BadSample if its image is missing or its text is malformed.
+        If several conversations are about its image, they are `annotations`, and `messages` the first of them. `sample_key`: seed that
+        chooses conversations and answers. Raises BadSample if its image is missing or its text is malformed.
         """
         random = rng(sample_key, "draw")
         members = self.members[i]
