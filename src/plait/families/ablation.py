@@ -76,9 +76,10 @@ PICTURES = Ablation(lambda sample: tuple(sample["images"]) or None, _without_pic
 def ablated(bench: Bench, name: str, ablation: Ablation) -> Ablated:
     """Return a bench that answers each sample as it is (on), without its input `name` (off), and with another sample's (shuffled).
 
-    Its rows are those of `bench`, of the samples as they are; where a sample has the input, `ways` holds {"off": row, "shuffled": row}. A
-    sample is `bad` if no other has a different such input. Figures are those of `bench`, each again as FIGURE/NAME_off and
-    FIGURE/NAME_shuffled, and `samples/with_NAME` if some samples lack the input. Its `summarise` raises PlaitError where all lack it.
+    `ablation`: how the input is taken or exchanged. Its rows are those of `bench`, of the samples as they are; where a sample has the
+    input, `ways` holds {"off": row, "shuffled": row}. A sample is `bad` if no other has a different such input. Figures are those of
+    `bench`, each again as FIGURE/NAME_off and FIGURE/NAME_shuffled, and `samples/with_NAME` if some samples lack the input. Its
+    `summarise` raises PlaitError where all lack it.
     """
 
     def predict(model: Any, samples: Sequence[Sample], inputs: Any, *, batch: int, moment: str) -> list[Row]:
@@ -127,7 +128,7 @@ def of_way(bench: Bench, rows: Sequence[Mapping[str, Any]], way: str) -> dict[st
 def partner(contents: Sequence[Any], position: int) -> int | None:
     """Return the position of another sample's content that is not equal to that at `position`: the first from half the list onwards.
 
-    None where there is none, or the sample itself has no content.
+    `contents`: one per sample, None for a sample without. Returns None where there is none, or the sample itself has no content.
     """
     own, count = contents[position], len(contents)
     if own is None:

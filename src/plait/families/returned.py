@@ -222,7 +222,7 @@ def checked_benches(family: str, module: ModuleType) -> Benches:
 
 
 def checked_ablations(family: str, listed: Any) -> Ablations:
-    """Return the `ablations` of another package's evaluate.py. Raises PlaitError for one that does not fulfil the contract."""
+    """Return `listed`, the `ablations` of another package's evaluate.py, checked. Raises PlaitError for one that breaks the contract."""
     wanted = f"a mapping of name to {Ablation.__module__}.Ablation"
     if not isinstance(listed, Mapping):
         raise PlaitError(f"family {family!r}: evaluate.ablations is a {type(listed).__name__}, not {wanted}")

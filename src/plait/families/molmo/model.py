@@ -80,7 +80,7 @@ class Molmo(nn.Module):
         return embeds_BLD
 
     def hidden(self, embeds_BLD: Tensor, batch: Batch, cache: Cache | None = None) -> Tensor:
-        """Return the language model's last hidden states (B, L, D); fills the key-value `cache` if given, as the prefill does."""
+        """Return the language model's last hidden states (B, L, D) for what `embed` returned; fills the key-value `cache`, if given."""
         if self.training and (self.config.residual_dropout or self.config.response_residual_dropout):
             answer_BL1 = (batch["loss_weights"] > 0)[..., None]
             rates = embeds_BLD.new_tensor([1 - self.config.residual_dropout, 1 - self.config.response_residual_dropout])

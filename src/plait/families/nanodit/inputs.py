@@ -84,7 +84,7 @@ class Inputs:
         return read_metadata(path) if path.is_file() else None
 
     def encoder(self, kind: str) -> dict[str, Any] | None:
-        """Return {"name", "revision", "xxh3"} of the encoder of the shards' "latents", "texts" or "images" (`kind`); or None."""
+        """Return {"name", "revision", "xxh3"} of the encoder of the shards' "latents", "texts" or "images" (`kind`); None: unknown."""
         pins: dict[str, dict[str, Any]] = (self.metadata or {}).get("encoders", {})
         return pins.get(kind)
 

@@ -64,7 +64,7 @@ class TheWorld(nn.Module):
         return embeds_BLD
 
     def hidden(self, embeds_BLD: Tensor, batch: Batch, cache: Cache | None = None) -> Tensor:
-        """Return the language model's last hidden states (B, L, D); fills the key-value `cache` if given, as the prefill does."""
+        """Return the language model's last hidden states (B, L, D) for what `embed` returned; fills the key-value `cache`, if given."""
         output = self.gemma.model(
             inputs_embeds=embeds_BLD,
             attention_mask=batch["attention_mask"],

@@ -117,6 +117,7 @@ class WorldProjector(nn.Module):
     """Maps latents to world blocks: tokens of width D (`hidden`) between a learned start and end vector (the brackets).
 
     Every token is scaled to the rms of these two vectors, which is learned and begins at that of the language model's embeddings.
+    `channels`: C, of the latents.
     """
 
     def __init__(self, world: WorldEncoderConfig, channels: int, hidden: int):

@@ -44,7 +44,7 @@ class Subject(ABC):
         """Return whether there are averaged (EMA) weights."""
 
     def open(self, ranks: Ranks, *, averaged: bool, length: float | None) -> tuple[ModelBundle, RunConfig]:
-        """Return what `build` returns for the same arguments, which is built once."""
+        """Return what `build` returns for the same arguments: built once, and kept until others are asked for."""
         asked = (averaged, length)
         if self._built is None or self._built[0] != asked:
             self._built = (asked, self.build(ranks, averaged=averaged, length=length))

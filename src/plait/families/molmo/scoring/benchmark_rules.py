@@ -17,7 +17,7 @@ _QUOTED = re.compile(r"[Tt]he answer is\s*:?\s*\"?(.*?)\"?\.?\s*$", re.DOTALL)
 
 
 def mmmu_choice(answer: str, options: Sequence[str]) -> int | None:
-    """Return the index (from 0) of the option that an answer names last, or None. `options`: their texts, in order of their letters.
+    """Return the index (from 0) of the option that an answer names last; None: it names none. `options`: their texts, in order of letters.
 
     An option is named by "(A)", else by a letter between spaces, else, in answers of more than 5 words, by its text.
     """

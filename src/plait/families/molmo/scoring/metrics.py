@@ -133,7 +133,7 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 def choose(answer: str, options: Sequence[str]) -> int | None:
-    """Return the index (from 0) of the option that an answer selects, or None. `options`: their texts, in order of their letters.
+    """Return the index (from 0) of the option that an answer selects; None: not exactly one. `options`: their texts, in order of letters.
 
     It is selected by its letter, else as the only option that the answer contains, else if one of the two texts begins with the other. A
     letter counts alone, before punctuation ("C.", "(C)", "C: a cat"), or after "answer is", "answer:", "option", "choice"; not in "A cat".
