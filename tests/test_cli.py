@@ -11,6 +11,7 @@ import pytest
 
 from plait import cli
 from plait.commands import command_line
+from plait.families.theworld.catalogue.datasets import scored
 from tests import toy_family as toy
 
 CONFIG = """
@@ -107,7 +108,7 @@ BEGUN = {
     "eval nowhere --bench accuracy": f"'nowhere' does not exist; {FORMS}",
     "eval mine --bench accuracy": "mine holds no checkpoint; give a run, a stage folder or a step folder",
     "eval done --bench acuracy": "--bench 'acuracy' is unknown: did you mean accuracy?",
-    "eval done --bench speed": f"--bench 'speed' is unknown: known: {', '.join(sorted(BENCHES.split(', ')))}",
+    "eval done --bench speed": f"--bench 'speed' is unknown: known: {', '.join([*sorted(BENCHES.split(', ')), *scored()])}",
     "generate done --promt=hi": "generate has no option --promt: did you mean --prompt?",
     "generate done --prompt=hi --temperature=hot": (
         "generate: --temperature must be a valid number, unable to parse string as a number, got 'hot'"

@@ -37,7 +37,7 @@ def fields(task: str, truth: Any, *objects: dict[str, Any]) -> dict[str, Any]:
         ("relation", "above", ["above", "over it", "it is higher"], ["below", "under", ""]),
         ("exists", "yes", ["yes", "Yes, there is a red circle.", "There is a red circle"], ["no", "", "yes and no", "maybe"]),
         ("exists", "no", ["no", "No, there is no ring.", "There is no ring.", "there isn't any"], ["yes", "", "there is a ring"]),
-        ("truth", "true", ["true", "True.", "It is true."], ["false", "", "true or false", "yes", "untrue"]),
+        ("truth", "true", ["true", "True.", "It is true.", "not false"], ["false", "", "true or false", "yes", "untrue", "not true"]),
         ("statement", "false", ["false", "three: false", "Two, so false."], ["three: true", "three", "", "true, not false"]),
         ("future", "left", ["left", "on the left", "The star will be on the left."], ["right", "", "top left", "left or right"]),
         (

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 Part = TypeVar("Part")
 
 _PORTION_BATCHES = 4  # per rank, between two looks at whether to stop
-_COUNTS = {"samples", "bad_samples", "pictures"}
+_COUNTS = {"samples", "bad_samples", "pictures", "empty_answers", "unparsed_answers"}
 LOSS = "loss"
 """The bench that every family has: its loss on held-out samples."""
 

@@ -1,11 +1,11 @@
 """Rows (records as dicts) of a published dataset: JSON or parquet files in their authors' layout, and the image files beside them.
 
 Shared by the catalogues of families, which describe each dataset by a Spec. Rows of JSON stay in memory; parquet and the Hub are read by
-the library `datasets`. An opener is a function from a DatasetFiles to the rows of one split, called when the dataset is opened; several
-functions below return one. A converter is a function from (row, random generator, function that returns the image's size) to conversations.
+the library `datasets`. An opener is a function from a DatasetFiles to the rows of one split, called when the dataset is opened; functions
+in published_openers.py return one. A converter is a function from (row, random generator, function that returns the image's size) to
+conversations.
 """
 
-import csv
 import hashlib
 import json
 import os
@@ -265,126 +265,6 @@ class Spec:
     """Whether it is published whole: one picture in a hundred, by the hash of `group`, is the split `validation`."""
     by_url: bool = False
     """Whether pictures are downloaded apart, from the URLs in the column `group`; rows whose picture is not there are left out."""
-
-
-def read_json(file: Path) -> Any:
-    """Return the content of a JSON file. Raises PlaitError if it is not JSON."""
-    try:
-        return json.loads(file.read_bytes())
-    except ValueError as error:
-        raise PlaitError(f"{file} is not JSON: {error}") from error
-
-
-def in_json(pattern: str, *keys: str, keep: Callable[[Row], bool] = lambda row: True, mark: Row | None = None) -> Opener:
-    """Return an opener (DatasetFiles -> Rows) of the list at content[keys[0]][keys[1]]... of the JSON file that matches the glob `pattern`.
-
-    In place of a list there may be an object, {id: row}. `keep`: function that tells which rows to take; `mark`: fields added to all rows.
-    The opener raises PlaitError if the file does not hold such a list.
-    """
-
-    def opened(files: DatasetFiles) -> Rows:
-        (file,) = files.find(pattern)
-        content = read_json(file)
-        for key in keys:
-            if not isinstance(content, Mapping) or key not in content:
-                raise PlaitError(f"{file} has no {key!r}: is it the published file?")
-            content = content[key]
-        rows = [{"id": key, **row} for key, row in content.items()] if isinstance(content, Mapping) else content
-        if not isinstance(rows, list) or not rows or not isinstance(rows[0], Mapping):
-            raise PlaitError(f"{file} holds no list of records: is it the published file?")
-        for row in rows:
-            row.update(mark or {})
-        return RowList.of_files([row for row in rows if keep(row)], [file])
-
-    return opened
-
-
-def joined(questions: str, annotations: str) -> Opener:
-    """Return an opener (DatasetFiles -> Rows) that joins VQA's JSON files `questions` and `annotations` (globs) by `question_id`.
-
-    The opener raises PlaitError if a question has no annotation.
-    """
-
-    def opened(files: DatasetFiles) -> Rows:
-        question_file, answer_file = files.find(questions, annotations)
-        answers = {row["question_id"]: row for row in read_json(answer_file)["annotations"]}
-        rows = read_json(question_file)["questions"]
-        unanswered = [row["question_id"] for row in rows if row["question_id"] not in answers]
-        if unanswered:
-            more = f"and {len(unanswered) - 1} more"
-            raise PlaitError(f"{answer_file} has no answer to question {unanswered[0]} of {question_file.name} ({more})")
-        return RowList.of_files([{**answers[row["question_id"]], **row} for row in rows], [question_file, answer_file])
-
-    return opened
-
-
-def concatenated(*openers: Opener) -> Opener:
-    """Return an opener (DatasetFiles -> Rows) that returns all rows of several openers, one opener's after the other's."""
-
-    def opened(files: DatasetFiles) -> Rows:
-        parts = [opener(files) for opener in openers]
-        digest = xxhash.xxh3_64("".join(part.digest for part in parts).encode()).hexdigest()
-        return RowList([part[i] for part in parts for i in range(len(part))], digest)
-
-    return opened
-
-
-def in_csv(pattern: str, *columns: str, mark: Row) -> Opener:
-    """Return an opener (DatasetFiles -> Rows) of the CSV file that matches the glob `pattern`; its values are texts.
-
-    `mark`: fields added to all rows. The opener raises PlaitError if the file lacks one of `columns`, in its header or in a row.
-    """
-
-    def opened(files: DatasetFiles) -> Rows:
-        (file,) = files.find(pattern)
-        with file.open(newline="", encoding="utf-8-sig") as lines:
-            reader = csv.DictReader(lines)
-            rows = [{**row, **mark} for row in reader]
-        if missing := [name for name in columns if name not in (reader.fieldnames or ())]:
-            raise PlaitError(f"{file} has no column {missing[0]!r}; it has {', '.join(reader.fieldnames or ())}: is it the published file?")
-        for number, row in enumerate(rows, 1):
-            if any(row[name] is None for name in columns):
-                raise PlaitError(f"{file}: row {number} is cut short: download it again")
-        return RowList.of_files(rows, [file])
-
-    return opened
-
-
-def in_parquet(
-    hub: str, split: str, config: str | None = None, keep: Keep | None = None, columns: Mapping[str, str] | None = None
-) -> Opener:
-    """Return an opener (DatasetFiles -> Rows) of local parquet files, or without any, where `hub: true` is set, of Hub repository `hub`.
-
-    The files are SPLIT-*.parquet or SPLIT.parquet in the dataset's folder, or in its subfolder data or that named `config`. `keep`:
-    (column, condition on its value; None: not null) of rows to take; `columns`: {field: the column that it is read from}. The opener
-    raises Absent without files.
-    """
-
-    def opened(files: DatasetFiles) -> Rows:
-        for folder in [files.folder / name for name in (config or "data", "data", ".")]:
-            for name in (f"{split}-*.parquet", f"{split}.parquet"):
-                if any(folder.glob(name)):
-                    return ParquetRows(Table(str(folder / name), None, split, {}, files.cache, columns or {}), keep)
-        if files.hub:
-            return ParquetRows(Table(None, hub, split, {"config": config} if config else {}, files.cache, columns or {}), keep)
-        raise Absent(f"no {split}-*.parquet in {files.folder}")
-
-    return opened
-
-
-def either(*openers: Opener) -> Opener:
-    """Return an opener (DatasetFiles -> Rows) that calls the first of several whose files exist. It raises Absent if none do."""
-
-    def opened(files: DatasetFiles) -> Rows:
-        reasons = []
-        for opener in openers:
-            try:
-                return opener(files)
-            except Absent as error:
-                reasons.append(str(error))
-        raise Absent("; ".join(reasons))
-
-    return opened
 
 
 def root_of(path: str | None, folder: str, root: Path) -> Path:

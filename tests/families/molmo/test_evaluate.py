@@ -68,3 +68,12 @@ def test_in_mask_reads_percent_of_rows_and_columns():
     assert evaluate.in_mask(mask, (75, 25))
     assert not evaluate.in_mask(mask, (25, 75))
     assert evaluate.in_mask(mask, (100, 0))
+
+
+@pytest.mark.parametrize(("bench", "fields"), [("exact_match", {"answers": ["", "cat"]}), ("pointing", {"points": []})])
+def test_an_empty_answer_is_counted_and_never_right(make, monkeypatch, bench, fields):
+    _, model, inputs = make()
+    monkeypatch.setattr(evaluate, "answers", lambda model, inputs, examples, *, max_new_tokens: [" \n" for _ in examples])
+    rows = benches[bench].predict(model, [{**sample(), "fields": fields}], inputs, batch=1, moment="")
+    assert (rows[0]["correct"], rows[0]["score"], rows[0]["failed"]) == (False, 0.0, "empty")
+    assert benches[bench].summarise(rows)["empty_answers"] == 1

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from plait.families.theworld import family
+from plait.families.theworld.benchmarks.judge import judge
 from plait.families.theworld.config import Config
 
 TEXTS = ["What is this?", "a small green frog", "a cat on a mat", "Where is it?", "left of the red square", "You are terse."] * 20
@@ -32,6 +33,10 @@ def make(directory):
         return config, family.build(config, directory, seed=seed).eval(), family.Inputs(config, directory, **(inputs or {}))
 
     return build
+
+
+def is_correct(answer: str, gold: str, fields: dict[str, Any], question: str = "") -> bool:
+    return judge(answer, gold, fields, question).correct
 
 
 def photo(number: int, size: tuple[int, int] = (40, 28)) -> bytes:

@@ -3,7 +3,8 @@
 import pytest
 
 from plait.families.theworld.benchmarks.choices import options
-from plait.families.theworld.evaluate import is_correct
+
+from .conftest import is_correct
 
 QUESTION = "Which is closer?\nSelect from the following choices.\n(A) the cat\n(B) a dog\n(C) an apple"
 

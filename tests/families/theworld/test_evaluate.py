@@ -8,10 +8,10 @@ from plait.errors import PlaitError
 from plait.families.ablation import ablated
 from plait.families.theworld import evaluate
 from plait.families.theworld.benchmarks.short_answers import normalise
-from plait.families.theworld.evaluate import ablations, benches, is_correct
+from plait.families.theworld.evaluate import ablations, benches
 from plait.families.theworld.loss import Loss
 
-from .conftest import sample
+from .conftest import is_correct, sample
 
 
 @pytest.fixture
@@ -144,3 +144,8 @@ def test_unreadable_sample_is_counted_not_hidden(make):
     figures = benches["accuracy"].summarise(rows)
     assert "not a readable image" in rows[1]["bad"]
     assert (figures["samples"], figures["bad_samples"]) == (2, 1)
+
+
+def test_an_empty_answer_is_never_right():
+    assert not is_correct("", ".", {})
+    assert not is_correct("\u200b", "...", {})

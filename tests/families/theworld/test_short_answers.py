@@ -2,7 +2,7 @@
 
 import pytest
 
-from plait.families.theworld.evaluate import is_correct
+from .conftest import is_correct
 
 
 @pytest.mark.parametrize(

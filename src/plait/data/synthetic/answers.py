@@ -91,8 +91,10 @@ def _exists(answer: str, fields: Fields) -> bool:
 
 
 def _verdict(answer: str, fields: Fields) -> bool:
-    """Score true or false; other words do not matter, because a number may come first as the reason."""
-    return _only([word for word in _words(answer) if word in ("true", "false")], fields["truth"])
+    """Score true or false; other words do not matter, because a number may come first as the reason. "Not true" is false."""
+    words = _words(answer)
+    said = [(word == "true") != ("not" in words[max(i - 2, 0) : i]) for i, word in enumerate(words) if word in ("true", "false")]
+    return _only(said, fields["truth"] == "true")
 
 
 def _future(answer: str, fields: Fields) -> bool:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from plait.data.synthetic.answers import can_score, score
+from plait.data.text import blank
 from plait.engine.evaluation import Bench, Row
 from plait.errors import BadSample, PlaitError, sample_errors
 from plait.families.ablation import PICTURES
@@ -26,6 +27,8 @@ from plait.families.molmo.scoring import benchmark_rules, metrics
 Score = Callable[[str, Sample], dict[str, float]]
 """A scoring rule: from (answer, sample) to figures from 0 to 1 by name, `score` first."""
 
+EMPTY = "empty"
+"""Why an answer failed: it is blank, and so never right."""
 _SPARE_TOKENS = 8  # an answer may run this much longer than the longest gold one: enough to be seen to differ
 _HIDDEN_TOKENS = 12  # of an answer whose gold is not published: as many as the published model is given
 _HIT_RADIUS = 5.0  # percent of width and height within which a point hits a gold point that has no mask
@@ -77,10 +80,15 @@ class Scored:
             figures = self.score(answer or "", sample)
         except BadSample as error:
             return {**row, "bad": str(error)}
+        if blank(answer or ""):
+            return {**row, "task": task(sample), "correct": False, **dict.fromkeys(figures, 0.0), "failed": EMPTY}
         return {**row, "task": task(sample), "correct": figures["score"] == 1.0, **figures}
 
     def summarise(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-        """Return means over rows: the rule's figures (`score` first), `score/TASK` by task; and counts: `samples`, if any `bad_samples`."""
+        """Return means over rows, the rule's figures (`score` first) and `score/TASK` by task, and counts: `samples`; if any, the others.
+
+        Those are `bad_samples`, which are left out, and `empty_answers`, which score 0.
+        """
         used = [row for row in rows if "bad" not in row]
         names = list(dict.fromkeys(name for row in used for name in row if isinstance(row[name], float)))
         figures = {name: _mean([row[name] for row in used if name in row]) for name in names}
@@ -89,8 +97,8 @@ class Scored:
             if row["task"] is not None:
                 tasks[row["task"]].append(row["score"])
         figures |= {f"score/{name}": _mean(tasks[name]) for name in sorted(tasks)}
-        bad = {"bad_samples": float(len(rows) - len(used))} if len(used) < len(rows) else {}
-        return {**figures, "samples": float(len(used)), **bad}
+        counts = {"empty_answers": sum(row.get("failed") == EMPTY for row in used), "bad_samples": len(rows) - len(used)}
+        return {**figures, "samples": float(len(used)), **{name: float(count) for name, count in counts.items() if count}}
 
 
 def _prompt(inputs: Inputs, sample: Sample) -> Example | str:

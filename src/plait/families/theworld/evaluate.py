@@ -1,19 +1,19 @@
 """The bench (evaluation) of family theworld, `accuracy` by generated answers, and its ablations: the inputs `world` and `image`.
 
-A row is a dict per sample: id, question, answer, gold (right answer), correct, or `bad`, why it cannot be encoded. If no sample gives the
-world encoder any input, the model would be measured as plain Gemma: that raises PlaitError.
+A row is a dict per sample: id, question, answer, gold (right answer), correct, where it has one `failed` (why the answer could not be
+read), or `bad`, why the sample cannot be encoded. benchmarks/judge.py says what is right. If no sample gives the world encoder any input,
+the model would be measured as plain Gemma: that raises PlaitError.
 """
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from plait.data.synthetic.answers import can_score, score
+from plait.data.synthetic.answers import can_score
 from plait.engine.evaluation import Bench, Row
 from plait.errors import BadSample, PlaitError, sample_errors
 from plait.families.ablation import PICTURES, Ablation
-from plait.families.theworld.benchmarks.choices import chosen, options, right_letter
-from plait.families.theworld.benchmarks.short_answers import says
+from plait.families.theworld.benchmarks.judge import EMPTY, UNPARSED, judge
 from plait.families.theworld.generate import answers
 from plait.families.theworld.inputs import WORLD_OF, Example, Inputs, Sample
 from plait.families.theworld.model import TheWorld
@@ -21,19 +21,6 @@ from plait.families.theworld.model import TheWorld
 _SPARE_TOKENS = 8  # an answer may run this much longer than the gold one before it is cut: enough to be seen to differ
 _ROOM_TOKENS = 128  # the same where no special scorer judges the answer: room for a few sentences, of which the last may give it
 NO_GOLD = "no answer to compare with: it has no text of the assistant"
-
-
-def is_correct(answer: str, gold: str, fields: Mapping[str, Any], question: str = "") -> bool:
-    """Return whether an answer is right. `gold`: the right answer; `fields`: the sample's other fields, {name: value}.
-
-    Drawn scenes (`fields` of source `scenes`) have a special scorer. Where the right answer is an option that `question` lists, the answer
-    must choose it (choices.py); otherwise it must give the right one (short_answers.py).
-    """
-    if can_score(fields):
-        return score(answer, dict(fields))
-    listed = options(question)
-    wanted = right_letter(gold, listed)
-    return says(answer, gold, question) if wanted is None else chosen(answer, listed) == wanted
 
 
 def predict(model: TheWorld, samples: Sequence[Sample], inputs: Inputs, *, batch: int, moment: str = "") -> list[Row]:
@@ -56,9 +43,11 @@ def predict(model: TheWorld, samples: Sequence[Sample], inputs: Inputs, *, batch
 
 
 def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Return means over rows: `accuracy`, `accuracy/TASK` by task, `world_tokens`; and counts: `samples` and, if any, `bad_samples`.
+    """Return means over rows, `accuracy`, `accuracy/TASK` by task and `world_tokens`, and counts.
 
-    Raises PlaitError if the model has a world encoder and no sample has input for it.
+    `task_mean`: the mean of the tasks' accuracies, where there are several. Counts: `samples` and, if any, `empty_answers` and
+    `unparsed_answers` (in which no choice or verdict could be read), both of which are wrong, and `bad_samples`, which are left out. Raises
+    PlaitError if the model has a world encoder and no sample has input for it.
     """
     _check_world(rows)
     used = [row for row in rows if "bad" not in row]
@@ -67,8 +56,12 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     for row in used:
         if row["task"] is not None:
             tasks[row["task"]].append(row)
-    figures |= {f"accuracy/{task}": _accuracy(tasks[task]) for task in sorted(tasks)}
-    return figures | ({"bad_samples": float(len(rows) - len(used))} if len(used) < len(rows) else {})
+    by_task = {task: _accuracy(tasks[task]) for task in sorted(tasks)}
+    figures |= {"task_mean": _mean(list(by_task.values()))} if len(by_task) > 1 else {}
+    figures |= {f"accuracy/{task}": accuracy for task, accuracy in by_task.items()}
+    counts = {f"{kind}_answers": sum(row.get("failed") == kind for row in used) for kind in (EMPTY, UNPARSED)}
+    counts["bad_samples"] = len(rows) - len(used)
+    return figures | {name: float(count) for name, count in counts.items() if count}
 
 
 def _frames(sample: Sample) -> tuple[bytes, ...] | None:
@@ -116,9 +109,10 @@ def _row(sample: Sample, prompt: Example | str, answer: str, *, has_world: bool)
     if isinstance(prompt, str):
         return {**row, "bad": prompt}
     fields = sample["fields"]
-    correct = is_correct(answer, row["gold"], fields, row["question"])
+    judged = judge(answer, row["gold"], fields, row["question"])
     world = "on" if has_world and sample.get(WORLD_OF, sample) is not None else "off"
-    return {**row, "correct": correct, "task": fields.get("task"), "world": world, "world_tokens": prompt.world_tokens}
+    row |= {"correct": judged.correct, "task": fields.get("task"), "world": world, "world_tokens": prompt.world_tokens}
+    return row | ({"failed": judged.failed} if judged.failed else {})
 
 
 def gold(sample: Sample) -> str:

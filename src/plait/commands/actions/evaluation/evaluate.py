@@ -45,6 +45,8 @@ ROWS = "predictions.jsonl"
 """The file of rows, written as they are computed, after a line that identifies the measurement. A repeated call continues it."""
 _IN_FILE = ("run", "step", "checkpoint", "bench", "date")
 """Keys of metrics.json that are not printed."""
+FROM_HUB = "hub"
+"""What `--data` says of a dataset that is known by name, to read it from the Hub."""
 _MARKS = {True: "right", False: "wrong"}
 
 
@@ -267,7 +269,7 @@ def _entry(config: RunConfig, bench: str, options: EvaluateOptions) -> Evaluate:
         raise PlaitError(f"--bench {name!r} is unknown: {_hint(name, [*sorted(known), *catalogue.scored()])}")
     split = split or options.split or catalogue.evaluation_split(name)
     _, source = benchmark(config, f"{name}:{split}")
-    source = source.model_copy(update={"path": options.data})
+    source = source.model_copy(update={"options": {"hub": True}} if options.data == FROM_HUB else {"path": options.data})
     return Evaluate(bench=f"{name}:{split}", samples=options.samples, batch=options.batch, data=[source])
 
 

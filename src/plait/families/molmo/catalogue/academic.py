@@ -11,22 +11,8 @@ from typing import Any
 
 from plait.families.molmo.catalogue.gui_grounding import action_text, android_control, diagrams
 from plait.families.molmo.scoring.metrics import LETTERS
-from plait.families.published_rows import (
-    COCO,
-    Conversation,
-    Converter,
-    DatasetFiles,
-    Opener,
-    Random,
-    Row,
-    Size,
-    Spec,
-    concatenated,
-    either,
-    in_json,
-    in_parquet,
-    joined,
-)
+from plait.families.published_openers import concatenated, either, in_json, in_parquet, joined
+from plait.families.published_rows import COCO, Conversation, Converter, DatasetFiles, Opener, Random, Row, Size, Spec
 
 _HUMAN, _AUGMENTED = 7_398, 20_901  # questions of ChartQA's training set; both kinds get the same total weight
 

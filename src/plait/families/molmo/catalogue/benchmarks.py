@@ -17,6 +17,7 @@ from plait.data.sources.datasets import Table
 from plait.errors import BadSample, PlaitError
 from plait.families.molmo.catalogue.academic import with_options
 from plait.families.molmo.scoring.metrics import LETTERS
+from plait.families.published_openers import in_csv, in_parquet
 from plait.families.published_rows import (
     COCO,
     PICTURES,
@@ -31,8 +32,6 @@ from plait.families.published_rows import (
     Rows,
     Size,
     Spec,
-    in_csv,
-    in_parquet,
 )
 
 log = logging.getLogger(__name__)

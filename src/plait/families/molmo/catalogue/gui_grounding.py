@@ -17,7 +17,8 @@ from plait.data.formats import index, tfrecords
 from plait.data.sources.contract import Absent
 from plait.errors import BadSample, PlaitError
 from plait.families.molmo.points import percent
-from plait.families.published_rows import PICTURES, DatasetFiles, Opener, Row, RowList, Rows, read_json
+from plait.families.published_openers import read_json
+from plait.families.published_rows import PICTURES, DatasetFiles, Opener, Row, RowList, Rows
 
 
 def diagrams(split: str) -> Opener:

@@ -12,7 +12,8 @@ from typing import Any
 from plait.errors import BadSample
 from plait.families.molmo import points
 from plait.families.molmo.catalogue.wordings import CAPTION, COUNT, NO_POINTS, POINT, one_of
-from plait.families.published_rows import Conversation, Converter, DatasetFiles, Opener, Random, Row, Size, Spec, in_parquet
+from plait.families.published_openers import in_parquet
+from plait.families.published_rows import Conversation, Converter, DatasetFiles, Opener, Random, Row, Size, Spec
 
 POINTS_EVAL = "pixmo_points_eval"
 """Name of the dataset by which pointing is evaluated."""
