@@ -93,7 +93,10 @@ class Molmo(nn.Module):
     def run_decoder(
         self, embeds_BLD: Tensor, mask_B1LK: Tensor, positions_BL: Tensor, positions_BK: Tensor, cache: Cache | None = None
     ) -> Tensor:
-        """Return hidden states (B, L, D) of L new positions. They attend to K positions (cached ones, then these) if the mask is True."""
+        """Return hidden states (B, L, D) of L new positions. They attend to K positions (cached ones, then these) if the mask is True.
+
+        `positions_BL`: place of each new one in its sequence, for RoPE; `positions_BK`: of all K, for layers with a sliding window.
+        """
         output = self.language.get_decoder()(
             inputs_embeds=embeds_BLD,
             attention_mask=self._masks_by_layer_type(mask_B1LK, positions_BL, positions_BK),
