@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import xxhash
@@ -260,11 +260,13 @@ class Spec:
     picture: Callable[[DatasetFiles, Row], Path] | None = None
     """Path of a row's image file; None: rows hold their own image files."""
     group: str | None = None
-    """The column whose value is the same in rows with the same picture: in training they are one sample. None: each row is one."""
+    """The column whose value is the same in rows with the same picture; None: no two rows share one."""
     held_out: bool = False
     """Whether it is published whole: one picture in a hundred, by the hash of `group`, is the split `validation`."""
     by_url: bool = False
     """Whether pictures are downloaded apart, from the URLs in the column `group`; rows whose picture is not there are left out."""
+    packing: Literal["all", "half", "one"] = "all"
+    """Which rows with the same picture are one training sample: all, each half of them (where there are two or more), or one."""
 
 
 def root_of(path: str | None, folder: str, root: Path) -> Path:

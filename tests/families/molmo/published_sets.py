@@ -39,7 +39,10 @@ def cell(number: int) -> dict:
 def vqa(root: Path, folder: str, prefix: str = "") -> None:
     for file in ("train2014", "val2014"):
         questions = [{"question_id": 10 + n, "image_id": 1 + n // 2, "question": f"What is {n}?"} for n in range(3)]
-        answers = [{"answer": text, "answer_confidence": "yes", "answer_id": k} for k, text in enumerate(["red", "red", "blue"])]
+        answers = [
+            {"answer": text, **({} if prefix else {"raw_answer": f"{text}s"}), "answer_confidence": "yes", "answer_id": k}
+            for k, text in enumerate(["red", "red", "blue"])
+        ]
         annotations = [
             {"question_id": question["question_id"], "image_id": question["image_id"], "answers": answers} for question in questions
         ]
@@ -86,12 +89,20 @@ def documents(root: Path) -> None:
 
 def diagrams(root: Path) -> None:
     home = root / "ai2d"
-    for n, lettered in ((0, False), (1, True), (2, False)):
-        options = ["A", "C", "D", "F"] if lettered else ["sun", "moon", "tree", "frog"]
-        question = {"abcLabel": lettered, "answerTexts": options, "correctAnswer": 3, "questionId": f"{n}.png-0"}
-        put(home / "questions" / f"{n}.png.json", {"imageName": f"{n}.png", "questions": {"What eats flies?": question}})
+    labels = {
+        "T0": {"rectangle": [[8, 8], [40, 24]], "replacementText": "A"},
+        "T1": {"rectangle": [[8, 30], [40, 40]], "replacementText": "F"},
+    }
+    for n in range(6):
+        lettered = n == 1
+        answers = ["a", "{}", "f", "none"] if lettered else ["sun", "moon", "sun", "frog"]
+        question = {"abcLabel": lettered, "answerTexts": answers, "correctAnswer": 2 if lettered else 3, "questionId": f"{n}.png-0"}
+        asked = {"What eats flies?": question}
+        if lettered:  # too few of its options are letters, so each has a line with a letter of its own
+            asked["Which is it?"] = {**question, "answerTexts": ["a", "a frog", "a fly"], "questionId": f"{n}.png-1"}
+        put(home / "questions" / f"{n}.png.json", {"imageName": f"{n}.png", "questions": asked})
+        put(home / "annotations" / f"{n}.png.json", {"text": labels if lettered else {}})
         picture(home / "images" / f"{n}.png", n)
-        picture(home / "abc_images" / f"{n}.png", n)
     with open(home / "ai2d_test_ids.csv", "w", newline="") as file:
         csv.writer(file).writerow(["2"])
 

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from plait.config.schema import SourceEntry
+from plait.data import image_files
 from plait.data.sources.contract import Absent
 from plait.errors import BadSample, PlaitError
-from plait.families.molmo.catalogue import datasets, wordings
+from plait.families.molmo.catalogue import datasets, diagrams, wordings
 from plait.families.molmo.catalogue.datasets import DATASETS, open_dataset
 from plait.families.molmo.catalogue.pixmo import PIXMO
 from plait.families.published_rows import url_hash
@@ -47,15 +48,16 @@ def test_every_dataset_and_split_gives_pictures_and_answers(root, name, split):
 
 FIRST = {  # name, split: the first sample's questions and answers (prompts that are drawn stand as ...)
     ("vqa2", "train"): [("What is 0?", "red"), ("What is 1?", "red")],
+    ("okvqa", "train"): [("What is 0?", "reds")],
     ("vqa2", "validation"): [("What is 0?", "red")],
     ("text_vqa", "validation"): [("what does it say?", "stop")],
     ("chart_qa", "test"): [("How much in 2000?", "0")],
     ("a_okvqa_mc", "validation"): [("Why?\nA: a\nB: b\nC: c\nD: d\n", "C")],
     ("a_okvqa_da", "train"): [("Why?", "rain")],
     ("science_qa", "test"): [("Mammals have hair.\nWhich is a mammal?\nA: frog\nB: cat\n", "B")],
-    ("tabwmp", "validation"): [("How many red? (unit: kg)", "1,200")],
-    ("ai2d", "test"): [("What eats flies?\nA: sun\nB: moon\nC: tree\nD: frog\n", "D")],
-    ("figure_qa", "train"): [("Is red the minimum?", "no"), ("Is red the minimum?", "yes")],
+    ("tabwmp", "validation"): [("How many red?", "1,200")],
+    ("ai2d", "test"): [("What eats flies?\nA: sun\nB: moon\nC: frog\n", "C")],
+    ("figure_qa", "train"): [("Is red the minimum?", "0"), ("Is red the minimum?", "1")],
     ("pixmo_docs_charts", "validation"): [("a?", "1"), ("b?", "2")],
     ("pixmo_ask_model_anything", "train"): [("Who?", "A frog.")],
     ("pixmo_point_explanations", "train"): [("Where is the frog?", 'It sits <point x="10.0" y="20.0" alt="frog">here</point>.')],
@@ -111,15 +113,88 @@ def test_actions_are_asked_for_in_four_forms_of_which_benches_ask_one(root):
     assert turns_of(opened(root, "android_control", "train")[0]) == [*asked.values(), planned]
 
 
-def test_letters_in_the_picture_are_answered_as_they_stand(root):
-    sample = opened(root, "ai2d", "train")[1]
-    assert (turns_of(sample), sample["fields"]["style"]) == ([("What eats flies?\nA\nC\nD\nF\n", "F")], "ai2_diagram_no_letter")
+def test_letters_in_the_picture_are_answered_as_they_stand_where_all_options_but_one_are_some(root):
+    samples = list(opened(root, "ai2d", "train"))
+    lettered = [sample for sample in samples if sample["fields"]["task"] != "plain"]
+    standing = ([("What eats flies?\nA\nF\nnone\n", "F")], "ai2_diagram_no_letter")
+    lines = ([("Which is it?\nA: a\nB: a frog\nC: a fly\n", "C")], "ai2_diagram")
+    assert [(turns_of(sample), sample["fields"]["style"]) for sample in lettered] == [standing, standing, lines, lines]
+    assert [sample["fields"]["task"] for sample in lettered] == ["opaque", "transparent"] * 2
+
+
+def test_letters_cover_a_diagrams_labels_or_stand_beside_what_shows_through(root):
+    plain, opaque, transparent = (
+        image_files.decode_rgb((root / "ai2d/images/1.png").read_bytes()).astype(int),
+        *(image_files.decode_rgb(sample["images"][0]).astype(int) for sample in list(opened(root, "ai2d", "train"))[1:3]),
+    )
+    corner = np.array([25, 249, 255])
+    assert (opaque[9, 9] == corner).all() and (opaque[31, 39] == corner).all()  # a corner of each box
+    assert abs(transparent[22, 38] - (corner + plain[22, 38]) / 2).max() <= 1  # half the colour, half the label
+    assert (opaque[8:25, 8:41] == 0).all(-1).any() and not (opaque[8:25, 8:41] == 255).all(-1).any()  # a black letter in it
+    assert (transparent[0:10, 0:8] == 255).all(-1).any()  # a white ground for the letter, outside
+    assert (opaque[:, 45:] == plain[:, 45:]).all() and (transparent[:, 45:] == plain[:, 45:]).all()
+
+
+def test_diagrams_held_out_are_the_published_shuffles_first():
+    names = [str(n) for n in range(4000)]
+    others = np.arange(100, 4000)
+    np.random.RandomState(5961).shuffle(others)
+    splits = {split: diagrams._diagrams_of_split(split, names, set(names[:100])) for split in ("train", "validation", "test")}
+    assert splits["validation"] == {str(n) for n in others[:384]}
+    assert (len(splits["train"]), len(splits["test"])) == (3516, 100)
+    assert splits["train"] | splits["validation"] | splits["test"] == set(names)
+
+
+def test_free_answers_of_a_okvqa_are_all_trained_on_and_the_scorable_evaluated(root):
+    assert [len(opened(root, "a_okvqa_da", split)) for split in ("train", "validation")] == [2, 1]
+    assert datasets.rule_of("a_okvqa_da") == "a_okvqa"
+
+
+PACKED = {  # dataset, packing: rows of each sample
+    ("vqa2", None): [2, 1],
+    ("vqa2", "one"): [1, 1, 1],
+    ("text_vqa", None): [1, 1, 1],
+    ("text_vqa", "all"): [2, 1],
+    ("plot_qa", None): [30],
+    ("plot_qa", "half"): [15, 15],
+    ("vqa2", "half"): [1, 1, 1],
+}
+
+
+@pytest.mark.parametrize(("wanted", "rows"), PACKED.items(), ids=[f"{name}-{packing}" for name, packing in PACKED])
+def test_questions_of_one_picture_are_packed_as_the_reference_or_the_entry_has_it(root, wanted, rows):
+    name, packing = wanted
+    source = opened(root, name, "train", options={} if packing is None else {"packing": packing})
+    assert [len(members) for members in source.members] == rows
+    assert [min(count, datasets.MAX_ANNOTATIONS) for count in rows] == [len(turns_of(source[i])) for i in range(len(source))]
+
+
+def test_packings_are_the_references(root):
+    alone = {"okvqa", "text_vqa", "chart_qa", "doc_qa", "info_qa", "st_qa", "ai2d", "a_okvqa_mc", "a_okvqa_da"}
+    alone |= {"pixmo_cap", "pixmo_cap_with_transcripts", "pixmo_count", "pixmo_count_counting"}
+    assert {name for name, spec in DATASETS.items() if spec.group and spec.packing == "one"} == alone
+    assert [name for name, spec in DATASETS.items() if spec.packing == "half"] == ["pixmo_point_explanations"]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "line"),
+    [
+        ("vqa2", {"packing": "two"}, "dataset 'vqa2': packing is 'two'; it is one of all, half, one"),
+        ("tabwmp", {"packing": "all"}, "dataset 'tabwmp' has no rows that share a picture, so packing changes nothing: leave it out"),
+        ("vqa2", {"pack": 1}, "dataset 'vqa2' has no option 'pack'; it takes hub, packing"),
+    ],
+)
+def test_a_wrong_packing_is_told_in_one_line(root, name, options, line):
+    with pytest.raises(PlaitError) as error:
+        opened(root, name, "train", options=options)
+    assert str(error.value) == line
 
 
 def test_human_and_augmented_charts_weigh_the_same_in_all(root):
     rows = opened(root, "chart_qa", "validation")
     weights = [rows[i]["weight"] for i in range(len(rows))]
     assert weights[0] * 7398 == pytest.approx(weights[-1] * 20901)  # as many questions as ChartQA's training set has of each
+    assert weights[0] == pytest.approx(2 * 20901 / 28299)  # the published 1.477, and 0.523
 
 
 def test_annotations_of_one_picture_are_at_most_so_many_and_drawn_anew(root):
@@ -228,10 +303,11 @@ def test_labels_of_points_are_in_lower_case():
         assert '<point x="10.0" y="20.0" alt="red frogs">red frogs</point>' in conversation.answer
 
 
-@pytest.mark.parametrize(("wanted", "number"), [("CAPTION", 23), ("POINT", 43), ("COUNT", 57)])
+@pytest.mark.parametrize(("wanted", "number"), [("CAPTION", 23), ("POINT", 43), ("COUNT", 57), ("NO_POINTS", 32)])
 def test_there_are_as_many_wordings_as_the_published_model_was_trained_on(wanted, number):
     texts = getattr(wordings, wanted)
     assert len(set(texts)) == len(texts) == number
-    assert all(text.count("{}") == (wanted != "CAPTION") for text in texts)
+    assert all(text.count("{}") == (wanted in ("POINT", "COUNT")) for text in texts)
+    assert wanted != "NO_POINTS" or all(text[-1].isspace() for text in texts)
     drawn = {wordings.one_of(texts, np.random.default_rng(i)) for i in range(1000)}
     assert drawn == set(texts)

@@ -14,6 +14,22 @@ def test_vqa_normal_form(text, normal):
     assert metrics.vqa_normalise(text) == normal
 
 
+@pytest.mark.parametrize(
+    ("text", "normal"),  # what the published table has and has not: one apostrophe left out, no "I'm", no "she's"
+    [("couldntve", "couldntve"), ("couldnt've", "couldn't've"), ("Im", "im"), ("shes", "shes"), ("hes", "he's"), ("lets", "lets"),
+     ("yall", "y'all"), ("'ow'sat", "'ow's'at"), ("somebody'd", "somebodyd")],
+)  # fmt: skip
+def test_vqa_contractions_are_those_of_the_published_table(text, normal):
+    assert metrics.vqa_normalise(text) == normal
+
+
+def test_a_okvqa_counts_people_without_normalising_their_words():
+    golds = ["Two cats", "two cats ", "2 cats", "the cats"]
+    assert metrics.a_okvqa_score(" two Cats", golds) == pytest.approx(2 / 3)
+    assert RULES["a_okvqa"]("two cats", {"id": "x", "fields": {"answers": golds}}) == {"score": pytest.approx(2 / 3)}
+    assert RULES["vqa"]("two cats", {"id": "x", "fields": {"answers": golds}}) == {"score": 1.0}
+
+
 @pytest.mark.parametrize(("people", "score"), [(0, 0.0), (1, 1 / 3), (2, 2 / 3), (3, 1.0), (10, 1.0)])
 def test_vqa_score_is_a_third_per_person_up_to_one(people, score):
     assert metrics.vqa_score("Two", ["2"] * people + ["three"] * (10 - people)) == pytest.approx(score)

@@ -1,6 +1,6 @@
 """Benches (evaluations by free generation) of family molmo. Each is one scoring rule, which reads the truth from the sample's `fields`.
 
-accuracy: any sample (its last answer, or `answers`; drawn scenes have a scorer of their own). caption, vqa, exact_match, anls,
+accuracy: any sample (its last answer, or `answers`; drawn scenes have a scorer of their own). caption, vqa, a_okvqa, exact_match, anls,
 relaxed_accuracy: `answers` or `answer`. multiple_choice, mmmu: `options` and `answer_idx`. counting: `count`. pointing: `points` in percent
 and, optionally, their `masks`. mathvista: the fields of its records. real_world_qa: `options` and `answer_idx`, or `answers`. clock: `hour`
 and `minute`. A rule maps (answer, sample) to figures, such as {"score": 1.0, "f1": 1.0}, from 0 to 1. A row is a dict per sample: id,
@@ -259,6 +259,7 @@ RULES: dict[str, Score] = {
     "accuracy": accuracy,
     "caption": caption,
     "vqa": lambda answer, sample: {"score": metrics.vqa_score(metrics.short_answer(answer), _truths(sample))},
+    "a_okvqa": lambda answer, sample: {"score": metrics.a_okvqa_score(metrics.short_answer(answer), _truths(sample))},
     "exact_match": lambda answer, sample: {"score": metrics.exact_match(metrics.short_answer(answer), _truths(sample))},
     "anls": lambda answer, sample: {"score": metrics.anls(metrics.short_answer(answer), _truths(sample))},
     "relaxed_accuracy": lambda answer, sample: {"score": metrics.relaxed_accuracy(metrics.short_answer(answer), _truths(sample))},

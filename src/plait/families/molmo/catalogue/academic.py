@@ -7,14 +7,16 @@ most frequent. Multiple choice: options follow the question as lines "A: ...", a
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
-from plait.families.molmo.catalogue.gui_grounding import action_text, android_control, diagrams
+from plait.families.molmo.catalogue.diagrams import diagrams
+from plait.families.molmo.catalogue.gui_grounding import action_text, android_control
 from plait.families.molmo.scoring.metrics import LETTERS
 from plait.families.published_openers import concatenated, either, in_json, in_parquet, joined
 from plait.families.published_rows import COCO, Conversation, Converter, DatasetFiles, Opener, Random, Row, Size, Spec
 
-_HUMAN, _AUGMENTED = 7_398, 20_901  # questions of ChartQA's training set; both kinds get the same total weight
+_HUMAN, _AUGMENTED = 7_398, 20_901  # questions of ChartQA's training set; both kinds get the same total weight, 2 n1 n2 / (n1 + n2)
 
 
 def most_frequent(answers: Sequence[str], random: Random) -> str:
@@ -25,10 +27,10 @@ def most_frequent(answers: Sequence[str], random: Random) -> str:
 
 
 def _answers(row: Row) -> list[str]:
-    """Return the gold answers of a row, in whichever field they are."""
+    """Return the gold answers of a row, in whichever field they are; OK-VQA's as people wrote them, and not their stems."""
     value: Any = next((row[name] for name in ("answers", "direct_answers", "label", "answer") if row.get(name) is not None), [])
     listed = value if isinstance(value, list | tuple) else [value]
-    return [str(answer["answer"] if isinstance(answer, dict) else answer) for answer in listed]
+    return [str(answer.get("raw_answer", answer["answer"]) if isinstance(answer, dict) else answer) for answer in listed]
 
 
 def short(style: str, *, field: str = "question") -> Converter:
@@ -64,25 +66,22 @@ def choice(style: str, options: str, right: Callable[[Row], int], *, before: Cal
 
 def _chart(row: Row, random: Random, size: Size) -> list[Conversation]:
     human = row.get("human_or_machine") in (0, "human")
-    total = _HUMAN + _AUGMENTED
-    weight = total / (2 * (_HUMAN if human else _AUGMENTED))
+    weight = 2 * (_AUGMENTED if human else _HUMAN) / (_HUMAN + _AUGMENTED)
     return [Conversation(str(row["query"]), most_frequent(_answers(row), random), "chart_qa", {"answers": _answers(row)}, weight)]
 
 
 def _diagram(row: Row, random: Random, size: Size) -> list[Conversation]:
-    """Return the question of AI2D; options that are letters in the image are the answers as they stand."""
-    if not row.get("abcLabel"):
-        return choice("ai2_diagram", "options", lambda row: int(row["answer"]))(row, random, size)
-    texts, index = [str(option) for option in row["options"]], int(row["answer"])
-    question = "\n".join([str(row["question"]), *texts, ""])
-    return [
-        Conversation(question, texts[index], "ai2_diagram_no_letter", {"options": texts, "answer_idx": index, "answers": [texts[index]]})
-    ]
+    """Return the question of AI2D; where options are letters in the image, the answer is one of them as it stands."""
+    (asked,) = choice("ai2_diagram", "options", lambda row: int(row["answer"]))(row, random, size)
+    gold = asked.gold | ({"task": row["task"]} if "task" in row else {})
+    if not row.get("as_they_stand"):
+        return [replace(asked, gold=gold)]
+    texts, right = gold["options"], gold["options"][gold["answer_idx"]]
+    return [Conversation("\n".join([str(row["question"]), *texts, ""]), right, "ai2_diagram_no_letter", gold | {"answers": [right]})]
 
 
 def _table(row: Row, random: Random, size: Size) -> list[Conversation]:
-    unit = f" (unit: {row['unit']})" if row.get("unit") else ""
-    return [Conversation(f"{row['question']}{unit}", str(row["answer"]), "tabwmp_da", {"answers": [str(row["answer"])]})]
+    return [Conversation(str(row["question"]), str(row["answer"]), "tabwmp_da", {"answers": [str(row["answer"])]})]
 
 
 def _count(row: Row, random: Random, size: Size) -> list[Conversation]:
@@ -94,11 +93,6 @@ def _count(row: Row, random: Random, size: Size) -> list[Conversation]:
 def _countbench(row: Row, random: Random, size: Size) -> list[Conversation]:
     count = int(row["number"])
     return [Conversation(str(row["question"]), str(count), "point_count", {"count": count})]
-
-
-def _yes_or_no(row: Row, random: Random, size: Size) -> list[Conversation]:
-    answer = ("no", "yes")[int(row["answer"])]
-    return [Conversation(str(row["question_string"]), answer, "figure_qa", {"answers": [answer]})]
 
 
 def _next_action(*forms: str) -> Converter:
@@ -180,34 +174,37 @@ ACADEMIC: dict[str, Spec] = {
         "questions, annotations and COCO 2014 images from https://visualqa.org/download.html", rule="vqa",
         picture=_coco_image, group="image_id"),
     "okvqa": Spec("okvqa", _vqa("OpenEnded_mscoco_{}_questions.json", "mscoco_{}_annotations.json"), short("okvqa"),
-        "questions and annotations from https://okvqa.allenai.org, images of COCO 2014", rule="vqa", picture=_coco_image, group="image_id"),
+        "questions and annotations from https://okvqa.allenai.org, images of COCO 2014", rule="vqa", picture=_coco_image, group="image_id",
+        packing="one"),
     "text_vqa": Spec("text_vqa",
         _versions(_files("TextVQA_*_{}.json", "data", **_TRAIN_VAL), _parquet("facebook/textvqa", "train", "validation")),
         short("text_vqa"), "https://textvqa.org/dataset, or the parquet files of facebook/textvqa", rule="vqa",
-        picture=_named("train_images/{image_id}.jpg", "train_val_images/train_images/{image_id}.jpg"), group="image_id"),
+        picture=_named("train_images/{image_id}.jpg", "train_val_images/train_images/{image_id}.jpg"), group="image_id", packing="one"),
     "chart_qa": Spec("chart_qa",
         {split: either(_chart_files(part), in_parquet(_CHART_HUB, part)) for split, part in _TRAIN_VAL_TEST.items()},
         _chart, f"https://github.com/vis-nlp/ChartQA, or the parquet files of {_CHART_HUB}", rule="relaxed_accuracy",
-        picture=_named("{part}/png/{imgname}", "ChartQA Dataset/{part}/png/{imgname}"), group="imgname"),
+        picture=_named("{part}/png/{imgname}", "ChartQA Dataset/{part}/png/{imgname}"), group="imgname", packing="one"),
     "doc_qa": Spec("doc_qa", _versions(*(_files(name, "data", **_TRAIN_VAL) for name in ("{}_v1.0_withQT.json", "{}_v1.0.json")),
                                        _parquet("lmms-lab/DocVQA", "validation", config="DocVQA")),
         short("doc_qa"), f"Single Document VQA from {_RRC}/?ch=17; validation: parquet of lmms-lab/DocVQA", rule="anls",
-        picture=_document, group="image"),
+        picture=_document, group="image", packing="one"),
     "info_qa": Spec("info_qa",
         _versions(*(_files(f"infographicsVQA_{{}}_{name}.json", "data", **_TRAIN_VAL) for name in ("v1.0_withQT", "v1.0")),
                   _parquet("lmms-lab/DocVQA", "validation", config="InfographicVQA")),
         short("info_qa"), f"Infographics VQA from {_RRC}/?ch=17; validation: parquet of lmms-lab/DocVQA", rule="anls",
-        picture=_named("infographicsvqa_images/{image_local_name}", "images/{image_local_name}"), group="image_local_name"),
+        picture=_named("infographicsvqa_images/{image_local_name}", "images/{image_local_name}"), group="image_local_name", packing="one"),
     "st_qa": Spec("st_qa", _files("train_task_3.json", "data", train="", validation=""), short("st_qa"), f"task 3 of {_RRC}/?ch=11",
-        rule="anls", picture=_named("{file_path}", "images/{file_path}"), group="file_path", held_out=True),
-    "ai2d": Spec("ai2d", _versions({"train": diagrams("train"), "test": diagrams("test")}, _parquet("lmms-lab/ai2d", "test")), _diagram,
+        rule="anls", picture=_named("{file_path}", "images/{file_path}"), group="file_path", held_out=True, packing="one"),
+    "ai2d": Spec("ai2d", _versions({split: diagrams(split) for split in _TRAIN_VAL_TEST}, _parquet("lmms-lab/ai2d", "test")), _diagram,
         "https://prior.allenai.org/projects/diagram-understanding with ai2d_test_ids.csv; test: parquet of lmms-lab/ai2d",
-        rule="multiple_choice", picture=_named("{picture}"), group="picture"),
+        rule="multiple_choice", picture=_named("{picture}"), group="shown", packing="one"),
     "a_okvqa_mc": Spec("a_okvqa", _files("aokvqa_v1p0_{}.json", **_TRAIN_VAL),
         choice("a_okvqa_mc", "choices", lambda row: int(row["correct_choice_idx"])),
-        "https://github.com/allenai/aokvqa, images of COCO 2017", rule="multiple_choice", picture=_coco_image, group="image_id"),
-    "a_okvqa_da": Spec("a_okvqa", {split: in_json(f"aokvqa_v1p0_{file}.json", keep=_scorable) for split, file in _TRAIN_VAL.items()},
-        short("a_okvqa_da"), "https://github.com/allenai/aokvqa, images of COCO 2017", rule="vqa", picture=_coco_image, group="image_id"),
+        "https://github.com/allenai/aokvqa, images of COCO 2017", rule="multiple_choice", picture=_coco_image, group="image_id",
+        packing="one"),
+    "a_okvqa_da": Spec("a_okvqa",
+        {"train": in_json("aokvqa_v1p0_train.json"), "validation": in_json("aokvqa_v1p0_val.json", keep=_scorable)}, short("a_okvqa_da"),
+        "https://github.com/allenai/aokvqa, images of COCO 2017", rule="a_okvqa", picture=_coco_image, group="image_id", packing="one"),
     "science_qa": Spec("science_qa", _parquet("derek-thomas/ScienceQA", "train", "validation", "test", keep=("image", None)),
         choice("science_qa", "choices", lambda row: int(row["answer"]), before=lambda row: str(row.get("hint") or "")),
         "the parquet files of derek-thomas/ScienceQA", "multiple_choice"),
@@ -218,7 +215,8 @@ ACADEMIC: dict[str, Spec] = {
         picture=_named("{image}", f"{COCO}/{{image}}", "visual_genome/{image}", "images/{image}"), group="image"),
     "dv_qa": Spec("dv_qa", _files("{}_qa.json", train="train", validation="val_easy", test="val_hard"), short("dv_qa"),
         "https://github.com/kushalkafle/DVQA_dataset", rule="exact_match", picture=_named("images/{image}"), group="image"),
-    "figure_qa": Spec("figure_qa", _files("{}/qa_pairs.json", "qa_pairs", train="train1", validation="validation1"), _yes_or_no,
+    "figure_qa": Spec("figure_qa", _files("{}/qa_pairs.json", "qa_pairs", train="train1", validation="validation1"),
+        short("figure_qa", field="question_string"),
         "https://www.microsoft.com/en-us/research/project/figureqa-dataset", rule="exact_match",
         picture=_named("{part}/png/{image_index}.png"), group="image_index"),
     "plot_qa": Spec("plot_qa",

@@ -1,13 +1,15 @@
 """The datasets that family molmo knows by name, opened from their authors' files, or from the Hub where `hub: true` is set.
 
-In training, rows (records) about one image are one sample with several annotations (conversations), at most MAX_ANNOTATIONS, drawn anew
-each time; in every other split each question is a separate sample. How rows are read is in academic.py, pixmo.py, benchmarks.py and
-gui_grounding.py. A bench scores generated answers by a rule of the same name, such as `vqa`.
+In training, rows (records) about one image are one sample or several, as the dataset's or its entry's `packing` says, with at most
+MAX_ANNOTATIONS annotations (conversations), drawn anew each time; in every other split each question is a separate sample. How rows are
+read is in academic.py, diagrams.py, pixmo.py, benchmarks.py and gui_grounding.py. A bench scores generated answers by a rule of the same
+name, such as `vqa`.
 """
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,8 @@ DATA_DIR = "MOLMO_DATA_DIR"
 
 _NAMES = ("question_id", "questionId", "id", "pid", "img_id")
 """Fields that name a row, the first that it has."""
+PACKINGS = ("all", "half", "one")
+"""Values of the option `packing`: which rows with the same picture are one training sample."""
 MAX_ANNOTATIONS = 24
 """Most annotations (conversations) of one picture in one sample."""
 DATASETS: dict[str, Spec] = {**ACADEMIC, **PIXMO, **BENCHMARKS}
@@ -86,9 +90,7 @@ def open_dataset(entry: SourceEntry, split: str, *, root: Path | None, cache: Pa
     name = str(entry.name)
     spec, root = spec_of(name), root or expanded(os.environ.get(DATA_DIR) or "data")
     split_of(name, split)
-    unknown = next((option for option in entry.options if option != "hub"), None)
-    if unknown is not None:
-        raise PlaitError(f"dataset {name!r} has no option {unknown!r}; it takes hub")
+    spec = _with_options(name, spec, entry.options)
     files = DatasetFiles(root_of(entry.path, spec.folder, root), root, str(cache) if cache else None, bool(entry.options.get("hub", False)))
     try:
         rows = spec.splits[split](files)
@@ -96,6 +98,19 @@ def open_dataset(entry: SourceEntry, split: str, *, root: Path | None, cache: Pa
         hint = f"set its `path`, data.root or $MOLMO_DATA_DIR; {_hub_hint(spec)}"
         raise Absent(f"dataset {name} ({split}) is not there: {error}. Get {spec.get}; {hint}") from error
     return NamedDataset(name, spec, files, rows, split, entry.limit)
+
+
+def _with_options(name: str, spec: Spec, options: Mapping[str, Any]) -> Spec:
+    """Return the description with the entry's option `packing`. Raises PlaitError for an option that there is not, or a wrong value."""
+    unknown = next((option for option in options if option not in ("hub", "packing")), None)
+    if unknown is not None:
+        raise PlaitError(f"dataset {name!r} has no option {unknown!r}; it takes hub, packing")
+    packing = options.get("packing", spec.packing)
+    if packing not in PACKINGS:
+        raise PlaitError(f"dataset {name!r}: packing is {packing!r}; it is one of {', '.join(PACKINGS)}")
+    if "packing" in options and spec.group is None:
+        raise PlaitError(f"dataset {name!r} has no rows that share a picture, so packing changes nothing: leave it out")
+    return replace(spec, packing=packing)
 
 
 def _hub_hint(spec: Spec) -> str:
@@ -117,7 +132,8 @@ class NamedDataset(Source):
             raise PlaitError(f"dataset {name} has no row in split {split}")
         if spec.by_url and column is not None:
             chosen = self._downloaded(chosen, column)
-        self.members = (_grouped(chosen, column) if self.train and column is not None else [[i] for i in chosen])[:limit]
+        packing = spec.packing if self.train and column is not None else "one"
+        self.members = ([[i] for i in chosen] if packing == "one" else _grouped(chosen, column or (), halves=packing == "half"))[:limit]
         self.fingerprint = xxhash.xxh3_64(f"{name} {split} {rows.digest} {len(rows)} {len(self.members)}".encode()).hexdigest()
 
     def _rows_of_split(self, split: str, column: Sequence[Any] | None) -> list[int]:
@@ -186,12 +202,14 @@ class NamedDataset(Source):
         return [read_regular(self.spec.picture(self.files, row))]
 
 
-def _grouped(chosen: Sequence[int], values: Sequence[Any]) -> list[list[int]]:
-    """Group rows with the same value, in the order of their first."""
+def _grouped(chosen: Sequence[int], values: Sequence[Any], *, halves: bool) -> list[list[int]]:
+    """Group rows with the same value, in the order of their first; with `halves`, two groups of each of several rows."""
     groups: dict[Any, list[int]] = {}
     for i in chosen:
         groups.setdefault(i if values[i] is None else values[i], []).append(i)
-    return list(groups.values())
+    if not halves:
+        return list(groups.values())
+    return [half for rows in groups.values() for half in (rows[: -(-len(rows) // 2)], rows[-(-len(rows) // 2) :]) if half]
 
 
 def _pointing_benchmark_urls(files: DatasetFiles) -> frozenset[str]:

@@ -1,10 +1,8 @@
-"""Two datasets with layouts of their own: AI2D (a JSON file per diagram) and the GUI grounding data of AndroidControl.
+"""The GUI grounding data of AndroidControl: episodes (one task on a phone) of screenshots and actions, in TFRecords.
 
-AndroidControl's episodes (one task on a phone) of screenshots and actions are TFRecords. Rows are dicts, one per question or step. An
-opener is a function that reads the rows of one split; it raises Absent where the files are missing.
+Rows are dicts, one per step. An opener is a function that reads the rows of one split; it raises Absent where the files are missing.
 """
 
-import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,36 +16,7 @@ from plait.data.sources.contract import Absent
 from plait.errors import BadSample, PlaitError
 from plait.families.molmo.points import percent
 from plait.families.published_openers import read_json
-from plait.families.published_rows import PICTURES, DatasetFiles, Opener, Row, RowList, Rows
-
-
-def diagrams(split: str) -> Opener:
-    """Return an opener (DatasetFiles -> Rows) of AI2D's questions, in `questions/*.json`, with the test set's ids in `ai2d_test_ids.csv`.
-
-    Rows have `picture`, the image file: `images/NAME`, or `abc_images/NAME` if the question's options are letters in the image. `split`:
-    "test" or another name, for all other questions. The opener raises Absent if there are no such files.
-    """
-
-    def opened(files: DatasetFiles) -> Rows:
-        (test_ids,) = files.find("ai2d_test_ids.csv")
-        question_files = sorted((files.folder / "questions").glob("*.json"))
-        if not question_files:
-            raise Absent(f"no questions/*.json in {files.folder}")
-        test = {row[0].strip() for row in csv.reader(test_ids.read_text(encoding="utf-8").splitlines()) if row}
-        of_split = [file for file in question_files if (file.name.partition(".")[0] in test) == (split == "test")]
-        return RowList.of_files([row for file in of_split for row in _diagram_questions(files, read_json(file))], [test_ids])
-
-    return opened
-
-
-def _diagram_questions(files: DatasetFiles, diagram: dict[str, Any]) -> list[Row]:
-    rows = []
-    for text, question in diagram["questions"].items():
-        lettered = bool(question["abcLabel"])
-        folder = "abc_images" if lettered and (files.folder / "abc_images").is_dir() else "images"
-        row = {"id": question["questionId"], "picture": f"{folder}/{diagram['imageName']}", "question": text}
-        rows.append({**row, "options": question["answerTexts"], "answer": question["correctAnswer"], "abcLabel": lettered})
-    return rows
+from plait.families.published_rows import PICTURES, DatasetFiles, Opener, Row, Rows
 
 
 def android_control(split: str) -> Opener:

@@ -120,9 +120,9 @@ def _whole(hub: str, **settings: Any) -> dict[str, Opener]:
     return dict.fromkeys(("train", "validation"), in_parquet(f"allenai/{hub}", "train", **settings))
 
 
-def _spec(hub: str, splits: dict[str, Opener], convert: Converter, rule: str | None = None, *, held_out: bool = False) -> Spec:
+def _spec(hub: str, splits: dict[str, Opener], convert: Converter, rule: str | None = None, **more: Any) -> Spec:
     get = f"the parquet files of allenai/{hub} and its images, downloaded and named by the sha256 of their addresses"
-    return Spec(hub, splits, convert, get, rule=rule, picture=_downloaded, group="image_url", held_out=held_out, by_url=True)
+    return Spec(hub, splits, convert, get, rule=rule, picture=_downloaded, group="image_url", by_url=True, **more)
 
 
 def _docs(kind: str) -> Spec:
@@ -145,19 +145,27 @@ def _method(method: str) -> tuple[str, Callable[[Any], bool]]:
 
 _POINTS = {False: _whole("pixmo-points", keep=_method("pointing")), True: _whole("pixmo-points", keep=_method("counting"))}
 PIXMO: dict[str, Spec] = {
-    "pixmo_cap": _spec("pixmo-cap", _whole("pixmo-cap"), _caption, "caption", held_out=True),
-    "pixmo_cap_with_transcripts": _spec("pixmo-cap", _whole("pixmo-cap"), _caption_and_transcript, "caption", held_out=True),
+    "pixmo_cap": _spec("pixmo-cap", _whole("pixmo-cap"), _caption, "caption", held_out=True, packing="one"),
+    "pixmo_cap_with_transcripts": _spec("pixmo-cap", _whole("pixmo-cap"), _caption_and_transcript, "caption", held_out=True, packing="one"),
     "pixmo_cap_qa": _spec("pixmo-cap-qa", _whole("pixmo-cap-qa"), _synthetic, held_out=True),
     "pixmo_ask_model_anything": _spec("pixmo-ask-model-anything", _whole("pixmo-ask-model-anything"), _answer, "anls", held_out=True),
     "pixmo_point_explanations": _spec(
-        "pixmo-point-explanations", _whole("pixmo-point-explanations", keep=("parsed_response", None)), _explained, held_out=True
+        "pixmo-point-explanations",
+        _whole("pixmo-point-explanations", keep=("parsed_response", None)),
+        _explained,
+        held_out=True,
+        packing="half",
     ),
     "pixmo_points": _spec("pixmo-points", _POINTS[False], _pointing(False), "pointing", held_out=True),
     "pixmo_points_counting": _spec("pixmo-points", _POINTS[False], _pointing(True), "counting", held_out=True),
     "pixmo_points_high_freq": _spec("pixmo-points", _POINTS[True], _pointing(False), "pointing", held_out=True),
     "pixmo_points_high_freq_counting": _spec("pixmo-points", _POINTS[True], _pointing(True), "counting", held_out=True),
-    "pixmo_count": _spec("pixmo-count", _published("pixmo-count", "train", "validation", "test"), _pixmo_count(False), "counting"),
-    "pixmo_count_counting": _spec("pixmo-count", _published("pixmo-count", "train", "validation", "test"), _pixmo_count(True), "counting"),
+    **{
+        name: _spec(
+            "pixmo-count", _published("pixmo-count", "train", "validation", "test"), _pixmo_count(counting), "counting", packing="one"
+        )
+        for name, counting in {"pixmo_count": False, "pixmo_count_counting": True}.items()
+    },
     **{f"pixmo_docs_{kind}": _docs(kind) for kind in ("charts", "tables", "diagrams", "other")},
     POINTS_EVAL: _spec("pixmo-points-eval", _published("pixmo-points-eval", "test"), _pointing(False), "pointing"),
 }

@@ -1,7 +1,7 @@
 """Wordings of PixMo's questions, so that a model learns the task and not one sentence: captions, pointing, counting, and "no points".
 
-There are as many of each as the published model was trained on (23, 43, 57). `{}` is the label of what is asked for, in lower case. Users
-write carelessly, so some begin in lower case or end without punctuation.
+There are as many of each as the published model was trained on (23, 43, 57, 32). `{}` is the label of what is asked for, in lower case.
+Users write carelessly, so some begin in lower case or end without punctuation.
 """
 
 from collections.abc import Sequence
@@ -143,13 +143,36 @@ COUNT = (
 NO_POINTS = (
     "No pointing: ",
     "No pointing:\n",
+    "no pointing: ",
+    "no pointing\n",
+    "NO POINTS\n",
+    "No points: ",
     "no points: ",
+    "No points.\n",
+    "Not with points:\n",
     "Do not point. ",
+    "Do not point\n",
+    "do not point: ",
     "Don't point. ",
+    "don't point\n",
+    "Please do not point. ",
+    "Never point. ",
     "Without pointing: ",
+    "Without points:\n",
+    "Leave points out. ",
     "Answer without points: ",
-    "Please don't use points. ",
+    "answer without points\n",
+    "Answer, but don't point. ",
+    "Answer in words, not in points. ",
+    "Reply in text alone, without points:\n",
     "Plain text, no points: ",
+    "Please don't use points. ",
+    "Don't use points\n\n",
+    "Use no points in your answer. ",
+    "Make no points for this question. ",
+    "Keep your answer free of points. ",
+    "I need no points here. ",
+    "Text only, please, no pointing\n",
 )
 """What is put before "how many ...", where the answer has no points: without it, counting would be trained without points."""
 
