@@ -2,6 +2,7 @@
 
 import pytest
 
+from plait import cli
 from tests.data.test_dirty_records import opened, outcomes
 
 pyarrow = pytest.importorskip("pyarrow")
@@ -32,3 +33,28 @@ def test_a_number_is_written_as_its_column_holds_it(tmp_path, kind):
     source = opened("datasets", tmp_path / "a.parquet", template={"assistant": pattern})
     *good, bad = outcomes(source)
     assert good == texts and isinstance(bad, Exception)
+
+
+def damaged(folder, how):
+    """Write two tables, the second of them damaged, and return its name and what is said of it."""
+    import pyarrow.parquet
+
+    for name in ("a.parquet", "b.parquet"):
+        pyarrow.parquet.write_table(pyarrow.table({"caption": ["one", "two"] * 50}), folder / name)
+    whole = (folder / "b.parquet").read_bytes()
+    bodies = {"cut": whole[: len(whole) // 2], "page": whole[:12] + b"\xff" * 60 + whole[72:], "web page": b"<html>not found</html>"}
+    (folder / "b.parquet").write_bytes(bodies[how])
+    return f"{folder / 'b.parquet'} is no whole parquet file ("
+
+
+@pytest.mark.parametrize("how", ["cut", "page", "web page"])
+@pytest.mark.parametrize("verb", [["train"], ["data", "inspect"]], ids=" ".join)
+def test_a_damaged_table_is_one_line_that_names_the_file(tmp_path, capfd, how, verb):
+    told = damaged(tmp_path, how)
+    data = f"data: {{train: [{{source: datasets, path: '{tmp_path}/*.parquet'}}]}}"
+    (tmp_path / "recipe.yaml").write_text(f"family: theworld\npreset: tiny\n{data}\ntrain: {{steps: 1}}\n")
+    settings = [f"--data.cache={tmp_path / 'cache'}", *([f"--run={tmp_path / 'run'}"] if verb == ["train"] else [])]
+    assert cli.main([*verb, str(tmp_path / "recipe.yaml"), *settings]) == 2
+    error = capfd.readouterr().err
+    assert error.startswith(f"plait: data source datasets:*.parquet: {told}") and error.endswith("): copy or download it again\n")
+    assert error.count("\n") == 1

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from plait.data.records import IMAGE_KINDS, PATH_FIELDS
+from plait.data.records import IMAGE_KINDS, PATH_FIELDS, is_absent
 
 TEXTS = ("messages", "conversations", "texts", "caption", "text")
 """Fields that hold a record's text; the first that is not null counts."""
@@ -33,8 +33,11 @@ def no_answer(sample: Mapping[str, Any]) -> str:
 
 def no_image(sample: Mapping[str, Any]) -> str:
     """Return the reason of a sample without a picture, for a model that draws pixels. It names the fields that there are."""
-    fields = f"none of the fields {', '.join(PICTURES)}; the record has {field_list(sample['fields'])}"
-    return f"no image in the sample, and the model draws pixels: {fields}"
+    fields, missing = sample["fields"], "no image in the sample, and the model draws pixels"
+    null = [f"`{name}`" for name in PICTURES if name in fields and is_absent(fields[name])]
+    if null:
+        return f"{missing}: {' and '.join(null)} {'is' if len(null) == 1 else 'are'} null or blank"
+    return f"{missing}: none of the fields {', '.join(PICTURES)}; the record has {field_list(fields)}"
 
 
 def _is_plain(name: str) -> bool:

@@ -1,7 +1,8 @@
 """A record: one sample's fields and encoded images as they were read. Every reader (shards, folder, jsonl, datasets) returns these."""
 
 import json
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from plait.data.formats.encodings import not_utf8, wide_encoding
@@ -128,3 +129,28 @@ def decode_text(body: bytes, where: str) -> str:
 def as_list(value: Any) -> list[Any]:
     """Return a field's value as a list: None -> [], a list or tuple -> its items, anything else -> [value]."""
     return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def is_absent(value: object) -> bool:
+    """Return whether a value that is to name pictures names none: null, NaN, a blank text, an empty list.
+
+    An object is absent where its `bytes`, `path` and `url` all are, as {"bytes": null, "path": null}.
+    """
+    if isinstance(value, Mapping):
+        parts = [value[name] for name in ("bytes", "path", "url") if name in value]
+        return bool(parts) and all(map(is_absent, parts))
+    blank = isinstance(value, str | list | tuple) and not (value.strip() if isinstance(value, str) else value)
+    return blank or value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def picture_cells(value: object) -> list[Any]:
+    """Return what names the pictures of one field: the value, or the items of a list; [] where it is absent.
+
+    Raises BadSample for a list in which an item is absent: which picture a text means is not known then.
+    """
+    if not isinstance(value, list | tuple):
+        return [] if is_absent(value) else [value]
+    missing = next((number for number, cell in enumerate(value, 1) if is_absent(cell)), None)
+    if missing is not None:
+        raise BadSample(f"picture {missing} of its list of {len(value)} is null or blank: take it out of the list")
+    return list(value)

@@ -24,13 +24,14 @@ def check_columns(files: Sequence[str]) -> None:
 
 
 def fault(files: Sequence[str]) -> str | None:
-    """Return why tables cannot be read together: none has rows, or a column is of two types. None if neither, or if one is unreadable.
+    """Return why tables cannot be read together: one is damaged, none has rows, or a column is of two types. None if none of these.
 
-    `files`: paths on disk, of parquet if they end in .parquet, else of Arrow.
+    `files`: paths on disk, of parquet if they end in .parquet, else of Arrow. All of them are read through.
     """
+    damaged = next(filter(None, map(_damage, files)), None)
+    if damaged is not None:
+        return damaged
     schemas = _schemas(files)
-    if len(schemas) < len(files) or not schemas:
-        return None
     first = next(iter(schemas))
     if not any(map(_rows, files)):
         others = f" and {len(files) - 1} more files" if len(files) > 1 else ""
@@ -41,6 +42,24 @@ def fault(files: Sequence[str]) -> str | None:
             if types[0] != types[1]:
                 what = f"the column {name} is {types[1]} in {file} and {types[0]} in {first}"
                 return f"{what}: write it as one type, or give each its own entry"
+    return None
+
+
+def _damage(file: str) -> str | None:
+    """Return what is wrong with a file that cannot be read to its end, in one line; None if it can be."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        if _is_parquet(file):
+            with pyarrow.parquet.ParquetFile(file) as table:
+                for _ in table.iter_batches():
+                    pass
+        else:
+            _arrow(file).read_all()
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
+        kind, reason = "parquet" if _is_parquet(file) else "Arrow", (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        return f"{file} is no whole {kind} file ({reason}): copy or download it again"
     return None
 
 

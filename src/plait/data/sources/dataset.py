@@ -24,7 +24,7 @@ from PIL import Image
 
 from plait.config.schema import SourceEntry
 from plait.data import paths, text
-from plait.data.records import as_list
+from plait.data.records import picture_cells
 from plait.data.sources.contract import Sample, Source
 from plait.data.sources.kind import Opening, SourceKind, title
 from plait.errors import BadSample, PlaitError
@@ -94,7 +94,7 @@ class UserDataset(Source):
         where = f"{self.name}[{index}]"
         if not isinstance(row, Mapping):
             raise BadSample(f"{where}: get() returned a {type(row).__name__}, not a dict with `image` and `messages`")
-        pictures = [_encode(image, where) for image in [*as_list(row.get("image")), *as_list(row.get("images"))]]
+        pictures = [_encode(image, where) for name in ("image", "images") for image in picture_cells(row.get(name))]
         fields = {
             **(row.get("metadata") or {}),
             **{k: v for k, v in row.items() if k not in ("image", "images", "metadata", "annotations")},

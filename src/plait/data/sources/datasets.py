@@ -7,9 +7,12 @@ file for one broken row. Images stay encoded; a ClassLabel becomes its name, so 
 """
 
 import json
+import logging
 import posixpath
+import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,7 @@ from plait.config.schema import SourceEntry
 from plait.data import addresses, paths
 from plait.data.formats import tables
 from plait.data.formats.spans import check_bytes, check_file
-from plait.data.records import PATH_FIELDS, Record, as_list
+from plait.data.records import PATH_FIELDS, Record, is_absent, picture_cells
 from plait.data.remote_files import fetched
 from plait.data.sources import hub_files
 from plait.data.sources.contract import Reader, Source
@@ -58,7 +61,8 @@ class Table:
         self.left_out: Mapping[str, int] = {}
         self.root, self.outside = _root_of_images(path, options), bool(options.get("outside", False))
         try:
-            rows = _load_path(datasets, path, split, cache) if path else _load_hub(datasets, str(hub_name), split, options, cache)
+            with _quiet(datasets):
+                rows = _load_path(datasets, path, split, cache) if path else _load_hub(datasets, str(hub_name), split, options, cache)
         except PlaitError:
             raise
         except Exception as error:  # the package and the readers below it raise whatever a damaged file leads them to
@@ -95,11 +99,14 @@ class Table:
             row[name] = _in_short(row[name], feature)
         pictures = {name: row[name] for name in self.pictures}
         fields = rename(row, self.columns)
-        named = [value for name in ("image", "images") for value in as_list(fields.get(name))]
-        cells = named or [value for name in self.pictures for value in as_list(pictures[name])]
-        cells = cells or next((as_list(fields[name]) for name in PATH_FIELDS if isinstance(fields.get(name), str)), [])
-        images, frames = ([self._bytes(value, self._name(i)) for value in values] for values in (cells, as_list(fields.get("frames"))))
-        plain = {name: value for name, value in fields.items() if name not in ("image", "images", "frames", *self.pictures)}
+        named = [cell for name in ("image", "images") for cell in picture_cells(fields.get(name))]
+        cells = named or [cell for name in self.pictures for cell in picture_cells(pictures[name])]
+        cells = cells or next(([path] for path in map(fields.get, PATH_FIELDS) if isinstance(path, str) and not is_absent(path)), [])
+        images, frames = (
+            [self._bytes(value, self._name(i)) for value in values] for values in (cells, picture_cells(fields.get("frames")))
+        )
+        read = ("image", "images", "frames", *self.pictures)
+        plain = {name: None if name in read else value for name, value in fields.items() if name not in read or is_absent(value)}
         name = plain.get("id")
         return Record(self._name(i) if name is None else str(name), plain, images, frames)
 
@@ -118,6 +125,27 @@ class Table:
         if self.root is None:
             raise BadSample(f"{where}: its image is a path, {name!r}, and this dataset has no folder: set options {{images: FOLDER}}")
         return paths.read_image(self.root, name, anywhere=self.outside)
+
+
+@contextmanager
+def _quiet(datasets: Any) -> Iterator[None]:
+    """Keep off standard error what the package writes of an error that it raises, and its progress bars where nobody watches them."""
+    handlers, bars = logging.getLogger("datasets").handlers, datasets.are_progress_bars_disabled()
+    for handler in handlers:
+        handler.addFilter(_below_error)
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(_below_error)
+        if not bars and not sys.stderr.isatty():
+            datasets.enable_progress_bars()
+
+
+def _below_error(record: logging.LogRecord) -> bool:
+    return record.levelno < logging.ERROR
 
 
 def _root_of_images(path: str | None, options: Mapping[str, Any]) -> Path | None:

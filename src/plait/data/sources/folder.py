@@ -152,10 +152,10 @@ class Listed:
         return len(self.kept)
 
     def read(self, index: int) -> Record:
-        """Return row `index` as a record. Raises BadSample if it names no picture (`file_name` is null), or cannot be read."""
+        """Return row `index` as a record. Raises BadSample if it names no picture (`file_name` is null or blank), or cannot be read."""
         record = self.rows.read(self.kept[index])
         if not record.images:
-            raise BadSample(f"{record.id} names no picture: its file_name is null")
+            raise BadSample(f"{record.id} names no picture: its file_name is null or blank")
         return record
 
 

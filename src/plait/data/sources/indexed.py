@@ -22,7 +22,7 @@ from plait.data.formats import csv_spans, index, json_spans
 from plait.data.formats.open_file import OpenFile
 from plait.data.formats.spans import Facts, RecordLayout
 from plait.data.paths import read_regular
-from plait.data.records import PATH_FIELDS, Record, as_list, parse_json
+from plait.data.records import PATH_FIELDS, Record, is_absent, parse_json, picture_cells
 from plait.data.sources.contract import Reader
 from plait.data.text import image_parts, kind_of, rename
 from plait.errors import BadSample
@@ -103,7 +103,9 @@ class IndexedRecords:
     def read(self, i: int) -> Record:
         """Return record `i` with the bytes of its images. Raises BadSample if it is broken or a column or image file is missing."""
         fields = self.fields(i)
-        images, frames = ([self._image(value) for value in values] for values in (self.image_values(fields), as_list(fields.get("frames"))))
+        images, frames = (
+            [self._image(value) for value in values] for values in (self.image_values(fields), picture_cells(fields.get("frames")))
+        )
         name = fields.get("id")
         return Record(self._name(i) if name is None else str(name), fields, images, frames)
 
@@ -112,15 +114,18 @@ class IndexedRecords:
         return rename(self.layout.fields(self._bytes(i), self._name(i), self.head.facts), self.columns)
 
     def image_values(self, fields: Mapping[str, Any]) -> list[Any]:
-        """Return the values in a record's fields that name its images: paths, `data:` URLs, dicts with `path` or `url`; or [].
+        """Return the values in a record's fields that name its images: paths, `data:` URLs, dicts with `path` or `url`; [] without any.
 
         Raises BadSample where the fields name some images and the turns of the conversation others.
         """
-        of_fields, of_turns = [*as_list(fields.get("image")), *as_list(fields.get("images"))], image_parts(fields.get("messages"))
+        of_fields, of_turns = (
+            [cell for name in ("image", "images") for cell in picture_cells(fields.get(name))],
+            image_parts(fields.get("messages")),
+        )
         if of_fields and of_turns and list(map(_address, of_fields)) != list(map(_address, of_turns)):
             raise BadSample("its fields name other images than its messages do: leave one of the two out")
         values = of_fields or of_turns
-        return values or next(([fields[name]] for name in self.path_columns if isinstance(fields.get(name), str)), [])
+        return values or next(([path] for path in map(fields.get, self.path_columns) if isinstance(path, str) and not is_absent(path)), [])
 
     def image_paths(self) -> Iterator[str]:
         """Yield the image paths or URLs in all records, as they are written there; broken records are skipped."""
