@@ -95,3 +95,44 @@ def nlvr(root: Path) -> Path:
             for order in range(6):
                 picture(root / "nlvr" / split / "images" / "0" / f"{split}-{row['identifier']}-{order}.png", order)
     return root
+
+
+def spatial_rows() -> list[tuple[int, dict]]:
+    """Rows of SpatialRGPT-Bench with the numbers of their pictures; the last one's answer gives no length."""
+    asked = [
+        ("qualitative", "left_predicate", "Is Region [0] to the left of Region [1]?", "In fact, Region [0] is to the right of Region [1]."),
+        ("qualitative", "tall_choice", "Who is taller, Region [0] or Region [1]?", "Standing taller between the two is Region [1]."),
+        ("quantitative", "width_data", "What is the width of Region [0]?", "Region [0] is 2.0 meters wide."),
+        (
+            "quantitative",
+            "direction",
+            "If you are at Region [0], where is Region [1]?",
+            "Region [1] is roughly at 12 o'clock from Region [0].",
+        ),
+        (
+            "quantitative",
+            "vertical_distance_data",
+            "How far is Region [0] from Region [1] vertically?",
+            "They overlap, so it is hard to tell.",
+        ),
+    ]
+    return [
+        (number, {
+            "id": f"q{number}", "image_info": {"file_path": f"kitti/{number}.png", "width": 40, "height": 28}, "text_q": question,
+            "qa_info": {"type": kind, "category": category}, "bbox": [[2.0, 2.0, 12.0, 20.0], [20.0, 4.0, 36.0, 24.0]],
+            "conversations": [{"from": "human", "value": f"<image>\n{question}"}, {"from": "gpt", "value": answer}],
+        })
+        for number, (kind, category, question, answer) in enumerate(asked)
+    ]  # fmt: skip
+
+
+def spatial_table() -> bytes:
+    """The parquet file of SpatialRGPT-Bench, in which all that is no text or picture is spelled as Python does."""
+    rows = [
+        {
+            **{name: value if isinstance(value, str) else repr(value) for name, value in row.items()},
+            "image": {"bytes": photo(n), "path": None},
+        }
+        for n, row in spatial_rows()
+    ]
+    return table(rows, "image")

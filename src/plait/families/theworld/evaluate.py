@@ -43,25 +43,40 @@ def predict(model: TheWorld, samples: Sequence[Sample], inputs: Inputs, *, batch
 
 
 def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Return means over rows, `accuracy`, `accuracy/TASK` by task and `world_tokens`, and counts.
+    """Return means over rows, `accuracy`, by group and task `accuracy/NAME`, and `world_tokens`, and counts.
 
-    `task_mean`: the mean of the tasks' accuracies, where there are several. Counts: `samples` and, if any, `empty_answers` and
-    `unparsed_answers` (in which no choice or verdict could be read), both of which are wrong, and `bad_samples`, which are left out. Raises
-    PlaitError if the model has a world encoder and no sample has input for it.
+    `task_mean`: the mean of the tasks' accuracies, where there are several. A group, such as "quantitative", has several tasks. Counts:
+    `samples` and, if any, `empty_answers` and `unparsed_answers` (in which no choice, verdict or length could be read), both of which are
+    wrong, and `bad_samples`, which are left out. Raises PlaitError if the model has a world encoder and no sample has input for it.
     """
     _check_world(rows)
     used = [row for row in rows if "bad" not in row]
     figures = {"accuracy": _accuracy(used), "samples": float(len(used)), "world_tokens": _mean([row["world_tokens"] for row in used])}
-    tasks: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
-    for row in used:
-        if row["task"] is not None:
-            tasks[row["task"]].append(row)
-    by_task = {task: _accuracy(tasks[task]) for task in sorted(tasks)}
+    by_task = _by(used, "task")
     figures |= {"task_mean": _mean(list(by_task.values()))} if len(by_task) > 1 else {}
-    figures |= {f"accuracy/{task}": accuracy for task, accuracy in by_task.items()}
+    figures |= {f"accuracy/{name}": accuracy for name, accuracy in (_by(used, "group") | by_task).items()}
     counts = {f"{kind}_answers": sum(row.get("failed") == kind for row in used) for kind in (EMPTY, UNPARSED)}
     counts["bad_samples"] = len(rows) - len(used)
     return figures | {name: float(count) for name, count in counts.items() if count}
+
+
+def _by(rows: Sequence[Mapping[str, Any]], field: str) -> dict[str, float]:
+    """Return the accuracy of the rows of each value of a field, by value; rows without the field do not count."""
+    groups: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for row in rows:
+        if row.get(field) is not None:
+            groups[row[field]].append(row)
+    return {name: _accuracy(groups[name]) for name in sorted(groups)}
+
+
+def _errors(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Return what a report says of lengths: the mean relative error of those that could be read, by task. {} where none are asked."""
+    errors: dict[str, list[float]] = defaultdict(list)
+    for row in rows:
+        if "error" in row:
+            errors[row["task"]].append(row["error"])
+    told = ", ".join(f"{task} {_mean(errors[task]):.3f} ({len(errors[task])})" for task in sorted(errors))
+    return {"relative error": told} if told else {}
 
 
 def _frames(sample: Sample) -> tuple[bytes, ...] | None:
@@ -69,7 +84,7 @@ def _frames(sample: Sample) -> tuple[bytes, ...] | None:
     return tuple(sample.get("frames") or sample["images"]) or None
 
 
-benches = {"accuracy": Bench(predict, summarise)}
+benches = {"accuracy": Bench(predict, summarise, about=_errors)}
 """Benches by name, as in `plait eval --bench NAME`."""
 ablations = {
     "world": Ablation(
@@ -112,6 +127,8 @@ def _row(sample: Sample, prompt: Example | str, answer: str, *, has_world: bool)
     judged = judge(answer, row["gold"], fields, row["question"])
     world = "on" if has_world and sample.get(WORLD_OF, sample) is not None else "off"
     row |= {"correct": judged.correct, "task": fields.get("task"), "world": world, "world_tokens": prompt.world_tokens}
+    row |= {"group": fields["group"]} if "group" in fields else {}
+    row |= {"error": judged.error} if judged.error is not None else {}
     return row | ({"failed": judged.failed} if judged.failed else {})
 
 

@@ -75,9 +75,9 @@ def of_small_sample(bench: Bench, rows: Sequence[Row]) -> dict[str, tuple[float,
 
 
 def _exact(name: str, share: float, rows: Sequence[Row]) -> tuple[float, float]:
-    """Return the exact interval of a share that is 0 or 1. It is among the rows of the figure: those of its task, or else all."""
-    of_task = sum(row.get("task") is not None and str(row["task"]) == name.partition("/")[2] for row in rows)
-    reach = 1 - 0.025 ** (1 / (of_task or len(rows)))
+    """Return the exact interval of a share that is 0 or 1. It is among the rows of the figure: those of its task or group, or else all."""
+    own = sum(name.partition("/")[2] in [str(row[field]) for field in ("task", "group") if row.get(field) is not None] for row in rows)
+    reach = 1 - 0.025 ** (1 / (own or len(rows)))
     return (0.0, reach) if share == 0 else (1 - reach, 1.0)
 
 

@@ -1,7 +1,7 @@
 """The public benchmarks that family theworld knows by name, opened from their authors' files.
 
-Where the option `hub: true` is set, they are read from the Hub. A row (record) is one sample. How rows are read is in choices.py and
-statements.py; a bench of theworld scores the answers.
+Where the option `hub: true` is set, they are read from the Hub. A row (record) is one sample. How rows are read is in choices.py,
+statements.py and regions.py; a bench of theworld scores the answers.
 """
 
 from pathlib import Path
@@ -17,13 +17,14 @@ from plait.errors import BadSample, PlaitError
 from plait.families.named_datasets import NamedDatasets
 from plait.families.published_rows import PICTURES, DatasetFiles, Row, Rows, Spec, root_of
 from plait.families.theworld.catalogue.choices import CHOICES
+from plait.families.theworld.catalogue.regions import SPATIAL
 from plait.families.theworld.catalogue.statements import STATEMENTS
 from plait.files import expanded
 from plait.keys import rng
 
-DATASETS: dict[str, Spec] = {**CHOICES, **STATEMENTS}
+DATASETS: dict[str, Spec] = {**CHOICES, **STATEMENTS, **SPATIAL}
 """All datasets by name."""
-ALIASES = {"vsr": "vsr_random", "BLINK": "blink", "NLVR": "nlvr"}
+ALIASES = {"vsr": "vsr_random", "BLINK": "blink", "NLVR": "nlvr", "spatial_rgpt_bench": "spatial_rgpt", "SpatialRGPT-Bench": "spatial_rgpt"}
 """Other names: {alias: name}."""
 _KNOWN = NamedDatasets(DATASETS, ALIASES)
 rule_of, scored = _KNOWN.rule_of, _KNOWN.scored
