@@ -7,7 +7,7 @@ import torch
 
 from plait.data.loading.micro_batch import collated
 from plait.engine.evaluation import Bench, NoUsableSample, Row, usable
-from plait.engine.loss import Loss, has_targets, sums_of, weights_of
+from plait.engine.loss import Batch, Loss, has_targets, sums_of, weights_of
 from plait.engine.parallel import distributed
 from plait.errors import BadSample, sample_errors
 from plait.keys import key
@@ -40,13 +40,22 @@ def bench(loss: Loss) -> Bench:
 def _row(loss: Loss, model: Any, sample: Any, inputs: Any) -> Row:
     """Return the numerators and denominators of a sample's loss, or why it cannot be encoded."""
     try:
-        with sample_errors:
-            example = inputs.encode(sample, key("sample loss", sample["id"]))
+        batch = encoded(sample, inputs)
     except BadSample as error:
         return {"id": sample["id"], "bad": str(error)}
-    batch = collated(inputs, [example])
+    return {"id": sample["id"], **row(loss, model, batch)}
+
+
+def encoded(sample: Any, inputs: Any) -> Batch:
+    """Return a batch of one sample, encoded by `inputs` with random numbers that depend on its id alone. Raises BadSample if it cannot."""
+    with sample_errors:
+        return collated(inputs, [inputs.encode(sample, key("sample loss", sample["id"]))])
+
+
+def row(loss: Loss, model: Any, batch: Batch) -> Row:
+    """Return {"sums": {term: numerator}, "weights": {term: denominator}} of the loss of a batch, without gradients."""
     weights = {name: float(value) for name, value in weights_of(loss, batch).items()}
     with torch.no_grad():
         sums = sums_of(loss, model, distributed.to_device(batch, next(model.parameters()).device))
     of_terms = {term: weights[term] for term in loss.coefficients}
-    return {"id": sample["id"], "sums": {term: float(value) for term, value in sums.items()}, "weights": of_terms}
+    return {"sums": {term: float(value) for term, value in sums.items()}, "weights": of_terms}

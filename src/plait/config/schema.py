@@ -344,6 +344,10 @@ class Guard(Section):
     no_gradient: Literal["stop", "continue"] = Field(
         default="stop", description="a gradient of exactly 0 for everything that trains, in each of a start's first steps"
     )
+    blindness: bool = Field(
+        default=True,
+        description="from step 100 of a stage on, look whether pictures make a difference to the held-out loss, and warn if not",
+    )
     memory_probe: Literal["auto", "always", "never"] = Field(
         default="auto", description="try the largest of some micro-batches before the first step; auto: on a GPU"
     )

@@ -26,6 +26,7 @@ from plait.engine.parallel import distributed, replicas
 from plait.engine.state import PLANNED, State
 from plait.errors import PlaitError, Stopped
 from plait.training import changes, passes, summary
+from plait.training.blindness import FEWEST_STEPS, Blindness
 from plait.training.divergence import stop_if_diverged
 from plait.training.layout import Counters, lay_out
 from plait.training.probes import ProbeLoss, probe_loss, probe_memory, probed_steps, wants_memory_probe
@@ -85,6 +86,8 @@ class StageRun:
         self.data_error: PlaitError | None = None
         """Why this rank cannot have its data."""
         self.evaluation = StageEvaluation(plan, bundle, state, context) if evaluates(config) else None
+        looks = config.guard.blindness and plan.steps >= FEWEST_STEPS
+        self.blindness = Blindness(plan, bundle, state, context) if looks else None
         self.gradients = GradientWatch(list(plan.trained), stop=config.guard.no_gradient == "stop")
         self.loop = Loop(
             stage=plan.view.name,
@@ -166,6 +169,8 @@ class StageRun:
         if failures and self.plan.config.guard.bench_failure == "stop":
             self.saver.wait()
             raise Stopped(f"{'; '.join(failures)}; everything is saved, and the same command continues (guard.bench_failure is stop)")
+        if self.blindness is not None and not self.context.signals.agreed:
+            self.blindness.look()
 
     def save(self) -> None:
         """Save the state as a checkpoint, in the background if so configured. Does nothing if a save of this step has begun before.

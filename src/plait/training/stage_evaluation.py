@@ -87,13 +87,19 @@ class StageEvaluation:
 
     def _failed(self, bench: str, error: Exception) -> None:
         """Note and report a bench that failed; its traceback goes to bench_failures.jsonl."""
-        reason = masked(reason_of(error))
-        self.failures.append(f"bench {bench} failed after step {self.state.step}: {reason}")
+        self.failures.append(keep_failure(self.context, self.plan, self.state.step, bench, error))
         if self.context.ranks.first:
             log.warning(f"{self.failures[-1]}; the run saves and goes on")
-            trace = masked("".join(traceback.format_exception(error)))
-            row = {"step": self.state.step, "stage": self.plan.view.name, "bench": bench, "reason": reason, "traceback": trace}
-            files.append_rows(self.context.run / "bench_failures.jsonl", [row])
+
+
+def keep_failure(context: RunContext, plan: StagePlan, step: int, bench: str, error: Exception) -> str:
+    """Return a line on a bench that failed after `step`; rank 0 keeps it with its traceback in the run's bench_failures.jsonl."""
+    reason = masked(reason_of(error))
+    if context.ranks.first:
+        trace = masked("".join(traceback.format_exception(error)))
+        row = {"step": step, "stage": plan.view.name, "bench": bench, "reason": reason, "traceback": trace}
+        files.append_rows(context.run / "bench_failures.jsonl", [row])
+    return f"bench {bench} failed after step {step}: {reason}"
 
 
 def _note(state: State, figures: dict[str, float], settings: RunConfig) -> bool:

@@ -16,6 +16,7 @@ from plait.config.schema import RunConfig
 from plait.engine.checkpoints import checkpoint, integrity
 from plait.engine.monitoring import screen
 from plait.errors import PlaitError
+from plait.training.figures import picture_use
 
 log = logging.getLogger(__name__)
 
@@ -86,12 +87,15 @@ def progress(view: StageView, rows: Sequence[Row], manifest: Mapping[str, Any] |
 
 
 def _progress_lines(view: StageView, rows: Sequence[Row], manifest: Mapping[str, Any] | None) -> list[tuple[str, str]]:
-    """Return the lines about steps, held-out figures and time, as (name, text)."""
+    """Return the lines about steps, held-out figures, pictures and time, as (name, text)."""
     of_stage = progress(view, rows, manifest)
     last = f"last saved at {manifest['state']['step']:,}" if manifest else "none saved here"
     held_out = [f"best {name} {best:.4g} at step {step:,}, last {last:.4g}" for name, best, step, last in of_stage.figures]
     lines = [("steps", f"{of_stage.steps}, from step {of_stage.start:,}; {last}")]
     lines += [("held out", text) for text in held_out or ["no held-out figure yet"]]
+    looks = [row for row in rows if row.get("stage") == view.index and picture_use.is_row(row)]
+    shown = [f"make {picture_use.verdict(row)} at step {row['step']:,}: {picture_use.sentence(row)}" for row in looks[-1:]]
+    lines += [("pictures", text) for text in shown]
     return [*lines, ("time", of_stage.time)]
 
 

@@ -112,8 +112,8 @@ class Screen:
         self._write(f"{self._place(row['step'])}  held out: {'  '.join(shown)}")
 
     def row(self, row: Mapping[str, Any]) -> None:
-        """Show a recorded row of an evaluation, which has no `loss`, as `held_out` does; ignore that of a step, which `advance` shows."""
-        if "loss" not in row:
+        """Show a recorded row of an evaluation (`eval/...`) as `held_out` does; ignore others: `advance` shows that of a step."""
+        if any(name.startswith("eval/") for name in row):
             self.held_out(row)
 
     def warn(self, lines: Sequence[str]) -> None:

@@ -1,0 +1,232 @@
+"""The blindness alarm: look in a stage (part of a run) whether pictures make a difference to the model, and warn if not.
+
+The loss of some held-out samples is computed with their own pictures and again with another sample's, each sample by itself, with the same
+random numbers; the difference is paired. A model that does not look loses nothing by the exchange.
+"""
+
+import contextlib
+import functools
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from plait import files
+from plait.assembly import sample_losses
+from plait.assembly.held_out import ChosenSamples, HeldOutData, choose
+from plait.assembly.model import ModelBundle
+from plait.config.schema import Evaluate
+from plait.engine.evaluation import LOSS
+from plait.engine.loss import Batch, has_targets
+from plait.engine.parallel import distributed
+from plait.engine.parallel.rank_failures import on_every_rank
+from plait.engine.precision import autocast
+from plait.engine.state import State
+from plait.errors import BadSample, PlaitError, Stopped, command, sample_errors
+from plait.families import registry
+from plait.families.ablation import Ablation, partner
+from plait.training.figures import paired, picture_use
+from plait.training.run_context import RunContext
+from plait.training.stage_evaluation import keep_failure
+from plait.training.stage_plan import StagePlan
+
+log = logging.getLogger(__name__)
+
+FEWEST_STEPS = 100
+"""Steps of a stage before which nobody looks: a model learns what answers look like before it learns to see."""
+_FEWEST, _MOST = 16, 64
+"""Samples of a look."""
+_SHARE = 0.0025
+"""Share of the stage's forward and backward passes so far that a look may cost, with more than the fewest samples; twice at the end."""
+_READ_FOR_ONE = 4
+"""Samples that are read, at most, for each that is wanted: not all of them need to have pictures."""
+_LATE_STEPS, _LITTLE = 1000, 0.02
+"""Steps of a stage after which it may be warned before the end, as a model that is drawn at random sees late; and the share of the loss
+that pictures then surely save less than."""
+_PAIR = "own-other"
+
+Encoded = tuple[int, Batch, Batch]
+"""A sample's position among those chosen, and its batches: with its own pictures, and with another sample's."""
+
+
+class Blindness:
+    """Looks at some evaluations of a stage, and at its end, whether pictures make a difference; warns once where they do not."""
+
+    def __init__(self, plan: StagePlan, bundle: ModelBundle, state: State, context: RunContext) -> None:
+        self.plan, self.bundle, self.state, self.context = plan, bundle, state, context
+        self.rows: list[Mapping[str, Any]] | None = None
+        """The rows of this stage's looks, the same on all ranks; None: not read yet."""
+        self.last = 0
+        """The step at which was looked last, whether or not that gave a row."""
+
+    def look(self) -> None:
+        """Look if it is time to, record the figures, and warn where pictures make no difference. All ranks call this after each step.
+
+        What fails is told, and kept in bench_failures.jsonl: it never costs the training.
+        """
+        ranks, state = self.context.ranks, self.state
+        picture = self._picture() if state.step != self.last and self._is_time() else None
+        if picture is None or any(map(picture_use.makes_difference, self._known())):
+            return
+        self.last = state.step
+        self.context.heartbeat.phase("evaluate", state.step)
+        try:
+            row = self._measured(picture)
+        except Stopped:
+            raise
+        except Exception as error:
+            if ranks.size > 1 and not isinstance(error, PlaitError):
+                raise  # of one rank alone, while the others wait for it
+            line = keep_failure(self.context, self.plan, state.step, "blindness", error)
+            log.warning(f"{line}; the run goes on, and whether its pictures make a difference is not known (guard.blindness)")
+            return
+        finally:
+            distributed.reshard(state.model)
+            state.model.train()
+        if row is not None:
+            self._tell({"step": state.step, "stage": state.stage, **row})
+
+    def _picture(self) -> Ablation | None:
+        """Return how the pictures of a sample are exchanged, None where this model sees none."""
+        ablation = registry.ablations(self.plan.config.family).get("image")
+        return ablation if ablation is not None and ablation.lacks(self.bundle.section) is None else None
+
+    def _is_time(self) -> bool:
+        """Return whether this step is one to look at: the end of the stage, or the first evaluation after 100, 200, 400, ... steps."""
+        step = self.state.stage_step
+        if step < FEWEST_STEPS or self.state.stage_done is not None:
+            return step >= FEWEST_STEPS
+        intervals = [entry.every_steps for entry in self.plan.config.evaluate if entry.every_steps is not None]
+        if not any(step % every == 0 for every in intervals):
+            return False
+        before = max((step - 1) // every * every for every in intervals)
+        return before < FEWEST_STEPS << int(math.log2(step / FEWEST_STEPS))
+
+    def _known(self) -> list[Mapping[str, Any]]:
+        """Return the rows of this stage's looks, those from before the run was continued included."""
+        if self.rows is None:
+            written = files.read_rows(self.context.run / "metrics.jsonl", files.STEP_KINDS) if self.context.ranks.first else []
+            of_stage = [row for row in written if picture_use.is_row(row) and row.get("stage") == self.state.stage]
+            self.rows = list(self.context.ranks.agree(of_stage))
+            self.last = max((row["step"] for row in self.rows), default=0)
+        return self.rows
+
+    def _measured(self, picture: Ablation) -> dict[str, Any] | None:
+        """Return the figures of a look; None where a stop was requested, or, told in the log, where samples do not tell."""
+        config, ranks = self.plan.config, self.context.ranks
+        passes = 3 * self.state.stage_step * config.train.global_batch  # a backward pass costs two forward passes
+        share = _SHARE if self.state.stage_done is None else 2 * _SHARE
+        count = max(_FEWEST, min(_MOST, int(share * passes / 2)))
+        samples, kind = self._samples(count * _READ_FOR_ONE)
+        pairs = on_every_rank(ranks, lambda: _pairs(picture, samples, count) if ranks.first else [])[0]
+        rows = self._compared(picture, samples, pairs) if len(pairs) >= _FEWEST else []
+        if rows is None:
+            return None
+        usable = len(rows) if len(pairs) >= _FEWEST else len(pairs)
+        reason = f"it takes {_FEWEST} {kind} samples with pictures of their own, and of {len(samples):,} {usable} can be used"
+        if len(rows) >= _FEWEST:
+            bench = sample_losses.bench(self.plan.loss)
+            own, other = (bench.summarise([row[way] for row in rows])["loss"] for way in _PAIR.split("-"))
+            if math.isfinite(own) and math.isfinite(other):
+                found = paired.differences(rows, [_PAIR], lambda chosen, way: bench.summarise([row[way] for row in chosen]), lower=True)
+                gain = found["loss"][_PAIR] if "loss" in found else paired.NONE
+                return picture_use.row_of(own, other, gain, len(rows))
+            reason = f"the loss of {len(rows)} {kind} samples is {own}, and {other} with other pictures"
+        log.info(f"step {self.state.step}: whether pictures make a difference is not known: {reason}")
+        return None
+
+    def _samples(self, count: int) -> tuple[ChosenSamples, str]:
+        """Return some of the held-out samples, or of the training samples where nothing is held out, and which of both they are."""
+        config = self.plan.config
+        if config.data.validation:
+            return ChosenSamples(*HeldOutData(config).of(Evaluate(bench=LOSS, samples=count))), "held-out"
+        sources = self.plan.data.sources
+        return ChosenSamples(sources, choose([len(source) for source in sources], count, config.seed)), "training"
+
+    def _compared(self, picture: Ablation, samples: ChosenSamples, pairs: Sequence[tuple[int, int]]) -> list[dict[str, Any]] | None:
+        """Return {"own": row, "other": row} of each pair that can be used, in order, with rows of the loss; None if the run is to stop.
+
+        Each rank computes its part. All make as many forward passes, since those of a sharded model are made together.
+        """
+        context, loss = self.context, self.plan.loss
+        ranks, model = context.ranks, self.state.model.eval()
+        mine = range(ranks.rank, len(pairs), ranks.size)
+        encoded: list[Encoded] = []
+
+        def encode() -> int:
+            encoded.extend(self._encoded(picture, samples, pairs, mine or [ranks.rank % len(pairs)]))
+            return len(encoded) if mine else 0
+
+        def forward(number: int) -> tuple[dict[str, Any] | None, bool]:
+            position, *batches = encoded[min(number, len(encoded) - 1)]
+            with autocast(self.plan.config.train.precision, ranks.device):
+                rows = [sample_losses.row(loss, model, batch) for batch in batches]
+            counts = bool(mine) and number < len(encoded)
+            return {"position": position, **dict(zip(_PAIR.split("-"), rows, strict=True))} if counts else None, context.signals.requested()
+
+        rows: list[dict[str, Any]] = []
+        for number in range(max(on_every_rank(ranks, encode))):
+            context.heartbeat.part("next")
+            results = on_every_rank(ranks, functools.partial(forward, number))
+            if context.signals.agree(any(requested for _, requested in results)):
+                return None
+            rows += [row for row, _ in results if row is not None and has_targets(loss, row["own"]["weights"])]
+        return sorted(rows, key=lambda row: int(row["position"]))
+
+    def _encoded(
+        self, picture: Ablation, samples: ChosenSamples, pairs: Sequence[tuple[int, int]], positions: Sequence[int]
+    ) -> list[Encoded]:
+        """Encode the pairs at these positions, those that can be used. Raises PlaitError if none can."""
+        inputs, encoded, reason = self.bundle.inputs(self.plan.config, train=False), list[Encoded](), ""
+        for position in positions:
+            try:
+                with sample_errors:
+                    own, other = (samples[place] for place in pairs[position])
+                    exchanged = picture.exchange(own, other)
+                encoded.append((position, sample_losses.encoded(own, inputs), sample_losses.encoded(exchanged, inputs)))
+            except BadSample as error:
+                reason = str(error)
+        if not encoded:
+            raise PlaitError(f"none of {len(positions)} samples can be shown with its own pictures and with another's: {reason}")
+        return encoded
+
+    def _tell(self, row: dict[str, Any]) -> None:
+        """Record the row of a look; tell the first that found a difference, and warn once where there is none."""
+        known = self._known()
+        warned = any("warnings" in earlier for earlier in known)
+        line = f"step {row['step']}: pictures make {picture_use.verdict(row)}: {picture_use.sentence(row)}"
+        if picture_use.makes_difference(row):
+            log.info(line)
+        elif not warned and self._is_sure(row):
+            row["warnings"] = [f"{line}. {self._advice()}"]
+            log.warning(row["warnings"][0])
+        known.append(row)
+        self.context.tracker.row(row)
+
+    def _is_sure(self, row: Mapping[str, Any]) -> bool:
+        """Return whether a look that found no difference is worth a warning: it is late, and before the end even the most is little."""
+        return self.state.stage_done is not None or (self.state.stage_step >= _LATE_STEPS and picture_use.saves_less(row, _LITTLE))
+
+    def _advice(self) -> str:
+        """Return what to look at where pictures make no difference."""
+        frozen = [name for name in self.plan.components if name not in self.plan.trained and name not in self.bundle.family.never_trained]
+        still = f" (frozen here: {', '.join(frozen)})" if frozen else ""
+        return (
+            f"Does what leads from the pictures to the answers train, at a rate that moves it{still}? Do pictures and texts belong "
+            f"together, do prompts show the pictures, and do answers need them (plait data inspect)? More samples tell more: "
+            f"{command('eval', self.context.run, '--bench', LOSS, '--ablate', 'image')}; guard.blindness=false looks no more"
+        )
+
+
+def _pairs(picture: Ablation, samples: ChosenSamples, count: int) -> list[tuple[int, int]]:
+    """Return up to `count` positions of samples with pictures, each with the position of another sample whose pictures differ."""
+    positions, contents = list[int](), list[Any]()
+    for position in range(len(samples)):
+        with contextlib.suppress(BadSample), sample_errors:
+            if (content := picture.content(samples[position])) is not None:
+                positions.append(position)
+                contents.append(content)
+        if len(positions) == count:
+            break
+    others = [partner(contents, number) for number in range(len(contents))]
+    return [(position, positions[other]) for position, other in zip(positions, others, strict=True) if other is not None]
