@@ -29,7 +29,7 @@ optim: {schedule: {warmup_steps: 0}}
 track: {tensorboard: false}
 """
 FORMS = "give a run, RUN@STEP, RUN/STAGE, RUN/STAGE@best, RUN/stepN, RUN/latest or a step folder"
-BENCHES = "loss, accuracy"
+BENCHES = "loss, accuracy, captions"
 COMPONENTS = "projector, vision, language, world"
 
 # Found wrong before torch is imported.

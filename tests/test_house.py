@@ -32,7 +32,7 @@ LAYERS = [
     {"__main__"},
 ]
 """Rooms of one floor that do not know each other."""
-OPTIONAL_PACKAGES = {"wandb", "datasets", "pyarrow", "httpx"}
+OPTIONAL_PACKAGES = {"wandb", "datasets", "pyarrow", "httpx", "pycocoevalcap", "sacrebleu"}
 """Imported inside a function because plait runs without them."""
 
 

@@ -66,7 +66,8 @@ class Bench:
     `pictures(rows)`: for a bench that draws, pictures by name (uint8, H x W x 3). `needs(section)`: pretrained encoders that `predict`
     opens, by Hub name or folder; `section` is the configuration's `model:`. `means`: whether figures are means over rows, so that a
     bootstrap over rows gives them intervals; with `correct` in the rows they always are. `lower`: whether lower
-    figures are the better ones. `about(rows)`: further text for a report, by name.
+    figures are the better ones. `about(rows)`: further text for a report, by name. `finish(rows)`: the rows with what depends on all of
+    them, such as how frequent a word is; called once, when all rows are there, and before `summarise`.
     """
 
     predict: Predict
@@ -76,6 +77,7 @@ class Bench:
     means: bool = False
     lower: bool = False
     about: Callable[[Sequence[Mapping[str, Any]]], Mapping[str, str]] = lambda rows: {}
+    finish: Callable[[Sequence[Row]], list[Row]] = lambda rows: [*rows]
 
 
 CALLS = {
@@ -84,6 +86,7 @@ CALLS = {
     "pictures": "pictures(rows)",
     "needs": "needs(section)",
     "about": "about(rows)",
+    "finish": "finish(rows)",
 }
 """How plait calls the function in each field of a Bench."""
 Benches = Mapping[str, Bench]
@@ -150,6 +153,7 @@ def run_bench(
         keep(new)
         rows += new
     try:
+        rows = bench.finish(rows)
         return summary(bench, rows), rows
     except Exception as error:
         if partial and not isinstance(error, NoUsableSample):

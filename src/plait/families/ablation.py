@@ -111,8 +111,16 @@ def ablated(bench: Bench, name: str, ablation: Ablation) -> Ablated:
             figures |= {f"{figure}/{name}_{way}": value for figure, value in of_way(bench, used, way).items()}
         return figures | ({f"samples/with_{name}": float(having)} if having < len(used) else {})
 
-    others = {field.name: vars(bench)[field.name] for field in fields(Bench) if field.name not in ("predict", "summarise")}
-    return Ablated(predict=predict, summarise=summarise, single=bench, **others)
+    def finish(rows: Sequence[Row]) -> list[Row]:
+        ended = bench.finish(rows)
+        for way in WAYS:
+            of_this = bench.finish([row["ways"][way] if "ways" in row else row for row in ended])
+            pairs = zip(ended, of_this, strict=True)
+            ended = [row | {"ways": row["ways"] | {way: one}} if "ways" in row else row for row, one in pairs]
+        return ended
+
+    others = {field.name: vars(bench)[field.name] for field in fields(Bench) if field.name not in ("predict", "summarise", "finish")}
+    return Ablated(predict=predict, summarise=summarise, finish=finish, single=bench, **others)
 
 
 def of_way(bench: Bench, rows: Sequence[Mapping[str, Any]], way: str) -> dict[str, float]:

@@ -257,8 +257,8 @@ class Spec:
     convert: Converter
     get: str
     rule: str | None = None
-    picture: Callable[[DatasetFiles, Row], Path] | None = None
-    """Path of a row's image file; None: rows hold their own image files."""
+    picture: Callable[[DatasetFiles, Row], Path | None] | None = None
+    """Path of a row's image file, or None for a row that holds it; no function: rows hold their own image files."""
     group: str | None = None
     """The column whose value is the same in rows with the same picture; None: no two rows share one."""
     held_out: bool = False

@@ -275,5 +275,10 @@ def _checked_bench(of: str, bench: Bench) -> Bench:
         sound = isinstance(texts, Mapping) and all(isinstance(item, str) for pair in texts.items() for item in pair)
         return texts if sound else _refuse(f"{of}about", texts, "a dict of texts by name")
 
+    def finish(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        ended = bench.finish(rows)
+        sound = isinstance(ended, list) and len(ended) == len(rows) and all(isinstance(row, dict) and "id" in row for row in ended)
+        return ended if sound else _refuse(f"{of}finish", ended, "a list of as many rows, in order")
+
     drawing = None if bench.pictures is None else pictures
-    return replace(bench, predict=predict, summarise=summarise, pictures=drawing, needs=needs, about=about)
+    return replace(bench, predict=predict, summarise=summarise, pictures=drawing, needs=needs, about=about, finish=finish)

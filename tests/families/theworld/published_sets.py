@@ -136,3 +136,30 @@ def spatial_table() -> bytes:
         for n, row in spatial_rows()
     ]
     return table(rows, "image")
+
+
+CAPTIONS = [["A cat sits on a mat.", "There is a cat on the mat."], ["Two dogs run.", "Dogs running in grass.", "two dogs run fast"]]
+
+
+def coco(root: Path) -> Path:
+    """COCO's annotations of val2017, Karpathy's splits of its pictures and of Flickr30k's, and the pictures."""
+    images = [{"id": n, "file_name": f"{n:012d}.jpg"} for n in (1, 2)]
+    annotations = [
+        {"image_id": n, "id": 10 * n + k, "caption": text} for n, texts in enumerate(CAPTIONS, 1) for k, text in enumerate(texts)
+    ]
+    (root / "coco/annotations").mkdir(parents=True)
+    (root / "coco/annotations/captions_val2017.json").write_text(json.dumps({"images": images, "annotations": annotations}))
+    sentences = [[{"raw": text, "tokens": text.split()} for text in texts] for texts in CAPTIONS]
+    by_split = [
+        {"filepath": "val2014", "filename": f"COCO_val2014_{n:012d}.jpg", "cocoid": n, "imgid": n - 1, "split": split, "sentences": told}
+        for n, split, told in zip((1, 2), ("test", "val"), sentences, strict=True)
+    ]
+    (root / "coco/dataset_coco.json").write_text(json.dumps({"dataset": "coco", "images": by_split}))
+    flickr = [{"filename": f"{n}.jpg", "imgid": n, "split": "test", "sentences": told} for n, told in enumerate(sentences)]
+    (root / "flickr30k").mkdir()
+    (root / "flickr30k/dataset_flickr30k.json").write_text(json.dumps({"dataset": "flickr30k", "images": flickr}))
+    for n in (1, 2):
+        picture(root / f"coco/val2017/{n:012d}.jpg", n)
+        picture(root / f"coco/val2014/COCO_val2014_{n:012d}.jpg", n)
+        picture(root / f"flickr30k/flickr30k-images/{n - 1}.jpg", n)
+    return root

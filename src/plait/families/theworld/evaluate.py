@@ -1,18 +1,21 @@
-"""The bench (evaluation) of family theworld, `accuracy` by generated answers, and its ablations: the inputs `world` and `image`.
+"""The benches (evaluations) of family theworld: `accuracy` of generated answers, and `captions`, their scores against references.
 
-A row is a dict per sample: id, question, answer, gold (right answer), correct, where it has one `failed` (why the answer could not be
-read), or `bad`, why the sample cannot be encoded. benchmarks/judge.py says what is right. If no sample gives the world encoder any input,
-the model would be measured as plain Gemma: that raises PlaitError.
+And its ablations: the inputs `world` and `image`. A row is a dict per sample: id, question, answer, gold (right answer), correct, where it
+has one `failed` (why the answer could not be read), or `bad`, why the sample cannot be encoded. benchmarks/judge.py says what is right. If
+no sample gives the world encoder any input, the model would be measured as plain Gemma: that raises PlaitError.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from plait.data.synthetic.answers import can_score
+from plait.data.text import blank
 from plait.engine.evaluation import Bench, Row
 from plait.errors import BadSample, PlaitError, sample_errors
 from plait.families.ablation import PICTURES, Ablation
+from plait.families.theworld.benchmarks import captions
 from plait.families.theworld.benchmarks.judge import EMPTY, UNPARSED, judge
 from plait.families.theworld.generate import answers
 from plait.families.theworld.inputs import WORLD_OF, Example, Inputs, Sample
@@ -20,7 +23,9 @@ from plait.families.theworld.model import TheWorld
 
 _SPARE_TOKENS = 8  # an answer may run this much longer than the gold one before it is cut: enough to be seen to differ
 _ROOM_TOKENS = 128  # the same where no special scorer judges the answer: room for a few sentences, of which the last may give it
+_CAPTION_TOKENS = 128  # of a caption
 NO_GOLD = "no answer to compare with: it has no text of the assistant"
+NO_REFERENCE = "no caption to compare with: neither `references` nor `captions`, nor a text of the assistant, has a word"
 
 
 def predict(model: TheWorld, samples: Sequence[Sample], inputs: Inputs, *, batch: int, moment: str = "") -> list[Row]:
@@ -29,17 +34,80 @@ def predict(model: TheWorld, samples: Sequence[Sample], inputs: Inputs, *, batch
     A row has `id`, `question`, `answer`, `gold` (the right answer), `correct`, `task`, `world` ("on" or "off": the encoder was used) and
     `world_tokens`; or `bad`, why the sample cannot be used, in place of the last four. `inputs`: the family's Inputs.
     """
+    return _answered(model, samples, inputs, batch=batch, kind=_ACCURACY)
+
+
+def predict_captions(model: TheWorld, samples: Sequence[Sample], inputs: Inputs, *, batch: int, moment: str = "") -> list[Row]:
+    """Generate a caption of every sample, as `predict` does answers; its row has `references`, what it is compared with, and no `correct`.
+
+    Raises PlaitError where the packages that score captions are not installed.
+    """
+    captions.check_installed()
+    return _answered(model, samples, inputs, batch=batch, kind=_CAPTIONS)
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What a bench does with a sample.
+
+    `limit`: the tokens of an answer; `lacks`: why it cannot be scored, or None; `scored`: further keys of its row.
+    """
+
+    limit: Callable[[Inputs, Sample], int]
+    lacks: Callable[[Sample], str | None]
+    scored: Callable[[Sample, Row], Row]
+
+
+def _answered(model: TheWorld, samples: Sequence[Sample], inputs: Inputs, *, batch: int, kind: _Kind) -> list[Row]:
     rows: list[Row] = []
     for start in range(0, len(samples), batch):
         chosen = samples[start : start + batch]
-        prompts = [_prompt(sample, inputs) for sample in chosen]
+        prompts = [kind.lacks(sample) or _prompt(sample, inputs) for sample in chosen]
         usable = [(sample, prompt) for sample, prompt in zip(chosen, prompts, strict=True) if isinstance(prompt, Example)]
-        limits = [_answer_limit(inputs, sample) for sample, _ in usable]
+        limits = [kind.limit(inputs, sample) for sample, _ in usable]
         texts = iter(answers(model, inputs, [prompt for _, prompt in usable], max_new_tokens=limits) if usable else [])
         for sample, prompt in zip(chosen, prompts, strict=True):
-            answer = "" if isinstance(prompt, str) else next(texts)
-            rows.append(_row(sample, prompt, answer, has_world=inputs.config.world is not None))
+            row: Row = {"id": sample["id"], "question": question(sample), "answer": "", "gold": gold(sample)}
+            if isinstance(prompt, str):
+                rows.append(row | {"bad": prompt})
+                continue
+            row["answer"] = next(texts)
+            world = "on" if inputs.config.world is not None and sample.get(WORLD_OF, sample) is not None else "off"
+            rows.append(row | {"world": world, "world_tokens": prompt.world_tokens} | kind.scored(sample, row))
     return rows
+
+
+def _answer_limit(inputs: Inputs, sample: Sample) -> int:
+    """Return the number of tokens after which the answer to a sample is cut."""
+    spare = _SPARE_TOKENS if can_score(sample["fields"]) else _ROOM_TOKENS
+    return len(inputs.chat.text_ids(gold(sample))) + spare
+
+
+def _lacks_gold(sample: Sample) -> str | None:
+    return None if gold(sample) or can_score(sample["fields"]) else NO_GOLD
+
+
+def _judged(sample: Sample, row: Row) -> Row:
+    """Return whether the answer in a row is correct, with the task and group of its sample, and what else is known of it."""
+    fields = sample["fields"]
+    judged = judge(row["answer"], row["gold"], fields, row["question"])
+    given: Row = {"correct": judged.correct, "task": fields.get("task")}
+    others = {"group": fields.get("group"), "error": judged.error, "failed": judged.failed}
+    return given | {name: value for name, value in others.items() if value is not None}
+
+
+def _references(sample: Sample) -> list[str]:
+    """Return what a caption is compared with: the texts in the field `references` or `captions`, else the right answer; [] without any."""
+    listed = next((sample["fields"][name] for name in ("references", "captions") if isinstance(sample["fields"].get(name), list)), None)
+    return [text for text in (map(str, listed) if listed is not None else [gold(sample)]) if captions.words(text)]
+
+
+def _captioned(sample: Sample, row: Row) -> Row:
+    return {"references": _references(sample)} | ({"failed": EMPTY} if blank(row["answer"]) else {})
+
+
+_ACCURACY = _Kind(_answer_limit, _lacks_gold, _judged)
+_CAPTIONS = _Kind(lambda inputs, sample: _CAPTION_TOKENS, lambda sample: None if _references(sample) else NO_REFERENCE, _captioned)
 
 
 def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -55,9 +123,32 @@ def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     by_task = _by(used, "task")
     figures |= {"task_mean": _mean(list(by_task.values()))} if len(by_task) > 1 else {}
     figures |= {f"accuracy/{name}": accuracy for name, accuracy in (_by(used, "group") | by_task).items()}
-    counts = {f"{kind}_answers": sum(row.get("failed") == kind for row in used) for kind in (EMPTY, UNPARSED)}
-    counts["bad_samples"] = len(rows) - len(used)
-    return figures | {name: float(count) for name, count in counts.items() if count}
+    return figures | _counts(rows)
+
+
+def finish_captions(rows: Sequence[Row]) -> list[Row]:
+    """Return rows with what each caption contributes to the scores of all (benchmarks/captions.py)."""
+    used = [row for row in rows if "bad" not in row]
+    contributed = iter(captions.counted([row["answer"] for row in used], [row["references"] for row in used]))
+    return [row if "bad" in row else row | next(contributed) for row in rows]
+
+
+def summarise_captions(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return `cider`, `bleu_1` to `bleu_4` and `rouge_l` of all captions, the mean of `world_tokens`, and counts as `summarise` does.
+
+    Raises PlaitError if the model has a world encoder and no sample has input for it.
+    """
+    _check_world(rows)
+    used = [row for row in rows if "bad" not in row]
+    means = {"samples": float(len(used)), "world_tokens": _mean([row["world_tokens"] for row in used])}
+    return captions.scores(used) | means | _counts(rows)
+
+
+def _counts(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return how many answers are empty or could not be read, and how many samples could not be used; without those that are none."""
+    counts = {f"{kind}_answers": sum(row.get("failed") == kind for row in rows) for kind in (EMPTY, UNPARSED)}
+    counts["bad_samples"] = sum("bad" in row for row in rows)
+    return {name: float(count) for name, count in counts.items() if count}
 
 
 def _by(rows: Sequence[Mapping[str, Any]], field: str) -> dict[str, float]:
@@ -84,7 +175,10 @@ def _frames(sample: Sample) -> tuple[bytes, ...] | None:
     return tuple(sample.get("frames") or sample["images"]) or None
 
 
-benches = {"accuracy": Bench(predict, summarise, about=_errors)}
+benches = {
+    "accuracy": Bench(predict, summarise, about=_errors),
+    "captions": Bench(predict_captions, summarise_captions, means=True, finish=finish_captions),
+}
 """Benches by name, as in `plait eval --bench NAME`."""
 ablations = {
     "world": Ablation(
@@ -98,38 +192,13 @@ ablations = {
 """Inputs that benches can leave out, by name: the world encoder's frames, and the pictures, of which the world sees nothing either then."""
 
 
-def _answer_limit(inputs: Inputs, sample: Sample) -> int:
-    """Return the number of tokens after which the answer to a sample is cut."""
-    spare = _SPARE_TOKENS if can_score(sample["fields"]) else _ROOM_TOKENS
-    return len(inputs.chat.text_ids(gold(sample))) + spare
-
-
 def _prompt(sample: Sample, inputs: Inputs) -> Example | str:
     """Return the encoded prompt of a sample, or why it cannot be encoded."""
-    if not gold(sample) and not can_score(sample["fields"]):
-        return NO_GOLD
     try:
         with sample_errors:
             return inputs.prompt(sample)
     except BadSample as error:
         return str(error)
-
-
-def _row(sample: Sample, prompt: Example | str, answer: str, *, has_world: bool) -> Row:
-    """Return the row of predictions.json of a sample: its question, and its answer with whether it is correct, or why there is none.
-
-    `has_world`: whether the model has a world encoder.
-    """
-    row: Row = {"id": sample["id"], "question": question(sample), "answer": answer, "gold": gold(sample)}
-    if isinstance(prompt, str):
-        return {**row, "bad": prompt}
-    fields = sample["fields"]
-    judged = judge(answer, row["gold"], fields, row["question"])
-    world = "on" if has_world and sample.get(WORLD_OF, sample) is not None else "off"
-    row |= {"correct": judged.correct, "task": fields.get("task"), "world": world, "world_tokens": prompt.world_tokens}
-    row |= {"group": fields["group"]} if "group" in fields else {}
-    row |= {"error": judged.error} if judged.error is not None else {}
-    return row | ({"failed": judged.failed} if judged.failed else {})
 
 
 def gold(sample: Sample) -> str:
@@ -143,8 +212,9 @@ def question(sample: Sample) -> str:
 
 
 def _check_world(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Raise PlaitError where a model with a world encoder was shown nothing by any sample, unless that is what is measured."""
     worlds = [row["world_tokens"] for row in rows if row.get("world") == "on"]
-    if worlds and sum(worlds) == 0:
+    if worlds and sum(worlds) == 0 and not any(row.get("world") == "off" for row in rows):  # off: an ablation takes the world away
         raise PlaitError(
             f"none of {len(worlds)} samples showed the world encoder anything (no pictures): evaluate with pictures, or model.world: off"
         )

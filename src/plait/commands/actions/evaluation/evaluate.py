@@ -183,7 +183,7 @@ def _complete(measurement: Measurement, done: Sequence[Row]) -> Result | None:
         return Result(done[0]) if done else None
     if len(done) < len(measurement.samples):
         return None
-    rows = done[: len(measurement.samples)]
+    rows = measurement.bench.finish(done[: len(measurement.samples)])
     return Result(evaluation.summary(measurement.bench, rows), rows)
 
 

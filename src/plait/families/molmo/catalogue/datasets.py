@@ -197,9 +197,10 @@ class NamedDataset(Source):
         if PICTURES in row:
             pictures: list[bytes] = row[PICTURES]
             return pictures
-        if self.spec.picture is None:
+        path = self.spec.picture(self.files, row) if self.spec.picture is not None else None
+        if path is None:
             raise BadSample(f"{self.name}: a row without a picture")
-        return [read_regular(self.spec.picture(self.files, row))]
+        return [read_regular(path)]
 
 
 def _grouped(chosen: Sequence[int], values: Sequence[Any], *, halves: bool) -> list[list[int]]:

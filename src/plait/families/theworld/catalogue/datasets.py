@@ -1,7 +1,7 @@
 """The public benchmarks that family theworld knows by name, opened from their authors' files.
 
 Where the option `hub: true` is set, they are read from the Hub. A row (record) is one sample. How rows are read is in choices.py,
-statements.py and regions.py; a bench of theworld scores the answers.
+statements.py, regions.py and captions.py; a bench of theworld scores the answers.
 """
 
 from pathlib import Path
@@ -16,15 +16,23 @@ from plait.data.sources.contract import Absent, Source
 from plait.errors import BadSample, PlaitError
 from plait.families.named_datasets import NamedDatasets
 from plait.families.published_rows import PICTURES, DatasetFiles, Row, Rows, Spec, root_of
+from plait.families.theworld.catalogue.captions import CAPTIONS
 from plait.families.theworld.catalogue.choices import CHOICES
 from plait.families.theworld.catalogue.regions import SPATIAL
 from plait.families.theworld.catalogue.statements import STATEMENTS
 from plait.files import expanded
 from plait.keys import rng
 
-DATASETS: dict[str, Spec] = {**CHOICES, **STATEMENTS, **SPATIAL}
+DATASETS: dict[str, Spec] = {**CHOICES, **STATEMENTS, **SPATIAL, **CAPTIONS}
 """All datasets by name."""
-ALIASES = {"vsr": "vsr_random", "BLINK": "blink", "NLVR": "nlvr", "spatial_rgpt_bench": "spatial_rgpt", "SpatialRGPT-Bench": "spatial_rgpt"}
+ALIASES = {
+    "vsr": "vsr_random",
+    "BLINK": "blink",
+    "NLVR": "nlvr",
+    "spatial_rgpt_bench": "spatial_rgpt",
+    "SpatialRGPT-Bench": "spatial_rgpt",
+    "coco": "coco_captions",
+}
 """Other names: {alias: name}."""
 _KNOWN = NamedDatasets(DATASETS, ALIASES)
 rule_of, scored = _KNOWN.rule_of, _KNOWN.scored
@@ -81,8 +89,9 @@ class NamedDataset(Source):
         return {"id": f"{self.name}/{name}", "images": pictures, "messages": conversation.messages, "fields": fields}
 
     def _pictures(self, row: Row) -> list[bytes]:
-        if self.spec.picture is not None:
-            return [read_regular(self.spec.picture(self.files, row))]
+        path = self.spec.picture(self.files, row) if self.spec.picture is not None else None
+        if path is not None:
+            return [read_regular(path)]
         if not row.get(PICTURES):
             raise BadSample(f"{self.name}: a row without a picture")
         return list(row[PICTURES])
