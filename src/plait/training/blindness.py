@@ -1,4 +1,4 @@
-"""The blindness alarm: look in a stage (part of a run) whether pictures make a difference to the model, and warn if not.
+"""The blindness alarm: look in a stage whether pictures make a difference to the model, and warn if not. A stage is a part of a run.
 
 The loss of some held-out samples is computed with their own pictures and again with another sample's, each sample by itself, with the same
 random numbers; the difference is paired. A model that does not look loses nothing by the exchange.
