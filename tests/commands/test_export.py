@@ -1,12 +1,14 @@
 """`plait export` and back: what transformers computes from the directory is what plait computes, and a run may start from it."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from transformers import AutoTokenizer, Gemma3ForConditionalGeneration, GenerationConfig, PreTrainedTokenizerFast
 
 from plait import cli
@@ -71,39 +73,92 @@ def moved(before, after):
     return max(float((before[name] - after[name]).abs().max()) for name in before)
 
 
-FRESH = """
-import sys, torch
-import plait.families.molmo.hf
-from transformers import AutoModelForCausalLM, AutoProcessor
-folder, out = sys.argv[1:]
-model, processor = AutoModelForCausalLM.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
-inputs = processor(images=open(out + "/a.png", "rb").read(), text="How many?")
+PLAIN = """
+import json, sys
+sys.modules["plait"] = sys.modules["torchvision"] = None  # an import of either fails
+folder, picture, out, trust = sys.argv[1:]
+trust = {"trust_remote_code": True} if trust else {}
+import torch
+import transformers
+from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
+model, processor = AutoModelForImageTextToText.from_pretrained(folder, **trust).eval(), AutoProcessor.from_pretrained(folder, **trust)
+pictures = {"How many?": [picture], "Which is red?": [picture, picture], "Why?": []}
+chats = [
+    [{"role": "user", "content": [*({"type": "image", "url": path} for path in paths), {"type": "text", "text": ask}]}]
+    for ask, paths in pictures.items()
+]
+inputs = processor.apply_chat_template(chats[0], tokenize=True, return_dict=True, add_generation_prompt=True, return_tensors="pt")
 with torch.no_grad():
     logits = model(**inputs).logits
-    new = model.generate(**inputs, max_new_tokens=8, do_sample=False)[:, inputs["input_ids"].shape[1]:]
-torch.save({"logits": logits, "new": new}, out + "/found.pt")
+pipe = pipeline("image-text-to-text", model=folder, **trust)
+options = {"return_full_text": False, "generate_kwargs": {"do_sample": False, "max_new_tokens": 40}}
+said = [pipe(text=chat, **options)[0]["generated_text"] for chat in chats]
+batch = pipe(text=chats, batch_size=3, **options) if trust else None
+processor.save_pretrained(out + "/again")
+model.save_pretrained(out + "/again")
+again = pipeline("image-text-to-text", model=out + "/again", **trust)(text=chats[0], **options)[0]["generated_text"]
+json.dump({"said": said, "again": again, "batch": batch and [row[0]["generated_text"] for row in batch]}, open(out + "/said.json", "w"))
+torch.save(logits, out + "/logits.pt")
 """
+"""A program without plait: FOLDER PICTURE OUT TRUST."""
 
 
-def test_molmo_as_hf_computes_and_answers_the_same_in_a_fresh_process(trained, tmp_path):
+def in_plain_transformers(folder, picture, out, trust=""):
+    """What PLAIN answers, and its logits of the first chat."""
+    places = {"HF_MODULES_CACHE": str(out / "modules"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": "", "PYTHONWARNINGS": "error"}
+    command = [sys.executable, "-P", "-c", PLAIN, str(folder), str(picture), str(out), trust]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=out, env={**os.environ, **places})
+    assert done.returncode == 0, done.stderr
+    assert "not supported" not in done.stderr
+    return json.loads((out / "said.json").read_text()), torch.load(out / "logits.pt")
+
+
+@pytest.fixture
+def picture(tmp_path):
+    drawn = open_source(SourceEntry(source="scenes", limit=1, options={"size": [48, 48]}), seed=0)[0]["images"][0]
+    (tmp_path / "a.png").write_bytes(drawn)
+    return tmp_path / "a.png"
+
+
+def generated(run, out, ask, *pictures):
+    """What `plait generate` answers."""
+    images = [f"--image={path}" for path in pictures]
+    assert cli.main(["generate", str(run), f"--prompt={ask}", "--max_new_tokens=40", *images, "--out", str(out / ask)]) == 0
+    return json.loads((out / ask / "answer.json").read_text())["answer"]
+
+
+def test_molmo_as_hf_computes_and_answers_the_same_where_plait_is_not_installed(trained, tmp_path, picture):
     run = trained("molmo")
     assert cli.main(["export", str(run), str(tmp_path / "out")]) == 0
-    picture = open_source(SourceEntry(source="scenes", limit=1, options={"size": [48, 48]}), seed=0)[0]["images"][0]
-    (tmp_path / "a.png").write_bytes(picture)
-    done = subprocess.run([sys.executable, "-c", FRESH, tmp_path / "out", tmp_path], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    reloaded, built = torch.load(tmp_path / "found.pt"), opened(run)
+    reloaded, theirs = in_plain_transformers(tmp_path / "out", picture, tmp_path, trust="yes")
+    built = opened(run)
     inputs = built.family.Inputs(built.section, built.assets)
-    asked = {"id": "a", "images": [picture], "messages": [{"role": "user", "content": "How many?"}], "fields": {}}
+    asked = {"id": "a", "images": [picture.read_bytes()], "messages": [{"role": "user", "content": "How many?"}], "fields": {}}
     batch = inputs.collate([inputs.prompt(asked)], left=True)
     with torch.no_grad():
         logits = built.model.logits(built.model.hidden(built.model.embed(batch), batch))
-    assert (reloaded["logits"] - logits).abs().max() <= 1e-5  # one arithmetic in two programs: only the order of sums may differ
-    said = built.family.generate(
-        built.model, inputs, built.family.GenerateOptions(prompt="How many?", image=[tmp_path / "a.png"], max_new_tokens=8), None, "latest"
-    )
-    new = reloaded["new"][0].tolist()
-    assert said == [inputs.tokenizer.decode(new[: new.index(0)] if 0 in new else new).strip()]
+    assert (theirs - logits).abs().max() <= 1e-5  # one arithmetic in two programs: only the order of sums may differ
+    pictures = {"How many?": [picture], "Which is red?": [picture, picture], "Why?": []}
+    said = [generated(run, tmp_path, ask, *given) for ask, given in pictures.items()]
+    assert len(set(said)) == 3
+    assert [text.strip() for text in reloaded["said"]] == [text.strip() for text in reloaded["batch"]] == said
+    assert reloaded["again"].strip() == said[0]
+
+
+@pytest.mark.parametrize("loader", ["AutoProcessor", "AutoModelForImageTextToText", "AutoModelForCausalLM", "AutoConfig"])
+def test_molmo_as_hf_without_trust_is_refused_by_transformers(trained, tmp_path, loader):
+    assert cli.main(["export", str(trained("molmo")), str(tmp_path / "out")]) == 0
+    with pytest.raises(ValueError, match=r"contains custom code which must be executed(.|\n)*trust_remote_code=True"):
+        getattr(transformers, loader).from_pretrained(tmp_path / "out", trust_remote_code=False)
+
+
+def test_theworld_as_hf_answers_the_same_in_plain_transformers(trained, tmp_path, picture):
+    run = trained("theworld")
+    assert cli.main(["export", str(run), str(tmp_path / "out")]) == 0
+    reloaded, _ = in_plain_transformers(tmp_path / "out", picture, tmp_path)
+    said = [generated(run, tmp_path, ask, *given) for ask, given in {"How many?": [picture], "Why?": []}.items()]
+    assert [reloaded["said"][0].strip(), reloaded["said"][2].strip()] == said
+    assert reloaded["again"].strip() == said[0]
 
 
 @pytest.mark.parametrize("to", ["hf", "molmo"])

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from plait.data import image_files, images
+from plait.data import image_files, images, resizing
 from plait.errors import BadSample
 
 
@@ -153,7 +153,7 @@ LONG = """
 import resource, sys, torch
 from plait.data import images
 from plait.families.molmo.config import Config
-from plait.families.molmo.tiling import tile
+from plait.families.molmo.hf.tiling import tile
 if sys.argv[1] == "tile": molmo = Config.model_validate({})
 def used(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 for turned in (False, True):
@@ -163,7 +163,7 @@ for turned in (False, True):
     images.resize(warm, 512, 512), images.cover(warm, 64, 64)
     before = used()
     ways = {"cover": lambda: images.cover(line, 512, 512), "resize": lambda: images.resize(line, 512, 512)}
-    made = ways[sys.argv[1]]() if sys.argv[1] in ways else tile(line, molmo).crops
+    made = ways[sys.argv[1]]() if sys.argv[1] in ways else tile(line, molmo.tiling).crops
     print(made.numel(), max(0, used() - before))
 """
 
@@ -183,7 +183,7 @@ def test_a_long_image_is_covered_by_the_part_that_stays_as_any_other(monkeypatch
         smooth = images.resize(torch.randint(256, (3, 5, 9), dtype=torch.uint8), *shape)
         part = images.cover(smooth, 32, 32, mode=mode, at=at)
         with monkeypatch.context() as patch:
-            patch.setattr(images, "_MOST_AREA", 1000)
+            patch.setattr(resizing, "MOST_AREA", 1000)
             whole = images.cover(smooth, 32, 32, mode=mode, at=at)
         assert (part.int() - whole.int()).abs().max() <= 3
 
@@ -191,7 +191,7 @@ def test_a_long_image_is_covered_by_the_part_that_stays_as_any_other(monkeypatch
 def test_a_high_line_is_squeezed_as_any_other(monkeypatch):
     line = images.resize(torch.randint(256, (3, 9, 5), dtype=torch.uint8), 400, 20)
     before = images.resize(line, 32, 32)
-    monkeypatch.setattr(images, "_MOST_AREA", 1000)
+    monkeypatch.setattr(resizing, "MOST_AREA", 1000)
     assert (before.int() - images.resize(line, 32, 32).int()).abs().max() <= 2
 
 

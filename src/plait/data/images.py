@@ -1,7 +1,6 @@
 """Image tensors: decoding, resizing and cropping of uint8 RGB, and the map to [-1, 1].
 
 What an encoded file becomes (rotation, transparency, 16-bit greys, damage) is in image_files.py.
-Resizing is torch's antialiased uint8 kernel: seven times Pillow's speed, within 2/255 of it.
 Shapes: C channels = 3, H height, W width in pixels. `mode`: the interpolation, "bicubic" or "bilinear".
 """
 
@@ -9,13 +8,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 
+from plait.data import resizing
 from plait.data.image_files import MAX_PIXELS, decode_rgb
 
-_MOST_AREA = 8
-"""How many times the area of its result may be in memory on the way to it; longer images take another way (lines of 2 x 30000 pixels)."""
+resize = resizing.resize
 
 
 def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, at_least: tuple[int, int] | None = None) -> torch.Tensor:
@@ -24,20 +22,6 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, at_least: tuple[int, in
     `at_least` (height, width): a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size if it stays at least twice that large.
     """
     return torch.from_numpy(decode_rgb(data, max_pixels=max_pixels, at_least=at_least).transpose(2, 0, 1))
-
-
-def resize(image: torch.Tensor, height: int, width: int, *, mode: str = "bicubic") -> torch.Tensor:
-    """Resize uint8 (..., 3, H, W) to exactly (height, width) with antialiasing, ignoring the aspect ratio. `mode`: bicubic or bilinear."""
-    assert image.dtype == torch.uint8
-    h, w = image.shape[-2:]
-    if (h, w) == (height, width):
-        return image
-    if h > _MOST_AREA * height and w < width:  # a high line: shrunk first, since the kernel widens it before
-        return resize(resize(image, height, w, mode=mode), height, width, mode=mode)
-    if image.dim() == 3:
-        return F.interpolate(image[None], size=(height, width), mode=mode, antialias=True)[0]
-    batch = image.reshape(-1, *image.shape[-3:])
-    return F.interpolate(batch, size=(height, width), mode=mode, antialias=True).reshape(*image.shape[:-2], height, width)
 
 
 def resize_all(pictures: Sequence[torch.Tensor], height: int, width: int, *, mode: str = "bicubic") -> torch.Tensor:
@@ -67,7 +51,7 @@ def cover(image: torch.Tensor, height: int, width: int, *, mode: str = "bicubic"
     h, w = image.shape[-2:]
     scale = max(height / h, width / w)
     high, wide = max(height, round(h * scale)), max(width, round(w * scale))
-    if high * wide > _MOST_AREA * height * width:
+    if high * wide > resizing.MOST_AREA * height * width:
         top, left = (high - height) * at[0] / scale, (wide - width) * at[1] / scale
         return _resized_window(image, (left, top, min(w, left + width / scale), min(h, top + height / scale)), height, width, mode)
     return crop(resize(image, high, wide, mode=mode), round((high - height) * at[0]), round((wide - width) * at[1]), height, width)

@@ -5,7 +5,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from plait.families.molmo import family
-from plait.families.molmo.connector import MeanQueryPooling
+from plait.families.molmo.hf.connector import MeanQueryPooling
 from plait.families.molmo.loss import Loss
 from plait.families.molmo.model import Molmo
 from plait.families.molmo.tiny import framing_texts

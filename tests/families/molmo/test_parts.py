@@ -1,13 +1,16 @@
 """Parts given as directories: another causal language model, and a tower's weights, as transformers saved them."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import CLIPVisionModel, LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from plait.errors import PlaitError
-from plait.families.molmo import family, towers
+from plait.families.molmo import family
 from plait.families.molmo.config import TOWERS, Config
 from plait.families.molmo.generate import CachedMolmo
+from plait.families.molmo.hf import vision_tower
 from plait.nn.decoding import decode
 from tests.families.molmo.conftest import sample
 from tests.families.molmo.test_generate import recomputed, restless
@@ -41,7 +44,7 @@ def test_any_causal_language_model_answers_alike_with_and_without_its_cache(lang
 
 
 def test_a_tower_from_a_directory_has_its_weights_but_not_its_last_layer(directory, tmp_path):
-    sizes = towers.vision_config(TOWERS["debug"])
+    sizes = vision_tower.vision_config(TOWERS["debug"])
     sizes.num_hidden_layers = 4
     saved = CLIPVisionModel(sizes)
     saved.save_pretrained(tmp_path / "clip")
@@ -51,23 +54,23 @@ def test_a_tower_from_a_directory_has_its_weights_but_not_its_last_layer(directo
 
 
 def test_a_tower_of_other_sizes_is_refused(directory, tmp_path):
-    CLIPVisionModel(towers.vision_config(TOWERS["debug"].model_copy(update={"hidden": 64}))).save_pretrained(tmp_path / "clip")
+    CLIPVisionModel(vision_tower.vision_config(replace(TOWERS["debug"], hidden=64))).save_pretrained(tmp_path / "clip")
     with pytest.raises(PlaitError, match=r"vision_backbone debug wants \{'hidden_size': 96"):
         family.build(Config(language="debug", vision_source=str(tmp_path / "clip")), directory, seed=1)
 
 
 def test_a_tower_with_fewer_positions_than_a_crop_has_patches_is_refused(directory, tmp_path):
-    CLIPVisionModel(towers.vision_config(TOWERS["debug"].model_copy(update={"positions": 5}))).save_pretrained(tmp_path / "clip")
+    CLIPVisionModel(vision_tower.vision_config(replace(TOWERS["debug"], positions=5))).save_pretrained(tmp_path / "clip")
     with pytest.raises(PlaitError, match=r"has \{.*'patches of a side': 5\} and 3 layers; .* wants \{.*'patches of a side': 8\}"):
         family.build(Config(language="debug", vision_source=str(tmp_path / "clip")), directory, seed=1)
 
 
 @torch.no_grad()
 def test_tower_features_are_those_of_transformers(directory):
-    sizes = towers.vision_config(TOWERS["debug"])
+    sizes = vision_tower.vision_config(TOWERS["debug"])
     torch.manual_seed(0)
     whole = CLIPVisionModel(sizes).eval()
-    tower = towers.VisionTower(whole, TOWERS["debug"])
+    tower = vision_tower.VisionTower(whole, TOWERS["debug"])
     crops = torch.randint(0, 256, (2, 3, 48, 48), dtype=torch.uint8)
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (TOWERS["debug"].mean, TOWERS["debug"].std))
     states = whole((crops / 255 - mean) / std, output_hidden_states=True).hidden_states

@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from plait.families.molmo import tiling
 from plait.families.molmo.config import Config
-from plait.families.molmo.tiling import COLUMN, END, PATCH, START, crop_grid, crop_grid_of_image, tile
+from plait.families.molmo.hf import tiling
+from plait.families.molmo.hf.sizes import COLUMN, END, PATCH, START
+from plait.families.molmo.hf.tiling import crop_grid, crop_grid_of_image, tile
 
-OPENAI = Config()
-PUBLISHED = Config(preprocessing="published")
+OPENAI = Config().tiling
+PUBLISHED = Config(preprocessing="published").tiling
 
 
 @pytest.mark.parametrize(
@@ -95,7 +96,7 @@ def positions_of(config, high, wide):
 
 @pytest.mark.parametrize("backbone", ["openai", "siglip", "dino"])
 def test_tokens_run_in_raster_order_over_the_whole_image(backbone):
-    config = Config(vision_backbone=backbone, max_crops=6)
+    config = Config(vision_backbone=backbone, max_crops=6).tiling
     side, window = config.tower.side, config.window
     high, wide = 2 * window + 8, 3 * window + 8  # exactly 2 x 3 crops, so nothing is resized
     tiled = tile(positions_of(config, high, wide), config)
@@ -121,7 +122,7 @@ def test_layout_writes_marks_and_column_ends():
 
 
 def test_letterbox_keeps_the_shape_and_says_what_is_image():
-    tiled = tile(torch.full((3, 100, 400), 255, dtype=torch.uint8), Config(max_crops=1))
+    tiled = tile(torch.full((3, 100, 400), 255, dtype=torch.uint8), Config(max_crops=1).tiling)
     white = (tiled.crops[0, 0] == 255).float()
     assert white.sum(0).unique().tolist() == [84.0]  # 336 * 100 / 400 rows, centred
     assert white[126:210].all()
@@ -131,13 +132,13 @@ def test_letterbox_keeps_the_shape_and_says_what_is_image():
 
 
 def test_squeezing_towers_see_no_padding():
-    assert (tile(torch.zeros(3, 50, 400, dtype=torch.uint8), Config(vision_backbone="dino")).real == 1).all()
+    assert (tile(torch.zeros(3, 50, 400, dtype=torch.uint8), Config(vision_backbone="dino").tiling).real == 1).all()
 
 
 def test_tiling_partly_padded_patches_have_a_share_between():
-    tiled = tile(torch.full((3, 100, 300), 255, dtype=torch.uint8), Config(max_crops=1))  # 112 rows of image: 8 patches, centred evenly
+    tiled = tile(torch.full((3, 100, 300), 255, dtype=torch.uint8), Config(max_crops=1).tiling)  # 112 rows: 8 patches, centred evenly
     assert set(tiled.real[0].unique().tolist()) == {0.0, 1.0}
-    uneven = tile(torch.full((3, 105, 300), 255, dtype=torch.uint8), Config(max_crops=1))
+    uneven = tile(torch.full((3, 105, 300), 255, dtype=torch.uint8), Config(max_crops=1).tiling)
     assert any(0 < share < 1 for share in uneven.real[0].tolist())
 
 

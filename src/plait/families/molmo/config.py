@@ -3,53 +3,15 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from plait.config.schema import ModelSection
+from plait.families.molmo.hf.sizes import POOL, Tiling, Tower
 
 DEBUG = "debug"
-POOL = 2  # patches of a side that become one token
-EXTRA_ROWS = 128  # embedding rows after the language model's own, without a row in the output head
-IMAGE_PROMPT = "<|image|>"
-IMAGE_TOKENS = ("<im_start>", "<im_end>", "<im_patch>", "<im_col>", IMAGE_PROMPT)  # the first of the extra rows, in this order
 
 Positive = Annotated[int, Field(ge=1)]
 Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
-
-
-class Section(BaseModel):
-    """Base of the sections inside `model:`: unknown keys are errors, and values cannot be changed after validation."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Tower(Section):
-    """A vision tower (image encoder) and how images are prepared for it: one row of the table TOWERS.
-
-    `source`: Hub name of its weights. `image`, `patch`: pixels of a side. `features`: the two layers, from the end of the `layers` built,
-    whose outputs are concatenated. `positions`: patches of a side that position embeddings are for. `letterbox`: pad, do not squeeze.
-    """
-
-    kind: Literal["clip", "siglip", "dino"]
-    source: str
-    hidden: int
-    layers: int  # built; the last of CLIP's 24 is never used
-    heads: int
-    mlp: int
-    image: int  # pixels of a crop's side
-    patch: int  # pixels of a side
-    features: tuple[int, int]
-    positions: int
-    letterbox: bool  # keep the aspect ratio and pad with black; otherwise squeeze
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    act: str = "gelu"
-    eps: float = 1e-6
-
-    @property
-    def side(self) -> int:
-        """Return the number of patches along one side of a crop."""
-        return self.image // self.patch
 
 
 _CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -95,7 +57,7 @@ class Config(ModelSection):
     """The `model:` section of family molmo. `variants`: {flag of `plait eval`: meaning}; `layouts`: {of `plait export`: what loads it}."""
 
     variants: ClassVar[Mapping[str, str]] = {"high-res": "36 crops and 4096 tokens"}
-    layouts: ClassVar[Mapping[str, str]] = {"hf": "transformers, through plait", "molmo": "the published Molmo layout"}
+    layouts: ClassVar[Mapping[str, str]] = {"hf": "transformers, with its own code", "molmo": "the published Molmo layout"}
 
     language: str = Field("qwen2_7b", description=f"{', '.join(LANGUAGES)}, or Hub name or directory of any causal language model")
     language_revision: str | None = Field(default=None, description="commit or tag of a Hub language model")
@@ -139,9 +101,9 @@ class Config(ModelSection):
         return TOWERS[self.vision_backbone]
 
     @property
-    def window(self) -> int:
-        """Return the number of patches from one crop to the next: a crop's side without its margins."""
-        return self.tower.side - 2 * self.overlap
+    def tiling(self) -> Tiling:
+        """Return how images are cut into crops for the tower."""
+        return Tiling(self.tower, self.max_crops, self.overlap, self.preprocessing)
 
     @model_validator(mode="before")
     @classmethod
@@ -156,7 +118,7 @@ class Config(ModelSection):
 
     @model_validator(mode="after")
     def _check_overlap(self) -> "Config":
-        if self.overlap % POOL or self.window < 1:
+        if self.overlap % POOL or self.tiling.window < 1:
             raise ValueError(
                 f"overlap is {self.overlap} patches of a crop's {self.tower.side}: it must be a multiple of {POOL}, "
                 f"and twice it less than {self.tower.side}"

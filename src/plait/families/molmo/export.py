@@ -1,10 +1,13 @@
-"""Write a directory that other software loads (`plait export`). `hf`: for transformers with plait; `molmo`: the published layout.
+"""Write a directory that other software loads (`plait export`). `hf`: for transformers, without plait; `molmo`: the published layout.
 
 It holds weights as safetensors with an index, the configuration, the tokenizer with the image tokens at their ids, and the preprocessor's
 settings. `assets` is the folder of the model's files, with a debug model's tokenizer; `out`, the new directory.
 """
 
+import json
+import re
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,38 +17,95 @@ from tokenizers import AddedToken, Tokenizer
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
+import plait.data.resizing
+import plait.families.molmo.hf
 from plait.engine.checkpoints.folders import new_folder
-from plait.families.molmo import published, towers
-from plait.families.molmo.config import IMAGE_TOKENS, Config
+from plait.families.molmo import published, styles, towers
+from plait.families.molmo.config import Config
+from plait.families.molmo.hf.configuration_plait_molmo import PlaitMolmoConfig
+from plait.families.molmo.hf.sizes import IMAGE_TOKENS, PATCH
+from plait.families.molmo.hf.vision_tower import vision_config
 from plait.families.molmo.inputs import TextTokenizer
 from plait.families.molmo.model import Molmo
 from plait.families.molmo.published import imported
-from plait.files import write_json
+from plait.files import write_json, write_whole
 
 __all__ = ["exports", "imported", "load"]
 
 SHARD = "5GB"
-MODEL_TYPE = "plait_molmo"
-"""The `model_type` of an export's config.json, which hf.py registers."""
+_STANDALONE = Path(str(plait.families.molmo.hf.__file__)).parent
+"""The folder of the code that an export holds a copy of, and its chat template."""
+_ALSO = (Path(plait.data.resizing.__file__),)
+"""Code from elsewhere that it imports."""
+_IMPORT = re.compile(r"^from plait(?:\.\w+)*\.(\w+) import", re.MULTILINE)
+_AUTO_MAP = {
+    "AutoConfig": "configuration_plait_molmo.PlaitMolmoConfig",
+    "AutoModelForImageTextToText": "modeling_plait_molmo.PlaitMolmoForConditionalGeneration",
+    "AutoModelForCausalLM": "modeling_plait_molmo.PlaitMolmoForConditionalGeneration",
+    "AutoImageProcessor": "image_processing_plait_molmo.PlaitMolmoImageProcessor",
+    "AutoProcessor": "processing_plait_molmo.PlaitMolmoProcessor",
+}
+"""Where transformers finds its classes: `auto_map` of config.json and of the processor's settings."""
 
 
 def write_hf(model: Molmo, config: Config, assets: Path, out: Path) -> list[str]:
-    """Write a directory that AutoModelForCausalLM and AutoProcessor load once hf.py is imported; return lines to print on loading it.
+    """Write a directory that transformers loads by the code in it, without plait; return lines on how to load it.
 
     `config`: the `model:` section; `assets`: the run's folder with its tokenizer; `out`: the new directory.
     """
-    weights = {f"model.{name}": value.detach() for name, value in model.state_dict().items()}
-    if model.language.config.tie_word_embeddings:
-        weights["model.language.lm_head.weight"] = weights["model.language.lm_head.weight"].clone()
-    settings = {
-        "architectures": ["MolmoForCausalLM"],
-        "model_type": MODEL_TYPE,
-        "plait": config.model_dump(mode="json"),
-        "text_config": {**model.language.config.to_dict(), "dtype": str(next(model.language.parameters()).dtype).removeprefix("torch.")},
+    once = {*dict(model.named_parameters()), *dict(model.named_buffers())}  # without a head that is tied
+    weights = {name: value.detach() for name, value in model.state_dict().items() if name in once}
+    code = {f"{path.stem}.py": _IMPORT.sub(r"from .\1 import", path.read_text(encoding="utf-8")) for path in standalone()}
+    settings = {"config.json": _model_settings(model, config), **_processor_settings(config)}
+    text = _text_tokenizer(model, config, assets)
+    longest = {} if text.positions is None else {"model_max_length": text.positions}
+    tokenizer = _tokenizer(model, text, bos_token=text.tokenizer.id_to_token(text.bos), padding_side="left", **longest)
+    _write(out, weights, settings | code | {"chat_template.jinja": chat_template(config)}, text, tokenizer)
+    load = 'pipeline("image-text-to-text", model=DIR, trust_remote_code=True), AutoProcessor and AutoModelForImageTextToText load it'
+    return [f"{load}, by the code in it: transformers without plait"]
+
+
+def standalone() -> list[Path]:
+    """Return the files of code that an export holds copies of."""
+    return [*sorted(path for path in _STANDALONE.glob("*.py") if path.stem != "__init__"), *_ALSO]
+
+
+def _model_settings(model: Molmo, config: Config) -> dict[str, Any]:
+    """Return the content of config.json for transformers. Its dtype is the widest of the weights, so that none is rounded unasked."""
+    widest = max((parameter.dtype for parameter in model.parameters()), key=lambda dtype: dtype.itemsize)
+    settings = PlaitMolmoConfig(
+        text_config=model.language.config.to_dict(),
+        vision_config=vision_config(config.tower),
+        tower=asdict(config.tower),
+        connector_hidden=model.connector.projector.w2.in_features,
+        image_token_id=model.rows + PATCH,
+        tie_word_embeddings=model.language.config.tie_word_embeddings,
+        dtype=widest,
+        architectures=["PlaitMolmoForConditionalGeneration"],
+    )
+    written: dict[str, Any] = json.loads(settings.to_json_string(use_diff=False))
+    return written | {"auto_map": _AUTO_MAP}
+
+
+def _processor_settings(config: Config) -> dict[str, Any]:
+    """Return the contents of preprocessor_config.json and processor_config.json for transformers."""
+    names = {"processor_class": "PlaitMolmoProcessor", "auto_map": _AUTO_MAP}
+    pictures = {**asdict(config.tiling), "image_processor_type": "PlaitMolmoImageProcessor", **names}
+    return {"preprocessor_config.json": pictures, "processor_config.json": names}
+
+
+def chat_template(config: Config) -> str:
+    """Return the chat template of this model: how training frames a conversation, with the settings of `config` above it."""
+    model = {
+        "format": config.format,
+        "style": config.style,
+        "default_style": config.default_style or "",
+        "caption_length": "" if config.caption_length is None else str(config.caption_length),
+        "demo": sorted(styles.DEMO_STYLES),
+        "unnamed": sorted(styles.UNNAMED_STYLES),
+        "renamed": styles.EVALUATION_STYLES,
     }
-    extra = {"processor_config.json": {"processor_class": "MolmoProcessor"}}
-    _write(out, weights, {"config.json": settings, **extra}, model, config, assets)
-    return ["to load it: import plait.families.molmo.hf, then AutoModelForCausalLM.from_pretrained and AutoProcessor.from_pretrained"]
+    return f"{{%- set model = {json.dumps(model)} -%}}\n" + (_STANDALONE / "chat_template.jinja").read_text(encoding="utf-8")
 
 
 def write_molmo(model: Molmo, config: Config, assets: Path, out: Path) -> list[str]:
@@ -55,7 +115,8 @@ def write_molmo(model: Molmo, config: Config, assets: Path, out: Path) -> list[s
     """
     settings = {"config.json": published.model_settings(model), "preprocessor_config.json": published.image_settings(config)}
     settings["processor_config.json"] = {"processor_class": "MolmoProcessor"}
-    _write(out, published.to_published(model), settings, model, config, assets)
+    text = _text_tokenizer(model, config, assets)
+    _write(out, published.to_published(model), settings, text, _tokenizer(model, text))
     lines = [
         "weights, config.json, tokenizer and preprocessor settings in the published layout; the modelling code comes from who reads it"
     ]
@@ -68,31 +129,39 @@ exports: dict[str, Callable[[Molmo, Config, Path, Path], list[str]]] = {"hf": wr
 """Writers by layout, as in `--to hf`: functions from (model, `model:` section, run's assets, new directory) to lines to print."""
 
 
-def _write(out: Path, weights: dict[str, Tensor], settings: dict[str, Any], model: Molmo, config: Config, assets: Path) -> None:
-    """Write all files to a temporary folder beside `out`, renamed when it is complete. Answers of the export end at plait's own stops."""
-    text = TextTokenizer(towers.load_tokenizer(config, assets), model.language.config)
+def _write(
+    out: Path, weights: dict[str, Tensor], contents: dict[str, Any], text: TextTokenizer, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Write all files to a temporary folder beside `out`, renamed when it is complete. Answers of the export end at plait's own stops.
+
+    `contents`: those of its other files by name, a text or what becomes JSON.
+    """
     generation = GenerationConfig(eos_token_id=sorted(text.stops), pad_token_id=text.eos, bos_token_id=text.bos)
     with new_folder(out) as folder:
         save_torch_state_dict(weights, folder, max_shard_size=SHARD, safe_serialization=True)
-        _tokenizer(model, config, assets).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
         generation.save_pretrained(folder)
-        for name, content in settings.items():
-            write_json(folder / name, content)
+        for name, content in contents.items():
+            if isinstance(content, str):
+                write_whole(folder / name, content)
+            else:
+                write_json(folder / name, content)
 
 
-def _tokenizer(model: Molmo, config: Config, assets: Path) -> PreTrainedTokenizerFast:
-    """Return the run's tokenizer, extended to the embedding's rows, with the image tokens after them."""
-    tokenizer = towers.load_tokenizer(config, assets)
-    extended = Tokenizer.from_str(tokenizer.to_str())
+def _text_tokenizer(model: Molmo, config: Config, assets: Path) -> TextTokenizer:
+    return TextTokenizer(towers.load_tokenizer(config, assets), model.language.config)
+
+
+def _tokenizer(model: Molmo, text: TextTokenizer, **settings: Any) -> PreTrainedTokenizerFast:
+    """Return the run's tokenizer, extended to the embedding's rows, with the image tokens after them. `settings`: more of transformers'."""
+    extended = Tokenizer.from_str(text.tokenizer.to_str())
     unnamed = range(model.rows - extended.get_vocab_size(with_added_tokens=True))
     names = [*(f"|<EXTRA_TOKENS_{n}>|" for n in unnamed), *IMAGE_TOKENS]
     extended.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
     first = extended.token_to_id(IMAGE_TOKENS[0])
     assert first == model.rows, f"{IMAGE_TOKENS[0]} has id {first}, not {model.rows}"
-    sizes = model.language.config.get_text_config()
-    end = sizes.eos_token_id[0] if isinstance(sizes.eos_token_id, list) else sizes.eos_token_id
-    end_of_text = extended.id_to_token(end)
-    return PreTrainedTokenizerFast(tokenizer_object=extended, eos_token=end_of_text, pad_token=end_of_text)
+    end_of_text = extended.id_to_token(text.eos)
+    return PreTrainedTokenizerFast(tokenizer_object=extended, eos_token=end_of_text, pad_token=end_of_text, **settings)
 
 
 @torch.no_grad()

@@ -20,10 +20,11 @@ from plait.data.field_names import no_answer
 from plait.errors import BadSample, PlaitError
 from plait.families import limits
 from plait.families.molmo import styles, towers
-from plait.families.molmo.config import IMAGE_PROMPT, IMAGE_TOKENS, Config
+from plait.families.molmo.config import Config
+from plait.families.molmo.hf.sizes import IMAGE_PROMPT, IMAGE_TOKENS
+from plait.families.molmo.hf.tiling import TiledImage, tile
 from plait.families.molmo.packing.sequence import Annotation, Row, batch_rows, build_row, unsupervised
 from plait.families.molmo.styles import Conversation, TextSpan
-from plait.families.molmo.tiling import TiledImage, tile
 from plait.keys import rng
 
 Sample = dict[str, Any]
@@ -149,7 +150,7 @@ class Inputs:
         return ids
 
     def _tiles(self, sample: Sample) -> list[TiledImage]:
-        return [tile(images.decode(data), self.config) for data in sample["images"]]
+        return [tile(images.decode(data), self.config.tiling) for data in sample["images"]]
 
     def _prefix(self, tiles: list[TiledImage], conversations: list[Conversation]) -> tuple[list[int], list[Conversation]]:
         """Return BOS and the images that come first, and the conversations without their leading image marks."""

@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
+from plait.families.molmo.hf.sizes import PATCH
+from plait.families.molmo.hf.tiling import TiledImage
 from plait.families.molmo.inputs import Example, Inputs, Sample, TextTokenizer
 from plait.families.molmo.packing.sequence import Row
-from plait.families.molmo.tiling import PATCH, TiledImage
 
 _ENCODERS = {"clip": "CLIP", "siglip": "SigLIP", "dino": "DINOv2"}
 

@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from plait.families.molmo import towers
 from plait.families.molmo.config import Config
-from plait.families.molmo.connector import Connector
+from plait.families.molmo.hf.connector import Connector, add_features
+from plait.families.molmo.hf.sizes import PATCH
+from plait.families.molmo.hf.vision_tower import VisionTower
 from plait.families.molmo.packing.sequence import attention_mask
-from plait.families.molmo.tiling import PATCH
-from plait.families.molmo.towers import VisionTower, embedding_rows
+from plait.families.molmo.towers import embedding_rows
 from plait.keys import key
 from plait.nn.connectors import root_mean_square, seeded
 from plait.nn.idle import contains_sharded, zero_from, zero_from_parameters
@@ -65,18 +65,13 @@ class Molmo(nn.Module):
     def embed(self, batch: Batch) -> Tensor:
         """Return the embeddings (B, L, D) of all tokens, with image features added at `<im_patch>`."""
         ids_BL = batch["ids"]
-        extra_BL = ids_BL >= self.rows
-        words_BLD: Tensor = self.language.get_input_embeddings()(ids_BL.masked_fill(extra_BL, 0))
-        rows = (ids_BL - self.rows).clamp(min=0)
-        embeds_BLD = torch.where(extra_BL[..., None], F.embedding(rows, self.connector.new_embedding).to(words_BLD.dtype), words_BLD)
+        embeds_BLD = self.connector.embed(ids_BL, self.language.get_input_embeddings(), self.rows)
         crops = batch["crops"]
         if not len(crops) and contains_sharded(self.vision):
             embeds_BLD = embeds_BLD + zero_from(self._features(crops.new_zeros(1, *crops.shape[1:]))).to(embeds_BLD.dtype)
         if len(crops):
-            features_TD = self.connector(self._features(crops), batch["real"], batch["pools"]).to(embeds_BLD.dtype)
-            positions_T = (ids_BL == self.rows + PATCH).flatten().nonzero()[:, 0]
-            assert len(positions_T) == len(features_TD), f"{len(positions_T)} positions for {len(features_TD)} image tokens"
-            embeds_BLD = embeds_BLD.flatten(0, 1).index_add(0, positions_T, features_TD).view_as(embeds_BLD)
+            features_TD = self.connector(self._features(crops), batch["real"], batch["pools"])
+            embeds_BLD = add_features(embeds_BLD, features_TD, ids_BL == self.rows + PATCH)
         return embeds_BLD
 
     def hidden(self, embeds_BLD: Tensor, batch: Batch, cache: Cache | None = None) -> Tensor:

@@ -17,7 +17,9 @@ from transformers.initialization import no_init_weights
 
 from plait.errors import PlaitError
 from plait.families.molmo import towers
-from plait.families.molmo.config import POOL, Config
+from plait.families.molmo.config import Config
+from plait.families.molmo.hf.sizes import POOL
+from plait.families.molmo.hf.vision_tower import VisionTower
 from plait.families.molmo.model import Molmo, assemble
 
 log = logging.getLogger(__name__)
@@ -221,7 +223,7 @@ def _empty_language(config: Config) -> PreTrainedModel:
     return model
 
 
-def _empty_vision(config: Config) -> towers.VisionTower:
+def _empty_vision(config: Config) -> VisionTower:
     """Build the tower with weights of any value, for a start that overwrites them."""
     with no_init_weights():
         return towers.new_vision(config)

@@ -14,7 +14,8 @@ import numpy as np
 
 from plait.data.text import IMAGE_MARK
 from plait.errors import BadSample
-from plait.families.molmo.config import IMAGE_PROMPT, Config
+from plait.families.molmo.config import Config
+from plait.families.molmo.hf.sizes import IMAGE_PROMPT
 
 DEMO_STYLES = frozenset({"pointing", "point_count", "user_qa", "long_caption"})
 UNNAMED_STYLES = frozenset({"none", "demo", "android_control"})  # never named: their prompts are complete as they are

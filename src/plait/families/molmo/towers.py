@@ -5,31 +5,20 @@ text half. Every loader raises PlaitError, in one line that names the setting, f
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from tokenizers import Tokenizer
-from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    CLIPVisionConfig,
-    CLIPVisionModel,
-    Dinov2Config,
-    Dinov2Model,
-    PreTrainedConfig,
-    PreTrainedModel,
-    SiglipVisionConfig,
-    SiglipVisionModel,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils.hub import cached_file
 
 from plait.config import hub_errors
 from plait.errors import PlaitError
-from plait.families.molmo.config import DEBUG, LANGUAGES, SOURCES, TOWERS, Config, Tower
+from plait.families.molmo.config import DEBUG, LANGUAGES, SOURCES, TOWERS, Config
+from plait.families.molmo.hf.sizes import Tower
+from plait.families.molmo.hf.vision_tower import KINDS, VisionTower, vision_config
 from plait.keys import key
 from plait.nn import trust
 from plait.nn.connectors import seeded
@@ -37,43 +26,6 @@ from plait.nn.tokenizer import open_tokenizer
 
 MAIN = "main"  # the Hub's name of an unpinned revision
 TOKENIZER = "tokenizer"  # folder of a tokenizer trained on the spot, inside the run's directory
-
-_KINDS: dict[str, tuple[Any, Any]] = {
-    "clip": (CLIPVisionConfig, CLIPVisionModel),
-    "siglip": (SiglipVisionConfig, SiglipVisionModel),
-    "dino": (Dinov2Config, Dinov2Model),
-}
-
-
-class VisionTower(nn.Module):
-    """An image encoder: embeddings and layers of `model` (transformers' CLIP, SigLIP, DINOv2). Outputs of two layers are the features."""
-
-    def __init__(self, model: Any, tower: Tower):
-        super().__init__()
-        self.tower = tower
-        self.embeddings: nn.Module = model.embeddings
-        self.pre_norm: nn.Module | None = model.pre_layrnorm if tower.kind == "clip" else None
-        stack = model.encoder.layer if tower.kind == "dino" else model.encoder.layers
-        self.layers = nn.ModuleList(stack[: tower.layers])
-        self.prefix = 0 if tower.kind == "siglip" else 1  # CLS stands before the patches
-        self.feature_layers = [tower.layers + layer for layer in tower.features]
-
-    def forward(self, crops: Tensor) -> Tensor:
-        """Encode uint8 crops (n, 3, S, S) to features (n, p * p, 2 * hidden). There are p patches a side, and no CLS."""
-        unit = crops.float() / 255
-        mean, std = (unit.new_tensor(values).view(3, 1, 1) for values in (self.tower.mean, self.tower.std))
-        x = self.embeddings(((unit - mean) / std).to(next(self.embeddings.parameters()).dtype))
-        x = x if self.pre_norm is None else self.pre_norm(x)
-        outputs = []
-        for layer in self.layers[: max(self.feature_layers) + 1]:
-            x = layer(x, None)
-            outputs.append(x)
-        return torch.cat([outputs[i] for i in self.feature_layers], dim=-1)[:, self.prefix :]
-
-    def unused(self) -> list[nn.Parameter]:
-        """Return the parameters that get no gradient, as no feature depends on them: layers above the last used, DINO's mask token."""
-        unused = [p for layer in self.layers[max(self.feature_layers) + 1 :] for p in layer.parameters()]
-        return unused + [p for name, p in self.embeddings.named_parameters() if name == "mask_token"]
 
 
 def language_config(config: Config) -> PreTrainedConfig:
@@ -110,20 +62,10 @@ def _random_language_model(sizes: PreTrainedConfig) -> PreTrainedModel:
     return model
 
 
-def vision_config(tower: Tower) -> PreTrainedConfig:
-    """Return the transformers configuration that builds a tower of the table TOWERS."""
-    shared: dict[str, Any] = {"hidden_size": tower.hidden, "num_hidden_layers": tower.layers, "num_attention_heads": tower.heads}
-    shared |= {"patch_size": tower.patch, "hidden_act": tower.act, "layer_norm_eps": tower.eps, "image_size": tower.positions * tower.patch}
-    if tower.kind == "dino":
-        return Dinov2Config(**shared, mlp_ratio=tower.mlp // tower.hidden)
-    config_class: Callable[..., PreTrainedConfig] = _KINDS[tower.kind][0]
-    return config_class(**shared, intermediate_size=tower.mlp, **({"vision_use_head": False} if tower.kind == "siglip" else {}))
-
-
 def load_vision(config: Config, seed: int) -> VisionTower:
     """Load the vision tower (on the meta device without weights; `debug`: drawn from `seed`). Raises PlaitError if it cannot be loaded."""
     tower = config.tower
-    model_class = _KINDS[tower.kind][1]
+    model_class = KINDS[tower.kind][1]
     source = config.vision_source or tower.source
     if _on_meta():
         return new_vision(config)
@@ -139,7 +81,7 @@ def load_vision(config: Config, seed: int) -> VisionTower:
 
 def new_vision(config: Config) -> VisionTower:
     """Build the configured tower with random weights, for debug models, or to load the weights of an export into it."""
-    return VisionTower(_KINDS[config.tower.kind][1](vision_config(config.tower)), config.tower)
+    return VisionTower(KINDS[config.tower.kind][1](vision_config(config.tower)), config.tower)
 
 
 def _check_tower(sizes: PreTrainedConfig, tower: Tower, source: str) -> None:

@@ -12,10 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from plait.data import images
-from plait.families.molmo.config import POOL, Config, Tower
-
-START, END, PATCH, COLUMN, MARK = range(5)  # image tokens, counted from the first extra row (config.IMAGE_TOKENS)
+from plait.data.resizing import resize
+from plait.families.molmo.hf.sizes import COLUMN, END, PATCH, POOL, START, Tiling, Tower
 
 
 @dataclass(frozen=True)
@@ -45,28 +43,28 @@ def crop_grid(height: int, width: int, window: int, max_crops: int) -> tuple[int
     return grids[scales.index(min(scale for scale in scales if scale >= 1))]
 
 
-def crop_grid_of_image(config: Config, height: int, width: int) -> tuple[int, int]:
+def crop_grid_of_image(tiling: Tiling, height: int, width: int) -> tuple[int, int]:
     """Return how many high-resolution crops an image of `height` x `width` pixels is cut into, as (rows, columns)."""
-    margins, window = 2 * config.overlap * config.tower.patch, config.window * config.tower.patch
-    if config.preprocessing == "published" and min(height, width) < margins:
+    margins, window = 2 * tiling.overlap * tiling.tower.patch, tiling.window * tiling.tower.patch
+    if tiling.preprocessing == "published" and min(height, width) < margins:
         return 1, 1  # a side of less than nothing: the reference's scales are negative, and the smallest grid has the largest
-    return crop_grid(height - margins, width - margins, window, config.max_crops)
+    return crop_grid(height - margins, width - margins, window, tiling.max_crops)
 
 
-def tile(image: Tensor, config: Config) -> TiledImage:
+def tile(image: Tensor, tiling: Tiling) -> TiledImage:
     """Tile an image (3, h, w) uint8 into crops and their image tokens. First is the whole image at low resolution, then the grid."""
-    tower, side = config.tower, config.tower.side
-    rows, columns = crop_grid_of_image(config, *image.shape[-2:])
-    high, wide = rows * config.window + 2 * config.overlap, columns * config.window + 2 * config.overlap
+    tower, side = tiling.tower, tiling.tower.side
+    rows, columns = crop_grid_of_image(tiling, *image.shape[-2:])
+    high, wide = rows * tiling.window + 2 * tiling.overlap, columns * tiling.window + 2 * tiling.overlap
     low, low_real = _resize_to_patches(image, tower, side, side)
     high_resolution, high_resolution_real = _resize_to_patches(image, tower, high, wide)
-    corners = [(r * config.window, c * config.window) for r in range(rows) for c in range(columns)]
+    corners = [(r * tiling.window, c * tiling.window) for r in range(rows) for c in range(columns)]
     patch = tower.patch
-    crops = [images.crop(high_resolution, y * patch, x * patch, tower.image, tower.image) for y, x in corners]
+    crops = [high_resolution[:, y * patch : y * patch + tower.image, x * patch : x * patch + tower.image] for y, x in corners]
     real = [high_resolution_real[y : y + side, x : x + side] for y, x in corners]
-    marks = [low_real, *real] if config.preprocessing == "corrected" else [*real, np.full_like(low_real, -1)]
+    marks = [low_real, *real] if tiling.preprocessing == "corrected" else [*real, np.full_like(low_real, -1)]
     low_patches = np.arange(side * side).reshape(side, side)
-    pools = np.concatenate([_pools(low_patches), _pools(_crop_patches(rows, columns, config), first=side * side)])
+    pools = np.concatenate([_pools(low_patches), _pools(_crop_patches(rows, columns, tiling), first=side * side)])
     return TiledImage(
         torch.stack([low, *crops]).contiguous(),
         torch.from_numpy(np.stack(marks).reshape(len(marks), -1)),
@@ -84,9 +82,9 @@ def _pools_along(patches: int) -> int:
     return -(-patches // POOL)
 
 
-def _crop_patches(rows: int, columns: int, config: Config) -> np.ndarray:
+def _crop_patches(rows: int, columns: int, tiling: Tiling) -> np.ndarray:
     """Return (H, W): for each patch of the whole grid, the number of the crop patch that shows it. Margins only at the image's edges."""
-    side, window, margin = config.tower.side, config.window, config.overlap
+    side, window, margin = tiling.tower.side, tiling.window, tiling.overlap
 
     def axis(count: int) -> tuple[np.ndarray, np.ndarray]:
         patch = np.arange(count * window + 2 * margin)
@@ -112,11 +110,11 @@ def _resize_to_patches(image: Tensor, tower: Tower, high: int, wide: int) -> tup
     height, width = high * tower.patch, wide * tower.patch
     mode = "bicubic" if tower.kind == "dino" else "bilinear"
     if not tower.letterbox:
-        return images.resize(image, height, width, mode=mode), np.ones((high, wide), dtype=np.float32)
+        return resize(image, height, width, mode=mode), np.ones((high, wide), dtype=np.float32)
     inner_h, inner_w = letterbox(image.shape[-2], image.shape[-1], height, width)
     top, left = (height - inner_h) // 2, (width - inner_w) // 2
     canvas = torch.zeros(3, height, width, dtype=torch.uint8)
-    canvas[:, top : top + inner_h, left : left + inner_w] = images.resize(image, inner_h, inner_w, mode=mode)
+    canvas[:, top : top + inner_h, left : left + inner_w] = resize(image, inner_h, inner_w, mode=mode)
     fraction_h, fraction_w = _image_fraction(high, tower.patch, top, inner_h), _image_fraction(wide, tower.patch, left, inner_w)
     return canvas, (fraction_h[:, None] * fraction_w[None, :]).astype(np.float32)
 

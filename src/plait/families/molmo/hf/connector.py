@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from plait.families.molmo.config import EXTRA_ROWS, Tower
+from plait.families.molmo.hf.sizes import EXTRA_ROWS, Tower
 
 _SWIGLU_RMS = 0.5964  # of silu(a) b for independent standard normal a and b: sqrt(E silu(a)^2), E = 0.3557 by quadrature
 
@@ -82,3 +82,17 @@ class Connector(nn.Module):
         pools_TKF = features_nPF.flatten(0, 1)[pools_TK.clamp(min=0)]
         embeds_TD: Tensor = self.projector(self.pooling(pools_TKF, pools_TK >= 0))
         return embeds_TD
+
+    def embed(self, ids_BL: Tensor, words: nn.Module, rows: int) -> Tensor:
+        """Return embeddings (B, L, D). Ids below `rows` have those of `words`, the language model's own; the others, the extra rows."""
+        extra_BL = ids_BL >= rows
+        words_BLD: Tensor = words(ids_BL.masked_fill(extra_BL, 0))
+        extra_BLD = F.embedding((ids_BL - rows).clamp(min=0), self.new_embedding).to(words_BLD.dtype)
+        return torch.where(extra_BL[..., None], extra_BLD, words_BLD)
+
+
+def add_features(embeds_BLD: Tensor, features_TD: Tensor, patches_BL: Tensor) -> Tensor:
+    """Add the vectors of image tokens to the embeddings, in order, at the T positions where `patches_BL` is true."""
+    positions_T = patches_BL.flatten().nonzero()[:, 0]
+    assert len(positions_T) == len(features_TD), f"{len(positions_T)} positions for {len(features_TD)} image tokens"
+    return embeds_BLD.flatten(0, 1).index_add(0, positions_T, features_TD.to(embeds_BLD.dtype)).view_as(embeds_BLD)
