@@ -142,6 +142,7 @@ TESTS: dict[str, str] = {
     "training/run_context.py": "training/test_stage.py",
     "training/start.py": "training/test_start.py commands/test_stages.py",
     "training/summary.py": "training/test_summary.py training/test_stage.py training/test_start.py",
+    "training/agent.py": "training/test_launch.py",
     "training/torchrun.py": "training/test_launch.py",
 }
 """Test files by source file, relative to `src/plait` and `tests`, the fastest first; those of minutes are left out."""

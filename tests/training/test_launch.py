@@ -1,5 +1,6 @@
 """`--nproc` is torchrun with the same command; torchrun's own command line, as users must type it."""
 
+import contextlib
 import logging
 import os
 import signal
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -18,7 +20,7 @@ from torch.distributed.run import parse_args
 from plait import cli
 from plait.config.schema import RunConfig
 from plait.engine.parallel import network
-from plait.training import launch, torchrun
+from plait.training import agent, launch
 from tests import toy_family
 
 
@@ -99,7 +101,7 @@ def failed(*codes):
 
 
 def ended(cause, *codes):
-    error = torchrun._Ended(codes)
+    error = agent._Ended(codes)
     error.__cause__ = cause
     return error
 
@@ -153,11 +155,84 @@ def test_torchrun_ends_with_one_line_and_an_exit_code_that_says_what_came_of_the
     def run(parsed):
         raise raised
 
-    monkeypatch.setattr(torchrun.torchrun, "run", run)
+    monkeypatch.setattr(agent.torchrun, "run", run)
     monkeypatch.setattr(logging.getLogger("plait"), "handlers", [])  # a process of its own begins without
-    assert torchrun.main(["x.py"]) == code
+    assert agent.main(["x.py"]) == code
     told = capsys.readouterr().err
     assert told.count("\n") == (said is not None) and told.startswith(f"plait: {said}" if said else "")
+
+
+INT = SignalException("", signal.SIGINT)
+
+
+@pytest.mark.parametrize(
+    ("raised", "code"),
+    [(ended(TERM), 75), (ended(TERM, -15, -15), 75), (ended(USR1, -10, -15), 75), (ended(INT, 130, 130), 130), (ended(INT, -2, -2), 130)],
+)
+def test_training_that_a_signal_ends_before_it_could_save_ends_as_one_process_does(monkeypatch, capsys, raised, code):
+    def run(parsed):
+        raise raised
+
+    monkeypatch.setattr(agent.torchrun, "run", run)
+    monkeypatch.setattr(logging.getLogger("plait"), "handlers", [])
+    assert agent.main(["-m", "--", "plait", "train", "x.yaml"]) == code
+    name = signal.Signals(raised.__cause__.sigval).name
+    said = f"plait: stopped by {name} before ranks could save; the same command begins again, or continues from the last checkpoint\n"
+    assert capsys.readouterr().err == said
+    assert agent.main(["-m", "--", "plait", "eval", "x"]) == 1  # it has no 75
+
+
+EARLY = """
+import builtins, os, runpy, signal, sys
+number = getattr(signal, sys.argv[1])
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+before = builtins.__import__
+def imported(name, *rest, **more):
+    if name == "torch.distributed":
+        os.kill(os.getpid(), number)
+    return before(name, *rest, **more)
+builtins.__import__ = imported
+sys.argv = ["torchrun", *sys.argv[2:]]
+runpy.run_module("plait.training.torchrun", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "code"),
+    [
+        ("SIGTERM", [], 75),
+        ("SIGINT", [], 130),
+        ("SIGUSR1", [f"--signals-to-handle={launch.SIGNALS}"], 75),
+        ("SIGUSR1", [], -signal.SIGUSR1),
+    ],
+)
+def test_a_signal_while_torchrun_is_imported_is_one_line(name, more, code):
+    done = subprocess.run([sys.executable, "-c", EARLY, name, *more, "--help"], capture_output=True, text=True, check=False)
+    said = f"\nplait: stopped by {name} before training began; the same command starts again\n" if code > 0 else ""
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", said)
+
+
+def alive(text):
+    """Processes whose command line has the text."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            found += [int(path.parent.name)] if text.encode() in path.read_bytes() else []
+    return found
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 75), ("SIGINT", 130), ("SIGUSR1", 75)])
+def test_a_signal_while_the_ranks_of_a_run_start_ends_as_one_process_does(monkeypatch, tmp_path, name, code):
+    recipe = toy_family.install(monkeypatch, tmp_path)
+    command = [sys.executable, "-m", "plait", "train", str(recipe), f"--run={tmp_path / 'run'}", "--nproc=2"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True)
+    while process.poll() is None and len(launch.descendants(process.pid)) < 2:
+        time.sleep(0.01)
+    process.send_signal(signal.Signals[name])
+    _, told = process.communicate(timeout=60)
+    assert (process.returncode, f"stopped by {name}" in told) == (code, True), told
+    assert not alive(str(tmp_path / "run")), "ranks that torch had begun to start were left alone"
+    assert name == "SIGINT" or "Traceback" not in told  # Python itself has one for Ctrl-C before it runs a line
 
 
 @pytest.fixture
@@ -172,7 +247,7 @@ def machine(monkeypatch):
 
     def complete(*arguments):
         parsed = parse_args([*arguments, "x.py"])
-        torchrun.meet_by_addresses(parsed)
+        agent.meet_by_addresses(parsed)
         return parsed
 
     yield complete
@@ -205,7 +280,7 @@ def test_one_machine_and_agents_that_share_one_are_left_to_torch(machine, monkey
 def test_a_head_that_is_not_known_is_told_in_one_line_before_anything_starts(monkeypatch, capsys):
     monkeypatch.setattr(network.resolve, "__defaults__", (0.0,))
     monkeypatch.setattr(logging.getLogger("plait"), "handlers", [])
-    assert torchrun.main([*MEET, "--rdzv-endpoint=nowhere.invalid:1", "x.py"]) == 1
+    assert agent.main([*MEET, "--rdzv-endpoint=nowhere.invalid:1", "x.py"]) == 1
     assert capsys.readouterr().err.startswith("plait: the name 'nowhere.invalid' is not known on ")
 
 
@@ -217,7 +292,7 @@ def test_a_head_that_answered_and_then_does_not_ends_the_other_machines(monkeypa
     def leave(code):
         raise Left(code)
 
-    monkeypatch.setattr(torchrun.os, "_exit", leave)
+    monkeypatch.setattr(agent.os, "_exit", leave)
     monkeypatch.setattr(launch, "descendants", lambda pid: [])
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
@@ -225,7 +300,7 @@ def test_a_head_that_answered_and_then_does_not_ends_the_other_machines(monkeypa
 
         def watch():
             with pytest.raises(Left, match="1"):
-                torchrun._watch_head("127.0.0.1", port, poll_s=0.02, lost_s=0.2)
+                agent._watch_head("127.0.0.1", port, poll_s=0.02, lost_s=0.2)
             watched.append("left")
 
         thread = threading.Thread(target=watch, daemon=True)
@@ -262,9 +337,9 @@ def test_ranks_share_the_cores_unless_told_otherwise(monkeypatch, cores, ranks, 
 
 def test_torchrun_that_succeeds_ends_with_0_gets_its_arguments_and_has_what_plait_says_on_its_output(monkeypatch, capsys):
     given = []
-    monkeypatch.setattr(torchrun.torchrun, "run", lambda parsed: given.append(parsed) or torchrun.log.info("ranks are started"))
+    monkeypatch.setattr(agent.torchrun, "run", lambda parsed: given.append(parsed) or agent.log.info("ranks are started"))
     monkeypatch.setattr(logging.getLogger("plait"), "handlers", [])
-    assert torchrun.main(("--max-restarts=2", "-m", "plait")) == 0
+    assert agent.main(("--max-restarts=2", "-m", "plait")) == 0
     assert [(parsed.max_restarts, parsed.module, parsed.training_script) for parsed in given] == [(2, True, "plait")]
     assert capsys.readouterr().out == "ranks are started\n"
 

@@ -199,10 +199,7 @@ def _run_forked(arguments: list[str], log: str, folder: str) -> int:
 
 def descendants(pid: int) -> list[int]:
     """Return the ids of all processes that `pid` or its children started, from /proc (Linux); [] on other systems."""
-    parents: dict[int, int] = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+    parents = _parents()
     below: list[int] = []
     waiting = [pid]
     while waiting:
@@ -211,6 +208,20 @@ def descendants(pid: int) -> list[int]:
         below += children
         waiting += children
     return below
+
+
+def children(pid: int) -> list[int]:
+    """Return the ids of the processes that `pid` itself started, those that have ended unseen included; [] on other systems than Linux."""
+    return [child for child, parent in _parents().items() if parent == pid]
+
+
+def _parents() -> dict[int, int]:
+    """Return {process id: that of the process which started it}, from /proc (Linux)."""
+    parents: dict[int, int] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+    return parents
 
 
 def data_workers(pid: int) -> list[int]:

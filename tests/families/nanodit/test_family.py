@@ -270,6 +270,17 @@ def test_no_picture_is_written_over(make, directory, tmp_path):
     assert all(path.read_bytes() == body for path, body in before.items())
 
 
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [("a frog " * 60, "-".join(["a-frog"] * 9)[:60]), ("蛙" * 500, "蛙" * 53), ("𠀀" * 500, "𠀀" * 40)],
+    ids=["ascii", "three bytes a letter", "four bytes a letter"],
+)
+def test_a_long_prompt_names_a_file_that_a_disk_takes(make, directory, tmp_path, prompt, words):
+    _, names = generated(make, directory, tmp_path, {"prompt": [prompt, prompt], "steps": 1}, **PIXELS)
+    name = f"{words}-16x16-seed-0-step-00000007"
+    assert names == sorted([f"{name}.png", f"{name}-2.png", "grid-step-00000007.png"])
+
+
 def test_without_a_size_pictures_are_those_of_the_bucket_with_most(make, directory, tmp_path):
     metadata = {
         "latents": {"channels": 12, "downsample": 4, "mean": [0.0] * 12, "std": [1.0] * 12},

@@ -17,7 +17,7 @@ from plait.families.nanodit.sampler import Request, draw
 from plait.keys import key
 
 _SIZE = r"^[1-9]\d*x[1-9]\d*$"
-_NAME_LENGTH = 60  # characters of a prompt in a file's name
+_NAME_LENGTH, _NAME_BYTES = 60, 160  # of a prompt in a file's name: disks take 255 bytes, and a letter has up to 4
 _BATCH = 16  # pictures per forward pass, before guidance multiplies them
 
 
@@ -76,7 +76,8 @@ def generate(model: NanoDiT, inputs: Inputs, options: GenerateOptions, out: Path
 
 def _words_of(prompt: str) -> str:
     """Return the beginning of a prompt as a part of a file name: "A red dot!" -> "A-red-dot"; "no-prompt" without any word."""
-    return "-".join(re.findall(r"\w+", prompt))[:_NAME_LENGTH].strip("-") or "no-prompt"
+    words = "-".join(re.findall(r"\w+", prompt))[:_NAME_LENGTH]
+    return words.encode()[:_NAME_BYTES].decode(errors="ignore").strip("-") or "no-prompt"
 
 
 def sampling_with(config: Config, options: GenerateOptions) -> Sampling:
