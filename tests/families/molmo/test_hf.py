@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
 
 from plait.data import image_files
@@ -19,9 +20,10 @@ from plait.families.molmo.generate import answers
 from plait.families.molmo.hf.image_processing_plait_molmo import PlaitMolmoImageProcessor, to_rgb
 from plait.families.molmo.hf.modeling_plait_molmo import PlaitMolmoForConditionalGeneration
 from plait.families.molmo.hf.processing_plait_molmo import PlaitMolmoProcessor
-from tests.families.molmo.conftest import photo
+from tests.families.molmo.conftest import TEXTS, photo
 from tests.families.molmo.test_generate import restless
 
+SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
 INPUTS = {"tokenize": True, "return_dict": True, "add_generation_prompt": True}
 
 
@@ -109,6 +111,36 @@ def test_a_chat_becomes_the_tokens_and_pictures_of_plait(make, directory, tmp_pa
         assert torch.equal(theirs["crops"][0], torch.stack(crops or [torch.zeros_like(theirs["crops"][0, 0])])), name
 
 
+def test_texts_are_encoded_each_by_itself_as_in_training(directory, tmp_path):
+    """With a tokenizer that begins every text with a blank."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])  # as Llama's
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
+    special = ["<|endoftext|>", "<s>"]
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=[chr(i) for i in range(33, 127)])
+    tokenizer.train_from_iterator(TEXTS, trainer)
+    LlamaForCausalLM(LlamaConfig(vocab_size=400, bos_token_id=1, eos_token_id=0, **SMALL)).save_pretrained(tmp_path / "lm")
+    tokenizer.save(str(tmp_path / "lm/tokenizer.json"))
+    config = Config(language=str(tmp_path / "lm"), vision_backbone="debug", overlap=2)
+    inputs = family.Inputs(config, directory)
+    export.write_hf(family.build(config, directory, seed=1), config, directory, tmp_path / "out")
+    processor = processor_of(tmp_path / "out")
+    for name, conversation in CHATS.items():
+        theirs = processor.apply_chat_template(conversation, **INPUTS)["input_ids"][0].tolist()
+        assert theirs == inputs.prompt(as_sample(conversation)).row.ids.tolist(), name
+    encode = inputs.tokenizer.encode
+    assert encode(" User: a Assistant: b") != encode(" User: a Assistant:") + encode(" b")
+
+
+def test_an_answer_that_is_begun_is_gone_on_with(exported):
+    _, inputs, _, processor = exported()
+    begun = processor.apply_chat_template(
+        chat("Where is it?", 1, say="left of"), **{**INPUTS, "add_generation_prompt": False}, continue_final_message=True
+    )
+    asked = inputs.prompt(as_sample(chat("Where is it?", 1))).row.ids.tolist()
+    assert begun["input_ids"][0].tolist() == [*asked, *inputs.tokenizer.encode(" left of")]
+
+
 def batch_of(*chats):
     """Plait's batch of chats, padded on the left, and the chats as the processor takes them."""
     return [as_sample(conversation) for conversation in chats], list(chats)
@@ -133,7 +165,6 @@ def test_logits_of_a_padded_batch_are_those_of_plait(exported, section):
     assert ours[real].std() > 0.5
 
 
-SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
 LANGUAGES = {
     "tied": (LlamaForCausalLM, LlamaConfig(vocab_size=600, bos_token_id=1, eos_token_id=[0, 5], tie_word_embeddings=True, **SMALL)),
     "sliding window": (MistralForCausalLM, MistralConfig(vocab_size=600, bos_token_id=None, eos_token_id=0, sliding_window=5, **SMALL)),
@@ -163,7 +194,7 @@ def test_long_answers_of_a_batch_are_those_of_plait(exported):
     said = answers(model, inputs, [inputs.prompt(given) for given in samples], max_new_tokens=[60] * len(samples))
     assert len(set(said)) == len(said) and max(map(len, said)) > 100
     given = processor.apply_chat_template(chats, **INPUTS)
-    for more in ({}, {"use_cache": False}):
+    for more in ({}, {"use_cache": False}, {"cache_implementation": "static", "disable_compile": True}):
         tokens = theirs.generate(**given, max_new_tokens=60, do_sample=False, **more)[:, given["input_ids"].shape[1] :]
         assert [text.strip() for text in processor.batch_decode(tokens, skip_special_tokens=True)] == said
 
@@ -288,14 +319,15 @@ def test_an_option_of_another_is_told_and_ignored(exported, capfd):
         (chat("a", say="<|image|>") + chat("b"), "images stand in the turns of the user, not of role assistant"),
         ([{"role": "system", "content": "<image>"}, *chat("a")], "images stand in the turns of the user, not of role system"),
         ([{"role": "user", "content": [{"type": "video", "url": "a"}]}], "a chat holds text and image, not video"),
+        (chat("a \ufdd0 b"), r"a message holds U\+FDD0 or U\+FDD1, which are no characters"),
     ],
     ids=str,
 )
 def test_a_chat_that_plait_refuses_is_refused(exported, turns, line):
     _, inputs, _, processor = exported()
     with pytest.raises(Exception, match=line.replace(".", r"\.")):  # jinja's error
-        processor.apply_chat_template(turns, add_generation_prompt=True)
-    if "video" not in line:
+        processor.apply_chat_template(turns, **INPUTS)
+    if "<image>" in str(turns) or "alternate" in line:
         with pytest.raises(BadSample):
             inputs.prompt(as_sample(turns))
 

@@ -67,8 +67,13 @@ class PlaitMolmoProcessor(ProcessorMixin):
         return super().apply_chat_template(conversation, *args, **{**kwargs, "tokenize": tokenize})
 
     def _quoted(self, value: Any, key: str = "") -> Any:
-        """Return a conversation in which begin and end of text, where a message writes them, are marked as plain text."""
+        """Return a conversation in which begin and end of text, where a message writes them, are marked as plain text.
+
+        Raises ValueError for a message with the noncharacters that mark them.
+        """
         if isinstance(value, str) and key in ("text", "content"):
+            if _SEAM in value or _QUOTE in value:
+                raise ValueError("a message holds U+FDD0 or U+FDD1, which are no characters: take them out of it")
             for token in self._ends():
                 value = value.replace(token, token[0] + _QUOTE + token[1:])
             return value
