@@ -73,7 +73,7 @@ def test_training_never_shows_or_names_a_held_out_pair() -> None:
     source = scenes(tasks=list(TASKS), objects=[1, 5], length=600)
     assert len(source.held_out) == 7  # a tenth of 9 x 8
     for i in range(600):
-        scene, question, caption, _ = source._compose(i)
+        scene, question, caption, *_ = source._compose(i)
         assert not {(obj.colour, obj.shape) for obj in scene.objects} & source.held_out
         text = f"{question.text} {question.answer} {caption}".lower()
         assert not [pair for pair in source.held_out if " ".join(pair) in text], text

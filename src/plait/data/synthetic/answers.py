@@ -102,6 +102,22 @@ def _future(answer: str, fields: Fields) -> bool:
     return {_HALF_OF[word] for word in _words(answer) if word in _HALF_OF} == set(truth.split())
 
 
+def _touch(answer: str, fields: Fields) -> bool:
+    """Score yes or no; without either word, whether the answer says that they touch or meet, or denies it."""
+    words = _words(answer)
+    verdicts = {word for word in words if word in ("yes", "no")}
+    if not verdicts and {"touch", "meet"} & set(words):
+        verdicts = {"no" if {"not", "never"} & set(words) else "yes"}
+    return verdicts == {fields["truth"]}
+
+
+def _faster(answer: str, fields: Fields) -> bool:
+    """Score the name of the faster of two objects, `truth`: its words stand together, and those of the slower one do not."""
+    said = f" {' '.join(_words(answer))} "
+    faster, slower = (f" {name.removesuffix(' shape')} " in said for name in fields["truth"])
+    return faster and not slower
+
+
 def _points(answer: str, fields: Fields) -> bool:
     """Score points: as many as objects asked for, with a one-to-one assignment in which each lies within its object's radius."""
     given, targets = points(answer), list(fields["truth"])
@@ -221,4 +237,7 @@ _SCORERS: dict[str, Callable[[str, Fields], bool]] = {
     "truth": _verdict,
     "statement": _verdict,
     "future": _future,
+    "where": _future,
+    "touch": _touch,
+    "faster": _faster,
 }

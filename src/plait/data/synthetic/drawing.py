@@ -22,6 +22,7 @@ _RIM = 0.075  # width of the outline, as a share of the radius
 _SHADOW = (0.10, 0.20, 0.13, 0.36)  # right, down, blur (all as shares of the radius), opacity
 _TRAIL = ((8, 0.08), (6, 0.13), (4, 0.20), (2, 0.30))  # (frames ago, opacity), oldest first
 _LIGHT_MAP_PX = 64
+_SCREEN = (128, 132, 140)
 
 
 def render(scene: Scene, frame: float = 0, *, supersample: int = 3, trails: bool = False) -> Image.Image:
@@ -30,10 +31,26 @@ def render(scene: Scene, frame: float = 0, *, supersample: int = 3, trails: bool
     if trails:
         for obj in scene.objects:
             for ago, opacity in _TRAIL:
-                _stamp(canvas, obj, obj.centre(frame - ago, scene.width, scene.height), supersample, opacity=opacity)
+                for centre in _centres(scene, obj, frame - ago):
+                    _stamp(canvas, obj, centre, supersample, opacity=opacity)
     for obj in scene.objects:
-        _stamp(canvas, obj, obj.centre(frame, scene.width, scene.height), supersample)
+        for centre in _centres(scene, obj, frame):
+            _stamp(canvas, obj, centre, supersample)
+    if scene.screen:
+        left, top, right, bottom = map(round, scene.screen)
+        canvas.paste(_SCREEN, (left, top, right, bottom))
     return canvas
+
+
+def _centres(scene: Scene, obj: SceneObject, frame: float) -> list[tuple[float, float]]:
+    """Return where an object is drawn: at its centre, and where the scene wraps also beyond each edge that it reaches over."""
+    x, y = scene.centre(obj, frame)
+    if not scene.wraps:
+        return [(x, y)]
+    reach = 1.5 * obj.radius  # with its shadow
+    across = [x + shift for shift in (0, -scene.width, scene.width) if -reach < x + shift < scene.width + reach]
+    down = [y + shift for shift in (0, -scene.height, scene.height) if -reach < y + shift < scene.height + reach]
+    return [(u, v) for u in across for v in down]
 
 
 def encode(picture: Image.Image, form: Literal["png", "jpeg"]) -> bytes:

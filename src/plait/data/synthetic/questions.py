@@ -207,8 +207,8 @@ def _position(obj: SceneObject, scene: Scene) -> str | None:
     return "in the middle" if central else None
 
 
-def _names(obj: SceneObject, scene: Scene, speech: Speech, hide: str = "") -> list[str]:
-    """Return the noun phrases that fit this object and no other of the scene, without the trait `hide`."""
+def unique_names(obj: SceneObject, scene: Scene, speech: Speech, hide: str = "") -> list[str]:
+    """Return the noun phrases that fit this object and no other of the scene. `speech`: the words in use; `hide`: a trait not named."""
     names = []
     for traits in _TRAITS:
         if hide in traits or ("size" in traits and not speech.say_sizes):
@@ -245,7 +245,7 @@ def _about(groups: list[Group], scene: Scene, focus: int | None) -> list[Group]:
 
 def _named(scene: Scene, speech: Speech, focus: int | None, hide: str = "") -> list[tuple[SceneObject, list[str]]]:
     """Return the objects that have unique names, with these; only the one in focus if it is among them."""
-    named = [(i, obj, names) for i, obj in enumerate(scene.objects) if (names := _names(obj, scene, speech, hide))]
+    named = [(i, obj, names) for i, obj in enumerate(scene.objects) if (names := unique_names(obj, scene, speech, hide))]
     return [(obj, names) for i, obj, names in named if i == focus] or [(obj, names) for _, obj, names in named]
 
 

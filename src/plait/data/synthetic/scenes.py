@@ -16,7 +16,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from plait import keys
-from plait.data.synthetic import questions
+from plait.data.synthetic import motion, questions
+from plait.data.synthetic.backgrounds import draw_background
 from plait.data.synthetic.drawing import DRAWING, encode, render
 from plait.data.synthetic.lexicon import COLOURS, SHAPES
 from plait.data.synthetic.physics import Scene, SceneObject
@@ -28,7 +29,11 @@ SPLITS = {"train": 100_000, "validation": 1_000, "test": 1_000}
 SIZES = {"small": (0.55, 0.65), "medium": (0.73, 0.81), "large": (0.90, 1.0)}
 """Least and greatest radius of an object by word, as shares of the largest that fits."""
 
+TASKS = (*questions.TASKS, *motion.TASKS)
+"""Kinds of question."""
+
 _LARGEST = 0.2  # largest radius, as a share of the shorter side
+_FASTEST = 0.2  # share of the shorter side per frame where edges are joined
 _GAP = 1.12  # space around an object, in its radii: objects never touch at frame 0
 _SMALLEST_PX = 2.0  # radius below which shapes cannot be distinguished
 _LAYOUTS = 1000  # scenes tried until one allows a question of the task: far more than any sensible options need
@@ -71,6 +76,10 @@ class SceneOptions(BaseModel):
     """Share of colour and shape pairs, or the pairs ("red circle"), kept out of training."""
     held_out_share: float = Field(0.5, ge=0, le=1)
     """Share of validation scenes with a held-out pair."""
+    motion_holdout: tuple[motion.KeptOut, ...] = ("speed", "direction", "count")
+    """What is kept out of training where motion is asked: the middle fifth of speeds, directions near the diagonals, the most objects."""
+    screen: bool = True
+    """Whether a bar hides a part of each picture where motion is asked."""
     supersample: int = Field(3, ge=1, le=8)
     format: Literal["png", "jpeg"] = "png"
 
@@ -95,7 +104,7 @@ class SceneOptions(BaseModel):
             ("shape", self.shapes, SHAPES),
             ("colour", self.colours, tuple(COLOURS)),
             ("size", self.sizes, tuple(SIZES)),
-            ("task", tuple(self.tasks), questions.TASKS),
+            ("task", tuple(self.tasks), TASKS),
         ):
             if not given or len(set(given)) < len(given):
                 raise ValueError(f"{what}s must be a list without repeats, not {list(given)}")
@@ -121,10 +130,19 @@ class SceneOptions(BaseModel):
                 raise ValueError(f"{crowd} leave {smallest:.1f} pixels of radius; take fewer or a larger size")
         if self.tasks.get("future") and self.frames < 2 and self.trails == "never":
             raise ValueError("'future' cannot be asked of a still picture without trails: set frames to 2 or more, or trails to auto")
+        if self.moving and (self.frames < 2 or self.questions > 1):
+            raise ValueError(f"'{self.moving[0]}' needs frames of 2 or more and is the one question of its scene: frames 9, questions 1")
+        if self.moving and self.speed[1] > _FASTEST:
+            raise ValueError(f"'{self.moving[0]}' takes speeds of at most {_FASTEST}, not {self.speed[1]}")
         if self.asked_as == "turns" and self.questions == 1:
             raise ValueError("asked_as: turns needs questions of 2 or more: one question is one turn")
         held_out(self.colours, self.shapes, self.holdout)
         return self
+
+    @property
+    def moving(self) -> list[str]:
+        """Return the tasks in use that need several frames."""
+        return [task for task in motion.TASKS if self.tasks.get(task)]
 
 
 def largest_radius(width: int, height: int, count: int) -> float:
@@ -179,10 +197,13 @@ class Scenes:
         self.seed, self.split, self.length = seed, split, SPLITS[split] if length is None else length
         self.name = f"scenes {split}"
         later = {"questions": self.options.questions == 1, "asked_as": self.options.asked_as == "annotations"}
+        later |= dict.fromkeys(("motion_holdout", "screen"), not self.options.moving)
         settings = self.options.model_dump_json(exclude={name for name, default in later.items() if default})  # old fingerprints stay
         self.fingerprint = f"{keys.key(DRAWING, settings, seed, split, self.length):016x}"
         self.held_out = held_out(self.options.colours, self.options.shapes, self.options.holdout)
         for task, weight in self.options.tasks.items():
+            if weight and task in motion.TASKS:
+                self._setting.check(task, held_out=split != "train" and self.options.held_out_share > 0)
             if weight:
                 self._compose(-1, task)
 
@@ -197,7 +218,7 @@ class Scenes:
         if not 0 <= index < self.length:
             raise IndexError(f"scene {index} of {self.length}")
         options = self.options
-        scene, question, caption, task = self._compose(index)
+        scene, question, caption, task, more_fields = self._compose(index)
         draw = functools.partial(render, scene, supersample=options.supersample, trails=self._trails)
         frames = [encode(draw(frame), options.format) for frame in range(max(options.frames, 1))]
         sample: dict[str, Any] = {
@@ -215,6 +236,7 @@ class Scenes:
                 "background": [list(scene.background[0]), list(scene.background[1]), scene.background[2]],
                 "frames": options.frames,
                 "held_out": any((obj.colour, obj.shape) in self.held_out for obj in scene.objects),
+                **more_fields,
             },
         }
         if options.frames:
@@ -232,6 +254,27 @@ class Scenes:
         asked_of_stills = bool(self.options.tasks.get("future")) and self.options.frames < 2
         return self.options.trails == "always" or (self.options.trails == "auto" and asked_of_stills)
 
+    @functools.cached_property
+    def _common(self) -> list[tuple[str, str]]:
+        options = self.options
+        return [pair for colour in options.colours for shape in options.shapes if (pair := (colour, shape)) not in self.held_out]
+
+    @functools.cached_property
+    def _setting(self) -> motion.Setting:
+        options = self.options
+        return motion.Setting(
+            options.frames,
+            options.size,
+            options.objects,
+            {word: sum(SIZES[word]) / 2 for word in options.sizes},
+            options.speed,
+            options.horizon,
+            screen=options.screen,
+            pairs=self._common,
+            held_pairs=sorted(self.held_out),
+            kept_out=options.motion_holdout,
+        )
+
     @property
     def _speech(self) -> Speech:
         options = self.options
@@ -247,20 +290,26 @@ class Scenes:
             shown=options.frames,
         )
 
-    def _compose(self, index: int, task: str | None = None) -> tuple[Scene, Question, str, str]:
-        """Return scene, question, caption and task of an index.
+    def _compose(self, index: int, task: str | None = None) -> tuple[Scene, Question, str, str, dict[str, Any]]:
+        """Return scene, question, caption, task and further fields of an index.
 
         The task is drawn first, then scenes until one allows such a question. Raises PlaitError where none does.
         """
         rng = keys.rng(self.seed, "scenes", self.split, index)
         drawn = self._task(rng)
         task = task or drawn
-        with_held_out = self.split != "train" and bool(self.held_out) and rng.random() < self.options.held_out_share
-        speech = self._speech
+        speech, apart = self._speech, self.split != "train"
+        if task in motion.TASKS:
+            held, background = apart and rng.random() < self.options.held_out_share, draw_background(rng, self.options.background)
+            asked = self._setting.compose(task, speech, rng, held_out=held, background=background)
+            fields = {"wraps": True, "screen": asked.scene.screen, "asked": list(asked.objects), "held_out_in": asked.held_out_in}
+            caption = questions.caption(asked.scene, speech, rng)
+            return asked.scene, asked.question, caption, task, fields | {"held_out": asked.held_out_in is not None}
+        with_held_out = apart and bool(self.held_out) and rng.random() < self.options.held_out_share
         for _ in range(_LAYOUTS):
             scene, focus = self._scene(rng, with_held_out)
             if question := questions.ask(task, scene, speech, rng, focus):
-                return scene, question, questions.caption(scene, speech, rng), task
+                return scene, question, questions.caption(scene, speech, rng), task, {}
         raise PlaitError(
             f"no scene of these options allows a question of the task '{task}'; allow more objects, shapes or colours, or drop the task"
         )
@@ -281,8 +330,7 @@ class Scenes:
         width, height = questions.pick(rng, options.size)
         count = int(rng.integers(options.objects[0], options.objects[1] + 1))
         special = int(rng.integers(count)) if with_held_out else None
-        common = [pair for colour in options.colours for shape in options.shapes if (pair := (colour, shape)) not in self.held_out]
-        pairs = [questions.pick(rng, sorted(self.held_out) if i == special else common) for i in range(count)]
+        pairs = [questions.pick(rng, sorted(self.held_out) if i == special else self._common) for i in range(count)]
         sizes = [questions.pick(rng, options.sizes) for _ in range(count)]
         largest = largest_radius(width, height, options.objects[1])
         radii = [largest * (SIZES[size][0] + (SIZES[size][1] - SIZES[size][0]) * rng.random()) for size in sizes]
@@ -294,7 +342,7 @@ class Scenes:
             objects.append(
                 SceneObject(shape, colour, size, x=x, y=y, vx=speed * math.cos(angle), vy=speed * math.sin(angle), radius=radius, tilt=tilt)
             )
-        return Scene(width, height, _background(rng, options.background), tuple(objects)), special
+        return Scene(width, height, draw_background(rng, options.background), tuple(objects)), special
 
 
 def _messages(question: Question) -> list[dict[str, str]]:
@@ -326,27 +374,6 @@ def place_circles(rng: np.random.Generator, radii: list[float], width: int, heig
         ((cell % columns + 0.5) * cell_w + w * (rng.random() - 0.5), (cell // columns + 0.5) * cell_h + h * (rng.random() - 0.5))
         for cell, (w, h) in zip(cells.tolist(), spare, strict=True)
     ]
-
-
-def _background(rng: np.random.Generator, style: str) -> tuple[tuple[int, int, int], tuple[int, int, int], float]:
-    """Draw two colours of neighbouring hue, pale or dark, or plain white, and the angle of the gradient between them."""
-    angle, dark = 360 * rng.random(), rng.random() < 0.35
-    if style == "white":
-        return (255, 255, 255), (255, 255, 255), 0.0
-    if style != "mixed":
-        dark = style == "dark"
-    hue, turn = rng.random(), 0.25 * (rng.random() - 0.5)
-    levels = (0.27, 0.15) if dark else (0.97, 0.86)
-    first, second = (_tone(hue + k * turn, 0.30 if dark else 0.09, level) for k, level in enumerate(levels))
-    return first, second, angle
-
-
-def _tone(hue: float, saturation: float, level: float) -> tuple[int, int, int]:
-    """Return the RGB of a hue (1 is a full turn) on a smooth cosine wheel. No colour of an object lies on it."""
-    red, green, blue = (
-        round(255 * level * (1 - saturation * (0.5 - 0.5 * math.cos(2 * math.pi * (hue - third / 3))))) for third in range(3)
-    )
-    return red, green, blue
 
 
 def _checked(options: dict[str, Any]) -> SceneOptions:
