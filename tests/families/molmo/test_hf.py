@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedTokenizerFast
 
@@ -239,6 +240,18 @@ def test_half_precision_and_another_attention_are_taken(exported, tmp_path):
     assert {part.config._attn_implementation for part in parts} == {"eager"}
     with torch.no_grad():
         assert (half(**given).logits.float() - whole(**given).logits).std() < 0.2 * whole(**given).logits.std()
+
+
+def test_weights_of_two_precisions_are_loaded_in_the_wider(make, directory, tmp_path):
+    """As of a run that trains its connector over a frozen language model in bfloat16."""
+    config, model, _ = make()
+    model.language.to(torch.bfloat16)
+    export.write_hf(model, config, directory, tmp_path / "out")
+    theirs = PlaitMolmoForConditionalGeneration.from_pretrained(tmp_path / "out")
+    loaded = dict(theirs.named_parameters())
+    assert theirs.config.dtype == torch.float32 and {value.dtype for value in loaded.values()} == {torch.float32}
+    assert all(torch.equal(loaded[name], value.float()) for name, value in model.named_parameters())
+    assert load_file(tmp_path / "out/model.safetensors")["language.lm_head.weight"].dtype == torch.bfloat16
 
 
 def drawn(mode, **options):
