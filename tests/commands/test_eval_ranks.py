@@ -37,7 +37,7 @@ def run(tmp_path, monkeypatch):
 
 
 def measure(run, bench, samples, batch, out):
-    return evaluate.evaluate(Saved(run), bench, evaluate.EvaluateOptions(samples=samples, batch=batch, show=0, out=out))
+    return evaluate.evaluate(Saved(run), bench, evaluate.EvaluateOptions(samples=samples, batch=batch, show=0, out=out)).result.figures
 
 
 @pytest.mark.parametrize(("samples", "batch"), [(8, 2), (7, 2), (2, 1), (1, 3)])

@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -83,14 +84,24 @@ def test_a_run_whose_pictures_are_mixed_up_is_warned_once_with_advice(recipe, tm
     settings = ("train.steps=250", "evaluate=[{bench: loss, every_steps: 30}]", "trainable=[projector,language]", "optim.lr=1e-3")
     toy.train(recipe, tmp_path / "run", *SETTINGS, *settings)
     looks = rows(tmp_path / "run")
-    assert [row["step"] for row in looks] == [120, 210, 250]  # the first evaluations after 100 and 200 steps, and the end
+    assert [row["step"] for row in looks] == [120, 250]  # the first evaluation after 100 steps, and the end
     (line,) = said(caplog)
-    own, other = (f"{looks[2][name]:.4f}" for name in (picture_use.OWN, picture_use.OTHER))
+    own, other = (f"{looks[1][name]:.4f}" for name in (picture_use.OWN, picture_use.OTHER))
     assert line.startswith(f"step 250: {BLIND}{own} with their own pictures and {other} with another sample's (16 samples, gain ")
-    assert looks[2]["warnings"] == [line] and not any("warnings" in row for row in looks[:2])
+    assert looks[1]["warnings"] == [line] and not any("warnings" in row for row in looks[:1])
     assert "(frozen here: vision)" in line and f"plait eval {tmp_path / 'run'} --bench loss --ablate image" in line
     assert cli.main(["stages", str(tmp_path / "run")]) == 0
-    assert f"  pictures   make no sure difference at step 250: the loss is {looks[2]['blind/own']:.4f}" in capsys.readouterr().out
+    assert f"  pictures   make no sure difference at step 250: the loss is {looks[1]['blind/own']:.4f}" in capsys.readouterr().out
+
+
+def test_a_long_stage_is_looked_at_ten_times_as_late_each_time(monkeypatch):
+    plan = SimpleNamespace(config=SimpleNamespace(evaluate=[SimpleNamespace(every_steps=every) for every in (300, 450, None)]))
+    state = SimpleNamespace(stage_done=None)
+    alarm = blindness.Blindness(plan, None, state, None)
+    looked = [step for state.stage_step in range(1, 20_001) if alarm._is_time() for step in [state.stage_step]]
+    assert looked == [300, 1200, 10_200]
+    state.stage_done = "planned"
+    assert [step for state.stage_step in (99, 100, 5000) if alarm._is_time() for step in [state.stage_step]] == [100, 5000]
 
 
 def test_nobody_looks_where_that_is_off_or_the_stage_is_short(recipe, tmp_path):
@@ -180,12 +191,12 @@ def test_pictures_make_a_difference_where_they_surely_save_something(gain, low, 
 
 def test_a_long_stage_is_warned_before_its_end_where_pictures_surely_save_little(recipe, tmp_path, monkeypatch, caplog):
     write(tmp_path, "train", 200, shuffled=True)
-    monkeypatch.setattr(blindness, "_LATE_STEPS", 200)
+    monkeypatch.setattr(blindness, "_LATE_STEPS", 100)
     settings = ("train.steps=250", "evaluate=[{bench: loss, every_steps: 50}]", "trainable=[language]", "optim.lr=1e-12")
     for little in (0.5, 0.0):  # of a loss that is known to some 4 %
         monkeypatch.setattr(blindness, "_LITTLE", little)
         toy.train(recipe, tmp_path / str(little), *SETTINGS, *settings)
-    assert [line.partition(":")[0] for line in said(caplog)] == ["step 200", "step 250"]
+    assert [line.partition(":")[0] for line in said(caplog)] == ["step 100", "step 250"]
 
 
 def test_a_warning_is_not_repeated_after_a_restart(recipe, tmp_path, caplog):

@@ -18,7 +18,7 @@ def mean(samples, way):
 
 @pytest.mark.parametrize("lower", [False, True])
 def test_a_difference_is_as_sure_as_that_of_each_sample_whatever_is_common_to_the_ways(lower):
-    one = differences(SAMPLES, ["a-b"], mean, lower=lower)["score"]["a-b"]
+    one = differences(SAMPLES, {"a-b": ("a", "b")}, mean, lower=lower)["score"]["a-b"]
     sign = -1 if lower else 1
     assert one.value == pytest.approx(sign * (NOISE.mean() + 0.5)) and one.sign == sign
     error = NOISE.std() / math.sqrt(COUNT)  # unpaired it would be that of HARD, ten times as wide
@@ -26,8 +26,8 @@ def test_a_difference_is_as_sure_as_that_of_each_sample_whatever_is_common_to_th
 
 
 def test_ways_that_are_equal_have_no_entry_and_counts_are_no_figures():
-    assert differences(SAMPLES, ["b-c"], mean, lower=False) == {}
-    found = differences(SAMPLES, ["a-b", "b-c"], mean, lower=False)
+    assert differences(SAMPLES, {"b-c": ("b", "c")}, mean, lower=False) == {}
+    found = differences(SAMPLES, {"a-b": ("a", "b"), "b-c": ("b", "c")}, mean, lower=False)
     assert found.keys() == {"score"} and found["score"]["b-c"] == NONE
 
 

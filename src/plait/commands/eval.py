@@ -27,6 +27,12 @@ def declare(parser: Parser) -> None:
     parser.add_argument(
         "--ablate", metavar="INPUT", help="an input, as image or world: the same samples also without it, and with another's"
     )
+    parser.add_argument(
+        "--against",
+        metavar="MODELS",
+        help="other models on the same samples, in one table: base (before the first step), random:COMPONENT (that component's values in "
+        "random order), or checkpoints of other runs; several: base,random:projector,runs/other",
+    )
     parser.add_argument("--data", help="in place of the run's held-out data: a .jsonl, .csv, .parquet, .tar or folder, or KIND:PATH")
     parser.add_argument("--split", help="part of the data")
     parser.add_argument("--pictures", type=positive, default=200, help="answers whose pictures are on the page; it has all answers")
@@ -64,7 +70,7 @@ def run(arguments: Arguments) -> None:
         raise PlaitError("--raw and --ema-length choose between weights that were trained; --base has none")
     resolved = open_checked(arguments.base, arguments.overrides) if arguments.base is not None else None
     spread(arguments)
-    from plait.commands.actions.evaluation import evaluate, subject
+    from plait.commands.actions.evaluation import against, evaluate, subject
 
     for line in resolved.warnings if resolved is not None else ():
         log.warning(line)
@@ -81,12 +87,17 @@ def run(arguments: Arguments) -> None:
         data=arguments.data,
         split=arguments.split,
         out=arguments.out,
+        by_sample=arguments.against is not None,
     )
     measured = subject.Base(resolved) if resolved is not None else subject.Saved(arguments.checkpoint)
+    others = against.others_of(measured, arguments.against.split(",")) if arguments.against is not None else {}
+    results = []
     names = arguments.bench.split(",")
     for name in names:
         folder = options.out / name.replace(":", "-") if options.out is not None and len(names) > 1 else options.out
-        evaluate.evaluate(measured, name, replace(options, out=folder))
+        results.append(evaluate.evaluate(measured, name, replace(options, out=folder)))
+    if others:
+        against.compare(measured, others, results)
 
 
 HELP = "measure a checkpoint on a bench; writes predictions and a page with pictures"

@@ -36,14 +36,14 @@ FEWEST_STEPS = 100
 """Steps of a stage before which nobody looks: a model learns what answers look like before it learns to see."""
 _FEWEST, _MOST = 16, 64
 """Samples of a look."""
-_SHARE = 0.0025
+_SHARE = 0.00125
 """Share of the stage's forward and backward passes so far that a look may cost, with more than the fewest samples; twice at the end."""
 _READ_FOR_ONE = 4
 """Samples that are read, at most, for each that is wanted: not all of them need to have pictures."""
 _LATE_STEPS, _LITTLE = 1000, 0.02
 """Steps of a stage after which it may be warned before the end, as a model that is drawn at random sees late; and the share of the loss
 that pictures then surely save less than."""
-_PAIR = "own-other"
+_WAYS = ("own", "other")
 
 Encoded = tuple[int, Batch, Batch]
 """A sample's position among those chosen, and its batches: with its own pictures, and with another sample's."""
@@ -92,7 +92,7 @@ class Blindness:
         return ablation if ablation is not None and ablation.lacks(self.bundle.section) is None else None
 
     def _is_time(self) -> bool:
-        """Return whether this step is one to look at: the end of the stage, or the first evaluation after 100, 200, 400, ... steps."""
+        """Return whether this step is one to look at: the end of the stage, or the first evaluation after 100, 1,000, ... steps."""
         step = self.state.stage_step
         if step < FEWEST_STEPS or self.state.stage_done is not None:
             return step >= FEWEST_STEPS
@@ -100,7 +100,7 @@ class Blindness:
         if not any(step % every == 0 for every in intervals):
             return False
         before = max((step - 1) // every * every for every in intervals)
-        return before < FEWEST_STEPS << int(math.log2(step / FEWEST_STEPS))
+        return before < FEWEST_STEPS * int(10 ** int(math.log10(step / FEWEST_STEPS)))
 
     def _known(self) -> list[Mapping[str, Any]]:
         """Return the rows of this stage's looks, those from before the run was continued included."""
@@ -126,10 +126,11 @@ class Blindness:
         reason = f"it takes {_FEWEST} {kind} samples with pictures of their own, and of {len(samples):,} {usable} can be used"
         if len(rows) >= _FEWEST:
             bench = sample_losses.bench(self.plan.loss)
-            own, other = (bench.summarise([row[way] for row in rows])["loss"] for way in _PAIR.split("-"))
+            own, other = (bench.summarise([row[way] for row in rows])["loss"] for way in _WAYS)
             if math.isfinite(own) and math.isfinite(other):
-                found = paired.differences(rows, [_PAIR], lambda chosen, way: bench.summarise([row[way] for row in chosen]), lower=True)
-                gain = found["loss"][_PAIR] if "loss" in found else paired.NONE
+                pair = {"gain": _WAYS}
+                found = paired.differences(rows, pair, lambda chosen, way: bench.summarise([row[way] for row in chosen]), lower=True)
+                gain = found["loss"]["gain"] if "loss" in found else paired.NONE
                 return picture_use.row_of(own, other, gain, len(rows))
             reason = f"the loss of {len(rows)} {kind} samples is {own}, and {other} with other pictures"
         log.info(f"step {self.state.step}: whether pictures make a difference is not known: {reason}")
@@ -162,7 +163,7 @@ class Blindness:
             with autocast(self.plan.config.train.precision, ranks.device):
                 rows = [sample_losses.row(loss, model, batch) for batch in batches]
             counts = bool(mine) and number < len(encoded)
-            return {"position": position, **dict(zip(_PAIR.split("-"), rows, strict=True))} if counts else None, context.signals.requested()
+            return {"position": position, **dict(zip(_WAYS, rows, strict=True))} if counts else None, context.signals.requested()
 
         rows: list[dict[str, Any]] = []
         for number in range(max(on_every_rank(ranks, encode))):

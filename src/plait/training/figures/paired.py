@@ -41,7 +41,11 @@ NONE = Difference(0.0, 0.0, 0.0)
 
 
 def differences(
-    samples: Sequence[Any], pairs: Sequence[str], figures_of: Callable[[Sequence[Any], str], Mapping[str, float]], *, lower: bool
+    samples: Sequence[Any],
+    pairs: Mapping[str, tuple[str, str]],
+    figures_of: Callable[[Sequence[Any], str], Mapping[str, float]],
+    *,
+    lower: bool,
 ) -> dict[str, dict[str, Difference]]:
     """Compare ways of answering the same samples; return {figure: {pair: difference}} by a paired bootstrap.
 
@@ -51,15 +55,15 @@ def differences(
     """
 
     def gains(chosen: Sequence[Any]) -> dict[str, float]:
-        ways = {way: figures_of(chosen, way) for way in dict.fromkeys(way for pair in pairs for way in pair.split("-"))}
+        ways = {way: figures_of(chosen, way) for way in dict.fromkeys(way for pair in pairs.values() for way in pair)}
         common = [figure for figure in next(iter(ways.values())) if all(figure in values for values in ways.values())]
         better = -1.0 if lower else 1.0
-        parts = {pair: pair.split("-") for pair in pairs}
-        return {f"{figure} {pair}": better * (ways[a][figure] - ways[b][figure]) for figure in common for pair, (a, b) in parts.items()}
+        return {f"{figure} {name}": better * (ways[a][figure] - ways[b][figure]) for figure in common for name, (a, b) in pairs.items()}
 
     now, drawn = gains(samples), resampled(samples, gains)
     compared = {}
-    for figure in dict.fromkeys(name.rpartition(" ")[0] for name in now):
+    first = next(iter(pairs))
+    for figure in [name.removesuffix(f" {first}") for name in now if name.endswith(f" {first}")]:
         names = {pair: f"{figure} {pair}" for pair in pairs}
         if all(drawn.get(name) for name in names.values()) and any(now[name] or any(drawn[name]) for name in names.values()):
             compared[figure] = {pair: Difference(now[name], *percentiles(drawn[name])) for pair, name in names.items()}

@@ -44,7 +44,7 @@ def compare(ablated: Ablated, rows: Sequence[Row]) -> list[Comparison]:
     return compared
 
 
-_PAIRS = ("on-off", "on-shuffled", "shuffled-off")
+_PAIRS = {"on-off": ("on", "off"), "on-shuffled": ("on", "shuffled"), "shuffled-off": ("shuffled", "off")}
 
 
 def verdict(name: str, comparison: Comparison, samples: int) -> str:

@@ -4,9 +4,9 @@ A bench is a metric on some data: `loss`, a metric of the model family (`vqa`) o
 number that it gives. A row is a dict with one sample's answer and score; answers.py shows them on a page.
 """
 
-import difflib
 import json
 import logging
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,19 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import xxhash
-import yaml
-from pydantic import ValidationError
 
 from plait import files
-from plait.assembly.held_out import ChosenSamples, HeldOutData, benches, benchmark, open_held_out
+from plait.assembly import sample_losses
+from plait.assembly.held_out import ChosenSamples, HeldOutData, benches, open_held_out
 from plait.assembly.model import ModelBundle
-from plait.commands.actions.evaluation import ablations, answers
+from plait.commands.actions.evaluation import ablations, answers, named_data
 from plait.commands.actions.evaluation.subject import Saved, Subject
-from plait.config import reading
-from plait.config.messages import one_line
-from plait.config.schema import Evaluate, RunConfig, SourceEntry
-from plait.data import paths
-from plait.data.sources.open import KINDS
+from plait.config.schema import Evaluate, RunConfig
 from plait.engine import evaluation
 from plait.engine.evaluation import Bench, Row
 from plait.engine.held_out_loss import held_out_loss
@@ -45,8 +40,6 @@ ROWS = "predictions.jsonl"
 """The file of rows, written as they are computed, after a line that identifies the measurement. A repeated call continues it."""
 _IN_FILE = ("run", "step", "checkpoint", "bench", "date")
 """Keys of metrics.json that are not printed."""
-FROM_HUB = "hub"
-"""What `--data` says of a dataset that is known by name, to read it from the Hub."""
 _MARKS = {True: "right", False: "wrong"}
 
 
@@ -58,7 +51,8 @@ class EvaluateOptions:
     average of this length (a share of the run) instead. `variant`: name of a setting that the family lets evaluation change (`variants` of
     its configuration). `ablate`: name of an input, without which, and with another sample's, the same samples are measured too. `data`: a
     folder or file in place of the run's held-out data, or KIND:PATH, or a list of sources; `split`: of that data. `show`: number of answers
-    to print; `pictures`: number of answers shown with pictures. `out`: folder of the results; None: in the run.
+    to print; `pictures`: number of answers shown with pictures. `out`: folder of the results; None: in the run. `by_sample`:
+    the bench `loss` takes each sample by itself, and has a row for each.
     """
 
     samples: int | None = None
@@ -72,6 +66,7 @@ class EvaluateOptions:
     data: str | None = None
     split: str | None = None
     out: Path | None = None
+    by_sample: bool = False
 
     @property
     def weights(self) -> str:
@@ -122,42 +117,60 @@ class Result:
     rows: Sequence[Row] = ()
 
 
-def evaluate(subject: Subject, bench: str, options: EvaluateOptions) -> Mapping[str, float]:
-    """Measure `subject`, a checkpoint or a configuration's untrained model, on the bench of this name, and return its figures by name.
+@dataclass(frozen=True)
+class Measured:
+    """A measurement that was made, and what it gave. `first`: whether this is the rank that writes reports."""
+
+    measurement: Measurement
+    result: Result
+    first: bool
+
+
+def evaluate(subject: Subject, bench: str, options: EvaluateOptions, like: Measurement | None = None) -> Measured:
+    """Measure `subject`, a checkpoint or a configuration's untrained model, on the bench of this name. `like`: on the samples of that one.
 
     Writes metrics.json, and for benches with answers predictions.json and an HTML page, into RUN/eval/BENCH-step-N or `options.out`. A
     call that was interrupted is continued; if nothing is left to do, no model is built. Raises PlaitError for an unknown bench, split,
     variant or data.
     """
-    measurement = _plan(subject, bench, options)
+    measurement = _plan(subject, bench, options, like)
     done = _done(measurement)
     result = _complete(measurement, done)
     if result is not None:
         folder, count = measurement.folder, len(measurement.samples)
         log.info(f"nothing left to do: {folder} has {bench} of this model for all {count} samples")
         _report(measurement, result)
-        return result.figures
+        return Measured(measurement, result, first=os.environ.get("RANK", "0") == "0")
     with distributed.join() as ranks:
         result = _measure(measurement, ranks.agree(done), ranks)
         if ranks.first:
             _report(measurement, result)
-    return result.figures
+        return Measured(measurement, result, first=ranks.first)
 
 
-def _plan(subject: Subject, bench: str, options: EvaluateOptions) -> Measurement:
+def _plan(subject: Subject, bench: str, options: EvaluateOptions, like: Measurement | None) -> Measurement:
     """Open the samples, without building a model."""
     config = subject.config
     known = registry.model_config(config.family).variants
     if options.variant is not None and options.variant not in known:
         raise PlaitError(f"family {config.family!r} has no --{options.variant}: it has {', '.join(known) or 'no such switch'}")
-    entry = _entry(config, bench, options).model_copy(update={"ablate": options.ablate})
+    if like is not None:
+        entry = like.entry
+    else:
+        which = {"data": options.data, "split": options.split}
+        entry = named_data.entry_of(config, bench, **which, samples=options.samples, batch=options.batch)
+    entry = entry.model_copy(update={"ablate": options.ablate})
     rule = benches(config, [entry]).get(entry.title)
-    data = HeldOutData(config)
-    samples = ChosenSamples(*data.of(entry))
-    fewer = evaluation.shortfall(entry, len(samples))
+    by_sample = rule is None and options.by_sample
+    if by_sample:
+        family = registry.load(config.family)
+        rule = sample_losses.bench(family.Loss(family.Config.model_validate(config.model)))
+    data = like.data if like is not None else HeldOutData(config)
+    samples = like.samples if like is not None else ChosenSamples(*data.of(entry))
+    fewer = evaluation.shortfall(entry, len(samples)) if like is None else None
     if fewer is not None:
         log.warning(fewer)
-    name = f"{entry.bench.replace(':', '-')}-{subject.moment}{options.suffix}{_data_suffix(entry, samples)}"
+    name = f"{entry.bench.replace(':', '-')}{'-by-sample' * by_sample}-{subject.moment}{options.suffix}{_data_suffix(entry, samples)}"
     return Measurement(
         subject=subject,
         entry=entry,
@@ -245,81 +258,6 @@ def _done(measurement: Measurement) -> list[Row]:
     if written and written[0] != measurement.identity:
         log.info(f"{path} is of another model, other data or settings: begun again")
     return written[1:] if written and written[0] == measurement.identity else []
-
-
-def _entry(config: RunConfig, bench: str, options: EvaluateOptions) -> Evaluate:
-    """Return the `evaluate:` entry that a bench's name, `--split` and `--data` mean. Raises PlaitError for an unknown one."""
-    name, _, split = bench.partition(":")
-    known = {evaluation.LOSS, *registry.benches(config.family)}
-    dataset = registry.has_datasets(config.family) and name in registry.datasets(config.family).DATASETS
-    if not split and name in known and (options.data is not None or not dataset):
-        given = _sources(options.data, options.split, config.data.train) if options.data is not None else []
-        if not given and options.split is not None:
-            if config.data.held_out_share is not None:
-                share = f"{config.data.validation} of the training data"
-                raise PlaitError(f"--split {options.split}: what is held out is {share}, without splits; give --data as well")
-            given = [one.model_copy(update={"split": options.split}) for one in config.data.validation_sources]
-        return Evaluate(bench=name, samples=options.samples, batch=options.batch, data=given)
-    if split and options.split not in (None, split):
-        raise PlaitError(f"--bench {bench} and --split {options.split} name two splits: keep one")
-    if not registry.has_datasets(config.family):
-        raise PlaitError(f"--bench {name!r} is unknown: {_hint(name, sorted(known))}")
-    catalogue = registry.datasets(config.family)
-    if not split and name not in {*catalogue.DATASETS, *catalogue.ALIASES}:
-        raise PlaitError(f"--bench {name!r} is unknown: {_hint(name, [*sorted(known), *catalogue.scored()])}")
-    split = split or options.split or catalogue.evaluation_split(name)
-    _, source = benchmark(config, f"{name}:{split}")
-    source = source.model_copy(update={"options": {"hub": True}} if options.data == FROM_HUB else {"path": options.data})
-    return Evaluate(bench=f"{name}:{split}", samples=options.samples, batch=options.batch, data=[source])
-
-
-def _hint(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, known, 1)
-    return f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
-
-
-def _sources(text: str, split: str | None, trained: Sequence[SourceEntry]) -> list[SourceEntry]:
-    """Return the sources that `--data` names: a list in YAML, KIND:PATH (dataset:NAME), or a file or folder whose kind can be told.
-
-    A path is read with the template and columns of the first of the run's sources (`trained`) that is of its kind and has any.
-    """
-    try:
-        if text.startswith("["):
-            return [SourceEntry.model_validate({"split": split, **row} if split else row) for row in reading.scalar(text)]
-        kind, colon, rest = text.partition(":")
-        if colon and (rules := KINDS.get(kind)):
-            if "name" in rules.needs and not ("path" in rules.needs and paths.local(rest).exists()):
-                return [SourceEntry.model_validate({"source": kind, "split": split, "name": rest})]
-            return [_as_trained(SourceEntry.model_validate({"source": kind, "split": split, "path": rest}), trained)]
-    except (ValidationError, yaml.YAMLError, TypeError) as error:
-        reason = one_line(error.errors()[0]["msg"]) if isinstance(error, ValidationError) else str(error).splitlines()[0]
-        raise PlaitError(f"--data {text!r} is no list of sources: {reason}") from error
-    told = _kind_of(paths.local(text))
-    if told is None:
-        raise PlaitError(
-            f"--data {text!r} is no .jsonl, .csv, .parquet, .tar or folder; give one, a list of sources in YAML, or KIND:PATH with "
-            f"KIND one of {', '.join(KINDS)}"
-        )
-    return [_as_trained(SourceEntry(source=told, path=text, split=None if told == "jsonl" else split), trained)]
-
-
-def _kind_of(path: Path) -> str | None:
-    """Return the kind of source that reads a file or folder, None where it cannot be told."""
-    if path.suffix in (".jsonl", ".json"):
-        return "jsonl"
-    if path.suffix in (".csv", ".tsv", ".parquet") or (path.is_dir() and any(path.glob("*.parquet"))):
-        return "datasets"
-    if path.suffix == ".tar" or (path.is_dir() and any(path.glob("*.tar"))):
-        return "shards"
-    return "folder" if path.is_dir() else None
-
-
-def _as_trained(source: SourceEntry, trained: Sequence[SourceEntry]) -> SourceEntry:
-    for number, other in enumerate(trained):
-        if other.source == source.source and (other.template or other.columns):
-            log.info(f"--data is read with the template and columns of data.train.{number}")
-            return source.model_copy(update={"template": other.template, "columns": other.columns})
-    return source
 
 
 def _report(measurement: Measurement, result: Result) -> None:

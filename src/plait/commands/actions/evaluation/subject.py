@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
 import xxhash
 
 from plait import files
@@ -16,7 +17,9 @@ from plait.config.schema import RunConfig
 from plait.engine import evaluation
 from plait.engine.parallel.distributed import Ranks
 from plait.engine.state import State
+from plait.errors import PlaitError
 from plait.families import registry
+from plait.keys import key
 from plait.training import from_weights
 
 
@@ -49,6 +52,10 @@ class Subject(ABC):
         if self._built is None or self._built[0] != asked:
             self._built = (asked, self.build(ranks, averaged=averaged, length=length))
         return self._built[1]
+
+    def close(self) -> None:
+        """Let go of the model that `open` built."""
+        self._built = None
 
     @abstractmethod
     def build(self, ranks: Ranks, *, averaged: bool, length: float | None) -> tuple[ModelBundle, RunConfig]:
@@ -86,22 +93,51 @@ class Saved(Subject):
         return saved.open_checkpoint(self.saved, ranks, averaged=averaged, length=length), self.config
 
 
+class Randomised(Saved):
+    """The model of a checkpoint of which one component (a part such as `projector`) knows nothing: its values stand in random order.
+
+    The values of each tensor are permuted by a key, so that they keep their mean and spread. Raises PlaitError for an unknown component.
+    """
+
+    def __init__(self, spec: str | Path, component: str) -> None:
+        super().__init__(spec)
+        known = self.checkpoint.manifest["components"]
+        if component not in known:
+            raise PlaitError(f"--against random:{component}: the model has no component {component!r}: known: {', '.join(known)}")
+        self.component, self.shown = component, f"{self.shown} with {component} in random order"
+
+    def identity(self) -> str:
+        """Return a hash that depends on the checkpoint and the component."""
+        return xxhash.xxh3_64_hexdigest(f"{super().identity()} random {self.component}".encode())
+
+    def build(self, ranks: Ranks, *, averaged: bool, length: float | None) -> tuple[ModelBundle, RunConfig]:
+        """Build the model of the checkpoint and put the values of the component's tensors in random order, each within its tensor."""
+        bundle, config = super().build(ranks, averaged=averaged, length=length)
+        with torch.no_grad():
+            for name, value in bundle.components()[self.component].items():
+                generator = torch.Generator().manual_seed(key(config.seed, "random order", name) % 2**63)
+                order = torch.randperm(value.numel(), generator=generator).to(value.device)
+                value.copy_(value.flatten()[order].view_as(value))
+        return bundle, config
+
+
 class Base(Subject):
     """The model of a configuration before its first step: its base weights, or those that `from:` names.
 
-    Results are written to the run's folder if the run has begun, else to RUN-base, because a run begins in an empty folder only.
+    `begun`: the run's folder, if it is not where the configuration says. Results are written to the run's folder if the run has begun, else
+    to RUN-base, because a run begins in an empty folder only.
     """
 
     without_averages = "weights before the first step"
 
-    def __init__(self, resolved: Resolved) -> None:
+    def __init__(self, resolved: Resolved, begun: Path | None = None) -> None:
         self.view: StageView = resolved.stages[0]
         self.config, self.step = self.view.config, 0
         whole = dump(self.config)
         named = [whole[name] for name in ("family", "model", "seed", "from")] + [whole["data"]["train"], whole["data"]["mixture"]]
         self._named = json.dumps(named, sort_keys=True)
         mark = xxhash.xxh3_64_hexdigest(self._named.encode())[:6]
-        run = Path(str(self.config.run))
+        run = begun or Path(str(self.config.run))
         self.run = run if (run / "config.yaml").is_file() and not self.config.from_ else run.with_name(f"{run.name}-base") / mark
         self.shown, self.moment = f"{self.config.family} of {run}", f"base-{mark}"
 

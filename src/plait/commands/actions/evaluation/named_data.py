@@ -1,0 +1,102 @@
+"""Find what `plait eval` measures on: the `evaluate:` entry that a bench's name and the options `--data` and `--split` mean."""
+
+import difflib
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+from pydantic import ValidationError
+
+from plait.assembly.held_out import benchmark
+from plait.config import reading
+from plait.config.messages import one_line
+from plait.config.schema import Evaluate, RunConfig, SourceEntry
+from plait.data import paths
+from plait.data.sources.open import KINDS
+from plait.engine import evaluation
+from plait.errors import PlaitError
+from plait.families import registry
+
+log = logging.getLogger(__name__)
+
+FROM_HUB = "hub"
+"""What `--data` says of a dataset that is known by name, to read it from the Hub."""
+
+
+def entry_of(config: RunConfig, bench: str, *, data: str | None, split: str | None, samples: int | None, batch: int) -> Evaluate:
+    """Return the `evaluate:` entry that a bench's name, `--data` and `--split` mean. Raises PlaitError for an unknown one.
+
+    `samples`: at most so many (None: all); `batch`: at a time.
+    """
+    name, _, part = bench.partition(":")
+    known = {evaluation.LOSS, *registry.benches(config.family)}
+    dataset = registry.has_datasets(config.family) and name in registry.datasets(config.family).DATASETS
+    if not part and name in known and (data is not None or not dataset):
+        given = _sources(data, split, config.data.train) if data is not None else []
+        if not given and split is not None:
+            if config.data.held_out_share is not None:
+                share = f"{config.data.validation} of the training data"
+                raise PlaitError(f"--split {split}: what is held out is {share}, without splits; give --data as well")
+            given = [one.model_copy(update={"split": split}) for one in config.data.validation_sources]
+        return Evaluate(bench=name, samples=samples, batch=batch, data=given)
+    if part and split not in (None, part):
+        raise PlaitError(f"--bench {bench} and --split {split} name two splits: keep one")
+    if not registry.has_datasets(config.family):
+        raise PlaitError(f"--bench {name!r} is unknown: {_hint(name, sorted(known))}")
+    catalogue = registry.datasets(config.family)
+    if not part and name not in {*catalogue.DATASETS, *catalogue.ALIASES}:
+        raise PlaitError(f"--bench {name!r} is unknown: {_hint(name, [*sorted(known), *catalogue.scored()])}")
+    part = part or split or catalogue.evaluation_split(name)
+    _, source = benchmark(config, f"{name}:{part}")
+    source = source.model_copy(update={"options": {"hub": True}} if data == FROM_HUB else {"path": data})
+    return Evaluate(bench=f"{name}:{part}", samples=samples, batch=batch, data=[source])
+
+
+def _hint(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, 1)
+    return f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+
+
+def _sources(text: str, split: str | None, trained: Sequence[SourceEntry]) -> list[SourceEntry]:
+    """Return the sources that `--data` names: a list in YAML, KIND:PATH (dataset:NAME), or a file or folder whose kind can be told.
+
+    A path is read with the template and columns of the first of the run's sources (`trained`) that is of its kind and has any.
+    """
+    try:
+        if text.startswith("["):
+            return [SourceEntry.model_validate({"split": split, **row} if split else row) for row in reading.scalar(text)]
+        kind, colon, rest = text.partition(":")
+        if colon and (rules := KINDS.get(kind)):
+            if "name" in rules.needs and not ("path" in rules.needs and paths.local(rest).exists()):
+                return [SourceEntry.model_validate({"source": kind, "split": split, "name": rest})]
+            return [_as_trained(SourceEntry.model_validate({"source": kind, "split": split, "path": rest}), trained)]
+    except (ValidationError, yaml.YAMLError, TypeError) as error:
+        reason = one_line(error.errors()[0]["msg"]) if isinstance(error, ValidationError) else str(error).splitlines()[0]
+        raise PlaitError(f"--data {text!r} is no list of sources: {reason}") from error
+    told = _kind_of(paths.local(text))
+    if told is None:
+        raise PlaitError(
+            f"--data {text!r} is no .jsonl, .csv, .parquet, .tar or folder; give one, a list of sources in YAML, or KIND:PATH with "
+            f"KIND one of {', '.join(KINDS)}"
+        )
+    return [_as_trained(SourceEntry(source=told, path=text, split=None if told == "jsonl" else split), trained)]
+
+
+def _kind_of(path: Path) -> str | None:
+    """Return the kind of source that reads a file or folder, None where it cannot be told."""
+    if path.suffix in (".jsonl", ".json"):
+        return "jsonl"
+    if path.suffix in (".csv", ".tsv", ".parquet") or (path.is_dir() and any(path.glob("*.parquet"))):
+        return "datasets"
+    if path.suffix == ".tar" or (path.is_dir() and any(path.glob("*.tar"))):
+        return "shards"
+    return "folder" if path.is_dir() else None
+
+
+def _as_trained(source: SourceEntry, trained: Sequence[SourceEntry]) -> SourceEntry:
+    for number, other in enumerate(trained):
+        if other.source == source.source and (other.template or other.columns):
+            log.info(f"--data is read with the template and columns of data.train.{number}")
+            return source.model_copy(update={"template": other.template, "columns": other.columns})
+    return source
