@@ -29,7 +29,7 @@ BASE, RANDOM = "base", "random:"
 
 @dataclass(frozen=True)
 class Compared:
-    """A model beside the one that is measured: its results on the same samples, and the gain of the measured one over it by figure."""
+    """Another model's results on the same samples. `gains`: how much better the measured model does, by figure."""
 
     name: str
     measured: Measured
@@ -63,10 +63,10 @@ def _model(subject: Subject, name: str) -> Subject:
 
 
 def compare(subject: Subject, others: Mapping[str, Subject], measured: Sequence[Measured]) -> None:
-    """Measure `others` on the samples on which `subject` was `measured`, a bench each; log, and write to its folder, a table per bench.
+    """Measure `others` on the samples on which `subject` was `measured`; log and write a table per bench.
 
-    The folder gets against.json, against.html, and below `against` the results of each model. Raises PlaitError where two models have no
-    sample in common that both can use.
+    `measured`: one result per bench, whose folder gets against.json, against.html, and below `against` the results of each model. Raises
+    PlaitError where two models have no sample in common that both can use.
     """
     subject.close()
     compared: dict[int, list[Compared]] = {number: [] for number in range(len(measured))}
