@@ -27,12 +27,12 @@ LAYERS = [
     {"families"},
     {"assembly"},
     {"training"},
-    {"commands"},
+    {"commands", "lmms_eval"},
     {"cli"},
     {"__main__"},
 ]
 """Rooms of one floor that do not know each other."""
-OPTIONAL_PACKAGES = {"wandb", "datasets", "pyarrow", "httpx", "pycocoevalcap", "sacrebleu"}
+OPTIONAL_PACKAGES = {"wandb", "datasets", "pyarrow", "httpx", "pycocoevalcap", "sacrebleu", "lmms_eval"}
 """Imported inside a function because plait runs without them."""
 
 
