@@ -71,7 +71,7 @@ def test_blink_asks_its_prompt_with_all_pictures_and_knows_the_task(blink):
     assert [turn["content"] for turn in one["messages"]] == [
         "Which image shares its style?\nSelect from the following choices.\n(A) the second image\n(B) the third image\n", "(A)",
     ]  # fmt: skip
-    assert one["fields"] == {"dataset": "blink", "task": "Art_Style", "choices": ["the second image", "the third image"]}
+    assert one["fields"] == {"dataset": "blink", "task": "Art_Style", "lettered_choices": ["the second image", "the third image"]}
     assert len(opened("blink_relative_depth", "val", blink)) == 2
 
 
@@ -88,7 +88,7 @@ def test_blink_wants_all_its_tasks_and_says_which_is_missing(tmp_path):
 
 
 def test_the_choices_of_a_sample_count_and_not_letters_that_its_question_names():
-    fields = {"choices": ["Point A", "Point B"]}
+    fields = {"lettered_choices": ["Point A", "Point B"]}
     question = "Which point, (A) or (B), is it?\n(A) Point A\n(B) Point B"
     assert [judge(answer, "(B)", fields, question).correct for answer in ("(B)", "Point B", "(A)")] == [True, True, False]
     assert [judge(answer, "(B)", fields, question).failed for answer in ("", " \n", "hm", "(A) or (B)")] == [
@@ -186,9 +186,16 @@ def test_empty_and_unread_answers_are_counted_and_wrong(run, blink, tmp_path, mo
     assert "empty_answers" in page and "unparsed" in page
 
 
-def test_answers_without_published_gold_are_written_and_not_scored(run, blink, capsys):
+def test_answers_without_published_gold_are_written_and_not_scored(run, blink, tmp_path, capsys):
     assert cli.main(["eval", run, "--bench", "blink:test", f"--data={blink}", "--out=out"]) == 2
-    assert "none of 14 held-out samples can be used: no answer to compare with" in capsys.readouterr().err
+    assert "none of 14 held-out samples can be used: its answer is not published; the model's is in pred" in capsys.readouterr().err
+    rows = [json.loads(line) for line in (tmp_path / "out/predictions.jsonl").read_text().splitlines()][1:]
+    assert len(rows) == 14 and any(row["answer"] for row in rows)
+
+
+def test_fields_of_other_data_that_are_named_alike_change_nothing():
+    fields = {"statement": "The cat is red", "regions": [1], "choices": ["x", "y"], "group": "17"}
+    assert judge("red", "red", fields).correct and judge("(B)", "B", fields, "Which?\n(A) y\n(B) x").correct
 
 
 @pytest.fixture
@@ -213,6 +220,6 @@ def test_vsr_is_read_from_the_hub_with_pictures_of_this_machine(tmp_path, hub):
     published_sets.vsr(tmp_path / "there", tmp_path / "coco/val2017")
     hub.repositories["datasets", "cambridgeltl/vsr_random"] = Repository({"test.jsonl": (tmp_path / "there/test.jsonl").read_bytes()})
     source = opened("vsr_random", "test", tmp_path / "nowhere", root=tmp_path, hub=True)
-    assert [source[i]["fields"]["statement"] for i in range(3)] == [False, True, True]
+    assert [source[i]["fields"]["statement_is_true"] for i in range(3)] == [False, True, True]
     with pytest.raises(PlaitError, match=r"cannot download dev.jsonl of cambridgeltl/vsr_random: "):
         opened("vsr_random", "dev", tmp_path / "nowhere", root=tmp_path, hub=True)

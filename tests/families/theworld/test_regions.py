@@ -115,7 +115,12 @@ def test_regions_are_drawn_as_numbered_boxes(tmp_path, layout):
     assert sample["messages"][0]["content"] == (
         "Each region is marked in the image by a box with its number. Is Region [0] to the left of Region [1]?"
     )
-    assert sample["fields"] == {"dataset": "spatial_rgpt", "task": "left-right", "group": "qualitative", "regions": "left_predicate"}
+    assert sample["fields"] == {
+        "dataset": "spatial_rgpt",
+        "task": "left-right",
+        "task_group": "qualitative",
+        "region_category": "left_predicate",
+    }
     with pytest.raises(BadSample, match="its right answer cannot be read by rule: 'They overlap"):
         source[4]
 

@@ -16,7 +16,7 @@ from plait.engine.evaluation import Bench, Row
 from plait.errors import BadSample, PlaitError, sample_errors
 from plait.families.ablation import PICTURES, Ablation
 from plait.families.theworld.benchmarks import captions
-from plait.families.theworld.benchmarks.judge import EMPTY, UNPARSED, judge
+from plait.families.theworld.benchmarks.judge import EMPTY, GROUP, UNPARSED, UNPUBLISHED, judge
 from plait.families.theworld.generate import answers
 from plait.families.theworld.inputs import WORLD_OF, Example, Inputs, Sample
 from plait.families.theworld.model import TheWorld
@@ -25,6 +25,7 @@ _SPARE_TOKENS = 8  # an answer may run this much longer than the gold one before
 _ROOM_TOKENS = 128  # the same where no special scorer judges the answer: room for a few sentences, of which the last may give it
 _CAPTION_TOKENS = 128  # of a caption
 NO_GOLD = "no answer to compare with: it has no text of the assistant"
+KEPT = "its answer is not published; the model's is in predictions.jsonl, to be handed in where they are scored"
 NO_REFERENCE = "no caption to compare with: neither `references` nor `captions`, nor a text of the assistant, has a word"
 
 
@@ -50,7 +51,8 @@ def predict_captions(model: TheWorld, samples: Sequence[Sample], inputs: Inputs,
 class _Kind:
     """What a bench does with a sample.
 
-    `limit`: the tokens of an answer; `lacks`: why it cannot be scored, or None; `scored`: further keys of its row.
+    `limit`: the tokens of an answer; `lacks`: why it cannot be scored, or None; `scored`: further keys of its row. With the reason KEPT it
+    is answered all the same.
     """
 
     limit: Callable[[Inputs, Sample], int]
@@ -62,16 +64,20 @@ def _answered(model: TheWorld, samples: Sequence[Sample], inputs: Inputs, *, bat
     rows: list[Row] = []
     for start in range(0, len(samples), batch):
         chosen = samples[start : start + batch]
-        prompts = [kind.lacks(sample) or _prompt(sample, inputs) for sample in chosen]
+        lacks = [kind.lacks(sample) for sample in chosen]
+        prompts = [reason if reason not in (None, KEPT) else _prompt(sample, inputs) for sample, reason in zip(chosen, lacks, strict=True)]
         usable = [(sample, prompt) for sample, prompt in zip(chosen, prompts, strict=True) if isinstance(prompt, Example)]
         limits = [kind.limit(inputs, sample) for sample, _ in usable]
         texts = iter(answers(model, inputs, [prompt for _, prompt in usable], max_new_tokens=limits) if usable else [])
-        for sample, prompt in zip(chosen, prompts, strict=True):
+        for sample, prompt, reason in zip(chosen, prompts, lacks, strict=True):
             row: Row = {"id": sample["id"], "question": question(sample), "answer": "", "gold": gold(sample)}
             if isinstance(prompt, str):
                 rows.append(row | {"bad": prompt})
                 continue
             row["answer"] = next(texts)
+            if reason is not None:
+                rows.append(row | {"bad": reason})
+                continue
             world = "on" if inputs.config.world is not None and sample.get(WORLD_OF, sample) is not None else "off"
             rows.append(row | {"world": world, "world_tokens": prompt.world_tokens} | kind.scored(sample, row))
     return rows
@@ -84,6 +90,8 @@ def _answer_limit(inputs: Inputs, sample: Sample) -> int:
 
 
 def _lacks_gold(sample: Sample) -> str | None:
+    if sample["fields"].get(UNPUBLISHED) is True:
+        return KEPT
     return None if gold(sample) or can_score(sample["fields"]) else NO_GOLD
 
 
@@ -92,7 +100,7 @@ def _judged(sample: Sample, row: Row) -> Row:
     fields = sample["fields"]
     judged = judge(row["answer"], row["gold"], fields, row["question"])
     given: Row = {"correct": judged.correct, "task": fields.get("task")}
-    others = {"group": fields.get("group"), "error": judged.error, "failed": judged.failed}
+    others = {"group": fields.get(GROUP), "error": judged.error, "failed": judged.failed}
     return given | {name: value for name, value in others.items() if value is not None}
 
 

@@ -16,12 +16,18 @@ from plait.families.theworld.benchmarks.statements import verdict
 
 EMPTY, UNPARSED = "empty", "unparsed"
 """Why an answer failed: it is blank; or nothing of the kind that was asked for can be read in it, such as the letter of an option."""
-REGIONS = "regions"
+REGIONS = "region_category"
 """Field of a sample that asks about numbered regions: the category of its question, such as `left_choice`."""
-STATEMENT = "statement"
+STATEMENT = "statement_is_true"
 """Field of a sample whose question is whether a statement is true: True or False, the right answer."""
-CHOICES = "choices"
+CHOICES = "lettered_choices"
 """Field of a sample with the texts of its options, of which the first is (A); without it, options are those that the question lists."""
+
+
+GROUP = "task_group"
+"""Field of a sample with the group of tasks that its own is of, such as "quantitative"."""
+UNPUBLISHED = "gold_unpublished"
+"""Field of a sample whose right answer its authors keep: it is answered, and not judged."""
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ from plait.data.sources.datasets import Table
 from plait.errors import BadSample
 from plait.families.published_rows import ChainedRows, Conversation, DatasetFiles, Opener, ParquetRows, Random, Row, Rows, Size, Spec
 from plait.families.theworld.benchmarks.choices import letter
+from plait.families.theworld.benchmarks.judge import CHOICES as LETTERED
+from plait.families.theworld.benchmarks.judge import UNPUBLISHED
 
 BLINK_HUB = "BLINK-Benchmark/BLINK"
 BLINK_TASKS = (
@@ -39,10 +41,10 @@ def _blink(row: Row, random: Random, size: Size) -> list[Conversation]:
     choices = [str(choice) for choice in row["choices"] or ()]
     if not choices:
         raise BadSample("a question without `choices`")
-    gold: dict[str, Any] = {"task": str(row["sub_task"]), "choices": choices}
+    gold: dict[str, Any] = {"task": str(row["sub_task"]), LETTERED: choices}
     answer = str(row["answer"] or "").strip()
     if answer.lower() in _HIDDEN:
-        return [Conversation(str(row["prompt"]), None, "blink", gold)]
+        return [Conversation(str(row["prompt"]), None, "blink", {**gold, UNPUBLISHED: True})]
     named = letter(answer)
     if named is None or ord(named) - ord("A") >= len(choices):
         raise BadSample(f"the answer {answer!r} is no letter of {len(choices)} choices")

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from plait.errors import BadSample
 from plait.families.published_openers import either, in_json, in_json_lines, in_parquet
 from plait.families.published_rows import PICTURES, ChangedRows, Conversation, DatasetFiles, Random, Row, Rows, Size, Spec
-from plait.families.theworld.benchmarks.judge import REGIONS
+from plait.families.theworld.benchmarks.judge import GROUP, REGIONS
 from plait.families.theworld.benchmarks.regions import read, task_of
 
 SPATIAL_HUB = "a8cheng/SpatialRGPT-Bench"
@@ -94,7 +94,7 @@ def _spatial(row: Row, random: Random, size: Size) -> list[Conversation]:
         raise BadSample(f"the category {category!r} is unknown") from error
     if read(answer, category, question) is None:
         raise BadSample(f"its right answer cannot be read by rule: {answer!r}")
-    return [Conversation(_MARKED + question, answer, "spatial", {"task": task, "group": str(told["type"]), REGIONS: category})]
+    return [Conversation(_MARKED + question, answer, "spatial", {"task": task, GROUP: str(told["type"]), REGIONS: category})]
 
 
 SPATIAL: dict[str, Spec] = {

@@ -1,7 +1,7 @@
 """Statements about pictures that are true or false: VSR (Liu et al. 2023, arXiv:2205.00363) and Cornell NLVR (Suhr et al. 2017).
 
-Both are asked as "True or false? ..."; the sample's field `statement` says whether the statement is true. VSR's pictures are COCO's of
-2017. NLVR has six pictures for each sentence, the orders of three boxes; each is a sample, as its authors count.
+Both are asked as "True or false? ..."; the sample's field `statement_is_true` says whether the statement is true. VSR's pictures are those
+of COCO, of 2017. NLVR has six pictures for each sentence, the orders of three boxes; each is a sample, as its authors count.
 """
 
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ from pathlib import Path
 from plait.errors import BadSample
 from plait.families.published_openers import in_json_lines
 from plait.families.published_rows import COCO, Conversation, DatasetFiles, Opener, Random, Row, RowList, Rows, Size, Spec
+from plait.families.theworld.benchmarks.judge import STATEMENT
 
 VSR_HUB = "cambridgeltl/vsr_{}"
 _ORDERS = 6  # pictures of a sentence of NLVR
@@ -32,7 +33,7 @@ _CATEGORIES = {relation: category for category, listed in _RELATIONS.items() for
 def asked(sentence: str, label: bool, **fields: object) -> list[Conversation]:
     """Return the question whether a sentence is true, its answer "True" or "False", and the fields by which answers are scored."""
     answer = "True" if label else "False"
-    return [Conversation(f"True or false? {sentence}", answer, "statement", {"statement": label, **fields})]
+    return [Conversation(f"True or false? {sentence}", answer, "statement", {STATEMENT: label, **fields})]
 
 
 def _vsr(row: Row, random: Random, size: Size) -> list[Conversation]:
