@@ -25,8 +25,8 @@ def command(*words: object) -> str:
 class PlaitError(Exception):
     """An error that the user can fix: one line that says what happened, the values, and what to do next.
 
-    The command line prints it and exits with `exit_code`: 2 for bad input, 1 for a run that stopped itself. `of_one_sample`: whether one
-    that is raised while a sample is read is that sample's fault, which is then replaced; False: it ends the run.
+    The command line prints it and exits with `exit_code`: 2 for what would come again, such as bad input; 1 for a run that may go on later.
+    `of_one_sample`: whether one that is raised while a sample is read is that sample's fault, which is replaced; False: it ends the run.
     """
 
     exit_code = 2
@@ -76,6 +76,12 @@ class Stopped(PlaitError):
     """A run stopped itself, as at a loss that is not finite; the message says why, and what to do before continuing."""
 
     exit_code = 1
+
+
+class Recurring(Stopped):
+    """A run stopped itself for what the same command would meet again, such as too many bad samples. No launcher starts it again."""
+
+    exit_code = PlaitError.exit_code
 
 
 def first_names(names: Sequence[str]) -> str:

@@ -64,6 +64,18 @@ def test_a_signal_to_one_rank_stops_all_names_it_and_restarts_none(tmp_path, mon
     assert "plait: the ranks saved and stopped; the same command continues" in said and "Traceback" not in said
 
 
+def test_data_that_no_restart_mends_is_told_with_file_and_record_and_restarts_none(tmp_path, monkeypatch):
+    recipe = toy_family.install(monkeypatch, tmp_path)
+    rows = (tmp_path / "train.jsonl").read_text().splitlines()
+    (tmp_path / "train.jsonl").write_text("\n".join('{"text": "no numbers"}' if i % 4 == 1 else row for i, row in enumerate(rows)))
+    process = torchrun(recipe, tmp_path / "run", "--guard.max_bad_fraction=0.02", *(f"--{item}" for item in LONG))
+    said = process.communicate(timeout=processes.LIMIT_S)[1]
+    assert process.returncode == 2, said
+    line = r"(?m)^plait: \d+ of \d+ samples could not be used, more than .+; all are in \S+; the latest: \S*train\.jsonl:\d+"
+    assert len(re.findall(line, said)) == 1, said
+    assert "ended with exit code 2, which a restart would not change; mend what it names" in said and "Traceback" not in said
+
+
 def test_a_rank_that_dies_leaves_no_process_behind(tmp_path, monkeypatch, capfd):
     recipe = toy_family.install(monkeypatch, tmp_path)
     started = processes.start(2, toy_family.train, recipe, tmp_path / "run", *LONG, "train.steps=4000", *WORKERS)

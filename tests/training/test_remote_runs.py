@@ -226,7 +226,7 @@ def test_a_server_that_is_down_ends_the_run_with_all_saved_and_the_same_command_
     assert_same(tmp_path / "run", straight)
 
 
-@pytest.mark.parametrize(("allowed", "code"), [("0.01", 1), ("1", 0)])
+@pytest.mark.parametrize(("allowed", "code"), [("0.01", 2), ("1", 0)])
 def test_a_shard_that_is_gone_costs_its_samples_until_they_are_too_many(server, tmp_path, allowed, code):
     fail_after(server, tmp_path / "run", 1, "status 404", of=("1.tar",))
     process = start(tmp_path, "run", "evaluate=[]", f"guard.max_bad_fraction={allowed}")

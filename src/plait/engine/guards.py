@@ -1,4 +1,4 @@
-"""Guards of a run: an audit of which parameters get gradients, and the list of unusable samples. Stopped, a PlaitError, ends the run."""
+"""Guards of a run: an audit of which parameters get gradients, and the list of unusable samples. Recurring, a PlaitError, ends the run."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from plait import files
 from plait.config.secrets import shown
 from plait.engine.loss import UnusableSample
 from plait.engine.parallel.distributed import Ranks
-from plait.errors import Stopped, first_names
+from plait.errors import Recurring, first_names
 
 log = logging.getLogger(__name__)
 
@@ -22,11 +22,11 @@ _FEW_SAMPLES = 100
 
 
 def audit(model: nn.Module) -> list[str]:
-    """Return [a log line on trainable parameters without gradients] after backward, or []. Raises Stopped if a frozen parameter has one."""
+    """Return [a log line on trainable parameters without gradients] after backward, or []. Raises Recurring where a frozen one has one."""
     idle = [name for name, value in model.named_parameters() if value.requires_grad and value.grad is None]
     leaking = [name for name, value in model.named_parameters() if not value.requires_grad and value.grad is not None]
     if leaking:
-        raise Stopped(
+        raise Recurring(
             f"audit: {len(leaking)} frozen parameters have a gradient: {first_names(leaking)}; this is a defect of plait, please report it"
         )
     line = f"audit: {len(idle)} trainable parameters got no gradient in the first step and will not move: {first_names(idle)}"
@@ -45,7 +45,7 @@ class GradientWatch:
         """Steps so far, all of them with a gradient of 0; None once one was seen, or after the report."""
 
     def __call__(self, row: Mapping[str, Any], *, last: bool) -> None:
-        """Check a step's `grad_norm`. `last`: the stage ends here. Then, or at the tenth step, raises Stopped (or warns) if all were 0."""
+        """Check a step's `grad_norm`. `last`: the stage ends here. Then, or at the tenth step, raises Recurring, or warns, if all are 0."""
         if self.zeros is None or row.get("skipped"):
             return
         self.zeros = self.zeros + 1 if row["grad_norm"] == 0 else None
@@ -55,7 +55,7 @@ class GradientWatch:
         self.zeros = None
         cure = "nothing that trains takes part in the loss of these samples: look at them with `plait data inspect`, and at trainable"
         if self.stop:
-            raise Stopped(f"{what}; {cure}; to go on all the same, say guard.no_gradient=continue")
+            raise Recurring(f"{what}; {cure}; to go on all the same, say guard.no_gradient=continue")
         log.warning(f"{what}; {cure}")
 
 
@@ -74,7 +74,7 @@ class Quarantine:
         """Append the unusable samples of a step to quarantine.jsonl, and count them in the state's counters: "bad" of `totals`.
 
         `bad`: this rank's; every rank calls it, also with none. Each bad sample is replaced by another: one that was a replacement itself
-        is listed, but not counted. Raises Stopped beyond `max_fraction` of `totals["samples"]`, taken as at least 100.
+        is listed, but not counted. Raises Recurring beyond `max_fraction` of `totals["samples"]`, taken as at least 100.
         """
         rows = [row for part in ranks.gather([self._row(step, sample) for sample in bad]) for row in part] if ranks.any(bool(bad)) else []
         if not rows:
@@ -85,7 +85,7 @@ class Quarantine:
         allowed = self.max_fraction * max(totals["samples"], _FEW_SAMPLES)
         if totals["bad"] > allowed:
             shown = "; ".join(f"{row['sample']}: {row['reason']}" for row in rows[:_NAMES_SHOWN])
-            raise Stopped(
+            raise Recurring(
                 f"{totals['bad']:.0f} of {totals['samples']:.0f} samples could not be used, more than guard.max_bad_fraction = "
                 f"{self.max_fraction:g} allows; all are in {self.path}; the latest: {shown}"
             )

@@ -13,7 +13,7 @@ from plait import files
 from plait.config.schema import Guard
 from plait.engine.nonfinite_report import Report
 from plait.engine.parallel.distributed import Ranks
-from plait.errors import Stopped
+from plait.errors import Recurring
 
 log = logging.getLogger(__name__)
 
@@ -35,14 +35,14 @@ def respond(report: Report, settings: Guard, ranks: Ranks, *, skipped: int, run:
     """Stop, skip or rewind after a non-finite step, as `guard.non_finite` says; returns only for skip: the caller makes no update.
 
     `settings`: the section `guard`. `run`: the run directory. `step`: of the stage, from 0. `skipped`: steps of the run skipped before.
-    Raises Stopped for stop, or when `guard.non_finite_steps` are used up (a PlaitError that ends the run), and Rewind for rewind.
+    Raises Recurring for stop, or when `guard.non_finite_steps` are used up (a PlaitError that ends the run), and Rewind for rewind.
     """
     if settings.non_finite == "stop":
         look = "look at these samples with `plait data inspect`, lower optim.lr, or set guard.non_finite"
-        raise Stopped(f"{report.what}, stopped before the update; {report.where}; {look}")
+        raise Recurring(f"{report.what}, stopped before the update; {report.where}; {look}")
     used = skipped if settings.non_finite == "skip" else len(files.read_rows(run / SKIPPED, _KINDS))
     if used >= settings.non_finite_steps:
-        raise Stopped(
+        raise Recurring(
             f"{report}; {used} steps were passed over before, all that guard.non_finite_steps allows: look at the data or optim.lr"
         )
     if settings.non_finite == "rewind":

@@ -12,12 +12,12 @@ from plait.engine.held_out_loss import held_out_loss
 from plait.engine.loop import total_loss_weights
 from plait.engine.loss import has_targets
 from plait.engine.parallel.distributed import Ranks
-from plait.errors import Stopped, command
+from plait.errors import Recurring, command
 from plait.training.probes import ProbeLoss
 
 
 def stop_if_diverged(probe: ProbeLoss, ranks: Ranks, *, run: Path, updated: int | None, step: int) -> None:
-    """Raise Stopped, a PlaitError, if none of the probe samples, each by itself, has a finite loss; all ranks call this.
+    """Raise Recurring, a PlaitError, if none of the probe samples, each by itself, has a finite loss; all ranks call this.
 
     A single bad sample does not count against the model, nor do samples with nothing to predict. `run`: the run directory. `updated`: the
     step of the last update before `step`; None where the weights were loaded from a checkpoint.
@@ -31,7 +31,7 @@ def stop_if_diverged(probe: ProbeLoss, ranks: Ranks, *, run: Path, updated: int 
             batch = StepBatch(0, [micro], [], 0.0)
             losses.append(held_out_loss(model, probe.loss, [batch], probe.alone, probe.precision)["loss"])
     if ranks.any(bool(losses) and not any(map(math.isfinite, losses))):
-        raise Stopped(describe_divergence(run, updated, step))
+        raise Recurring(describe_divergence(run, updated, step))
 
 
 def describe_divergence(run: Path, updated: int | None, step: int) -> str:

@@ -69,19 +69,15 @@ class Config(ModelSection):
     overlap: Annotated[int, Field(ge=0)] = Field(default=4, description="patches of margin that a crop shares with each neighbour")
     preprocessing: Literal["corrected", "published"] = Field(
         default="corrected",
-        description="published: padding is marked one crop on, and a picture under 112 px on a side is one crop, as for published weights",
+        description="published: padding is marked one crop on, and thin pictures are one crop, as for published weights",
     )
     format: Literal["role", "none"] = Field(default="role", description="role: ` User: {q} Assistant:`; none: the prompt alone")
     style: Literal["none", "style", "demo_or_style", "style_and_length"] = Field(
         default="demo_or_style",
         description="a prompt's start; style: its name; demo_or_style: 90 % of demo styles without; style_and_length: name and length",
     )
-    wordings: bool = Field(
-        default=True, description="named datasets ask for captions, points and counts in drawn wordings; false: by their label alone"
-    )
-    default_style: str | None = Field(
-        default=None, description="style of a sample that names none; None: user_qa where it has a question, else long_caption"
-    )
+    wordings: bool = Field(default=True, description="drawn wordings for captions, points and counts of named datasets; false: labels")
+    default_style: str | None = Field(default=None, description="if a sample names none; None: user_qa for a question, else long_caption")
     caption_length: int | None = Field(default=65, description="length asked of captions outside training; None: no number")
     weighting: Literal["none", "root_subsegments", "root_subsegments_root_tokens"] = Field(
         default="none", description="loss weight of each of n annotations of an image: 1, sqrt(1/n), or 2/sqrt(its tokens)/sqrt(n)"

@@ -6,7 +6,7 @@ task's name, such as vqa2 or long_caption, that may begin a prompt. Weights are 
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from plait.families.molmo import styles, towers
 from plait.families.molmo.config import Config
 from plait.families.molmo.hf.sizes import IMAGE_PROMPT, IMAGE_TOKENS
 from plait.families.molmo.hf.tiling import TiledImage, tile
-from plait.families.molmo.packing.sequence import Annotation, Row, batch_rows, build_row, unsupervised
+from plait.families.molmo.packing.sequence import Annotation, Row, batch_rows, build_row
 from plait.families.molmo.styles import Conversation, TextSpan
 from plait.keys import rng
 
@@ -117,7 +117,7 @@ class Inputs:
         prefix, ((messages, _, _),) = self._prefix(tiles, [(question, style, 1.0)])
         annotation = self._annotation(styles.conversation_spans(self.config, messages, style, None), tiles)
         row = build_row(prefix, [annotation] if annotation.ids else [], text_rows=self.tokenizer.image_start)
-        return self._example(unsupervised(row), tiles)
+        return self._example(replace(row, loss_weights=torch.zeros_like(row.loss_weights)), tiles)
 
     def _example(self, row: Row, tiles: list[TiledImage]) -> Example:
         limits.check_length(int(row.positions.max()) + 1, self.tokenizer.positions)

@@ -144,8 +144,7 @@ def conversations(sample: dict[str, Any], default_style: str | None, *, wordings
     styles = [a.get("style", given) or ("user_qa" if _asks(a["messages"]) else "long_caption") for a in annotations]
     text = "content" if wordings else "bare"
     asked = [[{**turn, "content": turn.get(text, turn["content"])} for turn in a["messages"]] for a in annotations]
-    weights = [float(a.get("weight", sample.get("weight", 1.0))) for a in annotations]
-    return list(zip(asked, map(str, styles), weights, strict=True))
+    return [(m, str(s), float(a.get("weight", sample.get("weight", 1.0)))) for a, s, m in zip(annotations, styles, asked, strict=True)]
 
 
 def _asks(messages: Sequence[Message]) -> bool:

@@ -6,7 +6,7 @@ Labels are shifted here: a position's label is the token after it in its annotat
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -132,8 +132,3 @@ def _padded_length(lengths: list[int], pad: str, max_tokens: int | None) -> int:
             raise PlaitError("data.pad is to_max, but data.max_tokens is not set: set it, or pad to_128, longest or none")
         return max_tokens
     return -(-max(lengths) // 128) * 128 if pad == "to_128" else max(lengths)
-
-
-def unsupervised(row: Row) -> Row:
-    """Return a copy of the row with all loss weights 0, for a prompt."""
-    return replace(row, loss_weights=torch.zeros_like(row.loss_weights))
