@@ -101,6 +101,10 @@ def test_a_key_that_is_left_out_has_the_plans_value(load, key):
     assert difference(full, load(reading.write_yaml(tree))) == []
 
 
+def test_a_keep_last_n_of_0_keeps_every_checkpoint(load):
+    assert load(written(checkpoint__keep_last_n=0)).config.checkpoint.keep == 0  # which prunes nothing: engine/test_checkpoint.py
+
+
 def test_the_optimizers_type_is_adamw_or_refused(load):
     assert load(written(training__optimizer__type="adamw")).config.optim.name == "adamw"
     with pytest.raises(PlaitError, match=r"x.yaml:\d+: training.optimizer.type must be AdamW, got 'Lion'"):
