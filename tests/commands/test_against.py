@@ -1,6 +1,8 @@
 """`plait eval --against`: baselines on the same samples in one table, with paired differences, as JSON and as a page."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ import torch
 from plait import cli
 from plait.commands.actions.evaluation.subject import Randomised, Saved
 from plait.engine.parallel.distributed import Ranks
+from tests import processes
 from tests.commands.test_ablations import RUN, TINY
 
 CPU = Ranks(0, 1, torch.device("cpu"))
@@ -93,3 +96,23 @@ def test_a_wrong_model_gives_one_line_before_anything_is_measured(runs, monkeypa
     error = capsys.readouterr().err
     assert words in error and error.count("\n") == 1
     assert not (runs / "nowhere").exists()
+
+
+def test_several_benches_and_models_are_measured_by_several_ranks(runs):
+    command = [
+        sys.executable,
+        "-m",
+        "plait",
+        "eval",
+        "run",
+        "--bench=loss,accuracy",
+        "--samples=4",
+        "--against=base",
+        "--nproc=2",
+        "--out=two",
+    ]
+    done = subprocess.run(command, cwd=runs, capture_output=True, text=True, timeout=processes.LIMIT_S, check=False)
+    assert done.returncode == 0, done.stderr
+    for bench in ("loss", "accuracy"):
+        told = json.loads((runs / "two" / bench / "against.json").read_text())
+        assert len(told["others"]) == 1 and told["sentence"] in done.stdout

@@ -1,5 +1,6 @@
 import contextlib
 import datetime
+import itertools
 import json
 
 import pytest
@@ -70,7 +71,9 @@ def test_restarts_on_one_node_and_several_nodes_without_restarts_meet_under_name
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(distributed, "TCPStore", lambda host, port, is_master: (host, port, is_master))
     monkeypatch.setattr(distributed, "PrefixStore", lambda name, store: (name, store))
-    assert distributed._store() == ("attempt-2", ("host", 29, False))
+    monkeypatch.setattr(distributed, "_joins", itertools.count())
+    assert distributed._store() == ("attempt-2-0", ("host", 29, False))
+    assert distributed._store() == ("attempt-2-1", ("host", 29, False))  # joined again: other addresses
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "False")
     assert distributed._store() is None
 

@@ -49,6 +49,7 @@ def write(folder, name, count, *, shuffled=False, pictures=True):
 
 @pytest.fixture
 def recipe(monkeypatch, tmp_path):
+    monkeypatch.setattr(blindness, "_ENOUGH_SAMPLES", 0)
     path = toy.install(monkeypatch, tmp_path)
     monkeypatch.setattr(registry, "load", lambda name: replace(toy.FAMILY, Inputs=Seeing))
     write(tmp_path, "train", 200)
@@ -94,14 +95,18 @@ def test_a_run_whose_pictures_are_mixed_up_is_warned_once_with_advice(recipe, tm
     assert f"  pictures   make no sure difference at step 250: the loss is {looks[1]['blind/own']:.4f}" in capsys.readouterr().out
 
 
-def test_a_long_stage_is_looked_at_ten_times_as_late_each_time(monkeypatch):
-    plan = SimpleNamespace(config=SimpleNamespace(evaluate=[SimpleNamespace(every_steps=every) for every in (300, 450, None)]))
-    state = SimpleNamespace(stage_done=None)
-    alarm = blindness.Blindness(plan, None, state, None)
-    looked = [step for state.stage_step in range(1, 20_001) if alarm._is_time() for step in [state.stage_step]]
-    assert looked == [300, 1200, 10_200]
-    state.stage_done = "planned"
-    assert [step for state.stage_step in (99, 100, 5000) if alarm._is_time() for step in [state.stage_step]] == [100, 5000]
+def test_a_long_stage_is_looked_at_ten_times_as_late_each_time():
+    evaluate = [SimpleNamespace(every_steps=every) for every in (300, 450, None)]
+    config = SimpleNamespace(evaluate=evaluate, train=SimpleNamespace(global_batch=4))
+
+    def looked(steps, among, done=None):
+        plan, state = SimpleNamespace(config=config, steps=steps), SimpleNamespace(stage_done=done, stage_step=0)
+        alarm = blindness.Blindness(plan, None, state, None)
+        return [state.stage_step for state.stage_step in among if alarm._is_time()]
+
+    assert looked(20_000, range(1, 20_001)) == [300, 1200, 10_200]
+    assert looked(1999, range(1, 2000)) == []  # fewer than 8,000 samples: at the end only
+    assert looked(1999, (99, 100, 1999), "planned steps done") == [100, 1999]
 
 
 def test_nobody_looks_where_that_is_off_or_the_stage_is_short(recipe, tmp_path):
@@ -214,6 +219,15 @@ def test_ranks_look_together_and_find_what_one_finds(recipe, tmp_path):
     assert two["blind/samples"] == one["blind/samples"] == 16
     assert two["intervals"]["blind/gain"] == pytest.approx(one["intervals"]["blind/gain"], rel=1e-3)
     assert two["blind/other"] == pytest.approx(one["blind/other"], rel=1e-3)  # sums of gradients have another order
+
+
+def test_more_ranks_than_samples_look_together_too(recipe, tmp_path, monkeypatch):
+    monkeypatch.setattr(blindness, "_FEWEST", 2)
+    write(tmp_path, "held", 2)
+    processes.fork(
+        3, toy.train, recipe, tmp_path / "run", *SETTINGS, "train.steps=100", "train.global_batch=6", "distributed.strategy=fsdp"
+    )
+    assert [row["blind/samples"] for row in rows(tmp_path / "run")] == [2]
 
 
 def test_a_rank_that_fails_while_looking_is_told_by_all_and_training_goes_on(recipe, tmp_path):

@@ -38,6 +38,8 @@ _FEWEST, _MOST = 16, 64
 """Samples of a look."""
 _SHARE = 0.00125
 """Share of the stage's forward and backward passes so far that a look may cost, with more than the fewest samples; twice at the end."""
+_ENOUGH_SAMPLES = 8_000
+"""Samples of a whole stage from which it is looked at before its end too: of fewer, a look takes too large a share."""
 _READ_FOR_ONE = 4
 """Samples that are read, at most, for each that is wanted: not all of them need to have pictures."""
 _LATE_STEPS, _LITTLE = 1000, 0.02
@@ -92,10 +94,12 @@ class Blindness:
         return ablation if ablation is not None and ablation.lacks(self.bundle.section) is None else None
 
     def _is_time(self) -> bool:
-        """Return whether this step is one to look at: the end of the stage, or the first evaluation after 100, 1,000, ... steps."""
+        """Return whether to look at this step: the end of the stage, or in a long one the first evaluation after 100, 1,000, ... steps."""
         step = self.state.stage_step
         if step < FEWEST_STEPS or self.state.stage_done is not None:
             return step >= FEWEST_STEPS
+        if self.plan.steps * self.plan.config.train.global_batch < _ENOUGH_SAMPLES:
+            return False
         intervals = [entry.every_steps for entry in self.plan.config.evaluate if entry.every_steps is not None]
         if not any(step % every == 0 for every in intervals):
             return False

@@ -7,6 +7,7 @@ import contextlib
 import datetime
 import gc
 import inspect
+import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,8 @@ from plait.errors import PlaitError, Stopped
 
 _RANK_LOST = ("closed by peer", "reset by peer", "Broken pipe", "Connection refused", "Timed out waiting", "timed out")
 """Parts of gloo's and NCCL's error messages when a rank no longer answers."""
-
+_joins = itertools.count()
+"""How often this process has joined a group: as often as the other ranks have."""
 _BROADCASTS_BUFFERS = ("forward_sync_buffers", "broadcast_buffers")
 """DDP's option to broadcast rank 0's buffers before every forward pass, by its name in torch 2.13 and before. Ours never change."""
 
@@ -109,7 +111,7 @@ def join(device: str = "auto", timeout_s: float | None = None) -> Iterator[Ranks
 
 
 def _store() -> Store | None:
-    """Return torchrun's key-value store with this attempt's own prefix; None where torchrun shares none, for torch's default.
+    """Return torchrun's key-value store with a prefix of its own for each attempt and join; None where torchrun shares none.
 
     torchrun keeps that store over its restarts, and in it the addresses of dead ranks, which gloo would wait for (pytorch#135712). Nodes
     count attempts differently. Raises PlaitError for restarts on several nodes, saying how to start.
@@ -123,7 +125,7 @@ def _store() -> Store | None:
             "start torchrun with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its environment, on every node"
         )
     store = TCPStore(environment["MASTER_ADDR"], int(environment["MASTER_PORT"]), is_master=False)
-    return PrefixStore(f"attempt-{environment['TORCHELASTIC_RESTART_COUNT']}", store)
+    return PrefixStore(f"attempt-{environment['TORCHELASTIC_RESTART_COUNT']}-{next(_joins)}", store)
 
 
 def replicate(model: nn.Module, ranks: Ranks) -> nn.Module:

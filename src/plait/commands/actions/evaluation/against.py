@@ -117,7 +117,8 @@ def _report(own: Measured, compared: Sequence[Compared]) -> None:
     """Log the table of a bench, and write it beside the results of the measured model."""
     main = next(iter(of_way(_single(own), usable(own.result.rows), "on")), None)
     if main is None:
-        return  # a bench that draws, and measures nothing
+        log.info(f"bench {own.measurement.entry.title} measures nothing that could be compared")
+        return
     folder, title = own.measurement.folder, own.measurement.entry.title
     points = any("correct" in row for row in own.result.rows)
     ablates = own.measurement.options.ablate is not None
