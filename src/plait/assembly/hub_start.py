@@ -78,7 +78,8 @@ def names_step(mark: str) -> bool:
 def chosen(contents: Contents, mark: str) -> Contents:
     """Return `contents` with a checkpoint chosen: that of step `mark`, or the newest if `mark` is no number.
 
-    Raises PlaitError if the repository holds checkpoints but none of that step. Without checkpoints it is returned as it is.
+    So it is the newest for "best" too, which `look` replaces by the number of its step before. Raises PlaitError if the repository holds
+    checkpoints but none of that step. Without checkpoints it is returned as it is.
     """
     steps = _steps(contents.files)
     if not steps:

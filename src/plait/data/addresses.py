@@ -17,7 +17,10 @@ _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
 
 
 def is_remote(path: str) -> bool:
-    """Return whether `path`, its environment variables filled in, has a scheme (s3://, https://, memory://, ...) other than file://."""
+    """Return whether `path`, its environment variables filled in, has a scheme (s3://, https://, memory://, ...) other than file://.
+
+    A variable that is not set is left as it is written, and raises nothing: "$NAME/a.tar" is then False.
+    """
     spelled_out = os.path.expandvars(path)
     return "://" in spelled_out and not spelled_out.startswith("file://")
 

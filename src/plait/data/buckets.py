@@ -54,6 +54,8 @@ class _Walk:
 class BucketOrder:
     """Choose the samples of every step such that a global batch never mixes buckets.
 
+    Nothing is dropped: samples of a bucket's epoch that do not fill a batch begin its first batch of the next epoch, so a batch of a bucket
+    that is smaller holds samples of several epochs.
     `groups[source]`: the sizes of its buckets; its samples are numbered bucket after bucket. `sampling_weights[source]`: its share of the
     batches. `seed`: the run's, which all permutations depend on.
     `global_batch`: samples per step at first; `changes`: (step, samples per step from then on), in rising order.

@@ -16,7 +16,11 @@ _MOST, _LONGEST = 20, 40  # names, and characters of one
 
 
 def field_list(names: Iterable[object]) -> str:
-    """List the names of a record's fields, odd ones between quotes, and what to do about these; "no fields" for none."""
+    """List the names of a record's fields, odd ones between quotes, as the end of a sentence; "no fields" for none.
+
+    One hint may follow, after a semicolon: to rename with `columns`, where names are known ones but for capitals and spaces around them; or
+    else to add a first line with names, where a name looks like a value.
+    """
     texts = list(map(str, names))
     shown = [name if _is_plain(name) else repr(_short(name)) for name in texts[:_MOST]]
     more = f" and {len(texts) - _MOST} more" if len(texts) > _MOST else ""

@@ -25,7 +25,7 @@ def decode(data: bytes, *, max_pixels: int = MAX_PIXELS, at_least: tuple[int, in
 
 
 def resize_all(pictures: Sequence[torch.Tensor], height: int, width: int, *, mode: str = "bicubic") -> torch.Tensor:
-    """Resize uint8 images (3, H, W) of any sizes to one batch (n, 3, height, width), antialiased, ignoring aspect ratios."""
+    """Resize uint8 images (3, H, W) to a batch (n, 3, height, width), antialiased, ignoring aspect. `mode`: bicubic or bilinear."""
     by_shape: dict[torch.Size, list[int]] = {}
     for position, image in enumerate(pictures):
         by_shape.setdefault(image.shape, []).append(position)
@@ -47,7 +47,7 @@ def crop(image: torch.Tensor, top: int, left: int, height: int, width: int) -> t
 
 
 def cover(image: torch.Tensor, height: int, width: int, *, mode: str = "bicubic", at: tuple[float, float] = (0.5, 0.5)) -> torch.Tensor:
-    """Resize and crop uint8 (3, H, W) to (height, width) without distortion. `at`: part to keep, (down, across), (0, 0): top left."""
+    """Resize and crop uint8 (3, H, W) undistorted. `at`: share (0 to 1) of the surplus cut off (above, left). `mode`: as `resize_all`."""
     h, w = image.shape[-2:]
     scale = max(height / h, width / w)
     high, wide = max(height, round(h * scale)), max(width, round(w * scale))

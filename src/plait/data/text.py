@@ -48,8 +48,9 @@ def patterns(template: Template) -> list[tuple[str, str | None]]:
 def messages(fields: Mapping[str, Any], template: Template | None, *, allow_blank: bool = False) -> list[dict[str, str]]:
     """Return the conversation of one record as {"role", "content"} turns; [] if it has no field for text.
 
-    `template` None: the record's own fields are used. Raises BadSample for a malformed conversation, for fields for text that are all
-    null, and where a field that the template names is missing, null or, unless `allow_blank`, a blank text.
+    `template` None: of the record's own fields `messages`, `conversations`, `texts`, `caption`, `text` the first counts that is not null;
+    the last two become an assistant's turn after an empty user's turn. Raises BadSample for a malformed conversation, for fields for text
+    that are all null, and where a field that the template names is missing, null or, unless `allow_blank`, a blank text.
     """
     if template is not None:
         return _from_template(fields, template, allow_blank=allow_blank)

@@ -25,9 +25,9 @@ Noise = Callable[[str, int], int]
 class ChunkedAdamW(torch.optim.Optimizer):
     """AdamW for bfloat16 weights, or moments in bfloat16 or on the host: computes in float32, some values (a chunk) at a time.
 
-    Groups need the keys `names` (of `params`), `moments_device` (None: the parameter's) and `moments_dtype`. Results in bfloat16 are
-    rounded up or down at random, so that small updates count; `noise(name, chunk)`: the integer seed of that, for chunk number `chunk` of
-    the parameter `name` in this step.
+    Groups need all of the keys `params`, `names` (of `params`), `lr`, `betas`, `eps`, `weight_decay`, `moments_device` (None: the
+    parameter's) and `moments_dtype`: none has a default. Results in bfloat16 are rounded up or down at random, so that small updates count;
+    `noise(name, chunk)`: the integer seed of that, for chunk number `chunk` of the parameter `name` in this step.
     """
 
     def __init__(self, groups: list[dict[str, Any]], noise: Noise) -> None:

@@ -130,9 +130,10 @@ def run_bench(
 
     Rank r takes every `ranks.size`-th sample from r on. `inputs`: the family's object that encodes and collates samples; `batch`: samples
     per forward; `precision`: a `train.precision`, such as "bf16"; `moment`: the step's name for files, such as "step-00000100".
-    `interruptible` wraps the iteration over portions of some batches, and may raise between two; `keep` is called with the rows of each.
-    `done`: rows of the first samples, from an interrupted call. `partial`: the samples may be too few for figures, which are then {}. A
-    sample that cannot be read has a row with the reason. Raises what the bench raises; with several ranks BenchFailed.
+    `interruptible` wraps the iteration over portions of some batches, and may raise between two; `keep` is called with the rows of each,
+    from all ranks and on every rank. `done`: such rows of the first samples of all, the same on every rank, from an interrupted call.
+    `partial`: the samples may be too few for figures, which are then {}. A sample that cannot be read has a row with the reason. Raises
+    what the bench raises; with several ranks BenchFailed.
     """
     rows = list(done[: len(samples)])
     portion = _PORTION_BATCHES * batch * ranks.size
@@ -241,7 +242,7 @@ class Evaluations:
     """Returns how sure the figures of these rows are: {figure: (low, high)}, for those of which that can be said."""
 
     def due(self, state: State) -> list[Evaluate]:
-        """Return the entries to evaluate now: those whose `every_steps` divides the number of updates done in the stage."""
+        """Return the entries whose `every_steps` divides the stage's updates so far. At its end the caller adds the others itself."""
         return [entry for entry in self.entries if entry.every_steps is not None and state.stage_step % entry.every_steps == 0]
 
     def run(self, state: State, due: Sequence[Evaluate]) -> dict[str, float] | None:

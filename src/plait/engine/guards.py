@@ -36,7 +36,7 @@ def audit(model: nn.Module) -> list[str]:
 class GradientWatch:
     """Stop a run whose gradient is exactly 0, for all that trains, in each of the first ten steps after a start.
 
-    Call it with each step's row of metrics, of which it reads `grad_norm`. `components`: what trains, for the message; `stop`: False warns.
+    Call it with each step's row of metrics; it then raises Recurring. `components`: what trains, for the message; `stop`: False only warns.
     """
 
     def __init__(self, components: Sequence[str], *, stop: bool) -> None:
@@ -61,7 +61,7 @@ class GradientWatch:
 
 @dataclass
 class Quarantine:
-    """The file RUN/quarantine.jsonl of samples that could not be used. More than `max_fraction` of all samples in it stop the run."""
+    """The file RUN/quarantine.jsonl of unusable samples. More than `max_fraction` of the samples drawn so far in the run stop it."""
 
     path: Path
     max_fraction: float

@@ -49,7 +49,8 @@ def make_report(step: int, values: Mapping[str, float], ids: Sequence[str], *, m
 def statistics(model: nn.Module) -> dict[str, dict[str, Any]]:
     """Return {module name: {"weight_max", "gradient_max", "gradients_not_finite"}} for each module that has parameters of its own.
 
-    `weight_max`: largest absolute weight, as text, for it may be nan; `gradient_max`: largest finite gradient, None without gradients.
+    `weight_max`: largest absolute weight, as text, for it may be nan; `gradient_max`: largest finite gradient, None without gradients;
+    `gradients_not_finite`: how many values of the module's gradients are infinite or nan, 0 without gradients. All are of this rank's part.
     """
     by_module = {}
     for name, module in model.named_modules():

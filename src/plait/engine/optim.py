@@ -67,7 +67,7 @@ def adamw(trained: Mapping[str, Mapping[str, nn.Parameter]], optim: Optim, noise
 
     `trained`: {component: {name: parameter}}. What `optim.components` sets for a component (lr, weight_decay, betas, eps, warm-up) replaces
     the common value. Weights in bfloat16, whose random rounding `noise` seeds, or moments on the host get `ChunkedAdamW`, others torch's
-    AdamW.
+    AdamW, which rounds nothing. `noise` None: the same seeds in every step.
     """
     groups, common = [], optim.model_dump(include=set(_OVERRIDABLE))
     for component, parameters in trained.items():

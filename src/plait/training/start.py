@@ -62,8 +62,10 @@ def resume(
 def reconcile_configuration(run: Path, resolved: Resolved, allow_inexact: bool) -> None:
     """Compare the configuration `resolved` with that of the last start, `run`/config.yaml or a checkpoint's copy, and log what differs.
 
-    A run without a checkpoint is cleared, to begin with the new one. Raises PlaitError if a difference would change the results of a run
-    with checkpoints, unless `allow_inexact`.
+    Where no checkpoint was saved, and a difference would change results or the old configuration cannot be read, `run`/assets and
+    `run`/lineage.json are deleted and nothing else: the run begins with the new one. Without such a difference nothing is deleted. Raises
+    PlaitError if one would change the results of a run with checkpoints, unless `allow_inexact`, and if the configuration of such a run
+    cannot be read.
     """
     saved = checkpoint.published(run)
     try:

@@ -40,8 +40,9 @@ def reduced(data: bytes) -> Iterator[bytes]:
 def colours_known(components: int, transform: int | None, *, jfif: bool) -> bool:
     """Return whether a JPEG says how its colours are stored (RGB, YCbCr, CMYK or YCCK), so that it can be decoded.
 
-    `components`: its number of channels; `transform`: the value in its Adobe segment, which is 0, 1 or 2 (None: the segment is damaged);
-    `jfif`: whether it has a JFIF segment, with which three channels are YCbCr.
+    It is for a JPEG with an Adobe segment; one without is decoded, and not asked about. `components`: its number of channels; `transform`:
+    the value in that segment, 0, 1 or 2 if sound (None: the segment is too short to have one); `jfif`: whether it has a JFIF segment, with
+    which three channels are YCbCr.
     """
     return components not in (3, 4) or (components == 3 and jfif) or transform in (0, 1, 2)
 

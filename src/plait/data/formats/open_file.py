@@ -41,7 +41,10 @@ def check_size(path: str | Path, length: int) -> None:
 
 
 class OpenFile:
-    """A file that is closed when it is garbage-collected. It is not memory-mapped: a mapped file that is truncated kills the process."""
+    """A file that is closed when it is garbage-collected. It is not memory-mapped: a mapped file that is truncated kills the process.
+
+    The constructor opens it, and raises OSError, such as FileNotFoundError, where that fails.
+    """
 
     def __init__(self, path: str | Path) -> None:
         self.path, self._descriptor = path, try_again(lambda: os.open(path, os.O_RDONLY | os.O_CLOEXEC), path)

@@ -118,8 +118,9 @@ def index(members: list[Member], where: str) -> tuple[dict[str, object], dict[st
 
     The stem ends at the first dot of the file name (`a/b.seg.png` is member `seg.png` of sample `a/b`); names that begin with a dot are
     left out and counted. `arrays`: per member its `kind` (index into facts["extensions"]), `offset` and `size`; per sample its `first`
-    member, and where in `names`, all names joined, its own ends (`name_end`). `facts`: the counts, and the extensions. `where` names the
-    shard in errors. Raises PlaitError for two members of one name, and for a shard without samples.
+    member, and where in `names`, all names joined, its own ends (`name_end`). `facts`: `samples`, `members` (of all samples) and `hidden`
+    (left out), which are counts, and the sorted list `extensions`. `where` names the shard in errors. Raises PlaitError for two members of
+    one name, and for a shard without samples.
     """
     samples: dict[str, dict[str, Member]] = {}
     hidden = 0

@@ -135,9 +135,11 @@ def merge_reports(
 ) -> dict[str, Any]:
     """Return the sections of `metadata.json` that sum up the shards, by name.
 
-    They are `latents`, `texts`, `images`, `pictures`, `buckets` and `fields_left_out`. `reports`: of `Tally.report`, one per shard.
-    `buckets`: names of the crop sizes. `encoders`: the shapes of what each makes, as `Encoders.facts` returns.
-    `chosen`: mean and std by which a reader normalises latents; None: the measured ones.
+    `latents`: channels, downsample and what `Moments.statistics` returns, or `chosen` with that as "measured"; `texts`: width, max_tokens,
+    counts of captions and tokens; `images`: width; `pictures`: [least, most] width and height, how many were enlarged; `buckets`: by name
+    {"samples", "tokens", "shards"}; `fields_left_out`: names. `reports`: of `Tally.report`, one per shard. `buckets`: names of the crop
+    sizes. `encoders`: the shapes of what each makes, as `Encoders.facts` returns. `chosen`: {"mean", "std": a list each, per channel;
+    "from": a text} by which a reader normalises latents; None: the measured ones.
     """
     moments = Moments.of(encoders["latents"]["channels"])
     for report in reports:
@@ -182,8 +184,10 @@ def _bucket(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def measure(root: Path, report: Callable[[str, int, int], None] = lambda *_: None) -> dict[str, Any]:
     """Write and return the `metadata.json` of a set in folder `root` made by another tool: latent statistics, widths of the vectors.
 
-    Samples whose latents are missing, not finite or of another shape are counted as unusable. Raises PlaitError when none is left, and
-    when the set has metadata already. `report` is called with ("measured", samples done, of how many).
+    It has a folder of tar shards per bucket (`832x1216` or `bucket_832x1216`), whose samples have members `.vae.npy` (C, H, W),
+    `.dinov3.npy` (D,) and, but for pictures without a caption, `.t5h.npy` (L, D). Samples whose latents are missing, not finite or of
+    another shape, or whose image vector is missing, are counted as unusable. Raises PlaitError when none is left, when none has text
+    states, and when the set has metadata already. `report` is called with ("measured", samples done, of how many).
     """
     if (root / METADATA).exists():
         raise PlaitError(f"{root} has a {METADATA}; remove it to measure the set again")

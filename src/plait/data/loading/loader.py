@@ -68,7 +68,7 @@ class Loader:
         self._workers: Workers | None = None
 
     def __iter__(self) -> Iterator[StepBatch]:
-        """Yield a StepBatch per step, in order. Raises the error that a worker raised, and Stopped, a PlaitError, if a process dies."""
+        """Yield a StepBatch per step. Raises a worker's error, PlaitError after 50 bad samples in a row, Stopped once a worker has died."""
         self.close()
         workers = self._workers = self._start_workers()
         ahead = max(self._prefetch, workers.lookahead) if self._worker_count else 0

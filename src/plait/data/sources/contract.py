@@ -70,7 +70,7 @@ class Source(abc.ABC):
         return f"{type(self).__module__}.{type(self).__qualname__}"
 
     def table(self, global_batch: int) -> list[Mapping[str, Any]]:
-        """Return a dict per bucket: `bucket` (name), `samples`, text `tokens`, `batches` of `global_batch`, `left_over`; or []."""
+        """Return a dict per bucket: `bucket` (name), `samples`, `tokens`, `batches` of `global_batch`, `left_over`; [] without buckets."""
         return []
 
 

@@ -46,6 +46,8 @@ class _Gets(Protocol):
 class UserDataset(Source):
     """The samples of a user's class, which `spec` names (module:Class); `options`, and `split` if it takes one, go to its constructor.
 
+    The class has `load()` and `get(idx, rng)`, called as the module says, and a length, its own or that of its `data`. A sample's `images`
+    are encoded files as bytes: PNG of arrays and Pillow images, the file itself of a path.
     `limit`: only the first so many. `allow_blank`: samples with blank text are no bad samples. Raises PlaitError for a class that is
     missing, takes other options, fails to load or is empty.
     """

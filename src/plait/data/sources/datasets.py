@@ -45,6 +45,8 @@ _NAMED = 4  # files that a message names
 class Table:
     """Random access to the rows of one split, read from files (`path`) or from the Hub (`hub_name`).
 
+    Give one of the two; of both, `path` is read. It is a file, address, folder or pattern (*, {a,b}) of .parquet, .arrow, .json, .jsonl,
+    .ndjson, .csv or .tsv files, all of one of these formats, or a folder that `save_to_disk` of the package wrote.
     `options`: `config` and `revision` of a Hub dataset; `images`, the folder that image paths are relative to (default: that of the files);
     `outside`, whether they may leave it. `columns`: new field name -> column name. `cache`: the cache folder of `datasets`.
     Raises PlaitError if the package or the files are missing, or `datasets` cannot load them.

@@ -164,7 +164,7 @@ def _first_line(error: Exception) -> str:
 class NamedClasses:
     """A reader of another reader's records, with names for numbers. `classes`: {field: names of its classes, by number}.
 
-    A number may be an integer or its digits, and -1 stands for none, as in the package `datasets`; a name stays.
+    A number may be an integer or its digits; -1 stands for none, as in the package `datasets`, and the field is then None; a name stays.
     """
 
     def __init__(self, reader: Reader, classes: Mapping[str, list[str]]) -> None:

@@ -77,9 +77,9 @@ class Latents(Source):
     """The samples of one set of latent shards. `groups[k]` of them are in bucket `buckets[k]`, one bucket after the other.
 
     `options`: `buckets` (names of those to read), `held_out` (fraction of each bucket kept for validation), `statistics` (path of another
-    set, whose mean and std to normalise by). `split`: train leaves out what is held out, any other reads that alone. `limit`: samples,
-    shared by the buckets. `cache`: folder of the shards' indices. Raises PlaitError for wrong options, and for a set that is unfinished or
-    damaged.
+    set, whose mean and std to normalise by). `split`: train leaves out what is held out, any other reads that alone. `limit`: samples
+    in all, the first of each bucket in proportion to its size. `cache`: folder of the shards' indices. Raises PlaitError for wrong options,
+    and for a set that is unfinished or damaged.
     """
 
     def __init__(

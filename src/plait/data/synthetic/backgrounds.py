@@ -9,7 +9,11 @@ Background = tuple[tuple[int, int, int], tuple[int, int, int], float]
 
 
 def draw_background(rng: np.random.Generator, style: str) -> Background:
-    """Draw two colours of neighbouring hue, pale or dark, or plain white, and the angle of the gradient between them."""
+    """Draw two colours of neighbouring hue, pale or dark, or plain white, and the angle of the gradient between them.
+
+    `style`: "light", "dark", "mixed" (dark in 35 % of draws) or "white". Returns (first RGB, second RGB, angle): whole numbers from 0 to
+    255, and degrees from 0 to below 360 (0 of white).
+    """
     angle, dark = 360 * rng.random(), rng.random() < 0.35
     if style == "white":
         return (255, 255, 255), (255, 255, 255), 0.0

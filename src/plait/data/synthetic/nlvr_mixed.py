@@ -20,8 +20,9 @@ from plait.errors import BadSample
 def boxes_of(name: str, rows: Sequence[Record], mirrored: Sequence[bool]) -> dict[str, Any]:
     """Return {"boxes": three lists of items} of a mixed record. Its picture has the left box of `rows[0]`, the middle one of `rows[1]`, ...
 
-    `mirrored`: whether each box is flipped left to right. `name`: of the mixed record; its ending, -0 to -5, says which of the lists is
-    the left, the middle and the right box.
+    An item is a dict as in NLVR's JSON (`type`, `color`, `size`, `x_loc`, `y_loc` in pixels of its box). `mirrored`: whether each box is
+    flipped left to right. `name`: of the mixed record; its ending, -0 to -5, says which of the lists is the left, the middle and the right
+    box. Raises BadSample for a name of it or of a row without such an ending.
     """
     boxes = [row.fields["boxes"][order_of(row.id)[column]] for column, row in enumerate(rows)]
     flipped = [[_mirrored(entry) for entry in box] if mirror else box for box, mirror in zip(boxes, mirrored, strict=True)]

@@ -95,7 +95,7 @@ def boxes(picture: Sequence[Item]) -> list[list[Item]]:
 
 
 def is_tower(box: Sequence[Item]) -> bool:
-    """Return whether the items of one box, the lowest first, are square blocks stacked on the ground."""
+    """Return whether the items of one box, the lowest first, are square blocks stacked on the ground. One alone is; none are not."""
     bottoms = [item.y + item.radius for item in box]
     supports = [float(BOX), *(item.y - item.radius - _GAP for item in box)]
     return bool(box) and len({item.x for item in box}) == 1 and bottoms == supports[:-1] and {item.shape for item in box} == {"square"}

@@ -208,7 +208,10 @@ def _position(obj: SceneObject, scene: Scene) -> str | None:
 
 
 def unique_names(obj: SceneObject, scene: Scene, speech: Speech, hide: str = "") -> list[str]:
-    """Return the noun phrases that fit this object and no other of the scene. `speech`: the words in use; `hide`: a trait not named."""
+    """Return the noun phrases that fit this object and no other of the scene, of the words in use, `speech`.
+
+    `hide`: "colour", "shape" or "size", which no phrase then names; "": each may be named.
+    """
     names = []
     for traits in _TRAITS:
         if hide in traits or ("size" in traits and not speech.say_sizes):

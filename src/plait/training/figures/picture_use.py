@@ -16,7 +16,11 @@ _NOTHING = 0.01
 
 
 def row_of(own: float, other: float, gain: Difference, samples: int) -> dict[str, Any]:
-    """Return the figures of a look at so many samples, as a row of metrics has them."""
+    """Return the figures of a look at so many samples, as a row of metrics has them.
+
+    `own`, `other`: mean loss with own pictures and with another sample's; `gain`: how much lower `own` is. Keys: `blind/own`,
+    `blind/other`, `blind/gain`, `blind/samples`, and `intervals`: {"blind/gain": (low, high)}.
+    """
     return {OWN: own, OTHER: other, GAIN: gain.value, _SAMPLES: samples, "intervals": {GAIN: (gain.low, gain.high)}}
 
 
@@ -34,7 +38,7 @@ def makes_difference(row: Mapping[str, Any]) -> bool:
 
 
 def saves_less(row: Mapping[str, Any], share: float) -> bool:
-    """Return whether own pictures surely save less than this share of the loss."""
+    """Return whether own pictures surely save less than this share of the loss that is measured with them (`blind/own`)."""
     return bool(row["intervals"][GAIN][1] < share * row[OWN])
 
 

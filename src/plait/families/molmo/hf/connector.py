@@ -14,7 +14,7 @@ _SWIGLU_RMS = 0.5964  # of silu(a) b for independent standard normal a and b: sq
 
 
 class MeanQueryPooling(nn.Module):
-    """Attention pooling of 2 x 2 patches, `features` wide, to one vector, `hidden` wide. The query is the mean of those in the image."""
+    """Pools K patches (T, K, `features`) to one vector (T, `hidden`) by attention. Query: the mean of those where bool (T, K) is True."""
 
     def __init__(self, features: int, hidden: int, heads: int):
         super().__init__()
