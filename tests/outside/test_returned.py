@@ -163,6 +163,7 @@ BENCHES = {
     (ROWS, f"{{'all': {TENSOR}.sum()}}", ""): "its summarise returned a Tensor as 'all': a figure is a number; of a tensor, .item()",
     (ROWS, "{'all': 1.0}", "pictures=lambda rows: [3]"): "its pictures returned a list: it is to return pictures by name",
     (ROWS, "{'all': 1.0}", "about=lambda rows: 'good'"): "its about returned 'good': it is to return a dict of texts by name",
+    (ROWS, "{'all': 1.0}", "finish=lambda rows: rows[:1]"): "its finish returned a list: it is to return a list of as many rows, in order",
     (ROWS, "{'all': 1.0}", "needs=lambda section: 'clip'"): "its needs returned 'clip': it is to return a list of names of encoders",
 }
 
@@ -175,7 +176,7 @@ def test_a_bench_that_returns_something_else_is_told(mumble, parts):
     def use():
         rows = bench.predict(None, [1, 2], None, batch=2, moment="step-00000001")
         assert rows == [{"id": "0"}, {"id": "1"}]
-        assert bench.summarise(rows) == {"all": 1.0}
+        assert bench.summarise(bench.finish(rows)) == {"all": 1.0}
         (bench.pictures or bench.about)(rows)
         bench.needs(None)
 

@@ -7,6 +7,7 @@ import pytest
 
 from plait import cli
 from plait.config.schema import SourceEntry
+from plait.data import remote
 from plait.data.sources.contract import Absent
 from plait.errors import BadSample, PlaitError
 from plait.families.theworld import evaluate
@@ -15,6 +16,7 @@ from plait.families.theworld.benchmarks.statements import verdict
 from plait.families.theworld.catalogue import datasets
 from plait.families.theworld.catalogue.choices import BLINK_TASKS
 from tests import hub_server
+from tests.data import faulty_server
 from tests.hub_server import Repository
 
 from . import published_sets
@@ -214,6 +216,27 @@ def test_blink_is_read_from_the_hub(run, tmp_path, hub):
     assert cli.main(["eval", run, "--bench", "blink_counting:val", "--data=hub", "--out=out"]) == 0
     rows = json.loads((tmp_path / "out/predictions.json").read_text())
     assert sorted(row["id"] for row in rows) == ["blink_counting/val_Counting_3", "blink_counting/val_Counting_4"]
+
+
+def test_pictures_of_vsr_are_fetched_by_their_links_from_the_hub_alone(tmp_path, hub, monkeypatch):
+    pytest.importorskip("httpx")
+    monkeypatch.setattr(remote, "_servers", remote._Servers())
+    monkeypatch.setenv("SECRET", "sesame")
+    with faulty_server.serving({"a.png": photo(7)}) as server:
+        links = [f"{server.url}/a.png", f"{server.url}/$SECRET", "file:///etc/passwd"]
+        rows = [{**published_sets.VSR[0], "image_link": link} for link in links]
+        published_sets.lines(tmp_path / "there/test.jsonl", rows)
+        hub.repositories["datasets", "cambridgeltl/vsr_random"] = Repository({"test.jsonl": (tmp_path / "there/test.jsonl").read_bytes()})
+        source = datasets.open_dataset(
+            SourceEntry(source="dataset", name="vsr_random", options={"hub": True}), "test", root=tmp_path, cache=tmp_path / "cache"
+        )
+        assert source[0]["images"] == [photo(7)] and source.may_wait
+        for i in (1, 2):
+            with pytest.raises(BadSample, match=r"no image images/000000000001.jpg in "):
+                source[i]
+        assert not any("sesame" in str(asked) for asked in server.asked)
+        with pytest.raises(BadSample, match=r"no image images/000000000001.jpg in "):
+            opened("vsr_random", "test", tmp_path / "there", root=tmp_path)[0]
 
 
 def test_vsr_is_read_from_the_hub_with_pictures_of_this_machine(tmp_path, hub):

@@ -72,6 +72,7 @@ class NamedDataset(Source):
         self.name, self.spec, self.files, self.rows, self.train = name, spec, files, rows, split == "train"
         if not len(rows):
             raise PlaitError(f"dataset {name} has no row in split {split}")
+        self.may_wait = files.hub
         self._length = len(rows) if limit is None else min(limit, len(rows))
         self.fingerprint = xxhash.xxh3_64(f"{name} {split} {rows.digest} {self._length}".encode()).hexdigest()
 

@@ -7,6 +7,7 @@ of COCO, of 2017. NLVR has six pictures for each sentence, the orders of three b
 from collections.abc import Sequence
 from pathlib import Path
 
+from plait.data.remote_files import fetched
 from plait.errors import BadSample
 from plait.families.published_openers import in_json_lines
 from plait.families.published_rows import COCO, Conversation, DatasetFiles, Opener, Random, Row, RowList, Rows, Size, Spec
@@ -45,10 +46,18 @@ def _vsr(row: Row, random: Random, size: Size) -> list[Conversation]:
 
 
 def _vsr_picture(files: DatasetFiles, row: Row) -> Path:
-    """Return the file of a row's picture, in the folders that VSR's guide makes, or where COCO lies."""
-    name = str(row["image"])
+    """Return the file of a row's picture, in the folders that VSR's guide makes, or where COCO lies; read from the Hub, also by its link.
+
+    Raises BadSample for a picture that is in none of them and has no link of the web.
+    """
+    name, link = str(row["image"]), str(row.get("image_link") or "")
     folders = ("images", "trainval2017", "train2017", "val2017", f"{COCO}/train2017", f"{COCO}/val2017", f"{COCO}/images")
-    return files.image(*(f"{folder}/{name}" for folder in folders))
+    try:
+        return files.image(*(f"{folder}/{name}" for folder in folders))
+    except BadSample:
+        if not files.hub or not link.startswith(("http://", "https://")) or "$" in link:  # a `$NAME` would be filled in
+            raise
+    return fetched(link, files.cache)
 
 
 def _vsr_rows(kind: str, split: str) -> Opener:
@@ -60,8 +69,11 @@ def _vsr_rows(kind: str, split: str) -> Opener:
 
 def _vsr_spec(kind: str) -> Spec:
     splits = {name: _vsr_rows(kind, file) for name, file in {"train": "train", "validation": "dev", "dev": "dev", "test": "test"}.items()}
-    get = f"the .jsonl files of {VSR_HUB.format(kind)} (also from the Hub: options {{hub: true}}, --data=hub), and COCO's pictures of 2017"
-    return Spec("vsr", splits, _vsr, f"{get} in images/, or in coco/train2017/ and coco/val2017/ below data.root", "accuracy", _vsr_picture)
+    get = (
+        f"the .jsonl files of {VSR_HUB.format(kind)}, and COCO's pictures of 2017 in images/, or coco/train2017/ and coco/val2017/ below "
+        "data.root, or read both from the Hub (options {hub: true}, --data=hub)"
+    )
+    return Spec("vsr", splits, _vsr, get, "accuracy", _vsr_picture)
 
 
 def _nlvr(row: Row, random: Random, size: Size) -> list[Conversation]:
