@@ -404,3 +404,10 @@ def test_buckets_that_too_few_samples_leave_out_are_named(tmp_path):
     shown = {*re.findall(r"<dt>bucket</dt><dd>(.*?)</dd>", page)}
     (missing,) = {"64x64", "48x80", "80x48"} - shown
     assert f"<dt>not shown</dt><dd>buckets {missing}: ask for more --samples</dd>" in page
+
+
+def test_samples_that_are_shown_again_are_counted_once(family, resolve, tmp_path, capsys):
+    resolved = resolve(data={"train": [{**SCENES, "limit": 3}]})
+    data_inspect.draw(resolved, "train", 7, tmp_path / "out")
+    assert "3 of 3 samples; " in capsys.readouterr().out
+    assert "the first 3 samples" in (tmp_path / "out" / "page.html").read_text(encoding="utf-8")

@@ -8,7 +8,7 @@ import shutil
 import pytest
 import torch
 
-from plait import cli
+from plait import cli, files
 from plait.commands.actions import checkpoints as ckpt
 from plait.commands.actions import fork, stages
 from plait.engine.checkpoints import checkpoint, integrity, rundir
@@ -220,6 +220,16 @@ def test_hours_leave_stops_out():
     rows = [{"step": step, "step_s": 2.0, "time_s": time} for step, time in ((10, 100.0), (20, 130.0), (30, 9000.0))]
     assert stages.hours(rows, 0) == pytest.approx((10 * 2 + 30 + 10 * 2) / 3600)
     assert stages.hours([], 0) == 0
+
+
+def test_a_pause_of_minutes_is_no_training_time(tmp_path):
+    times = {10: 100.0, 20: 130.0, 30: 400.0, 40: 430.0}
+    rows = [{"step": step, "loss": 1.0, "step_s": 2.0, "time_s": time} for step, time in times.items()]
+    files.append_rows(tmp_path / "metrics.jsonl", rows)
+    assert stages.hours(stages.rows_of(tmp_path), 0) == pytest.approx((20 + 30 + 270 + 30) / 3600)
+    files.append_rows(tmp_path / "migrations.jsonl", [{"from": "old", "rows": []}, {"from": "run/step-20", "time_s": 370.0, "rows": []}])
+    assert [row["step"] for row in stages.rows_of(tmp_path) if "continued" in row] == [30]
+    assert stages.hours(stages.rows_of(tmp_path), 0) == pytest.approx((20 + 30 + 20 + 30) / 3600)
 
 
 # plait fork ------------------------------------------------------------------------------------------------------------------------

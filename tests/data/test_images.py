@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from plait.data import image_files, images, resizing
+from plait.data import cropping, image_files, images, resizing
 from plait.errors import BadSample
 
 
@@ -151,7 +151,7 @@ def test_a_format_that_is_not_read_starts_no_program(data, monkeypatch):
 
 LONG = """
 import resource, sys, torch
-from plait.data import images
+from plait.data import cropping, images
 from plait.families.molmo.config import Config
 from plait.families.molmo.hf.tiling import tile
 if sys.argv[1] == "tile": molmo = Config.model_validate({})
@@ -160,9 +160,9 @@ for turned in (False, True):
     line = torch.randint(256, (3, 2, 30000), dtype=torch.uint8)
     line = line.transpose(1, 2).contiguous() if turned else line
     warm = line[:, :64, :64].contiguous()
-    images.resize(warm, 512, 512), images.cover(warm, 64, 64)
+    images.resize(warm, 512, 512), cropping.cover(warm, 64, 64)
     before = used()
-    ways = {"cover": lambda: images.cover(line, 512, 512), "resize": lambda: images.resize(line, 512, 512)}
+    ways = {"cover": lambda: cropping.cover(line, 512, 512), "resize": lambda: images.resize(line, 512, 512)}
     made = ways[sys.argv[1]]() if sys.argv[1] in ways else tile(line, molmo.tiling).crops
     print(made.numel(), max(0, used() - before))
 """
@@ -181,10 +181,10 @@ def test_a_long_line_takes_no_more_than_ten_times_the_memory_of_its_result(way):
 def test_a_long_image_is_covered_by_the_part_that_stays_as_any_other(monkeypatch, at, mode):
     for shape in ((20, 400), (400, 20)):
         smooth = images.resize(torch.randint(256, (3, 5, 9), dtype=torch.uint8), *shape)
-        part = images.cover(smooth, 32, 32, mode=mode, at=at)
+        part = cropping.cover(smooth, 32, 32, mode=mode, at=at)
         with monkeypatch.context() as patch:
             patch.setattr(resizing, "MOST_AREA", 1000)
-            whole = images.cover(smooth, 32, 32, mode=mode, at=at)
+            whole = cropping.cover(smooth, 32, 32, mode=mode, at=at)
         assert (part.int() - whole.int()).abs().max() <= 3
 
 
@@ -243,7 +243,7 @@ def test_pictures_squeezed_together_equal_those_squeezed_alone():
         images.decode(encoded(noise(height, width, seed))) for seed, (height, width) in enumerate([(24, 40), (9, 9), (24, 40), (5, 7)])
     ]
     for chosen in (pictures, pictures[::2], pictures[1:2]):
-        together = images.resize_all(chosen, 9, 9, mode="bilinear")
+        together = cropping.resize_all(chosen, 9, 9, mode="bilinear")
         assert together.is_contiguous()
         assert torch.equal(together, torch.stack([images.resize(picture, 9, 9, mode="bilinear") for picture in chosen]))
 
@@ -282,12 +282,12 @@ def test_resize_of_a_stack_equals_each_alone():
 @pytest.mark.parametrize("shape", [(10, 100), (100, 10), (33, 64), (64, 64)])
 def test_cover_fills_the_window_and_keeps_the_aspect(shape):
     ramp = torch.linspace(0, 255, shape[1]).to(torch.uint8).expand(3, *shape)
-    window = images.cover(ramp, 32, 32)
+    window = cropping.cover(ramp, 32, 32)
     assert window.shape == (3, 32, 32)
     middle = window[0].float().mean() - ramp[0].float().mean()
     assert abs(middle) < 3  # cut in the centre
     if shape[1] > shape[0]:
-        assert images.cover(ramp, 32, 32, at=(0, 0)).float().mean() < images.cover(ramp, 32, 32, at=(1, 1)).float().mean() - 20
+        assert cropping.cover(ramp, 32, 32, at=(0, 0)).float().mean() < cropping.cover(ramp, 32, 32, at=(1, 1)).float().mean() - 20
 
 
 def test_unit_range_is_exact_at_the_ends_and_comes_back():

@@ -17,7 +17,7 @@ from PIL import Image
 
 from plait import cli
 from plait.config.schema import SourceEntry
-from plait.data import images
+from plait.data import cropping, images
 from plait.data.aspect import STANDARD, Bucket, nearest, parse
 from plait.data.latent_shards import write
 from plait.data.latent_shards.plan import OTHER_BUCKET, Request, plan
@@ -91,7 +91,7 @@ def test_a_set_holds_every_picture_once_cropped_and_exactly_encoded(tmp_path):
     for sample in map(source.__getitem__, range(12)):
         bucket = parse(sample["fields"]["bucket"])
         original = images.decode((folder / f"{sample['fields']['image_id']}.png").read_bytes())
-        expected = images.cover(original, bucket.height, bucket.width)
+        expected = cropping.cover(original, bucket.height, bucket.width)
         shown = show(torch.from_numpy(sample["arrays"]["vae"])[None])[0]
         assert (shown.int() - expected.int()).abs().max() <= 1  # float16
         assert bucket == nearest(sample["fields"]["width"], sample["fields"]["height"], BUCKETS)

@@ -79,6 +79,16 @@ def test_a_folder_with_metadata_is_read_by_it(tmp_path):
     assert answers(source) == ["seven"]
 
 
+def test_a_lone_split_with_metadata_is_read_from_the_folder_above(tmp_path):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "x.png").write_bytes(picture(7))
+    write_lines(tmp_path / "train" / "metadata.jsonl", [{"file_name": "x.png", "caption": "seven"}])
+    assert answers(opened("folder", tmp_path)) == answers(opened("folder", tmp_path / "train")) == ["seven"]
+    (tmp_path / "train").rename(tmp_path / "cats")
+    with pytest.raises(PlaitError, match=f"give the folder of one as a source, such as path: {tmp_path}/cats$"):
+        opened("folder", tmp_path)
+
+
 def test_metadata_below_the_folder_is_told_with_the_folder_to_give(tmp_path):
     for part in ("one", "two"):
         (tmp_path / part / "deep").mkdir(parents=True)

@@ -76,6 +76,20 @@ def test_a_budget_in_steps_or_of_part_of_an_epoch_asks_for_no_whole_pass(tmp_pat
     assert [line.split()[1] for line in lines] == ["0.33", "1.25"]
 
 
+def test_steps_that_take_more_samples_than_there_are_are_warned_of(tmp_path, monkeypatch, capsys):
+    recipe = toy_family.install(monkeypatch, tmp_path)
+    few = ["stages=[]", "train.steps=1", "train.global_batch=8"]
+    toy_family.train(recipe, tmp_path / "few", "data.train.0.limit=5", *few)
+    assert "warning: a step takes 8 samples and there are 5, so each is in it more than once: lower train.global_batch" in said_by(capsys)
+    toy_family.train(recipe, tmp_path / "enough", "data.train.0.limit=8", *few)
+    assert "more than once" not in said_by(capsys)
+
+
+def said_by(capsys):
+    printed = capsys.readouterr()
+    return printed.out + printed.err
+
+
 def test_one_source_has_no_passes_to_tell(tmp_path, monkeypatch, capsys):
     recipe = toy_family.install(monkeypatch, tmp_path)
     toy_family.train(recipe, tmp_path / "run", "stages=[]")

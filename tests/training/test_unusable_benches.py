@@ -77,3 +77,16 @@ def test_samples_that_cannot_be_used_are_counted_and_missing_ones_are_told(confi
     assert row[f"eval/{bench}/bad_samples"] == 1.0
     assert cli.main(["eval", "run", f"--bench={bench}", "--samples=500"]) == 0
     assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("best", "held_out", "warned"), [("loss", 7, True), ("loss", 8, False), (None, 7, False)])
+def test_a_best_checkpoint_of_few_held_out_samples_is_warned_of(config, capsys, tmp_path, best, held_out, warned):
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "a.png")
+    config("theworld", "loss", [{"image": "a.png", "caption": f"cat {number}"} for number in range(held_out)], samples=None)
+    overrides = ["--train.steps=1", f"--checkpoint.best={'null' if best is None else best}"]
+    assert cli.main(["train", "recipe.yaml", "--run=run", *overrides]) == 0
+    told = f"bench loss: {held_out} held-out samples say little of which checkpoint is best, or of when to stop: hold out more"
+    captured = capsys.readouterr()
+    assert (told in captured.err) == warned
+    assert "measure      plait eval run" in captured.out
+    assert "--bench loss" in captured.out

@@ -20,6 +20,7 @@ from plait.assembly.data import open_training
 from plait.config.schema import RunConfig
 from plait.data.order import permute
 from plait.data.sources.contract import read
+from plait.data.text import IMAGE_MARK
 from plait.engine.checkpoints.folders import copy_folder
 from plait.engine.loss import Loss
 from plait.engine.parallel.distributed import Ranks
@@ -148,6 +149,6 @@ def _texts(config: RunConfig) -> Iterator[str]:
             except BadSample as error:
                 bad.append(str(error))
                 continue
-            yield from (message["content"] for message in sample["messages"])
+            yield from (message["content"].replace(IMAGE_MARK, "") for message in sample["messages"])
         if bad:
             log.warning(f"{source.name}: {len(bad)} of {count} samples cannot be read and the tokenizer learns without them: {bad[0]}")

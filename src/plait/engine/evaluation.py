@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 Part = TypeVar("Part")
 
 _PORTION_BATCHES = 4  # per rank, between two looks at whether to stop
+_FEW = 8  # held-out samples: with fewer, a figure that chooses a checkpoint or ends a stage is warned about
 _COUNTS = {"samples", "bad_samples", "pictures", "empty_answers", "unparsed_answers"}
 LOSS = "loss"
 """The bench that every family has: its loss on held-out samples."""
@@ -288,7 +289,7 @@ class Evaluations:
         with evaluation_mode(state) as model:
             for entry in self.entries:
                 try:
-                    fewer = shortfall(entry, len(self.held_out.samples(entry)))
+                    fewer = shortfall(entry, len(self.held_out.samples(entry)), chooses=bool(wanted))
                     if fewer is not None and self.ranks.first:
                         log.warning(fewer)
                     figures, whole = self._beginning(entry, model, state.step)
@@ -368,11 +369,13 @@ class Evaluations:
         return figures, rows
 
 
-def shortfall(entry: Evaluate, count: int) -> str | None:
-    """Return a line of warning if an `evaluate:` entry asks for more samples than there are (`count`), else None."""
-    if entry.samples is None or count >= entry.samples:
-        return None
-    return f"bench {entry.bench}: {entry.samples:,} held-out samples are asked for (samples), and there are {count:,}: all are taken"
+def shortfall(entry: Evaluate, count: int, *, chooses: bool = False) -> str | None:
+    """Return a warning if an entry of `evaluate:` asks for more samples than there are, `count`; or if a few `chooses` checkpoints."""
+    if entry.samples is not None and count < entry.samples:
+        return f"bench {entry.bench}: {entry.samples:,} held-out samples are asked for (samples), and there are {count:,}: all are taken"
+    if chooses and count < _FEW:
+        return f"bench {entry.bench}: {count:,} held-out samples say little of which checkpoint is best, or of when to stop: hold out more"
+    return None
 
 
 def moment_of(step: int) -> str:

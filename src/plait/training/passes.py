@@ -41,7 +41,13 @@ def _buckets(source: Source) -> list[str]:
 
 
 def announce(names: Sequence[str], order: Order | BucketOrder, steps: int, epochs: float | None) -> None:
-    """Log how often `steps` steps go through each source of a mixture. Warns of one never drawn, or less than once though `epochs` >= 1."""
+    """Log how often `steps` steps go through each source of a mixture. Warns of one never drawn, or less than once though `epochs` >= 1.
+
+    Warns as well of steps that take more samples than there are.
+    """
+    samples, batch = sum(order.sizes), order.segments[-1].batch
+    if batch > samples:
+        log.warning(f"a step takes {batch:,} samples and there are {samples:,}, so each is in it more than once: lower train.global_batch")
     if len(names) < 2:
         return
     for name, size, samples in zip(names, order.sizes, samples_drawn(order, steps), strict=True):

@@ -134,11 +134,8 @@ def _attempt(resolved: Resolved, options: TrainOptions, ranks: Ranks, signals: S
                 state.enter(view.index, batch, plan.steps)
                 run_stage(plan, bundle, state, context)
             heartbeat.phase("done", state.step)
-    log.info(
-        next_steps(
-            run, state, sorted(registry.benches(config.family)), list(bundle.section.layouts), asks=bundle.family.generate is not None
-        )
-    )
+    benches = [*(entry.bench for entry in config.evaluate), *sorted(registry.benches(config.family))]
+    log.info(next_steps(run, state, benches, list(bundle.section.layouts), asks=bundle.family.generate is not None))
 
 
 def _watching(resolved: Resolved, heartbeat: Heartbeat, ranks: Ranks) -> contextlib.AbstractContextManager[Watchdog | None]:

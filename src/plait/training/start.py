@@ -5,6 +5,7 @@ weights, ema (their average), moments (of the optimizer).
 """
 
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -195,7 +196,7 @@ def accept(rows: Sequence[migrate.Row], notes: Sequence[str], *, run: Path, orig
     lost = [*migrate.inexact(rows), *notes]
     if ranks.first:
         log.info(migrate.table(rows))
-        row = {"from": origin, "rows": [vars(row) for row in rows], "inexact": lost}
+        row = {"from": origin, "time_s": time.time(), "rows": [vars(row) for row in rows], "inexact": lost}
         files.append_rows(run / "migrations.jsonl", [row])
         for line in lost:
             log.info(f"  inexact: {line}")

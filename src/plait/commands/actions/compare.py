@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from plait import files
 from plait.assembly.run_configuration import open_run_config
 from plait.commands.actions import stages
 from plait.config.resolved import ABSENT, Resolved, difference
@@ -62,7 +61,7 @@ def _text(value: Any) -> str:
 
 def _progress(run: Path, resolved: Resolved) -> dict[str, str]:
     """Return the rows of one run for stages that began, as {"projection best loss": "6.217 at step 6"}."""
-    rows = files.read_rows(run / "metrics.jsonl", files.STEP_KINDS)
+    rows = stages.rows_of(run)
     manifests = stages.manifests_by_stage(checkpoint.published(run))
     now = max([*manifests, *(row["stage"] for row in rows if "stage" in row), 0])
     cells = {}

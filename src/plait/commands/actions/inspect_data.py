@@ -186,7 +186,8 @@ def _draw_stage(view: StageView, family: Family, section: Any, assets: Path, *, 
         seen.append(_Seen(encoded.id, sample, example, shown, cut))
         bad += encoded.bad
     of_each = isinstance(order, BucketOrder)
-    which = f"{len(seen)} samples, the first of each bucket by turns," if of_each else f"the first {len(seen)} samples"
+    different = len({one.id[:2] for one in seen})
+    which = f"{different} samples, the first of each bucket by turns," if of_each else f"the first {different} samples"
     title += f": {which} as the model sees them"
     contents = contents_of(opened, config.train.global_batch)
     details = [
@@ -261,7 +262,7 @@ def _data(seen: Sequence[_Seen], opened: Sequence[Any]) -> Details:
     for number, source in enumerate(opened):
         drawn = [sample for sample in seen if sample.id.source == number]
         shapes = [images.decode(data).shape for sample in drawn for data in sample.sample["images"]]
-        text = f"{len(drawn)} of {len(source):,} samples"
+        text = f"{len({sample.id.index for sample in drawn})} of {len(source):,} samples"
         if shapes:
             text += f"; pictures of {_sizes([(width, height) for _, height, width in shapes])}"
         if shown := [(picture.shape[1], picture.shape[0]) for sample in drawn for picture in sample.shown["images"]]:

@@ -21,7 +21,7 @@ from plait.training.figures import picture_use
 log = logging.getLogger(__name__)
 
 _GAP_S = 600.0
-"""A gap between metrics rows longer than this (and than ten steps) counts as a stop of the run, not as training time."""
+"""Without word of a start, as in older runs: a gap between rows longer than this (and than ten steps) counts as a stop of the run."""
 
 Row = Mapping[str, Any]
 """A row of metrics.jsonl: metrics by name."""
@@ -33,7 +33,7 @@ def show(run: Path) -> None:
     Raises PlaitError if `run` is no run directory, and, after printing, if it has checkpoints of which none is intact.
     """
     resolved = open_run_config(run)
-    rows = files.read_rows(run / "metrics.jsonl", files.STEP_KINDS)
+    rows = rows_of(run)
     running = _is_locked(run)
     damaged = {} if running else _damaged(run)
     intact = [folder for folder in checkpoint.published(run) if folder not in damaged]
@@ -51,6 +51,17 @@ def show(run: Path) -> None:
             log.info(f"  {name:<10} {text}")
     if damaged and not intact:
         raise PlaitError(integrity.none_intact(run, list(damaged), next(iter(damaged.values()))))
+
+
+def rows_of(run: Path) -> list[Row]:
+    """Return the rows of RUN/metrics.jsonl; the first of a step after the run was continued has `continued`: True."""
+    starts = [row["time_s"] for row in files.read_rows(run / "migrations.jsonl", {"time_s": float | None}) if "time_s" in row]
+    rows, before = list[Row](), 0.0
+    for row in files.read_rows(run / "metrics.jsonl", files.STEP_KINDS):
+        now = row.get("time_s", before)
+        rows.append({**row, "continued": True} if any(before < start < now for start in starts) else row)
+        before = now
+    return rows
 
 
 class Figure(NamedTuple):
@@ -165,13 +176,13 @@ def _figures(rows: Sequence[Row], config: RunConfig) -> list[Figure]:
 def hours(rows: Sequence[Row], start: int) -> float:
     """Return the hours that a stage has trained, with evaluations and saves, without the time while the run was stopped.
 
-    `rows`: its rows of metrics.jsonl that have a loss; `start`: the run's step at which it began.
+    `rows`: those of `rows_of` for the stage that have a loss; `start`: the run's step at which it began.
     """
     seconds, before = 0.0, None
     for row in rows:
         in_steps = float(row["step_s"]) * (row["step"] - (before["step"] if before else start))
         passed = row["time_s"] - before["time_s"] if before else in_steps
-        seconds += passed if passed <= max(_GAP_S, 10 * in_steps) else in_steps
+        seconds += passed if passed <= max(_GAP_S, 10 * in_steps) and "continued" not in row else in_steps
         before = row
     return seconds / 3600
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from plait import __version__, files
-from plait.data import captions, image_files, images
+from plait.data import captions, cropping, image_files, images
 from plait.data.aspect import Bucket
 from plait.data.formats import npy
 from plait.data.latent_shards.plan import UNREADABLE, Plan, Report, Request, Skipped, captions_of, count_reasons, plan, sample_at
@@ -280,7 +280,7 @@ def _crops(
                 sample = sample_at(source, request, position)
                 name = str(sample["id"])
                 pixels = images.decode(sample["images"][0], at_least=(bucket.height, bucket.width))
-                cropped = images.cover(pixels, bucket.height, bucket.width)
+                cropped = cropping.cover(pixels, bucket.height, bucket.width)
                 return _Crop(position, sample, captions_of(source, sample), cropped, image_files.size(sample["images"][0]))
         except BadSample as error:
             return Skipped(position, name, UNREADABLE, str(error))

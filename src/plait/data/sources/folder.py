@@ -281,6 +281,12 @@ def reader_of(root: Path, entry: SourceEntry, cache: str | Path | None, chosen: 
     return Listed(rows, root, chosen)
 
 
+def _lone_split(beside: Sequence[Path], split: str) -> str | None:
+    """Return the name of the one thing in a folder, `beside`, if it is the folder of `split` with metadata: `train/metadata.csv` alone."""
+    described = len(beside) == 1 and any((beside[0] / name).is_file() for name in _METADATA)
+    return beside[0].name if described and splits.of_folders([beside[0].name]).get(beside[0].name) == split else None
+
+
 def _open(entry: SourceEntry, opening: Opening) -> Source:
     folder = paths.local(local_path_of(entry))
     if not folder.is_dir():
@@ -291,6 +297,7 @@ def _open(entry: SourceEntry, opening: Opening) -> Source:
     if split and not entry.split and (metadata := [path.name for path in beside if path.name in _METADATA]):
         of_splits = " and ".join(f"{name}/" for name in sorted(splits.of_folders(subfolders), reverse=True))
         raise PlaitError(f"{folder / metadata[0]} lies beside {of_splits}: write the rows of each into its own folder")
+    split = split or _lone_split(beside, opening.split)
     if split is None:
         return open_conversations(entry, reader_of(folder, entry, opening.cache))
     if not (folder / split).is_dir():

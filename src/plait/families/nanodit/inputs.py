@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from plait.data import captions, images
+from plait.data import captions, cropping, images
 from plait.data.field_names import no_image
 from plait.data.sources.metadata import METADATA, read_metadata
 from plait.errors import BadSample
@@ -125,7 +125,7 @@ class Inputs:
             if not sample["images"]:
                 raise BadSample(no_image(sample))
             side = config.image_size
-            return images.to_unit(images.cover(images.decode(sample["images"][0], at_least=(side, side)), side, side))
+            return images.to_unit(cropping.cover(images.decode(sample["images"][0], at_least=(side, side)), side, side))
         x0 = _array(sample, "vae", torch.float32)
         if x0.ndim != 3 or x0.shape[0] != config.channels or x0.shape[1] % config.patch or x0.shape[2] % config.patch:
             raise BadSample(f"latents of shape {tuple(x0.shape)}; expected ({config.channels}, H, W), H and W multiples of {config.patch}")

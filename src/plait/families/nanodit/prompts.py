@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plait.data import images
+from plait.data import cropping, images
 from plait.errors import PlaitError
 from plait.families.nanodit.inputs import Conditions, Inputs
 from plait.nn import encoders
@@ -38,7 +38,7 @@ def _image_features(inputs: Inputs, image: Path | None, device: torch.device, sh
     if not inputs.config.image_dim:
         raise PlaitError("generate: --image: this model was trained without reference images (model.image_dim is 0)")
     high, wide = (side * inputs.downsample for side in shape[1:])
-    pixels = images.cover(images.decode(image.read_bytes(), at_least=(high, wide)), high, wide)
+    pixels = cropping.cover(images.decode(image.read_bytes(), at_least=(high, wide)), high, wide)
     return encoders.reopen("images", _pin(inputs, "images"), device=str(device)).encode(pixels[None])[0]
 
 
