@@ -7,7 +7,7 @@ import pytest
 
 from plait import cli, files
 from plait.assembly import saved
-from plait.commands.actions.evaluation import evaluate
+from plait.commands.actions.evaluation import evaluate, named_data
 from plait.config.schema import SourceEntry
 from plait.engine import evaluation
 from tests.families.molmo import published_sets
@@ -170,10 +170,10 @@ def test_a_table_of_other_data_is_read_with_the_template_of_the_runs_own(run, tm
     template = {"user": "{ask}", "assistant": "{say}"}
     trained = [SourceEntry.model_validate({"source": "datasets", "path": "else.csv", "template": template, "columns": {"say": "say"}})]
     for data in (str(table), f"datasets:{table}"):
-        (source,) = evaluate._sources(data, None, trained)
+        (source,) = named_data._sources(data, None, trained)
         assert (source.source, source.path, source.name, source.columns) == ("datasets", str(table), None, {"say": "say"})
         assert source.template == trained[0].template
-    assert evaluate._sources("datasets:owner/set", None, trained)[0].name == "owner/set"
+    assert named_data._sources("datasets:owner/set", None, trained)[0].name == "owner/set"
     listed = f"[{{source: datasets, path: {table}, template: {{user: '{{ask}}', assistant: '{{say}}'}}}}]"
     rows, _ = measured(run, "accuracy", tmp_path / "out", "--data", listed)
     assert [(row["question"], row["gold"]) for row in rows] == [("what?", "a frog")]
