@@ -167,7 +167,7 @@ def format_value(value: Any) -> str:
 
 
 def types_at(root: Any, path: Sequence[str | int]) -> list[Any]:
-    """Return the types that a value at `path` below the class `root` may have: for `int | None` [int, NoneType]."""
+    """Return the types that a value at `path` below the class `root` may have, as [int, NoneType]. [] where there is no such path."""
     candidates = list(_members(root))
     for step in path:
         candidates = [member for kind in candidates for annotation in _annotations(kind, str(step)) for member in _members(annotation)]
@@ -175,7 +175,7 @@ def types_at(root: Any, path: Sequence[str | int]) -> list[Any]:
 
 
 def keys_at(root: Any, path: Sequence[str | int]) -> list[str]:
-    """Return the keys that the section at `path` below the class `root` may have. They are as in a file (`from`, not `from_`)."""
+    """Return the keys that the section at `path` below `root` may have, as in a file: `from`, not `from_`. [] for no section."""
     names = (
         field.alias or name
         for kind in types_at(root, path)

@@ -167,14 +167,14 @@ class Data(Section):
 
 
 class Plateau(Section):
-    """Early end of a stage, once a held-out figure no longer improves. The defaults are for millions of image-text pairs."""
+    """Early end of a stage, by patience_steps or by window_steps, whichever comes first. Defaults are for millions of image-text pairs."""
 
     metric: str = Field(default="loss", description="a figure of an `evaluate:` entry, as in metrics without `eval/`")
     better: Literal["lower", "higher"] = "lower"
     min_steps: Natural = Field(default=5000, description="steps of the stage before which it never ends")
     patience_steps: Count = Field(default=2000, description="steps without a new best after which it ends")
     window_steps: Count = Field(default=5000, description="steps over which the best must get better by min_gain")
-    min_gain: Annotated[Float, Field(ge=0)] = Field(default=0.01, description="share of the figure; less in window_steps ends the stage")
+    min_gain: Annotated[Float, Field(ge=0)] = Field(default=0.01, description="share of the best before them; less ends the stage")
 
 
 class Train(Section):
@@ -197,7 +197,7 @@ class Train(Section):
 
 
 class Schedule(Section):
-    """The learning rate as a function of the step, or of the tokens consumed. Both are counted from the start of the stage."""
+    """The learning rate by step, or by tokens, counted from the start of the stage. Of inverse_sqrt `min_lr` is the least, not the end."""
 
     name: Literal["constant", "linear", "cosine", "inverse_sqrt"] = "cosine"
     units: Literal["steps", "tokens"] = Field(default="steps", description="what warm-up and decay are counted in")
@@ -207,16 +207,16 @@ class Schedule(Section):
     warmup_from: Share | None = Field(default=None, description="where the warm-up begins, as a share of the peak; None: at min_lr")
     warmup_steps: Natural = Field(default=0, description="steps of linear rise from min_lr")
     warmup_tokens: Natural = Field(default=0, description="tokens of linear rise from min_lr, when units are tokens")
-    decay_steps: Count | None = Field(default=None, description="steps at which the curve is at min_lr; None: the end of the stage")
-    decay_tokens: Count | None = Field(default=None, description="tokens at which the curve is at min_lr, when units are tokens")
-    min_lr: Annotated[Float, Field(ge=0)] = Field(default=0.0, description="learning rate at the end")
+    decay_steps: Count | None = Field(default=None, description="steps where linear and cosine reach min_lr; None: the stage's end")
+    decay_tokens: Count | None = Field(default=None, description="tokens where linear and cosine reach min_lr, with such units")
+    min_lr: Annotated[Float, Field(ge=0)] = Field(default=0.0, description="learning rate at the end; a component's scales with its lr")
 
 
 class Ema(Section):
     """The exponential moving average of the trained weights, used by evaluation."""
 
     decay: Share = Field(description="per step, such as 0.9999")
-    warmup_steps: Natural = Field(default=0, description="steps over which the decay rises from 0")
+    warmup_steps: Natural = Field(default=0, description="caps the decay of a stage's update k (from 1) at k / this; 0: no cap")
     post_hoc: bool = Field(
         default=False, description="keep two more averages, of which `plait ckpt ema` makes one of any length after training"
     )
@@ -307,10 +307,11 @@ class Distributed(Section):
 
     strategy: Literal["auto", "ddp", "fsdp", "shard_grad_op", "hsdp"] = Field(
         default="auto",
-        description="ddp: whole on each rank; fsdp: all cut; shard_grad_op: weights whole while in use; hsdp: cut in groups",
+        description="ddp: whole on each rank; fsdp: all cut; shard_grad_op: weights whole while in use; hsdp: cut in groups; "
+        "auto: ddp if the state fits in 0.7 of the memory, else hsdp by node if that fits, else fsdp",
     )
     shard_size: Count | None = Field(default=None, description="hsdp: ranks that share one copy; None: those of one node")
-    frozen: Literal["auto", "replicate", "shard"] = Field(default="auto", description="frozen blocks of a sharded stage; auto: by size")
+    frozen: Literal["auto", "replicate", "shard"] = Field(default="auto", description="frozen blocks when sharded; auto: whole if it fits")
     memory_gb: Rate | None = Field(default=None, description="per rank, 1e9 bytes, for `auto`; None: what the device has")
     activation_checkpointing: Literal["none", "full", "one_in_two", "one_in_n", "selective"] = Field(
         default="none", description="blocks recomputed in the backward pass; selective: all but matrix products and attention"
@@ -326,9 +327,9 @@ class Distributed(Section):
 
 
 class Guard(Section):
-    """Checks that stop a run: bad samples, non-finite gradients, memory, diverged replicas, hangs."""
+    """Checks that stop a run: bad samples, of those drawn so far, non-finite gradients, memory, diverged replicas, hangs."""
 
-    max_bad_fraction: Annotated[Float, Field(ge=0, le=1)] = Field(default=0.01, description="share of samples that may be unusable")
+    max_bad_fraction: Annotated[Float, Field(ge=0, le=1)] = Field(default=0.01, description="share of samples so far that may be unusable")
     audit: bool = Field(default=True, description="look at every gradient of the first step")
     non_finite: Literal["stop", "skip", "rewind"] = Field(
         default="stop",
@@ -342,7 +343,7 @@ class Guard(Section):
         default="stop", description="a component that trains while no sample looked at before has input for it: vision without images"
     )
     no_gradient: Literal["stop", "continue"] = Field(
-        default="stop", description="a gradient of exactly 0 for everything that trains, in each of a start's first steps"
+        default="stop", description="a gradient of exactly 0 for everything that trains, in each of the first 10 steps after a start"
     )
     blindness: bool = Field(
         default=True,

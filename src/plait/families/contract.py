@@ -50,24 +50,24 @@ class Inputs(Protocol):
 
 
 class MakeInputs(Protocol):
-    """Type of a family's member `Inputs`: from (`model:` section, assets folder, `max_tokens` and `pad` of `data:`, train) to Inputs."""
+    """Type of a family's `Inputs(config, assets, *, max_tokens, pad, train)`. `config`: the `model:` section; the others as in a call."""
 
     def __call__(self, config: Any, assets: Path, *, max_tokens: int | None, pad: str, train: bool) -> Inputs:
-        """Return inputs; `train`: augment. `max_tokens`: of a sample, None: any. `pad`: "longest", "to_128", "to_max" or "none"."""
+        """Return inputs. `train`: augment; False for held-out data. `max_tokens`: of a sample, None: any. `pad`: a word of `data.pad`."""
 
 
 class Build(Protocol):
-    """Type of a family's function `build`: from (`model:` section, the run's folder for the model's files, seed) to the new model."""
+    """Type of a family's `build(config, assets, *, seed)`: from the `model:` section and the folder of assets to the new model."""
 
     def __call__(self, config: Any, assets: Path, *, seed: int) -> nn.Module:
-        """Return the model on the CPU, or without weights under `torch.device('meta')`. Random weights depend on `seed` alone."""
+        """Return the model on the CPU, or under a meta device. `seed` alone draws. Raises PlaitError for weights that cannot be loaded."""
 
 
 class BuildOver(Protocol):
-    """Type of a family's `build_over`: `build`, not reading the weights of `parts`. A part's parameters have names such as "language.x"."""
+    """Type of `build_over(config, assets, *, seed, parts)`: `build`, not reading the weights of `parts`, named as in "language.x"."""
 
     def __call__(self, config: Any, assets: Path, *, seed: int, parts: frozenset[str]) -> nn.Module:
-        """Return what `build` does, without reading the weights of `parts`, names of `base`: the caller overwrites them all."""
+        """Return what `build` does, but any values as the weights of `parts`, names of `base`: the caller overwrites them all."""
 
 
 def _nothing_to_prepare(config: Any, assets: Path, texts: Texts) -> None:
@@ -122,13 +122,13 @@ class Family:
 
 
 class Publisher(Protocol):
-    """`export.py` of a family: writes and reads weights in the layouts of other software."""
+    """`export.py` of a family: writes and reads other layouts. A start refuses read weights that do not fit; missing ones stay as built."""
 
     exports: Mapping[str, Callable[..., list[str]]]
     """By layout, as in `plait export --to LAYOUT`: functions from (model, config, assets, folder to create) to lines to print."""
 
     def imported(self, weights: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-        """Return `weights`, {name: tensor} as files of another layout hold them, with the parameter names and shapes of `model`."""
+        """Return `weights` by `model`'s names and shapes; unknown ones keep theirs. May raise PlaitError for missing or misshapen ones."""
 
 
 class Catalogue(Protocol):

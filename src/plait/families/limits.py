@@ -19,7 +19,7 @@ class Limits:
     image_side: int | None = None
     """Side in pixels to which images are resized, a smaller one enlarged; None: there is no fixed size."""
     needs: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """{component, or setting such as "model.world.steps": keys of a sample}; without data under one of the keys it has no effect."""
+    """{component, or setting such as "model.world.steps": keys of a sample}; without data under any of the keys it has no effect."""
     idle: Mapping[str, str] = field(default_factory=dict)
     """{setting in `needs`: the value, such as "0", at which it is off and needs nothing}."""
 

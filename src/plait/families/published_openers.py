@@ -31,8 +31,8 @@ def read_json(file: Path) -> Any:
 def in_json(pattern: str, *keys: str, keep: Callable[[Row], bool] = lambda row: True, mark: Row | None = None) -> Opener:
     """Return an opener (DatasetFiles -> Rows) of the list at content[keys[0]][keys[1]]... of the JSON file that matches the glob `pattern`.
 
-    In place of a list there may be an object, {id: row}. `keep`: function that tells which rows to take; `mark`: fields added to all rows.
-    The opener raises PlaitError if the file does not hold such a list.
+    In place of a list there may be an object, {id: row}: the id is the row's field `id`, unless it has one. `keep`: function that tells
+    which rows to take; `mark`: fields added to all rows. The opener raises Absent if no file matches, and PlaitError if it holds no list.
     """
 
     def opened(files: DatasetFiles) -> Rows:
@@ -55,7 +55,8 @@ def in_json(pattern: str, *keys: str, keep: Callable[[Row], bool] = lambda row: 
 def joined(questions: str, annotations: str) -> Opener:
     """Return an opener (DatasetFiles -> Rows) that joins VQA's JSON files `questions` and `annotations` (globs) by `question_id`.
 
-    The opener raises PlaitError if a question has no annotation.
+    A row has the fields of both; of one that both have, the question's value. The opener raises Absent without the two files, and
+    PlaitError if a question has no annotation.
     """
 
     def opened(files: DatasetFiles) -> Rows:
@@ -85,7 +86,8 @@ def concatenated(*openers: Opener) -> Opener:
 def in_csv(pattern: str, *columns: str, mark: Row) -> Opener:
     """Return an opener (DatasetFiles -> Rows) of the CSV file that matches the glob `pattern`; its values are texts.
 
-    `mark`: fields added to all rows. The opener raises PlaitError if the file lacks one of `columns`, in its header or in a row.
+    Rows have all columns of the file, and `columns` are those that it must have. `mark`: fields added to all rows. The opener raises Absent
+    if no file matches, and PlaitError if it lacks one of `columns`, in its header or in a row.
     """
 
     def opened(files: DatasetFiles) -> Rows:

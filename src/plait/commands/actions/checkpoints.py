@@ -225,8 +225,9 @@ def _differences(first: Checkpoint, second: Checkpoint) -> list[str]:
 def ema(spec: str | Path, length: float, out: Path | None) -> None:
     """Write weights averaged over the last part of a run (post-hoc EMA) as safetensors, which a new run can begin with (`from:`).
 
-    `length`: width of the average as a share of the run up to `spec`'s newest checkpoint, such as 0.07. `out`: folder; None: a folder in
-    the run. Raises PlaitError if there is no checkpoint, or the run kept no averages to make this one from (`optim.ema.post_hoc`).
+    `length`: width of the average as a share of the run up to `spec`'s newest checkpoint, such as 0.07. `out`: folder; None:
+    RUN/averages/length-LENGTH-step-STEP. It may exist: its weights.safetensors is overwritten, other files stay. Raises PlaitError if there
+    is no checkpoint, or the run kept no averages to make this one from (`optim.ema.post_hoc`).
     """
     newest = _read(folders(spec)[-1])
     run = checkpoint.run_of(newest.folder)

@@ -22,8 +22,8 @@ KINDS = ("wrong", "unusable", "", "right")
 class Answer:
     """One answer to show, to the sample `id`. `kind`: "right", "wrong", "unusable" or "" (not scored); `task`: its group, or None.
 
-    `pairs`: lines below the question as (name, text, a kind, which gives the text's colour). `pictures`: (H, W, 3) uint8, with their
-    `labels`; empty if the answer is shown without.
+    `pairs`: lines below the question as (name, text, one of KINDS: "right" and "wrong" colour the text, others do not). `pictures`:
+    (H, W, 3) uint8, with their `labels`; empty if the answer is shown without.
     """
 
     id: str

@@ -61,7 +61,8 @@ class _PageCard(NamedTuple):
 def render(template: str, script: str | None = None, **values: Any) -> str:
     """Render `template`, a file of the folder templates, to HTML text, with `values` by name; the same arguments give the same text.
 
-    `script`: a JavaScript file of that folder, the only one that the page may run, or None.
+    Values are plain text, which is escaped here; only markupsafe.Markup is not. `script`: a JavaScript file of that folder, the only one
+    that the page may run, or None.
     """
     code = Markup((_FOLDER / script).read_text(encoding="utf-8")) if script else Markup()
     allowed = f"; script-src 'sha256-{base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()}'" if script else ""

@@ -144,7 +144,8 @@ class FlagBuilder(TranslationBuilder):
         """Return the value given for a flag (named without dashes), or `default` where it is not given.
 
         Numbers are converted, and words of an enumeration, such as FULL_SHARD, replaced by plait's word for the same (fsdp); other text is
-        returned as written.
+        returned as written. `translate` has refused wrong values before: here text that is no number is returned as it is, and a word that
+        the enumeration lacks raises KeyError.
         """
         if flag not in self.written:
             return default

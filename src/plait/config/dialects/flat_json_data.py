@@ -18,7 +18,9 @@ HELD_OUT = "1%"  # of the training data; the original evaluated on rows that it 
 def translate_data(builder: TranslationBuilder) -> None:
     """Add to `builder.tree` the training data, with question and answer, and evaluation, which may hold out a part of that data.
 
-    What became of each key of data is added to `builder.rows`.
+    It sets `data.train`, one source with `limit` (num_samples) and `template` (user: question_template, assistant: answer_template; none of
+    scenes), `data.validation` and one entry of `evaluate`. What became of each key of data is added to `builder.rows`. Raises nothing for
+    wrong values: keys and types were checked before, and values are when plait's tree is read.
     """
     key = "train_dataset_path" if builder.get("train_dataset_path") else "dataset_name"
     for other in ("dataset_name", "train_dataset_path"):
@@ -102,7 +104,7 @@ def holds_out(builder: TranslationBuilder) -> bool:
 
 
 def hold_out(builder: TranslationBuilder) -> None:
-    """Hold out a share of the training data for validation, unless other data is held out already.
+    """Hold out 1 % of each training source for validation, unless other data is held out already.
 
     Called for a file of which only some stages evaluate, so that no other stage trains on that share.
     """

@@ -78,7 +78,7 @@ class Config(ModelSection):
     )
     wordings: bool = Field(default=True, description="drawn wordings for captions, points and counts of named datasets; false: labels")
     default_style: str | None = Field(default=None, description="if a sample names none; None: user_qa for a question, else long_caption")
-    caption_length: int | None = Field(default=65, description="length asked of captions outside training; None: no number")
+    caption_length: int | None = Field(default=65, description="length, in 15 letters, asked of captions outside training; None: no number")
     weighting: Literal["none", "root_subsegments", "root_subsegments_root_tokens"] = Field(
         default="none", description="loss weight of each of n annotations of an image: 1, sqrt(1/n), or 2/sqrt(its tokens)/sqrt(n)"
     )

@@ -134,7 +134,10 @@ def _truths(sample: Sample) -> list[str]:
 
 
 def question(sample: Sample, wordings: bool = True) -> str:
-    """Return the question: the text of the last user turn, or "" if there is none. `wordings`: false where labels alone are asked."""
+    """Return the question: the text of the last user turn, or "" if there is none.
+
+    `wordings`: False takes the turn's `bare`, the label without a drawn wording around it, or its text where it has none.
+    """
     return next((message["content"].strip() for message in reversed(_messages(sample, wordings)) if message["role"] == "user"), "")
 
 
@@ -180,7 +183,9 @@ def counting(answer: str, sample: Sample) -> dict[str, float]:
 def pointing(answer: str, sample: Sample) -> dict[str, float]:
     """Return `score` (equal to `f1`), `precision`, `recall` and `f1` of the points in the answer, tags such as `<point x=.. y=..>`.
 
-    Raises PlaitError for a sample that has neither the fields of a drawn scene nor `points`.
+    The field `points` is a list of (x, y) in percent of width and height. Points are matched one to one; one hits where it lies in the mask
+    of its match, without `masks` at most 5 percent from it (Euclidean), and in a drawn scene within the object's radius. Raises PlaitError
+    for a sample that has neither the fields of a drawn scene nor `points`.
     """
     fields = sample["fields"]
     gold, hits = _scene_targets(fields) if {"truth", "objects", "size"} <= fields.keys() else _annotated_targets(sample)

@@ -140,7 +140,7 @@ class Molmo(nn.Module):
 
 
 def build(config: Config, assets: Path, *, seed: int) -> Molmo:
-    """Build the model; the connector, and parts named `debug`, are drawn from `seed`; without weights on the meta device."""
+    """Build the model; `seed` draws the connector and parts named `debug`. Raises PlaitError for a part that cannot be loaded."""
     return assemble(config, towers.load_language(config, seed), towers.load_vision(config, seed), seed=seed)
 
 

@@ -153,6 +153,7 @@ def _partner(conditions: Sequence[Conditions], index: int, condition: Literal["t
 def summarise_exchange(rows: Rows) -> dict[str, float]:
     """Return mean `change`, the relative RMS between the pictures with the sample's conditions and with one exchanged, and `toward`.
 
+    Rows have these two keys, as the `predict` of the benches edit and swap returns them. Relative: over the RMS of the two pictures.
     `toward`: cosine between that change and the change to the picture with all conditions of the partner.
     """
     return {"change": _mean([row["change"] for row in rows]), "toward": _mean([row["toward"] for row in rows])}

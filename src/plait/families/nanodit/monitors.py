@@ -37,7 +37,7 @@ class Sustained:
     """A monitor that warns when `check` returns a message for `patience` consecutive rows.
 
     Called with each logged row, it returns the warnings to print, one or none. Rows for which `check` returns None are ignored; False
-    resets the count.
+    resets the count. It warns once, and again only after such a False.
     """
 
     check: Callable[[Row], str | bool | None]

@@ -35,7 +35,7 @@ class WorldEncoderConfig(Section):
     )
     projector: Literal["mlp", "linear"] = "mlp"
     max_tokens: Positive = Field(
-        default=256, description="tokens per latent frame; `pooled` and `patches` take the smallest group that keeps to it"
+        default=256, description="tokens per latent frame; `pooled`, `patches` take the smallest group that keeps to it; others ignore it"
     )
     image_size: Annotated[int, Field(ge=LATENT_STRIDE, multiple_of=LATENT_STRIDE)] = Field(default=512, description="pixels of a side")
     steps: Annotated[int, Field(ge=0)] = Field(

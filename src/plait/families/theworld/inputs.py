@@ -62,7 +62,7 @@ class Inputs:
     """Encodes samples: `encode` for training and held-out loss, `prompt` for generation; `collate` makes batches of either.
 
     `assets`: RUN/assets, with a tiny model's tokenizer. `max_tokens`: truncate longer rows; `pad`: "longest", "to_128" (a multiple),
-    "to_max" or "none"; `train`: augment images.
+    "to_max" or "none" (rows must be equally long: nothing is packed); `train`: augment images.
     """
 
     def __init__(self, config: Config, assets: Path, *, max_tokens: int | None = None, pad: str = "longest", train: bool = False):

@@ -20,8 +20,8 @@ from plait.nn.connectors import Connector, match_rms
 def group_side(world: WorldEncoderConfig) -> int:
     """Return how many latent cells a token spans along one side: 1 if `world.tokens` is "spatial".
 
-    Else the least divisor of the cells along an image's side (`image_size` / 8) that leaves at most `world.max_tokens`
-    tokens for the image.
+    Else the least divisor of the cells along an image's side (`image_size` / 8) that leaves at most `world.max_tokens` tokens for the
+    image. It has no meaning for "channel", where a token spans all cells, and no caller asks.
     """
     side = world.image_size // LATENT_STRIDE
     if world.tokens == "spatial":

@@ -100,7 +100,10 @@ def lines(name: str, compared: Sequence[Comparison], samples: int) -> list[str]:
 
 
 def names(name: str | None) -> tuple[str, ...]:
-    """Return how the names of figures without input `name`, or with another sample's, end: ("world_off", "world_shuffled")."""
+    """Return how the names of figures without input `name`, or with another sample's, end: ("world_off", "world_shuffled").
+
+    None, where nothing is left out, gives ("None_off", "None_shuffled"), in which no figure ends.
+    """
     return tuple(f"{name}_{way}" for way in WAYS)
 
 

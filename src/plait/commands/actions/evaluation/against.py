@@ -37,7 +37,10 @@ class Compared:
 
 
 def others_of(subject: Subject, names: Sequence[str]) -> dict[str, Subject]:
-    """Return the models that `--against` names, by name. Raises PlaitError for one that is unknown, given twice, or of another family."""
+    """Return the models that `--against` names, by name. Raises PlaitError for one that is unknown, given twice, or of another family.
+
+    A name is "base" or "random:COMPONENT", where `subject` is a checkpoint, or names a checkpoint: RUN, RUN@STEP, RUN/STAGE@best, ...
+    """
     others: dict[str, Subject] = {}
     for name in names:
         if name in others:

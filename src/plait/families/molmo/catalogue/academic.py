@@ -34,7 +34,11 @@ def _answers(row: Row) -> list[str]:
 
 
 def short(style: str, *, field: str = "question") -> Converter:
-    """Return a converter (row, random, size) -> conversations for short answers. `style`: task name; `field`: that with the question."""
+    """Return a converter (row, random, size) -> conversations for short answers. `style`: task name; `field`: that with the question.
+
+    The gold answers are in the first of the fields `answers`, `direct_answers`, `label` and `answer` that is not null. One of the most
+    frequent, drawn by `random`, is trained on; all are kept as `answers` for scoring.
+    """
 
     def convert(row: Row, random: Random, size: Size) -> list[Conversation]:
         golds = _answers(row)
@@ -52,7 +56,8 @@ def with_options(question: str, options: Sequence[str]) -> str:
 def choice(style: str, options: str, right: Callable[[Row], int], *, before: Callable[[Row], str] = lambda row: "") -> Converter:
     """Return a converter (row, random, size) -> conversations for multiple choice. `style`: the task's name.
 
-    `options`: name of the field with the options' texts; `right(row)`: index of the right one; `before(row)`: text before the question.
+    The question is the field `question` with the options below it; the answer is the right one's letter. `options`: name of the field with
+    the options' texts; `right(row)`: index of the right one, from 0; `before(row)`: text before the question.
     """
 
     def convert(row: Row, random: Random, size: Size) -> list[Conversation]:

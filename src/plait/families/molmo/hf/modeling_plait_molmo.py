@@ -97,7 +97,11 @@ class PlaitMolmoForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return_dict: bool | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast | tuple[Any, ...]:
-        """Return logits (B, L, V), the cache, and with `labels` the loss. `logits_to_keep`: of the last positions only, 0 for all."""
+        """Return logits (B, L, V), the cache, and with `labels` the loss. `logits_to_keep`: of the last positions only, 0 for all.
+
+        `labels` (B, L): the ids themselves, which are shifted here, so that each position predicts the next; -100 counts for nothing. The
+        loss is their mean cross-entropy, and needs all logits.
+        """
         if inputs_embeds is None:
             assert input_ids is not None, "give input_ids or inputs_embeds"
             inputs_embeds = self.embed(input_ids, crops, marks, pools)

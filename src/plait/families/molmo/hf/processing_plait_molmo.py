@@ -21,7 +21,11 @@ _QUOTE = "\ufdd1"
 
 
 class PlaitMolmoProcessor(ProcessorMixin):
-    """Encodes prompts with pictures, pads them on the left, and decodes answers. Pictures stand at `<|image|>`, or without marks first."""
+    """Encodes prompts with pictures, pads them on the left, and decodes answers. Pictures stand at `<|image|>`, or without marks first.
+
+    Call it with `text`, one or a list, and `images`, those of one text or a list of them for each; it returns the inputs of the model's
+    `forward`: `input_ids`, `attention_mask`, `crops`, `marks` and `pools`.
+    """
 
     def __init__(self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None):
         super().__init__(image_processor, tokenizer, chat_template=chat_template)  # type: ignore[no-untyped-call]

@@ -78,7 +78,11 @@ def read(text: str, category: str, question: str) -> bool | int | float | None:
 
 
 def judge(answer: str, gold: str, category: str, question: str) -> Measured:
-    """Judge an answer to a question of this category by the right answer `gold`, a sentence in which `read` finds something."""
+    """Judge an answer to a question of this category by the right answer `gold`, a sentence in which `read` finds something.
+
+    A length is correct within 25 % of the right one, a direction within one hour of the clock, anything else if it is equal. An answer or
+    a `gold` in which `read` finds nothing is not correct and not parsed. An unknown category is not refused here: ask `task_of` first.
+    """
     wanted, given = read(gold, category, question), read(answer, category, question)
     if given is None or wanted is None:
         return Measured(False, False)
