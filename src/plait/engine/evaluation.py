@@ -31,7 +31,9 @@ Part = TypeVar("Part")
 
 _PORTION_BATCHES = 4  # per rank, between two looks at whether to stop
 _FEW = 8  # held-out samples: with fewer, a figure that chooses a checkpoint or ends a stage is warned about
-_COUNTS = {"samples", "bad_samples", "pictures", "empty_answers", "unparsed_answers"}
+FAILED = ("empty_answers", "unparsed_answers")
+"""Counts of answers that are wrong because they are blank, or nothing can be read in them."""
+_COUNTS = {"samples", "bad_samples", "pictures", *FAILED}
 LOSS = "loss"
 """The bench that every family has: its loss on held-out samples."""
 

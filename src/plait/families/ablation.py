@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from plait.data.text import IMAGE_MARK
-from plait.engine.evaluation import Bench, Row, is_count, usable
+from plait.engine.evaluation import FAILED, Bench, Row, is_count, usable
 from plait.errors import PlaitError
 
 Sample = dict[str, Any]
@@ -78,7 +78,8 @@ def ablated(bench: Bench, name: str, ablation: Ablation) -> Ablated:
 
     `ablation`: how the input is taken or exchanged. Its rows are those of `bench`, of the samples as they are; where a sample has the
     input, `ways` holds {"off": row, "shuffled": row}. A sample is `bad` if no other has a different such input. Figures are those of
-    `bench`, each again as FIGURE/NAME_off and FIGURE/NAME_shuffled, and `samples/with_NAME` if some samples lack the input. Its
+    `bench`, each again as FIGURE/NAME_off and FIGURE/NAME_shuffled, also counts of failed answers, and `samples/with_NAME` if some samples
+    lack the input. Its
     `summarise` raises PlaitError where all lack it.
     """
 
@@ -108,7 +109,9 @@ def ablated(bench: Bench, name: str, ablation: Ablation) -> Ablated:
         if used and not having:
             raise PlaitError(f"none of {len(used)} samples has the input {name!r}: there is nothing to leave out")
         for way in WAYS if used else ():
-            figures |= {f"{figure}/{name}_{way}": value for figure, value in of_way(bench, used, way).items()}
+            of_this = bench.summarise(_shown(used, way))
+            told = _results(of_this, used) | {figure: of_this[figure] for figure in FAILED if figure in of_this}
+            figures |= {f"{figure}/{name}_{way}": value for figure, value in told.items()}
         return figures | ({f"samples/with_{name}": float(having)} if having < len(used) else {})
 
     def finish(rows: Sequence[Row]) -> list[Row]:
@@ -128,9 +131,18 @@ def of_way(bench: Bench, rows: Sequence[Mapping[str, Any]], way: str) -> dict[st
 
     Left out are counts, such as `samples`, and means of whole numbers in the rows, such as `world_tokens`: they do not judge answers.
     """
-    chosen = [row["ways"][way] if way != "on" and "ways" in row else row for row in rows]
+    return _results(bench.summarise(_shown(rows, way)), rows)
+
+
+def _results(figures: Mapping[str, float], rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return the figures that judge answers."""
     counted = {name for row in rows for name, value in row.items() if type(value) is int}
-    return {figure: value for figure, value in bench.summarise(chosen).items() if not is_count(figure) and figure not in counted}
+    return {figure: value for figure, value in figures.items() if not is_count(figure) and figure not in counted}
+
+
+def _shown(rows: Sequence[Mapping[str, Any]], way: str) -> list[Mapping[str, Any]]:
+    """Return the rows of one way, and of samples without the input those of the samples as they are."""
+    return [row["ways"][way] if way != "on" and "ways" in row else row for row in rows]
 
 
 def partner(contents: Sequence[Any], position: int) -> int | None:

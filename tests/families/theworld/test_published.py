@@ -188,6 +188,15 @@ def test_empty_and_unread_answers_are_counted_and_wrong(run, blink, tmp_path, mo
     assert "empty_answers" in page and "unparsed" in page
 
 
+def test_failed_answers_are_counted_in_each_way(run, blink, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(evaluate, "answers", lambda model, inputs, examples, **_: ["" if not e.world_tokens else "hm" for e in examples])
+    assert cli.main(["eval", run, "--bench", "blink_counting", f"--data={blink}", "--ablate=world", "--out=out"]) == 0
+    figures = json.loads((tmp_path / "out/metrics.json").read_text())["figures"]
+    counts = {name: value for name, value in figures.items() if "answers" in name}
+    assert counts == {"unparsed_answers": 2, "empty_answers/world_off": 2, "unparsed_answers/world_shuffled": 2}
+    assert "  empty_answers/world_off  2\n" in capsys.readouterr().out
+
+
 def test_answers_without_published_gold_are_written_and_not_scored(run, blink, tmp_path, capsys):
     assert cli.main(["eval", run, "--bench", "blink:test", f"--data={blink}", "--out=out"]) == 2
     assert "none of 14 held-out samples can be used: its answer is not published; the model's is in pred" in capsys.readouterr().err

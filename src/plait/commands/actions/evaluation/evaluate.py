@@ -277,7 +277,7 @@ def _report(measurement: Measurement, result: Result) -> None:
         log.info(f"  {name:<24} {about[name]}")
     for name, value in figures.items():
         if (name == "loss/loss" and value == figures.get("loss")) or (
-            compared and name.rpartition("/")[2] in ablations.names(options.ablate)
+            compared and name.rpartition("/")[2] in ablations.names(options.ablate) and not evaluation.is_count(name)
         ):
             continue  # the loss itself; what the table below has
         low, high = intervals.get(name, (None, None))
