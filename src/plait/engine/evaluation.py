@@ -31,8 +31,7 @@ Part = TypeVar("Part")
 
 _PORTION_BATCHES = 4  # per rank, between two looks at whether to stop
 _FEW = 8  # held-out samples: with fewer, a figure that chooses a checkpoint or ends a stage is warned about
-FAILED = ("empty_answers", "unparsed_answers")
-"""Counts of answers that are wrong because they are blank, or nothing can be read in them."""
+FAILED = ("empty_answers", "unparsed_answers")  # counts of answers that are wrong as they are blank, or nothing can be read in them
 _COUNTS = {"samples", "bad_samples", "pictures", *FAILED}
 LOSS = "loss"
 """The bench that every family has: its loss on held-out samples."""
@@ -68,9 +67,8 @@ class Bench:
 
     `pictures(rows)`: for a bench that draws, pictures by name (uint8, H x W x 3). `needs(section)`: pretrained encoders that `predict`
     opens, by Hub name or folder; `section` is the configuration's `model:`. `means`: whether figures are means over rows, so that a
-    bootstrap over rows gives them intervals; with `correct` in the rows they always are. `lower`: whether lower
-    figures are the better ones. `about(rows)`: further text for a report, by name. `finish(rows)`: the rows with what depends on all of
-    them, such as how frequent a word is; called once, when all rows are there, and before `summarise`.
+    bootstrap over rows gives them intervals; with `correct` in the rows they always are. `lower`: whether lower figures are better.
+    `about(rows)`: further text for a report, by name. `finish(rows)`: called once, with all rows; adds what depends on all to each.
     """
 
     predict: Predict
