@@ -4,7 +4,8 @@
 machines round sums otherwise: SSE4.2 in place of AVX-512 moved the digits by 2e-6 at most; RELATIVE is a hundred times that.
 What is counted (ids, samples, tokens) and all functions of keys are exact everywhere.
 Recorded before the tree was redrawn. Since then theworld's and molmo's digits were recorded anew once, as their weight decay was mended to
-go by what a parameter is (their values moved by 4e-6 at most), and theworld's and nanodit's rows gained the count of cut samples.
+go by what a parameter is (their values moved by 4e-6 at most), theworld's and nanodit's rows gained the count of cut samples, and
+theworld's evaluations the mean over tasks and the count of empty answers.
 """
 
 import json
