@@ -15,6 +15,7 @@ from plait import cli, files
 from plait.assembly import sample_losses
 from plait.engine.checkpoints import checkpoint
 from plait.engine.monitoring.signals import Paused
+from plait.errors import PlaitError
 from plait.families import registry
 from plait.families.ablation import PICTURES
 from plait.keys import rng
@@ -156,6 +157,31 @@ def test_what_fails_is_told_and_costs_no_training(recipe, tmp_path, monkeypatch,
     assert f"bench blindness failed after step 120: {REASON}" in caplog.text
 
 
+def test_a_family_whose_ablations_are_wrong_is_told_and_trains(recipe, tmp_path, monkeypatch, caplog):
+    def wrong(name):
+        raise PlaitError("its ablations are no mapping")
+
+    monkeypatch.setattr(registry, "ablations", wrong)
+    toy.train(recipe, tmp_path / "run", *SETTINGS, "train.steps=120")
+    assert toy.at(tmp_path / "run", 120).manifest["state"]["stage_done"]
+    assert "bench blindness failed after step 120: its ablations are no mapping; the run goes on" in caplog.text
+
+
+def test_held_out_data_that_one_rank_cannot_open_is_told_by_all(recipe, tmp_path):
+    processes.fork(2, without_data, recipe, tmp_path / "run")
+    (row,) = files.read_rows(tmp_path / "run" / "bench_failures.jsonl")
+    assert row["reason"] == "held.jsonl is gone here" and toy.at(tmp_path / "run", 100).manifest["state"]["stage_done"]
+
+
+def without_data(recipe, run):
+    def gone(self, entry):
+        raise PlaitError("held.jsonl is gone here")
+
+    if os.environ["RANK"] == "1":
+        blindness.HeldOutData.of = gone
+    toy.train(recipe, run, *SETTINGS, "train.steps=100")
+
+
 def test_looking_changes_nothing_about_the_training(recipe, tmp_path):
     evaluate = "evaluate=[{bench: loss, every_steps: 40}]"
     for name, on in (("on", "true"), ("off", "false")):
@@ -206,8 +232,9 @@ def test_a_long_stage_is_warned_before_its_end_where_pictures_surely_save_little
 
 def test_a_warning_is_not_repeated_after_a_restart(recipe, tmp_path, caplog):
     write(tmp_path, "train", 200, shuffled=True)
-    for steps in (120, 150):
-        toy.train(recipe, tmp_path / "run", *SETTINGS, f"train.steps={steps}", "optim.lr=1e-3")
+    evaluate = "evaluate=[{bench: loss, every_steps: 40}]"
+    for steps in (120, 150):  # the second start begins at 120, a step to look at, where the first one did
+        toy.train(recipe, tmp_path / "run", *SETTINGS, f"train.steps={steps}", "optim.lr=1e-3", evaluate)
     assert [row["step"] for row in rows(tmp_path / "run")] == [120, 150] and len(said(caplog)) == 1
 
 

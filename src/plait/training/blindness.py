@@ -56,28 +56,24 @@ class Blindness:
 
     def __init__(self, plan: StagePlan, bundle: ModelBundle, state: State, context: RunContext) -> None:
         self.plan, self.bundle, self.state, self.context = plan, bundle, state, context
-        self.rows: list[Mapping[str, Any]] | None = None
+        self.rows: list[dict[str, Any]] | None = None
         """The rows of this stage's looks, the same on all ranks; None: not read yet."""
-        self.last = 0
-        """The step at which was looked last, whether or not that gave a row."""
 
     def look(self) -> None:
         """Look if it is time to, record the figures, and warn where pictures make no difference. All ranks call this after each step.
 
         What fails is told, and kept in bench_failures.jsonl: it never costs the training.
         """
-        ranks, state = self.context.ranks, self.state
-        picture = self._picture() if state.step != self.last and self._is_time() else None
-        if picture is None or any(map(picture_use.makes_difference, self._known())):
+        state = self.state
+        if not self._is_time():
             return
-        self.last = state.step
         self.context.heartbeat.phase("evaluate", state.step)
         try:
-            row = self._measured(picture)
+            row = self._measured()
         except Stopped:
             raise
         except Exception as error:
-            if ranks.size > 1 and not isinstance(error, PlaitError):
+            if self.context.ranks.size > 1 and not isinstance(error, PlaitError):
                 raise  # of one rank alone, while the others wait for it
             line = keep_failure(self.context, self.plan, state.step, "blindness", error)
             log.warning(f"{line}; the run goes on, and whether its pictures make a difference is not known (guard.blindness)")
@@ -106,23 +102,34 @@ class Blindness:
         before = max((step - 1) // every * every for every in intervals)
         return before < FEWEST_STEPS * int(10 ** int(math.log10(step / FEWEST_STEPS)))
 
-    def _known(self) -> list[Mapping[str, Any]]:
+    def _known(self) -> list[dict[str, Any]]:
         """Return the rows of this stage's looks, those from before the run was continued included."""
+
+        def recorded() -> list[dict[str, Any]]:
+            rows = files.read_rows(self.context.run / "metrics.jsonl", files.STEP_KINDS) if self.context.ranks.first else []
+            return [row for row in rows if picture_use.is_row(row) and row.get("stage") == self.state.stage]
+
         if self.rows is None:
-            written = files.read_rows(self.context.run / "metrics.jsonl", files.STEP_KINDS) if self.context.ranks.first else []
-            of_stage = [row for row in written if picture_use.is_row(row) and row.get("stage") == self.state.stage]
-            self.rows = list(self.context.ranks.agree(of_stage))
-            self.last = max((row["step"] for row in self.rows), default=0)
+            self.rows = on_every_rank(self.context.ranks, recorded)[0]
         return self.rows
 
-    def _measured(self, picture: Ablation) -> dict[str, Any] | None:
-        """Return the figures of a look; None where a stop was requested, or, told in the log, where samples do not tell."""
+    def _measured(self) -> dict[str, Any] | None:
+        """Return the figures of a look; None where there is nothing to look for, or a stop was requested, or, told, samples do not tell."""
+        picture = self._picture()
+        if picture is None or any(row["step"] == self.state.step or picture_use.makes_difference(row) for row in self._known()):
+            return None
         config, ranks = self.plan.config, self.context.ranks
         passes = 3 * self.state.stage_step * config.train.global_batch  # a backward pass costs two forward passes
         share = _SHARE if self.state.stage_done is None else 2 * _SHARE
         count = max(_FEWEST, min(_MOST, int(share * passes / 2)))
-        samples, kind = self._samples(count * _READ_FOR_ONE)
-        pairs = on_every_rank(ranks, lambda: _pairs(picture, samples, count) if ranks.first else [])[0]
+        kind = "held-out" if config.data.validation else "training"
+        opened: list[ChosenSamples] = []
+
+        def choose_pairs() -> list[tuple[int, int]]:
+            opened.append(self._samples(count * _READ_FOR_ONE))
+            return _pairs(picture, opened[0], count) if ranks.first else []
+
+        pairs, samples = on_every_rank(ranks, choose_pairs)[0], opened[0]
         rows = self._compared(picture, samples, pairs) if len(pairs) >= _FEWEST else []
         if rows is None:
             return None
@@ -140,13 +147,13 @@ class Blindness:
         log.info(f"step {self.state.step}: whether pictures make a difference is not known: {reason}")
         return None
 
-    def _samples(self, count: int) -> tuple[ChosenSamples, str]:
-        """Return some of the held-out samples, or of the training samples where nothing is held out, and which of both they are."""
+    def _samples(self, count: int) -> ChosenSamples:
+        """Return some of the held-out samples, or of the training samples where nothing is held out."""
         config = self.plan.config
         if config.data.validation:
-            return ChosenSamples(*HeldOutData(config).of(Evaluate(bench=LOSS, samples=count))), "held-out"
+            return ChosenSamples(*HeldOutData(config).of(Evaluate(bench=LOSS, samples=count)))
         sources = self.plan.data.sources
-        return ChosenSamples(sources, choose([len(source) for source in sources], count, config.seed)), "training"
+        return ChosenSamples(sources, choose([len(source) for source in sources], count, config.seed))
 
     def _compared(self, picture: Ablation, samples: ChosenSamples, pairs: Sequence[tuple[int, int]]) -> list[dict[str, Any]] | None:
         """Return {"own": row, "other": row} of each pair that can be used, in order, with rows of the loss; None if the run is to stop.
