@@ -1,4 +1,4 @@
-"""The page about own data in docs/data.md: its configurations load and train, in each of the four forms."""
+"""The page about own data in docs/data.md: its configurations load and train, in each of its forms."""
 
 import json
 import re
@@ -16,7 +16,7 @@ WHOLE, OTHERS = (yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)`
 
 
 def write(folder, number=12):
-    """The same questions in the four forms, where the page has them."""
+    """The same questions in the forms, and captions, where the page has them."""
     rows = [{"image": f"{i}.png", "question": f"What is {i}?", "answer": f"thing {i}"} for i in range(number)]
     (folder / "mydata").mkdir()
     (folder / "imagefolder" / "train").mkdir(parents=True)
@@ -25,6 +25,8 @@ def write(folder, number=12):
         picture(folder / "imagefolder" / "train" / f"{i}.png", i % 3)
     table = [",".join(rows[0]), *(",".join(row.values()) for row in rows)]
     (folder / "mydata" / "data.csv").write_text("\n".join(table) + "\n")
+    captions = "".join(f"{row['image']},A thing: {row['answer']}\n" for row in rows)
+    (folder / "mydata" / "captions.csv").write_text(f"image,caption\n{captions}")
     turns = [
         {"image": row["image"], "conversations": [{"from": "human", "value": row["question"]}, {"from": "gpt", "value": row["answer"]}]}
         for row in rows
@@ -37,7 +39,7 @@ def write(folder, number=12):
     datasets.Dataset.from_list(held).to_parquet(folder / "mydata" / "data.parquet")
 
 
-@pytest.mark.parametrize("source", [*WHOLE["data"]["train"], *OTHERS], ids=["csv", "llava", "imagefolder", "parquet"])
+@pytest.mark.parametrize("source", [*WHOLE["data"]["train"], *OTHERS], ids=["csv", "llava", "imagefolder", "parquet", "captions"])
 def test_each_form_of_the_page_trains_at_the_first_try(source, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write(tmp_path)
