@@ -28,6 +28,25 @@ def read_json(file: Path) -> Any:
         raise PlaitError(f"{file} is not JSON: {error}") from error
 
 
+def _json_rows(file: Path, *keys: str, fields: Sequence[str] = ()) -> list[Row]:
+    """Return the list of records at content[keys[0]]... of a JSON file; an object there, {id: row}, as records with that `id`.
+
+    Raises PlaitError if there is none, or a record lacks one of `fields`.
+    """
+    content = read_json(file)
+    for key in keys:
+        if not isinstance(content, Mapping) or key not in content:
+            raise PlaitError(f"{file} has no {key!r}: is it the published file?")
+        content = content[key]
+    rows = list(content.values()) if isinstance(content, Mapping) else content
+    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
+        raise PlaitError(f"{file} holds no list of records: is it the published file?")
+    for number, row in enumerate(rows, 1):
+        if missing := [name for name in fields if name not in row]:
+            raise PlaitError(f"{file}: record {number} has no {missing[0]!r}: is it the published file?")
+    return [{"id": key, **row} for key, row in content.items()] if isinstance(content, Mapping) else rows
+
+
 def in_json(pattern: str, *keys: str, keep: Callable[[Row], bool] = lambda row: True, mark: Row | None = None) -> Opener:
     """Return an opener (DatasetFiles -> Rows) of the list at content[keys[0]][keys[1]]... of the JSON file that matches the glob `pattern`.
 
@@ -37,14 +56,7 @@ def in_json(pattern: str, *keys: str, keep: Callable[[Row], bool] = lambda row: 
 
     def opened(files: DatasetFiles) -> Rows:
         (file,) = files.find(pattern)
-        content = read_json(file)
-        for key in keys:
-            if not isinstance(content, Mapping) or key not in content:
-                raise PlaitError(f"{file} has no {key!r}: is it the published file?")
-            content = content[key]
-        rows = [{"id": key, **row} for key, row in content.items()] if isinstance(content, Mapping) else content
-        if not isinstance(rows, list) or not rows or not isinstance(rows[0], Mapping):
-            raise PlaitError(f"{file} holds no list of records: is it the published file?")
+        rows = _json_rows(file, *keys)
         for row in rows:
             row.update(mark or {})
         return RowList.of_files([row for row in rows if keep(row)], [file])
@@ -61,8 +73,8 @@ def joined(questions: str, annotations: str) -> Opener:
 
     def opened(files: DatasetFiles) -> Rows:
         question_file, answer_file = files.find(questions, annotations)
-        answers = {row["question_id"]: row for row in read_json(answer_file)["annotations"]}
-        rows = read_json(question_file)["questions"]
+        answers = {row["question_id"]: row for row in _json_rows(answer_file, "annotations", fields=["question_id"])}
+        rows = _json_rows(question_file, "questions", fields=["question_id"])
         unanswered = [row["question_id"] for row in rows if row["question_id"] not in answers]
         if unanswered:
             more = f"and {len(unanswered) - 1} more"

@@ -268,6 +268,14 @@ class Spec:
     packing: Literal["all", "half", "one"] = "all"
     """Which rows with the same picture are one training sample: all, each half of them (where there are two or more), or one."""
 
+    def rows(self, split: str, files: DatasetFiles) -> Rows:
+        """Open the rows of `split`. Raises Absent if its files are missing, and PlaitError if they are not as they were published."""
+        try:
+            return self.splits[split](files)
+        except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+            what = f"{type(error).__name__}: {error}"
+            raise PlaitError(f"the files of {split} in {files.folder} are not as they were published ({what}): get them again") from error
+
 
 def root_of(path: str | None, folder: str, root: Path) -> Path:
     """Return a dataset's folder: `path`, as set for it in the configuration, or if that is None `folder` under `root`."""

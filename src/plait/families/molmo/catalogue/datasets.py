@@ -93,7 +93,7 @@ def open_dataset(entry: SourceEntry, split: str, *, root: Path | None, cache: Pa
     spec = _with_options(name, spec, entry.options)
     files = DatasetFiles(root_of(entry.path, spec.folder, root), root, str(cache) if cache else None, bool(entry.options.get("hub", False)))
     try:
-        rows = spec.splits[split](files)
+        rows = spec.rows(split, files)
     except Absent as error:
         hint = f"set its `path`, data.root or $MOLMO_DATA_DIR; {_hub_hint(spec)}"
         raise Absent(f"dataset {name} ({split}) is not there: {error}. Get {spec.get}; {hint}") from error
@@ -217,7 +217,7 @@ def _pointing_benchmark_urls(files: DatasetFiles) -> frozenset[str]:
     """Return the image URLs of PixMo's pointing benchmark; none where its files are missing."""
     spec = DATASETS[POINTS_EVAL]
     try:
-        rows = spec.splits["test"](DatasetFiles(files.root / spec.folder, files.root, files.cache))
+        rows = spec.rows("test", DatasetFiles(files.root / spec.folder, files.root, files.cache))
     except Absent:
         return frozenset()
     return frozenset(rows.column("image_url") or ())

@@ -55,7 +55,7 @@ def open_dataset(entry: SourceEntry, split: str, *, root: Path | None, cache: Pa
         raise PlaitError(f"dataset {name!r} has no option {unknown!r}; it takes hub")
     files = DatasetFiles(root_of(entry.path, spec.folder, root), root, str(cache) if cache else None, bool(entry.options.get("hub", False)))
     try:
-        rows = spec.splits[split](files)
+        rows = spec.rows(split, files)
     except Absent as error:
         hint = "name their folder (`path`, plait eval --data, or data.root)"
         raise Absent(f"dataset {name} ({split}) is not there: {error}. Get {spec.get}; {hint}") from error
