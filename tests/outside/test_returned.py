@@ -109,6 +109,12 @@ def test_what_a_monitor_returns_is_checked(mumble):
             monitor({"warnings": returned})
 
 
+def test_what_frozen_features_returns_is_checked(mumble, capsys):
+    mumble("frozen_features = lambda config: [1]")
+    said = refused(capsys, *TRAIN, "--run=never-kept", "--data.feature_cache=on")
+    assert said.startswith("family 'mumble': frozen_features(config) returned a list: it is to return a list of plait.families.frozen.Fr")
+
+
 PICTURE = "__import__('numpy').zeros((2, 2, 3), 'uint8')"
 SEEN = {
     "None": "returned None: it is to return a dict of images",

@@ -43,6 +43,7 @@ Rate = Annotated[Float, Field(gt=0)]
 Folder = Annotated[str, AfterValidator(on_disk)]
 """A path on a disk, not an address such as s3://bucket/folder."""
 Share = Annotated[Float, Field(ge=0, lt=1)]
+Switch = Annotated[Literal["off", "auto", "on"], BeforeValidator(lambda value: {True: "on", False: "off"}.get(value, value))]  # YAML's
 
 
 class Section(BaseModel):
@@ -149,9 +150,10 @@ class Data(Section):
     workers: Natural = Field(default=2, description="threads or processes that prepare samples; 0: none ahead of the step")
     worker_kind: Literal["threads", "processes"] = "threads"
     prefetch: Natural = Field(default=2, description="steps prepared ahead")
-    cache: Folder | None = Field(
-        default=None, description="folder of indices and fetched files; None: the user's, $PLAIT_CACHE or ~/.cache/plait"
-    )
+    cache: Folder | None = Field(default=None, description="indices, fetched files, features; None: $PLAIT_CACHE or ~/.cache/plait")
+    feature_cache: Switch = Field(default="off", description="keep what frozen encoders make of a picture; auto: where that is faster")
+    feature_cache_gb: Rate = Field(default=20.0, description="1e9 bytes that all kept features may take on the disk, of every run")
+    feature_cache_of: list[str] = Field(default=[], description="which encoders, such as world_latents; empty: all of the family")
     max_tokens: Count | None = Field(default=None, description="longest sequence, tokens; longer ones are cut at the end")
     pad: Literal["longest", "to_128", "to_max", "none"] = Field(default="longest", description="what sequences are padded to")
 

@@ -7,8 +7,8 @@ A family is one kind of model with its data preparation. It is a package of thes
     config.py              Config, its typed `model:` section; imports no torch
     family.py              what trains: the members of `Family` below, by these names
     evaluate.py            benches (evaluations of generated output): name to plait.engine.evaluation.Bench
-    export.py              exports and imported: weights in the layouts of other software (`Publisher`)
-    catalogue/datasets.py  public datasets that are known by name (`Catalogue`)
+    export.py              exports and imported: weights in the layouts of other software (module_contracts.py)
+    catalogue/datasets.py  public datasets that are known by name (module_contracts.py)
     presets/, mixtures/    YAML files: whole configurations, and lists of datasets with their sampling rates
 
 `assets` is a run's folder for files that belong to its model, such as a tokenizer. An example is the encoded form of a sample, as
@@ -22,11 +22,12 @@ from types import ModuleType
 from typing import Any, Protocol
 
 from pydantic import BaseModel
-from torch import Tensor, nn
+from torch import nn
 
 from plait.config.schema import ModelSection
 from plait.engine.loss import Loss
 from plait.errors import PlaitError
+from plait.families.frozen import FrozenEncoder
 from plait.families.limits import Limits, no_limits
 
 Sample = dict[str, Any]
@@ -74,11 +75,7 @@ def _nothing_to_prepare(config: Any, assets: Path, texts: Texts) -> None:
     """Make nothing."""
 
 
-def _no_base(config: Any) -> list[dict[str, str | None]]:
-    return []
-
-
-def _no_monitors(config: Any) -> list[Monitor]:
+def _none(config: Any) -> list[Any]:
     return []
 
 
@@ -101,7 +98,7 @@ class Family:
     Loss: Callable[[Any], Loss]
     prepare: Callable[[Any, Path, Texts], None] = _nothing_to_prepare
     """(config, assets, texts): write what the model needs, such as a tokenizer, into `assets`; `texts()` yields training texts."""
-    base: Callable[[Any], list[dict[str, str | None]]] = _no_base
+    base: Callable[[Any], list[dict[str, str | None]]] = _none
     """From config to pretrained parts: [{'part', 'name': Hub name or path, 'revision', optional 'folder': the only one read}]."""
     build_over: BuildOver | None = None
     """Build without the weights of pretrained parts that a start overwrites; None: every start reads them."""
@@ -109,7 +106,9 @@ class Family:
     """Components that no setting may train."""
     limits: Callable[[Any], Limits] = no_limits
     """From config to the limits of its input: the longest sequence, the size of images, and what each component learns from."""
-    monitors: Callable[[Any], list[Monitor]] = _no_monitors
+    monitors: Callable[[Any], list[Monitor]] = _none
+    frozen_features: Callable[[Any], list[FrozenEncoder]] = _none
+    """From config to the encoders of pictures whose outputs `data.feature_cache` can keep while they are frozen."""
     GenerateOptions: type[BaseModel] | None = None
     generate: Callable[[Any, Any, Any, Path | None, str], Iterable[str]] | None = None
     """Work of `plait generate`: (model, inputs, options, folder or None, name such as step-00000100 of the step) to lines to print."""
@@ -119,42 +118,6 @@ class Family:
     """
     legend: str = "On colour: the supervised text, which the model learns to say. Everything else is given to it."
     """Text above the samples of `plait data inspect` that says which part of them the loss counts."""
-
-
-class Publisher(Protocol):
-    """`export.py` of a family: writes and reads other layouts. A start refuses read weights that do not fit; missing ones stay as built."""
-
-    exports: Mapping[str, Callable[..., list[str]]]
-    """By layout, as in `plait export --to LAYOUT`: functions from (model, config, assets, folder to create) to lines to print."""
-
-    def imported(self, weights: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-        """Return `weights` by `model`'s names and shapes; unknown ones keep theirs. May raise PlaitError for missing or misshapen ones."""
-
-
-class Catalogue(Protocol):
-    """`catalogue/datasets.py` of a family: public datasets that a configuration can name. DATASETS: {name: any}; ALIASES: {alias: name}."""
-
-    DATASETS: Mapping[str, Any]
-    ALIASES: Mapping[str, str]
-
-    def open_dataset(self, entry: Any, split: str, *, root: Path | None, cache: Path | None) -> Any:
-        """Open `split` (train, validation or test) of the dataset that `entry.name` names; return a plait.data.sources.contract.Source.
-
-        `entry`: an item of `data.train` or `data.validation`. `root`: folder of all datasets, None for the family's default; `cache`:
-        folder of index files, None for the user's cache. Raises Absent, which says how to get them, if its files are missing.
-        """
-
-    def rule_of(self, name: str) -> str:
-        """Return the name of the bench (evaluation), such as `vqa`, that scores answers to a dataset. Raises PlaitError if none does."""
-
-    def split_of(self, name: str, split: str) -> str:
-        """Check that dataset `name` has `split`, and return it. Raises PlaitError with the splits that it has."""
-
-    def evaluation_split(self, name: str) -> str:
-        """Return the split, such as `validation`, that a dataset is evaluated on when the user names none."""
-
-    def scored(self) -> list[str]:
-        """Return the names of the datasets for which `rule_of` returns a bench."""
 
 
 def family_of(name: str, module: ModuleType) -> Family:

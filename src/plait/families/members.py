@@ -30,6 +30,7 @@ OPTIONAL: Mapping[str, str] = {
     "never_trained": "never_trained, a frozenset of component names",
     "limits": "limits(config)",
     "monitors": "monitors(config)",
+    "frozen_features": "frozen_features(config)",
     "GenerateOptions": "GenerateOptions, a pydantic model",
     "generate": "generate(model, inputs, options, out, moment)",
     "inspect": "inspect(inputs, sample, example)",
@@ -43,7 +44,7 @@ CATALOGUE: Mapping[str, str] = {
     "evaluation_split": "evaluation_split(name)",
     "scored": "scored()",
 }
-"""Functions of `Catalogue`."""
+"""Functions of `module_contracts.Catalogue`."""
 METHODS: Mapping[str, Sequence[str]] = {
     "Inputs": ("encode(sample, key)", "collate(examples)"),
     "Loss": ("weights(batch)", "sums(model, batch)"),

@@ -23,7 +23,8 @@ from plait.files import expanded
 if TYPE_CHECKING:
     from plait.engine.evaluation import Benches
     from plait.families.ablation import Ablations
-    from plait.families.contract import Catalogue, Family, Publisher
+    from plait.families.contract import Family
+    from plait.families.module_contracts import Catalogue, Publisher
 
 _HERE = Path(__file__).parent
 _TABLES = {"refused": Mapping[tuple[str, ...], Mapping[str, str]], "variants": Mapping[str, str], "layouts": Mapping[str, str]}
@@ -135,7 +136,7 @@ def has_datasets(family: str) -> bool:
 
 
 def datasets(family: str) -> "Catalogue":
-    """Return a family's catalogue of public datasets, a checked module (contract.Catalogue). Raises PlaitError for one without."""
+    """Return a family's catalogue of public datasets, a checked module (module_contracts.Catalogue). Raises PlaitError for one without."""
     if not has_datasets(family):
         raise PlaitError(
             f"family {family!r} knows no datasets by name: name your own as module:Class or file.py:Class, or a source with a path"

@@ -20,6 +20,7 @@ from plait.errors import PlaitError
 from plait.families.ablation import CALLS as ABLATION_CALLS
 from plait.families.ablation import Ablation, Ablations
 from plait.families.contract import Family, Monitor, Parameters, require_known
+from plait.families.frozen import FrozenEncoder
 from plait.families.limits import Limits
 from plait.families.members import METHODS
 
@@ -78,6 +79,7 @@ def checked(family: Family) -> Family:
         base=base,
         limits=limits,
         monitors=monitors,
+        frozen_features=lambda config: _frozen_features(of, family.frozen_features(config)),
     )
     if family.generate is not None:
         changed = replace(changed, generate=_generate(of, family.generate))
@@ -130,6 +132,13 @@ def _loss(family: Family, section: Any) -> Loss:
         raise PlaitError(f"{what}counts of its Loss names {both[0]!r}, which is a term of coefficients: a name is one or the other")
     require_known(family.name, "amounts of its Loss", loss.amounts, [*factors, *loss.counts])
     return loss
+
+
+def _frozen_features(of: str, value: Any) -> list[FrozenEncoder]:
+    """Return what `frozen_features(config)` of a family returned. Raises PlaitError unless it is a list of encoders."""
+    if isinstance(value, list | tuple) and all(isinstance(encoder, FrozenEncoder) for encoder in value):
+        return list(value)
+    _refuse(f"{of}frozen_features(config)", value, f"a list of {FrozenEncoder.__module__}.FrozenEncoder")
 
 
 def _is_part(part: Any) -> bool:

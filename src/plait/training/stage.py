@@ -28,6 +28,7 @@ from plait.errors import PlaitError, Stopped
 from plait.training import changes, passes, summary
 from plait.training.blindness import FEWEST_STEPS, Blindness
 from plait.training.divergence import stop_if_diverged
+from plait.training.features import stage_features
 from plait.training.layout import Counters, lay_out
 from plait.training.probes import ProbeLoss, probe_loss, probe_memory, probed_steps, wants_memory_probe
 from plait.training.run_context import RunContext
@@ -60,6 +61,9 @@ def run_stage(plan: StagePlan, bundle: ModelBundle, state: State, context: RunCo
         except BaseException:
             failed_writes.close_after_error(stage.saver.close)
             raise
+        finally:
+            if stage.features is not None:
+                stage.features.close()
         stage.saver.close()
     done = f"stage {plan.view.index} {plan.view.name} is done after step {state.step}: {state.stage_done}"
     log.info("\n  ".join([done, *summary.realised(plan.data, state.totals)]))
@@ -88,11 +92,13 @@ class StageRun:
         self.evaluation = StageEvaluation(plan, bundle, state, context) if evaluates(config) else None
         looks = config.guard.blindness and plan.steps >= FEWEST_STEPS
         self.blindness = Blindness(plan, bundle, state, context) if looks else None
+        cached, amounts = config.data.feature_cache != "off", (plan.steps - state.stage_step, sum(plan.order.sizes))
+        self.features = stage_features.of_stage(config, bundle, plan.loss, ranks, amounts) if cached else None
         self.gradients = GradientWatch(list(plan.trained), stop=config.guard.no_gradient == "stop")
         self.loop = Loop(
             stage=plan.view.name,
             state=state,
-            loss=plan.loss,
+            loss=plan.loss if self.features is None else self.features.loss,
             config=config,
             ranks=ranks,
             quarantine=Quarantine(context.run / "quarantine.jsonl", config.guard.max_bad_fraction),
@@ -220,6 +226,7 @@ class StageRun:
     def _train(self) -> None:
         """Take step after step to the end of the stage, or to a stop."""
         inputs = self.bundle.inputs(self.plan.config, train=True)
+        inputs = inputs if self.features is None else self.features.inputs(inputs)
         loader = self._loader(self.state.stage_step, self.plan.steps, inputs=inputs, interrupted=self.context.signals.requested)
         with contextlib.closing(loader):
             self.loop.run(self._watched(loader), self.stop_step)
@@ -266,6 +273,7 @@ class StageRun:
         ids = int(self.context.ranks.sum(torch.tensor(float(own), dtype=torch.float64))) & 0xFFFFFFFF
         full = state.stage_step % _SHARES_EVERY < every or state.step == self.stop_step
         row |= passes.place_of(self.plan.order, self.plan.data.sources, state.stage_step - 1)
+        row |= self.features.figures() if self.features is not None else {}
         row |= {"ema_decay": state.ema.decay_at(state.stage_step - 1)} if state.ema is not None else {}
         self.context.tracker.row(row | (source_shares.shares(state.totals) if full else {}) | {"ids": f"{ids:08x}"})
 

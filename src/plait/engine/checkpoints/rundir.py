@@ -29,6 +29,9 @@ FREE = (
     "data.worker_kind",
     "data.prefetch",
     "data.cache",
+    "data.feature_cache",
+    "data.feature_cache_gb",
+    "data.feature_cache_of",
     "train.micro_batch",
 )
 """Keys that may differ when a run is continued: they change how it computes or what it reports, never its results."""

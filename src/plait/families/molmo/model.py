@@ -15,6 +15,7 @@ from transformers.cache_utils import Cache
 
 from plait.families.molmo import towers
 from plait.families.molmo.config import Config
+from plait.families.molmo.features.crops import CROP_FEATURES
 from plait.families.molmo.hf.connector import Connector, add_features
 from plait.families.molmo.hf.sizes import PATCH
 from plait.families.molmo.hf.vision_tower import VisionTower
@@ -70,7 +71,8 @@ class Molmo(nn.Module):
         if not len(crops) and contains_sharded(self.vision):
             embeds_BLD = embeds_BLD + zero_from(self._features(crops.new_zeros(1, *crops.shape[1:]))).to(embeds_BLD.dtype)
         if len(crops):
-            features_TD = self.connector(self._features(crops), batch["real"], batch["pools"])
+            features_nPF = batch[CROP_FEATURES].unflatten(0, (len(crops), -1)) if CROP_FEATURES in batch else self._features(crops)
+            features_TD = self.connector(features_nPF, batch["real"], batch["pools"])
             embeds_BLD = add_features(embeds_BLD, features_TD, ids_BL == self.rows + PATCH)
         return embeds_BLD
 

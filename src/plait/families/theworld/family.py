@@ -5,6 +5,7 @@ from pathlib import Path
 
 from plait.families.theworld import towers
 from plait.families.theworld.config import TINY, Config
+from plait.families.theworld.features import frozen_features
 from plait.families.theworld.generate import GenerateOptions, generate
 from plait.families.theworld.inputs import Inputs, inspect
 from plait.families.theworld.limits import limits
@@ -22,6 +23,7 @@ __all__ = [
     "build",
     "build_over",
     "components",
+    "frozen_features",
     "generate",
     "inspect",
     "limits",

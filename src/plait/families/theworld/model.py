@@ -15,7 +15,7 @@ from transformers.models.gemma3.modeling_gemma3 import Gemma3DecoderLayer
 from transformers.models.siglip.modeling_siglip import SiglipEncoderLayer
 
 from plait.families.theworld import towers
-from plait.families.theworld.config import Config, WorldEncoderConfig
+from plait.families.theworld.config import FRAMES_PER_STEP, Config, WorldEncoderConfig
 from plait.families.theworld.sequence import Kind
 from plait.families.theworld.world import WorldEncoder, WorldProjector, group_by_length, unit_range
 from plait.keys import key
@@ -25,6 +25,8 @@ from plait.nn.losses import token_cross_entropy
 
 Batch = dict[str, Tensor]
 """Tensors by name, as `Inputs.collate` returns them."""
+IMAGE_FEATURES, WORLD_LATENTS = "image_features", "world_latents"
+"""Entries of a batch with what a frozen encoder made of its `pixels` (n, K, D) and `frames` (T of all rows, C, h, h), if it was kept."""
 
 
 class TheWorld(nn.Module):
@@ -53,10 +55,10 @@ class TheWorld(nn.Module):
         kinds_BL1 = batch["kinds"][..., None]
         pixels = batch["pixels"]
         if len(pixels):
-            features = self._image_features(pixels).to(embeds_BLD.dtype)
+            features = (batch[IMAGE_FEATURES] if IMAGE_FEATURES in batch else self.image_features(pixels)).to(embeds_BLD.dtype)
             embeds_BLD = embeds_BLD.masked_scatter(kinds_BL1 == Kind.IMAGE, features)
         elif contains_sharded(self.gemma.model.vision_tower):
-            blank = self._image_features(pixels.new_zeros(1, *pixels.shape[1:]))
+            blank = self.image_features(pixels.new_zeros(1, *pixels.shape[1:]))
             embeds_BLD = embeds_BLD + zero_from(blank).to(embeds_BLD.dtype)
         if len(batch["frames"]):
             blocks = self._world_blocks(batch).to(embeds_BLD.dtype)
@@ -87,7 +89,8 @@ class TheWorld(nn.Module):
         softcap: float | None = self.gemma.config.get_text_config().final_logit_softcapping
         return softcap
 
-    def _image_features(self, pixels: Tensor) -> Tensor:
+    def image_features(self, pixels: Tensor) -> Tensor:
+        """Return Gemma's features (n, K, D) of uint8 pixels (n, 3, S, S)."""
         tower = self.gemma.model
         with _gradients_if_trained(tower.vision_tower, tower.multi_modal_projector):
             weight = next(tower.vision_tower.parameters())
@@ -96,16 +99,23 @@ class TheWorld(nn.Module):
 
     def _world_blocks(self, batch: Batch) -> Tensor:
         """Return all world blocks, concatenated in the rows' order: (positions, D)."""
-        assert self.world is not None
         assert self.projector is not None
         counts = batch["frame_counts"].tolist()
         rows: list[Tensor] = [torch.empty(0)] * len(counts)
-        for indices, frames in group_by_length(batch["frames"], counts):
-            with _gradients_if_trained(self.world):
-                latents = self.world(frames)
-            for i, block in zip(indices, self.projector(latents), strict=True):
+        stored = batch.get(WORLD_LATENTS)
+        lengths = counts if stored is None else [1 + (count - 1) // FRAMES_PER_STEP for count in counts]
+        for indices, group in group_by_length(batch["frames"] if stored is None else stored, lengths):
+            latents_BTChw = self.latents(group) if stored is None else group
+            for i, block in zip(indices, self.projector(latents_BTChw.transpose(1, 2)), strict=True):
                 rows[i] = block
         return torch.cat(rows)
+
+    def latents(self, frames_BFCSS: Tensor) -> Tensor:
+        """Encode uint8 frames (B, F, 3, S, S) to normalised latents (B, T, C, h, h), contiguous."""
+        assert self.world is not None
+        with _gradients_if_trained(self.world):
+            latents_BCThw: Tensor = self.world(frames_BFCSS)
+        return latents_BCThw.transpose(1, 2).contiguous()
 
     def _zero_of_unused(self, batch: Batch) -> Tensor:
         """Return a zero that gives a zero gradient to each trainable parameter for which this batch has no input.

@@ -1,0 +1,52 @@
+"""The encoders of theworld whose outputs can be kept while they are frozen: world latents, and the image features of SigLIP."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from plait.families.frozen import FrozenEncoder
+from plait.families.theworld import towers
+from plait.families.theworld.config import Config
+from plait.families.theworld.model import IMAGE_FEATURES, WORLD_LATENTS, TheWorld
+
+
+def frozen_features(config: Config) -> list[FrozenEncoder]:
+    """Return the world encoder, if there is one, and the vision tower with Gemma's image projection."""
+    changes = "model.augment" if config.augment.flip or config.augment.shift else None
+    sizes = towers.gemma_config(config).to_dict()
+    vision = {"vision": sizes["vision_config"], "tokens": sizes["mm_tokens_per_image"]}
+    encoders = [FrozenEncoder(IMAGE_FEATURES, _images, _vision, _encode_images, vision, changes)]
+    if config.world is not None:
+        settings = {name: value for name, value in towers.wan_config(config, config.world).items() if not name.startswith("_")}
+        encoders.insert(0, FrozenEncoder(WORLD_LATENTS, _clips, _world, _encode_clips, settings, changes))
+    return encoders
+
+
+def _images(batch: Mapping[str, Any]) -> Sequence[Tensor]:
+    return list(batch["pixels"])
+
+
+def _clips(batch: Mapping[str, Any]) -> Sequence[Tensor]:
+    return torch.split(batch["frames"], batch["frame_counts"].tolist()) if len(batch["frames"]) else []
+
+
+def _vision(model: nn.Module) -> Sequence[nn.Module]:
+    assert isinstance(model, TheWorld)
+    return [model.gemma.model.vision_tower, model.gemma.model.multi_modal_projector]
+
+
+def _world(model: nn.Module) -> Sequence[nn.Module]:
+    assert isinstance(model, TheWorld)
+    return [model.world] if model.world is not None else []
+
+
+def _encode_images(model: nn.Module, pixels: Tensor) -> Tensor:
+    assert isinstance(model, TheWorld)
+    return model.image_features(pixels).contiguous()
+
+
+def _encode_clips(model: nn.Module, frames_BFCSS: Tensor) -> Tensor:
+    assert isinstance(model, TheWorld)
+    return model.latents(frames_BFCSS)
