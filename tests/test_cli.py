@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -44,6 +45,10 @@ TYPED = {
         "'--train.steps' is not understood: a setting is written --name=value or --name value, for example --optim.lr=3e-6 "
         "(see plait --help)"
     ),
+    "train good.yaml --run=": "command line: --run= has no value: is a variable of the shell unset? --run=null means none",
+    "train good.yaml --from=": "command line: --from= has no value: is a variable of the shell unset? --from=null means none",
+    "data inspect good.yaml --out=": "--out is empty: is a variable of the shell unset? (see plait data inspect --help)",
+    "eval x --bench=": "--bench is empty: is a variable of the shell unset? (see plait eval --help)",
     "train good.yaml --steps 3": "command line: steps is not a key: did you mean stages?",
     "train good.yaml --optim.lr fast": "command line: optim.lr must be a number, got 'fast'",
     "train --optim.lr fast good.yaml": "command line: optim.lr must be a number, got 'fast'",
@@ -385,3 +390,10 @@ def test_a_signal_after_all_is_done_does_not_hide_the_exit_code(name):
         "runpy.run_module('plait', run_name='__main__', alter_sys=True)\n"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 75
+
+
+@pytest.mark.parametrize("line", ["train ''", "eval '' --bench=loss", "data index a.tar ''", "export a ' '", "data inspect x --out ''"])
+def test_an_empty_argument_is_not_the_folder_at_hand(line, capsys):
+    assert cli.main(shlex.split(line)) == 2
+    name = "--out" if "--out" in line else "an argument"
+    assert capsys.readouterr().err.startswith(f"plait: {name} is empty: is a variable of the shell unset? (see plait ")

@@ -50,7 +50,7 @@ def _run(arguments: Sequence[str]) -> int:
         rank = os.environ.get("RANK", "0")
         reporter.write(sys.stderr, printable(secrets.shown(f"plait: {error}" if rank == "0" else f"plait: rank {rank}: {error}")))
         return error.exit_code
-    except OSError as error:
+    except Exception as error:
         fault = path_fault(error)
         if fault is None:
             raise

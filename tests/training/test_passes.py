@@ -47,7 +47,11 @@ def said(tmp_path, monkeypatch, capsys, *overrides, weights=(3, 1)):
     entries = [f"{{source: jsonl, path: {tmp_path}/{name}.jsonl, weight: {weight}}}" for name, weight in zip(NAMES, weights, strict=True)]
     toy_family.train(recipe, tmp_path / "run", f"data.train=[{', '.join(entries)}]", "stages=[]", *overrides)
     printed = capsys.readouterr()
-    return [line.strip() for line in (printed.out + printed.err).splitlines() if " passes" in line or "gives no sample" in line]
+    return [
+        line.strip()
+        for line in (printed.out + printed.err).splitlines()
+        if " passes" in line or "gives no sample" in line or " times: " in line
+    ]
 
 
 def test_a_mixture_says_the_passes_over_each_source(tmp_path, monkeypatch, capsys):
@@ -69,6 +73,12 @@ def test_an_epoch_that_leaves_a_source_short_of_a_pass_is_warned_of(tmp_path, mo
     assert [line.split()[1:3] for line in lines[:2]] == [["0.67", "passes:"], ["2.50", "passes:"]]
     assert "train.epochs is 1, but " in lines[2] and " is not gone through once (0.67 passes): an epoch of a mixture is" in lines[2]
     assert len(lines) == 3
+
+
+def test_an_epoch_that_goes_through_a_small_source_many_times_is_warned_of(tmp_path, monkeypatch, capsys):
+    lines = said(tmp_path, monkeypatch, capsys, "train.steps=null", "train.epochs=1", weights=(1, 30))
+    assert [line.split()[1:3] for line in lines if not line.startswith("warning")] == [["0.03", "passes:"], ["4.88", "passes:"]]
+    assert lines[-1].endswith("train.epochs is 1, but jsonl:held.jsonl is gone through 4.88 times: lower its weight, or add samples")
 
 
 def test_a_budget_in_steps_or_of_part_of_an_epoch_asks_for_no_whole_pass(tmp_path, monkeypatch, capsys):

@@ -50,6 +50,8 @@ def parse(arguments: Sequence[str]) -> Arguments:
     given = _joined(arguments, chosen) if chosen is not None else arguments
     for item in given:
         secrets.refuse_argument(item)
+    if chosen is not None:
+        _refuse_empty(given, chosen)
     spaced = (
         _settings_with_spaces(given, chosen) if chosen is not None and _takes_settings(chosen.get_default("command"), arguments) else []
     )
@@ -84,6 +86,16 @@ def _takes_settings(command: Command, arguments: Sequence[str]) -> bool:
 def _options(parser: Parser) -> dict[str, argparse.Action]:
     """Return a command's own options by name, such as `--nproc`."""
     return {name: action for action in actions(parser) for name in action.option_strings}
+
+
+def _refuse_empty(given: Sequence[str], parser: Parser) -> None:
+    """Raise PlaitError for an empty argument or option: as a path it would be the folder at hand."""
+    for before, item in zip(["", *given], _before_dashes(given), strict=False):
+        name, equals, value = item.partition("=")
+        if not item.strip() or (equals and not value.strip() and name in _options(parser)):
+            parser.error(
+                f"{name.strip() or (before if before in _options(parser) else 'an argument')} is empty: is a variable of the shell unset?"
+            )
 
 
 def _settings_with_spaces(given: Sequence[str], parser: Parser) -> list[str]:

@@ -96,7 +96,10 @@ class Override:
 
     @classmethod
     def parse(cls, argument: str) -> "Override":
-        """Parse `--key=value`, with or without the dashes. Raises PlaitError for anything else, and for a secret."""
+        """Parse `--key=value`, with or without the dashes.
+
+        Raises PlaitError for anything else, for a secret, and for an empty value, as an unset variable of a shell leaves it.
+        """
         secrets.refuse_argument(argument)
         name, equals, text = argument.removeprefix("--").partition("=")
         path = tuple(name.split("."))
@@ -104,6 +107,8 @@ class Override:
             raise PlaitError(f"{COMMAND_LINE}: --{path[0][:20]}.... is a key of {len(path)} parts, and no setting has more than {_DEPTH}")
         if not equals or not all(path):
             raise PlaitError(f"{COMMAND_LINE}: {argument} sets nothing: write --key=value, such as --optim.lr=3e-6")
+        if not text.strip():
+            raise PlaitError(f"{COMMAND_LINE}: --{name}= has no value: is a variable of the shell unset? --{name}=null means none")
         return cls(path, text)
 
     def value(self) -> Any:

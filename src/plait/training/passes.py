@@ -23,8 +23,7 @@ def samples_drawn(order: Order | BucketOrder, steps: int) -> list[int]:
     drawn = np.zeros(len(order.counts), np.int64)
     for slots, unit in spans:
         blocks, rest = divmod(slots, sum(order.counts))
-        in_rest = np.bincount(interleave(order.counts)[0][:rest], minlength=len(order.counts))
-        drawn += unit * (blocks * np.asarray(order.counts) + in_rest)
+        drawn += unit * (blocks * np.asarray(order.counts) + np.bincount(interleave(order.counts)[0][:rest], minlength=len(order.counts)))
     return [int(count) for count in drawn]
 
 
@@ -41,16 +40,15 @@ def _buckets(source: Source) -> list[str]:
 
 
 def announce(names: Sequence[str], order: Order | BucketOrder, steps: int, epochs: float | None) -> None:
-    """Log how often `steps` steps go through each source of a mixture. Warns of one never drawn, or less than once though `epochs` >= 1.
+    """Log how often `steps` steps go through each source of a mixture. Warns of one never drawn, and of passes far from `epochs` >= 1.
 
     Warns as well of steps that take more samples than there are.
     """
     samples, batch = sum(order.sizes), order.segments[-1].batch
     if batch > samples:
         log.warning(f"a step takes {batch:,} samples and there are {samples:,}, so each is in it more than once: lower train.global_batch")
-    if len(names) < 2:
-        return
-    for name, size, samples in zip(names, order.sizes, samples_drawn(order, steps), strict=True):
+    rows = zip(names, order.sizes, samples_drawn(order, steps), strict=True) if len(names) > 1 else ()
+    for name, size, samples in rows:
         passes = samples / size
         log.info(f"  {name:<18} {passes:,.2f} passes: {samples:,} samples drawn of {size:,}")
         if not samples:
@@ -58,3 +56,5 @@ def announce(names: Sequence[str], order: Order | BucketOrder, steps: int, epoch
         elif epochs is not None and epochs >= 1 > passes:
             cure = "an epoch of a mixture is as many samples as its sources hold together, drawn by weight"
             log.warning(f"train.epochs is {epochs:g}, but {name} is not gone through once ({passes:.2f} passes): {cure}")
+        elif epochs is not None and passes > 4 * max(1, epochs):  # up to four, repeated data is nearly as good as new (arXiv 2305.16264)
+            log.warning(f"train.epochs is {epochs:g}, but {name} is gone through {passes:.2f} times: lower its weight, or add samples")
