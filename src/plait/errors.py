@@ -36,6 +36,9 @@ class PlaitError(Exception):
 class BadSample(PlaitError):
     """A sample that cannot be used (broken image, missing field). The data loader replaces it and lists it in the run's quarantine file."""
 
+    sample: str | None = None
+    """The name that the sample's source gives it, such as "a.csv:7"; None where it is not known."""
+
 
 class _SampleErrors:
     """A context that turns whatever goes wrong with one sample into a BadSample: no single sample may end a run.
@@ -58,8 +61,8 @@ class _SampleErrors:
             text = str(error)
         except Exception:  # noqa: BLE001  an error whose own text cannot be made
             text = "its text cannot be made"
-        reason = _bounded((text.splitlines() or [""])[0][:200])
-        raise BadSample(f"{type(error).__name__}: {reason} ({Path(frame.filename).name}:{frame.lineno})") from error
+        where, reason = f"{Path(frame.filename).name}:{frame.lineno}", _bounded((text.splitlines() or [""])[0][:200])
+        raise BadSample(f"{type(error).__name__}: {reason} ({where})") from error
 
 
 def _bounded(reason: str) -> str:

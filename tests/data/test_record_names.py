@@ -1,12 +1,18 @@
 """How records of text files are named, in reasons and in samples without an id: by the line that an editor shows."""
 
-import pytest
+import json
 
+import pytest
+import yaml
+
+from plait import cli
 from plait.config.schema import SourceEntry
 from plait.data.formats import index
 from plait.data.sources.indexed import LAYOUTS, index_records
 from plait.data.sources.open import open_source
 from plait.errors import BadSample
+from tests.data.packing import picture
+from tests.families.test_conformance import TINY
 
 
 def opened(kind, path, cache):
@@ -48,3 +54,30 @@ def test_an_index_without_lines_is_made_again(tmp_path):
     head.path.write_bytes(index.pack(head.stamp, facts, arrays))
     assert opened("datasets", tmp_path / "a.csv", tmp_path / "cache")[1]["id"] == "a.csv:4"
     assert index_records(tmp_path / "a.csv", LAYOUTS[".csv"], tmp_path / "cache")[1] is False
+
+
+FILES = {
+    "csv": ("a.csv", 'image,caption\nx.png,"two\nlines"\nno.png,b\nx.png,""\n', ["a.csv:4", "a.csv:5"]),
+    "jsonl": ("a.jsonl", '{"caption": "x"}\n\n{"image": "no.png", "caption": "b"}\n{"id": "own", "caption": ""}\n', ["a.jsonl:3", "own"]),
+    "metadata": ("metadata.csv", "file_name,caption\nx.png,a\nno.png,b\nx.png,\n", ["metadata.csv:3", "metadata.csv:4"]),
+    "folder": ("y.json", "{", ["y"]),
+}
+
+
+@pytest.mark.parametrize("form", FILES)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_the_quarantine_names_a_bad_sample_as_its_source_does(tmp_path, form, workers):
+    name, body, bad = FILES[form]
+    (tmp_path / "data").mkdir()
+    for picture_name in ("x.png", *(["y.png"] if form == "folder" else [])):
+        (tmp_path / "data" / picture_name).write_bytes(picture(1))
+    (tmp_path / "data" / "x.txt").write_text("a caption")
+    (tmp_path / "data" / name).write_text(body)
+    kind = {"csv": "datasets", "jsonl": "jsonl"}.get(form, "folder")
+    entry = {"source": kind, "path": str(tmp_path / "data" / (name if kind != "folder" else ""))}
+    recipe = {"data": {"train": [entry], "workers": workers, "cache": str(tmp_path / "cache")}, "train": {"steps": 2, "global_batch": 3}}
+    recipe |= {"family": "theworld", "guard": {"max_bad_fraction": 0.9, "no_input": "continue"}, "track": {"tensorboard": False}}
+    (tmp_path / "recipe.yaml").write_text(yaml.dump({**recipe, **yaml.safe_load(TINY["theworld"])}))
+    assert cli.main(["train", str(tmp_path / "recipe.yaml"), f"--run={tmp_path / 'run'}"]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "run" / "quarantine.jsonl").read_text().splitlines()]
+    assert {row["sample"] for row in rows} == set(bad)

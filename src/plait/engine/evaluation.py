@@ -192,7 +192,7 @@ def _read(samples: Samples, positions: Sequence[int]) -> tuple[list[Any], dict[i
             with sample_errors:
                 readable.append(samples[position])
         except BadSample as error:
-            unread[position] = {"id": samples.name(position), "bad": str(error), "unread": True}
+            unread[position] = {"id": error.sample or samples.name(position), "bad": str(error), "unread": True}
     return readable, unread
 
 

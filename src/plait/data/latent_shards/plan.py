@@ -142,7 +142,7 @@ def _plan_position(source: Source, request: Request, position: int) -> int | lis
                 return [name, TOO_SMALL, f"{size[0]}x{size[1]}"]
             bucket = nearest(*size, request.buckets)
     except BadSample as error:
-        return [name, UNREADABLE, str(error)]
+        return [error.sample or name, UNREADABLE, str(error)]
     if request.only and bucket not in request.only:
         return [name, OTHER_BUCKET, bucket.name]
     return request.buckets.index(bucket)

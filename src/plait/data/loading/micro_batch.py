@@ -111,20 +111,19 @@ class MicroBatchBuilder:
 
     def _replacement(self, wanted: SampleId, attempt: int) -> SampleId:
         candidates = bucket_of(self.sources[wanted.source], wanted.index)
-        chosen = candidates[key(self.seed, "replace", wanted.source, wanted.index, wanted.epoch, attempt) % len(candidates)]
-        return wanted._replace(index=chosen)
+        number = key(self.seed, "replace", wanted.source, wanted.index, wanted.epoch, attempt)
+        return wanted._replace(index=candidates[number % len(candidates)])
 
     def _try_encode(self, chosen: SampleId) -> tuple[Any, str, str | None]:
         """Return (example, name, why it is bad or None)."""
-        source, name = self.sources[chosen.source], None
-        sample_key = key(self.seed, "sample", *chosen)
+        source, name, sample_key = self.sources[chosen.source], None, key(self.seed, "sample", *chosen)
         try:
             with sample_errors:
                 sample = read(source, chosen.index, sample_key)
                 name = sample["id"]
                 return self.inputs.encode(sample, sample_key), name, None
         except BadSample as error:  # masked here: a worker may have filled in variables that no other process knows of
-            return None, name or f"{source.name}[{chosen.index}]", masked(str(error))
+            return None, name or error.sample or f"{source.name}[{chosen.index}]", masked(str(error))
 
 
 def collated(inputs: Inputs, examples: list[Any]) -> dict[str, Any]:

@@ -35,8 +35,12 @@ class Conversations(Source):
     def __getitem__(self, index: int) -> Sample:
         """Return record `index` as a sample with messages. Raises BadSample if it is broken or does not fit the template."""
         record = self.reader.read(index)
-        conversation = text.messages(record.fields, self.template, allow_blank=self.allow_blank)
-        text.check(conversation, len(record.images), allow_blank=self.allow_blank)
+        try:
+            conversation = text.messages(record.fields, self.template, allow_blank=self.allow_blank)
+            text.check(conversation, len(record.images), allow_blank=self.allow_blank)
+        except BadSample as error:
+            error.sample = record.id
+            raise
         sample: Sample = {"id": record.id, "images": record.images, "messages": conversation, "fields": record.fields}
         return sample | {"frames": record.frames} if record.frames else sample
 

@@ -93,6 +93,13 @@ class Table:
 
     def read(self, i: int) -> Record:
         """Return row `i` as a record (fields and encoded images). Raises BadSample if a column is missing or an image cannot be read."""
+        try:
+            return self._read(i)
+        except BadSample as error:
+            error.sample = self._name(i)
+            raise
+
+    def _read(self, i: int) -> Record:
         row = self.rows[i]
         for name, label in self.labels.items():
             if row[name] is not None:  # -1 stands for a missing label

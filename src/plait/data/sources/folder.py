@@ -105,6 +105,13 @@ class Folder:
     def read(self, index: int) -> Record:
         """Return sample `index` as a record. Raises BadSample if one of its files is missing or cannot be parsed."""
         name, members = self.samples[index]
+        try:
+            return self._read(name, members)
+        except BadSample as error:
+            error.sample = name
+            raise
+
+    def _read(self, name: str, members: Members) -> Record:
         read: dict[str, tuple[str, bytes]] = {}  # what records.py calls a file -> its kind and content
         for kind, path, _ in sorted(members, key=lambda member: member[0].partition(".")[0].lower() in IMAGE_KINDS):  # a.png.txt last
             body, (other, before) = read_regular(self.root / path), read.get(_field_kind(kind), ("", None))

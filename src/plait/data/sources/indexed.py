@@ -102,6 +102,13 @@ class IndexedRecords:
 
     def read(self, i: int) -> Record:
         """Return record `i` with the bytes of its images. Raises BadSample if it is broken or a column or image file is missing."""
+        try:
+            return self._read(i)
+        except BadSample as error:
+            error.sample = self._name(i)
+            raise
+
+    def _read(self, i: int) -> Record:
         fields = self.fields(i)
         images, frames = (
             [self._image(value) for value in values] for values in (self.image_values(fields), picture_cells(fields.get("frames")))

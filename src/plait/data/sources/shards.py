@@ -31,7 +31,7 @@ from plait.data.sources.conversations import open_conversations
 from plait.data.sources.indexed import LAYOUTS, index_records
 from plait.data.sources.kind import Opening, SourceKind, path_of
 from plait.data.text import rename
-from plait.errors import PlaitError
+from plait.errors import BadSample, PlaitError
 from plait.files import write_whole
 
 _OPEN_MAX = 128  # shards open at once, with their indices mapped
@@ -206,8 +206,13 @@ class Shards:
 
     def read(self, i: int) -> Record:
         """Return sample `i` as a record. Raises BadSample if one of its files cannot be parsed, PlaitError if its shard cannot be read."""
-        record = from_members(*self.members(i))
-        return record._replace(fields=rename(record.fields, self.columns)) if self.columns else record
+        name, members = self.members(i)
+        try:
+            record = from_members(name, members)
+            return record._replace(fields=rename(record.fields, self.columns)) if self.columns else record
+        except BadSample as error:
+            error.sample = name
+            raise
 
     def members(self, i: int) -> tuple[str, list[tuple[str, bytes]]]:
         """Return the raw files of sample `i`: ("shard/stem", [(extension, bytes)]). Raises PlaitError if the shard cannot be read."""
